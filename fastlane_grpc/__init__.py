@@ -1,0 +1,1 @@
+"""fastlane: a queue whose workers are containers."""

@@ -1,0 +1,148 @@
+"""Every setting of the server, once: its default, its meaning and how it is read.
+
+A setting comes from a flag, else from the environment (`FASTLANE_` and its name in capitals), else from the file, else from its default.
+What cannot be read, or is not known, is an error that names the setting and where it stood.
+"""
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field, fields
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+DEFAULT_LISTEN = "127.0.0.1:7020"
+DEFAULT_ENGINE = "unix:///var/run/docker.sock"
+
+
+class ConfigError(Exception):
+    """A setting that cannot be as it is; the message names it and where it stood."""
+
+
+def setting(default: Callable[[], object], read: Callable[[str], object], meaning: str) -> Any:
+    return field(default_factory=default, metadata={"read": read, "meaning": meaning})
+
+
+def read_count(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,12}", text) or int(text) < 1:
+        raise ValueError("has to be a whole number from 1 on")
+    return int(text)
+
+
+def read_bytes(text: str) -> int:
+    match = re.fullmatch(r"([0-9]{1,15})([kmg]?)", text.lower())
+    if match is None or int(match[1]) < 1:
+        raise ValueError("has to be a number of bytes, as 1048576, 512k, 64m or 1g")
+    return int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30}[match[2]]
+
+
+def read_duration(text: str) -> timedelta:
+    match = re.fullmatch(r"(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,9})s)?", text)
+    if match is None or not text:
+        raise ValueError("has to be a duration, as 90s, 30m, 2h or 1h30m")
+    hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    duration = timedelta(hours=hours, minutes=minutes, seconds=seconds)
+    if not duration:
+        raise ValueError("has to be longer than nothing")
+    return duration
+
+
+def read_address(text: str) -> str:
+    host, colon, port = text.rpartition(":")
+    if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65_535:
+        raise ValueError("has to be HOST:PORT, as 127.0.0.1:7020; port 0 takes a free one")
+    return text
+
+
+def read_engine(text: str) -> str:
+    if not re.fullmatch(r"(unix:///|tcp://).+", text):
+        raise ValueError("has to be the address of a Docker engine, as unix:///var/run/docker.sock or tcp://127.0.0.1:2375")
+    return text
+
+
+def read_path(text: str) -> Path:
+    if not text:
+        raise ValueError("has to be a path")
+    return Path(text).expanduser().absolute()
+
+
+@dataclass(frozen=True, slots=True)
+class Settings:
+    """What the server is told; values are checked."""
+
+    data_dir: Path = setting(lambda: default_data_dir(os.environ), read_path, "where jobs and logs are kept; one server at a time")
+    listen: str = setting(lambda: DEFAULT_LISTEN, read_address, "address to serve on; whoever reaches it can run containers")
+    engine: str = setting(lambda: default_engine(os.environ), read_engine, "the Docker engine that runs the containers")
+    max_running: int = setting(lambda: 4 * (os.cpu_count() or 1), read_count, "containers at a time; default four times the cores")
+    default_timeout: timedelta = setting(lambda: timedelta(minutes=30), read_duration, "time of a container whose job asks for none")
+    max_timeout: timedelta = setting(lambda: timedelta(minutes=30), read_duration, "longest time a job may ask for")
+    default_pids: int = setting(lambda: 1024, read_count, "processes of a container whose job sets no limit")
+    max_streams: int = setting(lambda: 2000, read_count, "log streams open at a time")
+    max_request_bytes: int = setting(lambda: 4 << 20, read_bytes, "largest request")
+    cache_bytes: int = setting(lambda: 64 << 20, read_bytes, "memory for stretches of logs that are being read")
+
+    def __post_init__(self) -> None:
+        if self.default_timeout > self.max_timeout:
+            raise ConfigError(f"default_timeout ({self.default_timeout}) is longer than max_timeout ({self.max_timeout})")
+
+
+def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | None) -> Settings:
+    """The settings in force. `flags` holds texts or values by the names of `Settings`; None there is a flag that was not given."""
+    texts: dict[str, tuple[str, str]] = {}
+    for name, value in _read_file(file).items():
+        texts[name] = (str(value), f"in {file}")
+    for key, value in environ.items():
+        name = key.removeprefix("FASTLANE_").lower()
+        if key.startswith("FASTLANE_") and name not in _NOT_SETTINGS:
+            texts[_known(name, f"environment variable {key}")] = (value, f"in environment variable {key}")
+    for name, flag in flags.items():
+        if flag is not None:
+            texts[name] = (str(flag), f"in --{name.replace('_', '-')}")
+    return Settings(**{name: _read(name, text, where) for name, (text, where) in texts.items()})
+
+
+def default_data_dir(environ: Mapping[str, str]) -> Path:
+    if os.geteuid() == 0:
+        return Path("/var/lib/fastlane")
+    return Path(environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share").absolute() / "fastlane"
+
+
+def default_engine(environ: Mapping[str, str]) -> str:
+    """The engine that the `docker` command would use."""
+    address: str = _read("engine", environ.get("DOCKER_HOST") or DEFAULT_ENGINE, "in environment variable DOCKER_HOST")
+    return address
+
+
+# Variables of the command line and of other programs of ours, not settings of the server.
+_NOT_SETTINGS = {"address", "config"}
+
+
+def _read_file(file: Path | None) -> dict[str, object]:
+    if file is None:
+        return {}
+    try:
+        table = tomllib.loads(file.read_text())
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise ConfigError(f"cannot read the settings in {file}: {error}") from error
+    return {_known(name, f"setting in {file}"): value for name, value in table.items()}
+
+
+def _known(name: str, what: str) -> str:
+    names = [each.name for each in fields(Settings)]
+    if name in names:
+        return name
+    near = difflib.get_close_matches(name, names, 1)
+    raise ConfigError(f"unknown {what}: {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(names)}"))
+
+
+def _read(name: str, text: str, where: str) -> Any:
+    for each in fields(Settings):
+        if each.name == name:
+            try:
+                return each.metadata["read"](text)
+            except ValueError as error:
+                raise ConfigError(f"{name} {where} is {text!r}: {error}") from None
+    raise KeyError(name)

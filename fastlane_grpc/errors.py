@@ -1,0 +1,82 @@
+"""What can go wrong, in the language of jobs. Which status code goes with what is known in `rpc/` alone."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+
+class Refusal(Exception):
+    """A request that was not carried out; nothing was written. `metadata` says which one, by the names of the contract."""
+
+    def __init__(self, message: str, *, retry_seconds: float | None = None, **metadata: str) -> None:
+        super().__init__(message)
+        self.metadata: Mapping[str, str] = metadata
+        self.retry_seconds = retry_seconds
+
+
+@dataclass(frozen=True, slots=True)
+class Violation:
+    """One field at fault: its path in the request, as `spec.envs["A=B"]`, and what is wrong with it."""
+
+    field: str
+    description: str
+
+
+class InvalidRequest(Refusal):
+    """Fields that cannot be as they are; all of them, not the first."""
+
+    def __init__(self, violations: Sequence[Violation]) -> None:
+        super().__init__("; ".join(f"{violation.field}: {violation.description}" for violation in violations))
+        self.violations = tuple(violations)
+
+
+class UnknownField(Refusal):
+    """The request has fields that this server does not know."""
+
+
+class JobNotFound(Refusal):
+    """No job of that id."""
+
+    def __init__(self, job_id: str) -> None:
+        super().__init__(f"there is no job {job_id!r}", job_id=job_id)
+
+
+class ExecutionNotFound(Refusal):
+    """No execution of that id."""
+
+    def __init__(self, execution_id: str) -> None:
+        super().__init__(f"there is no execution {execution_id!r}", execution_id=execution_id)
+
+
+class RequestIdReused(Refusal):
+    """The request_id came with another request before."""
+
+    def __init__(self, request_id: str, job_id: str) -> None:
+        super().__init__(f"request_id {request_id!r} was used for another request, which made job {job_id}; use a new one", job_id=job_id)
+
+
+class CursorInvalid(Refusal):
+    """Not a cursor."""
+
+
+class CursorOfAnotherExecution(Refusal):
+    """A cursor, of another execution."""
+
+
+class CursorAhead(Refusal):
+    """The sealed log ends before the cursor."""
+
+
+class TooManyStreams(Refusal):
+    """As many streams are open as the server allows."""
+
+
+class ServerStopping(Refusal):
+    """The server is going down; the next one has everything."""
+
+
+class DiskFull(Refusal):
+    """The data directory has no room."""
+
+
+class StoreFailed(Refusal):
+    """The data directory cannot be written or read."""

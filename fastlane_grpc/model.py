@@ -1,0 +1,261 @@
+"""Tasks, jobs and executions as values: what they hold and what may follow what. Pure; nothing here waits, reads or writes."""
+
+import os
+import time
+import uuid
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from enum import Enum, IntEnum
+
+
+class State(IntEnum):
+    """Where an execution is in its life. The numbers are those of the contract, and of the store."""
+
+    QUEUED = 2
+    PREPARING = 3
+    RUNNING = 4
+    STOPPING = 5
+    SUCCEEDED = 6
+    FAILED = 7
+    TIMED_OUT = 8
+    STOPPED = 9
+    LOST = 11
+
+    @property
+    def final(self) -> bool:
+        return self >= State.SUCCEEDED
+
+
+class Reason(IntEnum):
+    """Refines FAILED and LOST; UNSPECIFIED where the state says it all. Numbers of the contract."""
+
+    UNSPECIFIED = 0
+    EXIT_CODE = 1
+    OUT_OF_MEMORY = 2
+    IMAGE_NOT_FOUND = 3
+    IMAGE_DENIED = 4
+    IMAGE_NOT_PRESENT = 5
+    IMAGE_UNUSABLE = 6
+    COMMAND_NOT_FOUND = 7
+    COMMAND_NOT_EXECUTABLE = 8
+    REFUSED_BY_ENGINE = 9
+    CONTAINER_GONE = 10
+    START_UNKNOWN = 12
+    REGISTRY_UNAVAILABLE = 13
+
+
+class WaitReason(IntEnum):
+    """What a queued execution waits for. Numbers of the contract."""
+
+    NO_FREE_PLACE = 2
+    HOST_DOWN = 4
+
+
+class Source(IntEnum):
+    """Where bytes of a log come from. Numbers of the contract, and of the record."""
+
+    STDOUT = 1
+    STDERR = 2
+    SYSTEM = 3
+
+
+class Cause(IntEnum):
+    """Why bytes of a log are missing. Numbers of the contract, and of the record."""
+
+    UNSPECIFIED = 0
+    ENGINE = 3
+    STORE = 4
+
+
+class PullPolicy(IntEnum):
+    """When an image is pulled; UNSPECIFIED is as MISSING. Numbers of the contract."""
+
+    UNSPECIFIED = 0
+    MISSING = 1
+    ALWAYS = 2
+    NEVER = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    """What a container may use; zero: the server's default."""
+
+    memory_bytes: int = 0
+    cpus: float = 0.0
+    pids: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class JobSpec:
+    """All that a caller chose about a job, as it was given: defaults are filled in by whoever acts on it."""
+
+    image: str
+    command: str = ""
+    args: Sequence[str] = ()
+    envs: Mapping[str, str] = field(default_factory=dict)
+    entrypoint: Sequence[str] = ()
+    working_dir: str = ""
+    user: str = ""
+    timeout: timedelta | None = None
+    pull_policy: PullPolicy = PullPolicy.UNSPECIFIED
+    limits: Limits = Limits()
+    network: str = ""
+    read_only_root: bool = False
+    stop_signal: str = ""
+    stop_grace: timedelta | None = None
+    priority: int = 0
+    labels: Mapping[str, str] = field(default_factory=dict)
+    metadata: Mapping[str, object] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Outcome:
+    """How an execution ended; set exactly when its state is final."""
+
+    reason: Reason = Reason.UNSPECIFIED
+    detail: str = ""
+    exit_code: int | None = None
+    out_of_memory: bool = False
+    stop_signal: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class LogTotals:
+    """The size of one source of a log, in bytes; `crc32` only where every byte was seen."""
+
+    source: Source
+    bytes: int
+    missing_bytes: int = 0
+    crc32: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Times:
+    """When an execution came to each point of its life; aware, None until it is reached."""
+
+    create_time: datetime
+    due_time: datetime
+    claim_time: datetime | None = None
+    pull_time: datetime | None = None
+    container_time: datetime | None = None
+    start_time: datetime | None = None
+    first_byte_time: datetime | None = None
+    exit_time: datetime | None = None
+    seal_time: datetime | None = None
+    end_time: datetime | None = None
+
+
+class StopCause(Enum):
+    """Who told a container to stop. The first one counts: it decides between STOPPED and TIMED_OUT."""
+
+    CALLER = "caller"
+    TIMEOUT = "timeout"
+
+
+@dataclass(frozen=True, slots=True)
+class Stop:
+    """An order to stop that is on disk: signal, then `grace`, counted from `time`, then kill."""
+
+    cause: StopCause
+    time: datetime
+    grace: timedelta
+    note: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Waiting:
+    """What a queued execution waits for."""
+
+    reason: WaitReason
+    detail: str
+    since_time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Execution:
+    """One container. `starting` is the fence: once it is set, a start may have been sent, and never is again."""
+
+    id: str
+    job_id: str
+    task_id: str
+    state: State
+    times: Times
+    state_time: datetime
+    run: int = 1
+    attempt: int = 1
+    outcome: Outcome | None = None
+    stop: Stop | None = None
+    host: str = ""
+    container_id: str = ""
+    image_digest: str = ""
+    capture: str = ""
+    engine_life: str = ""
+    starting: bool = False
+    logs: Sequence[LogTotals] = ()
+
+    @property
+    def container_name(self) -> str:
+        return f"fastlane-{self.id}"
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One enqueue, with its newest execution, whose state is the job's."""
+
+    id: str
+    task_id: str
+    spec: JobSpec
+    execution: Execution
+    create_time: datetime
+    executions: int = 1
+    request_id: str = ""
+    caller_address: str = ""
+
+    @property
+    def end_time(self) -> datetime | None:
+        return self.execution.times.end_time
+
+
+@dataclass(frozen=True, slots=True)
+class Assignment:
+    """An execution that has a place, and what to run in it."""
+
+    execution: Execution
+    spec: JobSpec
+
+
+# What a program that stands for an execution exits with, where the container's own code does not say it: the codes of timeout(1), of a
+# shell whose command was interrupted, of `docker run` and of sysexits.h (try again).
+TIMED_OUT_STATUS = 124
+STOPPED_STATUS = 130
+NO_CONTAINER_STATUS = 125
+NOT_SEALED_STATUS = 75
+
+
+def exit_status(state: State, outcome: Outcome | None) -> int:
+    """The `exit_status` of a log's end; 0 exactly when the state is SUCCEEDED."""
+    if outcome is None or not state.final:
+        return NOT_SEALED_STATUS
+    if state is State.SUCCEEDED:
+        return 0
+    if state is State.TIMED_OUT:
+        return TIMED_OUT_STATUS
+    if state is State.STOPPED:
+        return STOPPED_STATUS
+    if state is State.FAILED and outcome.exit_code:
+        return outcome.exit_code
+    return NO_CONTAINER_STATUS
+
+
+def utc_now() -> datetime:
+    """The wall clock, aware, to the microsecond."""
+    return datetime.now(UTC)
+
+
+def new_id() -> str:
+    """A UUIDv7 (RFC 9562): 48 bits of milliseconds, then random bits, so that ids of one server sort by the time they were made."""
+    value = (time.time_ns() // 1_000_000 & (1 << 48) - 1) << 80 | int.from_bytes(os.urandom(10), "big")
+    value = value & ~(0xF << 76) | 0x7 << 76
+    value = value & ~(0x3 << 62) | 0x2 << 62
+    return str(uuid.UUID(int=value))
