@@ -86,6 +86,9 @@ class Limits:
     pids: int = 0
 
 
+DEFAULT_STOP_GRACE = timedelta(seconds=10)
+
+
 @dataclass(frozen=True, slots=True)
 class JobSpec:
     """All that a caller chose about a job, as it was given: defaults are filled in by whoever acts on it."""
@@ -107,6 +110,11 @@ class JobSpec:
     priority: int = 0
     labels: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, object] | None = None
+
+    @property
+    def grace(self) -> timedelta:
+        """Time between the signal that asks the container to end and the one that ends it."""
+        return DEFAULT_STOP_GRACE if self.stop_grace is None else self.stop_grace
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,53 @@
+"""The data directory: one server at a time, on a disk of this machine."""
+
+import fcntl
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# File systems whose locks, or whose memory maps (SQLite's WAL), do not hold between machines.
+_NETWORK = {"9p", "afs", "ceph", "cifs", "fuse.sshfs", "glusterfs", "lustre", "ncpfs", "nfs", "nfs4", "smb3", "smbfs"}
+
+
+class DirectoryError(Exception):
+    """The data directory cannot be used; the message says why and what to do."""
+
+
+@contextmanager
+def claimed(path: Path) -> Iterator[None]:
+    """Makes the directory, for this user's eyes only, and holds it for as long as it lasts: also if this process is killed, not longer."""
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise DirectoryError(f"cannot use {path} as data directory: {error.strerror}; choose another with --data-dir") from error
+    try:
+        if (kind := file_system(path)) in _NETWORK:
+            raise DirectoryError(f"{path} is on a network file system ({kind}), where a queue cannot be kept safely; choose a local disk")
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(lock, 32, 0).decode("ascii", "replace").strip() or "unknown"
+            raise DirectoryError(f"another server (process {holder}) uses {path}; stop it, or choose another with --data-dir") from None
+        os.ftruncate(lock, 0)
+        os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(lock)
+
+
+def file_system(path: Path) -> str:
+    """The kind of file system that the path is on, as the kernel calls it; empty if it does not tell."""
+    device = path.stat().st_dev
+    wanted = f"{os.major(device)}:{os.minor(device)}"
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+    except OSError:
+        return ""
+    for mount in mounts:
+        # id, parent, device, root, mount point, options, any number of tags, "-", kind, …
+        fields, _, rest = mount.partition(" - ")
+        if fields.split()[2] == wanted:
+            return rest.split()[0]
+    return ""

@@ -1,0 +1,57 @@
+"""The one cache of what was read from logs and serialised: bounded in bytes, the least recently used goes first. Lives on the loop."""
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Hashable
+from typing import Generic, Protocol, TypeVar
+
+
+class Sized(Protocol):
+    @property
+    def size(self) -> int:
+        """Bytes it takes in memory."""
+
+
+Value = TypeVar("Value", bound=Sized)
+
+
+class Cache(Generic[Value]):
+    """`reads` counts what was not found here: what a crowd of readers costs the disk."""
+
+    def __init__(self, max_bytes: int) -> None:
+        self.bytes = 0
+        self.reads = 0
+        self._max_bytes = max_bytes
+        self._values: OrderedDict[Hashable, Value] = OrderedDict()
+        self._flights: dict[Hashable, asyncio.Future[Value]] = {}
+
+    def find(self, key: Hashable) -> Value | None:
+        value = self._values.get(key)
+        if value is not None:
+            self._values.move_to_end(key)
+        return value
+
+    async def load(self, key: Hashable, load: Callable[[], Awaitable[Value]]) -> Value:
+        """Reads what is not here, or not as it should be; one read at a time for a key, and all who wait for it get its value."""
+        flight = self._flights.get(key)
+        if flight is None:
+            flight = self._flights[key] = asyncio.ensure_future(self._load(key, load))
+        # Shielded: the reader that came first may go away, those who wait beside it may not lose the read.
+        return await asyncio.shield(flight)
+
+    async def _load(self, key: Hashable, load: Callable[[], Awaitable[Value]]) -> Value:
+        try:
+            self.reads += 1
+            value = await load()
+        finally:
+            del self._flights[key]
+        self._keep(key, value)
+        return value
+
+    def _keep(self, key: Hashable, value: Value) -> None:
+        if old := self._values.pop(key, None):
+            self.bytes -= old.size
+        self._values[key] = value
+        self.bytes += value.size
+        while self.bytes > self._max_bytes:
+            self.bytes -= self._values.popitem(last=False)[1].size

@@ -1,0 +1,86 @@
+"""Where each execution's records are, and fastlane's own lines about it. A line of ours never holds up or fails what it tells of."""
+
+import threading
+import time
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
+from pathlib import Path
+
+import structlog
+
+from fastlane_grpc.model import LogTotals, Source
+from fastlane_grpc.record import RecordWriter, Sealed
+
+log = structlog.get_logger(__name__)
+
+
+class Logs:
+    """Directories by day, then execution; in each the record `log` (what the container wrote) and `system` (fastlane's lines).
+
+    The path follows from the id alone: a UUIDv7 carries its time. May be called from any thread.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        # Told the id of an execution whose system record is new, so that those who wait for it open it. Set by whoever reads.
+        self.on_new_record: Callable[[str], None] = lambda execution_id: None
+        self._writers: dict[str, RecordWriter] = {}
+        self._lock = threading.Lock()
+
+    def path(self, execution_id: str) -> Path:
+        """The directory of this execution's records; it may not be there yet."""
+        made = datetime.fromtimestamp(int(execution_id.replace("-", "")[:12], 16) / 1000, UTC)
+        return self.directory / f"{made:%Y-%m-%d}" / execution_id
+
+    def output_path(self, execution_id: str) -> Path:
+        return self.path(execution_id) / "log"
+
+    def system_path(self, execution_id: str) -> Path:
+        return self.path(execution_id) / "system"
+
+    def system(self, execution_id: str, line: str) -> None:
+        """Adds one of fastlane's own lines, if there is room for it."""
+        try:
+            with self._lock:
+                new = execution_id not in self._writers
+                writer = self._writer(execution_id)
+                writer.write([(Source.SYSTEM, line.encode("utf-8", "replace") + b"\n")], time.time_ns())
+        except (OSError, Sealed) as error:
+            log.warning("a system line was dropped", execution_id=execution_id, error=str(error))
+        else:
+            if new:
+                self.on_new_record(execution_id)
+
+    def seal_system(self, execution_id: str) -> Sequence[LogTotals]:
+        """Ends fastlane's lines, and says how much they are; empty if there are none."""
+        try:
+            with self._lock:
+                if execution_id not in self._writers and not self.system_path(execution_id).exists():
+                    return ()
+                writer = self._writer(execution_id)
+                totals = writer.totals()
+                writer.seal(None, {}, time.time_ns())
+                del self._writers[execution_id]
+                return totals
+        except (OSError, Sealed) as error:
+            log.warning("a system record was not sealed", execution_id=execution_id, error=str(error))
+            return ()
+
+    def close(self) -> None:
+        """Closes what is open; nothing is sealed, a next server goes on with it."""
+        with self._lock:
+            for writer in self._writers.values():
+                writer.close()
+            self._writers.clear()
+
+    def _writer(self, execution_id: str) -> RecordWriter:
+        writer = self._writers.get(execution_id)
+        if writer is None:
+            path = self.system_path(execution_id)
+            if path.exists():
+                writer = RecordWriter.resume(path)
+            else:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                writer = RecordWriter.create(path, execution_id=execution_id, capture="system")
+            self._writers[execution_id] = writer
+        return writer

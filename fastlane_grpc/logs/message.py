@@ -1,0 +1,118 @@
+"""How entries of a record become messages: cut where every other reader's are cut, each with the cursor after it; as bytes or as text."""
+
+import codecs
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+from fastlane_grpc.logs.cursor import Cursor
+from fastlane_grpc.model import Source
+from fastlane_grpc.record import Chunk, Gap
+
+# Chunks in one message at the most. A stretch has 256 KiB with 16 for each frame; so many chunks stay far below 512 KiB on the wire.
+MESSAGE_CHUNKS = 4096
+
+
+@dataclass(frozen=True, slots=True)
+class TextChunk:
+    """A chunk as lossy UTF-8. `offset` is the place of the first byte that `text` was made from."""
+
+    source: Source
+    offset: int
+    time_ns: int
+    text: str
+    sequence: int
+
+
+@dataclass(frozen=True, slots=True)
+class Message:
+    """What is sent at once: chunks, or one gap; and the point after it."""
+
+    cursor: Cursor
+    chunks: Sequence[Chunk | TextChunk] = ()
+    gap: Gap | None = None
+
+
+def messages(cursor: Cursor, entries: Iterable[Chunk | Gap], sources: frozenset[Source]) -> Iterator[Message]:
+    """The entries of these sources as messages; `cursor` is the point before them. Entries of other sources only move the cursor."""
+    run: list[Chunk] = []
+    offsets, sequence = dict(cursor.offsets), cursor.sequence
+    for entry in entries:
+        if isinstance(entry, Gap) and entry.source in sources and run:
+            yield Message(Cursor.at(cursor.execution_id, offsets, sequence), run)
+            run = []
+        offsets[entry.source] = max(offsets[entry.source], end(entry))
+        if entry.source is not Source.SYSTEM:
+            sequence = max(sequence, entry.sequence)
+        if entry.source not in sources:
+            continue
+        if isinstance(entry, Gap):
+            yield Message(Cursor.at(cursor.execution_id, offsets, sequence), gap=entry)
+            continue
+        run.append(entry)
+        if len(run) == MESSAGE_CHUNKS:
+            yield Message(Cursor.at(cursor.execution_id, offsets, sequence), run)
+            run = []
+    if run:
+        yield Message(Cursor.at(cursor.execution_id, offsets, sequence), run)
+
+
+def after(cursor: Cursor, entries: Iterable[Chunk | Gap]) -> Cursor:
+    """The point after all of these entries."""
+    offsets, sequence = dict(cursor.offsets), cursor.sequence
+    for entry in entries:
+        offsets[entry.source] = max(offsets[entry.source], end(entry))
+        if entry.source is not Source.SYSTEM:
+            sequence = max(sequence, entry.sequence)
+    return Cursor.at(cursor.execution_id, offsets, sequence)
+
+
+def end(entry: Chunk | Gap) -> int:
+    """The offset after it."""
+    return entry.offset + (len(entry.data) if isinstance(entry, Chunk) else entry.missing_bytes or 0)
+
+
+class TextDecoder:
+    """One reader's bytes as text. Of a character that is cut, the bytes are held back until the rest is there, and so is the cursor."""
+
+    def __init__(self) -> None:
+        self._decoders = {source: codecs.getincrementaldecoder("utf-8")("replace") for source in Source}
+        self._last: dict[Source, Chunk] = {}
+
+    def decode(self, message: Message) -> Iterator[Message]:
+        if message.gap is not None:
+            yield from self._before_gap(message.cursor, message.gap)
+            yield Message(self.held_back(message.cursor), gap=message.gap)
+            return
+        chunks = [self._text(chunk) for chunk in message.chunks if isinstance(chunk, Chunk)]
+        yield Message(self.held_back(message.cursor), chunks)
+
+    def held_back(self, cursor: Cursor) -> Cursor:
+        """The cursor before the bytes that were not given out yet, so that whoever goes on from it gets the whole character."""
+        offsets = {source: offset - self._held(source) for source, offset in cursor.offsets.items()}
+        return Cursor.at(cursor.execution_id, offsets, cursor.sequence)
+
+    def flush(self) -> Sequence[TextChunk]:
+        """What is held, as it is: the rest never came."""
+        return [chunk for source in Source if (chunk := self._flush(source))]
+
+    def _text(self, chunk: Chunk) -> TextChunk:
+        begin = chunk.offset - self._held(chunk.source)
+        self._last[chunk.source] = chunk
+        return TextChunk(chunk.source, begin, chunk.time_ns, self._decoders[chunk.source].decode(chunk.data), chunk.sequence)
+
+    def _before_gap(self, cursor: Cursor, gap: Gap) -> Iterator[Message]:
+        left = self._flush(gap.source)
+        if left is not None:
+            before = Cursor.at(cursor.execution_id, {**cursor.offsets, gap.source: gap.offset}, gap.sequence - 1)
+            yield Message(self.held_back(before), [left])
+
+    def _flush(self, source: Source) -> TextChunk | None:
+        held = self._held(source)
+        if not held:
+            return None
+        last = self._last[source]
+        text = self._decoders[source].decode(b"", final=True)
+        return TextChunk(source, end(last) - held, last.time_ns, text, last.sequence)
+
+    def _held(self, source: Source) -> int:
+        return len(self._decoders[source].getstate()[0])

@@ -1,0 +1,302 @@
+"""Between the words of the house and those of the wire: one pair of functions per noun, and nothing else."""
+
+from collections.abc import Callable, Mapping
+from datetime import datetime, timedelta
+from typing import cast
+
+from google.protobuf import json_format
+from google.protobuf.duration_pb2 import Duration
+from google.protobuf.message import Message
+from google.protobuf.timestamp_pb2 import Timestamp
+
+from fastlane_grpc.errors import Violation
+from fastlane_grpc.logs import Message as LogMessage
+from fastlane_grpc.logs import TextChunk
+from fastlane_grpc.model import (
+    Execution,
+    Job,
+    JobSpec,
+    Limits,
+    LogTotals,
+    Outcome,
+    PullPolicy,
+    Source,
+    Times,
+    Waiting,
+    exit_status,
+)
+from fastlane_grpc.record import Gap
+from fastlane_grpc.service import REDACTED, Beat, EnqueueRequest, LogRequest, Sealed, StateChanged, Unsealed, looks_secret
+from fastlane_grpc.v1 import fastlane_pb2 as pb
+
+# What an execution waits for is known to the service, not to the execution.
+WaitingOf = Callable[[Execution], Waiting | None]
+
+# Enums are open on the wire: any number may come.
+_SOURCES = frozenset(map(int, Source))
+_PULL_POLICIES = frozenset(map(int, PullPolicy))
+
+# ------------------------------------------------------------------------------------------------------------------- requests
+
+
+def read_enqueue(request: pb.EnqueueJobRequest, caller_address: str) -> tuple[EnqueueRequest, list[Violation]]:
+    """The request, and what of it the wire can say and we cannot."""
+    violations: list[Violation] = []
+    spec = _read_spec(request.spec, violations)
+    return EnqueueRequest(request.task_id, spec, request.request_id, request.validate_only, caller_address), violations
+
+
+def read_log_request(request: pb.StreamExecutionLogsRequest) -> tuple[LogRequest, list[Violation]]:
+    violations: list[Violation] = []
+    heartbeat = _read_optional_duration(request, "heartbeat_interval", "heartbeat_interval", violations)
+    numbers = [int(source) for source in request.sources]
+    for place, number in enumerate(numbers):
+        if number not in _SOURCES and number != pb.SOURCE_UNSPECIFIED:
+            violations.append(Violation(f"sources[{place}]", f"{number} is not a source"))
+    read = LogRequest(
+        request.execution_id,
+        request.cursor,
+        () if pb.SOURCE_UNSPECIFIED in numbers else [Source(number) for number in numbers if number in _SOURCES],
+        request.follow if request.HasField("follow") else True,
+        request.text,
+    )
+    return (read if heartbeat is None else _with_heartbeat(read, heartbeat)), violations
+
+
+def read_grace(request: pb.StopJobRequest) -> tuple[timedelta | None, list[Violation]]:
+    violations: list[Violation] = []
+    return _read_optional_duration(request, "grace", "grace", violations), violations
+
+
+def _with_heartbeat(request: LogRequest, heartbeat: timedelta) -> LogRequest:
+    return LogRequest(request.execution_id, request.cursor, request.sources, request.follow, request.text, heartbeat)
+
+
+def _read_spec(spec: pb.JobSpec, violations: list[Violation]) -> JobSpec:
+    pull_policy = PullPolicy.UNSPECIFIED
+    if int(spec.pull_policy) in _PULL_POLICIES:
+        pull_policy = PullPolicy(spec.pull_policy)
+    else:
+        violations.append(Violation("spec.pull_policy", f"{spec.pull_policy} is not a policy"))
+    return JobSpec(
+        image=spec.image,
+        command=spec.command,
+        args=tuple(spec.args),
+        envs=dict(spec.envs),
+        entrypoint=tuple(spec.entrypoint),
+        working_dir=spec.working_dir,
+        user=spec.user,
+        timeout=_read_optional_duration(spec, "timeout", "spec.timeout", violations),
+        pull_policy=pull_policy,
+        limits=Limits(spec.limits.memory_bytes, spec.limits.cpus, spec.limits.pids),
+        network=spec.network,
+        read_only_root=spec.read_only_root,
+        stop_signal=spec.stop_signal,
+        stop_grace=_read_optional_duration(spec, "stop_grace", "spec.stop_grace", violations),
+        priority=spec.priority,
+        labels=dict(spec.labels),
+        metadata=_read_metadata(spec, violations),
+    )
+
+
+def _read_optional_duration(
+    message: pb.JobSpec | pb.StopJobRequest | pb.StreamExecutionLogsRequest, name: str, field: str, violations: list[Violation]
+) -> timedelta | None:
+    if not cast(Message, message).HasField(name):
+        return None
+    duration: Duration = getattr(message, name)
+    try:
+        return duration.ToTimedelta()
+    except (ValueError, OverflowError):
+        violations.append(Violation(field, f"is not a duration: {duration.seconds} seconds and {duration.nanos} nanoseconds"))
+        return None
+
+
+def _read_metadata(spec: pb.JobSpec, violations: list[Violation]) -> Mapping[str, object] | None:
+    if not spec.HasField("metadata"):
+        return None
+    try:
+        metadata: Mapping[str, object] = json_format.MessageToDict(spec.metadata)
+    except (ValueError, json_format.Error, RecursionError):
+        violations.append(Violation("spec.metadata", "cannot be kept as JSON: a number that is no number, or nested too deeply"))
+        return None
+    return metadata
+
+
+# -------------------------------------------------------------------------------------------------------------------- answers
+
+
+def job(value: Job, waiting: WaitingOf) -> pb.Job:
+    return pb.Job(
+        id=value.id,
+        task_id=value.task_id,
+        spec=spec(value.spec),
+        state=pb.State.ValueType(value.execution.state),
+        outcome=outcome(value.execution.outcome),
+        execution=execution(value.execution, waiting(value.execution)),
+        executions=value.executions,
+        create_time=timestamp(value.create_time),
+        end_time=timestamp(value.end_time),
+        request_id=value.request_id,
+        caller_address=value.caller_address,
+    )
+
+
+def spec(value: JobSpec) -> pb.JobSpec:
+    """As it was asked for, but for what is secret."""
+    message = pb.JobSpec(
+        image=value.image,
+        command=value.command,
+        args=value.args,
+        envs={name: REDACTED if looks_secret(name) else text for name, text in value.envs.items()},
+        entrypoint=value.entrypoint,
+        working_dir=value.working_dir,
+        user=value.user,
+        timeout=duration(value.timeout),
+        pull_policy=pb.JobSpec.PullPolicy.ValueType(value.pull_policy),
+        network=value.network,
+        read_only_root=value.read_only_root,
+        stop_signal=value.stop_signal,
+        stop_grace=duration(value.stop_grace),
+        priority=value.priority,
+        labels=value.labels,
+    )
+    if value.limits != Limits():
+        message.limits.memory_bytes, message.limits.cpus, message.limits.pids = (
+            value.limits.memory_bytes,
+            value.limits.cpus,
+            value.limits.pids,
+        )
+    if value.metadata is not None:
+        json_format.ParseDict(dict(value.metadata), message.metadata)
+        message.metadata.SetInParent()
+    return message
+
+
+def execution(value: Execution, waits: Waiting | None) -> pb.Execution:
+    return pb.Execution(
+        id=value.id,
+        job_id=value.job_id,
+        task_id=value.task_id,
+        run=value.run,
+        attempt=value.attempt,
+        state=pb.State.ValueType(value.state),
+        waiting=waiting(waits),
+        outcome=outcome(value.outcome),
+        times=times(value.times),
+        host=value.host,
+        container_id=value.container_id,
+        image_digest=value.image_digest,
+        logs=[totals(each) for each in value.logs],
+    )
+
+
+def times(value: Times) -> pb.Execution.Times:
+    return pb.Execution.Times(
+        create_time=timestamp(value.create_time),
+        due_time=timestamp(value.due_time),
+        claim_time=timestamp(value.claim_time),
+        pull_time=timestamp(value.pull_time),
+        container_time=timestamp(value.container_time),
+        start_time=timestamp(value.start_time),
+        first_byte_time=timestamp(value.first_byte_time),
+        exit_time=timestamp(value.exit_time),
+        seal_time=timestamp(value.seal_time),
+        end_time=timestamp(value.end_time),
+    )
+
+
+def waiting(value: Waiting | None) -> pb.Waiting | None:
+    if value is None:
+        return None
+    return pb.Waiting(reason=pb.WaitReason.ValueType(value.reason), detail=value.detail, since_time=timestamp(value.since_time))
+
+
+def outcome(value: Outcome | None) -> pb.Outcome | None:
+    if value is None:
+        return None
+    return pb.Outcome(
+        reason=pb.Reason.ValueType(value.reason),
+        detail=value.detail,
+        exit_code=value.exit_code,
+        out_of_memory=value.out_of_memory,
+        stop_signal=value.stop_signal,
+    )
+
+
+def totals(value: LogTotals) -> pb.LogTotals:
+    return pb.LogTotals(source=pb.Source.ValueType(value.source), bytes=value.bytes, missing_bytes=value.missing_bytes, crc32=value.crc32)
+
+
+def timestamp(value: datetime | None) -> Timestamp | None:
+    if value is None:
+        return None
+    message = Timestamp()
+    message.FromDatetime(value)
+    return message
+
+
+def duration(value: timedelta | None) -> Duration | None:
+    if value is None:
+        return None
+    message = Duration()
+    message.FromTimedelta(value)
+    return message
+
+
+# ----------------------------------------------------------------------------------------------------------------------- logs
+
+
+def log_message(value: LogMessage) -> bytes:
+    """Chunks or a gap, serialised once for every reader."""
+    message = pb.StreamExecutionLogsResponse(cursor=str(value.cursor))
+    if value.gap is not None:
+        message.gap.CopyFrom(gap(value.gap))
+    for chunk in value.chunks:
+        added = message.chunks.add(source=pb.Source.ValueType(chunk.source), offset=chunk.offset, sequence=chunk.sequence)
+        added.time.seconds, added.time.nanos = divmod(chunk.time_ns, 1_000_000_000)
+        if isinstance(chunk, TextChunk):
+            added.text = chunk.text
+        else:
+            added.data = chunk.data
+    return message.SerializeToString()
+
+
+def gap(value: Gap) -> pb.LogGap:
+    return pb.LogGap(
+        source=pb.Source.ValueType(value.source),
+        offset=value.offset,
+        missing_bytes=value.missing_bytes,
+        cause=pb.LogGap.Cause.ValueType(value.cause),
+    )
+
+
+def log_event(value: StateChanged | Beat | Sealed | Unsealed, waiting_of: WaitingOf, now: datetime) -> bytes:
+    message = pb.StreamExecutionLogsResponse(cursor=str(value.cursor))
+    if isinstance(value, Beat):
+        message.heartbeat.time.FromDatetime(now)
+    elif isinstance(value, StateChanged):
+        waits = waiting_of(value.execution)
+        message.state.CopyFrom(
+            pb.LogState(
+                state=pb.State.ValueType(value.execution.state),
+                waiting=waiting(waits),
+                time=timestamp(value.execution.state_time),
+            )
+        )
+    else:
+        message.end.CopyFrom(log_end(value))
+    return message.SerializeToString()
+
+
+def log_end(value: Sealed | Unsealed) -> pb.LogEnd:
+    now = value.execution
+    if isinstance(value, Unsealed):
+        return pb.LogEnd(sealed=False, state=pb.State.ValueType(now.state), exit_status=exit_status(now.state, None))
+    return pb.LogEnd(
+        sealed=True,
+        state=pb.State.ValueType(now.state),
+        outcome=outcome(now.outcome),
+        totals=[totals(each) for each in now.logs],
+        exit_status=exit_status(now.state, now.outcome),
+    )

@@ -1,0 +1,93 @@
+"""From the contract's descriptors to handlers: what holds for every call, whichever it is.
+
+An error of ours becomes its status, any other exception a defect with a number; a request that writes is refused where it holds fields
+that we do not know; an answer that is serialised already passes as it is.
+"""
+
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from typing import Any
+
+import grpc
+from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.message import Message
+from google.protobuf.message_factory import GetMessageClass
+from google.protobuf.unknown_fields import UnknownFieldSet
+
+from fastlane_grpc.errors import UnknownField
+from fastlane_grpc.rpc.statuses import abort
+
+# Calls that change something. A field they do not know may be a limit that the caller relies on.
+_WRITES = {"EnqueueJob", "StopJob"}
+
+
+def handler(descriptor: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
+    """Serves a service of the contract by the methods of the same names."""
+    methods = {method.name: _method_handler(method, getattr(servicer, method.name)) for method in descriptor.methods}
+    return grpc.method_handlers_generic_handler(descriptor.full_name, methods)
+
+
+def _method_handler(method: MethodDescriptor, call: Callable[..., Any]) -> grpc.RpcMethodHandler[Any, Any]:
+    read: Callable[[bytes], Message] = GetMessageClass(method.input_type).FromString
+    if method.server_streaming:
+        return grpc.unary_stream_rpc_method_handler(_guarded_stream(call), request_deserializer=read, response_serializer=_written)
+    guarded = _guarded(call, checks_fields=method.name in _WRITES)
+    return grpc.unary_unary_rpc_method_handler(guarded, request_deserializer=read, response_serializer=_written)
+
+
+def _guarded(call: Callable[..., Awaitable[Message]], *, checks_fields: bool) -> Callable[..., Awaitable[Message]]:
+    async def guarded(request: Message, context: "grpc.aio.ServicerContext[Any, Any]") -> Message:
+        try:
+            if checks_fields:
+                refuse_unknown_fields(request)
+            return await call(request, context)
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:
+            await abort(context, error)
+
+    return guarded
+
+
+def _guarded_stream(call: Callable[..., AsyncIterator[bytes]]) -> Callable[..., AsyncIterator[bytes]]:
+    async def guarded(request: Message, context: "grpc.aio.ServicerContext[Any, Any]") -> AsyncIterator[bytes]:
+        # The iteration is guarded, not only the call: that is where a stream's errors come from.
+        try:
+            async for message in call(request, context):
+                yield message
+        except grpc.aio.AbortError:
+            raise
+        except Exception as error:
+            await abort(context, error)
+
+    return guarded
+
+
+def _written(answer: Message | bytes) -> bytes:
+    return answer if isinstance(answer, bytes) else answer.SerializeToString()
+
+
+def refuse_unknown_fields(request: Message) -> None:
+    """Raises UnknownField that names each, by its message and number, if there is one."""
+    known = type(request)()
+    known.CopyFrom(request)
+    known.DiscardUnknownFields()
+    if known.ByteSize() != request.ByteSize():
+        unknown = sorted(set(_unknown_fields(request, request.DESCRIPTOR.name)))
+        raise UnknownField(f"this server does not know {', '.join(unknown[:16])}; update it, or leave them out")
+
+
+def _unknown(message: Message) -> list[Any]:
+    fields: Any = UnknownFieldSet(message)  # It has a length and items; its stub does not say so.
+    return list(fields)
+
+
+def _unknown_fields(message: Message, path: str) -> Iterator[str]:
+    yield from (f"field {field.field_number} of {path}" for field in _unknown(message))
+    for field, value in message.ListFields():
+        if field.message_type is None:
+            continue
+        entries = field.message_type.GetOptions().map_entry
+        if entries and field.message_type.fields_by_name["value"].message_type is None:
+            continue
+        for part in value.values() if entries else value if field.is_repeated else [value]:
+            yield from _unknown_fields(part, f"{path}.{field.name}")

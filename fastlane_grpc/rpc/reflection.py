@@ -1,0 +1,131 @@
+"""Server reflection, v1 and v1alpha, from descriptors that still have their comments: `grpcurl describe` shows what each field means."""
+
+from collections.abc import AsyncIterator, Iterable, Iterator
+from importlib.resources import files
+
+import grpc
+from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto, FileDescriptorSet
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2 as pb
+
+_ALPHA = "grpc.reflection.v1alpha"
+_STABLE = "grpc.reflection.v1"
+
+
+def handlers(services: Iterable[str]) -> list[grpc.GenericRpcHandler]:
+    """Handlers that tell of these services, of health, and of themselves."""
+    descriptors = _Descriptors(_files())
+    names = sorted({*services, "grpc.health.v1.Health", *(f"{package}.ServerReflection" for package in (_ALPHA, _STABLE))})
+
+    async def info(requests: AsyncIterator[pb.ServerReflectionRequest], context: object) -> AsyncIterator[pb.ServerReflectionResponse]:
+        async for request in requests:
+            yield _answer(request, descriptors, names)
+
+    # Both versions have the same messages on the wire; they differ in the name of their package alone.
+    method = grpc.stream_stream_rpc_method_handler(
+        info,
+        request_deserializer=pb.ServerReflectionRequest.FromString,
+        response_serializer=pb.ServerReflectionResponse.SerializeToString,
+    )
+    return [
+        grpc.method_handlers_generic_handler(f"{package}.ServerReflection", {"ServerReflectionInfo": method})
+        for package in (_ALPHA, _STABLE)
+    ]
+
+
+class _Descriptors:
+    """Files by name and by every symbol in them."""
+
+    def __init__(self, protos: Iterable[FileDescriptorProto]) -> None:
+        self._files = {proto.name: proto for proto in protos}
+        self._symbols = {symbol: proto.name for proto in self._files.values() for symbol in _symbols(proto)}
+
+    def file(self, name: str) -> list[bytes] | None:
+        """The file and all that it imports, serialised; None if it is not known."""
+        if name not in self._files:
+            return None
+        found: dict[str, bytes] = {}
+        names = [name]
+        while names:
+            proto = self._files.get(names.pop())
+            if proto is not None and proto.name not in found:
+                found[proto.name] = proto.SerializeToString()
+                names.extend(proto.dependency)
+        return list(found.values())
+
+    def file_of(self, symbol: str) -> list[bytes] | None:
+        return self.file(self._symbols.get(symbol, ""))
+
+
+def _answer(request: pb.ServerReflectionRequest, descriptors: _Descriptors, services: Iterable[str]) -> pb.ServerReflectionResponse:
+    answer = pb.ServerReflectionResponse(valid_host=request.host, original_request=request)
+    kind = request.WhichOneof("message_request")
+    if kind == "list_services":
+        for service in services:
+            answer.list_services_response.service.add(name=service)
+        return answer
+    files: list[bytes] | None = None
+    if kind == "file_by_filename":
+        files = descriptors.file(request.file_by_filename)
+    elif kind == "file_containing_symbol":
+        files = descriptors.file_of(request.file_containing_symbol)
+    elif kind == "all_extension_numbers_of_type" and descriptors.file_of(request.all_extension_numbers_of_type):
+        # The contract is proto3: nothing in it can be extended.
+        answer.all_extension_numbers_response.base_type_name = request.all_extension_numbers_of_type
+        return answer
+    if files is None:
+        answer.error_response.error_code = grpc.StatusCode.NOT_FOUND.value[0]
+        answer.error_response.error_message = "not part of this server's contract"
+    else:
+        answer.file_descriptor_response.file_descriptor_proto.extend(files)
+    return answer
+
+
+def _files() -> Iterator[FileDescriptorProto]:
+    contract = files("fastlane_grpc.v1").joinpath("fastlane.binpb").read_bytes()
+    yield from FileDescriptorSet.FromString(contract).file
+    health = FileDescriptorProto()
+    health_pb2.DESCRIPTOR.CopyToProto(health)
+    yield health
+    alpha = FileDescriptorProto()
+    pb.DESCRIPTOR.CopyToProto(alpha)
+    yield alpha
+    yield FileDescriptorProto.FromString(_renamed(alpha))
+
+
+def _renamed(alpha: FileDescriptorProto) -> bytes:
+    """The file of v1: that of v1alpha under the other package."""
+    stable = FileDescriptorProto()
+    stable.CopyFrom(alpha)
+    stable.name, stable.package = alpha.name.replace("v1alpha", "v1"), _STABLE
+    for message in stable.message_type:
+        for field in message.field:
+            field.type_name = field.type_name.replace(_ALPHA, _STABLE)
+    for service in stable.service:
+        for method in service.method:
+            method.input_type = method.input_type.replace(_ALPHA, _STABLE)
+            method.output_type = method.output_type.replace(_ALPHA, _STABLE)
+    return stable.SerializeToString()
+
+
+def _symbols(proto: FileDescriptorProto) -> Iterator[str]:
+    prefix = f"{proto.package}." if proto.package else ""
+    for message in proto.message_type:
+        yield from _message_symbols(message, prefix)
+    for enum in proto.enum_type:
+        yield prefix + enum.name
+        yield from (prefix + value.name for value in enum.value)
+    for service in proto.service:
+        yield prefix + service.name
+        yield from (f"{prefix}{service.name}.{method.name}" for method in service.method)
+
+
+def _message_symbols(message: DescriptorProto, prefix: str) -> Iterator[str]:
+    name = prefix + message.name
+    yield name
+    yield from (f"{name}.{field.name}" for field in message.field)
+    for enum in message.enum_type:
+        yield f"{name}.{enum.name}"
+        yield from (f"{name}.{value.name}" for value in enum.value)
+    for nested in message.nested_type:
+        yield from _message_symbols(nested, f"{name}.")

@@ -1,0 +1,62 @@
+"""The gRPC server: which services it has, its limits, and how it ends."""
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+
+from fastlane_grpc.config import Settings
+from fastlane_grpc.rpc import handlers, reflection
+from fastlane_grpc.rpc.servicers import ExecutionServicer, JobServicer, ServerServicer
+from fastlane_grpc.service import Service
+from fastlane_grpc.v1 import fastlane_pb2 as pb
+
+# Calls that are in flight when the server stops have so long to end. Log streams end by themselves, at once.
+_STOP_GRACE_SECONDS = 1.0
+
+
+class RpcServer:
+    """Serves the contract, health and reflection on one address."""
+
+    def __init__(self, service: Service, settings: Settings) -> None:
+        self._service = service
+        self._health = health.aio.HealthServicer()
+        self._server = grpc.aio.server(options=_options(settings))
+        services = pb.DESCRIPTOR.services_by_name
+        self._server.add_generic_rpc_handlers(
+            [
+                handlers.handler(services["JobService"], JobServicer(service)),
+                handlers.handler(services["ExecutionService"], ExecutionServicer(service)),
+                handlers.handler(services["ServerService"], ServerServicer(service)),
+                *reflection.handlers(each.full_name for each in services.values()),
+            ]
+        )
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self.port = self._server.add_insecure_port(settings.listen)
+
+    async def start(self) -> None:
+        await self.serving("", True)
+        await self.serving("server", True)
+        await self._server.start()
+
+    async def serving(self, name: str, serves: bool) -> None:
+        """What health says. `engine` follows the engine; the others follow the server alone, which serves logs without an engine, too."""
+        status = health_pb2.HealthCheckResponse.SERVING if serves else health_pb2.HealthCheckResponse.NOT_SERVING
+        await self._health.set(name, status)
+
+    async def stop(self) -> None:
+        await self._health.enter_graceful_shutdown()
+        self._service.stop_serving()
+        await self._server.stop(_STOP_GRACE_SECONDS)
+
+
+def _options(settings: Settings) -> list[tuple[str, int]]:
+    return [
+        # A second server on the same port has to fail, not to take every other connection.
+        ("grpc.so_reuseport", 0),
+        ("grpc.max_receive_message_length", settings.max_request_bytes),
+        ("grpc.max_send_message_length", 4 << 20),
+        ("grpc.max_metadata_size", 16 << 10),
+        # Finds out about clients that vanished without a word, and lets clients ping quiet streams to the same end.
+        ("grpc.keepalive_time_ms", 30_000),
+        ("grpc.keepalive_timeout_ms", 10_000),
+        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+    ]

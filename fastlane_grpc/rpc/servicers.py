@@ -1,0 +1,69 @@
+"""The calls of the contract. Each reads its request, makes one call of the service, and writes the answer."""
+
+from collections.abc import AsyncIterator
+from importlib.metadata import version
+from typing import TypeAlias
+
+import grpc
+
+from fastlane_grpc.model import utc_now
+from fastlane_grpc.rpc import converters
+from fastlane_grpc.service import Service
+from fastlane_grpc.v1 import fastlane_pb2 as pb
+
+Context: TypeAlias = "grpc.aio.ServicerContext[object, object]"
+
+
+class JobServicer:
+    """fastlane.v1.JobService"""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def EnqueueJob(self, request: pb.EnqueueJobRequest, context: Context) -> pb.EnqueueJobResponse:
+        job, existing = await self._service.enqueue(*converters.read_enqueue(request, context.peer()))
+        return pb.EnqueueJobResponse(job=converters.job(job, self._service.waiting), existing=existing)
+
+    async def GetJob(self, request: pb.GetJobRequest, context: Context) -> pb.GetJobResponse:
+        job = await self._service.job(request.job_id)
+        return pb.GetJobResponse(job=converters.job(job, self._service.waiting))
+
+    async def StopJob(self, request: pb.StopJobRequest, context: Context) -> pb.StopJobResponse:
+        grace, malformed = converters.read_grace(request)
+        job = await self._service.stop(request.job_id, note=request.note, grace=grace, malformed=malformed)
+        return pb.StopJobResponse(job=converters.job(job, self._service.waiting))
+
+
+class ExecutionServicer:
+    """fastlane.v1.ExecutionService"""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def GetExecution(self, request: pb.GetExecutionRequest, context: Context) -> pb.GetExecutionResponse:
+        execution = await self._service.execution(request.execution_id)
+        return pb.GetExecutionResponse(execution=converters.execution(execution, self._service.waiting(execution)))
+
+    async def StreamExecutionLogs(self, request: pb.StreamExecutionLogsRequest, context: Context) -> AsyncIterator[bytes]:
+        """Yields serialised messages: most of them were serialised once for all readers."""
+        async for event in self._service.log(*converters.read_log_request(request)):
+            yield event if isinstance(event, bytes) else converters.log_event(event, self._service.waiting, utc_now())
+
+
+class ServerServicer:
+    """fastlane.v1.ServerService"""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
+        settings = self._service.settings
+        return pb.GetServerInfoResponse(
+            version=version("fastlane-grpc"),
+            start_time=converters.timestamp(self._service.start_time),
+            time=converters.timestamp(utc_now()),
+            max_running=settings.max_running,
+            max_timeout=converters.duration(settings.max_timeout),
+            default_timeout=converters.duration(settings.default_timeout),
+            max_request_bytes=settings.max_request_bytes,
+        )

@@ -1,0 +1,181 @@
+"""What a request may hold. Everything is looked at before anything is done, and every field at fault is named."""
+
+import json
+import math
+import re
+import signal
+from collections.abc import Iterator, Mapping, Sequence
+from datetime import timedelta
+
+from fastlane_grpc.errors import InvalidRequest, Violation
+from fastlane_grpc.model import JobSpec, Limits
+from fastlane_grpc.words import command_words
+
+REDACTED = "***"
+MAX_NOTE = 256
+MAX_REQUEST_ID = 128
+MAX_GRACE = timedelta(hours=1)
+MIN_HEARTBEAT, MAX_HEARTBEAT = timedelta(seconds=1), timedelta(seconds=60)
+
+_TASK_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_SECRET_NAME = re.compile(r"password|passwd|key|secret|token|credential|client_?id", re.IGNORECASE)
+
+# An image as `docker run` takes it: [host[:port]/]path[:tag][@digest], or the id of an image.
+_HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)*|\[[0-9A-Fa-f:]+\])(?::[0-9]+)?"
+_PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
+_IMAGE = re.compile(
+    rf"(?:{_HOST}/)?{_PART}(?:/{_PART})*(?::[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}})?(?:@sha256:[0-9a-f]{{64}})?|sha256:[0-9a-f]{{64}}"
+)
+_LABEL_NAME = re.compile(r"[!-<>-~]{1,63}")
+
+# The engine refuses less: it could not run the container's first process.
+_MIN_MEMORY = 6 << 20
+# The kernel takes no longer word in a command line or environment.
+_MAX_WORD = (128 << 10) - 1
+
+
+def looks_secret(name: str) -> bool:
+    """Whether the value of a variable of this name is for the container's eyes only."""
+    return _SECRET_NAME.search(name) is not None
+
+
+def refuse(violations: Sequence[Violation]) -> None:
+    if violations:
+        raise InvalidRequest(violations)
+
+
+def enqueue_violations(task_id: str, spec: JobSpec, request_id: str, max_timeout: timedelta) -> Iterator[Violation]:
+    if not task_id:
+        yield Violation("task_id", "is required")
+    elif not _TASK_ID.fullmatch(task_id):
+        yield Violation("task_id", "has to be 1 to 128 of A-Z a-z 0-9 . _ - and must not begin with a dot or dash")
+    if len(request_id) > MAX_REQUEST_ID:
+        yield Violation("request_id", f"has {len(request_id)} characters; at most {MAX_REQUEST_ID} are allowed")
+    yield from _command_violations(spec)
+    yield from _envs_violations(spec.envs)
+    yield from _container_violations(spec)
+    yield from _limits_violations(spec.limits)
+    if spec.timeout is not None and not timedelta(milliseconds=1) <= spec.timeout <= max_timeout:
+        yield Violation("spec.timeout", f"has to be from 1 ms to {_seconds(max_timeout)}, the server's limit")
+    if spec.stop_grace is not None:
+        yield from grace_violations("spec.stop_grace", spec.stop_grace)
+    if not -100 <= spec.priority <= 100:
+        yield Violation("spec.priority", f"is {spec.priority}; it has to be from -100 to 100")
+    yield from _labels_violations(spec.labels)
+    if spec.metadata is not None:
+        yield from _metadata_violations(spec.metadata)
+
+
+def grace_violations(field: str, grace: timedelta) -> Iterator[Violation]:
+    if not timedelta() <= grace <= MAX_GRACE:
+        yield Violation(field, f"has to be from 0 s to {_seconds(MAX_GRACE)}")
+
+
+def heartbeat_violations(interval: timedelta) -> Iterator[Violation]:
+    if not MIN_HEARTBEAT <= interval <= MAX_HEARTBEAT:
+        yield Violation("heartbeat_interval", f"has to be from {_seconds(MIN_HEARTBEAT)} to {_seconds(MAX_HEARTBEAT)}")
+
+
+def note_violations(note: str) -> Iterator[Violation]:
+    if len(note) > MAX_NOTE:
+        yield Violation("note", f"has {len(note)} characters; at most {MAX_NOTE} are allowed")
+
+
+def _command_violations(spec: JobSpec) -> Iterator[Violation]:
+    if not spec.image:
+        yield Violation("spec.image", "is required")
+    elif len(spec.image) > 512 or not _IMAGE.fullmatch(spec.image):
+        yield Violation(
+            "spec.image", f"{spec.image[:100]!r} is not an image as `docker run` takes it: [registry[:port]/]name[:tag][@sha256:digest]"
+        )
+    try:
+        words = command_words(spec.command)
+    except ValueError as error:
+        yield Violation("spec.command", str(error))
+    else:
+        yield from (Violation("spec.command", fault) for word in words if (fault := _word_fault(word)))
+    for number, word in enumerate(spec.args):
+        if fault := _word_fault(word):
+            yield Violation(f"spec.args[{number}]", fault)
+    for number, word in enumerate(spec.entrypoint):
+        if fault := _word_fault(word):
+            yield Violation(f"spec.entrypoint[{number}]", fault)
+        elif not word and (number == 0 and len(spec.entrypoint) > 1):
+            yield Violation("spec.entrypoint[0]", "is empty: one empty string alone means no entrypoint, a program comes first otherwise")
+
+
+def _envs_violations(envs: Mapping[str, str]) -> Iterator[Violation]:
+    for name, value in envs.items():
+        field = f"spec.envs[{json.dumps(name[:100])}]"
+        if not name or "=" in name or "\0" in name:
+            yield Violation(field, "is not a variable's name: it must not be empty nor hold = or NUL")
+        elif value == REDACTED and looks_secret(name):
+            yield Violation(field, f"{REDACTED} stands for a value that was not shown; give the real one")
+        elif fault := _word_fault(name + "=" + value):
+            yield Violation(field, fault)
+
+
+def _container_violations(spec: JobSpec) -> Iterator[Violation]:
+    if spec.working_dir and (not spec.working_dir.startswith("/") or _word_fault(spec.working_dir)):
+        yield Violation("spec.working_dir", "has to be an absolute path")
+    if spec.user and not re.fullmatch(r"[^\s:\0]{1,64}(:[^\s:\0]{1,64})?", spec.user):
+        yield Violation("spec.user", "has to be a name or number, with an optional :group")
+    if spec.network not in ("", "none"):
+        yield Violation("spec.network", f"is {spec.network[:100]!r}; it has to be empty (the engine's default network) or none")
+    if spec.stop_signal and not is_signal(spec.stop_signal):
+        yield Violation("spec.stop_signal", f"{spec.stop_signal[:100]!r} is not a signal, as SIGTERM or 15")
+
+
+def is_signal(text: str) -> bool:
+    """Whether the engine would know the signal: a name with or without SIG, or a number."""
+    if text.isascii() and text.isdigit():
+        return 1 <= int(text[:4]) <= 64
+    name = text.upper().removeprefix("SIG")
+    if offset := re.fullmatch(r"RTM(?:IN\+|AX-)([0-9]{1,2})", name):
+        return int(offset[1]) <= 15
+    return f"SIG{name}" in signal.Signals.__members__
+
+
+def _limits_violations(limits: Limits) -> Iterator[Violation]:
+    if limits.memory_bytes and limits.memory_bytes < _MIN_MEMORY:
+        yield Violation("spec.limits.memory_bytes", f"is {limits.memory_bytes}; it has to be 0 (no limit) or at least {_MIN_MEMORY}")
+    if limits.cpus and not (math.isfinite(limits.cpus) and 0.01 <= limits.cpus <= 4096):
+        yield Violation("spec.limits.cpus", f"is {limits.cpus}; it has to be 0 (no limit) or from 0.01 to 4096")
+    if limits.pids < 0:
+        yield Violation("spec.limits.pids", f"is {limits.pids}; it has to be 0 (the server's default) or more")
+
+
+def _labels_violations(labels: Mapping[str, str]) -> Iterator[Violation]:
+    if len(labels) > 64:
+        yield Violation("spec.labels", f"has {len(labels)} entries; at most 64 are allowed")
+        return
+    for name, value in labels.items():
+        field = f"spec.labels[{json.dumps(name[:100])}]"
+        if not _LABEL_NAME.fullmatch(name):
+            yield Violation(field, "a label's name has to be 1 to 63 visible ASCII characters without =")
+        elif name.startswith("fastlane."):
+            yield Violation(field, "names that begin with fastlane. are fastlane's own")
+        elif len(value) > 256 or "\0" in value:
+            yield Violation(field, f"has a value of {len(value)} characters; at most 256 are allowed, and no NUL")
+
+
+def _metadata_violations(metadata: Mapping[str, object]) -> Iterator[Violation]:
+    try:
+        size = len(json.dumps(metadata, allow_nan=False, separators=(",", ":")).encode())
+    except ValueError:
+        yield Violation("spec.metadata", "holds a number that is infinite or not a number; JSON has no such thing")
+        return
+    if size > 64 << 10:
+        yield Violation("spec.metadata", f"takes {size} bytes as JSON; at most {64 << 10} are allowed")
+
+
+def _word_fault(word: str) -> str | None:
+    if "\0" in word:
+        return "holds a NUL, which no command line or environment can"
+    if len(word.encode("utf-8", "surrogatepass")) > _MAX_WORD:
+        return f"has more than {_MAX_WORD} bytes, the most that Linux takes"
+    return None
+
+
+def _seconds(duration: timedelta) -> str:
+    return f"{duration.total_seconds():g} s"

@@ -1,0 +1,107 @@
+"""What a request may hold: each field at fault is named, all of them at once."""
+
+import math
+from dataclasses import replace
+from datetime import timedelta
+
+import pytest
+
+from fastlane_grpc.model import JobSpec, Limits
+from fastlane_grpc.service.validation import enqueue_violations, is_signal, looks_secret
+
+LIMIT = timedelta(minutes=30)
+GOOD = JobSpec(image="registry:5000/mail/send:1.2", command="python /app/sendmail.py", envs={"SMTP": "host"})
+
+
+def fields(spec: JobSpec, *, task_id: str = "task", request_id: str = "") -> list[str]:
+    return [violation.field for violation in enqueue_violations(task_id, spec, request_id, LIMIT)]
+
+
+def test_a_spec_as_people_write_it_has_no_fault() -> None:
+    assert fields(GOOD) == []
+
+
+@pytest.mark.parametrize(
+    "image",
+    [
+        "busybox",
+        "busybox:1.36",
+        "library/busybox",
+        "localhost:5000/a/b_c/d--e:Tag.1-x",
+        "my.docker.repo.com/my-send-email-image:latest",
+        "127.0.0.1:5000/x@sha256:" + "0" * 64,
+        "busybox:1@sha256:" + "a" * 64,
+        "sha256:" + "b" * 64,
+        "[::1]:5000/x",
+    ],
+)
+def test_every_form_of_an_image_is_taken(image: str) -> None:
+    assert fields(replace(GOOD, image=image)) == []
+
+
+@pytest.mark.parametrize("image", ["", "Busybox", "a b", "a:", ":a", "a@sha256:12", "a//b", "http://a/b", "a\n", "-a", "a" * 600, "a:" + "t" * 129])
+def test_what_is_no_image_is_refused(image: str) -> None:
+    assert fields(replace(GOOD, image=image)) == ["spec.image"]
+
+
+@pytest.mark.parametrize(
+    ("spec", "field"),
+    [
+        (replace(GOOD, command="echo 'open"), "spec.command"),
+        (replace(GOOD, command="a\0b"), "spec.command"),
+        (replace(GOOD, args=("fine", "a\0b")), "spec.args[1]"),
+        (replace(GOOD, args=("x" * (128 << 10),)), "spec.args[0]"),
+        (replace(GOOD, entrypoint=("", "x")), "spec.entrypoint[0]"),
+        (replace(GOOD, envs={"": "x"}), 'spec.envs[""]'),
+        (replace(GOOD, envs={"A=B": "x"}), 'spec.envs["A=B"]'),
+        (replace(GOOD, envs={"A": "x\0"}), 'spec.envs["A"]'),
+        (replace(GOOD, envs={"DB_PASSWORD": "***"}), 'spec.envs["DB_PASSWORD"]'),
+        (replace(GOOD, working_dir="relative"), "spec.working_dir"),
+        (replace(GOOD, user="a b"), "spec.user"),
+        (replace(GOOD, network="host"), "spec.network"),
+        (replace(GOOD, network="container:x"), "spec.network"),
+        (replace(GOOD, timeout=timedelta()), "spec.timeout"),
+        (replace(GOOD, timeout=timedelta(seconds=-1)), "spec.timeout"),
+        (replace(GOOD, timeout=LIMIT + timedelta(seconds=1)), "spec.timeout"),
+        (replace(GOOD, stop_grace=timedelta(seconds=-1)), "spec.stop_grace"),
+        (replace(GOOD, stop_signal="SIGNOPE"), "spec.stop_signal"),
+        (replace(GOOD, stop_signal="65"), "spec.stop_signal"),
+        (replace(GOOD, priority=101), "spec.priority"),
+        (replace(GOOD, limits=Limits(memory_bytes=1024)), "spec.limits.memory_bytes"),
+        (replace(GOOD, limits=Limits(memory_bytes=-1)), "spec.limits.memory_bytes"),
+        (replace(GOOD, limits=Limits(cpus=-0.5)), "spec.limits.cpus"),
+        (replace(GOOD, limits=Limits(cpus=math.nan)), "spec.limits.cpus"),
+        (replace(GOOD, limits=Limits(pids=-1)), "spec.limits.pids"),
+        (replace(GOOD, labels={"": "x"}), 'spec.labels[""]'),
+        (replace(GOOD, labels={"a": "x" * 257}), 'spec.labels["a"]'),
+        (replace(GOOD, labels={"fastlane.instance": "x"}), 'spec.labels["fastlane.instance"]'),
+        (replace(GOOD, labels={str(number): "" for number in range(65)}), "spec.labels"),
+        (replace(GOOD, metadata={"a": "x" * (64 << 10)}), "spec.metadata"),
+    ],
+)
+def test_the_field_at_fault_is_named(spec: JobSpec, field: str) -> None:
+    assert fields(spec) == [field]
+
+
+@pytest.mark.parametrize("task_id", ["", ".hidden", "-dash", "a/b", "a b", "ä", "x" * 129])
+def test_a_task_id_is_a_plain_name(task_id: str) -> None:
+    assert fields(GOOD, task_id=task_id) == ["task_id"]
+
+
+def test_all_faults_are_told_at_once() -> None:
+    spec = replace(GOOD, image="", network="host", priority=-101)
+    assert fields(spec, task_id="", request_id="r" * 129) == ["task_id", "request_id", "spec.image", "spec.network", "spec.priority"]
+
+
+@pytest.mark.parametrize("name", ["SIGTERM", "TERM", "sigint", "15", "9", "SIGRTMIN+10", "RTMAX-3", "USR1"])
+def test_signals_are_known_by_name_and_number(name: str) -> None:
+    assert is_signal(name)
+
+
+@pytest.mark.parametrize("name", ["DB_PASSWORD", "api_key", "ClientSecret", "GITHUB_TOKEN", "CLIENT_ID", "AWS_SECRET_ACCESS_KEY"])
+def test_names_that_look_secret(name: str) -> None:
+    assert looks_secret(name)
+
+
+def test_other_names_do_not() -> None:
+    assert not any(looks_secret(name) for name in ("PATH", "HOME", "SMTP_SERVER", "LANG"))
