@@ -1,0 +1,306 @@
+"""Readers of logs over real records: whoever comes when, and however often it is cut off, gets the same bytes, each once."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import TypeAlias
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from fastlane_grpc.errors import CursorAhead, CursorInvalid, CursorOfAnotherExecution
+from fastlane_grpc.logs import Cursor, Logs, Tails
+from fastlane_grpc.model import Cause, Source, new_id
+from fastlane_grpc.record import RecordWriter
+from fastlane_grpc.rpc.converters import log_message
+from fastlane_grpc.v1 import fastlane_pb2 as pb
+
+Response: TypeAlias = pb.StreamExecutionLogsResponse
+OUT, ERR, SYSTEM = Source.STDOUT, Source.STDERR, Source.SYSTEM
+
+
+class House:
+    """Logs in a folder, and those who read them."""
+
+    def __init__(self, path: Path, cache_bytes: int = 64 << 20) -> None:
+        self.logs = Logs(path)
+        self.tails = Tails(self.logs, log_message, cache_bytes=cache_bytes, loop=asyncio.get_running_loop())
+
+    def writer(self, execution_id: str) -> RecordWriter:
+        self.logs.path(execution_id).mkdir(parents=True, exist_ok=True)
+        return RecordWriter.create(self.logs.output_path(execution_id), execution_id=execution_id, capture="test")
+
+    async def rest(self, execution_id: str, cursor: str = "", sources: Sequence[Source] = (), *, text: bool = False) -> list[Response]:
+        """Everything after the cursor that is there now."""
+        with self.tails.watching(execution_id) as watch:
+            tail = self.tails.tail(watch, Cursor.parse(cursor, execution_id), sources, text=text)
+            found: list[Response] = []
+            while (messages := await tail.read()) is not None:
+                found += map(Response.FromString, messages)
+            found += map(Response.FromString, tail.flush())
+            return found
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    house = House(tmp_path)
+    yield house
+    house.tails.close()
+    house.logs.close()
+
+
+def data(messages: Sequence[Response], source: Source) -> bytes:
+    """The bytes of a source; each chunk has to begin where the one before ended."""
+    found = b""
+    for message in messages:
+        if message.HasField("gap") and message.gap.source == int(source) and message.gap.HasField("missing_bytes"):
+            found += b"?" * message.gap.missing_bytes
+        for chunk in message.chunks:
+            if chunk.source == int(source):
+                assert chunk.offset == len(found)
+                found += chunk.data
+    return found
+
+
+def text(messages: Sequence[Response], source: Source) -> str:
+    return "".join(chunk.text for message in messages for chunk in message.chunks if chunk.source == int(source))
+
+
+async def test_a_log_that_is_not_there_yet_has_nothing(house: House) -> None:
+    assert await house.rest(new_id()) == []
+
+
+async def test_both_sources_arrive_once_in_order(house: House) -> None:
+    id = new_id()
+    writer = house.writer(id)
+    for number in range(100):
+        writer.write([(OUT, b"out %d\n" % number), (ERR, b"err %d\n" % number)], time.time_ns())
+    messages = await house.rest(id)
+    assert data(messages, OUT) == b"".join(b"out %d\n" % number for number in range(100))
+    assert data(messages, ERR) == b"".join(b"err %d\n" % number for number in range(100))
+    sequences = [chunk.sequence for message in messages for chunk in message.chunks]
+    assert sequences == list(range(1, 201))
+    assert messages[-1].cursor == f"1.{id}.690.690.0.200"
+
+
+async def test_only_the_sources_that_were_asked_for(house: House) -> None:
+    id = new_id()
+    house.writer(id).write([(OUT, b"1"), (ERR, b"2"), (OUT, b"3")], time.time_ns())
+    house.logs.system(id, "hello")
+    messages = await house.rest(id, sources=[ERR])
+    assert [(chunk.source, chunk.data) for message in messages for chunk in message.chunks] == [(pb.SOURCE_STDERR, b"2")]
+    both = await house.rest(id, sources=[ERR, SYSTEM])
+    assert (data(both, ERR), data(both, SYSTEM)) == (b"2", b"hello\n")
+
+
+async def test_system_lines_stand_where_they_were_written(house: House) -> None:
+    id = new_id()
+    writer = house.writer(id)
+    house.logs.system(id, "begin")
+    writer.write([(OUT, b"one")], time.time_ns())
+    house.logs.system(id, "between")
+    writer.write([(OUT, b"two")], time.time_ns())
+    house.logs.system(id, "end")
+    messages = await house.rest(id)
+    assert [chunk.data for message in messages for chunk in message.chunks] == [b"begin\n", b"one", b"between\n", b"two", b"end\n"]
+    cursors = [message.cursor for message in messages]
+    for place, cursor in enumerate(cursors):
+        assert await house.rest(id, cursor) == messages[place + 1 :]
+
+
+async def test_a_late_reader_gets_large_messages_of_a_log_of_small_frames(house: House) -> None:
+    id = new_id()
+    writer = house.writer(id)
+    for number in range(20_000):
+        writer.write([(OUT, b"%5d\n" % number)], number)
+    messages = await house.rest(id)
+    assert len(data(messages, OUT)) == 120_000
+    assert len(messages) < 15
+    assert max(message.ByteSize() for message in messages) < 512 << 10
+
+
+async def test_one_byte_frames_stay_below_the_limit_of_a_message(house: House) -> None:
+    id = new_id()
+    writer = house.writer(id)
+    pieces: list[tuple[Source, bytes | memoryview]] = [(OUT, b"o"), (ERR, b"e")] * 20_000
+    writer.write(pieces, time.time_ns())
+    messages = await house.rest(id)
+    assert data(messages, OUT) == b"o" * 20_000
+    assert max(message.ByteSize() for message in messages) < 512 << 10
+
+
+async def test_a_hundred_readers_cost_one_read(house: House) -> None:
+    id = new_id()
+    writer = house.writer(id)
+    for _ in range(100):
+        writer.write([(OUT, bytes(60_000))], time.time_ns())
+    everything = await asyncio.gather(*(house.rest(id) for _ in range(100)))
+    assert all(messages == everything[0] for messages in everything)
+    assert len(data(everything[0], OUT)) == 6_000_000
+    # 6 MB in stretches of 256 KiB, and a last look of each reader at the end.
+    assert house.tails.cache.reads < 30 + 100
+
+
+async def test_the_cache_stays_within_its_bytes(tmp_path: Path) -> None:
+    house = House(tmp_path, cache_bytes=1 << 20)
+    id = new_id()
+    writer = house.writer(id)
+    for _ in range(100):
+        writer.write([(OUT, bytes(60_000))], time.time_ns())
+    assert len(data(await house.rest(id), OUT)) == 6_000_000
+    assert house.tails.cache.bytes <= 1 << 20
+    house.tails.close()
+
+
+async def test_a_reader_that_waits_is_woken_by_a_write_of_whoever(house: House) -> None:
+    id = new_id()
+    writer = house.writer(id)
+    with house.tails.watching(id) as watch:
+        tail = house.tails.tail(watch, Cursor(id), (), text=False)
+        for number in range(20):
+            watch.clear()
+            assert await tail.read() is None
+            waiting = asyncio.create_task(watch.wait(30))
+            await asyncio.sleep(0)
+            await asyncio.to_thread(writer.write, [(OUT, b"%d" % number)], time.time_ns())
+            await asyncio.wait_for(waiting, 5)
+            messages = await tail.read()
+            assert messages is not None
+            assert [chunk.data for chunk in Response.FromString(messages[0]).chunks] == [b"%d" % number]
+
+
+async def test_a_reader_is_woken_when_the_system_record_begins(house: House) -> None:
+    id = new_id()
+    with house.tails.watching(id) as watch:
+        tail = house.tails.tail(watch, Cursor(id), (), text=False)
+        assert await tail.read() is None
+        waiting = asyncio.create_task(watch.wait(30))
+        await asyncio.to_thread(house.logs.system, id, "first")
+        await asyncio.wait_for(waiting, 5)
+        assert await tail.read() is not None
+
+
+async def test_gaps_are_told_once_also_those_of_unknown_size(house: House) -> None:
+    id = new_id()
+    writer = house.writer(id)
+    now = time.time_ns()
+    writer.write([(OUT, b"abc")], now)
+    writer.gap(OUT, 7, Cause.STORE, now)
+    writer.write([(OUT, b"def")], now)
+    writer.gap(OUT, None, Cause.ENGINE, now)
+    writer.gap(ERR, None, Cause.ENGINE, now)
+    writer.write([(OUT, b"ghi")], now)
+    messages = await house.rest(id)
+    kinds = [message.WhichOneof("event") or "chunks" for message in messages]
+    assert kinds == ["chunks", "gap", "chunks", "gap", "gap", "chunks"]
+    assert data(messages, OUT) == b"abc???????defghi"
+    assert (messages[1].gap.offset, messages[1].gap.missing_bytes, messages[1].gap.cause) == (3, 7, pb.LogGap.CAUSE_STORE)
+    assert not messages[3].gap.HasField("missing_bytes")
+    for place, message in enumerate(messages):
+        assert await house.rest(id, message.cursor) == messages[place + 1 :]
+
+
+async def test_text_holds_back_a_cut_character_and_its_cursor(house: House) -> None:
+    id = new_id()
+    writer = house.writer(id)
+    for byte in "a€b".encode():
+        writer.write([(OUT, bytes([byte]))], time.time_ns())
+    messages = await house.rest(id, text=True)
+    assert text(messages, OUT) == "a€b"
+    with house.tails.watching(id) as watch:
+        tail = house.tails.tail(watch, Cursor(id, stdout=2), (), text=True)
+        assert tail.cursor.stdout == 2
+    # In the middle of the character there is nothing to give out, and the cursor stands before it.
+    half = new_id()
+    house.writer(half).write([(OUT, "a€".encode()[:3])], time.time_ns())
+    with house.tails.watching(half) as watch:
+        tail = house.tails.tail(watch, Cursor(half), (), text=True)
+        assert await tail.read() is not None
+        assert tail.cursor == Cursor(half, stdout=1, sequence=1)
+        assert [chunk.text for raw in tail.flush() for chunk in Response.FromString(raw).chunks] == ["\N{REPLACEMENT CHARACTER}"]
+
+
+async def test_cursors_of_others_and_nonsense_are_refused(house: House) -> None:
+    id, other = new_id(), new_id()
+    with pytest.raises(CursorInvalid):
+        Cursor.parse("nonsense", id)
+    with pytest.raises(CursorInvalid):
+        Cursor.parse(f"1.{id}.1.2.3", id)
+    with pytest.raises(CursorInvalid):
+        Cursor.parse(f"1.{id}.1.2.3.{'9' * 30}", id)
+    with pytest.raises(CursorOfAnotherExecution):
+        Cursor.parse(str(Cursor(other)), id)
+
+
+async def test_a_cursor_beyond_a_sealed_log_is_told_where_the_log_ends(house: House) -> None:
+    id = new_id()
+    writer = house.writer(id)
+    writer.write([(OUT, b"abc")], time.time_ns())
+    writer.seal(0, {}, time.time_ns())
+    with house.tails.watching(id) as watch:
+        tail = house.tails.tail(watch, Cursor(id, stdout=4, sequence=9), (), text=False)
+        while await tail.read() is not None:
+            pass
+        with pytest.raises(CursorAhead) as refused:
+            tail.check_end()
+    assert Cursor.parse(refused.value.metadata["cursor"], id).stdout == 3
+
+
+async def test_a_cursor_ahead_of_a_log_that_still_grows_waits_for_it(house: House) -> None:
+    id = new_id()
+    writer = house.writer(id)
+    writer.write([(OUT, b"abc")], time.time_ns())
+    with house.tails.watching(id) as watch:
+        tail = house.tails.tail(watch, replace(Cursor(id), stdout=5), (), text=False)
+        assert [raw for raw in await tail.read() or ()] == []
+        writer.write([(OUT, b"defg")], time.time_ns())
+        messages = [Response.FromString(raw) for raw in await tail.read() or ()]
+        assert [(chunk.offset, chunk.data) for message in messages for chunk in message.chunks] == [(5, b"fg")]
+
+
+PIECES = st.lists(
+    st.tuples(st.sampled_from([OUT, ERR, SYSTEM, None]), st.sampled_from(["x", "ß", "€uro\n", "long" * 7_000, "", "\N{GRINNING FACE}"])),
+    max_size=30,
+)
+
+
+@settings(max_examples=60, deadline=None)
+@given(pieces=PIECES, cuts=st.lists(st.integers(0, 10_000), max_size=8), as_text=st.booleans(), split=st.integers(1, 5))
+async def test_a_reader_that_is_cut_off_at_random_points_gets_each_byte_once(
+    tmp_path_factory: pytest.TempPathFactory, pieces: list[tuple[Source | None, str]], cuts: list[int], as_text: bool, split: int
+) -> None:
+    house = House(tmp_path_factory.mktemp("logs"))
+    id = new_id()
+    writer = house.writer(id)
+    wanted = {OUT: "", ERR: "", SYSTEM: ""}
+    for source, piece in pieces:
+        if source is None:
+            writer.gap(OUT, None, Cause.ENGINE, time.time_ns())
+        elif source is SYSTEM:
+            house.logs.system(id, piece)
+            wanted[SYSTEM] += piece + "\n"
+        else:
+            raw = piece.encode()
+            wanted[source] += piece
+            for part in (raw[:split], raw[split:]):
+                writer.write([(source, part)], time.time_ns())
+    gaps = sum(source is None for source, _ in pieces)
+    # Once without a cut, then from cuts: after each, the reader goes on from the last cursor it got.
+    whole = await house.rest(id, text=as_text)
+    cursor, received = "", []
+    for cut in cuts:
+        part = (await house.rest(id, cursor, text=as_text))[: cut % 5]
+        received += part
+        cursor = part[-1].cursor if part else cursor
+    received += await house.rest(id, cursor, text=as_text)
+    for source, expected in wanted.items():
+        if as_text and not (source is OUT and gaps):  # A gap may stand within a character: both halves are replaced then.
+            assert text(received, source) == text(whole, source) == expected
+        elif not as_text:
+            assert data(received, source) == data(whole, source) == expected.encode()
+    assert sum(message.HasField("gap") for message in received) == gaps
+    house.tails.close()
+    house.logs.close()
