@@ -1,0 +1,271 @@
+"""A server of the contract without a house behind it: it holds logs that a test wrote, and cuts, lies or falls silent where it is told."""
+
+# ruff: noqa: N802 -- the names of a servicer's methods are those of the contract.
+
+import random
+import threading
+import zlib
+from collections import deque
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from fastlane_grpc.v1 import fastlane_pb2 as pb
+from fastlane_grpc.v1 import fastlane_pb2_grpc
+
+
+@dataclass(frozen=True)
+class Piece:
+    """Bytes of one source, or, with `missing`, a gap: of so many bytes, of unknown size where negative."""
+
+    source: int
+    data: bytes = b""
+    missing: int = 0
+
+    @property
+    def size(self) -> int:
+        return max(len(self.data) + self.missing, 0)
+
+
+@dataclass(frozen=True)
+class Cut:
+    """How a call ends after so many messages."""
+
+    after_messages: int
+    how: str
+
+
+@dataclass(frozen=True)
+class Log:
+    """An execution's log and how it is served."""
+
+    pieces: Sequence[Piece] = ()
+    # What is sent in place of `pieces`, from which the totals are taken: a lie.
+    served: Sequence[Piece] | None = None
+    state: int = pb.STATE_SUCCEEDED
+    exit_status: int = 0
+    outcome: pb.Outcome = field(default_factory=pb.Outcome)
+    sealed: bool = True
+    chunk_bytes: int = 1 << 16
+    chunks_per_message: int = 4
+    cut_anew: bool = False
+    heartbeats_before_end: int = 0
+    heartbeat_seconds: float = 0.02
+
+    def data(self, source: int) -> bytes:
+        return b"".join(piece.data for piece in self.pieces if piece.source == source)
+
+    def totals(self) -> Iterator[pb.LogTotals]:
+        for source in sorted({piece.source for piece in self.pieces}):
+            mine = [piece for piece in self.pieces if piece.source == source]
+            totals = pb.LogTotals(
+                source=source, bytes=sum(each.size for each in mine), missing_bytes=sum(max(each.missing, 0) for each in mine)
+            )
+            if not any(piece.missing for piece in mine):
+                totals.crc32 = zlib.crc32(self.data(source))
+            yield totals
+
+
+class ScriptedServer(
+    fastlane_pb2_grpc.JobServiceServicer, fastlane_pb2_grpc.ExecutionServiceServicer, fastlane_pb2_grpc.ServerServiceServicer
+):
+    """Serves on a free port of loopback. Waits of a test end by `event(name)`: the server sets it when that happened."""
+
+    def __init__(self) -> None:
+        self.logs: dict[str, Log] = {}
+        self.cuts: deque[Cut] = deque()
+        self.refusals: deque[tuple[grpc.StatusCode, str, dict[str, Any]]] = deque()
+        self.requests: list[Any] = []
+        self.randomness = random.Random(7)
+        self._events: dict[str, threading.Event] = {}
+        self._events_lock = threading.Lock()
+        self._server = grpc.server(ThreadPoolExecutor(16))
+        fastlane_pb2_grpc.add_JobServiceServicer_to_server(self, self._server)
+        fastlane_pb2_grpc.add_ExecutionServiceServicer_to_server(self, self._server)
+        fastlane_pb2_grpc.add_ServerServiceServicer_to_server(self, self._server)
+        self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        self._server.start()
+
+    def stop(self) -> None:
+        self._server.stop(None).wait()
+
+    def event(self, name: str) -> threading.Event:
+        with self._events_lock:
+            return self._events.setdefault(name, threading.Event())
+
+    def received(self, kind: type[Any]) -> list[Any]:
+        return [request for request in self.requests if isinstance(request, kind)]
+
+    # ------------------------------------------------------------------------------------------------------------ calls
+
+    def EnqueueJob(self, request: pb.EnqueueJobRequest, context: grpc.ServicerContext) -> pb.EnqueueJobResponse:
+        self._note(request, context)
+        return pb.EnqueueJobResponse(job=self._job("job-1", request.task_id, request.spec))
+
+    def GetJob(self, request: pb.GetJobRequest, context: grpc.ServicerContext) -> pb.GetJobResponse:
+        self._note(request, context)
+        if request.job_id != "job-1":
+            refuse(context, grpc.StatusCode.NOT_FOUND, "JOB_NOT_FOUND", f"there is no job {request.job_id!r}", job_id=request.job_id)
+        return pb.GetJobResponse(job=self._job("job-1", "task", pb.JobSpec()))
+
+    def StopJob(self, request: pb.StopJobRequest, context: grpc.ServicerContext) -> pb.StopJobResponse:
+        self._note(request, context)
+        self.event("stopped").set()
+        return pb.StopJobResponse(job=self._job(request.job_id, "task", pb.JobSpec()))
+
+    def GetExecution(self, request: pb.GetExecutionRequest, context: grpc.ServicerContext) -> pb.GetExecutionResponse:
+        self._note(request, context)
+        if request.execution_id not in self.logs:
+            self._no_execution(request.execution_id, context)
+        return pb.GetExecutionResponse(execution=pb.Execution(id=request.execution_id, job_id="job-1"))
+
+    def GetServerInfo(self, request: pb.GetServerInfoRequest, context: grpc.ServicerContext) -> pb.GetServerInfoResponse:
+        self._note(request, context)
+        return pb.GetServerInfoResponse(version="9.9.9")
+
+    def StreamExecutionLogs(
+        self, request: pb.StreamExecutionLogsRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.StreamExecutionLogsResponse]:
+        context.add_callback(self.event("stream over").set)
+        self._note(request, context)
+        log = self.logs.get(request.execution_id)
+        if log is None:
+            self._no_execution(request.execution_id, context)
+        cut = self.cuts.popleft() if self.cuts else Cut(-1, "")
+        for count, message in enumerate(self._messages(log, request)):
+            if count == cut.after_messages:
+                self._cut(cut.how, context)
+                return
+            yield message
+
+    # ------------------------------------------------------------------------------------------------------------ the log
+
+    def _messages(self, log: Log, request: pb.StreamExecutionLogsRequest) -> Iterator[pb.StreamExecutionLogsResponse]:
+        yield pb.StreamExecutionLogsResponse(cursor=request.cursor or "0.0", state=pb.LogState(state=pb.STATE_RUNNING))
+        chunks: list[pb.LogChunk] = []
+        cursor = request.cursor or "0.0"
+        for chunk_or_gap, after in self._entries(log, request):
+            if isinstance(chunk_or_gap, pb.LogChunk):
+                chunks.append(chunk_or_gap)
+            if chunks and (not isinstance(chunk_or_gap, pb.LogChunk) or len(chunks) == log.chunks_per_message):
+                yield pb.StreamExecutionLogsResponse(cursor=after if isinstance(chunk_or_gap, pb.LogChunk) else cursor, chunks=chunks)
+                chunks = []
+            if isinstance(chunk_or_gap, pb.LogGap):
+                yield pb.StreamExecutionLogsResponse(cursor=after, gap=chunk_or_gap)
+            cursor = after
+        if chunks:
+            yield pb.StreamExecutionLogsResponse(cursor=cursor, chunks=chunks)
+        yield from self._until_end(log, cursor)
+        yield pb.StreamExecutionLogsResponse(cursor=cursor, state=pb.LogState(state=log.state))
+        end = pb.LogEnd(sealed=log.sealed, state=log.state, totals=log.totals(), exit_status=log.exit_status)
+        if log.sealed:
+            end.outcome.CopyFrom(log.outcome)
+        yield pb.StreamExecutionLogsResponse(cursor=cursor, end=end)
+
+    def _entries(self, log: Log, request: pb.StreamExecutionLogsRequest) -> Iterator[tuple[pb.LogChunk | pb.LogGap, str]]:
+        """Chunks and gaps after the request's cursor, each with the cursor after it. A cursor is the piece and the bytes of it."""
+        begin_piece, begin_byte = (int(part) for part in (request.cursor or "0.0").split("."))
+        offsets = dict.fromkeys((1, 2, 3), 0)
+        for number, piece in enumerate(log.pieces if log.served is None else log.served):
+            offset = offsets[piece.source]
+            offsets[piece.source] += piece.size
+            if number < begin_piece or (request.sources and piece.source not in request.sources):
+                continue
+            if piece.missing:
+                missing_bytes = piece.missing if piece.missing > 0 else None
+                yield (
+                    pb.LogGap(source=piece.source, offset=offset, missing_bytes=missing_bytes, cause=pb.LogGap.CAUSE_ENGINE),
+                    f"{number + 1}.0",
+                )
+                continue
+            place = begin_byte if number == begin_piece else 0
+            while place < len(piece.data):
+                size = self.randomness.randint(1, log.chunk_bytes) if log.cut_anew else log.chunk_bytes
+                data = piece.data[place : place + size]
+                chunk = pb.LogChunk(source=piece.source, offset=offset + place, data=data, sequence=number + 1)
+                chunk.time.FromNanoseconds(1_700_000_000_123_456_789 + number)
+                if request.text:
+                    chunk.text, chunk.data = data.decode(errors="replace"), b""
+                place += len(data)
+                yield chunk, f"{number + 1}.0" if place == len(piece.data) else f"{number}.{place}"
+
+    def _until_end(self, log: Log, cursor: str) -> Iterator[pb.StreamExecutionLogsResponse]:
+        """For a log that is to end late: heartbeats, until so many were sent, or, where none is asked for, nothing."""
+        for count in range(1, log.heartbeats_before_end + 1):
+            yield pb.StreamExecutionLogsResponse(cursor=cursor, heartbeat=pb.LogHeartbeat())
+            self.event(f"heartbeat {count}").set()
+            if self.event("stopped").wait(log.heartbeat_seconds):
+                break
+
+    # ------------------------------------------------------------------------------------------------------------ what goes wrong
+
+    def _cut(self, how: str, context: grpc.ServicerContext) -> None:
+        if how == "ok":
+            return
+        elif how == "reset":
+            context.cancel()
+        elif how == "silence":
+            gone = threading.Event()
+            context.add_callback(gone.set)
+            gone.wait()
+        elif how == "stopping":
+            refuse(context, grpc.StatusCode.UNAVAILABLE, "SERVER_STOPPING", "the server is going down", retry_seconds=0.001)
+        elif how == "streams":
+            refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_STREAMS", "as many as allowed", retry_seconds=0.001)
+        else:
+            context.abort(grpc.StatusCode[how.upper()], f"cut: {how}")
+
+    def _note(self, request: Any, context: grpc.ServicerContext) -> None:
+        self.requests.append(request)
+        if self.refusals:
+            code, reason, more = self.refusals.popleft()
+            refuse(context, code, reason, more.pop("message", reason), **more)
+
+    def _no_execution(self, execution_id: str, context: grpc.ServicerContext) -> None:
+        message = f"there is no execution {execution_id!r}"
+        refuse(context, grpc.StatusCode.NOT_FOUND, "EXECUTION_NOT_FOUND", message, execution_id=execution_id)
+
+    def _job(self, job_id: str, task_id: str, spec: pb.JobSpec) -> pb.Job:
+        return pb.Job(id=job_id, task_id=task_id, spec=spec, state=pb.STATE_QUEUED, execution=pb.Execution(id="execution-1", job_id=job_id))
+
+
+CUTS = ("ok", "reset", "stopping", "streams", "unavailable", "internal", "unknown", "deadline_exceeded", "aborted")
+
+
+def refuse(
+    context: grpc.ServicerContext,
+    code: grpc.StatusCode,
+    reason: str,
+    message: str,
+    *,
+    retry_seconds: float | None = None,
+    violations: Sequence[tuple[str, str]] = (),
+    **metadata: str,
+) -> None:
+    """Ends the call with an error as the contract says; without a reason, as a proxy would."""
+    if not reason:
+        context.abort(code, message)
+    status = status_pb2.Status(code=code_pb2.Code.Value(code.name), message=message)
+    status.details.append(_any(error_details_pb2.ErrorInfo(domain="fastlane", reason=reason, metadata=metadata)))
+    if violations:
+        bad_request = error_details_pb2.BadRequest()
+        for violated, description in violations:
+            bad_request.field_violations.add(field=violated, description=description)
+        status.details.append(_any(bad_request))
+    if retry_seconds is not None:
+        delay = duration_pb2.Duration()
+        delay.FromNanoseconds(round(retry_seconds * 1e9))
+        status.details.append(_any(error_details_pb2.RetryInfo(retry_delay=delay)))
+    context.set_trailing_metadata((("grpc-status-details-bin", status.SerializeToString()),))
+    context.abort(code, message)
+
+
+def _any(message: Any) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(message)
+    return packed
