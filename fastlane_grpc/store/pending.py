@@ -1,0 +1,73 @@
+"""An answer of the store that is still to come: awaited on the loop, or waited for on any other thread."""
+
+import asyncio
+import concurrent.futures
+from collections.abc import Callable, Generator, Sequence
+from contextlib import suppress
+from typing import Any, Generic, NamedTuple, TypeVar
+
+T = TypeVar("T")
+
+
+class Pending(Generic[T]):
+    """Where it was asked for settles which of the two it is. Giving up the wait undoes nothing of what was asked for."""
+
+    __slots__ = ("_future", "on_loop")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.on_loop = _running() is loop
+        self._future: asyncio.Future[T] | concurrent.futures.Future[T] = (
+            loop.create_future() if self.on_loop else concurrent.futures.Future()
+        )
+
+    def __await__(self) -> Generator[object, None, T]:
+        if isinstance(self._future, concurrent.futures.Future):
+            raise RuntimeError("this was asked for outside the store's loop: use result()")
+        return self._future.__await__()
+
+    def result(self, timeout: float | None = None) -> T:
+        """The answer, for a thread: blocks, for at most `timeout` seconds, then raises TimeoutError."""
+        if isinstance(self._future, concurrent.futures.Future):
+            return self._future.result(timeout)
+        raise RuntimeError("this was asked for on the loop, which must not block: await it")
+
+    def settle(self, answer: T, error: Exception | None) -> None:
+        if self._future.done():
+            return  # the caller went away; what was committed stays committed
+        if error is None:
+            self._future.set_result(answer)
+        else:
+            self._future.set_exception(error)
+
+
+class Settled(NamedTuple):
+    """What became of a Pending: the answer, or the error."""
+
+    pending: Pending[Any]
+    answer: Any
+    error: Exception | None
+
+
+def tell(loop: asyncio.AbstractEventLoop, settled: Sequence[Settled], then: Callable[[], None] | None = None) -> None:
+    """Wakes all who wait: threads at once, those on the loop by one callback, after which `then` is called there."""
+    on_loop = [one for one in settled if one.pending.on_loop]
+    if on_loop or then:
+        with suppress(RuntimeError):  # the loop is closed: nobody is there to be told
+            loop.call_soon_threadsafe(_tell_on_loop, on_loop, then)
+    for pending, answer, error in settled:
+        if not pending.on_loop:
+            pending.settle(answer, error)
+
+
+def _tell_on_loop(settled: Sequence[Settled], then: Callable[[], None] | None) -> None:
+    for pending, answer, error in settled:
+        pending.settle(answer, error)
+    if then:
+        then()
+
+
+def _running() -> asyncio.AbstractEventLoop | None:
+    try:
+        return asyncio.get_running_loop()
+    except RuntimeError:
+        return None

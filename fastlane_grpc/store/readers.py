@@ -1,0 +1,71 @@
+"""The reading threads: each has a connection of its own, and ends what it reads before anyone is told."""
+
+import asyncio
+import queue
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from fastlane_grpc.errors import ServerStopping
+from fastlane_grpc.store.database import Connection, is_failure, open_for_reading, refusal
+from fastlane_grpc.store.pending import Pending, Settled, tell
+
+T = TypeVar("T")
+
+THREADS = 2
+
+
+class Readers:
+    """A read waits for another read at most, never for the writer."""
+
+    def __init__(self, path: Path, *, loop: asyncio.AbstractEventLoop) -> None:
+        self._path = path
+        self._loop = loop
+        # None ends one thread. The lock keeps a read from slipping in behind them, where nobody would answer.
+        self._queue: queue.SimpleQueue[_Read | None] = queue.SimpleQueue()
+        self._entrance = threading.Lock()
+        self._closed = False
+        self._threads = [
+            threading.Thread(target=self._run, args=[open_for_reading(path)], name=f"store-reader-{number}", daemon=True)
+            for number in range(1, THREADS + 1)
+        ]
+        for thread in self._threads:
+            thread.start()
+
+    def read(self, work: Callable[[Connection], T]) -> Pending[T]:
+        """What `work` finds, in one statement, to its last row: a statement left open would keep SQLite's log from being cut."""
+        pending: Pending[T] = Pending(self._loop)
+        with self._entrance:
+            if self._closed:
+                raise ServerStopping("the server is going down")
+            self._queue.put(_Read(work, pending))
+        return pending
+
+    def close(self, timeout: float | None = None) -> None:
+        """What waits is still read, what comes later is refused. Blocks until then, for at most `timeout` seconds per thread."""
+        with self._entrance:
+            if not self._closed:
+                self._closed = True
+                for _ in self._threads:
+                    self._queue.put(None)
+        for thread in self._threads:
+            thread.join(timeout)
+
+    def _run(self, db: Connection) -> None:
+        while read := self._queue.get():
+            tell(self._loop, [self._settled(db, read)])
+        db.close()
+
+    def _settled(self, db: Connection, read: "_Read") -> Settled:
+        try:
+            return Settled(read.pending, read.work(db), None)
+        except Exception as error:
+            return Settled(read.pending, None, refusal(error, self._path) if is_failure(error) else error)
+
+
+@dataclass(frozen=True, slots=True)
+class _Read:
+    work: Callable[[Connection], Any]
+    pending: Pending[Any]

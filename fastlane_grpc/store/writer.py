@@ -1,0 +1,180 @@
+"""The writing thread: it alone writes, many units of work to one commit. Who was answered is on disk."""
+
+import asyncio
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, Generic, NamedTuple, TypeVar
+
+import structlog
+
+from fastlane_grpc.errors import ServerStopping
+from fastlane_grpc.model import Execution
+from fastlane_grpc.store.database import Connection, is_failure, refusal, sqlite3
+from fastlane_grpc.store.pending import Pending, Settled, tell
+
+T = TypeVar("T")
+
+UNITS_PER_COMMIT = 256
+
+_log = structlog.get_logger()
+
+
+class Written(NamedTuple, Generic[T]):
+    """What a unit of work answers, and the executions it changed, as they are now."""
+
+    answer: T
+    changed: Sequence[Execution] = ()
+
+
+Work = Callable[[Connection], Written[T]]
+
+
+class Writer:
+    """Units of work wait in a queue; the thread runs all that have gathered, each in a savepoint of one transaction, commits, and tells."""
+
+    def __init__(
+        self,
+        db: Connection,
+        path: Path,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        on_commit: Callable[[Sequence[Execution]], None],
+        retry_seconds: float = 1.0,
+    ) -> None:
+        self._db = db
+        self._path = path
+        self._loop = loop
+        self._on_commit = on_commit
+        self._retry_seconds = retry_seconds
+        # None is the end. The lock keeps a unit from slipping in behind it, where nobody would answer.
+        self._queue: queue.SimpleQueue[_Unit | None] = queue.SimpleQueue()
+        self._entrance = threading.Lock()
+        self._closed = False
+        # Units that could not be stored and are tried again from `_retry_at` on, by the monotonic clock.
+        self._owed: list[_Unit] = []
+        self._retry_at = 0.0
+        self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
+        self._thread.start()
+
+    def write(self, work: Work[T]) -> Pending[T]:
+        """`work`, as a part of the next transaction. What it raises goes to its caller alone, and undoes it alone."""
+        return self._put(work, until_stored=False)
+
+    def write_until_stored(self, work: Work[T]) -> Pending[T]:
+        """The same, but if SQLite fails, `work` is tried again until it is stored; ServerStopping where the end comes first."""
+        return self._put(work, until_stored=True)
+
+    def close(self, timeout: float | None = None) -> None:
+        """What waits is still written, what comes later is refused. Blocks until then, for at most `timeout` seconds."""
+        with self._entrance:
+            if not self._closed:
+                self._closed = True
+                self._queue.put(None)
+        self._thread.join(timeout)
+
+    def _put(self, work: Work[T], *, until_stored: bool) -> Pending[T]:
+        pending: Pending[T] = Pending(self._loop)
+        with self._entrance:
+            if self._closed:
+                raise ServerStopping("the server is going down")
+            self._queue.put(_Unit(work, pending, until_stored))
+        return pending
+
+    # ---- on the thread
+
+    def _run(self) -> None:
+        last = False
+        while not last:
+            units, last = self._gather()
+            if units:
+                self._commit(units)
+            if self._owed and (last or time.monotonic() >= self._retry_at):
+                self._pay()
+        self._give_up()
+        self._db.close()
+
+    def _gather(self) -> tuple[list["_Unit"], bool]:
+        """All units that wait, and whether they are the last. Blocks for the first one, or until it is time to try again what is owed."""
+        units: list[_Unit] = []
+        patience = max(self._retry_at - time.monotonic(), 0) if self._owed else None
+        with suppress(queue.Empty):
+            while len(units) < UNITS_PER_COMMIT:
+                unit = self._queue.get(timeout=0 if units else patience)
+                if unit is None:
+                    return units, True
+                units.append(unit)
+        return units, False
+
+    def _pay(self) -> None:
+        # Each in a transaction of its own: one that ruins its transaction every time ruins no other.
+        owed, self._owed = self._owed, []
+        for unit in owed:
+            self._commit([unit])
+
+    def _give_up(self) -> None:
+        message = "the server is going down, and this could not be stored; the next server finds out anew"
+        tell(self._loop, [Settled(unit.pending, None, ServerStopping(message)) for unit in self._owed])
+
+    def _commit(self, units: Sequence["_Unit"]) -> None:
+        done: list[tuple[_Unit, Written[Any] | Exception]]
+        try:
+            self._db.execute("BEGIN IMMEDIATE")
+            done = [(unit, self._attempt(unit)) for unit in units]
+            self._db.execute("COMMIT")
+        except Exception as error:
+            # Whatever ended the transaction ended it for all. On a full disk SQLite has rolled back by itself, savepoints included.
+            if self._db.in_transaction:
+                with suppress(sqlite3.Error):
+                    self._db.execute("ROLLBACK")
+            done = [(unit, error) for unit in units]
+        self._settle(done)
+
+    def _attempt(self, unit: "_Unit") -> Written[Any] | Exception:
+        """What the unit answers, or raises. Raises only if the transaction is gone."""
+        self._db.execute("SAVEPOINT unit")
+        result: Written[Any] | Exception
+        try:
+            result = unit.work(self._db)
+        except Exception as error:
+            if not self._db.in_transaction:
+                raise
+            self._db.execute("ROLLBACK TO unit")
+            result = error
+        self._db.execute("RELEASE unit")
+        return result
+
+    def _settle(self, done: Sequence[tuple["_Unit", Written[Any] | Exception]]) -> None:
+        settled: list[Settled] = []
+        changed: dict[str, Execution] = {}
+        for unit, result in done:
+            if isinstance(result, Written):
+                settled.append(Settled(unit.pending, result.answer, None))
+                changed.update((execution.id, execution) for execution in result.changed)
+            elif not is_failure(result):
+                settled.append(Settled(unit.pending, None, result))
+            elif unit.until_stored:
+                self._owe(unit, result)
+            else:
+                # A new one for each caller: one that is shared gathers the tracebacks of all.
+                settled.append(Settled(unit.pending, None, refusal(result, self._path)))
+        tell(self._loop, settled, partial(self._on_commit, tuple(changed.values())) if changed else None)
+
+    def _owe(self, unit: "_Unit", error: Exception) -> None:
+        if not self._owed:
+            self._retry_at = time.monotonic() + self._retry_seconds
+            with suppress(OSError):  # the log may be on the disk that is full
+                _log.warning("store.retry", file=str(self._path), error=str(error), retry_seconds=self._retry_seconds)
+        self._owed.append(unit)
+
+
+@dataclass(frozen=True, slots=True)
+class _Unit:
+    work: Work[Any]
+    pending: Pending[Any]
+    until_stored: bool
