@@ -18,8 +18,49 @@ class StopOrder:
     stop: Stop
 
 
+@dataclass(frozen=True, slots=True)
+class Leave:
+    """The server stops. The execution is left as it is to the next server: `run` raises HostDown."""
+
+
+@dataclass(frozen=True, slots=True)
+class Began:
+    """The engine says: the container runs, or runs again after a pause."""
+
+
+@dataclass(frozen=True, slots=True)
+class Died:
+    """The engine says: the container's main process ended, at this time by its clock.
+
+    `heard_since` is when we began to listen to it, without a break since, on CLOCK_BOOTTIME.
+    """
+
+    exit_code: int | None
+    time_ns: int
+    heard_since: float
+
+
+@dataclass(frozen=True, slots=True)
+class EngineGone:
+    """What we listened to broke off, at this time on CLOCK_BOOTTIME. What happens until EngineBack is not told."""
+
+    time: float
+
+
+@dataclass(frozen=True, slots=True)
+class EngineBack:
+    """We listen again: time to look at what was missed."""
+
+
+@dataclass(frozen=True, slots=True)
+class PullEnded:
+    """The pull that was asked for ended: well, or with this failure."""
+
+    failure: Exception | None
+
+
 # Every kind of order there is.
-Order: TypeAlias = StopOrder
+Order: TypeAlias = StopOrder | Leave | Began | Died | EngineGone | EngineBack | PullEnded
 
 
 class Orders:

@@ -1,0 +1,106 @@
+"""Taking up executions that another server left, or this one when its engine went away: what is found decides, nothing is guessed."""
+
+import structlog
+
+from fastlane_grpc.errors import ExecutionNotFound
+from fastlane_grpc.model import Reason, utc_now
+from fastlane_grpc.runner.clock import boottime, left
+from fastlane_grpc.runner.engine import Container
+from fastlane_grpc.runner.host import Host
+from fastlane_grpc.runner.orders import StopOrder
+from fastlane_grpc.runner.passage import Passage
+from fastlane_grpc.runner.verdict import lost, not_started, verdict_of
+from fastlane_grpc.runner.wire import EngineRefuses
+from fastlane_grpc.store import Store
+
+log = structlog.get_logger(__name__)
+
+
+def adopt(passage: Passage) -> None:
+    """Goes on with an execution whose start may have been sent. It is never sent again. Raises EngineDown and Left."""
+    trailer = passage.capture.trailer()
+    if trailer is not None:
+        passage.conclude(verdict_of(trailer))
+        return
+    container = passage.engine.inspect(passage.container_id)
+    if container is not None and _at_work(container):
+        container = _answered(passage, container)
+    passage.stop_signal = (container and container.stop_signal) or passage.stop_signal
+    if passage.execution.stop:
+        passage.told(passage.execution.stop)
+    if container is None:
+        _lose(passage, Reason.CONTAINER_GONE, "the engine has no such container any more: nobody knows whether and how it ran")
+    elif container.alive:
+        _go_on(passage, container)
+    elif container.start_time is not None:
+        passage.capture.resume(None)
+        passage.end(None)
+    elif container.error:
+        passage.conclude(not_started(container.error, container.exit_code, passage.stopping))
+    else:
+        _lose(passage, Reason.START_UNKNOWN, "")
+
+
+def sweep(store: Store, host: Host) -> None:
+    """Removes the containers of this instance whose execution is final, or not known any more. Raises EngineDown."""
+    for container_id, execution_id in host.engine.containers(host.instance).items():
+        if _is_over(store, execution_id):
+            log.info("removing a container that was left", container_id=container_id, execution_id=execution_id, host=host.name)
+            try:
+                host.engine.remove(container_id, force=True)
+            except EngineRefuses as refusal:
+                log.warning("container not removed", container_id=container_id, error=refusal.message)
+
+
+def _at_work(container: Container) -> bool:
+    """Whether the engine may be starting it still. Until that succeeds or fails, it does not tell."""
+    return not container.alive and container.start_time is None and not container.error
+
+
+def _answered(passage: Passage, container: Container) -> Container | None:
+    """The container after the answer to its start, which is another's to hear; or as it is if there is none to be expected."""
+    until, stops = boottime() + passage.around.start_answer_seconds, []
+    while _at_work(container) and _same_life(passage) and boottime() < until:
+        order = passage.next_order(until - boottime())
+        if isinstance(order, StopOrder):
+            stops.append(order)
+            continue
+        found = passage.engine.inspect(passage.container_id)
+        if found is None:
+            return None
+        container = found
+    for stop in stops:
+        passage.put_off(stop)
+    return container
+
+
+def _same_life(passage: Passage) -> bool:
+    return passage.execution.engine_life != "" and passage.engine.life() == passage.execution.engine_life
+
+
+def _go_on(passage: Passage, container: Container) -> None:
+    passage.log.info("execution taken up again", container_id=container.id)
+    passage.say("taken up again after a break; what was printed meanwhile may be missing")
+    passage.follow_again()
+    start_time = passage.execution.times.start_time or container.start_time or utc_now()
+    passage.time_runs(left(passage.timeout, since=start_time, now=utc_now()))
+    passage.began(start_time)
+
+
+def _lose(passage: Passage, reason: Reason, detail: str) -> None:
+    if reason is Reason.START_UNKNOWN:
+        host = passage.around.host.name
+        detail = (
+            "the server or the engine was killed while it started the container, and the engine does not know what became of that; "
+            f"a process of {passage.execution.container_name} may be running on host {host!r} without a container"
+        )
+        passage.log.warning("a process may be orphaned", container_id=passage.container_id)
+    passage.capture.resume(None)
+    passage.conclude(lost(reason, detail))
+
+
+def _is_over(store: Store, execution_id: str) -> bool:
+    try:
+        return store.execution(execution_id).result().state.final
+    except ExecutionNotFound:
+        return True

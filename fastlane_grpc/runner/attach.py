@@ -1,0 +1,304 @@
+"""Capture by attach: reads the engine's stream as fast as it comes, and says so where the engine may have dropped something.
+
+Honest, not exact: the engine drops what is still in its pipes some two seconds after the container's end, without an error, and all of
+what was printed while nobody was attached.
+"""
+
+import threading
+import time
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from struct import Struct
+from typing import TypeAlias, TypeVar
+
+import structlog
+
+from fastlane_grpc.model import Cause, Source
+from fastlane_grpc.record import RecordReader, RecordWriter, Sealed, Trailer
+from fastlane_grpc.runner.capture import End
+from fastlane_grpc.runner.engine import Engine
+from fastlane_grpc.runner.wire import Wire
+
+# A stream that ended sooner than this after the container was not cut short by the engine, which waits 2 s before it does that.
+SURE_SECONDS = 1.9
+# After the engine told of the end, this long for the end of the stream.
+DRAIN_SECONDS = 5
+BUFFER_BYTES = 1 << 20
+MAX_ERROR_BYTES = 4096
+RETRY_SECONDS = 0.5
+
+# A frame's header: its source, and how many bytes follow.
+_HEADER = Struct(">B3xI")
+_SOURCES = {1: Source.STDOUT, 2: Source.STDERR}
+_ENGINE_ERROR = 3
+
+Pieces: TypeAlias = Sequence[tuple[Source, memoryview]]
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
+
+
+class AttachCapture:
+    """Implements Capture. `say` is given what the engine has to say about its own stream."""
+
+    name = "attach"
+
+    def __init__(self, engine: Engine, path: Path, execution_id: str, *, say: Callable[[str], None]) -> None:
+        self._engine = engine
+        self._path = path
+        self._execution_id = execution_id
+        self._say = say
+        self._record: RecordWriter | None = None
+        self._follower: _Follower | None = None
+        self._whole = True  # no gap of unknown size so far
+        self._gap_at: int | None = None  # bytes of the record when the last such gap was written
+        self._first_byte_time: datetime | None = None
+
+    @property
+    def following(self) -> bool:
+        return self._follower is not None
+
+    @property
+    def first_byte_time(self) -> datetime | None:
+        nanos = self._record.first_byte_time_ns if self._record else None
+        return self._first_byte_time if nanos is None else datetime.fromtimestamp(nanos / 1e9, UTC)
+
+    def open(self, container_id: str) -> None:
+        self._record = self._record or self._open_record()
+        self._follow(container_id)
+
+    def resume(self, container_id: str | None) -> None:
+        self._record = self._record or self._open_record()
+        self._mark_gap(self._record)
+        if container_id is not None:
+            self._follow(container_id)
+
+    def give_up(self) -> None:
+        if self._follower:
+            self._follower.giving_up.set()
+
+    def drain(self, end: End | None) -> bool:
+        follower, self._follower = self._follower, None
+        if follower is None or self._record is None:
+            return self._whole
+        sure = follower.drain(end)
+        for source, lost in follower.lost.items():
+            _insist(partial(self._record.gap, source, lost, Cause.STORE, time.time_ns()))
+        if end is not None and not sure:
+            self._mark_gap(self._record)
+        return self._whole and not follower.lost
+
+    def seal(self, exit_code: int | None, facts: Mapping[str, object]) -> Trailer | None:
+        try:
+            if self._record is None:
+                self._record = RecordWriter.resume(self._path)
+        except FileNotFoundError:
+            return None
+        except Sealed:
+            return self.trailer()
+        trailer = _insist(partial(self._record.seal, exit_code, facts, time.time_ns()))
+        self._first_byte_time = self.first_byte_time
+        self._record = None
+        return trailer
+
+    def trailer(self) -> Trailer | None:
+        try:
+            reader = RecordReader(self._path)
+        except FileNotFoundError:
+            return None
+        try:
+            return reader.trailer()
+        finally:
+            reader.close()
+
+    def leave(self) -> None:
+        if self._follower:
+            self._follower.stop()
+        if self._record:
+            with suppress(OSError):
+                self._record.sync()
+            self._record.close()
+        self._follower = self._record = None
+
+    def _follow(self, container_id: str) -> None:
+        assert self._record is not None
+        wire = self._engine.attach(container_id)
+        self._follower = _Follower(wire, self._record, self._say, self._execution_id)
+
+    def _open_record(self) -> RecordWriter:
+        """The record, made unless an earlier try made it: before a start, there is nothing in it."""
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            return RecordWriter.create(self._path, execution_id=self._execution_id, capture=self.name)
+        except FileExistsError:
+            return RecordWriter.resume(self._path)
+
+    def _mark_gap(self, record: RecordWriter) -> None:
+        """Nobody knows what is missing here of either source. Said once, however often it is found at the same place."""
+        self._whole = False
+        place = sum(total.bytes for total in record.totals())
+        if place == self._gap_at:
+            return
+        for source in (Source.STDOUT, Source.STDERR):
+            _insist(partial(record.gap, source, None, Cause.ENGINE, time.time_ns()))
+        self._gap_at = place
+
+
+class _Follower:
+    """One attached stream, and the thread that carries it into the record."""
+
+    def __init__(self, wire: Wire, record: RecordWriter, say: Callable[[str], None], execution_id: str) -> None:
+        self.giving_up = threading.Event()
+        # Bytes that were read and could not be stored, by source.
+        self.lost: dict[Source, int] = {}
+        self._wire = wire
+        self._record = record
+        self._say = say
+        self._execution_id = execution_id
+        self._blocked = False
+        self._stopped = False
+        # When the stream ended, between two frames and with nothing said against it; else None.
+        self._end_time: datetime | None = None
+        wire.patience(None)
+        self._thread = threading.Thread(target=self._run, name=f"attach-{execution_id}", daemon=True)
+        self._thread.start()
+
+    def drain(self, end: End | None) -> bool:
+        """Waits for the end of the stream; True if it was the whole of it."""
+        if end is not None:
+            self._thread.join(DRAIN_SECONDS)
+            # On a full disk the end is not late, but behind what waits here to be stored.
+            while self._blocked and self._thread.is_alive():
+                self._thread.join(DRAIN_SECONDS)
+        self.stop()
+        if end is None or end.end_time is None or self._end_time is None:
+            return False
+        return end.witnessed and (self._end_time - end.end_time).total_seconds() < SURE_SECONDS
+
+    def stop(self) -> None:
+        self._stopped = True
+        self.giving_up.set()
+        self._wire.cut()
+        self._thread.join()
+
+    def _run(self) -> None:
+        frames = _Frames()
+        while True:
+            try:
+                size = self._wire.read_into(frames.room)
+            except OSError:
+                return
+            if size == 0:
+                if frames.between and not frames.broken and not self._stopped:
+                    self._end_time = datetime.now(UTC)
+                return
+            pieces = frames.take(size)
+            if pieces:
+                self._write(pieces)
+            for error in frames.errors():
+                self._say(f"the engine says of the output: {error}")
+            frames.recycle()
+
+    def _write(self, pieces: Pieces) -> None:
+        while True:
+            try:
+                if self.lost:
+                    self._own_up()
+                self._record.write(pieces, time.time_ns())
+            except OSError as error:
+                if not self._blocked:
+                    log.warning("output cannot be stored", execution_id=self._execution_id, error=str(error))
+                self._blocked = not self.giving_up.wait(RETRY_SECONDS)
+                if not self._blocked:
+                    return self._lose(pieces)
+            else:
+                self._blocked = False
+                return None
+
+    def _own_up(self) -> None:
+        for source in list(self.lost):
+            self._record.gap(source, self.lost[source], Cause.STORE, time.time_ns())
+            del self.lost[source]
+
+    def _lose(self, pieces: Pieces) -> None:
+        stored = self._record.taken
+        for source, data in pieces:
+            lost = max(len(data) - stored, 0)
+            stored = max(stored - len(data), 0)
+            if lost:
+                self.lost[source] = self.lost.get(source, 0) + lost
+
+
+class _Frames:
+    """Takes the engine's frames apart, in one buffer, without a copy."""
+
+    def __init__(self) -> None:
+        # A frame that says what no engine says, or an error of the engine's own: the stream cannot be trusted to be whole.
+        self.broken = False
+        self._buffer = memoryview(bytearray(BUFFER_BYTES))
+        self._held = 0  # bytes of a header that has not come whole, at the begin of the buffer
+        self._used = 0
+        self._end = 0
+        self._source = 0
+        self._left = 0  # bytes of the frame that are still to come
+        self._error = b""
+
+    @property
+    def room(self) -> memoryview:
+        return self._buffer[self._held :]
+
+    @property
+    def between(self) -> bool:
+        """Whether a frame ended with the last byte that was taken."""
+        return not self._held and not self._left
+
+    def take(self, size: int) -> Pieces:
+        """What is of the container in the bytes that came into the room. It lies in the buffer, and is good until `recycle`."""
+        pieces: list[tuple[Source, memoryview]] = []
+        buffer, at, end, left = self._buffer, 0, self._held + size, self._left
+        while at < end:
+            if not left:
+                if end - at < _HEADER.size:
+                    break
+                self._source, left = _HEADER.unpack_from(buffer, at)
+                at += _HEADER.size
+            piece = buffer[at : min(at + left, end)]
+            at += len(piece)
+            left -= len(piece)
+            source = _SOURCES.get(self._source)
+            if source is None:
+                self._set_aside(piece)
+            elif piece:
+                pieces.append((source, piece))
+        self._left, self._used, self._end = left, at, end
+        return pieces
+
+    def recycle(self) -> None:
+        """Makes room again; keeps the header that has not come whole."""
+        self._held = self._end - self._used
+        self._buffer[: self._held] = self._buffer[self._used : self._end]
+
+    def errors(self) -> Sequence[str]:
+        """What the engine said of itself, once it has said it to the end."""
+        if self._left or not self._error:
+            return ()
+        text, self._error = self._error.decode("utf-8", "replace").strip(), b""
+        return text.splitlines()
+
+    def _set_aside(self, piece: memoryview) -> None:
+        self.broken = True
+        if self._source == _ENGINE_ERROR and len(self._error) < MAX_ERROR_BYTES:
+            self._error += piece[:MAX_ERROR_BYTES]
+
+
+def _insist(write: Callable[[], T]) -> T:
+    """Writes until it is written: without this the record would be wrong, and its execution is not final before."""
+    while True:
+        try:
+            return write()
+        except OSError as error:
+            log.warning("a record cannot be written; trying again", error=str(error))
+            time.sleep(RETRY_SECONDS)

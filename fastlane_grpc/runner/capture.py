@@ -1,0 +1,60 @@
+"""How the output of a container gets into its record: one contract, whichever way the bytes take."""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Protocol
+
+from fastlane_grpc.record import Trailer
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The end of a container, as far as it bears on whether all of its output was had.
+
+    `witnessed`: the engine told of it while it was listened to without a break from before the start, so it is one life of the engine.
+    """
+
+    end_time: datetime | None
+    witnessed: bool
+
+
+class Capture(Protocol):
+    """Captures one execution. Used by one thread; what reads along in the background is its own affair.
+
+    A record is exact, or has a gap where it is not; `seal` is only reached through `drain`, which settles which of the two.
+    Only `open` and `resume` fail, with EngineDown, EngineRefuses or OSError (no room for the record), and may then be called again.
+    """
+
+    # Kept with the execution before its start: who takes it up again must capture it in the same way.
+    name: str
+
+    @property
+    def following(self) -> bool:
+        """Whether what the container prints is on its way into the record."""
+
+    def open(self, container_id: str) -> None:
+        """Before the start. When it returns, everything that the container prints from its start on is followed."""
+
+    def resume(self, container_id: str | None) -> None:
+        """After a break in which the container may have printed. What it printed then is a gap, unless the way of capture spans the break.
+        None: it does not run any more."""
+
+    def give_up(self) -> None:
+        """The container was killed: what cannot be stored now is counted as lost. Until then a full disk holds the container up instead."""
+
+    def drain(self, end: End | None) -> bool:
+        """Waits for the last bytes; True if every byte is in the record. None: the container never ran, there is nothing to wait for."""
+
+    def seal(self, exit_code: int | None, facts: Mapping[str, object]) -> Trailer | None:
+        """Ends the record, on disk when it returns. One that has its trailer keeps it. None: there is no record, as nothing came so far."""
+
+    def trailer(self) -> Trailer | None:
+        """The trailer of a record that is sealed already."""
+
+    def leave(self) -> None:
+        """Lets go of the record as it is, for the next one to resume."""
+
+    @property
+    def first_byte_time(self) -> datetime | None:
+        """When the first byte came."""

@@ -1,0 +1,221 @@
+"""The calls of a Docker engine that a runner needs, each with its answer as a value and its failures as two: it is down, or it refuses."""
+
+import struct
+import threading
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from socket import SO_PEERCRED, SOL_SOCKET
+from typing import Any
+from urllib.parse import quote, urlencode
+
+import docker.errors
+import requests
+from docker import APIClient
+
+from fastlane_grpc.runner.clock import engine_time
+from fastlane_grpc.runner.wire import EngineDown, EngineRefuses, Wire, connect
+
+# Answers that come from somebody in front of an engine that is not there.
+NO_ENGINE_STATUS = frozenset({502, 503, 504})
+
+INSTANCE_LABEL = "fastlane.instance"
+EXECUTION_LABEL = "fastlane.execution"
+JOB_LABEL = "fastlane.job"
+TASK_LABEL = "fastlane.task"
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image that the engine has; `id` is its digest."""
+
+    id: str
+    size_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A container as it is now. `start_time` is None for one that never ran, whatever else the engine says of it."""
+
+    id: str
+    status: str
+    labels: Mapping[str, str]
+    exit_code: int
+    error: str
+    out_of_memory: bool
+    stop_signal: str
+    start_time: datetime | None
+    end_time: datetime | None
+
+    @property
+    def alive(self) -> bool:
+        return self.status in {"running", "paused", "restarting"}
+
+    @property
+    def ended(self) -> bool:
+        return self.status in {"exited", "dead", "removing"} and self.start_time is not None
+
+
+class Engine:
+    """One Docker engine, at `unix:///path` or `tcp://host:port`. Every method may be called from any thread."""
+
+    def __init__(self, address: str, *, connections: int = 64, answer_seconds: float = 30) -> None:
+        self.address = address
+        self._connections = connections
+        self._answer_seconds = answer_seconds
+        self._sdk: APIClient | None = None
+        self._lock = threading.Lock()
+
+    def ping(self, timeout_seconds: float) -> str:
+        """The version of its API. An engine that hangs still accepts connections: only this tells."""
+        wire = Wire(self.address, "GET", "/_ping", connect_seconds=timeout_seconds, answer_seconds=timeout_seconds)
+        wire.cut()
+        return wire.headers.get("Api-Version", "1.41")
+
+    def life(self) -> str:
+        """Names this life of the engine, from its start to its end; empty where that cannot be told. Not there at all: EngineDown."""
+        with connect(self.address, self._answer_seconds) as connection:
+            if not self.address.startswith("unix://"):
+                return ""
+            process, _, _ = struct.unpack("3i", connection.getsockopt(SOL_SOCKET, SO_PEERCRED, struct.calcsize("3i")))
+        # Where systemd listens in the engine's place, the engine's own note beside the socket tells.
+        note = Path(self.address.removeprefix("unix://")).with_suffix(".pid")
+        return _life_of(process) or _life_of(_number_in(note))
+
+    def forget(self) -> None:
+        """Closes what is kept of an engine that went away: the next one may be of another version."""
+        with self._lock:
+            if self._sdk is not None:
+                self._sdk.close()
+            self._sdk = None
+
+    # -- images
+
+    def image(self, name: str) -> Image | None:
+        with self._asked() as sdk:
+            try:
+                answer = sdk.inspect_image(name)  # type: ignore[no-untyped-call]
+            except docker.errors.NotFound:
+                return None
+        return Image(answer["Id"], answer.get("Size", 0))
+
+    def pull(self, repository: str, tag: str, registry_auth: str, *, silence_seconds: float) -> Wire:
+        """The pull's progress, as lines of JSON. Cutting it ends the pull. After so long a silence reading it raises TimeoutError."""
+        query = urlencode({"fromImage": repository, "tag": tag})
+        headers = {"X-Registry-Auth": registry_auth} if registry_auth else {}
+        return self._wire("POST", f"/images/create?{query}", headers=headers, answer_seconds=silence_seconds)
+
+    # -- containers
+
+    def create(self, name: str, body: Mapping[str, Any]) -> str:
+        """The id of the new container."""
+        with self._asked() as sdk:
+            return str(sdk.create_container_from_config(body, name)["Id"])  # type: ignore[no-untyped-call]
+
+    def start(self, container_id: str) -> None:
+        """Sent once, on a connection of its own, and waited for as long as it takes. EngineDown: nobody knows whether it starts."""
+        self._wire("POST", f"/containers/{container_id}/start", answer_seconds=None).cut()
+
+    def kill(self, container_id: str, signal: str) -> None:
+        with self._asked() as sdk:
+            sdk.kill(container_id, signal)
+
+    def inspect(self, name: str) -> Container | None:
+        """None: there is no such container. Waits for the container's lock, which another call may hold."""
+        with self._asked() as sdk:
+            try:
+                answer = sdk.inspect_container(name)
+            except docker.errors.NotFound:
+                return None
+        return _container(answer)
+
+    def containers(self, instance: str) -> Mapping[str, str]:
+        """All containers of this instance, by id, with the execution each is for. Takes no container's lock."""
+        with self._asked() as sdk:
+            answer = sdk.containers(all=True, filters={"label": [f"{INSTANCE_LABEL}={instance}"]})
+        return {each["Id"]: each["Labels"].get(EXECUTION_LABEL, "") for each in answer}
+
+    def remove(self, container_id: str, *, force: bool) -> None:
+        """Removes it, with its anonymous volumes; one that is not there, or is being removed, is removed."""
+        with self._asked() as sdk:
+            try:
+                sdk.remove_container(container_id, v=True, force=force)
+            except docker.errors.NotFound:
+                return
+            except docker.errors.APIError as error:
+                if "is already in progress" not in str(error):
+                    raise
+
+    # -- streams
+
+    def attach(self, container_id: str) -> Wire:
+        """What the container prints from now on, as frames."""
+        path = f"/containers/{container_id}/attach?stream=1&stdout=1&stderr=1&logs=0"
+        return self._wire("POST", path, upgrade=True, answer_seconds=self._answer_seconds)
+
+    def events(self, filters: str, *, since: str) -> Wire:
+        """What happens to containers from now on, and what did since, as far as the engine remembers it: lines of JSON."""
+        query = urlencode({"filters": filters, "since": since}, quote_via=quote)
+        return self._wire("GET", f"/events?{query}", answer_seconds=self._answer_seconds)
+
+    def _wire(self, method: str, path: str, **options: Any) -> Wire:
+        return Wire(self.address, method, f"/v{self._connected().api_version}{path}", **options)
+
+    def _connected(self) -> APIClient:
+        with self._lock:
+            if self._sdk is None:
+                version = self.ping(self._answer_seconds)
+                self._sdk = APIClient(
+                    self.address, version=version, timeout=int(self._answer_seconds), max_pool_size=self._connections, user_agent="fastlane"
+                )
+                # No proxies, no ~/.netrc: looking for them costs more than the request.
+                self._sdk.trust_env = False
+            return self._sdk
+
+    @contextmanager
+    def _asked(self) -> Iterator[APIClient]:
+        try:
+            yield self._connected()
+        except docker.errors.APIError as error:
+            status = error.status_code or 500
+            if status in NO_ENGINE_STATUS:
+                raise EngineDown(f"the engine is not there: {error.explanation}") from error
+            raise EngineRefuses(status, str(error.explanation or error)) from error
+        except (requests.RequestException, docker.errors.DockerException) as error:
+            raise EngineDown(f"the engine does not answer: {error}") from error
+
+
+def _container(answer: Mapping[str, Any]) -> Container:
+    state = answer["State"]
+    return Container(
+        id=answer["Id"],
+        status=state["Status"],
+        labels=answer["Config"].get("Labels") or {},
+        exit_code=state["ExitCode"],
+        error=state.get("Error", ""),
+        out_of_memory=state.get("OOMKilled", False),
+        stop_signal=answer["Config"].get("StopSignal", ""),
+        start_time=engine_time(state.get("StartedAt", "")),
+        end_time=engine_time(state.get("FinishedAt", "")),
+    )
+
+
+def _life_of(process: int) -> str:
+    """Process id and start time, within one boot: together never used twice. Empty if it is not an engine, or cannot be seen from here."""
+    try:
+        stat = Path(f"/proc/{process}/stat").read_text()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return ""
+    # The name is in parentheses and may hold some itself; the start time is the twentieth field after it.
+    name, _, fields = stat.partition("(")[2].rpartition(")")
+    return f"{boot}/{process}/{fields.split()[19]}" if name == "dockerd" else ""
+
+
+def _number_in(file: Path) -> int:
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):
+        return 0

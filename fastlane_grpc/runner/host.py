@@ -1,0 +1,162 @@
+"""A host: one engine, and the one thread that listens to it. Whoever watches an execution is told when its container begins and ends.
+
+All are told when the engine goes away: it may come back another, and what happened in between is for each to find out.
+"""
+
+import json
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import structlog
+
+from fastlane_grpc.runner.clock import boottime
+from fastlane_grpc.runner.engine import EXECUTION_LABEL, INSTANCE_LABEL, Engine
+from fastlane_grpc.runner.orders import Began, Died, EngineBack, EngineGone, Order, Orders
+from fastlane_grpc.runner.wire import EngineDown, EngineRefuses, Wire
+
+# A frozen engine keeps its connections: so often it is asked whether it is there, and so long it may take to say so.
+PING_SECONDS = 10
+PING_ANSWER_SECONDS = 5
+# Pauses between tries to reach an engine that is gone.
+FIRST_PAUSE_SECONDS = 0.1
+LONGEST_PAUSE_SECONDS = 2.0
+# How far back an engine is asked for what it remembers.
+RECALL_SECONDS = 5
+
+log = structlog.get_logger(__name__)
+
+
+class Host:
+    """`up` says whether the engine answers; `on_change` is called, on any thread, whenever that changes."""
+
+    def __init__(
+        self,
+        name: str,
+        engine: Engine,
+        *,
+        instance: str,
+        on_change: Callable[["Host"], None] = lambda host: None,
+        ping_seconds: float = PING_SECONDS,
+    ) -> None:
+        self.name = name
+        self.engine = engine
+        self.instance = instance
+        self.up = False
+        self.on_change = on_change
+        self._ping_seconds = ping_seconds
+        self._watchers: dict[str, Orders] = {}
+        self._lock = threading.Lock()
+        self._closing = threading.Event()
+        self._wire: Wire | None = None
+        self._thread = threading.Thread(target=self._listen, name=f"host-{name}", daemon=True)
+
+    def open(self) -> None:
+        """Begins to listen. The engine need not be there."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """Ends the listening; tells nobody."""
+        with self._lock:
+            self._closing.set()
+            if self._wire is not None:
+                self._wire.cut()
+        self._thread.join(PING_ANSWER_SECONDS + 1)
+
+    @contextmanager
+    def watching(self, execution_id: str, orders: Orders) -> Iterator[None]:
+        """For as long as it lasts, what happens to the execution's container, and to the engine, is put into its orders."""
+        with self._lock:
+            self._watchers[execution_id] = orders
+        try:
+            yield
+        finally:
+            with self._lock:
+                del self._watchers[execution_id]
+
+    def doubt(self) -> None:
+        """Somebody got no answer: looks whether the engine is there. One that is not is marked down before this returns."""
+        self._look()
+
+    def _listen(self) -> None:
+        pause = FIRST_PAUSE_SECONDS
+        while not self._closing.is_set():
+            try:
+                # The answer begins a moment before the engine takes us for a listener. What it heard in between it remembers; to be told of
+                # an end twice does no harm.
+                wire = self.engine.events(self._filters(), since=f"{time.time() - RECALL_SECONDS:.9f}")
+            except (EngineDown, EngineRefuses) as error:
+                log.debug("host not reached", host=self.name, error=str(error))
+                self._closing.wait(pause)
+                pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
+                continue
+            pause = FIRST_PAUSE_SECONDS
+            with self._lock:
+                self._wire = wire
+                if self._closing.is_set():
+                    wire.cut()
+            self._follow(wire)
+            self.engine.forget()
+
+    def _follow(self, wire: Wire) -> None:
+        """Listens until the connection breaks."""
+        heard_since = boottime()
+        wire.patience(self._ping_seconds)
+        self._tell_all(EngineBack())
+        self._set_up(True)
+        while True:
+            try:
+                for line in wire.lines():
+                    self._heard(line, heard_since)
+                break
+            except TimeoutError:
+                self._look()
+            except OSError:
+                break
+        wire.cut()
+        with self._lock:
+            self._wire = None
+        if not self._closing.is_set():
+            self._set_up(False)
+            self._tell_all(EngineGone(boottime()))
+
+    def _heard(self, line: bytes, heard_since: float) -> None:
+        event = json.loads(line)
+        about = event["Actor"]["Attributes"]
+        with self._lock:
+            orders = self._watchers.get(about.get(EXECUTION_LABEL, ""))
+        if orders is None:
+            return
+        if event["Action"] == "die":
+            code = about.get("exitCode", "")
+            orders.put(Died(int(code) if code.isdigit() else None, event["timeNano"], heard_since))
+        else:
+            orders.put(Began())
+
+    def _look(self) -> None:
+        try:
+            self.engine.ping(min(self._ping_seconds, PING_ANSWER_SECONDS))
+        except (EngineDown, EngineRefuses):
+            self._set_up(False)
+        else:
+            # An engine that is going down may answer still, while nobody hears its events any more.
+            if self._wire is not None:
+                self._set_up(True)
+
+    def _set_up(self, up: bool) -> None:
+        with self._lock:
+            if up == self.up or self._closing.is_set():
+                return
+            self.up = up
+        log.info("host is up" if up else "host is down", host=self.name)
+        self.on_change(self)
+
+    def _tell_all(self, order: Order) -> None:
+        with self._lock:
+            watchers = list(self._watchers.values())
+        for orders in watchers:
+            orders.put(order)
+
+    def _filters(self) -> str:
+        return json.dumps({"type": ["container"], "label": [f"{INSTANCE_LABEL}={self.instance}"], "event": ["start", "unpause", "die"]})

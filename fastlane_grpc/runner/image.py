@@ -1,0 +1,179 @@
+"""How an image comes to be on a host, and what it means when it does not: ours to try again, or the job's to end with."""
+
+import json
+import re
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import docker.auth
+import docker.errors
+
+from fastlane_grpc.model import Reason
+from fastlane_grpc.runner.clock import boottime
+from fastlane_grpc.runner.engine import Engine
+from fastlane_grpc.runner.wire import EngineDown, EngineRefuses, Wire
+
+# An engine that pulls says something all the time; this long a silence means that it waits for a registry that will not answer.
+SILENCE_SECONDS = 300
+# A line about the progress of a pull at most so often.
+PROGRESS_SECONDS = 5
+
+
+class Refused(Exception):
+    """It cannot be run like this: nobody is down, and trying again would not help."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+
+
+class RegistryFails(Exception):
+    """The pull failed for what may pass."""
+
+
+def _says(*texts: str) -> re.Pattern[str]:
+    return re.compile("|".join(texts), re.IGNORECASE)
+
+
+# What engines and registries write, from the most telling to the least. Nobody documents these texts: they are those of engines 20.10 to
+# 28 and of the distribution library.
+_MEANINGS = (
+    (_says("no space left on device", "disk quota exceeded"), Reason.REFUSED_BY_ENGINE, "the engine's disk is full"),
+    (
+        _says(
+            "no matching manifest",
+            "(does not match the specified|cannot be used on this) platform",
+            "failed to register layer",
+            "unsupported (media|manifest|layer)",
+            "unknown (blob|layer)",
+            "layer verification failed",
+            "invalid (tar|checksum|rootfs)",
+        ),
+        Reason.IMAGE_UNUSABLE,
+        "the image cannot be used here",
+    ),
+    (
+        _says("denied", "unauthorized", "no basic auth credentials", "authentication required", "forbidden"),
+        Reason.IMAGE_DENIED,
+        "the registry refused; check the name, and log in to the registry on the server's machine (docker login)",
+    ),
+    (_says("(manifest|name) unknown", "not found", "no such image"), Reason.IMAGE_NOT_FOUND, "the registry has no such image"),
+    (_says("invalid (reference|repository|tag)", "must be lowercase"), Reason.IMAGE_NOT_FOUND, "this is not the name of an image"),
+)
+# Some of these words are also used of what is on the way to the registry, and may pass.
+_PASSING = _says(
+    "too ?many ?requests",
+    "no such host",
+    "i/o timeout",
+    "connection re(fused|set)",
+    "TLS handshake",
+    "server misbehaving",
+    r"status:? 5\d\d",
+)
+
+
+def image_parts(name: str) -> tuple[str, str]:
+    """Repository, and tag or digest, which is `latest` where there is none: without one an engine would pull every tag."""
+    repository, at, digest = name.partition("@")
+    if at:
+        return repository, digest
+    # A colon before the last slash belongs to the registry's port.
+    head, slash, last = name.rpartition("/")
+    last, _, tag = last.partition(":")
+    return f"{head}{slash}{last}", tag or "latest"
+
+
+def pull_failure(name: str, message: str) -> Refused | RegistryFails:
+    """What a failed pull means."""
+    if not _PASSING.search(message):
+        for pattern, reason, meaning in _MEANINGS:
+            if pattern.search(message):
+                return Refused(reason, f"{name} could not be pulled: {meaning}. The engine says: {message}")
+    return RegistryFails(message)
+
+
+class Pull:
+    """One pull, on a thread of its own: whoever waits for it can still be told something else. `on_end` gets its failure, or None."""
+
+    def __init__(self, engine: Engine, name: str, *, on_line: Callable[[str], None], on_end: Callable[[Exception | None], None]) -> None:
+        self._engine = engine
+        self._name = name
+        self._on_line = on_line
+        self._on_end = on_end
+        self._wire: Wire | None = None
+        self._lock = threading.Lock()
+        self._given_up = False
+        threading.Thread(target=self._run, name=f"pull-{name}", daemon=True).start()
+
+    def give_up(self) -> None:
+        """Nobody waits any more: the connection is cut, on which the engine ends the pull, unless another one shares it."""
+        with self._lock:
+            self._given_up = True
+            if self._wire is not None:
+                self._wire.cut()
+
+    def _run(self) -> None:
+        try:
+            self._pull()
+        except (Refused, RegistryFails, EngineDown) as error:
+            self._on_end(error)
+        except EngineRefuses as error:
+            self._on_end(pull_failure(self._name, error.message))
+        except TimeoutError:
+            self._on_end(RegistryFails(f"nothing was heard of the pull for {SILENCE_SECONDS} s"))
+        except OSError as error:
+            self._on_end(EngineDown(f"the engine broke off the pull: {error}"))
+        else:
+            self._on_end(None)
+
+    def _pull(self) -> None:
+        repository, tag = image_parts(self._name)
+        wire = self._engine.pull(repository, tag, _registry_auth(self._name, repository), silence_seconds=SILENCE_SECONDS)
+        with self._lock:
+            self._wire = wire
+            if self._given_up:
+                wire.cut()
+        progress, done = _Progress(), False
+        for line in wire.lines():
+            message = json.loads(line)
+            if "error" in message:
+                raise pull_failure(self._name, str(message["error"]))
+            done = done or str(message.get("status")).startswith("Status: ")
+            if said := progress.said(message):
+                self._on_line(f"pulling {self._name}: {said}")
+        if not done:
+            raise EngineDown("the engine broke off the pull")
+
+
+@dataclass
+class _Progress:
+    """How far the layers are, said now and then."""
+
+    layers: dict[str, tuple[int, int]] = field(default_factory=dict)
+    said_at: float = field(default_factory=boottime)
+
+    def said(self, message: dict[str, object]) -> str:
+        detail = message.get("progressDetail")
+        if message.get("status") == "Downloading" and isinstance(detail, dict) and detail.get("total"):
+            self.layers[str(message.get("id"))] = (int(detail.get("current", 0)), int(detail["total"]))
+        if not self.layers or boottime() < self.said_at + PROGRESS_SECONDS:
+            return ""
+        self.said_at = boottime()
+        current, total = (sum(numbers) for numbers in zip(*self.layers.values(), strict=True))
+        return f"{current / 1e6:.1f} of {total / 1e6:.1f} MB"
+
+
+def _registry_auth(name: str, repository: str) -> str:
+    """What `docker login` left for this registry, read anew each time: a login takes effect without a restart."""
+    try:
+        registry, _ = docker.auth.resolve_repository_name(repository)
+        config = docker.auth.load_config().resolve_authconfig(registry)
+    except docker.errors.InvalidRepository as error:
+        raise Refused(Reason.IMAGE_NOT_FOUND, f"{name} is not the name of an image: {error}") from error
+    except (docker.errors.DockerException, OSError) as error:
+        raise Refused(
+            Reason.IMAGE_DENIED, f"{name} could not be pulled: the credentials for its registry cannot be read: {error}"
+        ) from error
+    return docker.auth.encode_header(config).decode() if config else ""

@@ -1,0 +1,318 @@
+"""The way of one execution, as far as it is the same for one that begins and one that is taken up again: from its start to its end.
+
+Its steps are named, and each is reported right after it happened: whatever is killed there, the next server goes on from what is on disk.
+"""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+
+import structlog
+
+from fastlane_grpc.logs import Logs
+from fastlane_grpc.model import Assignment, State, Stop, StopCause, utc_now
+from fastlane_grpc.runner.attach import AttachCapture
+from fastlane_grpc.runner.capture import Capture, End
+from fastlane_grpc.runner.clock import boottime
+from fastlane_grpc.runner.engine import Container
+from fastlane_grpc.runner.host import Host
+from fastlane_grpc.runner.orders import Began, Died, EngineBack, EngineGone, Leave, Order, Orders, StopOrder
+from fastlane_grpc.runner.stopping import KILL, Stopping
+from fastlane_grpc.runner.verdict import DOUBTFUL_CODES, Verdict, ended
+from fastlane_grpc.runner.wire import EngineDown, EngineRefuses
+from fastlane_grpc.store import Store
+
+# An end that the engine ought to have told of by now is looked for.
+LOOK_SECONDS = 10.0
+# Clocks that stand still while the machine sleeps time the waits: so often the one that goes on is looked at.
+LONGEST_WAIT_SECONDS = 60.0
+# A timeout is carried out even if the store has no room to say so.
+STORE_SECONDS = 5.0
+
+log = structlog.get_logger(__name__)
+
+
+class Step(StrEnum):
+    """The way of an execution, in order."""
+
+    CLAIMED = "claimed"
+    PULLED = "pulled"
+    CREATED = "created"
+    ATTACHED = "attached"
+    FENCED = "fenced"
+    STARTED = "started"
+    RUNNING = "running"
+    DIED = "died"
+    DRAINED = "drained"
+    SEALED = "sealed"
+    FINISHED = "finished"
+    REMOVED = "removed"
+
+
+class Left(Exception):
+    """The server stops; the execution is the next one's."""
+
+
+class ToldToStop(Exception):
+    """An order to stop came while there was nothing to send a signal to."""
+
+    def __init__(self, stop: Stop) -> None:
+        super().__init__(stop.note)
+        self.stop = stop
+
+
+@dataclass(frozen=True, slots=True)
+class Surroundings:
+    """What every execution of a runner has in common."""
+
+    store: Store
+    logs: Logs
+    host: Host
+    default_timeout: timedelta
+    default_pids: int
+    start_answer_seconds: float
+    step: Callable[[Step, str], None]
+
+
+class Passage:
+    """One execution on its way. Lives on one thread."""
+
+    def __init__(self, surroundings: Surroundings, assignment: Assignment, orders: Orders) -> None:
+        self.around = surroundings
+        self.assignment = assignment
+        self.execution = assignment.execution
+        self.spec = assignment.spec
+        self.engine = surroundings.host.engine
+        self.timeout = surroundings.default_timeout if assignment.spec.timeout is None else assignment.spec.timeout
+        self.capture: Capture = AttachCapture(
+            self.engine, surroundings.logs.output_path(self.execution.id), self.execution.id, say=self.say
+        )
+        self.fenced = self.execution.starting
+        self.container_id = self.execution.container_id
+        self.engine_life = self.execution.engine_life
+        self.stop_signal = self.spec.stop_signal
+        self.stopping: Stopping | None = None
+        self.watched_since = 0.0
+        self.orders = orders
+        self._put_off: deque[Order] = deque()
+        self._deadline = float("inf")
+        self._look_at = float("inf")
+        self.log = log.bind(execution_id=self.execution.id, job_id=self.execution.job_id, host=surroundings.host.name)
+
+    # -- what is told on the way
+
+    def reached(self, step: Step) -> None:
+        self.around.step(step, self.execution.id)
+
+    def say(self, line: str) -> None:
+        """One of fastlane's own lines in the log of the execution."""
+        self.around.logs.system(self.execution.id, line)
+
+    # -- waiting
+
+    def next_order(self, seconds: float) -> Order | None:
+        """The next order within the time. Raises Left, and EngineDown if the engine went away since it is watched."""
+        order = self._put_off.popleft() if self._put_off else self.orders.get(min(seconds, LONGEST_WAIT_SECONDS))
+        if isinstance(order, Leave):
+            raise Left
+        if isinstance(order, EngineGone) and order.time > self.watched_since:
+            raise EngineDown("the engine went away")
+        return order
+
+    def wait(self, seconds: float | None) -> Order | None:
+        """The next order, while there is nothing yet to send a signal to: an order to stop raises ToldToStop then. Raises Left."""
+        order = self.orders.get(seconds)
+        if isinstance(order, Leave):
+            raise Left
+        if isinstance(order, StopOrder):
+            raise ToldToStop(order.stop)
+        return order
+
+    def pause(self, seconds: float) -> None:
+        """Waits so long, with an ear for orders."""
+        until = boottime() + seconds
+        while (left_seconds := until - boottime()) > 0:
+            self.wait(left_seconds)
+
+    def put_off(self, order: Order) -> None:
+        """Keeps an order for who asks next."""
+        self._put_off.append(order)
+
+    def watch(self) -> None:
+        """From now on nothing is to be missed: if what the engine tells is heard without a break, it is one life of the engine."""
+        self.watched_since = boottime()
+
+    # -- from its start on
+
+    def time_runs(self, seconds: float) -> None:
+        """From now on the container has so long to go on."""
+        self._deadline = boottime() + seconds
+
+    def began(self, start_time: datetime) -> None:
+        """The container runs, or ran: commits that, and goes with it to its end."""
+        if self.execution.state is State.PREPARING:
+            self.around.store.running(self.execution.id, start_time=start_time).result()
+            self.say(f"started on host {self.around.host.name}")
+            self.log.info("execution runs", container_id=self.container_id)
+        self.reached(Step.RUNNING)
+        died = self.until_end()
+        self.reached(Step.DIED)
+        self.end(died)
+
+    def told(self, stop: Stop) -> None:
+        """An order to stop that is on disk, or came again with less grace."""
+        if self.stopping:
+            self.stopping = self.stopping.told(stop, boottime())
+            return
+        self.stopping = Stopping.begin(stop, self.stop_signal, boottime())
+        self.say(f"told to stop {self.stopping.cause}")
+
+    def follow_again(self) -> None:
+        """After a break. A paused container refuses; it prints nothing, and is followed when it goes on."""
+        self.watch()
+        try:
+            self.capture.resume(self.container_id)
+        except EngineRefuses as refusal:
+            self.log.info("output is not followed yet", refusal=refusal.message)
+
+    def until_end(self) -> Died | None:
+        """Keeps the time and carries out orders until the container ends. None: it did, and the engine did not tell how."""
+        while True:
+            order = self.next_order(self._next_time() - boottime())
+            if isinstance(order, Died):
+                return order
+            if isinstance(order, StopOrder):
+                self.told(order.stop)
+            elif isinstance(order, Began) and not self.capture.following:
+                self.follow_again()
+            elif isinstance(order, EngineBack):
+                self._look_at = 0.0
+            if boottime() >= self._deadline and not self.stopping:
+                self._time_out()
+            self._send_what_is_due()
+            if boottime() >= self._look_at and not self._alive():
+                return None
+
+    def _next_time(self) -> float:
+        due = self.stopping.next_time if self.stopping else self._deadline
+        return min(due, self._look_at)
+
+    def _time_out(self) -> None:
+        self._deadline = float("inf")
+        grace = self.spec.grace
+        self.say(f"ran {self.timeout.total_seconds():g} s, its timeout")
+        try:
+            execution = self.around.store.time_out(self.execution.id, grace=grace).result(STORE_SECONDS)
+        except TimeoutError:
+            # It is written as soon as it can be. The container must not have the longer a time the fuller the disk is.
+            self.log.warning("a timeout is carried out before it is on disk")
+            self.told(Stop(StopCause.TIMEOUT, utc_now(), grace))
+            return
+        # None: somebody told it to stop just now, and the order is on its way to us.
+        if execution and execution.stop:
+            self.log.info("execution timed out", grace_seconds=grace.total_seconds())
+            self.told(execution.stop)
+
+    def _send_what_is_due(self) -> None:
+        name = self.stopping.due(boottime()) if self.stopping else ""
+        if not self.stopping or not name:
+            return
+        try:
+            self.engine.kill(self.container_id, name)
+        except EngineDown as error:
+            # Perhaps it hangs only. If it is gone we are told so.
+            self.log.warning("a signal was not sent", signal=name, error=str(error))
+            self.stopping = self.stopping.could_not_send(boottime())
+        except EngineRefuses as refusal:
+            self._not_sent(name, refusal)
+        else:
+            self.say(f"sent {name}")
+            self.log.info("signal sent", signal=name)
+            self.stopping = self.stopping.did_send(name, boottime())
+            if name == KILL:
+                self.capture.give_up()
+                self._look_at = boottime() + LOOK_SECONDS
+
+    def _not_sent(self, name: str, refusal: EngineRefuses) -> None:
+        assert self.stopping is not None
+        self.log.info("a signal was refused", signal=name, refusal=refusal.message)
+        if refusal.status in {404, 409}:
+            # It does not run any more: its end is on the way to us.
+            self._look_at = min(self._look_at, boottime() + LOOK_SECONDS)
+            self.stopping = self.stopping.could_not_send(boottime() + LOOK_SECONDS)
+        else:
+            self.say(f"the engine does not send {name}: {refusal.message}")
+            self.stopping = self.stopping.kill_now(boottime())
+
+    def _alive(self) -> bool:
+        self._look_at = float("inf") if self.stopping is None else boottime() + LOOK_SECONDS
+        container = self.engine.inspect(self.container_id)
+        # What the engine is about to start is not alive yet, and has not ended either.
+        return container is not None and (container.alive or not container.ended)
+
+    # -- its end
+
+    def end(self, died: Died | None) -> None:
+        """Of a container that ran: what the engine says of it now, and all that follows."""
+        container = self.engine.inspect(self.container_id)
+        told_code = died.exit_code if died else None
+        exit_code = container.exit_code if container else told_code
+        verdict = ended(
+            exit_code,
+            container,
+            self.spec,
+            self.stopping,
+            timeout=self.timeout,
+            engine_restarted=exit_code in DOUBTFUL_CODES and self._engine_restarted(),
+        )
+        self.conclude(verdict, End(_end_time(container, died), died is not None and died.heard_since <= self.watched_since))
+
+    def conclude(self, verdict: Verdict, end: End | None = None) -> None:
+        """The end in its order: record, fastlane's lines, outcome, container. `end` is None for one that did not run."""
+        complete = self.capture.drain(end)
+        self.reached(Step.DRAINED)
+        trailer = self.capture.seal(verdict.outcome.exit_code, verdict.facts())
+        self.reached(Step.SEALED)
+        if end and not complete:
+            self.say("some output may be missing: it is not certain that the engine handed over all of it")
+        self.say(f"{verdict.state.name.lower().replace('_', ' ')}: {verdict.outcome.detail or 'exited with 0'}")
+        totals = (*(trailer.totals if trailer else ()), *self.around.logs.seal_system(self.execution.id))
+        self.around.store.finish(
+            self.execution.id,
+            state=verdict.state,
+            outcome=verdict.outcome,
+            logs=totals,
+            start_time=verdict.start_time,
+            exit_time=verdict.exit_time,
+            first_byte_time=self.capture.first_byte_time,
+            seal_time=datetime.fromtimestamp(trailer.time_ns / 1e9, UTC) if trailer else utc_now(),
+        ).result()
+        self.reached(Step.FINISHED)
+        outcome = verdict.outcome
+        self.log.info(
+            "execution ended", state=verdict.state.name, reason=outcome.reason.name, exit_code=outcome.exit_code, complete=complete
+        )
+        self.remove()
+        self.reached(Step.REMOVED)
+
+    def remove(self) -> None:
+        """The container, if there is one. What is left is removed when the host is swept."""
+        if not self.container_id:
+            return
+        try:
+            self.engine.remove(self.container_id, force=True)
+        except (EngineDown, EngineRefuses) as error:
+            self.log.warning("container not removed", container_id=self.container_id, error=str(error))
+
+    def _engine_restarted(self) -> bool:
+        """Whether this is not the engine's life that the start was sent to. Raises EngineDown if it is ending just now."""
+        life = self.engine.life()
+        return bool(life and self.engine_life) and life != self.engine_life
+
+
+def _end_time(container: Container | None, died: Died | None) -> datetime | None:
+    if container is not None:
+        return container.end_time
+    return datetime.fromtimestamp(died.time_ns / 1e9, UTC) if died else None

@@ -1,0 +1,152 @@
+"""What an end means: the state and the outcome that follow from what the engine told and from what was ordered. Pure."""
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime, timedelta
+from signal import Signals
+from typing import Any, Final
+
+from fastlane_grpc.model import JobSpec, Outcome, Reason, State, StopCause
+from fastlane_grpc.record import Trailer
+from fastlane_grpc.runner.engine import Container
+from fastlane_grpc.runner.stopping import Stopping
+
+# What an engine says of containers whose end it did not see, or that it ended itself as it went down.
+DOUBTFUL_CODES: Final = frozenset({255, 137, 143})
+# By these the engine tells why a command could not be executed. A command may exit with them as well: then it has started.
+NOT_FOUND_CODE, NOT_EXECUTABLE_CODE = 127, 126
+MAX_DETAIL_CHARACTERS: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class Verdict:
+    """A final state with its outcome; the times are the engine's."""
+
+    state: State
+    outcome: Outcome
+    start_time: datetime | None = None
+    exit_time: datetime | None = None
+
+    def facts(self) -> Mapping[str, object]:
+        """All but the exit code, which a trailer has anyway: with both, a sealed record is enough to finish its execution."""
+        return {
+            "state": int(self.state),
+            "reason": int(self.outcome.reason),
+            "detail": self.outcome.detail,
+            "out_of_memory": self.outcome.out_of_memory,
+            "stop_signal": self.outcome.stop_signal,
+            "start_time": self.start_time and self.start_time.isoformat(),
+            "exit_time": self.exit_time and self.exit_time.isoformat(),
+        }
+
+
+def verdict_of(trailer: Trailer) -> Verdict:
+    """The verdict that a record was sealed with."""
+    facts: Mapping[str, Any] = trailer.facts
+    outcome = Outcome(
+        reason=Reason(facts["reason"]),
+        detail=facts["detail"],
+        exit_code=trailer.exit_code,
+        out_of_memory=facts["out_of_memory"],
+        stop_signal=facts["stop_signal"],
+    )
+    return Verdict(State(facts["state"]), outcome, _time(facts["start_time"]), _time(facts["exit_time"]))
+
+
+def ended(
+    exit_code: int | None,
+    container: Container | None,
+    spec: JobSpec,
+    stopping: Stopping | None,
+    *,
+    timeout: timedelta,
+    engine_restarted: bool,
+) -> Verdict:
+    """Of a container that ran and ended. `container` is None if it was removed before it could be looked at."""
+    start_time, exit_time = (container.start_time, container.end_time) if container else (None, None)
+    out_of_memory = container is not None and container.out_of_memory
+    state, reason, detail = _judged(exit_code, out_of_memory, spec, stopping, timeout=timeout, engine_restarted=engine_restarted)
+    outcome = Outcome(reason, _short(detail), exit_code, out_of_memory, stopping.sent if stopping else "")
+    return Verdict(state, outcome, start_time, exit_time)
+
+
+def not_started(error: str, exit_code: int, stopping: Stopping | None) -> Verdict:
+    """Of a container whose start the engine refused."""
+    said = _plain(error)
+    if stopping:
+        return _settled(State.STOPPED, Reason.UNSPECIFIED, f"told to stop {stopping.cause}; it would not have started: {said}")
+    if exit_code == NOT_FOUND_CODE:
+        return failed(Reason.COMMAND_NOT_FOUND, f"the image has no such command: {said}")
+    if exit_code == NOT_EXECUTABLE_CODE:
+        return failed(Reason.COMMAND_NOT_EXECUTABLE, f"the command cannot be executed: {said}")
+    return failed(Reason.REFUSED_BY_ENGINE, f"the engine did not start the container: {said}")
+
+
+def failed(reason: Reason, detail: str) -> Verdict:
+    return _settled(State.FAILED, reason, detail)
+
+
+def lost(reason: Reason, detail: str) -> Verdict:
+    return _settled(State.LOST, reason, detail)
+
+
+def stopped_before_start(stopping: Stopping) -> Verdict:
+    return _settled(State.STOPPED, Reason.UNSPECIFIED, f"told to stop {stopping.cause} before it was started")
+
+
+def _judged(
+    exit_code: int | None, out_of_memory: bool, spec: JobSpec, stopping: Stopping | None, *, timeout: timedelta, engine_restarted: bool
+) -> tuple[State, Reason, str]:
+    said = _said(exit_code)
+    if stopping and stopping.stop.cause is StopCause.TIMEOUT:
+        return State.TIMED_OUT, Reason.UNSPECIFIED, f"ran longer than its timeout of {timeout.total_seconds():g} s; {said}"
+    if stopping:
+        return State.STOPPED, Reason.UNSPECIFIED, f"told to stop {stopping.cause}; {said}"
+    if exit_code is None:
+        return State.LOST, Reason.CONTAINER_GONE, "the container was removed by somebody else; nobody knows how it ended"
+    if engine_restarted and exit_code in DOUBTFUL_CODES:
+        return (
+            State.LOST,
+            Reason.CONTAINER_GONE,
+            f"the engine was restarted while it ran, so that its exit code ({exit_code}) means nothing",
+        )
+    if exit_code == 0:
+        return State.SUCCEEDED, Reason.UNSPECIFIED, ""
+    if out_of_memory:
+        return State.FAILED, Reason.OUT_OF_MEMORY, f"killed for memory: {_memory(spec)}; {said}"
+    return State.FAILED, Reason.EXIT_CODE, said
+
+
+def _said(exit_code: int | None) -> str:
+    if exit_code is None:
+        return "ended, nobody knows how"
+    by_custom = exit_code - 128
+    if by_custom in set(Signals):
+        return f"exited with {exit_code}, by custom 128 + {Signals(by_custom).name}"
+    return f"exited with {exit_code}"
+
+
+def _memory(spec: JobSpec) -> str:
+    limit = spec.limits.memory_bytes
+    return f"it may use {limit / (1 << 20):g} MiB; raise limits.memory_bytes" if limit else "the machine has no more"
+
+
+def _settled(state: State, reason: Reason, detail: str) -> Verdict:
+    return Verdict(state, Outcome(reason, _short(detail)))
+
+
+def _plain(error: str) -> str:
+    """An error of the engine without the names of its inner parts."""
+    error = re.sub(r"^(failed to create (shim task|shim|task for container): )?OCI runtime create failed: ", "", error)
+    error = re.sub(r"^(runc|container_linux\.go:\d+|starting container process caused)( create failed)?: ", "", error)
+    error = re.sub(r"^unable to start container process: (error during container init: )?", "", error)
+    return re.sub(r": unknown$", "", error)
+
+
+def _short(detail: str) -> str:
+    return detail if len(detail) <= MAX_DETAIL_CHARACTERS else f"{detail[:MAX_DETAIL_CHARACTERS]}…"
+
+
+def _time(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None

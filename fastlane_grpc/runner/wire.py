@@ -1,0 +1,150 @@
+"""One request to the engine on a connection of its own: read as it comes, for as long as it lasts, and cut by any thread.
+
+For what the SDK's pool of connections is not made for: streams without an end, and the one request that must not be sent twice.
+"""
+
+import contextlib
+import json
+import socket
+from collections.abc import Iterator, Mapping
+from http.client import parse_headers
+from io import BytesIO
+
+MAX_ANSWER_BYTES = 1 << 20
+
+
+class EngineDown(Exception):
+    """The engine did not answer. What it was asked may have happened, or may happen yet."""
+
+
+class EngineRefuses(Exception):
+    """The engine answered that it will not: an HTTP status, and why."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+def connect(address: str, timeout_seconds: float) -> socket.socket:
+    """A connection to `unix:///path` or `tcp://host:port`. Raises EngineDown."""
+    kind, _, place = address.partition("://")
+    try:
+        if kind == "tcp":
+            host, _, port = place.rpartition(":")
+            connection = socket.create_connection((host.strip("[]"), int(port)), timeout_seconds)
+            # A machine that is gone says nothing: without this a stream from it would never end.
+            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+            return connection
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(timeout_seconds)
+        connection.connect(place)
+    except OSError as error:
+        raise EngineDown(f"no engine answers at {address}: {error}") from error
+    return connection
+
+
+class Wire:
+    """A request that was sent, and its answer, of which the head has come. Raises EngineDown; EngineRefuses if the answer is an error."""
+
+    def __init__(
+        self,
+        address: str,
+        method: str,
+        path: str,
+        *,
+        headers: Mapping[str, str] | None = None,
+        upgrade: bool = False,
+        connect_seconds: float = 10,
+        answer_seconds: float | None,
+    ) -> None:
+        self._connection = connect(address, connect_seconds)
+        self._rest = b""
+        try:
+            self._send(method, path, dict(headers or {}), upgrade)
+            self._connection.settimeout(answer_seconds)
+            self._read_head()
+            if self.status >= 400:
+                raise EngineRefuses(self.status, _message(self.body()))
+        except OSError as error:
+            self.cut()
+            raise EngineDown(f"the engine did not answer {method} {path.partition('?')[0]}: {error}") from error
+        except BaseException:
+            self.cut()
+            raise
+
+    def body(self) -> bytes:
+        """What is left of an answer that has an end."""
+        length = int(self.headers.get("Content-Length", MAX_ANSWER_BYTES))
+        if self.status == 204:
+            length = 0
+        while len(self._rest) < length and (more := self._connection.recv(65_536)):
+            self._rest += more
+        return self._rest[:length]
+
+    def lines(self) -> Iterator[bytes]:
+        """Line by line, to the end or the cut. Raises OSError, TimeoutError where none came in time: then it may be called again."""
+        while True:
+            line, newline, rest = self._rest.partition(b"\n")
+            if newline:
+                self._rest = rest
+                yield line
+            elif more := self._connection.recv(65_536):
+                self._rest += more
+            else:
+                return
+
+    def read_into(self, buffer: memoryview) -> int:
+        """The next bytes, at least one; 0 at the end. Raises OSError."""
+        if self._rest:
+            size = min(len(self._rest), len(buffer))
+            buffer[:size] = self._rest[:size]
+            self._rest = self._rest[size:]
+            return size
+        return self._connection.recv_into(buffer)
+
+    def patience(self, seconds: float | None) -> None:
+        """How long a read waits from now on before it raises TimeoutError."""
+        self._connection.settimeout(seconds)
+
+    def cut(self) -> None:
+        """Ends it. A thread that reads finds the end, or an OSError."""
+        # Shut down before it is closed: closing alone would not wake the reader.
+        with contextlib.suppress(OSError):
+            self._connection.shutdown(socket.SHUT_RDWR)
+        self._connection.close()
+
+    def _send(self, method: str, path: str, headers: dict[str, str], upgrade: bool) -> None:
+        # As HTTP/1.0 an answer is never in chunks: it is what comes until the end.
+        version = "1.0"
+        headers |= {"Host": "docker", "User-Agent": "fastlane"}
+        if method == "POST":
+            headers["Content-Length"] = "0"
+        if upgrade:
+            version = "1.1"
+            headers |= {"Connection": "Upgrade", "Upgrade": "tcp"}
+        lines = [f"{method} {path} HTTP/{version}", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
+        self._connection.sendall("\r\n".join(lines).encode())
+
+    def _read_head(self) -> None:
+        head = b""
+        while b"\r\n\r\n" not in head:
+            more = self._connection.recv(65_536)
+            if not more or len(head) > MAX_ANSWER_BYTES:
+                raise ConnectionError("it ended before its answer began")
+            head += more
+        # What follows is the stream already, and stays.
+        head, _, self._rest = head.partition(b"\r\n\r\n")
+        first, _, fields = head.partition(b"\r\n")
+        words = first.split(None, 2)
+        if len(words) < 2 or not words[1].isdigit():
+            raise ConnectionError(f"it answered {first[:80]!r}, which is not HTTP")
+        self.status = int(words[1])
+        self.headers = parse_headers(BytesIO(fields + b"\r\n\r\n"))
+
+
+def _message(body: bytes) -> str:
+    try:
+        return str(json.loads(body)["message"])
+    except (ValueError, KeyError, TypeError):
+        return body.decode("utf-8", "replace").strip()

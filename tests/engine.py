@@ -1,0 +1,282 @@
+"""A real engine for tests: its address, a tiny image of our own, and a server's lower floors over it, with nothing above the runner."""
+
+import asyncio
+import io
+import os
+import subprocess
+import tarfile
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import docker
+import pytest
+
+from fastlane_grpc.logs import Logs
+from fastlane_grpc.model import Assignment, Execution, JobSpec, Source, State
+from fastlane_grpc.record import Chunk, Gap, Position, RecordReader, Trailer
+from fastlane_grpc.runner.engine import Engine
+from fastlane_grpc.runner.host import Host
+from fastlane_grpc.runner.orders import Orders, StopOrder
+from fastlane_grpc.runner.passage import Step
+from fastlane_grpc.runner.run import DockerRunner
+from fastlane_grpc.store import Store
+
+SECONDS = 60
+
+
+def engine_address() -> str:
+    return os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock"
+
+
+@pytest.fixture(scope="session")
+def sdk() -> Iterator[docker.DockerClient]:
+    """The engine by the SDK, to look at what the runner did from outside."""
+    client = docker.DockerClient(engine_address(), timeout=SECONDS)
+    yield client
+    client.close()
+
+
+@pytest.fixture(scope="session")
+def image(sdk: docker.DockerClient) -> Iterator[str]:
+    """An image with nothing but busybox, /etc/passwd and /tmp; one for each process, so that tests may run side by side."""
+    name = f"fastlane-test:{os.getpid()}"
+    sdk.api.import_image_from_data(busybox_tar(), repository=name.partition(":")[0], tag=name.partition(":")[2])
+    yield name
+    sdk.images.remove(name, force=True)
+
+
+def busybox_tar() -> bytes:
+    busybox = Path("/bin/busybox")
+    names = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True).stdout.split()
+    file = io.BytesIO()
+    with tarfile.open(fileobj=file, mode="w") as tar:
+        tar.add(busybox, "bin/busybox")
+        for name in sorted({*names} - {"busybox"}):
+            link = tarfile.TarInfo(f"bin/{name}")
+            link.type, link.linkname, link.mode = tarfile.SYMTYPE, "busybox", 0o777
+            tar.addfile(link)
+        for name in ("tmp", "etc"):
+            directory = tarfile.TarInfo(name)
+            directory.type, directory.mode = tarfile.DIRTYPE, 0o1777
+            tar.addfile(directory)
+        passwd = tarfile.TarInfo("etc/passwd")
+        content = b"root:x:0:0:root:/:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/sh\n"
+        passwd.size, passwd.mode = len(content), 0o644
+        tar.addfile(passwd, io.BytesIO(content))
+    return file.getvalue()
+
+
+@dataclass(frozen=True)
+class Output:
+    """A record, read back."""
+
+    stdout: bytes
+    stderr: bytes
+    gaps: Sequence[Gap]
+    trailer: Trailer | None
+    entries: Sequence[Chunk | Gap]
+
+
+class Killed(BaseException):
+    """What a server is killed by, in these tests: nothing catches it, and nothing is put in order after it."""
+
+
+class Going:
+    """An execution on its way, on a thread."""
+
+    def __init__(self, house: "House", assignment: Assignment, *, kill_at: Step | None = None, stop_at: Step | None = None) -> None:
+        self.id = assignment.execution.id
+        self.orders = Orders()
+        self.steps: list[Step] = []
+        self._house = house
+        self._kill_at = kill_at
+        self._stop_at = stop_at
+        self._passed = threading.Condition()
+        house.going[self.id] = self
+        self._future = house.threads.submit(house.runner.run, assignment, self.orders)
+
+    def step(self, step: Step) -> None:
+        with self._passed:
+            self.steps.append(step)
+            self._passed.notify_all()
+        if step is self._kill_at:
+            raise Killed
+        if step is self._stop_at:
+            self._house.stop(self.id, grace=0)
+
+    def wait_for(self, step: Step) -> None:
+        with self._passed:
+            assert self._passed.wait_for(lambda: step in self.steps, SECONDS), f"{step} was not reached: {self.steps}"
+
+    def result(self) -> Execution:
+        """The execution after `run` returned; raises what that raised."""
+        self._future.result(SECONDS)
+        return self._house.execution(self.id)
+
+    def failure(self) -> BaseException | None:
+        return self._future.exception(SECONDS)
+
+
+class House:
+    """Store, logs, host and runner on one data directory, as a server has them, with the part of a dispatcher that passes on orders."""
+
+    def __init__(self, directory: Path, image: str, address: str = "") -> None:
+        self.directory = directory
+        self.image = image
+        self.address = address or engine_address()
+        self.going: dict[str, Going] = {}
+        self.loop = asyncio.new_event_loop()
+        self._loop_thread = threading.Thread(target=self.loop.run_forever, daemon=True)
+        self._loop_thread.start()
+        self.threads = ThreadPoolExecutor(16, "execution")
+        self.open()
+
+    def open(self) -> None:
+        self.store = Store.open(self.directory, on_commit=self._committed, loop=self.loop)
+        self.logs = Logs(self.directory / "logs")
+        self.changed = threading.Condition()
+        self.host = Host("local", Engine(self.address), instance=self.store.instance, on_change=self._host_changed)
+        self.host.open()
+        self.wait_until(lambda: self.host.up)
+        self.runner = DockerRunner(
+            self.store, self.logs, self.host, default_timeout=timedelta(seconds=SECONDS), default_pids=256, step=self._step
+        )
+
+    def reopen(self) -> None:
+        """The next server on the same data."""
+        self.close_floors()
+        self.open()
+
+    def close_floors(self) -> None:
+        self.host.close()
+        self.logs.close()
+        self.store.close()
+
+    def close(self) -> None:
+        for container_id in self.host.engine.containers(self.store.instance):
+            self.host.engine.remove(container_id, force=True)
+        self.threads.shutdown(wait=True)
+        self.close_floors()
+        self.loop.call_soon_threadsafe(self.loop.stop)
+        self._loop_thread.join()
+        self.loop.close()
+
+    def wait_until(self, true: Callable[[], bool]) -> None:
+        with self.changed:
+            assert self.changed.wait_for(true, SECONDS)
+
+    def enqueue(self, command: str = "", *args: str, **more: Any) -> str:
+        """The id of a new job's execution."""
+        spec = JobSpec(image=str(more.pop("image", self.image)), command=command, args=args, **more)
+        job, _ = self.store.enqueue(task_id="t", spec=spec, request_id="", caller_address="").result()
+        return job.execution.id
+
+    def claim(self, command: str = "", *args: str, **more: Any) -> Assignment:
+        self.enqueue(command, *args, **more)
+        (assignment,) = self.store.claim(1, host="local").result()
+        return assignment
+
+    def go(self, command: str = "", *args: str, kill_at: Step | None = None, stop_at: Step | None = None, **more: Any) -> Going:
+        return Going(self, self.claim(command, *args, **more), kill_at=kill_at, stop_at=stop_at)
+
+    def run(self, command: str = "", *args: str, **more: Any) -> Execution:
+        return self.go(command, *args, **more).result()
+
+    def sh(self, script: str, **more: Any) -> Execution:
+        return self.run("sh -c", script, **more)
+
+    def kill_at(self, step: Step, script: str, **more: Any) -> str:
+        """Runs up to `step`, where the server is killed. The id of what it left; the next server is there."""
+        going = self.go("sh -c", script, kill_at=step, **more)
+        assert isinstance(going.failure(), Killed)
+        self.reopen()
+        return going.id
+
+    def adopt(self, execution_id: str, *, kill_at: Step | None = None) -> Going:
+        return Going(self, self.store.assignment(execution_id).result(), kill_at=kill_at)
+
+    def execution(self, execution_id: str) -> Execution:
+        return self.store.execution(execution_id).result()
+
+    def stop(self, execution_id: str, *, grace: float = 10, note: str = "") -> None:
+        job_id = self.execution(execution_id).job_id
+        self.store.stop(job_id, grace=timedelta(seconds=grace), note=note).result()
+
+    def wait_for_output(self, execution_id: str, content: bytes = b"") -> None:
+        """Until there is some, and that with `content` in it."""
+        path = self.logs.output_path(execution_id)
+        until = time.monotonic() + SECONDS
+        while not path.exists() or content not in (printed := read_output(path)).stdout or not printed.stdout:
+            assert time.monotonic() < until, "no output came"
+            time.sleep(0.01)
+
+    def output(self, execution_id: str) -> Output:
+        return read_output(self.logs.output_path(execution_id))
+
+    def system(self, execution_id: str) -> str:
+        reader = RecordReader(self.logs.system_path(execution_id))
+        entries = reader.read(Position.BEGIN).entries
+        reader.close()
+        return b"".join(entry.data for entry in entries if isinstance(entry, Chunk)).decode()
+
+    def _step(self, step: Step, execution_id: str) -> None:
+        self.going[execution_id].step(step)
+
+    def _host_changed(self, host: Host) -> None:
+        with self.changed:
+            self.changed.notify_all()
+
+    def _committed(self, executions: Sequence[Execution]) -> None:
+        for execution in executions:
+            if execution.state is State.STOPPING and execution.stop and execution.id in self.going:
+                self.going[execution.id].orders.put(StopOrder(execution.stop))
+
+
+def read_output(path: Path) -> Output:
+    reader = RecordReader(path)
+    position, trailer = Position.BEGIN, None
+    entries: list[Chunk | Gap] = []
+    while trailer is None:
+        stretch = reader.read(position)
+        if not stretch.entries and stretch.trailer is None:
+            break
+        entries += stretch.entries
+        position, trailer = stretch.next, stretch.trailer
+    reader.close()
+    chunks = [entry for entry in entries if isinstance(entry, Chunk)]
+    return Output(
+        stdout=b"".join(chunk.data for chunk in chunks if chunk.source is Source.STDOUT),
+        stderr=b"".join(chunk.data for chunk in chunks if chunk.source is Source.STDERR),
+        gaps=[entry for entry in entries if isinstance(entry, Gap)],
+        trailer=trailer,
+        entries=entries,
+    )
+
+
+@contextmanager
+def opened(directory: Path, image: str, address: str = "") -> Iterator[House]:
+    house = House(directory, image, address)
+    try:
+        yield house
+    finally:
+        house.close()
+
+
+@pytest.fixture
+def house(tmp_path: Path, image: str) -> Iterator[House]:
+    with opened(tmp_path, image) as house:
+        yield house
+
+
+@pytest.fixture
+def another(tmp_path_factory: pytest.TempPathFactory, image: str) -> Iterator[House]:
+    """A second server on the same engine."""
+    with opened(tmp_path_factory.mktemp("another"), image) as house:
+        yield house
