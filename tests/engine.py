@@ -21,11 +21,7 @@ import pytest
 from fastlane_grpc.logs import Logs
 from fastlane_grpc.model import Assignment, Execution, JobSpec, Source, State
 from fastlane_grpc.record import Chunk, Gap, Position, RecordReader, Trailer
-from fastlane_grpc.runner.engine import Engine
-from fastlane_grpc.runner.host import Host
-from fastlane_grpc.runner.orders import Orders, StopOrder
-from fastlane_grpc.runner.passage import Step
-from fastlane_grpc.runner.run import DockerRunner
+from fastlane_grpc.runner import DockerRunner, Host, Orders, Step, StopOrder
 from fastlane_grpc.store import Store
 
 SECONDS = 60
@@ -142,8 +138,8 @@ class House:
         self.store = Store.open(self.directory, on_commit=self._committed, loop=self.loop)
         self.logs = Logs(self.directory / "logs")
         self.changed = threading.Condition()
-        self.host = Host("local", Engine(self.address), instance=self.store.instance, on_change=self._host_changed)
-        self.host.open()
+        self.host = Host("local", self.address, instance=self.store.instance, ping_seconds=1)
+        self.host.start(self._host_changed)
         self.wait_until(lambda: self.host.up)
         self.runner = DockerRunner(
             self.store, self.logs, self.host, default_timeout=timedelta(seconds=SECONDS), default_pids=256, step=self._step
@@ -229,7 +225,7 @@ class House:
     def _step(self, step: Step, execution_id: str) -> None:
         self.going[execution_id].step(step)
 
-    def _host_changed(self, host: Host) -> None:
+    def _host_changed(self) -> None:
         with self.changed:
             self.changed.notify_all()
 

@@ -29,31 +29,24 @@ log = structlog.get_logger(__name__)
 
 
 class Host:
-    """`up` says whether the engine answers; `on_change` is called, on any thread, whenever that changes."""
+    """The engine at `address` (`unix:///path` or `tcp://host:port`). `up` says whether it answers."""
 
-    def __init__(
-        self,
-        name: str,
-        engine: Engine,
-        *,
-        instance: str,
-        on_change: Callable[["Host"], None] = lambda host: None,
-        ping_seconds: float = PING_SECONDS,
-    ) -> None:
+    def __init__(self, name: str, address: str, *, instance: str, ping_seconds: float = PING_SECONDS) -> None:
         self.name = name
-        self.engine = engine
         self.instance = instance
         self.up = False
-        self.on_change = on_change
+        self.engine = Engine(address)
         self._ping_seconds = ping_seconds
+        self._on_change: Callable[[], None] = lambda: None
         self._watchers: dict[str, Orders] = {}
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._wire: Wire | None = None
         self._thread = threading.Thread(target=self._listen, name=f"host-{name}", daemon=True)
 
-    def open(self) -> None:
-        """Begins to listen. The engine need not be there."""
+    def start(self, on_change: Callable[[], None]) -> None:
+        """Begins to listen; the engine need not be there. `on_change` is called whenever `up` has changed, on some thread."""
+        self._on_change = on_change
         self._thread.start()
 
     def close(self) -> None:
@@ -150,7 +143,7 @@ class Host:
                 return
             self.up = up
         log.info("host is up" if up else "host is down", host=self.name)
-        self.on_change(self)
+        self._on_change()
 
     def _tell_all(self, order: Order) -> None:
         with self._lock:
