@@ -36,6 +36,9 @@ WaitingOf = Callable[[Execution], Waiting | None]
 _SOURCES = frozenset(map(int, Source))
 _PULL_POLICIES = frozenset(map(int, PullPolicy))
 
+# The longest duration of the wire.
+_MAX_SECONDS = 315_576_000_000
+
 # ------------------------------------------------------------------------------------------------------------------- requests
 
 
@@ -105,11 +108,10 @@ def _read_optional_duration(
     if not cast(Message, message).HasField(name):
         return None
     duration: Duration = getattr(message, name)
-    try:
-        return duration.ToTimedelta()
-    except (ValueError, OverflowError):
+    if abs(duration.seconds) > _MAX_SECONDS or abs(duration.nanos) >= 1_000_000_000 or duration.seconds * duration.nanos < 0:
         violations.append(Violation(field, f"is not a duration: {duration.seconds} seconds and {duration.nanos} nanoseconds"))
         return None
+    return duration.ToTimedelta()
 
 
 def _read_metadata(spec: pb.JobSpec, violations: list[Violation]) -> Mapping[str, object] | None:

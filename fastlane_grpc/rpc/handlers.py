@@ -26,7 +26,7 @@ def handler(descriptor: ServiceDescriptor, servicer: object) -> grpc.GenericRpcH
     return grpc.method_handlers_generic_handler(descriptor.full_name, methods)
 
 
-def _method_handler(method: MethodDescriptor, call: Callable[..., Any]) -> grpc.RpcMethodHandler[Any, Any]:
+def _method_handler(method: MethodDescriptor, call: Callable[..., Any]) -> "grpc.RpcMethodHandler[Any, Any]":
     read: Callable[[bytes], Message] = GetMessageClass(method.input_type).FromString
     if method.server_streaming:
         return grpc.unary_stream_rpc_method_handler(_guarded_stream(call), request_deserializer=read, response_serializer=_written)

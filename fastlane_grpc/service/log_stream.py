@@ -61,6 +61,7 @@ LogEvent: TypeAlias = bytes | StateChanged | Beat | Sealed | Unsealed
 
 async def log_stream(request: LogRequest, store: Store, tails: Tails, stopping: Callable[[], bool]) -> AsyncIterator[LogEvent]:
     """Ends after Sealed or Unsealed, or with an error; an end without either is a cut."""
+    await store.execution(request.execution_id)  # Only what exists has a log.
     cursor = Cursor.parse(request.cursor, request.execution_id)
     with tails.watching(request.execution_id) as watch:
         # Read after the watch began: a change in between is told of, and is newer than what is read here.

@@ -1,0 +1,78 @@
+"""A server in a process of its own, which may be killed: by a test from outside, or by itself right after a named step of the runner."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+# What the process does. A step that is to kill it comes as NAME:N, the Nth time that any execution reaches it.
+_MAIN = """
+import json, os, signal, sys, threading
+from fastlane_grpc import app, config
+
+flags, kill_at = json.loads(sys.argv[1])
+name, _, nth = kill_at.partition(":")
+left, lock = [int(nth or 1)], threading.Lock()
+
+def step(step, execution_id):
+    with lock:
+        if step == name:
+            left[0] -= 1
+            if not left[0]:
+                os.kill(os.getpid(), signal.SIGKILL)
+
+app.serve(config.load(flags, {}, None), ready=lambda port: print(port, flush=True), step=step)
+"""
+
+
+class Server:
+    """A server on a free port of loopback, over a data directory that outlives it."""
+
+    def __init__(self, data_dir: Path, *, kill_at: str = "", listen: str = "127.0.0.1:0", **settings: object) -> None:
+        flags = {"data_dir": str(data_dir), "listen": listen, **settings}
+        with Path(f"{data_dir}.log").open("ab") as log:
+            self.process = subprocess.Popen(
+                [sys.executable, "-c", _MAIN, json.dumps([flags, kill_at])], stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL
+            )
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        if not line and not kill_at:
+            raise RuntimeError(f"the server did not start:\n{Path(f'{data_dir}.log').read_text()[-4000:]}")
+        self.port = int(line) if line else 0
+
+    @property
+    def address(self) -> str:
+        return f"127.0.0.1:{self.port}"
+
+    def kill(self) -> None:
+        """As a crash would."""
+        self._end(signal.SIGKILL)
+
+    def stop(self) -> int:
+        """As an operator would; the exit code."""
+        return self._end(signal.SIGTERM)
+
+    def wait(self, timeout_seconds: float = 60) -> int:
+        return self.process.wait(timeout_seconds)
+
+    def _end(self, number: int) -> int:
+        if self.process.poll() is None:
+            os.kill(self.process.pid, number)
+        code = self.process.wait(60)
+        if self.process.stdout:
+            self.process.stdout.close()
+        return code
+
+
+@contextmanager
+def serving(data_dir: Path, **settings: object) -> Iterator[Server]:
+    """A server for as long as it lasts, stopped by SIGTERM."""
+    server = Server(data_dir, **settings)  # type: ignore[arg-type]
+    try:
+        yield server
+    finally:
+        server.stop()

@@ -1,0 +1,514 @@
+"""The contract over real gRPC and a real store. No engine: the test itself is the runner, by the same calls of the store."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar
+
+import grpc
+import pytest
+from google.protobuf import duration_pb2, json_format
+from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2
+from grpc_status import rpc_status
+
+from fastlane_grpc.config import Settings
+from fastlane_grpc.logs import Logs, Tails
+from fastlane_grpc.model import Cause, Execution, LogTotals, Outcome, Reason, Source, State, new_id, utc_now
+from fastlane_grpc.record import RecordWriter
+from fastlane_grpc.rpc.converters import log_message
+from fastlane_grpc.rpc.server import RpcServer
+from fastlane_grpc.service import Service
+from fastlane_grpc.store import Store
+from fastlane_grpc.v1 import fastlane_pb2 as pb
+from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
+
+OUT, ERR = Source.STDOUT, Source.STDERR
+Detail = TypeVar("Detail", bound=Message)
+
+
+class NoPlaces:
+    """A dispatcher that gives no place to anybody: what runs, the test runs."""
+
+    running = 8
+    host_error = ""
+
+
+class House:
+    """The floors from the store to gRPC, on a free port."""
+
+    def __init__(self, path: Path, **settings: object) -> None:
+        loop = asyncio.get_running_loop()
+        self.settings = Settings(data_dir=path, listen="127.0.0.1:0", max_running=8, **settings)
+        self.store = Store.open(path, on_commit=self._committed, loop=loop)
+        self.logs = Logs(path / "logs")
+        self.tails = Tails(self.logs, log_message, cache_bytes=8 << 20, loop=loop)
+        self.places = NoPlaces()
+        self.service = Service(self.store, self.tails, self.places, self.settings)
+        self.server = RpcServer(self.service, self.settings)
+        self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{self.server.port}")
+        self.jobs = pb_grpc.JobServiceStub(self.channel)
+        self.executions = pb_grpc.ExecutionServiceStub(self.channel)
+        self.info = pb_grpc.ServerServiceStub(self.channel)
+
+    def _committed(self, executions: Sequence[Execution]) -> None:
+        self.tails.changed(executions)
+
+    async def close(self) -> None:
+        await self.channel.close()
+        await self.server.stop()
+        self.tails.close()
+        self.logs.close()
+        self.store.close()
+
+    async def enqueue(self, **spec: object) -> pb.Job:
+        request = pb.EnqueueJobRequest(task_id="task", spec=pb.JobSpec(**{"image": "busybox", **spec}))  # type: ignore[arg-type]
+        return (await self.jobs.EnqueueJob(request)).job
+
+    async def begin(self) -> tuple[Execution, RecordWriter]:
+        """Takes the next execution to RUNNING, its record open."""
+        (assignment,) = await self.store.claim(1, host="local")
+        execution = assignment.execution
+        self.logs.path(execution.id).mkdir(parents=True, exist_ok=True)
+        writer = RecordWriter.create(self.logs.output_path(execution.id), execution_id=execution.id, capture="test")
+        await self.store.starting(
+            execution.id, container_id="c", capture="test", engine_life="", image_digest="sha256:0", pull_time=utc_now(), container_time=utc_now()
+        )
+        await self.store.running(execution.id, start_time=utc_now())
+        return execution, writer
+
+    async def finish(self, execution: Execution, writer: RecordWriter, code: int = 0) -> None:
+        trailer = writer.seal(code, {}, time.time_ns())
+        state = State.FAILED if code else State.SUCCEEDED
+        outcome = Outcome(Reason.EXIT_CODE if code else Reason.UNSPECIFIED, exit_code=code)
+        await self.store.finish(execution.id, state=state, outcome=outcome, logs=trailer.totals)
+
+    def stream(self, execution_id: str, **more: object) -> "grpc.aio.UnaryStreamCall[object, pb.StreamExecutionLogsResponse]":
+        return self.executions.StreamExecutionLogs(pb.StreamExecutionLogsRequest(execution_id=execution_id, **more))  # type: ignore[arg-type,return-value]
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    house = House(tmp_path)
+    await house.server.start()
+    yield house
+    await house.close()
+
+
+def reason(error: grpc.aio.AioRpcError) -> str:
+    return info(error).reason
+
+
+def info(error: grpc.aio.AioRpcError) -> error_details_pb2.ErrorInfo:
+    found = detail(error, error_details_pb2.ErrorInfo)
+    assert found is not None
+    assert found.domain == "fastlane"
+    return found
+
+
+def detail(error: grpc.aio.AioRpcError, kind: "type[Detail]") -> "Detail | None":
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]
+    assert status is not None
+    assert status.code == error.code().value[0]
+    for packed in status.details:
+        found = kind()
+        if packed.Unpack(found):  # type: ignore[arg-type]
+            return found
+    return None
+
+
+# ------------------------------------------------------------------------------------------------------------------------ jobs
+
+
+async def test_a_job_is_answered_as_it_was_put_in(house: House) -> None:
+    spec = pb.JobSpec(
+        image="registry:5000/mail:1.2@sha256:" + "a" * 64,
+        command="python 'a b'",
+        args=["$HOME", "*"],
+        envs={"A": "1", "DB_PASSWORD": "hunter2"},
+        entrypoint=[""],
+        working_dir="/app",
+        user="nobody:daemon",
+        timeout=duration_pb2.Duration(seconds=90, nanos=5000),
+        pull_policy=pb.JobSpec.PULL_POLICY_NEVER,
+        limits=pb.Limits(memory_bytes=64 << 20, cpus=0.5, pids=10),
+        network="none",
+        read_only_root=True,
+        stop_signal="SIGINT",
+        stop_grace=duration_pb2.Duration(),
+        priority=-3,
+        labels={"team": "mail"},
+    )
+    json_format.ParseDict({"ticket": 17, "nested": {"a": [1, None, True]}}, spec.metadata)
+    enqueued = await house.jobs.EnqueueJob(pb.EnqueueJobRequest(task_id="send.mail-1", spec=spec, request_id="r1"))
+    assert not enqueued.existing
+    job = (await house.jobs.GetJob(pb.GetJobRequest(job_id=enqueued.job.id))).job
+    assert job == enqueued.job
+    spec.envs["DB_PASSWORD"] = "***"
+    assert job.spec == spec
+    assert (job.task_id, job.request_id, job.executions, job.state) == ("send.mail-1", "r1", 1, pb.STATE_QUEUED)
+    assert job.caller_address.startswith("ipv4:127.0.0.1:")
+    assert job.execution.job_id == job.id
+    assert (job.execution.run, job.execution.attempt) == (1, 1)
+    assert job.execution.waiting.reason == pb.WAIT_REASON_NO_FREE_PLACE
+    assert job.execution.waiting.detail == "8 of 8 places taken"
+    execution = (await house.executions.GetExecution(pb.GetExecutionRequest(execution_id=job.execution.id))).execution
+    assert execution == job.execution
+
+
+async def test_the_secret_reaches_the_runner_though_no_answer_shows_it(house: House) -> None:
+    await house.enqueue(envs={"API_TOKEN": "s3cret"})
+    (assignment,) = await house.store.claim(1, host="local")
+    assert assignment.spec.envs == {"API_TOKEN": "s3cret"}
+
+
+async def test_a_request_id_makes_an_enqueue_safe_to_repeat(house: House) -> None:
+    request = pb.EnqueueJobRequest(task_id="t", spec=pb.JobSpec(image="busybox"), request_id="once")
+    first, second = await house.jobs.EnqueueJob(request), await house.jobs.EnqueueJob(request)
+    assert (first.existing, second.existing) == (False, True)
+    assert first.job.id == second.job.id
+    request.spec.command = "other"
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await house.jobs.EnqueueJob(request)
+    assert (refused.value.code(), reason(refused.value)) == (grpc.StatusCode.ALREADY_EXISTS, "REQUEST_ID_REUSED")
+    assert info(refused.value).metadata["job_id"] == first.job.id
+
+
+async def test_validate_only_answers_and_keeps_nothing(house: House) -> None:
+    request = pb.EnqueueJobRequest(task_id="t", spec=pb.JobSpec(image="busybox"), validate_only=True, request_id="v")
+    answer = await house.jobs.EnqueueJob(request)
+    assert (answer.job.id, answer.job.execution.id, answer.job.spec.image) == ("", "", "busybox")
+    assert await house.store.claim(1, host="local") == []
+    request.validate_only = False
+    assert not (await house.jobs.EnqueueJob(request)).existing
+
+
+async def test_a_bad_request_names_every_field_and_keeps_nothing(house: House) -> None:
+    spec = pb.JobSpec(image="A B", envs={"A=B": "1"}, network="host", timeout=duration_pb2.Duration(seconds=1, nanos=-1))
+    spec.pull_policy = 77  # type: ignore[assignment]
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await house.jobs.EnqueueJob(pb.EnqueueJobRequest(task_id="", spec=spec))
+    assert (refused.value.code(), reason(refused.value)) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
+    bad = detail(refused.value, error_details_pb2.BadRequest)
+    assert bad is not None
+    assert {violation.field for violation in bad.field_violations} == {
+        "task_id",
+        "spec.image",
+        'spec.envs["A=B"]',
+        "spec.network",
+        "spec.timeout",
+        "spec.pull_policy",
+    }
+    assert await house.store.claim(1, host="local") == []
+
+
+async def test_a_flood_of_faults_still_fits_the_trailers(house: House) -> None:
+    envs = {f"{'x' * 300}={number}": "\0" for number in range(500)}
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await house.jobs.EnqueueJob(pb.EnqueueJobRequest(task_id="t", spec=pb.JobSpec(image="busybox", envs=envs)))
+    assert refused.value.code() is grpc.StatusCode.INVALID_ARGUMENT
+    bad = detail(refused.value, error_details_pb2.BadRequest)
+    assert bad is not None
+    assert 1 <= len(bad.field_violations) <= 16
+
+
+async def test_fields_that_the_server_does_not_know_are_refused_by_writers(house: House) -> None:
+    # Field 99 of JobSpec, and of Limits inside it, as a newer client might send.
+    unknown_in_spec = pb.EnqueueJobRequest.FromString(b"\x0a\x01t\x12\x0c\x0a\x07busybox\x98\x06\x01")
+    unknown_in_limits = pb.EnqueueJobRequest.FromString(b"\x0a\x01t\x12\x0e\x0a\x07busybox\x52\x03\x98\x06\x01")
+    for request, place in ((unknown_in_spec, "EnqueueJobRequest.spec"), (unknown_in_limits, "EnqueueJobRequest.spec.limits")):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await house.jobs.EnqueueJob(request)
+        assert (refused.value.code(), reason(refused.value)) == (grpc.StatusCode.UNIMPLEMENTED, "UNKNOWN_FIELD")
+        assert f"field 99 of {place}" in str(refused.value.details())
+    with pytest.raises(grpc.aio.AioRpcError):
+        await house.jobs.StopJob(pb.StopJobRequest.FromString(b"\x98\x06\x01"))
+    # Readers ignore them.
+    job = await house.enqueue()
+    raw = pb.GetJobRequest(job_id=job.id).SerializeToString() + b"\x98\x06\x01"
+    assert (await house.jobs.GetJob(pb.GetJobRequest.FromString(raw))).job.id == job.id
+
+
+async def test_unknown_ids_are_not_found_by_name(house: House) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await house.jobs.GetJob(pb.GetJobRequest(job_id="nope"))
+    assert (refused.value.code(), reason(refused.value)) == (grpc.StatusCode.NOT_FOUND, "JOB_NOT_FOUND")
+    assert info(refused.value).metadata == {"job_id": "nope"}
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await house.executions.GetExecution(pb.GetExecutionRequest(execution_id=new_id()))
+    assert reason(refused.value) == "EXECUTION_NOT_FOUND"
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await house.jobs.StopJob(pb.StopJobRequest(job_id="nope"))
+    assert reason(refused.value) == "JOB_NOT_FOUND"
+    for id in ("nope", "../../etc", new_id()):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await house.stream(id).read()
+        assert reason(refused.value) == "EXECUTION_NOT_FOUND"
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await house.jobs.GetJob(pb.GetJobRequest())
+    assert reason(refused.value) == "INVALID_FIELD"
+
+
+async def test_a_queued_job_is_stopped_at_once_and_for_good(house: House) -> None:
+    job = await house.enqueue()
+    stopped = (await house.jobs.StopJob(pb.StopJobRequest(job_id=job.id, note="not needed"))).job
+    assert stopped.state == pb.STATE_STOPPED
+    assert "not needed" in stopped.outcome.detail
+    assert stopped.HasField("end_time")
+    assert not stopped.outcome.HasField("exit_code")
+    assert (await house.jobs.StopJob(pb.StopJobRequest(job_id=job.id))).job == stopped
+    assert await house.store.claim(1, host="local") == []
+
+
+async def test_a_running_job_that_is_stopped_says_so_until_it_ends(house: House) -> None:
+    job = await house.enqueue()
+    execution, writer = await house.begin()
+    stopping = (await house.jobs.StopJob(pb.StopJobRequest(job_id=job.id, grace=duration_pb2.Duration(seconds=3)))).job
+    assert stopping.state == pb.STATE_STOPPING
+    assert not stopping.HasField("outcome")
+    kept = (await house.store.execution(execution.id)).stop
+    assert kept is not None
+    assert kept.grace == timedelta(seconds=3)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await house.jobs.StopJob(pb.StopJobRequest(job_id=job.id, note="x" * 257, grace=duration_pb2.Duration(seconds=-1)))
+    bad = detail(refused.value, error_details_pb2.BadRequest)
+    assert bad is not None
+    assert [violation.field for violation in bad.field_violations] == ["note", "grace"]
+    writer.close()
+
+
+# ------------------------------------------------------------------------------------------------------------------------ logs
+
+
+async def test_a_stream_begins_with_the_state_and_ends_with_the_outcome(house: House) -> None:
+    job = await house.enqueue()
+    stream = house.stream(job.execution.id)
+    first = await stream.read()
+    assert isinstance(first, pb.StreamExecutionLogsResponse)
+    assert (first.state.state, first.state.waiting.detail) == (pb.STATE_QUEUED, "8 of 8 places taken")
+    execution, writer = await house.begin()
+    writer.write([(OUT, b"hello\n"), (ERR, b"world\n")], time.time_ns())
+    house.logs.system(execution.id, "a line of ours")
+    await house.finish(execution, writer, code=3)
+    messages = [first]
+    while isinstance(message := await stream.read(), pb.StreamExecutionLogsResponse):
+        messages.append(message)
+    kinds = [message.WhichOneof("event") or "chunks" for message in messages]
+    assert kinds[0] == "state"
+    assert kinds.count("end") == 1
+    end = messages[-1].end
+    assert (end.sealed, end.state, end.exit_status, end.outcome.exit_code) == (True, pb.STATE_FAILED, 3, 3)
+    assert {(total.source, total.bytes) for total in end.totals} == {(pb.SOURCE_STDOUT, 6), (pb.SOURCE_STDERR, 6)}
+    assert all(message.cursor for message in messages)
+    data = {source: b"".join(c.data for m in messages for c in m.chunks if c.source == source) for source in (1, 2, 3)}
+    assert data == {1: b"hello\n", 2: b"world\n", 3: b"a line of ours\n"}
+
+
+async def test_exit_status_of_every_end(house: House) -> None:
+    ends = [
+        (State.SUCCEEDED, Outcome(exit_code=0), 0),
+        (State.FAILED, Outcome(Reason.EXIT_CODE, exit_code=42), 42),
+        (State.FAILED, Outcome(Reason.IMAGE_NOT_FOUND), 125),
+        (State.TIMED_OUT, Outcome(exit_code=0), 124),
+        (State.STOPPED, Outcome(exit_code=0), 130),
+        (State.LOST, Outcome(Reason.CONTAINER_GONE), 125),
+    ]
+    for state, outcome, status in ends:
+        job = await house.enqueue()
+        await house.store.claim(1, host="local")
+        await house.store.finish(job.execution.id, state=state, outcome=outcome, logs=[LogTotals(OUT, 0)])
+        messages = [message async for message in house.stream(job.execution.id)]
+        assert messages[-1].end.exit_status == status
+        assert messages[-1].end.outcome.HasField("exit_code") == (outcome.exit_code is not None)
+
+
+async def test_without_follow_it_ends_at_what_is_there(house: House) -> None:
+    job = await house.enqueue()
+    messages = [message async for message in house.stream(job.execution.id, follow=False)]
+    assert [message.WhichOneof("event") for message in messages] == ["state", "end"]
+    assert (messages[-1].end.sealed, messages[-1].end.exit_status, messages[-1].end.HasField("outcome")) == (False, 75, False)
+    execution, writer = await house.begin()
+    writer.write([(OUT, b"part")], time.time_ns())
+    messages = [message async for message in house.stream(execution.id, follow=False)]
+    assert b"".join(chunk.data for message in messages for chunk in message.chunks) == b"part"
+    assert not messages[-1].end.sealed
+    await house.finish(execution, writer)
+    rest = [message async for message in house.stream(execution.id, follow=False, cursor=messages[-1].cursor)]
+    assert [message.WhichOneof("event") for message in rest] == ["state", "end"]
+    assert rest[-1].end.sealed
+
+
+async def test_a_quiet_stream_shows_a_sign_of_life(house: House) -> None:
+    job = await house.enqueue()
+    stream = house.stream(job.execution.id, heartbeat_interval=duration_pb2.Duration(seconds=1))
+    messages = [await stream.read() for _ in range(3)]
+    assert [message.WhichOneof("event") for message in messages] == ["state", "heartbeat", "heartbeat"]  # type: ignore[union-attr]
+    stream.cancel()
+    for seconds in (0, 61):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await house.stream(job.execution.id, heartbeat_interval=duration_pb2.Duration(seconds=seconds)).read()
+        assert reason(refused.value) == "INVALID_FIELD"
+
+
+async def test_cursors_that_are_not_of_this_log_are_refused(house: House) -> None:
+    job = await house.enqueue()
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await house.stream(job.execution.id, cursor="nonsense").read()
+    assert (refused.value.code(), reason(refused.value)) == (grpc.StatusCode.INVALID_ARGUMENT, "CURSOR_INVALID")
+    other = new_id()
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await house.stream(job.execution.id, cursor=f"1.{other}.0.0.0.0").read()
+    assert (reason(refused.value), info(refused.value).metadata["execution_id"]) == ("CURSOR_OF_ANOTHER_EXECUTION", other)
+    execution, writer = await house.begin()
+    writer.write([(OUT, b"abc")], time.time_ns())
+    await house.finish(execution, writer)
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        [message async for message in house.stream(execution.id, cursor=f"1.{execution.id}.4.0.0.1")]
+    assert (refused.value.code(), reason(refused.value)) == (grpc.StatusCode.OUT_OF_RANGE, "CURSOR_AHEAD")
+    assert info(refused.value).metadata["cursor"].startswith(f"1.{execution.id}.3.0.0.")
+
+
+async def test_sources_and_text(house: House) -> None:
+    await house.enqueue()
+    execution, writer = await house.begin()
+    writer.write([(OUT, "grün".encode()), (ERR, b"\xff!")], time.time_ns())
+    await house.finish(execution, writer)
+    messages = [message async for message in house.stream(execution.id, text=True)]
+    assert [(chunk.source, chunk.text, chunk.data) for message in messages for chunk in message.chunks] == [(1, "grün", b""), (2, "\ufffd!", b"")]
+    only = [message async for message in house.stream(execution.id, sources=[pb.SOURCE_STDERR])]
+    assert [chunk.data for message in only for chunk in message.chunks] == [b"\xff!"]
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await house.stream(execution.id, sources=[9]).read()
+    assert reason(refused.value) == "INVALID_FIELD"
+
+
+async def test_a_gap_is_an_event(house: House) -> None:
+    await house.enqueue()
+    execution, writer = await house.begin()
+    writer.gap(OUT, None, Cause.ENGINE, time.time_ns())
+    await house.finish(execution, writer)
+    messages = [message async for message in house.stream(execution.id)]
+    (gap,) = [message.gap for message in messages if message.HasField("gap")]
+    assert (gap.source, gap.offset, gap.HasField("missing_bytes"), gap.cause) == (1, 0, False, pb.LogGap.CAUSE_ENGINE)
+    assert not [total for total in messages[-1].end.totals if total.HasField("crc32") and total.source == pb.SOURCE_STDOUT]
+
+
+async def test_concatenated_messages_are_one_message(house: House) -> None:
+    await house.enqueue()
+    execution, writer = await house.begin()
+    for _ in range(20):
+        writer.write([(OUT, bytes(60_000))], time.time_ns())
+    await house.finish(execution, writer)
+    chunks = [message async for message in house.stream(execution.id) if message.chunks]
+    joined = pb.StreamExecutionLogsResponse.FromString(b"".join(message.SerializeToString() for message in chunks))
+    assert [chunk for message in chunks for chunk in message.chunks] == list(joined.chunks)
+    assert joined.cursor == chunks[-1].cursor
+
+
+async def test_as_many_streams_as_allowed(tmp_path: Path) -> None:
+    house = House(tmp_path, max_streams=2)
+    await house.server.start()
+    job = await house.enqueue()
+    streams = [house.stream(job.execution.id) for _ in range(2)]
+    for stream in streams:
+        await stream.read()
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await house.stream(job.execution.id).read()
+    assert (refused.value.code(), reason(refused.value)) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_STREAMS")
+    assert detail(refused.value, error_details_pb2.RetryInfo) is not None
+    streams[0].cancel()
+    # Its place is free once the server has noticed.
+    for _ in range(500):
+        again = house.stream(job.execution.id)
+        try:
+            await again.read()
+            break
+        except grpc.aio.AioRpcError as error:
+            assert reason(error) == "TOO_MANY_STREAMS"
+    else:
+        pytest.fail("the place of a cancelled stream was never free again")
+    await house.close()
+
+
+async def test_a_stopping_server_ends_its_streams_so_that_clients_resume(house: House) -> None:
+    job = await house.enqueue()
+    stream = house.stream(job.execution.id)
+    await stream.read()
+    began = time.monotonic()
+    await house.server.stop()
+    with pytest.raises(grpc.aio.AioRpcError) as cut:
+        while await stream.read() is not grpc.aio.EOF:
+            pass
+    assert (cut.value.code(), reason(cut.value)) == (grpc.StatusCode.UNAVAILABLE, "SERVER_STOPPING")
+    assert detail(cut.value, error_details_pb2.RetryInfo) is not None
+    assert time.monotonic() - began < 10
+
+
+async def test_a_defect_is_told_by_a_number_and_not_by_its_insides(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    house.places.host_error = 5  # type: ignore[assignment]  # whatever: a value that the converter chokes on
+    with pytest.raises(grpc.aio.AioRpcError) as broken:
+        await house.enqueue()
+    assert (broken.value.code(), reason(broken.value)) == (grpc.StatusCode.INTERNAL, "DEFECT")
+    assert info(broken.value).metadata["defect"] in str(broken.value.details())
+
+
+# ---------------------------------------------------------------------------------------------------------------------- server
+
+
+async def test_server_info(house: House) -> None:
+    told = await house.info.GetServerInfo(pb.GetServerInfoRequest())
+    assert (told.max_running, told.max_timeout.seconds, told.max_request_bytes) == (8, 1800, 4 << 20)
+    assert told.version
+    assert told.start_time.seconds <= told.time.seconds
+
+
+async def test_a_request_that_is_too_large_is_refused_by_size(house: House) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await house.enqueue(args=["x" * 100_000] * 50)
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
+async def test_health_follows_server_and_engine_apart(house: House) -> None:
+    health = health_pb2_grpc.HealthStub(house.channel)
+
+    async def status(name: str) -> int:
+        return (await health.Check(health_pb2.HealthCheckRequest(service=name))).status
+
+    await house.server.serving("engine", False)
+    assert [await status(name) for name in ("", "server", "engine")] == [1, 1, 2]
+    await house.server.serving("engine", True)
+    assert await status("engine") == 1
+
+
+@pytest.mark.parametrize("version", ["v1", "v1alpha"])
+async def test_reflection_tells_the_contract_with_its_comments(house: House, version: str) -> None:
+    ask = house.channel.stream_stream(
+        f"/grpc.reflection.{version}.ServerReflection/ServerReflectionInfo",
+        request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
+        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+    )
+    symbols = ["fastlane.v1.JobSpec", "fastlane.v1.JobService.EnqueueJob", f"grpc.reflection.{version}.ServerReflection", "grpc.health.v1.Health"]
+    requests = [reflection_pb2.ServerReflectionRequest(list_services="")]
+    requests += [reflection_pb2.ServerReflectionRequest(file_containing_symbol=symbol) for symbol in [*symbols, "no.such.Thing"]]
+    answers = [answer async for answer in ask(iter(requests))]
+    services = {service.name for service in answers[0].list_services_response.service}
+    assert services == {
+        "fastlane.v1.JobService",
+        "fastlane.v1.ExecutionService",
+        "fastlane.v1.ServerService",
+        "grpc.health.v1.Health",
+        "grpc.reflection.v1.ServerReflection",
+        "grpc.reflection.v1alpha.ServerReflection",
+    }
+    files = [FileDescriptorProto.FromString(raw) for raw in answers[1].file_descriptor_response.file_descriptor_proto]
+    names = {file.name for file in files}
+    assert {dependency for file in files for dependency in file.dependency} <= names
+    comments = [location.leading_comments for file in files for location in file.source_code_info.location]
+    assert any("as you would give it to `docker run`" in comment for comment in comments)
+    assert all(answer.file_descriptor_response.file_descriptor_proto for answer in answers[2:5])
+    assert answers[5].error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
