@@ -1,0 +1,140 @@
+"""The house is in order: what is said twice agrees, what is generated fits what is installed, and each tool says what it is for."""
+
+import ast
+import re
+import subprocess
+import tomllib
+from pathlib import Path
+
+import pytest
+from google.protobuf import descriptor_pb2
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+from fastlane_grpc.v1 import fastlane_pb2
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+V1 = ROOT / "fastlane_grpc" / "v1"
+
+
+def tracked() -> list[Path]:
+    try:
+        names = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("not a git checkout")
+    return [ROOT / name for name in names.split("\0") if name and (ROOT / name).is_file()]
+
+
+def requirements() -> dict[str, Requirement]:
+    lines = [*PROJECT["dependencies"], *PROJECT["optional-dependencies"]["dev"]]
+    return {requirement.name: requirement for requirement in map(Requirement, lines)}
+
+
+def floor(name: str) -> Version:
+    (specifier,) = requirements()[name].specifier
+    assert specifier.operator == ">="
+    return Version(specifier.version)
+
+
+def only_match(pattern: str, text: str) -> tuple[str, ...]:
+    match = re.search(pattern, text)
+    assert match, pattern
+    return match.groups()
+
+
+# ---------------------------------------------------------------------------------------------------------------- the tools
+
+
+def test_make_alone_says_what_can_be_made() -> None:
+    rules = re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), re.MULTILINE)
+    said = subprocess.run(["make"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+    assert [line.split()[1] for line in said.splitlines()] == rules
+    assert all(len(line.split()) > 4 for line in said.splitlines())
+
+
+def test_every_tool_can_be_run_and_says_what_it_is_for() -> None:
+    for path in sorted((ROOT / ".ci").iterdir()):
+        if path.suffix or path.is_dir():
+            continue
+        shebang, purpose, strictness = path.read_text().splitlines()[:3]
+        assert path.stat().st_mode & 0o111, f"{path.name} cannot be executed"
+        assert shebang == "#!/usr/bin/env bash", path.name
+        assert re.fullmatch(r"# [A-Z].*[.:;a-z,].*", purpose), path.name
+        assert re.fullmatch(r"set -e?uo pipefail", strictness), path.name
+
+
+# ---------------------------------------------------------------------------------------------------------------- versions
+
+
+def test_the_changelog_begins_with_the_version_of_the_project() -> None:
+    (newest,) = only_match(r"(?m)^## (\S+)", (ROOT / "CHANGELOG.md").read_text())
+    assert newest == PROJECT["version"]
+
+
+def test_what_is_installed_is_at_least_what_the_generated_code_demands() -> None:
+    (grpc,) = only_match(r"GRPC_GENERATED_VERSION = '(.+)'", (V1 / "fastlane_pb2_grpc.py").read_text())
+    (protobuf,) = only_match(r"Protobuf Python Version: (\S+)", (V1 / "fastlane_pb2.py").read_text())
+    assert floor("grpcio") == Version(grpc)
+    assert floor("protobuf") == Version(protobuf)
+    assert floor("grpcio-tools") == Version(grpc)
+
+
+def test_the_versions_that_are_tested_are_pinned_and_allowed() -> None:
+    lines = (ROOT / ".ci" / "constraints.txt").read_text().splitlines()
+    pinned = {name: Version(version) for name, _, version in (line.partition("==") for line in lines if line[:1] != "#")}
+    for name, requirement in requirements().items():
+        assert name in pinned, f"{name} is not pinned"
+        assert requirement.specifier.contains(pinned[name]), f"{name} is pinned to {pinned[name]}, which is not {requirement.specifier}"
+
+
+# ---------------------------------------------------------------------------------------------------------------- the contract
+
+
+def test_the_descriptors_served_with_comments_are_those_of_the_generated_code() -> None:
+    served = descriptor_pb2.FileDescriptorSet.FromString((V1 / "fastlane.binpb").read_bytes()).file
+    (ours,) = (file for file in served if file.name == fastlane_pb2.DESCRIPTOR.name)
+    assert any("Keeps a job" in location.leading_comments for location in ours.source_code_info.location)
+    ours.ClearField("source_code_info")
+    generated = descriptor_pb2.FileDescriptorProto()
+    fastlane_pb2.DESCRIPTOR.CopyToProto(generated)
+    # protoc alone writes down the JSON name of each field.
+    for message in messages(ours.message_type):
+        for field in message.field:
+            field.ClearField("json_name")
+    assert ours == generated
+
+
+def messages(roots: "list[descriptor_pb2.DescriptorProto]") -> "list[descriptor_pb2.DescriptorProto]":
+    return [each for root in roots for each in (root, *messages(list(root.nested_type)))]
+
+
+# ---------------------------------------------------------------------------------------------------------------- what is nowhere
+
+
+def test_the_environment_is_read_in_config_and_handed_down_by_the_command_line_alone() -> None:
+    readers = {"config.py", "cli.py"}
+    for path in (ROOT / "fastlane_grpc").rglob("*.py"):
+        names = {
+            f"{node.value.id}.{node.attr}"
+            for node in ast.walk(ast.parse(path.read_text()))
+            if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
+        }
+        assert path.name in readers or not names & {"os.environ", "os.getenv"}, path
+
+
+REGISTRY = re.compile(
+    r"files\.pythonhosted|pypi\.org|registry\.npmjs|deb\.debian|proxy\.golang|repo\.maven|(static|index)\.crates"
+    r"|registry-1\.docker|docker\.io/|ghcr\.io|quay\.io"
+)
+OF_ONE_MACHINE = re.compile(r"(?<![\w.])/(work|home|Users|root)/\w")
+
+
+def test_no_file_names_a_package_registry_or_a_place_on_one_machine() -> None:
+    for path in tracked():
+        if path.suffix == ".binpb":
+            continue
+        text = path.read_text()
+        for forbidden in (REGISTRY, OF_ONE_MACHINE):
+            found = forbidden.search(text)
+            assert found is None, f"{path} names {found and found[0]}"
