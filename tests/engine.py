@@ -41,7 +41,10 @@ def sdk() -> Iterator[docker.DockerClient]:
 
 @pytest.fixture(scope="session")
 def image(sdk: docker.DockerClient) -> Iterator[str]:
-    """An image with nothing but busybox, /etc/passwd and /tmp; one for each process, so that tests may run side by side."""
+    """An image with nothing but busybox, /etc/passwd and /tmp: what `.ci/stage` put up, or, in a test run by hand, one of this process."""
+    if staged := os.environ.get("STAGE_IMAGE"):
+        yield staged
+        return
     name = f"fastlane-test:{os.getpid()}"
     sdk.api.import_image_from_data(busybox_tar(), repository=name.partition(":")[0], tag=name.partition(":")[2])
     yield name
