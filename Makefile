@@ -1,5 +1,5 @@
 # What can be made. How is in .ci/, one script each.
-.PHONY: help demo test check proto bench
+.PHONY: help demo test check proto bench chaos
 MAKEFLAGS += --no-print-directory
 
 help: ## say what can be made
@@ -19,3 +19,6 @@ proto: ## make the Python code from protos/
 
 bench: ## measure fastlane against the plain engine, side by side
 	@.ci/stage bench python -m bench
+
+chaos: ## kill servers at random, over and over, and look for what was lost (ROUNDS=20)
+	@.ci/stage chaos .ci/chaos $(ROUNDS)
