@@ -56,6 +56,7 @@ class Log:
     cut_anew: bool = False
     heartbeats_before_end: int = 0
     heartbeat_seconds: float = 0.02
+    heeds_stop: bool = True
 
     def data(self, source: int) -> bytes:
         return b"".join(piece.data for piece in self.pieces if piece.source == source)
@@ -195,11 +196,11 @@ class ScriptedServer(
                 yield chunk, f"{number + 1}.0" if place == len(piece.data) else f"{number}.{place}"
 
     def _until_end(self, log: Log, cursor: str) -> Iterator[pb.StreamExecutionLogsResponse]:
-        """For a log that is to end late: heartbeats, until so many were sent, or, where none is asked for, nothing."""
+        """For a log that is to end late: heartbeats, until so many were sent or the job is stopped."""
         for count in range(1, log.heartbeats_before_end + 1):
             yield pb.StreamExecutionLogsResponse(cursor=cursor, heartbeat=pb.LogHeartbeat())
             self.event(f"heartbeat {count}").set()
-            if self.event("stopped").wait(log.heartbeat_seconds):
+            if self.event("stopped" if log.heeds_stop else "released").wait(log.heartbeat_seconds):
                 break
 
     # ------------------------------------------------------------------------------------------------------------ what goes wrong
@@ -215,6 +216,8 @@ class ScriptedServer(
             gone.wait()
         elif how == "stopping":
             refuse(context, grpc.StatusCode.UNAVAILABLE, "SERVER_STOPPING", "the server is going down", retry_seconds=0.001)
+        elif how == "away":
+            refuse(context, grpc.StatusCode.UNAVAILABLE, "SERVER_STOPPING", "the server is going down", retry_seconds=1.1)
         elif how == "streams":
             refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_STREAMS", "as many as allowed", retry_seconds=0.001)
         else:

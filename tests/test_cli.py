@@ -1,0 +1,349 @@
+import dataclasses
+import fcntl
+import os
+import pty
+import re
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import click
+import grpc
+import pytest
+
+from fastlane_grpc import cli, config
+from fastlane_grpc.v1 import fastlane_pb2 as pb
+from tests.scripted_server import Cut, Log, Piece, ScriptedServer
+
+FASTLANE = [sys.executable, "-m", "fastlane_grpc.cli"]
+HELLO = Log([Piece(3, b"pulling\n"), Piece(1, b"hello\n"), Piece(2, b"oh\n"), Piece(1, b"world\n")])
+# As above, and then it waits to be stopped.
+WAITING = Log(HELLO.pieces, heartbeats_before_end=1_000_000, state=pb.STATE_STOPPED, exit_status=130)
+
+
+@pytest.fixture
+def server() -> Iterator[ScriptedServer]:
+    server = ScriptedServer()
+    server.logs["execution-1"] = HELLO
+    yield server
+    server.event("stopped").set()
+    server.event("released").set()
+    server.stop()
+
+
+def environment(server: ScriptedServer | None, **more: str) -> Mapping[str, str]:
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("FASTLANE_") and name != "NO_COLOR"}
+    return kept | ({"FASTLANE_ADDRESS": server.address} if server else {}) | more
+
+
+def fastlane(server: ScriptedServer | None, *arguments: str, **more: str) -> subprocess.CompletedProcess[bytes]:
+    return subprocess.run([*FASTLANE, *arguments], env=environment(server, **more), capture_output=True, timeout=60)
+
+
+def started(server: ScriptedServer, *arguments: str) -> subprocess.Popen[bytes]:
+    # Unbuffered: `communicate` would not see what `readline` has read ahead.
+    return subprocess.Popen([*FASTLANE, *arguments], env=environment(server), stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
+
+
+def unused_address() -> str:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        return f"127.0.0.1:{taken.getsockname()[1]}"
+
+
+# ---------------------------------------------------------------------------------------------------------------- run
+
+
+def test_run_shows_output_on_the_right_streams_and_exits_as_the_job_did(server: ScriptedServer) -> None:
+    server.logs["execution-1"] = Log([*HELLO.pieces, Piece(1, b"\xff\x00no newline")], state=pb.STATE_FAILED, exit_status=3)
+    ran = fastlane(server, "run", "busybox", "--", "sh", "-c", "echo hello")
+    assert (ran.returncode, ran.stdout, ran.stderr) == (3, b"hello\nworld\n\xff\x00no newline", b"oh\n")
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["--task", "t", "-e", "A=1", "busybox", "sh", "-c", "x"],
+        ["--task=t", "-eA=1", "busybox", "--", "sh", "-c", "x"],
+        ["busybox", "--task", "t", "-qe", "A=1", "--", "sh", "-c", "x"],
+        ["-e", "A=1", "busybox", "--task", "t", "sh", "-c", "x"],
+        ["--task", "t", "-e", "A=1", "--", "busybox", "sh", "-c", "x"],
+    ],
+)
+def test_options_stand_on_both_sides_of_the_image(server: ScriptedServer, arguments: list[str]) -> None:
+    assert fastlane(server, "run", *arguments).returncode == 0
+    [request] = server.received(pb.EnqueueJobRequest)
+    assert (request.task_id, request.spec.image, dict(request.spec.envs)) == ("t", "busybox", {"A": "1"})
+    assert list(request.spec.args) == ["sh", "-c", "x"]
+
+
+def test_words_are_taken_as_they_are(server: ScriptedServer) -> None:
+    fastlane(server, "run", "busybox", "grep", "--", "-x", "a  b", "", "$HOME")
+    fastlane(server, "run", "busybox", "--", "--version", "--", "-d")
+    first, second = server.received(pb.EnqueueJobRequest)
+    assert list(first.spec.args) == ["grep", "--", "-x", "a  b", "", "$HOME"]
+    assert list(second.spec.args) == ["--version", "--", "-d"]
+
+
+def test_every_option_arrives(server: ScriptedServer) -> None:
+    options = "--timeout 2m30s --pull never --memory 512m --cpus 0.5 --pids 9 --network none -u 1:2 -w /app --entrypoint /tini -l team=x"
+    more = "--priority 7 --read-only --stop-signal SIGINT --stop-grace 0s --request-id r1 -e FROM_HERE -e EMPTY="
+    ran = fastlane(server, "run", *options.split(), *more.split(), "registry:5000/team/mail:1.4", FROM_HERE="value from here")
+    assert (ran.returncode, ran.stderr) == (0, b"oh\n")
+    [request] = server.received(pb.EnqueueJobRequest)
+    assert (request.task_id, request.request_id) == ("mail", "r1")
+    spec = request.spec
+    assert (spec.timeout.seconds, spec.pull_policy) == (150, pb.JobSpec.PULL_POLICY_NEVER)
+    assert spec.limits == pb.Limits(memory_bytes=512 << 20, cpus=0.5, pids=9)
+    assert (spec.network, spec.user, spec.working_dir, list(spec.entrypoint)) == ("none", "1:2", "/app", ["/tini"])
+    assert (dict(spec.labels), spec.priority, spec.read_only_root) == ({"team": "x"}, 7, True)
+    assert (spec.stop_signal, spec.HasField("stop_grace"), spec.stop_grace.seconds) == ("SIGINT", True, 0)
+    assert dict(spec.envs) == {"FROM_HERE": "value from here", "EMPTY": ""}
+
+
+def test_run_with_no_options_sets_nothing(server: ScriptedServer) -> None:
+    fastlane(server, "run", "busybox")
+    [request] = server.received(pb.EnqueueJobRequest)
+    assert (request.task_id, request.spec) == ("busybox", pb.JobSpec(image="busybox"))
+    assert request.request_id
+
+
+@pytest.mark.parametrize(
+    ("image", "task"),
+    [
+        ("busybox", "busybox"),
+        ("registry:5000/team/mail:1.4", "mail"),
+        ("registry:5000/mail", "mail"),
+        ("mail@sha256:0123", "mail"),
+        ("team/mail:1@sha256:0123", "mail"),
+        ("odd/", "run"),
+    ],
+)
+def test_a_job_without_a_task_goes_under_the_name_of_its_image(image: str, task: str) -> None:
+    assert cli._task_of(image) == task
+
+
+def test_detached_prints_the_job_and_leaves(server: ScriptedServer) -> None:
+    server.logs["execution-1"] = WAITING
+    ran = fastlane(server, "run", "-d", "busybox")
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"job-1\n", b"")
+
+
+def test_lines_of_the_system_are_shown_where_they_are_asked_for(server: ScriptedServer) -> None:
+    ran = fastlane(server, "run", "-v", "busybox")
+    assert (ran.stdout, ran.stderr) == (b"hello\nworld\n", b"fastlane: job job-1, execution execution-1\npulling\noh\n")
+
+
+@pytest.mark.parametrize(("more", "shown"), [({}, "\x1b[2mpulling\r\n\x1b[22m"), ({"NO_COLOR": "1"}, "pulling\r\n")])
+def test_lines_of_the_system_are_shown_on_a_terminal(server: ScriptedServer, more: dict[str, str], shown: str) -> None:
+    mine, theirs = pty.openpty()
+    command = [*FASTLANE, "run", "busybox"]
+    subprocess.run(command, env=environment(server, TERM="xterm", **more), stdout=subprocess.DEVNULL, stderr=theirs, timeout=60)
+    os.close(theirs)
+    assert os.read(mine, 10_000).decode() == f"fastlane: job job-1, execution execution-1\r\n{shown}oh\r\n"
+    os.close(mine)
+
+
+def test_a_gap_is_told(server: ScriptedServer) -> None:
+    server.logs["execution-1"] = Log([Piece(1, b"a"), Piece(1, missing=77), Piece(1, b"b"), Piece(2, missing=-1)])
+    ran = fastlane(server, "run", "-q", "busybox")
+    assert (ran.returncode, ran.stdout) == (0, b"ab")
+    assert ran.stderr.decode().splitlines() == [
+        "fastlane: 77 bytes of stdout are missing here: the engine lost them before fastlane had them",
+        "fastlane: bytes of stderr may be missing here: the engine lost them before fastlane had them",
+    ]
+
+
+def test_a_short_cut_is_mended_without_a_word(server: ScriptedServer) -> None:
+    server.cuts.extend([Cut(2, "unavailable"), Cut(0, "ok"), Cut(1, "reset")])
+    ran = fastlane(server, "run", "busybox")
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"hello\nworld\n", b"oh\n")
+
+
+def test_a_longer_absence_of_the_server_is_told_once_and_its_end_too(server: ScriptedServer) -> None:
+    server.cuts.extend([Cut(2, "away"), Cut(0, "away"), Cut(0, "unavailable")])
+    ran = fastlane(server, "run", "busybox")
+    assert (ran.returncode, ran.stdout) == (0, b"hello\nworld\n")
+    away, back = (line for line in ran.stderr.decode().splitlines() if line != "oh")
+    assert away == "fastlane: the server does not answer (the server is going down); trying again until it does"
+    assert re.fullmatch(r"fastlane: the server is back after \d+ s; going on where it was cut", back)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_first_interrupt_stops_the_job_and_shows_its_end(server: ScriptedServer, number: signal.Signals) -> None:
+    server.logs["execution-1"] = WAITING
+    with started(server, "run", "busybox") as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"hello\n", "output is shown while the job runs"
+        process.send_signal(number)
+        out, err = process.communicate(timeout=60)
+    assert (process.returncode, out) == (130, b"world\n")
+    assert b"stopping job job-1; once more leaves it alone" in err
+    [request] = server.received(pb.StopJobRequest)
+    assert (request.job_id, request.note) == ("job-1", f"{number.name} in fastlane run")
+
+
+def test_the_second_interrupt_leaves_at_once(server: ScriptedServer) -> None:
+    server.logs["execution-1"] = Log(HELLO.pieces, heartbeats_before_end=1_000_000, heeds_stop=False)
+    with started(server, "run", "busybox") as process:
+        assert process.stdout
+        assert process.stdout.readline() == b"hello\n"
+        process.send_signal(signal.SIGINT)
+        assert server.event("stopped").wait(60)
+        process.send_signal(signal.SIGINT)
+        _, err = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert "fastlane logs job-1" in err.decode().splitlines()[-1]
+
+
+def test_a_job_that_ended_well_before_the_stop_arrived_ended_well(server: ScriptedServer) -> None:
+    server.logs["execution-1"] = Log(HELLO.pieces, heartbeats_before_end=1_000_000, state=pb.STATE_SUCCEEDED)
+    with started(server, "run", "busybox") as process:
+        assert process.stdout
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 0
+
+
+def test_a_stop_that_fails_is_told(server: ScriptedServer) -> None:
+    server.logs["execution-1"] = Log(HELLO.pieces, heartbeats_before_end=1_000_000, heeds_stop=False)
+    with started(server, "run", "busybox") as process:
+        assert process.stdout
+        assert process.stderr
+        process.stdout.readline()
+        server.refusals.append((grpc.StatusCode.INTERNAL, "DEFECT", {"message": "defect 7c1"}))
+        process.send_signal(signal.SIGINT)
+        while b"cannot stop job job-1: defect 7c1" not in process.stderr.readline():
+            pass
+        server.event("released").set()
+        assert process.wait(60) == 0
+
+
+def test_the_command_ends_of_sigpipe_when_its_reader_goes_away_and_leaves_the_job_alone(server: ScriptedServer) -> None:
+    server.logs["execution-1"] = Log([Piece(1, b"x" * 60_000)] * 200)
+    with started(server, "run", "busybox") as process:
+        assert process.stdout
+        assert process.stderr
+        assert process.stdout.read(10) == b"x" * 10
+        process.stdout.close()
+        assert process.wait(60) == -signal.SIGPIPE
+        assert process.stderr.read() == b""
+    assert not server.received(pb.StopJobRequest)
+
+
+def test_a_pipe_that_does_not_wait_gets_every_byte(server: ScriptedServer) -> None:
+    server.logs["execution-1"] = Log([Piece(1, bytes([number % 251]) * 50_000) for number in range(60)])
+    out, into = os.pipe()
+    fcntl.fcntl(into, fcntl.F_SETFL, fcntl.fcntl(into, fcntl.F_GETFL) | os.O_NONBLOCK)
+    with subprocess.Popen([*FASTLANE, "run", "busybox"], env=environment(server), stdout=into) as process:
+        os.close(into)
+        with os.fdopen(out, "rb") as reader:
+            assert reader.read() == server.logs["execution-1"].data(1)
+        assert process.wait(60) == 0
+
+
+# ---------------------------------------------------------------------------------------------------------------- logs, stop, version
+
+
+@pytest.mark.parametrize("either_id", ["execution-1", "job-1"])
+def test_logs_are_had_by_job_and_by_execution(server: ScriptedServer, either_id: str) -> None:
+    server.logs["execution-1"] = Log(HELLO.pieces, state=pb.STATE_TIMED_OUT, exit_status=124)
+    shown = fastlane(server, "logs", either_id)
+    assert (shown.returncode, shown.stdout, shown.stderr) == (124, b"hello\nworld\n", b"oh\n")
+
+
+def test_logs_of_chosen_sources_from_a_cursor_without_waiting(server: ScriptedServer) -> None:
+    server.logs["execution-1"] = Log(HELLO.pieces, sealed=False, exit_status=75)
+    shown = fastlane(server, "logs", "--no-follow", "--source", "stdout", "--source", "system", "--cursor", "2.0", "execution-1")
+    assert (shown.returncode, shown.stdout, shown.stderr) == (75, b"world\n", b"")
+    [request] = server.received(pb.StreamExecutionLogsRequest)
+    assert (request.follow, request.cursor, list(request.sources)) == (False, "2.0", [pb.SOURCE_STDOUT, pb.SOURCE_SYSTEM])
+
+
+def test_an_interrupt_of_logs_leaves_the_job_alone(server: ScriptedServer) -> None:
+    server.logs["execution-1"] = WAITING
+    with started(server, "logs", "job-1") as process:
+        assert process.stdout
+        process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        assert process.wait(60) == 130
+        assert process.stderr
+        assert b"Traceback" not in process.stderr.read()
+    assert not server.received(pb.StopJobRequest)
+
+
+def test_stop_says_where_the_job_is(server: ScriptedServer) -> None:
+    stopped = fastlane(server, "stop", "--grace", "1m5s", "--note", "enough", "job-1")
+    assert (stopped.returncode, stopped.stdout, stopped.stderr) == (0, b"job job-1: queued\n", b"")
+    [request] = server.received(pb.StopJobRequest)
+    assert (request.job_id, request.note, request.grace.seconds) == ("job-1", "enough", 65)
+
+
+def test_version_needs_no_server() -> None:
+    assert fastlane(None, "version").stdout.startswith(b"fastlane ")
+
+
+# ---------------------------------------------------------------------------------------------------------------- what goes wrong
+
+
+@pytest.mark.parametrize("command", [["run", "busybox"], ["logs", "job-1"], ["stop", "job-1"]])
+def test_a_server_that_is_not_there_is_said_in_one_line(command: list[str]) -> None:
+    address = unused_address()
+    ran = fastlane(None, *command, "-a", address)
+    assert ran.returncode == 69
+    [line] = ran.stderr.decode().splitlines()
+    advice = "start one with `fastlane server`, or name another with --address"
+    assert line == f"fastlane: no server answers at {address} (Connection refused); {advice}"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["bla"], "No such command 'bla'; see `fastlane --help`"),
+        (["run"], "Missing argument 'IMAGE'; see `fastlane run --help`"),
+        (["run", "busybox", "--timeout", "5m30", "--", "x"], "Invalid value for '--timeout': '5m30' has to be a duration"),
+        (["run", "--timeout", "1d", "busybox"], "'1d' has to be a duration"),
+        (["run", "--memory", "lots", "busybox"], "'lots' has to be a number of bytes"),
+        (["run", "-e", "NOT_SET_ANYWHERE", "busybox"], "'NOT_SET_ANYWHERE' is not set here"),
+        (["run", "-l", "x", "busybox"], "'x' has to be NAME=VALUE"),
+        (["run", "-a", "nowhere", "busybox"], "'nowhere' has to be HOST:PORT"),
+        (["server", "--max-running", "none"], "max_running in --max-running is 'none'"),
+        (["server", "--config", "/nowhere.toml"], "cannot read the settings in /nowhere.toml"),
+    ],
+)
+def test_wrong_use_is_said_in_one_line(arguments: list[str], said: str) -> None:
+    ran = fastlane(None, *arguments)
+    assert (ran.returncode, ran.stdout) == (2, b"")
+    [line] = ran.stderr.decode().splitlines()
+    assert line.startswith("fastlane: ")
+    assert said in line
+
+
+def test_what_the_server_refuses_is_said_in_one_line(server: ScriptedServer) -> None:
+    violations = [("spec.network", "has to be empty or none")]
+    message = "spec.network: has to be empty or none"
+    server.refusals.append((grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", {"violations": violations, "message": message}))
+    ran = fastlane(server, "run", "--network", "host", "busybox")
+    assert (ran.returncode, ran.stderr.decode()) == (1, f"fastlane: {message}\n")
+    ran = fastlane(server, "logs", "nothing")
+    assert (ran.returncode, ran.stderr.decode()) == (1, "fastlane: there is no job and no execution 'nothing'\n")
+
+
+def test_every_command_has_an_example_in_its_help() -> None:
+    for name, command in cli.fastlane.commands.items():
+        assert f"fastlane {name}" in command.get_help(click.Context(command, info_name=name)), name
+
+
+def test_every_setting_is_a_flag_of_the_server() -> None:
+    flags = {parameter.name for parameter in cli.server.params}
+    assert flags == {setting.name for setting in dataclasses.fields(config.Settings)} | {"file"}
+
+
+def test_the_module_and_the_installed_command_are_the_same() -> None:
+    installed = Path(sys.executable).with_name("fastlane")
+    if not installed.exists():
+        pytest.skip("not installed here")
+    assert subprocess.run([installed, "version"], capture_output=True, check=True).stdout == fastlane(None, "version").stdout
