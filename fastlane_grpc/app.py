@@ -1,0 +1,127 @@
+"""Builds the house, opens it and closes it in order. Who wakes whom is decided here, and nowhere else."""
+
+import asyncio
+import os
+import signal
+import sys
+import threading
+from collections.abc import Callable, Sequence
+
+import structlog
+import uvloop
+
+from fastlane_grpc.config import Settings
+from fastlane_grpc.directory import claimed
+from fastlane_grpc.dispatcher import Dispatcher
+from fastlane_grpc.errors import ServerStopping
+from fastlane_grpc.logs import Logs, Tails
+from fastlane_grpc.model import Execution
+from fastlane_grpc.rpc import converters
+from fastlane_grpc.rpc.server import RpcServer
+from fastlane_grpc.runner import DockerRunner, Host, HostDown, Step
+from fastlane_grpc.service import Service
+from fastlane_grpc.store import Store
+
+log = structlog.get_logger(__name__)
+
+
+def serve(settings: Settings, ready: Callable[[int], None], step: Callable[[Step, str], None] = lambda step, execution_id: None) -> None:
+    """Serves until SIGTERM or SIGINT; containers are left to the next server.
+
+    `ready` is told the port once calls are answered; `step` is told each step of each execution, by the runner's thread.
+    """
+    _log_to_stderr()
+    with claimed(settings.data_dir):
+        uvloop.run(_serve(settings, ready, step))
+
+
+async def _serve(settings: Settings, ready: Callable[[int], None], step: Callable[[Step, str], None]) -> None:
+    loop = asyncio.get_running_loop()
+    stopping = _stop_signals(loop)
+
+    # The store knows nobody upstairs: what it commits is told to whoever is in `listeners`, on the loop.
+    listeners: list[Callable[[Sequence[Execution]], None]] = []
+
+    def committed(executions: Sequence[Execution]) -> None:
+        for listener in listeners:
+            listener(executions)
+
+    store = Store.open(settings.data_dir, on_commit=committed, loop=loop)
+    logs = Logs(settings.data_dir / "logs")
+    tails = Tails(logs, converters.log_message, cache_bytes=settings.cache_bytes, loop=loop)
+    host = Host("local", settings.engine, instance=store.instance)
+    runner = DockerRunner(store, logs, host, default_timeout=settings.default_timeout, default_pids=settings.default_pids, step=step)
+    dispatcher = Dispatcher(store, runner, host, max_running=settings.max_running)
+    listeners += [dispatcher.news, tails.changed]
+    service = Service(store, tails, dispatcher, settings)
+    server = RpcServer(service, settings)
+
+    telling: set[asyncio.Task[None]] = set()
+
+    def host_changed() -> None:
+        dispatcher.host_changed()
+        task = loop.create_task(server.serving("engine", host.up))
+        telling.add(task)
+        task.add_done_callback(telling.discard)
+        if host.up:
+            # A daemon, as every thread that waits for the engine: one that hangs does not keep the server from ending.
+            threading.Thread(target=_sweep, args=(runner,), name="sweep", daemon=True).start()
+
+    def tell_host_changed() -> None:
+        loop.call_soon_threadsafe(host_changed)
+
+    host.start(tell_host_changed)
+    dispatching = loop.create_task(dispatcher.run())
+    await server.start()
+    ready(server.port)
+    try:
+        await stopping
+    finally:
+        log.info("stopping")
+        await dispatcher.close()
+        await server.stop()
+        dispatching.cancel()
+        tails.close()
+        host.close()
+        store.close()
+
+
+def _sweep(runner: DockerRunner) -> None:
+    """Removes what executions that are over have left on the engine."""
+    try:
+        runner.sweep()
+    except (HostDown, ServerStopping) as error:
+        log.info("left-over containers are removed when the host is back", reason=str(error))
+
+
+def _log_to_stderr() -> None:
+    """One line for each change of state: for people on a terminal, as JSON elsewhere. Tracebacks without the values of variables: these may
+    be secrets."""
+    for_people = sys.stderr.isatty()
+    structlog.configure(
+        processors=[
+            structlog.processors.add_log_level,
+            structlog.processors.TimeStamper(fmt="iso", utc=True),
+            structlog.processors.format_exc_info,
+            structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+            if for_people
+            else structlog.processors.JSONRenderer(),
+        ],
+        wrapper_class=structlog.make_filtering_bound_logger("info"),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+
+
+def _stop_signals(loop: asyncio.AbstractEventLoop) -> "asyncio.Future[None]":
+    """Done at the first SIGTERM or SIGINT. The second one ends the process where it stands: what was answered is on disk."""
+    stopping: asyncio.Future[None] = loop.create_future()
+
+    def stop() -> None:
+        if stopping.done():
+            os._exit(1)
+        stopping.set_result(None)
+
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop)
+    return stopping
