@@ -1,0 +1,205 @@
+"""The server killed with -9: each acknowledged job comes to one final state, no container is started twice, no byte comes twice.
+
+Readers stay attached all the while and go on by themselves, over however many servers it takes.
+"""
+
+import os
+import random
+import socket
+import threading
+import time
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import docker
+import pytest
+
+from fastlane_grpc.client import Client, End, Gap, Output
+from fastlane_grpc.v1 import fastlane_pb2 as pb
+from tests.serving import Server
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+
+# Prints numbers, slowly enough for a crash to come in between, and exits with a code that nobody else uses.
+COUNT = "i=0; while [ $i -lt 30 ]; do i=$((i+1)); echo $i; echo e$i >&2; sleep 0.02; done; exit 7"
+OUT = b"".join(b"%d\n" % number for number in range(1, 31))
+ERR = b"".join(b"e%d\n" % number for number in range(1, 31))
+
+# Killed here, the next server begins anew, in a new container.
+BEFORE_THE_FENCE = ["claimed", "pulled", "created", "attached"]
+# Killed here, it goes on with the container it finds; what was printed meanwhile may be a gap.
+AFTER_THE_START = ["started", "running", "died", "drained"]
+# Killed here, everything is in the record.
+AFTER_THE_SEAL = ["sealed", "finished", "removed"]
+
+# Rounds of random kills: `make chaos` asks for many.
+ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "2"))
+SEED = int(os.environ.get("CHAOS_SEED", "20261124"))
+
+
+class Reader:
+    """Follows one execution to its end on a thread of its own."""
+
+    def __init__(self, client: Client, execution_id: str) -> None:
+        self.data = {pb.SOURCE_STDOUT: b"", pb.SOURCE_STDERR: b"", pb.SOURCE_SYSTEM: b""}
+        self.gaps: list[Gap] = []
+        self._tail = client.tail(execution_id, heartbeat=1)
+        self._end: End | None = None
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._read, daemon=True)
+        self._thread.start()
+
+    def end(self) -> End:
+        self._thread.join(120)
+        if self._error:
+            raise self._error
+        assert self._end is not None, "the log did not end"
+        return self._end
+
+    def _read(self) -> None:
+        try:
+            # The client itself raises LogInconsistent where a byte comes twice, or is left out without a gap.
+            for event in self._tail:
+                if isinstance(event, Output):
+                    self.data[event.source] += event.data
+                elif isinstance(event, Gap):
+                    self.gaps.append(event)
+                elif isinstance(event, End):
+                    self._end = event
+        except BaseException as error:
+            self._error = error
+
+
+class House:
+    """A data directory, the servers over it one after another, all at one address, and a client that outlives them."""
+
+    def __init__(self, data_dir: Path, sdk: docker.DockerClient, image: str) -> None:
+        self.data_dir = data_dir
+        self.image = image
+        self._sdk = sdk
+        self._since = time.time() - 1
+        with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+            self._listen = f"127.0.0.1:{listener.getsockname()[1]}"
+        self.client = Client(self._listen)
+        self.executions: list[str] = []
+
+    def server(self, kill_at: str = "") -> Server:
+        return Server(self.data_dir, kill_at=kill_at, listen=self._listen, max_running=4)
+
+    def enqueue(self, script: str = COUNT, **more: object) -> str:
+        job = self.client.enqueue("crash", self.image, args=["sh", "-c", script], **more)  # type: ignore[arg-type]
+        self.executions.append(job.execution.id)
+        return job.execution.id
+
+    def reader(self, execution_id: str) -> Reader:
+        return Reader(self.client, execution_id)
+
+    def starts(self) -> Counter[str]:
+        """How often the engine started a container of each execution: it is asked, not we."""
+        filters = {"event": "start", "label": "fastlane.execution"}
+        events = self._sdk.api.events(since=self._since, until=time.time() + 1, filters=filters, decode=True)
+        found = Counter(event["Actor"]["Attributes"]["fastlane.execution"] for event in events)
+        return Counter({execution: found[execution] for execution in self.executions if found[execution]})
+
+    def left(self) -> Sequence[str]:
+        """Executions that have a container still."""
+        found = self._sdk.api.containers(all=True, filters={"label": "fastlane.execution"})
+        return [each["Labels"]["fastlane.execution"] for each in found if each["Labels"]["fastlane.execution"] in self.executions]
+
+
+@pytest.fixture
+def crash(tmp_path: Path, sdk: docker.DockerClient, image: str) -> Iterator[House]:
+    house = House(tmp_path / "data", sdk, image)
+    yield house
+    house.client.close()
+
+
+def killed_once(house: House, step: str) -> tuple[Reader, End]:
+    """One job over two servers, the first of which dies at `step`."""
+    first = house.server(kill_at=step)
+    reader = house.reader(house.enqueue())
+    assert first.wait() == -9
+    second = house.server()
+    end = reader.end()
+    assert end.sealed
+    assert second.stop() == 0
+    assert set(house.starts().values()) <= {1}
+    assert house.left() == []
+    return reader, end
+
+
+@pytest.mark.parametrize("step", BEFORE_THE_FENCE)
+def test_killed_before_the_start_the_job_runs_as_if_nothing_had_been(crash: House, step: str) -> None:
+    reader, end = killed_once(crash, step)
+    assert (end.state, end.exit_status) == (pb.STATE_FAILED, 7)
+    assert (reader.data[pb.SOURCE_STDOUT], reader.data[pb.SOURCE_STDERR], reader.gaps) == (OUT, ERR, [])
+
+
+def test_killed_between_the_fence_and_the_start_the_job_is_lost_and_never_started(crash: House) -> None:
+    reader, end = killed_once(crash, "fenced")
+    assert (end.state, end.exit_status, end.outcome and end.outcome.reason) == (pb.STATE_LOST, 125, pb.REASON_START_UNKNOWN)
+    assert reader.data[pb.SOURCE_STDOUT] == b""
+    assert crash.starts() == {}
+
+
+@pytest.mark.parametrize("step", AFTER_THE_START)
+def test_killed_while_it_runs_the_job_goes_on_with_a_gap_that_says_so(crash: House, step: str) -> None:
+    reader, end = killed_once(crash, step)
+    assert (end.state, end.exit_status) == (pb.STATE_FAILED, 7)
+    # Whatever is missing, is missing in the place that the gap names.
+    assert {gap.source for gap in reader.gaps} == {pb.SOURCE_STDOUT, pb.SOURCE_STDERR}
+    assert all(gap.cause == pb.LogGap.CAUSE_ENGINE and gap.missing_bytes is None for gap in reader.gaps)
+    for source, written in ((pb.SOURCE_STDOUT, OUT), (pb.SOURCE_STDERR, ERR)):
+        places = sorted({gap.offset for gap in reader.gaps if gap.source == source})
+        pieces = [reader.data[source][begin:until] for begin, until in zip([0, *places], [*places, None], strict=True)]
+        assert_pieces_in_order(pieces, written)
+
+
+@pytest.mark.parametrize("step", AFTER_THE_SEAL)
+def test_killed_after_the_seal_nothing_is_missing(crash: House, step: str) -> None:
+    reader, end = killed_once(crash, step)
+    assert (end.state, end.exit_status) == (pb.STATE_FAILED, 7)
+    assert (reader.data[pb.SOURCE_STDOUT], reader.data[pb.SOURCE_STDERR], reader.gaps) == (OUT, ERR, [])
+
+
+def test_killed_at_random_with_jobs_in_every_state(crash: House) -> None:
+    chance = random.Random(SEED)
+    readers: list[Reader] = []
+    acknowledged = 0
+    for _ in range(ROUNDS):
+        server = crash.server()
+        for number in range(8):
+            execution = crash.enqueue(timeout=20)
+            readers.append(crash.reader(execution))
+            acknowledged += 1
+            if number == 3:
+                crash.client.stop(crash.client.execution(execution).job_id, note="chaos", grace=0)
+        # Four run at a time and take 0.6 s and a start each: some are queued, some prepared, some running, some over.
+        threading.Event().wait(chance.uniform(0.0, 2.5))
+        server.kill()
+    last = crash.server()
+    ends = [reader.end() for reader in readers]
+    assert len(ends) == acknowledged
+    assert all(end.sealed and end.outcome is not None for end in ends)
+    states = Counter(end.state for end in ends)
+    assert set(states) <= {pb.STATE_FAILED, pb.STATE_STOPPED, pb.STATE_LOST}, states
+    for reader, end in zip(readers, ends, strict=True):
+        if end.state == pb.STATE_FAILED:
+            assert end.exit_status == 7
+            if not reader.gaps:
+                assert (reader.data[pb.SOURCE_STDOUT], reader.data[pb.SOURCE_STDERR]) == (OUT, ERR)
+    assert last.stop() == 0
+    assert set(crash.starts().values()) <= {1}
+    assert crash.left() == []
+
+
+def assert_pieces_in_order(pieces: Sequence[bytes], whole: bytes) -> None:
+    """The pieces are of `whole`, in order, without an overlap: between them anything may be missing."""
+    at = 0
+    for number, piece in enumerate(pieces):
+        found = whole.find(piece, at)
+        assert found >= 0, f"piece {number} {piece[:60]!r} does not follow"
+        assert number or found == 0 or not piece, "the first piece begins at the begin"
+        at = found + len(piece)
