@@ -1,0 +1,116 @@
+"""Reading a record while it is written and after, by any number of readers: each gets the same entries, in the same order."""
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from fastlane_grpc.model import Source
+from fastlane_grpc.record.format import BLOCK_BYTES, SOURCES, Chunk, Gap, State, Trailer
+from fastlane_grpc.record.scan import Position, Scan, block_count, last_block, next_block
+
+STRETCH_BYTES = 4 * BLOCK_BYTES
+_END_OF_TIME = 1 << 64
+
+
+@dataclass(frozen=True, slots=True)
+class Stretch:
+    """Entries of a record, and where to go on after them. With a `trailer` they are the last ones; no entry and no trailer: nothing new."""
+
+    entries: tuple[Chunk | Gap, ...]
+    next: Position
+    trailer: Trailer | None = None
+
+
+class RecordReader:
+    """One record, open for reading. Any number of threads may read at once; only `close` must come last."""
+
+    def __init__(self, path: Path) -> None:
+        self._file = path.open("rb", buffering=0)
+
+    def read(self, position: Position, *, max_bytes: int = STRETCH_BYTES, before_ns: int | None = None) -> Stretch:
+        """What follows `position`, up to the next multiple of `max_bytes` (whole blocks) in the file: all readers' stretches are cut alike.
+
+        With `before_ns` it ends before the first entry, or the trailer, of that time or later. A read that reaches the trailer answers
+        it, and so does every read from its `next`, which lies before the trailer.
+        """
+        scan = Scan(self._file.fileno(), position)
+        entries: list[Chunk | Gap] = []
+        limit = _END_OF_TIME if before_ns is None else before_ns
+        for entry in scan.entries(max(max_bytes // BLOCK_BYTES, 1) * BLOCK_BYTES):
+            if entry.time_ns >= limit:
+                break
+            if isinstance(entry, Trailer):
+                return Stretch(tuple(entries), scan.position, entry)
+            entries.append(entry)
+        return Stretch(tuple(entries), scan.position if entries else position)
+
+    def locate(self, offsets: Mapping[Source, int], sequence: int) -> Position:
+        """The last place before which no source has come further than its `offsets` (of one that is not named: 0).
+
+        A gap of unknown size that lies exactly there is before it if its sequence is not more than `sequence`. The next entries may begin
+        before `offsets`, where these lie within a frame or in damage: `unread` takes off what the caller has.
+        """
+        block = self._last_block_within(offsets, sequence)
+        if block is None:
+            return Position.BEGIN
+        scan = Scan(self._file.fileno(), Position.of_block(*block))
+        for entry in scan.entries(BLOCK_BYTES):
+            if isinstance(entry, Trailer) or not _had(entry, offsets, sequence):
+                break
+        return scan.position
+
+    def trailer(self) -> Trailer | None:
+        """The trailer, found from the end of the file; None if there is none yet."""
+        block = last_block(self._file.fileno())
+        if block is None:
+            return None
+        scan = Scan(self._file.fileno(), Position.of_block(*block))
+        return next((entry for entry in scan.entries(BLOCK_BYTES) if isinstance(entry, Trailer)), None)
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _last_block_within(self, offsets: Mapping[Source, int], sequence: int) -> tuple[int, State] | None:
+        """By bisection: the sums in the headers only grow."""
+        fd, found = self._file.fileno(), None
+        low, high = 0, block_count(fd)
+        while low < high:
+            middle = (low + high) // 2
+            block = next_block(fd, middle, high)
+            if block and _within(block[1], offsets, sequence):
+                found, low = block, block[0] + 1
+            else:
+                high = middle
+        return found
+
+
+def unread(entries: Iterable[Chunk | Gap], offsets: Mapping[Source, int], sequence: int) -> tuple[Chunk | Gap, ...]:
+    """The entries without what a reader has had that came to `offsets` and `sequence`; the first one of a source may be cut."""
+    return tuple(_cut(entry, offsets.get(entry.source, 0)) for entry in entries if not _had(entry, offsets, sequence))
+
+
+def _had(entry: Chunk | Gap, offsets: Mapping[Source, int], sequence: int) -> bool:
+    offset = offsets.get(entry.source, 0)
+    if isinstance(entry, Chunk):
+        return entry.offset + len(entry.data) <= offset
+    if entry.missing_bytes is not None:
+        return entry.offset + entry.missing_bytes <= offset
+    return (entry.offset, entry.sequence) <= (offset, sequence)
+
+
+def _within(state: State, offsets: Mapping[Source, int], sequence: int) -> bool:
+    """Whether a reader that came to `offsets` and `sequence` has had everything before `state`."""
+    return all(
+        (its.offset, its.gap_sequence) <= (offsets.get(source, 0), sequence) for source, its in zip(SOURCES, state.sources, strict=True)
+    )
+
+
+def _cut(entry: Chunk | Gap, offset: int) -> Chunk | Gap:
+    had = offset - entry.offset
+    if had <= 0:
+        return entry
+    if isinstance(entry, Chunk):
+        return entry._replace(offset=offset, data=entry.data[had:])
+    if entry.missing_bytes is None:
+        return entry
+    return entry._replace(offset=offset, missing_bytes=entry.missing_bytes - had)

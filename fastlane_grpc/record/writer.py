@@ -1,0 +1,290 @@
+"""Writing a record: one writer, one thread at a time. What is written stays as it is; a write that fails leaves whole frames."""
+
+import os
+import time
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
+from io import FileIO
+from itertools import groupby
+from operator import itemgetter
+from pathlib import Path
+from typing import Self
+from zlib import crc32
+
+from fastlane_grpc.model import Cause, LogTotals, Source
+from fastlane_grpc.record.format import (
+    BLOCK_BYTES,
+    BLOCK_HEADER_BYTES,
+    FRAME_HEADER_BYTES,
+    GAP,
+    START,
+    TRAILER,
+    Chunk,
+    Sources,
+    SourceState,
+    State,
+    Trailer,
+    pack_block_header,
+    pack_frame_header,
+    pack_gap,
+    pack_start,
+    pack_trailer,
+    totals_of,
+    unpack_trailer,
+)
+from fastlane_grpc.record.scan import Position, Scan, last_block
+
+# The kernel's IOV_MAX: it takes no more parts in one call.
+_MAX_PARTS = os.sysconf("SC_IOV_MAX")
+
+
+class Sealed(Exception):
+    """The record has its trailer: nothing can be added."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(f"the record {path} is sealed: nothing can be added to it")
+
+
+class RecordWriter:
+    """One record, open for writing; made by `create` or `resume`."""
+
+    def __init__(self, path: Path, file: FileIO, size: int, state: State) -> None:
+        self._path = path
+        self._file = file
+        self._size = size
+        self._state = state
+        self._taken = 0
+        self._torn = False
+        self._trailer: Trailer | None = None
+
+    @classmethod
+    def create(cls, path: Path, *, execution_id: str, capture: str) -> Self:
+        """Makes the file, which must not be there, and writes START. Its name survives a power cut; its content from the next `sync` on."""
+        payload = pack_start(execution_id, capture)
+        file = FileIO(path, "x", opener=_open_private)
+        try:
+            writer = cls(path, file, 0, State())
+            frames = writer._frames()
+            frames.add_other(START, payload, time.time_ns(), frames.state)
+            writer._append(frames)
+            _sync_directory(path.parent)
+        except BaseException:
+            file.close()
+            path.unlink()
+            raise
+        return writer
+
+    @classmethod
+    def resume(cls, path: Path) -> Self:
+        """Goes on where the last whole frame ends; what is torn after it is cut off. Sealed if there is a trailer."""
+        file = FileIO(path, "r+")
+        try:
+            size, state = _end_of(path, file.fileno())
+            os.ftruncate(file.fileno(), size)
+        except BaseException:
+            file.close()
+            raise
+        return cls(path, file, size, state)
+
+    def write(self, pieces: Iterable[tuple[Source, bytes | memoryview]], time_ns: int) -> None:
+        """Appends the pieces, those that follow each other in one source as one frame, as far as the block goes. Readers see them at once.
+
+        When this raises OSError (no room, quota, I/O), the file ends with a whole frame, and the same pieces may be written again, with
+        more behind them: what is in the file of them already is not written twice. Who gives up on them instead (by `gap`, `seal`
+        or `close`) finds in `taken` how many of their bytes are in the file.
+        """
+        frames = self._frames()
+        skip = self._taken
+        for source, run in groupby(pieces, key=itemgetter(0)):
+            data = b"".join(piece for _, piece in run)
+            frames.add_data(source, data[skip:], time_ns)
+            skip = max(skip - len(data), 0)
+        self._append(frames)
+        self._taken = 0
+
+    def gap(self, source: Source, missing_bytes: int | None, cause: Cause, time_ns: int) -> None:
+        """Says that bytes of `source` are missing here; None: nobody knows how many."""
+        if missing_bytes is not None and missing_bytes <= 0:
+            raise ValueError(f"a gap of {missing_bytes} bytes is none")
+        self._taken = 0
+        frames = self._frames()
+        state = _after_gap(self._state, source, missing_bytes, time_ns)
+        frames.add_other(GAP, pack_gap(source, missing_bytes, cause), state.time_ns, state)
+        self._append(frames)
+
+    def seal(self, exit_code: int | None, facts: Mapping[str, object], time_ns: int) -> Trailer:
+        """Writes the trailer, brings all to the disk and closes. When it raises OSError, it may be called again."""
+        self._taken = 0
+        if self._trailer is None:
+            self._trailer = self._append_trailer(exit_code, facts, max(time_ns, self._state.time_ns))
+        self.sync()
+        self.close()
+        return self._trailer
+
+    @property
+    def taken(self) -> int:
+        """Of the pieces whose write raised OSError, how many bytes are in the file, counted from the first piece on."""
+        return self._taken
+
+    @property
+    def first_byte_time_ns(self) -> int | None:
+        """The time of the first data; None before it."""
+        return self._state.first_byte_time_ns or None
+
+    def totals(self) -> tuple[LogTotals, ...]:
+        """One for each source that wrote or lost something."""
+        return totals_of(self._state)
+
+    def sync(self) -> None:
+        """Brings what was written to the disk."""
+        os.fdatasync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+    def _frames(self) -> "_Frames":
+        if self._trailer is not None:
+            raise Sealed(self._path)
+        return _Frames(self._size, self._state)
+
+    def _append_trailer(self, exit_code: int | None, facts: Mapping[str, object], time_ns: int) -> Trailer:
+        payload = pack_trailer(self._state, exit_code, facts)
+        trailer = unpack_trailer(payload, time_ns)
+        if trailer is None:
+            raise ValueError(f"exit code {exit_code!r} does not fit a trailer")
+        frames = self._frames()
+        frames.add_other(TRAILER, payload, time_ns, self._state)
+        self._append(frames)
+        return trailer
+
+    def _append(self, frames: "_Frames") -> None:
+        if self._torn:
+            self._cut_off_torn_end()
+        reached = self._size
+        try:
+            while reached < frames.size:
+                reached += os.pwritev(self._file.fileno(), frames.parts_from(reached), reached)
+        except OSError:
+            self._keep_whole_frames(frames, reached)
+            raise
+        self._size, self._state = frames.ends[-1]
+
+    def _keep_whole_frames(self, frames: "_Frames", reached: int) -> None:
+        # Readers may have passed them already, so what is whole stays, whatever the caller does next.
+        before = self._state
+        self._size, self._state = next(end for end in reversed(frames.ends) if end[0] <= reached)
+        self._taken += sum(now.offset - then.offset for now, then in zip(self._state.sources, before.sources, strict=True))
+        self._torn = True
+        with suppress(OSError):
+            self._cut_off_torn_end()
+
+    def _cut_off_torn_end(self) -> None:
+        os.ftruncate(self._file.fileno(), self._size)
+        self._torn = False
+
+
+class _Frames:
+    """Frames to be appended. `ends` has what they lead to, one after the other: the size of the file and the state of the record."""
+
+    def __init__(self, size: int, state: State) -> None:
+        self.ends = [(size, state)]
+        self.state = state
+        self.size = size
+        self._begin = size
+        self._parts: list[bytes | memoryview] = []
+
+    def add_data(self, source: Source, data: bytes, time_ns: int) -> None:
+        begin = 0
+        while begin < len(data):
+            self._begin_frame(payload_bytes=1)
+            end = min(begin + self._room() - FRAME_HEADER_BYTES, len(data))
+            payload = memoryview(data)[begin:end]
+            state = _after_data(self.state, source, payload, data.count(b"\n", begin, end), time_ns)
+            self._add(source, payload, state.time_ns, state.sources[source - 1].crc32, state)
+            begin = end
+
+    def add_other(self, kind: int, payload: bytes, time_ns: int, state: State) -> None:
+        self._begin_frame(payload_bytes=len(payload))
+        self._add(kind, payload, time_ns, crc32(payload), state)
+
+    def parts_from(self, place: int) -> list[bytes | memoryview]:
+        """What is to be in the file from `place` on, in no more parts than one call of the kernel takes."""
+        if place == self._begin and len(self._parts) <= _MAX_PARTS:
+            return self._parts
+        return [memoryview(b"".join(self._parts))[place - self._begin :]]
+
+    def _begin_frame(self, *, payload_bytes: int) -> None:
+        room = self._room()
+        if room < FRAME_HEADER_BYTES + payload_bytes:
+            number = (self.size + room) // BLOCK_BYTES
+            self._parts += (bytes(room), pack_block_header(number, self.state))
+            self.size += room + BLOCK_HEADER_BYTES
+
+    def _room(self) -> int:
+        """What is left of the block; 0 where the next one has not begun."""
+        return -self.size % BLOCK_BYTES
+
+    def _add(self, kind: int, payload: bytes | memoryview, time_ns: int, payload_crc32: int, state: State) -> None:
+        self._parts += (pack_frame_header(kind, len(payload), time_ns, payload_crc32), payload)
+        self.size += FRAME_HEADER_BYTES + len(payload)
+        self.state = state
+        self.ends.append((self.size, state))
+
+
+def _after_data(state: State, source: Source, data: bytes | memoryview, newlines: int, time_ns: int) -> State:
+    sequence, last_time_ns, first_byte_time_ns, sources = state
+    offset, newlines_before, missing_bytes, _, crc, lossy = sources[source - 1]
+    time_ns = max(time_ns, last_time_ns)
+    changed = SourceState(offset + len(data), newlines_before + newlines, missing_bytes, 0, crc32(data, crc), lossy)
+    return State(sequence + 1, time_ns, first_byte_time_ns or time_ns, _with(sources, source, changed))
+
+
+def _after_gap(state: State, source: Source, missing_bytes: int | None, time_ns: int) -> State:
+    its = state.sources[source - 1]
+    sequence = state.sequence + 1
+    changed = its._replace(
+        offset=its.offset + (missing_bytes or 0),
+        missing_bytes=its.missing_bytes + (missing_bytes or 0),
+        gap_sequence=sequence if missing_bytes is None else 0,
+        lossy=True,
+    )
+    return State(sequence, max(time_ns, state.time_ns), state.first_byte_time_ns, _with(state.sources, source, changed))
+
+
+def _with(sources: Sources, source: Source, changed: SourceState) -> Sources:
+    stdout, stderr, system = sources
+    if source == Source.STDOUT:
+        return changed, stderr, system
+    if source == Source.STDERR:
+        return stdout, changed, system
+    return stdout, stderr, changed
+
+
+def _end_of(path: Path, fd: int) -> tuple[int, State]:
+    """The end of the last whole frame, and the state there: from the last good block alone, however long the record is."""
+    block = last_block(fd)
+    if block is None:
+        return 0, State()
+    state = block[1]
+    scan = Scan(fd, Position.of_block(*block))
+    for entry in scan.entries(BLOCK_BYTES):
+        if isinstance(entry, Trailer):
+            raise Sealed(path)
+        if isinstance(entry, Chunk):
+            state = _after_data(state, entry.source, entry.data, entry.data.count(b"\n"), entry.time_ns)
+        else:
+            state = _after_gap(state, entry.source, entry.missing_bytes, entry.time_ns)
+    return scan.position.file_offset, state
+
+
+def _open_private(path: str, flags: int) -> int:
+    # What a job prints may be secret: nobody but the server's user reads it.
+    return os.open(path, flags, 0o600)
+
+
+def _sync_directory(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
