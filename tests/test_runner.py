@@ -68,7 +68,7 @@ def test_stdout_and_stderr_are_kept_apart(house: House) -> None:
 def test_closed_streams_are_not_an_exit(house: House) -> None:
     execution = house.sh("echo first; exec >&- 2>&-; sleep 0.5; exit 5")
     assert outcome(execution).exit_code == 5
-    assert execution.times.exit_time - execution.times.start_time > timedelta(seconds=0.5)  # type: ignore[operator]
+    assert execution.times.exit_time - execution.times.start_time > timedelta(seconds=0.3)  # type: ignore[operator]
     output = house.output(execution.id)
     assert (output.stdout, output.gaps) == (b"first\n", [])
 

@@ -1,9 +1,12 @@
-"""The calls of a Docker engine that a runner needs, each with its answer as a value and its failures as two: it is down, or it refuses."""
+"""The calls of a Docker engine that a runner needs, each with its answer as a value and its failures as two: it is down, or it refuses.
 
+Spoken over connections of our own. The SDK opens one for each call too, as its pools are kept by URL, and spends three times the CPU on
+it (measured: 0.66 ms against 0.22): with five calls for each container that was a tenth of what the engine itself needs to start one.
+"""
+
+import json
 import struct
-import threading
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
@@ -11,15 +14,8 @@ from socket import SO_PEERCRED, SOL_SOCKET
 from typing import Any
 from urllib.parse import quote, urlencode
 
-import docker.errors
-import requests
-from docker import APIClient
-
 from fastlane_grpc.runner.clock import engine_time
 from fastlane_grpc.runner.wire import EngineDown, EngineRefuses, Wire, connect
-
-# Answers that come from somebody in front of an engine that is not there.
-NO_ENGINE_STATUS = frozenset({502, 503, 504})
 
 INSTANCE_LABEL = "fastlane.instance"
 EXECUTION_LABEL = "fastlane.execution"
@@ -61,12 +57,10 @@ class Container:
 class Engine:
     """One Docker engine, at `unix:///path` or `tcp://host:port`. Every method may be called from any thread."""
 
-    def __init__(self, address: str, *, connections: int = 64, answer_seconds: float = 30) -> None:
+    def __init__(self, address: str, *, answer_seconds: float = 30) -> None:
         self.address = address
-        self._connections = connections
         self._answer_seconds = answer_seconds
-        self._sdk: APIClient | None = None
-        self._lock = threading.Lock()
+        self._version = ""
 
     def ping(self, timeout_seconds: float) -> str:
         """The version of its API. An engine that hangs still accepts connections: only this tells."""
@@ -85,21 +79,14 @@ class Engine:
         return _life_of(process) or _life_of(_number_in(note))
 
     def forget(self) -> None:
-        """Closes what is kept of an engine that went away: the next one may be of another version."""
-        with self._lock:
-            if self._sdk is not None:
-                self._sdk.close()
-            self._sdk = None
+        """The engine went away. The one that comes may be of another version."""
+        self._version = ""
 
     # -- images
 
     def image(self, name: str) -> Image | None:
-        with self._asked() as sdk:
-            try:
-                answer = sdk.inspect_image(name)  # type: ignore[no-untyped-call]
-            except docker.errors.NotFound:
-                return None
-        return Image(answer["Id"], answer.get("Size", 0))
+        answer = self._found("GET", f"/images/{quote(name, safe='/:@')}/json")
+        return answer and Image(answer["Id"], answer.get("Size", 0))
 
     def pull(self, repository: str, tag: str, registry_auth: str, *, silence_seconds: float) -> Wire:
         """The pull's progress, as lines of JSON. Cutting it ends the pull. After so long a silence reading it raises TimeoutError."""
@@ -111,42 +98,33 @@ class Engine:
 
     def create(self, name: str, body: Mapping[str, Any]) -> str:
         """The id of the new container."""
-        with self._asked() as sdk:
-            return str(sdk.create_container_from_config(body, name)["Id"])  # type: ignore[no-untyped-call]
+        return str(self._asked("POST", f"/containers/create?{urlencode({'name': name})}", body)["Id"])
 
     def start(self, container_id: str) -> None:
-        """Sent once, on a connection of its own, and waited for as long as it takes. EngineDown: nobody knows whether it starts."""
+        """Sent once, and waited for as long as it takes. EngineDown: nobody knows whether it starts."""
         self._wire("POST", f"/containers/{container_id}/start", answer_seconds=None).cut()
 
     def kill(self, container_id: str, signal: str) -> None:
-        with self._asked() as sdk:
-            sdk.kill(container_id, signal)
+        self._asked("POST", f"/containers/{container_id}/kill?{urlencode({'signal': signal})}")
 
     def inspect(self, name: str) -> Container | None:
         """None: there is no such container. Waits for the container's lock, which another call may hold."""
-        with self._asked() as sdk:
-            try:
-                answer = sdk.inspect_container(name)
-            except docker.errors.NotFound:
-                return None
-        return _container(answer)
+        answer = self._found("GET", f"/containers/{name}/json")
+        return answer and _container(answer)
 
     def containers(self, instance: str) -> Mapping[str, str]:
         """All containers of this instance, by id, with the execution each is for. Takes no container's lock."""
-        with self._asked() as sdk:
-            answer = sdk.containers(all=True, filters={"label": [f"{INSTANCE_LABEL}={instance}"]})
+        filters = json.dumps({"label": [f"{INSTANCE_LABEL}={instance}"]})
+        answer = self._asked("GET", f"/containers/json?{urlencode({'all': 1, 'filters': filters})}")
         return {each["Id"]: each["Labels"].get(EXECUTION_LABEL, "") for each in answer}
 
     def remove(self, container_id: str, *, force: bool) -> None:
-        """Removes it, with its anonymous volumes; one that is not there, or is being removed, is removed."""
-        with self._asked() as sdk:
-            try:
-                sdk.remove_container(container_id, v=True, force=force)
-            except docker.errors.NotFound:
-                return
-            except docker.errors.APIError as error:
-                if "is already in progress" not in str(error):
-                    raise
+        """Removes it, with its anonymous volumes. One that is not there, or is being removed, is removed."""
+        try:
+            self._found("DELETE", f"/containers/{container_id}?{urlencode({'v': 1, 'force': int(force)})}")
+        except EngineRefuses as refusal:
+            if "is already in progress" not in refusal.message:
+                raise
 
     # -- streams
 
@@ -155,36 +133,32 @@ class Engine:
         path = f"/containers/{container_id}/attach?stream=1&stdout=1&stderr=1&logs=0"
         return self._wire("POST", path, upgrade=True, answer_seconds=self._answer_seconds)
 
-    def events(self, filters: str, *, since: str) -> Wire:
+    def events(self, filters: Mapping[str, Sequence[str]], *, since: str) -> Wire:
         """What happens to containers from now on, and what did since, as far as the engine remembers it: lines of JSON."""
-        query = urlencode({"filters": filters, "since": since}, quote_via=quote)
-        return self._wire("GET", f"/events?{query}", answer_seconds=self._answer_seconds)
+        return self._wire(
+            "GET", f"/events?{urlencode({'filters': json.dumps(filters), 'since': since})}", answer_seconds=self._answer_seconds
+        )
+
+    def _found(self, method: str, path: str) -> Any:
+        """The answer; None if there is no such thing."""
+        try:
+            return self._asked(method, path)
+        except EngineRefuses as refusal:
+            if refusal.status == 404:
+                return None
+            raise
+
+    def _asked(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+        wire = self._wire(method, path, body=b"" if body is None else json.dumps(body).encode(), answer_seconds=self._answer_seconds)
+        answer = wire.whole()
+        try:
+            return json.loads(answer) if answer else None
+        except ValueError as error:
+            raise EngineDown(f"the engine broke off its answer: {error}") from error
 
     def _wire(self, method: str, path: str, **options: Any) -> Wire:
-        return Wire(self.address, method, f"/v{self._connected().api_version}{path}", **options)
-
-    def _connected(self) -> APIClient:
-        with self._lock:
-            if self._sdk is None:
-                version = self.ping(self._answer_seconds)
-                self._sdk = APIClient(
-                    self.address, version=version, timeout=int(self._answer_seconds), max_pool_size=self._connections, user_agent="fastlane"
-                )
-                # No proxies, no ~/.netrc: looking for them costs more than the request.
-                self._sdk.trust_env = False
-            return self._sdk
-
-    @contextmanager
-    def _asked(self) -> Iterator[APIClient]:
-        try:
-            yield self._connected()
-        except docker.errors.APIError as error:
-            status = error.status_code or 500
-            if status in NO_ENGINE_STATUS:
-                raise EngineDown(f"the engine is not there: {error.explanation}") from error
-            raise EngineRefuses(status, str(error.explanation or error)) from error
-        except (requests.RequestException, docker.errors.DockerException) as error:
-            raise EngineDown(f"the engine does not answer: {error}") from error
+        self._version = self._version or self.ping(self._answer_seconds)
+        return Wire(self.address, method, f"/v{self._version}{path}", **options)
 
 
 def _container(answer: Mapping[str, Any]) -> Container:

@@ -6,7 +6,7 @@ All are told when the engine goes away: it may come back another, and what happe
 import json
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 import structlog
@@ -151,5 +151,5 @@ class Host:
         for orders in watchers:
             orders.put(order)
 
-    def _filters(self) -> str:
-        return json.dumps({"type": ["container"], "label": [f"{INSTANCE_LABEL}={self.instance}"], "event": ["start", "unpause", "die"]})
+    def _filters(self) -> Mapping[str, Sequence[str]]:
+        return {"type": ["container"], "label": [f"{INSTANCE_LABEL}={self.instance}"], "event": ["start", "unpause", "die"]}

@@ -1,7 +1,4 @@
-"""One request to the engine on a connection of its own: read as it comes, for as long as it lasts, and cut by any thread.
-
-For what the SDK's pool of connections is not made for: streams without an end, and the one request that must not be sent twice.
-"""
+"""One request to the engine on a connection of its own: sent once, its answer read as it comes, and cut by any thread."""
 
 import contextlib
 import json
@@ -10,7 +7,10 @@ from collections.abc import Iterator, Mapping
 from http.client import parse_headers
 from io import BytesIO
 
-MAX_ANSWER_BYTES = 1 << 20
+# An answer without a length ends with the connection. None that has an end is larger.
+MAX_ANSWER_BYTES = 64 << 20
+# Answers of somebody in front of an engine that is not there.
+NO_ENGINE_STATUS = frozenset({502, 503, 504})
 
 
 class EngineDown(Exception):
@@ -54,6 +54,7 @@ class Wire:
         path: str,
         *,
         headers: Mapping[str, str] | None = None,
+        body: bytes = b"",
         upgrade: bool = False,
         connect_seconds: float = 10,
         answer_seconds: float | None,
@@ -61,11 +62,13 @@ class Wire:
         self._connection = connect(address, connect_seconds)
         self._rest = b""
         try:
-            self._send(method, path, dict(headers or {}), upgrade)
+            self._send(method, path, dict(headers or {}), body, upgrade)
             self._connection.settimeout(answer_seconds)
             self._read_head()
+            if self.status in NO_ENGINE_STATUS:
+                raise ConnectionError(f"{self.status} {_message(self._body())}")
             if self.status >= 400:
-                raise EngineRefuses(self.status, _message(self.body()))
+                raise EngineRefuses(self.status, _message(self._body()))
         except OSError as error:
             self.cut()
             raise EngineDown(f"the engine did not answer {method} {path.partition('?')[0]}: {error}") from error
@@ -73,14 +76,14 @@ class Wire:
             self.cut()
             raise
 
-    def body(self) -> bytes:
-        """What is left of an answer that has an end."""
-        length = int(self.headers.get("Content-Length", MAX_ANSWER_BYTES))
-        if self.status == 204:
-            length = 0
-        while len(self._rest) < length and (more := self._connection.recv(65_536)):
-            self._rest += more
-        return self._rest[:length]
+    def whole(self) -> bytes:
+        """All of an answer that has an end, with which the connection ends too. Raises EngineDown."""
+        try:
+            return self._body()
+        except OSError as error:
+            raise EngineDown(f"the engine broke off its answer: {error}") from error
+        finally:
+            self.cut()
 
     def lines(self) -> Iterator[bytes]:
         """Line by line, to the end or the cut. Raises OSError, TimeoutError where none came in time: then it may be called again."""
@@ -114,17 +117,25 @@ class Wire:
             self._connection.shutdown(socket.SHUT_RDWR)
         self._connection.close()
 
-    def _send(self, method: str, path: str, headers: dict[str, str], upgrade: bool) -> None:
+    def _body(self) -> bytes:
+        length = 0 if self.status == 204 else int(self.headers.get("Content-Length", MAX_ANSWER_BYTES))
+        while len(self._rest) < length and (more := self._connection.recv(65_536)):
+            self._rest += more
+        if len(self._rest) < length < MAX_ANSWER_BYTES:
+            raise ConnectionError(f"{length - len(self._rest)} bytes of its answer are missing")
+        return self._rest[:length]
+
+    def _send(self, method: str, path: str, headers: dict[str, str], body: bytes, upgrade: bool) -> None:
         # As HTTP/1.0 an answer is never in chunks: it is what comes until the end.
         version = "1.0"
         headers |= {"Host": "docker", "User-Agent": "fastlane"}
         if method == "POST":
-            headers["Content-Length"] = "0"
+            headers |= {"Content-Type": "application/json", "Content-Length": str(len(body))}
         if upgrade:
             version = "1.1"
             headers |= {"Connection": "Upgrade", "Upgrade": "tcp"}
         lines = [f"{method} {path} HTTP/{version}", *(f"{name}: {value}" for name, value in headers.items()), "", ""]
-        self._connection.sendall("\r\n".join(lines).encode())
+        self._connection.sendall("\r\n".join(lines).encode() + body)
 
     def _read_head(self) -> None:
         head = b""
