@@ -145,7 +145,13 @@ class House:
         self.host.start(self._host_changed)
         self.wait_until(lambda: self.host.up)
         self.runner = DockerRunner(
-            self.store, self.logs, self.host, default_timeout=timedelta(seconds=SECONDS), default_pids=256, step=self._step
+            self.store,
+            self.logs,
+            self.host,
+            default_timeout=timedelta(seconds=SECONDS),
+            default_pids=256,
+            start_answer_seconds=2,
+            step=self._step,
         )
 
     def reopen(self) -> None:
@@ -192,8 +198,11 @@ class House:
         return self.run("sh -c", script, **more)
 
     def kill_at(self, step: Step, script: str, **more: Any) -> str:
-        """Runs up to `step`, where the server is killed. The id of what it left; the next server is there."""
-        going = self.go("sh -c", script, kill_at=step, **more)
+        """Runs a script up to `step`, where the server is killed. The id of what it left; the next server is there."""
+        return self.kill_command_at(step, "sh -c", script, **more)
+
+    def kill_command_at(self, step: Step, *command: str, **more: Any) -> str:
+        going = self.go(*command, kill_at=step, **more)
         assert isinstance(going.failure(), Killed)
         self.reopen()
         return going.id
