@@ -217,6 +217,14 @@ class House:
         job_id = self.execution(execution_id).job_id
         self.store.stop(job_id, grace=timedelta(seconds=grace), note=note).result()
 
+    def wait_for_system(self, execution_id: str, content: str) -> None:
+        """Until `content` is among fastlane's own lines."""
+        path = self.logs.system_path(execution_id)
+        until = time.monotonic() + SECONDS
+        while not path.exists() or content not in self.system(execution_id):
+            assert time.monotonic() < until, "no such line came"
+            time.sleep(0.01)
+
     def wait_for_output(self, execution_id: str, content: bytes = b"") -> None:
         """Until there is some, and that with `content` in it."""
         path = self.logs.output_path(execution_id)

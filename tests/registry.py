@@ -1,0 +1,125 @@
+"""A registry of images, as small as can be: one image, and every way in which a registry fails."""
+
+import gzip
+import hashlib
+import json
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
+
+
+def digest(data: bytes) -> str:
+    return f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+class Registry:
+    """Serves one image under any name, with the tags `first` and `latest`. Names that begin with `no`, `denied`, `failing`, `hanging`,
+    `damaged` or `foreign` have what their first word says."""
+
+    def __init__(self, layer_tar: bytes) -> None:
+        layer = gzip.compress(layer_tar, 1)
+        config = self._config(digest(layer_tar), "linux")
+        self.blobs = {digest(blob): blob for blob in (layer, config)}
+        self.manifest = self._manifest(layer, config)
+        windows = self._config(digest(layer_tar), "windows")
+        self.blobs[digest(windows)] = windows
+        self.foreign = self._manifest(layer, windows)
+        # A layer that no engine has yet, and whose bytes are not those of its digest.
+        damaged = gzip.compress(layer_tar + bytes(512), 1)
+        its_config = self._config(digest(layer_tar + bytes(512)), "linux")
+        self.blobs |= {digest(damaged): damaged[:-9] + b"damaged!!", digest(its_config): its_config}
+        self.damaged = self._manifest(damaged, its_config)
+        self.pulls: list[str] = []
+        self.asked = threading.Event()
+        self.release = threading.Event()
+        # So many answers of failing/… are failures; then it works.
+        self.failures = 10**9
+
+    @contextmanager
+    def serving(self) -> Iterator["Registry"]:
+        registry = self
+
+        class Handler(BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def do_GET(self) -> None:
+                registry.answer(self)
+
+            def do_HEAD(self) -> None:
+                registry.answer(self)
+
+            def log_message(self, *args: object) -> None:
+                """Says nothing."""
+
+        self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.daemon_threads = True
+        self.name = f"127.0.0.1:{self.server.server_port}"
+        thread = threading.Thread(target=self.server.serve_forever, daemon=True)
+        thread.start()
+        try:
+            yield self
+        finally:
+            self.release.set()
+            self.server.shutdown()
+            self.server.server_close()
+            thread.join()
+
+    def answer(self, to: BaseHTTPRequestHandler) -> None:
+        path = to.path.removeprefix("/v2/")
+        kind = path.partition("/")[0]
+        if kind == "hanging":
+            self.asked.set()
+            self.release.wait(60)
+        if not path:
+            self._send(to, 200, b"{}")
+        elif kind == "denied":
+            self._fail(to, 403, "DENIED", "requested access to the resource is denied")
+        elif kind == "failing" and self.failures > 0:
+            self.failures -= 1
+            self._fail(to, 503, "UNAVAILABLE", "come back later")
+        elif "/manifests/" in path:
+            self._send_manifest(to, kind, path.rpartition("/")[2])
+        elif blob := self.blobs.get(path.rpartition("/")[2]):
+            self._send(to, 200, blob)
+        else:
+            self._fail(to, 404, "BLOB_UNKNOWN", "blob unknown to registry")
+
+    def _send_manifest(self, to: BaseHTTPRequestHandler, kind: str, reference: str) -> None:
+        manifest = {"foreign": self.foreign, "damaged": self.damaged}.get(kind, self.manifest)
+        if reference not in {"first", "latest", digest(manifest)} or kind == "no":
+            self._fail(to, 404, "MANIFEST_UNKNOWN", "manifest unknown")
+            return
+        self.pulls.append(reference)
+        self._send(to, 200, manifest, {"Content-Type": MANIFEST_TYPE, "Docker-Content-Digest": digest(manifest)})
+
+    def _fail(self, to: BaseHTTPRequestHandler, status: int, code: str, message: str) -> None:
+        self._send(to, status, json.dumps({"errors": [{"code": code, "message": message}]}).encode(), {"Content-Type": "application/json"})
+
+    def _send(self, to: BaseHTTPRequestHandler, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+        to.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
+            to.send_header(name, value)
+        to.end_headers()
+        if to.command == "GET":
+            to.wfile.write(body)
+
+    def _config(self, layer_digest: str, system: str) -> bytes:
+        return json.dumps(
+            {"architecture": "amd64", "os": system, "config": {"Cmd": ["sh"]}, "rootfs": {"type": "layers", "diff_ids": [layer_digest]}}
+        ).encode()
+
+    def _manifest(self, layer: bytes, config: bytes) -> bytes:
+        def blob(media_type: str, data: bytes) -> dict[str, Any]:
+            return {"mediaType": media_type, "size": len(data), "digest": digest(data)}
+
+        content = {
+            "schemaVersion": 2,
+            "mediaType": MANIFEST_TYPE,
+            "config": blob("application/vnd.docker.container.image.v1+json", config),
+            "layers": [blob("application/vnd.docker.image.rootfs.diff.tar.gzip", layer)],
+        }
+        return json.dumps(content).encode()

@@ -1,0 +1,162 @@
+"""Images: when they are pulled, from where, and what becomes of an execution whose image cannot be had."""
+
+import io
+import tarfile
+from collections.abc import Iterator
+from contextlib import suppress
+
+import docker
+import pytest
+
+from fastlane_grpc.model import Execution, Outcome, PullPolicy, Reason, State
+from fastlane_grpc.runner import Step
+from fastlane_grpc.runner.image import Refused, RegistryFails, image_parts, pull_failure
+from tests.engine import House
+from tests.registry import Registry, digest
+
+on_engine = [pytest.mark.engine, pytest.mark.timeout(120)]
+
+
+@pytest.fixture(scope="module")
+def registry(sdk: docker.DockerClient) -> Iterator[Registry]:
+    """An engine trusts a registry on loopback. Its images are removed in the end."""
+    tar = io.BytesIO()
+    with tarfile.open(fileobj=tar, mode="w") as layer:
+        layer.add("/bin/busybox", "bin/busybox")
+        layer.add("/bin/busybox", "bin/sh")
+    with Registry(tar.getvalue()).serving() as registry:
+        yield registry
+        for image in sdk.images.list():
+            for name in [*image.tags, *image.attrs["RepoDigests"]]:
+                if name.startswith(registry.name):
+                    # The last tag takes the digest with it.
+                    with suppress(docker.errors.ImageNotFound):
+                        sdk.images.remove(name, force=True)
+
+
+def outcome(execution: Execution) -> Outcome:
+    assert execution.outcome is not None
+    return execution.outcome
+
+
+@pytest.mark.parametrize(
+    ("name", "parts"),
+    [
+        ("busybox", ("busybox", "latest")),
+        ("busybox:1.36", ("busybox", "1.36")),
+        ("registry:5000/image", ("registry:5000/image", "latest")),
+        ("registry:5000/image:tag", ("registry:5000/image", "tag")),
+        ("registry:5000/a/b@sha256:0123", ("registry:5000/a/b", "sha256:0123")),
+        ("a/b:tag@sha256:0123", ("a/b:tag", "sha256:0123")),
+    ],
+)
+def test_a_name_is_taken_apart_as_the_engine_does(name: str, parts: tuple[str, str]) -> None:
+    assert image_parts(name) == parts
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ("manifest for a:b not found: manifest unknown: manifest unknown", Reason.IMAGE_NOT_FOUND),
+        ("repository a not found: name unknown", Reason.IMAGE_NOT_FOUND),
+        ("invalid reference format: repository name must be lowercase", Reason.IMAGE_NOT_FOUND),
+        ("pull access denied for a, repository does not exist or may require 'docker login': denied", Reason.IMAGE_DENIED),
+        ("unauthorized: authentication required", Reason.IMAGE_DENIED),
+        ("no basic auth credentials", Reason.IMAGE_DENIED),
+        ("no matching manifest for linux/arm64/v8 in the manifest list entries", Reason.IMAGE_UNUSABLE),
+        ("failed to register layer: Error processing tar file(exit status 1): unexpected EOF", Reason.IMAGE_UNUSABLE),
+        ("write /var/lib/docker/tmp/x: no space left on device", Reason.REFUSED_BY_ENGINE),
+        ('Get "http://r/v2/": dial tcp 127.0.0.1:1: connect: connection refused', None),
+        ('Get "https://r/v2/": dial tcp: lookup r: no such host', None),
+        ('Get "https://r/v2/": net/http: TLS handshake timeout', None),
+        ("received unexpected HTTP status: 503 Service Unavailable", None),
+        ("toomanyrequests: You have reached your pull rate limit", None),
+        ("something nobody has seen yet", None),
+    ],
+)
+def test_what_engines_say_of_a_pull_is_understood(message: str, reason: Reason | None) -> None:
+    failure = pull_failure("a", message)
+    if reason is None:
+        assert isinstance(failure, RegistryFails)
+    else:
+        assert isinstance(failure, Refused)
+        assert failure.reason is reason
+
+
+class TestOnAnEngine:
+    pytestmark = on_engine
+
+    def test_a_missing_image_is_pulled_from_a_registry_with_a_port(self, house: House, registry: Registry) -> None:
+        image = f"{registry.name}/one/image:first"
+        execution = house.sh("echo pulled", image=image)
+        assert execution.state is State.SUCCEEDED
+        assert house.output(execution.id).stdout == b"pulled\n"
+        assert f"pulling {image}" in house.system(execution.id)
+        asked = len(registry.pulls)
+        assert house.sh("echo there", image=image).state is State.SUCCEEDED
+        assert len(registry.pulls) == asked
+
+    def test_always_pulls_each_time_and_no_tag_is_latest(self, house: House, registry: Registry) -> None:
+        image = f"{registry.name}/two/image"
+        for _ in range(2):
+            asked = len(registry.pulls)
+            assert house.sh("true", image=image, pull_policy=PullPolicy.ALWAYS).state is State.SUCCEEDED
+            assert "latest" in registry.pulls[asked:]
+
+    def test_an_image_is_pulled_by_digest(self, house: House, registry: Registry) -> None:
+        image = f"{registry.name}/three/image@{digest(registry.manifest)}"
+        assert house.sh("true", image=image).state is State.SUCCEEDED
+        execution = house.sh("true", image=f"{registry.name}/three/image@sha256:{'0' * 64}")
+        assert (execution.state, outcome(execution).reason) == (State.FAILED, Reason.IMAGE_NOT_FOUND)
+
+    def test_never_means_never(self, house: House, registry: Registry) -> None:
+        execution = house.sh("true", image=f"{registry.name}/four/image:first", pull_policy=PullPolicy.NEVER)
+        assert (execution.state, outcome(execution).reason) == (State.FAILED, Reason.IMAGE_NOT_PRESENT)
+
+    @pytest.mark.parametrize(
+        ("name", "reason"),
+        [
+            ("no/image:first", Reason.IMAGE_NOT_FOUND),
+            ("one/image:nosuchtag", Reason.IMAGE_NOT_FOUND),
+            ("denied/image:first", Reason.IMAGE_DENIED),
+            ("damaged/image:first", Reason.IMAGE_UNUSABLE),
+            ("foreign/image:first", Reason.IMAGE_UNUSABLE),
+        ],
+    )
+    def test_an_image_that_cannot_be_had_says_why(self, house: House, registry: Registry, name: str, reason: Reason) -> None:
+        execution = house.sh("true", image=f"{registry.name}/{name}")
+        assert (execution.state, outcome(execution).reason, outcome(execution).exit_code) == (State.FAILED, reason, None)
+        assert name in outcome(execution).detail
+        assert not house.logs.output_path(execution.id).exists()
+
+    def test_a_name_that_is_none_is_not_found(self, house: House) -> None:
+        assert outcome(house.sh("true", image="No:Image")).reason is Reason.IMAGE_NOT_FOUND
+
+    def test_a_registry_that_fails_for_a_while_is_asked_again(self, house: House, registry: Registry) -> None:
+        registry.failures = 3
+        try:
+            execution = house.sh("true", image=f"{registry.name}/failing/for/a/while:first")
+        finally:
+            registry.failures = 10**9
+        assert execution.state is State.SUCCEEDED
+        assert "tried again" in house.system(execution.id)
+
+    def test_a_stop_ends_the_tries_at_once(self, house: House, registry: Registry) -> None:
+        going = house.go("true", image=f"{registry.name}/failing/for/ever:first")
+        house.wait_for_system(going.id, "tried again")
+        house.stop(going.id)
+        execution = going.result()
+        assert (execution.state, outcome(execution).exit_code) == (State.STOPPED, None)
+
+    def test_a_stop_ends_a_pull_that_hangs(self, house: House, registry: Registry) -> None:
+        going = house.go("true", image=f"{registry.name}/hanging/image:first")
+        assert registry.asked.wait(30)
+        house.stop(going.id)
+        assert going.result().state is State.STOPPED
+        assert Step.PULLED not in going.steps
+
+    def test_the_time_of_a_pull_is_not_the_container_s(self, house: House, registry: Registry) -> None:
+        execution = house.sh("true", image=f"{registry.name}/five/image:first")
+        times = execution.times
+        assert None not in (times.claim_time, times.pull_time)
+        assert times.claim_time < times.pull_time < times.container_time < times.start_time  # type: ignore[operator]
