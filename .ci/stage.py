@@ -35,9 +35,12 @@ REGISTRY_SECONDS = 20
 # A command that was told to end and has not is killed then.
 STOP_SECONDS = 30
 
+# Signals that end this process in order, as Ctrl-C does.
+ENDS = (signal.SIGTERM, signal.SIGHUP)
+
 
 def main(purpose: str, *command: str) -> int:
-    for number in (signal.SIGTERM, signal.SIGHUP):
+    for number in ENDS:
         signal.signal(number, lambda number, _: sys.exit(128 + number))
     engine = docker.from_env(timeout=60).api
     for dead in leftovers(engine):
@@ -51,9 +54,18 @@ def main(purpose: str, *command: str) -> int:
     except KeyboardInterrupt:
         return 128 + signal.SIGINT
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, signal.SIG_IGN)
-        take_down(engine, name)
+        with undisturbed():
+            take_down(engine, name)
+
+
+@contextmanager
+def undisturbed() -> Iterator[None]:
+    """Signals wait: an engine goes on with what it was asked for, and would finish it behind the back of a clean-up."""
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGINT, *ENDS])
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def run(command: Sequence[str], **more: str) -> int:
@@ -94,9 +106,10 @@ def place() -> str:
 
 
 def birth(process: int | str) -> str:
-    """When the process began, in ticks since boot, since ids are used again; empty if there is none."""
+    """When the process began, in ticks since boot, since ids are used again; empty if it is no more."""
     with suppress(OSError):
-        return Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()[19]
+        state, *rest = Path(f"/proc/{process}/stat").read_text().rpartition(")")[2].split()
+        return "" if state in "ZX" else rest[18]
     return ""
 
 
@@ -139,9 +152,10 @@ def make_image(engine: docker.APIClient, name: str) -> None:
     if is_there(engine, PULLED):
         engine.tag(PULLED, REPOSITORY, name)
     elif pull(engine):
-        engine.tag(PULLED, REPOSITORY, name)
-        with gone_already():
-            engine.remove_image(PULLED)  # only the tag; it was not there before
+        with undisturbed():
+            engine.tag(PULLED, REPOSITORY, name)
+            with gone_already():
+                engine.remove_image(PULLED)  # only the tag; it was not there before
     else:
         import_busybox(engine, name)
 
@@ -178,7 +192,8 @@ def import_busybox(engine: docker.APIClient, name: str) -> None:
             tar.addfile(entry(f"bin/{applet}", 0o777, tarfile.SYMTYPE, linkname="busybox"))
         for path, text in {"etc/passwd": USERS, "etc/group": GROUPS}.items():
             tar.addfile(entry(path, 0o644, size=len(text)), io.BytesIO(text.encode()))
-    engine.import_image_from_data(files.getvalue(), repository=REPOSITORY, tag=name, changes=['CMD ["sh"]'])
+    with undisturbed():
+        engine.import_image_from_data(files.getvalue(), repository=REPOSITORY, tag=name, changes=['CMD ["sh"]'])
 
 
 USERS = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"
