@@ -25,10 +25,8 @@ from fastlane_grpc.record import Chunk, Gap, Position, RecordReader, Stretch, un
 Encode: TypeAlias = Callable[[Message], bytes]
 Made = TypeVar("Made")
 
-# A read of this much or less, of bytes that were just written, is a copy within memory and may happen on the loop.
-HOT_BYTES = 64 * 1024
-# What is read, serialised and kept at once.
-STRETCH_BYTES = 256 * 1024
+# A stretch of less than this is read anew once there is more: else whoever comes late would get it in the crumbs that others waited for.
+SHORT_BYTES = 64 * 1024
 # How long a reader sleeps between two looks where no inotify watch is to be had.
 POLL_SECONDS = 0.2
 
@@ -228,7 +226,7 @@ class Tail:
         found = self._cache.find(key)
         # A short stretch was all there was when it was read. Once there is more, whoever comes late takes more at once.
         if found and (
-            found.next.file_offset - position.file_offset >= HOT_BYTES or found.next.file_offset > max(position.file_offset, file.seen - 1)
+            found.next.file_offset - position.file_offset >= SHORT_BYTES or found.next.file_offset > max(position.file_offset, file.seen - 1)
         ):
             return found
         return await self._cache.load(key, lambda: self._log.read(file, position, before_ns, encode))
@@ -303,15 +301,14 @@ class _Log:
         return await self._in_thread(lambda: file.reader.locate(offsets, sequence))
 
     async def read(self, file: "_File", position: Position, before_ns: int | None, make: Callable[[Stretch], Made]) -> Made:
-        """What `make` makes of the stretch after `position`; on a thread, unless these bytes were written just now."""
+        """What `make` makes of the stretch after `position`; on a thread, unless it was written just now."""
 
         def work() -> tuple[Position, Made]:
-            stretch = file.reader.read(position, before_ns=before_ns, max_bytes=max_bytes)
+            stretch = file.reader.read(position, before_ns=before_ns)
             return stretch.next, make(stretch)
 
-        hot = position.file_offset == file.end
-        max_bytes = HOT_BYTES if hot else STRETCH_BYTES
-        next_position, made = work() if hot else await self._in_thread(work)
+        # What lies after the place where there was nothing a moment ago is in memory still: to read it costs less than to ask a thread.
+        next_position, made = work() if position.file_offset == file.end else await self._in_thread(work)
         file.seen = max(file.seen, next_position.file_offset)
         if next_position == position and before_ns is None:
             file.end = position.file_offset

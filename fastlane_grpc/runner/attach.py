@@ -29,6 +29,9 @@ DRAIN_SECONDS = 5
 BUFFER_BYTES = 1 << 20
 MAX_ERROR_BYTES = 4096
 RETRY_SECONDS = 0.5
+# The engine hands a flood over in crumbs of some 5 KB. A pause of this length between two reads lets them gather: a tenth of the reads, and
+# of the processor time. What comes after a silence is read at once.
+GATHER_SECONDS = 0.001
 
 # A frame's header: its source, and how many bytes follow.
 _HEADER = Struct(">B3xI")
@@ -187,10 +190,12 @@ class _Follower:
     def _run(self) -> None:
         frames = _Frames()
         while True:
+            asked = time.monotonic()
             try:
                 size = self._wire.read_into(frames.room)
             except OSError:
                 return
+            flooded = time.monotonic() - asked < GATHER_SECONDS
             if size == 0:
                 if frames.between and not frames.broken and not self._stopped:
                     self._end_time = datetime.now(UTC)
@@ -201,6 +206,8 @@ class _Follower:
             for error in frames.errors():
                 self._say(f"the engine says of the output: {error}")
             frames.recycle()
+            if flooded:
+                time.sleep(GATHER_SECONDS)
 
     def _write(self, pieces: Pieces) -> None:
         while True:

@@ -55,6 +55,9 @@ class Unsealed:
     execution: Execution
 
 
+# A reader that is given output sooner than this after the last looks again only then: a flood comes in large pieces, the first byte at once.
+PACE_SECONDS = 0.004
+
 # Bytes are messages that were serialised for all readers.
 LogEvent: TypeAlias = bytes | StateChanged | Beat | Sealed | Unsealed
 
@@ -78,6 +81,7 @@ async def _events(request: LogRequest, watch: Watch, tail: Tail, stopping: Calla
     now = asyncio.get_running_loop().time
     shown: Execution | None = None
     beat_time = now() + request.heartbeat.total_seconds()
+    pace_time = 0.0
     while True:
         # Cleared before anything is looked at: news that comes after it sets the bell again and is not lost.
         watch.clear()
@@ -94,6 +98,7 @@ async def _events(request: LogRequest, watch: Watch, tail: Tail, stopping: Calla
             for message in messages:
                 yield message
             beat_time = now() + request.heartbeat.total_seconds()
+            pace_time = now() + PACE_SECONDS
         elif messages is None and execution.state.final:
             tail.check_end()
             for message in tail.flush():
@@ -108,6 +113,8 @@ async def _events(request: LogRequest, watch: Watch, tail: Tail, stopping: Calla
             beat_time = now() + request.heartbeat.total_seconds()
         elif messages is None:
             await watch.wait(beat_time - now())
+            if now() < pace_time:
+                await asyncio.sleep(pace_time - now())
         elif not messages:
             # All of it was of sources not asked for, and may have come from memory: others want the loop, too.
             await asyncio.sleep(0)
