@@ -220,14 +220,13 @@ class Tail:
 
         def encode(stretch: Stretch) -> _Encoded:
             encoded = [self._encode(message) for message in messages(cursor, stretch.entries, sources)]
-            return _Encoded(encoded, stretch.next, after(cursor, stretch.entries))
+            spans = stretch.next.file_offset - position.file_offset
+            return _Encoded(encoded, spans, stretch.next, after(cursor, stretch.entries))
 
         key: Hashable = (cursor.execution_id, position.file_offset, before_ns, sources, cursor.system)
         found = self._cache.find(key)
         # A short stretch was all there was when it was read. Once there is more, whoever comes late takes more at once.
-        if found and (
-            found.next.file_offset - position.file_offset >= SHORT_BYTES or found.next.file_offset > max(position.file_offset, file.seen - 1)
-        ):
+        if found and (found.spans >= SHORT_BYTES or (found.spans and found.next.file_offset >= file.seen)):
             return found
         return await self._cache.load(key, lambda: self._log.read(file, position, before_ns, encode))
 
@@ -250,6 +249,7 @@ class _Encoded:
     """A stretch as it is sent: the same bytes for every reader who stands before it and wants the same sources."""
 
     messages: Sequence[bytes]
+    spans: int  # bytes of the record
     next: Position
     cursor: Cursor
 

@@ -55,7 +55,7 @@ class Unsealed:
     execution: Execution
 
 
-# A reader that is given output sooner than this after the last looks again only then: a flood comes in large pieces, the first byte at once.
+# A reader that was given output looks again after so long at the soonest: a flood comes in large pieces, a first byte comes at once.
 PACE_SECONDS = 0.004
 
 # Bytes are messages that were serialised for all readers.
