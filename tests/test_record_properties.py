@@ -139,6 +139,7 @@ def test_a_torn_end_is_waited_for_then_cut_off_and_gone_on_from(steps: list[Writ
 @record
 @given(steps=steps, seed=seeds, way=st.sampled_from(["flip", "zero", "punch", "noise", "page"]), places=st.integers(1, 3))
 @example(steps=[Write(((Source.STDOUT, 300_000),), 1)], seed=1, way="punch", places=1)
+@example(steps=[Write(((Source.STDOUT, 65_340), (Source.STDERR, 131_060)), 0)], seed=31181, way="page", places=3)
 def test_damage_is_a_gap_and_nothing_more(steps: list[Write | Lose], seed: int, way: str, places: int) -> None:
     """No byte that is told is wrong, what is not told is in the gaps, and every block that is well is read."""
     with scratch() as path:
@@ -198,6 +199,7 @@ def test_any_place_is_found_and_read_on_from(steps: list[Write | Lose], seed: in
 
 @record
 @given(steps=steps, seed=seeds, damaging=st.booleans())
+@example(steps=[Write(((Source.STDOUT, -33),), 0), Lose(Source.STDERR, None, 0)], seed=0, damaging=True)
 def test_who_goes_on_after_an_entry_gets_the_next_ones_and_no_gap_twice(steps: list[Write | Lose], seed: int, damaging: bool) -> None:
     with scratch() as path:
         told = Told.new(path)
@@ -262,6 +264,7 @@ def test_a_record_can_be_read_up_to_any_time(steps: list[Write | Lose], times: l
 
 
 @record
+@example(blocks=["frames"], tail=0, seed=17450)
 @given(blocks=st.lists(st.sampled_from(["noise", "zeros", "header", "frames"]), max_size=6), tail=st.integers(0, BLOCK_BYTES), seed=seeds)
 def test_a_reader_survives_any_bytes(blocks: list[str], tail: int, seed: int) -> None:
     with scratch() as path:

@@ -170,7 +170,7 @@ def unpack_block_header(raw: bytes, number: int, at: int = 0) -> State | None:
         return None
     if check != zlib.crc32(raw[at + _CHECKED_FROM : at + BLOCK_HEADER_BYTES]):
         return None
-    if not 0 < sequence < _LIMIT or any(offset >= _LIMIT for offset in fields[::6]):
+    if not 0 < sequence < _LIMIT or max(fields[::6]) >= _LIMIT or max(fields[3::6]) >= sequence:
         return None
     stdout, stderr, system = (_unpack_source(*fields[i : i + 6]) for i in (0, 6, 12))
     return State(sequence - 1, time_ns, first_byte_time_ns, (stdout, stderr, system))

@@ -205,7 +205,8 @@ class Scan:
             elif its.gap_sequence > self._sequence:
                 # A gap of unknown size is among what is lost. It keeps its sequence, by which a reader knows whether it had it.
                 gaps.append(Gap(source, ours, None, Cause.STORE, its.gap_sequence, time_ns))
-        return sorted(gaps, key=lambda gap: gap.sequence)
+        # By its sequence a reader knows that it had a gap of unknown size: so that comes before the others of the same sequence.
+        return sorted(gaps, key=lambda gap: (gap.sequence, gap.missing_bytes is not None))
 
     def _beyond_damage(self, raw: bytes, base: int, place: int) -> int | None:
         """Where to go on after damage in the block of `place`; None if there is nothing to go on with yet."""

@@ -274,7 +274,8 @@ def _end_of(path: Path, fd: int) -> tuple[int, State]:
             state = _after_data(state, entry.source, entry.data, entry.data.count(b"\n"), entry.time_ns)
         else:
             state = _after_gap(state, entry.source, entry.missing_bytes, entry.time_ns)
-    return scan.position.file_offset, state
+    # The header stays, though no frame may follow: after damage it is all that says how far the sources had come.
+    return max(scan.position.file_offset, block[0] * BLOCK_BYTES + BLOCK_HEADER_BYTES), state
 
 
 def _open_private(path: str, flags: int) -> int:
