@@ -40,7 +40,10 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 def main() -> NoReturn:
     """The command `fastlane`."""
-    sys.exit(_run(sys.argv[1:], os.environ))
+    # Ctrl-C ends it as it ends any program, where nothing better is known (`run`): an exception out of the middle of gRPC may leave a lock
+    # taken for ever. For the same reason the interpreter is not wound down, with threads of gRPC in it; nothing is buffered here.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os._exit(_run(sys.argv[1:], os.environ))
 
 
 def _run(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
@@ -58,8 +61,6 @@ def _run(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
         return _failed(str(error), UNAVAILABLE)
     except (api.Error, click.ClickException) as error:
         return _failed(str(error), FAILED)
-    except (click.Abort, KeyboardInterrupt):
-        return INTERRUPTED
     return status
 
 
@@ -137,7 +138,9 @@ def _talks_to_server(function: _Function) -> _Function:
 
 def _shows_output(function: _Function) -> _Function:
     function = click.option("-v", "--verbose", is_flag=True, help="Show fastlane's own lines too (as on a terminal), on stderr.")(function)
-    return click.option("-q", "--quiet", is_flag=True, help="Show the container's output alone.")(function)
+    return click.option("-q", "--quiet", is_flag=True, help="Show the container's output, and where some is missing; nothing else.")(
+        function
+    )
 
 
 def _settings(function: _Function) -> _Function:
@@ -177,6 +180,12 @@ def server(environ: Mapping[str, str], /, file: Path | None, **flags: str | None
         app.serve(settings, ready)
     except directory.DirectoryError as error:
         raise click.ClickException(str(error)) from error
+    except RuntimeError as error:
+        # gRPC has no error of its own for this.
+        if "bind" not in str(error):
+            raise
+        message = f"cannot listen on {settings.listen}: it is taken, or not an address of this machine; choose another with --listen"
+        raise click.ClickException(message) from error
     return 0
 
 
@@ -346,8 +355,7 @@ def stop(*, job_id: str, grace: timedelta | None, note: str, address: str) -> in
     """
     with _client(address) as client:
         job = client.stop(job_id, note, grace)
-    state = fastlane_pb2.State.Name(job.state) if job.state in fastlane_pb2.State.values() else f"state {job.state}"
-    click.echo(f"job {job.id}: {state.removeprefix('STATE_').replace('_', ' ').lower()}")
+    click.echo(f"job {job.id}: {_state_name(job.state)}")
     return 0
 
 
@@ -372,12 +380,13 @@ class _Display:
 
     system: bool
     dim: bool
+    quiet: bool
 
     @classmethod
     def chosen(cls, environ: Mapping[str, str], *, verbose: bool, quiet: bool) -> "_Display":
         terminal = sys.stderr.isatty()
         colour = terminal and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
-        return cls(system=(terminal or verbose) and not quiet, dim=colour)
+        return cls(system=(terminal or verbose) and not quiet, dim=colour, quiet=quiet)
 
     @property
     def sources(self) -> list[fastlane_pb2.Source.ValueType]:
@@ -389,6 +398,13 @@ class _Display:
             if source == api.SYSTEM and self.dim:
                 data = b"\x1b[2m" + data + b"\x1b[22m"
             _write(1 if source == api.STDOUT else 2, data)
+
+    def end(self, end: api.End) -> None:
+        """Why it ended, where the container's own exit does not say it and fastlane's own lines, which do, are not shown."""
+        if end.exit_status == 0 or end.outcome is None or self.system or self.quiet:
+            return
+        if end.outcome.reason != fastlane_pb2.REASON_EXIT_CODE:
+            self.say(end.outcome.detail or f"it ended as {_state_name(end.state)}")
 
     def say(self, text: str) -> None:
         _write(2, f"fastlane: {text}\n".encode())
@@ -406,13 +422,21 @@ def _follow(tail: api.Tail, display: _Display) -> int:
                         display.say(_gap_text(event))
                     case api.Disconnected() if event.seconds >= _AWAY_SECONDS and not told_away:
                         told_away = True
-                        display.say(f"the server does not answer ({event.error}); trying again until it does")
+                        display.say(f"the server does not answer ({_cause(event.error)}); trying again until it does")
                     case api.Reconnected() if told_away:
                         told_away = False
                         display.say(f"the server is back after {event.seconds:.0f} s; going on where it was cut")
                     case api.End():
+                        display.end(event)
                         return event.exit_status
     raise api.Error("the output ended without saying how")
+
+
+def _state_name(state: int) -> str:
+    for name, number in fastlane_pb2.State.items():
+        if number == state:
+            return name.removeprefix("STATE_").replace("_", " ").lower()
+    return f"state {state}"
 
 
 def _gap_text(gap: api.Gap) -> str:
@@ -533,10 +557,13 @@ def _client(address: str) -> Iterator[api.Client]:
         except api.ServerUnavailable as error:
             if error.reason:
                 raise
-            # gRPC says it at length: all addresses, then, last, what the system said.
-            why = error.message.rpartition(": ")[2]
-            message = f"no server answers at {address} ({why}); start one with `fastlane server`, or name another with --address"
+            message = f"no server answers at {address} ({_cause(error)}); start one with `fastlane server`, or name another with --address"
             raise api.ServerUnavailable(message) from error
+
+
+def _cause(error: api.Error) -> str:
+    """In short. Where nobody answers gRPC tells at length which addresses it tried and, last, what the system said."""
+    return error.message if error.reason else error.message.rpartition(": ")[2]
 
 
 def _version() -> str:

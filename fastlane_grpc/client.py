@@ -4,6 +4,7 @@ Calls are tried again while the server cannot be reached; an enqueue always carr
 """
 
 import itertools
+import queue
 import random
 import threading
 import time
@@ -447,8 +448,9 @@ class Tail(Iterator[Event]):
         self._over = True
         self._closed.set()
         self._watch.stop()
-        if self._call is not None:
-            self._call.cancel()
+        if (call := self._call) is not None:
+            self._call = None
+            call.cancel()
 
     def __enter__(self) -> Self:
         return self
@@ -457,7 +459,8 @@ class Tail(Iterator[Event]):
         self.close()
 
     def __del__(self) -> None:
-        self.close()
+        # This may run in the middle of anything, even of the interpreter's end. No lock may be taken: the call is left to the watch.
+        self._watch.stop()
 
     def _read(self) -> list[Event]:
         """The events of the next message that has any, or one notice about the connection; nothing once it is over."""
@@ -475,17 +478,17 @@ class Tail(Iterator[Event]):
         return []
 
     def _receive(self) -> fastlane_pb2.StreamExecutionLogsResponse | Error:
-        if self._call is None:
-            self._closed.wait(self._pause_seconds)
-            self._request.cursor = self._received_cursor
-            self._call = self._method(self._request)
-        call = self._call
+        call = self._call or self._open()
+        if self._closed.is_set():
+            call.cancel()
         self._watch.waits(call)
         try:
             return next(call)
         except StopIteration:
             return _cut("the stream ended before its end")
         except grpc.RpcError as failure:
+            # The failure is the call itself: with the way it was raised it would keep itself, and this tail, from being collected.
+            failure.__traceback__ = None
             if self._watch.cancelled is call:
                 return _cut(f"nothing came for {self._watch.silence_seconds:g} s, not even a heartbeat")
             return _error(failure)
@@ -497,6 +500,12 @@ class Tail(Iterator[Event]):
             raise
         finally:
             self._watch.rests()
+
+    def _open(self) -> "grpc._CallIterator[fastlane_pb2.StreamExecutionLogsResponse]":
+        self._closed.wait(self._pause_seconds)
+        self._request.cursor = self._received_cursor
+        self._call = self._method(self._request)
+        return self._call
 
     def _connected(self) -> list[Event]:
         if self._cut_at is not None:
@@ -619,17 +628,20 @@ class _Place:
 
 
 class _Watch:
-    """Cancels a call on which somebody waits while nothing comes. Time in which nobody waits, because the output is being dealt with,
-    does not count. It knows the call and not the tail, so that a tail that is dropped is collected, and its thread ends."""
+    """Cancels a call on which somebody waits while nothing comes, or whose tail is gone. Time in which nobody waits, because the output is
+    being dealt with, does not count. It knows the call and not the tail: a tail that is dropped is collected, and the thread ends."""
 
     def __init__(self, silence_seconds: float) -> None:
         self.silence_seconds = silence_seconds
         self.cancelled: grpc.Call | None = None
+        self._call: grpc.Call | None = None
         self._waiting: tuple[grpc.Call, float] | None = None
-        self._stopped = threading.Event()
+        # The one kind of queue that a finalizer may put into, whatever it interrupts.
+        self._orders: queue.SimpleQueue[None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
 
     def waits(self, call: grpc.Call) -> None:
+        self._call = call
         self._waiting = (call, time.monotonic())
         if self._thread is None:
             self._thread = threading.Thread(target=self._run, name="fastlane-tail-watch", daemon=True)
@@ -639,21 +651,29 @@ class _Watch:
         self._waiting = None
 
     def stop(self) -> None:
-        self._stopped.set()
+        self._orders.put(None)
 
     def _run(self) -> None:
-        while not self._stopped.wait(self._left_seconds()):
+        while not self._stopped():
             # One read: the call and its time belong together, whatever the other thread does meanwhile.
             waiting = self._waiting
             if waiting is not None and time.monotonic() - waiting[1] >= self.silence_seconds:
                 self.cancelled = waiting[0]
                 waiting[0].cancel()
+        if self._call is not None:
+            self._call.cancel()
+            self._call = None
 
-    def _left_seconds(self) -> float:
+    def _stopped(self) -> bool:
+        """After as long as the call may still be silent."""
         waiting = self._waiting
         waited_seconds = 0.0 if waiting is None else time.monotonic() - waiting[1]
-        # A tenth at least: a call that was just cancelled is still waited for.
-        return max(self.silence_seconds - waited_seconds, self.silence_seconds / 10)
+        try:
+            # A tenth at least: a call that was just cancelled is still waited for.
+            self._orders.get(timeout=max(self.silence_seconds - waited_seconds, self.silence_seconds / 10))
+        except queue.Empty:
+            return False
+        return True
 
 
 # ---------------------------------------------------------------------------------------------------------------- wire and values

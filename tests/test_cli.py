@@ -58,7 +58,9 @@ def unused_address() -> str:
 
 
 def test_run_shows_output_on_the_right_streams_and_exits_as_the_job_did(server: ScriptedServer) -> None:
-    server.logs["execution-1"] = Log([*HELLO.pieces, Piece(1, b"\xff\x00no newline")], state=pb.STATE_FAILED, exit_status=3)
+    outcome = pb.Outcome(reason=pb.REASON_EXIT_CODE, detail="exited with 3", exit_code=3)
+    pieces = [*HELLO.pieces, Piece(1, b"\xff\x00no newline")]
+    server.logs["execution-1"] = Log(pieces, state=pb.STATE_FAILED, outcome=outcome, exit_status=3)
     ran = fastlane(server, "run", "busybox", "--", "sh", "-c", "echo hello")
     assert (ran.returncode, ran.stdout, ran.stderr) == (3, b"hello\nworld\n\xff\x00no newline", b"oh\n")
 
@@ -145,6 +147,19 @@ def test_lines_of_the_system_are_shown_on_a_terminal(server: ScriptedServer, mor
     os.close(theirs)
     assert os.read(mine, 10_000).decode() == f"fastlane: job job-1, execution execution-1\r\n{shown}oh\r\n"
     os.close(mine)
+
+
+def test_an_end_that_the_exit_status_alone_does_not_explain_is_told(server: ScriptedServer) -> None:
+    outcome = pb.Outcome(reason=pb.REASON_COMMAND_NOT_FOUND, detail="no program 'nothere' in busybox")
+    server.logs["execution-1"] = Log(state=pb.STATE_FAILED, outcome=outcome, exit_status=125)
+    ran = fastlane(server, "run", "busybox", "nothere")
+    assert (ran.returncode, ran.stderr) == (125, b"fastlane: no program 'nothere' in busybox\n")
+    ran = fastlane(server, "run", "-q", "busybox", "nothere")
+    assert (ran.returncode, ran.stderr) == (125, b"")
+    outcome = pb.Outcome(reason=pb.REASON_EXIT_CODE, detail="exited with 3", exit_code=3)
+    server.logs["execution-1"] = Log(state=pb.STATE_FAILED, outcome=outcome, exit_status=3)
+    ran = fastlane(server, "run", "busybox", "nothere")
+    assert (ran.returncode, ran.stderr) == (3, b"")
 
 
 def test_a_gap_is_told(server: ScriptedServer) -> None:
@@ -252,7 +267,7 @@ def test_a_pipe_that_does_not_wait_gets_every_byte(server: ScriptedServer) -> No
 def test_logs_are_had_by_job_and_by_execution(server: ScriptedServer, either_id: str) -> None:
     server.logs["execution-1"] = Log(HELLO.pieces, state=pb.STATE_TIMED_OUT, exit_status=124)
     shown = fastlane(server, "logs", either_id)
-    assert (shown.returncode, shown.stdout, shown.stderr) == (124, b"hello\nworld\n", b"oh\n")
+    assert (shown.returncode, shown.stdout, shown.stderr) == (124, b"hello\nworld\n", b"oh\nfastlane: it ended as timed out\n")
 
 
 def test_logs_of_chosen_sources_from_a_cursor_without_waiting(server: ScriptedServer) -> None:
@@ -269,7 +284,7 @@ def test_an_interrupt_of_logs_leaves_the_job_alone(server: ScriptedServer) -> No
         assert process.stdout
         process.stdout.readline()
         process.send_signal(signal.SIGINT)
-        assert process.wait(60) == 130
+        assert process.wait(60) == -signal.SIGINT
         assert process.stderr
         assert b"Traceback" not in process.stderr.read()
     assert not server.received(pb.StopJobRequest)
