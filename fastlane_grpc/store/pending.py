@@ -49,7 +49,7 @@ class Settled(NamedTuple):
 
 
 def tell(loop: asyncio.AbstractEventLoop, settled: Sequence[Settled], then: Callable[[], None] | None = None) -> None:
-    """Wakes all who wait: threads at once, those on the loop by one callback, after which `then` is called there."""
+    """Wakes all who wait: those on the loop by one callback, which then calls `then`; threads when that callback has its place there."""
     on_loop = [one for one in settled if one.pending.on_loop]
     if on_loop or then:
         with suppress(RuntimeError):  # the loop is closed: nobody is there to be told

@@ -41,8 +41,9 @@ class Store:
     def open(cls, directory: Path, *, on_commit: Callable[[Sequence[Execution]], None], loop: asyncio.AbstractEventLoop) -> Self:
         """The store in `directory`, made if there is none. StoreFailed if it cannot be opened.
 
-        After each commit, on the loop and after the callers were woken, `on_commit` is given the executions that the commit changed (new
-        ones too), each once, as it was then.
+        After each commit, on the loop, `on_commit` is given every change that the commit made to an execution (a new one is a change), in
+        their order: of an execution that changed twice, the last one is how it is now. Callers on the loop were woken before; those on
+        threads are woken after it was called for, so whatever they do next comes to the loop later.
         """
         path = directory / "fastlane.db"
         writer = Writer(open_for_writing(path), path, loop=loop, on_commit=on_commit)

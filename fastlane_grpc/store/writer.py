@@ -26,7 +26,7 @@ _log = structlog.get_logger()
 
 
 class Written(NamedTuple, Generic[T]):
-    """What a unit of work answers, and the executions it changed, as they are now."""
+    """What a unit of work answers, and the executions it changed, as it left them."""
 
     answer: T
     changed: Sequence[Execution] = ()
@@ -151,11 +151,11 @@ class Writer:
 
     def _settle(self, done: Sequence[tuple["_Unit", Written[Any] | Exception]]) -> None:
         settled: list[Settled] = []
-        changed: dict[str, Execution] = {}
+        changed: list[Execution] = []
         for unit, result in done:
             if isinstance(result, Written):
                 settled.append(Settled(unit.pending, result.answer, None))
-                changed.update((execution.id, execution) for execution in result.changed)
+                changed += result.changed
             elif not is_failure(result):
                 settled.append(Settled(unit.pending, None, result))
             elif unit.until_stored:
@@ -163,7 +163,7 @@ class Writer:
             else:
                 # A new one for each caller: one that is shared gathers the tracebacks of all.
                 settled.append(Settled(unit.pending, None, refusal(result, self._path)))
-        tell(self._loop, settled, partial(self._on_commit, tuple(changed.values())) if changed else None)
+        tell(self._loop, settled, partial(self._on_commit, changed) if changed else None)
 
     def _owe(self, unit: "_Unit", error: Exception) -> None:
         if not self._owed:
