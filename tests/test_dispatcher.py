@@ -1,0 +1,607 @@
+"""The dispatcher over a real store, with a runner that keeps the real one's promises."""
+
+import asyncio
+import random
+import threading
+import time
+from collections import defaultdict
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar
+
+import pytest
+from structlog.testing import capture_logs
+
+from fastlane_grpc.dispatcher import Dispatcher
+from fastlane_grpc.model import Assignment, Execution, JobSpec, Outcome, Reason, State, Stop, utc_now
+from fastlane_grpc.runner.orders import HostDown, Order, Orders, StopOrder
+from fastlane_grpc.store import Pending, Store
+from fastlane_grpc.store.database import Connection, open_for_writing
+from fastlane_grpc.store.readers import Readers
+from fastlane_grpc.store.writer import Work, Writer, Written
+from tests.fakes import Announcements, FakeHost, FakeRunner
+
+T = TypeVar("T")
+
+SPEC = JobSpec("busybox", command="true")
+GRACE = timedelta(seconds=10)
+AGES = 3600.0
+
+
+class WatchedWriter(Writer):
+    """Tells how much was asked for, what waits included."""
+
+    asked = 0
+
+    def write(self, work: Work[T]) -> Pending[T]:
+        pending = super().write(work)
+        self.asked += 1
+        return pending
+
+
+class House:
+    """Store, fake runner and dispatcher, put together as the app does it."""
+
+    def __init__(
+        self, directory: Path, *, max_running: int = 2, hold: bool = False, host_up: bool = True, retry_seconds: float = AGES
+    ) -> None:
+        self.loop = loop = asyncio.get_running_loop()
+        self.path = directory / "fastlane.db"
+        self.announced = Announcements()
+        db = open_for_writing(self.path)
+        db.execute("PRAGMA busy_timeout = 0")
+        self.writer = WatchedWriter(db, self.path, loop=loop, on_commit=self._committed, retry_seconds=0.01)
+        self.store = Store(self.writer, Readers(self.path, loop=loop), instance="")
+        self.host = FakeHost(up=host_up)
+        self.runner = FakeRunner(self.store, self.host, hold=hold)
+        self.dispatcher = Dispatcher(self.store, self.runner, self.host, max_running=max_running, retry_seconds=retry_seconds)
+        self.task: asyncio.Task[None] | None = None
+        # Who has a place, by the announcements alone.
+        self.unfinished: set[str] = set()
+        self.most_unfinished = 0
+        self.claimed: list[Execution] = []
+        self.ended: list[Execution] = []
+
+    def open(self) -> None:
+        self.task = asyncio.create_task(self.dispatcher.run())
+
+    async def close(self) -> None:
+        await self.dispatcher.close()
+        if self.task:
+            await self.task
+        self.store.close()
+
+    def _committed(self, executions: Sequence[Execution]) -> None:
+        self.dispatcher.news(executions)
+        for execution in executions:
+            if execution.state in (State.PREPARING, State.RUNNING, State.STOPPING):
+                self.unfinished.add(execution.id)
+            else:
+                self.unfinished.discard(execution.id)
+            if execution.state.final:
+                self.ended.append(execution)
+            if execution.state is State.PREPARING and not execution.starting:
+                self.claimed.append(execution)
+            self.most_unfinished = max(self.most_unfinished, len(self.unfinished))
+        self.announced(executions)
+
+    async def enqueue(self, task_id: str = "task") -> Execution:
+        job, _ = await self.store.enqueue(task_id=task_id, spec=SPEC, request_id="", caller_address="")
+        return job.execution
+
+    async def running(self, task_id: str = "task") -> Execution:
+        """An execution that the runner holds."""
+        execution = await self.enqueue(task_id)
+        return await self.announced.reaches(execution.id, State.RUNNING)
+
+    def host_is(self, *, up: bool) -> None:
+        self.host.up = up
+        self.dispatcher.host_changed()
+
+    async def ends(self, executions: int) -> None:
+        """Waits until so many are over."""
+        async with asyncio.timeout(60):
+            await self.announced.until(lambda: len(self.ended) == executions)
+
+    async def threads_end(self) -> None:
+        """Waits until no execution is on a thread, and the dispatcher knows it."""
+        await spins_until(lambda: not self.dispatcher._on_thread)
+
+
+@pytest.fixture
+async def houses(tmp_path: Path) -> AsyncIterator[list[House]]:
+    """Houses that are to be closed at the end."""
+    houses: list[House] = []
+    yield houses
+    for house in houses:
+        await house.close()
+
+
+@pytest.fixture
+async def house(houses: list[House], tmp_path: Path) -> House:
+    """One with a runner that ends at once what it is given."""
+    houses.append(House(tmp_path))
+    houses[0].open()
+    return houses[0]
+
+
+@pytest.fixture
+async def holding(houses: list[House], tmp_path: Path) -> House:
+    """One with a runner that holds what it is given."""
+    houses.append(House(tmp_path, hold=True))
+    houses[0].open()
+    return houses[0]
+
+
+# ---- places and order
+
+
+async def test_5000_jobs_run_in_order_and_fair_and_never_more_at_a_time_than_there_are_places(tmp_path: Path, houses: list[House]) -> None:
+    house = House(tmp_path, max_running=12)
+    houses.append(house)
+    tasks = ["big"] * 4000 + [f"task-{number % 100}" for number in range(1000)]
+    enqueued = await asyncio.gather(*(house.enqueue(task) for task in tasks))
+    house.runner.when_given = lambda assignment, orders: within_limit(house, 12)
+    house.open()
+    await house.ends(5000)
+
+    assert {execution.state for execution in house.ended} == {State.SUCCEEDED}
+    assert sorted(house.runner.starts) == sorted(execution.id for execution in enqueued), "each was started, and once"
+    assert house.most_unfinished == house.runner.most_present == 12
+    expected, given = defaultdict(list), defaultdict(list)
+    for execution in enqueued:
+        expected[execution.task_id].append(execution.id)
+    for execution in house.claimed:
+        given[execution.task_id].append(execution.id)
+    assert given == expected
+    for first in range(0, 1010, 101):
+        assert len({execution.task_id for execution in house.claimed[first : first + 101]}) == 101
+
+
+def within_limit(house: House, places: int) -> None:
+    assert house.dispatcher.running <= places
+    assert house.runner.present <= places
+
+
+async def test_a_place_is_free_again_when_the_end_is_committed(holding: House) -> None:
+    first, second = await holding.running(), await holding.running()
+    third = await holding.enqueue()
+    assert (holding.dispatcher.running, holding.dispatcher.place_free) == (2, False)
+    assert (await holding.store.execution(third.id)).state is State.QUEUED
+    holding.runner.end(first.id)
+    await holding.announced.reaches(third.id, State.RUNNING)
+    states = [(execution.id, execution.state) for execution in holding.announced.all]
+    assert states.index((first.id, State.SUCCEEDED)) < states.index((third.id, State.PREPARING))
+    assert holding.most_unfinished == 2
+    holding.runner.end(second.id, exit_code=3)
+    failed = await holding.announced.reaches(second.id, State.FAILED)
+    assert failed.outcome
+    assert (failed.outcome.reason, failed.outcome.exit_code) == (Reason.EXIT_CODE, 3)
+
+
+async def test_free_places_are_filled_in_one_transaction(tmp_path: Path, houses: list[House]) -> None:
+    house = House(tmp_path, max_running=8, hold=True)
+    houses.append(house)
+    for _ in range(20):
+        await house.enqueue()
+    asked = house.writer.asked
+    house.open()
+    await house.announced.until(lambda: len(house.claimed) == 8)
+    assert house.writer.asked == asked + 1
+
+
+async def test_a_job_whose_caller_went_away_is_run_all_the_same(house: House) -> None:
+    for number in range(1, 21):
+        call = asyncio.create_task(house.enqueue())
+        await asyncio.sleep(0)
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        if number % 2:  # so that some find a dispatcher that sleeps, and some one that is at work
+            await house.ends(number)
+    await house.ends(20)
+
+
+async def test_no_wake_up_is_lost(house: House) -> None:
+    chance, expected = random.Random(3), 0
+    for _ in range(150):
+        tasks = [f"task-{number}" for number in range(chance.randrange(1, 5))]
+        await asyncio.gather(*(house.enqueue(task) for task in tasks))
+        expected += len(tasks)
+        await house.ends(expected)
+
+
+# ---- stops
+
+
+async def test_a_stop_reaches_the_runner_of_the_execution_and_nobody_else(holding: House) -> None:
+    first, second = await holding.running(), await holding.running()
+    await holding.store.stop(first.job_id, grace=GRACE, note="by hand")
+    stopped = await holding.announced.reaches(first.id, State.STOPPED)
+    assert stopped.outcome
+    assert stopped.outcome.detail == "by hand"
+    assert stopped.stop
+    assert holding.runner.stop_orders == [(first.id, StopOrder(stopped.stop))]
+    assert (await holding.store.execution(second.id)).state is State.RUNNING
+
+
+async def test_a_stop_that_is_announced_with_the_claim_reaches_the_runner(tmp_path: Path, houses: list[House]) -> None:
+    house = House(tmp_path)
+    houses.append(house)
+    got: list[Order | None] = []
+    house.runner.when_given = lambda assignment, orders: got.append(orders.get(30))
+    execution = await house.enqueue()
+    asked = house.writer.asked
+    with held(house.writer):
+        house.open()
+        await spins_until(lambda: house.writer.asked == asked + 2)  # the one that holds, and the claim
+        stopping = house.store.stop(execution.job_id, grace=GRACE, note="")
+    await stopping
+    stopped = await house.announced.reaches(execution.id, State.STOPPED)
+    assert stopped.stop
+    assert got == [StopOrder(stopped.stop)]
+    assert house.runner.starts == []
+
+
+async def test_a_shorter_grace_is_told_and_the_same_stop_is_not_told_twice(tmp_path: Path, houses: list[House]) -> None:
+    house = House(tmp_path)
+    houses.append(house)
+    got: list[Order | None] = []
+    go_on = threading.Event()
+
+    def wait_for_both(assignment: Assignment, orders: Orders) -> None:
+        go_on.wait()
+        got.extend([orders.get(0), orders.get(0), orders.get(0)])
+
+    house.runner.when_given = wait_for_both
+    house.open()
+    execution = await house.enqueue()
+    await house.announced.reaches(execution.id, State.PREPARING)
+    first = (await house.store.stop(execution.job_id, grace=GRACE, note="")).execution.stop
+    await house.store.running(execution.id, start_time=utc_now())
+    second = (await house.store.stop(execution.job_id, grace=timedelta(), note="")).execution.stop
+    go_on.set()
+    await house.announced.reaches(execution.id, State.STOPPED)
+    assert first
+    assert second
+    assert got == [StopOrder(first), StopOrder(second), None]
+
+
+# ---- the host goes and comes
+
+
+async def test_while_the_host_is_down_nothing_is_claimed(house: House) -> None:
+    house.host_is(up=False)
+    assert "here" in house.dispatcher.host_error
+    execution = await house.enqueue()
+    for _ in range(5):
+        assert (await house.store.execution(execution.id)).state is State.QUEUED
+    assert house.claimed == []
+    house.host_is(up=True)
+    assert house.dispatcher.host_error == ""
+    await house.announced.reaches(execution.id, State.SUCCEEDED)
+
+
+async def test_what_runs_keeps_its_place_while_the_host_is_down_and_is_taken_up_again(holding: House) -> None:
+    first, second = await holding.running(), await holding.running()
+    third = await holding.enqueue()
+    holding.host.up = False
+    holding.runner.lose_engine()
+    await holding.threads_end()
+    assert (holding.dispatcher.running, holding.dispatcher.place_free) == (2, False)
+    await holding.store.stop(second.job_id, grace=GRACE, note="meanwhile")
+    holding.host_is(up=True)
+    stopped = await holding.announced.reaches(second.id, State.STOPPED)
+    await holding.announced.reaches(third.id, State.RUNNING)
+    holding.runner.end(first.id)
+    await holding.announced.reaches(first.id, State.SUCCEEDED)
+    assert stopped.stop
+    again = {assignment.execution.id: assignment.execution for assignment in holding.runner.given[2:]}
+    assert again[first.id].starting
+    assert again[second.id].stop == stopped.stop
+    assert sorted(holding.runner.starts) == sorted([first.id, second.id, third.id]), "nothing was started twice"
+
+
+async def test_what_was_not_started_when_the_host_went_is_queued_again_and_its_place_is_free(house: House) -> None:
+    go_on = threading.Event()
+    house.runner.when_given = lambda assignment, orders: _wait(go_on)
+    execution = await house.enqueue()
+    await spins_until(lambda: house.runner.present == 1)
+    house.host.up = False
+    go_on.set()
+    await house.threads_end()
+    assert house.dispatcher.running == 0
+    assert (await house.store.execution(execution.id)).state is State.QUEUED
+    house.host_is(up=True)
+    await house.announced.reaches(execution.id, State.SUCCEEDED)
+    assert house.runner.starts == [execution.id]
+
+
+async def test_what_is_claimed_again_waits_for_the_thread_that_had_it(house: House) -> None:
+    claimed_again = threading.Event()
+
+    def give_back(assignment: Assignment, orders: Orders) -> None:
+        if len(house.runner.given) == 1:
+            house.store.requeue(assignment.execution.id).result()
+            claimed_again.wait()
+            raise HostDown
+
+    house.runner.when_given = give_back
+    execution = await house.enqueue()
+    await house.announced.until(lambda: len(house.claimed) == 2)
+    await house.store.execution(execution.id)
+    assert house.dispatcher.running == 2
+    claimed_again.set()
+    await house.announced.reaches(execution.id, State.SUCCEEDED)
+    assert [assignment.execution.id for assignment in house.runner.given] == [execution.id] * 2
+    assert house.runner.starts == [execution.id]
+
+
+async def test_a_host_that_answers_and_then_does_not_is_left_alone_for_a_while(tmp_path: Path, houses: list[House]) -> None:
+    house = House(tmp_path, max_running=1, retry_seconds=AGES)
+    houses.append(house)
+    house.open()
+
+    def no_answer(assignment: Assignment, orders: Orders) -> None:
+        if len(house.runner.given) < 3:
+            raise HostDown
+
+    house.runner.when_given = no_answer
+    execution = await house.enqueue()
+    for times in (1, 2):
+        await spins_until(lambda: len(house.runner.given) == times)  # noqa: B023
+        await house.threads_end()
+        other = await house.enqueue("other")
+        for _ in range(5):
+            assert (await house.store.execution(other.id)).state is State.QUEUED
+        assert len(house.runner.given) == times
+        house.host_is(up=True)
+    await house.announced.reaches(execution.id, State.SUCCEEDED)
+
+
+async def test_after_that_while_it_is_tried_again_without_any_word(tmp_path: Path, houses: list[House]) -> None:
+    house = House(tmp_path, retry_seconds=0.01)
+    houses.append(house)
+    house.open()
+
+    def no_answer(assignment: Assignment, orders: Orders) -> None:
+        if len(house.runner.given) < 4:
+            raise HostDown
+
+    house.runner.when_given = no_answer
+    execution = await house.enqueue()
+    await house.announced.reaches(execution.id, State.SUCCEEDED)
+    assert len(house.runner.given) == 4
+    assert len(house.claimed) == 1, "it kept its place"
+
+
+# ---- adoption
+
+
+async def unfinished_of_an_earlier_server(directory: Path) -> list[Execution]:
+    """One that runs, one whose start may have been sent, one that was only claimed."""
+    earlier = House(directory)
+    for _ in range(3):
+        await earlier.enqueue()
+    await earlier.store.claim(3, host="here")
+    for execution in earlier.claimed[:2]:
+        await earlier.store.starting(
+            execution.id, container_id="c", capture="attach", engine_life="", image_digest="", pull_time=None, container_time=None
+        )
+    await earlier.store.running(earlier.claimed[0].id, start_time=utc_now())
+    await earlier.close()
+    return earlier.claimed
+
+
+async def test_what_an_earlier_server_left_is_taken_up_and_counted_beyond_the_limit(tmp_path: Path, houses: list[House]) -> None:
+    left = await unfinished_of_an_earlier_server(tmp_path)
+    house = House(tmp_path, max_running=2, hold=True)
+    houses.append(house)
+    queued = await house.enqueue()
+    house.open()
+    for execution in left[1:]:
+        await house.announced.reaches(execution.id, State.RUNNING)
+    assert [assignment.execution.id for assignment in house.runner.given] == [execution.id for execution in left]
+    assert (house.dispatcher.running, house.dispatcher.place_free) == (3, False)
+    assert house.runner.starts == [left[2].id]
+    for execution in left:
+        assert house.claimed == [] or house.dispatcher.running <= 2
+        house.runner.end(execution.id)
+        await house.announced.reaches(execution.id, State.SUCCEEDED)
+    await house.announced.reaches(queued.id, State.RUNNING)
+
+
+async def test_what_was_left_waits_for_a_host_that_is_down_at_the_start(tmp_path: Path, houses: list[House]) -> None:
+    running, starting, claimed = await unfinished_of_an_earlier_server(tmp_path)
+    house = House(tmp_path, host_up=False)
+    houses.append(house)
+    house.open()
+    await house.announced.reaches(claimed.id, State.QUEUED)
+    await house.threads_end()
+    assert house.dispatcher.running == 2
+    await house.store.stop(running.job_id, grace=GRACE, note="")
+    house.host_is(up=True)
+    await house.announced.reaches(running.id, State.STOPPED)
+    await house.announced.reaches(starting.id, State.SUCCEEDED)
+    await house.announced.reaches(claimed.id, State.SUCCEEDED)
+    assert house.runner.starts == [claimed.id]
+
+
+async def test_a_stop_that_an_earlier_server_was_asked_for_comes_with_the_execution_and_not_as_an_order(
+    tmp_path: Path, houses: list[House]
+) -> None:
+    left = await unfinished_of_an_earlier_server(tmp_path)
+    earlier = House(tmp_path)
+    stop = (await earlier.store.stop(left[0].job_id, grace=GRACE, note="")).execution.stop
+    await earlier.close()
+    house = House(tmp_path)
+    houses.append(house)
+    told: list[tuple[str, Stop | None, Order | None]] = []
+
+    def announce_again(assignment: Assignment, orders: Orders) -> None:
+        house.store.running(assignment.execution.id, start_time=utc_now()).result()
+        # Whatever the loop was to do with that, it has done before this is answered.
+        asyncio.run_coroutine_threadsafe(asyncio.sleep(0), house.loop).result()
+        told.append((assignment.execution.id, assignment.execution.stop, orders.get(0)))
+
+    house.runner.when_given = announce_again
+    house.open()
+    await house.announced.reaches(left[0].id, State.STOPPED)
+    assert (left[0].id, stop, None) in told
+
+
+# ---- failures
+
+
+async def test_a_defect_of_the_runner_ends_its_execution_as_lost_and_no_other(house: House) -> None:
+    def defect(assignment: Assignment, orders: Orders) -> None:
+        if assignment.execution.task_id == "bad":
+            raise ZeroDivisionError("what nobody thought of")
+
+    house.runner.when_given = defect
+    with capture_logs() as logs:
+        bad = await house.enqueue("bad")
+        lost = await house.announced.reaches(bad.id, State.LOST)
+    assert lost.outcome
+    assert lost.outcome.reason is Reason.CONTAINER_GONE
+    assert lost.outcome.detail == f"a defect of fastlane, see the server's log for {bad.id}"
+    [entry] = [entry for entry in logs if entry["log_level"] == "error"]
+    assert (entry["execution_id"], entry["job_id"], entry["task_id"]) == (bad.id, bad.job_id, "bad")
+    assert "what nobody thought of" in str(entry["exc_info"])
+    for _ in range(5):
+        good = await house.enqueue("good")
+        await house.announced.reaches(good.id, State.SUCCEEDED)
+    await house.threads_end()
+    assert house.dispatcher.running == 0
+
+
+async def test_a_defect_after_the_end_changes_nothing(house: House) -> None:
+    def defect(assignment: Assignment, orders: Orders) -> None:
+        house.store.finish(assignment.execution.id, state=State.FAILED, outcome=Outcome(), logs=()).result()
+        raise ZeroDivisionError
+
+    house.runner.when_given = defect
+    execution = await house.enqueue()
+    await house.announced.reaches(execution.id, State.FAILED)
+    await house.threads_end()
+    assert (await house.store.execution(execution.id)).state is State.FAILED
+
+
+async def test_a_claim_that_could_not_be_stored_is_tried_again_but_not_at_once(tmp_path: Path, houses: list[House]) -> None:
+    house = House(tmp_path, retry_seconds=AGES)
+    houses.append(house)
+    execution = await house.enqueue()
+    with locked(house), capture_logs() as logs:
+        asked = house.writer.asked
+        house.open()
+        await spins_until(lambda: len(logs) == 1)
+        assert logs[0]["event"] == "the queue waits for the store"
+        for _ in range(5):
+            await house.store.execution(execution.id)
+        assert house.writer.asked == asked + 1
+    house.dispatcher.host_changed()
+    await house.announced.reaches(execution.id, State.SUCCEEDED)
+
+
+async def test_the_dispatcher_goes_on_by_itself_when_the_store_does(tmp_path: Path, houses: list[House]) -> None:
+    house = House(tmp_path, retry_seconds=0.01)
+    houses.append(house)
+    execution = await house.enqueue()
+    with locked(house):
+        asked = house.writer.asked
+        house.open()
+        await spins_until(lambda: house.writer.asked >= asked + 3)
+    await house.announced.reaches(execution.id, State.SUCCEEDED)
+
+
+async def test_an_execution_waits_for_a_thread_where_none_is_to_be_had(tmp_path: Path, houses: list[House]) -> None:
+    house = House(tmp_path, retry_seconds=0.01)
+    houses.append(house)
+    execution = await house.enqueue()
+    usual = threading.stack_size(1 << 46)  # nobody has so much memory
+    try:
+        with capture_logs() as logs:
+            house.open()
+            await spins_until(lambda: len(logs) >= 2)
+    finally:
+        threading.stack_size(usual)
+    assert logs[1]["event"] == "no thread is to be had"
+    await house.announced.reaches(execution.id, State.SUCCEEDED)
+    assert len(house.claimed) == 1
+
+
+# ---- close
+
+
+async def test_close_leaves_what_runs_and_takes_nothing_new(tmp_path: Path, houses: list[House]) -> None:
+    house = House(tmp_path, hold=True)
+    house.open()
+    running = await house.running()
+    await house.dispatcher.close()
+    assert house.runner.present == 0
+    queued = await house.enqueue()
+    assert house.task
+    await house.task
+    for execution, state in ((running, State.RUNNING), (queued, State.QUEUED)):
+        assert (await house.store.execution(execution.id)).state is state
+    await house.close()
+
+
+async def test_close_is_quick_with_a_runner_that_hangs(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    for_ever = threading.Event()
+    house.runner.when_given = lambda assignment, orders: _wait(for_ever)
+    house.open()
+    await house.enqueue()
+    await spins_until(lambda: house.runner.present == 1)
+    begin = time.monotonic()
+    await house.dispatcher.close(patience_seconds=0.05)
+    assert time.monotonic() - begin < 5
+    assert all(thread.daemon for thread in threading.enumerate() if thread.name.startswith("runner-")), "the interpreter waits for none"
+    await house.close()
+    for_ever.set()
+
+
+# ---- what a test needs
+
+
+def _wait(event: threading.Event) -> None:
+    event.wait()
+
+
+@contextmanager
+def held(writer: Writer) -> Iterator[None]:
+    """The writing thread stands still, and what is asked for in the meantime is committed together."""
+    reached, go_on = threading.Event(), threading.Event()
+
+    def hold(db: Connection) -> Written[None]:
+        reached.set()
+        go_on.wait()
+        return Written(None)
+
+    writer.write(hold)
+    reached.wait()
+    try:
+        yield
+    finally:
+        go_on.set()
+
+
+@contextmanager
+def locked(house: House) -> Iterator[None]:
+    """Somebody else has a lock on the database: every transaction fails at once."""
+    another = open_for_writing(house.path)
+    another.execute("BEGIN IMMEDIATE")
+    try:
+        yield
+    finally:
+        another.close()
+
+
+async def spins_until(true: Callable[[], bool]) -> None:
+    """Lets the loop go round until that is so; for what nobody announces."""
+    async with asyncio.timeout(30):
+        while not true():  # noqa: ASYNC110
+            await asyncio.sleep(0)
