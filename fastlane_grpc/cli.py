@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from datetime import timedelta
 from itertools import groupby
 from pathlib import Path
@@ -335,10 +335,11 @@ def logs(
     Exit status: that of the job, as with `fastlane run`; 75 where --no-follow met one that is not over. Ctrl-C leaves the job alone.
     """
     display = _Display.chosen(environ, verbose=verbose, quiet=quiet)
-    sources = [fastlane_pb2.Source.Value(f"SOURCE_{name.upper()}") for name in names] or display.sources
+    if names:
+        display = replace(display, sources=[fastlane_pb2.Source.Value(f"SOURCE_{name.upper()}") for name in names])
     with _client(address) as client:
         execution_id = _execution_id(client, id)
-        return _follow(client.tail(execution_id, cursor, sources, follow=not no_follow), display)
+        return _follow(client.tail(execution_id, cursor, display.sources, follow=not no_follow), display)
 
 
 @fastlane.command(short_help="Stop a job.")
@@ -378,7 +379,7 @@ def version() -> int:
 class _Display:
     """Where output goes, and how much of it. Nothing is buffered here: what has come is on its way."""
 
-    system: bool
+    sources: Sequence[fastlane_pb2.Source.ValueType]
     dim: bool
     quiet: bool
 
@@ -386,11 +387,13 @@ class _Display:
     def chosen(cls, environ: Mapping[str, str], *, verbose: bool, quiet: bool) -> "_Display":
         terminal = sys.stderr.isatty()
         colour = terminal and not environ.get("NO_COLOR") and environ.get("TERM") != "dumb"
-        return cls(system=(terminal or verbose) and not quiet, dim=colour, quiet=quiet)
+        system = [api.SYSTEM] if (terminal or verbose) and not quiet else []
+        return cls(sources=[api.STDOUT, api.STDERR, *system], dim=colour, quiet=quiet)
 
     @property
-    def sources(self) -> list[fastlane_pb2.Source.ValueType]:
-        return [] if self.system else [api.STDOUT, api.STDERR]
+    def system(self) -> bool:
+        """Whether fastlane's own lines are shown."""
+        return api.SYSTEM in self.sources
 
     def output(self, pieces: Iterable[api.Output]) -> None:
         for source, run_of_one in groupby(pieces, lambda piece: piece.source):
@@ -459,6 +462,8 @@ def _write(fd: int, data: bytes) -> None:
             select.select([], [fd], [])
         except BrokenPipeError:
             _die_of_broken_pipe()
+        except OSError as error:
+            raise api.Error(f"cannot write to {'stdout' if fd == 1 else 'stderr'}: {error.strerror}; the job runs on") from error
 
 
 def _die_of_broken_pipe() -> NoReturn:

@@ -249,6 +249,13 @@ def test_the_command_ends_of_sigpipe_when_its_reader_goes_away_and_leaves_the_jo
     assert not server.received(pb.StopJobRequest)
 
 
+def test_output_that_cannot_be_written_is_said_in_one_line(server: ScriptedServer) -> None:
+    with Path("/dev/full").open("wb") as full:
+        ran = subprocess.run([*FASTLANE, "run", "busybox"], env=environment(server), stdout=full, stderr=subprocess.PIPE, timeout=60)
+    assert ran.returncode == 1
+    assert ran.stderr.decode() == "fastlane: cannot write to stdout: No space left on device; the job runs on\n"
+
+
 def test_a_pipe_that_does_not_wait_gets_every_byte(server: ScriptedServer) -> None:
     server.logs["execution-1"] = Log([Piece(1, bytes([number % 251]) * 50_000) for number in range(60)])
     out, into = os.pipe()
