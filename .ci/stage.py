@@ -32,6 +32,9 @@ DIRECTORIES = Path(tempfile.gettempdir())
 PULLED = "busybox:stable"
 REGISTRY_SECONDS = 20
 
+# An engine may hang for as long as somebody reads a container's output too slowly.
+ENGINE_SECONDS = 30
+
 # A command that was told to end and has not is killed then.
 STOP_SECONDS = 30
 
@@ -42,7 +45,7 @@ ENDS = (signal.SIGTERM, signal.SIGHUP)
 def main(purpose: str, *command: str) -> int:
     for number in ENDS:
         signal.signal(number, lambda number, _: sys.exit(128 + number))
-    engine = docker.from_env(timeout=60).api
+    engine = docker.from_env(timeout=ENGINE_SECONDS).api
     for dead in leftovers(engine):
         say(f"clearing away what an interrupted run left ({dead})")
         take_down(engine, dead)
