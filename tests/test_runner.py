@@ -197,19 +197,6 @@ def test_exit_codes_of_a_job_are_told_apart_from_those_of_the_engine(house: Hous
 # -- memory
 
 
-@pytest.fixture(scope="module")
-def engine_tells_of_memory(sdk: docker.DockerClient, image: str) -> None:
-    """Whether the engine here flags a kill for memory; one under cgroup v1 with a controller that is not mounted does not."""
-    container = sdk.containers.run(image, "tail /dev/zero", mem_limit="16m", memswap_limit="16m", detach=True)
-    try:
-        container.wait(timeout=30)
-        container.reload()
-        if not container.attrs["State"]["OOMKilled"]:
-            pytest.skip("this engine does not tell of kills for memory: mount every cgroup controller that the kernel has enabled")
-    finally:
-        container.remove(force=True)
-
-
 @pytest.mark.usefixtures("engine_tells_of_memory")
 def test_a_container_killed_for_memory_failed_for_memory(house: House) -> None:
     execution = house.run("tail /dev/zero", limits=Limits(memory_bytes=16 << 20))
