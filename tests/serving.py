@@ -3,11 +3,16 @@
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
+
+import docker
+from docker.errors import NotFound
 
 # What the process does. A step that is to kill it comes as NAME:N, the Nth time that any execution reaches it.
 _MAIN = """
@@ -48,6 +53,11 @@ class Server:
     def address(self) -> str:
         return f"127.0.0.1:{self.port}"
 
+    def memory_bytes(self) -> int:
+        """The most that the process ever had in memory."""
+        lines = Path(f"/proc/{self.process.pid}/status").read_text().splitlines()
+        return next(int(line.split()[1]) << 10 for line in lines if line.startswith("VmHWM:"))
+
     def kill(self) -> None:
         """As a crash would."""
         self._end(signal.SIGKILL)
@@ -76,3 +86,38 @@ def serving(data_dir: Path, **settings: object) -> Iterator[Server]:
         yield server
     finally:
         server.stop()
+
+
+@contextmanager
+def serving_on(sdk: docker.DockerClient, data_dir: Path, **settings: object) -> Iterator[Server]:
+    """The same, and no container of its is left on the engine."""
+    with serving(data_dir, **settings) as server:
+        yield server
+    clear(sdk, data_dir)
+
+
+def instance(data_dir: Path) -> str:
+    """What the containers of the servers over this directory are labelled with."""
+    with closing(sqlite3.connect(data_dir / "fastlane.db")) as db:
+        return str(db.execute("SELECT instance_id FROM instance").fetchone()[0])
+
+
+def containers(sdk: docker.DockerClient, data_dir: Path) -> dict[str, str]:
+    """The engine's containers of the servers over this directory: the execution of each."""
+    found = sdk.api.containers(all=True, filters={"label": f"fastlane.instance={instance(data_dir)}"})
+    return {each["Id"]: each["Labels"]["fastlane.execution"] for each in found}
+
+
+def clear(sdk: docker.DockerClient, data_dir: Path) -> None:
+    for container_id in containers(sdk, data_dir):
+        with suppress(NotFound):
+            sdk.api.remove_container(container_id, force=True)
+
+
+@contextmanager
+def within(seconds: float) -> Iterator[None]:
+    """What is done in it takes no longer."""
+    begin = time.monotonic()
+    yield
+    took_seconds = time.monotonic() - begin
+    assert took_seconds < seconds, f"took {took_seconds:.1f} s"
