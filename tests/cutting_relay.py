@@ -1,0 +1,41 @@
+"""Stands between client and server and breaks connections after so many bytes of answers, wherever in a message that is."""
+
+import contextlib
+import socket
+import threading
+from collections.abc import Sequence
+
+
+class CuttingRelay:
+    """Connects to `address` whoever connects to `self.address`. The first connection breaks after the first of `cuts`, and so on."""
+
+    def __init__(self, address: str, cuts: Sequence[int]) -> None:
+        host, port = address.split(":")
+        self.cuts = list(cuts)
+        self._server_address = (host, int(port))
+        self._listener = socket.create_server(("127.0.0.1", 0))
+        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    def close(self) -> None:
+        with contextlib.suppress(OSError):
+            self._listener.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                near, _ = self._listener.accept()
+                far = socket.create_connection(self._server_address)
+                limit = self.cuts.pop(0) if self.cuts else 1 << 60
+                threading.Thread(target=self._pass_on, args=(near, far, 1 << 60), daemon=True).start()
+                threading.Thread(target=self._pass_on, args=(far, near, limit), daemon=True).start()
+
+    def _pass_on(self, source: socket.socket, target: socket.socket, limit: int) -> None:
+        with contextlib.suppress(OSError):
+            while limit > 0 and (data := source.recv(min(limit, 65_536))):
+                target.sendall(data)
+                limit -= len(data)
+        for each in (source, target):
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
