@@ -5,6 +5,7 @@ from importlib.resources import files
 
 import grpc
 from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto, FileDescriptorSet
+from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2 as pb
 
@@ -84,11 +85,10 @@ def _answer(request: pb.ServerReflectionRequest, descriptors: _Descriptors, serv
 def _files() -> Iterator[FileDescriptorProto]:
     contract = files("fastlane_grpc.v1").joinpath("fastlane.binpb").read_bytes()
     yield from FileDescriptorSet.FromString(contract).file
-    health = FileDescriptorProto()
-    health_pb2.DESCRIPTOR.CopyToProto(health)
-    yield health
-    alpha = FileDescriptorProto()
-    pb.DESCRIPTOR.CopyToProto(alpha)
+    # What errors carry is not in the contract, which imports nothing of it; by this grpcurl shows the reason instead of bytes.
+    yield FileDescriptorProto.FromString(error_details_pb2.DESCRIPTOR.serialized_pb)
+    yield FileDescriptorProto.FromString(health_pb2.DESCRIPTOR.serialized_pb)
+    alpha = FileDescriptorProto.FromString(pb.DESCRIPTOR.serialized_pb)
     yield alpha
     yield FileDescriptorProto.FromString(_renamed(alpha))
 
