@@ -21,8 +21,10 @@ import pytest
 from fastlane_grpc.logs import Logs
 from fastlane_grpc.model import Assignment, Execution, JobSpec, Source, State
 from fastlane_grpc.record import Chunk, Gap, Position, RecordReader, Trailer
-from fastlane_grpc.runner import DockerRunner, Host, Orders, Step, StopOrder
+from fastlane_grpc.runner import DockerRunner, Host, Leave, Orders, Step, StopOrder
+from fastlane_grpc.runner.engine import Engine
 from fastlane_grpc.store import Store
+from tests.tools import tool
 
 SECONDS = 60
 
@@ -65,7 +67,7 @@ def engine_tells_of_memory(sdk: docker.DockerClient, image: str) -> None:
 
 
 def busybox_tar() -> bytes:
-    busybox = Path("/bin/busybox")
+    busybox = Path(tool("busybox")).resolve()
     names = subprocess.run([busybox, "--list"], capture_output=True, text=True, check=True).stdout.split()
     file = io.BytesIO()
     with tarfile.open(fileobj=file, mode="w") as tar:
@@ -139,11 +141,13 @@ class Going:
 class House:
     """Store, logs, host and runner on one data directory, as a server has them, with the part of a dispatcher that passes on orders."""
 
-    def __init__(self, directory: Path, image: str, address: str = "") -> None:
+    def __init__(self, directory: Path, image: str, address: str, engine: str) -> None:
         self.directory = directory
         self.image = image
-        self.address = address or engine_address()
+        self.address = address
+        self._engine = engine
         self.going: dict[str, Going] = {}
+        self.on_step: Callable[[Step, str], None] = lambda step, execution_id: None
         self.loop = asyncio.new_event_loop()
         self._loop_thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self._loop_thread.start()
@@ -178,9 +182,13 @@ class House:
         self.store.close()
 
     def close(self) -> None:
-        for container_id in self.host.engine.containers(self.store.instance):
-            self.host.engine.remove(container_id, force=True)
+        for going in self.going.values():
+            going.orders.put(Leave())
         self.threads.shutdown(wait=True)
+        # Past whatever stands between this house and the engine.
+        engine = Engine(self._engine)
+        for container_id in engine.containers(self.store.instance):
+            engine.remove(container_id, force=True)
         self.close_floors()
         self.loop.call_soon_threadsafe(self.loop.stop)
         self._loop_thread.join()
@@ -238,6 +246,13 @@ class House:
             assert time.monotonic() < until, "no such line came"
             time.sleep(0.01)
 
+    def wait_for_full_disk(self) -> None:
+        """Until the file system of the logs has no room for another block of a record."""
+        until = time.monotonic() + SECONDS
+        while (room := os.statvfs(self.logs.directory)).f_bavail * room.f_bsize > 2 * 65_536:
+            assert time.monotonic() < until, f"{room.f_bavail} blocks are free"
+            time.sleep(0.01)
+
     def wait_for_output(self, execution_id: str, content: bytes = b"") -> None:
         """Until there is some, and that with `content` in it."""
         path = self.logs.output_path(execution_id)
@@ -256,6 +271,7 @@ class House:
         return b"".join(entry.data for entry in entries if isinstance(entry, Chunk)).decode()
 
     def _step(self, step: Step, execution_id: str) -> None:
+        self.on_step(step, execution_id)
         self.going[execution_id].step(step)
 
     def _host_changed(self) -> None:
@@ -290,8 +306,10 @@ def read_output(path: Path) -> Output:
 
 
 @contextmanager
-def opened(directory: Path, image: str, address: str = "") -> Iterator[House]:
-    house = House(directory, image, address)
+def opened(directory: Path, image: str, address: str = "", *, engine: str = "") -> Iterator[House]:
+    """A house over the engine at `address`, behind which is the one at `engine`, if that is another."""
+    address = address or engine_address()
+    house = House(directory, image, address, engine or address)
     try:
         yield house
     finally:

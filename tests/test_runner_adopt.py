@@ -8,7 +8,7 @@ import pytest
 from docker.models.containers import Container
 
 from fastlane_grpc.model import Cause, Execution, Outcome, Reason, Source, State
-from fastlane_grpc.runner import Step
+from fastlane_grpc.runner import HostDown, Leave, Step
 from tests.engine import House
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(120)]
@@ -226,3 +226,29 @@ def test_a_timeout_goes_on_with_what_is_left_of_it(house: House) -> None:
     assert execution.state is State.TIMED_OUT
     ran = execution.times.exit_time - execution.times.start_time  # type: ignore[operator]
     assert timedelta(seconds=0.9) < ran < timedelta(seconds=8)
+
+
+# -- a server that stops in order
+
+
+def test_a_server_that_stops_leaves_its_containers_to_the_next(house: House) -> None:
+    going = house.go("sh -c", COUNT)
+    going.wait_for(Step.RUNNING)
+    house.wait_for_output(going.id, b"2\n")
+    going.orders.put(Leave())
+    assert isinstance(going.failure(), HostDown)
+    assert house.execution(going.id).state is State.RUNNING
+    house.reopen()
+    execution = house.adopt(going.id).result()
+    assert (execution.state, outcome(execution).exit_code) == (State.FAILED, 7)
+    assert house.output(going.id).stdout.startswith(b"1\n2\n")
+    assert house.output(going.id).stdout.endswith(b"15\n")
+
+
+def test_a_server_that_stops_during_a_pull_leaves_the_execution_to_the_next(house: House) -> None:
+    # Nobody listens at this port: the pull is tried again and again.
+    going = house.go("true", image="127.0.0.1:9/image")
+    house.wait_for_system(going.id, "tried again")
+    going.orders.put(Leave())
+    assert isinstance(going.failure(), HostDown)
+    assert house.execution(going.id).state is State.PREPARING

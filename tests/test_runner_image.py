@@ -4,6 +4,7 @@ import io
 import tarfile
 from collections.abc import Iterator
 from contextlib import suppress
+from pathlib import Path
 
 import docker
 import pytest
@@ -13,6 +14,7 @@ from fastlane_grpc.runner import Step
 from fastlane_grpc.runner.image import Refused, RegistryFails, image_parts, pull_failure
 from tests.engine import House
 from tests.registry import Registry, digest
+from tests.tools import tool
 
 on_engine = [pytest.mark.engine, pytest.mark.timeout(120)]
 
@@ -22,8 +24,8 @@ def registry(sdk: docker.DockerClient) -> Iterator[Registry]:
     """An engine trusts a registry on loopback. Its images are removed in the end."""
     tar = io.BytesIO()
     with tarfile.open(fileobj=tar, mode="w") as layer:
-        layer.add("/bin/busybox", "bin/busybox")
-        layer.add("/bin/busybox", "bin/sh")
+        for name in ("busybox", "sh"):
+            layer.add(Path(tool("busybox")).resolve(), f"bin/{name}")
     with Registry(tar.getvalue()).serving() as registry:
         yield registry
         for image in sdk.images.list():

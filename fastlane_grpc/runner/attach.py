@@ -6,13 +6,12 @@ what was printed while nobody was attached.
 
 import threading
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from struct import Struct
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 import structlog
 
@@ -20,25 +19,18 @@ from fastlane_grpc.model import Cause, Source
 from fastlane_grpc.record import RecordReader, RecordWriter, Sealed, Trailer
 from fastlane_grpc.runner.capture import End
 from fastlane_grpc.runner.engine import Engine
+from fastlane_grpc.runner.frames import Frames, Pieces
 from fastlane_grpc.runner.wire import Wire
 
 # A stream that ended sooner than this after the container was not cut short by the engine, which waits 2 s before it does that.
 SURE_SECONDS = 1.9
 # After the engine told of the end, this long for the end of the stream.
 DRAIN_SECONDS = 5
-BUFFER_BYTES = 1 << 20
-MAX_ERROR_BYTES = 4096
 RETRY_SECONDS = 0.5
 # The engine hands a flood over in crumbs of some 5 KB. A pause of this length between two reads lets them gather: a tenth of the reads, and
 # of the processor time. What comes after a silence is read at once.
 GATHER_SECONDS = 0.001
 
-# A frame's header: its source, and how many bytes follow.
-_HEADER = Struct(">B3xI")
-_SOURCES = {1: Source.STDOUT, 2: Source.STDERR}
-_ENGINE_ERROR = 3
-
-Pieces: TypeAlias = Sequence[tuple[Source, memoryview]]
 T = TypeVar("T")
 
 log = structlog.get_logger(__name__)
@@ -161,7 +153,7 @@ class _Follower:
         self._record = record
         self._say = say
         self._execution_id = execution_id
-        self._blocked = False
+        self._failing = False
         self._stopped = False
         # When the stream ended, between two frames and with nothing said against it; else None.
         self._end_time: datetime | None = None
@@ -174,7 +166,7 @@ class _Follower:
         if end is not None:
             self._thread.join(DRAIN_SECONDS)
             # On a full disk the end is not late, but behind what waits here to be stored.
-            while self._blocked and self._thread.is_alive():
+            while self._failing and self._thread.is_alive():
                 self._thread.join(DRAIN_SECONDS)
         self.stop()
         if end is None or end.end_time is None or self._end_time is None:
@@ -188,7 +180,7 @@ class _Follower:
         self._thread.join()
 
     def _run(self) -> None:
-        frames = _Frames()
+        frames = Frames()
         while True:
             asked = time.monotonic()
             try:
@@ -216,13 +208,13 @@ class _Follower:
                     self._own_up()
                 self._record.write(pieces, time.time_ns())
             except OSError as error:
-                if not self._blocked:
+                if not self._failing:
                     log.warning("output cannot be stored", execution_id=self._execution_id, error=str(error))
-                self._blocked = not self.giving_up.wait(RETRY_SECONDS)
-                if not self._blocked:
+                self._failing = True
+                if self.giving_up.wait(RETRY_SECONDS):
                     return self._lose(pieces)
             else:
-                self._blocked = False
+                self._failing = False
                 return None
 
     def _own_up(self) -> None:
@@ -237,68 +229,6 @@ class _Follower:
             stored = max(stored - len(data), 0)
             if lost:
                 self.lost[source] = self.lost.get(source, 0) + lost
-
-
-class _Frames:
-    """Takes the engine's frames apart, in one buffer, without a copy."""
-
-    def __init__(self) -> None:
-        # A frame that says what no engine says, or an error of the engine's own: the stream cannot be trusted to be whole.
-        self.broken = False
-        self._buffer = memoryview(bytearray(BUFFER_BYTES))
-        self._held = 0  # bytes of a header that has not come whole, at the begin of the buffer
-        self._used = 0
-        self._end = 0
-        self._source = 0
-        self._left = 0  # bytes of the frame that are still to come
-        self._error = b""
-
-    @property
-    def room(self) -> memoryview:
-        return self._buffer[self._held :]
-
-    @property
-    def between(self) -> bool:
-        """Whether a frame ended with the last byte that was taken."""
-        return not self._held and not self._left
-
-    def take(self, size: int) -> Pieces:
-        """What is of the container in the bytes that came into the room. It lies in the buffer, and is good until `recycle`."""
-        pieces: list[tuple[Source, memoryview]] = []
-        buffer, at, end, left = self._buffer, 0, self._held + size, self._left
-        while at < end:
-            if not left:
-                if end - at < _HEADER.size:
-                    break
-                self._source, left = _HEADER.unpack_from(buffer, at)
-                at += _HEADER.size
-            piece = buffer[at : min(at + left, end)]
-            at += len(piece)
-            left -= len(piece)
-            source = _SOURCES.get(self._source)
-            if source is None:
-                self._set_aside(piece)
-            elif piece:
-                pieces.append((source, piece))
-        self._left, self._used, self._end = left, at, end
-        return pieces
-
-    def recycle(self) -> None:
-        """Makes room again; keeps the header that has not come whole."""
-        self._held = self._end - self._used
-        self._buffer[: self._held] = self._buffer[self._used : self._end]
-
-    def errors(self) -> Sequence[str]:
-        """What the engine said of itself, once it has said it to the end."""
-        if self._left or not self._error:
-            return ()
-        text, self._error = self._error.decode("utf-8", "replace").strip(), b""
-        return text.splitlines()
-
-    def _set_aside(self, piece: memoryview) -> None:
-        self.broken = True
-        if self._source == _ENGINE_ERROR and len(self._error) < MAX_ERROR_BYTES:
-            self._error += piece[:MAX_ERROR_BYTES]
 
 
 def _insist(write: Callable[[], T]) -> T:

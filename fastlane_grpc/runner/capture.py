@@ -41,7 +41,7 @@ class Capture(Protocol):
         None: it does not run any more."""
 
     def give_up(self) -> None:
-        """The container was killed: what cannot be stored now is counted as lost. Until then a full disk holds the container up instead."""
+        """The container is being killed: what cannot be stored is counted as lost. Until then a full disk holds the container up."""
 
     def drain(self, end: End | None) -> bool:
         """Waits for the last bytes; True if every byte is in the record. None: the container never ran, there is nothing to wait for."""

@@ -219,6 +219,9 @@ class Passage:
         name = self.stopping.due(boottime()) if self.stopping else ""
         if not self.stopping or not name:
             return
+        if name == KILL:
+            # First, as the engine carries out a kill only when somebody takes what the container has printed.
+            self.capture.give_up()
         try:
             self.engine.kill(self.container_id, name)
         except EngineDown as error:
@@ -232,7 +235,6 @@ class Passage:
             self.log.info("signal sent", signal=name)
             self.stopping = self.stopping.did_send(name, boottime())
             if name == KILL:
-                self.capture.give_up()
                 self._look_at = boottime() + LOOK_SECONDS
 
     def _not_sent(self, name: str, refusal: EngineRefuses) -> None:

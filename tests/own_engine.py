@@ -1,0 +1,85 @@
+"""An engine of a test's own, which may be killed."""
+
+import shutil
+import subprocess
+import tempfile
+import time
+from contextlib import closing
+from pathlib import Path
+
+import docker
+
+from tests.engine import busybox_tar
+
+IMAGE = "busybox:own"
+
+
+class OwnEngine:
+    """A `dockerd` with its own data, sockets and network namespace, so that it touches nothing of any other."""
+
+    def __init__(self, *options: str) -> None:
+        # A short path: sockets of containers are made below it.
+        self.directory = Path(tempfile.mkdtemp(prefix="fl-"))
+        self.address = f"unix://{self.directory}/docker.sock"
+        self._options = options
+        self._log = (self.directory / "log").open("wb")
+        self.start()
+        with closing(docker.DockerClient(self.address)) as sdk:
+            repository, _, tag = IMAGE.partition(":")
+            sdk.api.import_image_from_data(busybox_tar(), repository=repository, tag=tag)
+
+    def start(self) -> None:
+        self._forget_dead_containerd()
+        home = self.directory
+        paths = [f"--data-root={home}/data", f"--exec-root={home}/exec", f"--pidfile={home}/docker.pid", f"--host={self.address}"]
+        self._process = subprocess.Popen(
+            ["unshare", "--net", "dockerd", *paths, "--bridge=none", "--iptables=false", *self._options],
+            stdout=self._log,
+            stderr=self._log,
+            start_new_session=True,
+        )
+        until = time.monotonic() + 60
+        while not self._answers():
+            assert self._process.poll() is None, (self.directory / "log").read_text()[-2000:]
+            assert time.monotonic() < until
+            time.sleep(0.05)
+
+    def kill(self) -> None:
+        self._process.kill()
+        self._process.wait()
+
+    def stop(self) -> None:
+        """In an orderly way: without live-restore it takes its containers with it."""
+        self._process.terminate()
+        self._process.wait(60)
+
+    def remove(self) -> None:
+        if self._process.poll() is not None:
+            self.start()
+        with closing(docker.DockerClient(self.address)) as sdk:
+            for container in sdk.containers.list(all=True):
+                container.remove(force=True)
+        self.stop()
+        self._log.close()
+        # What a killed engine had mounted, and the next one did not find.
+        for line in reversed(Path("/proc/self/mounts").read_text().splitlines()):
+            if (place := line.split()[1]).startswith(f"{self.directory}/"):
+                subprocess.run(["umount", "--lazy", place], check=True)
+        shutil.rmtree(self.directory)
+
+    def _answers(self) -> bool:
+        try:
+            with closing(docker.DockerClient(self.address, timeout=5)) as sdk:
+                return bool(sdk.ping())
+        except (docker.errors.DockerException, OSError):
+            return False
+
+    def _forget_dead_containerd(self) -> None:
+        """It dies with its engine, and where nobody buries it the next engine takes it for one that is alive, and waits for it."""
+        note = self.directory / "exec/containerd/containerd.pid"
+        try:
+            state = Path(f"/proc/{int(note.read_text())}/stat").read_text().rpartition(")")[2].split()[0]
+        except (OSError, ValueError):
+            state = "Z"
+        if state == "Z":
+            note.unlink(missing_ok=True)

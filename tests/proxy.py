@@ -1,0 +1,79 @@
+"""A door before an engine's socket, that can be shut, frozen, or made to lose one answer."""
+
+import contextlib
+import socket
+import threading
+from pathlib import Path
+
+
+class Proxy:
+    """Listens at `path` and passes on what comes, both ways."""
+
+    def __init__(self, path: Path, engine_path: str) -> None:
+        self.path = path
+        self.address = f"unix://{path}"
+        # A request with this in it is passed on, and its connection cut when the answer comes.
+        self.lose_answer_to = b""
+        self.lost = threading.Event()
+        self._engine_path = engine_path
+        self._open: set[socket.socket] = set()
+        self._flowing = threading.Event()
+        self._flowing.set()
+        self._lock = threading.Lock()
+        self.open()
+
+    def open(self) -> None:
+        self.path.unlink(missing_ok=True)
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(self.path))
+        self._listener.listen(64)
+        threading.Thread(target=self._accept, args=(self._listener,), daemon=True).start()
+
+    def shut(self) -> None:
+        """As if the engine were killed: nothing listens, and every connection breaks."""
+        self._flowing.set()
+        _cut(self._listener)
+        self.path.unlink(missing_ok=True)
+        with self._lock:
+            for connection in self._open:
+                _cut(connection)
+            self._open.clear()
+
+    def freeze(self) -> None:
+        """As if the engine were stopped: connections are taken, and nothing comes of them."""
+        self._flowing.clear()
+
+    def thaw(self) -> None:
+        self._flowing.set()
+
+    def _accept(self, listener: socket.socket) -> None:
+        while True:
+            try:
+                client, _ = listener.accept()
+            except OSError:
+                return
+            engine = socket.socket(socket.AF_UNIX)
+            engine.connect(self._engine_path)
+            with self._lock:
+                self._open |= {client, engine}
+            losing = threading.Event()
+            threading.Thread(target=self._pass_on, args=(client, engine, losing, False), daemon=True).start()
+            threading.Thread(target=self._pass_on, args=(engine, client, losing, True), daemon=True).start()
+
+    def _pass_on(self, source: socket.socket, target: socket.socket, losing: threading.Event, answers: bool) -> None:
+        with contextlib.suppress(OSError):
+            while data := source.recv(65_536):
+                self._flowing.wait()
+                if answers and losing.is_set():
+                    self.lost.set()
+                    break
+                if not answers and self.lose_answer_to and self.lose_answer_to in data:
+                    losing.set()
+                target.sendall(data)
+        _cut(target)
+
+
+def _cut(connection: socket.socket) -> None:
+    with contextlib.suppress(OSError):
+        connection.shutdown(socket.SHUT_RDWR)
+    connection.close()

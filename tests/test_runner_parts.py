@@ -1,0 +1,156 @@
+"""What a runner decides by itself: when to send which signal, what an end means, how much time is left."""
+
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from fastlane_grpc.model import JobSpec, Limits, Outcome, Reason, State, Stop, StopCause, utc_now
+from fastlane_grpc.record import Trailer
+from fastlane_grpc.runner.clock import engine_time, left
+from fastlane_grpc.runner.engine import Container
+from fastlane_grpc.runner.stopping import Stopping, signal_name
+from fastlane_grpc.runner.verdict import Verdict, ended, not_started, verdict_of
+
+START = datetime(2026, 1, 1, 12, tzinfo=UTC)
+END = START + timedelta(seconds=5)
+
+
+def container(exit_code: int = 0, *, out_of_memory: bool = False) -> Container:
+    return Container("c", "exited", {}, exit_code, "", out_of_memory, "", START, END)
+
+
+def stopping(cause: StopCause = StopCause.CALLER, sent: str = "SIGTERM", note: str = "") -> Stopping:
+    return Stopping(Stop(cause, START, timedelta(seconds=10), note), "SIGTERM", 100.0, sent=sent)
+
+
+def judged(exit_code: int | None = 0, told: Stopping | None = None, *, out_of_memory: bool = False, restarted: bool = False) -> Verdict:
+    found = None if exit_code is None else container(exit_code, out_of_memory=out_of_memory)
+    spec = JobSpec("image", limits=Limits(memory_bytes=64 << 20))
+    return ended(exit_code, found, spec, told, timeout=timedelta(seconds=1.5), engine_restarted=restarted)
+
+
+# -- what an end means
+
+
+@pytest.mark.parametrize(
+    ("verdict", "state", "outcome"),
+    [
+        (judged(0), State.SUCCEEDED, Outcome(exit_code=0)),
+        (judged(3), State.FAILED, Outcome(Reason.EXIT_CODE, "exited with 3", 3)),
+        (judged(255), State.FAILED, Outcome(Reason.EXIT_CODE, "exited with 255", 255)),
+        (judged(137), State.FAILED, Outcome(Reason.EXIT_CODE, "exited with 137, by custom 128 + SIGKILL", 137)),
+        (judged(0, out_of_memory=True), State.SUCCEEDED, Outcome(exit_code=0, out_of_memory=True)),
+        (
+            judged(137, out_of_memory=True),
+            State.FAILED,
+            Outcome(
+                Reason.OUT_OF_MEMORY,
+                "killed for memory: it may use 64 MiB; raise limits.memory_bytes; exited with 137, by custom 128 + SIGKILL",
+                137,
+                out_of_memory=True,
+            ),
+        ),
+        (
+            judged(0, stopping(StopCause.TIMEOUT)),
+            State.TIMED_OUT,
+            Outcome(Reason.UNSPECIFIED, "ran longer than its timeout of 1.5 s; exited with 0", 0, stop_signal="SIGTERM"),
+        ),
+        (
+            judged(0, stopping(note="enough")),
+            State.STOPPED,
+            Outcome(Reason.UNSPECIFIED, "told to stop by a caller (enough); exited with 0", 0, stop_signal="SIGTERM"),
+        ),
+        (judged(1, restarted=True), State.FAILED, Outcome(Reason.EXIT_CODE, "exited with 1", 1)),
+    ],
+)
+def test_an_end_has_one_meaning(verdict: Verdict, state: State, outcome: Outcome) -> None:
+    assert (verdict.state, verdict.outcome) == (state, outcome)
+
+
+@pytest.mark.parametrize("exit_code", [255, 137, 143])
+def test_a_doubtful_code_after_a_restart_of_the_engine_is_lost_unless_we_stopped_it(exit_code: int) -> None:
+    verdict = judged(exit_code, restarted=True)
+    assert (verdict.state, verdict.outcome.reason) == (State.LOST, Reason.CONTAINER_GONE)
+    assert judged(exit_code, stopping(), restarted=True).state is State.STOPPED
+
+
+def test_a_container_that_was_removed_by_another_is_lost() -> None:
+    verdict = judged(None)
+    assert (verdict.state, verdict.outcome.reason, verdict.outcome.exit_code) == (State.LOST, Reason.CONTAINER_GONE, None)
+
+
+def test_a_start_that_was_refused_is_told_without_the_engine_s_inner_parts() -> None:
+    error = (
+        "failed to create shim task: OCI runtime create failed: runc create failed: unable to start container process: "
+        'exec: "nosuch": executable file not found in $PATH: unknown'
+    )
+    verdict = not_started(error, 127, None)
+    assert verdict.outcome.reason is Reason.COMMAND_NOT_FOUND
+    assert verdict.outcome.detail == 'the image has no such command: exec: "nosuch": executable file not found in $PATH'
+    assert not_started(error, 126, None).outcome.reason is Reason.COMMAND_NOT_EXECUTABLE
+    assert not_started("unable to find user x", 128, None).outcome.reason is Reason.REFUSED_BY_ENGINE
+    assert not_started(error, 127, stopping()).state is State.STOPPED
+
+
+def test_a_verdict_comes_back_out_of_a_trailer() -> None:
+    verdict = judged(3, stopping())
+    assert verdict_of(Trailer(0, (), verdict.outcome.exit_code, verdict.facts())) == verdict
+    assert len(str(judged(3, stopping(note="n" * 5000)).facts())) < 2000
+
+
+# -- signals
+
+
+def test_first_the_signal_then_the_kill_then_the_kill_again() -> None:
+    order = Stopping.begin(Stop(StopCause.CALLER, utc_now(), timedelta(seconds=10)), "SIGINT", now=50.0)
+    assert order.due(50.0) == "SIGINT"
+    order = order.did_send("SIGINT", 50.0)
+    assert order.due(51.0) == ""
+    assert 59.9 < order.next_time <= 60.0
+    assert order.due(60.0) == "SIGKILL"
+    order = order.did_send("SIGKILL", 60.0)
+    assert order.due(61.0) == ""
+    assert order.due(order.next_time) == "SIGKILL"
+
+
+def test_no_grace_is_a_kill_at_once() -> None:
+    order = Stopping.begin(Stop(StopCause.CALLER, utc_now(), timedelta(0)), "", now=50.0)
+    assert order.due(50.0) == "SIGKILL"
+
+
+def test_grace_counts_from_the_order_and_can_only_become_shorter() -> None:
+    order = Stopping.begin(Stop(StopCause.CALLER, utc_now() - timedelta(seconds=8), timedelta(seconds=10)), "", now=50.0)
+    assert 51.5 < order.kill_at <= 52.0
+    assert order.told(Stop(StopCause.CALLER, utc_now(), timedelta(seconds=60)), 50.0).kill_at == order.kill_at
+    assert order.told(Stop(StopCause.CALLER, utc_now(), timedelta(0)), 50.0).kill_at == 50.0
+
+
+def test_a_signal_that_was_not_sent_is_sent_again_soon() -> None:
+    order = Stopping.begin(Stop(StopCause.CALLER, utc_now(), timedelta(seconds=10)), "", now=50.0).could_not_send(50.0)
+    assert order.due(50.5) == ""
+    assert order.due(order.next_time) == "SIGTERM"
+    assert order.kill_now(50.0).due(51.0) == "SIGKILL"
+
+
+@pytest.mark.parametrize(
+    ("text", "name"),
+    [("", "SIGTERM"), ("15", "SIGTERM"), ("int", "SIGINT"), ("SIGUSR1", "SIGUSR1"), ("44", "44"), ("RTMIN+3", "SIGRTMIN+3")],
+)
+def test_a_stop_signal_is_told_by_its_name(text: str, name: str) -> None:
+    assert signal_name(text) == name
+
+
+# -- time
+
+
+def test_what_is_left_of_a_time_is_never_more_than_all_nor_less_than_none() -> None:
+    span = timedelta(seconds=10)
+    assert left(span, since=START, now=START + timedelta(seconds=4)) == 6
+    assert left(span, since=START, now=START + timedelta(days=1)) == 0
+    assert left(span, since=START, now=START - timedelta(days=1)) == 10
+
+
+def test_the_engine_s_zero_is_no_time() -> None:
+    assert engine_time("0001-01-01T00:00:00Z") is None
+    assert engine_time("") is None
+    assert engine_time("2026-01-01T12:00:05.123456789Z") == END + timedelta(microseconds=123456)
