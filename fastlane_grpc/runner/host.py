@@ -22,6 +22,8 @@ PING_ANSWER_SECONDS = 5
 # Pauses between tries to reach an engine that is gone.
 FIRST_PAUSE_SECONDS = 0.1
 LONGEST_PAUSE_SECONDS = 2.0
+# Enough for a thread that only has to see that it is to end.
+CLOSE_SECONDS = 0.5
 # How far back an engine is asked for what it remembers.
 RECALL_SECONDS = 5
 
@@ -50,12 +52,12 @@ class Host:
         self._thread.start()
 
     def close(self) -> None:
-        """Ends the listening; tells nobody."""
+        """Ends the listening; tells nobody. A thread that waits for a hanging engine is left to it: as a daemon it delays no end."""
         with self._lock:
             self._closing.set()
             if self._wire is not None:
                 self._wire.cut()
-        self._thread.join(PING_ANSWER_SECONDS + 1)
+        self._thread.join(CLOSE_SECONDS)
 
     @contextmanager
     def watching(self, execution_id: str, orders: Orders) -> Iterator[None]:
