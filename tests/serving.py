@@ -8,11 +8,11 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import closing, contextmanager, suppress
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import docker
-from docker.errors import NotFound
+from docker.errors import APIError
 
 # What the process does. A step that is to kill it comes as NAME:N, the Nth time that any execution reaches it.
 _MAIN = """
@@ -110,8 +110,12 @@ def containers(sdk: docker.DockerClient, data_dir: Path) -> dict[str, str]:
 
 def clear(sdk: docker.DockerClient, data_dir: Path) -> None:
     for container_id in containers(sdk, data_dir):
-        with suppress(NotFound):
+        try:
             sdk.api.remove_container(container_id, force=True)
+        except APIError as error:
+            # Gone, or about to be.
+            if error.status_code not in {404, 409}:
+                raise
 
 
 @contextmanager

@@ -1,0 +1,138 @@
+"""A server is told to end by SIGTERM and the next one goes on: readers notice a pause, jobs nothing, and no hanging thing delays it."""
+
+import socket
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from pathlib import Path
+
+import docker
+import pytest
+
+from fastlane_grpc.client import Backoff, Client
+from fastlane_grpc.v1 import fastlane_pb2 as pb
+from tests.engine import busybox_tar, engine_address
+from tests.proxy import Proxy
+from tests.reading import Reader
+from tests.registry import Registry
+from tests.serving import Server, clear, within
+
+pytestmark = pytest.mark.engine
+
+# Prints for as long as it takes the next server to listen again, and then what must arrive whole.
+TICKS = "echo begin; until [ -e /tmp/go ]; do echo tick; sleep 0.02; done; seq 1 20000; exit 7"
+NUMBERS = b"".join(b"%d\n" % number for number in range(1, 20001))
+# What an operator, or the init system, notices.
+QUICK_SECONDS = 5
+
+
+class House:
+    """A data directory, the servers over it one after another, all at one address, and a client that outlives them."""
+
+    def __init__(self, data_dir: Path, sdk: docker.DockerClient, image: str) -> None:
+        self.data_dir = data_dir
+        self.image = image
+        self._sdk = sdk
+        with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+            self._listen = f"127.0.0.1:{listener.getsockname()[1]}"
+        self.client = Client(self._listen, backoff=Backoff(0.05, 0.2))
+        self._servers: list[Server] = []
+
+    def server(self, **settings: object) -> Server:
+        self._servers.append(Server(self.data_dir, listen=self._listen, **settings))  # type: ignore[arg-type]
+        return self._servers[-1]
+
+    def start(self, script: str, image: str = "") -> str:
+        """The id of a new job's execution."""
+        return self.client.enqueue("handover", image or self.image, args=["sh", "-c", script]).execution.id
+
+    def readers(self, execution_id: str, count: int) -> Sequence[Reader]:
+        return [Reader(self.client, execution_id) for _ in range(count)]
+
+    def go(self, execution_id: str) -> None:
+        self._sdk.containers.get(self.client.execution(execution_id).container_id).exec_run("touch /tmp/go")
+
+    def close(self) -> None:
+        self.client.close()
+        for server in self._servers:
+            server.kill()
+        clear(self._sdk, self.data_dir)
+
+
+@pytest.fixture
+def house(tmp_path: Path, sdk: docker.DockerClient, image: str) -> Iterator[House]:
+    house = House(tmp_path / "data", sdk, image)
+    yield house
+    house.close()
+
+
+def ticks_after_a_gap(log: Reader) -> bool:
+    """Whether what the container prints is heard by the next server."""
+    return any(gap.source == pb.SOURCE_STDOUT and len(log.data[pb.SOURCE_STDOUT]) > gap.offset for gap in log.gaps)
+
+
+def test_readers_go_on_with_the_next_server_by_themselves(house: House) -> None:
+    first = house.server()
+    execution_id = house.start(TICKS)
+    logs = [*house.readers(execution_id, 4)]
+    for log in logs:
+        log.wait_for_output(b"begin\ntick\n")
+    with within(QUICK_SECONDS):
+        assert first.stop() == 0
+    house.server()
+    logs += house.readers(execution_id, 1)
+    for log in logs:
+        log.wait_for(lambda log=log: ticks_after_a_gap(log))  # type: ignore[misc]
+    house.go(execution_id)
+    for log in logs:
+        assert (log.end().state, log.end().exit_status) == (pb.STATE_FAILED, 7)
+        assert log.stdout.endswith(b"tick\n" + NUMBERS)
+        assert {gap.cause for gap in log.gaps} == {pb.LogGap.CAUSE_ENGINE}
+    assert all(log.cuts for log in logs[:4])
+    assert len({log.stdout for log in logs}) == 1
+    assert len({tuple(log.gaps) for log in logs}) == 1
+
+
+def test_what_has_not_begun_is_begun_by_the_next_server(house: House) -> None:
+    with Registry(busybox_tar()).serving() as registry:
+        first = house.server(max_running=1)
+        [pulling] = house.readers(house.start("echo pulled", f"{registry.name}/hanging/image"), 1)
+        assert registry.asked.wait(60)
+        [queued] = house.readers(house.start("echo ran"), 1)
+        pulling.wait_for_state(pb.STATE_PREPARING)
+        queued.wait_for_state(pb.STATE_QUEUED)
+        with within(QUICK_SECONDS):
+            assert first.stop() == 0
+        registry.release.set()
+        house.server(max_running=1)
+        assert (pulling.end().exit_status, queued.end().exit_status) == (0, 0)
+    assert (pulling.stdout, queued.stdout) == (b"pulled\n", b"ran\n")
+    assert pulling.gaps == queued.gaps == []
+
+
+def test_an_engine_that_hangs_delays_no_end(house: House, tmp_path: Path) -> None:
+    proxy = Proxy(tmp_path / "engine.sock", engine_address().removeprefix("unix://"))
+    try:
+        first = house.server(engine=proxy.address)
+        running_id = house.start(TICKS)
+        [running] = house.readers(running_id, 1)
+        running.wait_for_state(pb.STATE_RUNNING)
+        running.wait_for_output(b"tick\n")
+        proxy.freeze()
+        [preparing] = house.readers(house.start("echo ran"), 1)
+        preparing.wait_for_state(pb.STATE_PREPARING)
+        with within(QUICK_SECONDS):
+            assert first.stop() == 0
+        # Nor is a server delayed that found the engine hanging when it came.
+        second = house.server(engine=proxy.address)
+        assert house.client.execution(running_id).state == pb.STATE_RUNNING
+        with within(QUICK_SECONDS):
+            assert second.stop() == 0
+        proxy.thaw()
+        house.server(engine=proxy.address)
+        running.wait_for(lambda: ticks_after_a_gap(running))
+        house.go(running_id)
+        assert (running.end().exit_status, preparing.end().exit_status) == (7, 0)
+        assert running.stdout.endswith(NUMBERS)
+        assert preparing.stdout == b"ran\n"
+    finally:
+        proxy.shut()
