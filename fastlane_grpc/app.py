@@ -70,6 +70,8 @@ async def _serve(settings: Settings, ready: Callable[[int], None], step: Callabl
     def tell_host_changed() -> None:
         loop.call_soon_threadsafe(host_changed)
 
+    # Until the host was reached nothing has changed, and health has to answer all the same.
+    await server.serving("engine", host.up)
     host.start(tell_host_changed)
     dispatching = loop.create_task(dispatcher.run())
     await server.start()
