@@ -19,6 +19,7 @@ from hypothesis import strategies as st
 from fastlane_grpc import client as fastlane_client
 from fastlane_grpc.client import Backoff, Client, Disconnected, End, Event, Gap, Output, Reconnected, StateChange
 from fastlane_grpc.v1 import fastlane_pb2 as pb
+from tests.cutting_relay import CuttingRelay
 from tests.scripted_server import CUTS, Cut, Log, Piece, ScriptedServer
 
 QUICK = Backoff(first_seconds=0.001, longest_seconds=0.01)
@@ -320,39 +321,6 @@ def test_a_program_that_kept_the_cursor_goes_on_from_there(
     assert len(gaps_of(kept)) == sum(1 for piece in pieces if piece.missing)
 
 
-class CuttingRelay:
-    """Stands between client and server and resets each connection after so many bytes of answers."""
-
-    def __init__(self, address: str, bytes_until_reset: list[int]) -> None:
-        host, port = address.split(":")
-        self._server_address = (host, int(port))
-        self._bytes_until_reset = bytes_until_reset
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
-
-    def close(self) -> None:
-        self._listener.close()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                near, _ = self._listener.accept()
-                far = socket.create_connection(self._server_address)
-                limit = self._bytes_until_reset.pop(0) if self._bytes_until_reset else 1 << 60
-                threading.Thread(target=self._pass, args=(near, far, 1 << 60), daemon=True).start()
-                threading.Thread(target=self._pass, args=(far, near, limit), daemon=True).start()
-
-    def _pass(self, source: socket.socket, target: socket.socket, limit: int) -> None:
-        with contextlib.suppress(OSError):
-            while limit > 0 and (data := source.recv(min(limit, 4096))):
-                target.sendall(data)
-                limit -= len(data)
-        for each in (source, target):
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-
-
 def test_bytes_arrive_once_when_connections_break_in_the_middle_of_messages(server: ScriptedServer) -> None:
     log = Log([Piece(1 + number % 2, bytes([number % 251]) * 700) for number in range(600)], chunk_bytes=300)
     server.logs["e"] = log
@@ -361,7 +329,7 @@ def test_bytes_arrive_once_when_connections_break_in_the_middle_of_messages(serv
         events = list(client.tail("e"))
     assert [data_of(events, source) for source in (1, 2)] == [log.data(source) for source in (1, 2)]
     assert_notices_alternate(events)
-    assert not limits
+    assert not relay.cuts
 
 
 def test_a_peer_that_falls_silent_is_left_after_three_heartbeats(server: ScriptedServer, client: Client) -> None:

@@ -16,8 +16,9 @@ from pathlib import Path
 import docker
 import pytest
 
-from fastlane_grpc.client import Client, End, Gap, Output
+from fastlane_grpc.client import Client, End
 from fastlane_grpc.v1 import fastlane_pb2 as pb
+from tests.reading import Reader
 from tests.serving import Server
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
@@ -37,39 +38,6 @@ AFTER_THE_SEAL = ["sealed", "finished", "removed"]
 # Rounds of random kills: `make chaos` asks for many.
 ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "2"))
 SEED = int(os.environ.get("CHAOS_SEED", "20261124"))
-
-
-class Reader:
-    """Follows one execution to its end on a thread of its own."""
-
-    def __init__(self, client: Client, execution_id: str) -> None:
-        self.data = {pb.SOURCE_STDOUT: b"", pb.SOURCE_STDERR: b"", pb.SOURCE_SYSTEM: b""}
-        self.gaps: list[Gap] = []
-        self._tail = client.tail(execution_id, heartbeat=1)
-        self._end: End | None = None
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._read, daemon=True)
-        self._thread.start()
-
-    def end(self) -> End:
-        self._thread.join(120)
-        if self._error:
-            raise self._error
-        assert self._end is not None, "the log did not end"
-        return self._end
-
-    def _read(self) -> None:
-        try:
-            # The client itself raises LogInconsistent where a byte comes twice, or is left out without a gap.
-            for event in self._tail:
-                if isinstance(event, Output):
-                    self.data[event.source] += event.data
-                elif isinstance(event, Gap):
-                    self.gaps.append(event)
-                elif isinstance(event, End):
-                    self._end = event
-        except BaseException as error:
-            self._error = error
 
 
 class House:
