@@ -38,7 +38,7 @@ def adopt(passage: Passage) -> None:
     elif container.error:
         passage.conclude(not_started(container.error, container.exit_code, passage.stopping))
     else:
-        _lose(passage, Reason.START_UNKNOWN, "")
+        _lose(passage, Reason.START_UNKNOWN, _start_unknown(passage))
 
 
 def sweep(store: Store, host: Host) -> None:
@@ -87,14 +87,15 @@ def _go_on(passage: Passage, container: Container) -> None:
     passage.began(start_time)
 
 
+def _start_unknown(passage: Passage) -> str:
+    passage.log.warning("a process may be orphaned", container_id=passage.container_id)
+    return (
+        "the server or the engine was killed while it started the container, and the engine does not know what became of that; "
+        f"a process of {passage.execution.container_name} may be running on host {passage.around.host.name!r} without a container"
+    )
+
+
 def _lose(passage: Passage, reason: Reason, detail: str) -> None:
-    if reason is Reason.START_UNKNOWN:
-        host = passage.around.host.name
-        detail = (
-            "the server or the engine was killed while it started the container, and the engine does not know what became of that; "
-            f"a process of {passage.execution.container_name} may be running on host {host!r} without a container"
-        )
-        passage.log.warning("a process may be orphaned", container_id=passage.container_id)
     passage.capture.resume(None)
     passage.conclude(lost(reason, detail))
 

@@ -66,7 +66,7 @@ class AttachCapture:
         self._follow(container_id)
 
     def resume(self, container_id: str | None) -> None:
-        self._record = self._record or self._open_record()
+        self._record = self._record or _insist(self._open_record)
         self._mark_gap(self._record)
         if container_id is not None:
             self._follow(container_id)
@@ -212,10 +212,11 @@ class _Follower:
                     log.warning("output cannot be stored", execution_id=self._execution_id, error=str(error))
                 self._failing = True
                 if self.giving_up.wait(RETRY_SECONDS):
-                    return self._lose(pieces)
+                    self._lose(pieces)
+                    return
             else:
                 self._failing = False
-                return None
+                return
 
     def _own_up(self) -> None:
         for source in list(self.lost):

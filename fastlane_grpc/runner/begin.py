@@ -5,7 +5,7 @@ import re
 from fastlane_grpc.model import PullPolicy, Reason, State, utc_now
 from fastlane_grpc.runner.clock import boottime
 from fastlane_grpc.runner.container import container_body
-from fastlane_grpc.runner.engine import EXECUTION_LABEL, INSTANCE_LABEL, Container, Image
+from fastlane_grpc.runner.engine import EXECUTION_LABEL, INSTANCE_LABEL, Container
 from fastlane_grpc.runner.image import Pull, Refused, RegistryFails
 from fastlane_grpc.runner.orders import PullEnded
 from fastlane_grpc.runner.passage import Left, Passage, Step, ToldToStop
@@ -43,7 +43,7 @@ def _prepare(passage: Passage) -> None:
         left_over = _left_over(passage)
         passage.container_id = left_over.id if left_over else ""
         raise ToldToStop(passage.execution.stop)
-    image = _image(passage)
+    image_digest = _image(passage)
     pull_time = utc_now()
     passage.reached(Step.PULLED)
     passage.container_id = _create(passage)
@@ -58,7 +58,7 @@ def _prepare(passage: Passage) -> None:
         container_id=passage.container_id,
         capture=passage.capture.name,
         engine_life=passage.engine_life,
-        image_digest=image.id,
+        image_digest=image_digest,
         pull_time=pull_time,
         container_time=container_time,
     ).result()
@@ -73,8 +73,8 @@ def _prepare(passage: Passage) -> None:
 # -- image
 
 
-def _image(passage: Passage) -> Image:
-    """The image on the host, by the job's pull policy."""
+def _image(passage: Passage) -> str:
+    """The digest of the image, which is on the host when this returns, by the job's pull policy."""
     name, policy = passage.spec.image, passage.spec.pull_policy
     image = None if policy is PullPolicy.ALWAYS else _present(passage)
     if image is None:
@@ -85,12 +85,13 @@ def _image(passage: Passage) -> Image:
             )
         _pull(passage)
         image = _present(passage)
-    if image is None:
-        raise Refused(Reason.IMAGE_NOT_FOUND, f"{name} was pulled, and is not there all the same: somebody removes images")
+        if image is None:
+            raise Refused(Reason.IMAGE_NOT_FOUND, f"{name} was pulled, and is not there all the same: somebody removes images")
+        passage.say(f"pulled {name}: {image}")
     return image
 
 
-def _present(passage: Passage) -> Image | None:
+def _present(passage: Passage) -> str | None:
     try:
         return passage.engine.image(passage.spec.image)
     except EngineRefuses as refusal:
@@ -131,7 +132,10 @@ def _pull_once(passage: Passage) -> Exception | None:
 
 
 def _create(passage: Passage) -> str:
-    body = container_body(passage.assignment, instance=passage.around.host.instance, default_pids=passage.around.default_pids)
+    try:
+        body = container_body(passage.assignment, instance=passage.around.host.instance, default_pids=passage.around.default_pids)
+    except ValueError as error:
+        raise Refused(Reason.REFUSED_BY_ENGINE, f"the command is none: {error}") from error
     patience = Patience()
     while True:
         try:

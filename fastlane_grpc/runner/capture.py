@@ -23,7 +23,8 @@ class Capture(Protocol):
     """Captures one execution. Used by one thread; what reads along in the background is its own affair.
 
     A record is exact, or has a gap where it is not; `seal` is only reached through `drain`, which settles which of the two.
-    Only `open` and `resume` fail, with EngineDown, EngineRefuses or OSError (no room for the record), and may then be called again.
+    Only `open` and `resume` fail, with EngineDown or EngineRefuses, `open` also with OSError (no room for the record); both may then be
+    called again.
     """
 
     # Kept with the execution before its start: who takes it up again must capture it in the same way.

@@ -24,14 +24,6 @@ TASK_LABEL = "fastlane.task"
 
 
 @dataclass(frozen=True, slots=True)
-class Image:
-    """An image that the engine has; `id` is its digest."""
-
-    id: str
-    size_bytes: int
-
-
-@dataclass(frozen=True, slots=True)
 class Container:
     """A container as it is now. `start_time` is None for one that never ran, whatever else the engine says of it."""
 
@@ -84,9 +76,10 @@ class Engine:
 
     # -- images
 
-    def image(self, name: str) -> Image | None:
+    def image(self, name: str) -> str | None:
+        """The digest of an image; None if the engine does not have it."""
         answer = self._found("GET", f"/images/{quote(name, safe='/:@')}/json")
-        return answer and Image(answer["Id"], answer.get("Size", 0))
+        return answer and str(answer["Id"])
 
     def pull(self, repository: str, tag: str, registry_auth: str, *, silence_seconds: float) -> Wire:
         """The pull's progress, as lines of JSON. Cutting it ends the pull. After so long a silence reading it raises TimeoutError."""

@@ -141,7 +141,7 @@ class Pull:
             if "error" in message:
                 raise pull_failure(self._name, str(message["error"]))
             done = done or str(message.get("status")).startswith("Status: ")
-            if said := progress.said(message):
+            if (said := progress.said(message)) and not self._given_up:
                 self._on_line(f"pulling {self._name}: {said}")
         if not done:
             raise EngineDown("the engine broke off the pull")

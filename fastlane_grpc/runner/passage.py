@@ -26,6 +26,7 @@ from fastlane_grpc.store import Store
 
 # An end that the engine ought to have told of by now is looked for.
 LOOK_SECONDS = 10.0
+LOOKS = 4
 # Clocks that stand still while the machine sleeps time the waits: so often the one that goes on is looked at.
 LONGEST_WAIT_SECONDS = 60.0
 # A timeout is carried out even if the store has no room to say so.
@@ -202,7 +203,6 @@ class Passage:
     def _time_out(self) -> None:
         self._deadline = float("inf")
         grace = self.spec.grace
-        self.say(f"ran {self.timeout.total_seconds():g} s, its timeout")
         try:
             execution = self.around.store.time_out(self.execution.id, grace=grace).result(STORE_SECONDS)
         except TimeoutError:
@@ -250,15 +250,19 @@ class Passage:
 
     def _alive(self) -> bool:
         self._look_at = float("inf") if self.stopping is None else boottime() + LOOK_SECONDS
-        container = self.engine.inspect(self.container_id)
+        try:
+            container = self.engine.inspect(self.container_id)
+        except EngineDown as error:
+            self.log.warning("container not inspected", error=str(error))
+            return True
         # What the engine is about to start is not alive yet, and has not ended either.
-        return container is not None and (container.alive or not container.ended)
+        return container is not None and not container.ended
 
     # -- its end
 
     def end(self, died: Died | None) -> None:
         """Of a container that ran: what the engine says of it now, and all that follows."""
-        container = self.engine.inspect(self.container_id)
+        container = self._look()
         told_code = died.exit_code if died else None
         exit_code = container.exit_code if container else told_code
         verdict = ended(
@@ -270,6 +274,16 @@ class Passage:
             engine_restarted=exit_code in DOUBTFUL_CODES and self._engine_restarted(),
         )
         self.conclude(verdict, End(_end_time(container, died), died is not None and died.heard_since <= self.watched_since))
+
+    def _look(self) -> Container | None:
+        """An engine that hangs for a while, and does not go away, is asked again: to be taken up again would cost the log a gap."""
+        for _ in range(LOOKS - 1):
+            try:
+                return self.engine.inspect(self.container_id)
+            except EngineDown as error:
+                self.log.warning("container not inspected; asking again", error=str(error))
+                self.next_order(1.0)
+        return self.engine.inspect(self.container_id)
 
     def conclude(self, verdict: Verdict, end: End | None = None) -> None:
         """The end in its order: record, fastlane's lines, outcome, container. `end` is None for one that did not run."""

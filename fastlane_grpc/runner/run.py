@@ -5,16 +5,17 @@ from datetime import timedelta
 
 from fastlane_grpc.errors import ServerStopping
 from fastlane_grpc.logs import Logs
-from fastlane_grpc.model import Assignment, State
+from fastlane_grpc.model import Assignment, Reason, State
 from fastlane_grpc.runner.adopt import adopt, sweep
 from fastlane_grpc.runner.begin import begin
+from fastlane_grpc.runner.capture import End
 from fastlane_grpc.runner.clock import boottime
 from fastlane_grpc.runner.host import Host
 from fastlane_grpc.runner.orders import HostDown, Orders
 from fastlane_grpc.runner.passage import Left, Passage, Step, Surroundings
 from fastlane_grpc.runner.stopping import Stopping
-from fastlane_grpc.runner.verdict import stopped_before_start
-from fastlane_grpc.runner.wire import EngineDown
+from fastlane_grpc.runner.verdict import failed, lost, stopped_before_start
+from fastlane_grpc.runner.wire import EngineDown, EngineRefuses
 from fastlane_grpc.store import Store
 
 # A start that was sent to this life of the engine is answered within this time, or was never sent.
@@ -63,6 +64,17 @@ class DockerRunner:
                 begin(passage)
         except EngineDown as error:
             self._host_down(passage, error)
+        except EngineRefuses as refusal:
+            self._engine_failed(passage, refusal)
+
+    def _engine_failed(self, passage: Passage, refusal: EngineRefuses) -> None:
+        """The engine is there and fails at what no engine fails at. Trying again for ever would leave the execution unfinished."""
+        detail = f"the engine fails: {refusal.message}"
+        passage.log.error("the engine failed", status=refusal.status, error=refusal.message)
+        if passage.fenced:
+            passage.conclude(lost(Reason.CONTAINER_GONE, detail), End(None, witnessed=False))
+        else:
+            passage.conclude(failed(Reason.REFUSED_BY_ENGINE, detail))
 
     def _host_down(self, passage: Passage, error: EngineDown) -> None:
         host = self._around.host
