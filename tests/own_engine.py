@@ -75,11 +75,18 @@ class OwnEngine:
             return False
 
     def _forget_dead_containerd(self) -> None:
-        """It dies with its engine, and where nobody buries it the next engine takes it for one that is alive, and waits for it."""
+        """It dies with its engine, a moment later; where nobody buries it the next engine takes it for one that is alive, and waits for it."""
         note = self.directory / "exec/containerd/containerd.pid"
-        try:
-            state = Path(f"/proc/{int(note.read_text())}/stat").read_text().rpartition(")")[2].split()[0]
-        except (OSError, ValueError):
-            state = "Z"
-        if state == "Z":
-            note.unlink(missing_ok=True)
+        until = time.monotonic() + 10
+        while _is_alive(note):
+            assert time.monotonic() < until
+            time.sleep(0.01)
+        note.unlink(missing_ok=True)
+
+
+def _is_alive(note: Path) -> bool:
+    """Whether the process whose number is noted there runs."""
+    try:
+        return Path(f"/proc/{int(note.read_text())}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except (OSError, ValueError):
+        return False
