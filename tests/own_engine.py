@@ -75,7 +75,7 @@ class OwnEngine:
             return False
 
     def _forget_dead_containerd(self) -> None:
-        """It dies with its engine, a moment later; where nobody buries it the next engine takes it for one that is alive, and waits for it."""
+        """It dies with its engine, a moment later; where nobody buries it the next engine takes it for one that is alive."""
         note = self.directory / "exec/containerd/containerd.pid"
         until = time.monotonic() + 10
         while _is_alive(note):
