@@ -77,7 +77,13 @@ class House:
         self.logs.path(execution.id).mkdir(parents=True, exist_ok=True)
         writer = RecordWriter.create(self.logs.output_path(execution.id), execution_id=execution.id, capture="test")
         await self.store.starting(
-            execution.id, container_id="c", capture="test", engine_life="", image_digest="sha256:0", pull_time=utc_now(), container_time=utc_now()
+            execution.id,
+            container_id="c",
+            capture="test",
+            engine_life="",
+            image_digest="sha256:0",
+            pull_time=utc_now(),
+            container_time=utc_now(),
         )
         await self.store.running(execution.id, start_time=utc_now())
         return execution, writer
@@ -379,7 +385,10 @@ async def test_sources_and_text(house: House) -> None:
     writer.write([(OUT, "grün".encode()), (ERR, b"\xff!")], time.time_ns())
     await house.finish(execution, writer)
     messages = [message async for message in house.stream(execution.id, text=True)]
-    assert [(chunk.source, chunk.text, chunk.data) for message in messages for chunk in message.chunks] == [(1, "grün", b""), (2, "\ufffd!", b"")]
+    assert [(chunk.source, chunk.text, chunk.data) for message in messages for chunk in message.chunks] == [
+        (1, "grün", b""),
+        (2, "\ufffd!", b""),
+    ]
     only = [message async for message in house.stream(execution.id, sources=[pb.SOURCE_STDERR])]
     assert [chunk.data for message in only for chunk in message.chunks] == [b"\xff!"]
     with pytest.raises(grpc.aio.AioRpcError) as refused:
@@ -492,7 +501,12 @@ async def test_reflection_tells_the_contract_with_its_comments(house: House, ver
         request_serializer=reflection_pb2.ServerReflectionRequest.SerializeToString,
         response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
     )
-    symbols = ["fastlane.v1.JobSpec", "fastlane.v1.JobService.EnqueueJob", f"grpc.reflection.{version}.ServerReflection", "grpc.health.v1.Health"]
+    symbols = [
+        "fastlane.v1.JobSpec",
+        "fastlane.v1.JobService.EnqueueJob",
+        f"grpc.reflection.{version}.ServerReflection",
+        "grpc.health.v1.Health",
+    ]
     requests = [reflection_pb2.ServerReflectionRequest(list_services="")]
     requests += [reflection_pb2.ServerReflectionRequest(file_containing_symbol=symbol) for symbol in [*symbols, "no.such.Thing"]]
     answers = [answer async for answer in ask(iter(requests))]

@@ -39,7 +39,9 @@ def test_every_form_of_an_image_is_taken(image: str) -> None:
     assert fields(replace(GOOD, image=image)) == []
 
 
-@pytest.mark.parametrize("image", ["", "Busybox", "a b", "a:", ":a", "a@sha256:12", "a//b", "http://a/b", "a\n", "-a", "a" * 600, "a:" + "t" * 129])
+@pytest.mark.parametrize(
+    "image", ["", "Busybox", "a b", "a:", ":a", "a@sha256:12", "a//b", "http://a/b", "a\n", "-a", "a" * 600, "a:" + "t" * 129]
+)
 def test_what_is_no_image_is_refused(image: str) -> None:
     assert fields(replace(GOOD, image=image)) == ["spec.image"]
 

@@ -1,0 +1,25 @@
+"""Measures and prints, a row for each question; `make bench` puts up what it needs. It says whether a goal was met, and never fails for one."""
+
+import os
+import sys
+from pathlib import Path
+
+from bench import containers, enqueue, throughput
+
+ROUNDS = 5
+
+
+def main() -> None:
+    stage, image, engine = Path(os.environ["STAGE_DIRECTORY"]), os.environ["STAGE_IMAGE"], os.environ["DOCKER_HOST"]
+    rounds = int(os.environ.get("ROUNDS", ROUNDS))
+    print(f"{os.cpu_count()} cores, Python {sys.version.split()[0]}; medians of {rounds} rounds in turn, ratio with its least and most")
+    for row in (
+        lambda: enqueue.row(stage, rounds),
+        lambda: containers.row(stage, image, engine, rounds),
+        lambda: throughput.row(stage, image, engine, rounds),
+    ):
+        print(row(), flush=True)
+
+
+if __name__ == "__main__":
+    main()

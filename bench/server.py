@@ -1,0 +1,29 @@
+"""A server of its own for a row, over an empty directory."""
+
+import itertools
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+_numbers = itertools.count()
+
+
+@contextmanager
+def server(stage: Path, *flags: str) -> Iterator[str]:
+    """Its address, for as long as it lasts."""
+    directory = stage / f"bench-{next(_numbers)}"
+    command = [sys.executable, "-m", "fastlane_grpc.cli", "server", "--data-dir", str(directory), "--listen", "127.0.0.1:0", *flags]
+    with Path(f"{directory}.log").open("wb") as log:
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
+    assert process.stdout is not None
+    try:
+        line = process.stdout.readline()
+        if "listening on " not in line:
+            sys.exit(f"the server did not start: {Path(f'{directory}.log').read_text()}")
+        yield line.partition("listening on ")[2].partition(",")[0]
+    finally:
+        process.terminate()
+        process.wait(30)
+        process.stdout.close()
