@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from fastlane_grpc.errors import CursorAhead, CursorInvalid, CursorOfAnotherExecution
 from fastlane_grpc.logs import Cursor, Logs, Tails
-from fastlane_grpc.model import Cause, Source, new_id
+from fastlane_grpc.model import Cause, LogTotals, Source, new_id
 from fastlane_grpc.record import RecordWriter
 from fastlane_grpc.rpc.converters import log_message
 from fastlane_grpc.v1 import fastlane_pb2 as pb
@@ -33,14 +33,16 @@ class House:
         self.logs.path(execution_id).mkdir(parents=True, exist_ok=True)
         return RecordWriter.create(self.logs.output_path(execution_id), execution_id=execution_id, capture="test")
 
-    async def rest(self, execution_id: str, cursor: str = "", sources: Sequence[Source] = (), *, text: bool = False) -> list[Response]:
-        """Everything after the cursor that is there now."""
+    async def rest(
+        self, execution_id: str, cursor: str = "", sources: Sequence[Source] = (), *, text: bool = False, totals: Sequence[LogTotals] = ()
+    ) -> list[Response]:
+        """Everything after the cursor that is there now, and then the end of a log that holds `totals`."""
         with self.tails.watching(execution_id) as watch:
             tail = self.tails.tail(watch, Cursor.parse(cursor, execution_id), sources, text=text)
             found: list[Response] = []
             while (messages := await tail.read()) is not None:
                 found += map(Response.FromString, messages)
-            found += map(Response.FromString, tail.flush())
+            found += map(Response.FromString, tail.finish(totals))
             return found
 
 
@@ -220,7 +222,7 @@ async def test_text_holds_back_a_cut_character_and_its_cursor(house: House) -> N
         tail = house.tails.tail(watch, Cursor(half), (), text=True)
         assert await tail.read() is not None
         assert tail.cursor == Cursor(half, stdout=1, sequence=1)
-        assert [chunk.text for raw in tail.flush() for chunk in Response.FromString(raw).chunks] == ["\N{REPLACEMENT CHARACTER}"]
+        assert [chunk.text for raw in tail.finish(()) for chunk in Response.FromString(raw).chunks] == ["\N{REPLACEMENT CHARACTER}"]
 
 
 async def test_cursors_of_others_and_nonsense_are_refused(house: House) -> None:
@@ -245,7 +247,7 @@ async def test_a_cursor_beyond_a_sealed_log_is_told_where_the_log_ends(house: Ho
         while await tail.read() is not None:
             pass
         with pytest.raises(CursorAhead) as refused:
-            tail.check_end()
+            tail.finish(())
     assert Cursor.parse(refused.value.metadata["cursor"], id).stdout == 3
 
 
@@ -255,10 +257,26 @@ async def test_a_cursor_ahead_of_a_log_that_still_grows_waits_for_it(house: Hous
     writer.write([(OUT, b"abc")], time.time_ns())
     with house.tails.watching(id) as watch:
         tail = house.tails.tail(watch, replace(Cursor(id), stdout=5), (), text=False)
-        assert [raw for raw in await tail.read() or ()] == []
+        assert list(await tail.read() or ()) == []
         writer.write([(OUT, b"defg")], time.time_ns())
         messages = [Response.FromString(raw) for raw in await tail.read() or ()]
         assert [(chunk.offset, chunk.data) for message in messages for chunk in message.chunks] == [(5, b"fg")]
+
+
+async def test_damage_at_the_very_end_is_a_gap_and_not_silence(house: House) -> None:
+    id = new_id()
+    writer = house.writer(id)
+    writer.write([(OUT, b"first")], time.time_ns())
+    whole = house.logs.output_path(id).stat().st_size
+    writer.write([(OUT, b"second"), (ERR, b"third")], time.time_ns())
+    trailer = writer.seal(0, {}, time.time_ns())
+    with house.logs.output_path(id).open("r+b") as file:
+        file.seek(whole + 20)
+        file.write(b"\0\0")
+    messages = await house.rest(id, totals=trailer.totals)
+    assert [(gap.source, gap.offset, gap.missing_bytes) for gap in (m.gap for m in messages if m.HasField("gap"))] == [(1, 5, 6), (2, 0, 5)]
+    assert data(messages, OUT) == b"first??????"
+    assert await house.rest(id, messages[-1].cursor, totals=trailer.totals) == []
 
 
 PIECES = st.lists(

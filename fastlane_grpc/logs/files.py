@@ -46,6 +46,7 @@ class Logs:
                 writer = self._writer(execution_id)
                 writer.write([(Source.SYSTEM, line.encode("utf-8", "replace") + b"\n")], time.time_ns())
         except (OSError, Sealed) as error:
+            self._forget(execution_id)
             log.warning("a system line was dropped", execution_id=execution_id, error=str(error))
         else:
             if new:
@@ -72,6 +73,12 @@ class Logs:
             for writer in self._writers.values():
                 writer.close()
             self._writers.clear()
+
+    def _forget(self, execution_id: str) -> None:
+        """After a write that failed half-way: the next line goes on from what is in the file."""
+        with self._lock:
+            if writer := self._writers.pop(execution_id, None):
+                writer.close()
 
     def _writer(self, execution_id: str) -> RecordWriter:
         writer = self._writers.get(execution_id)

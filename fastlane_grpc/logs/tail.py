@@ -18,7 +18,7 @@ from fastlane_grpc.logs.cursor import Cursor
 from fastlane_grpc.logs.files import Logs
 from fastlane_grpc.logs.message import Message, TextDecoder, after, messages
 from fastlane_grpc.logs.news import News
-from fastlane_grpc.model import Execution, Source
+from fastlane_grpc.model import Cause, Execution, LogTotals, Source
 from fastlane_grpc.record import Chunk, Gap, Position, RecordReader, Stretch, unread
 
 # Turns a message into what goes over the wire.
@@ -162,17 +162,24 @@ class Tail:
             return output
         return self._own_messages([self._lines.popleft()])
 
-    def flush(self) -> Sequence[bytes]:
-        """At the end of a sealed log, as text: what is left of characters that were never completed."""
-        left = self._decoder.flush() if self._decoder else ()
-        return [self._encode(Message(self._passed, left))] if left else ()
-
-    def check_end(self) -> None:
-        """At the end of a sealed log: the reader's cursor must not lie beyond it."""
+    def finish(self, totals: Iterable[LogTotals]) -> Sequence[bytes]:
+        """The last messages of a sealed log that holds so much. What of it was never found is damaged, and a gap; a cursor must not lie
+        beyond it. As text, a character that was never completed is told as it is."""
         end = {source: _offset(self._system if source is Source.SYSTEM else self._output, source) for source in Source}
-        if any(passed > end[source] for source, passed in self._passed.offsets.items()):
+        end |= {total.source: max(end[total.source], total.bytes) for total in totals}
+        passed = self._passed.offsets
+        if any(passed[source] > end[source] for source in Source):
             cursor = Cursor.at(self._passed.execution_id, end, self._passed.sequence)
             raise CursorAhead("the log is sealed and ends before the cursor; begin again without one", cursor=str(cursor))
+        sequence = self._passed.sequence + 1
+        gaps = [
+            Gap(source, passed[source], end[source] - passed[source], Cause.STORE, sequence, 0)
+            for source in Source
+            if end[source] > passed[source]
+        ]
+        found = self._own_messages(gaps)
+        left = self._decoder.flush() if self._decoder else ()
+        return [*found, self._encode(Message(self._passed, left))] if left else found
 
     async def _next_line(self) -> Chunk | Gap | None:
         """The first of fastlane's lines that this reader has not had."""

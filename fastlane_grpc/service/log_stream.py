@@ -100,8 +100,7 @@ async def _events(request: LogRequest, watch: Watch, tail: Tail, stopping: Calla
             beat_time = now() + request.heartbeat.total_seconds()
             pace_time = now() + PACE_SECONDS
         elif messages is None and execution.state.final:
-            tail.check_end()
-            for message in tail.flush():
+            for message in tail.finish(execution.logs):
                 yield message
             yield Sealed(tail.cursor, execution)
             return
