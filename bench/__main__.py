@@ -1,4 +1,4 @@
-"""Measures and prints, a row for each question; `make bench` puts up what it needs. It says whether a goal was met, and never fails for one."""
+"""Measures and prints a row for each question; `make bench` puts up what it needs. Says whether a goal was met, never fails for one."""
 
 import os
 import sys

@@ -13,7 +13,7 @@ import uvloop
 from fastlane_grpc.config import Settings
 from fastlane_grpc.directory import claimed
 from fastlane_grpc.dispatcher import Dispatcher
-from fastlane_grpc.errors import ServerStopping
+from fastlane_grpc.errors import CannotServe, ServerStopping, StoreFailed
 from fastlane_grpc.logs import Logs, Tails
 from fastlane_grpc.model import Execution
 from fastlane_grpc.rpc import converters
@@ -22,15 +22,25 @@ from fastlane_grpc.runner import DockerRunner, Host, HostDown, Step
 from fastlane_grpc.service import Service
 from fastlane_grpc.store import Store
 
+# What is queued to be written when the server ends has so long: a disk that hangs does not keep it from ending.
+_CLOSE_SECONDS = 5.0
+
 log = structlog.get_logger(__name__)
 
 
-def serve(settings: Settings, ready: Callable[[int], None], step: Callable[[Step, str], None] = lambda step, execution_id: None) -> None:
-    """Serves until SIGTERM or SIGINT; containers are left to the next server.
+def serve(
+    settings: Settings,
+    ready: Callable[[int], None],
+    step: Callable[[Step, str], None] = lambda step, execution_id: None,
+    *,
+    colors: bool = False,
+) -> None:
+    """Serves until SIGTERM or SIGINT; containers are left to the next server. Raises CannotServe.
 
-    `ready` is told the port once calls are answered; `step` is told each step of each execution, by the runner's thread.
+    `ready` is told the port once calls are answered; `step` is told each step of each execution, by the runner's thread. `colors` are for
+    a log that a person looks at.
     """
-    _log_to_stderr()
+    _log_to_stderr(colors=colors)
     with claimed(settings.data_dir):
         uvloop.run(_serve(settings, ready, step))
 
@@ -46,7 +56,7 @@ async def _serve(settings: Settings, ready: Callable[[int], None], step: Callabl
         for listener in listeners:
             listener(executions)
 
-    store = Store.open(settings.data_dir, on_commit=committed, loop=loop)
+    store = _open_store(settings, committed, loop)
     logs = Logs(settings.data_dir / "logs")
     tails = Tails(logs, converters.log_message, cache_bytes=settings.cache_bytes, loop=loop)
     host = Host("local", settings.engine, instance=store.instance)
@@ -77,15 +87,24 @@ async def _serve(settings: Settings, ready: Callable[[int], None], step: Callabl
     await server.start()
     ready(server.port)
     try:
-        await stopping
+        # The dispatcher ends by itself only with a defect. A server that takes jobs and runs none must not go on as if all were well.
+        await asyncio.wait([stopping, dispatching], return_when=asyncio.FIRST_COMPLETED)
     finally:
         log.info("stopping")
         await dispatcher.close()
         await server.stop()
-        dispatching.cancel()
         tails.close()
         host.close()
-        store.close()
+        store.close(_CLOSE_SECONDS)
+    if dispatching.done():
+        dispatching.result()
+
+
+def _open_store(settings: Settings, committed: Callable[[Sequence[Execution]], None], loop: asyncio.AbstractEventLoop) -> Store:
+    try:
+        return Store.open(settings.data_dir, on_commit=committed, loop=loop)
+    except StoreFailed as error:
+        raise CannotServe(str(error)) from error
 
 
 def _sweep(runner: DockerRunner) -> None:
@@ -96,7 +115,7 @@ def _sweep(runner: DockerRunner) -> None:
         log.info("left-over containers are removed when the host is back", reason=str(error))
 
 
-def _log_to_stderr() -> None:
+def _log_to_stderr(*, colors: bool) -> None:
     """One line for each change of state: for people on a terminal, as JSON elsewhere. Tracebacks without the values of variables: these may
     be secrets."""
     for_people = sys.stderr.isatty()
@@ -105,7 +124,7 @@ def _log_to_stderr() -> None:
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
-            structlog.dev.ConsoleRenderer(exception_formatter=structlog.dev.plain_traceback)
+            structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback)
             if for_people
             else structlog.processors.JSONRenderer(),
         ],

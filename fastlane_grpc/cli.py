@@ -168,24 +168,16 @@ def server(environ: Mapping[str, str], /, file: Path | None, **flags: str | None
       fastlane server --data-dir /srv/fastlane --max-running 16
     """
     settings = config.load(flags, environ, file)
-    from fastlane_grpc import app, directory
-
-    _log_to_stderr(environ)
+    from fastlane_grpc import app, errors
 
     def ready(port: int) -> None:
         host = settings.listen.rpartition(":")[0]
         click.echo(f"fastlane {_version()} listening on {host}:{port}, data in {settings.data_dir}")
 
     try:
-        app.serve(settings, ready)
-    except directory.DirectoryError as error:
+        app.serve(settings, ready, colors=not environ.get("NO_COLOR"))
+    except errors.CannotServe as error:
         raise click.ClickException(str(error)) from error
-    except RuntimeError as error:
-        # gRPC has no error of its own for this.
-        if "bind" not in str(error):
-            raise
-        message = f"cannot listen on {settings.listen}: it is taken, or not an address of this machine; choose another with --listen"
-        raise click.ClickException(message) from error
     return 0
 
 
@@ -575,25 +567,6 @@ def _version() -> str:
     from importlib.metadata import version
 
     return version("fastlane-grpc")
-
-
-def _log_to_stderr(environ: Mapping[str, str]) -> None:
-    """Our log is for machines, one JSON object a line, unless a person looks on. Stdout is left to the one line that says we listen."""
-    import structlog
-
-    terminal = sys.stderr.isatty()
-    renderer = structlog.dev.ConsoleRenderer(colors=not environ.get("NO_COLOR")) if terminal else structlog.processors.JSONRenderer()
-    structlog.configure(
-        processors=[
-            structlog.contextvars.merge_contextvars,
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            structlog.processors.format_exc_info,
-            renderer,
-        ],
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
-        cache_logger_on_first_use=True,
-    )
 
 
 if __name__ == "__main__":

@@ -6,12 +6,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from fastlane_grpc.errors import CannotServe
+
 # File systems whose locks, or whose memory maps (SQLite's WAL), do not hold between machines.
 _NETWORK = {"9p", "afs", "ceph", "cifs", "fuse.sshfs", "glusterfs", "lustre", "ncpfs", "nfs", "nfs4", "smb3", "smbfs"}
-
-
-class DirectoryError(Exception):
-    """The data directory cannot be used; the message says why and what to do."""
 
 
 @contextmanager
@@ -21,15 +19,15 @@ def claimed(path: Path) -> Iterator[None]:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
-        raise DirectoryError(f"cannot use {path} as data directory: {error.strerror}; choose another with --data-dir") from error
+        raise CannotServe(f"cannot use {path} as data directory: {error.strerror}; choose another with --data-dir") from error
     try:
         if (kind := file_system(path)) in _NETWORK:
-            raise DirectoryError(f"{path} is on a network file system ({kind}), where a queue cannot be kept safely; choose a local disk")
+            raise CannotServe(f"{path} is on a network file system ({kind}), where a queue cannot be kept safely; choose a local disk")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
             holder = os.pread(lock, 32, 0).decode("ascii", "replace").strip() or "unknown"
-            raise DirectoryError(f"another server (process {holder}) uses {path}; stop it, or choose another with --data-dir") from None
+            raise CannotServe(f"another server (process {holder}) uses {path}; stop it, or choose another with --data-dir") from None
         os.ftruncate(lock, 0)
         os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
         yield

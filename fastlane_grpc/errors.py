@@ -4,6 +4,10 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 
+class CannotServe(Exception):
+    """The server cannot begin; the message says why and what to do."""
+
+
 class Refusal(Exception):
     """A request that was not carried out; nothing was written. `metadata` says which one, by the names of the contract."""
 

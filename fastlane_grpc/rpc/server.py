@@ -4,6 +4,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from fastlane_grpc.config import Settings
+from fastlane_grpc.errors import CannotServe
 from fastlane_grpc.rpc import handlers, reflection
 from fastlane_grpc.rpc.servicers import ExecutionServicer, JobServicer, ServerServicer
 from fastlane_grpc.service import Service
@@ -30,7 +31,11 @@ class RpcServer:
             ]
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        self.port = self._server.add_insecure_port(settings.listen)
+        try:
+            self.port = self._server.add_insecure_port(settings.listen)
+        except RuntimeError as error:
+            message = f"cannot listen on {settings.listen}: it is taken, or not an address of this machine; choose another with --listen"
+            raise CannotServe(message) from error
 
     async def start(self) -> None:
         await self.serving("", True)
