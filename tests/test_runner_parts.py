@@ -1,5 +1,6 @@
 """What a runner decides by itself: when to send which signal, what an end means, how much time is left."""
 
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -65,6 +66,12 @@ def judged(exit_code: int | None = 0, told: Stopping | None = None, *, out_of_me
 )
 def test_an_end_has_one_meaning(verdict: Verdict, state: State, outcome: Outcome) -> None:
     assert (verdict.state, verdict.outcome) == (state, outcome)
+
+
+def test_no_container_ended_before_it_was_started() -> None:
+    late = replace(container(), start_time=END + timedelta(milliseconds=2))
+    verdict = ended(0, late, JobSpec("image"), None, timeout=timedelta(seconds=1), engine_restarted=False)
+    assert (verdict.start_time, verdict.exit_time) == (END, END)
 
 
 @pytest.mark.parametrize("exit_code", [255, 137, 143])

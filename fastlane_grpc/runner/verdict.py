@@ -65,6 +65,9 @@ def ended(
 ) -> Verdict:
     """Of a container that ran and ended. `container` is None if it was removed before it could be looked at."""
     start_time, exit_time = (container.start_time, container.end_time) if container else (None, None)
+    if start_time and exit_time:
+        # An engine that is busy notes the start of a quick container after its end.
+        start_time = min(start_time, exit_time)
     out_of_memory = container is not None and container.out_of_memory
     state, reason, detail = _judged(exit_code, out_of_memory, spec, stopping, timeout=timeout, engine_restarted=engine_restarted)
     outcome = Outcome(reason, _short(detail), exit_code, out_of_memory, stopping.sent if stopping else "")
