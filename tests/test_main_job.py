@@ -57,10 +57,11 @@ def test_a_command_is_run_and_what_it_prints_arrives(client: Client, image: str)
     execution = log.execution()
     assert (execution.state, execution.outcome) == (pb.STATE_SUCCEEDED, end.outcome)
     assert list(execution.logs) == list(end.totals)
-    times = execution.times
-    points = [getattr(times, f"{name}_time").ToNanoseconds() for name in ("create", "claim", "start", "first_byte", "exit", "seal", "end")]
+    names = ("create", "claim", "pull", "container", "start", "exit", "seal", "end")
+    points = [getattr(execution.times, f"{name}_time").ToNanoseconds() for name in names]
     assert points == sorted(points)
-    assert all(points)
+    # When it came to us, which may be a moment before the engine notes the start, or after it notes the end.
+    assert execution.times.HasField("first_byte_time")
 
 
 def test_a_command_in_one_string_is_split_as_a_shell_does_and_run_by_none(client: Client, image: str) -> None:
