@@ -155,16 +155,20 @@ def gone_already() -> Iterator[None]:
 
 
 def make_image(engine: docker.APIClient, name: str) -> None:
-    """Gives the name to an image that is there, or comes from a registry, or is made from Debian's busybox."""
-    if is_there(engine, PULLED):
-        engine.tag(PULLED, REPOSITORY, name)
-    elif pull(engine):
-        with undisturbed():
-            engine.tag(PULLED, REPOSITORY, name)
-            with gone_already():
-                engine.remove_image(PULLED)  # only the tag; it was not there before
-    else:
+    """One that is there, or comes from a registry, or is made from Debian's busybox; without a command of its own, whichever it is."""
+    was_there = is_there(engine, PULLED)
+    if not was_there and not pull(engine):
         import_busybox(engine, name)
+        return
+    with undisturbed():
+        container = engine.create_container(PULLED, "true")
+        try:
+            import_image(engine, name, b"".join(engine.export(container)))
+        finally:
+            engine.remove_container(container)
+        if not was_there:
+            with gone_already():
+                engine.remove_image(PULLED)
 
 
 def is_there(engine: docker.APIClient, tag: str) -> bool:
@@ -199,8 +203,12 @@ def import_busybox(engine: docker.APIClient, name: str) -> None:
             tar.addfile(entry(f"bin/{applet}", 0o777, tarfile.SYMTYPE, linkname="busybox"))
         for path, text in {"etc/passwd": USERS, "etc/group": GROUPS}.items():
             tar.addfile(entry(path, 0o644, size=len(text)), io.BytesIO(text.encode()))
+    import_image(engine, name, files.getvalue())
+
+
+def import_image(engine: docker.APIClient, name: str, files: bytes) -> None:
     with undisturbed():
-        engine.import_image_from_data(files.getvalue(), repository=REPOSITORY, tag=name, changes=['CMD ["sh"]'])
+        engine.import_image_from_data(files, repository=REPOSITORY, tag=name)
 
 
 USERS = "root:x:0:0:root:/root:/bin/sh\nnobody:x:65534:65534:nobody:/:/bin/false\n"
