@@ -4,10 +4,16 @@ import gzip
 import hashlib
 import json
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from typing import Any
+
+import docker
+from docker.errors import APIError, ImageNotFound
+
+from tests.engine import SECONDS, busybox_tar
 
 MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
 
@@ -123,3 +129,31 @@ class Registry:
             "layers": [blob("application/vnd.docker.image.rootfs.diff.tar.gzip", layer)],
         }
         return json.dumps(content).encode()
+
+
+@contextmanager
+def registry_for(sdk: docker.DockerClient) -> Iterator[Registry]:
+    """One that this engine can pull from, as from any on loopback. What it pulled is removed in the end."""
+    with Registry(busybox_tar()).serving() as registry:
+        try:
+            yield registry
+        finally:
+            for image in sdk.images.list():
+                for name in [*image.tags, *(image.attrs["RepoDigests"] or ())]:
+                    if name.startswith(f"{registry.name}/"):
+                        remove(sdk, name)
+
+
+def remove(sdk: docker.DockerClient, name: str) -> None:
+    """Removes a name, once the last container of the image is gone: by force the image would stay, without one. The last tag takes the
+    digest with it."""
+    until = time.monotonic() + SECONDS
+    while True:
+        try:
+            return sdk.images.remove(name)
+        except ImageNotFound:
+            return None
+        except APIError as error:
+            if error.status_code != 409 or time.monotonic() > until:
+                raise
+            time.sleep(0.05)

@@ -10,10 +10,10 @@ import pytest
 
 from fastlane_grpc.client import Backoff, Client
 from fastlane_grpc.v1 import fastlane_pb2 as pb
-from tests.engine import busybox_tar, engine_address
+from tests.engine import engine_address
 from tests.proxy import Proxy
 from tests.reading import Reader
-from tests.registry import Registry
+from tests.registry import registry_for
 from tests.serving import Server, clear, within
 
 pytestmark = pytest.mark.engine
@@ -92,8 +92,8 @@ def test_readers_go_on_with_the_next_server_by_themselves(house: House) -> None:
     assert len({tuple(log.gaps) for log in logs}) == 1
 
 
-def test_what_has_not_begun_is_begun_by_the_next_server(house: House) -> None:
-    with Registry(busybox_tar()).serving() as registry:
+def test_what_has_not_begun_is_begun_by_the_next_server(house: House, sdk: docker.DockerClient) -> None:
+    with registry_for(sdk) as registry:
         first = house.server(max_running=1)
         [pulling] = house.readers(house.start("echo pulled", f"{registry.name}/hanging/image"), 1)
         assert registry.asked.wait(60)

@@ -9,9 +9,8 @@ import pytest
 
 from fastlane_grpc.client import Client
 from fastlane_grpc.v1 import fastlane_pb2 as pb
-from tests.engine import busybox_tar
 from tests.reading import Reader, outcome, run
-from tests.registry import Registry
+from tests.registry import registry_for
 from tests.serving import serving_on, within
 
 pytestmark = pytest.mark.engine
@@ -178,8 +177,8 @@ def test_a_queued_job_that_is_stopped_never_gets_a_container(narrow_client: Clie
     assert (after.end().exit_status, after.stdout) == (0, b"after\n")
 
 
-def test_a_job_that_is_stopped_during_the_pull_ends_at_once(client: Client) -> None:
-    with Registry(busybox_tar()).serving() as registry:
+def test_a_job_that_is_stopped_during_the_pull_ends_at_once(client: Client, sdk: docker.DockerClient) -> None:
+    with registry_for(sdk) as registry:
         log = start(client, f"{registry.name}/hanging/image", "echo", "ran")
         assert registry.asked.wait(60)
         log.wait_for_state(pb.STATE_PREPARING)

@@ -1,10 +1,6 @@
 """Images: when they are pulled, from where, and what becomes of an execution whose image cannot be had."""
 
-import io
-import tarfile
 from collections.abc import Iterator
-from contextlib import suppress
-from pathlib import Path
 
 import docker
 import pytest
@@ -13,27 +9,15 @@ from fastlane_grpc.model import Execution, Outcome, PullPolicy, Reason, State
 from fastlane_grpc.runner import Step
 from fastlane_grpc.runner.image import Refused, RegistryFails, image_parts, pull_failure
 from tests.engine import House
-from tests.registry import Registry, digest
-from tests.tools import tool
+from tests.registry import Registry, digest, registry_for
 
 on_engine = [pytest.mark.engine, pytest.mark.timeout(120)]
 
 
 @pytest.fixture(scope="module")
 def registry(sdk: docker.DockerClient) -> Iterator[Registry]:
-    """An engine trusts a registry on loopback. Its images are removed in the end."""
-    tar = io.BytesIO()
-    with tarfile.open(fileobj=tar, mode="w") as layer:
-        for name in ("busybox", "sh"):
-            layer.add(Path(tool("busybox")).resolve(), f"bin/{name}")
-    with Registry(tar.getvalue()).serving() as registry:
+    with registry_for(sdk) as registry:
         yield registry
-        for image in sdk.images.list():
-            for name in [*image.tags, *image.attrs["RepoDigests"]]:
-                if name.startswith(registry.name):
-                    # The last tag takes the digest with it.
-                    with suppress(docker.errors.ImageNotFound):
-                        sdk.images.remove(name, force=True)
 
 
 def outcome(execution: Execution) -> Outcome:
