@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import resource
 import signal
 import sys
 import threading
@@ -41,6 +42,8 @@ def serve(
     a log that a person looks at.
     """
     _log_to_stderr(colors=colors)
+    os.umask(0o077)
+    _allow_open_files()
     with claimed(settings.data_dir):
         uvloop.run(_serve(settings, ready, step))
 
@@ -58,7 +61,7 @@ async def _serve(settings: Settings, ready: Callable[[int], None], step: Callabl
 
     store = _open_store(settings, committed, loop)
     logs = Logs(settings.data_dir / "logs")
-    tails = Tails(logs, converters.log_message, cache_bytes=settings.cache_bytes, loop=loop)
+    tails = _open_tails(logs, settings, loop)
     host = Host("local", settings.engine, instance=store.instance)
     runner = DockerRunner(store, logs, host, default_timeout=settings.default_timeout, default_pids=settings.default_pids, step=step)
     dispatcher = Dispatcher(store, runner, host, max_running=settings.max_running)
@@ -107,12 +110,25 @@ def _open_store(settings: Settings, committed: Callable[[Sequence[Execution]], N
         raise CannotServe(str(error)) from error
 
 
+def _open_tails(logs: Logs, settings: Settings, loop: asyncio.AbstractEventLoop) -> Tails:
+    try:
+        return Tails(logs, converters.log_message, cache_bytes=settings.cache_bytes, loop=loop)
+    except OSError as error:
+        raise CannotServe(f"cannot watch files: {error.strerror}; raise fs.inotify.max_user_instances") from error
+
+
 def _sweep(runner: DockerRunner) -> None:
     """Removes what executions that are over have left on the engine."""
     try:
         runner.sweep()
     except (HostDown, ServerStopping) as error:
         log.info("left-over containers are removed when the host is back", reason=str(error))
+
+
+def _allow_open_files() -> None:
+    """As many as we may: each log that is read takes two, each connection one."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _log_to_stderr(*, colors: bool) -> None:

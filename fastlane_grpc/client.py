@@ -301,7 +301,7 @@ class Client:
             spec.metadata.SetInParent()
             spec.metadata.update(metadata)
         request = fastlane_pb2.EnqueueJobRequest(
-            task_id=task_id, spec=spec, request_id=str(uuid.uuid4()) if request_id is None else request_id, validate_only=validate_only
+            task_id=task_id, spec=spec, request_id=request_id or str(uuid.uuid4()), validate_only=validate_only
         )
         return self._call(self._jobs.EnqueueJob, request).job
 

@@ -39,6 +39,13 @@ def read_bytes(text: str) -> int:
     return int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30}[match[2]]
 
 
+def read_request_bytes(text: str) -> int:
+    size = read_bytes(text)
+    if size > 64 << 20:
+        raise ValueError("must not be more than 64m")
+    return size
+
+
 def read_duration(text: str) -> timedelta:
     match = re.fullmatch(r"(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,9})s)?", text)
     if match is None or not text:
@@ -81,7 +88,7 @@ class Settings:
     max_timeout: timedelta = setting(lambda: timedelta(minutes=30), read_duration, "longest time a job may ask for")
     default_pids: int = setting(lambda: 1024, read_count, "processes of a container whose job sets no limit")
     max_streams: int = setting(lambda: 2000, read_count, "log streams open at a time")
-    max_request_bytes: int = setting(lambda: 4 << 20, read_bytes, "largest request")
+    max_request_bytes: int = setting(lambda: 4 << 20, read_request_bytes, "largest request")
     cache_bytes: int = setting(lambda: 64 << 20, read_bytes, "memory for stretches of logs that are being read")
 
     def __post_init__(self) -> None:

@@ -17,6 +17,8 @@ def claimed(path: Path) -> Iterator[None]:
     """Makes the directory, for this user's eyes only, and holds it for as long as it lasts: also if this process is killed, not longer."""
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        # One that was there may be open to all, and what jobs are given and print may be secret.
+        path.chmod(0o700)
         lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
     except OSError as error:
         raise CannotServe(f"cannot use {path} as data directory: {error.strerror}; choose another with --data-dir") from error

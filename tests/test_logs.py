@@ -263,6 +263,28 @@ async def test_a_cursor_ahead_of_a_log_that_still_grows_waits_for_it(house: Hous
         assert [(chunk.offset, chunk.data) for message in messages for chunk in message.chunks] == [(5, b"fg")]
 
 
+async def test_text_of_bytes_that_are_none_stays_below_the_limit_of_a_message(house: House) -> None:
+    id = new_id()
+    writer = house.writer(id)
+    for _ in range(5):
+        writer.write([(OUT, b"\xff" * 60_000)], time.time_ns())
+    messages = await house.rest(id, text=True)
+    assert text(messages, OUT) == "\N{REPLACEMENT CHARACTER}" * 300_000
+    assert max(message.ByteSize() for message in messages) < 512 << 10
+
+
+async def test_the_totals_of_our_lines_are_the_same_however_often_they_are_sealed(house: House, tmp_path: Path) -> None:
+    id = new_id()
+    assert house.logs.seal_system(id) == ()
+    house.logs.system(id, "hello")
+    totals = house.logs.seal_system(id)
+    assert [(total.source, total.bytes) for total in totals] == [(SYSTEM, 6)]
+    assert house.logs.seal_system(id) == totals
+    next_server = Logs(tmp_path)
+    next_server.system(id, "too late")
+    assert next_server.seal_system(id) == totals
+
+
 async def test_damage_at_the_very_end_is_a_gap_and_not_silence(house: House) -> None:
     id = new_id()
     writer = house.writer(id)

@@ -223,6 +223,51 @@ async def test_a_flood_of_faults_still_fits_the_trailers(house: House) -> None:
     assert 1 <= len(bad.field_violations) <= 16
 
 
+async def test_a_spec_that_no_answer_could_hold_is_refused(house: House) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await house.enqueue(args=["x" * 100_000] * 25)
+    assert (refused.value.code(), reason(refused.value)) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await house.enqueue(args=[""] * 10_001)
+    assert "spec.args" in str(refused.value.details())
+    assert await house.store.claim(1, host="local") == []
+    # The largest that is taken can be read again.
+    job = await house.enqueue(args=["x" * 100_000] * 20, envs={f"KEY{number}": "" for number in range(5_000)})
+    assert (await house.jobs.GetJob(pb.GetJobRequest(job_id=job.id))).job.id == job.id
+
+
+async def test_metadata_that_is_nested_too_deeply_is_refused(house: House) -> None:
+    def nested(depth: int) -> pb.JobSpec:
+        value: object = 1
+        for _ in range(depth - 1):
+            value = [value]
+        spec = pb.JobSpec(image="busybox")
+        json_format.ParseDict({"a": value}, spec.metadata)
+        return spec
+
+    kept = (await house.jobs.EnqueueJob(pb.EnqueueJobRequest(task_id="t", spec=nested(16)))).job
+    assert kept.spec.metadata == nested(16).metadata
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await house.jobs.EnqueueJob(pb.EnqueueJobRequest(task_id="t", spec=nested(17)))
+    assert "spec.metadata" in str(refused.value.details())
+
+
+@pytest.mark.parametrize("raw", [b"\xff\xff\xff", b"\x0a\x02\xff\xfe", b"\x0a\x7fshort"])
+@pytest.mark.parametrize("method", ["JobService/EnqueueJob", "JobService/GetJob", "ExecutionService/StreamExecutionLogs"])
+async def test_a_request_that_cannot_be_read_is_invalid_and_no_defect(house: House, method: str, raw: bytes) -> None:
+    call = house.channel.unary_stream if "Stream" in method else house.channel.unary_unary
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        answer = call(f"/fastlane.v1.{method}")(raw)
+        await (answer.read() if "Stream" in method else answer)
+    assert (refused.value.code(), reason(refused.value)) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
+
+
+async def test_an_id_of_any_letters_still_fits_the_trailers(house: House) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await house.jobs.GetJob(pb.GetJobRequest(job_id="\N{PARTY POPPER}" * 5_000))
+    assert (refused.value.code(), reason(refused.value)) == (grpc.StatusCode.NOT_FOUND, "JOB_NOT_FOUND")
+
+
 async def test_fields_that_the_server_does_not_know_are_refused_by_writers(house: House) -> None:
     # Field 99 of JobSpec, and of Limits inside it, as a newer client might send.
     unknown_in_spec = pb.EnqueueJobRequest.FromString(b"\x0a\x01t\x12\x0c\x0a\x07busybox\x98\x06\x01")
@@ -347,6 +392,36 @@ async def test_without_follow_it_ends_at_what_is_there(house: House) -> None:
     rest = [message async for message in house.stream(execution.id, follow=False, cursor=messages[-1].cursor)]
     assert [message.WhichOneof("event") for message in rest] == ["state", "end"]
     assert rest[-1].end.sealed
+
+
+async def test_without_follow_lines_after_the_output_are_there_too(house: House) -> None:
+    await house.enqueue()
+    execution, writer = await house.begin()
+    house.logs.system(execution.id, "started")
+    writer.write([(OUT, b"out")], time.time_ns())
+    house.logs.system(execution.id, "told to stop")
+    for sources in ([], [pb.SOURCE_SYSTEM]):
+        messages = [message async for message in house.stream(execution.id, follow=False, sources=sources)]
+        lines = b"".join(chunk.data for message in messages for chunk in message.chunks if chunk.source == pb.SOURCE_SYSTEM)
+        assert lines == b"started\ntold to stop\n"
+    writer.close()
+
+
+async def test_a_log_that_cannot_be_opened_now_is_not_taken_for_lost(house: House) -> None:
+    await house.enqueue()
+    execution, writer = await house.begin()
+    writer.write([(OUT, b"out")], time.time_ns())
+    await house.finish(execution, writer)
+    record = house.logs.output_path(execution.id)
+    record.rename(record.with_name("kept"))
+    record.symlink_to("log")  # Too many levels of links: an error of the file system, as too many open files are.
+    with pytest.raises(grpc.aio.AioRpcError) as failed:
+        [message async for message in house.stream(execution.id)]
+    assert (failed.value.code(), reason(failed.value)) == (grpc.StatusCode.UNAVAILABLE, "STORE_FAILED")
+    record.unlink()
+    record.with_name("kept").rename(record)
+    messages = [message async for message in house.stream(execution.id)]
+    assert b"".join(chunk.data for message in messages for chunk in message.chunks) == b"out"
 
 
 async def test_a_quiet_stream_shows_a_sign_of_life(house: House) -> None:

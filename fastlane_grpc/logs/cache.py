@@ -31,20 +31,20 @@ class Cache(Generic[Value]):
             self._values.move_to_end(key)
         return value
 
-    async def load(self, key: Hashable, load: Callable[[], Awaitable[Value]]) -> Value:
-        """Reads what is not here, or not as it should be; one read at a time for a key, and all who wait for it get its value."""
-        flight = self._flights.get(key)
+    async def load(self, key: Hashable, moment: int, load: Callable[[], Awaitable[Value]]) -> Value:
+        """Reads what is not here, or not as it should be; once for a key and moment, for all who wait for it."""
+        flight = self._flights.get((key, moment))
         if flight is None:
-            flight = self._flights[key] = asyncio.ensure_future(self._load(key, load))
+            flight = self._flights[key, moment] = asyncio.ensure_future(self._load(key, moment, load))
         # Shielded: the reader that came first may go away, those who wait beside it may not lose the read.
         return await asyncio.shield(flight)
 
-    async def _load(self, key: Hashable, load: Callable[[], Awaitable[Value]]) -> Value:
+    async def _load(self, key: Hashable, moment: int, load: Callable[[], Awaitable[Value]]) -> Value:
         try:
             self.reads += 1
             value = await load()
         finally:
-            del self._flights[key]
+            del self._flights[key, moment]
         self._keep(key, value)
         return value
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import structlog
 
 from fastlane_grpc.model import LogTotals, Source
-from fastlane_grpc.record import RecordWriter, Sealed
+from fastlane_grpc.record import RecordReader, RecordWriter, Sealed
 
 log = structlog.get_logger(__name__)
 
@@ -53,18 +53,24 @@ class Logs:
                 self.on_new_record(execution_id)
 
     def seal_system(self, execution_id: str) -> Sequence[LogTotals]:
-        """Ends fastlane's lines, and says how much they are; empty if there are none."""
+        """Ends fastlane's lines, and says how much they are; empty if there are none. Later calls, after a restart too, say the same."""
         try:
             with self._lock:
                 if execution_id not in self._writers and not self.system_path(execution_id).exists():
                     return ()
                 writer = self._writer(execution_id)
-                totals = writer.totals()
-                writer.seal(None, {}, time.time_ns())
-                del self._writers[execution_id]
-                return totals
-        except (OSError, Sealed) as error:
-            log.warning("a system record was not sealed", execution_id=execution_id, error=str(error))
+                try:
+                    writer.seal(None, {}, time.time_ns())
+                except OSError as error:
+                    # No room for a trailer: the lines are there all the same, and so many.
+                    log.warning("a system record was not sealed", execution_id=execution_id, error=str(error))
+                finally:
+                    self._writers.pop(execution_id).close()
+                return writer.totals()
+        except Sealed:
+            return self._sealed_totals(execution_id)
+        except OSError as error:
+            log.warning("a system record cannot be opened", execution_id=execution_id, error=str(error))
             return ()
 
     def close(self) -> None:
@@ -73,6 +79,14 @@ class Logs:
             for writer in self._writers.values():
                 writer.close()
             self._writers.clear()
+
+    def _sealed_totals(self, execution_id: str) -> Sequence[LogTotals]:
+        reader = RecordReader(self.system_path(execution_id))
+        try:
+            trailer = reader.trailer()
+        finally:
+            reader.close()
+        return trailer.totals if trailer else ()
 
     def _forget(self, execution_id: str) -> None:
         """After a write that failed half-way: the next line goes on from what is in the file."""

@@ -10,6 +10,9 @@ from fastlane_grpc.record import Chunk, Gap
 
 # Chunks in one message at the most. A stretch has 256 KiB with 16 for each frame; so many chunks stay far below 512 KiB on the wire.
 MESSAGE_CHUNKS = 4096
+# Bytes of their data. A byte that is not UTF-8 becomes three as text.
+MESSAGE_BYTES = 256 * 1024
+TEXT_MESSAGE_BYTES = 96 * 1024
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +35,18 @@ class Message:
     gap: Gap | None = None
 
 
-def messages(cursor: Cursor, entries: Iterable[Chunk | Gap], sources: frozenset[Source]) -> Iterator[Message]:
+def messages(
+    cursor: Cursor, entries: Iterable[Chunk | Gap], sources: frozenset[Source], max_bytes: int = MESSAGE_BYTES
+) -> Iterator[Message]:
     """The entries of these sources as messages; `cursor` is the point before them. Entries of other sources only move the cursor."""
     run: list[Chunk] = []
+    run_bytes = 0
     offsets, sequence = dict(cursor.offsets), cursor.sequence
     for entry in entries:
-        if isinstance(entry, Gap) and entry.source in sources and run:
+        full = isinstance(entry, Gap) or len(run) == MESSAGE_CHUNKS or run_bytes + len(entry.data) > max_bytes
+        if run and full and entry.source in sources:
             yield Message(Cursor.at(cursor.execution_id, offsets, sequence), run)
-            run = []
+            run, run_bytes = [], 0
         offsets[entry.source] = max(offsets[entry.source], end(entry))
         if entry.source is not Source.SYSTEM:
             sequence = max(sequence, entry.sequence)
@@ -49,9 +56,7 @@ def messages(cursor: Cursor, entries: Iterable[Chunk | Gap], sources: frozenset[
             yield Message(Cursor.at(cursor.execution_id, offsets, sequence), gap=entry)
             continue
         run.append(entry)
-        if len(run) == MESSAGE_CHUNKS:
-            yield Message(Cursor.at(cursor.execution_id, offsets, sequence), run)
-            run = []
+        run_bytes += len(entry.data)
     if run:
         yield Message(Cursor.at(cursor.execution_id, offsets, sequence), run)
 

@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias, TypeVar
 
-from fastlane_grpc.errors import CursorAhead
+from fastlane_grpc.errors import CursorAhead, StoreFailed
 from fastlane_grpc.logs.cache import Cache
 from fastlane_grpc.logs.cursor import Cursor
 from fastlane_grpc.logs.files import Logs
-from fastlane_grpc.logs.message import Message, TextDecoder, after, messages
+from fastlane_grpc.logs.message import TEXT_MESSAGE_BYTES, Message, TextDecoder, after, messages
 from fastlane_grpc.logs.news import News
 from fastlane_grpc.model import Cause, Execution, LogTotals, Source
 from fastlane_grpc.record import Chunk, Gap, Position, RecordReader, Stretch, unread
@@ -136,7 +136,7 @@ class Tail:
         self._output: Position | None = None
         self._system: Position | None = None
         self._lines: deque[Chunk | Gap] = deque()
-        self._mark: int | None = None
+        self._mark: Sequence[int] | None = None
 
     @property
     def cursor(self) -> Cursor:
@@ -145,13 +145,13 @@ class Tail:
 
     def mark(self) -> None:
         """Notes how far the log goes now, for a reader that does not want what comes later."""
-        self._log.open()
-        self._mark = self._log.output_bytes() if self._log.output else 0
+        self._mark = self._log.sizes()
 
     @property
     def marked(self) -> bool:
-        """Whether what was there at the mark has been read. Not told of the last few bytes: `read` says None soon enough."""
-        return self._mark is not None and self._output is not None and self._output.file_offset >= self._mark
+        """Whether what was there at the mark has been read. Not told where a file ends in the middle of a frame: then `read` says None."""
+        reached = [position.file_offset if position else 0 for position in (self._output, self._system)]
+        return self._mark is not None and not self._lines and all(at >= size for at, size in zip(reached, self._mark, strict=True))
 
     async def read(self) -> Sequence[bytes] | None:
         """The next messages; empty where what came is of sources not asked for; None if there is nothing new."""
@@ -235,13 +235,16 @@ class Tail:
         # A short stretch was all there was when it was read. Once there is more, whoever comes late takes more at once.
         if found and (found.spans >= SHORT_BYTES or (found.spans and found.next.file_offset >= file.seen)):
             return found
-        return await self._cache.load(key, lambda: self._log.read(file, position, before_ns, encode))
+        # A read that began before the last ring may have missed what that told of: it is not for those who look after it.
+        return await self._cache.load(key, self._log.rings, lambda: self._log.read(file, position, before_ns, encode))
 
     def _own_messages(self, entries: Sequence[Chunk | Gap]) -> Sequence[bytes]:
         """Messages made for this reader alone."""
-        made: Iterable[Message] = messages(self._passed, entries, self._sources)
         if self._decoder:
-            made = [text for message in made for text in self._decoder.decode(message)]
+            cut = messages(self._passed, entries, self._sources, TEXT_MESSAGE_BYTES)
+            made = [text for message in cut for text in self._decoder.decode(message)]
+        else:
+            made = list(messages(self._passed, entries, self._sources))
         encoded = [self._encode(message) for message in made]
         self._passed = after(self._passed, entries)
         return encoded
@@ -270,6 +273,7 @@ class _Log:
 
     def __init__(self, execution_id: str, logs: Logs, news: News, threads: ThreadPoolExecutor) -> None:
         self.watches: set[Watch] = set()
+        self.rings = 0
         self.output: _File | None = None
         self.system: _File | None = None
         self._output_path = logs.output_path(execution_id)
@@ -284,9 +288,9 @@ class _Log:
         """Whether a file is open that nobody tells us of."""
         return any(file is not None and file.watch is None for file in (self.output, self.system))
 
-    def output_bytes(self) -> int:
-        """The size of the record, its headers included."""
-        return self._output_path.stat().st_size
+    def sizes(self) -> Sequence[int]:
+        """The bytes of the two records, their headers included."""
+        return [path.stat().st_size if path.exists() else 0 for path in (self._output_path, self._system_path)]
 
     def open(self) -> None:
         """Opens what is there by now."""
@@ -299,6 +303,7 @@ class _Log:
         self.ring()
 
     def ring(self) -> None:
+        self.rings += 1
         for watch in self.watches:
             watch.ring()
 
@@ -332,8 +337,11 @@ class _Log:
         self._reads += 1
         read = asyncio.get_running_loop().run_in_executor(self._threads, work)
         read.add_done_callback(self._read_ended)
-        # Shielded: a thread cannot be cancelled, and until it is done the file must not be closed under it.
-        return await asyncio.shield(read)
+        try:
+            # Shielded: a thread cannot be cancelled, and until it is done the file must not be closed under it.
+            return await asyncio.shield(read)
+        except OSError as error:
+            raise _unreadable(error) from error
 
     def _read_ended(self, read: "asyncio.Future[Made]") -> None:
         self._reads -= 1
@@ -351,9 +359,13 @@ class _Log:
         watch = self._news.watch(path, self.ring)
         try:
             return _File(RecordReader(path), watch)
-        except OSError:
+        except FileNotFoundError:
             self._news.unwatch(watch)
             return None
+        except OSError as error:
+            # Too many files are open, or the disk fails: the log is there, and must not be taken for lost.
+            self._news.unwatch(watch)
+            raise _unreadable(error) from error
 
 
 @dataclass(slots=True)
@@ -364,6 +376,10 @@ class _File:
     watch: int | None
     seen: int = 0
     end: int = -1
+
+
+def _unreadable(error: OSError) -> StoreFailed:
+    return StoreFailed(f"the log cannot be read now: {error.strerror}; try again", retry_seconds=1)
 
 
 def _offset(position: Position | None, source: Source) -> int:

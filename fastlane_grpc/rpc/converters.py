@@ -9,7 +9,7 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
-from fastlane_grpc.errors import Violation
+from fastlane_grpc.errors import InvalidRequest, Violation
 from fastlane_grpc.logs import Message as LogMessage
 from fastlane_grpc.logs import TextChunk
 from fastlane_grpc.model import (
@@ -36,6 +36,9 @@ WaitingOf = Callable[[Execution], Waiting | None]
 _SOURCES = frozenset(map(int, Source))
 _PULL_POLICIES = frozenset(map(int, PullPolicy))
 
+_MAX_SPEC_BYTES = 2 << 20
+# Metadata is nested within an answer, and readers take at most 100 levels in all, of which each of these is three.
+_MAX_METADATA_DEPTH = 16
 # The longest duration of the wire.
 _MAX_SECONDS = 315_576_000_000
 
@@ -44,6 +47,9 @@ _MAX_SECONDS = 315_576_000_000
 
 def read_enqueue(request: pb.EnqueueJobRequest, caller_address: str) -> tuple[EnqueueRequest, list[Violation]]:
     """The request, and what of it the wire can say and we cannot."""
+    if (size := request.spec.ByteSize()) > _MAX_SPEC_BYTES:
+        # Looked at before it is copied. Answers hold it too, and none may be larger than 3 MiB.
+        raise InvalidRequest([Violation("spec", f"takes {size} bytes; at most {_MAX_SPEC_BYTES} are allowed")])
     violations: list[Violation] = []
     spec = _read_spec(request.spec, violations)
     return EnqueueRequest(request.task_id, spec, request.request_id, request.validate_only, caller_address), violations
@@ -120,9 +126,18 @@ def _read_metadata(spec: pb.JobSpec, violations: list[Violation]) -> Mapping[str
     try:
         metadata: Mapping[str, object] = json_format.MessageToDict(spec.metadata)
     except (ValueError, json_format.Error, RecursionError):
-        violations.append(Violation("spec.metadata", "cannot be kept as JSON: a number that is no number, or nested too deeply"))
+        violations.append(Violation("spec.metadata", "cannot be kept as JSON: a number that is no number"))
+        return None
+    if _depth(metadata) > _MAX_METADATA_DEPTH:
+        violations.append(Violation("spec.metadata", f"is nested more than {_MAX_METADATA_DEPTH} deep"))
         return None
     return metadata
+
+
+def _depth(value: object) -> int:
+    if isinstance(value, Mapping):
+        value = list(value.values())
+    return 1 + max(map(_depth, value), default=0) if isinstance(value, list) else 0
 
 
 # -------------------------------------------------------------------------------------------------------------------- answers

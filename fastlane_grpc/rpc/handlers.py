@@ -9,11 +9,11 @@ from typing import Any
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.unknown_fields import UnknownFieldSet
 
-from fastlane_grpc.errors import UnknownField
+from fastlane_grpc.errors import InvalidRequest, UnknownField, Violation
 from fastlane_grpc.rpc.statuses import abort
 
 # Calls that change something. A field they do not know may be a limit that the caller relies on.
@@ -27,16 +27,18 @@ def handler(descriptor: ServiceDescriptor, servicer: object) -> grpc.GenericRpcH
 
 
 def _method_handler(method: MethodDescriptor, call: Callable[..., Any]) -> "grpc.RpcMethodHandler[Any, Any]":
-    read: Callable[[bytes], Message] = GetMessageClass(method.input_type).FromString
+    # Requests come as bytes and are read under guard: gRPC's own answer to one that cannot be read would tell nothing.
+    kind = GetMessageClass(method.input_type)
     if method.server_streaming:
-        return grpc.unary_stream_rpc_method_handler(_guarded_stream(call), request_deserializer=read, response_serializer=_written)
-    guarded = _guarded(call, checks_fields=method.name in _WRITES)
-    return grpc.unary_unary_rpc_method_handler(guarded, request_deserializer=read, response_serializer=_written)
+        return grpc.unary_stream_rpc_method_handler(_guarded_stream(call, kind), response_serializer=_written)
+    guarded = _guarded(call, kind, checks_fields=method.name in _WRITES)
+    return grpc.unary_unary_rpc_method_handler(guarded, response_serializer=_written)
 
 
-def _guarded(call: Callable[..., Awaitable[Message]], *, checks_fields: bool) -> Callable[..., Awaitable[Message]]:
-    async def guarded(request: Message, context: "grpc.aio.ServicerContext[Any, Any]") -> Message:
+def _guarded(call: Callable[..., Awaitable[Message]], kind: type[Message], *, checks_fields: bool) -> Callable[..., Awaitable[Message]]:
+    async def guarded(raw: bytes, context: "grpc.aio.ServicerContext[Any, Any]") -> Message:
         try:
+            request = _read(kind, raw)
             if checks_fields:
                 refuse_unknown_fields(request)
             return await call(request, context)
@@ -48,11 +50,11 @@ def _guarded(call: Callable[..., Awaitable[Message]], *, checks_fields: bool) ->
     return guarded
 
 
-def _guarded_stream(call: Callable[..., AsyncIterator[bytes]]) -> Callable[..., AsyncIterator[bytes]]:
-    async def guarded(request: Message, context: "grpc.aio.ServicerContext[Any, Any]") -> AsyncIterator[bytes]:
+def _guarded_stream(call: Callable[..., AsyncIterator[bytes]], kind: type[Message]) -> Callable[..., AsyncIterator[bytes]]:
+    async def guarded(raw: bytes, context: "grpc.aio.ServicerContext[Any, Any]") -> AsyncIterator[bytes]:
         # The iteration is guarded, not only the call: that is where a stream's errors come from.
         try:
-            async for message in call(request, context):
+            async for message in call(_read(kind, raw), context):
                 yield message
         except grpc.aio.AbortError:
             raise
@@ -60,6 +62,14 @@ def _guarded_stream(call: Callable[..., AsyncIterator[bytes]]) -> Callable[..., 
             await abort(context, error)
 
     return guarded
+
+
+def _read(kind: type[Message], raw: bytes) -> Message:
+    try:
+        return kind.FromString(raw)
+    except DecodeError:
+        fault = "cannot be read: it is damaged, or holds text that is not UTF-8, or is nested too deeply"
+        raise InvalidRequest([Violation("", f"the {kind.DESCRIPTOR.name} {fault}")]) from None
 
 
 def _written(answer: Message | bytes) -> bytes:

@@ -49,7 +49,8 @@ def status_of(error: Exception) -> tuple[grpc.StatusCode, status_pb2.Status]:
     if not isinstance(error, errors.Refusal):
         return _defect(error)
     code, reason = _TABLE[type(error)]
-    message = str(error)[:_MAX_MESSAGE]
+    # In ASCII: on the wire every other byte takes three.
+    message = str(error).encode("ascii", "backslashreplace").decode()[:_MAX_MESSAGE]
     details: list[Message] = [_error_info(reason, error.metadata)]
     if error.retry_seconds is not None:
         details.append(error_details_pb2.RetryInfo(retry_delay=_duration(error.retry_seconds)))

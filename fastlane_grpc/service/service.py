@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from itertools import chain
 from typing import Protocol
 
 from fastlane_grpc.config import Settings
@@ -61,7 +62,7 @@ class Service:
         """The job that is kept, with its first execution, and whether it was there already. `malformed`: fields the wire could not say."""
         self._check_serving()
         limit = self.settings.max_timeout
-        validation.refuse([*malformed, *validation.enqueue_violations(request.task_id, request.spec, request.request_id, limit)])
+        validation.refuse(chain(malformed, validation.enqueue_violations(request.task_id, request.spec, request.request_id, limit)))
         if request.validate_only:
             return _unkept(request), False
         return await self._store.enqueue(

@@ -4,14 +4,17 @@ import json
 import math
 import re
 import signal
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from datetime import timedelta
+from itertools import islice
 
 from fastlane_grpc.errors import InvalidRequest, Violation
 from fastlane_grpc.model import JobSpec, Limits
 from fastlane_grpc.words import command_words
 
 REDACTED = "***"
+MAX_VIOLATIONS = 16
+MAX_WORDS = 10_000
 MAX_NOTE = 256
 MAX_REQUEST_ID = 128
 MAX_GRACE = timedelta(hours=1)
@@ -39,9 +42,10 @@ def looks_secret(name: str) -> bool:
     return _SECRET_NAME.search(name) is not None
 
 
-def refuse(violations: Sequence[Violation]) -> None:
-    if violations:
-        raise InvalidRequest(violations)
+def refuse(violations: Iterable[Violation]) -> None:
+    """Raises InvalidRequest with the first of the violations, if there is one. No more are looked for than are told."""
+    if found := list(islice(violations, MAX_VIOLATIONS)):
+        raise InvalidRequest(found)
 
 
 def enqueue_violations(task_id: str, spec: JobSpec, request_id: str, max_timeout: timedelta) -> Iterator[Violation]:
@@ -51,6 +55,10 @@ def enqueue_violations(task_id: str, spec: JobSpec, request_id: str, max_timeout
         yield Violation("task_id", "has to be 1 to 128 of A-Z a-z 0-9 . _ - and must not begin with a dot or dash")
     if len(request_id) > MAX_REQUEST_ID:
         yield Violation("request_id", f"has {len(request_id)} characters; at most {MAX_REQUEST_ID} are allowed")
+    for name, words in (("args", spec.args), ("entrypoint", spec.entrypoint), ("envs", spec.envs)):
+        if len(words) > MAX_WORDS:
+            yield Violation(f"spec.{name}", f"has {len(words)} entries; at most {MAX_WORDS} are allowed")
+            return
     yield from _command_violations(spec)
     yield from _envs_violations(spec.envs)
     yield from _container_violations(spec)

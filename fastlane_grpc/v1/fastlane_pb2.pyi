@@ -432,7 +432,7 @@ class JobSpec(_message.Message):
 
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
-        """Anything the caller wants to find again, at most 64 KiB. Kept as JSON: integers beyond 2^53 lose digits."""
+        """Anything the caller wants to find again, at most 64 KiB and nested 16 deep. Kept as JSON: integers beyond 2^53 lose digits."""
 
     def __init__(
         self,
@@ -898,7 +898,7 @@ class StreamExecutionLogsResponse(_message.Message):
     """
     @_builtins.property
     def chunks(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogChunk]:
-        """Output, in order. At most 64 KiB of data each and 256 KiB in all."""
+        """Output, in order. At most 64 KiB of data each and 256 KiB in all; as text up to three times as much each."""
 
     @_builtins.property
     def gap(self) -> Global___LogGap:
@@ -1127,7 +1127,7 @@ class LogEnd(_message.Message):
 
     @_builtins.property
     def totals(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogTotals]:
-        """What the log holds, one for each source that wrote, whichever were asked for."""
+        """What the log holds, one for each source that wrote, whichever were asked for. Empty unless sealed."""
 
     def __init__(
         self,
@@ -1167,7 +1167,7 @@ class EnqueueJobRequest(_message.Message):
     """Check everything, write nothing, answer what would be kept, without ids."""
     @_builtins.property
     def spec(self) -> Global___JobSpec:
-        """Required."""
+        """Required. At most 2 MiB in all, with at most 10 000 entries in each of `args`, `entrypoint` and `envs`."""
 
     def __init__(
         self,
