@@ -42,6 +42,7 @@ class Registry:
         self.pulls: list[str] = []
         self.asked = threading.Event()
         self.release = threading.Event()
+        self.closed = False
         # So many answers of failing/… are failures; then it works.
         self.failures = 10**9
 
@@ -69,6 +70,8 @@ class Registry:
         try:
             yield self
         finally:
+            # A pull that still hangs shall come to nothing, and not finish behind the back of the next test.
+            self.closed = True
             self.release.set()
             self.server.shutdown()
             self.server.server_close()
@@ -80,7 +83,10 @@ class Registry:
         if kind == "hanging":
             self.asked.set()
             self.release.wait(60)
-        if not path:
+        if self.closed:
+            to.close_connection = True
+            self._fail(to, 404, "NAME_UNKNOWN", "closed")
+        elif not path:
             self._send(to, 200, b"{}")
         elif kind == "denied":
             self._fail(to, 403, "DENIED", "requested access to the resource is denied")
@@ -134,14 +140,15 @@ class Registry:
 @contextmanager
 def registry_for(sdk: docker.DockerClient) -> Iterator[Registry]:
     """One that this engine can pull from, as from any on loopback. What it pulled is removed in the end."""
-    with Registry(busybox_tar()).serving() as registry:
-        try:
+    registry = Registry(busybox_tar())
+    try:
+        with registry.serving():
             yield registry
-        finally:
-            for image in sdk.images.list():
-                for name in [*image.tags, *(image.attrs["RepoDigests"] or ())]:
-                    if name.startswith(f"{registry.name}/"):
-                        remove(sdk, name)
+    finally:
+        for image in sdk.images.list():
+            for name in [*image.tags, *(image.attrs["RepoDigests"] or ())]:
+                if name.startswith(f"{registry.name}/"):
+                    remove(sdk, name)
 
 
 def remove(sdk: docker.DockerClient, name: str) -> None:
