@@ -17,6 +17,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -35,8 +36,8 @@ REGISTRY_SECONDS = 20
 # An engine may hang for as long as somebody reads a container's output too slowly.
 ENGINE_SECONDS = 30
 
-# A command that was told to end and has not is killed then.
-STOP_SECONDS = 30
+# What was told to end and has not is killed then.
+STOP_SECONDS = 15
 
 # Signals that end this process in order, as Ctrl-C does.
 ENDS = (signal.SIGTERM, signal.SIGHUP)
@@ -128,6 +129,7 @@ def leftovers(engine: docker.APIClient) -> Iterator[str]:
 
 
 def take_down(engine: docker.APIClient, name: str) -> None:
+    end_processes(name)
     shutil.rmtree(directory(name), ignore_errors=True)
     try:
         for container in engine.containers(all=True, filters={"ancestor": image(name)}):
@@ -139,6 +141,26 @@ def take_down(engine: docker.APIClient, name: str) -> None:
     except (APIError, RequestException) as error:
         # The command's exit status says how it went, not this.
         say(f"the engine keeps {image(name)} for now ({error}); the next run tries again")
+
+
+def end_processes(name: str) -> None:
+    """Whatever the command started and did not outlive: servers, and engines of tests."""
+    for number in (signal.SIGTERM, signal.SIGKILL):
+        for process in processes(name):
+            with suppress(ProcessLookupError):
+                os.kill(process, number)
+        until = time.monotonic() + STOP_SECONDS
+        while [*processes(name)] and time.monotonic() < until:
+            time.sleep(0.05)
+
+
+def processes(name: str) -> Iterator[int]:
+    """Those that have the image's name in their environment."""
+    mark = f"STAGE_IMAGE={image(name)}\0".encode()
+    for environment in Path("/proc").glob("[0-9]*/environ"):
+        with suppress(OSError):
+            if mark in environment.read_bytes():
+                yield int(environment.parent.name)
 
 
 @contextmanager
