@@ -7,6 +7,7 @@ import signal
 import sys
 import threading
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 
 import structlog
 import uvloop
@@ -14,7 +15,7 @@ import uvloop
 from fastlane_grpc.config import Settings
 from fastlane_grpc.directory import claimed
 from fastlane_grpc.dispatcher import Dispatcher
-from fastlane_grpc.errors import CannotServe, ServerStopping, StoreFailed
+from fastlane_grpc.errors import CannotServe, DiskFull, ServerStopping, StoreFailed
 from fastlane_grpc.logs import Logs, Tails
 from fastlane_grpc.model import Execution
 from fastlane_grpc.rpc import converters
@@ -23,6 +24,8 @@ from fastlane_grpc.runner import DockerRunner, Host, HostDown, Step
 from fastlane_grpc.service import Service
 from fastlane_grpc.store import Store
 
+# A container that could not be removed at its end is removed at the next sweep.
+_SWEEP_SECONDS = 600.0
 # What is queued to be written when the server ends has so long: a disk that hangs does not keep it from ending.
 _CLOSE_SECONDS = 5.0
 
@@ -69,6 +72,9 @@ async def _serve(settings: Settings, ready: Callable[[int], None], step: Callabl
     service = Service(store, tails, dispatcher, settings)
     server = RpcServer(service, settings)
 
+    sweeping = threading.Event()
+    # A daemon, as every thread that waits for the engine: one that hangs does not keep the server from ending.
+    threading.Thread(target=_sweep, args=(runner, host, sweeping), name="sweep", daemon=True).start()
     telling: set[asyncio.Task[None]] = set()
 
     def host_changed() -> None:
@@ -76,9 +82,7 @@ async def _serve(settings: Settings, ready: Callable[[int], None], step: Callabl
         task = loop.create_task(server.serving("engine", host.up))
         telling.add(task)
         task.add_done_callback(telling.discard)
-        if host.up:
-            # A daemon, as every thread that waits for the engine: one that hangs does not keep the server from ending.
-            threading.Thread(target=_sweep, args=(runner,), name="sweep", daemon=True).start()
+        sweeping.set()
 
     def tell_host_changed() -> None:
         loop.call_soon_threadsafe(host_changed)
@@ -117,12 +121,19 @@ def _open_tails(logs: Logs, settings: Settings, loop: asyncio.AbstractEventLoop)
         raise CannotServe(f"cannot watch files: {error.strerror}; raise fs.inotify.max_user_instances") from error
 
 
-def _sweep(runner: DockerRunner) -> None:
-    """Removes what executions that are over have left on the engine."""
-    try:
-        runner.sweep()
-    except (HostDown, ServerStopping) as error:
-        log.info("left-over containers are removed when the host is back", reason=str(error))
+def _sweep(runner: DockerRunner, host: Host, sweeping: threading.Event) -> None:
+    """Removes what executions that are over have left on the engine: when it is there again, and now and then."""
+    while True:
+        sweeping.wait(_SWEEP_SECONDS)
+        sweeping.clear()
+        if not host.up:
+            continue
+        try:
+            runner.sweep()
+        except ServerStopping:
+            return
+        except (HostDown, DiskFull, StoreFailed) as error:
+            log.info("left-over containers are removed later", reason=str(error))
 
 
 def _allow_open_files() -> None:
@@ -145,9 +156,19 @@ def _log_to_stderr(*, colors: bool) -> None:
             else structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger("info"),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=lambda *_: _StderrLogger(sys.stderr),
         cache_logger_on_first_use=True,
     )
+
+
+class _StderrLogger(structlog.PrintLogger):
+    """A log that cannot be written (a full disk, a reader that is gone) is no reason to do anything less well."""
+
+    def msg(self, message: str) -> None:
+        with suppress(OSError, ValueError):
+            super().msg(message)
+
+    log = debug = info = warn = warning = fatal = failure = err = error = critical = exception = msg
 
 
 def _stop_signals(loop: asyncio.AbstractEventLoop) -> "asyncio.Future[None]":

@@ -180,6 +180,11 @@ class Waiting:
     since_time: datetime
 
 
+def container_name(execution_id: str) -> str:
+    """What the container of an execution is called: there is one of that name in an engine at the most."""
+    return f"fastlane-{execution_id}"
+
+
 @dataclass(frozen=True, slots=True)
 class Execution:
     """One container. `starting` is the fence: once it is set, a start may have been sent, and never is again."""
@@ -204,7 +209,7 @@ class Execution:
 
     @property
     def container_name(self) -> str:
-        return f"fastlane-{self.id}"
+        return container_name(self.id)
 
 
 @dataclass(frozen=True, slots=True)

@@ -82,7 +82,8 @@ class AttachCapture:
         sure = follower.drain(end)
         for source, lost in follower.lost.items():
             _insist(partial(self._record.gap, source, lost, Cause.STORE, time.time_ns()))
-        if end is not None and not sure:
+        # Of an engine elsewhere it is never sure: its clock is not ours.
+        if end is not None and not (sure and self._engine.local):
             self._mark_gap(self._record)
         return self._whole and not follower.lost
 

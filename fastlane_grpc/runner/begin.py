@@ -1,11 +1,9 @@
 """Beginning an execution: everything up to the one start that is ever sent, and that start."""
 
-import re
-
 from fastlane_grpc.model import PullPolicy, Reason, State, utc_now
 from fastlane_grpc.runner.clock import boottime
 from fastlane_grpc.runner.container import container_body
-from fastlane_grpc.runner.engine import EXECUTION_LABEL, INSTANCE_LABEL, Container
+from fastlane_grpc.runner.engine import EXECUTION_LABEL, INSTANCE_LABEL, PASSING, Container
 from fastlane_grpc.runner.image import Pull, Refused, RegistryFails
 from fastlane_grpc.runner.orders import PullEnded
 from fastlane_grpc.runner.passage import Left, Passage, Step, ToldToStop
@@ -13,9 +11,6 @@ from fastlane_grpc.runner.patience import Patience
 from fastlane_grpc.runner.stopping import Stopping
 from fastlane_grpc.runner.verdict import failed, lost, not_started, stopped_before_start
 from fastlane_grpc.runner.wire import EngineDown, EngineRefuses
-
-# Refusals that are about the engine, not about the container.
-_PASSING = re.compile("no space left|quota exceeded|too many open files|cannot allocate memory|temporarily unavailable", re.IGNORECASE)
 
 
 class Unsettled(Exception):
@@ -155,7 +150,7 @@ def _make_way(passage: Passage, refusal: EngineRefuses) -> None:
     elif refusal.status == 404:
         # The image went away since we looked.
         _image(passage)
-    elif not _PASSING.search(refusal.message):
+    elif not PASSING.search(refusal.message):
         raise _refused(refusal) from refusal
 
 
@@ -225,7 +220,7 @@ def _start(passage: Passage) -> None:
 def _look(passage: Passage) -> Container | None:
     try:
         return passage.engine.inspect(passage.container_id)
-    except EngineDown as error:
-        # An engine that is gone tells of itself; to one that hangs for a while the execution must not be lost.
+    except (EngineDown, EngineRefuses) as error:
+        # An engine that is gone tells of itself; to one that hangs or fails for a while the execution must not be lost.
         passage.log.warning("container not inspected after its start", error=str(error))
         return None

@@ -5,6 +5,7 @@ it (measured: 0.66 ms against 0.22): with five calls for each container that was
 """
 
 import json
+import re
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from socket import SO_PEERCRED, SOL_SOCKET
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from fastlane_grpc.model import container_name
 from fastlane_grpc.runner.clock import engine_time
 from fastlane_grpc.runner.wire import EngineDown, EngineRefuses, Wire, connect
 
@@ -21,6 +23,9 @@ INSTANCE_LABEL = "fastlane.instance"
 EXECUTION_LABEL = "fastlane.execution"
 JOB_LABEL = "fastlane.job"
 TASK_LABEL = "fastlane.task"
+
+# Refusals that are about the engine, not about what it was asked for.
+PASSING = re.compile("no space left|quota exceeded|too many open files|cannot allocate memory|temporarily unavailable", re.IGNORECASE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -106,10 +111,12 @@ class Engine:
         return answer and _container(answer)
 
     def containers(self, instance: str) -> Mapping[str, str]:
-        """All containers of this instance, by id, with the execution each is for. Takes no container's lock."""
+        """All containers that this instance made, by id, with the execution each is for. Takes no container's lock."""
         filters = json.dumps({"label": [f"{INSTANCE_LABEL}={instance}"]})
         answer = self._asked("GET", f"/containers/json?{urlencode({'all': 1, 'filters': filters})}")
-        return {each["Id"]: each["Labels"].get(EXECUTION_LABEL, "") for each in answer}
+        labelled = {each["Id"]: (each["Labels"].get(EXECUTION_LABEL, ""), each["Names"]) for each in answer}
+        # One that somebody made from an image committed from ours has our labels too, and is not ours.
+        return {found: execution for found, (execution, names) in labelled.items() if f"/{container_name(execution)}" in names}
 
     def remove(self, container_id: str, *, force: bool) -> None:
         """Removes it, with its anonymous volumes. One that is not there, or is being removed, is removed."""
@@ -141,8 +148,20 @@ class Engine:
                 return None
             raise
 
+    @property
+    def local(self) -> bool:
+        """Whether it is on this machine, so that its clock is ours."""
+        return self.address.startswith("unix://")
+
     def _asked(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
-        wire = self._wire(method, path, body=b"" if body is None else json.dumps(body).encode(), answer_seconds=self._answer_seconds)
+        content = b"" if body is None else json.dumps(body).encode()
+        try:
+            wire = self._wire(method, path, body=content, answer_seconds=self._answer_seconds)
+        except EngineRefuses as refusal:
+            # An engine that cannot even look is as good as gone for now: nothing is wrong with what it was asked for.
+            if method == "GET" and refusal.status >= 500 and PASSING.search(refusal.message):
+                raise EngineDown(f"the engine fails for now: {refusal.message}") from refusal
+            raise
         answer = wire.whole()
         try:
             return json.loads(answer) if answer else None

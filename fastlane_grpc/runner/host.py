@@ -11,6 +11,7 @@ from contextlib import contextmanager
 
 import structlog
 
+from fastlane_grpc.model import container_name
 from fastlane_grpc.runner.clock import boottime
 from fastlane_grpc.runner.engine import EXECUTION_LABEL, INSTANCE_LABEL, Engine
 from fastlane_grpc.runner.orders import Began, Died, EngineBack, EngineGone, Order, Orders
@@ -121,7 +122,8 @@ class Host:
         about = event["Actor"]["Attributes"]
         with self._lock:
             orders = self._watchers.get(about.get(EXECUTION_LABEL, ""))
-        if orders is None:
+        # A container made from an image that was committed from one of ours has our labels too. The name is one container's alone.
+        if orders is None or about.get("name") != container_name(about[EXECUTION_LABEL]):
             return
         if event["Action"] == "die":
             code = about.get("exitCode", "")

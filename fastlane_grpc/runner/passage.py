@@ -154,7 +154,11 @@ class Passage:
     def began(self, start_time: datetime) -> None:
         """The container runs, or ran: commits that, and goes with it to its end."""
         if self.execution.state is State.PREPARING:
-            self.around.store.running(self.execution.id, start_time=start_time).result()
+            try:
+                self.around.store.running(self.execution.id, start_time=start_time).result(STORE_SECONDS)
+            except TimeoutError:
+                # It is written as soon as it can be. Time runs for the container, and it may end, all the same.
+                self.log.warning("a start is not on disk yet")
             self.say(f"started on host {self.around.host.name}")
             self.log.info("execution runs", container_id=self.container_id)
         self.reached(Step.RUNNING)
@@ -244,6 +248,8 @@ class Passage:
             # It does not run any more: its end is on the way to us.
             self._look_at = min(self._look_at, boottime() + LOOK_SECONDS)
             self.stopping = self.stopping.could_not_send(boottime() + LOOK_SECONDS)
+        elif name == KILL:
+            self.stopping = self.stopping.could_not_send(boottime() + LOOK_SECONDS)
         else:
             self.say(f"the engine does not send {name}: {refusal.message}")
             self.stopping = self.stopping.kill_now(boottime())
@@ -252,8 +258,9 @@ class Passage:
         self._look_at = float("inf") if self.stopping is None else boottime() + LOOK_SECONDS
         try:
             container = self.engine.inspect(self.container_id)
-        except EngineDown as error:
-            self.log.warning("container not inspected", error=str(error))
+        except (EngineDown, EngineRefuses) as error:
+            self.log.warning("container not inspected; looking again", error=str(error))
+            self._look_at = boottime() + LOOK_SECONDS
             return True
         # What the engine is about to start is not alive yet, and has not ended either.
         return container is not None and not container.ended
@@ -264,7 +271,8 @@ class Passage:
         """Of a container that ran: what the engine says of it now, and all that follows."""
         container = self._look()
         told_code = died.exit_code if died else None
-        exit_code = container.exit_code if container else told_code
+        # Of one that runs, as somebody restarted it, the engine says 0.
+        exit_code = container.exit_code if container and container.ended else told_code
         verdict = ended(
             exit_code,
             container,
@@ -280,7 +288,7 @@ class Passage:
         for _ in range(LOOKS - 1):
             try:
                 return self.engine.inspect(self.container_id)
-            except EngineDown as error:
+            except (EngineDown, EngineRefuses) as error:
                 self.log.warning("container not inspected; asking again", error=str(error))
                 self.next_order(1.0)
         return self.engine.inspect(self.container_id)

@@ -52,7 +52,7 @@ class DockerRunner:
         """Removes the containers of executions that are over. To be called when the host is up; raises HostDown."""
         try:
             sweep(self._around.store, self._around.host)
-        except EngineDown as error:
+        except (EngineDown, EngineRefuses) as error:
             raise HostDown(str(error)) from error
 
     def _run(self, passage: Passage) -> None:
