@@ -130,7 +130,7 @@ def leftovers(engine: docker.APIClient) -> Iterator[str]:
 
 def take_down(engine: docker.APIClient, name: str) -> None:
     end_processes(name)
-    shutil.rmtree(directory(name), ignore_errors=True)
+    remove_directory(directory(name))
     try:
         for container in engine.containers(all=True, filters={"ancestor": image(name)}):
             if container["Image"] == image(name):
@@ -152,6 +152,14 @@ def end_processes(name: str) -> None:
         until = time.monotonic() + STOP_SECONDS
         while [*processes(name)] and time.monotonic() < until:
             time.sleep(0.05)
+
+
+def remove_directory(path: Path) -> None:
+    # An engine of a test that was killed leaves mounts.
+    for line in reversed(Path("/proc/self/mounts").read_text().splitlines()):
+        if (place := line.split()[1]).startswith(f"{path}/"):
+            subprocess.run(["umount", "--lazy", place], check=False)
+    shutil.rmtree(path, ignore_errors=True)
 
 
 def processes(name: str) -> Iterator[int]:

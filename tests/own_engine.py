@@ -1,5 +1,6 @@
 """An engine of a test's own, which may be killed."""
 
+import os
 import shutil
 import subprocess
 import tempfile
@@ -18,8 +19,8 @@ class OwnEngine:
     """A `dockerd` with its own data, sockets and network namespace, so that it touches nothing of any other."""
 
     def __init__(self, *options: str) -> None:
-        # A short path: sockets of containers are made below it.
-        self.directory = Path(tempfile.mkdtemp(prefix="fl-"))
+        # A short path, since sockets of containers are made below it; `.ci/stage` clears it away when this process is killed.
+        self.directory = Path(tempfile.mkdtemp(prefix="fl-", dir=os.environ.get("STAGE_DIRECTORY")))
         self.address = f"unix://{self.directory}/docker.sock"
         self._options = options
         self._log = (self.directory / "log").open("wb")
