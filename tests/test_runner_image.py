@@ -1,13 +1,19 @@
 """Images: when they are pulled, from where, and what becomes of an execution whose image cannot be had."""
 
+import json
+import queue
+import socket
+import threading
 from collections.abc import Iterator
+from pathlib import Path
 
 import docker
 import pytest
 
 from fastlane_grpc.model import Execution, Outcome, PullPolicy, Reason, State
 from fastlane_grpc.runner import Step
-from fastlane_grpc.runner.image import Refused, RegistryFails, image_parts, pull_failure
+from fastlane_grpc.runner.engine import Engine
+from fastlane_grpc.runner.image import Pull, Refused, RegistryFails, image_parts, pull_failure
 from tests.engine import House
 from tests.registry import Registry, digest, registry_for
 
@@ -67,6 +73,54 @@ def test_what_engines_say_of_a_pull_is_understood(message: str, reason: Reason |
     else:
         assert isinstance(failure, Refused)
         assert failure.reason is reason
+
+
+def end_of_pull(name: str, address: str) -> Exception | None:
+    ends: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
+    Pull(Engine(address), name, on_line=lambda line: None, on_end=ends.put)
+    return ends.get(timeout=30)
+
+
+@pytest.mark.parametrize("entry", [{"auth": "abcde"}, {"auth": "bm9jb2xvbg=="}, {"auth": "\u00e4"}, {"auth": 5}, 5])
+def test_credentials_that_cannot_be_read_refuse_the_pull(entry: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps({"auths": {"127.0.0.1:5999": entry}}))
+    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+    end = end_of_pull("127.0.0.1:5999/image:tag", f"unix://{tmp_path}/no-engine")
+    assert isinstance(end, Refused)
+    assert end.reason is Reason.IMAGE_DENIED
+    assert f"registry 127.0.0.1:5999 cannot be read from '{file}'" in end.detail
+
+
+@pytest.mark.parametrize(
+    ("answer", "failure"),
+    [
+        (b"{not json\n", RegistryFails),
+        (b"[]\n", RegistryFails),
+        (b'{"status": "Downloading", "id": "a", "progressDetail": {"total": "much"}}\n', ValueError),
+    ],
+)
+def test_a_pull_ends_whatever_the_engine_says(answer: bytes, failure: type[Exception], tmp_path: Path) -> None:
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(f"{tmp_path}/engine")
+        listener.listen()
+        serving = threading.Thread(target=answer_all, args=(listener, b"HTTP/1.0 200 OK\r\nApi-Version: 1.41\r\n\r\n" + answer))
+        serving.start()
+        end = end_of_pull("image:tag", f"unix://{tmp_path}/engine")
+        listener.shutdown(socket.SHUT_RDWR)
+        serving.join()
+    assert isinstance(end, failure)
+
+
+def answer_all(listener: socket.socket, answer: bytes) -> None:
+    while True:
+        try:
+            connection, _ = listener.accept()
+        except OSError:
+            return
+        with connection:
+            connection.recv(65_536)
+            connection.sendall(answer)
 
 
 class TestOnAnEngine:

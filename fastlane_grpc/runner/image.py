@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import docker.auth
 import docker.errors
+import docker.utils.config
 
 from fastlane_grpc.model import Reason
 from fastlane_grpc.runner.clock import boottime
@@ -125,6 +126,9 @@ class Pull:
             self._on_end(RegistryFails(f"nothing was heard of the pull for {SILENCE_SECONDS} s"))
         except OSError as error:
             self._on_end(EngineDown(f"the engine broke off the pull: {error}"))
+        except Exception as error:
+            # A defect. Whoever waits raises it; without a word from here they would wait for ever.
+            self._on_end(error)
         else:
             self._on_end(None)
 
@@ -137,7 +141,7 @@ class Pull:
                 wire.cut()
         progress, done = _Progress(), False
         for line in wire.lines():
-            message = json.loads(line)
+            message = _message(line)
             if "error" in message:
                 raise pull_failure(self._name, str(message["error"]))
             done = done or str(message.get("status")).startswith("Status: ")
@@ -145,6 +149,16 @@ class Pull:
                 self._on_line(f"pulling {self._name}: {said}")
         if not done:
             raise EngineDown("the engine broke off the pull")
+
+
+def _message(line: bytes) -> dict[str, object]:
+    try:
+        message = json.loads(line)
+    except ValueError:
+        message = None
+    if not isinstance(message, dict):
+        raise RegistryFails(f"of the pull's progress it said what cannot be read: {line[:200]!r}")
+    return message
 
 
 @dataclass
@@ -169,11 +183,13 @@ def _registry_auth(name: str, repository: str) -> str:
     """What `docker login` left for this registry, read anew each time: a login takes effect without a restart."""
     try:
         registry, _ = docker.auth.resolve_repository_name(repository)
-        config = docker.auth.load_config().resolve_authconfig(registry)
     except docker.errors.InvalidRepository as error:
         raise Refused(Reason.IMAGE_NOT_FOUND, f"{name} is not the name of an image: {error}") from error
-    except (docker.errors.DockerException, OSError) as error:
-        raise Refused(
-            Reason.IMAGE_DENIED, f"{name} could not be pulled: the credentials for its registry cannot be read: {error}"
-        ) from error
-    return docker.auth.encode_header(config).decode() if config else ""
+    try:
+        config = docker.auth.load_config().resolve_authconfig(registry)
+        return docker.auth.encode_header(config).decode() if config else ""
+    # The last four are what the SDK makes of a file that is JSON and not as `docker login` writes it.
+    except (docker.errors.DockerException, OSError, ValueError, TypeError, AttributeError, KeyError) as error:
+        file = docker.utils.config.find_config_file()
+        detail = f"{name} could not be pulled: the credentials for registry {registry} cannot be read from {file!r}: {error}"
+        raise Refused(Reason.IMAGE_DENIED, f"{detail}; mend that file on the server's machine, or log in anew (docker login)") from error
