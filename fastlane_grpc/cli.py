@@ -82,7 +82,23 @@ class _Reads(click.ParamType[object]):
 
 
 def _read_grace(text: str) -> timedelta:
-    return timedelta(0) if text == "0s" else config.read_duration(text)
+    """Unlike other durations it may be none at all."""
+    if text == "0s":
+        return timedelta(0)
+    try:
+        return config.read_duration(text)
+    except ValueError:
+        raise ValueError("has to be a duration from 0s on, as 10s or 1m30s; 0s kills at once") from None
+
+
+def _read_server(text: str) -> str:
+    """Where a server is. Unlike where one is to serve, that is a certain port."""
+    try:
+        if int(config.read_address(text).rpartition(":")[2]):
+            return text
+    except ValueError:
+        pass
+    raise ValueError(f"has to be HOST:PORT, as {config.DEFAULT_LISTEN}")
 
 
 def _read_pair(text: str) -> tuple[str, str]:
@@ -103,8 +119,8 @@ def _read_variable(text: str) -> tuple[str, str | None]:
 
 DURATION = _Reads("duration", config.read_duration)
 GRACE = _Reads("duration", _read_grace)
-SIZE = _Reads("size", config.read_bytes)
-ADDRESS = _Reads("host:port", config.read_address)
+SIZE = _Reads("bytes", config.read_bytes)
+ADDRESS = _Reads("host:port", _read_server)
 PAIR = _Reads("name=value", _read_pair)
 VARIABLE = _Reads("name[=value]", _read_variable)
 
@@ -143,12 +159,22 @@ def _shows_output(function: _Function) -> _Function:
     )
 
 
+class _Setting(click.Option):
+    """Shows the default in the help, and makes it only there: it may depend on the environment, which no other command minds."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        record = super().get_help_record(ctx)
+        try:
+            return record and (record[0], f"{record[1]}  [default: {config.default_text(self.name or '')}]")
+        except config.ConfigError:
+            return record
+
+
 def _settings(function: _Function) -> _Function:
     """One option for each setting; which value counts is decided, and checked, where the settings are."""
     for setting in reversed(fields(config.Settings)):
-        meaning = setting.metadata["meaning"]
-        option = click.option(f"--{setting.name.replace('_', '-')}", metavar="VALUE", help=f"{meaning[0].upper()}{meaning[1:]}.")
-        function = option(function)
+        flag, kind, meaning = f"--{setting.name.replace('_', '-')}", setting.metadata["kind"], setting.metadata["meaning"]
+        function = click.option(flag, cls=_Setting, metavar=kind, help=f"{meaning[0].upper()}{meaning[1:]}.")(function)
     return function
 
 
@@ -161,7 +187,8 @@ def _settings(function: _Function) -> _Function:
 def server(environ: Mapping[str, str], /, file: Path | None, **flags: str | None) -> int:
     """Serve jobs until SIGTERM or Ctrl-C. Running containers are left to the next server.
 
-    A setting comes from its flag, else from FASTLANE_ and its name in the environment, else from the file.
+    A setting comes from its flag, else from FASTLANE_ and its name in the environment, else from the file. A DURATION is as 90s, 30m or
+    1h30m; BYTES are as 1048576, 512k, 64m or 1g.
 
     \b
     Example:
@@ -265,9 +292,9 @@ def run(
       fastlane run --task send-mail -e SMTP_SERVER=mail --timeout 2m registry:5000/mail:1.4 python send.py
       JOB=$(fastlane run -d busybox sleep 60)
 
-    If the connection or the server drops, it waits and goes on, without a byte twice or missing. Ctrl-C (or SIGTERM) stops the job and
-    shows what it still prints; a second one leaves it alone. If the reader of stdout goes away (`| head`), so does this command; the job
-    runs on.
+    If the connection or the server drops, it waits and goes on by itself: no byte twice, and where some are missing it says so. Ctrl-C
+    (or SIGTERM) stops the job and shows what it still prints; a second one leaves it alone. If the reader of stdout goes away (`| head`),
+    so does this command; the job runs on.
 
     \b
     Exit status: that of the job, or

@@ -22,10 +22,6 @@ class ConfigError(Exception):
     """A setting that cannot be as it is; the message names it and where it stood."""
 
 
-def setting(default: Callable[[], object], read: Callable[[str], object], meaning: str) -> Any:
-    return field(default_factory=default, metadata={"read": read, "meaning": meaning})
-
-
 def read_count(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,12}", text) or int(text) < 1:
         raise ValueError("has to be a whole number from 1 on")
@@ -76,6 +72,22 @@ def read_path(text: str) -> Path:
     return Path(text).expanduser().absolute()
 
 
+# What to write for a value, by how it is read.
+_KINDS: Mapping[Callable[[str], object], str] = {
+    read_count: "NUMBER",
+    read_bytes: "BYTES",
+    read_request_bytes: "BYTES",
+    read_duration: "DURATION",
+    read_address: "HOST:PORT",
+    read_engine: "ADDRESS",
+    read_path: "PATH",
+}
+
+
+def setting(default: Callable[[], object], read: Callable[[str], object], meaning: str) -> Any:
+    return field(default_factory=default, metadata={"default": default, "read": read, "kind": _KINDS[read], "meaning": meaning})
+
+
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What the server is told; values are checked."""
@@ -83,12 +95,12 @@ class Settings:
     data_dir: Path = setting(lambda: default_data_dir(os.environ), read_path, "where jobs and logs are kept; one server at a time")
     listen: str = setting(lambda: DEFAULT_LISTEN, read_address, "address to serve on; whoever reaches it can run containers")
     engine: str = setting(lambda: default_engine(os.environ), read_engine, "the Docker engine that runs the containers")
-    max_running: int = setting(lambda: 4 * (os.cpu_count() or 1), read_count, "containers at a time; default four times the cores")
+    max_running: int = setting(lambda: 4 * (os.cpu_count() or 1), read_count, "containers at a time; by default four to a core")
     default_timeout: timedelta = setting(lambda: timedelta(minutes=30), read_duration, "time of a container whose job asks for none")
     max_timeout: timedelta = setting(lambda: timedelta(minutes=30), read_duration, "longest time a job may ask for")
     default_pids: int = setting(lambda: 1024, read_count, "processes of a container whose job sets no limit")
     max_streams: int = setting(lambda: 2000, read_count, "log streams open at a time")
-    max_request_bytes: int = setting(lambda: 4 << 20, read_request_bytes, "largest request")
+    max_request_bytes: int = setting(lambda: 4 << 20, read_request_bytes, "largest request; at most 64m")
     cache_bytes: int = setting(lambda: 64 << 20, read_bytes, "memory for stretches of logs that are being read")
 
     def __post_init__(self) -> None:
@@ -109,6 +121,17 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | N
         if flag is not None:
             texts[name] = (str(flag), f"in --{name.replace('_', '-')}")
     return Settings(**{name: _read(name, text, where) for name, (text, where) in texts.items()})
+
+
+def default_text(name: str) -> str:
+    """The default of a setting as it is now and here, written as the setting is. Raises ConfigError where the environment spoils it."""
+    [metadata] = [each.metadata for each in fields(Settings) if each.name == name]
+    default = metadata["default"]()
+    if isinstance(default, timedelta):
+        return _counted(int(default.total_seconds()), (("h", 3600), ("m", 60), ("s", 1)))
+    if metadata["kind"] == "BYTES":
+        return _counted(default, (("g", 1 << 30), ("m", 1 << 20), ("k", 1 << 10)))
+    return str(default)
 
 
 def default_data_dir(environ: Mapping[str, str]) -> Path:
@@ -135,6 +158,11 @@ def _read_file(file: Path | None) -> dict[str, object]:
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"cannot read the settings in {file}: {error}") from error
     return {_known(name, f"setting in {file}"): value for name, value in table.items()}
+
+
+def _counted(count: int, units: tuple[tuple[str, int], ...]) -> str:
+    """In the largest unit of which it is a multiple."""
+    return next((f"{count // size}{unit}" for unit, size in units if count % size == 0), str(count))
 
 
 def _known(name: str, what: str) -> str:

@@ -331,7 +331,12 @@ def test_a_server_that_is_not_there_is_said_in_one_line(command: list[str]) -> N
         (["run", "--memory", "lots", "busybox"], "'lots' has to be a number of bytes"),
         (["run", "-e", "NOT_SET_ANYWHERE", "busybox"], "'NOT_SET_ANYWHERE' is not set here"),
         (["run", "-l", "x", "busybox"], "'x' has to be NAME=VALUE"),
-        (["run", "-a", "nowhere", "busybox"], "'nowhere' has to be HOST:PORT"),
+        (["run", "-a", "nowhere", "busybox"], "'nowhere' has to be HOST:PORT, as 127.0.0.1:7020; see `fastlane run --help`"),
+        (["logs", "-a", "localhost", "x"], "'localhost' has to be HOST:PORT, as 127.0.0.1:7020; see `fastlane logs --help`"),
+        (["stop", "-a", "localhost:0", "x"], "'localhost:0' has to be HOST:PORT, as 127.0.0.1:7020; see `fastlane stop --help`"),
+        (["server", "--listen", "localhost"], "has to be HOST:PORT, as 127.0.0.1:7020; port 0 takes a free one"),
+        (["stop", "--grace", "-1s", "x"], "'-1s' has to be a duration from 0s on, as 10s or 1m30s; 0s kills at once"),
+        (["run", "--stop-grace", "soon", "busybox"], "'soon' has to be a duration from 0s on"),
         (["server", "--max-running", "none"], "max_running in --max-running is 'none'"),
         (["server", "--config", "/nowhere.toml"], "cannot read the settings in /nowhere.toml"),
     ],
@@ -362,6 +367,31 @@ def test_every_command_has_an_example_in_its_help() -> None:
 def test_every_setting_is_a_flag_of_the_server() -> None:
     flags = {parameter.name for parameter in cli.server.params}
     assert flags == {setting.name for setting in dataclasses.fields(config.Settings)} | {"file"}
+
+
+@pytest.mark.parametrize("setting", dataclasses.fields(config.Settings), ids=lambda setting: setting.name)
+def test_the_help_of_the_server_shows_each_setting_s_kind_and_the_default_in_force(setting: "dataclasses.Field[object]") -> None:
+    default = config.default_text(setting.name)
+    assert setting.metadata["read"](default) == getattr(config.Settings(), setting.name)
+    shown = " ".join(cli.server.get_help(click.Context(cli.server, info_name="server", terminal_width=1000)).split())
+    flag = f"--{setting.name.replace('_', '-')} {setting.metadata['kind']} "
+    assert f"[default: {default}]" in shown.partition(flag)[2].partition(" --")[0]
+
+
+def test_defaults_are_written_as_people_write_them() -> None:
+    names = ("listen", "default_timeout", "default_pids", "max_request_bytes", "cache_bytes")
+    assert [config.default_text(name) for name in names] == ["127.0.0.1:7020", "30m", "1024", "4m", "64m"]
+
+
+def test_help_is_there_where_the_environment_spoils_a_default() -> None:
+    helped = fastlane(None, "server", "--help", DOCKER_HOST="ssh://elsewhere")
+    assert (helped.returncode, helped.stderr) == (0, b"")
+    assert b"The Docker engine that runs the containers." in helped.stdout
+
+
+def test_run_promises_of_missing_output_only_that_it_is_told() -> None:
+    shown = " ".join(cli.run.get_help(click.Context(cli.run, info_name="run")).split())
+    assert "goes on by itself: no byte twice, and where some are missing it says so" in shown
 
 
 def test_the_module_and_the_installed_command_are_the_same() -> None:
