@@ -1,7 +1,7 @@
 """Between the words of the house and those of the wire: one pair of functions per noun, and nothing else."""
 
 from collections.abc import Callable, Mapping
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from typing import cast
 
 from google.protobuf import json_format
@@ -36,6 +36,7 @@ WaitingOf = Callable[[Execution], Waiting | None]
 _SOURCES = frozenset(map(int, Source))
 _PULL_POLICIES = frozenset(map(int, PullPolicy))
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_SPEC_BYTES = 2 << 20
 # Metadata is nested within an answer, and readers take at most 100 levels in all, of which each of these is three.
 _MAX_METADATA_DEPTH = 16
@@ -248,9 +249,9 @@ def totals(value: LogTotals) -> pb.LogTotals:
 def timestamp(value: datetime | None) -> Timestamp | None:
     if value is None:
         return None
-    message = Timestamp()
-    message.FromDatetime(value)
-    return message
+    # By hand: FromDatetime is Python too, and five times as slow; an answer has up to a dozen of these.
+    since = value - _EPOCH
+    return Timestamp(seconds=since.days * 86_400 + since.seconds, nanos=since.microseconds * 1_000)
 
 
 def duration(value: timedelta | None) -> Duration | None:
