@@ -56,12 +56,20 @@ def image(sdk: docker.DockerClient) -> Iterator[str]:
 @pytest.fixture(scope="session")
 def engine_tells_of_memory(sdk: docker.DockerClient, image: str) -> None:
     """Whether the engine here flags a kill for memory; one under cgroup v1 with a controller that is not mounted does not."""
+    # Some engines that do tell miss one now and then under load.
+    if not any(_tells_of_kill(sdk, image) for _ in range(3)):
+        missing = "this engine does not tell of kills for memory: mount every cgroup controller that the kernel has enabled"
+        if os.environ.get("CI"):
+            pytest.fail(missing)
+        pytest.skip(missing)
+
+
+def _tells_of_kill(sdk: docker.DockerClient, image: str) -> bool:
     container = sdk.containers.run(image, "tail /dev/zero", mem_limit="16m", memswap_limit="16m", detach=True)
     try:
         container.wait(timeout=30)
         container.reload()
-        if not container.attrs["State"]["OOMKilled"]:
-            pytest.skip("this engine does not tell of kills for memory: mount every cgroup controller that the kernel has enabled")
+        return bool(container.attrs["State"]["OOMKilled"])
     finally:
         container.remove(force=True)
 
