@@ -29,7 +29,7 @@ DRAIN_SECONDS = 5
 RETRY_SECONDS = 0.5
 # The engine hands a flood over in crumbs of some 5 KB. A pause of this length between two reads lets them gather: a tenth of the reads, and
 # of the processor time. What comes after a silence is read at once.
-GATHER_SECONDS = 0.001
+GATHER_SECONDS = 0.0004
 
 T = TypeVar("T")
 
