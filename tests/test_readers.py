@@ -60,6 +60,8 @@ def place_taken(client: Client, image: str) -> Iterator[None]:
     """What is put in meanwhile is queued."""
     job = sh(client, image, "sleep 60")
     try:
+        # A server serves before its engine has answered it for the first time.
+        Reader(client, job.execution.id).wait_for_state(pb.STATE_PREPARING)
         yield
     finally:
         client.stop(job.id, grace=0)
