@@ -20,7 +20,7 @@ from fastlane_grpc.logs import Logs, Tails
 from fastlane_grpc.model import Execution
 from fastlane_grpc.rpc import converters
 from fastlane_grpc.rpc.server import RpcServer
-from fastlane_grpc.runner import DockerRunner, Host, HostDown, Step
+from fastlane_grpc.runner import Captures, DockerRunner, Host, HostDown, Step
 from fastlane_grpc.service import Service
 from fastlane_grpc.store import Store
 
@@ -68,7 +68,14 @@ async def _serve(settings: Settings, ready: Callable[[int], None], step: Callabl
     store = _open_store(settings, committed, loop)
     logs = Logs(settings.data_dir / "logs")
     tails = _open_tails(logs, settings, loop)
-    host = Host("local", settings.engine, instance=store.instance)
+    captures = Captures(
+        settings.capture,
+        settings.data_dir,
+        instance=store.instance,
+        max_log_bytes=settings.max_log_bytes,
+        seen_as=settings.engine_data_dir,
+    )
+    host = Host("local", settings.engine, instance=store.instance, captures=captures)
     runner = DockerRunner(store, logs, host, default_timeout=settings.default_timeout, default_pids=settings.default_pids, step=step)
     dispatcher = Dispatcher(store, runner, host, max_running=settings.max_running)
     listeners += [dispatcher.news, tails.changed]

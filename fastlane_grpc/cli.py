@@ -165,7 +165,8 @@ class _Setting(click.Option):
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         record = super().get_help_record(ctx)
         try:
-            return record and (record[0], f"{record[1]}  [default: {config.default_text(self.name or '')}]")
+            default = config.default_text(self.name or "")
+            return record and (record[0], f"{record[1]}  [default: {default}]" if default else record[1])
         except config.ConfigError:
             return record
 

@@ -14,6 +14,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+from fastlane_grpc.model import CaptureMode
+
 DEFAULT_LISTEN = "127.0.0.1:7020"
 DEFAULT_ENGINE = "unix:///var/run/docker.sock"
 
@@ -72,6 +74,19 @@ def read_path(text: str) -> Path:
     return Path(text).expanduser().absolute()
 
 
+def read_capture(text: str) -> CaptureMode:
+    if text.lower() not in set(CaptureMode):
+        raise ValueError("has to be auto, recorder or attach")
+    return CaptureMode(text.lower())
+
+
+def read_log_bytes(text: str) -> int:
+    size = read_bytes(text)
+    if size < 1 << 20:
+        raise ValueError("must not be less than 1m")
+    return size
+
+
 # What to write for a value, by how it is read.
 _KINDS: Mapping[Callable[[str], object], str] = {
     read_count: "NUMBER",
@@ -81,6 +96,8 @@ _KINDS: Mapping[Callable[[str], object], str] = {
     read_address: "HOST:PORT",
     read_engine: "ADDRESS",
     read_path: "PATH",
+    read_capture: "WAY",
+    read_log_bytes: "BYTES",
 }
 
 
@@ -95,6 +112,9 @@ class Settings:
     data_dir: Path = setting(lambda: default_data_dir(os.environ), read_path, "where jobs and logs are kept; one server at a time")
     listen: str = setting(lambda: DEFAULT_LISTEN, read_address, "address to serve on; whoever reaches it can run containers")
     engine: str = setting(lambda: default_engine(os.environ), read_engine, "the Docker engine that runs the containers")
+    capture: CaptureMode = setting(lambda: CaptureMode.AUTO, read_capture, "recorder or attach; auto: recorder, where it works")
+    engine_data_dir: Path | None = setting(lambda: None, read_path, "the data directory as the engine's machine calls it; else found out")
+    max_log_bytes: int = setting(lambda: 1 << 30, read_log_bytes, "room for one execution's output; beyond it the middle is dropped")
     max_running: int = setting(lambda: 4 * (os.cpu_count() or 1), read_count, "containers at a time; by default four to a core")
     default_timeout: timedelta = setting(lambda: timedelta(minutes=30), read_duration, "time of a container whose job asks for none")
     max_timeout: timedelta = setting(lambda: timedelta(minutes=30), read_duration, "longest time a job may ask for")
@@ -124,9 +144,14 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | N
 
 
 def default_text(name: str) -> str:
-    """The default of a setting as it is now and here, written as the setting is. Raises ConfigError where the environment spoils it."""
+    """The default of a setting as it is now and here, written as the setting is; empty if it has none.
+
+    Raises ConfigError where the environment spoils it.
+    """
     [metadata] = [each.metadata for each in fields(Settings) if each.name == name]
     default = metadata["default"]()
+    if default is None:
+        return ""
     if isinstance(default, timedelta):
         return _counted(int(default.total_seconds()), (("h", 3600), ("m", 60), ("s", 1)))
     if metadata["kind"] == "BYTES":

@@ -27,7 +27,19 @@ class HostView(Protocol):
 
     @property
     def up(self) -> bool:
-        """Whether it answers."""
+        """Whether it takes executions."""
+
+    @property
+    def error(self) -> str:
+        """Why it takes none; empty if it does."""
+
+    @property
+    def capture(self) -> str:
+        """How the output of new executions is captured, `recorder` or `attach`; empty while that is not known."""
+
+    @property
+    def capture_reason(self) -> str:
+        """Why that is not the recorder; empty if it is."""
 
 
 class Dispatcher:
@@ -68,7 +80,12 @@ class Dispatcher:
     @property
     def host_error(self) -> str:
         """Why the host takes nothing; empty if it does."""
-        return "" if self._host.up else f"host {self._host.name!r} does not answer"
+        return self._host.error
+
+    @property
+    def capture(self) -> tuple[str, str]:
+        """How the output of new executions is captured on the host, and why not by recorder; both may be empty."""
+        return self._host.capture, self._host.capture_reason
 
     def news(self, executions: Sequence[Execution]) -> None:
         """Every change of every execution, in order, as the store announces them."""

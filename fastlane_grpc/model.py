@@ -5,7 +5,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from enum import Enum, IntEnum
+from enum import Enum, IntEnum, StrEnum
 
 
 class State(IntEnum):
@@ -65,6 +65,14 @@ class Cause(IntEnum):
     UNSPECIFIED = 0
     ENGINE = 3
     STORE = 4
+
+
+class CaptureMode(StrEnum):
+    """How the output of containers is to get into their records. AUTO: by the recorder where that works, else by attach."""
+
+    AUTO = "auto"
+    RECORDER = "recorder"
+    ATTACH = "attach"
 
 
 class PullPolicy(IntEnum):

@@ -19,9 +19,9 @@ import docker
 import pytest
 
 from fastlane_grpc.logs import Logs
-from fastlane_grpc.model import Assignment, Execution, JobSpec, Source, State
+from fastlane_grpc.model import Assignment, CaptureMode, Execution, JobSpec, Source, State
 from fastlane_grpc.record import Chunk, Gap, Position, RecordReader, Trailer
-from fastlane_grpc.runner import DockerRunner, Host, Leave, Orders, Step, StopOrder
+from fastlane_grpc.runner import Captures, DockerRunner, Host, Leave, Orders, Step, StopOrder
 from fastlane_grpc.runner.engine import Engine
 from fastlane_grpc.store import Store
 from tests.tools import tool
@@ -149,8 +149,9 @@ class Going:
 class House:
     """Store, logs, host and runner on one data directory, as a server has them, with the part of a dispatcher that passes on orders."""
 
-    def __init__(self, directory: Path, image: str, address: str, engine: str) -> None:
+    def __init__(self, directory: Path, image: str, address: str, engine: str, capture: CaptureMode) -> None:
         self.directory = directory
+        self.capture = capture
         self.image = image
         self.address = address
         self._engine = engine
@@ -166,7 +167,8 @@ class House:
         self.store = Store.open(self.directory, on_commit=self._committed, loop=self.loop)
         self.logs = Logs(self.directory / "logs")
         self.changed = threading.Condition()
-        self.host = Host("local", self.address, instance=self.store.instance, ping_seconds=1)
+        captures = Captures(self.capture, self.directory, instance=self.store.instance)
+        self.host = Host("local", self.address, instance=self.store.instance, captures=captures, ping_seconds=1)
         self.host.start(self._host_changed)
         self.wait_until(lambda: self.host.up)
         self.runner = DockerRunner(
@@ -314,10 +316,12 @@ def read_output(path: Path) -> Output:
 
 
 @contextmanager
-def opened(directory: Path, image: str, address: str = "", *, engine: str = "") -> Iterator[House]:
+def opened(
+    directory: Path, image: str, address: str = "", *, engine: str = "", capture: CaptureMode = CaptureMode.ATTACH
+) -> Iterator[House]:
     """A house over the engine at `address`, behind which is the one at `engine`, if that is another."""
     address = address or engine_address()
-    house = House(directory, image, address, engine or address)
+    house = House(directory, image, address, engine or address, capture)
     try:
         yield house
     finally:

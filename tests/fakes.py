@@ -17,6 +17,12 @@ class FakeHost:
 
     name: str = "here"
     up: bool = True
+    capture: str = "attach"
+    capture_reason: str = "it is a fake"
+
+    @property
+    def error(self) -> str:
+        return "" if self.up else f"host {self.name!r} does not answer"
 
 
 class FakeRunner:

@@ -37,6 +37,7 @@ class NoPlaces:
 
     running = 8
     host_error = ""
+    capture = ("recorder", "")
 
 
 class House:

@@ -36,6 +36,13 @@ WaitingOf = Callable[[Execution], Waiting | None]
 _SOURCES = frozenset(map(int, Source))
 _PULL_POLICIES = frozenset(map(int, PullPolicy))
 
+# By the names they have in the house; empty: not known yet.
+CAPTURES = {
+    "": pb.GetServerInfoResponse.CAPTURE_UNSPECIFIED,
+    "recorder": pb.GetServerInfoResponse.CAPTURE_RECORDER,
+    "attach": pb.GetServerInfoResponse.CAPTURE_ATTACH,
+}
+
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_SPEC_BYTES = 2 << 20
 # Metadata is nested within an answer, and readers take at most 100 levels in all, of which each of these is three.

@@ -58,6 +58,7 @@ class ServerServicer:
 
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
         settings = self._service.settings
+        capture, reason = self._service.capture
         return pb.GetServerInfoResponse(
             version=version("fastlane-grpc"),
             start_time=converters.timestamp(self._service.start_time),
@@ -65,5 +66,8 @@ class ServerServicer:
             max_running=settings.max_running,
             max_timeout=converters.duration(settings.max_timeout),
             default_timeout=converters.duration(settings.default_timeout),
+            max_log_bytes=settings.max_log_bytes,
             max_request_bytes=settings.max_request_bytes,
+            capture=converters.CAPTURES[capture],
+            capture_reason=reason,
         )

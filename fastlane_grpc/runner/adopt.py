@@ -1,9 +1,13 @@
 """Taking up executions that another server left, or this one when its engine went away: what is found decides, nothing is guessed."""
 
+from datetime import datetime
+
 import structlog
 
 from fastlane_grpc.errors import ExecutionNotFound
 from fastlane_grpc.model import Reason, utc_now
+from fastlane_grpc.runner.begin import begin
+from fastlane_grpc.runner.box import Fate
 from fastlane_grpc.runner.clock import boottime, left
 from fastlane_grpc.runner.engine import Container
 from fastlane_grpc.runner.host import Host
@@ -19,19 +23,31 @@ log = structlog.get_logger(__name__)
 def adopt(passage: Passage) -> None:
     """Goes on with an execution whose start may have been sent. It is never sent again. Raises EngineDown and Left."""
     trailer = passage.capture.trailer()
-    if trailer is not None:
-        passage.conclude(verdict_of(trailer))
+    verdict = verdict_of(trailer) if trailer else None
+    if verdict is not None:
+        passage.conclude(verdict)
         return
     container = passage.engine.inspect(passage.container_id)
-    if container is not None and _at_work(container):
+    # What the capture knows for certain decides. Of a container that runs it is not asked: it may be about to take its record.
+    fate = None if container is not None and container.alive else passage.capture.revoke()
+    if fate is Fate.NEVER_RAN:
+        _begin_anew(passage)
+        return
+    if fate is None and container is not None and _at_work(container):
         container = _answered(passage, container)
     passage.stop_signal = (container and container.stop_signal) or passage.stop_signal
     if passage.execution.stop:
         passage.told(passage.execution.stop)
-    if container is None:
+    if container is not None and container.alive:
+        _go_on(passage, container.start_time)
+    elif fate is Fate.RUNS:
+        passage.log.warning("a container runs that the engine does not know, or takes for over", container_id=passage.container_id)
+        passage.engine_lost_it = True
+        _go_on(passage, None)
+    elif fate is Fate.ENDED:
+        passage.end(None)
+    elif container is None:
         _lose(passage, Reason.CONTAINER_GONE, "the engine has no such container any more: nobody knows whether and how it ran")
-    elif container.alive:
-        _go_on(passage, container)
     elif container.start_time is not None:
         passage.capture.resume(None)
         passage.end(None)
@@ -78,11 +94,25 @@ def _same_life(passage: Passage) -> bool:
     return passage.execution.engine_life != "" and passage.engine.life() == passage.execution.engine_life
 
 
-def _go_on(passage: Passage, container: Container) -> None:
-    passage.log.info("execution taken up again", container_id=container.id)
-    passage.say("taken up again after a break; what was printed meanwhile may be missing")
+def _begin_anew(passage: Passage) -> None:
+    """Its command has not run, and now cannot: as if it had not been tried. In another container, as a start may still be on its way."""
+    passage.remove()
+    execution = passage.around.store.revoked(passage.execution.id).result()
+    if execution is None:
+        # Its start was answered and noted, and then the machine went down before the recorder had begun.
+        _lose(passage, Reason.START_UNKNOWN, "the machine went down while the container was being started")
+        return
+    passage.log.info("a container that had not begun is made anew")
+    passage.say("the container had not begun when the server or the engine went away; a new one is made")
+    passage.execution, passage.fenced, passage.container_id = execution, False, ""
+    begin(passage)
+
+
+def _go_on(passage: Passage, started: datetime | None) -> None:
+    passage.log.info("execution taken up again", container_id=passage.container_id)
+    passage.say("taken up again after a break")
     passage.follow_again()
-    start_time = passage.execution.times.start_time or container.start_time or utc_now()
+    start_time = passage.execution.times.start_time or started or utc_now()
     passage.time_runs(left(passage.timeout, since=start_time, now=utc_now()))
     passage.began(start_time)
 

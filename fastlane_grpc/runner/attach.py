@@ -11,15 +11,17 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import TypeVar
+from typing import Any
 
 import structlog
 
 from fastlane_grpc.model import Cause, Source
 from fastlane_grpc.record import RecordReader, RecordWriter, Sealed, Trailer
+from fastlane_grpc.runner.box import Fate
 from fastlane_grpc.runner.capture import End
-from fastlane_grpc.runner.engine import Engine
+from fastlane_grpc.runner.engine import Engine, Image
 from fastlane_grpc.runner.frames import Frames, Pieces
+from fastlane_grpc.runner.patience import insist
 from fastlane_grpc.runner.wire import Wire
 
 # A stream that ended sooner than this after the container was not cut short by the engine, which waits 2 s before it does that.
@@ -31,7 +33,7 @@ RETRY_SECONDS = 0.5
 # of the processor time. What comes after a silence is read at once.
 GATHER_SECONDS = 0.0004
 
-T = TypeVar("T")
+_UNSURE = "some output may be missing: it is not certain that the engine handed over all of it"
 
 log = structlog.get_logger(__name__)
 
@@ -40,6 +42,8 @@ class AttachCapture:
     """Implements Capture. `say` is given what the engine has to say about its own stream."""
 
     name = "attach"
+    kill_signal = "SIGKILL"
+    held = False
 
     def __init__(self, engine: Engine, path: Path, execution_id: str, *, say: Callable[[str], None]) -> None:
         self._engine = engine
@@ -51,6 +55,9 @@ class AttachCapture:
         self._whole = True  # no gap of unknown size so far
         self._gap_at: int | None = None  # bytes of the record when the last such gap was written
         self._first_byte_time: datetime | None = None
+
+    def equip(self, body: Mapping[str, Any], image: Image) -> Mapping[str, Any]:
+        return body
 
     @property
     def following(self) -> bool:
@@ -66,26 +73,40 @@ class AttachCapture:
         self._follow(container_id)
 
     def resume(self, container_id: str | None) -> None:
-        self._record = self._record or _insist(self._open_record)
+        self._record = self._record or insist(self._open_record)
         self._mark_gap(self._record)
         if container_id is not None:
+            self._say("what was printed during the break may be missing")
             self._follow(container_id)
+
+    def began(self) -> bool:
+        return True
+
+    def revoke(self) -> Fate | None:
+        return None
+
+    def signal(self, number: int) -> bool:
+        return False
 
     def give_up(self) -> None:
         if self._follower:
             self._follower.giving_up.set()
 
-    def drain(self, end: End | None) -> bool:
+    def drain(self, end: End | None) -> str:
         follower, self._follower = self._follower, None
         if follower is None or self._record is None:
-            return self._whole
+            return "" if self._whole else _UNSURE
         sure = follower.drain(end)
         for source, lost in follower.lost.items():
-            _insist(partial(self._record.gap, source, lost, Cause.STORE, time.time_ns()))
+            insist(partial(self._record.gap, source, lost, Cause.STORE, time.time_ns()))
         # Of an engine elsewhere it is never sure: its clock is not ours.
         if end is not None and not (sure and self._engine.local):
             self._mark_gap(self._record)
-        return self._whole and not follower.lost
+        if follower.lost:
+            return "some output could not be stored: " + ", ".join(
+                f"{lost} bytes of {name.name.lower()}" for name, lost in follower.lost.items()
+            )
+        return "" if self._whole else _UNSURE
 
     def seal(self, exit_code: int | None, facts: Mapping[str, object]) -> Trailer | None:
         try:
@@ -95,7 +116,7 @@ class AttachCapture:
             return None
         except Sealed:
             return self.trailer()
-        trailer = _insist(partial(self._record.seal, exit_code, facts, time.time_ns()))
+        trailer = insist(partial(self._record.seal, exit_code, facts, time.time_ns()))
         self._first_byte_time = self.first_byte_time
         self._record = None
         return trailer
@@ -139,7 +160,7 @@ class AttachCapture:
         if place == self._gap_at:
             return
         for source in (Source.STDOUT, Source.STDERR):
-            _insist(partial(record.gap, source, None, Cause.ENGINE, time.time_ns()))
+            insist(partial(record.gap, source, None, Cause.ENGINE, time.time_ns()))
         self._gap_at = place
 
 
@@ -231,13 +252,3 @@ class _Follower:
             stored = max(stored - len(data), 0)
             if lost:
                 self.lost[source] = self.lost.get(source, 0) + lost
-
-
-def _insist(write: Callable[[], T]) -> T:
-    """Writes until it is written: without this the record would be wrong, and its execution is not final before."""
-    while True:
-        try:
-            return write()
-        except OSError as error:
-            log.warning("a record cannot be written; trying again", error=str(error))
-            time.sleep(RETRY_SECONDS)

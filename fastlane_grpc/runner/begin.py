@@ -1,9 +1,13 @@
 """Beginning an execution: everything up to the one start that is ever sent, and that start."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from fastlane_grpc.model import PullPolicy, Reason, State, utc_now
+from fastlane_grpc.runner.box import Fate
 from fastlane_grpc.runner.clock import boottime
 from fastlane_grpc.runner.container import container_body
-from fastlane_grpc.runner.engine import EXECUTION_LABEL, INSTANCE_LABEL, PASSING, Container
+from fastlane_grpc.runner.engine import EXECUTION_LABEL, INSTANCE_LABEL, PASSING, Container, Image
 from fastlane_grpc.runner.image import Pull, Refused, RegistryFails
 from fastlane_grpc.runner.orders import PullEnded
 from fastlane_grpc.runner.passage import Left, Passage, Step, ToldToStop
@@ -38,10 +42,11 @@ def _prepare(passage: Passage) -> None:
         left_over = _left_over(passage)
         passage.container_id = left_over.id if left_over else ""
         raise ToldToStop(passage.execution.stop)
-    image_digest = _image(passage)
+    image = _image(passage)
     pull_time = utc_now()
     passage.reached(Step.PULLED)
-    passage.container_id = _create(passage)
+    passage.choose_capture(image)
+    passage.container_id = _create(passage, image)
     container_time = utc_now()
     passage.reached(Step.CREATED)
     _open_capture(passage)
@@ -53,7 +58,7 @@ def _prepare(passage: Passage) -> None:
         container_id=passage.container_id,
         capture=passage.capture.name,
         engine_life=passage.engine_life,
-        image_digest=image_digest,
+        image_digest=image.digest,
         pull_time=pull_time,
         container_time=container_time,
     ).result()
@@ -68,8 +73,8 @@ def _prepare(passage: Passage) -> None:
 # -- image
 
 
-def _image(passage: Passage) -> str:
-    """The digest of the image, which is on the host when this returns, by the job's pull policy."""
+def _image(passage: Passage) -> Image:
+    """The image, which is on the host when this returns, by the job's pull policy."""
     name, policy = passage.spec.image, passage.spec.pull_policy
     image = None if policy is PullPolicy.ALWAYS else _present(passage)
     if image is None:
@@ -82,11 +87,11 @@ def _image(passage: Passage) -> str:
         image = _present(passage)
         if image is None:
             raise Refused(Reason.IMAGE_NOT_FOUND, f"{name} was pulled, and is not there all the same: somebody removes images")
-        passage.say(f"pulled {name}: {image}")
+        passage.say(f"pulled {name}: {image.digest}")
     return image
 
 
-def _present(passage: Passage) -> str | None:
+def _present(passage: Passage) -> Image | None:
     try:
         return passage.engine.image(passage.spec.image)
     except EngineRefuses as refusal:
@@ -126,21 +131,33 @@ def _pull_once(passage: Passage) -> Exception | None:
 # -- container
 
 
-def _create(passage: Passage) -> str:
+def _create(passage: Passage, image: Image) -> str:
     try:
         body = container_body(passage.assignment, instance=passage.around.host.instance, default_pids=passage.around.default_pids)
     except ValueError as error:
         raise Refused(Reason.REFUSED_BY_ENGINE, f"the command is none: {error}") from error
     patience = Patience()
     while True:
+        # Anew for each try: what a container that is removed was equipped with is of no use to the next one.
+        equipped = _equipped(passage, body, image)
         try:
-            return passage.engine.create(passage.execution.container_name, body)
+            return passage.engine.create(passage.execution.container_name, equipped)
         except EngineRefuses as refusal:
             _make_way(passage, refusal)
             pause = patience.pause()
             if pause is None:
                 raise _refused(refusal) from refusal
             passage.pause(pause)
+
+
+def _equipped(passage: Passage, body: Mapping[str, Any], image: Image) -> Mapping[str, Any]:
+    while True:
+        try:
+            return passage.capture.equip(body, image)
+        except FileExistsError as error:
+            raise Unsettled("this execution has output already, though this server did not start it") from error
+        except OSError as error:
+            _no_room(passage, error)
 
 
 def _make_way(passage: Passage, refusal: EngineRefuses) -> None:
@@ -163,7 +180,7 @@ def _clear_name(passage: Passage) -> None:
     container = _left_over(passage)
     if container is None:
         return
-    if container.alive or container.start_time is not None:
+    if (container.alive or container.start_time is not None) and passage.capture.revoke() is not Fate.NEVER_RAN:
         passage.container_id = container.id
         raise Unsettled("a container of this execution has run already, though this server did not start it")
     # One that runs after all is not removed without force, and is met again.
@@ -194,11 +211,15 @@ def _open_capture(passage: Passage) -> None:
         except EngineRefuses as refusal:
             raise Refused(Reason.REFUSED_BY_ENGINE, f"the engine does not hand over the container's output: {refusal.message}") from refusal
         except OSError as error:
-            # No room for the record. Without one nothing is started.
-            passage.log.warning("the record cannot be made; trying again", error=str(error))
-            passage.pause(1.0)
+            _no_room(passage, error)
         else:
             return
+
+
+def _no_room(passage: Passage, error: OSError) -> None:
+    """For the record. Without one nothing is started."""
+    passage.log.warning("the record cannot be made; trying again", error=str(error))
+    passage.pause(1.0)
 
 
 def _start(passage: Passage) -> None:
@@ -206,8 +227,8 @@ def _start(passage: Passage) -> None:
         # The one place where a start is sent. If its answer is lost, what became of it is found out, and it is not sent again.
         passage.engine.start(passage.container_id)
     except EngineRefuses as refusal:
-        container = passage.engine.inspect(passage.container_id)
-        if container is None or container.start_time is None:
+        container, fate = passage.engine.inspect(passage.container_id), passage.capture.revoke()
+        if fate is Fate.NEVER_RAN or (fate is None and (container is None or container.start_time is None)):
             passage.conclude(not_started(refusal.message, container.exit_code if container else 0, passage.stopping))
             return
     passage.time_runs(passage.timeout.total_seconds())

@@ -3,9 +3,11 @@
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Protocol
+from typing import Any, Protocol
 
 from fastlane_grpc.record import Trailer
+from fastlane_grpc.runner.box import Fate
+from fastlane_grpc.runner.engine import Image
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,19 +25,37 @@ class Capture(Protocol):
     """Captures one execution. Used by one thread; what reads along in the background is its own affair.
 
     A record is exact, or has a gap where it is not; `seal` is only reached through `drain`, which settles which of the two.
-    Only `open` and `resume` fail, with EngineDown or EngineRefuses, `open` also with OSError (no room for the record); both may then be
-    called again.
+    Only `equip`, `open` and `resume` fail: with EngineDown or EngineRefuses, the first two also with OSError (no room for the record). They
+    may then be called again.
     """
 
     # Kept with the execution before its start: who takes it up again must capture it in the same way.
     name: str
+    # The signal by which a container is killed that did not end when it was asked to. SIGKILL is always there as the last resort.
+    kill_signal: str
+
+    def equip(self, body: Mapping[str, Any], image: Image) -> Mapping[str, Any]:
+        """Before the container is made: what the engine is to be asked for. Raises Refused if it cannot be captured like this."""
+
+    def open(self, container_id: str) -> None:
+        """Before the start. When it returns, everything that the container prints from its start on is followed."""
+
+    def began(self) -> bool:
+        """After the start, again and again until it is True: everything that was needed for the start only is put away."""
 
     @property
     def following(self) -> bool:
         """Whether what the container prints is on its way into the record."""
 
-    def open(self, container_id: str) -> None:
-        """Before the start. When it returns, everything that the container prints from its start on is followed."""
+    @property
+    def held(self) -> bool:
+        """Whether it is certain, whatever the engine says, that the container's main process is there."""
+
+    def revoke(self) -> Fate | None:
+        """What became of the command; one that has not run by now never will. None: this way of capture cannot tell."""
+
+    def signal(self, number: int) -> bool:
+        """Sends a signal to a container that the engine does not know of any more. False: there is no way to it."""
 
     def resume(self, container_id: str | None) -> None:
         """After a break in which the container may have printed. What it printed then is a gap, unless the way of capture spans the break.
@@ -44,8 +64,9 @@ class Capture(Protocol):
     def give_up(self) -> None:
         """The container is being killed: what cannot be stored is counted as lost. Until then a full disk holds the container up."""
 
-    def drain(self, end: End | None) -> bool:
-        """Waits for the last bytes; True if every byte is in the record. None: the container never ran, there is nothing to wait for."""
+    def drain(self, end: End | None) -> str:
+        """Waits for the last bytes; says what may be missing, empty if every byte is in the record. None: the container never ran, there is
+        nothing to wait for."""
 
     def seal(self, exit_code: int | None, facts: Mapping[str, object]) -> Trailer | None:
         """Ends the record, on disk when it returns. One that has its trailer keeps it. None: there is no record, as nothing came so far."""

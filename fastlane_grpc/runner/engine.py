@@ -51,6 +51,25 @@ class Container:
         return self.status in {"exited", "dead", "removing"} and self.start_time is not None
 
 
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image on the engine. `architecture` is as Docker calls it ("amd64"); what the image does not say is empty."""
+
+    digest: str
+    architecture: str
+    entrypoint: Sequence[str]
+    command: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """What an engine says of itself. `id` is its own for as long as its data directory lasts."""
+
+    id: str
+    version: str
+    architecture: str
+
+
 class Engine:
     """One Docker engine, at `unix:///path` or `tcp://host:port`. Every method may be called from any thread."""
 
@@ -75,16 +94,33 @@ class Engine:
         note = Path(self.address.removeprefix("unix://")).with_suffix(".pid")
         return _life_of(process) or _life_of(_number_in(note))
 
+    def info(self) -> Info:
+        versions, info = self._asked("GET", "/version"), self._asked("GET", "/info")
+        return Info(str(info.get("ID", "")), str(versions.get("Version", "")), str(versions.get("Arch", "")))
+
     def forget(self) -> None:
         """The engine went away. The one that comes may be of another version."""
         self._version = ""
 
     # -- images
 
-    def image(self, name: str) -> str | None:
-        """The digest of an image; None if the engine does not have it."""
+    def image(self, name: str) -> Image | None:
+        """None: the engine does not have it."""
         answer = self._found("GET", f"/images/{quote(name, safe='/:@')}/json")
-        return answer and str(answer["Id"])
+        return answer and _image(answer)
+
+    def make_image(self, name: str, tar: bytes) -> None:
+        """An image with these files and nothing else."""
+        repository, _, tag = name.partition(":")
+        query = urlencode({"fromSrc": "-", "repo": repository, "tag": tag})
+        headers = {"Content-Type": "application/x-tar"}
+        lines = self._wire("POST", f"/images/create?{query}", headers=headers, body=tar, answer_seconds=self._answer_seconds).whole()
+        if b'"error"' in lines:
+            raise EngineRefuses(500, lines.decode("utf-8", "replace"))
+
+    def remove_image(self, name: str) -> None:
+        """One that is not there is removed."""
+        self._found("DELETE", f"/images/{quote(name, safe='/:@')}?{urlencode({'force': 1})}")
 
     def pull(self, repository: str, tag: str, registry_auth: str, *, silence_seconds: float) -> Wire:
         """The pull's progress, as lines of JSON. Cutting it ends the pull. After so long a silence reading it raises TimeoutError."""
@@ -109,6 +145,16 @@ class Engine:
         """None: there is no such container. Waits for the container's lock, which another call may hold."""
         answer = self._found("GET", f"/containers/{name}/json")
         return answer and _container(answer)
+
+    def mounts(self, container_id: str) -> Mapping[Path, Path] | None:
+        """What is mounted into a container: from where it is inside to where it is on the engine's machine. None: no such container."""
+        answer = self._found("GET", f"/containers/{container_id}/json")
+        return answer and {Path(each["Destination"]): Path(each["Source"]) for each in answer["Mounts"] if each.get("Source")}
+
+    def labelled(self, label: str, value: str) -> Sequence[str]:
+        """The ids of all containers with this label. Takes no container's lock."""
+        filters = json.dumps({"label": [f"{label}={value}"]})
+        return [each["Id"] for each in self._asked("GET", f"/containers/json?{urlencode({'all': 1, 'filters': filters})}")]
 
     def containers(self, instance: str) -> Mapping[str, str]:
         """All containers that this instance made, by id, with the execution each is for. Takes no container's lock."""
@@ -186,6 +232,11 @@ def _container(answer: Mapping[str, Any]) -> Container:
         start_time=engine_time(state.get("StartedAt", "")),
         end_time=engine_time(state.get("FinishedAt", "")),
     )
+
+
+def _image(answer: Mapping[str, Any]) -> Image:
+    config = answer.get("Config") or {}
+    return Image(str(answer["Id"]), str(answer.get("Architecture", "")), config.get("Entrypoint") or (), config.get("Cmd") or ())
 
 
 def _life_of(process: int) -> str:

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import structlog
 
 from fastlane_grpc.model import container_name
+from fastlane_grpc.runner.captures import Captures
 from fastlane_grpc.runner.clock import boottime
 from fastlane_grpc.runner.engine import EXECUTION_LABEL, INSTANCE_LABEL, Engine
 from fastlane_grpc.runner.orders import Began, Died, EngineBack, EngineGone, Order, Orders
@@ -32,11 +33,12 @@ log = structlog.get_logger(__name__)
 
 
 class Host:
-    """The engine at `address` (`unix:///path` or `tcp://host:port`). `up` says whether it answers."""
+    """The engine at `address` (`unix:///path` or `tcp://host:port`). `up` says whether it answers, and containers can be captured."""
 
-    def __init__(self, name: str, address: str, *, instance: str, ping_seconds: float = PING_SECONDS) -> None:
+    def __init__(self, name: str, address: str, *, instance: str, captures: Captures, ping_seconds: float = PING_SECONDS) -> None:
         self.name = name
         self.instance = instance
+        self.captures = captures
         self.up = False
         self.engine = Engine(address)
         self._ping_seconds = ping_seconds
@@ -100,7 +102,7 @@ class Host:
         heard_since = boottime()
         wire.patience(self._ping_seconds)
         self._tell_all(EngineBack())
-        self._set_up(True)
+        self._settle()
         while True:
             try:
                 for line in wire.lines():
@@ -138,8 +140,39 @@ class Host:
             self._set_up(False)
         else:
             # An engine that is going down may answer still, while nobody hears its events any more.
-            if self._wire is not None:
+            if self._wire is not None and self.captures.in_use:
                 self._set_up(True)
+            elif self._wire is not None:
+                self._settle()
+
+    def _settle(self) -> None:
+        """An engine that answers is up once it is known how its containers are captured."""
+        try:
+            self.captures.settle(self.engine)
+        except EngineDown as error:
+            log.info("host does not answer", host=self.name, error=str(error))
+            self._set_up(False)
+        else:
+            self._set_up(self.captures.in_use != "")
+
+    @property
+    def capture(self) -> str:
+        """How the output of new executions is captured; empty while that is not known."""
+        return self.captures.in_use
+
+    @property
+    def capture_reason(self) -> str:
+        """Why that is not the recorder; empty if it is, or while it is not known."""
+        return self.captures.reason
+
+    @property
+    def error(self) -> str:
+        """Why it takes nothing; empty if it does."""
+        if self.up:
+            return ""
+        if self.captures.reason and not self.captures.in_use:
+            return f"host {self.name!r} takes nothing, as capture = recorder is set and the recorder does not work: {self.captures.reason}"
+        return f"host {self.name!r} does not answer"
 
     def _set_up(self, up: bool) -> None:
         with self._lock:

@@ -13,20 +13,24 @@ import structlog
 
 from fastlane_grpc.logs import Logs
 from fastlane_grpc.model import Assignment, State, Stop, StopCause, utc_now
-from fastlane_grpc.runner.attach import AttachCapture
+from fastlane_grpc.runner.box import Fate
 from fastlane_grpc.runner.capture import Capture, End
 from fastlane_grpc.runner.clock import boottime
-from fastlane_grpc.runner.engine import Container
+from fastlane_grpc.runner.engine import Container, Image
 from fastlane_grpc.runner.host import Host
 from fastlane_grpc.runner.orders import Began, Died, EngineBack, EngineGone, Leave, Order, Orders, StopOrder
-from fastlane_grpc.runner.stopping import KILL, Stopping
-from fastlane_grpc.runner.verdict import DOUBTFUL_CODES, Verdict, ended
+from fastlane_grpc.runner.stopping import KILL, Stopping, signal_number
+from fastlane_grpc.runner.verdict import DOUBTFUL_CODES, Verdict, ended, ended_by_itself, not_begun
 from fastlane_grpc.runner.wire import EngineDown, EngineRefuses
 from fastlane_grpc.store import Store
 
 # An end that the engine ought to have told of by now is looked for.
 LOOK_SECONDS = 10.0
 LOOKS = 4
+# What the start needed, and only the start, is put away as soon as it can be, which is looked for so often.
+PUT_AWAY_SECONDS = 0.1
+# A container that the engine says is over, while its main process is there for certain, is looked at so often.
+HELD_SECONDS = 0.5
 # Clocks that stand still while the machine sleeps time the waits: so often the one that goes on is looked at.
 LONGEST_WAIT_SECONDS = 60.0
 # A timeout is carried out even if the store has no room to say so.
@@ -87,9 +91,9 @@ class Passage:
         self.spec = assignment.spec
         self.engine = surroundings.host.engine
         self.timeout = surroundings.default_timeout if assignment.spec.timeout is None else assignment.spec.timeout
-        self.capture: Capture = AttachCapture(
-            self.engine, surroundings.logs.output_path(self.execution.id), self.execution.id, say=self.say
-        )
+        self.directory = surroundings.logs.path(self.execution.id)
+        # Of one that is new only known with its image.
+        self.capture: Capture = surroundings.host.captures.of_begun(self.engine, self.directory, self.execution, self.say)
         self.fenced = self.execution.starting
         self.container_id = self.execution.container_id
         self.engine_life = self.execution.engine_life
@@ -100,6 +104,9 @@ class Passage:
         self._put_off: deque[Order] = deque()
         self._deadline = float("inf")
         self._look_at = float("inf")
+        self._put_away_at = 0.0
+        # The engine takes a container for over, or knows of none, whose main process is there: only its capture tells of its end.
+        self.engine_lost_it = False
         self.log = log.bind(execution_id=self.execution.id, job_id=self.execution.job_id, host=surroundings.host.name)
 
     # -- what is told on the way
@@ -174,6 +181,10 @@ class Passage:
         self.stopping = Stopping.begin(stop, self.stop_signal, boottime())
         self.say(f"told to stop {self.stopping.cause}")
 
+    def choose_capture(self, image: Image) -> None:
+        """Of one that is new, or begins anew."""
+        self.capture = self.around.host.captures.of_new(self.engine, self.directory, self.execution.id, image, self.say)
+
     def follow_again(self) -> None:
         """After a break. A paused container refuses; it prints nothing, and is followed when it goes on."""
         self.watch()
@@ -185,9 +196,16 @@ class Passage:
     def until_end(self) -> Died | None:
         """Keeps the time and carries out orders until the container ends. None: it did, and the engine did not tell how."""
         while True:
+            self._put_away()
             order = self.next_order(self._next_time() - boottime())
             if isinstance(order, Died):
-                return order
+                if not self.capture.held:
+                    return order
+                # The engine was killed and came back with a wrong idea of it. Its process goes on, and so does its output.
+                self.log.warning("the engine says that a container is over whose main process is there")
+                self.engine_lost_it = True
+            if self.engine_lost_it:
+                self._look_at = min(self._look_at, boottime() + HELD_SECONDS)
             if isinstance(order, StopOrder):
                 self.told(order.stop)
             elif isinstance(order, Began) and not self.capture.following:
@@ -202,7 +220,11 @@ class Passage:
 
     def _next_time(self) -> float:
         due = self.stopping.next_time if self.stopping else self._deadline
-        return min(due, self._look_at)
+        return min(due, self._look_at, self._put_away_at)
+
+    def _put_away(self) -> None:
+        if boottime() >= self._put_away_at:
+            self._put_away_at = float("inf") if self.capture.began() else boottime() + PUT_AWAY_SECONDS
 
     def _time_out(self) -> None:
         self._deadline = float("inf")
@@ -226,25 +248,33 @@ class Passage:
         if name == KILL:
             # First, as the engine carries out a kill only when somebody takes what the container has printed.
             self.capture.give_up()
+        # Asked first to end in a way that keeps all output; if that does not help, in the way that always does.
+        number = self.capture.kill_signal if name == KILL and self.stopping.sent != KILL else name
         try:
-            self.engine.kill(self.container_id, name)
+            self.engine.kill(self.container_id, number)
         except EngineDown as error:
             # Perhaps it hangs only. If it is gone we are told so.
             self.log.warning("a signal was not sent", signal=name, error=str(error))
             self.stopping = self.stopping.could_not_send(boottime())
         except EngineRefuses as refusal:
-            self._not_sent(name, refusal)
+            self._not_sent(name, number, refusal)
         else:
-            self.say(f"sent {name}")
-            self.log.info("signal sent", signal=name)
-            self.stopping = self.stopping.did_send(name, boottime())
-            if name == KILL:
-                self._look_at = boottime() + LOOK_SECONDS
+            self._sent(name)
 
-    def _not_sent(self, name: str, refusal: EngineRefuses) -> None:
+    def _sent(self, name: str) -> None:
+        assert self.stopping is not None
+        self.say(f"sent {name}")
+        self.log.info("signal sent", signal=name)
+        self.stopping = self.stopping.did_send(name, boottime())
+        if name == KILL:
+            self._look_at = min(self._look_at, boottime() + LOOK_SECONDS)
+
+    def _not_sent(self, name: str, number: str, refusal: EngineRefuses) -> None:
         assert self.stopping is not None
         self.log.info("a signal was refused", signal=name, refusal=refusal.message)
-        if refusal.status in {404, 409}:
+        if refusal.status in {404, 409} and self.capture.held and self.capture.signal(signal_number(number)):
+            self._sent(name)
+        elif refusal.status in {404, 409}:
             # It does not run any more: its end is on the way to us.
             self._look_at = min(self._look_at, boottime() + LOOK_SECONDS)
             self.stopping = self.stopping.could_not_send(boottime() + LOOK_SECONDS)
@@ -256,12 +286,16 @@ class Passage:
 
     def _alive(self) -> bool:
         self._look_at = float("inf") if self.stopping is None else boottime() + LOOK_SECONDS
+        if self.capture.held:
+            return True
         try:
             container = self.engine.inspect(self.container_id)
         except (EngineDown, EngineRefuses) as error:
             self.log.warning("container not inspected; looking again", error=str(error))
             self._look_at = boottime() + LOOK_SECONDS
             return True
+        if self.engine_lost_it:
+            return container is not None and container.alive
         # What the engine is about to start is not alive yet, and has not ended either.
         return container is not None and not container.ended
 
@@ -270,10 +304,23 @@ class Passage:
     def end(self, died: Died | None) -> None:
         """Of a container that ran: what the engine says of it now, and all that follows."""
         container = self._look()
+        if self.capture.revoke() is Fate.NEVER_RAN:
+            self.conclude(not_begun(container.exit_code if container else None, self.stopping))
+            return
+        witnessed = died is not None and died.heard_since <= self.watched_since
+        missing = self.capture.drain(End(_end_time(container, died), witnessed))
+        self.reached(Step.DRAINED)
+        self._settle(self._verdict(container, died), missing)
+
+    def _verdict(self, container: Container | None, died: Died | None) -> Verdict:
+        witness = self.capture.trailer()
+        if witness is not None:
+            # PID 1 itself says how its command ended: whatever the engine saw of it, or made up after it was killed, is second to that.
+            return ended_by_itself(witness, container, self.spec, self.stopping, timeout=self.timeout)
         told_code = died.exit_code if died else None
         # Of one that runs, as somebody restarted it, the engine says 0.
         exit_code = container.exit_code if container and container.ended else told_code
-        verdict = ended(
+        return ended(
             exit_code,
             container,
             self.spec,
@@ -281,7 +328,6 @@ class Passage:
             timeout=self.timeout,
             engine_restarted=exit_code in DOUBTFUL_CODES and self._engine_restarted(),
         )
-        self.conclude(verdict, End(_end_time(container, died), died is not None and died.heard_since <= self.watched_since))
 
     def _look(self) -> Container | None:
         """An engine that hangs for a while, and does not go away, is asked again: to be taken up again would cost the log a gap."""
@@ -294,13 +340,16 @@ class Passage:
         return self.engine.inspect(self.container_id)
 
     def conclude(self, verdict: Verdict, end: End | None = None) -> None:
-        """The end in its order: record, fastlane's lines, outcome, container. `end` is None for one that did not run."""
-        complete = self.capture.drain(end)
+        """The end of one that did not run, or of which nobody knows, in its order: record, fastlane's lines, outcome, container."""
+        missing = self.capture.drain(end)
         self.reached(Step.DRAINED)
+        self._settle(verdict, missing if end else "")
+
+    def _settle(self, verdict: Verdict, missing: str) -> None:
         trailer = self.capture.seal(verdict.outcome.exit_code, verdict.facts())
         self.reached(Step.SEALED)
-        if end and not complete:
-            self.say("some output may be missing: it is not certain that the engine handed over all of it")
+        if missing:
+            self.say(missing)
         self.say(f"{verdict.state.name.lower().replace('_', ' ')}: {verdict.outcome.detail or 'exited with 0'}")
         totals = (*(trailer.totals if trailer else ()), *self.around.logs.seal_system(self.execution.id))
         self.around.store.finish(
@@ -316,7 +365,7 @@ class Passage:
         self.reached(Step.FINISHED)
         outcome = verdict.outcome
         self.log.info(
-            "execution ended", state=verdict.state.name, reason=outcome.reason.name, exit_code=outcome.exit_code, complete=complete
+            "execution ended", state=verdict.state.name, reason=outcome.reason.name, exit_code=outcome.exit_code, complete=not missing
         )
         self.remove()
         self.reached(Step.REMOVED)

@@ -1,9 +1,20 @@
-"""Trying again what may pass by itself: at once, then with growing pauses, for about a minute."""
+"""Trying again what may pass by itself: at once, then with growing pauses, for about a minute; or, where it has to be, until it is done."""
+
+import time
+from collections.abc import Callable
+from typing import TypeVar
+
+import structlog
 
 from fastlane_grpc.runner.clock import boottime
 
 FIRST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 8.0
+RETRY_SECONDS = 0.5
+
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
 
 
 class Patience:
@@ -19,3 +30,16 @@ class Patience:
             return None
         pause, self._pause = self._pause, min(self._pause * 2, LONGEST_PAUSE_SECONDS)
         return pause
+
+
+def insist(write: Callable[[], T]) -> T:
+    """Writes to a record until it is written: without this it would be wrong, and its execution is not final before. One that is not there
+    is no matter of time: raises FileNotFoundError."""
+    while True:
+        try:
+            return write()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            log.warning("a record cannot be written; trying again", error=str(error))
+            time.sleep(RETRY_SECONDS)

@@ -69,5 +69,12 @@ def signal_name(text: str) -> str:
     return text.upper() if text.upper().startswith("SIG") else f"SIG{text.upper()}"
 
 
+def signal_number(text: str) -> int:
+    """A signal, given as a number or a name with or without SIG, by its number; that of SIGTERM if there is none of this name."""
+    if text.isdigit():
+        return int(text)
+    return getattr(signal.Signals, signal_name(text), signal.SIGTERM).value
+
+
 def _grace_left(stop: Stop) -> float:
     return left(stop.grace, since=stop.time, now=utc_now())

@@ -1,9 +1,11 @@
 """What an end means: the state and the outcome that follow from what the engine told and from what was ordered. Pure."""
 
+import errno
+import os
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
-from datetime import datetime, timedelta
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
 from signal import Signals
 from typing import Any, Final
 
@@ -41,9 +43,11 @@ class Verdict:
         }
 
 
-def verdict_of(trailer: Trailer) -> Verdict:
-    """The verdict that a record was sealed with."""
+def verdict_of(trailer: Trailer) -> Verdict | None:
+    """The verdict that a record was sealed with; None if it was not sealed by us, but by the container's recorder."""
     facts: Mapping[str, Any] = trailer.facts
+    if "state" not in facts:
+        return None
     outcome = Outcome(
         reason=Reason(facts["reason"]),
         detail=facts["detail"],
@@ -72,6 +76,38 @@ def ended(
     state, reason, detail = _judged(exit_code, out_of_memory, spec, stopping, timeout=timeout, engine_restarted=engine_restarted)
     outcome = Outcome(reason, _short(detail), exit_code, out_of_memory, stopping.sent if stopping else "")
     return Verdict(state, outcome, start_time, exit_time)
+
+
+def ended_by_itself(
+    trailer: Trailer, container: Container | None, spec: JobSpec, stopping: Stopping | None, *, timeout: timedelta
+) -> Verdict:
+    """Of a container whose recorder says how it ended. `container` is None if it was removed before it could be looked at."""
+    facts: Mapping[str, Any] = trailer.facts
+    if error := facts.get("exec_error"):
+        return not_executed(error, stopping)
+    verdict = ended(trailer.exit_code, container, spec, stopping, timeout=timeout, engine_restarted=False)
+    # An engine that was killed has lost its times, or put in that of its own return.
+    exit_time = _nanos(facts.get("end_time_ns")) or verdict.exit_time
+    start_time = verdict.start_time or _nanos(facts.get("start_time_ns"))
+    return replace(verdict, exit_time=exit_time, start_time=min(start_time, exit_time) if start_time and exit_time else start_time)
+
+
+def not_executed(error: int, stopping: Stopping | None) -> Verdict:
+    """Of a container whose recorder was told by the kernel that it cannot execute the command."""
+    said = os.strerror(error)
+    if stopping:
+        return _settled(State.STOPPED, Reason.UNSPECIFIED, f"told to stop {stopping.cause}; its command could not be executed: {said}")
+    if error in {errno.ENOENT, errno.ENOTDIR}:
+        return failed(Reason.COMMAND_NOT_FOUND, f"the image has no such command: {said}")
+    return failed(Reason.COMMAND_NOT_EXECUTABLE, f"the command cannot be executed: {said}")
+
+
+def not_begun(exit_code: int | None, stopping: Stopping | None) -> Verdict:
+    """Of a container that was started, and whose recorder ended before it ran the command."""
+    if stopping:
+        return stopped_before_start(stopping)
+    said = "" if exit_code is None else f" (it exited with {exit_code})"
+    return failed(Reason.REFUSED_BY_ENGINE, f"the container was started, and could not begin to record, so its command was not run{said}")
 
 
 def not_started(error: str, exit_code: int, stopping: Stopping | None) -> Verdict:
@@ -153,3 +189,7 @@ def _short(detail: str) -> str:
 
 def _time(text: str | None) -> datetime | None:
     return datetime.fromisoformat(text) if text else None
+
+
+def _nanos(nanoseconds: int | None) -> datetime | None:
+    return datetime.fromtimestamp(nanoseconds / 1e9, UTC) if nanoseconds else None

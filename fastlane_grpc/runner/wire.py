@@ -130,7 +130,7 @@ class Wire:
         version = "1.0"
         headers |= {"Host": "docker", "User-Agent": "fastlane"}
         if method == "POST":
-            headers |= {"Content-Type": "application/json", "Content-Length": str(len(body))}
+            headers = {"Content-Type": "application/json", "Content-Length": str(len(body)), **headers}
         if upgrade:
             version = "1.1"
             headers |= {"Connection": "Upgrade", "Upgrade": "tcp"}

@@ -40,6 +40,10 @@ class Places(Protocol):
     def host_error(self) -> str:
         """Why the host takes nothing; empty if it does."""
 
+    @property
+    def capture(self) -> tuple[str, str]:
+        """How output is captured on the host, `recorder` or `attach`, and why not by recorder; both may be empty."""
+
 
 class Service:
     """Every use case, once. Lives on the loop."""
@@ -114,6 +118,11 @@ class Service:
             return Waiting(WaitReason.HOST_DOWN, error, execution.state_time)
         taken, places = self._places.running, self.settings.max_running
         return Waiting(WaitReason.NO_FREE_PLACE, f"{taken} of {places} places taken", execution.state_time)
+
+    @property
+    def capture(self) -> tuple[str, str]:
+        """How the output of new executions is captured, and why not by recorder; both may be empty."""
+        return self._places.capture
 
     def _check_serving(self) -> None:
         if self._stopping:

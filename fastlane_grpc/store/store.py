@@ -243,6 +243,24 @@ class Store:
 
         return self._writer.write_until_stored(work)
 
+    def revoked(self, execution_id: str) -> Pending[Execution | None]:
+        """The start that may have been sent can have no effect any more: as before the fence. None: it has started, or is final."""
+
+        def work(db: Connection) -> Written[Execution | None]:
+            return _written(
+                _update(
+                    db,
+                    f"""
+                    UPDATE executions
+                    SET starting = 0, container_id = '', capture = '', engine_life = '', pull_time = NULL, container_time = NULL
+                    WHERE execution_id = :execution_id AND state IN ({State.PREPARING}, {State.STOPPING}) AND start_time IS NULL
+                    """,
+                    execution_id=execution_id,
+                )
+            )
+
+        return self._writer.write_until_stored(work)
+
     def finish(
         self,
         execution_id: str,

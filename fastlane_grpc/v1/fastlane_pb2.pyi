@@ -999,7 +999,7 @@ class LogGap(_message.Message):
         CAUSE_UNSPECIFIED: LogGap._Cause.ValueType  # 0
         """Another cause."""
         CAUSE_ENGINE: LogGap._Cause.ValueType  # 3
-        """The engine lost them before fastlane had them."""
+        """Lost before they were stored: by the engine, or with the container's recorder when that was killed."""
         CAUSE_STORE: LogGap._Cause.ValueType  # 4
         """fastlane's own store is damaged here, or had no room."""
 
@@ -1009,7 +1009,7 @@ class LogGap(_message.Message):
     CAUSE_UNSPECIFIED: LogGap.Cause.ValueType  # 0
     """Another cause."""
     CAUSE_ENGINE: LogGap.Cause.ValueType  # 3
-    """The engine lost them before fastlane had them."""
+    """Lost before they were stored: by the engine, or with the container's recorder when that was killed."""
     CAUSE_STORE: LogGap.Cause.ValueType  # 4
     """fastlane's own store is damaged here, or had no room."""
 
@@ -1390,6 +1390,29 @@ class GetServerInfoResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    class _Capture:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _CaptureEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[GetServerInfoResponse._Capture.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        CAPTURE_UNSPECIFIED: GetServerInfoResponse._Capture.ValueType  # 0
+        """Not known yet: no engine has answered so far; or what was asked for does not work, as `capture_reason` says."""
+        CAPTURE_RECORDER: GetServerInfoResponse._Capture.ValueType  # 1
+        """By the recorder, PID 1 of the container: exact to the byte whatever dies, but for itself."""
+        CAPTURE_ATTACH: GetServerInfoResponse._Capture.ValueType  # 2
+        """By the engine's stream: what the engine may have dropped, or was printed while the server was away, is a gap."""
+
+    class Capture(_Capture, metaclass=_CaptureEnumTypeWrapper):
+        """How output gets from a container into its log."""
+
+    CAPTURE_UNSPECIFIED: GetServerInfoResponse.Capture.ValueType  # 0
+    """Not known yet: no engine has answered so far; or what was asked for does not work, as `capture_reason` says."""
+    CAPTURE_RECORDER: GetServerInfoResponse.Capture.ValueType  # 1
+    """By the recorder, PID 1 of the container: exact to the byte whatever dies, but for itself."""
+    CAPTURE_ATTACH: GetServerInfoResponse.Capture.ValueType  # 2
+    """By the engine's stream: what the engine may have dropped, or was printed while the server was away, is a gap."""
+
     VERSION_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
@@ -1397,13 +1420,22 @@ class GetServerInfoResponse(_message.Message):
     MAX_RUNNING_FIELD_NUMBER: _builtins.int
     MAX_TIMEOUT_FIELD_NUMBER: _builtins.int
     DEFAULT_TIMEOUT_FIELD_NUMBER: _builtins.int
+    MAX_LOG_BYTES_FIELD_NUMBER: _builtins.int
     MAX_REQUEST_BYTES_FIELD_NUMBER: _builtins.int
+    CAPTURE_FIELD_NUMBER: _builtins.int
+    CAPTURE_REASON_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """"1.4.0"."""
     max_running: _builtins.int
     """Containers at a time."""
+    max_log_bytes: _builtins.int
+    """Largest log of one execution; of a larger one the head and the newest part are kept."""
     max_request_bytes: _builtins.int
     """Largest request."""
+    capture: Global___GetServerInfoResponse.Capture.ValueType
+    """How the output of containers that start now gets into their logs."""
+    capture_reason: _builtins.str
+    """Why that is not CAPTURE_RECORDER, for a person; empty if it is."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When this process started."""
@@ -1434,11 +1466,14 @@ class GetServerInfoResponse(_message.Message):
         max_running: _builtins.int = ...,
         max_timeout: _duration_pb2.Duration | None = ...,
         default_timeout: _duration_pb2.Duration | None = ...,
+        max_log_bytes: _builtins.int = ...,
         max_request_bytes: _builtins.int = ...,
+        capture: Global___GetServerInfoResponse.Capture.ValueType = ...,
+        capture_reason: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["default_timeout", b"default_timeout", "max_timeout", b"max_timeout", "start_time", b"start_time", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_timeout", b"default_timeout", "features", b"features", "max_request_bytes", b"max_request_bytes", "max_running", b"max_running", "max_timeout", b"max_timeout", "start_time", b"start_time", "time", b"time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture", "capture_reason", b"capture_reason", "default_timeout", b"default_timeout", "features", b"features", "max_log_bytes", b"max_log_bytes", "max_request_bytes", b"max_request_bytes", "max_running", b"max_running", "max_timeout", b"max_timeout", "start_time", b"start_time", "time", b"time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -1,0 +1,164 @@
+"""A record that is written by the container itself, under two names of one file; so it can always be told whether its command ran.
+
+    log             where readers find it
+    box-<…>/log     the same file, in the one directory that is mounted into the container
+
+The recorder, PID 1 of the container, locks the file for as long as it lives, takes the second name away, which only one can, and has its
+first frame on disk before it runs the command. Whoever finds the lock free and the file empty, and has taken the name away, knows: it never
+ran and never will.
+"""
+
+import fcntl
+import os
+import secrets
+import shutil
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from enum import Enum
+from pathlib import Path
+
+from fastlane_grpc.record import Position, RecordReader
+
+# What the recorder takes for the order to kill everything, to store what is in the pipes and to end. By number: libcs count differently.
+HARD_STOP = 44
+
+
+class Fate(Enum):
+    """What became of a container's command."""
+
+    NEVER_RAN = "never ran"
+    RUNS = "runs"
+    ENDED = "ended"
+
+
+class Box:
+    """The two names of one execution's record, below its directory."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self.record = directory / "log"
+
+    def make(self) -> Path:
+        """A new directory to be mounted, with the record under its second name: empty, and for whichever user the container has.
+
+        Raises FileExistsError if a command of this execution has run already, OSError if there is no room.
+        """
+        self._directory.mkdir(parents=True, exist_ok=True)
+        if self.revoke() is Fate.RUNS or self._has_output():
+            raise FileExistsError(f"{self.record} has output already")
+        self.clear()
+        record = os.open(self.record, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            # The container's user need not be ours. Nobody else gets this far: the data directory above is closed.
+            os.fchmod(record, 0o666)
+        finally:
+            os.close(record)
+        # A name of its own for each container: one that was made before and begins late finds no record in its place.
+        box = self._directory / f"box-{secrets.token_hex(4)}"
+        box.mkdir()
+        box.chmod(0o777)
+        (box / "log").hardlink_to(self.record)
+        _sync(self._directory)
+        return box
+
+    @property
+    def claimed(self) -> bool:
+        """Whether the second name is gone: a recorder has taken the record, or nobody can any more."""
+        return not any((box / "log").exists() for box in self._boxes())
+
+    @property
+    def held(self) -> bool:
+        """Whether a recorder has the record, so that a container's command runs, or is about to."""
+        with self._locked() as free:
+            return not free
+
+    def revoke(self) -> Fate:
+        """From now on no recorder can take the record; unless one has already, which then is still at work or is over."""
+        with self._locked() as free:
+            if not free:
+                return Fate.RUNS
+            for box in self._boxes():
+                (box / "log").unlink(missing_ok=True)
+            try:
+                return Fate.ENDED if self.record.stat().st_size else Fate.NEVER_RAN
+            except FileNotFoundError:
+                return Fate.NEVER_RAN
+
+    def clear(self) -> bool:
+        """Removes what was mounted; a container that has it sees an empty directory in which nothing can be made. False: it is not gone."""
+        for box in self._boxes():
+            # A job may be putting files into it just now.
+            with suppress(OSError):
+                shutil.rmtree(box)
+        return not self._boxes()
+
+    def signal(self, number: int) -> bool:
+        """Sends a signal to the recorder itself, past an engine that forgot it. False: there is none, or it is not seen."""
+        for process in self._holders():
+            try:
+                handle = os.pidfd_open(process)
+            except OSError:
+                continue
+            try:
+                # Still the same process: it cannot have ended and its number gone to another one since it was seen with the lock.
+                if process in self._holders():
+                    signal.pidfd_send_signal(handle, number)
+                    return True
+            except OSError:
+                continue
+            finally:
+                os.close(handle)
+        return False
+
+    @contextmanager
+    def _locked(self) -> Iterator[bool]:
+        """Holds the lock, if nobody else does; a recorder that begins meanwhile waits."""
+        try:
+            record = os.open(self.record, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            yield True
+            return
+        try:
+            fcntl.flock(record, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            yield False
+        else:
+            yield True
+        finally:
+            os.close(record)
+
+    def _has_output(self) -> bool:
+        """One that was captured in another way up to its start, and then was not started, has a beginning and nothing more."""
+        try:
+            reader = RecordReader(self.record)
+        except FileNotFoundError:
+            return False
+        try:
+            stretch = reader.read(Position.BEGIN)
+        finally:
+            reader.close()
+        return bool(stretch.entries or stretch.trailer)
+
+    def _holders(self) -> list[int]:
+        """Processes, as they are called here, that have the record locked: the kernel lists every lock with its holder and its file."""
+        try:
+            record = self.record.stat()
+            locks = Path("/proc/locks").read_text().splitlines()
+        except OSError:
+            return []
+        file = f"{os.major(record.st_dev):02x}:{os.minor(record.st_dev):02x}:{record.st_ino}"
+        # number, kind, way, mode, process, file, …; a waiting one has an arrow after the number.
+        fields = [line.split() for line in locks]
+        return [int(each[4]) for each in fields if each[1] == "FLOCK" and each[5] == file and each[4].isdigit() and each[4] != "0"]
+
+    def _boxes(self) -> list[Path]:
+        return list(self._directory.glob("box-*"))
+
+
+def _sync(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,144 @@
+"""Which way of capture a host has, and which one an execution gets."""
+
+import json
+import re
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from fastlane_grpc.model import CaptureMode, Execution, Reason
+from fastlane_grpc.runner.attach import AttachCapture
+from fastlane_grpc.runner.capture import Capture
+from fastlane_grpc.runner.engine import Engine, Image
+from fastlane_grpc.runner.image import Refused
+from fastlane_grpc.runner.probe import NotHere, probe
+from fastlane_grpc.runner.recorder import Recorder, RecorderCapture
+from fastlane_grpc.runner.wire import EngineRefuses
+
+DEFAULT_MAX_LOG_BYTES = 1 << 30
+
+log = structlog.get_logger(__name__)
+
+
+class Captures:
+    """The captures of one host. `seen_as` is what the engine's machine calls the data directory; None: that is found out.
+
+    Whether the recorder works is asked once of an engine, and the answer kept in the data directory for the next server.
+    """
+
+    def __init__(
+        self,
+        mode: CaptureMode,
+        data_dir: Path,
+        *,
+        instance: str,
+        max_log_bytes: int = DEFAULT_MAX_LOG_BYTES,
+        seen_as: Path | None = None,
+    ) -> None:
+        self._mode = mode
+        self._data_dir = data_dir
+        self._instance = instance
+        self._max_log_bytes = max_log_bytes
+        self._seen_as = seen_as
+        self._recorder: Recorder | None = None
+        self._works_with: object = None
+        # Why the recorder is not in use.
+        self.reason = "capture = attach is set" if mode is CaptureMode.ATTACH else ""
+
+    @property
+    def in_use(self) -> str:
+        """What new executions get: `recorder` or `attach`; empty while that is not known, or what was asked for does not work."""
+        if self._recorder:
+            return RecorderCapture.name
+        return AttachCapture.name if self.reason and self._mode is not CaptureMode.RECORDER else ""
+
+    def settle(self, engine: Engine) -> None:
+        """Finds out what works with the engine as it is now. Raises EngineDown."""
+        if self._mode is CaptureMode.ATTACH:
+            return
+        before = self.in_use, self.reason
+        try:
+            self._try(engine)
+            self.reason = ""
+        except NotHere as error:
+            self._recorder, self._works_with, self.reason = None, None, str(error)
+        if before != (self.in_use, self.reason):
+            log.info("capture", in_use=self.in_use, reason=self.reason)
+
+    def of_new(self, engine: Engine, directory: Path, execution_id: str, image: Image, say: Callable[[str], None]) -> Capture:
+        """Of an execution about to begin; `directory` is that of its records. Raises Refused if what was asked for cannot be had."""
+        if self._recorder and image.architecture in self._recorder.programs:
+            return RecorderCapture(directory, execution_id, self._recorder)
+        if self._recorder:
+            words = f"there is no recorder for the image's architecture {image.architecture!r}"
+            if self._mode is CaptureMode.RECORDER:
+                raise Refused(Reason.IMAGE_UNUSABLE, f"{words}, and capture = recorder is set")
+            say(f"captured by attach: {words}")
+        return AttachCapture(engine, directory / "log", execution_id, say=say)
+
+    def of_begun(self, engine: Engine, directory: Path, execution: Execution, say: Callable[[str], None]) -> Capture:
+        """Of an execution that began under an earlier server: in the way in which it began, whatever is in use now."""
+        if execution.capture == RecorderCapture.name:
+            return RecorderCapture(directory, execution.id, None)
+        return AttachCapture(engine, directory / "log", execution.id, say=say)
+
+    def _try(self, engine: Engine) -> None:
+        """Raises NotHere."""
+        try:
+            if not engine.local:
+                raise NotHere(f"the engine is elsewhere ({engine.address}): its recorders cannot write on this server's disk")
+            info = engine.info()
+            recorder = Recorder.install(self._data_dir, self._seen_as or _seen_as(engine, self._data_dir), self._max_log_bytes)
+            if info.architecture not in recorder.programs:
+                raise NotHere(f"there is no recorder for {info.architecture!r}: it was not built, or this is another architecture")
+            works_with = [info.id, info.version, str(recorder.seen_as), *sorted(str(place) for place in recorder.programs.values())]
+            if works_with not in (self._works_with, self._noted()):
+                probe(engine, recorder, architecture=info.architecture, instance=self._instance)
+                self._note(works_with)
+        except EngineRefuses as refusal:
+            raise NotHere(f"the engine refuses: {refusal.message}") from refusal
+        except OSError as error:
+            raise NotHere(f"the data directory cannot be used for it: {error}") from error
+        self._recorder, self._works_with = recorder, works_with
+
+    def _noted(self) -> object:
+        try:
+            return json.loads(self._note_path.read_text())
+        except (OSError, ValueError):
+            return None
+
+    def _note(self, works_with: object) -> None:
+        new = self._note_path.with_suffix(".new")
+        new.write_text(json.dumps(works_with))
+        new.rename(self._note_path)
+
+    @property
+    def _note_path(self) -> Path:
+        return self._data_dir / "recorder" / "works-with"
+
+
+def _seen_as(engine: Engine, data_dir: Path) -> Path:
+    """The data directory as the engine's machine calls it; not as we do if this server runs in a container of that engine."""
+    ours = _own_container()
+    mounts = engine.mounts(ours) if ours else None
+    if mounts is None:
+        return data_dir
+    inside = max((place for place in mounts if data_dir.is_relative_to(place)), key=lambda place: len(place.parts), default=None)
+    if inside is None:
+        raise NotHere(
+            f"this server runs in a container, and {data_dir} is not mounted into it, so that it would be gone with it and no other "
+            "container can write there: mount a directory of the host there, or set engine_data_dir to what the host calls it"
+        )
+    return mounts[inside] / data_dir.relative_to(inside)
+
+
+def _own_container() -> str:
+    """The id of the container that this process runs in; empty if it runs in none, as far as can be seen."""
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text()
+    except OSError:
+        return ""
+    # An engine mounts these two of its own files into every container, from a directory that it calls by the container.
+    found = re.search(r"/containers/([0-9a-f]{64})/(?:hostname|resolv\.conf) /etc/", mounts)
+    return found[1] if found else ""

@@ -1,0 +1,145 @@
+"""Whether the recorder works on a host: a container is run whose recorder has to write a record that this server reads, and is woken for.
+
+Anything may be in the way: a data directory that the engine sees elsewhere or not at all, SELinux, user namespaces, a disk mounted noexec.
+"""
+
+import io
+import secrets
+import shutil
+import tarfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import structlog
+from inotify_simple import INotify, flags
+
+from fastlane_grpc.record import Chunk, Position, RecordReader, Trailer
+from fastlane_grpc.runner.box import Box
+from fastlane_grpc.runner.engine import Engine, Image
+from fastlane_grpc.runner.image import Refused
+from fastlane_grpc.runner.recorder import PROGRAM_TARGET, Recorder
+from fastlane_grpc.runner.wire import EngineRefuses
+
+PROBE_LABEL = "fastlane.probe"
+# A container of nothing starts in a quarter of a second; an engine with much to do takes its time.
+PROBE_SECONDS = 20.0
+
+log = structlog.get_logger(__name__)
+
+
+class NotHere(Exception):
+    """The recorder does not work on this host; the message says why."""
+
+
+def probe(engine: Engine, recorder: Recorder, *, architecture: str, instance: str) -> None:
+    """Raises NotHere, and EngineDown."""
+    name = f"fastlane-probe-{secrets.token_hex(4)}"
+    directory = recorder.data_dir / "recorder" / name
+    try:
+        _clear(engine, instance)
+        with _image(engine, name) as image:
+            _run(engine, recorder, Image(image, architecture, (), ()), directory, instance=instance)
+    except EngineRefuses as refusal:
+        raise NotHere(f"the engine refuses: {refusal.message}") from refusal
+    except Refused as refused:
+        raise NotHere(str(refused)) from refused
+    except OSError as error:
+        raise NotHere(f"the data directory cannot be used for it: {error}") from error
+    finally:
+        shutil.rmtree(directory, ignore_errors=True)
+
+
+def _run(engine: Engine, recorder: Recorder, image: Image, directory: Path, *, instance: str) -> None:
+    box = Box(directory)
+    body = recorder.equip(_body(image, instance), image, box.make(), directory.name)
+    container_id = engine.create(directory.name, body)
+    try:
+        with INotify() as watch:
+            watch.add_watch(box.record, flags.MODIFY)
+            engine.start(container_id)
+            woken, trailer = _wait(watch, box.record)
+        if trailer is None:
+            container = engine.inspect(container_id)
+            ended = container is not None and container.ended
+            raise NotHere(
+                f"a container that had to write a record {f'exited with {container.exit_code}' if container and ended else 'did not end'} "
+                f"and this server sees no end of a record in {directory}: does the engine find the data directory under the same path?"
+            )
+        if trailer.exit_code != 0 or b"recorder" not in _output(box.record):
+            raise NotHere(f"the record of a container that had to write one is not right: it ended with {trailer.exit_code}")
+        if not woken:
+            raise NotHere("the kernel does not tell of changes to a record: inotify does not work on the file system of the data directory")
+    finally:
+        with suppress(EngineRefuses):
+            engine.remove(container_id, force=True)
+
+
+def _wait(watch: INotify, record: Path) -> tuple[bool, Trailer | None]:
+    """Whether news came, and the end of the record; at once when both are there."""
+    until, woken, trailer = time.monotonic() + PROBE_SECONDS, False, None
+    while (left := until - time.monotonic()) > 0 and not (woken and trailer):
+        woken = bool(watch.read(timeout=max(int(min(left, 1.0) * 1000), 1))) or woken
+        reader = RecordReader(record)
+        try:
+            trailer = reader.trailer()
+        finally:
+            reader.close()
+        if trailer and not woken:
+            # Written before this look, told a moment later.
+            woken = bool(watch.read(timeout=1000))
+            break
+    return woken, trailer
+
+
+def _output(record: Path) -> bytes:
+    reader = RecordReader(record)
+    try:
+        entries = reader.read(Position.BEGIN).entries
+    finally:
+        reader.close()
+    return b"".join(entry.data for entry in entries if isinstance(entry, Chunk))
+
+
+def _body(image: Image, instance: str) -> dict[str, object]:
+    return {
+        "Image": image.digest,
+        "Entrypoint": None,
+        "Cmd": [PROGRAM_TARGET, "--version"],
+        "Labels": {PROBE_LABEL: instance},
+        # As much as a job gets at most, in what could be in the way.
+        "User": "65534",
+        "HostConfig": {
+            "LogConfig": {"Type": "none"},
+            "NetworkMode": "none",
+            "PidsLimit": 16,
+            "ReadonlyRootfs": True,
+            "CapDrop": ["ALL"],
+            "SecurityOpt": ["no-new-privileges"],
+        },
+    }
+
+
+@contextmanager
+def _image(engine: Engine, name: str) -> Iterator[str]:
+    """One of nothing: no image of anybody's is needed."""
+    tar = io.BytesIO()
+    with tarfile.open(fileobj=tar, mode="w") as files:
+        directory = tarfile.TarInfo("tmp")
+        directory.type, directory.mode = tarfile.DIRTYPE, 0o1777
+        files.addfile(directory)
+    tag = f"{name}:1"
+    engine.make_image(tag, tar.getvalue())
+    try:
+        yield tag
+    finally:
+        with suppress(EngineRefuses):
+            engine.remove_image(tag)
+
+
+def _clear(engine: Engine, instance: str) -> None:
+    """What a probe of this server left that was killed."""
+    for container_id in engine.labelled(PROBE_LABEL, instance):
+        with suppress(EngineRefuses):
+            engine.remove(container_id, force=True)

@@ -1,0 +1,211 @@
+"""Capture by recorder: PID 1 of the container writes the record itself, so that neither this server nor the engine is in the way of a byte.
+
+Exact, whatever dies, but for the recorder itself: a SIGKILL to PID 1 loses what is in its pipes and leaves a gap of unknown size.
+"""
+
+import time
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from fastlane_grpc import recorder as program
+from fastlane_grpc.model import Cause, Reason, Source
+from fastlane_grpc.record import Chunk, Position, RecordReader, RecordWriter, Sealed, Trailer
+from fastlane_grpc.runner.box import HARD_STOP, Box, Fate
+from fastlane_grpc.runner.capture import End
+from fastlane_grpc.runner.engine import Image
+from fastlane_grpc.runner.image import Refused
+from fastlane_grpc.runner.patience import insist
+
+# Where a container has what is ours.
+PROGRAM_TARGET, BOX_TARGET = "/.fastlane/recorder", "/.fastlane/box"
+# A recorder that was told to end, past an engine that has lost it, has so long to store what is in its pipes; then it is killed.
+END_SECONDS = 10.0
+
+log = structlog.get_logger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Recorder:
+    """The recorder as an engine on this machine can start it. `data_dir` is called `seen_as` where the engine looks."""
+
+    programs: Mapping[str, Path]
+    data_dir: Path
+    seen_as: Path
+    max_log_bytes: int
+
+    @classmethod
+    def install(cls, data_dir: Path, seen_as: Path, max_log_bytes: int) -> "Recorder":
+        """Puts the programs, one for each architecture, into the data directory: all that an engine is given lies in there."""
+        programs = {}
+        for architecture in program.ARCHITECTURES:
+            binary = program.binary(architecture)
+            if binary is not None:
+                programs[architecture] = _installed(binary, data_dir / "recorder")
+        return cls(programs, data_dir, seen_as, max_log_bytes)
+
+    def equip(self, body: Mapping[str, Any], image: Image, box: Path, execution_id: str) -> Mapping[str, Any]:
+        """A body of a container whose PID 1 is the recorder, and what would have been PID 1 its command. Raises Refused if it has none."""
+        words = _command(body, image)
+        if not words:
+            raise Refused(Reason.REFUSED_BY_ENGINE, "there is no command: neither the job nor its image says what to run")
+        host = body["HostConfig"]
+        recorder = [PROGRAM_TARGET, "--execution", execution_id, "--limit", str(self.max_log_bytes), BOX_TARGET, "--"]
+        mounts = [
+            {"Type": "bind", "Source": self._seen(self.programs[image.architecture]), "Target": PROGRAM_TARGET, "ReadOnly": True},
+            {"Type": "bind", "Source": self._seen(box), "Target": BOX_TARGET},
+        ]
+        # One process more: the recorder.
+        ours = {"Mounts": mounts, "PidsLimit": host["PidsLimit"] + 1}
+        return {**body, "Entrypoint": recorder, "Cmd": words, "AttachStdout": False, "AttachStderr": False, "HostConfig": {**host, **ours}}
+
+    def _seen(self, path: Path) -> str:
+        return str(self.seen_as / path.relative_to(self.data_dir))
+
+
+class RecorderCapture:
+    """Implements Capture over the record in `directory`. `recorder` is None where one that is there already is only followed."""
+
+    name = "recorder"
+    kill_signal = str(HARD_STOP)
+    following = True
+
+    def __init__(self, directory: Path, execution_id: str, recorder: Recorder | None) -> None:
+        self._box = Box(directory)
+        self._execution_id = execution_id
+        self._recorder = recorder
+        self._put_away = False
+        # The recorder did not come to its end: how much it had not stored nobody knows.
+        self._cut = False
+
+    def equip(self, body: Mapping[str, Any], image: Image) -> Mapping[str, Any]:
+        assert self._recorder is not None
+        return self._recorder.equip(body, image, self._box.make(), self._execution_id)
+
+    def open(self, container_id: str) -> None:
+        """Nothing: what the container prints needs nobody who follows."""
+
+    def began(self) -> bool:
+        # Only once the recorder has the record: its name there is what it takes.
+        self._put_away = self._put_away or (self._box.claimed and self._box.clear())
+        return self._put_away
+
+    @property
+    def held(self) -> bool:
+        return self._box.held
+
+    def revoke(self) -> Fate:
+        return self._box.revoke()
+
+    def signal(self, number: int) -> bool:
+        return self._box.signal(number)
+
+    def resume(self, container_id: str | None) -> None:
+        """There was no break for the recorder. One that is gone has written its trailer, or was killed."""
+        self._cut = container_id is None
+
+    def give_up(self) -> None:
+        """Nothing: the recorder gives up by itself when it is told to kill."""
+
+    def drain(self, end: End | None) -> str:
+        if end is None:
+            return ""
+        trailer = self.trailer()
+        self._cut = trailer is None
+        if trailer is None:
+            return "some output may be missing: the recorder was killed, or its machine went down, before the end of the output was stored"
+        missing = {total.source.name.lower(): total.missing_bytes for total in trailer.totals if total.missing_bytes}
+        if missing:
+            return "not all output was kept: " + ", ".join(f"{count} bytes of {source} are missing" for source, count in missing.items())
+        return "" if all(total.crc32 is not None for total in trailer.totals) else "some output may be missing: nobody knows how much"
+
+    def seal(self, exit_code: int | None, facts: Mapping[str, object]) -> Trailer | None:
+        if not self._ended():
+            log.error("a recorder does not end; its record is left as it is", execution_id=self._execution_id)
+            return None
+        trailer = self.trailer()
+        if trailer is None:
+            try:
+                trailer = insist(lambda: self._seal_in_its_place(exit_code, facts))
+            except FileNotFoundError:
+                return None
+        self._box.clear()
+        return trailer
+
+    def trailer(self) -> Trailer | None:
+        try:
+            reader = RecordReader(self._box.record)
+        except FileNotFoundError:
+            return None
+        try:
+            return reader.trailer()
+        finally:
+            reader.close()
+
+    def leave(self) -> None:
+        """Nothing: the recorder goes on by itself."""
+
+    @property
+    def first_byte_time(self) -> datetime | None:
+        try:
+            reader = RecordReader(self._box.record)
+        except FileNotFoundError:
+            return None
+        try:
+            first = next(iter(reader.read(Position.BEGIN).entries), None)
+        finally:
+            reader.close()
+        return datetime.fromtimestamp(first.time_ns / 1e9, UTC) if isinstance(first, Chunk) else None
+
+    def _ended(self) -> bool:
+        """Nobody writes the record any more; a recorder that is at work where nobody else can end it is told to, then killed."""
+        for number in (HARD_STOP, 9):
+            if self._box.revoke() is not Fate.RUNS:
+                return True
+            log.warning("a recorder is left over; it is told to end", execution_id=self._execution_id, signal=number)
+            self._box.signal(number)
+            until = time.monotonic() + END_SECONDS
+            while self._box.held and time.monotonic() < until:
+                time.sleep(0.05)
+        return self._box.revoke() is not Fate.RUNS
+
+    def _seal_in_its_place(self, exit_code: int | None, facts: Mapping[str, object]) -> Trailer | None:
+        """Of a recorder that was killed: what it had read and not stored is gone, and so is what was in its pipes."""
+        try:
+            record = RecordWriter.resume(self._box.record)
+        except Sealed:
+            return self.trailer()
+        try:
+            for source in (Source.STDOUT, Source.STDERR) if self._cut else ():
+                record.gap(source, None, Cause.ENGINE, time.time_ns())
+            return record.seal(exit_code, facts, time.time_ns())
+        finally:
+            record.close()
+
+
+def _command(body: Mapping[str, Any], image: Image) -> Sequence[str]:
+    """What would be PID 1, as the engine puts it together from its body of a container and the image. Tried on 20.10 and 28."""
+    entrypoint, command = body["Entrypoint"], body["Cmd"]
+    if entrypoint is None:
+        return [*image.entrypoint, *(image.command if command is None else command)]
+    # One empty word: no entrypoint, the image's neither. With one of the job's, the image's command does not apply.
+    return [*([] if list(entrypoint) == [""] else entrypoint), *(command or ())]
+
+
+def _installed(binary: Path, directory: Path) -> Path:
+    """A copy, named by its content: a container that runs keeps the one that it was started with."""
+    content = binary.read_bytes()
+    place = directory / f"{binary.name}-{zlib.crc32(content):08x}"
+    if not place.exists():
+        directory.mkdir(mode=0o755, exist_ok=True)
+        new = place.with_suffix(".new")
+        new.write_bytes(content)
+        # Whichever user a container has executes it.
+        new.chmod(0o755)
+        new.rename(place)
+    return place
