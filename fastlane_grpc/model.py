@@ -187,6 +187,10 @@ class Waiting:
     since_time: datetime
 
 
+# The signal, by number as libcs count differently, that a recorder takes for the order to kill everything, store what was printed, and end.
+HARD_STOP = 44
+
+
 def container_name(execution_id: str) -> str:
     """What the container of an execution is called: there is one of that name in an engine at the most."""
     return f"fastlane-{execution_id}"

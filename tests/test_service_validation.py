@@ -68,6 +68,8 @@ def test_what_is_no_image_is_refused(image: str) -> None:
         (replace(GOOD, stop_grace=timedelta(seconds=-1)), "spec.stop_grace"),
         (replace(GOOD, stop_signal="SIGNOPE"), "spec.stop_signal"),
         (replace(GOOD, stop_signal="65"), "spec.stop_signal"),
+        (replace(GOOD, stop_signal="44"), "spec.stop_signal"),
+        (replace(GOOD, stop_signal="sigrtmin+10"), "spec.stop_signal"),
         (replace(GOOD, priority=101), "spec.priority"),
         (replace(GOOD, limits=Limits(memory_bytes=1024)), "spec.limits.memory_bytes"),
         (replace(GOOD, limits=Limits(memory_bytes=-1)), "spec.limits.memory_bytes"),
@@ -95,7 +97,7 @@ def test_all_faults_are_told_at_once() -> None:
     assert fields(spec, task_id="", request_id="r" * 129) == ["task_id", "request_id", "spec.image", "spec.network", "spec.priority"]
 
 
-@pytest.mark.parametrize("name", ["SIGTERM", "TERM", "sigint", "15", "9", "SIGRTMIN+10", "RTMAX-3", "USR1"])
+@pytest.mark.parametrize("name", ["SIGTERM", "TERM", "sigint", "15", "9", "SIGRTMIN+9", "RTMAX-3", "USR1"])
 def test_signals_are_known_by_name_and_number(name: str) -> None:
     assert is_signal(name)
 

@@ -20,9 +20,6 @@ from pathlib import Path
 
 from fastlane_grpc.record import Position, RecordReader
 
-# What the recorder takes for the order to kill everything, to store what is in the pipes and to end. By number: libcs count differently.
-HARD_STOP = 44
-
 
 class Fate(Enum):
     """What became of a container's command."""

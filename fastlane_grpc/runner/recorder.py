@@ -14,9 +14,9 @@ from typing import Any
 import structlog
 
 from fastlane_grpc import recorder as program
-from fastlane_grpc.model import Cause, Reason, Source
+from fastlane_grpc.model import HARD_STOP, Cause, Reason, Source
 from fastlane_grpc.record import Chunk, Position, RecordReader, RecordWriter, Sealed, Trailer
-from fastlane_grpc.runner.box import HARD_STOP, Box, Fate
+from fastlane_grpc.runner.box import Box, Fate
 from fastlane_grpc.runner.capture import End
 from fastlane_grpc.runner.engine import Image
 from fastlane_grpc.runner.image import Refused

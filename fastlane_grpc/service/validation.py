@@ -9,7 +9,7 @@ from datetime import timedelta
 from itertools import islice
 
 from fastlane_grpc.errors import InvalidRequest, Violation
-from fastlane_grpc.model import JobSpec, Limits
+from fastlane_grpc.model import HARD_STOP, JobSpec, Limits
 from fastlane_grpc.words import command_words
 
 REDACTED = "***"
@@ -132,6 +132,8 @@ def _container_violations(spec: JobSpec) -> Iterator[Violation]:
         yield Violation("spec.network", f"is {spec.network[:100]!r}; it has to be empty (the engine's default network) or none")
     if spec.stop_signal and not is_signal(spec.stop_signal):
         yield Violation("spec.stop_signal", f"{spec.stop_signal[:100]!r} is not a signal, as SIGTERM or 15")
+    elif spec.stop_signal.upper().removeprefix("SIG") in (str(HARD_STOP), "RTMIN+10"):
+        yield Violation("spec.stop_signal", f"signal {HARD_STOP} is fastlane's own: by it the output of a container that is killed is kept")
 
 
 def is_signal(text: str) -> bool:

@@ -397,7 +397,7 @@ class JobSpec(_message.Message):
     read_only_root: _builtins.bool
     """The root file system cannot be written."""
     stop_signal: _builtins.str
-    """Signal that asks the container to end, as "SIGTERM" or "15". Empty: the image's, or SIGTERM."""
+    """Signal that asks the container to end, as "SIGTERM" or "15". Empty: the image's, or SIGTERM. 44 is fastlane's own."""
     priority: _builtins.int
     """Higher goes first within the queue; -100 to 100. Equal: first come, first served."""
     @_builtins.property
