@@ -149,12 +149,13 @@ class Going:
 class House:
     """Store, logs, host and runner on one data directory, as a server has them, with the part of a dispatcher that passes on orders."""
 
-    def __init__(self, directory: Path, image: str, address: str, engine: str, capture: CaptureMode) -> None:
+    def __init__(self, directory: Path, image: str, address: str, engine: str, capture: CaptureMode, max_log_bytes: int) -> None:
         self.directory = directory
         self.capture = capture
         self.image = image
         self.address = address
         self._engine = engine
+        self._max_log_bytes = max_log_bytes
         self.going: dict[str, Going] = {}
         self.on_step: Callable[[Step, str], None] = lambda step, execution_id: None
         self.loop = asyncio.new_event_loop()
@@ -167,7 +168,7 @@ class House:
         self.store = Store.open(self.directory, on_commit=self._committed, loop=self.loop)
         self.logs = Logs(self.directory / "logs")
         self.changed = threading.Condition()
-        captures = Captures(self.capture, self.directory, instance=self.store.instance)
+        captures = Captures(self.capture, self.directory, instance=self.store.instance, max_log_bytes=self._max_log_bytes)
         self.host = Host("local", self.address, instance=self.store.instance, captures=captures, ping_seconds=1)
         self.host.start(self._host_changed)
         self.wait_until(lambda: self.host.up)
@@ -317,25 +318,42 @@ def read_output(path: Path) -> Output:
 
 @contextmanager
 def opened(
-    directory: Path, image: str, address: str = "", *, engine: str = "", capture: CaptureMode = CaptureMode.ATTACH
+    directory: Path,
+    image: str,
+    address: str = "",
+    *,
+    engine: str = "",
+    capture: CaptureMode = CaptureMode.AUTO,
+    max_log_bytes: int = 1 << 30,
 ) -> Iterator[House]:
     """A house over the engine at `address`, behind which is the one at `engine`, if that is another."""
     address = address or engine_address()
-    house = House(directory, image, address, engine or address, capture)
+    house = House(directory, image, address, engine or address, capture, max_log_bytes)
     try:
         yield house
     finally:
         house.close()
 
 
+# What a test that uses `house` asks for if it is about one way of capture, or if the way is beside the point.
+by_recorder = pytest.mark.parametrize("capture", [CaptureMode.RECORDER], indirect=True, ids=str)
+by_attach = pytest.mark.parametrize("capture", [CaptureMode.ATTACH], indirect=True, ids=str)
+
+
+@pytest.fixture(params=[CaptureMode.RECORDER, CaptureMode.ATTACH], ids=str)
+def capture(request: pytest.FixtureRequest) -> CaptureMode:
+    """How the containers of `house` are captured: each test passes whichever way the bytes take."""
+    return CaptureMode(request.param)
+
+
 @pytest.fixture
-def house(tmp_path: Path, image: str) -> Iterator[House]:
-    with opened(tmp_path, image) as house:
+def house(tmp_path: Path, image: str, capture: CaptureMode) -> Iterator[House]:
+    with opened(tmp_path, image, capture=capture) as house:
         yield house
 
 
 @pytest.fixture
-def another(tmp_path_factory: pytest.TempPathFactory, image: str) -> Iterator[House]:
+def another(tmp_path_factory: pytest.TempPathFactory, image: str, capture: CaptureMode) -> Iterator[House]:
     """A second server on the same engine."""
-    with opened(tmp_path_factory.mktemp("another"), image) as house:
+    with opened(tmp_path_factory.mktemp("another"), image, capture=capture) as house:
         yield house

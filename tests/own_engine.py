@@ -16,13 +16,17 @@ IMAGE = "busybox:own"
 
 
 class OwnEngine:
-    """A `dockerd` with its own data, sockets and network namespace, so that it touches nothing of any other."""
+    """A `dockerd` with its own data, sockets and network namespace, so that it touches nothing of any other.
 
-    def __init__(self, *options: str) -> None:
+    Its containers have no network, unless it is given a namespace for them: a path as in /proc.
+    """
+
+    def __init__(self, *options: str, network: str = "") -> None:
         # A short path, since sockets of containers are made below it; `.ci/stage` clears it away when this process is killed.
         self.directory = Path(tempfile.mkdtemp(prefix="fl-", dir=os.environ.get("STAGE_DIRECTORY")))
         self.address = f"unix://{self.directory}/docker.sock"
-        self._options = options
+        self._options = options if network else ("--bridge=none", *options)
+        self._enter = ["nsenter", f"--net={network}"] if network else ["unshare", "--net"]
         self._log = (self.directory / "log").open("wb")
         self.start()
         with closing(docker.DockerClient(self.address)) as sdk:
@@ -34,7 +38,7 @@ class OwnEngine:
         home = self.directory
         paths = [f"--data-root={home}/data", f"--exec-root={home}/exec", f"--pidfile={home}/docker.pid", f"--host={self.address}"]
         self._process = subprocess.Popen(
-            ["unshare", "--net", "dockerd", *paths, "--bridge=none", "--iptables=false", *self._options],
+            [*self._enter, "dockerd", *paths, "--iptables=false", "--ip6tables=false", "--ip-forward=false", *self._options],
             stdout=self._log,
             stderr=self._log,
             start_new_session=True,

@@ -1,4 +1,4 @@
-"""Executions on a real engine: how they run, how they end, and that what they print is what is in their records."""
+"""Executions on a real engine, each captured in either way: how they run, how they end, and that what they print is in their records."""
 
 import hashlib
 import io
@@ -8,11 +8,14 @@ from datetime import timedelta
 import docker
 import pytest
 
-from fastlane_grpc.model import Execution, Limits, Outcome, Reason, Source, State
+from fastlane_grpc.model import CaptureMode, Execution, Limits, Outcome, Reason, Source, State
 from fastlane_grpc.runner.passage import Step
 from tests.engine import House
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(90)]
+
+# Nothing but SIGKILL ends it. To have no handler is not enough: PID 1 then ignores a signal, but under the recorder it is not PID 1.
+STUBBORN = "trap '' TERM USR1; while :; do sleep 0.1; done"
 
 
 def outcome(execution: Execution) -> Outcome:
@@ -37,7 +40,7 @@ def test_a_command_runs_and_its_output_is_in_the_record(house: House) -> None:
 def test_an_execution_knows_its_container_its_totals_and_the_time_of_every_phase(house: House, sdk: docker.DockerClient) -> None:
     execution = house.sh("printf abc; sleep 0.1; printf de >&2")
     assert execution.image_digest == sdk.images.get(house.image).id
-    assert (execution.capture, execution.host) == ("attach", "local")
+    assert (execution.capture, execution.host) == (house.capture, "local")
     totals = {total.source: total for total in execution.logs}
     assert (totals[Source.STDOUT].bytes, totals[Source.STDOUT].crc32) == (3, zlib.crc32(b"abc"))
     assert (totals[Source.STDERR].bytes, totals[Source.STDERR].crc32) == (2, zlib.crc32(b"de"))
@@ -111,12 +114,17 @@ def test_a_container_gets_no_more_than_was_asked_for(house: House, sdk: docker.D
         "fastlane.job": execution.job_id,
         "fastlane.task": "t",
     }
-    assert (host["Memory"], host["MemorySwap"], host["NanoCpus"], host["PidsLimit"]) == (32 << 20, 32 << 20, 500_000_000, 17)
+    ours = 1 if house.capture is CaptureMode.RECORDER else 0
+    assert (host["Memory"], host["MemorySwap"], host["NanoCpus"], host["PidsLimit"]) == (32 << 20, 32 << 20, 500_000_000, 17 + ours)
     assert (host["NetworkMode"], host["ReadonlyRootfs"], config["StopSignal"]) == ("none", True, "SIGINT")
     assert host["SecurityOpt"] == ["no-new-privileges"]
     assert not host["Privileged"]
     assert not host["CapAdd"]
     assert not host["Binds"]
+    assert [(mount["Target"], mount.get("ReadOnly", False)) for mount in host.get("Mounts") or ()] == [
+        ("/.fastlane/recorder", True),
+        ("/.fastlane/box", False),
+    ][: 2 * ours]
     assert (host["LogConfig"]["Type"], host["AutoRemove"], host["Init"]) == ("none", False, False)
     assert (config["Tty"], config["OpenStdin"], config["AttachStdin"]) == (False, False, False)
     house.stop(going.id, grace=0)
@@ -128,7 +136,8 @@ def test_defaults_apply_where_nothing_was_asked_for(house: House, sdk: docker.Do
     going.wait_for(Step.RUNNING)
     (container,) = sdk.containers.list(filters={"label": f"fastlane.execution={going.id}"})
     host = container.attrs["HostConfig"]
-    assert (host["PidsLimit"], host["Memory"], host["NanoCpus"], host["NetworkMode"]) == (256, 0, 0, "default")
+    ours = 1 if house.capture is CaptureMode.RECORDER else 0
+    assert (host["PidsLimit"], host["Memory"], host["NanoCpus"], host["NetworkMode"]) == (256 + ours, 0, 0, "default")
     house.stop(going.id, grace=0)
     going.result()
 
@@ -173,6 +182,8 @@ def test_a_hundred_megabytes_of_lines_come_out_equal(house: House) -> None:
         ({"command": "/bin/nosuch"}, Reason.COMMAND_NOT_FOUND),
         ({"command": "/bin"}, Reason.COMMAND_NOT_EXECUTABLE),
         ({"command": "/etc/passwd"}, Reason.COMMAND_NOT_EXECUTABLE),
+        ({"command": "nosuch", "envs": {"PATH": "/nosuch:/etc"}}, Reason.COMMAND_NOT_FOUND),
+        ({"command": "passwd", "envs": {"PATH": "/etc"}}, Reason.COMMAND_NOT_FOUND),
         ({"command": "true", "user": "nosuch"}, Reason.REFUSED_BY_ENGINE),
         ({"command": "true", "working_dir": "/bin/sh"}, Reason.REFUSED_BY_ENGINE),
         ({"command": "true", "limits": Limits(memory_bytes=4096)}, Reason.REFUSED_BY_ENGINE),
@@ -223,7 +234,7 @@ def test_a_container_that_catches_the_signal_of_its_timeout_has_timed_out_all_th
 
 
 def test_a_container_that_ignores_the_signal_is_killed_after_its_grace(house: House) -> None:
-    execution = house.run("sleep 60", timeout=timedelta(seconds=0.5), stop_grace=timedelta(seconds=0.5), stop_signal="SIGUSR1")
+    execution = house.sh(STUBBORN, timeout=timedelta(seconds=0.5), stop_grace=timedelta(seconds=0.5), stop_signal="SIGUSR1")
     assert (execution.state, outcome(execution).exit_code, outcome(execution).stop_signal) == (State.TIMED_OUT, 137, "SIGKILL")
     assert "sent SIGUSR1\nsent SIGKILL\n" in house.system(execution.id)
 
@@ -249,7 +260,7 @@ def test_a_stop_without_grace_kills_at_once(house: House) -> None:
 
 
 def test_a_later_stop_shortens_the_grace(house: House) -> None:
-    going = house.go("sleep 60")
+    going = house.go("sh -c", STUBBORN)
     going.wait_for(Step.RUNNING)
     house.stop(going.id, grace=50)
     house.stop(going.id, grace=0)
@@ -280,7 +291,7 @@ def test_a_stop_before_the_start_starts_nothing(house: House, step: Step) -> Non
 
 @pytest.mark.parametrize("step", [Step.FENCED, Step.STARTED, Step.RUNNING])
 def test_a_stop_after_the_fence_stops_what_was_started(house: House, step: Step) -> None:
-    execution = house.go("sleep 60", stop_at=step).result()
+    execution = house.go("sh -c", STUBBORN, stop_at=step).result()
     assert (execution.state, outcome(execution).exit_code) == (State.STOPPED, 137)
 
 

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 
-from fastlane_grpc.model import Execution, Outcome, Reason, State
+from fastlane_grpc.model import CaptureMode, Execution, Outcome, Reason, State
 from fastlane_grpc.runner import HostDown, Step
-from tests.engine import House, opened
+from tests.engine import House, by_attach, by_recorder, opened
 from tests.own_engine import IMAGE, OwnEngine
 
 pytestmark = [
@@ -29,8 +29,8 @@ def engine(request: pytest.FixtureRequest) -> Iterator[OwnEngine]:
 
 
 @pytest.fixture
-def house(tmp_path: Path, engine: OwnEngine) -> Iterator[House]:
-    with opened(tmp_path, IMAGE, engine.address) as house:
+def house(tmp_path: Path, engine: OwnEngine, capture: CaptureMode) -> Iterator[House]:
+    with opened(tmp_path, IMAGE, engine.address, capture=capture) as house:
         yield house
 
 
@@ -60,7 +60,8 @@ def test_a_container_that_outlives_its_engine_is_followed_again(house: House, en
     assert (execution.state, outcome(execution).exit_code) == (State.FAILED, 7)
     output = house.output(going.id)
     assert output.stdout.endswith(b"40\n")
-    assert output.gaps
+    assert bool(output.gaps) == (house.capture is CaptureMode.ATTACH)
+    assert output.gaps or output.stdout == b"".join(b"%d\n" % number for number in range(1, 41))
 
 
 @ends_containers
@@ -80,6 +81,7 @@ def test_a_container_that_its_engine_took_along_is_lost(house: House, engine: Ow
     assert (execution.state, outcome(execution).reason) == (State.LOST, Reason.CONTAINER_GONE)
 
 
+@by_attach
 @keeps_containers
 def test_a_start_that_another_life_of_the_engine_may_have_got_is_lost_at_once(house: House, engine: OwnEngine) -> None:
     going = house.go("sleep 60", kill_at=Step.FENCED, network="none")
@@ -94,6 +96,20 @@ def test_a_start_that_another_life_of_the_engine_may_have_got_is_lost_at_once(ho
     assert Step.STARTED not in going.steps
 
 
+@by_recorder
+@keeps_containers
+def test_a_start_that_no_life_of_the_engine_got_is_made_anew(house: House, engine: OwnEngine) -> None:
+    going = house.go("sh -c", "echo once; exit 7", kill_at=Step.FENCED, network="none")
+    assert going.failure()
+    engine.kill()
+    engine.start()
+    house.reopen()
+    execution = house.adopt(going.id).result()
+    assert (execution.state, outcome(execution).exit_code) == (State.FAILED, 7)
+    assert (house.output(going.id).stdout, house.output(going.id).gaps) == (b"once\n", [])
+
+
+@by_attach
 @keeps_containers
 def test_a_life_of_an_engine_ends_with_it(house: House, engine: OwnEngine) -> None:
     first = house.host.engine.life()

@@ -29,13 +29,13 @@ def copy(running: Going, sdk: docker.DockerClient) -> Iterator[Image]:
 
 
 def test_the_end_of_a_stranger_is_not_the_end_of_a_job(house: House, running: Going, copy: Image, sdk: docker.DockerClient) -> None:
-    sdk.containers.run(copy.id, "true", remove=True)
+    sdk.containers.run(copy.id, entrypoint="true", command=[], remove=True)
     house.stop(running.id, grace=0)
     assert running.result().state is State.STOPPED
 
 
 def test_a_stranger_is_not_swept_away(house: House, running: Going, copy: Image, sdk: docker.DockerClient) -> None:
-    stranger = sdk.containers.run(copy.id, "sleep 1000", detach=True)
+    stranger = sdk.containers.run(copy.id, entrypoint=["sleep", "1000"], command=[], detach=True)
     try:
         house.stop(running.id, grace=0)
         running.result()

@@ -1,0 +1,607 @@
+/* The recorder: PID 1 of a container. It runs the command and writes the record of what that prints, itself.
+ *
+ *     recorder --execution ID [--limit BYTES] BOX -- COMMAND [ARGUMENT…]
+ *     recorder --version
+ *
+ * BOX/log is the record: empty, made by the server, locked by the recorder for as long as it lives, its name taken away before anything
+ * else. So of all the recorders that a record is ever offered to one runs its command, and whoever finds the lock free knows how it went:
+ * an empty file, it never ran; a trailer, it ended; neither, it was killed. The layout, to the byte, is told in record/format.py.
+ *
+ *   claim -> begin -> launch -> follow -> drain -> finish
+ *             START    fork     |  take: pipe -> frame -> record   trailer
+ *                               |  serve_signals: forward, reap, hard stop
+ *
+ * A disk that is full, or fails, blocks: the command waits in its pipe until there is room again. Nothing is lost but by a hard stop
+ * (signal 44), which waits for three seconds, and by a SIGKILL to the recorder itself.
+ *
+ * Exit status: that of the command; 128 + the signal that killed it; 127 not found, 126 not executable; and of the recorder's own
+ * 118: could not begin, 119: the record has been claimed before. With both of these the command did not run. */
+
+#define _GNU_SOURCE
+#include <errno.h>
+#include <fcntl.h>
+#include <poll.h>
+#include <signal.h>
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/file.h>
+#include <sys/prctl.h>
+#include <sys/resource.h>
+#include <sys/signalfd.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
+#include <time.h>
+#include <unistd.h>
+
+#if __BYTE_ORDER__ != __ORDER_LITTLE_ENDIAN__
+#error "a record is little-endian"
+#endif
+
+enum { CANNOT_BEGIN = 118, CLAIMED_BEFORE = 119, NOT_EXECUTABLE = 126, NOT_FOUND = 127 };
+enum { HARD_STOP = 44 };                          /* by number: C libraries do not agree where SIGRTMIN is */
+enum { BLOCK = 65536, PIPE = 262144 };            /* bytes */
+enum { STDOUT, STDERR, SYSTEM, SOURCES };         /* in the record their numbers are one more */
+enum { START = 16, GAP = 17, TRAILER = 18 };      /* kinds of frames */
+enum { BYTES_ARE_MISSING = 1 };                   /* a flag of a source */
+enum { BY_SIZE_LIMIT = 1, BY_ENGINE = 3, BY_STORE = 4 }; /* causes of gaps, as in the contract */
+#define UNKNOWN UINT64_MAX                        /* bytes of a gap */
+#define EVER UINT64_MAX
+
+#define MS 1000000ull                             /* times are nanoseconds */
+#define WAIT_FOR_ROOM_MS 50
+#define STOP_WAITS (3000 * MS)                    /* for room, after a hard stop */
+#define FINISH_WAITS (30000 * MS)                 /* for room for the trailer, after a hard stop */
+#define SILENCE_MS 10000                          /* of a pipe that stays open though everything was killed */
+enum { SMALL = 8192, SMALL_RUN = 16, GATHER_MS = 1 };
+
+/* ---------------------------------------------------------------------------------------------------------- the record */
+
+struct source { uint64_t offset, newlines, missing, gap_sequence; uint32_t crc, flags; };
+
+struct block_header {
+    uint8_t magic[4];
+    uint32_t check;
+    uint16_t version, size;
+    uint32_t punched_from;
+    uint64_t number, time, next_sequence, first_byte_time;
+    struct source sources[SOURCES];
+};
+
+struct frame_header { uint64_t time; uint16_t length; uint8_t kind, zero; uint32_t check; };
+
+/* What one write takes, at most: the frame and, where it is the first of a block, the block's header before it. */
+static struct {
+    struct block_header block;
+    struct frame_header frame;
+    uint8_t payload[BLOCK - sizeof(struct block_header) - sizeof(struct frame_header)];
+} out;
+
+_Static_assert(sizeof(struct block_header) == 168 && sizeof(struct frame_header) == 16 && sizeof out == BLOCK, "the layout of the record");
+
+/* The record up to its last whole frame. */
+static int record = -1;
+static uint64_t size, frame_time, sequence, first_byte_time;
+static struct source stored[SOURCES];
+
+/* What came out of the pipes, stored or not: offset, newlines and crc of each source. */
+static struct source seen[SOURCES];
+
+/* Why what comes is not stored any more, but only counted; 0: it is. */
+static int not_stored_by;
+
+/* The limit, in blocks; none: 0. The first `head` stay; of the others the newest `tail`, from `oldest` on. */
+static uint64_t head, tail, oldest;
+static uint64_t head_end[SOURCES], oldest_begin[SOURCES];   /* offsets */
+
+/* ------------------------------------------------------------------------------------------------------- the command */
+
+static int signals = -1;                          /* a signalfd: no signal interrupts anything */
+static int pipes[2] = {-1, -1}, exec_failure = -1;
+static pid_t child;
+static bool ended, hard_stopped, finishing;
+static int status, exec_error;
+static uint64_t start_time, end_time, blocked, give_up = EVER;
+
+static uint64_t now(clockid_t clock)
+{
+    struct timespec t;
+    clock_gettime(clock, &t);
+    return (uint64_t)t.tv_sec * 1000 * MS + (uint64_t)t.tv_nsec;
+}
+
+static _Noreturn void die(int code, const char *what)
+{
+    dprintf(2, "recorder: %s: %s\n", what, strerror(errno));
+    _exit(code);
+}
+
+/* --------------------------------------------------------------------------------------------------------------- CRC */
+
+static uint32_t crc_table[8][256];
+
+static void make_crc_table(void)
+{
+    for (uint32_t i = 0; i < 256; i++) {
+        uint32_t c = i;
+        for (int bit = 0; bit < 8; bit++)
+            c = c & 1 ? 0xEDB88320u ^ c >> 1 : c >> 1;
+        crc_table[0][i] = c;
+    }
+    for (int k = 1; k < 8; k++)
+        for (int i = 0; i < 256; i++)
+            crc_table[k][i] = crc_table[0][crc_table[k - 1][i] & 255] ^ crc_table[k - 1][i] >> 8;
+}
+
+/* CRC-32 of zlib, eight bytes at a time, continued from `crc`. */
+static uint32_t crc32(uint32_t crc, const void *data, size_t n)
+{
+    const uint8_t *p = data;
+    uint32_t(*t)[256] = crc_table;
+    for (crc = ~crc; n >= 8; n -= 8, p += 8) {
+        uint32_t a, b;
+        memcpy(&a, p, 4);
+        memcpy(&b, p + 4, 4);
+        a ^= crc;
+        crc = t[7][a & 255] ^ t[6][a >> 8 & 255] ^ t[5][a >> 16 & 255] ^ t[4][a >> 24] ^ t[3][b & 255] ^ t[2][b >> 8 & 255] ^
+              t[1][b >> 16 & 255] ^ t[0][b >> 24];
+    }
+    while (n--)
+        crc = t[0][(crc ^ *p++) & 255] ^ crc >> 8;
+    return ~crc;
+}
+
+/* ----------------------------------------------------------------------------------------------------------- signals */
+
+/* A hard stop is the server's alone: what comes from within the container, however numbered, is the job's own affair. */
+static bool is_hard_stop(const struct signalfd_siginfo *s) { return s->ssi_signo == HARD_STOP && s->ssi_pid == 0; }
+
+static void hard_stop(void)
+{
+    if (!hard_stopped)
+        give_up = now(CLOCK_MONOTONIC) + (finishing ? FINISH_WAITS : STOP_WAITS);
+    hard_stopped = true;
+    kill(-1, SIGKILL);
+}
+
+static void reap(void)
+{
+    int its_status;
+    for (pid_t process; (process = waitpid(-1, &its_status, WNOHANG)) > 0;)
+        if (process == child) {
+            status = its_status;
+            ended = true;
+            end_time = now(CLOCK_REALTIME);
+        }
+}
+
+/* Waits for signals, at most `ms`, and serves those that are there. */
+static void serve_signals(int ms)
+{
+    struct pollfd ready = {.fd = signals, .events = POLLIN};
+    if (ms)
+        poll(&ready, 1, ms);
+    for (struct signalfd_siginfo s; read(signals, &s, sizeof s) == sizeof s;) {
+        if (s.ssi_signo == SIGCHLD)
+            reap();
+        else if (!child) {
+            /* Nothing runs yet, and there is no room for the record to begin. */
+            if ((is_hard_stop(&s) || s.ssi_signo == SIGTERM || s.ssi_signo == SIGINT) && (ftruncate(record, 0) == 0 || size == 0))
+                _exit(CANNOT_BEGIN);
+        } else if (is_hard_stop(&s))
+            hard_stop();
+        else if (!ended && s.ssi_code <= 0) /* sent by somebody, not raised by what we do ourselves */
+            kill(child, (int)s.ssi_signo);
+    }
+}
+
+/* Waits a moment for room. False: it has been waited for long enough. */
+static bool wait_for_room(void)
+{
+    uint64_t since = now(CLOCK_MONOTONIC);
+    if (since >= give_up)
+        return false;
+    serve_signals(WAIT_FOR_ROOM_MS);
+    blocked += now(CLOCK_MONOTONIC) - since;
+    return true;
+}
+
+/* ----------------------------------------------------------------------------------------------------------- storing */
+
+static bool write_all(const uint8_t *data, size_t n, uint64_t place)
+{
+    while (n) {
+        ssize_t written = pwrite(record, data, n, (off_t)place);
+        if (written < 0 && errno == EINTR)
+            continue;
+        if (written <= 0)
+            return false;
+        data += written, place += (uint64_t)written, n -= (size_t)written;
+    }
+    return true;
+}
+
+/* How many bytes of the block in which the record ends are free; 0: the next one has not begun. */
+static size_t room(void) { return (size_t)(-size % BLOCK); }
+
+/* Whether a frame with so much payload is the first of a block. */
+static bool begins_block(size_t payload) { return room() < sizeof out.frame + payload; }
+
+/* How many bytes the payload of the next frame should have, at most. */
+static size_t payload_room(void) { return begins_block(1) ? sizeof out.payload : room() - sizeof out.frame; }
+
+/* Before block `number` is begun: those that are too old are given back to the disk. False: the limit is reached, and that cannot be done. */
+static bool make_way(uint64_t number)
+{
+    if (!tail || number < head)
+        return true;
+    for (int i = 0; number == head && i < SOURCES; i++)
+        head_end[i] = oldest_begin[i] = stored[i].offset;
+    for (; number >= oldest + tail; oldest++) {
+        struct block_header next;
+        if (pread(record, &next, sizeof next, (off_t)((oldest + 1) * BLOCK)) != sizeof next || next.number != oldest + 1)
+            return false;
+        if (fallocate(record, FALLOC_FL_PUNCH_HOLE | FALLOC_FL_KEEP_SIZE, (off_t)(oldest * BLOCK), BLOCK))
+            return false;
+        for (int i = 0; i < SOURCES; i++)
+            oldest_begin[i] = next.sources[i].offset;
+    }
+    return true;
+}
+
+static void begin_block(uint64_t number)
+{
+    out.block = (struct block_header){
+        .magic = {0xAB, 'F', 'L', 'R'}, .version = 1, .size = sizeof out.block, .punched_from = (uint32_t)(tail ? head : 0),
+        .number = number, .time = frame_time, .next_sequence = sequence + 1, .first_byte_time = first_byte_time,
+    };
+    memcpy(out.block.sources, stored, sizeof stored);
+    out.block.check = crc32(0, &out.block.version, sizeof out.block - offsetof(struct block_header, version));
+}
+
+/* Appends the frame whose payload is in `out`; waits for room. False: there was none for too long, and the record is as it was. */
+static bool append(int kind, size_t length, uint64_t time, uint32_t payload_crc)
+{
+    out.frame = (struct frame_header){.time = time, .length = (uint16_t)length, .kind = (uint8_t)kind};
+    out.frame.check = crc32(payload_crc, &out.frame, offsetof(struct frame_header, check));
+    const uint8_t *data = (const uint8_t *)&out.frame;
+    size_t n = sizeof out.frame + length;
+    uint64_t place = size;
+    if (begins_block(length)) {
+        place += room(); /* what is left out reads as zeros */
+        begin_block(place / BLOCK);
+        data = (const uint8_t *)&out.block, n += sizeof out.block;
+    }
+    while (!write_all(data, n, place) || (kind == START && fdatasync(record))) {
+        /* Never a torn frame before another one. Where even that fails, the same bytes will be written over it. */
+        bool whole = ftruncate(record, (off_t)size) == 0;
+        if (!wait_for_room() && (whole || ftruncate(record, (off_t)size) == 0))
+            return false;
+    }
+    size = place + n;
+    return true;
+}
+
+static uint64_t time_for_frame(void)
+{
+    uint64_t time = now(CLOCK_REALTIME);
+    return time > frame_time ? time : frame_time;
+}
+
+static uint64_t newlines_in(const uint8_t *data, size_t n)
+{
+    uint64_t count = 0;
+    for (size_t i = 0; i < n; i++)
+        count += data[i] == '\n';
+    return count;
+}
+
+/* The first `n` bytes of the payload came from a source. */
+static void store(int source, size_t n)
+{
+    struct source *its = &seen[source];
+    its->offset += n;
+    its->newlines += newlines_in(out.payload, n);
+    its->crc = crc32(its->crc, out.payload, n);
+    if (!not_stored_by && begins_block(n) && !make_way((size + room()) / BLOCK))
+        not_stored_by = BY_SIZE_LIMIT;
+    if (not_stored_by)
+        return;
+    uint64_t time = time_for_frame();
+    if (!append(source + 1, n, time, its->crc)) {
+        not_stored_by = BY_STORE;
+        return;
+    }
+    stored[source] = *its;
+    sequence++;
+    frame_time = time;
+    if (!first_byte_time)
+        first_byte_time = time;
+}
+
+static void store_gap(int source, uint64_t missing, int cause)
+{
+    memset(out.payload, 0, 16);
+    out.payload[0] = (uint8_t)(source + 1), out.payload[1] = (uint8_t)cause;
+    memcpy(out.payload + 8, &missing, sizeof missing);
+    uint64_t time = time_for_frame();
+    if (!append(GAP, 16, time, crc32(0, out.payload, 16)))
+        return;
+    struct source *its = &stored[source];
+    sequence++;
+    frame_time = time;
+    its->flags = BYTES_ARE_MISSING;
+    its->gap_sequence = missing == UNKNOWN ? sequence : 0;
+    if (missing != UNKNOWN)
+        its->offset += missing, its->missing += missing;
+}
+
+/* ------------------------------------------------------------------------------------------------------------- steps */
+
+/* Takes the record, which only one can. */
+static void claim(const char *box)
+{
+    char path[4096];
+    if ((size_t)snprintf(path, sizeof path, "%s/log", box) >= sizeof path)
+        errno = ENAMETOOLONG, die(CANNOT_BEGIN, box);
+    if ((record = open(path, O_RDWR | O_CLOEXEC)) < 0)
+        die(errno == ENOENT ? CLAIMED_BEFORE : CANNOT_BEGIN, path);
+    while (flock(record, LOCK_EX)) /* the server looks now and then, for a moment */
+        if (errno != EINTR)
+            die(CANNOT_BEGIN, path);
+    struct stat file;
+    if (fstat(record, &file))
+        die(CANNOT_BEGIN, path);
+    if (file.st_size)
+        errno = EEXIST, die(CLAIMED_BEFORE, path);
+    if (unlink(path))
+        die(errno == ENOENT ? CLAIMED_BEFORE : CANNOT_BEGIN, path);
+}
+
+/* The first frame, on the disk: from here on the command may run. */
+static void begin(const char *execution)
+{
+    int n = snprintf((char *)out.payload, sizeof out.payload, "{\"execution_id\":\"%s\",\"capture\":\"recorder\"}", execution);
+    append(START, (size_t)n, now(CLOCK_REALTIME), crc32(0, out.payload, (size_t)n));
+}
+
+/* As an engine looks for it: no shell for what is no program, and what may not be executed is not found. */
+static void execute(char **command)
+{
+    if (strchr(command[0], '/')) {
+        execv(command[0], command);
+        return;
+    }
+    const char *path = getenv("PATH"), *end;
+    if (!path)
+        path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    for (; *command[0] && *path; path = *end ? end + 1 : end) {
+        char place[8192];
+        struct stat file;
+        end = strchrnul(path, ':');
+        int n = snprintf(place, sizeof place, "%.*s/%s", (int)(end - path), end == path ? "." : path, command[0]);
+        if (end == path)
+            n = snprintf(place, sizeof place, "./%s", command[0]);
+        if ((size_t)n < sizeof place && stat(place, &file) == 0 && !S_ISDIR(file.st_mode) && faccessat(AT_FDCWD, place, X_OK, AT_EACCESS) == 0) {
+            execv(place, command);
+            return;
+        }
+    }
+    errno = ENOENT;
+}
+
+static void make_pipe(int ends[2])
+{
+    if (pipe2(ends, O_CLOEXEC))
+        exec_error = errno;
+}
+
+/* Starts the command in a session of its own. What goes wrong is told in `exec_error`, or by the pipe `exec_failure`. */
+static void launch(char **command)
+{
+    int output[2][2] = {{-1, -1}, {-1, -1}}, failure[2] = {-1, -1};
+    make_pipe(output[STDOUT]), make_pipe(output[STDERR]), make_pipe(failure);
+    start_time = now(CLOCK_REALTIME);
+    if (!exec_error && (child = fork()) < 0)
+        exec_error = errno;
+    if (exec_error) {
+        ended = true;
+        end_time = start_time;
+        return;
+    }
+    if (child == 0) {
+        setsid();
+        for (int number = 1; number < NSIG; number++)
+            signal(number, SIG_DFL);
+        sigset_t none;
+        sigemptyset(&none);
+        sigprocmask(SIG_SETMASK, &none, NULL);
+        if (dup2(output[STDOUT][1], 1) == 1 && dup2(output[STDERR][1], 2) == 2)
+            execute(command);
+        int why = errno;
+        _exit(write(failure[1], &why, sizeof why) == sizeof why ? NOT_FOUND : CANNOT_BEGIN);
+    }
+    for (int i = 0; i < 2; i++) {
+        pipes[i] = output[i][0];
+        close(output[i][1]);
+        fcntl(pipes[i], F_SETFL, O_NONBLOCK);
+        fcntl(pipes[i], F_SETPIPE_SZ, PIPE); /* as large as this user may have it */
+    }
+    exec_failure = failure[0];
+    close(failure[1]);
+}
+
+/* What is in a pipe, up to the end of the block. */
+static void take(int source)
+{
+    static uint64_t last;
+    static int small_run;
+    ssize_t n = read(pipes[source], out.payload, payload_room());
+    if (n > 0) {
+        /* A frame for each of many small writes would cost more than what is in them: let a few gather. */
+        uint64_t time = now(CLOCK_MONOTONIC);
+        bool small = n < SMALL && time - last < (small_run > SMALL_RUN ? 2 * MS : MS);
+        small_run = small ? small_run + 1 : 0;
+        last = time;
+        store(source, (size_t)n);
+        if (small_run > SMALL_RUN)
+            serve_signals(GATHER_MS);
+    } else if (n == 0 || (errno != EAGAIN && errno != EINTR)) {
+        close(pipes[source]);
+        pipes[source] = -1;
+    }
+}
+
+/* Serves whatever comes first. False: nothing came for so long. */
+static bool serve(int ms)
+{
+    struct pollfd ready[3] = {
+        {.fd = signals, .events = POLLIN}, {.fd = pipes[STDOUT], .events = POLLIN}, {.fd = pipes[STDERR], .events = POLLIN}};
+    if (poll(ready, 3, ms) <= 0)
+        return false;
+    if (ready[0].revents)
+        serve_signals(0);
+    for (int i = 0; i < 2; i++)
+        if (ready[1 + i].revents)
+            take(i);
+    return true;
+}
+
+/* What is left in the pipes, after the command ended and everything else with it, as it would with any PID 1. */
+static void drain(void)
+{
+    kill(-1, SIGKILL);
+    uint64_t silent_since = now(CLOCK_MONOTONIC);
+    while (pipes[STDOUT] >= 0 || pipes[STDERR] >= 0) {
+        uint64_t before = seen[STDOUT].offset + seen[STDERR].offset;
+        if (!serve(1000))
+            kill(-1, SIGKILL);
+        if (seen[STDOUT].offset + seen[STDERR].offset != before)
+            silent_since = now(CLOCK_MONOTONIC);
+        else if (now(CLOCK_MONOTONIC) - silent_since > SILENCE_MS * MS)
+            return; /* somebody has it open who cannot even be killed */
+    }
+    serve_signals(0);
+}
+
+static int exit_code(void)
+{
+    if (exec_error)
+        return exec_error == ENOENT || exec_error == ENOTDIR ? NOT_FOUND : NOT_EXECUTABLE;
+    return WIFSIGNALED(status) ? 128 + WTERMSIG(status) : WEXITSTATUS(status);
+}
+
+static char *text_end(void) { return (char *)out.payload + strnlen((char *)out.payload, sizeof out.payload); }
+
+#define SAY(...) snprintf(text_end(), 512, __VA_ARGS__)
+
+static void say_totals(void)
+{
+    const char *comma = "";
+    for (int i = 0; i < 2; i++) {
+        uint64_t missing = seen[i].offset - (stored[i].offset - stored[i].missing) + (oldest_begin[i] - head_end[i]);
+        bool lost_unseen = stored[i].gap_sequence != 0;
+        if (!seen[i].offset && !lost_unseen)
+            continue;
+        SAY("%s{\"source\":%d,\"bytes\":%llu,\"missing_bytes\":%llu,\"newlines\":%llu,\"crc32\":", comma, i + 1,
+            (unsigned long long)seen[i].offset, (unsigned long long)missing, (unsigned long long)seen[i].newlines);
+        if (lost_unseen)
+            SAY("null}");
+        else
+            SAY("%u}", seen[i].crc);
+        comma = ",";
+    }
+}
+
+/* The gaps that are known of, and the trailer. */
+static void finish(void)
+{
+    finishing = true;
+    if (hard_stopped)
+        give_up = now(CLOCK_MONOTONIC) + FINISH_WAITS;
+    for (int i = 0; i < 2; i++) {
+        if (seen[i].offset > stored[i].offset)
+            store_gap(i, seen[i].offset - stored[i].offset, not_stored_by);
+        if (pipes[i] >= 0)
+            store_gap(i, UNKNOWN, BY_ENGINE);
+    }
+    struct rusage usage;
+    getrusage(RUSAGE_CHILDREN, &usage);
+    out.payload[0] = 0;
+    if (exec_error)
+        SAY("{\"exit_code\":null,\"totals\":[");
+    else
+        SAY("{\"exit_code\":%d,\"totals\":[", exit_code());
+    say_totals();
+    SAY("],\"facts\":{\"recorder\":1,\"signal\":%d,\"exec_error\":%d,\"start_time_ns\":%llu,\"end_time_ns\":%llu,\"hard_stop\":%s,",
+        !exec_error && WIFSIGNALED(status) ? WTERMSIG(status) : 0, exec_error, (unsigned long long)start_time,
+        (unsigned long long)end_time, hard_stopped ? "true" : "false");
+    SAY("\"blocked_ms\":%llu,\"user_us\":%llu,\"system_us\":%llu,\"max_rss_kib\":%ld}}", (unsigned long long)(blocked / MS),
+        (unsigned long long)usage.ru_utime.tv_sec * 1000000 + (unsigned long long)usage.ru_utime.tv_usec,
+        (unsigned long long)usage.ru_stime.tv_sec * 1000000 + (unsigned long long)usage.ru_stime.tv_usec, usage.ru_maxrss);
+    size_t n = (size_t)(text_end() - (char *)out.payload);
+    append(TRAILER, n, time_for_frame(), crc32(0, out.payload, n));
+    fdatasync(record);
+}
+
+/* -------------------------------------------------------------------------------------------------------------- main */
+
+static _Noreturn void usage(const char *what)
+{
+    dprintf(2, "recorder: %s\nusage: recorder --execution ID [--limit BYTES] BOX -- COMMAND [ARGUMENT...]\n", what);
+    _exit(CANNOT_BEGIN);
+}
+
+/* Reads the options; what is returned are BOX, "--" and the command. */
+static char **read_options(char **word, const char **execution)
+{
+    for (; *word && strncmp(*word, "--", 2) == 0 && word[1]; word += 2) {
+        if (strcmp(*word, "--execution") == 0)
+            *execution = word[1];
+        else if (strcmp(*word, "--limit") == 0) {
+            uint64_t blocks = strtoull(word[1], NULL, 10) / BLOCK;
+            if (blocks < 4 || blocks > UINT32_MAX)
+                usage("--limit: expected 262144 bytes or more");
+            head = oldest = blocks / 2, tail = blocks - head;
+        } else
+            usage("no such option");
+    }
+    /* It goes into the first frame as it is. */
+    const char *plain = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-.";
+    if (!*execution || !**execution || strlen(*execution) > 200 || strspn(*execution, plain) != strlen(*execution))
+        usage("--execution: expected an id");
+    if (!word[0] || !word[1] || strcmp(word[1], "--") || !word[2])
+        usage("expected a box, -- and a command");
+    return word;
+}
+
+int main(int argc, char **argv)
+{
+    if (argc == 2 && strcmp(argv[1], "--version") == 0)
+        return printf("fastlane recorder 1, record format 1\n") < 0;
+    const char *execution = NULL;
+    char **words = read_options(argv + !!argc, &execution);
+    prctl(PR_SET_DUMPABLE, 0); /* nobody in the container gets at the record through /proc/1 */
+    if (getpid() != 1)
+        usage("has to be PID 1: it ends every process it sees");
+    sigset_t all;
+    sigfillset(&all);
+    sigprocmask(SIG_BLOCK, &all, NULL);
+    if ((signals = signalfd(-1, &all, SFD_NONBLOCK | SFD_CLOEXEC)) < 0)
+        die(CANNOT_BEGIN, "signalfd");
+    make_crc_table();
+
+    claim(words[0]);
+    begin(execution);
+    launch(words + 2);
+    while (!ended)
+        serve(-1);
+    if (exec_failure >= 0 && read(exec_failure, &exec_error, sizeof exec_error) != sizeof exec_error)
+        exec_error = 0;
+    drain();
+    finish();
+    return exit_code();
+}
