@@ -465,8 +465,10 @@ def _state_name(state: int) -> str:
 def _gap_text(gap: api.Gap) -> str:
     name = "stderr" if gap.source == api.STDERR else "fastlane's own lines" if gap.source == api.SYSTEM else "stdout"
     what = f"bytes of {name} may be missing here" if gap.missing_bytes is None else f"{gap.missing_bytes} bytes of {name} are missing here"
+    if gap.cause == fastlane_pb2.LogGap.CAUSE_SIZE_LIMIT:
+        return f"{what}: the log grew beyond its limit"
     if gap.cause == fastlane_pb2.LogGap.CAUSE_ENGINE:
-        return f"{what}: the engine lost them before fastlane had them"
+        return f"{what}: lost before fastlane had stored them"
     if gap.cause == fastlane_pb2.LogGap.CAUSE_STORE:
         return f"{what}: the server's disk had no room, or is damaged"
     return what

@@ -63,6 +63,7 @@ class Cause(IntEnum):
     """Why bytes of a log are missing. Numbers of the contract, and of the record."""
 
     UNSPECIFIED = 0
+    SIZE_LIMIT = 1
     ENGINE = 3
     STORE = 4
 

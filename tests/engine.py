@@ -272,6 +272,14 @@ class House:
             assert time.monotonic() < until, "no output came"
             time.sleep(0.01)
 
+    def wait_for_stderr(self, execution_id: str, content: bytes) -> None:
+        """Until `content` was printed there."""
+        path = self.logs.output_path(execution_id)
+        until = time.monotonic() + SECONDS
+        while not path.exists() or content not in read_output(path).stderr:
+            assert time.monotonic() < until, "no output came"
+            time.sleep(0.01)
+
     def output(self, execution_id: str) -> Output:
         return read_output(self.logs.output_path(execution_id))
 

@@ -167,8 +167,8 @@ def test_a_gap_is_told(server: ScriptedServer) -> None:
     ran = fastlane(server, "run", "-q", "busybox")
     assert (ran.returncode, ran.stdout) == (0, b"ab")
     assert ran.stderr.decode().splitlines() == [
-        "fastlane: 77 bytes of stdout are missing here: the engine lost them before fastlane had them",
-        "fastlane: bytes of stderr may be missing here: the engine lost them before fastlane had them",
+        "fastlane: 77 bytes of stdout are missing here: lost before fastlane had stored them",
+        "fastlane: bytes of stderr may be missing here: lost before fastlane had stored them",
     ]
 
 

@@ -113,7 +113,8 @@ def messages(roots: "list[descriptor_pb2.DescriptorProto]") -> "list[descriptor_
 
 
 def test_the_environment_is_read_in_config_and_handed_down_by_the_command_line_alone() -> None:
-    readers = {"config.py", "cli.py"}
+    # The last one runs before there is a house.
+    readers = {"config.py", "cli.py", "build_recorder.py"}
     for path in (ROOT / "fastlane_grpc").rglob("*.py"):
         names = {
             f"{node.value.id}.{node.attr}"

@@ -492,7 +492,13 @@ def any_state(choose: random.Random, number: int) -> State:
     stdout, stderr, system = (
         SourceState(choose.randrange(number * 1_000 + 1), 0, 0, choose.randrange(number * 3 + 1), choose.getrandbits(32)) for _ in SOURCES
     )
-    return State(choose.randrange(number * 3 + 1), choose.getrandbits(63), 0, (stdout, stderr, system))
+    return State(
+        choose.randrange(number * 3 + 1),
+        choose.getrandbits(63),
+        0,
+        (stdout, stderr, system),
+        choose.choice([0, 0, 1, number, choose.getrandbits(32)]),
+    )
 
 
 def check_order(entries: list[Entry]) -> None:

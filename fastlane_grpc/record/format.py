@@ -5,7 +5,8 @@ below 2^62.
 
 **The file** is a row of blocks of 65 536 bytes, the last one shorter. It is only ever appended to. A block is a header and then frames,
 which never straddle its end. Where the next frame does not fit, the block is filled with zeros and the next one begins. A file may end in
-the middle of anything: what is not there is not there yet. Whole blocks may be punched out later; they then read as zeros.
+the middle of anything: what is not there is not there yet. Whole blocks may be punched out later; they then read as zeros. A log with a
+size limit keeps its first blocks and its newest ones in this way.
 
 **Block header**, 168 bytes: all that a reader needs to begin here, which is the state of the record before the first frame of the block.
 
@@ -13,7 +14,7 @@ the middle of anything: what is not there is not there yet. Whole blocks may be 
       4   4  CRC of bytes 8 to 167 of this header
       8   2  version of the format, 1
      10   2  bytes of this header, 168
-     12   4  zero
+     12   4  number of the first block that the size limit lets be punched out; 0: none
      16   8  number of this block, from 0
      24   8  time of the last data or gap frame; 0: none yet
      32   8  sequence of the next data or gap frame
@@ -50,7 +51,7 @@ the middle of anything: what is not there is not there yet. Whole blocks may be 
   time is no bound for those that follow.
   *TRAILER*: the last frame of the file, nothing follows; one JSON object in ASCII, {"exit_code": number or null, "totals": [{"source": …,
   "bytes": …, "missing_bytes": …, "newlines": …, "crc32": number or null}, …], "facts": {…}}. A total for each source that wrote or lost
-  something; its crc32 is null where bytes are missing.
+  something; its crc32 is of all that the writer saw, also of what is not kept, and null where it did not see all.
 
 **Damage** is a bad block header, an impossible frame or a check that fails. What lies from there to the next good block header is a gap in
 each source, as long as the offsets of that header say. Where no good block follows, it may as well be a write that was torn: a reader
@@ -133,12 +134,16 @@ Sources = tuple[SourceState, SourceState, SourceState]
 
 
 class State(NamedTuple):
-    """A whole record, up to some place in it. `sequence` and `time_ns` are those of the last data or gap frame; 0 is none yet."""
+    """A whole record, up to some place in it. `sequence` and `time_ns` are those of the last data or gap frame; 0 is none yet.
+
+    `punched_from` is the first block that the size limit lets be punched out; 0 is none.
+    """
 
     sequence: int = 0
     time_ns: int = 0
     first_byte_time_ns: int = 0
     sources: Sources = (SourceState(), SourceState(), SourceState())
+    punched_from: int = 0
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,7 +162,7 @@ def pack_block_header(number: int, state: State) -> bytes:
         flags = _BYTES_ARE_MISSING if source.lossy else 0
         fields += (source.offset, source.newlines, source.missing_bytes, source.gap_sequence, source.crc32, flags)
     times = (state.time_ns, state.sequence + 1, state.first_byte_time_ns)
-    raw = _BLOCK_HEADER.pack(_MAGIC, 0, _VERSION, BLOCK_HEADER_BYTES, 0, number, *times, *fields)
+    raw = _BLOCK_HEADER.pack(_MAGIC, 0, _VERSION, BLOCK_HEADER_BYTES, state.punched_from, number, *times, *fields)
     return _MAGIC + _CHECK.pack(zlib.crc32(raw[_CHECKED_FROM:])) + raw[_CHECKED_FROM:]
 
 
@@ -165,7 +170,8 @@ def unpack_block_header(raw: bytes, number: int, at: int = 0) -> State | None:
     """The state before block `number`, whose header is at `at`; None if that is not a good one of this block."""
     if len(raw) - at < BLOCK_HEADER_BYTES:
         return None
-    magic, check, version, size, _, its_number, time_ns, sequence, first_byte_time_ns, *fields = _BLOCK_HEADER.unpack_from(raw, at)
+    magic, check, version, size, *rest = _BLOCK_HEADER.unpack_from(raw, at)
+    punched_from, its_number, time_ns, sequence, first_byte_time_ns, *fields = rest
     if (magic, version, size, its_number) != (_MAGIC, _VERSION, BLOCK_HEADER_BYTES, number):
         return None
     if check != zlib.crc32(raw[at + _CHECKED_FROM : at + BLOCK_HEADER_BYTES]):
@@ -173,7 +179,7 @@ def unpack_block_header(raw: bytes, number: int, at: int = 0) -> State | None:
     if not 0 < sequence < _LIMIT or max(fields[::6]) >= _LIMIT or max(fields[3::6]) >= sequence:
         return None
     stdout, stderr, system = (_unpack_source(*fields[i : i + 6]) for i in (0, 6, 12))
-    return State(sequence - 1, time_ns, first_byte_time_ns, (stdout, stderr, system))
+    return State(sequence - 1, time_ns, first_byte_time_ns, (stdout, stderr, system), punched_from)
 
 
 def pack_frame_header(kind: int, length: int, time_ns: int, payload_crc32: int) -> bytes:

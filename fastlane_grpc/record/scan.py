@@ -188,7 +188,7 @@ class Scan:
             return
         time_ns = max(state.time_ns, self._time_ns)
         # All are passed at once: between them there is no place that a position could tell.
-        yield from self._gaps_before(state, time_ns)
+        yield from self._gaps_before(state, place, time_ns)
         position = Position.of_block(place // BLOCK_BYTES, state)
         self._file_offset = place
         self._sequence = state.sequence
@@ -196,17 +196,24 @@ class Scan:
         self._offsets[1:] = position.reached
         self._crc32s[1:] = position.crc32s
 
-    def _gaps_before(self, state: State, time_ns: int) -> list[Gap]:
+    def _gaps_before(self, state: State, place: int, time_ns: int) -> list[Gap]:
         gaps = []
+        cause = Cause.SIZE_LIMIT if self._ends_in_punched_block(state, place) else Cause.STORE
         for source, its in zip(SOURCES, state.sources, strict=True):
             ours = self._offsets[source]
             if its.offset > ours:
-                gaps.append(Gap(source, ours, its.offset - ours, Cause.STORE, state.sequence, time_ns))
+                gaps.append(Gap(source, ours, its.offset - ours, cause, state.sequence, time_ns))
             elif its.gap_sequence > self._sequence:
                 # A gap of unknown size is among what is lost. It keeps its sequence, by which a reader knows whether it had it.
-                gaps.append(Gap(source, ours, None, Cause.STORE, its.gap_sequence, time_ns))
+                gaps.append(Gap(source, ours, None, cause, its.gap_sequence, time_ns))
         # By its sequence a reader knows that it had a gap of unknown size: so that comes before the others of the same sequence.
         return sorted(gaps, key=lambda gap: (gap.sequence, gap.missing_bytes is not None))
+
+    def _ends_in_punched_block(self, state: State, place: int) -> bool:
+        """Whether what is missing before `place` was taken away on purpose: such blocks read as zeros."""
+        block = place // BLOCK_BYTES - 1
+        punched = 0 < state.punched_from <= block
+        return punched and os.pread(self._fd, BLOCK_HEADER_BYTES, block * BLOCK_BYTES) == bytes(BLOCK_HEADER_BYTES)
 
     def _beyond_damage(self, raw: bytes, base: int, place: int) -> int | None:
         """Where to go on after damage in the block of `place`; None if there is nothing to go on with yet."""
@@ -238,6 +245,18 @@ def last_block(fd: int) -> tuple[int, State] | None:
         if state is not None:
             return number, state
     return None
+
+
+def punched_bytes(fd: int, punched_from: int) -> tuple[int, int, int]:
+    """How many bytes of each source were in the blocks that were punched out from block `punched_from` on; 0: none."""
+    beyond = next_block(fd, punched_from) if punched_from else None
+    if beyond is None or beyond[0] == punched_from:
+        return 0, 0, 0
+    scan = Scan(fd, Position.of_block(*(next_block(fd, punched_from - 1, punched_from) or beyond)))
+    for _ in scan.entries(BLOCK_BYTES):
+        pass
+    stdout, stderr, system = (its.offset - reached for its, reached in zip(beyond[1].sources, scan.position.reached, strict=True))
+    return stdout, stderr, system
 
 
 def block_count(fd: int) -> int:

@@ -32,7 +32,7 @@ from fastlane_grpc.record.format import (
     totals_of,
     unpack_trailer,
 )
-from fastlane_grpc.record.scan import Position, Scan, last_block
+from fastlane_grpc.record.scan import Position, Scan, last_block, punched_bytes
 
 # The kernel's IOV_MAX: it takes no more parts in one call.
 _MAX_PARTS = os.sysconf("SC_IOV_MAX")
@@ -53,6 +53,8 @@ class RecordWriter:
         self._file = file
         self._size = size
         self._state = state
+        # Another writer's doing, under a size limit: this one does not punch.
+        self._punched = punched_bytes(file.fileno(), state.punched_from)
         self._taken = 0
         self._torn = False
         self._trailer: Trailer | None = None
@@ -133,7 +135,7 @@ class RecordWriter:
 
     def totals(self) -> tuple[LogTotals, ...]:
         """One for each source that wrote or lost something."""
-        return totals_of(self._state)
+        return totals_of(self._with_punched())
 
     def sync(self) -> None:
         """Brings what was written to the disk."""
@@ -148,7 +150,7 @@ class RecordWriter:
         return _Frames(self._size, self._state)
 
     def _append_trailer(self, exit_code: int | None, facts: Mapping[str, object], time_ns: int) -> Trailer:
-        payload = pack_trailer(self._state, exit_code, facts)
+        payload = pack_trailer(self._with_punched(), exit_code, facts)
         trailer = unpack_trailer(payload, time_ns)
         if trailer is None:
             raise ValueError(f"exit code {exit_code!r} does not fit a trailer")
@@ -156,6 +158,13 @@ class RecordWriter:
         frames.add_other(TRAILER, payload, time_ns, self._state)
         self._append(frames)
         return trailer
+
+    def _with_punched(self) -> State:
+        """What the size limit took away is missing too; nothing but the totals says so."""
+        stdout, stderr, system = (
+            its._replace(missing_bytes=its.missing_bytes + punched) for its, punched in zip(self._state.sources, self._punched, strict=True)
+        )
+        return self._state._replace(sources=(stdout, stderr, system))
 
     def _append(self, frames: "_Frames") -> None:
         if self._torn:
@@ -232,11 +241,11 @@ class _Frames:
 
 
 def _after_data(state: State, source: Source, data: bytes | memoryview, newlines: int, time_ns: int) -> State:
-    sequence, last_time_ns, first_byte_time_ns, sources = state
+    sequence, last_time_ns, first_byte_time_ns, sources, punched_from = state
     offset, newlines_before, missing_bytes, _, crc, lossy = sources[source - 1]
     time_ns = max(time_ns, last_time_ns)
     changed = SourceState(offset + len(data), newlines_before + newlines, missing_bytes, 0, crc32(data, crc), lossy)
-    return State(sequence + 1, time_ns, first_byte_time_ns or time_ns, _with(sources, source, changed))
+    return State(sequence + 1, time_ns, first_byte_time_ns or time_ns, _with(sources, source, changed), punched_from)
 
 
 def _after_gap(state: State, source: Source, missing_bytes: int | None, time_ns: int) -> State:
@@ -248,7 +257,7 @@ def _after_gap(state: State, source: Source, missing_bytes: int | None, time_ns:
         gap_sequence=sequence if missing_bytes is None else 0,
         lossy=True,
     )
-    return State(sequence, max(time_ns, state.time_ns), state.first_byte_time_ns, _with(state.sources, source, changed))
+    return state._replace(sequence=sequence, time_ns=max(time_ns, state.time_ns), sources=_with(state.sources, source, changed))
 
 
 def _with(sources: Sources, source: Source, changed: SourceState) -> Sources:

@@ -998,6 +998,8 @@ class LogGap(_message.Message):
         DESCRIPTOR: _descriptor.EnumDescriptor
         CAUSE_UNSPECIFIED: LogGap._Cause.ValueType  # 0
         """Another cause."""
+        CAUSE_SIZE_LIMIT: LogGap._Cause.ValueType  # 1
+        """The log grew beyond its limit: its head and its newest part are kept."""
         CAUSE_ENGINE: LogGap._Cause.ValueType  # 3
         """Lost before they were stored: by the engine, or with the container's recorder when that was killed."""
         CAUSE_STORE: LogGap._Cause.ValueType  # 4
@@ -1008,6 +1010,8 @@ class LogGap(_message.Message):
 
     CAUSE_UNSPECIFIED: LogGap.Cause.ValueType  # 0
     """Another cause."""
+    CAUSE_SIZE_LIMIT: LogGap.Cause.ValueType  # 1
+    """The log grew beyond its limit: its head and its newest part are kept."""
     CAUSE_ENGINE: LogGap.Cause.ValueType  # 3
     """Lost before they were stored: by the engine, or with the container's recorder when that was killed."""
     CAUSE_STORE: LogGap.Cause.ValueType  # 4

@@ -1,0 +1,260 @@
+"""Containers whose PID 1 is the recorder: whatever the image is like, whatever the job does to it, and what is left when it is killed."""
+
+import io
+import re
+import tarfile
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import docker
+import pytest
+
+from fastlane_grpc.model import CaptureMode, Cause, Execution, Limits, Outcome, Reason, Source, State
+from fastlane_grpc.record import Chunk, Gap, Position, RecordReader, Stretch
+from fastlane_grpc.record.format import BLOCK_BYTES
+from fastlane_grpc.runner import Step
+from tests.engine import House, by_recorder, opened
+from tests.tools import tool
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(120), by_recorder]
+
+UNKNOWN = [(Source.STDOUT, None, Cause.ENGINE), (Source.STDERR, None, Cause.ENGINE)]
+
+
+def outcome(execution: Execution) -> Outcome:
+    assert execution.outcome is not None
+    return execution.outcome
+
+
+def gaps(house: House, execution_id: str) -> Sequence[tuple[Source, int | None, Cause]]:
+    return [(gap.source, gap.missing_bytes, gap.cause) for gap in house.output(execution_id).gaps]
+
+
+# -- images
+
+
+Build = Callable[..., str]
+
+
+@pytest.fixture
+def build(sdk: docker.DockerClient, image: str, request: pytest.FixtureRequest) -> Iterator[Build]:
+    """Makes an image from lines of a Dockerfile, on top of the usual one or from nothing."""
+    tag = f"{image}-{zlib.crc32(request.node.name.encode()):x}"
+
+    def made(*lines: str, base: str = image) -> str:
+        context = io.BytesIO()
+        with tarfile.open(fileobj=context, mode="w") as tar:
+            tar.add(Path(tool("busybox")).resolve(), "busybox")
+            content = "\n".join([f"FROM {base}", *lines]).encode()
+            info = tarfile.TarInfo("Dockerfile")
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+        context.seek(0)
+        sdk.images.build(fileobj=context, custom_context=True, tag=tag, rm=True)
+        return tag
+
+    yield made
+    sdk.images.remove(tag, force=True)
+
+
+def test_an_image_with_nothing_but_a_program_runs(house: House, build: Build) -> None:
+    execution = house.run("/busybox echo alone", image=build("COPY busybox /busybox", base="scratch"))
+    assert (execution.state, house.output(execution.id).stdout) == (State.SUCCEEDED, b"alone\n")
+
+
+@pytest.mark.parametrize(
+    ("lines", "asked", "printed"),
+    [
+        (['ENTRYPOINT ["echo", "entry"]', 'CMD ["cmd"]'], {}, "entry cmd"),
+        (['ENTRYPOINT ["echo", "entry"]', 'CMD ["cmd"]'], {"args": ["own"]}, "entry own"),
+        (['ENTRYPOINT ["echo", "entry"]', 'CMD ["cmd"]'], {"entrypoint": ["echo", "other"]}, "other"),
+        (['ENTRYPOINT ["echo", "entry"]', 'CMD ["cmd"]'], {"entrypoint": ["echo", "other"], "args": ["own"]}, "other own"),
+        (["ENV WORD=env", "CMD echo $WORD and more"], {}, "env and more"),
+        (["ENV WORD=env", "ENTRYPOINT echo $WORD"], {}, "env"),
+        (['CMD ["echo", "cmd"]', "WORKDIR /tmp", "USER nobody"], {"args": ["sh", "-c", "id -u; pwd"]}, "65534\n/tmp"),
+    ],
+)
+def test_the_entrypoint_and_the_command_are_what_the_engine_would_make_of_them(
+    house: House, build: Build, lines: Sequence[str], asked: dict[str, object], printed: str
+) -> None:
+    args = asked.pop("args", [])
+    execution = house.run("", *args, image=build(*lines), **asked)  # type: ignore[misc]
+    assert house.output(execution.id).stdout.decode() == printed + "\n"
+    assert execution.state is State.SUCCEEDED
+
+
+def test_an_image_without_a_command_is_refused(house: House) -> None:
+    execution = house.run("")
+    assert (execution.state, outcome(execution).reason) == (State.FAILED, Reason.REFUSED_BY_ENGINE)
+    assert "no command" in outcome(execution).detail
+
+
+def test_the_narrowest_container_is_captured(house: House) -> None:
+    execution = house.run("echo narrow", user="nobody", read_only_root=True, network="none", limits=Limits(pids=1, memory_bytes=6 << 20))
+    assert (execution.state, house.output(execution.id).stdout, gaps(house, execution.id)) == (State.SUCCEEDED, b"narrow\n", [])
+
+
+# -- jobs
+
+
+def test_a_full_house_of_processes_does_not_stop_the_record(house: House) -> None:
+    script = "i=0; while [ $i -lt 30 ]; do i=$((i+1)); sleep 60 & done 2>/dev/null; echo forked"
+    execution = house.sh(script, limits=Limits(pids=8))
+    assert gaps(house, execution.id) == []
+    assert house.execution(execution.id).state.final
+    execution = house.sh(":(){ :|:& };:; sleep 0.3; echo bombed", limits=Limits(pids=20))
+    assert gaps(house, execution.id) == []
+
+
+def test_orphans_are_reaped_and_do_not_outlive_the_command(house: House) -> None:
+    # Each of them is left by its parent, and two hold the pipes on.
+    orphans = "i=0; while [ $i -lt 50 ]; do i=$((i+1)); (sleep 0 &) ; done; (sleep 600 &); (sleep 600 >&2 &)"
+    script = f"{orphans}; sleep 0.3; ls /proc | grep -c '[0-9]'; exit 3"
+    execution = house.sh(script)
+    assert (outcome(execution).exit_code, gaps(house, execution.id)) == (3, [])
+    assert execution.times.exit_time - execution.times.start_time < timedelta(seconds=30)  # type: ignore[operator]
+    # The recorder, the shell, the two that sleep, and the two that count.
+    assert house.output(execution.id).stdout == b"6\n"
+
+
+def test_what_grandchildren_print_to_the_end_is_kept(house: House) -> None:
+    execution = house.sh("(sleep 0.2; echo grandchild) & echo child; wait; printf last")
+    assert house.output(execution.id).stdout == b"child\ngrandchild\nlast"
+
+
+def test_a_job_that_attacks_its_recorder_and_its_record_as_root_does_not_get_at_them(house: House) -> None:
+    script = """
+        echo before
+        kill -KILL 1; kill -STOP 1
+        for file in /proc/1/mem /proc/1/fd/0 /proc/1/fd/3 /proc/1/fd/4 /proc/1/fd/5; do echo forged 2>/dev/null >$file; done 2>/dev/null
+        ls /proc/1/fd /proc/1/map_files /proc/1/root/ >/dev/null 2>&1 && echo seen
+        cat /proc/1/environ /proc/1/mem 2>/dev/null
+        echo overwritten >/.fastlane/recorder
+        rm -rf /.fastlane/recorder /.fastlane/box/* /.fastlane/box
+        umount /.fastlane/box; umount /.fastlane/recorder
+        mknod /.fastlane/box/d b 8 0
+        echo forged >/.fastlane/box/log
+        echo after
+    """
+    execution = house.sh(f"( {script} ) 2>/dev/null; exit 7")
+    output = house.output(execution.id)
+    assert (outcome(execution).exit_code, output.stdout, output.gaps) == (7, b"before\nafter\n", [])
+    # What it could put beside its record is gone with it.
+    assert sorted(path.name for path in house.logs.output_path(execution.id).parent.iterdir()) == ["log", "system"]
+    assert house.sh("echo the next one").state is State.SUCCEEDED
+
+
+def test_signals_reach_the_command_and_nobody_else(house: House) -> None:
+    loop = "while :; do sleep 0.1; done"
+    script = f"trap 'echo told; exit 9' USR2; (trap 'echo child told' USR2; {loop}) & echo ready; {loop}"
+    going = house.go("sh -c", script, stop_signal="SIGUSR2")
+    house.wait_for_output(going.id, b"ready")
+    house.stop(going.id)
+    execution = going.result()
+    assert (execution.state, outcome(execution).exit_code, outcome(execution).stop_signal) == (State.STOPPED, 9, "SIGUSR2")
+    assert house.output(execution.id).stdout == b"ready\ntold\n"
+
+
+def test_a_command_that_ends_by_a_signal_says_by_which(house: House) -> None:
+    execution = house.sh("kill -SEGV $$")
+    assert (outcome(execution).exit_code, outcome(execution).detail) == (139, "exited with 139, by custom 128 + SIGSEGV")
+
+
+# -- the hole that is left
+
+
+def test_a_recorder_that_is_killed_leaves_a_gap_of_unknown_size(house: House, sdk: docker.DockerClient) -> None:
+    going = house.go("sh -c", "echo before; sleep 60")
+    going.wait_for(Step.RUNNING)
+    house.wait_for_output(going.id, b"before\n")
+    sdk.containers.get(house.execution(going.id).container_name).kill("KILL")
+    execution = going.result()
+    assert (execution.state, outcome(execution).exit_code) == (State.FAILED, 137)
+    output = house.output(going.id)
+    assert output.stdout == b"before\n"
+    assert gaps(house, going.id) == UNKNOWN
+    assert output.trailer is not None
+    assert all(total.crc32 is None for total in output.trailer.totals)
+    assert "the recorder was killed" in house.system(going.id)
+
+
+# -- the limit
+
+
+LIMIT = 4 << 20
+
+
+@pytest.fixture
+def limited(tmp_path: Path, image: str, capture: CaptureMode) -> Iterator[House]:
+    with opened(tmp_path, image, capture=capture, max_log_bytes=LIMIT) as house:
+        yield house
+
+
+def test_beyond_its_limit_a_log_keeps_its_head_and_its_newest_part(limited: House) -> None:
+    execution = limited.sh("seq 1 5000000; echo the end >&2")
+    whole = b"".join(b"%d\n" % number for number in range(1, 5_000_001))
+    path = limited.logs.output_path(execution.id)
+    assert path.stat().st_blocks * 512 <= LIMIT + (128 << 10)
+    output = limited.output(execution.id)
+    [gap] = output.gaps
+    assert (gap.source, gap.cause) == (Source.STDOUT, Cause.SIZE_LIMIT)
+    assert gap.missing_bytes is not None
+    at, head, tail = 0, b"", b""
+    for entry in output.entries:
+        if isinstance(entry, Gap):
+            at = len(head)
+        elif isinstance(entry, Chunk) and entry.source is Source.STDOUT:
+            head, tail = (head, tail + entry.data) if at else (head + entry.data, tail)
+    assert whole.startswith(head)
+    assert whole.endswith(tail)
+    assert min(len(head), len(tail)) > LIMIT // 2 - (256 << 10)
+    total = execution.logs[0]
+    assert (total.bytes, total.missing_bytes, total.crc32) == (len(whole), len(whole) - len(head) - len(tail), zlib.crc32(whole))
+    assert (output.stderr, gap.missing_bytes) == (b"the end\n", total.missing_bytes)
+    assert re.search(r"not all output was kept: \d+ bytes of stdout are missing", limited.system(execution.id))
+
+
+def test_a_log_below_its_limit_is_whole(limited: House) -> None:
+    execution = limited.sh("head -c 3000000 /dev/zero")
+    assert (limited.output(execution.id).stdout, gaps(limited, execution.id)) == (bytes(3_000_000), [])
+
+
+@pytest.mark.parametrize("pause_after", [1, 40])
+def test_who_reads_while_the_old_is_taken_away_gets_what_was_written_or_is_told(limited: House, pause_after: int) -> None:
+    going = limited.go("sh -c", "seq 1 3000000; echo seen >&2")
+    whole = b"".join(b"%d\n" % number for number in range(1, 3_000_001))
+    limited.wait_for_output(going.id)
+    reader, stretch, reached, stretches = RecordReader(limited.logs.output_path(going.id)), Stretch((), Position.BEGIN), 0, 0
+    while not stretch.trailer:
+        stretch = reader.read(stretch.next, max_bytes=BLOCK_BYTES)
+        for entry in (entry for entry in stretch.entries if entry.source is Source.STDOUT):
+            assert entry.offset == reached
+            if isinstance(entry, Chunk):
+                assert entry.data == whole[reached : reached + len(entry.data)]
+                reached += len(entry.data)
+            else:
+                assert (entry.cause, entry.missing_bytes is None) == (Cause.SIZE_LIMIT, False)
+                reached += entry.missing_bytes or 0
+        stretches += 1
+        if stretches == pause_after:
+            # So far behind that the place where it reads is taken away.
+            limited.wait_for_stderr(going.id, b"seen\n")
+    reader.close()
+    assert reached == len(whole)
+    assert going.result().state is State.SUCCEEDED
+
+
+def test_a_recorder_that_is_killed_beyond_its_limit_leaves_totals_that_say_what_the_limit_took(
+    limited: House, sdk: docker.DockerClient
+) -> None:
+    going = limited.go("sh -c", "seq 1 3000000; echo seen >&2; sleep 60")
+    limited.wait_for_stderr(going.id, b"seen\n")
+    sdk.containers.get(limited.execution(going.id).container_name).kill("KILL")
+    output = limited.output(going.result().id)
+    assert gaps(limited, going.id)[1:] == UNKNOWN
+    [taken, _, _] = output.gaps
+    assert taken.cause is Cause.SIZE_LIMIT
+    assert output.trailer is not None
+    assert [(total.missing_bytes, total.crc32) for total in output.trailer.totals] == [(taken.missing_bytes, None), (0, None)]
