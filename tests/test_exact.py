@@ -1,0 +1,210 @@
+"""Exact, whatever dies: server, engine or both are killed with -9 at random moments, over and over, under jobs that print in every way.
+
+Captured by the recorder each job runs once and ends as it would have, and who followed it all along has every byte of it once, in order.
+`CHAOS_ROUNDS` kills are made of each kind, at moments that follow from `CHAOS_SEED`; `make chaos` asks for hundreds.
+"""
+
+import os
+import random
+import shutil
+import socket
+import threading
+import zlib
+from collections.abc import Iterator, Sequence
+from contextlib import closing
+from dataclasses import dataclass
+from pathlib import Path
+
+import docker
+import pytest
+
+from fastlane_grpc.client import Backoff, Client
+from fastlane_grpc.model import CaptureMode, Reason, State
+from fastlane_grpc.runner import HostDown, Step
+from fastlane_grpc.v1 import fastlane_pb2 as pb
+from tests.counter import COUNT_ME, CountingNetwork
+from tests.engine import House, engine_address, opened
+from tests.own_engine import IMAGE, OwnEngine
+from tests.reading import Reader
+from tests.serving import Server, clear
+
+ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "3"))
+SEED = int(os.environ.get("CHAOS_SEED", "20261124"))
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(120 + 20 * ROUNDS)]
+
+owns_an_engine = pytest.mark.skipif(
+    os.geteuid() != 0 or not shutil.which("dockerd"), reason="starts an engine of its own: needs root and dockerd"
+)
+
+
+def numbers(count: int, before: str = "") -> bytes:
+    return b"".join(f"{before}{number}\n".encode() for number in range(1, count + 1))
+
+
+@dataclass(frozen=True)
+class Load:
+    """A script, and what it prints; it exits with `code`."""
+
+    script: str
+    stdout: bytes
+    stderr: bytes
+    code: int
+
+
+LOADS = [
+    # More than all buffers on the way hold, of both sources at once.
+    Load("seq 1 150000 & seq 1 100000 >&2; wait; exit 7", numbers(150_000), numbers(100_000), 7),
+    # Longer than any server lives here.
+    Load("i=0; while [ $i -lt 60 ]; do i=$((i+1)); echo $i; echo e$i >&2; sleep 0.05; done; exit 8", numbers(60), numbers(60, "e"), 8),
+    # Over while no server is there, as often as not.
+    Load("sleep 0.$((RANDOM % 10)); printf last; exit 9", b"last", b"", 9),
+]
+
+
+class Place:
+    """A data directory on an engine, the servers over it one after another, all at one address, and a client that outlives them."""
+
+    def __init__(self, data_dir: Path, engine: str, image: str) -> None:
+        self._data_dir = data_dir
+        self._engine = engine
+        self._image = image
+        with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+            self._listen = f"127.0.0.1:{listener.getsockname()[1]}"
+        self._client = Client(self._listen, backoff=Backoff(0.05, 0.5))
+        self.jobs: list[tuple[Load, Reader]] = []
+
+    def server(self) -> Server:
+        return Server(self._data_dir, listen=self._listen, engine=self._engine, capture="recorder", max_running=12)
+
+    def enqueue(self, load: Load) -> None:
+        job = self._client.enqueue("exact", self._image, args=["sh", "-c", load.script], network="none")
+        self.jobs.append((load, Reader(self._client, job.execution.id)))
+
+    def settle(self, jobs: Sequence[tuple[Load, Reader]]) -> None:
+        """Each of the jobs comes to its end, and is whole."""
+        for load, reader in jobs:
+            end = reader.end()
+            what = f"{reader.execution_id} of {load.script!r}: {end.outcome} {reader.system}"
+            assert end.sealed, what
+            assert (end.state, end.exit_status) == (pb.STATE_FAILED, load.code), what
+            assert reader.gaps == [], what
+            assert (reader.stdout, reader.stderr) == (load.stdout, load.stderr), what
+            for source, content in ((pb.SOURCE_STDOUT, load.stdout), (pb.SOURCE_STDERR, load.stderr)):
+                totals = reader.totals(source)
+                assert (totals.bytes, totals.missing_bytes) == (len(content), 0), what
+                assert totals.crc32 == zlib.crc32(content), what
+
+    def close(self) -> None:
+        self._client.close()
+
+
+def rounds(place: Place, chance: random.Random, engine: OwnEngine | None, kill: str) -> None:
+    """Kills `server`, `engine` or `both`, each time under new jobs and those that are left of the rounds before."""
+    server = place.server()
+    try:
+        for number in range(ROUNDS):
+            for load in LOADS:
+                place.enqueue(load)
+            threading.Event().wait(chance.uniform(0.0, 1.5))
+            if kill != "engine":
+                server.kill()
+            if engine is not None:
+                engine.kill()
+                # Long enough for jobs to end meanwhile.
+                threading.Event().wait(chance.uniform(0.0, 0.5))
+                engine.start()
+            if kill != "engine":
+                server = place.server()
+            # Some of the round before last, and all before them, have come to their end by now, or never will.
+            before = place.jobs[: max(0, (number - 3) * len(LOADS))]
+            place.settle(before[-len(LOADS) :])
+        place.settle(place.jobs)
+        assert server.stop() == 0
+    finally:
+        server.kill()
+
+
+@pytest.fixture
+def chance(request: pytest.FixtureRequest) -> random.Random:
+    return random.Random(f"{SEED} {request.node.name}")
+
+
+@pytest.fixture
+def live_restoring() -> Iterator[OwnEngine]:
+    engine = OwnEngine("--live-restore")
+    yield engine
+    engine.remove()
+
+
+def test_a_server_that_is_killed_costs_no_byte(tmp_path: Path, sdk: docker.DockerClient, image: str, chance: random.Random) -> None:
+    with closing(Place(tmp_path / "data", engine_address(), image)) as place:
+        try:
+            rounds(place, chance, None, "server")
+        finally:
+            clear(sdk, tmp_path / "data")
+
+
+@owns_an_engine
+@pytest.mark.parametrize("kill", ["engine", "both"])
+def test_an_engine_that_is_killed_costs_no_byte(tmp_path: Path, live_restoring: OwnEngine, chance: random.Random, kill: str) -> None:
+    with closing(Place(tmp_path / "data", live_restoring.address, IMAGE)) as place:
+        rounds(place, chance, live_restoring, kill)
+
+
+# -- around the start
+
+
+# Counted before it prints; and it takes a while, so that it can be killed in between.
+ONCE = f"{COUNT_ME.format(name='$NAME')}; echo ran; sleep 0.2; exit 7"
+
+
+@pytest.fixture
+def counting(tmp_path: Path) -> Iterator[CountingNetwork]:
+    with closing(CountingNetwork(tmp_path / "counts")) as network:
+        yield network
+
+
+@pytest.fixture
+def counted(tmp_path: Path, counting: CountingNetwork) -> Iterator[tuple[House, OwnEngine]]:
+    engine = OwnEngine("--live-restore", network=counting.path)
+    try:
+        with opened(tmp_path, IMAGE, engine.address, capture=CaptureMode.RECORDER) as house:
+            yield house, engine
+    finally:
+        engine.remove()
+
+
+@owns_an_engine
+def test_an_engine_that_is_killed_around_a_start_runs_nothing_twice(
+    counted: tuple[House, OwnEngine], counting: CountingNetwork, chance: random.Random
+) -> None:
+    house, engine = counted
+    ran = 0
+    for number in range(ROUNDS):
+        name, killer = f"round-{number}", threading.Timer(chance.uniform(0.0, 0.25), engine.kill)
+        house.on_step = lambda step, _, killer=killer: killer.start() if step is Step.FENCED and not killer.ident else None  # type: ignore[misc]
+        going = house.go("sh -c", ONCE, envs={"NAME": name})
+        failure = going.failure()
+        killer.join()
+        engine.start()
+        while isinstance(failure, HostDown):
+            house.wait_until(lambda: house.host.up)
+            execution = house.execution(going.id)
+            if execution.state is State.QUEUED:
+                house.store.claim(1, host="local").result()
+            going = house.adopt(going.id)
+            failure = going.failure()
+        assert failure is None
+        execution, output = house.execution(going.id), house.output(going.id)
+        what = f"{name}: {execution.state} {execution.outcome} {house.system(going.id)}"
+        assert execution.outcome is not None, what
+        count = counting.counts()[name]
+        if execution.outcome.exit_code == 7:
+            assert (count, output.stdout, output.gaps) == (1, b"ran\n", []), what
+            ran += 1
+        else:
+            assert execution.outcome.reason is not Reason.UNSPECIFIED, what
+            assert count <= 1, what
+    assert ran > ROUNDS // 2
+    assert max(counting.counts().values()) == 1
