@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -36,7 +37,7 @@ from fastlane_grpc.record.format import (
 
 EXECUTION_ID = "0190-e"
 PATIENCE_SECONDS = 30
-_AS_PID_1 = ("unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
+_AS_PID_1 = (shutil.which("unshare") or "unshare", "--pid", "--fork", "--kill-child", "--mount-proc")
 
 
 def not_here(missing: str) -> None:

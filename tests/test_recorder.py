@@ -1,20 +1,28 @@
 """The recorder alone, without an engine: the program that is PID 1 of a container, as it is shipped and under sanitizers."""
 
+import errno
+import fcntl
+import os
 import platform
 import shutil
+import signal
 import subprocess
-import zlib
+import sys
+import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
 
 from fastlane_grpc import recorder as shipped
-from fastlane_grpc.record.format import pack_start
-from tests.recorder_program import EXECUTION_ID, Recorder, needs_namespaces, not_here
+from fastlane_grpc.record.format import BLOCK_HEADER_BYTES, FRAME_HEADER_BYTES, pack_start
+from tests.record_model import text
+from tests.recorder_program import EXECUTION_ID, Recorder, changed_until, eventually, needs_namespaces, not_here, python, walk
 from tests.tools import PATH
 
+HARD_STOP = 44
 SOURCE = Path(shipped.__file__).with_name("recorder.c")
 WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wpedantic", "-Werror"]
 SANITIZERS = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
@@ -51,7 +59,7 @@ def recorder(program: Path) -> Iterator[Recorder]:
         made.check_sanitizers()
 
 
-# -- begin
+# -- claim and begin
 
 
 def test_a_record_begins_with_start_before_the_command_runs(recorder: Recorder) -> None:
@@ -59,14 +67,437 @@ def test_a_record_begins_with_start_before_the_command_runs(recorder: Recorder) 
     start = pack_start(EXECUTION_ID, "recorder")
     walked = recorder.run("stat", "-c", "%s", str(recorder.log))
     assert walked.start == start
-    assert walked.stdout == b"%d\n" % (168 + 16 + len(start))
+    assert walked.stdout == b"%d\n" % (BLOCK_HEADER_BYTES + FRAME_HEADER_BYTES + len(start))
 
 
-def test_stdout_and_stderr_are_told_apart_and_summed_up(recorder: Recorder) -> None:
-    walked = recorder.run("sh", "-c", "echo out; echo err >&2; echo more; exit 3")
-    assert (walked.stdout, walked.stderr) == (b"out\nmore\n", b"err\n")
-    assert walked.trailer["exit_code"] == 3
-    assert walked.trailer["totals"] == [
-        {"source": 1, "bytes": 9, "missing_bytes": 0, "newlines": 2, "crc32": zlib.crc32(b"out\nmore\n")},
-        {"source": 2, "bytes": 4, "missing_bytes": 0, "newlines": 1, "crc32": zlib.crc32(b"err\n")},
-    ]
+def test_a_record_is_claimed_once(recorder: Recorder) -> None:
+    assert recorder.run("echo", "first").stdout == b"first\n"
+    written = recorder.log.read_bytes()
+    code, words = recorder.start("touch", str(recorder.directory / "ran")).end()
+    assert (code, recorder.log.read_bytes()) == (119, written)
+    assert words == f"recorder: {recorder.box}/log: No such file or directory\n"
+    assert not (recorder.directory / "ran").exists()
+
+
+def test_a_box_that_is_not_there_is_claimed_before(recorder: Recorder) -> None:
+    shutil.rmtree(recorder.box)
+    assert recorder.start("true").end()[0] == 119
+
+
+def test_a_record_with_anything_in_it_is_claimed_before(recorder: Recorder) -> None:
+    recorder.log.write_bytes(b"x")
+    code, words = recorder.start("true").end()
+    assert (code, words) == (119, f"recorder: {recorder.box}/log: File exists\n")
+    assert (recorder.log.read_bytes(), (recorder.box / "log").exists()) == (b"x", True)
+
+
+def test_a_record_that_may_not_be_opened_is_said_so(recorder: Recorder) -> None:
+    (recorder.box / "log").unlink()
+    (recorder.box / "log").mkdir()
+    assert recorder.start("true").end() == (118, f"recorder: {recorder.box}/log: Is a directory\n")
+
+
+@pytest.fixture
+def lock(recorder: Recorder) -> Iterator[int]:
+    """The record, open here; flock holds for as long as the descriptor is open."""
+    fd = os.open(recorder.log, os.O_RDWR)
+    yield fd
+    os.close(fd)
+
+
+def waits_for_lock(log: Path) -> bool:
+    inode = f":{log.stat().st_ino} "
+    return any("->" in line and inode in line for line in Path("/proc/locks").read_text().splitlines())
+
+
+def test_the_record_is_locked_for_as_long_as_the_recorder_lives(recorder: Recorder, lock: int) -> None:
+    running = recorder.start("cat", stdin=subprocess.PIPE)
+    changed_until(recorder.log, lambda: recorder.log.stat().st_size)
+    with pytest.raises(BlockingIOError):
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    running.send(signal.SIGKILL)
+    running.end()
+    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+
+def test_a_recorder_waits_for_the_lock(recorder: Recorder, lock: int) -> None:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    running = recorder.start("echo", "ran")
+    eventually(lambda: waits_for_lock(recorder.log))
+    assert (recorder.log.stat().st_size, (recorder.box / "log").exists()) == (0, True)
+    fcntl.flock(lock, fcntl.LOCK_UN)
+    assert running.end() == (0, "")
+    assert walk(recorder.log).stdout == b"ran\n"
+
+
+@pytest.mark.parametrize("revoke", ["name", "content"])
+def test_what_is_revoked_under_the_lock_does_not_run(recorder: Recorder, lock: int, revoke: str) -> None:
+    fcntl.flock(lock, fcntl.LOCK_EX)
+    running = recorder.start("touch", str(recorder.directory / "ran"))
+    eventually(lambda: waits_for_lock(recorder.log))
+    if revoke == "name":
+        (recorder.box / "log").unlink()
+    else:
+        os.write(lock, b"x")
+    fcntl.flock(lock, fcntl.LOCK_UN)
+    assert running.end()[0] == 119
+    assert recorder.log.read_bytes() == (b"" if revoke == "name" else b"x")
+    assert not (recorder.directory / "ran").exists()
+
+
+def test_of_many_recorders_of_one_record_one_runs(recorder: Recorder) -> None:
+    ran = recorder.directory / "ran"
+    started = [recorder.start("sh", "-c", 'echo ran >>"$1"', "sh", str(ran)) for _ in range(6)]
+    assert sorted(running.end()[0] for running in started) == [0, 119, 119, 119, 119, 119]
+    assert ran.read_text() == "ran\n"
+
+
+def test_only_pid_1_may_end_every_process_it_sees(recorder: Recorder) -> None:
+    code, words = recorder.start("true", pid_1=False).end()
+    assert code == 118
+    assert words.startswith("recorder: not PID 1")
+    assert recorder.log.read_bytes() == b""
+
+
+@pytest.mark.parametrize(
+    ("options", "named"),
+    [
+        ([], "--execution"),
+        (["--execution"], "--execution"),
+        (["--execution", "", "BOX", "--", "true"], "--execution"),
+        (["--execution", 'a"b', "BOX", "--", "true"], "--execution"),
+        (["--execution", "e" * 201, "BOX", "--", "true"], "--execution"),
+        (["--limit", "262144", "BOX", "--", "true"], "--execution"),
+        (["--execution", "e", "--limit", "262143", "BOX", "--", "true"], "--limit"),
+        (["--execution", "e", "--limit", "300000x", "BOX", "--", "true"], "--limit"),
+        (["--execution", "e", "--limit", "", "BOX", "--", "true"], "--limit"),
+        (["--execution", "e", "--limit", "-1", "BOX", "--", "true"], "--limit"),
+        (["--execution", "e", "--limit", "99999999999999999999", "BOX", "--", "true"], "--limit"),
+        (["--execution", "e", "--unheard", "of", "BOX", "--", "true"], "--unheard"),
+        (["--execution", "e"], "a box"),
+        (["--execution", "e", "BOX"], "--"),
+        (["--execution", "e", "BOX", "true"], "--"),
+        (["--execution", "e", "BOX", "--"], "a command"),
+    ],
+)
+def test_an_option_that_is_wrong_is_named(recorder: Recorder, options: list[str], named: str) -> None:
+    code, words = recorder.start(options=[word.replace("BOX", str(recorder.box)) for word in options]).end()
+    first, usage, *rest = words.splitlines()
+    assert (code, rest) == (118, [])
+    assert first.startswith("recorder: ")
+    assert named in first
+    assert usage.startswith("usage: recorder --execution ID")
+    assert (recorder.log.read_bytes(), (recorder.box / "log").exists()) == (b"", True)
+
+
+def test_it_says_its_version(recorder: Recorder) -> None:
+    assert recorder.start(options=["--version"], pid_1=False).end() == (0, "fastlane recorder 1, record format 1\n")
+
+
+def test_where_its_own_streams_are_closed_none_becomes_the_record(recorder: Recorder) -> None:
+    """A message of its own would be written into it."""
+    for closed in ("2>&-", ">&- 2>&-", "<&- >&- 2>&-"):
+        without = ["sh", "-c", f'exec "$@" {closed}', "sh"]
+        walked = recorder.run("sh", "-c", "echo out; echo err >&2", before=without)
+        assert (walked.stdout, walked.stderr) == (b"out\n", b"err\n")
+        recorder.offer()
+        recorder.log.write_bytes(b"content of another")
+        assert recorder.start("true", before=without).end()[0] == 119
+        assert recorder.log.read_bytes() == b"content of another"
+
+
+# -- how it ends
+
+
+@pytest.mark.parametrize(
+    ("script", "code", "number"), [("exit 0", 0, 0), ("exit 255", 255, 0), ("kill -9 $$", 137, 9), ("kill -15 $$", 143, 15)]
+)
+def test_it_ends_as_the_command_did(recorder: Recorder, script: str, code: int, number: int) -> None:
+    walked = recorder.run("sh", "-c", script)
+    assert walked.trailer["exit_code"] == code
+    assert walked.facts["signal"] == number
+    assert walked.trailer["totals"] == []
+
+
+def test_the_facts_are_told(recorder: Recorder) -> None:
+    before = time.time_ns()
+    walked = recorder.run(*python("import time\nwhile time.process_time() < 0.03: pass"))
+    facts = {name: value for name, value in walked.facts.items() if name not in ("recorder", "signal", "exec_error", "hard_stop")}
+    assert [walked.facts[name] for name in ("recorder", "signal", "exec_error", "hard_stop")] == [1, 0, 0, False]
+    assert {name: type(value) for name, value in facts.items()} == dict.fromkeys(
+        ["start_time_ns", "end_time_ns", "blocked_ms", "user_us", "system_us", "max_rss_kib"], int
+    )
+    assert before <= facts["start_time_ns"] < facts["end_time_ns"] <= time.time_ns()
+    assert facts["user_us"] + facts["system_us"] >= 30_000
+    assert facts["end_time_ns"] - facts["start_time_ns"] >= 30_000_000
+    assert facts["max_rss_kib"] > 1_000
+    assert facts["blocked_ms"] == 0
+
+
+def executable(path: Path, content: str, mode: int = 0o755) -> Path:
+    path.parent.mkdir(exist_ok=True)
+    path.write_text(content)
+    path.chmod(mode)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("command", "code", "error"),
+    [
+        ("no-such-command", 127, errno.ENOENT),
+        ("", 127, errno.ENOENT),
+        ("HERE/none", 127, errno.ENOENT),
+        ("HERE/plain/none", 127, errno.ENOTDIR),
+        ("HERE/no-interpreter", 127, errno.ENOENT),
+        ("plain", 127, errno.ENOENT),
+        ("HERE/plain", 126, errno.EACCES),
+        ("HERE", 126, errno.EACCES),
+        ("HERE/garbage", 126, errno.ENOEXEC),
+        ("garbage", 126, errno.ENOEXEC),
+        ("HERE/no-magic", 126, errno.ENOEXEC),
+    ],
+)
+def test_a_command_that_cannot_be_executed_has_no_exit_code_but_a_reason(recorder: Recorder, command: str, code: int, error: int) -> None:
+    here = recorder.directory / "bin"
+    executable(here / "plain", "#!/bin/sh\n", 0o644)
+    executable(here / "garbage", "\x7fELF garbage")
+    executable(here / "no-magic", "echo from a shell\n")
+    executable(here / "no-interpreter", "#!/no/such/interpreter\n")
+    running = recorder.start(command.replace("HERE", str(here)), env={"PATH": str(here)})
+    assert running.end() == (code, "")
+    walked = walk(recorder.log)
+    assert (walked.trailer["exit_code"], walked.facts["exec_error"], walked.facts["signal"]) == (None, error, 0)
+    assert walked.trailer["totals"] == []
+
+
+@pytest.mark.parametrize("code", [126, 127])
+def test_a_code_of_the_commands_own_is_told_from_one_that_did_not_start(recorder: Recorder, code: int) -> None:
+    walked = recorder.run("sh", "-c", f"exit {code}")
+    assert (walked.trailer["exit_code"], walked.facts["exec_error"]) == (code, 0)
+
+
+def test_a_command_is_looked_for_along_the_path(recorder: Recorder) -> None:
+    here = recorder.directory
+    (here / "one" / "found").mkdir(parents=True)
+    executable(here / "two" / "found", "#!/bin/sh\necho may not be executed\n", 0o644)
+    executable(here / "three" / "found", "#!/bin/sh\necho three $0\n")
+    executable(here / "four" / "found", "#!/bin/sh\necho four\n")
+    path = f"/none:{here}/one:{here}/two:{here}/three:{here}/four"
+    assert recorder.run("found", env={"PATH": path}).stdout == f"three {here}/three/found\n".encode()
+    relative = ["/usr/bin/env", "-C", str(here)]
+    assert recorder.run("found", env={"PATH": "/none:four"}, before=relative).stdout == b"four\n"
+    for path in (":/none", "/none::/none", "/none:"):
+        assert recorder.run("found", env={"PATH": path}, before=["/usr/bin/env", "-C", str(here / "four")]).stdout == b"four\n"
+    assert recorder.run("sh", "-c", "echo default", before=["/usr/bin/env", "-u", "PATH"]).stdout == b"default\n"
+    assert recorder.run("three/found", before=relative).stdout == b"three three/found\n"
+
+
+@pytest.mark.parametrize(
+    ("before", "error"),
+    [
+        (["prlimit", "--nofile=7"], errno.EMFILE),
+        (["setpriv", "--reuid=65534", "--clear-groups", "prlimit", "--nproc=0"], errno.EAGAIN),
+    ],
+)
+def test_where_no_process_can_be_made_the_record_says_so(recorder: Recorder, before: list[str], error: int) -> None:
+    program = recorder.directory / "recorder"
+    shutil.copy(recorder.program, program)
+    running = replace(recorder, program=program).start("echo", "never", before=before)
+    assert running.end() == (126, "")
+    walked = walk(recorder.log)
+    assert (walked.trailer["exit_code"], walked.facts["exec_error"], walked.stdout) == (None, error, b"")
+
+
+# -- what the command finds
+
+
+def test_the_command_has_three_descriptors_and_its_own_session(recorder: Recorder) -> None:
+    walked = recorder.run("sh", "-c", "ls /proc/$$/fd; cut -d' ' -f1,6 /proc/$$/stat; exit 0")
+    *fds, session = walked.stdout.decode().splitlines()
+    assert fds == ["0", "1", "2"]
+    pid, its_session = session.split()
+    assert pid == its_session
+
+
+def test_stdin_is_as_it_was(recorder: Recorder) -> None:
+    content = recorder.directory / "stdin"
+    content.write_bytes(text(1, 300_000))
+    with content.open("rb") as file:
+        assert recorder.run("cat", stdin=file).stdout == content.read_bytes()
+
+
+AS_A_BAD_PARENT = """
+import os, signal, sys
+for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
+    signal.signal(number, signal.SIG_IGN)
+signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
+os.execv(sys.argv[1], sys.argv[1:])
+"""
+
+
+def test_the_command_begins_with_no_signal_blocked_or_ignored(recorder: Recorder) -> None:
+    """Nor does the recorder rely on what it was given: with SIGCHLD ignored it would never hear of the command's end."""
+    walked = recorder.run("cat", "/proc/self/status", before=python(AS_A_BAD_PARENT))
+    fields = dict(line.split(":\t") for line in walked.stdout.decode().splitlines())
+    assert {fields[name] for name in ("SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt")} == {"0" * 16}
+
+
+# -- signals
+
+FORWARDED = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGWINCH, signal.SIGALRM, signal.SIGRTMAX]
+
+HANDLES = """
+import os, signal, sys
+numbers = list(map(int, sys.argv[1:]))
+who = "command"
+def told(number, _):
+    os.write(1, f"{who} {number}\\n".encode())
+    if number == signal.SIGQUIT:
+        os._exit(7)
+for number in numbers:
+    signal.signal(number, told)
+ready, its_ready = os.pipe()
+if os.fork() == 0:
+    who = "child"
+    os.write(its_ready, b".")
+    while True:
+        signal.pause()
+os.read(ready, 1)
+os.write(1, b"ready\\n")
+while True:
+    signal.pause()
+"""
+
+
+def test_signals_reach_the_command_and_not_its_children(recorder: Recorder) -> None:
+    numbers = [int(number) for number in FORWARDED if number != signal.SIGQUIT]
+    running = recorder.start(*python(HANDLES, *numbers, int(signal.SIGQUIT)))
+    running.wrote(b"ready\n")
+    for number in [*numbers, int(signal.SIGQUIT)]:
+        running.send(number)
+        running.wrote(b"command %d\n" % number)
+    assert running.end() == (7, "")
+    told = [b"command %d\n" % number for number in [*numbers, signal.SIGQUIT]]
+    assert walk(recorder.log).stdout == b"ready\n" + b"".join(told)
+
+
+def test_a_signal_that_nobody_handles_ends_the_command(recorder: Recorder) -> None:
+    running = recorder.start("sh", "-c", "echo ready; exec sleep 1000")
+    running.wrote(b"ready\n")
+    running.send(signal.SIGTERM)
+    assert running.end() == (143, "")
+    walked = walk(recorder.log)
+    assert (walked.facts["signal"], walked.facts["hard_stop"], walked.stdout) == (15, False, b"ready\n")
+
+
+def test_a_hard_stop_kills_all_and_keeps_what_was_in_the_pipes(recorder: Recorder) -> None:
+    """The recorder stands still while the command and a child that would not hear fill both pipes."""
+    script = """
+import os, signal, sys
+for number in range(1, 65):
+    if number not in (9, 19, 32, 33):
+        signal.signal(number, signal.SIG_IGN)
+os.write(1, b"ready")
+sys.stdin.read(1)
+if os.fork():
+    os.write(1, b"o" * 50_000)
+else:
+    os.setsid()
+    os.write(2, b"e" * 60_000)
+open(sys.argv[1], "w").write(".")
+while True:
+    signal.pause()
+"""
+    written = recorder.directory / "written"
+    os.mkfifo(written)
+    running = recorder.start(*python(script, written), stdin=subprocess.PIPE)
+    running.wrote(b"ready")
+    running.send(signal.SIGSTOP)
+    assert running.process.stdin is not None
+    running.process.stdin.write(b".")
+    running.process.stdin.flush()
+    fifo = os.open(written, os.O_RDWR)
+    assert os.read(fifo, 1) + os.read(fifo, 1) == b".."
+    os.close(fifo)
+    running.send(HARD_STOP)
+    running.send(signal.SIGCONT)
+    assert running.end() == (137, "")
+    walked = walk(recorder.log)
+    assert (walked.stdout, walked.stderr) == (b"ready" + b"o" * 50_000, b"e" * 60_000)
+    assert (walked.facts["hard_stop"], walked.facts["signal"], walked.gaps) == (True, 9, [])
+
+
+# Sends the signal to PID 1 as kill does, and then as only a caller that makes its information up can: "from PID 0", as if from outside.
+STOPS_ITSELF = """
+import ctypes, os, signal, struct, sys
+told = []
+signal.signal(44, lambda *_: told.append(1))
+os.kill(1, 44)
+while len(told) < 1:
+    signal.pause()
+libc = ctypes.CDLL(None, use_errno=True)
+forged = struct.pack("<iiiiII", 44, 0, -1, 0, 0, 0).ljust(128, b"\\0")
+sent = libc.syscall(ctypes.c_long(int(sys.argv[1])), ctypes.c_long(1), ctypes.c_long(44), forged)
+assert sent == 0, os.strerror(ctypes.get_errno())
+while len(told) < 2:
+    signal.pause()
+print("alive")
+"""
+
+
+def test_a_hard_stop_comes_from_outside_or_is_none(recorder: Recorder) -> None:
+    rt_sigqueueinfo = 129 if platform.machine() == "x86_64" else 138
+    command = [sys.executable, "-I", "-c", STOPS_ITSELF, str(rt_sigqueueinfo)]
+    walked = recorder.run(*command)
+    assert (walked.stdout, walked.stderr) == (b"alive\n", b"")
+    assert (walked.trailer["exit_code"], walked.facts["hard_stop"]) == (0, False)
+
+
+def test_the_command_cannot_kill_or_stop_its_recorder(recorder: Recorder) -> None:
+    assert recorder.run("sh", "-c", "kill -9 1; kill -STOP 1; echo alive").stdout == b"alive\n"
+
+
+# -- other processes
+
+
+def test_orphans_are_reaped(recorder: Recorder) -> None:
+    script = """
+import os
+reading, writing = os.pipe()
+if os.fork() == 0:
+    if os.fork() == 0:
+        os.close(reading)
+        os.write(writing, b"%d" % os.getpid())
+    os._exit(0)
+os.wait()
+orphan = int(os.read(reading, 20))
+while os.path.exists(f"/proc/{orphan}"):
+    os.sched_yield()
+os.write(1, b"reaped")
+"""
+    assert recorder.run(*python(script)).stdout == b"reaped"
+
+
+def test_who_outlives_the_command_is_killed_and_what_it_printed_is_kept(recorder: Recorder) -> None:
+    script = """
+import os, signal, sys
+reading, writing = os.pipe()
+if os.fork():
+    os.read(reading, 1)
+    os._exit(3)
+os.setsid()
+for number in (signal.SIGTERM, signal.SIGHUP, signal.SIGINT):
+    signal.signal(number, signal.SIG_IGN)
+os.write(1, b"o" * 60_000)
+os.write(writing, b".")
+while True:
+    os.write(2, b"e" * 100)
+"""
+    walked = recorder.run(*python(script))
+    assert (walked.trailer["exit_code"], walked.stdout, walked.gaps) == (3, b"o" * 60_000, [])
+    assert set(walked.stderr) <= {ord("e")}
+
+
+def test_a_command_that_closes_its_output_is_waited_for(recorder: Recorder) -> None:
+    walked = recorder.run("sh", "-c", 'echo said; exec >&- 2>&-; while ! [ -s "$1" ]; do :; done; exit 5', "sh", str(recorder.log))
+    assert (walked.trailer["exit_code"], walked.stdout) == (5, b"said\n")
