@@ -156,8 +156,12 @@ static uint32_t crc32(uint32_t crc, const void *data, size_t n)
 
 /* ----------------------------------------------------------------------------------------------------------- signals */
 
-/* A hard stop is the server's alone: what comes from within the container, however numbered, is the job's own affair. */
-static bool is_hard_stop(const struct signalfd_siginfo *s) { return s->ssi_signo == HARD_STOP && s->ssi_pid == 0; }
+/* A hard stop is the server's alone: what comes from within the container, however numbered, is the job's own affair. With SI_USER it is
+ * the kernel that says who sent it; sigqueue lets the sender say what it likes. */
+static bool is_hard_stop(const struct signalfd_siginfo *s)
+{
+    return s->ssi_signo == HARD_STOP && s->ssi_code == SI_USER && s->ssi_pid == 0;
+}
 
 static void hard_stop(void)
 {
