@@ -192,8 +192,8 @@ static void serve_signals(int ms)
         if (s.ssi_signo == SIGCHLD)
             reap();
         else if (!child) {
-            /* Nothing runs yet, and there is no room for the record to begin. */
-            if ((is_hard_stop(&s) || s.ssi_signo == SIGTERM || s.ssi_signo == SIGINT) && (ftruncate(record, 0) == 0 || size == 0))
+            /* Nothing runs yet: there is no room for the record to begin, and what was torn of it has been cut off. */
+            if (is_hard_stop(&s) || s.ssi_signo == SIGTERM || s.ssi_signo == SIGINT)
                 _exit(CANNOT_BEGIN);
         } else if (is_hard_stop(&s))
             hard_stop();
@@ -206,11 +206,9 @@ static void serve_signals(int ms)
 static bool wait_for_room(void)
 {
     uint64_t since = now(CLOCK_MONOTONIC);
-    if (since >= give_up)
-        return false;
     serve_signals(WAIT_FOR_ROOM_MS);
     blocked += now(CLOCK_MONOTONIC) - since;
-    return true;
+    return since < give_up;
 }
 
 /* ----------------------------------------------------------------------------------------------------------- storing */
@@ -280,9 +278,9 @@ static bool append(int kind, size_t length, uint64_t time, uint32_t payload_crc)
         data = (const uint8_t *)&out.block, n += sizeof out.block;
     }
     while (!write_all(data, n, place) || (kind == START && fdatasync(record))) {
-        /* Never a torn frame before another one. Where even that fails, the same bytes will be written over it. */
-        bool whole = ftruncate(record, (off_t)size) == 0;
-        if (!wait_for_room() && (whole || ftruncate(record, (off_t)size) == 0))
+        /* Never a torn frame before another one. */
+        if (ftruncate(record, (off_t)size)) { /* What comes next will be written over it. */ }
+        if (!wait_for_room())
             return false;
     }
     size = place + n;
