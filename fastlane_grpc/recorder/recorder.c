@@ -416,8 +416,6 @@ static void launch(char **command)
     }
     if (child == 0) {
         setsid();
-        for (int number = 1; number < NSIG; number++)
-            signal(number, SIG_DFL);
         sigset_t none;
         sigemptyset(&none);
         sigprocmask(SIG_SETMASK, &none, NULL);
@@ -589,6 +587,12 @@ int main(int argc, char **argv)
     prctl(PR_SET_DUMPABLE, 0); /* nobody in the container gets at the record through /proc/1 */
     if (getpid() != 1)
         usage("has to be PID 1: it ends every process it sees");
+    /* No message of ours, and no output, goes to a file that came to be number 0, 1 or 2. */
+    for (int fd = 0; fd >= 0 && fd < 3;)
+        fd = open("/dev/null", O_RDWR | O_CLOEXEC);
+    /* For the command too. An ignored SIGCHLD would never tell of its end. */
+    for (int number = 1; number < NSIG; number++)
+        signal(number, SIG_DFL);
     sigset_t all;
     sigfillset(&all);
     sigprocmask(SIG_BLOCK, &all, NULL);
