@@ -549,9 +549,9 @@ static void finish(void)
 
 /* -------------------------------------------------------------------------------------------------------------- main */
 
-static _Noreturn void usage(const char *what)
+static _Noreturn void usage(const char *what, const char *why)
 {
-    dprintf(2, "recorder: %s\nusage: recorder --execution ID [--limit BYTES] BOX -- COMMAND [ARGUMENT...]\n", what);
+    dprintf(2, "recorder: %s: %s\nusage: recorder --execution ID [--limit BYTES] BOX -- COMMAND [ARGUMENT...]\n", what, why);
     _exit(CANNOT_BEGIN);
 }
 
@@ -562,19 +562,20 @@ static char **read_options(char **word, const char **execution)
         if (strcmp(*word, "--execution") == 0)
             *execution = word[1];
         else if (strcmp(*word, "--limit") == 0) {
-            uint64_t blocks = strtoull(word[1], NULL, 10) / BLOCK;
-            if (blocks < 4 || blocks > UINT32_MAX)
-                usage("--limit: expected 262144 bytes or more");
+            char *end;
+            uint64_t blocks = strtoull(word[1], &end, 10) / BLOCK;
+            if (*end || blocks < 4 || blocks > UINT32_MAX)
+                usage("--limit", "expected a number of bytes, 262144 or more");
             head = oldest = blocks / 2, tail = blocks - head;
         } else
-            usage("no such option");
+            usage(*word, "no such option");
     }
     /* It goes into the first frame as it is. */
     const char *plain = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-.";
     if (!*execution || !**execution || strlen(*execution) > 200 || strspn(*execution, plain) != strlen(*execution))
-        usage("--execution: expected an id");
+        usage("--execution", "expected an id");
     if (!word[0] || !word[1] || strcmp(word[1], "--") || !word[2])
-        usage("expected a box, -- and a command");
+        usage("arguments", "expected a box, -- and a command");
     return word;
 }
 
@@ -586,7 +587,7 @@ int main(int argc, char **argv)
     char **words = read_options(argv + !!argc, &execution);
     prctl(PR_SET_DUMPABLE, 0); /* nobody in the container gets at the record through /proc/1 */
     if (getpid() != 1)
-        usage("has to be PID 1: it ends every process it sees");
+        usage("not PID 1", "it would end every process it sees");
     /* No message of ours, and no output, goes to a file that came to be number 0, 1 or 2. */
     for (int fd = 0; fd >= 0 && fd < 3;)
         fd = open("/dev/null", O_RDWR | O_CLOEXEC);
