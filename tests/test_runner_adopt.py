@@ -14,6 +14,7 @@ from docker.models.containers import Container
 from fastlane_grpc.model import CaptureMode, Cause, Execution, Outcome, Reason, Source, State
 from fastlane_grpc.runner import HostDown, Leave, Step
 from fastlane_grpc.runner.box import Fate
+from fastlane_grpc.runner.captures import Captures
 from fastlane_grpc.runner.recorder import RecorderCapture
 from tests.engine import House, Output, by_attach, by_recorder
 
@@ -132,6 +133,19 @@ def test_what_has_not_begun_for_certain_runs_in_a_new_container(
     assert (output.stdout, output.gaps) == (b"once\n", [])
     assert "a new one is made" in house.system(execution_id)
     assert not house.host.engine.containers(house.store.instance)
+
+
+@by_recorder
+def test_what_is_taken_up_before_it_is_known_how_to_capture_waits_for_that(house: House) -> None:
+    execution_id = house.kill_at(Step.FENCED, "echo once")
+    settled = house.host.captures
+    house.host.captures = Captures(CaptureMode.AUTO, house.directory, instance=house.store.instance)
+    assert isinstance(house.adopt(execution_id).failure(), HostDown)
+    assert house.execution(execution_id).state is State.QUEUED
+    house.host.captures = settled
+    house.store.claim(1, host="local").result()
+    execution = house.adopt(execution_id).result()
+    assert (execution.state, execution.capture, house.output(execution_id).stdout) == (State.SUCCEEDED, "recorder", b"once\n")
 
 
 @by_recorder

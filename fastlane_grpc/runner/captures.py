@@ -14,7 +14,7 @@ from fastlane_grpc.runner.engine import Engine, Image
 from fastlane_grpc.runner.image import Refused
 from fastlane_grpc.runner.probe import NotHere, probe
 from fastlane_grpc.runner.recorder import Recorder, RecorderCapture
-from fastlane_grpc.runner.wire import EngineRefuses
+from fastlane_grpc.runner.wire import EngineDown, EngineRefuses
 
 DEFAULT_MAX_LOG_BYTES = 1 << 30
 
@@ -24,7 +24,7 @@ log = structlog.get_logger(__name__)
 class Captures:
     """The captures of one host. `seen_as` is what the engine's machine calls the data directory; None: that is found out.
 
-    Whether the recorder works is asked once of an engine, and the answer kept in the data directory for the next server.
+    Whether the recorder works is asked once of an engine, and a yes is kept in the data directory for the next server.
     """
 
     def __init__(
@@ -43,7 +43,7 @@ class Captures:
         self._seen_as = seen_as
         self._recorder: Recorder | None = None
         self._works_with: object = None
-        # Why the recorder is not in use.
+        # Why the recorder is not in use, or what it cannot do here.
         self.reason = "capture = attach is set" if mode is CaptureMode.ATTACH else ""
 
     @property
@@ -59,15 +59,20 @@ class Captures:
             return
         before = self.in_use, self.reason
         try:
-            self._try(engine)
-            self.reason = ""
+            self.reason = self._try(engine)
         except NotHere as error:
             self._recorder, self._works_with, self.reason = None, None, str(error)
         if before != (self.in_use, self.reason):
             log.info("capture", in_use=self.in_use, reason=self.reason)
 
     def of_new(self, engine: Engine, directory: Path, execution_id: str, image: Image, say: Callable[[str], None]) -> Capture:
-        """Of an execution about to begin; `directory` is that of its records. Raises Refused if what was asked for cannot be had."""
+        """Of an execution about to begin; `directory` is that of its records.
+
+        Raises Refused if what was asked for cannot be had; EngineDown while it is not known what can: an execution that is begun anew comes
+        from an earlier server, and may be here before this one has settled that.
+        """
+        if not self.in_use:
+            raise EngineDown("it is not known how its containers are captured")
         if self._recorder and image.architecture in self._recorder.programs:
             return RecorderCapture(directory, execution_id, self._recorder)
         if self._recorder:
@@ -83,8 +88,8 @@ class Captures:
             return RecorderCapture(directory, execution.id, None)
         return AttachCapture(engine, directory / "log", execution.id, say=say)
 
-    def _try(self, engine: Engine) -> None:
-        """Raises NotHere."""
+    def _try(self, engine: Engine) -> str:
+        """What the recorder cannot do here; empty: nothing. Raises NotHere."""
         try:
             if not engine.local:
                 raise NotHere(f"the engine is elsewhere ({engine.address}): its recorders cannot write on this server's disk")
@@ -93,22 +98,29 @@ class Captures:
             if info.architecture not in recorder.programs:
                 raise NotHere(f"there is no recorder for {info.architecture!r}: it was not built, or this is another architecture")
             works_with = [info.id, info.version, str(recorder.seen_as), *sorted(str(place) for place in recorder.programs.values())]
-            if works_with not in (self._works_with, self._noted()):
-                probe(engine, recorder, architecture=info.architecture, instance=self._instance)
-                self._note(works_with)
+            if self._works_with != works_with:
+                noted = self._noted()
+                if noted is None or noted[0] != works_with:
+                    noted = works_with, probe(engine, recorder, architecture=info.architecture, instance=self._instance)
+                    self._note(noted)
+                reason = noted[1]
+            else:
+                reason = self.reason
         except EngineRefuses as refusal:
             raise NotHere(f"the engine refuses: {refusal.message}") from refusal
         except OSError as error:
             raise NotHere(f"the data directory cannot be used for it: {error}") from error
         self._recorder, self._works_with = recorder, works_with
+        return reason
 
-    def _noted(self) -> object:
+    def _noted(self) -> tuple[object, str] | None:
         try:
-            return json.loads(self._note_path.read_text())
-        except (OSError, ValueError):
+            works_with, reason = json.loads(self._note_path.read_text())
+            return works_with, str(reason)
+        except (OSError, ValueError, TypeError):
             return None
 
-    def _note(self, works_with: object) -> None:
+    def _note(self, works_with: tuple[object, str]) -> None:
         new = self._note_path.with_suffix(".new")
         new.write_text(json.dumps(works_with))
         new.rename(self._note_path)

@@ -10,16 +10,17 @@ import tarfile
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
 from inotify_simple import INotify, flags
 
-from fastlane_grpc.record import Chunk, Position, RecordReader, Trailer
+from fastlane_grpc.record import Chunk, Position, RecordReader, Stretch, Trailer
 from fastlane_grpc.runner.box import Box
 from fastlane_grpc.runner.engine import Engine, Image
 from fastlane_grpc.runner.image import Refused
-from fastlane_grpc.runner.recorder import PROGRAM_TARGET, Recorder
+from fastlane_grpc.runner.recorder import LEAST_LOG_BYTES, PROGRAM_TARGET, Recorder
 from fastlane_grpc.runner.wire import EngineRefuses
 
 PROBE_LABEL = "fastlane.probe"
@@ -33,14 +34,16 @@ class NotHere(Exception):
     """The recorder does not work on this host; the message says why."""
 
 
-def probe(engine: Engine, recorder: Recorder, *, architecture: str, instance: str) -> None:
-    """Raises NotHere, and EngineDown."""
+def probe(engine: Engine, recorder: Recorder, *, architecture: str, instance: str) -> str:
+    """What it cannot do here, though it works; empty: nothing. Raises NotHere, and EngineDown."""
     name = f"fastlane-probe-{secrets.token_hex(4)}"
     directory = recorder.data_dir / "recorder" / name
     try:
         _clear(engine, instance)
         with _image(engine, name) as image:
-            _run(engine, recorder, Image(image, architecture, (), ()), directory, instance=instance)
+            # So small a limit that what the probe prints goes beyond it.
+            limited = replace(recorder, max_log_bytes=LEAST_LOG_BYTES)
+            return _run(engine, limited, Image(image, architecture, (), ()), directory, instance=instance)
     except EngineRefuses as refusal:
         raise NotHere(f"the engine refuses: {refusal.message}") from refusal
     except Refused as refused:
@@ -51,7 +54,7 @@ def probe(engine: Engine, recorder: Recorder, *, architecture: str, instance: st
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _run(engine: Engine, recorder: Recorder, image: Image, directory: Path, *, instance: str) -> None:
+def _run(engine: Engine, recorder: Recorder, image: Image, directory: Path, *, instance: str) -> str:
     box = Box(directory)
     body = recorder.equip(_body(image, instance), image, box.make(), directory.name)
     container_id = engine.create(directory.name, body)
@@ -67,10 +70,14 @@ def _run(engine: Engine, recorder: Recorder, image: Image, directory: Path, *, i
                 f"a container that had to write a record {f'exited with {container.exit_code}' if container and ended else 'did not end'} "
                 f"and this server sees no end of a record in {directory}: does the engine find the data directory under the same path?"
             )
-        if trailer.exit_code != 0 or b"recorder" not in _output(box.record):
+        head, *rest = _kept(box.record)
+        if trailer.exit_code != 0 or not head.startswith(b"fastlane recorder"):
             raise NotHere(f"the record of a container that had to write one is not right: it ended with {trailer.exit_code}")
         if not woken:
             raise NotHere("the kernel does not tell of changes to a record: inotify does not work on the file system of the data directory")
+        if not any(rest):
+            return "of a log beyond its limit only the head is kept: the file system of the data directory punches no holes"
+        return ""
     finally:
         with suppress(EngineRefuses):
             engine.remove(container_id, force=True)
@@ -93,20 +100,28 @@ def _wait(watch: INotify, record: Path) -> tuple[bool, Trailer | None]:
     return woken, trailer
 
 
-def _output(record: Path) -> bytes:
+def _kept(record: Path) -> list[bytes]:
+    """The output that was kept, cut where some is missing."""
+    kept, stretch = [b""], Stretch((), Position.BEGIN)
     reader = RecordReader(record)
     try:
-        entries = reader.read(Position.BEGIN).entries
+        while not stretch.trailer:
+            stretch = reader.read(stretch.next)
+            for entry in stretch.entries:
+                if isinstance(entry, Chunk):
+                    kept[-1] += entry.data
+                else:
+                    kept.append(b"")
     finally:
         reader.close()
-    return b"".join(entry.data for entry in entries if isinstance(entry, Chunk))
+    return kept
 
 
 def _body(image: Image, instance: str) -> dict[str, object]:
     return {
         "Image": image.digest,
         "Entrypoint": None,
-        "Cmd": [PROGRAM_TARGET, "--version"],
+        "Cmd": [PROGRAM_TARGET, "--probe"],
         "Labels": {PROBE_LABEL: instance},
         # As much as a job gets at most, in what could be in the way.
         "User": "65534",

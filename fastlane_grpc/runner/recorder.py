@@ -26,6 +26,8 @@ from fastlane_grpc.runner.patience import insist
 PROGRAM_TARGET, BOX_TARGET = "/.fastlane/recorder", "/.fastlane/box"
 # A recorder that was told to end, past an engine that has lost it, has so long to store what is in its pipes; then it is killed.
 END_SECONDS = 10.0
+# What the program takes as a limit: two blocks of a record for the head, two for the newest part.
+LEAST_LOG_BYTES = 4 * 65_536
 
 log = structlog.get_logger(__name__)
 
