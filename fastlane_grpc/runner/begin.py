@@ -39,8 +39,7 @@ def begin(passage: Passage) -> None:
 def _prepare(passage: Passage) -> None:
     """Up to the fence: until then the execution can go back to the queue."""
     if passage.execution.state is State.STOPPING and passage.execution.stop:
-        left_over = _left_over(passage)
-        passage.container_id = left_over.id if left_over else ""
+        _take_left_over(passage)
         raise ToldToStop(passage.execution.stop)
     image = _image(passage)
     pull_time = utc_now()
@@ -155,6 +154,7 @@ def _equipped(passage: Passage, body: Mapping[str, Any], image: Image) -> Mappin
         try:
             return passage.capture.equip(body, image)
         except FileExistsError as error:
+            _take_left_over(passage)
             raise Unsettled("this execution has output already, though this server did not start it") from error
         except OSError as error:
             _no_room(passage, error)
@@ -185,6 +185,12 @@ def _clear_name(passage: Passage) -> None:
         raise Unsettled("a container of this execution has run already, though this server did not start it")
     # One that runs after all is not removed without force, and is met again.
     passage.engine.remove(container.id, force=container.status != "created")
+
+
+def _take_left_over(passage: Passage) -> None:
+    """What there is goes when the execution ends."""
+    container = _left_over(passage)
+    passage.container_id = container.id if container else ""
 
 
 def _left_over(passage: Passage) -> Container | None:
