@@ -1,6 +1,7 @@
 """The house is in order: what is said twice agrees, what is generated fits what is installed, and each tool says what it is for."""
 
 import ast
+import inspect
 import re
 import subprocess
 import tomllib
@@ -11,6 +12,7 @@ from google.protobuf import descriptor_pb2
 from packaging.requirements import Requirement
 from packaging.version import Version
 
+from fastlane_grpc.record import format as record_format
 from fastlane_grpc.v1 import fastlane_pb2
 
 ROOT = Path(__file__).parents[1]
@@ -122,6 +124,12 @@ def test_the_environment_is_read_in_config_and_handed_down_by_the_command_line_a
             if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)
         }
         assert path.name in readers or not names & {"os.environ", "os.getenv"}, path
+
+
+def test_the_layout_of_a_record_is_told_once() -> None:
+    """To those who read the code and to those who read the documentation, word for word."""
+    _, layout = inspect.cleandoc(record_format.__doc__ or "").split("\n\n", 1)
+    assert (ROOT / "docs" / "log-streams.md").read_text().endswith(f"\n\n{layout}\n")
 
 
 REGISTRY = re.compile(

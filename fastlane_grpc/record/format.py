@@ -23,7 +23,7 @@ size limit keeps its first blocks and its newest ones in this way.
      88  40  stderr
     128  40  system
 
-  and each of the three
+and each of the three
 
       0   8  offset: bytes so far, missing ones of known number included
       8   8  newlines so far, in what was not missing
@@ -41,16 +41,16 @@ size limit keeps its first blocks and its newest ones in this way.
      12   4  check: a CRC continued over bytes 0 to 11 of this header; for data from the running CRC of the source after this payload,
              for the others from the CRC of the payload. So one pass over the payload verifies the frame and continues the source.
 
-  Sixteen zeros in place of a frame header, or fewer than sixteen bytes left: nothing more in this block.
-  Data and GAP frames have a sequence: 1, 2, 3 … within the record. It is not in the frame: it is counted from that in the block's header.
+Sixteen zeros in place of a frame header, or fewer than sixteen bytes left: nothing more in this block. Data and GAP frames have a
+sequence: 1, 2, 3 … within the record. It is not in the frame: it is counted from that in the block's header.
 
-  *Data*: 1 byte or more.
-  *GAP*: source (1 byte), cause (1 byte, a number of the contract), 6 zeros, missing bytes (8 bytes; all ones: unknown). A known number
+* Data: 1 byte or more.
+* GAP: source (1 byte), cause (1 byte, a number of the contract), 6 zeros, missing bytes (8 bytes; all ones: unknown). A known number
   moves the source's offset, an unknown one does not.
-  *START*: only as the first frame of the file; one JSON object in ASCII, {"execution_id": …, "capture": …}. It has no sequence, and its
+* START: only as the first frame of the file; one JSON object in ASCII, `{"execution_id": …, "capture": …}`. It has no sequence, and its
   time is no bound for those that follow.
-  *TRAILER*: the last frame of the file, nothing follows; one JSON object in ASCII, {"exit_code": number or null, "totals": [{"source": …,
-  "bytes": …, "missing_bytes": …, "newlines": …, "crc32": number or null}, …], "facts": {…}}. A total for each source that wrote or lost
+* TRAILER: the last frame of the file, nothing follows; one JSON object in ASCII, `{"exit_code": number or null, "totals": [{"source": …,
+  "bytes": …, "missing_bytes": …, "newlines": …, "crc32": number or null}, …], "facts": {…}}`. A total for each source that wrote or lost
   something; its crc32 is of all that the writer saw, also of what is not kept, and null where it did not see all.
 
 **Damage** is a bad block header, an impossible frame or a check that fails. What lies from there to the next good block header is a gap in
