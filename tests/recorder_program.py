@@ -223,12 +223,6 @@ class Walk:
     def stderr(self) -> bytes:
         return bytes(self.content[Source.STDERR])
 
-    def total(self, source: Source) -> dict[str, int]:
-        totals = self.trailer["totals"]
-        assert isinstance(totals, list)
-        (found,) = [total for total in totals if total["source"] == source]
-        return dict(found)
-
 
 def walk(log: Path) -> Walk:
     """Reads a whole record and asserts all that the format says, and that it ends with a whole frame: shares no code with the readers."""

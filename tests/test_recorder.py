@@ -6,23 +6,43 @@ import os
 import platform
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+import zlib
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from fastlane_grpc import recorder as shipped
-from fastlane_grpc.record.format import BLOCK_HEADER_BYTES, FRAME_HEADER_BYTES, pack_start
-from tests.record_model import text
-from tests.recorder_program import EXECUTION_ID, Recorder, changed_until, eventually, needs_namespaces, not_here, python, walk
+from fastlane_grpc.model import Cause, Source
+from fastlane_grpc.record import Gap, RecordWriter, Sealed
+from fastlane_grpc.record.format import BLOCK_BYTES, BLOCK_HEADER_BYTES, FRAME_HEADER_BYTES, pack_start
+from tests.record_model import NOTHING, check_truth, everything, text
+from tests.recorder_program import (
+    EXECUTION_ID,
+    Recorder,
+    Running,
+    Walk,
+    changed_until,
+    disk,
+    eventually,
+    needs_namespaces,
+    not_here,
+    python,
+    walk,
+)
 from tests.tools import PATH
 
 HARD_STOP = 44
+OUT, ERR = Source.STDOUT, Source.STDERR
 SOURCE = Path(shipped.__file__).with_name("recorder.c")
 WARNINGS = ["-Wall", "-Wextra", "-Wconversion", "-Wshadow", "-Wpedantic", "-Werror"]
 SANITIZERS = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
@@ -501,3 +521,350 @@ while True:
 def test_a_command_that_closes_its_output_is_waited_for(recorder: Recorder) -> None:
     walked = recorder.run("sh", "-c", 'echo said; exec >&- 2>&-; while ! [ -s "$1" ]; do :; done; exit 5', "sh", str(recorder.log))
     assert (walked.trailer["exit_code"], walked.stdout) == (5, b"said\n")
+
+
+# -- bytes
+
+# Writes pieces of two files, in the order of its arguments: STREAM:SIZE.
+PIECES = """
+import os, sys
+data, at = [open(path, "rb").read() for path in sys.argv[1:3]], [0, 0]
+for piece in sys.argv[3:]:
+    stream, size = map(int, piece.split(":"))
+    end = at[stream - 1] + size
+    while at[stream - 1] < end:
+        at[stream - 1] += os.write(stream, data[stream - 1][at[stream - 1] : end])
+"""
+
+# Around what one frame holds at most, and what is read at once.
+piece_sizes = st.one_of(st.integers(1, 300), st.integers(65_330, 65_380), st.integers(65_530, 65_540), st.integers(1, 400_000))
+pieces_of_both = st.lists(st.tuples(st.sampled_from([1, 2]), piece_sizes), max_size=12)
+
+
+def content_of(pieces: Sequence[tuple[int, int]]) -> dict[Source, bytes]:
+    return {source: text(source, sum(size for stream, size in pieces if stream == source)) for source in (OUT, ERR)}
+
+
+def writes(directory: Path, pieces: Sequence[tuple[int, int]]) -> list[str]:
+    """The command that does."""
+    content = content_of(pieces)
+    paths = [directory / "stdout", directory / "stderr"]
+    for path, data in zip(paths, content.values(), strict=True):
+        path.write_bytes(data)
+    return python(PIECES, *paths, *(f"{stream}:{size}" for stream, size in pieces))
+
+
+def check_totals(walked: Walk, content: Mapping[Source, bytes], missing: Mapping[Source, int]) -> None:
+    assert walked.trailer["totals"] == [
+        {
+            "source": source,
+            "bytes": len(data),
+            "missing_bytes": missing.get(source, 0),
+            "newlines": data.count(b"\n"),
+            "crc32": zlib.crc32(data),
+        }
+        for source, data in content.items()
+        if data
+    ]
+
+
+@settings(deadline=None, max_examples=30, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(pieces=pieces_of_both)
+def test_whatever_is_printed_is_in_the_record(recorder: Recorder, pieces: list[tuple[int, int]]) -> None:
+    content = content_of(pieces)
+    walked = recorder.run(*writes(recorder.directory, pieces))
+    assert (walked.stdout, walked.stderr) == (content[OUT], content[ERR])
+    check_totals(walked, content, {})
+    entries = everything(recorder.log)
+    assert len(entries) == walked.frames - 2
+    assert check_truth(entries, content, NOTHING) == {OUT: len(content[OUT]), ERR: len(content[ERR]), Source.SYSTEM: 0}
+
+
+@settings(deadline=None, max_examples=15, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@given(killed_after=st.integers(1, 3_000_000))
+def test_the_record_of_a_recorder_that_was_killed_is_resumed(recorder: Recorder, killed_after: int) -> None:
+    pieces = [(1 + number % 2, size) for number, size in enumerate([100_000, 7, 65_352, 20_000, 300_000, 1] * 8)]
+    recorder.offer()
+    running = recorder.start(*writes(recorder.directory, pieces))
+    pid = running.pid
+    changed_until(recorder.log, lambda: recorder.log.stat().st_size >= killed_after)
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGKILL)
+    running.end()
+    content = content_of(pieces)
+    try:
+        writer = RecordWriter.resume(recorder.log)
+    except Sealed:
+        check_totals(walk(recorder.log), content, {})
+        return
+    reached = {total.source: total.bytes for total in writer.totals()}
+    writer.gap(OUT, None, Cause.ENGINE, time.time_ns())
+    writer.write([(ERR, b"resumed\n")], time.time_ns())
+    writer.seal(None, {}, time.time_ns())
+    walked = walk(recorder.log)
+    assert (len(walked.stdout), len(walked.stderr)) == (reached.get(OUT, 0), reached.get(ERR, 0) + 8)
+    assert content[OUT].startswith(walked.stdout)
+    assert (content[ERR][: reached.get(ERR, 0)] + b"resumed\n") == walked.stderr
+    told = {OUT: content[OUT], ERR: walked.stderr}
+    assert check_truth(everything(recorder.log), told, NOTHING)[ERR] == len(walked.stderr)
+
+
+def test_many_small_writes_become_few_frames(recorder: Recorder) -> None:
+    walked = recorder.run(*python('import os\nfor _ in range(200_000): os.write(1, b"y\\n")'))
+    assert walked.stdout == b"y\n" * 200_000
+    assert walked.frames < 20_000
+
+
+def test_a_line_is_in_the_record_before_anything_else_happens(recorder: Recorder) -> None:
+    """The first one, the one after silence, and the last one of a flood: nothing but a signal from here makes the command go on."""
+    script = """
+import os, signal
+signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
+for step in range(3):
+    os.write(1, b"step %d\\n" % step)
+    signal.sigwait([signal.SIGUSR1])
+    for number in range(step * 5_000):
+        os.write(1, b".\\n")
+os.write(1, b"done\\n")
+signal.sigwait([signal.SIGUSR1])
+"""
+    running = recorder.start(*python(script))
+    for line in (b"step 0\n", b"step 1\n", b"step 2\n", b"done\n"):
+        running.wrote(line)
+        running.send(signal.SIGUSR1)
+    assert running.end() == (0, "")
+
+
+# -- the limit
+
+
+@pytest.mark.parametrize("limit", [4 * BLOCK_BYTES, 5 * BLOCK_BYTES + 1, 20 * BLOCK_BYTES])
+def test_beyond_the_limit_the_head_and_the_newest_part_are_kept(recorder: Recorder, limit: int) -> None:
+    pieces = [(1 + number % 2, size) for number, size in enumerate([100_000, 30, 65_352, 20_000, 300_000, 1_000] * 9)]
+    content = content_of(pieces)
+    with disk("tmpfs", "size=16m") as (directory, fd):
+        here = replace(recorder, directory=directory)
+        here.offer()
+        running = here.start(*writes(recorder.directory, pieces), limit=limit, pass_fds=[fd])
+        on_disk = []
+
+        def ended() -> bool:
+            on_disk.append(here.log.stat().st_blocks * 512)
+            return here.log.read_bytes()[-2:] == b"}}"
+
+        changed_until(here.log, ended)
+        assert running.end() == (0, "")
+        assert limit - 2 * BLOCK_BYTES < max(on_disk) <= limit + BLOCK_BYTES
+        walked, entries = walk(here.log), everything(here.log)
+    check_totals(walked, content, walked.punched)
+    gaps = [entry for entry in entries if isinstance(entry, Gap)]
+    assert sorted((gap.source, gap.missing_bytes, gap.cause) for gap in gaps) == [
+        (source, walked.punched[source], Cause.SIZE_LIMIT) for source in (OUT, ERR)
+    ]
+    assert check_truth(entries, content, NOTHING) == {OUT: len(content[OUT]), ERR: len(content[ERR]), Source.SYSTEM: 0}
+    assert walked.gaps == []
+    head = limit // BLOCK_BYTES // 2 * BLOCK_BYTES
+    assert head * 0.95 < sum(walked.head.values()) < head
+
+
+def test_within_the_limit_nothing_is_missing(recorder: Recorder) -> None:
+    with disk("tmpfs", "size=16m") as (directory, fd):
+        here = replace(recorder, directory=directory)
+        walked = here.run(*writes(recorder.directory, [(1, 9 * 65_352 - 400)]), limit=10 * BLOCK_BYTES, pass_fds=[fd])
+    assert (walked.punched, walked.gaps, len(walked.stdout)) == ({}, [], 9 * 65_352 - 400)
+
+
+def test_where_nothing_can_be_punched_out_the_head_is_kept(recorder: Recorder) -> None:
+    pieces = [(1, 200_000), (2, 50_000), (1, 300_000), (2, 10)]
+    content = content_of(pieces)
+    with disk("ramfs", "mode=777") as (directory, fd):
+        here = replace(recorder, directory=directory)
+        walked = here.run(*writes(recorder.directory, pieces), limit=4 * BLOCK_BYTES, pass_fds=[fd])
+        entries, size = everything(here.log), here.log.stat().st_size
+    assert 4 * BLOCK_BYTES - 100 < size <= 5 * BLOCK_BYTES
+    missing = {OUT: len(content[OUT]) - len(walked.stdout), ERR: len(content[ERR]) - len(walked.stderr)}
+    assert content[OUT].startswith(walked.stdout)
+    assert content[ERR].startswith(walked.stderr)
+    assert walked.gaps == [(source, missing[source], Cause.SIZE_LIMIT) for source in (OUT, ERR) if missing[source]]
+    assert walked.gaps
+    assert check_truth(entries, content, NOTHING)[OUT] == len(content[OUT])
+    check_totals(walked, content, missing)
+
+
+# -- a disk that is full
+
+# Writes as fast as it is read; says to the FIFO when its pipe has been full for a while, and how much it has written by then.
+UNTIL_BLOCKED = """
+import os, select, sys
+size, fifo = int(sys.argv[1]), sys.argv[2]
+os.set_blocking(1, False)
+wrote = told = 0
+while wrote < size:
+    if select.select([], [1], [], None if told else 0.2)[1]:
+        wrote += os.write(1, bytes(min(4096, size - wrote)))
+    else:
+        told = 1
+        with open(fifo, "w") as file:
+            file.write(str(wrote))
+"""
+
+
+@pytest.fixture
+def small(recorder: Recorder) -> Iterator[tuple[Recorder, int, Path]]:
+    """A disk with room for three blocks and no byte more, beside a file that can be removed, and a recorder's directory on it."""
+    with disk("tmpfs", "size=1m") as (directory, fd):
+        ballast = directory / "ballast"
+        ballast.write_bytes(bytes((1 << 20) - 3 * BLOCK_BYTES))
+        here = replace(recorder, directory=directory)
+        here.offer()
+        yield here, fd, ballast
+
+
+def until_blocked(recorder: Recorder, small: tuple[Recorder, int, Path], size: int) -> tuple[Running, int]:
+    here, fd, _ = small
+    blocked = recorder.directory / "blocked"
+    os.mkfifo(blocked)
+    running = here.start(*python(UNTIL_BLOCKED, size, blocked), pass_fds=[fd])
+    return running, int(blocked.read_text())
+
+
+def test_a_full_disk_blocks_and_nothing_is_lost(recorder: Recorder, small: tuple[Recorder, int, Path]) -> None:
+    running, wrote = until_blocked(recorder, small, 700_000)
+    here, _, ballast = small
+    assert 200_000 < wrote < 700_000
+    assert everything(here.log)
+    ballast.unlink()
+    assert running.end() == (0, "")
+    walked = walk(here.log)
+    assert (walked.stdout, walked.gaps) == (bytes(700_000), [])
+    assert int(str(walked.facts["blocked_ms"])) >= 50
+    check_totals(walked, {OUT: bytes(700_000)}, {})
+
+
+def test_a_full_disk_blocks_the_begin_too(recorder: Recorder, small: tuple[Recorder, int, Path]) -> None:
+    here, fd, ballast = small
+    fill(here.directory)
+    running = here.start("echo", "ran", pass_fds=[fd])
+    eventually(lambda: not (here.box / "log").exists())
+    with pytest.raises(subprocess.TimeoutExpired):
+        running.process.wait(0.2)
+    assert here.log.stat().st_size == 0
+    ballast.unlink()
+    assert running.end() == (0, "")
+    walked = walk(here.log)
+    assert walked.stdout == b"ran\n"
+    assert int(str(walked.facts["blocked_ms"])) >= 100
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, HARD_STOP])
+def test_what_cannot_begin_is_stopped_and_never_ran(recorder: Recorder, small: tuple[Recorder, int, Path], number: int) -> None:
+    here, fd, _ = small
+    fill(here.directory)
+    running = here.start("touch", str(recorder.directory / "ran"), pass_fds=[fd])
+    eventually(lambda: not (here.box / "log").exists())
+    running.send(signal.SIGHUP)
+    running.send(number)
+    assert running.end() == (118, "")
+    assert here.log.stat().st_size == 0
+    assert not (recorder.directory / "ran").exists()
+
+
+def fill(directory: Path) -> None:
+    with (directory / "more").open("wb", buffering=0) as file, pytest.raises(OSError, match="No space"):
+        while True:
+            file.write(bytes(4096))
+
+
+def gave_up(recorder_pid: int) -> bool:
+    """Both pipes are at their end, and closed; left are those that it has from us, and the one that tells of exec."""
+    try:
+        links = [str(fd.readlink()) for fd in Path(f"/proc/{recorder_pid}/fd").iterdir()]
+    except FileNotFoundError:
+        return False
+    return sum(link.startswith("pipe:") for link in links) == 3
+
+
+def test_a_hard_stop_on_a_full_disk_that_gets_room_in_time_loses_nothing(recorder: Recorder, small: tuple[Recorder, int, Path]) -> None:
+    running, wrote = until_blocked(recorder, small, 700_000)
+    here, _, ballast = small
+    running.send(HARD_STOP)
+    ballast.unlink()
+    assert running.end() == (137, "")
+    walked = walk(here.log)
+    assert (walked.stdout, walked.gaps, walked.facts["hard_stop"]) == (bytes(wrote), [], True)
+
+
+def test_a_hard_stop_on_a_full_disk_counts_what_is_lost(recorder: Recorder, small: tuple[Recorder, int, Path]) -> None:
+    running, wrote = until_blocked(recorder, small, 700_000)
+    here, _, ballast = small
+    running.send(HARD_STOP)
+    before = time.monotonic()
+    pid = running.pid
+    eventually(lambda: gave_up(pid))
+    assert 2 < time.monotonic() - before < 10
+    assert walk(here.log).trailer_payload == b""
+    ballast.unlink()
+    assert running.end() == (137, "")
+    walked = walk(here.log)
+    missing = wrote - len(walked.stdout)
+    assert (walked.gaps, walked.facts["hard_stop"]) == ([(OUT, missing, Cause.STORE)], True)
+    assert 200_000 < missing < wrote
+    assert 3 * BLOCK_BYTES < here.log.stat().st_size < 3 * BLOCK_BYTES + 1_000
+    check_totals(walked, {OUT: bytes(wrote)}, {OUT: missing})
+
+
+def test_a_record_that_can_be_neither_written_nor_cut_is_given_up_after_a_hard_stop(recorder: Recorder) -> None:
+    blocked = recorder.directory / "blocked"
+    os.mkfifo(blocked)
+    running = recorder.start(*python(UNTIL_BLOCKED, 1 << 30, blocked))
+    pid = running.pid
+    changed_until(recorder.log, lambda: recorder.log.stat().st_size)
+    with unchangeable(recorder.log):
+        wrote = int(blocked.read_text())
+        running.send(HARD_STOP)
+        eventually(lambda: gave_up(pid))
+    assert running.end() == (137, "")
+    walked = walk(recorder.log)
+    assert walked.gaps == [(OUT, wrote - len(walked.stdout), Cause.STORE)]
+
+
+@contextmanager
+def unchangeable(path: Path) -> Iterator[None]:
+    """Not even for those who have it open, as if its disk had failed."""
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        flags = struct.unpack("<L4x", fcntl.ioctl(fd, _GET_FLAGS, bytes(8)))[0]
+        fcntl.ioctl(fd, _SET_FLAGS, struct.pack("<L4x", flags | _IMMUTABLE))
+    except OSError as error:
+        not_here(f"a file cannot be made unchangeable here: {error}")
+    try:
+        yield
+    finally:
+        fcntl.ioctl(fd, _SET_FLAGS, struct.pack("<L4x", flags))
+        os.close(fd)
+
+
+_GET_FLAGS, _SET_FLAGS, _IMMUTABLE = 0x80086601, 0x40086602, 0x10
+
+
+# -- a job that would get at its record
+
+REACHES_FOR_THE_RECORD = """
+for path in /proc/1/mem /proc/1/fd/1 /proc/1/fd/2 /proc/1/fd/3 /proc/1/fd/4 /proc/1/fd/5 /proc/1/fd/6; do
+    ( : <$path ) && echo "read $path"
+    ( : >>$path ) && echo "wrote $path"
+done
+echo tried
+"""
+
+
+@pytest.mark.parametrize(
+    "who", [["--reuid=65534", "--regid=65534", "--clear-groups"], ["--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace"]]
+)
+def test_the_command_cannot_get_at_the_record_by_its_recorder(recorder: Recorder, who: list[str]) -> None:
+    """As the same user, or as root as engines have it: without CAP_SYS_PTRACE."""
+    program = recorder.directory / "recorder"
+    shutil.copy(recorder.program, program)
+    walked = replace(recorder, program=program).run("sh", "-c", REACHES_FOR_THE_RECORD, before=["setpriv", *who])
+    assert walked.stdout == b"tried\n"
+    assert walked.stderr.count(b"ermission denied") == 14
