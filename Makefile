@@ -20,5 +20,5 @@ proto: ## make the Python code from protos/
 bench: ## measure fastlane against the plain engine, side by side
 	@.ci/stage bench python -m bench
 
-chaos: ## kill servers at random, over and over, and look for what was lost (ROUNDS=20)
+chaos: ## kill servers and engines at random, over and over, and look for what was lost (ROUNDS=20)
 	@.ci/stage chaos .ci/chaos $(ROUNDS)

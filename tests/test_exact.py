@@ -19,7 +19,7 @@ import docker
 import pytest
 
 from fastlane_grpc.client import Backoff, Client
-from fastlane_grpc.model import CaptureMode, Reason, State
+from fastlane_grpc.model import CaptureMode, Cause, Reason, Source, State
 from fastlane_grpc.runner import HostDown, Step
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.counter import COUNT_ME, CountingNetwork
@@ -74,8 +74,9 @@ class Place:
         self._client = Client(self._listen, backoff=Backoff(0.05, 0.5))
         self.jobs: list[tuple[Load, Reader]] = []
 
-    def server(self) -> Server:
-        return Server(self._data_dir, listen=self._listen, engine=self._engine, capture="recorder", max_running=12)
+    def server(self, **settings: object) -> Server:
+        settings = {"capture": "recorder", "max_running": 12, **settings}
+        return Server(self._data_dir, listen=self._listen, engine=self._engine, **settings)
 
     def enqueue(self, load: Load) -> None:
         job = self._client.enqueue("exact", self._image, args=["sh", "-c", load.script], network="none")
@@ -150,6 +151,59 @@ def test_a_server_that_is_killed_costs_no_byte(tmp_path: Path, sdk: docker.Docke
 def test_an_engine_that_is_killed_costs_no_byte(tmp_path: Path, live_restoring: OwnEngine, chance: random.Random, kill: str) -> None:
     with closing(Place(tmp_path / "data", live_restoring.address, IMAGE)) as place:
         rounds(place, chance, live_restoring, kill)
+
+
+# -- floods
+
+
+def yes(size: int) -> Load:
+    """The hardest there is for who counts lines, and the fastest that a shell can print."""
+    return Load(f"yes | head -c {size}; exit 6", b"y\n" * (size // 2), b"", 6)
+
+
+@pytest.fixture
+def place(tmp_path: Path, sdk: docker.DockerClient, image: str) -> Iterator[Place]:
+    with closing(Place(tmp_path / "data", engine_address(), image)) as place:
+        yield place
+    clear(sdk, tmp_path / "data")
+
+
+@pytest.mark.parametrize("burst", range(max(1, ROUNDS // 10)))
+def test_forty_that_print_megabytes_at_once_and_end_are_whole(place: Place, burst: int) -> None:
+    server = place.server(max_running=40)
+    try:
+        for _ in range(40):
+            place.enqueue(yes(5_000_000))
+        place.settle(place.jobs)
+    finally:
+        server.kill()
+
+
+def test_of_a_log_far_beyond_its_limit_head_and_newest_part_are_kept_and_the_disk_is_not_filled(tmp_path: Path, image: str) -> None:
+    limit, size = 64 << 20, (10_000_000_000 if ROUNDS >= 100 else 200_000_000)
+    with opened(tmp_path, image, capture=CaptureMode.RECORDER, max_log_bytes=limit) as house:
+        going = house.go("sh -c", f"yes 0123456789abcde | head -c {size}; exit 6")
+        path, most = house.logs.output_path(going.id), 0
+        house.wait_for_output(going.id)
+        while not house.execution(going.id).state.final:
+            most = max(most, path.stat().st_blocks * 512)
+            threading.Event().wait(0.01)
+        execution, output = going.result(), house.output(going.id)
+    assert execution.outcome is not None
+    assert execution.outcome.exit_code == 6
+    # One block more is there while a new one is begun, and the file system may keep a few for itself.
+    assert limit // 2 < most <= limit + (1 << 20)
+    [gap], [total] = output.gaps, [total for total in execution.logs if total.source is Source.STDOUT]
+    assert (gap.cause, total.bytes, total.missing_bytes) == (Cause.SIZE_LIMIT, size, gap.missing_bytes)
+    assert limit - (1 << 20) <= len(output.stdout) == size - (gap.missing_bytes or 0)
+    lines = b"0123456789abcde\n"
+    assert output.stdout[: gap.offset] == (lines * (gap.offset // 16 + 1))[: gap.offset]
+    tail = output.stdout[gap.offset :]
+    assert tail == (lines * (len(tail) // 16 + 2))[-len(tail) :]
+    crc32, piece = 0, lines * 62_500
+    for _ in range(size // len(piece)):
+        crc32 = zlib.crc32(piece, crc32)
+    assert total.crc32 == crc32
 
 
 # -- around the start
