@@ -4,6 +4,7 @@ import errno
 import fcntl
 import os
 import platform
+import resource
 import shutil
 import signal
 import struct
@@ -841,6 +842,19 @@ def test_a_record_that_can_be_neither_written_nor_cut_is_given_up_after_a_hard_s
     assert running.end() == (137, "")
     walked = walk(recorder.log)
     assert walked.gaps == [(OUT, wrote - len(walked.stdout), Cause.STORE)]
+
+
+def test_a_limit_on_the_size_of_files_blocks_and_kills_nobody(recorder: Recorder) -> None:
+    """SIGXFSZ is the kernel's word to the recorder: no affair of the command's."""
+    blocked = recorder.directory / "blocked"
+    os.mkfifo(blocked)
+    # By a shell, since python ignores it.
+    command = ["sh", "-c", '"$@"; exit $?', "sh", *python(UNTIL_BLOCKED, 700_000, blocked)]
+    running = recorder.start(*command, before=["prlimit", "--fsize=150000:"])
+    assert int(blocked.read_text()) > 140_000
+    resource.prlimit(running.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+    assert running.end() == (0, "")
+    assert walk(recorder.log).stdout == bytes(700_000)
 
 
 @contextmanager

@@ -198,7 +198,7 @@ static void serve_signals(int ms)
                 _exit(CANNOT_BEGIN);
         } else if (is_hard_stop(&s))
             hard_stop();
-        else if (!ended && s.ssi_code <= 0) /* sent by somebody, not raised by what we do ourselves */
+        else if (!ended && s.ssi_pid != 1) /* sent by somebody, not raised by what we do ourselves: SIGXFSZ is */
             kill(child, (int)s.ssi_signo);
     }
 }
