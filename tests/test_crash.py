@@ -17,7 +17,9 @@ import docker
 import pytest
 
 from fastlane_grpc.client import Client, End
+from fastlane_grpc.model import CaptureMode
 from fastlane_grpc.v1 import fastlane_pb2 as pb
+from tests.engine import by_attach, by_recorder
 from tests.reading import Reader
 from tests.serving import Server, within
 
@@ -43,8 +45,9 @@ SEED = int(os.environ.get("CHAOS_SEED", "20261124"))
 class House:
     """A data directory, the servers over it one after another, all at one address, and a client that outlives them."""
 
-    def __init__(self, data_dir: Path, sdk: docker.DockerClient, image: str) -> None:
+    def __init__(self, data_dir: Path, sdk: docker.DockerClient, image: str, capture: str) -> None:
         self.data_dir = data_dir
+        self.capture = capture
         self.image = image
         self._sdk = sdk
         self._since = time.time() - 1
@@ -54,7 +57,7 @@ class House:
         self.executions: list[str] = []
 
     def server(self, kill_at: str = "") -> Server:
-        return Server(self.data_dir, kill_at=kill_at, listen=self._listen, max_running=4)
+        return Server(self.data_dir, kill_at=kill_at, listen=self._listen, max_running=4, capture=self.capture)
 
     def enqueue(self, script: str = COUNT, **more: object) -> str:
         job = self.client.enqueue("crash", self.image, args=["sh", "-c", script], **more)  # type: ignore[arg-type]
@@ -84,8 +87,8 @@ class House:
 
 
 @pytest.fixture
-def crash(tmp_path: Path, sdk: docker.DockerClient, image: str) -> Iterator[House]:
-    house = House(tmp_path / "data", sdk, image)
+def crash(tmp_path: Path, sdk: docker.DockerClient, image: str, capture: CaptureMode) -> Iterator[House]:
+    house = House(tmp_path / "data", sdk, image, capture)
     yield house
     house.client.close()
 
@@ -111,6 +114,14 @@ def test_killed_before_the_start_the_job_runs_as_if_nothing_had_been(crash: Hous
     assert (reader.data[pb.SOURCE_STDOUT], reader.data[pb.SOURCE_STDERR], reader.gaps) == (OUT, ERR, [])
 
 
+@by_recorder
+def test_killed_between_the_fence_and_the_start_the_job_runs_in_a_new_container(crash: House) -> None:
+    reader, end = killed_once(crash, "fenced")
+    assert (end.state, end.exit_status) == (pb.STATE_FAILED, 7)
+    assert (reader.stdout, reader.stderr, reader.gaps) == (OUT, ERR, [])
+
+
+@by_attach
 def test_killed_between_the_fence_and_the_start_the_job_is_lost_and_never_started(crash: House) -> None:
     reader, end = killed_once(crash, "fenced")
     assert (end.state, end.exit_status, end.outcome and end.outcome.reason) == (pb.STATE_LOST, 125, pb.REASON_START_UNKNOWN)
@@ -118,6 +129,15 @@ def test_killed_between_the_fence_and_the_start_the_job_is_lost_and_never_starte
     assert crash.starts() == {}
 
 
+@by_recorder
+@pytest.mark.parametrize("step", [*AFTER_THE_START, *AFTER_THE_SEAL])
+def test_killed_after_the_start_nothing_is_missing(crash: House, step: str) -> None:
+    reader, end = killed_once(crash, step)
+    assert (end.state, end.exit_status) == (pb.STATE_FAILED, 7)
+    assert (reader.stdout, reader.stderr, reader.gaps) == (OUT, ERR, [])
+
+
+@by_attach
 @pytest.mark.parametrize("step", AFTER_THE_START)
 def test_killed_while_it_runs_the_job_goes_on_with_a_gap_that_says_so(crash: House, step: str) -> None:
     reader, end = killed_once(crash, step)
@@ -131,6 +151,7 @@ def test_killed_while_it_runs_the_job_goes_on_with_a_gap_that_says_so(crash: Hou
         assert_pieces_in_order(pieces, written)
 
 
+@by_attach
 @pytest.mark.parametrize("step", AFTER_THE_SEAL)
 def test_killed_after_the_seal_nothing_is_missing(crash: House, step: str) -> None:
     reader, end = killed_once(crash, step)
@@ -162,6 +183,8 @@ def test_killed_at_random_with_jobs_in_every_state(crash: House) -> None:
     for reader, end in zip(readers, ends, strict=True):
         if end.state == pb.STATE_FAILED:
             assert end.exit_status == 7
+            if crash.capture == CaptureMode.RECORDER:
+                assert not reader.gaps
             if not reader.gaps:
                 assert (reader.data[pb.SOURCE_STDOUT], reader.data[pb.SOURCE_STDERR]) == (OUT, ERR)
     assert last.stop() == 0

@@ -104,7 +104,7 @@ static int signals = -1;                          /* a signalfd: no signal inter
 static int pipes[2] = {-1, -1}, exec_failure = -1;
 static pid_t child;
 static bool ended, hard_stopped, finishing;
-static int status, exec_error;
+static int status, exec_error, told; /* told: the last signal from outside */
 static uint64_t start_time, end_time, blocked, give_up = EVER;
 
 static uint64_t now(clockid_t clock)
@@ -198,8 +198,10 @@ static void serve_signals(int ms)
                 _exit(CANNOT_BEGIN);
         } else if (is_hard_stop(&s))
             hard_stop();
-        else if (!ended && s.ssi_pid != 1) /* sent by somebody, not raised by what we do ourselves: SIGXFSZ is */
+        else if (!ended && s.ssi_pid != 1) { /* sent by somebody, not raised by what we do ourselves: SIGXFSZ is */
+            told = s.ssi_pid ? told : (int)s.ssi_signo;
             kill(child, (int)s.ssi_signo);
+        }
     }
 }
 
@@ -537,9 +539,9 @@ static void finish(void)
     else
         SAY("{\"exit_code\":%d,\"totals\":[", exit_code());
     say_totals();
-    SAY("],\"facts\":{\"recorder\":1,\"signal\":%d,\"exec_error\":%d,\"start_time_ns\":%llu,\"end_time_ns\":%llu,\"hard_stop\":%s,",
+    SAY("],\"facts\":{\"recorder\":1,\"signal\":%d,\"exec_error\":%d,\"start_time_ns\":%llu,\"end_time_ns\":%llu,\"hard_stop\":%s,\"told\":%d,",
         !exec_error && WIFSIGNALED(status) ? WTERMSIG(status) : 0, exec_error, (unsigned long long)start_time,
-        (unsigned long long)end_time, hard_stopped ? "true" : "false");
+        (unsigned long long)end_time, hard_stopped ? "true" : "false", told);
     SAY("\"blocked_ms\":%llu,\"user_us\":%llu,\"system_us\":%llu,\"max_rss_kib\":%ld}}", (unsigned long long)(blocked / MS),
         (unsigned long long)usage.ru_utime.tv_sec * 1000000 + (unsigned long long)usage.ru_utime.tv_usec,
         (unsigned long long)usage.ru_stime.tv_sec * 1000000 + (unsigned long long)usage.ru_stime.tv_usec, usage.ru_maxrss);

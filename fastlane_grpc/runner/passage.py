@@ -316,7 +316,14 @@ class Passage:
         witness = self.capture.trailer()
         if witness is not None:
             # PID 1 itself says how its command ended: whatever the engine saw of it, or made up after it was killed, is second to that.
-            return ended_by_itself(witness, container, self.spec, self.stopping, timeout=self.timeout)
+            return ended_by_itself(
+                witness,
+                container,
+                self.spec,
+                self.stopping,
+                timeout=self.timeout,
+                engine_restarted=witness.exit_code in DOUBTFUL_CODES and self._engine_restarted(),
+            )
         told_code = died.exit_code if died else None
         # Of one that runs, as somebody restarted it, the engine says 0.
         exit_code = container.exit_code if container and container.ended else told_code

@@ -79,22 +79,30 @@ def ended(
 
 
 def ended_by_itself(
-    trailer: Trailer, container: Container | None, spec: JobSpec, stopping: Stopping | None, *, timeout: timedelta
+    trailer: Trailer,
+    container: Container | None,
+    spec: JobSpec,
+    stopping: Stopping | None,
+    *,
+    timeout: timedelta,
+    engine_restarted: bool,
 ) -> Verdict:
     """Of a container whose recorder says how it ended. `container` is None if it was removed before it could be looked at."""
     facts: Mapping[str, Any] = trailer.facts
     if error := facts.get("exec_error"):
-        return not_executed(error, stopping)
-    verdict = ended(trailer.exit_code, container, spec, stopping, timeout=timeout, engine_restarted=False)
+        return not_executed(error, container.program if container else "", stopping)
+    # The engine ended it if it was told to end, and not by us.
+    engine_ended_it = engine_restarted and bool(facts.get("told"))
+    verdict = ended(trailer.exit_code, container, spec, stopping, timeout=timeout, engine_restarted=engine_ended_it)
     # An engine that was killed has lost its times, or put in that of its own return.
     exit_time = _nanos(facts.get("end_time_ns")) or verdict.exit_time
     start_time = verdict.start_time or _nanos(facts.get("start_time_ns"))
     return replace(verdict, exit_time=exit_time, start_time=min(start_time, exit_time) if start_time and exit_time else start_time)
 
 
-def not_executed(error: int, stopping: Stopping | None) -> Verdict:
-    """Of a container whose recorder was told by the kernel that it cannot execute the command."""
-    said = os.strerror(error)
+def not_executed(error: int, program: str, stopping: Stopping | None) -> Verdict:
+    """Of a container whose recorder was told by the kernel that it cannot execute the command; `program` is empty if that is not known."""
+    said = ": ".join(filter(None, (program, os.strerror(error))))
     if stopping:
         return _settled(State.STOPPED, Reason.UNSPECIFIED, f"told to stop {stopping.cause}; its command could not be executed: {said}")
     if error in {errno.ENOENT, errno.ENOTDIR}:
@@ -148,7 +156,7 @@ def _judged(
         return (
             State.LOST,
             Reason.CONTAINER_GONE,
-            f"the engine was restarted while it ran, so that its exit code ({exit_code}) means nothing",
+            f"the engine was restarted while it ran, and may have ended it: its exit code ({exit_code}) means nothing",
         )
     if exit_code == 0:
         return State.SUCCEEDED, Reason.UNSPECIFIED, ""
