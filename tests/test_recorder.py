@@ -802,6 +802,7 @@ def test_a_hard_stop_on_a_full_disk_that_gets_room_in_time_loses_nothing(recorde
     assert (walked.stdout, walked.gaps, walked.facts["hard_stop"]) == (bytes(wrote), [], True)
 
 
+@pytest.mark.parametrize("program", ["sanitized"], indirect=True)  # one of both: it takes the three seconds that it is about
 @pytest.mark.parametrize("room_for_a_gap", [False, True])
 def test_a_hard_stop_on_a_full_disk_counts_what_is_lost(
     recorder: Recorder, small: tuple[Recorder, int, Path], room_for_a_gap: bool
@@ -827,6 +828,7 @@ def test_a_hard_stop_on_a_full_disk_counts_what_is_lost(
     check_totals(walked, {OUT: bytes(wrote)}, {OUT: missing})
 
 
+@pytest.mark.parametrize("program", ["sanitized"], indirect=True)  # one of both: it takes the three seconds that it is about
 def test_a_record_that_can_be_neither_written_nor_cut_is_given_up_after_a_hard_stop(recorder: Recorder) -> None:
     blocked = recorder.directory / "blocked"
     os.mkfifo(blocked)
