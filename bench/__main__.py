@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from bench import containers, enqueue, throughput
+from bench import containers, enqueue, latency, throughput, unread
 
 ROUNDS = 5
 
@@ -13,12 +13,16 @@ def main() -> None:
     stage, image, engine = Path(os.environ["STAGE_DIRECTORY"]), os.environ["STAGE_IMAGE"], os.environ["DOCKER_HOST"]
     rounds = int(os.environ.get("ROUNDS", ROUNDS))
     print(f"{os.cpu_count()} cores, Python {sys.version.split()[0]}; medians of {rounds} rounds in turn, ratio with its least and most")
-    for row in (
-        lambda: enqueue.row(stage, rounds),
-        lambda: containers.row(stage, image, engine, rounds),
-        lambda: throughput.row(stage, image, engine, rounds),
+    for rows in (
+        lambda: [enqueue.row(stage, rounds)],
+        lambda: [containers.row(stage, image, engine, rounds)],
+        lambda: [latency.first_byte(stage, image, engine, rounds)],
+        lambda: latency.lines(stage, image, engine, rounds),
+        lambda: [unread.row(stage, image, engine)],
+        lambda: throughput.rows(stage, image, engine, rounds),
     ):
-        print(row(), flush=True)
+        for row in rows():
+            print(row, flush=True)
 
 
 if __name__ == "__main__":

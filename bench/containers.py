@@ -31,7 +31,7 @@ def row(stage: Path, image: str, engine: str, rounds: int) -> Ratio:
             list(threads.map(raw_container, range(CONTAINERS)))
         return CONTAINERS / (time.perf_counter() - begin)
 
-    with server(stage, "--engine", engine, "--max-running", str(AT_A_TIME)) as address, Client(address) as client:
+    with server(stage, "--engine", engine, "--max-running", str(AT_A_TIME)) as running, Client(running.address) as client:
 
         def jobs() -> float:
             begin = time.perf_counter()

@@ -42,12 +42,12 @@ def row(stage: Path, rounds: int) -> Ratio:
     assert echo.stdout is not None
     try:
         echo_address = f"127.0.0.1:{int(echo.stdout.readline())}"
-        with server(stage, "--engine", no_engine) as address:
+        with server(stage, "--engine", no_engine) as running:
             return in_turn(
                 f"durable EnqueueJob, {IN_FLIGHT} in flight, against an empty call",
                 "calls/s",
                 0.5,
-                lambda: _calls_per_second(address, ENQUEUE, _request),
+                lambda: _calls_per_second(running.address, ENQUEUE, _request),
                 lambda: _calls_per_second(echo_address, ECHO, lambda number: b""),
                 rounds=rounds,
             )

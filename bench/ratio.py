@@ -26,6 +26,22 @@ class Ratio:
         return f"{self.what:58} {figures}   {ratio:.2f} x ({spread}; goal {self.goal:.2f})   {'ok' if ratio >= self.goal else 'SHORT'}"
 
 
+@dataclass(frozen=True)
+class Margin:
+    """What a row says where it is about how much more: `ours` and `theirs` are costs, less is better; `goal` is the most between them."""
+
+    what: str
+    unit: str
+    ours: float
+    theirs: float
+    goal: float
+
+    def __str__(self) -> str:
+        more = self.ours - self.theirs
+        figures = f"{self.ours:9.1f} {self.unit} against {self.theirs:9.1f}"
+        return f"{self.what:58} {figures}   {more:+.1f} {self.unit} (goal {self.goal:+.1f})   {'ok' if more <= self.goal else 'MORE'}"
+
+
 def in_turn(what: str, unit: str, goal: float, ours: Callable[[], float], theirs: Callable[[], float], *, rounds: int) -> Ratio:
     """Runs both once to warm up, then `rounds` times in turn; which goes first changes."""
     ours(), theirs()

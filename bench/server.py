@@ -6,13 +6,21 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import NamedTuple
 
 _numbers = itertools.count()
 
 
+class Running(NamedTuple):
+    """Where it is reached, and its process."""
+
+    address: str
+    process_id: int
+
+
 @contextmanager
-def server(stage: Path, *flags: str) -> Iterator[str]:
-    """Its address, for as long as it lasts."""
+def server(stage: Path, *flags: str) -> Iterator[Running]:
+    """One that serves for as long as this lasts."""
     directory = stage / f"bench-{next(_numbers)}"
     command = [sys.executable, "-m", "fastlane_grpc.cli", "server", "--data-dir", str(directory), "--listen", "127.0.0.1:0", *flags]
     with Path(f"{directory}.log").open("wb") as log:
@@ -22,7 +30,7 @@ def server(stage: Path, *flags: str) -> Iterator[str]:
         line = process.stdout.readline()
         if "listening on " not in line:
             sys.exit(f"the server did not start: {Path(f'{directory}.log').read_text()}")
-        yield line.partition("listening on ")[2].partition(",")[0]
+        yield Running(line.partition("listening on ")[2].partition(",")[0], process.pid)
     finally:
         process.terminate()
         process.wait(30)

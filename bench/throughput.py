@@ -5,29 +5,35 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 from bench.ratio import Ratio, in_turn
 from bench.server import server
 
 MEGABYTES = 200
-LINE = "0123456789" * 9 + "01234567"  # and a number and newline: about 100 bytes
-SCRIPT = f"yes {LINE} | head -c {MEGABYTES}000000"
+# What is printed: lines as programs print them, and the shortest there are.
+LINES = {"lines": "0123456789" * 9 + "01234567", "y": "y"}
+# What `docker run` does with it besides: nothing, or what it does unless told otherwise; and how much faster we want to be.
+DRIVERS = {"--log-driver none": (["--log-driver", "none"], 1.5), "the default log driver": ([], 3.0)}
 
 
-def row(stage: Path, image: str, engine: str, rounds: int) -> Ratio:
+def rows(stage: Path, image: str, engine: str, rounds: int) -> Iterator[Ratio]:
     docker_command = shutil.which("docker") or sys.exit("the docker command is missing: this row compares with it")
-    with server(stage, "--engine", engine) as address:
-        ours = [sys.executable, "-m", "fastlane_grpc.cli", "run", "-q", "-a", address, image, "--", "sh", "-c", SCRIPT]
-        theirs = [docker_command, "-H", engine, "run", "--rm", "--log-driver", "none", image, "sh", "-c", SCRIPT]
-        return in_turn(
-            f"{MEGABYTES} MB of lines to one client, against docker run | cat",
-            "MB/s",
-            1.0,
-            lambda: _megabytes_per_second(ours),
-            lambda: _megabytes_per_second(theirs),
-            rounds=rounds,
-        )
+    with server(stage, "--engine", engine) as running:
+        for name, line in LINES.items():
+            script = f"yes {line} | head -c {MEGABYTES}000000"
+            ours = [sys.executable, "-m", "fastlane_grpc.cli", "run", "-q", "-a", running.address, image, "--", "sh", "-c", script]
+            for driver, (flags, goal) in DRIVERS.items():
+                theirs = [docker_command, "-H", engine, "run", "--rm", *flags, image, "sh", "-c", script]
+                yield in_turn(
+                    f"{MEGABYTES} MB of {name}, against docker run | cat, {driver}",
+                    "MB/s",
+                    goal,
+                    lambda ours=ours: _megabytes_per_second(ours),  # type: ignore[misc]
+                    lambda theirs=theirs: _megabytes_per_second(theirs),  # type: ignore[misc]
+                    rounds=rounds,
+                )
 
 
 def _megabytes_per_second(command: list[str]) -> float:
