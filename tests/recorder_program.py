@@ -114,6 +114,7 @@ class Recorder:
 
     program: Path
     directory: Path
+    started: "list[subprocess.Popen[bytes]]" = field(default_factory=list)
 
     @property
     def log(self) -> Path:
@@ -159,6 +160,7 @@ class Recorder:
             # What python ignores, and the recorder must not hand on: SIGPIPE, SIGXFSZ.
             restore_signals=False,
         )
+        self.started.append(process)
         return Running(process, self.log)
 
     def run(self, *command: str, **how: object) -> "Walk":
@@ -171,7 +173,11 @@ class Recorder:
         assert (code, words) == ({127: 127, 126: 126}[code] if exit_code is None else exit_code, "")
         return walked
 
-    def check_sanitizers(self) -> None:
+    def close(self) -> None:
+        """Ends what a test that failed left behind."""
+        for process in self.started:
+            process.kill()
+            process.wait()
         assert [path.read_text() for path in self.directory.glob("sanitizer*")] == []
 
 
