@@ -14,7 +14,7 @@ from fastlane_grpc.model import Execution, Outcome, PullPolicy, Reason, State
 from fastlane_grpc.runner import Step
 from fastlane_grpc.runner.engine import Engine
 from fastlane_grpc.runner.image import Pull, Refused, RegistryFails, image_parts, pull_failure
-from tests.engine import House
+from tests.engine import House, by_recorder
 from tests.registry import Registry, digest, registry_for
 
 on_engine = [pytest.mark.engine, pytest.mark.timeout(120)]
@@ -124,7 +124,7 @@ def answer_all(listener: socket.socket, answer: bytes) -> None:
 
 
 class TestOnAnEngine:
-    pytestmark = on_engine
+    pytestmark = [*on_engine, by_recorder]
 
     def test_a_missing_image_is_pulled_from_a_registry_with_a_port(self, house: House, registry: Registry) -> None:
         image = f"{registry.name}/one/image:first"
