@@ -46,9 +46,6 @@ def serve(
     """
     _log_to_stderr(colors=colors)
     os.umask(0o077)
-    # The writing thread gives the interpreter up at each statement, and waited 5 ms to have it back while calls were served: a seventh more
-    # enqueues per second like this.
-    sys.setswitchinterval(0.0005)
     _allow_open_files()
     with claimed(settings.data_dir):
         uvloop.run(_serve(settings, ready, step))

@@ -124,7 +124,7 @@ def answer_all(listener: socket.socket, answer: bytes) -> None:
 
 
 class TestOnAnEngine:
-    pytestmark = [*on_engine, by_recorder]
+    pytestmark = (*on_engine, by_recorder)
 
     def test_a_missing_image_is_pulled_from_a_registry_with_a_port(self, house: House, registry: Registry) -> None:
         image = f"{registry.name}/one/image:first"

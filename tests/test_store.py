@@ -198,6 +198,36 @@ async def test_the_same_request_at_the_same_time_is_one_job(house: House) -> Non
     assert sorted(existing for _, existing in answers) == [False] + [True] * 19
 
 
+async def test_of_many_enqueues_at_once_one_that_is_refused_harms_no_other(house: House) -> None:
+    first, _ = await house.store.enqueue(task_id="task", spec=SPEC, request_id="once", caller_address="")
+    requests = [("task", SPEC, ""), ("other", SPEC, "once"), ("task", JobSpec("other"), "once"), ("task", SPEC, "once"), ("task", SPEC, "")]
+    with house.held():
+        calls = [house.store.enqueue(task_id=task, spec=spec, request_id=id_, caller_address="") for task, spec, id_ in requests * 30]
+    answers = await asyncio.gather(*calls, return_exceptions=True)
+    for number, answer in enumerate(answers):
+        kind = number % 5
+        if kind == 2:
+            assert isinstance(answer, RequestIdReused)
+        else:
+            assert not isinstance(answer, BaseException)
+            job, existing = answer
+            assert existing is ((kind == 1 and number > 1) or kind == 3)
+            assert await house.store.job(job.id) == job
+            assert (job.id == first.id) is (kind == 3)
+    assert len({execution.id for execution in house.announced}) == len(house.announced) == 1 + 2 * 30 + 1
+    assert sorted(house.rows("SELECT task_id, jobs, open_jobs FROM tasks")) == [("other", 1, 1), ("task", 61, 61)]
+    house.check_lines()
+
+
+async def test_a_task_counts_its_jobs_and_a_job_has_the_state_of_its_execution(house: House) -> None:
+    for state in EVERY_STATE:
+        execution = await in_state(house.store, state)
+        assert house.rows(f"SELECT state FROM jobs WHERE job_id = '{execution.job_id}'") == [(execution.state,)]
+    # One that is queued is claimed for the next.
+    open_jobs = len(house.rows("SELECT 1 FROM executions WHERE state < 6"))
+    assert house.rows("SELECT jobs, open_jobs FROM tasks") == [(len(EVERY_STATE), open_jobs)]
+
+
 async def test_a_job_is_read_back_as_it_was_given(store: Store) -> None:
     spec = JobSpec(
         "registry:5000/mail@sha256:1",
@@ -533,7 +563,7 @@ async def test_a_failing_unit_reaches_only_its_caller_and_leaves_nothing_behind(
 
 async def test_a_defect_of_a_statement_is_not_told_as_a_failure_of_the_disk(house: House) -> None:
     with pytest.raises(Exception, match="NOT NULL"):
-        await house.writer.write_until_stored(lambda db: Written(db.execute("INSERT INTO tasks VALUES ('a', NULL)")))
+        await house.writer.write_until_stored(lambda db: Written(db.execute("INSERT INTO tasks VALUES ('a', NULL, 1, 1, 1)")))
 
 
 async def test_a_commit_that_fails_is_told_to_all_of_it_and_the_store_goes_on(house: House) -> None:

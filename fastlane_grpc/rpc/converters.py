@@ -99,21 +99,26 @@ def _read_spec(spec: pb.JobSpec, violations: list[Violation]) -> JobSpec:
         image=spec.image,
         command=spec.command,
         args=tuple(spec.args),
-        envs=dict(spec.envs),
+        envs=_read_map(spec.envs),
         entrypoint=tuple(spec.entrypoint),
         working_dir=spec.working_dir,
         user=spec.user,
         timeout=_read_optional_duration(spec, "timeout", "spec.timeout", violations),
         pull_policy=pull_policy,
-        limits=Limits(spec.limits.memory_bytes, spec.limits.cpus, spec.limits.pids),
+        limits=Limits(spec.limits.memory_bytes, spec.limits.cpus, spec.limits.pids) if spec.HasField("limits") else Limits(),
         network=spec.network,
         read_only_root=spec.read_only_root,
         stop_signal=spec.stop_signal,
         stop_grace=_read_optional_duration(spec, "stop_grace", "spec.stop_grace", violations),
         priority=spec.priority,
-        labels=dict(spec.labels),
+        labels=_read_map(spec.labels),
         metadata=_read_metadata(spec, violations),
     )
+
+
+def _read_map(entries: Mapping[str, str]) -> dict[str, str]:
+    # Not dict(entries): that asks for each value by its name, and looks again whether this is a map.
+    return {name: value for name, value in entries.items()} if entries else {}  # noqa: C416
 
 
 def _read_optional_duration(

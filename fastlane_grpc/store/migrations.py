@@ -1,4 +1,8 @@
-"""The schema, as the steps that lead to it. A step that was released is never edited: a database that has it keeps it."""
+"""The schema, as the steps that lead to it. A step that was released is never edited: a database that has it keeps it.
+
+What follows from other rows (a job's state, a task's counts, the lines of the queue) is kept by triggers: no statement can forget it, and
+it costs none.
+"""
 
 from uuid import uuid4
 
@@ -10,23 +14,55 @@ migrations = Migrations("fastlane")
 @migrations()
 def tasks_and_jobs(db: Database) -> None:
     """What callers enqueued. Times are microseconds since 1970, durations microseconds."""
-    db.table("tasks").create({"task_id": str, "create_time": int}, pk="task_id", not_null={"create_time"}, strict=True)
+    db.table("tasks").create(
+        {
+            "task_id": str,
+            "create_time": int,
+            "last_enqueue_time": int,
+            "jobs": int,  # that are kept
+            "open_jobs": int,  # of these, that are not final
+        },
+        pk="task_id",
+        not_null={"create_time", "last_enqueue_time", "jobs", "open_jobs"},
+        strict=True,
+    )
     db.table("jobs").create(
         {
+            "seq": int,  # the order of arrival
             "job_id": str,
             "task_id": str,
+            "state": int,  # of its newest execution
             "spec": bytes,  # JSON; what has its default is left out
             "create_time": int,
             "request_id": str,  # empty: none was given
             "request_digest": bytes,  # SHA-256 over task and spec: tells the same request from another one
             "caller_address": str,
         },
-        pk="job_id",
-        not_null={"task_id", "spec", "create_time", "request_id", "request_digest", "caller_address"},
+        pk="seq",
+        not_null={"job_id", "task_id", "state", "spec", "create_time", "request_id", "request_digest", "caller_address"},
         foreign_keys=[("task_id", "tasks", "task_id")],
         strict=True,
     )
+    db.table("jobs").create_index(["job_id"], unique=True)
     db.execute("CREATE UNIQUE INDEX jobs_request ON jobs(task_id, request_id) WHERE request_id <> ''")
+    # Lists, newest first: of all, or of one task, in any of some states. A page is read off the ends of these.
+    db.execute("CREATE INDEX jobs_state ON jobs(state, create_time)")
+    db.execute("CREATE INDEX jobs_task_state ON jobs(task_id, state, create_time)")
+    db.execute(
+        """
+        CREATE TRIGGER job_came AFTER INSERT ON jobs BEGIN
+            INSERT INTO tasks VALUES (new.task_id, new.create_time, new.create_time, 1, new.state < 6)
+            ON CONFLICT DO UPDATE SET last_enqueue_time = new.create_time, jobs = jobs + 1, open_jobs = open_jobs + (new.state < 6);
+        END
+        """
+    )
+    db.execute(
+        """
+        CREATE TRIGGER job_closed_or_opened AFTER UPDATE OF state ON jobs WHEN (old.state < 6) <> (new.state < 6) BEGIN
+            UPDATE tasks SET open_jobs = open_jobs + (new.state < 6) - (old.state < 6) WHERE task_id = new.task_id;
+        END
+        """
+    )
 
 
 @migrations()
@@ -81,16 +117,48 @@ def executions(db: Database) -> None:
     )
     db.table("executions").create_index(["execution_id"], unique=True)
     db.table("executions").create_index(["job_id"])
-    # What is not final is little, however much is kept. These two make a claim and an adoption independent of a million rows.
-    db.execute("CREATE INDEX executions_queued ON executions(priority DESC, task_id, seq) WHERE state = 2")
-    db.execute("CREATE INDEX executions_unfinished ON executions(claim_time) WHERE state IN (3, 4, 5)")
+    # Lists, as those of jobs; and what a new server takes up.
+    db.execute("CREATE INDEX executions_state ON executions(state)")
+    db.execute("CREATE INDEX executions_task_state ON executions(task_id, state)")
+    db.execute("CREATE INDEX executions_host_state ON executions(host, state) WHERE host <> ''")
+    db.execute(
+        """
+        CREATE TRIGGER job_has_the_state_of_its_newest_execution AFTER UPDATE OF state ON executions WHEN old.state <> new.state BEGIN
+            UPDATE jobs SET state = new.state
+            WHERE job_id = new.job_id AND NOT EXISTS (
+                SELECT 1 FROM executions AS newer WHERE newer.job_id = new.job_id AND newer.seq > new.seq
+            );
+        END
+        """
+    )
 
 
 @migrations()
 def lines_of_the_queue(db: Database) -> None:
-    """A row for each task that has queued executions of a priority; the lowest turn is served next, and then gets the highest."""
+    """A row for each task that has queued executions of a priority, and for no other; the lowest turn is served next, and then gets the
+    highest. So a claim is two steps down two indexes, however many wait."""
     db.table("lines").create({"priority": int, "task_id": str, "turn": int}, pk=("priority", "task_id"), not_null={"turn"}, strict=True)
     db.execute("CREATE UNIQUE INDEX lines_turn ON lines(priority DESC, turn)")
+    db.execute("CREATE INDEX executions_queued ON executions(priority DESC, task_id, seq) WHERE state = 2")
+    line_up = """
+        INSERT INTO lines (priority, task_id, turn)
+        VALUES (new.priority, new.task_id, (SELECT coalesce(max(turn), 0) + 1 FROM lines WHERE priority = new.priority))
+        ON CONFLICT (priority, task_id) DO NOTHING;
+    """
+    db.execute(f"CREATE TRIGGER queued_at_first AFTER INSERT ON executions WHEN new.state = 2 BEGIN {line_up} END")
+    db.execute(f"CREATE TRIGGER queued_again AFTER UPDATE OF state ON executions WHEN old.state <> 2 AND new.state = 2 BEGIN {line_up} END")
+    db.execute(
+        """
+        CREATE TRIGGER left_the_queue AFTER UPDATE OF state ON executions WHEN old.state = 2 AND new.state <> 2 BEGIN
+            DELETE FROM lines WHERE priority = old.priority AND task_id = old.task_id AND NOT EXISTS (
+                SELECT 1 FROM executions AS queued INDEXED BY executions_queued
+                WHERE queued.state = 2 AND queued.priority = old.priority AND queued.task_id = old.task_id
+            );
+            UPDATE lines SET turn = (SELECT max(turn) + 1 FROM lines AS others WHERE others.priority = old.priority)
+            WHERE priority = old.priority AND task_id = old.task_id AND new.state = 3;
+        END
+        """
+    )
 
 
 @migrations()

@@ -26,7 +26,7 @@ Row = Sequence[Any]
 
 # What `execution_from` takes, in its order.
 EXECUTION = """
-    executions.execution_id, executions.job_id, executions.task_id, state, state_time, run, attempt,
+    executions.execution_id, executions.job_id, executions.task_id, executions.state, state_time, run, attempt,
     host, container_id, image_digest, capture, engine_life, starting, logs,
     stop_cause, stop_time, stop_grace, stop_note,
     reason, detail, exit_code, out_of_memory, stop_signal,
@@ -40,6 +40,8 @@ JOB = f"""
     {EXECUTION}
 """
 
+# Made once: json.dumps makes one for each call that wants something special.
+_encode = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MICROSECOND = timedelta(microseconds=1)
 
@@ -106,7 +108,7 @@ def spec_bytes(spec: JobSpec) -> bytes:
         "metadata": spec.metadata,
     }
     kept = {key: value for key, value in given.items() if value} | {key: value for key, value in optional.items() if value is not None}
-    return json.dumps(kept, sort_keys=True, separators=(",", ":")).encode()
+    return _encode(kept).encode()
 
 
 def spec_from(data: bytes) -> JobSpec:

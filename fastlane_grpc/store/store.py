@@ -6,28 +6,15 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Self
 
-from fastlane_grpc.errors import ExecutionNotFound, JobNotFound, RequestIdReused
-from fastlane_grpc.model import Assignment, Execution, Job, JobSpec, LogTotals, Outcome, Reason, State, StopCause, new_id, utc_now
+from fastlane_grpc.errors import ExecutionNotFound
+from fastlane_grpc.model import Assignment, Execution, Job, JobSpec, LogTotals, Outcome, Reason, State, StopCause, utc_now
 from fastlane_grpc.store.database import Connection, open_for_reading, open_for_writing
-from fastlane_grpc.store.lines import leave_line, line_up, to_the_end
+from fastlane_grpc.store.enqueue import Enqueue
 from fastlane_grpc.store.pending import Pending
+from fastlane_grpc.store.queries import NEWEST, execution_of, job_of
 from fastlane_grpc.store.readers import Readers
-from fastlane_grpc.store.rows import (
-    EXECUTION,
-    JOB,
-    execution_from,
-    job_from,
-    logs_text,
-    microseconds_of,
-    microseconds_since_epoch,
-    request_digest,
-    spec_bytes,
-    spec_from,
-)
+from fastlane_grpc.store.rows import EXECUTION, execution_from, logs_text, microseconds_of, microseconds_since_epoch, spec_from
 from fastlane_grpc.store.writer import Writer, Written
-
-# A job's state is its newest execution's.
-_NEWEST = "(SELECT max(seq) FROM executions WHERE job_id = :job_id)"
 
 
 class Store:
@@ -65,40 +52,25 @@ class Store:
 
     def enqueue(self, *, task_id: str, spec: JobSpec, request_id: str, caller_address: str) -> Pending[tuple[Job, bool]]:
         """A job with its first execution, queued; and whether `request_id` had made it before. RequestIdReused: it had made another."""
-        data = spec_bytes(spec)
-        digest = request_digest(task_id, data)
-
-        def work(db: Connection) -> Written[tuple[Job, bool]]:
-            if request_id and (existing := _requested(db, task_id, request_id, digest)):
-                return Written((existing, True))
-            now = microseconds_since_epoch(self._now())
-            job_id = new_id()
-            db.execute("INSERT INTO tasks VALUES (?, ?) ON CONFLICT DO NOTHING", (task_id, now))
-            db.execute("INSERT INTO jobs VALUES (?, ?, ?, ?, ?, ?, ?)", (job_id, task_id, data, now, request_id, digest, caller_address))
-            execution = _insert(db, job_id, task_id, spec.priority, now)
-            line_up(db, execution.id)
-            job = Job(job_id, task_id, spec, execution, execution.times.create_time, 1, request_id, caller_address)
-            return Written((job, False), [execution])
-
-        return self._writer.write(work)
+        return self._writer.write(Enqueue(task_id, spec, request_id, caller_address, self._now()))
 
     def stop(self, job_id: str, *, grace: timedelta, note: str) -> Pending[Job]:
         """Queued: STOPPED. With a container: STOPPING. STOPPING: a shorter rest of grace counts. Final: as it is. JobNotFound."""
 
         def work(db: Connection) -> Written[Job]:
             execution = _stop(db, job_id, microseconds_since_epoch(self._now()), microseconds_of(grace), note)
-            job = _job(db, job_id)
+            job = job_of(db, job_id)
             return Written(job, [execution] if execution else [])
 
         return self._writer.write(work)
 
     def job(self, job_id: str) -> Pending[Job]:
         """JobNotFound."""
-        return self._readers.read(lambda db: _job(db, job_id))
+        return self._readers.read(lambda db: job_of(db, job_id))
 
     def execution(self, execution_id: str) -> Pending[Execution]:
         """ExecutionNotFound."""
-        return self._readers.read(lambda db: _execution(db, execution_id))
+        return self._readers.read(lambda db: execution_of(db, execution_id))
 
     # ---- what the dispatcher asks for
 
@@ -120,8 +92,8 @@ class Store:
         def work(db: Connection) -> list[Assignment]:
             rows = db.execute(
                 f"""
-                SELECT spec, {EXECUTION} FROM executions INDEXED BY executions_unfinished CROSS JOIN jobs USING (job_id)
-                WHERE state IN ({State.PREPARING}, {State.RUNNING}, {State.STOPPING}) ORDER BY claim_time, seq
+                SELECT spec, {EXECUTION} FROM executions INDEXED BY executions_state CROSS JOIN jobs USING (job_id)
+                WHERE executions.state IN ({State.PREPARING}, {State.RUNNING}, {State.STOPPING}) ORDER BY claim_time, executions.seq
                 """
             ).fetchall()
             return [Assignment(execution_from(row[1:]), spec_from(row[0])) for row in rows]
@@ -237,8 +209,7 @@ class Store:
                 now=microseconds_since_epoch(self._now()),
             )
             if execution is None:
-                return Written(_execution(db, execution_id))
-            line_up(db, execution_id)
+                return Written(execution_of(db, execution_id))
             return Written(execution, [execution])
 
         return self._writer.write_until_stored(work)
@@ -303,8 +274,7 @@ class Store:
                 start_time=_or_null(start_time),
             )
             if execution is None:
-                return Written(_execution(db, execution_id))
-            leave_line(db, execution_id)
+                return Written(execution_of(db, execution_id))
             return Written(execution, [execution])
 
         return self._writer.write_until_stored(work)
@@ -320,37 +290,13 @@ def _update(db: Connection, sql: str, **values: object) -> Execution | None:
     return execution_from(rows[0]) if rows else None
 
 
-def _insert(db: Connection, job_id: str, task_id: str, priority: int, now: int) -> Execution:
-    rows = db.execute(
-        f"""
-        INSERT INTO executions (execution_id, job_id, task_id, priority, run, attempt, state, state_time, create_time, due_time)
-        VALUES (?, ?, ?, ?, 1, 1, {State.QUEUED}, ?, ?, ?) RETURNING {EXECUTION}
-        """,
-        (new_id(), job_id, task_id, priority, now, now, now),
-    ).fetchall()
-    return execution_from(rows[0])
-
-
 def _written(execution: Execution | None) -> Written[Execution | None]:
     return Written(execution, [execution] if execution else [])
 
 
-def _requested(db: Connection, task_id: str, request_id: str, digest: bytes) -> Job | None:
-    """The job that was enqueued with this request_id, if it was the same request."""
-    rows = db.execute(
-        "SELECT job_id, request_digest FROM jobs WHERE task_id = ? AND request_id = ? AND request_id <> ''", (task_id, request_id)
-    ).fetchall()
-    if not rows:
-        return None
-    job_id, its_digest = rows[0]
-    if its_digest != digest:
-        raise RequestIdReused(request_id, job_id)
-    return _job(db, job_id)
-
-
 def _claim_next(db: Connection, host: str, now: int) -> Execution | None:
     # The lines are read in their order, and of the first one the oldest execution: two steps down two indexes, however many wait.
-    execution = _update(
+    return _update(
         db,
         f"""
         UPDATE executions SET state = {State.PREPARING}, state_time = :now, claim_time = :now, host = :host
@@ -363,19 +309,12 @@ def _claim_next(db: Connection, host: str, now: int) -> Execution | None:
         host=host,
         now=now,
     )
-    if execution:
-        to_the_end(db, execution.id)
-        leave_line(db, execution.id)
-    return execution
 
 
 def _stop(db: Connection, job_id: str, now: int, grace: int, note: str) -> Execution | None:
     """Stops the newest execution of the job; None if there is nothing to change."""
     order = {"job_id": job_id, "now": now, "grace": grace, "note": note}
-    stopped = _stop_queued(db, order)
-    if stopped:
-        leave_line(db, stopped.id)
-    return stopped or _stop_claimed(db, order) or _shorten_grace(db, order)
+    return _stop_queued(db, order) or _stop_claimed(db, order) or _shorten_grace(db, order)
 
 
 def _stop_queued(db: Connection, order: Mapping[str, object]) -> Execution | None:
@@ -387,7 +326,7 @@ def _stop_queued(db: Connection, order: Mapping[str, object]) -> Execution | Non
             stop_cause = '{StopCause.CALLER.value}', stop_time = :now, stop_grace = :grace, stop_note = :note,
             reason = {Reason.UNSPECIFIED}, detail = 'stopped while it was queued' || iif(:note = '', '', ': ' || :note),
             out_of_memory = 0, stop_signal = ''
-        WHERE seq = {_NEWEST} AND state = {State.QUEUED}
+        WHERE seq = {NEWEST} AND state = {State.QUEUED}
         """,
         **order,
     )
@@ -400,7 +339,7 @@ def _stop_claimed(db: Connection, order: Mapping[str, object]) -> Execution | No
         UPDATE executions
         SET state = {State.STOPPING}, state_time = :now,
             stop_cause = '{StopCause.CALLER.value}', stop_time = :now, stop_grace = :grace, stop_note = :note
-        WHERE seq = {_NEWEST} AND state IN ({State.PREPARING}, {State.RUNNING})
+        WHERE seq = {NEWEST} AND state IN ({State.PREPARING}, {State.RUNNING})
         """,
         **order,
     )
@@ -412,26 +351,10 @@ def _shorten_grace(db: Connection, order: Mapping[str, object]) -> Execution | N
         db,
         f"""
         UPDATE executions SET stop_grace = max(:now + :grace - stop_time, 0)
-        WHERE seq = {_NEWEST} AND state = {State.STOPPING} AND :now + :grace < stop_time + stop_grace
+        WHERE seq = {NEWEST} AND state = {State.STOPPING} AND :now + :grace < stop_time + stop_grace
         """,
         **order,
     )
-
-
-def _job(db: Connection, job_id: str) -> Job:
-    rows = db.execute(
-        f"SELECT {JOB} FROM jobs JOIN executions ON seq = {_NEWEST} WHERE jobs.job_id = :job_id", {"job_id": job_id}
-    ).fetchall()
-    if not rows:
-        raise JobNotFound(job_id)
-    return job_from(rows[0])
-
-
-def _execution(db: Connection, execution_id: str) -> Execution:
-    rows = db.execute(f"SELECT {EXECUTION} FROM executions WHERE execution_id = ?", [execution_id]).fetchall()
-    if not rows:
-        raise ExecutionNotFound(execution_id)
-    return execution_from(rows[0])
 
 
 def _spec(db: Connection, job_id: str) -> JobSpec:

@@ -4,12 +4,13 @@ import asyncio
 import queue
 import threading
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
+from itertools import groupby
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, TypeVar
+from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
 
 import structlog
 
@@ -35,8 +36,20 @@ class Written(NamedTuple, Generic[T]):
 Work = Callable[[Connection], Written[T]]
 
 
+@runtime_checkable
+class Together(Protocol):
+    """Work that comes in numbers, and takes no more statements for many than for one."""
+
+    @staticmethod
+    def together(db: Connection, works: Sequence[Any]) -> Sequence[Written[Any]]:
+        """What each of the works, all of this kind, answers. It may raise where one of them could not be done: then each is done alone."""
+
+
 class Writer:
-    """Units of work wait in a queue; the thread runs all that have gathered, each in a savepoint of one transaction, commits, and tells."""
+    """Units of work wait in a queue; the thread runs all that have gathered in one transaction, commits, and tells.
+
+    One that fails is undone alone. For that it may be run more than once, each time on a database that knows nothing of the time before.
+    """
 
     def __init__(
         self,
@@ -122,11 +135,9 @@ class Writer:
         tell(self._loop, [Settled(unit.pending, None, ServerStopping(message)) for unit in self._owed])
 
     def _commit(self, units: Sequence["_Unit"]) -> None:
-        done: list[tuple[_Unit, Written[Any] | Exception]]
+        done: Sequence[_Done]
         try:
-            self._db.execute("BEGIN IMMEDIATE")
-            done = [(unit, self._attempt(unit)) for unit in units]
-            self._db.execute("COMMIT")
+            done = self._all_at_once(units) or self._each_by_itself(units)
         except Exception as error:
             # Whatever ended the transaction ended it for all. On a full disk SQLite has rolled back by itself, savepoints included.
             if self._db.in_transaction:
@@ -134,6 +145,34 @@ class Writer:
                     self._db.execute("ROLLBACK")
             done = [(unit, error) for unit in units]
         self._settle(done)
+
+    def _all_at_once(self, units: Sequence["_Unit"]) -> Sequence["_Done"]:
+        """What the units answer; nothing, and nothing has changed, if one of them raises. Without a savepoint each: that would be two
+        statements more, at each of which the interpreter changes hands. Raises only if the transaction is gone."""
+        self._db.execute("BEGIN IMMEDIATE")
+        try:
+            done = list(zip(units, self._run_all([unit.work for unit in units]), strict=True))
+        except Exception:
+            if not self._db.in_transaction:
+                raise
+            self._db.execute("ROLLBACK")
+            return ()
+        self._db.execute("COMMIT")
+        return done
+
+    def _run_all(self, works: Sequence[Work[Any]]) -> Iterator[Written[Any]]:
+        for kind, same in groupby(works, type):
+            if issubclass(kind, Together):
+                yield from kind.together(self._db, list(same))
+            else:
+                yield from (work(self._db) for work in same)
+
+    def _each_by_itself(self, units: Sequence["_Unit"]) -> Sequence["_Done"]:
+        """What each unit answers, or raises. Raises only if the transaction is gone."""
+        self._db.execute("BEGIN IMMEDIATE")
+        done = [(unit, self._attempt(unit)) for unit in units]
+        self._db.execute("COMMIT")
+        return done
 
     def _attempt(self, unit: "_Unit") -> Written[Any] | Exception:
         """What the unit answers, or raises. Raises only if the transaction is gone."""
@@ -149,7 +188,7 @@ class Writer:
         self._db.execute("RELEASE unit")
         return result
 
-    def _settle(self, done: Sequence[tuple["_Unit", Written[Any] | Exception]]) -> None:
+    def _settle(self, done: Sequence["_Done"]) -> None:
         settled: list[Settled] = []
         changed: list[Execution] = []
         for unit, result in done:
@@ -178,3 +217,6 @@ class _Unit:
     work: Work[Any]
     pending: Pending[Any]
     until_stored: bool
+
+
+_Done: TypeAlias = tuple[_Unit, Written[Any] | Exception]

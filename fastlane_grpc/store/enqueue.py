@@ -1,0 +1,72 @@
+"""The one unit of work that comes by the thousand: a job with its first execution. Many of them take no more statements than one."""
+
+from collections.abc import Iterator, Sequence
+from datetime import datetime
+
+from fastlane_grpc.errors import RequestIdReused
+from fastlane_grpc.model import Execution, Job, JobSpec, State, Times, new_id
+from fastlane_grpc.store.database import Connection
+from fastlane_grpc.store.queries import job_of
+from fastlane_grpc.store.rows import microseconds_since_epoch, request_digest, spec_bytes
+from fastlane_grpc.store.writer import Written
+
+# Rows of one statement, at most. For each power of two up to this SQLite keeps the statement prepared.
+_MOST_ROWS = 64
+
+_JOBS = "INSERT INTO jobs (job_id, task_id, state, spec, create_time, request_id, request_digest, caller_address) VALUES "
+_JOB = f"(?, ?, {State.QUEUED}, ?, ?, ?, ?, ?)"
+_EXECUTIONS = (
+    "INSERT INTO executions (execution_id, job_id, task_id, priority, run, attempt, state, state_time, create_time, due_time) VALUES "
+)
+_EXECUTION = f"(?, ?, ?, ?, 1, 1, {State.QUEUED}, ?, ?, ?)"
+
+
+class Enqueue:
+    """A job to be kept, made when the caller asked for it. Answers the job, and whether its `request_id` had made it before."""
+
+    def __init__(self, task_id: str, spec: JobSpec, request_id: str, caller_address: str, time: datetime) -> None:
+        data = spec_bytes(spec)
+        now = microseconds_since_epoch(time)
+        execution = Execution(new_id(), new_id(), task_id, State.QUEUED, Times(time, time), time)
+        self.job = Job(execution.job_id, task_id, spec, execution, time, 1, request_id, caller_address)
+        self._digest = request_digest(task_id, data)
+        self._job_row = (execution.job_id, task_id, data, now, request_id, self._digest, caller_address)
+        self._execution_row = (execution.id, execution.job_id, task_id, spec.priority, now, now, now)
+
+    def __call__(self, db: Connection) -> Written[tuple[Job, bool]]:
+        """Raises RequestIdReused."""
+        # Tried before it is looked for: nearly always it is new.
+        kept = db.execute(f"{_JOBS} {_JOB} ON CONFLICT (task_id, request_id) WHERE request_id <> '' DO NOTHING", self._job_row)
+        if not kept.rowcount:
+            return Written((self._kept_before(db), True))
+        db.execute(_EXECUTIONS + _EXECUTION, self._execution_row)
+        return self._written
+
+    @staticmethod
+    def together(db: Connection, works: Sequence["Enqueue"]) -> Sequence[Written[tuple[Job, bool]]]:
+        """Raises an error of SQLite's if one of them was kept before."""
+        for part in _parts(works):
+            db.execute(_JOBS + ", ".join([_JOB] * len(part)), [value for work in part for value in work._job_row])
+            db.execute(_EXECUTIONS + ", ".join([_EXECUTION] * len(part)), [value for work in part for value in work._execution_row])
+        return [work._written for work in works]
+
+    @property
+    def _written(self) -> Written[tuple[Job, bool]]:
+        return Written((self.job, False), [self.job.execution])
+
+    def _kept_before(self, db: Connection) -> Job:
+        [(job_id, digest)] = db.execute(
+            "SELECT job_id, request_digest FROM jobs WHERE task_id = ? AND request_id = ? AND request_id <> ''",
+            (self.job.task_id, self.job.request_id),
+        ).fetchall()
+        if digest != self._digest:
+            raise RequestIdReused(self.job.request_id, job_id)
+        return job_of(db, job_id)
+
+
+def _parts(works: Sequence[Enqueue]) -> Iterator[Sequence[Enqueue]]:
+    begin = 0
+    while left := len(works) - begin:
+        size = min(1 << left.bit_length() - 1, _MOST_ROWS)
+        yield works[begin : begin + size]
+        begin += size
