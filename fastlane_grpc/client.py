@@ -69,7 +69,7 @@ class Error(Exception):
 
 
 class NotFound(Error):
-    """There is no job or execution of that id."""
+    """There is no task, job or execution of that id."""
 
 
 class InvalidRequest(Error):
@@ -91,7 +91,7 @@ class CursorRefused(Error):
 
 
 class Exhausted(Error):
-    """The server has no room: the disk is full, or too many streams are open."""
+    """The server has no room: the disk or the queue is full, or too many streams are open."""
 
 
 class ServerUnavailable(Error):
@@ -112,9 +112,12 @@ _BY_REASON: Mapping[str, type[Error]] = {
     "CURSOR_INVALID": CursorRefused,
     "CURSOR_OF_ANOTHER_EXECUTION": CursorRefused,
     "CURSOR_AHEAD": CursorRefused,
+    "PAGE_TOKEN_INVALID": InvalidRequest,
+    "TASK_NOT_FOUND": NotFound,
     "JOB_NOT_FOUND": NotFound,
     "EXECUTION_NOT_FOUND": NotFound,
     "REQUEST_ID_REUSED": RequestIdReused,
+    "QUEUE_FULL": Exhausted,
     "DISK_FULL": Exhausted,
     "TOO_MANY_STREAMS": Exhausted,
     "SERVER_STOPPING": ServerUnavailable,

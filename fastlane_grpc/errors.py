@@ -37,6 +37,17 @@ class UnknownField(Refusal):
     """The request has fields that this server does not know."""
 
 
+class PageTokenInvalid(Refusal):
+    """Not a page token of this server, or of another query."""
+
+
+class TaskNotFound(Refusal):
+    """No job of that task is kept."""
+
+    def __init__(self, task_id: str) -> None:
+        super().__init__(f"there is no task {task_id!r}", task_id=task_id)
+
+
 class JobNotFound(Refusal):
     """No job of that id."""
 
@@ -68,6 +79,10 @@ class CursorOfAnotherExecution(Refusal):
 
 class CursorAhead(Refusal):
     """The sealed log ends before the cursor."""
+
+
+class QueueFull(Refusal):
+    """As many executions wait as the server allows."""
 
 
 class TooManyStreams(Refusal):

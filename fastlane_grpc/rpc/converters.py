@@ -38,9 +38,9 @@ _PULL_POLICIES = frozenset(map(int, PullPolicy))
 
 # By the names they have in the house; empty: not known yet.
 CAPTURES = {
-    "": pb.GetServerInfoResponse.CAPTURE_UNSPECIFIED,
-    "recorder": pb.GetServerInfoResponse.CAPTURE_RECORDER,
-    "attach": pb.GetServerInfoResponse.CAPTURE_ATTACH,
+    "": pb.Host.CAPTURE_UNSPECIFIED,
+    "recorder": pb.Host.CAPTURE_RECORDER,
+    "attach": pb.Host.CAPTURE_ATTACH,
 }
 
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)

@@ -22,7 +22,11 @@ _WRITES = {"EnqueueJob", "StopJob"}
 
 def handler(descriptor: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
     """Serves a service of the contract by the methods of the same names."""
-    methods = {method.name: _method_handler(method, getattr(servicer, method.name)) for method in descriptor.methods}
+    methods = {
+        method.name: _method_handler(method, getattr(servicer, method.name))
+        for method in descriptor.methods
+        if hasattr(servicer, method.name)
+    }
     return grpc.method_handlers_generic_handler(descriptor.full_name, methods)
 
 

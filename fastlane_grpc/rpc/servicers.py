@@ -58,7 +58,6 @@ class ServerServicer:
 
     async def GetServerInfo(self, request: pb.GetServerInfoRequest, context: Context) -> pb.GetServerInfoResponse:
         settings = self._service.settings
-        capture, reason = self._service.capture
         return pb.GetServerInfoResponse(
             version=version("fastlane-grpc"),
             start_time=converters.timestamp(self._service.start_time),
@@ -68,6 +67,5 @@ class ServerServicer:
             default_timeout=converters.duration(settings.default_timeout),
             max_log_bytes=settings.max_log_bytes,
             max_request_bytes=settings.max_request_bytes,
-            capture=converters.CAPTURES[capture],
-            capture_reason=reason,
+            max_streams=settings.max_streams,
         )

@@ -18,7 +18,9 @@ Rules that hold everywhere.
     that was asked for is never silently dropped. Readers must ignore fields, events and enum values they do not know.
   * An execution or a job is final exactly when its `outcome` is set. It went well exactly when `state` is STATE_SUCCEEDED. A state you do
     not know, with an outcome, is a failure.
-  * No answer is larger than 3 MiB (clients refuse 4 MiB by default); log messages stay below 512 KiB.
+  * No answer is larger than 3 MiB (clients refuse 4 MiB by default): pages end early, log messages stay below 512 KiB.
+  * Lists come in pages. A page may be shorter than asked for, even empty, while there are more: go on until `next_page_token` is empty.
+    The work for a page is bounded, however much is kept and however little of it is looked for.
   * Values of environment variables whose name looks secret are answered as `***`; such a value is refused in a request.
   * Only google/protobuf/*.proto is imported: copy this file and you have the API.
   * Numbers that are missing are free for what is to come. They are not `reserved`: that could never be taken back.
@@ -126,6 +128,8 @@ class _ReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Reason.ValueTy
     """The engine refuses this container: user, working directory, limits."""
     REASON_CONTAINER_GONE: _Reason.ValueType  # 10
     """The engine has lost the container, or was killed under it so that the exit code it tells means nothing."""
+    REASON_HOST_GONE: _Reason.ValueType  # 11
+    """The host is not in the server's configuration any more: its operator gave up what ran there."""
     REASON_START_UNKNOWN: _Reason.ValueType  # 12
     """The server or the engine was killed in the middle of starting the container: nobody knows whether it ran, so it is not started again."""
     REASON_REGISTRY_UNAVAILABLE: _Reason.ValueType  # 13
@@ -156,6 +160,8 @@ REASON_REFUSED_BY_ENGINE: Reason.ValueType  # 9
 """The engine refuses this container: user, working directory, limits."""
 REASON_CONTAINER_GONE: Reason.ValueType  # 10
 """The engine has lost the container, or was killed under it so that the exit code it tells means nothing."""
+REASON_HOST_GONE: Reason.ValueType  # 11
+"""The host is not in the server's configuration any more: its operator gave up what ran there."""
 REASON_START_UNKNOWN: Reason.ValueType  # 12
 """The server or the engine was killed in the middle of starting the container: nobody knows whether it ran, so it is not started again."""
 REASON_REGISTRY_UNAVAILABLE: Reason.ValueType  # 13
@@ -230,20 +236,26 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INVALID_ARGUMENT: BadRequest lists the fields."""
     ERROR_REASON_UNKNOWN_FIELD: _ErrorReason.ValueType  # 2
     """UNIMPLEMENTED: the request has a field this server does not know; update the server or leave the field out."""
+    ERROR_REASON_PAGE_TOKEN_INVALID: _ErrorReason.ValueType  # 3
+    """INVALID_ARGUMENT: not a page token of this server, or of another query."""
     ERROR_REASON_CURSOR_INVALID: _ErrorReason.ValueType  # 4
     """INVALID_ARGUMENT: not a cursor."""
     ERROR_REASON_CURSOR_OF_ANOTHER_EXECUTION: _ErrorReason.ValueType  # 5
     """INVALID_ARGUMENT: a cursor, of another execution (metadata: execution_id)."""
     ERROR_REASON_CURSOR_AHEAD: _ErrorReason.ValueType  # 6
     """OUT_OF_RANGE: the sealed log ends before the cursor (metadata: cursor, the end of it)."""
+    ERROR_REASON_TASK_NOT_FOUND: _ErrorReason.ValueType  # 8
+    """NOT_FOUND (metadata: task_id)."""
     ERROR_REASON_JOB_NOT_FOUND: _ErrorReason.ValueType  # 9
     """NOT_FOUND (metadata: job_id)."""
     ERROR_REASON_EXECUTION_NOT_FOUND: _ErrorReason.ValueType  # 10
     """NOT_FOUND (metadata: execution_id)."""
     ERROR_REASON_REQUEST_ID_REUSED: _ErrorReason.ValueType  # 12
     """ALREADY_EXISTS: this request_id came with another request before (metadata: job_id)."""
+    ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 15
+    """RESOURCE_EXHAUSTED, RetryInfo: as many executions wait as the server allows (metadata: limit)."""
     ERROR_REASON_DISK_FULL: _ErrorReason.ValueType  # 16
-    """RESOURCE_EXHAUSTED, RetryInfo: the data directory has no room. Nothing was kept."""
+    """RESOURCE_EXHAUSTED, RetryInfo: the data directory has too little room for new jobs. Nothing was kept."""
     ERROR_REASON_TOO_MANY_STREAMS: _ErrorReason.ValueType  # 17
     """RESOURCE_EXHAUSTED, RetryInfo: as many streams are open as the server allows."""
     ERROR_REASON_SERVER_STOPPING: _ErrorReason.ValueType  # 18
@@ -262,20 +274,26 @@ ERROR_REASON_INVALID_FIELD: ErrorReason.ValueType  # 1
 """INVALID_ARGUMENT: BadRequest lists the fields."""
 ERROR_REASON_UNKNOWN_FIELD: ErrorReason.ValueType  # 2
 """UNIMPLEMENTED: the request has a field this server does not know; update the server or leave the field out."""
+ERROR_REASON_PAGE_TOKEN_INVALID: ErrorReason.ValueType  # 3
+"""INVALID_ARGUMENT: not a page token of this server, or of another query."""
 ERROR_REASON_CURSOR_INVALID: ErrorReason.ValueType  # 4
 """INVALID_ARGUMENT: not a cursor."""
 ERROR_REASON_CURSOR_OF_ANOTHER_EXECUTION: ErrorReason.ValueType  # 5
 """INVALID_ARGUMENT: a cursor, of another execution (metadata: execution_id)."""
 ERROR_REASON_CURSOR_AHEAD: ErrorReason.ValueType  # 6
 """OUT_OF_RANGE: the sealed log ends before the cursor (metadata: cursor, the end of it)."""
+ERROR_REASON_TASK_NOT_FOUND: ErrorReason.ValueType  # 8
+"""NOT_FOUND (metadata: task_id)."""
 ERROR_REASON_JOB_NOT_FOUND: ErrorReason.ValueType  # 9
 """NOT_FOUND (metadata: job_id)."""
 ERROR_REASON_EXECUTION_NOT_FOUND: ErrorReason.ValueType  # 10
 """NOT_FOUND (metadata: execution_id)."""
 ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 12
 """ALREADY_EXISTS: this request_id came with another request before (metadata: job_id)."""
+ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 15
+"""RESOURCE_EXHAUSTED, RetryInfo: as many executions wait as the server allows (metadata: limit)."""
 ERROR_REASON_DISK_FULL: ErrorReason.ValueType  # 16
-"""RESOURCE_EXHAUSTED, RetryInfo: the data directory has no room. Nothing was kept."""
+"""RESOURCE_EXHAUSTED, RetryInfo: the data directory has too little room for new jobs. Nothing was kept."""
 ERROR_REASON_TOO_MANY_STREAMS: ErrorReason.ValueType  # 17
 """RESOURCE_EXHAUSTED, RetryInfo: as many streams are open as the server allows."""
 ERROR_REASON_SERVER_STOPPING: ErrorReason.ValueType  # 18
@@ -494,6 +512,48 @@ class Limits(_message.Message):
 Global___Limits: _TypeAlias = Limits  # noqa: Y015
 
 @_typing.final
+class Task(_message.Message):
+    """A group of jobs under one name."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    OPEN_JOBS_FIELD_NUMBER: _builtins.int
+    JOBS_FIELD_NUMBER: _builtins.int
+    LAST_ENQUEUE_TIME_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """The caller's name for it: 1 to 128 of A-Z a-z 0-9 . _ - and not beginning with a dot or dash."""
+    open_jobs: _builtins.int
+    """Jobs that are not final."""
+    jobs: _builtins.int
+    """Jobs kept in all."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When its first job came, of those that were kept without a break."""
+
+    @_builtins.property
+    def last_enqueue_time(self) -> _timestamp_pb2.Timestamp:
+        """When a job of it last came."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        open_jobs: _builtins.int = ...,
+        jobs: _builtins.int = ...,
+        last_enqueue_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "last_enqueue_time", b"last_enqueue_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "id", b"id", "jobs", b"jobs", "last_enqueue_time", b"last_enqueue_time", "open_jobs", b"open_jobs"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Task: _TypeAlias = Task  # noqa: Y015
+
+@_typing.final
 class Job(_message.Message):
     """One enqueue."""
 
@@ -524,7 +584,7 @@ class Job(_message.Message):
     """Address the enqueue came from, as the server saw it: "ipv4:10.0.0.7:51234". A proxy's, if there is one between."""
     @_builtins.property
     def spec(self) -> Global___JobSpec:
-        """What the caller asked for, defaults not filled in, secret-looking values as `***`."""
+        """What the caller asked for, defaults not filled in, secret-looking values as `***`. Left out of lists unless asked for."""
 
     @_builtins.property
     def outcome(self) -> Global___Outcome:
@@ -587,6 +647,7 @@ class Execution(_message.Message):
         EXIT_TIME_FIELD_NUMBER: _builtins.int
         SEAL_TIME_FIELD_NUMBER: _builtins.int
         END_TIME_FIELD_NUMBER: _builtins.int
+        PRUNE_TIME_FIELD_NUMBER: _builtins.int
         @_builtins.property
         def create_time(self) -> _timestamp_pb2.Timestamp:
             """The execution was made."""
@@ -627,6 +688,10 @@ class Execution(_message.Message):
         def end_time(self) -> _timestamp_pb2.Timestamp:
             """The outcome was on disk: the execution is final."""
 
+        @_builtins.property
+        def prune_time(self) -> _timestamp_pb2.Timestamp:
+            """Its log was pruned: readers get a gap in place of what it held."""
+
         def __init__(
             self,
             *,
@@ -640,10 +705,11 @@ class Execution(_message.Message):
             exit_time: _timestamp_pb2.Timestamp | None = ...,
             seal_time: _timestamp_pb2.Timestamp | None = ...,
             end_time: _timestamp_pb2.Timestamp | None = ...,
+            prune_time: _timestamp_pb2.Timestamp | None = ...,
         ) -> None: ...
-        _HasFieldArgType: _TypeAlias = _typing.Literal["claim_time", b"claim_time", "container_time", b"container_time", "create_time", b"create_time", "due_time", b"due_time", "end_time", b"end_time", "exit_time", b"exit_time", "first_byte_time", b"first_byte_time", "pull_time", b"pull_time", "seal_time", b"seal_time", "start_time", b"start_time"]  # noqa: Y015
+        _HasFieldArgType: _TypeAlias = _typing.Literal["claim_time", b"claim_time", "container_time", b"container_time", "create_time", b"create_time", "due_time", b"due_time", "end_time", b"end_time", "exit_time", b"exit_time", "first_byte_time", b"first_byte_time", "prune_time", b"prune_time", "pull_time", b"pull_time", "seal_time", b"seal_time", "start_time", b"start_time"]  # noqa: Y015
         def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-        _ClearFieldArgType: _TypeAlias = _typing.Literal["claim_time", b"claim_time", "container_time", b"container_time", "create_time", b"create_time", "due_time", b"due_time", "end_time", b"end_time", "exit_time", b"exit_time", "first_byte_time", b"first_byte_time", "pull_time", b"pull_time", "seal_time", b"seal_time", "start_time", b"start_time"]  # noqa: Y015
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["claim_time", b"claim_time", "container_time", b"container_time", "create_time", b"create_time", "due_time", b"due_time", "end_time", b"end_time", "exit_time", b"exit_time", "first_byte_time", b"first_byte_time", "prune_time", b"prune_time", "pull_time", b"pull_time", "seal_time", b"seal_time", "start_time", b"start_time"]  # noqa: Y015
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -728,10 +794,13 @@ class Waiting(_message.Message):
     REASON_FIELD_NUMBER: _builtins.int
     DETAIL_FIELD_NUMBER: _builtins.int
     SINCE_TIME_FIELD_NUMBER: _builtins.int
+    AHEAD_FIELD_NUMBER: _builtins.int
     reason: Global___WaitReason.ValueType
     """Of which kind."""
     detail: _builtins.str
     """For a person: "12 of 12 places taken"."""
+    ahead: _builtins.int
+    """How many of its own task and priority go before it; counted up to 1 000. Other tasks take turns with its own."""
     @_builtins.property
     def since_time(self) -> _timestamp_pb2.Timestamp:
         """Since when."""
@@ -742,10 +811,11 @@ class Waiting(_message.Message):
         reason: Global___WaitReason.ValueType = ...,
         detail: _builtins.str = ...,
         since_time: _timestamp_pb2.Timestamp | None = ...,
+        ahead: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["since_time", b"since_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["detail", b"detail", "reason", b"reason", "since_time", b"since_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead", b"ahead", "detail", b"detail", "reason", b"reason", "since_time", b"since_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -830,6 +900,112 @@ class LogTotals(_message.Message):
 Global___LogTotals: _TypeAlias = LogTotals  # noqa: Y015
 
 @_typing.final
+class Host(_message.Message):
+    """An engine that containers run on."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Availability:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _AvailabilityEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Host._Availability.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        AVAILABILITY_UNSPECIFIED: Host._Availability.ValueType  # 0
+        """Never answered."""
+        AVAILABILITY_UP: Host._Availability.ValueType  # 1
+        """It does."""
+        AVAILABILITY_DOWN: Host._Availability.ValueType  # 2
+        """It does not answer, or cannot capture output as it is configured to; it is tried again by itself."""
+
+    class Availability(_Availability, metaclass=_AvailabilityEnumTypeWrapper):
+        """Whether a host takes executions."""
+
+    AVAILABILITY_UNSPECIFIED: Host.Availability.ValueType  # 0
+    """Never answered."""
+    AVAILABILITY_UP: Host.Availability.ValueType  # 1
+    """It does."""
+    AVAILABILITY_DOWN: Host.Availability.ValueType  # 2
+    """It does not answer, or cannot capture output as it is configured to; it is tried again by itself."""
+
+    class _Capture:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _CaptureEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Host._Capture.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        CAPTURE_UNSPECIFIED: Host._Capture.ValueType  # 0
+        """Not known yet: the engine has not answered so far; or what was asked for does not work, as `capture_reason` says."""
+        CAPTURE_RECORDER: Host._Capture.ValueType  # 1
+        """By the recorder, PID 1 of the container: exact to the byte whatever dies, but for itself."""
+        CAPTURE_ATTACH: Host._Capture.ValueType  # 2
+        """By the engine's stream: what the engine may have dropped, or was printed while the server was away, is a gap."""
+
+    class Capture(_Capture, metaclass=_CaptureEnumTypeWrapper):
+        """How output gets from a container into its log."""
+
+    CAPTURE_UNSPECIFIED: Host.Capture.ValueType  # 0
+    """Not known yet: the engine has not answered so far; or what was asked for does not work, as `capture_reason` says."""
+    CAPTURE_RECORDER: Host.Capture.ValueType  # 1
+    """By the recorder, PID 1 of the container: exact to the byte whatever dies, but for itself."""
+    CAPTURE_ATTACH: Host.Capture.ValueType  # 2
+    """By the engine's stream: what the engine may have dropped, or was printed while the server was away, is a gap."""
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    AVAILABILITY_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
+    MAX_RUNNING_FIELD_NUMBER: _builtins.int
+    LAST_ERROR_FIELD_NUMBER: _builtins.int
+    LAST_ERROR_TIME_FIELD_NUMBER: _builtins.int
+    ENGINE_VERSION_FIELD_NUMBER: _builtins.int
+    CAPTURE_FIELD_NUMBER: _builtins.int
+    CAPTURE_REASON_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Its name in the configuration."""
+    address: _builtins.str
+    """Where its engine is: unix:///var/run/docker.sock, tcp://…"""
+    availability: Global___Host.Availability.ValueType
+    """Whether it takes executions."""
+    running: _builtins.int
+    """Executions that have a place on it now; more than `max_running` where more were taken up from an earlier server."""
+    max_running: _builtins.int
+    """Executions it may have at a time."""
+    last_error: _builtins.str
+    """What it last said when it failed, for a person; kept when it is up again."""
+    engine_version: _builtins.str
+    """The engine's version, of the last time it answered."""
+    capture: Global___Host.Capture.ValueType
+    """How the output of containers that start there now gets into their logs."""
+    capture_reason: _builtins.str
+    """Why that is not CAPTURE_RECORDER, or what the recorder cannot do there, for a person; else empty."""
+    @_builtins.property
+    def last_error_time(self) -> _timestamp_pb2.Timestamp:
+        """When that was."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        address: _builtins.str = ...,
+        availability: Global___Host.Availability.ValueType = ...,
+        running: _builtins.int = ...,
+        max_running: _builtins.int = ...,
+        last_error: _builtins.str = ...,
+        last_error_time: _timestamp_pb2.Timestamp | None = ...,
+        engine_version: _builtins.str = ...,
+        capture: Global___Host.Capture.ValueType = ...,
+        capture_reason: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_error_time", b"last_error_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "availability", b"availability", "capture", b"capture", "capture_reason", b"capture_reason", "engine_version", b"engine_version", "last_error", b"last_error", "last_error_time", b"last_error_time", "max_running", b"max_running", "name", b"name", "running", b"running"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Host: _TypeAlias = Host  # noqa: Y015
+
+@_typing.final
 class StreamExecutionLogsRequest(_message.Message):
     """---------------------------------------------------------------------------------------------------------------- logs
 
@@ -840,6 +1016,8 @@ class StreamExecutionLogsRequest(_message.Message):
 
     EXECUTION_ID_FIELD_NUMBER: _builtins.int
     CURSOR_FIELD_NUMBER: _builtins.int
+    TAIL_LINES_FIELD_NUMBER: _builtins.int
+    SINCE_TIME_FIELD_NUMBER: _builtins.int
     SOURCES_FIELD_NUMBER: _builtins.int
     FOLLOW_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
@@ -847,11 +1025,22 @@ class StreamExecutionLogsRequest(_message.Message):
     execution_id: _builtins.str
     """Required."""
     cursor: _builtins.str
-    """After the message that carried this cursor; may be sent with other sources or another mode than before. Empty: at the first byte."""
+    """After the message that carried this cursor; may be sent with other sources or another mode than before. Wins over the next two, so that a
+    client goes on by setting it in the request it has. Empty: as they say, else at the first byte.
+    """
+    tail_lines: _builtins.int
+    """Begin with the last so many lines of stdout and stderr together; 0: with what comes from now on. Unset: at the first byte. A line counts
+    where it ends; one without an end counts as a line. A source of which no line is among them begins at its end; fastlane's own lines
+    begin where the first of these lines does. Lines that a gap took are not counted. At most 1 000 000.
+    """
     follow: _builtins.bool
     """Go on to the end of the execution. Unset: true. False: end at what is there now."""
     text: _builtins.bool
     """`text` in place of `data`: for eyes and for grpcurl. Lossy."""
+    @_builtins.property
+    def since_time(self) -> _timestamp_pb2.Timestamp:
+        """Begin with the first chunk received at or after this time. With `tail_lines` as well: at the later of the two."""
+
     @_builtins.property
     def sources(self) -> _containers.RepeatedScalarFieldContainer[Global___Source.ValueType]:
         """Which sources. Empty: all three."""
@@ -865,18 +1054,25 @@ class StreamExecutionLogsRequest(_message.Message):
         *,
         execution_id: _builtins.str = ...,
         cursor: _builtins.str = ...,
+        tail_lines: _builtins.int | None = ...,
+        since_time: _timestamp_pb2.Timestamp | None = ...,
         sources: _abc.Iterable[Global___Source.ValueType] | None = ...,
         follow: _builtins.bool | None = ...,
         text: _builtins.bool = ...,
         heartbeat_interval: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_follow", b"_follow", "follow", b"follow", "heartbeat_interval", b"heartbeat_interval"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_follow", b"_follow", "_tail_lines", b"_tail_lines", "follow", b"follow", "heartbeat_interval", b"heartbeat_interval", "since_time", b"since_time", "tail_lines", b"tail_lines"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_follow", b"_follow", "cursor", b"cursor", "execution_id", b"execution_id", "follow", b"follow", "heartbeat_interval", b"heartbeat_interval", "sources", b"sources", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_follow", b"_follow", "_tail_lines", b"_tail_lines", "cursor", b"cursor", "execution_id", b"execution_id", "follow", b"follow", "heartbeat_interval", b"heartbeat_interval", "since_time", b"since_time", "sources", b"sources", "tail_lines", b"tail_lines", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__follow: _TypeAlias = _typing.Literal["follow"]  # noqa: Y015
     _WhichOneofArgType__follow: _TypeAlias = _typing.Literal["_follow", b"_follow"]  # noqa: Y015
+    _WhichOneofReturnType__tail_lines: _TypeAlias = _typing.Literal["tail_lines"]  # noqa: Y015
+    _WhichOneofArgType__tail_lines: _TypeAlias = _typing.Literal["_tail_lines", b"_tail_lines"]  # noqa: Y015
+    @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__follow) -> _WhichOneofReturnType__follow | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tail_lines) -> _WhichOneofReturnType__tail_lines | None: ...
 
 Global___StreamExecutionLogsRequest: _TypeAlias = StreamExecutionLogsRequest  # noqa: Y015
 
@@ -1000,6 +1196,8 @@ class LogGap(_message.Message):
         """Another cause."""
         CAUSE_SIZE_LIMIT: LogGap._Cause.ValueType  # 1
         """The log grew beyond its limit: its head and its newest part are kept."""
+        CAUSE_PRUNED: LogGap._Cause.ValueType  # 2
+        """The log was pruned, by age, by total size or by a call."""
         CAUSE_ENGINE: LogGap._Cause.ValueType  # 3
         """Lost before they were stored: by the engine, or with the container's recorder when that was killed."""
         CAUSE_STORE: LogGap._Cause.ValueType  # 4
@@ -1012,6 +1210,8 @@ class LogGap(_message.Message):
     """Another cause."""
     CAUSE_SIZE_LIMIT: LogGap.Cause.ValueType  # 1
     """The log grew beyond its limit: its head and its newest part are kept."""
+    CAUSE_PRUNED: LogGap.Cause.ValueType  # 2
+    """The log was pruned, by age, by total size or by a call."""
     CAUSE_ENGINE: LogGap.Cause.ValueType  # 3
     """Lost before they were stored: by the engine, or with the container's recorder when that was killed."""
     CAUSE_STORE: LogGap.Cause.ValueType  # 4
@@ -1264,6 +1464,116 @@ class GetJobResponse(_message.Message):
 Global___GetJobResponse: _TypeAlias = GetJobResponse  # noqa: Y015
 
 @_typing.final
+class ListJobsRequest(_message.Message):
+    """Which jobs. What is left empty does not narrow."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    STATES_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    SINCE_TIME_FIELD_NUMBER: _builtins.int
+    UNTIL_TIME_FIELD_NUMBER: _builtins.int
+    WITH_SPEC_FIELD_NUMBER: _builtins.int
+    ID_PREFIX_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """Of this task."""
+    with_spec: _builtins.bool
+    """With their specs."""
+    id_prefix: _builtins.str
+    """Whose id begins like this; what a person has copied by half."""
+    page_size: _builtins.int
+    """At most so many. Zero: 50; more than 1 000 counts as 1 000. A page may be shorter than asked for."""
+    page_token: _builtins.str
+    """next_page_token of the page before; the rest of the request has to be the same, but for page_size."""
+    @_builtins.property
+    def states(self) -> _containers.RepeatedScalarFieldContainer[Global___State.ValueType]:
+        """In one of these states."""
+
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """With all of these labels; at most 8."""
+
+    @_builtins.property
+    def since_time(self) -> _timestamp_pb2.Timestamp:
+        """Put in at or after."""
+
+    @_builtins.property
+    def until_time(self) -> _timestamp_pb2.Timestamp:
+        """Put in before."""
+
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        states: _abc.Iterable[Global___State.ValueType] | None = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        since_time: _timestamp_pb2.Timestamp | None = ...,
+        until_time: _timestamp_pb2.Timestamp | None = ...,
+        with_spec: _builtins.bool = ...,
+        id_prefix: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since_time", b"since_time", "until_time", b"until_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["id_prefix", b"id_prefix", "labels", b"labels", "page_size", b"page_size", "page_token", b"page_token", "since_time", b"since_time", "states", b"states", "task_id", b"task_id", "until_time", b"until_time", "with_spec", b"with_spec"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListJobsRequest: _TypeAlias = ListJobsRequest  # noqa: Y015
+
+@_typing.final
+class ListJobsResponse(_message.Message):
+    """A page of jobs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOBS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """For the next page. Empty: this was the last."""
+    @_builtins.property
+    def jobs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Job]:
+        """Newest first."""
+
+    def __init__(
+        self,
+        *,
+        jobs: _abc.Iterable[Global___Job] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["jobs", b"jobs", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListJobsResponse: _TypeAlias = ListJobsResponse  # noqa: Y015
+
+@_typing.final
 class StopJobRequest(_message.Message):
     """What to stop."""
 
@@ -1369,6 +1679,285 @@ class GetExecutionResponse(_message.Message):
 Global___GetExecutionResponse: _TypeAlias = GetExecutionResponse  # noqa: Y015
 
 @_typing.final
+class ListExecutionsRequest(_message.Message):
+    """Which executions. What is left empty does not narrow."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    STATES_FIELD_NUMBER: _builtins.int
+    HOST_FIELD_NUMBER: _builtins.int
+    ID_PREFIX_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """Of this job."""
+    task_id: _builtins.str
+    """Of this task."""
+    host: _builtins.str
+    """On this host, now or when it ran."""
+    id_prefix: _builtins.str
+    """As in ListJobsRequest."""
+    page_size: _builtins.int
+    """As in ListJobsRequest."""
+    page_token: _builtins.str
+    """As in ListJobsRequest."""
+    @_builtins.property
+    def states(self) -> _containers.RepeatedScalarFieldContainer[Global___State.ValueType]:
+        """In one of these states."""
+
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        task_id: _builtins.str = ...,
+        states: _abc.Iterable[Global___State.ValueType] | None = ...,
+        host: _builtins.str = ...,
+        id_prefix: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "id_prefix", b"id_prefix", "job_id", b"job_id", "page_size", b"page_size", "page_token", b"page_token", "states", b"states", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListExecutionsRequest: _TypeAlias = ListExecutionsRequest  # noqa: Y015
+
+@_typing.final
+class ListExecutionsResponse(_message.Message):
+    """A page of executions."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXECUTIONS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """For the next page. Empty: this was the last."""
+    @_builtins.property
+    def executions(self) -> _containers.RepeatedCompositeFieldContainer[Global___Execution]:
+        """Newest first."""
+
+    def __init__(
+        self,
+        *,
+        executions: _abc.Iterable[Global___Execution] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["executions", b"executions", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListExecutionsResponse: _TypeAlias = ListExecutionsResponse  # noqa: Y015
+
+@_typing.final
+class StopExecutionRequest(_message.Message):
+    """What to stop."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXECUTION_ID_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    GRACE_FIELD_NUMBER: _builtins.int
+    execution_id: _builtins.str
+    """Required."""
+    note: _builtins.str
+    """As in StopJobRequest."""
+    @_builtins.property
+    def grace(self) -> _duration_pb2.Duration:
+        """As in StopJobRequest."""
+
+    def __init__(
+        self,
+        *,
+        execution_id: _builtins.str = ...,
+        note: _builtins.str = ...,
+        grace: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["grace", b"grace"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution_id", b"execution_id", "grace", b"grace", "note", b"note"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StopExecutionRequest: _TypeAlias = StopExecutionRequest  # noqa: Y015
+
+@_typing.final
+class StopExecutionResponse(_message.Message):
+    """The execution."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXECUTION_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def execution(self) -> Global___Execution:
+        """As it is now: STOPPING, or final."""
+
+    def __init__(
+        self,
+        *,
+        execution: Global___Execution | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StopExecutionResponse: _TypeAlias = StopExecutionResponse  # noqa: Y015
+
+@_typing.final
+class GetTaskRequest(_message.Message):
+    """---------------------------------------------------------------------------------------------------------------- calls: tasks
+
+    Which task.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """Required."""
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTaskRequest: _TypeAlias = GetTaskRequest  # noqa: Y015
+
+@_typing.final
+class GetTaskResponse(_message.Message):
+    """The task."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def task(self) -> Global___Task:
+        """It."""
+
+    def __init__(
+        self,
+        *,
+        task: Global___Task | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTaskResponse: _TypeAlias = GetTaskResponse  # noqa: Y015
+
+@_typing.final
+class ListTasksRequest(_message.Message):
+    """Which tasks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    page_size: _builtins.int
+    """As in ListJobsRequest."""
+    page_token: _builtins.str
+    """As in ListJobsRequest."""
+    def __init__(
+        self,
+        *,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTasksRequest: _TypeAlias = ListTasksRequest  # noqa: Y015
+
+@_typing.final
+class ListTasksResponse(_message.Message):
+    """A page of tasks."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASKS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """For the next page. Empty: this was the last."""
+    @_builtins.property
+    def tasks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Task]:
+        """By name."""
+
+    def __init__(
+        self,
+        *,
+        tasks: _abc.Iterable[Global___Task] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "tasks", b"tasks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTasksResponse: _TypeAlias = ListTasksResponse  # noqa: Y015
+
+@_typing.final
+class ListHostsRequest(_message.Message):
+    """---------------------------------------------------------------------------------------------------------------- calls: hosts
+
+    Nothing to choose.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListHostsRequest: _TypeAlias = ListHostsRequest  # noqa: Y015
+
+@_typing.final
+class ListHostsResponse(_message.Message):
+    """The hosts."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOSTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def hosts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Host]:
+        """In the order of the configuration."""
+
+    def __init__(
+        self,
+        *,
+        hosts: _abc.Iterable[Global___Host] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["hosts", b"hosts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListHostsResponse: _TypeAlias = ListHostsResponse  # noqa: Y015
+
+@_typing.final
 class GetServerInfoRequest(_message.Message):
     """---------------------------------------------------------------------------------------------------------------- calls: server
 
@@ -1394,29 +1983,6 @@ class GetServerInfoResponse(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
-    class _Capture:
-        ValueType = _typing.NewType("ValueType", _builtins.int)
-        V: _TypeAlias = ValueType  # noqa: Y015
-
-    class _CaptureEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[GetServerInfoResponse._Capture.ValueType], _builtins.type):
-        DESCRIPTOR: _descriptor.EnumDescriptor
-        CAPTURE_UNSPECIFIED: GetServerInfoResponse._Capture.ValueType  # 0
-        """Not known yet: no engine has answered so far; or what was asked for does not work, as `capture_reason` says."""
-        CAPTURE_RECORDER: GetServerInfoResponse._Capture.ValueType  # 1
-        """By the recorder, PID 1 of the container: exact to the byte whatever dies, but for itself."""
-        CAPTURE_ATTACH: GetServerInfoResponse._Capture.ValueType  # 2
-        """By the engine's stream: what the engine may have dropped, or was printed while the server was away, is a gap."""
-
-    class Capture(_Capture, metaclass=_CaptureEnumTypeWrapper):
-        """How output gets from a container into its log."""
-
-    CAPTURE_UNSPECIFIED: GetServerInfoResponse.Capture.ValueType  # 0
-    """Not known yet: no engine has answered so far; or what was asked for does not work, as `capture_reason` says."""
-    CAPTURE_RECORDER: GetServerInfoResponse.Capture.ValueType  # 1
-    """By the recorder, PID 1 of the container: exact to the byte whatever dies, but for itself."""
-    CAPTURE_ATTACH: GetServerInfoResponse.Capture.ValueType  # 2
-    """By the engine's stream: what the engine may have dropped, or was printed while the server was away, is a gap."""
-
     VERSION_FIELD_NUMBER: _builtins.int
     START_TIME_FIELD_NUMBER: _builtins.int
     TIME_FIELD_NUMBER: _builtins.int
@@ -1426,8 +1992,10 @@ class GetServerInfoResponse(_message.Message):
     DEFAULT_TIMEOUT_FIELD_NUMBER: _builtins.int
     MAX_LOG_BYTES_FIELD_NUMBER: _builtins.int
     MAX_REQUEST_BYTES_FIELD_NUMBER: _builtins.int
-    CAPTURE_FIELD_NUMBER: _builtins.int
-    CAPTURE_REASON_FIELD_NUMBER: _builtins.int
+    MAX_WAITING_FIELD_NUMBER: _builtins.int
+    MAX_STREAMS_FIELD_NUMBER: _builtins.int
+    KEEP_LOGS_FIELD_NUMBER: _builtins.int
+    KEEP_JOBS_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """"1.4.0"."""
     max_running: _builtins.int
@@ -1436,10 +2004,10 @@ class GetServerInfoResponse(_message.Message):
     """Largest log of one execution; of a larger one the head and the newest part are kept."""
     max_request_bytes: _builtins.int
     """Largest request."""
-    capture: Global___GetServerInfoResponse.Capture.ValueType
-    """How the output of containers that start now gets into their logs."""
-    capture_reason: _builtins.str
-    """Why that is not CAPTURE_RECORDER, for a person; empty if it is."""
+    max_waiting: _builtins.int
+    """Executions that may wait at a time; with more an enqueue is refused, QUEUE_FULL."""
+    max_streams: _builtins.int
+    """Log streams that may be open at a time."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When this process started."""
@@ -1460,6 +2028,14 @@ class GetServerInfoResponse(_message.Message):
     def default_timeout(self) -> _duration_pb2.Duration:
         """A container's time when none was asked for."""
 
+    @_builtins.property
+    def keep_logs(self) -> _duration_pb2.Duration:
+        """How long a log is kept after its execution ended. Unset: for as long as its job is."""
+
+    @_builtins.property
+    def keep_jobs(self) -> _duration_pb2.Duration:
+        """How long a job is kept after it ended. Unset: for ever."""
+
     def __init__(
         self,
         *,
@@ -1472,13 +2048,85 @@ class GetServerInfoResponse(_message.Message):
         default_timeout: _duration_pb2.Duration | None = ...,
         max_log_bytes: _builtins.int = ...,
         max_request_bytes: _builtins.int = ...,
-        capture: Global___GetServerInfoResponse.Capture.ValueType = ...,
-        capture_reason: _builtins.str = ...,
+        max_waiting: _builtins.int = ...,
+        max_streams: _builtins.int = ...,
+        keep_logs: _duration_pb2.Duration | None = ...,
+        keep_jobs: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["default_timeout", b"default_timeout", "max_timeout", b"max_timeout", "start_time", b"start_time", "time", b"time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["default_timeout", b"default_timeout", "keep_jobs", b"keep_jobs", "keep_logs", b"keep_logs", "max_timeout", b"max_timeout", "start_time", b"start_time", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["capture", b"capture", "capture_reason", b"capture_reason", "default_timeout", b"default_timeout", "features", b"features", "max_log_bytes", b"max_log_bytes", "max_request_bytes", b"max_request_bytes", "max_running", b"max_running", "max_timeout", b"max_timeout", "start_time", b"start_time", "time", b"time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_timeout", b"default_timeout", "features", b"features", "keep_jobs", b"keep_jobs", "keep_logs", b"keep_logs", "max_log_bytes", b"max_log_bytes", "max_request_bytes", b"max_request_bytes", "max_running", b"max_running", "max_streams", b"max_streams", "max_timeout", b"max_timeout", "max_waiting", b"max_waiting", "start_time", b"start_time", "time", b"time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetServerInfoResponse: _TypeAlias = GetServerInfoResponse  # noqa: Y015
+
+@_typing.final
+class PruneRequest(_message.Message):
+    """What to delete."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OLDER_THAN_FIELD_NUMBER: _builtins.int
+    LOGS_ONLY_FIELD_NUMBER: _builtins.int
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    logs_only: _builtins.bool
+    """Only the logs; the jobs stay."""
+    task_id: _builtins.str
+    """Of this task. Empty: of all."""
+    validate_only: _builtins.bool
+    """Count, delete nothing."""
+    @_builtins.property
+    def older_than(self) -> _duration_pb2.Duration:
+        """Required. What ended at least so long ago; zero: whatever is final."""
+
+    def __init__(
+        self,
+        *,
+        older_than: _duration_pb2.Duration | None = ...,
+        logs_only: _builtins.bool = ...,
+        task_id: _builtins.str = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["older_than", b"older_than"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["logs_only", b"logs_only", "older_than", b"older_than", "task_id", b"task_id", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PruneRequest: _TypeAlias = PruneRequest  # noqa: Y015
+
+@_typing.final
+class PruneResponse(_message.Message):
+    """What was deleted, or would be."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOBS_FIELD_NUMBER: _builtins.int
+    LOGS_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
+    jobs: _builtins.int
+    """Jobs."""
+    logs: _builtins.int
+    """Logs of executions."""
+    bytes: _builtins.int
+    """Room on the disk that those took."""
+    more: _builtins.bool
+    """There is more to delete: call again."""
+    def __init__(
+        self,
+        *,
+        jobs: _builtins.int = ...,
+        logs: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        more: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "jobs", b"jobs", "logs", b"logs", "more", b"more"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PruneResponse: _TypeAlias = PruneResponse  # noqa: Y015

@@ -47,6 +47,11 @@ class JobServiceStub:
                 request_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.GetJobRequest.SerializeToString,
                 response_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.GetJobResponse.FromString,
                 _registered_method=True)
+        self.ListJobs = channel.unary_unary(
+                '/fastlane.v1.JobService/ListJobs',
+                request_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.ListJobsRequest.SerializeToString,
+                response_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.ListJobsResponse.FromString,
+                _registered_method=True)
         self.StopJob = channel.unary_unary(
                 '/fastlane.v1.JobService/StopJob',
                 request_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.StopJobRequest.SerializeToString,
@@ -64,14 +69,21 @@ class JobServiceServicer:
         """Keeps a job and its first execution, then answers; both are on disk when the answer arrives. With a `request_id` a second call with the
         same request answers the same job (`existing` is true); with another request it is refused: ALREADY_EXISTS, REQUEST_ID_REUSED. Without
         one a repeated call is a second job, so do not retry it blindly. INVALID_ARGUMENT names the fields at fault; RESOURCE_EXHAUSTED,
-        DISK_FULL, and UNAVAILABLE, STORE_FAILED, carry RetryInfo.
+        QUEUE_FULL or DISK_FULL, and UNAVAILABLE, STORE_FAILED, carry RetryInfo.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetJob(self, request, context):
-        """The job as it is now, with its newest execution. NOT_FOUND, JOB_NOT_FOUND: there is none of that id.
+        """The job as it is now, with its newest execution. NOT_FOUND, JOB_NOT_FOUND: never was or was pruned.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListJobs(self, request, context):
+        """Jobs, newest first. An unknown task has no jobs: an empty page, not an error. INVALID_ARGUMENT, PAGE_TOKEN_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -98,6 +110,11 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.GetJob,
                     request_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.GetJobRequest.FromString,
                     response_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.GetJobResponse.SerializeToString,
+            ),
+            'ListJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListJobs,
+                    request_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.ListJobsRequest.FromString,
+                    response_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.ListJobsResponse.SerializeToString,
             ),
             'StopJob': grpc.unary_unary_rpc_method_handler(
                     servicer.StopJob,
@@ -173,6 +190,33 @@ class JobService:
             _registered_method=True)
 
     @staticmethod
+    def ListJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fastlane.v1.JobService/ListJobs',
+            fastlane__grpc_dot_v1_dot_fastlane__pb2.ListJobsRequest.SerializeToString,
+            fastlane__grpc_dot_v1_dot_fastlane__pb2.ListJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def StopJob(request,
             target,
             options=(),
@@ -215,6 +259,16 @@ class ExecutionServiceStub:
                 request_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.GetExecutionRequest.SerializeToString,
                 response_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.GetExecutionResponse.FromString,
                 _registered_method=True)
+        self.ListExecutions = channel.unary_unary(
+                '/fastlane.v1.ExecutionService/ListExecutions',
+                request_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.ListExecutionsRequest.SerializeToString,
+                response_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.ListExecutionsResponse.FromString,
+                _registered_method=True)
+        self.StopExecution = channel.unary_unary(
+                '/fastlane.v1.ExecutionService/StopExecution',
+                request_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.StopExecutionRequest.SerializeToString,
+                response_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.StopExecutionResponse.FromString,
+                _registered_method=True)
         self.StreamExecutionLogs = channel.unary_stream(
                 '/fastlane.v1.ExecutionService/StreamExecutionLogs',
                 request_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.StreamExecutionLogsRequest.SerializeToString,
@@ -227,7 +281,22 @@ class ExecutionServiceServicer:
     """
 
     def GetExecution(self, request, context):
-        """The execution as it is now. NOT_FOUND, EXECUTION_NOT_FOUND: there is none of that id.
+        """The execution as it is now. NOT_FOUND, EXECUTION_NOT_FOUND: never was or was pruned.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListExecutions(self, request, context):
+        """Executions, newest first: of a job, of a task, or of all. INVALID_ARGUMENT, PAGE_TOKEN_INVALID.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StopExecution(self, request, context):
+        """Stops this execution, as StopJob stops a job's newest one. Stopping a final execution changes nothing: OK. NOT_FOUND,
+        EXECUTION_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -243,7 +312,7 @@ class ExecutionServiceServicer:
 
         NOT_FOUND, EXECUTION_NOT_FOUND. INVALID_ARGUMENT: CURSOR_INVALID, CURSOR_OF_ANOTHER_EXECUTION. OUT_OF_RANGE, CURSOR_AHEAD: the log is
         sealed and ends before the cursor (an older backup was restored). RESOURCE_EXHAUSTED, TOO_MANY_STREAMS, with RetryInfo. UNAVAILABLE,
-        SERVER_STOPPING, with RetryInfo. Output that is missing is no error but a `gap`.
+        SERVER_STOPPING, with RetryInfo. Output that is missing, or was pruned, is no error but a `gap`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -256,6 +325,16 @@ def add_ExecutionServiceServicer_to_server(servicer, server):
                     servicer.GetExecution,
                     request_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.GetExecutionRequest.FromString,
                     response_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.GetExecutionResponse.SerializeToString,
+            ),
+            'ListExecutions': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListExecutions,
+                    request_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.ListExecutionsRequest.FromString,
+                    response_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.ListExecutionsResponse.SerializeToString,
+            ),
+            'StopExecution': grpc.unary_unary_rpc_method_handler(
+                    servicer.StopExecution,
+                    request_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.StopExecutionRequest.FromString,
+                    response_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.StopExecutionResponse.SerializeToString,
             ),
             'StreamExecutionLogs': grpc.unary_stream_rpc_method_handler(
                     servicer.StreamExecutionLogs,
@@ -302,6 +381,60 @@ class ExecutionService:
             _registered_method=True)
 
     @staticmethod
+    def ListExecutions(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fastlane.v1.ExecutionService/ListExecutions',
+            fastlane__grpc_dot_v1_dot_fastlane__pb2.ListExecutionsRequest.SerializeToString,
+            fastlane__grpc_dot_v1_dot_fastlane__pb2.ListExecutionsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StopExecution(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fastlane.v1.ExecutionService/StopExecution',
+            fastlane__grpc_dot_v1_dot_fastlane__pb2.StopExecutionRequest.SerializeToString,
+            fastlane__grpc_dot_v1_dot_fastlane__pb2.StopExecutionResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
     def StreamExecutionLogs(request,
             target,
             options=(),
@@ -329,6 +462,202 @@ class ExecutionService:
             _registered_method=True)
 
 
+class TaskServiceStub:
+    """Tasks: the names that jobs are grouped by. A task is there as long as a job of it is kept.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.GetTask = channel.unary_unary(
+                '/fastlane.v1.TaskService/GetTask',
+                request_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.GetTaskRequest.SerializeToString,
+                response_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.GetTaskResponse.FromString,
+                _registered_method=True)
+        self.ListTasks = channel.unary_unary(
+                '/fastlane.v1.TaskService/ListTasks',
+                request_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.ListTasksRequest.SerializeToString,
+                response_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.ListTasksResponse.FromString,
+                _registered_method=True)
+
+
+class TaskServiceServicer:
+    """Tasks: the names that jobs are grouped by. A task is there as long as a job of it is kept.
+    """
+
+    def GetTask(self, request, context):
+        """One task, with the number of its jobs. NOT_FOUND, TASK_NOT_FOUND: no job of it is kept.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTasks(self, request, context):
+        """Tasks by name. INVALID_ARGUMENT, PAGE_TOKEN_INVALID.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_TaskServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'GetTask': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTask,
+                    request_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.GetTaskRequest.FromString,
+                    response_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.GetTaskResponse.SerializeToString,
+            ),
+            'ListTasks': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTasks,
+                    request_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.ListTasksRequest.FromString,
+                    response_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.ListTasksResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'fastlane.v1.TaskService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('fastlane.v1.TaskService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class TaskService:
+    """Tasks: the names that jobs are grouped by. A task is there as long as a job of it is kept.
+    """
+
+    @staticmethod
+    def GetTask(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fastlane.v1.TaskService/GetTask',
+            fastlane__grpc_dot_v1_dot_fastlane__pb2.GetTaskRequest.SerializeToString,
+            fastlane__grpc_dot_v1_dot_fastlane__pb2.GetTaskResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTasks(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fastlane.v1.TaskService/ListTasks',
+            fastlane__grpc_dot_v1_dot_fastlane__pb2.ListTasksRequest.SerializeToString,
+            fastlane__grpc_dot_v1_dot_fastlane__pb2.ListTasksResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
+class HostServiceStub:
+    """Hosts: the engines that containers run on.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ListHosts = channel.unary_unary(
+                '/fastlane.v1.HostService/ListHosts',
+                request_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.ListHostsRequest.SerializeToString,
+                response_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.ListHostsResponse.FromString,
+                _registered_method=True)
+
+
+class HostServiceServicer:
+    """Hosts: the engines that containers run on.
+    """
+
+    def ListHosts(self, request, context):
+        """Every host, in the order of the configuration. Never paged: there are as many as the operator wrote down.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_HostServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ListHosts': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListHosts,
+                    request_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.ListHostsRequest.FromString,
+                    response_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.ListHostsResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'fastlane.v1.HostService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('fastlane.v1.HostService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class HostService:
+    """Hosts: the engines that containers run on.
+    """
+
+    @staticmethod
+    def ListHosts(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fastlane.v1.HostService/ListHosts',
+            fastlane__grpc_dot_v1_dot_fastlane__pb2.ListHostsRequest.SerializeToString,
+            fastlane__grpc_dot_v1_dot_fastlane__pb2.ListHostsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class ServerServiceStub:
     """The server itself.
     """
@@ -344,6 +673,11 @@ class ServerServiceStub:
                 request_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.GetServerInfoRequest.SerializeToString,
                 response_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.GetServerInfoResponse.FromString,
                 _registered_method=True)
+        self.Prune = channel.unary_unary(
+                '/fastlane.v1.ServerService/Prune',
+                request_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.PruneRequest.SerializeToString,
+                response_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.PruneResponse.FromString,
+                _registered_method=True)
 
 
 class ServerServiceServicer:
@@ -357,6 +691,14 @@ class ServerServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Prune(self, request, context):
+        """Deletes final jobs, or only their logs, that ended longer ago than asked for. Answers what it deleted; safe to repeat. A call deletes a
+        bounded number: repeat it until `more` is false. The server does the same by itself, by age and by total size, as it is configured.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ServerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -364,6 +706,11 @@ def add_ServerServiceServicer_to_server(servicer, server):
                     servicer.GetServerInfo,
                     request_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.GetServerInfoRequest.FromString,
                     response_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.GetServerInfoResponse.SerializeToString,
+            ),
+            'Prune': grpc.unary_unary_rpc_method_handler(
+                    servicer.Prune,
+                    request_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.PruneRequest.FromString,
+                    response_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.PruneResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -394,6 +741,33 @@ class ServerService:
             '/fastlane.v1.ServerService/GetServerInfo',
             fastlane__grpc_dot_v1_dot_fastlane__pb2.GetServerInfoRequest.SerializeToString,
             fastlane__grpc_dot_v1_dot_fastlane__pb2.GetServerInfoResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Prune(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fastlane.v1.ServerService/Prune',
+            fastlane__grpc_dot_v1_dot_fastlane__pb2.PruneRequest.SerializeToString,
+            fastlane__grpc_dot_v1_dot_fastlane__pb2.PruneResponse.FromString,
             options,
             channel_credentials,
             insecure,

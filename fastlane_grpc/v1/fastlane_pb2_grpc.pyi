@@ -18,7 +18,9 @@ Rules that hold everywhere.
     that was asked for is never silently dropped. Readers must ignore fields, events and enum values they do not know.
   * An execution or a job is final exactly when its `outcome` is set. It went well exactly when `state` is STATE_SUCCEEDED. A state you do
     not know, with an outcome, is a failure.
-  * No answer is larger than 3 MiB (clients refuse 4 MiB by default); log messages stay below 512 KiB.
+  * No answer is larger than 3 MiB (clients refuse 4 MiB by default): pages end early, log messages stay below 512 KiB.
+  * Lists come in pages. A page may be shorter than asked for, even empty, while there are more: go on until `next_page_token` is empty.
+    The work for a page is bounded, however much is kept and however little of it is looked for.
   * Values of environment variables whose name looks secret are answered as `***`; such a value is refused in a request.
   * Only google/protobuf/*.proto is imported: copy this file and you have the API.
   * Numbers that are missing are free for what is to come. They are not `reserved`: that could never be taken back.
@@ -61,10 +63,12 @@ class JobServiceStub:
     """Keeps a job and its first execution, then answers; both are on disk when the answer arrives. With a `request_id` a second call with the
     same request answers the same job (`existing` is true); with another request it is refused: ALREADY_EXISTS, REQUEST_ID_REUSED. Without
     one a repeated call is a second job, so do not retry it blindly. INVALID_ARGUMENT names the fields at fault; RESOURCE_EXHAUSTED,
-    DISK_FULL, and UNAVAILABLE, STORE_FAILED, carry RetryInfo.
+    QUEUE_FULL or DISK_FULL, and UNAVAILABLE, STORE_FAILED, carry RetryInfo.
     """
     GetJob: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.GetJobRequest, _fastlane_pb2.GetJobResponse]
-    """The job as it is now, with its newest execution. NOT_FOUND, JOB_NOT_FOUND: there is none of that id."""
+    """The job as it is now, with its newest execution. NOT_FOUND, JOB_NOT_FOUND: never was or was pruned."""
+    ListJobs: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.ListJobsRequest, _fastlane_pb2.ListJobsResponse]
+    """Jobs, newest first. An unknown task has no jobs: an empty page, not an error. INVALID_ARGUMENT, PAGE_TOKEN_INVALID."""
     StopJob: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.StopJobRequest, _fastlane_pb2.StopJobResponse]
     """Ends the job: when this answers, its execution is stopping (signal, grace, kill) or, if it was still queued, is final. Stopping a job
     that is stopping or final changes nothing and answers OK, but for one case: a second stop with a shorter grace shortens it. NOT_FOUND,
@@ -83,10 +87,12 @@ class JobServiceAsyncStub(JobServiceStub):
     """Keeps a job and its first execution, then answers; both are on disk when the answer arrives. With a `request_id` a second call with the
     same request answers the same job (`existing` is true); with another request it is refused: ALREADY_EXISTS, REQUEST_ID_REUSED. Without
     one a repeated call is a second job, so do not retry it blindly. INVALID_ARGUMENT names the fields at fault; RESOURCE_EXHAUSTED,
-    DISK_FULL, and UNAVAILABLE, STORE_FAILED, carry RetryInfo.
+    QUEUE_FULL or DISK_FULL, and UNAVAILABLE, STORE_FAILED, carry RetryInfo.
     """
     GetJob: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.GetJobRequest, _fastlane_pb2.GetJobResponse]  # type: ignore[assignment]
-    """The job as it is now, with its newest execution. NOT_FOUND, JOB_NOT_FOUND: there is none of that id."""
+    """The job as it is now, with its newest execution. NOT_FOUND, JOB_NOT_FOUND: never was or was pruned."""
+    ListJobs: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.ListJobsRequest, _fastlane_pb2.ListJobsResponse]  # type: ignore[assignment]
+    """Jobs, newest first. An unknown task has no jobs: an empty page, not an error. INVALID_ARGUMENT, PAGE_TOKEN_INVALID."""
     StopJob: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.StopJobRequest, _fastlane_pb2.StopJobResponse]  # type: ignore[assignment]
     """Ends the job: when this answers, its execution is stopping (signal, grace, kill) or, if it was still queued, is final. Stopping a job
     that is stopping or final changes nothing and answers OK, but for one case: a second stop with a shorter grace shortens it. NOT_FOUND,
@@ -108,7 +114,7 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         """Keeps a job and its first execution, then answers; both are on disk when the answer arrives. With a `request_id` a second call with the
         same request answers the same job (`existing` is true); with another request it is refused: ALREADY_EXISTS, REQUEST_ID_REUSED. Without
         one a repeated call is a second job, so do not retry it blindly. INVALID_ARGUMENT names the fields at fault; RESOURCE_EXHAUSTED,
-        DISK_FULL, and UNAVAILABLE, STORE_FAILED, carry RetryInfo.
+        QUEUE_FULL or DISK_FULL, and UNAVAILABLE, STORE_FAILED, carry RetryInfo.
         """
 
     @_abc_1.abstractmethod
@@ -117,7 +123,15 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _fastlane_pb2.GetJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_fastlane_pb2.GetJobResponse, _abc.Awaitable[_fastlane_pb2.GetJobResponse]]:
-        """The job as it is now, with its newest execution. NOT_FOUND, JOB_NOT_FOUND: there is none of that id."""
+        """The job as it is now, with its newest execution. NOT_FOUND, JOB_NOT_FOUND: never was or was pruned."""
+
+    @_abc_1.abstractmethod
+    def ListJobs(
+        self,
+        request: _fastlane_pb2.ListJobsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fastlane_pb2.ListJobsResponse, _abc.Awaitable[_fastlane_pb2.ListJobsResponse]]:
+        """Jobs, newest first. An unknown task has no jobs: an empty page, not an error. INVALID_ARGUMENT, PAGE_TOKEN_INVALID."""
 
     @_abc_1.abstractmethod
     def StopJob(
@@ -140,7 +154,13 @@ class ExecutionServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> ExecutionServiceAsyncStub: ...
     GetExecution: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.GetExecutionRequest, _fastlane_pb2.GetExecutionResponse]
-    """The execution as it is now. NOT_FOUND, EXECUTION_NOT_FOUND: there is none of that id."""
+    """The execution as it is now. NOT_FOUND, EXECUTION_NOT_FOUND: never was or was pruned."""
+    ListExecutions: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.ListExecutionsRequest, _fastlane_pb2.ListExecutionsResponse]
+    """Executions, newest first: of a job, of a task, or of all. INVALID_ARGUMENT, PAGE_TOKEN_INVALID."""
+    StopExecution: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.StopExecutionRequest, _fastlane_pb2.StopExecutionResponse]
+    """Stops this execution, as StopJob stops a job's newest one. Stopping a final execution changes nothing: OK. NOT_FOUND,
+    EXECUTION_NOT_FOUND.
+    """
     StreamExecutionLogs: _grpc.UnaryStreamMultiCallable[_fastlane_pb2.StreamExecutionLogsRequest, _fastlane_pb2.StreamExecutionLogsResponse]
     """The log of one execution: what is stored, then what comes, until it ends. The call is the same before the start, while it runs and
     after the end.
@@ -151,7 +171,7 @@ class ExecutionServiceStub:
 
     NOT_FOUND, EXECUTION_NOT_FOUND. INVALID_ARGUMENT: CURSOR_INVALID, CURSOR_OF_ANOTHER_EXECUTION. OUT_OF_RANGE, CURSOR_AHEAD: the log is
     sealed and ends before the cursor (an older backup was restored). RESOURCE_EXHAUSTED, TOO_MANY_STREAMS, with RetryInfo. UNAVAILABLE,
-    SERVER_STOPPING, with RetryInfo. Output that is missing is no error but a `gap`.
+    SERVER_STOPPING, with RetryInfo. Output that is missing, or was pruned, is no error but a `gap`.
     """
 
 @_typing.type_check_only
@@ -160,7 +180,13 @@ class ExecutionServiceAsyncStub(ExecutionServiceStub):
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetExecution: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.GetExecutionRequest, _fastlane_pb2.GetExecutionResponse]  # type: ignore[assignment]
-    """The execution as it is now. NOT_FOUND, EXECUTION_NOT_FOUND: there is none of that id."""
+    """The execution as it is now. NOT_FOUND, EXECUTION_NOT_FOUND: never was or was pruned."""
+    ListExecutions: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.ListExecutionsRequest, _fastlane_pb2.ListExecutionsResponse]  # type: ignore[assignment]
+    """Executions, newest first: of a job, of a task, or of all. INVALID_ARGUMENT, PAGE_TOKEN_INVALID."""
+    StopExecution: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.StopExecutionRequest, _fastlane_pb2.StopExecutionResponse]  # type: ignore[assignment]
+    """Stops this execution, as StopJob stops a job's newest one. Stopping a final execution changes nothing: OK. NOT_FOUND,
+    EXECUTION_NOT_FOUND.
+    """
     StreamExecutionLogs: _aio.UnaryStreamMultiCallable[_fastlane_pb2.StreamExecutionLogsRequest, _fastlane_pb2.StreamExecutionLogsResponse]  # type: ignore[assignment]
     """The log of one execution: what is stored, then what comes, until it ends. The call is the same before the start, while it runs and
     after the end.
@@ -171,7 +197,7 @@ class ExecutionServiceAsyncStub(ExecutionServiceStub):
 
     NOT_FOUND, EXECUTION_NOT_FOUND. INVALID_ARGUMENT: CURSOR_INVALID, CURSOR_OF_ANOTHER_EXECUTION. OUT_OF_RANGE, CURSOR_AHEAD: the log is
     sealed and ends before the cursor (an older backup was restored). RESOURCE_EXHAUSTED, TOO_MANY_STREAMS, with RetryInfo. UNAVAILABLE,
-    SERVER_STOPPING, with RetryInfo. Output that is missing is no error but a `gap`.
+    SERVER_STOPPING, with RetryInfo. Output that is missing, or was pruned, is no error but a `gap`.
     """
 
 class ExecutionServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -183,7 +209,25 @@ class ExecutionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _fastlane_pb2.GetExecutionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_fastlane_pb2.GetExecutionResponse, _abc.Awaitable[_fastlane_pb2.GetExecutionResponse]]:
-        """The execution as it is now. NOT_FOUND, EXECUTION_NOT_FOUND: there is none of that id."""
+        """The execution as it is now. NOT_FOUND, EXECUTION_NOT_FOUND: never was or was pruned."""
+
+    @_abc_1.abstractmethod
+    def ListExecutions(
+        self,
+        request: _fastlane_pb2.ListExecutionsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fastlane_pb2.ListExecutionsResponse, _abc.Awaitable[_fastlane_pb2.ListExecutionsResponse]]:
+        """Executions, newest first: of a job, of a task, or of all. INVALID_ARGUMENT, PAGE_TOKEN_INVALID."""
+
+    @_abc_1.abstractmethod
+    def StopExecution(
+        self,
+        request: _fastlane_pb2.StopExecutionRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fastlane_pb2.StopExecutionResponse, _abc.Awaitable[_fastlane_pb2.StopExecutionResponse]]:
+        """Stops this execution, as StopJob stops a job's newest one. Stopping a final execution changes nothing: OK. NOT_FOUND,
+        EXECUTION_NOT_FOUND.
+        """
 
     @_abc_1.abstractmethod
     def StreamExecutionLogs(
@@ -200,10 +244,84 @@ class ExecutionServiceServicer(metaclass=_abc_1.ABCMeta):
 
         NOT_FOUND, EXECUTION_NOT_FOUND. INVALID_ARGUMENT: CURSOR_INVALID, CURSOR_OF_ANOTHER_EXECUTION. OUT_OF_RANGE, CURSOR_AHEAD: the log is
         sealed and ends before the cursor (an older backup was restored). RESOURCE_EXHAUSTED, TOO_MANY_STREAMS, with RetryInfo. UNAVAILABLE,
-        SERVER_STOPPING, with RetryInfo. Output that is missing is no error but a `gap`.
+        SERVER_STOPPING, with RetryInfo. Output that is missing, or was pruned, is no error but a `gap`.
         """
 
 def add_ExecutionServiceServicer_to_server(servicer: ExecutionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class TaskServiceStub:
+    """Tasks: the names that jobs are grouped by. A task is there as long as a job of it is kept."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> TaskServiceAsyncStub: ...
+    GetTask: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.GetTaskRequest, _fastlane_pb2.GetTaskResponse]
+    """One task, with the number of its jobs. NOT_FOUND, TASK_NOT_FOUND: no job of it is kept."""
+    ListTasks: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.ListTasksRequest, _fastlane_pb2.ListTasksResponse]
+    """Tasks by name. INVALID_ARGUMENT, PAGE_TOKEN_INVALID."""
+
+@_typing.type_check_only
+class TaskServiceAsyncStub(TaskServiceStub):
+    """Tasks: the names that jobs are grouped by. A task is there as long as a job of it is kept."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    GetTask: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.GetTaskRequest, _fastlane_pb2.GetTaskResponse]  # type: ignore[assignment]
+    """One task, with the number of its jobs. NOT_FOUND, TASK_NOT_FOUND: no job of it is kept."""
+    ListTasks: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.ListTasksRequest, _fastlane_pb2.ListTasksResponse]  # type: ignore[assignment]
+    """Tasks by name. INVALID_ARGUMENT, PAGE_TOKEN_INVALID."""
+
+class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Tasks: the names that jobs are grouped by. A task is there as long as a job of it is kept."""
+
+    @_abc_1.abstractmethod
+    def GetTask(
+        self,
+        request: _fastlane_pb2.GetTaskRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fastlane_pb2.GetTaskResponse, _abc.Awaitable[_fastlane_pb2.GetTaskResponse]]:
+        """One task, with the number of its jobs. NOT_FOUND, TASK_NOT_FOUND: no job of it is kept."""
+
+    @_abc_1.abstractmethod
+    def ListTasks(
+        self,
+        request: _fastlane_pb2.ListTasksRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fastlane_pb2.ListTasksResponse, _abc.Awaitable[_fastlane_pb2.ListTasksResponse]]:
+        """Tasks by name. INVALID_ARGUMENT, PAGE_TOKEN_INVALID."""
+
+def add_TaskServiceServicer_to_server(servicer: TaskServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class HostServiceStub:
+    """Hosts: the engines that containers run on."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> HostServiceAsyncStub: ...
+    ListHosts: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.ListHostsRequest, _fastlane_pb2.ListHostsResponse]
+    """Every host, in the order of the configuration. Never paged: there are as many as the operator wrote down."""
+
+@_typing.type_check_only
+class HostServiceAsyncStub(HostServiceStub):
+    """Hosts: the engines that containers run on."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    ListHosts: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.ListHostsRequest, _fastlane_pb2.ListHostsResponse]  # type: ignore[assignment]
+    """Every host, in the order of the configuration. Never paged: there are as many as the operator wrote down."""
+
+class HostServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Hosts: the engines that containers run on."""
+
+    @_abc_1.abstractmethod
+    def ListHosts(
+        self,
+        request: _fastlane_pb2.ListHostsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fastlane_pb2.ListHostsResponse, _abc.Awaitable[_fastlane_pb2.ListHostsResponse]]:
+        """Every host, in the order of the configuration. Never paged: there are as many as the operator wrote down."""
+
+def add_HostServiceServicer_to_server(servicer: HostServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class ServerServiceStub:
     """The server itself."""
@@ -214,6 +332,10 @@ class ServerServiceStub:
     def __new__(cls, channel: _aio.Channel) -> ServerServiceAsyncStub: ...
     GetServerInfo: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.GetServerInfoRequest, _fastlane_pb2.GetServerInfoResponse]
     """Version, limits and what this server can do."""
+    Prune: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.PruneRequest, _fastlane_pb2.PruneResponse]
+    """Deletes final jobs, or only their logs, that ended longer ago than asked for. Answers what it deleted; safe to repeat. A call deletes a
+    bounded number: repeat it until `more` is false. The server does the same by itself, by age and by total size, as it is configured.
+    """
 
 @_typing.type_check_only
 class ServerServiceAsyncStub(ServerServiceStub):
@@ -222,6 +344,10 @@ class ServerServiceAsyncStub(ServerServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetServerInfo: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.GetServerInfoRequest, _fastlane_pb2.GetServerInfoResponse]  # type: ignore[assignment]
     """Version, limits and what this server can do."""
+    Prune: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.PruneRequest, _fastlane_pb2.PruneResponse]  # type: ignore[assignment]
+    """Deletes final jobs, or only their logs, that ended longer ago than asked for. Answers what it deleted; safe to repeat. A call deletes a
+    bounded number: repeat it until `more` is false. The server does the same by itself, by age and by total size, as it is configured.
+    """
 
 class ServerServiceServicer(metaclass=_abc_1.ABCMeta):
     """The server itself."""
@@ -233,5 +359,15 @@ class ServerServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_fastlane_pb2.GetServerInfoResponse, _abc.Awaitable[_fastlane_pb2.GetServerInfoResponse]]:
         """Version, limits and what this server can do."""
+
+    @_abc_1.abstractmethod
+    def Prune(
+        self,
+        request: _fastlane_pb2.PruneRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fastlane_pb2.PruneResponse, _abc.Awaitable[_fastlane_pb2.PruneResponse]]:
+        """Deletes final jobs, or only their logs, that ended longer ago than asked for. Answers what it deleted; safe to repeat. A call deletes a
+        bounded number: repeat it until `more` is false. The server does the same by itself, by age and by total size, as it is configured.
+        """
 
 def add_ServerServiceServicer_to_server(servicer: ServerServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
