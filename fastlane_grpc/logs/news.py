@@ -8,30 +8,17 @@ from inotify_simple import INotify, flags
 
 
 class News:
-    """One watch per file, shared by all who wait for it. `told` of a watch is called on the loop, at least once after each change."""
+    """Watches files. A change is told once, then not again until somebody is about to look: of a flood nobody wants to hear every write."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
         self._inotify = INotify(nonblocking=True)
-        self._told: dict[int, Callable[[], None]] = {}
+        self._armed: dict[int, Bell] = {}
         loop.add_reader(self._inotify.fileno(), self._read)
 
-    def watch(self, path: Path, told: Callable[[], None]) -> int | None:
-        """Begins to watch; the handle to end it with, or None where no watch is to be had: whoever waits then has to look by itself."""
-        try:
-            handle: int = self._inotify.add_watch(path, flags.MODIFY)
-        except OSError:
-            return None
-        self._told[handle] = told
-        return handle
-
-    def unwatch(self, handle: int | None) -> None:
-        if handle is None or self._told.pop(handle, None) is None:
-            return
-        try:
-            self._inotify.rm_watch(handle)
-        except OSError:
-            return  # The file is gone, and its watch with it.
+    def bell(self, path: Path, told: Callable[[], None]) -> "Bell":
+        """A bell of a file, which is not armed yet. `told` is called on the loop."""
+        return Bell(path, told, self._inotify, self._armed)
 
     def close(self) -> None:
         self._loop.remove_reader(self._inotify.fileno())
@@ -40,9 +27,53 @@ class News:
     def _read(self) -> None:
         events = self._inotify.read(timeout=0)
         if any(event.mask & flags.Q_OVERFLOW for event in events):
-            handles = set(self._told)  # The kernel dropped news: everybody looks.
+            bells = list(self._armed.values())  # The kernel dropped news: everybody looks.
         else:
-            handles = {event.wd for event in events}
-        for handle in handles:
-            if told := self._told.get(handle):
-                told()
+            # That a watch has ended is an event, too: its bell is not among the armed any more.
+            bells = [bell for event in events if (bell := self._armed.get(event.wd))]
+        for bell in bells:
+            bell.ring()
+
+
+class Bell:
+    """The bell of one file, shared by all who wait for it."""
+
+    def __init__(self, path: Path, told: Callable[[], None], inotify: INotify, armed: "dict[int, Bell]") -> None:
+        self._path = path
+        self._told = told
+        self._inotify = inotify
+        self._all_armed = armed
+        self._handle: int | None = None
+
+    @property
+    def armed(self) -> bool:
+        return self._handle is not None
+
+    def arm(self) -> None:
+        """From now on the next change is told. To be called before looking. Where no watch is to be had it stays unarmed: whoever waits
+        then has to look by itself."""
+        if self._handle is not None:
+            return
+        try:
+            self._handle = self._inotify.add_watch(self._path, flags.MODIFY | flags.ONESHOT)
+        except OSError:
+            return
+        self._all_armed[self._handle] = self
+
+    def ring(self) -> None:
+        self._forget()
+        self._told()
+
+    def disarm(self) -> None:
+        if (handle := self._forget()) is None:
+            return
+        try:
+            self._inotify.rm_watch(handle)
+        except OSError:
+            return  # The file is gone, or it has just changed, and its watch is gone with that.
+
+    def _forget(self) -> int | None:
+        handle, self._handle = self._handle, None
+        if handle is not None:
+            del self._all_armed[handle]
+        return handle

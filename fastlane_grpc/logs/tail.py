@@ -17,7 +17,7 @@ from fastlane_grpc.logs.cache import Cache
 from fastlane_grpc.logs.cursor import Cursor
 from fastlane_grpc.logs.files import Logs
 from fastlane_grpc.logs.message import TEXT_MESSAGE_BYTES, Message, TextDecoder, after, messages
-from fastlane_grpc.logs.news import News
+from fastlane_grpc.logs.news import Bell, News
 from fastlane_grpc.model import Cause, Execution, LogTotals, Source
 from fastlane_grpc.record import Chunk, Gap, Position, RecordReader, Stretch, unread
 
@@ -286,16 +286,19 @@ class _Log:
     @property
     def unwatched(self) -> bool:
         """Whether a file is open that nobody tells us of."""
-        return any(file is not None and file.watch is None for file in (self.output, self.system))
+        return any(file is not None and not file.bell.armed for file in (self.output, self.system))
 
     def sizes(self) -> Sequence[int]:
         """The bytes of the two records, their headers included."""
         return [path.stat().st_size if path.exists() else 0 for path in (self._output_path, self._system_path)]
 
     def open(self) -> None:
-        """Opens what is there by now."""
+        """Before a look: opens what is there by now, and has what comes from now on told."""
         self.output = self.output or self._file(self._output_path)
         self.system = self.system or self._file(self._system_path)
+        for file in (self.output, self.system):
+            if file is not None:
+                file.bell.arm()
 
     def changed(self, execution: Execution) -> None:
         for watch in self.watches:
@@ -329,7 +332,7 @@ class _Log:
     def close(self) -> None:
         for file in (self.output, self.system):
             if file is not None:
-                self._news.unwatch(file.watch)
+                file.bell.disarm()
         self._closed = True
         self._close_if_unused()
 
@@ -355,16 +358,12 @@ class _Log:
             self.output = self.system = None
 
     def _file(self, path: Path) -> "_File | None":
-        # Watched before it is read for the first time, so that nothing is written unnoticed in between.
-        watch = self._news.watch(path, self.ring)
         try:
-            return _File(RecordReader(path), watch)
+            return _File(RecordReader(path), self._news.bell(path, self.ring))
         except FileNotFoundError:
-            self._news.unwatch(watch)
             return None
         except OSError as error:
             # Too many files are open, or the disk fails: the log is there, and must not be taken for lost.
-            self._news.unwatch(watch)
             raise _unreadable(error) from error
 
 
@@ -373,7 +372,7 @@ class _File:
     """An open record. `seen`: how far any reader came; `end`: where one last found that there was no more."""
 
     reader: RecordReader
-    watch: int | None
+    bell: Bell
     seen: int = 0
     end: int = -1
 

@@ -58,7 +58,8 @@ enum { BY_SIZE_LIMIT = 1, BY_ENGINE = 3, BY_STORE = 4 }; /* causes of gaps, as i
 #define STOP_WAITS (3000 * MS)                    /* for room, after a hard stop */
 #define FINISH_WAITS (30000 * MS)                 /* for room for the trailer, after a hard stop */
 #define SILENCE_MS 10000                          /* of a pipe that stays open though everything was killed */
-enum { SMALL = 8192, SMALL_RUN = 16, GATHER_MS = 1 };
+/* Of a flood, which is so many reads that each come within a millisecond of the last, the pieces are let gather for a while. */
+enum { FLOOD = 16, LARGE_PIECE = 32768, GATHER_US = 100 };
 
 /* ---------------------------------------------------------------------------------------------------------- the record */
 
@@ -204,6 +205,13 @@ static void serve_signals(int ms)
             kill(child, (int)s.ssi_signo);
         }
     }
+}
+
+static void gather(void)
+{
+    struct pollfd ready = {.fd = signals, .events = POLLIN};
+    if (ppoll(&ready, 1, &(struct timespec){.tv_nsec = GATHER_US * 1000}, NULL) > 0)
+        serve_signals(0);
 }
 
 /* Waits a moment for room. False: it has been waited for long enough. */
@@ -442,17 +450,16 @@ static void launch(char **command)
 static void take(int source)
 {
     static uint64_t last;
-    static int small_run;
+    static int run;
     ssize_t n = read(pipes[source], out.payload, payload_room());
     if (n > 0) {
-        /* A frame for each of many small writes would cost more than what is in them: let a few gather. */
         uint64_t time = now(CLOCK_MONOTONIC);
-        bool small = n < SMALL && time - last < (small_run > SMALL_RUN ? 2 * MS : MS);
-        small_run = small ? small_run + 1 : 0;
+        run = time - last < (run > FLOOD ? 2 * MS : MS) ? run + 1 : 0;
         last = time;
         store(source, (size_t)n);
-        if (small_run > SMALL_RUN)
-            serve_signals(GATHER_MS);
+        /* A frame costs whoever reads it as much as some thousand bytes. The pipe holds what comes meanwhile. */
+        if (run > FLOOD && n < LARGE_PIECE)
+            gather();
     } else if (n == 0 || (errno != EAGAIN && errno != EINTR)) {
         close(pipes[source]);
         pipes[source] = -1;
