@@ -71,8 +71,8 @@ class Page(Generic[T]):
     rest: Position | None
 
 
-def page_of_jobs(db: Connection, query: JobQuery, after: tuple[int, int] | None, size: int) -> Page[Job]:
-    """Ordered by the time they came and, within that, by arrival, newest first; at most `size` from behind `after` on."""
+def page_of_jobs(db: Connection, query: JobQuery, after: tuple[int, int] | None, size: int, *, most: int = MOST_LOOKED_AT) -> Page[Job]:
+    """By the time they came and, within that, by arrival, newest first: at most `size` behind `after`, of `most` that are looked at."""
     # One bound, the nearer of the two: an index is entered by one.
     before = min(after or (_LAST, _LAST), (_LAST, _LAST) if query.until_time is None else (microseconds_since_epoch(query.until_time), 0))
     values: dict[str, object] = {
@@ -84,11 +84,13 @@ def page_of_jobs(db: Connection, query: JobQuery, after: tuple[int, int] | None,
         **{f"name_{number}": name for number, name in enumerate(query.labels)},
         **{f"value_{number}": value for number, value in enumerate(query.labels.values())},
     }
-    return _page(db, _JOBS_WITH_SPEC if query.with_spec else _JOBS, list(_job_filters(query)), values, size)
+    return _page(db, _JOBS_WITH_SPEC if query.with_spec else _JOBS, list(_job_filters(query)), values, size, most)
 
 
-def page_of_executions(db: Connection, query: ExecutionQuery, after: tuple[int] | None, size: int) -> Page[Execution]:
-    """Ordered by arrival, newest first; at most `size` from behind `after` on."""
+def page_of_executions(
+    db: Connection, query: ExecutionQuery, after: tuple[int] | None, size: int, *, most: int = MOST_LOOKED_AT
+) -> Page[Execution]:
+    """By arrival, newest first: at most `size` behind `after`, of `most` that are looked at."""
     values: dict[str, object] = {
         "before_seq": _LAST if after is None else after[0],
         "job_id": query.job_id,
@@ -96,11 +98,11 @@ def page_of_executions(db: Connection, query: ExecutionQuery, after: tuple[int] 
         "host": query.host,
         **_id_range(query.id_prefix),
     }
-    return _page(db, _EXECUTIONS, list(_execution_filters(query)), values, size)
+    return _page(db, _EXECUTIONS, list(_execution_filters(query)), values, size, most)
 
 
 def page_of_tasks(db: Connection, after: tuple[str] | None, size: int) -> Page[Task]:
-    """Ordered by name; at most `size` from behind `after` on."""
+    """By name: at most `size` behind `after`."""
     rows = db.execute(
         f"SELECT {TASK} FROM tasks WHERE task_id > ? ORDER BY task_id LIMIT ?", ["" if after is None else after[0], size + 1]
     ).fetchall()
@@ -209,32 +211,32 @@ def _id_range(prefix: str) -> Mapping[str, str]:
 # ---- one page
 
 
-def _page(db: Connection, noun: _Noun, filters: Sequence[_Filter], values: Mapping[str, object], size: int) -> Page[Any]:
-    source = _source(db, noun, filters, values)
+def _page(db: Connection, noun: _Noun, filters: Sequence[_Filter], values: Mapping[str, object], size: int, most: int) -> Page[Any]:
+    source = _source(db, noun, filters, values, most)
     checks = _checks(source, filters)
     # Without checks whatever is looked at is wanted; the one more tells whether there is another page.
-    look = MOST_LOOKED_AT // len(source.ranges) if checks else size + 1
+    look = max(most // len(source.ranges), 1) if checks else size + 1
     limits = {"look": look, "size": size, "most_spec_bytes": MOST_SPEC_BYTES}
     rows = db.execute(_sql(noun, source.ranges, checks), {**values, **limits}).fetchall()
     return _page_from(rows, noun, look=look, size=size)
 
 
-def _source(db: Connection, noun: _Noun, filters: Sequence[_Filter], values: Mapping[str, object]) -> _Filter:
+def _source(db: Connection, noun: _Noun, filters: Sequence[_Filter], values: Mapping[str, object], most: int) -> _Filter:
     """One that leaves nothing to check, or else the one with the fewest rows to look at, counted no further than a page could look."""
-    left = [each for each in filters if each.ranges and (not each.few or _count(db, [each.few], values) <= MOST_LOOKED_AT)]
+    left = [each for each in filters if each.ranges and (not each.few or _count(db, [each.few], values, most) <= most)]
     for each in left:
         if len(left) == 1 or not (each.few or _checks(each, filters)):
             return each
-    return min(left, key=lambda each: _count(db, [f"{part} AND {noun.bounds}" for part in each.ranges], values))
+    return min(left, key=lambda each: _count(db, [f"{part} AND {noun.bounds}" for part in each.ranges], values, most))
 
 
 def _checks(source: _Filter, filters: Sequence[_Filter]) -> Sequence[str]:
     return [each.check for each in filters if each.check and each.name not in source.sees_to]
 
 
-def _count(db: Connection, ranges: Sequence[str], values: Mapping[str, object]) -> int:
+def _count(db: Connection, ranges: Sequence[str], values: Mapping[str, object], most: int) -> int:
     rows = " UNION ALL ".join(f"SELECT 1 {part}" for part in ranges)
-    count: int = db.execute(f"SELECT count(*) FROM ({rows} LIMIT {MOST_LOOKED_AT + 1})", values).fetchall()[0][0]
+    count: int = db.execute(f"SELECT count(*) FROM ({rows} LIMIT :most + 1)", {**values, "most": most}).fetchall()[0][0]
     return count
 
 
