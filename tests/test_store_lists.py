@@ -441,21 +441,6 @@ def page(db: Connection, query: JobQuery | ExecutionQuery, after: int) -> object
     return page_of_executions(db, query, (after,) if after else None, 50)
 
 
-def test_jobs_of_one_moment_are_paged_as_others_are(db: Connection) -> None:
-    rows = [(f"{number:012x}",) for number in range(20_000)]
-    db.execute("INSERT INTO tasks VALUES ('t', 0, 0, 0, 0)")
-    db.executemany("INSERT INTO jobs VALUES (NULL, ?, 't', 6, CAST('{}' AS BLOB), 1, '', x'00', '')", rows)
-    db.executemany(
-        """
-        INSERT INTO executions (execution_id, job_id, task_id, priority, run, attempt, state, state_time, create_time, due_time)
-        VALUES (?1, ?1, 't', 0, 1, 1, 6, 1, 1, 1)
-        """,
-        rows,
-    )
-    assert steps(db, lambda: page_of_jobs(db, JobQuery(), (1, 10_000), 50)) < STRAIGHT
-    assert steps(db, lambda: page_of_jobs(db, JobQuery(task_id="t"), (1, 10_000), 50)) < STRAIGHT
-
-
 # ----------------------------------------------------------------------------------------------------------------- the methods
 
 

@@ -143,6 +143,7 @@ class _Noun:
 
 
 _NEWEST_EXECUTION = "LEFT JOIN executions ON executions.seq = (SELECT max(seq) FROM executions AS newest WHERE newest.job_id = jobs.job_id)"
+# SQLite enters an index by the time alone, and passes over jobs of the same microsecond one by one: there are never many.
 _BY_TIME = "create_time >= :since AND (create_time, seq) < (:before_time, :before_seq)"
 _JOBS = _Noun("jobs", ("create_time", "seq"), _BY_TIME, JOB_WITHOUT_SPEC, job_from, _NEWEST_EXECUTION)
 _JOBS_WITH_SPEC = _Noun("jobs", ("create_time", "seq"), _BY_TIME, JOB, job_from, _NEWEST_EXECUTION, "length(jobs.spec)")
