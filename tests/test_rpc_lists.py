@@ -348,7 +348,7 @@ async def test_a_server_that_stops_answers_no_list(house: Lists) -> None:
         house.tasks.GetTask(pb.GetTaskRequest(task_id="t")),
     ):
         with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await call  # type: ignore[misc]
+            await call
         assert (refused.value.code(), reason(refused.value)) == (grpc.StatusCode.UNAVAILABLE, "SERVER_STOPPING")
         assert detail(refused.value, error_details_pb2.RetryInfo) is not None
 
@@ -363,15 +363,15 @@ INTEGERS = st.integers(-(1 << 63) + 1, (1 << 63) - 1)
 @given(INTEGERS, INTEGERS, st.from_regex(r"[A-Za-z0-9._-]{1,128}", fullmatch=True))
 def test_a_token_gives_back_its_place_and_only_whole(time: int, seq: int, task_id: str) -> None:
     for place, query in (((time, seq), JobQuery(task_id="t")), ((seq,), ExecutionQuery()), ((task_id,), TaskQuery())):
-        token = token_of(place, query)  # type: ignore[arg-type]
-        assert position_of(token, query) == place  # type: ignore[arg-type]
+        token = token_of(place, query)
+        assert position_of(token, query) == place
         for cut in range(1, len(token)):
             with pytest.raises(PageTokenInvalid):
-                position_of(token[:cut], query)  # type: ignore[arg-type]
+                position_of(token[:cut], query)
         for changed in range(len(token)):
             other = "B" if token[changed] == "A" else "A"
             with pytest.raises(PageTokenInvalid):
-                position_of(token[:changed] + other + token[changed + 1 :], query)  # type: ignore[arg-type]
+                position_of(token[:changed] + other + token[changed + 1 :], query)
 
 
 @given(st.text(max_size=60), QUERIES)
