@@ -125,6 +125,10 @@ class JobSpec:
         return DEFAULT_STOP_GRACE if self.stop_grace is None else self.stop_grace
 
 
+# In place of a spec that was not asked for; no job has it, as each has an image.
+UNREAD = JobSpec("")
+
+
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """How an execution ended; set exactly when its state is final."""
@@ -240,6 +244,17 @@ class Job:
     @property
     def end_time(self) -> datetime | None:
         return self.execution.times.end_time
+
+
+@dataclass(frozen=True, slots=True)
+class Task:
+    """A name that jobs are grouped by, with the number of those that are kept, and of those that are not final."""
+
+    id: str
+    create_time: datetime
+    last_enqueue_time: datetime
+    jobs: int
+    open_jobs: int
 
 
 @dataclass(frozen=True, slots=True)

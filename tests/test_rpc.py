@@ -46,7 +46,7 @@ class House:
     def __init__(self, path: Path, **settings: object) -> None:
         loop = asyncio.get_running_loop()
         self.settings = Settings(data_dir=path, listen="127.0.0.1:0", max_running=8, **settings)
-        self.store = Store.open(path, on_commit=self._committed, loop=loop)
+        self.store = self.open_store(path, loop)
         self.logs = Logs(path / "logs")
         self.tails = Tails(self.logs, log_message, cache_bytes=8 << 20, loop=loop)
         self.places = NoPlaces()
@@ -56,6 +56,9 @@ class House:
         self.jobs = pb_grpc.JobServiceStub(self.channel)
         self.executions = pb_grpc.ExecutionServiceStub(self.channel)
         self.info = pb_grpc.ServerServiceStub(self.channel)
+
+    def open_store(self, path: Path, loop: asyncio.AbstractEventLoop) -> Store:
+        return Store.open(path, on_commit=self._committed, loop=loop)
 
     def _committed(self, executions: Sequence[Execution]) -> None:
         self.tails.changed(executions)
@@ -419,6 +422,7 @@ async def test_a_log_that_cannot_be_opened_now_is_not_taken_for_lost(house: Hous
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         [message async for message in house.stream(execution.id)]
     assert (failed.value.code(), reason(failed.value)) == (grpc.StatusCode.UNAVAILABLE, "STORE_FAILED")
+    assert detail(failed.value, error_details_pb2.RetryInfo) is not None
     record.unlink()
     record.with_name("kept").rename(record)
     messages = [message async for message in house.stream(execution.id)]
@@ -588,9 +592,7 @@ async def test_reflection_tells_the_contract_with_its_comments(house: House, ver
     answers = [answer async for answer in ask(iter(requests))]
     services = {service.name for service in answers[0].list_services_response.service}
     assert services == {
-        "fastlane.v1.JobService",
-        "fastlane.v1.ExecutionService",
-        "fastlane.v1.ServerService",
+        *(service.full_name for service in pb.DESCRIPTOR.services_by_name.values()),
         "grpc.health.v1.Health",
         "grpc.reflection.v1.ServerReflection",
         "grpc.reflection.v1alpha.ServerReflection",

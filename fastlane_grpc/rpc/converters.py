@@ -1,6 +1,6 @@
 """Between the words of the house and those of the wire: one pair of functions per noun, and nothing else."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from datetime import UTC, datetime, timedelta
 from typing import cast
 
@@ -13,6 +13,7 @@ from fastlane_grpc.errors import InvalidRequest, Violation
 from fastlane_grpc.logs import Message as LogMessage
 from fastlane_grpc.logs import TextChunk
 from fastlane_grpc.model import (
+    UNREAD,
     Execution,
     Job,
     JobSpec,
@@ -21,12 +22,27 @@ from fastlane_grpc.model import (
     Outcome,
     PullPolicy,
     Source,
+    State,
+    Task,
     Times,
     Waiting,
     exit_status,
 )
 from fastlane_grpc.record import Gap
-from fastlane_grpc.service import REDACTED, Beat, EnqueueRequest, LogRequest, Sealed, StateChanged, Unsealed, looks_secret
+from fastlane_grpc.service import (
+    REDACTED,
+    Beat,
+    EnqueueRequest,
+    ExecutionQuery,
+    JobQuery,
+    LogRequest,
+    PageRequest,
+    Sealed,
+    StateChanged,
+    TaskQuery,
+    Unsealed,
+    looks_secret,
+)
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 # What an execution waits for is known to the service, not to the execution.
@@ -35,6 +51,7 @@ WaitingOf = Callable[[Execution], Waiting | None]
 # Enums are open on the wire: any number may come.
 _SOURCES = frozenset(map(int, Source))
 _PULL_POLICIES = frozenset(map(int, PullPolicy))
+_STATES = frozenset(map(int, State))
 
 # By the names they have in the house; empty: not known yet.
 CAPTURES = {
@@ -49,6 +66,8 @@ _MAX_SPEC_BYTES = 2 << 20
 _MAX_METADATA_DEPTH = 16
 # The longest duration of the wire.
 _MAX_SECONDS = 315_576_000_000
+# From the begin of year 1 to the end of year 9999.
+_MIN_TIMESTAMP, _MAX_TIMESTAMP = -62_135_596_800, 253_402_300_799
 
 # ------------------------------------------------------------------------------------------------------------------- requests
 
@@ -80,9 +99,56 @@ def read_log_request(request: pb.StreamExecutionLogsRequest) -> tuple[LogRequest
     return (read if heartbeat is None else _with_heartbeat(read, heartbeat)), violations
 
 
-def read_grace(request: pb.StopJobRequest) -> tuple[timedelta | None, list[Violation]]:
+def read_grace(request: pb.StopJobRequest | pb.StopExecutionRequest) -> tuple[timedelta | None, list[Violation]]:
     violations: list[Violation] = []
     return _read_optional_duration(request, "grace", "grace", violations), violations
+
+
+def read_job_query(request: pb.ListJobsRequest) -> tuple[PageRequest[JobQuery], list[Violation]]:
+    violations: list[Violation] = []
+    query = JobQuery(
+        task_id=request.task_id,
+        states=_read_states(request.states, violations),
+        labels=_read_map(request.labels),
+        since_time=_read_optional_time(request, "since_time", violations),
+        until_time=_read_optional_time(request, "until_time", violations),
+        id_prefix=request.id_prefix,
+        with_spec=request.with_spec,
+    )
+    return PageRequest(query, request.page_size, request.page_token), violations
+
+
+def read_execution_query(request: pb.ListExecutionsRequest) -> tuple[PageRequest[ExecutionQuery], list[Violation]]:
+    violations: list[Violation] = []
+    query = ExecutionQuery(request.job_id, request.task_id, _read_states(request.states, violations), request.host, request.id_prefix)
+    return PageRequest(query, request.page_size, request.page_token), violations
+
+
+def read_task_query(request: pb.ListTasksRequest) -> PageRequest[TaskQuery]:
+    return PageRequest(TaskQuery(), request.page_size, request.page_token)
+
+
+def _read_states(numbers: Iterable[int], violations: list[Violation]) -> tuple[State, ...]:
+    """Each once, in one order, as they are one query in any."""
+    states: set[State] = set()
+    for place, number in enumerate(map(int, numbers)):
+        if number in _STATES:
+            states.add(State(number))
+        else:
+            violations.append(Violation(f"states[{place}]", f"{number} is not a state"))
+    return tuple(sorted(states))
+
+
+def _read_optional_time(message: pb.ListJobsRequest, name: str, violations: list[Violation]) -> datetime | None:
+    """What comes at or after a time that is finer than a microsecond comes at or after the next one."""
+    if not cast(Message, message).HasField(name):
+        return None
+    time: Timestamp = getattr(message, name)
+    if not _MIN_TIMESTAMP <= time.seconds <= _MAX_TIMESTAMP or not 0 <= time.nanos < 1_000_000_000:
+        violations.append(Violation(name, f"is not a time: {time.seconds} seconds and {time.nanos} nanoseconds"))
+        return None
+    microseconds = min(-(-time.nanos // 1_000), 999_999 if time.seconds == _MAX_TIMESTAMP else 1_000_000)
+    return _EPOCH + timedelta(seconds=time.seconds, microseconds=microseconds)
 
 
 def _with_heartbeat(request: LogRequest, heartbeat: timedelta) -> LogRequest:
@@ -122,7 +188,10 @@ def _read_map(entries: Mapping[str, str]) -> dict[str, str]:
 
 
 def _read_optional_duration(
-    message: pb.JobSpec | pb.StopJobRequest | pb.StreamExecutionLogsRequest, name: str, field: str, violations: list[Violation]
+    message: pb.JobSpec | pb.StopJobRequest | pb.StopExecutionRequest | pb.StreamExecutionLogsRequest,
+    name: str,
+    field: str,
+    violations: list[Violation],
 ) -> timedelta | None:
     if not cast(Message, message).HasField(name):
         return None
@@ -160,7 +229,7 @@ def job(value: Job, waiting: WaitingOf) -> pb.Job:
     return pb.Job(
         id=value.id,
         task_id=value.task_id,
-        spec=spec(value.spec),
+        spec=None if value.spec is UNREAD else spec(value.spec),
         state=pb.State.ValueType(value.execution.state),
         outcome=outcome(value.execution.outcome),
         execution=execution(value.execution, waiting(value.execution)),
@@ -169,6 +238,16 @@ def job(value: Job, waiting: WaitingOf) -> pb.Job:
         end_time=timestamp(value.end_time),
         request_id=value.request_id,
         caller_address=value.caller_address,
+    )
+
+
+def task(value: Task) -> pb.Task:
+    return pb.Task(
+        id=value.id,
+        create_time=timestamp(value.create_time),
+        open_jobs=value.open_jobs,
+        jobs=value.jobs,
+        last_enqueue_time=timestamp(value.last_enqueue_time),
     )
 
 

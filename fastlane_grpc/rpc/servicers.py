@@ -8,6 +8,7 @@ import grpc
 
 from fastlane_grpc.model import utc_now
 from fastlane_grpc.rpc import converters
+from fastlane_grpc.rpc.pages import fitting
 from fastlane_grpc.service import Service
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
@@ -33,6 +34,11 @@ class JobServicer:
         job = await self._service.stop(request.job_id, note=request.note, grace=grace, malformed=malformed)
         return pb.StopJobResponse(job=converters.job(job, self._service.waiting))
 
+    async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
+        listed = await self._service.jobs(*converters.read_job_query(request))
+        jobs, token = await fitting(listed, lambda job: converters.job(job, self._service.waiting))
+        return pb.ListJobsResponse(jobs=jobs, next_page_token=token)
+
 
 class ExecutionServicer:
     """fastlane.v1.ExecutionService"""
@@ -44,10 +50,35 @@ class ExecutionServicer:
         execution = await self._service.execution(request.execution_id)
         return pb.GetExecutionResponse(execution=converters.execution(execution, self._service.waiting(execution)))
 
+    async def ListExecutions(self, request: pb.ListExecutionsRequest, context: Context) -> pb.ListExecutionsResponse:
+        listed = await self._service.executions(*converters.read_execution_query(request))
+        executions, token = await fitting(listed, lambda execution: converters.execution(execution, self._service.waiting(execution)))
+        return pb.ListExecutionsResponse(executions=executions, next_page_token=token)
+
+    async def StopExecution(self, request: pb.StopExecutionRequest, context: Context) -> pb.StopExecutionResponse:
+        grace, malformed = converters.read_grace(request)
+        execution = await self._service.stop_execution(request.execution_id, note=request.note, grace=grace, malformed=malformed)
+        return pb.StopExecutionResponse(execution=converters.execution(execution, self._service.waiting(execution)))
+
     async def StreamExecutionLogs(self, request: pb.StreamExecutionLogsRequest, context: Context) -> AsyncIterator[bytes]:
         """Yields serialised messages: most of them were serialised once for all readers."""
         async for event in self._service.log(*converters.read_log_request(request)):
             yield event if isinstance(event, bytes) else converters.log_event(event, self._service.waiting, utc_now())
+
+
+class TaskServicer:
+    """fastlane.v1.TaskService"""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def GetTask(self, request: pb.GetTaskRequest, context: Context) -> pb.GetTaskResponse:
+        return pb.GetTaskResponse(task=converters.task(await self._service.task(request.task_id)))
+
+    async def ListTasks(self, request: pb.ListTasksRequest, context: Context) -> pb.ListTasksResponse:
+        listed = await self._service.tasks(converters.read_task_query(request))
+        tasks, token = await fitting(listed, converters.task)
+        return pb.ListTasksResponse(tasks=tasks, next_page_token=token)
 
 
 class ServerServicer:

@@ -1,18 +1,25 @@
 """Every use case, once: what may be asked, what is done, what is answered. Knows nothing of gRPC."""
 
 from fastlane_grpc.service.log_stream import Beat, LogEvent, LogRequest, Sealed, StateChanged, Unsealed
+from fastlane_grpc.service.pages import Listed, PageRequest, TaskQuery
 from fastlane_grpc.service.service import EnqueueRequest, Service
 from fastlane_grpc.service.validation import REDACTED, looks_secret
+from fastlane_grpc.store import ExecutionQuery, JobQuery
 
 __all__ = [
     "REDACTED",
     "Beat",
     "EnqueueRequest",
+    "ExecutionQuery",
+    "JobQuery",
+    "Listed",
     "LogEvent",
     "LogRequest",
+    "PageRequest",
     "Sealed",
     "Service",
     "StateChanged",
+    "TaskQuery",
     "Unsealed",
     "looks_secret",
 ]

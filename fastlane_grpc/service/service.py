@@ -9,10 +9,11 @@ from typing import Protocol
 from fastlane_grpc.config import Settings
 from fastlane_grpc.errors import ServerStopping, TooManyStreams, Violation
 from fastlane_grpc.logs import Tails
-from fastlane_grpc.model import Execution, Job, JobSpec, State, Times, Waiting, WaitReason, utc_now
+from fastlane_grpc.model import Execution, Job, JobSpec, State, Task, Times, Waiting, WaitReason, utc_now
 from fastlane_grpc.service import validation
 from fastlane_grpc.service.log_stream import LogEvent, LogRequest, log_stream
-from fastlane_grpc.store import Store
+from fastlane_grpc.service.pages import Listed, PageRequest, TaskQuery, position_of
+from fastlane_grpc.store import ExecutionQuery, JobQuery, Store
 
 # How long a caller who found every stream taken had better wait.
 _STREAMS_RETRY_SECONDS = 5.0
@@ -87,12 +88,51 @@ class Service:
         """Ends the job; without a `grace` of its own with the job's."""
         self._check_serving()
         _require("job_id", job_id)
-        violations = [*malformed, *validation.note_violations(note)]
-        if grace is not None:
-            violations += validation.grace_violations("grace", grace)
-        validation.refuse(violations)
+        validation.refuse([*malformed, *validation.stop_violations(note, grace)])
         job = await self._store.job(job_id)
         return await self._store.stop(job_id, grace=job.spec.grace if grace is None else grace, note=note)
+
+    async def stop_execution(
+        self, execution_id: str, *, note: str, grace: timedelta | None, malformed: Sequence[Violation] = ()
+    ) -> Execution:
+        """Ends exactly this execution; without a `grace` of its own with its job's."""
+        self._check_serving()
+        _require("execution_id", execution_id)
+        validation.refuse([*malformed, *validation.stop_violations(note, grace)])
+        spec = (await self._store.assignment(execution_id)).spec
+        return await self._store.stop_execution(execution_id, grace=spec.grace if grace is None else grace, note=note)
+
+    async def task(self, task_id: str) -> Task:
+        self._check_serving()
+        _require("task_id", task_id)
+        return await self._store.task(task_id)
+
+    async def jobs(self, request: PageRequest[JobQuery], malformed: Sequence[Violation] = ()) -> Listed[Job]:
+        """Newest first. `malformed`: fields the wire could not say."""
+        self._check_serving()
+        query = request.query
+        validation.refuse(
+            chain(
+                malformed,
+                validation.page_violations(request.size),
+                validation.id_prefix_violations(query.id_prefix),
+                validation.label_filter_violations(query.labels),
+            )
+        )
+        return Listed(query, await self._store.jobs(query, after=position_of(request.token, query), size=request.wanted))
+
+    async def executions(self, request: PageRequest[ExecutionQuery], malformed: Sequence[Violation] = ()) -> Listed[Execution]:
+        """Newest first. `malformed`: fields the wire could not say."""
+        self._check_serving()
+        query = request.query
+        validation.refuse(chain(malformed, validation.page_violations(request.size), validation.id_prefix_violations(query.id_prefix)))
+        return Listed(query, await self._store.executions(query, after=position_of(request.token, query), size=request.wanted))
+
+    async def tasks(self, request: PageRequest[TaskQuery]) -> Listed[Task]:
+        """By name."""
+        self._check_serving()
+        validation.refuse(validation.page_violations(request.size))
+        return Listed(request.query, await self._store.tasks(after=position_of(request.token, request.query), size=request.wanted))
 
     async def log(self, request: LogRequest, malformed: Sequence[Violation] = ()) -> AsyncIterator[LogEvent]:
         """The log of one execution; see `log_stream`."""

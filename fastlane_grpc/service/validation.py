@@ -18,9 +18,11 @@ MAX_WORDS = 10_000
 MAX_NOTE = 256
 MAX_REQUEST_ID = 128
 MAX_GRACE = timedelta(hours=1)
+MAX_LABEL_FILTERS = 8
 MIN_HEARTBEAT, MAX_HEARTBEAT = timedelta(seconds=1), timedelta(seconds=60)
 
 _TASK_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
+_ID_PREFIX = re.compile(r"[0-9a-f-]{0,36}")
 _SECRET_NAME = re.compile(r"password|passwd|key|secret|token|credential|client_?id", re.IGNORECASE)
 
 # An image as `docker run` takes it: [host[:port]/]path[:tag][@digest], or the id of an image.
@@ -87,6 +89,27 @@ def heartbeat_violations(interval: timedelta) -> Iterator[Violation]:
 def note_violations(note: str) -> Iterator[Violation]:
     if len(note) > MAX_NOTE:
         yield Violation("note", f"has {len(note)} characters; at most {MAX_NOTE} are allowed")
+
+
+def stop_violations(note: str, grace: timedelta | None) -> Iterator[Violation]:
+    yield from note_violations(note)
+    if grace is not None:
+        yield from grace_violations("grace", grace)
+
+
+def page_violations(size: int) -> Iterator[Violation]:
+    if size < 0:
+        yield Violation("page_size", f"is {size}; it has to be 0 (as many as is usual) or more")
+
+
+def id_prefix_violations(prefix: str) -> Iterator[Violation]:
+    if not _ID_PREFIX.fullmatch(prefix):
+        yield Violation("id_prefix", f"{prefix[:100]!r} is not how an id begins: at most 36 of 0-9 a-f -")
+
+
+def label_filter_violations(labels: Mapping[str, str]) -> Iterator[Violation]:
+    if len(labels) > MAX_LABEL_FILTERS:
+        yield Violation("labels", f"has {len(labels)} entries; at most {MAX_LABEL_FILTERS} are allowed")
 
 
 def _command_violations(spec: JobSpec) -> Iterator[Violation]:

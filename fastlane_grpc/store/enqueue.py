@@ -2,13 +2,16 @@
 
 from collections.abc import Iterator, Sequence
 from datetime import datetime
+from typing import TypeVar
 
 from fastlane_grpc.errors import RequestIdReused
 from fastlane_grpc.model import Execution, Job, JobSpec, State, Times, new_id
-from fastlane_grpc.store.database import Connection
+from fastlane_grpc.store.database import Connection, sqlite3
 from fastlane_grpc.store.queries import job_of
 from fastlane_grpc.store.rows import microseconds_since_epoch, request_digest, spec_bytes
 from fastlane_grpc.store.writer import Written
+
+T = TypeVar("T")
 
 # Rows of one statement, at most. For each power of two up to this SQLite keeps the statement prepared.
 _MOST_ROWS = 64
@@ -19,6 +22,8 @@ _EXECUTIONS = (
     "INSERT INTO executions (execution_id, job_id, task_id, priority, run, attempt, state, state_time, create_time, due_time) VALUES "
 )
 _EXECUTION = f"(?, ?, ?, ?, 1, 1, {State.QUEUED}, ?, ?, ?)"
+_LABELS = "INSERT INTO job_labels (name, value, create_time, seq) VALUES "
+_LABEL = "(?, ?, ?, ?)"
 
 
 class Enqueue:
@@ -31,6 +36,7 @@ class Enqueue:
         self.job = Job(execution.job_id, task_id, spec, execution, time, 1, request_id, caller_address)
         self._digest = request_digest(task_id, data)
         self._job_row = (execution.job_id, task_id, data, now, request_id, self._digest, caller_address)
+        self._create_time = now
         self._execution_row = (execution.id, execution.job_id, task_id, spec.priority, now, now, now)
 
     def __call__(self, db: Connection) -> Written[tuple[Job, bool]]:
@@ -40,19 +46,26 @@ class Enqueue:
         if not kept.rowcount:
             return Written((self._kept_before(db), True))
         db.execute(_EXECUTIONS + _EXECUTION, self._execution_row)
+        _keep_labels(db, self._label_rows(_last_seq(kept)))
         return self._written
 
     @staticmethod
     def together(db: Connection, works: Sequence["Enqueue"]) -> Sequence[Written[tuple[Job, bool]]]:
         """Raises an error of SQLite's if one of them was kept before."""
         for part in _parts(works):
-            db.execute(_JOBS + ", ".join([_JOB] * len(part)), [value for work in part for value in work._job_row])
+            kept = db.execute(_JOBS + ", ".join([_JOB] * len(part)), [value for work in part for value in work._job_row])
+            # The rows of one statement have consecutive numbers, each one more than the largest before.
+            first_seq = _last_seq(kept) - len(part) + 1
+            _keep_labels(db, [row for seq, work in enumerate(part, first_seq) for row in work._label_rows(seq)])
             db.execute(_EXECUTIONS + ", ".join([_EXECUTION] * len(part)), [value for work in part for value in work._execution_row])
         return [work._written for work in works]
 
     @property
     def _written(self) -> Written[tuple[Job, bool]]:
         return Written((self.job, False), [self.job.execution])
+
+    def _label_rows(self, seq: int) -> Sequence[tuple[str, str, int, int]]:
+        return [(name, value, self._create_time, seq) for name, value in self.job.spec.labels.items()]
 
     def _kept_before(self, db: Connection) -> Job:
         [(job_id, digest)] = db.execute(
@@ -64,7 +77,17 @@ class Enqueue:
         return job_of(db, job_id)
 
 
-def _parts(works: Sequence[Enqueue]) -> Iterator[Sequence[Enqueue]]:
+def _keep_labels(db: Connection, rows: Sequence[tuple[str, str, int, int]]) -> None:
+    for part in _parts(rows):
+        db.execute(_LABELS + ", ".join([_LABEL] * len(part)), [value for row in part for value in row])
+
+
+def _last_seq(kept: "sqlite3.Cursor") -> int:
+    assert kept.lastrowid is not None, "a row was inserted"
+    return kept.lastrowid
+
+
+def _parts(works: Sequence[T]) -> Iterator[Sequence[T]]:
     begin = 0
     while left := len(works) - begin:
         size = min(1 << left.bit_length() - 1, _MOST_ROWS)

@@ -166,3 +166,25 @@ def identity_of_the_instance(db: Database) -> None:
     """What containers are labelled with, so that two servers on one engine leave each other's alone."""
     db.table("instance").create({"instance_id": str}, pk="instance_id", strict=True)
     db.execute("INSERT INTO instance VALUES (?)", [str(uuid4())])
+
+
+@migrations()
+def labels_of_jobs(db: Database) -> None:
+    """What jobs are found by, in the order of their lists. Whoever keeps a job fills it in; it goes with the job."""
+    db.execute(
+        """
+        CREATE TABLE job_labels (
+            name TEXT NOT NULL, value TEXT NOT NULL, create_time INTEGER NOT NULL, seq INTEGER NOT NULL,
+            PRIMARY KEY (name, value, create_time, seq)
+        ) STRICT, WITHOUT ROWID
+        """
+    )
+    db.execute(
+        """
+        CREATE TRIGGER labels_went_with_their_job AFTER DELETE ON jobs BEGIN
+            DELETE FROM job_labels WHERE (name, value, create_time, seq) IN (
+                SELECT key, value, old.create_time, old.seq FROM json_each(CAST(old.spec AS TEXT), '$.labels')
+            );
+        END
+        """
+    )

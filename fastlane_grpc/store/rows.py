@@ -7,6 +7,7 @@ from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from fastlane_grpc.model import (
+    UNREAD,
     Execution,
     Job,
     JobSpec,
@@ -19,6 +20,7 @@ from fastlane_grpc.model import (
     State,
     Stop,
     StopCause,
+    Task,
     Times,
 )
 
@@ -34,11 +36,16 @@ EXECUTION = """
 """
 
 # What `job_from` takes, in its order; the columns of its newest execution follow.
-JOB = f"""
-    jobs.job_id, jobs.task_id, spec, jobs.create_time, request_id, caller_address,
+_JOB = f"""
+    jobs.create_time, request_id, caller_address,
     (SELECT count(*) FROM executions AS each_one WHERE each_one.job_id = jobs.job_id),
     {EXECUTION}
 """
+JOB = f"jobs.job_id, jobs.task_id, spec, {_JOB}"
+JOB_WITHOUT_SPEC = f"jobs.job_id, jobs.task_id, NULL, {_JOB}"
+
+# What `task_from` takes, in its order.
+TASK = "tasks.task_id, tasks.create_time, last_enqueue_time, jobs, open_jobs"
 
 # Made once: json.dumps makes one for each call that wants something special.
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
@@ -75,13 +82,18 @@ def job_from(row: Row) -> Job:
     return Job(
         id=job_id,
         task_id=task_id,
-        spec=spec_from(spec),
+        spec=UNREAD if spec is None else spec_from(spec),
         execution=execution_from(row[7:]),
         create_time=time_from(create_time),
         executions=executions,
         request_id=request_id,
         caller_address=caller_address,
     )
+
+
+def task_from(row: Row) -> Task:
+    task_id, create_time, last_enqueue_time, jobs, open_jobs = row
+    return Task(task_id, time_from(create_time), time_from(last_enqueue_time), jobs, open_jobs)
 
 
 def spec_bytes(spec: JobSpec) -> bytes:

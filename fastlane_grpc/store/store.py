@@ -7,11 +7,12 @@ from pathlib import Path
 from typing import Self
 
 from fastlane_grpc.errors import ExecutionNotFound
-from fastlane_grpc.model import Assignment, Execution, Job, JobSpec, LogTotals, Outcome, Reason, State, StopCause, utc_now
+from fastlane_grpc.model import Assignment, Execution, Job, JobSpec, LogTotals, Outcome, Reason, State, StopCause, Task, utc_now
 from fastlane_grpc.store.database import Connection, open_for_reading, open_for_writing
 from fastlane_grpc.store.enqueue import Enqueue
+from fastlane_grpc.store.lists import ExecutionQuery, JobQuery, Page, page_of_executions, page_of_jobs, page_of_tasks
 from fastlane_grpc.store.pending import Pending
-from fastlane_grpc.store.queries import NEWEST, execution_of, job_of
+from fastlane_grpc.store.queries import NEWEST, execution_of, job_of, task_of
 from fastlane_grpc.store.readers import Readers
 from fastlane_grpc.store.rows import EXECUTION, execution_from, logs_text, microseconds_of, microseconds_since_epoch, spec_from
 from fastlane_grpc.store.writer import Writer, Written
@@ -58,11 +59,23 @@ class Store:
         """Queued: STOPPED. With a container: STOPPING. STOPPING: a shorter rest of grace counts. Final: as it is. JobNotFound."""
 
         def work(db: Connection) -> Written[Job]:
-            execution = _stop(db, job_id, microseconds_since_epoch(self._now()), microseconds_of(grace), note)
+            execution = _stop(db, NEWEST, {"job_id": job_id, **self._order(grace, note)})
             job = job_of(db, job_id)
             return Written(job, [execution] if execution else [])
 
         return self._writer.write(work)
+
+    def stop_execution(self, execution_id: str, *, grace: timedelta, note: str) -> Pending[Execution]:
+        """The same for exactly this execution. ExecutionNotFound."""
+
+        def work(db: Connection) -> Written[Execution]:
+            execution = _stop(db, _THIS, {"execution_id": execution_id, **self._order(grace, note)})
+            return Written(execution_of(db, execution_id), [execution] if execution else [])
+
+        return self._writer.write(work)
+
+    def _order(self, grace: timedelta, note: str) -> Mapping[str, object]:
+        return {"now": microseconds_since_epoch(self._now()), "grace": microseconds_of(grace), "note": note}
 
     def job(self, job_id: str) -> Pending[Job]:
         """JobNotFound."""
@@ -71,6 +84,22 @@ class Store:
     def execution(self, execution_id: str) -> Pending[Execution]:
         """ExecutionNotFound."""
         return self._readers.read(lambda db: execution_of(db, execution_id))
+
+    def task(self, task_id: str) -> Pending[Task]:
+        """TaskNotFound."""
+        return self._readers.read(lambda db: task_of(db, task_id))
+
+    def jobs(self, query: JobQuery, *, after: tuple[int, int] | None = None, size: int) -> Pending[Page[Job]]:
+        """A page of at most `size` from behind `after` on, newest first."""
+        return self._readers.read(lambda db: page_of_jobs(db, query, after, size))
+
+    def executions(self, query: ExecutionQuery, *, after: tuple[int] | None = None, size: int) -> Pending[Page[Execution]]:
+        """A page of at most `size` from behind `after` on, newest first."""
+        return self._readers.read(lambda db: page_of_executions(db, query, after, size))
+
+    def tasks(self, *, after: tuple[str] | None = None, size: int) -> Pending[Page[Task]]:
+        """A page of at most `size` from behind `after` on, by name."""
+        return self._readers.read(lambda db: page_of_tasks(db, after, size))
 
     # ---- what the dispatcher asks for
 
@@ -311,13 +340,16 @@ def _claim_next(db: Connection, host: str, now: int) -> Execution | None:
     )
 
 
-def _stop(db: Connection, job_id: str, now: int, grace: int, note: str) -> Execution | None:
-    """Stops the newest execution of the job; None if there is nothing to change."""
-    order = {"job_id": job_id, "now": now, "grace": grace, "note": note}
-    return _stop_queued(db, order) or _stop_claimed(db, order) or _shorten_grace(db, order)
+# The `seq` of the execution that is called so.
+_THIS = "(SELECT seq FROM executions WHERE execution_id = :execution_id)"
 
 
-def _stop_queued(db: Connection, order: Mapping[str, object]) -> Execution | None:
+def _stop(db: Connection, which: str, order: Mapping[str, object]) -> Execution | None:
+    """Stops the execution of which `which`, SQL, is the seq; None if there is nothing to change."""
+    return _stop_queued(db, which, order) or _stop_claimed(db, which, order) or _shorten_grace(db, which, order)
+
+
+def _stop_queued(db: Connection, which: str, order: Mapping[str, object]) -> Execution | None:
     return _update(
         db,
         f"""
@@ -326,32 +358,32 @@ def _stop_queued(db: Connection, order: Mapping[str, object]) -> Execution | Non
             stop_cause = '{StopCause.CALLER.value}', stop_time = :now, stop_grace = :grace, stop_note = :note,
             reason = {Reason.UNSPECIFIED}, detail = 'stopped while it was queued' || iif(:note = '', '', ': ' || :note),
             out_of_memory = 0, stop_signal = ''
-        WHERE seq = {NEWEST} AND state = {State.QUEUED}
+        WHERE seq = {which} AND state = {State.QUEUED}
         """,
         **order,
     )
 
 
-def _stop_claimed(db: Connection, order: Mapping[str, object]) -> Execution | None:
+def _stop_claimed(db: Connection, which: str, order: Mapping[str, object]) -> Execution | None:
     return _update(
         db,
         f"""
         UPDATE executions
         SET state = {State.STOPPING}, state_time = :now,
             stop_cause = '{StopCause.CALLER.value}', stop_time = :now, stop_grace = :grace, stop_note = :note
-        WHERE seq = {NEWEST} AND state IN ({State.PREPARING}, {State.RUNNING})
+        WHERE seq = {which} AND state IN ({State.PREPARING}, {State.RUNNING})
         """,
         **order,
     )
 
 
-def _shorten_grace(db: Connection, order: Mapping[str, object]) -> Execution | None:
+def _shorten_grace(db: Connection, which: str, order: Mapping[str, object]) -> Execution | None:
     # Grace counts from the first order, whose cause stays: it decides between STOPPED and TIMED_OUT.
     return _update(
         db,
         f"""
         UPDATE executions SET stop_grace = max(:now + :grace - stop_time, 0)
-        WHERE seq = {NEWEST} AND state = {State.STOPPING} AND :now + :grace < stop_time + stop_grace
+        WHERE seq = {which} AND state = {State.STOPPING} AND :now + :grace < stop_time + stop_grace
         """,
         **order,
     )

@@ -1,0 +1,72 @@
+"""A store that cannot write or read, as callers are told of it over gRPC; and that some test provokes each error the contract has."""
+
+import asyncio
+import re
+from pathlib import Path
+
+import grpc
+import pytest
+from google.rpc import error_details_pb2
+
+from fastlane_grpc.rpc import statuses
+from fastlane_grpc.store import Store
+from fastlane_grpc.store.database import Connection, open_for_writing
+from fastlane_grpc.store.readers import Readers
+from fastlane_grpc.store.writer import Writer
+from fastlane_grpc.v1 import fastlane_pb2 as pb
+from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
+from tests.test_rpc import House, detail, info, reason
+
+
+class HouseWithoutRoom(House):
+    """Its database cannot grow."""
+
+    def open_store(self, path: Path, loop: asyncio.AbstractEventLoop) -> Store:
+        file = path / "fastlane.db"
+        self.db: Connection = open_for_writing(file)
+        [(pages,)] = self.db.execute("PRAGMA page_count").fetchall()
+        self.db.execute(f"PRAGMA max_page_count = {pages}").fetchall()
+        writer = Writer(self.db, file, loop=loop, on_commit=lambda executions: None)
+        return Store(writer, Readers(file, loop=loop), instance="")
+
+
+async def test_a_full_disk_is_told_and_when_to_come_again(tmp_path: Path) -> None:
+    house = HouseWithoutRoom(tmp_path)
+    await house.server.start()
+    with pytest.raises(grpc.aio.AioRpcError) as full:
+        await house.enqueue(args=["x" * 100_000])
+    assert (full.value.code(), reason(full.value)) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "DISK_FULL")
+    retry = detail(full.value, error_details_pb2.RetryInfo)
+    assert retry is not None
+    assert retry.retry_delay.seconds > 0
+    assert (await house.jobs.ListJobs(pb.ListJobsRequest())).jobs == []
+    await house.close()
+
+
+async def test_a_store_that_cannot_be_read_is_told_and_when_to_come_again(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    await house.server.start()
+    await house.enqueue()
+    db = open_for_writing(tmp_path / "fastlane.db")
+    # What a damaged file says, or one that somebody else has changed: the table is not what it was.
+    db.execute("ALTER TABLE tasks RENAME TO hidden")
+    tasks = pb_grpc.TaskServiceStub(house.channel)
+    for call in (tasks.ListTasks(pb.ListTasksRequest()), tasks.GetTask(pb.GetTaskRequest(task_id="task"))):
+        with pytest.raises(grpc.aio.AioRpcError) as failed:
+            await call  # type: ignore[misc]
+        assert (failed.value.code(), reason(failed.value)) == (grpc.StatusCode.UNAVAILABLE, "STORE_FAILED")
+        assert detail(failed.value, error_details_pb2.RetryInfo) is not None
+        assert info(failed.value).domain == "fastlane"
+    db.execute("ALTER TABLE hidden RENAME TO tasks")
+    db.close()
+    assert len((await tasks.ListTasks(pb.ListTasksRequest())).tasks) == 1
+    await house.close()
+
+
+def test_every_error_of_the_contract_is_in_the_table_and_provoked_by_a_test() -> None:
+    served = {pb.ErrorReason.Name(reason) for _, reason in statuses._TABLE.values()} | {"ERROR_REASON_DEFECT"}
+    assert served == set(pb.ErrorReason.keys()) - {"ERROR_REASON_UNSPECIFIED"}
+    tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_rpc*.py"))
+    provoked = {f"ERROR_REASON_{name}" for name in re.findall(r'"([A-Z_]+)"', tests)}
+    # By the limit on what waits, which is tested where it is kept.
+    assert served - {"ERROR_REASON_QUEUE_FULL"} <= provoked

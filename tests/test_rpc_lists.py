@@ -1,0 +1,390 @@
+"""Lists, tasks and the stop of one execution over real gRPC and a real store; the test itself is the runner."""
+
+from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+
+import grpc
+import pytest
+from google.protobuf import duration_pb2, timestamp_pb2
+from google.rpc import error_details_pb2
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastlane_grpc.errors import PageTokenInvalid
+from fastlane_grpc.model import Outcome, State
+from fastlane_grpc.service import ExecutionQuery, JobQuery, TaskQuery
+from fastlane_grpc.service.pages import position_of, token_of
+from fastlane_grpc.v1 import fastlane_pb2 as pb
+from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
+from tests.test_rpc import House, detail, info, reason
+
+LONG_AGO, LATER = timestamp_pb2.Timestamp(seconds=1), timestamp_pb2.Timestamp(seconds=253_402_300_799, nanos=999_999_999)
+
+
+class Lists(House):
+    """With the calls that look things up, to their last page."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(path)
+        self.tasks = pb_grpc.TaskServiceStub(self.channel)
+
+    async def all_jobs(self, request: pb.ListJobsRequest) -> list[pb.Job]:
+        jobs: list[pb.Job] = []
+        while True:
+            page = await self.jobs.ListJobs(request)
+            jobs += page.jobs
+            if not page.next_page_token:
+                return jobs
+            request.page_token = page.next_page_token
+
+    async def all_executions(self, request: pb.ListExecutionsRequest) -> list[pb.Execution]:
+        executions: list[pb.Execution] = []
+        while True:
+            page = await self.executions.ListExecutions(request)
+            executions += page.executions
+            if not page.next_page_token:
+                return executions
+            request.page_token = page.next_page_token
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[Lists]:
+    house = Lists(tmp_path)
+    await house.server.start()
+    yield house
+    await house.close()
+
+
+def fields(error: grpc.aio.AioRpcError) -> list[str]:
+    assert (error.code(), reason(error)) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
+    bad = detail(error, error_details_pb2.BadRequest)
+    assert bad is not None
+    return [violation.field for violation in bad.field_violations]
+
+
+def ids(found: Sequence[pb.Job] | Sequence[pb.Execution]) -> list[str]:
+    return [each.id for each in found]
+
+
+# ------------------------------------------------------------------------------------------------------------------------ jobs
+
+
+async def test_jobs_are_listed_newest_first_as_get_job_answers_them_but_for_their_specs(house: Lists) -> None:
+    enqueued = [await house.enqueue(command=f"echo {number}") for number in range(5)]
+    await house.store.claim(1, host="local")
+    await house.jobs.StopJob(pb.StopJobRequest(job_id=enqueued[1].id))
+    got = [(await house.jobs.GetJob(pb.GetJobRequest(job_id=job.id))).job for job in reversed(enqueued)]
+    assert got[0].execution.waiting.detail == "8 of 8 places taken"
+    with_spec = await house.jobs.ListJobs(pb.ListJobsRequest(with_spec=True))
+    assert (list(with_spec.jobs), with_spec.next_page_token) == (got, "")
+    for job in got:
+        job.ClearField("spec")
+    assert list((await house.jobs.ListJobs(pb.ListJobsRequest())).jobs) == got
+
+
+async def test_jobs_are_found_by_each_filter_and_by_all_of_them(house: Lists) -> None:
+    first, second = [await house.enqueue(labels={"team": "mail", "env": "prod"}) for _ in range(2)]
+    third = await house.enqueue(labels={"team": "mail", "env": "test"})
+    other = (await house.jobs.EnqueueJob(pb.EnqueueJobRequest(task_id="other", spec=pb.JobSpec(image="busybox")))).job
+    await house.jobs.StopJob(pb.StopJobRequest(job_id=second.id))
+
+    async def found(**query: object) -> list[str]:
+        return ids(await house.all_jobs(pb.ListJobsRequest(page_size=1, **query)))  # type: ignore[arg-type]
+
+    assert await found() == ids([other, third, second, first])
+    assert await found(task_id="task") == ids([third, second, first])
+    assert await found(task_id="unknown") == []
+    assert await found(states=[pb.STATE_STOPPED]) == [second.id]
+    assert await found(states=[pb.STATE_LOST, pb.STATE_QUEUED]) == ids([other, third, first])
+    assert await found(labels={"team": "mail"}) == ids([third, second, first])
+    assert await found(labels={"team": "mail", "env": "prod"}) == ids([second, first])
+    assert await found(labels={"team": "mail", "env": "none"}) == []
+    assert await found(since_time=third.create_time) == ids([other, third])
+    assert await found(until_time=third.create_time) == ids([second, first])
+    assert await found(since_time=second.create_time, until_time=third.create_time) == [second.id]
+    assert await found(since_time=third.create_time, until_time=second.create_time) == []
+    assert await found(since_time=LONG_AGO, until_time=LATER) == ids([other, third, second, first])
+    assert await found(since_time=LATER) == await found(until_time=LONG_AGO) == []
+    assert await found(id_prefix=second.id) == [second.id]
+    assert await found(id_prefix=second.id[:30]) == [second.id]
+    assert await found(id_prefix=first.id[:4]) == ids([other, third, second, first])
+    everything = {"task_id": "task", "states": [pb.STATE_QUEUED], "labels": {"env": "prod"}, "id_prefix": first.id[:5]}
+    assert await found(**everything, since_time=first.create_time, until_time=LATER) == [first.id]
+
+
+async def test_a_time_finer_than_ours_is_the_next_microsecond(house: Lists) -> None:
+    job = await house.enqueue()
+    finer = timestamp_pb2.Timestamp(seconds=job.create_time.seconds, nanos=job.create_time.nanos + 1)
+    assert (await house.jobs.ListJobs(pb.ListJobsRequest(since_time=finer))).jobs == []
+    assert ids((await house.jobs.ListJobs(pb.ListJobsRequest(until_time=finer))).jobs) == [job.id]
+
+
+async def test_pages_hold_what_was_asked_for_50_by_themselves_and_1000_at_most(house: Lists) -> None:
+    enqueue = pb.EnqueueJobRequest(task_id="t", spec=pb.JobSpec(image="busybox"))
+    for _ in range(1001):
+        await house.jobs.EnqueueJob(enqueue)
+    for size, number in ((0, 50), (7, 7), (1000, 1000), (1001, 1000), (2**31 - 1, 1000)):
+        page = await house.jobs.ListJobs(pb.ListJobsRequest(page_size=size))
+        assert len(page.jobs) == number
+        assert page.next_page_token
+        executions = await house.executions.ListExecutions(pb.ListExecutionsRequest(page_size=size))
+        assert len(executions.executions) == number
+    # The size may change on the way.
+    rest = await house.jobs.ListJobs(pb.ListJobsRequest(page_size=3, page_token=page.next_page_token))
+    assert (len(rest.jobs), rest.next_page_token) == (1, "")
+
+
+async def test_no_page_is_larger_than_3_mib_and_the_next_goes_on(house: Lists) -> None:
+    large = {"args": ["x" * 100_000] * 9}
+    enqueued = [await house.enqueue(**large) for _ in range(7)]
+    request = pb.ListJobsRequest(with_spec=True)
+    page = await house.jobs.ListJobs(request)
+    assert len(page.jobs) == 3
+    assert page.ByteSize() <= 3 << 20
+    assert ids(await house.all_jobs(request)) == ids(enqueued[::-1])
+    # The largest there is fits as well.
+    largest = await house.enqueue(args=["x" * 100_000] * 20, envs={f"KEY{number}": "" for number in range(5_000)})
+    page = await house.jobs.ListJobs(pb.ListJobsRequest(with_spec=True))
+    assert ids(page.jobs) == [largest.id, enqueued[-1].id]
+    assert page.ByteSize() <= 3 << 20
+
+
+async def test_metadata_that_is_larger_on_the_wire_than_on_disk_makes_pages_shorter(house: Lists) -> None:
+    spec = pb.JobSpec(image="busybox")
+    spec.metadata["numbers"] = [0] * 16_000
+    for _ in range(30):
+        await house.jobs.EnqueueJob(pb.EnqueueJobRequest(task_id="t", spec=spec))
+    page = await house.jobs.ListJobs(pb.ListJobsRequest(with_spec=True))
+    assert page.ByteSize() <= 3 << 20
+    assert 0 < len(page.jobs) < 30
+    assert len(await house.all_jobs(pb.ListJobsRequest(with_spec=True))) == 30
+
+
+# ------------------------------------------------------------------------------------------------------------------ executions
+
+
+async def test_executions_are_listed_newest_first_as_get_execution_answers_them(house: Lists) -> None:
+    jobs = [await house.enqueue() for _ in range(3)]
+    (assignment,) = await house.store.claim(1, host="local")
+    other = (await house.jobs.EnqueueJob(pb.EnqueueJobRequest(task_id="other", spec=pb.JobSpec(image="busybox")))).job
+    await house.jobs.StopJob(pb.StopJobRequest(job_id=jobs[1].id))
+
+    async def found(**query: object) -> list[str]:
+        return ids(await house.all_executions(pb.ListExecutionsRequest(page_size=1, **query)))  # type: ignore[arg-type]
+
+    every = [other.execution.id, *(job.execution.id for job in reversed(jobs))]
+    assert await found() == every
+    assert await found(task_id="task") == every[1:]
+    assert await found(job_id=jobs[2].id) == [jobs[2].execution.id]
+    assert await found(job_id="unknown") == await found(host="unknown") == await found(task_id="unknown") == []
+    assert await found(host="local") == [assignment.execution.id] == [jobs[0].execution.id]
+    assert await found(states=[pb.STATE_PREPARING, pb.STATE_STOPPED]) == [jobs[1].execution.id, jobs[0].execution.id]
+    assert await found(host="local", task_id="task", states=[pb.STATE_PREPARING]) == [jobs[0].execution.id]
+    assert await found(host="local", task_id="other") == []
+    assert await found(id_prefix=every[1][:30]) == [every[1]]
+    assert await found(id_prefix=every[1][:3], states=[pb.STATE_QUEUED], task_id="task") == [every[1]]
+    listed = (await house.executions.ListExecutions(pb.ListExecutionsRequest())).executions
+    assert listed[0].waiting.reason == pb.WAIT_REASON_NO_FREE_PLACE
+    for execution in listed:
+        assert execution == (await house.executions.GetExecution(pb.GetExecutionRequest(execution_id=execution.id))).execution
+
+
+async def test_one_execution_is_stopped_as_its_job_would_be(house: Lists) -> None:
+    queued, running = await house.enqueue(stop_grace=duration_pb2.Duration(seconds=7)), await house.enqueue()
+    execution, writer = await house.begin()
+    assert execution.id == queued.execution.id
+    stopping = (await house.executions.StopExecution(pb.StopExecutionRequest(execution_id=execution.id, note="enough"))).execution
+    assert stopping.state == pb.STATE_STOPPING
+    kept = (await house.store.execution(execution.id)).stop
+    assert kept is not None
+    assert (kept.grace, kept.note) == (timedelta(seconds=7), "enough")
+    now = pb.StopExecutionRequest(execution_id=execution.id, grace=duration_pb2.Duration())
+    assert (await house.executions.StopExecution(now)).execution.state == pb.STATE_STOPPING
+    kept = (await house.store.execution(execution.id)).stop
+    assert kept is not None
+    assert kept.grace < timedelta(seconds=7)
+    writer.close()
+    stopped = (await house.executions.StopExecution(pb.StopExecutionRequest(execution_id=running.execution.id, note="why"))).execution
+    assert (stopped.state, stopped.outcome.detail) == (pb.STATE_STOPPED, "stopped while it was queued: why")
+    again = (await house.executions.StopExecution(pb.StopExecutionRequest(execution_id=running.execution.id))).execution
+    assert again == stopped
+    assert (await house.jobs.GetJob(pb.GetJobRequest(job_id=running.id))).job.state == pb.STATE_STOPPED
+
+
+async def test_a_stop_of_an_execution_names_what_is_wrong_with_it(house: Lists) -> None:
+    job = await house.enqueue()
+    bad = pb.StopExecutionRequest(execution_id=job.execution.id, note="x" * 257, grace=duration_pb2.Duration(seconds=-1))
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await house.executions.StopExecution(bad)
+    assert fields(refused.value) == ["note", "grace"]
+    bad.grace.CopyFrom(duration_pb2.Duration(seconds=1, nanos=-1))
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await house.executions.StopExecution(bad)
+    assert fields(refused.value) == ["grace", "note"]
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await house.executions.StopExecution(pb.StopExecutionRequest())
+    assert fields(refused.value) == ["execution_id"]
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await house.executions.StopExecution(pb.StopExecutionRequest(execution_id=job.id))
+    assert (refused.value.code(), reason(refused.value)) == (grpc.StatusCode.NOT_FOUND, "EXECUTION_NOT_FOUND")
+    assert info(refused.value).metadata == {"execution_id": job.id}
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await house.executions.StopExecution(pb.StopExecutionRequest.FromString(b"\x98\x06\x01"))
+    assert (refused.value.code(), reason(refused.value)) == (grpc.StatusCode.UNIMPLEMENTED, "UNKNOWN_FIELD")
+    assert (await house.jobs.GetJob(pb.GetJobRequest(job_id=job.id))).job.state == pb.STATE_QUEUED
+
+
+# ----------------------------------------------------------------------------------------------------------------------- tasks
+
+
+async def test_a_task_has_the_number_of_its_jobs(house: Lists) -> None:
+    first = await house.enqueue()
+    second = await house.enqueue()
+    (assignment,) = await house.store.claim(1, host="local")
+    await house.store.finish(assignment.execution.id, state=State.SUCCEEDED, outcome=Outcome(exit_code=0), logs=())
+    task = (await house.tasks.GetTask(pb.GetTaskRequest(task_id="task"))).task
+    expected = pb.Task(id="task", jobs=2, open_jobs=1, create_time=first.create_time, last_enqueue_time=second.create_time)
+    assert task == expected
+    assert list((await house.tasks.ListTasks(pb.ListTasksRequest())).tasks) == [expected]
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await house.tasks.GetTask(pb.GetTaskRequest(task_id="Task"))
+    assert (refused.value.code(), reason(refused.value)) == (grpc.StatusCode.NOT_FOUND, "TASK_NOT_FOUND")
+    assert info(refused.value).metadata == {"task_id": "Task"}
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await house.tasks.GetTask(pb.GetTaskRequest())
+    assert fields(refused.value) == ["task_id"]
+
+
+async def test_tasks_are_paged_by_name(house: Lists) -> None:
+    names = [f"task-{number:02}" for number in range(55)]
+    for name in reversed(names):
+        await house.jobs.EnqueueJob(pb.EnqueueJobRequest(task_id=name, spec=pb.JobSpec(image="busybox")))
+    first = await house.tasks.ListTasks(pb.ListTasksRequest())
+    second = await house.tasks.ListTasks(pb.ListTasksRequest(page_token=first.next_page_token, page_size=1000))
+    assert [task.id for task in [*first.tasks, *second.tasks]] == names
+    assert (len(first.tasks), second.next_page_token) == (50, "")
+
+
+# ---------------------------------------------------------------------------------------------------------------------- errors
+
+
+async def test_a_bad_query_names_every_field(house: Lists) -> None:
+    bad = pb.ListJobsRequest(
+        states=[pb.STATE_QUEUED, 0, 1, 77],  # type: ignore[list-item]
+        labels={f"name-{number}": "" for number in range(9)},
+        since_time=timestamp_pb2.Timestamp(seconds=-62_135_596_801),
+        until_time=timestamp_pb2.Timestamp(nanos=-1),
+        id_prefix="01A",
+        page_size=-1,
+    )
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await house.jobs.ListJobs(bad)
+    assert fields(refused.value) == ["states[1]", "states[2]", "states[3]", "since_time", "until_time", "page_size", "id_prefix", "labels"]
+    bad_executions = pb.ListExecutionsRequest(states=[12], id_prefix="0" * 37, page_size=-5)  # type: ignore[list-item]
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await house.executions.ListExecutions(bad_executions)
+    assert fields(refused.value) == ["states[0]", "page_size", "id_prefix"]
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await house.tasks.ListTasks(pb.ListTasksRequest(page_size=-1))
+    assert fields(refused.value) == ["page_size"]
+    assert (await house.jobs.ListJobs(pb.ListJobsRequest(labels={f"name-{number}": "" for number in range(8)}))).jobs == []
+
+
+@pytest.mark.parametrize("prefix", ["%", "g", "0_", "'", "\0", "é", " "])
+async def test_an_id_prefix_is_of_the_letters_of_ids(house: Lists, prefix: str) -> None:
+    for call in (
+        house.jobs.ListJobs(pb.ListJobsRequest(id_prefix=prefix)),
+        house.executions.ListExecutions(pb.ListExecutionsRequest(id_prefix=prefix)),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call
+        assert fields(refused.value) == ["id_prefix"]
+
+
+async def test_a_page_token_is_good_for_its_own_query_alone(house: Lists) -> None:
+    for task_id in ("a", "b"):
+        for _ in range(2):
+            await house.jobs.EnqueueJob(pb.EnqueueJobRequest(task_id=task_id, spec=pb.JobSpec(image="busybox")))
+    query = pb.ListJobsRequest(states=[pb.STATE_QUEUED, pb.STATE_LOST], page_size=1)
+    token = (await house.jobs.ListJobs(query)).next_page_token
+    of_executions = (await house.executions.ListExecutions(pb.ListExecutionsRequest(page_size=1))).next_page_token
+    of_tasks = (await house.tasks.ListTasks(pb.ListTasksRequest(page_size=1))).next_page_token
+    assert all(each.isascii() and each.replace("-", "").replace("_", "").isalnum() for each in (token, of_executions, of_tasks))
+    calls = [
+        house.jobs.ListJobs(pb.ListJobsRequest(page_token=token)),
+        house.jobs.ListJobs(pb.ListJobsRequest(states=[pb.STATE_QUEUED], page_token=token)),
+        house.jobs.ListJobs(pb.ListJobsRequest(states=[2, 11], task_id="a", page_token=token)),  # type: ignore[list-item]
+        house.jobs.ListJobs(pb.ListJobsRequest(states=[2, 11], with_spec=True, page_token=token)),  # type: ignore[list-item]
+        house.jobs.ListJobs(pb.ListJobsRequest(states=[2, 11], labels={"a": "b"}, page_token=token)),  # type: ignore[list-item]
+        house.jobs.ListJobs(pb.ListJobsRequest(states=[2, 11], since_time=LONG_AGO, page_token=token)),  # type: ignore[list-item]
+        house.jobs.ListJobs(pb.ListJobsRequest(states=[2, 11], until_time=LATER, page_token=token)),  # type: ignore[list-item]
+        house.jobs.ListJobs(pb.ListJobsRequest(states=[2, 11], id_prefix="0", page_token=token)),  # type: ignore[list-item]
+        house.jobs.ListJobs(pb.ListJobsRequest(states=[2, 11], page_token=token + "A")),  # type: ignore[list-item]
+        house.jobs.ListJobs(pb.ListJobsRequest(page_token="\N{PARTY POPPER}")),
+        house.jobs.ListJobs(pb.ListJobsRequest(page_token=of_executions)),
+        house.executions.ListExecutions(pb.ListExecutionsRequest(page_token=of_tasks)),
+        house.executions.ListExecutions(pb.ListExecutionsRequest(page_token=of_executions, host="here")),
+        house.executions.ListExecutions(pb.ListExecutionsRequest(page_token=of_executions, job_id="x")),
+        house.tasks.ListTasks(pb.ListTasksRequest(page_token=of_executions)),
+        house.tasks.ListTasks(pb.ListTasksRequest(page_token="nonsense")),
+    ]
+    for call in calls:
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call  # type: ignore[misc]
+        assert (refused.value.code(), reason(refused.value)) == (grpc.StatusCode.INVALID_ARGUMENT, "PAGE_TOKEN_INVALID")
+    # The order in which states are named, and how often, makes no other query.
+    same = pb.ListJobsRequest(states=[11, 2, 2], page_token=token)  # type: ignore[list-item]
+    assert len((await house.jobs.ListJobs(same)).jobs) == 3
+
+
+async def test_a_server_that_stops_answers_no_list(house: Lists) -> None:
+    house.service.stop_serving()
+    for call in (
+        house.jobs.ListJobs(pb.ListJobsRequest()),
+        house.executions.ListExecutions(pb.ListExecutionsRequest()),
+        house.executions.StopExecution(pb.StopExecutionRequest(execution_id="x")),
+        house.tasks.ListTasks(pb.ListTasksRequest()),
+        house.tasks.GetTask(pb.GetTaskRequest(task_id="t")),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call
+        assert (refused.value.code(), reason(refused.value)) == (grpc.StatusCode.UNAVAILABLE, "SERVER_STOPPING")
+        assert detail(refused.value, error_details_pb2.RetryInfo) is not None
+
+
+# ---------------------------------------------------------------------------------------------------------------------- tokens
+
+
+QUERIES = st.sampled_from([JobQuery(), JobQuery(task_id="t"), ExecutionQuery(), ExecutionQuery(host="h"), TaskQuery()])
+INTEGERS = st.integers(-(1 << 63) + 1, (1 << 63) - 1)
+
+
+@given(INTEGERS, INTEGERS, st.from_regex(r"[A-Za-z0-9._-]{1,128}", fullmatch=True))
+def test_a_token_gives_back_its_place_and_only_whole(time: int, seq: int, task_id: str) -> None:
+    for place, query in (((time, seq), JobQuery(task_id="t")), ((seq,), ExecutionQuery()), ((task_id,), TaskQuery())):
+        token = token_of(place, query)
+        assert position_of(token, query) == place
+        for cut in range(1, len(token)):
+            with pytest.raises(PageTokenInvalid):
+                position_of(token[:cut], query)
+        for changed in range(len(token)):
+            other = "B" if token[changed] == "A" else "A"
+            with pytest.raises(PageTokenInvalid):
+                position_of(token[:changed] + other + token[changed + 1 :], query)
+
+
+@given(st.text(max_size=60), QUERIES)
+def test_any_other_text_is_no_token_and_no_defect(text: str, query: JobQuery | ExecutionQuery | TaskQuery) -> None:
+    if text:
+        with pytest.raises(PageTokenInvalid):
+            position_of(text, query)
+
+
+@pytest.mark.parametrize(
+    "place", [(), (1,), (1, 2, 3), ("a", "b"), (1, None), (1.5, 2), (True, 1), (1 << 63, 1), ([], 1), ("é",), ("\ud800",), (1, "x" * 500)]
+)
+def test_a_token_somebody_made_holds_a_place_or_is_none(place: tuple[object, ...]) -> None:
+    for query in (JobQuery(), TaskQuery()):
+        with pytest.raises(PageTokenInvalid):
+            position_of(token_of(place, query), query)  # type: ignore[arg-type]
