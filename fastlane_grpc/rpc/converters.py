@@ -1,6 +1,7 @@
 """Between the words of the house and those of the wire: one pair of functions per noun, and nothing else."""
 
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import cast
 
@@ -10,8 +11,8 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from fastlane_grpc.errors import InvalidRequest, Violation
+from fastlane_grpc.logs import BeginAt, TextChunk
 from fastlane_grpc.logs import Message as LogMessage
-from fastlane_grpc.logs import TextChunk
 from fastlane_grpc.model import (
     Execution,
     Job,
@@ -49,6 +50,8 @@ _MAX_SPEC_BYTES = 2 << 20
 _MAX_METADATA_DEPTH = 16
 # The longest duration of the wire.
 _MAX_SECONDS = 315_576_000_000
+# Times of the wire are of the years 1 to 9999.
+_FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799
 
 # ------------------------------------------------------------------------------------------------------------------- requests
 
@@ -73,6 +76,7 @@ def read_log_request(request: pb.StreamExecutionLogsRequest) -> tuple[LogRequest
     read = LogRequest(
         request.execution_id,
         request.cursor,
+        _read_begin(request, violations),
         () if pb.SOURCE_UNSPECIFIED in numbers else [Source(number) for number in numbers if number in _SOURCES],
         request.follow if request.HasField("follow") else True,
         request.text,
@@ -86,7 +90,13 @@ def read_grace(request: pb.StopJobRequest) -> tuple[timedelta | None, list[Viola
 
 
 def _with_heartbeat(request: LogRequest, heartbeat: timedelta) -> LogRequest:
-    return LogRequest(request.execution_id, request.cursor, request.sources, request.follow, request.text, heartbeat)
+    return replace(request, heartbeat=heartbeat)
+
+
+def _read_begin(request: pb.StreamExecutionLogsRequest, violations: list[Violation]) -> BeginAt | None:
+    tail_lines = request.tail_lines if request.HasField("tail_lines") else None
+    since_ns = _read_time_ns(request.since_time, "since_time", violations) if request.HasField("since_time") else None
+    return None if tail_lines is None and since_ns is None else BeginAt(tail_lines, since_ns)
 
 
 def _read_spec(spec: pb.JobSpec, violations: list[Violation]) -> JobSpec:
@@ -131,6 +141,14 @@ def _read_optional_duration(
         violations.append(Violation(field, f"is not a duration: {duration.seconds} seconds and {duration.nanos} nanoseconds"))
         return None
     return duration.ToTimedelta()
+
+
+def _read_time_ns(time: Timestamp, field: str, violations: list[Violation]) -> int | None:
+    """Nanoseconds since 1970."""
+    if not _FIRST_SECOND <= time.seconds <= _LAST_SECOND or not 0 <= time.nanos < 1_000_000_000:
+        violations.append(Violation(field, f"is not a time: {time.seconds} seconds and {time.nanos} nanoseconds"))
+        return None
+    return time.seconds * 1_000_000_000 + time.nanos
 
 
 def _read_metadata(spec: pb.JobSpec, violations: list[Violation]) -> Mapping[str, object] | None:

@@ -7,17 +7,18 @@ from datetime import timedelta
 from typing import TypeAlias
 
 from fastlane_grpc.errors import ServerStopping
-from fastlane_grpc.logs import Cursor, Tail, Tails, Watch
+from fastlane_grpc.logs import BeginAt, Cursor, Tail, Tails, Watch
 from fastlane_grpc.model import Execution, Source
 from fastlane_grpc.store import Store
 
 
 @dataclass(frozen=True, slots=True)
 class LogRequest:
-    """What a caller wants to see; no sources: all of them."""
+    """What a caller wants to see; no sources: all of them. Without a `begin` from the first byte; a `cursor` wins over it."""
 
     execution_id: str
     cursor: str = ""
+    begin: BeginAt | None = None
     sources: Sequence[Source] = ()
     follow: bool = True
     text: bool = False
@@ -70,6 +71,8 @@ async def log_stream(request: LogRequest, store: Store, tails: Tails, stopping: 
         # Read after the watch began: a change in between is told of, and is newer than what is read here.
         execution = await store.execution(request.execution_id)
         watch.execution = watch.execution or execution
+        if request.begin and not request.cursor:
+            cursor = await tails.cursor_at(watch, request.begin, request.sources)
         tail = tails.tail(watch, cursor, request.sources, text=request.text)
         if not request.follow:
             tail.mark()

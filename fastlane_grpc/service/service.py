@@ -98,7 +98,8 @@ class Service:
         """The log of one execution; see `log_stream`."""
         self._check_serving()
         _require("execution_id", request.execution_id)
-        validation.refuse([*malformed, *validation.heartbeat_violations(request.heartbeat)])
+        tail_lines = request.begin.tail_lines if request.begin else None
+        validation.refuse([*malformed, *validation.tail_lines_violations(tail_lines), *validation.heartbeat_violations(request.heartbeat)])
         if self._streams >= self.settings.max_streams:
             raise TooManyStreams(
                 f"all {self.settings.max_streams} log streams are taken; try again later", retry_seconds=_STREAMS_RETRY_SECONDS
