@@ -13,10 +13,10 @@ from google.rpc import error_details_pb2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fastlane_grpc.model import Cause, Execution, Source
+from fastlane_grpc.model import Cause, Execution, Source, new_id
 from fastlane_grpc.record import RecordWriter
 from fastlane_grpc.v1 import fastlane_pb2 as pb
-from tests.test_rpc import House, detail, reason
+from tests.test_rpc import House, detail, info, reason
 
 OUT, ERR, SYSTEM = Source.STDOUT, Source.STDERR, Source.SYSTEM
 SECOND = 1_000_000_000
@@ -234,6 +234,102 @@ async def test_what_came_since_a_time_and_of_that_the_last_lines(house: House) -
     assert data(await read(house, execution.id, since_time=since, tail_lines=14), OUT) == b"5\n6\n7\n8\n9\n"
     assert data(await read(house, execution.id, since_time=since, tail_lines=1000), OUT) == b"5\n6\n7\n8\n9\n"
     assert all_of(await read(house, execution.id, since_time=at(now + 3600 * SECOND))) == dict.fromkeys(Source, b"")
+
+
+# -- cursors
+
+
+async def refusal(stream: Stream) -> grpc.aio.AioRpcError:
+    """What the stream ends with, whatever came before."""
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await rest_of(stream)
+    return refused.value
+
+
+async def test_a_cursor_that_is_damaged_or_of_another_execution_is_refused_whatever_else_is_asked_for(house: House) -> None:
+    execution, writer = await running(house)
+    writer.write([(OUT, b"abc")], time.time_ns())
+    id, other = execution.id, new_id()
+    for cursor in ("x", f"1.{id}.1.2.3", f"1.{id}.01.0.0.1", f"1.{id}.-1.0.0.1", f"2.{id}.0.0.0.0", f"1.{id}.0.0.0.0\n", "1." * 5_000):
+        refused = await refusal(house.stream(id, cursor=cursor, follow=False, tail_lines=1))
+        assert (refused.code(), reason(refused)) == (grpc.StatusCode.INVALID_ARGUMENT, "CURSOR_INVALID")
+    refused = await refusal(house.stream(id, cursor=f"1.{other}.0.0.0.0", text=True, since_time=at(0)))
+    assert (refused.code(), reason(refused)) == (grpc.StatusCode.INVALID_ARGUMENT, "CURSOR_OF_ANOTHER_EXECUTION")
+    assert info(refused).metadata["execution_id"] == other
+
+
+async def test_a_cursor_ahead_of_a_log_that_grows_waits_until_it_is_reached(house: House) -> None:
+    execution, writer = await running(house)
+    writer.write([(OUT, b"abc"), (ERR, b"x")], time.time_ns())
+    ahead = f"1.{execution.id}.5.0.0.9"
+    stream = house.stream(execution.id, cursor=ahead)
+    assert (await next_of(stream)).cursor == ahead
+    assert data([await next_of(stream)], ERR) == b"x"
+    # Who does not follow is not told that it is ahead: it may yet be reached.
+    messages = await read(house, execution.id, cursor=ahead, sources=[1], follow=False)
+    assert (events(messages), messages[-1].end.sealed) == (["state", "end"], False)
+    assert messages[-1].cursor.startswith(f"1.{execution.id}.5.")
+    writer.write([(OUT, b"defg")], time.time_ns())
+    await house.finish(execution, writer)
+    (chunk,) = [chunk for message in await rest_of(stream) for chunk in message.chunks]
+    assert (chunk.offset, chunk.data) == (5, b"fg")
+
+
+async def test_a_cursor_that_is_never_reached_is_out_of_range_at_the_seal(house: House) -> None:
+    execution, writer = await running(house)
+    writer.write([(OUT, b"abc")], time.time_ns())
+    streams = [house.stream(execution.id, cursor=f"1.{execution.id}.{place}", text=text) for place in AHEAD for text in (False, True)]
+    for stream in streams:
+        assert (await next_of(stream)).HasField("state")
+    await house.finish(execution, writer)
+    late = [house.stream(execution.id, cursor=f"1.{execution.id}.{place}", follow=False) for place in AHEAD]
+    for stream in [*streams, *late]:
+        refused = await refusal(stream)
+        assert (refused.code(), reason(refused)) == (grpc.StatusCode.OUT_OF_RANGE, "CURSOR_AHEAD")
+        # The cursor that comes with it is the end of the log.
+        rest = await read(house, execution.id, cursor=info(refused).metadata["cursor"])
+        assert events(rest)[-1:] == ["end"]
+        assert all_of(rest) == dict.fromkeys(Source, b"")
+
+
+AHEAD = ["4.0.0.1", "3.1.0.1", "0.0.1.0", "999999999999999999.0.0.0"]
+
+
+async def test_text_goes_on_in_the_middle_of_a_character(house: House) -> None:
+    execution, writer = await running(house)
+    whole = "a€b€c".encode()
+    writer.write([(OUT, whole[:3])], time.time_ns())
+    stream = house.stream(execution.id, text=True)
+    first = [await next_of(stream), await next_of(stream)]
+    stream.cancel()
+    # The cursor stands before the character of which only a part was there: whoever goes on from it gets the whole.
+    assert [chunk.text for message in first for chunk in message.chunks] == ["a"]
+    writer.write([(OUT, whole[3:])], time.time_ns())
+    await house.finish(execution, writer)
+    rest = await read(house, execution.id, text=True, cursor=first[-1].cursor)
+    chunks = [chunk for message in rest for chunk in message.chunks]
+    assert ("".join(chunk.text for chunk in chunks), chunks[0].offset) == ("€b€c", 1)
+    assert data(await read(house, execution.id, cursor=first[-1].cursor), OUT) == whole[1:]
+    # One who took bytes may stand within it.
+    rest = await read(house, execution.id, text=True, cursor=f"1.{execution.id}.2.0.0.1")
+    chunks = [chunk for message in rest for chunk in message.chunks]
+    assert ("".join(chunk.text for chunk in chunks), chunks[0].offset) == ("\ufffd\ufffdb€c", 2)
+
+
+async def test_who_goes_on_with_other_sources_gets_what_is_after_the_cursor(house: House) -> None:
+    execution, writer = await running(house)
+    writer.write([(OUT, b"1"), (ERR, b"a")], time.time_ns())
+    house.logs.system(execution.id, "first")
+    writer.write([(OUT, b"2"), (ERR, b"b")], time.time_ns())
+    house.logs.system(execution.id, "second")
+    writer.write([(OUT, b"3"), (ERR, b"c")], time.time_ns())
+    await house.finish(execution, writer)
+    half = next(message for message in await read(house, execution.id) if b"2" in data([message], OUT)).cursor
+    assert all_of(await read(house, execution.id, cursor=half, sources=[1, 3])) == {OUT: b"3", ERR: b"", SYSTEM: b"second\n"}
+    # What was passed over of a source that was not asked for does not come later.
+    only = [message for message in await read(house, execution.id, sources=[1]) if message.chunks]
+    assert all_of(await read(house, execution.id, cursor=only[-1].cursor))[OUT] == b""
+    assert data(await read(house, execution.id, cursor=f"1.{execution.id}.0.2.0.2"), ERR) == b"c"
 
 
 # -- against a model
