@@ -2,12 +2,14 @@
 
 import os
 import time
+import zlib
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import TypeAlias
 
 import grpc
 import pytest
+from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import error_details_pb2
 from hypothesis import HealthCheck, given, settings
@@ -234,6 +236,73 @@ async def test_what_came_since_a_time_and_of_that_the_last_lines(house: House) -
     assert data(await read(house, execution.id, since_time=since, tail_lines=14), OUT) == b"5\n6\n7\n8\n9\n"
     assert data(await read(house, execution.id, since_time=since, tail_lines=1000), OUT) == b"5\n6\n7\n8\n9\n"
     assert all_of(await read(house, execution.id, since_time=at(now + 3600 * SECOND))) == dict.fromkeys(Source, b"")
+
+
+# -- waiting
+
+
+async def ahead(house: House, job: pb.Job) -> list[int]:
+    """What GetJob, GetExecution and a stream say of how many go before it."""
+    by_job = await house.jobs.GetJob(pb.GetJobRequest(job_id=job.id))
+    by_execution = await house.executions.GetExecution(pb.GetExecutionRequest(execution_id=job.execution.id))
+    (state, *_) = await read(house, job.execution.id, follow=False)
+    return [each.waiting.ahead for each in (by_job.job.execution, by_execution.execution, state.state)]
+
+
+async def test_who_waits_is_told_for_what_and_how_many_go_before(house: House) -> None:
+    jobs = [await house.enqueue() for _ in range(3)]
+    assert [await ahead(house, job) for job in jobs] == [[0] * 3, [1] * 3, [2] * 3]
+    execution, _ = await house.begin()
+    assert await ahead(house, jobs[2]) == [1] * 3
+    (state, *_) = await read(house, jobs[2].execution.id, follow=False)
+    assert (state.state.waiting.reason, state.state.waiting.detail) == (pb.WAIT_REASON_NO_FREE_PLACE, "8 of 8 places taken")
+    house.places.host_error = "host 'local' does not answer"
+    (state, *_) = await read(house, jobs[2].execution.id, follow=False)
+    assert (state.state.waiting.reason, state.state.waiting.detail) == (pb.WAIT_REASON_HOST_DOWN, "host 'local' does not answer")
+    (state, *_) = await read(house, execution.id, follow=False)
+    assert not state.state.HasField("waiting")
+
+
+async def test_a_reader_is_told_when_what_it_waits_for_has_changed_and_else_that_the_server_lives(house: House) -> None:
+    await house.enqueue()
+    job = await house.enqueue()
+    stream = house.stream(job.execution.id, heartbeat_interval=Duration(seconds=1), sources=[1])
+    assert (await next_of(stream)).state.waiting.ahead == 1
+    assert (await next_of(stream)).HasField("heartbeat")
+    await house.begin()
+    change = await next_of(stream)
+    assert (change.state.state, change.state.waiting.ahead) == (pb.STATE_QUEUED, 0)
+    house.places.host_error = "it is down"
+    assert (await next_of(stream)).state.waiting.reason == pb.WAIT_REASON_HOST_DOWN
+    assert (await next_of(stream)).HasField("heartbeat")
+    stream.cancel()
+
+
+async def test_one_line_says_that_it_waits_where_somebody_looks_and_no_file_is_made_where_nobody_does(house: House) -> None:
+    jobs = [await house.enqueue() for _ in range(4)]
+    id = jobs[3].execution.id
+    streams = [house.stream(id, heartbeat_interval=Duration(seconds=1)) for _ in range(3)]
+    line = b"waiting: 8 of 8 places taken, 3 of its task before it\n"
+    for stream in streams:
+        assert (await next_of(stream)).HasField("state")
+        messages = [await next_of(stream)]
+        while not messages[-1].chunks:
+            messages.append(await next_of(stream))
+        assert data(messages, SYSTEM) == line
+    assert [house.logs.path(job.execution.id).exists() for job in jobs] == [False, False, False, True]
+    # Who does not want our lines, or only what is there, causes none.
+    await read(house, jobs[0].execution.id, follow=False)
+    quiet = house.stream(jobs[1].execution.id, sources=[1, 2], heartbeat_interval=Duration(seconds=1))
+    assert [(await next_of(quiet)).WhichOneof("event") for _ in range(3)] == ["state", "heartbeat", "heartbeat"]
+    assert not house.logs.path(jobs[0].execution.id).exists()
+    assert not house.logs.path(jobs[1].execution.id).exists()
+    # What is stopped while it waits has that line, and its end says so.
+    await house.jobs.StopJob(pb.StopJobRequest(job_id=jobs[3].id))
+    rest = await rest_of(streams[0])
+    assert data(rest, SYSTEM) == b""
+    (total,) = rest[-1].end.totals
+    assert (total.source, total.bytes, total.missing_bytes, total.crc32) == (3, len(line), 0, zlib.crc32(line))
+    assert data(await read(house, id), SYSTEM) == line
 
 
 # -- cursors

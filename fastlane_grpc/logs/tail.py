@@ -65,6 +65,14 @@ class Tails:
         """The point in the watched log, as it is now, that a reader of these sources means by `begin`. No sources: all of them."""
         return await watch.log.cursor_at(begin, frozenset(sources) or frozenset(Source))
 
+    async def system_if_first(self, execution_id: str, line: str) -> None:
+        """Adds one of fastlane's own lines to the log if it has none yet."""
+        await self._loop.run_in_executor(self._threads, self._logs.system_if_first, execution_id, line)
+
+    async def system_totals(self, execution_id: str) -> Sequence[LogTotals]:
+        """How much fastlane's own lines in the log are by now; empty if there are none."""
+        return await self._loop.run_in_executor(self._threads, self._logs.system_totals, execution_id)
+
     def tail(self, watch: "Watch", cursor: Cursor, sources: Iterable[Source], *, text: bool) -> "Tail":
         """A reader of the watched log that begins at `cursor`. No sources: all of them."""
         return Tail(watch.log, cursor, frozenset(sources) or frozenset(Source), self._encode, self.cache, TextDecoder() if text else None)

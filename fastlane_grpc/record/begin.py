@@ -19,27 +19,23 @@ class Begin:
     sequence: int
 
 
-def begin_of_time(fd: int, time_ns: int) -> Begin:
+def position_at_time(fd: int, time_ns: int) -> Position:
     """Before the first chunk or gap of that time or later; at the end if there is none."""
     block = last_block_that(fd, block_count(fd), lambda number, state: state.time_ns < time_ns)
     scan = Scan(fd, Position.of_block(*block) if block else Position.BEGIN)
     for entry in scan.entries(BLOCK_BYTES):
         if entry.time_ns >= time_ns:
             break
-    return _begin_at(scan.position)
+    return scan.position
 
 
-def end_of_all(fd: int) -> Begin:
+def position_at_end(fd: int) -> Position:
     """After the last whole frame."""
     block = last_block(fd)
     scan = Scan(fd, Position.of_block(*block) if block else Position.BEGIN)
     for _ in scan.entries(BLOCK_BYTES):
         pass
-    return _begin_at(scan.position)
-
-
-def _begin_at(position: Position) -> Begin:
-    return Begin(position.offsets, position.sequence)
+    return scan.position
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,8 +4,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastlane_grpc.model import Source
-from fastlane_grpc.record.begin import Begin, LastLines, begin_of_time, end_of_all
+from fastlane_grpc.model import LogTotals, Source
+from fastlane_grpc.record.begin import Begin, LastLines, position_at_end, position_at_time
 from fastlane_grpc.record.format import BLOCK_BYTES, SOURCES, Chunk, Gap, State, Trailer
 from fastlane_grpc.record.scan import Position, Scan, block_count, last_block, last_block_that
 
@@ -63,11 +63,13 @@ class RecordReader:
 
     def since(self, time_ns: int) -> Begin:
         """Before the first entry of that time or later; at the end if there is none yet."""
-        return begin_of_time(self._file.fileno(), time_ns)
+        position = position_at_time(self._file.fileno(), time_ns)
+        return Begin(position.offsets, position.sequence)
 
     def end(self) -> Begin:
         """After all that is there now."""
-        return end_of_all(self._file.fileno())
+        position = position_at_end(self._file.fileno())
+        return Begin(position.offsets, position.sequence)
 
     def last_lines(self, count: int, sources: frozenset[Source]) -> tuple[Begin, int] | None:
         """Where the last `count` lines (1 or more) of these sources together begin, and the time of the first entry of them.
@@ -86,6 +88,15 @@ class RecordReader:
         # None: the block was punched out just now.
         first = next(Scan(self._file.fileno(), position).entries(BLOCK_BYTES), None)
         return Begin({**position.offsets, **ends, **begins}, position.sequence), first.time_ns if first else position.time_ns
+
+    def totals(self) -> tuple[LogTotals, ...]:
+        """What each source holds by now, of a record that lost nothing."""
+        position = position_at_end(self._file.fileno())
+        return tuple(
+            LogTotals(source, offset, 0, crc32)
+            for source, offset, crc32 in zip(SOURCES, position.reached, position.crc32s, strict=True)
+            if offset
+        )
 
     def trailer(self) -> Trailer | None:
         """The trailer, found from the end of the file; None if there is none yet."""

@@ -257,7 +257,9 @@ def times(value: Times) -> pb.Execution.Times:
 def waiting(value: Waiting | None) -> pb.Waiting | None:
     if value is None:
         return None
-    return pb.Waiting(reason=pb.WaitReason.ValueType(value.reason), detail=value.detail, since_time=timestamp(value.since_time))
+    return pb.Waiting(
+        reason=pb.WaitReason.ValueType(value.reason), detail=value.detail, since_time=timestamp(value.since_time), ahead=value.ahead
+    )
 
 
 def outcome(value: Outcome | None) -> pb.Outcome | None:
@@ -319,16 +321,15 @@ def gap(value: Gap) -> pb.LogGap:
     )
 
 
-def log_event(value: StateChanged | Beat | Sealed | Unsealed, waiting_of: WaitingOf, now: datetime) -> bytes:
+def log_event(value: StateChanged | Beat | Sealed | Unsealed, now: datetime) -> bytes:
     message = pb.StreamExecutionLogsResponse(cursor=str(value.cursor))
     if isinstance(value, Beat):
         message.heartbeat.time.FromDatetime(now)
     elif isinstance(value, StateChanged):
-        waits = waiting_of(value.execution)
         message.state.CopyFrom(
             pb.LogState(
                 state=pb.State.ValueType(value.execution.state),
-                waiting=waiting(waits),
+                waiting=waiting(value.waiting),
                 time=timestamp(value.execution.state_time),
             )
         )

@@ -1,7 +1,7 @@
 """What callers can ask for: the rules, and what follows from them. A request is looked at as a whole before anything is done."""
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import chain
 from typing import Protocol
@@ -16,6 +16,8 @@ from fastlane_grpc.store import Store
 
 # How long a caller who found every stream taken had better wait.
 _STREAMS_RETRY_SECONDS = 5.0
+# How many go before one that waits is counted so far.
+_MOST_AHEAD = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,7 +94,9 @@ class Service:
             violations += validation.grace_violations("grace", grace)
         validation.refuse(violations)
         job = await self._store.job(job_id)
-        return await self._store.stop(job_id, grace=job.spec.grace if grace is None else grace, note=note)
+        # One that is queued has a line in its log if somebody looked at it.
+        logs = await self._tails.system_totals(job.execution.id) if job.execution.state is State.QUEUED else ()
+        return await self._store.stop(job_id, grace=job.spec.grace if grace is None else grace, note=note, logs=logs)
 
     async def log(self, request: LogRequest, malformed: Sequence[Violation] = ()) -> AsyncIterator[LogEvent]:
         """The log of one execution; see `log_stream`."""
@@ -106,19 +110,24 @@ class Service:
             )
         self._streams += 1
         try:
-            async for event in log_stream(request, self._store, self._tails, lambda: self._stopping):
+            async for event in log_stream(request, self._store, self._tails, self.waiting_in_line, lambda: self._stopping):
                 yield event
         finally:
             self._streams -= 1
 
     def waiting(self, execution: Execution) -> Waiting | None:
-        """What the execution waits for, if it does."""
+        """What the execution waits for, if it does; who goes before it is not counted."""
         if execution.state is not State.QUEUED:
             return None
         if error := self._places.host_error:
             return Waiting(WaitReason.HOST_DOWN, error, execution.state_time)
         taken, places = self._places.running, self.settings.max_running
         return Waiting(WaitReason.NO_FREE_PLACE, f"{taken} of {places} places taken", execution.state_time)
+
+    async def waiting_in_line(self, execution: Execution) -> Waiting | None:
+        """The same, with who goes before it: a question to the store for each, so it is for one, not for a list."""
+        waiting = self.waiting(execution)
+        return waiting and replace(waiting, ahead=await self._store.ahead(execution.id, _MOST_AHEAD))
 
     @property
     def capture(self) -> tuple[str, str]:

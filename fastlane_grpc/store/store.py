@@ -11,7 +11,7 @@ from fastlane_grpc.model import Assignment, Execution, Job, JobSpec, LogTotals, 
 from fastlane_grpc.store.database import Connection, open_for_reading, open_for_writing
 from fastlane_grpc.store.enqueue import Enqueue
 from fastlane_grpc.store.pending import Pending
-from fastlane_grpc.store.queries import NEWEST, execution_of, job_of
+from fastlane_grpc.store.queries import NEWEST, ahead_of, execution_of, job_of
 from fastlane_grpc.store.readers import Readers
 from fastlane_grpc.store.rows import EXECUTION, execution_from, logs_text, microseconds_of, microseconds_since_epoch, spec_from
 from fastlane_grpc.store.writer import Writer, Written
@@ -54,11 +54,12 @@ class Store:
         """A job with its first execution, queued; and whether `request_id` had made it before. RequestIdReused: it had made another."""
         return self._writer.write(Enqueue(task_id, spec, request_id, caller_address, self._now()))
 
-    def stop(self, job_id: str, *, grace: timedelta, note: str) -> Pending[Job]:
-        """Queued: STOPPED. With a container: STOPPING. STOPPING: a shorter rest of grace counts. Final: as it is. JobNotFound."""
+    def stop(self, job_id: str, *, grace: timedelta, note: str, logs: Sequence[LogTotals] = ()) -> Pending[Job]:
+        """Queued: STOPPED, and its log holds `logs`. With a container: STOPPING. STOPPING: a shorter rest of grace counts. Final: as it is.
+        JobNotFound."""
 
         def work(db: Connection) -> Written[Job]:
-            execution = _stop(db, job_id, microseconds_since_epoch(self._now()), microseconds_of(grace), note)
+            execution = _stop(db, job_id, microseconds_since_epoch(self._now()), microseconds_of(grace), note, logs)
             job = job_of(db, job_id)
             return Written(job, [execution] if execution else [])
 
@@ -71,6 +72,10 @@ class Store:
     def execution(self, execution_id: str) -> Pending[Execution]:
         """ExecutionNotFound."""
         return self._readers.read(lambda db: execution_of(db, execution_id))
+
+    def ahead(self, execution_id: str, most: int) -> Pending[int]:
+        """How many queued executions of its task and priority go before this one, counted up to `most`; 0 if it is not queued."""
+        return self._readers.read(lambda db: ahead_of(db, execution_id, most))
 
     # ---- what the dispatcher asks for
 
@@ -311,9 +316,9 @@ def _claim_next(db: Connection, host: str, now: int) -> Execution | None:
     )
 
 
-def _stop(db: Connection, job_id: str, now: int, grace: int, note: str) -> Execution | None:
+def _stop(db: Connection, job_id: str, now: int, grace: int, note: str, logs: Sequence[LogTotals]) -> Execution | None:
     """Stops the newest execution of the job; None if there is nothing to change."""
-    order = {"job_id": job_id, "now": now, "grace": grace, "note": note}
+    order = {"job_id": job_id, "now": now, "grace": grace, "note": note, "logs": logs_text(logs)}
     return _stop_queued(db, order) or _stop_claimed(db, order) or _shorten_grace(db, order)
 
 
@@ -325,7 +330,7 @@ def _stop_queued(db: Connection, order: Mapping[str, object]) -> Execution | Non
         SET state = {State.STOPPED}, state_time = :now, end_time = :now,
             stop_cause = '{StopCause.CALLER.value}', stop_time = :now, stop_grace = :grace, stop_note = :note,
             reason = {Reason.UNSPECIFIED}, detail = 'stopped while it was queued' || iif(:note = '', '', ': ' || :note),
-            out_of_memory = 0, stop_signal = ''
+            out_of_memory = 0, stop_signal = '', logs = :logs
         WHERE seq = {NEWEST} AND state = {State.QUEUED}
         """,
         **order,

@@ -205,8 +205,8 @@ class _SourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Source.ValueTy
     SOURCE_STDERR: _Source.ValueType  # 2
     """The container's standard error."""
     SOURCE_SYSTEM: _Source.ValueType  # 3
-    """fastlane's own lines about this execution: the pull, the start, a stop, the end. UTF-8 lines; not for programs to
-    parse.
+    """fastlane's own lines about this execution: what it waits for if somebody looks at it while it does, the pull, the start, a stop, the
+    end. UTF-8 lines; not for programs to parse.
     """
 
 class Source(_Source, metaclass=_SourceEnumTypeWrapper):
@@ -219,8 +219,8 @@ SOURCE_STDOUT: Source.ValueType  # 1
 SOURCE_STDERR: Source.ValueType  # 2
 """The container's standard error."""
 SOURCE_SYSTEM: Source.ValueType  # 3
-"""fastlane's own lines about this execution: the pull, the start, a stop, the end. UTF-8 lines; not for programs to
-parse.
+"""fastlane's own lines about this execution: what it waits for if somebody looks at it while it does, the pull, the start, a stop, the
+end. UTF-8 lines; not for programs to parse.
 """
 Global___Source: _TypeAlias = Source  # noqa: Y015
 
@@ -800,7 +800,9 @@ class Waiting(_message.Message):
     detail: _builtins.str
     """For a person: "12 of 12 places taken"."""
     ahead: _builtins.int
-    """How many of its own task and priority go before it; counted up to 1 000. Other tasks take turns with its own."""
+    """How many of its own task and priority go before it; counted up to 1 000. Other tasks take turns with its own. Counted for GetJob,
+    GetExecution and StreamExecutionLogs; elsewhere, as in lists, 0.
+    """
     @_builtins.property
     def since_time(self) -> _timestamp_pb2.Timestamp:
         """Since when."""
@@ -1110,7 +1112,9 @@ class StreamExecutionLogsResponse(_message.Message):
 
     @_builtins.property
     def state(self) -> Global___LogState:
-        """The state now: once at the begin, then at each change. Not part of the log: a later reader does not see those of the past."""
+        """The state now: once at the begin, then at each change; while it waits, also in place of a heartbeat if what it waits for has changed.
+        Not part of the log: a later reader does not see those of the past.
+        """
 
     @_builtins.property
     def end(self) -> Global___LogEnd:
