@@ -185,11 +185,12 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """What a queued execution waits for."""
+    """What a queued execution waits for. `ahead`: how many of its task and priority go before it, as far as they were counted."""
 
     reason: WaitReason
     detail: str
     since_time: datetime
+    ahead: int = 0
 
 
 # The signal, by number as libcs count differently, that a recorder takes for the order to kill everything, store what was printed, and end.

@@ -78,7 +78,10 @@ def test_closed_streams_are_not_an_exit(house: House) -> None:
 
 def test_system_lines_tell_the_way(house: House) -> None:
     execution = house.sh("exit 3")
-    assert house.system(execution.id).splitlines() == ["started on host local", "failed: exited with 3"]
+    assert house.system(execution.id).splitlines() == [
+        f"started on host local, output captured by {execution.capture}",
+        "failed: exited with 3",
+    ]
 
 
 # -- what was asked for

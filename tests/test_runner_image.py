@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import docker
 import pytest
@@ -13,7 +14,7 @@ import pytest
 from fastlane_grpc.model import Execution, Outcome, PullPolicy, Reason, State
 from fastlane_grpc.runner import Step
 from fastlane_grpc.runner.engine import Engine
-from fastlane_grpc.runner.image import Pull, Refused, RegistryFails, image_parts, pull_failure
+from fastlane_grpc.runner.image import Progress, Pull, Refused, RegistryFails, image_parts, pull_failure
 from tests.engine import House, by_recorder
 from tests.registry import Registry, digest, registry_for
 
@@ -112,6 +113,25 @@ def test_a_pull_ends_whatever_the_engine_says(answer: bytes, failure: type[Excep
     assert isinstance(end, failure)
 
 
+def test_progress_is_told_by_layers_and_bytes_in_one_line_now_and_then() -> None:
+    progress = Progress(said_at=0.0)
+
+    def hear(layer: str, status: str, current: int = 0, total: int = 0) -> str:
+        progress.said_at = 0.0
+        return progress.said({"id": layer, "status": status, "progressDetail": {"current": current, "total": total} if total else {}})
+
+    assert hear("latest", "Pulling from library/image") == ""
+    assert hear("a", "Pulling fs layer") == "0 of 1 layers"
+    assert hear("b", "Already exists") == "1 of 2 layers"
+    hear("c", "Waiting")
+    assert hear("a", "Downloading", 12_000_000, 80_500_000) == "1 of 3 layers, 12.0 of 80.5 MB"
+    assert hear("a", "Download complete") == "1 of 3 layers, 80.5 of 80.5 MB"
+    # Unpacking has a count of its own, which is none of bytes loaded.
+    assert hear("a", "Extracting", 1, 500) == "1 of 3 layers, 80.5 of 80.5 MB"
+    assert hear("a", "Pull complete") == "2 of 3 layers, 80.5 of 80.5 MB"
+    assert progress.said({"id": "c", "status": "Pull complete"}) == "", "something was said just now"
+
+
 def answer_all(listener: socket.socket, answer: bytes) -> None:
     while True:
         try:
@@ -124,7 +144,7 @@ def answer_all(listener: socket.socket, answer: bytes) -> None:
 
 
 class TestOnAnEngine:
-    pytestmark = (*on_engine, by_recorder)
+    pytestmark: ClassVar = [*on_engine, by_recorder]
 
     def test_a_missing_image_is_pulled_from_a_registry_with_a_port(self, house: House, registry: Registry) -> None:
         image = f"{registry.name}/one/image:first"

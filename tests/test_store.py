@@ -11,6 +11,7 @@ from collections import Counter, defaultdict
 from collections.abc import AsyncIterator, Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -27,6 +28,7 @@ from fastlane_grpc.model import Execution, JobSpec, Limits, LogTotals, Outcome, 
 from fastlane_grpc.store import Store
 from fastlane_grpc.store.database import Connection, open_for_reading, open_for_writing
 from fastlane_grpc.store.migrations import migrations
+from fastlane_grpc.store.queries import ahead_of
 from fastlane_grpc.store.readers import Readers
 from fastlane_grpc.store.rows import spec_bytes, spec_from
 from fastlane_grpc.store.writer import Writer, Written
@@ -329,6 +331,33 @@ async def test_a_higher_priority_goes_first_and_turns_are_taken_within_it(store:
         await enqueue(store, task, JobSpec("busybox", priority=priority))
     claimed = await store.claim(10, host="here")
     assert [(one.execution.task_id, one.spec.priority) for one in claimed] == [("a", 5), ("b", 5), ("a", 5), ("a", 0), ("c", 0), ("b", -1)]
+
+
+async def test_who_goes_before_one_that_waits_is_counted_within_its_task_and_priority(store: Store) -> None:
+    urgent = replace(SPEC, priority=1)
+    waiting = [await enqueue(store, "one") for _ in range(5)]
+    await enqueue(store, "two")
+    first = await enqueue(store, "one", urgent)
+    second = await enqueue(store, "one", urgent)
+    assert [await store.ahead(each.id, 1000) for each in (*waiting, first, second)] == [0, 1, 2, 3, 4, 0, 1]
+    assert await store.ahead(waiting[4].id, 3) == 3
+    assert (await claim(store)).id == first.id
+    # Who has a place waits for nobody, and nobody for it.
+    assert [await store.ahead(each.id, 1000) for each in (first, second)] == [0, 0]
+    assert await store.ahead("nobody", 1000) == 0
+
+
+async def test_who_goes_before_is_counted_without_reading_a_row_of_theirs(house: House) -> None:
+    execution = await enqueue(house.store)
+    db, statements = open_for_reading(house.path), list[str]()
+    db.set_trace_callback(statements.append)
+    ahead_of(db, execution.id, 1000)
+    db.set_trace_callback(None)
+    plan = [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {statements[0]}").fetchall()]
+    db.close()
+    assert [step for step in plan if step.startswith("SEARCH queued")] == [
+        "SEARCH queued USING COVERING INDEX executions_queued (priority=? AND task_id=? AND seq<?)"
+    ]
 
 
 async def test_a_claim_gives_what_to_run_and_when_and_where(store: Store) -> None:

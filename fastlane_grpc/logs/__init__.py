@@ -1,8 +1,9 @@
 """The logs of all executions: where they are, fastlane's own lines in them, and any number of readers that wait for more."""
 
+from fastlane_grpc.logs.begin import BeginAt
 from fastlane_grpc.logs.cursor import Cursor
 from fastlane_grpc.logs.files import Logs
 from fastlane_grpc.logs.message import Message, TextChunk
 from fastlane_grpc.logs.tail import Tail, Tails, Watch
 
-__all__ = ["Cursor", "Logs", "Message", "Tail", "Tails", "TextChunk", "Watch"]
+__all__ = ["BeginAt", "Cursor", "Logs", "Message", "Tail", "Tails", "TextChunk", "Watch"]

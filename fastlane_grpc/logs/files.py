@@ -52,6 +52,14 @@ class Logs:
             if new:
                 self.on_new_record(execution_id)
 
+    def system_if_first(self, execution_id: str, line: str) -> None:
+        """Adds the line if there is none yet, and keeps nothing open: those that wait may be many."""
+        with self._lock:
+            there = execution_id in self._writers or self.system_path(execution_id).exists()
+        if not there:
+            self.system(execution_id, line)
+            self._forget(execution_id)
+
     def seal_system(self, execution_id: str) -> Sequence[LogTotals]:
         """Ends fastlane's lines, and says how much they are; empty if there are none. Later calls, after a restart too, say the same."""
         try:
@@ -72,6 +80,17 @@ class Logs:
         except OSError as error:
             log.warning("a system record cannot be opened", execution_id=execution_id, error=str(error))
             return ()
+
+    def system_totals(self, execution_id: str) -> Sequence[LogTotals]:
+        """How much fastlane's lines are by now; empty if there are none."""
+        try:
+            reader = RecordReader(self.system_path(execution_id))
+        except OSError:
+            return ()
+        try:
+            return reader.totals()
+        finally:
+            reader.close()
 
     def close(self) -> None:
         """Closes what is open; nothing is sealed, a next server goes on with it."""

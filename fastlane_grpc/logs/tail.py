@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import TypeAlias, TypeVar
 
 from fastlane_grpc.errors import CursorAhead, StoreFailed
+from fastlane_grpc.logs.begin import BeginAt, cursor_at
 from fastlane_grpc.logs.cache import Cache
 from fastlane_grpc.logs.cursor import Cursor
 from fastlane_grpc.logs.files import Logs
@@ -59,6 +60,18 @@ class Tails:
             if not log.watches:
                 del self._open[execution_id]
                 log.close()
+
+    async def cursor_at(self, watch: "Watch", begin: BeginAt, sources: Iterable[Source]) -> Cursor:
+        """The point in the watched log, as it is now, that a reader of these sources means by `begin`. No sources: all of them."""
+        return await watch.log.cursor_at(begin, frozenset(sources) or frozenset(Source))
+
+    async def system_if_first(self, execution_id: str, line: str) -> None:
+        """Adds one of fastlane's own lines to the log if it has none yet."""
+        await self._loop.run_in_executor(self._threads, self._logs.system_if_first, execution_id, line)
+
+    async def system_totals(self, execution_id: str) -> Sequence[LogTotals]:
+        """How much fastlane's own lines in the log are by now; empty if there are none."""
+        return await self._loop.run_in_executor(self._threads, self._logs.system_totals, execution_id)
 
     def tail(self, watch: "Watch", cursor: Cursor, sources: Iterable[Source], *, text: bool) -> "Tail":
         """A reader of the watched log that begins at `cursor`. No sources: all of them."""
@@ -272,6 +285,7 @@ class _Log:
     """The records of one execution, open while somebody reads them, and the bells of those who do."""
 
     def __init__(self, execution_id: str, logs: Logs, news: News, threads: ThreadPoolExecutor) -> None:
+        self.execution_id = execution_id
         self.watches: set[Watch] = set()
         self.rings = 0
         self.output: _File | None = None
@@ -309,6 +323,11 @@ class _Log:
         self.rings += 1
         for watch in self.watches:
             watch.ring()
+
+    async def cursor_at(self, begin: BeginAt, sources: frozenset[Source]) -> Cursor:
+        self.open()
+        output, system = (file.reader if file else None for file in (self.output, self.system))
+        return await self._in_thread(lambda: cursor_at(self.execution_id, output, system, begin, sources))
 
     async def locate(self, file: "_File", cursor: Cursor) -> Position:
         offsets = {source: offset for source, offset in cursor.offsets.items() if (source is Source.SYSTEM) == (file is self.system)}

@@ -4,12 +4,14 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastlane_grpc.model import Source
+from fastlane_grpc.model import LogTotals, Source
+from fastlane_grpc.record.begin import Begin, LastLines, position_at_end, position_at_time
 from fastlane_grpc.record.format import BLOCK_BYTES, SOURCES, Chunk, Gap, State, Trailer
-from fastlane_grpc.record.scan import Position, Scan, block_count, last_block, next_block
+from fastlane_grpc.record.scan import Position, Scan, block_count, last_block, last_block_that
 
 STRETCH_BYTES = 4 * BLOCK_BYTES
 _END_OF_TIME = 1 << 64
+_END_OF_OFFSETS = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,6 +61,43 @@ class RecordReader:
                 break
         return scan.position
 
+    def since(self, time_ns: int) -> Begin:
+        """Before the first entry of that time or later; at the end if there is none yet."""
+        position = position_at_time(self._file.fileno(), time_ns)
+        return Begin(position.offsets, position.sequence)
+
+    def end(self) -> Begin:
+        """After all that is there now."""
+        position = position_at_end(self._file.fileno())
+        return Begin(position.offsets, position.sequence)
+
+    def last_lines(self, count: int, sources: frozenset[Source]) -> tuple[Begin, int] | None:
+        """Where the last `count` lines (1 or more) of these sources together begin, and the time of the first entry of them.
+
+        A line counts where it ends; one without an end ends at its last byte. A source of which none is among them begins at its end, and
+        one that is not in `sources` with the first of the lines. None: there are no more lines than that.
+        """
+        lines = LastLines(self._file.fileno(), sources)
+        found = lines.offsets_before(count)
+        if found is None:
+            return None
+        begins, sequence = found
+        # Whoever has no line among them does not keep the place back.
+        position = self.locate({source: begins.get(source, _END_OF_OFFSETS) for source in Source}, sequence)
+        ends = {source: lines.end(source) for source in sources}
+        # None: the block was punched out just now.
+        first = next(Scan(self._file.fileno(), position).entries(BLOCK_BYTES), None)
+        return Begin({**position.offsets, **ends, **begins}, position.sequence), first.time_ns if first else position.time_ns
+
+    def totals(self) -> tuple[LogTotals, ...]:
+        """What each source holds by now, of a record that lost nothing."""
+        position = position_at_end(self._file.fileno())
+        return tuple(
+            LogTotals(source, offset, 0, crc32)
+            for source, offset, crc32 in zip(SOURCES, position.reached, position.crc32s, strict=True)
+            if offset
+        )
+
     def trailer(self) -> Trailer | None:
         """The trailer, found from the end of the file; None if there is none yet."""
         block = last_block(self._file.fileno())
@@ -72,16 +111,8 @@ class RecordReader:
 
     def _last_block_within(self, offsets: Mapping[Source, int], sequence: int) -> tuple[int, State] | None:
         """By bisection: the sums in the headers only grow."""
-        fd, found = self._file.fileno(), None
-        low, high = 0, block_count(fd)
-        while low < high:
-            middle = (low + high) // 2
-            block = next_block(fd, middle, high)
-            if block and _within(block[1], offsets, sequence):
-                found, low = block, block[0] + 1
-            else:
-                high = middle
-        return found
+        fd = self._file.fileno()
+        return last_block_that(fd, block_count(fd), lambda number, state: _within(state, offsets, sequence))
 
 
 def unread(entries: Iterable[Chunk | Gap], offsets: Mapping[Source, int], sequence: int) -> tuple[Chunk | Gap, ...]:

@@ -3,7 +3,7 @@
 import errno
 import os
 import zlib
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping
 from dataclasses import dataclass
 from enum import Enum
 from typing import ClassVar
@@ -236,6 +236,20 @@ def next_block(fd: int, number: int, before: int | None = None) -> tuple[int, St
             return number, state
         number = max(number + 1, _data_from(fd, number * BLOCK_BYTES) // BLOCK_BYTES)
     return None
+
+
+def last_block_that(fd: int, before: int, true: Callable[[int, State], bool]) -> tuple[int, State] | None:
+    """The last block before `before` with a good header of which it is true, where it is of all before that one, and of none after it."""
+    found = None
+    low, high = 0, before
+    while low < high:
+        middle = (low + high) // 2
+        block = next_block(fd, middle, high)
+        if block and true(*block):
+            found, low = block, block[0] + 1
+        else:
+            high = middle
+    return found
 
 
 def last_block(fd: int) -> tuple[int, State] | None:

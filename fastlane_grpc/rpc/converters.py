@@ -1,6 +1,7 @@
 """Between the words of the house and those of the wire: one pair of functions per noun, and nothing else."""
 
 from collections.abc import Callable, Iterable, Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import cast
 
@@ -10,8 +11,8 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from fastlane_grpc.errors import InvalidRequest, Violation
+from fastlane_grpc.logs import BeginAt, TextChunk
 from fastlane_grpc.logs import Message as LogMessage
-from fastlane_grpc.logs import TextChunk
 from fastlane_grpc.model import (
     UNREAD,
     Execution,
@@ -66,8 +67,8 @@ _MAX_SPEC_BYTES = 2 << 20
 _MAX_METADATA_DEPTH = 16
 # The longest duration of the wire.
 _MAX_SECONDS = 315_576_000_000
-# From the begin of year 1 to the end of year 9999.
-_MIN_TIMESTAMP, _MAX_TIMESTAMP = -62_135_596_800, 253_402_300_799
+# Times of the wire are of the years 1 to 9999.
+_FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799
 
 # ------------------------------------------------------------------------------------------------------------------- requests
 
@@ -92,6 +93,7 @@ def read_log_request(request: pb.StreamExecutionLogsRequest) -> tuple[LogRequest
     read = LogRequest(
         request.execution_id,
         request.cursor,
+        _read_begin(request, violations),
         () if pb.SOURCE_UNSPECIFIED in numbers else [Source(number) for number in numbers if number in _SOURCES],
         request.follow if request.HasField("follow") else True,
         request.text,
@@ -143,16 +145,18 @@ def _read_optional_time(message: pb.ListJobsRequest, name: str, violations: list
     """What comes at or after a time that is finer than a microsecond comes at or after the next one."""
     if not cast(Message, message).HasField(name):
         return None
-    time: Timestamp = getattr(message, name)
-    if not _MIN_TIMESTAMP <= time.seconds <= _MAX_TIMESTAMP or not 0 <= time.nanos < 1_000_000_000:
-        violations.append(Violation(name, f"is not a time: {time.seconds} seconds and {time.nanos} nanoseconds"))
-        return None
-    microseconds = min(-(-time.nanos // 1_000), 999_999 if time.seconds == _MAX_TIMESTAMP else 1_000_000)
-    return _EPOCH + timedelta(seconds=time.seconds, microseconds=microseconds)
+    ns = _read_time_ns(getattr(message, name), name, violations)
+    return None if ns is None else _EPOCH + timedelta(microseconds=min(-(-ns // 1_000), _LAST_SECOND * 1_000_000 + 999_999))
 
 
 def _with_heartbeat(request: LogRequest, heartbeat: timedelta) -> LogRequest:
-    return LogRequest(request.execution_id, request.cursor, request.sources, request.follow, request.text, heartbeat)
+    return replace(request, heartbeat=heartbeat)
+
+
+def _read_begin(request: pb.StreamExecutionLogsRequest, violations: list[Violation]) -> BeginAt | None:
+    tail_lines = request.tail_lines if request.HasField("tail_lines") else None
+    since_ns = _read_time_ns(request.since_time, "since_time", violations) if request.HasField("since_time") else None
+    return None if tail_lines is None and since_ns is None else BeginAt(tail_lines, since_ns)
 
 
 def _read_spec(spec: pb.JobSpec, violations: list[Violation]) -> JobSpec:
@@ -200,6 +204,14 @@ def _read_optional_duration(
         violations.append(Violation(field, f"is not a duration: {duration.seconds} seconds and {duration.nanos} nanoseconds"))
         return None
     return duration.ToTimedelta()
+
+
+def _read_time_ns(time: Timestamp, field: str, violations: list[Violation]) -> int | None:
+    """Nanoseconds since 1970."""
+    if not _FIRST_SECOND <= time.seconds <= _LAST_SECOND or not 0 <= time.nanos < 1_000_000_000:
+        violations.append(Violation(field, f"is not a time: {time.seconds} seconds and {time.nanos} nanoseconds"))
+        return None
+    return time.seconds * 1_000_000_000 + time.nanos
 
 
 def _read_metadata(spec: pb.JobSpec, violations: list[Violation]) -> Mapping[str, object] | None:
@@ -318,7 +330,9 @@ def times(value: Times) -> pb.Execution.Times:
 def waiting(value: Waiting | None) -> pb.Waiting | None:
     if value is None:
         return None
-    return pb.Waiting(reason=pb.WaitReason.ValueType(value.reason), detail=value.detail, since_time=timestamp(value.since_time))
+    return pb.Waiting(
+        reason=pb.WaitReason.ValueType(value.reason), detail=value.detail, since_time=timestamp(value.since_time), ahead=value.ahead
+    )
 
 
 def outcome(value: Outcome | None) -> pb.Outcome | None:
@@ -380,16 +394,15 @@ def gap(value: Gap) -> pb.LogGap:
     )
 
 
-def log_event(value: StateChanged | Beat | Sealed | Unsealed, waiting_of: WaitingOf, now: datetime) -> bytes:
+def log_event(value: StateChanged | Beat | Sealed | Unsealed, now: datetime) -> bytes:
     message = pb.StreamExecutionLogsResponse(cursor=str(value.cursor))
     if isinstance(value, Beat):
         message.heartbeat.time.FromDatetime(now)
     elif isinstance(value, StateChanged):
-        waits = waiting_of(value.execution)
         message.state.CopyFrom(
             pb.LogState(
                 state=pb.State.ValueType(value.execution.state),
-                waiting=waiting(waits),
+                waiting=waiting(value.waiting),
                 time=timestamp(value.execution.state_time),
             )
         )

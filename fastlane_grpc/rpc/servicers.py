@@ -27,7 +27,8 @@ class JobServicer:
 
     async def GetJob(self, request: pb.GetJobRequest, context: Context) -> pb.GetJobResponse:
         job = await self._service.job(request.job_id)
-        return pb.GetJobResponse(job=converters.job(job, self._service.waiting))
+        waiting = await self._service.waiting_in_line(job.execution)
+        return pb.GetJobResponse(job=converters.job(job, lambda execution: waiting))
 
     async def StopJob(self, request: pb.StopJobRequest, context: Context) -> pb.StopJobResponse:
         grace, malformed = converters.read_grace(request)
@@ -48,7 +49,8 @@ class ExecutionServicer:
 
     async def GetExecution(self, request: pb.GetExecutionRequest, context: Context) -> pb.GetExecutionResponse:
         execution = await self._service.execution(request.execution_id)
-        return pb.GetExecutionResponse(execution=converters.execution(execution, self._service.waiting(execution)))
+        waiting = await self._service.waiting_in_line(execution)
+        return pb.GetExecutionResponse(execution=converters.execution(execution, waiting))
 
     async def ListExecutions(self, request: pb.ListExecutionsRequest, context: Context) -> pb.ListExecutionsResponse:
         listed = await self._service.executions(*converters.read_execution_query(request))
@@ -63,7 +65,7 @@ class ExecutionServicer:
     async def StreamExecutionLogs(self, request: pb.StreamExecutionLogsRequest, context: Context) -> AsyncIterator[bytes]:
         """Yields serialised messages: most of them were serialised once for all readers."""
         async for event in self._service.log(*converters.read_log_request(request)):
-            yield event if isinstance(event, bytes) else converters.log_event(event, self._service.waiting, utc_now())
+            yield event if isinstance(event, bytes) else converters.log_event(event, utc_now())
 
 
 class TaskServicer:

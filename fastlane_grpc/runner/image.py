@@ -3,7 +3,7 @@
 import json
 import re
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
 import docker.auth
@@ -139,7 +139,7 @@ class Pull:
             self._wire = wire
             if self._given_up:
                 wire.cut()
-        progress, done = _Progress(), False
+        progress, done = Progress(), False
         for line in wire.lines():
             message = _message(line)
             if "error" in message:
@@ -161,22 +161,44 @@ def _message(line: bytes) -> dict[str, object]:
     return message
 
 
-@dataclass
-class _Progress:
-    """How far the layers are, said now and then."""
+# What engines say of a layer on its way, and when they have it. Its bytes are those to be loaded; to unpack it has a count of its own.
+_LAYER_WAITS = {"Pulling fs layer", "Waiting", "Downloading", "Verifying Checksum", "Download complete", "Extracting"}
+_LAYER_LOADED = {"Verifying Checksum", "Download complete", "Extracting", "Pull complete"}
+_LAYER_DONE = {"Pull complete", "Already exists"}
 
-    layers: dict[str, tuple[int, int]] = field(default_factory=dict)
+
+@dataclass
+class Progress:
+    """How far the layers of an image are, said now and then: those that are done of those there are, and bytes loaded of those known of."""
+
+    done: dict[str, bool] = field(default_factory=dict)
+    loaded: dict[str, tuple[int, int]] = field(default_factory=dict)
     said_at: float = field(default_factory=boottime)
 
-    def said(self, message: dict[str, object]) -> str:
-        detail = message.get("progressDetail")
-        if message.get("status") == "Downloading" and isinstance(detail, dict) and detail.get("total"):
-            self.layers[str(message.get("id"))] = (int(detail.get("current", 0)), int(detail["total"]))
-        if not self.layers or boottime() < self.said_at + PROGRESS_SECONDS:
+    def said(self, message: Mapping[str, object]) -> str:
+        """What there is to say after the engine said this; empty if something was said just now."""
+        self._hear(message)
+        if not self.done or boottime() < self.said_at + PROGRESS_SECONDS:
             return ""
         self.said_at = boottime()
-        current, total = (sum(numbers) for numbers in zip(*self.layers.values(), strict=True))
-        return f"{current / 1e6:.1f} of {total / 1e6:.1f} MB"
+        return str(self)
+
+    def __str__(self) -> str:
+        layers = f"{sum(self.done.values())} of {len(self.done)} layers"
+        if not self.loaded:
+            return layers
+        current, total = (sum(numbers) for numbers in zip(*self.loaded.values(), strict=True))
+        return f"{layers}, {current / 1e6:.1f} of {total / 1e6:.1f} MB"
+
+    def _hear(self, message: Mapping[str, object]) -> None:
+        status, layer, detail = message.get("status"), str(message.get("id")), message.get("progressDetail")
+        if status in _LAYER_WAITS or status in _LAYER_DONE:
+            self.done[layer] = status in _LAYER_DONE
+        if status == "Downloading" and isinstance(detail, dict) and detail.get("total"):
+            self.loaded[layer] = (int(detail.get("current", 0)), int(detail["total"]))
+        elif status in _LAYER_LOADED and layer in self.loaded:
+            total = self.loaded[layer][1]
+            self.loaded[layer] = (total, total)
 
 
 def _registry_auth(name: str, repository: str) -> str:

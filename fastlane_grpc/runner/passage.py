@@ -166,7 +166,7 @@ class Passage:
             except TimeoutError:
                 # It is written as soon as it can be. Time runs for the container, and it may end, all the same.
                 self.log.warning("a start is not on disk yet")
-            self.say(f"started on host {self.around.host.name}")
+            self.say(f"started on host {self.around.host.name}, output captured by {self.capture.name}")
             self.log.info("execution runs", container_id=self.container_id)
         self.reached(Step.RUNNING)
         died = self.until_end()

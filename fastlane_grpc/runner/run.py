@@ -61,6 +61,7 @@ class DockerRunner:
             if passage.fenced:
                 adopt(passage)
             else:
+                _say_how_long_it_waited(passage)
                 begin(passage)
         except EngineDown as error:
             self._host_down(passage, error)
@@ -86,4 +87,14 @@ class DockerRunner:
             if execution.state is State.STOPPING and execution.stop and not execution.starting:
                 passage.conclude(stopped_before_start(Stopping.begin(execution.stop, "", boottime())))
                 return
+            if execution.state is State.QUEUED:
+                passage.say(f"host {host.name} does not answer: back in the queue")
         raise HostDown(f"host {host.name!r}: {error}") from error
+
+
+def _say_how_long_it_waited(passage: Passage) -> None:
+    """If that was longer than a moment: for who reads the log later."""
+    times = passage.execution.times
+    waited = times.claim_time - times.due_time if times.claim_time else timedelta()
+    if waited >= timedelta(seconds=1):
+        passage.say(f"got a place after {waited.total_seconds():.1f} s")

@@ -1,23 +1,25 @@
 """The log of one execution as a caller sees it: the state first, then what is stored, then what comes, then how it ended."""
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Sequence
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import TypeAlias
 
 from fastlane_grpc.errors import ServerStopping
-from fastlane_grpc.logs import Cursor, Tail, Tails, Watch
-from fastlane_grpc.model import Execution, Source
+from fastlane_grpc.logs import BeginAt, Cursor, Tail, Tails, Watch
+from fastlane_grpc.model import Execution, Source, Waiting, utc_now
 from fastlane_grpc.store import Store
 
 
 @dataclass(frozen=True, slots=True)
 class LogRequest:
-    """What a caller wants to see; no sources: all of them."""
+    """What a caller wants to see; no sources: all of them. Without a `begin` from the first byte; a `cursor` wins over it."""
 
     execution_id: str
     cursor: str = ""
+    begin: BeginAt | None = None
     sources: Sequence[Source] = ()
     follow: bool = True
     text: bool = False
@@ -26,10 +28,11 @@ class LogRequest:
 
 @dataclass(frozen=True, slots=True)
 class StateChanged:
-    """The execution as it is now: the first event, then one at each change of its state."""
+    """The execution as it is now: the first event, then one at each change of its state, or of what it waits for when that is looked at."""
 
     cursor: Cursor
     execution: Execution
+    waiting: Waiting | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,14 +58,22 @@ class Unsealed:
     execution: Execution
 
 
+# What an execution waits for, if it does.
+WaitingOf: TypeAlias = Callable[[Execution], Awaitable[Waiting | None]]
+
 # A reader that was given output looks again after so long at the soonest: a flood comes in large pieces, a first byte comes at once.
 PACE_SECONDS = 0.004
+# Who looks at an execution that waits longer than this finds a line about it in its log. One that nobody looks at gets none: of a hundred
+# thousand that wait each would have a file.
+MOMENT_SECONDS = 1.0
 
 # Bytes are messages that were serialised for all readers.
 LogEvent: TypeAlias = bytes | StateChanged | Beat | Sealed | Unsealed
 
 
-async def log_stream(request: LogRequest, store: Store, tails: Tails, stopping: Callable[[], bool]) -> AsyncIterator[LogEvent]:
+async def log_stream(
+    request: LogRequest, store: Store, tails: Tails, waiting_of: WaitingOf, stopping: Callable[[], bool]
+) -> AsyncIterator[LogEvent]:
     """Ends after Sealed or Unsealed, or with an error; an end without either is a cut."""
     await store.execution(request.execution_id)  # Only what exists has a log.
     cursor = Cursor.parse(request.cursor, request.execution_id)
@@ -70,14 +81,16 @@ async def log_stream(request: LogRequest, store: Store, tails: Tails, stopping: 
         # Read after the watch began: a change in between is told of, and is newer than what is read here.
         execution = await store.execution(request.execution_id)
         watch.execution = watch.execution or execution
+        if request.begin and not request.cursor:
+            cursor = await tails.cursor_at(watch, request.begin, request.sources)
         tail = tails.tail(watch, cursor, request.sources, text=request.text)
         if not request.follow:
             tail.mark()
-        async for event in _events(request, watch, tail, stopping):
+        async for event in _events(request, watch, tail, _Queue(request, tails, waiting_of), stopping):
             yield event
 
 
-async def _events(request: LogRequest, watch: Watch, tail: Tail, stopping: Callable[[], bool]) -> AsyncIterator[LogEvent]:
+async def _events(request: LogRequest, watch: Watch, tail: Tail, queue: "_Queue", stopping: Callable[[], bool]) -> AsyncIterator[LogEvent]:
     now = asyncio.get_running_loop().time
     shown: Execution | None = None
     beat_time = now() + request.heartbeat.total_seconds()
@@ -91,7 +104,8 @@ async def _events(request: LogRequest, watch: Watch, tail: Tail, stopping: Calla
         execution = _present(watch)
         if shown is None or execution.state is not shown.state:
             shown = execution
-            yield StateChanged(tail.cursor, execution)
+            await queue.look(execution)
+            yield StateChanged(tail.cursor, execution, queue.waiting)
             beat_time = now() + request.heartbeat.total_seconds()
         messages = await tail.read()
         if messages:
@@ -108,10 +122,12 @@ async def _events(request: LogRequest, watch: Watch, tail: Tail, stopping: Calla
             yield Unsealed(tail.cursor, execution)
             return
         if now() >= beat_time:
-            yield Beat(tail.cursor)
+            changed = await queue.look(execution)
+            yield StateChanged(tail.cursor, execution, queue.waiting) if changed else Beat(tail.cursor)
             beat_time = now() + request.heartbeat.total_seconds()
         elif messages is None:
-            await watch.wait(beat_time - now())
+            await queue.say_if_long()
+            await watch.wait(min(beat_time, queue.say_time) - now())
             if now() < pace_time:
                 await asyncio.sleep(pace_time - now())
         elif not messages:
@@ -122,3 +138,32 @@ async def _events(request: LogRequest, watch: Watch, tail: Tail, stopping: Calla
 def _present(watch: Watch) -> Execution:
     assert watch.execution is not None, "set before the first event"
     return watch.execution
+
+
+class _Queue:
+    """What one reader was told of the waiting of an execution. `say_time`: when the log is to have a line about it, on the loop's clock."""
+
+    def __init__(self, request: LogRequest, tails: Tails, waiting_of: WaitingOf) -> None:
+        self.waiting: Waiting | None = None
+        self.say_time = math.inf
+        self._execution_id = request.execution_id
+        self._follows_lines = request.follow and (not request.sources or Source.SYSTEM in request.sources)
+        self._tails = tails
+        self._waiting_of = waiting_of
+
+    async def look(self, execution: Execution) -> bool:
+        """Finds out what it waits for; whether that has changed."""
+        before, self.waiting = self.waiting, await self._waiting_of(execution)
+        if self.waiting is None:
+            self.say_time = math.inf
+        elif before is None and self._follows_lines:
+            waited_seconds = (utc_now() - self.waiting.since_time).total_seconds()
+            self.say_time = asyncio.get_running_loop().time() + max(MOMENT_SECONDS - waited_seconds, 0.0)
+        return self.waiting != before
+
+    async def say_if_long(self) -> None:
+        """Has the log say once, for all who look and whoever comes later, that it waits."""
+        if self.waiting and asyncio.get_running_loop().time() >= self.say_time:
+            self.say_time = math.inf
+            ahead = f", {self.waiting.ahead} of its task before it" if self.waiting.ahead else ""
+            await self._tails.system_if_first(self._execution_id, f"waiting: {self.waiting.detail}{ahead}")

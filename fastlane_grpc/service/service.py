@@ -1,7 +1,7 @@
 """What callers can ask for: the rules, and what follows from them. A request is looked at as a whole before anything is done."""
 
 from collections.abc import AsyncIterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import chain
 from typing import Protocol
@@ -17,6 +17,8 @@ from fastlane_grpc.store import ExecutionQuery, JobQuery, Store
 
 # How long a caller who found every stream taken had better wait.
 _STREAMS_RETRY_SECONDS = 5.0
+# How many go before one that waits is counted so far.
+_MOST_AHEAD = 1_000
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,7 +92,8 @@ class Service:
         _require("job_id", job_id)
         validation.refuse([*malformed, *validation.stop_violations(note, grace)])
         job = await self._store.job(job_id)
-        return await self._store.stop(job_id, grace=job.spec.grace if grace is None else grace, note=note)
+        logs = await self._waiting_lines(job.execution)
+        return await self._store.stop(job_id, grace=job.spec.grace if grace is None else grace, note=note, logs=logs)
 
     async def stop_execution(
         self, execution_id: str, *, note: str, grace: timedelta | None, malformed: Sequence[Violation] = ()
@@ -99,8 +102,11 @@ class Service:
         self._check_serving()
         _require("execution_id", execution_id)
         validation.refuse([*malformed, *validation.stop_violations(note, grace)])
-        spec = (await self._store.assignment(execution_id)).spec
-        return await self._store.stop_execution(execution_id, grace=spec.grace if grace is None else grace, note=note)
+        assignment = await self._store.assignment(execution_id)
+        logs = await self._waiting_lines(assignment.execution)
+        return await self._store.stop_execution(
+            execution_id, grace=assignment.spec.grace if grace is None else grace, note=note, logs=logs
+        )
 
     async def task(self, task_id: str) -> Task:
         self._check_serving()
@@ -138,20 +144,21 @@ class Service:
         """The log of one execution; see `log_stream`."""
         self._check_serving()
         _require("execution_id", request.execution_id)
-        validation.refuse([*malformed, *validation.heartbeat_violations(request.heartbeat)])
+        tail_lines = request.begin.tail_lines if request.begin else None
+        validation.refuse([*malformed, *validation.tail_lines_violations(tail_lines), *validation.heartbeat_violations(request.heartbeat)])
         if self._streams >= self.settings.max_streams:
             raise TooManyStreams(
                 f"all {self.settings.max_streams} log streams are taken; try again later", retry_seconds=_STREAMS_RETRY_SECONDS
             )
         self._streams += 1
         try:
-            async for event in log_stream(request, self._store, self._tails, lambda: self._stopping):
+            async for event in log_stream(request, self._store, self._tails, self.waiting_in_line, lambda: self._stopping):
                 yield event
         finally:
             self._streams -= 1
 
     def waiting(self, execution: Execution) -> Waiting | None:
-        """What the execution waits for, if it does."""
+        """What the execution waits for, if it does; who goes before it is not counted."""
         if execution.state is not State.QUEUED:
             return None
         if error := self._places.host_error:
@@ -159,10 +166,19 @@ class Service:
         taken, places = self._places.running, self.settings.max_running
         return Waiting(WaitReason.NO_FREE_PLACE, f"{taken} of {places} places taken", execution.state_time)
 
+    async def waiting_in_line(self, execution: Execution) -> Waiting | None:
+        """The same, with who goes before it: a question to the store for each, so it is for one, not for a list."""
+        waiting = self.waiting(execution)
+        return waiting and replace(waiting, ahead=await self._store.ahead(execution.id, _MOST_AHEAD))
+
     @property
     def capture(self) -> tuple[str, str]:
         """How the output of new executions is captured, and why not by recorder; both may be empty."""
         return self._places.capture
+
+    async def _waiting_lines(self, execution: Execution) -> Sequence[LogTotals]:
+        """One that is queued has a line in its log if somebody looked at it."""
+        return await self._tails.system_totals(execution.id) if execution.state is State.QUEUED else ()
 
     def _check_serving(self) -> None:
         if self._stopping:

@@ -17,6 +17,7 @@ MAX_VIOLATIONS = 16
 MAX_WORDS = 10_000
 MAX_NOTE = 256
 MAX_REQUEST_ID = 128
+MAX_TAIL_LINES = 1_000_000
 MAX_GRACE = timedelta(hours=1)
 MAX_LABEL_FILTERS = 8
 MIN_HEARTBEAT, MAX_HEARTBEAT = timedelta(seconds=1), timedelta(seconds=60)
@@ -79,6 +80,11 @@ def enqueue_violations(task_id: str, spec: JobSpec, request_id: str, max_timeout
 def grace_violations(field: str, grace: timedelta) -> Iterator[Violation]:
     if not timedelta() <= grace <= MAX_GRACE:
         yield Violation(field, f"has to be from 0 s to {_seconds(MAX_GRACE)}")
+
+
+def tail_lines_violations(lines: int | None) -> Iterator[Violation]:
+    if lines is not None and not 0 <= lines <= MAX_TAIL_LINES:
+        yield Violation("tail_lines", f"is {lines}; it has to be from 0 to {MAX_TAIL_LINES}")
 
 
 def heartbeat_violations(interval: timedelta) -> Iterator[Violation]:

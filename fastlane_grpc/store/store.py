@@ -12,7 +12,7 @@ from fastlane_grpc.store.database import Connection, open_for_reading, open_for_
 from fastlane_grpc.store.enqueue import Enqueue
 from fastlane_grpc.store.lists import ExecutionQuery, JobQuery, Page, page_of_executions, page_of_jobs, page_of_tasks
 from fastlane_grpc.store.pending import Pending
-from fastlane_grpc.store.queries import NEWEST, execution_of, job_of, task_of
+from fastlane_grpc.store.queries import NEWEST, ahead_of, execution_of, job_of, task_of
 from fastlane_grpc.store.readers import Readers
 from fastlane_grpc.store.rows import EXECUTION, execution_from, logs_text, microseconds_of, microseconds_since_epoch, spec_from
 from fastlane_grpc.store.writer import Writer, Written
@@ -55,27 +55,28 @@ class Store:
         """A job with its first execution, queued; and whether `request_id` had made it before. RequestIdReused: it had made another."""
         return self._writer.write(Enqueue(task_id, spec, request_id, caller_address, self._now()))
 
-    def stop(self, job_id: str, *, grace: timedelta, note: str) -> Pending[Job]:
-        """Queued: STOPPED. With a container: STOPPING. STOPPING: a shorter rest of grace counts. Final: as it is. JobNotFound."""
+    def stop(self, job_id: str, *, grace: timedelta, note: str, logs: Sequence[LogTotals] = ()) -> Pending[Job]:
+        """Queued: STOPPED, and its log holds `logs`. With a container: STOPPING. STOPPING: a shorter rest of grace counts. Final: as it is.
+        JobNotFound."""
 
         def work(db: Connection) -> Written[Job]:
-            execution = _stop(db, NEWEST, {"job_id": job_id, **self._order(grace, note)})
+            execution = _stop(db, NEWEST, {"job_id": job_id, **self._order(grace, note, logs)})
             job = job_of(db, job_id)
             return Written(job, [execution] if execution else [])
 
         return self._writer.write(work)
 
-    def stop_execution(self, execution_id: str, *, grace: timedelta, note: str) -> Pending[Execution]:
+    def stop_execution(self, execution_id: str, *, grace: timedelta, note: str, logs: Sequence[LogTotals] = ()) -> Pending[Execution]:
         """The same for exactly this execution. ExecutionNotFound."""
 
         def work(db: Connection) -> Written[Execution]:
-            execution = _stop(db, _THIS, {"execution_id": execution_id, **self._order(grace, note)})
+            execution = _stop(db, _THIS, {"execution_id": execution_id, **self._order(grace, note, logs)})
             return Written(execution_of(db, execution_id), [execution] if execution else [])
 
         return self._writer.write(work)
 
-    def _order(self, grace: timedelta, note: str) -> Mapping[str, object]:
-        return {"now": microseconds_since_epoch(self._now()), "grace": microseconds_of(grace), "note": note}
+    def _order(self, grace: timedelta, note: str, logs: Sequence[LogTotals]) -> Mapping[str, object]:
+        return {"now": microseconds_since_epoch(self._now()), "grace": microseconds_of(grace), "note": note, "logs": logs_text(logs)}
 
     def job(self, job_id: str) -> Pending[Job]:
         """JobNotFound."""
@@ -100,6 +101,9 @@ class Store:
     def tasks(self, *, after: tuple[str] | None = None, size: int) -> Pending[Page[Task]]:
         """A page of at most `size` from behind `after` on, by name."""
         return self._readers.read(lambda db: page_of_tasks(db, after, size))
+    def ahead(self, execution_id: str, most: int) -> Pending[int]:
+        """How many queued executions of its task and priority go before this one, counted up to `most`; 0 if it is not queued."""
+        return self._readers.read(lambda db: ahead_of(db, execution_id, most))
 
     # ---- what the dispatcher asks for
 
@@ -357,7 +361,7 @@ def _stop_queued(db: Connection, which: str, order: Mapping[str, object]) -> Exe
         SET state = {State.STOPPED}, state_time = :now, end_time = :now,
             stop_cause = '{StopCause.CALLER.value}', stop_time = :now, stop_grace = :grace, stop_note = :note,
             reason = {Reason.UNSPECIFIED}, detail = 'stopped while it was queued' || iif(:note = '', '', ': ' || :note),
-            out_of_memory = 0, stop_signal = ''
+            out_of_memory = 0, stop_signal = '', logs = :logs
         WHERE seq = {which} AND state = {State.QUEUED}
         """,
         **order,

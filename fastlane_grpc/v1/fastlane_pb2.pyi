@@ -205,8 +205,8 @@ class _SourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Source.ValueTy
     SOURCE_STDERR: _Source.ValueType  # 2
     """The container's standard error."""
     SOURCE_SYSTEM: _Source.ValueType  # 3
-    """fastlane's own lines about this execution: the pull, the start, a stop, the end. UTF-8 lines; not for programs to
-    parse.
+    """fastlane's own lines about this execution: what it waits for if somebody looks at it while it does, the pull, the start, a stop, the
+    end. UTF-8 lines; not for programs to parse.
     """
 
 class Source(_Source, metaclass=_SourceEnumTypeWrapper):
@@ -219,8 +219,8 @@ SOURCE_STDOUT: Source.ValueType  # 1
 SOURCE_STDERR: Source.ValueType  # 2
 """The container's standard error."""
 SOURCE_SYSTEM: Source.ValueType  # 3
-"""fastlane's own lines about this execution: the pull, the start, a stop, the end. UTF-8 lines; not for programs to
-parse.
+"""fastlane's own lines about this execution: what it waits for if somebody looks at it while it does, the pull, the start, a stop, the
+end. UTF-8 lines; not for programs to parse.
 """
 Global___Source: _TypeAlias = Source  # noqa: Y015
 
@@ -800,7 +800,9 @@ class Waiting(_message.Message):
     detail: _builtins.str
     """For a person: "12 of 12 places taken"."""
     ahead: _builtins.int
-    """How many of its own task and priority go before it; counted up to 1 000. Other tasks take turns with its own."""
+    """How many of its own task and priority go before it; counted up to 1 000. Other tasks take turns with its own. Counted for GetJob,
+    GetExecution and StreamExecutionLogs; elsewhere, as in lists, 0.
+    """
     @_builtins.property
     def since_time(self) -> _timestamp_pb2.Timestamp:
         """Since when."""
@@ -1029,9 +1031,11 @@ class StreamExecutionLogsRequest(_message.Message):
     client goes on by setting it in the request it has. Empty: as they say, else at the first byte.
     """
     tail_lines: _builtins.int
-    """Begin with the last so many lines of stdout and stderr together; 0: with what comes from now on. Unset: at the first byte. A line counts
-    where it ends; one without an end counts as a line. A source of which no line is among them begins at its end; fastlane's own lines
-    begin where the first of these lines does. Lines that a gap took are not counted. At most 1 000 000.
+    """Begin with the last so many lines of stdout and stderr together, as far as they are among `sources`; 0: with what comes from now on.
+    Unset, or where there are no more lines than that: at the first byte. A line counts where it ends; one without an end ends at its last
+    byte so far, and counts too. A source of which no line is among them begins at its end; fastlane's own lines begin where the first of
+    these lines does. Where `sources` has neither stdout nor stderr, fastlane's own lines are counted. Lines that a gap took are not
+    counted, but for those in a log that is damaged: there it may be fewer. At most 1 000 000.
     """
     follow: _builtins.bool
     """Go on to the end of the execution. Unset: true. False: end at what is there now."""
@@ -1039,7 +1043,9 @@ class StreamExecutionLogsRequest(_message.Message):
     """`text` in place of `data`: for eyes and for grpcurl. Lossy."""
     @_builtins.property
     def since_time(self) -> _timestamp_pb2.Timestamp:
-        """Begin with the first chunk received at or after this time. With `tail_lines` as well: at the later of the two."""
+        """Begin with the first chunk or gap received at or after this time; one that is yet to come counts as now. With `tail_lines` as well: at
+        the later of the two, source by source.
+        """
 
     @_builtins.property
     def sources(self) -> _containers.RepeatedScalarFieldContainer[Global___Source.ValueType]:
@@ -1106,7 +1112,9 @@ class StreamExecutionLogsResponse(_message.Message):
 
     @_builtins.property
     def state(self) -> Global___LogState:
-        """The state now: once at the begin, then at each change. Not part of the log: a later reader does not see those of the past."""
+        """The state now: once at the begin, then at each change; while it waits, also in place of a heartbeat if what it waits for has changed.
+        Not part of the log: a later reader does not see those of the past.
+        """
 
     @_builtins.property
     def end(self) -> Global___LogEnd:
@@ -1160,7 +1168,13 @@ class LogChunk(_message.Message):
     """
     @_builtins.property
     def time(self) -> _timestamp_pb2.Timestamp:
-        """When fastlane received it (for what was recovered after a crash: when the engine did). Never goes back within an execution."""
+        """When it was received, not when it was written: the clock of the machine where it was read from the container (by the recorder) or from
+        the engine (by the server, with CAPTURE_ATTACH), taken right after its last byte was read. Its first byte was read at most a few
+        milliseconds before, and may have waited in a pipe while the reader was held up: a full disk, an engine that was away. Of a system
+        line: when the server wrote it. Promised: every reader gets the same time, and it never goes back from one chunk of stdout or stderr to
+        the next, nor from one system line to the next, even if the clock does. Not promised: that no two chunks have the same time, or that
+        it can be compared to less than the difference of two clocks with a time that the container printed.
+        """
 
     def __init__(
         self,
