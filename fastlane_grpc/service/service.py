@@ -9,7 +9,7 @@ from typing import Protocol
 from fastlane_grpc.config import Settings
 from fastlane_grpc.errors import ServerStopping, TooManyStreams, Violation
 from fastlane_grpc.logs import Tails
-from fastlane_grpc.model import Execution, Job, JobSpec, State, Task, Times, Waiting, WaitReason, utc_now
+from fastlane_grpc.model import Execution, Job, JobSpec, LogTotals, State, Task, Times, Waiting, WaitReason, utc_now
 from fastlane_grpc.service import validation
 from fastlane_grpc.service.log_stream import LogEvent, LogRequest, log_stream
 from fastlane_grpc.service.pages import Listed, PageRequest, TaskQuery, position_of
@@ -104,9 +104,7 @@ class Service:
         validation.refuse([*malformed, *validation.stop_violations(note, grace)])
         assignment = await self._store.assignment(execution_id)
         logs = await self._waiting_lines(assignment.execution)
-        return await self._store.stop_execution(
-            execution_id, grace=assignment.spec.grace if grace is None else grace, note=note, logs=logs
-        )
+        return await self._store.stop_execution(execution_id, grace=assignment.spec.grace if grace is None else grace, note=note, logs=logs)
 
     async def task(self, task_id: str) -> Task:
         self._check_serving()

@@ -101,6 +101,7 @@ class Store:
     def tasks(self, *, after: tuple[str] | None = None, size: int) -> Pending[Page[Task]]:
         """A page of at most `size` from behind `after` on, by name."""
         return self._readers.read(lambda db: page_of_tasks(db, after, size))
+
     def ahead(self, execution_id: str, most: int) -> Pending[int]:
         """How many queued executions of its task and priority go before this one, counted up to `most`; 0 if it is not queued."""
         return self._readers.read(lambda db: ahead_of(db, execution_id, most))
