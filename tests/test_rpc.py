@@ -25,6 +25,7 @@ from fastlane_grpc.rpc.converters import log_message
 from fastlane_grpc.rpc.server import RpcServer
 from fastlane_grpc.service import Service
 from fastlane_grpc.store import Store
+from fastlane_grpc.upkeep import Limits, Upkeep
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
 
@@ -50,7 +51,8 @@ class House:
         self.logs = Logs(path / "logs")
         self.tails = Tails(self.logs, log_message, cache_bytes=8 << 20, loop=loop)
         self.places = NoPlaces()
-        self.service = Service(self.store, self.tails, self.places, self.settings)
+        self.upkeep = Upkeep(self.store, self.logs, Limits())
+        self.service = Service(self.store, self.tails, self.places, self.upkeep, self.settings)
         self.server = RpcServer(self.service, self.settings)
         self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{self.server.port}")
         self.jobs = pb_grpc.JobServiceStub(self.channel)
@@ -63,6 +65,7 @@ class House:
     async def close(self) -> None:
         await self.channel.close()
         await self.server.stop()
+        self.upkeep.close()
         self.tails.close()
         self.logs.close()
         self.store.close()
@@ -93,7 +96,8 @@ class House:
         trailer = writer.seal(code, {}, time.time_ns())
         state = State.FAILED if code else State.SUCCEEDED
         outcome = Outcome(Reason.EXIT_CODE if code else Reason.UNSPECIFIED, exit_code=code)
-        await self.store.finish(execution.id, state=state, outcome=outcome, logs=trailer.totals)
+        room = self.logs.room(execution.id)
+        await self.store.finish(execution.id, state=state, outcome=outcome, logs=trailer.totals, log_bytes=room)
 
     def stream(self, execution_id: str, **more: object) -> "grpc.aio.UnaryStreamCall[object, pb.StreamExecutionLogsResponse]":
         return self.executions.StreamExecutionLogs(pb.StreamExecutionLogsRequest(execution_id=execution_id, **more))  # type: ignore[arg-type,return-value]
@@ -602,3 +606,101 @@ async def test_reflection_tells_the_contract_with_its_comments(house: House, ver
     assert any("as you would give it to `docker run`" in comment for comment in comments)
     assert all(answer.file_descriptor_response.file_descriptor_proto for answer in answers[2:5])
     assert answers[5].error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
+
+
+# ---- pruning
+
+
+async def rest_of(
+    stream: "grpc.aio.UnaryStreamCall[object, pb.StreamExecutionLogsResponse]",
+) -> list[pb.StreamExecutionLogsResponse]:
+    rest = []
+    while (message := await stream.read()) is not grpc.aio.EOF:
+        rest.append(message)
+    return rest
+
+
+def prune(seconds: int = 0, **more: object) -> pb.PruneRequest:
+    return pb.PruneRequest(older_than=duration_pb2.Duration(seconds=seconds), **more)  # type: ignore[arg-type]
+
+
+async def test_a_pruned_log_is_a_gap_of_known_size_and_then_the_end(house: House) -> None:
+    await house.enqueue()
+    execution, writer = await house.begin()
+    writer.write([(OUT, b"out"), (ERR, b"error")], time.time_ns())
+    await house.finish(execution, writer)
+    before = [message async for message in house.stream(execution.id)]
+    answer = await house.info.Prune(prune(logs_only=True))
+    assert (answer.jobs, answer.logs, answer.more) == (0, 1, False)
+    assert answer.bytes > 0
+    _, out, err, end = [message async for message in house.stream(execution.id)]
+    gaps = {(gap.source, gap.offset, gap.missing_bytes, gap.cause) for gap in (out.gap, err.gap)}
+    assert gaps == {(pb.SOURCE_STDOUT, 0, 3, pb.LogGap.CAUSE_PRUNED), (pb.SOURCE_STDERR, 0, 5, pb.LogGap.CAUSE_PRUNED)}
+    assert (end.end, end.cursor.split(".")[:5]) == (before[-1].end, before[-1].cursor.split(".")[:5])
+    shown = (await house.executions.GetExecution(pb.GetExecutionRequest(execution_id=execution.id))).execution
+    assert shown.times.HasField("prune_time")
+    # A cursor from before it holds: what comes after it is missing, or nothing is.
+    assert [message async for message in house.stream(execution.id, cursor=before[-1].cursor)][1:] == before[-1:]
+
+
+async def test_a_reader_in_the_midst_of_a_log_that_is_pruned_reads_on(house: House) -> None:
+    await house.enqueue()
+    execution, writer = await house.begin()
+    writer.write([(OUT, b"first")], time.time_ns())
+    stream = house.stream(execution.id)
+    await stream.read()
+    assert (await stream.read()).chunks[0].data == b"first"
+    writer.write([(OUT, b"second")], time.time_ns())
+    await house.finish(execution, writer)
+    await house.info.Prune(prune(logs_only=True))
+    rest = await rest_of(stream)
+    assert [chunk.data for message in rest for chunk in message.chunks] == [b"second"]
+    assert rest[-1].end.sealed
+
+
+async def test_pruning_deletes_final_jobs_and_counts_them_before_if_asked_to(house: House) -> None:
+    job = await house.enqueue()
+    execution, writer = await house.begin()
+    await house.finish(execution, writer)
+    waiting = await house.enqueue()
+    assert await house.info.Prune(prune(seconds=3600)) == pb.PruneResponse()
+    assert await house.info.Prune(prune(task_id="another")) == pb.PruneResponse()
+    would = await house.info.Prune(prune(validate_only=True))
+    assert (would.jobs, would.logs) == (1, 1)
+    assert await house.info.Prune(prune()) == would
+    with pytest.raises(grpc.aio.AioRpcError) as gone:
+        await house.jobs.GetJob(pb.GetJobRequest(job_id=job.id))
+    assert reason(gone.value) == "JOB_NOT_FOUND"
+    assert (await house.jobs.GetJob(pb.GetJobRequest(job_id=waiting.id))).job.id == waiting.id
+    assert await house.info.Prune(prune()) == pb.PruneResponse()
+
+
+async def test_what_is_older_than_there_is_time_is_nothing(house: House) -> None:
+    assert await house.info.Prune(prune(seconds=315_576_000_000)) == pb.PruneResponse()
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        pb.PruneRequest(),
+        prune(seconds=-1),
+        pb.PruneRequest(older_than=duration_pb2.Duration(seconds=1, nanos=-1)),
+    ],
+)
+async def test_a_call_to_prune_says_how_old(house: House, request_: pb.PruneRequest) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await house.info.Prune(request_)
+    bad = detail(refused.value, error_details_pb2.BadRequest)
+    assert bad is not None
+    assert [violation.field for violation in bad.field_violations] == ["older_than"]
+
+
+async def test_a_call_to_prune_with_a_field_that_nobody_knows_deletes_nothing(house: House) -> None:
+    await house.enqueue()
+    execution, writer = await house.begin()
+    await house.finish(execution, writer)
+    request = pb.PruneRequest.FromString(prune().SerializeToString() + b"\x98\x06\x01")
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await house.info.Prune(request)
+    assert reason(refused.value) == "UNKNOWN_FIELD"
+    assert (await house.store.execution(execution.id)).times.prune_time is None

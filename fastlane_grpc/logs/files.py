@@ -1,8 +1,10 @@
 """Where each execution's records are, and fastlane's own lines about it. A line of ours never holds up or fails what it tells of."""
 
+import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -72,6 +74,28 @@ class Logs:
         except OSError as error:
             log.warning("a system record cannot be opened", execution_id=execution_id, error=str(error))
             return ()
+
+    def room(self, execution_id: str) -> int:
+        """How much of the disk its records take, in bytes; 0: there are none. Some file systems count none for small ones: that is 1."""
+        directory = self.path(execution_id)
+        try:
+            files = [directory.lstat(), *(path.lstat() for path in directory.iterdir())]
+        except OSError:
+            return 0
+        return max(sum(file.st_blocks * 512 for file in files), 1)
+
+    def delete(self, execution_id: str) -> None:
+        """Takes away all that there is of it, and the directory of its day with the last one. Who has a record open reads on.
+
+        OSError: it is there still, or a part of it.
+        """
+        self._forget(execution_id)
+        directory = self.path(execution_id)
+        with suppress(FileNotFoundError):
+            shutil.rmtree(directory)
+        # Others may be in it. One that is about to be made in there does not find it, and is tried again.
+        with suppress(OSError):
+            directory.parent.rmdir()
 
     def close(self) -> None:
         """Closes what is open; nothing is sealed, a next server goes on with it."""

@@ -162,9 +162,9 @@ class Tail:
             return output
         return self._own_messages([self._lines.popleft()])
 
-    def finish(self, totals: Iterable[LogTotals]) -> Sequence[bytes]:
-        """The last messages of a sealed log that holds so much. What of it was never found is damaged, and a gap; a cursor must not lie
-        beyond it. As text, a character that was never completed is told as it is."""
+    def finish(self, totals: Iterable[LogTotals], missing: Cause = Cause.STORE) -> Sequence[bytes]:
+        """The last messages of a sealed log that holds so much. What of it was not found is a gap; `missing` says why, as it was pruned or
+        is damaged. A cursor must not lie beyond it. As text, a character that was never completed is told as it is."""
         end = {source: _offset(self._system if source is Source.SYSTEM else self._output, source) for source in Source}
         end |= {total.source: max(end[total.source], total.bytes) for total in totals}
         passed = self._passed.offsets
@@ -173,7 +173,7 @@ class Tail:
             raise CursorAhead("the log is sealed and ends before the cursor; begin again without one", cursor=str(cursor))
         sequence = self._passed.sequence + 1
         gaps = [
-            Gap(source, passed[source], end[source] - passed[source], Cause.STORE, sequence, 0)
+            Gap(source, passed[source], end[source] - passed[source], missing, sequence, 0)
             for source in Source
             if end[source] > passed[source]
         ]

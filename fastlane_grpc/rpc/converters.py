@@ -26,7 +26,8 @@ from fastlane_grpc.model import (
     exit_status,
 )
 from fastlane_grpc.record import Gap
-from fastlane_grpc.service import REDACTED, Beat, EnqueueRequest, LogRequest, Sealed, StateChanged, Unsealed, looks_secret
+from fastlane_grpc.service import REDACTED, Beat, EnqueueRequest, LogRequest, PruneRequest, Sealed, StateChanged, Unsealed, looks_secret
+from fastlane_grpc.upkeep import Pruned
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 # What an execution waits for is known to the service, not to the execution.
@@ -85,6 +86,15 @@ def read_grace(request: pb.StopJobRequest) -> tuple[timedelta | None, list[Viola
     return _read_optional_duration(request, "grace", "grace", violations), violations
 
 
+def read_prune(request: pb.PruneRequest) -> tuple[PruneRequest, list[Violation]]:
+    violations: list[Violation] = []
+    older_than = _read_optional_duration(request, "older_than", "older_than", violations)
+    if violations:
+        # It was given, and is none: that is all there is to say of it.
+        older_than = timedelta()
+    return PruneRequest(older_than, request.logs_only, request.task_id, request.validate_only), violations
+
+
 def _with_heartbeat(request: LogRequest, heartbeat: timedelta) -> LogRequest:
     return LogRequest(request.execution_id, request.cursor, request.sources, request.follow, request.text, heartbeat)
 
@@ -122,7 +132,10 @@ def _read_map(entries: Mapping[str, str]) -> dict[str, str]:
 
 
 def _read_optional_duration(
-    message: pb.JobSpec | pb.StopJobRequest | pb.StreamExecutionLogsRequest, name: str, field: str, violations: list[Violation]
+    message: pb.JobSpec | pb.StopJobRequest | pb.StreamExecutionLogsRequest | pb.PruneRequest,
+    name: str,
+    field: str,
+    violations: list[Violation],
 ) -> timedelta | None:
     if not cast(Message, message).HasField(name):
         return None
@@ -233,6 +246,7 @@ def times(value: Times) -> pb.Execution.Times:
         exit_time=timestamp(value.exit_time),
         seal_time=timestamp(value.seal_time),
         end_time=timestamp(value.end_time),
+        prune_time=timestamp(value.prune_time),
     )
 
 
@@ -272,6 +286,10 @@ def duration(value: timedelta | None) -> Duration | None:
     message = Duration()
     message.FromTimedelta(value)
     return message
+
+
+def pruned(value: Pruned) -> pb.PruneResponse:
+    return pb.PruneResponse(jobs=value.count.jobs, logs=value.count.logs, bytes=value.count.bytes, more=value.more)
 
 
 # ----------------------------------------------------------------------------------------------------------------------- logs

@@ -364,6 +364,7 @@ class Passage:
             state=verdict.state,
             outcome=verdict.outcome,
             logs=totals,
+            log_bytes=self.around.logs.room(self.execution.id),
             start_time=verdict.start_time,
             exit_time=verdict.exit_time,
             first_byte_time=self.capture.first_byte_time,

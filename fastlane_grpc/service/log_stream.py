@@ -8,7 +8,7 @@ from typing import TypeAlias
 
 from fastlane_grpc.errors import ServerStopping
 from fastlane_grpc.logs import Cursor, Tail, Tails, Watch
-from fastlane_grpc.model import Execution, Source
+from fastlane_grpc.model import Cause, Execution, Source
 from fastlane_grpc.store import Store
 
 
@@ -100,7 +100,10 @@ async def _events(request: LogRequest, watch: Watch, tail: Tail, stopping: Calla
             beat_time = now() + request.heartbeat.total_seconds()
             pace_time = now() + PACE_SECONDS
         elif messages is None and execution.state.final:
-            for message in tail.finish(execution.logs):
+            # Before files are taken away it is announced that they will be: who finds none hears of it here.
+            await asyncio.sleep(0)
+            execution = _present(watch)
+            for message in tail.finish(execution.logs, Cause.PRUNED if execution.times.prune_time else Cause.STORE):
                 yield message
             yield Sealed(tail.cursor, execution)
             return

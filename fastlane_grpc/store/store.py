@@ -8,9 +8,11 @@ from typing import Self
 
 from fastlane_grpc.errors import ExecutionNotFound
 from fastlane_grpc.model import Assignment, Execution, Job, JobSpec, LogTotals, Outcome, Reason, State, StopCause, utc_now
+from fastlane_grpc.store import pruning
 from fastlane_grpc.store.database import Connection, open_for_reading, open_for_writing
 from fastlane_grpc.store.enqueue import Enqueue
 from fastlane_grpc.store.pending import Pending
+from fastlane_grpc.store.pruning import Count, Found, Kept, Old, Place
 from fastlane_grpc.store.queries import NEWEST, execution_of, job_of
 from fastlane_grpc.store.readers import Readers
 from fastlane_grpc.store.rows import EXECUTION, execution_from, logs_text, microseconds_of, microseconds_since_epoch, spec_from
@@ -239,12 +241,16 @@ class Store:
         state: State,
         outcome: Outcome,
         logs: Sequence[LogTotals],
+        log_bytes: int = 0,
         exit_time: datetime | None = None,
         seal_time: datetime | None = None,
         first_byte_time: datetime | None = None,
         start_time: datetime | None = None,
     ) -> Pending[Execution]:
-        """Not final: `state`, which is, from now on. Final: as it is. Times that are None stay as they are. ExecutionNotFound."""
+        """Not final: `state`, which is, from now on. Final: as it is. Times that are None stay as they are. ExecutionNotFound.
+
+        `log_bytes`: the room on the disk that its log takes; 0: it has none.
+        """
         if not state.final:
             raise ValueError(f"{state.name} is not final")
 
@@ -255,7 +261,8 @@ class Store:
                 UPDATE executions
                 SET state = :state, state_time = :now, end_time = :now,
                     reason = :reason, detail = :detail, exit_code = :exit_code, out_of_memory = :out_of_memory, stop_signal = :stop_signal,
-                    logs = :logs, exit_time = coalesce(:exit_time, exit_time), seal_time = coalesce(:seal_time, seal_time),
+                    logs = :logs, log_bytes = :log_bytes,
+                    exit_time = coalesce(:exit_time, exit_time), seal_time = coalesce(:seal_time, seal_time),
                     first_byte_time = coalesce(:first_byte_time, first_byte_time), start_time = coalesce(:start_time, start_time)
                 WHERE execution_id = :execution_id AND state < {State.SUCCEEDED}
                 """,
@@ -268,6 +275,7 @@ class Store:
                 out_of_memory=outcome.out_of_memory,
                 stop_signal=outcome.stop_signal,
                 logs=logs_text(logs),
+                log_bytes=log_bytes,
                 exit_time=_or_null(exit_time),
                 seal_time=_or_null(seal_time),
                 first_byte_time=_or_null(first_byte_time),
@@ -278,6 +286,32 @@ class Store:
             return Written(execution, [execution])
 
         return self._writer.write_until_stored(work)
+
+    # ---- what the upkeep asks for
+
+    def kept(self) -> Pending[Kept]:
+        """The oldest of what is kept, and how much that is."""
+        return self._readers.read(pruning.kept)
+
+    def oldest(self, old: Old, *, after: Place = Old.BEGIN, limit: int) -> Pending[list[Found]]:
+        """What of it ended first, after that place: of at most `limit` logs, or all executions of at most `limit` jobs."""
+        return self._readers.read(lambda db: pruning.oldest(db, old, after, limit))
+
+    def count(self, old: Old, *, limit: int) -> Pending[Count]:
+        """How much there is of it, counted up to `limit` logs or jobs."""
+        return self._readers.read(lambda db: pruning.count(db, old, limit))
+
+    def mark_pruned(self, execution_ids: Sequence[str]) -> Pending[None]:
+        """Comes first, so that no reader takes a log whose files are gone for one that was lost. The files are known of still."""
+        return self._writer.write(lambda db: Written(None, pruning.mark_pruned(db, execution_ids, self._now())))
+
+    def forget_logs(self, execution_ids: Sequence[str]) -> Pending[None]:
+        """Comes when the files of these are gone."""
+        return self._writer.write(lambda db: Written(None, pruning.forget_logs(db, execution_ids, self._now())))
+
+    def delete_jobs(self, job_ids: Sequence[str]) -> Pending[int]:
+        """Comes when the files of all their executions are gone. How many of these jobs went: those that are final, and were there."""
+        return self._writer.write(lambda db: Written(pruning.delete_jobs(db, job_ids)))
 
 
 # ---- parts of transactions
