@@ -22,7 +22,7 @@ from fastlane_grpc.rpc import converters
 from fastlane_grpc.rpc.server import RpcServer
 from fastlane_grpc.runner import Captures, DockerRunner, Host, HostDown, Step
 from fastlane_grpc.service import Service
-from fastlane_grpc.store import Store
+from fastlane_grpc.store import Quota, Store
 from fastlane_grpc.upkeep import Limits, Upkeep
 
 # A container that could not be removed at its end is removed at the next sweep.
@@ -121,8 +121,9 @@ async def _serve(settings: Settings, ready: Callable[[int], None], step: Callabl
 
 
 def _open_store(settings: Settings, committed: Callable[[Sequence[Execution]], None], loop: asyncio.AbstractEventLoop) -> Store:
+    quota = Quota.of(settings.data_dir, max_waiting=settings.max_waiting, min_free_bytes=settings.min_free_bytes)
     try:
-        return Store.open(settings.data_dir, on_commit=committed, loop=loop)
+        return Store.open(settings.data_dir, on_commit=committed, loop=loop, quota=quota)
     except StoreFailed as error:
         raise CannotServe(str(error)) from error
 

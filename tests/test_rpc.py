@@ -1,8 +1,11 @@
 """The contract over real gRPC and a real store. No engine: the test itself is the runner, by the same calls of the store."""
 
 import asyncio
+import os
+import subprocess
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -18,13 +21,14 @@ from grpc_reflection.v1alpha import reflection_pb2
 from grpc_status import rpc_status
 
 from fastlane_grpc.config import Settings
+from fastlane_grpc.directory import free_bytes
 from fastlane_grpc.logs import Logs, Tails
 from fastlane_grpc.model import Cause, Execution, LogTotals, Outcome, Reason, Source, State, new_id, utc_now
 from fastlane_grpc.record import RecordWriter
 from fastlane_grpc.rpc.converters import log_message
 from fastlane_grpc.rpc.server import RpcServer
 from fastlane_grpc.service import Service
-from fastlane_grpc.store import Store
+from fastlane_grpc.store import Quota, Store
 from fastlane_grpc.upkeep import Limits, Upkeep
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
@@ -47,7 +51,8 @@ class House:
     def __init__(self, path: Path, **settings: object) -> None:
         loop = asyncio.get_running_loop()
         self.settings = Settings(data_dir=path, listen="127.0.0.1:0", max_running=8, **settings)
-        self.store = Store.open(path, on_commit=self._committed, loop=loop)
+        quota = Quota.of(path, max_waiting=self.settings.max_waiting, min_free_bytes=self.settings.min_free_bytes)
+        self.store = Store.open(path, on_commit=self._committed, loop=loop, quota=quota)
         self.logs = Logs(path / "logs")
         self.tails = Tails(self.logs, log_message, cache_bytes=8 << 20, loop=loop)
         self.places = NoPlaces()
@@ -704,3 +709,97 @@ async def test_a_call_to_prune_with_a_field_that_nobody_knows_deletes_nothing(ho
         await house.info.Prune(request)
     assert reason(refused.value) == "UNKNOWN_FIELD"
     assert (await house.store.execution(execution.id)).times.prune_time is None
+
+
+# ---- quotas
+
+
+async def refused(call: Awaitable[object]) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await call
+    return raised.value
+
+
+@asynccontextmanager
+async def opened(path: Path, **settings: object) -> AsyncIterator[House]:
+    house = House(path, **settings)
+    await house.server.start()
+    try:
+        yield house
+    finally:
+        await house.close()
+
+
+async def test_with_as_many_waiting_as_may_no_job_is_taken_until_one_has_begun(tmp_path: Path) -> None:
+    async with opened(tmp_path, max_waiting=2) as house:
+        request = pb.EnqueueJobRequest(task_id="task", spec=pb.JobSpec(image="busybox"), request_id="first")
+        first = (await house.jobs.EnqueueJob(request)).job
+        await house.enqueue()
+        error = await refused(house.enqueue())
+        assert (error.code(), reason(error)) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
+        assert info(error).metadata["limit"] == "2"
+        retry = detail(error, error_details_pb2.RetryInfo)
+        assert retry is not None
+        assert retry.retry_delay.seconds > 0
+        # What is kept is no more for being asked for again.
+        again = await house.jobs.EnqueueJob(request)
+        assert (again.existing, again.job.id) == (True, first.id)
+        await house.begin()
+        await house.enqueue()
+        assert reason(await refused(house.enqueue())) == "QUEUE_FULL"
+
+
+async def test_of_many_callers_at_once_exactly_as_many_are_taken_as_may_wait(tmp_path: Path) -> None:
+    async with opened(tmp_path, max_waiting=150) as house:
+        answers = await asyncio.gather(*(house.enqueue() for _ in range(400)), return_exceptions=True)
+        assert sum(isinstance(answer, pb.Job) for answer in answers) == 150
+        assert {reason(answer) for answer in answers if isinstance(answer, grpc.aio.AioRpcError)} == {"QUEUE_FULL"}
+
+
+async def test_the_server_tells_its_limits(tmp_path: Path) -> None:
+    async with opened(tmp_path, max_waiting=7, keep_logs=timedelta(days=1), keep_jobs=None) as house:
+        told = await house.info.GetServerInfo(pb.GetServerInfoRequest())
+        assert (told.max_waiting, told.keep_logs.ToTimedelta(), told.HasField("keep_jobs")) == (7, timedelta(days=1), False)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 32 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("mounts a small file system: needs root")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", tmp_path], check=True)
+    yield tmp_path
+    subprocess.run(["umount", "--lazy", tmp_path], check=True)
+
+
+async def test_without_free_room_no_job_is_taken_and_what_runs_goes_on(small_disk: Path) -> None:
+    async with opened(small_disk) as house:
+        await house.enqueue()
+        execution, writer = await house.begin()
+        filler = small_disk / "filler"
+        filler.write_bytes(bytes(free_bytes(small_disk) - (1 << 20)))
+        error = await refused(house.enqueue())
+        assert (error.code(), reason(error)) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "DISK_FULL")
+        assert detail(error, error_details_pb2.RetryInfo) is not None
+        writer.write([(OUT, b"goes on")], time.time_ns())
+        await house.finish(execution, writer)
+        messages = [message async for message in house.stream(execution.id)]
+        assert [chunk.data for message in messages for chunk in message.chunks] == [b"goes on"]
+        assert (await house.info.Prune(prune(validate_only=True))).jobs == 1
+        filler.unlink()
+        await house.enqueue()
+
+
+async def test_on_a_disk_that_is_full_to_the_last_byte_logs_can_be_pruned_all_the_same(small_disk: Path) -> None:
+    async with opened(small_disk, min_free_bytes=0) as house:
+        await house.enqueue()
+        execution, writer = await house.begin()
+        writer.write([(OUT, bytes(8 << 20))], time.time_ns())
+        await house.finish(execution, writer)
+        with suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as filler:
+            while filler.write(bytes(4096)):
+                pass
+        assert free_bytes(small_disk) == 0
+        assert (await house.info.Prune(prune(logs_only=True))).logs == 1
+        assert free_bytes(small_disk) > 7 << 20
+        assert (await house.store.execution(execution.id)).times.prune_time

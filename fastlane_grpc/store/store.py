@@ -10,7 +10,7 @@ from fastlane_grpc.errors import ExecutionNotFound
 from fastlane_grpc.model import Assignment, Execution, Job, JobSpec, LogTotals, Outcome, Reason, State, StopCause, utc_now
 from fastlane_grpc.store import pruning
 from fastlane_grpc.store.database import Connection, open_for_reading, open_for_writing
-from fastlane_grpc.store.enqueue import Enqueue
+from fastlane_grpc.store.enqueue import NO_QUOTA, Enqueue, Quota
 from fastlane_grpc.store.pending import Pending
 from fastlane_grpc.store.pruning import Count, Found, Kept, Old, Place
 from fastlane_grpc.store.queries import NEWEST, execution_of, job_of
@@ -27,8 +27,15 @@ class Store:
     """
 
     @classmethod
-    def open(cls, directory: Path, *, on_commit: Callable[[Sequence[Execution]], None], loop: asyncio.AbstractEventLoop) -> Self:
-        """The store in `directory`, made if there is none. StoreFailed if it cannot be opened.
+    def open(
+        cls,
+        directory: Path,
+        *,
+        on_commit: Callable[[Sequence[Execution]], None],
+        loop: asyncio.AbstractEventLoop,
+        quota: Quota | None = None,
+    ) -> Self:
+        """The store in `directory`, made if there is none; it takes jobs up to `quota`. StoreFailed if it cannot be opened.
 
         After each commit, on the loop, `on_commit` is given every change that the commit made to an execution (a new one is a change), in
         their order: of an execution that changed twice, the last one is how it is now. Callers on the loop were woken before; those on
@@ -36,12 +43,15 @@ class Store:
         """
         path = directory / "fastlane.db"
         writer = Writer(open_for_writing(path), path, loop=loop, on_commit=on_commit)
-        return cls(writer, Readers(path, loop=loop), instance=_instance(path))
+        return cls(writer, Readers(path, loop=loop), instance=_instance(path), quota=quota)
 
-    def __init__(self, writer: Writer, readers: Readers, *, instance: str, now: Callable[[], datetime] = utc_now) -> None:
+    def __init__(
+        self, writer: Writer, readers: Readers, *, instance: str, now: Callable[[], datetime] = utc_now, quota: Quota | None = None
+    ) -> None:
         self._writer = writer
         self._readers = readers
         self._now = now
+        self._quota = quota or NO_QUOTA
         self.instance = instance
 
     def close(self, timeout: float | None = None) -> None:
@@ -53,8 +63,11 @@ class Store:
     # ---- what callers ask for
 
     def enqueue(self, *, task_id: str, spec: JobSpec, request_id: str, caller_address: str) -> Pending[tuple[Job, bool]]:
-        """A job with its first execution, queued; and whether `request_id` had made it before. RequestIdReused: it had made another."""
-        return self._writer.write(Enqueue(task_id, spec, request_id, caller_address, self._now()))
+        """A job with its first execution, queued; and whether `request_id` had made it before.
+
+        RequestIdReused: it had made another. QueueFull, DiskFull: no more jobs are taken now.
+        """
+        return self._writer.write(Enqueue(task_id, spec, request_id, caller_address, self._now(), self._quota))
 
     def stop(self, job_id: str, *, grace: timedelta, note: str) -> Pending[Job]:
         """Queued: STOPPED. With a container: STOPPING. STOPPING: a shorter rest of grace counts. Final: as it is. JobNotFound."""
