@@ -22,7 +22,7 @@ from fastlane_grpc.rpc import converters
 from fastlane_grpc.rpc.server import RpcServer
 from fastlane_grpc.runner import Captures, DockerRunner, Host, HostDown, Step
 from fastlane_grpc.service import Service
-from fastlane_grpc.store import Quota, Store
+from fastlane_grpc.store import Fitness, Quota, Store
 from fastlane_grpc.upkeep import Limits, Upkeep
 
 # A container that could not be removed at its end is removed at the next sweep.
@@ -63,7 +63,8 @@ async def _serve(settings: Settings, ready: Callable[[int], None], step: Callabl
         for listener in listeners:
             listener(executions)
 
-    store = _open_store(settings, committed, loop)
+    fitness = Fitness()
+    store = _open_store(settings, committed, fitness.failed, loop)
     logs = Logs(settings.data_dir / "logs")
     tails = _open_tails(logs, settings, loop)
     captures = Captures(
@@ -101,29 +102,36 @@ async def _serve(settings: Settings, ready: Callable[[int], None], step: Callabl
     host.start(tell_host_changed)
     dispatching = loop.create_task(dispatcher.run())
     keeping_up = loop.create_task(upkeep.run())
+    watching = loop.create_task(fitness.watch(store, server.store_can_write))
     await server.start()
     ready(server.port)
     try:
         # These end by themselves only with a defect. A server that runs no jobs, or fills its disk, must not go on as if all were well.
-        await asyncio.wait([stopping, dispatching, keeping_up], return_when=asyncio.FIRST_COMPLETED)
+        await asyncio.wait([stopping, dispatching, keeping_up, watching], return_when=asyncio.FIRST_COMPLETED)
     finally:
         log.info("stopping")
         keeping_up.cancel()
+        watching.cancel()
         upkeep.close()
         await dispatcher.close()
         await server.stop()
         tails.close()
         host.close()
         store.close(_CLOSE_SECONDS)
-    for task in (dispatching, keeping_up):
+    for task in (dispatching, keeping_up, watching):
         if task.done() and not task.cancelled():
             task.result()
 
 
-def _open_store(settings: Settings, committed: Callable[[Sequence[Execution]], None], loop: asyncio.AbstractEventLoop) -> Store:
+def _open_store(
+    settings: Settings,
+    committed: Callable[[Sequence[Execution]], None],
+    failed: Callable[[], None],
+    loop: asyncio.AbstractEventLoop,
+) -> Store:
     quota = Quota.of(settings.data_dir, max_waiting=settings.max_waiting, min_free_bytes=settings.min_free_bytes)
     try:
-        return Store.open(settings.data_dir, on_commit=committed, loop=loop, quota=quota)
+        return Store.open(settings.data_dir, on_commit=committed, loop=loop, quota=quota, on_failure=failed)
     except StoreFailed as error:
         raise CannotServe(str(error)) from error
 

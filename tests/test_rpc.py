@@ -28,7 +28,7 @@ from fastlane_grpc.record import RecordWriter
 from fastlane_grpc.rpc.converters import log_message
 from fastlane_grpc.rpc.server import RpcServer
 from fastlane_grpc.service import Service
-from fastlane_grpc.store import Quota, Store
+from fastlane_grpc.store import Fitness, Quota, Store
 from fastlane_grpc.upkeep import Limits, Upkeep
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
@@ -51,8 +51,9 @@ class House:
     def __init__(self, path: Path, **settings: object) -> None:
         loop = asyncio.get_running_loop()
         self.settings = Settings(data_dir=path, listen="127.0.0.1:0", max_running=8, **settings)
+        self.fitness = Fitness(patience_seconds=0.1, probe_seconds=0.01)
         quota = Quota.of(path, max_waiting=self.settings.max_waiting, min_free_bytes=self.settings.min_free_bytes)
-        self.store = Store.open(path, on_commit=self._committed, loop=loop, quota=quota)
+        self.store = Store.open(path, on_commit=self._committed, loop=loop, quota=quota, on_failure=self.fitness.failed)
         self.logs = Logs(path / "logs")
         self.tails = Tails(self.logs, log_message, cache_bytes=8 << 20, loop=loop)
         self.places = NoPlaces()
@@ -803,3 +804,29 @@ async def test_on_a_disk_that_is_full_to_the_last_byte_logs_can_be_pruned_all_th
         assert (await house.info.Prune(prune(logs_only=True))).logs == 1
         assert free_bytes(small_disk) > 7 << 20
         assert (await house.store.execution(execution.id)).times.prune_time
+
+
+async def test_health_says_when_the_store_cannot_write_and_when_it_can_again(small_disk: Path) -> None:
+    async with opened(small_disk, min_free_bytes=0) as house:
+        health = health_pb2_grpc.HealthStub(house.channel)
+        watching = asyncio.create_task(house.fitness.watch(house.store, house.server.store_can_write))
+        streams = {name: health.Watch(health_pb2.HealthCheckRequest(service=name)) for name in ("", "server")}
+        assert {(await stream.read()).status for stream in streams.values()} == {health_pb2.HealthCheckResponse.SERVING}
+        await house.enqueue()
+        with suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as filler:
+            while filler.write(bytes(4096)):
+                pass
+        # There may be room in what SQLite has written before.
+        while True:
+            try:
+                await house.enqueue()
+            except grpc.aio.AioRpcError as error:
+                assert reason(error) == "DISK_FULL"
+                break
+        assert {(await stream.read()).status for stream in streams.values()} == {health_pb2.HealthCheckResponse.NOT_SERVING}
+        alive = await health.Check(health_pb2.HealthCheckRequest(service="live"))
+        assert alive.status == health_pb2.HealthCheckResponse.SERVING
+        (small_disk / "filler").unlink()
+        assert {(await stream.read()).status for stream in streams.values()} == {health_pb2.HealthCheckResponse.SERVING}
+        await house.enqueue()
+        watching.cancel()

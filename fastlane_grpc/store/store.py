@@ -6,7 +6,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Self
 
-from fastlane_grpc.errors import ExecutionNotFound
+from fastlane_grpc.directory import free_bytes
+from fastlane_grpc.errors import DiskFull, ExecutionNotFound
 from fastlane_grpc.model import Assignment, Execution, Job, JobSpec, LogTotals, Outcome, Reason, State, StopCause, utc_now
 from fastlane_grpc.store import pruning
 from fastlane_grpc.store.database import Connection, open_for_reading, open_for_writing
@@ -17,6 +18,9 @@ from fastlane_grpc.store.queries import NEWEST, execution_of, job_of
 from fastlane_grpc.store.readers import Readers
 from fastlane_grpc.store.rows import EXECUTION, execution_from, logs_text, microseconds_of, microseconds_since_epoch, spec_from
 from fastlane_grpc.store.writer import Writer, Written
+
+# A store that has less room than this is not taken for one that can write again.
+PROBE_FREE_BYTES = 1 << 20
 
 
 class Store:
@@ -34,15 +38,17 @@ class Store:
         on_commit: Callable[[Sequence[Execution]], None],
         loop: asyncio.AbstractEventLoop,
         quota: Quota | None = None,
+        on_failure: Callable[[], None] = lambda: None,
     ) -> Self:
         """The store in `directory`, made if there is none; it takes jobs up to `quota`. StoreFailed if it cannot be opened.
 
         After each commit, on the loop, `on_commit` is given every change that the commit made to an execution (a new one is a change), in
         their order: of an execution that changed twice, the last one is how it is now. Callers on the loop were woken before; those on
-        threads are woken after it was called for, so whatever they do next comes to the loop later.
+        threads are woken after it was called for, so whatever they do next comes to the loop later. `on_failure` is called, on the loop as
+        well, when something could not be written.
         """
         path = directory / "fastlane.db"
-        writer = Writer(open_for_writing(path), path, loop=loop, on_commit=on_commit)
+        writer = Writer(open_for_writing(path), path, loop=loop, on_commit=on_commit, on_failure=on_failure)
         return cls(writer, Readers(path, loop=loop), instance=_instance(path), quota=quota)
 
     def __init__(
@@ -299,6 +305,18 @@ class Store:
             return Written(execution, [execution])
 
         return self._writer.write_until_stored(work)
+
+    def probe(self) -> Pending[None]:
+        """Writes what changes nothing, down to the disk: DiskFull or StoreFailed where it cannot be written."""
+
+        def work(db: Connection) -> Written[None]:
+            db.execute("UPDATE kept SET waiting = waiting")
+            # So little fits where a larger write has failed before, as SQLite's log keeps the room that it was given.
+            if (free := free_bytes(self._writer.path.parent)) < PROBE_FREE_BYTES:
+                raise DiskFull(f"there are {free} bytes left to write {self._writer.path}")
+            return Written(None)
+
+        return self._writer.write(work)
 
     # ---- what the upkeep asks for
 
