@@ -13,6 +13,9 @@ import structlog
 from fastlane_grpc.model import LogTotals, Source
 from fastlane_grpc.record import RecordReader, RecordWriter, Sealed
 
+# Of fastlane's own lines about one execution: whatever an engine or a registry has to say, and however often.
+MAX_SYSTEM_BYTES = 1 << 20
+
 log = structlog.get_logger(__name__)
 
 
@@ -123,9 +126,9 @@ class Logs:
         if writer is None:
             path = self.system_path(execution_id)
             if path.exists():
-                writer = RecordWriter.resume(path)
+                writer = RecordWriter.resume(path, max_bytes=MAX_SYSTEM_BYTES)
             else:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                writer = RecordWriter.create(path, execution_id=execution_id, capture="system")
+                writer = RecordWriter.create(path, execution_id=execution_id, capture="system", max_bytes=MAX_SYSTEM_BYTES)
             self._writers[execution_id] = writer
         return writer
