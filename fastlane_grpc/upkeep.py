@@ -78,10 +78,6 @@ class Upkeep:
         if self._limits.total_log_bytes is not None and any(each.state.final and not each.times.prune_time for each in executions):
             self._wake.set()
 
-    def look(self) -> None:
-        """Looks now whether anything is to be done, whenever that would have been."""
-        self._wake.set()
-
     async def run(self) -> None:
         """Prunes what is due, then sleeps until something is, until it is cancelled or the store is closed."""
         with suppress(ServerStopping):
@@ -133,15 +129,15 @@ class Upkeep:
         return total
 
     async def _due_seconds(self) -> float:
-        """How long there is nothing to do, as it looks now."""
-        kept, now, times = await self._store.kept(), self._now(), []
-        if kept.oldest_log_time and self._limits.keep_logs is not None:
-            times.append(kept.oldest_log_time + self._limits.keep_logs)
-        if kept.oldest_job_time and self._limits.keep_jobs is not None:
-            times.append(kept.oldest_job_time + self._limits.keep_jobs)
-        # What is due already could not be deleted, or came to be due just now.
-        waits = [(due - now).total_seconds() or RETRY_SECONDS for due in times]
-        return min([LONGEST_SECONDS, *(seconds if seconds > 0 else RETRY_SECONDS for seconds in waits)])
+        """How long there is nothing to do, whatever ends in the meantime."""
+        kept, now = await self._store.kept(), self._now()
+        waits = [LONGEST_SECONDS]
+        for oldest, keep in ((kept.oldest_log_time, self._limits.keep_logs), (kept.oldest_job_time, self._limits.keep_jobs)):
+            if keep is not None:
+                left = keep if oldest is None else min(oldest + keep - now, keep)
+                # What is due already is what could not be deleted.
+                waits.append(left.total_seconds() if left > timedelta() else RETRY_SECONDS)
+        return min(waits)
 
     async def _prune_all(self, old: Old) -> Count:
         total, place = Count(), Old.BEGIN

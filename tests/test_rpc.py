@@ -365,7 +365,11 @@ async def test_a_stream_begins_with_the_state_and_ends_with_the_outcome(house: H
     assert kinds.count("end") == 1
     end = messages[-1].end
     assert (end.sealed, end.state, end.exit_status, end.outcome.exit_code) == (True, pb.STATE_FAILED, 3, 3)
-    assert {(total.source, total.bytes) for total in end.totals} == {(pb.SOURCE_STDOUT, 6), (pb.SOURCE_STDERR, 6)}
+    assert {(total.source, total.bytes) for total in end.totals} == {
+        (pb.SOURCE_STDOUT, 6),
+        (pb.SOURCE_STDERR, 6),
+        (pb.SOURCE_SYSTEM, 15),
+    }
     assert all(message.cursor for message in messages)
     data = {source: b"".join(c.data for m in messages for c in m.chunks if c.source == source) for source in (1, 2, 3)}
     assert data == {1: b"hello\n", 2: b"world\n", 3: b"a line of ours\n"}
@@ -830,3 +834,13 @@ async def test_health_says_when_the_store_cannot_write_and_when_it_can_again(sma
         assert {(await stream.read()).status for stream in streams.values()} == {health_pb2.HealthCheckResponse.SERVING}
         await house.enqueue()
         watching.cancel()
+
+
+async def test_the_end_counts_the_lines_about_one_that_went_back_to_the_queue_and_was_stopped_there(house: House) -> None:
+    job = await house.enqueue()
+    await house.store.claim(1, host="local")
+    house.logs.system(job.execution.id, "pulling busybox")
+    await house.store.requeue(job.execution.id)
+    await house.jobs.StopJob(pb.StopJobRequest(job_id=job.id))
+    *_, end = [message async for message in house.stream(job.execution.id)]
+    assert [(total.source, total.bytes) for total in end.end.totals] == [(pb.SOURCE_SYSTEM, len("pulling busybox\n"))]

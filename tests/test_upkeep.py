@@ -29,13 +29,17 @@ FOR_EVER = Limits()
 
 
 class Clock:
-    """The wall clock, moved by hand."""
+    """The wall clock, moved by hand until it runs."""
 
     def __init__(self) -> None:
         self.time = datetime(2026, 1, 1, tzinfo=UTC)
+        self._ran_since: float | None = None
 
     def __call__(self) -> datetime:
-        return self.time
+        return self.time if self._ran_since is None else self.time + timedelta(seconds=time.monotonic() - self._ran_since)
+
+    def runs(self) -> None:
+        self._ran_since = time.monotonic()
 
 
 class House:
@@ -252,14 +256,15 @@ async def test_the_upkeep_wakes_by_itself_when_what_is_kept_takes_too_much(tmp_p
 
 
 async def test_the_upkeep_wakes_when_the_oldest_is_old_enough(tmp_path: Path) -> None:
-    house = House(tmp_path, Limits(keep_logs=DAY))
-    ended = await house.ended()
-    house.clock.time += DAY - timedelta(seconds=0.05)
+    house = House(tmp_path, Limits(keep_logs=timedelta(seconds=0.2), keep_jobs=DAY))
+    house.clock.runs()
     task = asyncio.create_task(house.upkeep.run())
-    while not house.announced.all[-1].times.prune_time:
-        house.clock.time += timedelta(seconds=0.05)
-        await asyncio.sleep(0.01)
-    assert house.announced.all[-1].id == ended.id
+    ended = await house.ended()
+    await house.announced.until(lambda: any(each.id == ended.id and each.times.prune_time for each in house.announced.all))
+    pruned = house.announced.all[-1].times.prune_time
+    assert ended.times.end_time
+    assert pruned
+    assert pruned - ended.times.end_time >= timedelta(seconds=0.2)
     task.cancel()
     house.close()
 

@@ -181,6 +181,13 @@ class Tail:
         left = self._decoder.flush() if self._decoder else ()
         return [*found, self._encode(Message(self._passed, left))] if left else found
 
+    def totals(self, totals: Sequence[LogTotals]) -> Sequence[LogTotals]:
+        """The same, and what was found beyond them: fastlane's lines about one that went back to the queue, and ended there."""
+        known = {total.source: total.bytes for total in totals}
+        reached = {source: _offset(self._system if source is Source.SYSTEM else self._output, source) for source in Source}
+        beyond = [LogTotals(source, reached[source]) for source in Source if reached[source] > known.get(source, 0)]
+        return [*(total for total in totals if total.bytes >= reached[total.source]), *beyond]
+
     async def _next_line(self) -> Chunk | Gap | None:
         """The first of fastlane's lines that this reader has not had."""
         file = self._log.system

@@ -2,7 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TypeAlias
 
@@ -105,7 +105,7 @@ async def _events(request: LogRequest, watch: Watch, tail: Tail, stopping: Calla
             execution = _present(watch)
             for message in tail.finish(execution.logs, Cause.PRUNED if execution.times.prune_time else Cause.STORE):
                 yield message
-            yield Sealed(tail.cursor, execution)
+            yield Sealed(tail.cursor, replace(execution, logs=tail.totals(execution.logs)))
             return
         if not request.follow and not execution.state.final and (messages is None or tail.marked):
             yield Unsealed(tail.cursor, execution)
