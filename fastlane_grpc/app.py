@@ -13,7 +13,7 @@ import structlog
 import uvloop
 
 from fastlane_grpc.config import Settings
-from fastlane_grpc.directory import claimed
+from fastlane_grpc.directory import claimed, disk_bytes
 from fastlane_grpc.dispatcher import Dispatcher
 from fastlane_grpc.errors import CannotServe, DiskFull, ServerStopping, StoreFailed
 from fastlane_grpc.logs import Logs, Tails
@@ -22,7 +22,8 @@ from fastlane_grpc.rpc import converters
 from fastlane_grpc.rpc.server import RpcServer
 from fastlane_grpc.runner import Captures, DockerRunner, Host, HostDown, Step
 from fastlane_grpc.service import Service
-from fastlane_grpc.store import Store
+from fastlane_grpc.store import Fitness, Quota, Store
+from fastlane_grpc.upkeep import Limits, Upkeep
 
 # A container that could not be removed at its end is removed at the next sweep.
 _SWEEP_SECONDS = 600.0
@@ -62,7 +63,8 @@ async def _serve(settings: Settings, ready: Callable[[int], None], step: Callabl
         for listener in listeners:
             listener(executions)
 
-    store = _open_store(settings, committed, loop)
+    fitness = Fitness()
+    store = _open_store(settings, committed, fitness.failed, loop)
     logs = Logs(settings.data_dir / "logs")
     tails = _open_tails(logs, settings, loop)
     captures = Captures(
@@ -75,8 +77,9 @@ async def _serve(settings: Settings, ready: Callable[[int], None], step: Callabl
     host = Host("local", settings.engine, instance=store.instance, captures=captures)
     runner = DockerRunner(store, logs, host, default_timeout=settings.default_timeout, default_pids=settings.default_pids, step=step)
     dispatcher = Dispatcher(store, runner, host, max_running=settings.max_running)
-    listeners += [dispatcher.news, tails.changed]
-    service = Service(store, tails, dispatcher, settings)
+    upkeep = Upkeep(store, logs, _limits(settings))
+    listeners += [dispatcher.news, tails.changed, upkeep.news]
+    service = Service(store, tails, dispatcher, upkeep, settings)
     server = RpcServer(service, settings)
 
     sweeping = threading.Event()
@@ -98,27 +101,47 @@ async def _serve(settings: Settings, ready: Callable[[int], None], step: Callabl
     await server.serving("engine", host.up)
     host.start(tell_host_changed)
     dispatching = loop.create_task(dispatcher.run())
+    keeping_up = loop.create_task(upkeep.run())
+    watching = loop.create_task(fitness.watch(store, server.store_can_write))
     await server.start()
     ready(server.port)
     try:
-        # The dispatcher ends by itself only with a defect. A server that takes jobs and runs none must not go on as if all were well.
-        await asyncio.wait([stopping, dispatching], return_when=asyncio.FIRST_COMPLETED)
+        # These end by themselves only with a defect. A server that runs no jobs, or fills its disk, must not go on as if all were well.
+        await asyncio.wait([stopping, dispatching, keeping_up, watching], return_when=asyncio.FIRST_COMPLETED)
     finally:
         log.info("stopping")
+        keeping_up.cancel()
+        watching.cancel()
+        upkeep.close()
         await dispatcher.close()
         await server.stop()
         tails.close()
         host.close()
         store.close(_CLOSE_SECONDS)
-    if dispatching.done():
-        dispatching.result()
+    for task in (dispatching, keeping_up, watching):
+        if task.done() and not task.cancelled():
+            task.result()
 
 
-def _open_store(settings: Settings, committed: Callable[[Sequence[Execution]], None], loop: asyncio.AbstractEventLoop) -> Store:
+def _open_store(
+    settings: Settings,
+    committed: Callable[[Sequence[Execution]], None],
+    failed: Callable[[], None],
+    loop: asyncio.AbstractEventLoop,
+) -> Store:
+    quota = Quota.of(settings.data_dir, max_waiting=settings.max_waiting, min_free_bytes=settings.min_free_bytes)
     try:
-        return Store.open(settings.data_dir, on_commit=committed, loop=loop)
+        return Store.open(settings.data_dir, on_commit=committed, loop=loop, quota=quota, on_failure=failed)
     except StoreFailed as error:
         raise CannotServe(str(error)) from error
+
+
+def _limits(settings: Settings) -> Limits:
+    """Zero bytes: that was turned off. None: it was not said."""
+    total = settings.max_total_log_bytes
+    if total is None:
+        total = disk_bytes(settings.data_dir) // 2
+    return Limits(settings.keep_logs, settings.keep_jobs, total or None)
 
 
 def _open_tails(logs: Logs, settings: Settings, loop: asyncio.AbstractEventLoop) -> Tails:

@@ -467,6 +467,8 @@ def _gap_text(gap: api.Gap) -> str:
     what = f"bytes of {name} may be missing here" if gap.missing_bytes is None else f"{gap.missing_bytes} bytes of {name} are missing here"
     if gap.cause == fastlane_pb2.LogGap.CAUSE_SIZE_LIMIT:
         return f"{what}: the log grew beyond its limit"
+    if gap.cause == fastlane_pb2.LogGap.CAUSE_PRUNED:
+        return f"{what}: the log was pruned"
     if gap.cause == fastlane_pb2.LogGap.CAUSE_ENGINE:
         return f"{what}: lost before fastlane had stored them"
     if gap.cause == fastlane_pb2.LogGap.CAUSE_STORE:

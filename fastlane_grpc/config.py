@@ -18,6 +18,8 @@ from fastlane_grpc.model import CaptureMode
 
 DEFAULT_LISTEN = "127.0.0.1:7020"
 DEFAULT_ENGINE = "unix:///var/run/docker.sock"
+# What is written for a limit that is not to be.
+OFF = "off"
 
 
 class ConfigError(Exception):
@@ -45,14 +47,32 @@ def read_request_bytes(text: str) -> int:
 
 
 def read_duration(text: str) -> timedelta:
-    match = re.fullmatch(r"(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,9})s)?", text)
+    match = re.fullmatch(r"(?:([0-9]{1,5})d)?(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,9})s)?", text)
     if match is None or not text:
-        raise ValueError("has to be a duration, as 90s, 30m, 2h or 1h30m")
-    hours, minutes, seconds = (int(part or 0) for part in match.groups())
-    duration = timedelta(hours=hours, minutes=minutes, seconds=seconds)
+        raise ValueError("has to be a duration, as 90s, 30m, 1h30m or 2d")
+    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
+    duration = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
     if not duration:
         raise ValueError("has to be longer than nothing")
     return duration
+
+
+def read_keeping(text: str) -> timedelta | None:
+    if text.lower() == OFF:
+        return None
+    try:
+        return read_duration(text)
+    except ValueError as error:
+        raise ValueError(f"{error}; or {OFF}, to keep for ever") from None
+
+
+def read_bytes_or_off(text: str) -> int:
+    if text.lower() == OFF:
+        return 0
+    try:
+        return read_bytes(text)
+    except ValueError as error:
+        raise ValueError(f"{error}; or {OFF}") from None
 
 
 def read_address(text: str) -> str:
@@ -93,6 +113,8 @@ _KINDS: Mapping[Callable[[str], object], str] = {
     read_bytes: "BYTES",
     read_request_bytes: "BYTES",
     read_duration: "DURATION",
+    read_keeping: "DURATION",
+    read_bytes_or_off: "BYTES",
     read_address: "HOST:PORT",
     read_engine: "ADDRESS",
     read_path: "PATH",
@@ -121,6 +143,17 @@ class Settings:
     default_pids: int = setting(lambda: 1024, read_count, "processes of a container whose job sets no limit")
     max_streams: int = setting(lambda: 2000, read_count, "log streams open at a time")
     max_request_bytes: int = setting(lambda: 4 << 20, read_request_bytes, "largest request; at most 64m")
+    # A queue that stands still as old logs fill its disk is worse than one without them: hence, by default, there is a limit to their size
+    # beside that to their age. The other half of the disk is for what runs, and for whatever else is on it.
+    keep_logs: timedelta | None = setting(lambda: timedelta(days=30), read_keeping, "how long a log is kept after its end; or off")
+    keep_jobs: timedelta | None = setting(lambda: timedelta(days=90), read_keeping, "how long a job is kept after its end; or off")
+    max_total_log_bytes: int | None = setting(
+        lambda: None, read_bytes_or_off, "room for the logs of all that ended, or off; by default half of the disk"
+    )
+    min_free_bytes: int | None = setting(
+        lambda: None, read_bytes_or_off, "free room below which no job is taken, or off; by default 256m, or a 16th of a small disk"
+    )
+    max_waiting: int = setting(lambda: 1_000_000, read_count, "executions that wait at a time; with more no job is taken")
     cache_bytes: int = setting(lambda: 64 << 20, read_bytes, "memory for stretches of logs that are being read")
 
     def __post_init__(self) -> None:
@@ -153,7 +186,7 @@ def default_text(name: str) -> str:
     if default is None:
         return ""
     if isinstance(default, timedelta):
-        return _counted(int(default.total_seconds()), (("h", 3600), ("m", 60), ("s", 1)))
+        return _counted(int(default.total_seconds()), (("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)))
     if metadata["kind"] == "BYTES":
         return _counted(default, (("g", 1 << 30), ("m", 1 << 20), ("k", 1 << 10)))
     return str(default)

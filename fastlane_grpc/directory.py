@@ -37,6 +37,18 @@ def claimed(path: Path) -> Iterator[None]:
         os.close(lock)
 
 
+def free_bytes(path: Path) -> int:
+    """The room that is left for us on the disk that the path is on."""
+    disk = os.statvfs(path)
+    return disk.f_bavail * disk.f_frsize
+
+
+def disk_bytes(path: Path) -> int:
+    """The size of the disk that the path is on."""
+    disk = os.statvfs(path)
+    return disk.f_blocks * disk.f_frsize
+
+
 def file_system(path: Path) -> str:
     """The kind of file system that the path is on, as the kernel calls it; empty if it does not tell."""
     device = path.stat().st_dev

@@ -11,8 +11,8 @@ from typing import Protocol
 import structlog
 
 from fastlane_grpc.errors import DiskFull, ServerStopping, StoreFailed
-from fastlane_grpc.model import Assignment, Execution, Outcome, Reason, State, Stop
-from fastlane_grpc.runner.orders import HostDown, Leave, Orders, Runner, StopOrder
+from fastlane_grpc.model import Assignment, Execution, Outcome, Reason, State, Stop, utc_now
+from fastlane_grpc.runner.orders import HostDown, Leave, Orders, Remains, Runner, StopOrder
 from fastlane_grpc.store import Store
 
 log = structlog.get_logger(__name__)
@@ -233,7 +233,21 @@ class Dispatcher:
             log.error("the runner failed", execution_id=execution.id, job_id=execution.job_id, task_id=execution.task_id, exc_info=error)
         outcome = Outcome(Reason.CONTAINER_GONE, f"a defect of fastlane, see the server's log for {execution.id}")
         with suppress(ServerStopping):
-            self._store.finish(execution.id, state=State.LOST, outcome=outcome, logs=()).result()
+            remains = self._remains(execution.id, outcome.detail)
+            self._store.finish(
+                execution.id, state=State.LOST, outcome=outcome, logs=remains.logs, log_bytes=remains.log_bytes, seal_time=utc_now()
+            ).result()
+
+    def _remains(self, execution_id: str, why: str) -> Remains:
+        try:
+            return self._runner.abandon(execution_id, why)
+        except ServerStopping:
+            raise
+        except Exception as error:
+            # The defect may be in what ends a log, too.
+            with suppress(OSError):
+                log.error("the log of a lost execution is not ended", execution_id=execution_id, exc_info=error)
+            return Remains()
 
     def _ended(self, execution_id: str, claim: "_Claim", host_down: bool) -> None:
         del self._on_thread[execution_id]

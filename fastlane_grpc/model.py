@@ -64,6 +64,7 @@ class Cause(IntEnum):
 
     UNSPECIFIED = 0
     SIZE_LIMIT = 1
+    PRUNED = 2
     ENGINE = 3
     STORE = 4
 
@@ -164,6 +165,7 @@ class Times:
     exit_time: datetime | None = None
     seal_time: datetime | None = None
     end_time: datetime | None = None
+    prune_time: datetime | None = None
 
 
 class StopCause(Enum):

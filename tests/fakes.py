@@ -7,7 +7,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from fastlane_grpc.model import Assignment, Execution, LogTotals, Outcome, Reason, Source, State, StopCause, utc_now
-from fastlane_grpc.runner.orders import Died, EngineGone, HostDown, Leave, Orders, StopOrder
+from fastlane_grpc.runner.orders import Died, EngineGone, HostDown, Leave, Orders, Remains, StopOrder
 from fastlane_grpc.store import Store
 
 
@@ -60,6 +60,9 @@ class FakeRunner:
             with self._lock:
                 self.present -= 1
                 del self._inboxes[assignment.execution.id]
+
+    def abandon(self, execution_id: str, why: str) -> Remains:
+        return Remains([LogTotals(Source.SYSTEM, len(why))], 4096)
 
     def end(self, execution_id: str, exit_code: int = 0) -> None:
         """The container ends."""

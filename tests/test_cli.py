@@ -327,7 +327,7 @@ def test_a_server_that_is_not_there_is_said_in_one_line(command: list[str]) -> N
         (["bla"], "No such command 'bla'; see `fastlane --help`"),
         (["run"], "Missing argument 'IMAGE'; see `fastlane run --help`"),
         (["run", "busybox", "--timeout", "5m30", "--", "x"], "Invalid value for '--timeout': '5m30' has to be a duration"),
-        (["run", "--timeout", "1d", "busybox"], "'1d' has to be a duration"),
+        (["run", "--timeout", "1w", "busybox"], "'1w' has to be a duration"),
         (["run", "--memory", "lots", "busybox"], "'lots' has to be a number of bytes"),
         (["run", "-e", "NOT_SET_ANYWHERE", "busybox"], "'NOT_SET_ANYWHERE' is not set here"),
         (["run", "-l", "x", "busybox"], "'x' has to be NAME=VALUE"),

@@ -15,7 +15,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from fastlane_grpc.dispatcher import Dispatcher
-from fastlane_grpc.model import Assignment, Execution, JobSpec, Outcome, Reason, State, Stop, utc_now
+from fastlane_grpc.model import Assignment, Execution, JobSpec, LogTotals, Outcome, Reason, Source, State, Stop, utc_now
 from fastlane_grpc.runner.orders import HostDown, Order, Orders, StopOrder
 from fastlane_grpc.store import Pending, Store
 from fastlane_grpc.store.database import Connection, open_for_writing
@@ -467,6 +467,7 @@ async def test_a_defect_of_the_runner_ends_its_execution_as_lost_and_no_other(ho
     assert lost.outcome
     assert lost.outcome.reason is Reason.CONTAINER_GONE
     assert lost.outcome.detail == f"a defect of fastlane, see the server's log for {bad.id}"
+    assert lost.logs == (LogTotals(Source.SYSTEM, len(lost.outcome.detail)),)
     [entry] = [entry for entry in logs if entry["log_level"] == "error"]
     assert (entry["execution_id"], entry["job_id"], entry["task_id"]) == (bad.id, bad.job_id, "bad")
     assert "what nobody thought of" in str(entry["exc_info"])

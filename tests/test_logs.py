@@ -344,3 +344,18 @@ async def test_a_reader_that_is_cut_off_at_random_points_gets_each_byte_once(
     assert sum(message.HasField("gap") for message in received) == gaps
     house.tails.close()
     house.logs.close()
+
+
+async def test_fastlane_s_own_lines_are_bounded_and_say_what_they_dropped(house: House) -> None:
+    id = new_id()
+    for number in range(400):
+        house.logs.system(id, f"{number} " + "x" * 10_000)
+    totals = house.logs.seal_system(id)
+    assert house.logs.system_path(id).stat().st_blocks * 512 <= (1 << 20) + (64 << 10)
+    messages = await house.rest(id, totals=totals)
+    lines = data(messages, SYSTEM)
+    assert lines.startswith(b"0 xxx")
+    assert lines.endswith(b"x\n")
+    [gap] = [message.gap for message in messages if message.HasField("gap")]
+    assert (gap.cause, gap.missing_bytes) == (pb.LogGap.CAUSE_SIZE_LIMIT, totals[0].missing_bytes)
+    assert len(lines) == totals[0].bytes

@@ -1,8 +1,11 @@
 """The contract over real gRPC and a real store. No engine: the test itself is the runner, by the same calls of the store."""
 
 import asyncio
+import os
+import subprocess
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
@@ -18,13 +21,15 @@ from grpc_reflection.v1alpha import reflection_pb2
 from grpc_status import rpc_status
 
 from fastlane_grpc.config import Settings
+from fastlane_grpc.directory import free_bytes
 from fastlane_grpc.logs import Logs, Tails
 from fastlane_grpc.model import Cause, Execution, LogTotals, Outcome, Reason, Source, State, new_id, utc_now
 from fastlane_grpc.record import RecordWriter
 from fastlane_grpc.rpc.converters import log_message
 from fastlane_grpc.rpc.server import RpcServer
 from fastlane_grpc.service import Service
-from fastlane_grpc.store import Store
+from fastlane_grpc.store import Fitness, Quota, Store
+from fastlane_grpc.upkeep import Limits, Upkeep
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
 
@@ -46,11 +51,13 @@ class House:
     def __init__(self, path: Path, **settings: object) -> None:
         loop = asyncio.get_running_loop()
         self.settings = Settings(data_dir=path, listen="127.0.0.1:0", max_running=8, **settings)
+        self.fitness = Fitness(patience_seconds=0.1, probe_seconds=0.01)
         self.store = self.open_store(path, loop)
         self.logs = Logs(path / "logs")
         self.tails = Tails(self.logs, log_message, cache_bytes=8 << 20, loop=loop)
         self.places = NoPlaces()
-        self.service = Service(self.store, self.tails, self.places, self.settings)
+        self.upkeep = Upkeep(self.store, self.logs, Limits())
+        self.service = Service(self.store, self.tails, self.places, self.upkeep, self.settings)
         self.server = RpcServer(self.service, self.settings)
         self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{self.server.port}")
         self.jobs = pb_grpc.JobServiceStub(self.channel)
@@ -58,7 +65,8 @@ class House:
         self.info = pb_grpc.ServerServiceStub(self.channel)
 
     def open_store(self, path: Path, loop: asyncio.AbstractEventLoop) -> Store:
-        return Store.open(path, on_commit=self._committed, loop=loop)
+        quota = Quota.of(path, max_waiting=self.settings.max_waiting, min_free_bytes=self.settings.min_free_bytes)
+        return Store.open(path, on_commit=self._committed, loop=loop, quota=quota, on_failure=self.fitness.failed)
 
     def _committed(self, executions: Sequence[Execution]) -> None:
         self.tails.changed(executions)
@@ -66,6 +74,7 @@ class House:
     async def close(self) -> None:
         await self.channel.close()
         await self.server.stop()
+        self.upkeep.close()
         self.tails.close()
         self.logs.close()
         self.store.close()
@@ -96,7 +105,8 @@ class House:
         trailer = writer.seal(code, {}, time.time_ns())
         state = State.FAILED if code else State.SUCCEEDED
         outcome = Outcome(Reason.EXIT_CODE if code else Reason.UNSPECIFIED, exit_code=code)
-        await self.store.finish(execution.id, state=state, outcome=outcome, logs=trailer.totals)
+        room = self.logs.room(execution.id)
+        await self.store.finish(execution.id, state=state, outcome=outcome, logs=trailer.totals, log_bytes=room)
 
     def stream(self, execution_id: str, **more: object) -> "grpc.aio.UnaryStreamCall[object, pb.StreamExecutionLogsResponse]":
         return self.executions.StreamExecutionLogs(pb.StreamExecutionLogsRequest(execution_id=execution_id, **more))  # type: ignore[arg-type,return-value]
@@ -358,7 +368,11 @@ async def test_a_stream_begins_with_the_state_and_ends_with_the_outcome(house: H
     assert kinds.count("end") == 1
     end = messages[-1].end
     assert (end.sealed, end.state, end.exit_status, end.outcome.exit_code) == (True, pb.STATE_FAILED, 3, 3)
-    assert {(total.source, total.bytes) for total in end.totals} == {(pb.SOURCE_STDOUT, 6), (pb.SOURCE_STDERR, 6)}
+    assert {(total.source, total.bytes) for total in end.totals} == {
+        (pb.SOURCE_STDOUT, 6),
+        (pb.SOURCE_STDERR, 6),
+        (pb.SOURCE_SYSTEM, 15),
+    }
     assert all(message.cursor for message in messages)
     data = {source: b"".join(c.data for m in messages for c in m.chunks if c.source == source) for source in (1, 2, 3)}
     assert data == {1: b"hello\n", 2: b"world\n", 3: b"a line of ours\n"}
@@ -605,3 +619,231 @@ async def test_reflection_tells_the_contract_with_its_comments(house: House, ver
     assert any("as you would give it to `docker run`" in comment for comment in comments)
     assert all(answer.file_descriptor_response.file_descriptor_proto for answer in answers[2:5])
     assert answers[5].error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
+
+
+# ---- pruning
+
+
+async def rest_of(
+    stream: "grpc.aio.UnaryStreamCall[object, pb.StreamExecutionLogsResponse]",
+) -> list[pb.StreamExecutionLogsResponse]:
+    rest = []
+    while (message := await stream.read()) is not grpc.aio.EOF:
+        rest.append(message)
+    return rest
+
+
+def prune(seconds: int = 0, **more: object) -> pb.PruneRequest:
+    return pb.PruneRequest(older_than=duration_pb2.Duration(seconds=seconds), **more)  # type: ignore[arg-type]
+
+
+async def test_a_pruned_log_is_a_gap_of_known_size_and_then_the_end(house: House) -> None:
+    await house.enqueue()
+    execution, writer = await house.begin()
+    writer.write([(OUT, b"out"), (ERR, b"error")], time.time_ns())
+    await house.finish(execution, writer)
+    before = [message async for message in house.stream(execution.id)]
+    answer = await house.info.Prune(prune(logs_only=True))
+    assert (answer.jobs, answer.logs, answer.more) == (0, 1, False)
+    assert answer.bytes > 0
+    _, out, err, end = [message async for message in house.stream(execution.id)]
+    gaps = {(gap.source, gap.offset, gap.missing_bytes, gap.cause) for gap in (out.gap, err.gap)}
+    assert gaps == {(pb.SOURCE_STDOUT, 0, 3, pb.LogGap.CAUSE_PRUNED), (pb.SOURCE_STDERR, 0, 5, pb.LogGap.CAUSE_PRUNED)}
+    assert (end.end, end.cursor.split(".")[:5]) == (before[-1].end, before[-1].cursor.split(".")[:5])
+    shown = (await house.executions.GetExecution(pb.GetExecutionRequest(execution_id=execution.id))).execution
+    assert shown.times.HasField("prune_time")
+    # A cursor from before it holds: what comes after it is missing, or nothing is.
+    assert [message async for message in house.stream(execution.id, cursor=before[-1].cursor)][1:] == before[-1:]
+
+
+async def test_a_reader_in_the_midst_of_a_log_that_is_pruned_reads_on(house: House) -> None:
+    await house.enqueue()
+    execution, writer = await house.begin()
+    writer.write([(OUT, b"first")], time.time_ns())
+    stream = house.stream(execution.id)
+    await stream.read()
+    assert (await stream.read()).chunks[0].data == b"first"
+    writer.write([(OUT, b"second")], time.time_ns())
+    await house.finish(execution, writer)
+    await house.info.Prune(prune(logs_only=True))
+    rest = await rest_of(stream)
+    assert [chunk.data for message in rest for chunk in message.chunks] == [b"second"]
+    assert rest[-1].end.sealed
+
+
+async def test_pruning_deletes_final_jobs_and_counts_them_before_if_asked_to(house: House) -> None:
+    job = await house.enqueue()
+    execution, writer = await house.begin()
+    await house.finish(execution, writer)
+    waiting = await house.enqueue()
+    assert await house.info.Prune(prune(seconds=3600)) == pb.PruneResponse()
+    assert await house.info.Prune(prune(task_id="another")) == pb.PruneResponse()
+    would = await house.info.Prune(prune(validate_only=True))
+    assert (would.jobs, would.logs) == (1, 1)
+    assert await house.info.Prune(prune()) == would
+    with pytest.raises(grpc.aio.AioRpcError) as gone:
+        await house.jobs.GetJob(pb.GetJobRequest(job_id=job.id))
+    assert reason(gone.value) == "JOB_NOT_FOUND"
+    assert (await house.jobs.GetJob(pb.GetJobRequest(job_id=waiting.id))).job.id == waiting.id
+    assert await house.info.Prune(prune()) == pb.PruneResponse()
+
+
+async def test_what_is_older_than_there_is_time_is_nothing(house: House) -> None:
+    assert await house.info.Prune(prune(seconds=315_576_000_000)) == pb.PruneResponse()
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [
+        pb.PruneRequest(),
+        prune(seconds=-1),
+        pb.PruneRequest(older_than=duration_pb2.Duration(seconds=1, nanos=-1)),
+    ],
+)
+async def test_a_call_to_prune_says_how_old(house: House, request_: pb.PruneRequest) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await house.info.Prune(request_)
+    bad = detail(refused.value, error_details_pb2.BadRequest)
+    assert bad is not None
+    assert [violation.field for violation in bad.field_violations] == ["older_than"]
+
+
+async def test_a_call_to_prune_with_a_field_that_nobody_knows_deletes_nothing(house: House) -> None:
+    await house.enqueue()
+    execution, writer = await house.begin()
+    await house.finish(execution, writer)
+    request = pb.PruneRequest.FromString(prune().SerializeToString() + b"\x98\x06\x01")
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await house.info.Prune(request)
+    assert reason(refused.value) == "UNKNOWN_FIELD"
+    assert (await house.store.execution(execution.id)).times.prune_time is None
+
+
+# ---- quotas
+
+
+async def refused(call: Awaitable[object]) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as raised:
+        await call
+    return raised.value
+
+
+@asynccontextmanager
+async def opened(path: Path, **settings: object) -> AsyncIterator[House]:
+    house = House(path, **settings)
+    await house.server.start()
+    try:
+        yield house
+    finally:
+        await house.close()
+
+
+async def test_with_as_many_waiting_as_may_no_job_is_taken_until_one_has_begun(tmp_path: Path) -> None:
+    async with opened(tmp_path, max_waiting=2) as house:
+        request = pb.EnqueueJobRequest(task_id="task", spec=pb.JobSpec(image="busybox"), request_id="first")
+        first = (await house.jobs.EnqueueJob(request)).job
+        await house.enqueue()
+        error = await refused(house.enqueue())
+        assert (error.code(), reason(error)) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "QUEUE_FULL")
+        assert info(error).metadata["limit"] == "2"
+        retry = detail(error, error_details_pb2.RetryInfo)
+        assert retry is not None
+        assert retry.retry_delay.seconds > 0
+        # What is kept is no more for being asked for again.
+        again = await house.jobs.EnqueueJob(request)
+        assert (again.existing, again.job.id) == (True, first.id)
+        await house.begin()
+        await house.enqueue()
+        assert reason(await refused(house.enqueue())) == "QUEUE_FULL"
+
+
+async def test_of_many_callers_at_once_exactly_as_many_are_taken_as_may_wait(tmp_path: Path) -> None:
+    async with opened(tmp_path, max_waiting=150) as house:
+        answers = await asyncio.gather(*(house.enqueue() for _ in range(400)), return_exceptions=True)
+        assert sum(isinstance(answer, pb.Job) for answer in answers) == 150
+        assert {reason(answer) for answer in answers if isinstance(answer, grpc.aio.AioRpcError)} == {"QUEUE_FULL"}
+
+
+async def test_the_server_tells_its_limits(tmp_path: Path) -> None:
+    async with opened(tmp_path, max_waiting=7, keep_logs=timedelta(days=1), keep_jobs=None) as house:
+        told = await house.info.GetServerInfo(pb.GetServerInfoRequest())
+        assert (told.max_waiting, told.keep_logs.ToTimedelta(), told.HasField("keep_jobs")) == (7, timedelta(days=1), False)
+
+
+@pytest.fixture
+def small_disk(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 32 MiB."""
+    if os.geteuid() != 0:
+        pytest.skip("mounts a small file system: needs root")
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", tmp_path], check=True)
+    yield tmp_path
+    subprocess.run(["umount", "--lazy", tmp_path], check=True)
+
+
+async def test_without_free_room_no_job_is_taken_and_what_runs_goes_on(small_disk: Path) -> None:
+    async with opened(small_disk) as house:
+        await house.enqueue()
+        execution, writer = await house.begin()
+        filler = small_disk / "filler"
+        filler.write_bytes(bytes(free_bytes(small_disk) - (1 << 20)))
+        error = await refused(house.enqueue())
+        assert (error.code(), reason(error)) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "DISK_FULL")
+        assert detail(error, error_details_pb2.RetryInfo) is not None
+        writer.write([(OUT, b"goes on")], time.time_ns())
+        await house.finish(execution, writer)
+        messages = [message async for message in house.stream(execution.id)]
+        assert [chunk.data for message in messages for chunk in message.chunks] == [b"goes on"]
+        assert (await house.info.Prune(prune(validate_only=True))).jobs == 1
+        filler.unlink()
+        await house.enqueue()
+
+
+async def test_on_a_disk_that_is_full_to_the_last_byte_logs_can_be_pruned_all_the_same(small_disk: Path) -> None:
+    async with opened(small_disk, min_free_bytes=0) as house:
+        await house.enqueue()
+        execution, writer = await house.begin()
+        writer.write([(OUT, bytes(8 << 20))], time.time_ns())
+        await house.finish(execution, writer)
+        with suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as filler:
+            while filler.write(bytes(4096)):
+                pass
+        assert free_bytes(small_disk) == 0
+        assert (await house.info.Prune(prune(logs_only=True))).logs == 1
+        assert free_bytes(small_disk) > 7 << 20
+        assert (await house.store.execution(execution.id)).times.prune_time
+
+
+async def test_health_says_when_the_store_cannot_write_and_when_it_can_again(small_disk: Path) -> None:
+    async with opened(small_disk, min_free_bytes=0) as house:
+        health = health_pb2_grpc.HealthStub(house.channel)
+        watching = asyncio.create_task(house.fitness.watch(house.store, house.server.store_can_write))
+        streams = {name: health.Watch(health_pb2.HealthCheckRequest(service=name)) for name in ("", "server")}
+        assert {(await stream.read()).status for stream in streams.values()} == {health_pb2.HealthCheckResponse.SERVING}
+        await house.enqueue()
+        with suppress(OSError), (small_disk / "filler").open("wb", buffering=0) as filler:
+            while filler.write(bytes(4096)):
+                pass
+        # There may be room in what SQLite has written before.
+        while True:
+            try:
+                await house.enqueue()
+            except grpc.aio.AioRpcError as error:
+                assert reason(error) == "DISK_FULL"
+                break
+        assert {(await stream.read()).status for stream in streams.values()} == {health_pb2.HealthCheckResponse.NOT_SERVING}
+        alive = await health.Check(health_pb2.HealthCheckRequest(service="live"))
+        assert alive.status == health_pb2.HealthCheckResponse.SERVING
+        (small_disk / "filler").unlink()
+        assert {(await stream.read()).status for stream in streams.values()} == {health_pb2.HealthCheckResponse.SERVING}
+        await house.enqueue()
+        watching.cancel()
+
+
+async def test_the_end_counts_the_lines_about_one_that_went_back_to_the_queue_and_was_stopped_there(house: House) -> None:
+    job = await house.enqueue()
+    await house.store.claim(1, host="local")
+    house.logs.system(job.execution.id, "pulling busybox")
+    await house.store.requeue(job.execution.id)
+    await house.jobs.StopJob(pb.StopJobRequest(job_id=job.id))
+    *_, end = [message async for message in house.stream(job.execution.id)]
+    assert [(total.source, total.bytes) for total in end.end.totals] == [(pb.SOURCE_SYSTEM, len("pulling busybox\n"))]

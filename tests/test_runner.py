@@ -325,3 +325,26 @@ def test_eight_at_a_time_each_get_their_own_output(house: House) -> None:
     for number, each in enumerate(going, 1):
         execution = each.result()
         assert (outcome(execution).exit_code, house.output(execution.id).stdout) == (number, f"{number}\n".encode())
+
+
+@pytest.mark.parametrize("step", [Step.CLAIMED, Step.CREATED, Step.FENCED, Step.RUNNING, Step.DIED, Step.SEALED])
+def test_of_one_that_a_defect_ended_the_log_is_sealed_and_says_how_much_it_holds(house: House, step: Step) -> None:
+    def defect(reached: Step, execution_id: str) -> None:
+        if reached is step:
+            if step is Step.RUNNING:
+                house.wait_for_output(execution_id)
+            raise ZeroDivisionError
+
+    house.on_step = defect
+    going = house.go("sh -c", "echo printed; sleep 0.3")
+    assert isinstance(going.failure(), ZeroDivisionError)
+    remains = house.runner.abandon(going.id, "a defect")
+    assert house.system(going.id).endswith("a defect\n")
+    *totals, system = remains.logs
+    assert (system.source, system.bytes) == (Source.SYSTEM, len(house.system(going.id)))
+    assert remains.log_bytes > 0
+    if house.logs.output_path(going.id).exists():
+        output = house.output(going.id)
+        assert output.trailer is not None
+        assert list(output.trailer.totals) == totals
+        assert output.stdout == (b"printed\n" if step in (Step.RUNNING, Step.DIED, Step.SEALED) else b"")

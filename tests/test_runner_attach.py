@@ -50,7 +50,9 @@ class Stream:
         return capture
 
     def new_capture(self) -> AttachCapture:
-        return AttachCapture(Engine(self.address), self.path, "01900000-0000-7000-8000-000000000000", say=self.said.append)
+        return AttachCapture(
+            Engine(self.address), self.path, "01900000-0000-7000-8000-000000000000", max_log_bytes=1 << 30, say=self.said.append
+        )
 
     def says(self, *data: bytes) -> None:
         for each in data:

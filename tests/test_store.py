@@ -770,7 +770,8 @@ async def test_an_empty_directory_becomes_a_store_that_opens_again_with_all_it_h
 
 async def test_every_migration_says_what_it_brings_and_is_applied_once(house: House) -> None:
     applied = [row[0] for row in house.rows("SELECT name FROM _sqlite_migrations ORDER BY id")]
-    assert applied == ["tasks_and_jobs", "executions", "lines_of_the_queue", "identity_of_the_instance", "labels_of_jobs"]
+    steps = ["tasks_and_jobs", "executions", "lines_of_the_queue", "identity_of_the_instance", "labels_of_jobs", "upkeep"]
+    assert applied == steps
     assert migrations.pending(Database(open_for_reading(house.path))) == []
 
 

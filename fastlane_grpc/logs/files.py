@@ -1,8 +1,10 @@
 """Where each execution's records are, and fastlane's own lines about it. A line of ours never holds up or fails what it tells of."""
 
+import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -10,6 +12,9 @@ import structlog
 
 from fastlane_grpc.model import LogTotals, Source
 from fastlane_grpc.record import RecordReader, RecordWriter, Sealed
+
+# Of fastlane's own lines about one execution: whatever an engine or a registry has to say, and however often.
+MAX_SYSTEM_BYTES = 1 << 20
 
 log = structlog.get_logger(__name__)
 
@@ -92,6 +97,28 @@ class Logs:
         finally:
             reader.close()
 
+    def room(self, execution_id: str) -> int:
+        """How much of the disk its records take, in bytes; 0: there are none. Some file systems count none for small ones: that is 1."""
+        directory = self.path(execution_id)
+        try:
+            files = [directory.lstat(), *(path.lstat() for path in directory.iterdir())]
+        except OSError:
+            return 0
+        return max(sum(file.st_blocks * 512 for file in files), 1)
+
+    def delete(self, execution_id: str) -> None:
+        """Takes away all that there is of it, and the directory of its day with the last one. Who has a record open reads on.
+
+        OSError: it is there still, or a part of it.
+        """
+        self._forget(execution_id)
+        directory = self.path(execution_id)
+        with suppress(FileNotFoundError):
+            shutil.rmtree(directory)
+        # Others may be in it. One that is about to be made in there does not find it, and is tried again.
+        with suppress(OSError):
+            directory.parent.rmdir()
+
     def close(self) -> None:
         """Closes what is open; nothing is sealed, a next server goes on with it."""
         with self._lock:
@@ -118,9 +145,9 @@ class Logs:
         if writer is None:
             path = self.system_path(execution_id)
             if path.exists():
-                writer = RecordWriter.resume(path)
+                writer = RecordWriter.resume(path, max_bytes=MAX_SYSTEM_BYTES)
             else:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                writer = RecordWriter.create(path, execution_id=execution_id, capture="system")
+                writer = RecordWriter.create(path, execution_id=execution_id, capture="system", max_bytes=MAX_SYSTEM_BYTES)
             self._writers[execution_id] = writer
         return writer

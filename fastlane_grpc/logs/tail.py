@@ -175,9 +175,9 @@ class Tail:
             return output
         return self._own_messages([self._lines.popleft()])
 
-    def finish(self, totals: Iterable[LogTotals]) -> Sequence[bytes]:
-        """The last messages of a sealed log that holds so much. What of it was never found is damaged, and a gap; a cursor must not lie
-        beyond it. As text, a character that was never completed is told as it is."""
+    def finish(self, totals: Iterable[LogTotals], missing: Cause = Cause.STORE) -> Sequence[bytes]:
+        """The last messages of a sealed log that holds so much. What of it was not found is a gap; `missing` says why, as it was pruned or
+        is damaged. A cursor must not lie beyond it. As text, a character that was never completed is told as it is."""
         end = {source: _offset(self._system if source is Source.SYSTEM else self._output, source) for source in Source}
         end |= {total.source: max(end[total.source], total.bytes) for total in totals}
         passed = self._passed.offsets
@@ -186,13 +186,20 @@ class Tail:
             raise CursorAhead("the log is sealed and ends before the cursor; begin again without one", cursor=str(cursor))
         sequence = self._passed.sequence + 1
         gaps = [
-            Gap(source, passed[source], end[source] - passed[source], Cause.STORE, sequence, 0)
+            Gap(source, passed[source], end[source] - passed[source], missing, sequence, 0)
             for source in Source
             if end[source] > passed[source]
         ]
         found = self._own_messages(gaps)
         left = self._decoder.flush() if self._decoder else ()
         return [*found, self._encode(Message(self._passed, left))] if left else found
+
+    def totals(self, totals: Sequence[LogTotals]) -> Sequence[LogTotals]:
+        """The same, and what was found beyond them: fastlane's lines about one that went back to the queue, and ended there."""
+        known = {total.source: total.bytes for total in totals}
+        reached = {source: _offset(self._system if source is Source.SYSTEM else self._output, source) for source in Source}
+        beyond = [LogTotals(source, reached[source]) for source in Source if reached[source] > known.get(source, 0)]
+        return [*(total for total in totals if total.bytes >= reached[total.source]), *beyond]
 
     async def _next_line(self) -> Chunk | Gap | None:
         """The first of fastlane's lines that this reader has not had."""

@@ -266,10 +266,19 @@ def punched_bytes(fd: int, punched_from: int) -> tuple[int, int, int]:
     beyond = next_block(fd, punched_from) if punched_from else None
     if beyond is None or beyond[0] == punched_from:
         return 0, 0, 0
-    scan = Scan(fd, Position.of_block(*(next_block(fd, punched_from - 1, punched_from) or beyond)))
-    for _ in scan.entries(BLOCK_BYTES):
-        pass
-    stdout, stderr, system = (its.offset - reached for its, reached in zip(beyond[1].sources, scan.position.reached, strict=True))
+    before = next_block(fd, punched_from - 1, punched_from)
+    if before is None:
+        return 0, 0, 0  # It is damaged: what is missing there is not told from what was punched out.
+    # What a gap stood for was missing before.
+    missing = [its.missing_bytes for its in before[1].sources]
+    scan = Scan(fd, Position.of_block(*before))
+    for entry in scan.entries(BLOCK_BYTES):
+        if isinstance(entry, Gap):
+            missing[entry.source - 1] += entry.missing_bytes or 0
+    stdout, stderr, system = (
+        its.offset - its.missing_bytes - (reached - gone)
+        for its, reached, gone in zip(beyond[1].sources, scan.position.reached, missing, strict=True)
+    )
     return stdout, stderr, system
 
 

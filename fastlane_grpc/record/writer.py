@@ -17,6 +17,7 @@ from fastlane_grpc.record.format import (
     BLOCK_HEADER_BYTES,
     FRAME_HEADER_BYTES,
     GAP,
+    SOURCES,
     START,
     TRAILER,
     Chunk,
@@ -32,6 +33,7 @@ from fastlane_grpc.record.format import (
     totals_of,
     unpack_trailer,
 )
+from fastlane_grpc.record.limit import Limit
 from fastlane_grpc.record.scan import Position, Scan, last_block, punched_bytes
 
 # The kernel's IOV_MAX: it takes no more parts in one call.
@@ -46,26 +48,32 @@ class Sealed(Exception):
 
 
 class RecordWriter:
-    """One record, open for writing; made by `create` or `resume`."""
+    """One record, open for writing; made by `create` or `resume`.
 
-    def __init__(self, path: Path, file: FileIO, size: int, state: State) -> None:
+    With `max_bytes` its head and its newest part are kept, where the file system has no holes its head alone: the rest is counted.
+    """
+
+    def __init__(self, path: Path, file: FileIO, size: int, state: State, max_bytes: int | None) -> None:
         self._path = path
         self._file = file
         self._size = size
-        self._state = state
-        # Another writer's doing, under a size limit: this one does not punch.
-        self._punched = punched_bytes(file.fileno(), state.punched_from)
+        self._limit = None if max_bytes is None else Limit(file.fileno(), max_bytes, state.punched_from)
+        self._state = state._replace(punched_from=self._limit.head) if self._limit else state
+        # Another writer's doing, if this one has no limit.
+        self._punched_before = punched_bytes(file.fileno(), state.punched_from)
+        # All that came, once it is not stored any more: the limit is reached, and nothing can be punched out.
+        self._seen: State | None = None
         self._taken = 0
         self._torn = False
         self._trailer: Trailer | None = None
 
     @classmethod
-    def create(cls, path: Path, *, execution_id: str, capture: str) -> Self:
+    def create(cls, path: Path, *, execution_id: str, capture: str, max_bytes: int | None = None) -> Self:
         """Makes the file, which must not be there, and writes START. Its name survives a power cut; its content from the next `sync` on."""
         payload = pack_start(execution_id, capture)
-        file = FileIO(path, "x", opener=_open_private)
+        file = FileIO(path, "x+", opener=_open_private)
         try:
-            writer = cls(path, file, 0, State())
+            writer = cls(path, file, 0, State(), max_bytes)
             frames = writer._frames()
             frames.add_other(START, payload, time.time_ns(), frames.state)
             writer._append(frames)
@@ -77,16 +85,16 @@ class RecordWriter:
         return writer
 
     @classmethod
-    def resume(cls, path: Path) -> Self:
+    def resume(cls, path: Path, *, max_bytes: int | None = None) -> Self:
         """Goes on where the last whole frame ends; what is torn after it is cut off. Sealed if there is a trailer."""
         file = FileIO(path, "r+")
         try:
             size, state = _end_of(path, file.fileno())
             os.ftruncate(file.fileno(), size)
+            return cls(path, file, size, state, max_bytes)
         except BaseException:
             file.close()
             raise
-        return cls(path, file, size, state)
 
     def write(self, pieces: Iterable[tuple[Source, bytes | memoryview]], time_ns: int) -> None:
         """Appends the pieces, those that follow each other in one source as one frame, as far as the block goes. Readers see them at once.
@@ -96,28 +104,32 @@ class RecordWriter:
         or `close`) finds in `taken` how many of their bytes are in the file.
         """
         frames = self._frames()
-        skip = self._taken
-        for source, run in groupby(pieces, key=itemgetter(0)):
-            data = b"".join(piece for _, piece in run)
-            frames.add_data(source, data[skip:], time_ns)
-            skip = max(skip - len(data), 0)
-        self._append(frames)
-        self._taken = 0
+        runs = _runs(pieces, self._taken)
+        if self._seen is None:
+            for source, data in runs:
+                frames.add_data(source, data, time_ns)
+            before = self._state
+            whole = self._append_within_limit(frames)
+            self._taken = 0
+            if whole:
+                return
+            self._seen, runs = self._state, _runs(runs, _bytes_between(before, self._state))
+        for source, data in runs:
+            self._seen = _after_data(self._seen, source, data, data.count(b"\n"), time_ns)
 
     def gap(self, source: Source, missing_bytes: int | None, cause: Cause, time_ns: int) -> None:
         """Says that bytes of `source` are missing here; None: nobody knows how many."""
         if missing_bytes is not None and missing_bytes <= 0:
             raise ValueError(f"a gap of {missing_bytes} bytes is none")
-        self._taken = 0
-        frames = self._frames()
-        state = _after_gap(self._state, source, missing_bytes, time_ns)
-        frames.add_other(GAP, pack_gap(source, missing_bytes, cause), state.time_ns, state)
-        self._append(frames)
+        self._own_up(time_ns)
+        self._append_gap(source, missing_bytes, cause, time_ns)
+        if self._seen is not None:
+            self._seen = _after_gap(self._seen, source, missing_bytes, time_ns)
 
     def seal(self, exit_code: int | None, facts: Mapping[str, object], time_ns: int) -> Trailer:
         """Writes the trailer, brings all to the disk and closes. When it raises OSError, it may be called again."""
-        self._taken = 0
         if self._trailer is None:
+            self._own_up(time_ns)
             self._trailer = self._append_trailer(exit_code, facts, max(time_ns, self._state.time_ns))
         self.sync()
         self.close()
@@ -135,13 +147,16 @@ class RecordWriter:
 
     def totals(self) -> tuple[LogTotals, ...]:
         """One for each source that wrote or lost something."""
-        return totals_of(self._with_punched())
+        return totals_of(self._in_all())
 
     def sync(self) -> None:
         """Brings what was written to the disk."""
         os.fdatasync(self._file.fileno())
 
     def close(self) -> None:
+        if not self._file.closed and self._trailer is None:
+            with suppress(OSError):
+                self._own_up(self._state.time_ns)
         self._file.close()
 
     def _frames(self) -> "_Frames":
@@ -149,8 +164,22 @@ class RecordWriter:
             raise Sealed(self._path)
         return _Frames(self._size, self._state)
 
+    def _own_up(self, time_ns: int) -> None:
+        """Says in the record how much was only counted so far."""
+        self._taken = 0
+        seen = self._seen.sources if self._seen is not None else ()
+        for source, its in zip(SOURCES, seen, strict=False):
+            if (missing_bytes := its.offset - self._state.sources[source - 1].offset) > 0:
+                self._append_gap(source, missing_bytes, Cause.SIZE_LIMIT, time_ns)
+
+    def _append_gap(self, source: Source, missing_bytes: int | None, cause: Cause, time_ns: int) -> None:
+        frames = self._frames()
+        state = _after_gap(self._state, source, missing_bytes, time_ns)
+        frames.add_other(GAP, pack_gap(source, missing_bytes, cause), state.time_ns, state)
+        self._append(frames)
+
     def _append_trailer(self, exit_code: int | None, facts: Mapping[str, object], time_ns: int) -> Trailer:
-        payload = pack_trailer(self._with_punched(), exit_code, facts)
+        payload = pack_trailer(self._in_all(), exit_code, facts)
         trailer = unpack_trailer(payload, time_ns)
         if trailer is None:
             raise ValueError(f"exit code {exit_code!r} does not fit a trailer")
@@ -159,12 +188,27 @@ class RecordWriter:
         self._append(frames)
         return trailer
 
-    def _with_punched(self) -> State:
-        """What the size limit took away is missing too; nothing but the totals says so."""
+    def _in_all(self) -> State:
+        """What came, stored or not. What the size limit took away is missing too; nothing but the totals says so."""
+        punched = self._limit.punched if self._limit else self._punched_before
+        seen = self._state if self._seen is None else self._seen
         stdout, stderr, system = (
-            its._replace(missing_bytes=its.missing_bytes + punched) for its, punched in zip(self._state.sources, self._punched, strict=True)
+            its._replace(missing_bytes=its.offset - stored.offset + stored.missing_bytes + gone)
+            for its, stored, gone in zip(seen.sources, self._state.sources, punched, strict=True)
         )
-        return self._state._replace(sources=(stdout, stderr, system))
+        return seen._replace(sources=(stdout, stderr, system))
+
+    def _append_within_limit(self, frames: "_Frames") -> bool:
+        """False: only so many of the frames as the limit lets be there were appended."""
+        if self._limit is None:
+            self._append(frames)
+            return True
+        whole = self._limit.make_way(_last_block(frames.size))
+        if not whole:
+            frames.cut(self._limit.end)
+        self._append(frames)
+        # Of frames for more blocks than are kept, the first are too old as soon as they are there.
+        return whole and self._limit.make_way(_last_block(self._size))
 
     def _append(self, frames: "_Frames") -> None:
         if self._torn:
@@ -182,7 +226,7 @@ class RecordWriter:
         # Readers may have passed them already, so what is whole stays, whatever the caller does next.
         before = self._state
         self._size, self._state = next(end for end in reversed(frames.ends) if end[0] <= reached)
-        self._taken += sum(now.offset - then.offset for now, then in zip(self._state.sources, before.sources, strict=True))
+        self._taken += _bytes_between(before, self._state)
         self._torn = True
         with suppress(OSError):
             self._cut_off_torn_end()
@@ -216,6 +260,12 @@ class _Frames:
         self._begin_frame(payload_bytes=len(payload))
         self._add(kind, payload, time_ns, crc32(payload), state)
 
+    def cut(self, size: int) -> None:
+        """Leaves out the frames that end beyond that size of the file; the file itself may."""
+        self.ends = [end for end in self.ends if end[0] <= max(size, self._begin)]
+        self.size, self.state = self.ends[-1]
+        self._parts = [memoryview(b"".join(self._parts))[: self.size - self._begin]]
+
     def parts_from(self, place: int) -> list[bytes | memoryview]:
         """What is to be in the file from `place` on, in no more parts than one call of the kernel takes."""
         if place == self._begin and len(self._parts) <= _MAX_PARTS:
@@ -238,6 +288,24 @@ class _Frames:
         self.size += FRAME_HEADER_BYTES + len(payload)
         self.state = state
         self.ends.append((self.size, state))
+
+
+def _runs(pieces: Iterable[tuple[Source, bytes | memoryview]], skip: int) -> list[tuple[Source, bytes]]:
+    """The pieces, those that follow each other in one source as one; the first `skip` bytes are left out."""
+    runs = []
+    for source, run in groupby(pieces, key=itemgetter(0)):
+        data = b"".join(piece for _, piece in run)
+        runs.append((source, data[skip:]))
+        skip = max(skip - len(data), 0)
+    return runs
+
+
+def _bytes_between(before: State, after: State) -> int:
+    return sum(now.offset - then.offset for now, then in zip(after.sources, before.sources, strict=True))
+
+
+def _last_block(size: int) -> int:
+    return (size - 1) // BLOCK_BYTES
 
 
 def _after_data(state: State, source: Source, data: bytes | memoryview, newlines: int, time_ns: int) -> State:

@@ -38,12 +38,14 @@ from fastlane_grpc.service import (
     JobQuery,
     LogRequest,
     PageRequest,
+    PruneRequest,
     Sealed,
     StateChanged,
     TaskQuery,
     Unsealed,
     looks_secret,
 )
+from fastlane_grpc.upkeep import Pruned
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 # What an execution waits for is known to the service, not to the execution.
@@ -149,6 +151,15 @@ def _read_optional_time(message: pb.ListJobsRequest, name: str, violations: list
     return None if ns is None else _EPOCH + timedelta(microseconds=min(-(-ns // 1_000), _LAST_SECOND * 1_000_000 + 999_999))
 
 
+def read_prune(request: pb.PruneRequest) -> tuple[PruneRequest, list[Violation]]:
+    violations: list[Violation] = []
+    older_than = _read_optional_duration(request, "older_than", "older_than", violations)
+    if violations:
+        # It was given, and is none: that is all there is to say of it.
+        older_than = timedelta()
+    return PruneRequest(older_than, request.logs_only, request.task_id, request.validate_only), violations
+
+
 def _with_heartbeat(request: LogRequest, heartbeat: timedelta) -> LogRequest:
     return replace(request, heartbeat=heartbeat)
 
@@ -192,7 +203,7 @@ def _read_map(entries: Mapping[str, str]) -> dict[str, str]:
 
 
 def _read_optional_duration(
-    message: pb.JobSpec | pb.StopJobRequest | pb.StopExecutionRequest | pb.StreamExecutionLogsRequest,
+    message: pb.JobSpec | pb.StopJobRequest | pb.StopExecutionRequest | pb.StreamExecutionLogsRequest | pb.PruneRequest,
     name: str,
     field: str,
     violations: list[Violation],
@@ -324,6 +335,7 @@ def times(value: Times) -> pb.Execution.Times:
         exit_time=timestamp(value.exit_time),
         seal_time=timestamp(value.seal_time),
         end_time=timestamp(value.end_time),
+        prune_time=timestamp(value.prune_time),
     )
 
 
@@ -365,6 +377,10 @@ def duration(value: timedelta | None) -> Duration | None:
     message = Duration()
     message.FromTimedelta(value)
     return message
+
+
+def pruned(value: Pruned) -> pb.PruneResponse:
+    return pb.PruneResponse(jobs=value.count.jobs, logs=value.count.logs, bytes=value.count.bytes, more=value.more)
 
 
 # ----------------------------------------------------------------------------------------------------------------------- logs

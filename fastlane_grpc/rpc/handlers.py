@@ -17,7 +17,7 @@ from fastlane_grpc.errors import InvalidRequest, UnknownField, Violation
 from fastlane_grpc.rpc.statuses import abort
 
 # Calls that change something. A field they do not know may be a limit that the caller relies on.
-_WRITES = {"EnqueueJob", "StopJob", "StopExecution"}
+_WRITES = {"EnqueueJob", "StopJob", "StopExecution", "Prune"}
 
 
 def handler(descriptor: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:

@@ -39,12 +39,19 @@ class RpcServer:
             raise CannotServe(message) from error
 
     async def start(self) -> None:
-        await self.serving("", True)
-        await self.serving("server", True)
+        await self.store_can_write(True)
+        await self.serving("live", True)
         await self._server.start()
 
+    async def store_can_write(self, can: bool) -> None:
+        """What health says of the server as a whole. That it cannot write is a reason to send work elsewhere, and none to restart it: it
+        goes on serving logs, and a new process would find the same disk. So who restarts what does not answer asks for `live`."""
+        await self.serving("", can)
+        await self.serving("server", can)
+
     async def serving(self, name: str, serves: bool) -> None:
-        """What health says. `engine` follows the engine; the others follow the server alone, which serves logs without an engine, too."""
+        """`""` and `server` follow the server and its store; `engine` follows the engine, without which logs are served as well; `live`
+        says that this process answers, and no more."""
         status = health_pb2.HealthCheckResponse.SERVING if serves else health_pb2.HealthCheckResponse.NOT_SERVING
         await self._health.set(name, status)
 

@@ -101,4 +101,10 @@ class ServerServicer:
             max_log_bytes=settings.max_log_bytes,
             max_request_bytes=settings.max_request_bytes,
             max_streams=settings.max_streams,
+            max_waiting=settings.max_waiting,
+            keep_logs=converters.duration(settings.keep_logs),
+            keep_jobs=converters.duration(settings.keep_jobs),
         )
+
+    async def Prune(self, request: pb.PruneRequest, context: Context) -> pb.PruneResponse:
+        return converters.pruned(await self._service.prune(*converters.read_prune(request)))

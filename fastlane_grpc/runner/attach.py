@@ -18,7 +18,7 @@ import structlog
 from fastlane_grpc.model import Cause, Source
 from fastlane_grpc.record import RecordReader, RecordWriter, Sealed, Trailer
 from fastlane_grpc.runner.box import Fate
-from fastlane_grpc.runner.capture import End
+from fastlane_grpc.runner.capture import End, not_kept
 from fastlane_grpc.runner.engine import Engine, Image
 from fastlane_grpc.runner.frames import Frames, Pieces
 from fastlane_grpc.runner.patience import insist
@@ -45,10 +45,11 @@ class AttachCapture:
     kill_signal = "SIGKILL"
     held = False
 
-    def __init__(self, engine: Engine, path: Path, execution_id: str, *, say: Callable[[str], None]) -> None:
+    def __init__(self, engine: Engine, path: Path, execution_id: str, *, max_log_bytes: int, say: Callable[[str], None]) -> None:
         self._engine = engine
         self._path = path
         self._execution_id = execution_id
+        self._max_log_bytes = max_log_bytes
         self._say = say
         self._record: RecordWriter | None = None
         self._follower: _Follower | None = None
@@ -106,12 +107,12 @@ class AttachCapture:
             return "some output could not be stored: " + ", ".join(
                 f"{lost} bytes of {name.name.lower()}" for name, lost in follower.lost.items()
             )
-        return "" if self._whole else _UNSURE
+        return not_kept(self._record.totals()) if self._whole else _UNSURE
 
     def seal(self, exit_code: int | None, facts: Mapping[str, object]) -> Trailer | None:
         try:
             if self._record is None:
-                self._record = RecordWriter.resume(self._path)
+                self._record = RecordWriter.resume(self._path, max_bytes=self._max_log_bytes)
         except FileNotFoundError:
             return None
         except Sealed:
@@ -149,9 +150,9 @@ class AttachCapture:
         """The record, made unless an earlier try made it: before a start, there is nothing in it."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            return RecordWriter.create(self._path, execution_id=self._execution_id, capture=self.name)
+            return RecordWriter.create(self._path, execution_id=self._execution_id, capture=self.name, max_bytes=self._max_log_bytes)
         except FileExistsError:
-            return RecordWriter.resume(self._path)
+            return RecordWriter.resume(self._path, max_bytes=self._max_log_bytes)
 
     def _mark_gap(self, record: RecordWriter) -> None:
         """Nobody knows what is missing here of either source. Said once, however often it is found at the same place."""

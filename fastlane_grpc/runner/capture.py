@@ -1,10 +1,11 @@
 """How the output of a container gets into its record: one contract, whichever way the bytes take."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, Protocol
 
+from fastlane_grpc.model import LogTotals
 from fastlane_grpc.record import Trailer
 from fastlane_grpc.runner.box import Fate
 from fastlane_grpc.runner.engine import Image
@@ -80,3 +81,9 @@ class Capture(Protocol):
     @property
     def first_byte_time(self) -> datetime | None:
         """When the first byte came."""
+
+
+def not_kept(totals: Iterable[LogTotals]) -> str:
+    """What to say of a record that holds less than was printed; empty if it holds everything."""
+    missing = [f"{total.missing_bytes} bytes of {total.source.name.lower()} are missing" for total in totals if total.missing_bytes]
+    return "not all output was kept: " + ", ".join(missing) if missing else ""

@@ -80,13 +80,13 @@ class Captures:
             if self._mode is CaptureMode.RECORDER:
                 raise Refused(Reason.IMAGE_UNUSABLE, f"{words}, and capture = recorder is set")
             say(f"captured by attach: {words}")
-        return AttachCapture(engine, directory / "log", execution_id, say=say)
+        return AttachCapture(engine, directory / "log", execution_id, max_log_bytes=self._max_log_bytes, say=say)
 
     def of_begun(self, engine: Engine, directory: Path, execution: Execution, say: Callable[[str], None]) -> Capture:
         """Of an execution that began under an earlier server: in the way in which it began, whatever is in use now."""
         if execution.capture == RecorderCapture.name:
             return RecorderCapture(directory, execution.id, None)
-        return AttachCapture(engine, directory / "log", execution.id, say=say)
+        return AttachCapture(engine, directory / "log", execution.id, max_log_bytes=self._max_log_bytes, say=say)
 
     def _try(self, engine: Engine) -> str:
         """What the recorder cannot do here; empty: nothing. Raises NotHere."""

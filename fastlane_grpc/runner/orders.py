@@ -1,10 +1,11 @@
 """What the dispatcher and a runner say to each other: an order put into an execution's inbox is never lost, and is read once."""
 
 import queue
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol, TypeAlias
 
-from fastlane_grpc.model import Assignment, Stop
+from fastlane_grpc.model import Assignment, LogTotals, Stop
 
 
 class HostDown(Exception):
@@ -80,8 +81,19 @@ class Orders:
             return None
 
 
+@dataclass(frozen=True, slots=True)
+class Remains:
+    """What there is of a log when its execution is given up: how much it holds, and what room it takes, in bytes."""
+
+    logs: Sequence[LogTotals] = ()
+    log_bytes: int = 0
+
+
 class Runner(Protocol):
     """Runs one execution from its claim, or from whatever it finds of it, to its end."""
 
     def run(self, assignment: Assignment, orders: Orders) -> None:
         """Blocks until the outcome is committed and the container removed. Raises HostDown, and nothing else."""
+
+    def abandon(self, execution_id: str, why: str) -> Remains:
+        """Of one that `run` failed at with a defect: ends its log where it stands, and says `why` in it. It may fail as well."""

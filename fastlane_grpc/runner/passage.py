@@ -18,7 +18,7 @@ from fastlane_grpc.runner.capture import Capture, End
 from fastlane_grpc.runner.clock import boottime
 from fastlane_grpc.runner.engine import Container, Image
 from fastlane_grpc.runner.host import Host
-from fastlane_grpc.runner.orders import Began, Died, EngineBack, EngineGone, Leave, Order, Orders, StopOrder
+from fastlane_grpc.runner.orders import Began, Died, EngineBack, EngineGone, Leave, Order, Orders, Remains, StopOrder
 from fastlane_grpc.runner.stopping import KILL, Stopping, signal_number
 from fastlane_grpc.runner.verdict import DOUBTFUL_CODES, Verdict, ended, ended_by_itself, not_begun
 from fastlane_grpc.runner.wire import EngineDown, EngineRefuses
@@ -364,6 +364,7 @@ class Passage:
             state=verdict.state,
             outcome=verdict.outcome,
             logs=totals,
+            log_bytes=self.around.logs.room(self.execution.id),
             start_time=verdict.start_time,
             exit_time=verdict.exit_time,
             first_byte_time=self.capture.first_byte_time,
@@ -376,6 +377,16 @@ class Passage:
         )
         self.remove()
         self.reached(Step.REMOVED)
+
+    def remains(self, why: str) -> Remains:
+        """Ends the log of one that could not be brought to its end: what it may have printed and is not there is a gap of unknown size."""
+        if self.fenced and self.capture.trailer() is None:
+            self.capture.resume(None)
+            self.capture.drain(End(None, witnessed=False))
+        trailer = self.capture.seal(None, {})
+        self.say(why)
+        totals = (*(trailer.totals if trailer else ()), *self.around.logs.seal_system(self.execution.id))
+        return Remains(totals, self.around.logs.room(self.execution.id))
 
     def remove(self) -> None:
         """The container, if there is one. What is left is removed when the host is swept."""

@@ -17,7 +17,7 @@ from fastlane_grpc import recorder as program
 from fastlane_grpc.model import HARD_STOP, Cause, Reason, Source
 from fastlane_grpc.record import Chunk, Position, RecordReader, RecordWriter, Sealed, Trailer
 from fastlane_grpc.runner.box import Box, Fate
-from fastlane_grpc.runner.capture import End
+from fastlane_grpc.runner.capture import End, not_kept
 from fastlane_grpc.runner.engine import Image
 from fastlane_grpc.runner.image import Refused
 from fastlane_grpc.runner.patience import insist
@@ -121,9 +121,8 @@ class RecorderCapture:
         self._cut = trailer is None
         if trailer is None:
             return "some output may be missing: the recorder was killed, or its machine went down, before the end of the output was stored"
-        missing = {total.source.name.lower(): total.missing_bytes for total in trailer.totals if total.missing_bytes}
-        if missing:
-            return "not all output was kept: " + ", ".join(f"{count} bytes of {source} are missing" for source, count in missing.items())
+        if missing := not_kept(trailer.totals):
+            return missing
         return "" if all(total.crc32 is not None for total in trailer.totals) else "some output may be missing: nobody knows how much"
 
     def seal(self, exit_code: int | None, facts: Mapping[str, object]) -> Trailer | None:

@@ -11,7 +11,7 @@ from fastlane_grpc.runner.begin import begin
 from fastlane_grpc.runner.capture import End
 from fastlane_grpc.runner.clock import boottime
 from fastlane_grpc.runner.host import Host
-from fastlane_grpc.runner.orders import HostDown, Orders
+from fastlane_grpc.runner.orders import HostDown, Orders, Remains
 from fastlane_grpc.runner.passage import Left, Passage, Step, Surroundings
 from fastlane_grpc.runner.stopping import Stopping
 from fastlane_grpc.runner.verdict import failed, lost, stopped_before_start
@@ -47,6 +47,17 @@ class DockerRunner:
                 raise HostDown("the server stops; the next one takes it up") from error
             finally:
                 passage.capture.leave()
+
+    def abandon(self, execution_id: str, why: str) -> Remains:
+        # As it is on disk: that knows how it is captured, if it got so far, and whether it came to its end before.
+        assignment = self._around.store.assignment(execution_id).result()
+        if assignment.execution.state.final:
+            return Remains()
+        passage = Passage(self._around, assignment, Orders())
+        try:
+            return passage.remains(why)
+        finally:
+            passage.capture.leave()
 
     def sweep(self) -> None:
         """Removes the containers of executions that are over. To be called when the host is up; raises HostDown."""

@@ -2,7 +2,7 @@
 
 from fastlane_grpc.service.log_stream import Beat, LogEvent, LogRequest, Sealed, StateChanged, Unsealed
 from fastlane_grpc.service.pages import Listed, PageRequest, TaskQuery
-from fastlane_grpc.service.service import EnqueueRequest, Service
+from fastlane_grpc.service.service import EnqueueRequest, PruneRequest, Service
 from fastlane_grpc.service.validation import REDACTED, looks_secret
 from fastlane_grpc.store import ExecutionQuery, JobQuery
 
@@ -16,6 +16,7 @@ __all__ = [
     "LogEvent",
     "LogRequest",
     "PageRequest",
+    "PruneRequest",
     "Sealed",
     "Service",
     "StateChanged",

@@ -3,13 +3,13 @@
 import asyncio
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from typing import TypeAlias
 
 from fastlane_grpc.errors import ServerStopping
 from fastlane_grpc.logs import BeginAt, Cursor, Tail, Tails, Watch
-from fastlane_grpc.model import Execution, Source, Waiting, utc_now
+from fastlane_grpc.model import Cause, Execution, Source, Waiting, utc_now
 from fastlane_grpc.store import Store
 
 
@@ -114,9 +114,12 @@ async def _events(request: LogRequest, watch: Watch, tail: Tail, queue: "_Queue"
             beat_time = now() + request.heartbeat.total_seconds()
             pace_time = now() + PACE_SECONDS
         elif messages is None and execution.state.final:
-            for message in tail.finish(execution.logs):
+            # Before files are taken away it is announced that they will be: who finds none hears of it here.
+            await asyncio.sleep(0)
+            execution = _present(watch)
+            for message in tail.finish(execution.logs, Cause.PRUNED if execution.times.prune_time else Cause.STORE):
                 yield message
-            yield Sealed(tail.cursor, execution)
+            yield Sealed(tail.cursor, replace(execution, logs=tail.totals(execution.logs)))
             return
         if not request.follow and not execution.state.final and (messages is None or tail.marked):
             yield Unsealed(tail.cursor, execution)

@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from itertools import chain
 from typing import Protocol
 
@@ -13,7 +13,8 @@ from fastlane_grpc.model import Execution, Job, JobSpec, LogTotals, State, Task,
 from fastlane_grpc.service import validation
 from fastlane_grpc.service.log_stream import LogEvent, LogRequest, log_stream
 from fastlane_grpc.service.pages import Listed, PageRequest, TaskQuery, position_of
-from fastlane_grpc.store import ExecutionQuery, JobQuery, Store
+from fastlane_grpc.store import ExecutionQuery, JobQuery, Old, Store
+from fastlane_grpc.upkeep import Pruned, Upkeep
 
 # How long a caller who found every stream taken had better wait.
 _STREAMS_RETRY_SECONDS = 5.0
@@ -30,6 +31,16 @@ class EnqueueRequest:
     request_id: str = ""
     validate_only: bool = False
     caller_address: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PruneRequest:
+    """What to delete: what ended so long ago; None was not given."""
+
+    older_than: timedelta | None
+    logs_only: bool = False
+    task_id: str = ""
+    validate_only: bool = False
 
 
 class Places(Protocol):
@@ -51,12 +62,13 @@ class Places(Protocol):
 class Service:
     """Every use case, once. Lives on the loop."""
 
-    def __init__(self, store: Store, tails: Tails, places: Places, settings: Settings) -> None:
+    def __init__(self, store: Store, tails: Tails, places: Places, upkeep: Upkeep, settings: Settings) -> None:
         self.settings = settings
         self.start_time = utc_now()
         self._store = store
         self._tails = tails
         self._places = places
+        self._upkeep = upkeep
         self._streams = 0
         self._stopping = False
 
@@ -155,6 +167,13 @@ class Service:
         finally:
             self._streams -= 1
 
+    async def prune(self, request: PruneRequest, malformed: Sequence[Violation] = ()) -> Pruned:
+        """Deletes what ended long enough ago, a bounded number; or counts it."""
+        self._check_serving()
+        validation.refuse(chain(malformed, validation.prune_violations(request.older_than)))
+        old = Old(_time_ago(request.older_than or timedelta()), request.logs_only, request.task_id)
+        return await (self._upkeep.count(old) if request.validate_only else self._upkeep.prune(old))
+
     def waiting(self, execution: Execution) -> Waiting | None:
         """What the execution waits for, if it does; who goes before it is not counted."""
         if execution.state is not State.QUEUED:
@@ -186,6 +205,12 @@ class Service:
 def _require(field: str, value: str) -> None:
     if not value:
         validation.refuse([Violation(field, "is required")])
+
+
+def _time_ago(duration: timedelta) -> datetime:
+    now = utc_now()
+    # Nothing ended before there were computers, and dates do not go back for as long as durations may be.
+    return now - min(duration, now - datetime(1970, 1, 1, tzinfo=UTC))
 
 
 def _unkept(request: EnqueueRequest) -> Job:

@@ -87,6 +87,13 @@ def tail_lines_violations(lines: int | None) -> Iterator[Violation]:
         yield Violation("tail_lines", f"is {lines}; it has to be from 0 to {MAX_TAIL_LINES}")
 
 
+def prune_violations(older_than: timedelta | None) -> Iterator[Violation]:
+    if older_than is None:
+        yield Violation("older_than", "is required; 0 s for whatever is final")
+    elif older_than < timedelta():
+        yield Violation("older_than", "must not be less than 0 s")
+
+
 def heartbeat_violations(interval: timedelta) -> Iterator[Violation]:
     if not MIN_HEARTBEAT <= interval <= MAX_HEARTBEAT:
         yield Violation("heartbeat_interval", f"has to be from {_seconds(MIN_HEARTBEAT)} to {_seconds(MAX_HEARTBEAT)}")

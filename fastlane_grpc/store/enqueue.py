@@ -1,12 +1,15 @@
 """The one unit of work that comes by the thousand: a job with its first execution. Many of them take no more statements than one."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from datetime import datetime
+from pathlib import Path
 from typing import TypeVar
 
-from fastlane_grpc.errors import RequestIdReused
+from fastlane_grpc.directory import disk_bytes, free_bytes
+from fastlane_grpc.errors import DiskFull, QueueFull, Refusal, RequestIdReused
 from fastlane_grpc.model import Execution, Job, JobSpec, State, Times, new_id
-from fastlane_grpc.store.database import Connection, sqlite3
+from fastlane_grpc.store.database import RETRY_SECONDS, Connection, sqlite3
 from fastlane_grpc.store.queries import job_of
 from fastlane_grpc.store.rows import microseconds_since_epoch, request_digest, spec_bytes
 from fastlane_grpc.store.writer import Written
@@ -26,32 +29,72 @@ _LABELS = "INSERT INTO job_labels (name, value, create_time, seq) VALUES "
 _LABEL = "(?, ?, ?, ?)"
 
 
+@dataclass(frozen=True, slots=True)
+class Quota:
+    """Up to what jobs are taken: so many executions may wait, and so much of the disk of `directory` has to be free."""
+
+    directory: Path
+    max_waiting: int
+    min_free_bytes: int
+
+    @classmethod
+    def of(cls, directory: Path, *, max_waiting: int, min_free_bytes: int | None) -> "Quota":
+        """`min_free_bytes` None: what fits the disk."""
+        if min_free_bytes is None:
+            min_free_bytes = min(256 << 20, disk_bytes(directory) // 16)
+        return cls(directory, max_waiting, min_free_bytes)
+
+    def refusal(self, db: Connection, jobs: int) -> Refusal | None:
+        """Why so many more are not taken; None if they are. A count that is kept and a look at the disk: microseconds, once for many."""
+        [(waiting,)] = db.execute("SELECT waiting FROM kept").fetchall()
+        if waiting + jobs > self.max_waiting:
+            message = f"{waiting} executions wait, and {self.max_waiting} may; try again when some have begun"
+            return QueueFull(message, retry_seconds=RETRY_SECONDS, limit=str(self.max_waiting))
+        if self.min_free_bytes and (free := free_bytes(self.directory)) < self.min_free_bytes:
+            message = f"{self.directory} has {free} bytes of free room, and jobs are taken with {self.min_free_bytes} or more"
+            return DiskFull(message, retry_seconds=RETRY_SECONDS)
+        return None
+
+
+# Without a disk to look at, and with room for more than will ever wait.
+NO_QUOTA = Quota(Path(), 1 << 62, 0)
+
+
 class Enqueue:
     """A job to be kept, made when the caller asked for it. Answers the job, and whether its `request_id` had made it before."""
 
-    def __init__(self, task_id: str, spec: JobSpec, request_id: str, caller_address: str, time: datetime) -> None:
+    def __init__(self, task_id: str, spec: JobSpec, request_id: str, caller_address: str, time: datetime, quota: Quota) -> None:
         data = spec_bytes(spec)
         now = microseconds_since_epoch(time)
         execution = Execution(new_id(), new_id(), task_id, State.QUEUED, Times(time, time), time)
         self.job = Job(execution.job_id, task_id, spec, execution, time, 1, request_id, caller_address)
+        self._quota = quota
         self._digest = request_digest(task_id, data)
         self._job_row = (execution.job_id, task_id, data, now, request_id, self._digest, caller_address)
         self._create_time = now
         self._execution_row = (execution.id, execution.job_id, task_id, spec.priority, now, now, now)
 
     def __call__(self, db: Connection) -> Written[tuple[Job, bool]]:
-        """Raises RequestIdReused."""
+        """Raises RequestIdReused, QueueFull and DiskFull; not the last two of what was kept before."""
+        if refusal := self._quota.refusal(db, 1):
+            if (job := self._kept_before(db)) is None:
+                raise refusal
+            return Written((job, True))
         # Tried before it is looked for: nearly always it is new.
         kept = db.execute(f"{_JOBS} {_JOB} ON CONFLICT (task_id, request_id) WHERE request_id <> '' DO NOTHING", self._job_row)
         if not kept.rowcount:
-            return Written((self._kept_before(db), True))
+            job = self._kept_before(db)
+            assert job is not None, "what it conflicts with"
+            return Written((job, True))
         db.execute(_EXECUTIONS + _EXECUTION, self._execution_row)
         _keep_labels(db, self._label_rows(_last_seq(kept)))
         return self._written
 
     @staticmethod
     def together(db: Connection, works: Sequence["Enqueue"]) -> Sequence[Written[tuple[Job, bool]]]:
-        """Raises an error of SQLite's if one of them was kept before."""
+        """Raises an error of SQLite's if one of them was kept before, QueueFull or DiskFull where there is no room for all of them."""
+        if refusal := works[0]._quota.refusal(db, len(works)):
+            raise refusal
         for part in _parts(works):
             kept = db.execute(_JOBS + ", ".join([_JOB] * len(part)), [value for work in part for value in work._job_row])
             # The rows of one statement have consecutive numbers, each one more than the largest before.
@@ -67,11 +110,14 @@ class Enqueue:
     def _label_rows(self, seq: int) -> Sequence[tuple[str, str, int, int]]:
         return [(name, value, self._create_time, seq) for name, value in self.job.spec.labels.items()]
 
-    def _kept_before(self, db: Connection) -> Job:
-        [(job_id, digest)] = db.execute(
+    def _kept_before(self, db: Connection) -> Job | None:
+        found = db.execute(
             "SELECT job_id, request_digest FROM jobs WHERE task_id = ? AND request_id = ? AND request_id <> ''",
             (self.job.task_id, self.job.request_id),
         ).fetchall()
+        if not found:
+            return None
+        [(job_id, digest)] = found
         if digest != self._digest:
             raise RequestIdReused(self.job.request_id, job_id)
         return job_of(db, job_id)

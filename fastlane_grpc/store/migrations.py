@@ -188,3 +188,51 @@ def labels_of_jobs(db: Database) -> None:
         END
         """
     )
+
+
+@migrations()
+def upkeep(db: Database) -> None:
+    """What pruning looks for, oldest end first, and what would have to be counted: kept, so that nothing ever counts a million rows."""
+    # Room on the disk that its log takes; 0: there is none, or it was pruned. Until the files are gone it stays, whatever prune_time says.
+    db.execute("ALTER TABLE executions ADD COLUMN log_bytes INTEGER NOT NULL DEFAULT 0")
+    db.execute("ALTER TABLE executions ADD COLUMN prune_time INTEGER")
+    db.execute("CREATE INDEX executions_log_kept ON executions(end_time) WHERE log_bytes > 0")
+    db.execute("CREATE INDEX executions_log_kept_of_task ON executions(task_id, end_time) WHERE log_bytes > 0")
+    db.execute("CREATE INDEX executions_ended ON executions(end_time) WHERE state >= 6")
+    db.execute("CREATE INDEX executions_ended_of_task ON executions(task_id, end_time) WHERE state >= 6")
+    # One row: what the logs of all executions that ended take, and how many executions are queued.
+    db.table("kept").create({"log_bytes": int, "waiting": int}, not_null={"log_bytes", "waiting"}, strict=True)
+    db.execute("INSERT INTO kept SELECT coalesce(sum(log_bytes), 0), count(*) FILTER (WHERE state = 2) FROM executions")
+    db.execute(
+        """
+        CREATE TRIGGER log_came_or_went AFTER UPDATE OF log_bytes ON executions WHEN old.log_bytes <> new.log_bytes BEGIN
+            UPDATE kept SET log_bytes = log_bytes + new.log_bytes - old.log_bytes;
+        END
+        """
+    )
+    db.execute(
+        "CREATE TRIGGER one_more_waits AFTER INSERT ON executions WHEN new.state = 2 BEGIN UPDATE kept SET waiting = waiting + 1; END"
+    )
+    db.execute(
+        """
+        CREATE TRIGGER waits_or_not AFTER UPDATE OF state ON executions WHEN (old.state = 2) <> (new.state = 2) BEGIN
+            UPDATE kept SET waiting = waiting + (new.state = 2) - (old.state = 2);
+        END
+        """
+    )
+    db.execute(
+        """
+        CREATE TRIGGER execution_went AFTER DELETE ON executions BEGIN
+            UPDATE kept SET log_bytes = log_bytes - old.log_bytes, waiting = waiting - (old.state = 2);
+        END
+        """
+    )
+    # A task is there as long as a job of it is.
+    db.execute(
+        """
+        CREATE TRIGGER job_went AFTER DELETE ON jobs BEGIN
+            UPDATE tasks SET jobs = jobs - 1, open_jobs = open_jobs - (old.state < 6) WHERE task_id = old.task_id;
+            DELETE FROM tasks WHERE task_id = old.task_id AND jobs = 0;
+        END
+        """
+    )

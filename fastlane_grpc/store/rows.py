@@ -32,7 +32,8 @@ EXECUTION = """
     host, container_id, image_digest, capture, engine_life, starting, logs,
     stop_cause, stop_time, stop_grace, stop_note,
     reason, detail, exit_code, out_of_memory, stop_signal,
-    executions.create_time, due_time, claim_time, pull_time, container_time, start_time, first_byte_time, exit_time, seal_time, end_time
+    executions.create_time, due_time, claim_time, pull_time, container_time, start_time, first_byte_time, exit_time, seal_time, end_time,
+    prune_time
 """
 
 # What `job_from` takes, in its order; the columns of its newest execution follow.

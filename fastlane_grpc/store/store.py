@@ -6,16 +6,22 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Self
 
-from fastlane_grpc.errors import ExecutionNotFound
+from fastlane_grpc.directory import free_bytes
+from fastlane_grpc.errors import DiskFull, ExecutionNotFound
 from fastlane_grpc.model import Assignment, Execution, Job, JobSpec, LogTotals, Outcome, Reason, State, StopCause, Task, utc_now
+from fastlane_grpc.store import pruning
 from fastlane_grpc.store.database import Connection, open_for_reading, open_for_writing
-from fastlane_grpc.store.enqueue import Enqueue
+from fastlane_grpc.store.enqueue import NO_QUOTA, Enqueue, Quota
 from fastlane_grpc.store.lists import ExecutionQuery, JobQuery, Page, page_of_executions, page_of_jobs, page_of_tasks
 from fastlane_grpc.store.pending import Pending
+from fastlane_grpc.store.pruning import Count, Found, Kept, Old, Place
 from fastlane_grpc.store.queries import NEWEST, ahead_of, execution_of, job_of, task_of
 from fastlane_grpc.store.readers import Readers
 from fastlane_grpc.store.rows import EXECUTION, execution_from, logs_text, microseconds_of, microseconds_since_epoch, spec_from
 from fastlane_grpc.store.writer import Writer, Written
+
+# A store that has less room than this is not taken for one that can write again.
+PROBE_FREE_BYTES = 1 << 20
 
 
 class Store:
@@ -26,21 +32,33 @@ class Store:
     """
 
     @classmethod
-    def open(cls, directory: Path, *, on_commit: Callable[[Sequence[Execution]], None], loop: asyncio.AbstractEventLoop) -> Self:
-        """The store in `directory`, made if there is none. StoreFailed if it cannot be opened.
+    def open(
+        cls,
+        directory: Path,
+        *,
+        on_commit: Callable[[Sequence[Execution]], None],
+        loop: asyncio.AbstractEventLoop,
+        quota: Quota | None = None,
+        on_failure: Callable[[], None] = lambda: None,
+    ) -> Self:
+        """The store in `directory`, made if there is none; it takes jobs up to `quota`. StoreFailed if it cannot be opened.
 
         After each commit, on the loop, `on_commit` is given every change that the commit made to an execution (a new one is a change), in
         their order: of an execution that changed twice, the last one is how it is now. Callers on the loop were woken before; those on
-        threads are woken after it was called for, so whatever they do next comes to the loop later.
+        threads are woken after it was called for, so whatever they do next comes to the loop later. `on_failure` is called, on the loop as
+        well, when something could not be written.
         """
         path = directory / "fastlane.db"
-        writer = Writer(open_for_writing(path), path, loop=loop, on_commit=on_commit)
-        return cls(writer, Readers(path, loop=loop), instance=_instance(path))
+        writer = Writer(open_for_writing(path), path, loop=loop, on_commit=on_commit, on_failure=on_failure)
+        return cls(writer, Readers(path, loop=loop), instance=_instance(path), quota=quota)
 
-    def __init__(self, writer: Writer, readers: Readers, *, instance: str, now: Callable[[], datetime] = utc_now) -> None:
+    def __init__(
+        self, writer: Writer, readers: Readers, *, instance: str, now: Callable[[], datetime] = utc_now, quota: Quota | None = None
+    ) -> None:
         self._writer = writer
         self._readers = readers
         self._now = now
+        self._quota = quota or NO_QUOTA
         self.instance = instance
 
     def close(self, timeout: float | None = None) -> None:
@@ -52,8 +70,11 @@ class Store:
     # ---- what callers ask for
 
     def enqueue(self, *, task_id: str, spec: JobSpec, request_id: str, caller_address: str) -> Pending[tuple[Job, bool]]:
-        """A job with its first execution, queued; and whether `request_id` had made it before. RequestIdReused: it had made another."""
-        return self._writer.write(Enqueue(task_id, spec, request_id, caller_address, self._now()))
+        """A job with its first execution, queued; and whether `request_id` had made it before.
+
+        RequestIdReused: it had made another. QueueFull, DiskFull: no more jobs are taken now.
+        """
+        return self._writer.write(Enqueue(task_id, spec, request_id, caller_address, self._now(), self._quota))
 
     def stop(self, job_id: str, *, grace: timedelta, note: str, logs: Sequence[LogTotals] = ()) -> Pending[Job]:
         """Queued: STOPPED, and its log holds `logs`. With a container: STOPPING. STOPPING: a shorter rest of grace counts. Final: as it is.
@@ -273,12 +294,16 @@ class Store:
         state: State,
         outcome: Outcome,
         logs: Sequence[LogTotals],
+        log_bytes: int = 0,
         exit_time: datetime | None = None,
         seal_time: datetime | None = None,
         first_byte_time: datetime | None = None,
         start_time: datetime | None = None,
     ) -> Pending[Execution]:
-        """Not final: `state`, which is, from now on. Final: as it is. Times that are None stay as they are. ExecutionNotFound."""
+        """Not final: `state`, which is, from now on. Final: as it is. Times that are None stay as they are. ExecutionNotFound.
+
+        `log_bytes`: the room on the disk that its log takes; 0: it has none.
+        """
         if not state.final:
             raise ValueError(f"{state.name} is not final")
 
@@ -289,7 +314,8 @@ class Store:
                 UPDATE executions
                 SET state = :state, state_time = :now, end_time = :now,
                     reason = :reason, detail = :detail, exit_code = :exit_code, out_of_memory = :out_of_memory, stop_signal = :stop_signal,
-                    logs = :logs, exit_time = coalesce(:exit_time, exit_time), seal_time = coalesce(:seal_time, seal_time),
+                    logs = :logs, log_bytes = :log_bytes,
+                    exit_time = coalesce(:exit_time, exit_time), seal_time = coalesce(:seal_time, seal_time),
                     first_byte_time = coalesce(:first_byte_time, first_byte_time), start_time = coalesce(:start_time, start_time)
                 WHERE execution_id = :execution_id AND state < {State.SUCCEEDED}
                 """,
@@ -302,6 +328,7 @@ class Store:
                 out_of_memory=outcome.out_of_memory,
                 stop_signal=outcome.stop_signal,
                 logs=logs_text(logs),
+                log_bytes=log_bytes,
                 exit_time=_or_null(exit_time),
                 seal_time=_or_null(seal_time),
                 first_byte_time=_or_null(first_byte_time),
@@ -312,6 +339,44 @@ class Store:
             return Written(execution, [execution])
 
         return self._writer.write_until_stored(work)
+
+    def probe(self) -> Pending[None]:
+        """Writes what changes nothing, down to the disk: DiskFull or StoreFailed where it cannot be written."""
+
+        def work(db: Connection) -> Written[None]:
+            db.execute("UPDATE kept SET waiting = waiting")
+            # So little fits where a larger write has failed before, as SQLite's log keeps the room that it was given.
+            if (free := free_bytes(self._writer.path.parent)) < PROBE_FREE_BYTES:
+                raise DiskFull(f"there are {free} bytes left to write {self._writer.path}")
+            return Written(None)
+
+        return self._writer.write(work)
+
+    # ---- what the upkeep asks for
+
+    def kept(self) -> Pending[Kept]:
+        """The oldest of what is kept, and how much that is."""
+        return self._readers.read(pruning.kept)
+
+    def oldest(self, old: Old, *, after: Place = Old.BEGIN, limit: int) -> Pending[list[Found]]:
+        """What of it ended first, after that place: of at most `limit` logs, or all executions of at most `limit` jobs."""
+        return self._readers.read(lambda db: pruning.oldest(db, old, after, limit))
+
+    def count(self, old: Old, *, limit: int) -> Pending[Count]:
+        """How much there is of it, counted up to `limit` logs or jobs."""
+        return self._readers.read(lambda db: pruning.count(db, old, limit))
+
+    def mark_pruned(self, execution_ids: Sequence[str]) -> Pending[None]:
+        """Comes first, so that no reader takes a log whose files are gone for one that was lost. The files are known of still."""
+        return self._writer.write(lambda db: Written(None, pruning.mark_pruned(db, execution_ids, self._now())))
+
+    def forget_logs(self, execution_ids: Sequence[str]) -> Pending[None]:
+        """Comes when the files of these are gone."""
+        return self._writer.write(lambda db: Written(None, pruning.forget_logs(db, execution_ids, self._now())))
+
+    def delete_jobs(self, job_ids: Sequence[str]) -> Pending[int]:
+        """Comes when the files of all their executions are gone. How many of these jobs went: those that are final, and were there."""
+        return self._writer.write(lambda db: Written(pruning.delete_jobs(db, job_ids)))
 
 
 # ---- parts of transactions

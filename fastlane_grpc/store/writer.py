@@ -58,12 +58,14 @@ class Writer:
         *,
         loop: asyncio.AbstractEventLoop,
         on_commit: Callable[[Sequence[Execution]], None],
+        on_failure: Callable[[], None] = lambda: None,
         retry_seconds: float = 1.0,
     ) -> None:
         self._db = db
-        self._path = path
+        self.path = path
         self._loop = loop
         self._on_commit = on_commit
+        self._on_failure = on_failure
         self._retry_seconds = retry_seconds
         # None is the end. The lock keeps a unit from slipping in behind it, where nobody would answer.
         self._queue: queue.SimpleQueue[_Unit | None] = queue.SimpleQueue()
@@ -201,14 +203,16 @@ class Writer:
                 self._owe(unit, result)
             else:
                 # A new one for each caller: one that is shared gathers the tracebacks of all.
-                settled.append(Settled(unit.pending, None, refusal(result, self._path)))
+                settled.append(Settled(unit.pending, None, refusal(result, self.path)))
         tell(self._loop, settled, partial(self._on_commit, changed) if changed else None)
+        if any(isinstance(result, Exception) and is_failure(result) for _, result in done):
+            tell(self._loop, (), self._on_failure)
 
     def _owe(self, unit: "_Unit", error: Exception) -> None:
         if not self._owed:
             self._retry_at = time.monotonic() + self._retry_seconds
             with suppress(OSError):  # the log may be on the disk that is full
-                _log.warning("store.retry", file=str(self._path), error=str(error), retry_seconds=self._retry_seconds)
+                _log.warning("store.retry", file=str(self.path), error=str(error), retry_seconds=self._retry_seconds)
         self._owed.append(unit)
 
 

@@ -1,0 +1,146 @@
+"""What has been kept for long enough: found in the order in which it ended, and taken out of the tables in small numbers.
+
+Each way is down an index, from its old end, however much is kept and however little of it is old.
+"""
+
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import ClassVar, NamedTuple
+
+from fastlane_grpc.model import Execution
+from fastlane_grpc.store.database import Connection
+from fastlane_grpc.store.rows import EXECUTION, execution_from, microseconds_since_epoch, time_from
+
+
+class Place(NamedTuple):
+    """Where a walk through what has ended stands: the end of an execution, and its number, which tells it from those of the same time."""
+
+    end_time: int
+    seq: int
+
+
+@dataclass(frozen=True, slots=True)
+class Old:
+    """What ended at or before `before`: the jobs, or only their logs; of one task, or of all."""
+
+    BEGIN: ClassVar[Place] = Place(-1, -1)
+
+    before: datetime
+    logs_only: bool = False
+    task_id: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Found:
+    """An execution whose log is to go, or whose job is. `log_bytes`: the room that its log takes; 0: it has none."""
+
+    execution_id: str
+    job_id: str
+    log_bytes: int
+    place: Place
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """How much there is of something: jobs, logs, and the room on the disk that these take, in bytes."""
+
+    jobs: int = 0
+    logs: int = 0
+    bytes: int = 0
+
+    def __add__(self, other: "Count") -> "Count":
+        return Count(self.jobs + other.jobs, self.logs + other.logs, self.bytes + other.bytes)
+
+
+@dataclass(frozen=True, slots=True)
+class Kept:
+    """The oldest ends, of a log that is kept and of a job, if there are any; and the room that the logs of all that ended take."""
+
+    oldest_log_time: datetime | None
+    oldest_job_time: datetime | None
+    log_bytes: int
+
+
+def kept(db: Connection) -> Kept:
+    [(log_time, job_time, log_bytes)] = db.execute(
+        """
+        SELECT
+            (SELECT end_time FROM executions INDEXED BY executions_log_kept WHERE log_bytes > 0 ORDER BY end_time LIMIT 1),
+            (SELECT end_time FROM executions INDEXED BY executions_ended WHERE state >= 6 ORDER BY end_time LIMIT 1),
+            (SELECT log_bytes FROM kept)
+        """
+    ).fetchall()
+    return Kept(_time(log_time), _time(job_time), log_bytes)
+
+
+def oldest(db: Connection, old: Old, after: Place, limit: int) -> list[Found]:
+    """The next ones after that place: of at most `limit` logs, or all executions of at most `limit` jobs."""
+    rows = db.execute(_found(old), _values(old, after, limit)).fetchall()
+    return [Found(execution_id, job_id, log_bytes, Place(end_time, seq)) for execution_id, job_id, log_bytes, end_time, seq in rows]
+
+
+def count(db: Connection, old: Old, limit: int) -> Count:
+    """How much there is of it, counted up to `limit` logs or jobs."""
+    [(jobs, logs, log_bytes)] = db.execute(
+        f"SELECT count(DISTINCT job_id), coalesce(sum(log_bytes > 0), 0), coalesce(sum(log_bytes), 0) FROM ({_found(old)})",
+        _values(old, Old.BEGIN, limit),
+    ).fetchall()
+    return Count(0 if old.logs_only else jobs, logs, log_bytes)
+
+
+def mark_pruned(db: Connection, execution_ids: Sequence[str], now: datetime) -> list[Execution]:
+    """From now on readers are told that the logs were pruned; those that changed by that. The files are known of still."""
+    return _update(db, "prune_time = :now", "prune_time IS NULL AND log_bytes > 0", execution_ids, now)
+
+
+def forget_logs(db: Connection, execution_ids: Sequence[str], now: datetime) -> list[Execution]:
+    """The files are gone."""
+    return _update(db, "prune_time = coalesce(prune_time, :now), log_bytes = 0", "log_bytes > 0", execution_ids, now)
+
+
+def delete_jobs(db: Connection, job_ids: Sequence[str]) -> int:
+    """How many of them went, with all their executions: those that are final."""
+    ids = [json.dumps(job_ids)]
+    final = "SELECT job_id FROM json_each(?) CROSS JOIN jobs ON job_id = value WHERE state >= 6"
+    db.execute(f"DELETE FROM executions WHERE job_id IN ({final})", ids)
+    return db.execute(f"DELETE FROM jobs WHERE job_id IN ({final})", ids).rowcount
+
+
+def _update(db: Connection, change: str, guard: str, execution_ids: Sequence[str], now: datetime) -> list[Execution]:
+    # Fetched to the end: COMMIT fails while a RETURNING has rows that nobody took.
+    rows = db.execute(
+        f"""
+        UPDATE executions SET {change}
+        WHERE execution_id IN (SELECT value FROM json_each(:ids)) AND state >= 6 AND {guard}
+        RETURNING {EXECUTION}
+        """,
+        {"ids": json.dumps(execution_ids), "now": microseconds_since_epoch(now)},
+    ).fetchall()
+    return [execution_from(row) for row in rows]
+
+
+def _found(old: Old) -> str:
+    kind, condition = ("log_kept", "log_bytes > 0") if old.logs_only else ("ended", "state >= 6")
+    index, of_task = (f"executions_{kind}_of_task", "task_id = :task_id AND") if old.task_id else (f"executions_{kind}", "")
+    page = f"FROM executions AS one INDEXED BY {index} WHERE {of_task} {condition} AND end_time <= :before"
+    begin = "AND (end_time, seq) > (:end_time, :seq)"
+    if old.logs_only:
+        return f"SELECT execution_id, job_id, log_bytes, end_time, seq {page} {begin} ORDER BY end_time, seq LIMIT :limit"
+    # A job ended when its newest execution did.
+    newest = "AND NOT EXISTS (SELECT 1 FROM executions AS newer WHERE newer.job_id = one.job_id AND newer.seq > one.seq)"
+    return f"""
+        SELECT each_one.execution_id, each_one.job_id, each_one.log_bytes, newest.end_time, newest.seq
+        FROM (SELECT job_id, end_time, seq {page} {begin} {newest} ORDER BY end_time, seq LIMIT :limit) AS newest
+        CROSS JOIN executions AS each_one ON each_one.job_id = newest.job_id
+        ORDER BY newest.end_time, newest.seq
+    """
+
+
+def _values(old: Old, after: Place, limit: int) -> dict[str, object]:
+    return {"before": microseconds_since_epoch(old.before), "task_id": old.task_id, "limit": limit} | after._asdict()
+
+
+def _time(microseconds: int | None) -> datetime | None:
+    return None if microseconds is None else time_from(microseconds)
