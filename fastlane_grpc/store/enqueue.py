@@ -63,7 +63,7 @@ NO_QUOTA = Quota(Path(), 1 << 62, 0)
 class Enqueue:
     """A job to be kept, made when the caller asked for it. Answers the job, and whether its `request_id` had made it before."""
 
-    def __init__(self, task_id: str, spec: JobSpec, request_id: str, caller_address: str, time: datetime, quota: Quota) -> None:
+    def __init__(self, task_id: str, spec: JobSpec, request_id: str, caller_address: str, time: datetime, quota: Quota = NO_QUOTA) -> None:
         data = spec_bytes(spec)
         now = microseconds_since_epoch(time)
         execution = Execution(new_id(), new_id(), task_id, State.QUEUED, Times(time, time), time)
