@@ -53,7 +53,7 @@ async def test_a_store_that_cannot_be_read_is_told_and_when_to_come_again(tmp_pa
     tasks = pb_grpc.TaskServiceStub(house.channel)
     for call in (tasks.ListTasks(pb.ListTasksRequest()), tasks.GetTask(pb.GetTaskRequest(task_id="task"))):
         with pytest.raises(grpc.aio.AioRpcError) as failed:
-            await call  # type: ignore[misc]
+            await call
         assert (failed.value.code(), reason(failed.value)) == (grpc.StatusCode.UNAVAILABLE, "STORE_FAILED")
         assert detail(failed.value, error_details_pb2.RetryInfo) is not None
         assert info(failed.value).domain == "fastlane"

@@ -365,6 +365,9 @@ def test_a_token_gives_back_its_place_and_only_whole(time: int, seq: int, task_i
     for place, query in (((time, seq), JobQuery(task_id="t")), ((seq,), ExecutionQuery()), ((task_id,), TaskQuery())):
         token = token_of(place, query)
         assert position_of(token, query) == place
+        for added in ("!", " ", "\n", "=", "\N{PARTY POPPER}"):
+            with pytest.raises(PageTokenInvalid):
+                position_of(token[:5] + added + token[5:], query)  # type: ignore[arg-type]
         for cut in range(1, len(token)):
             with pytest.raises(PageTokenInvalid):
                 position_of(token[:cut], query)
