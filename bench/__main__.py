@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from bench import containers, enqueue, latency, throughput, unread
+from bench import containers, enqueue, latency, readers, throughput, unread
 
 ROUNDS = 5
 
@@ -19,6 +19,7 @@ def main() -> None:
         lambda: [latency.first_byte(stage, image, engine, rounds)],
         lambda: latency.lines(stage, image, engine, rounds),
         lambda: [unread.row(stage, image, engine)],
+        lambda: readers.rows(stage, rounds),
         lambda: throughput.rows(stage, image, engine, rounds),
     ):
         for row in rows():

@@ -12,10 +12,11 @@ _numbers = itertools.count()
 
 
 class Running(NamedTuple):
-    """Where it is reached, and its process."""
+    """Where it is reached, its process, and where its data is."""
 
     address: str
     process_id: int
+    directory: Path
 
 
 @contextmanager
@@ -30,7 +31,7 @@ def server(stage: Path, *flags: str) -> Iterator[Running]:
         line = process.stdout.readline()
         if "listening on " not in line:
             sys.exit(f"the server did not start: {Path(f'{directory}.log').read_text()}")
-        yield Running(line.partition("listening on ")[2].partition(",")[0], process.pid)
+        yield Running(line.partition("listening on ")[2].partition(",")[0], process.pid, directory)
     finally:
         process.terminate()
         process.wait(30)

@@ -1,0 +1,46 @@
+"""Readers that only count: `python -m bench.crowd ADDRESS REQUEST_AS_HEX BYTES STREAMS`, in a process of their own.
+
+Says `ready` when each has had its first message, and at the end, as JSON, seconds since then, and bytes and messages of all together. A
+reader ends with its stream, or when it has BYTES.
+"""
+
+import asyncio
+import json
+import sys
+import time
+
+import grpc
+import uvloop
+
+from bench.bare import METHOD, SERVICE
+
+CONNECTIONS = 4
+
+
+async def main(address: str, request: bytes, wanted: int, streams: int) -> None:
+    left, begin = streams, 0.0
+
+    async def read(channel: grpc.aio.Channel) -> tuple[int, int]:
+        nonlocal left, begin
+        call = channel.unary_stream(f"/{SERVICE}/{METHOD}")(request)
+        await call.read()
+        left -= 1
+        if not left:
+            begin = time.perf_counter()
+            print("ready", flush=True)
+        size = messages = 0
+        while size < wanted and (message := await call.read()) is not grpc.aio.EOF:
+            size += len(message)
+            messages += 1
+        call.cancel()
+        return size, messages
+
+    # Without a pool of its own each channel would use the same connection.
+    channels = [grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) for _ in range(CONNECTIONS)]
+    got = await asyncio.gather(*(read(channels[number % CONNECTIONS]) for number in range(streams)))
+    seconds = time.perf_counter() - begin
+    print(json.dumps([seconds, sum(size for size, _ in got), sum(messages for _, messages in got)]), flush=True)
+
+
+if __name__ == "__main__":
+    uvloop.run(main(sys.argv[1], bytes.fromhex(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])))

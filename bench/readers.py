@@ -1,0 +1,135 @@
+"""Readers of logs: one that comes late, and a crowd that follows. Against a bare stream of messages of the same size, to the same readers.
+
+The record is written here, as a recorder does: what is measured is the way from there to the readers, and no container.
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, closing, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.ratio import Margin, Ratio, in_turn
+from bench.server import Running, server
+from fastlane_grpc import Client
+from fastlane_grpc.logs import Logs
+from fastlane_grpc.model import Source
+from fastlane_grpc.record import RecordWriter
+from fastlane_grpc.v1 import fastlane_pb2 as pb
+
+LINE = b"0123456789" * 9 + b"01234567\n"
+LATE_BYTES = 200_000_000
+FOLLOWERS = 1_000
+FOLLOWED_BYTES = 2_000_000
+# A log that grows by this at a time, as often as it can be while its server is busy: what a thousand take of it is less than what there is.
+PIECE_BYTES = 16_000
+PIECE_SECONDS = 0.002
+
+
+@dataclass(frozen=True)
+class Got:
+    """What readers got, all together."""
+
+    seconds: float
+    bytes: int
+    messages: int
+
+    @property
+    def megabytes_per_second(self) -> float:
+        return self.bytes / 1e6 / self.seconds
+
+
+def rows(stage: Path, rounds: int) -> Iterator[Ratio | Margin]:
+    yield from _late(stage, rounds)
+    yield from _crowd(stage, rounds)
+
+
+def _late(stage: Path, rounds: int) -> Iterator[Ratio | Margin]:
+    with _no_engine(stage) as running:
+        execution_id, writer = _record(running)
+        for _ in range(LATE_BYTES // 65_000):
+            writer.write([(Source.STDOUT, LINE * (65_000 // len(LINE)))], time.time_ns())
+        writer.close()
+        request = pb.StreamExecutionLogsRequest(execution_id=execution_id, follow=False)
+
+        def ours() -> Got:
+            return _read(running.address, request, LATE_BYTES * 2, 1, lambda: None)
+
+        yield from _compared(f"{LATE_BYTES / 1e6:.0f} MB to one who comes late, against bare grpc.aio", 0.6, running, ours, 1, rounds)
+
+
+def _crowd(stage: Path, rounds: int) -> Iterator[Ratio | Margin]:
+    with _no_engine(stage) as running:
+
+        def ours() -> Got:
+            execution_id, writer = _record(running)
+            request = pb.StreamExecutionLogsRequest(execution_id=execution_id, sources=[pb.SOURCE_STDOUT])
+            with closing(writer):
+                return _read(running.address, request, FOLLOWED_BYTES, FOLLOWERS, lambda: _write(writer))
+
+        what = f"{FOLLOWERS} followers of one live log, against bare grpc.aio"
+        yield from _compared(what, 0.6, running, ours, FOLLOWERS, rounds)
+
+
+def _compared(what: str, goal: float, running: Running, ours: Callable[[], Got], streams: int, rounds: int) -> Iterator[Ratio | Margin]:
+    """Its rate, and its memory, beside those of a server that sends as many bytes in messages of the same size."""
+    first = ours()
+    message_bytes = first.bytes // first.messages
+    messages = max(first.bytes // streams // message_bytes, 1)
+    with _bare(message_bytes, messages, streams) as bare:
+        anything = pb.StreamExecutionLogsRequest()
+        yield in_turn(
+            f"{what}, {message_bytes / 1000:.0f} KB each",
+            "MB/s",
+            goal,
+            lambda: ours().megabytes_per_second,
+            lambda: _read(bare.address, anything, first.bytes, streams, lambda: None).megabytes_per_second,
+            rounds=rounds,
+        )
+        yield Margin("  the server's memory at its most", "MB", _peak_megabytes(running), _peak_megabytes(bare), 200.0)
+
+
+def _no_engine(stage: Path) -> AbstractContextManager[Running]:
+    """A server whose jobs stay queued: what is in their records is ours."""
+    return server(stage, "--engine", f"unix://{stage}/no-engine.sock")
+
+
+def _record(running: Running) -> tuple[str, RecordWriter]:
+    with Client(running.address) as client:
+        execution_id = client.enqueue("bench", "none").execution.id
+    path = Logs(running.directory / "logs").output_path(execution_id)
+    path.parent.mkdir(parents=True)
+    return execution_id, RecordWriter.create(path, execution_id=execution_id, capture="bench")
+
+
+def _write(writer: RecordWriter) -> None:
+    for _ in range(-(-FOLLOWED_BYTES // PIECE_BYTES)):
+        writer.write([(Source.STDOUT, LINE * (PIECE_BYTES // len(LINE) + 1))], time.time_ns())
+        time.sleep(PIECE_SECONDS)
+
+
+def _read(address: str, request: pb.StreamExecutionLogsRequest, wanted: int, streams: int, when_ready: Callable[[], None]) -> Got:
+    command = [sys.executable, "-m", "bench.crowd", address, request.SerializeToString().hex(), str(wanted), str(streams)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as crowd:
+        assert crowd.stdout is not None
+        if crowd.stdout.readline() != "ready\n":
+            sys.exit("the readers of the bench did not get ready")
+        when_ready()
+        return Got(*json.loads(crowd.stdout.readline()))
+
+
+@contextmanager
+def _bare(message_bytes: int, messages: int, streams: int) -> Iterator[Running]:
+    command = [sys.executable, "-m", "bench.bare", str(message_bytes), str(messages), str(streams)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        yield Running(f"127.0.0.1:{int(process.stdout.readline())}", process.pid, Path())
+        process.terminate()
+
+
+def _peak_megabytes(running: Running) -> float:
+    lines = Path(f"/proc/{running.process_id}/status").read_text().splitlines()
+    return next(int(line.split()[1]) / 1000 for line in lines if line.startswith("VmHWM:"))
