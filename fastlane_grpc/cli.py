@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import groupby
 from pathlib import Path
@@ -173,7 +173,7 @@ class _Setting(click.Option):
 
 def _settings(function: _Function) -> _Function:
     """One option for each setting; which value counts is decided, and checked, where the settings are."""
-    for setting in reversed(fields(config.Settings)):
+    for setting in reversed(config.SETTINGS):
         flag, kind, meaning = f"--{setting.name.replace('_', '-')}", setting.metadata["kind"], setting.metadata["meaning"]
         function = click.option(flag, cls=_Setting, metavar=kind, help=f"{meaning[0].upper()}{meaning[1:]}.")(function)
     return function

@@ -14,14 +14,14 @@ from typing import TypeVar
 import pytest
 from structlog.testing import capture_logs
 
-from fastlane_grpc.dispatcher import Dispatcher
+from fastlane_grpc.dispatcher import Dispatcher, HostPlaces
 from fastlane_grpc.model import Assignment, Execution, JobSpec, Outcome, Reason, State, Stop, utc_now
 from fastlane_grpc.runner.orders import HostDown, Order, Orders, StopOrder
 from fastlane_grpc.store import Pending, Store
 from fastlane_grpc.store.database import Connection, open_for_writing
 from fastlane_grpc.store.readers import Readers
 from fastlane_grpc.store.writer import Work, Writer, Written
-from tests.fakes import Announcements, FakeHost, FakeRunner
+from tests.fakes import Announcements, FakeGone, FakeHost, FakeRunner
 
 T = TypeVar("T")
 
@@ -56,7 +56,9 @@ class House:
         self.store = Store(self.writer, Readers(self.path, loop=loop), instance="")
         self.host = FakeHost(up=host_up)
         self.runner = FakeRunner(self.store, self.host, hold=hold)
-        self.dispatcher = Dispatcher(self.store, self.runner, self.host, max_running=max_running, retry_seconds=retry_seconds)
+        self.gone = FakeGone(self.store)
+        places = [HostPlaces(self.host, self.runner, max_running)]
+        self.dispatcher = Dispatcher(self.store, places, gone=self.gone, max_running=max_running, retry_seconds=retry_seconds)
         self.task: asyncio.Task[None] | None = None
         # Who has a place, by the announcements alone.
         self.unfinished: set[str] = set()
@@ -98,7 +100,7 @@ class House:
 
     def host_is(self, *, up: bool) -> None:
         self.host.up = up
-        self.dispatcher.host_changed()
+        self.dispatcher.host_changed(self.host.name)
 
     async def ends(self, executions: int) -> None:
         """Waits until so many are over."""
@@ -168,7 +170,7 @@ def within_limit(house: House, places: int) -> None:
 async def test_a_place_is_free_again_when_the_end_is_committed(holding: House) -> None:
     first, second = await holding.running(), await holding.running()
     third = await holding.enqueue()
-    assert (holding.dispatcher.running, holding.dispatcher.place_free) == (2, False)
+    assert holding.dispatcher.running == 2
     assert (await holding.store.execution(third.id)).state is State.QUEUED
     holding.runner.end(first.id)
     await holding.announced.reaches(third.id, State.RUNNING)
@@ -290,7 +292,7 @@ async def test_what_runs_keeps_its_place_while_the_host_is_down_and_is_taken_up_
     holding.host.up = False
     holding.runner.lose_engine()
     await holding.threads_end()
-    assert (holding.dispatcher.running, holding.dispatcher.place_free) == (2, False)
+    assert holding.dispatcher.running == 2
     await holding.store.stop(second.job_id, grace=GRACE, note="meanwhile")
     holding.host_is(up=True)
     stopped = await holding.announced.reaches(second.id, State.STOPPED)
@@ -404,7 +406,7 @@ async def test_what_an_earlier_server_left_is_taken_up_and_counted_beyond_the_li
     for execution in left[1:]:
         await house.announced.reaches(execution.id, State.RUNNING)
     assert [assignment.execution.id for assignment in house.runner.given] == [execution.id for execution in left]
-    assert (house.dispatcher.running, house.dispatcher.place_free) == (3, False)
+    assert house.dispatcher.running == 3
     assert house.runner.starts == [left[2].id]
     for execution in left:
         assert house.claimed == [] or house.dispatcher.running <= 2
@@ -501,7 +503,7 @@ async def test_a_claim_that_could_not_be_stored_is_tried_again_but_not_at_once(t
         for _ in range(5):
             await house.store.execution(execution.id)
         assert house.writer.asked == asked + 1
-    house.dispatcher.host_changed()
+    house.dispatcher.host_changed("here")
     await house.announced.reaches(execution.id, State.SUCCEEDED)
 
 

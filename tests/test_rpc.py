@@ -19,7 +19,7 @@ from grpc_status import rpc_status
 
 from fastlane_grpc.config import Settings
 from fastlane_grpc.logs import Logs, Tails
-from fastlane_grpc.model import Cause, Execution, LogTotals, Outcome, Reason, Source, State, new_id, utc_now
+from fastlane_grpc.model import Availability, Cause, Execution, HostReport, LogTotals, Outcome, Reason, Source, State, new_id, utc_now
 from fastlane_grpc.record import RecordWriter
 from fastlane_grpc.rpc.converters import log_message
 from fastlane_grpc.rpc.server import RpcServer
@@ -35,9 +35,9 @@ Detail = TypeVar("Detail", bound=Message)
 class NoPlaces:
     """A dispatcher that gives no place to anybody: what runs, the test runs."""
 
-    running = 8
+    places = (8, 8)
     host_error = ""
-    capture = ("recorder", "")
+    hosts: Sequence[HostReport] = ()
 
 
 class House:
@@ -55,6 +55,7 @@ class House:
         self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{self.server.port}")
         self.jobs = pb_grpc.JobServiceStub(self.channel)
         self.executions = pb_grpc.ExecutionServiceStub(self.channel)
+        self.hosts = pb_grpc.HostServiceStub(self.channel)
         self.info = pb_grpc.ServerServiceStub(self.channel)
 
     def _committed(self, executions: Sequence[Execution]) -> None:
@@ -552,6 +553,27 @@ async def test_server_info(house: House) -> None:
     assert told.start_time.seconds <= told.time.seconds
 
 
+async def test_hosts_are_listed_with_all_that_is_known_of_them(house: House) -> None:
+    failed = utc_now()
+    house.places.hosts = [
+        HostReport("b", "unix:///run/b.sock", Availability.UP, 3, 4, "it went away", failed, "28.5.1", "attach", "not here"),
+        HostReport("a", "tcp://a:2375", Availability.UNSPECIFIED, 0, 12),
+    ]
+    told = (await house.hosts.ListHosts(pb.ListHostsRequest())).hosts
+    assert [host.name for host in told] == ["b", "a"]
+    assert (told[0].address, told[0].availability, told[0].running, told[0].max_running) == (
+        "unix:///run/b.sock",
+        pb.Host.AVAILABILITY_UP,
+        3,
+        4,
+    )
+    assert (told[0].last_error, told[0].engine_version, told[0].capture_reason) == ("it went away", "28.5.1", "not here")
+    assert told[0].last_error_time.ToDatetime(failed.tzinfo) == failed
+    assert told[0].capture == pb.Host.CAPTURE_ATTACH
+    assert (told[1].availability, told[1].capture) == (pb.Host.AVAILABILITY_UNSPECIFIED, pb.Host.CAPTURE_UNSPECIFIED)
+    assert not told[1].HasField("last_error_time")
+
+
 async def test_a_request_that_is_too_large_is_refused_by_size(house: House) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await house.enqueue(args=["x" * 100_000] * 50)
@@ -590,6 +612,8 @@ async def test_reflection_tells_the_contract_with_its_comments(house: House, ver
     assert services == {
         "fastlane.v1.JobService",
         "fastlane.v1.ExecutionService",
+        "fastlane.v1.TaskService",
+        "fastlane.v1.HostService",
         "fastlane.v1.ServerService",
         "grpc.health.v1.Health",
         "grpc.reflection.v1.ServerReflection",

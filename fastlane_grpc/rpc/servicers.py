@@ -50,6 +50,16 @@ class ExecutionServicer:
             yield event if isinstance(event, bytes) else converters.log_event(event, self._service.waiting, utc_now())
 
 
+class HostServicer:
+    """fastlane.v1.HostService"""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def ListHosts(self, request: pb.ListHostsRequest, context: Context) -> pb.ListHostsResponse:
+        return pb.ListHostsResponse(hosts=[converters.host(each) for each in self._service.hosts()])
+
+
 class ServerServicer:
     """fastlane.v1.ServerService"""
 
