@@ -88,10 +88,11 @@ class Dispatcher:
     @property
     def places(self) -> tuple[int, int]:
         """Of those that can be had just now: how many are taken, and how many there are."""
-        if self.running >= self._max_running:
-            return self.running, self._max_running
         up = [host for host in self._hosts if host.view.up]
-        return sum(host.running for host in up), sum(host.max_running for host in up)
+        taken, there_are = sum(host.running for host in up), sum(host.max_running for host in up)
+        if taken < there_are and self.running >= self._max_running:
+            return self.running, self._max_running
+        return taken, there_are
 
     @property
     def up(self) -> bool:
