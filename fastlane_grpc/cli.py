@@ -392,6 +392,27 @@ def version() -> int:
     return 0
 
 
+@fastlane.command("config", short_help="Print the settings a server would have.")
+@click.option(
+    "--config", "file", type=click.Path(path_type=Path), envvar="FASTLANE_CONFIG", show_envvar=True, help="TOML file of settings."
+)
+@click.option("-o", "--output", type=click.Choice(["toml", "json"]), default="toml", show_default=True, help="How to print them.")
+@_settings
+@click.pass_obj
+def config_command(environ: Mapping[str, str], /, file: Path | None, output: str, **flags: str | None) -> int:
+    """Print the settings that `fastlane server` would have, with the same flags, here and now, and where each comes from.
+
+    What is printed is a file for --config that has the same settings in force.
+
+    \b
+    Example:
+      fastlane config --config /etc/fastlane.toml
+    """
+    in_force = config.in_force(flags, environ, file)
+    click.echo(config.toml(in_force) if output == "toml" else config.as_json(in_force), nl=output == "json")
+    return 0
+
+
 # ---------------------------------------------------------------------------------------------------------------- output
 
 

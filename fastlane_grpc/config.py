@@ -169,7 +169,7 @@ _OF_LOCAL = ("engine", "capture", "engine_data_dir")
 @dataclass(frozen=True, slots=True)
 class InForce:
     """The settings in force, and of those that were given their text, and where it came from: "file PATH", "environment variable NAME" or
-    "flag --NAME"."""
+    "flag --NAME". Those of a host are called `hosts.` and its name, a point and their own."""
 
     settings: Settings
     given: Mapping[str, tuple[str, str]]
@@ -185,10 +185,25 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | N
 
 def in_force(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | None) -> InForce:
     """As `load`, with where each came from."""
-    in_file = dict(_read_file(file))
-    hosts = _read_hosts(in_file.pop("hosts", None), file)
+    table = dict(_read_file(file))
+    tables: Any = table.pop("hosts", None)
+    given = _given(flags, environ, table, file)
+    values: dict[str, Any] = {each.name: _read(each, *given[each.name]) for each in SETTINGS if each.name in given}
+    if tables is not None:
+        hosts = _read_hosts(tables, file)
+        if beside := next((name for name in _OF_LOCAL if name in given), None):
+            raise ConfigError(f"{beside} ({given[beside][1]}) cannot be set beside [[hosts]] ({file}): set it for each of these")
+        given |= {f"hosts.{each['name']}.{name}": (value, f"file {file}") for each in tables for name, value in each.items()}
+        values = {"max_running": sum(host.max_running for host in hosts), **values, "hosts": hosts}
+    return InForce(Settings(**values), {name: (str(value), origin) for name, (value, origin) in given.items()})
+
+
+def _given(
+    flags: Mapping[str, object], environ: Mapping[str, str], table: Mapping[str, object], file: Path | None
+) -> dict[str, tuple[object, str]]:
+    """Of all settings that are given somewhere, the value that counts, and where it came from."""
     given: dict[str, tuple[object, str]] = {}
-    for name, value in in_file.items():
+    for name, value in table.items():
         given[_known(name, [*_names(SETTINGS), "hosts"], f"setting in {file}")] = (value, f"file {file}")
     for key, text in environ.items():
         name = key.removeprefix("FASTLANE_").lower()
@@ -197,13 +212,7 @@ def in_force(flags: Mapping[str, object], environ: Mapping[str, str], file: Path
     for name, flag in flags.items():
         if flag is not None:
             given[name] = (str(flag), f"flag --{name.replace('_', '-')}")
-    for name in _OF_LOCAL:
-        if hosts and name in given:
-            raise ConfigError(f"{name} ({given[name][1]}) cannot be set beside [[hosts]] ({file}): set it for each of these")
-    values = {each.name: _read(each, *given[each.name]) for each in SETTINGS if each.name in given}
-    if hosts:
-        values = {"max_running": sum(host.max_running for host in hosts), **values, "hosts": hosts}
-    return InForce(Settings(**values), {name: (str(value), origin) for name, (value, origin) in given.items()})
+    return given
 
 
 def default_text(name: str) -> str:
@@ -219,12 +228,17 @@ def toml(in_force: InForce) -> str:
     """The settings in force as a file of them that would have the same ones in force, each with a comment that says where it came from."""
     settings = in_force.settings
     hosts = _configured_hosts(settings)
-    lines = []
-    for each in SETTINGS:
-        if not (hosts and each.name in _OF_LOCAL):
-            lines.append(f"{_toml_line(each, _written(in_force, each))}  # {_one_line(in_force.origin(each.name))}")
+    lines = [
+        _toml_line(each, _written(in_force, each), in_force.origin(each.name))
+        for each in SETTINGS
+        if not (hosts and each.name in _OF_LOCAL)
+    ]
+    if not hosts:
+        lines += ["", f'# No [[hosts]]: there is one, "local", made of {", ".join(_OF_LOCAL)} and max_running.']
     for host in hosts:
-        lines += ["", "[[hosts]]", *(_toml_line(each, _plain(each, getattr(host, each.name))) for each in fields(HostSettings))]
+        lines += ["", "[[hosts]]"]
+        for each in fields(HostSettings):
+            lines.append(_toml_line(each, _plain(each, getattr(host, each.name)), in_force.origin(f"hosts.{host.name}.{each.name}")))
     return "\n".join(lines) + "\n"
 
 
@@ -274,9 +288,6 @@ def _read_file(file: Path | None) -> dict[str, object]:
 
 
 def _read_hosts(tables: object, file: Path | None) -> Sequence[HostSettings]:
-    """The hosts of the file; empty if it has none of its own."""
-    if tables is None:
-        return ()
     if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
         raise ConfigError(f"hosts in {file} has to be tables, each below a line [[hosts]]")
     hosts = [_read_host(table, f"[[hosts]] {place} of file {file}") for place, table in enumerate(tables, 1)]
@@ -333,11 +344,12 @@ def _plain(each: "Field[Any]", value: Any) -> int | str | None:
     return value if value is None or each.metadata["kind"] == "NUMBER" else _text(each, value)
 
 
-def _toml_line(each: "Field[Any]", plain: int | str | None) -> str:
+def _toml_line(each: "Field[Any]", plain: int | str | None, origin: str) -> str:
     if plain is None:
         return f"# {each.name} is not set"
     # JSON's texts are TOML's, but for one character.
-    return f"{each.name} = " + json.dumps(plain, ensure_ascii=False).replace("\x7f", "\\u007f")
+    value = json.dumps(plain, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return f"{each.name} = {value}  # {_one_line(origin)}"
 
 
 def _one_line(text: str) -> str:
@@ -375,7 +387,7 @@ def _read(each: "Field[Any]", value: object, where: str) -> Any:
     where = re.sub("^(flag|file) ", "", where)
     # TOML has kinds of its own; of these, a text and a whole number can be meant.
     if isinstance(value, bool) or not isinstance(value, str | int):
-        kind = _TOML_KINDS.get(type(value), "something else")
+        kind = _TOML_KINDS.get(type(value), "a date or a time")
         raise ConfigError(f"{each.name} in {where} is {kind}; it has to be a text in quotes or a whole number")
     try:
         return each.metadata["read"](str(value))
