@@ -8,19 +8,20 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
+from functools import partial
 
 import structlog
 import uvloop
 
-from fastlane_grpc.config import Settings
+from fastlane_grpc.config import HostSettings, Settings
 from fastlane_grpc.directory import claimed, disk_bytes
-from fastlane_grpc.dispatcher import Dispatcher
+from fastlane_grpc.dispatcher import Dispatcher, HostPlaces
 from fastlane_grpc.errors import CannotServe, DiskFull, ServerStopping, StoreFailed
 from fastlane_grpc.logs import Logs, Tails
 from fastlane_grpc.model import Execution
 from fastlane_grpc.rpc import converters
 from fastlane_grpc.rpc.server import RpcServer
-from fastlane_grpc.runner import Captures, DockerRunner, Host, HostDown, Step
+from fastlane_grpc.runner import Captures, DockerRunner, GoneRunner, Host, HostDown, Step
 from fastlane_grpc.service import Service
 from fastlane_grpc.store import Fitness, Quota, Store
 from fastlane_grpc.upkeep import Limits, Upkeep
@@ -67,39 +68,42 @@ async def _serve(settings: Settings, ready: Callable[[int], None], step: Callabl
     store = _open_store(settings, committed, fitness.failed, loop)
     logs = Logs(settings.data_dir / "logs")
     tails = _open_tails(logs, settings, loop)
-    captures = Captures(
-        settings.capture,
-        settings.data_dir,
-        instance=store.instance,
-        max_log_bytes=settings.max_log_bytes,
-        seen_as=settings.engine_data_dir,
+    hosts = [_host(each, store, settings) for each in settings.hosts]
+    runners = [
+        DockerRunner(store, logs, host, default_timeout=settings.default_timeout, default_pids=settings.default_pids, step=step)
+        for host in hosts
+    ]
+    gone = GoneRunner(
+        store, logs, settings.data_dir, default_timeout=settings.default_timeout, default_pids=settings.default_pids, step=step
     )
-    host = Host("local", settings.engine, instance=store.instance, captures=captures)
-    runner = DockerRunner(store, logs, host, default_timeout=settings.default_timeout, default_pids=settings.default_pids, step=step)
-    dispatcher = Dispatcher(store, runner, host, max_running=settings.max_running)
+    places = [HostPlaces(host, runner, each.max_running) for host, runner, each in zip(hosts, runners, settings.hosts, strict=True)]
+    dispatcher = Dispatcher(store, places, gone=gone, max_running=settings.max_running)
     upkeep = Upkeep(store, logs, _limits(settings))
     listeners += [dispatcher.news, tails.changed, upkeep.news]
     service = Service(store, tails, dispatcher, upkeep, settings)
     server = RpcServer(service, settings)
 
-    sweeping = threading.Event()
-    # A daemon, as every thread that waits for the engine: one that hangs does not keep the server from ending.
-    threading.Thread(target=_sweep, args=(runner, host, sweeping), name="sweep", daemon=True).start()
+    sweeping = {host.name: threading.Event() for host in hosts}
+    for host, runner in zip(hosts, runners, strict=True):
+        # A daemon, as every thread that waits for an engine: one that hangs does not keep the server from ending.
+        threading.Thread(target=_sweep, args=(runner, host, sweeping[host.name]), name=f"sweep-{host.name}", daemon=True).start()
     telling: set[asyncio.Task[None]] = set()
 
-    def host_changed() -> None:
-        dispatcher.host_changed()
-        task = loop.create_task(server.serving("engine", host.up))
+    def host_changed(host: Host) -> None:
+        dispatcher.host_changed(host.name)
+        task = loop.create_task(server.serving("engine", dispatcher.up))
         telling.add(task)
         task.add_done_callback(telling.discard)
-        sweeping.set()
+        _warn_of_twins(host, hosts)
+        sweeping[host.name].set()
 
-    def tell_host_changed() -> None:
-        loop.call_soon_threadsafe(host_changed)
+    def tell_host_changed(host: Host) -> None:
+        loop.call_soon_threadsafe(host_changed, host)
 
-    # Until the host was reached nothing has changed, and health has to answer all the same.
-    await server.serving("engine", host.up)
-    host.start(tell_host_changed)
+    # Until a host was reached nothing has changed, and health has to answer all the same.
+    await server.serving("engine", dispatcher.up)
+    for host in hosts:
+        host.start(partial(tell_host_changed, host))
     dispatching = loop.create_task(dispatcher.run())
     keeping_up = loop.create_task(upkeep.run())
     watching = loop.create_task(fitness.watch(store, server.store_can_write))
@@ -116,7 +120,8 @@ async def _serve(settings: Settings, ready: Callable[[int], None], step: Callabl
         await dispatcher.close()
         await server.stop()
         tails.close()
-        host.close()
+        for host in hosts:
+            host.close()
         store.close(_CLOSE_SECONDS)
     for task in (dispatching, keeping_up, watching):
         if task.done() and not task.cancelled():
@@ -142,6 +147,26 @@ def _limits(settings: Settings) -> Limits:
     if total is None:
         total = disk_bytes(settings.data_dir) // 2
     return Limits(settings.keep_logs, settings.keep_jobs, total or None)
+
+
+def _host(configured: HostSettings, store: Store, settings: Settings) -> Host:
+    captures = Captures(
+        configured.capture,
+        settings.data_dir,
+        instance=store.instance,
+        max_log_bytes=settings.max_log_bytes,
+        seen_as=configured.engine_data_dir,
+        host=configured.name,
+    )
+    return Host(configured.name, configured.engine, instance=store.instance, captures=captures)
+
+
+def _warn_of_twins(host: Host, hosts: Sequence[Host]) -> None:
+    """Two hosts that are one engine work; but that engine gets as many containers as both may have. Not refused: machines that were copied
+    with an engine on them have engines that say the same of themselves."""
+    for other in hosts:
+        if other is not host and host.up and host.engine_id and other.engine_id == host.engine_id:
+            log.warning("two hosts say that they are the same engine", host=host.name, other=other.name, engine_id=host.engine_id)
 
 
 def _open_tails(logs: Logs, settings: Settings, loop: asyncio.AbstractEventLoop) -> Tails:

@@ -11,7 +11,7 @@ import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, replace
 from datetime import timedelta
 from itertools import groupby
 from pathlib import Path
@@ -173,7 +173,7 @@ class _Setting(click.Option):
 
 def _settings(function: _Function) -> _Function:
     """One option for each setting; which value counts is decided, and checked, where the settings are."""
-    for setting in reversed(fields(config.Settings)):
+    for setting in reversed(config.SETTINGS):
         flag, kind, meaning = f"--{setting.name.replace('_', '-')}", setting.metadata["kind"], setting.metadata["meaning"]
         function = click.option(flag, cls=_Setting, metavar=kind, help=f"{meaning[0].upper()}{meaning[1:]}.")(function)
     return function
@@ -389,6 +389,27 @@ def version() -> int:
       fastlane version
     """
     click.echo(f"fastlane {_version()}")
+    return 0
+
+
+@fastlane.command("config", short_help="Print the settings a server would have.")
+@click.option(
+    "--config", "file", type=click.Path(path_type=Path), envvar="FASTLANE_CONFIG", show_envvar=True, help="TOML file of settings."
+)
+@click.option("-o", "--output", type=click.Choice(["toml", "json"]), default="toml", show_default=True, help="How to print them.")
+@_settings
+@click.pass_obj
+def config_command(environ: Mapping[str, str], /, file: Path | None, output: str, **flags: str | None) -> int:
+    """Print the settings that `fastlane server` would have, with the same flags, here and now, and where each comes from.
+
+    What is printed is a file for --config that has the same settings in force.
+
+    \b
+    Example:
+      fastlane config --config /etc/fastlane.toml
+    """
+    in_force = config.in_force(flags, environ, file)
+    click.echo(config.toml(in_force) if output == "toml" else config.as_json(in_force), nl=output == "json")
     return 0
 
 

@@ -1,15 +1,16 @@
 """Every setting of the server, once: its default, its meaning and how it is read.
 
 A setting comes from a flag, else from the environment (`FASTLANE_` and its name in capitals), else from the file, else from its default.
-What cannot be read, or is not known, is an error that names the setting and where it stood.
+Several hosts come from the file alone. What cannot be read, or is not known, is an error that names the setting and where it stood.
 """
 
 import difflib
+import json
 import os
 import re
 import tomllib
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field, fields
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -100,6 +101,12 @@ def read_capture(text: str) -> CaptureMode:
     return CaptureMode(text.lower())
 
 
+def read_host_name(text: str) -> str:
+    if not re.fullmatch(r"[a-z0-9-]{1,63}", text):
+        raise ValueError("has to be 1 to 63 of a-z, 0-9 and -")
+    return text
+
+
 def read_log_bytes(text: str) -> int:
     size = read_bytes(text)
     if size < 1 << 20:
@@ -120,11 +127,30 @@ _KINDS: Mapping[Callable[[str], object], str] = {
     read_path: "PATH",
     read_capture: "WAY",
     read_log_bytes: "BYTES",
+    read_host_name: "NAME",
 }
+
+
+def _is_missing() -> object:
+    """The default of what has none."""
+    raise ConfigError("is required")
 
 
 def setting(default: Callable[[], object], read: Callable[[str], object], meaning: str) -> Any:
     return field(default_factory=default, metadata={"default": default, "read": read, "kind": _KINDS[read], "meaning": meaning})
+
+
+@dataclass(frozen=True, slots=True)
+class HostSettings:
+    """One of several hosts, or the only one, which is called `local`; values are checked."""
+
+    name: str = setting(_is_missing, read_host_name, "what executions say they ran on, 1 to 63 of a-z, 0-9 and -; not to be changed")
+    engine: str = setting(_is_missing, read_engine, "its Docker engine")
+    max_running: int = setting(
+        lambda: 4 * (os.cpu_count() or 1), read_count, "containers on it at a time; by default four to a core of this machine"
+    )
+    capture: CaptureMode = setting(lambda: CaptureMode.AUTO, read_capture, "recorder or attach; auto: recorder, where it works")
+    engine_data_dir: Path | None = setting(lambda: None, read_path, "the data directory as the engine's machine calls it; else found out")
 
 
 @dataclass(frozen=True, slots=True)
@@ -155,25 +181,71 @@ class Settings:
     )
     max_waiting: int = setting(lambda: 1_000_000, read_count, "executions that wait at a time; with more no job is taken")
     cache_bytes: int = setting(lambda: 64 << 20, read_bytes, "memory for stretches of logs that are being read")
+    # None are given: the one that the settings above make.
+    hosts: Sequence[HostSettings] = ()
 
     def __post_init__(self) -> None:
+        if not self.hosts:
+            local = HostSettings("local", self.engine, self.max_running, self.capture, self.engine_data_dir)
+            object.__setattr__(self, "hosts", (local,))
         if self.default_timeout > self.max_timeout:
             raise ConfigError(f"default_timeout ({self.default_timeout}) is longer than max_timeout ({self.max_timeout})")
 
 
+# Every setting that is one value, and so may be a flag, a variable of the environment or in the file.
+SETTINGS: Sequence["Field[Any]"] = [each for each in fields(Settings) if each.metadata]
+
+# What makes the host `local`, and so cannot be beside hosts of their own.
+_OF_LOCAL = ("engine", "capture", "engine_data_dir")
+
+
+@dataclass(frozen=True, slots=True)
+class InForce:
+    """The settings in force, and of those that were given their text, and where it came from: "file PATH", "environment variable NAME" or
+    "flag --NAME". Those of a host are called `hosts.` and its name, a point and their own."""
+
+    settings: Settings
+    given: Mapping[str, tuple[str, str]]
+
+    def origin(self, name: str) -> str:
+        return self.given[name][1] if name in self.given else "default"
+
+
 def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | None) -> Settings:
     """The settings in force. `flags` holds texts or values by the names of `Settings`; None there is a flag that was not given."""
-    texts: dict[str, tuple[str, str]] = {}
-    for name, value in _read_file(file).items():
-        texts[name] = (str(value), f"in {file}")
-    for key, value in environ.items():
+    return in_force(flags, environ, file).settings
+
+
+def in_force(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | None) -> InForce:
+    """As `load`, with where each came from."""
+    table = dict(_read_file(file))
+    tables: Any = table.pop("hosts", None)
+    given = _given(flags, environ, table, file)
+    values: dict[str, Any] = {each.name: _read(each, *given[each.name]) for each in SETTINGS if each.name in given}
+    if tables is not None:
+        hosts = _read_hosts(tables, file)
+        if beside := next((name for name in _OF_LOCAL if name in given), None):
+            raise ConfigError(f"{beside} ({given[beside][1]}) cannot be set beside [[hosts]] ({file}): set it for each of these")
+        given |= {f"hosts.{each['name']}.{name}": (value, f"file {file}") for each in tables for name, value in each.items()}
+        values = {"max_running": sum(host.max_running for host in hosts), **values, "hosts": hosts}
+    return InForce(Settings(**values), {name: (str(value), origin) for name, (value, origin) in given.items()})
+
+
+def _given(
+    flags: Mapping[str, object], environ: Mapping[str, str], table: Mapping[str, object], file: Path | None
+) -> dict[str, tuple[object, str]]:
+    """Of all settings that are given somewhere, the value that counts, and where it came from."""
+    given: dict[str, tuple[object, str]] = {}
+    for name, value in table.items():
+        given[_known(name, [*_names(SETTINGS), "hosts"], f"setting in {file}")] = (value, f"file {file}")
+    for key, text in environ.items():
         name = key.removeprefix("FASTLANE_").lower()
         if key.startswith("FASTLANE_") and name not in _NOT_SETTINGS:
-            texts[_known(name, f"environment variable {key}")] = (value, f"in environment variable {key}")
+            given[_known(name, _names(SETTINGS), f"environment variable {key}")] = (text, f"environment variable {key}")
     for name, flag in flags.items():
         if flag is not None:
-            texts[name] = (str(flag), f"in --{name.replace('_', '-')}")
-    return Settings(**{name: _read(name, text, where) for name, (text, where) in texts.items()})
+            given[name] = (str(flag), f"flag --{name.replace('_', '-')}")
+    return given
 
 
 def default_text(name: str) -> str:
@@ -181,15 +253,44 @@ def default_text(name: str) -> str:
 
     Raises ConfigError where the environment spoils it.
     """
-    [metadata] = [each.metadata for each in fields(Settings) if each.name == name]
-    default = metadata["default"]()
-    if default is None:
-        return ""
-    if isinstance(default, timedelta):
-        return _counted(int(default.total_seconds()), (("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)))
-    if metadata["kind"] == "BYTES":
-        return _counted(default, (("g", 1 << 30), ("m", 1 << 20), ("k", 1 << 10)))
-    return str(default)
+    [each] = [each for each in SETTINGS if each.name == name]
+    return _text(each, each.metadata["default"]())
+
+
+def toml(in_force: InForce) -> str:
+    """The settings in force as a file of them that would have the same ones in force, each with a comment that says where it came from."""
+    settings = in_force.settings
+    hosts = _configured_hosts(settings)
+    lines = [
+        _toml_line(each, _written(in_force, each), in_force.origin(each.name))
+        for each in SETTINGS
+        if not (hosts and each.name in _OF_LOCAL)
+    ]
+    if not hosts:
+        lines += ["", f'# No [[hosts]]: there is one, "local", made of {", ".join(_OF_LOCAL)} and max_running.']
+    for host in hosts:
+        lines += ["", "[[hosts]]"]
+        for each in fields(HostSettings):
+            lines.append(_toml_line(each, _plain(each, getattr(host, each.name)), in_force.origin(f"hosts.{host.name}.{each.name}")))
+    return "\n".join(lines) + "\n"
+
+
+def as_json(in_force: InForce) -> str:
+    """The same as one object: of each setting its value and where that came from, and all hosts, the one of no configured ones too."""
+    settings = in_force.settings
+    told: dict[str, object] = {}
+    for each in SETTINGS:
+        told[each.name] = {"value": _written(in_force, each), "origin": in_force.origin(each.name)}
+    told["hosts"] = [{each.name: _plain(each, getattr(host, each.name)) for each in fields(HostSettings)} for host in settings.hosts]
+    return json.dumps(told, indent=2)
+
+
+def markdown(settings: Sequence["Field[Any]"]) -> str:
+    """A table of settings for people, of `SETTINGS` or `fields(HostSettings)`: the same on every machine."""
+    rows = ["| name | value | default | meaning |", "|---|---|---|---|"]
+    for each in settings:
+        rows.append(f"| `{each.name}` | {each.metadata['kind']} | {_default_in_words(each)} | {each.metadata['meaning']} |")
+    return "\n".join(rows) + "\n"
 
 
 def default_data_dir(environ: Mapping[str, str]) -> Path:
@@ -200,7 +301,8 @@ def default_data_dir(environ: Mapping[str, str]) -> Path:
 
 def default_engine(environ: Mapping[str, str]) -> str:
     """The engine that the `docker` command would use."""
-    address: str = _read("engine", environ.get("DOCKER_HOST") or DEFAULT_ENGINE, "in environment variable DOCKER_HOST")
+    [engine] = [each for each in SETTINGS if each.name == "engine"]
+    address: str = _read(engine, environ.get("DOCKER_HOST") or DEFAULT_ENGINE, "environment variable DOCKER_HOST")
     return address
 
 
@@ -215,7 +317,38 @@ def _read_file(file: Path | None) -> dict[str, object]:
         table = tomllib.loads(file.read_text())
     except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"cannot read the settings in {file}: {error}") from error
-    return {_known(name, f"setting in {file}"): value for name, value in table.items()}
+    return table
+
+
+def _read_hosts(tables: object, file: Path | None) -> Sequence[HostSettings]:
+    if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
+        raise ConfigError(f"hosts in {file} has to be tables, each below a line [[hosts]]")
+    hosts = [_read_host(table, f"[[hosts]] {place} of file {file}") for place, table in enumerate(tables, 1)]
+    for place, host in enumerate(hosts):
+        for other in hosts[:place]:
+            if other.name == host.name:
+                raise ConfigError(f"two [[hosts]] in {file} have the name {host.name!r}: give each one of its own")
+            if other.engine == host.engine:
+                raise ConfigError(
+                    f"[[hosts]] {other.name!r} and {host.name!r} in {file} have the same engine, {host.engine}: leave out one"
+                )
+    return hosts
+
+
+def _read_host(table: Mapping[str, object], where: str) -> HostSettings:
+    for name in table:
+        _known(name, _names(fields(HostSettings)), f"setting in {where}")
+    values = {each.name: _read(each, table[each.name], where) for each in fields(HostSettings) if each.name in table}
+    missing = [name for name in ("name", "engine") if name not in values]
+    if missing:
+        raise ConfigError(f"{where} has no {missing[0]}, which is required")
+    return HostSettings(**values)
+
+
+def _configured_hosts(settings: Settings) -> Sequence[HostSettings]:
+    """Those that were written down; none where there is only the one that the other settings make."""
+    made = HostSettings("local", settings.engine, settings.max_running, settings.capture, settings.engine_data_dir)
+    return () if list(settings.hosts) == [made] else settings.hosts
 
 
 def _counted(count: int, units: tuple[tuple[str, int], ...]) -> str:
@@ -223,19 +356,76 @@ def _counted(count: int, units: tuple[tuple[str, int], ...]) -> str:
     return next((f"{count // size}{unit}" for unit, size in units if count % size == 0), str(count))
 
 
-def _known(name: str, what: str) -> str:
-    names = [each.name for each in fields(Settings)]
+def _text(each: "Field[Any]", value: Any) -> str:
+    """A value as it is written; empty if there is none."""
+    if value is None:
+        return ""
+    if isinstance(value, timedelta):
+        return _counted(int(value.total_seconds()), (("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)))
+    if each.metadata["kind"] == "BYTES":
+        return _counted(value, (("g", 1 << 30), ("m", 1 << 20), ("k", 1 << 10)))
+    return str(value)
+
+
+def _written(in_force: InForce, each: "Field[Any]") -> int | str | None:
+    """A setting as it is written; None if it is not set. One that turns something off is written as it was given."""
+    value = getattr(in_force.settings, each.name)
+    return _plain(each, value) if value or each.name not in in_force.given else in_force.given[each.name][0]
+
+
+def _plain(each: "Field[Any]", value: Any) -> int | str | None:
+    return value if value is None or each.metadata["kind"] == "NUMBER" else _text(each, value)
+
+
+def _toml_line(each: "Field[Any]", plain: int | str | None, origin: str) -> str:
+    if plain is None:
+        return f"# {each.name} is not set"
+    # JSON's texts are TOML's, but for one character.
+    value = json.dumps(plain, ensure_ascii=False).replace("\x7f", "\\u007f")
+    return f"{each.name} = {value}  # {_one_line(origin)}"
+
+
+def _one_line(text: str) -> str:
+    return "".join(character if character.isprintable() else "?" for character in text)
+
+
+def _default_in_words(each: "Field[Any]") -> str:
+    if each.metadata["default"] is _is_missing:
+        return "required"
+    # Of those that depend on the machine: how.
+    machine = {
+        "data_dir": "`/var/lib/fastlane`; not as root: `~/.local/share/fastlane`",
+        "max_running": "4 × cores",
+    }
+    if each.name in machine:
+        return machine[each.name]
+    if each.name == "engine":
+        return f"`DOCKER_HOST` of the environment, else `{DEFAULT_ENGINE}`"
+    text = _text(each, each.metadata["default"]())
+    return f"`{text}`" if text else ""
+
+
+def _names(settings: Sequence["Field[Any]"]) -> list[str]:
+    return [each.name for each in settings]
+
+
+def _known(name: str, names: Sequence[str], what: str) -> str:
     if name in names:
         return name
     near = difflib.get_close_matches(name, names, 1)
     raise ConfigError(f"unknown {what}: {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(names)}"))
 
 
-def _read(name: str, text: str, where: str) -> Any:
-    for each in fields(Settings):
-        if each.name == name:
-            try:
-                return each.metadata["read"](text)
-            except ValueError as error:
-                raise ConfigError(f"{name} {where} is {text!r}: {error}") from None
-    raise KeyError(name)
+def _read(each: "Field[Any]", value: object, where: str) -> Any:
+    where = re.sub("^(flag|file) ", "", where)
+    # TOML has kinds of its own; of these, a text and a whole number can be meant.
+    if isinstance(value, bool) or not isinstance(value, str | int):
+        kind = _TOML_KINDS.get(type(value), "a date or a time")
+        raise ConfigError(f"{each.name} in {where} is {kind}; it has to be a text in quotes or a whole number")
+    try:
+        return each.metadata["read"](str(value))
+    except ValueError as error:
+        raise ConfigError(f"{each.name} in {where} is {str(value)!r}: {error}") from None
+
+
+_TOML_KINDS = {bool: "true or false", float: "a number with a point", list: "a list", dict: "a table"}

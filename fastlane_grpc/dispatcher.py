@@ -1,19 +1,26 @@
-"""Gives work to the runner: as much as there are places for, as soon as there is any, each execution to one thread at a time."""
+"""Gives work to the hosts: as much as they have places for, as soon as there is any, each execution to one thread at a time.
+
+A host that is down, or hangs, keeps what is on it and gets nothing more; the others go on.
+"""
 
 import asyncio
 import queue
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Protocol
 
 import structlog
 
 from fastlane_grpc.errors import DiskFull, ServerStopping, StoreFailed
-from fastlane_grpc.model import Assignment, Execution, Outcome, Reason, State, Stop, utc_now
+from fastlane_grpc.model import Assignment, Execution, HostReport, Outcome, Reason, State, Stop, utc_now
 from fastlane_grpc.runner.orders import HostDown, Leave, Orders, Remains, Runner, StopOrder
 from fastlane_grpc.store import Store
+
+# So many are claimed in one transaction: what else is to be written waits for no more than that.
+CLAIMS_AT_ONCE = 256
 
 log = structlog.get_logger(__name__)
 
@@ -33,59 +40,74 @@ class HostView(Protocol):
     def error(self) -> str:
         """Why it takes none; empty if it does."""
 
-    @property
-    def capture(self) -> str:
-        """How the output of new executions is captured, `recorder` or `attach`; empty while that is not known."""
+    def report(self, *, running: int, max_running: int) -> HostReport:
+        """All that is to be told of it."""
 
-    @property
-    def capture_reason(self) -> str:
-        """Why that is not the recorder; empty if it is."""
+
+@dataclass(frozen=True, slots=True)
+class HostPlaces:
+    """A host, who runs what has a place on it, and how many places there are."""
+
+    host: HostView
+    runner: Runner
+    max_running: int
 
 
 class Dispatcher:
-    """Lives on the loop. Every execution has a thread to itself: a daemon, so that one that hangs does not keep the server from ending."""
+    """Lives on the loop. Every execution has a thread to itself: a daemon, so that one that hangs does not keep the server from ending.
 
-    def __init__(self, store: Store, runner: Runner, host: HostView, *, max_running: int, retry_seconds: float = 1.0) -> None:
+    `hosts` are in the order in which they are preferred where all else is equal; at most `max_running` executions run on all of them
+    together. `gone` is given what an earlier server left on a host that is not among them.
+    """
+
+    def __init__(self, store: Store, hosts: Sequence[HostPlaces], *, gone: Runner, max_running: int, retry_seconds: float = 1.0) -> None:
         self._store = store
-        self._runner = runner
-        self._host = host
         self._max_running = max_running
         self._retry_seconds = retry_seconds
         self._loop = asyncio.get_running_loop()
         self._wake = asyncio.Event()
-        self._rest: asyncio.TimerHandle | None = None
+        self._hosts = [_Host(each, _Rest(self._loop, self._wake)) for each in hosts]
+        # No place is taken by what is on hosts that are not there.
+        self._gone = _Host(HostPlaces(_Nowhere(), gone, 0), _Rest(self._loop, self._wake))
+        self._rest = _Rest(self._loop, self._wake)
         self._closing = False
         # Of each execution that was claimed and is not over. A stop may be announced before the claim is answered: whichever comes first
         # makes the inbox.
         self._claims: dict[str, _Claim] = {}
-        # Who has a place: those on a thread; those that are to be taken up again when the host is back; and those that were requeued and
-        # claimed again, while the thread of their first claim has not ended.
         self._on_thread: dict[str, _Claim] = {}
-        self._left: set[str] = set()
-        self._behind: dict[str, Assignment] = {}
         # There are as many threads as there were executions on them at a time, and each takes what is first in the queue.
         self._threads = 0
-        self._work: queue.SimpleQueue[tuple[Assignment, _Claim] | None] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[tuple[_Host, Assignment, _Claim] | None] = queue.SimpleQueue()
         self._one_ended = asyncio.Event()
 
     @property
     def running(self) -> int:
-        """Places that are taken; more than the limit where more were adopted."""
-        return len(self._on_thread) + len(self._left) + len(self._behind)
+        """Places that are taken on all hosts; more than the limit where more were adopted."""
+        return sum(host.running for host in self._hosts)
 
     @property
-    def place_free(self) -> bool:
-        return self.running < self._max_running
+    def places(self) -> tuple[int, int]:
+        """Of those that can be had just now: how many are taken, and how many there are."""
+        up = [host for host in self._hosts if host.view.up]
+        taken, there_are = sum(host.running for host in up), sum(host.max_running for host in up)
+        if taken < there_are and self.running >= self._max_running:
+            return self.running, self._max_running
+        return taken, there_are
+
+    @property
+    def up(self) -> bool:
+        """Whether a host takes executions."""
+        return any(host.view.up for host in self._hosts)
 
     @property
     def host_error(self) -> str:
-        """Why the host takes nothing; empty if it does."""
-        return self._host.error
+        """Why no host takes anything; empty if one does."""
+        return "" if self.up else "; ".join(host.view.error for host in self._hosts)
 
     @property
-    def capture(self) -> tuple[str, str]:
-        """How the output of new executions is captured on the host, and why not by recorder; both may be empty."""
-        return self._host.capture, self._host.capture_reason
+    def hosts(self) -> Sequence[HostReport]:
+        """Each host as it is now, in their order."""
+        return [host.view.report(running=host.running, max_running=host.max_running) for host in self._hosts]
 
     def news(self, executions: Sequence[Execution]) -> None:
         """Every change of every execution, in order, as the store announces them."""
@@ -96,10 +118,12 @@ class Dispatcher:
             elif execution.state is State.STOPPING and execution.stop:
                 self._claims.setdefault(execution.id, _Claim()).tell(execution.stop)
 
-    def host_changed(self) -> None:
-        """The host is up again, or down."""
-        if self._host.up:
-            self._end_rest()
+    def host_changed(self, name: str) -> None:
+        """This host is up again, or down."""
+        host = self._host(name)
+        if host.view.up:
+            host.rest.end()
+            self._rest.end()
         self._wake.set()
 
     async def run(self) -> None:
@@ -116,7 +140,8 @@ class Dispatcher:
     async def close(self, patience_seconds: float = 1.0) -> None:
         """Takes nothing new, and has the threads leave their containers as they are; those that hang are waited for no longer than that."""
         self._closing = True
-        self._end_rest()
+        for rest in (self._rest, self._gone.rest, *(host.rest for host in self._hosts)):
+            rest.end()
         for claim in self._on_thread.values():
             claim.orders.put(Leave())
         for _ in range(self._threads):
@@ -144,66 +169,76 @@ class Dispatcher:
                 await asyncio.sleep(self._retry_seconds)
 
     async def _resume(self) -> None:
-        """Those that were left when the host went away, now that it is back; as they are on disk by now."""
-        for execution_id in sorted(self._left):
-            if not self._ready:
-                return
-            try:
-                assignment = await self._store.assignment(execution_id)
-            except (DiskFull, StoreFailed) as error:
-                self._begin_rest("an execution waits for the store", execution_id=execution_id, error=str(error))
-                return
-            self._left.discard(execution_id)
-            self._begin(assignment)
+        """Those that were left when their host went away, now that it is back; as they are on disk by now."""
+        for host in (*self._hosts, self._gone):
+            for execution_id in sorted(host.left):
+                if not self._ready(host):
+                    break
+                try:
+                    assignment = await self._store.assignment(execution_id)
+                except (DiskFull, StoreFailed) as error:
+                    self._begin_rest(self._rest, "an execution waits for the store", execution_id=execution_id, error=str(error))
+                    return
+                host.left.discard(execution_id)
+                self._begin(assignment)
 
     async def _claim(self) -> None:
-        while self._ready and self.place_free:
-            places = self._max_running - self.running
+        while places := list(islice(self._free_places(), CLAIMS_AT_ONCE)):
             try:
-                claimed = await self._store.claim(places, host=self._host.name)
+                claimed = await self._store.claim_on(places)
             except (DiskFull, StoreFailed) as error:
-                self._begin_rest("the queue waits for the store", error=str(error))
+                self._begin_rest(self._rest, "the queue waits for the store", error=str(error))
                 return
             for assignment in claimed:
                 self._begin(assignment)
-            if len(claimed) < places:
+            if len(claimed) < len(places):
                 return
 
-    @property
-    def _ready(self) -> bool:
-        return self._host.up and self._rest is None and not self._closing
+    def _free_places(self) -> Iterator[str]:
+        """The host of each place that is free, in the order in which they are to be taken: always on the host of whose places the largest
+        share is free."""
+        free = {host: host.max_running - host.running for host in self._hosts if self._ready(host) and host.running < host.max_running}
+        for _ in range(self._max_running - self.running):
+            if not free:
+                return
+            host = max(free, key=lambda each: free[each] / each.max_running)
+            yield host.view.name
+            free[host] -= 1
+            if not free[host]:
+                del free[host]
 
-    def _begin_rest(self, why: str, **ids: str) -> None:
-        """Something failed that may fail again at once: nothing is taken up for a while."""
+    def _host(self, name: str) -> "_Host":
+        return next((host for host in self._hosts if host.view.name == name), self._gone)
+
+    def _ready(self, host: "_Host") -> bool:
+        return host.view.up and not host.rest and not self._rest and not self._closing
+
+    def _begin_rest(self, rest: "_Rest", why: str, **ids: str) -> None:
+        """Something failed that may fail again at once: nothing is taken up, by one host or by any, for a while."""
         _warn(why, retry_seconds=self._retry_seconds, **ids)
-        self._end_rest()
-        self._rest = self._loop.call_later(self._retry_seconds, self._end_rest)
-
-    def _end_rest(self) -> None:
-        if self._rest:
-            self._rest.cancel()
-            self._rest = None
-        self._wake.set()
+        rest.begin(self._retry_seconds)
 
     # ---- one execution
 
     def _begin(self, assignment: Assignment) -> None:
         execution = assignment.execution
+        host = self._host(execution.host)
         if self._closing:
             return  # the next server finds it
         if execution.id in self._on_thread:
-            self._behind[execution.id] = assignment
+            host.behind[execution.id] = assignment
             return
         claim = self._claims.setdefault(execution.id, _Claim())
         claim.stop = claim.stop or execution.stop
         try:
             self._have_threads(len(self._on_thread) + 1)
         except RuntimeError as error:
-            self._left.add(execution.id)
-            self._begin_rest("no thread is to be had", execution_id=execution.id, error=str(error))
+            host.left.add(execution.id)
+            self._begin_rest(self._rest, "no thread is to be had", execution_id=execution.id, error=str(error))
             return
         self._on_thread[execution.id] = claim
-        self._work.put((assignment, claim))
+        host.on_thread.add(execution.id)
+        self._work.put((host, assignment, claim))
 
     def _have_threads(self, count: int) -> None:
         # They are kept: to start one takes the loop up to a millisecond where others want the interpreter too.
@@ -215,54 +250,110 @@ class Dispatcher:
         while work := self._work.get():
             self._run(*work)
 
-    def _run(self, assignment: Assignment, claim: "_Claim") -> None:
+    def _run(self, host: "_Host", assignment: Assignment, claim: "_Claim") -> None:
         host_down = False
         try:
-            self._runner.run(assignment, claim.orders)
+            host.runner.run(assignment, claim.orders)
         except (HostDown, ServerStopping):
             host_down = True
         except Exception as error:
-            self._end_as_lost(assignment.execution, error)
+            self._end_as_lost(host, assignment.execution, error)
         finally:
             with suppress(RuntimeError):  # the loop is closed: nobody is there to be told
-                self._loop.call_soon_threadsafe(self._ended, assignment.execution.id, claim, host_down)
+                self._loop.call_soon_threadsafe(self._ended, host, assignment.execution.id, claim, host_down)
 
-    def _end_as_lost(self, execution: Execution, error: Exception) -> None:
+    def _end_as_lost(self, host: "_Host", execution: Execution, error: Exception) -> None:
         """A defect. It must not leave the execution unfinished for ever; one that is final stays as it is."""
         with suppress(OSError):
             log.error("the runner failed", execution_id=execution.id, job_id=execution.job_id, task_id=execution.task_id, exc_info=error)
         outcome = Outcome(Reason.CONTAINER_GONE, f"a defect of fastlane, see the server's log for {execution.id}")
         with suppress(ServerStopping):
-            remains = self._remains(execution.id, outcome.detail)
+            remains = _remains(host.runner, execution.id, outcome.detail)
             self._store.finish(
                 execution.id, state=State.LOST, outcome=outcome, logs=remains.logs, log_bytes=remains.log_bytes, seal_time=utc_now()
             ).result()
 
-    def _remains(self, execution_id: str, why: str) -> Remains:
-        try:
-            return self._runner.abandon(execution_id, why)
-        except ServerStopping:
-            raise
-        except Exception as error:
-            # The defect may be in what ends a log, too.
-            with suppress(OSError):
-                log.error("the log of a lost execution is not ended", execution_id=execution_id, exc_info=error)
-            return Remains()
-
-    def _ended(self, execution_id: str, claim: "_Claim", host_down: bool) -> None:
+    def _ended(self, host: "_Host", execution_id: str, claim: "_Claim", host_down: bool) -> None:
         del self._on_thread[execution_id]
+        host.on_thread.discard(execution_id)
         # Another claim, or none, in its place: it was requeued. That was announced before the thread went on, so it is known here.
         if self._claims.get(execution_id) is claim:
             del self._claims[execution_id]
             if host_down:
-                self._left.add(execution_id)
-        if host_down and self._host.up and not self._closing:
+                host.left.add(execution_id)
+        if host_down and host.view.up and not self._closing:
             # The runner got no answer from a host that seems to be there: no word that it is back would ever come.
-            self._begin_rest("the host does not answer", execution_id=execution_id, host=self._host.name)
-        if execution_id in self._behind:
-            self._begin(self._behind.pop(execution_id))
+            self._begin_rest(host.rest, "the host does not answer", execution_id=execution_id, host=host.view.name)
+        for each in self._hosts:
+            if execution_id in each.behind:
+                self._begin(each.behind.pop(execution_id))
         self._one_ended.set()
         self._wake.set()
+
+
+def _remains(runner: Runner, execution_id: str, why: str) -> Remains:
+    try:
+        return runner.abandon(execution_id, why)
+    except ServerStopping:
+        raise
+    except Exception as error:
+        # The defect may be in what ends a log, too.
+        with suppress(OSError):
+            log.error("the log of a lost execution is not ended", execution_id=execution_id, exc_info=error)
+        return Remains()
+
+
+class _Rest:
+    """A while in which nothing is taken up. At its end the dispatcher looks again."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop, wake: asyncio.Event) -> None:
+        self._loop = loop
+        self._wake = wake
+        self._end: asyncio.TimerHandle | None = None
+
+    def __bool__(self) -> bool:
+        return self._end is not None
+
+    def begin(self, seconds: float) -> None:
+        """One that has begun already begins anew."""
+        self.end()
+        self._end = self._loop.call_later(seconds, self.end)
+
+    def end(self) -> None:
+        if self._end:
+            self._end.cancel()
+            self._end = None
+        self._wake.set()
+
+
+class _Host:
+    """A host as the dispatcher sees it, with those who have a place on it."""
+
+    def __init__(self, places: HostPlaces, rest: _Rest) -> None:
+        self.view = places.host
+        self.runner = places.runner
+        self.max_running = places.max_running
+        self.rest = rest
+        # Those on a thread; those that are to be taken up again when the host is back; and those that were requeued, here or elsewhere, and
+        # claimed again for this host, while the thread of their first claim has not ended.
+        self.on_thread: set[str] = set()
+        self.left: set[str] = set()
+        self.behind: dict[str, Assignment] = {}
+
+    @property
+    def running(self) -> int:
+        return len(self.on_thread) + len(self.left) + len(self.behind)
+
+
+class _Nowhere:
+    """Stands for all hosts that are not configured any more. What is to be done about what was on them needs no engine."""
+
+    name = ""
+    up = True
+    error = ""
+
+    def report(self, *, running: int, max_running: int) -> HostReport:
+        raise NotImplementedError("it is nobody's host")
 
 
 @dataclass(slots=True, eq=False)

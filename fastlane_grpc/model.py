@@ -40,6 +40,7 @@ class Reason(IntEnum):
     COMMAND_NOT_EXECUTABLE = 8
     REFUSED_BY_ENGINE = 9
     CONTAINER_GONE = 10
+    HOST_GONE = 11
     START_UNKNOWN = 12
     REGISTRY_UNAVAILABLE = 13
 
@@ -49,6 +50,14 @@ class WaitReason(IntEnum):
 
     NO_FREE_PLACE = 2
     HOST_DOWN = 4
+
+
+class Availability(IntEnum):
+    """Whether a host takes executions; UNSPECIFIED: it never answered. Numbers of the contract."""
+
+    UNSPECIFIED = 0
+    UP = 1
+    DOWN = 2
 
 
 class Source(IntEnum):
@@ -193,6 +202,22 @@ class Waiting:
     detail: str
     since_time: datetime
     ahead: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class HostReport:
+    """A host as it is now. `last_error` is what it said when it last failed, whatever came after; what is not known is empty."""
+
+    name: str
+    address: str
+    availability: Availability
+    running: int
+    max_running: int
+    last_error: str = ""
+    last_error_time: datetime | None = None
+    engine_version: str = ""
+    capture: str = ""
+    capture_reason: str = ""
 
 
 # The signal, by number as libcs count differently, that a recorder takes for the order to kill everything, store what was printed, and end.

@@ -6,7 +6,19 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from fastlane_grpc.model import Assignment, Execution, LogTotals, Outcome, Reason, Source, State, StopCause, utc_now
+from fastlane_grpc.model import (
+    Assignment,
+    Availability,
+    Execution,
+    HostReport,
+    LogTotals,
+    Outcome,
+    Reason,
+    Source,
+    State,
+    StopCause,
+    utc_now,
+)
 from fastlane_grpc.runner.orders import Died, EngineGone, HostDown, Leave, Orders, Remains, StopOrder
 from fastlane_grpc.store import Store
 
@@ -17,12 +29,33 @@ class FakeHost:
 
     name: str = "here"
     up: bool = True
-    capture: str = "attach"
-    capture_reason: str = "it is a fake"
 
     @property
     def error(self) -> str:
         return "" if self.up else f"host {self.name!r} does not answer"
+
+    def report(self, *, running: int, max_running: int) -> HostReport:
+        availability = Availability.UP if self.up else Availability.DOWN
+        return HostReport(self.name, f"fake://{self.name}", availability, running, max_running, capture="attach", capture_reason="a fake")
+
+
+class FakeGone:
+    """What is done with executions of hosts that are not configured: those that may have been started are lost, others are queued again."""
+
+    def __init__(self, store: Store) -> None:
+        self.given: list[Assignment] = []
+        self._store = store
+
+    def run(self, assignment: Assignment, orders: Orders) -> None:
+        self.given.append(assignment)
+        execution = assignment.execution
+        if execution.starting:
+            self._store.finish(execution.id, state=State.LOST, outcome=Outcome(Reason.HOST_GONE), logs=()).result()
+        else:
+            self._store.requeue(execution.id).result()
+
+    def abandon(self, execution_id: str, why: str) -> Remains:
+        return Remains()
 
 
 class FakeRunner:

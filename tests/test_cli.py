@@ -366,10 +366,10 @@ def test_every_command_has_an_example_in_its_help() -> None:
 
 def test_every_setting_is_a_flag_of_the_server() -> None:
     flags = {parameter.name for parameter in cli.server.params}
-    assert flags == {setting.name for setting in dataclasses.fields(config.Settings)} | {"file"}
+    assert flags == {setting.name for setting in config.SETTINGS} | {"file"}
 
 
-@pytest.mark.parametrize("setting", dataclasses.fields(config.Settings), ids=lambda setting: setting.name)
+@pytest.mark.parametrize("setting", config.SETTINGS, ids=lambda setting: setting.name)
 def test_the_help_of_the_server_shows_each_setting_s_kind_and_the_default_in_force(setting: "dataclasses.Field[object]") -> None:
     default = config.default_text(setting.name)
     if default:

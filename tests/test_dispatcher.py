@@ -2,26 +2,29 @@
 
 import asyncio
 import random
+import tempfile
 import threading
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from fastlane_grpc.dispatcher import Dispatcher
+from fastlane_grpc.dispatcher import Dispatcher, HostPlaces
 from fastlane_grpc.model import Assignment, Execution, JobSpec, LogTotals, Outcome, Reason, Source, State, Stop, utc_now
 from fastlane_grpc.runner.orders import HostDown, Order, Orders, StopOrder
 from fastlane_grpc.store import Pending, Store
 from fastlane_grpc.store.database import Connection, open_for_writing
 from fastlane_grpc.store.readers import Readers
 from fastlane_grpc.store.writer import Work, Writer, Written
-from tests.fakes import Announcements, FakeHost, FakeRunner
+from tests.fakes import Announcements, FakeGone, FakeHost, FakeRunner
 
 T = TypeVar("T")
 
@@ -41,11 +44,29 @@ class WatchedWriter(Writer):
         return pending
 
 
+class WatchedStore(Store):
+    """Tells which hosts are asked for, at the moment when they are."""
+
+    def when_claimed(self, hosts: Sequence[str]) -> None:
+        """To be replaced."""
+
+    def claim_on(self, hosts: Sequence[str]) -> Pending[list[Assignment]]:
+        self.when_claimed(hosts)
+        return super().claim_on(hosts)
+
+
 class House:
-    """Store, fake runner and dispatcher, put together as the app does it."""
+    """Store, fake runners and dispatcher, put together as the app does it: one host with `max_running` places, or those of `hosts`."""
 
     def __init__(
-        self, directory: Path, *, max_running: int = 2, hold: bool = False, host_up: bool = True, retry_seconds: float = AGES
+        self,
+        directory: Path,
+        *,
+        max_running: int = 2,
+        hosts: Mapping[str, int] | None = None,
+        hold: bool = False,
+        host_up: bool = True,
+        retry_seconds: float = AGES,
     ) -> None:
         self.loop = loop = asyncio.get_running_loop()
         self.path = directory / "fastlane.db"
@@ -53,14 +74,21 @@ class House:
         db = open_for_writing(self.path)
         db.execute("PRAGMA busy_timeout = 0")
         self.writer = WatchedWriter(db, self.path, loop=loop, on_commit=self._committed, retry_seconds=0.01)
-        self.store = Store(self.writer, Readers(self.path, loop=loop), instance="")
-        self.host = FakeHost(up=host_up)
-        self.runner = FakeRunner(self.store, self.host, hold=hold)
-        self.dispatcher = Dispatcher(self.store, self.runner, self.host, max_running=max_running, retry_seconds=retry_seconds)
+        self.store = WatchedStore(self.writer, Readers(self.path, loop=loop), instance="")
+        self.store.when_claimed = self._claiming  # type: ignore[method-assign]
+        self.places = hosts or {"here": max_running}
+        self.hosts = {name: FakeHost(name, up=host_up) for name in self.places}
+        self.runners = {name: FakeRunner(self.store, host, hold=hold) for name, host in self.hosts.items()}
+        self.host, self.runner = self.hosts[next(iter(self.places))], self.runners[next(iter(self.places))]
+        self.gone = FakeGone(self.store)
+        places = [HostPlaces(self.hosts[name], self.runners[name], count) for name, count in self.places.items()]
+        self.dispatcher = Dispatcher(self.store, places, gone=self.gone, max_running=max_running, retry_seconds=retry_seconds)
         self.task: asyncio.Task[None] | None = None
         # Who has a place, by the announcements alone.
-        self.unfinished: set[str] = set()
+        self.unfinished: dict[str, str] = {}
         self.most_unfinished = 0
+        self.claimed_for_down: list[str] = []
+        self.most_on = dict.fromkeys(self.places, 0)
         self.claimed: list[Execution] = []
         self.ended: list[Execution] = []
 
@@ -77,15 +105,31 @@ class House:
         self.dispatcher.news(executions)
         for execution in executions:
             if execution.state in (State.PREPARING, State.RUNNING, State.STOPPING):
-                self.unfinished.add(execution.id)
+                self.unfinished[execution.id] = execution.host
             else:
-                self.unfinished.discard(execution.id)
+                self.unfinished.pop(execution.id, None)
             if execution.state.final:
                 self.ended.append(execution)
             if execution.state is State.PREPARING and not execution.starting:
                 self.claimed.append(execution)
             self.most_unfinished = max(self.most_unfinished, len(self.unfinished))
+            for name, most in self.most_on.items():
+                self.most_on[name] = max(most, self.on(name))
         self.announced(executions)
+
+    def _claiming(self, hosts: Sequence[str]) -> None:
+        self.claimed_for_down += [name for name in hosts if not self.hosts[name].up]
+
+    def on(self, name: str) -> int:
+        """How many have a place on this host, by the announcements alone."""
+        return list(self.unfinished.values()).count(name)
+
+    def now_on(self) -> dict[str, int]:
+        return {name: self.on(name) for name in self.places}
+
+    @property
+    def starts(self) -> list[str]:
+        return [execution_id for runner in self.runners.values() for execution_id in runner.starts]
 
     async def enqueue(self, task_id: str = "task") -> Execution:
         job, _ = await self.store.enqueue(task_id=task_id, spec=SPEC, request_id="", caller_address="")
@@ -96,9 +140,16 @@ class House:
         execution = await self.enqueue(task_id)
         return await self.announced.reaches(execution.id, State.RUNNING)
 
-    def host_is(self, *, up: bool) -> None:
-        self.host.up = up
-        self.dispatcher.host_changed()
+    def host_is(self, name: str = "", *, up: bool) -> None:
+        host = self.hosts[name or self.host.name]
+        host.up = up
+        self.dispatcher.host_changed(host.name)
+
+    def engine_dies(self, name: str) -> None:
+        """Whoever waits for it is told before the host is known to be down."""
+        self.hosts[name].up = False
+        self.runners[name].lose_engine()
+        self.dispatcher.host_changed(name)
 
     async def ends(self, executions: int) -> None:
         """Waits until so many are over."""
@@ -168,7 +219,7 @@ def within_limit(house: House, places: int) -> None:
 async def test_a_place_is_free_again_when_the_end_is_committed(holding: House) -> None:
     first, second = await holding.running(), await holding.running()
     third = await holding.enqueue()
-    assert (holding.dispatcher.running, holding.dispatcher.place_free) == (2, False)
+    assert holding.dispatcher.running == 2
     assert (await holding.store.execution(third.id)).state is State.QUEUED
     holding.runner.end(first.id)
     await holding.announced.reaches(third.id, State.RUNNING)
@@ -290,7 +341,7 @@ async def test_what_runs_keeps_its_place_while_the_host_is_down_and_is_taken_up_
     holding.host.up = False
     holding.runner.lose_engine()
     await holding.threads_end()
-    assert (holding.dispatcher.running, holding.dispatcher.place_free) == (2, False)
+    assert holding.dispatcher.running == 2
     await holding.store.stop(second.job_id, grace=GRACE, note="meanwhile")
     holding.host_is(up=True)
     stopped = await holding.announced.reaches(second.id, State.STOPPED)
@@ -377,7 +428,272 @@ async def test_after_that_while_it_is_tried_again_without_any_word(tmp_path: Pat
     assert len(house.claimed) == 1, "it kept its place"
 
 
+# ---- several hosts
+
+
+async def test_the_next_execution_goes_to_the_host_with_the_largest_share_of_free_places(tmp_path: Path, houses: list[House]) -> None:
+    house = House(tmp_path, hosts={"small": 2, "large": 6, "equal": 2}, max_running=100, hold=True)
+    houses.append(house)
+    for _ in range(12):
+        await house.enqueue()
+    house.open()
+    await house.announced.until(lambda: len(house.claimed) == 10)
+    by_share = ["small", "large", "equal", "large", "large", "small", "large", "equal", "large", "large"]
+    assert [execution.host for execution in house.claimed] == by_share
+    assert house.dispatcher.places == (10, 10)
+    running = next(execution for execution in house.claimed if execution.host == "equal")
+    await house.announced.reaches(running.id, State.RUNNING)
+    house.runners["equal"].end(running.id)
+    await house.announced.until(lambda: len(house.claimed) == 11)
+    assert house.claimed[10].host == "equal"
+    assert [(host.name, host.running, host.max_running) for host in house.dispatcher.hosts] == [
+        ("small", 2, 2),
+        ("large", 6, 6),
+        ("equal", 2, 2),
+    ]
+
+
+async def test_the_limit_of_the_server_is_over_all_hosts(tmp_path: Path, houses: list[House]) -> None:
+    house = House(tmp_path, hosts={"a": 5, "b": 5}, max_running=3, hold=True)
+    houses.append(house)
+    house.open()
+    executions = [await house.enqueue() for _ in range(6)]
+    await house.announced.until(lambda: len(house.unfinished) == 3)
+    assert house.dispatcher.places == (3, 3)
+    for execution in executions:
+        await house.announced.reaches(execution.id, State.RUNNING)
+        house.runners[house.unfinished[execution.id]].end(execution.id)
+    await house.ends(6)
+    assert house.most_unfinished == 3
+
+
+async def test_many_free_places_are_filled_whatever_is_claimed_in_one_transaction(tmp_path: Path, houses: list[House]) -> None:
+    house = House(tmp_path, hosts={"a": 10**12, "b": 10**12}, max_running=10**12)
+    houses.append(house)
+    await asyncio.gather(*(house.enqueue() for _ in range(700)))
+    house.open()
+    await house.ends(700)
+    assert sorted(house.most_on) == ["a", "b"]
+    assert min(house.most_on.values()) > 0
+
+
+async def test_a_host_that_is_down_holds_up_nobody_but_what_is_on_it(tmp_path: Path, houses: list[House]) -> None:
+    house = House(tmp_path, hosts={"a": 2, "b": 2}, max_running=4, hold=True)
+    houses.append(house)
+    house.open()
+    first = [await house.running() for _ in range(4)]
+    on_a = [execution.id for execution in first if execution.host == "a"]
+    house.engine_dies("a")
+    await spins_until(lambda: len(house.dispatcher._on_thread) == 2)
+    assert house.dispatcher.host_error == ""
+    assert house.dispatcher.places == (2, 2)
+    for execution in first:
+        if execution.host == "b":
+            house.runners["b"].end(execution.id)
+    later = [await house.running() for _ in range(2)]
+    assert {execution.host for execution in later} == {"b"}
+    assert house.now_on() == {"a": 2, "b": 2}
+    assert {execution_id for execution_id, host in house.unfinished.items() if host == "a"} == set(on_a)
+    for execution in later:
+        house.runners["b"].end(execution.id)
+    await house.ends(4)
+    house.host_is("a", up=True)
+    await spins_until(lambda: len(house.runners["a"].given) == 4)
+    for execution_id in on_a:
+        await spins_until(lambda: execution_id in house.runners["a"]._inboxes)  # noqa: B023
+        house.runners["a"].end(execution_id)
+    await house.ends(6)
+    assert sorted(house.starts) == sorted(execution.id for execution in house.ended)
+
+
+async def test_why_nothing_is_taken_is_told_only_while_no_host_is_up(tmp_path: Path, houses: list[House]) -> None:
+    house = House(tmp_path, hosts={"a": 1, "b": 1}, max_running=2, hold=True)
+    houses.append(house)
+    house.open()
+    house.host_is("a", up=False)
+    assert (house.dispatcher.host_error, house.dispatcher.up, house.dispatcher.places) == ("", True, (0, 1))
+    house.host_is("b", up=False)
+    assert not house.dispatcher.up
+    assert house.dispatcher.host_error == "host 'a' does not answer; host 'b' does not answer"
+
+
+async def test_what_was_not_started_on_a_host_that_went_down_is_run_by_another_one(tmp_path: Path, houses: list[House]) -> None:
+    house = House(tmp_path, hosts={"a": 1, "b": 1}, max_running=2)
+    houses.append(house)
+    go_on = threading.Event()
+    house.runners["a"].when_given = lambda assignment, orders: _wait(go_on)
+    house.open()
+    execution = await house.enqueue()
+    await spins_until(lambda: house.runners["a"].present == 1)
+    house.hosts["a"].up = False
+    go_on.set()
+    await house.announced.reaches(execution.id, State.SUCCEEDED)
+    assert (house.runners["a"].starts, house.runners["b"].starts) == ([], [execution.id])
+    assert house.now_on() == {"a": 0, "b": 0}
+
+
+async def test_a_host_that_answers_and_then_does_not_is_left_alone_while_another_goes_on(tmp_path: Path, houses: list[House]) -> None:
+    house = House(tmp_path, hosts={"a": 1, "b": 1}, max_running=2, retry_seconds=AGES)
+    houses.append(house)
+    house.open()
+
+    def no_answer(assignment: Assignment, orders: Orders) -> None:
+        house.store.requeue(assignment.execution.id).result()
+        raise HostDown
+
+    house.runners["a"].when_given = no_answer
+    for number in range(1, 11):
+        await house.enqueue()
+        await house.ends(number)
+    assert len(house.runners["a"].given) == 1, "it was not asked again"
+    house.dispatcher.host_changed("b")
+    await house.enqueue()
+    await house.ends(11)
+    assert len(house.runners["a"].given) == 1, "news of another host are none of it"
+
+
+async def test_what_was_requeued_by_one_host_and_claimed_for_another_has_a_place_on_each_until_its_thread_ends(
+    tmp_path: Path, houses: list[House]
+) -> None:
+    house = House(tmp_path, hosts={"a": 1, "b": 1}, max_running=2)
+    houses.append(house)
+    go_on = threading.Event()
+
+    def give_back(assignment: Assignment, orders: Orders) -> None:
+        house.store.requeue(assignment.execution.id).result()
+        go_on.wait()
+        raise HostDown
+
+    house.runners["a"].when_given = give_back
+    house.open()
+    execution = await house.enqueue()
+    await house.announced.until(lambda: len(house.claimed) == 2)
+    await house.store.execution(execution.id)
+    assert [(host.name, host.running) for host in house.dispatcher.hosts] == [("a", 1), ("b", 1)]
+    other = await house.enqueue("other")
+    assert (await house.store.execution(other.id)).state is State.QUEUED
+    go_on.set()
+    await house.announced.reaches(execution.id, State.SUCCEEDED)
+    assert house.runners["b"].starts[0] == execution.id
+
+
+ACTIONS = st.one_of(
+    st.tuples(st.just("enqueue"), st.integers(1, 12)),
+    st.tuples(st.just("end"), st.integers(0, 30)),
+    st.tuples(st.just("stop"), st.integers(0, 30)),
+    st.tuples(st.sampled_from(["up", "hangs", "dies"]), st.sampled_from(["a", "b", "c"])),
+)
+
+
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@given(
+    places=st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 4)),
+    max_running=st.integers(1, 12),
+    actions=st.lists(ACTIONS, min_size=5, max_size=25),
+)
+def test_whatever_hosts_do_limits_are_exact_nobody_starves_and_everything_ends(
+    places: tuple[int, int, int], max_running: int, actions: list[tuple[str, object]]
+) -> None:
+    with tempfile.TemporaryDirectory() as directory:
+        hosts = dict(zip("abc", places, strict=True))
+        asyncio.run(go_through(Path(directory), hosts, max_running, actions))
+
+
+async def go_through(directory: Path, hosts: Mapping[str, int], max_running: int, actions: list[tuple[str, object]]) -> None:
+    house = House(directory, hosts=hosts, max_running=max_running, hold=True, retry_seconds=0.001)
+    house.open()
+    enqueued: dict[str, str] = {}
+    for name, what in actions:
+        match name, what:
+            case "enqueue", int(count):
+                for each in await asyncio.gather(*(house.enqueue(f"task-{number % 3}") for number in range(count))):
+                    enqueued[each.id] = each.job_id
+            case "end", int(number):
+                end_one(house, number)
+            case "stop", int(number) if enqueued:
+                job_id = list(enqueued.values())[number % len(enqueued)]
+                await house.store.stop(job_id, grace=GRACE, note="")
+            case "up", str(host):
+                house.host_is(host, up=True)
+            case "hangs", str(host):
+                house.host_is(host, up=False)
+            case "dies", str(host):
+                house.engine_dies(host)
+        await spins_until(lambda: nobody_starves(house, len(enqueued), max_running))
+    for host in hosts:
+        house.host_is(host, up=True)
+    async with asyncio.timeout(30):
+        while len(house.ended) < len(enqueued):
+            end_one(house, 0)
+            await asyncio.sleep(0)
+    assert house.claimed_for_down == []
+    assert len({execution.id for execution in house.ended}) == len(house.ended) == len(enqueued)
+    assert len(set(house.starts)) == len(house.starts), "none was started twice"
+    for name, count in hosts.items():
+        assert house.most_on[name] <= count
+        assert house.runners[name].most_present <= count
+    assert house.most_unfinished <= max_running
+    await house.threads_end()
+    assert [host.running for host in house.dispatcher.hosts] == [0, 0, 0]
+    await house.close()
+
+
+def end_one(house: House, number: int) -> None:
+    """The container of one that runs ends, wherever it is."""
+    held = [(runner, execution_id) for runner in house.runners.values() for execution_id in list(runner._inboxes)]
+    if held:
+        runner, execution_id = held[number % len(held)]
+        with suppress(KeyError):  # it has ended already
+            runner.end(execution_id)
+
+
+def nobody_starves(house: House, enqueued: int, max_running: int) -> bool:
+    """Nobody waits while a place is free on a host that is up."""
+    waiting = enqueued - len(house.ended) - len(house.unfinished)
+    full = all(house.on(name) >= count for name, count in house.places.items() if house.hosts[name].up)
+    return not waiting or full or len(house.unfinished) >= max_running
+
+
 # ---- adoption
+
+
+async def test_what_was_left_on_a_host_that_is_not_configured_any_more_takes_no_place(tmp_path: Path, houses: list[House]) -> None:
+    running, starting, claimed = await unfinished_of_an_earlier_server(tmp_path)
+    house = House(tmp_path, hosts={"other": 1}, max_running=1)
+    houses.append(house)
+    house.open()
+    for execution in (running, starting):
+        lost = await house.announced.reaches(execution.id, State.LOST)
+        assert lost.outcome
+        assert lost.outcome.reason is Reason.HOST_GONE
+    await house.announced.reaches(claimed.id, State.SUCCEEDED)
+    assert house.runners["other"].starts == [claimed.id]
+    await house.threads_end()
+    assert house.dispatcher.running == 0
+
+
+async def test_what_was_left_on_several_hosts_is_taken_up_on_its_own(tmp_path: Path, houses: list[House]) -> None:
+    earlier = House(tmp_path, hosts={"a": 2, "b": 2}, max_running=4, hold=True)
+    earlier.open()
+    left = [await earlier.running() for _ in range(4)]
+    await earlier.close()
+    house = House(tmp_path, hosts={"b": 2, "a": 2}, max_running=4, hold=True)
+    houses.append(house)
+    house.hosts["a"].up = False
+    house.open()
+    for execution in left:
+        if execution.host == "b":
+            await spins_until(lambda: execution.id in house.runners["b"]._inboxes)  # noqa: B023
+            house.runners["b"].end(execution.id)
+    await house.ends(2)
+    await spins_until(lambda: [(host.name, host.running) for host in house.dispatcher.hosts] == [("b", 0), ("a", 2)])
+    house.host_is("a", up=True)
+    for execution in left:
+        if execution.host == "a":
+            await spins_until(lambda: execution.id in house.runners["a"]._inboxes)  # noqa: B023
+            house.runners["a"].end(execution.id)
+    await house.ends(4)
+    assert house.starts == []
 
 
 async def unfinished_of_an_earlier_server(directory: Path) -> list[Execution]:
@@ -404,7 +720,7 @@ async def test_what_an_earlier_server_left_is_taken_up_and_counted_beyond_the_li
     for execution in left[1:]:
         await house.announced.reaches(execution.id, State.RUNNING)
     assert [assignment.execution.id for assignment in house.runner.given] == [execution.id for execution in left]
-    assert (house.dispatcher.running, house.dispatcher.place_free) == (3, False)
+    assert house.dispatcher.running == 3
     assert house.runner.starts == [left[2].id]
     for execution in left:
         assert house.claimed == [] or house.dispatcher.running <= 2
@@ -502,7 +818,7 @@ async def test_a_claim_that_could_not_be_stored_is_tried_again_but_not_at_once(t
         for _ in range(5):
             await house.store.execution(execution.id)
         assert house.writer.asked == asked + 1
-    house.dispatcher.host_changed()
+    house.dispatcher.host_changed("here")
     await house.announced.reaches(execution.id, State.SUCCEEDED)
 
 

@@ -23,7 +23,7 @@ from grpc_status import rpc_status
 from fastlane_grpc.config import Settings
 from fastlane_grpc.directory import free_bytes
 from fastlane_grpc.logs import Logs, Tails
-from fastlane_grpc.model import Cause, Execution, LogTotals, Outcome, Reason, Source, State, new_id, utc_now
+from fastlane_grpc.model import Availability, Cause, Execution, HostReport, LogTotals, Outcome, Reason, Source, State, new_id, utc_now
 from fastlane_grpc.record import RecordWriter
 from fastlane_grpc.rpc.converters import log_message
 from fastlane_grpc.rpc.server import RpcServer
@@ -40,9 +40,9 @@ Detail = TypeVar("Detail", bound=Message)
 class NoPlaces:
     """A dispatcher that gives no place to anybody: what runs, the test runs."""
 
-    running = 8
+    places = (8, 8)
     host_error = ""
-    capture = ("recorder", "")
+    hosts: Sequence[HostReport] = ()
 
 
 class House:
@@ -62,6 +62,7 @@ class House:
         self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{self.server.port}")
         self.jobs = pb_grpc.JobServiceStub(self.channel)
         self.executions = pb_grpc.ExecutionServiceStub(self.channel)
+        self.hosts = pb_grpc.HostServiceStub(self.channel)
         self.info = pb_grpc.ServerServiceStub(self.channel)
 
     def open_store(self, path: Path, loop: asyncio.AbstractEventLoop) -> Store:
@@ -569,6 +570,27 @@ async def test_server_info(house: House) -> None:
     assert (told.max_running, told.max_timeout.seconds, told.max_request_bytes) == (8, 1800, 4 << 20)
     assert told.version
     assert told.start_time.seconds <= told.time.seconds
+
+
+async def test_hosts_are_listed_with_all_that_is_known_of_them(house: House) -> None:
+    failed = utc_now()
+    house.places.hosts = [
+        HostReport("b", "unix:///run/b.sock", Availability.UP, 3, 4, "it went away", failed, "28.5.1", "attach", "not here"),
+        HostReport("a", "tcp://a:2375", Availability.UNSPECIFIED, 0, 12),
+    ]
+    told = (await house.hosts.ListHosts(pb.ListHostsRequest())).hosts
+    assert [host.name for host in told] == ["b", "a"]
+    assert (told[0].address, told[0].availability, told[0].running, told[0].max_running) == (
+        "unix:///run/b.sock",
+        pb.Host.AVAILABILITY_UP,
+        3,
+        4,
+    )
+    assert (told[0].last_error, told[0].engine_version, told[0].capture_reason) == ("it went away", "28.5.1", "not here")
+    assert told[0].last_error_time.ToDatetime(failed.tzinfo) == failed
+    assert told[0].capture == pb.Host.CAPTURE_ATTACH
+    assert (told[1].availability, told[1].capture) == (pb.Host.AVAILABILITY_UNSPECIFIED, pb.Host.CAPTURE_UNSPECIFIED)
+    assert not told[1].HasField("last_error_time")
 
 
 async def test_a_request_that_is_too_large_is_refused_by_size(house: House) -> None:

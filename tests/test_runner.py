@@ -113,6 +113,7 @@ def test_a_container_gets_no_more_than_was_asked_for(house: House, sdk: docker.D
     assert config["Labels"] == {
         "team": "a",
         "fastlane.instance": house.store.instance,
+        "fastlane.host": "local",
         "fastlane.execution": execution.id,
         "fastlane.job": execution.job_id,
         "fastlane.task": "t",

@@ -16,6 +16,7 @@ from fastlane_grpc.logs import Message as LogMessage
 from fastlane_grpc.model import (
     UNREAD,
     Execution,
+    HostReport,
     Job,
     JobSpec,
     Limits,
@@ -361,6 +362,21 @@ def outcome(value: Outcome | None) -> pb.Outcome | None:
 
 def totals(value: LogTotals) -> pb.LogTotals:
     return pb.LogTotals(source=pb.Source.ValueType(value.source), bytes=value.bytes, missing_bytes=value.missing_bytes, crc32=value.crc32)
+
+
+def host(value: HostReport) -> pb.Host:
+    return pb.Host(
+        name=value.name,
+        address=value.address,
+        availability=pb.Host.Availability.ValueType(value.availability),
+        running=value.running,
+        max_running=value.max_running,
+        last_error=value.last_error,
+        last_error_time=timestamp(value.last_error_time),
+        engine_version=value.engine_version,
+        capture=CAPTURES[value.capture],
+        capture_reason=value.capture_reason,
+    )
 
 
 def timestamp(value: datetime | None) -> Timestamp | None:

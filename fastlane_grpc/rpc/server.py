@@ -6,7 +6,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from fastlane_grpc.config import Settings
 from fastlane_grpc.errors import CannotServe
 from fastlane_grpc.rpc import handlers, reflection
-from fastlane_grpc.rpc.servicers import ExecutionServicer, JobServicer, ServerServicer, TaskServicer
+from fastlane_grpc.rpc.servicers import ExecutionServicer, HostServicer, JobServicer, ServerServicer, TaskServicer
 from fastlane_grpc.service import Service
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
@@ -27,6 +27,7 @@ class RpcServer:
                 handlers.handler(services["JobService"], JobServicer(service)),
                 handlers.handler(services["ExecutionService"], ExecutionServicer(service)),
                 handlers.handler(services["TaskService"], TaskServicer(service)),
+                handlers.handler(services["HostService"], HostServicer(service)),
                 handlers.handler(services["ServerService"], ServerServicer(service)),
                 *reflection.handlers(each.full_name for each in services.values()),
             ]

@@ -83,6 +83,16 @@ class TaskServicer:
         return pb.ListTasksResponse(tasks=tasks, next_page_token=token)
 
 
+class HostServicer:
+    """fastlane.v1.HostService"""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    async def ListHosts(self, request: pb.ListHostsRequest, context: Context) -> pb.ListHostsResponse:
+        return pb.ListHostsResponse(hosts=[converters.host(each) for each in self._service.hosts()])
+
+
 class ServerServicer:
     """fastlane.v1.ServerService"""
 

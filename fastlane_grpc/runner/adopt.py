@@ -58,9 +58,14 @@ def adopt(passage: Passage) -> None:
 
 
 def sweep(store: Store, host: Host) -> None:
-    """Removes the containers of this instance whose execution is final, or not known any more. Raises EngineDown."""
+    """Removes the containers of this instance whose execution is final, not known any more, or on another host by now. Raises EngineDown.
+
+    The last were made by an engine that hung and, back at work, carried out what it had been asked for; they were never started.
+    """
+    # By the name of the host, too: where two hosts are one engine, the other one's containers are its own affair.
+    ours = host.engine.containers(host.instance, host.name)
     for container_id, execution_id in host.engine.containers(host.instance).items():
-        if _is_over(store, execution_id):
+        if _is_over(store, execution_id) or (container_id in ours and _is_elsewhere(store, execution_id, host)):
             log.info("removing a container that was left", container_id=container_id, execution_id=execution_id, host=host.name)
             try:
                 host.engine.remove(container_id, force=True)
@@ -128,6 +133,13 @@ def _start_unknown(passage: Passage) -> str:
 def _lose(passage: Passage, reason: Reason, detail: str) -> None:
     passage.capture.resume(None)
     passage.conclude(lost(reason, detail))
+
+
+def _is_elsewhere(store: Store, execution_id: str, host: Host) -> bool:
+    try:
+        return store.execution(execution_id).result().host not in {"", host.name}
+    except ExecutionNotFound:
+        return True
 
 
 def _is_over(store: Store, execution_id: str) -> bool:

@@ -22,7 +22,7 @@ log = structlog.get_logger(__name__)
 
 
 class Captures:
-    """The captures of one host. `seen_as` is what the engine's machine calls the data directory; None: that is found out.
+    """The captures of one host, called `host`. `seen_as` is what the engine's machine calls the data directory; None: that is found out.
 
     Whether the recorder works is asked once of an engine, and a yes is kept in the data directory for the next server.
     """
@@ -35,12 +35,14 @@ class Captures:
         instance: str,
         max_log_bytes: int = DEFAULT_MAX_LOG_BYTES,
         seen_as: Path | None = None,
+        host: str = "local",
     ) -> None:
         self._mode = mode
         self._data_dir = data_dir
         self._instance = instance
         self._max_log_bytes = max_log_bytes
         self._seen_as = seen_as
+        self._host = host
         self._recorder: Recorder | None = None
         self._works_with: object = None
         # Why the recorder is not in use, or what it cannot do here.
@@ -63,7 +65,7 @@ class Captures:
         except NotHere as error:
             self._recorder, self._works_with, self.reason = None, None, str(error)
         if before != (self.in_use, self.reason):
-            log.info("capture", in_use=self.in_use, reason=self.reason)
+            log.info("capture", host=self._host, in_use=self.in_use, reason=self.reason)
 
     def of_new(self, engine: Engine, directory: Path, execution_id: str, image: Image, say: Callable[[str], None]) -> Capture:
         """Of an execution about to begin; `directory` is that of its records.
@@ -127,7 +129,7 @@ class Captures:
 
     @property
     def _note_path(self) -> Path:
-        return self._data_dir / "recorder" / "works-with"
+        return self._data_dir / "recorder" / f"works-with-{self._host}"
 
 
 def _seen_as(engine: Engine, data_dir: Path) -> Path:

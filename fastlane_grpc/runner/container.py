@@ -4,7 +4,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastlane_grpc.model import Assignment, JobSpec
-from fastlane_grpc.runner.engine import EXECUTION_LABEL, INSTANCE_LABEL, JOB_LABEL, TASK_LABEL
+from fastlane_grpc.runner.engine import EXECUTION_LABEL, HOST_LABEL, INSTANCE_LABEL, JOB_LABEL, TASK_LABEL
 from fastlane_grpc.words import command_words
 
 
@@ -12,6 +12,7 @@ def container_body(assignment: Assignment, *, instance: str, default_pids: int) 
     execution, spec = assignment.execution, assignment.spec
     ours = {
         INSTANCE_LABEL: instance,
+        HOST_LABEL: execution.host,
         EXECUTION_LABEL: execution.id,
         JOB_LABEL: execution.job_id,
         TASK_LABEL: execution.task_id,

@@ -20,6 +20,7 @@ from fastlane_grpc.runner.clock import engine_time
 from fastlane_grpc.runner.wire import EngineDown, EngineRefuses, Wire, connect
 
 INSTANCE_LABEL = "fastlane.instance"
+HOST_LABEL = "fastlane.host"
 EXECUTION_LABEL = "fastlane.execution"
 JOB_LABEL = "fastlane.job"
 TASK_LABEL = "fastlane.task"
@@ -158,9 +159,11 @@ class Engine:
         filters = json.dumps({"label": [f"{label}={value}"]})
         return [each["Id"] for each in self._asked("GET", f"/containers/json?{urlencode({'all': 1, 'filters': filters})}")]
 
-    def containers(self, instance: str) -> Mapping[str, str]:
-        """All containers that this instance made, by id, with the execution each is for. Takes no container's lock."""
-        filters = json.dumps({"label": [f"{INSTANCE_LABEL}={instance}"]})
+    def containers(self, instance: str, host: str = "") -> Mapping[str, str]:
+        """All containers that this instance made, or only those it made for this host, by id, with the execution each is for. Takes no
+        container's lock."""
+        of_host = [f"{HOST_LABEL}={host}"] if host else []
+        filters = json.dumps({"label": [f"{INSTANCE_LABEL}={instance}", *of_host]})
         answer = self._asked("GET", f"/containers/json?{urlencode({'all': 1, 'filters': filters})}")
         labelled = {each["Id"]: (each["Labels"].get(EXECUTION_LABEL, ""), each["Names"]) for each in answer}
         # One that somebody made from an image committed from ours has our labels too, and is not ours.

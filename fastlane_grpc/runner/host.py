@@ -7,11 +7,12 @@ import json
 import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from datetime import datetime
 
 import structlog
 
-from fastlane_grpc.model import container_name
+from fastlane_grpc.model import Availability, HostReport, container_name, utc_now
 from fastlane_grpc.runner.captures import Captures
 from fastlane_grpc.runner.clock import boottime
 from fastlane_grpc.runner.engine import EXECUTION_LABEL, INSTANCE_LABEL, Engine
@@ -41,6 +42,12 @@ class Host:
         self.captures = captures
         self.up = False
         self.engine = Engine(address)
+        # Of the last time it answered; empty before, and where the engine does not tell.
+        self.engine_id = self.engine_version = ""
+        # What it last said when it failed. It stays when the host is up again.
+        self.last_error = ""
+        self.last_error_time: datetime | None = None
+        self._answered = False
         self._ping_seconds = ping_seconds
         self._on_change: Callable[[], None] = lambda: None
         self._watchers: dict[str, Orders] = {}
@@ -86,6 +93,7 @@ class Host:
                 wire = self.engine.events(self._filters(), since=f"{time.time() - RECALL_SECONDS:.9f}")
             except (EngineDown, EngineRefuses) as error:
                 log.debug("host not reached", host=self.name, error=str(error))
+                self._failed(str(error))
                 self._closing.wait(pause)
                 pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
                 continue
@@ -116,6 +124,7 @@ class Host:
         with self._lock:
             self._wire = None
         if not self._closing.is_set():
+            self._failed("the engine went away: it broke off the stream of its events")
             self._set_up(False)
             self._tell_all(EngineGone(boottime()))
 
@@ -136,7 +145,8 @@ class Host:
     def _look(self) -> None:
         try:
             self.engine.ping(min(self._ping_seconds, PING_ANSWER_SECONDS))
-        except (EngineDown, EngineRefuses):
+        except (EngineDown, EngineRefuses) as error:
+            self._failed(str(error))
             self._set_up(False)
         else:
             # An engine that is going down may answer still, while nobody hears its events any more.
@@ -148,22 +158,46 @@ class Host:
     def _settle(self) -> None:
         """An engine that answers is up once it is known how its containers are captured."""
         try:
+            self._identify()
             self.captures.settle(self.engine)
         except EngineDown as error:
             log.info("host does not answer", host=self.name, error=str(error))
+            self._failed(str(error))
             self._set_up(False)
         else:
+            if not self.captures.in_use:
+                self._failed(self._no_capture)
             self._set_up(self.captures.in_use != "")
 
-    @property
-    def capture(self) -> str:
-        """How the output of new executions is captured; empty while that is not known."""
-        return self.captures.in_use
+    def _identify(self) -> None:
+        """Which engine it is. One behind a proxy that does not let us ask is as good as any."""
+        self._answered = True
+        with suppress(EngineRefuses):
+            info = self.engine.info()
+            self.engine_id, self.engine_version = info.id, info.version
 
     @property
-    def capture_reason(self) -> str:
-        """Why that is not the recorder; empty if it is, or while it is not known."""
-        return self.captures.reason
+    def availability(self) -> Availability:
+        """UNSPECIFIED until it has answered for the first time."""
+        if self.up:
+            return Availability.UP
+        return Availability.DOWN if self._answered else Availability.UNSPECIFIED
+
+    def report(self, *, running: int, max_running: int) -> HostReport:
+        """All that is to be told of it; how many executions it has and may have is known to others."""
+        with self._lock:
+            return HostReport(
+                self.name,
+                self.engine.address,
+                self.availability,
+                running,
+                max_running,
+                self.last_error,
+                self.last_error_time,
+                self.engine_version,
+                self.captures.in_use,
+                self.captures.reason,
+            )
 
     @property
     def error(self) -> str:
@@ -171,8 +205,17 @@ class Host:
         if self.up:
             return ""
         if self.captures.reason and not self.captures.in_use:
-            return f"host {self.name!r} takes nothing, as capture = recorder is set and the recorder does not work: {self.captures.reason}"
-        return f"host {self.name!r} does not answer"
+            return f"host {self.name!r} takes nothing: {self._no_capture}"
+        return f"host {self.name!r} does not answer" + (f": {self.last_error}" if self.last_error else "")
+
+    @property
+    def _no_capture(self) -> str:
+        return f"capture = recorder is set and the recorder does not work: {self.captures.reason}"
+
+    def _failed(self, why: str) -> None:
+        with self._lock:
+            if not self._closing.is_set():
+                self.last_error, self.last_error_time = why, utc_now()
 
     def _set_up(self, up: bool) -> None:
         with self._lock:

@@ -403,6 +403,19 @@ class Passage:
         return bool(life and self.engine_life) and life != self.engine_life
 
 
+def abandon(surroundings: Surroundings, execution_id: str, why: str) -> Remains:
+    """Ends the log of an execution that is given up, where it stands; see Runner."""
+    # As it is on disk: that knows how it is captured, if it got so far, and whether it came to its end before.
+    assignment = surroundings.store.assignment(execution_id).result()
+    if assignment.execution.state.final:
+        return Remains()
+    passage = Passage(surroundings, assignment, Orders())
+    try:
+        return passage.remains(why)
+    finally:
+        passage.capture.leave()
+
+
 def _end_time(container: Container | None, died: Died | None) -> datetime | None:
     if container is not None:
         return container.end_time

@@ -3,6 +3,7 @@
 Exact, whatever dies, but for the recorder itself: a SIGKILL to PID 1 loses what is in its pipes and leaves a gap of unknown size.
 """
 
+import secrets
 import time
 import zlib
 from collections.abc import Mapping, Sequence
@@ -204,7 +205,8 @@ def _installed(binary: Path, directory: Path) -> Path:
     place = directory / f"{binary.name}-{zlib.crc32(content):08x}"
     if not place.exists():
         directory.mkdir(mode=0o755, exist_ok=True)
-        new = place.with_suffix(".new")
+        # By a name of its own: each host of this server puts them there, all at the same time.
+        new = place.with_suffix(f".{secrets.token_hex(4)}.new")
         new.write_bytes(content)
         # Whichever user a container has executes it.
         new.chmod(0o755)

@@ -12,7 +12,7 @@ from fastlane_grpc.runner.capture import End
 from fastlane_grpc.runner.clock import boottime
 from fastlane_grpc.runner.host import Host
 from fastlane_grpc.runner.orders import HostDown, Orders, Remains
-from fastlane_grpc.runner.passage import Left, Passage, Step, Surroundings
+from fastlane_grpc.runner.passage import Left, Passage, Step, Surroundings, abandon
 from fastlane_grpc.runner.stopping import Stopping
 from fastlane_grpc.runner.verdict import failed, lost, stopped_before_start
 from fastlane_grpc.runner.wire import EngineDown, EngineRefuses
@@ -49,15 +49,7 @@ class DockerRunner:
                 passage.capture.leave()
 
     def abandon(self, execution_id: str, why: str) -> Remains:
-        # As it is on disk: that knows how it is captured, if it got so far, and whether it came to its end before.
-        assignment = self._around.store.assignment(execution_id).result()
-        if assignment.execution.state.final:
-            return Remains()
-        passage = Passage(self._around, assignment, Orders())
-        try:
-            return passage.remains(why)
-        finally:
-            passage.capture.leave()
+        return abandon(self._around, execution_id, why)
 
     def sweep(self) -> None:
         """Removes the containers of executions that are over. To be called when the host is up; raises HostDown."""

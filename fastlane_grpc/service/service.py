@@ -9,7 +9,7 @@ from typing import Protocol
 from fastlane_grpc.config import Settings
 from fastlane_grpc.errors import ServerStopping, TooManyStreams, Violation
 from fastlane_grpc.logs import Tails
-from fastlane_grpc.model import Execution, Job, JobSpec, LogTotals, State, Task, Times, Waiting, WaitReason, utc_now
+from fastlane_grpc.model import Execution, HostReport, Job, JobSpec, LogTotals, State, Task, Times, Waiting, WaitReason, utc_now
 from fastlane_grpc.service import validation
 from fastlane_grpc.service.log_stream import LogEvent, LogRequest, log_stream
 from fastlane_grpc.service.pages import Listed, PageRequest, TaskQuery, position_of
@@ -44,19 +44,19 @@ class PruneRequest:
 
 
 class Places(Protocol):
-    """What the service has to know of the dispatcher, to say why an execution waits."""
+    """What the service has to know of the dispatcher, to say why an execution waits, and how the hosts are."""
 
     @property
-    def running(self) -> int:
-        """Executions that have a place."""
+    def places(self) -> tuple[int, int]:
+        """Of those that can be had just now: how many are taken, and how many there are."""
 
     @property
     def host_error(self) -> str:
-        """Why the host takes nothing; empty if it does."""
+        """Why no host takes anything; empty if one does."""
 
     @property
-    def capture(self) -> tuple[str, str]:
-        """How output is captured on the host, `recorder` or `attach`, and why not by recorder; both may be empty."""
+    def hosts(self) -> Sequence[HostReport]:
+        """Each host as it is now, in the order of the configuration."""
 
 
 class Service:
@@ -180,7 +180,7 @@ class Service:
             return None
         if error := self._places.host_error:
             return Waiting(WaitReason.HOST_DOWN, error, execution.state_time)
-        taken, places = self._places.running, self.settings.max_running
+        taken, places = self._places.places
         return Waiting(WaitReason.NO_FREE_PLACE, f"{taken} of {places} places taken", execution.state_time)
 
     async def waiting_in_line(self, execution: Execution) -> Waiting | None:
@@ -188,10 +188,10 @@ class Service:
         waiting = self.waiting(execution)
         return waiting and replace(waiting, ahead=await self._store.ahead(execution.id, _MOST_AHEAD))
 
-    @property
-    def capture(self) -> tuple[str, str]:
-        """How the output of new executions is captured, and why not by recorder; both may be empty."""
-        return self._places.capture
+    def hosts(self) -> Sequence[HostReport]:
+        """Each host as it is now, in the order of the configuration."""
+        self._check_serving()
+        return self._places.hosts
 
     async def _waiting_lines(self, execution: Execution) -> Sequence[LogTotals]:
         """One that is queued has a line in its log if somebody looked at it."""

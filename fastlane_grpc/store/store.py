@@ -130,12 +130,20 @@ class Store:
     # ---- what the dispatcher asks for
 
     def claim(self, places: int, *, host: str) -> Pending[list[Assignment]]:
-        """As many of the queued ones as there are `places`: the highest priority first, its tasks in turns, each first in, first out."""
+        """As `claim_on`, for so many places of one host."""
+        return self.claim_on([host] * places)
+
+    def claim_on(self, hosts: Sequence[str]) -> Pending[list[Assignment]]:
+        """As many of the queued ones as there are `hosts`, each on one of these, in their order: the highest priority first, its tasks in
+        turns, each first in, first out."""
 
         def work(db: Connection) -> Written[list[Assignment]]:
             now = microseconds_since_epoch(self._now())
             claimed: list[Assignment] = []
-            while len(claimed) < places and (execution := _claim_next(db, host, now)):
+            for host in hosts:
+                execution = _claim_next(db, host, now)
+                if execution is None:
+                    break
                 claimed.append(Assignment(execution, _spec(db, execution.job_id)))
             return Written(claimed, [assignment.execution for assignment in claimed])
 

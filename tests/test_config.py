@@ -1,0 +1,214 @@
+"""Settings from files, variables and flags: which one counts, what is refused and how, and how they are printed."""
+
+import json
+import tomllib
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from fastlane_grpc import config
+from fastlane_grpc.config import ConfigError, HostSettings
+from fastlane_grpc.model import CaptureMode
+
+ROOT = Path(__file__).parent.parent
+
+TWO_HOSTS = """
+listen = "127.0.0.1:0"
+
+[[hosts]]
+name = "b"
+engine = "unix:///run/b.sock"
+max_running = 3
+capture = "recorder"
+engine_data_dir = "/srv/data"
+
+[[hosts]]
+name = "a-1"
+engine = "tcp://a:2375"
+max_running = 5
+"""
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    return tmp_path / "fastlane.toml"
+
+
+def refusal(file: Path, text: str, environ: dict[str, str] | None = None, **flags: object) -> str:
+    file.write_text(text)
+    with pytest.raises(ConfigError) as refused:
+        config.load(flags, environ or {}, file)
+    return str(refused.value)
+
+
+# ---- hosts
+
+
+def test_hosts_are_those_of_the_file_in_their_order(file: Path) -> None:
+    file.write_text(TWO_HOSTS)
+    settings = config.load({}, {}, file)
+    assert settings.hosts == [
+        HostSettings("b", "unix:///run/b.sock", 3, CaptureMode.RECORDER, Path("/srv/data")),
+        HostSettings("a-1", "tcp://a:2375", 5, CaptureMode.AUTO, None),
+    ]
+    assert settings.max_running == 8
+
+
+def test_max_running_beside_hosts_is_the_limit_over_all_of_them(file: Path) -> None:
+    file.write_text(TWO_HOSTS)
+    assert config.load({"max_running": "4"}, {}, file).max_running == 4
+
+
+def test_without_hosts_there_is_one_that_the_other_settings_make() -> None:
+    environ = {"FASTLANE_CAPTURE": "attach", "FASTLANE_MAX_RUNNING": "7"}
+    settings = config.load({"engine": "unix:///x.sock", "engine_data_dir": "/seen"}, environ, None)
+    assert list(settings.hosts) == [HostSettings("local", "unix:///x.sock", 7, CaptureMode.ATTACH, Path("/seen"))]
+
+
+@pytest.mark.parametrize(
+    ("environ", "flags", "said"),
+    [
+        ({}, {"engine": "unix:///x.sock"}, "engine (flag --engine) cannot be set beside [[hosts]]"),
+        ({"FASTLANE_CAPTURE": "attach"}, {}, "capture (environment variable FASTLANE_CAPTURE) cannot be set beside [[hosts]]"),
+        ({}, {"engine_data_dir": "/x"}, "engine_data_dir (flag --engine-data-dir) cannot be set beside [[hosts]]"),
+    ],
+)
+def test_hosts_and_what_makes_the_one_host_exclude_each_other(
+    file: Path, environ: dict[str, str], flags: dict[str, object], said: str
+) -> None:
+    assert said in refusal(file, TWO_HOSTS, environ, **flags)
+
+
+HOST = '[[hosts]]\nname = "a"\nengine = "unix:///a"\n'
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (HOST + HOST.replace("///a", "///b"), "two [[hosts]] in {file} have the name 'a'"),
+        (HOST + HOST.replace('"a"', '"b"'), "[[hosts]] 'a' and 'b' in {file} have the same engine, unix:///a"),
+        (HOST.replace('"a"', '"A"'), "name in [[hosts]] 1 of file {file} is 'A': has to be 1 to 63 of a-z, 0-9 and -"),
+        (HOST.replace('"a"', f'"{"a" * 64}"'), "has to be 1 to 63 of a-z, 0-9 and -"),
+        (HOST.replace('"a"', '"a\\n"'), "has to be 1 to 63 of a-z, 0-9 and -"),
+        ('[[hosts]]\nname = "a"\n', "[[hosts]] 1 of file {file} has no engine, which is required"),
+        (HOST + "[[hosts]]\n", "[[hosts]] 2 of file {file} has no name, which is required"),
+        (HOST + "capture = 'maybe'\n", "capture in [[hosts]] 1 of file {file} is 'maybe': has to be auto, recorder or attach"),
+        (HOST + "max_running = 0\n", "max_running in [[hosts]] 1 of file {file} is '0': has to be a whole number from 1 on"),
+        (HOST + "max_runing = 2\n", "unknown setting in [[hosts]] 1 of file {file}: 'max_runing'; did you mean 'max_running'?"),
+        (HOST + "listen = 'x'\n", "unknown setting in [[hosts]] 1 of file {file}: 'listen'; known are name, engine"),
+        ("hosts = []", "hosts in {file} has to be tables, each below a line [[hosts]]"),
+        ("hosts = ['a']", "hosts in {file} has to be tables"),
+        ("[hosts]\na = 'unix:///a'", "hosts in {file} has to be tables"),
+        ("[[host]]\nname = 'a'", "unknown setting in {file}: 'host'; did you mean 'hosts'?"),
+    ],
+)
+def test_what_is_wrong_with_hosts_is_said(file: Path, text: str, said: str) -> None:
+    assert said.format(file=file) in refusal(file, text)
+
+
+# ---- single values
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("max_running = 1.5", "max_running in {file} is a number with a point; it has to be a text in quotes or a whole number"),
+        ("max_running = true", "max_running in {file} is true or false"),
+        ("max_running = -1", "max_running in {file} is '-1': has to be a whole number from 1 on"),
+        ("listen = ['127.0.0.1:1']", "listen in {file} is a list"),
+        ("[listen]\nhost = 'x'", "listen in {file} is a table"),
+        ("listen = 2026-11-25", "listen in {file} is a date or a time"),
+        ("default_timeout = 90", "default_timeout in {file} is '90': has to be a duration"),
+        ("listne = 'x'", "unknown setting in {file}: 'listne'; did you mean 'listen'?"),
+        ("listen = ", "cannot read the settings in {file}"),
+    ],
+)
+def test_a_value_of_a_wrong_kind_is_said_to_be_one(file: Path, text: str, said: str) -> None:
+    assert said.format(file=file) in refusal(file, text)
+
+
+def test_an_unknown_variable_is_told_with_the_nearest_setting(file: Path) -> None:
+    said = refusal(file, "", {"FASTLANE_MAX_STREAM": "5"})
+    assert said == "unknown environment variable FASTLANE_MAX_STREAM: 'max_stream'; did you mean 'max_streams'?"
+
+
+# ---- what is in force
+
+
+def test_each_setting_is_printed_with_where_it_came_from(file: Path) -> None:
+    file.write_text('max_streams = 10\ncache_bytes = "1m"\ndefault_timeout = "60s"')
+    environ = {"FASTLANE_CACHE_BYTES": "2048k", "FASTLANE_DEFAULT_PIDS": "9"}
+    lines = config.toml(config.in_force({"default_pids": "8"}, environ, file)).splitlines()
+    assert f"max_streams = 10  # file {file}" in lines
+    assert 'cache_bytes = "2m"  # environment variable FASTLANE_CACHE_BYTES' in lines
+    assert "default_pids = 8  # flag --default-pids" in lines
+    assert f'default_timeout = "1m"  # file {file}' in lines
+    assert 'max_timeout = "30m"  # default' in lines
+    assert "# engine_data_dir is not set" in lines
+
+
+def test_hosts_are_printed_with_where_their_settings_came_from(file: Path) -> None:
+    file.write_text(TWO_HOSTS)
+    lines = config.toml(config.in_force({}, {}, file)).splitlines()
+    assert lines[-6:] == [
+        "[[hosts]]",
+        f'name = "a-1"  # file {file}',
+        f'engine = "tcp://a:2375"  # file {file}',
+        f"max_running = 5  # file {file}",
+        'capture = "auto"  # default',
+        "# engine_data_dir is not set",
+    ]
+    assert not [line for line in lines[: lines.index("[[hosts]]")] if line.startswith(("engine", "capture"))]
+
+
+@pytest.mark.parametrize("text", ["", TWO_HOSTS, 'capture = "attach"\nengine_data_dir = "/srv/\\u007f \\" ü"\nmax_timeout = "90s"'])
+def test_what_is_printed_is_a_file_that_has_the_same_in_force(file: Path, text: str) -> None:
+    file.write_text(text)
+    in_force = config.in_force({"default_timeout": "61s", "data_dir": "/where ever\t"}, {}, file)
+    again = file.with_name("again.toml")
+    again.write_text(config.toml(in_force))
+    assert config.load({}, {}, again) == in_force.settings
+
+
+def test_a_path_cannot_end_a_comment(tmp_path: Path) -> None:
+    file = tmp_path / "a\nmax_streams = 1 #"
+    file.write_text("max_streams = 10")
+    assert tomllib.loads(config.toml(config.in_force({}, {}, file)))["max_streams"] == 10
+
+
+@given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1).map(lambda text: f"/{text}"))
+def test_whatever_a_path_holds_is_printed_so_that_toml_reads_it(path: str) -> None:
+    in_force = config.in_force({"engine_data_dir": path}, {}, None)
+    assert tomllib.loads(config.toml(in_force))["engine_data_dir"] == str(in_force.settings.engine_data_dir)
+
+
+def test_as_json_they_are_one_object_with_all_hosts(file: Path) -> None:
+    told = json.loads(config.as_json(config.in_force({"max_streams": "3"}, {}, None)))
+    assert told["max_streams"] == {"value": 3, "origin": "flag --max-streams"}
+    assert told["max_timeout"] == {"value": "30m", "origin": "default"}
+    assert [host["name"] for host in told["hosts"]] == ["local"]
+    file.write_text(TWO_HOSTS)
+    told = json.loads(config.as_json(config.in_force({}, {}, file)))
+    assert [(host["name"], host["max_running"], host["engine_data_dir"]) for host in told["hosts"]] == [
+        ("b", 3, "/srv/data"),
+        ("a-1", 5, None),
+    ]
+
+
+# ---- documentation
+
+
+def test_the_tables_of_settings_in_the_documentation_are_those_of_the_code() -> None:
+    text = (ROOT / "docs" / "configuration.md").read_text()
+    assert config.markdown(config.SETTINGS) in text
+    assert config.markdown(fields(HostSettings)) in text
+
+
+def test_the_example_in_the_documentation_is_right(file: Path) -> None:
+    text = (ROOT / "docs" / "configuration.md").read_text()
+    for example in text.split("```toml\n")[1:]:
+        file.write_text(example.partition("```")[0])
+        assert len(config.load({}, {}, file).hosts) > 1
