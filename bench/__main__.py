@@ -4,7 +4,7 @@ import os
 import sys
 from pathlib import Path
 
-from bench import containers, enqueue, latency, readers, throughput, unread
+from bench import containers, enqueue, latency, lookups, million, readers, throughput, unread
 
 ROUNDS = 5
 
@@ -15,6 +15,8 @@ def main() -> None:
     print(f"{os.cpu_count()} cores, Python {sys.version.split()[0]}; medians of {rounds} rounds in turn, ratio with its least and most")
     for rows in (
         lambda: [enqueue.row(stage, rounds)],
+        lambda: lookups.rows(stage, rounds),
+        lambda: million.rows(stage, rounds),
         lambda: [containers.row(stage, image, engine, rounds)],
         lambda: [latency.first_byte(stage, image, engine, rounds)],
         lambda: latency.lines(stage, image, engine, rounds),

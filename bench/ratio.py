@@ -42,6 +42,21 @@ class Margin:
         return f"{self.what:58} {figures}   {more:+.1f} {self.unit} (goal {self.goal:+.1f})   {'ok' if more <= self.goal else 'MORE'}"
 
 
+@dataclass(frozen=True)
+class Limit:
+    """What a row says where it is about a cost that has a limit, compared with nothing: `goal` is the most it should be."""
+
+    what: str
+    unit: str
+    ours: Sequence[float]
+    goal: float
+
+    def __str__(self) -> str:
+        cost = statistics.median(self.ours)
+        spread = f"{min(self.ours):.2f} to {max(self.ours):.2f}"
+        return f"{self.what:58} {cost:9.2f} {self.unit} ({spread}; goal {self.goal:.2f})   {'ok' if cost <= self.goal else 'MORE'}"
+
+
 def in_turn(what: str, unit: str, goal: float, ours: Callable[[], float], theirs: Callable[[], float], *, rounds: int) -> Ratio:
     """Runs both once to warm up, then `rounds` times in turn; which goes first changes."""
     ours(), theirs()

@@ -1,4 +1,4 @@
-"""A server of its own for a row, over an empty directory."""
+"""A server of its own for a row, over an empty directory unless the row brings one."""
 
 import itertools
 import subprocess
@@ -20,9 +20,9 @@ class Running(NamedTuple):
 
 
 @contextmanager
-def server(stage: Path, *flags: str) -> Iterator[Running]:
-    """One that serves for as long as this lasts."""
-    directory = stage / f"bench-{next(_numbers)}"
+def server(stage: Path, *flags: str, directory: Path | None = None) -> Iterator[Running]:
+    """One that serves for as long as this lasts; over `directory`, or one of its own."""
+    directory = directory or stage / f"bench-{next(_numbers)}"
     command = [sys.executable, "-m", "fastlane_grpc.cli", "server", "--data-dir", str(directory), "--listen", "127.0.0.1:0", *flags]
     with Path(f"{directory}.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)

@@ -1,0 +1,133 @@
+"""A store that holds a million jobs, a hundred thousand of which wait: what a claim and a start of the server cost then."""
+
+import asyncio
+import json
+import statistics
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+
+from bench.ratio import Limit, Ratio
+from bench.server import server
+from fastlane_grpc import Client
+from fastlane_grpc.model import JobSpec, Outcome, State, new_id
+from fastlane_grpc.store import Store
+from fastlane_grpc.store.database import open_for_writing
+
+JOBS, WAITING, TASKS = 1_000_000, 100_000, 500
+CLAIMS = 300
+AT_ONCE = 10_000
+
+
+def rows(stage: Path, rounds: int) -> Iterator[Ratio | Limit]:
+    empty, full = stage / "million-empty", stage / "million-full"
+    empty.mkdir()
+    full.mkdir()
+    print(f"a store with {JOBS} jobs is made, which takes a minute or so", flush=True)
+    build(full)
+    yield from _claims(full, empty, rounds)
+    yield _start(stage, full, rounds)
+
+
+def build(directory: Path) -> None:
+    """By plain SQL, in bulk; what follows from rows the triggers do, as ever."""
+    spec = json.dumps({"image": "registry:5000/mail:1.2", "command": "python send.py", "envs": {"PADDING": "x" * 200}}).encode()
+    now = time.time_ns() // 1000
+    with closing(open_for_writing(directory / "fastlane.db")) as db:
+        db.execute("PRAGMA synchronous = OFF")
+        for begin in range(0, JOBS, AT_ONCE):
+            ids = [(new_id(), new_id(), f"task-{number % TASKS}", _state(number), now + number) for number in range(begin, begin + AT_ONCE)]
+            db.execute("BEGIN")
+            db.executemany(
+                """
+                INSERT INTO jobs (job_id, task_id, state, spec, create_time, request_id, request_digest, caller_address)
+                VALUES (?, ?, ?, ?, ?, '', x'00', 'ipv4:127.0.0.1:50000')
+                """,
+                [(job_id, task_id, state, spec, at) for job_id, _, task_id, state, at in ids],
+            )
+            db.executemany(
+                """
+                INSERT INTO executions (execution_id, job_id, task_id, priority, run, attempt, state, state_time, create_time, due_time,
+                    claim_time, end_time, host, reason, detail, exit_code, out_of_memory, stop_signal)
+                VALUES (?, ?, ?, 0, 1, 1, ?, ?, ?, ?, ?, ?, ?, ?, '', ?, 0, '')
+                """,
+                [(execution_id, job_id, task_id, state, at, at, at, *_end(state, at)) for job_id, execution_id, task_id, state, at in ids],
+            )
+            db.execute("COMMIT")
+
+
+def _state(number: int) -> State:
+    return State.QUEUED if number % (JOBS // WAITING) == 0 else State.SUCCEEDED
+
+
+def _end(state: State, at: int) -> tuple[int | None, int | None, str, int | None, int | None]:
+    """When it was claimed and ended, where, why and with which code."""
+    return (at, at, "local", 0, 0) if state.final else (None, None, "", None, None)
+
+
+def _claims(full: Path, empty: Path, rounds: int) -> Iterator[Ratio]:
+    """Per second of the claims' own time, by their median and by their mean: that has in it what SQLite does once in a while."""
+    with _store(full) as ours, _store(empty) as theirs:
+        latencies = [_latencies(ours, theirs) for _ in range(rounds + 1)][1:]
+    for name, middle in (("median", statistics.median), ("mean", statistics.fmean)):
+        yield Ratio(
+            f"claims, {name}, {JOBS} jobs and {WAITING} waiting, against an empty store",
+            "claims/s",
+            [1 / middle(of_ours) for of_ours, _ in latencies],
+            [1 / middle(of_theirs) for _, of_theirs in latencies],
+            1 / 1.2,
+        )
+
+
+@contextmanager
+def _store(directory: Path) -> Iterator[Store]:
+    # Nobody runs the loop: each call is a thread's.
+    loop = asyncio.new_event_loop()
+    store = Store.open(directory, on_commit=lambda executions: None, loop=loop)
+    try:
+        yield store
+    finally:
+        store.close()
+        loop.close()
+
+
+def _latencies(*stores: Store) -> list[list[float]]:
+    """Seconds of each claim, one of each store in turn: a disk that is slow for a while is slow for all of them."""
+    for store in stores:
+        _enqueue(store)
+    latencies: list[list[float]] = [[] for _ in stores]
+    claimed: list[tuple[Store, str]] = []
+    for _ in range(CLAIMS):
+        for store, seconds in zip(stores, latencies, strict=True):
+            begin = time.perf_counter()
+            [assignment] = store.claim(1, host="local").result()
+            seconds.append(time.perf_counter() - begin)
+            claimed.append((store, assignment.execution.id))
+    _finish(claimed)
+    return latencies
+
+
+def _enqueue(store: Store) -> None:
+    spec = JobSpec("busybox")
+    for pending in [store.enqueue(task_id=f"task-{number}", spec=spec, request_id="", caller_address="") for number in range(CLAIMS)]:
+        pending.result()
+
+
+def _finish(claimed: Sequence[tuple[Store, str]]) -> None:
+    """So that the next server finds nothing to take up."""
+    ended = [store.finish(execution_id, state=State.SUCCEEDED, outcome=Outcome(exit_code=0), logs=()) for store, execution_id in claimed]
+    for pending in ended:
+        pending.result()
+
+
+def _start(stage: Path, full: Path, rounds: int) -> Limit:
+    # No engine: nothing is claimed while it starts.
+    no_engine = f"unix://{stage}/no-engine.sock"
+    seconds = []
+    for _ in range(rounds):
+        begin = time.perf_counter()
+        with server(stage, "--engine", no_engine, directory=full) as running, Client(running.address) as client:
+            client.server_info()
+            seconds.append(time.perf_counter() - begin)
+    return Limit(f"start of the server to its first answer, {JOBS} jobs kept", "s", seconds, 2.0)
