@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import signal
 import subprocess
 import tempfile
 import time
@@ -53,12 +54,20 @@ class OwnEngine:
         self._process.kill()
         self._process.wait()
 
+    def freeze(self) -> None:
+        """As one that hangs: it takes connections, and answers none. Its containers go on."""
+        self._process.send_signal(signal.SIGSTOP)
+
+    def thaw(self) -> None:
+        self._process.send_signal(signal.SIGCONT)
+
     def stop(self) -> None:
         """In an orderly way: without live-restore it takes its containers with it."""
         self._process.terminate()
         self._process.wait(60)
 
     def remove(self) -> None:
+        self.thaw()
         if self._process.poll() is not None:
             self.start()
         with closing(docker.DockerClient(self.address)) as sdk:

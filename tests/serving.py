@@ -17,9 +17,11 @@ from docker.errors import APIError
 # What the process does. A step that is to kill it comes as NAME:N, the Nth time that any execution reaches it.
 _MAIN = """
 import json, os, signal, sys, threading
+from pathlib import Path
 from fastlane_grpc import app, config
 
 flags, kill_at = json.loads(sys.argv[1])
+file = flags.pop("config", None)
 name, _, nth = kill_at.partition(":")
 left, lock = [int(nth or 1)], threading.Lock()
 
@@ -30,7 +32,7 @@ def step(step, execution_id):
             if not left[0]:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-app.serve(config.load(flags, {}, None), ready=lambda port: print(port, flush=True), step=step)
+app.serve(config.load(flags, {}, file and Path(file)), ready=lambda port: print(port, flush=True), step=step)
 """
 
 
