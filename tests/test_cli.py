@@ -15,6 +15,8 @@ import grpc
 import pytest
 
 from fastlane_grpc import cli, config
+from fastlane_grpc.cli.run import _task_of, run
+from fastlane_grpc.cli.server import server as server_command
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.scripted_server import Cut, Log, Piece, ScriptedServer
 
@@ -125,7 +127,7 @@ def test_run_with_no_options_sets_nothing(server: ScriptedServer) -> None:
     ],
 )
 def test_a_job_without_a_task_goes_under_the_name_of_its_image(image: str, task: str) -> None:
-    assert cli._task_of(image) == task
+    assert _task_of(image) == task
 
 
 def test_detached_prints_the_job_and_leaves(server: ScriptedServer) -> None:
@@ -360,12 +362,15 @@ def test_what_the_server_refuses_is_said_in_one_line(server: ScriptedServer) -> 
 
 
 def test_every_command_has_an_example_in_its_help() -> None:
-    for name, command in cli.fastlane.commands.items():
+    for name in cli.COMMANDS:
+        command = cli.fastlane.get_command(click.Context(cli.fastlane), name)
+        assert command is not None
+        assert command.name == name
         assert f"fastlane {name}" in command.get_help(click.Context(command, info_name=name)), name
 
 
 def test_every_setting_is_a_flag_of_the_server() -> None:
-    flags = {parameter.name for parameter in cli.server.params}
+    flags = {parameter.name for parameter in server_command.params}
     assert flags == {setting.name for setting in dataclasses.fields(config.Settings)} | {"file"}
 
 
@@ -376,7 +381,7 @@ def test_the_help_of_the_server_shows_each_setting_s_kind_and_the_default_in_for
         assert setting.metadata["read"](default) == getattr(config.Settings(), setting.name)
     else:
         assert getattr(config.Settings(), setting.name) is None
-    shown = " ".join(cli.server.get_help(click.Context(cli.server, info_name="server", terminal_width=1000)).split())
+    shown = " ".join(server_command.get_help(click.Context(server_command, info_name="server", terminal_width=1000)).split())
     flag = f"--{setting.name.replace('_', '-')} {setting.metadata['kind']} "
     help_of_it = shown.partition(flag)[2].partition(" --")[0]
     assert (f"[default: {default}]" if default else setting.metadata["meaning"][1:]) in help_of_it
@@ -394,7 +399,7 @@ def test_help_is_there_where_the_environment_spoils_a_default() -> None:
 
 
 def test_run_promises_of_missing_output_only_that_it_is_told() -> None:
-    shown = " ".join(cli.run.get_help(click.Context(cli.run, info_name="run")).split())
+    shown = " ".join(run.get_help(click.Context(run, info_name="run")).split())
     assert "goes on by itself: no byte twice, and where some are missing it says so" in shown
 
 
