@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any, NoReturn
+from typing import Any, NoReturn, TypeAlias
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
@@ -21,15 +21,20 @@ from fastlane_grpc.v1 import fastlane_pb2_grpc
 
 @dataclass(frozen=True)
 class Piece:
-    """Bytes of one source, or, with `missing`, a gap: of so many bytes, of unknown size where negative."""
+    """Bytes of one source, or, with `missing`, a gap: of so many bytes, of unknown size where negative; or a change of state."""
 
-    source: int
+    source: int = 0
     data: bytes = b""
     missing: int = 0
+    state: int = 0
+    waiting: pb.Waiting | None = None
 
     @property
     def size(self) -> int:
         return max(len(self.data) + self.missing, 0)
+
+
+Entry: TypeAlias = pb.LogChunk | pb.LogGap | pb.LogState
 
 
 @dataclass(frozen=True)
@@ -65,7 +70,7 @@ class Log:
         return b"".join(piece.data for piece in self.pieces if piece.source == source)
 
     def totals(self) -> Iterator[pb.LogTotals]:
-        for source in sorted({piece.source for piece in self.pieces}):
+        for source in sorted({piece.source for piece in self.pieces if piece.source}):
             mine = [piece for piece in self.pieces if piece.source == source]
             totals = pb.LogTotals(
                 source=source, bytes=sum(each.size for each in mine), missing_bytes=sum(max(each.missing, 0) for each in mine)
@@ -204,14 +209,16 @@ class ScriptedServer(
         cursor = request.cursor or (log.begin if asks_where else "0.0")
         yield pb.StreamExecutionLogsResponse(cursor=cursor, state=pb.LogState(state=log.first_state))
         chunks: list[pb.LogChunk] = []
-        for chunk_or_gap, after in self._entries(log, request, cursor):
-            if isinstance(chunk_or_gap, pb.LogChunk):
-                chunks.append(chunk_or_gap)
-            if chunks and (not isinstance(chunk_or_gap, pb.LogChunk) or len(chunks) == log.chunks_per_message):
-                yield pb.StreamExecutionLogsResponse(cursor=after if isinstance(chunk_or_gap, pb.LogChunk) else cursor, chunks=chunks)
+        for entry, after in self._entries(log, request, cursor):
+            if isinstance(entry, pb.LogChunk):
+                chunks.append(entry)
+            if chunks and (not isinstance(entry, pb.LogChunk) or len(chunks) == log.chunks_per_message):
+                yield pb.StreamExecutionLogsResponse(cursor=after if isinstance(entry, pb.LogChunk) else cursor, chunks=chunks)
                 chunks = []
-            if isinstance(chunk_or_gap, pb.LogGap):
-                yield pb.StreamExecutionLogsResponse(cursor=after, gap=chunk_or_gap)
+            if isinstance(entry, pb.LogGap):
+                yield pb.StreamExecutionLogsResponse(cursor=after, gap=entry)
+            if isinstance(entry, pb.LogState):
+                yield pb.StreamExecutionLogsResponse(cursor=after, state=entry)
             cursor = after
         if chunks:
             yield pb.StreamExecutionLogsResponse(cursor=cursor, chunks=chunks)
@@ -222,15 +229,17 @@ class ScriptedServer(
             end.outcome.CopyFrom(log.outcome)
         yield pb.StreamExecutionLogsResponse(cursor=cursor, end=end)
 
-    def _entries(self, log: Log, request: pb.StreamExecutionLogsRequest, cursor: str) -> Iterator[tuple[pb.LogChunk | pb.LogGap, str]]:
-        """Chunks and gaps after the cursor, each with the cursor after it. A cursor is the piece and the bytes of it."""
+    def _entries(self, log: Log, request: pb.StreamExecutionLogsRequest, cursor: str) -> Iterator[tuple[Entry, str]]:
+        """Chunks, gaps and states after the cursor, each with the cursor after it. A cursor is the piece and the bytes of it."""
         begin_piece, begin_byte = (int(part) for part in cursor.split("."))
-        offsets = dict.fromkeys((1, 2, 3), 0)
+        offsets = dict.fromkeys((0, 1, 2, 3), 0)
         for number, piece in enumerate(log.pieces if log.served is None else log.served):
             offset = offsets[piece.source]
             offsets[piece.source] += piece.size
-            if number < begin_piece or (request.sources and piece.source not in request.sources):
+            if number < begin_piece or (request.sources and piece.source not in {0, *request.sources}):
                 continue
+            if piece.state:
+                yield pb.LogState(state=piece.state, waiting=piece.waiting), f"{number + 1}.0"
             if piece.missing:
                 missing_bytes = piece.missing if piece.missing > 0 else None
                 yield (

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import fcntl
 import os
@@ -5,9 +6,11 @@ import pty
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import termios
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -15,7 +18,7 @@ import grpc
 import pytest
 
 from fastlane_grpc import cli, config
-from fastlane_grpc.cli.run import _task_of, run
+from fastlane_grpc.cli.run import _task_of, enqueue, run
 from fastlane_grpc.cli.server import server as server_command
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.scripted_server import Cut, Log, Piece, ScriptedServer
@@ -48,6 +51,26 @@ def fastlane(server: ScriptedServer | None, *arguments: str, **more: str) -> sub
 def started(server: ScriptedServer, *arguments: str) -> subprocess.Popen[bytes]:
     # Unbuffered: `communicate` would not see what `readline` has read ahead.
     return subprocess.Popen([*FASTLANE, *arguments], env=environment(server), stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
+
+
+def on_terminal(server: ScriptedServer, *arguments: str, keys: Sequence[tuple[str, bytes]] = (), **more: str) -> tuple[int, str]:
+    """What a person sees who types it, and the exit status. Each of `keys` is typed once the text before it was seen."""
+    mine, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    # A shell that leads a session and opens a terminal has it as its own, on which Ctrl-C is a signal.
+    shell = ["sh", "-c", 'exec "$@" <"$0" >"$0" 2>"$0"', os.ttyname(theirs)]
+    process = subprocess.Popen([*shell, *FASTLANE, *arguments], env=environment(server, **more), stdin=theirs, start_new_session=True)
+    os.close(theirs)
+    seen, waiting = b"", list(keys)
+    with process:
+        # EIO is the end: nobody has the other side any more.
+        with contextlib.suppress(OSError):
+            while piece := os.read(mine, 65_536):
+                seen += piece
+                if waiting and waiting[0][0].encode() in seen:
+                    os.write(mine, waiting.pop(0)[1])
+        os.close(mine)
+        return process.wait(60), seen.decode()
 
 
 def unused_address() -> str:
@@ -134,6 +157,16 @@ def test_detached_prints_the_job_and_leaves(server: ScriptedServer) -> None:
     server.logs["execution-1"] = WAITING
     ran = fastlane(server, "run", "-d", "busybox")
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"job-1\n", b"")
+
+
+def test_enqueue_prints_the_job_and_takes_what_run_takes(server: ScriptedServer) -> None:
+    server.logs["execution-1"] = WAITING
+    ran = fastlane(server, "enqueue", "--task", "t", "--request-id", "r1", "busybox", "-e", "A=1", "--", "grep", "-x")
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"job-1\n", b"")
+    [request] = server.received(pb.EnqueueJobRequest)
+    assert (request.task_id, request.request_id, list(request.spec.args)) == ("t", "r1", ["grep", "-x"])
+    of_run = {parameter.name for parameter in run.params} - {"detach", "verbose", "quiet"}
+    assert of_run == {parameter.name for parameter in enqueue.params}
 
 
 def test_lines_of_the_system_are_shown_where_they_are_asked_for(server: ScriptedServer) -> None:
@@ -287,6 +320,29 @@ def test_logs_of_chosen_sources_from_a_cursor_without_waiting(server: ScriptedSe
     assert (request.follow, request.cursor, list(request.sources)) == (False, "2.0", [pb.SOURCE_STDOUT, pb.SOURCE_SYSTEM])
 
 
+@pytest.mark.parametrize(("flag", "follows"), [("-f", True), ("--follow", True), ("--no-follow", False)])
+def test_logs_follow_unless_told_not_to(server: ScriptedServer, flag: str, follows: bool) -> None:
+    assert fastlane(server, "logs", flag, "execution-1").returncode == 0
+    assert server.received(pb.StreamExecutionLogsRequest)[0].follow is follows
+
+
+def test_logs_begin_where_they_are_told(server: ScriptedServer) -> None:
+    server.logs["execution-1"] = Log(HELLO.pieces, begin="3.0")
+    shown = fastlane(server, "logs", "--tail", "1", "--since", "2026-01-31T08:00:00Z", "execution-1")
+    assert (shown.returncode, shown.stdout, shown.stderr) == (0, b"world\n", b"")
+    [request] = server.received(pb.StreamExecutionLogsRequest)
+    assert (request.tail_lines, request.since_time.ToJsonString()) == (1, "2026-01-31T08:00:00Z")
+
+
+def test_logs_may_tell_the_time_of_each_line_and_nothing_else_changes(server: ScriptedServer) -> None:
+    # A line that comes in two pieces has one time, the first; each source has lines of its own.
+    pieces = [Piece(1, b"a\nb"), Piece(2, b"\xff\n\n"), Piece(1, b"c\n"), Piece(1, b"d"), Piece(2, b"e"), Piece(1, b"\n")]
+    server.logs["execution-1"] = Log(pieces)
+    shown = fastlane(server, "logs", "-t", "execution-1")
+    out, err = (re.sub(rb"2023-11-14T22:13:20\.1234567(\d\d)Z ", rb"<\1> ", each) for each in (shown.stdout, shown.stderr))
+    assert (out, err) == (b"<89> a\n<89> bc\n<92> d\n", b"<90> \xff\n<90> \n<93> e")
+
+
 def test_an_interrupt_of_logs_leaves_the_job_alone(server: ScriptedServer) -> None:
     server.logs["execution-1"] = WAITING
     with started(server, "logs", "job-1") as process:
@@ -308,6 +364,21 @@ def test_stop_says_where_the_job_is(server: ScriptedServer) -> None:
 
 def test_version_needs_no_server() -> None:
     assert fastlane(None, "version").stdout.startswith(b"fastlane ")
+
+
+def test_version_is_there_in_a_moment_as_it_loads_neither_grpc_nor_settings() -> None:
+    code = "import sys; from fastlane_grpc.cli import exit_status; exit_status(['version'], {}); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout.split()
+    assert not {"grpc", "google.protobuf", "fastlane_grpc.config", "fastlane_grpc.client", "docker", "sqlite3"} & {*loaded}
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script_by_which_the_shell_asks_fastlane(shell: str) -> None:
+    printed = fastlane(None, "completion", shell)
+    assert printed.returncode == 0
+    assert b"_FASTLANE_COMPLETE" in printed.stdout
+    asked = {"_FASTLANE_COMPLETE": "bash_complete", "COMP_WORDS": "fastlane ex", "COMP_CWORD": "1"}
+    assert fastlane(None, **asked).stdout.split() == [b"plain,executions", b"plain,execution"]
 
 
 # ---------------------------------------------------------------------------------------------------------------- what goes wrong

@@ -41,6 +41,8 @@ class Display:
         self._bytes_of: Callable[[api.Output], bytes] = _Stamps().stamped if timestamps else attrgetter("data")
         self._live = LiveLine() if self.system and not (verbose or timestamps or only) and obeys(2, environ) else None
         self._began = False
+        # Whether a line of fastlane's own was written to stay.
+        self._told = False
 
     def output(self, pieces: Iterable[api.Output]) -> None:
         for source, run_of_one in groupby(pieces, lambda piece: piece.source):
@@ -51,6 +53,7 @@ class Display:
             if source == api.SYSTEM and self._dim:
                 data = b"\x1b[2m" + data + b"\x1b[22m"
             self._began = True
+            self._told = self._told or source == api.SYSTEM
             self._clear()
             write(1 if source == api.STDOUT else 2, data)
 
@@ -63,9 +66,8 @@ class Display:
 
     def end(self, end: api.End) -> None:
         """Why it ended, where the container's own exit does not say it and fastlane's own lines, which do, are not shown."""
-        told = self.system and api.SYSTEM in self.sources and not (self._live and self._live.shown)
         self._clear()
-        if end.exit_status == 0 or end.outcome is None or told or self._quiet:
+        if end.exit_status == 0 or end.outcome is None or self._told or self._quiet:
             return
         if end.outcome.reason != fastlane_pb2.REASON_EXIT_CODE:
             say(printable(end.outcome.detail) or f"it ended as {state_name(end.state)}")

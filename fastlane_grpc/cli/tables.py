@@ -4,7 +4,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 from fastlane_grpc import client as api
@@ -78,23 +78,26 @@ def _painted(text: str, word: str, *, colour: bool) -> str:
 # ---------------------------------------------------------------------------------------------------------------- values for people
 
 
+_UNITS = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
+
+
 def ago(time: datetime, now: datetime) -> str:
     """ "3m ago"; of clocks that differ a little, "now"."""
-    return "now" if now - time < timedelta(seconds=1) else f"{span(now - time)} ago"
+    seconds = (now - time).total_seconds()
+    for name, size in _UNITS:
+        if seconds >= size:
+            return f"{seconds // size:.0f}{name} ago"
+    return "now"
 
 
 def span(duration: timedelta) -> str:
     """Two units at most: "4d 3h", "12m 5s", "1.2s"."""
     seconds = max(duration.total_seconds(), 0.0)
-    if seconds < 10:
-        return f"{seconds:.1f}s"
-    if seconds < 60:
-        return f"{seconds:.0f}s"
-    for name, size, smaller_name, smaller in (("d", 86400, "h", 3600), ("h", 3600, "m", 60), ("m", 60, "s", 1)):
+    for (name, size), (smaller_name, smaller) in pairwise(_UNITS):
         if seconds >= size:
             rest = int(seconds % size // smaller)
-            return f"{int(seconds // size)}{name}" + (f" {rest}{smaller_name}" if rest else "")
-    raise AssertionError("a minute and more has minutes")
+            return f"{seconds // size:.0f}{name}" + (f" {rest}{smaller_name}" if rest else "")
+    return f"{seconds:.1f}s" if seconds < 10 else f"{seconds:.0f}s"
 
 
 def moment(time: datetime, now: datetime) -> str:
