@@ -28,6 +28,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "hosts": ("lists", "List the engines that containers run on."),
     "stop": ("ending", "Stop a job or an execution."),
     "prune": ("ending", "Delete what ended long ago."),
+    "doctor": ("doctor", "Say what is wrong with a server's machine, and what to do."),
     "version": ("about", "Print the version of this program."),
     "completion": ("about", "Print what makes a shell complete commands and options."),
 }

@@ -43,7 +43,7 @@ def show_facts(facts: Iterable[tuple[str, str]], environ: Mapping[str, str]) -> 
     told = [(name, printable(value)) for name, value in facts if value]
     width = max(len(name) for name, _ in told)
     colour = is_colourful(1, environ)
-    write(1, "".join(f"{name:{width}}  {_painted(value, value.partition(',')[0], colour=colour)}\n" for name, value in told).encode())
+    write(1, "".join(f"{name:{width}}  {painted(value, value.partition(',')[0], colour=colour)}\n" for name, value in told).encode())
 
 
 def as_line(message: Any) -> bytes:
@@ -67,11 +67,11 @@ def _table(found: Iterable[Any], columns: Sequence[Column], *, colour: bool) -> 
 
 
 def _line(row: Sequence[str], widths: Sequence[int], *, colour: bool) -> str:
-    cells = [_painted(f"{cell:{width}}", cell, colour=colour) for cell, width in zip(row, widths, strict=True)]
+    cells = [painted(f"{cell:{width}}", cell, colour=colour) for cell, width in zip(row, widths, strict=True)]
     return "  ".join(cells).rstrip() + "\n"
 
 
-def _painted(text: str, word: str, *, colour: bool) -> str:
+def painted(text: str, word: str, *, colour: bool) -> str:
     return f"\x1b[{COLOURS[word]}m{text}\x1b[m" if colour and word in COLOURS else text
 
 
