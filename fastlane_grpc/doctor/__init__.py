@@ -3,11 +3,11 @@
 from collections.abc import Iterator
 
 from fastlane_grpc.config import Settings
-from fastlane_grpc.doctor.disk import data_directory, database
-from fastlane_grpc.doctor.engine import engine, look
+from fastlane_grpc.doctor.disk import about_database, about_directory
+from fastlane_grpc.doctor.engine import about_engine, look
 from fastlane_grpc.doctor.finding import Finding, Level
-from fastlane_grpc.doctor.machine import inotify, open_files
-from fastlane_grpc.doctor.server import serving
+from fastlane_grpc.doctor.machine import about_inotify, about_open_files
+from fastlane_grpc.doctor.server import about_server
 
 __all__ = ["Finding", "Level", "examine"]
 
@@ -15,9 +15,9 @@ __all__ = ["Finding", "Level", "examine"]
 def examine(settings: Settings) -> Iterator[Finding]:
     """One finding after the other, as soon as it is known, of a server with these settings on this machine."""
     checkup = look(settings.engine)
-    yield from engine(settings.engine, checkup)
-    yield from data_directory(settings.data_dir)
-    yield from database(settings.data_dir, checkup)
-    yield inotify(settings)
-    yield open_files(settings)
-    yield from serving(settings.listen)
+    yield from about_engine(settings.engine, checkup)
+    yield from about_directory(settings.data_dir)
+    yield from about_database(settings.data_dir, checkup)
+    yield about_inotify(settings)
+    yield about_open_files(settings)
+    yield from about_server(settings.listen)

@@ -17,15 +17,15 @@ _LITTLE_BYTES = 2 << 30
 _NAMED = 3
 
 
-def data_directory(path: Path) -> Iterator[Finding]:
+def about_directory(path: Path) -> Iterator[Finding]:
     there = _nearest(path)
     if there != path:
         yield _to_be_made(path, there)
     else:
         yield _usable(path)
         yield _private(path)
-    yield _local(there)
-    yield _room(there)
+    yield _local(file_system(there))
+    yield _room(shutil.disk_usage(there).free)
 
 
 def _to_be_made(path: Path, there: Path) -> Finding:
@@ -49,19 +49,17 @@ def _private(path: Path) -> Finding:
     return ok("privacy", "only its owner may look into the data directory")
 
 
-def _local(path: Path) -> Finding:
-    kind = file_system(path)
+def _local(kind: str) -> Finding:
     if kind in NETWORK:
         return fail("file system", f"{kind} is a network file system, where a queue cannot be kept safely", "choose a local disk")
     return ok("file system", kind or "unknown")
 
 
-def _room(path: Path) -> Finding:
-    free = shutil.disk_usage(path).free
-    found = f"{free / 1e9:.1f} GB free"
-    if free < _TOO_LITTLE_BYTES:
+def _room(free_bytes: int) -> Finding:
+    found = f"{free_bytes / 1e9:.1f} GB free"
+    if free_bytes < _TOO_LITTLE_BYTES:
         return fail("disk", found, "make room: delete old jobs with `fastlane prune`, or move the data directory")
-    if free < _LITTLE_BYTES:
+    if free_bytes < _LITTLE_BYTES:
         return warn("disk", found, "make room before it is full: jobs wait then, and new ones are refused")
     return ok("disk", found)
 
@@ -74,7 +72,7 @@ def _nearest(path: Path) -> Path:
 # ---------------------------------------------------------------------------------------------------------------- the database
 
 
-def database(data_dir: Path, engine: Checkup | HostDown) -> Iterator[Finding]:
+def about_database(data_dir: Path, engine: Checkup | HostDown) -> Iterator[Finding]:
     """With what the engine has of this data directory's, and of others'."""
     containers: Sequence[Found] = () if isinstance(engine, HostDown) else engine.containers
     path = data_dir / "fastlane.db"

@@ -20,7 +20,7 @@ def look(address: str) -> Checkup | HostDown:
         return error
 
 
-def engine(address: str, checkup: Checkup | HostDown) -> Iterator[Finding]:
+def about_engine(address: str, checkup: Checkup | HostDown) -> Iterator[Finding]:
     if isinstance(checkup, HostDown):
         advice = "start it, name it with --engine or DOCKER_HOST, or let this user reach it (group docker)"
         yield fail("engine", f"it cannot be asked: {checkup}", advice)

@@ -12,7 +12,7 @@ _FILES_OF_A_LOG = 2
 _OTHER_FILES = 256
 
 
-def inotify(settings: Settings, limits: Path = Path("/proc/sys/fs/inotify")) -> Finding:
+def about_inotify(settings: Settings, limits: Path = Path("/proc/sys/fs/inotify")) -> Finding:
     """Readers of logs are woken by it; where there are no more watches they look again and again."""
     try:
         watches = int((limits / "max_user_watches").read_text())
@@ -28,7 +28,7 @@ def inotify(settings: Settings, limits: Path = Path("/proc/sys/fs/inotify")) -> 
     return ok("inotify", found)
 
 
-def open_files(settings: Settings) -> Finding:
+def about_open_files(settings: Settings) -> Finding:
     """A server raises its own limit to the most that it may have."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     needed = (_FILES_OF_A_LOG + 1) * settings.max_streams + 4 * settings.max_running + _OTHER_FILES

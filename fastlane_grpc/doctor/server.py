@@ -12,7 +12,7 @@ from fastlane_grpc.v1 import fastlane_pb2 as pb
 _ANSWER_SECONDS = 5.0
 
 
-def serving(listen: str) -> Iterator[Finding]:
+def about_server(listen: str) -> Iterator[Finding]:
     refusal = _cannot_listen(listen)
     if refusal is None:
         yield ok("address", f"{listen} is free: no server runs there")
