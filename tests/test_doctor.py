@@ -21,7 +21,8 @@ from fastlane_grpc.doctor.engine import _unmounted_controllers, about_engine, lo
 from fastlane_grpc.doctor.machine import about_inotify, about_open_files
 from fastlane_grpc.doctor.server import about_server
 from fastlane_grpc.model import JobSpec, Outcome, Reason, State
-from fastlane_grpc.runner import Checkup, Found, HostDown
+from fastlane_grpc.runner import HostDown
+from fastlane_grpc.runner.checkup import Checkup, Found
 from fastlane_grpc.store import Store
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.engine import House, by_attach, engine_address
@@ -133,19 +134,19 @@ async def kept(tmp_path: Path) -> tuple[str, str, str]:
 async def test_containers_are_orphans_where_their_execution_is_over_or_unknown(tmp_path: Path) -> None:
     instance, over, waits = await kept(tmp_path)
     ours = [Found(f"fastlane-{each}", instance, each, running=True) for each in (over, waits, "unknown")]
-    findings = list(about_database(tmp_path, replace(FINE, containers=ours)))
+    findings = list(about_database(tmp_path, ours))
     assert levels(findings) == {"database": "ok", "containers": "warn", "other servers": "ok"}
     [orphans] = [finding.found for finding in findings if finding.check == "containers"]
     assert orphans == f"2 of executions that are over: fastlane-{over}, fastlane-unknown"
-    assert levels(about_database(tmp_path, replace(FINE, containers=ours[1:2])))["containers"] == "ok"
+    assert levels(about_database(tmp_path, ours[1:2]))["containers"] == "ok"
 
 
 async def test_containers_of_other_servers_are_told_where_they_do_not_run(tmp_path: Path) -> None:
     await kept(tmp_path)
     theirs = [Found(f"fastlane-{number}", "another", str(number), running=number < 2) for number in range(7)]
-    findings = list(about_database(tmp_path, replace(FINE, containers=theirs[:2])))
+    findings = list(about_database(tmp_path, theirs[:2]))
     assert (levels(findings)["other servers"], findings[-1].found) == ("ok", "2 containers of theirs run here")
-    findings = list(about_database(tmp_path, replace(FINE, containers=theirs)))
+    findings = list(about_database(tmp_path, theirs))
     assert levels(findings) == {"database": "ok", "containers": "ok", "other servers": "warn"}
     assert findings[-1].found == "5 containers that do not run: fastlane-2, fastlane-3, fastlane-4, …"
 
@@ -154,7 +155,7 @@ async def test_the_database_is_looked_at_beside_a_server_that_writes(tmp_path: P
     store = Store.open(tmp_path, on_commit=lambda executions: None, loop=asyncio.get_running_loop())
     try:
         await store.enqueue(task_id="t", spec=JobSpec(image="busybox"), request_id="", caller_address="")
-        assert levels(about_database(tmp_path, FINE))["database"] == "ok"
+        assert levels(about_database(tmp_path, []))["database"] == "ok"
     finally:
         store.close()
 
@@ -169,13 +170,13 @@ async def test_a_database_that_is_damaged_or_none_fails(tmp_path: Path) -> None:
     with path.open("r+b") as file:
         file.seek((page - 1) * page_bytes)
         file.write(os.urandom(page_bytes))
-    assert levels(about_database(tmp_path, FINE)) == {"database": "FAIL", "containers": "ok", "other servers": "ok"}
+    assert levels(about_database(tmp_path, [])) == {"database": "FAIL", "containers": "ok", "other servers": "ok"}
     path.write_bytes(b"this is no database" * 1000)
-    assert levels(about_database(tmp_path, FINE)) == {"database": "FAIL"}
+    assert levels(about_database(tmp_path, [])) == {"database": "FAIL"}
 
 
 def test_without_a_database_all_is_well_and_none_is_made(tmp_path: Path) -> None:
-    assert levels(about_database(tmp_path, HostDown("no engine"))) == {"database": "ok", "containers": "ok", "other servers": "ok"}
+    assert levels(about_database(tmp_path, [])) == {"database": "ok", "containers": "ok", "other servers": "ok"}
     assert list(tmp_path.iterdir()) == []
 
 

@@ -169,7 +169,9 @@ class AsyncClient:
             try:
                 return await method(request, timeout=tries.left_seconds)
             except grpc.aio.AioRpcError as failure:
-                pause_seconds = tries.pause_seconds(error_of(failure))
+                error = error_of(failure)
+                if (pause_seconds := tries.pause_seconds(error)) is None:
+                    raise error from failure
             await asyncio.sleep(pause_seconds)
 
 

@@ -165,5 +165,7 @@ class Client:
             try:
                 return method(request, timeout=tries.left_seconds)
             except grpc.RpcError as failure:
-                pause_seconds = tries.pause_seconds(error_of(failure))
+                error = error_of(failure)
+                if (pause_seconds := tries.pause_seconds(error)) is None:
+                    raise error from failure
             time.sleep(pause_seconds)

@@ -38,11 +38,11 @@ class Tries:
         """What the next try may take; never nothing, so that a first one is always made."""
         return max(self._timeout_seconds - self._spent_seconds, 0.001)
 
-    def pause_seconds(self, error: Error) -> float:
-        """The pause before the next try. Raises the error where there is to be none."""
+    def pause_seconds(self, error: Error) -> float | None:
+        """The pause before the next try; None: there is to be none, and the error is the caller's."""
         pause_seconds = self._backoff.pause_seconds(self._failures, error.retry_seconds)
         if not error.passing or self._spent_seconds + pause_seconds > self._retry_seconds:
-            raise error
+            return None
         self._failures += 1
         return pause_seconds
 

@@ -5,11 +5,12 @@ import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from fastlane_grpc import store
 from fastlane_grpc.directory import NETWORK, file_system
 from fastlane_grpc.doctor.finding import Finding, fail, ok, warn
 from fastlane_grpc.errors import StoreFailed
-from fastlane_grpc.runner import Checkup, Found, HostDown
+from fastlane_grpc.runner.checkup import Found
+from fastlane_grpc.store.checkup import Checkup as DatabaseCheckup
+from fastlane_grpc.store.checkup import check_up
 
 # Of free space: below the first jobs are about to be refused, below the second an operator should know.
 _TOO_LITTLE_BYTES = 100 << 20
@@ -72,16 +73,15 @@ def _nearest(path: Path) -> Path:
 # ---------------------------------------------------------------------------------------------------------------- the database
 
 
-def about_database(data_dir: Path, engine: Checkup | HostDown) -> Iterator[Finding]:
-    """With what the engine has of this data directory's, and of others'."""
-    containers: Sequence[Found] = () if isinstance(engine, HostDown) else engine.containers
+def about_database(data_dir: Path, containers: Sequence[Found]) -> Iterator[Finding]:
+    """With what is left on the engines of this data directory's containers, and of others'."""
     path = data_dir / "fastlane.db"
     if not _is_there(path):
         yield ok("database", "there is none yet; a server makes it")
         yield from _containers(containers, "", frozenset())
         return
     try:
-        checkup = store.check_up(path, [each.execution_id for each in containers])
+        checkup = check_up(path, [each.execution_id for each in containers])
     except StoreFailed as error:
         yield fail("database", str(error), "if another user owns it, run this as that user; if it is damaged, restore a backup")
         return
@@ -97,7 +97,7 @@ def _is_there(path: Path) -> bool:
         return True
 
 
-def _integrity(path: Path, checkup: store.Checkup) -> Finding:
+def _integrity(path: Path, checkup: DatabaseCheckup) -> Finding:
     if checkup.damage:
         return fail("database", f"{path} is damaged: {checkup.damage}", "stop the server and restore a backup")
     if not checkup.whole:

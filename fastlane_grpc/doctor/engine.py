@@ -6,7 +6,8 @@ from pathlib import Path
 
 from fastlane_grpc import recorder
 from fastlane_grpc.doctor.finding import Finding, fail, ok, warn
-from fastlane_grpc.runner import Checkup, HostDown, check_up
+from fastlane_grpc.runner import HostDown
+from fastlane_grpc.runner.checkup import Checkup, check_up
 
 # Clocks that differ by more put the times of a job in the wrong order.
 _CLOCKS_DIFFER = timedelta(seconds=1)

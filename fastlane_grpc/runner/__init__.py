@@ -1,10 +1,9 @@
 """The only room that knows Docker: runs one execution from its claim to its outcome, on one host, and captures what it prints."""
 
 from fastlane_grpc.runner.captures import Captures
-from fastlane_grpc.runner.checkup import Checkup, Found, check_up
 from fastlane_grpc.runner.host import Host
 from fastlane_grpc.runner.orders import HostDown, Leave, Orders, Runner, StopOrder
 from fastlane_grpc.runner.passage import Step
 from fastlane_grpc.runner.run import DockerRunner
 
-__all__ = ["Captures", "Checkup", "DockerRunner", "Found", "Host", "HostDown", "Leave", "Orders", "Runner", "Step", "StopOrder", "check_up"]
+__all__ = ["Captures", "DockerRunner", "Host", "HostDown", "Leave", "Orders", "Runner", "Step", "StopOrder"]

@@ -162,12 +162,6 @@ class Engine:
         filters = json.dumps({"label": [f"{label}={value}"]})
         return [each["Id"] for each in self._asked("GET", f"/containers/json?{urlencode({'all': 1, 'filters': filters})}")]
 
-    def of_all_instances(self) -> Sequence[Mapping[str, Any]]:
-        """Every container that any fastlane made, as the engine lists it. Takes no container's lock."""
-        filters = json.dumps({"label": [INSTANCE_LABEL]})
-        listed = self._asked("GET", f"/containers/json?{urlencode({'all': 1, 'filters': filters})}")
-        return [each for each in listed if f"/{container_name(each['Labels'].get(EXECUTION_LABEL, ''))}" in each["Names"]]
-
     def containers(self, instance: str) -> Mapping[str, str]:
         """All containers that this instance made, by id, with the execution each is for. Takes no container's lock."""
         filters = json.dumps({"label": [f"{INSTANCE_LABEL}={instance}"]})
@@ -183,6 +177,12 @@ class Engine:
         except EngineRefuses as refusal:
             if "is already in progress" not in refusal.message:
                 raise
+
+    def of_all_instances(self) -> Sequence[Mapping[str, Any]]:
+        """Every container that any fastlane made, as the engine lists it. Takes no container's lock."""
+        filters = json.dumps({"label": [INSTANCE_LABEL]})
+        listed = self._asked("GET", f"/containers/json?{urlencode({'all': 1, 'filters': filters})}")
+        return [each for each in listed if f"/{container_name(each['Labels'].get(EXECUTION_LABEL, ''))}" in each["Names"]]
 
     # -- streams
 
