@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import pytest
 
 from fastlane_grpc.v1 import fastlane_pb2 as pb
-from tests.scripted_server import Log, Piece, ScriptedServer
+from tests.scripted_server import Cut, Log, Piece, ScriptedServer
 from tests.test_cli import WAITING, fastlane, on_terminal
 
 PREPARING = Piece(state=pb.STATE_PREPARING)
@@ -101,3 +101,10 @@ def test_bytes_of_a_full_screen_program_pass_as_they_are(server: ScriptedServer)
     server.logs["execution-1"] = Log([Piece(1, drawn)])
     _, written = on_terminal(server, "run", "busybox", TERM="xterm")
     assert written == BEGAN + drawn.decode()
+
+
+def test_the_live_line_is_gone_when_the_command_fails(server: ScriptedServer) -> None:
+    server.logs["execution-1"] = Log([waiting("8 of 8")], first_state=pb.STATE_QUEUED)
+    server.cuts.append(Cut(2, "permission_denied"))
+    status, written = on_terminal(server, "run", "busybox", TERM="xterm")
+    assert (status, written) == (1, f"{BEGAN}{ERASE}fastlane: waiting: 8 of 8{ERASE}fastlane: cut: permission_denied\r\n")

@@ -262,3 +262,11 @@ async def test_many_tails_run_side_by_side_on_one_loop(server: ScriptedServer, c
     server.logs["e"] = HELLO
     for events in await asyncio.gather(*(gathered(client.tail("e")) for _ in range(8))):
         assert data_of(events, 1) == b"hello\nworld\n"
+
+
+async def test_dropping_a_tail_cancels_the_call(server: ScriptedServer, client: AsyncClient) -> None:
+    endless(server)
+    async for event in client.tail("e"):
+        if isinstance(event, Output):
+            break
+    await happened(server, "stream over")

@@ -25,7 +25,7 @@ _LARGEST_PAGE = 1000
 @click.command()
 @click.option("--task", "task_id", default="", metavar="NAME", help="Of this task.")
 @states_option
-@click.option("-l", "--label", "labels", type=PAIR, multiple=True, help="With this label, and with each other one given.")
+@click.option("-l", "--label", "labels", type=PAIR, multiple=True, help="With this label; of several, with all.")
 @click.option("--since", type=MOMENT, help="Enqueued since then: so long ago, as 10m or 2d, or a time, as 2026-01-31T08:00:00Z.")
 @click.option("--until", type=MOMENT, help="Enqueued before then.")
 @limits

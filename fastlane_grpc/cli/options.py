@@ -139,7 +139,7 @@ def answers(function: Function) -> Function:
 
 
 def states_option(function: Function) -> Function:
-    return click.option("--state", "states", type=click.Choice(list(STATES)), multiple=True, help="In this state, or another one given.")(
+    return click.option("--state", "states", type=click.Choice(list(STATES)), multiple=True, help="In this state; give it once for each.")(
         function
     )
 

@@ -48,35 +48,37 @@ class Display:
         for source, run_of_one in groupby(pieces, lambda piece: piece.source):
             data = b"".join(map(self._bytes_of, run_of_one))
             if source == api.SYSTEM and self._live and not self._began:
-                self._live.show(f"fastlane: {data.decode(errors='replace').splitlines()[-1]}")
+                newest = data.rstrip(b"\n").rpartition(b"\n")[2]
+                self._live.show(f"fastlane: {newest.decode(errors='replace')}")
                 continue
             if source == api.SYSTEM and self._dim:
                 data = b"\x1b[2m" + data + b"\x1b[22m"
             self._began = True
             self._told = self._told or source == api.SYSTEM
-            self._clear()
+            self.clear()
             write(1 if source == api.STDOUT else 2, data)
 
     def state(self, change: api.StateChange) -> None:
         if change.state not in _BEFORE_ITS_START:
             self._began = True
-            self._clear()
-        elif self._live and not self._began and change.waiting:
+            self.clear()
+        elif self._live and not self._began and change.waiting and change.waiting.detail:
             self._live.show(f"fastlane: waiting: {change.waiting.detail}")
 
     def end(self, end: api.End) -> None:
         """Why it ended, where the container's own exit does not say it and fastlane's own lines, which do, are not shown."""
-        self._clear()
+        self.clear()
         if end.exit_status == 0 or end.outcome is None or self._told or self._quiet:
             return
         if end.outcome.reason != fastlane_pb2.REASON_EXIT_CODE:
             say(printable(end.outcome.detail) or f"it ended as {state_name(end.state)}")
 
     def say(self, text: str) -> None:
-        self._clear()
+        self.clear()
         say(text)
 
-    def _clear(self) -> None:
+    def clear(self) -> None:
+        """Takes the live line away, if there is one."""
         if self._live:
             self._live.clear()
 
@@ -107,6 +109,9 @@ def follow(tail: api.Tail, display: Display) -> int:
         return _follow(tail, display)
     except CannotWrite as error:
         raise Failure(f"{error.message}; the job runs on") from error
+    except api.Error:
+        display.clear()
+        raise
 
 
 def _follow(tail: api.Tail, display: Display) -> int:

@@ -3,6 +3,7 @@
 import asyncio
 import weakref
 from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import suppress
 from typing import Self, TypeVar, Unpack
 
 import grpc
@@ -179,7 +180,7 @@ class AsyncTail(AsyncIterator[Event]):
     """As `Tail`: iterates over the output of one execution and finishes after `End`; a cut is mended by itself.
 
     A task that is cancelled while it waits here ends the call and nothing else: who asks again goes on at the byte where it was. One task
-    at a time reads; any may close it.
+    at a time reads; any may close it. The last reference gone ends the call as well.
     """
 
     def __init__(
@@ -191,6 +192,7 @@ class AsyncTail(AsyncIterator[Event]):
         self._method = method
         self._progress = progress
         self._silence_seconds = silence_seconds
+        self._loop = asyncio.get_running_loop()
         self._closed = asyncio.Event()
         self._call: grpc.aio.UnaryStreamCall[pb.StreamExecutionLogsRequest, pb.StreamExecutionLogsResponse] | None = None
 
@@ -223,6 +225,12 @@ class AsyncTail(AsyncIterator[Event]):
 
     async def __aexit__(self, *_: object) -> None:
         await self.close()
+
+    def __del__(self) -> None:
+        # On whatever thread collects it, perhaps after the loop is closed: then its calls are over too.
+        if self._call is not None:
+            with suppress(RuntimeError):
+                self._loop.call_soon_threadsafe(self._call.cancel)
 
     async def _read(self) -> bool:
         """Takes in the next message that has events, or one notice about the connection. Whether there was any: not once it is over."""
