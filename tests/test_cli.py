@@ -384,7 +384,9 @@ def test_completion_prints_a_script_by_which_the_shell_asks_fastlane(shell: str)
 # ---------------------------------------------------------------------------------------------------------------- what goes wrong
 
 
-@pytest.mark.parametrize("command", [["run", "busybox"], ["logs", "job-1"], ["stop", "job-1"]])
+@pytest.mark.parametrize(
+    "command", [["run", "busybox"], ["logs", "job-1"], ["stop", "job-1"], ["jobs"], ["hosts"], ["prune", "--older-than", "1d"]]
+)
 def test_a_server_that_is_not_there_is_said_in_one_line(command: list[str]) -> None:
     address = unused_address()
     ran = fastlane(None, *command, "-a", address)
@@ -410,6 +412,15 @@ def test_a_server_that_is_not_there_is_said_in_one_line(command: list[str]) -> N
         (["server", "--listen", "localhost"], "has to be HOST:PORT, as 127.0.0.1:7020; port 0 takes a free one"),
         (["stop", "--grace", "-1s", "x"], "'-1s' has to be a duration from 0s on, as 10s or 1m30s; 0s kills at once"),
         (["run", "--stop-grace", "soon", "busybox"], "'soon' has to be a duration from 0s on"),
+        (["enqueue", "--memory", "lots", "busybox"], "'lots' has to be a number of bytes"),
+        (["jobs", "--state", "broken"], "'broken' is not one of 'queued', 'preparing'"),
+        (
+            ["jobs", "--since", "soon"],
+            "'soon' has to be an age, as 10m or 2d, or a time, as 2026-01-31T08:00:00Z; see `fastlane jobs --help`",
+        ),
+        (["prune", "--older-than", "1w"], "'1w' has to be an age, as 30d, 12h or 1d12h; 0s is any age"),
+        (["logs", "--tail", "-1", "x"], "-1 is not in the range 0<=x<=1000000"),
+        (["completion", "tcsh"], "'tcsh' is not one of 'bash', 'zsh', 'fish'"),
         (["server", "--max-running", "none"], "max_running in --max-running is 'none'"),
         (["server", "--config", "/nowhere.toml"], "cannot read the settings in /nowhere.toml"),
     ],

@@ -45,10 +45,16 @@ def test_what_comes_before_the_start_is_one_line_that_is_gone_when_output_begins
 
 
 def test_the_live_line_is_no_wider_than_the_terminal_and_obeys_nobody(server: ScriptedServer) -> None:
-    server.logs["execution-1"] = Log([waiting("long " * 40 + "\x1b[2J"), RUNNING], first_state=pb.STATE_QUEUED)
+    server.logs["execution-1"] = Log([waiting("\x1b[2J" + "long " * 40), RUNNING], first_state=pb.STATE_QUEUED)
     _, written = on_terminal(server, "run", "busybox", TERM="xterm")
     assert "\x1b[2J" not in written
     assert [len(line) for line in written.removeprefix(BEGAN).split(ERASE)] == [0, 79, 0]
+
+
+def test_output_takes_the_live_line_away_though_the_state_is_not_told_yet(server: ScriptedServer) -> None:
+    server.logs["execution-1"] = Log([waiting("8 of 8"), Piece(2, b"hello\n"), Piece(3, b"line\n")], first_state=pb.STATE_QUEUED)
+    _, written = on_terminal(server, "run", "busybox", TERM="xterm", NO_COLOR="1")
+    assert written == f"{BEGAN}{ERASE}fastlane: waiting: 8 of 8{ERASE}hello\r\nline\r\n"
 
 
 def test_a_job_that_never_starts_says_why_though_the_live_line_is_gone(server: ScriptedServer) -> None:

@@ -214,7 +214,8 @@ def test_an_address_is_free_or_taken_by_a_server_or_by_another_program(server: S
 
 
 def test_an_address_of_another_machine_fails() -> None:
-    assert levels(about_server("192.0.2.1:7020")) == {"address": "FAIL"}
+    [finding] = about_server("192.0.2.1:7020")
+    assert (finding.level, finding.found) == (doctor.Level.FAIL, "nobody can serve on 192.0.2.1:7020: Cannot assign requested address")
 
 
 def test_hosts_that_are_down_or_captured_by_attach_are_told(server: ScriptedServer) -> None:

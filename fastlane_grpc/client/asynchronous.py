@@ -205,9 +205,9 @@ class AsyncTail(AsyncIterator[Event]):
         return self._progress.cursor
 
     async def __anext__(self) -> Event:
-        if (event := self._progress.next_event()) is None and (not await self._read() or (event := self._progress.next_event()) is None):
+        if not self._progress.ahead and not await self._read():
             raise StopAsyncIteration
-        return event
+        return self._progress.next_event()
 
     async def batches(self) -> AsyncIterator[Sequence[Event]]:
         """The events of one message at a time, for programs that write them together; `cursor` is the point after the batch."""

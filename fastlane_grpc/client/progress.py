@@ -60,10 +60,12 @@ class Progress:
 
     # ---- on the way out
 
-    def next_event(self) -> Event | None:
-        """None: the next message is to be read first."""
-        if not self._ahead:
-            return None
+    @property
+    def ahead(self) -> bool:
+        """Whether there is something to hand out; if not, the next message is to be read first."""
+        return bool(self._ahead)
+
+    def next_event(self) -> Event:
         event = self._ahead.pop()
         if not self._ahead:
             self.cursor = self._received_cursor
@@ -75,11 +77,6 @@ class Progress:
         self._ahead = []
         self.cursor = self._received_cursor
         return events
-
-    @property
-    def ahead(self) -> bool:
-        """Whether there is something to hand out."""
-        return bool(self._ahead)
 
     def _hand_out(self, events: list[Event]) -> bool:
         events.reverse()

@@ -42,9 +42,9 @@ class Tail(Iterator[Event]):
         return self._progress.cursor
 
     def __next__(self) -> Event:
-        if (event := self._progress.next_event()) is None and (not self._read() or (event := self._progress.next_event()) is None):
+        if not self._progress.ahead and not self._read():
             raise StopIteration
-        return event
+        return self._progress.next_event()
 
     def batches(self) -> Iterator[Sequence[Event]]:
         """The events of one message at a time, for programs that write them together; `cursor` is the point after the batch."""
