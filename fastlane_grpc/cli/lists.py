@@ -10,7 +10,7 @@ import click
 
 from fastlane_grpc.cli.connection import connected, execution_id, job_id
 from fastlane_grpc.cli.options import MOMENT, PAIR, STATES, answers, limits, states_option, talks_to_server
-from fastlane_grpc.cli.output import state_name
+from fastlane_grpc.cli.output import state_name, waiting_text
 from fastlane_grpc.cli.tables import Column, ago, as_line, cut, moment, show, show_facts, size, span, time_of
 from fastlane_grpc.cli.terminal import write
 from fastlane_grpc.v1 import fastlane_pb2 as pb
@@ -288,10 +288,7 @@ def _note(nouns: pb.Job | pb.Execution, execution: pb.Execution) -> str:
     if nouns.HasField("outcome"):
         outcome = nouns.outcome
         return outcome.detail or (f"exited with {outcome.exit_code}" if outcome.exit_code else "")
-    if not execution.HasField("waiting"):
-        return ""
-    ahead = f", {execution.waiting.ahead} before it" if execution.waiting.ahead else ""
-    return f"{execution.waiting.detail}{ahead}"
+    return waiting_text(execution.waiting) if execution.HasField("waiting") else ""
 
 
 def _ran(execution: pb.Execution, now: datetime) -> str:

@@ -63,7 +63,7 @@ class Display:
             self._began = True
             self.clear()
         elif self._live and not self._began and change.waiting and change.waiting.detail:
-            self._live.show(f"fastlane: waiting: {change.waiting.detail}")
+            self._live.show(f"fastlane: waiting: {waiting_text(change.waiting)}")
 
     def end(self, end: api.End) -> None:
         """Why it ended, where the container's own exit does not say it and fastlane's own lines, which do, are not shown."""
@@ -142,6 +142,11 @@ def state_name(state: int) -> str:
         if number == state:
             return name.removeprefix("STATE_").replace("_", " ").lower()
     return f"state {state}"
+
+
+def waiting_text(waiting: fastlane_pb2.Waiting) -> str:
+    """What it waits for, and behind how many."""
+    return f"{waiting.detail}, {waiting.ahead} before it" if waiting.ahead else waiting.detail
 
 
 def _gap_text(gap: api.Gap) -> str:
