@@ -2,7 +2,8 @@
 server cannot be reached."""
 
 from fastlane_grpc.client.answers import as_json
-from fastlane_grpc.client.asynchronous import AsyncClient, AsyncTail
+from fastlane_grpc.client.async_tail import AsyncTail
+from fastlane_grpc.client.asynchronous import AsyncClient
 from fastlane_grpc.client.blocking import Client
 from fastlane_grpc.client.errors import (
     CursorRefused,

@@ -1,11 +1,23 @@
-"""Answers in other forms: as JSON, as a sum."""
+"""Answers: in pages, as JSON, as a sum."""
 
-from typing import Any
+from typing import Any, Protocol
 
 from google.protobuf import json_format
 from google.protobuf.message import Message
 
 from fastlane_grpc.v1 import fastlane_pb2
+
+
+class AsksForPages(Protocol):
+    """A request for a page of a list."""
+
+    page_token: str
+
+
+class Page(Protocol):
+    """A page of a list: there are more while it has a token, even if it is empty."""
+
+    next_page_token: str
 
 
 def as_json(message: Message) -> dict[str, Any]:

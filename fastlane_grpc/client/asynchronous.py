@@ -3,15 +3,14 @@
 import asyncio
 import weakref
 from collections.abc import AsyncIterator, Iterable, Sequence
-from contextlib import suppress
 from typing import Self, TypeVar, Unpack
 
 import grpc
 
 from fastlane_grpc.client import channel, requests
-from fastlane_grpc.client.answers import add_pruned
-from fastlane_grpc.client.errors import Error, ended_early, error_of, fell_silent
-from fastlane_grpc.client.events import Event
+from fastlane_grpc.client.answers import AsksForPages, Page, add_pruned
+from fastlane_grpc.client.async_tail import AsyncTail
+from fastlane_grpc.client.errors import error_of
 from fastlane_grpc.client.progress import Progress
 from fastlane_grpc.client.requests import Duration, ExecutionFilter, JobFilter, JobOptions, Source, TailOptions
 from fastlane_grpc.client.tries import DEFAULT_BACKOFF, Backoff, Tries
@@ -20,6 +19,8 @@ from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
+_Asks = TypeVar("_Asks", bound=AsksForPages)
+_Page = TypeVar("_Page", bound=Page)
 
 
 class AsyncClient:
@@ -63,14 +64,9 @@ class AsyncClient:
 
     async def jobs(self, **filter: Unpack[JobFilter]) -> AsyncIterator[pb.Job]:  # noqa: A002
         """Jobs, newest first; a page is fetched when it is needed, to the last one."""
-        request = requests.jobs(**filter)
-        while True:
-            page = await self._call(self._jobs.ListJobs, request)
+        async for page in self._pages(self._jobs.ListJobs, requests.jobs(**filter)):
             for job in page.jobs:
                 yield job
-            if not page.next_page_token:
-                return
-            request.page_token = page.next_page_token
 
     async def stop(self, job_id: str, note: str = "", grace: Duration | None = None) -> pb.Job:
         """Ends the job: its signal, then `grace` (the job's own if not given), then a kill. Answers as soon as that is on its way."""
@@ -84,21 +80,16 @@ class AsyncClient:
 
     async def executions(self, **filter: Unpack[ExecutionFilter]) -> AsyncIterator[pb.Execution]:  # noqa: A002
         """Executions, newest first; a page is fetched when it is needed, to the last one."""
-        request = requests.executions(**filter)
-        while True:
-            page = await self._call(self._executions.ListExecutions, request)
+        async for page in self._pages(self._executions.ListExecutions, requests.executions(**filter)):
             for execution in page.executions:
                 yield execution
-            if not page.next_page_token:
-                return
-            request.page_token = page.next_page_token
 
     async def stop_execution(self, execution_id: str, note: str = "", grace: Duration | None = None) -> pb.Execution:
         """As `stop`, of one execution."""
         request = requests.stop_execution(execution_id, note, grace)
         return (await self._call(self._executions.StopExecution, request)).execution
 
-    def tail(self, execution_id: str, cursor: str = "", sources: Iterable[Source] = (), **options: Unpack[TailOptions]) -> "AsyncTail":
+    def tail(self, execution_id: str, cursor: str = "", sources: Iterable[Source] = (), **options: Unpack[TailOptions]) -> AsyncTail:
         """The output of an execution after `cursor`, and what comes, to its end. Before the start, while it runs, after it.
 
         `sources`: which, all if empty. A cursor wins over `tail_lines` and `since`. The options are those of `TailOptions`.
@@ -117,14 +108,9 @@ class AsyncClient:
 
     async def tasks(self, *, page_size: int = 0) -> AsyncIterator[pb.Task]:
         """Tasks, by name; a page is fetched when it is needed, to the last one."""
-        request = pb.ListTasksRequest(page_size=page_size)
-        while True:
-            page = await self._call(self._tasks.ListTasks, request)
+        async for page in self._pages(self._tasks.ListTasks, pb.ListTasksRequest(page_size=page_size)):
             for task in page.tasks:
                 yield task
-            if not page.next_page_token:
-                return
-            request.page_token = page.next_page_token
 
     async def hosts(self) -> Sequence[pb.Host]:
         """The engines that containers run on, in the order of the server's configuration."""
@@ -163,6 +149,14 @@ class AsyncClient:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
+    async def _pages(self, method: "grpc.aio.UnaryUnaryMultiCallable[_Asks, _Page]", request: _Asks) -> AsyncIterator[_Page]:
+        while True:
+            page = await self._call(method, request)
+            yield page
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
     async def _call(self, method: "grpc.aio.UnaryUnaryMultiCallable[_Request, _Response]", request: _Request) -> _Response:
         """Every call here may be sent twice: the second one changes nothing."""
         tries = Tries(self._timeout_seconds, self._retry_seconds, self._backoff)
@@ -174,121 +168,3 @@ class AsyncClient:
                 if (pause_seconds := tries.pause_seconds(error)) is None:
                     raise error from failure
             await asyncio.sleep(pause_seconds)
-
-
-class AsyncTail(AsyncIterator[Event]):
-    """As `Tail`: iterates over the output of one execution and finishes after `End`; a cut is mended by itself.
-
-    A task that is cancelled while it waits here ends the call and nothing else: who asks again goes on at the byte where it was. One task
-    at a time reads; any may close it. The last reference gone ends the call as well.
-    """
-
-    def __init__(
-        self,
-        method: "grpc.aio.UnaryStreamMultiCallable[pb.StreamExecutionLogsRequest, pb.StreamExecutionLogsResponse]",
-        progress: Progress,
-        silence_seconds: float,
-    ) -> None:
-        self._method = method
-        self._progress = progress
-        self._silence_seconds = silence_seconds
-        self._loop = asyncio.get_running_loop()
-        self._closed = asyncio.Event()
-        self._call: grpc.aio.UnaryStreamCall[pb.StreamExecutionLogsRequest, pb.StreamExecutionLogsResponse] | None = None
-
-    @property
-    def cursor(self) -> str:
-        """The point after the last message of which everything was handed out: pass it to `AsyncClient.tail` to go on from there.
-
-        A message may hold several chunks. To keep a cursor that says exactly what was dealt with, read by `batches`.
-        """
-        return self._progress.cursor
-
-    async def __anext__(self) -> Event:
-        if not self._progress.ahead and not await self._read():
-            raise StopAsyncIteration
-        return self._progress.next_event()
-
-    async def batches(self) -> AsyncIterator[Sequence[Event]]:
-        """The events of one message at a time, for programs that write them together; `cursor` is the point after the batch."""
-        while self._progress.ahead or await self._read():
-            yield self._progress.next_events()
-
-    async def close(self) -> None:
-        """Cancels the call; whoever waits for it finds the end, without an `End`."""
-        self._progress.over = True
-        self._closed.set()
-        self._drop_call()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(self, *_: object) -> None:
-        await self.close()
-
-    def __del__(self) -> None:
-        # On whatever thread collects it, perhaps after the loop is closed: then its calls are over too.
-        if self._call is not None:
-            with suppress(RuntimeError):
-                self._loop.call_soon_threadsafe(self._call.cancel)
-
-    async def _read(self) -> bool:
-        """Takes in the next message that has events, or one notice about the connection. Whether there was any: not once it is over."""
-        while not self._progress.over:
-            received = await self._receive()
-            if self._closed.is_set():
-                break
-            try:
-                if isinstance(received, Error):
-                    self._drop_call()
-                    news = self._progress.cut(received)
-                else:
-                    news = self._progress.received(received)
-            except Error:
-                await self.close()
-                raise
-            if news:
-                return True
-        await self.close()
-        return False
-
-    async def _receive(self) -> pb.StreamExecutionLogsResponse | Error:
-        try:
-            call = self._call or await self._open()
-            async with asyncio.timeout(self._silence_seconds):
-                message = await call.read()
-        except TimeoutError:
-            return fell_silent(self._silence_seconds)
-        except grpc.aio.AioRpcError as failure:
-            return error_of(failure)
-        except asyncio.CancelledError:
-            self._drop_call()
-            # A call that `close` cancelled says so in the same way as a task that is cancelled.
-            if self._closed.is_set() and not _cancelled():
-                return ended_early()
-            self._progress.pause_seconds = 0.0
-            raise
-        return message if isinstance(message, pb.StreamExecutionLogsResponse) else ended_early()
-
-    async def _open(self) -> "grpc.aio.UnaryStreamCall[pb.StreamExecutionLogsRequest, pb.StreamExecutionLogsResponse]":
-        if self._progress.pause_seconds:
-            try:
-                async with asyncio.timeout(self._progress.pause_seconds):
-                    await self._closed.wait()
-            except TimeoutError:
-                pass
-        self._call = self._method(self._progress.request())
-        if self._closed.is_set():
-            self._call.cancel()
-        return self._call
-
-    def _drop_call(self) -> None:
-        if (call := self._call) is not None:
-            self._call = None
-            call.cancel()
-
-
-def _cancelled() -> bool:
-    """Whether somebody cancelled the task that runs."""
-    task = asyncio.current_task()
-    return task is not None and task.cancelling() > 0

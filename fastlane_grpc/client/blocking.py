@@ -11,7 +11,7 @@ from typing import Self, TypeVar, Unpack
 import grpc
 
 from fastlane_grpc.client import channel, requests
-from fastlane_grpc.client.answers import add_pruned
+from fastlane_grpc.client.answers import AsksForPages, Page, add_pruned
 from fastlane_grpc.client.errors import error_of
 from fastlane_grpc.client.progress import Progress
 from fastlane_grpc.client.requests import Duration, ExecutionFilter, JobFilter, JobOptions, Source, TailOptions
@@ -22,6 +22,8 @@ from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
 
 _Request = TypeVar("_Request")
 _Response = TypeVar("_Response")
+_Asks = TypeVar("_Asks", bound=AsksForPages)
+_Page = TypeVar("_Page", bound=Page)
 
 
 class Client:
@@ -64,13 +66,8 @@ class Client:
 
     def jobs(self, **filter: Unpack[JobFilter]) -> Iterator[pb.Job]:  # noqa: A002
         """Jobs, newest first; a page is fetched when it is needed, to the last one."""
-        request = requests.jobs(**filter)
-        while True:
-            page = self._call(self._jobs.ListJobs, request)
+        for page in self._pages(self._jobs.ListJobs, requests.jobs(**filter)):
             yield from page.jobs
-            if not page.next_page_token:
-                return
-            request.page_token = page.next_page_token
 
     def stop(self, job_id: str, note: str = "", grace: Duration | None = None) -> pb.Job:
         """Ends the job: its signal, then `grace` (the job's own if not given), then a kill. Answers as soon as that is on its way."""
@@ -84,13 +81,8 @@ class Client:
 
     def executions(self, **filter: Unpack[ExecutionFilter]) -> Iterator[pb.Execution]:  # noqa: A002
         """Executions, newest first; a page is fetched when it is needed, to the last one."""
-        request = requests.executions(**filter)
-        while True:
-            page = self._call(self._executions.ListExecutions, request)
+        for page in self._pages(self._executions.ListExecutions, requests.executions(**filter)):
             yield from page.executions
-            if not page.next_page_token:
-                return
-            request.page_token = page.next_page_token
 
     def stop_execution(self, execution_id: str, note: str = "", grace: Duration | None = None) -> pb.Execution:
         """As `stop`, of one execution."""
@@ -115,13 +107,8 @@ class Client:
 
     def tasks(self, *, page_size: int = 0) -> Iterator[pb.Task]:
         """Tasks, by name; a page is fetched when it is needed, to the last one."""
-        request = pb.ListTasksRequest(page_size=page_size)
-        while True:
-            page = self._call(self._tasks.ListTasks, request)
+        for page in self._pages(self._tasks.ListTasks, pb.ListTasksRequest(page_size=page_size)):
             yield from page.tasks
-            if not page.next_page_token:
-                return
-            request.page_token = page.next_page_token
 
     def hosts(self) -> Sequence[pb.Host]:
         """The engines that containers run on, in the order of the server's configuration."""
@@ -157,6 +144,14 @@ class Client:
 
     def __exit__(self, *_: object) -> None:
         self.close()
+
+    def _pages(self, method: "grpc.UnaryUnaryMultiCallable[_Asks, _Page]", request: _Asks) -> Iterator[_Page]:
+        while True:
+            page = self._call(method, request)
+            yield page
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
 
     def _call(self, method: "grpc.UnaryUnaryMultiCallable[_Request, _Response]", request: _Request) -> _Response:
         """Every call here may be sent twice: the second one changes nothing."""
