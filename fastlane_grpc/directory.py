@@ -9,7 +9,7 @@ from pathlib import Path
 from fastlane_grpc.errors import CannotServe
 
 # File systems whose locks, or whose memory maps (SQLite's WAL), do not hold between machines.
-_NETWORK = {"9p", "afs", "ceph", "cifs", "fuse.sshfs", "glusterfs", "lustre", "ncpfs", "nfs", "nfs4", "smb3", "smbfs"}
+NETWORK = {"9p", "afs", "ceph", "cifs", "fuse.sshfs", "glusterfs", "lustre", "ncpfs", "nfs", "nfs4", "smb3", "smbfs"}
 
 
 @contextmanager
@@ -23,7 +23,7 @@ def claimed(path: Path) -> Iterator[None]:
     except OSError as error:
         raise CannotServe(f"cannot use {path} as data directory: {error.strerror}; choose another with --data-dir") from error
     try:
-        if (kind := file_system(path)) in _NETWORK:
+        if (kind := file_system(path)) in NETWORK:
             raise CannotServe(f"{path} is on a network file system ({kind}), where a queue cannot be kept safely; choose a local disk")
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

@@ -9,7 +9,7 @@ from collections import deque
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NoReturn, TypeAlias
 
 import grpc
 from google.protobuf import any_pb2, duration_pb2
@@ -21,15 +21,20 @@ from fastlane_grpc.v1 import fastlane_pb2_grpc
 
 @dataclass(frozen=True)
 class Piece:
-    """Bytes of one source, or, with `missing`, a gap: of so many bytes, of unknown size where negative."""
+    """Bytes of one source, or, with `missing`, a gap: of so many bytes, of unknown size where negative; or a change of state."""
 
-    source: int
+    source: int = 0
     data: bytes = b""
     missing: int = 0
+    state: int = 0
+    waiting: pb.Waiting | None = None
 
     @property
     def size(self) -> int:
         return max(len(self.data) + self.missing, 0)
+
+
+Entry: TypeAlias = pb.LogChunk | pb.LogGap | pb.LogState
 
 
 @dataclass(frozen=True)
@@ -57,12 +62,15 @@ class Log:
     heartbeats_before_end: int = 0
     heartbeat_seconds: float = 0.02
     heeds_stop: bool = True
+    # The cursor at which a reader begins that asks for the last lines, or for what came since a time.
+    begin: str = "0.0"
+    first_state: int = pb.STATE_RUNNING
 
     def data(self, source: int) -> bytes:
         return b"".join(piece.data for piece in self.pieces if piece.source == source)
 
     def totals(self) -> Iterator[pb.LogTotals]:
-        for source in sorted({piece.source for piece in self.pieces}):
+        for source in sorted({piece.source for piece in self.pieces if piece.source}):
             mine = [piece for piece in self.pieces if piece.source == source]
             totals = pb.LogTotals(
                 source=source, bytes=sum(each.size for each in mine), missing_bytes=sum(max(each.missing, 0) for each in mine)
@@ -73,7 +81,11 @@ class Log:
 
 
 class ScriptedServer(
-    fastlane_pb2_grpc.JobServiceServicer, fastlane_pb2_grpc.ExecutionServiceServicer, fastlane_pb2_grpc.ServerServiceServicer
+    fastlane_pb2_grpc.JobServiceServicer,
+    fastlane_pb2_grpc.ExecutionServiceServicer,
+    fastlane_pb2_grpc.TaskServiceServicer,
+    fastlane_pb2_grpc.HostServiceServicer,
+    fastlane_pb2_grpc.ServerServiceServicer,
 ):
     """Serves on a free port of loopback. Waits of a test end by `event(name)`: the server sets it when that happened."""
 
@@ -82,12 +94,22 @@ class ScriptedServer(
         self.cuts: deque[Cut] = deque()
         self.refusals: deque[tuple[grpc.StatusCode, str, dict[str, Any]]] = deque()
         self.requests: list[Any] = []
+        # What lists answer, and what is looked for by its id beside "job-1" and the executions of `logs`.
+        self.jobs: list[pb.Job] = []
+        self.executions: list[pb.Execution] = []
+        self.tasks: list[pb.Task] = []
+        self.hosts: list[pb.Host] = []
+        # An empty page comes before each page of a list, as a server answers that found nothing in the work that it does for a page.
+        self.empty_pages = False
+        self.prunings: deque[pb.PruneResponse] = deque()
         self.randomness = random.Random(7)
         self._events: dict[str, threading.Event] = {}
         self._events_lock = threading.Lock()
         self._server = grpc.server(ThreadPoolExecutor(16))
         fastlane_pb2_grpc.add_JobServiceServicer_to_server(self, self._server)
         fastlane_pb2_grpc.add_ExecutionServiceServicer_to_server(self, self._server)
+        fastlane_pb2_grpc.add_TaskServiceServicer_to_server(self, self._server)
+        fastlane_pb2_grpc.add_HostServiceServicer_to_server(self, self._server)
         fastlane_pb2_grpc.add_ServerServiceServicer_to_server(self, self._server)
         self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
         self._server.start()
@@ -110,20 +132,56 @@ class ScriptedServer(
 
     def GetJob(self, request: pb.GetJobRequest, context: grpc.ServicerContext) -> pb.GetJobResponse:
         self._note(request, context)
-        if request.job_id != "job-1":
-            refuse(context, grpc.StatusCode.NOT_FOUND, "JOB_NOT_FOUND", f"there is no job {request.job_id!r}", job_id=request.job_id)
-        return pb.GetJobResponse(job=self._job("job-1", "task", pb.JobSpec()))
+        return pb.GetJobResponse(job=self._found_job(request.job_id, context))
+
+    def ListJobs(self, request: pb.ListJobsRequest, context: grpc.ServicerContext) -> pb.ListJobsResponse:
+        self._note(request, context)
+        found = [job for job in self.jobs if job.id.startswith(request.id_prefix) and request.task_id in {"", job.task_id}]
+        jobs, token = self._page([job for job in found if not request.states or job.state in request.states], request)
+        return pb.ListJobsResponse(jobs=jobs, next_page_token=token)
 
     def StopJob(self, request: pb.StopJobRequest, context: grpc.ServicerContext) -> pb.StopJobResponse:
         self._note(request, context)
+        job = self._found_job(request.job_id, context)
         self.event("stopped").set()
-        return pb.StopJobResponse(job=self._job(request.job_id, "task", pb.JobSpec()))
+        return pb.StopJobResponse(job=job)
 
     def GetExecution(self, request: pb.GetExecutionRequest, context: grpc.ServicerContext) -> pb.GetExecutionResponse:
         self._note(request, context)
-        if request.execution_id not in self.logs:
-            self._no_execution(request.execution_id, context)
-        return pb.GetExecutionResponse(execution=pb.Execution(id=request.execution_id, job_id="job-1"))
+        return pb.GetExecutionResponse(execution=self._found_execution(request.execution_id, context))
+
+    def ListExecutions(self, request: pb.ListExecutionsRequest, context: grpc.ServicerContext) -> pb.ListExecutionsResponse:
+        self._note(request, context)
+        found = [each for each in self.executions if each.id.startswith(request.id_prefix) and request.job_id in {"", each.job_id}]
+        executions, token = self._page(found, request)
+        return pb.ListExecutionsResponse(executions=executions, next_page_token=token)
+
+    def StopExecution(self, request: pb.StopExecutionRequest, context: grpc.ServicerContext) -> pb.StopExecutionResponse:
+        self._note(request, context)
+        execution = self._found_execution(request.execution_id, context)
+        self.event("stopped").set()
+        return pb.StopExecutionResponse(execution=execution)
+
+    def GetTask(self, request: pb.GetTaskRequest, context: grpc.ServicerContext) -> pb.GetTaskResponse:
+        self._note(request, context)
+        found = [task for task in self.tasks if task.id == request.task_id]
+        if not found:
+            message = f"there is no task {request.task_id!r}"
+            refuse(context, grpc.StatusCode.NOT_FOUND, "TASK_NOT_FOUND", message, task_id=request.task_id)
+        return pb.GetTaskResponse(task=found[0])
+
+    def ListTasks(self, request: pb.ListTasksRequest, context: grpc.ServicerContext) -> pb.ListTasksResponse:
+        self._note(request, context)
+        tasks, token = self._page(self.tasks, request)
+        return pb.ListTasksResponse(tasks=tasks, next_page_token=token)
+
+    def ListHosts(self, request: pb.ListHostsRequest, context: grpc.ServicerContext) -> pb.ListHostsResponse:
+        self._note(request, context)
+        return pb.ListHostsResponse(hosts=self.hosts)
+
+    def Prune(self, request: pb.PruneRequest, context: grpc.ServicerContext) -> pb.PruneResponse:
+        self._note(request, context)
+        return self.prunings.popleft()
 
     def GetServerInfo(self, request: pb.GetServerInfoRequest, context: grpc.ServicerContext) -> pb.GetServerInfoResponse:
         self._note(request, context)
@@ -147,17 +205,20 @@ class ScriptedServer(
     # ------------------------------------------------------------------------------------------------------------ the log
 
     def _messages(self, log: Log, request: pb.StreamExecutionLogsRequest) -> Iterator[pb.StreamExecutionLogsResponse]:
-        yield pb.StreamExecutionLogsResponse(cursor=request.cursor or "0.0", state=pb.LogState(state=pb.STATE_RUNNING))
+        asks_where = request.HasField("tail_lines") or request.HasField("since_time")
+        cursor = request.cursor or (log.begin if asks_where else "0.0")
+        yield pb.StreamExecutionLogsResponse(cursor=cursor, state=pb.LogState(state=log.first_state))
         chunks: list[pb.LogChunk] = []
-        cursor = request.cursor or "0.0"
-        for chunk_or_gap, after in self._entries(log, request):
-            if isinstance(chunk_or_gap, pb.LogChunk):
-                chunks.append(chunk_or_gap)
-            if chunks and (not isinstance(chunk_or_gap, pb.LogChunk) or len(chunks) == log.chunks_per_message):
-                yield pb.StreamExecutionLogsResponse(cursor=after if isinstance(chunk_or_gap, pb.LogChunk) else cursor, chunks=chunks)
+        for entry, after in self._entries(log, request, cursor):
+            if isinstance(entry, pb.LogChunk):
+                chunks.append(entry)
+            if chunks and (not isinstance(entry, pb.LogChunk) or len(chunks) == log.chunks_per_message):
+                yield pb.StreamExecutionLogsResponse(cursor=after if isinstance(entry, pb.LogChunk) else cursor, chunks=chunks)
                 chunks = []
-            if isinstance(chunk_or_gap, pb.LogGap):
-                yield pb.StreamExecutionLogsResponse(cursor=after, gap=chunk_or_gap)
+            if isinstance(entry, pb.LogGap):
+                yield pb.StreamExecutionLogsResponse(cursor=after, gap=entry)
+            if isinstance(entry, pb.LogState):
+                yield pb.StreamExecutionLogsResponse(cursor=after, state=entry)
             cursor = after
         if chunks:
             yield pb.StreamExecutionLogsResponse(cursor=cursor, chunks=chunks)
@@ -168,15 +229,17 @@ class ScriptedServer(
             end.outcome.CopyFrom(log.outcome)
         yield pb.StreamExecutionLogsResponse(cursor=cursor, end=end)
 
-    def _entries(self, log: Log, request: pb.StreamExecutionLogsRequest) -> Iterator[tuple[pb.LogChunk | pb.LogGap, str]]:
-        """Chunks and gaps after the request's cursor, each with the cursor after it. A cursor is the piece and the bytes of it."""
-        begin_piece, begin_byte = (int(part) for part in (request.cursor or "0.0").split("."))
-        offsets = dict.fromkeys((1, 2, 3), 0)
+    def _entries(self, log: Log, request: pb.StreamExecutionLogsRequest, cursor: str) -> Iterator[tuple[Entry, str]]:
+        """Chunks, gaps and states after the cursor, each with the cursor after it. A cursor is the piece and the bytes of it."""
+        begin_piece, begin_byte = (int(part) for part in cursor.split("."))
+        offsets = dict.fromkeys((0, 1, 2, 3), 0)
         for number, piece in enumerate(log.pieces if log.served is None else log.served):
             offset = offsets[piece.source]
             offsets[piece.source] += piece.size
-            if number < begin_piece or (request.sources and piece.source not in request.sources):
+            if number < begin_piece or (request.sources and piece.source not in {0, *request.sources}):
                 continue
+            if piece.state:
+                yield pb.LogState(state=piece.state, waiting=piece.waiting), f"{number + 1}.0"
             if piece.missing:
                 missing_bytes = piece.missing if piece.missing > 0 else None
                 yield (
@@ -229,7 +292,28 @@ class ScriptedServer(
             code, reason, more = self.refusals.popleft()
             refuse(context, code, reason, more.pop("message", reason), **more)
 
-    def _no_execution(self, execution_id: str, context: grpc.ServicerContext) -> None:
+    def _page(self, items: Sequence[Any], request: Any) -> tuple[Sequence[Any], str]:
+        """A token is the place that the next page begins at, with a mark once the empty page before it was sent."""
+        begin = int(request.page_token.rstrip("!") or 0)
+        if self.empty_pages and not request.page_token.endswith("!"):
+            return [], f"{begin}!"
+        end = begin + (request.page_size or 50)
+        return items[begin:end], str(end) if end < len(items) else ""
+
+    def _found_job(self, job_id: str, context: grpc.ServicerContext) -> pb.Job:
+        found = [job for job in [*self.jobs, self._job("job-1", "task", pb.JobSpec())] if job.id == job_id]
+        if not found:
+            refuse(context, grpc.StatusCode.NOT_FOUND, "JOB_NOT_FOUND", f"there is no job {job_id!r}", job_id=job_id)
+        return found[0]
+
+    def _found_execution(self, execution_id: str, context: grpc.ServicerContext) -> pb.Execution:
+        known = [*self.executions, *(pb.Execution(id=each, job_id="job-1") for each in self.logs)]
+        found = [execution for execution in known if execution.id == execution_id]
+        if not found:
+            self._no_execution(execution_id, context)
+        return found[0]
+
+    def _no_execution(self, execution_id: str, context: grpc.ServicerContext) -> NoReturn:
         message = f"there is no execution {execution_id!r}"
         refuse(context, grpc.StatusCode.NOT_FOUND, "EXECUTION_NOT_FOUND", message, execution_id=execution_id)
 
@@ -249,7 +333,7 @@ def refuse(
     retry_seconds: float | None = None,
     violations: Sequence[tuple[str, str]] = (),
     **metadata: str,
-) -> None:
+) -> NoReturn:
     """Ends the call with an error as the contract says; without a reason, as a proxy would."""
     if not reason:
         context.abort(code, message)

@@ -1,3 +1,4 @@
+import contextlib
 import dataclasses
 import fcntl
 import os
@@ -5,9 +6,11 @@ import pty
 import re
 import signal
 import socket
+import struct
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
+import termios
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 import click
@@ -15,6 +18,8 @@ import grpc
 import pytest
 
 from fastlane_grpc import cli, config
+from fastlane_grpc.cli.run import _task_of, enqueue, run
+from fastlane_grpc.cli.server import server as server_command
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.scripted_server import Cut, Log, Piece, ScriptedServer
 
@@ -46,6 +51,26 @@ def fastlane(server: ScriptedServer | None, *arguments: str, **more: str) -> sub
 def started(server: ScriptedServer, *arguments: str) -> subprocess.Popen[bytes]:
     # Unbuffered: `communicate` would not see what `readline` has read ahead.
     return subprocess.Popen([*FASTLANE, *arguments], env=environment(server), stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
+
+
+def on_terminal(server: ScriptedServer, *arguments: str, keys: Sequence[tuple[str, bytes]] = (), **more: str) -> tuple[int, str]:
+    """What a person sees who types it, and the exit status. Each of `keys` is typed once the text before it was seen."""
+    mine, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    # A shell that leads a session and opens a terminal has it as its own, on which Ctrl-C is a signal.
+    shell = ["sh", "-c", 'exec "$@" <"$0" >"$0" 2>"$0"', os.ttyname(theirs)]
+    process = subprocess.Popen([*shell, *FASTLANE, *arguments], env=environment(server, **more), stdin=theirs, start_new_session=True)
+    os.close(theirs)
+    seen, waiting = b"", list(keys)
+    with process:
+        # EIO is the end: nobody has the other side any more.
+        with contextlib.suppress(OSError):
+            while piece := os.read(mine, 65_536):
+                seen += piece
+                if waiting and waiting[0][0].encode() in seen:
+                    os.write(mine, waiting.pop(0)[1])
+        os.close(mine)
+        return process.wait(60), seen.decode()
 
 
 def unused_address() -> str:
@@ -125,13 +150,23 @@ def test_run_with_no_options_sets_nothing(server: ScriptedServer) -> None:
     ],
 )
 def test_a_job_without_a_task_goes_under_the_name_of_its_image(image: str, task: str) -> None:
-    assert cli._task_of(image) == task
+    assert _task_of(image) == task
 
 
 def test_detached_prints_the_job_and_leaves(server: ScriptedServer) -> None:
     server.logs["execution-1"] = WAITING
     ran = fastlane(server, "run", "-d", "busybox")
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"job-1\n", b"")
+
+
+def test_enqueue_prints_the_job_and_takes_what_run_takes(server: ScriptedServer) -> None:
+    server.logs["execution-1"] = WAITING
+    ran = fastlane(server, "enqueue", "--task", "t", "--request-id", "r1", "busybox", "-e", "A=1", "--", "grep", "-x")
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"job-1\n", b"")
+    [request] = server.received(pb.EnqueueJobRequest)
+    assert (request.task_id, request.request_id, list(request.spec.args)) == ("t", "r1", ["grep", "-x"])
+    of_run = {parameter.name for parameter in run.params} - {"detach", "verbose", "quiet"}
+    assert of_run == {parameter.name for parameter in enqueue.params}
 
 
 def test_lines_of_the_system_are_shown_where_they_are_asked_for(server: ScriptedServer) -> None:
@@ -285,6 +320,29 @@ def test_logs_of_chosen_sources_from_a_cursor_without_waiting(server: ScriptedSe
     assert (request.follow, request.cursor, list(request.sources)) == (False, "2.0", [pb.SOURCE_STDOUT, pb.SOURCE_SYSTEM])
 
 
+@pytest.mark.parametrize(("flag", "follows"), [("-f", True), ("--follow", True), ("--no-follow", False)])
+def test_logs_follow_unless_told_not_to(server: ScriptedServer, flag: str, follows: bool) -> None:
+    assert fastlane(server, "logs", flag, "execution-1").returncode == 0
+    assert server.received(pb.StreamExecutionLogsRequest)[0].follow is follows
+
+
+def test_logs_begin_where_they_are_told(server: ScriptedServer) -> None:
+    server.logs["execution-1"] = Log(HELLO.pieces, begin="3.0")
+    shown = fastlane(server, "logs", "--tail", "1", "--since", "2026-01-31T08:00:00Z", "execution-1")
+    assert (shown.returncode, shown.stdout, shown.stderr) == (0, b"world\n", b"")
+    [request] = server.received(pb.StreamExecutionLogsRequest)
+    assert (request.tail_lines, request.since_time.ToJsonString()) == (1, "2026-01-31T08:00:00Z")
+
+
+def test_logs_may_tell_the_time_of_each_line_and_nothing_else_changes(server: ScriptedServer) -> None:
+    # A line that comes in two pieces has one time, the first; each source has lines of its own.
+    pieces = [Piece(1, b"a\nb"), Piece(2, b"\xff\n\n"), Piece(1, b"c\n"), Piece(1, b"d"), Piece(2, b"e"), Piece(1, b"\n")]
+    server.logs["execution-1"] = Log(pieces)
+    shown = fastlane(server, "logs", "-t", "execution-1")
+    out, err = (re.sub(rb"2023-11-14T22:13:20\.1234567(\d\d)Z ", rb"<\1> ", each) for each in (shown.stdout, shown.stderr))
+    assert (out, err) == (b"<89> a\n<89> bc\n<92> d\n", b"<90> \xff\n<90> \n<93> e")
+
+
 def test_an_interrupt_of_logs_leaves_the_job_alone(server: ScriptedServer) -> None:
     server.logs["execution-1"] = WAITING
     with started(server, "logs", "job-1") as process:
@@ -308,10 +366,27 @@ def test_version_needs_no_server() -> None:
     assert fastlane(None, "version").stdout.startswith(b"fastlane ")
 
 
+def test_version_is_there_in_a_moment_as_it_loads_neither_grpc_nor_settings() -> None:
+    code = "import sys; from fastlane_grpc.cli import exit_status; exit_status(['version'], {}); print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout.split()
+    assert not {"grpc", "google.protobuf", "fastlane_grpc.config", "fastlane_grpc.client", "docker", "sqlite3"} & {*loaded}
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
+def test_completion_prints_a_script_by_which_the_shell_asks_fastlane(shell: str) -> None:
+    printed = fastlane(None, "completion", shell)
+    assert printed.returncode == 0
+    assert b"_FASTLANE_COMPLETE" in printed.stdout
+    asked = {"_FASTLANE_COMPLETE": "bash_complete", "COMP_WORDS": "fastlane ex", "COMP_CWORD": "1"}
+    assert fastlane(None, **asked).stdout.split() == [b"plain,executions", b"plain,execution"]
+
+
 # ---------------------------------------------------------------------------------------------------------------- what goes wrong
 
 
-@pytest.mark.parametrize("command", [["run", "busybox"], ["logs", "job-1"], ["stop", "job-1"]])
+@pytest.mark.parametrize(
+    "command", [["run", "busybox"], ["logs", "job-1"], ["stop", "job-1"], ["jobs"], ["hosts"], ["prune", "--older-than", "1d"]]
+)
 def test_a_server_that_is_not_there_is_said_in_one_line(command: list[str]) -> None:
     address = unused_address()
     ran = fastlane(None, *command, "-a", address)
@@ -337,6 +412,15 @@ def test_a_server_that_is_not_there_is_said_in_one_line(command: list[str]) -> N
         (["server", "--listen", "localhost"], "has to be HOST:PORT, as 127.0.0.1:7020; port 0 takes a free one"),
         (["stop", "--grace", "-1s", "x"], "'-1s' has to be a duration from 0s on, as 10s or 1m30s; 0s kills at once"),
         (["run", "--stop-grace", "soon", "busybox"], "'soon' has to be a duration from 0s on"),
+        (["enqueue", "--memory", "lots", "busybox"], "'lots' has to be a number of bytes"),
+        (["jobs", "--state", "broken"], "'broken' is not one of 'queued', 'preparing'"),
+        (
+            ["jobs", "--since", "soon"],
+            "'soon' has to be an age, as 10m or 2d, or a time, as 2026-01-31T08:00:00Z; see `fastlane jobs --help`",
+        ),
+        (["prune", "--older-than", "1w"], "'1w' has to be an age, as 30d, 12h or 1d12h; 0s is any age"),
+        (["logs", "--tail", "-1", "x"], "-1 is not in the range 0<=x<=1000000"),
+        (["completion", "tcsh"], "'tcsh' is not one of 'bash', 'zsh', 'fish'"),
         (["server", "--max-running", "none"], "max_running in --max-running is 'none'"),
         (["server", "--config", "/nowhere.toml"], "cannot read the settings in /nowhere.toml"),
     ],
@@ -360,12 +444,15 @@ def test_what_the_server_refuses_is_said_in_one_line(server: ScriptedServer) -> 
 
 
 def test_every_command_has_an_example_in_its_help() -> None:
-    for name, command in cli.fastlane.commands.items():
+    for name in cli.COMMANDS:
+        command = cli.fastlane.get_command(click.Context(cli.fastlane), name)
+        assert command is not None
+        assert command.name == name
         assert f"fastlane {name}" in command.get_help(click.Context(command, info_name=name)), name
 
 
 def test_every_setting_is_a_flag_of_the_server() -> None:
-    flags = {parameter.name for parameter in cli.server.params}
+    flags = {parameter.name for parameter in server_command.params}
     assert flags == {setting.name for setting in config.SETTINGS} | {"file"}
 
 
@@ -376,7 +463,7 @@ def test_the_help_of_the_server_shows_each_setting_s_kind_and_the_default_in_for
         assert setting.metadata["read"](default) == getattr(config.Settings(), setting.name)
     else:
         assert getattr(config.Settings(), setting.name) is None
-    shown = " ".join(cli.server.get_help(click.Context(cli.server, info_name="server", terminal_width=1000)).split())
+    shown = " ".join(server_command.get_help(click.Context(server_command, info_name="server", terminal_width=1000)).split())
     flag = f"--{setting.name.replace('_', '-')} {setting.metadata['kind']} "
     help_of_it = shown.partition(flag)[2].partition(" --")[0]
     assert (f"[default: {default}]" if default else setting.metadata["meaning"][1:]) in help_of_it
@@ -394,7 +481,7 @@ def test_help_is_there_where_the_environment_spoils_a_default() -> None:
 
 
 def test_run_promises_of_missing_output_only_that_it_is_told() -> None:
-    shown = " ".join(cli.run.get_help(click.Context(cli.run, info_name="run")).split())
+    shown = " ".join(run.get_help(click.Context(run, info_name="run")).split())
     assert "goes on by itself: no byte twice, and where some are missing it says so" in shown
 
 

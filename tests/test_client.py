@@ -1,12 +1,14 @@
 import contextlib
 import gc
+import inspect
 import itertools
+import re
 import signal
 import socket
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
 
@@ -17,7 +19,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastlane_grpc import client as fastlane_client
-from fastlane_grpc.client import Backoff, Client, Disconnected, End, Event, Gap, Output, Reconnected, StateChange
+from fastlane_grpc.client import Backoff, Client, Disconnected, End, Event, Gap, Output, Reconnected, StateChange, requests
+from fastlane_grpc.client.errors import BY_REASON
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.cutting_relay import CuttingRelay
 from tests.scripted_server import CUTS, Cut, Log, Piece, ScriptedServer
@@ -50,6 +53,9 @@ def forget(server: ScriptedServer) -> None:
     server.cuts.clear()
     server.refusals.clear()
     server.requests.clear()
+    for kept in (server.jobs, server.executions, server.tasks, server.hosts, server.prunings):
+        kept.clear()
+    server.empty_pages = False
     server._events.clear()
 
 
@@ -150,6 +156,81 @@ def test_job_execution_stop_and_server_info_answer_what_the_server_has(server: S
     assert client.server_info().version == "9.9.9"
 
 
+def test_a_list_has_what_all_its_pages_have_and_fetches_them_when_they_are_needed(server: ScriptedServer, client: Client) -> None:
+    server.empty_pages = True
+    server.jobs.extend(pb.Job(id=f"job {number}", task_id="t" if number % 2 else "u") for number in range(10))
+    listed = client.jobs(task_id="t", page_size=2)
+    assert server.requests == []
+    assert next(listed).id == "job 1"
+    assert len(server.requests) == 2, "the first page, which was empty, and the second"
+    assert [job.id for job in listed] == ["job 3", "job 5", "job 7", "job 9"]
+    server.executions.extend(pb.Execution(id=f"execution {number}", job_id="job 1") for number in range(5))
+    assert len(list(client.executions(job_id="job 1", page_size=2))) == 5
+    server.tasks.extend(pb.Task(id=f"task {number}") for number in range(3))
+    assert [task.id for task in client.tasks(page_size=1)] == ["task 0", "task 1", "task 2"]
+
+
+def test_a_list_asks_for_what_it_was_told(server: ScriptedServer, client: Client) -> None:
+    since = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
+    states = [pb.STATE_FAILED, pb.STATE_LOST]
+    until = since + timedelta(days=1)
+    filters = {"task_id": "t", "labels": {"a": "b"}, "since": since, "until": until, "with_spec": True, "id_prefix": "01", "page_size": 7}
+    assert list(client.jobs(states=states, **filters)) == []  # type: ignore[arg-type]
+    assert list(client.executions(states=states, job_id="j", task_id="t", host="h", id_prefix="02", page_size=8)) == []
+    jobs, executions = server.requests
+    assert (jobs.task_id, list(jobs.states), dict(jobs.labels), jobs.with_spec) == ("t", states, {"a": "b"}, True)
+    assert (jobs.since_time.ToDatetime(UTC), jobs.until_time.ToDatetime(UTC)) == (since, until)
+    assert (jobs.id_prefix, jobs.page_size) == ("01", 7)
+    assert executions == pb.ListExecutionsRequest(job_id="j", task_id="t", states=states, host="h", id_prefix="02", page_size=8)
+
+
+def test_a_time_that_is_not_certain_is_refused(client: Client) -> None:
+    with pytest.raises(ValueError, match="time zone"):
+        list(client.jobs(since=datetime(2026, 1, 1)))  # noqa: DTZ001
+
+
+def test_task_hosts_and_stop_execution_answer_what_the_server_has(server: ScriptedServer, client: Client) -> None:
+    server.tasks.append(pb.Task(id="t", jobs=3))
+    server.hosts.append(pb.Host(name="here"))
+    server.logs["e"] = HELLO
+    assert client.task("t").jobs == 3
+    with pytest.raises(fastlane_client.NotFound):
+        client.task("u")
+    assert [host.name for host in client.hosts()] == ["here"]
+    assert client.stop_execution("e", "enough", 0).id == "e"
+    [stop] = server.received(pb.StopExecutionRequest)
+    assert (stop.note, stop.HasField("grace")) == ("enough", True)
+
+
+def test_pruning_goes_on_until_there_is_no_more_and_counts_once_where_it_deletes_nothing(server: ScriptedServer, client: Client) -> None:
+    answers = [pb.PruneResponse(jobs=1000, logs=1200, bytes=9, more=True), pb.PruneResponse(jobs=5, logs=5, bytes=1)]
+    server.prunings.extend(answers)
+    assert client.prune(timedelta(days=30), task_id="t") == pb.PruneResponse(jobs=1005, logs=1205, bytes=10)
+    request = server.requests[0]
+    assert (request.older_than.seconds, request.task_id, request.logs_only, request.validate_only) == (30 * 86400, "t", False, False)
+    server.prunings.append(answers[0])
+    assert client.prune(0, logs_only=True, validate_only=True) == answers[0]
+    assert (server.requests[2].HasField("older_than"), server.requests[2].logs_only) == (True, True)
+
+
+def test_every_call_of_the_contract_is_a_method_of_both_clients() -> None:
+    calls = {method.name for service in pb.DESCRIPTOR.services_by_name.values() for method in service.methods}
+    names = {"StreamExecutionLogs": "tail", "StopJob": "stop", "EnqueueJob": "enqueue", "GetServerInfo": "server_info"}
+    for call in calls:
+        words = re.findall("[A-Z][a-z]+", call)
+        name = names.get(call) or "_".join(words[1:] if words[0] in {"Get", "List"} else words).lower()
+        for kind in (Client, fastlane_client.AsyncClient):
+            assert hasattr(kind, name), call
+
+
+@pytest.mark.parametrize(
+    ("options", "request_of"), [(fastlane_client.JobOptions, requests.enqueue), (fastlane_client.TailOptions, requests.tail)]
+)
+def test_the_options_that_are_told_are_those_that_are_taken(options: type, request_of: Callable[..., object]) -> None:
+    taken = {name for name, each in inspect.signature(request_of).parameters.items() if each.kind is each.KEYWORD_ONLY}
+    assert set(options.__annotations__) == taken
+
+
 @pytest.mark.parametrize(
     ("code", "reason", "kind"),
     [
@@ -191,7 +272,7 @@ def test_a_server_that_is_not_there_is_an_error_after_retry_for() -> None:
 
 def test_every_reason_of_the_contract_has_its_class() -> None:
     reasons = {name.removeprefix("ERROR_REASON_") for name in pb.ErrorReason.keys()} - {"UNSPECIFIED"}  # noqa: SIM118
-    assert reasons == set(fastlane_client._BY_REASON)
+    assert reasons == set(BY_REASON)
 
 
 def test_the_words_of_jobs_are_had_without_loading_grpc() -> None:
@@ -237,6 +318,24 @@ def test_a_tail_asks_for_what_it_was_told(server: ScriptedServer, client: Client
     assert (data_of(events, 1), data_of(events, 2)) == (b"", b"oh\n")
     [request] = server.received(pb.StreamExecutionLogsRequest)
     assert (request.HasField("follow"), request.follow, list(request.sources), request.heartbeat_interval.seconds) == (True, False, [2], 2)
+
+
+def test_a_tail_of_the_last_lines_takes_its_first_chunk_where_it_comes(server: ScriptedServer, client: Client) -> None:
+    server.logs["e"] = Log(HELLO.pieces, begin="2.0")
+    since = datetime(2026, 1, 2, tzinfo=UTC)
+    events = list(client.tail("e", tail_lines=2, since=since))
+    assert [data_of(events, source) for source in (1, 2, 3)] == [b"world\n", b"", b"it ended\n"]
+    [request] = server.received(pb.StreamExecutionLogsRequest)
+    assert (request.tail_lines, request.since_time.ToDatetime(UTC)) == (2, since)
+
+
+def test_a_tail_of_the_last_lines_that_was_cut_goes_on_by_its_cursor(server: ScriptedServer, client: Client) -> None:
+    server.logs["e"] = Log(HELLO.pieces, begin="2.0", chunks_per_message=1)
+    server.cuts.extend([Cut(0, "unavailable"), Cut(2, "unavailable"), Cut(1, "ok")])
+    events = list(client.tail("e", tail_lines=0))
+    assert [data_of(events, source) for source in (1, 2, 3)] == [b"world\n", b"", b"it ended\n"]
+    sent = server.received(pb.StreamExecutionLogsRequest)
+    assert [(each.cursor, each.HasField("tail_lines")) for each in sent] == [("", True), ("", True), ("3.0", True), ("3.0", True)]
 
 
 def test_text_in_place_of_bytes(server: ScriptedServer, client: Client) -> None:

@@ -101,6 +101,10 @@ class Engine:
         versions, info = self._asked("GET", "/version"), self._asked("GET", "/info")
         return Info(str(info.get("ID", "")), str(versions.get("Version", "")), str(versions.get("Arch", "")))
 
+    def facts(self) -> Mapping[str, Any]:
+        """All that it says of itself, by the names of its API."""
+        return {**self._asked("GET", "/info"), "Arch": self._asked("GET", "/version").get("Arch", "")}
+
     def forget(self) -> None:
         """The engine went away. The one that comes may be of another version."""
         self._version = ""
@@ -176,6 +180,12 @@ class Engine:
         except EngineRefuses as refusal:
             if "is already in progress" not in refusal.message:
                 raise
+
+    def of_all_instances(self) -> Sequence[Mapping[str, Any]]:
+        """Every container that any fastlane made, as the engine lists it. Takes no container's lock."""
+        filters = json.dumps({"label": [INSTANCE_LABEL]})
+        listed = self._asked("GET", f"/containers/json?{urlencode({'all': 1, 'filters': filters})}")
+        return [each for each in listed if f"/{container_name(each['Labels'].get(EXECUTION_LABEL, ''))}" in each["Names"]]
 
     # -- streams
 

@@ -1,0 +1,110 @@
+"""The command line, for people, shells and CI steps: output goes where the container sent it, and the exit status is the job's.
+
+Each command is imported when it is called for, and what only the server needs even later: `fastlane version` takes a tenth of a second.
+"""
+
+import os
+import signal
+import sys
+from collections.abc import Mapping, Sequence
+from importlib import import_module
+from typing import NoReturn
+
+import click
+
+from fastlane_grpc.cli.failure import FAILED, WRONG_USE, Failure
+
+# What each command does, in short, and the module that has it, under its own name. In the order of the help.
+COMMANDS: Mapping[str, tuple[str, str]] = {
+    "server": ("server", "Serve jobs."),
+    "run": ("run", "Run a command in an image, show its output, exit as it does."),
+    "enqueue": ("run", "Enqueue a command and print the job's id."),
+    "logs": ("logs", "Show the output of a job, live or later."),
+    "jobs": ("lists", "List jobs, newest first."),
+    "job": ("lists", "Show one job."),
+    "executions": ("lists", "List executions, newest first."),
+    "execution": ("lists", "Show one execution."),
+    "tasks": ("lists", "List tasks, with the number of their jobs."),
+    "hosts": ("lists", "List the engines that containers run on."),
+    "stop": ("ending", "Stop a job or an execution."),
+    "prune": ("ending", "Delete what ended long ago."),
+    "doctor": ("doctor", "Say what is wrong with a server's machine, and what to do."),
+    "config": ("settings", "Print the settings that a server would have."),
+    "version": ("about", "Print the version of this program."),
+    "completion": ("about", "Print what makes a shell complete commands and options."),
+}
+
+
+class _Commands(click.Group):
+    """Commands by name, imported one by one."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        if cmd_name not in COMMANDS:
+            return None
+        command: click.Command = getattr(import_module(f"fastlane_grpc.cli.{COMMANDS[cmd_name][0]}"), cmd_name)
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl([(name, does) for name, (_, does) in COMMANDS.items()])
+
+
+@click.group(
+    cls=_Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    epilog="""\b
+Exit status:
+  0    all went well; of `run` and `logs`: so did the job
+  1    it did not; stderr says why in a line
+  2    wrong use
+  69   the server cannot be reached
+  75   of `logs --no-follow`: the job is not over
+`run` and `logs` otherwise exit as the job did: with the code of its container, or
+  124  it ran into its timeout
+  125  it never ran, or nobody knows how it ended
+  130  it was stopped
+""",
+)
+def fastlane() -> None:
+    """Run commands in containers and see their output live.
+
+    \b
+      fastlane server                                  serve jobs, on this machine's Docker engine
+      fastlane run busybox -- echo hello               run one, see its output, exit as it does
+      fastlane logs JOB                                see it again, or from another place
+
+    FASTLANE_ADDRESS says where the server is. An id may be shortened to any beginning that no other has.
+    """
+
+
+def main() -> NoReturn:
+    """The command `fastlane`."""
+    # Ctrl-C ends it as it ends any program, where nothing better is known (`run`): an exception out of the middle of gRPC may leave a lock
+    # taken for ever. For the same reason the interpreter is not wound down, with threads of gRPC in it; nothing is buffered here.
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+    os._exit(exit_status(sys.argv[1:], os.environ))
+
+
+def exit_status(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
+    """Carries out one command line. What failed is said in a line on stderr."""
+    try:
+        status: int = fastlane.main(list(arguments), prog_name="fastlane", standalone_mode=False, obj=environ) or 0
+    except click.exceptions.NoArgsIsHelpError as usage:
+        click.echo(usage.message, err=True)
+        return WRONG_USE
+    except click.UsageError as error:
+        where = error.ctx.command_path if error.ctx else "fastlane"
+        return _failed(f"{error.format_message().rstrip('.')}; see `{where} --help`", WRONG_USE)
+    except Failure as failure:
+        return _failed(failure.message, failure.status)
+    except click.ClickException as error:
+        return _failed(error.format_message(), FAILED)
+    return status
+
+
+def _failed(message: str, status: int) -> int:
+    click.echo(f"fastlane: {message}", err=True)
+    return status

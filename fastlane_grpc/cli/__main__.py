@@ -1,0 +1,5 @@
+"""`python -m fastlane_grpc.cli`."""
+
+from fastlane_grpc.cli import main
+
+main()

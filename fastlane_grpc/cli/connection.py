@@ -1,0 +1,101 @@
+"""The server as commands see it: its errors as failures of the command, and its ids as people write them."""
+
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from itertools import islice
+from typing import NoReturn, TypeVar
+
+from fastlane_grpc import client as api
+from fastlane_grpc.cli.failure import UNAVAILABLE, Failure
+
+# How long the commands wait for a server that does not answer, which may just be restarting.
+_RETRY_FOR = timedelta(seconds=3)
+# What may be the beginning of an id, and not all of it. All else goes to the server as it is.
+_BEGINNING = re.compile(r"[0-9a-f-]{1,35}")
+_CANDIDATES = 5
+
+_Listed = TypeVar("_Listed")
+
+
+@contextmanager
+def connected(address: str) -> Iterator[api.Client]:
+    """A client for as long as it lasts. What goes wrong with the server meanwhile is a Failure."""
+    with api.Client(address, retry_for=_RETRY_FOR) as client:
+        try:
+            yield client
+        except api.ServerUnavailable as error:
+            message = f"no server answers at {address} ({cause(error)}); start one with `fastlane server`, or name another with --address"
+            raise Failure(str(error) if error.reason else message, UNAVAILABLE) from error
+        except api.UnknownField as error:
+            message = f"the server at {address} is older than this program and cannot do this: {error}"
+            raise Failure(str(error) if error.reason else message) from error
+        except api.Error as error:
+            raise Failure(str(error)) from error
+
+
+def cause(error: api.Error) -> str:
+    """In short. Where nobody answers gRPC tells at length which addresses it tried and, last, what the system said."""
+    return error.message if error.reason else error.message.rpartition(": ")[2]
+
+
+# ---------------------------------------------------------------------------------------------------------------- ids
+
+
+@dataclass(frozen=True, slots=True)
+class Named:
+    """What an id, or the beginning of one, turned out to be the id of: a job, or an execution; the other one is empty."""
+
+    job_id: str = ""
+    execution_id: str = ""
+
+
+def job_id(client: api.Client, text: str) -> str:
+    """The id that begins so; a whole one is not looked up."""
+    if not _BEGINNING.fullmatch(text):
+        return text
+    return _only(text, "job", [job.id for job in _first(client.jobs(id_prefix=text, page_size=_CANDIDATES + 1))], [])
+
+
+def execution_id(client: api.Client, text: str) -> str:
+    """The id that begins so; a whole one is not looked up."""
+    if not _BEGINNING.fullmatch(text):
+        return text
+    executions = _first(client.executions(id_prefix=text, page_size=_CANDIDATES + 1))
+    return _only(text, "execution", [], [execution.id for execution in executions])
+
+
+def either_id(client: api.Client, text: str) -> Named | None:
+    """Of a job or of an execution; None for a whole id, of which only the server can tell.
+
+    A job and its first execution are made in the same moment, and their ids begin alike: the job is meant, which stands for both.
+    """
+    if not _BEGINNING.fullmatch(text):
+        return None
+    jobs = [job.id for job in _first(client.jobs(id_prefix=text, page_size=_CANDIDATES + 1))]
+    executions = _first(client.executions(id_prefix=text, page_size=_CANDIDATES + 1))
+    if len(jobs) == 1 and all(execution.job_id == jobs[0] for execution in executions):
+        return Named(job_id=jobs[0])
+    found = _only(text, "job and no execution", jobs, [execution.id for execution in executions])
+    return Named(job_id=found) if jobs else Named(execution_id=found)
+
+
+def _first(found: Iterator[_Listed]) -> Sequence[_Listed]:
+    return list(islice(found, _CANDIDATES + 1))
+
+
+def _only(text: str, what: str, jobs: Sequence[str], executions: Sequence[str]) -> str:
+    found = [*jobs, *executions]
+    if not found:
+        raise Failure(f"there is no {what} whose id begins with {text!r}")
+    if len(found) > 1:
+        _ambiguous(text, [*(f"job {each}" for each in jobs), *(f"execution {each}" for each in executions)])
+    return found[0]
+
+
+def _ambiguous(text: str, candidates: Sequence[str]) -> NoReturn:
+    shown = [f"  {candidate}" for candidate in candidates[:_CANDIDATES]]
+    more = ["  and more"] if len(candidates) > _CANDIDATES else []
+    raise Failure("\n".join([f"several ids begin with {text!r}; give more of the one that is meant:", *shown, *more]))

@@ -1,0 +1,48 @@
+"""`fastlane doctor`: what is wrong with a server's machine, and what to do."""
+
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+
+import click
+
+from fastlane_grpc.cli.failure import FAILED
+from fastlane_grpc.cli.options import answers
+from fastlane_grpc.cli.settings import settings_in_force
+from fastlane_grpc.cli.tables import painted
+from fastlane_grpc.cli.terminal import is_colourful, printable, write
+
+
+@click.command()
+@click.option(
+    "--config", "file", type=click.Path(path_type=Path), envvar="FASTLANE_CONFIG", show_envvar=True, help="TOML file of settings."
+)
+@click.option("--data-dir", metavar="PATH", help="The server's data directory.")
+@click.option("--engine", metavar="ADDRESS", help="The server's Docker engine.")
+@click.option("--listen", metavar="HOST:PORT", help="The address that the server is to serve on, or does.")
+@answers
+@click.pass_obj
+def doctor(environ: Mapping[str, str], /, *, file: Path | None, form: str, **flags: str | None) -> int:
+    """Look at all that a server needs on this machine, and say what is wrong and what to do. Changes nothing.
+
+    To be run as the user that runs the server, with the same settings, whether or not a server runs. A line for each check: ok, warn (jobs
+    run, and something is less than it could be) or FAIL. The exit status is 1 if anything fails.
+
+    \b
+    Examples:
+      fastlane doctor --data-dir /srv/fastlane
+      fastlane doctor -o json | jq 'select(.level != "ok")'
+    """
+    settings = settings_in_force(flags, environ, file).settings
+    from fastlane_grpc.doctor import Finding, Level, examine
+
+    def text(finding: Finding) -> str:
+        advice = f"\n{'':22}→ {printable(finding.advice)}" if finding.advice else ""
+        return f"{painted(f'{finding.level:4}', finding.level, colour=colour)}  {finding.check:14}  {printable(finding.found)}{advice}\n"
+
+    colour, failed = is_colourful(1, environ), False
+    for finding in examine(settings):
+        failed = failed or finding.level is Level.FAIL
+        write(1, (json.dumps(asdict(finding)) + "\n" if form == "json" else text(finding)).encode())
+    return FAILED if failed else 0

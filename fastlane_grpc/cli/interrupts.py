@@ -1,0 +1,58 @@
+"""Ctrl-C in `fastlane run`: once stops the job, twice leaves it."""
+
+import os
+import queue
+import signal
+import threading
+from datetime import timedelta
+
+from fastlane_grpc import client as api
+from fastlane_grpc.cli.failure import INTERRUPTED
+
+# A stop is worth waiting for a server that is away.
+_STOP_FOR = timedelta(minutes=2)
+
+
+class Interrupts:
+    """Takes SIGINT and SIGTERM in place of Python: the first stops the job, the second leaves at once and the job to its stopping.
+
+    A handler may run anywhere in the main thread, in the middle of gRPC too. So it only posts an order; a thread carries it out.
+    """
+
+    def __init__(self, address: str) -> None:
+        self._address = address
+        self._count = 0
+        self._orders: queue.SimpleQueue[str] = queue.SimpleQueue()
+        self._job_id = ""
+        self._stopped = False
+        for number in (signal.SIGINT, signal.SIGTERM):
+            signal.signal(number, self._handle)
+
+    def job_is_known(self, job_id: str) -> None:
+        self._job_id = job_id
+        threading.Thread(target=self._carry_out, name="fastlane-stop", daemon=True).start()
+
+    def _handle(self, number: int, _: object) -> None:
+        self._count += 1
+        if self._count == 1:
+            self._orders.put(signal.Signals(number).name)
+            return
+        if not self._job_id:
+            text = "left before the server answered; the job may have been kept"
+        elif self._stopped:
+            text = f"left; the job is stopping. See it with: fastlane logs {self._job_id}"
+        else:
+            text = f"left; the job may run on. See it with: fastlane logs {self._job_id}; end it with: fastlane stop {self._job_id}"
+        # Now, whatever waits for whatever: nothing of ours is buffered.
+        os.write(2, f"\nfastlane: {text}\n".encode())
+        os._exit(INTERRUPTED)
+
+    def _carry_out(self) -> None:
+        name = self._orders.get()
+        os.write(2, f"\nfastlane: stopping job {self._job_id}; once more leaves it alone\n".encode())
+        try:
+            with api.Client(self._address, timeout=_STOP_FOR) as client:
+                client.stop(self._job_id, f"{name} in fastlane run")
+            self._stopped = True
+        except api.Error as error:
+            os.write(2, f"fastlane: cannot stop job {self._job_id}: {error}\n".encode())

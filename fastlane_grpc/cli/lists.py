@@ -1,0 +1,324 @@
+"""What there is: jobs, executions, tasks and hosts, many or one."""
+
+import shlex
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
+from itertools import islice
+from typing import Any
+
+import click
+
+from fastlane_grpc.cli.connection import connected, execution_id, job_id
+from fastlane_grpc.cli.options import MOMENT, PAIR, STATES, answers, limits, states_option, talks_to_server
+from fastlane_grpc.cli.output import state_name, waiting_text
+from fastlane_grpc.cli.tables import Column, ago, as_line, cut, moment, show, show_facts, size, span, time_of
+from fastlane_grpc.cli.terminal import write
+from fastlane_grpc.v1 import fastlane_pb2 as pb
+
+# What a server answers in one page at most.
+_LARGEST_PAGE = 1000
+
+
+# ---------------------------------------------------------------------------------------------------------------- commands
+
+
+@click.command()
+@click.option("--task", "task_id", default="", metavar="NAME", help="Of this task.")
+@states_option
+@click.option("-l", "--label", "labels", type=PAIR, multiple=True, help="With this label; of several, with all.")
+@click.option("--since", type=MOMENT, help="Enqueued since then: so long ago, as 10m or 2d, or a time, as 2026-01-31T08:00:00Z.")
+@click.option("--until", type=MOMENT, help="Enqueued before then.")
+@limits
+@answers
+@talks_to_server
+@click.pass_obj
+def jobs(
+    environ: Mapping[str, str],
+    /,
+    *,
+    task_id: str,
+    states: Sequence[str],
+    labels: Sequence[tuple[str, str]],
+    since: datetime | None,
+    until: datetime | None,
+    limit: int,
+    everything: bool,
+    form: str,
+    address: str,
+) -> int:
+    """List jobs, newest first.
+
+    \b
+    Examples:
+      fastlane jobs --task send-mail --state failed --state timed-out --since 1d
+      fastlane jobs --all -l team=billing -o json | jq -r .id
+    """
+    with connected(address) as client:
+        page_size = _page_size(limit, everything=everything)
+        found = client.jobs(
+            task_id=task_id, states=map(STATES.__getitem__, states), labels=dict(labels), since=since, until=until, page_size=page_size
+        )
+        columns = _job_columns(datetime.now(UTC))
+        show(_limited(found, limit, everything=everything), columns, form=form, nothing="no jobs", environ=environ)
+    return 0
+
+
+@click.command()
+@click.argument("id", metavar="JOB")
+@answers
+@talks_to_server
+@click.pass_obj
+def job(environ: Mapping[str, str], /, *, id: str, form: str, address: str) -> int:  # noqa: A002
+    """Show one job: what was asked for, where it is, how it ended.
+
+    \b
+    Example:
+      fastlane job 01980f3e-8b1c-7d43-9a51-0242ac120002
+    """
+    with connected(address) as client:
+        found = client.job(job_id(client, id))
+    if form == "json":
+        write(1, as_line(found))
+    else:
+        show_facts(_job_facts(found, datetime.now(UTC)), environ)
+    return 0
+
+
+@click.command()
+@click.option("--job", "of_job", default="", metavar="JOB", help="Of this job.")
+@click.option("--task", "task_id", default="", metavar="NAME", help="Of this task.")
+@states_option
+@click.option("--host", default="", metavar="NAME", help="On this host, now or when it ran.")
+@limits
+@answers
+@talks_to_server
+@click.pass_obj
+def executions(
+    environ: Mapping[str, str],
+    /,
+    *,
+    of_job: str,
+    task_id: str,
+    states: Sequence[str],
+    host: str,
+    limit: int,
+    everything: bool,
+    form: str,
+    address: str,
+) -> int:
+    """List executions, newest first. An execution is one container of a job.
+
+    \b
+    Examples:
+      fastlane executions --state running --host local
+      fastlane executions --job 01980f3e -o json
+    """
+    with connected(address) as client:
+        found = client.executions(
+            job_id=job_id(client, of_job) if of_job else "",
+            task_id=task_id,
+            states=map(STATES.__getitem__, states),
+            host=host,
+            page_size=_page_size(limit, everything=everything),
+        )
+        columns = _execution_columns(datetime.now(UTC))
+        show(_limited(found, limit, everything=everything), columns, form=form, nothing="no executions", environ=environ)
+    return 0
+
+
+@click.command()
+@click.argument("id", metavar="EXECUTION")
+@answers
+@talks_to_server
+@click.pass_obj
+def execution(environ: Mapping[str, str], /, *, id: str, form: str, address: str) -> int:  # noqa: A002
+    """Show one execution: where it ran, when, how it ended, what it printed.
+
+    \b
+    Example:
+      fastlane execution 01980f3e-8b1c-7d43-9a51-0242ac120003
+    """
+    with connected(address) as client:
+        found = client.execution(execution_id(client, id))
+    if form == "json":
+        write(1, as_line(found))
+    else:
+        show_facts(_execution_facts(found, datetime.now(UTC)), environ)
+    return 0
+
+
+@click.command()
+@answers
+@talks_to_server
+@click.pass_obj
+def tasks(environ: Mapping[str, str], /, *, form: str, address: str) -> int:
+    """List tasks by name, with the number of their jobs. A task is there as long as a job of it is kept.
+
+    \b
+    Example:
+      fastlane tasks
+    """
+    now = datetime.now(UTC)
+    columns = [
+        Column("TASK", lambda task: task.id),
+        Column("OPEN", lambda task: str(task.open_jobs)),
+        Column("JOBS", lambda task: str(task.jobs)),
+        Column("LAST ENQUEUED", lambda task: _ago(task, "last_enqueue_time", now)),
+        Column("SINCE", lambda task: _ago(task, "create_time", now)),
+    ]
+    with connected(address) as client:
+        show(client.tasks(page_size=_LARGEST_PAGE), columns, form=form, nothing="no tasks", environ=environ)
+    return 0
+
+
+@click.command()
+@answers
+@talks_to_server
+@click.pass_obj
+def hosts(environ: Mapping[str, str], /, *, form: str, address: str) -> int:
+    """List the engines that containers run on: whether they answer, how full they are, how output is captured there.
+
+    \b
+    Example:
+      fastlane hosts
+    """
+    columns = [
+        Column("HOST", lambda host: host.name),
+        Column("STATE", lambda host: _word(pb.Host.Availability, host.availability)),
+        Column("RUNNING", lambda host: f"{host.running} of {host.max_running}"),
+        Column("ENGINE", lambda host: host.engine_version or "-"),
+        Column("CAPTURE", lambda host: _word(pb.Host.Capture, host.capture) or "-"),
+        Column("ADDRESS", lambda host: host.address),
+        Column("NOTE", lambda host: cut(_host_note(host))),
+    ]
+    with connected(address) as client:
+        show(client.hosts(), columns, form=form, nothing="no hosts", environ=environ)
+    return 0
+
+
+def _limited(found: Iterator[Any], limit: int, *, everything: bool) -> Iterable[Any]:
+    return found if everything else islice(found, limit)
+
+
+def _page_size(limit: int, *, everything: bool) -> int:
+    return _LARGEST_PAGE if everything else min(limit, _LARGEST_PAGE)
+
+
+# ---------------------------------------------------------------------------------------------------------------- for people
+
+
+def _job_columns(now: datetime) -> Sequence[Column]:
+    return [
+        Column("JOB", lambda job: job.id),
+        Column("TASK", lambda job: job.task_id),
+        Column("STATE", lambda job: state_name(job.state)),
+        Column("ENQUEUED", lambda job: _ago(job, "create_time", now)),
+        Column("RAN", lambda job: _ran(job.execution, now)),
+        Column("NOTE", lambda job: cut(_note(job, job.execution))),
+    ]
+
+
+def _execution_columns(now: datetime) -> Sequence[Column]:
+    return [
+        Column("EXECUTION", lambda execution: execution.id),
+        Column("TASK", lambda execution: execution.task_id),
+        Column("STATE", lambda execution: state_name(execution.state)),
+        Column("HOST", lambda execution: execution.host or "-"),
+        Column("CREATED", lambda execution: _ago(execution.times, "create_time", now)),
+        Column("RAN", lambda execution: _ran(execution, now)),
+        Column("NOTE", lambda execution: cut(_note(execution, execution))),
+    ]
+
+
+def _job_facts(job: pb.Job, now: datetime) -> Iterator[tuple[str, str]]:
+    spec = job.spec
+    yield "job", job.id
+    yield "task", job.task_id
+    yield "state", ", ".join(filter(None, [state_name(job.state), _note(job, job.execution)]))
+    yield "image", spec.image
+    yield "entrypoint", shlex.join(spec.entrypoint)
+    yield "command", " ".join(filter(None, [spec.command, shlex.join(spec.args)]))
+    yield "envs", " ".join(f"{name}={shlex.quote(value)}" for name, value in sorted(spec.envs.items()))
+    yield "labels", " ".join(f"{name}={shlex.quote(value)}" for name, value in sorted(spec.labels.items()))
+    yield "timeout", span(spec.timeout.ToTimedelta()) if spec.HasField("timeout") else ""
+    yield "priority", str(spec.priority or "")
+    yield "request id", job.request_id
+    yield "caller", job.caller_address
+    yield "enqueued", _moment(job, "create_time", now)
+    yield "ended", _moment(job, "end_time", now)
+    yield "ran", _ran(job.execution, now).strip("-")
+    yield "executions", str(job.executions or "")
+    yield "newest", job.execution.id
+    yield "host", job.execution.host
+
+
+def _execution_facts(execution: pb.Execution, now: datetime) -> Iterator[tuple[str, str]]:
+    yield "execution", execution.id
+    yield "job", execution.job_id
+    yield "task", execution.task_id
+    yield "run, attempt", f"{execution.run}, {execution.attempt}" if execution.run else ""
+    yield "state", ", ".join(filter(None, [state_name(execution.state), _note(execution, execution)]))
+    yield "host", execution.host
+    yield "container", execution.container_id
+    yield "image", execution.image_digest
+    for field, name in _TIMES.items():
+        yield name, _moment(execution.times, field, now)
+    yield "ran", _ran(execution, now).strip("-")
+    for totals in execution.logs:
+        missing = f", of which {size(totals.missing_bytes)} cannot be had" if totals.missing_bytes else ""
+        yield pb.Source.Name(totals.source).removeprefix("SOURCE_").lower(), f"{size(totals.bytes)}{missing}"
+
+
+_TIMES = {
+    "create_time": "created",
+    "claim_time": "got a place",
+    "pull_time": "image there",
+    "container_time": "container made",
+    "start_time": "started",
+    "first_byte_time": "first byte",
+    "exit_time": "exited",
+    "seal_time": "log sealed",
+    "end_time": "ended",
+    "prune_time": "log pruned",
+}
+
+
+def _note(nouns: pb.Job | pb.Execution, execution: pb.Execution) -> str:
+    """How it ended, or what it waits for."""
+    if nouns.HasField("outcome"):
+        outcome = nouns.outcome
+        return outcome.detail or (f"exited with {outcome.exit_code}" if outcome.exit_code else "")
+    return waiting_text(execution.waiting) if execution.HasField("waiting") else ""
+
+
+def _ran(execution: pb.Execution, now: datetime) -> str:
+    """How long the container ran, or has run."""
+    start = time_of(execution.times, "start_time")
+    if start is None:
+        return "-"
+    end = time_of(execution.times, "exit_time") or time_of(execution.times, "end_time") or now
+    return span(max(end - start, timedelta(0)))
+
+
+def _host_note(host: pb.Host) -> str:
+    failed = time_of(host, "last_error_time")
+    if host.availability == pb.Host.AVAILABILITY_DOWN and host.last_error:
+        return host.last_error
+    error = f"{ago(failed, datetime.now(UTC))}: {host.last_error}" if failed and host.last_error else ""
+    return host.capture_reason or error
+
+
+def _ago(message: Any, field: str, now: datetime) -> str:
+    time = time_of(message, field)
+    return ago(time, now) if time else "-"
+
+
+def _moment(message: Any, field: str, now: datetime) -> str:
+    time = time_of(message, field)
+    return moment(time, now) if time else ""
+
+
+def _word(enum: Any, number: int) -> str:
+    """The name of an enum's value without what all of them begin with: "up" of AVAILABILITY_UP; empty if it is the zero."""
+    name: str = enum.Name(number) if number in enum.values() else f"VALUE_{number}"
+    return name.partition("_")[2].lower() if number else ""

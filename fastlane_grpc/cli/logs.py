@@ -1,0 +1,85 @@
+"""`fastlane logs`: the output of a job, live or later."""
+
+from collections.abc import Mapping, Sequence
+from datetime import datetime
+
+import click
+
+from fastlane_grpc import client as api
+from fastlane_grpc.cli.connection import connected, either_id
+from fastlane_grpc.cli.failure import Failure
+from fastlane_grpc.cli.options import MOMENT, shows_output, talks_to_server
+from fastlane_grpc.cli.output import Display, follow
+from fastlane_grpc.v1 import fastlane_pb2
+
+# What the contract allows.
+_MOST_LINES = 1_000_000
+
+
+@click.command()
+@click.argument("id", metavar="JOB|EXECUTION")
+@click.option("-f", "--follow/--no-follow", "follows", default=True, help="Wait for more, to its end; or not.  [default: --follow]")
+@click.option("--since", type=MOMENT, help="Show what came since then: so long ago, as 10m or 2d, or a time, as 2026-01-31T08:00:00Z.")
+@click.option(
+    "--tail",
+    "lines",
+    type=click.IntRange(0, _MOST_LINES),
+    metavar="NUMBER",
+    help="Begin with the last so many lines.",
+)
+@click.option("--source", "names", type=click.Choice(["stdout", "stderr", "system"]), multiple=True, help="Show these alone.")
+@click.option("-t", "--timestamps", is_flag=True, help="Begin each line with the time at which it came.")
+@click.option("--cursor", default="", help="Begin after this point of the log; goes before --since and --tail.")
+@shows_output
+@talks_to_server
+@click.pass_obj
+def logs(
+    environ: Mapping[str, str],
+    /,
+    *,
+    id: str,  # noqa: A002
+    follows: bool,
+    since: datetime | None,
+    lines: int | None,
+    names: Sequence[str],
+    timestamps: bool,
+    cursor: str,
+    verbose: bool,
+    quiet: bool,
+    address: str,
+) -> int:
+    """Show the output of a job's newest execution, or of one execution: what there is, then what comes, to its end.
+
+    \b
+    Examples:
+      fastlane logs 01980f3e-8b1c-7d43-9a51-0242ac120002
+      fastlane logs -t --since 10m --tail 100 01980f3e
+      fastlane logs --no-follow --source stderr 01980f3e | tail
+
+    Ctrl-C leaves the job alone.
+
+    \b
+    Exit status: that of the job, as with `fastlane run`, or
+      75  --no-follow met one that is not over    69  the server does not answer
+       2  wrong use                                1  another error
+    """
+    only = [fastlane_pb2.Source.Value(f"SOURCE_{name.upper()}") for name in names]
+    display = Display(environ, verbose=verbose, quiet=quiet, timestamps=timestamps, only=only)
+    with connected(address) as client:
+        execution_id = _execution_id(client, id)
+        tail = client.tail(execution_id, cursor, display.sources, follow=follows, since=since, tail_lines=lines)
+        return follow(tail, display)
+
+
+def _execution_id(client: api.Client, text: str) -> str:
+    """The id itself if it is of an execution; of a job, its newest execution's."""
+    named = either_id(client, text)
+    if named is not None:
+        return named.execution_id or client.job(named.job_id).execution.id
+    try:
+        return client.job(text).execution.id
+    except api.NotFound:
+        try:
+            return client.execution(text).id
+        except api.NotFound:
+            raise Failure(f"there is no job and no execution {text!r}") from None

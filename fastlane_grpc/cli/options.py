@@ -1,0 +1,148 @@
+"""Kinds of values, and the options that several commands have."""
+
+from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
+from typing import Any, TypeVar
+
+import click
+
+from fastlane_grpc import config
+from fastlane_grpc.v1 import fastlane_pb2
+
+Function = TypeVar("Function", bound=Callable[..., Any])
+
+
+# ---------------------------------------------------------------------------------------------------------------- kinds of values
+
+
+class _Reads(click.ParamType[object]):
+    """Text that a function of `config` reads, by the same strict rules as the settings, or one of ours."""
+
+    def __init__(self, name: str, read: Callable[[str], object]) -> None:
+        self.name = name
+        self._read = read
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> object:
+        try:
+            return self._read(value) if isinstance(value, str) else value
+        except ValueError as error:
+            self.fail(f"{value!r} {error}", param, ctx)
+
+
+def _read_grace(text: str) -> timedelta:
+    """Unlike other durations it may be none at all."""
+    if text == "0s":
+        return timedelta(0)
+    try:
+        return config.read_duration(text)
+    except ValueError:
+        raise ValueError("has to be a duration from 0s on, as 10s or 1m30s; 0s kills at once") from None
+
+
+def _read_age(text: str) -> timedelta:
+    """Unlike other durations it may be none at all, which is any age."""
+    if text == "0s":
+        return timedelta(0)
+    try:
+        return config.read_duration(text)
+    except ValueError:
+        raise ValueError("has to be an age, as 30d, 12h or 1d12h; 0s is any age") from None
+
+
+def _read_moment(text: str) -> datetime:
+    """So long ago, or a time; one without a zone is this machine's."""
+    try:
+        return datetime.now(UTC) - _read_age(text)
+    except ValueError:
+        pass
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise ValueError("has to be an age, as 10m or 2d, or a time, as 2026-01-31T08:00:00Z") from None
+
+
+def _read_server(text: str) -> str:
+    """Where a server is. Unlike where one is to serve, that is a certain port."""
+    try:
+        if int(config.read_address(text).rpartition(":")[2]):
+            return text
+    except ValueError:
+        pass
+    raise ValueError(f"has to be HOST:PORT, as {config.DEFAULT_LISTEN}")
+
+
+def _read_pair(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not name or not equals:
+        raise ValueError("has to be NAME=VALUE")
+    return name, value
+
+
+def _read_variable(text: str) -> tuple[str, str | None]:
+    """A name alone stands for the variable of that name here."""
+    if "=" in text:
+        return _read_pair(text)
+    if not text:
+        raise ValueError("has to be NAME=VALUE or NAME")
+    return text, None
+
+
+DURATION = _Reads("duration", config.read_duration)
+GRACE = _Reads("duration", _read_grace)
+AGE = _Reads("age", _read_age)
+MOMENT = _Reads("age|time", _read_moment)
+SIZE = _Reads("bytes", config.read_bytes)
+ADDRESS = _Reads("host:port", _read_server)
+PAIR = _Reads("name=value", _read_pair)
+VARIABLE = _Reads("name[=value]", _read_variable)
+
+# As they are written on a command line: "timed-out".
+STATES = {name.removeprefix("STATE_").replace("_", "-").lower(): number for name, number in fastlane_pb2.State.items() if number}
+
+
+# ---------------------------------------------------------------------------------------------------------------- shared options
+
+
+def talks_to_server(function: Function) -> Function:
+    return click.option(
+        "-a",
+        "--address",
+        type=ADDRESS,
+        envvar="FASTLANE_ADDRESS",
+        default=config.DEFAULT_LISTEN,
+        show_default=True,
+        show_envvar=True,
+        help="The server.",
+    )(function)
+
+
+def shows_output(function: Function) -> Function:
+    function = click.option("-v", "--verbose", is_flag=True, help="Show fastlane's own lines too (as on a terminal), on stderr.")(function)
+    return click.option("-q", "--quiet", is_flag=True, help="Show the container's output, and where some is missing; nothing else.")(
+        function
+    )
+
+
+def answers(function: Function) -> Function:
+    """For commands that show what the server answers."""
+    return click.option(
+        "-o",
+        "--output",
+        "form",
+        type=click.Choice(["table", "json"]),
+        default="table",
+        help="`json`: an object a line, with the contract's names.  [default: table, for people]",
+    )(function)
+
+
+def states_option(function: Function) -> Function:
+    return click.option("--state", "states", type=click.Choice(list(STATES)), multiple=True, help="In this state; give it once for each.")(
+        function
+    )
+
+
+def limits(function: Function) -> Function:
+    function = click.option("--all", "everything", is_flag=True, help="All of them.")(function)
+    return click.option("-n", "--limit", type=click.IntRange(1), default=50, show_default=True, metavar="NUMBER", help="At most so many.")(
+        function
+    )

@@ -1,0 +1,163 @@
+"""A job's output on its way to stdout and stderr: bytes pass as they are, and where some are missing it is said."""
+
+import sys
+import time
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from itertools import groupby
+from operator import attrgetter
+
+from fastlane_grpc import client as api
+from fastlane_grpc.cli.connection import cause
+from fastlane_grpc.cli.failure import Failure
+from fastlane_grpc.cli.terminal import CannotWrite, LiveLine, is_colourful, obeys, printable, say, write
+from fastlane_grpc.v1 import fastlane_pb2
+
+# A shorter absence of the server is not worth a word.
+_AWAY_SECONDS = 1.0
+_BEFORE_ITS_START = {fastlane_pb2.STATE_QUEUED, fastlane_pb2.STATE_PREPARING}
+
+
+class Display:
+    """Where output goes, and how much of it. Nothing is buffered here: what has come is on its way.
+
+    fastlane's own lines are shown on a terminal, or if `verbose`. On a terminal, what they and the state say before the container starts
+    (it waits, the image is pulled) is one line that is written over and goes away.
+    """
+
+    def __init__(
+        self,
+        environ: Mapping[str, str],
+        *,
+        verbose: bool,
+        quiet: bool,
+        timestamps: bool = False,
+        only: Sequence[fastlane_pb2.Source.ValueType] = (),
+    ) -> None:
+        self.system = (sys.stderr.isatty() or verbose) and not quiet
+        own_lines = [api.SYSTEM] if self.system else []
+        self.sources: Sequence[fastlane_pb2.Source.ValueType] = only or [api.STDOUT, api.STDERR, *own_lines]
+        self._quiet = quiet
+        self._dim = is_colourful(2, environ)
+        self._bytes_of: Callable[[api.Output], bytes] = _Stamps().stamped if timestamps else attrgetter("data")
+        self._live = LiveLine() if self.system and not (verbose or timestamps or only) and obeys(2, environ) else None
+        self._began = False
+        # Whether a line of fastlane's own was written to stay.
+        self._told = False
+
+    def output(self, pieces: Iterable[api.Output]) -> None:
+        for source, run_of_one in groupby(pieces, lambda piece: piece.source):
+            data = b"".join(map(self._bytes_of, run_of_one))
+            if source == api.SYSTEM and self._live and not self._began:
+                newest = data.rstrip(b"\n").rpartition(b"\n")[2]
+                self._live.show(f"fastlane: {newest.decode(errors='replace')}")
+                continue
+            if source == api.SYSTEM and self._dim:
+                data = b"\x1b[2m" + data + b"\x1b[22m"
+            self._began = True
+            self._told = self._told or source == api.SYSTEM
+            self.clear()
+            write(1 if source == api.STDOUT else 2, data)
+
+    def state(self, change: api.StateChange) -> None:
+        if change.state not in _BEFORE_ITS_START:
+            self._began = True
+            self.clear()
+        elif self._live and not self._began and change.waiting and change.waiting.detail:
+            self._live.show(f"fastlane: waiting: {waiting_text(change.waiting)}")
+
+    def end(self, end: api.End) -> None:
+        """Why it ended, where the container's own exit does not say it and fastlane's own lines, which do, are not shown."""
+        self.clear()
+        if end.exit_status == 0 or end.outcome is None or self._told or self._quiet:
+            return
+        if end.outcome.reason != fastlane_pb2.REASON_EXIT_CODE:
+            say(printable(end.outcome.detail) or f"it ended as {state_name(end.state)}")
+
+    def say(self, text: str) -> None:
+        self.clear()
+        say(text)
+
+    def clear(self) -> None:
+        """Takes the live line away, if there is one."""
+        if self._live:
+            self._live.clear()
+
+
+class _Stamps:
+    """Puts the time at which it was received before each line, as RFC 3339 with nanoseconds."""
+
+    def __init__(self) -> None:
+        # Sources in the middle of a line, whose next piece goes on with it.
+        self._within: set[int] = set()
+
+    def stamped(self, piece: api.Output) -> bytes:
+        if not piece.data:
+            return b""
+        seconds, nanoseconds = divmod(piece.time_ns, 1_000_000_000)
+        stamp = f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{nanoseconds:09d}Z ".encode()
+        first = b"" if piece.source in self._within else stamp
+        if piece.data.endswith(b"\n"):
+            self._within.discard(piece.source)
+        else:
+            self._within.add(piece.source)
+        return first + piece.data[:-1].replace(b"\n", b"\n" + stamp) + piece.data[-1:]
+
+
+def follow(tail: api.Tail, display: Display) -> int:
+    """Shows what comes, to the end; the exit status that it tells."""
+    try:
+        return _follow(tail, display)
+    except CannotWrite as error:
+        raise Failure(f"{error.message}; the job runs on") from error
+    except api.Error:
+        display.clear()
+        raise
+
+
+def _follow(tail: api.Tail, display: Display) -> int:
+    told_away = False
+    with tail:
+        for events in tail.batches():
+            display.output(event for event in events if isinstance(event, api.Output))
+            for event in events:
+                match event:
+                    case api.Gap():
+                        display.say(_gap_text(event))
+                    case api.StateChange():
+                        display.state(event)
+                    case api.Disconnected() if event.seconds >= _AWAY_SECONDS and not told_away:
+                        told_away = True
+                        display.say(f"the server does not answer ({cause(event.error)}); trying again until it does")
+                    case api.Reconnected() if told_away:
+                        told_away = False
+                        display.say(f"the server is back after {event.seconds:.0f} s; going on where it was cut")
+                    case api.End():
+                        display.end(event)
+                        return event.exit_status
+    raise api.Error("the output ended without saying how")
+
+
+def state_name(state: int) -> str:
+    for name, number in fastlane_pb2.State.items():
+        if number == state:
+            return name.removeprefix("STATE_").replace("_", " ").lower()
+    return f"state {state}"
+
+
+def waiting_text(waiting: fastlane_pb2.Waiting) -> str:
+    """What it waits for, and behind how many."""
+    return f"{waiting.detail}, {waiting.ahead} before it" if waiting.ahead else waiting.detail
+
+
+def _gap_text(gap: api.Gap) -> str:
+    name = "stderr" if gap.source == api.STDERR else "fastlane's own lines" if gap.source == api.SYSTEM else "stdout"
+    what = f"bytes of {name} may be missing here" if gap.missing_bytes is None else f"{gap.missing_bytes} bytes of {name} are missing here"
+    if gap.cause == fastlane_pb2.LogGap.CAUSE_SIZE_LIMIT:
+        return f"{what}: the log grew beyond its limit"
+    if gap.cause == fastlane_pb2.LogGap.CAUSE_PRUNED:
+        return f"{what}: the log was pruned"
+    if gap.cause == fastlane_pb2.LogGap.CAUSE_ENGINE:
+        return f"{what}: lost before fastlane had stored them"
+    if gap.cause == fastlane_pb2.LogGap.CAUSE_STORE:
+        return f"{what}: the server's disk had no room, or is damaged"
+    return what

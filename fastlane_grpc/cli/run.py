@@ -1,0 +1,174 @@
+"""`fastlane run` and `fastlane enqueue`: a job from the words of a command line."""
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import click
+
+from fastlane_grpc import client as api
+from fastlane_grpc.cli.connection import connected
+from fastlane_grpc.cli.interrupts import Interrupts
+from fastlane_grpc.cli.options import DURATION, GRACE, PAIR, SIZE, VARIABLE, Function, shows_output, talks_to_server
+from fastlane_grpc.cli.output import Display, follow
+from fastlane_grpc.v1 import fastlane_pb2
+
+
+class _JobCommand(click.Command):
+    """`run [OPTIONS] IMAGE [OPTIONS] [--] [WORD]...`: options may stand on both sides of the image, and the words of the command are
+    taken as they are, from the first that is no option, or from `--` on."""
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        options: list[str] = []
+        words = list(args)
+        image: list[str] = []
+        while words:
+            word = words.pop(0)
+            if word == "--":
+                break
+            if word.startswith("-") and len(word) > 1:
+                options.append(word)
+                if self._wants_value(word) and words:
+                    options.append(words.pop(0))
+            elif not image:
+                image = [word]
+            else:
+                words.insert(0, word)
+                break
+        return super().parse_args(ctx, [*options, "--", *image, *words])
+
+    def _wants_value(self, word: str) -> bool:
+        """Whether the next word is this option's value: of `--task T`, `-e K=V`, `-de K=V`, and not of `--task=T`, `-eK=V`."""
+        valued = {name for each in self.params if isinstance(each, click.Option) and not each.is_flag for name in each.opts}
+        if word.startswith("--"):
+            return word in valued
+        for place, letter in enumerate(word[1:], 2):
+            if f"-{letter}" in valued:
+                return place == len(word)
+        return False
+
+
+# In the order of the help.
+_JOB_OPTIONS = [
+    click.option("--task", metavar="NAME", help="What to group the job under.  [default: the image's name]"),
+    click.option("-e", "--env", "envs", type=VARIABLE, multiple=True, help="Set a variable; by its name alone, as it is set here."),
+    click.option("--timeout", type=DURATION, help="Longest time it may run, as 90s or 2h.  [default: the server's]"),
+    click.option(
+        "--pull", "pull_policy", type=click.Choice(["missing", "always", "never"]), help="When to pull the image.  [default: missing]"
+    ),
+    click.option("--memory", "memory_bytes", type=SIZE, default=0, help="How far it may grow, as 512m or 1g."),
+    click.option("--cpus", type=click.FloatRange(min=0), default=0.0, metavar="NUMBER", help="CPUs it may use, as 0.5."),
+    click.option("--pids", type=click.IntRange(min=0), default=0, metavar="NUMBER", help="Processes and threads it may have."),
+    click.option("--network", default="", metavar="NAME", help="`none`: no network."),
+    click.option("-u", "--user", default="", help="User or uid, and :group, to run as."),
+    click.option("-w", "--workdir", "working_dir", default="", metavar="DIR", help="Directory to start in."),
+    click.option("--entrypoint", metavar="PROGRAM", help="In place of the image's entrypoint; empty: none."),
+    click.option("-l", "--label", "labels", type=PAIR, multiple=True, help="To find the job by."),
+    click.option("--priority", type=click.IntRange(-100, 100), default=0, metavar="NUMBER", help="Higher goes first."),
+    click.option("--read-only", "read_only_root", is_flag=True, help="The root file system cannot be written."),
+    click.option("--stop-signal", default="", metavar="SIGNAL", help="What asks it to end.  [default: the image's, or SIGTERM]"),
+    click.option("--stop-grace", type=GRACE, help="Time from that signal to the kill.  [default: 10s]"),
+    click.option("--request-id", metavar="ID", help="With the same one, the same command runs once, however often it is sent."),
+]
+
+
+def _describes_job(function: Function) -> Function:
+    """The image, the words and all options of a job."""
+    for option in reversed(_JOB_OPTIONS):
+        function = option(function)
+    function = click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[--] [WORD]...")(function)
+    return click.argument("image")(function)
+
+
+@click.command(cls=_JobCommand)
+@_describes_job
+@click.option("-d", "--detach", is_flag=True, help="Print the job's id and do not wait, as `fastlane enqueue`.")
+@shows_output
+@talks_to_server
+@click.pass_obj
+def run(environ: Mapping[str, str], /, *, detach: bool, verbose: bool, quiet: bool, address: str, **job_options: Any) -> int:
+    """Run a command in IMAGE: its output comes live, on stdout and stderr; the exit status is the job's.
+
+    \b
+    Examples:
+      fastlane run busybox -- sh -c 'echo hello; exit 3'
+      fastlane run --task send-mail -e SMTP_SERVER=mail --timeout 2m registry:5000/mail:1.4 python send.py
+      JOB=$(fastlane run -d busybox sleep 60)
+
+    If the connection or the server drops, it waits and goes on by itself: no byte twice, and where some are missing it says so. Ctrl-C
+    (or SIGTERM) stops the job and shows what it still prints; a second one leaves it alone. If the reader of stdout goes away (`| head`),
+    so does this command; the job runs on.
+
+    \b
+    Exit status: that of the job, or
+      124  it ran into its timeout           69  the server does not answer
+      130  it was stopped                     2  wrong use
+      125  it never ran, or nobody knows      1  another error
+           how it ended
+    """
+    with connected(address) as client:
+        interrupts = None if detach else Interrupts(address)
+        job = _enqueued(client, environ, **job_options)
+        if interrupts is None:
+            click.echo(job.id)
+            return 0
+        interrupts.job_is_known(job.id)
+        display = Display(environ, verbose=verbose, quiet=quiet)
+        if display.system:
+            display.say(f"job {job.id}, execution {job.execution.id}")
+        return follow(client.tail(job.execution.id, sources=display.sources), display)
+
+
+@click.command(cls=_JobCommand)
+@_describes_job
+@talks_to_server
+@click.pass_obj
+def enqueue(environ: Mapping[str, str], /, *, address: str, **job_options: Any) -> int:
+    """Enqueue a command to run in IMAGE and print the job's id: the job is kept, and runs when there is a place.
+
+    \b
+    Examples:
+      JOB=$(fastlane enqueue --task send-mail -e SMTP_SERVER=mail registry:5000/mail:1.4 python send.py)
+      fastlane enqueue --request-id invoice-4711 registry:5000/mail:1.4 python invoice.py 4711
+
+    With a --request-id it may be sent again as often as you like: the same command is one job, whose id is printed each time.
+    """
+    with connected(address) as client:
+        click.echo(_enqueued(client, environ, **job_options).id)
+    return 0
+
+
+def _enqueued(
+    client: api.Client,
+    environ: Mapping[str, str],
+    *,
+    image: str,
+    words: Sequence[str],
+    task: str | None,
+    envs: Sequence[tuple[str, str | None]],
+    labels: Sequence[tuple[str, str]],
+    entrypoint: str | None,
+    **spec: Any,
+) -> fastlane_pb2.Job:
+    return client.enqueue(
+        task or _task_of(image),
+        image,
+        args=words,
+        envs=_environment(envs, environ),
+        labels=dict(labels),
+        entrypoint=() if entrypoint is None else (entrypoint,),
+        **spec,
+    )
+
+
+def _task_of(image: str) -> str:
+    """The image's last name, without registry, tag and digest: "mail" of "registry:5000/team/mail:1.4"."""
+    return image.partition("@")[0].rpartition("/")[2].partition(":")[0] or "run"
+
+
+def _environment(variables: Iterable[tuple[str, str | None]], environ: Mapping[str, str]) -> dict[str, str]:
+    values = {}
+    for name, value in variables:
+        if value is None and name not in environ:
+            raise click.BadParameter(f"{name!r} is not set here; give it a value, as {name}=VALUE", param_hint="'-e'")
+        values[name] = environ[name] if value is None else value
+    return values

@@ -1,0 +1,57 @@
+"""The settings as options, and `fastlane config`, which shows those that are in force."""
+
+from collections.abc import Mapping
+from pathlib import Path
+
+import click
+
+from fastlane_grpc.cli.failure import WRONG_USE, Failure
+from fastlane_grpc.cli.options import Function
+from fastlane_grpc.config import SETTINGS, ConfigError, InForce, as_json, default_text, in_force, toml
+
+
+class _Setting(click.Option):
+    """Shows the default in the help, and makes it only there: it may depend on the environment, which no other command minds."""
+
+    def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
+        record = super().get_help_record(ctx)
+        try:
+            default = default_text(self.name or "")
+            return record and (record[0], f"{record[1]}  [default: {default}]" if default else record[1])
+        except ConfigError:
+            return record
+
+
+def settings(function: Function) -> Function:
+    """The file, and one option for each setting; which value counts is decided, and checked, where the settings are."""
+    for setting in reversed(SETTINGS):
+        flag, kind, meaning = f"--{setting.name.replace('_', '-')}", setting.metadata["kind"], setting.metadata["meaning"]
+        function = click.option(flag, cls=_Setting, metavar=kind, help=f"{meaning[0].upper()}{meaning[1:]}.")(function)
+    return click.option(
+        "--config", "file", type=click.Path(path_type=Path), envvar="FASTLANE_CONFIG", show_envvar=True, help="TOML file of settings."
+    )(function)
+
+
+def settings_in_force(flags: Mapping[str, str | None], environ: Mapping[str, str], file: Path | None) -> InForce:
+    try:
+        return in_force(flags, environ, file)
+    except ConfigError as error:
+        raise Failure(str(error), WRONG_USE) from error
+
+
+@click.command()
+@click.option("-o", "--output", "form", type=click.Choice(["toml", "json"]), default="toml", show_default=True, help="How to print them.")
+@settings
+@click.pass_obj
+def config(environ: Mapping[str, str], /, file: Path | None, form: str, **flags: str | None) -> int:
+    """Print the settings that `fastlane server` would have, with the same flags, here and now, and where each comes from.
+
+    What is printed is a file for --config that has the same settings in force.
+
+    \b
+    Example:
+      fastlane config --config /etc/fastlane.toml
+    """
+    found = settings_in_force(flags, environ, file)
+    click.echo(toml(found) if form == "toml" else as_json(found), nl=form == "json")
+    return 0

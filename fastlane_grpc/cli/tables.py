@@ -1,0 +1,125 @@
+"""Answers for people, as aligned columns, and for programs, as one JSON object a line."""
+
+import json
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from itertools import islice, pairwise
+from typing import Any
+
+from fastlane_grpc import client as api
+from fastlane_grpc.cli.terminal import is_colourful, printable, say, write
+
+# Rows that are aligned together; of a longer table the first ones are shown while the rest is still fetched.
+_ALIGNED = 200
+# A column that is cut may go on for so long.
+_LONGEST_NOTE = 60
+
+_GREEN, _RED, _YELLOW, _DIM = "32", "31", "33", "2"
+COLOURS = {"succeeded": _GREEN, "failed": _RED, "timed out": _RED, "lost": _RED, "stopped": _YELLOW, "stopping": _YELLOW, "queued": _DIM}
+COLOURS |= {"up": _GREEN, "down": _RED, "ok": _GREEN, "warn": _YELLOW, "FAIL": _RED}
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """What stands above it, and its text for one of what is listed."""
+
+    head: str
+    text: Callable[[Any], str]
+
+
+def show(found: Iterable[Any], columns: Sequence[Column], *, form: str, nothing: str, environ: Mapping[str, str]) -> None:
+    """All that was found, as it comes. Of nothing there is a word on stderr and nothing on stdout."""
+    empty = True
+    for lines in _json_lines(found) if form == "json" else _table(found, columns, colour=is_colourful(1, environ)):
+        empty = False
+        write(1, lines)
+    if empty:
+        say(nothing)
+
+
+def show_facts(facts: Iterable[tuple[str, str]], environ: Mapping[str, str]) -> None:
+    """Name and value on a line; what is empty is left out."""
+    told = [(name, printable(value)) for name, value in facts if value]
+    width = max(len(name) for name, _ in told)
+    colour = is_colourful(1, environ)
+    write(1, "".join(f"{name:{width}}  {painted(value, value.partition(',')[0], colour=colour)}\n" for name, value in told).encode())
+
+
+def as_line(message: Any) -> bytes:
+    return json.dumps(api.as_json(message)).encode() + b"\n"
+
+
+def _json_lines(found: Iterable[Any]) -> Iterator[bytes]:
+    return map(as_line, found)
+
+
+def _table(found: Iterable[Any], columns: Sequence[Column], *, colour: bool) -> Iterator[bytes]:
+    rest = iter(found)
+    widths = [len(column.head) for column in columns]
+    heads = [[column.head for column in columns]]
+    while listed := list(islice(rest, _ALIGNED)):
+        rows = [[printable(column.text(each)) for column in columns] for each in listed]
+        # Never narrower than those before, so that a long table leaps seldom.
+        widths = [max(width, *(len(row[place]) for row in rows)) for place, width in enumerate(widths)]
+        yield "".join(_line(row, widths, colour=colour) for row in [*heads, *rows]).encode()
+        heads = []
+
+
+def _line(row: Sequence[str], widths: Sequence[int], *, colour: bool) -> str:
+    cells = [painted(f"{cell:{width}}", cell, colour=colour) for cell, width in zip(row, widths, strict=True)]
+    return "  ".join(cells).rstrip() + "\n"
+
+
+def painted(text: str, word: str, *, colour: bool) -> str:
+    return f"\x1b[{COLOURS[word]}m{text}\x1b[m" if colour and word in COLOURS else text
+
+
+# ---------------------------------------------------------------------------------------------------------------- values for people
+
+
+_UNITS = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))
+
+
+def ago(time: datetime, now: datetime) -> str:
+    """ "3m ago"; of clocks that differ a little, "now"."""
+    seconds = (now - time).total_seconds()
+    for name, size in _UNITS:
+        if seconds >= size:
+            return f"{seconds // size:.0f}{name} ago"
+    return "now"
+
+
+def span(duration: timedelta) -> str:
+    """Two units at most: "4d 3h", "12m 5s", "1.2s"."""
+    seconds = max(duration.total_seconds(), 0.0)
+    for (name, size), (smaller_name, smaller) in pairwise(_UNITS):
+        if seconds >= size:
+            rest = int(seconds % size // smaller)
+            return f"{seconds // size:.0f}{name}" + (f" {rest}{smaller_name}" if rest else "")
+    return f"{seconds:.1f}s" if seconds < 10 else f"{seconds:.0f}s"
+
+
+def moment(time: datetime, now: datetime) -> str:
+    """In full, by this machine's clock, and how long ago."""
+    return f"{time.astimezone():%Y-%m-%d %H:%M:%S %z} ({ago(time, now)})"
+
+
+def size(count: int) -> str:
+    """ "1.2 MB"."""
+    number = float(count)
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if number < 1000:
+            return f"{number:.1f} {unit}" if unit != "bytes" else f"{count} bytes"
+        number /= 1000
+    return f"{number:.1f} TB"
+
+
+def cut(text: str) -> str:
+    """What fits in a column."""
+    return text if len(text) <= _LONGEST_NOTE else f"{text[: _LONGEST_NOTE - 1]}…"
+
+
+def time_of(message: Any, field: str) -> datetime | None:
+    """A time of a message, if it has come."""
+    return getattr(message, field).ToDatetime(UTC) if message.HasField(field) else None

@@ -1,0 +1,76 @@
+"""Bytes on their way out: to files and pipes as they are, to terminals with colour and with a line that is written over."""
+
+import os
+import select
+import signal
+from collections.abc import Mapping
+from typing import NoReturn
+
+from fastlane_grpc.cli.failure import Failure
+
+_NAMES = {1: "stdout", 2: "stderr"}
+
+
+def write(fd: int, data: bytes) -> None:
+    """All of it, at once, past Python's buffers. A pipe may be set not to wait, by whoever is at its other end: then this waits for it."""
+    rest = memoryview(data)
+    while rest:
+        try:
+            rest = rest[os.write(fd, rest) :]
+        except BlockingIOError:
+            select.select([], [fd], [])
+        except BrokenPipeError:
+            _die_of_broken_pipe()
+        except OSError as error:
+            raise CannotWrite(f"cannot write to {_NAMES[fd]}: {error.strerror}") from error
+
+
+class CannotWrite(Failure):
+    """A disk that is full, say."""
+
+
+def say(text: str) -> None:
+    """A word of our own, on stderr."""
+    write(2, f"fastlane: {text}\n".encode())
+
+
+def printable(text: str) -> str:
+    """On one line, and without what a terminal would obey: it may come from an engine, a registry, another caller."""
+    return "".join(letter if letter.isprintable() else " " for letter in text)
+
+
+def is_colourful(fd: int, environ: Mapping[str, str]) -> bool:
+    return obeys(fd, environ) and not environ.get("NO_COLOR")
+
+
+def obeys(fd: int, environ: Mapping[str, str]) -> bool:
+    """Whether it is a terminal that does what escape sequences say."""
+    return os.isatty(fd) and environ.get("TERM") != "dumb"
+
+
+class LiveLine:
+    """One line of a terminal, on stderr, that is written over again and again, and gone when it is cleared."""
+
+    def __init__(self) -> None:
+        self.shown = False
+
+    def show(self, text: str) -> None:
+        # A line that the terminal wraps could not be written over.
+        try:
+            columns = os.get_terminal_size(2).columns
+        except OSError:
+            columns = 0
+        write(2, f"\r\x1b[K{printable(text)[: (columns or 80) - 1]}".encode())
+        self.shown = True
+
+    def clear(self) -> None:
+        if self.shown:
+            write(2, b"\r\x1b[K")
+            self.shown = False
+
+
+def _die_of_broken_pipe() -> NoReturn:
+    """Ends as any Unix tool whose reader went away: of SIGPIPE, without a word."""
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)
+    signal.raise_signal(signal.SIGPIPE)
+    raise AssertionError("SIGPIPE ends the process")

@@ -1,0 +1,68 @@
+"""The Python client, blocking and asyncio. A tail never repeats a byte and never drops one in silence; calls are tried again while the
+server cannot be reached."""
+
+from fastlane_grpc.client.answers import as_json
+from fastlane_grpc.client.async_tail import AsyncTail
+from fastlane_grpc.client.asynchronous import AsyncClient
+from fastlane_grpc.client.blocking import Client
+from fastlane_grpc.client.errors import (
+    CursorRefused,
+    Error,
+    Exhausted,
+    InvalidRequest,
+    LogInconsistent,
+    NotFound,
+    RequestIdReused,
+    ServerDefect,
+    ServerUnavailable,
+    UnknownField,
+)
+from fastlane_grpc.client.events import (
+    STDERR,
+    STDOUT,
+    SYSTEM,
+    Disconnected,
+    End,
+    Event,
+    Gap,
+    Output,
+    Reconnected,
+    StateChange,
+)
+from fastlane_grpc.client.requests import Duration, ExecutionFilter, JobFilter, JobOptions, TailOptions
+from fastlane_grpc.client.tail import Tail
+from fastlane_grpc.client.tries import Backoff
+
+__all__ = [
+    "STDERR",
+    "STDOUT",
+    "SYSTEM",
+    "AsyncClient",
+    "AsyncTail",
+    "Backoff",
+    "Client",
+    "CursorRefused",
+    "Disconnected",
+    "Duration",
+    "End",
+    "Error",
+    "Event",
+    "ExecutionFilter",
+    "Exhausted",
+    "Gap",
+    "InvalidRequest",
+    "JobFilter",
+    "JobOptions",
+    "LogInconsistent",
+    "NotFound",
+    "Output",
+    "Reconnected",
+    "RequestIdReused",
+    "ServerDefect",
+    "ServerUnavailable",
+    "StateChange",
+    "Tail",
+    "TailOptions",
+    "UnknownField",
+    "as_json",
+]

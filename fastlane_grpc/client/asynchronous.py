@@ -1,0 +1,170 @@
+"""The asyncio client: the same methods as the blocking one, to be awaited, and tails and lists to be iterated with `async for`."""
+
+import asyncio
+import weakref
+from collections.abc import AsyncIterator, Iterable, Sequence
+from typing import Self, TypeVar, Unpack
+
+import grpc
+
+from fastlane_grpc.client import channel, requests
+from fastlane_grpc.client.answers import AsksForPages, Page, add_pruned
+from fastlane_grpc.client.async_tail import AsyncTail
+from fastlane_grpc.client.errors import error_of
+from fastlane_grpc.client.progress import Progress
+from fastlane_grpc.client.requests import Duration, ExecutionFilter, JobFilter, JobOptions, Source, TailOptions
+from fastlane_grpc.client.tries import DEFAULT_BACKOFF, Backoff, Tries
+from fastlane_grpc.v1 import fastlane_pb2 as pb
+from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
+
+_Request = TypeVar("_Request")
+_Response = TypeVar("_Response")
+_Asks = TypeVar("_Asks", bound=AsksForPages)
+_Page = TypeVar("_Page", bound=Page)
+
+
+class AsyncClient:
+    """As `Client`, for programs that run on an event loop: to be made, used and closed on that loop.
+
+    `address` may be a channel of your own, of `grpc.aio`, which stays yours to close.
+    """
+
+    def __init__(
+        self,
+        address: str | grpc.aio.Channel,
+        *,
+        timeout: Duration = 30.0,
+        retry_for: Duration | None = None,
+        backoff: Backoff = DEFAULT_BACKOFF,
+    ) -> None:
+        self._timeout_seconds = requests.seconds(timeout)
+        self._retry_seconds = self._timeout_seconds if retry_for is None else requests.seconds(retry_for)
+        self._backoff = backoff
+        self._own_channel = (
+            grpc.aio.insecure_channel(address, options=channel.options(address, backoff)) if isinstance(address, str) else None
+        )
+        line = self._own_channel or address
+        assert not isinstance(line, str)
+        self._jobs = pb_grpc.JobServiceStub(line)
+        self._executions = pb_grpc.ExecutionServiceStub(line)
+        self._tasks = pb_grpc.TaskServiceStub(line)
+        self._hosts = pb_grpc.HostServiceStub(line)
+        self._server = pb_grpc.ServerServiceStub(line)
+        self._tails: weakref.WeakSet[AsyncTail] = weakref.WeakSet()
+
+    # ---- jobs
+
+    async def enqueue(self, task_id: str, image: str, command: str = "", **options: Unpack[JobOptions]) -> pb.Job:
+        """The job that is kept, with its first execution. The options are those of `JobOptions`."""
+        return (await self._call(self._jobs.EnqueueJob, requests.enqueue(task_id, image, command, **options))).job
+
+    async def job(self, job_id: str) -> pb.Job:
+        """The job as it is now, with its newest execution. NotFound."""
+        return (await self._call(self._jobs.GetJob, pb.GetJobRequest(job_id=job_id))).job
+
+    async def jobs(self, **filter: Unpack[JobFilter]) -> AsyncIterator[pb.Job]:  # noqa: A002
+        """Jobs, newest first; a page is fetched when it is needed, to the last one."""
+        async for page in self._pages(self._jobs.ListJobs, requests.jobs(**filter)):
+            for job in page.jobs:
+                yield job
+
+    async def stop(self, job_id: str, note: str = "", grace: Duration | None = None) -> pb.Job:
+        """Ends the job: its signal, then `grace` (the job's own if not given), then a kill. Answers as soon as that is on its way."""
+        return (await self._call(self._jobs.StopJob, requests.stop_job(job_id, note, grace))).job
+
+    # ---- executions
+
+    async def execution(self, execution_id: str) -> pb.Execution:
+        """The execution as it is now. NotFound."""
+        return (await self._call(self._executions.GetExecution, pb.GetExecutionRequest(execution_id=execution_id))).execution
+
+    async def executions(self, **filter: Unpack[ExecutionFilter]) -> AsyncIterator[pb.Execution]:  # noqa: A002
+        """Executions, newest first; a page is fetched when it is needed, to the last one."""
+        async for page in self._pages(self._executions.ListExecutions, requests.executions(**filter)):
+            for execution in page.executions:
+                yield execution
+
+    async def stop_execution(self, execution_id: str, note: str = "", grace: Duration | None = None) -> pb.Execution:
+        """As `stop`, of one execution."""
+        request = requests.stop_execution(execution_id, note, grace)
+        return (await self._call(self._executions.StopExecution, request)).execution
+
+    def tail(self, execution_id: str, cursor: str = "", sources: Iterable[Source] = (), **options: Unpack[TailOptions]) -> AsyncTail:
+        """The output of an execution after `cursor`, and what comes, to its end. Before the start, while it runs, after it.
+
+        `sources`: which, all if empty. A cursor wins over `tail_lines` and `since`. The options are those of `TailOptions`.
+        """
+        request = requests.tail(execution_id, cursor, sources, **options)
+        progress = Progress(request, self._backoff, requests.give_up_seconds(options))
+        tail = AsyncTail(self._executions.StreamExecutionLogs, progress, requests.silence_seconds(options))
+        self._tails.add(tail)
+        return tail
+
+    # ---- tasks, hosts, the server
+
+    async def task(self, task_id: str) -> pb.Task:
+        """The task, with the number of its jobs. NotFound: no job of it is kept."""
+        return (await self._call(self._tasks.GetTask, pb.GetTaskRequest(task_id=task_id))).task
+
+    async def tasks(self, *, page_size: int = 0) -> AsyncIterator[pb.Task]:
+        """Tasks, by name; a page is fetched when it is needed, to the last one."""
+        async for page in self._pages(self._tasks.ListTasks, pb.ListTasksRequest(page_size=page_size)):
+            for task in page.tasks:
+                yield task
+
+    async def hosts(self) -> Sequence[pb.Host]:
+        """The engines that containers run on, in the order of the server's configuration."""
+        return tuple((await self._call(self._hosts.ListHosts, pb.ListHostsRequest())).hosts)
+
+    async def server_info(self) -> pb.GetServerInfoResponse:
+        """Version and limits of the server."""
+        return await self._call(self._server.GetServerInfo, pb.GetServerInfoRequest())
+
+    async def prune(
+        self, older_than: Duration, *, logs_only: bool = False, task_id: str = "", validate_only: bool = False
+    ) -> pb.PruneResponse:
+        """Deletes jobs, or only their logs, that ended longer ago than `older_than`; calls until no more are left. Answers the sum.
+
+        `validate_only` counts and deletes nothing, in one call: where `more` is set in its answer, there are more than it counted.
+        """
+        request = requests.prune(older_than, logs_only=logs_only, task_id=task_id, validate_only=validate_only)
+        total = pb.PruneResponse()
+        while True:
+            add_pruned(total, await self._call(self._server.Prune, request))
+            if validate_only or not total.more:
+                return total
+
+    # ---- the end
+
+    async def close(self) -> None:
+        """Ends all tails and the connection."""
+        for tail in list(self._tails):
+            await tail.close()
+        if self._own_channel is not None:
+            await self._own_channel.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.close()
+
+    async def _pages(self, method: "grpc.aio.UnaryUnaryMultiCallable[_Asks, _Page]", request: _Asks) -> AsyncIterator[_Page]:
+        while True:
+            page = await self._call(method, request)
+            yield page
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    async def _call(self, method: "grpc.aio.UnaryUnaryMultiCallable[_Request, _Response]", request: _Request) -> _Response:
+        """Every call here may be sent twice: the second one changes nothing."""
+        tries = Tries(self._timeout_seconds, self._retry_seconds, self._backoff)
+        while True:
+            try:
+                return await method(request, timeout=tries.left_seconds)
+            except grpc.aio.AioRpcError as failure:
+                error = error_of(failure)
+                if (pause_seconds := tries.pause_seconds(error)) is None:
+                    raise error from failure
+            await asyncio.sleep(pause_seconds)

@@ -1,0 +1,166 @@
+"""The blocking client: every call of the contract, typed, tried again while the server cannot be reached.
+
+An enqueue always carries a `request_id`, so that trying it again makes no second job.
+"""
+
+import time
+import weakref
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Self, TypeVar, Unpack
+
+import grpc
+
+from fastlane_grpc.client import channel, requests
+from fastlane_grpc.client.answers import AsksForPages, Page, add_pruned
+from fastlane_grpc.client.errors import error_of
+from fastlane_grpc.client.progress import Progress
+from fastlane_grpc.client.requests import Duration, ExecutionFilter, JobFilter, JobOptions, Source, TailOptions
+from fastlane_grpc.client.tail import Tail
+from fastlane_grpc.client.tries import DEFAULT_BACKOFF, Backoff, Tries
+from fastlane_grpc.v1 import fastlane_pb2 as pb
+from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
+
+_Request = TypeVar("_Request")
+_Response = TypeVar("_Response")
+_Asks = TypeVar("_Asks", bound=AsksForPages)
+_Page = TypeVar("_Page", bound=Page)
+
+
+class Client:
+    """A server at `address`, as "127.0.0.1:7020", or behind a channel of your own (TLS, interceptors), which stays yours to close.
+
+    A call may take `timeout` in all. While the server cannot be reached it is tried again for `retry_for` (as long as `timeout` if not
+    given). All methods may be called from any thread; each tail, and each list while it is read, belongs to one.
+    """
+
+    def __init__(
+        self,
+        address: str | grpc.Channel,
+        *,
+        timeout: Duration = 30.0,
+        retry_for: Duration | None = None,
+        backoff: Backoff = DEFAULT_BACKOFF,
+    ) -> None:
+        self._timeout_seconds = requests.seconds(timeout)
+        self._retry_seconds = self._timeout_seconds if retry_for is None else requests.seconds(retry_for)
+        self._backoff = backoff
+        self._own_channel = grpc.insecure_channel(address, options=channel.options(address, backoff)) if isinstance(address, str) else None
+        line = self._own_channel or address
+        assert not isinstance(line, str)
+        self._jobs = pb_grpc.JobServiceStub(line)
+        self._executions = pb_grpc.ExecutionServiceStub(line)
+        self._tasks = pb_grpc.TaskServiceStub(line)
+        self._hosts = pb_grpc.HostServiceStub(line)
+        self._server = pb_grpc.ServerServiceStub(line)
+        self._tails: weakref.WeakSet[Tail] = weakref.WeakSet()
+
+    # ---- jobs
+
+    def enqueue(self, task_id: str, image: str, command: str = "", **options: Unpack[JobOptions]) -> pb.Job:
+        """The job that is kept, with its first execution. The options are those of `JobOptions`."""
+        return self._call(self._jobs.EnqueueJob, requests.enqueue(task_id, image, command, **options)).job
+
+    def job(self, job_id: str) -> pb.Job:
+        """The job as it is now, with its newest execution. NotFound."""
+        return self._call(self._jobs.GetJob, pb.GetJobRequest(job_id=job_id)).job
+
+    def jobs(self, **filter: Unpack[JobFilter]) -> Iterator[pb.Job]:  # noqa: A002
+        """Jobs, newest first; a page is fetched when it is needed, to the last one."""
+        for page in self._pages(self._jobs.ListJobs, requests.jobs(**filter)):
+            yield from page.jobs
+
+    def stop(self, job_id: str, note: str = "", grace: Duration | None = None) -> pb.Job:
+        """Ends the job: its signal, then `grace` (the job's own if not given), then a kill. Answers as soon as that is on its way."""
+        return self._call(self._jobs.StopJob, requests.stop_job(job_id, note, grace)).job
+
+    # ---- executions
+
+    def execution(self, execution_id: str) -> pb.Execution:
+        """The execution as it is now. NotFound."""
+        return self._call(self._executions.GetExecution, pb.GetExecutionRequest(execution_id=execution_id)).execution
+
+    def executions(self, **filter: Unpack[ExecutionFilter]) -> Iterator[pb.Execution]:  # noqa: A002
+        """Executions, newest first; a page is fetched when it is needed, to the last one."""
+        for page in self._pages(self._executions.ListExecutions, requests.executions(**filter)):
+            yield from page.executions
+
+    def stop_execution(self, execution_id: str, note: str = "", grace: Duration | None = None) -> pb.Execution:
+        """As `stop`, of one execution."""
+        return self._call(self._executions.StopExecution, requests.stop_execution(execution_id, note, grace)).execution
+
+    def tail(self, execution_id: str, cursor: str = "", sources: Iterable[Source] = (), **options: Unpack[TailOptions]) -> Tail:
+        """The output of an execution after `cursor`, and what comes, to its end. Before the start, while it runs, after it.
+
+        `sources`: which, all if empty. A cursor wins over `tail_lines` and `since`. The options are those of `TailOptions`.
+        """
+        request = requests.tail(execution_id, cursor, sources, **options)
+        progress = Progress(request, self._backoff, requests.give_up_seconds(options))
+        tail = Tail(self._executions.StreamExecutionLogs, progress, requests.silence_seconds(options))
+        self._tails.add(tail)
+        return tail
+
+    # ---- tasks, hosts, the server
+
+    def task(self, task_id: str) -> pb.Task:
+        """The task, with the number of its jobs. NotFound: no job of it is kept."""
+        return self._call(self._tasks.GetTask, pb.GetTaskRequest(task_id=task_id)).task
+
+    def tasks(self, *, page_size: int = 0) -> Iterator[pb.Task]:
+        """Tasks, by name; a page is fetched when it is needed, to the last one."""
+        for page in self._pages(self._tasks.ListTasks, pb.ListTasksRequest(page_size=page_size)):
+            yield from page.tasks
+
+    def hosts(self) -> Sequence[pb.Host]:
+        """The engines that containers run on, in the order of the server's configuration."""
+        return tuple(self._call(self._hosts.ListHosts, pb.ListHostsRequest()).hosts)
+
+    def server_info(self) -> pb.GetServerInfoResponse:
+        """Version and limits of the server."""
+        return self._call(self._server.GetServerInfo, pb.GetServerInfoRequest())
+
+    def prune(self, older_than: Duration, *, logs_only: bool = False, task_id: str = "", validate_only: bool = False) -> pb.PruneResponse:
+        """Deletes jobs, or only their logs, that ended longer ago than `older_than`; calls until no more are left. Answers the sum.
+
+        `validate_only` counts and deletes nothing, in one call: where `more` is set in its answer, there are more than it counted.
+        """
+        request = requests.prune(older_than, logs_only=logs_only, task_id=task_id, validate_only=validate_only)
+        total = pb.PruneResponse()
+        while True:
+            add_pruned(total, self._call(self._server.Prune, request))
+            if validate_only or not total.more:
+                return total
+
+    # ---- the end
+
+    def close(self) -> None:
+        """Ends all tails and the connection."""
+        for tail in list(self._tails):
+            tail.close()
+        if self._own_channel is not None:
+            self._own_channel.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()
+
+    def _pages(self, method: "grpc.UnaryUnaryMultiCallable[_Asks, _Page]", request: _Asks) -> Iterator[_Page]:
+        while True:
+            page = self._call(method, request)
+            yield page
+            if not page.next_page_token:
+                return
+            request.page_token = page.next_page_token
+
+    def _call(self, method: "grpc.UnaryUnaryMultiCallable[_Request, _Response]", request: _Request) -> _Response:
+        """Every call here may be sent twice: the second one changes nothing."""
+        tries = Tries(self._timeout_seconds, self._retry_seconds, self._backoff)
+        while True:
+            try:
+                return method(request, timeout=tries.left_seconds)
+            except grpc.RpcError as failure:
+                error = error_of(failure)
+                if (pause_seconds := tries.pause_seconds(error)) is None:
+                    raise error from failure
+            time.sleep(pause_seconds)

@@ -1,0 +1,87 @@
+"""What a tail yields, as values."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from typing import NamedTuple, TypeAlias
+
+from fastlane_grpc.client.errors import Error
+from fastlane_grpc.v1 import fastlane_pb2
+
+STDOUT = fastlane_pb2.SOURCE_STDOUT
+STDERR = fastlane_pb2.SOURCE_STDERR
+SYSTEM = fastlane_pb2.SOURCE_SYSTEM
+
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
+
+class Output(NamedTuple):
+    """Bytes of one source that were received together. `text` is set in place of `data` where text was asked for."""
+
+    # A tuple because it is made for every chunk of a flood: a frozen dataclass takes twice the time.
+    source: int
+    offset: int
+    data: bytes
+    text: str
+    time_ns: int
+    sequence: int
+
+    @property
+    def time(self) -> datetime:
+        return _EPOCH + timedelta(microseconds=self.time_ns // 1000)
+
+
+@dataclass(frozen=True, slots=True)
+class Gap:
+    """Bytes that cannot be had, from `offset` on; None where nobody knows how many. `cause` is a `fastlane.v1.LogGap.Cause`."""
+
+    source: int
+    offset: int
+    missing_bytes: int | None
+    cause: int
+
+
+@dataclass(frozen=True, slots=True)
+class StateChange:
+    """The state of the execution: once at the begin, then at each change."""
+
+    state: int
+    waiting: fastlane_pb2.Waiting | None
+    time: datetime
+
+
+@dataclass(frozen=True, slots=True)
+class Disconnected:
+    """The stream was cut, or could not be opened again, `seconds` after the cut. The tail goes on by itself when it is asked for more."""
+
+    error: Error
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class Reconnected:
+    """The stream is back, `seconds` after the cut, at the very byte where it was cut."""
+
+    seconds: float
+
+
+@dataclass(frozen=True, slots=True)
+class End:
+    """The end: nothing follows. `exit_status` is what a program that stands for this execution should exit with."""
+
+    sealed: bool
+    state: int
+    outcome: fastlane_pb2.Outcome | None
+    totals: Sequence[fastlane_pb2.LogTotals]
+    exit_status: int
+
+
+Event: TypeAlias = Output | Gap | StateChange | Disconnected | Reconnected | End
+
+
+def state_change(state: fastlane_pb2.LogState) -> StateChange:
+    return StateChange(state.state, state.waiting if state.HasField("waiting") else None, state.time.ToDatetime(UTC))
+
+
+def end_of(end: fastlane_pb2.LogEnd) -> End:
+    return End(end.sealed, end.state, end.outcome if end.HasField("outcome") else None, tuple(end.totals), end.exit_status)

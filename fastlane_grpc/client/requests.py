@@ -1,0 +1,237 @@
+"""What the methods of both clients take, and the requests of the contract that are made of it. What an option means is said here, once."""
+
+import uuid
+from collections.abc import Iterable, Mapping, Sequence
+from datetime import datetime, timedelta
+from types import MappingProxyType
+from typing import Any, Literal, TypeAlias, TypedDict
+
+from google.protobuf import duration_pb2, timestamp_pb2
+
+from fastlane_grpc.v1 import fastlane_pb2
+
+Duration: TypeAlias = timedelta | float
+"""A time span; a bare number is seconds."""
+
+State: TypeAlias = fastlane_pb2.State.ValueType
+Source: TypeAlias = fastlane_pb2.Source.ValueType
+
+_NONE: Mapping[str, str] = MappingProxyType({})
+
+
+class JobOptions(TypedDict, total=False):
+    """Of `enqueue`. What is left out has the image's or the server's default; `JobSpec` in the contract says more of each."""
+
+    args: Sequence[str]
+    """Words of the command, taken as they are, after those of `command`."""
+    envs: Mapping[str, str]
+    entrypoint: Sequence[str]
+    """In place of the image's; one empty string: none."""
+    working_dir: str
+    user: str
+    timeout: Duration | None
+    pull_policy: Literal["missing", "always", "never"] | None
+    memory_bytes: int
+    cpus: float
+    pids: int
+    network: str
+    """"none": no network."""
+    read_only_root: bool
+    stop_signal: str
+    stop_grace: Duration | None
+    """Between that signal and the kill; zero kills at once."""
+    priority: int
+    """-100 to 100; higher goes first."""
+    labels: Mapping[str, str]
+    metadata: Mapping[str, Any] | None
+    """Anything that JSON can say, to be found again in the job's spec."""
+    request_id: str | None
+    """The same one with the same request answers the same job, even after your program was started anew. By default one is made for the
+    call."""
+    validate_only: bool
+    """Check everything, keep nothing."""
+
+
+class JobFilter(TypedDict, total=False):
+    """Of `jobs`: what is left out does not narrow."""
+
+    task_id: str
+    states: Iterable[State]
+    labels: Mapping[str, str]
+    """Jobs with all of these."""
+    since: datetime | None
+    """Enqueued at or after; with its time zone, as all times here."""
+    until: datetime | None
+    """Enqueued before."""
+    with_spec: bool
+    """With what was asked for, which lists leave out."""
+    id_prefix: str
+    page_size: int
+    """Jobs fetched at a time; the server's choice if left out."""
+
+
+class ExecutionFilter(TypedDict, total=False):
+    """Of `executions`: what is left out does not narrow."""
+
+    job_id: str
+    task_id: str
+    states: Iterable[State]
+    host: str
+    id_prefix: str
+    page_size: int
+
+
+class TailOptions(TypedDict, total=False):
+    """Of `tail`."""
+
+    follow: bool
+    """Unless False, to the end of the execution, whenever that is; else to the end of what is there."""
+    text: bool
+    """Lossy text in place of bytes, which cannot be checked."""
+    tail_lines: int | None
+    """Begin with the last so many lines; 0: with what comes from now on."""
+    since: datetime | None
+    """Begin with what was received at or after this time."""
+    heartbeat: Duration | None
+    """The server gives a sign of life after so long a silence (10 s); three missing ones are a cut."""
+    give_up_after: Duration | None
+    """Raise the error once the server was away for so long; never, if left out."""
+
+
+def enqueue(
+    task_id: str,
+    image: str,
+    command: str,
+    *,
+    args: Sequence[str] = (),
+    envs: Mapping[str, str] = _NONE,
+    entrypoint: Sequence[str] = (),
+    working_dir: str = "",
+    user: str = "",
+    timeout: Duration | None = None,
+    pull_policy: Literal["missing", "always", "never"] | None = None,
+    memory_bytes: int = 0,
+    cpus: float = 0.0,
+    pids: int = 0,
+    network: str = "",
+    read_only_root: bool = False,
+    stop_signal: str = "",
+    stop_grace: Duration | None = None,
+    priority: int = 0,
+    labels: Mapping[str, str] = _NONE,
+    metadata: Mapping[str, Any] | None = None,
+    request_id: str | None = None,
+    validate_only: bool = False,
+) -> fastlane_pb2.EnqueueJobRequest:
+    spec = fastlane_pb2.JobSpec(
+        image=image,
+        command=command,
+        args=args,
+        envs=envs,
+        entrypoint=entrypoint,
+        working_dir=working_dir,
+        user=user,
+        timeout=_duration(timeout),
+        pull_policy=_pull_policy(pull_policy),
+        network=network,
+        read_only_root=read_only_root,
+        stop_signal=stop_signal,
+        stop_grace=_duration(stop_grace),
+        priority=priority,
+        labels=labels,
+    )
+    if memory_bytes or cpus or pids:
+        spec.limits.CopyFrom(fastlane_pb2.Limits(memory_bytes=memory_bytes, cpus=cpus, pids=pids))
+    if metadata is not None:
+        spec.metadata.SetInParent()
+        spec.metadata.update(dict(metadata))
+    return fastlane_pb2.EnqueueJobRequest(
+        task_id=task_id, spec=spec, request_id=request_id or str(uuid.uuid4()), validate_only=validate_only
+    )
+
+
+def jobs(*, since: datetime | None = None, until: datetime | None = None, **filter: Any) -> fastlane_pb2.ListJobsRequest:  # noqa: A002
+    return fastlane_pb2.ListJobsRequest(since_time=_timestamp(since), until_time=_timestamp(until), **filter)
+
+
+def executions(**filter: Any) -> fastlane_pb2.ListExecutionsRequest:  # noqa: A002
+    return fastlane_pb2.ListExecutionsRequest(**filter)
+
+
+def stop_job(job_id: str, note: str, grace: Duration | None) -> fastlane_pb2.StopJobRequest:
+    return fastlane_pb2.StopJobRequest(job_id=job_id, note=note, grace=_duration(grace))
+
+
+def stop_execution(execution_id: str, note: str, grace: Duration | None) -> fastlane_pb2.StopExecutionRequest:
+    return fastlane_pb2.StopExecutionRequest(execution_id=execution_id, note=note, grace=_duration(grace))
+
+
+def prune(older_than: Duration, *, logs_only: bool, task_id: str, validate_only: bool) -> fastlane_pb2.PruneRequest:
+    return fastlane_pb2.PruneRequest(older_than=_duration(older_than), logs_only=logs_only, task_id=task_id, validate_only=validate_only)
+
+
+def tail(
+    execution_id: str,
+    cursor: str,
+    sources: Iterable[Source],
+    *,
+    follow: bool = True,
+    text: bool = False,
+    tail_lines: int | None = None,
+    since: datetime | None = None,
+    heartbeat: Duration | None = None,
+    give_up_after: Duration | None = None,
+) -> fastlane_pb2.StreamExecutionLogsRequest:
+    return fastlane_pb2.StreamExecutionLogsRequest(
+        execution_id=execution_id,
+        cursor=cursor,
+        tail_lines=tail_lines,
+        since_time=_timestamp(since),
+        sources=sources,
+        follow=follow,
+        text=text,
+        heartbeat_interval=_duration(heartbeat),
+    )
+
+
+def silence_seconds(options: TailOptions) -> float:
+    """How long a stream may be silent before it is taken for cut: three heartbeats."""
+    heartbeat = options.get("heartbeat")
+    return 3 * (_DEFAULT_HEARTBEAT_SECONDS if heartbeat is None else seconds(heartbeat))
+
+
+def give_up_seconds(options: TailOptions) -> float | None:
+    give_up_after = options.get("give_up_after")
+    return None if give_up_after is None else seconds(give_up_after)
+
+
+def seconds(duration: Duration) -> float:
+    return duration.total_seconds() if isinstance(duration, timedelta) else float(duration)
+
+
+_DEFAULT_HEARTBEAT_SECONDS = 10.0
+
+
+def _duration(duration: Duration | None) -> duration_pb2.Duration | None:
+    if duration is None:
+        return None
+    message = duration_pb2.Duration()
+    if isinstance(duration, timedelta):
+        message.FromTimedelta(duration)
+    else:
+        message.FromNanoseconds(round(duration * 1_000_000_000))
+    return message
+
+
+def _timestamp(time: datetime | None) -> timestamp_pb2.Timestamp | None:
+    if time is None:
+        return None
+    if time.tzinfo is None:
+        raise ValueError(f"{time} is no certain time: give it a time zone, as datetime.now(UTC) has")
+    message = timestamp_pb2.Timestamp()
+    message.FromDatetime(time)
+    return message
+
+
+def _pull_policy(policy: str | None) -> fastlane_pb2.JobSpec.PullPolicy.ValueType:
+    return fastlane_pb2.JobSpec.PullPolicy.Value(f"PULL_POLICY_{(policy or 'unspecified').upper()}")

@@ -1,0 +1,51 @@
+"""How often, and after which pauses, a call is tried again while the server cannot be reached."""
+
+import random
+import time
+from dataclasses import dataclass
+
+from fastlane_grpc.client.errors import Error
+
+
+@dataclass(frozen=True, slots=True)
+class Backoff:
+    """Pauses between tries: each twice as long as the one before, up to a half taken off at random so that not all come back at once."""
+
+    first_seconds: float = 0.1
+    longest_seconds: float = 5.0
+
+    def pause_seconds(self, failures: int, asked_seconds: float | None) -> float:
+        """The pause after `failures` earlier ones, on top of what the server asked for."""
+        longest = min(self.first_seconds * (1 << min(failures, 30)), self.longest_seconds)
+        return (asked_seconds or 0.0) + longest * random.uniform(0.5, 1.0)
+
+
+DEFAULT_BACKOFF = Backoff()
+
+
+class Tries:
+    """The tries of one call, which begins now. It may take `timeout_seconds` in all, and is tried again for `retry_seconds`."""
+
+    def __init__(self, timeout_seconds: float, retry_seconds: float, backoff: Backoff) -> None:
+        self._begin = time.monotonic()
+        self._timeout_seconds = timeout_seconds
+        self._retry_seconds = min(retry_seconds, timeout_seconds)
+        self._backoff = backoff
+        self._failures = 0
+
+    @property
+    def left_seconds(self) -> float:
+        """What the next try may take; never nothing, so that a first one is always made."""
+        return max(self._timeout_seconds - self._spent_seconds, 0.001)
+
+    def pause_seconds(self, error: Error) -> float | None:
+        """The pause before the next try; None: there is to be none, and the error is the caller's."""
+        pause_seconds = self._backoff.pause_seconds(self._failures, error.retry_seconds)
+        if not error.passing or self._spent_seconds + pause_seconds > self._retry_seconds:
+            return None
+        self._failures += 1
+        return pause_seconds
+
+    @property
+    def _spent_seconds(self) -> float:
+        return time.monotonic() - self._begin

@@ -1,0 +1,31 @@
+"""Looks at all that a server needs, from outside and without changing anything: what is wrong, and what to do about it."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from fastlane_grpc.config import Settings
+from fastlane_grpc.doctor.disk import about_database, about_directory
+from fastlane_grpc.doctor.engine import about_engine, look
+from fastlane_grpc.doctor.finding import Finding, Level
+from fastlane_grpc.doctor.machine import about_inotify, about_open_files
+from fastlane_grpc.doctor.server import about_server
+from fastlane_grpc.runner.checkup import Checkup, Found
+
+__all__ = ["Finding", "Level", "examine"]
+
+
+def examine(settings: Settings) -> Iterator[Finding]:
+    """One finding after the other, as soon as it is known, of a server with these settings on this machine."""
+    engines = {host.name: host.engine for host in settings.hosts}
+    containers: list[Found] = []
+    for host, address in engines.items():
+        checkup = look(address)
+        if isinstance(checkup, Checkup):
+            containers += checkup.containers
+        for finding in about_engine(address, checkup):
+            yield finding if len(engines) == 1 else replace(finding, check=f"{finding.check} of {host}")
+    yield from about_directory(settings.data_dir)
+    yield from about_database(settings.data_dir, containers)
+    yield about_inotify(settings)
+    yield about_open_files(settings)
+    yield from about_server(settings.listen)

@@ -1,0 +1,126 @@
+"""The data directory, the database in it, and the containers that belong to it."""
+
+import os
+import shutil
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from fastlane_grpc.directory import NETWORK, file_system
+from fastlane_grpc.doctor.finding import Finding, fail, ok, warn
+from fastlane_grpc.errors import StoreFailed
+from fastlane_grpc.runner.checkup import Found
+from fastlane_grpc.store.checkup import Checkup as DatabaseCheckup
+from fastlane_grpc.store.checkup import check_up
+
+# Of free space: below the first jobs are about to be refused, below the second an operator should know.
+_TOO_LITTLE_BYTES = 100 << 20
+_LITTLE_BYTES = 2 << 30
+_NAMED = 3
+
+
+def about_directory(path: Path) -> Iterator[Finding]:
+    there = _nearest(path)
+    if there != path:
+        yield _to_be_made(path, there)
+    else:
+        yield _usable(path)
+        yield _private(path)
+    yield _local(file_system(there))
+    yield _room(shutil.disk_usage(there).free)
+
+
+def _to_be_made(path: Path, there: Path) -> Finding:
+    if not os.access(there, os.W_OK | os.X_OK):
+        return fail("data directory", f"{path} is not there and cannot be made in {there}", "make it for this user, or choose another")
+    return ok("data directory", f"{path} is not there yet; a server makes it")
+
+
+def _usable(path: Path) -> Finding:
+    if not path.is_dir():
+        return fail("data directory", f"{path} is no directory", "choose another with --data-dir")
+    if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
+        return fail("data directory", f"this user cannot write to {path}", "run the server, and this, as its owner")
+    return ok("data directory", str(path))
+
+
+def _private(path: Path) -> Finding:
+    mode = path.stat().st_mode & 0o777
+    if mode & 0o077:
+        return warn("privacy", f"others may look into {path} (mode {mode:o})", f"chmod 700 {path}; a server does so when it starts")
+    return ok("privacy", "only its owner may look into the data directory")
+
+
+def _local(kind: str) -> Finding:
+    if kind in NETWORK:
+        return fail("file system", f"{kind} is a network file system, where a queue cannot be kept safely", "choose a local disk")
+    return ok("file system", kind or "unknown")
+
+
+def _room(free_bytes: int) -> Finding:
+    found = f"{free_bytes / 1e9:.1f} GB free"
+    if free_bytes < _TOO_LITTLE_BYTES:
+        return fail("disk", found, "make room: delete old jobs with `fastlane prune`, or move the data directory")
+    if free_bytes < _LITTLE_BYTES:
+        return warn("disk", found, "make room before it is full: jobs wait then, and new ones are refused")
+    return ok("disk", found)
+
+
+def _nearest(path: Path) -> Path:
+    """The path itself, or of those above it the first that is there."""
+    return next(each for each in (path, *path.parents) if each.exists())
+
+
+# ---------------------------------------------------------------------------------------------------------------- the database
+
+
+def about_database(data_dir: Path, containers: Sequence[Found]) -> Iterator[Finding]:
+    """With what is left on the engines of this data directory's containers, and of others'."""
+    path = data_dir / "fastlane.db"
+    if not _is_there(path):
+        yield ok("database", "there is none yet; a server makes it")
+        yield from _containers(containers, "", frozenset())
+        return
+    try:
+        checkup = check_up(path, [each.execution_id for each in containers])
+    except StoreFailed as error:
+        yield fail("database", str(error), "if another user owns it, run this as that user; if it is damaged, restore a backup")
+        return
+    yield _integrity(path, checkup)
+    yield from _containers(containers, checkup.instance, checkup.over)
+
+
+def _is_there(path: Path) -> bool:
+    try:
+        return path.exists()
+    except PermissionError:
+        # It may be: then opening it says why not.
+        return True
+
+
+def _integrity(path: Path, checkup: DatabaseCheckup) -> Finding:
+    if checkup.damage:
+        return fail("database", f"{path} is damaged: {checkup.damage}", "stop the server and restore a backup")
+    if not checkup.whole:
+        return ok("database", "opens; it is too large to be read through here, and no damage was found so far")
+    return ok("database", "opens, and no damage was found")
+
+
+def _containers(containers: Sequence[Found], instance: str, over: frozenset[str]) -> Iterator[Finding]:
+    orphans = [each for each in containers if each.instance == instance and each.execution_id in over]
+    strangers = [each for each in containers if each.instance != instance]
+    idle = [each for each in strangers if not each.running]
+    if orphans:
+        advice = "a running server removes them within ten minutes; else remove them with `docker rm -f`"
+        yield warn("containers", f"{len(orphans)} of executions that are over: {_names(orphans)}", advice)
+    else:
+        yield ok("containers", "none of an execution that is over")
+    if idle:
+        advice = "if the data directory of that server is gone, remove them with `docker rm`"
+        yield warn("other servers", f"{len(idle)} containers that do not run: {_names(idle)}", advice)
+    else:
+        yield ok("other servers", f"{len(strangers)} containers of theirs run here" if strangers else "have no containers on this engine")
+
+
+def _names(containers: Sequence[Found]) -> str:
+    names = ", ".join(each.name for each in containers[:_NAMED])
+    return f"{names}, …" if len(containers) > _NAMED else names

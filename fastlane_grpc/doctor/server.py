@@ -1,0 +1,67 @@
+"""The address to serve on: free, or taken by a server that answers, and what that says of its hosts."""
+
+import errno
+import socket
+from collections.abc import Iterator
+from datetime import UTC
+
+from fastlane_grpc import client as api
+from fastlane_grpc.doctor.finding import Finding, fail, ok, warn
+from fastlane_grpc.v1 import fastlane_pb2 as pb
+
+_ANSWER_SECONDS = 5.0
+
+
+def about_server(listen: str) -> Iterator[Finding]:
+    refusal = _cannot_listen(listen)
+    if refusal is None:
+        yield ok("address", f"{listen} is free: no server runs there")
+        return
+    if refusal.errno != errno.EADDRINUSE:
+        yield fail("address", f"nobody can serve on {listen}: {refusal.strerror}", "choose another with --listen")
+        return
+    with api.Client(_reachable(listen), timeout=_ANSWER_SECONDS, retry_for=0) as client:
+        try:
+            info = client.server_info()
+        except api.Error as error:
+            advice = "end the program that has it (`ss -ltnp` tells which), or choose another with --listen"
+            yield fail("address", f"{listen} is taken, and no fastlane answers there: {error}", advice)
+            return
+        yield ok("address", f"fastlane {info.version} serves on {listen} since {info.start_time.ToDatetime(UTC):%Y-%m-%d %H:%M:%S} UTC")
+        try:
+            hosts = client.hosts()
+        except api.Error as error:
+            yield warn("hosts", f"the server does not tell: {error}", "update the server to this program's version")
+            return
+    yield from map(_host, hosts)
+
+
+def _host(host: pb.Host) -> Finding:
+    check = f"host {host.name}"
+    if host.availability != pb.Host.AVAILABILITY_UP:
+        why = host.last_error or host.capture_reason or "it does not answer"
+        return fail(check, f"takes no executions: {why}", f"look after the engine at {host.address}; the server tries it again by itself")
+    running = f"{host.running} of {host.max_running} places taken"
+    if host.capture == pb.Host.CAPTURE_RECORDER:
+        return ok(check, f"{running}, captured by the recorder" + (f"; {host.capture_reason}" if host.capture_reason else ""))
+    advice = "output may have gaps when the server or the engine is killed; docs/log-streams.md says what the recorder needs"
+    return warn(check, f"{running}, captured by attach: {host.capture_reason or 'the server does not say why'}", advice)
+
+
+def _cannot_listen(listen: str) -> OSError | None:
+    host, _, port = listen.rpartition(":")
+    try:
+        family, kind, protocol, _, place = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+        with socket.socket(family, kind, protocol) as attempt:
+            # As a server does: connections of an earlier one that still fade away are not in the way.
+            attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            attempt.bind(place)
+    except OSError as error:
+        return error
+    return None
+
+
+def _reachable(listen: str) -> str:
+    """Where somebody on this machine finds a server that listens everywhere."""
+    host, _, port = listen.rpartition(":")
+    return f"{ {'0.0.0.0': '127.0.0.1', '[::]': '[::1]'}.get(host, host) }:{port}"
