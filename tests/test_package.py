@@ -20,6 +20,13 @@ pytestmark = pytest.mark.timeout(300)
 
 PROGRAMS = {"fastlane_grpc/recorder/bin/recorder-aarch64": 183, "fastlane_grpc/recorder/bin/recorder-x86_64": 62}
 
+IMPORT_ALL = """
+import fastlane_grpc, importlib, pkgutil
+for each in pkgutil.walk_packages(fastlane_grpc.__path__, "fastlane_grpc."):
+    importlib.import_module(each.name)
+print(fastlane_grpc.__file__)
+"""
+
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
@@ -90,9 +97,5 @@ def test_what_was_installed_serves_and_runs_from_any_directory(installed: Path, 
 
 def test_what_was_installed_is_whole_without_the_tools_of_development(installed: Path) -> None:
     subprocess.run([installed / "pip", "check"], cwd="/", env=environment(), check=True, capture_output=True)
-    walk = "import fastlane_grpc, importlib, pkgutil\n" + (
-        "for each in pkgutil.walk_packages(fastlane_grpc.__path__, 'fastlane_grpc.'): importlib.import_module(each.name)\n"
-        "print(fastlane_grpc.__file__)"
-    )
-    ran = subprocess.run([installed / "python", "-c", walk], cwd="/", env=environment(), check=True, capture_output=True, text=True)
+    ran = subprocess.run([installed / "python", "-c", IMPORT_ALL], cwd="/", env=environment(), check=True, capture_output=True, text=True)
     assert ran.stdout.startswith(str(installed.parent))
