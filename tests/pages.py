@@ -112,7 +112,7 @@ class Page:
     def run(self, directory: Path, replace: Mapping[str, str], environment: Mapping[str, str]) -> None:
         """Runs all that can be run, one after another in one shell; `replace` is what is called otherwise here. Raises AssertionError."""
         expectations = [*self.expectations()]
-        parts = ["set -uo pipefail; trap 'kill $(jobs -p) 2>/dev/null; wait' EXIT\n"]
+        parts = ["set -uo pipefail; trap 'set +e; kill $(jobs -p) 2>/dev/null; wait' EXIT\n"]
         for number, (block, _) in enumerate(expectations):
             out = directory / f"{number}.out"
             parts.append(f"exec >{out} 2>{out.with_suffix('.err')}\n{block.script(out)}")

@@ -1,7 +1,9 @@
 """What the documentation says: links lead somewhere, commands do what they are said to do, and no list that is called whole is not."""
 
 import os
+import re
 import socket
+import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -9,7 +11,9 @@ from urllib.parse import urlsplit
 
 import docker
 import pytest
+from google.protobuf.descriptor import EnumDescriptor
 
+from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.engine import engine_address
 from tests.pages import Page, pages
 from tests.serving import Server, clear
@@ -44,6 +48,10 @@ def test_every_link_leads_to_a_file_and_a_heading_that_are_there(page: Page) -> 
 
 @pytest.fixture
 def listen() -> str:
+    return free_address()
+
+
+def free_address() -> str:
     with closing(socket.create_server(("127.0.0.1", 0))) as listener:
         return f"127.0.0.1:{listener.getsockname()[1]}"
 
@@ -58,7 +66,7 @@ def environment(listen: str, tmp_path: Path) -> dict[str, str]:
         "FASTLANE_DATA_DIR": str(tmp_path / "data"),
         "DOCKER_HOST": engine_address(),
     }
-    return kept | here | {"PATH": f"{Path(os.sys.executable).parent}:{PATH}", "NO_PROXY": "127.0.0.1"}
+    return kept | here | {"PATH": f"{Path(sys.executable).parent}:{PATH}", "NO_PROXY": "127.0.0.1"}
 
 
 @pytest.fixture
@@ -76,9 +84,9 @@ def test_what_a_page_says_can_be_run_does_what_it_says(
     for program in ("grpcurl", "jq"):
         tool(program)
     blocks = [block for block in page.blocks() if block.runs]
-    # A page that starts a server of its own tells so.
-    server = None if any("fastlane server" in block.text for block in blocks) else Server(tmp_path / "data", listen=listen)
-    replace = {"127.0.0.1:7020": listen, "busybox": image, "/var/lib/fastlane": str(tmp_path / "data")}
+    # Unless the page begins with one.
+    server = None if "fastlane server" in blocks[0].text else Server(tmp_path / "data", listen=listen)
+    replace = {"127.0.0.1:7020": listen, "127.0.0.1:7021": free_address(), "busybox": image, "/var/lib/fastlane": str(tmp_path / "data")}
     directory = tmp_path / "run"
     directory.mkdir()
     try:
@@ -92,3 +100,24 @@ def test_the_readme_fits_on_a_few_screens_and_its_commands_are_run() -> None:
     readme = Page(ROOT / "README.md")
     assert len(readme.path.read_text().splitlines()) <= 150
     assert {block.language for block in readme.blocks() if block.runs} == {"console", "sh", "python"}
+
+
+# ---------------------------------------------------------------------------------------------------------------- lists
+
+
+@pytest.mark.parametrize(
+    ("section", "enum", "prefix"),
+    [
+        ("Errors of a call", pb.ErrorReason.DESCRIPTOR, "ERROR_REASON_"),
+        ("Why an execution ended", pb.Reason.DESCRIPTOR, "REASON_"),
+        ("What an execution waits for", pb.WaitReason.DESCRIPTOR, "WAIT_REASON_"),
+        ("Gaps in a log", pb.LogGap.Cause.DESCRIPTOR, "CAUSE_"),
+    ],
+)
+def test_troubleshooting_has_an_entry_for_each_thing_that_can_go_wrong(section: str, enum: EnumDescriptor, prefix: str) -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    entries = re.findall(r"^### ([A-Z_]+)$", page.partition(f"\n## {section}\n")[2].partition("\n## ")[0], re.MULTILINE)
+    # The zero of most enums is never sent.
+    names = [value.name.removeprefix(prefix) for value in enum.values if value.number or enum.name == "Cause"]
+    assert len(entries) == len({*entries})
+    assert {*entries} == {*names}
