@@ -14,7 +14,7 @@ test: ## run all tests, against a real engine too; installs what is missing (ARG
 check: ## check the contract, generated code, style, types and imports
 	@.ci/check
 
-proto: ## make the Python code from protos/
+proto: ## make the Python code and docs/contract.md from protos/
 	@.ci/environment && .ci/proto
 
 bench: ## measure fastlane against the plain engine, side by side

@@ -27,14 +27,26 @@ install_packages() {
     fi
 }
 
-# unpack_package NAME DIRECTORY: puts the files of a Debian package into DIRECTORY. Nothing is installed and no service starts.
-unpack_package() (
+# unpack_packages DIRECTORY NAME…: puts the files of Debian packages into DIRECTORY. Nothing is installed and no service starts.
+unpack_packages() (
     command -v apt-get >/dev/null && command -v dpkg-deb >/dev/null || exit 1
-    into=$(realpath -m "$2")
+    into=$(realpath -m "$1")
+    shift
     there=$(mktemp -d)
     trap 'rm -rf "$there"' EXIT
     cd "$there" || exit
-    fetch() { apt-get -q -o APT::Sandbox::User=root download "$1" >/dev/null 2>&1; }
-    fetch "$1" || { [ "$(id -u)" = 0 ] && apt_get update && fetch "$1"; } || exit
-    mkdir -p "$into" && dpkg-deb -x ./*.deb "$into"
+    fetch() { apt-get -q -o APT::Sandbox::User=root download "$@" >/dev/null 2>&1; }
+    fetch "$@" || { [ "$(id -u)" = 0 ] && apt_get update && fetch "$@"; } || exit
+    mkdir -p "$into"
+    for each in ./*.deb; do dpkg-deb -x "$each" "$into" || exit; done
 )
+
+# unpack_system DIRECTORY NAME…: the same with all that these need, found as if nothing were installed here.
+unpack_system() {
+    local packages into=$1
+    shift
+    needed() { apt-get -q -o Dir::State::status=/dev/null --simulate install --no-install-recommends "$@" 2>/dev/null; }
+    packages=$(needed "$@") || { [ "$(id -u)" = 0 ] && apt_get update && packages=$(needed "$@"); } || return
+    mapfile -t packages < <(sed -n 's/^Inst \([^ ]*\).*/\1/p' <<<"$packages")
+    unpack_packages "$into" "${packages[@]}"
+}

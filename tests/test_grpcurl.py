@@ -1,4 +1,4 @@
-"""The real grpcurl, with the commands of the README as they stand there, and what else one does with it by hand."""
+"""The real grpcurl, with what one does with it by hand; the commands of the README run in tests/test_docs.py."""
 
 import json
 import os
@@ -12,11 +12,9 @@ import pytest
 
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.serving import Server, serving_on
-from tests.tools import PATH, ROOT, tool
+from tests.tools import PATH, tool
 
 pytestmark = pytest.mark.engine
-
-README = (ROOT / "README.md").read_text()
 
 
 @pytest.fixture(scope="module")
@@ -32,50 +30,8 @@ def grpcurl(server: Server, *words: str, **data: object) -> str:
     return subprocess.run(command, env=environment(), check=True, capture_output=True, text=True, timeout=60).stdout
 
 
-def sh(server: Server, image: str, script: str) -> str:
-    """What a script prints in which the server and the image are those of the README."""
-    tool("grpcurl")
-    tool("jq")
-    script = script.replace("127.0.0.1:7020", server.address).replace('"image": "busybox"', json.dumps({"image": image})[1:-1])
-    assert server.address in script
-    command = ["bash", "-euo", "pipefail", "-c", script]
-    return subprocess.run(command, env=environment(), check=True, stdout=subprocess.PIPE, text=True, timeout=60).stdout
-
-
 def environment() -> dict[str, str]:
     return os.environ | {"PATH": PATH, "NO_PROXY": "127.0.0.1"}
-
-
-def readme_commands() -> list[str]:
-    """Those in the README's section on grpcurl: what is pasted together is together."""
-    section = README.partition("\n## With grpcurl\n")[2].partition("\n## ")[0]
-    return [paragraph for block in re.findall(r"```\n(.*?)```", section, re.DOTALL) for paragraph in block.strip().split("\n\n")]
-
-
-# -- as the README says
-
-
-def test_the_readmes_enqueue_answers_a_job_that_is_kept(server: Server, image: str) -> None:
-    enqueue, _ = readme_commands()
-    job = json.loads(sh(server, image, enqueue))["job"]
-    assert (job["taskId"], job["spec"]["image"], job["execution"]["state"]) == ("greet", image, "STATE_QUEUED")
-    found = json.loads(grpcurl(server, "fastlane.v1.JobService/GetJob", job_id=job["id"]))["job"]
-    assert (found["id"], found["createTime"]) == (job["id"], job["createTime"])
-
-
-def test_the_readmes_stream_shows_the_output_and_nothing_else(server: Server, image: str) -> None:
-    _, stream = readme_commands()
-    assert sh(server, image, stream) == "hello\n"
-
-
-def test_the_readmes_describe_shows_the_comments_of_the_contract(server: Server, image: str) -> None:
-    [command] = re.findall(r"`(grpcurl [^`]* describe [^`]*)`", README)
-    said = sh(server, image, command)
-    assert "message JobSpec {" in said
-    assert "// Required. The image as you would give it to `docker run`" in said
-
-
-# -- by hand
 
 
 def test_list_shows_every_service_and_every_call(server: Server) -> None:
@@ -83,7 +39,7 @@ def test_list_shows_every_service_and_every_call(server: Server) -> None:
     assert {f"fastlane.v1.{name}" for name in pb.DESCRIPTOR.services_by_name} < {*services}
     assert "grpc.health.v1.Health" in services
     calls = grpcurl(server, "list", "fastlane.v1.ExecutionService").split()
-    assert calls == ["fastlane.v1.ExecutionService.GetExecution", "fastlane.v1.ExecutionService.StreamExecutionLogs"]
+    assert calls == sorted(method.full_name for method in pb.DESCRIPTOR.services_by_name["ExecutionService"].methods)
 
 
 @pytest.mark.parametrize(

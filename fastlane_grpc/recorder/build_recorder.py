@@ -11,6 +11,7 @@ import subprocess
 import sys
 import tempfile
 from collections.abc import Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 from hatchling import build
@@ -38,8 +39,10 @@ def get_requires_for_build_wheel(config_settings: Settings = None) -> list[str]:
 
 
 def build_wheel(wheel_directory: str, config_settings: Settings = None, metadata_directory: str | None = None) -> str:
-    for architecture in ARCHITECTURES:
-        _compile(_zig(architecture), architecture)
+    # Side by side: the first time zig builds a C library for each, on one core.
+    with ThreadPoolExecutor() as threads:
+        for _ in threads.map(lambda architecture: _compile(_zig(architecture), architecture), ARCHITECTURES):
+            pass
     return str(build.build_wheel(wheel_directory))
 
 

@@ -1,0 +1,180 @@
+"""What docs/deploy holds: an image of the server, what runs it under compose, and a unit for systemd."""
+
+import configparser
+import os
+import re
+import shlex
+import shutil
+import subprocess
+import sys
+import tarfile
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import docker
+import pytest
+import yaml
+from docker.models.containers import Container
+
+from fastlane_grpc import config
+from fastlane_grpc.client import Client
+from fastlane_grpc.v1 import fastlane_pb2 as pb
+from tests.engine import engine_address
+from tests.reading import Reader
+from tests.serving import clear
+from tests.tools import ROOT
+from tests.wheel import script
+
+DEPLOY = ROOT / "docs" / "deploy"
+PORT = "7020/tcp"
+FASTLANE = Path(sys.executable).with_name("fastlane")
+
+TICKS = "echo begin; until [ -e /tmp/go ]; do sleep 0.02; done; seq 1 5000; echo oh >&2; exit 7"
+NUMBERS = b"".join(b"%d\n" % number for number in range(1, 5001))
+
+
+# ---------------------------------------------------------------------------------------------------------------- the image
+
+
+@pytest.fixture(scope="module")
+def base(sdk: docker.DockerClient) -> Iterator[str]:
+    """Debian's Python, in place of the one that no registry gives here."""
+    script("base")
+    name = f"fastlane-base:{os.getpid()}"
+    with (ROOT / ".tools" / "base.tar").open("rb") as file:
+        sdk.api.import_image_from_data(file.read(), repository=name.partition(":")[0], tag=name.partition(":")[2])
+    yield name
+    sdk.images.remove(name, force=True)
+
+
+@pytest.fixture(scope="module")
+def server_image(base: str, wheel: Path, sdk: docker.DockerClient, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """By the Dockerfile as it is shipped, from wheels alone."""
+    wheels = tmp_path_factory.mktemp("wheels")
+    with tarfile.open(ROOT / ".tools" / "base.tar") as tar:
+        [version] = {found[1] for name in tar.getnames() if (found := re.fullmatch(r"\./usr/bin/python(3\.\d+)", name))}
+    shutil.copy(wheel, wheels)
+    constraints = ROOT / ".ci" / "constraints.txt"
+    command = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:", "--python-version", version]
+    subprocess.run([*command, "--constraint", constraints, "--dest", wheels, wheel], check=True)
+    name = f"fastlane-server-test:{os.getpid()}"
+    sdk.images.build(
+        path=str(wheels), dockerfile=str(DEPLOY / "Dockerfile"), tag=name, rm=True, buildargs={"BASE": base, "PIP_NO_INDEX": "1"}
+    )
+    yield name
+    sdk.images.remove(name, force=True)
+
+
+class Deployment:
+    """The service of the compose file, with another port and another data directory, as often as it is brought up."""
+
+    def __init__(self, sdk: docker.DockerClient, image: str, data_dir: Path) -> None:
+        self._sdk = sdk
+        self._image = image
+        self._data_dir = data_dir
+        self._service = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["fastlane"]
+
+    @contextmanager
+    def up(self, port: int = 0, **environment: str) -> Iterator[Container]:
+        [published] = self._service["ports"]
+        address, _, inside = published.split(":")
+        volumes = dict(volume.rsplit(":", 1) for volume in self._service["volumes"])
+        socket, data_dir = volumes
+        here = {engine_address().removeprefix("unix://"): volumes[socket], str(self._data_dir): volumes[data_dir]}
+        container = self._sdk.containers.run(
+            self._image,
+            detach=True,
+            ports={f"{inside}/tcp": (address, port or None)},
+            volumes=[f"{outside}:{place}" for outside, place in here.items()],
+            environment=self._service["environment"] | environment,
+        )
+        try:
+            listening(container)
+            health = self._sdk.images.get(self._image).attrs["Config"]["Healthcheck"]["Test"]
+            code, said = container.exec_run(health[1:])
+            assert code == 0, said
+            yield container
+        finally:
+            container.remove(force=True)
+
+
+def listening(container: Container) -> None:
+    for line in container.logs(stream=True, follow=True):
+        if b" listening on 0.0.0.0:7020" in line:
+            return
+    raise AssertionError(f"the server ended: {container.logs().decode()}")
+
+
+def published(container: Container) -> int:
+    container.reload()
+    [binding] = container.ports[PORT]
+    assert binding["HostIp"] == "127.0.0.1"
+    return int(binding["HostPort"])
+
+
+@pytest.fixture
+def deployment(sdk: docker.DockerClient, server_image: str, tmp_path: Path) -> Iterator[Deployment]:
+    yield Deployment(sdk, server_image, tmp_path / "data")
+    if (tmp_path / "data").exists():
+        clear(sdk, tmp_path / "data")
+
+
+@pytest.mark.engine
+@pytest.mark.timeout(300)
+def test_a_server_in_a_container_runs_jobs_beside_it_and_hands_them_over(
+    deployment: Deployment, sdk: docker.DockerClient, image: str
+) -> None:
+    # What the recorder writes is the host's directory, whatever it is called in here: the server finds that out.
+    with deployment.up(FASTLANE_CAPTURE="recorder") as first:
+        port = published(first)
+        with Client(f"127.0.0.1:{port}") as client:
+            execution_id = client.enqueue("deployed", image, args=["sh", "-c", TICKS]).execution.id
+            log = Reader(client, execution_id)
+            log.wait_for_output(b"begin\n")
+            container_id = client.execution(execution_id).container_id
+            first.stop(timeout=30)
+            first.reload()
+            assert first.attrs["State"]["ExitCode"] == 0
+            sdk.containers.get(container_id).exec_run("touch /tmp/go")
+            with deployment.up(port, FASTLANE_CAPTURE="recorder"):
+                assert (log.end().state, log.end().exit_status) == (pb.STATE_FAILED, 7)
+    assert (log.data[pb.SOURCE_STDOUT], log.data[pb.SOURCE_STDERR], log.gaps) == (b"begin\n" + NUMBERS, b"oh\n", [])
+
+
+# ---------------------------------------------------------------------------------------------------------------- the unit
+
+
+@pytest.fixture
+def unit() -> Mapping[str, Mapping[str, str]]:
+    parser = configparser.ConfigParser(interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read(DEPLOY / "fastlane.service")
+    return parser
+
+
+def test_the_unit_starts_a_server_with_flags_that_it_has(unit: Mapping[str, Mapping[str, str]]) -> None:
+    program, command, *words = shlex.split(unit["Service"]["ExecStart"])
+    assert (program, command) == ("/opt/fastlane/bin/fastlane", "server")
+    helped = subprocess.run([FASTLANE, "server", "--help"], check=True, capture_output=True, text=True).stdout
+    flags = dict(zip(words[::2], words[1::2], strict=True))
+    assert all(re.search(rf"^ *{flag} ", helped, re.MULTILINE) for flag in flags), flags
+    # What systemd makes is where the server looks for it.
+    assert flags["--data-dir"] == f"/var/lib/{unit['Service']['StateDirectory']}"
+    assert flags["--config"] == f"/etc/{unit['Service']['ConfigurationDirectory']}/fastlane.toml"
+
+
+def test_the_settings_beside_the_unit_are_settings() -> None:
+    settings = config.load({}, {}, DEPLOY / "fastlane.toml")
+    assert settings.listen == config.DEFAULT_LISTEN
+    assert settings.max_timeout > settings.default_timeout
+
+
+def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
+    if not shutil.which("systemd-analyze"):
+        pytest.skip("there is no systemd-analyze here")
+    # A unit whose program is not there is called wrong for that.
+    there = tmp_path / "fastlane.service"
+    there.write_text((DEPLOY / "fastlane.service").read_text().replace("/opt/fastlane/bin/fastlane", str(FASTLANE)))
+    verified = subprocess.run(["systemd-analyze", "verify", "--man=no", there], capture_output=True, text=True)
+    assert (verified.returncode, [line for line in verified.stderr.splitlines() if "fastlane.service" in line]) == (0, [])

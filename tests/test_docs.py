@@ -1,0 +1,123 @@
+"""What the documentation says: links lead somewhere, commands do what they are said to do, and no list that is called whole is not."""
+
+import os
+import re
+import socket
+import sys
+from collections.abc import Iterator
+from contextlib import closing
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import docker
+import pytest
+from google.protobuf.descriptor import EnumDescriptor
+
+from fastlane_grpc.v1 import fastlane_pb2 as pb
+from tests.engine import engine_address
+from tests.pages import Page, pages
+from tests.serving import Server, clear
+from tests.tools import PATH, ROOT, tool
+
+PAGES = pages()
+# Written by others at the same time; here when this is merged.
+COMING = {ROOT / "docs" / name for name in ("client.md", "configuration.md")}
+RUNNABLE = [page for page in PAGES if any(block.runs for block in page.blocks())]
+
+
+# ---------------------------------------------------------------------------------------------------------------- links
+
+
+@pytest.mark.parametrize("page", PAGES, ids=repr)
+def test_every_link_leads_to_a_file_and_a_heading_that_are_there(page: Page) -> None:
+    for link in page.links():
+        address = urlsplit(link)
+        if address.scheme:
+            # Not followed: no test needs the world.
+            assert address.scheme == "https", f"{page}: {link}"
+            continue
+        place = (page.path.parent / address.path).resolve() if address.path else page.path
+        assert place.is_relative_to(ROOT), f"{page}: {link}"
+        assert place.exists() or place in COMING, f"{page}: {link}"
+        if address.fragment:
+            assert address.fragment in Page(place).anchors, f"{page}: {link}"
+
+
+# ---------------------------------------------------------------------------------------------------------------- commands
+
+
+@pytest.fixture
+def listen() -> str:
+    return free_address()
+
+
+def free_address() -> str:
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+@pytest.fixture
+def environment(listen: str, tmp_path: Path) -> dict[str, str]:
+    """As a person has it who follows a page, but that the server is elsewhere."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("FASTLANE_")}
+    here = {
+        "FASTLANE_ADDRESS": listen,
+        "FASTLANE_LISTEN": listen,
+        "FASTLANE_DATA_DIR": str(tmp_path / "data"),
+        "DOCKER_HOST": engine_address(),
+    }
+    return kept | here | {"PATH": f"{Path(sys.executable).parent}:{PATH}", "NO_PROXY": "127.0.0.1"}
+
+
+@pytest.fixture
+def clean_engine(sdk: docker.DockerClient, tmp_path: Path) -> Iterator[None]:
+    yield
+    clear(sdk, tmp_path / "data")
+
+
+@pytest.mark.engine
+@pytest.mark.usefixtures("clean_engine")
+@pytest.mark.parametrize("page", RUNNABLE, ids=repr)
+def test_what_a_page_says_can_be_run_does_what_it_says(
+    page: Page, tmp_path: Path, image: str, listen: str, environment: dict[str, str]
+) -> None:
+    for program in ("grpcurl", "jq"):
+        tool(program)
+    blocks = [block for block in page.blocks() if block.runs]
+    # Unless the page begins with one.
+    server = None if "fastlane server" in blocks[0].text else Server(tmp_path / "data", listen=listen)
+    replace = {"127.0.0.1:7020": listen, "127.0.0.1:7021": free_address(), "busybox": image, "/var/lib/fastlane": str(tmp_path / "data")}
+    directory = tmp_path / "run"
+    directory.mkdir()
+    try:
+        page.run(directory, replace, environment)
+    finally:
+        if server:
+            server.stop()
+
+
+def test_the_readme_fits_on_a_few_screens_and_its_commands_are_run() -> None:
+    readme = Page(ROOT / "README.md")
+    assert len(readme.path.read_text().splitlines()) <= 150
+    assert {block.language for block in readme.blocks() if block.runs} == {"console", "sh", "python"}
+
+
+# ---------------------------------------------------------------------------------------------------------------- lists
+
+
+@pytest.mark.parametrize(
+    ("section", "enum", "prefix"),
+    [
+        ("Errors of a call", pb.ErrorReason.DESCRIPTOR, "ERROR_REASON_"),
+        ("Why an execution ended", pb.Reason.DESCRIPTOR, "REASON_"),
+        ("What an execution waits for", pb.WaitReason.DESCRIPTOR, "WAIT_REASON_"),
+        ("Gaps in a log", pb.LogGap.Cause.DESCRIPTOR, "CAUSE_"),
+    ],
+)
+def test_troubleshooting_has_an_entry_for_each_thing_that_can_go_wrong(section: str, enum: EnumDescriptor, prefix: str) -> None:
+    page = (ROOT / "docs" / "troubleshooting.md").read_text()
+    entries = re.findall(r"^### ([A-Z_]+)$", page.partition(f"\n## {section}\n")[2].partition("\n## ")[0], re.MULTILINE)
+    # The zero of most enums is never sent.
+    names = [value.name.removeprefix(prefix) for value in enum.values if value.number or enum.name == "Cause"]
+    assert len(entries) == len({*entries})
+    assert {*entries} == {*names}

@@ -1,0 +1,31 @@
+"""The wheel, built once from the tracked files, for every test that wants what a user installs."""
+
+import os
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.tools import ROOT
+
+
+@pytest.fixture(scope="session")
+def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Where it is. The first build on a machine takes most of a minute: the compiler makes a C library for each architecture."""
+    directory = tmp_path_factory.mktemp("wheel")
+    script("wheel", str(directory))
+    [built] = directory.iterdir()
+    return built
+
+
+def script(name: str, *arguments: str) -> None:
+    """Runs one of .ci. Where that cannot be done the test is skipped, but in CI it fails."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    ran = subprocess.run([ROOT / ".ci" / name, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if ran.returncode == 0:
+        return
+    said = f".ci/{name} failed:\n{ran.stderr[-2000:]}"
+    if os.environ.get("CI"):
+        pytest.fail(said)
+    pytest.skip(said)
