@@ -1,8 +1,9 @@
-"""Lists, newest first, a page at a time: each page is one statement, and its work is bounded, however much is kept and however little of
-it is looked for.
+"""Lists, newest first, a page at a time: the work for a page is bounded, however much is kept and however little of it is looked for.
 
-A page is read off the ends of the ranges of an index, of which there is one for each state, so that nothing is sorted but what is
-answered. What no index sees to is checked row by row, of a bounded number of rows: such a page may be short, or empty, and not the last.
+A page is one statement, before which a few count which index leads to the fewest rows, where there is a choice. It is read off the ends of
+the ranges of that index, of which there is one for each state, so that nothing is sorted but what is answered. What no index sees to is
+checked row by row, of a bounded number of rows: such a page may be short, or empty, and not the last.
+
 A place in a list is the key of a row: whatever comes or changes between two pages, what was there all along is in one of them.
 """
 
