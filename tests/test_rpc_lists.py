@@ -74,13 +74,14 @@ def ids(found: Sequence[pb.Job] | Sequence[pb.Execution]) -> list[str]:
 
 
 async def test_jobs_are_listed_newest_first_as_get_job_answers_them_but_for_their_specs(house: Lists) -> None:
-    enqueued = [await house.enqueue(command=f"echo {number}") for number in range(5)]
+    enqueued = [await house.enqueue(command=f"echo {number}", envs={"API_TOKEN": "s3cret"}) for number in range(5)]
     await house.store.claim(1, host="local")
     await house.jobs.StopJob(pb.StopJobRequest(job_id=enqueued[1].id))
     got = [(await house.jobs.GetJob(pb.GetJobRequest(job_id=job.id))).job for job in reversed(enqueued)]
     assert got[0].execution.waiting.detail == "8 of 8 places taken"
     with_spec = await house.jobs.ListJobs(pb.ListJobsRequest(with_spec=True))
     assert (list(with_spec.jobs), with_spec.next_page_token) == (got, "")
+    assert {job.spec.envs["API_TOKEN"] for job in with_spec.jobs} == {"***"}
     for job in got:
         job.ClearField("spec")
     assert list((await house.jobs.ListJobs(pb.ListJobsRequest())).jobs) == got
