@@ -48,7 +48,7 @@ def calls_per_second(address: str, method: str, requests: Sequence[bytes]) -> fl
 
 async def _measure(address: str, method: str, requests: Sequence[bytes]) -> float:
     async with grpc.aio.insecure_channel(address) as channel:
-        call = channel.unary_unary(method)
+        call: grpc.aio.UnaryUnaryMultiCallable[bytes, bytes] = channel.unary_unary(method)
         await call(requests[-1])
         left = iter(requests)
 

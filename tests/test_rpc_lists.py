@@ -1,5 +1,6 @@
 """Lists, tasks and the stop of one execution over real gRPC and a real store; the test itself is the runner."""
 
+import time
 from collections.abc import AsyncIterator, Sequence
 from datetime import timedelta
 from pathlib import Path
@@ -15,6 +16,8 @@ from fastlane_grpc.errors import PageTokenInvalid
 from fastlane_grpc.model import Outcome, State
 from fastlane_grpc.service import ExecutionQuery, JobQuery, TaskQuery
 from fastlane_grpc.service.pages import position_of, token_of
+from fastlane_grpc.store.database import open_for_writing
+from fastlane_grpc.store.lists import MOST_LOOKED_AT
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
 from tests.test_rpc import House, detail, info, reason
@@ -71,13 +74,17 @@ def ids(found: Sequence[pb.Job] | Sequence[pb.Execution]) -> list[str]:
 
 
 async def test_jobs_are_listed_newest_first_as_get_job_answers_them_but_for_their_specs(house: Lists) -> None:
-    enqueued = [await house.enqueue(command=f"echo {number}") for number in range(5)]
+    enqueued = [await house.enqueue(command=f"echo {number}", envs={"API_TOKEN": "s3cret"}) for number in range(5)]
     await house.store.claim(1, host="local")
     await house.jobs.StopJob(pb.StopJobRequest(job_id=enqueued[1].id))
     got = [(await house.jobs.GetJob(pb.GetJobRequest(job_id=job.id))).job for job in reversed(enqueued)]
     assert got[0].execution.waiting.detail == "8 of 8 places taken"
+    for job in got:
+        if job.execution.HasField("waiting"):
+            job.execution.waiting.ClearField("ahead")  # In lists it is not counted.
     with_spec = await house.jobs.ListJobs(pb.ListJobsRequest(with_spec=True))
     assert (list(with_spec.jobs), with_spec.next_page_token) == (got, "")
+    assert {job.spec.envs["API_TOKEN"] for job in with_spec.jobs} == {"***"}
     for job in got:
         job.ClearField("spec")
     assert list((await house.jobs.ListJobs(pb.ListJobsRequest())).jobs) == got
@@ -159,6 +166,26 @@ async def test_metadata_that_is_larger_on_the_wire_than_on_disk_makes_pages_shor
     assert page.ByteSize() <= 3 << 20
     assert 0 < len(page.jobs) < 30
     assert len(await house.all_jobs(pb.ListJobsRequest(with_spec=True))) == 30
+
+
+async def test_a_page_that_found_nothing_so_far_is_empty_and_says_where_to_go_on(house: Lists) -> None:
+    oldest = await house.enqueue(labels={"even": "yes", "odd": "yes"})
+    now = time.time_ns() // 1000
+    numbers = range(2, 2 * MOST_LOOKED_AT + 100)
+    db = open_for_writing(house.settings.data_dir / "fastlane.db")
+    db.execute("BEGIN")
+    db.executemany(
+        "INSERT INTO jobs VALUES (?, ?, 'task', 9, CAST('{}' AS BLOB), ?, '', x'00', '')",
+        [(number, f"job {number}", now + number) for number in numbers],
+    )
+    labels = [("odd" if number % 2 else "even", now + number, number) for number in numbers]
+    db.executemany("INSERT INTO job_labels VALUES (?, 'yes', ?, ?)", labels)
+    db.execute("COMMIT")
+    db.close()
+    request = pb.ListJobsRequest(labels={"even": "yes", "odd": "yes"})
+    first = await house.jobs.ListJobs(request)
+    assert (list(first.jobs), bool(first.next_page_token)) == ([], True)
+    assert ids(await house.all_jobs(request)) == [oldest.id]
 
 
 # ------------------------------------------------------------------------------------------------------------------ executions

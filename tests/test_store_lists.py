@@ -152,7 +152,7 @@ EXECUTION_QUERIES = st.builds(
     states=st.sets(STATES, max_size=4).map(sorted).map(tuple),
     host=st.one_of(st.just(""), HOSTS),
 )
-MANY = settings(max_examples=200, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+MANY = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 
 def wanted_jobs(db: Connection, query: JobQuery, jobs: Mapping[str, Mapping[str, str]]) -> list[str]:

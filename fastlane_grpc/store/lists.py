@@ -1,8 +1,9 @@
-"""Lists, newest first, a page at a time: each page is one statement, and its work is bounded, however much is kept and however little of
-it is looked for.
+"""Lists, newest first, a page at a time: the work for a page is bounded, however much is kept and however little of it is looked for.
 
-A page is read off the ends of the ranges of an index, of which there is one for each state, so that nothing is sorted but what is
-answered. What no index sees to is checked row by row, of a bounded number of rows: such a page may be short, or empty, and not the last.
+A page is one statement, before which a few count which index leads to the fewest rows, where there is a choice. It is read off the ends of
+the ranges of that index, of which there is one for each state, so that nothing is sorted but what is answered. What no index sees to is
+checked row by row, of a bounded number of rows: such a page may be short, or empty, and not the last.
+
 A place in a list is the key of a row: whatever comes or changes between two pages, what was there all along is in one of them.
 """
 
@@ -119,14 +120,14 @@ class _Filter:
     """`check` says of one row whether it is wanted; empty: every row is.
 
     `ranges`, where there is an index for it: the parts of it that hold the wanted rows, each in the order of the list. They see to the
-    filters named in `sees_to`. `few`: the range, where it is in another order, so that a page has to read all of it.
+    filters named in `sees_to`. `few`: they are in another order, so that a page has to read all of them, which have to be few.
     """
 
     name: str
     check: str
     ranges: Sequence[str] = ()
     sees_to: frozenset[str] = frozenset()
-    few: str = ""
+    few: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +198,7 @@ def _of_id(table: str, column: str) -> _Filter:
     # Ids begin with the time they were made, but nothing relies on that: what begins alike is few, or is met on the way through the rest.
     begins_so = f"FROM {table} INDEXED BY idx_{table}_{column} WHERE {column} >= :id_from AND {column} < :id_before"
     check = f"{table}.{column} >= :id_from AND {table}.{column} < :id_before"
-    return _Filter("id", check, [begins_so], frozenset({"id"}), few=begins_so)
+    return _Filter("id", check, [begins_so], frozenset({"id"}), few=True)
 
 
 def _of_states(table: str, states: Sequence[State]) -> _Filter:
@@ -224,7 +225,7 @@ def _page(db: Connection, noun: _Noun, filters: Sequence[_Filter], values: Mappi
 
 def _source(db: Connection, noun: _Noun, filters: Sequence[_Filter], values: Mapping[str, object], most: int) -> _Filter:
     """One that leaves nothing to check, or else the one with the fewest rows to look at, counted no further than a page could look."""
-    left = [each for each in filters if each.ranges and (not each.few or _count(db, [each.few], values, most) <= most)]
+    left = [each for each in filters if each.ranges and (not each.few or _count(db, each.ranges, values, most) <= most)]
     for each in left:
         if len(left) == 1 or not (each.few or _checks(each, filters)):
             return each
