@@ -13,6 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from fastlane_grpc import config
+from fastlane_grpc.client import Client, NotFound
 from fastlane_grpc.errors import ExecutionNotFound, JobNotFound
 from fastlane_grpc.logs import Logs
 from fastlane_grpc.model import Execution, JobSpec, Outcome, Source, State
@@ -23,6 +25,7 @@ from fastlane_grpc.store.readers import Readers
 from fastlane_grpc.store.writer import Writer
 from fastlane_grpc.upkeep import STEP_ROWS, Limits, Upkeep
 from tests.fakes import Announcements
+from tests.serving import serving
 
 DAY = timedelta(days=1)
 FOR_EVER = Limits()
@@ -354,3 +357,37 @@ def test_whatever_ended_when_exactly_the_old_is_pruned(ends: list[tuple[int, str
 
     with TemporaryDirectory() as directory:
         asyncio.run(check(Path(directory)))
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "value"),
+    [
+        ("keep_logs", "36h", timedelta(hours=36)),
+        ("keep_logs", "1d12h", timedelta(hours=36)),
+        ("keep_jobs", "off", None),
+        ("max_total_log_bytes", "10g", 10 << 30),
+        ("max_total_log_bytes", "off", 0),
+        ("min_free_bytes", "OFF", 0),
+        ("max_waiting", "5", 5),
+    ],
+)
+def test_what_is_kept_is_a_matter_of_settings(name: str, text: str, value: object) -> None:
+    assert getattr(config.load({name: text}, {}, None), name) == value
+
+
+@pytest.mark.parametrize(("name", "text"), [("keep_logs", "0s"), ("keep_jobs", "2w"), ("min_free_bytes", "none"), ("max_waiting", "off")])
+def test_a_setting_that_cannot_be_is_named(name: str, text: str) -> None:
+    with pytest.raises(config.ConfigError, match=name):
+        config.load({name: text}, {}, None)
+
+
+def test_a_server_prunes_by_its_settings_from_its_start_on(tmp_path: Path) -> None:
+    nowhere = {"engine": f"unix://{tmp_path}/no-engine.sock"}
+    with serving(tmp_path / "data", keep_jobs="off", **nowhere) as server, Client(server.address) as client:
+        job = client.enqueue("task", "busybox")
+        client.stop(job.id)
+    with serving(tmp_path / "data", keep_jobs="1s", **nowhere) as server, Client(server.address) as client:
+        # There a moment still, perhaps; then not.
+        with pytest.raises(NotFound):
+            while client.job(job.id):
+                pass
