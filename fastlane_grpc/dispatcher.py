@@ -14,7 +14,7 @@ from typing import Protocol
 
 import structlog
 
-from fastlane_grpc.errors import DiskFull, ServerStopping, StoreFailed
+from fastlane_grpc.errors import DiskFull, ExecutionNotFound, ServerStopping, StoreFailed
 from fastlane_grpc.model import Assignment, Execution, HostReport, Outcome, Reason, State, Stop, utc_now
 from fastlane_grpc.runner.orders import HostDown, Leave, Orders, Remains, Runner, StopOrder
 from fastlane_grpc.store import Store
@@ -263,11 +263,11 @@ class Dispatcher:
                 self._loop.call_soon_threadsafe(self._ended, host, assignment.execution.id, claim, host_down)
 
     def _end_as_lost(self, host: "_Host", execution: Execution, error: Exception) -> None:
-        """A defect. It must not leave the execution unfinished for ever; one that is final stays as it is."""
+        """A defect. It must not leave the execution unfinished for ever; one that is final, or was pruned since, stays as it is."""
         with suppress(OSError):
             log.error("the runner failed", execution_id=execution.id, job_id=execution.job_id, task_id=execution.task_id, exc_info=error)
         outcome = Outcome(Reason.CONTAINER_GONE, f"a defect of fastlane, see the server's log for {execution.id}")
-        with suppress(ServerStopping):
+        with suppress(ServerStopping, ExecutionNotFound):
             remains = _remains(host.runner, execution.id, outcome.detail)
             self._store.finish(
                 execution.id, state=State.LOST, outcome=outcome, logs=remains.logs, log_bytes=remains.log_bytes, seal_time=utc_now()
@@ -294,7 +294,7 @@ class Dispatcher:
 def _remains(runner: Runner, execution_id: str, why: str) -> Remains:
     try:
         return runner.abandon(execution_id, why)
-    except ServerStopping:
+    except (ServerStopping, ExecutionNotFound):
         raise
     except Exception as error:
         # The defect may be in what ends a log, too.

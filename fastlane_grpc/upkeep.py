@@ -63,13 +63,21 @@ class Upkeep:
     """Lives on the loop. `now` is what ages are measured by."""
 
     def __init__(
-        self, store: Store, logs: Logs, limits: Limits, *, now: Callable[[], datetime] = utc_now, rest_seconds: float = REST_SECONDS
+        self,
+        store: Store,
+        logs: Logs,
+        limits: Limits,
+        *,
+        now: Callable[[], datetime] = utc_now,
+        rest_seconds: float = REST_SECONDS,
+        call_seconds: float = CALL_SECONDS,
     ) -> None:
         self._store = store
         self._logs = logs
         self._limits = limits
         self._now = now
         self._rest_seconds = rest_seconds
+        self._call_seconds = call_seconds
         self._thread = ThreadPoolExecutor(1, "upkeep")
         self._wake = asyncio.Event()
 
@@ -85,8 +93,9 @@ class Upkeep:
                 # Cleared before it looks: news that comes while it looks sets it again, and is not lost.
                 self._wake.clear()
                 try:
-                    await self.round()
-                    seconds = await self._due_seconds()
+                    now = self._now()
+                    await self.round(now)
+                    seconds = await self._due_seconds(now)
                 except (DiskFull, StoreFailed) as error:
                     log.warning("pruning waits for the store", error=str(error), retry_seconds=RETRY_SECONDS)
                     seconds = RETRY_SECONDS
@@ -101,23 +110,24 @@ class Upkeep:
 
     async def prune(self, old: Old) -> Pruned:
         """Deletes what there is of it, as far as one call goes."""
-        total, place, rows, until = Count(), Old.BEGIN, 0, time.monotonic() + CALL_SECONDS
-        while rows < CALL_ROWS and time.monotonic() < until:
+        total, place, rows, until = Count(), Old.BEGIN, 0, time.monotonic() + self._call_seconds
+        while True:
             step = await self._step(old, place)
             if step.place is None:
                 return Pruned(total, False)
             total, place, rows = total + step.count, step.place, rows + STEP_ROWS
-        # Where nothing can be deleted, as the disk refuses, nobody is to call again and again.
-        return Pruned(total, total != Count())
+            if rows >= CALL_ROWS or time.monotonic() >= until:
+                # Where nothing can be deleted, as the disk refuses, nobody is to call again and again.
+                return Pruned(total, total != Count())
 
     async def count(self, old: Old) -> Pruned:
         """What there is of it, as far as it is counted."""
         count = await self._store.count(old, limit=COUNTED_ROWS)
         return Pruned(count, max(count.jobs, count.logs) >= COUNTED_ROWS)
 
-    async def round(self) -> Count:
-        """All that is due by now."""
-        total, now = Count(), self._now()
+    async def round(self, now: datetime) -> Count:
+        """All that is due by then."""
+        total = Count()
         if self._limits.keep_logs is not None:
             total += await self._prune_all(Old(now - self._limits.keep_logs, logs_only=True))
         if self._limits.keep_jobs is not None:
@@ -128,14 +138,14 @@ class Upkeep:
             log.info("pruned", jobs=total.jobs, logs=total.logs, bytes=total.bytes)
         return total
 
-    async def _due_seconds(self) -> float:
-        """How long there is nothing to do, whatever ends in the meantime."""
-        kept, now = await self._store.kept(), self._now()
+    async def _due_seconds(self, now: datetime) -> float:
+        """How long there is nothing to do after the round of then, whatever ends in the meantime."""
+        kept = await self._store.kept()
         waits = [LONGEST_SECONDS]
         for oldest, keep in ((kept.oldest_log_time, self._limits.keep_logs), (kept.oldest_job_time, self._limits.keep_jobs)):
             if keep is not None:
                 left = keep if oldest is None else min(oldest + keep - now, keep)
-                # What is due already is what could not be deleted.
+                # What was due in that round and is still there could not be deleted.
                 waits.append(left.total_seconds() if left > timedelta() else RETRY_SECONDS)
         return min(waits)
 

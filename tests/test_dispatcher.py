@@ -806,6 +806,22 @@ async def test_a_defect_after_the_end_changes_nothing(house: House) -> None:
     assert (await house.store.execution(execution.id)).state is State.FAILED
 
 
+async def test_a_defect_after_the_job_was_pruned_costs_no_place(house: House) -> None:
+    def defect(assignment: Assignment, orders: Orders) -> None:
+        if assignment.execution.task_id == "bad":
+            house.store.finish(assignment.execution.id, state=State.FAILED, outcome=Outcome(), logs=()).result()
+            house.store.delete_jobs([assignment.execution.job_id]).result()
+            raise ZeroDivisionError
+
+    house.runner.when_given = defect
+    for _ in range(20):
+        await house.enqueue("bad")
+    good = await house.enqueue("good")
+    await house.announced.reaches(good.id, State.SUCCEEDED)
+    await house.threads_end()
+    assert house.dispatcher.running == 0
+
+
 async def test_a_claim_that_could_not_be_stored_is_tried_again_but_not_at_once(tmp_path: Path, houses: list[House]) -> None:
     house = House(tmp_path, retry_seconds=AGES)
     houses.append(house)

@@ -526,6 +526,7 @@ async def test_as_many_streams_as_allowed(tmp_path: Path) -> None:
         await house.stream(job.execution.id).read()
     assert (refused.value.code(), reason(refused.value)) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_STREAMS")
     assert detail(refused.value, error_details_pb2.RetryInfo) is not None
+    assert detail(refused.value, error_details_pb2.RetryInfo) is not None
     streams[0].cancel()
     # Its place is free once the server has noticed.
     for _ in range(500):

@@ -109,18 +109,17 @@ class RecordWriter:
             for source, data in runs:
                 frames.add_data(source, data, time_ns)
             before = self._state
-            whole = self._append_within_limit(frames)
-            self._taken = 0
-            if whole:
-                return
-            self._seen, runs = self._state, _runs(runs, _bytes_between(before, self._state))
-        for source, data in runs:
-            self._seen = _after_data(self._seen, source, data, data.count(b"\n"), time_ns)
+            if not self._append_within_limit(frames):
+                self._seen, runs = self._state, _runs(runs, _bytes_between(before, self._state))
+        self._taken = 0
+        if self._seen is not None:
+            self._seen = _after_runs(self._seen, runs, time_ns)
 
     def gap(self, source: Source, missing_bytes: int | None, cause: Cause, time_ns: int) -> None:
         """Says that bytes of `source` are missing here; None: nobody knows how many."""
         if missing_bytes is not None and missing_bytes <= 0:
             raise ValueError(f"a gap of {missing_bytes} bytes is none")
+        self._taken = 0
         self._own_up(time_ns)
         self._append_gap(source, missing_bytes, cause, time_ns)
         if self._seen is not None:
@@ -128,6 +127,7 @@ class RecordWriter:
 
     def seal(self, exit_code: int | None, facts: Mapping[str, object], time_ns: int) -> Trailer:
         """Writes the trailer, brings all to the disk and closes. When it raises OSError, it may be called again."""
+        self._taken = 0
         if self._trailer is None:
             self._own_up(time_ns)
             self._trailer = self._append_trailer(exit_code, facts, max(time_ns, self._state.time_ns))
@@ -166,7 +166,6 @@ class RecordWriter:
 
     def _own_up(self, time_ns: int) -> None:
         """Says in the record how much was only counted so far."""
-        self._taken = 0
         seen = self._seen.sources if self._seen is not None else ()
         for source, its in zip(SOURCES, seen, strict=False):
             if (missing_bytes := its.offset - self._state.sources[source - 1].offset) > 0:
@@ -207,8 +206,11 @@ class RecordWriter:
         if not whole:
             frames.cut(self._limit.end)
         self._append(frames)
-        # Of frames for more blocks than are kept, the first are too old as soon as they are there.
-        return whole and self._limit.make_way(_last_block(self._size))
+        # Of frames for more blocks than are kept, the first are too old as soon as they are there. All are there now: what fails is not the
+        # write, and is tried again before the next one.
+        with suppress(OSError):
+            self._limit.make_way(_last_block(self._size))
+        return whole
 
     def _append(self, frames: "_Frames") -> None:
         if self._torn:
@@ -314,6 +316,12 @@ def _after_data(state: State, source: Source, data: bytes | memoryview, newlines
     time_ns = max(time_ns, last_time_ns)
     changed = SourceState(offset + len(data), newlines_before + newlines, missing_bytes, 0, crc32(data, crc), lossy)
     return State(sequence + 1, time_ns, first_byte_time_ns or time_ns, _with(sources, source, changed), punched_from)
+
+
+def _after_runs(state: State, runs: Iterable[tuple[Source, bytes]], time_ns: int) -> State:
+    for source, data in runs:
+        state = _after_data(state, source, data, data.count(b"\n"), time_ns)
+    return state
 
 
 def _after_gap(state: State, source: Source, missing_bytes: int | None, time_ns: int) -> State:
