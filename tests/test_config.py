@@ -1,6 +1,9 @@
 """Settings from files, variables and flags: which one counts, what is refused and how, and how they are printed."""
 
 import json
+import os
+import subprocess
+import sys
 import tomllib
 from dataclasses import fields
 from pathlib import Path
@@ -196,6 +199,24 @@ def test_as_json_they_are_one_object_with_all_hosts(file: Path) -> None:
         ("b", 3, "/srv/data"),
         ("a-1", 5, None),
     ]
+
+
+def test_the_command_prints_what_a_server_with_the_same_flags_would_have(file: Path, tmp_path: Path) -> None:
+    file.write_text(TWO_HOSTS)
+
+    def ran(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+        environ = {"PATH": os.environ["PATH"], "FASTLANE_CONFIG": str(file), "FASTLANE_MAX_STREAMS": "6"}
+        return subprocess.run(
+            [sys.executable, "-m", "fastlane_grpc.cli", "config", *arguments], env=environ, capture_output=True, check=False
+        )
+
+    told = ran("--data-dir", str(tmp_path))
+    expected = config.in_force({"data_dir": str(tmp_path)}, {"FASTLANE_MAX_STREAMS": "6"}, file)
+    assert (told.stdout.decode(), told.stderr, told.returncode) == (config.toml(expected), b"", 0)
+    assert json.loads(ran("-o", "json").stdout)["max_streams"] == {"value": 6, "origin": "environment variable FASTLANE_MAX_STREAMS"}
+    refused = ran("--engine", "unix:///x.sock")
+    assert (refused.stdout, refused.returncode) == (b"", 2)
+    assert refused.stderr.startswith(b"fastlane: engine (flag --engine) cannot be set beside [[hosts]]")
 
 
 # ---- documentation

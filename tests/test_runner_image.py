@@ -6,6 +6,7 @@ import socket
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import docker
 import pytest
@@ -124,7 +125,7 @@ def answer_all(listener: socket.socket, answer: bytes) -> None:
 
 
 class TestOnAnEngine:
-    pytestmark = (*on_engine, by_recorder)
+    pytestmark: ClassVar = [*on_engine, by_recorder]
 
     def test_a_missing_image_is_pulled_from_a_registry_with_a_port(self, house: House, registry: Registry) -> None:
         image = f"{registry.name}/one/image:first"
