@@ -9,7 +9,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastlane_grpc import config
@@ -52,12 +52,12 @@ def refusal(file: Path, text: str, environ: dict[str, str] | None = None, **flag
 
 def test_hosts_are_those_of_the_file_in_their_order(file: Path) -> None:
     file.write_text(TWO_HOSTS)
-    settings = config.load({}, {}, file)
-    assert settings.hosts == [
+    loaded = config.load({}, {}, file)
+    assert loaded.hosts == [
         HostSettings("b", "unix:///run/b.sock", 3, CaptureMode.RECORDER, Path("/srv/data")),
         HostSettings("a-1", "tcp://a:2375", 5, CaptureMode.AUTO, None),
     ]
-    assert settings.max_running == 8
+    assert loaded.max_running == 8
 
 
 def test_max_running_beside_hosts_is_the_limit_over_all_of_them(file: Path) -> None:
@@ -67,8 +67,8 @@ def test_max_running_beside_hosts_is_the_limit_over_all_of_them(file: Path) -> N
 
 def test_without_hosts_there_is_one_that_the_other_settings_make() -> None:
     environ = {"FASTLANE_CAPTURE": "attach", "FASTLANE_MAX_RUNNING": "7"}
-    settings = config.load({"engine": "unix:///x.sock", "engine_data_dir": "/seen"}, environ, None)
-    assert list(settings.hosts) == [HostSettings("local", "unix:///x.sock", 7, CaptureMode.ATTACH, Path("/seen"))]
+    loaded = config.load({"engine": "unix:///x.sock", "engine_data_dir": "/seen"}, environ, None)
+    assert list(loaded.hosts) == [HostSettings("local", "unix:///x.sock", 7, CaptureMode.ATTACH, Path("/seen"))]
 
 
 @pytest.mark.parametrize(
@@ -182,6 +182,7 @@ def test_a_path_cannot_end_a_comment(tmp_path: Path) -> None:
     assert tomllib.loads(config.toml(config.in_force({}, {}, file)))["max_streams"] == 10
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1).map(lambda text: f"/{text}"))
 def test_whatever_a_path_holds_is_printed_so_that_toml_reads_it(path: str) -> None:
     in_force = config.in_force({"engine_data_dir": path}, {}, None)
