@@ -120,8 +120,8 @@ async def _serve(settings: Settings, ready: Callable[[int], None], step: Callabl
         await dispatcher.close()
         await server.stop()
         tails.close()
-        for host in hosts:
-            host.close()
+        # Beside each other: one that hangs is waited for, for a moment.
+        await asyncio.gather(*(asyncio.to_thread(host.close) for host in hosts))
         store.close(_CLOSE_SECONDS)
     for task in (dispatching, keeping_up, watching):
         if task.done() and not task.cancelled():

@@ -1,12 +1,15 @@
 """Settings from files, variables and flags: which one counts, what is refused and how, and how they are printed."""
 
 import json
+import os
+import subprocess
+import sys
 import tomllib
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastlane_grpc import config
@@ -49,12 +52,12 @@ def refusal(file: Path, text: str, environ: dict[str, str] | None = None, **flag
 
 def test_hosts_are_those_of_the_file_in_their_order(file: Path) -> None:
     file.write_text(TWO_HOSTS)
-    settings = config.load({}, {}, file)
-    assert settings.hosts == [
+    loaded = config.load({}, {}, file)
+    assert loaded.hosts == [
         HostSettings("b", "unix:///run/b.sock", 3, CaptureMode.RECORDER, Path("/srv/data")),
         HostSettings("a-1", "tcp://a:2375", 5, CaptureMode.AUTO, None),
     ]
-    assert settings.max_running == 8
+    assert loaded.max_running == 8
 
 
 def test_max_running_beside_hosts_is_the_limit_over_all_of_them(file: Path) -> None:
@@ -64,8 +67,8 @@ def test_max_running_beside_hosts_is_the_limit_over_all_of_them(file: Path) -> N
 
 def test_without_hosts_there_is_one_that_the_other_settings_make() -> None:
     environ = {"FASTLANE_CAPTURE": "attach", "FASTLANE_MAX_RUNNING": "7"}
-    settings = config.load({"engine": "unix:///x.sock", "engine_data_dir": "/seen"}, environ, None)
-    assert list(settings.hosts) == [HostSettings("local", "unix:///x.sock", 7, CaptureMode.ATTACH, Path("/seen"))]
+    loaded = config.load({"engine": "unix:///x.sock", "engine_data_dir": "/seen"}, environ, None)
+    assert list(loaded.hosts) == [HostSettings("local", "unix:///x.sock", 7, CaptureMode.ATTACH, Path("/seen"))]
 
 
 @pytest.mark.parametrize(
@@ -179,6 +182,7 @@ def test_a_path_cannot_end_a_comment(tmp_path: Path) -> None:
     assert tomllib.loads(config.toml(config.in_force({}, {}, file)))["max_streams"] == 10
 
 
+@settings(deadline=None)
 @given(st.text(st.characters(codec="utf-8", exclude_characters="\0"), min_size=1).map(lambda text: f"/{text}"))
 def test_whatever_a_path_holds_is_printed_so_that_toml_reads_it(path: str) -> None:
     in_force = config.in_force({"engine_data_dir": path}, {}, None)
@@ -196,6 +200,24 @@ def test_as_json_they_are_one_object_with_all_hosts(file: Path) -> None:
         ("b", 3, "/srv/data"),
         ("a-1", 5, None),
     ]
+
+
+def test_the_command_prints_what_a_server_with_the_same_flags_would_have(file: Path, tmp_path: Path) -> None:
+    file.write_text(TWO_HOSTS)
+
+    def ran(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+        environ = {"PATH": os.environ["PATH"], "FASTLANE_CONFIG": str(file), "FASTLANE_MAX_STREAMS": "6"}
+        return subprocess.run(
+            [sys.executable, "-m", "fastlane_grpc.cli", "config", *arguments], env=environ, capture_output=True, check=False
+        )
+
+    told = ran("--data-dir", str(tmp_path))
+    expected = config.in_force({"data_dir": str(tmp_path)}, {"FASTLANE_MAX_STREAMS": "6"}, file)
+    assert (told.stdout.decode(), told.stderr, told.returncode) == (config.toml(expected), b"", 0)
+    assert json.loads(ran("-o", "json").stdout)["max_streams"] == {"value": 6, "origin": "environment variable FASTLANE_MAX_STREAMS"}
+    refused = ran("--engine", "unix:///x.sock")
+    assert (refused.stdout, refused.returncode) == (b"", 2)
+    assert refused.stderr.startswith(b"fastlane: engine (flag --engine) cannot be set beside [[hosts]]")
 
 
 # ---- documentation

@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing, suppress
 from pathlib import Path
+from typing import Any
 
 import docker
 import grpc
@@ -17,6 +18,7 @@ from fastlane_grpc.client import Backoff, Client
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
 from tests.own_engine import IMAGE, OwnEngine
+from tests.proxy import Proxy
 from tests.reading import Reader
 from tests.serving import Server
 
@@ -53,7 +55,7 @@ class House:
 
     def __init__(self, directory: Path, engines: Mapping[str, OwnEngine]) -> None:
         self.directory = directory
-        self.engines = engines
+        self.engines: Mapping[str, Any] = engines
         self._servers: list[Server] = []
         self._clients: list[Client] = []
 
@@ -161,6 +163,15 @@ def test_of_two_engines_one_is_killed_then_the_other_hangs_and_every_job_is_whol
     house.settle([*readers, *meanwhile])
     house.until(lambda hosts: all(host.availability == UP and host.running == 0 for host in hosts.values()))
     assert set(house.settle(house.work(4))) == {"a", "b"}
+
+
+def test_of_two_hosts_that_are_one_engine_there_is_a_warning_and_each_runs_what_it_has(house: House) -> None:
+    proxy = Proxy(house.directory / "proxy.sock", house.engines["a"].address.removeprefix("unix://"))
+    house.engines = {**house.engines, "twin": proxy}
+    house.server("a", "twin")
+    house.until(lambda hosts: all(host.availability == UP for host in hosts.values()))
+    assert set(house.settle(house.work(6))) == {"a", "twin"}
+    assert '"two hosts say that they are the same engine"' in house.log()
 
 
 def test_why_a_job_waits_is_told_when_no_host_is_up(house: House) -> None:

@@ -16,7 +16,7 @@ from fastlane_grpc.runner import HostDown, Leave, Step
 from fastlane_grpc.runner.box import Fate
 from fastlane_grpc.runner.captures import Captures
 from fastlane_grpc.runner.recorder import RecorderCapture
-from tests.engine import House, Output, by_attach, by_recorder
+from tests.engine import Going, House, Killed, Output, by_attach, by_recorder
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(120)]
 
@@ -262,6 +262,25 @@ def test_the_sweep_takes_only_what_is_over(house: House, sdk: docker.DockerClien
     assert list(house.host.engine.containers(house.store.instance).values()) == [going.id]
     house.stop(going.id, grace=0)
     going.result()
+
+
+def test_the_sweep_takes_what_was_made_for_an_execution_that_went_to_another_host(house: House) -> None:
+    execution_id = house.kill_at(Step.CREATED, "echo never")
+    house.store.requeue(execution_id).result()
+    house.runner.sweep()
+    assert list(house.host.engine.containers(house.store.instance).values()) == [execution_id], "it may come back here"
+    house.store.claim(1, host="other").result()
+    house.runner.sweep()
+    assert not house.host.engine.containers(house.store.instance)
+
+
+def test_the_sweep_takes_nothing_that_another_host_of_the_same_engine_is_at_work_on(house: House) -> None:
+    house.enqueue("echo never")
+    (assignment,) = house.store.claim(1, host="other").result()
+    going = Going(house, assignment, kill_at=Step.CREATED)
+    assert isinstance(going.failure(), Killed)
+    house.runner.sweep()
+    assert list(house.host.engine.containers(house.store.instance).values()) == [going.id]
 
 
 # -- orders go on

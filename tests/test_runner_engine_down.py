@@ -10,6 +10,8 @@ from fastlane_grpc.model import CaptureMode, Execution, Outcome, Source, State
 from fastlane_grpc.runner import HostDown, Step
 from tests.engine import House, engine_address, opened
 from tests.proxy import Proxy
+from tests.registry import registry_for
+from tests.serving import within
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(120)]
 
@@ -64,6 +66,18 @@ def test_a_frozen_engine_is_down_though_it_takes_connections(house: House, proxy
     house.wait_until(lambda: not house.host.up)
     proxy.thaw()
     house.wait_until(lambda: house.host.up)
+
+
+def test_an_engine_that_hangs_in_a_pull_gives_the_execution_back_to_the_queue(house: House, proxy: Proxy, sdk: docker.DockerClient) -> None:
+    with registry_for(sdk) as registry:
+        going = house.go("true", image=f"{registry.name}/hanging/image:first")
+        assert registry.asked.wait(30)
+        proxy.freeze()
+        with within(30):
+            assert isinstance(going.failure(), HostDown)
+        assert house.execution(going.id).state is State.QUEUED
+        proxy.thaw()
+        house.wait_until(lambda: house.host.up)
 
 
 @pytest.mark.parametrize("step", [Step.CLAIMED, Step.PULLED, Step.CREATED, Step.ATTACHED])

@@ -16,6 +16,9 @@ from fastlane_grpc.runner.stopping import Stopping
 from fastlane_grpc.runner.verdict import failed, lost, not_started, stopped_before_start
 from fastlane_grpc.runner.wire import EngineDown, EngineRefuses
 
+# While an image is pulled: so often it is looked whether the host is up.
+HOST_LOOK_SECONDS = 1.0
+
 
 class Unsettled(Exception):
     """A container of this execution has run, though nobody was allowed to start it."""
@@ -120,9 +123,12 @@ def _pull_once(passage: Passage) -> Exception | None:
     pull = Pull(passage.engine, passage.spec.image, on_line=passage.say, on_end=lambda failure: orders.put(PullEnded(failure)))
     try:
         while True:
-            order = passage.wait(None)
+            order = passage.wait(HOST_LOOK_SECONDS)
             if isinstance(order, PullEnded):
                 return order.failure
+            # An engine that hangs says nothing of the pull, as one does that waits for a slow registry.
+            if not passage.around.host.up:
+                raise EngineDown("the engine does not answer any more, in the middle of a pull")
     finally:
         pull.give_up()
 
