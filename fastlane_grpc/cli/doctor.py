@@ -7,17 +7,16 @@ from pathlib import Path
 
 import click
 
+from fastlane_grpc import config
 from fastlane_grpc.cli.failure import FAILED
 from fastlane_grpc.cli.options import answers
-from fastlane_grpc.cli.server import settings_in_force
+from fastlane_grpc.cli.server import readable_settings, settings_file
 from fastlane_grpc.cli.tables import painted
 from fastlane_grpc.cli.terminal import is_colourful, printable, write
 
 
 @click.command()
-@click.option(
-    "--config", "file", type=click.Path(path_type=Path), envvar="FASTLANE_CONFIG", show_envvar=True, help="TOML file of settings."
-)
+@settings_file
 @click.option("--data-dir", metavar="PATH", help="The server's data directory.")
 @click.option("--engine", metavar="ADDRESS", help="The server's Docker engine.")
 @click.option("--listen", metavar="HOST:PORT", help="The address that the server is to serve on, or does.")
@@ -34,7 +33,8 @@ def doctor(environ: Mapping[str, str], /, *, file: Path | None, form: str, **fla
       fastlane doctor --data-dir /srv/fastlane
       fastlane doctor -o json | jq 'select(.level != "ok")'
     """
-    settings = settings_in_force(flags, environ, file)
+    with readable_settings():
+        settings = config.load(flags, environ, file)
     from fastlane_grpc.doctor import Finding, Level, examine
 
     def text(finding: Finding) -> str:

@@ -1,6 +1,7 @@
 """`fastlane server`: the settings as options, and the house behind them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 
@@ -10,6 +11,21 @@ from fastlane_grpc import config
 from fastlane_grpc.cli.about import package_version
 from fastlane_grpc.cli.failure import WRONG_USE, Failure
 from fastlane_grpc.cli.options import Function
+
+
+def settings_file(function: Function) -> Function:
+    """The option --config, as `file`."""
+    path = click.Path(path_type=Path)
+    return click.option("--config", "file", type=path, envvar="FASTLANE_CONFIG", show_envvar=True, help="TOML file of settings.")(function)
+
+
+@contextmanager
+def readable_settings() -> Iterator[None]:
+    """Settings that cannot be as they are, are wrong use."""
+    try:
+        yield
+    except config.ConfigError as error:
+        raise Failure(str(error), WRONG_USE) from error
 
 
 class _Setting(click.Option):
@@ -33,9 +49,7 @@ def _settings(function: Function) -> Function:
 
 
 @click.command()
-@click.option(
-    "--config", "file", type=click.Path(path_type=Path), envvar="FASTLANE_CONFIG", show_envvar=True, help="TOML file of settings."
-)
+@settings_file
 @_settings
 @click.pass_obj
 def server(environ: Mapping[str, str], /, file: Path | None, **flags: str | None) -> int:
@@ -48,7 +62,8 @@ def server(environ: Mapping[str, str], /, file: Path | None, **flags: str | None
     Example:
       fastlane server --data-dir /srv/fastlane --max-running 16
     """
-    settings = settings_in_force(flags, environ, file)
+    with readable_settings():
+        settings = config.load(flags, environ, file)
     from fastlane_grpc import app, errors
 
     def ready(port: int) -> None:
@@ -60,10 +75,3 @@ def server(environ: Mapping[str, str], /, file: Path | None, **flags: str | None
     except errors.CannotServe as error:
         raise Failure(str(error)) from error
     return 0
-
-
-def settings_in_force(flags: Mapping[str, str | None], environ: Mapping[str, str], file: Path | None) -> config.Settings:
-    try:
-        return config.load(flags, environ, file)
-    except config.ConfigError as error:
-        raise Failure(str(error), WRONG_USE) from error
