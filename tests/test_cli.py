@@ -57,7 +57,7 @@ def on_terminal(server: ScriptedServer, *arguments: str, keys: Sequence[tuple[st
     """What a person sees who types it, and the exit status. Each of `keys` is typed once the text before it was seen."""
     mine, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
-    # A shell that leads a session and opens a terminal has it as its own, on which Ctrl-C is a signal.
+    # Started so, a shell has the terminal that it opens for its own, on which Ctrl-C is a signal.
     shell = ["sh", "-c", 'exec "$@" <"$0" >"$0" 2>"$0"', os.ttyname(theirs)]
     process = subprocess.Popen([*shell, *FASTLANE, *arguments], env=environment(server, **more), stdin=theirs, start_new_session=True)
     os.close(theirs)

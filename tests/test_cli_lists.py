@@ -200,6 +200,8 @@ def test_an_execution_is_stopped_by_its_whole_id(server: ScriptedServer) -> None
     assert ran.stdout.decode() == f"execution {EXECUTION}: stopping\n"
     [request] = server.received(pb.StopExecutionRequest)
     assert (request.note, request.HasField("grace")) == ("enough", True)
+    stopped = json.loads(fastlane(server, "stop", "-o", "json", EXECUTION).stdout)
+    assert stopped == {"id": EXECUTION, "state": "STATE_STOPPING"}
 
 
 # ---------------------------------------------------------------------------------------------------------------- prune

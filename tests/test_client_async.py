@@ -213,9 +213,11 @@ async def test_a_task_that_is_cancelled_in_a_tail_ends_the_call_and_another_goes
 
 async def test_a_timeout_around_a_tail_is_a_timeout(server: ScriptedServer, client: AsyncClient) -> None:
     endless(server)
+    tail = client.tail("e")
+    assert isinstance(await anext(tail), StateChange)
     with pytest.raises(TimeoutError):
-        async with asyncio.timeout(0.2):
-            await gathered(client.tail("e"))
+        async with asyncio.timeout(0.1):
+            await gathered(tail)
     await happened(server, "stream over")
 
 

@@ -14,24 +14,24 @@ import click
 
 from fastlane_grpc.cli.failure import FAILED, WRONG_USE, Failure
 
-# What each command does, in short, and the module that has it, under its own name. In the order of the help.
+# Of each command the module here and the function in it, and what it does, in short. In the order of the help.
 COMMANDS: Mapping[str, tuple[str, str]] = {
-    "server": ("server", "Serve jobs."),
-    "run": ("run", "Run a command in an image, show its output, exit as it does."),
-    "enqueue": ("run", "Enqueue a command and print the job's id."),
-    "logs": ("logs", "Show the output of a job, live or later."),
-    "jobs": ("lists", "List jobs, newest first."),
-    "job": ("lists", "Show one job."),
-    "executions": ("lists", "List executions, newest first."),
-    "execution": ("lists", "Show one execution."),
-    "tasks": ("lists", "List tasks, with the number of their jobs."),
-    "hosts": ("lists", "List the engines that containers run on."),
-    "stop": ("ending", "Stop a job or an execution."),
-    "prune": ("ending", "Delete what ended long ago."),
-    "doctor": ("doctor", "Say what is wrong with a server's machine, and what to do."),
-    "config": ("settings", "Print the settings that a server would have."),
-    "version": ("about", "Print the version of this program."),
-    "completion": ("about", "Print what makes a shell complete commands and options."),
+    "server": ("server.server", "Serve jobs."),
+    "run": ("run.run", "Run a command in an image, show its output, exit as it does."),
+    "enqueue": ("run.enqueue", "Enqueue a command and print the job's id."),
+    "logs": ("logs.logs", "Show the output of a job, live or later."),
+    "jobs": ("lists.jobs", "List jobs, newest first."),
+    "job": ("lists.job", "Show one job."),
+    "executions": ("lists.executions", "List executions, newest first."),
+    "execution": ("lists.execution", "Show one execution."),
+    "tasks": ("lists.tasks", "List tasks, with the number of their jobs."),
+    "hosts": ("lists.hosts", "List the engines that containers run on."),
+    "stop": ("ending.stop", "Stop a job or an execution."),
+    "prune": ("ending.prune", "Delete what ended long ago."),
+    "doctor": ("doctor.doctor", "Say what is wrong with a server's machine, and what to do."),
+    "config": ("settings.config", "Print the settings that a server would have."),
+    "version": ("about.version", "Print the version of this program."),
+    "completion": ("about.completion", "Print what makes a shell complete commands and options."),
 }
 
 
@@ -44,7 +44,8 @@ class _Commands(click.Group):
     def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
         if cmd_name not in COMMANDS:
             return None
-        command: click.Command = getattr(import_module(f"fastlane_grpc.cli.{COMMANDS[cmd_name][0]}"), cmd_name)
+        module, _, function = COMMANDS[cmd_name][0].partition(".")
+        command: click.Command = getattr(import_module(f"fastlane_grpc.cli.{module}"), function)
         return command
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:

@@ -9,15 +9,13 @@ import click
 
 from fastlane_grpc.cli.failure import FAILED
 from fastlane_grpc.cli.options import answers
-from fastlane_grpc.cli.settings import settings_in_force
+from fastlane_grpc.cli.settings import settings_file, settings_in_force
 from fastlane_grpc.cli.tables import painted
 from fastlane_grpc.cli.terminal import is_colourful, printable, write
 
 
 @click.command()
-@click.option(
-    "--config", "file", type=click.Path(path_type=Path), envvar="FASTLANE_CONFIG", show_envvar=True, help="TOML file of settings."
-)
+@settings_file
 @click.option("--data-dir", metavar="PATH", help="The server's data directory.")
 @click.option("--engine", metavar="ADDRESS", help="The server's Docker engine.")
 @click.option("--listen", metavar="HOST:PORT", help="The address that the server is to serve on, or does.")

@@ -11,15 +11,16 @@ from fastlane_grpc.cli.options import AGE, GRACE, answers, talks_to_server
 from fastlane_grpc.cli.output import state_name
 from fastlane_grpc.cli.tables import as_line, size
 from fastlane_grpc.cli.terminal import write
-from fastlane_grpc.v1 import fastlane_pb2
+from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 
 @click.command()
 @click.argument("id", metavar="JOB|EXECUTION")
 @click.option("--grace", type=GRACE, help="Time from the signal to the kill, as 5s; 0s kills at once.  [default: the job's own]")
 @click.option("--note", default="", help="Why, for the record.")
+@answers
 @talks_to_server
-def stop(*, id: str, grace: timedelta | None, note: str, address: str) -> int:  # noqa: A002
+def stop(*, id: str, grace: timedelta | None, note: str, form: str, address: str) -> int:  # noqa: A002
     """Stop a job: its signal, then, after its grace, a kill. One that waits is taken out of the queue. Does not wait for the end.
 
     \b
@@ -27,23 +28,22 @@ def stop(*, id: str, grace: timedelta | None, note: str, address: str) -> int:  
       fastlane stop --grace 2s --note "wrong mailing list" 01980f3e-8b1c-7d43-9a51-0242ac120002
     """
     with connected(address) as client:
-        click.echo(_stopped(client, id, note, grace))
+        stopped = _stopped(client, id, note, grace)
+    noun = "job" if isinstance(stopped, pb.Job) else "execution"
+    write(1, as_line(stopped) if form == "json" else f"{noun} {stopped.id}: {state_name(stopped.state)}\n".encode())
     return 0
 
 
-def _stopped(client: api.Client, text: str, note: str, grace: timedelta | None) -> str:
-    """What it is, and where it is now."""
+def _stopped(client: api.Client, text: str, note: str, grace: timedelta | None) -> pb.Job | pb.Execution:
+    """As it is now."""
     named = either_id(client, text)
     if named is not None and named.execution_id:
-        execution = client.stop_execution(named.execution_id, note, grace)
-        return f"execution {execution.id}: {state_name(execution.state)}"
+        return client.stop_execution(named.execution_id, note, grace)
     try:
-        job = client.stop(named.job_id if named else text, note, grace)
-        return f"job {job.id}: {state_name(job.state)}"
+        return client.stop(named.job_id if named else text, note, grace)
     except api.NotFound:
         try:
-            execution = client.stop_execution(text, note, grace)
-            return f"execution {execution.id}: {state_name(execution.state)}"
+            return client.stop_execution(text, note, grace)
         except api.NotFound:
             raise Failure(f"there is no job and no execution {text!r}") from None
 
@@ -69,7 +69,7 @@ def prune(*, older_than: timedelta, logs_only: bool, task: str, dry_run: bool, f
     return 0
 
 
-def _pruned_text(pruned: fastlane_pb2.PruneResponse, *, dry_run: bool) -> str:
+def _pruned_text(pruned: pb.PruneResponse, *, dry_run: bool) -> str:
     what = f"{_counted(pruned.jobs, 'job')} and {_counted(pruned.logs, 'log')}, {size(pruned.bytes)}"
     if dry_run:
         return f"would delete {'at least ' if pruned.more else ''}{what}"

@@ -22,14 +22,18 @@ class _Setting(click.Option):
             return record
 
 
+def settings_file(function: Function) -> Function:
+    """The option --config, as `file`."""
+    path = click.Path(path_type=Path)
+    return click.option("--config", "file", type=path, envvar="FASTLANE_CONFIG", show_envvar=True, help="TOML file of settings.")(function)
+
+
 def settings(function: Function) -> Function:
     """The file, and one option for each setting; which value counts is decided, and checked, where the settings are."""
     for setting in reversed(SETTINGS):
         flag, kind, meaning = f"--{setting.name.replace('_', '-')}", setting.metadata["kind"], setting.metadata["meaning"]
         function = click.option(flag, cls=_Setting, metavar=kind, help=f"{meaning[0].upper()}{meaning[1:]}.")(function)
-    return click.option(
-        "--config", "file", type=click.Path(path_type=Path), envvar="FASTLANE_CONFIG", show_envvar=True, help="TOML file of settings."
-    )(function)
+    return settings_file(function)
 
 
 def settings_in_force(flags: Mapping[str, str | None], environ: Mapping[str, str], file: Path | None) -> InForce:
