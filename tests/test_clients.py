@@ -56,8 +56,8 @@ def test_the_go_program_is_as_if_the_command_ran_here(go_tail: Path, server: Ser
 
 
 def test_the_go_program_goes_on_where_it_was_cut(go_tail: Path, server: Server, image: str) -> None:
-    # The first breaks the enqueue, the next ones the stream wherever they hit it.
-    with closing(CuttingRelay(server.address, [60, 5_000, 40_000, 70_001, 90_000])) as relay:
+    # The first breaks the enqueue, the next ones the stream: before, after and between messages of a quarter of a megabyte.
+    with closing(CuttingRelay(server.address, [60, 5_000, 300_000, 270_000])) as relay:
         ran = subprocess.run([go_tail, "-address", relay.address, image, "seq", "1", "100000"], capture_output=True, timeout=100)
         assert not relay.cuts
     assert (ran.returncode, ran.stderr) == (0, b"")
