@@ -1,6 +1,7 @@
 import contextlib
 import dataclasses
 import fcntl
+import json
 import os
 import pty
 import re
@@ -467,6 +468,29 @@ def test_the_help_of_the_server_shows_each_setting_s_kind_and_the_default_in_for
     flag = f"--{setting.name.replace('_', '-')} {setting.metadata['kind']} "
     help_of_it = shown.partition(flag)[2].partition(" --")[0]
     assert (f"[default: {default}]" if default else setting.metadata["meaning"][1:]) in help_of_it
+
+
+def test_config_prints_a_file_of_what_is_in_force_and_where_it_came_from(tmp_path: Path) -> None:
+    file = tmp_path / "fastlane.toml"
+    file.write_text('listen = "127.0.0.1:7999"\nkeep_logs = "off"\n')
+    printed = fastlane(None, "config", "--config", str(file), "--max-running", "3", FASTLANE_CACHE_BYTES="1m").stdout.decode()
+    lines = printed.splitlines()
+    assert f'listen = "127.0.0.1:7999"  # file {file}' in lines
+    assert f'keep_logs = "off"  # file {file}' in lines
+    assert "max_running = 3  # flag --max-running" in lines
+    assert 'cache_bytes = "1m"  # environment variable FASTLANE_CACHE_BYTES' in lines
+    assert 'default_timeout = "30m"  # default' in lines
+    file.write_text(printed)
+    assert {line.partition("  #")[0] for line in fastlane(None, "config", "--config", str(file)).stdout.decode().splitlines()} == {
+        line.partition("  #")[0] for line in lines
+    }
+    told = json.loads(fastlane(None, "config", "--config", str(file), "-o", "json").stdout)
+    assert told["listen"] == {"value": "127.0.0.1:7999", "origin": f"file {file}"}
+    assert [host["name"] for host in told["hosts"]] == ["local"]
+    file.write_text("max_runing = 3\n")
+    refused = fastlane(None, "config", "--config", str(file))
+    assert (refused.returncode, refused.stdout) == (2, b"")
+    assert b"'max_runing'; did you mean 'max_running'?" in refused.stderr
 
 
 def test_defaults_are_written_as_people_write_them() -> None:
