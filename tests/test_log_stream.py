@@ -12,7 +12,7 @@ import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.protobuf.timestamp_pb2 import Timestamp
 from google.rpc import error_details_pb2
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from fastlane_grpc.model import Cause, Execution, Source, new_id
@@ -421,6 +421,14 @@ PIECES = st.lists(
     sealed=st.booleans(),
     cut=st.integers(0, 4),
 )
+@example(
+    pieces=[(OUT, b"\n"), (None, b""), (SYSTEM, b"\n"), (OUT, b"\n"), (OUT, b"\n")],
+    tail_lines=2,
+    since=None,
+    wanted=set(),
+    sealed=False,
+    cut=0,
+)
 async def test_any_begin_of_any_log_is_what_the_model_says(
     tmp_path_factory: pytest.TempPathFactory,
     pieces: list[tuple[Source | None, bytes]],
@@ -433,12 +441,13 @@ async def test_any_begin_of_any_log_is_what_the_model_says(
     house = House(tmp_path_factory.mktemp("house"))
     await house.server.start()
     execution, writer = await running(house)
-    # Of each byte: when it came, whence and which. Ours come before what came at the same time.
+    # Of each byte: when it came, whence and which; no byte is a gap.
     came: list[tuple[int, Source, bytes]] = []
     system = RecordWriter.create(house.logs.system_path(execution.id), execution_id=execution.id, capture="system")
     for second, (source, piece) in enumerate(pieces):
         if source is None:
             writer.gap(OUT, None, Cause.ENGINE, second * SECOND)
+            came.append((second, OUT, b""))
             continue
         (system if source is SYSTEM else writer).write([(source, piece)], second * SECOND)
         came += [(second, source, piece[place : place + 1]) for place in range(len(piece))]
@@ -485,13 +494,18 @@ def model(came: Sequence[tuple[int, Source, bytes]], tail_lines: int | None, sin
 
 
 def lines_of(came: Sequence[tuple[int, Source, bytes]], counted: set[Source]) -> list[tuple[int, Source, int]]:
-    """Of each line the place of its end, its source, and the place of its first byte; by their ends."""
+    """Of each line the place of its end, its source, and the place of its first byte, or of a gap before that; by their ends."""
     open_lines: dict[Source, tuple[int, int]] = {}
+    gaps: dict[Source, int] = {}
     lines = []
     for place, (_, source, byte) in enumerate(came):
         if source not in counted:
             continue
-        begin, _ = open_lines.get(source, (place, place))
+        if not byte:
+            gaps.setdefault(source, place)
+            continue
+        begin, _ = open_lines.get(source, (gaps.get(source, place), place))
+        gaps.pop(source, None)
         open_lines[source] = (begin, place)
         if byte == b"\n":
             lines.append((place, source, begin))
