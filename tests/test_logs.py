@@ -1,6 +1,7 @@
 """Readers of logs over real records: whoever comes when, and however often it is cut off, gets the same bytes, each once."""
 
 import asyncio
+import re
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
@@ -283,6 +284,26 @@ async def test_the_totals_of_our_lines_are_the_same_however_often_they_are_seale
     next_server = Logs(tmp_path)
     next_server.system(id, "too late")
     assert next_server.seal_system(id) == totals
+
+
+async def test_of_many_who_would_say_the_first_line_one_does_and_nothing_stays_open(house: House) -> None:
+    id, told = new_id(), list[str]()
+    house.logs.on_new_record = told.append
+    files = open_files()
+    await asyncio.gather(*(asyncio.to_thread(house.logs.system_if_first, id, f"line {number}") for number in range(50)))
+    assert open_files() == files
+    assert told == [id]
+    # Whoever says something later goes on from there.
+    house.logs.system(id, "later")
+    house.logs.system_if_first(id, "too late")
+    lines = data(await house.rest(id), SYSTEM)
+    assert re.fullmatch(rb"line \d+\nlater\n", lines)
+    assert house.logs.system_totals(id) == house.logs.seal_system(id)
+    assert house.logs.system_totals(new_id()) == ()
+
+
+def open_files() -> int:
+    return len(list(Path("/proc/self/fd").iterdir()))
 
 
 async def test_damage_at_the_very_end_is_a_gap_and_not_silence(house: House) -> None:

@@ -88,6 +88,7 @@ def test_an_engine_that_goes_before_the_fence_gives_the_execution_back_to_the_qu
     assert not house.host.up
     execution = house.execution(going.id)
     assert (execution.state, execution.host) == (State.QUEUED, "")
+    assert house.system(execution.id).splitlines()[-1] == "host local does not answer: back in the queue"
     proxy.open()
     house.wait_until(lambda: house.host.up)
     (assignment,) = house.store.claim(1, host="local").result()

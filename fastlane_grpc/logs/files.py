@@ -30,7 +30,7 @@ class Logs:
         # Told the id of an execution whose system record is new, so that those who wait for it open it. Set by whoever reads.
         self.on_new_record: Callable[[str], None] = lambda execution_id: None
         self._writers: dict[str, RecordWriter] = {}
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()
 
     def path(self, execution_id: str) -> Path:
         """The directory of this execution's records; it may not be there yet."""
@@ -60,10 +60,9 @@ class Logs:
     def system_if_first(self, execution_id: str, line: str) -> None:
         """Adds the line if there is none yet, and keeps nothing open: those that wait may be many."""
         with self._lock:
-            there = execution_id in self._writers or self.system_path(execution_id).exists()
-        if not there:
-            self.system(execution_id, line)
-            self._forget(execution_id)
+            if execution_id not in self._writers and not self.system_path(execution_id).exists():
+                self.system(execution_id, line)
+                self._forget(execution_id)
 
     def seal_system(self, execution_id: str) -> Sequence[LogTotals]:
         """Ends fastlane's lines, and says how much they are; empty if there are none. Later calls, after a restart too, say the same."""
