@@ -9,12 +9,13 @@ import subprocess
 import sys
 import tarfile
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 import docker
 import pytest
 import yaml
+from docker.errors import APIError, ImageNotFound
 from docker.models.containers import Container
 
 from fastlane_grpc import config
@@ -59,11 +60,17 @@ def server_image(base: str, wheel: Path, sdk: docker.DockerClient, tmp_path_fact
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:", "--python-version", version]
     subprocess.run([*command, "--constraint", constraints, "--dest", wheels, wheel], check=True)
     name = f"fastlane-server-test:{os.getpid()}"
-    sdk.images.build(
+    _, said = sdk.images.build(
         path=str(wheels), dockerfile=str(DEPLOY / "Dockerfile"), tag=name, rm=True, buildargs={"BASE": base, "PIP_NO_INDEX": "1"}
     )
     yield name
     sdk.images.remove(name, force=True)
+    # What the first stage was built in has no name, and would stay. Each step is the parent of the next, the base that of the first.
+    base_id = sdk.images.get(base).id.removeprefix("sha256:")
+    steps = re.findall(r"---> ([0-9a-f]{12})\n", "".join(each.get("stream", "") for each in said))
+    for step in reversed([step for step in steps if not base_id.startswith(step)]):
+        with suppress(ImageNotFound, APIError):
+            sdk.images.remove(step)
 
 
 class Deployment:

@@ -39,7 +39,8 @@ def test_list_shows_every_service_and_every_call(server: Server) -> None:
     assert {f"fastlane.v1.{name}" for name in pb.DESCRIPTOR.services_by_name} < {*services}
     assert "grpc.health.v1.Health" in services
     calls = grpcurl(server, "list", "fastlane.v1.ExecutionService").split()
-    assert calls == sorted(method.full_name for method in pb.DESCRIPTOR.services_by_name["ExecutionService"].methods)
+    methods = pb.DESCRIPTOR.services_by_name["ExecutionService"].methods
+    assert calls == sorted(method.full_name for method in methods)
 
 
 @pytest.mark.parametrize(
