@@ -172,6 +172,7 @@ def test_pruning_deletes_what_is_over_and_first_its_output_if_asked(client: Clie
         client.job(jobs[0].id)
     assert [job.id for job in client.jobs(task_id=task)] == [runs.id]
     client.stop(runs.id, grace=0)
+    over(client, runs)
 
 
 # ---------------------------------------------------------------------------------------------------------------- asyncio
