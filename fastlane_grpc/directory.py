@@ -49,6 +49,11 @@ def disk_bytes(path: Path) -> int:
     return disk.f_blocks * disk.f_frsize
 
 
+def least_free_bytes(path: Path) -> int:
+    """With less free room than that no job is taken, unless the settings say otherwise."""
+    return min(256 << 20, disk_bytes(path) // 16)
+
+
 def file_system(path: Path) -> str:
     """The kind of file system that the path is on, as the kernel calls it; empty if it does not tell."""
     device = path.stat().st_dev

@@ -82,28 +82,28 @@ def test_controllers_that_are_enabled_and_not_mounted_keep_kills_for_memory_secr
 
 def test_a_data_directory_that_is_well_is_well(tmp_path: Path) -> None:
     tmp_path.chmod(0o700)
-    assert set(levels(about_directory(tmp_path)).values()) == {"ok"}
+    assert set(levels(about_directory(tmp_path, None)).values()) == {"ok"}
 
 
 def test_a_data_directory_that_is_not_there_is_not_made(tmp_path: Path) -> None:
     path = tmp_path / "a" / "b"
-    assert levels(about_directory(path))["data directory"] == "ok"
+    assert levels(about_directory(path, None))["data directory"] == "ok"
     assert list(tmp_path.iterdir()) == []
 
 
 def test_a_data_directory_that_is_a_file_or_open_to_all_is_told(tmp_path: Path) -> None:
     tmp_path.chmod(0o755)
-    assert levels(about_directory(tmp_path))["privacy"] == "warn"
+    assert levels(about_directory(tmp_path, None))["privacy"] == "warn"
     assert oct(tmp_path.stat().st_mode)[-3:] == "755", "nothing is changed"
     file = tmp_path / "file"
     file.touch()
-    assert levels(about_directory(file))["data directory"] == "FAIL"
+    assert levels(about_directory(file, None))["data directory"] == "FAIL"
 
 
 def test_a_data_directory_that_cannot_be_written_fails() -> None:
     # Nobody may write there, not even root.
-    assert levels(about_directory(Path("/proc/sys")))["data directory"] == "FAIL"
-    assert levels(about_directory(Path("/proc/sys/here")))["data directory"] == "FAIL"
+    assert levels(about_directory(Path("/proc/sys"), None))["data directory"] == "FAIL"
+    assert levels(about_directory(Path("/proc/sys/here"), None))["data directory"] == "FAIL"
 
 
 def test_a_network_file_system_fails() -> None:
@@ -111,9 +111,9 @@ def test_a_network_file_system_fails() -> None:
     assert levels([_local("ext4")]) == levels([_local("")]) == {"file system": "ok"}
 
 
-@pytest.mark.parametrize(("free_bytes", "level"), [(50 << 20, "FAIL"), (1 << 30, "warn"), (3 << 30, "ok")])
+@pytest.mark.parametrize(("free_bytes", "level"), [(50 << 20, "FAIL"), (300 << 20, "warn"), (3 << 30, "ok")])
 def test_a_disk_that_is_nearly_full_is_told(free_bytes: int, level: str) -> None:
-    assert levels([_room(free_bytes)]) == {"disk": level}
+    assert levels([_room(free_bytes, 256 << 20)]) == {"disk": level}
 
 
 # ---------------------------------------------------------------------------------------------------------------- the database

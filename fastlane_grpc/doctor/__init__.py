@@ -24,7 +24,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
             containers += checkup.containers
         for finding in about_engine(address, checkup):
             yield finding if len(engines) == 1 else replace(finding, check=f"{finding.check} of {host}")
-    yield from about_directory(settings.data_dir)
+    yield from about_directory(settings.data_dir, settings.min_free_bytes)
     yield from about_database(settings.data_dir, containers)
     yield about_inotify(settings)
     yield about_open_files(settings)

@@ -1,24 +1,22 @@
 """The data directory, the database in it, and the containers that belong to it."""
 
 import os
-import shutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from fastlane_grpc.directory import NETWORK, file_system
+from fastlane_grpc.directory import NETWORK, file_system, free_bytes, least_free_bytes
 from fastlane_grpc.doctor.finding import Finding, fail, ok, warn
 from fastlane_grpc.errors import StoreFailed
 from fastlane_grpc.runner.checkup import Found
 from fastlane_grpc.store.checkup import Checkup as DatabaseCheckup
 from fastlane_grpc.store.checkup import check_up
 
-# Of free space: below the first jobs are about to be refused, below the second an operator should know.
-_TOO_LITTLE_BYTES = 100 << 20
-_LITTLE_BYTES = 2 << 30
+# With so many times the free room below which no job is taken an operator should know that it comes to that.
+_LITTLE = 8
 _NAMED = 3
 
 
-def about_directory(path: Path) -> Iterator[Finding]:
+def about_directory(path: Path, min_free_bytes: int | None) -> Iterator[Finding]:
     there = _nearest(path)
     if there != path:
         yield _to_be_made(path, there)
@@ -26,7 +24,7 @@ def about_directory(path: Path) -> Iterator[Finding]:
         yield _usable(path)
         yield _private(path)
     yield _local(file_system(there))
-    yield _room(shutil.disk_usage(there).free)
+    yield _room(free_bytes(there), least_free_bytes(there) if min_free_bytes is None else min_free_bytes)
 
 
 def _to_be_made(path: Path, there: Path) -> Finding:
@@ -56,12 +54,13 @@ def _local(kind: str) -> Finding:
     return ok("file system", kind or "unknown")
 
 
-def _room(free_bytes: int) -> Finding:
-    found = f"{free_bytes / 1e9:.1f} GB free"
-    if free_bytes < _TOO_LITTLE_BYTES:
-        return fail("disk", found, "make room: delete old jobs with `fastlane prune`, or move the data directory")
-    if free_bytes < _LITTLE_BYTES:
-        return warn("disk", found, "make room before it is full: jobs wait then, and new ones are refused")
+def _room(free: int, least: int) -> Finding:
+    found = f"{free / 1e9:.1f} GB free"
+    if free < least:
+        advice = "make room: delete old logs with `fastlane prune`, or move the data directory"
+        return fail("disk", f"{found}; with less than {least / 1e9:.1f} GB new jobs are refused", advice)
+    if free < _LITTLE * least:
+        return warn("disk", found, f"make room: with less than {least / 1e9:.1f} GB new jobs are refused")
     return ok("disk", found)
 
 

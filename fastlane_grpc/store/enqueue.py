@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
-from fastlane_grpc.directory import disk_bytes, free_bytes
+from fastlane_grpc.directory import free_bytes, least_free_bytes
 from fastlane_grpc.errors import DiskFull, QueueFull, Refusal, RequestIdReused
 from fastlane_grpc.model import Execution, Job, JobSpec, State, Times, new_id
 from fastlane_grpc.store.database import RETRY_SECONDS, Connection, sqlite3
@@ -41,7 +41,7 @@ class Quota:
     def of(cls, directory: Path, *, max_waiting: int, min_free_bytes: int | None) -> "Quota":
         """`min_free_bytes` None: what fits the disk."""
         if min_free_bytes is None:
-            min_free_bytes = min(256 << 20, disk_bytes(directory) // 16)
+            min_free_bytes = least_free_bytes(directory)
         return cls(directory, max_waiting, min_free_bytes)
 
     def refusal(self, db: Connection, jobs: int) -> Refusal | None:
