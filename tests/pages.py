@@ -13,6 +13,9 @@ from markdown_it.token import Token
 
 from tests.tools import ROOT
 
+# All that one page runs, on a machine that has other things to do as well.
+SECONDS = 240
+
 # What a shell says of a job of its own that was killed; a person's says it in other words.
 OF_JOBS = "^[^ ]*script: line [0-9]*: *[0-9]* Killed "
 
@@ -118,7 +121,7 @@ class Page:
             parts.append(f"exec >{out} 2>{out.with_suffix('.err')}\n{block.script(out)}")
         script = directory / "script"
         script.write_text(replaced("\n".join(parts), replace))
-        ran = subprocess.run(["bash", script], cwd=directory, env=dict(environment), stdin=subprocess.DEVNULL, timeout=100)
+        ran = subprocess.run(["bash", script], cwd=directory, env=dict(environment), stdin=subprocess.DEVNULL, timeout=SECONDS)
         for number, (block, told) in enumerate(expectations):
             out, err = directory / f"{number}.out", directory / f"{number}.err"
             last = ran.returncode and not (directory / f"{number + 1}.out").exists()

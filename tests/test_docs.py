@@ -76,6 +76,7 @@ def clean_engine(sdk: docker.DockerClient, tmp_path: Path) -> Iterator[None]:
 
 
 @pytest.mark.engine
+@pytest.mark.timeout(300)
 @pytest.mark.usefixtures("clean_engine")
 @pytest.mark.parametrize("page", RUNNABLE, ids=repr)
 def test_what_a_page_says_can_be_run_does_what_it_says(

@@ -23,7 +23,8 @@ PROGRAMS = {"fastlane_grpc/recorder/bin/recorder-aarch64": 183, "fastlane_grpc/r
 IMPORT_ALL = """
 import fastlane_grpc, importlib, pkgutil
 for each in pkgutil.walk_packages(fastlane_grpc.__path__, "fastlane_grpc."):
-    importlib.import_module(each.name)
+    if not each.name.endswith("__main__"):
+        importlib.import_module(each.name)
 print(fastlane_grpc.__file__)
 """
 
