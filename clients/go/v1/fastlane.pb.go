@@ -289,8 +289,8 @@ const (
 	Source_SOURCE_STDOUT Source = 1
 	// The container's standard error.
 	Source_SOURCE_STDERR Source = 2
-	// fastlane's own lines about this execution: the pull, the start, a stop, the end. UTF-8 lines; not for programs to
-	// parse.
+	// fastlane's own lines about this execution: what it waits for if somebody looks at it while it does, the pull, the start, a stop, the
+	// end. UTF-8 lines; not for programs to parse.
 	Source_SOURCE_SYSTEM Source = 3
 )
 
@@ -1308,7 +1308,8 @@ type Waiting struct {
 	Detail string `protobuf:"bytes,2,opt,name=detail,proto3" json:"detail,omitempty"`
 	// Since when.
 	SinceTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since_time,json=sinceTime,proto3" json:"since_time,omitempty"`
-	// How many of its own task and priority go before it; counted up to 1 000. Other tasks take turns with its own.
+	// How many of its own task and priority go before it; counted up to 1 000. Other tasks take turns with its own. Counted for GetJob,
+	// GetExecution and StreamExecutionLogs; elsewhere, as in lists, 0.
 	Ahead         int32 `protobuf:"varint,4,opt,name=ahead,proto3" json:"ahead,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1663,11 +1664,14 @@ type StreamExecutionLogsRequest struct {
 	// After the message that carried this cursor; may be sent with other sources or another mode than before. Wins over the next two, so that a
 	// client goes on by setting it in the request it has. Empty: as they say, else at the first byte.
 	Cursor string `protobuf:"bytes,2,opt,name=cursor,proto3" json:"cursor,omitempty"`
-	// Begin with the last so many lines of stdout and stderr together; 0: with what comes from now on. Unset: at the first byte. A line counts
-	// where it ends; one without an end counts as a line. A source of which no line is among them begins at its end; fastlane's own lines
-	// begin where the first of these lines does. Lines that a gap took are not counted. At most 1 000 000.
+	// Begin with the last so many lines of stdout and stderr together, as far as they are among `sources`; 0: with what comes from now on.
+	// Unset, or where there are no more lines than that: at the first byte. A line counts where it ends; one without an end ends at its last
+	// byte so far, and counts too. A source of which no line is among them begins at its end; fastlane's own lines begin where the first of
+	// these lines does. Where `sources` has neither stdout nor stderr, fastlane's own lines are counted. Lines that a gap took are not
+	// counted, but for those in a log that is damaged: there it may be fewer. At most 1 000 000.
 	TailLines *int32 `protobuf:"varint,3,opt,name=tail_lines,json=tailLines,proto3,oneof" json:"tail_lines,omitempty"`
-	// Begin with the first chunk received at or after this time. With `tail_lines` as well: at the later of the two.
+	// Begin with the first chunk or gap received at or after this time; one that is yet to come counts as now. With `tail_lines` as well: at
+	// the later of the two, source by source.
 	SinceTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=since_time,json=sinceTime,proto3" json:"since_time,omitempty"`
 	// Which sources. Empty: all three.
 	Sources []Source `protobuf:"varint,5,rep,packed,name=sources,proto3,enum=fastlane.v1.Source" json:"sources,omitempty"`
@@ -1890,7 +1894,8 @@ type StreamExecutionLogsResponse_Heartbeat struct {
 }
 
 type StreamExecutionLogsResponse_State struct {
-	// The state now: once at the begin, then at each change. Not part of the log: a later reader does not see those of the past.
+	// The state now: once at the begin, then at each change; while it waits, also in place of a heartbeat if what it waits for has changed.
+	// Not part of the log: a later reader does not see those of the past.
 	State *LogState `protobuf:"bytes,5,opt,name=state,proto3,oneof"`
 }
 
@@ -1914,7 +1919,12 @@ type LogChunk struct {
 	Source Source `protobuf:"varint,1,opt,name=source,proto3,enum=fastlane.v1.Source" json:"source,omitempty"`
 	// Place of its first byte within the source.
 	Offset int64 `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"`
-	// When fastlane received it (for what was recovered after a crash: when the engine did). Never goes back within an execution.
+	// When it was received, not when it was written: the clock of the machine where it was read from the container (by the recorder) or from
+	// the engine (by the server, with CAPTURE_ATTACH), taken right after its last byte was read. Its first byte was read at most a few
+	// milliseconds before, and may have waited in a pipe while the reader was held up: a full disk, an engine that was away. Of a system
+	// line: when the server wrote it. Promised: every reader gets the same time, and it never goes back from one chunk of stdout or stderr to
+	// the next, nor from one system line to the next, even if the clock does. Not promised: that no two chunks have the same time, or that
+	// it can be compared to less than the difference of two clocks with a time that the container printed.
 	Time *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=time,proto3" json:"time,omitempty"`
 	// The bytes. Lines, characters and escape sequences may be cut anywhere.
 	Data []byte `protobuf:"bytes,4,opt,name=data,proto3" json:"data,omitempty"`
