@@ -198,7 +198,8 @@ def test_the_command_line_shows_stops_and_deletes(client: Client, running_server
     assert f"{job.id}  {task}  failed" in fastlane(running_server, "jobs", "--task", task).stdout.decode()
     assert json.loads(fastlane(running_server, "job", job.id[:30], "-o", "json").stdout)["id"] == job.id
     assert job.execution.id in fastlane(running_server, "executions", "--job", job.id[:30]).stdout.decode()
-    assert fastlane(running_server, "execution", job.execution.id).stdout.decode().startswith(f"execution  {job.execution.id}\n")
+    shown = fastlane(running_server, "execution", job.execution.id).stdout.decode()
+    assert shown.splitlines()[0].split() == ["execution", job.execution.id]
     assert task in fastlane(running_server, "tasks").stdout.decode()
     assert re.search(r"^\S+ +up +\d+ of \d+ ", fastlane(running_server, "hosts").stdout.decode(), re.MULTILINE)
     tailed = fastlane(running_server, "logs", "--tail", "1", "-t", job.id[:30])
