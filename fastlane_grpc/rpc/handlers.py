@@ -22,11 +22,7 @@ _WRITES = {"EnqueueJob", "StopJob", "StopExecution", "Prune"}
 
 def handler(descriptor: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
     """Serves a service of the contract by the methods of the same names."""
-    methods = {
-        method.name: _method_handler(method, getattr(servicer, method.name))
-        for method in descriptor.methods
-        if hasattr(servicer, method.name)
-    }
+    methods = {method.name: _method_handler(method, getattr(servicer, method.name)) for method in descriptor.methods}
     return grpc.method_handlers_generic_handler(descriptor.full_name, methods)
 
 
