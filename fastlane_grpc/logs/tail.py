@@ -318,8 +318,9 @@ class _Log:
         self.output = self.output or self._file(self._output_path)
         self.system = self.system or self._file(self._system_path)
         for file in (self.output, self.system):
-            if file is not None:
-                file.bell.arm()
+            if file is not None and file.bell.arm():
+                # What was read while nothing was told may have missed something, as what was read before a ring.
+                self.rings += 1
 
     def changed(self, execution: Execution) -> None:
         for watch in self.watches:
