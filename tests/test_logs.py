@@ -303,6 +303,20 @@ async def test_of_many_who_would_say_the_first_line_one_does_and_nothing_stays_o
     assert house.logs.system_totals(new_id()) == ()
 
 
+async def test_who_came_before_a_record_was_begun_anew_gets_all_of_it(house: House, tmp_path: Path) -> None:
+    """As when it was opened on one host, which went away, and begins on another one that captures in another way."""
+    id = new_id()
+    house.writer(id).close()
+    other = RecordWriter.create(tmp_path / "other", execution_id=id, capture="something else")
+    with house.tails.watching(id) as watch:
+        tail = house.tails.tail(watch, Cursor.parse("", id), (), text=False)
+        assert await tail.read() is None
+        other.write([(OUT, b"hello\n")], time.time_ns())
+        # The same file, emptied and written again.
+        house.logs.output_path(id).write_bytes((tmp_path / "other").read_bytes())
+        assert data([Response.FromString(message) for message in await tail.read() or ()], OUT) == b"hello\n"
+
+
 async def test_who_looks_after_a_ring_does_not_share_a_read_that_began_before_the_bell_was_armed_again(house: House) -> None:
     id = new_id()
     house.logs.system(id, "hello")
