@@ -80,6 +80,7 @@ class Upkeep:
         self._call_seconds = call_seconds
         self._thread = ThreadPoolExecutor(1, "upkeep")
         self._wake = asyncio.Event()
+        self._closed = False
 
     def news(self, executions: Sequence[Execution]) -> None:
         """What the store announces. Only what ended takes more room than before."""
@@ -105,8 +106,9 @@ class Upkeep:
                 await asyncio.sleep(self._rest_seconds)
 
     def close(self) -> None:
-        """What a step has begun it may end."""
-        self._thread.shutdown(wait=False, cancel_futures=True)
+        """What a step has begun it may end; whoever waits for the next one is told ServerStopping."""
+        self._closed = True
+        self._thread.shutdown(wait=False)
 
     async def prune(self, old: Old) -> Pruned:
         """Deletes what there is of it, as far as one call goes."""
@@ -176,12 +178,18 @@ class Upkeep:
         await asyncio.sleep(time.monotonic() - began)
 
     async def _step(self, old: Old, after: Place, excess: int | None = None) -> _Step:
+        self._check_open()
         return await asyncio.get_running_loop().run_in_executor(self._thread, self._prune_some, old, after, excess)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise ServerStopping("the server is stopping; try again", retry_seconds=1)
 
     # ---- on the thread
 
     def _prune_some(self, old: Old, after: Place, excess: int | None) -> _Step:
         """The next ones after that place, as many as a step takes; with `excess`, only until so many bytes are free."""
+        self._check_open()
         found = self._store.oldest(old, after=after, limit=STEP_ROWS).result()
         if excess is not None:
             found = _up_to(found, excess)

@@ -15,8 +15,9 @@ from google.rpc import error_details_pb2
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from fastlane_grpc.model import Cause, Execution, Source, new_id
+from fastlane_grpc.model import Cause, Execution, Source, new_id, utc_now
 from fastlane_grpc.record import RecordWriter
+from fastlane_grpc.store import Old
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.test_rpc import House, detail, info, reason
 
@@ -303,6 +304,29 @@ async def test_one_line_says_that_it_waits_where_somebody_looks_and_no_file_is_m
     (total,) = rest[-1].end.totals
     assert (total.source, total.bytes, total.missing_bytes, total.crc32) == (3, len(line), 0, zlib.crc32(line))
     assert data(await read(house, id), SYSTEM) == line
+
+
+async def test_of_what_is_stopped_while_it_waits_nothing_stays_open_and_its_log_is_known_to_who_prunes(house: House) -> None:
+    by_job, by_itself = await house.enqueue(), await house.enqueue()
+    # Both were claimed, and went back.
+    await house.store.claim(2, host="local")
+    for job in (by_job, by_itself):
+        house.logs.system(job.execution.id, "host local does not answer: back in the queue")
+        await house.store.requeue(job.execution.id)
+    await house.jobs.StopJob(pb.StopJobRequest(job_id=by_job.id))
+    await house.executions.StopExecution(pb.StopExecutionRequest(execution_id=by_itself.execution.id))
+    assert open_below(house.logs.directory) == []
+    found = await house.store.oldest(Old(utc_now(), logs_only=True), limit=10)
+    assert {each.execution_id: each.log_bytes for each in found} == {
+        job.execution.id: house.logs.room(job.execution.id) for job in (by_job, by_itself)
+    }
+    assert len(found) == 2
+    assert (await house.store.kept()).log_bytes == sum(each.log_bytes for each in found)
+
+
+def open_below(directory: Path) -> list[Path]:
+    opened = [file.readlink() for file in Path("/proc/self/fd").iterdir() if file.is_symlink()]
+    return [path for path in opened if path.is_relative_to(directory)]
 
 
 # -- cursors

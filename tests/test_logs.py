@@ -2,6 +2,7 @@
 
 import asyncio
 import re
+import threading
 import time
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
@@ -300,6 +301,52 @@ async def test_of_many_who_would_say_the_first_line_one_does_and_nothing_stays_o
     assert re.fullmatch(rb"line \d+\nlater\n", lines)
     assert house.logs.system_totals(id) == house.logs.seal_system(id)
     assert house.logs.system_totals(new_id()) == ()
+
+
+async def test_who_came_before_a_record_was_begun_anew_gets_all_of_it(house: House, tmp_path: Path) -> None:
+    """As when it was opened on one host, which went away, and begins on another one that captures in another way."""
+    id = new_id()
+    house.writer(id).close()
+    other = RecordWriter.create(tmp_path / "other", execution_id=id, capture="something else")
+    with house.tails.watching(id) as watch:
+        tail = house.tails.tail(watch, Cursor.parse("", id), (), text=False)
+        assert await tail.read() is None
+        other.write([(OUT, b"hello\n")], time.time_ns())
+        # The same file, emptied and written again.
+        house.logs.output_path(id).write_bytes((tmp_path / "other").read_bytes())
+        assert data([Response.FromString(message) for message in await tail.read() or ()], OUT) == b"hello\n"
+
+
+async def test_who_looks_after_a_ring_does_not_share_a_read_that_began_before_the_bell_was_armed_again(house: House) -> None:
+    id = new_id()
+    house.logs.system(id, "hello")
+    writer = house.writer(id)
+    with house.tails.watching(id) as first_watch, house.tails.watching(id) as second_watch:
+        first = house.tails.tail(first_watch, Cursor.parse("", id), (), text=False)
+        writer.write([(OUT, b"one\n")], time.time_ns())
+        found: list[Response] = []
+        while data(found, OUT) != b"one\n":
+            found += map(Response.FromString, await first.read() or ())
+        second = house.tails.tail(second_watch, first.cursor, (), text=False)
+        reads = house.tails.cache.reads
+        reading = asyncio.ensure_future(second.read())
+        await asyncio.sleep(0)
+        # It has looked whether the bell is armed, and goes on to the output. Only now the bell rings for what it knows of.
+        assert second_watch.log.output is not None
+        second_watch.log.output.bell.ring()
+        while house.tails.cache.reads == reads:  # noqa: ASYNC110  pass by pass: the read that begins is not to be answered yet
+            await asyncio.sleep(0)
+        all_threads_are_free(house.tails)
+        writer.write([(OUT, b"two\n")], time.time_ns())
+        assert data([*found, *map(Response.FromString, await first.read() or ())], OUT) == b"one\ntwo\n"
+        await reading
+
+
+def all_threads_are_free(tails: Tails) -> None:
+    """Holds the loop until what they read is read."""
+    together = threading.Barrier(4)
+    for each in [tails._threads.submit(together.wait) for _ in range(4)]:
+        each.result()
 
 
 def open_files() -> int:

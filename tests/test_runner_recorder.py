@@ -2,8 +2,11 @@
 
 import io
 import tarfile
+import time
 import zlib
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import closing, suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -11,7 +14,8 @@ import docker
 import pytest
 
 from fastlane_grpc.model import CaptureMode, Cause, Execution, Limits, Outcome, Reason, Source, State
-from fastlane_grpc.runner import Step
+from fastlane_grpc.runner import Captures, Step
+from fastlane_grpc.runner.probe import PROBE_LABEL
 from tests.engine import House, by_recorder, opened
 from tests.tools import tool
 
@@ -198,3 +202,38 @@ def test_a_recorder_that_is_killed_beyond_its_limit_leaves_totals_that_say_what_
     assert taken.cause is Cause.SIZE_LIMIT
     assert output.trailer is not None
     assert [(total.missing_bytes, total.crc32) for total in output.trailer.totals] == [(taken.missing_bytes, None), (0, None)]
+
+
+# -- whether it works
+
+
+def test_a_host_that_is_the_same_engine_as_another_one_leaves_alone_what_that_one_tries_out(
+    house: House, sdk: docker.DockerClient, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    directory, instance = tmp_path_factory.mktemp("twins"), house.store.instance
+    others = sdk.containers.create(house.image, "true", labels={PROBE_LABEL: f"{instance}/a"})
+    try:
+        one, other = (Captures(CaptureMode.AUTO, directory, instance=instance, host=name) for name in ("a", "b"))
+        other.settle(house.host.engine)
+        others.reload()
+        # What it left itself, as it was killed, it takes away.
+        one.settle(house.host.engine)
+        with pytest.raises(docker.errors.NotFound):
+            others.reload()
+        assert (one.in_use, other.in_use) == ("recorder", "recorder")
+    finally:
+        with suppress(docker.errors.NotFound):
+            others.remove(force=True)
+
+
+def test_whoever_asks_meanwhile_how_a_host_captures_waits_for_the_one_probe(house: House, tmp_path_factory: pytest.TempPathFactory) -> None:
+    captures = Captures(CaptureMode.AUTO, tmp_path_factory.mktemp("many"), instance=house.store.instance, host="many")
+    with ThreadPoolExecutor(4) as threads:
+        began = f"{time.time():.9f}"
+        for settled in [threads.submit(captures.settle, house.host.engine) for _ in range(4)]:
+            settled.result()
+        assert captures.in_use == "recorder"
+        filters = {"event": "create", "label": f"{PROBE_LABEL}={house.store.instance}/many"}
+        with closing(docker.DockerClient(house.address)) as client:
+            made = list(client.events(since=began, until=f"{time.time():.9f}", filters=filters, decode=True))
+    assert len(made) == 1

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from fastlane_grpc import config
 from fastlane_grpc.client import Client, NotFound
-from fastlane_grpc.errors import ExecutionNotFound, JobNotFound
+from fastlane_grpc.errors import ExecutionNotFound, JobNotFound, ServerStopping
 from fastlane_grpc.logs import Logs
 from fastlane_grpc.model import Execution, JobSpec, Outcome, Source, State
 from fastlane_grpc.record import RecordWriter
@@ -23,7 +23,7 @@ from fastlane_grpc.store import Count, Old, Store
 from fastlane_grpc.store.database import open_for_reading, open_for_writing
 from fastlane_grpc.store.readers import Readers
 from fastlane_grpc.store.writer import Writer
-from fastlane_grpc.upkeep import STEP_ROWS, Limits, Upkeep
+from fastlane_grpc.upkeep import STEP_ROWS, Limits, Pruned, Upkeep
 from tests.fakes import Announcements
 from tests.serving import serving
 
@@ -391,6 +391,18 @@ def test_a_server_prunes_by_its_settings_from_its_start_on(tmp_path: Path) -> No
         with pytest.raises(NotFound):
             while client.job(job.id):
                 pass
+
+
+async def test_calls_that_prune_while_the_server_stops_are_told_that_it_does(house: House) -> None:
+    for _ in range(3):
+        await house.ended()
+    calls = [asyncio.ensure_future(house.upkeep.prune(Old(house.clock()))) for _ in range(3)]
+    await asyncio.sleep(0)
+    house.upkeep.close()
+    answers = await asyncio.gather(*calls, house.upkeep.prune(Old(house.clock())), return_exceptions=True)
+    # What was under way may have come to its end.
+    assert [answer for answer in answers if not isinstance(answer, ServerStopping | Pruned)] == []
+    assert isinstance(answers[-1], ServerStopping)
 
 
 async def test_a_call_deletes_a_bounded_number_and_says_that_there_is_more(tmp_path: Path) -> None:

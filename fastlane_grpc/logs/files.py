@@ -85,6 +85,12 @@ class Logs:
             log.warning("a system record cannot be opened", execution_id=execution_id, error=str(error))
             return ()
 
+    def waiting_lines(self, execution_id: str) -> tuple[Sequence[LogTotals], int]:
+        """How much fastlane's lines about one that waits are by now, and the room that they take. Nothing of it stays open: one that is
+        stopped while it waits has nobody who would close it."""
+        self._forget(execution_id)
+        return self.system_totals(execution_id), self.room(execution_id)
+
     def system_totals(self, execution_id: str) -> Sequence[LogTotals]:
         """How much fastlane's lines are by now; empty if there are none."""
         try:

@@ -49,16 +49,17 @@ class Bell:
     def armed(self) -> bool:
         return self._handle is not None
 
-    def arm(self) -> None:
-        """From now on the next change is told. To be called before looking. Where no watch is to be had it stays unarmed: whoever waits
-        then has to look by itself."""
+    def arm(self) -> bool:
+        """From now on the next change is told; whether it was not before. To be called before looking. Where no watch is to be had it stays
+        unarmed: whoever waits then has to look by itself."""
         if self._handle is not None:
-            return
+            return False
         try:
             self._handle = self._inotify.add_watch(self._path, flags.MODIFY | flags.ONESHOT)
         except OSError:
-            return
+            return False
         self._all_armed[self._handle] = self
+        return True
 
     def ring(self) -> None:
         self._forget()

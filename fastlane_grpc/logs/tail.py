@@ -69,9 +69,9 @@ class Tails:
         """Adds one of fastlane's own lines to the log if it has none yet."""
         await self._loop.run_in_executor(self._threads, self._logs.system_if_first, execution_id, line)
 
-    async def system_totals(self, execution_id: str) -> Sequence[LogTotals]:
-        """How much fastlane's own lines in the log are by now; empty if there are none."""
-        return await self._loop.run_in_executor(self._threads, self._logs.system_totals, execution_id)
+    async def waiting_lines(self, execution_id: str) -> tuple[Sequence[LogTotals], int]:
+        """See Logs."""
+        return await self._loop.run_in_executor(self._threads, self._logs.waiting_lines, execution_id)
 
     def tail(self, watch: "Watch", cursor: Cursor, sources: Iterable[Source], *, text: bool) -> "Tail":
         """A reader of the watched log that begins at `cursor`. No sources: all of them."""
@@ -318,8 +318,9 @@ class _Log:
         self.output = self.output or self._file(self._output_path)
         self.system = self.system or self._file(self._system_path)
         for file in (self.output, self.system):
-            if file is not None:
-                file.bell.arm()
+            if file is not None and file.bell.arm():
+                # What was read while nothing was told may have missed something, as what was read before a ring.
+                self.rings += 1
 
     def changed(self, execution: Execution) -> None:
         for watch in self.watches:

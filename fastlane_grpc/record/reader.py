@@ -58,8 +58,9 @@ class RecordReader:
         scan = Scan(self._file.fileno(), Position.of_block(*block))
         for entry in scan.entries(BLOCK_BYTES):
             if isinstance(entry, Trailer) or not _had(entry, offsets, sequence):
-                break
-        return scan.position
+                return scan.position
+        # Where there is nothing yet the file may be emptied and begun anew, by another capture: nothing of it is passed.
+        return scan.position if scan.position.sequence else Position.BEGIN
 
     def since(self, time_ns: int) -> Begin:
         """Before the first entry of that time or later; at the end if there is none yet."""

@@ -2,6 +2,7 @@
 
 import json
 import re
+import threading
 from collections.abc import Callable
 from pathlib import Path
 
@@ -39,12 +40,14 @@ class Captures:
     ) -> None:
         self._mode = mode
         self._data_dir = data_dir
-        self._instance = instance
+        # What its probes are known by: two hosts may be one engine, and neither is to take away what the other one is trying out.
+        self._owner = f"{instance}/{host}"
         self._max_log_bytes = max_log_bytes
         self._seen_as = seen_as
         self._host = host
         self._recorder: Recorder | None = None
         self._works_with: object = None
+        self._settling = threading.Lock()
         # Why the recorder is not in use, or what it cannot do here.
         self.reason = "capture = attach is set" if mode is CaptureMode.ATTACH else ""
 
@@ -56,16 +59,17 @@ class Captures:
         return AttachCapture.name if self.reason and self._mode is not CaptureMode.RECORDER else ""
 
     def settle(self, engine: Engine) -> None:
-        """Finds out what works with the engine as it is now. Raises EngineDown."""
+        """Finds out what works with the engine as it is now. Raises EngineDown. From any thread: whoever comes meanwhile waits for it."""
         if self._mode is CaptureMode.ATTACH:
             return
-        before = self.in_use, self.reason
-        try:
-            self.reason = self._try(engine)
-        except NotHere as error:
-            self._recorder, self._works_with, self.reason = None, None, str(error)
-        if before != (self.in_use, self.reason):
-            log.info("capture", host=self._host, in_use=self.in_use, reason=self.reason)
+        with self._settling:
+            before = self.in_use, self.reason
+            try:
+                self.reason = self._try(engine)
+            except NotHere as error:
+                self._recorder, self._works_with, self.reason = None, None, str(error)
+            if before != (self.in_use, self.reason):
+                log.info("capture", host=self._host, in_use=self.in_use, reason=self.reason)
 
     def of_new(self, engine: Engine, directory: Path, execution_id: str, image: Image, say: Callable[[str], None]) -> Capture:
         """Of an execution about to begin; `directory` is that of its records.
@@ -103,7 +107,7 @@ class Captures:
             if self._works_with != works_with:
                 noted = self._noted()
                 if noted is None or noted[0] != works_with:
-                    noted = works_with, probe(engine, recorder, architecture=info.architecture, instance=self._instance)
+                    noted = works_with, probe(engine, recorder, architecture=info.architecture, owner=self._owner)
                     self._note(noted)
                 reason = noted[1]
             else:

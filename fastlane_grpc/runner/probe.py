@@ -34,16 +34,16 @@ class NotHere(Exception):
     """The recorder does not work on this host; the message says why."""
 
 
-def probe(engine: Engine, recorder: Recorder, *, architecture: str, instance: str) -> str:
-    """What it cannot do here, though it works; empty: nothing. Raises NotHere, and EngineDown."""
+def probe(engine: Engine, recorder: Recorder, *, architecture: str, owner: str) -> str:
+    """What it cannot do here, though it works; empty: nothing. Raises NotHere, and EngineDown. One at a time for each `owner`."""
     name = f"fastlane-probe-{secrets.token_hex(4)}"
     directory = recorder.data_dir / "recorder" / name
     try:
-        _clear(engine, instance)
+        _clear(engine, owner)
         with _image(engine, name) as image:
             # So small a limit that what the probe prints goes beyond it.
             limited = replace(recorder, max_log_bytes=LEAST_LOG_BYTES)
-            return _run(engine, limited, Image(image, architecture, (), ()), directory, instance=instance)
+            return _run(engine, limited, Image(image, architecture, (), ()), directory, owner=owner)
     except EngineRefuses as refusal:
         raise NotHere(f"the engine refuses: {refusal.message}") from refusal
     except Refused as refused:
@@ -54,9 +54,9 @@ def probe(engine: Engine, recorder: Recorder, *, architecture: str, instance: st
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def _run(engine: Engine, recorder: Recorder, image: Image, directory: Path, *, instance: str) -> str:
+def _run(engine: Engine, recorder: Recorder, image: Image, directory: Path, *, owner: str) -> str:
     box = Box(directory)
-    body = recorder.equip(_body(image, instance), image, box.make(), directory.name)
+    body = recorder.equip(_body(image, owner), image, box.make(), directory.name)
     container_id = engine.create(directory.name, body)
     try:
         with INotify() as watch:
@@ -117,12 +117,12 @@ def _kept(record: Path) -> list[bytes]:
     return kept
 
 
-def _body(image: Image, instance: str) -> dict[str, object]:
+def _body(image: Image, owner: str) -> dict[str, object]:
     return {
         "Image": image.digest,
         "Entrypoint": None,
         "Cmd": [PROGRAM_TARGET, "--probe"],
-        "Labels": {PROBE_LABEL: instance},
+        "Labels": {PROBE_LABEL: owner},
         # As much as a job gets at most, in what could be in the way.
         "User": "65534",
         "HostConfig": {
@@ -153,8 +153,8 @@ def _image(engine: Engine, name: str) -> Iterator[str]:
             engine.remove_image(tag)
 
 
-def _clear(engine: Engine, instance: str) -> None:
+def _clear(engine: Engine, owner: str) -> None:
     """What a probe of this server left that was killed."""
-    for container_id in engine.labelled(PROBE_LABEL, instance):
+    for container_id in engine.labelled(PROBE_LABEL, owner):
         with suppress(EngineRefuses):
             engine.remove(container_id, force=True)

@@ -104,8 +104,9 @@ class Service:
         _require("job_id", job_id)
         validation.refuse([*malformed, *validation.stop_violations(note, grace)])
         job = await self._store.job(job_id)
-        logs = await self._waiting_lines(job.execution)
-        return await self._store.stop(job_id, grace=job.spec.grace if grace is None else grace, note=note, logs=logs)
+        logs, room = await self._waiting_lines(job.execution)
+        grace = job.spec.grace if grace is None else grace
+        return await self._store.stop(job_id, grace=grace, note=note, logs=logs, log_bytes=room)
 
     async def stop_execution(
         self, execution_id: str, *, note: str, grace: timedelta | None, malformed: Sequence[Violation] = ()
@@ -115,8 +116,9 @@ class Service:
         _require("execution_id", execution_id)
         validation.refuse([*malformed, *validation.stop_violations(note, grace)])
         assignment = await self._store.assignment(execution_id)
-        logs = await self._waiting_lines(assignment.execution)
-        return await self._store.stop_execution(execution_id, grace=assignment.spec.grace if grace is None else grace, note=note, logs=logs)
+        logs, room = await self._waiting_lines(assignment.execution)
+        grace = assignment.spec.grace if grace is None else grace
+        return await self._store.stop_execution(execution_id, grace=grace, note=note, logs=logs, log_bytes=room)
 
     async def task(self, task_id: str) -> Task:
         self._check_serving()
@@ -193,9 +195,10 @@ class Service:
         self._check_serving()
         return self._places.hosts
 
-    async def _waiting_lines(self, execution: Execution) -> Sequence[LogTotals]:
-        """One that is queued has a line in its log if somebody looked at it."""
-        return await self._tails.system_totals(execution.id) if execution.state is State.QUEUED else ()
+    async def _waiting_lines(self, execution: Execution) -> tuple[Sequence[LogTotals], int]:
+        """What there is of the log of one that may be queued when the order is written, and its room on the disk. It has a line if somebody
+        looked at it, and more if it was claimed before; one that is claimed may be about to go back."""
+        return await self._tails.waiting_lines(execution.id) if execution.state in {State.QUEUED, State.PREPARING} else ((), 0)
 
     def _check_serving(self) -> None:
         if self._stopping:

@@ -76,28 +76,31 @@ class Store:
         """
         return self._writer.write(Enqueue(task_id, spec, request_id, caller_address, self._now(), self._quota))
 
-    def stop(self, job_id: str, *, grace: timedelta, note: str, logs: Sequence[LogTotals] = ()) -> Pending[Job]:
-        """Queued: STOPPED, and its log holds `logs`. With a container: STOPPING. STOPPING: a shorter rest of grace counts. Final: as it is.
-        JobNotFound."""
+    def stop(self, job_id: str, *, grace: timedelta, note: str, logs: Sequence[LogTotals] = (), log_bytes: int = 0) -> Pending[Job]:
+        """Queued: STOPPED, and its log holds `logs` and takes `log_bytes` of the disk. With a container: STOPPING. STOPPING: a shorter rest
+        of grace counts. Final: as it is. JobNotFound."""
 
         def work(db: Connection) -> Written[Job]:
-            execution = _stop(db, NEWEST, {"job_id": job_id, **self._order(grace, note, logs)})
+            execution = _stop(db, NEWEST, {"job_id": job_id, **self._order(grace, note, logs, log_bytes)})
             job = job_of(db, job_id)
             return Written(job, [execution] if execution else [])
 
         return self._writer.write(work)
 
-    def stop_execution(self, execution_id: str, *, grace: timedelta, note: str, logs: Sequence[LogTotals] = ()) -> Pending[Execution]:
+    def stop_execution(
+        self, execution_id: str, *, grace: timedelta, note: str, logs: Sequence[LogTotals] = (), log_bytes: int = 0
+    ) -> Pending[Execution]:
         """The same for exactly this execution. ExecutionNotFound."""
 
         def work(db: Connection) -> Written[Execution]:
-            execution = _stop(db, _THIS, {"execution_id": execution_id, **self._order(grace, note, logs)})
+            execution = _stop(db, _THIS, {"execution_id": execution_id, **self._order(grace, note, logs, log_bytes)})
             return Written(execution_of(db, execution_id), [execution] if execution else [])
 
         return self._writer.write(work)
 
-    def _order(self, grace: timedelta, note: str, logs: Sequence[LogTotals]) -> Mapping[str, object]:
-        return {"now": microseconds_since_epoch(self._now()), "grace": microseconds_of(grace), "note": note, "logs": logs_text(logs)}
+    def _order(self, grace: timedelta, note: str, logs: Sequence[LogTotals], log_bytes: int) -> Mapping[str, object]:
+        now = microseconds_since_epoch(self._now())
+        return {"now": now, "grace": microseconds_of(grace), "note": note, "logs": logs_text(logs), "log_bytes": log_bytes}
 
     def job(self, job_id: str) -> Pending[Job]:
         """JobNotFound."""
@@ -435,7 +438,7 @@ def _stop_queued(db: Connection, which: str, order: Mapping[str, object]) -> Exe
         SET state = {State.STOPPED}, state_time = :now, end_time = :now,
             stop_cause = '{StopCause.CALLER.value}', stop_time = :now, stop_grace = :grace, stop_note = :note,
             reason = {Reason.UNSPECIFIED}, detail = 'stopped while it was queued' || iif(:note = '', '', ': ' || :note),
-            out_of_memory = 0, stop_signal = '', logs = :logs
+            out_of_memory = 0, stop_signal = '', logs = :logs, log_bytes = :log_bytes
         WHERE seq = {which} AND state = {State.QUEUED}
         """,
         **order,
