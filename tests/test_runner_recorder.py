@@ -217,9 +217,12 @@ def test_a_host_that_is_the_same_engine_as_another_one_leaves_alone_what_that_on
         other.settle(house.host.engine)
         others.reload()
         # What it left itself, as it was killed, it takes away.
+        house.host.engine.make_image("fastlane-probe-left:1", bytes(10_240), label=PROBE_LABEL, value=f"{instance}/a")
         one.settle(house.host.engine)
         with pytest.raises(docker.errors.NotFound):
             others.reload()
+        with pytest.raises(docker.errors.ImageNotFound):
+            sdk.images.get("fastlane-probe-left:1")
         assert (one.in_use, other.in_use) == ("recorder", "recorder")
     finally:
         with suppress(docker.errors.NotFound):

@@ -116,10 +116,10 @@ class Engine:
         answer = self._found("GET", f"/images/{quote(name, safe='/:@')}/json")
         return answer and _image(answer)
 
-    def make_image(self, name: str, tar: bytes) -> None:
-        """An image with these files and nothing else."""
+    def make_image(self, name: str, tar: bytes, *, label: str, value: str) -> None:
+        """An image with these files and this label, and nothing else."""
         repository, _, tag = name.partition(":")
-        query = urlencode({"fromSrc": "-", "repo": repository, "tag": tag})
+        query = urlencode({"fromSrc": "-", "repo": repository, "tag": tag, "changes": f"LABEL {label}={value}"})
         headers = {"Content-Type": "application/x-tar"}
         lines = self._wire("POST", f"/images/create?{query}", headers=headers, body=tar, answer_seconds=self._answer_seconds).whole()
         if b'"error"' in lines:
@@ -128,6 +128,11 @@ class Engine:
     def remove_image(self, name: str) -> None:
         """One that is not there is removed."""
         self._found("DELETE", f"/images/{quote(name, safe='/:@')}?{urlencode({'force': 1})}")
+
+    def labelled_images(self, label: str, value: str) -> Sequence[str]:
+        """The ids of all images with this label."""
+        filters = json.dumps({"label": [f"{label}={value}"]})
+        return [each["Id"] for each in self._asked("GET", f"/images/json?{urlencode({'filters': filters})}")]
 
     def pull(self, repository: str, tag: str, registry_auth: str, *, silence_seconds: float) -> Wire:
         """The pull's progress, as lines of JSON. Cutting it ends the pull. After so long a silence reading it raises TimeoutError."""

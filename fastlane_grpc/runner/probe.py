@@ -40,7 +40,7 @@ def probe(engine: Engine, recorder: Recorder, *, architecture: str, owner: str) 
     directory = recorder.data_dir / "recorder" / name
     try:
         _clear(engine, owner)
-        with _image(engine, name) as image:
+        with _image(engine, name, owner) as image:
             # So small a limit that what the probe prints goes beyond it.
             limited = replace(recorder, max_log_bytes=LEAST_LOG_BYTES)
             return _run(engine, limited, Image(image, architecture, (), ()), directory, owner=owner)
@@ -137,7 +137,7 @@ def _body(image: Image, owner: str) -> dict[str, object]:
 
 
 @contextmanager
-def _image(engine: Engine, name: str) -> Iterator[str]:
+def _image(engine: Engine, name: str, owner: str) -> Iterator[str]:
     """One of nothing: no image of anybody's is needed."""
     tar = io.BytesIO()
     with tarfile.open(fileobj=tar, mode="w") as files:
@@ -145,7 +145,7 @@ def _image(engine: Engine, name: str) -> Iterator[str]:
         directory.type, directory.mode = tarfile.DIRTYPE, 0o1777
         files.addfile(directory)
     tag = f"{name}:1"
-    engine.make_image(tag, tar.getvalue())
+    engine.make_image(tag, tar.getvalue(), label=PROBE_LABEL, value=owner)
     try:
         yield tag
     finally:
@@ -158,3 +158,6 @@ def _clear(engine: Engine, owner: str) -> None:
     for container_id in engine.labelled(PROBE_LABEL, owner):
         with suppress(EngineRefuses):
             engine.remove(container_id, force=True)
+    for image_id in engine.labelled_images(PROBE_LABEL, owner):
+        with suppress(EngineRefuses):
+            engine.remove_image(image_id)
