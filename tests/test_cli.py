@@ -200,6 +200,20 @@ def test_an_end_that_the_exit_status_alone_does_not_explain_is_told(server: Scri
     assert (ran.returncode, ran.stderr) == (3, b"")
 
 
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("waiting: 8 of 8 places taken", "fastlane: stopped while it was queued: no more\n"),
+        ("stopped: stopped while it was queued: no more", ""),
+    ],
+)
+def test_an_end_is_told_unless_the_last_line_of_the_system_tells_it(server: ScriptedServer, line: str, said: str) -> None:
+    outcome = pb.Outcome(detail="stopped while it was queued: no more")
+    server.logs["execution-1"] = Log([Piece(3, f"{line}\n".encode())], state=pb.STATE_STOPPED, outcome=outcome, exit_status=130)
+    ran = fastlane(server, "logs", "-v", "job-1")
+    assert (ran.returncode, ran.stderr.decode()) == (130, f"{line}\n{said}")
+
+
 def test_a_gap_is_told(server: ScriptedServer) -> None:
     server.logs["execution-1"] = Log([Piece(1, b"a"), Piece(1, missing=77), Piece(1, b"b"), Piece(2, missing=-1)])
     ran = fastlane(server, "run", "-q", "busybox")
