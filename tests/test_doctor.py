@@ -247,7 +247,7 @@ def test_the_command_fails_where_something_does_and_says_what_to_do(tmp_path: Pa
     ran = examined(tmp_path / "data", "--engine", "unix:///nowhere.sock")
     assert (ran.returncode, ran.stderr) == (1, "")
     first, advice, *_ = ran.stdout.splitlines()
-    assert first.startswith("FAIL  engine          it cannot be asked: no engine answers at unix:///nowhere.sock: ")
+    assert first == "FAIL  engine          it cannot be asked: no engine answers at unix:///nowhere.sock: No such file or directory"
     assert advice.strip().startswith("→ start it, name it with --engine")
     ran = examined(tmp_path / "data", "--engine", "unix:///nowhere.sock", "-o", "json")
     findings = [json.loads(line) for line in ran.stdout.splitlines()]
