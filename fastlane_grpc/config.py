@@ -189,7 +189,8 @@ class Settings:
             local = HostSettings("local", self.engine, self.max_running, self.capture, self.engine_data_dir)
             object.__setattr__(self, "hosts", (local,))
         if self.default_timeout > self.max_timeout:
-            raise ConfigError(f"default_timeout ({self.default_timeout}) is longer than max_timeout ({self.max_timeout})")
+            default, most = _duration_text(self.default_timeout), _duration_text(self.max_timeout)
+            raise ConfigError(f"default_timeout ({default}) is longer than max_timeout ({most}): set both")
 
 
 # Every setting that is one value, and so may be a flag, a variable of the environment or in the file.
@@ -315,7 +316,9 @@ def _read_file(file: Path | None) -> dict[str, object]:
         return {}
     try:
         table = tomllib.loads(file.read_text())
-    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+    except OSError as error:
+        raise ConfigError(f"cannot read the settings in {file}: {error.strerror}") from error
+    except (UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
         raise ConfigError(f"cannot read the settings in {file}: {error}") from error
     return table
 
@@ -356,12 +359,16 @@ def _counted(count: int, units: tuple[tuple[str, int], ...]) -> str:
     return next((f"{count // size}{unit}" for unit, size in units if count % size == 0), str(count))
 
 
+def _duration_text(duration: timedelta) -> str:
+    return _counted(int(duration.total_seconds()), (("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)))
+
+
 def _text(each: "Field[Any]", value: Any) -> str:
     """A value as it is written; empty if there is none."""
     if value is None:
         return ""
     if isinstance(value, timedelta):
-        return _counted(int(value.total_seconds()), (("d", 86_400), ("h", 3600), ("m", 60), ("s", 1)))
+        return _duration_text(value)
     if each.metadata["kind"] == "BYTES":
         return _counted(value, (("g", 1 << 30), ("m", 1 << 20), ("k", 1 << 10)))
     return str(value)

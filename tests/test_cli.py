@@ -19,6 +19,8 @@ import grpc
 import pytest
 
 from fastlane_grpc import cli, config
+from fastlane_grpc import client as api
+from fastlane_grpc.cli.connection import cause
 from fastlane_grpc.cli.run import _task_of, enqueue, run
 from fastlane_grpc.cli.server import server as server_command
 from fastlane_grpc.v1 import fastlane_pb2 as pb
@@ -196,6 +198,20 @@ def test_an_end_that_the_exit_status_alone_does_not_explain_is_told(server: Scri
     server.logs["execution-1"] = Log(state=pb.STATE_FAILED, outcome=outcome, exit_status=3)
     ran = fastlane(server, "run", "busybox", "nothere")
     assert (ran.returncode, ran.stderr) == (3, b"")
+
+
+@pytest.mark.parametrize(
+    ("line", "said"),
+    [
+        ("waiting: 8 of 8 places taken", "fastlane: stopped while it was queued: no more\n"),
+        ("stopped: stopped while it was queued: no more", ""),
+    ],
+)
+def test_an_end_is_told_unless_the_last_line_of_the_system_tells_it(server: ScriptedServer, line: str, said: str) -> None:
+    outcome = pb.Outcome(detail="stopped while it was queued: no more")
+    server.logs["execution-1"] = Log([Piece(3, f"{line}\n".encode())], state=pb.STATE_STOPPED, outcome=outcome, exit_status=130)
+    ran = fastlane(server, "logs", "-v", "job-1")
+    assert (ran.returncode, ran.stderr.decode()) == (130, f"{line}\n{said}")
 
 
 def test_a_gap_is_told(server: ScriptedServer) -> None:
@@ -397,6 +413,11 @@ def test_a_server_that_is_not_there_is_said_in_one_line(command: list[str]) -> N
     assert line == f"fastlane: no server answers at {address} (Connection refused); {advice}"
 
 
+def test_the_cause_is_what_the_system_said_last_without_the_brackets_around_it() -> None:
+    message = "errors resolving nowhere.invalid:7020: [field:hostname lookup error:address lookup failed: Domain name not found]"
+    assert cause(api.ServerUnavailable(message)) == "Domain name not found"
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -421,9 +442,11 @@ def test_a_server_that_is_not_there_is_said_in_one_line(command: list[str]) -> N
         ),
         (["prune", "--older-than", "1w"], "'1w' has to be an age, as 30d, 12h or 1d12h; 0s is any age"),
         (["logs", "--tail", "-1", "x"], "-1 is not in the range 0<=x<=1000000"),
+        (["completion"], "Missing argument '{bash|zsh|fish}'. Choose from: bash, zsh, fish; see `fastlane completion --help`"),
         (["completion", "tcsh"], "'tcsh' is not one of 'bash', 'zsh', 'fish'"),
         (["server", "--max-running", "none"], "max_running in --max-running is 'none'"),
-        (["server", "--config", "/nowhere.toml"], "cannot read the settings in /nowhere.toml"),
+        (["server", "--max-timeout", "1m"], "default_timeout (30m) is longer than max_timeout (1m): set both"),
+        (["server", "--config", "/nowhere.toml"], "cannot read the settings in /nowhere.toml: No such file or directory"),
     ],
 )
 def test_wrong_use_is_said_in_one_line(arguments: list[str], said: str) -> None:

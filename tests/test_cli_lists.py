@@ -69,7 +69,7 @@ def test_jobs_are_asked_for_as_the_options_say(server: ScriptedServer) -> None:
     assert fastlane(server, "jobs", *options.split()).returncode == 0
     [request] = server.received(pb.ListJobsRequest)
     assert (request.task_id, list(request.states)) == ("t", [pb.STATE_FAILED, pb.STATE_TIMED_OUT])
-    assert (dict(request.labels), request.page_size, request.with_spec) == ({"team": "x", "b": "c"}, 7, False)
+    assert (dict(request.labels), request.page_size, request.with_spec) == ({"team": "x", "b": "c"}, 8, False)
     assert request.until_time.ToDatetime(UTC) == datetime(2026, 1, 31, 7, tzinfo=UTC)
     age = datetime.now(UTC) - request.since_time.ToDatetime(UTC)
     assert timedelta(days=2) <= age < timedelta(days=2, minutes=2)
@@ -80,6 +80,14 @@ def test_as_many_are_shown_as_are_asked_for(server: ScriptedServer, arguments: l
     server.jobs.extend(pb.Job(id=f"{number:036}", task_id="t") for number in range(1200))
     assert len(fastlane(server, "jobs", *arguments).stdout.splitlines()) == lines
     assert len(server.requests) == calls
+
+
+@pytest.mark.parametrize("form", ["table", "json"])
+def test_a_list_that_is_longer_than_what_is_shown_says_so(server: ScriptedServer, form: str) -> None:
+    server.jobs.extend(pb.Job(id=f"{number:036}", task_id="t") for number in range(51))
+    assert fastlane(server, "jobs", "-o", form).stderr.decode() == "fastlane: there are more jobs than these: see --limit and --all\n"
+    server.jobs.pop()
+    assert fastlane(server, "jobs", "-o", form).stderr == b""
 
 
 @pytest.mark.parametrize("command", ["jobs", "executions", "tasks", "hosts"])
@@ -95,7 +103,7 @@ def test_executions_are_asked_for_as_the_options_say_and_shown(server: ScriptedS
     server.executions.append(a_job(JOBS[0], state=pb.STATE_RUNNING).execution)
     shown = fastlane(server, "executions", "--job", "01980f3e", "--task", "t", "--state", "running", "--host", "here")
     request = server.received(pb.ListExecutionsRequest)[-1]
-    assert request == pb.ListExecutionsRequest(job_id=JOBS[0], task_id="t", states=[pb.STATE_RUNNING], host="here", page_size=50)
+    assert request == pb.ListExecutionsRequest(job_id=JOBS[0], task_id="t", states=[pb.STATE_RUNNING], host="here", page_size=51)
     head, line = shown.stdout.decode().splitlines()
     assert head.split() == ["EXECUTION", "TASK", "STATE", "HOST", "CREATED", "RAN", "NOTE"]
     assert line.split() == [EXECUTION, "send-mail", "running", "here", "3m", "ago", "1m", "12s"]
@@ -128,12 +136,22 @@ def test_tasks_and_hosts_are_shown(server: ScriptedServer) -> None:
 def test_one_job_and_one_execution_are_told_in_full(server: ScriptedServer) -> None:
     job = a_job(JOBS[0], state=pb.STATE_FAILED, detail="exited with 3")
     job.spec.CopyFrom(pb.JobSpec(image="mail:1.4", command="python", args=["send mail.py"], envs={"A": "b c"}, labels={"team": "x"}))
+    job.spec.MergeFrom(pb.JobSpec(limits=pb.Limits(memory_bytes=64 << 20, cpus=0.5, pids=9), read_only_root=True, stop_signal="SIGINT"))
+    job.spec.MergeFrom(pb.JobSpec(user="1:2", working_dir="/w", network="none", pull_policy=pb.JobSpec.PULL_POLICY_ALWAYS))
+    job.spec.stop_grace.FromTimedelta(timedelta(0))
     server.jobs.append(job)
     job.execution.logs.append(pb.LogTotals(source=pb.SOURCE_STDOUT, bytes=12_000, missing_bytes=2000))
     server.executions.append(job.execution)
     shown = fastlane(server, "job", JOBS[0]).stdout.decode()
     for line in ("state       failed, exited with 3", "command     python 'send mail.py'", "envs        A='b c'", "labels      team=x"):
         assert line in shown.splitlines()
+    told = dict(line.split(maxsplit=1) for line in shown.splitlines())
+    assert (told["limits"], told["root"], told["stop"]) == (
+        "64 MiB of memory, 0.5 CPUs, 9 processes",
+        "read-only",
+        "SIGINT, killed at once",
+    )
+    assert (told["user"], told["directory"], told["network"], told["pull"]) == ("1:2", "/w", "none", "always")
     assert "(3m ago)" in shown
     assert "timeout" not in shown, "what is empty is left out"
     shown = fastlane(server, "execution", EXECUTION).stdout.decode()

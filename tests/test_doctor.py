@@ -145,10 +145,10 @@ async def test_containers_of_other_servers_are_told_where_they_do_not_run(tmp_pa
     await kept(tmp_path)
     theirs = [Found(f"fastlane-{number}", "another", str(number), running=number < 2) for number in range(7)]
     findings = list(about_database(tmp_path, theirs[:2]))
-    assert (levels(findings)["other servers"], findings[-1].found) == ("ok", "2 containers of theirs run here")
+    assert (levels(findings)["other servers"], findings[-1].found) == ("ok", "containers of theirs that run here: 2")
     findings = list(about_database(tmp_path, theirs))
     assert levels(findings) == {"database": "ok", "containers": "ok", "other servers": "warn"}
-    assert findings[-1].found == "5 containers that do not run: fastlane-2, fastlane-3, fastlane-4, …"
+    assert findings[-1].found == "containers of theirs that do not run: 5: fastlane-2, fastlane-3, fastlane-4, …"
 
 
 async def test_the_database_is_looked_at_beside_a_server_that_writes(tmp_path: Path) -> None:
@@ -178,6 +178,13 @@ async def test_a_database_that_is_damaged_or_none_fails(tmp_path: Path) -> None:
 def test_without_a_database_all_is_well_and_none_is_made(tmp_path: Path) -> None:
     assert levels(about_database(tmp_path, [])) == {"database": "ok", "containers": "ok", "other servers": "ok"}
     assert list(tmp_path.iterdir()) == []
+
+
+async def test_nothing_is_said_of_containers_where_no_engine_tells(tmp_path: Path) -> None:
+    assert levels(about_database(tmp_path, None)) == {"database": "ok"}
+    await kept(tmp_path)
+    assert levels(about_database(tmp_path, None)) == {"database": "ok"}
+    assert not {"containers", "other servers"} & levels(doctor.examine(Settings(tmp_path, engine="unix:///nowhere.sock"))).keys()
 
 
 # ---------------------------------------------------------------------------------------------------------------- the machine
@@ -240,7 +247,7 @@ def test_the_command_fails_where_something_does_and_says_what_to_do(tmp_path: Pa
     ran = examined(tmp_path / "data", "--engine", "unix:///nowhere.sock")
     assert (ran.returncode, ran.stderr) == (1, "")
     first, advice, *_ = ran.stdout.splitlines()
-    assert first.startswith("FAIL  engine          it cannot be asked: no engine answers at unix:///nowhere.sock: ")
+    assert first == "FAIL  engine          it cannot be asked: no engine answers at unix:///nowhere.sock: No such file or directory"
     assert advice.strip().startswith("→ start it, name it with --engine")
     ran = examined(tmp_path / "data", "--engine", "unix:///nowhere.sock", "-o", "json")
     findings = [json.loads(line) for line in ran.stdout.splitlines()]

@@ -98,7 +98,9 @@ def exit_status(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
         return WRONG_USE
     except click.UsageError as error:
         where = error.ctx.command_path if error.ctx else "fastlane"
-        return _failed(f"{error.format_message().rstrip('.')}; see `{where} --help`", WRONG_USE)
+        # What may be chosen from comes on lines of its own.
+        message = " ".join(error.format_message().split()).rstrip(".")
+        return _failed(f"{message}; see `{where} --help`", WRONG_USE)
     except Failure as failure:
         return _failed(failure.message, failure.status)
     except click.ClickException as error:

@@ -38,7 +38,7 @@ def connected(address: str) -> Iterator[api.Client]:
 
 def cause(error: api.Error) -> str:
     """In short. Where nobody answers gRPC tells at length which addresses it tried and, last, what the system said."""
-    return error.message if error.reason else error.message.rpartition(": ")[2]
+    return error.message if error.reason else error.message.rpartition(": ")[2].rstrip("]")
 
 
 # ---------------------------------------------------------------------------------------------------------------- ids

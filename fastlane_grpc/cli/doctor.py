@@ -8,7 +8,6 @@ from pathlib import Path
 import click
 
 from fastlane_grpc.cli.failure import FAILED
-from fastlane_grpc.cli.options import answers
 from fastlane_grpc.cli.settings import settings_file, settings_in_force
 from fastlane_grpc.cli.tables import painted
 from fastlane_grpc.cli.terminal import is_colourful, printable, write
@@ -19,7 +18,14 @@ from fastlane_grpc.cli.terminal import is_colourful, printable, write
 @click.option("--data-dir", metavar="PATH", help="The server's data directory.")
 @click.option("--engine", metavar="ADDRESS", help="The server's Docker engine.")
 @click.option("--listen", metavar="HOST:PORT", help="The address that the server is to serve on, or does.")
-@answers
+@click.option(
+    "-o",
+    "--output",
+    "form",
+    type=click.Choice(["table", "json"]),
+    default="table",
+    help="`json`: an object a line, with check, level, found and advice.  [default: table, for people]",
+)
 @click.pass_obj
 def doctor(environ: Mapping[str, str], /, *, file: Path | None, form: str, **flags: str | None) -> int:
     """Look at all that a server needs on this machine, and say what is wrong and what to do. Changes nothing.

@@ -12,7 +12,7 @@ from fastlane_grpc.cli.connection import connected, execution_id, job_id
 from fastlane_grpc.cli.options import MOMENT, PAIR, STATES, answers, limits, states_option, talks_to_server
 from fastlane_grpc.cli.output import state_name, waiting_text
 from fastlane_grpc.cli.tables import Column, ago, as_line, cut, moment, show, show_facts, size, span, time_of
-from fastlane_grpc.cli.terminal import write
+from fastlane_grpc.cli.terminal import say, write
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 # What a server answers in one page at most.
@@ -60,6 +60,7 @@ def jobs(
         )
         columns = _job_columns(datetime.now(UTC))
         show(_limited(found, limit, everything=everything), columns, form=form, nothing="no jobs", environ=environ)
+        _tell_of_more(found, "jobs")
     return 0
 
 
@@ -123,6 +124,7 @@ def executions(
         )
         columns = _execution_columns(datetime.now(UTC))
         show(_limited(found, limit, everything=everything), columns, form=form, nothing="no executions", environ=environ)
+        _tell_of_more(found, "executions")
     return 0
 
 
@@ -200,8 +202,15 @@ def _limited(found: Iterator[Any], limit: int, *, everything: bool) -> Iterable[
     return found if everything else islice(found, limit)
 
 
+def _tell_of_more(rest: Iterator[Any], nouns: str) -> None:
+    """A word on stderr where a list is longer than what was shown of it."""
+    if next(rest, None) is not None:
+        say(f"there are more {nouns} than these: see --limit and --all")
+
+
 def _page_size(limit: int, *, everything: bool) -> int:
-    return _LARGEST_PAGE if everything else min(limit, _LARGEST_PAGE)
+    """One more than is shown, which tells whether there are more."""
+    return _LARGEST_PAGE if everything else min(limit + 1, _LARGEST_PAGE)
 
 
 # ---------------------------------------------------------------------------------------------------------------- for people
@@ -241,6 +250,13 @@ def _job_facts(job: pb.Job, now: datetime) -> Iterator[tuple[str, str]]:
     yield "envs", " ".join(f"{name}={shlex.quote(value)}" for name, value in sorted(spec.envs.items()))
     yield "labels", " ".join(f"{name}={shlex.quote(value)}" for name, value in sorted(spec.labels.items()))
     yield "timeout", span(spec.timeout.ToTimedelta()) if spec.HasField("timeout") else ""
+    yield "limits", ", ".join(_limits(spec.limits))
+    yield "user", spec.user
+    yield "directory", spec.working_dir
+    yield "network", spec.network
+    yield "root", "read-only" if spec.read_only_root else ""
+    yield "pull", _word(pb.JobSpec.PullPolicy, spec.pull_policy).removeprefix("policy_")
+    yield "stop", ", ".join(_stopping(spec))
     yield "priority", str(spec.priority or "")
     yield "request id", job.request_id
     yield "caller", job.caller_address
@@ -250,6 +266,23 @@ def _job_facts(job: pb.Job, now: datetime) -> Iterator[tuple[str, str]]:
     yield "executions", str(job.executions or "")
     yield "newest", job.execution.id
     yield "host", job.execution.host
+
+
+def _limits(limits: pb.Limits) -> Iterator[str]:
+    if limits.memory_bytes:
+        yield f"{limits.memory_bytes / (1 << 20):g} MiB of memory"
+    if limits.cpus:
+        yield f"{limits.cpus:g} CPUs"
+    if limits.pids:
+        yield f"{limits.pids} processes"
+
+
+def _stopping(spec: pb.JobSpec) -> Iterator[str]:
+    if spec.stop_signal:
+        yield spec.stop_signal
+    if spec.HasField("stop_grace"):
+        grace = spec.stop_grace.ToTimedelta()
+        yield f"killed after {span(grace)}" if grace else "killed at once"
 
 
 def _execution_facts(execution: pb.Execution, now: datetime) -> Iterator[tuple[str, str]]:

@@ -41,20 +41,20 @@ class Display:
         self._bytes_of: Callable[[api.Output], bytes] = _Stamps().stamped if timestamps else attrgetter("data")
         self._live = LiveLine() if self.system and not (verbose or timestamps or only) and obeys(2, environ) else None
         self._began = False
-        # Whether a line of fastlane's own was written to stay.
-        self._told = False
+        # The last of fastlane's own lines that was written to stay.
+        self._last_line = ""
 
     def output(self, pieces: Iterable[api.Output]) -> None:
         for source, run_of_one in groupby(pieces, lambda piece: piece.source):
             data = b"".join(map(self._bytes_of, run_of_one))
-            if source == api.SYSTEM and self._live and not self._began:
-                newest = data.rstrip(b"\n").rpartition(b"\n")[2]
-                self._live.show(f"fastlane: {newest.decode(errors='replace')}")
+            newest = data.rstrip(b"\n").rpartition(b"\n")[2].decode(errors="replace") if source == api.SYSTEM else ""
+            if newest and self._live and not self._began:
+                self._live.show(f"fastlane: {newest}")
                 continue
             if source == api.SYSTEM and self._dim:
                 data = b"\x1b[2m" + data + b"\x1b[22m"
             self._began = True
-            self._told = self._told or source == api.SYSTEM
+            self._last_line = newest or self._last_line
             self.clear()
             write(1 if source == api.STDOUT else 2, data)
 
@@ -68,10 +68,14 @@ class Display:
     def end(self, end: api.End) -> None:
         """Why it ended, where the container's own exit does not say it and fastlane's own lines, which do, are not shown."""
         self.clear()
-        if end.exit_status == 0 or end.outcome is None or self._told or self._quiet:
+        if end.exit_status == 0 or end.outcome is None or self._tells(end.outcome.detail) or self._quiet:
             return
         if end.outcome.reason != fastlane_pb2.REASON_EXIT_CODE:
             say(printable(end.outcome.detail) or f"it ended as {state_name(end.state)}")
+
+    def _tells(self, detail: str) -> bool:
+        """Whether that was said by the last of fastlane's own lines. It is not of one that ended while it was queued."""
+        return bool(self._last_line) and detail.rstrip().rpartition("\n")[2] in self._last_line
 
     def say(self, text: str) -> None:
         self.clear()

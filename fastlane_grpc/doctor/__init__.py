@@ -17,11 +17,11 @@ __all__ = ["Finding", "Level", "examine"]
 def examine(settings: Settings) -> Iterator[Finding]:
     """One finding after the other, as soon as it is known, of a server with these settings on this machine."""
     engines = {host.name: host.engine for host in settings.hosts}
-    containers: list[Found] = []
+    containers: list[Found] | None = None
     for host, address in engines.items():
         checkup = look(address)
         if isinstance(checkup, Checkup):
-            containers += checkup.containers
+            containers = [*(containers or ()), *checkup.containers]
         for finding in about_engine(address, checkup):
             yield finding if len(engines) == 1 else replace(finding, check=f"{finding.check} of {host}")
     yield from about_directory(settings.data_dir, settings.min_free_bytes)

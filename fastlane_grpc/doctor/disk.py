@@ -72,15 +72,15 @@ def _nearest(path: Path) -> Path:
 # ---------------------------------------------------------------------------------------------------------------- the database
 
 
-def about_database(data_dir: Path, containers: Sequence[Found]) -> Iterator[Finding]:
-    """With what is left on the engines of this data directory's containers, and of others'."""
+def about_database(data_dir: Path, containers: Sequence[Found] | None) -> Iterator[Finding]:
+    """With what is left on the engines of this data directory's containers, and of others'; None: no engine tells."""
     path = data_dir / "fastlane.db"
     if not _is_there(path):
         yield ok("database", "there is none yet; a server makes it")
         yield from _containers(containers, "", frozenset())
         return
     try:
-        checkup = check_up(path, [each.execution_id for each in containers])
+        checkup = check_up(path, [each.execution_id for each in containers or ()])
     except StoreFailed as error:
         yield fail("database", str(error), "if another user owns it, run this as that user; if it is damaged, restore a backup")
         return
@@ -104,7 +104,9 @@ def _integrity(path: Path, checkup: DatabaseCheckup) -> Finding:
     return ok("database", "opens, and no damage was found")
 
 
-def _containers(containers: Sequence[Found], instance: str, over: frozenset[str]) -> Iterator[Finding]:
+def _containers(containers: Sequence[Found] | None, instance: str, over: frozenset[str]) -> Iterator[Finding]:
+    if containers is None:
+        return
     orphans = [each for each in containers if each.instance == instance and each.execution_id in over]
     strangers = [each for each in containers if each.instance != instance]
     idle = [each for each in strangers if not each.running]
@@ -115,9 +117,9 @@ def _containers(containers: Sequence[Found], instance: str, over: frozenset[str]
         yield ok("containers", "none of an execution that is over")
     if idle:
         advice = "if the data directory of that server is gone, remove them with `docker rm`"
-        yield warn("other servers", f"{len(idle)} containers that do not run: {_names(idle)}", advice)
+        yield warn("other servers", f"containers of theirs that do not run: {len(idle)}: {_names(idle)}", advice)
     else:
-        yield ok("other servers", f"{len(strangers)} containers of theirs run here" if strangers else "have no containers on this engine")
+        yield ok("other servers", f"containers of theirs that run here: {len(strangers)}")
 
 
 def _names(containers: Sequence[Found]) -> str:

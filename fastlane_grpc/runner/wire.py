@@ -40,7 +40,7 @@ def connect(address: str, timeout_seconds: float) -> socket.socket:
         connection.settimeout(timeout_seconds)
         connection.connect(place)
     except OSError as error:
-        raise EngineDown(f"no engine answers at {address}: {error}") from error
+        raise EngineDown(f"no engine answers at {address}: {error.strerror or error}") from error
     return connection
 
 

@@ -417,7 +417,7 @@ class JobSpec(_message.Message):
     stop_signal: _builtins.str
     """Signal that asks the container to end, as "SIGTERM" or "15". Empty: the image's, or SIGTERM. 44 is fastlane's own."""
     priority: _builtins.int
-    """Higher goes first within the queue; -100 to 100. Equal: first come, first served."""
+    """Higher goes first within the queue; -100 to 100. Equal: tasks take turns; within a task, first come, first served."""
     @_builtins.property
     def args(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Further words, taken as they are, after those of `command`. A program that knows its words gives only these."""
@@ -483,7 +483,7 @@ Global___JobSpec: _TypeAlias = JobSpec  # noqa: Y015
 
 @_typing.final
 class Limits(_message.Message):
-    """What a container may use. Zero or unset: the server's default."""
+    """What a container may use."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -491,11 +491,11 @@ class Limits(_message.Message):
     CPUS_FIELD_NUMBER: _builtins.int
     PIDS_FIELD_NUMBER: _builtins.int
     memory_bytes: _builtins.int
-    """Memory, in bytes; the container is killed beyond it. Swap is not given in addition."""
+    """Memory, in bytes, at least 6 MiB; the container is killed beyond it. Swap is not given in addition. Zero: no limit."""
     cpus: _builtins.float
-    """CPUs, in whole ones and parts: 0.5, 2."""
+    """CPUs, in whole ones and parts: 0.5, 2. Zero: no limit."""
     pids: _builtins.int
-    """Processes and threads at a time."""
+    """Processes and threads at a time. Zero: the server's default."""
     def __init__(
         self,
         *,
@@ -1599,7 +1599,9 @@ class StopJobRequest(_message.Message):
     job_id: _builtins.str
     """Required."""
     note: _builtins.str
-    """Why and by whom, for the record; at most 256 characters. It is in `outcome.detail` and in the system lines of the log."""
+    """Why and by whom, for the record; at most 256 characters. It is in `outcome.detail` and, unless the execution was still queued, in the
+    system lines of the log.
+    """
     @_builtins.property
     def grace(self) -> _duration_pb2.Duration:
         """In place of the job's stop_grace. Zero: kill at once."""

@@ -704,7 +704,7 @@ type JobSpec struct {
 	StopSignal string `protobuf:"bytes,13,opt,name=stop_signal,json=stopSignal,proto3" json:"stop_signal,omitempty"`
 	// Time between that signal and SIGKILL. Unset: 10 s. Zero: kill at once.
 	StopGrace *durationpb.Duration `protobuf:"bytes,14,opt,name=stop_grace,json=stopGrace,proto3" json:"stop_grace,omitempty"`
-	// Higher goes first within the queue; -100 to 100. Equal: first come, first served.
+	// Higher goes first within the queue; -100 to 100. Equal: tasks take turns; within a task, first come, first served.
 	Priority int32 `protobuf:"varint,15,opt,name=priority,proto3" json:"priority,omitempty"`
 	// To find jobs by; at most 64, each at most 63 and 256 characters. On the container too.
 	Labels map[string]string `protobuf:"bytes,16,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
@@ -863,14 +863,14 @@ func (x *JobSpec) GetMetadata() *structpb.Struct {
 	return nil
 }
 
-// What a container may use. Zero or unset: the server's default.
+// What a container may use.
 type Limits struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Memory, in bytes; the container is killed beyond it. Swap is not given in addition.
+	// Memory, in bytes, at least 6 MiB; the container is killed beyond it. Swap is not given in addition. Zero: no limit.
 	MemoryBytes int64 `protobuf:"varint,1,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
-	// CPUs, in whole ones and parts: 0.5, 2.
+	// CPUs, in whole ones and parts: 0.5, 2. Zero: no limit.
 	Cpus float64 `protobuf:"fixed64,2,opt,name=cpus,proto3" json:"cpus,omitempty"`
-	// Processes and threads at a time.
+	// Processes and threads at a time. Zero: the server's default.
 	Pids          int32 `protobuf:"varint,3,opt,name=pids,proto3" json:"pids,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2675,7 +2675,8 @@ type StopJobRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required.
 	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
-	// Why and by whom, for the record; at most 256 characters. It is in `outcome.detail` and in the system lines of the log.
+	// Why and by whom, for the record; at most 256 characters. It is in `outcome.detail` and, unless the execution was still queued, in the
+	// system lines of the log.
 	Note string `protobuf:"bytes,2,opt,name=note,proto3" json:"note,omitempty"`
 	// In place of the job's stop_grace. Zero: kill at once.
 	Grace         *durationpb.Duration `protobuf:"bytes,3,opt,name=grace,proto3" json:"grace,omitempty"`
