@@ -53,9 +53,8 @@ class WaitReason(IntEnum):
 
 
 class Availability(IntEnum):
-    """Whether a host takes executions; UNSPECIFIED: it never answered. Numbers of the contract."""
+    """Whether a host takes executions. Numbers of the contract."""
 
-    UNSPECIFIED = 0
     UP = 1
     DOWN = 2
 

@@ -239,6 +239,15 @@ def test_a_longer_absence_of_the_server_is_told_once_and_its_end_too(server: Scr
     assert re.fullmatch(r"fastlane: the server is back after \d+ s; going on where it was cut", back)
 
 
+def test_a_server_that_has_no_room_is_told_at_once(server: ScriptedServer) -> None:
+    server.cuts.extend([Cut(0, "streams")])
+    ran = fastlane(server, "run", "busybox")
+    assert (ran.returncode, ran.stdout) == (0, b"hello\nworld\n")
+    full, back = (line for line in ran.stderr.decode().splitlines() if line != "oh")
+    assert full == "fastlane: the server has no room for this (as many as allowed); trying again until it has"
+    assert re.fullmatch(r"fastlane: there is room after \d+ s; going on where it was cut", back)
+
+
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_the_first_interrupt_stops_the_job_and_shows_its_end(server: ScriptedServer, number: signal.Signals) -> None:
     server.logs["execution-1"] = WAITING
@@ -381,6 +390,10 @@ def test_stop_says_where_the_job_is(server: ScriptedServer) -> None:
 
 def test_version_needs_no_server() -> None:
     assert fastlane(None, "version").stdout.startswith(b"fastlane ")
+
+
+def test_the_version_is_an_option_too() -> None:
+    assert fastlane(None, "--version").stdout == fastlane(None, "version").stdout != b""
 
 
 def test_version_is_there_in_a_moment_as_it_loads_neither_grpc_nor_settings() -> None:

@@ -577,7 +577,7 @@ async def test_hosts_are_listed_with_all_that_is_known_of_them(house: House) -> 
     failed = utc_now()
     house.places.hosts = [
         HostReport("b", "unix:///run/b.sock", Availability.UP, 3, 4, "it went away", failed, "28.5.1", "attach", "not here"),
-        HostReport("a", "tcp://a:2375", Availability.UNSPECIFIED, 0, 12),
+        HostReport("a", "tcp://a:2375", Availability.DOWN, 0, 12),
     ]
     told = (await house.hosts.ListHosts(pb.ListHostsRequest())).hosts
     assert [host.name for host in told] == ["b", "a"]
@@ -590,7 +590,7 @@ async def test_hosts_are_listed_with_all_that_is_known_of_them(house: House) -> 
     assert (told[0].last_error, told[0].engine_version, told[0].capture_reason) == ("it went away", "28.5.1", "not here")
     assert told[0].last_error_time.ToDatetime(failed.tzinfo) == failed
     assert told[0].capture == pb.Host.CAPTURE_ATTACH
-    assert (told[1].availability, told[1].capture) == (pb.Host.AVAILABILITY_UNSPECIFIED, pb.Host.CAPTURE_UNSPECIFIED)
+    assert (told[1].availability, told[1].capture) == (pb.Host.AVAILABILITY_DOWN, pb.Host.CAPTURE_UNSPECIFIED)
     assert not told[1].HasField("last_error_time")
 
 

@@ -12,6 +12,7 @@ from typing import NoReturn
 
 import click
 
+from fastlane_grpc.cli.about import show_version
 from fastlane_grpc.cli.failure import FAILED, WRONG_USE, Failure
 
 # Of each command the module here and the function in it, and what it does, in short. In the order of the help.
@@ -69,6 +70,7 @@ Exit status:
   130  it was stopped
 """,
 )
+@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=show_version, help="Print the version.")
 def fastlane() -> None:
     """Run commands in containers and see their output live.
 

@@ -36,6 +36,13 @@ def completion(ctx: click.Context, /, *, shell: str) -> int:
     return 0
 
 
+def show_version(ctx: click.Context, _: click.Parameter, wanted: bool) -> None:
+    """For the option that every program is tried with."""
+    if wanted:
+        click.echo(f"fastlane {package_version()}")
+        ctx.exit()
+
+
 def package_version() -> str:
     from importlib.metadata import version
 

@@ -119,7 +119,8 @@ def follow(tail: api.Tail, display: Display) -> int:
 
 
 def _follow(tail: api.Tail, display: Display) -> int:
-    told_away = False
+    # What is to be said when it goes on; empty while it does.
+    back = ""
     with tail:
         for events in tail.batches():
             display.output(event for event in events if isinstance(event, api.Output))
@@ -129,12 +130,16 @@ def _follow(tail: api.Tail, display: Display) -> int:
                         display.say(_gap_text(event))
                     case api.StateChange():
                         display.state(event)
-                    case api.Disconnected() if event.seconds >= _AWAY_SECONDS and not told_away:
-                        told_away = True
+                    case api.Disconnected(error=api.Exhausted()) if not back:
+                        # Nothing that mends itself in a moment, and no fault that a reader would look for.
+                        back = "there is room"
+                        display.say(f"the server has no room for this ({cause(event.error)}); trying again until it has")
+                    case api.Disconnected() if event.seconds >= _AWAY_SECONDS and not back:
+                        back = "the server is back"
                         display.say(f"the server does not answer ({cause(event.error)}); trying again until it does")
-                    case api.Reconnected() if told_away:
-                        told_away = False
-                        display.say(f"the server is back after {event.seconds:.0f} s; going on where it was cut")
+                    case api.Reconnected() if back:
+                        display.say(f"{back} after {event.seconds:.0f} s; going on where it was cut")
+                        back = ""
                     case api.End():
                         display.end(event)
                         return event.exit_status

@@ -47,7 +47,6 @@ class Host:
         # What it last said when it failed. It stays when the host is up again.
         self.last_error = ""
         self.last_error_time: datetime | None = None
-        self._answered = False
         self._ping_seconds = ping_seconds
         self._on_change: Callable[[], None] = lambda: None
         self._watchers: dict[str, Orders] = {}
@@ -171,17 +170,13 @@ class Host:
 
     def _identify(self) -> None:
         """Which engine it is. One behind a proxy that does not let us ask is as good as any."""
-        self._answered = True
         with suppress(EngineRefuses):
             info = self.engine.info()
             self.engine_id, self.engine_version = info.id, info.version
 
     @property
     def availability(self) -> Availability:
-        """UNSPECIFIED until it has answered for the first time."""
-        if self.up:
-            return Availability.UP
-        return Availability.DOWN if self._answered else Availability.UNSPECIFIED
+        return Availability.UP if self.up else Availability.DOWN
 
     def report(self, *, running: int, max_running: int) -> HostReport:
         """All that is to be told of it; how many executions it has and may have is known to others."""

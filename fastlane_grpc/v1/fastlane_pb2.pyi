@@ -918,7 +918,7 @@ class Host(_message.Message):
         AVAILABILITY_UP: Host._Availability.ValueType  # 1
         """It does."""
         AVAILABILITY_DOWN: Host._Availability.ValueType  # 2
-        """It does not answer, or cannot capture output as it is configured to; it is tried again by itself."""
+        """It does not answer, or has not yet, or cannot capture output as it is configured to; it is tried again by itself."""
 
     class Availability(_Availability, metaclass=_AvailabilityEnumTypeWrapper):
         """Whether a host takes executions."""
@@ -928,7 +928,7 @@ class Host(_message.Message):
     AVAILABILITY_UP: Host.Availability.ValueType  # 1
     """It does."""
     AVAILABILITY_DOWN: Host.Availability.ValueType  # 2
-    """It does not answer, or cannot capture output as it is configured to; it is tried again by itself."""
+    """It does not answer, or has not yet, or cannot capture output as it is configured to; it is tried again by itself."""
 
     class _Capture:
         ValueType = _typing.NewType("ValueType", _builtins.int)

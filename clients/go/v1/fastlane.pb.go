@@ -511,7 +511,7 @@ const (
 	Host_AVAILABILITY_UNSPECIFIED Host_Availability = 0
 	// It does.
 	Host_AVAILABILITY_UP Host_Availability = 1
-	// It does not answer, or cannot capture output as it is configured to; it is tried again by itself.
+	// It does not answer, or has not yet, or cannot capture output as it is configured to; it is tried again by itself.
 	Host_AVAILABILITY_DOWN Host_Availability = 2
 )
 
