@@ -444,6 +444,15 @@ async def test_a_log_that_cannot_be_opened_now_is_not_taken_for_lost(house: Hous
     assert b"".join(chunk.data for message in messages for chunk in message.chunks) == b"out"
 
 
+async def test_what_is_about_to_get_a_place_is_not_said_to_wait_for_one(house: House) -> None:
+    house.places.places = (3, 8)
+    job = await house.enqueue()
+    assert not job.execution.HasField("waiting")
+    assert not (await house.jobs.GetJob(pb.GetJobRequest(job_id=job.id))).job.execution.HasField("waiting")
+    house.places.places = (8, 8)
+    assert (await house.jobs.GetJob(pb.GetJobRequest(job_id=job.id))).job.execution.waiting.reason == pb.WAIT_REASON_NO_FREE_PLACE
+
+
 async def test_a_quiet_stream_shows_a_sign_of_life(house: House) -> None:
     job = await house.enqueue()
     # Not fastlane's own lines: one of them says that it waits.

@@ -183,6 +183,8 @@ class Service:
         if error := self._places.host_error:
             return Waiting(WaitReason.HOST_DOWN, error, execution.state_time)
         taken, places = self._places.places
+        if taken < places:
+            return None  # It is about to get one of them.
         return Waiting(WaitReason.NO_FREE_PLACE, f"{taken} of {places} places taken", execution.state_time)
 
     async def waiting_in_line(self, execution: Execution) -> Waiting | None:
