@@ -444,6 +444,25 @@ async def test_a_log_that_cannot_be_opened_now_is_not_taken_for_lost(house: Hous
     assert b"".join(chunk.data for message in messages for chunk in message.chunks) == b"out"
 
 
+async def test_a_request_that_is_too_large_is_refused_with_its_size_and_the_limit(house: House) -> None:
+    most = house.settings.max_request_bytes
+    for call, request in (
+        (house.jobs.EnqueueJob, pb.EnqueueJobRequest(task_id="task", request_id="x" * most)),
+        (house.jobs.GetJob, pb.GetJobRequest(job_id="x" * most)),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call(request)
+        assert (refused.value.code(), reason(refused.value)) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
+        assert f"takes {request.ByteSize()} bytes; at most {most} are allowed" in (refused.value.details() or "")
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await house.executions.StreamExecutionLogs(pb.StreamExecutionLogsRequest(cursor="x" * most)).read()
+    assert reason(refused.value) == "INVALID_FIELD"
+    # One that is far too large is not even let in.
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await house.jobs.GetJob(pb.GetJobRequest(job_id="x" * 2 * most))
+    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+
+
 async def test_what_is_about_to_get_a_place_is_not_said_to_wait_for_one(house: House) -> None:
     house.places.places = (3, 8)
     job = await house.enqueue()
@@ -601,12 +620,6 @@ async def test_hosts_are_listed_with_all_that_is_known_of_them(house: House) -> 
     assert told[0].capture == pb.Host.CAPTURE_ATTACH
     assert (told[1].availability, told[1].capture) == (pb.Host.AVAILABILITY_DOWN, pb.Host.CAPTURE_UNSPECIFIED)
     assert not told[1].HasField("last_error_time")
-
-
-async def test_a_request_that_is_too_large_is_refused_by_size(house: House) -> None:
-    with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await house.enqueue(args=["x" * 100_000] * 50)
-    assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 async def test_health_follows_server_and_engine_apart(house: House) -> None:

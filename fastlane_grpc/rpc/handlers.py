@@ -20,25 +20,34 @@ from fastlane_grpc.rpc.statuses import abort
 _WRITES = {"EnqueueJob", "StopJob", "StopExecution", "Prune"}
 
 
-def handler(descriptor: ServiceDescriptor, servicer: object) -> grpc.GenericRpcHandler:
+def handler(descriptor: ServiceDescriptor, servicer: object, *, max_request_bytes: int) -> grpc.GenericRpcHandler:
     """Serves a service of the contract by the methods of the same names."""
-    methods = {method.name: _method_handler(method, getattr(servicer, method.name)) for method in descriptor.methods}
+    methods = {method.name: _method_handler(method, getattr(servicer, method.name), max_request_bytes) for method in descriptor.methods}
     return grpc.method_handlers_generic_handler(descriptor.full_name, methods)
 
 
-def _method_handler(method: MethodDescriptor, call: Callable[..., Any]) -> "grpc.RpcMethodHandler[Any, Any]":
+def _method_handler(method: MethodDescriptor, call: Callable[..., Any], max_request_bytes: int) -> "grpc.RpcMethodHandler[Any, Any]":
     # Requests come as bytes and are read under guard: gRPC's own answer to one that cannot be read would tell nothing.
     kind = GetMessageClass(method.input_type)
+
+    def read(raw: bytes) -> Message:
+        if len(raw) > max_request_bytes:
+            fault = f"takes {len(raw)} bytes; at most {max_request_bytes} are allowed (max_request_bytes)"
+            raise InvalidRequest([Violation("", f"the {kind.DESCRIPTOR.name} {fault}")])
+        return _read(kind, raw)
+
     if method.server_streaming:
-        return grpc.unary_stream_rpc_method_handler(_guarded_stream(call, kind), response_serializer=_written)
-    guarded = _guarded(call, kind, checks_fields=method.name in _WRITES)
+        return grpc.unary_stream_rpc_method_handler(_guarded_stream(call, read), response_serializer=_written)
+    guarded = _guarded(call, read, checks_fields=method.name in _WRITES)
     return grpc.unary_unary_rpc_method_handler(guarded, response_serializer=_written)
 
 
-def _guarded(call: Callable[..., Awaitable[Message]], kind: type[Message], *, checks_fields: bool) -> Callable[..., Awaitable[Message]]:
+def _guarded(
+    call: Callable[..., Awaitable[Message]], read: Callable[[bytes], Message], *, checks_fields: bool
+) -> Callable[..., Awaitable[Message]]:
     async def guarded(raw: bytes, context: "grpc.aio.ServicerContext[Any, Any]") -> Message:
         try:
-            request = _read(kind, raw)
+            request = read(raw)
             if checks_fields:
                 refuse_unknown_fields(request)
             return await call(request, context)
@@ -50,11 +59,11 @@ def _guarded(call: Callable[..., Awaitable[Message]], kind: type[Message], *, ch
     return guarded
 
 
-def _guarded_stream(call: Callable[..., AsyncIterator[bytes]], kind: type[Message]) -> Callable[..., AsyncIterator[bytes]]:
+def _guarded_stream(call: Callable[..., AsyncIterator[bytes]], read: Callable[[bytes], Message]) -> Callable[..., AsyncIterator[bytes]]:
     async def guarded(raw: bytes, context: "grpc.aio.ServicerContext[Any, Any]") -> AsyncIterator[bytes]:
         # The iteration is guarded, not only the call: that is where a stream's errors come from.
         try:
-            async for message in call(_read(kind, raw), context):
+            async for message in call(read(raw), context):
                 yield message
         except grpc.aio.AbortError:
             raise

@@ -22,13 +22,17 @@ class RpcServer:
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(options=_options(settings))
         services = pb.DESCRIPTOR.services_by_name
+        servicers = {
+            "JobService": JobServicer(service),
+            "ExecutionService": ExecutionServicer(service),
+            "TaskService": TaskServicer(service),
+            "HostService": HostServicer(service),
+            "ServerService": ServerServicer(service),
+        }
+        most = settings.max_request_bytes
         self._server.add_generic_rpc_handlers(
             [
-                handlers.handler(services["JobService"], JobServicer(service)),
-                handlers.handler(services["ExecutionService"], ExecutionServicer(service)),
-                handlers.handler(services["TaskService"], TaskServicer(service)),
-                handlers.handler(services["HostService"], HostServicer(service)),
-                handlers.handler(services["ServerService"], ServerServicer(service)),
+                *(handlers.handler(services[name], servicer, max_request_bytes=most) for name, servicer in servicers.items()),
                 *reflection.handlers(each.full_name for each in services.values()),
             ]
         )
@@ -66,7 +70,8 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
     return [
         # A second server on the same port has to fail, not to take every other connection.
         ("grpc.so_reuseport", 0),
-        ("grpc.max_receive_message_length", settings.max_request_bytes),
+        # Up to twice as much is let in: what is too large is then refused by us, who can say so.
+        ("grpc.max_receive_message_length", 2 * settings.max_request_bytes),
         ("grpc.max_send_message_length", 4 << 20),
         ("grpc.max_metadata_size", 16 << 10),
         # Finds out about clients that vanished without a word, and lets clients ping quiet streams to the same end.
