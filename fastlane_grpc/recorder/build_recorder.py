@@ -28,7 +28,7 @@ __all__ = [
 
 HERE = Path(__file__).parent
 ARCHITECTURES = ("x86_64", "aarch64")
-FLAGS = ("-std=c11", "-O2", "-Wall", "-Wextra", "-static", "-s")
+FLAGS = ("-std=c11", "-O3", "-Wall", "-Wextra", "-static", "-s")
 ZIG = "ziglang>=0.15"
 
 Settings = Mapping[str, object] | None
