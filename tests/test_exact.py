@@ -13,6 +13,7 @@ import zlib
 from collections.abc import Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from datetime import timedelta
 from pathlib import Path
 
 import docker
@@ -182,7 +183,7 @@ def test_forty_that_print_megabytes_at_once_and_end_are_whole(place: Place, burs
 def test_of_a_log_far_beyond_its_limit_head_and_newest_part_are_kept_and_the_disk_is_not_filled(tmp_path: Path, image: str) -> None:
     limit, size = 64 << 20, (10_000_000_000 if ROUNDS >= 100 else 200_000_000)
     with opened(tmp_path, image, capture=CaptureMode.RECORDER, max_log_bytes=limit) as house:
-        going = house.go("sh -c", f"yes 0123456789abcde | head -c {size}; exit 6")
+        going = house.go("sh -c", f"yes 0123456789abcde | head -c {size}; exit 6", timeout=timedelta(minutes=10))
         path, most = house.logs.output_path(going.id), 0
         house.wait_for_output(going.id)
         while not house.execution(going.id).state.final:
