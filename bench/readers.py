@@ -58,7 +58,7 @@ def _late(stage: Path, rounds: int) -> Iterator[Ratio | Margin]:
         def ours() -> Got:
             return _read(running.address, request, LATE_BYTES * 2, 1, lambda: None)
 
-        yield from _compared(f"{LATE_BYTES / 1e6:.0f} MB to one who comes late, against bare grpc.aio", 0.4, running, ours, 1, rounds)
+        yield from _compared(f"{LATE_BYTES / 1e6:.0f} MB to one who comes late, against bare grpc.aio", 0.5, running, ours, 1, rounds)
 
 
 def _crowd(stage: Path, rounds: int) -> Iterator[Ratio | Margin]:

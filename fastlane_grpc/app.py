@@ -19,7 +19,6 @@ from fastlane_grpc.dispatcher import Dispatcher, HostPlaces
 from fastlane_grpc.errors import CannotServe, DiskFull, ServerStopping, StoreFailed
 from fastlane_grpc.logs import Logs, Tails
 from fastlane_grpc.model import Execution
-from fastlane_grpc.rpc import converters
 from fastlane_grpc.rpc.server import RpcServer
 from fastlane_grpc.runner import Captures, DockerRunner, GoneRunner, Host, HostDown, Step
 from fastlane_grpc.service import Service
@@ -171,7 +170,7 @@ def _warn_of_twins(host: Host, hosts: Sequence[Host]) -> None:
 
 def _open_tails(logs: Logs, settings: Settings, loop: asyncio.AbstractEventLoop) -> Tails:
     try:
-        return Tails(logs, converters.log_message, cache_bytes=settings.cache_bytes, loop=loop)
+        return Tails(logs, cache_bytes=settings.cache_bytes, loop=loop)
     except OSError as error:
         raise CannotServe(f"cannot watch files: {error.strerror}; raise fs.inotify.max_user_instances") from error
 

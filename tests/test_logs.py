@@ -1,23 +1,26 @@
 """Readers of logs over real records: whoever comes when, and however often it is cut off, gets the same bytes, each once."""
 
 import asyncio
+import errno
+import os
 import re
 import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from typing import TypeAlias
+from typing import Any, TypeAlias
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from fastlane_grpc.errors import CursorAhead, CursorInvalid, CursorOfAnotherExecution
+from fastlane_grpc.errors import CursorAhead, CursorInvalid, CursorOfAnotherExecution, StoreFailed
 from fastlane_grpc.logs import Cursor, Logs, Tails
 from fastlane_grpc.model import Cause, LogTotals, Source, new_id
 from fastlane_grpc.record import RecordWriter
-from fastlane_grpc.rpc.converters import log_message
+from fastlane_grpc.rpc.log_encoding import ProtobufEncoding
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 Response: TypeAlias = pb.StreamExecutionLogsResponse
@@ -29,7 +32,7 @@ class House:
 
     def __init__(self, path: Path, cache_bytes: int = 64 << 20) -> None:
         self.logs = Logs(path)
-        self.tails = Tails(self.logs, log_message, cache_bytes=cache_bytes, loop=asyncio.get_running_loop())
+        self.tails = Tails(self.logs, cache_bytes=cache_bytes, loop=asyncio.get_running_loop())
 
     def writer(self, execution_id: str) -> RecordWriter:
         self.logs.path(execution_id).mkdir(parents=True, exist_ok=True)
@@ -40,7 +43,7 @@ class House:
     ) -> list[Response]:
         """Everything after the cursor that is there now, and then the end of a log that holds `totals`."""
         with self.tails.watching(execution_id) as watch:
-            tail = self.tails.tail(watch, Cursor.parse(cursor, execution_id), sources, text=text)
+            tail = self.tails.tail(watch, Cursor.parse(cursor, execution_id), sources, ProtobufEncoding(), text=text)
             found: list[Response] = []
             while (messages := await tail.read()) is not None:
                 found += map(Response.FromString, messages)
@@ -67,6 +70,23 @@ def data(messages: Sequence[Response], source: Source) -> bytes:
                 assert chunk.offset == len(found)
                 found += chunk.data
     return found
+
+
+def times_open(path: Path) -> int:
+    """How many descriptors of this process are of the file."""
+    return sum(os.path.realpath(link) == str(path) for link in Path("/proc/self/fd").iterdir())
+
+
+def all_closed(log: Any) -> bool:
+    return log.output is None
+
+
+async def eventually(true: Callable[[], bool], seconds: float = 10) -> bool:
+    """Whether it becomes true within the time."""
+    async with asyncio.timeout(seconds):
+        while not true():  # noqa: ASYNC110 - nothing tells when a file is closed
+            await asyncio.sleep(0.001)
+    return True
 
 
 def text(messages: Sequence[Response], source: Source) -> str:
@@ -159,11 +179,70 @@ async def test_the_cache_stays_within_its_bytes(tmp_path: Path) -> None:
     house.tails.close()
 
 
+async def test_a_late_reader_is_read_ahead_of_in_few_steps(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    id = new_id()
+    writer = house.writer(id)
+    for number in range(100):
+        writer.write([(OUT, b"%02d" % number * 30_000)], time.time_ns())
+    assert data(await house.rest(id), OUT) == b"".join(b"%02d" % number * 30_000 for number in range(100))
+    # 6 MB are 23 stretches; a thread was asked for four at a time, and once more where nothing followed.
+    assert house.tails.cache.reads <= 8
+    # A second reader finds all of it.
+    before = house.tails.cache.reads
+    assert len(data(await house.rest(id), OUT)) == 6_000_000
+    assert house.tails.cache.reads <= before + 1
+    house.tails.close()
+
+
+async def test_files_stay_open_until_what_is_read_ahead_is_read(tmp_path: Path) -> None:
+    house = House(tmp_path)
+    id = new_id()
+    writer = house.writer(id)
+    for _ in range(100):
+        writer.write([(OUT, bytes(60_000))], time.time_ns())
+    for _ in range(20):
+        with house.tails.watching(id) as watch:
+            assert await house.tails.tail(watch, Cursor(id), (), ProtobufEncoding(), text=False).read()
+            log = watch.log
+        # The reader is gone, and what follows is being read.
+        assert await eventually(partial(all_closed, log))
+        house.tails.close()
+        house.tails = Tails(house.logs, cache_bytes=64 << 20, loop=asyncio.get_running_loop())
+    assert times_open(house.logs.output_path(id)) == 1, "by the writer"
+    house.tails.close()
+
+
+async def test_a_read_ahead_that_fails_meets_the_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    house = House(tmp_path)
+    id = new_id()
+    writer = house.writer(id)
+    for _ in range(20):
+        writer.write([(OUT, bytes(60_000))], time.time_ns())
+    pread = os.pread
+
+    def fails(fd: int, size: int, offset: int) -> bytes:
+        # Stretches from the second one on, but no header of a block, by which a place is found.
+        if size > 168 and offset >= 4 * 65_536:
+            raise OSError(errno.EIO, "Input/output error")
+        return pread(fd, size, offset)
+
+    with house.tails.watching(id) as watch:
+        tail = house.tails.tail(watch, Cursor(id), (), ProtobufEncoding(), text=False)
+        monkeypatch.setattr(os, "pread", fails)
+        assert await tail.read()
+        with pytest.raises(StoreFailed):
+            await tail.read()
+        monkeypatch.undo()
+        assert await tail.read()
+    house.tails.close()
+
+
 async def test_a_reader_that_waits_is_woken_by_a_write_of_whoever(house: House) -> None:
     id = new_id()
     writer = house.writer(id)
     with house.tails.watching(id) as watch:
-        tail = house.tails.tail(watch, Cursor(id), (), text=False)
+        tail = house.tails.tail(watch, Cursor(id), (), ProtobufEncoding(), text=False)
         for number in range(20):
             watch.clear()
             assert await tail.read() is None
@@ -179,7 +258,7 @@ async def test_a_reader_that_waits_is_woken_by_a_write_of_whoever(house: House) 
 async def test_a_reader_is_woken_when_the_system_record_begins(house: House) -> None:
     id = new_id()
     with house.tails.watching(id) as watch:
-        tail = house.tails.tail(watch, Cursor(id), (), text=False)
+        tail = house.tails.tail(watch, Cursor(id), (), ProtobufEncoding(), text=False)
         assert await tail.read() is None
         waiting = asyncio.create_task(watch.wait(30))
         await asyncio.to_thread(house.logs.system, id, "first")
@@ -215,13 +294,13 @@ async def test_text_holds_back_a_cut_character_and_its_cursor(house: House) -> N
     messages = await house.rest(id, text=True)
     assert text(messages, OUT) == "a€b"
     with house.tails.watching(id) as watch:
-        tail = house.tails.tail(watch, Cursor(id, stdout=2), (), text=True)
+        tail = house.tails.tail(watch, Cursor(id, stdout=2), (), ProtobufEncoding(), text=True)
         assert tail.cursor.stdout == 2
     # In the middle of the character there is nothing to give out, and the cursor stands before it.
     half = new_id()
     house.writer(half).write([(OUT, "a€".encode()[:3])], time.time_ns())
     with house.tails.watching(half) as watch:
-        tail = house.tails.tail(watch, Cursor(half), (), text=True)
+        tail = house.tails.tail(watch, Cursor(half), (), ProtobufEncoding(), text=True)
         assert await tail.read() is not None
         assert tail.cursor == Cursor(half, stdout=1, sequence=1)
         assert [chunk.text for raw in tail.finish(()) for chunk in Response.FromString(raw).chunks] == ["\N{REPLACEMENT CHARACTER}"]
@@ -245,7 +324,7 @@ async def test_a_cursor_beyond_a_sealed_log_is_told_where_the_log_ends(house: Ho
     writer.write([(OUT, b"abc")], time.time_ns())
     writer.seal(0, {}, time.time_ns())
     with house.tails.watching(id) as watch:
-        tail = house.tails.tail(watch, Cursor(id, stdout=4, sequence=9), (), text=False)
+        tail = house.tails.tail(watch, Cursor(id, stdout=4, sequence=9), (), ProtobufEncoding(), text=False)
         while await tail.read() is not None:
             pass
         with pytest.raises(CursorAhead) as refused:
@@ -258,7 +337,7 @@ async def test_a_cursor_ahead_of_a_log_that_still_grows_waits_for_it(house: Hous
     writer = house.writer(id)
     writer.write([(OUT, b"abc")], time.time_ns())
     with house.tails.watching(id) as watch:
-        tail = house.tails.tail(watch, replace(Cursor(id), stdout=5), (), text=False)
+        tail = house.tails.tail(watch, replace(Cursor(id), stdout=5), (), ProtobufEncoding(), text=False)
         assert list(await tail.read() or ()) == []
         writer.write([(OUT, b"defg")], time.time_ns())
         messages = [Response.FromString(raw) for raw in await tail.read() or ()]
@@ -309,7 +388,7 @@ async def test_who_came_before_a_record_was_begun_anew_gets_all_of_it(house: Hou
     house.writer(id).close()
     other = RecordWriter.create(tmp_path / "other", execution_id=id, capture="something else")
     with house.tails.watching(id) as watch:
-        tail = house.tails.tail(watch, Cursor.parse("", id), (), text=False)
+        tail = house.tails.tail(watch, Cursor.parse("", id), (), ProtobufEncoding(), text=False)
         assert await tail.read() is None
         other.write([(OUT, b"hello\n")], time.time_ns())
         # The same file, emptied and written again.
@@ -322,12 +401,12 @@ async def test_who_looks_after_a_ring_does_not_share_a_read_that_began_before_th
     house.logs.system(id, "hello")
     writer = house.writer(id)
     with house.tails.watching(id) as first_watch, house.tails.watching(id) as second_watch:
-        first = house.tails.tail(first_watch, Cursor.parse("", id), (), text=False)
+        first = house.tails.tail(first_watch, Cursor.parse("", id), (), ProtobufEncoding(), text=False)
         writer.write([(OUT, b"one\n")], time.time_ns())
         found: list[Response] = []
         while data(found, OUT) != b"one\n":
             found += map(Response.FromString, await first.read() or ())
-        second = house.tails.tail(second_watch, first.cursor, (), text=False)
+        second = house.tails.tail(second_watch, first.cursor, (), ProtobufEncoding(), text=False)
         reads = house.tails.cache.reads
         reading = asyncio.ensure_future(second.read())
         await asyncio.sleep(0)

@@ -25,7 +25,6 @@ from fastlane_grpc.directory import free_bytes
 from fastlane_grpc.logs import Logs, Tails
 from fastlane_grpc.model import Availability, Cause, Execution, HostReport, LogTotals, Outcome, Reason, Source, State, new_id, utc_now
 from fastlane_grpc.record import RecordWriter
-from fastlane_grpc.rpc.converters import log_message
 from fastlane_grpc.rpc.server import RpcServer
 from fastlane_grpc.service import Service
 from fastlane_grpc.store import Fitness, Quota, Store
@@ -54,7 +53,7 @@ class House:
         self.fitness = Fitness(patience_seconds=0.1, probe_seconds=0.01)
         self.store = self.open_store(path, loop)
         self.logs = Logs(path / "logs")
-        self.tails = Tails(self.logs, log_message, cache_bytes=8 << 20, loop=loop)
+        self.tails = Tails(self.logs, cache_bytes=8 << 20, loop=loop)
         self.places = NoPlaces()
         self.upkeep = Upkeep(self.store, self.logs, Limits())
         self.service = Service(self.store, self.tails, self.places, self.upkeep, self.settings)

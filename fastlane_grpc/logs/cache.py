@@ -31,13 +31,21 @@ class Cache(Generic[Value]):
             self._values.move_to_end(key)
         return value
 
+    def loads(self, key: Hashable, moment: int) -> bool:
+        """Whether the value is being loaded for this moment."""
+        return (key, moment) in self._flights
+
     async def load(self, key: Hashable, moment: int, load: Callable[[], Awaitable[Value]]) -> Value:
         """Reads what is not here, or not as it should be; once for a key and moment, for all who wait for it."""
+        # Shielded: the reader that came first may go away, those who wait beside it may not lose the read.
+        return await asyncio.shield(self.loading(key, moment, load))
+
+    def loading(self, key: Hashable, moment: int, load: Callable[[], Awaitable[Value]]) -> "asyncio.Future[Value]":
+        """The load of this key and moment, which begins now unless it has begun before. Not to be cancelled: others may wait for it."""
         flight = self._flights.get((key, moment))
         if flight is None:
             flight = self._flights[key, moment] = asyncio.ensure_future(self._load(key, moment, load))
-        # Shielded: the reader that came first may go away, those who wait beside it may not lose the read.
-        return await asyncio.shield(flight)
+        return flight
 
     async def _load(self, key: Hashable, moment: int, load: Callable[[], Awaitable[Value]]) -> Value:
         try:
@@ -45,10 +53,11 @@ class Cache(Generic[Value]):
             value = await load()
         finally:
             del self._flights[key, moment]
-        self._keep(key, value)
+        self.keep(key, value)
         return value
 
-    def _keep(self, key: Hashable, value: Value) -> None:
+    def keep(self, key: Hashable, value: Value) -> None:
+        """Caches the value, in place of the one that was here, and evicts what has not been used for longest."""
         if old := self._values.pop(key, None):
             self.bytes -= old.size
         self._values[key] = value

@@ -3,6 +3,7 @@
 import codecs
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
 from fastlane_grpc.logs.cursor import Cursor
 from fastlane_grpc.model import Source
@@ -33,6 +34,15 @@ class Message:
     cursor: Cursor
     chunks: Sequence[Chunk | TextChunk] = ()
     gap: Gap | None = None
+
+
+class Encoding(Protocol):
+    """How a door sends messages of a log. Two encodings of one name make the same bytes: these are cached by the name."""
+
+    name: str
+
+    def message(self, value: Message) -> bytes:
+        """Return the message as it is sent."""
 
 
 def messages(

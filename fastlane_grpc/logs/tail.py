@@ -5,40 +5,40 @@ Everything here lives on the loop, but for reads that may be cold, which have th
 
 import asyncio
 from collections import deque
-from collections.abc import Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeAlias, TypeVar
+from typing import TypeVar
 
 from fastlane_grpc.errors import CursorAhead, StoreFailed
 from fastlane_grpc.logs.begin import BeginAt, cursor_at
 from fastlane_grpc.logs.cache import Cache
 from fastlane_grpc.logs.cursor import Cursor
 from fastlane_grpc.logs.files import Logs
-from fastlane_grpc.logs.message import TEXT_MESSAGE_BYTES, Message, TextDecoder, after, messages
+from fastlane_grpc.logs.message import TEXT_MESSAGE_BYTES, Encoding, Message, TextDecoder, after, messages
 from fastlane_grpc.logs.news import Bell, News
 from fastlane_grpc.model import Cause, Execution, LogTotals, Source
-from fastlane_grpc.record import Chunk, Gap, Position, RecordReader, Stretch, unread
+from fastlane_grpc.record import STRETCH_BYTES, Chunk, Gap, Position, RecordReader, Stretch, unread
 
-# Turns a message into what goes over the wire.
-Encode: TypeAlias = Callable[[Message], bytes]
 Made = TypeVar("Made")
 
 # A stretch of less than this is read anew once there is more: else whoever comes late would get it in the crumbs that others waited for.
 SHORT_BYTES = 64 * 1024
 # How long a reader sleeps between two looks where no inotify watch is to be had.
 POLL_SECONDS = 0.2
+# Stretches that a thread reads in one step for a late reader. To wake a thread and to be woken by it costs as much as to read one.
+READ_AHEAD = 4
 
 
 class Tails:
     """All logs that somebody reads, and the one cache of what was read."""
 
-    def __init__(self, logs: Logs, encode: Encode, *, cache_bytes: int, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, logs: Logs, *, cache_bytes: int, loop: asyncio.AbstractEventLoop) -> None:
         self.cache: Cache[_Encoded] = Cache(cache_bytes)
         self._logs = logs
-        self._encode = encode
+        self._cache_bytes = cache_bytes
         self._loop = loop
         self._news = News(loop)
         self._threads = ThreadPoolExecutor(4, "log-reader")
@@ -73,9 +73,10 @@ class Tails:
         """See Logs."""
         return await self._loop.run_in_executor(self._threads, self._logs.waiting_lines, execution_id)
 
-    def tail(self, watch: "Watch", cursor: Cursor, sources: Iterable[Source], *, text: bool) -> "Tail":
-        """A reader of the watched log that begins at `cursor`. No sources: all of them."""
-        return Tail(watch.log, cursor, frozenset(sources) or frozenset(Source), self._encode, self.cache, TextDecoder() if text else None)
+    def tail(self, watch: "Watch", cursor: Cursor, sources: Iterable[Source], encoding: Encoding, *, text: bool) -> "Tail":
+        """A reader of the watched log that begins at `cursor` and gets messages in this encoding. No sources: all of them."""
+        wanted, decoder = frozenset(sources) or frozenset(Source), TextDecoder() if text else None
+        return Tail(watch.log, cursor, wanted, encoding, self.cache, decoder, self._most_ahead)
 
     def changed(self, executions: Sequence[Execution]) -> None:
         """The store's news: these are as they are now."""
@@ -91,6 +92,10 @@ class Tails:
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
         self._news.close()
+
+    def _most_ahead(self) -> int:
+        """How many stretches a late reader may have read in one step. All together they take at most a quarter of the cache."""
+        return min(READ_AHEAD, self._cache_bytes // (4 * STRETCH_BYTES * max(len(self._open), 1)))
 
     def _new_record(self, execution_id: str) -> None:
         """Called from the thread that made it."""
@@ -136,16 +141,18 @@ class Tail:
         log: "_Log",
         cursor: Cursor,
         sources: frozenset[Source],
-        encode: Encode,
+        encoding: Encoding,
         cache: "Cache[_Encoded]",
         decoder: TextDecoder | None,
+        most_ahead: Callable[[], int],
     ) -> None:
         self._log = log
         self._begin = self._passed = cursor
         self._sources = sources
-        self._encode = encode
+        self._encoding = encoding
         self._cache = cache
         self._decoder = decoder
+        self._most_ahead = most_ahead
         self._output: Position | None = None
         self._system: Position | None = None
         self._lines: deque[Chunk | Gap] = deque()
@@ -192,7 +199,7 @@ class Tail:
         ]
         found = self._own_messages(gaps)
         left = self._decoder.flush() if self._decoder else ()
-        return [*found, self._encode(Message(self._passed, left))] if left else found
+        return [*found, self._encoding.message(Message(self._passed, left))] if left else found
 
     def totals(self, totals: Sequence[LogTotals]) -> Sequence[LogTotals]:
         """The same, and what was found beyond them: fastlane's lines about one that went back to the queue, and ended there."""
@@ -243,20 +250,75 @@ class Tail:
 
     async def _shared(self, file: "_File", position: Position, before_ns: int | None) -> "_Encoded":
         """The stretch after `position` as it is sent to all who stand there: read and serialised once."""
-        cursor, sources = self._passed, self._sources
+        key = self._key(position, before_ns, self._passed)
+        encoded = self._cache.find(key)
+        # A short stretch was all there was when it was read. Once there is more, whoever comes late takes more at once.
+        if not encoded or (encoded.spans < SHORT_BYTES and not (encoded.spans and encoded.next.file_offset >= file.seen)):
+            most = 1 if before_ns else max(self._most_ahead(), 1)
+            read = self._reading(file, position, before_ns, self._passed, most)
+            # A read that began before the last ring may have missed what that told of: it is not for those who look after it.
+            encoded = await self._cache.load(key, self._log.rings, read)
+        if before_ns is None:
+            self._read_ahead(file, encoded)
+        return encoded
 
-        def encode(stretch: Stretch) -> _Encoded:
-            encoded = [self._encode(message) for message in messages(cursor, stretch.entries, sources)]
+    def _read_ahead(self, file: "_File", encoded: "_Encoded") -> None:
+        """Reads what follows on a thread while `encoded` is sent, unless that is cached, being read, or not there yet."""
+        most, ahead = self._most_ahead(), 0
+        while encoded.spans >= SHORT_BYTES and ahead < (most + 1) // 2:
+            key = self._key(encoded.next, None, encoded.cursor)
+            following = self._cache.find(key)
+            if following is None:
+                if encoded.next.file_offset != file.end and not self._cache.loads(key, self._log.rings):
+                    self._start_reading(key, file, encoded, most)
+                return
+            encoded, ahead = following, ahead + 1
+
+    def _start_reading(self, key: Hashable, file: "_File", encoded: "_Encoded", most: int) -> None:
+        log = self._log
+        # The reader may go away, and its log be closed, before the thread has begun to read.
+        log.hold()
+        read = self._reading(file, encoded.next, None, encoded.cursor, most)
+
+        def end(reading: "asyncio.Future[_Encoded]") -> None:
+            # A failure is not reported here: it meets the reader that comes to this stretch.
+            _ = reading.cancelled() or reading.exception()
+            log.release()
+
+        self._cache.loading(key, log.rings, read).add_done_callback(end)
+
+    def _reading(
+        self, file: "_File", position: Position, before_ns: int | None, cursor: Cursor, most: int
+    ) -> Callable[[], Coroutine[object, object, "_Encoded"]]:
+        """What reads the stretch after `position`, and caches those that follow it, up to `most` in all, from the same step of a thread."""
+        sources, encoding = self._sources, self._encoding
+
+        def encode(position: Position, cursor: Cursor, stretch: Stretch) -> _Encoded:
+            encoded = [encoding.message(message) for message in messages(cursor, stretch.entries, sources)]
             spans = stretch.next.file_offset - position.file_offset
             return _Encoded(encoded, spans, stretch.next, after(cursor, stretch.entries))
 
-        key: Hashable = (cursor.execution_id, position.file_offset, before_ns, sources, cursor.system)
-        found = self._cache.find(key)
-        # A short stretch was all there was when it was read. Once there is more, whoever comes late takes more at once.
-        if found and (found.spans >= SHORT_BYTES or (found.spans and found.next.file_offset >= file.seen)):
-            return found
-        # A read that began before the last ring may have missed what that told of: it is not for those who look after it.
-        return await self._cache.load(key, self._log.rings, lambda: self._log.read(file, position, before_ns, encode))
+        def encode_all(stretch: Stretch) -> Sequence[_Encoded]:
+            made = [encode(position, cursor, stretch)]
+            # A failure beyond the first stretch meets the reader that comes there.
+            with suppress(OSError):
+                while len(made) < most and made[-1].spans >= SHORT_BYTES:
+                    last = made[-1]
+                    made.append(encode(last.next, last.cursor, file.reader.read(last.next)))
+            return made
+
+        async def read() -> _Encoded:
+            first, *more = made = await self._log.read(file, position, before_ns, encode_all)
+            for last, following in zip(made, more, strict=False):
+                if following.spans:
+                    self._cache.keep(self._key(last.next, None, last.cursor), following)
+                    file.seen = max(file.seen, following.next.file_offset)
+            return first
+
+        return read
+
+    def _key(self, position: Position, before_ns: int | None, cursor: Cursor) -> Hashable:
+        return (cursor.execution_id, self._encoding.name, position.file_offset, before_ns, self._sources, cursor.system)
 
     def _own_messages(self, entries: Sequence[Chunk | Gap]) -> Sequence[bytes]:
         """Messages made for this reader alone."""
@@ -265,7 +327,7 @@ class Tail:
             made = [text for message in cut for text in self._decoder.decode(message)]
         else:
             made = list(messages(self._passed, entries, self._sources))
-        encoded = [self._encode(message) for message in made]
+        encoded = [self._encoding.message(message) for message in made]
         self._passed = after(self._passed, entries)
         return encoded
 
@@ -301,7 +363,7 @@ class _Log:
         self._system_path = logs.system_path(execution_id)
         self._news = news
         self._threads = threads
-        self._reads = 0
+        self._holds = 0
         self._closed = False
 
     @property
@@ -363,22 +425,26 @@ class _Log:
         self._closed = True
         self._close_if_unused()
 
+    def hold(self) -> None:
+        """Keeps the files open until `release`, also after `close`."""
+        self._holds += 1
+
+    def release(self) -> None:
+        self._holds -= 1
+        self._close_if_unused()
+
     async def _in_thread(self, work: Callable[[], Made]) -> Made:
-        self._reads += 1
+        self.hold()
         read = asyncio.get_running_loop().run_in_executor(self._threads, work)
-        read.add_done_callback(self._read_ended)
+        read.add_done_callback(lambda read: self.release())
         try:
             # Shielded: a thread cannot be cancelled, and until it is done the file must not be closed under it.
             return await asyncio.shield(read)
         except OSError as error:
             raise _unreadable(error) from error
 
-    def _read_ended(self, read: "asyncio.Future[Made]") -> None:
-        self._reads -= 1
-        self._close_if_unused()
-
     def _close_if_unused(self) -> None:
-        if self._closed and not self._reads:
+        if self._closed and not self._holds:
             for file in (self.output, self.system):
                 if file is not None:
                     file.reader.close()

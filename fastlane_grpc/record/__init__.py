@@ -2,8 +2,8 @@
 
 from fastlane_grpc.record.begin import Begin
 from fastlane_grpc.record.format import Chunk, Gap, Trailer
-from fastlane_grpc.record.reader import RecordReader, Stretch, unread
+from fastlane_grpc.record.reader import STRETCH_BYTES, RecordReader, Stretch, unread
 from fastlane_grpc.record.scan import Position
 from fastlane_grpc.record.writer import RecordWriter, Sealed
 
-__all__ = ["Begin", "Chunk", "Gap", "Position", "RecordReader", "RecordWriter", "Sealed", "Stretch", "Trailer", "unread"]
+__all__ = ["STRETCH_BYTES", "Begin", "Chunk", "Gap", "Position", "RecordReader", "RecordWriter", "Sealed", "Stretch", "Trailer", "unread"]

@@ -11,8 +11,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from fastlane_grpc.errors import InvalidRequest, Violation
-from fastlane_grpc.logs import BeginAt, TextChunk
-from fastlane_grpc.logs import Message as LogMessage
+from fastlane_grpc.logs import BeginAt
 from fastlane_grpc.model import (
     UNREAD,
     Execution,
@@ -33,7 +32,6 @@ from fastlane_grpc.model import (
 from fastlane_grpc.record import Gap
 from fastlane_grpc.service import (
     REDACTED,
-    Beat,
     EnqueueRequest,
     ExecutionQuery,
     JobQuery,
@@ -410,21 +408,6 @@ def pruned(value: Pruned) -> pb.PruneResponse:
 # ----------------------------------------------------------------------------------------------------------------------- logs
 
 
-def log_message(value: LogMessage) -> bytes:
-    """Chunks or a gap, serialised once for every reader."""
-    message = pb.StreamExecutionLogsResponse(cursor=str(value.cursor))
-    if value.gap is not None:
-        message.gap.CopyFrom(gap(value.gap))
-    for chunk in value.chunks:
-        added = message.chunks.add(source=pb.Source.ValueType(chunk.source), offset=chunk.offset, sequence=chunk.sequence)
-        added.time.seconds, added.time.nanos = divmod(chunk.time_ns, 1_000_000_000)
-        if isinstance(chunk, TextChunk):
-            added.text = chunk.text
-        else:
-            added.data = chunk.data
-    return message.SerializeToString()
-
-
 def gap(value: Gap) -> pb.LogGap:
     return pb.LogGap(
         source=pb.Source.ValueType(value.source),
@@ -434,21 +417,12 @@ def gap(value: Gap) -> pb.LogGap:
     )
 
 
-def log_event(value: StateChanged | Beat | Sealed | Unsealed, now: datetime) -> bytes:
-    message = pb.StreamExecutionLogsResponse(cursor=str(value.cursor))
-    if isinstance(value, Beat):
-        message.heartbeat.time.FromDatetime(now)
-    elif isinstance(value, StateChanged):
-        message.state.CopyFrom(
-            pb.LogState(
-                state=pb.State.ValueType(value.execution.state),
-                waiting=None if value.waiting is None else waiting(value.waiting),
-                time=timestamp(value.execution.state_time),
-            )
-        )
-    else:
-        message.end.CopyFrom(log_end(value))
-    return message.SerializeToString()
+def log_state(value: StateChanged) -> pb.LogState:
+    return pb.LogState(
+        state=pb.State.ValueType(value.execution.state),
+        waiting=None if value.waiting is None else waiting(value.waiting),
+        time=timestamp(value.execution.state_time),
+    )
 
 
 def log_end(value: Sealed | Unsealed) -> pb.LogEnd:

@@ -4,7 +4,7 @@ An error of ours becomes its status, any other exception a defect with a number;
 that we do not know; an answer that is serialised already passes as it is.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
 
 import grpc
@@ -59,12 +59,11 @@ def _guarded(
     return guarded
 
 
-def _guarded_stream(call: Callable[..., AsyncIterator[bytes]], read: Callable[[bytes], Message]) -> Callable[..., AsyncIterator[bytes]]:
-    async def guarded(raw: bytes, context: "grpc.aio.ServicerContext[Any, Any]") -> AsyncIterator[bytes]:
-        # The iteration is guarded, not only the call: that is where a stream's errors come from.
+def _guarded_stream(call: Callable[..., Awaitable[None]], read: Callable[[bytes], Message]) -> Callable[..., Awaitable[None]]:
+    async def guarded(raw: bytes, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
+        # The call writes its messages itself: a generator for each layer would be passed by every message.
         try:
-            async for message in call(read(raw), context):
-                yield message
+            await call(read(raw), context)
         except grpc.aio.AbortError:
             raise
         except Exception as error:

@@ -1,6 +1,5 @@
 """The calls of the contract. Each reads its request, makes one call of the service, and writes the answer."""
 
-from collections.abc import AsyncIterator
 from importlib.metadata import version
 from typing import TypeAlias
 
@@ -8,6 +7,7 @@ import grpc
 
 from fastlane_grpc.model import utc_now
 from fastlane_grpc.rpc import converters
+from fastlane_grpc.rpc.log_encoding import ProtobufEncoding
 from fastlane_grpc.rpc.pages import fitting
 from fastlane_grpc.service import Service
 from fastlane_grpc.v1 import fastlane_pb2 as pb
@@ -62,10 +62,9 @@ class ExecutionServicer:
         execution = await self._service.stop_execution(request.execution_id, note=request.note, grace=grace, malformed=malformed)
         return pb.StopExecutionResponse(execution=converters.execution(execution, self._service.waiting(execution)))
 
-    async def StreamExecutionLogs(self, request: pb.StreamExecutionLogsRequest, context: Context) -> AsyncIterator[bytes]:
-        """Yields serialised messages: most of them were serialised once for all readers."""
-        async for event in self._service.log(*converters.read_log_request(request)):
-            yield event if isinstance(event, bytes) else converters.log_event(event, utc_now())
+    async def StreamExecutionLogs(self, request: pb.StreamExecutionLogsRequest, context: Context) -> None:
+        """Writes serialised messages: most of them were serialised once for all readers."""
+        await self._service.log(*converters.read_log_request(request), ProtobufEncoding(), context.write)
 
 
 class TaskServicer:

@@ -2,13 +2,13 @@
 
 import asyncio
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
-from typing import TypeAlias
+from datetime import datetime, timedelta
+from typing import Protocol, TypeAlias
 
 from fastlane_grpc.errors import ServerStopping
-from fastlane_grpc.logs import BeginAt, Cursor, Tail, Tails, Watch
+from fastlane_grpc.logs import BeginAt, Cursor, Encoding, Tail, Tails, Watch
 from fastlane_grpc.model import Cause, Execution, Source, Waiting, utc_now
 from fastlane_grpc.store import Store
 
@@ -67,14 +67,31 @@ PACE_SECONDS = 0.004
 # thousand that wait each would have a file.
 MOMENT_SECONDS = 1.0
 
-# Bytes are messages that were serialised for all readers.
-LogEvent: TypeAlias = bytes | StateChanged | Beat | Sealed | Unsealed
+# What a stream has to say beside the log's own messages.
+LogEvent: TypeAlias = StateChanged | Beat | Sealed | Unsealed
+
+
+class StreamEncoding(Encoding, Protocol):
+    """How a door sends a log stream."""
+
+    def event(self, value: LogEvent, now: datetime) -> bytes:
+        """Return the event as it is sent at the time `now`."""
+
+
+# Sends one encoded message to the caller, and waits while the caller has enough to read.
+Send: TypeAlias = Callable[[bytes], Awaitable[None]]
 
 
 async def log_stream(
-    request: LogRequest, store: Store, tails: Tails, waiting_of: WaitingOf, stopping: Callable[[], bool]
-) -> AsyncIterator[LogEvent]:
-    """Ends after Sealed or Unsealed, or with an error; an end without either is a cut."""
+    request: LogRequest,
+    store: Store,
+    tails: Tails,
+    waiting_of: WaitingOf,
+    stopping: Callable[[], bool],
+    encoding: StreamEncoding,
+    send: Send,
+) -> None:
+    """Sends one execution's log, and returns after Sealed or Unsealed. Anything else, as an error, is a cut."""
     await store.execution(request.execution_id)  # Only what exists has a log.
     cursor = Cursor.parse(request.cursor, request.execution_id)
     with tails.watching(request.execution_id) as watch:
@@ -83,14 +100,25 @@ async def log_stream(
         watch.execution = watch.execution or execution
         if request.begin and not request.cursor:
             cursor = await tails.cursor_at(watch, request.begin, request.sources)
-        tail = tails.tail(watch, cursor, request.sources, text=request.text)
+        tail = tails.tail(watch, cursor, request.sources, encoding, text=request.text)
         if not request.follow:
             tail.mark()
-        async for event in _events(request, watch, tail, _Queue(request, tails, waiting_of), stopping):
-            yield event
+
+        async def tell(event: LogEvent) -> None:
+            await send(encoding.event(event, utc_now()))
+
+        await _stream(request, watch, tail, _Queue(request, tails, waiting_of), stopping, send, tell)
 
 
-async def _events(request: LogRequest, watch: Watch, tail: Tail, queue: "_Queue", stopping: Callable[[], bool]) -> AsyncIterator[LogEvent]:
+async def _stream(
+    request: LogRequest,
+    watch: Watch,
+    tail: Tail,
+    queue: "_Queue",
+    stopping: Callable[[], bool],
+    send: Send,
+    tell: Callable[[LogEvent], Awaitable[None]],
+) -> None:
     now = asyncio.get_running_loop().time
     shown: Execution | None = None
     beat_time = now() + request.heartbeat.total_seconds()
@@ -105,12 +133,12 @@ async def _events(request: LogRequest, watch: Watch, tail: Tail, queue: "_Queue"
         if shown is None or execution.state is not shown.state:
             shown = execution
             await queue.look(execution)
-            yield StateChanged(tail.cursor, execution, queue.waiting)
+            await tell(StateChanged(tail.cursor, execution, queue.waiting))
             beat_time = now() + request.heartbeat.total_seconds()
         messages = await tail.read()
         if messages:
             for message in messages:
-                yield message
+                await send(message)
             beat_time = now() + request.heartbeat.total_seconds()
             pace_time = now() + PACE_SECONDS
         elif messages is None and execution.state.final:
@@ -118,15 +146,15 @@ async def _events(request: LogRequest, watch: Watch, tail: Tail, queue: "_Queue"
             await asyncio.sleep(0)
             execution = _present(watch)
             for message in tail.finish(execution.logs, Cause.PRUNED if execution.times.prune_time else Cause.STORE):
-                yield message
-            yield Sealed(tail.cursor, replace(execution, logs=tail.totals(execution.logs)))
+                await send(message)
+            await tell(Sealed(tail.cursor, replace(execution, logs=tail.totals(execution.logs))))
             return
         if not request.follow and not execution.state.final and (messages is None or tail.marked):
-            yield Unsealed(tail.cursor, execution)
+            await tell(Unsealed(tail.cursor, execution))
             return
         if now() >= beat_time:
             changed = await queue.look(execution)
-            yield StateChanged(tail.cursor, execution, queue.waiting) if changed else Beat(tail.cursor)
+            await tell(StateChanged(tail.cursor, execution, queue.waiting) if changed else Beat(tail.cursor))
             beat_time = now() + request.heartbeat.total_seconds()
         elif messages is None:
             await queue.say_if_long()

@@ -1,6 +1,6 @@
 """What callers can ask for: the rules, and what follows from them. A request is looked at as a whole before anything is done."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from itertools import chain
@@ -11,7 +11,7 @@ from fastlane_grpc.errors import ServerStopping, TooManyStreams, Violation
 from fastlane_grpc.logs import Tails
 from fastlane_grpc.model import Execution, HostReport, Job, JobSpec, LogTotals, State, Task, Times, Waiting, WaitReason, utc_now
 from fastlane_grpc.service import validation
-from fastlane_grpc.service.log_stream import LogEvent, LogRequest, log_stream
+from fastlane_grpc.service.log_stream import LogRequest, Send, StreamEncoding, log_stream
 from fastlane_grpc.service.pages import Listed, PageRequest, TaskQuery, position_of
 from fastlane_grpc.store import ExecutionQuery, JobQuery, Old, Store
 from fastlane_grpc.upkeep import Pruned, Upkeep
@@ -152,8 +152,8 @@ class Service:
         validation.refuse(validation.page_violations(request.size))
         return Listed(request.query, await self._store.tasks(after=position_of(request.token, request.query), size=request.wanted))
 
-    async def log(self, request: LogRequest, malformed: Sequence[Violation] = ()) -> AsyncIterator[LogEvent]:
-        """The log of one execution; see `log_stream`."""
+    async def log(self, request: LogRequest, malformed: Sequence[Violation], encoding: StreamEncoding, send: Send) -> None:
+        """Send the log of one execution to its end; see `log_stream`. `malformed`: fields the wire could not say."""
         self._check_serving()
         _require("execution_id", request.execution_id)
         tail_lines = request.begin.tail_lines if request.begin else None
@@ -164,8 +164,7 @@ class Service:
             )
         self._streams += 1
         try:
-            async for event in log_stream(request, self._store, self._tails, self.waiting_in_line, lambda: self._stopping):
-                yield event
+            await log_stream(request, self._store, self._tails, self.waiting_in_line, lambda: self._stopping, encoding, send)
         finally:
             self._streams -= 1
 
