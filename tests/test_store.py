@@ -345,6 +345,11 @@ async def test_who_goes_before_one_that_waits_is_counted_within_its_task_and_pri
     # Who has a place waits for nobody, and nobody for it.
     assert [await store.ahead(each.id, 1000) for each in (first, second)] == [0, 0]
     assert await store.ahead("nobody", 1000) == 0
+    for each in (*waiting, first, second):
+        execution, ahead = await store.execution_in_line(each.id, 1000)
+        job, ahead_of_job = await store.job_in_line(each.job_id, 1000)
+        assert execution.id == job.execution.id == each.id
+        assert ahead == ahead_of_job == await store.ahead(each.id, 1000)
 
 
 async def test_who_goes_before_is_counted_without_reading_a_row_of_theirs(house: House) -> None:

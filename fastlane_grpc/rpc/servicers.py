@@ -26,8 +26,7 @@ class JobServicer:
         return pb.EnqueueJobResponse(job=converters.job(job, self._service.waiting), existing=existing)
 
     async def GetJob(self, request: pb.GetJobRequest, context: Context) -> pb.GetJobResponse:
-        job = await self._service.job(request.job_id)
-        waiting = await self._service.waiting_in_line(job.execution)
+        job, waiting = await self._service.job(request.job_id)
         return pb.GetJobResponse(job=converters.job(job, lambda execution: waiting))
 
     async def StopJob(self, request: pb.StopJobRequest, context: Context) -> pb.StopJobResponse:
@@ -48,8 +47,7 @@ class ExecutionServicer:
         self._service = service
 
     async def GetExecution(self, request: pb.GetExecutionRequest, context: Context) -> pb.GetExecutionResponse:
-        execution = await self._service.execution(request.execution_id)
-        waiting = await self._service.waiting_in_line(execution)
+        execution, waiting = await self._service.execution(request.execution_id)
         return pb.GetExecutionResponse(execution=converters.execution(execution, waiting))
 
     async def ListExecutions(self, request: pb.ListExecutionsRequest, context: Context) -> pb.ListExecutionsResponse:

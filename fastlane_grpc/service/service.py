@@ -88,15 +88,19 @@ class Service:
             task_id=request.task_id, spec=request.spec, request_id=request.request_id, caller_address=request.caller_address
         )
 
-    async def job(self, job_id: str) -> Job:
+    async def job(self, job_id: str) -> tuple[Job, Waiting | None]:
+        """The job, and what its execution waits for."""
         self._check_serving()
         _require("job_id", job_id)
-        return await self._store.job(job_id)
+        job, ahead = await self._store.job_in_line(job_id, _MOST_AHEAD)
+        return job, self._waiting_behind(job.execution, ahead)
 
-    async def execution(self, execution_id: str) -> Execution:
+    async def execution(self, execution_id: str) -> tuple[Execution, Waiting | None]:
+        """The execution, and what it waits for."""
         self._check_serving()
         _require("execution_id", execution_id)
-        return await self._store.execution(execution_id)
+        execution, ahead = await self._store.execution_in_line(execution_id, _MOST_AHEAD)
+        return execution, self._waiting_behind(execution, ahead)
 
     async def stop(self, job_id: str, *, note: str, grace: timedelta | None, malformed: Sequence[Violation] = ()) -> Job:
         """Ends the job; without a `grace` of its own with the job's."""
@@ -188,8 +192,13 @@ class Service:
 
     async def waiting_in_line(self, execution: Execution) -> Waiting | None:
         """The same, with who goes before it: a question to the store for each, so it is for one, not for a list."""
+        if self.waiting(execution) is None:
+            return None
+        return self._waiting_behind(execution, await self._store.ahead(execution.id, _MOST_AHEAD))
+
+    def _waiting_behind(self, execution: Execution, ahead: int) -> Waiting | None:
         waiting = self.waiting(execution)
-        return waiting and replace(waiting, ahead=await self._store.ahead(execution.id, _MOST_AHEAD))
+        return waiting and replace(waiting, ahead=ahead)
 
     def hosts(self) -> Sequence[HostReport]:
         """Each host as it is now, in the order of the configuration."""

@@ -106,6 +106,24 @@ class Store:
         """JobNotFound."""
         return self._readers.read(lambda db: job_of(db, job_id))
 
+    def job_in_line(self, job_id: str, most: int) -> Pending[tuple[Job, int]]:
+        """The job, and how many executions go before its own, as `ahead`; in one step of a thread. JobNotFound."""
+
+        def work(db: Connection) -> tuple[Job, int]:
+            job = job_of(db, job_id)
+            return job, ahead_of(db, job.execution.id, most) if job.execution.state is State.QUEUED else 0
+
+        return self._readers.read(work)
+
+    def execution_in_line(self, execution_id: str, most: int) -> Pending[tuple[Execution, int]]:
+        """The execution, and how many go before it, as `ahead`; in one step of a thread. ExecutionNotFound."""
+
+        def work(db: Connection) -> tuple[Execution, int]:
+            execution = execution_of(db, execution_id)
+            return execution, ahead_of(db, execution.id, most) if execution.state is State.QUEUED else 0
+
+        return self._readers.read(work)
+
     def execution(self, execution_id: str) -> Pending[Execution]:
         """ExecutionNotFound."""
         return self._readers.read(lambda db: execution_of(db, execution_id))
