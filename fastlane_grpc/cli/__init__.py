@@ -14,6 +14,7 @@ import click
 
 from fastlane_grpc.cli.about import show_version
 from fastlane_grpc.cli.failure import FAILED, WRONG_USE, Failure
+from fastlane_grpc.sanitize import printable
 
 # Of each command the module here and the function in it, and what it does, in short. In the order of the help.
 COMMANDS: Mapping[str, tuple[str, str]] = {
@@ -111,5 +112,7 @@ def exit_status(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
 
 
 def _failed(message: str, status: int) -> int:
-    click.echo(f"fastlane: {message}", err=True)
+    # A message may have several lines. Where it holds the words of others, whoever raised it made them one.
+    lines = "\n".join(map(printable, message.split("\n")))
+    click.echo(f"fastlane: {lines}", err=True)
     return status

@@ -10,6 +10,7 @@ from typing import NoReturn, TypeVar
 
 from fastlane_grpc import client as api
 from fastlane_grpc.cli.failure import UNAVAILABLE, Failure
+from fastlane_grpc.sanitize import printable
 
 # How long the commands wait for a server that does not answer, which may just be restarting.
 _RETRY_FOR = timedelta(seconds=3)
@@ -28,12 +29,12 @@ def connected(address: str) -> Iterator[api.Client]:
             yield client
         except api.ServerUnavailable as error:
             message = f"no server answers at {address} ({cause(error)}); start one with `fastlane server`, or name another with --address"
-            raise Failure(str(error) if error.reason else message, UNAVAILABLE) from error
+            raise Failure(printable(str(error) if error.reason else message), UNAVAILABLE) from error
         except api.UnknownField as error:
             message = f"the server at {address} is older than this program and cannot do this: {error}"
-            raise Failure(str(error) if error.reason else message) from error
+            raise Failure(printable(str(error) if error.reason else message)) from error
         except api.Error as error:
-            raise Failure(str(error)) from error
+            raise Failure(printable(str(error))) from error
 
 
 def cause(error: api.Error) -> str:
