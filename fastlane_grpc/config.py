@@ -439,6 +439,8 @@ def _read(each: "Field[Any]", value: object, where: str) -> Any:
     if isinstance(value, bool) or not isinstance(value, str | int):
         kind = _TOML_KINDS.get(type(value), "a date or a time")
         raise ConfigError(f"{each.name} in {where} is {kind}; it has to be a text in quotes or a whole number")
+    if not str(value).isprintable() and any("\ud800" <= character <= "\udfff" for character in str(value)):
+        raise ConfigError(f"{each.name} in {where} is not UTF-8")
     try:
         return each.metadata["read"](str(value))
     except ValueError as error:

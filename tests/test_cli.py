@@ -470,6 +470,51 @@ def test_wrong_use_is_said_in_one_line(arguments: list[str], said: str) -> None:
     assert said in line
 
 
+RAW = b"caf\xe9"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "busybox", "printf", RAW], "argument 4 is not UTF-8: 'caf\\xe9'"),
+        (["run", RAW], "argument 2 is not UTF-8: 'caf\\xe9'"),
+        (["run", "-e", b"A=" + RAW, "busybox"], "argument 3 (after -e) is not UTF-8: 'A=caf\\xe9'"),
+        (["run", "-e", b"DB_PASSWORD=" + RAW, "busybox"], "argument 3 (after -e) is not UTF-8: 'DB_PASSWORD=***'"),
+        (["enqueue", b"--task=" + RAW, "busybox"], "argument 2 is not UTF-8: '--task=caf\\xe9'"),
+        (["run", "-l", b"a=" + RAW, "busybox"], "argument 3 (after -l) is not UTF-8: 'a=caf\\xe9'"),
+        *(([command, RAW], "argument 2 is not UTF-8: 'caf\\xe9'") for command in ("logs", "job", "execution", "stop", "version", "hosts")),
+        (["jobs", "--task", RAW], "argument 3 (after --task) is not UTF-8: 'caf\\xe9'"),
+        (["stop", "--note", RAW, "x"], "argument 3 (after --note) is not UTF-8: 'caf\\xe9'"),
+        (["server", "--data-dir", RAW], "argument 3 (after --data-dir) is not UTF-8: 'caf\\xe9'"),
+        ([RAW], "argument 1 is not UTF-8: 'caf\\xe9'"),
+    ],
+)
+def test_an_argument_that_is_not_utf_8_is_named_in_one_line(arguments: list[str | bytes], said: str) -> None:
+    ran = subprocess.run([*FASTLANE, *arguments], env=environment(None), capture_output=True, timeout=60)
+    assert (ran.returncode, ran.stdout, ran.stderr.decode()) == (2, b"", f"fastlane: {said}\n")
+
+
+@pytest.mark.parametrize(
+    ("variable", "arguments", "said"),
+    [
+        ("FASTLANE_ADDRESS", ["jobs"], "(env var: 'FASTLANE_ADDRESS'): 'caf\\xe9' is not UTF-8"),
+        ("FASTLANE_DATA_DIR", ["config"], "data_dir in environment variable FASTLANE_DATA_DIR is not UTF-8"),
+        ("FASTLANE_CONFIG", ["config"], "the path of the settings file is not UTF-8: 'caf\\xe9'"),
+        ("DOCKER_HOST", ["config"], "engine in environment variable DOCKER_HOST is not UTF-8"),
+        ("MINE", ["run", "-e", "MINE", "busybox"], "the value that 'MINE' has here is not UTF-8"),
+    ],
+)
+def test_a_variable_that_is_not_utf_8_is_named_in_one_line(server: ScriptedServer, variable: str, arguments: list[str], said: str) -> None:
+    ran = subprocess.run([*FASTLANE, *arguments], env={**environment(server), variable: os.fsdecode(RAW)}, capture_output=True, timeout=60)
+    [line] = ran.stderr.decode().splitlines()
+    assert (ran.returncode, said in line) == (2, True), line
+
+
+def test_wrong_use_repeats_no_secret(server: ScriptedServer) -> None:
+    ran = fastlane(server, "run", "-e", "=hunter2", "busybox")
+    assert (ran.returncode, b"hunter2" in ran.stderr) == (2, False)
+
+
 def test_what_the_server_refuses_is_said_in_one_line(server: ScriptedServer) -> None:
     violations = [("spec.network", "has to be empty or none")]
     message = "spec.network: has to be empty or none"

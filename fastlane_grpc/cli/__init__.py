@@ -13,6 +13,7 @@ from typing import NoReturn
 import click
 
 from fastlane_grpc.cli.about import show_version
+from fastlane_grpc.cli.encoding import check_arguments
 from fastlane_grpc.cli.failure import FAILED, WRONG_USE, Failure
 from fastlane_grpc.sanitize import printable
 
@@ -95,6 +96,7 @@ def main() -> NoReturn:
 def exit_status(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     """Carries out one command line. What failed is said in a line on stderr."""
     try:
+        check_arguments(arguments)
         status: int = fastlane.main(list(arguments), prog_name="fastlane", standalone_mode=False, obj=environ) or 0
     except click.exceptions.NoArgsIsHelpError as usage:
         click.echo(usage.message, err=True)

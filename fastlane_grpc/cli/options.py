@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import click
 
 from fastlane_grpc import config
+from fastlane_grpc.cli.encoding import escaped, is_utf8
 from fastlane_grpc.v1 import fastlane_pb2
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -23,10 +24,13 @@ class _Reads(click.ParamType[object]):
         self._read = read
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> object:
+        # Arguments were looked at before; this one comes from the environment.
+        if isinstance(value, str) and not is_utf8(value):
+            self.fail(f"'{escaped(value)}' is not UTF-8", param, ctx)
         try:
             return self._read(value) if isinstance(value, str) else value
         except ValueError as error:
-            self.fail(f"{value!r} {error}", param, ctx)
+            self.fail(f"{escaped(value)!r} {error}", param, ctx)
 
 
 def _read_grace(text: str) -> timedelta:

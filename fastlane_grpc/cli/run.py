@@ -7,6 +7,7 @@ import click
 
 from fastlane_grpc import client as api
 from fastlane_grpc.cli.connection import connected
+from fastlane_grpc.cli.encoding import is_utf8
 from fastlane_grpc.cli.interrupts import Interrupts
 from fastlane_grpc.cli.options import DURATION, GRACE, PAIR, SIZE, VARIABLE, Function, shows_output, talks_to_server
 from fastlane_grpc.cli.output import Display, follow
@@ -171,4 +172,6 @@ def _environment(variables: Iterable[tuple[str, str | None]], environ: Mapping[s
         if value is None and name not in environ:
             raise click.BadParameter(f"{name!r} is not set here; give it a value, as {name}=VALUE", param_hint="'-e'")
         values[name] = environ[name] if value is None else value
+        if not is_utf8(values[name]):
+            raise click.BadParameter(f"the value that {name!r} has here is not UTF-8", param_hint="'-e'")
     return values

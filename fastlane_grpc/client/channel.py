@@ -1,11 +1,22 @@
 """The channel to a server, with the options that both clients need."""
 
+import grpc
+
+from fastlane_grpc.client import requests
 from fastlane_grpc.client.tries import Backoff
 
 _LOOPBACK = ("127.", "localhost:", "[::1]:")
 
 
-def options(address: str, backoff: Backoff) -> list[tuple[str, int]]:
+def blocking(address: str, backoff: Backoff) -> grpc.Channel:
+    return grpc.insecure_channel(requests.address(address), options=_options(address, backoff))
+
+
+def asynchronous(address: str, backoff: Backoff) -> grpc.aio.Channel:
+    return grpc.aio.insecure_channel(requests.address(address), options=_options(address, backoff))
+
+
+def _options(address: str, backoff: Backoff) -> list[tuple[str, int]]:
     options = [
         # An answer has at most 3 MiB.
         ("grpc.max_receive_message_length", 4 << 20),
