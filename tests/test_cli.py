@@ -98,12 +98,11 @@ def test_run_shows_output_on_the_right_streams_and_exits_as_the_job_did(server: 
     [
         ["--task", "t", "-e", "A=1", "busybox", "sh", "-c", "x"],
         ["--task=t", "-eA=1", "busybox", "--", "sh", "-c", "x"],
-        ["busybox", "--task", "t", "-qe", "A=1", "--", "sh", "-c", "x"],
-        ["-e", "A=1", "busybox", "--task", "t", "sh", "-c", "x"],
+        ["--task", "t", "-qe", "A=1", "busybox", "--", "sh", "-c", "x"],
         ["--task", "t", "-e", "A=1", "--", "busybox", "sh", "-c", "x"],
     ],
 )
-def test_options_stand_on_both_sides_of_the_image(server: ScriptedServer, arguments: list[str]) -> None:
+def test_options_stand_before_the_image(server: ScriptedServer, arguments: list[str]) -> None:
     assert fastlane(server, "run", *arguments).returncode == 0
     [request] = server.received(pb.EnqueueJobRequest)
     assert (request.task_id, request.spec.image, dict(request.spec.envs)) == ("t", "busybox", {"A": "1"})
@@ -116,6 +115,16 @@ def test_words_are_taken_as_they_are(server: ScriptedServer) -> None:
     first, second = server.received(pb.EnqueueJobRequest)
     assert list(first.spec.args) == ["grep", "--", "-x", "a  b", "", "$HOME"]
     assert list(second.spec.args) == ["--version", "--", "-d"]
+
+
+@pytest.mark.parametrize("command", ["run", "enqueue"])
+def test_everything_after_the_image_belongs_to_the_command(server: ScriptedServer, command: str) -> None:
+    fastlane(server, command, "--entrypoint", "echo", "busybox", "-v", "hello")
+    fastlane(server, command, "busybox", "--task", "t", "--rm", "-it", "--", "-e", "A=1", "--help")
+    first, second = server.received(pb.EnqueueJobRequest)
+    assert (list(first.spec.entrypoint), list(first.spec.args)) == (["echo"], ["-v", "hello"])
+    assert list(second.spec.args) == ["--task", "t", "--rm", "-it", "--", "-e", "A=1", "--help"]
+    assert (second.task_id, dict(second.spec.envs)) == ("busybox", {})
 
 
 def test_every_option_arrives(server: ScriptedServer) -> None:
@@ -164,7 +173,7 @@ def test_detached_prints_the_job_and_leaves(server: ScriptedServer) -> None:
 
 def test_enqueue_prints_the_job_and_takes_what_run_takes(server: ScriptedServer) -> None:
     server.logs["execution-1"] = WAITING
-    ran = fastlane(server, "enqueue", "--task", "t", "--request-id", "r1", "busybox", "-e", "A=1", "--", "grep", "-x")
+    ran = fastlane(server, "enqueue", "--task", "t", "--request-id", "r1", "-e", "A=1", "busybox", "--", "grep", "-x")
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"job-1\n", b"")
     [request] = server.received(pb.EnqueueJobRequest)
     assert (request.task_id, request.request_id, list(request.spec.args)) == ("t", "r1", ["grep", "-x"])
@@ -173,7 +182,7 @@ def test_enqueue_prints_the_job_and_takes_what_run_takes(server: ScriptedServer)
 
 
 def test_lines_of_the_system_are_shown_where_they_are_asked_for(server: ScriptedServer) -> None:
-    ran = fastlane(server, "run", "-v", "busybox")
+    ran = fastlane(server, "run", "--verbose", "busybox")
     assert (ran.stdout, ran.stderr) == (b"hello\nworld\n", b"fastlane: job job-1, execution execution-1\npulling\noh\n")
 
 
@@ -419,7 +428,7 @@ def test_completion_prints_a_script_by_which_the_shell_asks_fastlane(shell: str)
 )
 def test_a_server_that_is_not_there_is_said_in_one_line(command: list[str]) -> None:
     address = unused_address()
-    ran = fastlane(None, *command, "-a", address)
+    ran = fastlane(None, command[0], "-a", address, *command[1:])
     assert ran.returncode == 69
     [line] = ran.stderr.decode().splitlines()
     advice = "start one with `fastlane server`, or name another with --address"
@@ -436,7 +445,7 @@ def test_the_cause_is_what_the_system_said_last_without_the_brackets_around_it()
     [
         (["bla"], "No such command 'bla'; see `fastlane --help`"),
         (["run"], "Missing argument 'IMAGE'; see `fastlane run --help`"),
-        (["run", "busybox", "--timeout", "5m30", "--", "x"], "Invalid value for '--timeout': '5m30' has to be a duration"),
+        (["run", "--timeout", "5m30", "busybox", "--", "x"], "Invalid value for '--timeout': '5m30' has to be a duration"),
         (["run", "--timeout", "1w", "busybox"], "'1w' has to be a duration"),
         (["run", "--memory", "lots", "busybox"], "'lots' has to be a number of bytes"),
         (["run", "-e", "NOT_SET_ANYWHERE", "busybox"], "'NOT_SET_ANYWHERE' is not set here"),

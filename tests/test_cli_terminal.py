@@ -67,12 +67,12 @@ def test_a_job_that_never_starts_says_why_though_the_live_line_is_gone(server: S
     assert (status, "the registry has no such image" in "\n".join(on_screen(written))) == (125, True)
 
 
-@pytest.mark.parametrize("arguments", [["-v"], ["-q"]])
+@pytest.mark.parametrize("arguments", [["--verbose"], ["-q"]])
 def test_there_is_no_live_line_where_all_lines_or_none_are_asked_for(server: ScriptedServer, arguments: list[str]) -> None:
     server.logs["execution-1"] = Log([*PULLING, RUNNING, Piece(1, b"hello\n")], first_state=pb.STATE_PREPARING)
     _, written = on_terminal(server, "run", *arguments, "busybox", TERM="xterm", NO_COLOR="1")
     assert "\x1b" not in written
-    assert ("3.0 of 9.0 MB" in written) == (arguments == ["-v"])
+    assert ("3.0 of 9.0 MB" in written) == (arguments == ["--verbose"])
 
 
 def test_a_dumb_terminal_is_told_line_by_line(server: ScriptedServer) -> None:

@@ -121,7 +121,16 @@ def talks_to_server(function: Function) -> Function:
 
 
 def shows_output(function: Function) -> Function:
-    function = click.option("-v", "--verbose", is_flag=True, help="Show fastlane's own lines too (as on a terminal), on stderr.")(function)
+    return _verbose(function, "-v", "--verbose")
+
+
+def shows_output_of_run(function: Function) -> Function:
+    """As `shows_output`, without -v: whoever comes from `docker run` means a volume by it."""
+    return _verbose(function, "--verbose")
+
+
+def _verbose(function: Function, *names: str) -> Function:
+    function = click.option(*names, is_flag=True, help="Show fastlane's own lines too (as on a terminal), on stderr.")(function)
     return click.option("-q", "--quiet", is_flag=True, help="Show the container's output, and where some is missing; nothing else.")(
         function
     )
