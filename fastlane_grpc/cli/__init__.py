@@ -90,6 +90,8 @@ def main() -> NoReturn:
     # Ctrl-C ends it as it ends any program, where nothing better is known (`run`): an exception out of the middle of gRPC may leave a lock
     # taken for ever. For the same reason the interpreter is not wound down, with threads of gRPC in it; nothing is buffered here.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # gRPC would write lines of its own to stderr, beside ours, which say the same for people. Who looks for a fault in it sets this.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     os._exit(exit_status(sys.argv[1:], os.environ))
 
 

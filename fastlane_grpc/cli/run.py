@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from fastlane_grpc import client as api
-from fastlane_grpc.cli.connection import connected
+from fastlane_grpc.cli.connection import connected, proxy_text
 from fastlane_grpc.cli.docker_options import refusal
 from fastlane_grpc.cli.encoding import is_utf8
 from fastlane_grpc.cli.env_file import read_env_file
@@ -128,6 +128,8 @@ def run(environ: Mapping[str, str], /, *, detach: bool, verbose: bool, quiet: bo
            how it ended
     """
     told = quiet or _tell_of_stdin()
+    if verbose and (proxied := proxy_text(address)):
+        say(proxied)
     with connected(address) as client:
         interrupts = None if detach else Interrupts(address)
         job = _enqueued(client, environ, **job_options)
