@@ -135,7 +135,14 @@ def _open_store(
 ) -> Store:
     quota = Quota.of(settings.data_dir, max_waiting=settings.max_waiting, min_free_bytes=settings.min_free_bytes)
     try:
-        return Store.open(settings.data_dir, on_commit=committed, loop=loop, quota=quota, on_failure=failed)
+        return Store.open(
+            settings.data_dir,
+            on_commit=committed,
+            loop=loop,
+            quota=quota,
+            secret_names=settings.secret_names,
+            on_failure=failed,
+        )
     except StoreFailed as error:
         raise CannotServe(str(error)) from error
 

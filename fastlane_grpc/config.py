@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fastlane_grpc.model import CaptureMode
+from fastlane_grpc.redaction import DEFAULT, SecretNames
 
 DEFAULT_LISTEN = "127.0.0.1:7020"
 DEFAULT_ENGINE = "unix:///var/run/docker.sock"
@@ -114,6 +115,13 @@ def read_log_bytes(text: str) -> int:
     return size
 
 
+def read_secret_names(text: str) -> SecretNames:
+    try:
+        return SecretNames.read(text)
+    except ValueError as error:
+        raise ValueError(f"has to be names, separated by commas, as {DEFAULT},pin,!sort_key; {error}") from None
+
+
 # What to write for a value, by how it is read.
 _KINDS: Mapping[Callable[[str], object], str] = {
     read_count: "NUMBER",
@@ -128,6 +136,7 @@ _KINDS: Mapping[Callable[[str], object], str] = {
     read_capture: "WAY",
     read_log_bytes: "BYTES",
     read_host_name: "NAME",
+    read_secret_names: "NAMES",
 }
 
 
@@ -181,6 +190,7 @@ class Settings:
     )
     max_waiting: int = setting(lambda: 1_000_000, read_count, "executions that wait at a time; with more no job is taken")
     cache_bytes: int = setting(lambda: 64 << 20, read_bytes, "memory for stretches of logs that are being read")
+    secret_names: SecretNames = setting(SecretNames, read_secret_names, "variables whose values are never shown, by words of their names")
     # None are given: the one that the settings above make.
     hosts: Sequence[HostSettings] = ()
 
@@ -429,6 +439,8 @@ def _read(each: "Field[Any]", value: object, where: str) -> Any:
     if isinstance(value, bool) or not isinstance(value, str | int):
         kind = _TOML_KINDS.get(type(value), "a date or a time")
         raise ConfigError(f"{each.name} in {where} is {kind}; it has to be a text in quotes or a whole number")
+    if not str(value).isprintable() and any("\ud800" <= character <= "\udfff" for character in str(value)):
+        raise ConfigError(f"{each.name} in {where} is not UTF-8")
     try:
         return each.metadata["read"](str(value))
     except ValueError as error:

@@ -3,9 +3,20 @@
 import os
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum, IntEnum, StrEnum
+
+from fastlane_grpc.redaction import SecretNames, mask_url_passwords
+from fastlane_grpc.sanitize import one_line
+
+# Of what an outcome, a wait or a host says for people, which may be the words of an engine or a registry.
+MAX_TOLD_CHARACTERS = 2000
+
+
+def told_line(text: str) -> str:
+    """Return text that may hold the words of others as one printable line of bounded length, without the passwords of URLs."""
+    return one_line(mask_url_passwords(text), MAX_TOLD_CHARACTERS)
 
 
 class State(IntEnum):
@@ -133,6 +144,17 @@ class JobSpec:
         """Time between the signal that asks the container to end and the one that ends it."""
         return DEFAULT_STOP_GRACE if self.stop_grace is None else self.stop_grace
 
+    def redacted(self, secret_names: SecretNames) -> "JobSpec":
+        """Return the spec as it may be shown: without values of secret variables, and without the passwords of URLs."""
+        return replace(
+            self,
+            command=mask_url_passwords(self.command),
+            args=tuple(map(mask_url_passwords, self.args)),
+            envs=secret_names.shown_all(self.envs),
+            entrypoint=tuple(map(mask_url_passwords, self.entrypoint)),
+            labels={name: mask_url_passwords(value) for name, value in self.labels.items()},
+        )
+
 
 # In place of a spec that was not asked for; no job has it, as each has an image.
 UNREAD = JobSpec("")
@@ -140,13 +162,16 @@ UNREAD = JobSpec("")
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How an execution ended; set exactly when its state is final."""
+    """How an execution ended; set exactly when its state is final. `detail` is one printable line, whoever's words are in it."""
 
     reason: Reason = Reason.UNSPECIFIED
     detail: str = ""
     exit_code: int | None = None
     out_of_memory: bool = False
     stop_signal: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "detail", told_line(self.detail))
 
 
 @dataclass(frozen=True, slots=True)
@@ -202,6 +227,9 @@ class Waiting:
     since_time: datetime
     ahead: int = 0
 
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "detail", told_line(self.detail))
+
 
 @dataclass(frozen=True, slots=True)
 class HostReport:
@@ -217,6 +245,10 @@ class HostReport:
     engine_version: str = ""
     capture: str = ""
     capture_reason: str = ""
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "last_error", told_line(self.last_error))
+        object.__setattr__(self, "capture_reason", told_line(self.capture_reason))
 
 
 # The signal, by number as libcs count differently, that a recorder takes for the order to kill everything, store what was printed, and end.

@@ -98,12 +98,11 @@ def test_run_shows_output_on_the_right_streams_and_exits_as_the_job_did(server: 
     [
         ["--task", "t", "-e", "A=1", "busybox", "sh", "-c", "x"],
         ["--task=t", "-eA=1", "busybox", "--", "sh", "-c", "x"],
-        ["busybox", "--task", "t", "-qe", "A=1", "--", "sh", "-c", "x"],
-        ["-e", "A=1", "busybox", "--task", "t", "sh", "-c", "x"],
+        ["--task", "t", "-qe", "A=1", "busybox", "--", "sh", "-c", "x"],
         ["--task", "t", "-e", "A=1", "--", "busybox", "sh", "-c", "x"],
     ],
 )
-def test_options_stand_on_both_sides_of_the_image(server: ScriptedServer, arguments: list[str]) -> None:
+def test_options_stand_before_the_image(server: ScriptedServer, arguments: list[str]) -> None:
     assert fastlane(server, "run", *arguments).returncode == 0
     [request] = server.received(pb.EnqueueJobRequest)
     assert (request.task_id, request.spec.image, dict(request.spec.envs)) == ("t", "busybox", {"A": "1"})
@@ -116,6 +115,16 @@ def test_words_are_taken_as_they_are(server: ScriptedServer) -> None:
     first, second = server.received(pb.EnqueueJobRequest)
     assert list(first.spec.args) == ["grep", "--", "-x", "a  b", "", "$HOME"]
     assert list(second.spec.args) == ["--version", "--", "-d"]
+
+
+@pytest.mark.parametrize("command", ["run", "enqueue"])
+def test_everything_after_the_image_belongs_to_the_command(server: ScriptedServer, command: str) -> None:
+    fastlane(server, command, "--entrypoint", "echo", "busybox", "-v", "hello")
+    fastlane(server, command, "busybox", "--task", "t", "--rm", "-it", "--", "-e", "A=1", "--help")
+    first, second = server.received(pb.EnqueueJobRequest)
+    assert (list(first.spec.entrypoint), list(first.spec.args)) == (["echo"], ["-v", "hello"])
+    assert list(second.spec.args) == ["--task", "t", "--rm", "-it", "--", "-e", "A=1", "--help"]
+    assert (second.task_id, dict(second.spec.envs)) == ("busybox", {})
 
 
 def test_every_option_arrives(server: ScriptedServer) -> None:
@@ -164,7 +173,7 @@ def test_detached_prints_the_job_and_leaves(server: ScriptedServer) -> None:
 
 def test_enqueue_prints_the_job_and_takes_what_run_takes(server: ScriptedServer) -> None:
     server.logs["execution-1"] = WAITING
-    ran = fastlane(server, "enqueue", "--task", "t", "--request-id", "r1", "busybox", "-e", "A=1", "--", "grep", "-x")
+    ran = fastlane(server, "enqueue", "--task", "t", "--request-id", "r1", "-e", "A=1", "busybox", "--", "grep", "-x")
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"job-1\n", b"")
     [request] = server.received(pb.EnqueueJobRequest)
     assert (request.task_id, request.request_id, list(request.spec.args)) == ("t", "r1", ["grep", "-x"])
@@ -173,7 +182,7 @@ def test_enqueue_prints_the_job_and_takes_what_run_takes(server: ScriptedServer)
 
 
 def test_lines_of_the_system_are_shown_where_they_are_asked_for(server: ScriptedServer) -> None:
-    ran = fastlane(server, "run", "-v", "busybox")
+    ran = fastlane(server, "run", "--verbose", "busybox")
     assert (ran.stdout, ran.stderr) == (b"hello\nworld\n", b"fastlane: job job-1, execution execution-1\npulling\noh\n")
 
 
@@ -419,7 +428,7 @@ def test_completion_prints_a_script_by_which_the_shell_asks_fastlane(shell: str)
 )
 def test_a_server_that_is_not_there_is_said_in_one_line(command: list[str]) -> None:
     address = unused_address()
-    ran = fastlane(None, *command, "-a", address)
+    ran = fastlane(None, command[0], "-a", address, *command[1:])
     assert ran.returncode == 69
     [line] = ran.stderr.decode().splitlines()
     advice = "start one with `fastlane server`, or name another with --address"
@@ -436,7 +445,7 @@ def test_the_cause_is_what_the_system_said_last_without_the_brackets_around_it()
     [
         (["bla"], "No such command 'bla'; see `fastlane --help`"),
         (["run"], "Missing argument 'IMAGE'; see `fastlane run --help`"),
-        (["run", "busybox", "--timeout", "5m30", "--", "x"], "Invalid value for '--timeout': '5m30' has to be a duration"),
+        (["run", "--timeout", "5m30", "busybox", "--", "x"], "Invalid value for '--timeout': '5m30' has to be a duration"),
         (["run", "--timeout", "1w", "busybox"], "'1w' has to be a duration"),
         (["run", "--memory", "lots", "busybox"], "'lots' has to be a number of bytes"),
         (["run", "-e", "NOT_SET_ANYWHERE", "busybox"], "'NOT_SET_ANYWHERE' is not set here"),
@@ -468,6 +477,51 @@ def test_wrong_use_is_said_in_one_line(arguments: list[str], said: str) -> None:
     [line] = ran.stderr.decode().splitlines()
     assert line.startswith("fastlane: ")
     assert said in line
+
+
+RAW = b"caf\xe9"
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["run", "busybox", "printf", RAW], "argument 4 is not UTF-8: 'caf\\xe9'"),
+        (["run", RAW], "argument 2 is not UTF-8: 'caf\\xe9'"),
+        (["run", "-e", b"A=" + RAW, "busybox"], "argument 3 (after -e) is not UTF-8: 'A=caf\\xe9'"),
+        (["run", "-e", b"DB_PASSWORD=" + RAW, "busybox"], "argument 3 (after -e) is not UTF-8: 'DB_PASSWORD=***'"),
+        (["enqueue", b"--task=" + RAW, "busybox"], "argument 2 is not UTF-8: '--task=caf\\xe9'"),
+        (["run", "-l", b"a=" + RAW, "busybox"], "argument 3 (after -l) is not UTF-8: 'a=caf\\xe9'"),
+        *(([command, RAW], "argument 2 is not UTF-8: 'caf\\xe9'") for command in ("logs", "job", "execution", "stop", "version", "hosts")),
+        (["jobs", "--task", RAW], "argument 3 (after --task) is not UTF-8: 'caf\\xe9'"),
+        (["stop", "--note", RAW, "x"], "argument 3 (after --note) is not UTF-8: 'caf\\xe9'"),
+        (["server", "--data-dir", RAW], "argument 3 (after --data-dir) is not UTF-8: 'caf\\xe9'"),
+        ([RAW], "argument 1 is not UTF-8: 'caf\\xe9'"),
+    ],
+)
+def test_an_argument_that_is_not_utf_8_is_named_in_one_line(arguments: list[str | bytes], said: str) -> None:
+    ran = subprocess.run([*FASTLANE, *arguments], env=environment(None), capture_output=True, timeout=60)
+    assert (ran.returncode, ran.stdout, ran.stderr.decode()) == (2, b"", f"fastlane: {said}\n")
+
+
+@pytest.mark.parametrize(
+    ("variable", "arguments", "said"),
+    [
+        ("FASTLANE_ADDRESS", ["jobs"], "(env var: 'FASTLANE_ADDRESS'): 'caf\\xe9' is not UTF-8"),
+        ("FASTLANE_DATA_DIR", ["config"], "data_dir in environment variable FASTLANE_DATA_DIR is not UTF-8"),
+        ("FASTLANE_CONFIG", ["config"], "the path of the settings file is not UTF-8: 'caf\\xe9'"),
+        ("DOCKER_HOST", ["config"], "engine in environment variable DOCKER_HOST is not UTF-8"),
+        ("MINE", ["run", "-e", "MINE", "busybox"], "the value that 'MINE' has here is not UTF-8"),
+    ],
+)
+def test_a_variable_that_is_not_utf_8_is_named_in_one_line(server: ScriptedServer, variable: str, arguments: list[str], said: str) -> None:
+    ran = subprocess.run([*FASTLANE, *arguments], env={**environment(server), variable: os.fsdecode(RAW)}, capture_output=True, timeout=60)
+    [line] = ran.stderr.decode().splitlines()
+    assert (ran.returncode, said in line) == (2, True), line
+
+
+def test_wrong_use_repeats_no_secret(server: ScriptedServer) -> None:
+    ran = fastlane(server, "run", "-e", "=hunter2", "busybox")
+    assert (ran.returncode, b"hunter2" in ran.stderr) == (2, False)
 
 
 def test_what_the_server_refuses_is_said_in_one_line(server: ScriptedServer) -> None:

@@ -242,6 +242,54 @@ def test_prune_may_count_alone(server: ScriptedServer) -> None:
     assert json.loads(fastlane(server, "prune", "--older-than", "1d", "--dry-run", "-o", "json").stdout) == {"jobs": "1"}
 
 
+COUNTED = pb.PruneResponse(jobs=79, logs=78, bytes=1_200_000, more=True)
+COUNTED_TEXT = "at least 79 jobs and 78 logs, 1.2 MB"
+
+
+@pytest.mark.parametrize("arguments", [["--older-than", "0s"], ["--older-than", "59s"], ["--older-than", "0s", "--logs-only"]])
+def test_prune_of_everything_needs_all_off_a_terminal(server: ScriptedServer, arguments: list[str]) -> None:
+    server.prunings.append(COUNTED)
+    ran = fastlane(server, "prune", *arguments)
+    assert (ran.returncode, ran.stdout) == (2, b"")
+    said = f"fastlane: this deletes all that is over ({COUNTED_TEXT}); add --all if that is meant, or --task, or a greater age\n"
+    assert ran.stderr.decode() == said
+    assert [request.validate_only for request in server.received(pb.PruneRequest)] == [True]
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["--older-than", "0s", "--all"], ["--older-than", "0s", "--task", "t"], ["--older-than", "1m"], ["--older-than", "1d", "--all"]],
+)
+def test_prune_of_less_or_with_all_asks_nothing(server: ScriptedServer, arguments: list[str]) -> None:
+    server.prunings.append(pb.PruneResponse(jobs=1))
+    ran = fastlane(server, "prune", *arguments)
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"deleted 1 job and 0 logs, 0 bytes\n", b"")
+    assert [request.validate_only for request in server.received(pb.PruneRequest)] == [False]
+
+
+@pytest.mark.parametrize(
+    ("typed", "status", "said", "calls"),
+    [
+        (b"y\n", 0, "deleted 79 jobs and 78 logs, 1.2 MB", [True, False]),
+        (b"YES\n", 0, "deleted 79 jobs and 78 logs, 1.2 MB", [True, False]),
+        (b"n\n", 1, "fastlane: nothing was deleted", [True]),
+        (b"\n", 1, "fastlane: nothing was deleted", [True]),
+        (b"\x04", 1, "fastlane: nothing was deleted", [True]),
+    ],
+)
+def test_prune_of_everything_asks_on_a_terminal_with_the_counts(
+    server: ScriptedServer, typed: bytes, status: int, said: str, calls: list[bool]
+) -> None:
+    deleted = pb.PruneResponse()
+    deleted.CopyFrom(COUNTED)
+    deleted.more = False
+    server.prunings.extend([COUNTED, deleted])
+    code, seen = on_terminal(server, "prune", "--older-than", "0s", keys=[("[y/N] ", typed)])
+    assert f"this deletes all that is over: {COUNTED_TEXT}. Delete it? [y/N] " in seen
+    assert (code, seen.rstrip().endswith(said)) == (status, True), seen
+    assert [request.validate_only for request in server.received(pb.PruneRequest)] == calls
+
+
 def test_prune_deletes_nothing_unless_it_is_told_how_old(server: ScriptedServer) -> None:
     ran = fastlane(server, "prune")
     assert (ran.returncode, server.requests) == (2, [])

@@ -3,6 +3,7 @@
 import re
 from collections.abc import Iterator
 
+import grpc
 import pytest
 
 from fastlane_grpc.v1 import fastlane_pb2 as pb
@@ -66,12 +67,12 @@ def test_a_job_that_never_starts_says_why_though_the_live_line_is_gone(server: S
     assert (status, "the registry has no such image" in "\n".join(on_screen(written))) == (125, True)
 
 
-@pytest.mark.parametrize("arguments", [["-v"], ["-q"]])
+@pytest.mark.parametrize("arguments", [["--verbose"], ["-q"]])
 def test_there_is_no_live_line_where_all_lines_or_none_are_asked_for(server: ScriptedServer, arguments: list[str]) -> None:
     server.logs["execution-1"] = Log([*PULLING, RUNNING, Piece(1, b"hello\n")], first_state=pb.STATE_PREPARING)
     _, written = on_terminal(server, "run", *arguments, "busybox", TERM="xterm", NO_COLOR="1")
     assert "\x1b" not in written
-    assert ("3.0 of 9.0 MB" in written) == (arguments == ["-v"])
+    assert ("3.0 of 9.0 MB" in written) == (arguments == ["--verbose"])
 
 
 def test_a_dumb_terminal_is_told_line_by_line(server: ScriptedServer) -> None:
@@ -114,3 +115,39 @@ def test_the_live_line_is_gone_when_the_command_fails(server: ScriptedServer) ->
     server.cuts.append(Cut(2, "permission_denied"))
     status, written = on_terminal(server, "run", "busybox", TERM="xterm")
     assert (status, written) == (1, f"{BEGAN}{ERASE}fastlane: waiting: 8 of 8, 2 before it{ERASE}fastlane: cut: permission_denied\r\n")
+
+
+# ---------------------------------------------------------------------------------------------------------------- text from others
+
+
+HOSTILE = "told to stop by a caller (x)\nsucceeded: exited with 0\n\x1b]0;PWNED\x07\x1b]52;c;aGVsbG8=\x07\x9b31m\u202e)\n"
+
+
+@pytest.mark.parametrize("arguments", [["-v"], ["-v", "-t"], ["--source", "system"]])
+def test_lines_that_an_earlier_server_wrote_are_shown_printable(server: ScriptedServer, arguments: list[str]) -> None:
+    raw = HOSTILE.encode()
+    # A piece may be cut within a character; the container's own bytes pass as they are.
+    server.logs["execution-1"] = Log([Piece(3, raw[:-4]), Piece(3, raw[-4:]), Piece(3, b"next\n"), Piece(2, b"\x1b[1mbold\n")])
+    shown = fastlane(server, "logs", *arguments, "job-1").stderr
+    own, nexts, *rest = shown.decode().splitlines()
+    assert own.isprintable()
+    assert "(x) succeeded: exited with 0" in own
+    assert nexts.endswith("next")
+    assert all(line.endswith("\x1b[1mbold") for line in rest)
+
+
+def test_a_terminal_gets_no_escape_sequences_of_others(server: ScriptedServer) -> None:
+    outcome = pb.Outcome(reason=pb.REASON_REFUSED_BY_ENGINE, detail=HOSTILE)
+    server.logs["execution-1"] = Log([Piece(3, HOSTILE.encode())], state=pb.STATE_FAILED, outcome=outcome, exit_status=125)
+    for command in (["run", "busybox"], ["logs", "job-1"]):
+        _, seen = on_terminal(server, *command, NO_COLOR="1", TERM="dumb")
+        assert "PWNED" in seen
+        assert all(line.isprintable() for line in seen.splitlines())
+
+
+def test_an_error_of_the_server_is_one_printable_line(server: ScriptedServer) -> None:
+    server.refusals.append((grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", {"message": HOSTILE}))
+    ran = fastlane(server, "run", "busybox")
+    [line] = ran.stderr.decode().splitlines()
+    assert line.isprintable()
+    assert ran.returncode == 1

@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime, timedelta
+from typing import Any
 
 import grpc
 import grpc_testing
@@ -684,3 +685,52 @@ def test_a_tail_that_was_interrupted_while_it_waited_can_be_asked_again(server: 
     events.extend(tail)
     assert (data_of(events, 1), data_of(events, 3)) == (b"hello\nworld\n", b"it ended\n")
     assert isinstance(events[-1], End)
+
+
+# ---------------------------------------------------------------------------------------------------------------- text
+
+
+# As Python makes it of bytes that are not UTF-8.
+RAW = "caf\udce9"
+NOT_TEXT: list[tuple[str, str, tuple[Any, ...], dict[str, Any]]] = [
+    ("task_id", "enqueue", (RAW, "i"), {}),
+    ("spec.image", "enqueue", ("t", RAW), {}),
+    ("spec.command", "enqueue", ("t", "i", RAW), {}),
+    ("spec.args[1]", "enqueue", ("t", "i"), {"args": ["a", RAW]}),
+    ('spec.envs["A"]', "enqueue", ("t", "i"), {"envs": {"A": RAW}}),
+    ('spec.envs["caf\\udce9"]', "enqueue", ("t", "i"), {"envs": {RAW: "a"}}),
+    ('spec.labels["l"]', "enqueue", ("t", "i"), {"labels": {"l": RAW}}),
+    ("spec.entrypoint[0]", "enqueue", ("t", "i"), {"entrypoint": [RAW]}),
+    ("spec.user", "enqueue", ("t", "i"), {"user": RAW}),
+    ('spec.metadata["a"][1]', "enqueue", ("t", "i"), {"metadata": {"a": [1, RAW]}}),
+    ("request_id", "enqueue", ("t", "i"), {"request_id": RAW}),
+    ("job_id", "job", (RAW,), {}),
+    ("job_id", "stop", (RAW,), {}),
+    ("note", "stop", ("j", RAW), {}),
+    ("execution_id", "execution", (RAW,), {}),
+    ("note", "stop_execution", ("e", RAW), {}),
+    ("task_id", "task", (RAW,), {}),
+    ("task_id", "prune", (1,), {"task_id": RAW}),
+    ("task_id", "jobs", (), {"task_id": RAW}),
+    ('labels["a"]', "jobs", (), {"labels": {"a": RAW}}),
+    ("host", "executions", (), {"host": RAW}),
+    ("execution_id", "tail", (RAW,), {}),
+    ("cursor", "tail", ("e", RAW), {}),
+]
+
+
+@pytest.mark.parametrize(("field", "method", "positional", "named"), NOT_TEXT)
+def test_a_text_that_is_not_utf_8_is_refused_by_the_name_of_its_field(
+    server: ScriptedServer, client: Client, field: str, method: str, positional: tuple[Any, ...], named: dict[str, Any]
+) -> None:
+    with pytest.raises(fastlane_client.InvalidText) as refused:
+        list(getattr(client, method)(*positional, **named))
+    assert isinstance(refused.value, ValueError)
+    assert [each for each, _ in refused.value.violations] == [field]
+    assert str(refused.value).startswith(f"{field}: is not text")
+    assert server.requests == []
+
+
+def test_an_address_that_is_not_utf_8_is_refused() -> None:
+    with pytest.raises(fastlane_client.InvalidText, match="address: is not text"):
+        Client(f"{RAW}:7020")

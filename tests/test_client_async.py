@@ -4,6 +4,7 @@ import asyncio
 import contextlib
 from collections.abc import AsyncIterator, Iterator
 from datetime import timedelta
+from typing import Any
 
 import grpc
 import pytest
@@ -14,7 +15,19 @@ from fastlane_grpc.client import AsyncClient, Backoff, Disconnected, End, Event,
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.cutting_relay import CuttingRelay
 from tests.scripted_server import Cut, Log, Piece, ScriptedServer
-from tests.test_client import HELLO, QUICK, assert_notices_alternate, cuts, data_of, endless, forget, gaps_of, pieces, unused_address
+from tests.test_client import (
+    HELLO,
+    NOT_TEXT,
+    QUICK,
+    assert_notices_alternate,
+    cuts,
+    data_of,
+    endless,
+    forget,
+    gaps_of,
+    pieces,
+    unused_address,
+)
 
 SECONDS = 30
 
@@ -272,3 +285,22 @@ async def test_dropping_a_tail_cancels_the_call(server: ScriptedServer, client: 
         if isinstance(event, Output):
             break
     await happened(server, "stream over")
+
+
+# ---------------------------------------------------------------------------------------------------------------- text
+
+
+@pytest.mark.parametrize(("field", "method", "positional", "named"), NOT_TEXT)
+async def test_a_text_that_is_not_utf_8_is_refused_by_the_name_of_its_field(
+    server: ScriptedServer, client: AsyncClient, field: str, method: str, positional: tuple[Any, ...], named: dict[str, Any]
+) -> None:
+    with pytest.raises(api.InvalidText) as refused:
+        answered = getattr(client, method)(*positional, **named)
+        _ = [each async for each in answered] if hasattr(answered, "__aiter__") else await answered
+    assert [each for each, _ in refused.value.violations] == [field]
+    assert server.requests == []
+
+
+async def test_an_address_that_is_not_utf_8_is_refused() -> None:
+    with pytest.raises(api.InvalidText, match="address: is not text"):
+        AsyncClient("caf\udce9:7020")

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from fastlane_grpc import config
 from fastlane_grpc.config import ConfigError, HostSettings
 from fastlane_grpc.model import CaptureMode
+from fastlane_grpc.redaction import DEFAULT_ENTRIES
 
 ROOT = Path(__file__).parent.parent
 
@@ -234,3 +235,22 @@ def test_the_example_in_the_documentation_is_right(file: Path) -> None:
     for example in text.split("```toml\n")[1:]:
         file.write_text(example.partition("```")[0])
         assert len(config.load({}, {}, file).hosts) > 1
+
+
+def test_the_default_list_of_secret_names_in_the_documentation_is_that_of_the_code() -> None:
+    text = (ROOT / "docs" / "configuration.md").read_text()
+    listed = text.partition("The default list:\n\n```text\n")[2].partition("\n```")[0]
+    assert tuple(listed.replace("\n", "").split(",")) == DEFAULT_ENTRIES
+
+
+# ---- secret names
+
+
+def test_secret_names_come_from_where_settings_come_from_and_are_printed_as_they_are_read(file: Path) -> None:
+    file.write_text('secret_names = "default, PIN"')
+    in_force = config.in_force({}, {}, file)
+    assert in_force.settings.secret_names.hides("MY_PIN")
+    assert in_force.settings.secret_names.hides("API_KEY")
+    assert f'secret_names = "default,pin"  # file {file}' in config.toml(in_force).splitlines()
+    assert not config.load({"secret_names": "pin"}, {"FASTLANE_SECRET_NAMES": "key"}, file).secret_names.hides("API_KEY")
+    assert f"secret_names in {file} is 'a b': has to be names, separated by commas" in refusal(file, "secret_names = 'a b'")

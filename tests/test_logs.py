@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from fastlane_grpc.errors import CursorAhead, CursorInvalid, CursorOfAnotherExecution, StoreFailed
 from fastlane_grpc.logs import Cursor, Logs, Tails
-from fastlane_grpc.model import Cause, LogTotals, Source, new_id
+from fastlane_grpc.model import MAX_TOLD_CHARACTERS, Cause, LogTotals, Source, new_id, told_line
 from fastlane_grpc.record import RecordWriter
 from fastlane_grpc.rpc.log_encoding import ProtobufEncoding
 from fastlane_grpc.v1 import fastlane_pb2 as pb
@@ -468,7 +468,7 @@ async def test_a_reader_that_is_cut_off_at_random_points_gets_each_byte_once(
             writer.gap(OUT, None, Cause.ENGINE, time.time_ns())
         elif source is SYSTEM:
             house.logs.system(id, piece)
-            wanted[SYSTEM] += piece + "\n"
+            wanted[SYSTEM] += told_line(piece) + "\n"
         else:
             raw = piece.encode()
             wanted[source] += piece
@@ -493,10 +493,26 @@ async def test_a_reader_that_is_cut_off_at_random_points_gets_each_byte_once(
     house.logs.close()
 
 
+async def test_a_system_line_is_one_printable_line_whatever_is_in_it(house: House) -> None:
+    id = new_id()
+    house.logs.system(id, "told to stop by a caller (x)\nsucceeded: exited with 0\n\x1b]52;c;aGVsbG8=\x07\u202e\x9b31m \udc9b")
+    house.logs.system(id, "the registry says: " + "y\r\n" * 100_000)
+    house.logs.system_if_first(new_id(), "no other\nline")
+    first, second = data(await house.rest(id), SYSTEM).decode().removesuffix("\n").split("\n")
+    assert first == "told to stop by a caller (x) succeeded: exited with 0  ]52;c;aGVsbG8=   31m  "
+    assert (len(second), second.isprintable(), second[-1]) == (MAX_TOLD_CHARACTERS, True, "…")
+
+
+async def test_a_system_line_shows_no_password_of_a_url(house: House) -> None:
+    id = new_id()
+    house.logs.system(id, "pulling: proxyconnect http://user:hunter2@proxy:3128: refused")
+    assert data(await house.rest(id), SYSTEM) == b"pulling: proxyconnect http://user:***@proxy:3128: refused\n"
+
+
 async def test_fastlane_s_own_lines_are_bounded_and_say_what_they_dropped(house: House) -> None:
     id = new_id()
-    for number in range(400):
-        house.logs.system(id, f"{number} " + "x" * 10_000)
+    for number in range(1000):
+        house.logs.system(id, f"{number} " + "x" * 1900)
     totals = house.logs.seal_system(id)
     assert house.logs.system_path(id).stat().st_blocks * 512 <= (1 << 20) + (64 << 10)
     messages = await house.rest(id, totals=totals)

@@ -199,6 +199,59 @@ async def test_a_request_id_makes_an_enqueue_safe_to_repeat(house: House) -> Non
     assert info(refused.value).metadata["job_id"] == first.job.id
 
 
+SECRET_URL = "postgres://app:{}@db/x"
+
+
+async def test_secrets_are_in_no_answer_wherever_they_stand(house: House) -> None:
+    url = SECRET_URL.format("hunter2")
+    spec = {"args": [url], "command": f"psql {url}", "envs": {"PGPASS": "hunter2", "URL": url, "MONKEY": "see"}, "labels": {"db": url}}
+    job = await house.enqueue(**spec)
+    await house.jobs.StopJob(pb.StopJobRequest(job_id=job.id))
+    request = pb.EnqueueJobRequest(task_id="task", spec=pb.JobSpec(image="busybox", **spec), validate_only=True)  # type: ignore[arg-type]
+    answers = [
+        job,
+        await house.jobs.EnqueueJob(request),
+        await house.jobs.GetJob(pb.GetJobRequest(job_id=job.id)),
+        await house.jobs.ListJobs(pb.ListJobsRequest(with_spec=True)),
+        await house.jobs.StopJob(pb.StopJobRequest(job_id=job.id)),
+    ]
+    assert not [answer for answer in answers if "hunter2" in str(answer)]
+    assert dict(job.spec.envs) == {"PGPASS": "***", "URL": SECRET_URL.format("***"), "MONKEY": "see"}
+
+
+@pytest.mark.parametrize("guess", ["hunter2", "hunter3", ""])
+async def test_a_request_id_does_not_tell_whether_a_secret_was_guessed(house: House, guess: str) -> None:
+    def request(secret: str) -> pb.EnqueueJobRequest:
+        url = SECRET_URL.format(secret)
+        spec = pb.JobSpec(image="busybox", args=[url], envs={"API_KEY": secret, "URL": url, "PLAIN": "1"})
+        return pb.EnqueueJobRequest(task_id="t", spec=spec, request_id="once")
+
+    kept = await house.jobs.EnqueueJob(request("hunter2"))
+    again = await house.jobs.EnqueueJob(request(guess))
+    assert (again.existing, again.job) == (True, kept.job)
+    (assignment,) = await house.store.claim(1, host="local")
+    assert assignment.spec.envs["API_KEY"] == "hunter2", "the first value is kept"
+    other = request(guess)
+    other.spec.envs["PLAIN"] = "2"
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await house.jobs.EnqueueJob(other)
+    assert reason(refused.value) == "REQUEST_ID_REUSED"
+
+
+async def test_a_note_that_is_not_one_line_is_refused_by_its_name(house: House) -> None:
+    job = await house.enqueue()
+    execution_id = job.execution.id
+    note = "x)\nsucceeded: exited with 0\n\x1b]52;c;aGVsbG8=\x07"
+    for call in (
+        house.jobs.StopJob(pb.StopJobRequest(job_id=job.id, note=note)),
+        house.executions.StopExecution(pb.StopExecutionRequest(execution_id=execution_id, note=note)),
+    ):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call
+        assert refused.value.details() == "note: holds U+000A, a control character; a note is one line of text for people"
+    assert (await house.executions.GetExecution(pb.GetExecutionRequest(execution_id=execution_id))).execution.state == pb.STATE_QUEUED
+
+
 async def test_validate_only_answers_and_keeps_nothing(house: House) -> None:
     request = pb.EnqueueJobRequest(task_id="t", spec=pb.JobSpec(image="busybox"), validate_only=True, request_id="v")
     answer = await house.jobs.EnqueueJob(request)

@@ -24,9 +24,11 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 from sqlite_utils import Database
 
 from fastlane_grpc.errors import DiskFull, ExecutionNotFound, JobNotFound, RequestIdReused, ServerStopping, StoreFailed
-from fastlane_grpc.model import Execution, JobSpec, Limits, LogTotals, Outcome, PullPolicy, Reason, Source, State, StopCause, utc_now
+from fastlane_grpc.model import Execution, Job, JobSpec, Limits, LogTotals, Outcome, PullPolicy, Reason, Source, State, StopCause, utc_now
+from fastlane_grpc.redaction import SecretNames
 from fastlane_grpc.store import Store
 from fastlane_grpc.store.database import Connection, open_for_reading, open_for_writing
+from fastlane_grpc.store.enqueue import Enqueue
 from fastlane_grpc.store.migrations import migrations
 from fastlane_grpc.store.queries import ahead_of
 from fastlane_grpc.store.readers import Readers
@@ -185,6 +187,21 @@ async def test_the_same_request_id_with_another_request_is_refused_and_names_the
         await enqueue(house.store, spec=JobSpec("busybox", command="false"), request_id="once")
     assert refused.value.metadata == {"job_id": first.id}
     assert house.rows("SELECT count(*) FROM jobs") == [(1,)]
+
+
+async def test_a_repeated_request_is_known_after_secret_names_were_set_anew(house: House) -> None:
+    spec = JobSpec("busybox", envs={"PIN": "1234", "API_KEY": "a"})
+    first, _ = await house.store.enqueue(task_id="task", spec=spec, request_id="once", caller_address="")
+
+    async def repeated(secret_names: str, **envs: str) -> tuple[Job, bool]:
+        spec = JobSpec("busybox", envs=envs)
+        return await house.writer.write(Enqueue("task", spec, "once", "", utc_now(), secret_names=SecretNames.read(secret_names)))
+
+    for names, envs in (("default,pin", {"PIN": "0", "API_KEY": "b"}), ("pin", {"PIN": "0", "API_KEY": "a"}), ("default", {**spec.envs})):
+        job, existing = await repeated(names, **envs)
+        assert (job.id, existing) == (first.id, True)
+    with pytest.raises(RequestIdReused):
+        await repeated("pin", PIN="1234", API_KEY="b")
 
 
 async def test_request_ids_are_unique_within_their_task_only_and_an_empty_one_is_none(house: House) -> None:
@@ -641,7 +658,7 @@ async def test_a_full_disk_is_told_to_callers_and_waited_out_for_runners(house: 
         with pytest.raises(DiskFull, match=r"fastlane\.db") as full:
             await call
         assert full.value.retry_seconds
-    ended = store.finish(execution.id, state=State.FAILED, outcome=Outcome(detail="x" * 100_000), logs=())
+    ended = store.finish(execution.id, state=State.FAILED, outcome=Outcome(), logs=[LogTotals(Source.STDOUT, 1)] * 10_000)
     with pytest.raises(DiskFull):
         await enqueue(store, spec=big)
     assert (await store.execution(execution.id)).state is State.RUNNING
@@ -728,7 +745,7 @@ async def test_close_ends_the_wait_for_room_on_the_disk(tmp_path: Path) -> None:
     house = House(tmp_path, asyncio.get_running_loop())
     execution = await in_state(house.store, State.RUNNING)
     await house.limit_pages(further=0)
-    ended = house.store.finish(execution.id, state=State.FAILED, outcome=Outcome(detail="x" * 100_000), logs=())
+    ended = house.store.finish(execution.id, state=State.FAILED, outcome=Outcome(), logs=[LogTotals(Source.STDOUT, 1)] * 10_000)
     house.store.close()
     with pytest.raises(ServerStopping):
         await ended
@@ -738,7 +755,7 @@ async def test_close_does_not_wait_for_the_next_try_but_makes_it(tmp_path: Path)
     house = House(tmp_path, asyncio.get_running_loop(), retry_seconds=3600)
     execution = await in_state(house.store, State.RUNNING)
     await house.limit_pages(further=0)
-    ended = house.store.finish(execution.id, state=State.FAILED, outcome=Outcome(detail="x" * 100_000), logs=())
+    ended = house.store.finish(execution.id, state=State.FAILED, outcome=Outcome(), logs=[LogTotals(Source.STDOUT, 1)] * 10_000)
     await house.limit_pages(further=10_000)
     house.store.close()
     assert (await ended).state is State.FAILED

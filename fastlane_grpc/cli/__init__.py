@@ -13,7 +13,9 @@ from typing import NoReturn
 import click
 
 from fastlane_grpc.cli.about import show_version
+from fastlane_grpc.cli.encoding import check_arguments
 from fastlane_grpc.cli.failure import FAILED, WRONG_USE, Failure
+from fastlane_grpc.sanitize import printable
 
 # Of each command the module here and the function in it, and what it does, in short. In the order of the help.
 COMMANDS: Mapping[str, tuple[str, str]] = {
@@ -88,12 +90,15 @@ def main() -> NoReturn:
     # Ctrl-C ends it as it ends any program, where nothing better is known (`run`): an exception out of the middle of gRPC may leave a lock
     # taken for ever. For the same reason the interpreter is not wound down, with threads of gRPC in it; nothing is buffered here.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
+    # gRPC would write lines of its own to stderr, beside ours, which say the same for people. Who looks for a fault in it sets this.
+    os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     os._exit(exit_status(sys.argv[1:], os.environ))
 
 
 def exit_status(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
     """Carries out one command line. What failed is said in a line on stderr."""
     try:
+        check_arguments(arguments)
         status: int = fastlane.main(list(arguments), prog_name="fastlane", standalone_mode=False, obj=environ) or 0
     except click.exceptions.NoArgsIsHelpError as usage:
         click.echo(usage.message, err=True)
@@ -111,5 +116,7 @@ def exit_status(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
 
 
 def _failed(message: str, status: int) -> int:
-    click.echo(f"fastlane: {message}", err=True)
+    # A message may have several lines. Where it holds the words of others, whoever raised it made them one.
+    lines = "\n".join(map(printable, message.split("\n")))
+    click.echo(f"fastlane: {lines}", err=True)
     return status

@@ -1,5 +1,6 @@
 """The server as commands see it: its errors as failures of the command, and its ids as people write them."""
 
+import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -10,9 +11,12 @@ from typing import NoReturn, TypeVar
 
 from fastlane_grpc import client as api
 from fastlane_grpc.cli.failure import UNAVAILABLE, Failure
+from fastlane_grpc.redaction import mask_url_passwords
+from fastlane_grpc.sanitize import printable
 
 # How long the commands wait for a server that does not answer, which may just be restarting.
 _RETRY_FOR = timedelta(seconds=3)
+_START_ONE = "start one with `fastlane server`, or name another with --address"
 # What may be the beginning of an id, and not all of it. All else goes to the server as it is.
 _BEGINNING = re.compile(r"[0-9a-f-]{1,35}")
 _CANDIDATES = 5
@@ -27,13 +31,25 @@ def connected(address: str) -> Iterator[api.Client]:
         try:
             yield client
         except api.ServerUnavailable as error:
-            message = f"no server answers at {address} ({cause(error)}); start one with `fastlane server`, or name another with --address"
-            raise Failure(str(error) if error.reason else message, UNAVAILABLE) from error
+            asked = f": {proxied}" if (proxied := proxy_text(address)) else ""
+            message = f"no server answers at {address} ({cause(error)}){asked}; {_START_ONE}"
+            raise Failure(printable(str(error) if error.reason else message), UNAVAILABLE) from error
         except api.UnknownField as error:
             message = f"the server at {address} is older than this program and cannot do this: {error}"
-            raise Failure(str(error) if error.reason else message) from error
+            raise Failure(printable(str(error) if error.reason else message)) from error
         except api.Error as error:
-            raise Failure(str(error)) from error
+            raise Failure(printable(str(error))) from error
+
+
+def proxy_text(address: str) -> str:
+    """Which proxy is asked for the way to a server, and why; empty if none is. Its password is not shown."""
+    # Not the environment that a command was given: gRPC looks at that of the process.
+    found = api.proxy(address, os.environ)
+    if found is None:
+        return ""
+    url, variable = found
+    host = address.rpartition(":")[0].strip("[]")
+    return f"the proxy {mask_url_passwords(url)} was asked, as the variable {variable} says; no_proxy={host} goes past it"
 
 
 def cause(error: api.Error) -> str:

@@ -10,7 +10,8 @@ import click
 from fastlane_grpc.cli.failure import FAILED
 from fastlane_grpc.cli.settings import settings_file, settings_in_force
 from fastlane_grpc.cli.tables import painted
-from fastlane_grpc.cli.terminal import is_colourful, printable, write
+from fastlane_grpc.cli.terminal import is_colourful, write
+from fastlane_grpc.sanitize import printable
 
 
 @click.command()

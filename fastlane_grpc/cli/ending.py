@@ -1,17 +1,21 @@
 """`fastlane stop` and `fastlane prune`: what ends jobs, and what deletes them."""
 
+import sys
 from datetime import timedelta
 
 import click
 
 from fastlane_grpc import client as api
 from fastlane_grpc.cli.connection import connected, either_id
-from fastlane_grpc.cli.failure import Failure
+from fastlane_grpc.cli.failure import WRONG_USE, Failure
 from fastlane_grpc.cli.options import AGE, GRACE, answers, talks_to_server
 from fastlane_grpc.cli.output import state_name
 from fastlane_grpc.cli.tables import as_line, size
 from fastlane_grpc.cli.terminal import write
 from fastlane_grpc.v1 import fastlane_pb2 as pb
+
+# With a lesser age prune deletes all that is over.
+_EVERYTHING = timedelta(minutes=1)
 
 
 @click.command()
@@ -53,10 +57,14 @@ def _stopped(client: api.Client, text: str, note: str, grace: timedelta | None) 
 @click.option("--logs-only", is_flag=True, help="Delete their output; keep the jobs.")
 @click.option("--task", default="", metavar="NAME", help="Of this task alone.")
 @click.option("--dry-run", is_flag=True, help="Count, and delete nothing.")
+@click.option("--all", "everything", is_flag=True, help="Do not ask, whatever would be deleted.")
 @answers
 @talks_to_server
-def prune(*, older_than: timedelta, logs_only: bool, task: str, dry_run: bool, form: str, address: str) -> int:
-    """Delete jobs that ended long ago, with their output. What is not over is never deleted. Asks nothing.
+def prune(*, older_than: timedelta, logs_only: bool, task: str, dry_run: bool, everything: bool, form: str, address: str) -> int:
+    """Delete jobs that ended long ago, with their output. What is not over is never deleted.
+
+    All that is over, of all tasks (`--older-than 0s`, or any age below a minute), is deleted only with --all, or if you say yes to the
+    question that is asked on a terminal.
 
     \b
     Examples:
@@ -64,16 +72,30 @@ def prune(*, older_than: timedelta, logs_only: bool, task: str, dry_run: bool, f
       fastlane prune --older-than 7d --logs-only --task send-mail
     """
     with connected(address) as client:
+        if older_than < _EVERYTHING and not (task or dry_run or everything):
+            _confirm(client.prune(older_than, logs_only=logs_only, validate_only=True))
         pruned = client.prune(older_than, logs_only=logs_only, task_id=task, validate_only=dry_run)
     write(1, as_line(pruned) if form == "json" else f"{_pruned_text(pruned, dry_run=dry_run)}\n".encode())
     return 0
 
 
+def _confirm(counted: pb.PruneResponse) -> None:
+    """Ask on a terminal whether everything is to be deleted. Raises Failure where the answer is not yes, or nobody can be asked."""
+    what = _counted_text(counted)
+    if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
+        raise Failure(f"this deletes all that is over ({what}); add --all if that is meant, or --task, or a greater age", WRONG_USE)
+    write(2, f"fastlane: this deletes all that is over: {what}. Delete it? [y/N] ".encode())
+    if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
+        raise Failure("nothing was deleted")
+
+
 def _pruned_text(pruned: pb.PruneResponse, *, dry_run: bool) -> str:
+    return f"{'would delete' if dry_run else 'deleted'} {_counted_text(pruned)}"
+
+
+def _counted_text(pruned: pb.PruneResponse) -> str:
     what = f"{_counted(pruned.jobs, 'job')} and {_counted(pruned.logs, 'log')}, {size(pruned.bytes)}"
-    if dry_run:
-        return f"would delete {'at least ' if pruned.more else ''}{what}"
-    return f"deleted {what}"
+    return f"at least {what}" if pruned.more else what
 
 
 def _counted(number: int, noun: str) -> str:

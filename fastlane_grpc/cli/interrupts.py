@@ -8,6 +8,7 @@ from datetime import timedelta
 
 from fastlane_grpc import client as api
 from fastlane_grpc.cli.failure import INTERRUPTED
+from fastlane_grpc.sanitize import printable
 
 # A stop is worth waiting for a server that is away.
 _STOP_FOR = timedelta(minutes=2)
@@ -55,4 +56,4 @@ class Interrupts:
                 client.stop(self._job_id, f"{name} in fastlane run")
             self._stopped = True
         except api.Error as error:
-            os.write(2, f"fastlane: cannot stop job {self._job_id}: {error}\n".encode())
+            os.write(2, f"fastlane: cannot stop job {self._job_id}: {printable(str(error))}\n".encode())

@@ -6,10 +6,11 @@ from datetime import datetime
 import click
 
 from fastlane_grpc import client as api
-from fastlane_grpc.cli.connection import connected, either_id
+from fastlane_grpc.cli.connection import connected, either_id, proxy_text
 from fastlane_grpc.cli.failure import Failure
 from fastlane_grpc.cli.options import MOMENT, shows_output, talks_to_server
 from fastlane_grpc.cli.output import Display, follow
+from fastlane_grpc.cli.terminal import say
 from fastlane_grpc.v1 import fastlane_pb2
 
 # What the contract allows.
@@ -65,6 +66,8 @@ def logs(
     """
     only = [fastlane_pb2.Source.Value(f"SOURCE_{name.upper()}") for name in names]
     display = Display(environ, verbose=verbose, quiet=quiet, timestamps=timestamps, only=only)
+    if verbose and (proxied := proxy_text(address)):
+        say(proxied)
     with connected(address) as client:
         execution_id = _execution_id(client, id)
         tail = client.tail(execution_id, cursor, display.sources, follow=follows, since=since, tail_lines=lines)

@@ -7,6 +7,7 @@ from typing import Any, TypeVar
 import click
 
 from fastlane_grpc import config
+from fastlane_grpc.cli.encoding import escaped, is_utf8
 from fastlane_grpc.v1 import fastlane_pb2
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -23,10 +24,13 @@ class _Reads(click.ParamType[object]):
         self._read = read
 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> object:
+        # Arguments were looked at before; this one comes from the environment.
+        if isinstance(value, str) and not is_utf8(value):
+            self.fail(f"'{escaped(value)}' is not UTF-8", param, ctx)
         try:
             return self._read(value) if isinstance(value, str) else value
         except ValueError as error:
-            self.fail(f"{value!r} {error}", param, ctx)
+            self.fail(f"{escaped(value)!r} {error}", param, ctx)
 
 
 def _read_grace(text: str) -> timedelta:
@@ -117,7 +121,16 @@ def talks_to_server(function: Function) -> Function:
 
 
 def shows_output(function: Function) -> Function:
-    function = click.option("-v", "--verbose", is_flag=True, help="Show fastlane's own lines too (as on a terminal), on stderr.")(function)
+    return _verbose(function, "-v", "--verbose")
+
+
+def shows_output_of_run(function: Function) -> Function:
+    """As `shows_output`, without -v: whoever comes from `docker run` means a volume by it."""
+    return _verbose(function, "--verbose")
+
+
+def _verbose(function: Function, *names: str) -> Function:
+    function = click.option(*names, is_flag=True, help="Show fastlane's own lines too (as on a terminal), on stderr.")(function)
     return click.option("-q", "--quiet", is_flag=True, help="Show the container's output, and where some is missing; nothing else.")(
         function
     )

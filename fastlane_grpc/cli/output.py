@@ -2,6 +2,7 @@
 
 import sys
 import time
+from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from itertools import groupby
 from operator import attrgetter
@@ -9,7 +10,8 @@ from operator import attrgetter
 from fastlane_grpc import client as api
 from fastlane_grpc.cli.connection import cause
 from fastlane_grpc.cli.failure import Failure
-from fastlane_grpc.cli.terminal import CannotWrite, LiveLine, is_colourful, obeys, printable, say, write
+from fastlane_grpc.cli.terminal import CannotWrite, LiveLine, is_colourful, obeys, say, write
+from fastlane_grpc.sanitize import printable
 from fastlane_grpc.v1 import fastlane_pb2
 
 # A shorter absence of the server is not worth a word.
@@ -39,6 +41,7 @@ class Display:
         self._quiet = quiet
         self._dim = is_colourful(2, environ)
         self._bytes_of: Callable[[api.Output], bytes] = _Stamps().stamped if timestamps else attrgetter("data")
+        self._own_lines = _OwnLines()
         self._live = LiveLine() if self.system and not (verbose or timestamps or only) and obeys(2, environ) else None
         self._began = False
         # The last of fastlane's own lines that was written to stay.
@@ -46,7 +49,7 @@ class Display:
 
     def output(self, pieces: Iterable[api.Output]) -> None:
         for source, run_of_one in groupby(pieces, lambda piece: piece.source):
-            data = b"".join(map(self._bytes_of, run_of_one))
+            data = b"".join(map(self._bytes_of_line if source == api.SYSTEM else self._bytes_of, run_of_one))
             newest = data.rstrip(b"\n").rpartition(b"\n")[2].decode(errors="replace") if source == api.SYSTEM else ""
             if newest and self._live and not self._began:
                 self._live.show(f"fastlane: {newest}")
@@ -57,6 +60,9 @@ class Display:
             self._last_line = newest or self._last_line
             self.clear()
             write(1 if source == api.STDOUT else 2, data)
+
+    def _bytes_of_line(self, piece: api.Output) -> bytes:
+        return self._bytes_of(self._own_lines.printable(piece))
 
     def state(self, change: api.StateChange) -> None:
         if change.state not in _BEFORE_ITS_START:
@@ -71,11 +77,11 @@ class Display:
         if end.exit_status == 0 or end.outcome is None or self._tells(end.outcome.detail) or self._quiet:
             return
         if end.outcome.reason != fastlane_pb2.REASON_EXIT_CODE:
-            say(printable(end.outcome.detail) or f"it ended as {state_name(end.state)}")
+            say(end.outcome.detail or f"it ended as {state_name(end.state)}")
 
     def _tells(self, detail: str) -> bool:
         """Whether that was said by the last of fastlane's own lines. It is not of one that ended while it was queued."""
-        return bool(self._last_line) and detail.rstrip().rpartition("\n")[2] in self._last_line
+        return bool(self._last_line) and printable(detail).strip() in self._last_line
 
     def say(self, text: str) -> None:
         self.clear()
@@ -85,6 +91,21 @@ class Display:
         """Takes the live line away, if there is one."""
         if self._live:
             self._live.clear()
+
+
+class _OwnLines:
+    """Makes fastlane's own lines printable: those that an earlier server wrote may hold whatever a caller or a registry said.
+
+    A server writes a line at a time, so that of a piece only the last byte ends a line. A piece may be cut within a character.
+    """
+
+    def __init__(self) -> None:
+        self._decoder = getincrementaldecoder("utf-8")("replace")
+
+    def printable(self, piece: api.Output) -> api.Output:
+        text = self._decoder.decode(piece.data)
+        line, end = (text[:-1], "\n") if text.endswith("\n") else (text, "")
+        return piece._replace(data=f"{printable(line)}{end}".encode())
 
 
 class _Stamps:

@@ -1,48 +1,62 @@
 """`fastlane run` and `fastlane enqueue`: a job from the words of a command line."""
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence, Set
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import click
 
 from fastlane_grpc import client as api
-from fastlane_grpc.cli.connection import connected
+from fastlane_grpc.cli.connection import connected, proxy_text
+from fastlane_grpc.cli.docker_options import refusal
+from fastlane_grpc.cli.encoding import is_utf8
+from fastlane_grpc.cli.env_file import read_env_file
+from fastlane_grpc.cli.failure import WRONG_USE, Failure
 from fastlane_grpc.cli.interrupts import Interrupts
-from fastlane_grpc.cli.options import DURATION, GRACE, PAIR, SIZE, VARIABLE, Function, shows_output, talks_to_server
+from fastlane_grpc.cli.options import DURATION, GRACE, PAIR, SIZE, VARIABLE, Function, shows_output_of_run, talks_to_server
 from fastlane_grpc.cli.output import Display, follow
+from fastlane_grpc.cli.stdin import is_given
+from fastlane_grpc.cli.terminal import say
 from fastlane_grpc.v1 import fastlane_pb2
+
+# `docker run -a` takes these; ours takes the address of a server.
+_STREAMS = ["stdin"], ["stdout"], ["stderr"]
 
 
 class _JobCommand(click.Command):
-    """`run [OPTIONS] IMAGE [OPTIONS] [--] [WORD]...`: options may stand on both sides of the image, and the words of the command are
-    taken as they are, from the first that is no option, or from `--` on."""
+    """`run [OPTIONS] IMAGE [--] [WORD]...`: what follows the image belongs to the command, as with `docker run`, but a first `--`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         options: list[str] = []
         words = list(args)
-        image: list[str] = []
-        while words:
-            word = words.pop(0)
-            if word == "--":
-                break
-            if word.startswith("-") and len(word) > 1:
-                options.append(word)
-                if self._wants_value(word) and words:
-                    options.append(words.pop(0))
-            elif not image:
-                image = [word]
-            else:
-                words.insert(0, word)
-                break
-        return super().parse_args(ctx, [*options, "--", *image, *words])
+        while words and words[0] != "--" and words[0].startswith("-") and len(words[0]) > 1:
+            option = words.pop(0)
+            if option == "-a" and words[:1] in _STREAMS:
+                option = "--attach"
+            if refused := refusal(option, self._valued):
+                raise Failure(refused, WRONG_USE)
+            options.append(option)
+            if self._wants_value(option) and words:
+                options.append(words.pop(0))
+        # Before the image, or right behind it.
+        if words[:1] == ["--"]:
+            del words[0]
+        elif words[1:2] == ["--"]:
+            del words[1]
+        return super().parse_args(ctx, [*options, "--", *words])
+
+    @cached_property
+    def _valued(self) -> Set[str]:
+        """Options that take a value."""
+        return {name for each in self.params if isinstance(each, click.Option) and not each.is_flag for name in each.opts}
 
     def _wants_value(self, word: str) -> bool:
         """Whether the next word is this option's value: of `--task T`, `-e K=V`, `-de K=V`, and not of `--task=T`, `-eK=V`."""
-        valued = {name for each in self.params if isinstance(each, click.Option) and not each.is_flag for name in each.opts}
         if word.startswith("--"):
-            return word in valued
+            return word in self._valued
         for place, letter in enumerate(word[1:], 2):
-            if f"-{letter}" in valued:
+            if f"-{letter}" in self._valued:
                 return place == len(word)
         return False
 
@@ -51,6 +65,14 @@ class _JobCommand(click.Command):
 _JOB_OPTIONS = [
     click.option("--task", metavar="NAME", help="What to group the job under.  [default: the image's name]"),
     click.option("-e", "--env", "envs", type=VARIABLE, multiple=True, help="Set a variable; by its name alone, as it is set here."),
+    click.option(
+        "--env-file",
+        "env_files",
+        type=click.Path(path_type=Path),
+        multiple=True,
+        metavar="PATH",
+        help="Set the variables of a file, a line each.",
+    ),
     click.option("--timeout", type=DURATION, help="Longest time it may run, as 90s or 2h.  [default: the server's]"),
     click.option(
         "--pull", "pull_policy", type=click.Choice(["missing", "always", "never"]), help="When to pull the image.  [default: missing]"
@@ -82,7 +104,7 @@ def _describes_job(function: Function) -> Function:
 @click.command(cls=_JobCommand)
 @_describes_job
 @click.option("-d", "--detach", is_flag=True, help="Print the job's id and do not wait, as `fastlane enqueue`.")
-@shows_output
+@shows_output_of_run
 @talks_to_server
 @click.pass_obj
 def run(environ: Mapping[str, str], /, *, detach: bool, verbose: bool, quiet: bool, address: str, **job_options: Any) -> int:
@@ -105,6 +127,9 @@ def run(environ: Mapping[str, str], /, *, detach: bool, verbose: bool, quiet: bo
       125  it never ran, or nobody knows      1  another error
            how it ended
     """
+    told = quiet or _tell_of_stdin()
+    if verbose and (proxied := proxy_text(address)):
+        say(proxied)
     with connected(address) as client:
         interrupts = None if detach else Interrupts(address)
         job = _enqueued(client, environ, **job_options)
@@ -115,7 +140,11 @@ def run(environ: Mapping[str, str], /, *, detach: bool, verbose: bool, quiet: bo
         display = Display(environ, verbose=verbose, quiet=quiet)
         if display.system:
             display.say(f"job {job.id}, execution {job.execution.id}")
-        return follow(client.tail(job.execution.id, sources=display.sources), display)
+        status = follow(client.tail(job.execution.id, sources=display.sources), display)
+    if not told:
+        # Whoever writes to it may have been slow.
+        _tell_of_stdin()
+    return status
 
 
 @click.command(cls=_JobCommand)
@@ -145,6 +174,7 @@ def _enqueued(
     words: Sequence[str],
     task: str | None,
     envs: Sequence[tuple[str, str | None]],
+    env_files: Sequence[Path],
     labels: Sequence[tuple[str, str]],
     entrypoint: str | None,
     **spec: Any,
@@ -153,7 +183,7 @@ def _enqueued(
         task or _task_of(image),
         image,
         args=words,
-        envs=_environment(envs, environ),
+        envs=_environment(envs, env_files, environ),
         labels=dict(labels),
         entrypoint=() if entrypoint is None else (entrypoint,),
         **spec,
@@ -165,10 +195,20 @@ def _task_of(image: str) -> str:
     return image.partition("@")[0].rpartition("/")[2].partition(":")[0] or "run"
 
 
-def _environment(variables: Iterable[tuple[str, str | None]], environ: Mapping[str, str]) -> dict[str, str]:
-    values = {}
+def _tell_of_stdin() -> bool:
+    """Say that what was piped into the command is not read, if something was. Whether that was said."""
+    if given := is_given():
+        say("a job gets no standard input: what is piped or redirected into this command is not read")
+    return given
+
+
+def _environment(variables: Iterable[tuple[str, str | None]], files: Iterable[Path], environ: Mapping[str, str]) -> dict[str, str]:
+    """A later file goes before an earlier one, and -e before all files."""
+    values = {name: value for file in files for name, value in read_env_file(file, environ)}
     for name, value in variables:
         if value is None and name not in environ:
             raise click.BadParameter(f"{name!r} is not set here; give it a value, as {name}=VALUE", param_hint="'-e'")
         values[name] = environ[name] if value is None else value
+        if not is_utf8(values[name]):
+            raise click.BadParameter(f"the value that {name!r} has here is not UTF-8", param_hint="'-e'")
     return values

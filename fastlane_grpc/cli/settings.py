@@ -5,6 +5,7 @@ from pathlib import Path
 
 import click
 
+from fastlane_grpc.cli.encoding import escaped, is_utf8
 from fastlane_grpc.cli.failure import WRONG_USE, Failure
 from fastlane_grpc.cli.options import Function
 from fastlane_grpc.config import SETTINGS, ConfigError, InForce, as_json, default_text, in_force, toml
@@ -37,6 +38,8 @@ def settings(function: Function) -> Function:
 
 
 def settings_in_force(flags: Mapping[str, str | None], environ: Mapping[str, str], file: Path | None) -> InForce:
+    if file is not None and not is_utf8(str(file)):
+        raise Failure(f"the path of the settings file is not UTF-8: '{escaped(str(file))}'", WRONG_USE)
     try:
         return in_force(flags, environ, file)
     except ConfigError as error:

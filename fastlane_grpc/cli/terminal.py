@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import NoReturn
 
 from fastlane_grpc.cli.failure import Failure
+from fastlane_grpc.sanitize import printable
 
 _NAMES = {1: "stdout", 2: "stderr"}
 
@@ -30,13 +31,8 @@ class CannotWrite(Failure):
 
 
 def say(text: str) -> None:
-    """A word of our own, on stderr."""
-    write(2, f"fastlane: {text}\n".encode())
-
-
-def printable(text: str) -> str:
-    """On one line, and without what a terminal would obey: it may come from an engine, a registry, another caller."""
-    return "".join(letter if letter.isprintable() else " " for letter in text)
+    """A line of our own, on stderr. It may hold the words of an engine, a registry, or another caller."""
+    write(2, f"fastlane: {printable(text)}\n".encode())
 
 
 def is_colourful(fd: int, environ: Mapping[str, str]) -> bool:

@@ -5,11 +5,13 @@ from fastlane_grpc.client.answers import as_json
 from fastlane_grpc.client.async_tail import AsyncTail
 from fastlane_grpc.client.asynchronous import AsyncClient
 from fastlane_grpc.client.blocking import Client
+from fastlane_grpc.client.channel import proxy
 from fastlane_grpc.client.errors import (
     CursorRefused,
     Error,
     Exhausted,
     InvalidRequest,
+    InvalidText,
     LogInconsistent,
     NotFound,
     RequestIdReused,
@@ -51,6 +53,7 @@ __all__ = [
     "Exhausted",
     "Gap",
     "InvalidRequest",
+    "InvalidText",
     "JobFilter",
     "JobOptions",
     "LogInconsistent",
@@ -65,4 +68,5 @@ __all__ = [
     "TailOptions",
     "UnknownField",
     "as_json",
+    "proxy",
 ]

@@ -40,9 +40,7 @@ class AsyncClient:
         self._timeout_seconds = requests.seconds(timeout)
         self._retry_seconds = self._timeout_seconds if retry_for is None else requests.seconds(retry_for)
         self._backoff = backoff
-        self._own_channel = (
-            grpc.aio.insecure_channel(address, options=channel.options(address, backoff)) if isinstance(address, str) else None
-        )
+        self._own_channel = channel.asynchronous(address, backoff) if isinstance(address, str) else None
         line = self._own_channel or address
         assert not isinstance(line, str)
         self._jobs = pb_grpc.JobServiceStub(line)
@@ -60,7 +58,7 @@ class AsyncClient:
 
     async def job(self, job_id: str) -> pb.Job:
         """The job as it is now, with its newest execution. NotFound."""
-        return (await self._call(self._jobs.GetJob, pb.GetJobRequest(job_id=job_id))).job
+        return (await self._call(self._jobs.GetJob, requests.get_job(job_id))).job
 
     async def jobs(self, **filter: Unpack[JobFilter]) -> AsyncIterator[pb.Job]:  # noqa: A002
         """Jobs, newest first; a page is fetched when it is needed, to the last one."""
@@ -76,7 +74,7 @@ class AsyncClient:
 
     async def execution(self, execution_id: str) -> pb.Execution:
         """The execution as it is now. NotFound."""
-        return (await self._call(self._executions.GetExecution, pb.GetExecutionRequest(execution_id=execution_id))).execution
+        return (await self._call(self._executions.GetExecution, requests.get_execution(execution_id))).execution
 
     async def executions(self, **filter: Unpack[ExecutionFilter]) -> AsyncIterator[pb.Execution]:  # noqa: A002
         """Executions, newest first; a page is fetched when it is needed, to the last one."""
@@ -104,7 +102,7 @@ class AsyncClient:
 
     async def task(self, task_id: str) -> pb.Task:
         """The task, with the number of its jobs. NotFound: no job of it is kept."""
-        return (await self._call(self._tasks.GetTask, pb.GetTaskRequest(task_id=task_id))).task
+        return (await self._call(self._tasks.GetTask, requests.get_task(task_id))).task
 
     async def tasks(self, *, page_size: int = 0) -> AsyncIterator[pb.Task]:
         """Tasks, by name; a page is fetched when it is needed, to the last one."""

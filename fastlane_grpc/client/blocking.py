@@ -44,7 +44,7 @@ class Client:
         self._timeout_seconds = requests.seconds(timeout)
         self._retry_seconds = self._timeout_seconds if retry_for is None else requests.seconds(retry_for)
         self._backoff = backoff
-        self._own_channel = grpc.insecure_channel(address, options=channel.options(address, backoff)) if isinstance(address, str) else None
+        self._own_channel = channel.blocking(address, backoff) if isinstance(address, str) else None
         line = self._own_channel or address
         assert not isinstance(line, str)
         self._jobs = pb_grpc.JobServiceStub(line)
@@ -62,7 +62,7 @@ class Client:
 
     def job(self, job_id: str) -> pb.Job:
         """The job as it is now, with its newest execution. NotFound."""
-        return self._call(self._jobs.GetJob, pb.GetJobRequest(job_id=job_id)).job
+        return self._call(self._jobs.GetJob, requests.get_job(job_id)).job
 
     def jobs(self, **filter: Unpack[JobFilter]) -> Iterator[pb.Job]:  # noqa: A002
         """Jobs, newest first; a page is fetched when it is needed, to the last one."""
@@ -77,7 +77,7 @@ class Client:
 
     def execution(self, execution_id: str) -> pb.Execution:
         """The execution as it is now. NotFound."""
-        return self._call(self._executions.GetExecution, pb.GetExecutionRequest(execution_id=execution_id)).execution
+        return self._call(self._executions.GetExecution, requests.get_execution(execution_id)).execution
 
     def executions(self, **filter: Unpack[ExecutionFilter]) -> Iterator[pb.Execution]:  # noqa: A002
         """Executions, newest first; a page is fetched when it is needed, to the last one."""
@@ -103,7 +103,7 @@ class Client:
 
     def task(self, task_id: str) -> pb.Task:
         """The task, with the number of its jobs. NotFound: no job of it is kept."""
-        return self._call(self._tasks.GetTask, pb.GetTaskRequest(task_id=task_id)).task
+        return self._call(self._tasks.GetTask, requests.get_task(task_id)).task
 
     def tasks(self, *, page_size: int = 0) -> Iterator[pb.Task]:
         """Tasks, by name; a page is fetched when it is needed, to the last one."""

@@ -1,11 +1,49 @@
 """The channel to a server, with the options that both clients need."""
 
+from collections.abc import Mapping
+from ipaddress import ip_address, ip_network
+
+import grpc
+
+from fastlane_grpc.client import requests
 from fastlane_grpc.client.tries import Backoff
 
 _LOOPBACK = ("127.", "localhost:", "[::1]:")
 
 
-def options(address: str, backoff: Backoff) -> list[tuple[str, int]]:
+def blocking(address: str, backoff: Backoff) -> grpc.Channel:
+    return grpc.insecure_channel(requests.address(address), options=_options(address, backoff))
+
+
+def asynchronous(address: str, backoff: Backoff) -> grpc.aio.Channel:
+    return grpc.aio.insecure_channel(requests.address(address), options=_options(address, backoff))
+
+
+def proxy(address: str, environ: Mapping[str, str]) -> tuple[str, str] | None:
+    """Return the proxy that gRPC asks for a connection to HOST:PORT, and the variable that names it; None if it connects by itself.
+
+    gRPC takes the first of the variables that is set, even if it is empty, and knows proxies of http:// alone.
+    """
+    variable = next((name for name in ("grpc_proxy", "https_proxy", "http_proxy") if name in environ), "")
+    url = environ.get(variable, "")
+    if address.startswith(_LOOPBACK) or not url.lower().startswith("http://"):
+        return None
+    past = environ.get("no_grpc_proxy", environ.get("no_proxy", ""))
+    host = address.rpartition(":")[0].strip("[]").lower()
+    if any(_goes_past(host, entry.strip().lower()) for entry in past.split(",")):
+        return None
+    return url, variable
+
+
+def _goes_past(host: str, entry: str) -> bool:
+    """Whether an entry of no_proxy, the end of a name or a range of addresses, is for the host."""
+    try:
+        return ip_address(host) in ip_network(entry, strict=False)
+    except ValueError:
+        return bool(entry) and host.endswith(entry)
+
+
+def _options(address: str, backoff: Backoff) -> list[tuple[str, int]]:
     options = [
         # An answer has at most 3 MiB.
         ("grpc.max_receive_message_length", 4 << 20),

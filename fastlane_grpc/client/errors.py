@@ -49,6 +49,15 @@ class InvalidRequest(Error):
     violations: Sequence[tuple[str, str]] = ()
 
 
+class InvalidText(InvalidRequest, ValueError):
+    """A text that cannot be sent, as it is not UTF-8: bytes, or half a character. Found before the call; `violations` names its field."""
+
+    def __init__(self, field: str) -> None:
+        what = "is not text that can be sent as UTF-8; check the encoding of where it comes from"
+        super().__init__(f"{field}: {what}", code=grpc.StatusCode.INVALID_ARGUMENT)
+        self.violations = ((field, what),)
+
+
 class UnknownField(Error):
     """The server is older than this client and does not know a field that was set, or the call itself."""
 

@@ -1,14 +1,21 @@
 """What the methods of both clients take, and the requests of the contract that are made of it. What an option means is said here, once."""
 
+import inspect
+import json
 import uuid
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
+from functools import wraps
 from types import MappingProxyType
-from typing import Any, Literal, TypeAlias, TypedDict
+from typing import Any, Literal, ParamSpec, TypeAlias, TypedDict, TypeVar
 
 from google.protobuf import duration_pb2, timestamp_pb2
 
+from fastlane_grpc.client.errors import InvalidText
 from fastlane_grpc.v1 import fastlane_pb2
+
+_Parameters = ParamSpec("_Parameters")
+_Request = TypeVar("_Request")
 
 Duration: TypeAlias = timedelta | float
 """A time span; a bare number is seconds."""
@@ -98,6 +105,74 @@ class TailOptions(TypedDict, total=False):
     """Raise the error once the server was away for so long; never, if left out."""
 
 
+# Of `enqueue`, what is not in the spec.
+_BESIDE_SPEC = {"task_id", "request_id"}
+
+
+def _names_text(build: Callable[_Parameters, _Request]) -> Callable[_Parameters, _Request]:
+    """Raise InvalidText, which names the field, where protobuf would raise a UnicodeError that names nothing."""
+    signature = inspect.signature(build)
+
+    @wraps(build)
+    def built(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Request:
+        try:
+            return build(*args, **kwargs)
+        except UnicodeError:
+            for name, value in signature.bind(*args, **kwargs).arguments.items():
+                # The filters of lists come as one mapping.
+                fields = value.items() if name == "filter" else [(name, value)]
+                for field in (field for each in fields for field in _not_text(*each)):
+                    raise InvalidText(field if build.__name__ != "enqueue" or field in _BESIDE_SPEC else f"spec.{field}") from None
+            raise
+
+    return built
+
+
+def _not_text(field: str, value: object) -> Iterator[str]:
+    """The fields in `value` that are not text, as the server names them."""
+    if isinstance(value, str | bytes):
+        if not _is_text(value):
+            yield field
+    elif isinstance(value, Mapping):
+        for name, each in value.items():
+            named = f"{field}[{json.dumps(name if isinstance(name, str) else repr(name))}]"
+            yield from _not_text(named, each) if not isinstance(name, str | bytes) or _is_text(name) else [named]
+    elif isinstance(value, Sequence):
+        for number, each in enumerate(value):
+            yield from _not_text(f"{field}[{number}]", each)
+
+
+def _is_text(value: str | bytes) -> bool:
+    try:
+        _ = value.encode() if isinstance(value, str) else value.decode()
+    except UnicodeError:
+        return False
+    return True
+
+
+def address(text: str) -> str:
+    """The address itself. Raises InvalidText."""
+    if not _is_text(text):
+        raise InvalidText("address")
+    return text
+
+
+@_names_text
+def get_job(job_id: str) -> fastlane_pb2.GetJobRequest:
+    return fastlane_pb2.GetJobRequest(job_id=job_id)
+
+
+@_names_text
+def get_execution(execution_id: str) -> fastlane_pb2.GetExecutionRequest:
+    return fastlane_pb2.GetExecutionRequest(execution_id=execution_id)
+
+
+@_names_text
+def get_task(task_id: str) -> fastlane_pb2.GetTaskRequest:
+    return fastlane_pb2.GetTaskRequest(task_id=task_id)
+
+
+@_names_text
 def enqueue(
     task_id: str,
     image: str,
@@ -150,26 +225,32 @@ def enqueue(
     )
 
 
+@_names_text
 def jobs(*, since: datetime | None = None, until: datetime | None = None, **filter: Any) -> fastlane_pb2.ListJobsRequest:  # noqa: A002
     return fastlane_pb2.ListJobsRequest(since_time=_timestamp(since), until_time=_timestamp(until), **filter)
 
 
+@_names_text
 def executions(**filter: Any) -> fastlane_pb2.ListExecutionsRequest:  # noqa: A002
     return fastlane_pb2.ListExecutionsRequest(**filter)
 
 
+@_names_text
 def stop_job(job_id: str, note: str, grace: Duration | None) -> fastlane_pb2.StopJobRequest:
     return fastlane_pb2.StopJobRequest(job_id=job_id, note=note, grace=_duration(grace))
 
 
+@_names_text
 def stop_execution(execution_id: str, note: str, grace: Duration | None) -> fastlane_pb2.StopExecutionRequest:
     return fastlane_pb2.StopExecutionRequest(execution_id=execution_id, note=note, grace=_duration(grace))
 
 
+@_names_text
 def prune(older_than: Duration, *, logs_only: bool, task_id: str, validate_only: bool) -> fastlane_pb2.PruneRequest:
     return fastlane_pb2.PruneRequest(older_than=_duration(older_than), logs_only=logs_only, task_id=task_id, validate_only=validate_only)
 
 
+@_names_text
 def tail(
     execution_id: str,
     cursor: str,

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import structlog
 
-from fastlane_grpc.model import LogTotals, Source
+from fastlane_grpc.model import LogTotals, Source, told_line
 from fastlane_grpc.record import RecordReader, RecordWriter, Sealed
 
 # Of fastlane's own lines about one execution: whatever an engine or a registry has to say, and however often.
@@ -44,12 +44,15 @@ class Logs:
         return self.path(execution_id) / "system"
 
     def system(self, execution_id: str, line: str) -> None:
-        """Adds one of fastlane's own lines, if there is room for it."""
+        """Adds one of fastlane's own lines, if there is room for it.
+
+        It may hold the words of a caller, an engine or a registry: it is written as one printable line, so that nobody forges another.
+        """
         try:
             with self._lock:
                 new = execution_id not in self._writers
                 writer = self._writer(execution_id)
-                writer.write([(Source.SYSTEM, line.encode("utf-8", "replace") + b"\n")], time.time_ns())
+                writer.write([(Source.SYSTEM, told_line(line).encode() + b"\n")], time.time_ns())
         except (OSError, Sealed) as error:
             self._forget(execution_id)
             log.warning("a system line was dropped", execution_id=execution_id, error=str(error))

@@ -30,8 +30,8 @@ from fastlane_grpc.model import (
     exit_status,
 )
 from fastlane_grpc.record import Gap
+from fastlane_grpc.redaction import SecretNames
 from fastlane_grpc.service import (
-    REDACTED,
     EnqueueRequest,
     ExecutionQuery,
     JobQuery,
@@ -42,7 +42,6 @@ from fastlane_grpc.service import (
     StateChanged,
     TaskQuery,
     Unsealed,
-    looks_secret,
 )
 from fastlane_grpc.upkeep import Pruned
 from fastlane_grpc.v1 import fastlane_pb2 as pb
@@ -252,7 +251,7 @@ def _depth(value: object) -> int:
 # What is within a message is written in its place: made apart it would be copied, and an answer with a job would take twice the time.
 
 
-def job(value: Job, waiting: WaitingOf) -> pb.Job:
+def job(value: Job, waiting: WaitingOf, secret_names: SecretNames) -> pb.Job:
     message = pb.Job(
         id=value.id,
         task_id=value.task_id,
@@ -262,7 +261,7 @@ def job(value: Job, waiting: WaitingOf) -> pb.Job:
         caller_address=value.caller_address,
     )
     if value.spec is not UNREAD:
-        _write_spec(message.spec, value.spec)
+        _write_spec(message.spec, value.spec.redacted(secret_names))
     _write_execution(message.execution, value.execution, waiting(value.execution))
     if value.execution.outcome is not None:
         _write_outcome(message.outcome, value.execution.outcome)
@@ -283,11 +282,9 @@ def task(value: Task) -> pb.Task:
 
 
 def _write_spec(message: pb.JobSpec, value: JobSpec) -> None:
-    """As it was asked for, but for what is secret."""
     message.image = value.image
     message.command = value.command
-    for name, text in value.envs.items():
-        message.envs[name] = REDACTED if looks_secret(name) else text
+    message.envs.update(value.envs)
     message.args.extend(value.args)
     message.entrypoint.extend(value.entrypoint)
     message.working_dir = value.working_dir

@@ -5,7 +5,7 @@ from typing import TypeAlias
 
 import grpc
 
-from fastlane_grpc.model import utc_now
+from fastlane_grpc.model import Job, utc_now
 from fastlane_grpc.rpc import converters
 from fastlane_grpc.rpc.log_encoding import ProtobufEncoding
 from fastlane_grpc.rpc.pages import fitting
@@ -23,21 +23,24 @@ class JobServicer:
 
     async def EnqueueJob(self, request: pb.EnqueueJobRequest, context: Context) -> pb.EnqueueJobResponse:
         job, existing = await self._service.enqueue(*converters.read_enqueue(request, context.peer()))
-        return pb.EnqueueJobResponse(job=converters.job(job, self._service.waiting), existing=existing)
+        return pb.EnqueueJobResponse(job=self._answer(job, self._service.waiting), existing=existing)
 
     async def GetJob(self, request: pb.GetJobRequest, context: Context) -> pb.GetJobResponse:
         job, waiting = await self._service.job(request.job_id)
-        return pb.GetJobResponse(job=converters.job(job, lambda execution: waiting))
+        return pb.GetJobResponse(job=self._answer(job, lambda execution: waiting))
 
     async def StopJob(self, request: pb.StopJobRequest, context: Context) -> pb.StopJobResponse:
         grace, malformed = converters.read_grace(request)
         job = await self._service.stop(request.job_id, note=request.note, grace=grace, malformed=malformed)
-        return pb.StopJobResponse(job=converters.job(job, self._service.waiting))
+        return pb.StopJobResponse(job=self._answer(job, self._service.waiting))
 
     async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
         listed = await self._service.jobs(*converters.read_job_query(request))
-        jobs, token = await fitting(listed, lambda job: converters.job(job, self._service.waiting))
+        jobs, token = await fitting(listed, lambda job: self._answer(job, self._service.waiting))
         return pb.ListJobsResponse(jobs=jobs, next_page_token=token)
+
+    def _answer(self, job: Job, waiting: converters.WaitingOf) -> pb.Job:
+        return converters.job(job, waiting, self._service.settings.secret_names)
 
 
 class ExecutionServicer:

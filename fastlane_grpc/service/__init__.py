@@ -3,11 +3,9 @@
 from fastlane_grpc.service.log_stream import Beat, LogEvent, LogRequest, Sealed, Send, StateChanged, StreamEncoding, Unsealed
 from fastlane_grpc.service.pages import Listed, PageRequest, TaskQuery
 from fastlane_grpc.service.service import EnqueueRequest, PruneRequest, Service
-from fastlane_grpc.service.validation import REDACTED, looks_secret
 from fastlane_grpc.store import ExecutionQuery, JobQuery
 
 __all__ = [
-    "REDACTED",
     "Beat",
     "EnqueueRequest",
     "ExecutionQuery",
@@ -24,5 +22,4 @@ __all__ = [
     "StreamEncoding",
     "TaskQuery",
     "Unsealed",
-    "looks_secret",
 ]

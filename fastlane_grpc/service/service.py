@@ -80,8 +80,11 @@ class Service:
     async def enqueue(self, request: EnqueueRequest, malformed: Sequence[Violation] = ()) -> tuple[Job, bool]:
         """The job that is kept, with its first execution, and whether it was there already. `malformed`: fields the wire could not say."""
         self._check_serving()
-        limit = self.settings.max_timeout
-        validation.refuse(chain(malformed, validation.enqueue_violations(request.task_id, request.spec, request.request_id, limit)))
+        settings = self.settings
+        violations = validation.enqueue_violations(
+            request.task_id, request.spec, request.request_id, settings.max_timeout, settings.secret_names
+        )
+        validation.refuse(chain(malformed, violations))
         if request.validate_only:
             return _unkept(request), False
         return await self._store.enqueue(

@@ -10,9 +10,10 @@ from itertools import islice
 
 from fastlane_grpc.errors import InvalidRequest, Violation
 from fastlane_grpc.model import HARD_STOP, JobSpec, Limits
+from fastlane_grpc.redaction import REDACTED, SecretNames, holds_masked_password
+from fastlane_grpc.sanitize import control_character
 from fastlane_grpc.words import command_words
 
-REDACTED = "***"
 MAX_VIOLATIONS = 16
 MAX_WORDS = 10_000
 MAX_NOTE = 256
@@ -22,9 +23,10 @@ MAX_GRACE = timedelta(hours=1)
 MAX_LABEL_FILTERS = 8
 MIN_HEARTBEAT, MAX_HEARTBEAT = timedelta(seconds=1), timedelta(seconds=60)
 
+DEFAULT_SECRET_NAMES = SecretNames()
+
 _TASK_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _ID_PREFIX = re.compile(r"[0-9a-f-]{0,36}")
-_SECRET_NAME = re.compile(r"password|passwd|key|secret|token|credential|client_?id", re.IGNORECASE)
 
 # An image as `docker run` takes it: [host[:port]/]path[:tag][@digest], or the id of an image.
 _HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)*|\[[0-9A-Fa-f:]+\])(?::[0-9]+)?"
@@ -34,15 +36,12 @@ _IMAGE = re.compile(
 )
 _LABEL_NAME = re.compile(r"[!-<>-~]{1,63}")
 
+_MASKED = f"holds a URL with the password {REDACTED}, which stands for one that was not shown; give the real one"
+
 # The engine refuses less: it could not run the container's first process.
 _MIN_MEMORY = 6 << 20
 # The kernel takes no longer word in a command line or environment.
 _MAX_WORD = (128 << 10) - 1
-
-
-def looks_secret(name: str) -> bool:
-    """Whether the value of a variable of this name is for the container's eyes only."""
-    return _SECRET_NAME.search(name) is not None
 
 
 def refuse(violations: Iterable[Violation]) -> None:
@@ -51,7 +50,9 @@ def refuse(violations: Iterable[Violation]) -> None:
         raise InvalidRequest(found)
 
 
-def enqueue_violations(task_id: str, spec: JobSpec, request_id: str, max_timeout: timedelta) -> Iterator[Violation]:
+def enqueue_violations(
+    task_id: str, spec: JobSpec, request_id: str, max_timeout: timedelta, secret_names: SecretNames = DEFAULT_SECRET_NAMES
+) -> Iterator[Violation]:
     if not task_id:
         yield Violation("task_id", "is required")
     elif not _TASK_ID.fullmatch(task_id):
@@ -63,7 +64,7 @@ def enqueue_violations(task_id: str, spec: JobSpec, request_id: str, max_timeout
             yield Violation(f"spec.{name}", f"has {len(words)} entries; at most {MAX_WORDS} are allowed")
             return
     yield from _command_violations(spec)
-    yield from _envs_violations(spec.envs)
+    yield from _envs_violations(spec.envs, secret_names)
     yield from _container_violations(spec)
     yield from _limits_violations(spec.limits)
     if spec.timeout is not None and not timedelta(milliseconds=1) <= spec.timeout <= max_timeout:
@@ -102,6 +103,8 @@ def heartbeat_violations(interval: timedelta) -> Iterator[Violation]:
 def note_violations(note: str) -> Iterator[Violation]:
     if len(note) > MAX_NOTE:
         yield Violation("note", f"has {len(note)} characters; at most {MAX_NOTE} are allowed")
+    elif control := control_character(note):
+        yield Violation("note", f"holds {control}, a control character; a note is one line of text for people")
 
 
 def stop_violations(note: str, grace: timedelta | None) -> Iterator[Violation]:
@@ -148,21 +151,27 @@ def _command_violations(spec: JobSpec) -> Iterator[Violation]:
             yield Violation("spec.entrypoint[0]", "is empty: one empty string alone means no entrypoint, a program comes first otherwise")
 
 
-def _envs_violations(envs: Mapping[str, str]) -> Iterator[Violation]:
+def _envs_violations(envs: Mapping[str, str], secret_names: SecretNames) -> Iterator[Violation]:
     for name, value in envs.items():
-        field = f"spec.envs[{json.dumps(name[:100])}]"
+        field = f"spec.envs[{json.dumps(_shown_name(name, secret_names)[:100])}]"
         if not name or "=" in name or "\0" in name:
             yield Violation(field, "is not a variable's name: it must not be empty nor hold = or NUL")
-        elif value == REDACTED and looks_secret(name):
+        elif value == REDACTED and secret_names.hides(name):
             yield Violation(field, f"{REDACTED} stands for a value that was not shown; give the real one")
         elif fault := _word_fault(name + "=" + value):
             yield Violation(field, fault)
 
 
+def _shown_name(name: str, secret_names: SecretNames) -> str:
+    """Return the name as it may be told; NAME=VALUE in place of a name may hold a secret."""
+    name, equals, value = name.partition("=")
+    return f"{name}={secret_names.shown(name, value)}" if equals else name
+
+
 def _container_violations(spec: JobSpec) -> Iterator[Violation]:
     if spec.working_dir and (not spec.working_dir.startswith("/") or _word_fault(spec.working_dir)):
         yield Violation("spec.working_dir", "has to be an absolute path")
-    if spec.user and not re.fullmatch(r"[^\s:\0]{1,64}(:[^\s:\0]{1,64})?", spec.user):
+    if spec.user and not (spec.user.isprintable() and re.fullmatch(r"[^\s:]{1,64}(:[^\s:]{1,64})?", spec.user)):
         yield Violation("spec.user", "has to be a name or number, with an optional :group")
     if spec.network not in ("", "none"):
         yield Violation("spec.network", f"is {spec.network[:100]!r}; it has to be empty (the engine's default network) or none")
@@ -203,6 +212,8 @@ def _labels_violations(labels: Mapping[str, str]) -> Iterator[Violation]:
             yield Violation(field, "names that begin with fastlane. are fastlane's own")
         elif len(value) > 256 or "\0" in value:
             yield Violation(field, f"has a value of {len(value)} characters; at most 256 are allowed, and no NUL")
+        elif holds_masked_password(value):
+            yield Violation(field, _MASKED)
 
 
 def _metadata_violations(metadata: Mapping[str, object]) -> Iterator[Violation]:
@@ -218,6 +229,8 @@ def _metadata_violations(metadata: Mapping[str, object]) -> Iterator[Violation]:
 def _word_fault(word: str) -> str | None:
     if "\0" in word:
         return "holds a NUL, which no command line or environment can"
+    if holds_masked_password(word):
+        return _MASKED
     if len(word.encode("utf-8", "surrogatepass")) > _MAX_WORD:
         return f"has more than {_MAX_WORD} bytes, the most that Linux takes"
     return None

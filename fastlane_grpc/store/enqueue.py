@@ -9,9 +9,10 @@ from typing import TypeVar
 from fastlane_grpc.directory import free_bytes, least_free_bytes
 from fastlane_grpc.errors import DiskFull, QueueFull, Refusal, RequestIdReused
 from fastlane_grpc.model import Execution, Job, JobSpec, State, Times, new_id
+from fastlane_grpc.redaction import SecretNames
 from fastlane_grpc.store.database import RETRY_SECONDS, Connection, sqlite3
 from fastlane_grpc.store.queries import job_of
-from fastlane_grpc.store.rows import microseconds_since_epoch, request_digest, spec_bytes
+from fastlane_grpc.store.rows import microseconds_since_epoch, request_digest, spec_bytes, spec_from
 from fastlane_grpc.store.writer import Written
 
 T = TypeVar("T")
@@ -59,17 +60,29 @@ class Quota:
 # Without a disk to look at, and with room for more than will ever wait.
 NO_QUOTA = Quota(Path(), 1 << 62, 0)
 
+DEFAULT_SECRET_NAMES = SecretNames()
+
 
 class Enqueue:
     """A job to be kept, made when the caller asked for it. Answers the job, and whether its `request_id` had made it before."""
 
-    def __init__(self, task_id: str, spec: JobSpec, request_id: str, caller_address: str, time: datetime, quota: Quota = NO_QUOTA) -> None:
+    def __init__(
+        self,
+        task_id: str,
+        spec: JobSpec,
+        request_id: str,
+        caller_address: str,
+        time: datetime,
+        quota: Quota = NO_QUOTA,
+        secret_names: SecretNames = DEFAULT_SECRET_NAMES,
+    ) -> None:
         data = spec_bytes(spec)
         now = microseconds_since_epoch(time)
         execution = Execution(new_id(), new_id(), task_id, State.QUEUED, Times(time, time), time)
         self.job = Job(execution.job_id, task_id, spec, execution, time, 1, request_id, caller_address)
         self._quota = quota
-        self._digest = request_digest(task_id, data)
+        self._secret_names = secret_names
+        self._digest = request_digest(task_id, self._compared(spec))
         self._job_row = (execution.job_id, task_id, data, now, request_id, self._digest, caller_address)
         self._create_time = now
         self._execution_row = (execution.id, execution.job_id, task_id, spec.priority, now, now, now)
@@ -112,15 +125,23 @@ class Enqueue:
 
     def _kept_before(self, db: Connection) -> Job | None:
         found = db.execute(
-            "SELECT job_id, request_digest FROM jobs WHERE task_id = ? AND request_id = ? AND request_id <> ''",
+            "SELECT job_id, request_digest, spec FROM jobs WHERE task_id = ? AND request_id = ? AND request_id <> ''",
             (self.job.task_id, self.job.request_id),
         ).fetchall()
         if not found:
             return None
-        [(job_id, digest)] = found
-        if digest != self._digest:
+        [(job_id, digest, spec)] = found
+        # Which names are secret may have been set anew since the digest was made: then the specs themselves are compared.
+        if digest != self._digest and self._compared(spec_from(spec)) != self._compared(self.job.spec):
             raise RequestIdReused(self.job.request_id, job_id)
         return job_of(db, job_id)
+
+    def _compared(self, spec: JobSpec) -> bytes:
+        """Return what has to be the same in a repeated request.
+
+        Secrets are not in it: neither the answer nor the time that it takes tells a caller whether a guess at one was right.
+        """
+        return spec_bytes(spec.redacted(self._secret_names))
 
 
 def _keep_labels(db: Connection, rows: Sequence[tuple[str, str, int, int]]) -> None:

@@ -9,9 +9,10 @@ from typing import Self
 from fastlane_grpc.directory import free_bytes
 from fastlane_grpc.errors import DiskFull, ExecutionNotFound
 from fastlane_grpc.model import Assignment, Execution, Job, JobSpec, LogTotals, Outcome, Reason, State, StopCause, Task, utc_now
+from fastlane_grpc.redaction import SecretNames
 from fastlane_grpc.store import pruning
 from fastlane_grpc.store.database import Connection, open_for_reading, open_for_writing
-from fastlane_grpc.store.enqueue import NO_QUOTA, Enqueue, Quota
+from fastlane_grpc.store.enqueue import DEFAULT_SECRET_NAMES, NO_QUOTA, Enqueue, Quota
 from fastlane_grpc.store.lists import ExecutionQuery, JobQuery, Page, page_of_executions, page_of_jobs, page_of_tasks
 from fastlane_grpc.store.pending import Pending
 from fastlane_grpc.store.pruning import Count, Found, Kept, Old, Place
@@ -39,6 +40,7 @@ class Store:
         on_commit: Callable[[Sequence[Execution]], None],
         loop: asyncio.AbstractEventLoop,
         quota: Quota | None = None,
+        secret_names: SecretNames = DEFAULT_SECRET_NAMES,
         on_failure: Callable[[], None] = lambda: None,
     ) -> Self:
         """The store in `directory`, made if there is none; it takes jobs up to `quota`. StoreFailed if it cannot be opened.
@@ -50,15 +52,23 @@ class Store:
         """
         path = directory / "fastlane.db"
         writer = Writer(open_for_writing(path), path, loop=loop, on_commit=on_commit, on_failure=on_failure)
-        return cls(writer, Readers(path, loop=loop), instance=_instance(path), quota=quota)
+        return cls(writer, Readers(path, loop=loop), instance=_instance(path), quota=quota, secret_names=secret_names)
 
     def __init__(
-        self, writer: Writer, readers: Readers, *, instance: str, now: Callable[[], datetime] = utc_now, quota: Quota | None = None
+        self,
+        writer: Writer,
+        readers: Readers,
+        *,
+        instance: str,
+        now: Callable[[], datetime] = utc_now,
+        quota: Quota | None = None,
+        secret_names: SecretNames = DEFAULT_SECRET_NAMES,
     ) -> None:
         self._writer = writer
         self._readers = readers
         self._now = now
         self._quota = quota or NO_QUOTA
+        self._secret_names = secret_names
         self.instance = instance
 
     def close(self, timeout: float | None = None) -> None:
@@ -72,9 +82,9 @@ class Store:
     def enqueue(self, *, task_id: str, spec: JobSpec, request_id: str, caller_address: str) -> Pending[tuple[Job, bool]]:
         """A job with its first execution, queued; and whether `request_id` had made it before.
 
-        RequestIdReused: it had made another. QueueFull, DiskFull: no more jobs are taken now.
+        RequestIdReused: it had made another; secrets are not compared. QueueFull, DiskFull: no more jobs are taken now.
         """
-        return self._writer.write(Enqueue(task_id, spec, request_id, caller_address, self._now(), self._quota))
+        return self._writer.write(Enqueue(task_id, spec, request_id, caller_address, self._now(), self._quota, self._secret_names))
 
     def stop(self, job_id: str, *, grace: timedelta, note: str, logs: Sequence[LogTotals] = (), log_bytes: int = 0) -> Pending[Job]:
         """Queued: STOPPED, and its log holds `logs` and takes `log_bytes` of the disk. With a container: STOPPING. STOPPING: a shorter rest

@@ -21,7 +21,11 @@ Rules that hold everywhere.
   * No answer is larger than 3 MiB (clients refuse 4 MiB by default): pages end early, log messages stay below 512 KiB.
   * Lists come in pages. A page may be shorter than asked for, even empty, while there are more: go on until `next_page_token` is empty.
     The work for a page is bounded, however much is kept and however little of it is looked for.
-  * Values of environment variables whose name looks secret are answered as `***`; such a value is refused in a request.
+  * Secrets are never answered: the value of an environment variable whose name is secret (PGPASS, API_KEY, GH_PAT; not MONKEY; the
+    server's setting `secret_names` has the list), and the password of each URL (`scheme://user:password@host`) in envs, command, args,
+    entrypoint, labels and messages, are answered as `***`. A request that holds such a `***` is refused. Metadata is answered as given.
+  * What is said for people (details, notes, reasons of hosts, fastlane's own lines in a log) is one printable line each: line breaks,
+    control characters and escape sequences of callers, engines and registries do not come through.
   * Only google/protobuf/*.proto is imported: copy this file and you have the API.
   * Numbers that are missing are free for what is to come. They are not `reserved`: that could never be taken back.
 """
@@ -424,7 +428,7 @@ class JobSpec(_message.Message):
 
     @_builtins.property
     def envs(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """Environment variables."""
+        """Environment variables. Values of secret ones are answered as `***`."""
 
     @_builtins.property
     def entrypoint(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -1380,7 +1384,10 @@ class EnqueueJobRequest(_message.Message):
     task_id: _builtins.str
     """Required. The task; made if it is not there."""
     request_id: _builtins.str
-    """Makes the call safe to repeat: any string up to 128 characters, unique within the task, good for as long as the job is kept."""
+    """Makes the call safe to repeat: any string up to 128 characters, unique within the task, good for as long as the job is kept. The same
+    request is one with the same task and the same spec as it is answered, `***` in place of secrets: what is sent again with a new
+    password answers the job with the old one. Use another id for another secret.
+    """
     validate_only: _builtins.bool
     """Check everything, write nothing, answer what would be kept, without ids."""
     @_builtins.property
@@ -1599,7 +1606,7 @@ class StopJobRequest(_message.Message):
     job_id: _builtins.str
     """Required."""
     note: _builtins.str
-    """Why and by whom, for the record; at most 256 characters. It is in `outcome.detail` and, unless the execution was still queued, in the
+    """Why and by whom, for the record; at most 256 characters on one line, no control characters. It is in `outcome.detail` and, unless the execution was still queued, in the
     system lines of the log.
     """
     @_builtins.property

@@ -67,8 +67,10 @@ class JobServiceServicer:
 
     def EnqueueJob(self, request, context):
         """Keeps a job and its first execution, then answers; both are on disk when the answer arrives. With a `request_id` a second call with the
-        same request answers the same job (`existing` is true); with another request it is refused: ALREADY_EXISTS, REQUEST_ID_REUSED. Without
-        one a repeated call is a second job, so do not retry it blindly. INVALID_ARGUMENT names the fields at fault; RESOURCE_EXHAUSTED,
+        same request answers the same job (`existing` is true); with another request it is refused: ALREADY_EXISTS, REQUEST_ID_REUSED. Secrets
+        are not compared: a repeated request that differs in them alone is the same request, and the job keeps the secrets it was made with.
+        Otherwise a caller could find out a secret by guesses. Without a `request_id` a repeated call is a second job, so do not retry it
+        blindly. INVALID_ARGUMENT names the fields at fault; RESOURCE_EXHAUSTED,
         QUEUE_FULL or DISK_FULL, and UNAVAILABLE, STORE_FAILED, carry RetryInfo.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

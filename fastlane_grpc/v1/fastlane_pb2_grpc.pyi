@@ -21,7 +21,11 @@ Rules that hold everywhere.
   * No answer is larger than 3 MiB (clients refuse 4 MiB by default): pages end early, log messages stay below 512 KiB.
   * Lists come in pages. A page may be shorter than asked for, even empty, while there are more: go on until `next_page_token` is empty.
     The work for a page is bounded, however much is kept and however little of it is looked for.
-  * Values of environment variables whose name looks secret are answered as `***`; such a value is refused in a request.
+  * Secrets are never answered: the value of an environment variable whose name is secret (PGPASS, API_KEY, GH_PAT; not MONKEY; the
+    server's setting `secret_names` has the list), and the password of each URL (`scheme://user:password@host`) in envs, command, args,
+    entrypoint, labels and messages, are answered as `***`. A request that holds such a `***` is refused. Metadata is answered as given.
+  * What is said for people (details, notes, reasons of hosts, fastlane's own lines in a log) is one printable line each: line breaks,
+    control characters and escape sequences of callers, engines and registries do not come through.
   * Only google/protobuf/*.proto is imported: copy this file and you have the API.
   * Numbers that are missing are free for what is to come. They are not `reserved`: that could never be taken back.
 """
@@ -61,8 +65,10 @@ class JobServiceStub:
     def __new__(cls, channel: _aio.Channel) -> JobServiceAsyncStub: ...
     EnqueueJob: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.EnqueueJobRequest, _fastlane_pb2.EnqueueJobResponse]
     """Keeps a job and its first execution, then answers; both are on disk when the answer arrives. With a `request_id` a second call with the
-    same request answers the same job (`existing` is true); with another request it is refused: ALREADY_EXISTS, REQUEST_ID_REUSED. Without
-    one a repeated call is a second job, so do not retry it blindly. INVALID_ARGUMENT names the fields at fault; RESOURCE_EXHAUSTED,
+    same request answers the same job (`existing` is true); with another request it is refused: ALREADY_EXISTS, REQUEST_ID_REUSED. Secrets
+    are not compared: a repeated request that differs in them alone is the same request, and the job keeps the secrets it was made with.
+    Otherwise a caller could find out a secret by guesses. Without a `request_id` a repeated call is a second job, so do not retry it
+    blindly. INVALID_ARGUMENT names the fields at fault; RESOURCE_EXHAUSTED,
     QUEUE_FULL or DISK_FULL, and UNAVAILABLE, STORE_FAILED, carry RetryInfo.
     """
     GetJob: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.GetJobRequest, _fastlane_pb2.GetJobResponse]
@@ -85,8 +91,10 @@ class JobServiceAsyncStub(JobServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     EnqueueJob: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.EnqueueJobRequest, _fastlane_pb2.EnqueueJobResponse]  # type: ignore[assignment]
     """Keeps a job and its first execution, then answers; both are on disk when the answer arrives. With a `request_id` a second call with the
-    same request answers the same job (`existing` is true); with another request it is refused: ALREADY_EXISTS, REQUEST_ID_REUSED. Without
-    one a repeated call is a second job, so do not retry it blindly. INVALID_ARGUMENT names the fields at fault; RESOURCE_EXHAUSTED,
+    same request answers the same job (`existing` is true); with another request it is refused: ALREADY_EXISTS, REQUEST_ID_REUSED. Secrets
+    are not compared: a repeated request that differs in them alone is the same request, and the job keeps the secrets it was made with.
+    Otherwise a caller could find out a secret by guesses. Without a `request_id` a repeated call is a second job, so do not retry it
+    blindly. INVALID_ARGUMENT names the fields at fault; RESOURCE_EXHAUSTED,
     QUEUE_FULL or DISK_FULL, and UNAVAILABLE, STORE_FAILED, carry RetryInfo.
     """
     GetJob: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.GetJobRequest, _fastlane_pb2.GetJobResponse]  # type: ignore[assignment]
@@ -112,8 +120,10 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_fastlane_pb2.EnqueueJobResponse, _abc.Awaitable[_fastlane_pb2.EnqueueJobResponse]]:
         """Keeps a job and its first execution, then answers; both are on disk when the answer arrives. With a `request_id` a second call with the
-        same request answers the same job (`existing` is true); with another request it is refused: ALREADY_EXISTS, REQUEST_ID_REUSED. Without
-        one a repeated call is a second job, so do not retry it blindly. INVALID_ARGUMENT names the fields at fault; RESOURCE_EXHAUSTED,
+        same request answers the same job (`existing` is true); with another request it is refused: ALREADY_EXISTS, REQUEST_ID_REUSED. Secrets
+        are not compared: a repeated request that differs in them alone is the same request, and the job keeps the secrets it was made with.
+        Otherwise a caller could find out a secret by guesses. Without a `request_id` a repeated call is a second job, so do not retry it
+        blindly. INVALID_ARGUMENT names the fields at fault; RESOURCE_EXHAUSTED,
         QUEUE_FULL or DISK_FULL, and UNAVAILABLE, STORE_FAILED, carry RetryInfo.
         """
 

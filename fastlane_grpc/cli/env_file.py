@@ -1,0 +1,48 @@
+"""Files of environment variables, in the format of `docker run --env-file`."""
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+from fastlane_grpc.cli.encoding import is_utf8
+from fastlane_grpc.cli.failure import WRONG_USE, Failure
+
+# No request is larger.
+_MAX_BYTES = 4 << 20
+
+
+def read_env_file(path: Path, environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
+    """Yield each variable of the file, in order.
+
+    A line is NAME=VALUE, the value taken as it is, or NAME alone, which is the variable of that name here. Blank lines and lines that begin
+    with # are left out. Raises Failure that names file and line, and repeats no value.
+    """
+    for number, line in enumerate(_lines(path), 1):
+        if not line or line.startswith("#"):
+            continue
+        where = f"line {number} of --env-file {path}"
+        name, equals, value = line.partition("=")
+        if not name:
+            raise Failure(f"{where} has no name before the =", WRONG_USE)
+        if any(character.isspace() for character in name):
+            raise Failure(f"{where}: the name {name!r} holds a blank; it has to be NAME=VALUE or NAME", WRONG_USE)
+        if not equals and name not in environ:
+            raise Failure(f"{where}: {name!r} is not set here; give it a value, as {name}=VALUE", WRONG_USE)
+        value = value if equals else environ[name]
+        if not is_utf8(value):
+            raise Failure(f"{where}: the value that {name!r} has here is not UTF-8", WRONG_USE)
+        yield name, value
+
+
+def _lines(path: Path) -> Iterator[str]:
+    try:
+        with path.open("rb") as file:
+            data = file.read(_MAX_BYTES + 1)
+    except OSError as error:
+        raise Failure(f"cannot read --env-file {path}: {error.strerror}", WRONG_USE) from error
+    if len(data) > _MAX_BYTES:
+        raise Failure(f"--env-file {path} is larger than {_MAX_BYTES >> 20} MiB, the most that a job may have", WRONG_USE)
+    for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
+        try:
+            yield line.removesuffix(b"\r").decode().lstrip()
+        except UnicodeDecodeError:
+            raise Failure(f"line {number} of --env-file {path} is not UTF-8", WRONG_USE) from None
