@@ -45,7 +45,7 @@ def server(running_server: ScriptedServer) -> ScriptedServer:
 
 
 @pytest.mark.parametrize("option", REFUSED)
-def test_each_refused_option_says_what_to_do_in_one_line_that_names_only_options_of_ours(option: str) -> None:
+def test_each_refused_option_says_in_one_line_what_to_use_of_ours(option: str) -> None:
     said = refusal(option, OURS)
     assert said.startswith(f"{option}: ")
     assert said.isprintable()
@@ -143,7 +143,7 @@ def test_variables_of_files_arrive_and_options_go_before_them(server: ScriptedSe
         (None, "cannot read --env-file {file}: No such file or directory"),
     ],
 )
-def test_what_is_wrong_with_a_file_of_variables_is_said_with_its_line(
+def test_a_fault_in_a_file_of_variables_is_said_with_its_line(
     tmp_path: Path, content: bytes | None, said: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "variables"
@@ -191,9 +191,7 @@ RUN = f"{shlex.join(FASTLANE)} run"
         (f"printf '%s\\n' '{RUN} busybox' 'echo more' | bash", 0),
     ],
 )
-def test_stdin_that_is_not_read_is_told_where_it_was_given_to_the_command(
-    server: ScriptedServer, tmp_path: Path, script: str, told: int
-) -> None:
+def test_stdin_that_is_not_read_is_told_if_given_to_the_command(server: ScriptedServer, tmp_path: Path, script: str, told: int) -> None:
     ran = subprocess.run(
         ["bash", "-c", script], cwd=tmp_path, env={**environment(server), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         stdin=subprocess.DEVNULL, capture_output=True, timeout=60,

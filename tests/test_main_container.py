@@ -52,9 +52,7 @@ def test_a_secret_reaches_the_container_and_no_answer(client: Client, image: str
 
 
 @pytest.mark.parametrize("capture", ["recorder", "attach"])
-def test_no_secret_is_in_an_answer_a_system_line_or_the_server_s_log(
-    tmp_path: Path, sdk: docker.DockerClient, image: str, capture: str
-) -> None:
+def test_no_secret_is_in_an_answer_a_line_or_the_server_log(tmp_path: Path, sdk: docker.DockerClient, image: str, capture: str) -> None:
     url = "postgres://app:hunter2@db/x"
     with serving_on(sdk, tmp_path / "data", capture=capture) as server, Client(server.address) as client:
         logs = [
