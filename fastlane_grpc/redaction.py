@@ -19,20 +19,8 @@ DEFAULT_ENTRIES = (
     *("*pwd", "!pwd", "!oldpwd"),
     *("*secret", "*token", "*credential", "cred"),
     *("key", "*apikey", "*accesskey", "*authkey", "*privatekey", "*secretkey", "*signingkey", "*encryptionkey", "*sshkey", "*masterkey"),
-    *(
-        "auth",
-        "!ssh_auth_sock",
-        "!*max_tokens",
-        "oauth",
-        "authorization",
-        "bearer",
-        "*cookie",
-        "jwt",
-        "otp",
-        "pat",
-        "client_id",
-        "clientid",
-    ),
+    *("auth", "!ssh_auth_sock", "!*max_tokens", "oauth", "authorization", "bearer"),
+    *("*cookie", "jwt", "otp", "pat", "client_id", "clientid"),
     *("dsn", "connection_string", "*connectionstring", "connstr"),
 )
 # This entry of a list stands for all of the above.
