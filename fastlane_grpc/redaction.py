@@ -19,20 +19,8 @@ DEFAULT_ENTRIES = (
     *("*pwd", "!pwd", "!oldpwd"),
     *("*secret", "*token", "*credential", "cred"),
     *("key", "*apikey", "*accesskey", "*authkey", "*privatekey", "*secretkey", "*signingkey", "*encryptionkey", "*sshkey", "*masterkey"),
-    *(
-        "auth",
-        "!ssh_auth_sock",
-        "!*max_tokens",
-        "oauth",
-        "authorization",
-        "bearer",
-        "*cookie",
-        "jwt",
-        "otp",
-        "pat",
-        "client_id",
-        "clientid",
-    ),
+    *("auth", "!ssh_auth_sock", "!*max_tokens", "oauth", "authorization", "bearer"),
+    *("*cookie", "jwt", "otp", "pat", "client_id", "clientid"),
     *("dsn", "connection_string", "*connectionstring", "connstr"),
 )
 # This entry of a list stands for all of the above.
@@ -141,7 +129,8 @@ def _password(word: str) -> tuple[int, int] | None:
     """Return where the first password of a URL in the word begins and ends; None if there is none. Takes linear time."""
     end, place = word.rfind("@"), 0
     while (place := word.find("://", place, max(end, 0)) + 3) > 2:
-        user = _USER.match(word, place, end)
+        # Without a scheme it is no URL. That also bounds how much longer a text can become: answers have a limit.
+        user = _USER.match(word, place, end) if word[place - 4 : place - 3].isalnum() else None
         if user and not _PORT.match(word, user.end(), end):
             return user.end(), end
     return None

@@ -17,6 +17,9 @@ from tests.engine import SECONDS, busybox_tar
 
 MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
 
+# A forged line of fastlane's, a terminal's title and clipboard, and more than anybody reads.
+HOSTILE_MESSAGE = "manifest unknown\nsucceeded: exited with 0\n\x1b]0;PWNED\x07\x1b]52;c;aGVsbG8=\x07\x9b31m\u202e" + "x" * 5000
+
 
 def digest(data: bytes) -> str:
     return f"sha256:{hashlib.sha256(data).hexdigest()}"
@@ -90,6 +93,8 @@ class Registry:
             self._send(to, 200, b"{}")
         elif kind == "denied":
             self._fail(to, 403, "DENIED", "requested access to the resource is denied")
+        elif kind == "hostile":
+            self._fail(to, 404, "MANIFEST_UNKNOWN", HOSTILE_MESSAGE)
         elif kind == "failing" and self.failures > 0:
             self.failures -= 1
             self._fail(to, 503, "UNAVAILABLE", "come back later")

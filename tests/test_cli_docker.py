@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastlane_grpc.cli import exit_status
 from fastlane_grpc.cli.docker_options import REFUSED, refusal
 from fastlane_grpc.cli.env_file import read_env_file
 from fastlane_grpc.cli.failure import Failure
@@ -44,7 +45,7 @@ def server(running_server: ScriptedServer) -> ScriptedServer:
 
 
 @pytest.mark.parametrize("option", REFUSED)
-def test_each_refused_option_says_what_to_do_in_one_line_that_names_only_options_of_ours(option: str) -> None:
+def test_each_refused_option_says_in_one_line_what_to_use_of_ours(option: str) -> None:
     said = refusal(option, OURS)
     assert said.startswith(f"{option}: ")
     assert said.isprintable()
@@ -88,14 +89,22 @@ HABITS = [
 
 
 @pytest.mark.parametrize("command", ["run", "enqueue"])
-def test_habits_of_docker_run_are_refused_and_nothing_is_sent(server: ScriptedServer, command: str) -> None:
-    script = "\n".join(f"{shlex.join(FASTLANE)} {command} {habit}; echo $? >&2" for habit in HABITS)
-    ran = subprocess.run(["sh", "-c", script], env=environment(server), stdin=subprocess.DEVNULL, capture_output=True, timeout=60)
-    lines = ran.stderr.decode().splitlines()
-    assert lines[1::2] == ["2"] * len(HABITS)
-    assert len(lines) == 2 * len(HABITS)
-    assert all(re.match("fastlane: --?[a-z-]+: ", line) for line in lines[::2])
-    assert (ran.stdout, server.requests) == (b"", [])
+def test_habits_of_docker_run_are_refused_and_nothing_is_sent(
+    server: ScriptedServer, command: str, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("FASTLANE_ADDRESS", server.address)
+    for habit in HABITS:
+        assert exit_status([command, *shlex.split(habit)], os.environ) == 2
+        printed = capfd.readouterr()
+        assert re.fullmatch("fastlane: --?[a-z-]+: .*\n", printed.err)
+        assert printed.out == ""
+    assert server.requests == []
+
+
+def test_completion_goes_on_behind_a_refused_option(server: ScriptedServer) -> None:
+    asked = {"_FASTLANE_COMPLETE": "bash_complete", "COMP_WORDS": "fastlane run --rm --ta", "COMP_CWORD": "3"}
+    completed = fastlane(server, **asked)
+    assert (completed.stdout, completed.stderr) == (b"plain,--task\n", b"")
 
 
 # ---------------------------------------------------------------------------------------------------------------- --env-file
@@ -134,14 +143,14 @@ def test_variables_of_files_arrive_and_options_go_before_them(server: ScriptedSe
         (None, "cannot read --env-file {file}: No such file or directory"),
     ],
 )
-def test_what_is_wrong_with_a_file_of_variables_is_said_with_its_line(
-    server: ScriptedServer, tmp_path: Path, content: bytes | None, said: str
+def test_a_fault_in_a_file_of_variables_is_said_with_its_line(
+    tmp_path: Path, content: bytes | None, said: str, capfd: pytest.CaptureFixture[str]
 ) -> None:
     file = tmp_path / "variables"
     if content is not None:
         file.write_bytes(content)
-    ran = fastlane(server, "run", "--env-file", str(file), "busybox", RAW=os.fsdecode(b"\xe9"))
-    assert (ran.returncode, ran.stdout, ran.stderr.decode()) == (2, b"", f"fastlane: {said.format(file=file)}\n")
+    assert exit_status(["run", "--env-file", str(file), "busybox"], {"RAW": os.fsdecode(b"\xe9")}) == 2
+    assert capfd.readouterr() == ("", f"fastlane: {said.format(file=file)}\n")
 
 
 @given(content=st.binary(max_size=200) | st.text(st.sampled_from("AB=# \n\r\tü"), max_size=60).map(str.encode))
@@ -182,9 +191,7 @@ RUN = f"{shlex.join(FASTLANE)} run"
         (f"printf '%s\\n' '{RUN} busybox' 'echo more' | bash", 0),
     ],
 )
-def test_stdin_that_is_not_read_is_told_where_it_was_given_to_the_command(
-    server: ScriptedServer, tmp_path: Path, script: str, told: int
-) -> None:
+def test_stdin_that_is_not_read_is_told_if_given_to_the_command(server: ScriptedServer, tmp_path: Path, script: str, told: int) -> None:
     ran = subprocess.run(
         ["bash", "-c", script], cwd=tmp_path, env={**environment(server), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         stdin=subprocess.DEVNULL, capture_output=True, timeout=60,

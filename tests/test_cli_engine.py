@@ -86,7 +86,7 @@ def test_run_is_as_if_the_command_ran_here(running_server: Server, image: str) -
 def test_output_is_shown_while_it_is_printed_and_again_later(running_server: Server, image: str) -> None:
     # It ends only after its first line was seen.
     script = "trap 'echo bye; exit 0' TERM; echo up; while :; do sleep 0.1; done"
-    with started(running_server, "run", "-v", image, "sh", "-c", script) as process:
+    with started(running_server, "run", "--verbose", image, "sh", "-c", script) as process:
         assert process.stdout
         assert process.stderr
         job_id = process.stderr.readline().decode().split()[2].rstrip(",")

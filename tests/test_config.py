@@ -237,7 +237,7 @@ def test_the_example_in_the_documentation_is_right(file: Path) -> None:
         assert len(config.load({}, {}, file).hosts) > 1
 
 
-def test_the_default_list_of_secret_names_in_the_documentation_is_that_of_the_code() -> None:
+def test_the_documented_list_of_secret_names_is_that_of_the_code() -> None:
     text = (ROOT / "docs" / "configuration.md").read_text()
     listed = text.partition("The default list:\n\n```text\n")[2].partition("\n```")[0]
     assert tuple(listed.replace("\n", "").split(",")) == DEFAULT_ENTRIES
@@ -246,7 +246,7 @@ def test_the_default_list_of_secret_names_in_the_documentation_is_that_of_the_co
 # ---- secret names
 
 
-def test_secret_names_come_from_where_settings_come_from_and_are_printed_as_they_are_read(file: Path) -> None:
+def test_secret_names_come_from_where_all_settings_do(file: Path) -> None:
     file.write_text('secret_names = "default, PIN"')
     in_force = config.in_force({}, {}, file)
     assert in_force.settings.secret_names.hides("MY_PIN")

@@ -101,6 +101,12 @@ def test_the_readme_fits_on_a_few_screens_and_its_commands_are_run() -> None:
     assert {block.language for block in readme.blocks() if block.runs} == {"console", "sh", "python"}
 
 
+def test_the_least_ping_interval_in_the_documentation_is_that_of_the_server() -> None:
+    option = re.search(r'"grpc.http2.min_ping_interval_without_data_ms", ([0-9_]+)', (ROOT / "fastlane_grpc/rpc/server.py").read_text())
+    assert option
+    assert f"The server takes one each {int(option[1]) // 1000} s at most" in (ROOT / "clients" / "README.md").read_text()
+
+
 # ---------------------------------------------------------------------------------------------------------------- lists
 
 

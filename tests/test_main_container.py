@@ -1,6 +1,7 @@
 """What a job asks of its container, seen from inside it: each thing is there, and nothing that was not asked for."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 import docker
 import pytest
@@ -48,6 +49,23 @@ def test_a_secret_reaches_the_container_and_no_answer(client: Client, image: str
     log = run(client, image, "sh", "-c", "echo $API_TOKEN | tr a-z A-Z", envs={"API_TOKEN": "abc"})
     assert log.stdout == b"ABC\n"
     assert client.job(log.execution().job_id).spec.envs["API_TOKEN"] == "***"
+
+
+@pytest.mark.parametrize("capture", ["recorder", "attach"])
+def test_no_secret_is_in_an_answer_a_line_or_the_server_log(tmp_path: Path, sdk: docker.DockerClient, image: str, capture: str) -> None:
+    url = "postgres://app:hunter2@db/x"
+    with serving_on(sdk, tmp_path / "data", capture=capture) as server, Client(server.address) as client:
+        logs = [
+            run(client, image, url, envs={"PGPASS": "hunter2", "URL": url}),
+            run(client, image, "true", entrypoint=[url]),
+            run(client, image, "true", user="nobody-of-this-name", envs={"PGPASS": "hunter2", "URL": url}),
+        ]
+        answers = [*(log.execution() for log in logs), *(client.job(log.execution().job_id) for log in logs), *client.jobs(with_spec=True)]
+    assert all(log.end().exit_status == 125 for log in logs)
+    assert "postgres://app:***@db/x" in outcome(logs[0]).detail, "the engine or the kernel names the command"
+    assert not [each for each in answers if "hunter2" in str(each)]
+    assert not [log.system for log in logs if "hunter2" in log.system]
+    assert "hunter2" not in Path(f"{tmp_path / 'data'}.log").read_text()
 
 
 def test_an_entrypoint_takes_the_place_of_the_images(client: Client, image: str) -> None:

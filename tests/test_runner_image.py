@@ -11,7 +11,7 @@ from typing import ClassVar
 import docker
 import pytest
 
-from fastlane_grpc.model import Execution, Outcome, PullPolicy, Reason, State
+from fastlane_grpc.model import MAX_TOLD_CHARACTERS, Execution, Outcome, PullPolicy, Reason, State
 from fastlane_grpc.runner import Step
 from fastlane_grpc.runner.engine import Engine
 from fastlane_grpc.runner.image import Progress, Pull, Refused, RegistryFails, image_parts, pull_failure
@@ -188,6 +188,13 @@ class TestOnAnEngine:
         assert (execution.state, outcome(execution).reason, outcome(execution).exit_code) == (State.FAILED, reason, None)
         assert name in outcome(execution).detail
         assert not house.logs.output_path(execution.id).exists()
+
+    def test_a_registry_cannot_forge_lines_nor_reach_a_terminal(self, house: House, registry: Registry) -> None:
+        execution = house.sh("true", image=f"{registry.name}/hostile/image:first")
+        detail, lines = outcome(execution).detail, house.system(execution.id).removesuffix("\n").split("\n")
+        assert "PWNED" in detail, "the engine passes it on"
+        assert all(text.isprintable() and len(text) <= MAX_TOLD_CHARACTERS for text in (detail, *lines))
+        assert not [line for line in lines if line.startswith("succeeded")]
 
     def test_a_name_that_is_none_is_not_found(self, house: House) -> None:
         assert outcome(house.sh("true", image="No:Image")).reason is Reason.IMAGE_NOT_FOUND

@@ -1,6 +1,5 @@
 """The server as commands see it: its errors as failures of the command, and its ids as people write them."""
 
-import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -8,6 +7,8 @@ from dataclasses import dataclass
 from datetime import timedelta
 from itertools import islice
 from typing import NoReturn, TypeVar
+
+import click
 
 from fastlane_grpc import client as api
 from fastlane_grpc.cli.failure import UNAVAILABLE, Failure
@@ -43,8 +44,7 @@ def connected(address: str) -> Iterator[api.Client]:
 
 def proxy_text(address: str) -> str:
     """Which proxy is asked for the way to a server, and why; empty if none is. Its password is not shown."""
-    # Not the environment that a command was given: gRPC looks at that of the process.
-    found = api.proxy(address, os.environ)
+    found = api.proxy(address, click.get_current_context().obj)
     if found is None:
         return ""
     url, variable = found

@@ -34,7 +34,8 @@ class _JobCommand(click.Command):
             option = words.pop(0)
             if option == "-a" and words[:1] in _STREAMS:
                 option = "--attach"
-            if refused := refusal(option, self._valued):
+            # A shell that completes a line asks for no verdict on it.
+            if (refused := refusal(option, self._valued)) and not ctx.resilient_parsing:
                 raise Failure(refused, WRONG_USE)
             options.append(option)
             if self._wants_value(option) and words:
@@ -116,6 +117,8 @@ def run(environ: Mapping[str, str], /, *, detach: bool, verbose: bool, quiet: bo
       fastlane run --task send-mail -e SMTP_SERVER=mail --timeout 2m registry:5000/mail:1.4 python send.py
       JOB=$(fastlane run -d busybox sleep 60)
 
+    Everything after IMAGE belongs to the command, as with `docker run`. A job gets no standard input and no terminal.
+
     If the connection or the server drops, it waits and goes on by itself: no byte twice, and where some are missing it says so. Ctrl-C
     (or SIGTERM) stops the job and shows what it still prints; a second one leaves it alone. If the reader of stdout goes away (`| head`),
     so does this command; the job runs on.
@@ -159,7 +162,8 @@ def enqueue(environ: Mapping[str, str], /, *, address: str, **job_options: Any) 
       JOB=$(fastlane enqueue --task send-mail -e SMTP_SERVER=mail registry:5000/mail:1.4 python send.py)
       fastlane enqueue --request-id invoice-4711 registry:5000/mail:1.4 python invoice.py 4711
 
-    With a --request-id it may be sent again as often as you like: the same command is one job, whose id is printed each time.
+    Everything after IMAGE belongs to the command, as with `docker run`. With a --request-id it may be sent again as often as you like: the
+    same command is one job, whose id is printed each time.
     """
     with connected(address) as client:
         click.echo(_enqueued(client, environ, **job_options).id)

@@ -450,7 +450,9 @@ class JobSpec(_message.Message):
 
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
-        """To find jobs by; at most 64, each at most 63 and 256 characters. On the container too."""
+        """To find jobs by; at most 64, each at most 63 and 256 characters. On the container too. Not for secrets: a filter of ListJobs tells
+        whether a guess at a value is right.
+        """
 
     @_builtins.property
     def metadata(self) -> _struct_pb2.Struct:
@@ -1385,8 +1387,8 @@ class EnqueueJobRequest(_message.Message):
     """Required. The task; made if it is not there."""
     request_id: _builtins.str
     """Makes the call safe to repeat: any string up to 128 characters, unique within the task, good for as long as the job is kept. The same
-    request is one with the same task and the same spec as it is answered, `***` in place of secrets: what is sent again with a new
-    password answers the job with the old one. Use another id for another secret.
+    request has the same task, and the same spec with `***` in place of secrets: a request that is sent again with a new password is
+    answered with the job of the old password. Use another id for another secret.
     """
     validate_only: _builtins.bool
     """Check everything, write nothing, answer what would be kept, without ids."""
@@ -1606,8 +1608,8 @@ class StopJobRequest(_message.Message):
     job_id: _builtins.str
     """Required."""
     note: _builtins.str
-    """Why and by whom, for the record; at most 256 characters on one line, no control characters. It is in `outcome.detail` and, unless the execution was still queued, in the
-    system lines of the log.
+    """Why and by whom, for the record; one line of at most 256 characters, without control characters. It is in `outcome.detail` and, unless
+    the execution was still queued, in the system lines of the log.
     """
     @_builtins.property
     def grace(self) -> _duration_pb2.Duration:

@@ -70,8 +70,8 @@ class JobServiceServicer:
         same request answers the same job (`existing` is true); with another request it is refused: ALREADY_EXISTS, REQUEST_ID_REUSED. Secrets
         are not compared: a repeated request that differs in them alone is the same request, and the job keeps the secrets it was made with.
         Otherwise a caller could find out a secret by guesses. Without a `request_id` a repeated call is a second job, so do not retry it
-        blindly. INVALID_ARGUMENT names the fields at fault; RESOURCE_EXHAUSTED,
-        QUEUE_FULL or DISK_FULL, and UNAVAILABLE, STORE_FAILED, carry RetryInfo.
+        blindly. INVALID_ARGUMENT names the fields at fault; RESOURCE_EXHAUSTED, QUEUE_FULL or DISK_FULL, and UNAVAILABLE, STORE_FAILED, carry
+        RetryInfo.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

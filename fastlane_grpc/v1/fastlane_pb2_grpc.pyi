@@ -68,8 +68,8 @@ class JobServiceStub:
     same request answers the same job (`existing` is true); with another request it is refused: ALREADY_EXISTS, REQUEST_ID_REUSED. Secrets
     are not compared: a repeated request that differs in them alone is the same request, and the job keeps the secrets it was made with.
     Otherwise a caller could find out a secret by guesses. Without a `request_id` a repeated call is a second job, so do not retry it
-    blindly. INVALID_ARGUMENT names the fields at fault; RESOURCE_EXHAUSTED,
-    QUEUE_FULL or DISK_FULL, and UNAVAILABLE, STORE_FAILED, carry RetryInfo.
+    blindly. INVALID_ARGUMENT names the fields at fault; RESOURCE_EXHAUSTED, QUEUE_FULL or DISK_FULL, and UNAVAILABLE, STORE_FAILED, carry
+    RetryInfo.
     """
     GetJob: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.GetJobRequest, _fastlane_pb2.GetJobResponse]
     """The job as it is now, with its newest execution. NOT_FOUND, JOB_NOT_FOUND: never was or was pruned."""
@@ -94,8 +94,8 @@ class JobServiceAsyncStub(JobServiceStub):
     same request answers the same job (`existing` is true); with another request it is refused: ALREADY_EXISTS, REQUEST_ID_REUSED. Secrets
     are not compared: a repeated request that differs in them alone is the same request, and the job keeps the secrets it was made with.
     Otherwise a caller could find out a secret by guesses. Without a `request_id` a repeated call is a second job, so do not retry it
-    blindly. INVALID_ARGUMENT names the fields at fault; RESOURCE_EXHAUSTED,
-    QUEUE_FULL or DISK_FULL, and UNAVAILABLE, STORE_FAILED, carry RetryInfo.
+    blindly. INVALID_ARGUMENT names the fields at fault; RESOURCE_EXHAUSTED, QUEUE_FULL or DISK_FULL, and UNAVAILABLE, STORE_FAILED, carry
+    RetryInfo.
     """
     GetJob: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.GetJobRequest, _fastlane_pb2.GetJobResponse]  # type: ignore[assignment]
     """The job as it is now, with its newest execution. NOT_FOUND, JOB_NOT_FOUND: never was or was pruned."""
@@ -123,8 +123,8 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         same request answers the same job (`existing` is true); with another request it is refused: ALREADY_EXISTS, REQUEST_ID_REUSED. Secrets
         are not compared: a repeated request that differs in them alone is the same request, and the job keeps the secrets it was made with.
         Otherwise a caller could find out a secret by guesses. Without a `request_id` a repeated call is a second job, so do not retry it
-        blindly. INVALID_ARGUMENT names the fields at fault; RESOURCE_EXHAUSTED,
-        QUEUE_FULL or DISK_FULL, and UNAVAILABLE, STORE_FAILED, carry RetryInfo.
+        blindly. INVALID_ARGUMENT names the fields at fault; RESOURCE_EXHAUSTED, QUEUE_FULL or DISK_FULL, and UNAVAILABLE, STORE_FAILED, carry
+        RetryInfo.
         """
 
     @_abc_1.abstractmethod
