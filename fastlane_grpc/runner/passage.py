@@ -78,6 +78,7 @@ class Surroundings:
     default_timeout: timedelta
     default_pids: int
     start_answer_seconds: float
+    retry_seconds: float
     step: Callable[[Step, str], None]
 
 
