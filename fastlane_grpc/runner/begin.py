@@ -55,7 +55,7 @@ def _prepare(passage: Passage) -> None:
     image = _image(passage)
     pull_time = utc_now()
     passage.reached(Step.PULLED)
-    passage.choose_capture(image)
+    passage.choose_capture()
     backoff = Patience(passage.around.retry_seconds)
     while True:
         passage.container_id = _create(passage, image)

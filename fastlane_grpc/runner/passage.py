@@ -13,10 +13,12 @@ import structlog
 
 from fastlane_grpc.logs import Logs
 from fastlane_grpc.model import Assignment, State, Stop, StopCause, utc_now
+from fastlane_grpc.record import Trailer
+from fastlane_grpc.runner.architecture import architectures, foreign_image, format_error
 from fastlane_grpc.runner.box import Fate
 from fastlane_grpc.runner.capture import Capture, End
 from fastlane_grpc.runner.clock import boottime
-from fastlane_grpc.runner.engine import Container, Image
+from fastlane_grpc.runner.engine import Container
 from fastlane_grpc.runner.host import Host
 from fastlane_grpc.runner.orders import Began, Died, EngineBack, EngineGone, Leave, Order, Orders, Remains, StopOrder
 from fastlane_grpc.runner.stopping import KILL, Stopping, signal_number
@@ -182,9 +184,9 @@ class Passage:
         self.stopping = Stopping.begin(stop, self.stop_signal, boottime())
         self.say(f"told to stop {self.stopping.cause}")
 
-    def choose_capture(self, image: Image) -> None:
+    def choose_capture(self) -> None:
         """Of one that is new, or begins anew."""
-        self.capture = self.around.host.captures.of_new(self.engine, self.directory, self.execution.id, image, self.say)
+        self.capture = self.around.host.captures.of_new(self.engine, self.directory, self.execution.id, self.say)
 
     def follow_again(self) -> None:
         """After a break. A paused container refuses; it prints nothing, and is followed when it goes on."""
@@ -315,6 +317,15 @@ class Passage:
 
     def _verdict(self, container: Container | None, died: Died | None) -> Verdict:
         witness = self.capture.trailer()
+        verdict = self._verdict_of_end(container, died, witness)
+        said = format_error(witness, container, verdict.outcome.exit_code, self.directory / "log")
+        if said and verdict.state is State.FAILED:
+            # Asked only now: the kernel may have an emulator for a foreign image, of which only the kernel knows.
+            digest = self.around.store.execution(self.execution.id).result().image_digest
+            return foreign_image(verdict, said, architectures(self.engine, digest))
+        return verdict
+
+    def _verdict_of_end(self, container: Container | None, died: Died | None, witness: Trailer | None) -> Verdict:
         if witness is not None:
             # PID 1 itself says how its command ended: whatever the engine saw of it, or made up after it was killed, is second to that.
             return ended_by_itself(

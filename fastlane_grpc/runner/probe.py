@@ -34,7 +34,7 @@ class NotHere(Exception):
     """The recorder does not work on this host; the message says why."""
 
 
-def probe(engine: Engine, recorder: Recorder, *, architecture: str, owner: str) -> str:
+def probe(engine: Engine, recorder: Recorder, *, owner: str) -> str:
     """What it cannot do here, though it works; empty: nothing. Raises NotHere, and EngineDown. One at a time for each `owner`."""
     name = f"fastlane-probe-{secrets.token_hex(4)}"
     directory = recorder.data_dir / "recorder" / name
@@ -43,7 +43,7 @@ def probe(engine: Engine, recorder: Recorder, *, architecture: str, owner: str) 
         with _image(engine, name, owner) as image:
             # So small a limit that what the probe prints goes beyond it.
             limited = replace(recorder, max_log_bytes=LEAST_LOG_BYTES)
-            return _run(engine, limited, Image(image, architecture, (), ()), directory, owner=owner)
+            return _run(engine, limited, Image(image, "", (), ()), directory, owner=owner)
     except EngineRefuses as refusal:
         raise NotHere(f"the engine refuses: {refusal.message}") from refusal
     except Refused as refused:

@@ -105,6 +105,8 @@ def not_executed(error: int, program: str, stopping: Stopping | None) -> Verdict
         return _settled(State.STOPPED, Reason.UNSPECIFIED, f"told to stop {stopping.cause}; its command could not be executed: {said}")
     if error in {errno.ENOENT, errno.ENOTDIR}:
         return failed(Reason.COMMAND_NOT_FOUND, f"the image has no such command: {said}")
+    if error == errno.ENOEXEC:
+        said += " (a program for another architecture, or a script whose first line does not name an interpreter, as #!/bin/sh)"
     return failed(Reason.COMMAND_NOT_EXECUTABLE, f"the command cannot be executed: {said}")
 
 
