@@ -193,9 +193,14 @@ def _command(body: Mapping[str, Any], image: Image) -> Sequence[str]:
     """What would be PID 1, as the engine puts it together from its body of a container and the image. Tried on 20.10 and 28."""
     entrypoint, command = body["Entrypoint"], body["Cmd"]
     if entrypoint is None:
-        return [*image.entrypoint, *(image.command if command is None else command)]
-    # One empty word: no entrypoint, the image's neither. With one of the job's, the image's command does not apply.
-    return [*([] if list(entrypoint) == [""] else entrypoint), *(command or ())]
+        return [*_reset(image.entrypoint), *(image.command if command is None else command)]
+    # With an entrypoint of the job's, the image's command does not apply.
+    return [*_reset(entrypoint), *(command or ())]
+
+
+def _reset(entrypoint: Sequence[str]) -> Sequence[str]:
+    """One empty word is no entrypoint: so somebody takes away that of the image below, or of the image that a job names."""
+    return [] if list(entrypoint) == [""] else entrypoint
 
 
 def _installed(binary: Path, directory: Path) -> Path:
