@@ -9,7 +9,7 @@ from fastlane_grpc.runner.clock import boottime
 from fastlane_grpc.runner.container import container_body
 from fastlane_grpc.runner.engine import EXECUTION_LABEL, INSTANCE_LABEL, Container, Image
 from fastlane_grpc.runner.engine_errors import Refusal, container_gone, explained, passes, plain, refusal_of
-from fastlane_grpc.runner.image import Pull, Refused, RegistryFails
+from fastlane_grpc.runner.image import Pull, PullFails, Refused
 from fastlane_grpc.runner.orders import PullEnded
 from fastlane_grpc.runner.passage import Left, Passage, Step, ToldToStop
 from fastlane_grpc.runner.patience import Patience
@@ -20,6 +20,8 @@ from fastlane_grpc.runner.wire import EngineDown, EngineRefuses
 
 # While an image is pulled: so often it is looked whether the host is up.
 HOST_LOOK_SECONDS = 1.0
+# A registry that is asked too often may say how long to wait; an execution that waits takes up a place.
+LONGEST_RATE_LIMIT_SECONDS = 300.0
 
 
 class Unsettled(Exception):
@@ -120,17 +122,21 @@ def _present(passage: Passage) -> Image | None:
 
 def _pull(passage: Passage) -> None:
     passage.say(f"pulling {passage.spec.image}")
-    patience = Patience(passage.around.retry_seconds)
+    backoff = Patience(passage.around.retry_seconds)
     while failure := _pull_once(passage):
-        if not isinstance(failure, RegistryFails):
+        if not isinstance(failure, PullFails):
             raise failure
-        pause = patience.pause()
+        pause = backoff.pause() if failure.retry_seconds <= LONGEST_RATE_LIMIT_SECONDS else None
         if pause is None:
-            detail = f"{passage.spec.image} could not be pulled in several tries; the engine says: {failure}"
-            raise Refused(Reason.REGISTRY_UNAVAILABLE, detail)
+            raise Refused(failure.reason, f"{passage.spec.image} could not be pulled in several tries; the engine says: {failure}")
+        pause = max(pause, failure.retry_seconds)
         passage.log.info("pull failed", image=passage.spec.image, error=str(failure), again_seconds=pause)
-        passage.say(f"the pull failed, and is tried again: {failure}")
+        passage.say(f"the pull failed, and is tried again{_soon(pause)}: {failure}")
         passage.pause(pause)
+
+
+def _soon(seconds: float) -> str:
+    return f" in {seconds:.0f} s" if seconds >= 1 else ""
 
 
 def _pull_once(passage: Passage) -> Exception | None:
