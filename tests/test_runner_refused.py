@@ -10,11 +10,16 @@ from pathlib import Path
 import docker
 import pytest
 
-from fastlane_grpc.model import CaptureMode, Execution, Outcome, Reason, State
-from fastlane_grpc.runner import Step
-from tests.engine import House, Killed, by_attach, by_recorder, opened
+from fastlane_grpc.model import CaptureMode, Execution, Outcome, PullPolicy, Reason, State
+from fastlane_grpc.runner import Captures, Step
+from fastlane_grpc.runner.engine import Engine
+from fastlane_grpc.runner.orders import Died
+from fastlane_grpc.runner.wire import EngineDown
+from tests.engine import House, Killed, by_attach, by_recorder, engine_address, opened
 from tests.images import busybox, loaded_image
 from tests.own_engine import IMAGE, OwnEngine
+from tests.proxy import Proxy, Refusing
+from tests.registry import registry_for
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(120)]
 
@@ -134,6 +139,87 @@ def test_a_start_refused_for_a_moment_that_a_dead_server_left_is_tried_again(sma
     assert small_house.output(execution.id).stdout == b"once\n"
 
 
+# -- the engine says one thing and does another
+
+
+@pytest.fixture
+def proxy(tmp_path: Path) -> Iterator[Proxy]:
+    proxy = Proxy(tmp_path / "engine.sock", engine_address().removeprefix("unix://"))
+    yield proxy
+    proxy.shut()
+
+
+@pytest.fixture
+def doubtful(tmp_path: Path, image: str, proxy: Proxy, capture: CaptureMode) -> Iterator[House]:
+    """A house whose engine refuses what the proxy says."""
+    (tmp_path / "data").mkdir()
+    with opened(tmp_path / "data", image, proxy.address, engine=engine_address(), capture=capture) as house:
+        yield house
+
+
+def test_a_start_that_is_refused_and_carried_out_all_the_same_runs_the_command_once(doubtful: House, proxy: Proxy) -> None:
+    began = time.time()
+    proxy.refusing = Refusing(b"/start HTTP", "context deadline exceeded", carried_out=True)
+    execution = doubtful.sh(ONCE)
+    assert (execution.state, outcome(execution).exit_code) == (State.FAILED, 7)
+    output = doubtful.output(execution.id)
+    assert (output.stdout, output.gaps) == (b"once\n", [])
+    if doubtful.capture is CaptureMode.ATTACH:
+        assert starts(doubtful, began) == 1
+
+
+def test_a_start_whose_fate_the_engine_does_not_know_is_tried_again_only_if_the_record_does(doubtful: House, proxy: Proxy) -> None:
+    began = time.time()
+    proxy.refusing = Refusing(b"/start HTTP", "transport is closing: unavailable")
+    execution = doubtful.sh(ONCE)
+    if doubtful.capture is CaptureMode.RECORDER:
+        assert (execution.state, outcome(execution).exit_code) == (State.FAILED, 7)
+        assert doubtful.output(execution.id).stdout == b"once\n"
+        assert starts(doubtful, began) == 1
+    else:
+        assert (execution.state, outcome(execution).reason) == (State.LOST, Reason.START_UNKNOWN)
+        assert "lost touch with its runtime" in outcome(execution).detail
+        assert starts(doubtful, began) == 0
+    assert not doubtful.host.engine.containers(doubtful.store.instance)
+
+
+def test_the_end_of_an_earlier_container_is_not_the_end_of_the_next(house: House) -> None:
+    going = house.go("sh -c", "sleep 0.5; exit 7")
+    going.wait_for(Step.RUNNING)
+    going.orders.put(Died(119, time.time_ns(), 0.0, "an earlier one"))
+    assert outcome(going.result()).exit_code == 7
+
+
+def test_a_signal_that_the_engine_cannot_send_for_now_does_not_cost_the_grace(doubtful: House, proxy: Proxy) -> None:
+    going = doubtful.go("sh -c", "trap 'exit 9' TERM; echo ready; while :; do sleep 0.1; done")
+    doubtful.wait_for_output(going.id, b"ready")
+    proxy.refusing = Refusing(b"/kill?", "cannot kill container: context deadline exceeded")
+    doubtful.stop(going.id)
+    execution = going.result()
+    assert (execution.state, outcome(execution).exit_code, outcome(execution).stop_signal) == (State.STOPPED, 9, "SIGTERM")
+
+
+def test_an_engine_that_cannot_describe_a_container_does_not_take_away_its_end(doubtful: House, proxy: Proxy) -> None:
+    going = doubtful.go("sh -c", "echo ready; sleep 0.5; exit 7")
+    going.wait_for(Step.RUNNING)
+    proxy.refusing = Refusing(b"/json HTTP", "layer does not exist", times=1000)
+    execution = going.result()
+    assert (execution.state, outcome(execution).reason, outcome(execution).exit_code) == (State.FAILED, Reason.EXIT_CODE, 7)
+
+
+@by_attach
+def test_an_image_that_somebody_removes_right_after_its_pull_is_pulled_again(
+    doubtful: House, proxy: Proxy, sdk: docker.DockerClient
+) -> None:
+    with registry_for(sdk) as registry:
+        proxy.refusing = Refusing(b"/images/", "No such image", status=404)
+        image = f"{registry.name}/gone/image:first"
+        proxy.refusing.request = f"GET /v1.41/images/{image}/json".encode()
+        execution = doubtful.sh("true", image=image, pull_policy=PullPolicy.ALWAYS)
+    assert execution.state is State.SUCCEEDED
+    assert doubtful.system(execution.id).count(f"pulling {image}\n") == 2
+
+
 # -- the engine's disk is full
 
 
@@ -201,6 +287,19 @@ def test_a_disk_of_the_engine_that_stays_full_says_what_to_do(small: Small, smal
         small.make_room()
     assert (execution.state, outcome(execution).reason) == (State.FAILED, Reason.REFUSED_BY_ENGINE)
     assert "in several tries: the engine's disk is full: make room on the host" in outcome(execution).detail
+
+
+def test_a_full_disk_of_the_engine_says_nothing_of_the_recorder(small: Small, tmp_path: Path) -> None:
+    captures = Captures(CaptureMode.AUTO, tmp_path, instance="i")
+    small.fill()
+    try:
+        with pytest.raises(EngineDown, match="fails for now: the engine's disk is full"):
+            captures.settle(Engine(small.address))
+    finally:
+        small.make_room()
+    assert captures.in_use == ""
+    captures.settle(Engine(small.address))
+    assert captures.in_use == "recorder"
 
 
 # -- what is final

@@ -5,6 +5,7 @@ from typing import Any
 
 from fastlane_grpc.model import PullPolicy, Reason, State, utc_now
 from fastlane_grpc.runner.box import Fate
+from fastlane_grpc.runner.capture import End
 from fastlane_grpc.runner.clock import boottime
 from fastlane_grpc.runner.container import container_body
 from fastlane_grpc.runner.engine import EXECUTION_LABEL, INSTANCE_LABEL, Container, Image
@@ -25,7 +26,7 @@ LONGEST_RATE_LIMIT_SECONDS = 300.0
 
 
 class Unsettled(Exception):
-    """A container of this execution has run, though nobody was allowed to start it."""
+    """A container of this execution has run, or may have, though nobody was allowed to start it or the engine says that it did not."""
 
 
 def begin(passage: Passage) -> None:
@@ -43,8 +44,8 @@ def begin(passage: Passage) -> None:
     except ToldToStop as told:
         passage.conclude(stopped_before_start(Stopping.begin(told.stop, "", boottime())))
     except Unsettled as unsettled:
-        passage.log.error("a container ran that nobody started", container_id=passage.container_id)
-        passage.conclude(lost(Reason.START_UNKNOWN, str(unsettled)))
+        passage.log.error("nobody knows whether a container ran", container_id=passage.container_id, why=str(unsettled))
+        passage.conclude(lost(Reason.START_UNKNOWN, str(unsettled)), End(None, witnessed=False) if passage.fenced else None)
     else:
         _go_with(passage)
 
@@ -103,10 +104,15 @@ def _image(passage: Passage) -> Image:
             raise Refused(
                 Reason.IMAGE_NOT_PRESENT, f"{name} is not on host {host!r}, and the job's pull policy is NEVER: pull it there first"
             )
+        backoff = Patience(passage.around.retry_seconds)
         _pull(passage)
-        image = _present(passage)
-        if image is None:
-            raise Refused(Reason.IMAGE_NOT_FOUND, f"{name} was pulled, and is not there all the same: somebody removes images")
+        while (image := _present(passage)) is None:
+            # Somebody removes images: without a tag that is in use they are what is pruned first.
+            pause = backoff.pause()
+            if pause is None:
+                raise Refused(Reason.IMAGE_NOT_FOUND, f"{name} was pulled several times, and is not there: somebody removes images")
+            passage.pause(pause)
+            _pull(passage)
         passage.say(f"pulled {name}: {image.digest}")
     return image
 
@@ -115,6 +121,8 @@ def _present(passage: Passage) -> Image | None:
     try:
         return passage.engine.image(passage.spec.image)
     except EngineRefuses as refusal:
+        if refusal.status != 400:
+            raise
         raise Refused(
             Reason.IMAGE_NOT_FOUND, f"the engine does not take {passage.spec.image!r} for an image: {refusal.message}"
         ) from refusal

@@ -12,7 +12,7 @@ from fastlane_grpc.model import CaptureMode, Execution
 from fastlane_grpc.runner.attach import AttachCapture
 from fastlane_grpc.runner.capture import Capture
 from fastlane_grpc.runner.engine import Engine
-from fastlane_grpc.runner.probe import NotHere, probe
+from fastlane_grpc.runner.probe import NotHere, not_here, probe
 from fastlane_grpc.runner.recorder import Recorder, RecorderCapture
 from fastlane_grpc.runner.wire import EngineDown, EngineRefuses
 
@@ -108,7 +108,7 @@ class Captures:
             else:
                 reason = self.reason
         except EngineRefuses as refusal:
-            raise NotHere(f"the engine refuses: {refusal.message}") from refusal
+            raise not_here(refusal) from refusal
         except OSError as error:
             raise NotHere(f"the data directory cannot be used for it: {error}") from error
         self._recorder, self._works_with = recorder, works_with

@@ -19,6 +19,7 @@ from fastlane_grpc.runner.box import Fate
 from fastlane_grpc.runner.capture import Capture, End
 from fastlane_grpc.runner.clock import boottime
 from fastlane_grpc.runner.engine import Container
+from fastlane_grpc.runner.engine_errors import passes
 from fastlane_grpc.runner.host import Host
 from fastlane_grpc.runner.orders import Began, Died, EngineBack, EngineGone, Leave, Order, Orders, Remains, StopOrder
 from fastlane_grpc.runner.stopping import KILL, Stopping, signal_number
@@ -201,7 +202,8 @@ class Passage:
         while True:
             self._put_away()
             order = self.next_order(self._next_time() - boottime())
-            if isinstance(order, Died):
+            # Not of an earlier container of this execution, whose start was refused and then carried out after all.
+            if isinstance(order, Died) and order.container_id in {"", self.container_id}:
                 if not self.capture.held:
                     return order
                 # The engine was killed and came back with a wrong idea of it. Its process goes on, and so does its output.
@@ -281,8 +283,9 @@ class Passage:
             # It does not run any more: its end is on the way to us.
             self._look_at = min(self._look_at, boottime() + LOOK_SECONDS)
             self.stopping = self.stopping.could_not_send(boottime() + LOOK_SECONDS)
-        elif name == KILL:
-            self.stopping = self.stopping.could_not_send(boottime() + LOOK_SECONDS)
+        elif name == KILL or passes(refusal.message):
+            # A signal that the engine cannot send for now does not cost the container its grace.
+            self.stopping = self.stopping.could_not_send(boottime() + (LOOK_SECONDS if name == KILL else 0.0))
         else:
             self.say(f"the engine does not send {name}: {refusal.message}")
             self.stopping = self.stopping.kill_now(boottime())
@@ -306,7 +309,7 @@ class Passage:
 
     def end(self, died: Died | None) -> None:
         """Of a container that ran: what the engine says of it now, and all that follows."""
-        container = self._look()
+        container = self._look(died)
         if self.capture.revoke() is Fate.NEVER_RAN:
             self.conclude(not_begun(container.exit_code if container else None, self.stopping))
             return
@@ -348,7 +351,7 @@ class Passage:
             engine_restarted=exit_code in DOUBTFUL_CODES and self._engine_restarted(),
         )
 
-    def _look(self) -> Container | None:
+    def _look(self, died: Died | None) -> Container | None:
         """An engine that hangs for a while, and does not go away, is asked again: to be taken up again would cost the log a gap."""
         for _ in range(LOOKS - 1):
             try:
@@ -356,7 +359,13 @@ class Passage:
             except (EngineDown, EngineRefuses) as error:
                 self.log.warning("container not inspected; asking again", error=str(error))
                 self.next_order(1.0)
-        return self.engine.inspect(self.container_id)
+        try:
+            return self.engine.inspect(self.container_id)
+        except EngineRefuses:
+            if died is None and self.capture.trailer() is None:
+                raise
+            # How it ended is known without.
+            return None
 
     def conclude(self, verdict: Verdict, end: End | None = None) -> None:
         """The end of one that did not run, or of which nobody knows, in its order: record, fastlane's lines, outcome, container."""
