@@ -162,6 +162,7 @@ class House:
         self._loop_thread = threading.Thread(target=self.loop.run_forever, daemon=True)
         self._loop_thread.start()
         self.threads = ThreadPoolExecutor(16, "execution")
+        self.retry_seconds = float(SECONDS)
         self.open()
 
     def open(self) -> None:
@@ -179,6 +180,7 @@ class House:
             default_timeout=timedelta(seconds=SECONDS),
             default_pids=256,
             start_answer_seconds=2,
+            retry_seconds=self.retry_seconds,
             step=self._step,
         )
 

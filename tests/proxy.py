@@ -1,9 +1,32 @@
-"""A door before an engine's socket, that can be shut, frozen, or made to lose one answer."""
+"""A door before an engine's socket, that can be shut, frozen, or made to lose an answer or to refuse."""
 
 import contextlib
+import json
 import socket
 import threading
+from dataclasses import dataclass
 from pathlib import Path
+
+
+@dataclass
+class Refusing:
+    """So many requests with `request` in them are answered with this message; `carried_out`: by the engine all the same."""
+
+    request: bytes
+    message: str
+    carried_out: bool = False
+    times: int = 1
+    status: int = 500
+
+    def takes(self, request: bytes) -> bool:
+        taken = self.times > 0 and self.request in request
+        self.times -= taken
+        return taken
+
+    @property
+    def answer(self) -> bytes:
+        body = json.dumps({"message": self.message}).encode()
+        return b"HTTP/1.0 %d Refused\r\nContent-Length: %d\r\n\r\n%b" % (self.status, len(body), body)
 
 
 class Proxy:
@@ -15,6 +38,7 @@ class Proxy:
         # A request with this in it is passed on, and its connection cut when the answer comes.
         self.lose_answer_to = b""
         self.lost = threading.Event()
+        self.refusing: Refusing | None = None
         self._engine_path = engine_path
         self._open: set[socket.socket] = set()
         self._flowing = threading.Event()
@@ -65,9 +89,16 @@ class Proxy:
             while data := source.recv(65_536):
                 self._flowing.wait()
                 if answers and losing.is_set():
+                    if self.refusing:
+                        target.sendall(self.refusing.answer)
                     self.lost.set()
                     break
                 if not answers and self.lose_answer_to and self.lose_answer_to in data:
+                    losing.set()
+                if not answers and self.refusing and self.refusing.takes(data):
+                    if not self.refusing.carried_out:
+                        source.sendall(self.refusing.answer)
+                        break
                     losing.set()
                 target.sendall(data)
         _cut(target)

@@ -27,7 +27,7 @@ def digest(data: bytes) -> str:
 
 class Registry:
     """Serves one image under any name, with the tags `first` and `latest`. Names that begin with `no`, `denied`, `failing`, `hanging`,
-    `damaged` or `foreign` have what their first word says."""
+    `limited`, `damaged` or `foreign` have what their first word says."""
 
     def __init__(self, layer_tar: bytes) -> None:
         layer = gzip.compress(layer_tar, 1)
@@ -48,6 +48,8 @@ class Registry:
         self.closed = False
         # So many answers of failing/… are failures; then it works.
         self.failures = 10**9
+        # So many answers of limited/… ask to wait.
+        self.limited = 1
 
     @contextmanager
     def serving(self) -> Iterator["Registry"]:
@@ -98,6 +100,10 @@ class Registry:
         elif kind == "failing" and self.failures > 0:
             self.failures -= 1
             self._fail(to, 503, "UNAVAILABLE", "come back later")
+        elif kind == "limited" and self.limited:
+            # A HEAD is followed by a GET, whatever its answer.
+            self.limited -= to.command == "GET"
+            self._fail(to, 429, "TOOMANYREQUESTS", "retry-after: 1.6s, allowed: 1/minute")
         elif "/manifests/" in path:
             self._send_manifest(to, kind, path.rpartition("/")[2])
         elif blob := self.blobs.get(path.rpartition("/")[2]):

@@ -1,9 +1,9 @@
 """Images: when they are pulled, from where, and what becomes of an execution whose image cannot be had."""
 
-import json
 import queue
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import ClassVar
@@ -14,7 +14,7 @@ import pytest
 from fastlane_grpc.model import MAX_TOLD_CHARACTERS, Execution, Outcome, PullPolicy, Reason, State
 from fastlane_grpc.runner import Step
 from fastlane_grpc.runner.engine import Engine
-from fastlane_grpc.runner.image import Progress, Pull, Refused, RegistryFails, image_parts, pull_failure
+from fastlane_grpc.runner.image import Progress, Pull, PullFails, Refused, image_parts, pull_failure
 from tests.engine import House, by_recorder
 from tests.registry import Registry, digest, registry_for
 
@@ -58,7 +58,6 @@ def test_a_name_is_taken_apart_as_the_engine_does(name: str, parts: tuple[str, s
         ("no basic auth credentials", Reason.IMAGE_DENIED),
         ("no matching manifest for linux/arm64/v8 in the manifest list entries", Reason.IMAGE_UNUSABLE),
         ("failed to register layer: Error processing tar file(exit status 1): unexpected EOF", Reason.IMAGE_UNUSABLE),
-        ("write /var/lib/docker/tmp/x: no space left on device", Reason.REFUSED_BY_ENGINE),
         ('Get "http://r/v2/": dial tcp 127.0.0.1:1: connect: connection refused', None),
         ('Get "https://r/v2/": dial tcp: lookup r: no such host', None),
         ('Get "https://r/v2/": net/http: TLS handshake timeout', None),
@@ -70,10 +69,36 @@ def test_a_name_is_taken_apart_as_the_engine_does(name: str, parts: tuple[str, s
 def test_what_engines_say_of_a_pull_is_understood(message: str, reason: Reason | None) -> None:
     failure = pull_failure("a", message)
     if reason is None:
-        assert isinstance(failure, RegistryFails)
+        assert isinstance(failure, PullFails)
     else:
         assert isinstance(failure, Refused)
         assert failure.reason is reason
+
+
+@pytest.mark.parametrize(
+    ("message", "reason", "seconds"),
+    [
+        ("write /var/lib/docker/tmp/x: no space left on device", Reason.REFUSED_BY_ENGINE, 0),
+        ("failed to register layer: write /x: no space left on device", Reason.REFUSED_BY_ENGINE, 0),
+        ("failed to register layer: error creating overlay mount to /x: device or resource busy", Reason.REFUSED_BY_ENGINE, 0),
+        ("received unexpected HTTP status: 503 Service Temporarily Unavailable", Reason.REGISTRY_UNAVAILABLE, 0),
+        ("toomanyrequests: retry-after: 461.286µs, allowed: 44000/minute", Reason.REGISTRY_UNAVAILABLE, 461.286e-6),
+        ("toomanyrequests: retry-after: 1m1.5s, allowed: 10/hour", Reason.REGISTRY_UNAVAILABLE, 61.5),
+        ("toomanyrequests: retry-after: 1.2.3s", Reason.REGISTRY_UNAVAILABLE, 0),
+        ("toomanyrequests: You have reached your pull rate limit", Reason.REGISTRY_UNAVAILABLE, 0),
+    ],
+)
+def test_a_pull_that_is_tried_again_says_whose_fault_it_was_and_waits_as_told(message: str, reason: Reason, seconds: float) -> None:
+    failure = pull_failure("r/a", message)
+    assert isinstance(failure, PullFails)
+    assert (failure.reason, failure.retry_seconds) == (reason, pytest.approx(seconds))
+
+
+def test_the_name_of_an_image_says_nothing_of_why_it_could_not_be_pulled() -> None:
+    name = "r:5000/team/access-denied"
+    failure = pull_failure(name, f"manifest for {name}:1 not found: manifest unknown: https://r:5000/v2/team/access-denied/manifests/1")
+    assert isinstance(failure, Refused)
+    assert failure.reason is Reason.IMAGE_NOT_FOUND
 
 
 def end_of_pull(name: str, address: str) -> Exception | None:
@@ -82,22 +107,11 @@ def end_of_pull(name: str, address: str) -> Exception | None:
     return ends.get(timeout=30)
 
 
-@pytest.mark.parametrize("entry", [{"auth": "abcde"}, {"auth": "bm9jb2xvbg=="}, {"auth": "\u00e4"}, {"auth": 5}, 5])
-def test_credentials_that_cannot_be_read_refuse_the_pull(entry: object, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    file = tmp_path / "config.json"
-    file.write_text(json.dumps({"auths": {"127.0.0.1:5999": entry}}))
-    monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
-    end = end_of_pull("127.0.0.1:5999/image:tag", f"unix://{tmp_path}/no-engine")
-    assert isinstance(end, Refused)
-    assert end.reason is Reason.IMAGE_DENIED
-    assert f"registry 127.0.0.1:5999 cannot be read from '{file}'" in end.detail
-
-
 @pytest.mark.parametrize(
     ("answer", "failure"),
     [
-        (b"{not json\n", RegistryFails),
-        (b"[]\n", RegistryFails),
+        (b"{not json\n", PullFails),
+        (b"[]\n", PullFails),
         (b'{"status": "Downloading", "id": "a", "progressDetail": {"total": "much"}}\n', ValueError),
     ],
 )
@@ -207,6 +221,35 @@ class TestOnAnEngine:
             registry.failures = 10**9
         assert execution.state is State.SUCCEEDED
         assert "tried again" in house.system(execution.id)
+
+    def test_a_registry_that_says_how_long_to_wait_is_asked_again_after_that_time(self, house: House, registry: Registry) -> None:
+        began = time.monotonic()
+        execution = house.sh("true", image=f"{registry.name}/limited/image:first")
+        assert execution.state is State.SUCCEEDED
+        assert "tried again in 2 s: toomanyrequests" in house.system(execution.id)
+        assert time.monotonic() - began > 1.5
+
+    @pytest.mark.parametrize(
+        ("config", "problem"),
+        [
+            ('{"credsStore": "nosuch"}', "docker-credential-nosuch, which {file} names, is not installed, or not in the server's PATH"),
+            ("{not json", "{file} is not JSON: "),
+        ],
+        ids=["helper", "json"],
+    )
+    def test_a_pull_without_the_credentials_there_may_be_says_so(
+        self, house: House, registry: Registry, config: str, problem: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        file = tmp_path / "config.json"
+        file.write_text(config)
+        monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
+        problem = problem.format(file=file)
+        execution = house.sh("true", image=f"{registry.name}/public/image:first", pull_policy=PullPolicy.ALWAYS)
+        assert execution.state is State.SUCCEEDED
+        assert f"without credentials: {problem}" in house.system(execution.id)
+        execution = house.sh("true", image=f"{registry.name}/denied/image:first")
+        assert outcome(execution).reason is Reason.IMAGE_DENIED
+        assert f"It was pulled without credentials: {problem}" in outcome(execution).detail
 
     def test_a_stop_ends_the_tries_at_once(self, house: House, registry: Registry) -> None:
         going = house.go("true", image=f"{registry.name}/failing/for/ever:first")

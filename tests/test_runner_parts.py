@@ -91,12 +91,17 @@ def test_a_start_that_was_refused_is_told_without_the_engine_s_inner_parts() -> 
         "failed to create shim task: OCI runtime create failed: runc create failed: unable to start container process: "
         'exec: "nosuch": executable file not found in $PATH: unknown'
     )
-    verdict = not_started(error, 127, None)
+    verdict = not_started(error, None, by_recorder=False)
     assert verdict.outcome.reason is Reason.COMMAND_NOT_FOUND
     assert verdict.outcome.detail == 'the image has no such command: exec: "nosuch": executable file not found in $PATH'
-    assert not_started(error, 126, None).outcome.reason is Reason.COMMAND_NOT_EXECUTABLE
-    assert not_started("unable to find user x", 128, None).outcome.reason is Reason.REFUSED_BY_ENGINE
-    assert not_started(error, 127, stopping()).state is State.STOPPED
+    assert not_started(error, stopping(), by_recorder=False).state is State.STOPPED
+
+
+def test_under_the_recorder_a_refused_start_says_nothing_of_the_command() -> None:
+    error = 'unable to start container process: exec: "/.fastlane/recorder": permission denied: unknown'
+    verdict = not_started(error, None, by_recorder=True, again=True)
+    assert verdict.outcome.reason is Reason.REFUSED_BY_ENGINE
+    assert "in several tries: the engine cannot execute the recorder" in verdict.outcome.detail
 
 
 def test_a_verdict_comes_back_out_of_a_trailer() -> None:

@@ -6,10 +6,11 @@ import structlog
 
 from fastlane_grpc.errors import ExecutionNotFound
 from fastlane_grpc.model import Reason, utc_now
-from fastlane_grpc.runner.begin import begin
+from fastlane_grpc.runner.begin import begin, unfence
 from fastlane_grpc.runner.box import Fate
 from fastlane_grpc.runner.clock import boottime, left
 from fastlane_grpc.runner.engine import Container
+from fastlane_grpc.runner.engine_errors import Refusal, refusal_of
 from fastlane_grpc.runner.host import Host
 from fastlane_grpc.runner.orders import StopOrder
 from fastlane_grpc.runner.passage import Passage
@@ -51,8 +52,11 @@ def adopt(passage: Passage) -> None:
     elif container.start_time is not None:
         passage.capture.resume(None)
         passage.end(None)
-    elif container.error:
-        passage.conclude(not_started(container.error, container.exit_code, passage.stopping))
+    elif container.error and refusal_of(container.error) is Refusal.PASSING:
+        # The engine notes an error only of a start that it gave up.
+        _begin_anew(passage)
+    elif container.error and refusal_of(container.error) is Refusal.FINAL:
+        passage.conclude(not_started(container.error, passage.stopping, by_recorder=False))
     else:
         _lose(passage, Reason.START_UNKNOWN, _start_unknown(passage))
 
@@ -100,16 +104,13 @@ def _same_life(passage: Passage) -> bool:
 
 
 def _begin_anew(passage: Passage) -> None:
-    """Its command has not run, and now cannot: as if it had not been tried. In another container, as a start may still be on its way."""
-    passage.remove()
-    execution = passage.around.store.revoked(passage.execution.id).result()
-    if execution is None:
+    """Its command has not run, and now cannot: as if it had not been tried."""
+    if not unfence(passage):
         # Its start was answered and noted, and then the machine went down before the recorder had begun.
         _lose(passage, Reason.START_UNKNOWN, "the machine went down while the container was being started")
         return
     passage.log.info("a container that had not begun is made anew")
     passage.say("the container had not begun when the server or the engine went away; a new one is made")
-    passage.execution, passage.fenced, passage.container_id = execution, False, ""
     begin(passage)
 
 

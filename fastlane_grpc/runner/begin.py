@@ -5,38 +5,49 @@ from typing import Any
 
 from fastlane_grpc.model import PullPolicy, Reason, State, utc_now
 from fastlane_grpc.runner.box import Fate
+from fastlane_grpc.runner.capture import End
 from fastlane_grpc.runner.clock import boottime
 from fastlane_grpc.runner.container import container_body
-from fastlane_grpc.runner.engine import EXECUTION_LABEL, INSTANCE_LABEL, PASSING, Container, Image
-from fastlane_grpc.runner.image import Pull, Refused, RegistryFails
+from fastlane_grpc.runner.engine import EXECUTION_LABEL, INSTANCE_LABEL, Container, Image
+from fastlane_grpc.runner.engine_errors import Refusal, container_gone, explained, passes, plain, refusal_of
+from fastlane_grpc.runner.image import Pull, PullFails, Refused
 from fastlane_grpc.runner.orders import PullEnded
 from fastlane_grpc.runner.passage import Left, Passage, Step, ToldToStop
 from fastlane_grpc.runner.patience import Patience
+from fastlane_grpc.runner.recorder import RecorderCapture
 from fastlane_grpc.runner.stopping import Stopping
 from fastlane_grpc.runner.verdict import failed, lost, not_started, stopped_before_start
 from fastlane_grpc.runner.wire import EngineDown, EngineRefuses
 
 # While an image is pulled: so often it is looked whether the host is up.
 HOST_LOOK_SECONDS = 1.0
+# A registry that is asked too often may say how long to wait; an execution that waits takes up a place.
+LONGEST_RATE_LIMIT_SECONDS = 300.0
 
 
 class Unsettled(Exception):
-    """A container of this execution has run, though nobody was allowed to start it."""
+    """A container of this execution has run, or may have, though nobody was allowed to start it or the engine says that it did not."""
 
 
 def begin(passage: Passage) -> None:
     """From the claim to the end. Raises EngineDown and Left; `passage.fenced` tells on which side of the fence that was."""
+    backoff = None
     try:
         _prepare(passage)
+        while (refusal := _start(passage)) is not None:
+            backoff = backoff or Patience(passage.around.retry_seconds)
+            if not _start_over(passage, refusal, backoff):
+                return
+            _prepare(passage)
     except Refused as refused:
         passage.conclude(failed(refused.reason, refused.detail))
     except ToldToStop as told:
         passage.conclude(stopped_before_start(Stopping.begin(told.stop, "", boottime())))
     except Unsettled as unsettled:
-        passage.log.error("a container ran that nobody started", container_id=passage.container_id)
-        passage.conclude(lost(Reason.START_UNKNOWN, str(unsettled)))
+        passage.log.error("nobody knows whether a container ran", container_id=passage.container_id, why=str(unsettled))
+        passage.conclude(lost(Reason.START_UNKNOWN, str(unsettled)), End(None, witnessed=False) if passage.fenced else None)
     else:
-        _start(passage)
+        _go_with(passage)
 
 
 def _prepare(passage: Passage) -> None:
@@ -47,11 +58,19 @@ def _prepare(passage: Passage) -> None:
     image = _image(passage)
     pull_time = utc_now()
     passage.reached(Step.PULLED)
-    passage.choose_capture(image)
-    passage.container_id = _create(passage, image)
-    container_time = utc_now()
-    passage.reached(Step.CREATED)
-    _open_capture(passage)
+    passage.choose_capture()
+    backoff = Patience(passage.around.retry_seconds)
+    while True:
+        passage.container_id = _create(passage, image)
+        container_time = utc_now()
+        passage.reached(Step.CREATED)
+        try:
+            _open_capture(passage)
+        except EngineRefuses as refusal:
+            gone = container_gone(refusal.message, passage.container_id)
+            _wait_to_ask_again(passage, refusal, backoff, "hand over the container's output", cleared=gone)
+        else:
+            break
     passage.reached(Step.ATTACHED)
     passage.engine_life = passage.engine.life()
     store = passage.around.store
@@ -85,10 +104,15 @@ def _image(passage: Passage) -> Image:
             raise Refused(
                 Reason.IMAGE_NOT_PRESENT, f"{name} is not on host {host!r}, and the job's pull policy is NEVER: pull it there first"
             )
+        backoff = Patience(passage.around.retry_seconds)
         _pull(passage)
-        image = _present(passage)
-        if image is None:
-            raise Refused(Reason.IMAGE_NOT_FOUND, f"{name} was pulled, and is not there all the same: somebody removes images")
+        while (image := _present(passage)) is None:
+            # Somebody removes images: without a tag that is in use they are what is pruned first.
+            pause = backoff.pause()
+            if pause is None:
+                raise Refused(Reason.IMAGE_NOT_FOUND, f"{name} was pulled several times, and is not there: somebody removes images")
+            passage.pause(pause)
+            _pull(passage)
         passage.say(f"pulled {name}: {image.digest}")
     return image
 
@@ -97,6 +121,8 @@ def _present(passage: Passage) -> Image | None:
     try:
         return passage.engine.image(passage.spec.image)
     except EngineRefuses as refusal:
+        if refusal.status != 400:
+            raise
         raise Refused(
             Reason.IMAGE_NOT_FOUND, f"the engine does not take {passage.spec.image!r} for an image: {refusal.message}"
         ) from refusal
@@ -104,17 +130,21 @@ def _present(passage: Passage) -> Image | None:
 
 def _pull(passage: Passage) -> None:
     passage.say(f"pulling {passage.spec.image}")
-    patience = Patience()
+    backoff = Patience(passage.around.retry_seconds)
     while failure := _pull_once(passage):
-        if not isinstance(failure, RegistryFails):
+        if not isinstance(failure, PullFails):
             raise failure
-        pause = patience.pause()
+        pause = backoff.pause() if failure.retry_seconds <= LONGEST_RATE_LIMIT_SECONDS else None
         if pause is None:
-            detail = f"{passage.spec.image} could not be pulled in several tries; the engine says: {failure}"
-            raise Refused(Reason.REGISTRY_UNAVAILABLE, detail)
+            raise Refused(failure.reason, f"{passage.spec.image} could not be pulled in several tries; the engine says: {failure}")
+        pause = max(pause, failure.retry_seconds)
         passage.log.info("pull failed", image=passage.spec.image, error=str(failure), again_seconds=pause)
-        passage.say(f"the pull failed, and is tried again: {failure}")
+        passage.say(f"the pull failed, and is tried again{_soon(pause)}: {failure}")
         passage.pause(pause)
+
+
+def _soon(seconds: float) -> str:
+    return f" in {seconds:.0f} s" if seconds >= 1 else ""
 
 
 def _pull_once(passage: Passage) -> Exception | None:
@@ -141,18 +171,14 @@ def _create(passage: Passage, image: Image) -> str:
         body = container_body(passage.assignment, instance=passage.around.host.instance, default_pids=passage.around.default_pids)
     except ValueError as error:
         raise Refused(Reason.REFUSED_BY_ENGINE, f"the command is none: {error}") from error
-    patience = Patience()
+    backoff = Patience(passage.around.retry_seconds)
     while True:
         # Anew for each try: what a container that is removed was equipped with is of no use to the next one.
         equipped = _equipped(passage, body, image)
         try:
             return passage.engine.create(passage.execution.container_name, equipped)
         except EngineRefuses as refusal:
-            _make_way(passage, refusal)
-            pause = patience.pause()
-            if pause is None:
-                raise _refused(refusal) from refusal
-            passage.pause(pause)
+            _wait_to_ask_again(passage, refusal, backoff, "make this container", cleared=_cleared(passage, refusal))
 
 
 def _equipped(passage: Passage, body: Mapping[str, Any], image: Image) -> Mapping[str, Any]:
@@ -166,19 +192,31 @@ def _equipped(passage: Passage, body: Mapping[str, Any], image: Image) -> Mappin
             _no_room(passage, error)
 
 
-def _make_way(passage: Passage, refusal: EngineRefuses) -> None:
-    """Returns if the next try may do better."""
+def _cleared(passage: Passage, refusal: EngineRefuses) -> bool:
+    """Whether what was in the way of a new container is gone, or may be by the next try."""
     if refusal.status == 409:
-        _clear_name(passage)
-    elif refusal.status == 404:
+        try:
+            _clear_name(passage)
+        except EngineRefuses as error:
+            passage.log.warning("container not removed", name=passage.execution.container_name, error=error.message)
+        return True
+    if refusal.status == 404 and "no such image" in refusal.message.lower():
         # The image went away since we looked.
         _image(passage)
-    elif not PASSING.search(refusal.message):
-        raise _refused(refusal) from refusal
+        return True
+    return False
 
 
-def _refused(refusal: EngineRefuses) -> Refused:
-    return Refused(Reason.REFUSED_BY_ENGINE, f"the engine does not make this container: {refusal.message}")
+def _wait_to_ask_again(passage: Passage, refusal: EngineRefuses, backoff: Patience, what: str, *, cleared: bool) -> None:
+    """Waits, if the next try may do better. Raises Refused if it cannot, or if there were enough tries."""
+    again = backoff.paused
+    pause = backoff.pause() if cleared or passes(refusal.message) else None
+    if pause is None:
+        tries = " in several tries" if again else ""
+        raise Refused(Reason.REFUSED_BY_ENGINE, f"the engine does not {what}{tries}: {explained(refusal.message)}") from refusal
+    if refusal.status != 409:
+        passage.say(f"the engine does not {what} for now, and is asked again: {plain(refusal.message)}")
+    passage.pause(pause)
 
 
 def _clear_name(passage: Passage) -> None:
@@ -220,8 +258,6 @@ def _open_capture(passage: Passage) -> None:
         passage.watch()
         try:
             passage.capture.open(passage.container_id)
-        except EngineRefuses as refusal:
-            raise Refused(Reason.REFUSED_BY_ENGINE, f"the engine does not hand over the container's output: {refusal.message}") from refusal
         except OSError as error:
             _no_room(passage, error)
         else:
@@ -234,15 +270,61 @@ def _no_room(passage: Passage, error: OSError) -> None:
     passage.pause(1.0)
 
 
-def _start(passage: Passage) -> None:
+def _start(passage: Passage) -> EngineRefuses | None:
+    """Sends the one start of this container. What is returned: the engine refused it, and the command has not run and never will."""
     try:
         # The one place where a start is sent. If its answer is lost, what became of it is found out, and it is not sent again.
         passage.engine.start(passage.container_id)
     except EngineRefuses as refusal:
-        container, fate = passage.engine.inspect(passage.container_id), passage.capture.revoke()
-        if fate is Fate.NEVER_RAN or (fate is None and (container is None or container.start_time is None)):
-            passage.conclude(not_started(refusal.message, container.exit_code if container else 0, passage.stopping))
-            return
+        fate = passage.capture.revoke()
+        if fate is Fate.NEVER_RAN:
+            return refusal
+        container = passage.engine.inspect(passage.container_id)
+        if fate is None and (container is None or container.start_time is None):
+            if refusal_of(refusal.message) is Refusal.CUT_OFF:
+                detail = f"the engine lost touch with its runtime while it started the container: {plain(refusal.message)}"
+                raise Unsettled(detail) from refusal
+            return refusal
+        # It runs, or ran, whatever the engine says, which may not tell of its end then.
+        passage.engine_lost_it = container is None or not container.alive
+    return None
+
+
+def _start_over(passage: Passage, refusal: EngineRefuses, backoff: Patience) -> bool:
+    """Takes the execution back before the fence, and waits. False: it has ended, as the next start would be refused as well."""
+    message = refusal.message
+    again = backoff.paused
+    pause = backoff.pause() if passes(message) or container_gone(message, passage.container_id) else None
+    if pause is None:
+        # Nobody has looked for orders since the fence.
+        if stop := passage.around.store.execution(passage.execution.id).result().stop:
+            passage.told(stop)
+        passage.conclude(not_started(message, passage.stopping, by_recorder=passage.capture.name == RecorderCapture.name, again=again))
+        return False
+    if not unfence(passage):
+        raise Unsettled("the start was refused, and is noted as answered")
+    passage.log.warning("a start was refused; a new container is made", refusal=message, again_seconds=pause)
+    passage.say(f"the engine did not start the container, and a new one is made: {plain(message)}")
+    passage.pause(pause)
+    return True
+
+
+def unfence(passage: Passage) -> bool:
+    """Of one whose command has not run and never will: as before the fence. False: its start was noted as answered already.
+
+    In another container, as a start of this one may still be on its way.
+    """
+    passage.remove()
+    execution = passage.around.store.revoked(passage.execution.id).result()
+    if execution is None:
+        return False
+    passage.capture.leave()
+    passage.execution, passage.fenced, passage.container_id = execution, False, ""
+    return True
+
+
+def _go_with(passage: Passage) -> None:
+    """From its start to its end."""
     passage.time_runs(passage.timeout.total_seconds())
     passage.reached(Step.STARTED)
     container = _look(passage)

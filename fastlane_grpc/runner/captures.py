@@ -8,12 +8,11 @@ from pathlib import Path
 
 import structlog
 
-from fastlane_grpc.model import CaptureMode, Execution, Reason
+from fastlane_grpc.model import CaptureMode, Execution
 from fastlane_grpc.runner.attach import AttachCapture
 from fastlane_grpc.runner.capture import Capture
-from fastlane_grpc.runner.engine import Engine, Image
-from fastlane_grpc.runner.image import Refused
-from fastlane_grpc.runner.probe import NotHere, probe
+from fastlane_grpc.runner.engine import Engine
+from fastlane_grpc.runner.probe import NotHere, not_here, probe
 from fastlane_grpc.runner.recorder import Recorder, RecorderCapture
 from fastlane_grpc.runner.wire import EngineDown, EngineRefuses
 
@@ -71,21 +70,16 @@ class Captures:
             if before != (self.in_use, self.reason):
                 log.info("capture", host=self._host, in_use=self.in_use, reason=self.reason)
 
-    def of_new(self, engine: Engine, directory: Path, execution_id: str, image: Image, say: Callable[[str], None]) -> Capture:
+    def of_new(self, engine: Engine, directory: Path, execution_id: str, say: Callable[[str], None]) -> Capture:
         """Of an execution about to begin; `directory` is that of its records.
 
-        Raises Refused if what was asked for cannot be had; EngineDown while it is not known what can: an execution that is begun anew comes
-        from an earlier server, and may be here before this one has settled that.
+        Raises EngineDown while it is not known what can be had: an execution that is begun anew comes from an earlier server, and may be
+        here before this one has settled that.
         """
         if not self.in_use:
             raise EngineDown("it is not known how its containers are captured")
-        if self._recorder and image.architecture in self._recorder.programs:
-            return RecorderCapture(directory, execution_id, self._recorder)
         if self._recorder:
-            words = f"there is no recorder for the image's architecture {image.architecture!r}"
-            if self._mode is CaptureMode.RECORDER:
-                raise Refused(Reason.IMAGE_UNUSABLE, f"{words}, and capture = recorder is set")
-            say(f"captured by attach: {words}")
+            return RecorderCapture(directory, execution_id, self._recorder)
         return AttachCapture(engine, directory / "log", execution_id, max_log_bytes=self._max_log_bytes, say=say)
 
     def of_begun(self, engine: Engine, directory: Path, execution: Execution, say: Callable[[str], None]) -> Capture:
@@ -100,20 +94,21 @@ class Captures:
             if not engine.local:
                 raise NotHere(f"the engine is elsewhere ({engine.address}): its recorders cannot write on this server's disk")
             info = engine.info()
-            recorder = Recorder.install(self._data_dir, self._seen_as or _seen_as(engine, self._data_dir), self._max_log_bytes)
-            if info.architecture not in recorder.programs:
+            seen_as = self._seen_as or _seen_as(engine, self._data_dir)
+            recorder = Recorder.install(self._data_dir, seen_as, self._max_log_bytes, architecture=info.architecture)
+            if recorder is None:
                 raise NotHere(f"there is no recorder for {info.architecture!r}: it was not built, or this is another architecture")
-            works_with = [info.id, info.version, str(recorder.seen_as), *sorted(str(place) for place in recorder.programs.values())]
+            works_with = [info.id, info.version, str(recorder.seen_as), str(recorder.program)]
             if self._works_with != works_with:
                 noted = self._noted()
                 if noted is None or noted[0] != works_with:
-                    noted = works_with, probe(engine, recorder, architecture=info.architecture, owner=self._owner)
+                    noted = works_with, probe(engine, recorder, owner=self._owner)
                     self._note(noted)
                 reason = noted[1]
             else:
                 reason = self.reason
         except EngineRefuses as refusal:
-            raise NotHere(f"the engine refuses: {refusal.message}") from refusal
+            raise not_here(refusal) from refusal
         except OSError as error:
             raise NotHere(f"the data directory cannot be used for it: {error}") from error
         self._recorder, self._works_with = recorder, works_with

@@ -59,7 +59,7 @@ class GoneRunner:
         # A host that nobody listens to: of its engine not even the address is known.
         instance = self._store.instance
         host = Host(name, "", instance=instance, captures=Captures(CaptureMode.ATTACH, self._data_dir, instance=instance, host=name))
-        return Surroundings(self._store, self._logs, host, self._default_timeout, self._default_pids, 0.0, self._step)
+        return Surroundings(self._store, self._logs, host, self._default_timeout, self._default_pids, 0.0, 0.0, self._step)
 
 
 def _give_up(passage: Passage) -> None:

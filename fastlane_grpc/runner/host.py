@@ -137,7 +137,7 @@ class Host:
             return
         if event["Action"] == "die":
             code = about.get("exitCode", "")
-            orders.put(Died(int(code) if code.isdigit() else None, event["timeNano"], heard_since))
+            orders.put(Died(int(code) if code.isdigit() else None, event["timeNano"], heard_since, event["Actor"].get("ID", "")))
         else:
             orders.put(Began())
 

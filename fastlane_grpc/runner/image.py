@@ -8,11 +8,12 @@ from dataclasses import dataclass, field
 
 import docker.auth
 import docker.errors
-import docker.utils.config
 
 from fastlane_grpc.model import Reason
 from fastlane_grpc.runner.clock import boottime
+from fastlane_grpc.runner.credentials import credentials_for
 from fastlane_grpc.runner.engine import Engine
+from fastlane_grpc.runner.engine_errors import Refusal, explained, refusal_of
 from fastlane_grpc.runner.wire import EngineDown, EngineRefuses, Wire
 
 # An engine that pulls says something all the time; this long a silence means that it waits for a registry that will not answer.
@@ -30,8 +31,13 @@ class Refused(Exception):
         self.detail = detail
 
 
-class RegistryFails(Exception):
-    """The pull failed for what may pass."""
+class PullFails(Exception):
+    """The pull failed for what may pass: `reason` is that of its execution if it does not. The registry asks to wait `retry_seconds`."""
+
+    def __init__(self, message: str, *, reason: Reason = Reason.REGISTRY_UNAVAILABLE, retry_seconds: float = 0.0) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.retry_seconds = retry_seconds
 
 
 def _says(*texts: str) -> re.Pattern[str]:
@@ -41,7 +47,6 @@ def _says(*texts: str) -> re.Pattern[str]:
 # What engines and registries write, from the most telling to the least. Nobody documents these texts: they are those of engines 20.10 to
 # 28 and of the distribution library.
 _MEANINGS = (
-    (_says("no space left on device", "disk quota exceeded"), Reason.REFUSED_BY_ENGINE, "the engine's disk is full"),
     (
         _says(
             "no matching manifest",
@@ -86,13 +91,42 @@ def image_parts(name: str) -> tuple[str, str]:
     return f"{head}{slash}{last}", tag or "latest"
 
 
-def pull_failure(name: str, message: str) -> Refused | RegistryFails:
+# Some registries say in the message how long to wait, as Go writes a duration; the header that says it the engine keeps to itself.
+_RETRY_AFTER = re.compile(r"retry-after:? ((?:[0-9.]+(?:h|ms|m|s|us|µs|ns))+)", re.IGNORECASE)
+_UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
+
+
+def pull_failure(name: str, message: str) -> Refused | PullFails:
     """What a failed pull means."""
-    if not _PASSING.search(message):
-        for pattern, reason, meaning in _MEANINGS:
-            if pattern.search(message):
-                return Refused(reason, f"{name} could not be pulled: {meaning}. The engine says: {message}")
-    return RegistryFails(message)
+    said = _without_name(name, message)
+    if _PASSING.search(said):
+        return PullFails(message, retry_seconds=_retry_seconds(said))
+    if refusal_of(said) is Refusal.PASSING:
+        return PullFails(explained(message), reason=Reason.REFUSED_BY_ENGINE)
+    for pattern, reason, meaning in _MEANINGS:
+        if pattern.search(said):
+            return Refused(reason, f"{name} could not be pulled: {meaning}. The engine says: {message}")
+    return PullFails(message)
+
+
+def _without_name(name: str, message: str) -> str:
+    """A message without the path of the image, which may have any words in it: team/access-denied."""
+    repository, _ = image_parts(name)
+    for path in (repository, repository.partition("/")[2]):
+        if "/" in path:
+            message = message.replace(path, "")
+    return message
+
+
+def _retry_seconds(message: str) -> float:
+    found = _RETRY_AFTER.search(message)
+    if found is None:
+        return 0.0
+    parts = re.findall(r"([0-9.]+)(h|ms|m|s|us|µs|ns)", found[1], re.IGNORECASE)
+    try:
+        return sum(float(number) * _UNITS[unit.lower()] for number, unit in parts)
+    except ValueError:
+        return 0.0
 
 
 class Pull:
@@ -106,6 +140,8 @@ class Pull:
         self._wire: Wire | None = None
         self._lock = threading.Lock()
         self._given_up = False
+        # Why there are no credentials for the registry, though there may be some.
+        self._problem = ""
         threading.Thread(target=self._run, name=f"pull-{name}", daemon=True).start()
 
     def give_up(self) -> None:
@@ -118,12 +154,14 @@ class Pull:
     def _run(self) -> None:
         try:
             self._pull()
-        except (Refused, RegistryFails, EngineDown) as error:
+        except Refused as refused:
+            self._on_end(self._with_problem(refused))
+        except (PullFails, EngineDown) as error:
             self._on_end(error)
         except EngineRefuses as error:
-            self._on_end(pull_failure(self._name, error.message))
+            self._on_end(self._with_problem(pull_failure(self._name, error.message)))
         except TimeoutError:
-            self._on_end(RegistryFails(f"nothing was heard of the pull for {SILENCE_SECONDS} s"))
+            self._on_end(PullFails(f"nothing was heard of the pull for {SILENCE_SECONDS} s"))
         except OSError as error:
             self._on_end(EngineDown(f"the engine broke off the pull: {error}"))
         except Exception as error:
@@ -132,9 +170,19 @@ class Pull:
         else:
             self._on_end(None)
 
+    def _with_problem(self, failure: Refused | PullFails) -> Refused | PullFails:
+        """With why there were no credentials, if that may be why the registry refused: some call a private image unknown."""
+        if self._problem and isinstance(failure, Refused) and failure.reason in {Reason.IMAGE_DENIED, Reason.IMAGE_NOT_FOUND}:
+            return Refused(failure.reason, f"{failure.detail}. It was pulled without credentials: {self._problem}")
+        return failure
+
     def _pull(self) -> None:
         repository, tag = image_parts(self._name)
-        wire = self._engine.pull(repository, tag, _registry_auth(self._name, repository), silence_seconds=SILENCE_SECONDS)
+        credentials = credentials_for(_registry(self._name, repository))
+        self._problem = credentials.problem
+        if self._problem:
+            self._on_line(f"pulling {self._name} without credentials: {self._problem}")
+        wire = self._engine.pull(repository, tag, credentials.header, silence_seconds=SILENCE_SECONDS)
         with self._lock:
             self._wire = wire
             if self._given_up:
@@ -157,7 +205,7 @@ def _message(line: bytes) -> dict[str, object]:
     except ValueError:
         message = None
     if not isinstance(message, dict):
-        raise RegistryFails(f"of the pull's progress it said what cannot be read: {line[:200]!r}")
+        raise PullFails(f"of the pull's progress it said what cannot be read: {line[:200]!r}")
     return message
 
 
@@ -201,17 +249,9 @@ class Progress:
             self.loaded[layer] = (total, total)
 
 
-def _registry_auth(name: str, repository: str) -> str:
-    """What `docker login` left for this registry, read anew each time: a login takes effect without a restart."""
+def _registry(name: str, repository: str) -> str:
     try:
         registry, _ = docker.auth.resolve_repository_name(repository)
     except docker.errors.InvalidRepository as error:
         raise Refused(Reason.IMAGE_NOT_FOUND, f"{name} is not the name of an image: {error}") from error
-    try:
-        config = docker.auth.load_config().resolve_authconfig(registry)
-        return docker.auth.encode_header(config).decode() if config else ""
-    # The last four are what the SDK makes of a file that is JSON and not as `docker login` writes it.
-    except (docker.errors.DockerException, OSError, ValueError, TypeError, AttributeError, KeyError) as error:
-        file = docker.utils.config.find_config_file()
-        detail = f"{name} could not be pulled: the credentials for registry {registry} cannot be read from {file!r}: {error}"
-        raise Refused(Reason.IMAGE_DENIED, f"{detail}; mend that file on the server's machine, or log in anew (docker login)") from error
+    return registry

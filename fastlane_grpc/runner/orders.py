@@ -33,12 +33,14 @@ class Began:
 class Died:
     """The engine says: the container's main process ended, at this time by its clock.
 
-    `heard_since` is when we began to listen to it, without a break since, on CLOCK_BOOTTIME.
+    `heard_since` is when we began to listen to it, without a break since, on CLOCK_BOOTTIME. An execution may have had an
+    earlier container: `container_id` says which one it is, if the engine tells.
     """
 
     exit_code: int | None
     time_ns: int
     heard_since: float
+    container_id: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,10 +13,13 @@ import structlog
 
 from fastlane_grpc.logs import Logs
 from fastlane_grpc.model import Assignment, State, Stop, StopCause, utc_now
+from fastlane_grpc.record import Trailer
+from fastlane_grpc.runner.architecture import architectures, foreign_image, format_error
 from fastlane_grpc.runner.box import Fate
 from fastlane_grpc.runner.capture import Capture, End
 from fastlane_grpc.runner.clock import boottime
-from fastlane_grpc.runner.engine import Container, Image
+from fastlane_grpc.runner.engine import Container
+from fastlane_grpc.runner.engine_errors import passes
 from fastlane_grpc.runner.host import Host
 from fastlane_grpc.runner.orders import Began, Died, EngineBack, EngineGone, Leave, Order, Orders, Remains, StopOrder
 from fastlane_grpc.runner.stopping import KILL, Stopping, signal_number
@@ -78,6 +81,7 @@ class Surroundings:
     default_timeout: timedelta
     default_pids: int
     start_answer_seconds: float
+    retry_seconds: float
     step: Callable[[Step, str], None]
 
 
@@ -181,9 +185,9 @@ class Passage:
         self.stopping = Stopping.begin(stop, self.stop_signal, boottime())
         self.say(f"told to stop {self.stopping.cause}")
 
-    def choose_capture(self, image: Image) -> None:
+    def choose_capture(self) -> None:
         """Of one that is new, or begins anew."""
-        self.capture = self.around.host.captures.of_new(self.engine, self.directory, self.execution.id, image, self.say)
+        self.capture = self.around.host.captures.of_new(self.engine, self.directory, self.execution.id, self.say)
 
     def follow_again(self) -> None:
         """After a break. A paused container refuses; it prints nothing, and is followed when it goes on."""
@@ -198,7 +202,8 @@ class Passage:
         while True:
             self._put_away()
             order = self.next_order(self._next_time() - boottime())
-            if isinstance(order, Died):
+            # Not of an earlier container of this execution, whose start was refused and then carried out after all.
+            if isinstance(order, Died) and order.container_id in {"", self.container_id}:
                 if not self.capture.held:
                     return order
                 # The engine was killed and came back with a wrong idea of it. Its process goes on, and so does its output.
@@ -278,8 +283,9 @@ class Passage:
             # It does not run any more: its end is on the way to us.
             self._look_at = min(self._look_at, boottime() + LOOK_SECONDS)
             self.stopping = self.stopping.could_not_send(boottime() + LOOK_SECONDS)
-        elif name == KILL:
-            self.stopping = self.stopping.could_not_send(boottime() + LOOK_SECONDS)
+        elif name == KILL or passes(refusal.message):
+            # A signal that the engine cannot send for now does not cost the container its grace.
+            self.stopping = self.stopping.could_not_send(boottime() + (LOOK_SECONDS if name == KILL else 0.0))
         else:
             self.say(f"the engine does not send {name}: {refusal.message}")
             self.stopping = self.stopping.kill_now(boottime())
@@ -303,7 +309,7 @@ class Passage:
 
     def end(self, died: Died | None) -> None:
         """Of a container that ran: what the engine says of it now, and all that follows."""
-        container = self._look()
+        container = self._look(died)
         if self.capture.revoke() is Fate.NEVER_RAN:
             self.conclude(not_begun(container.exit_code if container else None, self.stopping))
             return
@@ -314,6 +320,15 @@ class Passage:
 
     def _verdict(self, container: Container | None, died: Died | None) -> Verdict:
         witness = self.capture.trailer()
+        verdict = self._verdict_of_end(container, died, witness)
+        said = format_error(witness, container, verdict.outcome.exit_code, self.directory / "log")
+        if said and verdict.state is State.FAILED:
+            # Asked only now: the kernel may have an emulator for a foreign image, of which only the kernel knows.
+            digest = self.around.store.execution(self.execution.id).result().image_digest
+            return foreign_image(verdict, said, architectures(self.engine, digest))
+        return verdict
+
+    def _verdict_of_end(self, container: Container | None, died: Died | None, witness: Trailer | None) -> Verdict:
         if witness is not None:
             # PID 1 itself says how its command ended: whatever the engine saw of it, or made up after it was killed, is second to that.
             return ended_by_itself(
@@ -336,7 +351,7 @@ class Passage:
             engine_restarted=exit_code in DOUBTFUL_CODES and self._engine_restarted(),
         )
 
-    def _look(self) -> Container | None:
+    def _look(self, died: Died | None) -> Container | None:
         """An engine that hangs for a while, and does not go away, is asked again: to be taken up again would cost the log a gap."""
         for _ in range(LOOKS - 1):
             try:
@@ -344,7 +359,13 @@ class Passage:
             except (EngineDown, EngineRefuses) as error:
                 self.log.warning("container not inspected; asking again", error=str(error))
                 self.next_order(1.0)
-        return self.engine.inspect(self.container_id)
+        try:
+            return self.engine.inspect(self.container_id)
+        except EngineRefuses:
+            if died is None and self.capture.trailer() is None:
+                raise
+            # How it ended is known without.
+            return None
 
     def conclude(self, verdict: Verdict, end: End | None = None) -> None:
         """The end of one that did not run, or of which nobody knows, in its order: record, fastlane's lines, outcome, container."""

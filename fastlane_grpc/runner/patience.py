@@ -20,9 +20,14 @@ log = structlog.get_logger(__name__)
 class Patience:
     """For one thing that is tried."""
 
-    def __init__(self, seconds: float = 60.0) -> None:
+    def __init__(self, seconds: float) -> None:
         self._until = boottime() + seconds
         self._pause = FIRST_PAUSE_SECONDS
+
+    @property
+    def paused(self) -> bool:
+        """Whether there was a pause already: a try that failed."""
+        return self._pause > FIRST_PAUSE_SECONDS
 
     def pause(self) -> float | None:
         """How long to wait before the next try; None: it was tried long enough."""

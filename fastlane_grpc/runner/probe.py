@@ -19,9 +19,10 @@ from inotify_simple import INotify, flags
 from fastlane_grpc.record import Chunk, Position, RecordReader, Stretch, Trailer
 from fastlane_grpc.runner.box import Box
 from fastlane_grpc.runner.engine import Engine, Image
+from fastlane_grpc.runner.engine_errors import explained, passes
 from fastlane_grpc.runner.image import Refused
 from fastlane_grpc.runner.recorder import LEAST_LOG_BYTES, PROGRAM_TARGET, Recorder
-from fastlane_grpc.runner.wire import EngineRefuses
+from fastlane_grpc.runner.wire import EngineDown, EngineRefuses
 
 PROBE_LABEL = "fastlane.probe"
 # A container of nothing starts in a quarter of a second; an engine with much to do takes its time.
@@ -34,7 +35,7 @@ class NotHere(Exception):
     """The recorder does not work on this host; the message says why."""
 
 
-def probe(engine: Engine, recorder: Recorder, *, architecture: str, owner: str) -> str:
+def probe(engine: Engine, recorder: Recorder, *, owner: str) -> str:
     """What it cannot do here, though it works; empty: nothing. Raises NotHere, and EngineDown. One at a time for each `owner`."""
     name = f"fastlane-probe-{secrets.token_hex(4)}"
     directory = recorder.data_dir / "recorder" / name
@@ -43,15 +44,22 @@ def probe(engine: Engine, recorder: Recorder, *, architecture: str, owner: str) 
         with _image(engine, name, owner) as image:
             # So small a limit that what the probe prints goes beyond it.
             limited = replace(recorder, max_log_bytes=LEAST_LOG_BYTES)
-            return _run(engine, limited, Image(image, architecture, (), ()), directory, owner=owner)
+            return _run(engine, limited, Image(image, "", (), ()), directory, owner=owner)
     except EngineRefuses as refusal:
-        raise NotHere(f"the engine refuses: {refusal.message}") from refusal
+        raise not_here(refusal) from refusal
     except Refused as refused:
         raise NotHere(str(refused)) from refused
     except OSError as error:
         raise NotHere(f"the data directory cannot be used for it: {error}") from error
     finally:
         shutil.rmtree(directory, ignore_errors=True)
+
+
+def not_here(refusal: EngineRefuses) -> Exception:
+    """What a refusal means. One that passes says nothing of the recorder, and must not have everything captured by attach from now on."""
+    if passes(refusal.message):
+        return EngineDown(f"the engine fails for now: {explained(refusal.message)}")
+    return NotHere(f"the engine refuses: {explained(refusal.message)}")
 
 
 def _run(engine: Engine, recorder: Recorder, image: Image, directory: Path, *, owner: str) -> str:

@@ -37,20 +37,19 @@ log = structlog.get_logger(__name__)
 class Recorder:
     """The recorder as an engine on this machine can start it. `data_dir` is called `seen_as` where the engine looks."""
 
-    programs: Mapping[str, Path]
+    program: Path
     data_dir: Path
     seen_as: Path
     max_log_bytes: int
 
     @classmethod
-    def install(cls, data_dir: Path, seen_as: Path, max_log_bytes: int) -> "Recorder":
-        """Puts the programs, one for each architecture, into the data directory: all that an engine is given lies in there."""
-        programs = {}
-        for architecture in program.ARCHITECTURES:
-            binary = program.binary(architecture)
-            if binary is not None:
-                programs[architecture] = _installed(binary, data_dir / "recorder")
-        return cls(programs, data_dir, seen_as, max_log_bytes)
+    def install(cls, data_dir: Path, seen_as: Path, max_log_bytes: int, *, architecture: str) -> "Recorder | None":
+        """Puts the program into the data directory: all that an engine is given lies in there. None: there is no program for the host.
+
+        The kernel of the host executes it, whatever the image is for: it is static.
+        """
+        binary = program.binary(architecture)
+        return cls(_installed(binary, data_dir / "recorder"), data_dir, seen_as, max_log_bytes) if binary else None
 
     def equip(self, body: Mapping[str, Any], image: Image, box: Path, execution_id: str) -> Mapping[str, Any]:
         """A body of a container whose PID 1 is the recorder, and what would have been PID 1 its command. Raises Refused if it has none."""
@@ -60,7 +59,7 @@ class Recorder:
         host = body["HostConfig"]
         recorder = [PROGRAM_TARGET, "--execution", execution_id, "--limit", str(self.max_log_bytes), BOX_TARGET, "--"]
         mounts = [
-            {"Type": "bind", "Source": self._seen(self.programs[image.architecture]), "Target": PROGRAM_TARGET, "ReadOnly": True},
+            {"Type": "bind", "Source": self._seen(self.program), "Target": PROGRAM_TARGET, "ReadOnly": True},
             {"Type": "bind", "Source": self._seen(box), "Target": BOX_TARGET},
         ]
         # One process more: the recorder.
@@ -194,9 +193,14 @@ def _command(body: Mapping[str, Any], image: Image) -> Sequence[str]:
     """What would be PID 1, as the engine puts it together from its body of a container and the image. Tried on 20.10 and 28."""
     entrypoint, command = body["Entrypoint"], body["Cmd"]
     if entrypoint is None:
-        return [*image.entrypoint, *(image.command if command is None else command)]
-    # One empty word: no entrypoint, the image's neither. With one of the job's, the image's command does not apply.
-    return [*([] if list(entrypoint) == [""] else entrypoint), *(command or ())]
+        return [*_reset(image.entrypoint), *(image.command if command is None else command)]
+    # With an entrypoint of the job's, the image's command does not apply.
+    return [*_reset(entrypoint), *(command or ())]
+
+
+def _reset(entrypoint: Sequence[str]) -> Sequence[str]:
+    """One empty word is no entrypoint: so somebody takes away that of the image below, or of the image that a job names."""
+    return [] if list(entrypoint) == [""] else entrypoint
 
 
 def _installed(binary: Path, directory: Path) -> Path:

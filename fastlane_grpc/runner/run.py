@@ -18,6 +18,8 @@ from fastlane_grpc.runner.verdict import failed, lost, stopped_before_start
 from fastlane_grpc.runner.wire import EngineDown, EngineRefuses
 from fastlane_grpc.store import Store
 
+# What an engine or a registry refuses for now is tried again for so long.
+RETRY_SECONDS = 60.0
 # A start that was sent to this life of the engine is answered within this time, or was never sent.
 START_ANSWER_SECONDS = 10.0
 
@@ -34,9 +36,10 @@ class DockerRunner:
         default_timeout: timedelta,
         default_pids: int,
         start_answer_seconds: float = START_ANSWER_SECONDS,
+        retry_seconds: float = RETRY_SECONDS,
         step: Callable[[Step, str], None] = lambda step, execution_id: None,
     ) -> None:
-        self._around = Surroundings(store, logs, host, default_timeout, default_pids, start_answer_seconds, step)
+        self._around = Surroundings(store, logs, host, default_timeout, default_pids, start_answer_seconds, retry_seconds, step)
 
     def run(self, assignment: Assignment, orders: Orders) -> None:
         passage = Passage(self._around, assignment, orders)

@@ -2,7 +2,6 @@
 
 import errno
 import os
-import re
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
@@ -12,12 +11,11 @@ from typing import Any, Final
 from fastlane_grpc.model import JobSpec, Outcome, Reason, State, StopCause
 from fastlane_grpc.record import Trailer
 from fastlane_grpc.runner.engine import Container
+from fastlane_grpc.runner.engine_errors import command_reason, explained, plain
 from fastlane_grpc.runner.stopping import Stopping
 
 # What an engine says of containers whose end it did not see, or that it ended itself as it went down.
 DOUBTFUL_CODES: Final = frozenset({255, 137, 143})
-# By these the engine tells why a command could not be executed. A command may exit with them as well: then it has started.
-NOT_FOUND_CODE, NOT_EXECUTABLE_CODE = 127, 126
 MAX_DETAIL_CHARACTERS: Final = 1000
 
 
@@ -107,6 +105,8 @@ def not_executed(error: int, program: str, stopping: Stopping | None) -> Verdict
         return _settled(State.STOPPED, Reason.UNSPECIFIED, f"told to stop {stopping.cause}; its command could not be executed: {said}")
     if error in {errno.ENOENT, errno.ENOTDIR}:
         return failed(Reason.COMMAND_NOT_FOUND, f"the image has no such command: {said}")
+    if error == errno.ENOEXEC:
+        said += " (a program for another architecture, or a script whose first line does not name an interpreter, as #!/bin/sh)"
     return failed(Reason.COMMAND_NOT_EXECUTABLE, f"the command cannot be executed: {said}")
 
 
@@ -118,16 +118,20 @@ def not_begun(exit_code: int | None, stopping: Stopping | None) -> Verdict:
     return failed(Reason.REFUSED_BY_ENGINE, f"the container was started, and could not begin to record, so its command was not run{said}")
 
 
-def not_started(error: str, exit_code: int, stopping: Stopping | None) -> Verdict:
-    """Of a container whose start the engine refused."""
-    said = _plain(error)
+def not_started(error: str, stopping: Stopping | None, *, by_recorder: bool, again: bool = False) -> Verdict:
+    """Of a container whose start the engine refused; `again`: several times.
+
+    Under the recorder the engine does not look for the command: then nothing that it says of a program is about the job's.
+    """
     if stopping:
-        return _settled(State.STOPPED, Reason.UNSPECIFIED, f"told to stop {stopping.cause}; it would not have started: {said}")
-    if exit_code == NOT_FOUND_CODE:
-        return failed(Reason.COMMAND_NOT_FOUND, f"the image has no such command: {said}")
-    if exit_code == NOT_EXECUTABLE_CODE:
-        return failed(Reason.COMMAND_NOT_EXECUTABLE, f"the command cannot be executed: {said}")
-    return failed(Reason.REFUSED_BY_ENGINE, f"the engine did not start the container: {said}")
+        return _settled(State.STOPPED, Reason.UNSPECIFIED, f"told to stop {stopping.cause}; it would not have started: {plain(error)}")
+    reason = None if by_recorder else command_reason(error)
+    if reason is Reason.COMMAND_NOT_FOUND:
+        return failed(reason, f"the image has no such command: {plain(error)}")
+    if reason is Reason.COMMAND_NOT_EXECUTABLE:
+        return failed(reason, f"the command cannot be executed: {plain(error)}")
+    tries = " in several tries" if again else ""
+    return failed(Reason.REFUSED_BY_ENGINE, f"the engine did not start the container{tries}: {explained(error)}")
 
 
 def failed(reason: Reason, detail: str) -> Verdict:
@@ -181,14 +185,6 @@ def _memory(spec: JobSpec) -> str:
 
 def _settled(state: State, reason: Reason, detail: str) -> Verdict:
     return Verdict(state, Outcome(reason, _short(detail)))
-
-
-def _plain(error: str) -> str:
-    """An error of the engine without the names of its inner parts."""
-    error = re.sub(r"^(failed to create (shim task|shim|task for container): )?OCI runtime create failed: ", "", error)
-    error = re.sub(r"^(runc|container_linux\.go:\d+|starting container process caused)( create failed)?: ", "", error)
-    error = re.sub(r"^unable to start container process: (error during container init: )?", "", error)
-    return re.sub(r": unknown$", "", error)
 
 
 def _short(detail: str) -> str:
