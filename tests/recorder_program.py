@@ -34,6 +34,7 @@ from fastlane_grpc.record.format import (
     unpack_gap,
     unpack_trailer,
 )
+from fastlane_grpc.runner.hand_off import hand_offs
 
 EXECUTION_ID = "0190-e"
 PATIENCE_SECONDS = 30
@@ -144,8 +145,12 @@ class Recorder:
         stdin: int | IO[bytes] = subprocess.DEVNULL,
         pass_fds: Sequence[int] = (),
         pid_1: bool = True,
+        hand_off: bool = True,
     ) -> Running:
-        """`options`: all of them, box and command included. `before`: what executes it, the way `env` executes a command."""
+        """`options`: all of them, box and command included. `before`: what executes it, the way `env` executes a command.
+
+        `hand_off`: the box is removed when the record was claimed, as a server does.
+        """
         limited = () if limit is None else ("--limit", str(limit))
         if options is None:
             options = ("--execution", EXECUTION_ID, *limited, str(self.box), "--", *command)
@@ -161,6 +166,8 @@ class Recorder:
             restore_signals=False,
         )
         self.started.append(process)
+        if hand_off:
+            hand_offs.add(self.box, self.log)
         return Running(process, self.log)
 
     def run(self, *command: str, **how: object) -> "Walk":
@@ -178,6 +185,7 @@ class Recorder:
         for process in self.started:
             process.kill()
             process.wait()
+        hand_offs.discard(self.box)
         assert [path.read_text() for path in self.directory.glob("sanitizer*")] == []
 
 

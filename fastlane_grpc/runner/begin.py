@@ -240,7 +240,7 @@ def _start(passage: Passage) -> None:
         passage.engine.start(passage.container_id)
     except EngineRefuses as refusal:
         container, fate = passage.engine.inspect(passage.container_id), passage.capture.revoke()
-        if fate is Fate.NEVER_RAN or (fate is None and (container is None or container.start_time is None)):
+        if fate is Fate.NEVER_RAN or (fate in {None, Fate.UNKNOWN} and (container is None or container.start_time is None)):
             passage.conclude(not_started(refusal.message, container.exit_code if container else 0, passage.stopping))
             return
     passage.time_runs(passage.timeout.total_seconds())

@@ -19,6 +19,7 @@ from inotify_simple import INotify, flags
 from fastlane_grpc.record import Chunk, Position, RecordReader, Stretch, Trailer
 from fastlane_grpc.runner.box import Box
 from fastlane_grpc.runner.engine import Engine, Image
+from fastlane_grpc.runner.hand_off import hand_offs
 from fastlane_grpc.runner.image import Refused
 from fastlane_grpc.runner.recorder import LEAST_LOG_BYTES, PROGRAM_TARGET, Recorder
 from fastlane_grpc.runner.wire import EngineRefuses
@@ -56,10 +57,11 @@ def probe(engine: Engine, recorder: Recorder, *, architecture: str, owner: str) 
 
 def _run(engine: Engine, recorder: Recorder, image: Image, directory: Path, *, owner: str) -> str:
     box = Box(directory)
-    body = recorder.equip(_body(image, owner), image, box.make(), directory.name)
+    mounted = box.make()
+    body = recorder.equip(_body(image, owner), image, mounted, directory.name)
     container_id = engine.create(directory.name, body)
     try:
-        with INotify() as watch:
+        with INotify() as watch, hand_offs.of(mounted, box.record):
             watch.add_watch(box.record, flags.MODIFY)
             engine.start(container_id)
             woken, trailer = _wait(watch, box.record)
