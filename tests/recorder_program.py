@@ -8,7 +8,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -127,13 +127,18 @@ class Recorder:
 
     def offer(self) -> None:
         """A new record, as a server makes it."""
+        hand_offs.discard(self.box)
         self.log.unlink(missing_ok=True)
         self.log.touch()
         self.log.chmod(0o666)
-        self.box.mkdir(exist_ok=True)
-        self.box.chmod(0o777)
-        (self.box / "log").unlink(missing_ok=True)
-        (self.box / "log").hardlink_to(self.log)
+        while True:
+            self.box.mkdir(exist_ok=True)
+            # The one of the recorder before, which has the same name, may be removed just now.
+            with suppress(FileNotFoundError):
+                self.box.chmod(0o777)
+                (self.box / "log").unlink(missing_ok=True)
+                (self.box / "log").hardlink_to(self.log)
+                return
 
     def start(
         self,
