@@ -176,7 +176,7 @@ class Upkeep:
     async def _prune_excess(self, limit: int, now: datetime) -> Count:
         """The logs that ended first, until the others take no more than that."""
         total, place, old = Count(), Old.BEGIN, Old(now, logs_only=True)
-        while (excess := (await self._store.kept()).log_bytes + self._logs.left_over.bytes - limit) > 0:
+        while (excess := (await self._store.kept()).log_bytes - limit) > 0:
             began = time.monotonic()
             step = await self._step(old, place, excess)
             if step.place is None:

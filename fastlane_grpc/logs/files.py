@@ -203,22 +203,16 @@ class LeftOver:
         """Move a directory here. Raise OSError if it cannot be moved."""
         if not path.is_dir() or path.is_symlink():
             raise NotADirectoryError(f"{path} is not a directory")
-        self.directory.mkdir(exist_ok=True)
-        taken = self.directory / name
-        path.rename(taken)
+        taken = _SetAside(self.directory / name)
         with self._lock:
-            self._deletions[name] = _SetAside(taken)
-
-    @property
-    def bytes(self) -> int:
-        """The room on the disk that they took when they came."""
-        with self._lock:
-            return sum(each.bytes for each in self._deletions.values())
+            # With the lock: the directory is removed when it is empty.
+            self.directory.mkdir(exist_ok=True)
+            path.rename(self.directory / name)
+            self._deletions[name] = taken
 
     def due_seconds(self) -> float | None:
-        """How long until there is something to do; None: there is nothing."""
-        with self._lock:
-            due = [each.due for each in self._deletions.values()]
+        """How long until there is something to do; None: there is nothing. Waits for nobody."""
+        due = [each.due for each in tuple(self._deletions.values())]
         return max(min(due) - time.monotonic(), 0.0) if due else None
 
     def step(self) -> bool:
@@ -235,9 +229,11 @@ class LeftOver:
             if not gone:
                 # Behind the others: a container that runs on may fill it for as long as it likes.
                 self._deletions[name] = first
-        if not self._deletions:
-            with suppress(OSError):
-                self.directory.rmdir()
+            if not self._deletions:
+                with suppress(OSError):
+                    self.directory.rmdir()
+        if len(due) > 1:
+            first.close()
         return True
 
     def _look(self) -> None:
@@ -259,12 +255,10 @@ class _SetAside:
 
     def __init__(self, path: Path) -> None:
         self.due = 0.0
-        self.bytes = 0
+        self._path = path
         self._deletion = Deletion(path)
         self._pause = FIRST_PAUSE_SECONDS
         self._told = False
-        with suppress(OSError):
-            self.bytes = disk_bytes(path)
 
     def step(self) -> bool:
         """Whether it is gone."""
@@ -272,11 +266,21 @@ class _SetAside:
             return self._deletion.step(entries=STEP_ENTRIES, seconds=STEP_SECONDS)
         except Exception as error:
             if not self._told:
-                log.warning("what a container left cannot be deleted", path=str(self._deletion.path), bytes=self.bytes, error=str(error))
+                log.warning("what a container left cannot be deleted", path=str(self._path), bytes=_room(self._path), error=str(error))
             self._told = True
             self.due = time.monotonic() + self._pause
             self._pause = min(self._pause * 2, LONGEST_PAUSE_SECONDS)
             return False
+
+    def close(self) -> None:
+        self._deletion.close()
+
+
+def _room(directory: Path) -> int:
+    try:
+        return disk_bytes(directory)
+    except OSError:
+        return 0
 
 
 def _bytes_of(file: Path) -> int:

@@ -13,6 +13,7 @@ from fastlane_grpc.runner.attach import AttachCapture
 from fastlane_grpc.runner.capture import Capture
 from fastlane_grpc.runner.engine import Engine, Image
 from fastlane_grpc.runner.image import Refused
+from fastlane_grpc.runner.patience import TABLES_ARE_FULL
 from fastlane_grpc.runner.probe import NotHere, probe
 from fastlane_grpc.runner.recorder import Recorder, RecorderCapture
 from fastlane_grpc.runner.wire import EngineDown, EngineRefuses
@@ -115,6 +116,9 @@ class Captures:
         except EngineRefuses as refusal:
             raise NotHere(f"the engine refuses: {refusal.message}") from refusal
         except OSError as error:
+            if error.errno in TABLES_ARE_FULL:
+                # That says nothing about the recorder, and what is settled here holds for as long as the engine is there.
+                raise EngineDown(f"it cannot be found out how containers are captured: {error}") from error
             raise NotHere(f"the data directory cannot be used for it: {error}") from error
         self._recorder, self._works_with = recorder, works_with
         return reason

@@ -21,6 +21,7 @@ from fastlane_grpc.runner.box import Box
 from fastlane_grpc.runner.engine import Engine, Image
 from fastlane_grpc.runner.hand_off import hand_offs
 from fastlane_grpc.runner.image import Refused
+from fastlane_grpc.runner.patience import TABLES_ARE_FULL
 from fastlane_grpc.runner.recorder import LEAST_LOG_BYTES, PROGRAM_TARGET, Recorder
 from fastlane_grpc.runner.wire import EngineRefuses
 
@@ -50,6 +51,8 @@ def probe(engine: Engine, recorder: Recorder, *, architecture: str, owner: str) 
     except Refused as refused:
         raise NotHere(str(refused)) from refused
     except OSError as error:
+        if error.errno in TABLES_ARE_FULL:
+            raise
         raise NotHere(f"the data directory cannot be used for it: {error}") from error
     finally:
         shutil.rmtree(directory, ignore_errors=True)
