@@ -27,6 +27,8 @@ STEP_ROWS = 100
 CALL_ROWS = 1000
 CALL_SECONDS = 2.0
 COUNTED_ROWS = 100_000
+# What was set aside is deleted for so long in each round.
+LEFT_OVER_SECONDS = 5.0
 # Between two rounds that what ended gave rise to; after one that failed; and without either, as clocks may jump.
 REST_SECONDS = 5.0
 RETRY_SECONDS = 30.0
@@ -186,8 +188,9 @@ class Upkeep:
         return total
 
     async def _delete_left_over(self) -> None:
-        """What was set aside, as far as it can be deleted."""
-        while True:
+        """What was set aside, as far as it can be deleted in a while: a container that runs on may fill it as fast as it is emptied."""
+        until = time.monotonic() + LEFT_OVER_SECONDS
+        while time.monotonic() < until:
             began = time.monotonic()
             self._check_open()
             if not await asyncio.get_running_loop().run_in_executor(self._thread, self._logs.left_over.step):

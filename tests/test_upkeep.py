@@ -18,7 +18,7 @@ from fastlane_grpc import config
 from fastlane_grpc.client import Client, NotFound
 from fastlane_grpc.errors import ExecutionNotFound, JobNotFound, ServerStopping
 from fastlane_grpc.logs import Logs
-from fastlane_grpc.logs.files import DELETE_ENTRIES
+from fastlane_grpc.logs.files import DELETE_ENTRIES, LeftOver
 from fastlane_grpc.model import Execution, JobSpec, Outcome, Source, State
 from fastlane_grpc.record import RecordWriter
 from fastlane_grpc.store import Count, Old, Store
@@ -272,6 +272,25 @@ async def test_a_log_with_a_tree_beside_it_goes_with_its_job_and_holds_up_no_oth
     assert list(house.logs.directory.iterdir()) == []
 
 
+class EndlessLeftOver(LeftOver):
+    """As when a container that runs on fills it as fast as it is emptied."""
+
+    def step(self) -> bool:
+        return True
+
+
+async def test_left_over_files_that_never_end_hold_up_no_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastlane_grpc.upkeep.LEFT_OVER_SECONDS", 0.1)
+    house = House(tmp_path, Limits(total_log_bytes=1))
+    house.logs.left_over = EndlessLeftOver(tmp_path / "deleted")
+    task = asyncio.create_task(house.upkeep.run())
+    for _ in range(3):
+        ended = (await house.ended()).id
+        await house.announced.until(lambda ended=ended: any(each.id == ended and each.times.prune_time for each in house.announced.all))
+    task.cancel()
+    house.close()
+
+
 async def test_what_an_earlier_server_had_set_aside_is_deleted(house: House) -> None:
     (house.logs.left_over.directory / "left" / "inner").mkdir(parents=True)
     task = asyncio.create_task(house.upkeep.run())
@@ -309,7 +328,7 @@ class FailingLogs(Logs):
         return super().delete(execution_id)
 
 
-async def test_whatever_is_raised_for_one_log_the_others_are_pruned_and_the_upkeep_goes_on(tmp_path: Path) -> None:
+async def test_a_log_that_raises_anything_holds_up_no_other_and_not_the_upkeep(tmp_path: Path) -> None:
     house = House(tmp_path, Limits(keep_jobs=DAY))
     bad, *others = [await house.ended() for _ in range(5)]
     logs = FailingLogs(house.logs.directory, bad.id)
@@ -394,7 +413,7 @@ import asyncio, os, signal, sys
 from datetime import timedelta
 from pathlib import Path
 from fastlane_grpc.logs import Logs
-from fastlane_grpc.logs.files import DELETE_ENTRIES
+from fastlane_grpc.logs.files import DELETE_ENTRIES, LeftOver
 from fastlane_grpc.model import utc_now
 from fastlane_grpc.store import Old, Store
 from fastlane_grpc.upkeep import Limits, Upkeep

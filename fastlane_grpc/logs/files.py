@@ -206,7 +206,7 @@ class LeftOver:
         taken = _SetAside(self.directory / name)
         with self._lock:
             # With the lock: the directory is removed when it is empty.
-            self.directory.mkdir(exist_ok=True)
+            self.directory.mkdir(parents=True, exist_ok=True)
             path.rename(self.directory / name)
             self._deletions[name] = taken
 

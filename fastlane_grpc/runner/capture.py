@@ -30,7 +30,7 @@ class Capture(Protocol):
 
     A record is exact, or has a gap where it is not; `seal` is only reached through `drain`, which settles which of the two.
     Only `equip`, `open` and `resume` fail: with EngineDown or EngineRefuses, the first two also with OSError (no room for the record). They
-    may then be called again.
+    may then be called again. `held` fails with OSError where it cannot be told just now. The others wait until the disk allows an answer.
     """
 
     # Kept with the execution before its start: who takes it up again must capture it in the same way.

@@ -33,7 +33,7 @@ class HandOffs:
         """Remove `box`, a directory, as soon as `record` has no name in there any more."""
         with self._changed:
             self._boxes[box] = _Watched(record, self._watch(record))
-            if self._thread is None:
+            if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(target=self._run, name="hand-off", daemon=True)
                 try:
                     self._thread.start()
