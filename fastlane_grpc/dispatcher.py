@@ -4,6 +4,7 @@ A host that is down, or hangs, keeps what is on it and gets nothing more; the ot
 """
 
 import asyncio
+import errno
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -16,11 +17,15 @@ import structlog
 
 from fastlane_grpc.errors import DiskFull, ExecutionNotFound, ServerStopping, StoreFailed
 from fastlane_grpc.model import Assignment, Execution, HostReport, Outcome, Reason, State, Stop, utc_now
-from fastlane_grpc.runner.orders import HostDown, Leave, Orders, Remains, Runner, StopOrder
+from fastlane_grpc.runner.orders import CertainEnd, HostDown, Leave, Orders, Remains, Runner, StopOrder
 from fastlane_grpc.store import Store
 
 # So many are claimed in one transaction: what else is to be written waits for no more than that.
 CLAIMS_AT_ONCE = 256
+# The longest pause after which an execution is taken up again whose machine failed.
+LONGEST_PAUSE_SECONDS = 30.0
+# Failures of the machine, or of what it has too little of just now. They say nothing about a job.
+_OF_THE_MACHINE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EAGAIN, errno.EROFS}
 
 log = structlog.get_logger(__name__)
 
@@ -171,7 +176,7 @@ class Dispatcher:
     async def _resume(self) -> None:
         """Those that were left when their host went away, now that it is back; as they are on disk by now."""
         for host in (*self._hosts, self._gone):
-            for execution_id in sorted(host.left):
+            for execution_id in sorted(host.left - host.paused):
                 if not self._ready(host):
                     break
                 try:
@@ -206,6 +211,17 @@ class Dispatcher:
             free[host] -= 1
             if not free[host]:
                 del free[host]
+
+    def _take_up_later(self, host: "_Host", execution_id: str) -> None:
+        """What the machine has too little of may be there in a moment; the others on the host do not wait for that."""
+        host.pauses[execution_id] = pause = min(host.pauses.get(execution_id, self._retry_seconds / 2) * 2, LONGEST_PAUSE_SECONDS)
+        host.paused.add(execution_id)
+
+        def is_over() -> None:
+            host.paused.discard(execution_id)
+            self._wake.set()
+
+        self._loop.call_later(pause, is_over)
 
     def _host(self, name: str) -> "_Host":
         return next((host for host in self._hosts if host.view.name == name), self._gone)
@@ -251,36 +267,56 @@ class Dispatcher:
             self._run(*work)
 
     def _run(self, host: "_Host", assignment: Assignment, claim: "_Claim") -> None:
-        host_down = False
+        host_down = machine_failed = False
         try:
             host.runner.run(assignment, claim.orders)
         except (HostDown, ServerStopping):
             host_down = True
         except Exception as error:
-            self._end_as_lost(host, assignment.execution, error)
+            machine_failed = isinstance(error, OSError) and error.errno in _OF_THE_MACHINE
+            if machine_failed:
+                _warn("an execution waits for the machine", execution_id=assignment.execution.id, error=str(error))
+            else:
+                self._end_as_lost(host, assignment.execution, error)
         finally:
             with suppress(RuntimeError):  # the loop is closed: nobody is there to be told
-                self._loop.call_soon_threadsafe(self._ended, host, assignment.execution.id, claim, host_down)
+                self._loop.call_soon_threadsafe(self._ended, host, assignment.execution.id, claim, host_down, machine_failed)
 
     def _end_as_lost(self, host: "_Host", execution: Execution, error: Exception) -> None:
-        """A defect. It must not leave the execution unfinished for ever; one that is final, or was pruned since, stays as it is."""
+        """A defect. It must not leave the execution unfinished for ever; one that is final, or was pruned since, stays as it is.
+
+        Where the record was sealed before, it decides how the execution ended.
+        """
         with suppress(OSError):
             log.error("the runner failed", execution_id=execution.id, job_id=execution.job_id, task_id=execution.task_id, exc_info=error)
         outcome = Outcome(Reason.CONTAINER_GONE, f"a defect of fastlane, see the server's log for {execution.id}")
         with suppress(ServerStopping, ExecutionNotFound):
             remains = _remains(host.runner, execution.id, outcome.detail)
+            end = remains.end or CertainEnd(State.LOST, outcome, None, None, None)
             self._store.finish(
-                execution.id, state=State.LOST, outcome=outcome, logs=remains.logs, log_bytes=remains.log_bytes, seal_time=utc_now()
+                execution.id,
+                state=end.state,
+                outcome=end.outcome,
+                logs=remains.logs,
+                log_bytes=remains.log_bytes,
+                start_time=end.start_time,
+                exit_time=end.exit_time,
+                first_byte_time=end.first_byte_time,
+                seal_time=utc_now(),
             ).result()
 
-    def _ended(self, host: "_Host", execution_id: str, claim: "_Claim", host_down: bool) -> None:
+    def _ended(self, host: "_Host", execution_id: str, claim: "_Claim", host_down: bool, machine_failed: bool) -> None:
         del self._on_thread[execution_id]
         host.on_thread.discard(execution_id)
         # Another claim, or none, in its place: it was requeued. That was announced before the thread went on, so it is known here.
         if self._claims.get(execution_id) is claim:
             del self._claims[execution_id]
-            if host_down:
+            if host_down or machine_failed:
                 host.left.add(execution_id)
+        if machine_failed:
+            self._take_up_later(host, execution_id)
+        else:
+            host.pauses.pop(execution_id, None)
         if host_down and host.view.up and not self._closing:
             # The runner got no answer from a host that seems to be there: no word that it is back would ever come.
             self._begin_rest(host.rest, "the host does not answer", execution_id=execution_id, host=host.view.name)
@@ -339,6 +375,9 @@ class _Host:
         self.on_thread: set[str] = set()
         self.left: set[str] = set()
         self.behind: dict[str, Assignment] = {}
+        # Of those that are to be taken up again: which wait because the machine failed, and how long they waited the last time.
+        self.paused: set[str] = set()
+        self.pauses: dict[str, float] = {}
 
     @property
     def running(self) -> int:

@@ -12,6 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from enum import Enum
 
 import structlog
 
@@ -26,6 +27,8 @@ STEP_ROWS = 100
 CALL_ROWS = 1000
 CALL_SECONDS = 2.0
 COUNTED_ROWS = 100_000
+# What was set aside is deleted for so long in each round.
+LEFT_OVER_SECONDS = 5.0
 # Between two rounds that what ended gave rise to; after one that failed; and without either, as clocks may jump.
 REST_SECONDS = 5.0
 RETRY_SECONDS = 30.0
@@ -84,7 +87,8 @@ class Upkeep:
 
     def news(self, executions: Sequence[Execution]) -> None:
         """What the store announces. Only what ended takes more room than before."""
-        if self._limits.total_log_bytes is not None and any(each.state.final and not each.times.prune_time for each in executions):
+        ended = any(each.state.final and not each.times.prune_time for each in executions)
+        if ended and (self._limits.total_log_bytes is not None or self._logs.left_over.due_seconds() == 0):
             self._wake.set()
 
     async def run(self) -> None:
@@ -96,9 +100,16 @@ class Upkeep:
                 try:
                     now = self._now()
                     await self.round(now)
+                    await self._delete_left_over()
                     seconds = await self._due_seconds(now)
                 except (DiskFull, StoreFailed) as error:
                     log.warning("pruning waits for the store", error=str(error), retry_seconds=RETRY_SECONDS)
+                    seconds = RETRY_SECONDS
+                except ServerStopping:
+                    raise
+                except Exception as error:
+                    # The server runs jobs without it, too.
+                    log.error("pruning failed; trying again", retry_seconds=RETRY_SECONDS, exc_info=error)
                     seconds = RETRY_SECONDS
                 with suppress(TimeoutError):
                     async with asyncio.timeout(seconds):
@@ -115,6 +126,8 @@ class Upkeep:
         total, place, rows, until = Count(), Old.BEGIN, 0, time.monotonic() + self._call_seconds
         while True:
             step = await self._step(old, place)
+            if self._logs.left_over.due_seconds() == 0:
+                self._wake.set()
             if step.place is None:
                 return Pruned(total, False)
             total, place, rows = total + step.count, step.place, rows + STEP_ROWS
@@ -143,7 +156,8 @@ class Upkeep:
     async def _due_seconds(self, now: datetime) -> float:
         """How long there is nothing to do after the round of then, whatever ends in the meantime."""
         kept = await self._store.kept()
-        waits = [LONGEST_SECONDS]
+        left_over = self._logs.left_over.due_seconds()
+        waits = [LONGEST_SECONDS if left_over is None else left_over]
         for oldest, keep in ((kept.oldest_log_time, self._limits.keep_logs), (kept.oldest_job_time, self._limits.keep_jobs)):
             if keep is not None:
                 left = keep if oldest is None else min(oldest + keep - now, keep)
@@ -173,6 +187,16 @@ class Upkeep:
             await self._pause(began)
         return total
 
+    async def _delete_left_over(self) -> None:
+        """What was set aside, as far as it can be deleted in a while: a container that runs on may fill it as fast as it is emptied."""
+        until = time.monotonic() + LEFT_OVER_SECONDS
+        while time.monotonic() < until:
+            began = time.monotonic()
+            self._check_open()
+            if not await asyncio.get_running_loop().run_in_executor(self._thread, self._logs.left_over.step):
+                return
+            await self._pause(began)
+
     async def _pause(self, began: float) -> None:
         """As long as it worked: others want the disk and the writer, too."""
         await asyncio.sleep(time.monotonic() - began)
@@ -198,9 +222,11 @@ class Upkeep:
         # On a disk that is full to the last byte nothing can be marked; it is the files that have to go.
         with suppress(DiskFull):
             self._store.mark_pruned([each.execution_id for each in found if each.log_bytes]).result()
-        stuck = {each.job_id for each in found if not self._delete_files(each.execution_id)}
+        deleted = {each.execution_id: self._delete_files(each.execution_id) for each in found}
+        stuck = {each.job_id for each in found if deleted[each.execution_id] is _Deleted.NOTHING}
         gone = [each for each in found if each.job_id not in stuck]
-        count = Count(0, sum(each.log_bytes > 0 for each in gone), sum(each.log_bytes for each in gone))
+        free = sum(each.log_bytes for each in gone if deleted[each.execution_id] is _Deleted.ALL)
+        count = Count(0, sum(each.log_bytes > 0 for each in gone), free)
         if old.logs_only:
             self._store.forget_logs([each.execution_id for each in gone]).result()
         else:
@@ -208,14 +234,21 @@ class Upkeep:
             count += Count(jobs)
         return _Step(count, found[-1].place)
 
-    def _delete_files(self, execution_id: str) -> bool:
+    def _delete_files(self, execution_id: str) -> "_Deleted":
         try:
-            self._logs.delete(execution_id)
-        except OSError as error:
-            # It stays known, and is tried again in the next round. Those behind it do not wait for it.
+            return _Deleted.ALL if self._logs.delete(execution_id) else _Deleted.A_PART
+        except Exception as error:
+            # It stays known, and is tried again in the next round. Those behind it do not wait for it, whatever was raised.
             log.warning("a log cannot be deleted", execution_id=execution_id, error=str(error))
-            return False
-        return True
+            return _Deleted.NOTHING
+
+
+class _Deleted(Enum):
+    """How much of a log is gone. The rest of one that is gone in part was set aside, and needs no row to be known."""
+
+    ALL = 1
+    A_PART = 2
+    NOTHING = 3
 
 
 def _up_to(found: Sequence[Found], excess: int) -> list[Found]:

@@ -8,7 +8,7 @@ import sys
 import time
 import zlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -34,6 +34,7 @@ from fastlane_grpc.record.format import (
     unpack_gap,
     unpack_trailer,
 )
+from fastlane_grpc.runner.hand_off import hand_offs
 
 EXECUTION_ID = "0190-e"
 PATIENCE_SECONDS = 30
@@ -126,13 +127,18 @@ class Recorder:
 
     def offer(self) -> None:
         """A new record, as a server makes it."""
+        hand_offs.discard(self.box)
         self.log.unlink(missing_ok=True)
         self.log.touch()
         self.log.chmod(0o666)
-        self.box.mkdir(exist_ok=True)
-        self.box.chmod(0o777)
-        (self.box / "log").unlink(missing_ok=True)
-        (self.box / "log").hardlink_to(self.log)
+        while True:
+            self.box.mkdir(exist_ok=True)
+            # The one of the recorder before, which has the same name, may be removed just now.
+            with suppress(FileNotFoundError):
+                self.box.chmod(0o777)
+                (self.box / "log").unlink(missing_ok=True)
+                (self.box / "log").hardlink_to(self.log)
+                return
 
     def start(
         self,
@@ -144,8 +150,12 @@ class Recorder:
         stdin: int | IO[bytes] = subprocess.DEVNULL,
         pass_fds: Sequence[int] = (),
         pid_1: bool = True,
+        hand_off: bool = True,
     ) -> Running:
-        """`options`: all of them, box and command included. `before`: what executes it, the way `env` executes a command."""
+        """`options`: all of them, box and command included. `before`: what executes it, the way `env` executes a command.
+
+        `hand_off`: the box is removed when the record was claimed, as a server does.
+        """
         limited = () if limit is None else ("--limit", str(limit))
         if options is None:
             options = ("--execution", EXECUTION_ID, *limited, str(self.box), "--", *command)
@@ -161,6 +171,8 @@ class Recorder:
             restore_signals=False,
         )
         self.started.append(process)
+        if hand_off:
+            hand_offs.add(self.box, self.log)
         return Running(process, self.log)
 
     def run(self, *command: str, **how: object) -> "Walk":
@@ -178,6 +190,7 @@ class Recorder:
         for process in self.started:
             process.kill()
             process.wait()
+        hand_offs.discard(self.box)
         assert [path.read_text() for path in self.directory.glob("sanitizer*")] == []
 
 

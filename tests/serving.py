@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -39,11 +39,25 @@ app.serve(config.load(flags, {}, file and Path(file)), ready=lambda port: print(
 class Server:
     """A server on a free port of loopback, over a data directory that outlives it."""
 
-    def __init__(self, data_dir: Path, *, kill_at: str = "", listen: str = "127.0.0.1:0", **settings: object) -> None:
+    def __init__(
+        self,
+        data_dir: Path,
+        *,
+        kill_at: str = "",
+        listen: str = "127.0.0.1:0",
+        python: str = sys.executable,
+        process: Mapping[str, object] | None = None,
+        **settings: object,
+    ) -> None:
+        """`process`: what `subprocess.Popen` is told beside all that, as whom it runs for example."""
         flags = {"data_dir": str(data_dir), "listen": listen, **settings}
         with Path(f"{data_dir}.log").open("ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, "-c", _MAIN, json.dumps([flags, kill_at])], stdout=subprocess.PIPE, stderr=log, stdin=subprocess.DEVNULL
+            self.process: subprocess.Popen[bytes] = subprocess.Popen(  # type: ignore[call-overload]
+                [python, "-c", _MAIN, json.dumps([flags, kill_at])],
+                stdout=subprocess.PIPE,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                **(process or {}),
             )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()

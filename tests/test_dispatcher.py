@@ -1,6 +1,7 @@
 """The dispatcher over a real store, with a runner that keeps the real one's promises."""
 
 import asyncio
+import errno
 import random
 import tempfile
 import threading
@@ -19,7 +20,7 @@ from structlog.testing import capture_logs
 
 from fastlane_grpc.dispatcher import Dispatcher, HostPlaces
 from fastlane_grpc.model import Assignment, Execution, JobSpec, LogTotals, Outcome, Reason, Source, State, Stop, utc_now
-from fastlane_grpc.runner.orders import HostDown, Order, Orders, StopOrder
+from fastlane_grpc.runner.orders import CertainEnd, HostDown, Order, Orders, Remains, StopOrder
 from fastlane_grpc.store import Pending, Store
 from fastlane_grpc.store.database import Connection, open_for_writing
 from fastlane_grpc.store.readers import Readers
@@ -792,6 +793,42 @@ async def test_a_defect_of_the_runner_ends_its_execution_as_lost_and_no_other(ho
         await house.announced.reaches(good.id, State.SUCCEEDED)
     await house.threads_end()
     assert house.dispatcher.running == 0
+
+
+async def test_a_defect_after_a_record_was_sealed_leaves_the_end_to_the_record(house: House) -> None:
+    def defect(assignment: Assignment, orders: Orders) -> None:
+        raise ZeroDivisionError
+
+    def abandon(execution_id: str, why: str) -> Remains:
+        end = CertainEnd(State.FAILED, Outcome(Reason.EXIT_CODE, exit_code=7), None, utc_now(), None)
+        return Remains([LogTotals(Source.STDOUT, 5)], 4096, end)
+
+    house.runner.when_given = defect
+    house.runner.abandon = abandon  # type: ignore[method-assign]
+    house.open()
+    execution = await house.enqueue()
+    ended = await house.announced.reaches(execution.id, State.FAILED)
+    assert ended.outcome is not None
+    assert (ended.outcome.exit_code, ended.logs) == (7, (LogTotals(Source.STDOUT, 5),))
+
+
+@pytest.mark.parametrize("number", [errno.EMFILE, errno.ENFILE, errno.EIO, errno.ENOSPC, errno.ENOMEM])
+async def test_a_failure_of_the_machine_ends_no_execution(tmp_path: Path, number: int) -> None:
+    house = House(tmp_path, retry_seconds=0.01)
+    times: dict[str, int] = defaultdict(int)
+
+    def fail(assignment: Assignment, orders: Orders) -> None:
+        times[assignment.execution.id] += 1
+        if times[assignment.execution.id] < 4 and assignment.execution.id == bad.id:
+            raise OSError(number, "of the machine")
+
+    house.runner.when_given = fail
+    bad, good = await house.enqueue(), await house.enqueue()
+    house.open()
+    await house.announced.reaches(good.id, State.SUCCEEDED)
+    await house.announced.reaches(bad.id, State.SUCCEEDED)
+    assert (times[bad.id], times[good.id]) == (4, 1)
+    await house.close()
 
 
 async def test_a_defect_after_the_end_changes_nothing(house: House) -> None:

@@ -1,6 +1,7 @@
 """Exact, whatever dies: server, engine or both are killed with -9 at random moments, over and over, under jobs that print in every way.
 
 Captured by the recorder each job runs once and ends as it would have, and who followed it all along has every byte of it once, in order.
+One of each round's jobs is hostile: it leaves whatever it can where its server finds it.
 `CHAOS_ROUNDS` kills are made of each kind, at moments that follow from `CHAOS_SEED`; `make chaos` asks for hundreds.
 """
 
@@ -25,8 +26,10 @@ from fastlane_grpc.runner import HostDown, Step
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.counter import COUNT_ME, CountingNetwork
 from tests.engine import House, engine_address, opened
+from tests.hostile_jobs import ALL as ATTACKED
 from tests.own_engine import IMAGE, OwnEngine
 from tests.reading import Reader
+from tests.recorder_program import eventually
 from tests.serving import Server, clear
 
 ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "3"))
@@ -60,6 +63,8 @@ LOADS = [
     Load("i=0; while [ $i -lt 60 ]; do i=$((i+1)); echo $i; echo e$i >&2; sleep 0.05; done; exit 8", numbers(60), numbers(60, "e"), 8),
     # Over while no server is there, as often as not.
     Load("sleep 0.$((RANDOM % 10)); printf last; exit 9", b"last", b"", 9),
+    # Attacks its server, which may be killed at the moment when that helps.
+    Load(f"{ATTACKED}; echo attacked; exit 5", b"attacked\n", b"", 5),
 ]
 
 
@@ -97,6 +102,14 @@ class Place:
                 assert (totals.bytes, totals.missing_bytes) == (len(content), 0), what
                 assert totals.crc32 == zlib.crc32(content), what
 
+    def is_tidy(self) -> None:
+        """Nothing is left of what a job made beside its log."""
+        logs = self._data_dir / "logs"
+        for _, reader in self.jobs:
+            [directory] = logs.glob(f"*/{reader.execution_id}")
+            assert sorted(path.name for path in directory.iterdir()) == ["log", "system"]
+        eventually(lambda: not (logs / "deleted").exists())
+
     def close(self) -> None:
         self._client.close()
 
@@ -122,6 +135,7 @@ def rounds(place: Place, chance: random.Random, engine: OwnEngine | None, kill: 
             before = place.jobs[: max(0, (number - 3) * len(LOADS))]
             place.settle(before[-len(LOADS) :])
         place.settle(place.jobs)
+        place.is_tidy()
         assert server.stop() == 0
     finally:
         server.kill()

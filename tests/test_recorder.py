@@ -173,6 +173,60 @@ def test_of_many_recorders_of_one_record_one_runs(recorder: Recorder) -> None:
     assert ran.read_text() == "ran\n"
 
 
+# -- hand-off
+
+
+def has_begun(log: Path) -> bool:
+    return log.stat().st_size > BLOCK_HEADER_BYTES
+
+
+def test_a_command_runs_as_soon_as_its_box_is_gone(recorder: Recorder) -> None:
+    ran = recorder.directory / "ran"
+    running = recorder.start("touch", str(ran), hand_off=False)
+    eventually(lambda: has_begun(recorder.log))
+    time.sleep(0.3)
+    assert not ran.exists()
+    began = time.monotonic()
+    recorder.box.rmdir()
+    eventually(ran.exists)
+    assert time.monotonic() - began < 1.5
+    assert running.end() == (0, "")
+
+
+def test_a_command_whose_box_stays_runs_after_two_seconds(recorder: Recorder) -> None:
+    began = time.monotonic()
+    running = recorder.start("touch", str(recorder.box / "made"), hand_off=False)
+    assert running.end() == (0, "")
+    assert time.monotonic() - began > 1.9
+    assert (recorder.box / "made").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, HARD_STOP])
+def test_a_recorder_that_is_stopped_before_its_command_runs_leaves_an_empty_record(recorder: Recorder, number: int) -> None:
+    running = recorder.start("touch", str(recorder.directory / "ran"), hand_off=False)
+    eventually(lambda: has_begun(recorder.log))
+    running.send(number)
+    assert running.end() == (118, "")
+    assert recorder.log.read_bytes() == b""
+    assert not (recorder.directory / "ran").exists()
+
+
+def test_a_recorder_that_is_killed_before_its_command_runs_leaves_the_begin(recorder: Recorder) -> None:
+    running = recorder.start("touch", str(recorder.directory / "ran"), hand_off=False)
+    eventually(lambda: has_begun(recorder.log))
+    running.send(signal.SIGKILL)
+    running.end()
+    assert walk(recorder.log).frames == 1
+    assert not (recorder.directory / "ran").exists()
+
+
+def test_a_name_of_the_record_that_is_a_backup_changes_nothing(recorder: Recorder) -> None:
+    recorder.offer()
+    (recorder.directory / "backup").hardlink_to(recorder.log)
+    assert recorder.start("echo", "ran").end() == (0, "")
+    assert walk(recorder.log).stdout == b"ran\n"
+
+
 def test_only_pid_1_may_end_every_process_it_sees(recorder: Recorder) -> None:
     code, words = recorder.start("true", pid_1=False).end()
     assert code == 118

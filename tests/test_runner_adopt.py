@@ -13,9 +13,8 @@ from docker.models.containers import Container
 
 from fastlane_grpc.model import CaptureMode, Cause, Execution, Outcome, Reason, Source, State
 from fastlane_grpc.runner import HostDown, Leave, Step
-from fastlane_grpc.runner.box import Fate
+from fastlane_grpc.runner.box import Box, Fate
 from fastlane_grpc.runner.captures import Captures
-from fastlane_grpc.runner.recorder import RecorderCapture
 from tests.engine import Going, House, Killed, Output, by_attach, by_recorder
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(120)]
@@ -152,7 +151,7 @@ def test_what_is_taken_up_before_it_is_known_how_to_capture_waits_for_that(house
 def test_a_container_that_begins_after_all_finds_that_its_run_was_revoked(house: House, container_of: Callable[[str], Container]) -> None:
     execution_id = house.kill_at(Step.FENCED, "echo ran; exit 7")
     first = container_of(execution_id)
-    assert RecorderCapture(house.logs.output_path(execution_id).parent, execution_id, None).revoke() is Fate.NEVER_RAN
+    assert Box(house.logs.path(execution_id)).revoke() is Fate.NEVER_RAN
     first.start()
     assert first.wait()["StatusCode"] == 119
     execution = house.adopt(execution_id).result()

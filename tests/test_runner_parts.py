@@ -2,15 +2,20 @@
 
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
-from fastlane_grpc.model import JobSpec, Limits, Outcome, Reason, State, Stop, StopCause, utc_now
+from fastlane_grpc.model import CaptureMode, JobSpec, Limits, Outcome, Reason, State, Stop, StopCause, utc_now
 from fastlane_grpc.record import Trailer
+from fastlane_grpc.runner import Captures
 from fastlane_grpc.runner.clock import engine_time, left
 from fastlane_grpc.runner.engine import Container
 from fastlane_grpc.runner.stopping import Stopping, signal_name
 from fastlane_grpc.runner.verdict import Verdict, ended, not_started, verdict_of
+from fastlane_grpc.runner.wire import EngineDown
+from tests.hostile_tree import few_descriptors
 
 START = datetime(2026, 1, 1, 12, tzinfo=UTC)
 END = START + timedelta(seconds=5)
@@ -166,3 +171,20 @@ def test_the_engine_s_zero_is_no_time() -> None:
     assert engine_time("0001-01-01T00:00:00Z") is None
     assert engine_time("") is None
     assert engine_time("2026-01-01T12:00:05.123456789Z") == END + timedelta(microseconds=123456)
+
+
+class AnsweringEngine:
+    """An engine that answers without a descriptor of this process."""
+
+    local = True
+    address = "fake://"
+
+    def info(self) -> SimpleNamespace:
+        return SimpleNamespace(id="id", version="version", architecture="amd64")
+
+
+def test_a_server_without_descriptors_does_not_settle_for_attach(tmp_path: Path) -> None:
+    captures = Captures(CaptureMode.AUTO, tmp_path, instance="i")
+    with few_descriptors(0), pytest.raises(EngineDown, match="Too many open files"):
+        captures.settle(AnsweringEngine())  # type: ignore[arg-type]
+    assert (captures.in_use, captures.reason) == ("", "")

@@ -12,11 +12,13 @@ from tempfile import TemporaryDirectory
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from fastlane_grpc import config
 from fastlane_grpc.client import Client, NotFound
 from fastlane_grpc.errors import ExecutionNotFound, JobNotFound, ServerStopping
 from fastlane_grpc.logs import Logs
+from fastlane_grpc.logs.files import DELETE_ENTRIES, LeftOver
 from fastlane_grpc.model import Execution, JobSpec, Outcome, Source, State
 from fastlane_grpc.record import RecordWriter
 from fastlane_grpc.store import Count, Old, Store
@@ -25,6 +27,8 @@ from fastlane_grpc.store.readers import Readers
 from fastlane_grpc.store.writer import Writer
 from fastlane_grpc.upkeep import STEP_ROWS, Limits, Pruned, Upkeep
 from tests.fakes import Announcements
+from tests.hostile_tree import make_deep
+from tests.recorder_program import eventually
 from tests.serving import serving
 
 DAY = timedelta(days=1)
@@ -249,6 +253,121 @@ async def test_a_log_that_cannot_be_deleted_stays_known_and_holds_up_no_other(ho
     assert not house.logs.path(stuck.id).exists()
 
 
+@pytest.mark.parametrize("what", ["deep", "full"])
+async def test_a_log_with_a_tree_beside_it_goes_with_its_job_and_holds_up_no_other(house: House, what: str) -> None:
+    hostile, other = await house.ended(), await house.ended()
+    if what == "deep":
+        make_deep(house.logs.path(hostile.id), 1_500)
+    else:
+        # More than is deleted at once.
+        for number in range(DELETE_ENTRIES + 10):
+            (house.logs.path(hostile.id) / str(number)).touch()
+    pruned = await house.upkeep.prune(Old(house.clock.time))
+    assert (pruned.count.jobs, pruned.count.logs) == (2, 2)
+    assert not house.logs.path(other.id).exists()
+    assert not house.logs.path(hostile.id).exists()
+    task = asyncio.create_task(house.upkeep.run())
+    await asyncio.to_thread(eventually, lambda: not house.logs.left_over.directory.exists())
+    task.cancel()
+    assert list(house.logs.directory.iterdir()) == []
+
+
+class EndlessLeftOver(LeftOver):
+    """As when a container that runs on fills it as fast as it is emptied."""
+
+    def step(self) -> bool:
+        return True
+
+
+async def test_left_over_files_that_never_end_hold_up_no_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastlane_grpc.upkeep.LEFT_OVER_SECONDS", 0.1)
+    house = House(tmp_path, Limits(total_log_bytes=1))
+    house.logs.left_over = EndlessLeftOver(tmp_path / "deleted")
+    task = asyncio.create_task(house.upkeep.run())
+    for _ in range(3):
+        ended = (await house.ended()).id
+        await house.announced.until(lambda ended=ended: any(each.id == ended and each.times.prune_time for each in house.announced.all))
+    task.cancel()
+    house.close()
+
+
+async def test_what_an_earlier_server_had_set_aside_is_deleted(house: House) -> None:
+    (house.logs.left_over.directory / "left" / "inner").mkdir(parents=True)
+    task = asyncio.create_task(house.upkeep.run())
+    await asyncio.to_thread(eventually, lambda: not house.logs.left_over.directory.exists())
+    task.cancel()
+
+
+async def test_what_cannot_be_deleted_is_told_once_and_tried_again_later(house: House) -> None:
+    left_over = house.logs.left_over
+    left_over.directory.mkdir(parents=True)
+    # No directory: the disk refuses to remove it as one.
+    (left_over.directory / "stuck").touch()
+    (left_over.directory / "gone").mkdir()
+    with capture_logs() as logs:
+        while left_over.step():
+            pass
+        assert not left_over.step()
+    assert [each["event"] for each in logs] == ["what a container left cannot be deleted"]
+    assert [path.name for path in left_over.directory.iterdir()] == ["stuck"]
+    due = left_over.due_seconds()
+    assert due is not None
+    assert 20 < due <= 30
+
+
+class FailingLogs(Logs):
+    """Of one execution, and for a while of what was set aside, something that nobody thought of is raised."""
+
+    def __init__(self, directory: Path, execution_id: str) -> None:
+        super().__init__(directory)
+        self._execution_id = execution_id
+
+    def delete(self, execution_id: str) -> bool:
+        if execution_id == self._execution_id:
+            raise RecursionError("what nobody thought of")
+        return super().delete(execution_id)
+
+
+async def test_a_log_that_raises_anything_holds_up_no_other_and_not_the_upkeep(tmp_path: Path) -> None:
+    house = House(tmp_path, Limits(keep_jobs=DAY))
+    bad, *others = [await house.ended() for _ in range(5)]
+    logs = FailingLogs(house.logs.directory, bad.id)
+    house.upkeep = Upkeep(house.store, logs, Limits(keep_jobs=DAY), now=house.clock, rest_seconds=0, call_seconds=60)
+    assert (await house.upkeep.prune(Old(house.clock.time, task_id="task"))).count.jobs == 4
+    assert [house.logs.path(each.id).exists() for each in (bad, *others)] == [True] + [False] * 4
+    # The rounds go on as well, and those that end later are pruned.
+    house.clock.time += DAY
+    task = asyncio.create_task(house.upkeep.run())
+    late = await house.ended()
+    house.clock.time += DAY
+    assert (await house.upkeep.round(house.clock.time)).jobs == 1
+    assert not house.logs.path(late.id).exists()
+    assert not task.done()
+    task.cancel()
+    house.close()
+
+
+async def test_the_upkeep_goes_on_after_a_defect_of_a_round(house: House) -> None:
+    class Clockless(Upkeep):
+        rounds = 0
+
+        async def round(self, now: datetime) -> Count:
+            self.rounds += 1
+            if self.rounds < 3:
+                raise ZeroDivisionError("what nobody thought of")
+            return await super().round(now)
+
+    upkeep = Clockless(house.store, house.logs, Limits(total_log_bytes=1), now=house.clock, rest_seconds=0)
+    house.upkeep = upkeep
+    task = asyncio.create_task(upkeep.run())
+    ended = [await house.ended() for _ in range(3)]
+    # Each end wakes it.
+    await house.announced.until(lambda: any(each.id == ended[-1].id and each.times.prune_time for each in house.announced.all))
+    assert upkeep.rounds >= 3
+    assert not task.done()
+    task.cancel()
+
+
 async def test_the_upkeep_wakes_by_itself_when_what_is_kept_takes_too_much(tmp_path: Path) -> None:
     house = House(tmp_path, Limits(total_log_bytes=1))
     task = asyncio.create_task(house.upkeep.run())
@@ -294,6 +413,7 @@ import asyncio, os, signal, sys
 from datetime import timedelta
 from pathlib import Path
 from fastlane_grpc.logs import Logs
+from fastlane_grpc.logs.files import DELETE_ENTRIES, LeftOver
 from fastlane_grpc.model import utc_now
 from fastlane_grpc.store import Old, Store
 from fastlane_grpc.upkeep import Limits, Upkeep

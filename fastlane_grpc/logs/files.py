@@ -1,6 +1,5 @@
 """Where each execution's records are, and fastlane's own lines about it. A line of ours never holds up or fails what it tells of."""
 
-import shutil
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -10,11 +9,17 @@ from pathlib import Path
 
 import structlog
 
+from fastlane_grpc.file_tree import Deletion, disk_bytes
 from fastlane_grpc.model import LogTotals, Source, told_line
 from fastlane_grpc.record import RecordReader, RecordWriter, Sealed
 
 # Of fastlane's own lines about one execution: whatever an engine or a registry has to say, and however often.
 MAX_SYSTEM_BYTES = 1 << 20
+# What is deleted at once of one execution; what takes longer is set aside.
+DELETE_ENTRIES, DELETE_SECONDS = 2_000, 0.1
+# What is deleted in one step of what was set aside; and the pauses after one that could not be deleted.
+STEP_ENTRIES, STEP_SECONDS = 5_000, 0.1
+FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 30.0, 3600.0
 
 log = structlog.get_logger(__name__)
 
@@ -31,6 +36,7 @@ class Logs:
         self.on_new_record: Callable[[str], None] = lambda execution_id: None
         self._writers: dict[str, RecordWriter] = {}
         self._lock = threading.RLock()
+        self.left_over = LeftOver(directory / "deleted")
 
     def path(self, execution_id: str) -> Path:
         """The directory of this execution's records; it may not be there yet."""
@@ -106,26 +112,49 @@ class Logs:
             reader.close()
 
     def room(self, execution_id: str) -> int:
-        """How much of the disk its records take, in bytes; 0: there are none. Some file systems count none for small ones: that is 1."""
+        """How much of the disk its records take, in bytes, with all that lies beside them; 0: there are none. Some file systems count none
+        for small ones: that is 1."""
         directory = self.path(execution_id)
         try:
-            files = [directory.lstat(), *(path.lstat() for path in directory.iterdir())]
-        except OSError:
+            return max(disk_bytes(directory), 1)
+        except FileNotFoundError:
             return 0
-        return max(sum(file.st_blocks * 512 for file in files), 1)
+        except OSError:
+            # It cannot be listed just now. It is there, and is to be deleted in its time.
+            return max(_bytes_of(directory / "log") + _bytes_of(directory / "system"), 1)
 
-    def delete(self, execution_id: str) -> None:
+    def set_aside(self, execution_id: str) -> None:
+        """Of one that is over: what its container has left beside its records goes to where it is deleted, little by little."""
+        directory = self.path(execution_id)
+        try:
+            for box in list(directory.glob("box-*")):
+                self.left_over.take(box, f"{execution_id}-{box.name}")
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            # It is deleted with the log.
+            log.warning("what a container left is still beside its log", execution_id=execution_id, error=str(error))
+
+    def delete(self, execution_id: str) -> bool:
         """Takes away all that there is of it, and the directory of its day with the last one. Who has a record open reads on.
 
-        OSError: it is there still, or a part of it.
+        False: not all of it is deleted yet, and the rest is set aside. OSError: it is there still, or a part of it.
         """
         self._forget(execution_id)
         directory = self.path(execution_id)
-        with suppress(FileNotFoundError):
-            shutil.rmtree(directory)
+        deletion, gone = Deletion(directory), False
+        try:
+            gone = deletion.step(entries=DELETE_ENTRIES, seconds=DELETE_SECONDS)
+        except OSError as error:
+            log.warning("a log cannot be deleted; the rest of it is set aside", execution_id=execution_id, error=str(error))
+        finally:
+            deletion.close()
+        if not gone:
+            self.left_over.take(directory, execution_id)
         # Others may be in it. One that is about to be made in there does not find it, and is tried again.
         with suppress(OSError):
             directory.parent.rmdir()
+        return gone
 
     def close(self) -> None:
         """Closes what is open; nothing is sealed, a next server goes on with it."""
@@ -159,3 +188,106 @@ class Logs:
                 writer = RecordWriter.create(path, execution_id=execution_id, capture="system", max_bytes=MAX_SYSTEM_BYTES)
             self._writers[execution_id] = writer
         return writer
+
+
+class LeftOver:
+    """Directories on their way to be deleted that nothing else knows of, below one directory. May be used from any thread.
+
+    Each one is deleted in steps of bounded work. One that cannot be deleted is told once and tried again, after pauses that grow.
+    """
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self._lock = threading.Lock()
+        self._deletions: dict[str, _SetAside] = {}
+        self._looked = False
+
+    def take(self, path: Path, name: str) -> None:
+        """Move a directory here. Raise OSError if it cannot be moved."""
+        if not path.is_dir() or path.is_symlink():
+            raise NotADirectoryError(f"{path} is not a directory")
+        taken = _SetAside(self.directory / name)
+        with self._lock:
+            # With the lock: the directory is removed when it is empty.
+            self.directory.mkdir(parents=True, exist_ok=True)
+            path.rename(self.directory / name)
+            self._deletions[name] = taken
+
+    def due_seconds(self) -> float | None:
+        """How long until there is something to do; None: there is nothing. Waits for nobody."""
+        due = [each.due for each in tuple(self._deletions.values())]
+        return max(min(due) - time.monotonic(), 0.0) if due else None
+
+    def step(self) -> bool:
+        """Delete a part of what is due. Return whether there is more that is due."""
+        self._look()
+        with self._lock:
+            due = [(name, each) for name, each in self._deletions.items() if each.due <= time.monotonic()]
+        if not due:
+            return False
+        name, first = due[0]
+        gone = first.step()
+        with self._lock:
+            del self._deletions[name]
+            if not gone:
+                # Behind the others: a container that runs on may fill it for as long as it likes.
+                self._deletions[name] = first
+            if not self._deletions:
+                with suppress(OSError):
+                    self.directory.rmdir()
+        if len(due) > 1:
+            first.close()
+        return True
+
+    def _look(self) -> None:
+        """An earlier server may have left some."""
+        if self._looked:
+            return
+        try:
+            names = [path.name for path in self.directory.iterdir()]
+        except FileNotFoundError:
+            names = []
+        with self._lock:
+            for name in names:
+                self._deletions.setdefault(name, _SetAside(self.directory / name))
+        self._looked = True
+
+
+class _SetAside:
+    """One directory of those."""
+
+    def __init__(self, path: Path) -> None:
+        self.due = 0.0
+        self._path = path
+        self._deletion = Deletion(path)
+        self._pause = FIRST_PAUSE_SECONDS
+        self._told = False
+
+    def step(self) -> bool:
+        """Whether it is gone."""
+        try:
+            return self._deletion.step(entries=STEP_ENTRIES, seconds=STEP_SECONDS)
+        except Exception as error:
+            if not self._told:
+                log.warning("what a container left cannot be deleted", path=str(self._path), bytes=_room(self._path), error=str(error))
+            self._told = True
+            self.due = time.monotonic() + self._pause
+            self._pause = min(self._pause * 2, LONGEST_PAUSE_SECONDS)
+            return False
+
+    def close(self) -> None:
+        self._deletion.close()
+
+
+def _room(directory: Path) -> int:
+    try:
+        return disk_bytes(directory)
+    except OSError:
+        return 0
+
+
+def _bytes_of(file: Path) -> int:
+    try:
+        return file.lstat().st_blocks * 512
+    except OSError:
+        return 0

@@ -8,9 +8,12 @@
  * else. So of all the recorders that a record is ever offered to one runs its command, and whoever finds the lock free knows how it went:
  * an empty file, it never ran; a trailer, it ended; neither, it was killed. The layout, to the byte, is told in record/format.py.
  *
- *   claim -> begin -> launch -> follow -> drain -> finish
- *             START    fork     |  take: pipe -> frame -> record   trailer
- *                               |  serve_signals: forward, reap, hard stop
+ * The command does not run before the server has removed BOX, which is a directory of the server's disk. A server that does not do that
+ * within two seconds is not there; then the command runs all the same.
+ *
+ *   claim -> begin -> hand_off -> launch -> follow -> drain -> finish
+ *             START   BOX gone     fork     |  take: pipe -> frame -> record   trailer
+ *                                           |  serve_signals: forward, reap, hard stop
  *
  * A disk that is full, or fails, blocks: the command waits in its pipe until there is room again. Nothing is lost but by a hard stop
  * (signal 44), which waits for three seconds, and by a SIGKILL to the recorder itself.
@@ -55,6 +58,7 @@ enum { BY_SIZE_LIMIT = 1, BY_ENGINE = 3, BY_STORE = 4 }; /* causes of gaps, as i
 
 #define MS 1000000ull                             /* times are nanoseconds */
 #define WAIT_FOR_ROOM_MS 50
+#define HAND_OFF_WAITS (2000 * MS)                /* for the server to remove the box */
 #define STOP_WAITS (3000 * MS)                    /* for room, after a hard stop */
 #define FINISH_WAITS (30000 * MS)                 /* for room for the trailer, after a hard stop */
 #define SILENCE_MS 10000                          /* of a pipe that stays open though everything was killed */
@@ -194,8 +198,8 @@ static void serve_signals(int ms)
         if (s.ssi_signo == SIGCHLD)
             reap();
         else if (!child) {
-            /* Nothing runs yet: there is no room for the record to begin, and what was torn of it has been cut off. */
-            if (is_hard_stop(&s) || s.ssi_signo == SIGTERM || s.ssi_signo == SIGINT)
+            /* Nothing runs yet, and nothing will: an empty record says so. */
+            if ((is_hard_stop(&s) || s.ssi_signo == SIGTERM || s.ssi_signo == SIGINT) && ftruncate(record, 0) == 0)
                 _exit(CANNOT_BEGIN);
         } else if (is_hard_stop(&s))
             hard_stop();
@@ -354,10 +358,11 @@ static void store_gap(int source, uint64_t missing, int cause)
 
 /* ------------------------------------------------------------------------------------------------------------- steps */
 
-/* Takes the record, which only one can. */
-static void claim(const char *box)
+/* Takes the record, which only one can. Returns the box, open. */
+static int claim(const char *box)
 {
     char path[4096];
+    int directory = open(box, O_PATH | O_DIRECTORY | O_CLOEXEC);
     if ((size_t)snprintf(path, sizeof path, "%s/log", box) >= sizeof path)
         errno = ENAMETOOLONG, die(CANNOT_BEGIN, box);
     if ((record = open(path, O_RDWR | O_CLOEXEC)) < 0)
@@ -370,8 +375,11 @@ static void claim(const char *box)
         die(CANNOT_BEGIN, path);
     if (file.st_size)
         errno = EEXIST, die(CLAIMED_BEFORE, path);
+    if (file.st_nlink < 2) /* revoked while this recorder waited for the lock */
+        errno = ENOENT, die(CLAIMED_BEFORE, path);
     if (unlink(path))
         die(errno == ENOENT ? CLAIMED_BEFORE : CANNOT_BEGIN, path);
+    return directory;
 }
 
 /* The first frame, on the disk: from here on the command may run. */
@@ -379,6 +387,16 @@ static void begin(const char *execution)
 {
     int n = snprintf((char *)out.payload, sizeof out.payload, "{\"execution_id\":\"%s\",\"capture\":\"recorder\"}", execution);
     append(START, (size_t)n, now(CLOCK_REALTIME), crc32(0, out.payload, (size_t)n));
+}
+
+/* Waits until the server has removed the box, which then has no links and in which nothing can be made. */
+static void hand_off(int box)
+{
+    struct stat directory;
+    for (uint64_t until = now(CLOCK_MONOTONIC) + HAND_OFF_WAITS; now(CLOCK_MONOTONIC) < until; gather())
+        if (fstat(box, &directory) || !directory.st_nlink)
+            break;
+    close(box);
 }
 
 /* As an engine looks for it: no shell for what is no program, and what may not be executed is not found. */
@@ -617,8 +635,9 @@ int main(int argc, char **argv)
         die(CANNOT_BEGIN, "signalfd");
     make_crc_table();
 
-    claim(words[0]);
+    int box = claim(words[0]);
     begin(execution);
+    hand_off(box);
     launch(words + 2);
     while (!ended)
         serve(-1);

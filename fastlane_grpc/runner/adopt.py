@@ -34,6 +34,10 @@ def adopt(passage: Passage) -> None:
     if fate is Fate.NEVER_RAN:
         _begin_anew(passage)
         return
+    if fate is Fate.UNKNOWN:
+        # Somebody deleted the record. What is not there proves nothing: only the engine is left to ask.
+        passage.log.warning("the record of an execution was deleted", container_id=passage.container_id)
+        fate = None
     if fate is None and container is not None and _at_work(container):
         container = _answered(passage, container)
     passage.stop_signal = (container and container.stop_signal) or passage.stop_signal

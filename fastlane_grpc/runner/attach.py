@@ -18,7 +18,7 @@ import structlog
 from fastlane_grpc.model import Cause, Source
 from fastlane_grpc.record import RecordReader, RecordWriter, Sealed, Trailer
 from fastlane_grpc.runner.box import Fate
-from fastlane_grpc.runner.capture import End, not_kept
+from fastlane_grpc.runner.capture import End, ask_record, not_kept
 from fastlane_grpc.runner.engine import Engine, Image
 from fastlane_grpc.runner.frames import Frames, Pieces
 from fastlane_grpc.runner.patience import insist
@@ -112,7 +112,7 @@ class AttachCapture:
     def seal(self, exit_code: int | None, facts: Mapping[str, object]) -> Trailer | None:
         try:
             if self._record is None:
-                self._record = RecordWriter.resume(self._path, max_bytes=self._max_log_bytes)
+                self._record = insist(partial(RecordWriter.resume, self._path, max_bytes=self._max_log_bytes))
         except FileNotFoundError:
             return None
         except Sealed:
@@ -124,13 +124,9 @@ class AttachCapture:
 
     def trailer(self) -> Trailer | None:
         try:
-            reader = RecordReader(self._path)
+            return insist(partial(ask_record, self._path, RecordReader.trailer))
         except FileNotFoundError:
             return None
-        try:
-            return reader.trailer()
-        finally:
-            reader.close()
 
     def leave(self) -> None:
         if self._follower:

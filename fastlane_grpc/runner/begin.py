@@ -279,6 +279,9 @@ def _start(passage: Passage) -> EngineRefuses | None:
         fate = passage.capture.revoke()
         if fate is Fate.NEVER_RAN:
             return refusal
+        if fate is Fate.UNKNOWN:
+            # Somebody deleted the record. What is not there proves nothing: a new container might run the command a second time.
+            raise Unsettled(f"its record was deleted while the engine refused its start: {plain(refusal.message)}") from refusal
         container = passage.engine.inspect(passage.container_id)
         if fate is None and (container is None or container.start_time is None):
             if refusal_of(refusal.message) is Refusal.CUT_OFF:

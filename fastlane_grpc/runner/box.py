@@ -4,21 +4,34 @@
     box-<…>/log     the same file, in the one directory that is mounted into the container
 
 The recorder, PID 1 of the container, locks the file for as long as it lives, takes the second name away, which only one can, and has its
-first frame on disk before it runs the command. Whoever finds the lock free and the file empty, and has taken the name away, knows: it never
-ran and never will.
+first frame on disk. Then it waits until the server has removed the mounted directory, and only then runs the command. So a lock that is
+free and a file that is empty and has one name mean: the command never ran and never will.
+
+All of that is told by the file itself. The names in the mounted directory tell nothing: where a server died between the claim and the
+removal, the command can make any name in there.
 """
 
 import fcntl
 import os
 import secrets
-import shutil
 import signal
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
 
+import structlog
+
+from fastlane_grpc.file_tree import Deletion
 from fastlane_grpc.record import Position, RecordReader
+
+# One step of the deletion of what a container left: the thread that takes it also keeps the time of an execution.
+STEP_ENTRIES, STEP_SECONDS = 2_000, 0.02
+
+# In place of a descriptor of the record.
+_HELD = -1
+
+log = structlog.get_logger(__name__)
 
 
 class Fate(Enum):
@@ -27,14 +40,18 @@ class Fate(Enum):
     NEVER_RAN = "never ran"
     RUNS = "runs"
     ENDED = "ended"
+    # The record is not there any more: somebody deleted it.
+    UNKNOWN = "unknown"
 
 
 class Box:
-    """The two names of one execution's record, below its directory."""
+    """The two names of one execution's record, below its directory. OSError from any method: it cannot be told just now."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self.record = directory / "log"
+        self._deletions: dict[Path, Deletion] = {}
+        self._warned = False
 
     def make(self) -> Path:
         """A new directory to be mounted, with the record under its second name: empty, and for whichever user the container has.
@@ -59,36 +76,50 @@ class Box:
         _sync(self._directory)
         return box
 
+    def mounted(self) -> list[Path]:
+        """What was made to be mounted and is still there, as far as that can be seen."""
+        try:
+            return self._boxes()
+        except OSError:
+            return []
+
     @property
     def claimed(self) -> bool:
-        """Whether the second name is gone: a recorder has taken the record, or nobody can any more."""
-        return not any((box / "log").exists() for box in self._boxes())
+        """Whether a recorder has taken the record, or nobody can any more."""
+        return is_claimed(self.record)
 
     @property
     def held(self) -> bool:
         """Whether a recorder has the record, so that a container's command runs, or is about to."""
-        with self._locked() as free:
-            return not free
+        with self._locked() as lock:
+            return lock == _HELD
 
     def revoke(self) -> Fate:
         """From now on no recorder can take the record; unless one has already, which then is still at work or is over."""
-        with self._locked() as free:
-            if not free:
+        with self._locked() as lock:
+            if lock is None:
+                return Fate.UNKNOWN
+            if lock == _HELD:
                 return Fate.RUNS
-            for box in self._boxes():
-                (box / "log").unlink(missing_ok=True)
-            try:
-                return Fate.ENDED if self.record.stat().st_size else Fate.NEVER_RAN
-            except FileNotFoundError:
-                return Fate.NEVER_RAN
+            failure = self._take_names_away()
+            record = os.fstat(lock)
+            if record.st_size:
+                return Fate.ENDED
+            if failure and record.st_nlink > 1:
+                raise failure
+            return Fate.NEVER_RAN
 
     def clear(self) -> bool:
-        """Removes what was mounted; a container that has it sees an empty directory in which nothing can be made. False: it is not gone."""
-        for box in self._boxes():
-            # A job may be putting files into it just now.
-            with suppress(OSError):
-                shutil.rmtree(box)
-        return not self._boxes()
+        """Deletes what was mounted, in a step of bounded work; a container that has it sees an empty directory in which nothing can be
+        made. False: it is not all gone, and takes another step."""
+        cleared = [self._clear(box) for box in self._boxes()]
+        return all(cleared)
+
+    def close(self) -> None:
+        """Lets go of what `clear` has open."""
+        for deletion in self._deletions.values():
+            deletion.close()
+        self._deletions.clear()
 
     def signal(self, number: int) -> bool:
         """Sends a signal to the recorder itself, past an engine that forgot it. False: there is none, or it is not seen."""
@@ -109,21 +140,58 @@ class Box:
         return False
 
     @contextmanager
-    def _locked(self) -> Iterator[bool]:
-        """Holds the lock, if nobody else does; a recorder that begins meanwhile waits."""
+    def _locked(self) -> Iterator[int | None]:
+        """Holds the lock and gives the record, open; a recorder that begins meanwhile waits. _HELD: a recorder holds it. None: there is no
+        record."""
         try:
             record = os.open(self.record, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
-            yield True
+            yield None
             return
         try:
             fcntl.flock(record, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            yield False
+            yield _HELD
         else:
-            yield True
+            yield record
         finally:
             os.close(record)
+
+    def _take_names_away(self) -> OSError | None:
+        """Takes every second name of the record away; why one may be left."""
+        failure = None
+        for box in self._boxes():
+            try:
+                (box / "log").unlink()
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                failure = error
+        return failure
+
+    def _clear(self, box: Path) -> bool:
+        try:
+            # All there is to do, unless the server was not there when the recorder took the record.
+            box.rmdir()
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return self._delete(box)
+        return True
+
+    def _delete(self, box: Path) -> bool:
+        if box not in self._deletions:
+            # A user in the container that is not root makes nothing in there from now on.
+            with suppress(OSError):
+                box.chmod(0o700)
+            self._deletions[box] = Deletion(box)
+        try:
+            return self._deletions[box].step(entries=STEP_ENTRIES, seconds=STEP_SECONDS)
+        except OSError as error:
+            if not self._warned:
+                log.warning("what a container left cannot be deleted; trying again", directory=str(box), error=str(error))
+            self._warned = True
+            return False
 
     def _has_output(self) -> bool:
         """One that was captured in another way up to its start, and then was not started, has a beginning and nothing more."""
@@ -150,7 +218,20 @@ class Box:
         return [int(each[4]) for each in fields if each[1] == "FLOCK" and each[5] == file and each[4].isdigit() and each[4] != "0"]
 
     def _boxes(self) -> list[Path]:
-        return list(self._directory.glob("box-*"))
+        try:
+            return [path for path in self._directory.iterdir() if path.name.startswith("box-")]
+        except FileNotFoundError:
+            return []
+
+
+def is_claimed(record: Path) -> bool:
+    """Whether a recorder has taken this record, or nobody can any more."""
+    try:
+        found = record.stat()
+    except FileNotFoundError:
+        return True
+    # By the number of its names; by its size, too, as somebody may give it more names, for a backup.
+    return found.st_nlink < 2 or found.st_size > 0
 
 
 def _sync(directory: Path) -> None:

@@ -1,14 +1,17 @@
 """How the output of a container gets into its record: one contract, whichever way the bytes take."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, Protocol
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
 
 from fastlane_grpc.model import LogTotals
-from fastlane_grpc.record import Trailer
+from fastlane_grpc.record import RecordReader, Trailer
 from fastlane_grpc.runner.box import Fate
 from fastlane_grpc.runner.engine import Image
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +30,7 @@ class Capture(Protocol):
 
     A record is exact, or has a gap where it is not; `seal` is only reached through `drain`, which settles which of the two.
     Only `equip`, `open` and `resume` fail: with EngineDown or EngineRefuses, the first two also with OSError (no room for the record). They
-    may then be called again.
+    may then be called again. `held` fails with OSError where it cannot be told just now. The others wait until the disk allows an answer.
     """
 
     # Kept with the execution before its start: who takes it up again must capture it in the same way.
@@ -81,6 +84,15 @@ class Capture(Protocol):
     @property
     def first_byte_time(self) -> datetime | None:
         """When the first byte came."""
+
+
+def ask_record(record: Path, question: Callable[[RecordReader], T]) -> T:
+    """Opens a record to ask it something. Raises OSError."""
+    reader = RecordReader(record)
+    try:
+        return question(reader)
+    finally:
+        reader.close()
 
 
 def not_kept(totals: Iterable[LogTotals]) -> str:

@@ -12,6 +12,7 @@ from fastlane_grpc.model import CaptureMode, Execution
 from fastlane_grpc.runner.attach import AttachCapture
 from fastlane_grpc.runner.capture import Capture
 from fastlane_grpc.runner.engine import Engine
+from fastlane_grpc.runner.patience import TABLES_ARE_FULL
 from fastlane_grpc.runner.probe import NotHere, not_here, probe
 from fastlane_grpc.runner.recorder import Recorder, RecorderCapture
 from fastlane_grpc.runner.wire import EngineDown, EngineRefuses
@@ -110,6 +111,9 @@ class Captures:
         except EngineRefuses as refusal:
             raise not_here(refusal) from refusal
         except OSError as error:
+            if error.errno in TABLES_ARE_FULL:
+                # That says nothing about the recorder, and what is settled here holds for as long as the engine is there.
+                raise EngineDown(f"it cannot be found out how containers are captured: {error}") from error
             raise NotHere(f"the data directory cannot be used for it: {error}") from error
         self._recorder, self._works_with = recorder, works_with
         return reason

@@ -53,7 +53,7 @@ class GoneRunner:
             passage.capture.leave()
 
     def abandon(self, execution_id: str, why: str) -> Remains:
-        return abandon(self._around(self._store.execution(execution_id).result().host), execution_id, why)
+        return abandon(self._around(self._store.execution(execution_id).result().host), execution_id, why, remove=False)
 
     def _around(self, name: str) -> Surroundings:
         # A host that nobody listens to: of its engine not even the address is known.

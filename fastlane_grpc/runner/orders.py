@@ -3,9 +3,10 @@
 import queue
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from typing import Protocol, TypeAlias
 
-from fastlane_grpc.model import Assignment, LogTotals, Stop
+from fastlane_grpc.model import Assignment, LogTotals, Outcome, State, Stop
 
 
 class HostDown(Exception):
@@ -85,10 +86,25 @@ class Orders:
 
 @dataclass(frozen=True, slots=True)
 class Remains:
-    """What there is of a log when its execution is given up: how much it holds, and what room it takes, in bytes."""
+    """What there is of a log when its execution is given up: how much it holds, and what room it takes, in bytes.
+
+    `end` is how the execution ended, if its record tells that for certain.
+    """
 
     logs: Sequence[LogTotals] = ()
     log_bytes: int = 0
+    end: "CertainEnd | None" = None
+
+
+@dataclass(frozen=True, slots=True)
+class CertainEnd:
+    """An end that is in a sealed record: the record's word on it stands, whatever happened to the server."""
+
+    state: State
+    outcome: Outcome
+    start_time: datetime | None
+    exit_time: datetime | None
+    first_byte_time: datetime | None
 
 
 class Runner(Protocol):

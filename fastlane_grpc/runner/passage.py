@@ -11,8 +11,9 @@ from enum import StrEnum
 
 import structlog
 
+from fastlane_grpc.errors import ExecutionNotFound, ServerStopping
 from fastlane_grpc.logs import Logs
-from fastlane_grpc.model import Assignment, State, Stop, StopCause, utc_now
+from fastlane_grpc.model import Assignment, Outcome, State, Stop, StopCause, utc_now
 from fastlane_grpc.record import Trailer
 from fastlane_grpc.runner.architecture import architectures, foreign_image, format_error
 from fastlane_grpc.runner.box import Fate
@@ -21,17 +22,19 @@ from fastlane_grpc.runner.clock import boottime
 from fastlane_grpc.runner.engine import Container
 from fastlane_grpc.runner.engine_errors import passes
 from fastlane_grpc.runner.host import Host
-from fastlane_grpc.runner.orders import Began, Died, EngineBack, EngineGone, Leave, Order, Orders, Remains, StopOrder
+from fastlane_grpc.runner.orders import Began, CertainEnd, Died, EngineBack, EngineGone, Leave, Order, Orders, Remains, StopOrder
 from fastlane_grpc.runner.stopping import KILL, Stopping, signal_number
-from fastlane_grpc.runner.verdict import DOUBTFUL_CODES, Verdict, ended, ended_by_itself, not_begun
+from fastlane_grpc.runner.verdict import DOUBTFUL_CODES, Verdict, ended, ended_by_itself, not_begun, record_deleted, verdict_of
 from fastlane_grpc.runner.wire import EngineDown, EngineRefuses
 from fastlane_grpc.store import Store
 
 # An end that the engine ought to have told of by now is looked for.
 LOOK_SECONDS = 10.0
 LOOKS = 4
-# What the start needed, and only the start, is put away as soon as it can be, which is looked for so often.
-PUT_AWAY_SECONDS = 0.1
+# What the start needed, and only the start, is put away as soon as it can be, which is looked for with pauses that grow.
+PUT_AWAY_SECONDS, LONGEST_PUT_AWAY_SECONDS = 0.1, 5.0
+# A record that cannot be looked at for a moment, as a disk or a table of the kernel's fails or is full, is looked at again after that.
+UNREADABLE_SECONDS = 0.5
 # A container that the engine says is over, while its main process is there for certain, is looked at so often.
 HELD_SECONDS = 0.5
 # Clocks that stand still while the machine sleeps time the waits: so often the one that goes on is looked at.
@@ -108,7 +111,7 @@ class Passage:
         self._put_off: deque[Order] = deque()
         self._deadline = float("inf")
         self._look_at = float("inf")
-        self._put_away_at = 0.0
+        self._put_away_at, self._put_away_pause = 0.0, PUT_AWAY_SECONDS
         # The engine takes a container for over, or knows of none, whose main process is there: only its capture tells of its end.
         self.engine_lost_it = False
         self.log = log.bind(execution_id=self.execution.id, job_id=self.execution.job_id, host=surroundings.host.name)
@@ -204,7 +207,7 @@ class Passage:
             order = self.next_order(self._next_time() - boottime())
             # Not of an earlier container of this execution, whose start was refused and then carried out after all.
             if isinstance(order, Died) and order.container_id in {"", self.container_id}:
-                if not self.capture.held:
+                if not self._held():
                     return order
                 # The engine was killed and came back with a wrong idea of it. Its process goes on, and so does its output.
                 self.log.warning("the engine says that a container is over whose main process is there")
@@ -229,7 +232,8 @@ class Passage:
 
     def _put_away(self) -> None:
         if boottime() >= self._put_away_at:
-            self._put_away_at = float("inf") if self.capture.began() else boottime() + PUT_AWAY_SECONDS
+            self._put_away_at = float("inf") if self.capture.began() else boottime() + self._put_away_pause
+            self._put_away_pause = min(self._put_away_pause * 1.2, LONGEST_PUT_AWAY_SECONDS)
 
     def _time_out(self) -> None:
         self._deadline = float("inf")
@@ -277,7 +281,7 @@ class Passage:
     def _not_sent(self, name: str, number: str, refusal: EngineRefuses) -> None:
         assert self.stopping is not None
         self.log.info("a signal was refused", signal=name, refusal=refusal.message)
-        if refusal.status in {404, 409} and self.capture.held and self.capture.signal(signal_number(number)):
+        if refusal.status in {404, 409} and self._signalled(signal_number(number)):
             self._sent(name)
         elif refusal.status in {404, 409}:
             # It does not run any more: its end is on the way to us.
@@ -290,13 +294,21 @@ class Passage:
             self.say(f"the engine does not send {name}: {refusal.message}")
             self.stopping = self.stopping.kill_now(boottime())
 
+    def _signalled(self, number: int) -> bool:
+        """Whether the signal was sent past the engine."""
+        try:
+            return self.capture.held and self.capture.signal(number)
+        except OSError as error:
+            self.log.warning("a record cannot be looked at", error=str(error))
+            return False
+
     def _alive(self) -> bool:
         self._look_at = float("inf") if self.stopping is None else boottime() + LOOK_SECONDS
-        if self.capture.held:
-            return True
         try:
+            if self.capture.held:
+                return True
             container = self.engine.inspect(self.container_id)
-        except (EngineDown, EngineRefuses) as error:
+        except (EngineDown, EngineRefuses, OSError) as error:
             self.log.warning("container not inspected; looking again", error=str(error))
             self._look_at = boottime() + LOOK_SECONDS
             return True
@@ -305,13 +317,35 @@ class Passage:
         # What the engine is about to start is not alive yet, and has not ended either.
         return container is not None and not container.ended
 
+    def _held(self) -> bool:
+        """Whether a container that the engine takes for over is there all the same, however often that has to be asked."""
+        while True:
+            try:
+                return self.capture.held
+            except OSError as error:
+                self.log.warning("a record cannot be looked at; trying again", error=str(error))
+            # An order to stop is carried out before the next look; the others keep their turn.
+            orders = []
+            until = boottime() + UNREADABLE_SECONDS
+            while (left_seconds := until - boottime()) > 0:
+                order = self.next_order(left_seconds)
+                if isinstance(order, StopOrder):
+                    self.told(order.stop)
+                elif order is not None:
+                    orders.append(order)
+            self._put_off.extend(orders)
+
     # -- its end
 
     def end(self, died: Died | None) -> None:
         """Of a container that ran: what the engine says of it now, and all that follows."""
         container = self._look(died)
-        if self.capture.revoke() is Fate.NEVER_RAN:
+        fate, exit_code = self.capture.revoke(), container.exit_code if container and container.ended else None
+        if fate is Fate.NEVER_RAN:
             self.conclude(not_begun(container.exit_code if container else None, self.stopping))
+            return
+        if fate is Fate.UNKNOWN:
+            self.conclude(record_deleted(exit_code))
             return
         witnessed = died is not None and died.heard_since <= self.watched_since
         missing = self.capture.drain(End(_end_time(container, died), witnessed))
@@ -375,10 +409,11 @@ class Passage:
 
     def _settle(self, verdict: Verdict, missing: str) -> None:
         trailer = self.capture.seal(verdict.outcome.exit_code, verdict.facts())
+        self.around.logs.set_aside(self.execution.id)
         self.reached(Step.SEALED)
         if missing:
             self.say(missing)
-        self.say(f"{verdict.state.name.lower().replace('_', ' ')}: {verdict.outcome.detail or 'exited with 0'}")
+        self.say(_said(verdict.state, verdict.outcome))
         totals = (*(trailer.totals if trailer else ()), *self.around.logs.seal_system(self.execution.id))
         self.around.store.finish(
             self.execution.id,
@@ -400,14 +435,27 @@ class Passage:
         self.reached(Step.REMOVED)
 
     def remains(self, why: str) -> Remains:
-        """Ends the log of one that could not be brought to its end: what it may have printed and is not there is a gap of unknown size."""
-        if self.fenced and self.capture.trailer() is None:
+        """Ends the log of one that could not be brought to its end: what it may have printed and is not there is a gap of unknown size.
+
+        Where the record was sealed before, by the container's recorder or by us, its word on the end stands.
+        """
+        trailer = self.capture.trailer()
+        end = self._certain_end(trailer) if trailer else None
+        if self.fenced and trailer is None:
             self.capture.resume(None)
             self.capture.drain(End(None, witnessed=False))
         trailer = self.capture.seal(None, {})
-        self.say(why)
+        self.around.logs.set_aside(self.execution.id)
+        self.say(f"{why}; {_said(end.state, end.outcome)}" if end else why)
         totals = (*(trailer.totals if trailer else ()), *self.around.logs.seal_system(self.execution.id))
-        return Remains(totals, self.around.logs.room(self.execution.id))
+        return Remains(totals, self.around.logs.room(self.execution.id), end)
+
+    def _certain_end(self, trailer: Trailer) -> CertainEnd:
+        stop = self.execution.stop
+        stopping = Stopping.begin(stop, "", boottime()) if stop else None
+        verdict = verdict_of(trailer) or ended_by_itself(trailer, None, self.spec, stopping, timeout=self.timeout, engine_restarted=False)
+        start_time = self.execution.times.start_time or verdict.start_time
+        return CertainEnd(verdict.state, verdict.outcome, start_time, verdict.exit_time, self.capture.first_byte_time)
 
     def remove(self) -> None:
         """The container, if there is one. What is left is removed when the host is swept."""
@@ -424,17 +472,32 @@ class Passage:
         return bool(life and self.engine_life) and life != self.engine_life
 
 
-def abandon(surroundings: Surroundings, execution_id: str, why: str) -> Remains:
-    """Ends the log of an execution that is given up, where it stands; see Runner."""
+def abandon(surroundings: Surroundings, execution_id: str, why: str, *, remove: bool = True) -> Remains:
+    """Ends the log of an execution that is given up, where it stands, and removes its container; see Runner."""
     # As it is on disk: that knows how it is captured, if it got so far, and whether it came to its end before.
     assignment = surroundings.store.assignment(execution_id).result()
     if assignment.execution.state.final:
         return Remains()
     passage = Passage(surroundings, assignment, Orders())
+    if not remove:
+        passage.container_id = ""
     try:
-        return passage.remains(why)
+        remains = passage.remains(why)
+        passage.remove()
+        return remains
+    except (ServerStopping, ExecutionNotFound):
+        raise
+    except Exception as error:
+        # The defect may be in what ends a log, too. What there is of it is told as far as it is known, so that it is pruned in its time.
+        passage.log.error("the log of an execution is not ended", exc_info=error)
+        logs = surroundings.logs
+        return Remains(logs.system_totals(execution_id), logs.room(execution_id))
     finally:
         passage.capture.leave()
+
+
+def _said(state: State, outcome: Outcome) -> str:
+    return f"{state.name.lower().replace('_', ' ')}: {outcome.detail or 'exited with 0'}"
 
 
 def _end_time(container: Container | None, died: Died | None) -> datetime | None:

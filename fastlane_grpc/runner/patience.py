@@ -1,5 +1,6 @@
 """Trying again what may pass by itself: at once, then with growing pauses, for about a minute; or, where it has to be, until it is done."""
 
+import errno
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -10,7 +11,9 @@ from fastlane_grpc.runner.clock import boottime
 
 FIRST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 8.0
-RETRY_SECONDS = 0.5
+RETRY_SECONDS = 2.0
+# What the machine has too little of just now, and may have in a moment.
+TABLES_ARE_FULL = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 T = TypeVar("T")
 
@@ -38,13 +41,15 @@ class Patience:
 
 
 def insist(write: Callable[[], T]) -> T:
-    """Writes to a record until it is written: without this it would be wrong, and its execution is not final before. One that is not there
-    is no matter of time: raises FileNotFoundError."""
+    """Writes to a record, or looks at it, until that works: a disk, or a table of the kernel's, that is full or fails says nothing about a
+    job, and its execution is not final before. One that is not there is no matter of time: raises FileNotFoundError."""
+    pause = FIRST_PAUSE_SECONDS
     while True:
         try:
             return write()
         except FileNotFoundError:
             raise
         except OSError as error:
-            log.warning("a record cannot be written; trying again", error=str(error))
-            time.sleep(RETRY_SECONDS)
+            log.warning("a record cannot be used; trying again", error=str(error), again_seconds=pause)
+            time.sleep(pause)
+            pause = min(pause * 2, RETRY_SECONDS)

@@ -20,7 +20,9 @@ from fastlane_grpc.record import Chunk, Position, RecordReader, Stretch, Trailer
 from fastlane_grpc.runner.box import Box
 from fastlane_grpc.runner.engine import Engine, Image
 from fastlane_grpc.runner.engine_errors import explained, passes
+from fastlane_grpc.runner.hand_off import hand_offs
 from fastlane_grpc.runner.image import Refused
+from fastlane_grpc.runner.patience import TABLES_ARE_FULL
 from fastlane_grpc.runner.recorder import LEAST_LOG_BYTES, PROGRAM_TARGET, Recorder
 from fastlane_grpc.runner.wire import EngineDown, EngineRefuses
 
@@ -50,6 +52,8 @@ def probe(engine: Engine, recorder: Recorder, *, owner: str) -> str:
     except Refused as refused:
         raise NotHere(str(refused)) from refused
     except OSError as error:
+        if error.errno in TABLES_ARE_FULL:
+            raise
         raise NotHere(f"the data directory cannot be used for it: {error}") from error
     finally:
         shutil.rmtree(directory, ignore_errors=True)
@@ -64,10 +68,11 @@ def not_here(refusal: EngineRefuses) -> Exception:
 
 def _run(engine: Engine, recorder: Recorder, image: Image, directory: Path, *, owner: str) -> str:
     box = Box(directory)
-    body = recorder.equip(_body(image, owner), image, box.make(), directory.name)
+    mounted = box.make()
+    body = recorder.equip(_body(image, owner), image, mounted, directory.name)
     container_id = engine.create(directory.name, body)
     try:
-        with INotify() as watch:
+        with INotify() as watch, hand_offs.of(mounted, box.record):
             watch.add_watch(box.record, flags.MODIFY)
             engine.start(container_id)
             woken, trailer = _wait(watch, box.record)

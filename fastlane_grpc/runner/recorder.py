@@ -7,8 +7,10 @@ import secrets
 import time
 import zlib
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -18,8 +20,9 @@ from fastlane_grpc import recorder as program
 from fastlane_grpc.model import HARD_STOP, Cause, Reason, Source
 from fastlane_grpc.record import Chunk, Position, RecordReader, RecordWriter, Sealed, Trailer
 from fastlane_grpc.runner.box import Box, Fate
-from fastlane_grpc.runner.capture import End, not_kept
+from fastlane_grpc.runner.capture import End, ask_record, not_kept
 from fastlane_grpc.runner.engine import Image
+from fastlane_grpc.runner.hand_off import hand_offs
 from fastlane_grpc.runner.image import Refused
 from fastlane_grpc.runner.patience import insist
 
@@ -84,17 +87,25 @@ class RecorderCapture:
         self._put_away = False
         # The recorder did not come to its end: how much it had not stored nobody knows.
         self._cut = False
+        # Directories that are waited for to be handed off. An earlier server may have left one.
+        self._mounted: list[Path] = []
+        if recorder is None:
+            self._expect(self._box.mounted())
 
     def equip(self, body: Mapping[str, Any], image: Image) -> Mapping[str, Any]:
         assert self._recorder is not None
-        return self._recorder.equip(body, image, self._box.make(), self._execution_id)
+        self._expect([])
+        mounted = self._box.make()
+        self._expect([mounted])
+        return self._recorder.equip(body, image, mounted, self._execution_id)
 
     def open(self, container_id: str) -> None:
         """Nothing: what the container prints needs nobody who follows."""
 
     def began(self) -> bool:
         # Only once the recorder has the record: its name there is what it takes.
-        self._put_away = self._put_away or (self._box.claimed and self._box.clear())
+        with suppress(OSError):
+            self._put_away = self._put_away or (self._box.claimed and self._box.clear())
         return self._put_away
 
     @property
@@ -102,7 +113,7 @@ class RecorderCapture:
         return self._box.held
 
     def revoke(self) -> Fate:
-        return self._box.revoke()
+        return insist(self._box.revoke)
 
     def signal(self, number: int) -> bool:
         return self._box.signal(number)
@@ -129,51 +140,53 @@ class RecorderCapture:
         if not self._ended():
             log.error("a recorder does not end; its record is left as it is", execution_id=self._execution_id)
             return None
+        with suppress(OSError):
+            self._box.clear()
         trailer = self.trailer()
         if trailer is None:
-            try:
+            with suppress(FileNotFoundError):
                 trailer = insist(lambda: self._seal_in_its_place(exit_code, facts))
-            except FileNotFoundError:
-                return None
-        self._box.clear()
         return trailer
 
     def trailer(self) -> Trailer | None:
         try:
-            reader = RecordReader(self._box.record)
+            return insist(partial(ask_record, self._box.record, RecordReader.trailer))
         except FileNotFoundError:
             return None
-        try:
-            return reader.trailer()
-        finally:
-            reader.close()
 
     def leave(self) -> None:
-        """Nothing: the recorder goes on by itself."""
+        """The recorder goes on by itself."""
+        self._expect([])
+        self._box.close()
 
     @property
     def first_byte_time(self) -> datetime | None:
         try:
-            reader = RecordReader(self._box.record)
+            beginning = insist(partial(ask_record, self._box.record, lambda reader: reader.read(Position.BEGIN)))
         except FileNotFoundError:
             return None
-        try:
-            first = next(iter(reader.read(Position.BEGIN).entries), None)
-        finally:
-            reader.close()
+        first = next(iter(beginning.entries), None)
         return datetime.fromtimestamp(first.time_ns / 1e9, UTC) if isinstance(first, Chunk) else None
 
     def _ended(self) -> bool:
         """Nobody writes the record any more; a recorder that is at work where nobody else can end it is told to, then killed."""
         for number in (HARD_STOP, 9):
-            if self._box.revoke() is not Fate.RUNS:
+            if self.revoke() is not Fate.RUNS:
                 return True
             log.warning("a recorder is left over; it is told to end", execution_id=self._execution_id, signal=number)
             self._box.signal(number)
             until = time.monotonic() + END_SECONDS
-            while self._box.held and time.monotonic() < until:
+            while insist(lambda: self._box.held) and time.monotonic() < until:
                 time.sleep(0.05)
-        return self._box.revoke() is not Fate.RUNS
+        return self.revoke() is not Fate.RUNS
+
+    def _expect(self, mounted: Sequence[Path]) -> None:
+        """Has these directories, and no others, handed off."""
+        for box in self._mounted:
+            hand_offs.discard(box)
+        self._mounted = list(mounted)
+        for box in self._mounted:
+            hand_offs.add(box, self._box.record)
 
     def _seal_in_its_place(self, exit_code: int | None, facts: Mapping[str, object]) -> Trailer | None:
         """Of a recorder that was killed: what it had read and not stored is gone, and so is what was in its pipes."""

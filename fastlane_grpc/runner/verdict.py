@@ -118,6 +118,15 @@ def not_begun(exit_code: int | None, stopping: Stopping | None) -> Verdict:
     return failed(Reason.REFUSED_BY_ENGINE, f"the container was started, and could not begin to record, so its command was not run{said}")
 
 
+def record_deleted(exit_code: int | None) -> Verdict:
+    """Of a container whose record somebody deleted: what is not there proves nothing, not even that the command did not run."""
+    said = "" if exit_code is None else f" (its container exited with {exit_code})"
+    return lost(
+        Reason.CONTAINER_GONE,
+        f"somebody deleted its record from the data directory: nobody knows whether its command ran, or what it printed{said}",
+    )
+
+
 def not_started(error: str, stopping: Stopping | None, *, by_recorder: bool, again: bool = False) -> Verdict:
     """Of a container whose start the engine refused; `again`: several times.
 
