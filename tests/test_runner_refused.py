@@ -183,6 +183,23 @@ def test_a_start_whose_fate_the_engine_does_not_know_is_tried_again_only_if_the_
     assert not doubtful.host.engine.containers(doubtful.store.instance)
 
 
+@by_attach
+def test_a_container_that_somebody_else_started_and_removed_does_not_run_again(house: House, sdk: docker.DockerClient) -> None:
+    def meddle(step: Step, execution_id: str) -> None:
+        if step is Step.FENCED:
+            container = sdk.containers.get(house.execution(execution_id).container_name)
+            container.start()
+            house.wait_for_output(execution_id, b"once")
+            container.remove(force=True)
+
+    house.on_step = meddle
+    execution = house.sh("echo once; sleep 60")
+    # As the engine told of its end.
+    assert (execution.state, outcome(execution).exit_code) == (State.FAILED, 137)
+    assert house.output(execution.id).stdout == b"once\n"
+    assert "a new one is made" not in house.system(execution.id)
+
+
 def test_the_end_of_an_earlier_container_is_not_the_end_of_the_next(house: House) -> None:
     going = house.go("sh -c", "sleep 0.5; exit 7")
     going.wait_for(Step.RUNNING)

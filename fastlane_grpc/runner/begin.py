@@ -134,9 +134,10 @@ def _pull(passage: Passage) -> None:
     while failure := _pull_once(passage):
         if not isinstance(failure, PullFails):
             raise failure
+        tries = " in several tries" if backoff.paused else ""
         pause = backoff.pause() if failure.retry_seconds <= LONGEST_RATE_LIMIT_SECONDS else None
         if pause is None:
-            raise Refused(failure.reason, f"{passage.spec.image} could not be pulled in several tries; the engine says: {failure}")
+            raise Refused(failure.reason, f"{passage.spec.image} could not be pulled{tries}; the engine says: {failure}")
         pause = max(pause, failure.retry_seconds)
         passage.log.info("pull failed", image=passage.spec.image, error=str(failure), again_seconds=pause)
         passage.say(f"the pull failed, and is tried again{_soon(pause)}: {failure}")
@@ -283,7 +284,9 @@ def _start(passage: Passage) -> EngineRefuses | None:
             # Somebody deleted the record. What is not there proves nothing: a new container might run the command a second time.
             raise Unsettled(f"its record was deleted while the engine refused its start: {plain(refusal.message)}") from refusal
         container = passage.engine.inspect(passage.container_id)
-        if fate is None and (container is None or container.start_time is None):
+        # Of a container that is gone: somebody else may have started it before. One that printed has run.
+        printed = fate is None and passage.capture.first_byte_time is not None
+        if fate is None and not printed and (container is None or container.start_time is None):
             if refusal_of(refusal.message) is Refusal.CUT_OFF:
                 detail = f"the engine lost touch with its runtime while it started the container: {plain(refusal.message)}"
                 raise Unsettled(detail) from refusal
