@@ -119,6 +119,14 @@ def test_a_disk_that_is_nearly_full_is_told(free_bytes: int, level: str) -> None
 # ---------------------------------------------------------------------------------------------------------------- the database
 
 
+def test_a_database_that_is_lost_while_there_are_logs_fails(tmp_path: Path) -> None:
+    assert levels(about_database(tmp_path, None)) == {"database": "ok"}
+    (tmp_path / "logs" / "2026-01-01" / "019b76da-a800-7000-8000-000000000000").mkdir(parents=True)
+    assert levels(about_database(tmp_path, None)) == {"database": "FAIL"}
+    (tmp_path / "fastlane.db").touch()
+    assert levels(about_database(tmp_path, None)) == {"database": "FAIL"}
+
+
 async def kept(tmp_path: Path) -> tuple[str, str, str]:
     """Ids: of the instance, of an execution that is over, of one that waits."""
     store = Store.open(tmp_path, on_commit=lambda executions: None, loop=asyncio.get_running_loop())

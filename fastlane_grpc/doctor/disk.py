@@ -10,6 +10,7 @@ from fastlane_grpc.errors import StoreFailed
 from fastlane_grpc.runner.checkup import Found
 from fastlane_grpc.store.checkup import Checkup as DatabaseCheckup
 from fastlane_grpc.store.checkup import check_up
+from fastlane_grpc.store.loss import loss
 
 # With so many times the free room below which no job is taken an operator should know that it comes to that.
 _LITTLE = 8
@@ -75,6 +76,9 @@ def _nearest(path: Path) -> Path:
 def about_database(data_dir: Path, containers: Sequence[Found] | None) -> Iterator[Finding]:
     """With what is left on the engines of this data directory's containers, and of others'; None: no engine tells."""
     path = data_dir / "fastlane.db"
+    if lost := _loss(path):
+        yield fail("database", lost, "read Restore in docs/operations.md before you start a server")
+        return
     if not _is_there(path):
         yield ok("database", "there is none yet; a server makes it")
         yield from _containers(containers, "", frozenset())
@@ -86,6 +90,14 @@ def about_database(data_dir: Path, containers: Sequence[Found] | None) -> Iterat
         return
     yield _integrity(path, checkup)
     yield from _containers(containers, checkup.instance, checkup.over)
+
+
+def _loss(path: Path) -> str:
+    try:
+        return loss(path)
+    except OSError:
+        # Whatever it is: opening it says so.
+        return ""
 
 
 def _is_there(path: Path) -> bool:
