@@ -666,6 +666,22 @@ async def test_reflection_tells_the_contract_with_its_comments(house: House, ver
     assert answers[5].error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
 
 
+async def test_reflection_refuses_a_question_that_is_too_large_or_damaged_and_answers_the_next(house: House) -> None:
+    ask = house.channel.stream_stream(
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+    )
+    large = reflection_pb2.ServerReflectionRequest(file_containing_symbol="x" * (7 << 20))
+    fine = reflection_pb2.ServerReflectionRequest(list_services="", host="h")
+    questions = [large.SerializeToString(), b"\xff\xff", fine.SerializeToString()]
+    too_large, damaged, answered = [answer async for answer in ask(iter(questions))]
+    assert too_large.error_response.error_code == damaged.error_response.error_code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+    assert "at most 4096 are allowed" in too_large.error_response.error_message
+    assert "cannot be read" in damaged.error_response.error_message
+    assert answered.list_services_response.service
+    assert answered.original_request == fine
+
+
 # ---- pruning
 
 
