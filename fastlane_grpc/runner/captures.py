@@ -16,6 +16,7 @@ from fastlane_grpc.runner.image import Refused
 from fastlane_grpc.runner.probe import NotHere, probe
 from fastlane_grpc.runner.recorder import Recorder, RecorderCapture
 from fastlane_grpc.runner.wire import EngineDown, EngineRefuses
+from fastlane_grpc.shortage import is_shortage, outlast
 
 DEFAULT_MAX_LOG_BYTES = 1 << 30
 
@@ -65,7 +66,8 @@ class Captures:
         with self._settling:
             before = self.in_use, self.reason
             try:
-                self.reason = self._try(engine)
+                # A shortage is waited for: it is no reason to capture in another way.
+                self.reason = outlast(lambda: self._try(engine))
             except NotHere as error:
                 self._recorder, self._works_with, self.reason = None, None, str(error)
             if before != (self.in_use, self.reason):
@@ -107,14 +109,18 @@ class Captures:
             if self._works_with != works_with:
                 noted = self._noted()
                 if noted is None or noted[0] != works_with:
-                    noted = works_with, probe(engine, recorder, architecture=info.architecture, owner=self._owner)
-                    self._note(noted)
+                    probed = probe(engine, recorder, architecture=info.architecture, owner=self._owner)
+                    noted = works_with, probed.lacks
+                    if probed.whole:
+                        self._note(noted)
                 reason = noted[1]
             else:
                 reason = self.reason
         except EngineRefuses as refusal:
             raise NotHere(f"the engine refuses: {refusal.message}") from refusal
         except OSError as error:
+            if is_shortage(error):
+                raise
             raise NotHere(f"the data directory cannot be used for it: {error}") from error
         self._recorder, self._works_with = recorder, works_with
         return reason

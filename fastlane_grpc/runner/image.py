@@ -14,6 +14,7 @@ from fastlane_grpc.model import Reason
 from fastlane_grpc.runner.clock import boottime
 from fastlane_grpc.runner.engine import Engine
 from fastlane_grpc.runner.wire import EngineDown, EngineRefuses, Wire
+from fastlane_grpc.shortage import outlast
 
 # An engine that pulls says something all the time; this long a silence means that it waits for a registry that will not answer.
 SILENCE_SECONDS = 300
@@ -106,7 +107,7 @@ class Pull:
         self._wire: Wire | None = None
         self._lock = threading.Lock()
         self._given_up = False
-        threading.Thread(target=self._run, name=f"pull-{name}", daemon=True).start()
+        outlast(threading.Thread(target=self._run, name=f"pull-{name}", daemon=True).start)
 
     def give_up(self) -> None:
         """Nobody waits any more: the connection is cut, on which the engine ends the pull, unless another one shares it."""
