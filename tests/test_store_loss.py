@@ -84,6 +84,9 @@ def test_the_file_itself_has_the_schema_and_the_instance_from_the_first_moment(k
     ("damage", "says"),
     [
         pytest.param(lambda data: (data / "fastlane.db-wal").unlink(), "fastlane.db-wal is missing", id="wal-missing"),
+        pytest.param(
+            lambda data: [(data / f"fastlane.db-{name}").unlink() for name in ("wal", "shm")], "does not know execution", id="both-missing"
+        ),
         pytest.param(cut(lambda size: 0), "does not know execution", id="wal-cut-to-nothing"),
         pytest.param(cut(lambda size: 32), "does not know execution", id="wal-cut-to-its-header"),
         pytest.param(cut(lambda size: size // 2), "does not know execution", id="wal-cut-to-a-half"),
@@ -121,6 +124,14 @@ def test_who_takes_the_marker_away_goes_on_with_what_is_there(data_dir: Path) ->
     (data_dir / "serving").unlink()
     assert reopen(data_dir) == 0
     assert instance(data_dir) == before
+
+
+def test_who_looked_into_the_database_of_a_killed_server_has_lost_nothing(data_dir: Path) -> None:
+    # As `sqlite3 fastlane.db` does: the last one that closes it takes the write-ahead log away, and has all in the file before that.
+    with closing(sqlite3.connect(data_dir / "fastlane.db")) as db:
+        assert db.execute("SELECT count(*) FROM jobs").fetchall() == [(JOBS,)]
+    assert not (data_dir / "fastlane.db-wal").exists()
+    assert reopen(data_dir) == JOBS
 
 
 def test_a_new_directory_and_a_server_killed_before_its_first_job_are_no_loss(fresh: Path) -> None:

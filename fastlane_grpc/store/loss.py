@@ -25,7 +25,9 @@ def loss(path: Path) -> str:
     if empty and (found := next(executions_with_logs(path.parent), "")):
         state = "is empty" if path.exists() else "is missing"
         return f"{path} {state}, and there are logs of executions, as {found}: {_RESTORE}; or, to begin anew, move {path.parent} away"
-    if not empty and marker(path).exists() and not _write_ahead_log(path).exists():
+    # Whoever closes a database last takes away both, and first moves what is in the one into the file: as does a look from outside, after a
+    # server was killed. One of them alone is never left.
+    if not empty and marker(path).exists() and _beside(path, "shm").exists() and not _write_ahead_log(path).exists():
         return (
             f"{_write_ahead_log(path)} is missing, and holds what the last server, which was killed, wrote last: {_RESTORE}; or, to go on "
             f"without, remove {marker(path)}"
@@ -89,4 +91,8 @@ def _names(directory: Path) -> list[str]:
 
 
 def _write_ahead_log(path: Path) -> Path:
-    return path.with_name(f"{path.name}-wal")
+    return _beside(path, "wal")
+
+
+def _beside(path: Path, what: str) -> Path:
+    return path.with_name(f"{path.name}-{what}")
