@@ -61,6 +61,29 @@ def least_free_bytes(path: Path) -> int:
     return min(256 << 20, disk_bytes(path) // 16)
 
 
+def free_inodes(path: Path) -> int | None:
+    """How many further files the disk that the path is on has room for, for us. None: its file system makes inodes as it needs them."""
+    disk = os.statvfs(path)
+    return disk.f_favail if disk.f_files else None
+
+
+def least_free_inodes(path: Path) -> int:
+    """With fewer free inodes than that no job is taken: an execution needs some, beside those that the engine takes for its container."""
+    return min(1024, os.statvfs(path).f_files // 16)
+
+
+def missing_room(path: Path, *, least_bytes: int, least_inodes: int) -> str:
+    """What the disk that the path is on has too little of; empty: nothing."""
+    if (free := free_bytes(path)) < least_bytes:
+        return f"{path} has {free} bytes of free room, and jobs are taken with {least_bytes} or more"
+    if (inodes := free_inodes(path)) is not None and inodes < least_inodes:
+        return (
+            f"{path} has {inodes} free inodes, and jobs are taken with {least_inodes} or more: too many files are on that disk, however "
+            "much room it has"
+        )
+    return ""
+
+
 def file_system(path: Path) -> str:
     """The kind of file system that the path is on, as the kernel calls it; empty if it does not tell."""
     device = path.stat().st_dev

@@ -15,7 +15,7 @@ from typing import Protocol
 import structlog
 
 from fastlane_grpc.errors import DiskFull, ExecutionNotFound, ServerStopping, StoreFailed
-from fastlane_grpc.model import Assignment, Execution, HostReport, Outcome, Reason, State, Stop, utc_now
+from fastlane_grpc.model import Assignment, Execution, HostReport, Outcome, Reason, State, Stop, Waiting, utc_now
 from fastlane_grpc.runner.orders import HostDown, Leave, Orders, Remains, Runner, StopOrder
 from fastlane_grpc.store import Store
 
@@ -108,6 +108,11 @@ class Dispatcher:
     def hosts(self) -> Sequence[HostReport]:
         """Each host as it is now, in their order."""
         return [host.view.report(running=host.running, max_running=host.max_running) for host in self._hosts]
+
+    def waiting(self, execution_id: str) -> Waiting | None:
+        """What an execution that was claimed waits for before it can begin."""
+        claim = self._on_thread.get(execution_id)
+        return claim.orders.waiting if claim else None
 
     def news(self, executions: Sequence[Execution]) -> None:
         """Every change of every execution, in order, as the store announces them."""

@@ -16,7 +16,7 @@ import pytest
 
 from fastlane_grpc import doctor, recorder
 from fastlane_grpc.config import Settings
-from fastlane_grpc.doctor.disk import _local, _room, about_database, about_directory
+from fastlane_grpc.doctor.disk import _inodes, _local, _room, about_database, about_directory
 from fastlane_grpc.doctor.engine import _unmounted_controllers, about_engine, look
 from fastlane_grpc.doctor.machine import about_inotify, about_open_files
 from fastlane_grpc.doctor.server import about_server
@@ -109,6 +109,11 @@ def test_a_data_directory_that_cannot_be_written_fails() -> None:
 def test_a_network_file_system_fails() -> None:
     assert levels([_local("nfs4")]) == {"file system": "FAIL"}
     assert levels([_local("ext4")]) == levels([_local("")]) == {"file system": "ok"}
+
+
+@pytest.mark.parametrize(("free", "level"), [(0, "FAIL"), (1023, "FAIL"), (5000, "warn"), (100_000, "ok"), (None, "ok")])
+def test_a_disk_that_has_hardly_an_inode_is_told(free: int | None, level: str) -> None:
+    assert levels([_inodes(free, 1024)]) == {"inodes": level}
 
 
 @pytest.mark.parametrize(("free_bytes", "level"), [(50 << 20, "FAIL"), (300 << 20, "warn"), (3 << 30, "ok")])

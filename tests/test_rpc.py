@@ -44,6 +44,9 @@ class NoPlaces:
     host_error = ""
     hosts: Sequence[HostReport] = ()
 
+    def waiting(self, execution_id: str) -> None:
+        """Nothing that runs waits."""
+
 
 class House:
     """The floors from the store to gRPC, on a free port."""

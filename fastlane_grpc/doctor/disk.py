@@ -4,7 +4,7 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from fastlane_grpc.directory import NETWORK, file_system, free_bytes, least_free_bytes
+from fastlane_grpc.directory import NETWORK, file_system, free_bytes, free_inodes, least_free_bytes, least_free_inodes
 from fastlane_grpc.doctor.finding import Finding, fail, ok, warn
 from fastlane_grpc.errors import StoreFailed
 from fastlane_grpc.runner.checkup import Found
@@ -26,6 +26,7 @@ def about_directory(path: Path, min_free_bytes: int | None) -> Iterator[Finding]
         yield _private(path)
     yield _local(file_system(there))
     yield _room(free_bytes(there), least_free_bytes(there) if min_free_bytes is None else min_free_bytes)
+    yield _inodes(free_inodes(there), 0 if min_free_bytes == 0 else least_free_inodes(there))
 
 
 def _to_be_made(path: Path, there: Path) -> Finding:
@@ -63,6 +64,18 @@ def _room(free: int, least: int) -> Finding:
     if free < _LITTLE * least:
         return warn("disk", found, f"make room: with less than {least / 1e9:.1f} GB new jobs are refused")
     return ok("disk", found)
+
+
+def _inodes(free: int | None, least: int) -> Finding:
+    if free is None:
+        return ok("inodes", "the file system makes them as it needs them")
+    found = f"{free} free"
+    if free < least:
+        advice = "delete files on that disk: logs with `fastlane prune --logs-only`, images and containers of the engine"
+        return fail("inodes", f"{found}; with fewer than {least} new jobs are refused", advice)
+    if free < _LITTLE * least:
+        return warn("inodes", found, f"delete files on that disk: with fewer than {least} inodes new jobs are refused")
+    return ok("inodes", found)
 
 
 def _nearest(path: Path) -> Path:
