@@ -17,6 +17,7 @@ import structlog
 from fastlane_grpc.errors import DiskFull, ExecutionNotFound, ServerStopping, StoreFailed
 from fastlane_grpc.model import Assignment, Execution, HostReport, Outcome, Reason, State, Stop, Waiting, utc_now
 from fastlane_grpc.runner.orders import HostDown, Leave, Orders, Remains, Runner, StopOrder
+from fastlane_grpc.shortage import is_shortage
 from fastlane_grpc.store import Store
 
 # So many are claimed in one transaction: what else is to be written waits for no more than that.
@@ -262,7 +263,12 @@ class Dispatcher:
         except (HostDown, ServerStopping):
             host_down = True
         except Exception as error:
-            self._end_as_lost(host, assignment.execution, error)
+            # That this process is short of something says nothing about the container, which goes on: the execution is taken up again, as
+            # one whose host was away.
+            if host_down := is_shortage(error):
+                _warn("an execution is left for a while", execution_id=assignment.execution.id, error=repr(error))
+            else:
+                self._end_as_lost(host, assignment.execution, error)
         finally:
             with suppress(RuntimeError):  # the loop is closed: nobody is there to be told
                 self._loop.call_soon_threadsafe(self._ended, host, assignment.execution.id, claim, host_down)
@@ -287,8 +293,8 @@ class Dispatcher:
             if host_down:
                 host.left.add(execution_id)
         if host_down and host.view.up and not self._closing:
-            # The runner got no answer from a host that seems to be there: no word that it is back would ever come.
-            self._begin_rest(host.rest, "the host does not answer", execution_id=execution_id, host=host.view.name)
+            # The runner got no answer from a host that seems to be there, or was short of something: no word that this is over would come.
+            self._begin_rest(host.rest, "an execution could not go on", execution_id=execution_id, host=host.view.name)
         for each in self._hosts:
             if execution_id in each.behind:
                 self._begin(each.behind.pop(execution_id))

@@ -1,4 +1,4 @@
-"""Shortages of this process or its machine: descriptors, memory for sockets, threads.
+"""Shortages of this process or its machine: descriptors, memory, threads.
 
 A shortage passes, and says nothing about a job or an engine.
 """
@@ -28,6 +28,8 @@ def is_shortage(error: Exception) -> bool:
     """Whether the error tells of a shortage, and of nothing else."""
     if isinstance(error, OSError):
         return error.errno in _ERRNOS
+    if isinstance(error, MemoryError):
+        return True
     # What `Thread.start` raises; there is no class or number for it.
     return isinstance(error, RuntimeError) and str(error) == "can't start new thread"
 
@@ -37,7 +39,7 @@ def outlast(work: Callable[[], T], *, pause_seconds: float = PAUSE_SECONDS) -> T
     while True:
         try:
             return work()
-        except (OSError, RuntimeError) as error:
+        except (OSError, RuntimeError, MemoryError) as error:
             if not is_shortage(error):
                 raise
             _tell(error)

@@ -83,9 +83,7 @@ def test_hundreds_of_idle_connections_harm_no_job_and_are_closed(tmp_path: Path,
 def test_without_any_descriptor_work_waits_and_then_goes_on(tmp_path: Path, sdk: docker.DockerClient, image: str) -> None:
     with serving_on(sdk, tmp_path / "data", max_running=MAX_RUNNING, under=UNDER) as server, Client(server.address) as client:
         running = Reader(client, client.enqueue("t", image, args=["sh", "-c", SLOW]).execution.id)
-        running.wait_for_output(b"1\n")
-        while [*(tmp_path / "data" / "logs").glob("*/*/box-*")]:
-            threading.Event().wait(0.05)
+        running.wait_for_state(pb.STATE_RUNNING)
         with without_descriptors(server):
             later = Reader(client, client.enqueue("t", image, args=["sh", "-c", SLOW]).execution.id)
             until = time.monotonic() + 30

@@ -1,6 +1,7 @@
 """The dispatcher over a real store, with a runner that keeps the real one's promises."""
 
 import asyncio
+import errno
 import random
 import tempfile
 import threading
@@ -792,6 +793,28 @@ async def test_a_defect_of_the_runner_ends_its_execution_as_lost_and_no_other(ho
         await house.announced.reaches(good.id, State.SUCCEEDED)
     await house.threads_end()
     assert house.dispatcher.running == 0
+
+
+@pytest.mark.parametrize("shortage", [OSError(errno.EMFILE, "Too many open files"), MemoryError(), RuntimeError("can't start new thread")])
+async def test_an_execution_whose_runner_was_short_of_something_is_taken_up_again(tmp_path: Path, shortage: Exception) -> None:
+    house = House(tmp_path, retry_seconds=0.01)
+    tries: list[str] = []
+
+    def short(assignment: Assignment, orders: Orders) -> None:
+        tries.append(assignment.execution.id)
+        if len(tries) < 3:
+            raise shortage
+
+    house.runner.when_given = short
+    house.open()
+    try:
+        execution = await house.enqueue()
+        async with asyncio.timeout(30):
+            await house.announced.reaches(execution.id, State.SUCCEEDED)
+        assert tries == [execution.id] * 3
+        assert State.LOST not in {each.state for each in house.announced.all}
+    finally:
+        await house.close()
 
 
 async def test_a_defect_after_the_end_changes_nothing(house: House) -> None:

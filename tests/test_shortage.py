@@ -123,6 +123,7 @@ def test_a_thread_that_cannot_be_started_is_started_when_it_can(monkeypatch: pyt
         (OSError(errno.ENOSPC, ""), False),
         (RuntimeError("can't start new thread"), True),
         (RuntimeError("cannot schedule new futures after shutdown"), False),
+        (MemoryError(), True),
         (ValueError(), False),
     ],
 )

@@ -7,7 +7,7 @@ from fastlane_grpc.config import Settings
 from fastlane_grpc.doctor.disk import about_database, about_directory
 from fastlane_grpc.doctor.engine import about_engine, look
 from fastlane_grpc.doctor.finding import Finding, Level
-from fastlane_grpc.doctor.machine import about_inotify, about_open_files
+from fastlane_grpc.doctor.machine import about_file_size, about_inotify, about_open_files
 from fastlane_grpc.doctor.server import about_server
 from fastlane_grpc.runner.checkup import Checkup, Found
 
@@ -28,4 +28,5 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield from about_database(settings.data_dir, containers)
     yield about_inotify(settings)
     yield about_open_files(settings)
+    yield about_file_size()
     yield from about_server(settings.listen)

@@ -45,6 +45,15 @@ def _exhausted() -> str:
     return ""
 
 
+def about_file_size() -> Finding:
+    """A file that may not grow is to a server as a disk that is full, and no room that is made helps."""
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if most != resource.RLIM_INFINITY:
+        advice = "set LimitFSIZE=infinity in the server's unit, or ulimit -Hf unlimited"
+        return warn("file size", f"a file of this user may grow to {most} bytes: the database and the logs may need more", advice)
+    return ok("file size", "files may grow as large as they like")
+
+
 def about_open_files(settings: Settings) -> Finding:
     """A server raises its own limit to the most that it may have."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
