@@ -83,6 +83,8 @@ class RpcServer:
 
 
 def _options(settings: Settings, max_connections: int) -> list[tuple[str, int]]:
+    # Of one connection. gRPC takes no larger number.
+    calls = min(settings.max_streams + CALLS_BESIDE_STREAMS, (1 << 31) - 1)
     return [
         # A second server on the same port has to fail, not to take every other connection.
         ("grpc.so_reuseport", 0),
@@ -100,12 +102,12 @@ def _options(settings: Settings, max_connections: int) -> list[tuple[str, int]]:
         ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_SECONDS * 1000)),
         # Enough for all log streams and other calls beside them; a client keeps what is beyond until others have ended. So one connection
         # takes a bounded amount of memory, also where streams are opened and reset without end.
-        ("grpc.max_concurrent_streams", settings.max_streams + CALLS_BESIDE_STREAMS),
+        ("grpc.max_concurrent_streams", calls),
         # Else a stream counts until gRPC has freed its memory, which is after the client has heard of its end, and of those that the client
         # then opens some are refused without a reason.
         ("grpc.http.overload_protection", 0),
         # What is beyond the second gRPC refuses without a reason, and between the two some of it: so the two are one, and out of reach of
         # one connection.
-        ("grpc.server.max_pending_requests", MAX_PENDING_CALLS),
-        ("grpc.server.max_pending_requests_hard_limit", MAX_PENDING_CALLS),
+        ("grpc.server.max_pending_requests", max(MAX_PENDING_CALLS, calls)),
+        ("grpc.server.max_pending_requests_hard_limit", max(MAX_PENDING_CALLS, calls)),
     ]

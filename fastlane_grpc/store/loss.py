@@ -5,6 +5,7 @@ were acknowledged that would be a loss without a word, and for their containers 
 """
 
 import os
+import re
 from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
@@ -13,8 +14,10 @@ from pathlib import Path
 MARKER = "serving"
 # So many executions, the newest that have a log, are looked for in the database. What is lost first is what came last.
 NEWEST = 20
-# Of a UUID as text. What else lies there is not of a server.
+# Of a UUID as text.
 _ID_LENGTH = 36
+# What else lies beside the directories of days is no log that is kept.
+_DAY = re.compile(r"\d{4}-\d\d-\d\d")
 
 _RESTORE = "put it back, or restore a backup (see Restore in docs/operations.md)"
 
@@ -74,7 +77,7 @@ def unmark(path: Path) -> None:
 
 def executions_with_logs(directory: Path) -> Iterator[str]:
     """The ids of executions that have a log in this data directory, of the newest day first, and of a day the newest first."""
-    for day in sorted(_names(directory / "logs"), reverse=True):
+    for day in sorted(filter(_DAY.fullmatch, _names(directory / "logs")), reverse=True):
         yield from sorted((name for name in _names(directory / "logs" / day) if len(name) == _ID_LENGTH), reverse=True)
 
 
