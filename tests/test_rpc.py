@@ -32,6 +32,7 @@ from fastlane_grpc.store import Fitness, Quota, Store
 from fastlane_grpc.upkeep import Limits, Upkeep
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
+from tests.hostile_http2 import PREFACE, SETTINGS, frame
 
 OUT, ERR = Source.STDOUT, Source.STDERR
 Detail = TypeVar("Detail", bound=Message)
@@ -683,6 +684,24 @@ async def test_reflection_refuses_a_question_that_is_too_large_or_damaged_and_an
     assert "cannot be read" in damaged.error_response.error_message
     assert answered.list_services_response.service
     assert answered.original_request == fine
+
+
+async def test_a_connection_without_a_call_is_closed_and_one_with_a_stream_is_not(house: House) -> None:
+    server = RpcServer(house.service, house.settings, idle_seconds=0.5)
+    await server.start()
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    job = await house.enqueue()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        stream = pb_grpc.ExecutionServiceStub(channel).StreamExecutionLogs(pb.StreamExecutionLogsRequest(execution_id=job.execution.id))
+        await stream.read()
+        writer.write(PREFACE + frame(SETTINGS, 0, 0, b"") + frame(SETTINGS, 1, 0, b""))
+        async with asyncio.timeout(20):
+            await reader.read()  # to the end
+        assert not stream.done()
+        assert (await pb_grpc.ServerServiceStub(channel).GetServerInfo(pb.GetServerInfoRequest())).version
+        stream.cancel()
+    writer.close()
+    await server.stop()
 
 
 # ---- pruning

@@ -26,10 +26,12 @@ MAX_PENDING_CALLS = 32_768
 class RpcServer:
     """Serves the contract, health and reflection on one address."""
 
-    def __init__(self, service: Service, settings: Settings, *, max_connections: int = MOST_CONNECTIONS) -> None:
+    def __init__(
+        self, service: Service, settings: Settings, *, max_connections: int = MOST_CONNECTIONS, idle_seconds: float = IDLE_SECONDS
+    ) -> None:
         self._service = service
         self._health = health.aio.HealthServicer()
-        self._server = grpc.aio.server(options=_options(settings, max_connections))
+        self._server = grpc.aio.server(options=_options(settings, max_connections, idle_seconds))
         services = pb.DESCRIPTOR.services_by_name
         servicers = {
             "JobService": JobServicer(service),
@@ -82,7 +84,7 @@ class RpcServer:
         await self._server.stop(_STOP_GRACE_SECONDS)
 
 
-def _options(settings: Settings, max_connections: int) -> list[tuple[str, int]]:
+def _options(settings: Settings, max_connections: int, idle_seconds: float) -> list[tuple[str, int]]:
     # Of one connection. gRPC takes no larger number.
     calls = min(settings.max_streams + CALLS_BESIDE_STREAMS, (1 << 31) - 1)
     return [
@@ -98,7 +100,7 @@ def _options(settings: Settings, max_connections: int) -> list[tuple[str, int]]:
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
         # One more is closed as soon as it is accepted: connections never take the open files that executions need.
         ("grpc.max_allowed_incoming_connections", max_connections),
-        ("grpc.max_connection_idle_ms", int(IDLE_SECONDS * 1000)),
+        ("grpc.max_connection_idle_ms", int(idle_seconds * 1000)),
         ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_SECONDS * 1000)),
         # Enough for all log streams and other calls beside them; a client keeps what is beyond until others have ended. So one connection
         # takes a bounded amount of memory, also where streams are opened and reset without end.
