@@ -19,7 +19,7 @@ IDLE_SECONDS = 300.0
 HANDSHAKE_SECONDS = 10.0
 # Calls in flight on one connection, beside as many log streams as the server allows.
 CALLS_BESIDE_STREAMS = 1000
-# Calls of all connections that the loop has not come to yet. Each takes some 15 KB: at worst half a gigabyte.
+# Calls of all connections that the loop has not come to yet. Each takes some 20 KB: at worst 650 MB.
 MAX_PENDING_CALLS = 32_768
 
 
