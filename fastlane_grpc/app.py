@@ -2,7 +2,6 @@
 
 import asyncio
 import os
-import resource
 import signal
 import sys
 import threading
@@ -19,6 +18,7 @@ from fastlane_grpc.dispatcher import Dispatcher, HostPlaces
 from fastlane_grpc.errors import CannotServe, DiskFull, ServerStopping, StoreFailed
 from fastlane_grpc.logs import Logs, Tails
 from fastlane_grpc.model import Execution
+from fastlane_grpc.open_files import OpenFiles, raise_limit
 from fastlane_grpc.rpc.server import RpcServer
 from fastlane_grpc.runner import Captures, DockerRunner, GoneRunner, Host, HostDown, Step
 from fastlane_grpc.service import Service
@@ -47,12 +47,12 @@ def serve(
     """
     _log_to_stderr(colors=colors)
     os.umask(0o077)
-    _allow_open_files()
+    open_files = OpenFiles.of(raise_limit(), max_running=settings.max_running)
     with claimed(settings.data_dir):
-        uvloop.run(_serve(settings, ready, step))
+        uvloop.run(_serve(settings, open_files, ready, step))
 
 
-async def _serve(settings: Settings, ready: Callable[[int], None], step: Callable[[Step, str], None]) -> None:
+async def _serve(settings: Settings, open_files: OpenFiles, ready: Callable[[int], None], step: Callable[[Step, str], None]) -> None:
     loop = asyncio.get_running_loop()
     stopping = _stop_signals(loop)
 
@@ -66,7 +66,7 @@ async def _serve(settings: Settings, ready: Callable[[int], None], step: Callabl
     fitness = Fitness()
     store = _open_store(settings, committed, fitness.failed, loop)
     logs = Logs(settings.data_dir / "logs")
-    tails = _open_tails(logs, settings, loop)
+    tails = Tails(logs, cache_bytes=settings.cache_bytes, loop=loop, max_open=open_files.max_open_logs)
     hosts = [_host(each, store, settings) for each in settings.hosts]
     runners = [
         DockerRunner(store, logs, host, default_timeout=settings.default_timeout, default_pids=settings.default_pids, step=step)
@@ -80,7 +80,7 @@ async def _serve(settings: Settings, ready: Callable[[int], None], step: Callabl
     upkeep = Upkeep(store, logs, _limits(settings))
     listeners += [dispatcher.news, tails.changed, upkeep.news]
     service = Service(store, tails, dispatcher, upkeep, settings)
-    server = RpcServer(service, settings)
+    server = RpcServer(service, settings, max_connections=open_files.max_connections)
 
     sweeping = {host.name: threading.Event() for host in hosts}
     for host, runner in zip(hosts, runners, strict=True):
@@ -175,13 +175,6 @@ def _warn_of_twins(host: Host, hosts: Sequence[Host]) -> None:
             log.warning("two hosts say that they are the same engine", host=host.name, other=other.name, engine_id=host.engine_id)
 
 
-def _open_tails(logs: Logs, settings: Settings, loop: asyncio.AbstractEventLoop) -> Tails:
-    try:
-        return Tails(logs, cache_bytes=settings.cache_bytes, loop=loop)
-    except OSError as error:
-        raise CannotServe(f"cannot watch files: {error.strerror}; raise fs.inotify.max_user_instances") from error
-
-
 def _sweep(runner: DockerRunner, host: Host, sweeping: threading.Event) -> None:
     """Removes what executions that are over have left on the engine: when it is there again, and now and then."""
     while True:
@@ -195,12 +188,6 @@ def _sweep(runner: DockerRunner, host: Host, sweeping: threading.Event) -> None:
             return
         except (HostDown, DiskFull, StoreFailed) as error:
             log.info("left-over containers are removed later", reason=str(error))
-
-
-def _allow_open_files() -> None:
-    """As many as we may: each log that is read takes two, each connection one."""
-    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))
 
 
 def _log_to_stderr(*, colors: bool) -> None:

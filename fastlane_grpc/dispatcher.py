@@ -4,7 +4,6 @@ A host that is down, or hangs, keeps what is on it and gets nothing more; the ot
 """
 
 import asyncio
-import errno
 import queue
 import threading
 from collections.abc import Iterator, Sequence
@@ -16,16 +15,15 @@ from typing import Protocol
 import structlog
 
 from fastlane_grpc.errors import DiskFull, ExecutionNotFound, ServerStopping, StoreFailed
-from fastlane_grpc.model import Assignment, Execution, HostReport, Outcome, Reason, State, Stop, utc_now
+from fastlane_grpc.model import Assignment, Execution, HostReport, Outcome, Reason, State, Stop, Waiting, utc_now
 from fastlane_grpc.runner.orders import CertainEnd, HostDown, Leave, Orders, Remains, Runner, StopOrder
+from fastlane_grpc.shortage import is_machine_failure
 from fastlane_grpc.store import Store
 
 # So many are claimed in one transaction: what else is to be written waits for no more than that.
 CLAIMS_AT_ONCE = 256
 # The longest pause after which an execution is taken up again whose machine failed.
 LONGEST_PAUSE_SECONDS = 30.0
-# Failures of the machine, or of what it has too little of just now. They say nothing about a job.
-_OF_THE_MACHINE = {errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOSPC, errno.EDQUOT, errno.EIO, errno.EAGAIN, errno.EROFS}
 
 log = structlog.get_logger(__name__)
 
@@ -113,6 +111,11 @@ class Dispatcher:
     def hosts(self) -> Sequence[HostReport]:
         """Each host as it is now, in their order."""
         return [host.view.report(running=host.running, max_running=host.max_running) for host in self._hosts]
+
+    def waiting(self, execution_id: str) -> Waiting | None:
+        """What an execution that was claimed waits for before it can begin."""
+        claim = self._on_thread.get(execution_id)
+        return claim.orders.waiting if claim else None
 
     def news(self, executions: Sequence[Execution]) -> None:
         """Every change of every execution, in order, as the store announces them."""
@@ -273,9 +276,9 @@ class Dispatcher:
         except (HostDown, ServerStopping):
             host_down = True
         except Exception as error:
-            machine_failed = isinstance(error, OSError) and error.errno in _OF_THE_MACHINE
-            if machine_failed:
-                _warn("an execution waits for the machine", execution_id=assignment.execution.id, error=str(error))
+            # It says nothing about the container, which goes on: the execution is taken up again.
+            if machine_failed := is_machine_failure(error):
+                _warn("an execution is left for a while", execution_id=assignment.execution.id, error=repr(error))
             else:
                 self._end_as_lost(host, assignment.execution, error)
         finally:

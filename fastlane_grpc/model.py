@@ -57,10 +57,11 @@ class Reason(IntEnum):
 
 
 class WaitReason(IntEnum):
-    """What a queued execution waits for. Numbers of the contract."""
+    """What an execution waits for. Numbers of the contract."""
 
     NO_FREE_PLACE = 2
     HOST_DOWN = 4
+    DISK_FULL = 5
 
 
 class Availability(IntEnum):
@@ -220,7 +221,7 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """What a queued execution waits for. `ahead`: how many of its task and priority go before it, as far as they were counted."""
+    """What an execution waits for that has not begun. `ahead`: how many of its task and priority go before it, as far as was counted."""
 
     reason: WaitReason
     detail: str

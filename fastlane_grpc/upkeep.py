@@ -82,6 +82,8 @@ class Upkeep:
         self._rest_seconds = rest_seconds
         self._call_seconds = call_seconds
         self._thread = ThreadPoolExecutor(1, "upkeep")
+        # Started now: later it might find that no further thread is to be had.
+        self._thread.submit(int)
         self._wake = asyncio.Event()
         self._closed = False
 

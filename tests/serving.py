@@ -7,7 +7,7 @@ import sqlite3
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
@@ -37,7 +37,7 @@ app.serve(config.load(flags, {}, file and Path(file)), ready=lambda port: print(
 
 
 class Server:
-    """A server on a free port of loopback, over a data directory that outlives it."""
+    """A server on a free port of loopback, over a data directory that outlives it. `under`: a program that makes itself the server."""
 
     def __init__(
         self,
@@ -46,14 +46,16 @@ class Server:
         kill_at: str = "",
         listen: str = "127.0.0.1:0",
         python: str = sys.executable,
+        under: Sequence[str] = (),
         process: Mapping[str, object] | None = None,
         **settings: object,
     ) -> None:
         """`process`: what `subprocess.Popen` is told beside all that, as whom it runs for example."""
         flags = {"data_dir": str(data_dir), "listen": listen, **settings}
-        with Path(f"{data_dir}.log").open("ab") as log:
+        self._log = Path(f"{data_dir}.log")
+        with self._log.open("ab") as log:
             self.process: subprocess.Popen[bytes] = subprocess.Popen(  # type: ignore[call-overload]
-                [python, "-c", _MAIN, json.dumps([flags, kill_at])],
+                [*under, python, "-c", _MAIN, json.dumps([flags, kill_at])],
                 stdout=subprocess.PIPE,
                 stderr=log,
                 stdin=subprocess.DEVNULL,
@@ -62,8 +64,18 @@ class Server:
         assert self.process.stdout is not None
         line = self.process.stdout.readline()
         if not line and not kill_at:
-            raise RuntimeError(f"the server did not start:\n{Path(f'{data_dir}.log').read_text()[-4000:]}")
+            raise RuntimeError(f"the server did not start:\n{self.log[-4000:]}")
         self.port = int(line) if line else 0
+
+    @property
+    def open_files(self) -> int:
+        """How many files the process has open now."""
+        return len([*Path(f"/proc/{self.process.pid}/fd").iterdir()])
+
+    @property
+    def log(self) -> str:
+        """What this server, and those before it over the same directory, wrote to stderr."""
+        return self._log.read_text()
 
     @property
     def address(self) -> str:

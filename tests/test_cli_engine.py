@@ -179,6 +179,7 @@ def test_a_second_server_on_the_directory_or_the_address_is_refused_in_one_line(
     ]:
         ran = subprocess.run([*FASTLANE, "server", *arguments], env=environment(), capture_output=True, text=True, timeout=SECONDS)
         assert (ran.returncode, ran.stdout) == (1, "")
-        [line] = ran.stderr.splitlines()
+        # And nothing of gRPC's before it.
+        (line,) = ran.stderr.splitlines()
         assert line.startswith("fastlane: ")
         assert said in line

@@ -831,6 +831,28 @@ async def test_a_failure_of_the_machine_ends_no_execution(tmp_path: Path, number
     await house.close()
 
 
+@pytest.mark.parametrize("shortage", [OSError(errno.EMFILE, "Too many open files"), MemoryError(), RuntimeError("can't start new thread")])
+async def test_an_execution_whose_runner_was_short_of_something_is_taken_up_again(tmp_path: Path, shortage: Exception) -> None:
+    house = House(tmp_path, retry_seconds=0.01)
+    tries: list[str] = []
+
+    def short(assignment: Assignment, orders: Orders) -> None:
+        tries.append(assignment.execution.id)
+        if len(tries) < 3:
+            raise shortage
+
+    house.runner.when_given = short
+    house.open()
+    try:
+        execution = await house.enqueue()
+        async with asyncio.timeout(30):
+            await house.announced.reaches(execution.id, State.SUCCEEDED)
+        assert tries == [execution.id] * 3
+        assert State.LOST not in {each.state for each in house.announced.all}
+    finally:
+        await house.close()
+
+
 async def test_a_defect_after_the_end_changes_nothing(house: House) -> None:
     def defect(assignment: Assignment, orders: Orders) -> None:
         house.store.finish(assignment.execution.id, state=State.FAILED, outcome=Outcome(), logs=()).result()

@@ -16,7 +16,7 @@ import pytest
 
 from fastlane_grpc import doctor, recorder
 from fastlane_grpc.config import Settings
-from fastlane_grpc.doctor.disk import _local, _room, about_database, about_directory
+from fastlane_grpc.doctor.disk import _inodes, _local, _room, about_database, about_directory
 from fastlane_grpc.doctor.engine import _unmounted_controllers, about_engine, look
 from fastlane_grpc.doctor.machine import about_inotify, about_open_files
 from fastlane_grpc.doctor.server import about_server
@@ -111,12 +111,25 @@ def test_a_network_file_system_fails() -> None:
     assert levels([_local("ext4")]) == levels([_local("")]) == {"file system": "ok"}
 
 
+@pytest.mark.parametrize(("free", "level"), [(0, "FAIL"), (1023, "FAIL"), (5000, "warn"), (100_000, "ok"), (None, "ok")])
+def test_a_disk_that_has_hardly_an_inode_is_told(free: int | None, level: str) -> None:
+    assert levels([_inodes(free, 1024)]) == {"inodes": level}
+
+
 @pytest.mark.parametrize(("free_bytes", "level"), [(50 << 20, "FAIL"), (300 << 20, "warn"), (3 << 30, "ok")])
 def test_a_disk_that_is_nearly_full_is_told(free_bytes: int, level: str) -> None:
     assert levels([_room(free_bytes, 256 << 20)]) == {"disk": level}
 
 
 # ---------------------------------------------------------------------------------------------------------------- the database
+
+
+def test_a_database_that_is_lost_while_there_are_logs_fails(tmp_path: Path) -> None:
+    assert levels(about_database(tmp_path, None)) == {"database": "ok"}
+    (tmp_path / "logs" / "2026-01-01" / "019b76da-a800-7000-8000-000000000000").mkdir(parents=True)
+    assert levels(about_database(tmp_path, None)) == {"database": "FAIL"}
+    (tmp_path / "fastlane.db").touch()
+    assert levels(about_database(tmp_path, None)) == {"database": "FAIL"}
 
 
 async def kept(tmp_path: Path) -> tuple[str, str, str]:

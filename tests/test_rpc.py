@@ -31,6 +31,7 @@ from fastlane_grpc.store import Fitness, Quota, Store
 from fastlane_grpc.upkeep import Limits, Upkeep
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
+from tests.hostile_http2 import PREFACE, SETTINGS, frame
 
 OUT, ERR = Source.STDOUT, Source.STDERR
 Detail = TypeVar("Detail", bound=Message)
@@ -42,6 +43,9 @@ class NoPlaces:
     places = (8, 8)
     host_error = ""
     hosts: Sequence[HostReport] = ()
+
+    def waiting(self, execution_id: str) -> None:
+        """Nothing that runs waits."""
 
 
 class House:
@@ -716,6 +720,40 @@ async def test_reflection_tells_the_contract_with_its_comments(house: House, ver
     assert any("as you would give it to `docker run`" in comment for comment in comments)
     assert all(answer.file_descriptor_response.file_descriptor_proto for answer in answers[2:5])
     assert answers[5].error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
+
+
+async def test_reflection_refuses_a_question_that_is_too_large_or_damaged_and_answers_the_next(house: House) -> None:
+    ask = house.channel.stream_stream(
+        "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
+        response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
+    )
+    large = reflection_pb2.ServerReflectionRequest(file_containing_symbol="x" * (7 << 20))
+    fine = reflection_pb2.ServerReflectionRequest(list_services="", host="h")
+    questions = [large.SerializeToString(), b"\xff\xff", fine.SerializeToString()]
+    too_large, damaged, answered = [answer async for answer in ask(iter(questions))]
+    assert too_large.error_response.error_code == damaged.error_response.error_code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+    assert "at most 4096 are allowed" in too_large.error_response.error_message
+    assert "cannot be read" in damaged.error_response.error_message
+    assert answered.list_services_response.service
+    assert answered.original_request == fine
+
+
+async def test_a_connection_without_a_call_is_closed_and_one_with_a_stream_is_not(house: House) -> None:
+    server = RpcServer(house.service, house.settings, idle_seconds=0.5)
+    await server.start()
+    reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+    job = await house.enqueue()
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        stream = pb_grpc.ExecutionServiceStub(channel).StreamExecutionLogs(pb.StreamExecutionLogsRequest(execution_id=job.execution.id))
+        await stream.read()
+        writer.write(PREFACE + frame(SETTINGS, 0, 0, b"") + frame(SETTINGS, 1, 0, b""))
+        async with asyncio.timeout(20):
+            await reader.read()  # to the end
+        assert not stream.done()
+        assert (await pb_grpc.ServerServiceStub(channel).GetServerInfo(pb.GetServerInfoRequest())).version
+        stream.cancel()
+    writer.close()
+    await server.stop()
 
 
 # ---- pruning

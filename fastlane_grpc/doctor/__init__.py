@@ -7,7 +7,7 @@ from fastlane_grpc.config import Settings
 from fastlane_grpc.doctor.disk import about_database, about_directory
 from fastlane_grpc.doctor.engine import about_engine, look
 from fastlane_grpc.doctor.finding import Finding, Level, ok
-from fastlane_grpc.doctor.machine import about_inotify, about_open_files
+from fastlane_grpc.doctor.machine import about_file_size, about_inotify, about_open_files
 from fastlane_grpc.doctor.server import about_server
 from fastlane_grpc.runner.checkup import Checkup, Found
 
@@ -28,5 +28,6 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield from about_database(settings.data_dir, containers)
     yield about_inotify(settings)
     yield about_open_files(settings)
+    yield about_file_size()
     yield ok("secret names", f"{settings.secret_names} (setting secret_names)")
     yield from about_server(settings.listen)

@@ -4,12 +4,13 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from fastlane_grpc.directory import NETWORK, file_system, free_bytes, least_free_bytes
+from fastlane_grpc.directory import NETWORK, file_system, free_bytes, free_inodes, least_free_bytes, least_free_inodes
 from fastlane_grpc.doctor.finding import Finding, fail, ok, warn
 from fastlane_grpc.errors import StoreFailed
 from fastlane_grpc.runner.checkup import Found
 from fastlane_grpc.store.checkup import Checkup as DatabaseCheckup
 from fastlane_grpc.store.checkup import check_up
+from fastlane_grpc.store.loss import loss
 
 # With so many times the free room below which no job is taken an operator should know that it comes to that.
 _LITTLE = 8
@@ -25,6 +26,7 @@ def about_directory(path: Path, min_free_bytes: int | None) -> Iterator[Finding]
         yield _private(path)
     yield _local(file_system(there))
     yield _room(free_bytes(there), least_free_bytes(there) if min_free_bytes is None else min_free_bytes)
+    yield _inodes(free_inodes(there), 0 if min_free_bytes == 0 else least_free_inodes(there))
 
 
 def _to_be_made(path: Path, there: Path) -> Finding:
@@ -64,6 +66,18 @@ def _room(free: int, least: int) -> Finding:
     return ok("disk", found)
 
 
+def _inodes(free: int | None, least: int) -> Finding:
+    if free is None:
+        return ok("inodes", "the file system makes them as it needs them")
+    found = f"{free} free"
+    if free < least:
+        advice = "delete files on that disk: logs with `fastlane prune --logs-only`, images and containers of the engine"
+        return fail("inodes", f"{found}; with fewer than {least} new jobs are refused", advice)
+    if free < _LITTLE * least:
+        return warn("inodes", found, f"delete files on that disk: with fewer than {least} inodes new jobs are refused")
+    return ok("inodes", found)
+
+
 def _nearest(path: Path) -> Path:
     """The path itself, or of those above it the first that is there."""
     return next(each for each in (path, *path.parents) if each.exists())
@@ -75,6 +89,9 @@ def _nearest(path: Path) -> Path:
 def about_database(data_dir: Path, containers: Sequence[Found] | None) -> Iterator[Finding]:
     """With what is left on the engines of this data directory's containers, and of others'; None: no engine tells."""
     path = data_dir / "fastlane.db"
+    if lost := _loss(path):
+        yield fail("database", lost, "read Restore in docs/operations.md before you start a server")
+        return
     if not _is_there(path):
         yield ok("database", "there is none yet; a server makes it")
         yield from _containers(containers, "", frozenset())
@@ -86,6 +103,14 @@ def about_database(data_dir: Path, containers: Sequence[Found] | None) -> Iterat
         return
     yield _integrity(path, checkup)
     yield from _containers(containers, checkup.instance, checkup.over)
+
+
+def _loss(path: Path) -> str:
+    try:
+        return loss(path)
+    except OSError:
+        # Whatever it is: opening it says so.
+        return ""
 
 
 def _is_there(path: Path) -> bool:

@@ -3,36 +3,68 @@
 import resource
 from pathlib import Path
 
+from inotify_simple import INotify, flags
+
 from fastlane_grpc.config import Settings
 from fastlane_grpc.doctor.finding import Finding, ok, warn
-
-# A log that is read has two files, and each is watched.
-_FILES_OF_A_LOG = 2
-# Connections to callers and to the engine, the database, and what a Python process has open anyway.
-_OTHER_FILES = 256
+from fastlane_grpc.open_files import FILES_OF_A_LOG, OpenFiles, needed
 
 
 def about_inotify(settings: Settings, limits: Path = Path("/proc/sys/fs/inotify")) -> Finding:
-    """Readers of logs are woken by it; where there are no more watches they look again and again."""
+    """Readers of logs are woken by inotify; where the user of the server has no instance or watch left, they poll."""
     try:
         watches = int((limits / "max_user_watches").read_text())
         instances = int((limits / "max_user_instances").read_text())
     except (OSError, ValueError):
         return warn("inotify", "its limits cannot be read", "check that the kernel has inotify: readers of logs are woken by it")
-    needed = _FILES_OF_A_LOG * settings.max_streams
     found = f"{watches} watches and {instances} instances for a user"
-    if watches < needed:
-        return warn("inotify", f"{found}; {settings.max_streams} streams may need {needed}", f"sysctl fs.inotify.max_user_watches={needed}")
+    if missing := _exhausted():
+        advice = (
+            f"sysctl fs.inotify.max_user_{missing}={2 * (watches if missing == 'watches' else instances)}; until then readers of logs poll"
+        )
+        return warn("inotify", f"{found}, and this user has no further one of its {missing}: containers of the same user count", advice)
+    wanted = FILES_OF_A_LOG * settings.max_streams
+    if watches < wanted:
+        return warn("inotify", f"{found}; {settings.max_streams} streams may need {wanted}", f"sysctl fs.inotify.max_user_watches={wanted}")
     if instances < 16:
         return warn("inotify", found, "sysctl fs.inotify.max_user_instances=128")
     return ok("inotify", found)
 
 
+def _exhausted() -> str:
+    """Of what this user has no further one: `instances` or `watches`; empty if it has of both."""
+    try:
+        inotify = INotify()
+    except OSError:
+        return "instances"
+    with inotify:
+        try:
+            inotify.add_watch("/", flags.MODIFY)
+        except OSError:
+            return "watches"
+    return ""
+
+
+def about_file_size() -> Finding:
+    """A file that may not grow is to a server as a disk that is full, and no room that is made helps."""
+    _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
+    if most != resource.RLIM_INFINITY:
+        advice = "set LimitFSIZE=infinity in the server's unit, or ulimit -Hf unlimited"
+        return warn("file size", f"a file of this user may grow to {most} bytes: the database and the logs may need more", advice)
+    return ok("file size", "files may grow as large as they like")
+
+
 def about_open_files(settings: Settings) -> Finding:
     """A server raises its own limit to the most that it may have."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
-    needed = (_FILES_OF_A_LOG + 1) * settings.max_streams + 4 * settings.max_running + _OTHER_FILES
-    if most != resource.RLIM_INFINITY and most < needed:
-        found = f"a process may have {most}; {settings.max_streams} streams and {settings.max_running} containers may need {needed}"
-        return warn("open files", found, f"set LimitNOFILE={needed} in the server's unit, or ulimit -Hn, or lower max_streams")
-    return ok("open files", "a process may have as many as it likes" if most == resource.RLIM_INFINITY else f"a process may have {most}")
+    if most == resource.RLIM_INFINITY:
+        return ok("open files", "a process may have as many as it likes")
+    least = needed(max_running=settings.max_running, max_streams=settings.max_streams)
+    if most < least:
+        files = OpenFiles.of(most, max_running=settings.max_running)
+        found = (
+            f"a process may have {most}: enough for {files.max_connections} connections and {files.max_open_logs} logs that are read at a "
+            f"time; {settings.max_streams} streams may need {least}"
+        )
+        return warn("open files", found, f"set LimitNOFILE={least} in the server's unit, or ulimit -Hn, or lower max_streams")
+    return ok("open files", f"a process may have {most}")

@@ -1,11 +1,11 @@
 """The address to serve on: free, or taken by a server that answers, and what that says of its hosts."""
 
 import errno
-import socket
 from collections.abc import Iterator
 from datetime import UTC
 
 from fastlane_grpc import client as api
+from fastlane_grpc.address import cannot_listen
 from fastlane_grpc.doctor.finding import Finding, fail, ok, warn
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
@@ -13,7 +13,7 @@ _ANSWER_SECONDS = 5.0
 
 
 def about_server(listen: str) -> Iterator[Finding]:
-    refusal = _cannot_listen(listen)
+    refusal = cannot_listen(listen)
     if refusal is None:
         yield ok("address", f"{listen} is free: no server runs there")
         return
@@ -46,19 +46,6 @@ def _host(host: pb.Host) -> Finding:
         return ok(check, f"{running}, captured by the recorder" + (f"; {host.capture_reason}" if host.capture_reason else ""))
     advice = "output may have gaps when the server or the engine is killed; docs/log-streams.md says what the recorder needs"
     return warn(check, f"{running}, captured by attach: {host.capture_reason or 'the server does not say why'}", advice)
-
-
-def _cannot_listen(listen: str) -> OSError | None:
-    host, _, port = listen.rpartition(":")
-    try:
-        family, kind, protocol, _, place = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as attempt:
-            # As a server does: connections of an earlier one that still fade away are not in the way.
-            attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            attempt.bind(place)
-    except OSError as error:
-        return error
-    return None
 
 
 def _reachable(listen: str) -> str:

@@ -4,6 +4,7 @@ Everything here lives on the loop, but for reads that may be cold, which have th
 """
 
 import asyncio
+import threading
 from collections import deque
 from collections.abc import Callable, Coroutine, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -12,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from fastlane_grpc.errors import CursorAhead, StoreFailed
+from fastlane_grpc.errors import CursorAhead, StoreFailed, TooManyStreams
 from fastlane_grpc.logs.begin import BeginAt, cursor_at
 from fastlane_grpc.logs.cache import Cache
 from fastlane_grpc.logs.cursor import Cursor
@@ -30,26 +31,37 @@ SHORT_BYTES = 64 * 1024
 POLL_SECONDS = 0.2
 # Stretches that a thread reads in one step for a late reader. To wake a thread and to be woken by it costs as much as to read one.
 READ_AHEAD = 4
+# What may be cold is read on these.
+THREADS = 4
+# Logs that are read at a time, where the limit on open files does not say less.
+MOST_OPEN = 100_000
 
 
 class Tails:
     """All logs that somebody reads, and the one cache of what was read."""
 
-    def __init__(self, logs: Logs, *, cache_bytes: int, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, logs: Logs, *, cache_bytes: int, loop: asyncio.AbstractEventLoop, max_open: int = MOST_OPEN) -> None:
         self.cache: Cache[_Encoded] = Cache(cache_bytes)
         self._logs = logs
         self._cache_bytes = cache_bytes
         self._loop = loop
+        self._max_open = max_open
         self._news = News(loop)
-        self._threads = ThreadPoolExecutor(4, "log-reader")
+        self._threads = _started(ThreadPoolExecutor(THREADS, "log-reader"), THREADS)
         self._open: dict[str, _Log] = {}
         logs.on_new_record = self._new_record
 
     @contextmanager
     def watching(self, execution_id: str) -> Iterator["Watch"]:
-        """For as long as it lasts, the watch is told of every change of the execution's state and of its log."""
+        """For as long as it lasts, the watch is told of every change of the execution's state and of its log.
+
+        TooManyStreams: no further log can be opened. Those that are open may have any number of readers.
+        """
         log = self._open.get(execution_id)
         if log is None:
+            if len(self._open) >= self._max_open:
+                message = f"{self._max_open} logs are being read, and the server may open no more files for readers; try again later"
+                raise TooManyStreams(message, retry_seconds=1)
             log = self._open[execution_id] = _Log(execution_id, self._logs, self._news, self._threads)
         watch = Watch(log)
         log.watches.add(watch)
@@ -468,6 +480,15 @@ class _File:
     bell: Bell
     seen: int = 0
     end: int = -1
+
+
+def _started(pool: ThreadPoolExecutor, threads: int) -> ThreadPoolExecutor:
+    """The pool with all of its threads: one that started them later might find that no further thread is to be had."""
+    go_on = threading.Event()
+    for _ in range(threads):
+        pool.submit(go_on.wait)
+    go_on.set()
+    return pool
 
 
 def _unreadable(error: OSError) -> StoreFailed:

@@ -5,12 +5,15 @@ from importlib.resources import files
 
 import grpc
 from google.protobuf.descriptor_pb2 import DescriptorProto, FileDescriptorProto, FileDescriptorSet
+from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2 as pb
 
 _ALPHA = "grpc.reflection.v1alpha"
 _STABLE = "grpc.reflection.v1"
+# A question is a name, which its answer repeats.
+MAX_QUESTION_BYTES = 4096
 
 
 def handlers(services: Iterable[str]) -> list[grpc.GenericRpcHandler]:
@@ -18,14 +21,15 @@ def handlers(services: Iterable[str]) -> list[grpc.GenericRpcHandler]:
     descriptors = _Descriptors(_files())
     names = sorted({*services, "grpc.health.v1.Health", *(f"{package}.ServerReflection" for package in (_ALPHA, _STABLE))})
 
-    async def info(requests: AsyncIterator[pb.ServerReflectionRequest], context: object) -> AsyncIterator[pb.ServerReflectionResponse]:
-        async for request in requests:
-            yield _answer(request, descriptors, names)
+    async def info(requests: AsyncIterator[bytes], context: object) -> AsyncIterator[pb.ServerReflectionResponse]:
+        async for raw in requests:
+            yield _refusal(raw) or _answer(pb.ServerReflectionRequest.FromString(raw), descriptors, names)
 
     # Both versions have the same messages on the wire; they differ in the name of their package alone.
-    method = grpc.stream_stream_rpc_method_handler(
+    method: grpc.RpcMethodHandler[bytes, pb.ServerReflectionResponse] = grpc.stream_stream_rpc_method_handler(
         info,
-        request_deserializer=pb.ServerReflectionRequest.FromString,
+        # As bytes: gRPC's own answer to one that cannot be read would tell nothing.
+        request_deserializer=None,
         response_serializer=pb.ServerReflectionResponse.SerializeToString,
     )
     return [
@@ -56,6 +60,23 @@ class _Descriptors:
 
     def file_of(self, symbol: str) -> list[bytes] | None:
         return self.file(self._symbols.get(symbol, ""))
+
+
+def _refusal(raw: bytes) -> pb.ServerReflectionResponse | None:
+    """The answer to a question that is none. It does not repeat the question, as others do: that may be what is wrong with it."""
+    fault = ""
+    if len(raw) > MAX_QUESTION_BYTES:
+        fault = f"the ServerReflectionRequest takes {len(raw)} bytes; at most {MAX_QUESTION_BYTES} are allowed"
+    else:
+        try:
+            pb.ServerReflectionRequest.FromString(raw)
+        except DecodeError:
+            fault = "the ServerReflectionRequest cannot be read: it is damaged, or holds text that is not UTF-8"
+    if not fault:
+        return None
+    return pb.ServerReflectionResponse(
+        error_response=pb.ErrorResponse(error_code=grpc.StatusCode.INVALID_ARGUMENT.value[0], error_message=fault)
+    )
 
 
 def _answer(request: pb.ServerReflectionRequest, descriptors: _Descriptors, services: Iterable[str]) -> pb.ServerReflectionResponse:

@@ -3,8 +3,10 @@
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from fastlane_grpc.address import cannot_listen
 from fastlane_grpc.config import Settings
 from fastlane_grpc.errors import CannotServe
+from fastlane_grpc.open_files import MOST_CONNECTIONS
 from fastlane_grpc.rpc import handlers, reflection
 from fastlane_grpc.rpc.servicers import ExecutionServicer, HostServicer, JobServicer, ServerServicer, TaskServicer
 from fastlane_grpc.service import Service
@@ -12,15 +14,24 @@ from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 # Calls that are in flight when the server stops have so long to end. Log streams end by themselves, at once.
 _STOP_GRACE_SECONDS = 1.0
+# A connection without a call is closed after so long; one that does not begin to speak HTTP/2, after so long.
+IDLE_SECONDS = 300.0
+HANDSHAKE_SECONDS = 10.0
+# Calls in flight on one connection, beside as many log streams as the server allows.
+CALLS_BESIDE_STREAMS = 1000
+# Calls of all connections that the loop has not come to yet. Each takes some 20 KB: at worst 650 MB.
+MAX_PENDING_CALLS = 32_768
 
 
 class RpcServer:
     """Serves the contract, health and reflection on one address."""
 
-    def __init__(self, service: Service, settings: Settings) -> None:
+    def __init__(
+        self, service: Service, settings: Settings, *, max_connections: int = MOST_CONNECTIONS, idle_seconds: float = IDLE_SECONDS
+    ) -> None:
         self._service = service
         self._health = health.aio.HealthServicer()
-        self._server = grpc.aio.server(options=_options(settings))
+        self._server = grpc.aio.server(options=_options(settings, max_connections, idle_seconds))
         services = pb.DESCRIPTOR.services_by_name
         servicers = {
             "JobService": JobServicer(service),
@@ -37,11 +48,7 @@ class RpcServer:
             ]
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        try:
-            self.port = self._server.add_insecure_port(settings.listen)
-        except RuntimeError as error:
-            message = f"cannot listen on {settings.listen}: it is taken, or not an address of this machine; choose another with --listen"
-            raise CannotServe(message) from error
+        self.port = self._listen(settings.listen)
 
     async def start(self) -> None:
         await self.store_can_write(True)
@@ -60,13 +67,26 @@ class RpcServer:
         status = health_pb2.HealthCheckResponse.SERVING if serves else health_pb2.HealthCheckResponse.NOT_SERVING
         await self._health.set(name, status)
 
+    def _listen(self, address: str) -> int:
+        """The port that is listened on. Raises CannotServe."""
+        advice = "choose another with --listen"
+        # Asked first, as gRPC writes lines of its own about an address that it cannot have, and does not say why.
+        if error := cannot_listen(address):
+            raise CannotServe(f"cannot listen on {address}: {error.strerror or error}; {advice}") from error
+        try:
+            return self._server.add_insecure_port(address)
+        except RuntimeError as error:
+            raise CannotServe(f"cannot listen on {address}: it was taken a moment ago; {advice}") from error
+
     async def stop(self) -> None:
         await self._health.enter_graceful_shutdown()
         self._service.stop_serving()
         await self._server.stop(_STOP_GRACE_SECONDS)
 
 
-def _options(settings: Settings) -> list[tuple[str, int]]:
+def _options(settings: Settings, max_connections: int, idle_seconds: float) -> list[tuple[str, int]]:
+    # Of one connection. gRPC takes no larger number.
+    calls = min(settings.max_streams + CALLS_BESIDE_STREAMS, (1 << 31) - 1)
     return [
         # A second server on the same port has to fail, not to take every other connection.
         ("grpc.so_reuseport", 0),
@@ -78,4 +98,18 @@ def _options(settings: Settings) -> list[tuple[str, int]]:
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        # One more is closed as soon as it is accepted: connections never take the open files that executions need.
+        ("grpc.max_allowed_incoming_connections", max_connections),
+        ("grpc.max_connection_idle_ms", int(idle_seconds * 1000)),
+        ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_SECONDS * 1000)),
+        # Enough for all log streams and other calls beside them; a client keeps what is beyond until others have ended. So one connection
+        # takes a bounded amount of memory, also where streams are opened and reset without end.
+        ("grpc.max_concurrent_streams", calls),
+        # Else a stream counts until gRPC has freed its memory, which is after the client has heard of its end, and of those that the client
+        # then opens some are refused without a reason.
+        ("grpc.http.overload_protection", 0),
+        # What is beyond the second gRPC refuses without a reason, and between the two some of it: so the two are one, and out of reach of
+        # one connection.
+        ("grpc.server.max_pending_requests", max(MAX_PENDING_CALLS, calls)),
+        ("grpc.server.max_pending_requests_hard_limit", max(MAX_PENDING_CALLS, calls)),
     ]

@@ -23,6 +23,7 @@ from fastlane_grpc.runner.engine import Engine, Image
 from fastlane_grpc.runner.frames import Frames, Pieces
 from fastlane_grpc.runner.patience import insist
 from fastlane_grpc.runner.wire import Wire
+from fastlane_grpc.shortage import outlast
 
 # A stream that ended sooner than this after the container was not cut short by the engine, which waits 2 s before it does that.
 SURE_SECONDS = 1.9
@@ -178,7 +179,7 @@ class _Follower:
         self._end_time: datetime | None = None
         wire.patience(None)
         self._thread = threading.Thread(target=self._run, name=f"attach-{execution_id}", daemon=True)
-        self._thread.start()
+        outlast(self._thread.start)
 
     def drain(self, end: End | None) -> bool:
         """Waits for the end of the stream; True if it was the whole of it."""

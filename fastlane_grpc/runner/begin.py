@@ -1,8 +1,12 @@
 """Beginning an execution: everything up to the one start that is ever sent, and that start."""
 
+import errno
 from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
 from typing import Any
 
+from fastlane_grpc.directory import free_inodes
 from fastlane_grpc.model import PullPolicy, Reason, State, utc_now
 from fastlane_grpc.runner.box import Fate
 from fastlane_grpc.runner.capture import End
@@ -185,12 +189,15 @@ def _create(passage: Passage, image: Image) -> str:
 def _equipped(passage: Passage, body: Mapping[str, Any], image: Image) -> Mapping[str, Any]:
     while True:
         try:
-            return passage.capture.equip(body, image)
+            equipped = passage.capture.equip(body, image)
         except FileExistsError as error:
             _take_left_over(passage)
             raise Unsettled("this execution has output already, though this server did not start it") from error
         except OSError as error:
             _no_room(passage, error)
+        else:
+            passage.has_room()
+            return equipped
 
 
 def _cleared(passage: Passage, refusal: EngineRefuses) -> bool:
@@ -262,13 +269,23 @@ def _open_capture(passage: Passage) -> None:
         except OSError as error:
             _no_room(passage, error)
         else:
+            passage.has_room()
             return
 
 
 def _no_room(passage: Passage, error: OSError) -> None:
     """For the record. Without one nothing is started."""
-    passage.log.warning("the record cannot be made; trying again", error=str(error))
+    passage.waits_for_room(f"the record of its output cannot be made: {_lacking(error, passage.around.logs.directory)}")
     passage.pause(1.0)
+
+
+def _lacking(error: OSError, logs: Path) -> str:
+    """What there is too little of. For a disk without inodes the system has the same words as for one without room."""
+    if error.errno == errno.ENOSPC:
+        with suppress(OSError):
+            what = "inodes" if free_inodes(logs) == 0 else "room"
+            return f"the disk of {logs} has no {what} left"
+    return error.strerror or str(error)
 
 
 def _start(passage: Passage) -> EngineRefuses | None:

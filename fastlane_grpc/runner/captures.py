@@ -12,10 +12,10 @@ from fastlane_grpc.model import CaptureMode, Execution
 from fastlane_grpc.runner.attach import AttachCapture
 from fastlane_grpc.runner.capture import Capture
 from fastlane_grpc.runner.engine import Engine
-from fastlane_grpc.runner.patience import TABLES_ARE_FULL
 from fastlane_grpc.runner.probe import NotHere, not_here, probe
 from fastlane_grpc.runner.recorder import Recorder, RecorderCapture
 from fastlane_grpc.runner.wire import EngineDown, EngineRefuses
+from fastlane_grpc.shortage import is_shortage, outlast
 
 DEFAULT_MAX_LOG_BYTES = 1 << 30
 
@@ -65,7 +65,8 @@ class Captures:
         with self._settling:
             before = self.in_use, self.reason
             try:
-                self.reason = self._try(engine)
+                # A shortage is waited for: it is no reason to capture in another way.
+                self.reason = outlast(lambda: self._try(engine))
             except NotHere as error:
                 self._recorder, self._works_with, self.reason = None, None, str(error)
             if before != (self.in_use, self.reason):
@@ -103,17 +104,18 @@ class Captures:
             if self._works_with != works_with:
                 noted = self._noted()
                 if noted is None or noted[0] != works_with:
-                    noted = works_with, probe(engine, recorder, owner=self._owner)
-                    self._note(noted)
+                    probed = probe(engine, recorder, owner=self._owner)
+                    noted = works_with, probed.lacks
+                    if probed.whole:
+                        self._note(noted)
                 reason = noted[1]
             else:
                 reason = self.reason
         except EngineRefuses as refusal:
             raise not_here(refusal) from refusal
         except OSError as error:
-            if error.errno in TABLES_ARE_FULL:
-                # That says nothing about the recorder, and what is settled here holds for as long as the engine is there.
-                raise EngineDown(f"it cannot be found out how containers are captured: {error}") from error
+            if is_shortage(error):
+                raise
             raise NotHere(f"the data directory cannot be used for it: {error}") from error
         self._recorder, self._works_with = recorder, works_with
         return reason

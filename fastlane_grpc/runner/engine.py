@@ -18,6 +18,7 @@ from fastlane_grpc.model import container_name
 from fastlane_grpc.runner.clock import engine_time
 from fastlane_grpc.runner.engine_errors import passes
 from fastlane_grpc.runner.wire import EngineDown, EngineRefuses, Wire, connect
+from fastlane_grpc.shortage import outlast
 
 INSTANCE_LABEL = "fastlane.instance"
 HOST_LABEL = "fastlane.host"
@@ -260,8 +261,8 @@ def _image(answer: Mapping[str, Any]) -> Image:
 def _life_of(process: int) -> str:
     """Process id and start time, within one boot: together never used twice. Empty if it is not an engine, or cannot be seen from here."""
     try:
-        stat = Path(f"/proc/{process}/stat").read_text()
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+        stat = outlast(Path(f"/proc/{process}/stat").read_text)
+        boot = outlast(Path("/proc/sys/kernel/random/boot_id").read_text).strip()
     except OSError:
         return ""
     # The name is in parentheses and may hold some itself; the start time is the twentieth field after it.
@@ -271,6 +272,6 @@ def _life_of(process: int) -> str:
 
 def _number_in(file: Path) -> int:
     try:
-        return int(file.read_text())
+        return int(outlast(file.read_text))
     except (OSError, ValueError):
         return 0

@@ -15,6 +15,7 @@ from fastlane_grpc.runner.credentials import credentials_for
 from fastlane_grpc.runner.engine import Engine
 from fastlane_grpc.runner.engine_errors import Refusal, explained, refusal_of
 from fastlane_grpc.runner.wire import EngineDown, EngineRefuses, Wire
+from fastlane_grpc.shortage import outlast
 
 # An engine that pulls says something all the time; this long a silence means that it waits for a registry that will not answer.
 SILENCE_SECONDS = 300
@@ -142,7 +143,7 @@ class Pull:
         self._given_up = False
         # Why there are no credentials for the registry, though there may be some.
         self._problem = ""
-        threading.Thread(target=self._run, name=f"pull-{name}", daemon=True).start()
+        outlast(threading.Thread(target=self._run, name=f"pull-{name}", daemon=True).start)
 
     def give_up(self) -> None:
         """Nobody waits any more: the connection is cut, on which the engine ends the pull, unless another one shares it."""

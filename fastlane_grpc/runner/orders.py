@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Protocol, TypeAlias
 
-from fastlane_grpc.model import Assignment, LogTotals, Outcome, State, Stop
+from fastlane_grpc.model import Assignment, LogTotals, Outcome, State, Stop, Waiting
 
 
 class HostDown(Exception):
@@ -68,9 +68,13 @@ Order: TypeAlias = StopOrder | Leave | Began | Died | EngineGone | EngineBack | 
 
 
 class Orders:
-    """The inbox of one execution: any thread puts, its runner gets, in the order in which they were put."""
+    """The inbox of one execution: any thread puts, its runner gets, in the order in which they were put.
+
+    `waiting` goes the other way: what the runner waits for before it can begin. The runner writes, any thread reads.
+    """
 
     def __init__(self) -> None:
+        self.waiting: Waiting | None = None
         self._inbox: queue.SimpleQueue[Order] = queue.SimpleQueue()
 
     def put(self, order: Order) -> None:

@@ -13,7 +13,7 @@ import structlog
 
 from fastlane_grpc.errors import ExecutionNotFound, ServerStopping
 from fastlane_grpc.logs import Logs
-from fastlane_grpc.model import Assignment, Outcome, State, Stop, StopCause, utc_now
+from fastlane_grpc.model import Assignment, Outcome, State, Stop, StopCause, Waiting, WaitReason, utc_now
 from fastlane_grpc.record import Trailer
 from fastlane_grpc.runner.architecture import architectures, foreign_image, format_error
 from fastlane_grpc.runner.box import Fate
@@ -124,6 +124,21 @@ class Passage:
     def say(self, line: str) -> None:
         """One of fastlane's own lines in the log of the execution."""
         self.around.logs.system(self.execution.id, line)
+
+    def waits_for_room(self, detail: str) -> None:
+        """The record of its output cannot be made. Said once, however often it is tried again."""
+        if self.orders.waiting:
+            return
+        self.orders.waiting = Waiting(WaitReason.DISK_FULL, detail, utc_now())
+        self.log.warning("the record cannot be made; trying again", reason=detail)
+        # Where there is no room for this line either, whoever asks for the execution is told.
+        self.say(f"waiting: {detail}")
+
+    def has_room(self) -> None:
+        """It could be made."""
+        waited, self.orders.waiting = self.orders.waiting, None
+        if waited:
+            self.say(f"goes on after {(utc_now() - waited.since_time).total_seconds():.0f} s: {waited.detail}")
 
     # -- waiting
 

@@ -1,6 +1,5 @@
 """Trying again what may pass by itself: at once, then with growing pauses, for about a minute; or, where it has to be, until it is done."""
 
-import errno
 import time
 from collections.abc import Callable
 from typing import TypeVar
@@ -12,8 +11,6 @@ from fastlane_grpc.runner.clock import boottime
 FIRST_PAUSE_SECONDS = 0.05
 LONGEST_PAUSE_SECONDS = 8.0
 RETRY_SECONDS = 2.0
-# What the machine has too little of just now, and may have in a moment.
-TABLES_ARE_FULL = {errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 
 T = TypeVar("T")
 

@@ -3,6 +3,7 @@
 Anything may be in the way: a data directory that the engine sees elsewhere or not at all, SELinux, user namespaces, a disk mounted noexec.
 """
 
+import errno
 import io
 import secrets
 import shutil
@@ -12,6 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
+from typing import NamedTuple
 
 import structlog
 from inotify_simple import INotify, flags
@@ -22,13 +24,15 @@ from fastlane_grpc.runner.engine import Engine, Image
 from fastlane_grpc.runner.engine_errors import explained, passes
 from fastlane_grpc.runner.hand_off import hand_offs
 from fastlane_grpc.runner.image import Refused
-from fastlane_grpc.runner.patience import TABLES_ARE_FULL
 from fastlane_grpc.runner.recorder import LEAST_LOG_BYTES, PROGRAM_TARGET, Recorder
 from fastlane_grpc.runner.wire import EngineDown, EngineRefuses
+from fastlane_grpc.shortage import is_shortage
 
 PROBE_LABEL = "fastlane.probe"
 # A container of nothing starts in a quarter of a second; an engine with much to do takes its time.
 PROBE_SECONDS = 20.0
+# Where the kernel cannot tell of changes: how often it is looked for some.
+POLL_SECONDS = 0.05
 
 log = structlog.get_logger(__name__)
 
@@ -37,8 +41,15 @@ class NotHere(Exception):
     """The recorder does not work on this host; the message says why."""
 
 
-def probe(engine: Engine, recorder: Recorder, *, owner: str) -> str:
-    """What it cannot do here, though it works; empty: nothing. Raises NotHere, and EngineDown. One at a time for each `owner`."""
+class Probed(NamedTuple):
+    """What the recorder cannot do here, though it works (empty: nothing); and whether all was tried that bears on it."""
+
+    lacks: str
+    whole: bool
+
+
+def probe(engine: Engine, recorder: Recorder, *, owner: str) -> Probed:
+    """Raises NotHere; EngineDown; OSError of a shortage, after which it may be tried again. One at a time for each `owner`."""
     name = f"fastlane-probe-{secrets.token_hex(4)}"
     directory = recorder.data_dir / "recorder" / name
     try:
@@ -52,7 +63,7 @@ def probe(engine: Engine, recorder: Recorder, *, owner: str) -> str:
     except Refused as refused:
         raise NotHere(str(refused)) from refused
     except OSError as error:
-        if error.errno in TABLES_ARE_FULL:
+        if is_shortage(error):
             raise
         raise NotHere(f"the data directory cannot be used for it: {error}") from error
     finally:
@@ -66,14 +77,13 @@ def not_here(refusal: EngineRefuses) -> Exception:
     return NotHere(f"the engine refuses: {explained(refusal.message)}")
 
 
-def _run(engine: Engine, recorder: Recorder, image: Image, directory: Path, *, owner: str) -> str:
+def _run(engine: Engine, recorder: Recorder, image: Image, directory: Path, *, owner: str) -> Probed:
     box = Box(directory)
     mounted = box.make()
     body = recorder.equip(_body(image, owner), image, mounted, directory.name)
     container_id = engine.create(directory.name, body)
     try:
-        with INotify() as watch, hand_offs.of(mounted, box.record):
-            watch.add_watch(box.record, flags.MODIFY)
+        with _watch(box.record) as watch, hand_offs.of(mounted, box.record):
             engine.start(container_id)
             woken, trailer = _wait(watch, box.record)
         if trailer is None:
@@ -86,27 +96,53 @@ def _run(engine: Engine, recorder: Recorder, image: Image, directory: Path, *, o
         head, *rest = _kept(box.record)
         if trailer.exit_code != 0 or not head.startswith(b"fastlane recorder"):
             raise NotHere(f"the record of a container that had to write one is not right: it ended with {trailer.exit_code}")
-        if not woken:
+        if watch and not woken:
             raise NotHere("the kernel does not tell of changes to a record: inotify does not work on the file system of the data directory")
         if not any(rest):
-            return "of a log beyond its limit only the head is kept: the file system of the data directory punches no holes"
-        return ""
+            return Probed(
+                "of a log beyond its limit only the head is kept: the file system of the data directory punches no holes", bool(watch)
+            )
+        return Probed("", bool(watch))
     finally:
         with suppress(EngineRefuses):
             engine.remove(container_id, force=True)
 
 
-def _wait(watch: INotify, record: Path) -> tuple[bool, Trailer | None]:
-    """Whether news came, and the end of the record; at once when both are there."""
-    until, woken, trailer = time.monotonic() + PROBE_SECONDS, False, None
+@contextmanager
+def _watch(record: Path) -> Iterator[INotify | None]:
+    """A watch of the record; None where none is to be had, as other programs of this user have them all."""
+    try:
+        watch = INotify()
+    except OSError as error:
+        log.warning("inotify is not tried out: it has no instance for this server", error=str(error))
+        yield None
+        return
+    with watch:
+        try:
+            watch.add_watch(record, flags.MODIFY)
+        except OSError as error:
+            if error.errno != errno.ENOSPC:
+                raise
+            log.warning("inotify is not tried out: it has no watch for this server", error=str(error))
+            yield None
+        else:
+            yield watch
+
+
+def _wait(watch: INotify | None, record: Path) -> tuple[bool, Trailer | None]:
+    """Whether news came, and the end of the record; at once when all is there that can come."""
+    until, woken, trailer = time.monotonic() + PROBE_SECONDS, watch is None, None
     while (left := until - time.monotonic()) > 0 and not (woken and trailer):
-        woken = bool(watch.read(timeout=max(int(min(left, 1.0) * 1000), 1))) or woken
+        if watch is None:
+            time.sleep(POLL_SECONDS)
+        else:
+            woken = bool(watch.read(timeout=max(int(min(left, 1.0) * 1000), 1))) or woken
         reader = RecordReader(record)
         try:
             trailer = reader.trailer()
         finally:
             reader.close()
-        if trailer and not woken:
+        if trailer and not woken and watch:
             # Written before this look, told a moment later.
             woken = bool(watch.read(timeout=1000))
             break

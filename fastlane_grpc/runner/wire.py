@@ -1,16 +1,23 @@
 """One request to the engine on a connection of its own: sent once, its answer read as it comes, and cut by any thread."""
 
 import contextlib
+import errno
 import json
+import os
 import socket
+import time
 from collections.abc import Iterator, Mapping
 from http.client import parse_headers
 from io import BytesIO
+
+from fastlane_grpc.shortage import PAUSE_SECONDS, outlast
 
 # An answer without a length ends with the connection. None that has an end is larger.
 MAX_ANSWER_BYTES = 64 << 20
 # Answers of somebody in front of an engine that is not there.
 NO_ENGINE_STATUS = frozenset({502, 503, 504})
+# The engine's queue of connections is full; every local port is in use. Tried again for as long as a connection may take.
+_PASSING = frozenset({errno.EAGAIN, errno.EADDRNOTAVAIL})
 
 
 class EngineDown(Exception):
@@ -27,20 +34,40 @@ class EngineRefuses(Exception):
 
 
 def connect(address: str, timeout_seconds: float) -> socket.socket:
-    """A connection to `unix:///path` or `tcp://host:port`. Raises EngineDown."""
+    """A connection to `unix:///path` or `tcp://host:port`. Raises EngineDown.
+
+    A shortage of this process, as of open files, says nothing about the engine: it is waited for, however long it lasts.
+    """
+    until = time.monotonic() + timeout_seconds
+    while True:
+        try:
+            return outlast(lambda: _connect(address, timeout_seconds))
+        except OSError as error:
+            if error.errno not in _PASSING or time.monotonic() >= until:
+                raise EngineDown(f"no engine answers at {address}: {error.strerror or error}") from error
+        time.sleep(PAUSE_SECONDS)
+
+
+def _connect(address: str, timeout_seconds: float) -> socket.socket:
     kind, _, place = address.partition("://")
-    try:
-        if kind == "tcp":
-            host, _, port = place.rpartition(":")
+    if kind == "tcp":
+        host, _, port = place.rpartition(":")
+        try:
             connection = socket.create_connection((host.strip("[]"), int(port)), timeout_seconds)
-            # A machine that is gone says nothing: without this a stream from it would never end.
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-            return connection
-        connection = socket.socket(socket.AF_UNIX)
+        except socket.gaierror:
+            # Without a descriptor a name cannot be looked up, and the error does not say why: then this raises the one that does.
+            os.close(os.open("/", os.O_PATH | os.O_CLOEXEC))
+            raise
+        # A machine that is gone says nothing: without this a stream from it would never end.
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
+        return connection
+    connection = socket.socket(socket.AF_UNIX)
+    try:
         connection.settimeout(timeout_seconds)
         connection.connect(place)
-    except OSError as error:
-        raise EngineDown(f"no engine answers at {address}: {error.strerror or error}") from error
+    except BaseException:
+        connection.close()
+        raise
     return connection
 
 

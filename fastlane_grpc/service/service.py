@@ -58,6 +58,9 @@ class Places(Protocol):
     def hosts(self) -> Sequence[HostReport]:
         """Each host as it is now, in the order of the configuration."""
 
+    def waiting(self, execution_id: str) -> Waiting | None:
+        """What an execution that has a place waits for before it can begin."""
+
 
 class Service:
     """Every use case, once. Lives on the loop."""
@@ -184,6 +187,8 @@ class Service:
 
     def waiting(self, execution: Execution) -> Waiting | None:
         """What the execution waits for, if it does; who goes before it is not counted."""
+        if execution.state is State.PREPARING:
+            return self._places.waiting(execution.id)
         if execution.state is not State.QUEUED:
             return None
         if error := self._places.host_error:
@@ -195,8 +200,8 @@ class Service:
 
     async def waiting_in_line(self, execution: Execution) -> Waiting | None:
         """The same, with who goes before it: a question to the store for each, so it is for one, not for a list."""
-        if self.waiting(execution) is None:
-            return None
+        if execution.state is not State.QUEUED or self.waiting(execution) is None:
+            return self.waiting(execution)
         return self._waiting_behind(execution, await self._store.ahead(execution.id, _MOST_AHEAD))
 
     def _waiting_behind(self, execution: Execution, ahead: int) -> Waiting | None:

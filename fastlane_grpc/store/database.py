@@ -1,11 +1,13 @@
 """The file fastlane.db: how it is opened, and what SQLite's errors mean. Every error names the file."""
 
+from contextlib import closing, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 from sqlite_utils import Database
 
 from fastlane_grpc.errors import DiskFull, Refusal, StoreFailed
+from fastlane_grpc.store import loss
 from fastlane_grpc.store.migrations import migrations
 
 if TYPE_CHECKING:
@@ -21,17 +23,36 @@ __all__ = ["Connection", "is_failure", "open_for_reading", "open_for_writing", "
 
 RETRY_SECONDS = 5.0
 
+AnyConnection = TypeVar("AnyConnection", bound=Connection)
+
+
+class _Owned(Connection):
+    """The one connection that writes, for which there is a marker beside the file."""
+
+    path: Path
+
+    def close(self) -> None:
+        with suppress(OSError):
+            loss.unmark(self.path)
+        super().close()
+
 
 def open_for_writing(path: Path) -> Connection:
-    """The one connection that writes, the schema brought up to date. StoreFailed: the file is damaged, not ours, or of a newer fastlane."""
+    """The one connection that writes, the schema brought up to date.
+
+    StoreFailed: the file is damaged, not ours, of a newer fastlane, or has lost what was committed.
+    """
     try:
-        db = _connect(path)
+        _refuse_loss(path)
+        db = _connect(path, _Owned)
+        db.path = path
         if db.execute("PRAGMA journal_mode = WAL").fetchall() != [("wal",)]:
             raise StoreFailed(f"{path} cannot have a write-ahead log: keep it on a local disk")
         # FULL syncs that log at each commit: what was acknowledged survives a power cut.
         db.execute("PRAGMA synchronous = FULL")
         _migrate(db, path)
-    except sqlite3.Error as error:
+        loss.mark(path)
+    except (sqlite3.Error, OSError) as error:
         raise StoreFailed(f"cannot open {path}: {error}") from error
     return db
 
@@ -39,7 +60,7 @@ def open_for_writing(path: Path) -> Connection:
 def open_for_reading(path: Path) -> Connection:
     """A connection that cannot write; each statement is a transaction of its own."""
     try:
-        db = _connect(path)
+        db = _connect(path, Connection)
         db.execute("PRAGMA query_only = ON")
     except sqlite3.Error as error:
         raise StoreFailed(f"cannot open {path}: {error}") from error
@@ -58,9 +79,9 @@ def refusal(error: Exception, path: Path) -> Refusal:
     return StoreFailed(f"{path} cannot be used: {error}", retry_seconds=RETRY_SECONDS)
 
 
-def _connect(path: Path) -> Connection:
+def _connect(path: Path, kind: "type[AnyConnection]") -> "AnyConnection":
     # It is opened on one thread and used on another, one at a time. Transactions are begun and ended by hand, hence no isolation level.
-    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=256)
+    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=256, factory=kind)
     db.execute("PRAGMA foreign_keys = ON")
     return db
 
@@ -72,3 +93,28 @@ def _migrate(db: Connection, path: Path) -> None:
     if unknown := applied - known:
         raise StoreFailed(f"{path} was written by a newer fastlane ({', '.join(sorted(unknown))}): run that one, or a later one")
     migrations.apply(house)
+    if known - applied:
+        # Into the file itself, while nobody else has it open: what a database is, and whose, is then not lost with its write-ahead log.
+        db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
+
+def _refuse_loss(path: Path) -> None:
+    """Raise StoreFailed if the database has lost what was committed to it. What is there stays as it is."""
+    if lost := loss.loss(path):
+        raise StoreFailed(lost)
+    if not path.exists() or not path.stat().st_size:
+        return
+    # Read-only: a connection that may write would take a write-ahead log away that was cut, when it is closed.
+    with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)) as db:
+        if not db.execute("SELECT count(*) FROM sqlite_schema").fetchall()[0][0]:
+            lost = loss.without_schema(path)
+        # Without a marker it is no fault to know less than the logs: in a backup, these are copied later.
+        elif loss.marker(path).exists():
+            newest = loss.newest_with_logs(path.parent)
+            lost = next((loss.unknown(path, each) for each in newest if not _knows(db, each)), "")
+    if lost:
+        raise StoreFailed(lost)
+
+
+def _knows(db: Connection, execution_id: str) -> bool:
+    return bool(db.execute("SELECT 1 FROM executions WHERE execution_id = ?", [execution_id]).fetchall())

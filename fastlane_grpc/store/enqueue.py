@@ -6,7 +6,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
-from fastlane_grpc.directory import free_bytes, least_free_bytes
+from fastlane_grpc.directory import least_free_bytes, least_free_inodes, missing_room
 from fastlane_grpc.errors import DiskFull, QueueFull, Refusal, RequestIdReused
 from fastlane_grpc.model import Execution, Job, JobSpec, State, Times, new_id
 from fastlane_grpc.redaction import SecretNames
@@ -32,18 +32,19 @@ _LABEL = "(?, ?, ?, ?)"
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """Up to what jobs are taken: so many executions may wait, and so much of the disk of `directory` has to be free."""
+    """Up to what jobs are taken: so many executions may wait, and so many bytes and inodes of the disk of `directory` have to be free."""
 
     directory: Path
     max_waiting: int
     min_free_bytes: int
+    min_free_inodes: int = 0
 
     @classmethod
     def of(cls, directory: Path, *, max_waiting: int, min_free_bytes: int | None) -> "Quota":
-        """`min_free_bytes` None: what fits the disk."""
+        """`min_free_bytes` None: what fits the disk. 0: it is not looked at the disk."""
         if min_free_bytes is None:
             min_free_bytes = least_free_bytes(directory)
-        return cls(directory, max_waiting, min_free_bytes)
+        return cls(directory, max_waiting, min_free_bytes, least_free_inodes(directory) if min_free_bytes else 0)
 
     def refusal(self, db: Connection, jobs: int) -> Refusal | None:
         """Why so many more are not taken; None if they are. A count that is kept and a look at the disk: microseconds, once for many."""
@@ -51,9 +52,10 @@ class Quota:
         if waiting + jobs > self.max_waiting:
             message = f"{waiting} executions wait, and {self.max_waiting} may; try again when some have begun"
             return QueueFull(message, retry_seconds=RETRY_SECONDS, limit=str(self.max_waiting))
-        if self.min_free_bytes and (free := free_bytes(self.directory)) < self.min_free_bytes:
-            message = f"{self.directory} has {free} bytes of free room, and jobs are taken with {self.min_free_bytes} or more"
-            return DiskFull(message, retry_seconds=RETRY_SECONDS)
+        if self.min_free_bytes and (
+            missing := missing_room(self.directory, least_bytes=self.min_free_bytes, least_inodes=self.min_free_inodes)
+        ):
+            return DiskFull(missing, retry_seconds=RETRY_SECONDS)
         return None
 
 

@@ -6,7 +6,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Self
 
-from fastlane_grpc.directory import free_bytes
+from fastlane_grpc.directory import free_bytes, free_inodes
 from fastlane_grpc.errors import DiskFull, ExecutionNotFound
 from fastlane_grpc.model import Assignment, Execution, Job, JobSpec, LogTotals, Outcome, Reason, State, StopCause, Task, utc_now
 from fastlane_grpc.redaction import SecretNames
@@ -23,6 +23,7 @@ from fastlane_grpc.store.writer import Writer, Written
 
 # A store that has less room than this is not taken for one that can write again.
 PROBE_FREE_BYTES = 1 << 20
+PROBE_FREE_INODES = 16
 
 
 class Store:
@@ -387,6 +388,8 @@ class Store:
             # So little fits where a larger write has failed before, as SQLite's log keeps the room that it was given.
             if (free := free_bytes(self._writer.path.parent)) < PROBE_FREE_BYTES:
                 raise DiskFull(f"there are {free} bytes left to write {self._writer.path}")
+            if (inodes := free_inodes(self._writer.path.parent)) is not None and inodes < PROBE_FREE_INODES:
+                raise DiskFull(f"there are {inodes} inodes left beside {self._writer.path}")
             return Written(None)
 
         return self._writer.write(work)

@@ -14,7 +14,7 @@ from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar, runti
 
 import structlog
 
-from fastlane_grpc.errors import ServerStopping
+from fastlane_grpc.errors import DiskFull, ServerStopping
 from fastlane_grpc.model import Execution
 from fastlane_grpc.store.database import Connection, is_failure, refusal, sqlite3
 from fastlane_grpc.store.pending import Pending, Settled, tell
@@ -205,7 +205,8 @@ class Writer:
                 # A new one for each caller: one that is shared gathers the tracebacks of all.
                 settled.append(Settled(unit.pending, None, refusal(result, self.path)))
         tell(self._loop, settled, partial(self._on_commit, changed) if changed else None)
-        if any(isinstance(result, Exception) and is_failure(result) for _, result in done):
+        # That a job was refused for the disk is no failure yet, and a reason to look whether it can be written.
+        if any(isinstance(result, Exception) and (is_failure(result) or isinstance(result, DiskFull)) for _, result in done):
             tell(self._loop, (), self._on_failure)
 
     def _owe(self, unit: "_Unit", error: Exception) -> None:

@@ -184,6 +184,8 @@ class _WaitReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WaitReason
     """Every place of the server or of its hosts is taken."""
     WAIT_REASON_HOST_DOWN: _WaitReason.ValueType  # 4
     """No host that may run it answers."""
+    WAIT_REASON_DISK_FULL: _WaitReason.ValueType  # 5
+    """It has a place, and the server's disk has no room, or no inodes, for the record of its output. It goes on when there is some."""
 
 class WaitReason(_WaitReason, metaclass=_WaitReasonEnumTypeWrapper):
     """What an execution waits for."""
@@ -194,6 +196,8 @@ WAIT_REASON_NO_FREE_PLACE: WaitReason.ValueType  # 2
 """Every place of the server or of its hosts is taken."""
 WAIT_REASON_HOST_DOWN: WaitReason.ValueType  # 4
 """No host that may run it answers."""
+WAIT_REASON_DISK_FULL: WaitReason.ValueType  # 5
+"""It has a place, and the server's disk has no room, or no inodes, for the record of its output. It goes on when there is some."""
 Global___WaitReason: _TypeAlias = WaitReason  # noqa: Y015
 
 class _Source:
