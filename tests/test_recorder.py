@@ -268,7 +268,7 @@ def executable(path: Path, content: str, mode: int = 0o755) -> Path:
         ("HERE/none", 127, errno.ENOENT),
         ("HERE/plain/none", 127, errno.ENOTDIR),
         ("HERE/no-interpreter", 127, errno.ENOENT),
-        ("plain", 127, errno.ENOENT),
+        ("plain", 126, errno.EACCES),
         ("HERE/plain", 126, errno.EACCES),
         ("HERE", 126, errno.EACCES),
         ("HERE/garbage", 126, errno.ENOEXEC),

@@ -381,7 +381,7 @@ static void begin(const char *execution)
     append(START, (size_t)n, now(CLOCK_REALTIME), crc32(0, out.payload, (size_t)n));
 }
 
-/* As an engine looks for it: no shell for what is no program, and what may not be executed is not found. */
+/* As an engine looks for it: no shell for what is no program, and what may not be executed is passed over for what may. */
 static void execute(char **command)
 {
     if (strchr(command[0], '/')) {
@@ -391,6 +391,7 @@ static void execute(char **command)
     const char *path = getenv("PATH"), *end;
     if (!path)
         path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    int why = ENOENT;
     for (bool more = *command[0] && *path; more; path = end + 1) {
         char place[8192];
         struct stat file;
@@ -398,12 +399,15 @@ static void execute(char **command)
         more = *end;
         int n = snprintf(place, sizeof place, "%.*s/%s", end == path ? 1 : (int)(end - path), end == path ? "." : path, command[0]);
         /* Not faccessat: with flags it is a system call that older engines forbid. */
-        if ((size_t)n < sizeof place && stat(place, &file) == 0 && !S_ISDIR(file.st_mode) && access(place, X_OK) == 0) {
+        if ((size_t)n >= sizeof place || stat(place, &file) || S_ISDIR(file.st_mode))
+            continue;
+        if (access(place, X_OK) == 0) {
             execv(place, command);
             return;
         }
+        why = errno;
     }
-    errno = ENOENT;
+    errno = why;
 }
 
 static void make_pipe(int ends[2])

@@ -42,8 +42,8 @@ class Container:
     stop_signal: str
     start_time: datetime | None
     end_time: datetime | None
-    # What it runs, or its recorder does.
-    program: str = ""
+    # What it runs, or its recorder does; None: that is not known.
+    program: str | None = None
 
     @property
     def alive(self) -> bool:
@@ -251,7 +251,7 @@ def _container(answer: Mapping[str, Any]) -> Container:
         stop_signal=answer["Config"].get("StopSignal", ""),
         start_time=engine_time(state.get("StartedAt", "")),
         end_time=engine_time(state.get("FinishedAt", "")),
-        program=next(iter(answer["Config"].get("Cmd") or ()), ""),
+        program=next(iter(answer["Config"].get("Cmd") or ()), None),
     )
 
 

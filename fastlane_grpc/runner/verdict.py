@@ -90,7 +90,7 @@ def ended_by_itself(
     """Of a container whose recorder says how it ended. `container` is None if it was removed before it could be looked at."""
     facts: Mapping[str, Any] = trailer.facts
     if error := facts.get("exec_error"):
-        return not_executed(error, container.program if container else "", stopping)
+        return not_executed(error, container.program if container else None, stopping)
     # The engine ended it if it was told to end, and not by us.
     engine_ended_it = engine_restarted and bool(facts.get("told"))
     verdict = ended(trailer.exit_code, container, spec, stopping, timeout=timeout, engine_restarted=engine_ended_it)
@@ -100,9 +100,10 @@ def ended_by_itself(
     return replace(verdict, exit_time=exit_time, start_time=min(start_time, exit_time) if start_time and exit_time else start_time)
 
 
-def not_executed(error: int, program: str, stopping: Stopping | None) -> Verdict:
-    """Of a container whose recorder was told by the kernel that it cannot execute the command; `program` is empty if that is not known."""
-    said = ": ".join(filter(None, (program, os.strerror(error))))
+def not_executed(error: int, program: str | None, stopping: Stopping | None) -> Verdict:
+    """Of a container whose recorder was told by the kernel that it cannot execute the command, whose first word is `program`."""
+    name = '"" (an empty word)' if program == "" else program
+    said = ": ".join(filter(None, (name, os.strerror(error))))
     if stopping:
         return _settled(State.STOPPED, Reason.UNSPECIFIED, f"told to stop {stopping.cause}; its command could not be executed: {said}")
     if error in {errno.ENOENT, errno.ENOTDIR}:
