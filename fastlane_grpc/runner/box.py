@@ -13,12 +13,16 @@ import os
 import secrets
 import shutil
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from enum import Enum
 from pathlib import Path
 
 from fastlane_grpc.record import Position, RecordReader
+
+# A recorder takes a signal at once. One that has not taken it by then is paused.
+TAKE_SECONDS = 1.0
 
 
 class Fate(Enum):
@@ -27,6 +31,14 @@ class Fate(Enum):
     NEVER_RAN = "never ran"
     RUNS = "runs"
     ENDED = "ended"
+
+
+class Delivery(Enum):
+    """What became of a signal that was sent to a recorder."""
+
+    NOT_SENT = "not sent"
+    PENDING = "pending"
+    TAKEN = "taken"
 
 
 class Box:
@@ -90,8 +102,8 @@ class Box:
                 shutil.rmtree(box)
         return not self._boxes()
 
-    def signal(self, number: int) -> bool:
-        """Sends a signal to the recorder itself, past an engine that forgot it. False: there is none, or it is not seen."""
+    def signal(self, number: int) -> Delivery:
+        """Sends a signal to the recorder itself, past the engine. NOT_SENT: there is none, it is not seen from here, or another user's."""
         for process in self._holders():
             try:
                 handle = os.pidfd_open(process)
@@ -101,12 +113,12 @@ class Box:
                 # Still the same process: it cannot have ended and its number gone to another one since it was seen with the lock.
                 if process in self._holders():
                     signal.pidfd_send_signal(handle, number)
-                    return True
+                    return Delivery.TAKEN if _takes(process, number) else Delivery.PENDING
             except OSError:
                 continue
             finally:
                 os.close(handle)
-        return False
+        return Delivery.NOT_SENT
 
     @contextmanager
     def _locked(self) -> Iterator[bool]:
@@ -151,6 +163,25 @@ class Box:
 
     def _boxes(self) -> list[Path]:
         return list(self._directory.glob("box-*"))
+
+
+def _takes(process: int, number: int) -> bool:
+    """Waits until a process has taken a signal that was sent to it. False: it is paused, or stopped."""
+    until = time.monotonic() + TAKE_SECONDS
+    while _is_pending(process, number):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.001)
+    return True
+
+
+def _is_pending(process: int, number: int) -> bool:
+    try:
+        fields = dict(line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
+    except OSError:
+        return False
+    pending = int(fields["SigPnd"], 16) | int(fields["ShdPnd"], 16)
+    return fields["State"].split()[0] != "Z" and bool(pending >> (number - 1) & 1)
 
 
 def _sync(directory: Path) -> None:

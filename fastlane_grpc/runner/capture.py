@@ -7,7 +7,7 @@ from typing import Any, Protocol
 
 from fastlane_grpc.model import LogTotals
 from fastlane_grpc.record import Trailer
-from fastlane_grpc.runner.box import Fate
+from fastlane_grpc.runner.box import Delivery, Fate
 from fastlane_grpc.runner.engine import Image
 
 
@@ -55,8 +55,8 @@ class Capture(Protocol):
     def revoke(self) -> Fate | None:
         """What became of the command; one that has not run by now never will. None: this way of capture cannot tell."""
 
-    def signal(self, number: int) -> bool:
-        """Sends a signal to a container that the engine does not know of any more. False: there is no way to it."""
+    def signal(self, number: int) -> Delivery:
+        """Sends a signal to the container's main process without the engine, which may hang or not know of it any more."""
 
     def resume(self, container_id: str | None) -> None:
         """After a break in which the container may have printed. What it printed then is a gap, unless the way of capture spans the break.

@@ -150,8 +150,9 @@ class Engine:
         """Sent once, and waited for as long as it takes. EngineDown: nobody knows whether it starts."""
         self._wire("POST", f"/containers/{container_id}/start", answer_seconds=None).cut()
 
-    def kill(self, container_id: str, signal: str) -> None:
-        self._asked("POST", f"/containers/{container_id}/kill?{urlencode({'signal': signal})}")
+    def kill(self, container_id: str, signal: str, *, answer_seconds: float | None = None) -> None:
+        """Sends a signal to the main process; one that is paused goes on. `answer_seconds`: another time than usual for the answer."""
+        self._asked("POST", f"/containers/{container_id}/kill?{urlencode({'signal': signal})}", answer_seconds=answer_seconds)
 
     def inspect(self, name: str) -> Container | None:
         """None: there is no such container. Waits for the container's lock, which another call may hold."""
@@ -219,10 +220,10 @@ class Engine:
         """Whether it is on this machine, so that its clock is ours."""
         return self.address.startswith("unix://")
 
-    def _asked(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    def _asked(self, method: str, path: str, body: Mapping[str, Any] | None = None, *, answer_seconds: float | None = None) -> Any:
         content = b"" if body is None else json.dumps(body).encode()
         try:
-            wire = self._wire(method, path, body=content, answer_seconds=self._answer_seconds)
+            wire = self._wire(method, path, body=content, answer_seconds=answer_seconds or self._answer_seconds)
         except EngineRefuses as refusal:
             # An engine that cannot even look is as good as gone for now: nothing is wrong with what it was asked for.
             if method == "GET" and refusal.status >= 500 and PASSING.search(refusal.message):

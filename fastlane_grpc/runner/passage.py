@@ -13,7 +13,7 @@ import structlog
 
 from fastlane_grpc.logs import Logs
 from fastlane_grpc.model import Assignment, State, Stop, StopCause, utc_now
-from fastlane_grpc.runner.box import Fate
+from fastlane_grpc.runner.box import Delivery, Fate
 from fastlane_grpc.runner.capture import Capture, End
 from fastlane_grpc.runner.clock import boottime
 from fastlane_grpc.runner.engine import Container, Image
@@ -33,6 +33,8 @@ PUT_AWAY_SECONDS = 0.1
 HELD_SECONDS = 0.5
 # Clocks that stand still while the machine sleeps time the waits: so often the one that goes on is looked at.
 LONGEST_WAIT_SECONDS = 60.0
+# An engine has so long to let a paused container go on, before it is taken for one that hangs.
+WAKE_SECONDS = 2.0
 # A timeout is carried out even if the store has no room to say so.
 STORE_SECONDS = 5.0
 
@@ -250,6 +252,18 @@ class Passage:
             self.capture.give_up()
         # Asked first to end in a way that keeps all output; if that does not help, in the way that always does.
         number = self.capture.kill_signal if name == KILL and self.stopping.sent != KILL else name
+        # First without the engine, which may hang: the time and later orders would wait for its answer.
+        kernels_number = signal_number(number)
+        delivery = self.capture.signal(kernels_number) if kernels_number else Delivery.NOT_SENT
+        if delivery is Delivery.NOT_SENT:
+            self._send_by_engine(name, number)
+            return
+        self._sent(name)
+        if delivery is Delivery.PENDING:
+            self._wake(number)
+
+    def _send_by_engine(self, name: str, number: str) -> None:
+        assert self.stopping is not None
         try:
             self.engine.kill(self.container_id, number)
         except EngineDown as error:
@@ -257,9 +271,16 @@ class Passage:
             self.log.warning("a signal was not sent", signal=name, error=str(error))
             self.stopping = self.stopping.could_not_send(boottime())
         except EngineRefuses as refusal:
-            self._not_sent(name, number, refusal)
+            self._not_sent(name, refusal)
         else:
             self._sent(name)
+
+    def _wake(self, number: str) -> None:
+        """Of a container that is paused: the engine lets it go on to take a signal. The one that it sends for that is one with ours."""
+        try:
+            self.engine.kill(self.container_id, number, answer_seconds=WAKE_SECONDS)
+        except (EngineDown, EngineRefuses) as error:
+            self.log.warning("a container does not take its signal", signal=number, error=str(error))
 
     def _sent(self, name: str) -> None:
         assert self.stopping is not None
@@ -269,12 +290,10 @@ class Passage:
         if name == KILL:
             self._look_at = min(self._look_at, boottime() + LOOK_SECONDS)
 
-    def _not_sent(self, name: str, number: str, refusal: EngineRefuses) -> None:
+    def _not_sent(self, name: str, refusal: EngineRefuses) -> None:
         assert self.stopping is not None
         self.log.info("a signal was refused", signal=name, refusal=refusal.message)
-        if refusal.status in {404, 409} and self.capture.held and self.capture.signal(signal_number(number)):
-            self._sent(name)
-        elif refusal.status in {404, 409}:
+        if refusal.status in {404, 409}:
             # It does not run any more: its end is on the way to us.
             self._look_at = min(self._look_at, boottime() + LOOK_SECONDS)
             self.stopping = self.stopping.could_not_send(boottime() + LOOK_SECONDS)

@@ -17,7 +17,7 @@ import structlog
 from fastlane_grpc import recorder as program
 from fastlane_grpc.model import HARD_STOP, Cause, Reason, Source
 from fastlane_grpc.record import Chunk, Position, RecordReader, RecordWriter, Sealed, Trailer
-from fastlane_grpc.runner.box import Box, Fate
+from fastlane_grpc.runner.box import Box, Delivery, Fate
 from fastlane_grpc.runner.capture import End, not_kept
 from fastlane_grpc.runner.engine import Image
 from fastlane_grpc.runner.image import Refused
@@ -105,7 +105,7 @@ class RecorderCapture:
     def revoke(self) -> Fate:
         return self._box.revoke()
 
-    def signal(self, number: int) -> bool:
+    def signal(self, number: int) -> Delivery:
         return self._box.signal(number)
 
     def resume(self, container_id: str | None) -> None:
