@@ -102,6 +102,11 @@ class Box:
                 shutil.rmtree(box)
         return not self._boxes()
 
+    def permit_hard_stop(self) -> None:
+        """Marks the record, which nothing in the container can do: from now on its recorder believes a hard stop."""
+        with suppress(OSError):
+            self.record.chmod(0o600)
+
     def signal(self, number: int) -> Delivery:
         """Sends a signal to the recorder itself, past the engine. NOT_SENT: there is none, it is not seen from here, or another user's."""
         for process in self._holders():

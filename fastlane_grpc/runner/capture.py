@@ -16,10 +16,12 @@ class End:
     """The end of a container, as far as it bears on whether all of its output was had.
 
     `witnessed`: the engine told of it while it was listened to without a break from before the start, so it is one life of the engine.
+    `exit_code`: of its main process, by the engine.
     """
 
     end_time: datetime | None
     witnessed: bool
+    exit_code: int | None = None
 
 
 class Capture(Protocol):

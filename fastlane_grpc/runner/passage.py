@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from signal import SIGKILL
 
 import structlog
 
@@ -19,8 +20,9 @@ from fastlane_grpc.runner.clock import boottime
 from fastlane_grpc.runner.engine import Container, Image
 from fastlane_grpc.runner.host import Host
 from fastlane_grpc.runner.orders import Began, Died, EngineBack, EngineGone, Leave, Order, Orders, Remains, StopOrder
+from fastlane_grpc.runner.recorder import CANNOT_STORE_CODE, RecorderCapture
 from fastlane_grpc.runner.stopping import KILL, Stopping, signal_number
-from fastlane_grpc.runner.verdict import DOUBTFUL_CODES, Verdict, ended, ended_by_itself, not_begun
+from fastlane_grpc.runner.verdict import DOUBTFUL_CODES, Verdict, cut_off, ended, ended_by_itself, not_begun
 from fastlane_grpc.runner.wire import EngineDown, EngineRefuses
 from fastlane_grpc.store import Store
 
@@ -327,11 +329,14 @@ class Passage:
             self.conclude(not_begun(container.exit_code if container else None, self.stopping))
             return
         witnessed = died is not None and died.heard_since <= self.watched_since
-        missing = self.capture.drain(End(_end_time(container, died), witnessed))
+        told_code = died.exit_code if died else None
+        # Of one that runs, as somebody restarted it, the engine says 0.
+        exit_code = container.exit_code if container and container.ended else told_code
+        missing = self.capture.drain(End(_end_time(container, died), witnessed, exit_code))
         self.reached(Step.DRAINED)
-        self._settle(self._verdict(container, died), missing)
+        self._settle(self._verdict(container, exit_code), missing)
 
-    def _verdict(self, container: Container | None, died: Died | None) -> Verdict:
+    def _verdict(self, container: Container | None, exit_code: int | None) -> Verdict:
         witness = self.capture.trailer()
         if witness is not None:
             # PID 1 itself says how its command ended: whatever the engine saw of it, or made up after it was killed, is second to that.
@@ -343,10 +348,10 @@ class Passage:
                 timeout=self.timeout,
                 engine_restarted=witness.exit_code in DOUBTFUL_CODES and self._engine_restarted(),
             )
-        told_code = died.exit_code if died else None
-        # Of one that runs, as somebody restarted it, the engine says 0.
-        exit_code = container.exit_code if container and container.ended else told_code
-        return ended(
+        no_more_room = self.capture.name == RecorderCapture.name and exit_code == CANNOT_STORE_CODE
+        if no_more_room:
+            exit_code = 128 + SIGKILL
+        verdict = ended(
             exit_code,
             container,
             self.spec,
@@ -354,6 +359,7 @@ class Passage:
             timeout=self.timeout,
             engine_restarted=exit_code in DOUBTFUL_CODES and self._engine_restarted(),
         )
+        return cut_off(verdict) if no_more_room else verdict
 
     def _look(self) -> Container | None:
         """An engine that hangs for a while, and does not go away, is asked again: to be taken up again would cost the log a gap."""

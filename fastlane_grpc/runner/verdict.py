@@ -97,7 +97,20 @@ def ended_by_itself(
     # An engine that was killed has lost its times, or put in that of its own return.
     exit_time = _nanos(facts.get("end_time_ns")) or verdict.exit_time
     start_time = verdict.start_time or _nanos(facts.get("start_time_ns"))
+    if facts.get("cut_off"):
+        verdict = cut_off(verdict)
     return replace(verdict, exit_time=exit_time, start_time=min(start_time, exit_time) if start_time and exit_time else start_time)
+
+
+def cut_off(verdict: Verdict) -> Verdict:
+    """Of a container whose recorder killed the command, as nothing that it printed could be stored any more."""
+    if verdict.state not in {State.FAILED, State.LOST}:
+        return verdict
+    detail = (
+        "killed by its recorder, which may not make the file of its output larger: the limit RLIMIT_FSIZE of the container's main process, "
+        f"or the largest file of this file system; {_said(verdict.outcome.exit_code)}"
+    )
+    return replace(verdict, state=State.FAILED, outcome=replace(verdict.outcome, reason=Reason.EXIT_CODE, detail=detail))
 
 
 def not_executed(error: int, program: str | None, stopping: Stopping | None) -> Verdict:
