@@ -17,7 +17,7 @@ from typing import IO
 import pytest
 from inotify_simple import INotify, flags
 
-from fastlane_grpc.model import Cause, Source
+from fastlane_grpc.model import HARD_STOP, Cause, Source
 from fastlane_grpc.record.format import (
     BLOCK_BYTES,
     BLOCK_HEADER_BYTES,
@@ -98,6 +98,11 @@ class Running:
 
     def send(self, number: int) -> None:
         os.kill(self.pid, number)
+
+    def stop_hard(self) -> None:
+        """As a server does: the record is marked, then the signal sent."""
+        self.log.chmod(0o600)
+        self.send(HARD_STOP)
 
     def wrote(self, text: bytes) -> None:
         """Waits until the text is in the record."""

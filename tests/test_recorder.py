@@ -322,7 +322,7 @@ def executable(path: Path, content: str, mode: int = 0o755) -> Path:
         ("HERE/none", 127, errno.ENOENT),
         ("HERE/plain/none", 127, errno.ENOTDIR),
         ("HERE/no-interpreter", 127, errno.ENOENT),
-        ("plain", 127, errno.ENOENT),
+        ("plain", 126, errno.EACCES),
         ("HERE/plain", 126, errno.EACCES),
         ("HERE", 126, errno.EACCES),
         ("HERE/garbage", 126, errno.ENOEXEC),
@@ -494,7 +494,7 @@ while True:
     fifo = os.open(written, os.O_RDWR)
     assert os.read(fifo, 1) + os.read(fifo, 1) == b".."
     os.close(fifo)
-    running.send(HARD_STOP)
+    running.stop_hard()
     running.send(signal.SIGCONT)
     assert running.end() == (137, "")
     walked = walk(recorder.log)
@@ -526,6 +526,22 @@ def test_a_hard_stop_comes_from_outside_or_is_none(recorder: Recorder) -> None:
     walked = recorder.run(*command)
     assert (walked.stdout, walked.stderr) == (b"alive\n", b"")
     assert (walked.trailer["exit_code"], walked.facts["hard_stop"]) == (0, False)
+
+
+def test_a_hard_stop_is_told_from_a_forged_one_where_no_signal_says_who_sent_it(recorder: Recorder) -> None:
+    """Without room in its queue of signals the recorder is told of each that PID 0 sent it."""
+    script = "trap 'echo told' 44; echo ready; read go; kill -44 1; while :; do sleep 0.01; done"
+    running = recorder.start("bash", "-c", script, stdin=subprocess.PIPE, before=LIMITABLE)
+    running.wrote(b"ready\n")
+    resource.prlimit(running.pid, resource.RLIMIT_SIGPENDING, (0, 0))
+    assert running.process.stdin is not None
+    running.process.stdin.write(b"\n")
+    running.process.stdin.flush()
+    running.wrote(b"told\n")
+    running.stop_hard()
+    assert running.end() == (137, "")
+    walked = walk(recorder.log)
+    assert (walked.stdout, walked.facts["hard_stop"]) == (b"ready\ntold\n", True)
 
 
 def test_the_command_cannot_kill_or_stop_its_recorder(recorder: Recorder) -> None:
@@ -851,7 +867,7 @@ def gave_up(recorder_pid: int) -> bool:
 def test_a_hard_stop_on_a_full_disk_that_gets_room_in_time_loses_nothing(recorder: Recorder, small: tuple[Recorder, int, Path]) -> None:
     running, wrote = until_blocked(recorder, small, 700_000)
     here, _, ballast = small
-    running.send(HARD_STOP)
+    running.stop_hard()
     ballast.unlink()
     assert running.end() == (137, "")
     walked = walk(here.log)
@@ -869,7 +885,7 @@ def test_a_hard_stop_on_a_full_disk_counts_what_is_lost(
         os.truncate(ballast, ballast.stat().st_size - 4096)
     running, wrote = until_blocked(recorder, small, 700_000)
     pid, before = running.pid, time.monotonic()
-    running.send(HARD_STOP)
+    running.stop_hard()
     if not room_for_a_gap:
         eventually(lambda: gave_up(pid))
         assert walk(here.log).trailer_payload == b""
@@ -891,6 +907,7 @@ def test_a_record_that_can_be_neither_written_nor_cut_is_given_up_after_a_hard_s
     running = recorder.start(*python(UNTIL_BLOCKED, 1 << 30, blocked))
     pid = running.pid
     changed_until(recorder.log, lambda: recorder.log.stat().st_size)
+    recorder.log.chmod(0o600)
     with unchangeable(recorder.log):
         wrote = int(blocked.read_text())
         running.send(HARD_STOP)
@@ -900,17 +917,90 @@ def test_a_record_that_can_be_neither_written_nor_cut_is_given_up_after_a_hard_s
     assert walked.gaps == [(OUT, wrote - len(walked.stdout), Cause.STORE)]
 
 
-def test_a_limit_on_the_size_of_files_blocks_and_kills_nobody(recorder: Recorder) -> None:
+# -- limits that somebody sets on the recorder itself
+
+# A recorder that may not take another group can be limited from outside.
+LIMITABLE = ["setpriv", "--bounding-set=-setgid", "--inh-caps=-setgid"]
+PRINTS_UNTIL_KILLED = "import os\nwhile True: os.write(1, bytes(4096))"
+
+
+def test_a_soft_limit_on_the_size_of_files_is_raised(recorder: Recorder) -> None:
     """SIGXFSZ is the kernel's word to the recorder: no affair of the command's."""
-    blocked = recorder.directory / "blocked"
-    os.mkfifo(blocked)
     # By a shell, since python ignores it.
-    command = ["sh", "-c", '"$@"; exit $?', "sh", *python(UNTIL_BLOCKED, 700_000, blocked)]
-    running = recorder.start(*command, before=["prlimit", "--fsize=150000:"])
-    assert int(blocked.read_text()) > 140_000
-    resource.prlimit(running.pid, resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
-    assert running.end() == (0, "")
-    assert walk(recorder.log).stdout == bytes(700_000)
+    command = ["sh", "-c", '"$@"; exit $?', "sh", *writes(recorder.directory, [(1, 700_000)])]
+    walked = recorder.run(*command, before=["prlimit", "--fsize=150000:"])
+    assert (walked.trailer["exit_code"], walked.stdout, walked.gaps) == (0, text(1, 700_000), [])
+
+
+def test_a_hard_limit_on_the_size_of_files_ends_the_command_and_the_rest_is_counted(recorder: Recorder) -> None:
+    running = recorder.start(*python(PRINTS_UNTIL_KILLED), before=["prlimit", "--fsize=150000"])
+    assert running.end() == (137, "")
+    walked = walk(recorder.log)
+    [(source, missing, cause)] = walked.gaps
+    assert (source, cause, walked.facts["cut_off"], walked.facts["signal"]) == (OUT, Cause.STORE, True, 9)
+    assert missing is not None
+    assert len(walked.stdout) > 130_000
+    check_totals(walked, {OUT: bytes(len(walked.stdout) + missing)}, {OUT: missing})
+
+
+def test_where_not_even_the_end_can_be_stored_the_exit_status_says_so(recorder: Recorder) -> None:
+    running = recorder.start("sh", "-c", "echo stored; read go; echo not stored; exec sleep 1000", stdin=subprocess.PIPE, before=LIMITABLE)
+    running.wrote(b"stored\n")
+    size = recorder.log.stat().st_size
+    resource.prlimit(running.pid, resource.RLIMIT_FSIZE, (0, 0))
+    assert running.process.stdin is not None
+    running.process.stdin.write(b"\n")
+    running.process.stdin.flush()
+    assert running.end() == (117, "")
+    assert recorder.log.stat().st_size == size
+    assert walk(recorder.log).stdout == b"stored\n"
+
+
+def test_where_the_beginning_cannot_be_stored_nothing_is_run(recorder: Recorder) -> None:
+    running = recorder.start("touch", str(recorder.directory / "ran"), before=["prlimit", "--fsize=100"])
+    assert running.end() == (118, "recorder: the record: File too large\n")
+    assert recorder.log.stat().st_size == 0
+    assert not (recorder.directory / "ran").exists()
+
+
+def test_a_limit_on_descriptors_does_not_make_a_recorder_deaf(recorder: Recorder) -> None:
+    """poll would take none any more."""
+    running = recorder.start("sh", "-c", "echo ready; trap 'echo told; exit 5' TERM; while :; do sleep 0.01; done", before=LIMITABLE)
+    running.wrote(b"ready\n")
+    resource.prlimit(running.pid, resource.RLIMIT_NOFILE, (0, 0))
+    running.send(signal.SIGTERM)
+    assert running.end() == (5, "")
+    assert walk(recorder.log).stdout == b"ready\ntold\n"
+
+
+def test_nobody_in_the_container_limits_the_recorder(recorder: Recorder) -> None:
+    """As root that may do anything: only the filter is in the way. Other processes can still be limited."""
+    script = """
+import os, resource
+for limit in range(16):
+    try:
+        resource.prlimit(1, limit, (0, 0))
+    except PermissionError:
+        print("refused")
+resource.prlimit(os.getppid() if os.getppid() != 1 else os.getpid(), resource.RLIMIT_CORE, (0, 0))
+"""
+    walked = recorder.run(sys.executable, "-I", "-c", script)
+    assert (walked.stdout, walked.stderr) == (b"refused\n" * 16, b"")
+
+
+def test_the_recorder_has_a_saved_group_of_its_own_and_the_command_has_not(recorder: Recorder) -> None:
+    """prlimit asks for one group that equals all three."""
+    script = "cat /proc/self/status; echo; cat /proc/1/status; exit 0"
+    for user, group in ((0, 0), (65534, 1000)):
+        who = ["setpriv", f"--reuid={user}", f"--regid={group}", "--clear-groups", "--inh-caps=+setgid", "--ambient-caps=+setgid"]
+        program = recorder.directory / "recorder"
+        shutil.copy(recorder.program, program)
+        recorder.directory.chmod(0o777)
+        walked = replace(recorder, program=program).run("sh", "-c", script, before=who)
+        command, itself = [dict(line.split(":\t") for line in status.splitlines()) for status in walked.stdout.decode().split("\n\n")]
+        assert command["Gid"].split() == [str(group)] * 4
+        assert itself["Gid"].split() == [str(group), str(group), "0" if group else "1", str(group)]
+        assert command["Uid"] == itself["Uid"]
 
 
 @contextmanager

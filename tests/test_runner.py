@@ -187,7 +187,6 @@ def test_a_hundred_megabytes_of_lines_come_out_equal(house: House) -> None:
         ({"command": "/bin"}, Reason.COMMAND_NOT_EXECUTABLE),
         ({"command": "/etc/passwd"}, Reason.COMMAND_NOT_EXECUTABLE),
         ({"command": "nosuch", "envs": {"PATH": "/nosuch:/etc"}}, Reason.COMMAND_NOT_FOUND),
-        ({"command": "passwd", "envs": {"PATH": "/etc"}}, Reason.COMMAND_NOT_FOUND),
         ({"command": "true", "user": "nosuch"}, Reason.REFUSED_BY_ENGINE),
         ({"command": "true", "working_dir": "/bin/sh"}, Reason.REFUSED_BY_ENGINE),
         ({"command": "true", "limits": Limits(memory_bytes=4096)}, Reason.REFUSED_BY_ENGINE),

@@ -12,7 +12,7 @@ from fastlane_grpc.record import Trailer
 from fastlane_grpc.runner import Captures
 from fastlane_grpc.runner.clock import engine_time, left
 from fastlane_grpc.runner.engine import Container
-from fastlane_grpc.runner.stopping import Stopping, signal_name
+from fastlane_grpc.runner.stopping import Stopping, signal_name, signal_number
 from fastlane_grpc.runner.verdict import Verdict, ended, not_started, verdict_of
 from fastlane_grpc.runner.wire import EngineDown
 from tests.hostile_tree import few_descriptors
@@ -155,6 +155,26 @@ def test_a_signal_that_was_not_sent_is_sent_again_soon() -> None:
 )
 def test_a_stop_signal_is_told_by_its_name(text: str, name: str) -> None:
     assert signal_name(text) == name
+
+
+@pytest.mark.parametrize(
+    ("text", "number"),
+    [
+        ("", 15),
+        ("9", 9),
+        ("usr1", 10),
+        ("SIGRTMIN", 34),
+        ("RTMIN+3", 37),
+        ("SIGRTMAX-1", 63),
+        ("44", 44),
+        ("RTMAX+1", None),
+        ("0", None),
+        ("65", None),
+        ("SIGNONE", None),
+    ],
+)
+def test_a_signal_has_the_number_that_an_engine_would_send(text: str, number: int | None) -> None:
+    assert signal_number(text) == number
 
 
 # -- time

@@ -92,6 +92,23 @@ def test_an_image_without_a_command_is_refused(house: House) -> None:
     assert "no command" in outcome(execution).detail
 
 
+@pytest.mark.parametrize(
+    ("more", "reason", "detail"),
+    [
+        ({"command": "passwd", "envs": {"PATH": "/nosuch:/etc"}}, Reason.COMMAND_NOT_EXECUTABLE, "passwd: Permission denied"),
+        ({"command": "private", "user": "nobody"}, Reason.COMMAND_NOT_EXECUTABLE, "private: Permission denied"),
+        ({"command": "'' word"}, Reason.COMMAND_NOT_FOUND, '"" (an empty word): No such file or directory'),
+    ],
+)
+def test_a_command_that_cannot_be_executed_is_named(
+    house: House, build: Build, more: dict[str, object], reason: Reason, detail: str
+) -> None:
+    image = build("RUN cp /bin/busybox /bin/private && chmod 700 /bin/private")
+    execution = house.run(image=image, **more)
+    assert (execution.state, outcome(execution).reason, outcome(execution).exit_code) == (State.FAILED, reason, None)
+    assert outcome(execution).detail.endswith(detail)
+
+
 def test_the_narrowest_container_is_captured(house: House) -> None:
     execution = house.run("echo narrow", user="nobody", read_only_root=True, network="none", limits=Limits(pids=1, memory_bytes=6 << 20))
     assert (execution.state, house.output(execution.id).stdout, gaps(house, execution.id)) == (State.SUCCEEDED, b"narrow\n", [])

@@ -15,16 +15,23 @@
  *             START   BOX gone     fork     |  take: pipe -> frame -> record   trailer
  *                                           |  serve_signals: forward, reap, hard stop
  *
- * A disk that is full, or fails, blocks: the command waits in its pipe until there is room again. Nothing is lost but by a hard stop
- * (signal 44), which waits for three seconds, and by a SIGKILL to the recorder itself.
+ * A disk that is full, or fails, blocks: the command waits in its pipe until there is room again. Nothing is lost but by a hard stop,
+ * which waits for three seconds, by a SIGKILL to the recorder itself, and by a limit on the size of the recorder's files (RLIMIT_FSIZE)
+ * that the recorder may not raise: then it kills the command, as no output of it could ever be stored again.
+ *
+ * A hard stop is signal 44 while nobody but the owner of the record may write to it: the server changes the mode of the record before
+ * it sends the signal. The command can send the signal, and has no way to the record.
  *
  * Exit status: that of the command; 128 + the signal that killed it; 127 not found, 126 not executable; and of the recorder's own
- * 118: could not begin, 119: the record has been claimed before. With both of these the command did not run. */
+ * 117: it killed the command, and could not even store that; 118: could not begin; 119: the record has been claimed before. With the
+ * last two the command did not run. */
 
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
-#include <poll.h>
+#include <linux/audit.h>
+#include <linux/filter.h>
+#include <linux/seccomp.h>
 #include <signal.h>
 #include <stdbool.h>
 #include <stddef.h>
@@ -35,6 +42,7 @@
 #include <sys/file.h>
 #include <sys/prctl.h>
 #include <sys/resource.h>
+#include <sys/select.h>
 #include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
@@ -46,7 +54,7 @@
 #error "a record is little-endian"
 #endif
 
-enum { CANNOT_BEGIN = 118, CLAIMED_BEFORE = 119, NOT_EXECUTABLE = 126, NOT_FOUND = 127 };
+enum { CANNOT_STORE = 117, CANNOT_BEGIN = 118, CLAIMED_BEFORE = 119, NOT_EXECUTABLE = 126, NOT_FOUND = 127 };
 enum { HARD_STOP = 44 };                          /* by number: C libraries do not agree where SIGRTMIN is */
 enum { BLOCK = 65536, PIPE = 262144 };            /* bytes */
 enum { STDOUT, STDERR, SYSTEM, SOURCES };         /* in the record their numbers are one more */
@@ -57,13 +65,14 @@ enum { BY_SIZE_LIMIT = 1, BY_ENGINE = 3, BY_STORE = 4 }; /* causes of gaps, as i
 #define EVER UINT64_MAX
 
 #define MS 1000000ull                             /* times are nanoseconds */
-#define WAIT_FOR_ROOM_MS 50
+#define WAIT_FOR_ROOM (50 * MS)
 #define HAND_OFF_WAITS (2000 * MS)                /* for the server to remove the box */
 #define STOP_WAITS (3000 * MS)                    /* for room, after a hard stop */
 #define FINISH_WAITS (30000 * MS)                 /* for room for the trailer, after a hard stop */
-#define SILENCE_MS 10000                          /* of a pipe that stays open though everything was killed */
+#define SILENCE (10000 * MS)                      /* of a pipe that stays open though everything was killed */
 /* Of a flood, which is so many reads that each come within a millisecond of the last, the pieces are let gather for a while. */
-enum { FLOOD = 16, LARGE_PIECE = 32768, GATHER_US = 100 };
+enum { FLOOD = 16, LARGE_PIECE = 32768 };
+#define GATHER (MS / 10)
 
 /* ---------------------------------------------------------------------------------------------------------- the record */
 
@@ -109,7 +118,7 @@ static uint64_t head_end[SOURCES], oldest_begin[SOURCES];   /* offsets */
 static int signals = -1;                          /* a signalfd: no signal interrupts anything */
 static int pipes[2] = {-1, -1}, exec_failure = -1;
 static pid_t child;
-static bool ended, hard_stopped, finishing;
+static bool ended, hard_stopped, cut_off, finishing; /* cut off: killed, as nothing can be stored any more */
 static int status, exec_error, told; /* told: the last signal from outside */
 static uint64_t start_time, end_time, blocked, give_up = EVER;
 
@@ -162,11 +171,12 @@ static uint32_t crc32(uint32_t crc, const void *data, size_t n)
 
 /* ----------------------------------------------------------------------------------------------------------- signals */
 
-/* A hard stop is the server's alone: what comes from within the container, however numbered, is the job's own affair. With SI_USER it is
- * the kernel that says who sent it; sigqueue lets the sender say what it likes. */
+/* A hard stop is the server's alone, who marks the record first. By its sender it cannot be told: sigqueue lets a sender say what it
+ * likes, and where the queue of signals is full the kernel makes every sender PID 0. */
 static bool is_hard_stop(const struct signalfd_siginfo *s)
 {
-    return s->ssi_signo == HARD_STOP && s->ssi_code == SI_USER && s->ssi_pid == 0;
+    struct stat file;
+    return s->ssi_signo == HARD_STOP && fstat(record, &file) == 0 && !(file.st_mode & S_IWOTH);
 }
 
 static void hard_stop(void)
@@ -188,40 +198,48 @@ static void reap(void)
         }
 }
 
-/* Waits for signals, at most `ms`, and serves those that are there. */
-static void serve_signals(int ms)
+/* Waits until one of the descriptors can be read, at most so long; leaves in `ready` those that can. False: none.
+ * Not by poll, which takes as many descriptors as RLIMIT_NOFILE says: a limit that may be lowered under a process. */
+static bool wait_for(const int *fds, int n, uint64_t timeout, fd_set *ready)
 {
-    struct pollfd ready = {.fd = signals, .events = POLLIN};
-    if (ms)
-        poll(&ready, 1, ms);
+    int end = 0;
+    FD_ZERO(ready);
+    for (int i = 0; i < n; i++)
+        if (fds[i] >= 0) {
+            FD_SET(fds[i], ready);
+            end = fds[i] >= end ? fds[i] + 1 : end;
+        }
+    struct timespec t = {.tv_sec = (time_t)(timeout / (1000 * MS)), .tv_nsec = (long)(timeout % (1000 * MS))};
+    return pselect(end, ready, NULL, NULL, timeout == EVER ? NULL : &t, NULL) > 0;
+}
+
+/* Waits for signals, at most so long, and serves those that are there. */
+static void serve_signals(uint64_t timeout)
+{
+    fd_set ready;
+    if (timeout)
+        wait_for(&signals, 1, timeout, &ready);
     for (struct signalfd_siginfo s; read(signals, &s, sizeof s) == sizeof s;) {
         if (s.ssi_signo == SIGCHLD)
             reap();
         else if (!child) {
             /* Nothing runs yet, and nothing will: an empty record says so. */
-            if ((is_hard_stop(&s) || s.ssi_signo == SIGTERM || s.ssi_signo == SIGINT) && ftruncate(record, 0) == 0)
+            if ((s.ssi_signo == HARD_STOP || s.ssi_signo == SIGTERM || s.ssi_signo == SIGINT) && ftruncate(record, 0) == 0)
                 _exit(CANNOT_BEGIN);
         } else if (is_hard_stop(&s))
             hard_stop();
-        else if (!ended && s.ssi_pid != 1) { /* sent by somebody, not raised by what we do ourselves: SIGXFSZ is */
+        else if (!ended && s.ssi_pid != 1 && s.ssi_code != SI_KERNEL) { /* sent, not raised by our own limits: SIGXFSZ, SIGXCPU */
             told = s.ssi_pid ? told : (int)s.ssi_signo;
             kill(child, (int)s.ssi_signo);
         }
     }
 }
 
-static void gather(void)
-{
-    struct pollfd ready = {.fd = signals, .events = POLLIN};
-    if (ppoll(&ready, 1, &(struct timespec){.tv_nsec = GATHER_US * 1000}, NULL) > 0)
-        serve_signals(0);
-}
-
 /* Waits a moment for room. False: it has been waited for long enough. */
 static bool wait_for_room(void)
 {
     uint64_t since = now(CLOCK_MONOTONIC);
-    serve_signals(WAIT_FOR_ROOM_MS);
+    serve_signals(WAIT_FOR_ROOM);
     blocked += now(CLOCK_MONOTONIC) - since;
     return since < give_up;
 }
@@ -279,7 +297,25 @@ static void begin_block(uint64_t number)
     out.block.check = crc32(0, &out.block.version, sizeof out.block - offsetof(struct block_header, version));
 }
 
-/* Appends the frame whose payload is in `out`; waits for room. False: there was none for too long, and the record is as it was. */
+/* Whether the recorder may make larger files now: whoever lowered the limit may have left the hard one. */
+static bool raise_file_limit(void)
+{
+    struct rlimit limit;
+    if (getrlimit(RLIMIT_FSIZE, &limit) || limit.rlim_cur == limit.rlim_max)
+        return false;
+    limit.rlim_cur = limit.rlim_max;
+    return setrlimit(RLIMIT_FSIZE, &limit) == 0;
+}
+
+/* Nothing can be stored any more: what runs on would run in vain. */
+static void cut(void)
+{
+    cut_off = cut_off || !ended;
+    kill(-1, SIGKILL);
+}
+
+/* Appends the frame whose payload is in `out`; waits for room. False: there was none for too long, or never will be, and the record is
+ * as it was. */
 static bool append(int kind, size_t length, uint64_t time, uint32_t payload_crc)
 {
     out.frame = (struct frame_header){.time = time, .length = (uint16_t)length, .kind = (uint8_t)kind};
@@ -293,8 +329,13 @@ static bool append(int kind, size_t length, uint64_t time, uint32_t payload_crc)
         data = (const uint8_t *)&out.block, n += sizeof out.block;
     }
     while (!write_all(data, n, place) || (kind == START && fdatasync(record))) {
+        bool too_large = errno == EFBIG;
         /* Never a torn frame before another one. */
         if (ftruncate(record, (off_t)size)) { /* What comes next will be written over it. */ }
+        if (too_large && !raise_file_limit()) {
+            cut();
+            return false;
+        }
         if (!wait_for_room())
             return false;
     }
@@ -386,20 +427,21 @@ static int claim(const char *box)
 static void begin(const char *execution)
 {
     int n = snprintf((char *)out.payload, sizeof out.payload, "{\"execution_id\":\"%s\",\"capture\":\"recorder\"}", execution);
-    append(START, (size_t)n, now(CLOCK_REALTIME), crc32(0, out.payload, (size_t)n));
+    if (!append(START, (size_t)n, now(CLOCK_REALTIME), crc32(0, out.payload, (size_t)n)))
+        errno = EFBIG, die(CANNOT_BEGIN, "the record");
 }
 
 /* Waits until the server has removed the box, which then has no links and in which nothing can be made. */
 static void hand_off(int box)
 {
     struct stat directory;
-    for (uint64_t until = now(CLOCK_MONOTONIC) + HAND_OFF_WAITS; now(CLOCK_MONOTONIC) < until; gather())
+    for (uint64_t until = now(CLOCK_MONOTONIC) + HAND_OFF_WAITS; now(CLOCK_MONOTONIC) < until; serve_signals(GATHER))
         if (fstat(box, &directory) || !directory.st_nlink)
             break;
     close(box);
 }
 
-/* As an engine looks for it: no shell for what is no program, and what may not be executed is not found. */
+/* As an engine looks for it: no shell for what is no program, and what may not be executed is passed over for what may. */
 static void execute(char **command)
 {
     if (strchr(command[0], '/')) {
@@ -409,6 +451,7 @@ static void execute(char **command)
     const char *path = getenv("PATH"), *end;
     if (!path)
         path = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
+    int why = ENOENT;
     for (bool more = *command[0] && *path; more; path = end + 1) {
         char place[8192];
         struct stat file;
@@ -416,18 +459,51 @@ static void execute(char **command)
         more = *end;
         int n = snprintf(place, sizeof place, "%.*s/%s", end == path ? 1 : (int)(end - path), end == path ? "." : path, command[0]);
         /* Not faccessat: with flags it is a system call that older engines forbid. */
-        if ((size_t)n < sizeof place && stat(place, &file) == 0 && !S_ISDIR(file.st_mode) && access(place, X_OK) == 0) {
+        if ((size_t)n >= sizeof place || stat(place, &file) || S_ISDIR(file.st_mode))
+            continue;
+        if (access(place, X_OK) == 0) {
             execv(place, command);
             return;
         }
+        why = errno;
     }
-    errno = ENOENT;
+    errno = why;
 }
 
 static void make_pipe(int ends[2])
 {
     if (pipe2(ends, O_CLOEXEC))
         exec_error = errno;
+    else if (ends[0] >= FD_SETSIZE)
+        exec_error = EMFILE;
+}
+
+#if defined __x86_64__
+enum { NATIVE = AUDIT_ARCH_X86_64, PRLIMIT_OF_32_BITS = 340, NO_X32 = 0x3fffffff };
+#elif defined __aarch64__
+enum { NATIVE = AUDIT_ARCH_AARCH64, PRLIMIT_OF_32_BITS = 369, NO_X32 = -1 };
+#endif
+
+/* From here on nobody can lower the limits of PID 1 under it: the calling process and all that it will ever start are told that they may
+ * not. The kernel would ask for the same user and group only, and a container's user has both. */
+static void give_up_prlimit(void)
+{
+    struct sock_filter filter[] = {
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, arch)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, (uint32_t)NATIVE, 0, 3),
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_STMT(BPF_ALU | BPF_AND | BPF_K, (uint32_t)NO_X32),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, SYS_prlimit64, 2, 4),
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, nr)),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, PRLIMIT_OF_32_BITS, 0, 2),
+        BPF_STMT(BPF_LD | BPF_W | BPF_ABS, offsetof(struct seccomp_data, args[0])),
+        BPF_JUMP(BPF_JMP | BPF_JEQ | BPF_K, 1, 1, 0),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ALLOW),
+        BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
+    };
+    struct sock_fprog program = {.len = sizeof filter / sizeof *filter, .filter = filter};
+    /* The flag: no slower than before. Where it cannot be had, an engine's own filter is in the way, or no engine is there. */
+    syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_SPEC_ALLOW, &program);
 }
 
 /* Starts the command in a session of its own. What goes wrong is told in `exec_error`, or by the pipe `exec_failure`. */
@@ -448,6 +524,7 @@ static void launch(char **command)
         sigset_t none;
         sigemptyset(&none);
         sigprocmask(SIG_SETMASK, &none, NULL);
+        give_up_prlimit();
         if (dup2(output[STDOUT][1], 1) == 1 && dup2(output[STDERR][1], 2) == 2)
             execute(command);
         int why = errno;
@@ -476,7 +553,7 @@ static void take(int source)
         store(source, (size_t)n);
         /* A frame costs whoever reads it as much as some thousand bytes. The pipe holds what comes meanwhile. */
         if (run > FLOOD && n < LARGE_PIECE)
-            gather();
+            serve_signals(GATHER);
     } else if (n == 0 || (errno != EAGAIN && errno != EINTR)) {
         close(pipes[source]);
         pipes[source] = -1;
@@ -484,16 +561,16 @@ static void take(int source)
 }
 
 /* Serves whatever comes first. False: nothing came for so long. */
-static bool serve(int ms)
+static bool serve(uint64_t timeout)
 {
-    struct pollfd ready[3] = {
-        {.fd = signals, .events = POLLIN}, {.fd = pipes[STDOUT], .events = POLLIN}, {.fd = pipes[STDERR], .events = POLLIN}};
-    if (poll(ready, 3, ms) <= 0)
+    const int fds[] = {signals, pipes[STDOUT], pipes[STDERR]};
+    fd_set ready;
+    if (!wait_for(fds, 3, timeout, &ready))
         return false;
-    if (ready[0].revents)
+    if (FD_ISSET(signals, &ready))
         serve_signals(0);
     for (int i = 0; i < 2; i++)
-        if (ready[1 + i].revents)
+        if (fds[1 + i] >= 0 && FD_ISSET(fds[1 + i], &ready))
             take(i);
     return true;
 }
@@ -505,11 +582,11 @@ static void drain(void)
     uint64_t silent_since = now(CLOCK_MONOTONIC);
     while (pipes[STDOUT] >= 0 || pipes[STDERR] >= 0) {
         uint64_t before = seen[STDOUT].offset + seen[STDERR].offset;
-        if (!serve(1000))
+        if (!serve(1000 * MS))
             kill(-1, SIGKILL);
         if (seen[STDOUT].offset + seen[STDERR].offset != before)
             silent_since = now(CLOCK_MONOTONIC);
-        else if (now(CLOCK_MONOTONIC) - silent_since > SILENCE_MS * MS)
+        else if (now(CLOCK_MONOTONIC) - silent_since > SILENCE)
             return; /* somebody has it open who cannot even be killed */
     }
     serve_signals(0);
@@ -544,8 +621,8 @@ static void say_totals(void)
     }
 }
 
-/* The gaps that are known of, and the trailer. */
-static void finish(void)
+/* The gaps that are known of, and the trailer. False: they could not be stored. */
+static bool finish(void)
 {
     finishing = true;
     if (hard_stopped)
@@ -564,15 +641,16 @@ static void finish(void)
     else
         SAY("{\"exit_code\":%d,\"totals\":[", exit_code());
     say_totals();
-    SAY("],\"facts\":{\"recorder\":1,\"signal\":%d,\"exec_error\":%d,\"start_time_ns\":%llu,\"end_time_ns\":%llu,\"hard_stop\":%s,\"told\":%d,",
+    SAY("],\"facts\":{\"recorder\":1,\"signal\":%d,\"exec_error\":%d,\"start_time_ns\":%llu,\"end_time_ns\":%llu,\"hard_stop\":%s,\"cut_off\":%s,\"told\":%d,",
         !exec_error && WIFSIGNALED(status) ? WTERMSIG(status) : 0, exec_error, (unsigned long long)start_time,
-        (unsigned long long)end_time, hard_stopped ? "true" : "false", told);
+        (unsigned long long)end_time, hard_stopped ? "true" : "false", cut_off ? "true" : "false", told);
     SAY("\"blocked_ms\":%llu,\"user_us\":%llu,\"system_us\":%llu,\"max_rss_kib\":%ld}}", (unsigned long long)(blocked / MS),
         (unsigned long long)usage.ru_utime.tv_sec * 1000000 + (unsigned long long)usage.ru_utime.tv_usec,
         (unsigned long long)usage.ru_stime.tv_sec * 1000000 + (unsigned long long)usage.ru_stime.tv_usec, usage.ru_maxrss);
     size_t n = (size_t)(text_end() - (char *)out.payload);
-    append(TRAILER, n, time_for_frame(), crc32(0, out.payload, n));
+    bool whole = append(TRAILER, n, time_for_frame(), crc32(0, out.payload, n));
     fdatasync(record);
+    return whole;
 }
 
 /* -------------------------------------------------------------------------------------------------------------- main */
@@ -618,9 +696,12 @@ int main(int argc, char **argv)
     }
     const char *execution = NULL;
     char **words = read_options(argv + !!argc, &execution);
-    prctl(PR_SET_DUMPABLE, 0); /* nobody in the container gets at the record through /proc/1 */
     if (getpid() != 1)
         usage("not PID 1", "it would end every process it sees");
+    /* Where it may, as root may, the recorder takes a saved group unlike its group. prlimit asks for a group that equals them all: no
+     * process has one. Executing the command makes the saved group of that one the group again. */
+    if (setresgid((gid_t)-1, (gid_t)-1, getgid() ? 0 : 1)) { /* There is the filter. */ }
+    prctl(PR_SET_DUMPABLE, 0); /* nobody in the container gets at the record through /proc/1 */
     /* No message of ours, and no output, goes to a file that came to be number 0, 1 or 2. */
     for (int fd = 0; fd >= 0 && fd < 3;)
         fd = open("/dev/null", O_RDWR | O_CLOEXEC);
@@ -633,6 +714,8 @@ int main(int argc, char **argv)
     sigprocmask(SIG_BLOCK, &all, NULL);
     if ((signals = signalfd(-1, &all, SFD_NONBLOCK | SFD_CLOEXEC)) < 0)
         die(CANNOT_BEGIN, "signalfd");
+    if (signals >= FD_SETSIZE)
+        errno = EMFILE, die(CANNOT_BEGIN, "signalfd");
     make_crc_table();
 
     int box = claim(words[0]);
@@ -640,10 +723,9 @@ int main(int argc, char **argv)
     hand_off(box);
     launch(words + 2);
     while (!ended)
-        serve(-1);
+        serve(EVER);
     if (exec_failure >= 0 && read(exec_failure, &exec_error, sizeof exec_error) != sizeof exec_error)
         exec_error = 0;
     drain();
-    finish();
-    return exit_code();
+    return finish() || !cut_off ? exit_code() : CANNOT_STORE;
 }

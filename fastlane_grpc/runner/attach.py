@@ -17,7 +17,7 @@ import structlog
 
 from fastlane_grpc.model import Cause, Source
 from fastlane_grpc.record import RecordReader, RecordWriter, Sealed, Trailer
-from fastlane_grpc.runner.box import Fate
+from fastlane_grpc.runner.box import Delivery, Fate
 from fastlane_grpc.runner.capture import End, ask_record, not_kept
 from fastlane_grpc.runner.engine import Engine, Image
 from fastlane_grpc.runner.frames import Frames, Pieces
@@ -87,8 +87,8 @@ class AttachCapture:
     def revoke(self) -> Fate | None:
         return None
 
-    def signal(self, number: int) -> bool:
-        return False
+    def signal(self, number: int) -> Delivery:
+        return Delivery.NOT_SENT
 
     def give_up(self) -> None:
         if self._follower:

@@ -15,6 +15,7 @@ import fcntl
 import os
 import secrets
 import signal
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from enum import Enum
@@ -32,6 +33,8 @@ STEP_ENTRIES, STEP_SECONDS = 2_000, 0.02
 _HELD = -1
 
 log = structlog.get_logger(__name__)
+# A recorder takes a signal at once. One that has not taken it by then is paused.
+TAKE_SECONDS = 1.0
 
 
 class Fate(Enum):
@@ -42,6 +45,14 @@ class Fate(Enum):
     ENDED = "ended"
     # The record is not there any more: somebody deleted it.
     UNKNOWN = "unknown"
+
+
+class Delivery(Enum):
+    """What became of a signal that was sent to a recorder."""
+
+    NOT_SENT = "not sent"
+    PENDING = "pending"
+    TAKEN = "taken"
 
 
 class Box:
@@ -121,8 +132,13 @@ class Box:
             deletion.close()
         self._deletions.clear()
 
-    def signal(self, number: int) -> bool:
-        """Sends a signal to the recorder itself, past an engine that forgot it. False: there is none, or it is not seen."""
+    def permit_hard_stop(self) -> None:
+        """Marks the record, which nothing in the container can do: from now on its recorder believes a hard stop."""
+        with suppress(OSError):
+            self.record.chmod(0o600)
+
+    def signal(self, number: int) -> Delivery:
+        """Sends a signal to the recorder itself, past the engine. NOT_SENT: there is none, it is not seen from here, or another user's."""
         for process in self._holders():
             try:
                 handle = os.pidfd_open(process)
@@ -132,12 +148,12 @@ class Box:
                 # Still the same process: it cannot have ended and its number gone to another one since it was seen with the lock.
                 if process in self._holders():
                     signal.pidfd_send_signal(handle, number)
-                    return True
+                    return Delivery.TAKEN if _takes(process, number) else Delivery.PENDING
             except OSError:
                 continue
             finally:
                 os.close(handle)
-        return False
+        return Delivery.NOT_SENT
 
     @contextmanager
     def _locked(self) -> Iterator[int | None]:
@@ -232,6 +248,25 @@ def is_claimed(record: Path) -> bool:
         return True
     # By the number of its names; by its size, too, as somebody may give it more names, for a backup.
     return found.st_nlink < 2 or found.st_size > 0
+
+
+def _takes(process: int, number: int) -> bool:
+    """Waits until a process has taken a signal that was sent to it. False: it is paused, or stopped."""
+    until = time.monotonic() + TAKE_SECONDS
+    while _is_pending(process, number):
+        if time.monotonic() > until:
+            return False
+        time.sleep(0.001)
+    return True
+
+
+def _is_pending(process: int, number: int) -> bool:
+    try:
+        fields = dict(line.split(":", 1) for line in Path(f"/proc/{process}/status").read_text().splitlines())
+    except OSError:
+        return False
+    pending = int(fields["SigPnd"], 16) | int(fields["ShdPnd"], 16)
+    return fields["State"].split()[0] != "Z" and bool(pending >> (number - 1) & 1)
 
 
 def _sync(directory: Path) -> None:

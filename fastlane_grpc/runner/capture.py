@@ -8,7 +8,7 @@ from typing import Any, Protocol, TypeVar
 
 from fastlane_grpc.model import LogTotals
 from fastlane_grpc.record import RecordReader, Trailer
-from fastlane_grpc.runner.box import Fate
+from fastlane_grpc.runner.box import Delivery, Fate
 from fastlane_grpc.runner.engine import Image
 
 T = TypeVar("T")
@@ -19,10 +19,12 @@ class End:
     """The end of a container, as far as it bears on whether all of its output was had.
 
     `witnessed`: the engine told of it while it was listened to without a break from before the start, so it is one life of the engine.
+    `exit_code`: of its main process, by the engine.
     """
 
     end_time: datetime | None
     witnessed: bool
+    exit_code: int | None = None
 
 
 class Capture(Protocol):
@@ -58,8 +60,8 @@ class Capture(Protocol):
     def revoke(self) -> Fate | None:
         """What became of the command; one that has not run by now never will. None: this way of capture cannot tell."""
 
-    def signal(self, number: int) -> bool:
-        """Sends a signal to a container that the engine does not know of any more. False: there is no way to it."""
+    def signal(self, number: int) -> Delivery:
+        """Sends a signal to the container's main process without the engine, which may hang or not know of it any more."""
 
     def resume(self, container_id: str | None) -> None:
         """After a break in which the container may have printed. What it printed then is a gap, unless the way of capture spans the break.

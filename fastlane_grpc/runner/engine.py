@@ -40,8 +40,8 @@ class Container:
     stop_signal: str
     start_time: datetime | None
     end_time: datetime | None
-    # What it runs, or its recorder does.
-    program: str = ""
+    # What it runs, or its recorder does; None: that is not known.
+    program: str | None = None
 
     @property
     def alive(self) -> bool:
@@ -148,8 +148,9 @@ class Engine:
         """Sent once, and waited for as long as it takes. EngineDown: nobody knows whether it starts."""
         self._wire("POST", f"/containers/{container_id}/start", answer_seconds=None).cut()
 
-    def kill(self, container_id: str, signal: str) -> None:
-        self._asked("POST", f"/containers/{container_id}/kill?{urlencode({'signal': signal})}")
+    def kill(self, container_id: str, signal: str, *, answer_seconds: float | None = None) -> None:
+        """Sends a signal to the main process; one that is paused goes on. `answer_seconds`: another time than usual for the answer."""
+        self._asked("POST", f"/containers/{container_id}/kill?{urlencode({'signal': signal})}", answer_seconds=answer_seconds)
 
     def inspect(self, name: str) -> Container | None:
         """None: there is no such container. Waits for the container's lock, which another call may hold."""
@@ -217,10 +218,10 @@ class Engine:
         """Whether it is on this machine, so that its clock is ours."""
         return self.address.startswith("unix://")
 
-    def _asked(self, method: str, path: str, body: Mapping[str, Any] | None = None) -> Any:
+    def _asked(self, method: str, path: str, body: Mapping[str, Any] | None = None, *, answer_seconds: float | None = None) -> Any:
         content = b"" if body is None else json.dumps(body).encode()
         try:
-            wire = self._wire(method, path, body=content, answer_seconds=self._answer_seconds)
+            wire = self._wire(method, path, body=content, answer_seconds=answer_seconds or self._answer_seconds)
         except EngineRefuses as refusal:
             # An engine that cannot even look is as good as gone for now: nothing is wrong with what it was asked for.
             if method == "GET" and refusal.status >= 500 and passes(refusal.message):
@@ -249,7 +250,7 @@ def _container(answer: Mapping[str, Any]) -> Container:
         stop_signal=answer["Config"].get("StopSignal", ""),
         start_time=engine_time(state.get("StartedAt", "")),
         end_time=engine_time(state.get("FinishedAt", "")),
-        program=next(iter(answer["Config"].get("Cmd") or ()), ""),
+        program=next(iter(answer["Config"].get("Cmd") or ()), None),
     )
 
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from enum import StrEnum
+from signal import SIGKILL
 
 import structlog
 
@@ -16,15 +17,16 @@ from fastlane_grpc.logs import Logs
 from fastlane_grpc.model import Assignment, Outcome, State, Stop, StopCause, Waiting, WaitReason, utc_now
 from fastlane_grpc.record import Trailer
 from fastlane_grpc.runner.architecture import architectures, foreign_image, format_error
-from fastlane_grpc.runner.box import Fate
+from fastlane_grpc.runner.box import Delivery, Fate
 from fastlane_grpc.runner.capture import Capture, End
 from fastlane_grpc.runner.clock import boottime
 from fastlane_grpc.runner.engine import Container
 from fastlane_grpc.runner.engine_errors import passes
 from fastlane_grpc.runner.host import Host
 from fastlane_grpc.runner.orders import Began, CertainEnd, Died, EngineBack, EngineGone, Leave, Order, Orders, Remains, StopOrder
+from fastlane_grpc.runner.recorder import CANNOT_STORE_CODE, RecorderCapture
 from fastlane_grpc.runner.stopping import KILL, Stopping, signal_number
-from fastlane_grpc.runner.verdict import DOUBTFUL_CODES, Verdict, ended, ended_by_itself, not_begun, record_deleted, verdict_of
+from fastlane_grpc.runner.verdict import DOUBTFUL_CODES, Verdict, cut_off, ended, ended_by_itself, not_begun, record_deleted, verdict_of
 from fastlane_grpc.runner.wire import EngineDown, EngineRefuses
 from fastlane_grpc.store import Store
 
@@ -39,6 +41,8 @@ UNREADABLE_SECONDS = 0.5
 HELD_SECONDS = 0.5
 # Clocks that stand still while the machine sleeps time the waits: so often the one that goes on is looked at.
 LONGEST_WAIT_SECONDS = 60.0
+# An engine has so long to let a paused container go on, before it is taken for one that hangs.
+WAKE_SECONDS = 2.0
 # A timeout is carried out even if the store has no room to say so.
 STORE_SECONDS = 5.0
 
@@ -274,6 +278,18 @@ class Passage:
             self.capture.give_up()
         # Asked first to end in a way that keeps all output; if that does not help, in the way that always does.
         number = self.capture.kill_signal if name == KILL and self.stopping.sent != KILL else name
+        # First without the engine, which may hang: the time and later orders would wait for its answer.
+        kernels_number = signal_number(number)
+        delivery = self._signalled(kernels_number) if kernels_number else Delivery.NOT_SENT
+        if delivery is Delivery.NOT_SENT:
+            self._send_by_engine(name, number)
+            return
+        self._sent(name)
+        if delivery is Delivery.PENDING:
+            self._wake(number)
+
+    def _send_by_engine(self, name: str, number: str) -> None:
+        assert self.stopping is not None
         try:
             self.engine.kill(self.container_id, number)
         except EngineDown as error:
@@ -281,9 +297,16 @@ class Passage:
             self.log.warning("a signal was not sent", signal=name, error=str(error))
             self.stopping = self.stopping.could_not_send(boottime())
         except EngineRefuses as refusal:
-            self._not_sent(name, number, refusal)
+            self._not_sent(name, refusal)
         else:
             self._sent(name)
+
+    def _wake(self, number: str) -> None:
+        """Of a container that is paused: the engine lets it go on to take a signal. The one that it sends for that is one with ours."""
+        try:
+            self.engine.kill(self.container_id, number, answer_seconds=WAKE_SECONDS)
+        except (EngineDown, EngineRefuses) as error:
+            self.log.warning("a container does not take its signal", signal=number, error=str(error))
 
     def _sent(self, name: str) -> None:
         assert self.stopping is not None
@@ -293,12 +316,10 @@ class Passage:
         if name == KILL:
             self._look_at = min(self._look_at, boottime() + LOOK_SECONDS)
 
-    def _not_sent(self, name: str, number: str, refusal: EngineRefuses) -> None:
+    def _not_sent(self, name: str, refusal: EngineRefuses) -> None:
         assert self.stopping is not None
         self.log.info("a signal was refused", signal=name, refusal=refusal.message)
-        if refusal.status in {404, 409} and self._signalled(signal_number(number)):
-            self._sent(name)
-        elif refusal.status in {404, 409}:
+        if refusal.status in {404, 409}:
             # It does not run any more: its end is on the way to us.
             self._look_at = min(self._look_at, boottime() + LOOK_SECONDS)
             self.stopping = self.stopping.could_not_send(boottime() + LOOK_SECONDS)
@@ -309,13 +330,13 @@ class Passage:
             self.say(f"the engine does not send {name}: {refusal.message}")
             self.stopping = self.stopping.kill_now(boottime())
 
-    def _signalled(self, number: int) -> bool:
-        """Whether the signal was sent past the engine."""
+    def _signalled(self, number: int) -> Delivery:
+        """What became of the signal that was sent past the engine."""
         try:
-            return self.capture.held and self.capture.signal(number)
+            return self.capture.signal(number)
         except OSError as error:
             self.log.warning("a record cannot be looked at", error=str(error))
-            return False
+            return Delivery.NOT_SENT
 
     def _alive(self) -> bool:
         self._look_at = float("inf") if self.stopping is None else boottime() + LOOK_SECONDS
@@ -363,13 +384,16 @@ class Passage:
             self.conclude(record_deleted(exit_code))
             return
         witnessed = died is not None and died.heard_since <= self.watched_since
-        missing = self.capture.drain(End(_end_time(container, died), witnessed))
+        told_code = died.exit_code if died else None
+        # Of one that runs, as somebody restarted it, the engine says 0.
+        exit_code = container.exit_code if container and container.ended else told_code
+        missing = self.capture.drain(End(_end_time(container, died), witnessed, exit_code))
         self.reached(Step.DRAINED)
-        self._settle(self._verdict(container, died), missing)
+        self._settle(self._verdict(container, exit_code), missing)
 
-    def _verdict(self, container: Container | None, died: Died | None) -> Verdict:
+    def _verdict(self, container: Container | None, exit_code: int | None) -> Verdict:
         witness = self.capture.trailer()
-        verdict = self._verdict_of_end(container, died, witness)
+        verdict = self._verdict_of_end(container, exit_code, witness)
         said = format_error(witness, container, verdict.outcome.exit_code, self.directory / "log")
         if said and verdict.state is State.FAILED:
             # Asked only now: the kernel may have an emulator for a foreign image, of which only the kernel knows.
@@ -377,7 +401,7 @@ class Passage:
             return foreign_image(verdict, said, architectures(self.engine, digest))
         return verdict
 
-    def _verdict_of_end(self, container: Container | None, died: Died | None, witness: Trailer | None) -> Verdict:
+    def _verdict_of_end(self, container: Container | None, exit_code: int | None, witness: Trailer | None) -> Verdict:
         if witness is not None:
             # PID 1 itself says how its command ended: whatever the engine saw of it, or made up after it was killed, is second to that.
             return ended_by_itself(
@@ -388,10 +412,10 @@ class Passage:
                 timeout=self.timeout,
                 engine_restarted=witness.exit_code in DOUBTFUL_CODES and self._engine_restarted(),
             )
-        told_code = died.exit_code if died else None
-        # Of one that runs, as somebody restarted it, the engine says 0.
-        exit_code = container.exit_code if container and container.ended else told_code
-        return ended(
+        no_more_room = self.capture.name == RecorderCapture.name and exit_code == CANNOT_STORE_CODE
+        if no_more_room:
+            exit_code = 128 + SIGKILL
+        verdict = ended(
             exit_code,
             container,
             self.spec,
@@ -399,6 +423,7 @@ class Passage:
             timeout=self.timeout,
             engine_restarted=exit_code in DOUBTFUL_CODES and self._engine_restarted(),
         )
+        return cut_off(verdict) if no_more_room else verdict
 
     def _look(self, died: Died | None) -> Container | None:
         """An engine that hangs for a while, and does not go away, is asked again: to be taken up again would cost the log a gap."""

@@ -19,7 +19,7 @@ import structlog
 from fastlane_grpc import recorder as program
 from fastlane_grpc.model import HARD_STOP, Cause, Reason, Source
 from fastlane_grpc.record import Chunk, Position, RecordReader, RecordWriter, Sealed, Trailer
-from fastlane_grpc.runner.box import Box, Fate
+from fastlane_grpc.runner.box import Box, Delivery, Fate
 from fastlane_grpc.runner.capture import End, ask_record, not_kept
 from fastlane_grpc.runner.engine import Image
 from fastlane_grpc.runner.hand_off import hand_offs
@@ -32,6 +32,8 @@ PROGRAM_TARGET, BOX_TARGET = "/.fastlane/recorder", "/.fastlane/box"
 END_SECONDS = 10.0
 # What the program takes as a limit: two blocks of a record for the head, two for the newest part.
 LEAST_LOG_BYTES = 4 * 65_536
+# The exit status of a recorder that killed its command, as nothing could be stored any more, and could not store that either.
+CANNOT_STORE_CODE = 117
 
 log = structlog.get_logger(__name__)
 
@@ -87,6 +89,7 @@ class RecorderCapture:
         self._put_away = False
         # The recorder did not come to its end: how much it had not stored nobody knows.
         self._cut = False
+        self._cut_by = Cause.ENGINE
         # Directories that are waited for to be handed off. An earlier server may have left one.
         self._mounted: list[Path] = []
         if recorder is None:
@@ -115,7 +118,7 @@ class RecorderCapture:
     def revoke(self) -> Fate:
         return insist(self._box.revoke)
 
-    def signal(self, number: int) -> bool:
+    def signal(self, number: int) -> Delivery:
         return self._box.signal(number)
 
     def resume(self, container_id: str | None) -> None:
@@ -123,13 +126,17 @@ class RecorderCapture:
         self._cut = container_id is None
 
     def give_up(self) -> None:
-        """Nothing: the recorder gives up by itself when it is told to kill."""
+        """The recorder gives up by itself when it is told to kill. That it is this server who tells it to is known by the record."""
+        self._box.permit_hard_stop()
 
     def drain(self, end: End | None) -> str:
         if end is None:
             return ""
         trailer = self.trailer()
         self._cut = trailer is None
+        if trailer is None and end.exit_code == CANNOT_STORE_CODE:
+            self._cut_by = Cause.STORE
+            return "some output is missing: the recorder was not allowed to make its file larger, and killed the command"
         if trailer is None:
             return "some output may be missing: the recorder was killed, or its machine went down, before the end of the output was stored"
         if missing := not_kept(trailer.totals):
@@ -174,6 +181,7 @@ class RecorderCapture:
             if self.revoke() is not Fate.RUNS:
                 return True
             log.warning("a recorder is left over; it is told to end", execution_id=self._execution_id, signal=number)
+            self._box.permit_hard_stop()
             self._box.signal(number)
             until = time.monotonic() + END_SECONDS
             while insist(lambda: self._box.held) and time.monotonic() < until:
@@ -196,7 +204,7 @@ class RecorderCapture:
             return self.trailer()
         try:
             for source in (Source.STDOUT, Source.STDERR) if self._cut else ():
-                record.gap(source, None, Cause.ENGINE, time.time_ns())
+                record.gap(source, None, self._cut_by, time.time_ns())
             return record.seal(exit_code, facts, time.time_ns())
         finally:
             record.close()

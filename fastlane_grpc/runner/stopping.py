@@ -1,5 +1,6 @@
 """Bringing a container to its end: the signal, the grace, the kill; and again, for as long as it does not end."""
 
+import re
 import signal
 from dataclasses import dataclass, replace
 
@@ -69,11 +70,15 @@ def signal_name(text: str) -> str:
     return text.upper() if text.upper().startswith("SIG") else f"SIG{text.upper()}"
 
 
-def signal_number(text: str) -> int:
-    """A signal, given as a number or a name with or without SIG, by its number; that of SIGTERM if there is none of this name."""
-    if text.isdigit():
-        return int(text)
-    return getattr(signal.Signals, signal_name(text), signal.SIGTERM).value
+def signal_number(text: str) -> int | None:
+    """A signal, given as a number or a name with or without SIG, by the kernel's number; None if there is none that is known here."""
+    name = signal_name(text)
+    # Counted from 34 by engines; C libraries do not agree.
+    if real_time := re.fullmatch(r"SIGRT(MIN|MAX)([+-]\d+)?", name):
+        number = (34 if real_time[1] == "MIN" else 64) + int(real_time[2] or 0)
+    else:
+        number = int(name) if name.isdigit() else getattr(signal.Signals, name, 0)
+    return number if 0 < number <= 64 else None
 
 
 def _grace_left(stop: Stop) -> float:

@@ -88,19 +88,33 @@ def ended_by_itself(
     """Of a container whose recorder says how it ended. `container` is None if it was removed before it could be looked at."""
     facts: Mapping[str, Any] = trailer.facts
     if error := facts.get("exec_error"):
-        return not_executed(error, container.program if container else "", stopping)
+        return not_executed(error, container.program if container else None, stopping)
     # The engine ended it if it was told to end, and not by us.
     engine_ended_it = engine_restarted and bool(facts.get("told"))
     verdict = ended(trailer.exit_code, container, spec, stopping, timeout=timeout, engine_restarted=engine_ended_it)
     # An engine that was killed has lost its times, or put in that of its own return.
     exit_time = _nanos(facts.get("end_time_ns")) or verdict.exit_time
     start_time = verdict.start_time or _nanos(facts.get("start_time_ns"))
+    if facts.get("cut_off"):
+        verdict = cut_off(verdict)
     return replace(verdict, exit_time=exit_time, start_time=min(start_time, exit_time) if start_time and exit_time else start_time)
 
 
-def not_executed(error: int, program: str, stopping: Stopping | None) -> Verdict:
-    """Of a container whose recorder was told by the kernel that it cannot execute the command; `program` is empty if that is not known."""
-    said = ": ".join(filter(None, (program, os.strerror(error))))
+def cut_off(verdict: Verdict) -> Verdict:
+    """Of a container whose recorder killed the command, as nothing that it printed could be stored any more."""
+    if verdict.state not in {State.FAILED, State.LOST}:
+        return verdict
+    detail = (
+        "killed by its recorder, which may not make the file of its output larger: the limit RLIMIT_FSIZE of the container's main process, "
+        f"or the largest file of this file system; {_said(verdict.outcome.exit_code)}"
+    )
+    return replace(verdict, state=State.FAILED, outcome=replace(verdict.outcome, reason=Reason.EXIT_CODE, detail=detail))
+
+
+def not_executed(error: int, program: str | None, stopping: Stopping | None) -> Verdict:
+    """Of a container whose recorder was told by the kernel that it cannot execute the command, whose first word is `program`."""
+    name = '"" (an empty word)' if program == "" else program
+    said = ": ".join(filter(None, (name, os.strerror(error))))
     if stopping:
         return _settled(State.STOPPED, Reason.UNSPECIFIED, f"told to stop {stopping.cause}; its command could not be executed: {said}")
     if error in {errno.ENOENT, errno.ENOTDIR}:
