@@ -48,8 +48,13 @@ def test_what_certainly_never_ran_goes_back_to_the_queue_and_can_be_started_by_n
     assert give_up(house, execution_id).state is State.QUEUED
     # As a start would that is still on its way to an engine that hangs.
     left = sdk.containers.get(f"fastlane-{execution_id}")
-    left.start()
-    assert left.wait()["StatusCode"] not in {0, 7}
+    try:
+        left.start()
+    except docker.errors.APIError as error:
+        # What was to be mounted is gone by then, as often as not.
+        assert "bind source path does not exist" in str(error)
+    else:
+        assert left.wait()["StatusCode"] not in {0, 7}
     left.remove()
     house.store.claim(1, host="local").result()
     execution = house.adopt(execution_id).result()
