@@ -19,6 +19,7 @@ from fastlane_grpc.errors import DiskFull, ServerStopping, StoreFailed
 from fastlane_grpc.logs import Logs
 from fastlane_grpc.model import Execution, utc_now
 from fastlane_grpc.store import Count, Found, Old, Place, Store
+from fastlane_grpc.wakeup import Wakeup
 
 # Logs or jobs of one step: so many rows hold up the writer for some milliseconds.
 STEP_ROWS = 100
@@ -79,7 +80,7 @@ class Upkeep:
         self._rest_seconds = rest_seconds
         self._call_seconds = call_seconds
         self._thread = ThreadPoolExecutor(1, "upkeep")
-        self._wake = asyncio.Event()
+        self._wake = Wakeup()
         self._closed = False
 
     def news(self, executions: Sequence[Execution]) -> None:
@@ -91,7 +92,6 @@ class Upkeep:
         """Prunes what is due, then sleeps until something is, until it is cancelled or the store is closed."""
         with suppress(ServerStopping):
             while True:
-                # Cleared before it looks: news that comes while it looks sets it again, and is not lost.
                 self._wake.clear()
                 try:
                     now = self._now()
@@ -100,9 +100,7 @@ class Upkeep:
                 except (DiskFull, StoreFailed) as error:
                     log.warning("pruning waits for the store", error=str(error), retry_seconds=RETRY_SECONDS)
                     seconds = RETRY_SECONDS
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(seconds):
-                        await self._wake.wait()
+                await self._wake.wait(seconds)
                 await asyncio.sleep(self._rest_seconds)
 
     def close(self) -> None:

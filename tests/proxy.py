@@ -1,8 +1,9 @@
-"""A door before an engine's socket, that can be shut, frozen, or made to lose one answer."""
+"""A door before an engine's socket, that can be shut, frozen, or made to lose one answer, or to tell other events than the engine's."""
 
 import contextlib
 import socket
 import threading
+from collections.abc import Callable
 from pathlib import Path
 
 
@@ -15,7 +16,10 @@ class Proxy:
         # A request with this in it is passed on, and its connection cut when the answer comes.
         self.lose_answer_to = b""
         self.lost = threading.Event()
+        # What comes of the engine's events, as it is passed on.
+        self.alter: Callable[[bytes], bytes] = lambda events: events
         self._engine_path = engine_path
+        self._listeners: set[socket.socket] = set()
         self._open: set[socket.socket] = set()
         self._flowing = threading.Event()
         self._flowing.set()
@@ -46,6 +50,14 @@ class Proxy:
     def thaw(self) -> None:
         self._flowing.set()
 
+    def say(self, events: bytes) -> None:
+        """As if the engine told these events, to all who listen to it."""
+        with self._lock:
+            listeners = list(self._listeners)
+        assert listeners
+        for client in listeners:
+            client.sendall(events)
+
     def _accept(self, listener: socket.socket) -> None:
         while True:
             try:
@@ -64,12 +76,19 @@ class Proxy:
         with contextlib.suppress(OSError):
             while data := source.recv(65_536):
                 self._flowing.wait()
+                if not answers and b"/events?" in data:
+                    with self._lock:
+                        self._listeners.add(source)
+                elif answers and target in self._listeners:
+                    data = self.alter(data)
                 if answers and losing.is_set():
                     self.lost.set()
                     break
                 if not answers and self.lose_answer_to and self.lose_answer_to in data:
                     losing.set()
                 target.sendall(data)
+        with self._lock:
+            self._listeners -= {source, target}
         _cut(target)
 
 

@@ -59,6 +59,7 @@ class House:
         self.upkeep = Upkeep(self.store, self.logs, Limits())
         self.service = Service(self.store, self.tails, self.places, self.upkeep, self.settings)
         self.server = RpcServer(self.service, self.settings)
+        self.server.listen()
         self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{self.server.port}")
         self.jobs = pb_grpc.JobServiceStub(self.channel)
         self.executions = pb_grpc.ExecutionServiceStub(self.channel)

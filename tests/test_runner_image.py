@@ -15,6 +15,7 @@ from fastlane_grpc.model import Execution, Outcome, PullPolicy, Reason, State
 from fastlane_grpc.runner import Step
 from fastlane_grpc.runner.engine import Engine
 from fastlane_grpc.runner.image import Progress, Pull, Refused, RegistryFails, image_parts, pull_failure
+from fastlane_grpc.runner.wire import EngineDown
 from tests.engine import House, by_recorder
 from tests.registry import Registry, digest, registry_for
 
@@ -98,7 +99,7 @@ def test_credentials_that_cannot_be_read_refuse_the_pull(entry: object, tmp_path
     [
         (b"{not json\n", RegistryFails),
         (b"[]\n", RegistryFails),
-        (b'{"status": "Downloading", "id": "a", "progressDetail": {"total": "much"}}\n', ValueError),
+        (b'{"status": "Downloading", "id": "a", "progressDetail": {"total": "much"}}\n', EngineDown),
     ],
 )
 def test_a_pull_ends_whatever_the_engine_says(answer: bytes, failure: type[Exception], tmp_path: Path) -> None:

@@ -6,23 +6,39 @@ from pathlib import Path
 
 from inotify_simple import INotify, flags
 
+from fastlane_grpc.supervisor import report
+
 
 class News:
     """Watches files. A change is told once, then not again until somebody is about to look: of a flood nobody wants to hear every write."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self._loop = loop
+        self._closed = False
         self._inotify = INotify(nonblocking=True)
         self._armed: dict[int, Bell] = {}
-        loop.add_reader(self._inotify.fileno(), self._read)
+        loop.add_reader(self._inotify.fileno(), self._read_or_give_up)
 
     def bell(self, path: Path, told: Callable[[], None]) -> "Bell":
         """A bell of a file, which is not armed yet. `told` is called on the loop."""
         return Bell(path, told, self._inotify, self._armed)
 
     def close(self) -> None:
-        self._loop.remove_reader(self._inotify.fileno())
-        self._inotify.close()
+        if not self._closed:
+            self._closed = True
+            self._loop.remove_reader(self._inotify.fileno())
+            self._inotify.close()
+
+    def _read_or_give_up(self) -> None:
+        """Without news every reader looks by itself, now and then: that costs more, and loses nothing."""
+        try:
+            self._read()
+        except Exception as error:
+            report("inotify", error)
+            bells = list(self._armed.values())
+            self.close()
+            for bell in bells:
+                bell.ring()
 
     def _read(self) -> None:
         events = self._inotify.read(timeout=0)
@@ -56,7 +72,7 @@ class Bell:
             return False
         try:
             self._handle = self._inotify.add_watch(self._path, flags.MODIFY | flags.ONESHOT)
-        except OSError:
+        except (OSError, ValueError):  # the latter of an inotify that was closed
             return False
         self._all_armed[self._handle] = self
         return True
@@ -70,7 +86,7 @@ class Bell:
             return
         try:
             self._inotify.rm_watch(handle)
-        except OSError:
+        except (OSError, ValueError):
             return  # The file is gone, or it has just changed, and its watch is gone with that.
 
     def _forget(self) -> int | None:

@@ -19,6 +19,7 @@ class RpcServer:
 
     def __init__(self, service: Service, settings: Settings) -> None:
         self._service = service
+        self._started = False
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(options=_options(settings))
         services = pb.DESCRIPTOR.services_by_name
@@ -37,16 +38,22 @@ class RpcServer:
             ]
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        self._address = settings.listen
+        self.port = 0
+
+    def listen(self) -> None:
+        """Take the address; `port` is known from then on. Raises CannotServe. Whatever comes of it, `stop` gives all back."""
         try:
-            self.port = self._server.add_insecure_port(settings.listen)
+            self.port = self._server.add_insecure_port(self._address)
         except RuntimeError as error:
-            message = f"cannot listen on {settings.listen}: it is taken, or not an address of this machine; choose another with --listen"
+            message = f"cannot listen on {self._address}: it is taken, or not an address of this machine; choose another with --listen"
             raise CannotServe(message) from error
 
     async def start(self) -> None:
         await self.store_can_write(True)
         await self.serving("live", True)
         await self._server.start()
+        self._started = True
 
     async def store_can_write(self, can: bool) -> None:
         """What health says of the server as a whole. That it cannot write is a reason to send work elsewhere, and none to restart it: it
@@ -63,6 +70,9 @@ class RpcServer:
     async def stop(self) -> None:
         await self._health.enter_graceful_shutdown()
         self._service.stop_serving()
+        if not self._started:
+            # gRPC gives back what it has open, the port among it, only of a server that was started.
+            await self._server.start()
         await self._server.stop(_STOP_GRACE_SECONDS)
 
 

@@ -6,10 +6,10 @@ from typing import TypeVar
 
 import structlog
 
+from fastlane_grpc.backoff import Backoff
 from fastlane_grpc.runner.clock import boottime
 
-FIRST_PAUSE_SECONDS = 0.05
-LONGEST_PAUSE_SECONDS = 8.0
+PAUSES = Backoff(0.05, 8.0)
 RETRY_SECONDS = 0.5
 
 T = TypeVar("T")
@@ -22,14 +22,13 @@ class Patience:
 
     def __init__(self, seconds: float = 60.0) -> None:
         self._until = boottime() + seconds
-        self._pause = FIRST_PAUSE_SECONDS
+        self._failures = 0
 
     def pause(self) -> float | None:
         """How long to wait before the next try; None: it was tried long enough."""
-        if boottime() + self._pause > self._until:
-            return None
-        pause, self._pause = self._pause, min(self._pause * 2, LONGEST_PAUSE_SECONDS)
-        return pause
+        pause_seconds = PAUSES.pause_seconds(self._failures)
+        self._failures += 1
+        return None if boottime() + pause_seconds > self._until else pause_seconds
 
 
 def insist(write: Callable[[], T]) -> T:

@@ -1,5 +1,7 @@
 """The file fastlane.db: how it is opened, and what SQLite's errors mean. Every error names the file."""
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,25 +26,19 @@ RETRY_SECONDS = 5.0
 
 def open_for_writing(path: Path) -> Connection:
     """The one connection that writes, the schema brought up to date. StoreFailed: the file is damaged, not ours, or of a newer fastlane."""
-    try:
-        db = _connect(path)
+    with _opening(path) as db:
         if db.execute("PRAGMA journal_mode = WAL").fetchall() != [("wal",)]:
             raise StoreFailed(f"{path} cannot have a write-ahead log: keep it on a local disk")
         # FULL syncs that log at each commit: what was acknowledged survives a power cut.
         db.execute("PRAGMA synchronous = FULL")
         _migrate(db, path)
-    except sqlite3.Error as error:
-        raise StoreFailed(f"cannot open {path}: {error}") from error
     return db
 
 
 def open_for_reading(path: Path) -> Connection:
     """A connection that cannot write; each statement is a transaction of its own."""
-    try:
-        db = _connect(path)
+    with _opening(path) as db:
         db.execute("PRAGMA query_only = ON")
-    except sqlite3.Error as error:
-        raise StoreFailed(f"cannot open {path}: {error}") from error
     return db
 
 
@@ -58,11 +54,20 @@ def refusal(error: Exception, path: Path) -> Refusal:
     return StoreFailed(f"{path} cannot be used: {error}", retry_seconds=RETRY_SECONDS)
 
 
-def _connect(path: Path) -> Connection:
-    # It is opened on one thread and used on another, one at a time. Transactions are begun and ended by hand, hence no isolation level.
-    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=256)
-    db.execute("PRAGMA foreign_keys = ON")
-    return db
+@contextmanager
+def _opening(path: Path) -> Iterator[Connection]:
+    """A connection that is closed if what is done in it fails. StoreFailed."""
+    try:
+        # It is opened on one thread and used on another, one at a time. Transactions are begun and ended by hand, hence no isolation level.
+        db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=256)
+        try:
+            db.execute("PRAGMA foreign_keys = ON")
+            yield db
+        except BaseException:
+            db.close()
+            raise
+    except sqlite3.Error as error:
+        raise StoreFailed(f"cannot open {path}: {error}") from error
 
 
 def _migrate(db: Connection, path: Path) -> None:

@@ -19,6 +19,7 @@ from fastlane_grpc.store.queries import NEWEST, ahead_of, execution_of, job_of, 
 from fastlane_grpc.store.readers import Readers
 from fastlane_grpc.store.rows import EXECUTION, execution_from, logs_text, microseconds_of, microseconds_since_epoch, spec_from
 from fastlane_grpc.store.writer import Writer, Written
+from fastlane_grpc.supervisor import ALONE, Supervisor
 
 # A store that has less room than this is not taken for one that can write again.
 PROBE_FREE_BYTES = 1 << 20
@@ -40,6 +41,7 @@ class Store:
         loop: asyncio.AbstractEventLoop,
         quota: Quota | None = None,
         on_failure: Callable[[], None] = lambda: None,
+        supervisor: Supervisor = ALONE,
     ) -> Self:
         """The store in `directory`, made if there is none; it takes jobs up to `quota`. StoreFailed if it cannot be opened.
 
@@ -49,8 +51,19 @@ class Store:
         well, when something could not be written.
         """
         path = directory / "fastlane.db"
-        writer = Writer(open_for_writing(path), path, loop=loop, on_commit=on_commit, on_failure=on_failure)
-        return cls(writer, Readers(path, loop=loop), instance=_instance(path), quota=quota)
+        db = open_for_writing(path)
+        try:
+            instance, readers = _instance(path), Readers(path, loop=loop, supervisor=supervisor)
+        except BaseException:
+            db.close()
+            raise
+        try:
+            writer = Writer(db, path, loop=loop, on_commit=on_commit, on_failure=on_failure, supervisor=supervisor)
+        except BaseException:
+            readers.close()
+            db.close()
+            raise
+        return cls(writer, readers, instance=instance, quota=quota)
 
     def __init__(
         self, writer: Writer, readers: Readers, *, instance: str, now: Callable[[], datetime] = utc_now, quota: Quota | None = None

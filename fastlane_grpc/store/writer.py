@@ -18,6 +18,7 @@ from fastlane_grpc.errors import ServerStopping
 from fastlane_grpc.model import Execution
 from fastlane_grpc.store.database import Connection, is_failure, refusal, sqlite3
 from fastlane_grpc.store.pending import Pending, Settled, tell
+from fastlane_grpc.supervisor import ALONE, Supervisor
 
 T = TypeVar("T")
 
@@ -60,6 +61,7 @@ class Writer:
         on_commit: Callable[[Sequence[Execution]], None],
         on_failure: Callable[[], None] = lambda: None,
         retry_seconds: float = 1.0,
+        supervisor: Supervisor = ALONE,
     ) -> None:
         self._db = db
         self.path = path
@@ -74,7 +76,10 @@ class Writer:
         # Units that could not be stored and are tried again from `_retry_at` on, by the monotonic clock.
         self._owed: list[_Unit] = []
         self._retry_at = 0.0
-        self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
+        # Units that were taken from the queue and are not answered.
+        self._taken: Sequence[_Unit] = ()
+        # Not restarted: what the thread was about when it failed is not known, and all that the server promises goes through it.
+        self._thread = supervisor.thread("store-writer", self._run, restart=False)
         self._thread.start()
 
     def write(self, work: Work[T]) -> Pending[T]:
@@ -104,15 +109,34 @@ class Writer:
     # ---- on the thread
 
     def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException:
+            # Nobody is to wait for a thread that has ended.
+            self._refuse_all()
+            raise
+        finally:
+            self._db.close()
+
+    def _work(self) -> None:
         last = False
         while not last:
-            units, last = self._gather()
-            if units:
-                self._commit(units)
+            self._taken, last = self._gather()
+            if self._taken:
+                self._commit(self._taken)
             if self._owed and (last or time.monotonic() >= self._retry_at):
                 self._pay()
-        self._give_up()
-        self._db.close()
+        self._give_up(self._owed)
+
+    def _refuse_all(self) -> None:
+        with self._entrance:
+            self._closed = True
+        waiting: list[_Unit] = []
+        with suppress(queue.Empty):
+            while True:
+                if unit := self._queue.get_nowait():
+                    waiting.append(unit)
+        self._give_up([*self._taken, *self._owed, *waiting])
 
     def _gather(self) -> tuple[list["_Unit"], bool]:
         """All units that wait, and whether they are the last. Blocks for the first one, or until it is time to try again what is owed."""
@@ -128,13 +152,13 @@ class Writer:
 
     def _pay(self) -> None:
         # Each in a transaction of its own: one that ruins its transaction every time ruins no other.
-        owed, self._owed = self._owed, []
-        for unit in owed:
+        self._taken, self._owed = self._owed, []
+        for unit in self._taken:
             self._commit([unit])
 
-    def _give_up(self) -> None:
+    def _give_up(self, units: Sequence["_Unit"]) -> None:
         message = "the server is going down, and this could not be stored; the next server finds out anew"
-        tell(self._loop, [Settled(unit.pending, None, ServerStopping(message)) for unit in self._owed])
+        tell(self._loop, [Settled(unit.pending, None, ServerStopping(message)) for unit in units])
 
     def _commit(self, units: Sequence["_Unit"]) -> None:
         done: Sequence[_Done]
