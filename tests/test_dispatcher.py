@@ -19,7 +19,7 @@ from structlog.testing import capture_logs
 
 from fastlane_grpc.dispatcher import Dispatcher, HostPlaces
 from fastlane_grpc.model import Assignment, Execution, JobSpec, LogTotals, Outcome, Reason, Source, State, Stop, utc_now
-from fastlane_grpc.runner.orders import HostDown, Order, Orders, StopOrder
+from fastlane_grpc.runner.orders import HostDown, Order, Orders, Remains, StopOrder
 from fastlane_grpc.store import Pending, Store
 from fastlane_grpc.store.database import Connection, open_for_writing
 from fastlane_grpc.store.readers import Readers
@@ -818,6 +818,28 @@ async def test_a_defect_after_the_job_was_pruned_costs_no_place(house: House) ->
         await house.enqueue("bad")
     good = await house.enqueue("good")
     await house.announced.reaches(good.id, State.SUCCEEDED)
+    await house.threads_end()
+    assert house.dispatcher.running == 0
+
+
+async def test_an_execution_whose_end_fails_is_taken_up_again_and_no_thread_is_lost(tmp_path: Path, houses: list[House]) -> None:
+    house = House(tmp_path, max_running=1, retry_seconds=0.01)
+    houses.append(house)
+    defects: list[BaseException] = [ZeroDivisionError(), SystemExit(1), MemoryError()]
+
+    def defect(assignment: Assignment, orders: Orders) -> None:
+        if defects:
+            raise defects.pop()
+
+    def no_abandon(execution_id: str, why: str) -> Remains:
+        raise SystemExit(2)
+
+    house.runner.when_given, house.runner.abandon = defect, no_abandon  # type: ignore[method-assign]
+    house.open()
+    with capture_logs() as logs:
+        execution = await house.enqueue()
+        await house.announced.reaches(execution.id, State.SUCCEEDED)
+    assert [log["work"] for log in logs if log["event"].startswith("a defect")] == [f"the end of execution {execution.id}"] * 3
     await house.threads_end()
     assert house.dispatcher.running == 0
 

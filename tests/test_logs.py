@@ -1,6 +1,7 @@
 """Readers of logs over real records: whoever comes when, and however often it is cut off, gets the same bytes, each once."""
 
 import asyncio
+import os
 import re
 import threading
 import time
@@ -12,6 +13,7 @@ from typing import TypeAlias
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from fastlane_grpc.errors import CursorAhead, CursorInvalid, CursorOfAnotherExecution
 from fastlane_grpc.logs import Cursor, Logs, Tails
@@ -88,6 +90,30 @@ async def test_both_sources_arrive_once_in_order(house: House) -> None:
     sequences = [chunk.sequence for message in messages for chunk in message.chunks]
     assert sequences == list(range(1, 201))
     assert messages[-1].cursor == f"1.{id}.690.690.0.200"
+
+
+async def test_readers_look_by_themselves_once_inotify_fails(house: House, tmp_path: Path) -> None:
+    id = new_id()
+    writer = house.writer(id)
+    with house.tails.watching(id) as watch, capture_logs() as logged:
+        tail = house.tails.tail(watch, Cursor.parse("", id), (), text=False)
+        assert await tail.read() is None
+        news = house.tails._news
+        # Whatever it is that is read there: it is no news.
+        directory = os.open(tmp_path, os.O_RDONLY)
+        os.dup2(directory, news._inotify.fileno())
+        os.close(directory)
+        news._read_or_give_up()
+        async with asyncio.timeout(10):
+            await watch.wait(60)
+            watch.clear()
+            assert await tail.read() is None
+            writer.write([(OUT, b"one")], time.time_ns())
+            while not (messages := await tail.read()):
+                watch.clear()
+                await watch.wait(60)
+    assert data([Response.FromString(message) for message in messages], OUT) == b"one"
+    assert [each["work"] for each in logged] == ["inotify"]
 
 
 async def test_only_the_sources_that_were_asked_for(house: House) -> None:

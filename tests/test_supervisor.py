@@ -3,6 +3,7 @@
 import ast
 import asyncio
 import threading
+import time
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -11,8 +12,10 @@ from structlog.testing import capture_logs
 
 import fastlane_grpc
 from fastlane_grpc.backoff import Backoff
+from fastlane_grpc.runner import Sweeper
 from fastlane_grpc.supervisor import Supervisor, thread
 from fastlane_grpc.wakeup import Wakeup
+from tests.fakes import FakeHost
 
 QUICK = Backoff(0.001, 0.01)
 
@@ -88,6 +91,26 @@ def test_a_thread_that_one_waiter_depends_on_hands_its_error_over() -> None:
             failing.join(10)
     assert [type(error) for error in handed] == [ValueError, RuntimeError]
     assert len(logged) == 2
+
+
+class SweptAfter:
+    """A runner whose sweeps fail in ways that nobody thought of, and then succeed."""
+
+    def __init__(self, errors: Sequence[BaseException]) -> None:
+        self.sweep = Fails(errors)
+
+
+def test_a_sweeper_that_fails_sweeps_again_at_the_next_word() -> None:
+    runner = SweptAfter([KeyError("Labels")])
+    sweeper = Sweeper(runner, FakeHost(), Supervisor(Downs(), restarts=QUICK))  # type: ignore[arg-type]
+    with capture_logs() as logged:
+        sweeper.start()
+        until = time.monotonic() + 10
+        while not runner.sweep.ended.wait(0.01):
+            assert time.monotonic() < until
+            sweeper.wake()
+    sweeper.close()
+    assert [each["work"] for each in logged] == ["sweep-here"]
 
 
 async def test_a_task_that_may_be_restarted_is() -> None:
