@@ -23,7 +23,7 @@ from fastlane_grpc.runner.orders import HostDown, Order, Orders, Remains, StopOr
 from fastlane_grpc.store import Pending, Store
 from fastlane_grpc.store.database import Connection, open_for_writing
 from fastlane_grpc.store.readers import Readers
-from fastlane_grpc.store.writer import Work, Writer, Written
+from fastlane_grpc.store.writer import Many, Work, Writer, Written
 from tests.fakes import Announcements, FakeGone, FakeHost, FakeRunner
 
 T = TypeVar("T")
@@ -38,8 +38,8 @@ class WatchedWriter(Writer):
 
     asked = 0
 
-    def write(self, work: Work[T]) -> Pending[T]:
-        pending = super().write(work)
+    def write(self, work: Work[T], *, many: Many | None = None) -> Pending[T]:
+        pending = super().write(work, many=many)
         self.asked += 1
         return pending
 
@@ -701,7 +701,7 @@ async def unfinished_of_an_earlier_server(directory: Path) -> list[Execution]:
     earlier = House(directory)
     for _ in range(3):
         await earlier.enqueue()
-    await earlier.store.claim(3, host="here")
+    await earlier.store.claim_on(["here"] * 3)
     for execution in earlier.claimed[:2]:
         await earlier.store.starting(
             execution.id, container_id="c", capture="attach", engine_life="", image_digest="", pull_time=None, container_time=None

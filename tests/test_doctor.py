@@ -125,7 +125,7 @@ async def kept(tmp_path: Path) -> tuple[str, str, str]:
     jobs = [
         (await store.enqueue(task_id="t", spec=JobSpec(image="busybox"), request_id="", caller_address=""))[0].execution.id for _ in "ab"
     ]
-    await store.claim(1, host="here")
+    await store.claim_on(["here"])
     await store.finish(jobs[0], state=State.FAILED, outcome=Outcome(Reason.REFUSED_BY_ENGINE), logs=[])
     store.close()
     return store.instance, *jobs

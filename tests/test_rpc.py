@@ -87,7 +87,7 @@ class House:
 
     async def begin(self) -> tuple[Execution, RecordWriter]:
         """Takes the next execution to RUNNING, its record open."""
-        (assignment,) = await self.store.claim(1, host="local")
+        (assignment,) = await self.store.claim_on(["local"])
         execution = assignment.execution
         self.logs.path(execution.id).mkdir(parents=True, exist_ok=True)
         writer = RecordWriter.create(self.logs.output_path(execution.id), execution_id=execution.id, capture="test")
@@ -185,7 +185,7 @@ async def test_a_job_is_answered_as_it_was_put_in(house: House) -> None:
 
 async def test_the_secret_reaches_the_runner_though_no_answer_shows_it(house: House) -> None:
     await house.enqueue(envs={"API_TOKEN": "s3cret"})
-    (assignment,) = await house.store.claim(1, host="local")
+    (assignment,) = await house.store.claim_on(["local"])
     assert assignment.spec.envs == {"API_TOKEN": "s3cret"}
 
 
@@ -205,7 +205,7 @@ async def test_validate_only_answers_and_keeps_nothing(house: House) -> None:
     request = pb.EnqueueJobRequest(task_id="t", spec=pb.JobSpec(image="busybox"), validate_only=True, request_id="v")
     answer = await house.jobs.EnqueueJob(request)
     assert (answer.job.id, answer.job.execution.id, answer.job.spec.image) == ("", "", "busybox")
-    assert await house.store.claim(1, host="local") == []
+    assert await house.store.claim_on(["local"]) == []
     request.validate_only = False
     assert not (await house.jobs.EnqueueJob(request)).existing
 
@@ -226,7 +226,7 @@ async def test_a_bad_request_names_every_field_and_keeps_nothing(house: House) -
         "spec.timeout",
         "spec.pull_policy",
     }
-    assert await house.store.claim(1, host="local") == []
+    assert await house.store.claim_on(["local"]) == []
 
 
 async def test_a_flood_of_faults_still_fits_the_trailers(house: House) -> None:
@@ -246,7 +246,7 @@ async def test_a_spec_that_no_answer_could_hold_is_refused(house: House) -> None
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await house.enqueue(args=[""] * 10_001)
     assert "spec.args" in str(refused.value.details())
-    assert await house.store.claim(1, host="local") == []
+    assert await house.store.claim_on(["local"]) == []
     # The largest that is taken can be read again.
     job = await house.enqueue(args=["x" * 100_000] * 20, envs={f"KEY{number}": "" for number in range(5_000)})
     assert (await house.jobs.GetJob(pb.GetJobRequest(job_id=job.id))).job.id == job.id
@@ -329,7 +329,7 @@ async def test_a_queued_job_is_stopped_at_once_and_for_good(house: House) -> Non
     assert stopped.HasField("end_time")
     assert not stopped.outcome.HasField("exit_code")
     assert (await house.jobs.StopJob(pb.StopJobRequest(job_id=job.id))).job == stopped
-    assert await house.store.claim(1, host="local") == []
+    assert await house.store.claim_on(["local"]) == []
 
 
 async def test_a_running_job_that_is_stopped_says_so_until_it_ends(house: House) -> None:
@@ -391,7 +391,7 @@ async def test_exit_status_of_every_end(house: House) -> None:
     ]
     for state, outcome, status in ends:
         job = await house.enqueue()
-        await house.store.claim(1, host="local")
+        await house.store.claim_on(["local"])
         await house.store.finish(job.execution.id, state=state, outcome=outcome, logs=[LogTotals(OUT, 0)])
         messages = [message async for message in house.stream(job.execution.id)]
         assert messages[-1].end.exit_status == status
@@ -887,7 +887,7 @@ async def test_health_says_when_the_store_cannot_write_and_when_it_can_again(sma
 
 async def test_the_end_counts_the_lines_about_one_that_went_back_to_the_queue_and_was_stopped_there(house: House) -> None:
     job = await house.enqueue()
-    await house.store.claim(1, host="local")
+    await house.store.claim_on(["local"])
     house.logs.system(job.execution.id, "pulling busybox")
     await house.store.requeue(job.execution.id)
     await house.jobs.StopJob(pb.StopJobRequest(job_id=job.id))

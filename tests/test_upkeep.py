@@ -72,7 +72,7 @@ class House:
         """One that ran, printed that, and ended just now."""
         spec = JobSpec("busybox")
         job, _ = await self.store.enqueue(task_id=task_id, spec=spec, request_id="", caller_address="")
-        await self.store.claim(1, host="here")
+        await self.store.claim_on(["here"])
         id = job.execution.id
         self.logs.path(id).mkdir(parents=True)
         writer = RecordWriter.create(self.logs.output_path(id), execution_id=id, capture="test")
@@ -159,7 +159,7 @@ async def test_what_is_not_final_is_never_old(tmp_path: Path) -> None:
     house = House(tmp_path, Limits(keep_logs=DAY, keep_jobs=DAY, total_log_bytes=1))
     spec = JobSpec("busybox")
     running, _ = await house.store.enqueue(task_id="task", spec=spec, request_id="", caller_address="")
-    await house.store.claim(1, host="here")
+    await house.store.claim_on(["here"])
     queued, _ = await house.store.enqueue(task_id="task", spec=spec, request_id="", caller_address="")
     house.clock.time += 1000 * DAY
     assert await house.upkeep.round(house.clock.time) == Count()

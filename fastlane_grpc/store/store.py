@@ -87,7 +87,8 @@ class Store:
 
         RequestIdReused: it had made another. QueueFull, DiskFull: no more jobs are taken now.
         """
-        return self._writer.write(Enqueue(task_id, spec, request_id, caller_address, self._now(), self._quota))
+        work = Enqueue(task_id, spec, request_id, caller_address, self._now(), self._quota)
+        return self._writer.write(work, many=Enqueue.together)
 
     def stop(self, job_id: str, *, grace: timedelta, note: str, logs: Sequence[LogTotals] = (), log_bytes: int = 0) -> Pending[Job]:
         """Queued: STOPPED, and its log holds `logs` and takes `log_bytes` of the disk. With a container: STOPPING. STOPPING: a shorter rest
@@ -144,10 +145,6 @@ class Store:
         return self._readers.read(lambda db: ahead_of(db, execution_id, most))
 
     # ---- what the dispatcher asks for
-
-    def claim(self, places: int, *, host: str) -> Pending[list[Assignment]]:
-        """As `claim_on`, for so many places of one host."""
-        return self.claim_on([host] * places)
 
     def claim_on(self, hosts: Sequence[str]) -> Pending[list[Assignment]]:
         """As many of the queued ones as there are `hosts`, each on one of these, in their order: the highest priority first, its tasks in

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 import structlog
 
@@ -37,13 +37,9 @@ class Written(NamedTuple, Generic[T]):
 Work = Callable[[Connection], Written[T]]
 
 
-@runtime_checkable
-class Together(Protocol):
-    """Work that comes in numbers, and takes no more statements for many than for one."""
-
-    @staticmethod
-    def together(db: Connection, works: Sequence[Any]) -> Sequence[Written[Any]]:
-        """What each of the works, all of this kind, answers. It may raise where one of them could not be done: then each is done alone."""
+# Does many works of one kind by no more statements than one takes, and answers as each would. It may raise where one of them could not be
+# done: then each is done alone.
+Many = Callable[[Connection, Sequence[Any]], Sequence[Written[Any]]]
 
 
 class Writer:
@@ -82,9 +78,10 @@ class Writer:
         self._thread = supervisor.thread("store-writer", self._run, restart=False)
         self._thread.start()
 
-    def write(self, work: Work[T]) -> Pending[T]:
-        """`work`, as a part of the next transaction. What it raises goes to its caller alone, and undoes it alone."""
-        return self._put(work, until_stored=False)
+    def write(self, work: Work[T], *, many: Many | None = None) -> Pending[T]:
+        """`work`, as a part of the next transaction. What it raises goes to its caller alone, and undoes it alone. With `many`, those that
+        stand behind each other with the same `many` are done by it."""
+        return self._put(work, until_stored=False, many=many)
 
     def write_until_stored(self, work: Work[T]) -> Pending[T]:
         """The same, but if SQLite fails, `work` is tried again until it is stored; ServerStopping where the end comes first."""
@@ -98,12 +95,12 @@ class Writer:
                 self._queue.put(None)
         self._thread.join(timeout)
 
-    def _put(self, work: Work[T], *, until_stored: bool) -> Pending[T]:
+    def _put(self, work: Work[T], *, until_stored: bool, many: Many | None = None) -> Pending[T]:
         pending: Pending[T] = Pending(self._loop)
         with self._entrance:
             if self._closed:
                 raise ServerStopping("the server is going down")
-            self._queue.put(_Unit(work, pending, until_stored))
+            self._queue.put(_Unit(work, pending, until_stored, many))
         return pending
 
     # ---- on the thread
@@ -177,7 +174,7 @@ class Writer:
         statements more, at each of which the interpreter changes hands. Raises only if the transaction is gone."""
         self._db.execute("BEGIN IMMEDIATE")
         try:
-            done = list(zip(units, self._run_all([unit.work for unit in units]), strict=True))
+            done = list(zip(units, self._run_all(units), strict=True))
         except Exception:
             if not self._db.in_transaction:
                 raise
@@ -186,12 +183,10 @@ class Writer:
         self._db.execute("COMMIT")
         return done
 
-    def _run_all(self, works: Sequence[Work[Any]]) -> Iterator[Written[Any]]:
-        for kind, same in groupby(works, type):
-            if issubclass(kind, Together):
-                yield from kind.together(self._db, list(same))
-            else:
-                yield from (work(self._db) for work in same)
+    def _run_all(self, units: Sequence["_Unit"]) -> Iterator[Written[Any]]:
+        for many, units_of_kind in groupby(units, lambda unit: unit.many):
+            works = [unit.work for unit in units_of_kind]
+            yield from many(self._db, works) if many else (work(self._db) for work in works)
 
     def _each_by_itself(self, units: Sequence["_Unit"]) -> Sequence["_Done"]:
         """What each unit answers, or raises. Raises only if the transaction is gone."""
@@ -245,6 +240,7 @@ class _Unit:
     work: Work[Any]
     pending: Pending[Any]
     until_stored: bool
+    many: Many | None
 
 
 _Done: TypeAlias = tuple[_Unit, Written[Any] | Exception]
