@@ -62,7 +62,7 @@ async def _serve(settings: Settings, ready: Callable[[int], None], step: Callabl
 class Server:
     """A server made of parts: they open in order and close in reverse, also where opening one of them fails.
 
-    An async context manager, on a loop of its own or beside others. Each `open_…` method opens one part, says how it is closed, and needs
+    An async context manager, made on the loop that it is to run on. Each `open_…` method opens one part, says how it is closed, and needs
     only parts that were opened before; a test replaces parts by overriding these methods.
     """
 
@@ -78,6 +78,8 @@ class Server:
     def __init__(self, settings: Settings, step: Callable[[Step, str], None] = lambda step, execution_id: None) -> None:
         self.settings = settings
         self.step = step
+        self.loop = asyncio.get_running_loop()
+        self._failure: asyncio.Future[NoReturn] = self.loop.create_future()
         self.supervisor = Supervisor(self._down)
         # What the store commits is told to each of them, on the loop, in their order; the store knows nobody upstairs.
         self.listeners: list[Callable[[Sequence[Execution]], None]] = []
@@ -92,8 +94,6 @@ class Server:
         return self.rpc.port
 
     async def __aenter__(self) -> Self:
-        self.loop = asyncio.get_running_loop()
-        self._failure: asyncio.Future[NoReturn] = self.loop.create_future()
         async with AsyncExitStack() as parts:
             try:
                 await self.open(parts)

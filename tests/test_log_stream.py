@@ -19,7 +19,7 @@ from fastlane_grpc.model import Cause, Execution, Source, new_id, utc_now
 from fastlane_grpc.record import RecordWriter
 from fastlane_grpc.store import Old
 from fastlane_grpc.v1 import fastlane_pb2 as pb
-from tests.test_rpc import House, detail, info, reason
+from tests.calls import House, detail, info, reason
 
 OUT, ERR, SYSTEM = Source.STDOUT, Source.STDERR, Source.SYSTEM
 SECOND = 1_000_000_000

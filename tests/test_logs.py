@@ -19,19 +19,20 @@ from fastlane_grpc.errors import CursorAhead, CursorInvalid, CursorOfAnotherExec
 from fastlane_grpc.logs import Cursor, Logs, Tails
 from fastlane_grpc.model import Cause, LogTotals, Source, new_id
 from fastlane_grpc.record import RecordWriter
-from fastlane_grpc.rpc.converters import log_message
 from fastlane_grpc.v1 import fastlane_pb2 as pb
+from tests.parts import Parts
 
 Response: TypeAlias = pb.StreamExecutionLogsResponse
 OUT, ERR, SYSTEM = Source.STDOUT, Source.STDERR, Source.SYSTEM
 
 
-class House:
+class House(Parts):
     """Logs in a folder, and those who read them."""
 
     def __init__(self, path: Path, cache_bytes: int = 64 << 20) -> None:
-        self.logs = Logs(path)
-        self.tails = Tails(self.logs, log_message, cache_bytes=cache_bytes, loop=asyncio.get_running_loop())
+        super().__init__(path, cache_bytes=cache_bytes)
+        self.open_logs(self.parts)
+        self.open_tails(self.parts)
 
     def writer(self, execution_id: str) -> RecordWriter:
         self.logs.path(execution_id).mkdir(parents=True, exist_ok=True)
@@ -54,8 +55,7 @@ class House:
 async def house(tmp_path: Path) -> AsyncIterator[House]:
     house = House(tmp_path)
     yield house
-    house.tails.close()
-    house.logs.close()
+    house.close_parts()
 
 
 def data(messages: Sequence[Response], source: Source) -> bytes:
@@ -182,7 +182,7 @@ async def test_the_cache_stays_within_its_bytes(tmp_path: Path) -> None:
         writer.write([(OUT, bytes(60_000))], time.time_ns())
     assert len(data(await house.rest(id), OUT)) == 6_000_000
     assert house.tails.cache.bytes <= 1 << 20
-    house.tails.close()
+    house.close_parts()
 
 
 async def test_a_reader_that_waits_is_woken_by_a_write_of_whoever(house: House) -> None:
@@ -308,7 +308,7 @@ async def test_the_totals_of_our_lines_are_the_same_however_often_they_are_seale
     totals = house.logs.seal_system(id)
     assert [(total.source, total.bytes) for total in totals] == [(SYSTEM, 6)]
     assert house.logs.seal_system(id) == totals
-    next_server = Logs(tmp_path)
+    next_server = Logs(house.logs.directory)
     next_server.system(id, "too late")
     assert next_server.seal_system(id) == totals
 
@@ -436,8 +436,7 @@ async def test_a_reader_that_is_cut_off_at_random_points_gets_each_byte_once(
         elif not as_text:
             assert data(received, source) == data(whole, source) == expected.encode()
     assert sum(message.HasField("gap") for message in received) == gaps
-    house.tails.close()
-    house.logs.close()
+    house.close_parts()
 
 
 async def test_fastlane_s_own_lines_are_bounded_and_say_what_they_dropped(house: House) -> None:

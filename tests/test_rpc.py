@@ -4,114 +4,25 @@ import asyncio
 import os
 import subprocess
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
 
 import grpc
 import pytest
 from google.protobuf import duration_pb2, json_format
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
-from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
-from grpc_status import rpc_status
 
-from fastlane_grpc.config import Settings
 from fastlane_grpc.directory import free_bytes
-from fastlane_grpc.logs import Logs, Tails
-from fastlane_grpc.model import Availability, Cause, Execution, HostReport, LogTotals, Outcome, Reason, Source, State, new_id, utc_now
-from fastlane_grpc.record import RecordWriter
-from fastlane_grpc.rpc.converters import log_message
-from fastlane_grpc.rpc.server import RpcServer
-from fastlane_grpc.service import Service
-from fastlane_grpc.store import Fitness, Quota, Store
-from fastlane_grpc.upkeep import Limits, Upkeep
+from fastlane_grpc.model import Availability, Cause, HostReport, LogTotals, Outcome, Reason, Source, State, new_id, utc_now
 from fastlane_grpc.v1 import fastlane_pb2 as pb
-from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
+from tests.calls import House, detail, info, reason
 
 OUT, ERR = Source.STDOUT, Source.STDERR
-Detail = TypeVar("Detail", bound=Message)
-
-
-class NoPlaces:
-    """A dispatcher that gives no place to anybody: what runs, the test runs."""
-
-    places = (8, 8)
-    host_error = ""
-    hosts: Sequence[HostReport] = ()
-
-
-class House:
-    """The floors from the store to gRPC, on a free port."""
-
-    def __init__(self, path: Path, **settings: object) -> None:
-        loop = asyncio.get_running_loop()
-        self.settings = Settings(data_dir=path, listen="127.0.0.1:0", max_running=8, **settings)
-        self.fitness = Fitness(patience_seconds=0.1, probe_seconds=0.01)
-        self.store = self.open_store(path, loop)
-        self.logs = Logs(path / "logs")
-        self.tails = Tails(self.logs, log_message, cache_bytes=8 << 20, loop=loop)
-        self.places = NoPlaces()
-        self.upkeep = Upkeep(self.store, self.logs, Limits())
-        self.service = Service(self.store, self.tails, self.places, self.upkeep, self.settings)
-        self.server = RpcServer(self.service, self.settings)
-        self.server.listen()
-        self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{self.server.port}")
-        self.jobs = pb_grpc.JobServiceStub(self.channel)
-        self.executions = pb_grpc.ExecutionServiceStub(self.channel)
-        self.hosts = pb_grpc.HostServiceStub(self.channel)
-        self.info = pb_grpc.ServerServiceStub(self.channel)
-
-    def open_store(self, path: Path, loop: asyncio.AbstractEventLoop) -> Store:
-        quota = Quota.of(path, max_waiting=self.settings.max_waiting, min_free_bytes=self.settings.min_free_bytes)
-        return Store.open(path, on_commit=self._committed, loop=loop, quota=quota, on_failure=self.fitness.failed)
-
-    def _committed(self, executions: Sequence[Execution]) -> None:
-        self.tails.changed(executions)
-
-    async def close(self) -> None:
-        await self.channel.close()
-        await self.server.stop()
-        self.upkeep.close()
-        self.tails.close()
-        self.logs.close()
-        self.store.close()
-
-    async def enqueue(self, **spec: object) -> pb.Job:
-        request = pb.EnqueueJobRequest(task_id="task", spec=pb.JobSpec(**{"image": "busybox", **spec}))  # type: ignore[arg-type]
-        return (await self.jobs.EnqueueJob(request)).job
-
-    async def begin(self) -> tuple[Execution, RecordWriter]:
-        """Takes the next execution to RUNNING, its record open."""
-        (assignment,) = await self.store.claim_on(["local"])
-        execution = assignment.execution
-        self.logs.path(execution.id).mkdir(parents=True, exist_ok=True)
-        writer = RecordWriter.create(self.logs.output_path(execution.id), execution_id=execution.id, capture="test")
-        await self.store.starting(
-            execution.id,
-            container_id="c",
-            capture="test",
-            engine_life="",
-            image_digest="sha256:0",
-            pull_time=utc_now(),
-            container_time=utc_now(),
-        )
-        await self.store.running(execution.id, start_time=utc_now())
-        return execution, writer
-
-    async def finish(self, execution: Execution, writer: RecordWriter, code: int = 0) -> None:
-        trailer = writer.seal(code, {}, time.time_ns())
-        state = State.FAILED if code else State.SUCCEEDED
-        outcome = Outcome(Reason.EXIT_CODE if code else Reason.UNSPECIFIED, exit_code=code)
-        room = self.logs.room(execution.id)
-        await self.store.finish(execution.id, state=state, outcome=outcome, logs=trailer.totals, log_bytes=room)
-
-    def stream(self, execution_id: str, **more: object) -> "grpc.aio.UnaryStreamCall[object, pb.StreamExecutionLogsResponse]":
-        return self.executions.StreamExecutionLogs(pb.StreamExecutionLogsRequest(execution_id=execution_id, **more))  # type: ignore[arg-type,return-value]
 
 
 @pytest.fixture
@@ -120,28 +31,6 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
     await house.server.start()
     yield house
     await house.close()
-
-
-def reason(error: grpc.aio.AioRpcError) -> str:
-    return info(error).reason
-
-
-def info(error: grpc.aio.AioRpcError) -> error_details_pb2.ErrorInfo:
-    found = detail(error, error_details_pb2.ErrorInfo)
-    assert found is not None
-    assert found.domain == "fastlane"
-    return found
-
-
-def detail(error: grpc.aio.AioRpcError, kind: "type[Detail]") -> "Detail | None":
-    status = rpc_status.from_call(error)  # type: ignore[arg-type]
-    assert status is not None
-    assert status.code == error.code().value[0]
-    for packed in status.details:
-        found = kind()
-        if packed.Unpack(found):  # type: ignore[arg-type]
-            return found
-    return None
 
 
 # ------------------------------------------------------------------------------------------------------------------------ jobs

@@ -1,9 +1,9 @@
 """A store that cannot write or read, as callers are told of it over gRPC; and that some test provokes each error the contract has."""
 
-import asyncio
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -13,25 +13,26 @@ from structlog.testing import capture_logs
 from fastlane_grpc import errors
 from fastlane_grpc.rpc import statuses
 from fastlane_grpc.rpc.handlers import writes
-from fastlane_grpc.store import Store
 from fastlane_grpc.store.database import Connection, open_for_writing
-from fastlane_grpc.store.readers import Readers
-from fastlane_grpc.store.writer import Writer
+from fastlane_grpc.store.writer import Written
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
-from tests.test_rpc import House, detail, info, reason
+from tests.calls import House, detail, info, reason
+from tests.parts import Parts
 
 
 class HouseWithoutRoom(House):
     """Its database cannot grow."""
 
-    def open_store(self, path: Path, loop: asyncio.AbstractEventLoop) -> Store:
-        file = path / "fastlane.db"
-        self.db: Connection = open_for_writing(file)
-        [(pages,)] = self.db.execute("PRAGMA page_count").fetchall()
-        self.db.execute(f"PRAGMA max_page_count = {pages}").fetchall()
-        writer = Writer(self.db, file, loop=loop, on_commit=lambda executions: None)
-        return Store(writer, Readers(file, loop=loop), instance="")
+    def open_store(self, parts: Any) -> None:
+        Parts.open_store(self, parts)
+
+        def limit(db: Connection) -> Written[None]:
+            [(pages,)] = db.execute("PRAGMA page_count").fetchall()
+            db.execute(f"PRAGMA max_page_count = {pages}").fetchall()
+            return Written(None)
+
+        self.writer.write(limit)
 
 
 async def test_a_full_disk_is_told_and_when_to_come_again(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from fastlane_grpc.store.database import open_for_writing
 from fastlane_grpc.store.lists import MOST_LOOKED_AT
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
-from tests.test_rpc import House, detail, info, reason
+from tests.calls import House, detail, info, reason
 
 LONG_AGO, LATER = timestamp_pb2.Timestamp(seconds=1), timestamp_pb2.Timestamp(seconds=253_402_300_799, nanos=999_999_999)
 
