@@ -10,7 +10,7 @@ from fastlane_grpc.app import Server
 from fastlane_grpc.config import Settings
 from fastlane_grpc.model import utc_now
 from fastlane_grpc.store import Store
-from fastlane_grpc.store.database import open_for_writing
+from fastlane_grpc.store.database import Connection, open_for_writing
 from fastlane_grpc.store.readers import Readers
 from fastlane_grpc.store.writer import Writer
 
@@ -37,7 +37,7 @@ class Parts(Server):
 
     def open_store(self, parts: Any) -> None:
         self.writer = self.writer_kind(
-            open_for_writing(self.database),
+            self.open_database(),
             self.database,
             loop=self.loop,
             on_commit=self._committed,
@@ -48,6 +48,9 @@ class Parts(Server):
         readers = Readers(self.database, loop=self.loop, supervisor=self.supervisor)
         self.store = self.store_kind(self.writer, readers, instance="", now=self.now)
         parts.callback(self.store.close)
+
+    def open_database(self) -> Connection:
+        return open_for_writing(self.database)
 
     def close_parts(self) -> None:
         self.supervisor.close()

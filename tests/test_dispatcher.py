@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -22,9 +22,9 @@ from fastlane_grpc.model import Assignment, Execution, JobSpec, LogTotals, Outco
 from fastlane_grpc.runner.orders import HostDown, Order, Orders, Remains, StopOrder
 from fastlane_grpc.store import Pending, Store
 from fastlane_grpc.store.database import Connection, open_for_writing
-from fastlane_grpc.store.readers import Readers
 from fastlane_grpc.store.writer import Many, Work, Writer, Written
 from tests.fakes import Announcements, FakeGone, FakeHost, FakeRunner
+from tests.parts import Parts
 
 T = TypeVar("T")
 
@@ -55,8 +55,13 @@ class WatchedStore(Store):
         return super().claim_on(hosts)
 
 
-class House:
-    """Store, fake runners and dispatcher, put together as the app does it: one host with `max_running` places, or those of `hosts`."""
+class House(Parts):
+    """The dispatcher over a store and fake runners: one host with `max_running` places, or those of `hosts`."""
+
+    writer_kind, store_kind = WatchedWriter, WatchedStore
+    writer: WatchedWriter
+    store: WatchedStore
+    hosts: dict[str, FakeHost]  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -68,41 +73,56 @@ class House:
         host_up: bool = True,
         retry_seconds: float = AGES,
     ) -> None:
-        self.loop = loop = asyncio.get_running_loop()
-        self.path = directory / "fastlane.db"
+        super().__init__(directory, max_running=max_running)
+        self.path = self.database
         self.announced = Announcements()
-        db = open_for_writing(self.path)
-        db.execute("PRAGMA busy_timeout = 0")
-        self.writer = WatchedWriter(db, self.path, loop=loop, on_commit=self._committed, retry_seconds=0.01)
-        self.store = WatchedStore(self.writer, Readers(self.path, loop=loop), instance="")
-        self.store.when_claimed = self._claiming  # type: ignore[method-assign]
-        self.places = hosts or {"here": max_running}
-        self.hosts = {name: FakeHost(name, up=host_up) for name in self.places}
-        self.runners = {name: FakeRunner(self.store, host, hold=hold) for name, host in self.hosts.items()}
-        self.host, self.runner = self.hosts[next(iter(self.places))], self.runners[next(iter(self.places))]
-        self.gone = FakeGone(self.store)
-        places = [HostPlaces(self.hosts[name], self.runners[name], count) for name, count in self.places.items()]
-        self.dispatcher = Dispatcher(self.store, places, gone=self.gone, max_running=max_running, retry_seconds=retry_seconds)
+        self.dispatcher_retry_seconds = retry_seconds
         self.task: asyncio.Task[None] | None = None
         # Who has a place, by the announcements alone.
         self.unfinished: dict[str, str] = {}
         self.most_unfinished = 0
         self.claimed_for_down: list[str] = []
+        self.places = hosts or {"here": max_running}
         self.most_on = dict.fromkeys(self.places, 0)
         self.claimed: list[Execution] = []
         self.ended: list[Execution] = []
+        self.open_store(self.parts)
+        self.store.when_claimed = self._claiming  # type: ignore[method-assign]
+        self.hosts = {name: FakeHost(name, up=host_up) for name in self.places}
+        self.runners = {name: FakeRunner(self.store, host, hold=hold) for name, host in self.hosts.items()}
+        self.host, self.runner = self.hosts[next(iter(self.places))], self.runners[next(iter(self.places))]
+        self.gone = FakeGone(self.store)
+        self.open_dispatcher(self.parts)
+        self.listeners += [self._count, self.announced]
 
-    def open(self) -> None:
+    def open_database(self) -> Connection:
+        db = super().open_database()
+        db.execute("PRAGMA busy_timeout = 0")
+        return db
+
+    def open_dispatcher(self, parts: Any) -> None:
+        """It runs from `open` to `close`."""
+        places = [HostPlaces(self.hosts[name], self.runners[name], count) for name, count in self.places.items()]
+        self.dispatcher = Dispatcher(
+            self.store,
+            places,
+            gone=self.gone,
+            max_running=self.settings.max_running,
+            retry_seconds=self.dispatcher_retry_seconds,
+            supervisor=self.supervisor,
+        )
+        self.listeners.append(self.dispatcher.news)
+
+    def open(self) -> None:  # type: ignore[override]  # the parts are open; here they begin to work
         self.task = asyncio.create_task(self.dispatcher.run())
 
     async def close(self) -> None:
         await self.dispatcher.close()
         if self.task:
             await self.task
-        self.store.close()
+        self.close_parts()
 
-    def _committed(self, executions: Sequence[Execution]) -> None:
-        self.dispatcher.news(executions)
+    def _count(self, executions: Sequence[Execution]) -> None:
         for execution in executions:
             if execution.state in (State.PREPARING, State.RUNNING, State.STOPPING):
                 self.unfinished[execution.id] = execution.host
@@ -115,7 +135,6 @@ class House:
             self.most_unfinished = max(self.most_unfinished, len(self.unfinished))
             for name, most in self.most_on.items():
                 self.most_on[name] = max(most, self.on(name))
-        self.announced(executions)
 
     def _claiming(self, hosts: Sequence[str]) -> None:
         self.claimed_for_down += [name for name in hosts if not self.hosts[name].up]
