@@ -14,7 +14,7 @@ from fastlane_grpc.client import AsyncClient, Backoff, Disconnected, End, Event,
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.cutting_relay import CuttingRelay
 from tests.scripted_server import Cut, Log, Piece, ScriptedServer
-from tests.test_client import HELLO, QUICK, assert_notices_alternate, cuts, data_of, endless, forget, gaps_of, pieces, unused_address
+from tests.tailing import HELLO, QUICK, assert_notices_alternate, cuts, data_of, endless, forget, gaps_of, pieces, unused_address
 
 SECONDS = 30
 
