@@ -101,7 +101,7 @@ def _latencies(*stores: Store) -> list[list[float]]:
     for _ in range(CLAIMS):
         for store, seconds in zip(stores, latencies, strict=True):
             begin = time.perf_counter()
-            [assignment] = store.claim(1, host="local").result()
+            [assignment] = store.claim_on(["local"]).result()
             seconds.append(time.perf_counter() - begin)
             claimed.append((store, assignment.execution.id))
     _finish(claimed)

@@ -1,13 +1,13 @@
-"""Builds the house, opens it and closes it in order. Who wakes whom is decided here, and nowhere else."""
+"""The server: its parts, in the order in which they open; closed in reverse. Who wakes whom is decided here, and nowhere else."""
 
 import asyncio
 import os
 import signal
 import sys
-import threading
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Coroutine, Mapping, Sequence
+from contextlib import AsyncExitStack, suppress
 from functools import partial
+from typing import Any, NoReturn, Self
 
 import structlog
 import uvloop
@@ -15,18 +15,18 @@ import uvloop
 from fastlane_grpc.config import HostSettings, Settings
 from fastlane_grpc.directory import claimed, disk_bytes
 from fastlane_grpc.dispatcher import Dispatcher, HostPlaces
-from fastlane_grpc.errors import CannotServe, DiskFull, ServerStopping, StoreFailed
+from fastlane_grpc.errors import CannotServe, ServerFailed, StoreFailed
 from fastlane_grpc.logs import Logs, Tails
 from fastlane_grpc.model import Execution
 from fastlane_grpc.open_files import OpenFiles, raise_limit
 from fastlane_grpc.rpc.server import RpcServer
-from fastlane_grpc.runner import Captures, DockerRunner, GoneRunner, Host, HostDown, Step
+from fastlane_grpc.runner import Captures, DockerRunner, GoneRunner, Host, Step, Sweeper
 from fastlane_grpc.service import Service
 from fastlane_grpc.store import Fitness, Quota, Store
+from fastlane_grpc.supervisor import Supervisor
 from fastlane_grpc.upkeep import Limits, Upkeep
+from fastlane_grpc.wakeup import Wakeup
 
-# A container that could not be removed at its end is removed at the next sweep.
-_SWEEP_SECONDS = 600.0
 # What is queued to be written when the server ends has so long: a disk that hangs does not keep it from ending.
 _CLOSE_SECONDS = 5.0
 
@@ -40,91 +40,241 @@ def serve(
     *,
     colors: bool = False,
 ) -> None:
-    """Serves until SIGTERM or SIGINT; containers are left to the next server. Raises CannotServe.
+    """Serves until SIGTERM or SIGINT; containers are left to the next server. Raises CannotServe, and ServerFailed where it cannot go on.
 
     `ready` is told the port once calls are answered; `step` is told each step of each execution, by the runner's thread. `colors` are for
     a log that a person looks at.
     """
     _log_to_stderr(colors=colors)
     os.umask(0o077)
-    open_files = OpenFiles.of(raise_limit(), max_running=settings.max_running)
-    with claimed(settings.data_dir):
-        uvloop.run(_serve(settings, open_files, ready, step))
+    uvloop.run(_serve(settings, ready, step))
 
 
-async def _serve(settings: Settings, open_files: OpenFiles, ready: Callable[[int], None], step: Callable[[Step, str], None]) -> None:
-    loop = asyncio.get_running_loop()
-    stopping = _stop_signals(loop)
+async def _serve(settings: Settings, ready: Callable[[int], None], step: Callable[[Step, str], None]) -> None:
+    stopping = _stop_signals(asyncio.get_running_loop())
+    async with Server(settings, step) as server:
+        ready(server.port)
+        await server.serve_until(stopping)
 
-    # The store knows nobody upstairs: what it commits is told to whoever is in `listeners`, on the loop.
-    listeners: list[Callable[[Sequence[Execution]], None]] = []
 
-    def committed(executions: Sequence[Execution]) -> None:
-        for listener in listeners:
-            listener(executions)
+class Server:
+    """A server made of parts: they open in order and close in reverse, also where opening one of them fails.
 
-    fitness = Fitness()
-    store = _open_store(settings, committed, fitness.failed, loop)
-    logs = Logs(settings.data_dir / "logs")
-    tails = Tails(logs, cache_bytes=settings.cache_bytes, loop=loop, max_open=open_files.max_open_logs)
-    hosts = [_host(each, store, settings) for each in settings.hosts]
-    runners = [
-        DockerRunner(store, logs, host, default_timeout=settings.default_timeout, default_pids=settings.default_pids, step=step)
-        for host in hosts
-    ]
-    gone = GoneRunner(
-        store, logs, settings.data_dir, default_timeout=settings.default_timeout, default_pids=settings.default_pids, step=step
-    )
-    places = [HostPlaces(host, runner, each.max_running) for host, runner, each in zip(hosts, runners, settings.hosts, strict=True)]
-    dispatcher = Dispatcher(store, places, gone=gone, max_running=settings.max_running)
-    upkeep = Upkeep(store, logs, _limits(settings))
-    listeners += [dispatcher.news, tails.changed, upkeep.news]
-    service = Service(store, tails, dispatcher, upkeep, settings)
-    server = RpcServer(service, settings, max_connections=open_files.max_connections)
+    An async context manager, made on the loop that it is to run on. Each `open_…` method opens one part, says how it is closed, and needs
+    only parts that were opened before; a test replaces parts by overriding these methods.
+    """
 
-    sweeping = {host.name: threading.Event() for host in hosts}
-    for host, runner in zip(hosts, runners, strict=True):
-        # A daemon, as every thread that waits for an engine: one that hangs does not keep the server from ending.
-        threading.Thread(target=_sweep, args=(runner, host, sweeping[host.name]), name=f"sweep-{host.name}", daemon=True).start()
-    telling: set[asyncio.Task[None]] = set()
+    settings: Settings
+    store: Store
+    logs: Logs
+    tails: Tails
+    dispatcher: Dispatcher
+    upkeep: Upkeep
+    service: Service
+    rpc: RpcServer
 
-    def host_changed(host: Host) -> None:
-        dispatcher.host_changed(host.name)
-        task = loop.create_task(server.serving("engine", dispatcher.up))
-        telling.add(task)
-        task.add_done_callback(telling.discard)
-        _warn_of_twins(host, hosts)
-        sweeping[host.name].set()
+    def __init__(self, settings: Settings, step: Callable[[Step, str], None] = lambda step, execution_id: None) -> None:
+        self.settings = settings
+        self.step = step
+        self.loop = asyncio.get_running_loop()
+        self._failure: asyncio.Future[NoReturn] = self.loop.create_future()
+        self.supervisor = Supervisor(self._down)
+        # What the store commits is told to each of them, on the loop, in their order; the store knows nobody upstairs.
+        self.listeners: list[Callable[[Sequence[Execution]], None]] = []
+        self.open_files = OpenFiles.of(raise_limit(), max_running=settings.max_running)
+        self.fitness = Fitness()
+        self.hosts: Sequence[Host] = ()
+        self._runners: Sequence[DockerRunner] = ()
+        self._sweepers: dict[str, Sweeper] = {}
+        self._engine_changed = Wakeup()
 
-    def tell_host_changed(host: Host) -> None:
-        loop.call_soon_threadsafe(host_changed, host)
+    @property
+    def port(self) -> int:
+        return self.rpc.port
 
-    # Until a host was reached nothing has changed, and health has to answer all the same.
-    await server.serving("engine", dispatcher.up)
-    for host in hosts:
-        host.start(partial(tell_host_changed, host))
-    dispatching = loop.create_task(dispatcher.run())
-    keeping_up = loop.create_task(upkeep.run())
-    watching = loop.create_task(fitness.watch(store, server.store_can_write))
-    await server.start()
-    ready(server.port)
-    try:
-        # These end by themselves only with a defect. A server that runs no jobs, or fills its disk, must not go on as if all were well.
-        await asyncio.wait([stopping, dispatching, keeping_up, watching], return_when=asyncio.FIRST_COMPLETED)
-    finally:
+    async def __aenter__(self) -> Self:
+        async with AsyncExitStack() as parts:
+            try:
+                await self.open(parts)
+            except BaseException:
+                self.supervisor.close()
+                raise
+            self._parts = parts.pop_all()
+        return self
+
+    async def __aexit__(self, *raised: object) -> None:
         log.info("stopping")
-        keeping_up.cancel()
-        watching.cancel()
-        upkeep.close()
-        await dispatcher.close()
-        await server.stop()
-        tails.close()
+        self.supervisor.close()
+        await self._parts.aclose()
+
+    async def serve_until(self, stopping: "asyncio.Future[None]") -> None:
+        """Serve until that is done. Raises ServerFailed where the server cannot go on."""
+        ends: list[asyncio.Future[Any]] = [stopping, self._failure]
+        await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
+        if self._failure.done():
+            self._failure.result()
+
+    # ---- the parts, from the bottom up
+
+    async def open(self, parts: AsyncExitStack) -> None:
+        """Open all parts."""
+        self.open_loop(parts)
+        self.open_data_dir(parts)
+        self.open_store(parts)
+        self.open_logs(parts)
+        self.open_tails(parts)
+        self.open_hosts(parts)
+        self.open_dispatcher(parts)
+        self.open_sweepers(parts)
+        self.open_upkeep(parts)
+        await self.open_rpc(parts)
+
+    def open_loop(self, parts: AsyncExitStack) -> None:
+        """What fails in a callback of the loop is logged as everything else is. Until the end."""
+        parts.callback(self.loop.set_exception_handler, self.loop.get_exception_handler())
+        self.loop.set_exception_handler(_log_loop_error)
+
+    def open_data_dir(self, parts: AsyncExitStack) -> None:
+        """The lock on the data directory: until all else is closed, as the next server may begin then."""
+        parts.enter_context(claimed(self.settings.data_dir))
+
+    def open_store(self, parts: AsyncExitStack) -> None:
+        """The store outlives everybody who writes; what hangs in it is not waited for for ever."""
+        self.store = _open_store(self.settings, self._committed, self.fitness.failed, self.loop, self.supervisor)
+        parts.callback(self.store.close, _CLOSE_SECONDS)
+
+    def open_logs(self, parts: AsyncExitStack) -> None:
+        """Fastlane's own lines: they are written until no execution is on a thread."""
+        self.logs = Logs(self.settings.data_dir / "logs")
+        parts.callback(self.logs.close)
+
+    def open_tails(self, parts: AsyncExitStack) -> None:
+        """Readers of logs, with inotify and threads: until no call is left that reads."""
+        self.tails = Tails(self.logs, cache_bytes=self.settings.cache_bytes, loop=self.loop, max_open=self.open_files.max_open_logs)
+        parts.callback(self.tails.close)
+        self.listeners.append(self.tails.changed)
+
+    def open_hosts(self, parts: AsyncExitStack) -> None:
+        """The hosts listen from the moment on that there is somebody to be told, and until no execution waits for what they hear."""
+        settings = self.settings
+        self.hosts = [_host(each, self.store, settings, self.supervisor) for each in settings.hosts]
+        parts.push_async_callback(self._close_hosts)
+
+    def open_dispatcher(self, parts: AsyncExitStack) -> None:
+        """The dispatcher runs until the last call was answered; then it leaves the containers to the next server."""
+        settings = self.settings
+        self._runners = [
+            DockerRunner(
+                self.store, self.logs, host, default_timeout=settings.default_timeout, default_pids=settings.default_pids, step=self.step
+            )
+            for host in self.hosts
+        ]
+        gone = GoneRunner(
+            self.store,
+            self.logs,
+            settings.data_dir,
+            default_timeout=settings.default_timeout,
+            default_pids=settings.default_pids,
+            step=self.step,
+        )
+        hosts = zip(self.hosts, self._runners, settings.hosts, strict=True)
+        self.dispatcher = Dispatcher(
+            self.store,
+            [HostPlaces(host, runner, each.max_running) for host, runner, each in hosts],
+            gone=gone,
+            max_running=settings.max_running,
+            supervisor=self.supervisor,
+        )
+        self.listeners.append(self.dispatcher.news)
+        # Not restarted: it would take up again what is on its threads.
+        self.run(parts, "dispatcher", self.dispatcher.run, restart=False)
+        parts.push_async_callback(self.dispatcher.close)
+
+    def open_sweepers(self, parts: AsyncExitStack) -> None:
+        """A sweeper for each host, which begins to listen now."""
+        self._sweepers = {host.name: Sweeper(runner, host, self.supervisor) for host, runner in zip(self.hosts, self._runners, strict=True)}
+        for host in self.hosts:
+            parts.callback(self._sweepers[host.name].close)
+            self._sweepers[host.name].start()
+            host.start(partial(self._tell_host_changed, host))
+
+    def open_upkeep(self, parts: AsyncExitStack) -> None:
+        """Retention: until the server stops, at which a call that prunes is told so."""
+        self.upkeep = Upkeep(self.store, self.logs, _limits(self.settings))
+        parts.callback(self.upkeep.close)
+        self.listeners.append(self.upkeep.news)
+        self.run(parts, "upkeep", self.upkeep.run, restart=True)
+
+    async def open_rpc(self, parts: AsyncExitStack) -> None:
+        """The calls: last to begin, first to end."""
+        self.service = Service(self.store, self.tails, self.dispatcher, self.upkeep, self.settings)
+        self.rpc = RpcServer(self.service, self.settings, max_connections=self.open_files.max_connections)
+        parts.push_async_callback(self.rpc.stop)
+        self.rpc.listen()
+        # Until a host was reached nothing has changed, and health has to answer all the same.
+        await self.rpc.serving("engine", self.dispatcher.up)
+        self.run(parts, "health of engines", self._tell_engine_health, restart=True)
+        self.run(parts, "health of the store", lambda: self.fitness.watch(self.store, self.rpc.store_can_write), restart=True)
+        await self.rpc.start()
+
+    def run(self, parts: AsyncExitStack, name: str, work: Callable[[], Coroutine[Any, Any, None]], *, restart: bool) -> None:
+        """Run endless work of a part until that part is closed."""
+        parts.push_async_callback(_cancelled, self.supervisor.task(name, work, restart=restart))
+
+    # ---- who wakes whom
+
+    def _committed(self, executions: Sequence[Execution]) -> None:
+        try:
+            for listener in self.listeners:
+                listener(executions)
+        except Exception as error:
+            # Who missed a change would wait for it for ever.
+            self.supervisor.down("announcing a commit", error)
+
+    def _tell_host_changed(self, host: Host) -> None:
+        with suppress(RuntimeError):  # the loop is closed: nobody is there to be told
+            self.loop.call_soon_threadsafe(self._host_changed, host)
+
+    def _host_changed(self, host: Host) -> None:
+        self.dispatcher.host_changed(host.name)
+        self._engine_changed.set()
+        _warn_of_twins(host, self.hosts)
+        self._sweepers[host.name].wake()
+
+    async def _tell_engine_health(self) -> None:
+        while True:
+            self._engine_changed.clear()
+            await self.rpc.serving("engine", self.dispatcher.up)
+            await self._engine_changed.wait()
+
+    async def _close_hosts(self) -> None:
         # Beside each other: one that hangs is waited for, for a moment.
-        await asyncio.gather(*(asyncio.to_thread(host.close) for host in hosts))
-        store.close(_CLOSE_SECONDS)
-    for task in (dispatching, keeping_up, watching):
-        if task.done() and not task.cancelled():
-            task.result()
+        await asyncio.gather(*(asyncio.to_thread(host.close) for host in self.hosts))
+
+    # ---- the end that nobody asked for
+
+    def _down(self, name: str, error: BaseException) -> None:
+        """Called on any thread."""
+        with suppress(RuntimeError):  # the loop is closed: it is down
+            self.loop.call_soon_threadsafe(self._fail, name, error)
+
+    def _fail(self, name: str, error: BaseException) -> None:
+        if not self._failure.done():
+            failed = ServerFailed(f"the server went down because of a defect: {name} failed with {error!r}; its log has more")
+            failed.__cause__ = error
+            self._failure.set_exception(failed)
+            # Where the server is closing already nobody asks any more.
+            self._failure.exception()
+
+
+async def _cancelled(task: "asyncio.Task[None]") -> None:
+    task.cancel()
+    await asyncio.wait([task])
+
+
+def _log_loop_error(loop: asyncio.AbstractEventLoop, context: Mapping[str, Any]) -> None:
+    error = context.get("exception")
+    log.error("a defect of fastlane: a callback failed", message=context.get("message"), exc_info=error)
 
 
 def _open_store(
@@ -132,6 +282,7 @@ def _open_store(
     committed: Callable[[Sequence[Execution]], None],
     failed: Callable[[], None],
     loop: asyncio.AbstractEventLoop,
+    supervisor: Supervisor,
 ) -> Store:
     quota = Quota.of(settings.data_dir, max_waiting=settings.max_waiting, min_free_bytes=settings.min_free_bytes)
     try:
@@ -142,6 +293,7 @@ def _open_store(
             quota=quota,
             secret_names=settings.secret_names,
             on_failure=failed,
+            supervisor=supervisor,
         )
     except StoreFailed as error:
         raise CannotServe(str(error)) from error
@@ -155,7 +307,7 @@ def _limits(settings: Settings) -> Limits:
     return Limits(settings.keep_logs, settings.keep_jobs, total or None)
 
 
-def _host(configured: HostSettings, store: Store, settings: Settings) -> Host:
+def _host(configured: HostSettings, store: Store, settings: Settings, supervisor: Supervisor) -> Host:
     captures = Captures(
         configured.capture,
         settings.data_dir,
@@ -164,7 +316,7 @@ def _host(configured: HostSettings, store: Store, settings: Settings) -> Host:
         seen_as=configured.engine_data_dir,
         host=configured.name,
     )
-    return Host(configured.name, configured.engine, instance=store.instance, captures=captures)
+    return Host(configured.name, configured.engine, instance=store.instance, captures=captures, supervisor=supervisor)
 
 
 def _warn_of_twins(host: Host, hosts: Sequence[Host]) -> None:
@@ -173,21 +325,6 @@ def _warn_of_twins(host: Host, hosts: Sequence[Host]) -> None:
     for other in hosts:
         if other is not host and host.up and host.engine_id and other.engine_id == host.engine_id:
             log.warning("two hosts say that they are the same engine", host=host.name, other=other.name, engine_id=host.engine_id)
-
-
-def _sweep(runner: DockerRunner, host: Host, sweeping: threading.Event) -> None:
-    """Removes what executions that are over have left on the engine: when it is there again, and now and then."""
-    while True:
-        sweeping.wait(_SWEEP_SECONDS)
-        sweeping.clear()
-        if not host.up:
-            continue
-        try:
-            runner.sweep()
-        except ServerStopping:
-            return
-        except (HostDown, DiskFull, StoreFailed) as error:
-            log.info("left-over containers are removed later", reason=str(error))
 
 
 def _log_to_stderr(*, colors: bool) -> None:

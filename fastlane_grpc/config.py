@@ -296,14 +296,6 @@ def as_json(in_force: InForce) -> str:
     return json.dumps(told, indent=2)
 
 
-def markdown(settings: Sequence["Field[Any]"]) -> str:
-    """A table of settings for people, of `SETTINGS` or `fields(HostSettings)`: the same on every machine."""
-    rows = ["| name | value | default | meaning |", "|---|---|---|---|"]
-    for each in settings:
-        rows.append(f"| `{each.name}` | {each.metadata['kind']} | {_default_in_words(each)} | {each.metadata['meaning']} |")
-    return "\n".join(rows) + "\n"
-
-
 def default_data_dir(environ: Mapping[str, str]) -> Path:
     if os.geteuid() == 0:
         return Path("/var/lib/fastlane")
@@ -404,22 +396,6 @@ def _toml_line(each: "Field[Any]", plain: int | str | None, origin: str) -> str:
 
 def _one_line(text: str) -> str:
     return "".join(character if character.isprintable() else "?" for character in text)
-
-
-def _default_in_words(each: "Field[Any]") -> str:
-    if each.metadata["default"] is _is_missing:
-        return "required"
-    # Of those that depend on the machine: how.
-    machine = {
-        "data_dir": "`/var/lib/fastlane`; not as root: `~/.local/share/fastlane`",
-        "max_running": "4 × cores",
-    }
-    if each.name in machine:
-        return machine[each.name]
-    if each.name == "engine":
-        return f"`DOCKER_HOST` of the environment, else `{DEFAULT_ENGINE}`"
-    text = _text(each, each.metadata["default"]())
-    return f"`{text}`" if text else ""
 
 
 def _names(settings: Sequence["Field[Any]"]) -> list[str]:

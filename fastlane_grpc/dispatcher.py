@@ -5,7 +5,6 @@ A host that is down, or hangs, keeps what is on it and gets nothing more; the ot
 
 import asyncio
 import queue
-import threading
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -19,6 +18,8 @@ from fastlane_grpc.model import Assignment, Execution, HostReport, Outcome, Reas
 from fastlane_grpc.runner.orders import CertainEnd, HostDown, Leave, Orders, Remains, Runner, StopOrder
 from fastlane_grpc.shortage import is_machine_failure
 from fastlane_grpc.store import Store
+from fastlane_grpc.supervisor import ALONE, Supervisor, report
+from fastlane_grpc.wakeup import Wakeup
 
 # So many are claimed in one transaction: what else is to be written waits for no more than that.
 CLAIMS_AT_ONCE = 256
@@ -63,12 +64,22 @@ class Dispatcher:
     together. `gone` is given what an earlier server left on a host that is not among them.
     """
 
-    def __init__(self, store: Store, hosts: Sequence[HostPlaces], *, gone: Runner, max_running: int, retry_seconds: float = 1.0) -> None:
+    def __init__(
+        self,
+        store: Store,
+        hosts: Sequence[HostPlaces],
+        *,
+        gone: Runner,
+        max_running: int,
+        retry_seconds: float = 1.0,
+        supervisor: Supervisor = ALONE,
+    ) -> None:
         self._store = store
         self._max_running = max_running
         self._retry_seconds = retry_seconds
+        self._supervisor = supervisor
         self._loop = asyncio.get_running_loop()
-        self._wake = asyncio.Event()
+        self._wake = Wakeup()
         self._hosts = [_Host(each, _Rest(self._loop, self._wake)) for each in hosts]
         # No place is taken by what is on hosts that are not there.
         self._gone = _Host(HostPlaces(_Nowhere(), gone, 0), _Rest(self._loop, self._wake))
@@ -139,7 +150,6 @@ class Dispatcher:
         with suppress(ServerStopping):
             await self._adopt()
             while not self._closing:
-                # Cleared before it looks: news that comes while it looks sets it again, and is not lost.
                 self._wake.clear()
                 await self._resume()
                 await self._claim()
@@ -262,7 +272,7 @@ class Dispatcher:
     def _have_threads(self, count: int) -> None:
         # They are kept: to start one takes the loop up to a millisecond where others want the interpreter too.
         while self._threads < count:
-            threading.Thread(target=self._work_until_closed, name=f"runner-{self._threads + 1}", daemon=True).start()
+            self._supervisor.thread(f"runner-{self._threads + 1}", self._work_until_closed, restart=True).start()
             self._threads += 1
 
     def _work_until_closed(self) -> None:
@@ -275,17 +285,27 @@ class Dispatcher:
             host.runner.run(assignment, claim.orders)
         except (HostDown, ServerStopping):
             host_down = True
-        except Exception as error:
-            # It says nothing about the container, which goes on: the execution is taken up again.
-            if machine_failed := is_machine_failure(error):
+        except BaseException as error:
+            # A failure of the machine says nothing about the container, which goes on: the execution is taken up again.
+            machine_failed = isinstance(error, Exception) and is_machine_failure(error)
+            if machine_failed:
                 _warn("an execution is left for a while", execution_id=assignment.execution.id, error=repr(error))
             else:
-                self._end_as_lost(host, assignment.execution, error)
+                host_down = not self._ended_as_lost(host, assignment.execution, error)
         finally:
             with suppress(RuntimeError):  # the loop is closed: nobody is there to be told
                 self._loop.call_soon_threadsafe(self._ended, host, assignment.execution.id, claim, host_down, machine_failed)
 
-    def _end_as_lost(self, host: "_Host", execution: Execution, error: Exception) -> None:
+    def _ended_as_lost(self, host: "_Host", execution: Execution, error: BaseException) -> bool:
+        """Whether it is over. One that is not is taken up again: nobody else would."""
+        try:
+            self._end_as_lost(host, execution, error)
+        except BaseException as defect:
+            report(f"the end of execution {execution.id}", defect)
+            return False
+        return True
+
+    def _end_as_lost(self, host: "_Host", execution: Execution, error: BaseException) -> None:
         """A defect. It must not leave the execution unfinished for ever; one that is final, or was pruned since, stays as it is.
 
         Where the record was sealed before, it decides how the execution ended.
@@ -345,7 +365,7 @@ def _remains(runner: Runner, execution_id: str, why: str) -> Remains:
 class _Rest:
     """A while in which nothing is taken up. At its end the dispatcher looks again."""
 
-    def __init__(self, loop: asyncio.AbstractEventLoop, wake: asyncio.Event) -> None:
+    def __init__(self, loop: asyncio.AbstractEventLoop, wake: Wakeup) -> None:
         self._loop = loop
         self._wake = wake
         self._end: asyncio.TimerHandle | None = None

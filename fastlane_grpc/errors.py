@@ -8,6 +8,10 @@ class CannotServe(Exception):
     """The server cannot begin; the message says why and what to do."""
 
 
+class ServerFailed(Exception):
+    """The server took itself down, because a part of it failed that it cannot do without; the message says which."""
+
+
 class Refusal(Exception):
     """A request that was not carried out; nothing was written. `metadata` says which one, by the names of the contract."""
 

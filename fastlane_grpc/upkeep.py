@@ -20,6 +20,7 @@ from fastlane_grpc.errors import DiskFull, ServerStopping, StoreFailed
 from fastlane_grpc.logs import Logs
 from fastlane_grpc.model import Execution, utc_now
 from fastlane_grpc.store import Count, Found, Old, Place, Store
+from fastlane_grpc.wakeup import Wakeup
 
 # Logs or jobs of one step: so many rows hold up the writer for some milliseconds.
 STEP_ROWS = 100
@@ -84,7 +85,7 @@ class Upkeep:
         self._thread = ThreadPoolExecutor(1, "upkeep")
         # Started now: later it might find that no further thread is to be had.
         self._thread.submit(int)
-        self._wake = asyncio.Event()
+        self._wake = Wakeup()
         self._closed = False
 
     def news(self, executions: Sequence[Execution]) -> None:
@@ -97,7 +98,6 @@ class Upkeep:
         """Prunes what is due, then sleeps until something is, until it is cancelled or the store is closed."""
         with suppress(ServerStopping):
             while True:
-                # Cleared before it looks: news that comes while it looks sets it again, and is not lost.
                 self._wake.clear()
                 try:
                     now = self._now()
@@ -113,9 +113,7 @@ class Upkeep:
                     # The server runs jobs without it, too.
                     log.error("pruning failed; trying again", retry_seconds=RETRY_SECONDS, exc_info=error)
                     seconds = RETRY_SECONDS
-                with suppress(TimeoutError):
-                    async with asyncio.timeout(seconds):
-                        await self._wake.wait()
+                await self._wake.wait(seconds)
                 await asyncio.sleep(self._rest_seconds)
 
     def close(self) -> None:

@@ -219,7 +219,7 @@ class House:
 
     def claim(self, command: str = "", *args: str, **more: Any) -> Assignment:
         self.enqueue(command, *args, **more)
-        (assignment,) = self.store.claim(1, host="local").result()
+        (assignment,) = self.store.claim_on(["local"]).result()
         return assignment
 
     def go(self, command: str = "", *args: str, kill_at: Step | None = None, stop_at: Step | None = None, **more: Any) -> Going:

@@ -1,9 +1,10 @@
-"""A door before an engine's socket, that can be shut, frozen, or made to lose an answer or to refuse."""
+"""A door before an engine's socket: shut, frozen, or made to lose an answer, to refuse, or to tell other events than the engine's."""
 
 import contextlib
 import json
 import socket
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -39,7 +40,10 @@ class Proxy:
         self.lose_answer_to = b""
         self.lost = threading.Event()
         self.refusing: Refusing | None = None
+        # What comes of the engine's events, as it is passed on.
+        self.alter: Callable[[bytes], bytes] = lambda events: events
         self._engine_path = engine_path
+        self._listeners: set[socket.socket] = set()
         self._open: set[socket.socket] = set()
         self._flowing = threading.Event()
         self._flowing.set()
@@ -70,6 +74,14 @@ class Proxy:
     def thaw(self) -> None:
         self._flowing.set()
 
+    def say(self, events: bytes) -> None:
+        """As if the engine told these events, to all who listen to it."""
+        with self._lock:
+            listeners = list(self._listeners)
+        assert listeners
+        for client in listeners:
+            client.sendall(events)
+
     def _accept(self, listener: socket.socket) -> None:
         while True:
             try:
@@ -88,6 +100,11 @@ class Proxy:
         with contextlib.suppress(OSError):
             while data := source.recv(65_536):
                 self._flowing.wait()
+                if not answers and b"/events?" in data:
+                    with self._lock:
+                        self._listeners.add(source)
+                elif answers and target in self._listeners:
+                    data = self.alter(data)
                 if answers and losing.is_set():
                     if self.refusing:
                         target.sendall(self.refusing.answer)
@@ -101,6 +118,8 @@ class Proxy:
                         break
                     losing.set()
                 target.sendall(data)
+        with self._lock:
+            self._listeners -= {source, target}
         _cut(target)
 
 

@@ -1,52 +1,18 @@
 """The command line and the client over a real server, in a process of its own, and a real engine."""
 
-import os
-import re
 import signal
 import subprocess
-import sys
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from fastlane_grpc.client import STDOUT, Client, End, NotFound, Output, StateChange
 from fastlane_grpc.v1 import fastlane_pb2 as pb
+from tests.commands_served import FASTLANE, SECONDS, Server, environment, fastlane
 
 pytestmark = pytest.mark.engine
-
-FASTLANE = [sys.executable, "-m", "fastlane_grpc.cli"]
-SECONDS = 90
-
-
-def environment(address: str = "") -> Mapping[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("FASTLANE_")}
-    return kept | ({"FASTLANE_ADDRESS": address} if address else {})
-
-
-class Server:
-    """`fastlane server`, which may be killed and started again in the same place."""
-
-    def __init__(self, data_dir: Path) -> None:
-        self.data_dir = data_dir
-        self.address = "127.0.0.1:0"
-        self.start()
-
-    def start(self) -> None:
-        command = [*FASTLANE, "server", "--data-dir", str(self.data_dir), "--listen", self.address]
-        with Path(f"{self.data_dir}.log").open("ab") as log:
-            self.process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=log, text=True)
-        assert self.process.stdout
-        self.line = self.process.stdout.readline()
-        heard = re.fullmatch(r"fastlane \S+ listening on (127\.0\.0\.1:\d+), data in (.+)\n", self.line)
-        assert heard, f"{self.line!r}\n{Path(f'{self.data_dir}.log').read_text()[-4000:]}"
-        assert heard[2] == str(self.data_dir)
-        self.address = heard[1]
-
-    def end(self, number: signal.Signals) -> int:
-        self.process.send_signal(number)
-        return self.process.wait(SECONDS)
 
 
 @pytest.fixture(scope="module")
@@ -67,10 +33,6 @@ def own_server(tmp_path: Path) -> Iterator[Server]:
 def client(running_server: Server) -> Iterator[Client]:
     with Client(running_server.address) as client:
         yield client
-
-
-def fastlane(server: Server, *arguments: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run([*FASTLANE, *arguments], env=environment(server.address), capture_output=True, timeout=SECONDS)
 
 
 def started(server: Server, *arguments: str) -> subprocess.Popen[bytes]:

@@ -10,8 +10,8 @@ import pytest
 from fastlane_grpc.cli.options import AGE, MOMENT
 from fastlane_grpc.cli.tables import ago, size, span
 from fastlane_grpc.v1 import fastlane_pb2 as pb
+from tests.commands import FASTLANE, environment, fastlane, on_terminal
 from tests.scripted_server import Log, Piece, ScriptedServer
-from tests.test_cli import FASTLANE, environment, fastlane, on_terminal
 
 JOBS = [f"01980f3e-8b1c-7d43-9a51-0242ac12000{number}" for number in range(7)]
 EXECUTION = "01980f3e-8b1c-7d43-9a52-0242ac120000"

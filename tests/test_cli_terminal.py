@@ -7,8 +7,8 @@ import grpc
 import pytest
 
 from fastlane_grpc.v1 import fastlane_pb2 as pb
+from tests.commands import WAITING, fastlane, on_terminal
 from tests.scripted_server import Cut, Log, Piece, ScriptedServer
-from tests.test_cli import WAITING, fastlane, on_terminal
 
 PREPARING = Piece(state=pb.STATE_PREPARING)
 RUNNING = Piece(state=pb.STATE_RUNNING)

@@ -4,7 +4,6 @@ import inspect
 import itertools
 import re
 import signal
-import socket
 import subprocess
 import sys
 import threading
@@ -20,14 +19,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastlane_grpc import client as fastlane_client
-from fastlane_grpc.client import Backoff, Client, Disconnected, End, Event, Gap, Output, Reconnected, StateChange, requests
+from fastlane_grpc.client import Backoff, Client, Disconnected, End, Event, Output, StateChange, requests
 from fastlane_grpc.client.errors import BY_REASON
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.cutting_relay import CuttingRelay
-from tests.scripted_server import CUTS, Cut, Log, Piece, ScriptedServer
-
-QUICK = Backoff(first_seconds=0.001, longest_seconds=0.01)
-HELLO = Log([Piece(1, b"hello\n"), Piece(2, b"oh\n"), Piece(1, b"world\n"), Piece(3, b"it ended\n")])
+from tests.scripted_server import Cut, Log, Piece, ScriptedServer
+from tests.tailing import HELLO, NOT_TEXT, QUICK, assert_notices_alternate, cuts, data_of, endless, forget, gaps_of, pieces, unused_address
 
 
 @pytest.fixture(scope="module")
@@ -47,31 +44,6 @@ def server(running_server: ScriptedServer) -> ScriptedServer:
 def client(running_server: ScriptedServer) -> Iterator[Client]:
     with Client(running_server.address, backoff=QUICK) as client:
         yield client
-
-
-def forget(server: ScriptedServer) -> None:
-    server.logs.clear()
-    server.cuts.clear()
-    server.refusals.clear()
-    server.requests.clear()
-    for kept in (server.jobs, server.executions, server.tasks, server.hosts, server.prunings):
-        kept.clear()
-    server.empty_pages = False
-    server._events.clear()
-
-
-def unused_address() -> str:
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        return f"127.0.0.1:{taken.getsockname()[1]}"
-
-
-def data_of(events: list[Event], source: int) -> bytes:
-    return b"".join(event.data for event in events if isinstance(event, Output) and event.source == source)
-
-
-def gaps_of(events: list[Event]) -> list[Gap]:
-    return [event for event in events if isinstance(event, Gap)]
 
 
 # ---------------------------------------------------------------------------------------------------------------- calls
@@ -352,16 +324,6 @@ def test_an_unsealed_end_is_no_failure(server: ScriptedServer, client: Client) -
     assert (end.sealed, end.outcome, end.exit_status) == (False, None, 75)
 
 
-pieces = st.lists(
-    st.one_of(
-        st.builds(Piece, source=st.sampled_from([1, 2, 3]), data=st.binary(min_size=1, max_size=60)),
-        st.builds(Piece, source=st.sampled_from([1, 2, 3]), missing=st.sampled_from([-1, 1, 1000])),
-    ),
-    max_size=12,
-)
-cuts = st.lists(st.builds(Cut, after_messages=st.integers(0, 6), how=st.sampled_from(CUTS)), max_size=8)
-
-
 @settings(max_examples=60, deadline=None)
 @given(pieces=pieces, cuts=cuts, chunk_bytes=st.integers(1, 30), chunks_per_message=st.integers(1, 4), seed=st.integers())
 def test_bytes_arrive_once_and_in_order_however_the_stream_is_cut(
@@ -385,15 +347,6 @@ def test_bytes_arrive_once_and_in_order_however_the_stream_is_cut(
     states = [event.state for event in events if isinstance(event, StateChange)]
     assert states == [state for state, _ in itertools.groupby(states)], "a state that did not change is not told again"
     assert_notices_alternate(events)
-
-
-def assert_notices_alternate(events: list[Event]) -> None:
-    away = False
-    for event in events:
-        assert not (away and not isinstance(event, Disconnected | Reconnected)), "nothing arrives while it is away"
-        assert not (isinstance(event, Reconnected) and not away)
-        away = isinstance(event, Disconnected)
-    assert not away
 
 
 @settings(max_examples=40, deadline=None)
@@ -592,10 +545,6 @@ def test_pauses_grow_to_their_longest_and_come_on_top_of_what_the_server_asks() 
 # ---------------------------------------------------------------------------------------------------------------- leaving
 
 
-def endless(server: ScriptedServer) -> None:
-    server.logs["e"] = Log(HELLO.pieces, heartbeats_before_end=1_000_000)
-
-
 def test_close_from_another_thread_ends_the_tail_and_the_call(server: ScriptedServer, client: Client) -> None:
     endless(server)
     tail = client.tail("e")
@@ -692,31 +641,6 @@ def test_a_tail_that_was_interrupted_while_it_waited_can_be_asked_again(server: 
 
 # As Python makes it of bytes that are not UTF-8.
 RAW = "caf\udce9"
-NOT_TEXT: list[tuple[str, str, tuple[Any, ...], dict[str, Any]]] = [
-    ("task_id", "enqueue", (RAW, "i"), {}),
-    ("spec.image", "enqueue", ("t", RAW), {}),
-    ("spec.command", "enqueue", ("t", "i", RAW), {}),
-    ("spec.args[1]", "enqueue", ("t", "i"), {"args": ["a", RAW]}),
-    ('spec.envs["A"]', "enqueue", ("t", "i"), {"envs": {"A": RAW}}),
-    ('spec.envs["caf\\udce9"]', "enqueue", ("t", "i"), {"envs": {RAW: "a"}}),
-    ('spec.labels["l"]', "enqueue", ("t", "i"), {"labels": {"l": RAW}}),
-    ("spec.entrypoint[0]", "enqueue", ("t", "i"), {"entrypoint": [RAW]}),
-    ("spec.user", "enqueue", ("t", "i"), {"user": RAW}),
-    ('spec.metadata["a"][1]', "enqueue", ("t", "i"), {"metadata": {"a": [1, RAW]}}),
-    ("request_id", "enqueue", ("t", "i"), {"request_id": RAW}),
-    ("job_id", "job", (RAW,), {}),
-    ("job_id", "stop", (RAW,), {}),
-    ("note", "stop", ("j", RAW), {}),
-    ("execution_id", "execution", (RAW,), {}),
-    ("note", "stop_execution", ("e", RAW), {}),
-    ("task_id", "task", (RAW,), {}),
-    ("task_id", "prune", (1,), {"task_id": RAW}),
-    ("task_id", "jobs", (), {"task_id": RAW}),
-    ('labels["a"]', "jobs", (), {"labels": {"a": RAW}}),
-    ("host", "executions", (), {"host": RAW}),
-    ("execution_id", "tail", (RAW,), {}),
-    ("cursor", "tail", ("e", RAW), {}),
-]
 
 
 @pytest.mark.parametrize(("field", "method", "positional", "named"), NOT_TEXT)

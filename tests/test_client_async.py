@@ -15,7 +15,7 @@ from fastlane_grpc.client import AsyncClient, Backoff, Disconnected, End, Event,
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.cutting_relay import CuttingRelay
 from tests.scripted_server import Cut, Log, Piece, ScriptedServer
-from tests.test_client import (
+from tests.tailing import (
     HELLO,
     NOT_TEXT,
     QUICK,

@@ -16,6 +16,7 @@ from fastlane_grpc import config
 from fastlane_grpc.config import ConfigError, HostSettings
 from fastlane_grpc.model import CaptureMode
 from fastlane_grpc.redaction import DEFAULT_ENTRIES
+from tests.settings_tables import markdown
 
 ROOT = Path(__file__).parent.parent
 
@@ -226,8 +227,8 @@ def test_the_command_prints_what_a_server_with_the_same_flags_would_have(file: P
 
 def test_the_tables_of_settings_in_the_documentation_are_those_of_the_code() -> None:
     text = (ROOT / "docs" / "configuration.md").read_text()
-    assert config.markdown(config.SETTINGS) in text
-    assert config.markdown(fields(HostSettings)) in text
+    assert markdown(config.SETTINGS) in text
+    assert markdown(fields(HostSettings)) in text
 
 
 def test_the_example_in_the_documentation_is_right(file: Path) -> None:

@@ -5,7 +5,6 @@ Readers stay attached all the while and go on by themselves, over however many s
 
 import os
 import random
-import socket
 import threading
 import time
 from collections import Counter
@@ -16,12 +15,13 @@ from pathlib import Path
 import docker
 import pytest
 
-from fastlane_grpc.client import Client, End
+from fastlane_grpc.client import End
 from fastlane_grpc.model import CaptureMode
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.engine import by_attach, by_recorder
 from tests.reading import Reader
-from tests.serving import Server, within
+from tests.serving import within
+from tests.succession import Succession
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
 
@@ -42,22 +42,14 @@ ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "2"))
 SEED = int(os.environ.get("CHAOS_SEED", "20261124"))
 
 
-class House:
-    """A data directory, the servers over it one after another, all at one address, and a client that outlives them."""
+class House(Succession):
+    """Servers that are killed one after another, and what the engine says of their containers."""
 
-    def __init__(self, data_dir: Path, sdk: docker.DockerClient, image: str, capture: str) -> None:
-        self.data_dir = data_dir
+    def __init__(self, data_dir: Path, sdk: docker.DockerClient, image: str, capture: CaptureMode) -> None:
+        super().__init__(data_dir, sdk, image, capture=capture, max_running=4)
         self.capture = capture
-        self.image = image
-        self._sdk = sdk
         self._since = time.time() - 1
-        with closing(socket.create_server(("127.0.0.1", 0))) as listener:
-            self._listen = f"127.0.0.1:{listener.getsockname()[1]}"
-        self.client = Client(self._listen)
         self.executions: list[str] = []
-
-    def server(self, kill_at: str = "") -> Server:
-        return Server(self.data_dir, kill_at=kill_at, listen=self._listen, max_running=4, capture=self.capture)
 
     def enqueue(self, script: str = COUNT, **more: object) -> str:
         job = self.client.enqueue("crash", self.image, args=["sh", "-c", script], **more)  # type: ignore[arg-type]
@@ -70,19 +62,19 @@ class House:
     def starts(self) -> Counter[str]:
         """How often the engine started a container of each execution: it is asked, not we."""
         filters = {"event": "start", "label": "fastlane.execution"}
-        events = self._sdk.api.events(since=self._since, until=time.time() + 1, filters=filters, decode=True)
+        events = self.sdk.api.events(since=self._since, until=time.time() + 1, filters=filters, decode=True)
         found = Counter(event["Actor"]["Attributes"]["fastlane.execution"] for event in events)
         return Counter({execution: found[execution] for execution in self.executions if found[execution]})
 
     def until_cleared(self) -> None:
         """Waits until none has a container any more: what a dead server left is swept by the next one, beside its work."""
-        with within(60), closing(self._sdk.api.events(filters={"event": "destroy", "label": "fastlane.execution"})) as destroyed:
+        with within(60), closing(self.sdk.api.events(filters={"event": "destroy", "label": "fastlane.execution"})) as destroyed:
             while self.left():
                 next(destroyed)
 
     def left(self) -> Sequence[str]:
         """Executions that have a container still."""
-        found = self._sdk.api.containers(all=True, filters={"label": "fastlane.execution"})
+        found = self.sdk.api.containers(all=True, filters={"label": "fastlane.execution"})
         return [each["Labels"]["fastlane.execution"] for each in found if each["Labels"]["fastlane.execution"] in self.executions]
 
 

@@ -5,6 +5,7 @@ import json
 import os
 from pathlib import Path
 
+import docker.auth
 import pytest
 
 from fastlane_grpc.runner.credentials import credentials_for
@@ -53,7 +54,7 @@ def test_a_login_is_found(file: Path, config: object) -> None:
 
 
 def test_a_login_at_the_hub_is_found_under_its_old_address(file: Path) -> None:
-    file.write_text(json.dumps({"auths": {"https://index.docker.io/v1/": LOGIN}}))
+    file.write_text(json.dumps({"auths": {docker.auth.INDEX_URL: LOGIN}}))
     assert user_shown("docker.io") == "me"
 
 

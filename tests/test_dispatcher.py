@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import pytest
 from hypothesis import HealthCheck, given, settings
@@ -23,9 +23,9 @@ from fastlane_grpc.model import Assignment, Execution, JobSpec, LogTotals, Outco
 from fastlane_grpc.runner.orders import CertainEnd, HostDown, Order, Orders, Remains, StopOrder
 from fastlane_grpc.store import Pending, Store
 from fastlane_grpc.store.database import Connection, open_for_writing
-from fastlane_grpc.store.readers import Readers
-from fastlane_grpc.store.writer import Work, Writer, Written
+from fastlane_grpc.store.writer import Many, Work, Writer, Written
 from tests.fakes import Announcements, FakeGone, FakeHost, FakeRunner
+from tests.parts import Parts
 
 T = TypeVar("T")
 
@@ -39,8 +39,8 @@ class WatchedWriter(Writer):
 
     asked = 0
 
-    def write(self, work: Work[T]) -> Pending[T]:
-        pending = super().write(work)
+    def write(self, work: Work[T], *, many: Many | None = None) -> Pending[T]:
+        pending = super().write(work, many=many)
         self.asked += 1
         return pending
 
@@ -56,8 +56,13 @@ class WatchedStore(Store):
         return super().claim_on(hosts)
 
 
-class House:
-    """Store, fake runners and dispatcher, put together as the app does it: one host with `max_running` places, or those of `hosts`."""
+class House(Parts):
+    """The dispatcher over a store and fake runners: one host with `max_running` places, or those of `hosts`."""
+
+    writer_kind, store_kind = WatchedWriter, WatchedStore
+    writer: WatchedWriter
+    store: WatchedStore
+    hosts: dict[str, FakeHost]  # type: ignore[assignment]
 
     def __init__(
         self,
@@ -69,41 +74,56 @@ class House:
         host_up: bool = True,
         retry_seconds: float = AGES,
     ) -> None:
-        self.loop = loop = asyncio.get_running_loop()
-        self.path = directory / "fastlane.db"
+        super().__init__(directory, max_running=max_running)
+        self.path = self.database
         self.announced = Announcements()
-        db = open_for_writing(self.path)
-        db.execute("PRAGMA busy_timeout = 0")
-        self.writer = WatchedWriter(db, self.path, loop=loop, on_commit=self._committed, retry_seconds=0.01)
-        self.store = WatchedStore(self.writer, Readers(self.path, loop=loop), instance="")
-        self.store.when_claimed = self._claiming  # type: ignore[method-assign]
-        self.places = hosts or {"here": max_running}
-        self.hosts = {name: FakeHost(name, up=host_up) for name in self.places}
-        self.runners = {name: FakeRunner(self.store, host, hold=hold) for name, host in self.hosts.items()}
-        self.host, self.runner = self.hosts[next(iter(self.places))], self.runners[next(iter(self.places))]
-        self.gone = FakeGone(self.store)
-        places = [HostPlaces(self.hosts[name], self.runners[name], count) for name, count in self.places.items()]
-        self.dispatcher = Dispatcher(self.store, places, gone=self.gone, max_running=max_running, retry_seconds=retry_seconds)
+        self.dispatcher_retry_seconds = retry_seconds
         self.task: asyncio.Task[None] | None = None
         # Who has a place, by the announcements alone.
         self.unfinished: dict[str, str] = {}
         self.most_unfinished = 0
         self.claimed_for_down: list[str] = []
+        self.places = hosts or {"here": max_running}
         self.most_on = dict.fromkeys(self.places, 0)
         self.claimed: list[Execution] = []
         self.ended: list[Execution] = []
+        self.open_store(self.parts)
+        self.store.when_claimed = self._claiming  # type: ignore[method-assign]
+        self.hosts = {name: FakeHost(name, up=host_up) for name in self.places}
+        self.runners = {name: FakeRunner(self.store, host, hold=hold) for name, host in self.hosts.items()}
+        self.host, self.runner = self.hosts[next(iter(self.places))], self.runners[next(iter(self.places))]
+        self.gone = FakeGone(self.store)
+        self.open_dispatcher(self.parts)
+        self.listeners += [self._count, self.announced]
 
-    def open(self) -> None:
+    def open_database(self) -> Connection:
+        db = super().open_database()
+        db.execute("PRAGMA busy_timeout = 0")
+        return db
+
+    def open_dispatcher(self, parts: Any) -> None:
+        """It runs from `open` to `close`."""
+        places = [HostPlaces(self.hosts[name], self.runners[name], count) for name, count in self.places.items()]
+        self.dispatcher = Dispatcher(
+            self.store,
+            places,
+            gone=self.gone,
+            max_running=self.settings.max_running,
+            retry_seconds=self.dispatcher_retry_seconds,
+            supervisor=self.supervisor,
+        )
+        self.listeners.append(self.dispatcher.news)
+
+    def open(self) -> None:  # type: ignore[override]  # the parts are open; here they begin to work
         self.task = asyncio.create_task(self.dispatcher.run())
 
     async def close(self) -> None:
         await self.dispatcher.close()
         if self.task:
             await self.task
-        self.store.close()
+        self.close_parts()
 
-    def _committed(self, executions: Sequence[Execution]) -> None:
-        self.dispatcher.news(executions)
+    def _count(self, executions: Sequence[Execution]) -> None:
         for execution in executions:
             if execution.state in (State.PREPARING, State.RUNNING, State.STOPPING):
                 self.unfinished[execution.id] = execution.host
@@ -116,7 +136,6 @@ class House:
             self.most_unfinished = max(self.most_unfinished, len(self.unfinished))
             for name, most in self.most_on.items():
                 self.most_on[name] = max(most, self.on(name))
-        self.announced(executions)
 
     def _claiming(self, hosts: Sequence[str]) -> None:
         self.claimed_for_down += [name for name in hosts if not self.hosts[name].up]
@@ -702,7 +721,7 @@ async def unfinished_of_an_earlier_server(directory: Path) -> list[Execution]:
     earlier = House(directory)
     for _ in range(3):
         await earlier.enqueue()
-    await earlier.store.claim(3, host="here")
+    await earlier.store.claim_on(["here"] * 3)
     for execution in earlier.claimed[:2]:
         await earlier.store.starting(
             execution.id, container_id="c", capture="attach", engine_life="", image_digest="", pull_time=None, container_time=None
@@ -877,6 +896,28 @@ async def test_a_defect_after_the_job_was_pruned_costs_no_place(house: House) ->
         await house.enqueue("bad")
     good = await house.enqueue("good")
     await house.announced.reaches(good.id, State.SUCCEEDED)
+    await house.threads_end()
+    assert house.dispatcher.running == 0
+
+
+async def test_an_execution_whose_end_fails_is_taken_up_again_and_no_thread_is_lost(tmp_path: Path, houses: list[House]) -> None:
+    house = House(tmp_path, max_running=1, retry_seconds=0.01)
+    houses.append(house)
+    defects: list[BaseException] = [ZeroDivisionError(), SystemExit(1), RecursionError()]
+
+    def defect(assignment: Assignment, orders: Orders) -> None:
+        if defects:
+            raise defects.pop()
+
+    def no_abandon(execution_id: str, why: str) -> Remains:
+        raise SystemExit(2)
+
+    house.runner.when_given, house.runner.abandon = defect, no_abandon  # type: ignore[method-assign]
+    house.open()
+    with capture_logs() as logs:
+        execution = await house.enqueue()
+        await house.announced.reaches(execution.id, State.SUCCEEDED)
+    assert [log["work"] for log in logs if log["event"].startswith("a defect")] == [f"the end of execution {execution.id}"] * 3
     await house.threads_end()
     assert house.dispatcher.running == 0
 

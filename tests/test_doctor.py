@@ -25,9 +25,9 @@ from fastlane_grpc.runner import HostDown
 from fastlane_grpc.runner.checkup import Checkup, Found
 from fastlane_grpc.store import Store
 from fastlane_grpc.v1 import fastlane_pb2 as pb
+from tests.commands import FASTLANE, environment
 from tests.engine import House, by_attach, engine_address
 from tests.scripted_server import ScriptedServer
-from tests.test_cli import FASTLANE, environment
 
 FINE = Checkup("28.1", "amd64", "overlay2", "2", True, True, [], True, timedelta(0), [])
 
@@ -138,7 +138,7 @@ async def kept(tmp_path: Path) -> tuple[str, str, str]:
     jobs = [
         (await store.enqueue(task_id="t", spec=JobSpec(image="busybox"), request_id="", caller_address=""))[0].execution.id for _ in "ab"
     ]
-    await store.claim(1, host="here")
+    await store.claim_on(["here"])
     await store.finish(jobs[0], state=State.FAILED, outcome=Outcome(Reason.REFUSED_BY_ENGINE), logs=[])
     store.close()
     return store.instance, *jobs

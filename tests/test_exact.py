@@ -261,7 +261,7 @@ def test_an_engine_that_is_killed_around_a_start_runs_nothing_twice(
             house.wait_until(lambda: house.host.up)
             execution = house.execution(going.id)
             if execution.state is State.QUEUED:
-                house.store.claim(1, host="local").result()
+                house.store.claim_on(["local"]).result()
             going = house.adopt(going.id)
             failure = going.failure()
         assert failure is None

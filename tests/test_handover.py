@@ -1,21 +1,20 @@
 """A server is told to end by SIGTERM and the next one goes on: readers notice a pause, jobs nothing, and no hanging thing delays it."""
 
-import socket
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import closing
 from pathlib import Path
 
 import docker
 import pytest
 
-from fastlane_grpc.client import Backoff, Client
+from fastlane_grpc.client import Backoff
 from fastlane_grpc.model import CaptureMode
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.engine import engine_address
 from tests.proxy import Proxy
 from tests.reading import Reader
 from tests.registry import registry_for
-from tests.serving import Server, clear, within
+from tests.serving import clear, within
+from tests.succession import Succession
 
 pytestmark = pytest.mark.engine
 
@@ -26,22 +25,12 @@ NUMBERS = b"".join(b"%d\n" % number for number in range(1, 20001))
 QUICK_SECONDS = 5
 
 
-class House:
-    """A data directory, the servers over it one after another, all at one address, and a client that outlives them."""
+class House(Succession):
+    """Servers that hand their containers over to the next one."""
 
     def __init__(self, data_dir: Path, sdk: docker.DockerClient, image: str, capture: CaptureMode) -> None:
-        self.data_dir = data_dir
+        super().__init__(data_dir, sdk, image, backoff=Backoff(0.05, 0.2), capture=capture)
         self.capture = capture
-        self.image = image
-        self._sdk = sdk
-        with closing(socket.create_server(("127.0.0.1", 0))) as listener:
-            self._listen = f"127.0.0.1:{listener.getsockname()[1]}"
-        self.client = Client(self._listen, backoff=Backoff(0.05, 0.2))
-        self._servers: list[Server] = []
-
-    def server(self, **settings: object) -> Server:
-        self._servers.append(Server(self.data_dir, listen=self._listen, capture=self.capture, **settings))  # type: ignore[arg-type]
-        return self._servers[-1]
 
     def start(self, script: str, image: str = "") -> str:
         """The id of a new job's execution."""
@@ -51,13 +40,13 @@ class House:
         return [Reader(self.client, execution_id) for _ in range(count)]
 
     def go(self, execution_id: str) -> None:
-        self._sdk.containers.get(self.client.execution(execution_id).container_id).exec_run("touch /tmp/go")
+        self.sdk.containers.get(self.client.execution(execution_id).container_id).exec_run("touch /tmp/go")
 
     def close(self) -> None:
         self.client.close()
-        for server in self._servers:
+        for server in self.servers:
             server.kill()
-        clear(self._sdk, self.data_dir)
+        clear(self.sdk, self.data_dir)
 
 
 @pytest.fixture

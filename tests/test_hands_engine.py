@@ -12,7 +12,7 @@ import pytest
 
 from fastlane_grpc.client import STDOUT, AsyncClient, Client, End, Event, Gap, NotFound, Output
 from fastlane_grpc.v1 import fastlane_pb2 as pb
-from tests.test_cli_engine import SECONDS, Server, fastlane
+from tests.commands_served import SECONDS, Server, fastlane
 
 pytestmark = pytest.mark.engine
 

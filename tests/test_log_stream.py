@@ -19,7 +19,7 @@ from fastlane_grpc.model import Cause, Execution, Source, new_id, utc_now
 from fastlane_grpc.record import RecordWriter
 from fastlane_grpc.store import Old
 from fastlane_grpc.v1 import fastlane_pb2 as pb
-from tests.test_rpc import House, detail, info, reason
+from tests.calls import House, detail, info, reason
 
 OUT, ERR, SYSTEM = Source.STDOUT, Source.STDERR, Source.SYSTEM
 SECOND = 1_000_000_000
@@ -309,7 +309,7 @@ async def test_one_line_says_that_it_waits_where_somebody_looks_and_no_file_is_m
 async def test_of_what_is_stopped_while_it_waits_nothing_stays_open_and_its_log_is_known_to_who_prunes(house: House) -> None:
     by_job, by_itself = await house.enqueue(), await house.enqueue()
     # Both were claimed, and went back.
-    await house.store.claim(2, host="local")
+    await house.store.claim_on(["local"] * 2)
     for job in (by_job, by_itself):
         house.logs.system(job.execution.id, "host local does not answer: back in the queue")
         await house.store.requeue(job.execution.id)

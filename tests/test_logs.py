@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from structlog.testing import capture_logs
 
 from fastlane_grpc.errors import CursorAhead, CursorInvalid, CursorOfAnotherExecution, StoreFailed
 from fastlane_grpc.logs import Cursor, Logs, Tails
@@ -22,17 +23,19 @@ from fastlane_grpc.model import MAX_TOLD_CHARACTERS, Cause, LogTotals, Source, n
 from fastlane_grpc.record import RecordWriter
 from fastlane_grpc.rpc.log_encoding import ProtobufEncoding
 from fastlane_grpc.v1 import fastlane_pb2 as pb
+from tests.parts import Parts
 
 Response: TypeAlias = pb.StreamExecutionLogsResponse
 OUT, ERR, SYSTEM = Source.STDOUT, Source.STDERR, Source.SYSTEM
 
 
-class House:
+class House(Parts):
     """Logs in a folder, and those who read them."""
 
     def __init__(self, path: Path, cache_bytes: int = 64 << 20) -> None:
-        self.logs = Logs(path)
-        self.tails = Tails(self.logs, cache_bytes=cache_bytes, loop=asyncio.get_running_loop())
+        super().__init__(path, cache_bytes=cache_bytes)
+        self.open_logs(self.parts)
+        self.open_tails(self.parts)
 
     def writer(self, execution_id: str) -> RecordWriter:
         self.logs.path(execution_id).mkdir(parents=True, exist_ok=True)
@@ -55,8 +58,7 @@ class House:
 async def house(tmp_path: Path) -> AsyncIterator[House]:
     house = House(tmp_path)
     yield house
-    house.tails.close()
-    house.logs.close()
+    house.close_parts()
 
 
 def data(messages: Sequence[Response], source: Source) -> bytes:
@@ -108,6 +110,30 @@ async def test_both_sources_arrive_once_in_order(house: House) -> None:
     sequences = [chunk.sequence for message in messages for chunk in message.chunks]
     assert sequences == list(range(1, 201))
     assert messages[-1].cursor == f"1.{id}.690.690.0.200"
+
+
+async def test_readers_look_by_themselves_once_inotify_fails(house: House, tmp_path: Path) -> None:
+    id = new_id()
+    writer = house.writer(id)
+    with house.tails.watching(id) as watch, capture_logs() as logged:
+        tail = house.tails.tail(watch, Cursor.parse("", id), (), ProtobufEncoding(), text=False)
+        assert await tail.read() is None
+        news = house.tails._news
+        # Whatever it is that is read there: it is no news.
+        directory = os.open(tmp_path, os.O_RDONLY)
+        os.dup2(directory, news._inotify.fileno())
+        os.close(directory)
+        news._read_or_give_up()
+        async with asyncio.timeout(10):
+            await watch.wait(60)
+            watch.clear()
+            assert await tail.read() is None
+            writer.write([(OUT, b"one")], time.time_ns())
+            while not (messages := await tail.read()):
+                watch.clear()
+                await watch.wait(60)
+    assert data([Response.FromString(message) for message in messages], OUT) == b"one"
+    assert [each["work"] for each in logged] == ["inotify"]
 
 
 async def test_only_the_sources_that_were_asked_for(house: House) -> None:
@@ -176,7 +202,7 @@ async def test_the_cache_stays_within_its_bytes(tmp_path: Path) -> None:
         writer.write([(OUT, bytes(60_000))], time.time_ns())
     assert len(data(await house.rest(id), OUT)) == 6_000_000
     assert house.tails.cache.bytes <= 1 << 20
-    house.tails.close()
+    house.close_parts()
 
 
 async def test_a_late_reader_is_read_ahead_of_in_few_steps(tmp_path: Path) -> None:
@@ -192,7 +218,7 @@ async def test_a_late_reader_is_read_ahead_of_in_few_steps(tmp_path: Path) -> No
     before = house.tails.cache.reads
     assert len(data(await house.rest(id), OUT)) == 6_000_000
     assert house.tails.cache.reads <= before + 1
-    house.tails.close()
+    house.close_parts()
 
 
 async def test_files_stay_open_until_what_is_read_ahead_is_read(tmp_path: Path) -> None:
@@ -208,9 +234,9 @@ async def test_files_stay_open_until_what_is_read_ahead_is_read(tmp_path: Path) 
         # The reader is gone, and what follows is being read.
         assert await eventually(partial(all_closed, log))
         house.tails.close()
-        house.tails = Tails(house.logs, cache_bytes=64 << 20, loop=asyncio.get_running_loop())
+        house.open_tails(house.parts)
     assert times_open(house.logs.output_path(id)) == 1, "by the writer"
-    house.tails.close()
+    house.close_parts()
 
 
 async def test_a_read_ahead_that_fails_meets_the_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -235,7 +261,7 @@ async def test_a_read_ahead_that_fails_meets_the_reader(tmp_path: Path, monkeypa
             await tail.read()
         monkeypatch.undo()
         assert await tail.read()
-    house.tails.close()
+    house.close_parts()
 
 
 async def test_a_reader_that_waits_is_woken_by_a_write_of_whoever(house: House) -> None:
@@ -361,7 +387,7 @@ async def test_the_totals_of_our_lines_are_the_same_however_often_they_are_seale
     totals = house.logs.seal_system(id)
     assert [(total.source, total.bytes) for total in totals] == [(SYSTEM, 6)]
     assert house.logs.seal_system(id) == totals
-    next_server = Logs(tmp_path)
+    next_server = Logs(house.logs.directory)
     next_server.system(id, "too late")
     assert next_server.seal_system(id) == totals
 
@@ -489,8 +515,7 @@ async def test_a_reader_that_is_cut_off_at_random_points_gets_each_byte_once(
         elif not as_text:
             assert data(received, source) == data(whole, source) == expected.encode()
     assert sum(message.HasField("gap") for message in received) == gaps
-    house.tails.close()
-    house.logs.close()
+    house.close_parts()
 
 
 async def test_a_system_line_is_one_printable_line_whatever_is_in_it(house: House) -> None:

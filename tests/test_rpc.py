@@ -4,116 +4,28 @@ import asyncio
 import os
 import subprocess
 import time
-from collections.abc import AsyncIterator, Awaitable, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
 
 import grpc
 import pytest
 from google.protobuf import duration_pb2, json_format
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
-from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
-from grpc_status import rpc_status
 
-from fastlane_grpc.config import Settings
 from fastlane_grpc.directory import free_bytes
-from fastlane_grpc.logs import Logs, Tails
-from fastlane_grpc.model import Availability, Cause, Execution, HostReport, LogTotals, Outcome, Reason, Source, State, new_id, utc_now
-from fastlane_grpc.record import RecordWriter
+from fastlane_grpc.model import Availability, Cause, HostReport, LogTotals, Outcome, Reason, Source, State, new_id, utc_now
 from fastlane_grpc.rpc.server import RpcServer
-from fastlane_grpc.service import Service
-from fastlane_grpc.store import Fitness, Quota, Store
-from fastlane_grpc.upkeep import Limits, Upkeep
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
+from tests.calls import House, detail, info, reason
 from tests.hostile_http2 import PREFACE, SETTINGS, frame
 
 OUT, ERR = Source.STDOUT, Source.STDERR
-Detail = TypeVar("Detail", bound=Message)
-
-
-class NoPlaces:
-    """A dispatcher that gives no place to anybody: what runs, the test runs."""
-
-    places = (8, 8)
-    host_error = ""
-    hosts: Sequence[HostReport] = ()
-
-    def waiting(self, execution_id: str) -> None:
-        """Nothing that runs waits."""
-
-
-class House:
-    """The floors from the store to gRPC, on a free port."""
-
-    def __init__(self, path: Path, **settings: object) -> None:
-        loop = asyncio.get_running_loop()
-        self.settings = Settings(data_dir=path, listen="127.0.0.1:0", max_running=8, **settings)
-        self.fitness = Fitness(patience_seconds=0.1, probe_seconds=0.01)
-        self.store = self.open_store(path, loop)
-        self.logs = Logs(path / "logs")
-        self.tails = Tails(self.logs, cache_bytes=8 << 20, loop=loop)
-        self.places = NoPlaces()
-        self.upkeep = Upkeep(self.store, self.logs, Limits())
-        self.service = Service(self.store, self.tails, self.places, self.upkeep, self.settings)
-        self.server = RpcServer(self.service, self.settings)
-        self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{self.server.port}")
-        self.jobs = pb_grpc.JobServiceStub(self.channel)
-        self.executions = pb_grpc.ExecutionServiceStub(self.channel)
-        self.hosts = pb_grpc.HostServiceStub(self.channel)
-        self.info = pb_grpc.ServerServiceStub(self.channel)
-
-    def open_store(self, path: Path, loop: asyncio.AbstractEventLoop) -> Store:
-        quota = Quota.of(path, max_waiting=self.settings.max_waiting, min_free_bytes=self.settings.min_free_bytes)
-        return Store.open(path, on_commit=self._committed, loop=loop, quota=quota, on_failure=self.fitness.failed)
-
-    def _committed(self, executions: Sequence[Execution]) -> None:
-        self.tails.changed(executions)
-
-    async def close(self) -> None:
-        await self.channel.close()
-        await self.server.stop()
-        self.upkeep.close()
-        self.tails.close()
-        self.logs.close()
-        self.store.close()
-
-    async def enqueue(self, **spec: object) -> pb.Job:
-        request = pb.EnqueueJobRequest(task_id="task", spec=pb.JobSpec(**{"image": "busybox", **spec}))  # type: ignore[arg-type]
-        return (await self.jobs.EnqueueJob(request)).job
-
-    async def begin(self) -> tuple[Execution, RecordWriter]:
-        """Takes the next execution to RUNNING, its record open."""
-        (assignment,) = await self.store.claim(1, host="local")
-        execution = assignment.execution
-        self.logs.path(execution.id).mkdir(parents=True, exist_ok=True)
-        writer = RecordWriter.create(self.logs.output_path(execution.id), execution_id=execution.id, capture="test")
-        await self.store.starting(
-            execution.id,
-            container_id="c",
-            capture="test",
-            engine_life="",
-            image_digest="sha256:0",
-            pull_time=utc_now(),
-            container_time=utc_now(),
-        )
-        await self.store.running(execution.id, start_time=utc_now())
-        return execution, writer
-
-    async def finish(self, execution: Execution, writer: RecordWriter, code: int = 0) -> None:
-        trailer = writer.seal(code, {}, time.time_ns())
-        state = State.FAILED if code else State.SUCCEEDED
-        outcome = Outcome(Reason.EXIT_CODE if code else Reason.UNSPECIFIED, exit_code=code)
-        room = self.logs.room(execution.id)
-        await self.store.finish(execution.id, state=state, outcome=outcome, logs=trailer.totals, log_bytes=room)
-
-    def stream(self, execution_id: str, **more: object) -> "grpc.aio.UnaryStreamCall[object, pb.StreamExecutionLogsResponse]":
-        return self.executions.StreamExecutionLogs(pb.StreamExecutionLogsRequest(execution_id=execution_id, **more))  # type: ignore[arg-type,return-value]
 
 
 @pytest.fixture
@@ -122,28 +34,6 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
     await house.server.start()
     yield house
     await house.close()
-
-
-def reason(error: grpc.aio.AioRpcError) -> str:
-    return info(error).reason
-
-
-def info(error: grpc.aio.AioRpcError) -> error_details_pb2.ErrorInfo:
-    found = detail(error, error_details_pb2.ErrorInfo)
-    assert found is not None
-    assert found.domain == "fastlane"
-    return found
-
-
-def detail(error: grpc.aio.AioRpcError, kind: "type[Detail]") -> "Detail | None":
-    status = rpc_status.from_call(error)  # type: ignore[arg-type]
-    assert status is not None
-    assert status.code == error.code().value[0]
-    for packed in status.details:
-        found = kind()
-        if packed.Unpack(found):  # type: ignore[arg-type]
-            return found
-    return None
 
 
 # ------------------------------------------------------------------------------------------------------------------------ jobs
@@ -187,7 +77,7 @@ async def test_a_job_is_answered_as_it_was_put_in(house: House) -> None:
 
 async def test_the_secret_reaches_the_runner_though_no_answer_shows_it(house: House) -> None:
     await house.enqueue(envs={"API_TOKEN": "s3cret"})
-    (assignment,) = await house.store.claim(1, host="local")
+    (assignment,) = await house.store.claim_on(["local"])
     assert assignment.spec.envs == {"API_TOKEN": "s3cret"}
 
 
@@ -233,7 +123,7 @@ async def test_a_request_id_does_not_tell_whether_a_secret_was_guessed(house: Ho
     kept = await house.jobs.EnqueueJob(request("hunter2"))
     again = await house.jobs.EnqueueJob(request(guess))
     assert (again.existing, again.job) == (True, kept.job)
-    (assignment,) = await house.store.claim(1, host="local")
+    (assignment,) = await house.store.claim_on(["local"])
     assert assignment.spec.envs["API_KEY"] == "hunter2", "the first value is kept"
     other = request(guess)
     other.spec.envs["PLAIN"] = "2"
@@ -260,7 +150,7 @@ async def test_validate_only_answers_and_keeps_nothing(house: House) -> None:
     request = pb.EnqueueJobRequest(task_id="t", spec=pb.JobSpec(image="busybox"), validate_only=True, request_id="v")
     answer = await house.jobs.EnqueueJob(request)
     assert (answer.job.id, answer.job.execution.id, answer.job.spec.image) == ("", "", "busybox")
-    assert await house.store.claim(1, host="local") == []
+    assert await house.store.claim_on(["local"]) == []
     request.validate_only = False
     assert not (await house.jobs.EnqueueJob(request)).existing
 
@@ -281,7 +171,7 @@ async def test_a_bad_request_names_every_field_and_keeps_nothing(house: House) -
         "spec.timeout",
         "spec.pull_policy",
     }
-    assert await house.store.claim(1, host="local") == []
+    assert await house.store.claim_on(["local"]) == []
 
 
 async def test_a_flood_of_faults_still_fits_the_trailers(house: House) -> None:
@@ -301,7 +191,7 @@ async def test_a_spec_that_no_answer_could_hold_is_refused(house: House) -> None
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await house.enqueue(args=[""] * 10_001)
     assert "spec.args" in str(refused.value.details())
-    assert await house.store.claim(1, host="local") == []
+    assert await house.store.claim_on(["local"]) == []
     # The largest that is taken can be read again.
     job = await house.enqueue(args=["x" * 100_000] * 20, envs={f"KEY{number}": "" for number in range(5_000)})
     assert (await house.jobs.GetJob(pb.GetJobRequest(job_id=job.id))).job.id == job.id
@@ -384,7 +274,7 @@ async def test_a_queued_job_is_stopped_at_once_and_for_good(house: House) -> Non
     assert stopped.HasField("end_time")
     assert not stopped.outcome.HasField("exit_code")
     assert (await house.jobs.StopJob(pb.StopJobRequest(job_id=job.id))).job == stopped
-    assert await house.store.claim(1, host="local") == []
+    assert await house.store.claim_on(["local"]) == []
 
 
 async def test_a_running_job_that_is_stopped_says_so_until_it_ends(house: House) -> None:
@@ -446,7 +336,7 @@ async def test_exit_status_of_every_end(house: House) -> None:
     ]
     for state, outcome, status in ends:
         job = await house.enqueue()
-        await house.store.claim(1, host="local")
+        await house.store.claim_on(["local"])
         await house.store.finish(job.execution.id, state=state, outcome=outcome, logs=[LogTotals(OUT, 0)])
         messages = [message async for message in house.stream(job.execution.id)]
         assert messages[-1].end.exit_status == status
@@ -740,6 +630,7 @@ async def test_reflection_refuses_a_question_that_is_too_large_or_damaged_and_an
 
 async def test_a_connection_without_a_call_is_closed_and_one_with_a_stream_is_not(house: House) -> None:
     server = RpcServer(house.service, house.settings, idle_seconds=0.5)
+    server.listen()
     await server.start()
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     job = await house.enqueue()
@@ -976,7 +867,7 @@ async def test_health_says_when_the_store_cannot_write_and_when_it_can_again(sma
 
 async def test_the_end_counts_the_lines_about_one_that_went_back_to_the_queue_and_was_stopped_there(house: House) -> None:
     job = await house.enqueue()
-    await house.store.claim(1, host="local")
+    await house.store.claim_on(["local"])
     house.logs.system(job.execution.id, "pulling busybox")
     await house.store.requeue(job.execution.id)
     await house.jobs.StopJob(pb.StopJobRequest(job_id=job.id))

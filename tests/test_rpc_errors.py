@@ -1,33 +1,38 @@
 """A store that cannot write or read, as callers are told of it over gRPC; and that some test provokes each error the contract has."""
 
-import asyncio
 import re
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
 from google.rpc import error_details_pb2
+from structlog.testing import capture_logs
 
+from fastlane_grpc import errors
 from fastlane_grpc.rpc import statuses
-from fastlane_grpc.store import Store
+from fastlane_grpc.rpc.handlers import writes
 from fastlane_grpc.store.database import Connection, open_for_writing
-from fastlane_grpc.store.readers import Readers
-from fastlane_grpc.store.writer import Writer
+from fastlane_grpc.store.writer import Written
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
-from tests.test_rpc import House, detail, info, reason
+from tests.calls import House, detail, info, reason
+from tests.parts import Parts
 
 
 class HouseWithoutRoom(House):
     """Its database cannot grow."""
 
-    def open_store(self, path: Path, loop: asyncio.AbstractEventLoop) -> Store:
-        file = path / "fastlane.db"
-        self.db: Connection = open_for_writing(file)
-        [(pages,)] = self.db.execute("PRAGMA page_count").fetchall()
-        self.db.execute(f"PRAGMA max_page_count = {pages}").fetchall()
-        writer = Writer(self.db, file, loop=loop, on_commit=lambda executions: None)
-        return Store(writer, Readers(file, loop=loop), instance="")
+    def open_store(self, parts: Any) -> None:
+        Parts.open_store(self, parts)
+
+        def limit(db: Connection) -> Written[None]:
+            [(pages,)] = db.execute("PRAGMA page_count").fetchall()
+            db.execute(f"PRAGMA max_page_count = {pages}").fetchall()
+            return Written(None)
+
+        self.writer.write(limit)
 
 
 async def test_a_full_disk_is_told_and_when_to_come_again(tmp_path: Path) -> None:
@@ -61,6 +66,46 @@ async def test_a_store_that_cannot_be_read_is_told_and_when_to_come_again(tmp_pa
     db.close()
     assert len((await tasks.ListTasks(pb.ListTasksRequest())).tasks) == 1
     await house.close()
+
+
+def refusals(kind: type[errors.Refusal] = errors.Refusal) -> Iterator[type[errors.Refusal]]:
+    for each in kind.__subclasses__():
+        # Not those that a test makes up.
+        if each.__module__.startswith("fastlane_grpc."):
+            yield each
+        yield from refusals(each)
+
+
+def test_every_refusal_is_in_the_table() -> None:
+    assert set(refusals()) == set(statuses._TABLE)
+
+
+def test_a_refusal_that_is_not_in_the_table_is_told_as_what_it_is_a_kind_of() -> None:
+    class QueueOfATaskFull(errors.QueueFull):
+        """Of a later release."""
+
+    code, status = statuses.status_of(QueueOfATaskFull("the queue is full", retry_seconds=5, limit="3"))
+    assert (code, status.message) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "the queue is full")
+    info = error_details_pb2.ErrorInfo()
+    assert status.details[0].Unpack(info)
+    assert (info.reason, info.metadata["limit"]) == ("QUEUE_FULL", "3")
+
+
+def test_a_refusal_that_nothing_in_the_table_stands_for_is_a_defect_with_a_number() -> None:
+    class Unheard(errors.Refusal):
+        """In no table."""
+
+    with capture_logs() as logged:
+        code, status = statuses.status_of(Unheard("of what nobody thought"))
+    assert code == grpc.StatusCode.INTERNAL
+    [entry] = logged
+    assert entry["defect"] in status.message
+    assert isinstance(entry["exc_info"], Unheard)
+
+
+def test_calls_that_write_are_those_that_are_not_said_to_have_no_side_effects() -> None:
+    methods = [method for service in pb.DESCRIPTOR.services_by_name.values() for method in service.methods]
+    assert {method.name for method in methods if writes(method)} == {"EnqueueJob", "StopJob", "StopExecution", "Prune"}
 
 
 def test_every_error_of_the_contract_is_in_the_table_and_provoked_by_a_test() -> None:

@@ -20,7 +20,7 @@ from fastlane_grpc.store.database import open_for_writing
 from fastlane_grpc.store.lists import MOST_LOOKED_AT
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
-from tests.test_rpc import House, detail, info, reason
+from tests.calls import House, detail, info, reason
 
 LONG_AGO, LATER = timestamp_pb2.Timestamp(seconds=1), timestamp_pb2.Timestamp(seconds=253_402_300_799, nanos=999_999_999)
 
@@ -75,7 +75,7 @@ def ids(found: Sequence[pb.Job] | Sequence[pb.Execution]) -> list[str]:
 
 async def test_jobs_are_listed_newest_first_as_get_job_answers_them_but_for_their_specs(house: Lists) -> None:
     enqueued = [await house.enqueue(command=f"echo {number}", envs={"API_TOKEN": "s3cret"}) for number in range(5)]
-    await house.store.claim(1, host="local")
+    await house.store.claim_on(["local"])
     await house.jobs.StopJob(pb.StopJobRequest(job_id=enqueued[1].id))
     got = [(await house.jobs.GetJob(pb.GetJobRequest(job_id=job.id))).job for job in reversed(enqueued)]
     assert got[0].execution.waiting.detail == "8 of 8 places taken"
@@ -193,7 +193,7 @@ async def test_a_page_that_found_nothing_so_far_is_empty_and_says_where_to_go_on
 
 async def test_executions_are_listed_newest_first_as_get_execution_answers_them(house: Lists) -> None:
     jobs = [await house.enqueue() for _ in range(3)]
-    (assignment,) = await house.store.claim(1, host="local")
+    (assignment,) = await house.store.claim_on(["local"])
     other = (await house.jobs.EnqueueJob(pb.EnqueueJobRequest(task_id="other", spec=pb.JobSpec(image="busybox")))).job
     await house.jobs.StopJob(pb.StopJobRequest(job_id=jobs[1].id))
 
@@ -268,7 +268,7 @@ async def test_a_stop_of_an_execution_names_what_is_wrong_with_it(house: Lists) 
 async def test_a_task_has_the_number_of_its_jobs(house: Lists) -> None:
     first = await house.enqueue()
     second = await house.enqueue()
-    (assignment,) = await house.store.claim(1, host="local")
+    (assignment,) = await house.store.claim_on(["local"])
     await house.store.finish(assignment.execution.id, state=State.SUCCEEDED, outcome=Outcome(exit_code=0), logs=())
     task = (await house.tasks.GetTask(pb.GetTaskRequest(task_id="task"))).task
     expected = pb.Task(id="task", jobs=2, open_jobs=1, create_time=first.create_time, last_enqueue_time=second.create_time)

@@ -142,7 +142,7 @@ def test_what_is_taken_up_before_it_is_known_how_to_capture_waits_for_that(house
     assert isinstance(house.adopt(execution_id).failure(), HostDown)
     assert house.execution(execution_id).state is State.QUEUED
     house.host.captures = settled
-    house.store.claim(1, host="local").result()
+    house.store.claim_on(["local"]).result()
     execution = house.adopt(execution_id).result()
     assert (execution.state, execution.capture, house.output(execution_id).stdout) == (State.SUCCEEDED, "recorder", b"once\n")
 
@@ -268,14 +268,14 @@ def test_the_sweep_takes_what_was_made_for_an_execution_that_went_to_another_hos
     house.store.requeue(execution_id).result()
     house.runner.sweep()
     assert list(house.host.engine.containers(house.store.instance).values()) == [execution_id], "it may come back here"
-    house.store.claim(1, host="other").result()
+    house.store.claim_on(["other"]).result()
     house.runner.sweep()
     assert not house.host.engine.containers(house.store.instance)
 
 
 def test_the_sweep_takes_nothing_that_another_host_of_the_same_engine_is_at_work_on(house: House) -> None:
     house.enqueue("echo never")
-    (assignment,) = house.store.claim(1, host="other").result()
+    (assignment,) = house.store.claim_on(["other"]).result()
     going = Going(house, assignment, kill_at=Step.CREATED)
     assert isinstance(going.failure(), Killed)
     house.runner.sweep()

@@ -91,7 +91,7 @@ def test_an_engine_that_goes_before_the_fence_gives_the_execution_back_to_the_qu
     assert house.system(execution.id).splitlines()[-1] == "host local does not answer: back in the queue"
     proxy.open()
     house.wait_until(lambda: house.host.up)
-    (assignment,) = house.store.claim(1, host="local").result()
+    (assignment,) = house.store.claim_on(["local"]).result()
     execution = house.adopt(assignment.execution.id).result()
     assert (execution.state, outcome(execution).exit_code) == (State.FAILED, 7)
     assert (house.output(execution.id).stdout, house.output(execution.id).gaps) == (b"once\n", [])

@@ -30,7 +30,7 @@ def outcome(execution: Execution) -> Outcome:
 def test_what_had_not_passed_the_fence_goes_back_to_the_queue_and_runs_once(house: House, step: Step) -> None:
     execution_id = house.kill_at(step, "echo once; exit 7")
     assert give_up(house, execution_id).state is State.QUEUED
-    house.store.claim(1, host="local").result()
+    house.store.claim_on(["local"]).result()
     execution = house.adopt(execution_id).result()
     assert (execution.state, outcome(execution).exit_code, house.output(execution_id).stdout) == (State.FAILED, 7, b"once\n")
 
@@ -56,7 +56,7 @@ def test_what_certainly_never_ran_goes_back_to_the_queue_and_can_be_started_by_n
     else:
         assert left.wait()["StatusCode"] not in {0, 7}
     left.remove()
-    house.store.claim(1, host="local").result()
+    house.store.claim_on(["local"]).result()
     execution = house.adopt(execution_id).result()
     assert (execution.state, outcome(execution).exit_code, house.output(execution_id).stdout) == (State.FAILED, 7, b"once\n")
 
@@ -113,7 +113,7 @@ def test_what_goes_to_another_host_may_be_captured_there_in_the_other_way(house:
     other = CaptureMode.ATTACH if house.capture is CaptureMode.RECORDER else CaptureMode.RECORDER
     house.host.captures = Captures(other, house.directory, instance=house.store.instance)
     house.host.captures.settle(house.host.engine)
-    house.store.claim(1, host="local").result()
+    house.store.claim_on(["local"]).result()
     execution = house.adopt(execution_id).result()
     assert (execution.state, outcome(execution).exit_code, execution.capture) == (State.FAILED, 7, other)
     assert (house.output(execution_id).stdout, house.output(execution_id).gaps) == (b"once\n", [])

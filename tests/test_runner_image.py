@@ -15,6 +15,7 @@ from fastlane_grpc.model import MAX_TOLD_CHARACTERS, Execution, Outcome, PullPol
 from fastlane_grpc.runner import Step
 from fastlane_grpc.runner.engine import Engine
 from fastlane_grpc.runner.image import Progress, Pull, PullFails, Refused, image_parts, pull_failure
+from fastlane_grpc.runner.wire import EngineDown
 from tests.engine import House, by_recorder
 from tests.registry import Registry, digest, registry_for
 
@@ -112,7 +113,7 @@ def end_of_pull(name: str, address: str) -> Exception | None:
     [
         (b"{not json\n", PullFails),
         (b"[]\n", PullFails),
-        (b'{"status": "Downloading", "id": "a", "progressDetail": {"total": "much"}}\n', ValueError),
+        (b'{"status": "Downloading", "id": "a", "progressDetail": {"total": "much"}}\n', EngineDown),
     ],
 )
 def test_a_pull_ends_whatever_the_engine_says(answer: bytes, failure: type[Exception], tmp_path: Path) -> None:

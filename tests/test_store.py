@@ -127,7 +127,7 @@ async def enqueue(store: Store, task_id: str = "task", spec: JobSpec = SPEC, req
 
 
 async def claim(store: Store) -> Execution:
-    [assignment] = await store.claim(1, host="here")
+    [assignment] = await store.claim_on(["here"])
     return assignment.execution
 
 
@@ -318,7 +318,7 @@ async def test_5000_are_claimed_in_order_and_tasks_take_turns(house: House) -> N
     tasks = ["big"] * 4000 + [f"task-{number % 100}" for number in range(1000)]
     enqueued = await asyncio.gather(*(enqueue(house.store, task) for task in tasks))
     claimed: list[Execution] = []
-    while batch := await house.store.claim(7, host="here"):
+    while batch := await house.store.claim_on(["here"] * 7):
         claimed += [assignment.execution for assignment in batch]
     assert Counter(execution.id for execution in claimed) == Counter(execution.id for execution in enqueued)
 
@@ -346,7 +346,7 @@ async def test_a_task_that_comes_later_takes_its_turn_behind_those_that_wait(sto
 async def test_a_higher_priority_goes_first_and_turns_are_taken_within_it(store: Store) -> None:
     for task, priority in (("a", 0), ("a", 5), ("a", 5), ("b", 5), ("b", -1), ("c", 0)):
         await enqueue(store, task, JobSpec("busybox", priority=priority))
-    claimed = await store.claim(10, host="here")
+    claimed = await store.claim_on(["here"] * 10)
     assert [(one.execution.task_id, one.spec.priority) for one in claimed] == [("a", 5), ("b", 5), ("a", 5), ("a", 0), ("c", 0), ("b", -1)]
 
 
@@ -384,27 +384,27 @@ async def test_who_goes_before_is_counted_without_reading_a_row_of_theirs(house:
 
 async def test_a_claim_gives_what_to_run_and_when_and_where(store: Store) -> None:
     execution = await enqueue(store, spec=JobSpec("busybox", args=("x",)))
-    [assignment] = await store.claim(3, host="here")
+    [assignment] = await store.claim_on(["here"] * 3)
     assert assignment.spec == JobSpec("busybox", args=("x",))
     claimed = assignment.execution
     assert (claimed.id, claimed.state, claimed.host, claimed.starting) == (execution.id, State.PREPARING, "here", False)
     assert claimed.times.claim_time == claimed.state_time >= execution.times.create_time
     assert await store.assignment(execution.id) == assignment
     assert await store.unfinished() == [assignment]
-    assert await store.claim(3, host="here") == []
+    assert await store.claim_on(["here"] * 3) == []
 
 
 async def test_a_requeued_execution_gets_its_place_back_and_its_task_its_line(house: House) -> None:
     first, second = [await enqueue(house.store, "a") for _ in range(2)]
     only = await enqueue(house.store, "b")
-    assert len(await house.store.claim(3, host="here")) == 3
+    assert len(await house.store.claim_on(["here"] * 3)) == 3
     house.check_lines()
     again = await enqueue(house.store, "a")
     for execution in (second, first, only):
         requeued = await house.store.requeue(execution.id)
         assert (requeued.state, requeued.host, requeued.times.claim_time) == (State.QUEUED, "", None)
     house.check_lines()
-    claimed = [assignment.execution.id for assignment in await house.store.claim(9, host="here")]
+    claimed = [assignment.execution.id for assignment in await house.store.claim_on(["here"] * 9)]
     assert claimed == [first.id, only.id, second.id, again.id]
 
 
@@ -526,7 +526,7 @@ async def test_a_queued_job_that_is_stopped_is_final_and_never_claimed(house: Ho
     assert "no longer wanted" in job.execution.outcome.detail
     assert job.end_time == job.execution.times.end_time is not None
     house.check_lines()
-    assert await house.store.claim(1, host="here") == []
+    assert await house.store.claim_on(["here"]) == []
 
 
 async def test_a_stop_leaves_the_line_to_those_that_still_wait(house: House) -> None:
@@ -591,7 +591,7 @@ async def test_callers_that_come_together_share_a_commit(house: House) -> None:
 async def test_a_commit_announces_every_change_in_its_order(house: House) -> None:
     with house.held():
         enqueued = house.store.enqueue(task_id="task", spec=SPEC, request_id="", caller_address="")
-        claimed = house.store.claim(1, host="here")
+        claimed = house.store.claim_on(["here"])
     [assignment] = await claimed
     assert house.commits == [[(await enqueued)[0].execution, assignment.execution]]
 
@@ -608,7 +608,7 @@ async def test_a_failing_unit_reaches_only_its_caller_and_leaves_nothing_behind(
     with pytest.raises(ZeroDivisionError, match="of this caller"):
         await failing
     ids = {(await before)[0].execution.id, (await after)[0].execution.id}
-    assert {one.execution.id for one in await house.store.claim(9, host="here")} == ids
+    assert {one.execution.id for one in await house.store.claim_on(["here"] * 9)} == ids
     assert len(house.commits[0]) == 2, "the good ones shared a commit with the failing one"
 
 
@@ -699,11 +699,11 @@ async def test_a_caller_that_went_away_undoes_nothing(house: House) -> None:
 
 
 async def test_a_call_from_the_loop_is_awaited_and_one_from_a_thread_is_waited_for(store: Store) -> None:
-    on_loop = store.claim(1, host="here")
+    on_loop = store.claim_on(["here"])
     with pytest.raises(RuntimeError, match="await it"):
         on_loop.result()
     assert await on_loop == []
-    elsewhere = await asyncio.to_thread(store.claim, 1, host="here")
+    elsewhere = await asyncio.to_thread(store.claim_on, ["here"])
     assert elsewhere.result(5) == []
     with pytest.raises(RuntimeError, match="result"):
         await elsewhere
@@ -724,7 +724,7 @@ async def test_threads_and_loop_write_side_by_side(house: House) -> None:
             ids += await thread
     assert len(set(ids)) == 400
     assert {execution.id for execution in house.announced} == set(ids)
-    assert {one.execution.id for one in await store.claim(1000, host="here")} == set(ids)
+    assert {one.execution.id for one in await store.claim_on(["here"] * 1000)} == set(ids)
 
 
 # ---- open and close
@@ -736,7 +736,7 @@ async def test_close_lets_finish_what_was_asked_for_and_refuses_what_comes_later
     house.store.close()
     house.store.close()
     assert len({(await call)[0].id for call in calls}) == 500
-    for late in (lambda: house.store.claim(1, host="here"), lambda: house.store.job("x"), lambda: house.store.requeue("x")):
+    for late in (lambda: house.store.claim_on(["here"]), lambda: house.store.job("x"), lambda: house.store.requeue("x")):
         with pytest.raises(ServerStopping):
             await late()
 
@@ -772,7 +772,7 @@ def test_a_loop_that_is_closed_does_not_hold_up_the_writing_thread(tmp_path: Pat
     with house.held():
         loop.run_until_complete(ask())
         loop.close()
-    assert len(house.store.claim(20, host="here").result(10)) == 10
+    assert len(house.store.claim_on(["here"] * 20).result(10)) == 10
     house.store.close()
 
 
@@ -844,7 +844,7 @@ async def main():
             sys.stdout.write(job.id + "\\n")
             sys.stdout.flush()
             if task_id == "task-0":
-                await store.claim(1, host="here")
+                await store.claim_on(["here"])
 
     await asyncio.gather(*(caller(f"task-{number}") for number in range(16)))
 
@@ -888,7 +888,7 @@ async def test_stops_claims_and_ends_at_once_leave_each_execution_in_one_final_s
 
     def run_all() -> None:
         for _ in range(400):
-            for assignment in store.claim(chance.randrange(1, 4), host="here").result():
+            for assignment in store.claim_on(["here"] * chance.randrange(1, 4)).result():
                 execution_id = assignment.execution.id
                 if chance.random() < 0.2 and store.requeue(execution_id).result().state is State.QUEUED:
                     continue
@@ -940,7 +940,7 @@ class StoreMachine(RuleBasedStateMachine):
 
     @rule(places=st.integers(0, 4))
     def claim(self, places: int) -> None:
-        claimed = [assignment.execution.id for assignment in self.store.claim(places, host="here").result(10)]
+        claimed = [assignment.execution.id for assignment in self.store.claim_on(["here"] * places).result(10)]
         assert claimed == self.queue.take(places)
         self.states |= dict.fromkeys(claimed, State.PREPARING)
 

@@ -470,7 +470,7 @@ async def test_one_execution_is_stopped_as_a_job_is(tmp_path: Path) -> None:
     assert (stopped.state, stopped.outcome.detail, announced[-1]) == (State.STOPPED, "stopped while it was queued: why", stopped)
     assert await store.stop_execution(job.execution.id, grace=grace, note="again") == stopped
     await store.enqueue(task_id="t", spec=SPEC, request_id="", caller_address="")
-    [assignment] = await store.claim(1, host="here")
+    [assignment] = await store.claim_on(["here"])
     stopping = await store.stop_execution(assignment.execution.id, grace=grace, note="")
     assert stopping.stop is not None
     assert (stopping.state, stopping.stop.cause, stopping.stop.grace) == (State.STOPPING, StopCause.CALLER, grace)

@@ -4,10 +4,11 @@ import asyncio
 import signal
 import sys
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 from hypothesis import given, settings
@@ -21,13 +22,12 @@ from fastlane_grpc.logs import Logs
 from fastlane_grpc.logs.files import DELETE_ENTRIES, LeftOver
 from fastlane_grpc.model import Execution, JobSpec, Outcome, Source, State
 from fastlane_grpc.record import RecordWriter
-from fastlane_grpc.store import Count, Old, Store
-from fastlane_grpc.store.database import open_for_reading, open_for_writing
-from fastlane_grpc.store.readers import Readers
-from fastlane_grpc.store.writer import Writer
+from fastlane_grpc.store import Count, Old
+from fastlane_grpc.store.database import open_for_reading
 from fastlane_grpc.upkeep import STEP_ROWS, Limits, Pruned, Upkeep
 from tests.fakes import Announcements
 from tests.hostile_tree import make_deep
+from tests.parts import Parts
 from tests.recorder_program import eventually
 from tests.serving import serving
 
@@ -49,34 +49,34 @@ class Clock:
         self._ran_since = time.monotonic()
 
 
-class House:
+class House(Parts):
     """A store and logs by one clock, and the upkeep of both."""
 
     def __init__(self, path: Path, limits: Limits = FOR_EVER) -> None:
-        loop = asyncio.get_running_loop()
-        self.path = path
         self.clock = Clock()
-        self.announced = Announcements()
-        database = path / "fastlane.db"
-        writer = Writer(open_for_writing(database), database, loop=loop, on_commit=self._committed, retry_seconds=0.01)
-        self.store = Store(writer, Readers(database, loop=loop), instance="", now=self.clock)
-        self.logs = Logs(path / "logs")
-        self.upkeep = Upkeep(self.store, self.logs, limits, now=self.clock, rest_seconds=0, call_seconds=60)
+        super().__init__(path, now=self.clock)
+        self.path = path
+        self.limits = limits
+        self.listeners.append(announced := Announcements())
+        self.announced = announced
+        self.open_store(self.parts)
+        self.open_logs(self.parts)
+        self.open_upkeep(self.parts)
 
-    def _committed(self, executions: Sequence[Execution]) -> None:
-        self.announced(executions)
-        self.upkeep.news(executions)
+    def open_upkeep(self, parts: Any) -> None:
+        """It runs where a test runs it."""
+        self.upkeep = Upkeep(self.store, self.logs, self.limits, now=self.clock, rest_seconds=0, call_seconds=60)
+        parts.callback(self.upkeep.close)
+        self.listeners.append(self.upkeep.news)
 
     def close(self) -> None:
-        self.upkeep.close()
-        self.logs.close()
-        self.store.close()
+        self.close_parts()
 
     async def ended(self, task_id: str = "task", *, output: bytes = b"printed\n") -> Execution:
         """One that ran, printed that, and ended just now."""
         spec = JobSpec("busybox")
         job, _ = await self.store.enqueue(task_id=task_id, spec=spec, request_id="", caller_address="")
-        await self.store.claim(1, host="here")
+        await self.store.claim_on(["here"])
         id = job.execution.id
         self.logs.path(id).mkdir(parents=True)
         writer = RecordWriter.create(self.logs.output_path(id), execution_id=id, capture="test")
@@ -163,7 +163,7 @@ async def test_what_is_not_final_is_never_old(tmp_path: Path) -> None:
     house = House(tmp_path, Limits(keep_logs=DAY, keep_jobs=DAY, total_log_bytes=1))
     spec = JobSpec("busybox")
     running, _ = await house.store.enqueue(task_id="task", spec=spec, request_id="", caller_address="")
-    await house.store.claim(1, host="here")
+    await house.store.claim_on(["here"])
     queued, _ = await house.store.enqueue(task_id="task", spec=spec, request_id="", caller_address="")
     house.clock.time += 1000 * DAY
     assert await house.upkeep.round(house.clock.time) == Count()
@@ -412,6 +412,7 @@ KILLED = """
 import asyncio, os, signal, sys
 from datetime import timedelta
 from pathlib import Path
+from fastlane_grpc.logs import Logs
 from fastlane_grpc.logs import Logs
 from fastlane_grpc.logs.files import DELETE_ENTRIES, LeftOver
 from fastlane_grpc.model import utc_now

@@ -28,10 +28,13 @@ def server(environ: Mapping[str, str], /, file: Path | None, **flags: str | None
 
     def ready(port: int) -> None:
         host = told.listen.rpartition(":")[0]
-        click.echo(f"fastlane {package_version()} listening on {host}:{port}, data in {told.data_dir}")
+        try:
+            click.echo(f"fastlane {package_version()} listening on {host}:{port}, data in {told.data_dir}")
+        except OSError as error:
+            raise Failure(f"cannot say on standard output that the server is ready: {error.strerror}; give it somewhere to go") from error
 
     try:
         app.serve(told, ready, colors=not environ.get("NO_COLOR"))
-    except errors.CannotServe as error:
+    except (errors.CannotServe, errors.ServerFailed) as error:
         raise Failure(str(error)) from error
     return 0

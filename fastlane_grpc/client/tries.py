@@ -1,24 +1,11 @@
 """How often, and after which pauses, a call is tried again while the server cannot be reached."""
 
-import random
 import time
-from dataclasses import dataclass
 
+from fastlane_grpc.backoff import Backoff
 from fastlane_grpc.client.errors import Error
 
-
-@dataclass(frozen=True, slots=True)
-class Backoff:
-    """Pauses between tries: each twice as long as the one before, up to a half taken off at random so that not all come back at once."""
-
-    first_seconds: float = 0.1
-    longest_seconds: float = 5.0
-
-    def pause_seconds(self, failures: int, asked_seconds: float | None) -> float:
-        """The pause after `failures` earlier ones, on top of what the server asked for."""
-        longest = min(self.first_seconds * (1 << min(failures, 30)), self.longest_seconds)
-        return (asked_seconds or 0.0) + longest * random.uniform(0.5, 1.0)
-
+__all__ = ["DEFAULT_BACKOFF", "Backoff", "Tries"]
 
 DEFAULT_BACKOFF = Backoff()
 

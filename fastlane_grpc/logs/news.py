@@ -7,6 +7,8 @@ from pathlib import Path
 import structlog
 from inotify_simple import INotify, flags
 
+from fastlane_grpc.supervisor import report
+
 # Where the kernel has no inotify instance for this user: how often one is asked for again.
 RETRY_SECONDS = 10.0
 # How often it is looked at the sizes of files that are not watched.
@@ -81,10 +83,14 @@ class News:
         self._polled.clear()
         if self._retry is not None:
             self._retry.cancel()
+        self._close_inotify()
+
+    def _close_inotify(self) -> None:
         if self._inotify is not None:
             self._loop.remove_reader(self._inotify.fileno())
             self._inotify.close()
             self._inotify = None
+        self._armed.clear()
 
     def _poll_later(self) -> None:
         if self._next_poll is None:
@@ -107,12 +113,24 @@ class News:
         if self._short:
             log.info("files are watched again")
         self._short = False
-        self._loop.add_reader(self._inotify.fileno(), self._read)
+        self._loop.add_reader(self._inotify.fileno(), self._read_or_give_up)
 
     def _tell_shortage(self, limit: str, error: OSError) -> None:
         if not self._short:
             log.warning("files cannot be watched: readers of logs poll", error=error.strerror, advice=f"raise fs.inotify.{limit}")
         self._short = True
+
+    def _read_or_give_up(self) -> None:
+        """Without inotify every file is polled: that costs more, and loses nothing. An instance is asked for again later."""
+        try:
+            self._read()
+        except Exception as error:
+            report("inotify", error)
+            bells = list(self._armed.values())
+            self._close_inotify()
+            self._retry = self._loop.call_later(self._retry_seconds, self._open)
+            for bell in bells:
+                bell.ring()
 
     def _read(self) -> None:
         assert self._inotify is not None, "a reader is there as long as it is"

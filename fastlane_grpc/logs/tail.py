@@ -22,6 +22,7 @@ from fastlane_grpc.logs.message import TEXT_MESSAGE_BYTES, Encoding, Message, Te
 from fastlane_grpc.logs.news import Bell, News
 from fastlane_grpc.model import Cause, Execution, LogTotals, Source
 from fastlane_grpc.record import STRETCH_BYTES, Chunk, Gap, Position, RecordReader, Stretch, unread
+from fastlane_grpc.wakeup import Wakeup
 
 Made = TypeVar("Made")
 
@@ -127,10 +128,10 @@ class Watch:
     def __init__(self, log: "_Log") -> None:
         self.log = log
         self.execution: Execution | None = None
-        self._rung = asyncio.Event()
+        self._rung = Wakeup()
 
     def clear(self) -> None:
-        """To be called before looking: news that comes after it ends the next wait at once and is not lost."""
+        """To be called before looking."""
         self._rung.clear()
 
     def ring(self) -> None:
@@ -138,11 +139,7 @@ class Watch:
 
     async def wait(self, timeout_seconds: float) -> None:
         """Until there may be news, or for so long."""
-        try:
-            async with asyncio.timeout(min(timeout_seconds, POLL_SECONDS) if self.log.unwatched else timeout_seconds):
-                await self._rung.wait()
-        except TimeoutError:
-            return
+        await self._rung.wait(min(timeout_seconds, POLL_SECONDS) if self.log.unwatched else timeout_seconds)
 
 
 class Tail:

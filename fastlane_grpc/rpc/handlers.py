@@ -9,15 +9,13 @@ from typing import Any
 
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
+from google.protobuf.descriptor_pb2 import MethodOptions
 from google.protobuf.message import DecodeError, Message
 from google.protobuf.message_factory import GetMessageClass
 from google.protobuf.unknown_fields import UnknownFieldSet
 
 from fastlane_grpc.errors import InvalidRequest, UnknownField, Violation
 from fastlane_grpc.rpc.statuses import abort
-
-# Calls that change something. A field they do not know may be a limit that the caller relies on.
-_WRITES = {"EnqueueJob", "StopJob", "StopExecution", "Prune"}
 
 
 def handler(descriptor: ServiceDescriptor, servicer: object, *, max_request_bytes: int) -> grpc.GenericRpcHandler:
@@ -28,29 +26,32 @@ def handler(descriptor: ServiceDescriptor, servicer: object, *, max_request_byte
 
 def _method_handler(method: MethodDescriptor, call: Callable[..., Any], max_request_bytes: int) -> "grpc.RpcMethodHandler[Any, Any]":
     # Requests come as bytes and are read under guard: gRPC's own answer to one that cannot be read would tell nothing.
-    kind = GetMessageClass(method.input_type)
+    kind, refuses_unknown = GetMessageClass(method.input_type), writes(method)
 
     def read(raw: bytes) -> Message:
         if len(raw) > max_request_bytes:
             fault = f"takes {len(raw)} bytes; at most {max_request_bytes} are allowed (max_request_bytes)"
             raise InvalidRequest([Violation("", f"the {kind.DESCRIPTOR.name} {fault}")])
-        return _read(kind, raw)
+        request = _read(kind, raw)
+        if refuses_unknown:
+            refuse_unknown_fields(request)
+        return request
 
     if method.server_streaming:
         return grpc.unary_stream_rpc_method_handler(_guarded_stream(call, read), response_serializer=_written)
-    guarded = _guarded(call, read, checks_fields=method.name in _WRITES)
-    return grpc.unary_unary_rpc_method_handler(guarded, response_serializer=_written)
+    return grpc.unary_unary_rpc_method_handler(_guarded(call, read), response_serializer=_written)
 
 
-def _guarded(
-    call: Callable[..., Awaitable[Message]], read: Callable[[bytes], Message], *, checks_fields: bool
-) -> Callable[..., Awaitable[Message]]:
+def writes(method: MethodDescriptor) -> bool:
+    """Whether the call may change something: all do of which the contract does not say that they have no side effects. A field that such a
+    call does not know may be a limit that the caller relies on."""
+    return method.GetOptions().idempotency_level != MethodOptions.NO_SIDE_EFFECTS
+
+
+def _guarded(call: Callable[..., Awaitable[Message]], read: Callable[[bytes], Message]) -> Callable[..., Awaitable[Message]]:
     async def guarded(raw: bytes, context: "grpc.aio.ServicerContext[Any, Any]") -> Message:
         try:
-            request = read(raw)
-            if checks_fields:
-                refuse_unknown_fields(request)
-            return await call(request, context)
+            return await call(read(raw), context)
         except grpc.aio.AbortError:
             raise
         except Exception as error:

@@ -30,6 +30,7 @@ class RpcServer:
         self, service: Service, settings: Settings, *, max_connections: int = MOST_CONNECTIONS, idle_seconds: float = IDLE_SECONDS
     ) -> None:
         self._service = service
+        self._started = False
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(options=_options(settings, max_connections, idle_seconds))
         services = pb.DESCRIPTOR.services_by_name
@@ -48,12 +49,25 @@ class RpcServer:
             ]
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
-        self.port = self._listen(settings.listen)
+        self._address = settings.listen
+        self.port = 0
+
+    def listen(self) -> None:
+        """Take the address; `port` is known from then on. Raises CannotServe. Whatever comes of it, `stop` gives all back."""
+        advice = "choose another with --listen"
+        # Asked first, as gRPC writes lines of its own about an address that it cannot have, and does not say why.
+        if error := cannot_listen(self._address):
+            raise CannotServe(f"cannot listen on {self._address}: {error.strerror or error}; {advice}") from error
+        try:
+            self.port = self._server.add_insecure_port(self._address)
+        except RuntimeError as error:
+            raise CannotServe(f"cannot listen on {self._address}: it was taken a moment ago; {advice}") from error
 
     async def start(self) -> None:
         await self.store_can_write(True)
         await self.serving("live", True)
         await self._server.start()
+        self._started = True
 
     async def store_can_write(self, can: bool) -> None:
         """What health says of the server as a whole. That it cannot write is a reason to send work elsewhere, and none to restart it: it
@@ -67,20 +81,12 @@ class RpcServer:
         status = health_pb2.HealthCheckResponse.SERVING if serves else health_pb2.HealthCheckResponse.NOT_SERVING
         await self._health.set(name, status)
 
-    def _listen(self, address: str) -> int:
-        """The port that is listened on. Raises CannotServe."""
-        advice = "choose another with --listen"
-        # Asked first, as gRPC writes lines of its own about an address that it cannot have, and does not say why.
-        if error := cannot_listen(address):
-            raise CannotServe(f"cannot listen on {address}: {error.strerror or error}; {advice}") from error
-        try:
-            return self._server.add_insecure_port(address)
-        except RuntimeError as error:
-            raise CannotServe(f"cannot listen on {address}: it was taken a moment ago; {advice}") from error
-
     async def stop(self) -> None:
         await self._health.enter_graceful_shutdown()
         self._service.stop_serving()
+        if not self._started:
+            # gRPC gives back what it has open, the port among it, only of a server that was started.
+            await self._server.start()
         await self._server.stop(_STOP_GRACE_SECONDS)
 
 

@@ -49,9 +49,10 @@ async def abort(context: "grpc.aio.ServicerContext[object, object]", error: Exce
 
 
 def status_of(error: Exception) -> tuple[grpc.StatusCode, status_pb2.Status]:
-    if not isinstance(error, errors.Refusal):
+    entry = next((_TABLE[kind] for kind in type(error).__mro__ if kind in _TABLE), None)
+    if entry is None or not isinstance(error, errors.Refusal):
         return _defect(error)
-    code, reason = _TABLE[type(error)]
+    code, reason = entry
     # In ASCII: on the wire every other byte takes three.
     message = str(error).encode("ascii", "backslashreplace").decode()[:_MAX_MESSAGE]
     details: list[Message] = [_error_info(reason, error.metadata)]

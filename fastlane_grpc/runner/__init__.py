@@ -6,5 +6,6 @@ from fastlane_grpc.runner.host import Host
 from fastlane_grpc.runner.orders import HostDown, Leave, Orders, Runner, StopOrder
 from fastlane_grpc.runner.passage import Step
 from fastlane_grpc.runner.run import DockerRunner
+from fastlane_grpc.runner.sweeper import Sweeper
 
-__all__ = ["Captures", "DockerRunner", "GoneRunner", "Host", "HostDown", "Leave", "Orders", "Runner", "Step", "StopOrder"]
+__all__ = ["Captures", "DockerRunner", "GoneRunner", "Host", "HostDown", "Leave", "Orders", "Runner", "Step", "StopOrder", "Sweeper"]

@@ -24,6 +24,7 @@ from fastlane_grpc.runner.frames import Frames, Pieces
 from fastlane_grpc.runner.patience import insist
 from fastlane_grpc.runner.wire import Wire
 from fastlane_grpc.shortage import outlast
+from fastlane_grpc.supervisor import thread
 
 # A stream that ended sooner than this after the container was not cut short by the engine, which waits 2 s before it does that.
 SURE_SECONDS = 1.9
@@ -178,7 +179,8 @@ class _Follower:
         # When the stream ended, between two frames and with nothing said against it; else None.
         self._end_time: datetime | None = None
         wire.patience(None)
-        self._thread = threading.Thread(target=self._run, name=f"attach-{execution_id}", daemon=True)
+        # Without a reader the container would come to wait for room in its pipe: the stream is cut, and what is missing is a gap.
+        self._thread = thread(f"attach-{execution_id}", self._run, on_failure=lambda error: wire.cut())
         outlast(self._thread.start)
 
     def drain(self, end: End | None) -> bool:

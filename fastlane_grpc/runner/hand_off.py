@@ -14,6 +14,7 @@ from pathlib import Path
 from inotify_simple import INotify, flags
 
 from fastlane_grpc.runner.box import is_claimed
+from fastlane_grpc.supervisor import thread
 
 # Seconds between two looks at the records: where the kernel tells of every change, and where it does not.
 WATCHED_SECONDS, POLL_SECONDS = 0.1, 0.004
@@ -34,7 +35,7 @@ class HandOffs:
         with self._changed:
             self._boxes[box] = _Watched(record, self._watch(record))
             if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(target=self._run, name="hand-off", daemon=True)
+                self._thread = thread("hand-off", self._run, on_failure=lambda error: self._end())
                 try:
                     self._thread.start()
                 except RuntimeError:
@@ -58,6 +59,11 @@ class HandOffs:
             yield
         finally:
             self.discard(box)
+
+    def _end(self) -> None:
+        """The thread failed. The next hand-off starts another one; until then the threads of executions remove the directories."""
+        with self._changed:
+            self._thread = None
 
     def _watch(self, record: Path) -> int | None:
         """The handle of a new watch; None: there is none to be had."""

@@ -9,26 +9,32 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from datetime import datetime
+from typing import NamedTuple
 
 import structlog
 
+from fastlane_grpc.backoff import Backoff
 from fastlane_grpc.model import Availability, HostReport, container_name, utc_now
 from fastlane_grpc.runner.captures import Captures
 from fastlane_grpc.runner.clock import boottime
 from fastlane_grpc.runner.engine import EXECUTION_LABEL, INSTANCE_LABEL, Engine
 from fastlane_grpc.runner.orders import Began, Died, EngineBack, EngineGone, Order, Orders
-from fastlane_grpc.runner.wire import EngineDown, EngineRefuses, Wire
+from fastlane_grpc.runner.wire import MAX_LINE_BYTES, EngineDown, EngineRefuses, Wire
+from fastlane_grpc.supervisor import ALONE, Supervisor
 
 # A frozen engine keeps its connections: so often it is asked whether it is there, and so long it may take to say so.
 PING_SECONDS = 10
 PING_ANSWER_SECONDS = 5
 # Pauses between tries to reach an engine that is gone.
-FIRST_PAUSE_SECONDS = 0.1
-LONGEST_PAUSE_SECONDS = 2.0
+RECONNECTS = Backoff(0.1, 2.0)
+# After an event that could not be read executions look at their containers; not more often than that, however many of these come.
+LOOK_AGAIN_SECONDS = 1.0
 # Enough for a thread that only has to see that it is to end.
 CLOSE_SECONDS = 0.5
 # How far back an engine is asked for what it remembers.
 RECALL_SECONDS = 5
+# What is asked for of what happens to containers.
+EVENTS = ["start", "unpause", "die"]
 
 log = structlog.get_logger(__name__)
 
@@ -36,7 +42,16 @@ log = structlog.get_logger(__name__)
 class Host:
     """The engine at `address` (`unix:///path` or `tcp://host:port`). `up` says whether it answers, and containers can be captured."""
 
-    def __init__(self, name: str, address: str, *, instance: str, captures: Captures, ping_seconds: float = PING_SECONDS) -> None:
+    def __init__(
+        self,
+        name: str,
+        address: str,
+        *,
+        instance: str,
+        captures: Captures,
+        ping_seconds: float = PING_SECONDS,
+        supervisor: Supervisor = ALONE,
+    ) -> None:
         self.name = name
         self.instance = instance
         self.captures = captures
@@ -53,7 +68,11 @@ class Host:
         self._lock = threading.Lock()
         self._closing = threading.Event()
         self._wire: Wire | None = None
-        self._thread = threading.Thread(target=self._listen, name=f"host-{name}", daemon=True)
+        # Kinds of events that were not understood and were logged; and whether executions are still to look for what such an event told.
+        self._not_understood: set[str] = set()
+        self._missed = False
+        self._looked_at = 0.0
+        self._thread = supervisor.thread(f"host-{name}", self._listen, restart=True)
 
     def start(self, on_change: Callable[[], None]) -> None:
         """Begins to listen; the engine need not be there. `on_change` is called whenever `up` has changed, on some thread."""
@@ -66,7 +85,8 @@ class Host:
             self._closing.set()
             if self._wire is not None:
                 self._wire.cut()
-        self._thread.join(CLOSE_SECONDS)
+        if self._thread.ident is not None:
+            self._thread.join(CLOSE_SECONDS)
 
     @contextmanager
     def watching(self, execution_id: str, orders: Orders) -> Iterator[None]:
@@ -84,7 +104,7 @@ class Host:
         self._look()
 
     def _listen(self) -> None:
-        pause = FIRST_PAUSE_SECONDS
+        failures = 0
         while not self._closing.is_set():
             try:
                 # The answer begins a moment before the engine takes us for a listener. What it heard in between it remembers; to be told of
@@ -93,16 +113,21 @@ class Host:
             except (EngineDown, EngineRefuses) as error:
                 log.debug("host not reached", host=self.name, error=str(error))
                 self._failed(str(error))
-                self._closing.wait(pause)
-                pause = min(pause * 2, LONGEST_PAUSE_SECONDS)
+                self._closing.wait(RECONNECTS.pause_seconds(failures))
+                failures += 1
                 continue
-            pause = FIRST_PAUSE_SECONDS
+            failures = 0
             with self._lock:
                 self._wire = wire
                 if self._closing.is_set():
                     wire.cut()
-            self._follow(wire)
-            self.engine.forget()
+            why = "a defect of fastlane, see the server's log"
+            try:
+                self._follow(wire)
+                why = "the engine went away: it broke off the stream of its events"
+            finally:
+                # Whatever ended it, nobody hears the engine now: a host that stayed up would leave its executions waiting for their ends.
+                self._not_followed(wire, why)
 
     def _follow(self, wire: Wire) -> None:
         """Listens until the connection breaks."""
@@ -114,32 +139,47 @@ class Host:
             try:
                 for line in wire.lines():
                     self._heard(line, heard_since)
-                break
+                return
             except TimeoutError:
                 self._look()
+                self._look_for_missed()
             except OSError:
-                break
+                return
+
+    def _not_followed(self, wire: Wire, why: str) -> None:
         wire.cut()
         with self._lock:
             self._wire = None
         if not self._closing.is_set():
-            self._failed("the engine went away: it broke off the stream of its events")
+            self._failed(why)
             self._set_up(False)
             self._tell_all(EngineGone(boottime()))
+        self.engine.forget()
 
     def _heard(self, line: bytes, heard_since: float) -> None:
-        event = json.loads(line)
-        about = event["Actor"]["Attributes"]
-        with self._lock:
-            orders = self._watchers.get(about.get(EXECUTION_LABEL, ""))
-        # A container made from an image that was committed from one of ours has our labels too. The name is one container's alone.
-        if orders is None or about.get("name") != container_name(about[EXECUTION_LABEL]):
-            return
-        if event["Action"] == "die":
-            code = about.get("exitCode", "")
-            orders.put(Died(int(code) if code.isdigit() else None, event["timeNano"], heard_since, event["Actor"].get("ID", "")))
+        event = _read_event(line)
+        if isinstance(event, str):
+            self._pass_over(event, line)
         else:
-            orders.put(Began())
+            with self._lock:
+                orders = self._watchers.get(event.execution_id)
+            # A container made from an image that was committed from one of ours has our labels too. The name is one container's alone.
+            if orders is not None and event.container_name == container_name(event.execution_id):
+                orders.put(Died(event.exit_code, event.time_ns, heard_since, event.container_id) if event.died else Began())
+        self._look_for_missed()
+
+    def _pass_over(self, fault: str, line: bytes) -> None:
+        """An event of a shape that nobody knows may have told of an end."""
+        self._missed = True
+        if fault not in self._not_understood:
+            self._not_understood.add(fault)
+            log.warning("an event of the engine is passed over", host=self.name, fault=fault, line=line[:200].decode(errors="replace"))
+
+    def _look_for_missed(self) -> None:
+        """Executions look for what was passed over, once for all of it."""
+        if self._missed and boottime() >= self._looked_at + LOOK_AGAIN_SECONDS:
+            self._missed, self._looked_at = False, boottime()
+            self._tell_all(EngineBack())
 
     def _look(self) -> None:
         try:
@@ -227,4 +267,36 @@ class Host:
             orders.put(order)
 
     def _filters(self) -> Mapping[str, Sequence[str]]:
-        return {"type": ["container"], "label": [f"{INSTANCE_LABEL}={self.instance}"], "event": ["start", "unpause", "die"]}
+        return {"type": ["container"], "label": [f"{INSTANCE_LABEL}={self.instance}"], "event": EVENTS}
+
+
+class _Event(NamedTuple):
+    """What the engine tells of a container."""
+
+    execution_id: str
+    container_name: str
+    container_id: str
+    died: bool
+    exit_code: int | None
+    time_ns: int
+
+
+def _read_event(line: bytes) -> _Event | str:
+    """The event; or what is wrong with it."""
+    try:
+        event = json.loads(line)
+    # Nested deeper than the parser goes, it raises RecursionError.
+    except (ValueError, RecursionError):
+        return "it is not JSON" if len(line) < MAX_LINE_BYTES else f"it is longer than {MAX_LINE_BYTES} bytes"
+    actor = event.get("Actor") if isinstance(event, dict) else None
+    about = actor.get("Attributes") if isinstance(actor, dict) else None
+    if not isinstance(actor, dict) or not isinstance(about, dict):
+        return "it names no container"
+    action, time_ns, code = event.get("Action"), event.get("timeNano"), str(about.get("exitCode", ""))
+    if action not in EVENTS:
+        return "it is of a kind that was not asked for"
+    if not isinstance(time_ns, int):
+        return "it has no time"
+    exit_code = int(code) if code.isascii() and code.isdigit() and len(code) < 10 else None
+    container_id = str(actor.get("ID", ""))
+    return _Event(str(about.get(EXECUTION_LABEL, "")), str(about.get("name", "")), container_id, action == "die", exit_code, time_ns)

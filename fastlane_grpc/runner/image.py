@@ -16,6 +16,7 @@ from fastlane_grpc.runner.engine import Engine
 from fastlane_grpc.runner.engine_errors import Refusal, explained, refusal_of
 from fastlane_grpc.runner.wire import EngineDown, EngineRefuses, Wire
 from fastlane_grpc.shortage import outlast
+from fastlane_grpc.supervisor import thread
 
 # An engine that pulls says something all the time; this long a silence means that it waits for a registry that will not answer.
 SILENCE_SECONDS = 300
@@ -143,7 +144,8 @@ class Pull:
         self._given_up = False
         # Why there are no credentials for the registry, though there may be some.
         self._problem = ""
-        outlast(threading.Thread(target=self._run, name=f"pull-{name}", daemon=True).start)
+        # A defect, too, is handed to whoever waits, who raises it; without a word from here they would wait for ever.
+        outlast(thread(f"pull-{name}", self._run, on_failure=on_end).start)
 
     def give_up(self) -> None:
         """Nobody waits any more: the connection is cut, on which the engine ends the pull, unless another one shares it."""
@@ -165,9 +167,6 @@ class Pull:
             self._on_end(PullFails(f"nothing was heard of the pull for {SILENCE_SECONDS} s"))
         except OSError as error:
             self._on_end(EngineDown(f"the engine broke off the pull: {error}"))
-        except Exception as error:
-            # A defect. Whoever waits raises it; without a word from here they would wait for ever.
-            self._on_end(error)
         else:
             self._on_end(None)
 
@@ -243,11 +242,12 @@ class Progress:
         status, layer, detail = message.get("status"), str(message.get("id")), message.get("progressDetail")
         if status in _LAYER_WAITS or status in _LAYER_DONE:
             self.done[layer] = status in _LAYER_DONE
-        if status == "Downloading" and isinstance(detail, dict) and detail.get("total"):
-            self.loaded[layer] = (int(detail.get("current", 0)), int(detail["total"]))
+        current, total = (detail.get("current", 0), detail.get("total")) if isinstance(detail, dict) else (0, None)
+        if status == "Downloading" and isinstance(current, int) and isinstance(total, int) and total:
+            self.loaded[layer] = (current, total)
         elif status in _LAYER_LOADED and layer in self.loaded:
-            total = self.loaded[layer][1]
-            self.loaded[layer] = (total, total)
+            whole = self.loaded[layer][1]
+            self.loaded[layer] = (whole, whole)
 
 
 def _registry(name: str, repository: str) -> str:

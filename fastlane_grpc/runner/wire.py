@@ -14,6 +14,8 @@ from fastlane_grpc.shortage import PAUSE_SECONDS, outlast
 
 # An answer without a length ends with the connection. None that has an end is larger.
 MAX_ANSWER_BYTES = 64 << 20
+# A longer line is cut to that: engines write none, and it is not to fill the memory.
+MAX_LINE_BYTES = 1 << 20
 # Answers of somebody in front of an engine that is not there.
 NO_ENGINE_STATUS = frozenset({502, 503, 504})
 # The engine's queue of connections is full; every local port is in use. Tried again for as long as a connection may take.
@@ -88,6 +90,7 @@ class Wire:
     ) -> None:
         self._connection = connect(address, connect_seconds)
         self._rest = b""
+        self._in_long_line = False
         try:
             self._send(method, path, dict(headers or {}), body, upgrade)
             self._connection.settimeout(answer_seconds)
@@ -113,13 +116,22 @@ class Wire:
             self.cut()
 
     def lines(self) -> Iterator[bytes]:
-        """Line by line, to the end or the cut. Raises OSError, TimeoutError where none came in time: then it may be called again."""
+        """Line by line, to the end or the cut; one that is too long comes cut to MAX_LINE_BYTES. Raises OSError, TimeoutError where none
+        came in time: then it may be called again."""
         while True:
             line, newline, rest = self._rest.partition(b"\n")
             if newline:
                 self._rest = rest
-                yield line
-            elif more := self._connection.recv(65_536):
+                if not self._in_long_line:
+                    yield line[:MAX_LINE_BYTES]
+                self._in_long_line = False
+                continue
+            if self._in_long_line:
+                self._rest = b""
+            elif len(line) > MAX_LINE_BYTES:
+                self._rest, self._in_long_line = b"", True
+                yield line[:MAX_LINE_BYTES]
+            if more := self._connection.recv(65_536):
                 self._rest += more
             else:
                 return

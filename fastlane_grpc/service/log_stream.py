@@ -124,7 +124,6 @@ async def _stream(
     beat_time = now() + request.heartbeat.total_seconds()
     pace_time = 0.0
     while True:
-        # Cleared before anything is looked at: news that comes after it sets the bell again and is not lost.
         watch.clear()
         if stopping():
             raise ServerStopping("the server is stopping; call again with the last cursor", retry_seconds=1)

@@ -78,6 +78,7 @@ class Service:
     def stop_serving(self) -> None:
         """From here on every call, and every open stream, ends with ServerStopping."""
         self._stopping = True
+        self._upkeep.close()
         self._tails.ring_all()
 
     async def enqueue(self, request: EnqueueRequest, malformed: Sequence[Violation] = ()) -> tuple[Job, bool]:

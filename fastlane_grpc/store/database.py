@@ -1,6 +1,7 @@
 """The file fastlane.db: how it is opened, and what SQLite's errors mean. Every error names the file."""
 
-from contextlib import closing, suppress
+from collections.abc import Iterator
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
@@ -42,9 +43,8 @@ def open_for_writing(path: Path) -> Connection:
 
     StoreFailed: the file is damaged, not ours, of a newer fastlane, or has lost what was committed.
     """
-    try:
-        _refuse_loss(path)
-        db = _connect(path, _Owned)
+    _refuse_loss(path)
+    with _opening(path, _Owned) as db:
         db.path = path
         if db.execute("PRAGMA journal_mode = WAL").fetchall() != [("wal",)]:
             raise StoreFailed(f"{path} cannot have a write-ahead log: keep it on a local disk")
@@ -52,18 +52,13 @@ def open_for_writing(path: Path) -> Connection:
         db.execute("PRAGMA synchronous = FULL")
         _migrate(db, path)
         loss.mark(path)
-    except (sqlite3.Error, OSError) as error:
-        raise StoreFailed(f"cannot open {path}: {error}") from error
     return db
 
 
 def open_for_reading(path: Path) -> Connection:
     """A connection that cannot write; each statement is a transaction of its own."""
-    try:
-        db = _connect(path, Connection)
+    with _opening(path, Connection) as db:
         db.execute("PRAGMA query_only = ON")
-    except sqlite3.Error as error:
-        raise StoreFailed(f"cannot open {path}: {error}") from error
     return db
 
 
@@ -79,11 +74,20 @@ def refusal(error: Exception, path: Path) -> Refusal:
     return StoreFailed(f"{path} cannot be used: {error}", retry_seconds=RETRY_SECONDS)
 
 
-def _connect(path: Path, kind: "type[AnyConnection]") -> "AnyConnection":
-    # It is opened on one thread and used on another, one at a time. Transactions are begun and ended by hand, hence no isolation level.
-    db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=256, factory=kind)
-    db.execute("PRAGMA foreign_keys = ON")
-    return db
+@contextmanager
+def _opening(path: Path, kind: "type[AnyConnection]") -> "Iterator[AnyConnection]":
+    """A connection that is closed if what is done in it fails. StoreFailed."""
+    try:
+        # It is opened on one thread and used on another, one at a time. Transactions are begun and ended by hand, hence no isolation level.
+        db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=256, factory=kind)
+        try:
+            db.execute("PRAGMA foreign_keys = ON")
+            yield db
+        except BaseException:
+            db.close()
+            raise
+    except (sqlite3.Error, OSError) as error:
+        raise StoreFailed(f"cannot open {path}: {error}") from error
 
 
 def _migrate(db: Connection, path: Path) -> None:
@@ -100,20 +104,26 @@ def _migrate(db: Connection, path: Path) -> None:
 
 def _refuse_loss(path: Path) -> None:
     """Raise StoreFailed if the database has lost what was committed to it. What is there stays as it is."""
-    if lost := loss.loss(path):
+    try:
+        lost = _loss(path)
+    except (sqlite3.Error, OSError) as error:
+        raise StoreFailed(f"cannot open {path}: {error}") from error
+    if lost:
         raise StoreFailed(lost)
-    if not path.exists() or not path.stat().st_size:
-        return
+
+
+def _loss(path: Path) -> str:
+    """What is missing, and what to do; empty if nothing is."""
+    lost = loss.loss(path)
+    if lost or not path.exists() or not path.stat().st_size:
+        return lost
     # Read-only: a connection that may write would take a write-ahead log away that was cut, when it is closed.
     with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)) as db:
         if not db.execute("SELECT count(*) FROM sqlite_schema").fetchall()[0][0]:
-            lost = loss.without_schema(path)
+            return loss.without_schema(path)
         # Without a marker it is no fault to know less than the logs: in a backup, these are copied later.
-        elif loss.marker(path).exists():
-            newest = loss.newest_with_logs(path.parent)
-            lost = next((loss.unknown(path, each) for each in newest if not _knows(db, each)), "")
-    if lost:
-        raise StoreFailed(lost)
+        newest = loss.newest_with_logs(path.parent) if loss.marker(path).exists() else ()
+        return next((loss.unknown(path, each) for each in newest if not _knows(db, each)), "")
 
 
 def _knows(db: Connection, execution_id: str) -> bool:

@@ -7,6 +7,7 @@ import structlog
 
 from fastlane_grpc.errors import DiskFull, StoreFailed
 from fastlane_grpc.store.store import Store
+from fastlane_grpc.wakeup import Wakeup
 
 # A failure that is over before that is nobody's business: callers were told to try again.
 PATIENCE_SECONDS = 5.0
@@ -21,7 +22,7 @@ class Fitness:
     def __init__(self, *, patience_seconds: float = PATIENCE_SECONDS, probe_seconds: float = PROBE_SECONDS) -> None:
         self._patience_seconds = patience_seconds
         self._probe_seconds = probe_seconds
-        self._failed = asyncio.Event()
+        self._failed = Wakeup()
 
     def failed(self) -> None:
         """What the store tells when something could not be written."""
@@ -31,7 +32,6 @@ class Fitness:
         """Until it is cancelled. Tells False when the store has not been able to write for some seconds, and True when it can again."""
         while True:
             await self._failed.wait()
-            # Cleared before it is tried: a failure that comes after it sets it again and is not lost.
             self._failed.clear()
             await self._until_it_can_write(store, tell)
 

@@ -6,12 +6,14 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar
 
 from fastlane_grpc.errors import ServerStopping
 from fastlane_grpc.store.database import Connection, is_failure, open_for_reading, refusal
 from fastlane_grpc.store.pending import Pending, Settled, tell
+from fastlane_grpc.supervisor import ALONE, Supervisor
 
 T = TypeVar("T")
 
@@ -23,16 +25,23 @@ TOGETHER_SECONDS = 0.0005
 class Readers:
     """A read waits for another read at most, never for the writer."""
 
-    def __init__(self, path: Path, *, loop: asyncio.AbstractEventLoop) -> None:
+    def __init__(self, path: Path, *, loop: asyncio.AbstractEventLoop, supervisor: Supervisor = ALONE) -> None:
         self._path = path
         self._loop = loop
         # None ends one thread. The lock keeps a read from slipping in behind them, where nobody would answer.
         self._queue: queue.SimpleQueue[_Read | None] = queue.SimpleQueue()
         self._entrance = threading.Lock()
         self._closed = False
+        connections: list[Connection] = []
+        try:
+            for _ in range(THREADS):
+                connections.append(open_for_reading(path))
+        except Exception:
+            for db in connections:
+                db.close()
+            raise
         self._threads = [
-            threading.Thread(target=self._run, args=[open_for_reading(path)], name=f"store-reader-{number}", daemon=True)
-            for number in range(1, THREADS + 1)
+            supervisor.thread(f"store-reader-{number}", partial(self._run, db), restart=True) for number, db in enumerate(connections, 1)
         ]
         for thread in self._threads:
             thread.start()

@@ -20,6 +20,7 @@ from fastlane_grpc.store.queries import NEWEST, ahead_of, execution_of, job_of, 
 from fastlane_grpc.store.readers import Readers
 from fastlane_grpc.store.rows import EXECUTION, execution_from, logs_text, microseconds_of, microseconds_since_epoch, spec_from
 from fastlane_grpc.store.writer import Writer, Written
+from fastlane_grpc.supervisor import ALONE, Supervisor
 
 # A store that has less room than this is not taken for one that can write again.
 PROBE_FREE_BYTES = 1 << 20
@@ -43,6 +44,7 @@ class Store:
         quota: Quota | None = None,
         secret_names: SecretNames = DEFAULT_SECRET_NAMES,
         on_failure: Callable[[], None] = lambda: None,
+        supervisor: Supervisor = ALONE,
     ) -> Self:
         """The store in `directory`, made if there is none; it takes jobs up to `quota`. StoreFailed if it cannot be opened.
 
@@ -52,8 +54,19 @@ class Store:
         well, when something could not be written.
         """
         path = directory / "fastlane.db"
-        writer = Writer(open_for_writing(path), path, loop=loop, on_commit=on_commit, on_failure=on_failure)
-        return cls(writer, Readers(path, loop=loop), instance=_instance(path), quota=quota, secret_names=secret_names)
+        db = open_for_writing(path)
+        try:
+            instance, readers = _instance(path), Readers(path, loop=loop, supervisor=supervisor)
+        except BaseException:
+            db.close()
+            raise
+        try:
+            writer = Writer(db, path, loop=loop, on_commit=on_commit, on_failure=on_failure, supervisor=supervisor)
+        except BaseException:
+            readers.close()
+            db.close()
+            raise
+        return cls(writer, readers, instance=instance, quota=quota, secret_names=secret_names)
 
     def __init__(
         self,
@@ -85,7 +98,8 @@ class Store:
 
         RequestIdReused: it had made another; secrets are not compared. QueueFull, DiskFull: no more jobs are taken now.
         """
-        return self._writer.write(Enqueue(task_id, spec, request_id, caller_address, self._now(), self._quota, self._secret_names))
+        work = Enqueue(task_id, spec, request_id, caller_address, self._now(), self._quota, self._secret_names)
+        return self._writer.write(work, many=Enqueue.together)
 
     def stop(self, job_id: str, *, grace: timedelta, note: str, logs: Sequence[LogTotals] = (), log_bytes: int = 0) -> Pending[Job]:
         """Queued: STOPPED, and its log holds `logs` and takes `log_bytes` of the disk. With a container: STOPPING. STOPPING: a shorter rest
@@ -160,10 +174,6 @@ class Store:
         return self._readers.read(lambda db: ahead_of(db, execution_id, most))
 
     # ---- what the dispatcher asks for
-
-    def claim(self, places: int, *, host: str) -> Pending[list[Assignment]]:
-        """As `claim_on`, for so many places of one host."""
-        return self.claim_on([host] * places)
 
     def claim_on(self, hosts: Sequence[str]) -> Pending[list[Assignment]]:
         """As many of the queued ones as there are `hosts`, each on one of these, in their order: the highest priority first, its tasks in

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import partial
 from itertools import groupby
 from pathlib import Path
-from typing import Any, Generic, NamedTuple, Protocol, TypeAlias, TypeVar, runtime_checkable
+from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 import structlog
 
@@ -18,6 +18,7 @@ from fastlane_grpc.errors import DiskFull, ServerStopping
 from fastlane_grpc.model import Execution
 from fastlane_grpc.store.database import Connection, is_failure, refusal, sqlite3
 from fastlane_grpc.store.pending import Pending, Settled, tell
+from fastlane_grpc.supervisor import ALONE, Supervisor
 
 T = TypeVar("T")
 
@@ -36,13 +37,9 @@ class Written(NamedTuple, Generic[T]):
 Work = Callable[[Connection], Written[T]]
 
 
-@runtime_checkable
-class Together(Protocol):
-    """Work that comes in numbers, and takes no more statements for many than for one."""
-
-    @staticmethod
-    def together(db: Connection, works: Sequence[Any]) -> Sequence[Written[Any]]:
-        """What each of the works, all of this kind, answers. It may raise where one of them could not be done: then each is done alone."""
+# Does many works of one kind by no more statements than one takes, and answers as each would. It may raise where one of them could not be
+# done: then each is done alone.
+Many = Callable[[Connection, Sequence[Any]], Sequence[Written[Any]]]
 
 
 class Writer:
@@ -60,6 +57,7 @@ class Writer:
         on_commit: Callable[[Sequence[Execution]], None],
         on_failure: Callable[[], None] = lambda: None,
         retry_seconds: float = 1.0,
+        supervisor: Supervisor = ALONE,
     ) -> None:
         self._db = db
         self.path = path
@@ -74,12 +72,16 @@ class Writer:
         # Units that could not be stored and are tried again from `_retry_at` on, by the monotonic clock.
         self._owed: list[_Unit] = []
         self._retry_at = 0.0
-        self._thread = threading.Thread(target=self._run, name="store-writer", daemon=True)
+        # Units that were taken from the queue and are not answered.
+        self._taken: Sequence[_Unit] = ()
+        # Not restarted: what the thread was about when it failed is not known, and all that the server promises goes through it.
+        self._thread = supervisor.thread("store-writer", self._run, restart=False)
         self._thread.start()
 
-    def write(self, work: Work[T]) -> Pending[T]:
-        """`work`, as a part of the next transaction. What it raises goes to its caller alone, and undoes it alone."""
-        return self._put(work, until_stored=False)
+    def write(self, work: Work[T], *, many: Many | None = None) -> Pending[T]:
+        """`work`, as a part of the next transaction. What it raises goes to its caller alone, and undoes it alone. With `many`, those that
+        stand behind each other with the same `many` are done by it."""
+        return self._put(work, until_stored=False, many=many)
 
     def write_until_stored(self, work: Work[T]) -> Pending[T]:
         """The same, but if SQLite fails, `work` is tried again until it is stored; ServerStopping where the end comes first."""
@@ -93,26 +95,45 @@ class Writer:
                 self._queue.put(None)
         self._thread.join(timeout)
 
-    def _put(self, work: Work[T], *, until_stored: bool) -> Pending[T]:
+    def _put(self, work: Work[T], *, until_stored: bool, many: Many | None = None) -> Pending[T]:
         pending: Pending[T] = Pending(self._loop)
         with self._entrance:
             if self._closed:
                 raise ServerStopping("the server is going down")
-            self._queue.put(_Unit(work, pending, until_stored))
+            self._queue.put(_Unit(work, pending, until_stored, many))
         return pending
 
     # ---- on the thread
 
     def _run(self) -> None:
+        try:
+            self._work()
+        except BaseException:
+            # Nobody is to wait for a thread that has ended.
+            self._refuse_all()
+            raise
+        finally:
+            self._db.close()
+
+    def _work(self) -> None:
         last = False
         while not last:
-            units, last = self._gather()
-            if units:
-                self._commit(units)
+            self._taken, last = self._gather()
+            if self._taken:
+                self._commit(self._taken)
             if self._owed and (last or time.monotonic() >= self._retry_at):
                 self._pay()
-        self._give_up()
-        self._db.close()
+        self._give_up(self._owed)
+
+    def _refuse_all(self) -> None:
+        with self._entrance:
+            self._closed = True
+        waiting: list[_Unit] = []
+        with suppress(queue.Empty):
+            while True:
+                if unit := self._queue.get_nowait():
+                    waiting.append(unit)
+        self._give_up([*self._taken, *self._owed, *waiting])
 
     def _gather(self) -> tuple[list["_Unit"], bool]:
         """All units that wait, and whether they are the last. Blocks for the first one, or until it is time to try again what is owed."""
@@ -128,13 +149,13 @@ class Writer:
 
     def _pay(self) -> None:
         # Each in a transaction of its own: one that ruins its transaction every time ruins no other.
-        owed, self._owed = self._owed, []
-        for unit in owed:
+        self._taken, self._owed = self._owed, []
+        for unit in self._taken:
             self._commit([unit])
 
-    def _give_up(self) -> None:
+    def _give_up(self, units: Sequence["_Unit"]) -> None:
         message = "the server is going down, and this could not be stored; the next server finds out anew"
-        tell(self._loop, [Settled(unit.pending, None, ServerStopping(message)) for unit in self._owed])
+        tell(self._loop, [Settled(unit.pending, None, ServerStopping(message)) for unit in units])
 
     def _commit(self, units: Sequence["_Unit"]) -> None:
         done: Sequence[_Done]
@@ -153,7 +174,7 @@ class Writer:
         statements more, at each of which the interpreter changes hands. Raises only if the transaction is gone."""
         self._db.execute("BEGIN IMMEDIATE")
         try:
-            done = list(zip(units, self._run_all([unit.work for unit in units]), strict=True))
+            done = list(zip(units, self._run_all(units), strict=True))
         except Exception:
             if not self._db.in_transaction:
                 raise
@@ -162,12 +183,10 @@ class Writer:
         self._db.execute("COMMIT")
         return done
 
-    def _run_all(self, works: Sequence[Work[Any]]) -> Iterator[Written[Any]]:
-        for kind, same in groupby(works, type):
-            if issubclass(kind, Together):
-                yield from kind.together(self._db, list(same))
-            else:
-                yield from (work(self._db) for work in same)
+    def _run_all(self, units: Sequence["_Unit"]) -> Iterator[Written[Any]]:
+        for many, units_of_kind in groupby(units, lambda unit: unit.many):
+            works = [unit.work for unit in units_of_kind]
+            yield from many(self._db, works) if many else (work(self._db) for work in works)
 
     def _each_by_itself(self, units: Sequence["_Unit"]) -> Sequence["_Done"]:
         """What each unit answers, or raises. Raises only if the transaction is gone."""
@@ -222,6 +241,7 @@ class _Unit:
     work: Work[Any]
     pending: Pending[Any]
     until_stored: bool
+    many: Many | None
 
 
 _Done: TypeAlias = tuple[_Unit, Written[Any] | Exception]

@@ -1,0 +1,125 @@
+"""The calls of the contract over real gRPC and a real store, and the details of their errors."""
+
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import grpc
+from google.protobuf.message import Message
+from google.rpc import error_details_pb2
+from grpc_status import rpc_status
+
+from fastlane_grpc.app import Server
+from fastlane_grpc.model import Execution, HostReport, Outcome, Reason, State, utc_now
+from fastlane_grpc.record import RecordWriter
+from fastlane_grpc.rpc.server import RpcServer
+from fastlane_grpc.service import Service
+from fastlane_grpc.store import Fitness
+from fastlane_grpc.upkeep import Limits, Upkeep
+from fastlane_grpc.v1 import fastlane_pb2 as pb
+from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
+from tests.parts import Parts
+
+Detail = TypeVar("Detail", bound=Message)
+
+
+class NoPlaces:
+    """A dispatcher that gives no place to anybody: what runs, the test runs."""
+
+    places = (8, 8)
+    host_error = ""
+    hosts: Sequence[HostReport] = ()
+
+    def waiting(self, execution_id: str) -> None:
+        """Nothing that runs waits."""
+
+
+class House(Parts):
+    """A server from the store to gRPC, on a free port; what its jobs run, the test runs."""
+
+    def __init__(self, path: Path, **settings: object) -> None:
+        super().__init__(path, **settings)
+        self.places = NoPlaces()
+        self.fitness = Fitness(patience_seconds=0.1, probe_seconds=0.01)
+        self.open_store(self.parts)
+        self.open_logs(self.parts)
+        self.open_tails(self.parts)
+        self.open_upkeep(self.parts)
+        self.service = Service(self.store, self.tails, self.places, self.upkeep, self.settings)
+        self.server = self.rpc = RpcServer(self.service, self.settings)
+        self.server.listen()
+        self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{self.port}")
+        self.jobs = pb_grpc.JobServiceStub(self.channel)
+        self.executions = pb_grpc.ExecutionServiceStub(self.channel)
+        # Of the contract: the server's own have no part in this.
+        self.hosts: Any = pb_grpc.HostServiceStub(self.channel)
+        self.info = pb_grpc.ServerServiceStub(self.channel)
+
+    def open_store(self, parts: Any) -> None:
+        """As the app opens it, with its limits."""
+        Server.open_store(self, parts)
+
+    def open_upkeep(self, parts: Any) -> None:
+        """What it deletes it deletes when it is asked."""
+        self.upkeep = Upkeep(self.store, self.logs, Limits())
+        parts.callback(self.upkeep.close)
+
+    async def close(self) -> None:
+        await self.channel.close()
+        await self.server.stop()
+        self.close_parts()
+
+    async def enqueue(self, **spec: object) -> pb.Job:
+        request = pb.EnqueueJobRequest(task_id="task", spec=pb.JobSpec(**{"image": "busybox", **spec}))  # type: ignore[arg-type]
+        return (await self.jobs.EnqueueJob(request)).job
+
+    async def begin(self) -> tuple[Execution, RecordWriter]:
+        """Takes the next execution to RUNNING, its record open."""
+        (assignment,) = await self.store.claim_on(["local"])
+        execution = assignment.execution
+        self.logs.path(execution.id).mkdir(parents=True, exist_ok=True)
+        writer = RecordWriter.create(self.logs.output_path(execution.id), execution_id=execution.id, capture="test")
+        await self.store.starting(
+            execution.id,
+            container_id="c",
+            capture="test",
+            engine_life="",
+            image_digest="sha256:0",
+            pull_time=utc_now(),
+            container_time=utc_now(),
+        )
+        await self.store.running(execution.id, start_time=utc_now())
+        return execution, writer
+
+    async def finish(self, execution: Execution, writer: RecordWriter, code: int = 0) -> None:
+        trailer = writer.seal(code, {}, time.time_ns())
+        state = State.FAILED if code else State.SUCCEEDED
+        outcome = Outcome(Reason.EXIT_CODE if code else Reason.UNSPECIFIED, exit_code=code)
+        room = self.logs.room(execution.id)
+        await self.store.finish(execution.id, state=state, outcome=outcome, logs=trailer.totals, log_bytes=room)
+
+    def stream(self, execution_id: str, **more: object) -> "grpc.aio.UnaryStreamCall[object, pb.StreamExecutionLogsResponse]":
+        return self.executions.StreamExecutionLogs(pb.StreamExecutionLogsRequest(execution_id=execution_id, **more))  # type: ignore[arg-type,return-value]
+
+
+def reason(error: grpc.aio.AioRpcError) -> str:
+    return info(error).reason
+
+
+def info(error: grpc.aio.AioRpcError) -> error_details_pb2.ErrorInfo:
+    found = detail(error, error_details_pb2.ErrorInfo)
+    assert found is not None
+    assert found.domain == "fastlane"
+    return found
+
+
+def detail(error: grpc.aio.AioRpcError, kind: "type[Detail]") -> "Detail | None":
+    status = rpc_status.from_call(error)  # type: ignore[arg-type]
+    assert status is not None
+    assert status.code == error.code().value[0]
+    for packed in status.details:
+        found = kind()
+        if packed.Unpack(found):  # type: ignore[arg-type]
+            return found
+    return None

@@ -1,0 +1,160 @@
+"""Every field of a job's spec reaches the store, the answers and the container. A field that is new fails here until it is handled."""
+
+from collections.abc import AsyncIterator, Iterator, Mapping
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf import duration_pb2, struct_pb2
+from google.protobuf.descriptor import Descriptor
+from google.protobuf.message import Message
+
+from fastlane_grpc.app import Server
+from fastlane_grpc.config import HostSettings, Settings
+from fastlane_grpc.runner.container import container_body
+from fastlane_grpc.v1 import fastlane_pb2 as pb
+from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
+
+# Two values of each field, by its path: neither is what an unset field means.
+VALUES: Mapping[str, tuple[Any, Any]] = {
+    "image": ("alpine", "alpine:3"),
+    "command": ("python 'a b'", "sh"),
+    "args": (["$HOME", "*"], ["*", "$HOME"]),
+    "envs": ({"A": "1"}, {"A": "2"}),
+    "entrypoint": (["/tini", "--"], [""]),
+    "working_dir": ("/app", "/srv"),
+    "user": ("nobody:daemon", "1:1"),
+    "timeout": (duration_pb2.Duration(seconds=90, nanos=5000), duration_pb2.Duration(seconds=1)),
+    "pull_policy": (pb.JobSpec.PULL_POLICY_NEVER, pb.JobSpec.PULL_POLICY_ALWAYS),
+    "limits.memory_bytes": (64 << 20, 65 << 20),
+    "limits.cpus": (0.5, 2.0),
+    "limits.pids": (10, 11),
+    "network": ("none", None),
+    "read_only_root": (True, None),
+    "stop_signal": ("SIGINT", "SIGUSR1"),
+    "stop_grace": (duration_pb2.Duration(), duration_pb2.Duration(seconds=3)),
+    "priority": (-3, 3),
+    "labels": ({"team": "mail"}, {"team": "web"}),
+    "metadata": (struct_pb2.Struct(fields={"n": struct_pb2.Value(number_value=1)}), struct_pb2.Struct()),
+}
+
+# What the body of its container has of the first value. What is not here is carried out by fastlane, and no affair of the engine.
+IN_CONTAINER: Mapping[str, Mapping[str, Any]] = {
+    "image": {"Image": "alpine"},
+    "command": {"Cmd": ["python", "a b"]},
+    "args": {"Cmd": ["$HOME", "*"]},
+    "envs": {"Env": ["A=1"]},
+    "entrypoint": {"Entrypoint": ["/tini", "--"]},
+    "working_dir": {"WorkingDir": "/app"},
+    "user": {"User": "nobody:daemon"},
+    "limits.memory_bytes": {"HostConfig": {"Memory": 64 << 20, "MemorySwap": 64 << 20}},
+    "limits.cpus": {"HostConfig": {"NanoCpus": 500_000_000}},
+    "limits.pids": {"HostConfig": {"PidsLimit": 10}},
+    "network": {"HostConfig": {"NetworkMode": "none"}},
+    "read_only_root": {"HostConfig": {"ReadonlyRootfs": True}},
+    "stop_signal": {"StopSignal": "SIGINT"},
+    "labels": {"Labels": {"team": "mail"}},
+}
+BY_FASTLANE = {"timeout", "pull_policy", "stop_grace", "priority", "metadata"}
+
+
+def paths(descriptor: Descriptor, above: str = "") -> Iterator[str]:
+    """Each field of the message, and of our own messages within it."""
+    for field in descriptor.fields:
+        within = field.message_type
+        if within is not None and within.file is descriptor.file and not within.GetOptions().map_entry:
+            yield from paths(within, f"{above}{field.name}.")
+        else:
+            yield above + field.name
+
+
+def spec_with(path: str, value: object) -> pb.JobSpec:
+    spec = pb.JobSpec(image="busybox")
+    *above, name = path.split(".")
+    message: Any = spec
+    for each in above:
+        message = getattr(message, each)
+    if isinstance(value, dict):
+        getattr(message, name).update(value)
+    elif isinstance(value, list):
+        getattr(message, name).extend(value)
+    elif isinstance(value, Message):
+        getattr(message, name).CopyFrom(value)
+    elif value is not None:
+        setattr(message, name, value)
+    return spec
+
+
+@pytest.fixture(scope="module")
+async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Server]:
+    """One whose engine is not there: it keeps jobs, and starts none."""
+    directory = tmp_path_factory.mktemp("spec")
+    hosts = (HostSettings("here", f"unix://{directory}/no-engine"),)
+    async with Server(Settings(data_dir=directory / "data", listen="127.0.0.1:0", hosts=hosts)) as server:
+        yield server
+
+
+@pytest.fixture(scope="module")
+async def jobs(server: Server) -> AsyncIterator[Any]:
+    async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
+        yield pb_grpc.JobServiceStub(channel)
+
+
+def test_every_field_is_tried_here() -> None:
+    assert set(paths(pb.JobSpec.DESCRIPTOR)) == set(VALUES)
+    assert set(VALUES) == set(IN_CONTAINER) | BY_FASTLANE
+
+
+@pytest.mark.parametrize("path", VALUES)
+async def test_a_field_survives_from_the_request_to_the_answer_and_the_container(path: str, server: Server, jobs: Any) -> None:
+    spec = spec_with(path, VALUES[path][0])
+    assert spec != pb.JobSpec(image="busybox")
+    kept = (await jobs.EnqueueJob(pb.EnqueueJobRequest(task_id="t", spec=spec))).job
+    assert kept.spec == spec
+    assert (await jobs.GetJob(pb.GetJobRequest(job_id=kept.id))).job.spec == spec
+    [listed] = (await jobs.ListJobs(pb.ListJobsRequest(id_prefix=kept.id, with_spec=True))).jobs
+    assert listed.spec == spec
+    without = (await jobs.EnqueueJob(pb.EnqueueJobRequest(task_id="t", spec=pb.JobSpec(image="busybox")))).job
+    body, plain = await _container(server, kept), await _container(server, without)
+    changes = IN_CONTAINER.get(path, {})
+    assert _differences(plain, body) == set(_leaves(changes))
+    assert _holds(body, changes)
+
+
+@pytest.mark.parametrize("path", VALUES)
+async def test_a_request_id_is_refused_where_the_field_has_another_value(path: str, jobs: Any) -> None:
+    first, second = (pb.EnqueueJobRequest(task_id="same", spec=spec_with(path, value), request_id=path) for value in VALUES[path])
+    await jobs.EnqueueJob(first)
+    assert (await jobs.EnqueueJob(first)).existing
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await jobs.EnqueueJob(second)
+    assert refused.value.code() == grpc.StatusCode.ALREADY_EXISTS
+
+
+async def _container(server: Server, job: pb.Job) -> Mapping[str, Any]:
+    return container_body(await server.store.assignment(job.execution.id), instance="i", default_pids=256)
+
+
+def _leaves(part: Mapping[str, Any], above: str = "") -> Iterator[str]:
+    for key, value in part.items():
+        if isinstance(value, Mapping):
+            yield from _leaves(value, f"{above}{key}.")
+        else:
+            yield above + key
+
+
+def _flat(body: Mapping[str, Any], above: str = "") -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in body.items():
+        found |= _flat(value, f"{above}{key}.") if isinstance(value, Mapping) else {above + key: value}
+    return found
+
+
+def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> set[str]:
+    """Where two containers differ, but for whose they are."""
+    a, b = _flat(one), _flat(other)
+    return {key for key in a.keys() | b.keys() if a.get(key) != b.get(key) and not key.startswith("Labels.fastlane.")}
+
+
+def _holds(body: Mapping[str, Any], part: Mapping[str, Any]) -> bool:
+    return all(_holds(body[key], value) if isinstance(value, Mapping) else body[key] == value for key, value in part.items())
