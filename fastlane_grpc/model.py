@@ -134,10 +134,6 @@ class JobSpec:
         return DEFAULT_STOP_GRACE if self.stop_grace is None else self.stop_grace
 
 
-# In place of a spec that was not asked for; no job has it, as each has an image.
-UNREAD = JobSpec("")
-
-
 @dataclass(frozen=True, slots=True)
 class Outcome:
     """How an execution ended; set exactly when its state is final."""
@@ -257,11 +253,11 @@ class Execution:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One enqueue, with its newest execution, whose state is the job's."""
+    """One enqueue, with its newest execution, whose state is the job's. `spec` is None where it was not asked for."""
 
     id: str
     task_id: str
-    spec: JobSpec
+    spec: JobSpec | None
     execution: Execution
     create_time: datetime
     executions: int = 1

@@ -14,7 +14,6 @@ from fastlane_grpc.errors import InvalidRequest, Violation
 from fastlane_grpc.logs import BeginAt, TextChunk
 from fastlane_grpc.logs import Message as LogMessage
 from fastlane_grpc.model import (
-    UNREAD,
     Execution,
     HostReport,
     Job,
@@ -263,7 +262,7 @@ def job(value: Job, waiting: WaitingOf) -> pb.Job:
         request_id=value.request_id,
         caller_address=value.caller_address,
     )
-    if value.spec is not UNREAD:
+    if value.spec is not None:
         _write_spec(message.spec, value.spec)
     _write_execution(message.execution, value.execution, waiting(value.execution))
     if value.execution.outcome is not None:

@@ -105,6 +105,7 @@ class Service:
         validation.refuse([*malformed, *validation.stop_violations(note, grace)])
         job = await self._store.job(job_id)
         logs, room = await self._waiting_lines(job.execution)
+        assert job.spec is not None, "read with the job"
         grace = job.spec.grace if grace is None else grace
         return await self._store.stop(job_id, grace=grace, note=note, logs=logs, log_bytes=room)
 

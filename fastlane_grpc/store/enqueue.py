@@ -67,6 +67,7 @@ class Enqueue:
         data = spec_bytes(spec)
         now = microseconds_since_epoch(time)
         execution = Execution(new_id(), new_id(), task_id, State.QUEUED, Times(time, time), time)
+        self._spec = spec
         self.job = Job(execution.job_id, task_id, spec, execution, time, 1, request_id, caller_address)
         self._quota = quota
         self._digest = request_digest(task_id, data)
@@ -108,7 +109,7 @@ class Enqueue:
         return Written((self.job, False), [self.job.execution])
 
     def _label_rows(self, seq: int) -> Sequence[tuple[str, str, int, int]]:
-        return [(name, value, self._create_time, seq) for name, value in self.job.spec.labels.items()]
+        return [(name, value, self._create_time, seq) for name, value in self._spec.labels.items()]
 
     def _kept_before(self, db: Connection) -> Job | None:
         found = db.execute(

@@ -41,7 +41,7 @@ _FIRST, _LAST = -(1 << 63), (1 << 63) - 1
 
 @dataclass(frozen=True, slots=True)
 class JobQuery:
-    """Which jobs; what is left empty does not narrow. Without `with_spec` their specs are UNREAD."""
+    """Which jobs; what is left empty does not narrow. Without `with_spec` their specs are not read."""
 
     task_id: str = ""
     states: Sequence[State] = ()
