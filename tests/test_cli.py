@@ -448,7 +448,7 @@ def test_the_cause_is_what_the_system_said_last_without_the_brackets_around_it()
         (["stop", "--grace", "-1s", "x"], "'-1s' has to be a duration from 0s on, as 10s or 1m30s; 0s kills at once"),
         (["run", "--stop-grace", "soon", "busybox"], "'soon' has to be a duration from 0s on"),
         (["enqueue", "--memory", "lots", "busybox"], "'lots' has to be a number of bytes"),
-        (["jobs", "--state", "broken"], "'broken' is not one of 'queued', 'preparing'"),
+        (["jobs", "--state", "broken"], "'broken' is not one of 'scheduled', 'queued', 'preparing'"),
         (
             ["jobs", "--since", "soon"],
             "'soon' has to be an age, as 10m or 2d, or a time, as 2026-01-31T08:00:00Z; see `fastlane jobs --help`",

@@ -6,15 +6,16 @@ from datetime import timedelta
 
 import pytest
 
-from fastlane_grpc.model import JobSpec, Limits
+from fastlane_grpc.model import JobSpec, Limits, utc_now
 from fastlane_grpc.service.validation import enqueue_violations, is_signal, looks_secret
 
+NOW = utc_now()
 LIMIT = timedelta(minutes=30)
 GOOD = JobSpec(image="registry:5000/mail/send:1.2", command="python /app/sendmail.py", envs={"SMTP": "host"})
 
 
 def fields(spec: JobSpec, *, task_id: str = "task", request_id: str = "") -> list[str]:
-    return [violation.field for violation in enqueue_violations(task_id, spec, request_id, LIMIT)]
+    return [violation.field for violation in enqueue_violations(task_id, spec, request_id, LIMIT, NOW)]
 
 
 def test_a_spec_as_people_write_it_has_no_fault() -> None:

@@ -23,8 +23,10 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 from sqlite_utils import Database
 
+from fastlane_grpc import schedule
 from fastlane_grpc.errors import DiskFull, ExecutionNotFound, JobNotFound, RequestIdReused, ServerStopping, StoreFailed
 from fastlane_grpc.model import Execution, JobSpec, Limits, LogTotals, Outcome, PullPolicy, Reason, Source, State, StopCause, utc_now
+from fastlane_grpc.schedule import After
 from fastlane_grpc.store import Store
 from fastlane_grpc.store.database import Connection, open_for_reading, open_for_writing
 from fastlane_grpc.store.migrations import migrations
@@ -41,12 +43,17 @@ class House:
     """A store in a directory, what it announced, and its writer, through which a test does what only SQLite does otherwise."""
 
     def __init__(
-        self, directory: Path, loop: asyncio.AbstractEventLoop, now: Callable[[], datetime] = utc_now, retry_seconds: float = 0.01
+        self,
+        directory: Path,
+        loop: asyncio.AbstractEventLoop,
+        now: Callable[[], datetime] = utc_now,
+        retry_seconds: float = 0.01,
+        after: After = schedule.after,
     ) -> None:
         self.path = directory / "fastlane.db"
         self.commits: list[Sequence[Execution]] = []
         self.writer = Writer(open_for_writing(self.path), self.path, loop=loop, on_commit=self.commits.append, retry_seconds=retry_seconds)
-        self.store = Store(self.writer, Readers(self.path, loop=loop), instance="", now=now)
+        self.store = Store(self.writer, Readers(self.path, loop=loop), instance="", now=now, after=after)
 
     @property
     def announced(self) -> list[Execution]:
@@ -63,6 +70,22 @@ class House:
         """Exactly the tasks that have queued executions of a priority have a line of it."""
         queued = self.rows("SELECT DISTINCT priority, task_id FROM executions WHERE state = 2 ORDER BY 1, 2")
         assert self.rows("SELECT priority, task_id FROM lines ORDER BY 1, 2") == queued
+
+    def check_jobs(self) -> None:
+        """Each job has the state that its executions give it, and each count is what a recount gives."""
+        current = self.rows("SELECT job_id, execution_id, executions FROM jobs ORDER BY 1")
+        newest = "(SELECT execution_id FROM executions WHERE executions.job_id = jobs.job_id ORDER BY seq DESC LIMIT 1)"
+        count = "(SELECT count(*) FROM executions WHERE executions.job_id = jobs.job_id)"
+        assert self.rows(f"SELECT job_id, {newest}, {count} FROM jobs ORDER BY 1") == current
+        open_executions = self.rows("SELECT job_id, state, count(*) FROM executions WHERE state < 6 GROUP BY job_id ORDER BY 1")
+        open_jobs = self.rows("SELECT job_id, state, 1 FROM jobs WHERE state < 6 ORDER BY 1")
+        assert open_executions == open_jobs, "a job that is not final has one execution that is not, and its state"
+        final = self.rows("SELECT job_id FROM jobs WHERE state >= 6 ORDER BY 1")
+        for settled in ("reason IS NOT NULL", "end_time IS NOT NULL", "detail IS NOT NULL", "out_of_memory IS NOT NULL"):
+            assert self.rows(f"SELECT job_id FROM jobs WHERE {settled} ORDER BY 1") == final
+        by_task = "SELECT task_id, count(*), count(*) FILTER (WHERE state < 6) FROM jobs GROUP BY task_id ORDER BY 1"
+        assert self.rows("SELECT task_id, jobs, open_jobs FROM tasks ORDER BY 1") == self.rows(by_task)
+        assert self.rows("SELECT waiting FROM kept") == self.rows("SELECT count(*) FROM executions WHERE state <= 2")
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -147,6 +170,8 @@ async def finish(store: Store, execution_id: str, state: State = State.SUCCEEDED
 
 async def in_state(store: Store, state: State) -> Execution:
     """An execution that came to `state` in the ordinary way."""
+    if state is State.SCHEDULED:
+        return await enqueue(store, spec=replace(SPEC, start_in=timedelta(hours=1)))
     execution = await enqueue(store)
     if state is State.QUEUED:
         return execution
@@ -226,8 +251,8 @@ async def test_a_task_counts_its_jobs_and_a_job_has_the_state_of_its_execution(h
         execution = await in_state(house.store, state)
         assert house.rows(f"SELECT state FROM jobs WHERE job_id = '{execution.job_id}'") == [(execution.state,)]
     # One that is queued is claimed for the next.
-    open_jobs = len(house.rows("SELECT 1 FROM executions WHERE state < 6"))
-    assert house.rows("SELECT jobs, open_jobs FROM tasks") == [(len(EVERY_STATE), open_jobs)]
+    house.check_jobs()
+    assert house.rows("SELECT jobs FROM tasks") == [(len(EVERY_STATE),)]
 
 
 async def test_a_job_is_read_back_as_it_was_given(store: Store) -> None:
@@ -249,6 +274,8 @@ async def test_a_job_is_read_back_as_it_was_given(store: Store) -> None:
         priority=-7,
         labels={"l": ""},
         metadata={},
+        start_at=datetime(2026, 1, 1, tzinfo=UTC),
+        expire_time=datetime(9999, 1, 1, tzinfo=UTC),
     )
     job, _ = await store.enqueue(task_id="task", spec=spec, request_id="r", caller_address="ipv4:1.2.3.4:5")
     assert await store.job(job.id) == job
@@ -270,6 +297,9 @@ specs = st.builds(
     read_only_root=st.booleans(),
     stop_grace=st.none() | st.timedeltas(timedelta(), timedelta(days=9)),
     priority=st.integers(-100, 100),
+    start_in=st.none() | st.timedeltas(timedelta(), timedelta(days=9)),
+    start_at=st.none() | st.datetimes(timezones=st.just(UTC)),
+    expire_time=st.none() | st.datetimes(timezones=st.just(UTC)),
     metadata=st.none() | st.dictionaries(texts, st.none() | st.booleans() | st.floats(allow_nan=False) | texts, max_size=3),
 )
 
@@ -356,7 +386,7 @@ async def test_who_goes_before_is_counted_without_reading_a_row_of_theirs(house:
     plan = [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {statements[0]}").fetchall()]
     db.close()
     assert [step for step in plan if step.startswith("SEARCH queued")] == [
-        "SEARCH queued USING COVERING INDEX executions_queued (priority=? AND task_id=? AND seq<?)"
+        "SEARCH queued USING COVERING INDEX executions_queued (priority=? AND task_id=? AND due_time<?)"
     ]
 
 
@@ -771,6 +801,7 @@ async def test_an_empty_directory_becomes_a_store_that_opens_again_with_all_it_h
 async def test_every_migration_says_what_it_brings_and_is_applied_once(house: House) -> None:
     applied = [row[0] for row in house.rows("SELECT name FROM _sqlite_migrations ORDER BY id")]
     steps = ["tasks_and_jobs", "executions", "lines_of_the_queue", "identity_of_the_instance", "labels_of_jobs", "upkeep"]
+    steps += ["state_of_jobs", "due_and_expire_times"]
     assert applied == steps
     assert migrations.pending(Database(open_for_reading(house.path))) == []
 

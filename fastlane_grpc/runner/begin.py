@@ -13,7 +13,7 @@ from fastlane_grpc.runner.orders import PullEnded
 from fastlane_grpc.runner.passage import Left, Passage, Step, ToldToStop
 from fastlane_grpc.runner.patience import Patience
 from fastlane_grpc.runner.stopping import Stopping
-from fastlane_grpc.runner.verdict import failed, lost, not_started, stopped_before_start
+from fastlane_grpc.runner.verdict import expired, failed, lost, not_started, stopped_before_start
 from fastlane_grpc.runner.wire import EngineDown, EngineRefuses
 
 # While an image is pulled: so often it is looked whether the host is up.
@@ -24,6 +24,10 @@ class Unsettled(Exception):
     """A container of this execution has run, though nobody was allowed to start it."""
 
 
+class Expired(Exception):
+    """The expire_time of the execution came before its start."""
+
+
 def begin(passage: Passage) -> None:
     """From the claim to the end. Raises EngineDown and Left; `passage.fenced` tells on which side of the fence that was."""
     try:
@@ -32,6 +36,8 @@ def begin(passage: Passage) -> None:
         passage.conclude(failed(refused.reason, refused.detail))
     except ToldToStop as told:
         passage.conclude(stopped_before_start(Stopping.begin(told.stop, "", boottime())))
+    except Expired:
+        passage.conclude(expired(passage.execution))
     except Unsettled as unsettled:
         passage.log.error("a container ran that nobody started", container_id=passage.container_id)
         passage.conclude(lost(Reason.START_UNKNOWN, str(unsettled)))
@@ -65,9 +71,13 @@ def _prepare(passage: Passage) -> None:
         container_time=container_time,
     ).result()
     if fenced is None:
-        stop = store.execution(passage.execution.id).result().stop
-        # Without an order to stop somebody else has taken it up, whose it is then.
-        raise ToldToStop(stop) if stop else Left
+        execution = store.execution(passage.execution.id).result()
+        if execution.stop:
+            raise ToldToStop(execution.stop)
+        if execution.state is State.PREPARING and not execution.starting and execution.expire_time:
+            raise Expired
+        # Somebody else has taken it up, whose it is then.
+        raise Left
     passage.fenced = True
     passage.reached(Step.FENCED)
 

@@ -10,6 +10,7 @@ from fastlane_grpc.config import Settings
 from fastlane_grpc.errors import ServerStopping, TooManyStreams, Violation
 from fastlane_grpc.logs import Tails
 from fastlane_grpc.model import Execution, HostReport, Job, JobSpec, LogTotals, State, Task, Times, Waiting, WaitReason, utc_now
+from fastlane_grpc.schedule import first, waiting_state
 from fastlane_grpc.service import validation
 from fastlane_grpc.service.log_stream import LogEvent, LogRequest, log_stream
 from fastlane_grpc.service.pages import Listed, PageRequest, TaskQuery, position_of
@@ -81,7 +82,8 @@ class Service:
         """The job that is kept, with its first execution, and whether it was there already. `malformed`: fields the wire could not say."""
         self._check_serving()
         limit = self.settings.max_timeout
-        validation.refuse(chain(malformed, validation.enqueue_violations(request.task_id, request.spec, request.request_id, limit)))
+        violations = validation.enqueue_violations(request.task_id, request.spec, request.request_id, limit, utc_now())
+        validation.refuse(chain(malformed, violations))
         if request.validate_only:
             return _unkept(request), False
         return await self._store.enqueue(
@@ -179,6 +181,9 @@ class Service:
 
     def waiting(self, execution: Execution) -> Waiting | None:
         """What the execution waits for, if it does; who goes before it is not counted."""
+        if execution.state is State.SCHEDULED:
+            due_time = execution.times.due_time
+            return Waiting(WaitReason.NOT_DUE, f"starts at {due_time:%Y-%m-%dT%H:%M:%SZ}", execution.state_time, due_time=due_time)
         if execution.state is not State.QUEUED:
             return None
         if error := self._places.host_error:
@@ -191,7 +196,9 @@ class Service:
     async def waiting_in_line(self, execution: Execution) -> Waiting | None:
         """The same, with who goes before it: a question to the store for each, so it is for one, not for a list."""
         waiting = self.waiting(execution)
-        return waiting and replace(waiting, ahead=await self._store.ahead(execution.id, _MOST_AHEAD))
+        if waiting is None or execution.state is not State.QUEUED:
+            return waiting
+        return replace(waiting, ahead=await self._store.ahead(execution.id, _MOST_AHEAD))
 
     def hosts(self) -> Sequence[HostReport]:
         """Each host as it is now, in the order of the configuration."""
@@ -222,5 +229,7 @@ def _time_ago(duration: timedelta) -> datetime:
 def _unkept(request: EnqueueRequest) -> Job:
     """The job as it would be kept, without ids."""
     now = utc_now()
-    execution = Execution("", "", request.task_id, State.QUEUED, Times(create_time=now, due_time=now), now)
-    return Job("", request.task_id, request.spec, execution, now, 1, request.request_id, request.caller_address)
+    due_time = first(request.spec, now).due_time
+    state = waiting_state(due_time, now)
+    execution = Execution("", "", request.task_id, state, Times(create_time=now, due_time=due_time), now)
+    return Job("", request.task_id, request.spec, execution, now, state, 1, request.request_id, request.caller_address)

@@ -8,10 +8,11 @@ from typing import TypeVar
 
 from fastlane_grpc.directory import free_bytes, least_free_bytes
 from fastlane_grpc.errors import DiskFull, QueueFull, Refusal, RequestIdReused
-from fastlane_grpc.model import Execution, Job, JobSpec, State, Times, new_id
+from fastlane_grpc.model import Execution, Job, JobSpec, Times, new_id
+from fastlane_grpc.schedule import first, waiting_state
 from fastlane_grpc.store.database import RETRY_SECONDS, Connection, sqlite3
 from fastlane_grpc.store.queries import job_of
-from fastlane_grpc.store.rows import microseconds_since_epoch, request_digest, spec_bytes
+from fastlane_grpc.store.rows import microseconds_or_none, microseconds_since_epoch, request_digest, spec_bytes
 from fastlane_grpc.store.writer import Written
 
 T = TypeVar("T")
@@ -19,12 +20,13 @@ T = TypeVar("T")
 # Rows of one statement, at most. For each power of two up to this SQLite keeps the statement prepared.
 _MOST_ROWS = 64
 
-_JOBS = "INSERT INTO jobs (job_id, task_id, state, spec, create_time, request_id, request_digest, caller_address) VALUES "
-_JOB = f"(?, ?, {State.QUEUED}, ?, ?, ?, ?, ?)"
-_EXECUTIONS = (
-    "INSERT INTO executions (execution_id, job_id, task_id, priority, run, attempt, state, state_time, create_time, due_time) VALUES "
-)
-_EXECUTION = f"(?, ?, ?, ?, 1, 1, {State.QUEUED}, ?, ?, ?)"
+_JOBS = "INSERT INTO jobs (job_id, execution_id, task_id, state, spec, create_time, request_id, request_digest, caller_address) VALUES "
+_JOB = "(?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_EXECUTIONS = """
+    INSERT INTO executions
+        (execution_id, job_id, task_id, priority, run, attempt, state, state_time, create_time, due_time, expire_time)
+    VALUES """
+_EXECUTION = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _LABELS = "INSERT INTO job_labels (name, value, create_time, seq) VALUES "
 _LABEL = "(?, ?, ?, ?)"
 
@@ -66,14 +68,16 @@ class Enqueue:
     def __init__(self, task_id: str, spec: JobSpec, request_id: str, caller_address: str, time: datetime, quota: Quota = NO_QUOTA) -> None:
         data = spec_bytes(spec)
         now = microseconds_since_epoch(time)
-        execution = Execution(new_id(), new_id(), task_id, State.QUEUED, Times(time, time), time)
+        due_time = first(spec, time).due_time
+        state = waiting_state(due_time, time)
+        execution = Execution(new_id(), new_id(), task_id, state, Times(time, due_time), time, expire_time=spec.expire_time)
         self._spec = spec
-        self.job = Job(execution.job_id, task_id, spec, execution, time, 1, request_id, caller_address)
+        self.job = Job(execution.job_id, task_id, spec, execution, time, state, 1, request_id, caller_address)
         self._quota = quota
         self._digest = request_digest(task_id, data)
-        self._job_row = (execution.job_id, task_id, data, now, request_id, self._digest, caller_address)
+        self._job_row = (execution.job_id, execution.id, task_id, state, data, now, request_id, self._digest, caller_address)
         self._create_time = now
-        self._execution_row = (execution.id, execution.job_id, task_id, spec.priority, now, now, now)
+        self._execution_row = _execution_row(execution, spec.priority)
 
     def __call__(self, db: Connection) -> Written[tuple[Job, bool]]:
         """Raises RequestIdReused, QueueFull and DiskFull; not the last two of what was kept before."""
@@ -122,6 +126,20 @@ class Enqueue:
         if digest != self._digest:
             raise RequestIdReused(self.job.request_id, job_id)
         return job_of(db, job_id)
+
+
+def insert_execution(db: Connection, execution: Execution, priority: int) -> None:
+    """Inserts an execution of a job that is kept already."""
+    db.execute(_EXECUTIONS + _EXECUTION, _execution_row(execution, priority))
+
+
+def _execution_row(execution: Execution, priority: int) -> tuple[object, ...]:
+    now, due_time = microseconds_since_epoch(execution.state_time), microseconds_since_epoch(execution.times.due_time)
+    expire_time = microseconds_or_none(execution.expire_time)
+    return (
+        *(execution.id, execution.job_id, execution.task_id, priority, execution.run, execution.attempt),
+        *(execution.state, now, now, due_time, expire_time),
+    )
 
 
 def _keep_labels(db: Connection, rows: Sequence[tuple[str, str, int, int]]) -> None:

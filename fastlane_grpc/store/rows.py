@@ -29,14 +29,20 @@ Row = Sequence[Any]
 # The columns that each noun is read from. The SQL that names them and the index by which they are read come from one list, so that a column
 # can be added anywhere in it.
 _TIMES = tuple(each.name for each in fields(Times))
+_OUTCOME = ("reason", "detail", "exit_code", "out_of_memory", "stop_signal")
 _EXECUTION_NAMES = (
     *("execution_id", "job_id", "task_id", "state", "state_time", "run", "attempt"),
     *("host", "container_id", "image_digest", "capture", "engine_life", "starting", "logs"),
     *("stop_cause", "stop_time", "stop_grace", "stop_note"),
-    *("reason", "detail", "exit_code", "out_of_memory", "stop_signal"),
+    *_OUTCOME,
     *_TIMES,
+    "expire_time",
 )
-_JOB_NAMES = ("job_id", "task_id", "spec", "create_time", "request_id", "caller_address")
+_JOB_NAMES = (
+    *("job_id", "task_id", "spec", "create_time", "state", "executions", "request_id", "caller_address"),
+    *_OUTCOME,
+    *("end_time", "stop_time"),
+)
 _TASK_NAMES = ("task_id", "create_time", "last_enqueue_time", "jobs", "open_jobs")
 
 
@@ -53,11 +59,10 @@ EXECUTION = _columns("executions", _EXECUTION_NAMES)
 _IN_EXECUTION = _places(_EXECUTION_NAMES)
 _TIME_PLACES = tuple(_IN_EXECUTION[name] for name in _TIMES)
 
-# What `job_from` takes: the columns of the job, the number of its executions, and the columns of its newest execution.
-_EXECUTION_COUNT = "(SELECT count(*) FROM executions AS each_one WHERE each_one.job_id = jobs.job_id)"
-JOB = f"{_columns('jobs', _JOB_NAMES)}, {_EXECUTION_COUNT}, {EXECUTION}"
+# What `job_from` takes: the columns of the job, and those of its current execution.
+JOB = f"{_columns('jobs', _JOB_NAMES)}, {EXECUTION}"
 JOB_WITHOUT_SPEC = JOB.replace("jobs.spec", "NULL", 1)
-_IN_JOB = _places([*_JOB_NAMES, "executions"])
+_IN_JOB = _places(_JOB_NAMES)
 
 # What `task_from` takes.
 TASK = _columns("tasks", _TASK_NAMES)
@@ -89,6 +94,7 @@ def execution_from(row: Row) -> Execution:
         engine_life=row[at["engine_life"]],
         starting=bool(row[at["starting"]]),
         logs=_logs_from(row[at["logs"]]),
+        expire_time=_time_or_none(row[at["expire_time"]]),
     )
 
 
@@ -101,9 +107,13 @@ def job_from(row: Row) -> Job:
         spec=None if spec is None else spec_from(spec),
         execution=execution_from(row[len(at) :]),
         create_time=time_from(row[at["create_time"]]),
+        state=State(row[at["state"]]),
         executions=row[at["executions"]],
         request_id=row[at["request_id"]],
         caller_address=row[at["caller_address"]],
+        outcome=_outcome_from(row, at),
+        end_time=_time_or_none(row[at["end_time"]]),
+        stop_time=_time_or_none(row[at["stop_time"]]),
     )
 
 
@@ -140,6 +150,9 @@ def spec_bytes(spec: JobSpec) -> bytes:
         "timeout_us": None if spec.timeout is None else microseconds_of(spec.timeout),
         "stop_grace_us": None if spec.stop_grace is None else microseconds_of(spec.stop_grace),
         "metadata": spec.metadata,
+        "start_in_us": None if spec.start_in is None else microseconds_of(spec.start_in),
+        "start_at_us": microseconds_or_none(spec.start_at),
+        "expire_time_us": microseconds_or_none(spec.expire_time),
     }
     kept = {key: value for key, value in given.items() if value} | {key: value for key, value in optional.items() if value is not None}
     return _encode(kept).encode()
@@ -165,6 +178,9 @@ def spec_from(data: bytes) -> JobSpec:
         priority=kept.get("priority", 0),
         labels=kept.get("labels", {}),
         metadata=kept.get("metadata"),
+        start_in=_duration_from(kept.get("start_in_us")),
+        start_at=_time_or_none(kept.get("start_at_us")),
+        expire_time=_time_or_none(kept.get("expire_time_us")),
     )
 
 
@@ -183,6 +199,10 @@ def time_from(microseconds: int) -> datetime:
 
 def microseconds_since_epoch(time: datetime) -> int:
     return (time - _EPOCH) // _MICROSECOND
+
+
+def microseconds_or_none(time: datetime | None) -> int | None:
+    return None if time is None else microseconds_since_epoch(time)
 
 
 def microseconds_of(duration: timedelta) -> int:
@@ -221,6 +241,10 @@ def _stop_from(row: Row, at: Mapping[str, int]) -> Stop | None:
 def _limits_given(limits: Limits) -> Mapping[str, int | float]:
     each = {"memory_bytes": limits.memory_bytes, "cpus": limits.cpus, "pids": limits.pids}
     return {key: value for key, value in each.items() if value}
+
+
+def _time_or_none(microseconds: int | None) -> datetime | None:
+    return None if microseconds is None else time_from(microseconds)
 
 
 def _duration_from(microseconds: int | None) -> timedelta | None:
