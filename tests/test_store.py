@@ -23,10 +23,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 from sqlite_utils import Database
 
-from fastlane_grpc import schedule
 from fastlane_grpc.errors import DiskFull, ExecutionNotFound, JobNotFound, RequestIdReused, ServerStopping, StoreFailed
 from fastlane_grpc.model import Execution, JobSpec, Limits, LogTotals, Outcome, PullPolicy, Reason, Source, State, StopCause, utc_now
-from fastlane_grpc.schedule import After
 from fastlane_grpc.store import Store
 from fastlane_grpc.store.database import Connection, open_for_reading, open_for_writing
 from fastlane_grpc.store.migrations import migrations
@@ -34,6 +32,7 @@ from fastlane_grpc.store.queries import ahead_of
 from fastlane_grpc.store.readers import Readers
 from fastlane_grpc.store.rows import spec_bytes, spec_from
 from fastlane_grpc.store.writer import Writer, Written
+from tests.store_checks import check_jobs, check_lines
 
 SPEC = JobSpec("busybox", command="true")
 GRACE = timedelta(seconds=10)
@@ -48,12 +47,11 @@ class House:
         loop: asyncio.AbstractEventLoop,
         now: Callable[[], datetime] = utc_now,
         retry_seconds: float = 0.01,
-        after: After = schedule.after,
     ) -> None:
         self.path = directory / "fastlane.db"
         self.commits: list[Sequence[Execution]] = []
         self.writer = Writer(open_for_writing(self.path), self.path, loop=loop, on_commit=self.commits.append, retry_seconds=retry_seconds)
-        self.store = Store(self.writer, Readers(self.path, loop=loop), instance="", now=now, after=after)
+        self.store = Store(self.writer, Readers(self.path, loop=loop), instance="", now=now)
 
     @property
     def announced(self) -> list[Execution]:
@@ -67,25 +65,10 @@ class House:
             db.close()
 
     def check_lines(self) -> None:
-        """Exactly the tasks that have queued executions of a priority have a line of it."""
-        queued = self.rows("SELECT DISTINCT priority, task_id FROM executions WHERE state = 2 ORDER BY 1, 2")
-        assert self.rows("SELECT priority, task_id FROM lines ORDER BY 1, 2") == queued
+        check_lines(self.rows)
 
     def check_jobs(self) -> None:
-        """Each job has the state that its executions give it, and each count is what a recount gives."""
-        current = self.rows("SELECT job_id, execution_id, executions FROM jobs ORDER BY 1")
-        newest = "(SELECT execution_id FROM executions WHERE executions.job_id = jobs.job_id ORDER BY seq DESC LIMIT 1)"
-        count = "(SELECT count(*) FROM executions WHERE executions.job_id = jobs.job_id)"
-        assert self.rows(f"SELECT job_id, {newest}, {count} FROM jobs ORDER BY 1") == current
-        open_executions = self.rows("SELECT job_id, state, count(*) FROM executions WHERE state < 6 GROUP BY job_id ORDER BY 1")
-        open_jobs = self.rows("SELECT job_id, state, 1 FROM jobs WHERE state < 6 ORDER BY 1")
-        assert open_executions == open_jobs, "a job that is not final has one execution that is not, and its state"
-        final = self.rows("SELECT job_id FROM jobs WHERE state >= 6 ORDER BY 1")
-        for settled in ("reason IS NOT NULL", "end_time IS NOT NULL", "detail IS NOT NULL", "out_of_memory IS NOT NULL"):
-            assert self.rows(f"SELECT job_id FROM jobs WHERE {settled} ORDER BY 1") == final
-        by_task = "SELECT task_id, count(*), count(*) FILTER (WHERE state < 6) FROM jobs GROUP BY task_id ORDER BY 1"
-        assert self.rows("SELECT task_id, jobs, open_jobs FROM tasks ORDER BY 1") == self.rows(by_task)
-        assert self.rows("SELECT waiting FROM kept") == self.rows("SELECT count(*) FROM executions WHERE state <= 2")
+        check_jobs(self.rows)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -1005,8 +988,9 @@ class StoreMachine(RuleBasedStateMachine):
         assert ended.state is self.states[execution.id]
 
     @invariant()
-    def lines_are_exact(self) -> None:
+    def lines_and_jobs_are_exact(self) -> None:
         self.house.check_lines()
+        self.house.check_jobs()
 
     @invariant()
     def states_are_as_the_model_says(self) -> None:

@@ -40,12 +40,13 @@ def expire(db: Connection, now: datetime, limit: int) -> list[Execution]:
 
 
 def promote(db: Connection, now: datetime, limit: int) -> list[Execution]:
-    """Queues executions that are due and have not expired, in the order in which they are due. Of their jobs nothing is written."""
+    """Queues executions that are due, in the order of their due times; those that have expired were ended before. Of their jobs nothing is
+    written."""
     values = {"now": microseconds_since_epoch(now), "limit": limit}
     found = db.execute(
         f"""
         SELECT seq FROM executions INDEXED BY executions_due
-        WHERE state = {State.SCHEDULED} AND due_time <= :now AND (expire_time IS NULL OR expire_time >= :now)
+        WHERE state = {State.SCHEDULED} AND due_time <= :now
         ORDER BY due_time, seq LIMIT :limit
         """,
         values,
