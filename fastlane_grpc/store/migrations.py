@@ -10,6 +10,8 @@ from sqlite_utils import Database, Migrations
 
 migrations = Migrations("fastlane")
 
+_ROWS_AT_ONCE = 10_000
+
 
 @migrations()
 def tasks_and_jobs(db: Database) -> None:
@@ -251,16 +253,20 @@ def state_of_jobs(db: Database) -> None:
     # Null until it is final; the reason is the contract's number.
     for column in ("end_time INTEGER", "reason INTEGER", "detail TEXT", "exit_code INTEGER", "out_of_memory INTEGER", "stop_signal TEXT"):
         db.execute(f"ALTER TABLE jobs ADD COLUMN {column}")
-    # Until now a job had one execution.
-    db.execute(
-        """
-        UPDATE jobs
-        SET execution_id = its.execution_id, end_time = its.end_time, reason = its.reason, detail = its.detail, exit_code = its.exit_code,
-            out_of_memory = its.out_of_memory, stop_signal = its.stop_signal,
-            stop_time = iif(its.stop_cause = 'caller', its.stop_time, NULL)
-        FROM executions AS its WHERE its.job_id = jobs.job_id
-        """
-    )
+    # Until now a job had one execution. In parts: SQLite keeps in memory how every page was that a statement has changed, which would be
+    # half a gigabyte of a million jobs.
+    columns = "execution_id, end_time, reason, detail, exit_code, out_of_memory, stop_signal"
+    [(last,)] = db.execute("SELECT coalesce(max(seq), 0) FROM jobs").fetchall()
+    for begin in range(0, last + 1, _ROWS_AT_ONCE):
+        db.execute(
+            f"""
+            UPDATE jobs SET ({columns}, stop_time) = (
+                SELECT {columns}, iif(stop_cause = 'caller', stop_time, NULL) FROM executions WHERE executions.job_id = jobs.job_id
+            )
+            WHERE seq BETWEEN ? AND ?
+            """,
+            [begin, begin + _ROWS_AT_ONCE - 1],
+        )
     db.execute("DROP INDEX executions_ended")
     db.execute("DROP INDEX executions_ended_of_task")
     db.execute("CREATE INDEX jobs_ended ON jobs(end_time) WHERE state >= 6")
