@@ -41,10 +41,14 @@ def build(directory: Path) -> None:
             db.execute("BEGIN")
             db.executemany(
                 """
-                INSERT INTO jobs (job_id, task_id, state, spec, create_time, request_id, request_digest, caller_address)
-                VALUES (?, ?, ?, ?, ?, '', x'00', 'ipv4:127.0.0.1:50000')
+                INSERT INTO jobs (job_id, execution_id, task_id, state, spec, create_time, request_id, request_digest, caller_address,
+                    end_time, reason, detail, exit_code, out_of_memory, stop_signal)
+                VALUES (?, ?, ?, ?, ?, ?, '', x'00', 'ipv4:127.0.0.1:50000', ?, ?, '', ?, 0, '')
                 """,
-                [(job_id, task_id, state, spec, at) for job_id, _, task_id, state, at in ids],
+                [
+                    (job_id, execution_id, task_id, state, spec, at, *_outcome(state, at))
+                    for job_id, execution_id, task_id, state, at in ids
+                ],
             )
             db.executemany(
                 """
@@ -59,6 +63,11 @@ def build(directory: Path) -> None:
 
 def _state(number: int) -> State:
     return State.QUEUED if number % (JOBS // WAITING) == 0 else State.SUCCEEDED
+
+
+def _outcome(state: State, at: int) -> tuple[int | None, int | None, int | None]:
+    """When a job ended, why and with which code."""
+    return (at, 0, 0) if state.final else (None, None, None)
 
 
 def _end(state: State, at: int) -> tuple[int | None, int | None, str, int | None, int | None]:

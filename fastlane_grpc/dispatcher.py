@@ -5,26 +5,34 @@ A host that is down, or hangs, keeps what is on it and gets nothing more; the ot
 
 import asyncio
 import queue
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
+from datetime import datetime
 from itertools import islice
-from typing import Protocol
+from typing import Protocol, TypeVar
 
 import structlog
 
 from fastlane_grpc.errors import DiskFull, ExecutionNotFound, ServerStopping, StoreFailed
 from fastlane_grpc.model import Assignment, Execution, HostReport, Outcome, Reason, State, Stop, Waiting, utc_now
 from fastlane_grpc.runner.orders import CertainEnd, HostDown, Leave, Orders, Remains, Runner, StopOrder
+from fastlane_grpc.schedule import expired_from
 from fastlane_grpc.shortage import is_machine_failure
-from fastlane_grpc.store import Store
+from fastlane_grpc.store import Pending, Store
 from fastlane_grpc.supervisor import ALONE, Supervisor, report
 from fastlane_grpc.wakeup import Wakeup
 
-# So many are claimed in one transaction: what else is to be written waits for no more than that.
+T = TypeVar("T")
+
+# So many are claimed, or promoted, in one transaction: what else is to be written waits for no more than that.
 CLAIMS_AT_ONCE = 256
 # The longest pause after which an execution is taken up again whose machine failed.
 LONGEST_PAUSE_SECONDS = 30.0
+PROMOTIONS_AT_ONCE = 256
+# The longest sleep while an execution waits for a time: a jump of the wall clock is noticed after that long.
+LONGEST_SLEEP_SECONDS = 30.0
+SHORTEST_SLEEP_SECONDS = 0.001
 
 log = structlog.get_logger(__name__)
 
@@ -73,8 +81,14 @@ class Dispatcher:
         max_running: int,
         retry_seconds: float = 1.0,
         supervisor: Supervisor = ALONE,
+        now: Callable[[], datetime] = utc_now,
+        longest_sleep_seconds: float = LONGEST_SLEEP_SECONDS,
     ) -> None:
         self._store = store
+        self._now = now
+        self._longest_sleep_seconds = longest_sleep_seconds
+        # When an execution is due or has expired, the earliest one; None: nothing waits for a time.
+        self._due_time: datetime | None = None
         self._max_running = max_running
         self._retry_seconds = retry_seconds
         self._supervisor = supervisor
@@ -131,6 +145,8 @@ class Dispatcher:
     def news(self, executions: Sequence[Execution]) -> None:
         """Every change of every execution, in order, as the store announces them."""
         for execution in executions:
+            if execution.state in {State.SCHEDULED, State.QUEUED}:
+                self._expect(execution)
             if execution.state is State.QUEUED:
                 self._claims.pop(execution.id, None)
                 self._wake.set()
@@ -149,11 +165,13 @@ class Dispatcher:
         """Takes up what an earlier server left, then what is due, until it is closed."""
         with suppress(ServerStopping):
             await self._adopt()
+            self._expect_at(await self._known_to_the_store(self._store.next_due_time))
             while not self._closing:
                 self._wake.clear()
+                await self._promote()
                 await self._resume()
                 await self._claim()
-                await self._wake.wait()
+                await self._wake.wait(self._sleep_seconds())
 
     async def close(self, patience_seconds: float = 1.0) -> None:
         """Takes nothing new, and has the threads leave their containers as they are; those that hang are waited for no longer than that."""
@@ -173,15 +191,16 @@ class Dispatcher:
     # ---- what there is to do
 
     async def _adopt(self) -> None:
-        for assignment in await self._unfinished():
+        for assignment in await self._known_to_the_store(self._store.unfinished):
             self._begin(assignment)
             # To start a thousand threads takes a while: calls are answered in between.
             await asyncio.sleep(0)
 
-    async def _unfinished(self) -> list[Assignment]:
+    async def _known_to_the_store(self, ask: Callable[[], Pending[T]]) -> T:
+        """What an earlier server left."""
         while True:
             try:
-                return await self._store.unfinished()
+                return await ask()
             except (DiskFull, StoreFailed) as error:
                 _warn("adoption waits for the store", error=str(error))
                 await asyncio.sleep(self._retry_seconds)
@@ -199,6 +218,38 @@ class Dispatcher:
                     return
                 host.left.discard(execution_id)
                 self._begin(assignment)
+
+    def _expect(self, execution: Execution) -> None:
+        """Sleeps no longer than until this execution is due, or has expired."""
+        self._expect_at(execution.times.due_time if execution.state is State.SCHEDULED else None)
+        self._expect_at(expired_from(execution.expire_time) if execution.expire_time else None)
+
+    def _expect_at(self, time: datetime | None) -> None:
+        if time and (self._due_time is None or time < self._due_time):
+            self._due_time = time
+            self._wake.set()
+
+    async def _promote(self) -> None:
+        """Has the store queue what is due and end what has expired: one batch, so that claims come in between."""
+        due_time = self._due_time
+        if due_time is None or self._now() < due_time or self._rest:
+            return
+        # Forgotten before the store is asked: what is announced while it looks may be earlier than its answer.
+        self._due_time = None
+        try:
+            promotion = await self._store.promote(PROMOTIONS_AT_ONCE)
+        except (DiskFull, StoreFailed) as error:
+            self._due_time = due_time
+            self._begin_rest(self._rest, "what is due waits for the store", error=str(error))
+            return
+        self._expect_at(due_time if promotion.more else promotion.next_time)
+
+    def _sleep_seconds(self) -> float | None:
+        """Until something is due, if anything waits for a time. While the store is left alone that is not looked at."""
+        if self._due_time is None or self._rest:
+            return None
+        seconds = (self._due_time - self._now()).total_seconds()
+        return min(max(seconds, SHORTEST_SLEEP_SECONDS), self._longest_sleep_seconds)
 
     async def _claim(self) -> None:
         while places := list(islice(self._free_places(), CLAIMS_AT_ONCE)):

@@ -20,8 +20,9 @@ def told_line(text: str) -> str:
 
 
 class State(IntEnum):
-    """Where an execution is in its life. The numbers are those of the contract, and of the store."""
+    """Where a job or an execution is in its life. The numbers are those of the contract, and of the store."""
 
+    SCHEDULED = 1
     QUEUED = 2
     PREPARING = 3
     RUNNING = 4
@@ -30,6 +31,7 @@ class State(IntEnum):
     FAILED = 7
     TIMED_OUT = 8
     STOPPED = 9
+    EXPIRED = 10
     LOST = 11
 
     @property
@@ -59,6 +61,7 @@ class Reason(IntEnum):
 class WaitReason(IntEnum):
     """What an execution waits for. Numbers of the contract."""
 
+    NOT_DUE = 1
     NO_FREE_PLACE = 2
     HOST_DOWN = 4
     DISK_FULL = 5
@@ -139,6 +142,9 @@ class JobSpec:
     priority: int = 0
     labels: Mapping[str, str] = field(default_factory=dict)
     metadata: Mapping[str, object] | None = None
+    start_in: timedelta | None = None
+    start_at: datetime | None = None
+    expire_time: datetime | None = None
 
     @property
     def grace(self) -> timedelta:
@@ -155,10 +161,6 @@ class JobSpec:
             entrypoint=tuple(map(mask_url_passwords, self.entrypoint)),
             labels={name: mask_url_passwords(value) for name, value in self.labels.items()},
         )
-
-
-# In place of a spec that was not asked for; no job has it, as each has an image.
-UNREAD = JobSpec("")
 
 
 @dataclass(frozen=True, slots=True)
@@ -221,12 +223,14 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """What an execution waits for that has not begun. `ahead`: how many of its task and priority go before it, as far as was counted."""
+    """What an execution waits for. `ahead`: how many queued ones of its task and priority go before it, as far as they were counted;
+    `due_time`: until when it waits, if that is known."""
 
     reason: WaitReason
     detail: str
     since_time: datetime
     ahead: int = 0
+    due_time: datetime | None = None
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "detail", told_line(self.detail))
@@ -263,7 +267,10 @@ def container_name(execution_id: str) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Execution:
-    """One container. `starting` is the fence: once it is set, a start may have been sent, and never is again."""
+    """One container. `starting` is the fence: once it is set, a start may have been sent, and never is again.
+
+    From behind `expire_time` on it is not started any more.
+    """
 
     id: str
     job_id: str
@@ -282,6 +289,7 @@ class Execution:
     engine_life: str = ""
     starting: bool = False
     logs: Sequence[LogTotals] = ()
+    expire_time: datetime | None = None
 
     @property
     def container_name(self) -> str:
@@ -290,20 +298,25 @@ class Execution:
 
 @dataclass(frozen=True, slots=True)
 class Job:
-    """One enqueue, with its newest execution, whose state is the job's."""
+    """One enqueue, with its current execution: the newest one.
+
+    While the job is not final, its `state` is that of its current execution; `outcome` and `end_time` are set exactly when it is final.
+    `stop_time` says when a caller stopped the job: nothing follows its current execution then. `executions` counts those that the job has
+    had. `spec` is None where it was not asked for.
+    """
 
     id: str
     task_id: str
-    spec: JobSpec
+    spec: JobSpec | None
     execution: Execution
     create_time: datetime
+    state: State
     executions: int = 1
     request_id: str = ""
     caller_address: str = ""
-
-    @property
-    def end_time(self) -> datetime | None:
-        return self.execution.times.end_time
+    outcome: Outcome | None = None
+    end_time: datetime | None = None
+    stop_time: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -167,6 +167,8 @@ def _end_of(execution: Execution, exit_code: int | None) -> tuple[State, Outcome
     if execution.stop:
         state = State.TIMED_OUT if execution.stop.cause is StopCause.TIMEOUT else State.STOPPED
         return state, Outcome(detail=execution.stop.note, exit_code=exit_code, stop_signal="SIGTERM")
+    if exit_code is None:
+        return State.EXPIRED, Outcome(detail="it had not started by its expire_time")
     if exit_code:
         return State.FAILED, Outcome(Reason.EXIT_CODE, exit_code=exit_code)
     return State.SUCCEEDED, Outcome(exit_code=0)

@@ -4,6 +4,7 @@
 
 import random
 import threading
+import time
 import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -101,6 +102,11 @@ class ScriptedServer(
         self.hosts: list[pb.Host] = []
         # An empty page comes before each page of a list, as a server answers that found nothing in the work that it does for a page.
         self.empty_pages = False
+        # What the job is each time that it is looked for after a stream was over, the last one for good; empty: as its log says.
+        self.later_jobs: deque[pb.Job] = deque()
+        # For so many seconds after a stream was over the server cannot be reached.
+        self.away_after_the_stream = 0.0
+        self._away_until = 0.0
         self.prunings: deque[pb.PruneResponse] = deque()
         self.randomness = random.Random(7)
         self._events: dict[str, threading.Event] = {}
@@ -132,6 +138,13 @@ class ScriptedServer(
 
     def GetJob(self, request: pb.GetJobRequest, context: grpc.ServicerContext) -> pb.GetJobResponse:
         self._note(request, context)
+        if self.event("stream over").is_set():
+            if self.away_after_the_stream:
+                self._away_until, self.away_after_the_stream = time.monotonic() + self.away_after_the_stream, 0.0
+            if time.monotonic() < self._away_until:
+                context.abort(grpc.StatusCode.UNAVAILABLE, "nobody is there")
+            if self.later_jobs:
+                return pb.GetJobResponse(job=self.later_jobs.popleft() if len(self.later_jobs) > 1 else self.later_jobs[0])
         return pb.GetJobResponse(job=self._found_job(request.job_id, context))
 
     def ListJobs(self, request: pb.ListJobsRequest, context: grpc.ServicerContext) -> pb.ListJobsResponse:
@@ -301,10 +314,21 @@ class ScriptedServer(
         return items[begin:end], str(end) if end < len(items) else ""
 
     def _found_job(self, job_id: str, context: grpc.ServicerContext) -> pb.Job:
-        found = [job for job in [*self.jobs, self._job("job-1", "task", pb.JobSpec())] if job.id == job_id]
+        found = [job for job in [*self.jobs, self._followed_job()] if job.id == job_id]
         if not found:
             refuse(context, grpc.StatusCode.NOT_FOUND, "JOB_NOT_FOUND", f"there is no job {job_id!r}", job_id=job_id)
         return found[0]
+
+    def _followed_job(self) -> pb.Job:
+        """The job of "execution-1", which ends when that has been followed to its end."""
+        job = self._job("job-1", "task", pb.JobSpec())
+        log = self.logs.get("execution-1")
+        if log is not None and log.sealed and self.event("stream over").is_set():
+            job.state = pb.State.ValueType(log.state)
+            job.outcome.CopyFrom(log.outcome)
+            if log.exit_status and log.state == pb.STATE_FAILED and log.exit_status != _NO_CONTAINER_STATUS:
+                job.outcome.exit_code = log.exit_status
+        return job
 
     def _found_execution(self, execution_id: str, context: grpc.ServicerContext) -> pb.Execution:
         known = [*self.executions, *(pb.Execution(id=each, job_id="job-1") for each in self.logs)]
@@ -321,6 +345,7 @@ class ScriptedServer(
         return pb.Job(id=job_id, task_id=task_id, spec=spec, state=pb.STATE_QUEUED, execution=pb.Execution(id="execution-1", job_id=job_id))
 
 
+_NO_CONTAINER_STATUS = 125
 CUTS = ("ok", "reset", "stopping", "streams", "unavailable", "internal", "unknown", "deadline_exceeded", "aborted")
 
 

@@ -311,6 +311,45 @@ def test_logs_are_had_by_job_and_by_execution(server: ScriptedServer, either_id:
     assert (shown.returncode, shown.stdout, shown.stderr) == (124, b"hello\nworld\n", b"oh\nfastlane: it ended as timed out\n")
 
 
+@pytest.mark.parametrize("command", [["run", "busybox"], ["logs", "job-1"]])
+def test_a_job_is_followed_over_its_executions_and_exits_as_the_job_did(server: ScriptedServer, command: list[str]) -> None:
+    failed, succeeded = pb.Outcome(reason=pb.REASON_EXIT_CODE, exit_code=1), pb.Outcome(exit_code=0)
+    server.logs["execution-1"] = Log([Piece(1, b"first\n")], state=pb.STATE_FAILED, outcome=failed, exit_status=1)
+    server.logs["execution-2"] = Log([Piece(1, b"second\n")], first_state=pb.STATE_SCHEDULED)
+    second = pb.Execution(id="execution-2", job_id="job-1", run=1, attempt=2)
+    server.later_jobs += [
+        pb.Job(id="job-1", state=pb.STATE_SCHEDULED, execution=second),
+        pb.Job(id="job-1", state=pb.STATE_SUCCEEDED, outcome=succeeded, execution=second),
+    ]
+    ran = fastlane(server, *command)
+    assert (ran.returncode, ran.stdout) == (0, b"first\nsecond\n")
+    assert ran.stderr.decode() == "fastlane: run 1, attempt 2 of the job follows: execution execution-2\n"
+
+
+def test_logs_of_an_execution_exit_as_the_execution_did(server: ScriptedServer) -> None:
+    server.logs["execution-1"] = Log(HELLO.pieces, state=pb.STATE_FAILED, outcome=pb.Outcome(exit_code=3), exit_status=3)
+    server.later_jobs.append(pb.Job(id="job-1", state=pb.STATE_SUCCEEDED, outcome=pb.Outcome(exit_code=0)))
+    assert fastlane(server, "logs", "execution-1").returncode == 3
+
+
+def test_the_end_of_a_job_is_asked_for_until_the_server_answers(server: ScriptedServer) -> None:
+    server.logs["execution-1"] = Log(HELLO.pieces, state=pb.STATE_FAILED, outcome=pb.Outcome(exit_code=3), exit_status=3)
+    # Longer than a call is tried again by the client: the first answer is for the enqueue.
+    server.away_after_the_stream = 4.0
+    ran = fastlane(server, "run", "busybox")
+    assert ran.returncode == 3
+    assert "the server does not answer" in ran.stderr.decode()
+
+
+def test_the_start_and_expiry_of_a_job_are_sent_as_they_were_given(server: ScriptedServer) -> None:
+    options = "--start-in 1h2m30s --start-at 2030-01-31T08:00:00+01:00 --expire-time 2030-01-31T08:00:00Z"
+    assert fastlane(server, "enqueue", *options.split(), "busybox").returncode == 0
+    [request] = server.received(pb.EnqueueJobRequest)
+    assert request.spec.start_in.ToSeconds() == 3750
+    assert request.spec.start_at.ToJsonString() == "2030-01-31T07:00:00Z"
+    assert request.spec.expire_time.ToJsonString() == "2030-01-31T08:00:00Z"
+
+
 def test_logs_of_chosen_sources_from_a_cursor_without_waiting(server: ScriptedServer) -> None:
     server.logs["execution-1"] = Log(HELLO.pieces, sealed=False, exit_status=75)
     shown = fastlane(server, "logs", "--no-follow", "--source", "stdout", "--source", "system", "--cursor", "2.0", "execution-1")
@@ -411,6 +450,12 @@ def test_the_cause_is_what_the_system_said_last_without_the_brackets_around_it()
         (["run"], "Missing argument 'IMAGE'; see `fastlane run --help`"),
         (["run", "--timeout", "5m30", "busybox", "--", "x"], "Invalid value for '--timeout': '5m30' has to be a duration"),
         (["run", "--timeout", "1w", "busybox"], "'1w' has to be a duration"),
+        *(
+            (["enqueue", "--start-in", text, "busybox"], f"{text!r} has to be hours, minutes and seconds, as 90s, 2m30s or 1h30m")
+            for text in ("1d", "abc", "5m30", "1m2h", "-1s", "1.5h", "")
+        ),
+        (["run", "--start-at", "tomorrow", "busybox"], "'tomorrow' has to be a time, as 2026-01-31T08:00:00Z"),
+        (["run", "--expire-time", "10m", "busybox"], "'10m' has to be a time, as 2026-01-31T08:00:00Z"),
         (["run", "--memory", "lots", "busybox"], "'lots' has to be a number of bytes"),
         (["run", "-e", "NOT_SET_ANYWHERE", "busybox"], "'NOT_SET_ANYWHERE' is not set here"),
         (["run", "-l", "x", "busybox"], "'x' has to be NAME=VALUE"),
@@ -421,7 +466,7 @@ def test_the_cause_is_what_the_system_said_last_without_the_brackets_around_it()
         (["stop", "--grace", "-1s", "x"], "'-1s' has to be a duration from 0s on, as 10s or 1m30s; 0s kills at once"),
         (["run", "--stop-grace", "soon", "busybox"], "'soon' has to be a duration from 0s on"),
         (["enqueue", "--memory", "lots", "busybox"], "'lots' has to be a number of bytes"),
-        (["jobs", "--state", "broken"], "'broken' is not one of 'queued', 'preparing'"),
+        (["jobs", "--state", "broken"], "'broken' is not one of 'scheduled', 'queued', 'preparing'"),
         (
             ["jobs", "--since", "soon"],
             "'soon' has to be an age, as 10m or 2d, or a time, as 2026-01-31T08:00:00Z; see `fastlane jobs --help`",

@@ -4,6 +4,7 @@ import signal
 import subprocess
 import zlib
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -145,3 +146,29 @@ def test_a_second_server_on_the_directory_or_the_address_is_refused_in_one_line(
         (line,) = ran.stderr.splitlines()
         assert line.startswith("fastlane: ")
         assert said in line
+
+
+# ---- jobs that start later
+
+
+def test_run_follows_a_job_that_starts_later_and_shows_what_it_waits_for(running_server: Server, image: str) -> None:
+    ran = fastlane(running_server, "run", "--start-in", "1s", image, "sh", "-c", "echo late; exit 3")
+    assert (ran.returncode, ran.stdout, ran.stderr) == (3, b"late\n", b"")
+
+
+def test_a_scheduled_job_survives_a_kill_and_runs_once_when_it_is_due(own_server: Server, image: str) -> None:
+    """So does one that expires meanwhile, which never runs."""
+    with Client(own_server.address) as client:
+        due = client.enqueue("later", image, args=["echo", "once"], start_in=3)
+        expiring = client.enqueue("later", image, args=["echo", "never"], start_in=3, expire_time=datetime.now(UTC) + timedelta(seconds=2))
+        assert {job.state for job in client.jobs(states=[pb.STATE_SCHEDULED])} == {due.state} == {pb.STATE_SCHEDULED}
+        own_server.end(signal.SIGKILL)
+        own_server.start()
+        *_, end = client.tail(due.execution.id)
+        assert isinstance(end, End)
+        assert (end.exit_status, client.job(due.id).executions) == (0, 1)
+        times = client.execution(due.execution.id).times
+        assert times.start_time.ToDatetime() >= times.due_time.ToDatetime()
+        *_, end = client.tail(expiring.execution.id)
+        assert isinstance(end, End)
+        assert (end.state, end.exit_status, client.job(expiring.id).state) == (pb.STATE_EXPIRED, 125, pb.STATE_EXPIRED)

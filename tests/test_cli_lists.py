@@ -1,6 +1,7 @@
 """What the command line shows of jobs, executions, tasks and hosts, and how an id may be shortened."""
 
 import json
+import re
 import subprocess
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -53,6 +54,25 @@ def test_jobs_are_a_table_for_people(server: ScriptedServer) -> None:
     assert first == f"{JOBS[1]}  send-mail  succeeded  3m ago    1m 12s"
     assert second == f"{JOBS[0]}  send-mail  failed     2h ago    1m 12s  exited with 3  [31m"
     assert [head.index(name) for name in ("TASK", "NOTE")] == [first.index("send"), second.index("exited")]
+
+
+def test_what_is_scheduled_says_when_it_starts(server: ScriptedServer) -> None:
+    job = a_job(JOBS[0], state=pb.STATE_SCHEDULED)
+    due_time = datetime.now(UTC) + timedelta(minutes=4, seconds=30)
+    for times in (job.execution.times.due_time, job.spec.start_at, job.execution.waiting.due_time):
+        times.FromDatetime(due_time)
+    job.execution.times.ClearField("start_time")
+    job.execution.waiting.reason = pb.WAIT_REASON_NOT_DUE
+    job.execution.waiting.detail = "starts at 2026"
+    server.jobs.append(job)
+    server.executions.append(job.execution)
+    at = f"{due_time.astimezone():%Y-%m-%d %H:%M:%S %z}"
+    for command in (["jobs"], ["executions"], ["job", JOBS[0]], ["execution", EXECUTION]):
+        shown = fastlane(server, *command).stdout.decode()
+        assert "scheduled" in shown
+        assert f"starts in 4m, at {at}" in shown
+    assert re.search(rf"^start at +{re.escape(at)} \(in 4m\)$", fastlane(server, "job", JOBS[0]).stdout.decode(), re.MULTILINE)
+    assert re.search(rf"^due +{re.escape(at)} \(in 4m\)$", fastlane(server, "execution", EXECUTION).stdout.decode(), re.MULTILINE)
 
 
 def test_jobs_are_json_for_programs_with_the_names_of_the_contract(server: ScriptedServer) -> None:

@@ -71,6 +71,9 @@ def test_enqueue_sends_every_field_and_answers_the_job(server: ScriptedServer, c
         priority=-3,
         labels={"team": "x"},
         metadata={"nested": {"list": [1, "a", None]}},
+        start_in=timedelta(minutes=10),
+        start_at=datetime(2030, 1, 31, 8, tzinfo=UTC),
+        expire_time=datetime(2030, 1, 31, 9, tzinfo=UTC),
         request_id="r1",
         validate_only=True,
     )
@@ -86,7 +89,35 @@ def test_enqueue_sends_every_field_and_answers_the_job(server: ScriptedServer, c
     assert (spec.network, spec.read_only_root, spec.stop_signal, spec.priority) == ("none", True, "SIGINT", -3)
     assert dict(spec.labels) == {"team": "x"}
     assert list(spec.metadata["nested"]["list"]) == [1, "a", None]
+    assert spec.start_in.ToTimedelta() == timedelta(minutes=10)
+    assert (spec.start_at.ToDatetime(UTC).hour, spec.expire_time.ToDatetime(UTC).hour) == (8, 9)
     assert {field.name for field, _ in spec.ListFields()} == set(pb.JobSpec.DESCRIPTOR.fields_by_name), "a field of JobSpec is missing here"
+
+
+@pytest.mark.parametrize("name", ["start_at", "expire_time"])
+def test_enqueue_takes_no_time_without_its_zone(server: ScriptedServer, client: Client, name: str) -> None:
+    with pytest.raises(ValueError, match="give it a time zone"):
+        client.enqueue("t", "busybox", **{name: datetime(2030, 1, 31, 8)})  # type: ignore[arg-type]  # noqa: DTZ001
+    assert server.requests == []
+
+
+@pytest.mark.parametrize(
+    ("state", "outcome", "status"),
+    [
+        (pb.STATE_SUCCEEDED, pb.Outcome(exit_code=0), 0),
+        (pb.STATE_FAILED, pb.Outcome(exit_code=3), 3),
+        (pb.STATE_FAILED, pb.Outcome(), 125),
+        (pb.STATE_TIMED_OUT, pb.Outcome(exit_code=137), 124),
+        (pb.STATE_STOPPED, pb.Outcome(exit_code=0), 130),
+        (pb.STATE_EXPIRED, pb.Outcome(), 125),
+        (pb.STATE_LOST, pb.Outcome(), 125),
+        (77, pb.Outcome(exit_code=0), 125),
+        (pb.STATE_SCHEDULED, None, 75),
+        (pb.STATE_RUNNING, None, 75),
+    ],
+)
+def test_the_exit_status_of_a_job_is_by_its_own_outcome(state: int, outcome: pb.Outcome | None, status: int) -> None:
+    assert fastlane_client.exit_status(pb.Job(state=state, outcome=outcome)) == status  # type: ignore[arg-type]
 
 
 def test_enqueue_leaves_unset_what_was_not_given(server: ScriptedServer, client: Client) -> None:

@@ -34,7 +34,7 @@ def run(server: ScriptedServer, heading: str, directory: Path) -> list[str]:
 
 
 def test_every_example_is_run_here() -> None:
-    assert PAGE.count("```python") == len(EXAMPLES) == 5
+    assert PAGE.count("```python") == len(EXAMPLES) == 6
 
 
 def test_a_job_is_run_and_its_output_shown(server: ScriptedServer, tmp_path: Path) -> None:
@@ -45,6 +45,13 @@ def test_a_job_is_run_and_its_output_shown(server: ScriptedServer, tmp_path: Pat
 
 def test_jobs_are_run_side_by_side(server: ScriptedServer, tmp_path: Path) -> None:
     assert run(server, "With asyncio", tmp_path) == ["[0, 0, 0]"]
+
+
+def test_a_job_is_started_later(server: ScriptedServer, tmp_path: Path) -> None:
+    *events, status = run(server, "Start a job later", tmp_path)
+    assert (events[-1], status) == ("End", "exit status 0")
+    [request] = server.received(pb.EnqueueJobRequest)
+    assert (request.spec.start_in.seconds, request.spec.expire_time.ToJsonString()) == (600, "2030-01-31T09:00:00Z")
 
 
 def test_lists_are_read_and_jobs_deleted(server: ScriptedServer, tmp_path: Path) -> None:

@@ -5,7 +5,7 @@ from typing import Any
 
 import grpc
 import pytest
-from google.protobuf import duration_pb2, struct_pb2
+from google.protobuf import duration_pb2, struct_pb2, timestamp_pb2
 from google.protobuf.descriptor import Descriptor
 from google.protobuf.message import Message
 
@@ -35,6 +35,9 @@ VALUES: Mapping[str, tuple[Any, Any]] = {
     "stop_grace": (duration_pb2.Duration(), duration_pb2.Duration(seconds=3)),
     "priority": (-3, 3),
     "labels": ({"team": "mail"}, {"team": "web"}),
+    "start_in": (duration_pb2.Duration(seconds=3600, nanos=5000), duration_pb2.Duration(seconds=1800)),
+    "start_at": (timestamp_pb2.Timestamp(seconds=2_000_000_000, nanos=5000), timestamp_pb2.Timestamp(seconds=2_000_000_001)),
+    "expire_time": (timestamp_pb2.Timestamp(seconds=2_000_000_000, nanos=5000), timestamp_pb2.Timestamp(seconds=2_000_000_001)),
     "metadata": (struct_pb2.Struct(fields={"n": struct_pb2.Value(number_value=1)}), struct_pb2.Struct()),
 }
 
@@ -55,7 +58,7 @@ IN_CONTAINER: Mapping[str, Mapping[str, Any]] = {
     "stop_signal": {"StopSignal": "SIGINT"},
     "labels": {"Labels": {"team": "mail"}},
 }
-BY_FASTLANE = {"timeout", "pull_policy", "stop_grace", "priority", "metadata"}
+BY_FASTLANE = {"timeout", "pull_policy", "stop_grace", "priority", "start_in", "start_at", "expire_time", "metadata"}
 
 
 def paths(descriptor: Descriptor, above: str = "") -> Iterator[str]:

@@ -11,8 +11,9 @@ from pathlib import Path
 
 import grpc
 import pytest
-from google.protobuf import duration_pb2, json_format
+from google.protobuf import duration_pb2, json_format, timestamp_pb2
 from google.protobuf.descriptor_pb2 import FileDescriptorProto
+from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
@@ -146,10 +147,80 @@ async def test_a_note_that_is_not_one_line_is_refused_by_its_name(house: House) 
     assert (await house.executions.GetExecution(pb.GetExecutionRequest(execution_id=execution_id))).execution.state == pb.STATE_QUEUED
 
 
+async def test_a_scheduled_job_is_answered_with_its_times_and_what_it_waits_for(house: House) -> None:
+    hour = duration_pb2.Duration(seconds=3600)
+    expire_time = timestamp_pb2.Timestamp(seconds=2_000_000_000, nanos=5000)
+    job = await house.enqueue(start_in=hour, expire_time=expire_time)
+    assert (job.state, job.execution.state) == (pb.STATE_SCHEDULED, pb.STATE_SCHEDULED)
+    assert (job.spec.start_in, job.spec.expire_time, job.spec.HasField("start_at")) == (hour, expire_time, False)
+    due_time = job.execution.times.due_time
+    assert due_time.ToDatetime() - job.create_time.ToDatetime() == timedelta(hours=1)
+    waiting = job.execution.waiting
+    assert (waiting.reason, waiting.due_time, waiting.ahead) == (pb.WAIT_REASON_NOT_DUE, due_time, 0)
+    assert waiting.detail == f"starts at {due_time.ToDatetime():%Y-%m-%dT%H:%M:%SZ}"
+    assert (await house.jobs.GetJob(pb.GetJobRequest(job_id=job.id))).job == job
+    listed = await house.jobs.ListJobs(pb.ListJobsRequest(states=[pb.STATE_SCHEDULED], with_spec=True))
+    assert list(listed.jobs) == [job]
+    stopped = (await house.jobs.StopJob(pb.StopJobRequest(job_id=job.id))).job
+    assert (stopped.state, stopped.outcome.detail) == (pb.STATE_STOPPED, "stopped while it was scheduled")
+
+
+async def test_the_log_of_a_scheduled_execution_shows_when_it_is_due_and_how_it_ended(house: House) -> None:
+    job = await house.enqueue(start_at=timestamp_pb2.Timestamp(seconds=int(time.time()) + 3600))
+    stream = house.stream(job.execution.id)
+    first = await stream.read()
+    assert (first.state.state, first.state.waiting) == (pb.STATE_SCHEDULED, job.execution.waiting)
+    await house.jobs.StopJob(pb.StopJobRequest(job_id=job.id, note="not today"))
+    changed = await stream.read()
+    assert (changed.state.state, changed.state.HasField("waiting")) == (pb.STATE_STOPPED, False)
+    end = (await stream.read()).end
+    assert (end.sealed, end.state, end.exit_status, list(end.totals)) == (True, pb.STATE_STOPPED, 130, [])
+    assert end.outcome.detail == "stopped while it was scheduled: not today"
+
+
+async def test_a_job_that_can_never_start_ends_as_expired(house: House) -> None:
+    expired = await house.enqueue(expire_time=timestamp_pb2.Timestamp(seconds=1))
+    await house.store.promote(10)
+    assert await house.store.claim_on(["local"]) == []
+    job = (await house.jobs.GetJob(pb.GetJobRequest(job_id=expired.id))).job
+    assert (job.state, job.execution.state, job.outcome) == (pb.STATE_EXPIRED, pb.STATE_EXPIRED, job.execution.outcome)
+    assert job.outcome.detail == "it had not started by its expire_time, 1970-01-01T00:00:01Z"
+    assert job.end_time == job.execution.times.end_time
+    [*_, last] = [message async for message in house.stream(job.execution.id)]
+    assert (last.end.sealed, last.end.state, last.end.exit_status) == (True, pb.STATE_EXPIRED, 125)
+
+
+@pytest.mark.parametrize(
+    ("spec", "fields"),
+    [
+        ({"start_in": duration_pb2.Duration(seconds=-1)}, ["spec.start_in"]),
+        ({"start_in": duration_pb2.Duration(seconds=4000 * 86400)}, ["spec.start_in"]),
+        ({"start_in": duration_pb2.Duration(seconds=1, nanos=-1)}, ["spec.start_in"]),
+        ({"start_in": duration_pb2.Duration(), "start_at": timestamp_pb2.Timestamp()}, ["spec.start_at"]),
+        ({"start_at": timestamp_pb2.Timestamp(nanos=-1)}, ["spec.start_at"]),
+        ({"start_at": timestamp_pb2.Timestamp(seconds=1_800_000_000_000)}, ["spec.start_at"]),
+        ({"start_at": timestamp_pb2.Timestamp(seconds=200_000_000_000)}, ["spec.start_at"]),
+        ({"expire_time": timestamp_pb2.Timestamp(seconds=200_000_000_000)}, ["spec.expire_time"]),
+        ({"start_at": timestamp_pb2.Timestamp(seconds=9), "expire_time": timestamp_pb2.Timestamp(seconds=8)}, ["spec.expire_time"]),
+    ],
+)
+async def test_a_start_or_expiry_that_cannot_be_is_refused_by_its_field(house: House, spec: dict[str, Message], fields: list[str]) -> None:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        await house.enqueue(**spec)
+    assert (refused.value.code(), reason(refused.value)) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
+    bad = detail(refused.value, error_details_pb2.BadRequest)
+    assert bad is not None
+    assert [violation.field for violation in bad.field_violations] == fields
+
+
 async def test_validate_only_answers_and_keeps_nothing(house: House) -> None:
     request = pb.EnqueueJobRequest(task_id="t", spec=pb.JobSpec(image="busybox"), validate_only=True, request_id="v")
     answer = await house.jobs.EnqueueJob(request)
     assert (answer.job.id, answer.job.execution.id, answer.job.spec.image) == ("", "", "busybox")
+    request.spec.start_in.seconds = 60
+    scheduled = (await house.jobs.EnqueueJob(request)).job
+    assert (scheduled.state, scheduled.execution.waiting.reason) == (pb.STATE_SCHEDULED, pb.WAIT_REASON_NOT_DUE)
+    request.spec.ClearField("start_in")
     assert await house.store.claim_on(["local"]) == []
     request.validate_only = False
     assert not (await house.jobs.EnqueueJob(request)).existing
@@ -328,6 +399,7 @@ async def test_a_stream_begins_with_the_state_and_ends_with_the_outcome(house: H
 async def test_exit_status_of_every_end(house: House) -> None:
     ends = [
         (State.SUCCEEDED, Outcome(exit_code=0), 0),
+        (State.EXPIRED, Outcome(), 125),
         (State.FAILED, Outcome(Reason.EXIT_CODE, exit_code=42), 42),
         (State.FAILED, Outcome(Reason.IMAGE_NOT_FOUND), 125),
         (State.TIMED_OUT, Outcome(exit_code=0), 124),

@@ -2,13 +2,14 @@
 
 import hashlib
 import io
+import time
 import zlib
 from datetime import timedelta
 
 import docker
 import pytest
 
-from fastlane_grpc.model import CaptureMode, Execution, Limits, Outcome, Reason, Source, State
+from fastlane_grpc.model import CaptureMode, Execution, Limits, Outcome, Reason, Source, State, utc_now
 from fastlane_grpc.runner.passage import Step
 from tests.engine import House, by_recorder
 
@@ -82,6 +83,25 @@ def test_system_lines_tell_the_way(house: House) -> None:
         f"started on host local, output captured by {execution.capture}",
         "failed: exited with 3",
     ]
+
+
+def test_an_execution_whose_expire_time_passes_before_its_start_is_not_started(house: House) -> None:
+    expire_time = utc_now() + timedelta(seconds=1.5)
+
+    def pass_expire_time(step: Step, execution_id: str) -> None:
+        while step is Step.ATTACHED and utc_now() <= expire_time:
+            time.sleep(0.05)
+
+    house.on_step = pass_expire_time
+    going = house.go("echo never", expire_time=expire_time)
+    execution = going.result()
+    detail = f"it had not started by its expire_time, {expire_time:%Y-%m-%dT%H:%M:%SZ}"
+    assert (execution.state, execution.outcome) == (State.EXPIRED, Outcome(detail=detail))
+    assert (execution.starting, execution.times.start_time) == (False, None)
+    assert Step.STARTED not in going.steps
+    assert house.system(execution.id).splitlines() == [f"expired: {detail}"]
+    assert {total.source for total in execution.logs if total.bytes} == {Source.SYSTEM}
+    assert not house.host.engine.containers(house.store.instance)
 
 
 # -- what was asked for

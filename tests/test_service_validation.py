@@ -6,16 +6,17 @@ from datetime import timedelta
 
 import pytest
 
-from fastlane_grpc.model import JobSpec, Limits
+from fastlane_grpc.model import JobSpec, Limits, utc_now
 from fastlane_grpc.redaction import SecretNames
 from fastlane_grpc.service.validation import enqueue_violations, is_signal, stop_violations
 
+NOW = utc_now()
 LIMIT = timedelta(minutes=30)
 GOOD = JobSpec(image="registry:5000/mail/send:1.2", command="python /app/sendmail.py", envs={"SMTP": "host"})
 
 
 def fields(spec: JobSpec, *, task_id: str = "task", request_id: str = "") -> list[str]:
-    return [violation.field for violation in enqueue_violations(task_id, spec, request_id, LIMIT)]
+    return [violation.field for violation in enqueue_violations(task_id, spec, request_id, LIMIT, NOW)]
 
 
 def test_a_spec_as_people_write_it_has_no_fault() -> None:
@@ -118,14 +119,14 @@ MASKED = "postgres://app:***@db"
     ],
 )
 def test_a_password_that_was_not_shown_is_refused_wherever_it_stands(spec: JobSpec, field: str) -> None:
-    [violation] = enqueue_violations("task", spec, "", LIMIT)
+    [violation] = enqueue_violations("task", spec, "", LIMIT, NOW)
     assert violation.field == field
     assert "stands for one that was not shown; give the real one" in violation.description
 
 
 def test_no_error_repeats_a_secret() -> None:
     spec = replace(GOOD, envs={"DB_PASSWORD=hunter2": "x", "A=postgres://u:hunter2@h": "x", "API_KEY": "hunter2\0"})
-    violations = list(enqueue_violations("task", spec, "", LIMIT))
+    violations = list(enqueue_violations("task", spec, "", LIMIT, NOW))
     assert [each.field for each in violations] == [
         'spec.envs["DB_PASSWORD=***"]',
         'spec.envs["A=postgres://u:***@h"]',
@@ -136,7 +137,7 @@ def test_no_error_repeats_a_secret() -> None:
 
 def test_which_names_are_secret_is_a_setting() -> None:
     spec = replace(GOOD, envs={"PIN": "***", "API_KEY": "***"})
-    [violation] = enqueue_violations("task", spec, "", LIMIT, SecretNames.read("pin"))
+    [violation] = enqueue_violations("task", spec, "", LIMIT, NOW, SecretNames.read("pin"))
     assert violation.field == 'spec.envs["PIN"]'
 
 

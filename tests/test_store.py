@@ -34,6 +34,7 @@ from fastlane_grpc.store.queries import ahead_of
 from fastlane_grpc.store.readers import Readers
 from fastlane_grpc.store.rows import spec_bytes, spec_from
 from fastlane_grpc.store.writer import Writer, Written
+from tests.store_checks import check_jobs, check_lines
 
 SPEC = JobSpec("busybox", command="true")
 GRACE = timedelta(seconds=10)
@@ -43,7 +44,11 @@ class House:
     """A store in a directory, what it announced, and its writer, through which a test does what only SQLite does otherwise."""
 
     def __init__(
-        self, directory: Path, loop: asyncio.AbstractEventLoop, now: Callable[[], datetime] = utc_now, retry_seconds: float = 0.01
+        self,
+        directory: Path,
+        loop: asyncio.AbstractEventLoop,
+        now: Callable[[], datetime] = utc_now,
+        retry_seconds: float = 0.01,
     ) -> None:
         self.path = directory / "fastlane.db"
         self.commits: list[Sequence[Execution]] = []
@@ -62,9 +67,10 @@ class House:
             db.close()
 
     def check_lines(self) -> None:
-        """Exactly the tasks that have queued executions of a priority have a line of it."""
-        queued = self.rows("SELECT DISTINCT priority, task_id FROM executions WHERE state = 2 ORDER BY 1, 2")
-        assert self.rows("SELECT priority, task_id FROM lines ORDER BY 1, 2") == queued
+        check_lines(self.rows)
+
+    def check_jobs(self) -> None:
+        check_jobs(self.rows)
 
     @contextmanager
     def held(self) -> Iterator[None]:
@@ -149,6 +155,8 @@ async def finish(store: Store, execution_id: str, state: State = State.SUCCEEDED
 
 async def in_state(store: Store, state: State) -> Execution:
     """An execution that came to `state` in the ordinary way."""
+    if state is State.SCHEDULED:
+        return await enqueue(store, spec=replace(SPEC, start_in=timedelta(hours=1)))
     execution = await enqueue(store)
     if state is State.QUEUED:
         return execution
@@ -243,8 +251,8 @@ async def test_a_task_counts_its_jobs_and_a_job_has_the_state_of_its_execution(h
         execution = await in_state(house.store, state)
         assert house.rows(f"SELECT state FROM jobs WHERE job_id = '{execution.job_id}'") == [(execution.state,)]
     # One that is queued is claimed for the next.
-    open_jobs = len(house.rows("SELECT 1 FROM executions WHERE state < 6"))
-    assert house.rows("SELECT jobs, open_jobs FROM tasks") == [(len(EVERY_STATE), open_jobs)]
+    house.check_jobs()
+    assert house.rows("SELECT jobs FROM tasks") == [(len(EVERY_STATE),)]
 
 
 async def test_a_job_is_read_back_as_it_was_given(store: Store) -> None:
@@ -266,6 +274,8 @@ async def test_a_job_is_read_back_as_it_was_given(store: Store) -> None:
         priority=-7,
         labels={"l": ""},
         metadata={},
+        start_at=datetime(2026, 1, 1, tzinfo=UTC),
+        expire_time=datetime(9999, 1, 1, tzinfo=UTC),
     )
     job, _ = await store.enqueue(task_id="task", spec=spec, request_id="r", caller_address="ipv4:1.2.3.4:5")
     assert await store.job(job.id) == job
@@ -287,6 +297,9 @@ specs = st.builds(
     read_only_root=st.booleans(),
     stop_grace=st.none() | st.timedeltas(timedelta(), timedelta(days=9)),
     priority=st.integers(-100, 100),
+    start_in=st.none() | st.timedeltas(timedelta(), timedelta(days=9)),
+    start_at=st.none() | st.datetimes(timezones=st.just(UTC)),
+    expire_time=st.none() | st.datetimes(timezones=st.just(UTC)),
     metadata=st.none() | st.dictionaries(texts, st.none() | st.booleans() | st.floats(allow_nan=False) | texts, max_size=3),
 )
 
@@ -378,7 +391,7 @@ async def test_who_goes_before_is_counted_without_reading_a_row_of_theirs(house:
     plan = [row[3] for row in db.execute(f"EXPLAIN QUERY PLAN {statements[0]}").fetchall()]
     db.close()
     assert [step for step in plan if step.startswith("SEARCH queued")] == [
-        "SEARCH queued USING COVERING INDEX executions_queued (priority=? AND task_id=? AND seq<?)"
+        "SEARCH queued USING COVERING INDEX executions_queued (priority=? AND task_id=? AND due_time<?)"
     ]
 
 
@@ -793,6 +806,7 @@ async def test_an_empty_directory_becomes_a_store_that_opens_again_with_all_it_h
 async def test_every_migration_says_what_it_brings_and_is_applied_once(house: House) -> None:
     applied = [row[0] for row in house.rows("SELECT name FROM _sqlite_migrations ORDER BY id")]
     steps = ["tasks_and_jobs", "executions", "lines_of_the_queue", "identity_of_the_instance", "labels_of_jobs", "upkeep"]
+    steps += ["state_of_jobs", "due_and_expire_times"]
     assert applied == steps
     assert migrations.pending(Database(open_for_reading(house.path))) == []
 
@@ -996,8 +1010,9 @@ class StoreMachine(RuleBasedStateMachine):
         assert ended.state is self.states[execution.id]
 
     @invariant()
-    def lines_are_exact(self) -> None:
+    def lines_and_jobs_are_exact(self) -> None:
         self.house.check_lines()
+        self.house.check_jobs()
 
     @invariant()
     def states_are_as_the_model_says(self) -> None:

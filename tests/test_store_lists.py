@@ -14,7 +14,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastlane_grpc.errors import ExecutionNotFound, TaskNotFound
-from fastlane_grpc.model import UNREAD, JobSpec, State, StopCause, new_id
+from fastlane_grpc.model import JobSpec, State, StopCause, new_id
 from fastlane_grpc.store import ExecutionQuery, JobQuery, Page, Store
 from fastlane_grpc.store.database import Connection, open_for_writing
 from fastlane_grpc.store.enqueue import Enqueue
@@ -59,19 +59,21 @@ def keep(db: Connection, task_id: str = "task", labels: Mapping[str, str] | None
 def change(db: Connection, job_id: str, state: State, host: str = "") -> None:
     outcome = 0 if state.final else None
     db.execute("UPDATE executions SET host = ?, reason = ?, detail = '' WHERE job_id = ?", (host, outcome, job_id))
-    db.execute("UPDATE executions SET state = ? WHERE seq = (SELECT max(seq) FROM executions WHERE job_id = ?)", (state, job_id))
+    db.execute("UPDATE executions SET state = ? WHERE execution_id = (SELECT execution_id FROM jobs WHERE job_id = ?)", (state, job_id))
+    db.execute("UPDATE jobs SET state = ? WHERE job_id = ?", (state, job_id))
 
 
 def run_again(db: Connection, job_id: str) -> None:
     """A second container for the job: nothing makes one yet, but every list is to be right when something does."""
+    execution_id = new_id()
     db.execute(
         """
         INSERT INTO executions (execution_id, job_id, task_id, priority, run, attempt, state, state_time, create_time, due_time)
         SELECT ?, job_id, task_id, 0, 2, 1, 2, 0, 0, 0 FROM jobs WHERE job_id = ?
         """,
-        (new_id(), job_id),
+        (execution_id, job_id),
     )
-    db.execute("UPDATE jobs SET state = 2 WHERE job_id = ?", [job_id])
+    db.execute("UPDATE jobs SET state = 2, execution_id = ?, executions = executions + 1 WHERE job_id = ?", [execution_id, job_id])
 
 
 def pages(read: Callable[[Any], Page[Any]], between: Callable[[], None] = lambda: None) -> list[Any]:
@@ -200,7 +202,7 @@ def test_pages_of_jobs_put_together_are_what_was_asked_for(
         assert [job.id for job in found] == wanted_jobs(db, query, jobs)
         for job in found:
             assert job.execution.state == db.execute("SELECT state FROM jobs WHERE job_id = ?", [job.id]).fetchone()[0]
-            assert job.spec == (replace(SPEC, labels=jobs[job.id]) if query.with_spec else UNREAD)
+            assert job.spec == (replace(SPEC, labels=jobs[job.id]) if query.with_spec else None)
             assert job.executions == job.execution.run
 
 
@@ -353,7 +355,13 @@ def fill(db: Connection, count: int) -> None:
 
     ids = [(f"{number:012x}-0", f"t{number % 50}", state(number), number // 3) for number in numbers]
     db.executemany("INSERT INTO tasks VALUES (?, 0, 0, 0, 0)", [(f"t{number}",) for number in range(50)])
-    db.executemany("INSERT INTO jobs VALUES (NULL, ?, ?, ?, CAST('{}' AS BLOB), ?, '', x'00', '')", ids)
+    db.executemany(
+        """
+        INSERT INTO jobs (job_id, execution_id, task_id, state, spec, create_time, request_id, request_digest, caller_address)
+        VALUES (?1, ?1, ?2, ?3, CAST('{}' AS BLOB), ?4, '', x'00', '')
+        """,
+        ids,
+    )
     db.executemany(
         """
         INSERT INTO executions (execution_id, job_id, task_id, priority, run, attempt, state, state_time, create_time, due_time, host)

@@ -94,7 +94,7 @@ class House(Parts):
 
     def check_kept(self) -> None:
         """What is kept by triggers is what would be counted."""
-        counted = "SELECT coalesce(sum(log_bytes), 0), count(*) FILTER (WHERE state = 2) FROM executions"
+        counted = "SELECT coalesce(sum(log_bytes), 0), count(*) FILTER (WHERE state <= 2) FROM executions"
         assert self.rows("SELECT log_bytes, waiting FROM kept") == self.rows(counted)
         by_task = "SELECT task_id, count(*), count(*) FILTER (WHERE state < 6) FROM jobs GROUP BY task_id ORDER BY task_id"
         assert self.rows("SELECT task_id, jobs, open_jobs FROM tasks ORDER BY task_id") == self.rows(by_task)

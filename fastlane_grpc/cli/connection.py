@@ -62,7 +62,7 @@ def cause(error: api.Error) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """What an id, or the beginning of one, turned out to be the id of: a job, or an execution; the other one is empty."""
+    """What an id, or the beginning of one, turned out to be the id of: a job, or an execution. The other one is empty."""
 
     job_id: str = ""
     execution_id: str = ""

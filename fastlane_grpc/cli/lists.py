@@ -258,13 +258,16 @@ def _job_facts(job: pb.Job, now: datetime) -> Iterator[tuple[str, str]]:
     yield "pull", _word(pb.JobSpec.PullPolicy, spec.pull_policy).removeprefix("policy_")
     yield "stop", ", ".join(_stopping(spec))
     yield "priority", str(spec.priority or "")
+    yield "start in", span(spec.start_in.ToTimedelta()) if spec.HasField("start_in") else ""
+    yield "start at", _moment(spec, "start_at", now)
+    yield "expires", _moment(spec, "expire_time", now)
     yield "request id", job.request_id
     yield "caller", job.caller_address
     yield "enqueued", _moment(job, "create_time", now)
     yield "ended", _moment(job, "end_time", now)
     yield "ran", _ran(job.execution, now).strip("-")
     yield "executions", str(job.executions or "")
-    yield "newest", job.execution.id
+    yield "execution", job.execution.id
     yield "host", job.execution.host
 
 
@@ -295,7 +298,8 @@ def _execution_facts(execution: pb.Execution, now: datetime) -> Iterator[tuple[s
     yield "container", execution.container_id
     yield "image", execution.image_digest
     for field, name in _TIMES.items():
-        yield name, _moment(execution.times, field, now)
+        if field != "due_time" or execution.times.due_time != execution.times.create_time:
+            yield name, _moment(execution.times, field, now)
     yield "ran", _ran(execution, now).strip("-")
     for totals in execution.logs:
         missing = f", of which {size(totals.missing_bytes)} cannot be had" if totals.missing_bytes else ""
@@ -304,6 +308,7 @@ def _execution_facts(execution: pb.Execution, now: datetime) -> Iterator[tuple[s
 
 _TIMES = {
     "create_time": "created",
+    "due_time": "due",
     "claim_time": "got a place",
     "pull_time": "image there",
     "container_time": "container made",

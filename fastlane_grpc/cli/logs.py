@@ -9,7 +9,7 @@ from fastlane_grpc import client as api
 from fastlane_grpc.cli.connection import connected, either_id, proxy_text
 from fastlane_grpc.cli.failure import Failure
 from fastlane_grpc.cli.options import MOMENT, shows_output, talks_to_server
-from fastlane_grpc.cli.output import Display, follow
+from fastlane_grpc.cli.output import Display, follow, follow_job
 from fastlane_grpc.cli.terminal import say
 from fastlane_grpc.v1 import fastlane_pb2
 
@@ -49,7 +49,7 @@ def logs(
     quiet: bool,
     address: str,
 ) -> int:
-    """Show the output of a job's newest execution, or of one execution: what there is, then what comes, to its end.
+    """Show the output of a job, from its current execution on, or of one execution: what there is, then what comes, to its end.
 
     \b
     Examples:
@@ -60,7 +60,7 @@ def logs(
     Ctrl-C leaves the job alone.
 
     \b
-    Exit status: that of the job, as with `fastlane run`, or
+    Exit status: that of the job (or of the execution, if one was named), as with `fastlane run`, or
       75  --no-follow met one that is not over    69  the server does not answer
        2  wrong use                                1  another error
     """
@@ -69,18 +69,26 @@ def logs(
     if verbose and (proxied := proxy_text(address)):
         say(proxied)
     with connected(address) as client:
-        execution_id = _execution_id(client, id)
-        tail = client.tail(execution_id, cursor, display.sources, follow=follows, since=since, tail_lines=lines)
-        return follow(tail, display)
+        found = _found(client, id)
+        first_id = found.execution.id if isinstance(found, fastlane_pb2.Job) else found
+
+        def tail_of(execution_id: str) -> api.Tail:
+            if execution_id != first_id:
+                return client.tail(execution_id, sources=display.sources, follow=follows)
+            return client.tail(execution_id, cursor, display.sources, follow=follows, since=since, tail_lines=lines)
+
+        if isinstance(found, fastlane_pb2.Job):
+            return follow_job(client, found, tail_of, display)
+        return follow(tail_of(first_id), display)
 
 
-def _execution_id(client: api.Client, text: str) -> str:
-    """The id itself if it is of an execution; of a job, its newest execution's."""
+def _found(client: api.Client, text: str) -> fastlane_pb2.Job | str:
+    """The job of this id, or the id of an execution."""
     named = either_id(client, text)
     if named is not None:
-        return named.execution_id or client.job(named.job_id).execution.id
+        return named.execution_id or client.job(named.job_id)
     try:
-        return client.job(text).execution.id
+        return client.job(text)
     except api.NotFound:
         try:
             return client.execution(text).id

@@ -1,5 +1,6 @@
 """Kinds of values, and the options that several commands have."""
 
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -53,6 +54,24 @@ def _read_age(text: str) -> timedelta:
         raise ValueError("has to be an age, as 30d, 12h or 1d12h; 0s is any age") from None
 
 
+def _read_delay(text: str) -> timedelta:
+    """Hours, minutes and seconds, in this order, each at most once."""
+    if not re.fullmatch(r"(?:[0-9]{1,6}h)?(?:[0-9]{1,7}m)?(?:[0-9]{1,9}s)?", text) or not text:
+        raise ValueError("has to be hours, minutes and seconds, as 90s, 2m30s or 1h30m")
+    return timedelta(**{_UNITS[part[-1]]: int(part[:-1]) for part in re.findall("[0-9]+[hms]", text)})
+
+
+_UNITS = {"h": "hours", "m": "minutes", "s": "seconds"}
+
+
+def _read_time(text: str) -> datetime:
+    """One without a zone is this machine's."""
+    try:
+        return datetime.fromisoformat(text).astimezone(UTC)
+    except (ValueError, OverflowError):
+        raise ValueError("has to be a time, as 2026-01-31T08:00:00Z, or 2026-01-31T08:00 by this machine's clock") from None
+
+
 def _read_moment(text: str) -> datetime:
     """So long ago, or a time; one without a zone is this machine's."""
     try:
@@ -94,6 +113,8 @@ def _read_variable(text: str) -> tuple[str, str | None]:
 DURATION = _Reads("duration", config.read_duration)
 GRACE = _Reads("duration", _read_grace)
 AGE = _Reads("age", _read_age)
+DELAY = _Reads("duration", _read_delay)
+TIME = _Reads("time", _read_time)
 MOMENT = _Reads("age|time", _read_moment)
 SIZE = _Reads("bytes", config.read_bytes)
 ADDRESS = _Reads("host:port", _read_server)

@@ -4,19 +4,21 @@ import sys
 import time
 from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from datetime import UTC, datetime
 from itertools import groupby
 from operator import attrgetter
 
 from fastlane_grpc import client as api
 from fastlane_grpc.cli.connection import cause
 from fastlane_grpc.cli.failure import Failure
+from fastlane_grpc.cli.tables import until
 from fastlane_grpc.cli.terminal import CannotWrite, LiveLine, is_colourful, obeys, say, write
 from fastlane_grpc.sanitize import printable
 from fastlane_grpc.v1 import fastlane_pb2
 
 # A shorter absence of the server is not worth a word.
 _AWAY_SECONDS = 1.0
-_BEFORE_ITS_START = {fastlane_pb2.STATE_QUEUED, fastlane_pb2.STATE_PREPARING}
+_BEFORE_ITS_START = {fastlane_pb2.STATE_SCHEDULED, fastlane_pb2.STATE_QUEUED, fastlane_pb2.STATE_PREPARING}
 
 
 class Display:
@@ -139,6 +141,37 @@ def follow(tail: api.Tail, display: Display) -> int:
         raise
 
 
+def follow_job(client: api.Client, job: fastlane_pb2.Job, tail_of: Callable[[str], api.Tail], display: Display) -> int:
+    """Shows a job's output from its current execution on, to the job's end; the exit status of the job."""
+    while True:
+        execution_id = job.execution.id
+        status = follow(tail_of(execution_id), display)
+        try:
+            job = _job_once_there_is_an_answer(client, job.id, display)
+        except api.NotFound:
+            return status  # it was pruned right after its end
+        if job.HasField("outcome"):
+            return api.exit_status(job)
+        if job.execution.id == execution_id:
+            return status  # not to its end: that was not asked for
+        display.say(f"run {job.execution.run}, attempt {job.execution.attempt} of the job follows: execution {job.execution.id}")
+
+
+def _job_once_there_is_an_answer(client: api.Client, job_id: str, display: Display) -> fastlane_pb2.Job:
+    """The job as it is now. Its output has come to an end, and only its exit status is missing: that is waited for as output is."""
+    told = False
+    while True:
+        try:
+            return client.job(job_id)
+        except api.Error as error:
+            if not error.passing:
+                raise
+            if not told:
+                display.say(f"the server does not answer ({cause(error)}); trying again until it does")
+                told = True
+            time.sleep(error.retry_seconds or _AWAY_SECONDS)
+
+
 def _follow(tail: api.Tail, display: Display) -> int:
     # What is to be said when it goes on; empty while it does.
     back = ""
@@ -175,7 +208,10 @@ def state_name(state: int) -> str:
 
 
 def waiting_text(waiting: fastlane_pb2.Waiting) -> str:
-    """What it waits for, and behind how many."""
+    """What it waits for, and behind how many, or until when."""
+    if waiting.HasField("due_time"):
+        due_time = waiting.due_time.ToDatetime(UTC)
+        return f"starts {until(due_time, datetime.now(UTC))}, at {due_time.astimezone():%Y-%m-%d %H:%M:%S %z}"
     return f"{waiting.detail}, {waiting.ahead} before it" if waiting.ahead else waiting.detail
 
 

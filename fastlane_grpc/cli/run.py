@@ -14,8 +14,8 @@ from fastlane_grpc.cli.encoding import is_utf8
 from fastlane_grpc.cli.env_file import read_env_file
 from fastlane_grpc.cli.failure import WRONG_USE, Failure
 from fastlane_grpc.cli.interrupts import Interrupts
-from fastlane_grpc.cli.options import DURATION, GRACE, PAIR, SIZE, VARIABLE, Function, shows_output_of_run, talks_to_server
-from fastlane_grpc.cli.output import Display, follow
+from fastlane_grpc.cli.options import DELAY, DURATION, GRACE, PAIR, SIZE, TIME, VARIABLE, Function, shows_output_of_run, talks_to_server
+from fastlane_grpc.cli.output import Display, follow_job
 from fastlane_grpc.cli.stdin import is_given
 from fastlane_grpc.cli.terminal import say
 from fastlane_grpc.v1 import fastlane_pb2
@@ -90,6 +90,9 @@ _JOB_OPTIONS = [
     click.option("--read-only", "read_only_root", is_flag=True, help="The root file system cannot be written."),
     click.option("--stop-signal", default="", metavar="SIGNAL", help="What asks it to end.  [default: the image's, or SIGTERM]"),
     click.option("--stop-grace", type=GRACE, help="Time from that signal to the kill.  [default: 10s]"),
+    click.option("--start-in", type=DELAY, help="Start so long after the enqueue, as 90s, 2m30s or 1h30m."),
+    click.option("--start-at", type=TIME, help="Start at this time, as 2026-01-31T08:00:00Z; one that has passed means now."),
+    click.option("--expire-time", type=TIME, help="Do not start after this time: the job ends as expired."),
     click.option("--request-id", metavar="ID", help="With the same one, the same command runs once, however often it is sent."),
 ]
 
@@ -116,6 +119,7 @@ def run(environ: Mapping[str, str], /, *, detach: bool, verbose: bool, quiet: bo
       fastlane run busybox -- sh -c 'echo hello; exit 3'
       fastlane run --task send-mail -e SMTP_SERVER=mail --timeout 2m registry:5000/mail:1.4 python send.py
       JOB=$(fastlane run -d busybox sleep 60)
+      fastlane run --start-in 10m busybox echo later
 
     Everything after IMAGE belongs to the command, as with `docker run`. A job gets no standard input and no terminal.
 
@@ -127,8 +131,8 @@ def run(environ: Mapping[str, str], /, *, detach: bool, verbose: bool, quiet: bo
     Exit status: that of the job, or
       124  it ran into its timeout           69  the server does not answer
       130  it was stopped                     2  wrong use
-      125  it never ran, or nobody knows      1  another error
-           how it ended
+      125  it never ran, expired, or          1  another error
+           nobody knows how it ended
     """
     told = quiet or _tell_of_stdin()
     if verbose and (proxied := proxy_text(address)):
@@ -143,7 +147,7 @@ def run(environ: Mapping[str, str], /, *, detach: bool, verbose: bool, quiet: bo
         display = Display(environ, verbose=verbose, quiet=quiet)
         if display.system:
             display.say(f"job {job.id}, execution {job.execution.id}")
-        status = follow(client.tail(job.execution.id, sources=display.sources), display)
+        status = follow_job(client, job, lambda execution_id: client.tail(execution_id, sources=display.sources), display)
     if not told:
         # Whoever writes to it may have been slow.
         _tell_of_stdin()
@@ -155,12 +159,13 @@ def run(environ: Mapping[str, str], /, *, detach: bool, verbose: bool, quiet: bo
 @talks_to_server
 @click.pass_obj
 def enqueue(environ: Mapping[str, str], /, *, address: str, **job_options: Any) -> int:
-    """Enqueue a command to run in IMAGE and print the job's id: the job is kept, and runs when there is a place.
+    """Enqueue a command to run in IMAGE and print the job's id: the job is kept, and runs when it is due and there is a place.
 
     \b
     Examples:
       JOB=$(fastlane enqueue --task send-mail -e SMTP_SERVER=mail registry:5000/mail:1.4 python send.py)
       fastlane enqueue --request-id invoice-4711 registry:5000/mail:1.4 python invoice.py 4711
+      fastlane enqueue --start-at 2030-01-31T08:00:00Z --expire-time 2030-01-31T09:00:00Z busybox echo morning
 
     Everything after IMAGE belongs to the command, as with `docker run`. With a --request-id it may be sent again as often as you like: the
     same command is one job, whose id is printed each time.

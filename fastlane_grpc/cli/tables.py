@@ -18,6 +18,7 @@ _LONGEST_NOTE = 60
 
 _GREEN, _RED, _YELLOW, _DIM = "32", "31", "33", "2"
 COLOURS = {"succeeded": _GREEN, "failed": _RED, "timed out": _RED, "lost": _RED, "stopped": _YELLOW, "stopping": _YELLOW, "queued": _DIM}
+COLOURS |= {"scheduled": _DIM, "expired": _YELLOW}
 COLOURS |= {"up": _GREEN, "down": _RED, "ok": _GREEN, "warn": _YELLOW, "FAIL": _RED}
 
 
@@ -91,6 +92,15 @@ def ago(time: datetime, now: datetime) -> str:
     return "now"
 
 
+def until(time: datetime, now: datetime) -> str:
+    """ "in 4m"; of what is due, "now"."""
+    seconds = (time - now).total_seconds()
+    for name, size in _UNITS:
+        if seconds >= size:
+            return f"in {seconds // size:.0f}{name}"
+    return "now"
+
+
 def span(duration: timedelta) -> str:
     """Two units at most: "4d 3h", "12m 5s", "1.2s"."""
     seconds = max(duration.total_seconds(), 0.0)
@@ -102,8 +112,8 @@ def span(duration: timedelta) -> str:
 
 
 def moment(time: datetime, now: datetime) -> str:
-    """In full, by this machine's clock, and how long ago."""
-    return f"{time.astimezone():%Y-%m-%d %H:%M:%S %z} ({ago(time, now)})"
+    """In full, by this machine's clock, and how long ago, or how long until then."""
+    return f"{time.astimezone():%Y-%m-%d %H:%M:%S %z} ({until(time, now) if time > now else ago(time, now)})"
 
 
 def size(count: int) -> str:

@@ -1,7 +1,7 @@
 """The Python client, blocking and asyncio. A tail never repeats a byte and never drops one in silence; calls are tried again while the
 server cannot be reached."""
 
-from fastlane_grpc.client.answers import as_json
+from fastlane_grpc.client.answers import as_json, exit_status
 from fastlane_grpc.client.async_tail import AsyncTail
 from fastlane_grpc.client.asynchronous import AsyncClient
 from fastlane_grpc.client.blocking import Client
@@ -68,5 +68,6 @@ __all__ = [
     "TailOptions",
     "UnknownField",
     "as_json",
+    "exit_status",
     "proxy",
 ]

@@ -57,7 +57,7 @@ class AsyncClient:
         return (await self._call(self._jobs.EnqueueJob, requests.enqueue(task_id, image, command, **options))).job
 
     async def job(self, job_id: str) -> pb.Job:
-        """The job as it is now, with its newest execution. NotFound."""
+        """The job as it is now, with its current execution. NotFound."""
         return (await self._call(self._jobs.GetJob, requests.get_job(job_id))).job
 
     async def jobs(self, **filter: Unpack[JobFilter]) -> AsyncIterator[pb.Job]:  # noqa: A002

@@ -61,7 +61,7 @@ class Client:
         return self._call(self._jobs.EnqueueJob, requests.enqueue(task_id, image, command, **options)).job
 
     def job(self, job_id: str) -> pb.Job:
-        """The job as it is now, with its newest execution. NotFound."""
+        """The job as it is now, with its current execution. NotFound."""
         return self._call(self._jobs.GetJob, requests.get_job(job_id)).job
 
     def jobs(self, **filter: Unpack[JobFilter]) -> Iterator[pb.Job]:  # noqa: A002

@@ -52,6 +52,12 @@ class JobOptions(TypedDict, total=False):
     labels: Mapping[str, str]
     metadata: Mapping[str, Any] | None
     """Anything that JSON can say, to be found again in the job's spec."""
+    start_in: Duration | None
+    """Start this long after the enqueue."""
+    start_at: datetime | None
+    """Start at this time, with its time zone; one that has passed means now. At most one of `start_in` and `start_at`."""
+    expire_time: datetime | None
+    """Do not start after this time, with its time zone: the job ends as expired then."""
     request_id: str | None
     """The same one with the same request answers the same job, even after your program was started anew. By default one is made for the
     call."""
@@ -195,6 +201,9 @@ def enqueue(
     priority: int = 0,
     labels: Mapping[str, str] = _NONE,
     metadata: Mapping[str, Any] | None = None,
+    start_in: Duration | None = None,
+    start_at: datetime | None = None,
+    expire_time: datetime | None = None,
     request_id: str | None = None,
     validate_only: bool = False,
 ) -> fastlane_pb2.EnqueueJobRequest:
@@ -214,6 +223,9 @@ def enqueue(
         stop_grace=_duration(stop_grace),
         priority=priority,
         labels=labels,
+        start_in=_duration(start_in),
+        start_at=_timestamp(start_at),
+        expire_time=_timestamp(expire_time),
     )
     if memory_bytes or cpus or pids:
         spec.limits.CopyFrom(fastlane_pb2.Limits(memory_bytes=memory_bytes, cpus=cpus, pids=pids))

@@ -13,7 +13,6 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from fastlane_grpc.errors import InvalidRequest, Violation
 from fastlane_grpc.logs import BeginAt
 from fastlane_grpc.model import (
-    UNREAD,
     Execution,
     HostReport,
     Job,
@@ -114,8 +113,8 @@ def read_job_query(request: pb.ListJobsRequest) -> tuple[PageRequest[JobQuery], 
         task_id=request.task_id,
         states=_read_states(request.states, violations),
         labels=_read_map(request.labels),
-        since_time=_read_optional_time(request, "since_time", violations),
-        until_time=_read_optional_time(request, "until_time", violations),
+        since_time=_read_optional_time(request, "since_time", "since_time", violations),
+        until_time=_read_optional_time(request, "until_time", "until_time", violations),
         id_prefix=request.id_prefix,
         with_spec=request.with_spec,
     )
@@ -143,11 +142,11 @@ def _read_states(numbers: Iterable[int], violations: list[Violation]) -> tuple[S
     return tuple(sorted(states))
 
 
-def _read_optional_time(message: pb.ListJobsRequest, name: str, violations: list[Violation]) -> datetime | None:
+def _read_optional_time(message: pb.ListJobsRequest | pb.JobSpec, name: str, field: str, violations: list[Violation]) -> datetime | None:
     """What comes at or after a time that is finer than a microsecond comes at or after the next one."""
     if not cast(Message, message).HasField(name):
         return None
-    ns = _read_time_ns(getattr(message, name), name, violations)
+    ns = _read_time_ns(getattr(message, name), field, violations)
     return None if ns is None else _EPOCH + timedelta(microseconds=min(-(-ns // 1_000), _LAST_SECOND * 1_000_000 + 999_999))
 
 
@@ -194,6 +193,9 @@ def _read_spec(spec: pb.JobSpec, violations: list[Violation]) -> JobSpec:
         priority=spec.priority,
         labels=_read_map(spec.labels),
         metadata=_read_metadata(spec, violations),
+        start_in=_read_optional_duration(spec, "start_in", "spec.start_in", violations),
+        start_at=_read_optional_time(spec, "start_at", "spec.start_at", violations),
+        expire_time=_read_optional_time(spec, "expire_time", "spec.expire_time", violations),
     )
 
 
@@ -255,16 +257,16 @@ def job(value: Job, waiting: WaitingOf, secret_names: SecretNames) -> pb.Job:
     message = pb.Job(
         id=value.id,
         task_id=value.task_id,
-        state=pb.State.ValueType(value.execution.state),
+        state=pb.State.ValueType(value.state),
         executions=value.executions,
         request_id=value.request_id,
         caller_address=value.caller_address,
     )
-    if value.spec is not UNREAD:
+    if value.spec is not None:
         _write_spec(message.spec, value.spec.redacted(secret_names))
     _write_execution(message.execution, value.execution, waiting(value.execution))
-    if value.execution.outcome is not None:
-        _write_outcome(message.outcome, value.execution.outcome)
+    if value.outcome is not None:
+        _write_outcome(message.outcome, value.outcome)
     _write_time(message.create_time, value.create_time)
     if value.end_time is not None:
         _write_time(message.end_time, value.end_time)
@@ -306,6 +308,12 @@ def _write_spec(message: pb.JobSpec, value: JobSpec) -> None:
     if value.metadata is not None:
         json_format.ParseDict(dict(value.metadata), message.metadata)
         message.metadata.SetInParent()
+    if value.start_in is not None:
+        message.start_in.FromTimedelta(value.start_in)
+    if value.start_at is not None:
+        _write_time(message.start_at, value.start_at)
+    if value.expire_time is not None:
+        _write_time(message.expire_time, value.expire_time)
 
 
 def execution(value: Execution, waits: Waiting | None) -> pb.Execution:
@@ -338,6 +346,8 @@ def _write_execution(message: pb.Execution, value: Execution, waits: Waiting | N
 def waiting(value: Waiting) -> pb.Waiting:
     message = pb.Waiting(reason=pb.WaitReason.ValueType(value.reason), detail=value.detail, ahead=value.ahead)
     _write_time(message.since_time, value.since_time)
+    if value.due_time is not None:
+        _write_time(message.due_time, value.due_time)
     return message
 
 

@@ -20,7 +20,7 @@ from fastlane_grpc.runner.passage import Left, Passage, Step, ToldToStop
 from fastlane_grpc.runner.patience import Patience
 from fastlane_grpc.runner.recorder import RecorderCapture
 from fastlane_grpc.runner.stopping import Stopping
-from fastlane_grpc.runner.verdict import failed, lost, not_started, stopped_before_start
+from fastlane_grpc.runner.verdict import expired, failed, lost, not_started, stopped_before_start
 from fastlane_grpc.runner.wire import EngineDown, EngineRefuses
 
 # While an image is pulled: so often it is looked whether the host is up.
@@ -31,6 +31,10 @@ LONGEST_RATE_LIMIT_SECONDS = 300.0
 
 class Unsettled(Exception):
     """A container of this execution has run, or may have, though nobody was allowed to start it or the engine says that it did not."""
+
+
+class Expired(Exception):
+    """The expire_time of the execution came before its start."""
 
 
 def begin(passage: Passage) -> None:
@@ -47,6 +51,8 @@ def begin(passage: Passage) -> None:
         passage.conclude(failed(refused.reason, refused.detail))
     except ToldToStop as told:
         passage.conclude(stopped_before_start(Stopping.begin(told.stop, "", boottime())))
+    except Expired:
+        passage.conclude(expired(passage.execution))
     except Unsettled as unsettled:
         passage.log.error("nobody knows whether a container ran", container_id=passage.container_id, why=str(unsettled))
         passage.conclude(lost(Reason.START_UNKNOWN, str(unsettled)), End(None, witnessed=False) if passage.fenced else None)
@@ -88,9 +94,13 @@ def _prepare(passage: Passage) -> None:
         container_time=container_time,
     ).result()
     if fenced is None:
-        stop = store.execution(passage.execution.id).result().stop
-        # Without an order to stop somebody else has taken it up, whose it is then.
-        raise ToldToStop(stop) if stop else Left
+        execution = store.execution(passage.execution.id).result()
+        if execution.stop:
+            raise ToldToStop(execution.stop)
+        if execution.state is State.PREPARING and not execution.starting and execution.expire_time:
+            raise Expired
+        # Somebody else has taken it up, whose it is then.
+        raise Left
     passage.fenced = True
     passage.reached(Step.FENCED)
 

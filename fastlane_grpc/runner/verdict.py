@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 from signal import Signals
 from typing import Any, Final
 
-from fastlane_grpc.model import JobSpec, Outcome, Reason, State, StopCause
+from fastlane_grpc.model import Execution, JobSpec, Outcome, Reason, State, StopCause
 from fastlane_grpc.record import Trailer
 from fastlane_grpc.runner.engine import Container
 from fastlane_grpc.runner.engine_errors import command_reason, explained, plain
@@ -163,6 +163,11 @@ def failed(reason: Reason, detail: str) -> Verdict:
 
 def lost(reason: Reason, detail: str) -> Verdict:
     return _settled(State.LOST, reason, detail)
+
+
+def expired(execution: Execution) -> Verdict:
+    """Of an execution that was claimed in time, and was not ready to start in time."""
+    return _settled(State.EXPIRED, Reason.UNSPECIFIED, f"it had not started by its expire_time, {execution.expire_time:%Y-%m-%dT%H:%M:%SZ}")
 
 
 def stopped_before_start(stopping: Stopping) -> Verdict:

@@ -9,7 +9,7 @@ from typing import Protocol, TypeAlias
 
 from fastlane_grpc.errors import ServerStopping
 from fastlane_grpc.logs import BeginAt, Cursor, Encoding, Tail, Tails, Watch
-from fastlane_grpc.model import Cause, Execution, Source, Waiting, utc_now
+from fastlane_grpc.model import Cause, Execution, Source, Waiting, WaitReason, utc_now
 from fastlane_grpc.store import Store
 
 
@@ -184,9 +184,9 @@ class _Queue:
     async def look(self, execution: Execution) -> bool:
         """Finds out what it waits for; whether that has changed."""
         before, self.waiting = self.waiting, await self._waiting_of(execution)
-        if self.waiting is None:
+        if self.waiting is None or self.waiting.reason is WaitReason.NOT_DUE:
             self.say_time = math.inf
-        elif before is None and self._follows_lines:
+        elif (before is None or before.reason is WaitReason.NOT_DUE) and self._follows_lines:
             waited_seconds = (utc_now() - self.waiting.since_time).total_seconds()
             self.say_time = asyncio.get_running_loop().time() + max(MOMENT_SECONDS - waited_seconds, 0.0)
         return self.waiting != before

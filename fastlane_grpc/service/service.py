@@ -10,6 +10,7 @@ from fastlane_grpc.config import Settings
 from fastlane_grpc.errors import ServerStopping, TooManyStreams, Violation
 from fastlane_grpc.logs import Tails
 from fastlane_grpc.model import Execution, HostReport, Job, JobSpec, LogTotals, State, Task, Times, Waiting, WaitReason, utc_now
+from fastlane_grpc.schedule import first, waiting_state
 from fastlane_grpc.service import validation
 from fastlane_grpc.service.log_stream import LogRequest, Send, StreamEncoding, log_stream
 from fastlane_grpc.service.pages import Listed, PageRequest, TaskQuery, position_of
@@ -86,7 +87,7 @@ class Service:
         self._check_serving()
         settings = self.settings
         violations = validation.enqueue_violations(
-            request.task_id, request.spec, request.request_id, settings.max_timeout, settings.secret_names
+            request.task_id, request.spec, request.request_id, settings.max_timeout, utc_now(), settings.secret_names
         )
         validation.refuse(chain(malformed, violations))
         if request.validate_only:
@@ -116,6 +117,7 @@ class Service:
         validation.refuse([*malformed, *validation.stop_violations(note, grace)])
         job = await self._store.job(job_id)
         logs, room = await self._waiting_lines(job.execution)
+        assert job.spec is not None, "read with the job"
         grace = job.spec.grace if grace is None else grace
         return await self._store.stop(job_id, grace=grace, note=note, logs=logs, log_bytes=room)
 
@@ -190,6 +192,9 @@ class Service:
         """What the execution waits for, if it does; who goes before it is not counted."""
         if execution.state is State.PREPARING:
             return self._places.waiting(execution.id)
+        if execution.state is State.SCHEDULED:
+            due_time = execution.times.due_time
+            return Waiting(WaitReason.NOT_DUE, f"starts at {due_time:%Y-%m-%dT%H:%M:%SZ}", execution.state_time, due_time=due_time)
         if execution.state is not State.QUEUED:
             return None
         if error := self._places.host_error:
@@ -207,7 +212,7 @@ class Service:
 
     def _waiting_behind(self, execution: Execution, ahead: int) -> Waiting | None:
         waiting = self.waiting(execution)
-        return waiting and replace(waiting, ahead=ahead)
+        return replace(waiting, ahead=ahead) if waiting and ahead else waiting
 
     def hosts(self) -> Sequence[HostReport]:
         """Each host as it is now, in the order of the configuration."""
@@ -238,5 +243,7 @@ def _time_ago(duration: timedelta) -> datetime:
 def _unkept(request: EnqueueRequest) -> Job:
     """The job as it would be kept, without ids."""
     now = utc_now()
-    execution = Execution("", "", request.task_id, State.QUEUED, Times(create_time=now, due_time=now), now)
-    return Job("", request.task_id, request.spec, execution, now, 1, request.request_id, request.caller_address)
+    due_time = first(request.spec, now).due_time
+    state = waiting_state(due_time, now)
+    execution = Execution("", "", request.task_id, state, Times(create_time=now, due_time=due_time), now)
+    return Job("", request.task_id, request.spec, execution, now, state, 1, request.request_id, request.caller_address)

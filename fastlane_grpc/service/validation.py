@@ -5,7 +5,7 @@ import math
 import re
 import signal
 from collections.abc import Iterable, Iterator, Mapping
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import islice
 
 from fastlane_grpc.errors import InvalidRequest, Violation
@@ -21,6 +21,8 @@ MAX_REQUEST_ID = 128
 MAX_TAIL_LINES = 1_000_000
 MAX_GRACE = timedelta(hours=1)
 MAX_LABEL_FILTERS = 8
+# A start or an expiry that is farther away is a slip, as milliseconds in place of seconds.
+MAX_AHEAD = timedelta(days=3653)
 MIN_HEARTBEAT, MAX_HEARTBEAT = timedelta(seconds=1), timedelta(seconds=60)
 
 DEFAULT_SECRET_NAMES = SecretNames()
@@ -51,7 +53,12 @@ def refuse(violations: Iterable[Violation]) -> None:
 
 
 def enqueue_violations(
-    task_id: str, spec: JobSpec, request_id: str, max_timeout: timedelta, secret_names: SecretNames = DEFAULT_SECRET_NAMES
+    task_id: str,
+    spec: JobSpec,
+    request_id: str,
+    max_timeout: timedelta,
+    now: datetime,
+    secret_names: SecretNames = DEFAULT_SECRET_NAMES,
 ) -> Iterator[Violation]:
     if not task_id:
         yield Violation("task_id", "is required")
@@ -73,9 +80,25 @@ def enqueue_violations(
         yield from grace_violations("spec.stop_grace", spec.stop_grace)
     if not -100 <= spec.priority <= 100:
         yield Violation("spec.priority", f"is {spec.priority}; it has to be from -100 to 100")
+    yield from _start_violations(spec, now)
     yield from _labels_violations(spec.labels)
     if spec.metadata is not None:
         yield from _metadata_violations(spec.metadata)
+
+
+def _start_violations(spec: JobSpec, now: datetime) -> Iterator[Violation]:
+    """An expire_time that has passed is no fault: a call that is repeated with its request_id is answered as the first one was."""
+    if spec.start_in is not None and not timedelta() <= spec.start_in <= MAX_AHEAD:
+        yield Violation("spec.start_in", f"has to be from 0 s to {MAX_AHEAD.days} days")
+    if spec.start_at is not None:
+        if spec.start_in is not None:
+            yield Violation("spec.start_at", "cannot be set together with spec.start_in; set one of them, or neither to start now")
+        if spec.start_at > now + MAX_AHEAD:
+            yield Violation("spec.start_at", f"has to be at most {MAX_AHEAD.days} days from now")
+        if spec.expire_time is not None and spec.expire_time < spec.start_at:
+            yield Violation("spec.expire_time", "is before spec.start_at: the job could never start")
+    if spec.expire_time is not None and spec.expire_time > now + MAX_AHEAD:
+        yield Violation("spec.expire_time", f"has to be at most {MAX_AHEAD.days} days from now")
 
 
 def grace_violations(field: str, grace: timedelta) -> Iterator[Violation]:

@@ -8,11 +8,12 @@ from typing import TypeVar
 
 from fastlane_grpc.directory import least_free_bytes, least_free_inodes, missing_room
 from fastlane_grpc.errors import DiskFull, QueueFull, Refusal, RequestIdReused
-from fastlane_grpc.model import Execution, Job, JobSpec, State, Times, new_id
+from fastlane_grpc.model import Execution, Job, JobSpec, Times, new_id
 from fastlane_grpc.redaction import SecretNames
+from fastlane_grpc.schedule import first, waiting_state
 from fastlane_grpc.store.database import RETRY_SECONDS, Connection, sqlite3
 from fastlane_grpc.store.queries import job_of
-from fastlane_grpc.store.rows import microseconds_since_epoch, request_digest, spec_bytes, spec_from
+from fastlane_grpc.store.rows import microseconds_or_none, microseconds_since_epoch, request_digest, spec_bytes, spec_from
 from fastlane_grpc.store.writer import Written
 
 T = TypeVar("T")
@@ -20,12 +21,13 @@ T = TypeVar("T")
 # Rows of one statement, at most. For each power of two up to this SQLite keeps the statement prepared.
 _MOST_ROWS = 64
 
-_JOBS = "INSERT INTO jobs (job_id, task_id, state, spec, create_time, request_id, request_digest, caller_address) VALUES "
-_JOB = f"(?, ?, {State.QUEUED}, ?, ?, ?, ?, ?)"
-_EXECUTIONS = (
-    "INSERT INTO executions (execution_id, job_id, task_id, priority, run, attempt, state, state_time, create_time, due_time) VALUES "
-)
-_EXECUTION = f"(?, ?, ?, ?, 1, 1, {State.QUEUED}, ?, ?, ?)"
+_JOBS = "INSERT INTO jobs (job_id, execution_id, task_id, state, spec, create_time, request_id, request_digest, caller_address) VALUES "
+_JOB = "(?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_EXECUTIONS = """
+    INSERT INTO executions
+        (execution_id, job_id, task_id, priority, run, attempt, state, state_time, create_time, due_time, expire_time)
+    VALUES """
+_EXECUTION = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _LABELS = "INSERT INTO job_labels (name, value, create_time, seq) VALUES "
 _LABEL = "(?, ?, ?, ?)"
 
@@ -80,14 +82,18 @@ class Enqueue:
     ) -> None:
         data = spec_bytes(spec)
         now = microseconds_since_epoch(time)
-        execution = Execution(new_id(), new_id(), task_id, State.QUEUED, Times(time, time), time)
-        self.job = Job(execution.job_id, task_id, spec, execution, time, 1, request_id, caller_address)
+        due_time = first(spec, time).due_time
+        state = waiting_state(due_time, time)
+        execution = Execution(new_id(), new_id(), task_id, state, Times(time, due_time), time, expire_time=spec.expire_time)
+        self._spec = spec
+        self.job = Job(execution.job_id, task_id, spec, execution, time, state, 1, request_id, caller_address)
         self._quota = quota
         self._secret_names = secret_names
-        self._digest = request_digest(task_id, self._compared(spec))
-        self._job_row = (execution.job_id, task_id, data, now, request_id, self._digest, caller_address)
+        # Nothing is compared with a job that came without a request_id.
+        self._digest = request_digest(task_id, self._compared(spec)) if request_id else b""
+        self._job_row = (execution.job_id, execution.id, task_id, state, data, now, request_id, self._digest, caller_address)
         self._create_time = now
-        self._execution_row = (execution.id, execution.job_id, task_id, spec.priority, now, now, now)
+        self._execution_row = _execution_row(execution, spec.priority)
 
     def __call__(self, db: Connection) -> Written[tuple[Job, bool]]:
         """Raises RequestIdReused, QueueFull and DiskFull; not the last two of what was kept before."""
@@ -123,7 +129,7 @@ class Enqueue:
         return Written((self.job, False), [self.job.execution])
 
     def _label_rows(self, seq: int) -> Sequence[tuple[str, str, int, int]]:
-        return [(name, value, self._create_time, seq) for name, value in self.job.spec.labels.items()]
+        return [(name, value, self._create_time, seq) for name, value in self._spec.labels.items()]
 
     def _kept_before(self, db: Connection) -> Job | None:
         found = db.execute(
@@ -134,7 +140,7 @@ class Enqueue:
             return None
         [(job_id, digest, spec)] = found
         # Which names are secret may have been set anew since the digest was made: then the specs themselves are compared.
-        if digest != self._digest and self._compared(spec_from(spec)) != self._compared(self.job.spec):
+        if digest != self._digest and self._compared(spec_from(spec)) != self._compared(self._spec):
             raise RequestIdReused(self.job.request_id, job_id)
         return job_of(db, job_id)
 
@@ -144,6 +150,20 @@ class Enqueue:
         Secrets are not in it: neither the answer nor the time that it takes tells a caller whether a guess at one was right.
         """
         return spec_bytes(spec.redacted(self._secret_names))
+
+
+def insert_execution(db: Connection, execution: Execution, priority: int) -> None:
+    """Inserts an execution of a job that is kept already."""
+    db.execute(_EXECUTIONS + _EXECUTION, _execution_row(execution, priority))
+
+
+def _execution_row(execution: Execution, priority: int) -> tuple[object, ...]:
+    now, due_time = microseconds_since_epoch(execution.state_time), microseconds_since_epoch(execution.times.due_time)
+    expire_time = microseconds_or_none(execution.expire_time)
+    return (
+        *(execution.id, execution.job_id, execution.task_id, priority, execution.run, execution.attempt),
+        *(execution.state, now, now, due_time, expire_time),
+    )
 
 
 def _keep_labels(db: Connection, rows: Sequence[tuple[str, str, int, int]]) -> None:

@@ -41,7 +41,7 @@ _FIRST, _LAST = -(1 << 63), (1 << 63) - 1
 
 @dataclass(frozen=True, slots=True)
 class JobQuery:
-    """Which jobs; what is left empty does not narrow. Without `with_spec` their specs are UNREAD."""
+    """Which jobs; what is left empty does not narrow. Without `with_spec` their specs are not read."""
 
     task_id: str = ""
     states: Sequence[State] = ()
@@ -143,11 +143,11 @@ class _Noun:
     weight: str = "0"
 
 
-_NEWEST_EXECUTION = "LEFT JOIN executions ON executions.seq = (SELECT max(seq) FROM executions AS newest WHERE newest.job_id = jobs.job_id)"
+_CURRENT_EXECUTION = "LEFT JOIN executions ON executions.execution_id = jobs.execution_id"
 # SQLite enters an index by the time alone, and passes over jobs of the same microsecond one by one: there are never many.
 _BY_TIME = "create_time >= :since AND (create_time, seq) < (:before_time, :before_seq)"
-_JOBS = _Noun("jobs", ("create_time", "seq"), _BY_TIME, JOB_WITHOUT_SPEC, job_from, _NEWEST_EXECUTION)
-_JOBS_WITH_SPEC = _Noun("jobs", ("create_time", "seq"), _BY_TIME, JOB, job_from, _NEWEST_EXECUTION, "length(jobs.spec)")
+_JOBS = _Noun("jobs", ("create_time", "seq"), _BY_TIME, JOB_WITHOUT_SPEC, job_from, _CURRENT_EXECUTION)
+_JOBS_WITH_SPEC = _Noun("jobs", ("create_time", "seq"), _BY_TIME, JOB, job_from, _CURRENT_EXECUTION, "length(jobs.spec)")
 _EXECUTIONS = _Noun("executions", ("seq",), "seq < :before_seq", EXECUTION, execution_from)
 
 

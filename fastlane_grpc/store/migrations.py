@@ -1,6 +1,6 @@
 """The schema, as the steps that lead to it. A step that was released is never edited: a database that has it keeps it.
 
-What follows from other rows (a job's state, a task's counts, the lines of the queue) is kept by triggers: no statement can forget it, and
+What follows from other rows (a task's counts, the lines of the queue) is kept by triggers: no statement can forget it, and
 it costs none.
 """
 
@@ -9,6 +9,8 @@ from uuid import uuid4
 from sqlite_utils import Database, Migrations
 
 migrations = Migrations("fastlane")
+
+_ROWS_AT_ONCE = 10_000
 
 
 @migrations()
@@ -233,6 +235,70 @@ def upkeep(db: Database) -> None:
         CREATE TRIGGER job_went AFTER DELETE ON jobs BEGIN
             UPDATE tasks SET jobs = jobs - 1, open_jobs = open_jobs - (old.state < 6) WHERE task_id = old.task_id;
             DELETE FROM tasks WHERE task_id = old.task_id AND jobs = 0;
+        END
+        """
+    )
+
+
+@migrations()
+def state_of_jobs(db: Database) -> None:
+    """A job owns its state, its outcome and its end. The store writes them; the trigger that copied the newest execution's state goes."""
+    db.execute("DROP TRIGGER job_has_the_state_of_its_newest_execution")
+    # Its current execution: the newest one.
+    db.execute("ALTER TABLE jobs ADD COLUMN execution_id TEXT NOT NULL DEFAULT ''")
+    # How many it has had.
+    db.execute("ALTER TABLE jobs ADD COLUMN executions INTEGER NOT NULL DEFAULT 1")
+    # When a caller stopped it; null: nobody has.
+    db.execute("ALTER TABLE jobs ADD COLUMN stop_time INTEGER")
+    # Null until it is final; the reason is the contract's number.
+    for column in ("end_time INTEGER", "reason INTEGER", "detail TEXT", "exit_code INTEGER", "out_of_memory INTEGER", "stop_signal TEXT"):
+        db.execute(f"ALTER TABLE jobs ADD COLUMN {column}")
+    # Until now a job had one execution. In parts: SQLite keeps in memory how every page was that a statement has changed, which would be
+    # half a gigabyte of a million jobs.
+    columns = "execution_id, end_time, reason, detail, exit_code, out_of_memory, stop_signal"
+    [(last,)] = db.execute("SELECT coalesce(max(seq), 0) FROM jobs").fetchall()
+    for begin in range(0, last + 1, _ROWS_AT_ONCE):
+        db.execute(
+            f"""
+            UPDATE jobs SET ({columns}, stop_time) = (
+                SELECT {columns}, iif(stop_cause = 'caller', stop_time, NULL) FROM executions WHERE executions.job_id = jobs.job_id
+            )
+            WHERE seq BETWEEN ? AND ?
+            """,
+            [begin, begin + _ROWS_AT_ONCE - 1],
+        )
+    db.execute("DROP INDEX executions_ended")
+    db.execute("DROP INDEX executions_ended_of_task")
+    db.execute("CREATE INDEX jobs_ended ON jobs(end_time) WHERE state >= 6")
+    db.execute("CREATE INDEX jobs_ended_of_task ON jobs(task_id, end_time) WHERE state >= 6")
+
+
+@migrations()
+def due_and_expire_times(db: Database) -> None:
+    """Executions that wait for a time, and those that must not start after one. In a line of the queue the one that was due first goes
+    first."""
+    # From behind this time on it is not started any more; null: there is none.
+    db.execute("ALTER TABLE executions ADD COLUMN expire_time INTEGER")
+    db.execute("CREATE INDEX executions_due ON executions(due_time, seq) WHERE state = 1")
+    db.execute("CREATE INDEX executions_expiring ON executions(expire_time, seq) WHERE state <= 2 AND expire_time IS NOT NULL")
+    db.execute("DROP INDEX executions_queued")
+    db.execute("CREATE INDEX executions_queued ON executions(priority DESC, task_id, due_time, seq) WHERE state = 2")
+    for trigger in ("one_more_waits", "waits_or_not", "execution_went"):
+        db.execute(f"DROP TRIGGER {trigger}")
+    db.execute(
+        "CREATE TRIGGER one_more_waits AFTER INSERT ON executions WHEN new.state <= 2 BEGIN UPDATE kept SET waiting = waiting + 1; END"
+    )
+    db.execute(
+        """
+        CREATE TRIGGER waits_or_not AFTER UPDATE OF state ON executions WHEN (old.state <= 2) <> (new.state <= 2) BEGIN
+            UPDATE kept SET waiting = waiting + (new.state <= 2) - (old.state <= 2);
+        END
+        """
+    )
+    db.execute(
+        """
+        CREATE TRIGGER execution_went AFTER DELETE ON executions BEGIN
+            UPDATE kept SET log_bytes = log_bytes - old.log_bytes, waiting = waiting - (old.state <= 2);
         END
         """
     )

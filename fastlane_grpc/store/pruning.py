@@ -15,7 +15,8 @@ from fastlane_grpc.store.rows import EXECUTION, execution_from, microseconds_sin
 
 
 class Place(NamedTuple):
-    """Where a walk through what has ended stands: the end of an execution, and its number, which tells it from those of the same time."""
+    """Where a walk through what has ended stands: the end of a job or of a log's execution, and its number, which tells it from those of
+    the same time."""
 
     end_time: int
     seq: int
@@ -68,7 +69,7 @@ def kept(db: Connection) -> Kept:
         """
         SELECT
             (SELECT end_time FROM executions INDEXED BY executions_log_kept WHERE log_bytes > 0 ORDER BY end_time LIMIT 1),
-            (SELECT end_time FROM executions INDEXED BY executions_ended WHERE state >= 6 ORDER BY end_time LIMIT 1),
+            (SELECT end_time FROM jobs INDEXED BY jobs_ended WHERE state >= 6 ORDER BY end_time LIMIT 1),
             (SELECT log_bytes FROM kept)
         """
     ).fetchall()
@@ -122,19 +123,17 @@ def _update(db: Connection, change: str, guard: str, execution_ids: Sequence[str
 
 
 def _found(old: Old) -> str:
-    kind, condition = ("log_kept", "log_bytes > 0") if old.logs_only else ("ended", "state >= 6")
-    index, of_task = (f"executions_{kind}_of_task", "task_id = :task_id AND") if old.task_id else (f"executions_{kind}", "")
-    page = f"FROM executions AS one INDEXED BY {index} WHERE {of_task} {condition} AND end_time <= :before"
-    begin = "AND (end_time, seq) > (:end_time, :seq)"
+    of_task = "task_id = :task_id AND" if old.task_id else ""
+    page = f"{of_task} end_time <= :before AND (end_time, seq) > (:end_time, :seq) ORDER BY end_time, seq LIMIT :limit"
+    suffix = "_of_task" if old.task_id else ""
     if old.logs_only:
-        return f"SELECT execution_id, job_id, log_bytes, end_time, seq {page} {begin} ORDER BY end_time, seq LIMIT :limit"
-    # A job ended when its newest execution did.
-    newest = "AND NOT EXISTS (SELECT 1 FROM executions AS newer WHERE newer.job_id = one.job_id AND newer.seq > one.seq)"
+        index = f"executions_log_kept{suffix}"
+        return f"SELECT execution_id, job_id, log_bytes, end_time, seq FROM executions INDEXED BY {index} WHERE log_bytes > 0 AND {page}"
     return f"""
-        SELECT each_one.execution_id, each_one.job_id, each_one.log_bytes, newest.end_time, newest.seq
-        FROM (SELECT job_id, end_time, seq {page} {begin} {newest} ORDER BY end_time, seq LIMIT :limit) AS newest
-        CROSS JOIN executions AS each_one ON each_one.job_id = newest.job_id
-        ORDER BY newest.end_time, newest.seq
+        SELECT executions.execution_id, job_id, log_bytes, ended.end_time, ended.seq
+        FROM (SELECT job_id, end_time, seq FROM jobs INDEXED BY jobs_ended{suffix} WHERE state >= 6 AND {page}) AS ended
+        CROSS JOIN executions USING (job_id)
+        ORDER BY ended.end_time, ended.seq
     """
 
 

@@ -5,15 +5,13 @@ from fastlane_grpc.model import Execution, Job, State, Task
 from fastlane_grpc.store.database import Connection
 from fastlane_grpc.store.rows import EXECUTION, JOB, TASK, execution_from, job_from, task_from
 
-# A job's state is its newest execution's.
-NEWEST = "(SELECT max(seq) FROM executions WHERE job_id = :job_id)"
+# SQL: the `seq` of the job's current execution.
+CURRENT = "(SELECT seq FROM executions WHERE execution_id = (SELECT execution_id FROM jobs WHERE job_id = :job_id))"
 
 
 def job_of(db: Connection, job_id: str) -> Job:
     """JobNotFound."""
-    rows = db.execute(
-        f"SELECT {JOB} FROM jobs JOIN executions ON executions.seq = {NEWEST} WHERE jobs.job_id = :job_id", {"job_id": job_id}
-    ).fetchall()
+    rows = db.execute(f"SELECT {JOB} FROM jobs JOIN executions USING (execution_id) WHERE jobs.job_id = ?", [job_id]).fetchall()
     if not rows:
         raise JobNotFound(job_id)
     return job_from(rows[0])
@@ -26,7 +24,8 @@ def ahead_of(db: Connection, execution_id: str, most: int) -> int:
         f"""
         SELECT count(*) FROM (
             SELECT 1 FROM executions AS its CROSS JOIN executions AS queued INDEXED BY executions_queued
-            ON queued.state = {State.QUEUED} AND queued.priority = its.priority AND queued.task_id = its.task_id AND queued.seq < its.seq
+            ON queued.state = {State.QUEUED} AND queued.priority = its.priority AND queued.task_id = its.task_id
+                AND (queued.due_time, queued.seq) < (its.due_time, its.seq)
             WHERE its.execution_id = :execution_id AND its.state = {State.QUEUED} LIMIT :most
         )
         """,

@@ -10,15 +10,26 @@ from fastlane_grpc.directory import free_bytes, free_inodes
 from fastlane_grpc.errors import DiskFull, ExecutionNotFound
 from fastlane_grpc.model import Assignment, Execution, Job, JobSpec, LogTotals, Outcome, Reason, State, StopCause, Task, utc_now
 from fastlane_grpc.redaction import SecretNames
-from fastlane_grpc.store import pruning
+from fastlane_grpc.schedule import After, after
+from fastlane_grpc.store import due, pruning
 from fastlane_grpc.store.database import Connection, open_for_reading, open_for_writing
+from fastlane_grpc.store.due import Promotion
 from fastlane_grpc.store.enqueue import DEFAULT_SECRET_NAMES, NO_QUOTA, Enqueue, Quota
+from fastlane_grpc.store.job_state import follow, follow_claim, note_stop, settle
 from fastlane_grpc.store.lists import ExecutionQuery, JobQuery, Page, page_of_executions, page_of_jobs, page_of_tasks
 from fastlane_grpc.store.pending import Pending
 from fastlane_grpc.store.pruning import Count, Found, Kept, Old, Place
-from fastlane_grpc.store.queries import NEWEST, ahead_of, execution_of, job_of, task_of
+from fastlane_grpc.store.queries import CURRENT, ahead_of, execution_of, job_of, task_of
 from fastlane_grpc.store.readers import Readers
-from fastlane_grpc.store.rows import EXECUTION, execution_from, logs_text, microseconds_of, microseconds_since_epoch, spec_from
+from fastlane_grpc.store.rows import (
+    EXECUTION,
+    execution_from,
+    logs_text,
+    microseconds_of,
+    microseconds_or_none,
+    microseconds_since_epoch,
+    spec_from,
+)
 from fastlane_grpc.store.writer import Writer, Written
 from fastlane_grpc.supervisor import ALONE, Supervisor
 
@@ -77,12 +88,15 @@ class Store:
         now: Callable[[], datetime] = utc_now,
         quota: Quota | None = None,
         secret_names: SecretNames = DEFAULT_SECRET_NAMES,
+        after: After = after,
     ) -> None:
         self._writer = writer
         self._readers = readers
         self._now = now
         self._quota = quota or NO_QUOTA
         self._secret_names = secret_names
+        # What follows the end of an execution.
+        self._after = after
         self.instance = instance
 
     def close(self, timeout: float | None = None) -> None:
@@ -94,7 +108,7 @@ class Store:
     # ---- what callers ask for
 
     def enqueue(self, *, task_id: str, spec: JobSpec, request_id: str, caller_address: str) -> Pending[tuple[Job, bool]]:
-        """A job with its first execution, queued; and whether `request_id` had made it before.
+        """A job with its first execution, queued or scheduled; and whether `request_id` had made it before.
 
         RequestIdReused: it had made another; secrets are not compared. QueueFull, DiskFull: no more jobs are taken now.
         """
@@ -102,13 +116,14 @@ class Store:
         return self._writer.write(work, many=Enqueue.together)
 
     def stop(self, job_id: str, *, grace: timedelta, note: str, logs: Sequence[LogTotals] = (), log_bytes: int = 0) -> Pending[Job]:
-        """Queued: STOPPED, and its log holds `logs` and takes `log_bytes` of the disk. With a container: STOPPING. STOPPING: a shorter rest
-        of grace counts. Final: as it is. JobNotFound."""
+        """Stops the job: nothing follows its current execution. Scheduled or queued: that is STOPPED, and its log holds `logs` and takes
+        `log_bytes` of the disk. With a container: STOPPING. STOPPING: a shorter rest of grace counts. Final: as it is. JobNotFound."""
 
         def work(db: Connection) -> Written[Job]:
-            execution = _stop(db, NEWEST, {"job_id": job_id, **self._order(grace, note, logs, log_bytes)})
-            job = job_of(db, job_id)
-            return Written(job, [execution] if execution else [])
+            now = self._now()
+            note_stop(db, job_id, now)
+            changed = self._stop(db, CURRENT, {"job_id": job_id}, now, grace, note, logs, log_bytes)
+            return Written(job_of(db, job_id), changed)
 
         return self._writer.write(work)
 
@@ -118,14 +133,32 @@ class Store:
         """The same for exactly this execution. ExecutionNotFound."""
 
         def work(db: Connection) -> Written[Execution]:
-            execution = _stop(db, _THIS, {"execution_id": execution_id, **self._order(grace, note, logs, log_bytes)})
-            return Written(execution_of(db, execution_id), [execution] if execution else [])
+            changed = self._stop(db, _THIS, {"execution_id": execution_id}, self._now(), grace, note, logs, log_bytes)
+            return Written(execution_of(db, execution_id), changed)
 
         return self._writer.write(work)
 
-    def _order(self, grace: timedelta, note: str, logs: Sequence[LogTotals], log_bytes: int) -> Mapping[str, object]:
-        now = microseconds_since_epoch(self._now())
-        return {"now": now, "grace": microseconds_of(grace), "note": note, "logs": logs_text(logs), "log_bytes": log_bytes}
+    def _stop(
+        self,
+        db: Connection,
+        which: str,
+        of: Mapping[str, object],
+        now: datetime,
+        grace: timedelta,
+        note: str,
+        logs: Sequence[LogTotals],
+        log_bytes: int,
+    ) -> list[Execution]:
+        """Stops the execution of which `which`, SQL with the values `of`, is the seq. Returns the executions that changed."""
+        stop = {"now": microseconds_since_epoch(now), "grace": microseconds_of(grace), "note": note}
+        order = {**of, **stop, "logs": logs_text(logs), "log_bytes": log_bytes}
+        if execution := _stop_unclaimed(db, which, order):
+            return [execution, *settle(db, execution, now, self._after)]
+        if execution := _stop_claimed(db, which, order):
+            follow(db, execution)
+            return [execution]
+        execution = _shorten_grace(db, which, order)
+        return [execution] if execution else []
 
     def job(self, job_id: str) -> Pending[Job]:
         """JobNotFound."""
@@ -175,6 +208,26 @@ class Store:
 
     # ---- what the dispatcher asks for
 
+    def promote(self, limit: int) -> Pending[Promotion]:
+        """Ends executions that have not been claimed by their expire_time, and queues those that are due: the oldest ones, at most `limit`
+        in all."""
+
+        def work(db: Connection) -> Written[Promotion]:
+            now = self._now()
+            expired = due.expire(db, now, limit)
+            following = [each for execution in expired for each in settle(db, execution, now, self._after)]
+            queued = due.promote(db, now, limit - len(expired))
+            for execution in queued:
+                follow(db, execution)
+            changed = [*expired, *following, *queued]
+            return Written(Promotion(len(expired) + len(queued) == limit, due.next_time(db)), changed)
+
+        return self._writer.write(work)
+
+    def next_due_time(self) -> Pending[datetime | None]:
+        """The earliest time at which an execution is due or has expired; None if nothing waits for a time."""
+        return self._readers.read(due.next_time)
+
     def claim_on(self, hosts: Sequence[str]) -> Pending[list[Assignment]]:
         """As many of the queued ones as there are `hosts`, each on one of these, in their order: the highest priority first, its tasks in
         turns, each first in, first out."""
@@ -186,7 +239,7 @@ class Store:
                 execution = _claim_next(db, host, now)
                 if execution is None:
                     break
-                claimed.append(Assignment(execution, _spec(db, execution.job_id)))
+                claimed.append(Assignment(execution, follow_claim(db, execution)))
             return Written(claimed, [assignment.execution for assignment in claimed])
 
         return self._writer.write(work)
@@ -210,7 +263,7 @@ class Store:
 
         def work(db: Connection) -> Assignment:
             rows = db.execute(
-                f"SELECT spec, {EXECUTION} FROM executions JOIN jobs USING (job_id) WHERE execution_id = ?", [execution_id]
+                f"SELECT spec, {EXECUTION} FROM executions JOIN jobs USING (job_id) WHERE executions.execution_id = ?", [execution_id]
             ).fetchall()
             if not rows:
                 raise ExecutionNotFound(execution_id)
@@ -231,7 +284,8 @@ class Store:
         pull_time: datetime | None,
         container_time: datetime | None,
     ) -> Pending[Execution | None]:
-        """The fence: who gets the execution may send its one start. None: it was told to stop, or a start may have been sent before."""
+        """The fence: who gets the execution may send its one start. None: it was told to stop, its expire_time has passed, or a start may
+        have been sent before."""
 
         def work(db: Connection) -> Written[Execution | None]:
             return _written(
@@ -242,14 +296,16 @@ class Store:
                     SET starting = 1, container_id = :container_id, capture = :capture, engine_life = :engine_life,
                         image_digest = :image_digest, pull_time = :pull_time, container_time = :container_time
                     WHERE execution_id = :execution_id AND state = {State.PREPARING} AND NOT starting
+                        AND (expire_time IS NULL OR expire_time >= :now)
                     """,
+                    now=microseconds_since_epoch(self._now()),
                     execution_id=execution_id,
                     container_id=container_id,
                     capture=capture,
                     engine_life=engine_life,
                     image_digest=image_digest,
-                    pull_time=_or_null(pull_time),
-                    container_time=_or_null(container_time),
+                    pull_time=microseconds_or_none(pull_time),
+                    container_time=microseconds_or_none(container_time),
                 )
             )
 
@@ -259,7 +315,8 @@ class Store:
         """PREPARING: RUNNING. RUNNING or STOPPING: the same state, with a start time. None: it is final, or queued."""
 
         def work(db: Connection) -> Written[Execution | None]:
-            return _written(
+            return _followed(
+                db,
                 _update(
                     db,
                     f"""
@@ -272,7 +329,7 @@ class Store:
                     execution_id=execution_id,
                     start_time=microseconds_since_epoch(start_time),
                     now=microseconds_since_epoch(self._now()),
-                )
+                ),
             )
 
         return self._writer.write_until_stored(work)
@@ -281,7 +338,8 @@ class Store:
         """RUNNING: STOPPING, because of its timeout. None: it is not RUNNING."""
 
         def work(db: Connection) -> Written[Execution | None]:
-            return _written(
+            return _followed(
+                db,
                 _update(
                     db,
                     f"""
@@ -293,7 +351,7 @@ class Store:
                     execution_id=execution_id,
                     now=microseconds_since_epoch(self._now()),
                     grace=microseconds_of(grace),
-                )
+                ),
             )
 
         return self._writer.write_until_stored(work)
@@ -315,6 +373,7 @@ class Store:
             )
             if execution is None:
                 return Written(execution_of(db, execution_id))
+            follow(db, execution)
             return Written(execution, [execution])
 
         return self._writer.write_until_stored(work)
@@ -358,6 +417,7 @@ class Store:
             raise ValueError(f"{state.name} is not final")
 
         def work(db: Connection) -> Written[Execution]:
+            now = self._now()
             execution = _update(
                 db,
                 f"""
@@ -371,7 +431,7 @@ class Store:
                 """,
                 execution_id=execution_id,
                 state=state,
-                now=microseconds_since_epoch(self._now()),
+                now=microseconds_since_epoch(now),
                 reason=outcome.reason,
                 detail=outcome.detail,
                 exit_code=outcome.exit_code,
@@ -379,14 +439,14 @@ class Store:
                 stop_signal=outcome.stop_signal,
                 logs=logs_text(logs),
                 log_bytes=log_bytes,
-                exit_time=_or_null(exit_time),
-                seal_time=_or_null(seal_time),
-                first_byte_time=_or_null(first_byte_time),
-                start_time=_or_null(start_time),
+                exit_time=microseconds_or_none(exit_time),
+                seal_time=microseconds_or_none(seal_time),
+                first_byte_time=microseconds_or_none(first_byte_time),
+                start_time=microseconds_or_none(start_time),
             )
             if execution is None:
                 return Written(execution_of(db, execution_id))
-            return Written(execution, [execution])
+            return Written(execution, [execution, *settle(db, execution, now, self._after)])
 
         return self._writer.write_until_stored(work)
 
@@ -445,8 +505,15 @@ def _written(execution: Execution | None) -> Written[Execution | None]:
     return Written(execution, [execution] if execution else [])
 
 
+def _followed(db: Connection, execution: Execution | None) -> Written[Execution | None]:
+    if execution:
+        follow(db, execution)
+    return _written(execution)
+
+
 def _claim_next(db: Connection, host: str, now: int) -> Execution | None:
-    # The lines are read in their order, and of the first one the oldest execution: two steps down two indexes, however many wait.
+    # The lines are read in their order, and of the first one the execution that was due first: two steps down two indexes, however many
+    # wait. Those that expired are passed over; they are few, as they were ended before places were given.
     return _update(
         db,
         f"""
@@ -454,7 +521,8 @@ def _claim_next(db: Connection, host: str, now: int) -> Execution | None:
         WHERE state = {State.QUEUED} AND seq = (
             SELECT queued.seq FROM lines INDEXED BY lines_turn CROSS JOIN executions AS queued INDEXED BY executions_queued
             ON queued.state = {State.QUEUED} AND queued.priority = lines.priority AND queued.task_id = lines.task_id
-            ORDER BY lines.priority DESC, lines.turn, queued.seq LIMIT 1
+            WHERE queued.expire_time IS NULL OR queued.expire_time >= :now
+            ORDER BY lines.priority DESC, lines.turn, queued.due_time, queued.seq LIMIT 1
         )
         """,
         host=host,
@@ -466,21 +534,17 @@ def _claim_next(db: Connection, host: str, now: int) -> Execution | None:
 _THIS = "(SELECT seq FROM executions WHERE execution_id = :execution_id)"
 
 
-def _stop(db: Connection, which: str, order: Mapping[str, object]) -> Execution | None:
-    """Stops the execution of which `which`, SQL, is the seq; None if there is nothing to change."""
-    return _stop_queued(db, which, order) or _stop_claimed(db, which, order) or _shorten_grace(db, which, order)
-
-
-def _stop_queued(db: Connection, which: str, order: Mapping[str, object]) -> Execution | None:
+def _stop_unclaimed(db: Connection, which: str, order: Mapping[str, object]) -> Execution | None:
     return _update(
         db,
         f"""
         UPDATE executions
         SET state = {State.STOPPED}, state_time = :now, end_time = :now,
             stop_cause = '{StopCause.CALLER.value}', stop_time = :now, stop_grace = :grace, stop_note = :note,
-            reason = {Reason.UNSPECIFIED}, detail = 'stopped while it was queued' || iif(:note = '', '', ': ' || :note),
+            reason = {Reason.UNSPECIFIED},
+            detail = 'stopped while it was ' || iif(state = {State.QUEUED}, 'queued', 'scheduled') || iif(:note = '', '', ': ' || :note),
             out_of_memory = 0, stop_signal = '', logs = :logs, log_bytes = :log_bytes
-        WHERE seq = {which} AND state = {State.QUEUED}
+        WHERE seq = {which} AND state IN ({State.SCHEDULED}, {State.QUEUED})
         """,
         **order,
     )
@@ -511,16 +575,8 @@ def _shorten_grace(db: Connection, which: str, order: Mapping[str, object]) -> E
     )
 
 
-def _spec(db: Connection, job_id: str) -> JobSpec:
-    return spec_from(db.execute("SELECT spec FROM jobs WHERE job_id = ?", [job_id]).fetchall()[0][0])
-
-
 def _instance(path: Path) -> str:
     db = open_for_reading(path)
     instance: str = db.execute("SELECT instance_id FROM instance").fetchall()[0][0]
     db.close()
     return instance
-
-
-def _or_null(time: datetime | None) -> int | None:
-    return None if time is None else microseconds_since_epoch(time)

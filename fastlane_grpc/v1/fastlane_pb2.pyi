@@ -16,7 +16,7 @@ Rules that hold everywhere.
     plus BadRequest (at most 16 violations) and RetryInfo where they help. Nothing was written when an error is answered.
   * A request that carries fields this server does not know is refused (UNIMPLEMENTED, UNKNOWN_FIELD) by every call that writes: a limit
     that was asked for is never silently dropped. Readers must ignore fields, events and enum values they do not know.
-  * An execution or a job is final exactly when its `outcome` is set. It went well exactly when `state` is STATE_SUCCEEDED. A state you do
+  * An execution or a job is final exactly when its `outcome` is set; a job's is its own. It went well exactly when `state` is STATE_SUCCEEDED. A state you do
     not know, with an outcome, is a failure.
   * No answer is larger than 3 MiB (clients refuse 4 MiB by default): pages end early, log messages stay below 512 KiB.
   * Lists come in pages. A page may be shorter than asked for, even empty, while there are more: go on until `next_page_token` is empty.
@@ -57,6 +57,8 @@ class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_State.ValueType
     DESCRIPTOR: _descriptor.EnumDescriptor
     STATE_UNSPECIFIED: _State.ValueType  # 0
     """Never answered."""
+    STATE_SCHEDULED: _State.ValueType  # 1
+    """Waits for its due time."""
     STATE_QUEUED: _State.ValueType  # 2
     """Due, and waits for a place. `waiting` says for what."""
     STATE_PREPARING: _State.ValueType  # 3
@@ -73,17 +75,22 @@ class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_State.ValueType
     """Final: ran longer than its timeout."""
     STATE_STOPPED: _State.ValueType  # 9
     """Final: a caller stopped it."""
+    STATE_EXPIRED: _State.ValueType  # 10
+    """Final: its `expire_time` passed before its container was started. No container of it ran."""
     STATE_LOST: _State.ValueType  # 11
     """Final: nobody knows how it ended, or whether it began. `outcome.reason` says why."""
 
 class State(_State, metaclass=_StateEnumTypeWrapper):
     """---------------------------------------------------------------------------------------------------------------- words
 
-    Where a job or an execution is in its life. A job has the state of its newest execution.
+    Where a job or an execution is in its life. A job that is not final has the state of its current execution. A final job has a state of
+    its own, which never changes.
     """
 
 STATE_UNSPECIFIED: State.ValueType  # 0
 """Never answered."""
+STATE_SCHEDULED: State.ValueType  # 1
+"""Waits for its due time."""
 STATE_QUEUED: State.ValueType  # 2
 """Due, and waits for a place. `waiting` says for what."""
 STATE_PREPARING: State.ValueType  # 3
@@ -100,6 +107,8 @@ STATE_TIMED_OUT: State.ValueType  # 8
 """Final: ran longer than its timeout."""
 STATE_STOPPED: State.ValueType  # 9
 """Final: a caller stopped it."""
+STATE_EXPIRED: State.ValueType  # 10
+"""Final: its `expire_time` passed before its container was started. No container of it ran."""
 STATE_LOST: State.ValueType  # 11
 """Final: nobody knows how it ended, or whether it began. `outcome.reason` says why."""
 Global___State: _TypeAlias = State  # noqa: Y015
@@ -180,6 +189,8 @@ class _WaitReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WaitReason
     DESCRIPTOR: _descriptor.EnumDescriptor
     WAIT_REASON_UNSPECIFIED: _WaitReason.ValueType  # 0
     """It does not wait."""
+    WAIT_REASON_NOT_DUE: _WaitReason.ValueType  # 1
+    """Its due time has not come; `due_time` says when it does."""
     WAIT_REASON_NO_FREE_PLACE: _WaitReason.ValueType  # 2
     """Every place of the server or of its hosts is taken."""
     WAIT_REASON_HOST_DOWN: _WaitReason.ValueType  # 4
@@ -192,6 +203,8 @@ class WaitReason(_WaitReason, metaclass=_WaitReasonEnumTypeWrapper):
 
 WAIT_REASON_UNSPECIFIED: WaitReason.ValueType  # 0
 """It does not wait."""
+WAIT_REASON_NOT_DUE: WaitReason.ValueType  # 1
+"""Its due time has not come; `due_time` says when it does."""
 WAIT_REASON_NO_FREE_PLACE: WaitReason.ValueType  # 2
 """Every place of the server or of its hosts is taken."""
 WAIT_REASON_HOST_DOWN: WaitReason.ValueType  # 4
@@ -261,7 +274,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_REQUEST_ID_REUSED: _ErrorReason.ValueType  # 12
     """ALREADY_EXISTS: this request_id came with another request before (metadata: job_id)."""
     ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 15
-    """RESOURCE_EXHAUSTED, RetryInfo: as many executions wait as the server allows (metadata: limit)."""
+    """RESOURCE_EXHAUSTED, RetryInfo: as many executions are scheduled or queued as the server allows (metadata: limit)."""
     ERROR_REASON_DISK_FULL: _ErrorReason.ValueType  # 16
     """RESOURCE_EXHAUSTED, RetryInfo: the data directory has too little room for new jobs. Nothing was kept."""
     ERROR_REASON_TOO_MANY_STREAMS: _ErrorReason.ValueType  # 17
@@ -299,7 +312,7 @@ ERROR_REASON_EXECUTION_NOT_FOUND: ErrorReason.ValueType  # 10
 ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 12
 """ALREADY_EXISTS: this request_id came with another request before (metadata: job_id)."""
 ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 15
-"""RESOURCE_EXHAUSTED, RetryInfo: as many executions wait as the server allows (metadata: limit)."""
+"""RESOURCE_EXHAUSTED, RetryInfo: as many executions are scheduled or queued as the server allows (metadata: limit)."""
 ERROR_REASON_DISK_FULL: ErrorReason.ValueType  # 16
 """RESOURCE_EXHAUSTED, RetryInfo: the data directory has too little room for new jobs. Nothing was kept."""
 ERROR_REASON_TOO_MANY_STREAMS: ErrorReason.ValueType  # 17
@@ -405,6 +418,9 @@ class JobSpec(_message.Message):
     PRIORITY_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     METADATA_FIELD_NUMBER: _builtins.int
+    START_IN_FIELD_NUMBER: _builtins.int
+    START_AT_FIELD_NUMBER: _builtins.int
+    EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     image: _builtins.str
     """Required. The image as you would give it to `docker run`: name, tag, digest, registry with port. Kept and answered exactly as given."""
     command: _builtins.str
@@ -425,7 +441,9 @@ class JobSpec(_message.Message):
     stop_signal: _builtins.str
     """Signal that asks the container to end, as "SIGTERM" or "15". Empty: the image's, or SIGTERM. 44 is fastlane's own."""
     priority: _builtins.int
-    """Higher goes first within the queue; -100 to 100. Equal: tasks take turns; within a task, first come, first served."""
+    """Higher goes first within the queue; -100 to 100. Equal: tasks take turns; within a task the execution that was due first goes first.
+    Without a start time a job is due when it is enqueued.
+    """
     @_builtins.property
     def args(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Further words, taken as they are, after those of `command`. A program that knows its words gives only these."""
@@ -462,6 +480,24 @@ class JobSpec(_message.Message):
     def metadata(self) -> _struct_pb2.Struct:
         """Anything the caller wants to find again, at most 64 KiB and nested 16 deep. Kept as JSON: integers beyond 2^53 lose digits."""
 
+    @_builtins.property
+    def start_in(self) -> _duration_pb2.Duration:
+        """Start this long after the enqueue, at most 3 653 days. A call that is repeated with its `request_id` changes nothing: the first one
+        counts. At most one of `start_in` and `start_at` may be set; neither: start now. (Not a oneof: where two are given, the last one would
+        win in silence.)
+        """
+
+    @_builtins.property
+    def start_at(self) -> _timestamp_pb2.Timestamp:
+        """Start at this time, at most 3 653 days from now. A time that has passed means now."""
+
+    @_builtins.property
+    def expire_time(self) -> _timestamp_pb2.Timestamp:
+        """Do not start a container after this time, at most 3 653 days from now. An execution that has not started by then ends as
+        STATE_EXPIRED, whatever it waited for. A time that has passed is not refused: the job ends as STATE_EXPIRED at once. Refused if it is
+        before `start_at`.
+        """
+
     def __init__(
         self,
         *,
@@ -482,10 +518,13 @@ class JobSpec(_message.Message):
         priority: _builtins.int = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         metadata: _struct_pb2.Struct | None = ...,
+        start_in: _duration_pb2.Duration | None = ...,
+        start_at: _timestamp_pb2.Timestamp | None = ...,
+        expire_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["limits", b"limits", "metadata", b"metadata", "stop_grace", b"stop_grace", "timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "limits", b"limits", "metadata", b"metadata", "start_at", b"start_at", "start_in", b"start_in", "stop_grace", b"stop_grace", "timeout", b"timeout"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "command", b"command", "entrypoint", b"entrypoint", "envs", b"envs", "image", b"image", "labels", b"labels", "limits", b"limits", "metadata", b"metadata", "network", b"network", "priority", b"priority", "pull_policy", b"pull_policy", "read_only_root", b"read_only_root", "stop_grace", b"stop_grace", "stop_signal", b"stop_signal", "timeout", b"timeout", "user", b"user", "working_dir", b"working_dir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "command", b"command", "entrypoint", b"entrypoint", "envs", b"envs", "expire_time", b"expire_time", "image", b"image", "labels", b"labels", "limits", b"limits", "metadata", b"metadata", "network", b"network", "priority", b"priority", "pull_policy", b"pull_policy", "read_only_root", b"read_only_root", "start_at", b"start_at", "start_in", b"start_in", "stop_grace", b"stop_grace", "stop_signal", b"stop_signal", "timeout", b"timeout", "user", b"user", "working_dir", b"working_dir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -585,7 +624,7 @@ class Job(_message.Message):
     task_id: _builtins.str
     """The task it belongs to."""
     state: Global___State.ValueType
-    """Where it is."""
+    """Where it is: its own state, see State."""
     executions: _builtins.int
     """How many executions it has had, this one included."""
     request_id: _builtins.str
@@ -598,11 +637,11 @@ class Job(_message.Message):
 
     @_builtins.property
     def outcome(self) -> Global___Outcome:
-        """Set exactly when it is final: the outcome of the execution that settled it."""
+        """Set exactly when the job is final: the outcome of the execution that settled it."""
 
     @_builtins.property
     def execution(self) -> Global___Execution:
-        """Its newest execution. Never unset: a job has its first execution from the moment it exists."""
+        """Its current execution: the newest one. Never unset: a job has its first execution from the moment it exists, however late that is due."""
 
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
@@ -610,7 +649,7 @@ class Job(_message.Message):
 
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
-        """When it became final."""
+        """When the job became final."""
 
     def __init__(
         self,
@@ -664,7 +703,7 @@ class Execution(_message.Message):
 
         @_builtins.property
         def due_time(self) -> _timestamp_pb2.Timestamp:
-            """It may start from here on."""
+            """It may start from here on: until then it is STATE_SCHEDULED."""
 
         @_builtins.property
         def claim_time(self) -> _timestamp_pb2.Timestamp:
@@ -805,6 +844,7 @@ class Waiting(_message.Message):
     DETAIL_FIELD_NUMBER: _builtins.int
     SINCE_TIME_FIELD_NUMBER: _builtins.int
     AHEAD_FIELD_NUMBER: _builtins.int
+    DUE_TIME_FIELD_NUMBER: _builtins.int
     reason: Global___WaitReason.ValueType
     """Of which kind."""
     detail: _builtins.str
@@ -817,6 +857,10 @@ class Waiting(_message.Message):
     def since_time(self) -> _timestamp_pb2.Timestamp:
         """Since when."""
 
+    @_builtins.property
+    def due_time(self) -> _timestamp_pb2.Timestamp:
+        """Until when it waits at least. Set with WAIT_REASON_NOT_DUE."""
+
     def __init__(
         self,
         *,
@@ -824,10 +868,11 @@ class Waiting(_message.Message):
         detail: _builtins.str = ...,
         since_time: _timestamp_pb2.Timestamp | None = ...,
         ahead: _builtins.int = ...,
+        due_time: _timestamp_pb2.Timestamp | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["since_time", b"since_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["due_time", b"due_time", "since_time", b"since_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead", b"ahead", "detail", b"detail", "reason", b"reason", "since_time", b"since_time"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ahead", b"ahead", "detail", b"detail", "due_time", b"due_time", "reason", b"reason", "since_time", b"since_time"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1346,7 +1391,7 @@ class LogEnd(_message.Message):
     """The state; final if sealed."""
     exit_status: _builtins.int
     """What a program that stands for this execution should exit with. 0 exactly when the state is SUCCEEDED; the container's exit code where it
-    FAILED with one; 124 TIMED_OUT; 130 STOPPED; 125 where no container could be run or it is LOST; 75 not sealed. Use this and not
+    FAILED with one; 124 TIMED_OUT; 130 STOPPED; 125 where no container could be run, EXPIRED or LOST; 75 not sealed. Use this and not
     `outcome.exit_code`: that reads as 0 in most languages where it is unset, and a container told to stop may well exit with 0.
     """
     @_builtins.property
@@ -2034,7 +2079,7 @@ class GetServerInfoResponse(_message.Message):
     max_request_bytes: _builtins.int
     """Largest request."""
     max_waiting: _builtins.int
-    """Executions that may wait at a time; with more an enqueue is refused, QUEUE_FULL."""
+    """Executions that may be scheduled or queued at a time; with more an enqueue is refused, QUEUE_FULL."""
     max_streams: _builtins.int
     """Log streams that may be open at a time."""
     @_builtins.property

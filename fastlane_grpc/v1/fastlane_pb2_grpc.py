@@ -78,7 +78,7 @@ class JobServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def GetJob(self, request, context):
-        """The job as it is now, with its newest execution. NOT_FOUND, JOB_NOT_FOUND: never was or was pruned.
+        """The job as it is now, with its current execution. NOT_FOUND, JOB_NOT_FOUND: never was or was pruned.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -92,9 +92,9 @@ class JobServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StopJob(self, request, context):
-        """Ends the job: when this answers, its execution is stopping (signal, grace, kill) or, if it was still queued, is final. Stopping a job
-        that is stopping or final changes nothing and answers OK, but for one case: a second stop with a shorter grace shortens it. NOT_FOUND,
-        JOB_NOT_FOUND.
+        """Ends the job: when this answers, its execution is stopping (signal, grace, kill) or, if it was scheduled or queued, is final, and so is
+        the job. No execution follows it. Stopping a job that is stopping or final changes nothing and answers OK, but for one case: a second
+        stop with a shorter grace shortens it. NOT_FOUND, JOB_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -297,7 +297,7 @@ class ExecutionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StopExecution(self, request, context):
-        """Stops this execution, as StopJob stops a job's newest one. Stopping a final execution changes nothing: OK. NOT_FOUND,
+        """Stops this execution, as StopJob stops a job's current one. Stopping a final execution changes nothing: OK. NOT_FOUND,
         EXECUTION_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)

@@ -16,7 +16,7 @@ Rules that hold everywhere.
     plus BadRequest (at most 16 violations) and RetryInfo where they help. Nothing was written when an error is answered.
   * A request that carries fields this server does not know is refused (UNIMPLEMENTED, UNKNOWN_FIELD) by every call that writes: a limit
     that was asked for is never silently dropped. Readers must ignore fields, events and enum values they do not know.
-  * An execution or a job is final exactly when its `outcome` is set. It went well exactly when `state` is STATE_SUCCEEDED. A state you do
+  * An execution or a job is final exactly when its `outcome` is set; a job's is its own. It went well exactly when `state` is STATE_SUCCEEDED. A state you do
     not know, with an outcome, is a failure.
   * No answer is larger than 3 MiB (clients refuse 4 MiB by default): pages end early, log messages stay below 512 KiB.
   * Lists come in pages. A page may be shorter than asked for, even empty, while there are more: go on until `next_page_token` is empty.
@@ -72,13 +72,13 @@ class JobServiceStub:
     RetryInfo.
     """
     GetJob: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.GetJobRequest, _fastlane_pb2.GetJobResponse]
-    """The job as it is now, with its newest execution. NOT_FOUND, JOB_NOT_FOUND: never was or was pruned."""
+    """The job as it is now, with its current execution. NOT_FOUND, JOB_NOT_FOUND: never was or was pruned."""
     ListJobs: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.ListJobsRequest, _fastlane_pb2.ListJobsResponse]
     """Jobs, newest first. An unknown task has no jobs: an empty page, not an error. INVALID_ARGUMENT, PAGE_TOKEN_INVALID."""
     StopJob: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.StopJobRequest, _fastlane_pb2.StopJobResponse]
-    """Ends the job: when this answers, its execution is stopping (signal, grace, kill) or, if it was still queued, is final. Stopping a job
-    that is stopping or final changes nothing and answers OK, but for one case: a second stop with a shorter grace shortens it. NOT_FOUND,
-    JOB_NOT_FOUND.
+    """Ends the job: when this answers, its execution is stopping (signal, grace, kill) or, if it was scheduled or queued, is final, and so is
+    the job. No execution follows it. Stopping a job that is stopping or final changes nothing and answers OK, but for one case: a second
+    stop with a shorter grace shortens it. NOT_FOUND, JOB_NOT_FOUND.
     """
 
 @_typing.type_check_only
@@ -98,13 +98,13 @@ class JobServiceAsyncStub(JobServiceStub):
     RetryInfo.
     """
     GetJob: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.GetJobRequest, _fastlane_pb2.GetJobResponse]  # type: ignore[assignment]
-    """The job as it is now, with its newest execution. NOT_FOUND, JOB_NOT_FOUND: never was or was pruned."""
+    """The job as it is now, with its current execution. NOT_FOUND, JOB_NOT_FOUND: never was or was pruned."""
     ListJobs: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.ListJobsRequest, _fastlane_pb2.ListJobsResponse]  # type: ignore[assignment]
     """Jobs, newest first. An unknown task has no jobs: an empty page, not an error. INVALID_ARGUMENT, PAGE_TOKEN_INVALID."""
     StopJob: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.StopJobRequest, _fastlane_pb2.StopJobResponse]  # type: ignore[assignment]
-    """Ends the job: when this answers, its execution is stopping (signal, grace, kill) or, if it was still queued, is final. Stopping a job
-    that is stopping or final changes nothing and answers OK, but for one case: a second stop with a shorter grace shortens it. NOT_FOUND,
-    JOB_NOT_FOUND.
+    """Ends the job: when this answers, its execution is stopping (signal, grace, kill) or, if it was scheduled or queued, is final, and so is
+    the job. No execution follows it. Stopping a job that is stopping or final changes nothing and answers OK, but for one case: a second
+    stop with a shorter grace shortens it. NOT_FOUND, JOB_NOT_FOUND.
     """
 
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -133,7 +133,7 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _fastlane_pb2.GetJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_fastlane_pb2.GetJobResponse, _abc.Awaitable[_fastlane_pb2.GetJobResponse]]:
-        """The job as it is now, with its newest execution. NOT_FOUND, JOB_NOT_FOUND: never was or was pruned."""
+        """The job as it is now, with its current execution. NOT_FOUND, JOB_NOT_FOUND: never was or was pruned."""
 
     @_abc_1.abstractmethod
     def ListJobs(
@@ -149,9 +149,9 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _fastlane_pb2.StopJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_fastlane_pb2.StopJobResponse, _abc.Awaitable[_fastlane_pb2.StopJobResponse]]:
-        """Ends the job: when this answers, its execution is stopping (signal, grace, kill) or, if it was still queued, is final. Stopping a job
-        that is stopping or final changes nothing and answers OK, but for one case: a second stop with a shorter grace shortens it. NOT_FOUND,
-        JOB_NOT_FOUND.
+        """Ends the job: when this answers, its execution is stopping (signal, grace, kill) or, if it was scheduled or queued, is final, and so is
+        the job. No execution follows it. Stopping a job that is stopping or final changes nothing and answers OK, but for one case: a second
+        stop with a shorter grace shortens it. NOT_FOUND, JOB_NOT_FOUND.
         """
 
 def add_JobServiceServicer_to_server(servicer: JobServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
@@ -168,7 +168,7 @@ class ExecutionServiceStub:
     ListExecutions: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.ListExecutionsRequest, _fastlane_pb2.ListExecutionsResponse]
     """Executions, newest first: of a job, of a task, or of all. INVALID_ARGUMENT, PAGE_TOKEN_INVALID."""
     StopExecution: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.StopExecutionRequest, _fastlane_pb2.StopExecutionResponse]
-    """Stops this execution, as StopJob stops a job's newest one. Stopping a final execution changes nothing: OK. NOT_FOUND,
+    """Stops this execution, as StopJob stops a job's current one. Stopping a final execution changes nothing: OK. NOT_FOUND,
     EXECUTION_NOT_FOUND.
     """
     StreamExecutionLogs: _grpc.UnaryStreamMultiCallable[_fastlane_pb2.StreamExecutionLogsRequest, _fastlane_pb2.StreamExecutionLogsResponse]
@@ -194,7 +194,7 @@ class ExecutionServiceAsyncStub(ExecutionServiceStub):
     ListExecutions: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.ListExecutionsRequest, _fastlane_pb2.ListExecutionsResponse]  # type: ignore[assignment]
     """Executions, newest first: of a job, of a task, or of all. INVALID_ARGUMENT, PAGE_TOKEN_INVALID."""
     StopExecution: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.StopExecutionRequest, _fastlane_pb2.StopExecutionResponse]  # type: ignore[assignment]
-    """Stops this execution, as StopJob stops a job's newest one. Stopping a final execution changes nothing: OK. NOT_FOUND,
+    """Stops this execution, as StopJob stops a job's current one. Stopping a final execution changes nothing: OK. NOT_FOUND,
     EXECUTION_NOT_FOUND.
     """
     StreamExecutionLogs: _aio.UnaryStreamMultiCallable[_fastlane_pb2.StreamExecutionLogsRequest, _fastlane_pb2.StreamExecutionLogsResponse]  # type: ignore[assignment]
@@ -235,7 +235,7 @@ class ExecutionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _fastlane_pb2.StopExecutionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_fastlane_pb2.StopExecutionResponse, _abc.Awaitable[_fastlane_pb2.StopExecutionResponse]]:
-        """Stops this execution, as StopJob stops a job's newest one. Stopping a final execution changes nothing: OK. NOT_FOUND,
+        """Stops this execution, as StopJob stops a job's current one. Stopping a final execution changes nothing: OK. NOT_FOUND,
         EXECUTION_NOT_FOUND.
         """
 

@@ -13,12 +13,16 @@
 //     plus BadRequest (at most 16 violations) and RetryInfo where they help. Nothing was written when an error is answered.
 //   * A request that carries fields this server does not know is refused (UNIMPLEMENTED, UNKNOWN_FIELD) by every call that writes: a limit
 //     that was asked for is never silently dropped. Readers must ignore fields, events and enum values they do not know.
-//   * An execution or a job is final exactly when its `outcome` is set. It went well exactly when `state` is STATE_SUCCEEDED. A state you do
+//   * An execution or a job is final exactly when its `outcome` is set; a job's is its own. It went well exactly when `state` is STATE_SUCCEEDED. A state you do
 //     not know, with an outcome, is a failure.
 //   * No answer is larger than 3 MiB (clients refuse 4 MiB by default): pages end early, log messages stay below 512 KiB.
 //   * Lists come in pages. A page may be shorter than asked for, even empty, while there are more: go on until `next_page_token` is empty.
 //     The work for a page is bounded, however much is kept and however little of it is looked for.
-//   * Values of environment variables whose name looks secret are answered as `***`; such a value is refused in a request.
+//   * Secrets are never answered: the value of an environment variable whose name is secret (PGPASS, API_KEY, GH_PAT; not MONKEY; the
+//     server's setting `secret_names` has the list), and the password of each URL (`scheme://user:password@host`) in envs, command, args,
+//     entrypoint, labels and messages, are answered as `***`. A request that holds such a `***` is refused. Metadata is answered as given.
+//   * What is said for people (details, notes, reasons of hosts, fastlane's own lines in a log) is one printable line each: line breaks,
+//     control characters and escape sequences of callers, engines and registries do not come through.
 //   * Only google/protobuf/*.proto is imported: copy this file and you have the API.
 //   * Numbers that are missing are free for what is to come. They are not `reserved`: that could never be taken back.
 
@@ -48,12 +52,15 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Where a job or an execution is in its life. A job has the state of its newest execution.
+// Where a job or an execution is in its life. A job that is not final has the state of its current execution. A final job has a state of
+// its own, which never changes.
 type State int32
 
 const (
 	// Never answered.
 	State_STATE_UNSPECIFIED State = 0
+	// Waits for its due time.
+	State_STATE_SCHEDULED State = 1
 	// Due, and waits for a place. `waiting` says for what.
 	State_STATE_QUEUED State = 2
 	// Has a place: the image is pulled, the container made.
@@ -70,6 +77,8 @@ const (
 	State_STATE_TIMED_OUT State = 8
 	// Final: a caller stopped it.
 	State_STATE_STOPPED State = 9
+	// Final: its `expire_time` passed before its container was started. No container of it ran.
+	State_STATE_EXPIRED State = 10
 	// Final: nobody knows how it ended, or whether it began. `outcome.reason` says why.
 	State_STATE_LOST State = 11
 )
@@ -78,6 +87,7 @@ const (
 var (
 	State_name = map[int32]string{
 		0:  "STATE_UNSPECIFIED",
+		1:  "STATE_SCHEDULED",
 		2:  "STATE_QUEUED",
 		3:  "STATE_PREPARING",
 		4:  "STATE_RUNNING",
@@ -86,10 +96,12 @@ var (
 		7:  "STATE_FAILED",
 		8:  "STATE_TIMED_OUT",
 		9:  "STATE_STOPPED",
+		10: "STATE_EXPIRED",
 		11: "STATE_LOST",
 	}
 	State_value = map[string]int32{
 		"STATE_UNSPECIFIED": 0,
+		"STATE_SCHEDULED":   1,
 		"STATE_QUEUED":      2,
 		"STATE_PREPARING":   3,
 		"STATE_RUNNING":     4,
@@ -98,6 +110,7 @@ var (
 		"STATE_FAILED":      7,
 		"STATE_TIMED_OUT":   8,
 		"STATE_STOPPED":     9,
+		"STATE_EXPIRED":     10,
 		"STATE_LOST":        11,
 	}
 )
@@ -232,23 +245,31 @@ type WaitReason int32
 const (
 	// It does not wait.
 	WaitReason_WAIT_REASON_UNSPECIFIED WaitReason = 0
+	// Its due time has not come; `due_time` says when it does.
+	WaitReason_WAIT_REASON_NOT_DUE WaitReason = 1
 	// Every place of the server or of its hosts is taken.
 	WaitReason_WAIT_REASON_NO_FREE_PLACE WaitReason = 2
 	// No host that may run it answers.
 	WaitReason_WAIT_REASON_HOST_DOWN WaitReason = 4
+	// It has a place, and the server's disk has no room, or no inodes, for the record of its output. It goes on when there is some.
+	WaitReason_WAIT_REASON_DISK_FULL WaitReason = 5
 )
 
 // Enum value maps for WaitReason.
 var (
 	WaitReason_name = map[int32]string{
 		0: "WAIT_REASON_UNSPECIFIED",
+		1: "WAIT_REASON_NOT_DUE",
 		2: "WAIT_REASON_NO_FREE_PLACE",
 		4: "WAIT_REASON_HOST_DOWN",
+		5: "WAIT_REASON_DISK_FULL",
 	}
 	WaitReason_value = map[string]int32{
 		"WAIT_REASON_UNSPECIFIED":   0,
+		"WAIT_REASON_NOT_DUE":       1,
 		"WAIT_REASON_NO_FREE_PLACE": 2,
 		"WAIT_REASON_HOST_DOWN":     4,
+		"WAIT_REASON_DISK_FULL":     5,
 	}
 )
 
@@ -363,7 +384,7 @@ const (
 	ErrorReason_ERROR_REASON_EXECUTION_NOT_FOUND ErrorReason = 10
 	// ALREADY_EXISTS: this request_id came with another request before (metadata: job_id).
 	ErrorReason_ERROR_REASON_REQUEST_ID_REUSED ErrorReason = 12
-	// RESOURCE_EXHAUSTED, RetryInfo: as many executions wait as the server allows (metadata: limit).
+	// RESOURCE_EXHAUSTED, RetryInfo: as many executions are scheduled or queued as the server allows (metadata: limit).
 	ErrorReason_ERROR_REASON_QUEUE_FULL ErrorReason = 15
 	// RESOURCE_EXHAUSTED, RetryInfo: the data directory has too little room for new jobs. Nothing was kept.
 	ErrorReason_ERROR_REASON_DISK_FULL ErrorReason = 16
@@ -681,7 +702,7 @@ type JobSpec struct {
 	Command string `protobuf:"bytes,2,opt,name=command,proto3" json:"command,omitempty"`
 	// Further words, taken as they are, after those of `command`. A program that knows its words gives only these.
 	Args []string `protobuf:"bytes,3,rep,name=args,proto3" json:"args,omitempty"`
-	// Environment variables.
+	// Environment variables. Values of secret ones are answered as `***`.
 	Envs map[string]string `protobuf:"bytes,4,rep,name=envs,proto3" json:"envs,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// In place of the image's entrypoint. Empty: the image's; one empty string: none. When set, the image's own command does not apply.
 	Entrypoint []string `protobuf:"bytes,5,rep,name=entrypoint,proto3" json:"entrypoint,omitempty"`
@@ -704,12 +725,24 @@ type JobSpec struct {
 	StopSignal string `protobuf:"bytes,13,opt,name=stop_signal,json=stopSignal,proto3" json:"stop_signal,omitempty"`
 	// Time between that signal and SIGKILL. Unset: 10 s. Zero: kill at once.
 	StopGrace *durationpb.Duration `protobuf:"bytes,14,opt,name=stop_grace,json=stopGrace,proto3" json:"stop_grace,omitempty"`
-	// Higher goes first within the queue; -100 to 100. Equal: tasks take turns; within a task, first come, first served.
+	// Higher goes first within the queue; -100 to 100. Equal: tasks take turns; within a task the execution that was due first goes first.
+	// Without a start time a job is due when it is enqueued.
 	Priority int32 `protobuf:"varint,15,opt,name=priority,proto3" json:"priority,omitempty"`
-	// To find jobs by; at most 64, each at most 63 and 256 characters. On the container too.
+	// To find jobs by; at most 64, each at most 63 and 256 characters. On the container too. Not for secrets: a filter of ListJobs tells
+	// whether a guess at a value is right.
 	Labels map[string]string `protobuf:"bytes,16,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
 	// Anything the caller wants to find again, at most 64 KiB and nested 16 deep. Kept as JSON: integers beyond 2^53 lose digits.
-	Metadata      *structpb.Struct `protobuf:"bytes,17,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	Metadata *structpb.Struct `protobuf:"bytes,17,opt,name=metadata,proto3" json:"metadata,omitempty"`
+	// Start this long after the enqueue, at most 3 653 days. A call that is repeated with its `request_id` changes nothing: the first one
+	// counts. At most one of `start_in` and `start_at` may be set; neither: start now. (Not a oneof: where two are given, the last one would
+	// win in silence.)
+	StartIn *durationpb.Duration `protobuf:"bytes,18,opt,name=start_in,json=startIn,proto3" json:"start_in,omitempty"`
+	// Start at this time, at most 3 653 days from now. A time that has passed means now.
+	StartAt *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=start_at,json=startAt,proto3" json:"start_at,omitempty"`
+	// Do not start a container after this time, at most 3 653 days from now. An execution that has not started by then ends as
+	// STATE_EXPIRED, whatever it waited for. A time that has passed is not refused: the job ends as STATE_EXPIRED at once. Refused if it is
+	// before `start_at`.
+	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,21,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -859,6 +892,27 @@ func (x *JobSpec) GetLabels() map[string]string {
 func (x *JobSpec) GetMetadata() *structpb.Struct {
 	if x != nil {
 		return x.Metadata
+	}
+	return nil
+}
+
+func (x *JobSpec) GetStartIn() *durationpb.Duration {
+	if x != nil {
+		return x.StartIn
+	}
+	return nil
+}
+
+func (x *JobSpec) GetStartAt() *timestamppb.Timestamp {
+	if x != nil {
+		return x.StartAt
+	}
+	return nil
+}
+
+func (x *JobSpec) GetExpireTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.ExpireTime
 	}
 	return nil
 }
@@ -1018,17 +1072,17 @@ type Job struct {
 	TaskId string `protobuf:"bytes,2,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
 	// What the caller asked for, defaults not filled in, secret-looking values as `***`. Left out of lists unless asked for.
 	Spec *JobSpec `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`
-	// Where it is.
+	// Where it is: its own state, see State.
 	State State `protobuf:"varint,4,opt,name=state,proto3,enum=fastlane.v1.State" json:"state,omitempty"`
-	// Set exactly when it is final: the outcome of the execution that settled it.
+	// Set exactly when the job is final: the outcome of the execution that settled it.
 	Outcome *Outcome `protobuf:"bytes,5,opt,name=outcome,proto3" json:"outcome,omitempty"`
-	// Its newest execution. Never unset: a job has its first execution from the moment it exists.
+	// Its current execution: the newest one. Never unset: a job has its first execution from the moment it exists, however late that is due.
 	Execution *Execution `protobuf:"bytes,6,opt,name=execution,proto3" json:"execution,omitempty"`
 	// How many executions it has had, this one included.
 	Executions int32 `protobuf:"varint,7,opt,name=executions,proto3" json:"executions,omitempty"`
 	// When it was put in.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
-	// When it became final.
+	// When the job became final.
 	EndTime *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
 	// The caller's request_id, if there was one.
 	RequestId string `protobuf:"bytes,10,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
@@ -1310,7 +1364,9 @@ type Waiting struct {
 	SinceTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since_time,json=sinceTime,proto3" json:"since_time,omitempty"`
 	// How many of its own task and priority go before it; counted up to 1 000. Other tasks take turns with its own. Counted for GetJob,
 	// GetExecution and StreamExecutionLogs; elsewhere, as in lists, 0.
-	Ahead         int32 `protobuf:"varint,4,opt,name=ahead,proto3" json:"ahead,omitempty"`
+	Ahead int32 `protobuf:"varint,4,opt,name=ahead,proto3" json:"ahead,omitempty"`
+	// Until when it waits at least. Set with WAIT_REASON_NOT_DUE.
+	DueTime       *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=due_time,json=dueTime,proto3" json:"due_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -1371,6 +1427,13 @@ func (x *Waiting) GetAhead() int32 {
 		return x.Ahead
 	}
 	return 0
+}
+
+func (x *Waiting) GetDueTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.DueTime
+	}
+	return nil
 }
 
 // How an execution ended.
@@ -2205,7 +2268,7 @@ type LogEnd struct {
 	// What the log holds, one for each source that wrote, whichever were asked for. Empty unless sealed.
 	Totals []*LogTotals `protobuf:"bytes,4,rep,name=totals,proto3" json:"totals,omitempty"`
 	// What a program that stands for this execution should exit with. 0 exactly when the state is SUCCEEDED; the container's exit code where it
-	// FAILED with one; 124 TIMED_OUT; 130 STOPPED; 125 where no container could be run or it is LOST; 75 not sealed. Use this and not
+	// FAILED with one; 124 TIMED_OUT; 130 STOPPED; 125 where no container could be run, EXPIRED or LOST; 75 not sealed. Use this and not
 	// `outcome.exit_code`: that reads as 0 in most languages where it is unset, and a container told to stop may well exit with 0.
 	ExitStatus    int32 `protobuf:"varint,5,opt,name=exit_status,json=exitStatus,proto3" json:"exit_status,omitempty"`
 	unknownFields protoimpl.UnknownFields
@@ -2284,7 +2347,9 @@ type EnqueueJobRequest struct {
 	TaskId string `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
 	// Required. At most 2 MiB in all, with at most 10 000 entries in each of `args`, `entrypoint` and `envs`.
 	Spec *JobSpec `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`
-	// Makes the call safe to repeat: any string up to 128 characters, unique within the task, good for as long as the job is kept.
+	// Makes the call safe to repeat: any string up to 128 characters, unique within the task, good for as long as the job is kept. The same
+	// request has the same task, and the same spec with `***` in place of secrets: a request that is sent again with a new password is
+	// answered with the job of the old password. Use another id for another secret.
 	RequestId string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// Check everything, write nothing, answer what would be kept, without ids.
 	ValidateOnly  bool `protobuf:"varint,4,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
@@ -2675,8 +2740,8 @@ type StopJobRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required.
 	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
-	// Why and by whom, for the record; at most 256 characters. It is in `outcome.detail` and, unless the execution was still queued, in the
-	// system lines of the log.
+	// Why and by whom, for the record; one line of at most 256 characters, without control characters. It is in `outcome.detail` and, unless
+	// the execution was still queued, in the system lines of the log.
 	Note string `protobuf:"bytes,2,opt,name=note,proto3" json:"note,omitempty"`
 	// In place of the job's stop_grace. Zero: kill at once.
 	Grace         *durationpb.Duration `protobuf:"bytes,3,opt,name=grace,proto3" json:"grace,omitempty"`
@@ -3481,7 +3546,7 @@ type GetServerInfoResponse struct {
 	MaxLogBytes int64 `protobuf:"varint,8,opt,name=max_log_bytes,json=maxLogBytes,proto3" json:"max_log_bytes,omitempty"`
 	// Largest request.
 	MaxRequestBytes int64 `protobuf:"varint,9,opt,name=max_request_bytes,json=maxRequestBytes,proto3" json:"max_request_bytes,omitempty"`
-	// Executions that may wait at a time; with more an enqueue is refused, QUEUE_FULL.
+	// Executions that may be scheduled or queued at a time; with more an enqueue is refused, QUEUE_FULL.
 	MaxWaiting int64 `protobuf:"varint,10,opt,name=max_waiting,json=maxWaiting,proto3" json:"max_waiting,omitempty"`
 	// Log streams that may be open at a time.
 	MaxStreams int32 `protobuf:"varint,11,opt,name=max_streams,json=maxStreams,proto3" json:"max_streams,omitempty"`
@@ -3765,7 +3830,7 @@ type Execution_Times struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The execution was made.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
-	// It may start from here on.
+	// It may start from here on: until then it is STATE_SCHEDULED.
 	DueTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=due_time,json=dueTime,proto3" json:"due_time,omitempty"`
 	// It got a place.
 	ClaimTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=claim_time,json=claimTime,proto3" json:"claim_time,omitempty"`
@@ -3900,7 +3965,7 @@ var File_fastlane_v1_fastlane_proto protoreflect.FileDescriptor
 
 const file_fastlane_v1_fastlane_proto_rawDesc = "" +
 	"\n" +
-	"\x1afastlane/v1/fastlane.proto\x12\vfastlane.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x87\a\n" +
+	"\x1afastlane/v1/fastlane.proto\x12\vfastlane.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb1\b\n" +
 	"\aJobSpec\x12\x14\n" +
 	"\x05image\x18\x01 \x01(\tR\x05image\x12\x18\n" +
 	"\acommand\x18\x02 \x01(\tR\acommand\x12\x12\n" +
@@ -3925,7 +3990,11 @@ const file_fastlane_v1_fastlane_proto_rawDesc = "" +
 	"stop_grace\x18\x0e \x01(\v2\x19.google.protobuf.DurationR\tstopGrace\x12\x1a\n" +
 	"\bpriority\x18\x0f \x01(\x05R\bpriority\x128\n" +
 	"\x06labels\x18\x10 \x03(\v2 .fastlane.v1.JobSpec.LabelsEntryR\x06labels\x123\n" +
-	"\bmetadata\x18\x11 \x01(\v2\x17.google.protobuf.StructR\bmetadata\x1a7\n" +
+	"\bmetadata\x18\x11 \x01(\v2\x17.google.protobuf.StructR\bmetadata\x124\n" +
+	"\bstart_in\x18\x12 \x01(\v2\x19.google.protobuf.DurationR\astartIn\x125\n" +
+	"\bstart_at\x18\x13 \x01(\v2\x1a.google.protobuf.TimestampR\astartAt\x12;\n" +
+	"\vexpire_time\x18\x15 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"expireTime\x1a7\n" +
 	"\tEnvsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
@@ -3997,13 +4066,14 @@ const file_fastlane_v1_fastlane_proto_rawDesc = "" +
 	"\bend_time\x18\n" +
 	" \x01(\v2\x1a.google.protobuf.TimestampR\aendTime\x129\n" +
 	"\n" +
-	"prune_time\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\tpruneTime\"\xa3\x01\n" +
+	"prune_time\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\tpruneTime\"\xda\x01\n" +
 	"\aWaiting\x12/\n" +
 	"\x06reason\x18\x01 \x01(\x0e2\x17.fastlane.v1.WaitReasonR\x06reason\x12\x16\n" +
 	"\x06detail\x18\x02 \x01(\tR\x06detail\x129\n" +
 	"\n" +
 	"since_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\tsinceTime\x12\x14\n" +
-	"\x05ahead\x18\x04 \x01(\x05R\x05ahead\"\xc3\x01\n" +
+	"\x05ahead\x18\x04 \x01(\x05R\x05ahead\x125\n" +
+	"\bdue_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\adueTime\"\xc3\x01\n" +
 	"\aOutcome\x12+\n" +
 	"\x06reason\x18\x01 \x01(\x0e2\x13.fastlane.v1.ReasonR\x06reason\x12\x16\n" +
 	"\x06detail\x18\x02 \x01(\tR\x06detail\x12 \n" +
@@ -4201,9 +4271,10 @@ const file_fastlane_v1_fastlane_proto_rawDesc = "" +
 	"\x04jobs\x18\x01 \x01(\x03R\x04jobs\x12\x12\n" +
 	"\x04logs\x18\x02 \x01(\x03R\x04logs\x12\x14\n" +
 	"\x05bytes\x18\x03 \x01(\x03R\x05bytes\x12\x12\n" +
-	"\x04more\x18\x04 \x01(\bR\x04more*\xcb\x01\n" +
+	"\x04more\x18\x04 \x01(\bR\x04more*\xf3\x01\n" +
 	"\x05State\x12\x15\n" +
-	"\x11STATE_UNSPECIFIED\x10\x00\x12\x10\n" +
+	"\x11STATE_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fSTATE_SCHEDULED\x10\x01\x12\x10\n" +
 	"\fSTATE_QUEUED\x10\x02\x12\x13\n" +
 	"\x0fSTATE_PREPARING\x10\x03\x12\x11\n" +
 	"\rSTATE_RUNNING\x10\x04\x12\x12\n" +
@@ -4211,7 +4282,9 @@ const file_fastlane_v1_fastlane_proto_rawDesc = "" +
 	"\x0fSTATE_SUCCEEDED\x10\x06\x12\x10\n" +
 	"\fSTATE_FAILED\x10\a\x12\x13\n" +
 	"\x0fSTATE_TIMED_OUT\x10\b\x12\x11\n" +
-	"\rSTATE_STOPPED\x10\t\x12\x0e\n" +
+	"\rSTATE_STOPPED\x10\t\x12\x11\n" +
+	"\rSTATE_EXPIRED\x10\n" +
+	"\x12\x0e\n" +
 	"\n" +
 	"STATE_LOST\x10\v*\x89\x03\n" +
 	"\x06Reason\x12\x16\n" +
@@ -4229,12 +4302,14 @@ const file_fastlane_v1_fastlane_proto_rawDesc = "" +
 	"\x12\x14\n" +
 	"\x10REASON_HOST_GONE\x10\v\x12\x18\n" +
 	"\x14REASON_START_UNKNOWN\x10\f\x12\x1f\n" +
-	"\x1bREASON_REGISTRY_UNAVAILABLE\x10\r*c\n" +
+	"\x1bREASON_REGISTRY_UNAVAILABLE\x10\r*\x97\x01\n" +
 	"\n" +
 	"WaitReason\x12\x1b\n" +
-	"\x17WAIT_REASON_UNSPECIFIED\x10\x00\x12\x1d\n" +
+	"\x17WAIT_REASON_UNSPECIFIED\x10\x00\x12\x17\n" +
+	"\x13WAIT_REASON_NOT_DUE\x10\x01\x12\x1d\n" +
 	"\x19WAIT_REASON_NO_FREE_PLACE\x10\x02\x12\x19\n" +
-	"\x15WAIT_REASON_HOST_DOWN\x10\x04*Y\n" +
+	"\x15WAIT_REASON_HOST_DOWN\x10\x04\x12\x19\n" +
+	"\x15WAIT_REASON_DISK_FULL\x10\x05*Y\n" +
 	"\x06Source\x12\x16\n" +
 	"\x12SOURCE_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rSOURCE_STDOUT\x10\x01\x12\x11\n" +
@@ -4258,26 +4333,26 @@ const file_fastlane_v1_fastlane_proto_rawDesc = "" +
 	"\x1dERROR_REASON_TOO_MANY_STREAMS\x10\x11\x12 \n" +
 	"\x1cERROR_REASON_SERVER_STOPPING\x10\x12\x12\x17\n" +
 	"\x13ERROR_REASON_DEFECT\x10\x13\x12\x1d\n" +
-	"\x19ERROR_REASON_STORE_FAILED\x10\x142\xad\x02\n" +
+	"\x19ERROR_REASON_STORE_FAILED\x10\x142\xb7\x02\n" +
 	"\n" +
 	"JobService\x12M\n" +
 	"\n" +
-	"EnqueueJob\x12\x1e.fastlane.v1.EnqueueJobRequest\x1a\x1f.fastlane.v1.EnqueueJobResponse\x12A\n" +
-	"\x06GetJob\x12\x1a.fastlane.v1.GetJobRequest\x1a\x1b.fastlane.v1.GetJobResponse\x12G\n" +
-	"\bListJobs\x12\x1c.fastlane.v1.ListJobsRequest\x1a\x1d.fastlane.v1.ListJobsResponse\x12D\n" +
-	"\aStopJob\x12\x1b.fastlane.v1.StopJobRequest\x1a\x1c.fastlane.v1.StopJobResponse2\x86\x03\n" +
-	"\x10ExecutionService\x12S\n" +
-	"\fGetExecution\x12 .fastlane.v1.GetExecutionRequest\x1a!.fastlane.v1.GetExecutionResponse\x12Y\n" +
-	"\x0eListExecutions\x12\".fastlane.v1.ListExecutionsRequest\x1a#.fastlane.v1.ListExecutionsResponse\x12V\n" +
-	"\rStopExecution\x12!.fastlane.v1.StopExecutionRequest\x1a\".fastlane.v1.StopExecutionResponse\x12j\n" +
-	"\x13StreamExecutionLogs\x12'.fastlane.v1.StreamExecutionLogsRequest\x1a(.fastlane.v1.StreamExecutionLogsResponse0\x012\x9f\x01\n" +
-	"\vTaskService\x12D\n" +
-	"\aGetTask\x12\x1b.fastlane.v1.GetTaskRequest\x1a\x1c.fastlane.v1.GetTaskResponse\x12J\n" +
-	"\tListTasks\x12\x1d.fastlane.v1.ListTasksRequest\x1a\x1e.fastlane.v1.ListTasksResponse2Y\n" +
-	"\vHostService\x12J\n" +
-	"\tListHosts\x12\x1d.fastlane.v1.ListHostsRequest\x1a\x1e.fastlane.v1.ListHostsResponse2\xa7\x01\n" +
-	"\rServerService\x12V\n" +
-	"\rGetServerInfo\x12!.fastlane.v1.GetServerInfoRequest\x1a\".fastlane.v1.GetServerInfoResponse\x12>\n" +
+	"EnqueueJob\x12\x1e.fastlane.v1.EnqueueJobRequest\x1a\x1f.fastlane.v1.EnqueueJobResponse\x12F\n" +
+	"\x06GetJob\x12\x1a.fastlane.v1.GetJobRequest\x1a\x1b.fastlane.v1.GetJobResponse\"\x03\x90\x02\x01\x12L\n" +
+	"\bListJobs\x12\x1c.fastlane.v1.ListJobsRequest\x1a\x1d.fastlane.v1.ListJobsResponse\"\x03\x90\x02\x01\x12D\n" +
+	"\aStopJob\x12\x1b.fastlane.v1.StopJobRequest\x1a\x1c.fastlane.v1.StopJobResponse2\x95\x03\n" +
+	"\x10ExecutionService\x12X\n" +
+	"\fGetExecution\x12 .fastlane.v1.GetExecutionRequest\x1a!.fastlane.v1.GetExecutionResponse\"\x03\x90\x02\x01\x12^\n" +
+	"\x0eListExecutions\x12\".fastlane.v1.ListExecutionsRequest\x1a#.fastlane.v1.ListExecutionsResponse\"\x03\x90\x02\x01\x12V\n" +
+	"\rStopExecution\x12!.fastlane.v1.StopExecutionRequest\x1a\".fastlane.v1.StopExecutionResponse\x12o\n" +
+	"\x13StreamExecutionLogs\x12'.fastlane.v1.StreamExecutionLogsRequest\x1a(.fastlane.v1.StreamExecutionLogsResponse\"\x03\x90\x02\x010\x012\xa9\x01\n" +
+	"\vTaskService\x12I\n" +
+	"\aGetTask\x12\x1b.fastlane.v1.GetTaskRequest\x1a\x1c.fastlane.v1.GetTaskResponse\"\x03\x90\x02\x01\x12O\n" +
+	"\tListTasks\x12\x1d.fastlane.v1.ListTasksRequest\x1a\x1e.fastlane.v1.ListTasksResponse\"\x03\x90\x02\x012^\n" +
+	"\vHostService\x12O\n" +
+	"\tListHosts\x12\x1d.fastlane.v1.ListHostsRequest\x1a\x1e.fastlane.v1.ListHostsResponse\"\x03\x90\x02\x012\xac\x01\n" +
+	"\rServerService\x12[\n" +
+	"\rGetServerInfo\x12!.fastlane.v1.GetServerInfoRequest\x1a\".fastlane.v1.GetServerInfoResponse\"\x03\x90\x02\x01\x12>\n" +
 	"\x05Prune\x12\x19.fastlane.v1.PruneRequest\x1a\x1a.fastlane.v1.PruneResponseB8\n" +
 	"\x0eio.fastlane.v1P\x01Z\x16fastlane/v1;fastlanev1\xaa\x02\vFastlane.V1b\x06proto3"
 
@@ -4361,112 +4436,116 @@ var file_fastlane_v1_fastlane_proto_depIdxs = []int32{
 	53, // 4: fastlane.v1.JobSpec.stop_grace:type_name -> google.protobuf.Duration
 	50, // 5: fastlane.v1.JobSpec.labels:type_name -> fastlane.v1.JobSpec.LabelsEntry
 	54, // 6: fastlane.v1.JobSpec.metadata:type_name -> google.protobuf.Struct
-	55, // 7: fastlane.v1.Task.create_time:type_name -> google.protobuf.Timestamp
-	55, // 8: fastlane.v1.Task.last_enqueue_time:type_name -> google.protobuf.Timestamp
-	9,  // 9: fastlane.v1.Job.spec:type_name -> fastlane.v1.JobSpec
-	0,  // 10: fastlane.v1.Job.state:type_name -> fastlane.v1.State
-	15, // 11: fastlane.v1.Job.outcome:type_name -> fastlane.v1.Outcome
-	13, // 12: fastlane.v1.Job.execution:type_name -> fastlane.v1.Execution
-	55, // 13: fastlane.v1.Job.create_time:type_name -> google.protobuf.Timestamp
-	55, // 14: fastlane.v1.Job.end_time:type_name -> google.protobuf.Timestamp
-	0,  // 15: fastlane.v1.Execution.state:type_name -> fastlane.v1.State
-	14, // 16: fastlane.v1.Execution.waiting:type_name -> fastlane.v1.Waiting
-	15, // 17: fastlane.v1.Execution.outcome:type_name -> fastlane.v1.Outcome
-	51, // 18: fastlane.v1.Execution.times:type_name -> fastlane.v1.Execution.Times
-	16, // 19: fastlane.v1.Execution.logs:type_name -> fastlane.v1.LogTotals
-	2,  // 20: fastlane.v1.Waiting.reason:type_name -> fastlane.v1.WaitReason
-	55, // 21: fastlane.v1.Waiting.since_time:type_name -> google.protobuf.Timestamp
-	1,  // 22: fastlane.v1.Outcome.reason:type_name -> fastlane.v1.Reason
-	3,  // 23: fastlane.v1.LogTotals.source:type_name -> fastlane.v1.Source
-	6,  // 24: fastlane.v1.Host.availability:type_name -> fastlane.v1.Host.Availability
-	55, // 25: fastlane.v1.Host.last_error_time:type_name -> google.protobuf.Timestamp
-	7,  // 26: fastlane.v1.Host.capture:type_name -> fastlane.v1.Host.Capture
-	55, // 27: fastlane.v1.StreamExecutionLogsRequest.since_time:type_name -> google.protobuf.Timestamp
-	3,  // 28: fastlane.v1.StreamExecutionLogsRequest.sources:type_name -> fastlane.v1.Source
-	53, // 29: fastlane.v1.StreamExecutionLogsRequest.heartbeat_interval:type_name -> google.protobuf.Duration
-	20, // 30: fastlane.v1.StreamExecutionLogsResponse.chunks:type_name -> fastlane.v1.LogChunk
-	21, // 31: fastlane.v1.StreamExecutionLogsResponse.gap:type_name -> fastlane.v1.LogGap
-	22, // 32: fastlane.v1.StreamExecutionLogsResponse.heartbeat:type_name -> fastlane.v1.LogHeartbeat
-	23, // 33: fastlane.v1.StreamExecutionLogsResponse.state:type_name -> fastlane.v1.LogState
-	24, // 34: fastlane.v1.StreamExecutionLogsResponse.end:type_name -> fastlane.v1.LogEnd
-	3,  // 35: fastlane.v1.LogChunk.source:type_name -> fastlane.v1.Source
-	55, // 36: fastlane.v1.LogChunk.time:type_name -> google.protobuf.Timestamp
-	3,  // 37: fastlane.v1.LogGap.source:type_name -> fastlane.v1.Source
-	8,  // 38: fastlane.v1.LogGap.cause:type_name -> fastlane.v1.LogGap.Cause
-	55, // 39: fastlane.v1.LogHeartbeat.time:type_name -> google.protobuf.Timestamp
-	0,  // 40: fastlane.v1.LogState.state:type_name -> fastlane.v1.State
-	14, // 41: fastlane.v1.LogState.waiting:type_name -> fastlane.v1.Waiting
-	55, // 42: fastlane.v1.LogState.time:type_name -> google.protobuf.Timestamp
-	0,  // 43: fastlane.v1.LogEnd.state:type_name -> fastlane.v1.State
-	15, // 44: fastlane.v1.LogEnd.outcome:type_name -> fastlane.v1.Outcome
-	16, // 45: fastlane.v1.LogEnd.totals:type_name -> fastlane.v1.LogTotals
-	9,  // 46: fastlane.v1.EnqueueJobRequest.spec:type_name -> fastlane.v1.JobSpec
-	12, // 47: fastlane.v1.EnqueueJobResponse.job:type_name -> fastlane.v1.Job
-	12, // 48: fastlane.v1.GetJobResponse.job:type_name -> fastlane.v1.Job
-	0,  // 49: fastlane.v1.ListJobsRequest.states:type_name -> fastlane.v1.State
-	52, // 50: fastlane.v1.ListJobsRequest.labels:type_name -> fastlane.v1.ListJobsRequest.LabelsEntry
-	55, // 51: fastlane.v1.ListJobsRequest.since_time:type_name -> google.protobuf.Timestamp
-	55, // 52: fastlane.v1.ListJobsRequest.until_time:type_name -> google.protobuf.Timestamp
-	12, // 53: fastlane.v1.ListJobsResponse.jobs:type_name -> fastlane.v1.Job
-	53, // 54: fastlane.v1.StopJobRequest.grace:type_name -> google.protobuf.Duration
-	12, // 55: fastlane.v1.StopJobResponse.job:type_name -> fastlane.v1.Job
-	13, // 56: fastlane.v1.GetExecutionResponse.execution:type_name -> fastlane.v1.Execution
-	0,  // 57: fastlane.v1.ListExecutionsRequest.states:type_name -> fastlane.v1.State
-	13, // 58: fastlane.v1.ListExecutionsResponse.executions:type_name -> fastlane.v1.Execution
-	53, // 59: fastlane.v1.StopExecutionRequest.grace:type_name -> google.protobuf.Duration
-	13, // 60: fastlane.v1.StopExecutionResponse.execution:type_name -> fastlane.v1.Execution
-	11, // 61: fastlane.v1.GetTaskResponse.task:type_name -> fastlane.v1.Task
-	11, // 62: fastlane.v1.ListTasksResponse.tasks:type_name -> fastlane.v1.Task
-	17, // 63: fastlane.v1.ListHostsResponse.hosts:type_name -> fastlane.v1.Host
-	55, // 64: fastlane.v1.GetServerInfoResponse.start_time:type_name -> google.protobuf.Timestamp
-	55, // 65: fastlane.v1.GetServerInfoResponse.time:type_name -> google.protobuf.Timestamp
-	53, // 66: fastlane.v1.GetServerInfoResponse.max_timeout:type_name -> google.protobuf.Duration
-	53, // 67: fastlane.v1.GetServerInfoResponse.default_timeout:type_name -> google.protobuf.Duration
-	53, // 68: fastlane.v1.GetServerInfoResponse.keep_logs:type_name -> google.protobuf.Duration
-	53, // 69: fastlane.v1.GetServerInfoResponse.keep_jobs:type_name -> google.protobuf.Duration
-	53, // 70: fastlane.v1.PruneRequest.older_than:type_name -> google.protobuf.Duration
-	55, // 71: fastlane.v1.Execution.Times.create_time:type_name -> google.protobuf.Timestamp
-	55, // 72: fastlane.v1.Execution.Times.due_time:type_name -> google.protobuf.Timestamp
-	55, // 73: fastlane.v1.Execution.Times.claim_time:type_name -> google.protobuf.Timestamp
-	55, // 74: fastlane.v1.Execution.Times.pull_time:type_name -> google.protobuf.Timestamp
-	55, // 75: fastlane.v1.Execution.Times.container_time:type_name -> google.protobuf.Timestamp
-	55, // 76: fastlane.v1.Execution.Times.start_time:type_name -> google.protobuf.Timestamp
-	55, // 77: fastlane.v1.Execution.Times.first_byte_time:type_name -> google.protobuf.Timestamp
-	55, // 78: fastlane.v1.Execution.Times.exit_time:type_name -> google.protobuf.Timestamp
-	55, // 79: fastlane.v1.Execution.Times.seal_time:type_name -> google.protobuf.Timestamp
-	55, // 80: fastlane.v1.Execution.Times.end_time:type_name -> google.protobuf.Timestamp
-	55, // 81: fastlane.v1.Execution.Times.prune_time:type_name -> google.protobuf.Timestamp
-	25, // 82: fastlane.v1.JobService.EnqueueJob:input_type -> fastlane.v1.EnqueueJobRequest
-	27, // 83: fastlane.v1.JobService.GetJob:input_type -> fastlane.v1.GetJobRequest
-	29, // 84: fastlane.v1.JobService.ListJobs:input_type -> fastlane.v1.ListJobsRequest
-	31, // 85: fastlane.v1.JobService.StopJob:input_type -> fastlane.v1.StopJobRequest
-	33, // 86: fastlane.v1.ExecutionService.GetExecution:input_type -> fastlane.v1.GetExecutionRequest
-	35, // 87: fastlane.v1.ExecutionService.ListExecutions:input_type -> fastlane.v1.ListExecutionsRequest
-	37, // 88: fastlane.v1.ExecutionService.StopExecution:input_type -> fastlane.v1.StopExecutionRequest
-	18, // 89: fastlane.v1.ExecutionService.StreamExecutionLogs:input_type -> fastlane.v1.StreamExecutionLogsRequest
-	39, // 90: fastlane.v1.TaskService.GetTask:input_type -> fastlane.v1.GetTaskRequest
-	41, // 91: fastlane.v1.TaskService.ListTasks:input_type -> fastlane.v1.ListTasksRequest
-	43, // 92: fastlane.v1.HostService.ListHosts:input_type -> fastlane.v1.ListHostsRequest
-	45, // 93: fastlane.v1.ServerService.GetServerInfo:input_type -> fastlane.v1.GetServerInfoRequest
-	47, // 94: fastlane.v1.ServerService.Prune:input_type -> fastlane.v1.PruneRequest
-	26, // 95: fastlane.v1.JobService.EnqueueJob:output_type -> fastlane.v1.EnqueueJobResponse
-	28, // 96: fastlane.v1.JobService.GetJob:output_type -> fastlane.v1.GetJobResponse
-	30, // 97: fastlane.v1.JobService.ListJobs:output_type -> fastlane.v1.ListJobsResponse
-	32, // 98: fastlane.v1.JobService.StopJob:output_type -> fastlane.v1.StopJobResponse
-	34, // 99: fastlane.v1.ExecutionService.GetExecution:output_type -> fastlane.v1.GetExecutionResponse
-	36, // 100: fastlane.v1.ExecutionService.ListExecutions:output_type -> fastlane.v1.ListExecutionsResponse
-	38, // 101: fastlane.v1.ExecutionService.StopExecution:output_type -> fastlane.v1.StopExecutionResponse
-	19, // 102: fastlane.v1.ExecutionService.StreamExecutionLogs:output_type -> fastlane.v1.StreamExecutionLogsResponse
-	40, // 103: fastlane.v1.TaskService.GetTask:output_type -> fastlane.v1.GetTaskResponse
-	42, // 104: fastlane.v1.TaskService.ListTasks:output_type -> fastlane.v1.ListTasksResponse
-	44, // 105: fastlane.v1.HostService.ListHosts:output_type -> fastlane.v1.ListHostsResponse
-	46, // 106: fastlane.v1.ServerService.GetServerInfo:output_type -> fastlane.v1.GetServerInfoResponse
-	48, // 107: fastlane.v1.ServerService.Prune:output_type -> fastlane.v1.PruneResponse
-	95, // [95:108] is the sub-list for method output_type
-	82, // [82:95] is the sub-list for method input_type
-	82, // [82:82] is the sub-list for extension type_name
-	82, // [82:82] is the sub-list for extension extendee
-	0,  // [0:82] is the sub-list for field type_name
+	53, // 7: fastlane.v1.JobSpec.start_in:type_name -> google.protobuf.Duration
+	55, // 8: fastlane.v1.JobSpec.start_at:type_name -> google.protobuf.Timestamp
+	55, // 9: fastlane.v1.JobSpec.expire_time:type_name -> google.protobuf.Timestamp
+	55, // 10: fastlane.v1.Task.create_time:type_name -> google.protobuf.Timestamp
+	55, // 11: fastlane.v1.Task.last_enqueue_time:type_name -> google.protobuf.Timestamp
+	9,  // 12: fastlane.v1.Job.spec:type_name -> fastlane.v1.JobSpec
+	0,  // 13: fastlane.v1.Job.state:type_name -> fastlane.v1.State
+	15, // 14: fastlane.v1.Job.outcome:type_name -> fastlane.v1.Outcome
+	13, // 15: fastlane.v1.Job.execution:type_name -> fastlane.v1.Execution
+	55, // 16: fastlane.v1.Job.create_time:type_name -> google.protobuf.Timestamp
+	55, // 17: fastlane.v1.Job.end_time:type_name -> google.protobuf.Timestamp
+	0,  // 18: fastlane.v1.Execution.state:type_name -> fastlane.v1.State
+	14, // 19: fastlane.v1.Execution.waiting:type_name -> fastlane.v1.Waiting
+	15, // 20: fastlane.v1.Execution.outcome:type_name -> fastlane.v1.Outcome
+	51, // 21: fastlane.v1.Execution.times:type_name -> fastlane.v1.Execution.Times
+	16, // 22: fastlane.v1.Execution.logs:type_name -> fastlane.v1.LogTotals
+	2,  // 23: fastlane.v1.Waiting.reason:type_name -> fastlane.v1.WaitReason
+	55, // 24: fastlane.v1.Waiting.since_time:type_name -> google.protobuf.Timestamp
+	55, // 25: fastlane.v1.Waiting.due_time:type_name -> google.protobuf.Timestamp
+	1,  // 26: fastlane.v1.Outcome.reason:type_name -> fastlane.v1.Reason
+	3,  // 27: fastlane.v1.LogTotals.source:type_name -> fastlane.v1.Source
+	6,  // 28: fastlane.v1.Host.availability:type_name -> fastlane.v1.Host.Availability
+	55, // 29: fastlane.v1.Host.last_error_time:type_name -> google.protobuf.Timestamp
+	7,  // 30: fastlane.v1.Host.capture:type_name -> fastlane.v1.Host.Capture
+	55, // 31: fastlane.v1.StreamExecutionLogsRequest.since_time:type_name -> google.protobuf.Timestamp
+	3,  // 32: fastlane.v1.StreamExecutionLogsRequest.sources:type_name -> fastlane.v1.Source
+	53, // 33: fastlane.v1.StreamExecutionLogsRequest.heartbeat_interval:type_name -> google.protobuf.Duration
+	20, // 34: fastlane.v1.StreamExecutionLogsResponse.chunks:type_name -> fastlane.v1.LogChunk
+	21, // 35: fastlane.v1.StreamExecutionLogsResponse.gap:type_name -> fastlane.v1.LogGap
+	22, // 36: fastlane.v1.StreamExecutionLogsResponse.heartbeat:type_name -> fastlane.v1.LogHeartbeat
+	23, // 37: fastlane.v1.StreamExecutionLogsResponse.state:type_name -> fastlane.v1.LogState
+	24, // 38: fastlane.v1.StreamExecutionLogsResponse.end:type_name -> fastlane.v1.LogEnd
+	3,  // 39: fastlane.v1.LogChunk.source:type_name -> fastlane.v1.Source
+	55, // 40: fastlane.v1.LogChunk.time:type_name -> google.protobuf.Timestamp
+	3,  // 41: fastlane.v1.LogGap.source:type_name -> fastlane.v1.Source
+	8,  // 42: fastlane.v1.LogGap.cause:type_name -> fastlane.v1.LogGap.Cause
+	55, // 43: fastlane.v1.LogHeartbeat.time:type_name -> google.protobuf.Timestamp
+	0,  // 44: fastlane.v1.LogState.state:type_name -> fastlane.v1.State
+	14, // 45: fastlane.v1.LogState.waiting:type_name -> fastlane.v1.Waiting
+	55, // 46: fastlane.v1.LogState.time:type_name -> google.protobuf.Timestamp
+	0,  // 47: fastlane.v1.LogEnd.state:type_name -> fastlane.v1.State
+	15, // 48: fastlane.v1.LogEnd.outcome:type_name -> fastlane.v1.Outcome
+	16, // 49: fastlane.v1.LogEnd.totals:type_name -> fastlane.v1.LogTotals
+	9,  // 50: fastlane.v1.EnqueueJobRequest.spec:type_name -> fastlane.v1.JobSpec
+	12, // 51: fastlane.v1.EnqueueJobResponse.job:type_name -> fastlane.v1.Job
+	12, // 52: fastlane.v1.GetJobResponse.job:type_name -> fastlane.v1.Job
+	0,  // 53: fastlane.v1.ListJobsRequest.states:type_name -> fastlane.v1.State
+	52, // 54: fastlane.v1.ListJobsRequest.labels:type_name -> fastlane.v1.ListJobsRequest.LabelsEntry
+	55, // 55: fastlane.v1.ListJobsRequest.since_time:type_name -> google.protobuf.Timestamp
+	55, // 56: fastlane.v1.ListJobsRequest.until_time:type_name -> google.protobuf.Timestamp
+	12, // 57: fastlane.v1.ListJobsResponse.jobs:type_name -> fastlane.v1.Job
+	53, // 58: fastlane.v1.StopJobRequest.grace:type_name -> google.protobuf.Duration
+	12, // 59: fastlane.v1.StopJobResponse.job:type_name -> fastlane.v1.Job
+	13, // 60: fastlane.v1.GetExecutionResponse.execution:type_name -> fastlane.v1.Execution
+	0,  // 61: fastlane.v1.ListExecutionsRequest.states:type_name -> fastlane.v1.State
+	13, // 62: fastlane.v1.ListExecutionsResponse.executions:type_name -> fastlane.v1.Execution
+	53, // 63: fastlane.v1.StopExecutionRequest.grace:type_name -> google.protobuf.Duration
+	13, // 64: fastlane.v1.StopExecutionResponse.execution:type_name -> fastlane.v1.Execution
+	11, // 65: fastlane.v1.GetTaskResponse.task:type_name -> fastlane.v1.Task
+	11, // 66: fastlane.v1.ListTasksResponse.tasks:type_name -> fastlane.v1.Task
+	17, // 67: fastlane.v1.ListHostsResponse.hosts:type_name -> fastlane.v1.Host
+	55, // 68: fastlane.v1.GetServerInfoResponse.start_time:type_name -> google.protobuf.Timestamp
+	55, // 69: fastlane.v1.GetServerInfoResponse.time:type_name -> google.protobuf.Timestamp
+	53, // 70: fastlane.v1.GetServerInfoResponse.max_timeout:type_name -> google.protobuf.Duration
+	53, // 71: fastlane.v1.GetServerInfoResponse.default_timeout:type_name -> google.protobuf.Duration
+	53, // 72: fastlane.v1.GetServerInfoResponse.keep_logs:type_name -> google.protobuf.Duration
+	53, // 73: fastlane.v1.GetServerInfoResponse.keep_jobs:type_name -> google.protobuf.Duration
+	53, // 74: fastlane.v1.PruneRequest.older_than:type_name -> google.protobuf.Duration
+	55, // 75: fastlane.v1.Execution.Times.create_time:type_name -> google.protobuf.Timestamp
+	55, // 76: fastlane.v1.Execution.Times.due_time:type_name -> google.protobuf.Timestamp
+	55, // 77: fastlane.v1.Execution.Times.claim_time:type_name -> google.protobuf.Timestamp
+	55, // 78: fastlane.v1.Execution.Times.pull_time:type_name -> google.protobuf.Timestamp
+	55, // 79: fastlane.v1.Execution.Times.container_time:type_name -> google.protobuf.Timestamp
+	55, // 80: fastlane.v1.Execution.Times.start_time:type_name -> google.protobuf.Timestamp
+	55, // 81: fastlane.v1.Execution.Times.first_byte_time:type_name -> google.protobuf.Timestamp
+	55, // 82: fastlane.v1.Execution.Times.exit_time:type_name -> google.protobuf.Timestamp
+	55, // 83: fastlane.v1.Execution.Times.seal_time:type_name -> google.protobuf.Timestamp
+	55, // 84: fastlane.v1.Execution.Times.end_time:type_name -> google.protobuf.Timestamp
+	55, // 85: fastlane.v1.Execution.Times.prune_time:type_name -> google.protobuf.Timestamp
+	25, // 86: fastlane.v1.JobService.EnqueueJob:input_type -> fastlane.v1.EnqueueJobRequest
+	27, // 87: fastlane.v1.JobService.GetJob:input_type -> fastlane.v1.GetJobRequest
+	29, // 88: fastlane.v1.JobService.ListJobs:input_type -> fastlane.v1.ListJobsRequest
+	31, // 89: fastlane.v1.JobService.StopJob:input_type -> fastlane.v1.StopJobRequest
+	33, // 90: fastlane.v1.ExecutionService.GetExecution:input_type -> fastlane.v1.GetExecutionRequest
+	35, // 91: fastlane.v1.ExecutionService.ListExecutions:input_type -> fastlane.v1.ListExecutionsRequest
+	37, // 92: fastlane.v1.ExecutionService.StopExecution:input_type -> fastlane.v1.StopExecutionRequest
+	18, // 93: fastlane.v1.ExecutionService.StreamExecutionLogs:input_type -> fastlane.v1.StreamExecutionLogsRequest
+	39, // 94: fastlane.v1.TaskService.GetTask:input_type -> fastlane.v1.GetTaskRequest
+	41, // 95: fastlane.v1.TaskService.ListTasks:input_type -> fastlane.v1.ListTasksRequest
+	43, // 96: fastlane.v1.HostService.ListHosts:input_type -> fastlane.v1.ListHostsRequest
+	45, // 97: fastlane.v1.ServerService.GetServerInfo:input_type -> fastlane.v1.GetServerInfoRequest
+	47, // 98: fastlane.v1.ServerService.Prune:input_type -> fastlane.v1.PruneRequest
+	26, // 99: fastlane.v1.JobService.EnqueueJob:output_type -> fastlane.v1.EnqueueJobResponse
+	28, // 100: fastlane.v1.JobService.GetJob:output_type -> fastlane.v1.GetJobResponse
+	30, // 101: fastlane.v1.JobService.ListJobs:output_type -> fastlane.v1.ListJobsResponse
+	32, // 102: fastlane.v1.JobService.StopJob:output_type -> fastlane.v1.StopJobResponse
+	34, // 103: fastlane.v1.ExecutionService.GetExecution:output_type -> fastlane.v1.GetExecutionResponse
+	36, // 104: fastlane.v1.ExecutionService.ListExecutions:output_type -> fastlane.v1.ListExecutionsResponse
+	38, // 105: fastlane.v1.ExecutionService.StopExecution:output_type -> fastlane.v1.StopExecutionResponse
+	19, // 106: fastlane.v1.ExecutionService.StreamExecutionLogs:output_type -> fastlane.v1.StreamExecutionLogsResponse
+	40, // 107: fastlane.v1.TaskService.GetTask:output_type -> fastlane.v1.GetTaskResponse
+	42, // 108: fastlane.v1.TaskService.ListTasks:output_type -> fastlane.v1.ListTasksResponse
+	44, // 109: fastlane.v1.HostService.ListHosts:output_type -> fastlane.v1.ListHostsResponse
+	46, // 110: fastlane.v1.ServerService.GetServerInfo:output_type -> fastlane.v1.GetServerInfoResponse
+	48, // 111: fastlane.v1.ServerService.Prune:output_type -> fastlane.v1.PruneResponse
+	99, // [99:112] is the sub-list for method output_type
+	86, // [86:99] is the sub-list for method input_type
+	86, // [86:86] is the sub-list for extension type_name
+	86, // [86:86] is the sub-list for extension extendee
+	0,  // [0:86] is the sub-list for field type_name
 }
 
 func init() { file_fastlane_v1_fastlane_proto_init() }

@@ -13,12 +13,16 @@
 //     plus BadRequest (at most 16 violations) and RetryInfo where they help. Nothing was written when an error is answered.
 //   * A request that carries fields this server does not know is refused (UNIMPLEMENTED, UNKNOWN_FIELD) by every call that writes: a limit
 //     that was asked for is never silently dropped. Readers must ignore fields, events and enum values they do not know.
-//   * An execution or a job is final exactly when its `outcome` is set. It went well exactly when `state` is STATE_SUCCEEDED. A state you do
+//   * An execution or a job is final exactly when its `outcome` is set; a job's is its own. It went well exactly when `state` is STATE_SUCCEEDED. A state you do
 //     not know, with an outcome, is a failure.
 //   * No answer is larger than 3 MiB (clients refuse 4 MiB by default): pages end early, log messages stay below 512 KiB.
 //   * Lists come in pages. A page may be shorter than asked for, even empty, while there are more: go on until `next_page_token` is empty.
 //     The work for a page is bounded, however much is kept and however little of it is looked for.
-//   * Values of environment variables whose name looks secret are answered as `***`; such a value is refused in a request.
+//   * Secrets are never answered: the value of an environment variable whose name is secret (PGPASS, API_KEY, GH_PAT; not MONKEY; the
+//     server's setting `secret_names` has the list), and the password of each URL (`scheme://user:password@host`) in envs, command, args,
+//     entrypoint, labels and messages, are answered as `***`. A request that holds such a `***` is refused. Metadata is answered as given.
+//   * What is said for people (details, notes, reasons of hosts, fastlane's own lines in a log) is one printable line each: line breaks,
+//     control characters and escape sequences of callers, engines and registries do not come through.
 //   * Only google/protobuf/*.proto is imported: copy this file and you have the API.
 //   * Numbers that are missing are free for what is to come. They are not `reserved`: that could never be taken back.
 
@@ -56,17 +60,19 @@ const (
 // Jobs: put in, look at, stop.
 type JobServiceClient interface {
 	// Keeps a job and its first execution, then answers; both are on disk when the answer arrives. With a `request_id` a second call with the
-	// same request answers the same job (`existing` is true); with another request it is refused: ALREADY_EXISTS, REQUEST_ID_REUSED. Without
-	// one a repeated call is a second job, so do not retry it blindly. INVALID_ARGUMENT names the fields at fault; RESOURCE_EXHAUSTED,
-	// QUEUE_FULL or DISK_FULL, and UNAVAILABLE, STORE_FAILED, carry RetryInfo.
+	// same request answers the same job (`existing` is true); with another request it is refused: ALREADY_EXISTS, REQUEST_ID_REUSED. Secrets
+	// are not compared: a repeated request that differs in them alone is the same request, and the job keeps the secrets it was made with.
+	// Otherwise a caller could find out a secret by guesses. Without a `request_id` a repeated call is a second job, so do not retry it
+	// blindly. INVALID_ARGUMENT names the fields at fault; RESOURCE_EXHAUSTED, QUEUE_FULL or DISK_FULL, and UNAVAILABLE, STORE_FAILED, carry
+	// RetryInfo.
 	EnqueueJob(ctx context.Context, in *EnqueueJobRequest, opts ...grpc.CallOption) (*EnqueueJobResponse, error)
-	// The job as it is now, with its newest execution. NOT_FOUND, JOB_NOT_FOUND: never was or was pruned.
+	// The job as it is now, with its current execution. NOT_FOUND, JOB_NOT_FOUND: never was or was pruned.
 	GetJob(ctx context.Context, in *GetJobRequest, opts ...grpc.CallOption) (*GetJobResponse, error)
 	// Jobs, newest first. An unknown task has no jobs: an empty page, not an error. INVALID_ARGUMENT, PAGE_TOKEN_INVALID.
 	ListJobs(ctx context.Context, in *ListJobsRequest, opts ...grpc.CallOption) (*ListJobsResponse, error)
-	// Ends the job: when this answers, its execution is stopping (signal, grace, kill) or, if it was still queued, is final. Stopping a job
-	// that is stopping or final changes nothing and answers OK, but for one case: a second stop with a shorter grace shortens it. NOT_FOUND,
-	// JOB_NOT_FOUND.
+	// Ends the job: when this answers, its execution is stopping (signal, grace, kill) or, if it was scheduled or queued, is final, and so is
+	// the job. No execution follows it. Stopping a job that is stopping or final changes nothing and answers OK, but for one case: a second
+	// stop with a shorter grace shortens it. NOT_FOUND, JOB_NOT_FOUND.
 	StopJob(ctx context.Context, in *StopJobRequest, opts ...grpc.CallOption) (*StopJobResponse, error)
 }
 
@@ -125,17 +131,19 @@ func (c *jobServiceClient) StopJob(ctx context.Context, in *StopJobRequest, opts
 // Jobs: put in, look at, stop.
 type JobServiceServer interface {
 	// Keeps a job and its first execution, then answers; both are on disk when the answer arrives. With a `request_id` a second call with the
-	// same request answers the same job (`existing` is true); with another request it is refused: ALREADY_EXISTS, REQUEST_ID_REUSED. Without
-	// one a repeated call is a second job, so do not retry it blindly. INVALID_ARGUMENT names the fields at fault; RESOURCE_EXHAUSTED,
-	// QUEUE_FULL or DISK_FULL, and UNAVAILABLE, STORE_FAILED, carry RetryInfo.
+	// same request answers the same job (`existing` is true); with another request it is refused: ALREADY_EXISTS, REQUEST_ID_REUSED. Secrets
+	// are not compared: a repeated request that differs in them alone is the same request, and the job keeps the secrets it was made with.
+	// Otherwise a caller could find out a secret by guesses. Without a `request_id` a repeated call is a second job, so do not retry it
+	// blindly. INVALID_ARGUMENT names the fields at fault; RESOURCE_EXHAUSTED, QUEUE_FULL or DISK_FULL, and UNAVAILABLE, STORE_FAILED, carry
+	// RetryInfo.
 	EnqueueJob(context.Context, *EnqueueJobRequest) (*EnqueueJobResponse, error)
-	// The job as it is now, with its newest execution. NOT_FOUND, JOB_NOT_FOUND: never was or was pruned.
+	// The job as it is now, with its current execution. NOT_FOUND, JOB_NOT_FOUND: never was or was pruned.
 	GetJob(context.Context, *GetJobRequest) (*GetJobResponse, error)
 	// Jobs, newest first. An unknown task has no jobs: an empty page, not an error. INVALID_ARGUMENT, PAGE_TOKEN_INVALID.
 	ListJobs(context.Context, *ListJobsRequest) (*ListJobsResponse, error)
-	// Ends the job: when this answers, its execution is stopping (signal, grace, kill) or, if it was still queued, is final. Stopping a job
-	// that is stopping or final changes nothing and answers OK, but for one case: a second stop with a shorter grace shortens it. NOT_FOUND,
-	// JOB_NOT_FOUND.
+	// Ends the job: when this answers, its execution is stopping (signal, grace, kill) or, if it was scheduled or queued, is final, and so is
+	// the job. No execution follows it. Stopping a job that is stopping or final changes nothing and answers OK, but for one case: a second
+	// stop with a shorter grace shortens it. NOT_FOUND, JOB_NOT_FOUND.
 	StopJob(context.Context, *StopJobRequest) (*StopJobResponse, error)
 	mustEmbedUnimplementedJobServiceServer()
 }
@@ -297,7 +305,7 @@ type ExecutionServiceClient interface {
 	GetExecution(ctx context.Context, in *GetExecutionRequest, opts ...grpc.CallOption) (*GetExecutionResponse, error)
 	// Executions, newest first: of a job, of a task, or of all. INVALID_ARGUMENT, PAGE_TOKEN_INVALID.
 	ListExecutions(ctx context.Context, in *ListExecutionsRequest, opts ...grpc.CallOption) (*ListExecutionsResponse, error)
-	// Stops this execution, as StopJob stops a job's newest one. Stopping a final execution changes nothing: OK. NOT_FOUND,
+	// Stops this execution, as StopJob stops a job's current one. Stopping a final execution changes nothing: OK. NOT_FOUND,
 	// EXECUTION_NOT_FOUND.
 	StopExecution(ctx context.Context, in *StopExecutionRequest, opts ...grpc.CallOption) (*StopExecutionResponse, error)
 	// The log of one execution: what is stored, then what comes, until it ends. The call is the same before the start, while it runs and
@@ -380,7 +388,7 @@ type ExecutionServiceServer interface {
 	GetExecution(context.Context, *GetExecutionRequest) (*GetExecutionResponse, error)
 	// Executions, newest first: of a job, of a task, or of all. INVALID_ARGUMENT, PAGE_TOKEN_INVALID.
 	ListExecutions(context.Context, *ListExecutionsRequest) (*ListExecutionsResponse, error)
-	// Stops this execution, as StopJob stops a job's newest one. Stopping a final execution changes nothing: OK. NOT_FOUND,
+	// Stops this execution, as StopJob stops a job's current one. Stopping a final execution changes nothing: OK. NOT_FOUND,
 	// EXECUTION_NOT_FOUND.
 	StopExecution(context.Context, *StopExecutionRequest) (*StopExecutionResponse, error)
 	// The log of one execution: what is stored, then what comes, until it ends. The call is the same before the start, while it runs and

@@ -1,0 +1,30 @@
+"""What has to be true of the tables of a store at any moment, whatever was asked of it."""
+
+from collections.abc import Callable
+from typing import Any
+
+Rows = Callable[[str], list[Any]]
+
+
+def check_lines(rows: Rows) -> None:
+    """Exactly the tasks that have queued executions of a priority have a line of it."""
+    queued = rows("SELECT DISTINCT priority, task_id FROM executions WHERE state = 2 ORDER BY 1, 2")
+    assert rows("SELECT priority, task_id FROM lines ORDER BY 1, 2") == queued
+
+
+def check_jobs(rows: Rows) -> None:
+    """Each job has the state that its executions give it, and each count is what a recount gives."""
+    newest = "(SELECT execution_id FROM executions WHERE executions.job_id = jobs.job_id ORDER BY seq DESC LIMIT 1)"
+    count = "(SELECT count(*) FROM executions WHERE executions.job_id = jobs.job_id)"
+    current = rows("SELECT job_id, execution_id, executions FROM jobs ORDER BY 1")
+    assert rows(f"SELECT job_id, {newest}, {count} FROM jobs ORDER BY 1") == current
+    open_executions = rows("SELECT job_id, execution_id, state FROM executions WHERE state < 6 ORDER BY 1, 2")
+    open_jobs = rows("SELECT job_id, execution_id, state FROM jobs WHERE state < 6 ORDER BY 1")
+    assert open_executions == open_jobs, "a job that is not final has one execution that is not, its current one, and the state of it"
+    for table in ("jobs", "executions"):
+        final = rows(f"SELECT job_id FROM {table} WHERE state >= 6 ORDER BY 1")
+        for settled in ("reason IS NOT NULL", "end_time IS NOT NULL", "detail IS NOT NULL", "out_of_memory IS NOT NULL"):
+            assert rows(f"SELECT job_id FROM {table} WHERE {settled} ORDER BY 1") == final
+    by_task = "SELECT task_id, count(*), count(*) FILTER (WHERE state < 6) FROM jobs GROUP BY task_id ORDER BY 1"
+    assert rows("SELECT task_id, jobs, open_jobs FROM tasks ORDER BY 1") == rows(by_task)
+    assert rows("SELECT waiting FROM kept") == rows("SELECT count(*) FROM executions WHERE state <= 2")
