@@ -42,7 +42,8 @@ def test_a_tree_is_deleted_whatever_is_in_it(tree: object) -> None:
         delete(top)
         assert not top.exists()
         assert (outside / "kept").read_bytes() == b"kept"
-        assert open_descriptors() == before
+        # Descriptors that other tests left may be closed meanwhile.
+        assert open_descriptors() <= before
 
 
 def test_a_deep_tree_is_deleted_with_few_descriptors_and_little_memory(tmp_path: Path) -> None:

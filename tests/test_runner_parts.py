@@ -1,5 +1,7 @@
 """What a runner decides by itself: when to send which signal, what an end means, how much time is left."""
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -194,17 +196,32 @@ def test_the_engine_s_zero_is_no_time() -> None:
 
 
 class AnsweringEngine:
-    """An engine that answers without a descriptor of this process."""
+    """An engine that says what it is, without a descriptor of this process, and goes away when it is asked for more."""
 
     local = True
     address = "fake://"
 
+    def __init__(self) -> None:
+        self.asked = threading.Semaphore(0)
+
     def info(self) -> SimpleNamespace:
+        self.asked.release()
         return SimpleNamespace(id="id", version="version", architecture="amd64")
+
+    def __getattr__(self, name: str) -> object:
+        raise EngineDown("it went away")
 
 
 def test_a_server_without_descriptors_does_not_settle_for_attach(tmp_path: Path) -> None:
-    captures = Captures(CaptureMode.AUTO, tmp_path, instance="i")
-    with few_descriptors(0), pytest.raises(EngineDown, match="Too many open files"):
-        captures.settle(AnsweringEngine())  # type: ignore[arg-type]
+    captures, engine = Captures(CaptureMode.AUTO, tmp_path, instance="i"), AnsweringEngine()
+    with ThreadPoolExecutor(1) as threads:
+        threads.submit(int).result()
+        with few_descriptors(0):
+            settling = threads.submit(captures.settle, engine)  # type: ignore[arg-type]
+            # Asked once more: it has met the shortage, and waits for its end.
+            assert all(engine.asked.acquire(timeout=30) for _ in range(3))
+            assert not settling.done()
+            assert captures.in_use == ""
+        with pytest.raises(EngineDown, match="it went away"):
+            settling.result(30)
     assert (captures.in_use, captures.reason) == ("", "")
