@@ -36,7 +36,9 @@ class Page:
 
     def __init__(self, file: FileDescriptorProto) -> None:
         self._file = file
-        self._comments = {tuple(each.path): each.leading_comments for each in file.source_code_info.location if each.leading_comments}
+        self._comments = {
+            tuple(each.path): each.leading_comments for each in file.source_code_info.location if each.leading_comments
+        }
         self._messages = {name: (path, message) for name, path, message in self._named_messages()}
         self._enums = {name: (path, enum) for name, path, enum in self._named_enums()}
         calls = [method for service in file.service for method in service.method]
@@ -88,7 +90,14 @@ class Page:
         yield ""
 
     def _type(self, message: DescriptorProto, field: FieldDescriptorProto) -> str:
-        entry = next((each for each in message.nested_type if each.options.map_entry and field.type_name.endswith(f".{each.name}")), None)
+        entry = next(
+            (
+                each
+                for each in message.nested_type
+                if each.options.map_entry and field.type_name.endswith(f".{each.name}")
+            ),
+            None,
+        )
         if entry:
             key, value = (self._plain_type(each) for each in entry.field)
             return f"map of {key} to {value}"
@@ -118,7 +127,9 @@ class Page:
         return " ".join(self._text(path).split()).replace("|", r"\|")
 
     def _named_messages(self) -> Iterator[tuple[str, Place, DescriptorProto]]:
-        return chain.from_iterable(_with_nested("", (MESSAGES, number), message) for number, message in enumerate(self._file.message_type))
+        return chain.from_iterable(
+            _with_nested("", (MESSAGES, number), message) for number, message in enumerate(self._file.message_type)
+        )
 
     def _named_enums(self) -> Iterator[tuple[str, Place, EnumDescriptorProto]]:
         for number, enum in enumerate(self._file.enum_type):
@@ -153,7 +164,9 @@ def _escaped(text: str) -> str:
 
 def main(arguments: Sequence[str]) -> None:
     [source] = arguments
-    [file] = [each for each in FileDescriptorSet.FromString(Path(source).read_bytes()).file if f".{each.package}." == PACKAGE]
+    [file] = [
+        each for each in FileDescriptorSet.FromString(Path(source).read_bytes()).file if f".{each.package}." == PACKAGE
+    ]
     print("\n".join(Page(file).lines()).rstrip())
 
 

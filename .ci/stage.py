@@ -73,7 +73,8 @@ def undisturbed() -> Iterator[None]:
 
 
 def run(command: Sequence[str], **more: str) -> int:
-    """The command's exit status. It ends when we do, however that comes about; Ctrl-C it gets by itself, and answers as it likes."""
+    """The command's exit status. It ends when we do, however that comes about; Ctrl-C it gets by itself, and answers as
+    it likes."""
     with subprocess.Popen(["setpriv", "--pdeathsig", "TERM", *command], env=os.environ | more) as child:
         while True:
             try:
@@ -101,7 +102,7 @@ def say(words: str) -> None:
     print(f"fastlane: {words}", file=sys.stderr)
 
 
-# ------------------------------------------------------------------------------------------------------------ whose it is
+# ---------------------------------------------------------------------------------------------------------- whose it is
 
 
 def place() -> str:
@@ -121,7 +122,11 @@ def leftovers(engine: docker.APIClient) -> Iterator[str]:
     """The names of stages whose process is gone."""
     tags = (tag for found in engine.images(REPOSITORY) for tag in found["RepoTags"] or ())
     names = {tag.removeprefix(f"{REPOSITORY}:") for tag in tags}
-    names |= {path.name.removeprefix(f"{REPOSITORY}-") for path in DIRECTORIES.glob(f"{REPOSITORY}-*") if path.stat().st_uid == os.getuid()}
+    names |= {
+        path.name.removeprefix(f"{REPOSITORY}-")
+        for path in DIRECTORIES.glob(f"{REPOSITORY}-*")
+        if path.stat().st_uid == os.getuid()
+    }
     for name in sorted(names):
         match = re.fullmatch(r"[a-z]+-([0-9a-f]+)-([0-9]+)-([0-9]+)", name)
         if match and match[1] == place() and birth(match[2]) != match[3]:
@@ -185,7 +190,8 @@ def gone_already() -> Iterator[None]:
 
 
 def make_image(engine: docker.APIClient, name: str) -> None:
-    """One that is there, or comes from a registry, or is made from Debian's busybox; without a command of its own, whichever it is."""
+    """One that is there, or comes from a registry, or is made from Debian's busybox; without a command of its own,
+    whichever it is."""
     was_there = is_there(engine, PULLED)
     if not was_there and not pull(engine):
         import_busybox(engine, name)

@@ -1,4 +1,5 @@
-"""Measures and prints a row for each question; `make bench` puts up what it needs. Says whether a goal was met, never fails for one."""
+"""Measures and prints a row for each question; `make bench` puts up what it needs. Says whether a goal was met, never
+fails for one."""
 
 import os
 import sys
@@ -12,7 +13,9 @@ ROUNDS = 5
 def main() -> None:
     stage, image, engine = Path(os.environ["STAGE_DIRECTORY"]), os.environ["STAGE_IMAGE"], os.environ["DOCKER_HOST"]
     rounds = int(os.environ.get("ROUNDS", ROUNDS))
-    print(f"{os.cpu_count()} cores, Python {sys.version.split()[0]}; medians of {rounds} rounds in turn, ratio with its least and most")
+    print(
+        f"{os.cpu_count()} cores, Python {sys.version.split()[0]}; medians of {rounds} rounds in turn, ratio with its least and most"
+    )
     for rows in (
         lambda: [enqueue.row(stage, rounds)],
         lambda: lookups.rows(stage, rounds),

@@ -1,7 +1,8 @@
-"""What a log stream is measured against: `python -m bench.bare MESSAGE_BYTES MESSAGES STREAMS`, grpc.aio on uvloop and nothing else.
+"""What a log stream is measured against: `python -m bench.bare MESSAGE_BYTES MESSAGES STREAMS`, grpc.aio on uvloop and
+nothing else.
 
-It answers the method of a log stream: one short message, and when as many STREAMS have that, to each the same ready-made one so often.
-"""
+It answers the method of a log stream: one short message, and when as many STREAMS have that, to each the same
+ready-made one so often."""
 
 import asyncio
 import sys
@@ -30,7 +31,9 @@ async def main(message: bytes, messages: int, streams: int) -> None:
             yield message
 
     server = grpc.aio.server(options=[("grpc.so_reuseport", 0)])
-    server.add_generic_rpc_handlers([grpc.method_handlers_generic_handler(SERVICE, {METHOD: grpc.unary_stream_rpc_method_handler(stream)})])
+    server.add_generic_rpc_handlers(
+        [grpc.method_handlers_generic_handler(SERVICE, {METHOD: grpc.unary_stream_rpc_method_handler(stream)})]
+    )
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     print(port, flush=True)

@@ -1,4 +1,5 @@
-"""Calls of one kind per second, many in flight, and a server of empty ones on the same stack (grpc.aio on uvloop, a process of its own)."""
+"""Calls of one kind per second, many in flight, and a server of empty ones on the same stack (grpc.aio on uvloop, a
+process of its own)."""
 
 import asyncio
 import subprocess

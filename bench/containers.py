@@ -1,4 +1,5 @@
-"""Containers per second, eight at a time: whole jobs, against the SDK's create, start, wait and remove and nothing else."""
+"""Containers per second, eight at a time: whole jobs, against the SDK's create, start, wait and remove and nothing
+else."""
 
 import time
 from concurrent.futures import ThreadPoolExecutor
@@ -31,7 +32,10 @@ def row(stage: Path, image: str, engine: str, rounds: int) -> Ratio:
             list(threads.map(raw_container, range(CONTAINERS)))
         return CONTAINERS / (time.perf_counter() - begin)
 
-    with server(stage, "--engine", engine, "--max-running", str(AT_A_TIME)) as running, Client(running.address) as client:
+    with (
+        server(stage, "--engine", engine, "--max-running", str(AT_A_TIME)) as running,
+        Client(running.address) as client,
+    ):
 
         def jobs() -> float:
             begin = time.perf_counter()
@@ -44,5 +48,10 @@ def row(stage: Path, image: str, engine: str, rounds: int) -> Ratio:
             return CONTAINERS / (time.perf_counter() - begin)
 
         return in_turn(
-            f"{CONTAINERS} containers, {AT_A_TIME} at a time, against a raw SDK loop", "containers/s", 0.95, jobs, raw, rounds=rounds
+            f"{CONTAINERS} containers, {AT_A_TIME} at a time, against a raw SDK loop",
+            "containers/s",
+            0.95,
+            jobs,
+            raw,
+            rounds=rounds,
         )

@@ -1,8 +1,7 @@
 """Readers that only count: `python -m bench.crowd ADDRESS REQUEST_AS_HEX BYTES STREAMS`, in a process of their own.
 
-Says `ready` when each has had its first message, and at the end, as JSON, seconds since then, and bytes and messages of all together. A
-reader ends with its stream, or when it has BYTES.
-"""
+Says `ready` when each has had its first message, and at the end, as JSON, seconds since then, and bytes and messages of
+all together. A reader ends with its stream, or when it has BYTES."""
 
 import asyncio
 import json
@@ -36,7 +35,9 @@ async def main(address: str, request: bytes, wanted: int, streams: int) -> None:
         return size, messages
 
     # Without a pool of its own each channel would use the same connection.
-    channels = [grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) for _ in range(CONNECTIONS)]
+    channels = [
+        grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) for _ in range(CONNECTIONS)
+    ]
     got = await asyncio.gather(*(read(channels[number % CONNECTIONS]) for number in range(streams)))
     seconds = time.perf_counter() - begin
     print(json.dumps([seconds, sum(size for size, _ in got), sum(messages for _, messages in got)]), flush=True)

@@ -1,4 +1,5 @@
-"""Durable enqueues per second, 64 in flight, against an empty call on the same stack (grpc.aio on uvloop, a process of its own)."""
+"""Durable enqueues per second, 64 in flight, against an empty call on the same stack (grpc.aio on uvloop, a process of
+its own)."""
 
 import time
 from pathlib import Path
@@ -28,6 +29,10 @@ def row(stage: Path, rounds: int) -> Ratio:
 
 def _request(number: int) -> bytes:
     spec = pb.JobSpec(
-        image="registry:5000/mail:1.2", command="python /app/sendmail.py", envs={"SMTP_SERVER": "my-smtp-server", "PADDING": "x" * 200}
+        image="registry:5000/mail:1.2",
+        command="python /app/sendmail.py",
+        envs={"SMTP_SERVER": "my-smtp-server", "PADDING": "x" * 200},
     )
-    return pb.EnqueueJobRequest(task_id=f"task-{number % 500}", spec=spec, request_id=f"{time.time_ns()}-{number}").SerializeToString()
+    return pb.EnqueueJobRequest(
+        task_id=f"task-{number % 500}", spec=spec, request_id=f"{time.time_ns()}-{number}"
+    ).SerializeToString()

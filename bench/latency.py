@@ -1,4 +1,5 @@
-"""How soon something arrives: the first byte of a new container, and a line of one that runs; against a raw attach over the SDK."""
+"""How soon something arrives: the first byte of a new container, and a line of one that runs; against a raw attach over
+the SDK."""
 
 import re
 import statistics
@@ -30,7 +31,9 @@ def first_byte(stage: Path, image: str, engine: str, rounds: int) -> Ratio:
         def theirs() -> float:
             return _per_second(lambda: next(_attached(sdk, image, ["echo", "first"])))
 
-        return in_turn("enqueue to first byte, against create, attach, start", "first bytes/s", 0.95, ours, theirs, rounds=rounds)
+        return in_turn(
+            "enqueue to first byte, against create, attach, start", "first bytes/s", 0.95, ours, theirs, rounds=rounds
+        )
 
 
 def lines(stage: Path, image: str, engine: str, rounds: int) -> Iterator[Margin]:
@@ -63,7 +66,9 @@ def _followed(client: Client, image: str, command: Sequence[str]) -> Iterator[by
 
 def _attached(sdk: docker.APIClient, image: str, command: Sequence[str]) -> Iterator[bytes]:
     """What a container prints, as it comes."""
-    container = sdk.create_container(image, command, host_config=sdk.create_host_config(log_config={"Type": "none"}))["Id"]
+    container = sdk.create_container(image, command, host_config=sdk.create_host_config(log_config={"Type": "none"}))[
+        "Id"
+    ]
     try:
         stream = sdk.attach(container, stream=True)
         sdk.start(container)

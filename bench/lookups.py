@@ -18,11 +18,17 @@ def rows(stage: Path, rounds: int) -> Iterator[Ratio]:
     no_engine = f"unix://{stage}/no-engine.sock"
     with echo_server() as echo_address, server(stage, "--engine", no_engine) as running:
         with Client(running.address) as client:
-            jobs = [client.enqueue(f"task-{number % 20}", "registry:5000/mail:1.2", command="python send.py").id for number in range(JOBS)]
+            jobs = [
+                client.enqueue(f"task-{number % 20}", "registry:5000/mail:1.2", command="python send.py").id
+                for number in range(JOBS)
+            ]
         gets = [pb.GetJobRequest(job_id=jobs[number % JOBS]).SerializeToString() for number in range(GETS)]
         lists = [pb.ListJobsRequest(page_size=50).SerializeToString()] * LISTS
         # A job of a page may cost as much as an empty call does.
-        for what, method, goal, requests in (("GetJob", "GetJob", 0.4, gets), ("ListJobs, a page of 50", "ListJobs", 0.02, lists)):
+        for what, method, goal, requests in (
+            ("GetJob", "GetJob", 0.4, gets),
+            ("ListJobs, a page of 50", "ListJobs", 0.02, lists),
+        ):
             yield in_turn(
                 f"{what}, {IN_FLIGHT} in flight, against an empty call",
                 "calls/s",

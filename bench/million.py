@@ -1,4 +1,5 @@
-"""A store that holds a million jobs, a hundred thousand of which wait: what a claim and a start of the server cost then."""
+"""A store that holds a million jobs, a hundred thousand of which wait: what a claim and a start of the server cost
+then."""
 
 import asyncio
 import json
@@ -32,12 +33,17 @@ def rows(stage: Path, rounds: int) -> Iterator[Ratio | Limit]:
 
 def build(directory: Path) -> None:
     """By plain SQL, in bulk; what follows from rows the triggers do, as ever."""
-    spec = json.dumps({"image": "registry:5000/mail:1.2", "command": "python send.py", "envs": {"PADDING": "x" * 200}}).encode()
+    spec = json.dumps(
+        {"image": "registry:5000/mail:1.2", "command": "python send.py", "envs": {"PADDING": "x" * 200}}
+    ).encode()
     now = time.time_ns() // 1000
     with closing(open_for_writing(directory / "fastlane.db")) as db:
         db.execute("PRAGMA synchronous = OFF")
         for begin in range(0, JOBS, AT_ONCE):
-            ids = [(new_id(), new_id(), f"task-{number % TASKS}", _state(number), now + number) for number in range(begin, begin + AT_ONCE)]
+            ids = [
+                (new_id(), new_id(), f"task-{number % TASKS}", _state(number), now + number)
+                for number in range(begin, begin + AT_ONCE)
+            ]
             db.execute("BEGIN")
             db.executemany(
                 """
@@ -56,7 +62,10 @@ def build(directory: Path) -> None:
                     claim_time, end_time, host, reason, detail, exit_code, out_of_memory, stop_signal)
                 VALUES (?, ?, ?, 0, 1, 1, ?, ?, ?, ?, ?, ?, ?, ?, '', ?, 0, '')
                 """,
-                [(execution_id, job_id, task_id, state, at, at, at, *_end(state, at)) for job_id, execution_id, task_id, state, at in ids],
+                [
+                    (execution_id, job_id, task_id, state, at, at, at, *_end(state, at))
+                    for job_id, execution_id, task_id, state, at in ids
+                ],
             )
             db.execute("COMMIT")
 
@@ -76,7 +85,8 @@ def _end(state: State, at: int) -> tuple[int | None, int | None, str, int | None
 
 
 def _claims(full: Path, empty: Path, rounds: int) -> Iterator[Ratio]:
-    """Per second of the claims' own time, by their median and by their mean: that has in it what SQLite does once in a while."""
+    """Per second of the claims' own time, by their median and by their mean: that has in it what SQLite does once in a
+    while."""
     with _store(full) as ours, _store(empty) as theirs:
         latencies = [_latencies(ours, theirs) for _ in range(rounds + 1)][1:]
     for name, middle in (("median", statistics.median), ("mean", statistics.fmean)):
@@ -119,13 +129,18 @@ def _latencies(*stores: Store) -> list[list[float]]:
 
 def _enqueue(store: Store) -> None:
     spec = JobSpec("busybox")
-    for pending in [store.enqueue(task_id=f"task-{number}", spec=spec, request_id="", caller_address="") for number in range(CLAIMS)]:
+    for pending in [
+        store.enqueue(task_id=f"task-{number}", spec=spec, request_id="", caller_address="") for number in range(CLAIMS)
+    ]:
         pending.result()
 
 
 def _finish(claimed: Sequence[tuple[Store, str]]) -> None:
     """So that the next server finds nothing to take up."""
-    ended = [store.finish(execution_id, state=State.SUCCEEDED, outcome=Outcome(exit_code=0), logs=()) for store, execution_id in claimed]
+    ended = [
+        store.finish(execution_id, state=State.SUCCEEDED, outcome=Outcome(exit_code=0), logs=())
+        for store, execution_id in claimed
+    ]
     for pending in ended:
         pending.result()
 

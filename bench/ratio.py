@@ -1,4 +1,5 @@
-"""Two ways of doing the same, measured in turn, so that a machine whose speed drifts does both of them the same wrong."""
+"""Two ways of doing the same, measured in turn, so that a machine whose speed drifts does both of them the same
+wrong."""
 
 import statistics
 from collections.abc import Callable, Sequence
@@ -7,7 +8,8 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True)
 class Ratio:
-    """What a row says: `ours` and `theirs` are rates, more is better; `goal` is the least that their ratio should be."""
+    """What a row says: `ours` and `theirs` are rates, more is better; `goal` is the least that their ratio should
+    be."""
 
     what: str
     unit: str
@@ -28,7 +30,8 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Margin:
-    """What a row says where it is about how much more: `ours` and `theirs` are costs, less is better; `goal` is the most between them."""
+    """What a row says where it is about how much more: `ours` and `theirs` are costs, less is better; `goal` is the
+    most between them."""
 
     what: str
     unit: str
@@ -44,7 +47,8 @@ class Margin:
 
 @dataclass(frozen=True)
 class Limit:
-    """What a row says where it is about a cost that has a limit, compared with nothing: `goal` is the most it should be."""
+    """What a row says where it is about a cost that has a limit, compared with nothing: `goal` is the most it should
+    be."""
 
     what: str
     unit: str
@@ -57,7 +61,9 @@ class Limit:
         return f"{self.what:58} {cost:9.2f} {self.unit} ({spread}; goal {self.goal:.2f})   {'ok' if cost <= self.goal else 'MORE'}"
 
 
-def in_turn(what: str, unit: str, goal: float, ours: Callable[[], float], theirs: Callable[[], float], *, rounds: int) -> Ratio:
+def in_turn(
+    what: str, unit: str, goal: float, ours: Callable[[], float], theirs: Callable[[], float], *, rounds: int
+) -> Ratio:
     """Runs both once to warm up, then `rounds` times in turn; which goes first changes."""
     ours(), theirs()
     pairs = []

@@ -1,4 +1,5 @@
-"""Readers of logs: one that comes late, and a crowd that follows. Against a bare stream of messages of the same size, to the same readers.
+"""Readers of logs: one that comes late, and a crowd that follows. Against a bare stream of messages of the same size,
+to the same readers.
 
 The record is written here, as a recorder does: what is measured is the way from there to the readers, and no container.
 """
@@ -24,7 +25,8 @@ LINE = b"0123456789" * 9 + b"01234567\n"
 LATE_BYTES = 200_000_000
 FOLLOWERS = 1_000
 FOLLOWED_BYTES = 2_000_000
-# A log that grows by this at a time, as often as it can be while its server is busy: what a thousand take of it is less than what there is.
+# A log that grows by this at a time, as often as it can be while its server is busy: what a thousand take of it is less
+# than what there is.
 PIECE_BYTES = 16_000
 PIECE_SECONDS = 0.002
 
@@ -58,7 +60,9 @@ def _late(stage: Path, rounds: int) -> Iterator[Ratio | Margin]:
         def ours() -> Got:
             return _read(running.address, request, LATE_BYTES * 2, 1, lambda: None)
 
-        yield from _compared(f"{LATE_BYTES / 1e6:.0f} MB to one who comes late, against bare grpc.aio", 0.5, running, ours, 1, rounds)
+        yield from _compared(
+            f"{LATE_BYTES / 1e6:.0f} MB to one who comes late, against bare grpc.aio", 0.5, running, ours, 1, rounds
+        )
 
 
 def _crowd(stage: Path, rounds: int) -> Iterator[Ratio | Margin]:
@@ -74,7 +78,9 @@ def _crowd(stage: Path, rounds: int) -> Iterator[Ratio | Margin]:
         yield from _compared(what, 0.6, running, ours, FOLLOWERS, rounds)
 
 
-def _compared(what: str, goal: float, running: Running, ours: Callable[[], Got], streams: int, rounds: int) -> Iterator[Ratio | Margin]:
+def _compared(
+    what: str, goal: float, running: Running, ours: Callable[[], Got], streams: int, rounds: int
+) -> Iterator[Ratio | Margin]:
     """Its rate, and its memory, beside those of a server that sends as many bytes in messages of the same size."""
     first = ours()
     message_bytes = first.bytes // first.messages
@@ -111,8 +117,18 @@ def _write(writer: RecordWriter) -> None:
         time.sleep(PIECE_SECONDS)
 
 
-def _read(address: str, request: pb.StreamExecutionLogsRequest, wanted: int, streams: int, when_ready: Callable[[], None]) -> Got:
-    command = [sys.executable, "-m", "bench.crowd", address, request.SerializeToString().hex(), str(wanted), str(streams)]
+def _read(
+    address: str, request: pb.StreamExecutionLogsRequest, wanted: int, streams: int, when_ready: Callable[[], None]
+) -> Got:
+    command = [
+        sys.executable,
+        "-m",
+        "bench.crowd",
+        address,
+        request.SerializeToString().hex(),
+        str(wanted),
+        str(streams),
+    ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as crowd:
         assert crowd.stdout is not None
         if crowd.stdout.readline() != "ready\n":

@@ -23,7 +23,17 @@ class Running(NamedTuple):
 def server(stage: Path, *flags: str, directory: Path | None = None) -> Iterator[Running]:
     """One that serves for as long as this lasts; over `directory`, or one of its own."""
     directory = directory or stage / f"bench-{next(_numbers)}"
-    command = [sys.executable, "-m", "fastlane_grpc.cli", "server", "--data-dir", str(directory), "--listen", "127.0.0.1:0", *flags]
+    command = [
+        sys.executable,
+        "-m",
+        "fastlane_grpc.cli",
+        "server",
+        "--data-dir",
+        str(directory),
+        "--listen",
+        "127.0.0.1:0",
+        *flags,
+    ]
     with Path(f"{directory}.log").open("wb") as log:
         process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=log, text=True)
     assert process.stdout is not None

@@ -15,7 +15,8 @@ from bench.server import server
 
 # What is printed: lines as programs print them, and the shortest there are.
 LINES = {"lines": "0123456789" * 9 + "01234567", "y lines": "y"}
-# What `docker run` does with it besides: nothing, or what it does unless told otherwise; and how much faster we want to be.
+# What `docker run` does with it besides: nothing, or what it does unless told otherwise; and how much faster we want to
+# be.
 DRIVERS = {"--log-driver none": (["--log-driver", "none"], 1.5), "the default log driver": ([], 3.0)}
 MEGABYTES = 200
 # Of short lines the default log driver makes so much work that all of them would take minutes.
@@ -28,7 +29,20 @@ def rows(stage: Path, image: str, engine: str, rounds: int) -> Iterator[Ratio]:
         for (name, line), (driver, (flags, goal)) in itertools.product(LINES.items(), DRIVERS.items()):
             megabytes = MEGABYTES_OF_Y_LOGGED if line == "y" and not flags else MEGABYTES
             script = f"yes {line} | head -c {megabytes}000000"
-            ours = [sys.executable, "-m", "fastlane_grpc.cli", "run", "-q", "-a", running.address, image, "--", "sh", "-c", script]
+            ours = [
+                sys.executable,
+                "-m",
+                "fastlane_grpc.cli",
+                "run",
+                "-q",
+                "-a",
+                running.address,
+                image,
+                "--",
+                "sh",
+                "-c",
+                script,
+            ]
             theirs = [docker_command, "-H", engine, "run", "--rm", *flags, image, "sh", "-c", script]
             yield in_turn(
                 f"{megabytes} MB of {name}, against docker run | cat, {driver}",

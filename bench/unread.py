@@ -1,4 +1,5 @@
-"""What output costs that nobody looks at: the server's CPU while containers print without end, against the same ones asleep."""
+"""What output costs that nobody looks at: the server's CPU while containers print without end, against the same ones
+asleep."""
 
 import os
 import threading
@@ -18,8 +19,12 @@ def row(stage: Path, image: str, engine: str) -> Margin:
         server(stage, "--engine", engine, "--max-running", str(CONTAINERS), "--max-log-bytes", "64m") as running,
         Client(running.address) as client,
     ):
-        flooding, asleep = (_cpu_ms_per_second(client, image, running.process_id, command) for command in ("yes", "sleep 60"))
-    return Margin(f"server CPU, {CONTAINERS} flooding containers nobody follows, against asleep", "ms/s", flooding, asleep, 5.0)
+        flooding, asleep = (
+            _cpu_ms_per_second(client, image, running.process_id, command) for command in ("yes", "sleep 60")
+        )
+    return Margin(
+        f"server CPU, {CONTAINERS} flooding containers nobody follows, against asleep", "ms/s", flooding, asleep, 5.0
+    )
 
 
 def _cpu_ms_per_second(client: Client, image: str, process: int, command: str) -> float:

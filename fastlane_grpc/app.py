@@ -1,4 +1,5 @@
-"""The server: its parts, in the order in which they open; closed in reverse. Who wakes whom is decided here, and nowhere else."""
+"""The server: its parts, in the order in which they open; closed in reverse. Who wakes whom is decided here, and
+nowhere else."""
 
 import asyncio
 import os
@@ -12,19 +13,20 @@ from typing import Any, NoReturn, Self
 import structlog
 import uvloop
 
+from fastlane_grpc.capture.choice import CaptureChoice
 from fastlane_grpc.config import HostSettings, Settings
-from fastlane_grpc.directory import claimed, disk_bytes
 from fastlane_grpc.dispatcher import Dispatcher, HostPlaces
 from fastlane_grpc.errors import CannotServe, ServerFailed, StoreFailed
+from fastlane_grpc.execution import DockerRunner, Host, RemovedHostRunner, Step, Sweeper
 from fastlane_grpc.logs import Logs, Tails
+from fastlane_grpc.machine.data_directory import claimed, disk_bytes
+from fastlane_grpc.machine.open_files import OpenFiles, raise_limit
 from fastlane_grpc.model import Execution
-from fastlane_grpc.open_files import OpenFiles, raise_limit
+from fastlane_grpc.retention import Limits, Retention
 from fastlane_grpc.rpc.server import RpcServer
-from fastlane_grpc.runner import Captures, DockerRunner, GoneRunner, Host, Step, Sweeper
 from fastlane_grpc.service import Service
-from fastlane_grpc.store import Fitness, Quota, Store
+from fastlane_grpc.store import Quota, Store, StoreHealth
 from fastlane_grpc.supervisor import Supervisor
-from fastlane_grpc.upkeep import Limits, Upkeep
 from fastlane_grpc.wakeup import Wakeup
 
 # What is queued to be written when the server ends has so long: a disk that hangs does not keep it from ending.
@@ -40,11 +42,11 @@ def serve(
     *,
     colors: bool = False,
 ) -> None:
-    """Serves until SIGTERM or SIGINT; containers are left to the next server. Raises CannotServe, and ServerFailed where it cannot go on.
+    """Serves until SIGTERM or SIGINT; containers are left to the next server. Raises CannotServe, and ServerFailed
+    where it cannot go on.
 
-    `ready` is told the port once calls are answered; `step` is told each step of each execution, by the runner's thread. `colors` are for
-    a log that a person looks at.
-    """
+    `ready` is told the port once calls are answered; `step` is told each step of each execution, by the runner's
+    thread. `colors` are for a log that a person looks at."""
     _log_to_stderr(colors=colors)
     os.umask(0o077)
     uvloop.run(_serve(settings, ready, step))
@@ -60,16 +62,15 @@ async def _serve(settings: Settings, ready: Callable[[int], None], step: Callabl
 class Server:
     """A server made of parts: they open in order and close in reverse, also where opening one of them fails.
 
-    An async context manager, made on the loop that it is to run on. Each `open_…` method opens one part, says how it is closed, and needs
-    only parts that were opened before; a test replaces parts by overriding these methods.
-    """
+    An async context manager, made on the loop that it is to run on. Each `open_…` method opens one part, says how it is
+    closed, and needs only parts that were opened before; a test replaces parts by overriding these methods."""
 
     settings: Settings
     store: Store
     logs: Logs
     tails: Tails
     dispatcher: Dispatcher
-    upkeep: Upkeep
+    upkeep: Retention
     service: Service
     rpc: RpcServer
 
@@ -82,7 +83,7 @@ class Server:
         # What the store commits is told to each of them, on the loop, in their order; the store knows nobody upstairs.
         self.listeners: list[Callable[[Sequence[Execution]], None]] = []
         self.open_files = OpenFiles.of(raise_limit(), max_running=settings.max_running)
-        self.fitness = Fitness()
+        self.fitness = StoreHealth()
         self.hosts: Sequence[Host] = ()
         self._runners: Sequence[DockerRunner] = ()
         self._sweepers: dict[str, Sweeper] = {}
@@ -150,12 +151,15 @@ class Server:
 
     def open_tails(self, parts: AsyncExitStack) -> None:
         """Readers of logs, with inotify and threads: until no call is left that reads."""
-        self.tails = Tails(self.logs, cache_bytes=self.settings.cache_bytes, loop=self.loop, max_open=self.open_files.max_open_logs)
+        self.tails = Tails(
+            self.logs, cache_bytes=self.settings.cache_bytes, loop=self.loop, max_open=self.open_files.max_open_logs
+        )
         parts.callback(self.tails.close)
         self.listeners.append(self.tails.changed)
 
     def open_hosts(self, parts: AsyncExitStack) -> None:
-        """The hosts listen from the moment on that there is somebody to be told, and until no execution waits for what they hear."""
+        """The hosts listen from the moment on that there is somebody to be told, and until no execution waits for what
+        they hear."""
         settings = self.settings
         self.hosts = [_host(each, self.store, settings, self.supervisor) for each in settings.hosts]
         parts.push_async_callback(self._close_hosts)
@@ -165,11 +169,16 @@ class Server:
         settings = self.settings
         self._runners = [
             DockerRunner(
-                self.store, self.logs, host, default_timeout=settings.default_timeout, default_pids=settings.default_pids, step=self.step
+                self.store,
+                self.logs,
+                host,
+                default_timeout=settings.default_timeout,
+                default_pids=settings.default_pids,
+                step=self.step,
             )
             for host in self.hosts
         ]
-        gone = GoneRunner(
+        gone = RemovedHostRunner(
             self.store,
             self.logs,
             settings.data_dir,
@@ -192,7 +201,10 @@ class Server:
 
     def open_sweepers(self, parts: AsyncExitStack) -> None:
         """A sweeper for each host, which begins to listen now."""
-        self._sweepers = {host.name: Sweeper(runner, host, self.supervisor) for host, runner in zip(self.hosts, self._runners, strict=True)}
+        self._sweepers = {
+            host.name: Sweeper(runner, host, self.supervisor)
+            for host, runner in zip(self.hosts, self._runners, strict=True)
+        }
         for host in self.hosts:
             parts.callback(self._sweepers[host.name].close)
             self._sweepers[host.name].start()
@@ -200,7 +212,7 @@ class Server:
 
     def open_upkeep(self, parts: AsyncExitStack) -> None:
         """Retention: until the server stops, at which a call that prunes is told so."""
-        self.upkeep = Upkeep(self.store, self.logs, _limits(self.settings))
+        self.upkeep = Retention(self.store, self.logs, _limits(self.settings))
         parts.callback(self.upkeep.close)
         self.listeners.append(self.upkeep.news)
         self.run(parts, "upkeep", self.upkeep.run, restart=True)
@@ -214,10 +226,14 @@ class Server:
         # Until a host was reached nothing has changed, and health has to answer all the same.
         await self.rpc.serving("engine", self.dispatcher.up)
         self.run(parts, "health of engines", self._tell_engine_health, restart=True)
-        self.run(parts, "health of the store", lambda: self.fitness.watch(self.store, self.rpc.store_can_write), restart=True)
+        self.run(
+            parts, "health of the store", lambda: self.fitness.watch(self.store, self.rpc.store_can_write), restart=True
+        )
         await self.rpc.start()
 
-    def run(self, parts: AsyncExitStack, name: str, work: Callable[[], Coroutine[Any, Any, None]], *, restart: bool) -> None:
+    def run(
+        self, parts: AsyncExitStack, name: str, work: Callable[[], Coroutine[Any, Any, None]], *, restart: bool
+    ) -> None:
         """Run endless work of a part until that part is closed."""
         parts.push_async_callback(_cancelled, self.supervisor.task(name, work, restart=restart))
 
@@ -260,7 +276,9 @@ class Server:
 
     def _fail(self, name: str, error: BaseException) -> None:
         if not self._failure.done():
-            failed = ServerFailed(f"the server went down because of a defect: {name} failed with {error!r}; its log has more")
+            failed = ServerFailed(
+                f"the server went down because of a defect: {name} failed with {error!r}; its log has more"
+            )
             failed.__cause__ = error
             self._failure.set_exception(failed)
             # Where the server is closing already nobody asks any more.
@@ -308,7 +326,7 @@ def _limits(settings: Settings) -> Limits:
 
 
 def _host(configured: HostSettings, store: Store, settings: Settings, supervisor: Supervisor) -> Host:
-    captures = Captures(
+    captures = CaptureChoice(
         configured.capture,
         settings.data_dir,
         instance=store.instance,
@@ -320,16 +338,21 @@ def _host(configured: HostSettings, store: Store, settings: Settings, supervisor
 
 
 def _warn_of_twins(host: Host, hosts: Sequence[Host]) -> None:
-    """Two hosts that are one engine work; but that engine gets as many containers as both may have. Not refused: machines that were copied
-    with an engine on them have engines that say the same of themselves."""
+    """Two hosts that are one engine work; but that engine gets as many containers as both may have. Not refused:
+    machines that were copied with an engine on them have engines that say the same of themselves."""
     for other in hosts:
         if other is not host and host.up and host.engine_id and other.engine_id == host.engine_id:
-            log.warning("two hosts say that they are the same engine", host=host.name, other=other.name, engine_id=host.engine_id)
+            log.warning(
+                "two hosts say that they are the same engine",
+                host=host.name,
+                other=other.name,
+                engine_id=host.engine_id,
+            )
 
 
 def _log_to_stderr(*, colors: bool) -> None:
-    """One line for each change of state: for people on a terminal, as JSON elsewhere. Tracebacks without the values of variables: these may
-    be secrets."""
+    """One line for each change of state: for people on a terminal, as JSON elsewhere. Tracebacks without the values of
+    variables: these may be secrets."""
     for_people = sys.stderr.isatty()
     structlog.configure(
         processors=[
@@ -357,7 +380,8 @@ class _StderrLogger(structlog.PrintLogger):
 
 
 def _stop_signals(loop: asyncio.AbstractEventLoop) -> "asyncio.Future[None]":
-    """Done at the first SIGTERM or SIGINT. The second one ends the process where it stands: what was answered is on disk."""
+    """Done at the first SIGTERM or SIGINT. The second one ends the process where it stands: what was answered is on
+    disk."""
     stopping: asyncio.Future[None] = loop.create_future()
 
     def stop() -> None:

@@ -1,17 +1,70 @@
-"""Exponential backoff: the pauses between tries of what may pass by itself."""
+"""Backoff and retries of what may pass by itself: a registry, an engine, a full disk."""
 
 import random
+import time
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import TypeVar
+
+import structlog
+
+from fastlane_grpc.clock import boottime
+
+T = TypeVar("T")
+
+log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
 class Backoff:
-    """Pauses between tries: each twice as long as the one before, up to a half taken off at random so that not all come back at once."""
+    """Exponential backoff: each pause is twice as long as the one before. Up to a half is taken off at random, so that
+    many callers do not come back together."""
 
     first_seconds: float = 0.1
     longest_seconds: float = 5.0
 
     def pause_seconds(self, failures: int, asked_seconds: float | None = None) -> float:
-        """The pause after `failures` earlier ones, on top of what the other side asked for."""
+        """Return the pause after `failures` earlier ones, on top of what the other side asked for."""
         longest = min(self.first_seconds * (1 << min(failures, 30)), self.longest_seconds)
         return (asked_seconds or 0.0) + longest * random.uniform(0.5, 1.0)
+
+
+RETRIES = Backoff(0.05, 8.0)
+RECORD_RETRIES = Backoff(0.05, 2.0)
+
+
+class Retries:
+    """Retries of one action within a time limit."""
+
+    def __init__(self, seconds: float) -> None:
+        self._until = boottime() + seconds
+        self._failures = 0
+
+    @property
+    def paused(self) -> bool:
+        """Whether the action has been retried already."""
+        return self._failures > 0
+
+    def pause(self) -> float | None:
+        """Return the seconds to wait before the next try. None: the time is up."""
+        pause_seconds = RETRIES.pause_seconds(self._failures)
+        self._failures += 1
+        return None if boottime() + pause_seconds > self._until else pause_seconds
+
+
+def retry_until_written(write: Callable[[], T]) -> T:
+    """Return what `write` returns; repeat it while it raises OSError.
+
+    A full disk, or a full table of the kernel, says nothing about a job: its execution is not final before its record
+    is written. A file that is not there is no matter of time: FileNotFoundError is raised."""
+    failures = 0
+    while True:
+        try:
+            return write()
+        except FileNotFoundError:
+            raise
+        except OSError as error:
+            pause_seconds = RECORD_RETRIES.pause_seconds(failures)
+            failures += 1
+            log.warning("a record cannot be used; trying again", error=str(error), again_seconds=pause_seconds)
+            time.sleep(pause_seconds)

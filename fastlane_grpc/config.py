@@ -1,8 +1,8 @@
 """Every setting of the server, once: its default, its meaning and how it is read.
 
-A setting comes from a flag, else from the environment (`FASTLANE_` and its name in capitals), else from the file, else from its default.
-Several hosts come from the file alone. What cannot be read, or is not known, is an error that names the setting and where it stood.
-"""
+A setting comes from a flag, else from the environment (`FASTLANE_` and its name in capitals), else from the file, else
+from its default. Several hosts come from the file alone. What cannot be read, or is not known, is an error that names
+the setting and where it stood."""
 
 import difflib
 import json
@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fastlane_grpc.model import CaptureMode
-from fastlane_grpc.redaction import DEFAULT, SecretNames
+from fastlane_grpc.text.redaction import DEFAULT, SecretNames
 
 DEFAULT_LISTEN = "127.0.0.1:7020"
 DEFAULT_ENGINE = "unix:///var/run/docker.sock"
@@ -86,7 +86,9 @@ def read_address(text: str) -> str:
 
 def read_engine(text: str) -> str:
     if not re.fullmatch(r"(unix:///|tcp://).+", text):
-        raise ValueError("has to be the address of a Docker engine, as unix:///var/run/docker.sock or tcp://127.0.0.1:2375")
+        raise ValueError(
+            "has to be the address of a Docker engine, as unix:///var/run/docker.sock or tcp://127.0.0.1:2375"
+        )
     return text
 
 
@@ -146,51 +148,86 @@ def _is_missing() -> object:
 
 
 def setting(default: Callable[[], object], read: Callable[[str], object], meaning: str) -> Any:
-    return field(default_factory=default, metadata={"default": default, "read": read, "kind": _KINDS[read], "meaning": meaning})
+    return field(
+        default_factory=default, metadata={"default": default, "read": read, "kind": _KINDS[read], "meaning": meaning}
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class HostSettings:
     """One of several hosts, or the only one, which is called `local`; values are checked."""
 
-    name: str = setting(_is_missing, read_host_name, "what executions say they ran on, 1 to 63 of a-z, 0-9 and -; not to be changed")
+    name: str = setting(
+        _is_missing, read_host_name, "what executions say they ran on, 1 to 63 of a-z, 0-9 and -; not to be changed"
+    )
     engine: str = setting(_is_missing, read_engine, "its Docker engine")
     max_running: int = setting(
-        lambda: 4 * (os.cpu_count() or 1), read_count, "containers on it at a time; by default four to a core of this machine"
+        lambda: 4 * (os.cpu_count() or 1),
+        read_count,
+        "containers on it at a time; by default four to a core of this machine",
     )
-    capture: CaptureMode = setting(lambda: CaptureMode.AUTO, read_capture, "recorder or attach; auto: recorder, where it works")
-    engine_data_dir: Path | None = setting(lambda: None, read_path, "the data directory as the engine's machine calls it; else found out")
+    capture: CaptureMode = setting(
+        lambda: CaptureMode.AUTO, read_capture, "recorder or attach; auto: recorder, where it works"
+    )
+    engine_data_dir: Path | None = setting(
+        lambda: None, read_path, "the data directory as the engine's machine calls it; else found out"
+    )
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
     """What the server is told; values are checked."""
 
-    data_dir: Path = setting(lambda: default_data_dir(os.environ), read_path, "where jobs and logs are kept; one server at a time")
-    listen: str = setting(lambda: DEFAULT_LISTEN, read_address, "address to serve on; whoever reaches it can run containers")
+    data_dir: Path = setting(
+        lambda: default_data_dir(os.environ), read_path, "where jobs and logs are kept; one server at a time"
+    )
+    listen: str = setting(
+        lambda: DEFAULT_LISTEN, read_address, "address to serve on; whoever reaches it can run containers"
+    )
     engine: str = setting(lambda: default_engine(os.environ), read_engine, "the Docker engine that runs the containers")
-    capture: CaptureMode = setting(lambda: CaptureMode.AUTO, read_capture, "recorder or attach; auto: recorder, where it works")
-    engine_data_dir: Path | None = setting(lambda: None, read_path, "the data directory as the engine's machine calls it; else found out")
-    max_log_bytes: int = setting(lambda: 1 << 30, read_log_bytes, "room for one execution's output; beyond it the middle is dropped")
-    max_running: int = setting(lambda: 4 * (os.cpu_count() or 1), read_count, "containers at a time; by default four to a core")
-    default_timeout: timedelta = setting(lambda: timedelta(minutes=30), read_duration, "time of a container whose job asks for none")
+    capture: CaptureMode = setting(
+        lambda: CaptureMode.AUTO, read_capture, "recorder or attach; auto: recorder, where it works"
+    )
+    engine_data_dir: Path | None = setting(
+        lambda: None, read_path, "the data directory as the engine's machine calls it; else found out"
+    )
+    max_log_bytes: int = setting(
+        lambda: 1 << 30, read_log_bytes, "room for one execution's output; beyond it the middle is dropped"
+    )
+    max_running: int = setting(
+        lambda: 4 * (os.cpu_count() or 1), read_count, "containers at a time; by default four to a core"
+    )
+    default_timeout: timedelta = setting(
+        lambda: timedelta(minutes=30), read_duration, "time of a container whose job asks for none"
+    )
     max_timeout: timedelta = setting(lambda: timedelta(minutes=30), read_duration, "longest time a job may ask for")
     default_pids: int = setting(lambda: 1024, read_count, "processes of a container whose job sets no limit")
     max_streams: int = setting(lambda: 2000, read_count, "log streams open at a time")
     max_request_bytes: int = setting(lambda: 4 << 20, read_request_bytes, "largest request; at most 64m")
-    # A queue that stands still as old logs fill its disk is worse than one without them: hence, by default, there is a limit to their size
-    # beside that to their age. The other half of the disk is for what runs, and for whatever else is on it.
-    keep_logs: timedelta | None = setting(lambda: timedelta(days=30), read_keeping, "how long a log is kept after its end; or off")
-    keep_jobs: timedelta | None = setting(lambda: timedelta(days=90), read_keeping, "how long a job is kept after its end; or off")
+    # A queue that stands still as old logs fill its disk is worse than one without them: hence, by default, there is a
+    # limit to their size beside that to their age. The other half of the disk is for what runs, and for whatever else
+    # is on it.
+    keep_logs: timedelta | None = setting(
+        lambda: timedelta(days=30), read_keeping, "how long a log is kept after its end; or off"
+    )
+    keep_jobs: timedelta | None = setting(
+        lambda: timedelta(days=90), read_keeping, "how long a job is kept after its end; or off"
+    )
     max_total_log_bytes: int | None = setting(
         lambda: None, read_bytes_or_off, "room for the logs of all that ended, or off; by default half of the disk"
     )
     min_free_bytes: int | None = setting(
-        lambda: None, read_bytes_or_off, "free room below which no job is taken, or off; by default 256m, or a 16th of a small disk"
+        lambda: None,
+        read_bytes_or_off,
+        "free room below which no job is taken, or off; by default 256m, or a 16th of a small disk",
     )
-    max_waiting: int = setting(lambda: 1_000_000, read_count, "executions that wait at a time; with more no job is taken")
+    max_waiting: int = setting(
+        lambda: 1_000_000, read_count, "executions that wait at a time; with more no job is taken"
+    )
     cache_bytes: int = setting(lambda: 64 << 20, read_bytes, "memory for stretches of logs that are being read")
-    secret_names: SecretNames = setting(SecretNames, read_secret_names, "variables whose values are never shown, by words of their names")
+    secret_names: SecretNames = setting(
+        SecretNames, read_secret_names, "variables whose values are never shown, by words of their names"
+    )
     # None are given: the one that the settings above make.
     hosts: Sequence[HostSettings] = ()
 
@@ -212,8 +249,8 @@ _OF_LOCAL = ("engine", "capture", "engine_data_dir")
 
 @dataclass(frozen=True, slots=True)
 class InForce:
-    """The settings in force, and of those that were given their text, and where it came from: "file PATH", "environment variable NAME" or
-    "flag --NAME". Those of a host are called `hosts.` and its name, a point and their own."""
+    """The settings in force, and of those that were given their text, and where it came from: "file PATH", "environment
+    variable NAME" or "flag --NAME". Those of a host are called `hosts.` and its name, a point and their own."""
 
     settings: Settings
     given: Mapping[str, tuple[str, str]]
@@ -223,7 +260,8 @@ class InForce:
 
 
 def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | None) -> Settings:
-    """The settings in force. `flags` holds texts or values by the names of `Settings`; None there is a flag that was not given."""
+    """The settings in force. `flags` holds texts or values by the names of `Settings`; None there is a flag that was
+    not given."""
     return in_force(flags, environ, file).settings
 
 
@@ -236,8 +274,12 @@ def in_force(flags: Mapping[str, object], environ: Mapping[str, str], file: Path
     if tables is not None:
         hosts = _read_hosts(tables, file)
         if beside := next((name for name in _OF_LOCAL if name in given), None):
-            raise ConfigError(f"{beside} ({given[beside][1]}) cannot be set beside [[hosts]] ({file}): set it for each of these")
-        given |= {f"hosts.{each['name']}.{name}": (value, f"file {file}") for each in tables for name, value in each.items()}
+            raise ConfigError(
+                f"{beside} ({given[beside][1]}) cannot be set beside [[hosts]] ({file}): set it for each of these"
+            )
+        given |= {
+            f"hosts.{each['name']}.{name}": (value, f"file {file}") for each in tables for name, value in each.items()
+        }
         values = {"max_running": sum(host.max_running for host in hosts), **values, "hosts": hosts}
     return InForce(Settings(**values), {name: (str(value), origin) for name, (value, origin) in given.items()})
 
@@ -269,7 +311,8 @@ def default_text(name: str) -> str:
 
 
 def toml(in_force: InForce) -> str:
-    """The settings in force as a file of them that would have the same ones in force, each with a comment that says where it came from."""
+    """The settings in force as a file of them that would have the same ones in force, each with a comment that says
+    where it came from."""
     settings = in_force.settings
     hosts = _configured_hosts(settings)
     lines = [
@@ -282,17 +325,24 @@ def toml(in_force: InForce) -> str:
     for host in hosts:
         lines += ["", "[[hosts]]"]
         for each in fields(HostSettings):
-            lines.append(_toml_line(each, _plain(each, getattr(host, each.name)), in_force.origin(f"hosts.{host.name}.{each.name}")))
+            lines.append(
+                _toml_line(
+                    each, _plain(each, getattr(host, each.name)), in_force.origin(f"hosts.{host.name}.{each.name}")
+                )
+            )
     return "\n".join(lines) + "\n"
 
 
 def as_json(in_force: InForce) -> str:
-    """The same as one object: of each setting its value and where that came from, and all hosts, the one of no configured ones too."""
+    """The same as one object: of each setting its value and where that came from, and all hosts, the one of no
+    configured ones too."""
     settings = in_force.settings
     told: dict[str, object] = {}
     for each in SETTINGS:
         told[each.name] = {"value": _written(in_force, each), "origin": in_force.origin(each.name)}
-    told["hosts"] = [{each.name: _plain(each, getattr(host, each.name)) for each in fields(HostSettings)} for host in settings.hosts]
+    told["hosts"] = [
+        {each.name: _plain(each, getattr(host, each.name)) for each in fields(HostSettings)} for host in settings.hosts
+    ]
     return json.dumps(told, indent=2)
 
 
@@ -406,7 +456,9 @@ def _known(name: str, names: Sequence[str], what: str) -> str:
     if name in names:
         return name
     near = difflib.get_close_matches(name, names, 1)
-    raise ConfigError(f"unknown {what}: {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(names)}"))
+    raise ConfigError(
+        f"unknown {what}: {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(names)}")
+    )
 
 
 def _read(each: "Field[Any]", value: object, where: str) -> Any:

@@ -1,4 +1,5 @@
-"""Gives work to the hosts: as much as they have places for, as soon as there is any, each execution to one thread at a time.
+"""Gives work to the hosts: as much as they have places for, as soon as there is any, each execution to one thread at a
+time.
 
 A host that is down, or hangs, keeps what is on it and gets nothing more; the others go on.
 """
@@ -15,10 +16,10 @@ from typing import Protocol, TypeVar
 import structlog
 
 from fastlane_grpc.errors import DiskFull, ExecutionNotFound, ServerStopping, StoreFailed
+from fastlane_grpc.machine.shortage import is_machine_failure
 from fastlane_grpc.model import Assignment, Execution, HostReport, Outcome, Reason, State, Stop, Waiting, utc_now
-from fastlane_grpc.runner.orders import CertainEnd, HostDown, Leave, Orders, Remains, Runner, StopOrder
+from fastlane_grpc.runner import AbandonedLog, CertainEnd, HostDown, Leave, Mailbox, Runner, StopCommand
 from fastlane_grpc.schedule import expired_from
-from fastlane_grpc.shortage import is_machine_failure
 from fastlane_grpc.store import Pending, Store
 from fastlane_grpc.supervisor import ALONE, Supervisor, report
 from fastlane_grpc.wakeup import Wakeup
@@ -66,11 +67,11 @@ class HostPlaces:
 
 
 class Dispatcher:
-    """Lives on the loop. Every execution has a thread to itself: a daemon, so that one that hangs does not keep the server from ending.
+    """Lives on the loop. Every execution has a thread to itself: a daemon, so that one that hangs does not keep the
+    server from ending.
 
-    `hosts` are in the order in which they are preferred where all else is equal; at most `max_running` executions run on all of them
-    together. `gone` is given what an earlier server left on a host that is not among them.
-    """
+    `hosts` are in the order in which they are preferred where all else is equal; at most `max_running` executions run
+    on all of them together. `gone` is given what an earlier server left on a host that is not among them."""
 
     def __init__(
         self,
@@ -99,11 +100,12 @@ class Dispatcher:
         self._gone = _Host(HostPlaces(_Nowhere(), gone, 0), _Rest(self._loop, self._wake))
         self._rest = _Rest(self._loop, self._wake)
         self._closing = False
-        # Of each execution that was claimed and is not over. A stop may be announced before the claim is answered: whichever comes first
-        # makes the inbox.
+        # Of each execution that was claimed and is not over. A stop may be announced before the claim is answered:
+        # whichever comes first makes the inbox.
         self._claims: dict[str, _Claim] = {}
         self._on_thread: dict[str, _Claim] = {}
-        # There are as many threads as there were executions on them at a time, and each takes what is first in the queue.
+        # There are as many threads as there were executions on them at a time, and each takes what is first in the
+        # queue.
         self._threads = 0
         self._work: queue.SimpleQueue[tuple[_Host, Assignment, _Claim] | None] = queue.SimpleQueue()
         self._one_ended = asyncio.Event()
@@ -140,7 +142,7 @@ class Dispatcher:
     def waiting(self, execution_id: str) -> Waiting | None:
         """What an execution that was claimed waits for before it can begin."""
         claim = self._on_thread.get(execution_id)
-        return claim.orders.waiting if claim else None
+        return claim.mailbox.waiting if claim else None
 
     def news(self, executions: Sequence[Execution]) -> None:
         """Every change of every execution, in order, as the store announces them."""
@@ -174,12 +176,13 @@ class Dispatcher:
                 await self._wake.wait(self._sleep_seconds())
 
     async def close(self, patience_seconds: float = 1.0) -> None:
-        """Takes nothing new, and has the threads leave their containers as they are; those that hang are waited for no longer than that."""
+        """Takes nothing new, and has the threads leave their containers as they are; those that hang are waited for no
+        longer than that."""
         self._closing = True
         for rest in (self._rest, self._gone.rest, *(host.rest for host in self._hosts)):
             rest.end()
         for claim in self._on_thread.values():
-            claim.orders.put(Leave())
+            claim.mailbox.put(Leave())
         for _ in range(self._threads):
             self._work.put(None)
         with suppress(TimeoutError):
@@ -214,7 +217,9 @@ class Dispatcher:
                 try:
                     assignment = await self._store.assignment(execution_id)
                 except (DiskFull, StoreFailed) as error:
-                    self._begin_rest(self._rest, "an execution waits for the store", execution_id=execution_id, error=str(error))
+                    self._begin_rest(
+                        self._rest, "an execution waits for the store", execution_id=execution_id, error=str(error)
+                    )
                     return
                 host.left.discard(execution_id)
                 self._begin(assignment)
@@ -264,9 +269,13 @@ class Dispatcher:
                 return
 
     def _free_places(self) -> Iterator[str]:
-        """The host of each place that is free, in the order in which they are to be taken: always on the host of whose places the largest
-        share is free."""
-        free = {host: host.max_running - host.running for host in self._hosts if self._ready(host) and host.running < host.max_running}
+        """The host of each place that is free, in the order in which they are to be taken: always on the host of whose
+        places the largest share is free."""
+        free = {
+            host: host.max_running - host.running
+            for host in self._hosts
+            if self._ready(host) and host.running < host.max_running
+        }
         for _ in range(self._max_running - self.running):
             if not free:
                 return
@@ -278,7 +287,9 @@ class Dispatcher:
 
     def _take_up_later(self, host: "_Host", execution_id: str) -> None:
         """What the machine has too little of may be there in a moment; the others on the host do not wait for that."""
-        host.pauses[execution_id] = pause = min(host.pauses.get(execution_id, self._retry_seconds / 2) * 2, LONGEST_PAUSE_SECONDS)
+        host.pauses[execution_id] = pause = min(
+            host.pauses.get(execution_id, self._retry_seconds / 2) * 2, LONGEST_PAUSE_SECONDS
+        )
         host.paused.add(execution_id)
 
         def is_over() -> None:
@@ -333,7 +344,7 @@ class Dispatcher:
     def _run(self, host: "_Host", assignment: Assignment, claim: "_Claim") -> None:
         host_down = machine_failed = False
         try:
-            host.runner.run(assignment, claim.orders)
+            host.runner.run(assignment, claim.mailbox)
         except (HostDown, ServerStopping):
             host_down = True
         except BaseException as error:
@@ -345,7 +356,9 @@ class Dispatcher:
                 host_down = not self._ended_as_lost(host, assignment.execution, error)
         finally:
             with suppress(RuntimeError):  # the loop is closed: nobody is there to be told
-                self._loop.call_soon_threadsafe(self._ended, host, assignment.execution.id, claim, host_down, machine_failed)
+                self._loop.call_soon_threadsafe(
+                    self._ended, host, assignment.execution.id, claim, host_down, machine_failed
+                )
 
     def _ended_as_lost(self, host: "_Host", execution: Execution, error: BaseException) -> bool:
         """Whether it is over. One that is not is taken up again: nobody else would."""
@@ -357,12 +370,19 @@ class Dispatcher:
         return True
 
     def _end_as_lost(self, host: "_Host", execution: Execution, error: BaseException) -> None:
-        """A defect. It must not leave the execution unfinished for ever; one that is final, or was pruned since, stays as it is.
+        """A defect. It must not leave the execution unfinished for ever; one that is final, or was pruned since, stays
+        as it is.
 
         Where the record was sealed before, it decides how the execution ended.
         """
         with suppress(OSError):
-            log.error("the runner failed", execution_id=execution.id, job_id=execution.job_id, task_id=execution.task_id, exc_info=error)
+            log.error(
+                "the runner failed",
+                execution_id=execution.id,
+                job_id=execution.job_id,
+                task_id=execution.task_id,
+                exc_info=error,
+            )
         outcome = Outcome(Reason.CONTAINER_GONE, f"a defect of fastlane, see the server's log for {execution.id}")
         with suppress(ServerStopping, ExecutionNotFound):
             remains = _remains(host.runner, execution.id, outcome.detail)
@@ -382,7 +402,8 @@ class Dispatcher:
     def _ended(self, host: "_Host", execution_id: str, claim: "_Claim", host_down: bool, machine_failed: bool) -> None:
         del self._on_thread[execution_id]
         host.on_thread.discard(execution_id)
-        # Another claim, or none, in its place: it was requeued. That was announced before the thread went on, so it is known here.
+        # Another claim, or none, in its place: it was requeued. That was announced before the thread went on, so it is
+        # known here.
         if self._claims.get(execution_id) is claim:
             del self._claims[execution_id]
             if host_down or machine_failed:
@@ -401,7 +422,7 @@ class Dispatcher:
         self._wake.set()
 
 
-def _remains(runner: Runner, execution_id: str, why: str) -> Remains:
+def _remains(runner: Runner, execution_id: str, why: str) -> AbandonedLog:
     try:
         return runner.abandon(execution_id, why)
     except (ServerStopping, ExecutionNotFound):
@@ -410,7 +431,7 @@ def _remains(runner: Runner, execution_id: str, why: str) -> Remains:
         # The defect may be in what ends a log, too.
         with suppress(OSError):
             log.error("the log of a lost execution is not ended", execution_id=execution_id, exc_info=error)
-        return Remains()
+        return AbandonedLog()
 
 
 class _Rest:
@@ -444,12 +465,13 @@ class _Host:
         self.runner = places.runner
         self.max_running = places.max_running
         self.rest = rest
-        # Those on a thread; those that are to be taken up again when the host is back; and those that were requeued, here or elsewhere, and
-        # claimed again for this host, while the thread of their first claim has not ended.
+        # Those on a thread; those that are to be taken up again when the host is back; and those that were requeued,
+        # here or elsewhere, and claimed again for this host, while the thread of their first claim has not ended.
         self.on_thread: set[str] = set()
         self.left: set[str] = set()
         self.behind: dict[str, Assignment] = {}
-        # Of those that are to be taken up again: which wait because the machine failed, and how long they waited the last time.
+        # Of those that are to be taken up again: which wait because the machine failed, and how long they waited the
+        # last time.
         self.paused: set[str] = set()
         self.pauses: dict[str, float] = {}
 
@@ -459,7 +481,8 @@ class _Host:
 
 
 class _Nowhere:
-    """Stands for all hosts that are not configured any more. What is to be done about what was on them needs no engine."""
+    """Stands for all hosts that are not configured any more. What is to be done about what was on them needs no
+    engine."""
 
     name = ""
     up = True
@@ -473,14 +496,14 @@ class _Nowhere:
 class _Claim:
     """A claim of an execution: its inbox, and the last order to stop that its runner knows of."""
 
-    orders: Orders = field(default_factory=Orders)
+    mailbox: Mailbox = field(default_factory=Mailbox)
     stop: Stop | None = None
 
     def tell(self, stop: Stop) -> None:
         # The same order is announced again with every other change of an execution that stops.
         if stop != self.stop:
             self.stop = stop
-            self.orders.put(StopOrder(stop))
+            self.mailbox.put(StopCommand(stop))
 
 
 def _warn(event: str, **fields: object) -> None:

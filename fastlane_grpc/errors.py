@@ -13,7 +13,8 @@ class ServerFailed(Exception):
 
 
 class Refusal(Exception):
-    """A request that was not carried out; nothing was written. `metadata` says which one, by the names of the contract."""
+    """A request that was not carried out; nothing was written. `metadata` says which one, by the names of the
+    contract."""
 
     def __init__(self, message: str, *, retry_seconds: float | None = None, **metadata: str) -> None:
         super().__init__(message)
@@ -70,7 +71,10 @@ class RequestIdReused(Refusal):
     """The request_id came with another request before."""
 
     def __init__(self, request_id: str, job_id: str) -> None:
-        super().__init__(f"request_id {request_id!r} was used for another request, which made job {job_id}; use a new one", job_id=job_id)
+        super().__init__(
+            f"request_id {request_id!r} was used for another request, which made job {job_id}; use a new one",
+            job_id=job_id,
+        )
 
 
 class CursorInvalid(Refusal):

@@ -1,4 +1,5 @@
-"""Tasks, jobs and executions as values: what they hold and what may follow what. Pure; nothing here waits, reads or writes."""
+"""Tasks, jobs and executions as values: what they hold and what may follow what. Pure; nothing here waits, reads or
+writes."""
 
 import os
 import time
@@ -7,15 +8,16 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum, IntEnum, StrEnum
 
-from fastlane_grpc.redaction import SecretNames, mask_url_passwords
-from fastlane_grpc.sanitize import one_line
+from fastlane_grpc.text.redaction import SecretNames, mask_url_passwords
+from fastlane_grpc.text.sanitize import one_line
 
 # Of what an outcome, a wait or a host says for people, which may be the words of an engine or a registry.
 MAX_TOLD_CHARACTERS = 2000
 
 
 def told_line(text: str) -> str:
-    """Return text that may hold the words of others as one printable line of bounded length, without the passwords of URLs."""
+    """Return text that may hold the words of others as one printable line of bounded length, without the passwords of
+    URLs."""
     return one_line(mask_url_passwords(text), MAX_TOLD_CHARACTERS)
 
 
@@ -93,7 +95,8 @@ class Cause(IntEnum):
 
 
 class CaptureMode(StrEnum):
-    """How the output of containers is to get into their records. AUTO: by the recorder where that works, else by attach."""
+    """How the output of containers is to get into their records. AUTO: by the recorder where that works, else by
+    attach."""
 
     AUTO = "auto"
     RECORDER = "recorder"
@@ -165,7 +168,8 @@ class JobSpec:
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How an execution ended; set exactly when its state is final. `detail` is one printable line, whoever's words are in it."""
+    """How an execution ended; set exactly when its state is final. `detail` is one printable line, whoever's words are
+    in it."""
 
     reason: Reason = Reason.UNSPECIFIED
     detail: str = ""
@@ -223,8 +227,8 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """What an execution waits for. `ahead`: how many queued ones of its task and priority go before it, as far as they were counted;
-    `due_time`: until when it waits, if that is known."""
+    """What an execution waits for. `ahead`: how many queued ones of its task and priority go before it, as far as they
+    were counted; `due_time`: until when it waits, if that is known."""
 
     reason: WaitReason
     detail: str
@@ -238,7 +242,8 @@ class Waiting:
 
 @dataclass(frozen=True, slots=True)
 class HostReport:
-    """A host as it is now. `last_error` is what it said when it last failed, whatever came after; what is not known is empty."""
+    """A host as it is now. `last_error` is what it said when it last failed, whatever came after; what is not known is
+    empty."""
 
     name: str
     address: str
@@ -256,7 +261,8 @@ class HostReport:
         object.__setattr__(self, "capture_reason", told_line(self.capture_reason))
 
 
-# The signal, by number as libcs count differently, that a recorder takes for the order to kill everything, store what was printed, and end.
+# The signal, by number as libcs count differently, that a recorder takes for the order to kill everything, store what
+# was printed, and end.
 HARD_STOP = 44
 
 
@@ -300,10 +306,9 @@ class Execution:
 class Job:
     """One enqueue, with its current execution: the newest one.
 
-    While the job is not final, its `state` is that of its current execution; `outcome` and `end_time` are set exactly when it is final.
-    `stop_time` says when a caller stopped the job: nothing follows its current execution then. `executions` counts those that the job has
-    had. `spec` is None where it was not asked for.
-    """
+    While the job is not final, its `state` is that of its current execution; `outcome` and `end_time` are set exactly
+    when it is final. `stop_time` says when a caller stopped the job: nothing follows its current execution then.
+    `executions` counts those that the job has had. `spec` is None where it was not asked for."""
 
     id: str
     task_id: str
@@ -338,8 +343,8 @@ class Assignment:
     spec: JobSpec
 
 
-# What a program that stands for an execution exits with, where the container's own code does not say it: the codes of timeout(1), of a
-# shell whose command was interrupted, of `docker run` and of sysexits.h (try again).
+# What a program that stands for an execution exits with, where the container's own code does not say it: the codes of
+# timeout(1), of a shell whose command was interrupted, of `docker run` and of sysexits.h (try again).
 TIMED_OUT_STATUS = 124
 STOPPED_STATUS = 130
 NO_CONTAINER_STATUS = 125
@@ -367,7 +372,8 @@ def utc_now() -> datetime:
 
 
 def new_id() -> str:
-    """A UUIDv7 (RFC 9562): 48 bits of milliseconds, then random bits, so that ids of one server sort by the time they were made."""
+    """A UUIDv7 (RFC 9562): 48 bits of milliseconds, then random bits, so that ids of one server sort by the time they
+    were made."""
     value = (time.time_ns() // 1_000_000 & (1 << 48) - 1) << 80 | int.from_bytes(os.urandom(10), "big")
     value = value & ~(0xF << 76) | 0x7 << 76
     value = value & ~(0x3 << 62) | 0x2 << 62

@@ -1,4 +1,5 @@
-"""The schedule of a job, decided from values alone: when its first execution is due, and what follows when an execution has ended.
+"""The schedule of a job, decided from values alone: when its first execution is due, and what follows when an execution
+has ended.
 
 Nothing here reads a clock or a store: the store calls these functions within the transaction that they decide about.
 """
@@ -40,7 +41,8 @@ def first(spec: JobSpec, now: datetime) -> Next:
 
 
 def after(job: Job, ended: Execution, now: datetime) -> Final | Next:
-    """What follows `ended`, the job's current execution, which is final. A job has one run of one attempt, so its end is the job's."""
+    """What follows `ended`, the job's current execution, which is final. A job has one run of one attempt, so its end
+    is the job's."""
     return settled_by(ended)
 
 
@@ -56,5 +58,6 @@ def waiting_state(due_time: datetime, now: datetime) -> State:
 
 
 def expired_from(expire_time: datetime) -> datetime:
-    """The first moment at which an execution with this expire_time has expired: at that time itself it may still be started."""
+    """The first moment at which an execution with this expire_time has expired: at that time itself it may still be
+    started."""
     return expire_time + timedelta(microseconds=1)

@@ -1,9 +1,9 @@
 """Supervision of threads and tasks: none of them ends unnoticed.
 
-One rule holds for all. An unexpected exception is logged with its traceback. Work that can safely be done again is then restarted, after a
-pause that grows while it fails. Work whose failure concerns one waiter alone hands the error to that waiter. Everything else takes the
-server down on purpose: a server that does half of its work must not go on as if all were well.
-"""
+One rule holds for all. An unexpected exception is logged with its traceback. Work that can safely be done again is then
+restarted, after a pause that grows while it fails. Work whose failure concerns one waiter alone hands the error to that
+waiter. Everything else takes the server down on purpose: a server that does half of its work must not go on as if all
+were well."""
 
 import asyncio
 import threading
@@ -22,7 +22,8 @@ log = structlog.get_logger(__name__)
 
 
 class Supervisor:
-    """The threads and tasks of one server. `down` is called, on any thread, with the name and the error of work that cannot go on."""
+    """The threads and tasks of one server. `down` is called, on any thread, with the name and the error of work that
+    cannot go on."""
 
     def __init__(self, down: Callable[[str, BaseException], None], *, restarts: Backoff = RESTARTS) -> None:
         self._down = down
@@ -43,10 +44,13 @@ class Supervisor:
 
         It is a daemon: one that hangs does not keep the server from ending.
         """
-        return threading.Thread(target=self._run_again if restart else self._run_once, args=(name, work), name=name, daemon=True)
+        return threading.Thread(
+            target=self._run_again if restart else self._run_once, args=(name, work), name=name, daemon=True
+        )
 
     def task(self, name: str, work: Callable[[], Coroutine[Any, Any, None]], *, restart: bool) -> "asyncio.Task[None]":
-        """A running task for `work`, which is endless: its end is as unexpected as an exception, until the supervisor is closed."""
+        """A running task for `work`, which is endless: its end is as unexpected as an exception, until the supervisor
+        is closed."""
         return asyncio.get_running_loop().create_task(self._await(name, work, restart), name=name)
 
     def _run_once(self, name: str, work: Callable[[], None]) -> None:
@@ -88,7 +92,8 @@ class Supervisor:
 
 
 def thread(name: str, work: Callable[[], None], *, on_failure: Callable[[Exception], None]) -> threading.Thread:
-    """A daemon thread, not started yet, for work that one waiter alone depends on. An unexpected error is logged and handed over."""
+    """A daemon thread, not started yet, for work that one waiter alone depends on. An unexpected error is logged and
+    handed over."""
 
     def run() -> None:
         try:

@@ -13,10 +13,10 @@ from grpc_status import rpc_status
 from fastlane_grpc.app import Server
 from fastlane_grpc.model import Execution, HostReport, Outcome, Reason, State, utc_now
 from fastlane_grpc.record import RecordWriter
+from fastlane_grpc.retention import Limits, Retention
 from fastlane_grpc.rpc.server import RpcServer
 from fastlane_grpc.service import Service
-from fastlane_grpc.store import Fitness
-from fastlane_grpc.upkeep import Limits, Upkeep
+from fastlane_grpc.store import StoreHealth
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
 from tests.parts import Parts
@@ -41,7 +41,7 @@ class House(Parts):
     def __init__(self, path: Path, **settings: object) -> None:
         super().__init__(path, **settings)
         self.places = NoPlaces()
-        self.fitness = Fitness(patience_seconds=0.1, probe_seconds=0.01)
+        self.fitness = StoreHealth(patience_seconds=0.1, probe_seconds=0.01)
         self.open_store(self.parts)
         self.open_logs(self.parts)
         self.open_tails(self.parts)
@@ -62,7 +62,7 @@ class House(Parts):
 
     def open_upkeep(self, parts: Any) -> None:
         """What it deletes it deletes when it is asked."""
-        self.upkeep = Upkeep(self.store, self.logs, Limits())
+        self.upkeep = Retention(self.store, self.logs, Limits())
         parts.callback(self.upkeep.close)
 
     async def close(self) -> None:
@@ -99,7 +99,9 @@ class House(Parts):
         room = self.logs.room(execution.id)
         await self.store.finish(execution.id, state=state, outcome=outcome, logs=trailer.totals, log_bytes=room)
 
-    def stream(self, execution_id: str, **more: object) -> "grpc.aio.UnaryStreamCall[object, pb.StreamExecutionLogsResponse]":
+    def stream(
+        self, execution_id: str, **more: object
+    ) -> "grpc.aio.UnaryStreamCall[object, pb.StreamExecutionLogsResponse]":
         return self.executions.StreamExecutionLogs(pb.StreamExecutionLogsRequest(execution_id=execution_id, **more))  # type: ignore[arg-type,return-value]
 
 

@@ -20,7 +20,9 @@ WAITING = Log(HELLO.pieces, heartbeats_before_end=1_000_000, state=pb.STATE_STOP
 
 
 def environment(server: ScriptedServer | None, **more: str) -> Mapping[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("FASTLANE_") and name != "NO_COLOR"}
+    kept = {
+        name: value for name, value in os.environ.items() if not name.startswith("FASTLANE_") and name != "NO_COLOR"
+    }
     return kept | ({"FASTLANE_ADDRESS": server.address} if server else {}) | more
 
 
@@ -28,13 +30,18 @@ def fastlane(server: ScriptedServer | None, *arguments: str, **more: str) -> sub
     return subprocess.run([*FASTLANE, *arguments], env=environment(server, **more), capture_output=True, timeout=60)
 
 
-def on_terminal(server: ScriptedServer, *arguments: str, keys: Sequence[tuple[str, bytes]] = (), **more: str) -> tuple[int, str]:
-    """What a person sees who types it, and the exit status. Each of `keys` is typed once the text before it was seen."""
+def on_terminal(
+    server: ScriptedServer, *arguments: str, keys: Sequence[tuple[str, bytes]] = (), **more: str
+) -> tuple[int, str]:
+    """What a person sees who types it, and the exit status. Each of `keys` is typed once the text before it was
+    seen."""
     mine, theirs = pty.openpty()
     fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
     # Started so, a shell has the terminal that it opens for its own, on which Ctrl-C is a signal.
     shell = ["sh", "-c", 'exec "$@" <"$0" >"$0" 2>"$0"', os.ttyname(theirs)]
-    process = subprocess.Popen([*shell, *FASTLANE, *arguments], env=environment(server, **more), stdin=theirs, start_new_session=True)
+    process = subprocess.Popen(
+        [*shell, *FASTLANE, *arguments], env=environment(server, **more), stdin=theirs, start_new_session=True
+    )
     os.close(theirs)
     seen, waiting = b"", list(keys)
     with process:

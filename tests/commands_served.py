@@ -42,4 +42,6 @@ class Server:
 
 
 def fastlane(server: Server, *arguments: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run([*FASTLANE, *arguments], env=environment(server.address), capture_output=True, timeout=SECONDS)
+    return subprocess.run(
+        [*FASTLANE, *arguments], env=environment(server.address), capture_output=True, timeout=SECONDS
+    )

@@ -1,4 +1,5 @@
-"""Counts what containers say of themselves, where nobody but the test reads it: a network of its own with one that listens in it.
+"""Counts what containers say of themselves, where nobody but the test reads it: a network of its own with one that
+listens in it.
 
 Run as a module it is the one that listens: each line that a connection brings it writes to a file.
 """
@@ -20,7 +21,9 @@ class CountingNetwork:
     def __init__(self, lines: Path) -> None:
         self._lines = lines
         self._process = subprocess.Popen(
-            ["unshare", "--net", sys.executable, "-m", "tests.counter", lines], stdout=subprocess.PIPE, cwd=Path(__file__).parent.parent
+            ["unshare", "--net", sys.executable, "-m", "tests.counter", lines],
+            stdout=subprocess.PIPE,
+            cwd=Path(__file__).parent.parent,
         )
         assert self._process.stdout is not None
         # Only now is it certain that it has left our own network.

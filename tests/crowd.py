@@ -18,12 +18,16 @@ from fastlane_grpc.v1 import fastlane_pb2_grpc
 CONNECTIONS = 4
 
 
-async def follow(stub: "fastlane_pb2_grpc.ExecutionServiceAsyncStub", execution_id: str, heard: Callable[[], None]) -> str:
+async def follow(
+    stub: "fastlane_pb2_grpc.ExecutionServiceAsyncStub", execution_id: str, heard: Callable[[], None]
+) -> str:
     """What one got: bytes and CRC-32 of stdout, whether its log had no hole, and the exit status."""
     size = crc32 = 0
     whole, exit_status = True, None
     # Started before it is awaited for the first message, so that all of them are on their way at once.
-    call = stub.StreamExecutionLogs(pb.StreamExecutionLogsRequest(execution_id=execution_id, sources=[pb.SOURCE_STDOUT]))
+    call = stub.StreamExecutionLogs(
+        pb.StreamExecutionLogsRequest(execution_id=execution_id, sources=[pb.SOURCE_STDOUT])
+    )
     async for message in call:
         if message.WhichOneof("event") == "state" and message.state.state == pb.STATE_QUEUED:
             heard()
@@ -46,7 +50,9 @@ async def main(address: str, execution_id: str, count: int) -> None:
             say("ready")
 
     # Without a pool of its own each channel would use the same connection.
-    channels = [grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) for _ in range(CONNECTIONS)]
+    channels = [
+        grpc.aio.insecure_channel(address, options=[("grpc.use_local_subchannel_pool", 1)]) for _ in range(CONNECTIONS)
+    ]
     stubs = [fastlane_pb2_grpc.ExecutionServiceStub(channel) for channel in channels]
     got = await asyncio.gather(*(follow(stubs[number % CONNECTIONS], execution_id, heard) for number in range(count)))
     say(json.dumps(Counter(got)))

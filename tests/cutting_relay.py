@@ -1,4 +1,5 @@
-"""Stands between client and server and breaks connections after so many bytes of answers, wherever in a message that is."""
+"""Stands between client and server and breaks connections after so many bytes of answers, wherever in a message that
+is."""
 
 import contextlib
 import socket
@@ -7,7 +8,8 @@ from collections.abc import Sequence
 
 
 class CuttingRelay:
-    """Connects to `address` whoever connects to `self.address`. The first connection breaks after the first of `cuts`, and so on."""
+    """Connects to `address` whoever connects to `self.address`. The first connection breaks after the first of `cuts`,
+    and so on."""
 
     def __init__(self, address: str, cuts: Sequence[int]) -> None:
         host, port = address.split(":")

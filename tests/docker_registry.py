@@ -1,4 +1,5 @@
-"""A real registry of images on loopback: Debian's docker-registry, with a port of its own. Engines take what is on loopback without TLS."""
+"""A real registry of images on loopback: Debian's docker-registry, with a port of its own. Engines take what is on
+loopback without TLS."""
 
 import http.client
 import io
@@ -74,7 +75,9 @@ def docker_registry(directory: Path, sdk: docker.DockerClient, base: str) -> Ite
             }
         )
     )
-    process = subprocess.Popen([tool("docker-registry"), "serve", config], stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    process = subprocess.Popen(
+        [tool("docker-registry"), "serve", config], stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
     assert process.stdout
     try:
         address = _address(process.stdout)

@@ -1,4 +1,5 @@
-"""A real engine for tests: its address, a tiny image of our own, and a server's lower floors over it, with nothing above the runner."""
+"""A real engine for tests: its address, a tiny image of our own, and a server's lower floors over it, with nothing
+above the runner."""
 
 import asyncio
 import io
@@ -18,11 +19,13 @@ from typing import Any
 import docker
 import pytest
 
+from fastlane_grpc.capture.choice import CaptureChoice
+from fastlane_grpc.docker.engine import Engine
+from fastlane_grpc.execution import DockerRunner, Host, Step
 from fastlane_grpc.logs import Logs
 from fastlane_grpc.model import Assignment, CaptureMode, Execution, JobSpec, Source, State
 from fastlane_grpc.record import Chunk, Gap, Position, RecordReader, Trailer
-from fastlane_grpc.runner import Captures, DockerRunner, Host, Leave, Orders, Step, StopOrder
-from fastlane_grpc.runner.engine import Engine
+from fastlane_grpc.runner import Leave, Mailbox, StopCommand
 from fastlane_grpc.store import Store
 from tests.tools import tool
 
@@ -43,7 +46,8 @@ def sdk() -> Iterator[docker.DockerClient]:
 
 @pytest.fixture(scope="session")
 def image(sdk: docker.DockerClient) -> Iterator[str]:
-    """An image with nothing but busybox, /etc/passwd and /tmp: what `.ci/stage` put up, or, in a test run by hand, one of this process."""
+    """An image with nothing but busybox, /etc/passwd and /tmp: what `.ci/stage` put up, or, in a test run by hand, one
+    of this process."""
     if staged := os.environ.get("STAGE_IMAGE"):
         yield staged
         return
@@ -55,10 +59,13 @@ def image(sdk: docker.DockerClient) -> Iterator[str]:
 
 @pytest.fixture(scope="session")
 def engine_tells_of_memory(sdk: docker.DockerClient, image: str) -> None:
-    """Whether the engine here flags a kill for memory; one under cgroup v1 with a controller that is not mounted does not."""
+    """Whether the engine here flags a kill for memory; one under cgroup v1 with a controller that is not mounted does
+    not."""
     # Some engines that do tell miss one now and then under load.
     if not any(_tells_of_kill(sdk, image) for _ in range(3)):
-        missing = "this engine does not tell of kills for memory: mount every cgroup controller that the kernel has enabled"
+        missing = (
+            "this engine does not tell of kills for memory: mount every cgroup controller that the kernel has enabled"
+        )
         if os.environ.get("CI"):
             pytest.fail(missing)
         pytest.skip(missing)
@@ -113,16 +120,18 @@ class Killed(BaseException):
 class Going:
     """An execution on its way, on a thread."""
 
-    def __init__(self, house: "House", assignment: Assignment, *, kill_at: Step | None = None, stop_at: Step | None = None) -> None:
+    def __init__(
+        self, house: "House", assignment: Assignment, *, kill_at: Step | None = None, stop_at: Step | None = None
+    ) -> None:
         self.id = assignment.execution.id
-        self.orders = Orders()
+        self.mailbox = Mailbox()
         self.steps: list[Step] = []
         self._house = house
         self._kill_at = kill_at
         self._stop_at = stop_at
         self._passed = threading.Condition()
         house.going[self.id] = self
-        self._future = house.threads.submit(house.runner.run, assignment, self.orders)
+        self._future = house.threads.submit(house.runner.run, assignment, self.mailbox)
 
     def step(self, step: Step) -> None:
         with self._passed:
@@ -147,9 +156,12 @@ class Going:
 
 
 class House:
-    """Store, logs, host and runner on one data directory, as a server has them, with the part of a dispatcher that passes on orders."""
+    """Store, logs, host and runner on one data directory, as a server has them, with the part of a dispatcher that
+    passes on mailbox."""
 
-    def __init__(self, directory: Path, image: str, address: str, engine: str, capture: CaptureMode, max_log_bytes: int) -> None:
+    def __init__(
+        self, directory: Path, image: str, address: str, engine: str, capture: CaptureMode, max_log_bytes: int
+    ) -> None:
         self.directory = directory
         self.capture = capture
         self.image = image
@@ -169,7 +181,9 @@ class House:
         self.store = Store.open(self.directory, on_commit=self._committed, loop=self.loop)
         self.logs = Logs(self.directory / "logs")
         self.changed = threading.Condition()
-        captures = Captures(self.capture, self.directory, instance=self.store.instance, max_log_bytes=self._max_log_bytes)
+        captures = CaptureChoice(
+            self.capture, self.directory, instance=self.store.instance, max_log_bytes=self._max_log_bytes
+        )
         self.host = Host("local", self.address, instance=self.store.instance, captures=captures, ping_seconds=1)
         self.host.start(self._host_changed)
         self.wait_until(lambda: self.host.up)
@@ -196,7 +210,7 @@ class House:
 
     def close(self) -> None:
         for going in self.going.values():
-            going.orders.put(Leave())
+            going.mailbox.put(Leave())
         self.threads.shutdown(wait=True)
         # Past whatever stands between this house and the engine.
         engine = Engine(self._engine)
@@ -222,7 +236,9 @@ class House:
         (assignment,) = self.store.claim_on(["local"]).result()
         return assignment
 
-    def go(self, command: str = "", *args: str, kill_at: Step | None = None, stop_at: Step | None = None, **more: Any) -> Going:
+    def go(
+        self, command: str = "", *args: str, kill_at: Step | None = None, stop_at: Step | None = None, **more: Any
+    ) -> Going:
         return Going(self, self.claim(command, *args, **more), kill_at=kill_at, stop_at=stop_at)
 
     def run(self, command: str = "", *args: str, **more: Any) -> Execution:
@@ -302,7 +318,7 @@ class House:
     def _committed(self, executions: Sequence[Execution]) -> None:
         for execution in executions:
             if execution.state is State.STOPPING and execution.stop and execution.id in self.going:
-                self.going[execution.id].orders.put(StopOrder(execution.stop))
+                self.going[execution.id].mailbox.put(StopCommand(execution.stop))
 
 
 def read_output(path: Path) -> Output:

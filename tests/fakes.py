@@ -19,7 +19,7 @@ from fastlane_grpc.model import (
     StopCause,
     utc_now,
 )
-from fastlane_grpc.runner.orders import Died, EngineGone, HostDown, Leave, Orders, Remains, StopOrder
+from fastlane_grpc.runner import AbandonedLog, Died, EngineGone, HostDown, Leave, Mailbox, StopCommand
 from fastlane_grpc.store import Store
 
 
@@ -36,17 +36,26 @@ class FakeHost:
 
     def report(self, *, running: int, max_running: int) -> HostReport:
         availability = Availability.UP if self.up else Availability.DOWN
-        return HostReport(self.name, f"fake://{self.name}", availability, running, max_running, capture="attach", capture_reason="a fake")
+        return HostReport(
+            self.name,
+            f"fake://{self.name}",
+            availability,
+            running,
+            max_running,
+            capture="attach",
+            capture_reason="a fake",
+        )
 
 
 class FakeGone:
-    """What is done with executions of hosts that are not configured: those that may have been started are lost, others are queued again."""
+    """What is done with executions of hosts that are not configured: those that may have been started are lost, others
+    are queued again."""
 
     def __init__(self, store: Store) -> None:
         self.given: list[Assignment] = []
         self._store = store
 
-    def run(self, assignment: Assignment, orders: Orders) -> None:
+    def run(self, assignment: Assignment, mailbox: Mailbox) -> None:
         self.given.append(assignment)
         execution = assignment.execution
         if execution.starting:
@@ -54,48 +63,49 @@ class FakeGone:
         else:
             self._store.requeue(execution.id).result()
 
-    def abandon(self, execution_id: str, why: str) -> Remains:
-        return Remains()
+    def abandon(self, execution_id: str, why: str) -> AbandonedLog:
+        return AbandonedLog()
 
 
 class FakeRunner:
-    """Runs executions without containers: fence, start, stop and end are committed in the same order as the real one commits them.
+    """Runs executions without containers: fence, start, stop and end are committed in the same order as the real one
+    commits them.
 
-    What it runs ends at once, with exit code 0; with `hold`, when the test says so by `end`. It obeys StopOrder and Leave, and does with a
-    host that is down as the real one does: what was not started is requeued, what was is left.
+    What it runs ends at once, with exit code 0; with `hold`, when the test says so by `end`. It obeys StopCommand and
+    Leave, and does with a host that is down as the real one does: what was not started is requeued, what was is left.
     """
 
     def __init__(self, store: Store, host: FakeHost, *, hold: bool = False) -> None:
         self.hold = hold
         # Called on the execution's thread when it was given to the runner. What it raises, `run` raises.
-        self.when_given: Callable[[Assignment, Orders], None] = lambda assignment, orders: None
+        self.when_given: Callable[[Assignment, Mailbox], None] = lambda assignment, mailbox: None
         self.given: list[Assignment] = []
         self.starts: list[str] = []
-        self.stop_orders: list[tuple[str, StopOrder]] = []
+        self.stop_orders: list[tuple[str, StopCommand]] = []
         self.present = 0
         self.most_present = 0
         self._store = store
         self._host = host
-        self._inboxes: dict[str, Orders] = {}
+        self._inboxes: dict[str, Mailbox] = {}
         self._lock = threading.Lock()
 
-    def run(self, assignment: Assignment, orders: Orders) -> None:
+    def run(self, assignment: Assignment, mailbox: Mailbox) -> None:
         with self._lock:
             self.present += 1
             self.most_present = max(self.present, self.most_present)
             self.given.append(assignment)
             assert assignment.execution.id not in self._inboxes, "one thread at a time"
-            self._inboxes[assignment.execution.id] = orders
+            self._inboxes[assignment.execution.id] = mailbox
         try:
-            self.when_given(assignment, orders)
-            self._run(assignment, orders)
+            self.when_given(assignment, mailbox)
+            self._run(assignment, mailbox)
         finally:
             with self._lock:
                 self.present -= 1
                 del self._inboxes[assignment.execution.id]
 
-    def abandon(self, execution_id: str, why: str) -> Remains:
-        return Remains([LogTotals(Source.SYSTEM, len(why))], 4096)
+    def abandon(self, execution_id: str, why: str) -> AbandonedLog:
+        return AbandonedLog([LogTotals(Source.SYSTEM, len(why))], 4096)
 
     def end(self, execution_id: str, exit_code: int = 0) -> None:
         """The container ends."""
@@ -104,10 +114,10 @@ class FakeRunner:
     def lose_engine(self) -> None:
         """Whoever waits for a container to end finds that the engine is gone."""
         with self._lock:
-            for orders in self._inboxes.values():
-                orders.put(EngineGone(0.0))
+            for mailbox in self._inboxes.values():
+                mailbox.put(EngineGone(0.0))
 
-    def _run(self, assignment: Assignment, orders: Orders) -> None:
+    def _run(self, assignment: Assignment, mailbox: Mailbox) -> None:
         execution = assignment.execution
         if not self._host.up:
             self._leave(execution)
@@ -115,7 +125,7 @@ class FakeRunner:
             self._finish(self._store.execution(execution.id).result(), None)
             return
         self._store.running(execution.id, start_time=utc_now()).result()
-        exit_code = self._follow(execution, orders)
+        exit_code = self._follow(execution, mailbox)
         self._finish(self._store.execution(execution.id).result(), exit_code)
 
     def _start(self, assignment: Assignment) -> bool:
@@ -135,15 +145,15 @@ class FakeRunner:
         self.starts.append(execution_id)
         return True
 
-    def _follow(self, execution: Execution, orders: Orders) -> int:
+    def _follow(self, execution: Execution, mailbox: Mailbox) -> int:
         """The exit code; 143 where it was stopped."""
         if execution.stop:
             return 143
         while self.hold:
-            order = orders.get(None)
+            order = mailbox.get(None)
             if isinstance(order, Died):
                 return order.exit_code or 0
-            if isinstance(order, StopOrder):
+            if isinstance(order, StopCommand):
                 self.stop_orders.append((execution.id, order))
                 return 143
             if isinstance(order, Leave):
@@ -160,7 +170,9 @@ class FakeRunner:
     def _finish(self, execution: Execution, exit_code: int | None) -> None:
         state, outcome = _end_of(execution, exit_code)
         logs = () if exit_code is None else (LogTotals(Source.STDOUT, 0, 0, 0),)
-        self._store.finish(execution.id, state=state, outcome=outcome, logs=logs, exit_time=utc_now(), seal_time=utc_now()).result()
+        self._store.finish(
+            execution.id, state=state, outcome=outcome, logs=logs, exit_time=utc_now(), seal_time=utc_now()
+        ).result()
 
 
 def _end_of(execution: Execution, exit_code: int | None) -> tuple[State, Outcome]:
@@ -175,7 +187,8 @@ def _end_of(execution: Execution, exit_code: int | None) -> tuple[State, Outcome
 
 
 class Announcements:
-    """What a store announced, to be given to it as (a part of) `on_commit`; and somewhere to wait for what it is going to announce."""
+    """What a store announced, to be given to it as (a part of) `on_commit`; and somewhere to wait for what it is going
+    to announce."""
 
     def __init__(self) -> None:
         self.all: list[Execution] = []

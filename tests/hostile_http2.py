@@ -1,7 +1,7 @@
 """A client that opens streams as fast as it can, by hand: `python -m tests.hostile_http2 PORT SECONDS KIND`.
 
-KIND `reset`: each stream carries a whole request and is reset at once. `keep`: none is reset, and no answer is read for.
-"""
+KIND `reset`: each stream carries a whole request and is reset at once. `keep`: none is reset, and no answer is read
+for."""
 
 import socket
 import struct

@@ -1,4 +1,5 @@
-"""What a hostile job does to the directory that it shares with its server: pieces of shell, none of which prints anything or fails."""
+"""What a hostile job does to the directory that it shares with its server: pieces of shell, none of which prints
+anything or fails."""
 
 BOX = "/.fastlane/box"
 

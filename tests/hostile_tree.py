@@ -19,7 +19,9 @@ STRANGER = 54_321
 
 entries = st.recursive(
     st.tuples(st.sampled_from(KINDS), st.sampled_from(MODES), st.booleans()),
-    lambda below: st.tuples(st.dictionaries(st.sampled_from(NAMES), below, max_size=5), st.sampled_from(MODES), st.booleans()),
+    lambda below: st.tuples(
+        st.dictionaries(st.sampled_from(NAMES), below, max_size=5), st.sampled_from(MODES), st.booleans()
+    ),
     max_leaves=25,
 )
 trees = st.dictionaries(st.sampled_from(NAMES), entries, max_size=6)

@@ -25,16 +25,27 @@ def for_another_architecture(program: bytes) -> bytes:
 
 
 @contextmanager
-def loaded_image(sdk: docker.DockerClient, name: str, files: Mapping[str, bytes], *, architecture: str, **config: Any) -> Iterator[str]:
-    """The name of an image, which begins with `name`, of these files, each with mode 755, and this configuration; it goes in the end."""
+def loaded_image(
+    sdk: docker.DockerClient, name: str, files: Mapping[str, bytes], *, architecture: str, **config: Any
+) -> Iterator[str]:
+    """The name of an image, which begins with `name`, of these files, each with mode 755, and this configuration; it
+    goes in the end."""
     layer = _tar(files)
-    about: dict[str, Any] = {"os": "linux", "config": config, "rootfs": {"type": "layers", "diff_ids": [f"sha256:{_sha256(layer)}"]}}
+    about: dict[str, Any] = {
+        "os": "linux",
+        "config": config,
+        "rootfs": {"type": "layers", "diff_ids": [f"sha256:{_sha256(layer)}"]},
+    }
     if architecture:
         about["architecture"] = architecture
     # Another process may be running the same test.
     name = f"{name}-{os.getpid()}"
     manifest = [{"Config": "config.json", "RepoTags": [name], "Layers": ["layer.tar"]}]
-    archive = {"config.json": json.dumps(about).encode(), "layer.tar": layer, "manifest.json": json.dumps(manifest).encode()}
+    archive = {
+        "config.json": json.dumps(about).encode(),
+        "layer.tar": layer,
+        "manifest.json": json.dumps(manifest).encode(),
+    }
     sdk.images.load(_tar(archive))
     try:
         yield name

@@ -23,7 +23,8 @@ class OwnEngine:
     """
 
     def __init__(self, *options: str, network: str = "") -> None:
-        # A short path, since sockets of containers are made below it; `.ci/stage` clears it away when this process is killed.
+        # A short path, since sockets of containers are made below it; `.ci/stage` clears it away when this process is
+        # killed.
         self.directory = Path(tempfile.mkdtemp(prefix="fl-", dir=os.environ.get("STAGE_DIRECTORY")))
         self.address = f"unix://{self.directory}/docker.sock"
         self._options = options if network else ("--bridge=none", *options)
@@ -37,9 +38,22 @@ class OwnEngine:
     def start(self) -> None:
         self._forget_dead_containerd()
         home = self.directory
-        paths = [f"--data-root={home}/data", f"--exec-root={home}/exec", f"--pidfile={home}/docker.pid", f"--host={self.address}"]
+        paths = [
+            f"--data-root={home}/data",
+            f"--exec-root={home}/exec",
+            f"--pidfile={home}/docker.pid",
+            f"--host={self.address}",
+        ]
         self._process = subprocess.Popen(
-            [*self._enter, "dockerd", *paths, "--iptables=false", "--ip6tables=false", "--ip-forward=false", *self._options],
+            [
+                *self._enter,
+                "dockerd",
+                *paths,
+                "--iptables=false",
+                "--ip6tables=false",
+                "--ip-forward=false",
+                *self._options,
+            ],
             stdout=self._log,
             stderr=self._log,
             start_new_session=True,
@@ -89,7 +103,8 @@ class OwnEngine:
             return False
 
     def _forget_dead_containerd(self) -> None:
-        """It dies with its engine, a moment later; where nobody buries it the next engine takes it for one that is alive."""
+        """It dies with its engine, a moment later; where nobody buries it the next engine takes it for one that is
+        alive."""
         note = self.directory / "exec/containerd/containerd.pid"
         until = time.monotonic() + 10
         while _is_alive(note):

@@ -24,9 +24,9 @@ OF_JOBS = "^[^ ]*script: line [0-9]*: *[0-9]* Killed "
 class Block:
     """A fenced block. The first word after the fence is its language, the others are about this block.
 
-    `sh run` and `python run` are run; `text printed` is what the block before it prints on stdout, `…` standing for what may differ.
-    `console run` is a session: lines that begin with `$ ` are run, what is between them is what they print on either stream.
-    """
+    `sh run` and `python run` are run; `text printed` is what the block before it prints on stdout, `…` standing for
+    what may differ. `console run` is a session: lines that begin with `$ ` are run, what is between them is what they
+    print on either stream."""
 
     language: str
     words: Sequence[str]
@@ -49,7 +49,8 @@ class Block:
         raise ValueError(f"a block in {self.language!r} cannot be run")
 
     def _session(self, out: Path) -> Iterator[str]:
-        """The commands. It goes on after one that failed, as a person does, and waits for what one in the background is to say."""
+        """The commands. It goes on after one that failed, as a person does, and waits for what one in the background is
+        to say."""
         in_background, lines = False, 0
         for line in self.text.splitlines(keepends=True):
             if line.startswith("$ "):
@@ -109,11 +110,18 @@ class Page:
         blocks = [*self.blocks()]
         for block, after in zip(blocks, [*blocks[1:], None], strict=True):
             if block.runs:
-                told = block.printed() if block.language == "console" else after.text if after and "printed" in after.words else None
+                told = (
+                    block.printed()
+                    if block.language == "console"
+                    else after.text
+                    if after and "printed" in after.words
+                    else None
+                )
                 yield block, told
 
     def run(self, directory: Path, replace: Mapping[str, str], environment: Mapping[str, str]) -> None:
-        """Runs all that can be run, one after another in one shell; `replace` is what is called otherwise here. Raises AssertionError."""
+        """Runs all that can be run, one after another in one shell; `replace` is what is called otherwise here. Raises
+        AssertionError."""
         expectations = [*self.expectations()]
         parts = ["set -uo pipefail; trap 'set +e; kill $(jobs -p) 2>/dev/null; wait' EXIT\n"]
         for number, (block, _) in enumerate(expectations):
@@ -121,14 +129,18 @@ class Page:
             parts.append(f"exec >{out} 2>{out.with_suffix('.err')}\n{block.script(out)}")
         script = directory / "script"
         script.write_text(replaced("\n".join(parts), replace))
-        ran = subprocess.run(["bash", script], cwd=directory, env=dict(environment), stdin=subprocess.DEVNULL, timeout=SECONDS)
+        ran = subprocess.run(
+            ["bash", script], cwd=directory, env=dict(environment), stdin=subprocess.DEVNULL, timeout=SECONDS
+        )
         for number, (block, told) in enumerate(expectations):
             out, err = directory / f"{number}.out", directory / f"{number}.err"
             last = ran.returncode and not (directory / f"{number + 1}.out").exists()
             assert not last, f"{self}:{block.line} failed with {ran.returncode}:\n{out.read_text()}{err.read_text()}"
             if told is not None:
                 pattern = re.escape(replaced(told, replace)).replace("…", "[^\n]*")
-                printed = "".join(line for line in out.read_text().splitlines(keepends=True) if not re.search(OF_JOBS, line))
+                printed = "".join(
+                    line for line in out.read_text().splitlines(keepends=True) if not re.search(OF_JOBS, line)
+                )
                 assert re.fullmatch(pattern, printed), f"{self}:{block.line} printed\n{printed}in place of\n{told}"
 
 
@@ -141,6 +153,9 @@ def replaced(text: str, replace: Mapping[str, str]) -> str:
 def pages() -> Sequence[Page]:
     """Every page of the repository."""
     names = subprocess.run(
-        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "*.md"], cwd=ROOT, capture_output=True, text=True
+        ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "*.md"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
     )
     return [Page(ROOT / name) for name in names.stdout.split("\0") if name and (ROOT / name).is_file()]

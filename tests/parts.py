@@ -16,7 +16,8 @@ from fastlane_grpc.store.writer import Writer
 
 
 class Parts(Server):
-    """Parts are opened at once, by the `open_…` methods that a test calls with `parts`, and closed in reverse by `close_parts`.
+    """Parts are opened at once, by the `open_…` methods that a test calls with `parts`, and closed in reverse by
+    `close_parts`.
 
     The store tries again at once what it could not write, and has its time from `now`.
     """

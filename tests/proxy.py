@@ -1,4 +1,5 @@
-"""A door before an engine's socket: shut, frozen, or made to lose an answer, to refuse, or to tell other events than the engine's."""
+"""A door before an engine's socket: shut, frozen, or made to lose an answer, to refuse, or to tell other events than
+the engine's."""
 
 import contextlib
 import json
@@ -11,7 +12,8 @@ from pathlib import Path
 
 @dataclass
 class Refusing:
-    """So many requests with `request` in them are answered with this message; `carried_out`: by the engine all the same."""
+    """So many requests with `request` in them are answered with this message; `carried_out`: by the engine all the
+    same."""
 
     request: bytes
     message: str

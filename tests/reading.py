@@ -10,7 +10,8 @@ SECONDS = 120
 
 
 class Reader:
-    """Follows an execution to its end. The client itself raises LogInconsistent where a byte comes twice, or is left out without a gap."""
+    """Follows an execution to its end. The client itself raises LogInconsistent where a byte comes twice, or is left
+    out without a gap."""
 
     def __init__(self, client: Client, execution_id: str, **how: object) -> None:
         self.execution_id = execution_id

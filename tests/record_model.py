@@ -32,7 +32,8 @@ def text(seed: int, size: int) -> bytes:
 
 @dataclass(frozen=True)
 class Write:
-    """One call of `write`. A negative size: so much that this many bytes, less one, are left of the block afterwards."""
+    """One call of `write`. A negative size: so much that this many bytes, less one, are left of the block
+    afterwards."""
 
     pieces: tuple[tuple[Source, int], ...]
     after_ns: int
@@ -122,7 +123,9 @@ def reading(path: Path) -> Iterator[RecordReader]:
         reader.close()
 
 
-def stretches(reader: RecordReader, position: Position = Position.BEGIN, *, max_bytes: int = 4 * BLOCK_BYTES) -> list[Stretch]:
+def stretches(
+    reader: RecordReader, position: Position = Position.BEGIN, *, max_bytes: int = 4 * BLOCK_BYTES
+) -> list[Stretch]:
     """All that there is after `position`, as it is cut; the last one has the trailer or nothing."""
     found = [reader.read(position, max_bytes=max_bytes)]
     while found[-1].entries and found[-1].trailer is None:
@@ -143,8 +146,11 @@ def end(entry: Entry) -> int:
     return entry.offset + (len(entry.data) if isinstance(entry, Chunk) else entry.missing_bytes or 0)
 
 
-def check_truth(entries: Iterable[Entry], content: Mapping[Source, bytes | bytearray], begin: Mapping[Source, int]) -> dict[Source, int]:
-    """Nothing told twice or out of order, nothing passed over, no byte that was not written; the answer is how far each source has come."""
+def check_truth(
+    entries: Iterable[Entry], content: Mapping[Source, bytes | bytearray], begin: Mapping[Source, int]
+) -> dict[Source, int]:
+    """Nothing told twice or out of order, nothing passed over, no byte that was not written; the answer is how far each
+    source has come."""
     reached = dict(begin)
     sequence = time_ns = 0
     for entry in entries:

@@ -1,4 +1,5 @@
-"""The recorder without an engine: as PID 1 of a namespace of its own, from a box like a server's; and a strict walk over what it wrote."""
+"""The recorder without an engine: as PID 1 of a namespace of its own, from a box like a server's; and a strict walk
+over what it wrote."""
 
 import json
 import os
@@ -17,6 +18,7 @@ from typing import IO
 import pytest
 from inotify_simple import INotify, flags
 
+from fastlane_grpc.capture.handoff_watcher import handoff_watcher
 from fastlane_grpc.model import HARD_STOP, Cause, Source
 from fastlane_grpc.record.format import (
     BLOCK_BYTES,
@@ -34,7 +36,6 @@ from fastlane_grpc.record.format import (
     unpack_gap,
     unpack_trailer,
 )
-from fastlane_grpc.runner.hand_off import hand_offs
 
 EXECUTION_ID = "0190-e"
 PATIENCE_SECONDS = 30
@@ -79,7 +80,7 @@ def changed_until(path: Path, condition: Callable[[], object]) -> None:
             assert news.read(timeout=PATIENCE_SECONDS * 1_000), "waited in vain"
 
 
-# ------------------------------------------------------------------------------------------------------------- the program
+# ---------------------------------------------------------------------------------------------------------- the program
 
 
 @dataclass
@@ -116,7 +117,8 @@ class Running:
 
 @dataclass(frozen=True)
 class Recorder:
-    """A recorder's program, and a directory where a record and its box are made for it. What a sanitizer says fails the test."""
+    """A recorder's program, and a directory where a record and its box are made for it. What a sanitizer says fails the
+    test."""
 
     program: Path
     directory: Path
@@ -132,7 +134,7 @@ class Recorder:
 
     def offer(self) -> None:
         """A new record, as a server makes it."""
-        hand_offs.discard(self.box)
+        handoff_watcher.discard(self.box)
         self.log.unlink(missing_ok=True)
         self.log.touch()
         self.log.chmod(0o666)
@@ -157,7 +159,8 @@ class Recorder:
         pid_1: bool = True,
         hand_off: bool = True,
     ) -> Running:
-        """`options`: all of them, box and command included. `before`: what executes it, the way `env` executes a command.
+        """`options`: all of them, box and command included. `before`: what executes it, the way `env` executes a
+        command.
 
         `hand_off`: the box is removed when the record was claimed, as a server does.
         """
@@ -177,11 +180,12 @@ class Recorder:
         )
         self.started.append(process)
         if hand_off:
-            hand_offs.add(self.box, self.log)
+            handoff_watcher.add(self.box, self.log)
         return Running(process, self.log)
 
     def run(self, *command: str, **how: object) -> "Walk":
-        """Offers a record and runs a command to its end. The recorder ends with the command's exit code, and has nothing to say itself."""
+        """Offers a record and runs a command to its end. The recorder ends with the command's exit code, and has
+        nothing to say itself."""
         self.offer()
         running = self.start(*command, **how)  # type: ignore[arg-type]
         code, words = running.end()
@@ -195,13 +199,14 @@ class Recorder:
         for process in self.started:
             process.kill()
             process.wait()
-        hand_offs.discard(self.box)
+        handoff_watcher.discard(self.box)
         assert [path.read_text() for path in self.directory.glob("sanitizer*")] == []
 
 
 @contextmanager
 def disk(kind: str, options: str) -> Iterator[tuple[Path, int]]:
-    """A new file system, in no directory but only open: it goes with this process, whatever happens. Its path, and the descriptor in it."""
+    """A new file system, in no directory but only open: it goes with this process, whatever happens. Its path, and the
+    descriptor in it."""
     with TemporaryDirectory() as directory:
         if subprocess.run(["mount", "-t", kind, "-o", options, kind, directory], capture_output=True).returncode:
             not_here(f"a {kind} cannot be mounted here")
@@ -213,12 +218,13 @@ def disk(kind: str, options: str) -> Iterator[tuple[Path, int]]:
         os.close(fd)
 
 
-# -------------------------------------------------------------------------------------------------------------- the record
+# ----------------------------------------------------------------------------------------------------------- the record
 
 
 @dataclass
 class Walk:
-    """What is in a record. `gaps` are those that were written; of blocks that were punched out `punched` has how many bytes they held."""
+    """What is in a record. `gaps` are those that were written; of blocks that were punched out `punched` has how many
+    bytes they held."""
 
     start: bytes = b""
     content: dict[Source, bytearray] = field(default_factory=lambda: {source: bytearray() for source in Source})
@@ -249,7 +255,8 @@ class Walk:
 
 
 def walk(log: Path) -> Walk:
-    """Reads a whole record and asserts all that the format says, and that it ends with a whole frame: shares no code with the readers."""
+    """Reads a whole record and asserts all that the format says, and that it ends with a whole frame: shares no code
+    with the readers."""
     raw = log.read_bytes()
     walked = Walk()
     blocks = [raw[place : place + BLOCK_BYTES] for place in range(0, len(raw), BLOCK_BYTES)]
@@ -300,14 +307,21 @@ def _frame(walked: Walk, block: bytes, at: int) -> int:
         its = state.sources[source - 1]
         gap_sequence = 0 if missing else state.sequence + 1
         missing = missing or 0
-        its = its._replace(offset=its.offset + missing, missing_bytes=its.missing_bytes + missing, gap_sequence=gap_sequence, lossy=True)
+        its = its._replace(
+            offset=its.offset + missing,
+            missing_bytes=its.missing_bytes + missing,
+            gap_sequence=gap_sequence,
+            lossy=True,
+        )
         _entry(walked, source, time_ns, its)
     elif kind != START:
         source = Source(kind)
         its = state.sources[source - 1]
         crc32 = zlib.crc32(payload, its.crc32)
         assert payload
-        its = its._replace(offset=its.offset + length, newlines=its.newlines + payload.count(b"\n"), gap_sequence=0, crc32=crc32)
+        its = its._replace(
+            offset=its.offset + length, newlines=its.newlines + payload.count(b"\n"), gap_sequence=0, crc32=crc32
+        )
         _entry(walked, source, time_ns, its)
         walked.state = walked.state._replace(first_byte_time_ns=state.first_byte_time_ns or time_ns)
         walked.content[source] += payload
@@ -320,4 +334,6 @@ def _entry(walked: Walk, source: Source, time_ns: int, its: object) -> None:
     sources = list(walked.state.sources)
     sources[source - 1] = its  # type: ignore[call-overload]
     stdout, stderr, system = sources
-    walked.state = walked.state._replace(sequence=walked.state.sequence + 1, time_ns=time_ns, sources=(stdout, stderr, system))
+    walked.state = walked.state._replace(
+        sequence=walked.state.sequence + 1, time_ns=time_ns, sources=(stdout, stderr, system)
+    )

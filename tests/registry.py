@@ -18,7 +18,9 @@ from tests.engine import SECONDS, busybox_tar
 MANIFEST_TYPE = "application/vnd.docker.distribution.manifest.v2+json"
 
 # A forged line of fastlane's, a terminal's title and clipboard, and more than anybody reads.
-HOSTILE_MESSAGE = "manifest unknown\nsucceeded: exited with 0\n\x1b]0;PWNED\x07\x1b]52;c;aGVsbG8=\x07\x9b31m\u202e" + "x" * 5000
+HOSTILE_MESSAGE = (
+    "manifest unknown\nsucceeded: exited with 0\n\x1b]0;PWNED\x07\x1b]52;c;aGVsbG8=\x07\x9b31m\u202e" + "x" * 5000
+)
 
 
 def digest(data: bytes) -> str:
@@ -26,8 +28,8 @@ def digest(data: bytes) -> str:
 
 
 class Registry:
-    """Serves one image under any name, with the tags `first` and `latest`. Names that begin with `no`, `denied`, `failing`, `hanging`,
-    `limited`, `damaged` or `foreign` have what their first word says."""
+    """Serves one image under any name, with the tags `first` and `latest`. Names that begin with `no`, `denied`,
+    `failing`, `hanging`, `limited`, `damaged` or `foreign` have what their first word says."""
 
     def __init__(self, layer_tar: bytes) -> None:
         layer = gzip.compress(layer_tar, 1)
@@ -120,9 +122,16 @@ class Registry:
         self._send(to, 200, manifest, {"Content-Type": MANIFEST_TYPE, "Docker-Content-Digest": digest(manifest)})
 
     def _fail(self, to: BaseHTTPRequestHandler, status: int, code: str, message: str) -> None:
-        self._send(to, status, json.dumps({"errors": [{"code": code, "message": message}]}).encode(), {"Content-Type": "application/json"})
+        self._send(
+            to,
+            status,
+            json.dumps({"errors": [{"code": code, "message": message}]}).encode(),
+            {"Content-Type": "application/json"},
+        )
 
-    def _send(self, to: BaseHTTPRequestHandler, status: int, body: bytes, headers: dict[str, str] | None = None) -> None:
+    def _send(
+        self, to: BaseHTTPRequestHandler, status: int, body: bytes, headers: dict[str, str] | None = None
+    ) -> None:
         to.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **(headers or {})}.items():
             to.send_header(name, value)
@@ -132,7 +141,12 @@ class Registry:
 
     def _config(self, layer_digest: str, system: str) -> bytes:
         return json.dumps(
-            {"architecture": "amd64", "os": system, "config": {"Cmd": ["sh"]}, "rootfs": {"type": "layers", "diff_ids": [layer_digest]}}
+            {
+                "architecture": "amd64",
+                "os": system,
+                "config": {"Cmd": ["sh"]},
+                "rootfs": {"type": "layers", "diff_ids": [layer_digest]},
+            }
         ).encode()
 
     def _manifest(self, layer: bytes, config: bytes) -> bytes:
@@ -163,8 +177,8 @@ def registry_for(sdk: docker.DockerClient) -> Iterator[Registry]:
 
 
 def remove(sdk: docker.DockerClient, name: str) -> None:
-    """Removes a name, once the last container of the image is gone: by force the image would stay, without one. The last tag takes the
-    digest with it."""
+    """Removes a name, once the last container of the image is gone: by force the image would stay, without one. The
+    last tag takes the digest with it."""
     until = time.monotonic() + SECONDS
     while True:
         try:

@@ -1,4 +1,5 @@
-"""A server of the contract without a house behind it: it holds logs that a test wrote, and cuts, lies or falls silent where it is told."""
+"""A server of the contract without a house behind it: it holds logs that a test wrote, and cuts, lies or falls silent
+where it is told."""
 
 # ruff: noqa: N802 -- the names of a servicer's methods are those of the contract.
 
@@ -22,7 +23,8 @@ from fastlane_grpc.v1 import fastlane_pb2_grpc
 
 @dataclass(frozen=True)
 class Piece:
-    """Bytes of one source, or, with `missing`, a gap: of so many bytes, of unknown size where negative; or a change of state."""
+    """Bytes of one source, or, with `missing`, a gap: of so many bytes, of unknown size where negative; or a change of
+    state."""
 
     source: int = 0
     data: bytes = b""
@@ -74,7 +76,9 @@ class Log:
         for source in sorted({piece.source for piece in self.pieces if piece.source}):
             mine = [piece for piece in self.pieces if piece.source == source]
             totals = pb.LogTotals(
-                source=source, bytes=sum(each.size for each in mine), missing_bytes=sum(max(each.missing, 0) for each in mine)
+                source=source,
+                bytes=sum(each.size for each in mine),
+                missing_bytes=sum(max(each.missing, 0) for each in mine),
             )
             if not any(piece.missing for piece in mine):
                 totals.crc32 = zlib.crc32(self.data(source))
@@ -88,7 +92,8 @@ class ScriptedServer(
     fastlane_pb2_grpc.HostServiceServicer,
     fastlane_pb2_grpc.ServerServiceServicer,
 ):
-    """Serves on a free port of loopback. Waits of a test end by `event(name)`: the server sets it when that happened."""
+    """Serves on a free port of loopback. Waits of a test end by `event(name)`: the server sets it when that
+    happened."""
 
     def __init__(self) -> None:
         self.logs: dict[str, Log] = {}
@@ -100,9 +105,11 @@ class ScriptedServer(
         self.executions: list[pb.Execution] = []
         self.tasks: list[pb.Task] = []
         self.hosts: list[pb.Host] = []
-        # An empty page comes before each page of a list, as a server answers that found nothing in the work that it does for a page.
+        # An empty page comes before each page of a list, as a server answers that found nothing in the work that it
+        # does for a page.
         self.empty_pages = False
-        # What the job is each time that it is looked for after a stream was over, the last one for good; empty: as its log says.
+        # What the job is each time that it is looked for after a stream was over, the last one for good; empty: as its
+        # log says.
         self.later_jobs: deque[pb.Job] = deque()
         # For so many seconds after a stream was over the server cannot be reached.
         self.away_after_the_stream = 0.0
@@ -144,12 +151,16 @@ class ScriptedServer(
             if time.monotonic() < self._away_until:
                 context.abort(grpc.StatusCode.UNAVAILABLE, "nobody is there")
             if self.later_jobs:
-                return pb.GetJobResponse(job=self.later_jobs.popleft() if len(self.later_jobs) > 1 else self.later_jobs[0])
+                return pb.GetJobResponse(
+                    job=self.later_jobs.popleft() if len(self.later_jobs) > 1 else self.later_jobs[0]
+                )
         return pb.GetJobResponse(job=self._found_job(request.job_id, context))
 
     def ListJobs(self, request: pb.ListJobsRequest, context: grpc.ServicerContext) -> pb.ListJobsResponse:
         self._note(request, context)
-        found = [job for job in self.jobs if job.id.startswith(request.id_prefix) and request.task_id in {"", job.task_id}]
+        found = [
+            job for job in self.jobs if job.id.startswith(request.id_prefix) and request.task_id in {"", job.task_id}
+        ]
         jobs, token = self._page([job for job in found if not request.states or job.state in request.states], request)
         return pb.ListJobsResponse(jobs=jobs, next_page_token=token)
 
@@ -163,13 +174,21 @@ class ScriptedServer(
         self._note(request, context)
         return pb.GetExecutionResponse(execution=self._found_execution(request.execution_id, context))
 
-    def ListExecutions(self, request: pb.ListExecutionsRequest, context: grpc.ServicerContext) -> pb.ListExecutionsResponse:
+    def ListExecutions(
+        self, request: pb.ListExecutionsRequest, context: grpc.ServicerContext
+    ) -> pb.ListExecutionsResponse:
         self._note(request, context)
-        found = [each for each in self.executions if each.id.startswith(request.id_prefix) and request.job_id in {"", each.job_id}]
+        found = [
+            each
+            for each in self.executions
+            if each.id.startswith(request.id_prefix) and request.job_id in {"", each.job_id}
+        ]
         executions, token = self._page(found, request)
         return pb.ListExecutionsResponse(executions=executions, next_page_token=token)
 
-    def StopExecution(self, request: pb.StopExecutionRequest, context: grpc.ServicerContext) -> pb.StopExecutionResponse:
+    def StopExecution(
+        self, request: pb.StopExecutionRequest, context: grpc.ServicerContext
+    ) -> pb.StopExecutionResponse:
         self._note(request, context)
         execution = self._found_execution(request.execution_id, context)
         self.event("stopped").set()
@@ -196,7 +215,9 @@ class ScriptedServer(
         self._note(request, context)
         return self.prunings.popleft()
 
-    def GetServerInfo(self, request: pb.GetServerInfoRequest, context: grpc.ServicerContext) -> pb.GetServerInfoResponse:
+    def GetServerInfo(
+        self, request: pb.GetServerInfoRequest, context: grpc.ServicerContext
+    ) -> pb.GetServerInfoResponse:
         self._note(request, context)
         return pb.GetServerInfoResponse(version="9.9.9")
 
@@ -215,7 +236,7 @@ class ScriptedServer(
                 return
             yield message
 
-    # ------------------------------------------------------------------------------------------------------------ the log
+    # ---------------------------------------------------------------------------------------------------------- the log
 
     def _messages(self, log: Log, request: pb.StreamExecutionLogsRequest) -> Iterator[pb.StreamExecutionLogsResponse]:
         asks_where = request.HasField("tail_lines") or request.HasField("since_time")
@@ -226,7 +247,9 @@ class ScriptedServer(
             if isinstance(entry, pb.LogChunk):
                 chunks.append(entry)
             if chunks and (not isinstance(entry, pb.LogChunk) or len(chunks) == log.chunks_per_message):
-                yield pb.StreamExecutionLogsResponse(cursor=after if isinstance(entry, pb.LogChunk) else cursor, chunks=chunks)
+                yield pb.StreamExecutionLogsResponse(
+                    cursor=after if isinstance(entry, pb.LogChunk) else cursor, chunks=chunks
+                )
                 chunks = []
             if isinstance(entry, pb.LogGap):
                 yield pb.StreamExecutionLogsResponse(cursor=after, gap=entry)
@@ -243,7 +266,8 @@ class ScriptedServer(
         yield pb.StreamExecutionLogsResponse(cursor=cursor, end=end)
 
     def _entries(self, log: Log, request: pb.StreamExecutionLogsRequest, cursor: str) -> Iterator[tuple[Entry, str]]:
-        """Chunks, gaps and states after the cursor, each with the cursor after it. A cursor is the piece and the bytes of it."""
+        """Chunks, gaps and states after the cursor, each with the cursor after it. A cursor is the piece and the bytes
+        of it."""
         begin_piece, begin_byte = (int(part) for part in cursor.split("."))
         offsets = dict.fromkeys((0, 1, 2, 3), 0)
         for number, piece in enumerate(log.pieces if log.served is None else log.served):
@@ -256,7 +280,9 @@ class ScriptedServer(
             if piece.missing:
                 missing_bytes = piece.missing if piece.missing > 0 else None
                 yield (
-                    pb.LogGap(source=piece.source, offset=offset, missing_bytes=missing_bytes, cause=pb.LogGap.CAUSE_ENGINE),
+                    pb.LogGap(
+                        source=piece.source, offset=offset, missing_bytes=missing_bytes, cause=pb.LogGap.CAUSE_ENGINE
+                    ),
                     f"{number + 1}.0",
                 )
                 continue
@@ -279,7 +305,7 @@ class ScriptedServer(
             if self.event("stopped" if log.heeds_stop else "released").wait(log.heartbeat_seconds):
                 break
 
-    # ------------------------------------------------------------------------------------------------------------ what goes wrong
+    # -------------------------------------------------------------------------------------------------- what goes wrong
 
     def _cut(self, how: str, context: grpc.ServicerContext) -> None:
         if how == "ok":
@@ -291,11 +317,21 @@ class ScriptedServer(
             context.add_callback(gone.set)
             gone.wait()
         elif how == "stopping":
-            refuse(context, grpc.StatusCode.UNAVAILABLE, "SERVER_STOPPING", "the server is going down", retry_seconds=0.001)
+            refuse(
+                context, grpc.StatusCode.UNAVAILABLE, "SERVER_STOPPING", "the server is going down", retry_seconds=0.001
+            )
         elif how == "away":
-            refuse(context, grpc.StatusCode.UNAVAILABLE, "SERVER_STOPPING", "the server is going down", retry_seconds=1.1)
+            refuse(
+                context, grpc.StatusCode.UNAVAILABLE, "SERVER_STOPPING", "the server is going down", retry_seconds=1.1
+            )
         elif how == "streams":
-            refuse(context, grpc.StatusCode.RESOURCE_EXHAUSTED, "TOO_MANY_STREAMS", "as many as allowed", retry_seconds=0.001)
+            refuse(
+                context,
+                grpc.StatusCode.RESOURCE_EXHAUSTED,
+                "TOO_MANY_STREAMS",
+                "as many as allowed",
+                retry_seconds=0.001,
+            )
         else:
             context.abort(grpc.StatusCode[how.upper()], f"cut: {how}")
 
@@ -342,7 +378,13 @@ class ScriptedServer(
         refuse(context, grpc.StatusCode.NOT_FOUND, "EXECUTION_NOT_FOUND", message, execution_id=execution_id)
 
     def _job(self, job_id: str, task_id: str, spec: pb.JobSpec) -> pb.Job:
-        return pb.Job(id=job_id, task_id=task_id, spec=spec, state=pb.STATE_QUEUED, execution=pb.Execution(id="execution-1", job_id=job_id))
+        return pb.Job(
+            id=job_id,
+            task_id=task_id,
+            spec=spec,
+            state=pb.STATE_QUEUED,
+            execution=pb.Execution(id="execution-1", job_id=job_id),
+        )
 
 
 _NO_CONTAINER_STATUS = 125

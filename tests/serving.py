@@ -1,4 +1,5 @@
-"""A server in a process of its own, which may be killed: by a test from outside, or by itself right after a named step of the runner."""
+"""A server in a process of its own, which may be killed: by a test from outside, or by itself right after a named step
+of the runner."""
 
 import json
 import os
@@ -37,7 +38,8 @@ app.serve(config.load(flags, {}, file and Path(file)), ready=lambda port: print(
 
 
 class Server:
-    """A server on a free port of loopback, over a data directory that outlives it. `under`: a program that makes itself the server."""
+    """A server on a free port of loopback, over a data directory that outlives it. `under`: a program that makes itself
+    the server."""
 
     def __init__(
         self,

@@ -11,7 +11,9 @@ def markdown(settings: Sequence["Field[Any]"]) -> str:
     """A table of settings for people, of `SETTINGS` or `fields(HostSettings)`: the same on every machine."""
     rows = ["| name | value | default | meaning |", "|---|---|---|---|"]
     for each in settings:
-        rows.append(f"| `{each.name}` | {each.metadata['kind']} | {_default_in_words(each)} | {each.metadata['meaning']} |")
+        rows.append(
+            f"| `{each.name}` | {each.metadata['kind']} | {_default_in_words(each)} | {each.metadata['meaning']} |"
+        )
     return "\n".join(rows) + "\n"
 
 

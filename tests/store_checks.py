@@ -20,10 +20,17 @@ def check_jobs(rows: Rows) -> None:
     assert rows(f"SELECT job_id, {newest}, {count} FROM jobs ORDER BY 1") == current
     open_executions = rows("SELECT job_id, execution_id, state FROM executions WHERE state < 6 ORDER BY 1, 2")
     open_jobs = rows("SELECT job_id, execution_id, state FROM jobs WHERE state < 6 ORDER BY 1")
-    assert open_executions == open_jobs, "a job that is not final has one execution that is not, its current one, and the state of it"
+    assert open_executions == open_jobs, (
+        "a job that is not final has one execution that is not, its current one, and the state of it"
+    )
     for table in ("jobs", "executions"):
         final = rows(f"SELECT job_id FROM {table} WHERE state >= 6 ORDER BY 1")
-        for settled in ("reason IS NOT NULL", "end_time IS NOT NULL", "detail IS NOT NULL", "out_of_memory IS NOT NULL"):
+        for settled in (
+            "reason IS NOT NULL",
+            "end_time IS NOT NULL",
+            "detail IS NOT NULL",
+            "out_of_memory IS NOT NULL",
+        ):
             assert rows(f"SELECT job_id FROM {table} WHERE {settled} ORDER BY 1") == final
     by_task = "SELECT task_id, count(*), count(*) FILTER (WHERE state < 6) FROM jobs GROUP BY task_id ORDER BY 1"
     assert rows("SELECT task_id, jobs, open_jobs FROM tasks ORDER BY 1") == rows(by_task)

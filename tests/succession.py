@@ -15,7 +15,13 @@ class Succession:
     """A data directory, the servers over it one after another, all at one address, and a client that outlives them."""
 
     def __init__(
-        self, data_dir: Path, sdk: docker.DockerClient, image: str, *, backoff: Backoff = DEFAULT_BACKOFF, **settings: object
+        self,
+        data_dir: Path,
+        sdk: docker.DockerClient,
+        image: str,
+        *,
+        backoff: Backoff = DEFAULT_BACKOFF,
+        **settings: object,
     ) -> None:
         self.data_dir = data_dir
         self.image = image
@@ -28,5 +34,7 @@ class Succession:
 
     def server(self, *, kill_at: str = "", **settings: object) -> Server:
         """The next one."""
-        self.servers.append(Server(self.data_dir, kill_at=kill_at, listen=self.listen, **{**self._settings, **settings}))
+        self.servers.append(
+            Server(self.data_dir, kill_at=kill_at, listen=self.listen, **{**self._settings, **settings})
+        )
         return self.servers[-1]

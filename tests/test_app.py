@@ -1,4 +1,5 @@
-"""The server as a whole: whatever fails, while it opens or later, leaves nothing open and nothing running, and is told."""
+"""The server as a whole: whatever fails, while it opens or later, leaves nothing open and nothing running, and is
+told."""
 
 import asyncio
 import inspect
@@ -19,8 +20,8 @@ from structlog.testing import capture_logs
 
 from fastlane_grpc.app import Server
 from fastlane_grpc.config import HostSettings, Settings
-from fastlane_grpc.directory import claimed
 from fastlane_grpc.errors import CannotServe, ServerFailed, ServerStopping
+from fastlane_grpc.machine.data_directory import claimed
 from fastlane_grpc.model import Execution, JobSpec, State
 from fastlane_grpc.store.database import Connection
 from fastlane_grpc.store.writer import Written
@@ -36,7 +37,9 @@ class Broken(Exception):
 
 def settings(directory: Path, listen: str = "127.0.0.1:0") -> Settings:
     # An engine that is not there: what is looked at needs none.
-    return Settings(data_dir=directory / "data", listen=listen, hosts=(HostSettings("here", f"unix://{directory}/no-engine"),))
+    return Settings(
+        data_dir=directory / "data", listen=listen, hosts=(HostSettings("here", f"unix://{directory}/no-engine"),)
+    )
 
 
 def open_files() -> Counter[str]:
@@ -58,7 +61,8 @@ def running() -> Counter[str]:
 
 @pytest.fixture(scope="module")
 async def warm(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[None]:
-    """What gRPC, and the loop, open once for all who use them is open. gRPC closes it with the last of its objects, so one is kept."""
+    """What gRPC, and the loop, open once for all who use them is open. gRPC closes it with the last of its objects, so
+    one is kept."""
     async with grpc.aio.insecure_channel("127.0.0.1:1"):
         async with Server(settings(tmp_path_factory.mktemp("warm"))) as server:
             async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
@@ -88,7 +92,13 @@ async def ended_again(files: Counter[str], work: Counter[str]) -> None:
 async def test_a_server_that_is_closed_leaves_nothing_behind(tmp_path: Path) -> None:
     async with nothing_left(tmp_path):
         async with Server(settings(tmp_path)) as server:
-            assert running()["store-writer"] == running()["host-here"] == running()["sweep-here"] == running()["dispatcher"] == 1
+            assert (
+                running()["store-writer"]
+                == running()["host-here"]
+                == running()["sweep-here"]
+                == running()["dispatcher"]
+                == 1
+            )
         with pytest.raises(OSError, match="refused"):
             socket.create_connection(("127.0.0.1", server.port))
 
@@ -176,7 +186,7 @@ async def test_a_data_directory_that_is_taken_is_left_to_its_server(tmp_path: Pa
         assert (await first.store.unfinished()) == []
 
 
-# ---------------------------------------------------------------------------------------------------------------- what fails later
+# ----------------------------------------------------------------------------------------------------- what fails later
 
 
 async def test_a_task_that_cannot_go_on_takes_the_server_down(tmp_path: Path) -> None:
@@ -244,13 +254,26 @@ async def test_what_fails_in_a_callback_of_the_loop_is_logged_with_its_traceback
     assert [each["exc_info"].args for each in logged if each["event"].startswith("a defect")] == [("in a callback",)]
 
 
-# ---------------------------------------------------------------------------------------------------------------- as a program
+# --------------------------------------------------------------------------------------------------------- as a program
 
 
 def serve(directory: Path, *more: str, stdout: int) -> "subprocess.CompletedProcess[str]":
-    command = [sys.executable, "-m", "fastlane_grpc.cli", "server", "--data-dir", str(directory / "data"), "--listen", "127.0.0.1:0"]
+    command = [
+        sys.executable,
+        "-m",
+        "fastlane_grpc.cli",
+        "server",
+        "--data-dir",
+        str(directory / "data"),
+        "--listen",
+        "127.0.0.1:0",
+    ]
     return subprocess.run(
-        [*command, "--engine", f"unix://{directory}/no-engine", *more], stdout=stdout, stderr=subprocess.PIPE, text=True, timeout=60
+        [*command, "--engine", f"unix://{directory}/no-engine", *more],
+        stdout=stdout,
+        stderr=subprocess.PIPE,
+        text=True,
+        timeout=60,
     )
 
 
@@ -272,7 +295,7 @@ def test_a_server_that_takes_itself_down_ends_with_an_error(tmp_path: Path) -> N
     program = """
 import sys
 from pathlib import Path
-from fastlane_grpc import app, config, upkeep
+from fastlane_grpc import app
 from fastlane_grpc.cli import main
 
 async def run(self):
@@ -282,7 +305,9 @@ app.Dispatcher.run = run
 main()
 """
     command = [sys.executable, "-c", program, "server", "--data-dir", str(tmp_path / "data"), "--listen", "127.0.0.1:0"]
-    ended = subprocess.run([*command, "--engine", f"unix://{tmp_path}/no-engine"], capture_output=True, text=True, timeout=60)
+    ended = subprocess.run(
+        [*command, "--engine", f"unix://{tmp_path}/no-engine"], capture_output=True, text=True, timeout=60
+    )
     assert ended.returncode == 1, ended.stderr
     assert ended.stderr.splitlines()[-1] == (
         "fastlane: the server went down because of a defect: dispatcher failed with MemoryError('a defect'); its log has more"

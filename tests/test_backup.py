@@ -32,10 +32,24 @@ def restored(tmp_path: Path, sdk: docker.DockerClient) -> Iterator[Path]:
 
 def back_up(server: Server, data_dir: Path, image: str) -> None:
     """As the page says, beside `data_dir`."""
-    [block] = [block for block in Page(ROOT / "docs" / "operations.md").blocks() if block.language == "sh" and "VACUUM INTO" in block.text]
+    [block] = [
+        block
+        for block in Page(ROOT / "docs" / "operations.md").blocks()
+        if block.language == "sh" and "VACUUM INTO" in block.text
+    ]
     script = replaced(block.script(data_dir), {"/var/lib/fastlane": str(data_dir), "busybox": image})
-    environment = os.environ | {"FASTLANE_ADDRESS": server.address, "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}
-    subprocess.run(["bash", "-euc", script], cwd=data_dir.parent, env=environment, check=True, stdout=subprocess.DEVNULL, timeout=60)
+    environment = os.environ | {
+        "FASTLANE_ADDRESS": server.address,
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+    }
+    subprocess.run(
+        ["bash", "-euc", script],
+        cwd=data_dir.parent,
+        env=environment,
+        check=True,
+        stdout=subprocess.DEVNULL,
+        timeout=60,
+    )
 
 
 def test_a_restored_server_goes_on_from_the_moment_of_the_backup(

@@ -1,4 +1,5 @@
-"""The two Python clients are one interface: what one can do the other can, by the same names and with the same arguments."""
+"""The two Python clients are one interface: what one can do the other can, by the same names and with the same
+arguments."""
 
 import asyncio
 import inspect
@@ -25,7 +26,9 @@ def test_both_have_the_same_public_names(sync: type, asynchronous: type) -> None
     assert public(sync).keys() == public(asynchronous).keys()
 
 
-@pytest.mark.parametrize("name", ["__init__", *(name for name, value in public(Client).items() if inspect.isfunction(value))])
+@pytest.mark.parametrize(
+    "name", ["__init__", *(name for name, value in public(Client).items() if inspect.isfunction(value))]
+)
 def test_both_take_the_same_arguments_and_answer_the_same(name: str) -> None:
     sync, asynchronous = getattr(Client, name), getattr(AsyncClient, name)
     assert blocking(inspect.signature(asynchronous)) == str(inspect.signature(sync))

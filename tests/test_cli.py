@@ -37,7 +37,9 @@ def server() -> Iterator[ScriptedServer]:
 
 def started(server: ScriptedServer, *arguments: str) -> subprocess.Popen[bytes]:
     # Unbuffered: `communicate` would not see what `readline` has read ahead.
-    return subprocess.Popen([*FASTLANE, *arguments], env=environment(server), stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
+    return subprocess.Popen(
+        [*FASTLANE, *arguments], env=environment(server), stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+    )
 
 
 def unused_address() -> str:
@@ -94,7 +96,9 @@ def test_everything_after_the_image_belongs_to_the_command(server: ScriptedServe
 def test_every_option_arrives(server: ScriptedServer) -> None:
     options = "--timeout 2m30s --pull never --memory 512m --cpus 0.5 --pids 9 --network none -u 1:2 -w /app --entrypoint /tini -l team=x"
     more = "--priority 7 --read-only --stop-signal SIGINT --stop-grace 0s --request-id r1 -e FROM_HERE -e EMPTY="
-    ran = fastlane(server, "run", *options.split(), *more.split(), "registry:5000/team/mail:1.4", FROM_HERE="value from here")
+    ran = fastlane(
+        server, "run", *options.split(), *more.split(), "registry:5000/team/mail:1.4", FROM_HERE="value from here"
+    )
     assert (ran.returncode, ran.stderr) == (0, b"oh\n")
     [request] = server.received(pb.EnqueueJobRequest)
     assert (request.task_id, request.request_id) == ("mail", "r1")
@@ -154,7 +158,9 @@ def test_lines_of_the_system_are_shown_where_they_are_asked_for(server: Scripted
 def test_lines_of_the_system_are_shown_on_a_terminal(server: ScriptedServer, more: dict[str, str], shown: str) -> None:
     mine, theirs = pty.openpty()
     command = [*FASTLANE, "run", "busybox"]
-    subprocess.run(command, env=environment(server, TERM="xterm", **more), stdout=subprocess.DEVNULL, stderr=theirs, timeout=60)
+    subprocess.run(
+        command, env=environment(server, TERM="xterm", **more), stdout=subprocess.DEVNULL, stderr=theirs, timeout=60
+    )
     os.close(theirs)
     assert os.read(mine, 10_000).decode() == f"fastlane: job job-1, execution execution-1\r\n{shown}oh\r\n"
     os.close(mine)
@@ -180,9 +186,13 @@ def test_an_end_that_the_exit_status_alone_does_not_explain_is_told(server: Scri
         ("stopped: stopped while it was queued: no more", ""),
     ],
 )
-def test_an_end_is_told_unless_the_last_line_of_the_system_tells_it(server: ScriptedServer, line: str, said: str) -> None:
+def test_an_end_is_told_unless_the_last_line_of_the_system_tells_it(
+    server: ScriptedServer, line: str, said: str
+) -> None:
     outcome = pb.Outcome(detail="stopped while it was queued: no more")
-    server.logs["execution-1"] = Log([Piece(3, f"{line}\n".encode())], state=pb.STATE_STOPPED, outcome=outcome, exit_status=130)
+    server.logs["execution-1"] = Log(
+        [Piece(3, f"{line}\n".encode())], state=pb.STATE_STOPPED, outcome=outcome, exit_status=130
+    )
     ran = fastlane(server, "logs", "-v", "job-1")
     assert (ran.returncode, ran.stderr.decode()) == (130, f"{line}\n{said}")
 
@@ -285,7 +295,9 @@ def test_the_command_ends_of_sigpipe_when_its_reader_goes_away_and_leaves_the_jo
 
 def test_output_that_cannot_be_written_is_said_in_one_line(server: ScriptedServer) -> None:
     with Path("/dev/full").open("wb") as full:
-        ran = subprocess.run([*FASTLANE, "run", "busybox"], env=environment(server), stdout=full, stderr=subprocess.PIPE, timeout=60)
+        ran = subprocess.run(
+            [*FASTLANE, "run", "busybox"], env=environment(server), stdout=full, stderr=subprocess.PIPE, timeout=60
+        )
     assert ran.returncode == 1
     assert ran.stderr.decode() == "fastlane: cannot write to stdout: No space left on device; the job runs on\n"
 
@@ -301,18 +313,24 @@ def test_a_pipe_that_does_not_wait_gets_every_byte(server: ScriptedServer) -> No
         assert process.wait(60) == 0
 
 
-# ---------------------------------------------------------------------------------------------------------------- logs, stop, version
+# -------------------------------------------------------------------------------------------------- logs, stop, version
 
 
 @pytest.mark.parametrize("either_id", ["execution-1", "job-1"])
 def test_logs_are_had_by_job_and_by_execution(server: ScriptedServer, either_id: str) -> None:
     server.logs["execution-1"] = Log(HELLO.pieces, state=pb.STATE_TIMED_OUT, exit_status=124)
     shown = fastlane(server, "logs", either_id)
-    assert (shown.returncode, shown.stdout, shown.stderr) == (124, b"hello\nworld\n", b"oh\nfastlane: it ended as timed out\n")
+    assert (shown.returncode, shown.stdout, shown.stderr) == (
+        124,
+        b"hello\nworld\n",
+        b"oh\nfastlane: it ended as timed out\n",
+    )
 
 
 @pytest.mark.parametrize("command", [["run", "busybox"], ["logs", "job-1"]])
-def test_a_job_is_followed_over_its_executions_and_exits_as_the_job_did(server: ScriptedServer, command: list[str]) -> None:
+def test_a_job_is_followed_over_its_executions_and_exits_as_the_job_did(
+    server: ScriptedServer, command: list[str]
+) -> None:
     failed, succeeded = pb.Outcome(reason=pb.REASON_EXIT_CODE, exit_code=1), pb.Outcome(exit_code=0)
     server.logs["execution-1"] = Log([Piece(1, b"first\n")], state=pb.STATE_FAILED, outcome=failed, exit_status=1)
     server.logs["execution-2"] = Log([Piece(1, b"second\n")], first_state=pb.STATE_SCHEDULED)
@@ -327,13 +345,17 @@ def test_a_job_is_followed_over_its_executions_and_exits_as_the_job_did(server: 
 
 
 def test_logs_of_an_execution_exit_as_the_execution_did(server: ScriptedServer) -> None:
-    server.logs["execution-1"] = Log(HELLO.pieces, state=pb.STATE_FAILED, outcome=pb.Outcome(exit_code=3), exit_status=3)
+    server.logs["execution-1"] = Log(
+        HELLO.pieces, state=pb.STATE_FAILED, outcome=pb.Outcome(exit_code=3), exit_status=3
+    )
     server.later_jobs.append(pb.Job(id="job-1", state=pb.STATE_SUCCEEDED, outcome=pb.Outcome(exit_code=0)))
     assert fastlane(server, "logs", "execution-1").returncode == 3
 
 
 def test_the_end_of_a_job_is_asked_for_until_the_server_answers(server: ScriptedServer) -> None:
-    server.logs["execution-1"] = Log(HELLO.pieces, state=pb.STATE_FAILED, outcome=pb.Outcome(exit_code=3), exit_status=3)
+    server.logs["execution-1"] = Log(
+        HELLO.pieces, state=pb.STATE_FAILED, outcome=pb.Outcome(exit_code=3), exit_status=3
+    )
     # Longer than a call is tried again by the client: the first answer is for the enqueue.
     server.away_after_the_stream = 4.0
     ran = fastlane(server, "run", "busybox")
@@ -352,10 +374,16 @@ def test_the_start_and_expiry_of_a_job_are_sent_as_they_were_given(server: Scrip
 
 def test_logs_of_chosen_sources_from_a_cursor_without_waiting(server: ScriptedServer) -> None:
     server.logs["execution-1"] = Log(HELLO.pieces, sealed=False, exit_status=75)
-    shown = fastlane(server, "logs", "--no-follow", "--source", "stdout", "--source", "system", "--cursor", "2.0", "execution-1")
+    shown = fastlane(
+        server, "logs", "--no-follow", "--source", "stdout", "--source", "system", "--cursor", "2.0", "execution-1"
+    )
     assert (shown.returncode, shown.stdout, shown.stderr) == (75, b"world\n", b"")
     [request] = server.received(pb.StreamExecutionLogsRequest)
-    assert (request.follow, request.cursor, list(request.sources)) == (False, "2.0", [pb.SOURCE_STDOUT, pb.SOURCE_SYSTEM])
+    assert (request.follow, request.cursor, list(request.sources)) == (
+        False,
+        "2.0",
+        [pb.SOURCE_STDOUT, pb.SOURCE_SYSTEM],
+    )
 
 
 @pytest.mark.parametrize(("flag", "follows"), [("-f", True), ("--follow", True), ("--no-follow", False)])
@@ -374,10 +402,19 @@ def test_logs_begin_where_they_are_told(server: ScriptedServer) -> None:
 
 def test_logs_may_tell_the_time_of_each_line_and_nothing_else_changes(server: ScriptedServer) -> None:
     # A line that comes in two pieces has one time, the first; each source has lines of its own.
-    pieces = [Piece(1, b"a\nb"), Piece(2, b"\xff\n\n"), Piece(1, b"c\n"), Piece(1, b"d"), Piece(2, b"e"), Piece(1, b"\n")]
+    pieces = [
+        Piece(1, b"a\nb"),
+        Piece(2, b"\xff\n\n"),
+        Piece(1, b"c\n"),
+        Piece(1, b"d"),
+        Piece(2, b"e"),
+        Piece(1, b"\n"),
+    ]
     server.logs["execution-1"] = Log(pieces)
     shown = fastlane(server, "logs", "-t", "execution-1")
-    out, err = (re.sub(rb"2023-11-14T22:13:20\.1234567(\d\d)Z ", rb"<\1> ", each) for each in (shown.stdout, shown.stderr))
+    out, err = (
+        re.sub(rb"2023-11-14T22:13:20\.1234567(\d\d)Z ", rb"<\1> ", each) for each in (shown.stdout, shown.stderr)
+    )
     assert (out, err) == (b"<89> a\n<89> bc\n<92> d\n", b"<90> \xff\n<90> \n<93> e")
 
 
@@ -411,7 +448,9 @@ def test_the_version_is_an_option_too() -> None:
 def test_version_is_there_in_a_moment_as_it_loads_neither_grpc_nor_settings() -> None:
     code = "import sys; from fastlane_grpc.cli import exit_status; exit_status(['version'], {}); print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True, text=True).stdout.split()
-    assert not {"grpc", "google.protobuf", "fastlane_grpc.config", "fastlane_grpc.client", "docker", "sqlite3"} & {*loaded}
+    assert not {"grpc", "google.protobuf", "fastlane_grpc.config", "fastlane_grpc.client", "docker", "sqlite3"} & {
+        *loaded
+    }
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
@@ -423,11 +462,12 @@ def test_completion_prints_a_script_by_which_the_shell_asks_fastlane(shell: str)
     assert fastlane(None, **asked).stdout.split() == [b"plain,executions", b"plain,execution"]
 
 
-# ---------------------------------------------------------------------------------------------------------------- what goes wrong
+# ------------------------------------------------------------------------------------------------------ what goes wrong
 
 
 @pytest.mark.parametrize(
-    "command", [["run", "busybox"], ["logs", "job-1"], ["stop", "job-1"], ["jobs"], ["hosts"], ["prune", "--older-than", "1d"]]
+    "command",
+    [["run", "busybox"], ["logs", "job-1"], ["stop", "job-1"], ["jobs"], ["hosts"], ["prune", "--older-than", "1d"]],
 )
 def test_a_server_that_is_not_there_is_said_in_one_line(command: list[str]) -> None:
     address = unused_address()
@@ -448,10 +488,16 @@ def test_the_cause_is_what_the_system_said_last_without_the_brackets_around_it()
     [
         (["bla"], "No such command 'bla'; see `fastlane --help`"),
         (["run"], "Missing argument 'IMAGE'; see `fastlane run --help`"),
-        (["run", "--timeout", "5m30", "busybox", "--", "x"], "Invalid value for '--timeout': '5m30' has to be a duration"),
+        (
+            ["run", "--timeout", "5m30", "busybox", "--", "x"],
+            "Invalid value for '--timeout': '5m30' has to be a duration",
+        ),
         (["run", "--timeout", "1w", "busybox"], "'1w' has to be a duration"),
         *(
-            (["enqueue", "--start-in", text, "busybox"], f"{text!r} has to be hours, minutes and seconds, as 90s, 2m30s or 1h30m")
+            (
+                ["enqueue", "--start-in", text, "busybox"],
+                f"{text!r} has to be hours, minutes and seconds, as 90s, 2m30s or 1h30m",
+            )
             for text in ("1d", "abc", "5m30", "1m2h", "-1s", "1.5h", "")
         ),
         (["run", "--start-at", "tomorrow", "busybox"], "'tomorrow' has to be a time, as 2026-01-31T08:00:00Z"),
@@ -459,9 +505,18 @@ def test_the_cause_is_what_the_system_said_last_without_the_brackets_around_it()
         (["run", "--memory", "lots", "busybox"], "'lots' has to be a number of bytes"),
         (["run", "-e", "NOT_SET_ANYWHERE", "busybox"], "'NOT_SET_ANYWHERE' is not set here"),
         (["run", "-l", "x", "busybox"], "'x' has to be NAME=VALUE"),
-        (["run", "-a", "nowhere", "busybox"], "'nowhere' has to be HOST:PORT, as 127.0.0.1:7020; see `fastlane run --help`"),
-        (["logs", "-a", "localhost", "x"], "'localhost' has to be HOST:PORT, as 127.0.0.1:7020; see `fastlane logs --help`"),
-        (["stop", "-a", "localhost:0", "x"], "'localhost:0' has to be HOST:PORT, as 127.0.0.1:7020; see `fastlane stop --help`"),
+        (
+            ["run", "-a", "nowhere", "busybox"],
+            "'nowhere' has to be HOST:PORT, as 127.0.0.1:7020; see `fastlane run --help`",
+        ),
+        (
+            ["logs", "-a", "localhost", "x"],
+            "'localhost' has to be HOST:PORT, as 127.0.0.1:7020; see `fastlane logs --help`",
+        ),
+        (
+            ["stop", "-a", "localhost:0", "x"],
+            "'localhost:0' has to be HOST:PORT, as 127.0.0.1:7020; see `fastlane stop --help`",
+        ),
         (["server", "--listen", "localhost"], "has to be HOST:PORT, as 127.0.0.1:7020; port 0 takes a free one"),
         (["stop", "--grace", "-1s", "x"], "'-1s' has to be a duration from 0s on, as 10s or 1m30s; 0s kills at once"),
         (["run", "--stop-grace", "soon", "busybox"], "'soon' has to be a duration from 0s on"),
@@ -473,11 +528,17 @@ def test_the_cause_is_what_the_system_said_last_without_the_brackets_around_it()
         ),
         (["prune", "--older-than", "1w"], "'1w' has to be an age, as 30d, 12h or 1d12h; 0s is any age"),
         (["logs", "--tail", "-1", "x"], "-1 is not in the range 0<=x<=1000000"),
-        (["completion"], "Missing argument '{bash|zsh|fish}'. Choose from: bash, zsh, fish; see `fastlane completion --help`"),
+        (
+            ["completion"],
+            "Missing argument '{bash|zsh|fish}'. Choose from: bash, zsh, fish; see `fastlane completion --help`",
+        ),
         (["completion", "tcsh"], "'tcsh' is not one of 'bash', 'zsh', 'fish'"),
         (["server", "--max-running", "none"], "max_running in --max-running is 'none'"),
         (["server", "--max-timeout", "1m"], "default_timeout (30m) is longer than max_timeout (1m): set both"),
-        (["server", "--config", "/nowhere.toml"], "cannot read the settings in /nowhere.toml: No such file or directory"),
+        (
+            ["server", "--config", "/nowhere.toml"],
+            "cannot read the settings in /nowhere.toml: No such file or directory",
+        ),
     ],
 )
 def test_wrong_use_is_said_in_one_line(arguments: list[str], said: str) -> None:
@@ -500,7 +561,10 @@ RAW = b"caf\xe9"
         (["run", "-e", b"DB_PASSWORD=" + RAW, "busybox"], "argument 3 (after -e) is not UTF-8: 'DB_PASSWORD=***'"),
         (["enqueue", b"--task=" + RAW, "busybox"], "argument 2 is not UTF-8: '--task=caf\\xe9'"),
         (["run", "-l", b"a=" + RAW, "busybox"], "argument 3 (after -l) is not UTF-8: 'a=caf\\xe9'"),
-        *(([command, RAW], "argument 2 is not UTF-8: 'caf\\xe9'") for command in ("logs", "job", "execution", "stop", "version", "hosts")),
+        *(
+            ([command, RAW], "argument 2 is not UTF-8: 'caf\\xe9'")
+            for command in ("logs", "job", "execution", "stop", "version", "hosts")
+        ),
         (["jobs", "--task", RAW], "argument 3 (after --task) is not UTF-8: 'caf\\xe9'"),
         (["stop", "--note", RAW, "x"], "argument 3 (after --note) is not UTF-8: 'caf\\xe9'"),
         (["server", "--data-dir", RAW], "argument 3 (after --data-dir) is not UTF-8: 'caf\\xe9'"),
@@ -522,8 +586,15 @@ def test_an_argument_that_is_not_utf_8_is_named_in_one_line(arguments: list[str 
         ("MINE", ["run", "-e", "MINE", "busybox"], "the value that 'MINE' has here is not UTF-8"),
     ],
 )
-def test_a_variable_that_is_not_utf_8_is_named_in_one_line(server: ScriptedServer, variable: str, arguments: list[str], said: str) -> None:
-    ran = subprocess.run([*FASTLANE, *arguments], env={**environment(server), variable: os.fsdecode(RAW)}, capture_output=True, timeout=60)
+def test_a_variable_that_is_not_utf_8_is_named_in_one_line(
+    server: ScriptedServer, variable: str, arguments: list[str], said: str
+) -> None:
+    ran = subprocess.run(
+        [*FASTLANE, *arguments],
+        env={**environment(server), variable: os.fsdecode(RAW)},
+        capture_output=True,
+        timeout=60,
+    )
     [line] = ran.stderr.decode().splitlines()
     assert (ran.returncode, said in line) == (2, True), line
 
@@ -536,7 +607,9 @@ def test_wrong_use_repeats_no_secret(server: ScriptedServer) -> None:
 def test_what_the_server_refuses_is_said_in_one_line(server: ScriptedServer) -> None:
     violations = [("spec.network", "has to be empty or none")]
     message = "spec.network: has to be empty or none"
-    server.refusals.append((grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", {"violations": violations, "message": message}))
+    server.refusals.append(
+        (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", {"violations": violations, "message": message})
+    )
     ran = fastlane(server, "run", "--network", "host", "busybox")
     assert (ran.returncode, ran.stderr.decode()) == (1, f"fastlane: {message}\n")
     ran = fastlane(server, "logs", "nothing")
@@ -557,13 +630,17 @@ def test_every_setting_is_a_flag_of_the_server() -> None:
 
 
 @pytest.mark.parametrize("setting", config.SETTINGS, ids=lambda setting: setting.name)
-def test_the_help_of_the_server_shows_each_setting_s_kind_and_the_default_in_force(setting: "dataclasses.Field[object]") -> None:
+def test_the_help_of_the_server_shows_each_setting_s_kind_and_the_default_in_force(
+    setting: "dataclasses.Field[object]",
+) -> None:
     default = config.default_text(setting.name)
     if default:
         assert setting.metadata["read"](default) == getattr(config.Settings(), setting.name)
     else:
         assert getattr(config.Settings(), setting.name) is None
-    shown = " ".join(server_command.get_help(click.Context(server_command, info_name="server", terminal_width=1000)).split())
+    shown = " ".join(
+        server_command.get_help(click.Context(server_command, info_name="server", terminal_width=1000)).split()
+    )
     flag = f"--{setting.name.replace('_', '-')} {setting.metadata['kind']} "
     help_of_it = shown.partition(flag)[2].partition(" --")[0]
     assert (f"[default: {default}]" if default else setting.metadata["meaning"][1:]) in help_of_it
@@ -572,7 +649,9 @@ def test_the_help_of_the_server_shows_each_setting_s_kind_and_the_default_in_for
 def test_config_prints_a_file_of_what_is_in_force_and_where_it_came_from(tmp_path: Path) -> None:
     file = tmp_path / "fastlane.toml"
     file.write_text('listen = "127.0.0.1:7999"\nkeep_logs = "off"\n')
-    printed = fastlane(None, "config", "--config", str(file), "--max-running", "3", FASTLANE_CACHE_BYTES="1m").stdout.decode()
+    printed = fastlane(
+        None, "config", "--config", str(file), "--max-running", "3", FASTLANE_CACHE_BYTES="1m"
+    ).stdout.decode()
     lines = printed.splitlines()
     assert f'listen = "127.0.0.1:7999"  # file {file}' in lines
     assert f'keep_logs = "off"  # file {file}' in lines
@@ -580,9 +659,10 @@ def test_config_prints_a_file_of_what_is_in_force_and_where_it_came_from(tmp_pat
     assert 'cache_bytes = "1m"  # environment variable FASTLANE_CACHE_BYTES' in lines
     assert 'default_timeout = "30m"  # default' in lines
     file.write_text(printed)
-    assert {line.partition("  #")[0] for line in fastlane(None, "config", "--config", str(file)).stdout.decode().splitlines()} == {
-        line.partition("  #")[0] for line in lines
-    }
+    assert {
+        line.partition("  #")[0]
+        for line in fastlane(None, "config", "--config", str(file)).stdout.decode().splitlines()
+    } == {line.partition("  #")[0] for line in lines}
     told = json.loads(fastlane(None, "config", "--config", str(file), "-o", "json").stdout)
     assert told["listen"] == {"value": "127.0.0.1:7999", "origin": f"file {file}"}
     assert [host["name"] for host in told["hosts"]] == ["local"]
@@ -612,4 +692,7 @@ def test_the_module_and_the_installed_command_are_the_same() -> None:
     installed = Path(sys.executable).with_name("fastlane")
     if not installed.exists():
         pytest.skip("not installed here")
-    assert subprocess.run([installed, "version"], capture_output=True, check=True).stdout == fastlane(None, "version").stdout
+    assert (
+        subprocess.run([installed, "version"], capture_output=True, check=True).stdout
+        == fastlane(None, "version").stdout
+    )

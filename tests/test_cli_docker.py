@@ -24,7 +24,12 @@ from tests.test_cli import FASTLANE, environment, fastlane
 
 # Options of ours, and of these the ones that take a value.
 OURS = {name for parameter in (*run.params, *enqueue.params) for name in parameter.opts}
-VALUED = {name for parameter in run.params if isinstance(parameter, click.Option) and not parameter.is_flag for name in parameter.opts}
+VALUED = {
+    name
+    for parameter in run.params
+    if isinstance(parameter, click.Option) and not parameter.is_flag
+    for name in parameter.opts
+}
 
 
 @pytest.fixture(scope="module")
@@ -41,7 +46,7 @@ def server(running_server: ScriptedServer) -> ScriptedServer:
     return running_server
 
 
-# ---------------------------------------------------------------------------------------------------------------- options
+# -------------------------------------------------------------------------------------------------------------- options
 
 
 @pytest.mark.parametrize("option", REFUSED)
@@ -62,7 +67,15 @@ def test_a_refused_option_may_have_its_value_behind_an_equals_sign(option: str) 
 
 @pytest.mark.parametrize(
     ("word", "options"),
-    [("-it", ["-i", "-t"]), ("-dit", ["-i", "-t"]), ("-p80:80", ["-p"]), ("-v/tmp:/it", ["-v"]), ("-edit", []), ("-u1:2", []), ("-dq", [])],
+    [
+        ("-it", ["-i", "-t"]),
+        ("-dit", ["-i", "-t"]),
+        ("-p80:80", ["-p"]),
+        ("-v/tmp:/it", ["-v"]),
+        ("-edit", []),
+        ("-u1:2", []),
+        ("-dq", []),
+    ],
 )
 def test_letters_behind_a_dash_are_options_until_one_takes_a_value(word: str, options: list[str]) -> None:
     said = refusal(word, VALUED)
@@ -107,14 +120,27 @@ def test_completion_goes_on_behind_a_refused_option(server: ScriptedServer) -> N
     assert (completed.stdout, completed.stderr) == (b"plain,--task\n", b"")
 
 
-# ---------------------------------------------------------------------------------------------------------------- --env-file
+# ----------------------------------------------------------------------------------------------------------- --env-file
 
 
 def test_variables_of_files_arrive_and_options_go_before_them(server: ScriptedServer, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
-    first.write_bytes(b'\xef\xbb\xbfA=1\n# a comment\n\n  B= two words = "quoted" # kept \r\nFROM_HERE\nEMPTY=\n  # another\nC=first\n')
+    first.write_bytes(
+        b'\xef\xbb\xbfA=1\n# a comment\n\n  B= two words = "quoted" # kept \r\nFROM_HERE\nEMPTY=\n  # another\nC=first\n'
+    )
     second.write_text("C=second\nD=file\nUMLAUT=ü")
-    ran = fastlane(server, "run", "--env-file", str(first), "-e", "D=option", "--env-file", str(second), "busybox", FROM_HERE="here")
+    ran = fastlane(
+        server,
+        "run",
+        "--env-file",
+        str(first),
+        "-e",
+        "D=option",
+        "--env-file",
+        str(second),
+        "busybox",
+        FROM_HERE="here",
+    )
     assert (ran.returncode, ran.stderr) == (0, b"")
     [request] = server.received(pb.EnqueueJobRequest)
     assert dict(request.spec.envs) == {
@@ -191,7 +217,9 @@ RUN = f"{shlex.join(FASTLANE)} run"
         (f"printf '%s\\n' '{RUN} busybox' 'echo more' | bash", 0),
     ],
 )
-def test_stdin_that_is_not_read_is_told_if_given_to_the_command(server: ScriptedServer, tmp_path: Path, script: str, told: int) -> None:
+def test_stdin_that_is_not_read_is_told_if_given_to_the_command(
+    server: ScriptedServer, tmp_path: Path, script: str, told: int
+) -> None:
     ran = subprocess.run(
         ["bash", "-c", script], cwd=tmp_path, env={**environment(server), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         stdin=subprocess.DEVNULL, capture_output=True, timeout=60,

@@ -38,11 +38,15 @@ def client(running_server: Server) -> Iterator[Client]:
 
 def started(server: Server, *arguments: str) -> subprocess.Popen[bytes]:
     command = [*FASTLANE, *arguments]
-    return subprocess.Popen(command, env=environment(server.address), stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0)
+    return subprocess.Popen(
+        command, env=environment(server.address), stdout=subprocess.PIPE, stderr=subprocess.PIPE, bufsize=0
+    )
 
 
 def test_run_is_as_if_the_command_ran_here(running_server: Server, image: str) -> None:
-    ran = fastlane(running_server, "run", image, "--", "sh", "-c", "echo hello; echo oh >&2; printf 'no newline'; exit 3")
+    ran = fastlane(
+        running_server, "run", image, "--", "sh", "-c", "echo hello; echo oh >&2; printf 'no newline'; exit 3"
+    )
     assert (ran.returncode, ran.stdout, ran.stderr) == (3, b"hello\nno newline", b"oh\n")
 
 
@@ -105,8 +109,12 @@ def test_every_byte_of_a_random_megabyte_arrives(client: Client, image: str) -> 
 
 
 def test_a_cursor_kept_in_the_middle_goes_on_in_the_middle(client: Client, image: str) -> None:
-    job = client.enqueue("cursor", image, args=["sh", "-c", "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); echo line $i; done"])
-    whole = b"".join(event.data for event in client.tail(job.execution.id, sources=[STDOUT]) if isinstance(event, Output))
+    job = client.enqueue(
+        "cursor", image, args=["sh", "-c", "i=0; while [ $i -lt 20000 ]; do i=$((i+1)); echo line $i; done"]
+    )
+    whole = b"".join(
+        event.data for event in client.tail(job.execution.id, sources=[STDOUT]) if isinstance(event, Output)
+    )
     parts: list[bytes] = []
     cursor = ""
     for _ in range(1000):
@@ -125,7 +133,9 @@ def test_a_cursor_kept_in_the_middle_goes_on_in_the_middle(client: Client, image
 def test_the_same_request_id_is_one_job(client: Client, image: str) -> None:
     first = client.enqueue("once", image, "true", request_id="r1")
     assert client.enqueue("once", image, "true", request_id="r1").id == first.id
-    assert client.enqueue("once", image, "true", request_id="r1", validate_only=False).execution.id == first.execution.id
+    assert (
+        client.enqueue("once", image, "true", request_id="r1", validate_only=False).execution.id == first.execution.id
+    )
 
 
 def test_what_is_not_there_is_not_found(client: Client) -> None:
@@ -135,12 +145,19 @@ def test_what_is_not_there_is_not_found(client: Client) -> None:
         list(client.tail("01a20bbb-97ec-79f4-a080-2e840cf3ee6a"))
 
 
-def test_a_second_server_on_the_directory_or_the_address_is_refused_in_one_line(running_server: Server, tmp_path: Path) -> None:
+def test_a_second_server_on_the_directory_or_the_address_is_refused_in_one_line(
+    running_server: Server, tmp_path: Path
+) -> None:
     for arguments, said in [
         (["--data-dir", str(running_server.data_dir), "--listen", "127.0.0.1:0"], "another server"),
-        (["--data-dir", str(tmp_path / "data"), "--listen", running_server.address], f"cannot listen on {running_server.address}"),
+        (
+            ["--data-dir", str(tmp_path / "data"), "--listen", running_server.address],
+            f"cannot listen on {running_server.address}",
+        ),
     ]:
-        ran = subprocess.run([*FASTLANE, "server", *arguments], env=environment(), capture_output=True, text=True, timeout=SECONDS)
+        ran = subprocess.run(
+            [*FASTLANE, "server", *arguments], env=environment(), capture_output=True, text=True, timeout=SECONDS
+        )
         assert (ran.returncode, ran.stdout) == (1, "")
         # And nothing of gRPC's before it.
         (line,) = ran.stderr.splitlines()
@@ -160,7 +177,9 @@ def test_a_scheduled_job_survives_a_kill_and_runs_once_when_it_is_due(own_server
     """So does one that expires meanwhile, which never runs."""
     with Client(own_server.address) as client:
         due = client.enqueue("later", image, args=["echo", "once"], start_in=3)
-        expiring = client.enqueue("later", image, args=["echo", "never"], start_in=3, expire_time=datetime.now(UTC) + timedelta(seconds=2))
+        expiring = client.enqueue(
+            "later", image, args=["echo", "never"], start_in=3, expire_time=datetime.now(UTC) + timedelta(seconds=2)
+        )
         assert {job.state for job in client.jobs(states=[pb.STATE_SCHEDULED])} == {due.state} == {pb.STATE_SCHEDULED}
         own_server.end(signal.SIGKILL)
         own_server.start()

@@ -26,7 +26,14 @@ def server() -> Iterator[ScriptedServer]:
     server.stop()
 
 
-def a_job(job_id: str, *, state: int = pb.STATE_SUCCEEDED, minutes_ago: int = 3, detail: str = "", execution_id: str = EXECUTION) -> pb.Job:
+def a_job(
+    job_id: str,
+    *,
+    state: int = pb.STATE_SUCCEEDED,
+    minutes_ago: int = 3,
+    detail: str = "",
+    execution_id: str = EXECUTION,
+) -> pb.Job:
     times = pb.Execution.Times()
     created = datetime.now(UTC) - timedelta(minutes=minutes_ago, seconds=5)
     times.create_time.FromDatetime(created)
@@ -34,7 +41,9 @@ def a_job(job_id: str, *, state: int = pb.STATE_SUCCEEDED, minutes_ago: int = 3,
     times.exit_time.FromDatetime(created + timedelta(seconds=72))
     job = pb.Job(id=job_id, task_id="send-mail", state=state, executions=1)  # type: ignore[arg-type]
     job.create_time.FromDatetime(created)
-    job.execution.CopyFrom(pb.Execution(id=execution_id, job_id=job_id, task_id="send-mail", state=state, times=times, host="here"))  # type: ignore[arg-type]
+    job.execution.CopyFrom(
+        pb.Execution(id=execution_id, job_id=job_id, task_id="send-mail", state=state, times=times, host="here")
+    )  # type: ignore[arg-type]
     if state > pb.STATE_STOPPING:
         outcome = pb.Outcome(exit_code=0, detail=detail)
         job.outcome.CopyFrom(outcome)
@@ -46,7 +55,9 @@ def a_job(job_id: str, *, state: int = pb.STATE_SUCCEEDED, minutes_ago: int = 3,
 
 
 def test_jobs_are_a_table_for_people(server: ScriptedServer) -> None:
-    server.jobs.extend([a_job(JOBS[1]), a_job(JOBS[0], state=pb.STATE_FAILED, minutes_ago=130, detail="exited with 3\n\x1b[31m")])
+    server.jobs.extend(
+        [a_job(JOBS[1]), a_job(JOBS[0], state=pb.STATE_FAILED, minutes_ago=130, detail="exited with 3\n\x1b[31m")]
+    )
     shown = fastlane(server, "jobs")
     assert (shown.returncode, shown.stderr) == (0, b"")
     head, first, second = shown.stdout.decode().splitlines()
@@ -71,8 +82,12 @@ def test_what_is_scheduled_says_when_it_starts(server: ScriptedServer) -> None:
         shown = fastlane(server, *command).stdout.decode()
         assert "scheduled" in shown
         assert f"starts in 4m, at {at}" in shown
-    assert re.search(rf"^start at +{re.escape(at)} \(in 4m\)$", fastlane(server, "job", JOBS[0]).stdout.decode(), re.MULTILINE)
-    assert re.search(rf"^due +{re.escape(at)} \(in 4m\)$", fastlane(server, "execution", EXECUTION).stdout.decode(), re.MULTILINE)
+    assert re.search(
+        rf"^start at +{re.escape(at)} \(in 4m\)$", fastlane(server, "job", JOBS[0]).stdout.decode(), re.MULTILINE
+    )
+    assert re.search(
+        rf"^due +{re.escape(at)} \(in 4m\)$", fastlane(server, "execution", EXECUTION).stdout.decode(), re.MULTILINE
+    )
 
 
 def test_jobs_are_json_for_programs_with_the_names_of_the_contract(server: ScriptedServer) -> None:
@@ -85,7 +100,9 @@ def test_jobs_are_json_for_programs_with_the_names_of_the_contract(server: Scrip
 
 
 def test_jobs_are_asked_for_as_the_options_say(server: ScriptedServer) -> None:
-    options = "--task t --state failed --state timed-out -l team=x -l b=c --since 2d --until 2026-01-31T08:00:00+01:00 -n 7"
+    options = (
+        "--task t --state failed --state timed-out -l team=x -l b=c --since 2d --until 2026-01-31T08:00:00+01:00 -n 7"
+    )
     assert fastlane(server, "jobs", *options.split()).returncode == 0
     [request] = server.received(pb.ListJobsRequest)
     assert (request.task_id, list(request.states)) == ("t", [pb.STATE_FAILED, pb.STATE_TIMED_OUT])
@@ -96,7 +113,9 @@ def test_jobs_are_asked_for_as_the_options_say(server: ScriptedServer) -> None:
 
 
 @pytest.mark.parametrize(("arguments", "lines", "calls"), [([], 51, 1), (["-n", "3"], 4, 1), (["--all"], 1201, 2)])
-def test_as_many_are_shown_as_are_asked_for(server: ScriptedServer, arguments: list[str], lines: int, calls: int) -> None:
+def test_as_many_are_shown_as_are_asked_for(
+    server: ScriptedServer, arguments: list[str], lines: int, calls: int
+) -> None:
     server.jobs.extend(pb.Job(id=f"{number:036}", task_id="t") for number in range(1200))
     assert len(fastlane(server, "jobs", *arguments).stdout.splitlines()) == lines
     assert len(server.requests) == calls
@@ -105,14 +124,19 @@ def test_as_many_are_shown_as_are_asked_for(server: ScriptedServer, arguments: l
 @pytest.mark.parametrize("form", ["table", "json"])
 def test_a_list_that_is_longer_than_what_is_shown_says_so(server: ScriptedServer, form: str) -> None:
     server.jobs.extend(pb.Job(id=f"{number:036}", task_id="t") for number in range(51))
-    assert fastlane(server, "jobs", "-o", form).stderr.decode() == "fastlane: there are more jobs than these: see --limit and --all\n"
+    assert (
+        fastlane(server, "jobs", "-o", form).stderr.decode()
+        == "fastlane: there are more jobs than these: see --limit and --all\n"
+    )
     server.jobs.pop()
     assert fastlane(server, "jobs", "-o", form).stderr == b""
 
 
 @pytest.mark.parametrize("command", ["jobs", "executions", "tasks", "hosts"])
 @pytest.mark.parametrize("form", ["table", "json"])
-def test_of_nothing_there_is_a_word_on_stderr_and_nothing_on_stdout(server: ScriptedServer, command: str, form: str) -> None:
+def test_of_nothing_there_is_a_word_on_stderr_and_nothing_on_stdout(
+    server: ScriptedServer, command: str, form: str
+) -> None:
     server.empty_pages = True
     shown = fastlane(server, command, "-o", form)
     assert (shown.returncode, shown.stdout, shown.stderr.decode()) == (0, b"", f"fastlane: no {command}\n")
@@ -123,7 +147,9 @@ def test_executions_are_asked_for_as_the_options_say_and_shown(server: ScriptedS
     server.executions.append(a_job(JOBS[0], state=pb.STATE_RUNNING).execution)
     shown = fastlane(server, "executions", "--job", "01980f3e", "--task", "t", "--state", "running", "--host", "here")
     request = server.received(pb.ListExecutionsRequest)[-1]
-    assert request == pb.ListExecutionsRequest(job_id=JOBS[0], task_id="t", states=[pb.STATE_RUNNING], host="here", page_size=51)
+    assert request == pb.ListExecutionsRequest(
+        job_id=JOBS[0], task_id="t", states=[pb.STATE_RUNNING], host="here", page_size=51
+    )
     head, line = shown.stdout.decode().splitlines()
     assert head.split() == ["EXECUTION", "TASK", "STATE", "HOST", "CREATED", "RAN", "NOTE"]
     assert line.split() == [EXECUTION, "send-mail", "running", "here", "3m", "ago", "1m", "12s"]
@@ -146,7 +172,9 @@ def test_tasks_and_hosts_are_shown(server: ScriptedServer) -> None:
             capture_reason=reason,
         )
     )
-    server.hosts.append(pb.Host(name="there", availability=pb.Host.AVAILABILITY_DOWN, max_running=8, last_error="no route"))
+    server.hosts.append(
+        pb.Host(name="there", availability=pb.Host.AVAILABILITY_DOWN, max_running=8, last_error="no route")
+    )
     assert fastlane(server, "tasks").stdout.decode().splitlines()[1] == "send-mail  2     30    2m ago         -"
     here, there = fastlane(server, "hosts").stdout.decode().splitlines()[1:]
     assert here == f"here   up     3 of 8   28.1    attach   unix:///run/docker.sock  {reason}"
@@ -155,15 +183,26 @@ def test_tasks_and_hosts_are_shown(server: ScriptedServer) -> None:
 
 def test_one_job_and_one_execution_are_told_in_full(server: ScriptedServer) -> None:
     job = a_job(JOBS[0], state=pb.STATE_FAILED, detail="exited with 3")
-    job.spec.CopyFrom(pb.JobSpec(image="mail:1.4", command="python", args=["send mail.py"], envs={"A": "b c"}, labels={"team": "x"}))
-    job.spec.MergeFrom(pb.JobSpec(limits=pb.Limits(memory_bytes=64 << 20, cpus=0.5, pids=9), read_only_root=True, stop_signal="SIGINT"))
-    job.spec.MergeFrom(pb.JobSpec(user="1:2", working_dir="/w", network="none", pull_policy=pb.JobSpec.PULL_POLICY_ALWAYS))
+    job.spec.CopyFrom(
+        pb.JobSpec(image="mail:1.4", command="python", args=["send mail.py"], envs={"A": "b c"}, labels={"team": "x"})
+    )
+    job.spec.MergeFrom(
+        pb.JobSpec(limits=pb.Limits(memory_bytes=64 << 20, cpus=0.5, pids=9), read_only_root=True, stop_signal="SIGINT")
+    )
+    job.spec.MergeFrom(
+        pb.JobSpec(user="1:2", working_dir="/w", network="none", pull_policy=pb.JobSpec.PULL_POLICY_ALWAYS)
+    )
     job.spec.stop_grace.FromTimedelta(timedelta(0))
     server.jobs.append(job)
     job.execution.logs.append(pb.LogTotals(source=pb.SOURCE_STDOUT, bytes=12_000, missing_bytes=2000))
     server.executions.append(job.execution)
     shown = fastlane(server, "job", JOBS[0]).stdout.decode()
-    for line in ("state       failed, exited with 3", "command     python 'send mail.py'", "envs        A='b c'", "labels      team=x"):
+    for line in (
+        "state       failed, exited with 3",
+        "command     python 'send mail.py'",
+        "envs        A='b c'",
+        "labels      team=x",
+    ):
         assert line in shown.splitlines()
     told = dict(line.split(maxsplit=1) for line in shown.splitlines())
     assert (told["limits"], told["root"], told["stop"]) == (
@@ -176,7 +215,10 @@ def test_one_job_and_one_execution_are_told_in_full(server: ScriptedServer) -> N
     assert "timeout" not in shown, "what is empty is left out"
     shown = fastlane(server, "execution", EXECUTION).stdout.decode()
     assert "stdout     12.0 kB, of which 2.0 kB cannot be had" in shown.splitlines()
-    assert json.loads(fastlane(server, "execution", EXECUTION, "-o", "json").stdout)["logs"][0]["source"] == "SOURCE_STDOUT"
+    assert (
+        json.loads(fastlane(server, "execution", EXECUTION, "-o", "json").stdout)["logs"][0]["source"]
+        == "SOURCE_STDOUT"
+    )
     assert len(server.requests) == 3, "a whole id costs no further call"
 
 
@@ -200,7 +242,9 @@ def test_a_reader_of_a_table_that_goes_away_ends_it_without_a_word(server: Scrip
 def test_an_id_may_be_shortened_to_any_beginning_that_no_other_has(server: ScriptedServer) -> None:
     server.jobs.extend([a_job(LATER), a_job(JOBS[0])])
     server.executions.append(a_job(JOBS[0]).execution)
-    assert fastlane(server, "job", "01980", "-o", "json").stdout == fastlane(server, "job", JOBS[0], "-o", "json").stdout
+    assert (
+        fastlane(server, "job", "01980", "-o", "json").stdout == fastlane(server, "job", JOBS[0], "-o", "json").stdout
+    )
     assert json.loads(fastlane(server, "execution", "0198", "-o", "json").stdout)["id"] == EXECUTION
 
 
@@ -214,9 +258,17 @@ def test_a_beginning_that_several_ids_have_is_told_with_five_of_them(server: Scr
 
 
 def test_a_beginning_that_no_id_has_is_told(server: ScriptedServer) -> None:
-    for command, what in (("job", "job"), ("execution", "execution"), ("logs", "job and no execution"), ("stop", "job and no execution")):
+    for command, what in (
+        ("job", "job"),
+        ("execution", "execution"),
+        ("logs", "job and no execution"),
+        ("stop", "job and no execution"),
+    ):
         ran = fastlane(server, command, "0198")
-        assert (ran.returncode, ran.stderr.decode()) == (1, f"fastlane: there is no {what} whose id begins with '0198'\n")
+        assert (ran.returncode, ran.stderr.decode()) == (
+            1,
+            f"fastlane: there is no {what} whose id begins with '0198'\n",
+        )
 
 
 def test_where_either_may_be_meant_a_job_stands_for_its_executions(server: ScriptedServer) -> None:
@@ -246,11 +298,18 @@ def test_an_execution_is_stopped_by_its_whole_id(server: ScriptedServer) -> None
 
 
 def test_prune_says_what_it_deleted(server: ScriptedServer) -> None:
-    server.prunings.extend([pb.PruneResponse(jobs=1000, logs=999, bytes=5_000_000, more=True), pb.PruneResponse(jobs=1, logs=1)])
+    server.prunings.extend(
+        [pb.PruneResponse(jobs=1000, logs=999, bytes=5_000_000, more=True), pb.PruneResponse(jobs=1, logs=1)]
+    )
     ran = fastlane(server, "prune", "--older-than", "30d", "--task", "t", "--logs-only")
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"deleted 1001 jobs and 1000 logs, 5.0 MB\n", b"")
     request = server.requests[0]
-    assert (request.older_than.seconds, request.task_id, request.logs_only, request.validate_only) == (30 * 86400, "t", True, False)
+    assert (request.older_than.seconds, request.task_id, request.logs_only, request.validate_only) == (
+        30 * 86400,
+        "t",
+        True,
+        False,
+    )
 
 
 def test_prune_may_count_alone(server: ScriptedServer) -> None:
@@ -259,14 +318,18 @@ def test_prune_may_count_alone(server: ScriptedServer) -> None:
     assert ran.stdout == b"would delete at least 1 job and 0 logs, 0 bytes\n"
     assert (server.requests[0].validate_only, server.requests[0].HasField("older_than")) == (True, True)
     server.prunings.append(pb.PruneResponse(jobs=1))
-    assert json.loads(fastlane(server, "prune", "--older-than", "1d", "--dry-run", "-o", "json").stdout) == {"jobs": "1"}
+    assert json.loads(fastlane(server, "prune", "--older-than", "1d", "--dry-run", "-o", "json").stdout) == {
+        "jobs": "1"
+    }
 
 
 COUNTED = pb.PruneResponse(jobs=79, logs=78, bytes=1_200_000, more=True)
 COUNTED_TEXT = "at least 79 jobs and 78 logs, 1.2 MB"
 
 
-@pytest.mark.parametrize("arguments", [["--older-than", "0s"], ["--older-than", "59s"], ["--older-than", "0s", "--logs-only"]])
+@pytest.mark.parametrize(
+    "arguments", [["--older-than", "0s"], ["--older-than", "59s"], ["--older-than", "0s", "--logs-only"]]
+)
 def test_prune_of_everything_needs_all_off_a_terminal(server: ScriptedServer, arguments: list[str]) -> None:
     server.prunings.append(COUNTED)
     ran = fastlane(server, "prune", *arguments)
@@ -278,7 +341,12 @@ def test_prune_of_everything_needs_all_off_a_terminal(server: ScriptedServer, ar
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--older-than", "0s", "--all"], ["--older-than", "0s", "--task", "t"], ["--older-than", "1m"], ["--older-than", "1d", "--all"]],
+    [
+        ["--older-than", "0s", "--all"],
+        ["--older-than", "0s", "--task", "t"],
+        ["--older-than", "1m"],
+        ["--older-than", "1d", "--all"],
+    ],
 )
 def test_prune_of_less_or_with_all_asks_nothing(server: ScriptedServer, arguments: list[str]) -> None:
     server.prunings.append(pb.PruneResponse(jobs=1))
@@ -316,12 +384,22 @@ def test_prune_deletes_nothing_unless_it_is_told_how_old(server: ScriptedServer)
     assert "Missing option '--older-than'" in ran.stderr.decode()
 
 
-# ---------------------------------------------------------------------------------------------------------------- values
+# --------------------------------------------------------------------------------------------------------------- values
 
 
 @pytest.mark.parametrize(
     ("seconds", "text"),
-    [(0, "0.0s"), (1.24, "1.2s"), (59, "59s"), (60, "1m"), (125, "2m 5s"), (3600, "1h"), (7260, "2h 1m"), (90_000, "1d 1h"), (-5, "0.0s")],
+    [
+        (0, "0.0s"),
+        (1.24, "1.2s"),
+        (59, "59s"),
+        (60, "1m"),
+        (125, "2m 5s"),
+        (3600, "1h"),
+        (7260, "2h 1m"),
+        (90_000, "1d 1h"),
+        (-5, "0.0s"),
+    ],
 )
 def test_spans_have_two_units_at_most(seconds: float, text: str) -> None:
     assert span(timedelta(seconds=seconds)) == text
@@ -333,7 +411,8 @@ def test_what_is_a_moment_away_is_now() -> None:
 
 
 @pytest.mark.parametrize(
-    ("count", "text"), [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (2_500_000, "2.5 MB"), (10**15, "1000.0 TB")]
+    ("count", "text"),
+    [(0, "0 bytes"), (999, "999 bytes"), (1000, "1.0 kB"), (2_500_000, "2.5 MB"), (10**15, "1000.0 TB")],
 )
 def test_sizes_are_as_people_write_them(count: int, text: str) -> None:
     assert size(count) == text

@@ -41,11 +41,15 @@ def refusing_proxy() -> Iterator[str]:
 def ran(*arguments: str, **variables: str) -> subprocess.CompletedProcess[str]:
     names = ("grpc_proxy", "https_proxy", "http_proxy", "no_proxy", "no_grpc_proxy")
     environ = {name: value for name, value in environment(None).items() if name not in names}
-    return subprocess.run([*FASTLANE, *arguments], env={**environ, **variables}, capture_output=True, text=True, timeout=60)
+    return subprocess.run(
+        [*FASTLANE, *arguments], env={**environ, **variables}, capture_output=True, text=True, timeout=60
+    )
 
 
 @pytest.mark.parametrize("variable", ["http_proxy", "https_proxy", "grpc_proxy"])
-def test_a_proxy_that_was_asked_is_told_with_its_variable_and_without_its_password(refusing_proxy: str, variable: str) -> None:
+def test_a_proxy_that_was_asked_is_told_with_its_variable_and_without_its_password(
+    refusing_proxy: str, variable: str
+) -> None:
     failed = ran("jobs", "-a", NAME, **{variable: f"http://user:hunter2@{refusing_proxy}"})
     assert failed.returncode == 69
     [line] = failed.stderr.splitlines()
@@ -94,5 +98,7 @@ def test_no_proxy_is_asked_for_loopback() -> None:
         ("localhost:7020", {"http_proxy": PROXY}, None),
     ],
 )
-def test_the_proxy_is_the_one_that_grpc_asks(address: str, environ: dict[str, str], found: tuple[str, str] | None) -> None:
+def test_the_proxy_is_the_one_that_grpc_asks(
+    address: str, environ: dict[str, str], found: tuple[str, str] | None
+) -> None:
     assert proxy(address, environ) == found

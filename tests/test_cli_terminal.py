@@ -1,4 +1,5 @@
-"""The command line on a terminal, as a person sits before it: colour, a line that is written over, Ctrl-C typed on the keyboard."""
+"""The command line on a terminal, as a person sits before it: colour, a line that is written over, Ctrl-C typed on the
+keyboard."""
 
 import re
 from collections.abc import Iterator
@@ -53,13 +54,17 @@ def test_the_live_line_is_no_wider_than_the_terminal_and_obeys_nobody(server: Sc
 
 
 def test_output_takes_the_live_line_away_though_the_state_is_not_told_yet(server: ScriptedServer) -> None:
-    server.logs["execution-1"] = Log([waiting("8 of 8"), Piece(2, b"hello\n"), Piece(3, b"line\n")], first_state=pb.STATE_QUEUED)
+    server.logs["execution-1"] = Log(
+        [waiting("8 of 8"), Piece(2, b"hello\n"), Piece(3, b"line\n")], first_state=pb.STATE_QUEUED
+    )
     _, written = on_terminal(server, "run", "busybox", TERM="xterm", NO_COLOR="1")
     assert written == f"{BEGAN}{ERASE}fastlane: waiting: 8 of 8, 2 before it{ERASE}hello\r\nline\r\n"
 
 
 def test_a_job_that_never_starts_says_why_though_the_live_line_is_gone(server: ScriptedServer) -> None:
-    outcome = pb.Outcome(reason=pb.REASON_IMAGE_NOT_FOUND, detail="mail:1.4 could not be pulled: the registry has no such image")
+    outcome = pb.Outcome(
+        reason=pb.REASON_IMAGE_NOT_FOUND, detail="mail:1.4 could not be pulled: the registry has no such image"
+    )
     said = Piece(3, b"failed: mail:1.4 could not be pulled: the registry has no such image\n")
     log = Log([*PULLING, said], first_state=pb.STATE_PREPARING, state=pb.STATE_FAILED, outcome=outcome, exit_status=125)
     server.logs["execution-1"] = log
@@ -68,7 +73,9 @@ def test_a_job_that_never_starts_says_why_though_the_live_line_is_gone(server: S
 
 
 @pytest.mark.parametrize("arguments", [["--verbose"], ["-q"]])
-def test_there_is_no_live_line_where_all_lines_or_none_are_asked_for(server: ScriptedServer, arguments: list[str]) -> None:
+def test_there_is_no_live_line_where_all_lines_or_none_are_asked_for(
+    server: ScriptedServer, arguments: list[str]
+) -> None:
     server.logs["execution-1"] = Log([*PULLING, RUNNING, Piece(1, b"hello\n")], first_state=pb.STATE_PREPARING)
     _, written = on_terminal(server, "run", *arguments, "busybox", TERM="xterm", NO_COLOR="1")
     assert "\x1b" not in written
@@ -82,7 +89,9 @@ def test_a_dumb_terminal_is_told_line_by_line(server: ScriptedServer) -> None:
 
 
 def test_nothing_of_it_is_written_to_pipes(server: ScriptedServer) -> None:
-    server.logs["execution-1"] = Log([waiting("8 of 8"), *PULLING, RUNNING, Piece(1, b"hello\n")], first_state=pb.STATE_QUEUED)
+    server.logs["execution-1"] = Log(
+        [waiting("8 of 8"), *PULLING, RUNNING, Piece(1, b"hello\n")], first_state=pb.STATE_QUEUED
+    )
     ran = fastlane(server, "run", "busybox", TERM="xterm")
     assert (ran.stdout, ran.stderr) == (b"hello\n", b"")
 
@@ -114,20 +123,27 @@ def test_the_live_line_is_gone_when_the_command_fails(server: ScriptedServer) ->
     server.logs["execution-1"] = Log([waiting("8 of 8")], first_state=pb.STATE_QUEUED)
     server.cuts.append(Cut(2, "permission_denied"))
     status, written = on_terminal(server, "run", "busybox", TERM="xterm")
-    assert (status, written) == (1, f"{BEGAN}{ERASE}fastlane: waiting: 8 of 8, 2 before it{ERASE}fastlane: cut: permission_denied\r\n")
+    assert (status, written) == (
+        1,
+        f"{BEGAN}{ERASE}fastlane: waiting: 8 of 8, 2 before it{ERASE}fastlane: cut: permission_denied\r\n",
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------------- text from others
+# ----------------------------------------------------------------------------------------------------- text from others
 
 
-HOSTILE = "told to stop by a caller (x)\nsucceeded: exited with 0\n\x1b]0;PWNED\x07\x1b]52;c;aGVsbG8=\x07\x9b31m\u202e)\n"
+HOSTILE = (
+    "told to stop by a caller (x)\nsucceeded: exited with 0\n\x1b]0;PWNED\x07\x1b]52;c;aGVsbG8=\x07\x9b31m\u202e)\n"
+)
 
 
 @pytest.mark.parametrize("arguments", [["-v"], ["-v", "-t"], ["--source", "system"]])
 def test_lines_that_an_earlier_server_wrote_are_shown_printable(server: ScriptedServer, arguments: list[str]) -> None:
     raw = HOSTILE.encode()
     # A piece may be cut within a character; the container's own bytes pass as they are.
-    server.logs["execution-1"] = Log([Piece(3, raw[:-4]), Piece(3, raw[-4:]), Piece(3, b"next\n"), Piece(2, b"\x1b[1mbold\n")])
+    server.logs["execution-1"] = Log(
+        [Piece(3, raw[:-4]), Piece(3, raw[-4:]), Piece(3, b"next\n"), Piece(2, b"\x1b[1mbold\n")]
+    )
     shown = fastlane(server, "logs", *arguments, "job-1").stderr
     own, nexts, *rest = shown.decode().splitlines()
     assert own.isprintable()
@@ -138,7 +154,9 @@ def test_lines_that_an_earlier_server_wrote_are_shown_printable(server: Scripted
 
 def test_a_terminal_gets_no_escape_sequences_of_others(server: ScriptedServer) -> None:
     outcome = pb.Outcome(reason=pb.REASON_REFUSED_BY_ENGINE, detail=HOSTILE)
-    server.logs["execution-1"] = Log([Piece(3, HOSTILE.encode())], state=pb.STATE_FAILED, outcome=outcome, exit_status=125)
+    server.logs["execution-1"] = Log(
+        [Piece(3, HOSTILE.encode())], state=pb.STATE_FAILED, outcome=outcome, exit_status=125
+    )
     for command in (["run", "busybox"], ["logs", "job-1"]):
         _, seen = on_terminal(server, *command, NO_COLOR="1", TERM="dumb")
         assert "PWNED" in seen

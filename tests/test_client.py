@@ -24,7 +24,19 @@ from fastlane_grpc.client.errors import BY_REASON
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.cutting_relay import CuttingRelay
 from tests.scripted_server import Cut, Log, Piece, ScriptedServer
-from tests.tailing import HELLO, NOT_TEXT, QUICK, assert_notices_alternate, cuts, data_of, endless, forget, gaps_of, pieces, unused_address
+from tests.tailing import (
+    HELLO,
+    NOT_TEXT,
+    QUICK,
+    assert_notices_alternate,
+    cuts,
+    data_of,
+    endless,
+    forget,
+    gaps_of,
+    pieces,
+    unused_address,
+)
 
 
 @pytest.fixture(scope="module")
@@ -81,9 +93,21 @@ def test_enqueue_sends_every_field_and_answers_the_job(server: ScriptedServer, c
     assert job.id == "job-1"
     assert (request.task_id, request.request_id, request.validate_only) == ("send-mail", "r1", True)
     spec = request.spec
-    assert (spec.image, spec.command, list(spec.args)) == ("registry:5000/mail:1", "python 'send mail.py'", ["--to", "a b"])
-    assert (dict(spec.envs), list(spec.entrypoint), spec.working_dir, spec.user) == ({"A": "1"}, ["/tini", "--"], "/app", "1:1")
-    assert (spec.timeout.ToTimedelta(), spec.stop_grace.ToTimedelta()) == (timedelta(minutes=2), timedelta(milliseconds=250))
+    assert (spec.image, spec.command, list(spec.args)) == (
+        "registry:5000/mail:1",
+        "python 'send mail.py'",
+        ["--to", "a b"],
+    )
+    assert (dict(spec.envs), list(spec.entrypoint), spec.working_dir, spec.user) == (
+        {"A": "1"},
+        ["/tini", "--"],
+        "/app",
+        "1:1",
+    )
+    assert (spec.timeout.ToTimedelta(), spec.stop_grace.ToTimedelta()) == (
+        timedelta(minutes=2),
+        timedelta(milliseconds=250),
+    )
     assert spec.pull_policy == pb.JobSpec.PULL_POLICY_ALWAYS
     assert spec.limits == pb.Limits(memory_bytes=1 << 20, cpus=0.5, pids=7)
     assert (spec.network, spec.read_only_root, spec.stop_signal, spec.priority) == ("none", True, "SIGINT", -3)
@@ -91,7 +115,9 @@ def test_enqueue_sends_every_field_and_answers_the_job(server: ScriptedServer, c
     assert list(spec.metadata["nested"]["list"]) == [1, "a", None]
     assert spec.start_in.ToTimedelta() == timedelta(minutes=10)
     assert (spec.start_at.ToDatetime(UTC).hour, spec.expire_time.ToDatetime(UTC).hour) == (8, 9)
-    assert {field.name for field, _ in spec.ListFields()} == set(pb.JobSpec.DESCRIPTOR.fields_by_name), "a field of JobSpec is missing here"
+    assert {field.name for field, _ in spec.ListFields()} == set(pb.JobSpec.DESCRIPTOR.fields_by_name), (
+        "a field of JobSpec is missing here"
+    )
 
 
 @pytest.mark.parametrize("name", ["start_at", "expire_time"])
@@ -126,9 +152,14 @@ def test_enqueue_leaves_unset_what_was_not_given(server: ScriptedServer, client:
     assert request.spec == pb.JobSpec(image="busybox")
 
 
-def test_enqueue_is_sent_again_with_the_same_request_id_while_the_server_is_away(server: ScriptedServer, client: Client) -> None:
+def test_enqueue_is_sent_again_with_the_same_request_id_while_the_server_is_away(
+    server: ScriptedServer, client: Client
+) -> None:
     server.refusals.extend(
-        [(grpc.StatusCode.UNAVAILABLE, "", {}), (grpc.StatusCode.UNAVAILABLE, "SERVER_STOPPING", {"retry_seconds": 0.001})]
+        [
+            (grpc.StatusCode.UNAVAILABLE, "", {}),
+            (grpc.StatusCode.UNAVAILABLE, "SERVER_STOPPING", {"retry_seconds": 0.001}),
+        ]
     )
     client.enqueue("t", "busybox")
     client.enqueue("t", "busybox")
@@ -160,7 +191,9 @@ def test_job_execution_stop_and_server_info_answer_what_the_server_has(server: S
     assert client.server_info().version == "9.9.9"
 
 
-def test_a_list_has_what_all_its_pages_have_and_fetches_them_when_they_are_needed(server: ScriptedServer, client: Client) -> None:
+def test_a_list_has_what_all_its_pages_have_and_fetches_them_when_they_are_needed(
+    server: ScriptedServer, client: Client
+) -> None:
     server.empty_pages = True
     server.jobs.extend(pb.Job(id=f"job {number}", task_id="t" if number % 2 else "u") for number in range(10))
     listed = client.jobs(task_id="t", page_size=2)
@@ -178,14 +211,24 @@ def test_a_list_asks_for_what_it_was_told(server: ScriptedServer, client: Client
     since = datetime(2026, 1, 2, 3, 4, 5, tzinfo=UTC)
     states = [pb.STATE_FAILED, pb.STATE_LOST]
     until = since + timedelta(days=1)
-    filters = {"task_id": "t", "labels": {"a": "b"}, "since": since, "until": until, "with_spec": True, "id_prefix": "01", "page_size": 7}
+    filters = {
+        "task_id": "t",
+        "labels": {"a": "b"},
+        "since": since,
+        "until": until,
+        "with_spec": True,
+        "id_prefix": "01",
+        "page_size": 7,
+    }
     assert list(client.jobs(states=states, **filters)) == []  # type: ignore[arg-type]
     assert list(client.executions(states=states, job_id="j", task_id="t", host="h", id_prefix="02", page_size=8)) == []
     jobs, executions = server.requests
     assert (jobs.task_id, list(jobs.states), dict(jobs.labels), jobs.with_spec) == ("t", states, {"a": "b"}, True)
     assert (jobs.since_time.ToDatetime(UTC), jobs.until_time.ToDatetime(UTC)) == (since, until)
     assert (jobs.id_prefix, jobs.page_size) == ("01", 7)
-    assert executions == pb.ListExecutionsRequest(job_id="j", task_id="t", states=states, host="h", id_prefix="02", page_size=8)
+    assert executions == pb.ListExecutionsRequest(
+        job_id="j", task_id="t", states=states, host="h", id_prefix="02", page_size=8
+    )
 
 
 def test_a_time_that_is_not_certain_is_refused(client: Client) -> None:
@@ -206,12 +249,19 @@ def test_task_hosts_and_stop_execution_answer_what_the_server_has(server: Script
     assert (stop.note, stop.HasField("grace")) == ("enough", True)
 
 
-def test_pruning_goes_on_until_there_is_no_more_and_counts_once_where_it_deletes_nothing(server: ScriptedServer, client: Client) -> None:
+def test_pruning_goes_on_until_there_is_no_more_and_counts_once_where_it_deletes_nothing(
+    server: ScriptedServer, client: Client
+) -> None:
     answers = [pb.PruneResponse(jobs=1000, logs=1200, bytes=9, more=True), pb.PruneResponse(jobs=5, logs=5, bytes=1)]
     server.prunings.extend(answers)
     assert client.prune(timedelta(days=30), task_id="t") == pb.PruneResponse(jobs=1005, logs=1205, bytes=10)
     request = server.requests[0]
-    assert (request.older_than.seconds, request.task_id, request.logs_only, request.validate_only) == (30 * 86400, "t", False, False)
+    assert (request.older_than.seconds, request.task_id, request.logs_only, request.validate_only) == (
+        30 * 86400,
+        "t",
+        False,
+        False,
+    )
     server.prunings.append(answers[0])
     assert client.prune(0, logs_only=True, validate_only=True) == answers[0]
     assert (server.requests[2].HasField("older_than"), server.requests[2].logs_only) == (True, True)
@@ -228,7 +278,8 @@ def test_every_call_of_the_contract_is_a_method_of_both_clients() -> None:
 
 
 @pytest.mark.parametrize(
-    ("options", "request_of"), [(fastlane_client.JobOptions, requests.enqueue), (fastlane_client.TailOptions, requests.tail)]
+    ("options", "request_of"),
+    [(fastlane_client.JobOptions, requests.enqueue), (fastlane_client.TailOptions, requests.tail)],
 )
 def test_the_options_that_are_told_are_those_that_are_taken(options: type, request_of: Callable[..., object]) -> None:
     taken = {name for name, each in inspect.signature(request_of).parameters.items() if each.kind is each.KEYWORD_ONLY}
@@ -269,7 +320,10 @@ def test_invalid_fields_come_with_what_is_wrong_with_each(server: ScriptedServer
 
 
 def test_a_server_that_is_not_there_is_an_error_after_retry_for() -> None:
-    with Client(unused_address(), retry_for=0.05, backoff=QUICK) as client, pytest.raises(fastlane_client.ServerUnavailable) as refused:
+    with (
+        Client(unused_address(), retry_for=0.05, backoff=QUICK) as client,
+        pytest.raises(fastlane_client.ServerUnavailable) as refused,
+    ):
         client.job("j")
     assert refused.value.reason == ""
 
@@ -299,11 +353,13 @@ def test_a_call_over_a_channel_of_ones_own() -> None:
     assert first.spec.command == "echo hi"
 
 
-# ---------------------------------------------------------------------------------------------------------------- the tail
+# ------------------------------------------------------------------------------------------------------------- the tail
 
 
 def test_a_tail_yields_states_output_and_the_end(server: ScriptedServer, client: Client) -> None:
-    server.logs["e"] = Log(HELLO.pieces, state=pb.STATE_FAILED, exit_status=3, outcome=pb.Outcome(reason=pb.REASON_EXIT_CODE, exit_code=3))
+    server.logs["e"] = Log(
+        HELLO.pieces, state=pb.STATE_FAILED, exit_status=3, outcome=pb.Outcome(reason=pb.REASON_EXIT_CODE, exit_code=3)
+    )
     events = list(client.tail("e"))
     assert [type(event) for event in events] == [StateChange, Output, Output, Output, Output, StateChange, End]
     first = events[1]
@@ -321,7 +377,12 @@ def test_a_tail_asks_for_what_it_was_told(server: ScriptedServer, client: Client
     events = list(client.tail("e", sources=[fastlane_client.STDERR], follow=False, heartbeat=timedelta(seconds=2)))
     assert (data_of(events, 1), data_of(events, 2)) == (b"", b"oh\n")
     [request] = server.received(pb.StreamExecutionLogsRequest)
-    assert (request.HasField("follow"), request.follow, list(request.sources), request.heartbeat_interval.seconds) == (True, False, [2], 2)
+    assert (request.HasField("follow"), request.follow, list(request.sources), request.heartbeat_interval.seconds) == (
+        True,
+        False,
+        [2],
+        2,
+    )
 
 
 def test_a_tail_of_the_last_lines_takes_its_first_chunk_where_it_comes(server: ScriptedServer, client: Client) -> None:
@@ -339,7 +400,12 @@ def test_a_tail_of_the_last_lines_that_was_cut_goes_on_by_its_cursor(server: Scr
     events = list(client.tail("e", tail_lines=0))
     assert [data_of(events, source) for source in (1, 2, 3)] == [b"world\n", b"", b"it ended\n"]
     sent = server.received(pb.StreamExecutionLogsRequest)
-    assert [(each.cursor, each.HasField("tail_lines")) for each in sent] == [("", True), ("", True), ("3.0", True), ("3.0", True)]
+    assert [(each.cursor, each.HasField("tail_lines")) for each in sent] == [
+        ("", True),
+        ("", True),
+        ("3.0", True),
+        ("3.0", True),
+    ]
 
 
 def test_text_in_place_of_bytes(server: ScriptedServer, client: Client) -> None:
@@ -356,7 +422,9 @@ def test_an_unsealed_end_is_no_failure(server: ScriptedServer, client: Client) -
 
 
 @settings(max_examples=60, deadline=None)
-@given(pieces=pieces, cuts=cuts, chunk_bytes=st.integers(1, 30), chunks_per_message=st.integers(1, 4), seed=st.integers())
+@given(
+    pieces=pieces, cuts=cuts, chunk_bytes=st.integers(1, 30), chunks_per_message=st.integers(1, 4), seed=st.integers()
+)
 def test_bytes_arrive_once_and_in_order_however_the_stream_is_cut(
     running_server: ScriptedServer,
     client: Client,
@@ -381,9 +449,19 @@ def test_bytes_arrive_once_and_in_order_however_the_stream_is_cut(
 
 
 @settings(max_examples=40, deadline=None)
-@given(pieces=pieces, chunk_bytes=st.integers(1, 30), events_read=st.lists(st.integers(0, 6), max_size=6), by_batch=st.booleans())
+@given(
+    pieces=pieces,
+    chunk_bytes=st.integers(1, 30),
+    events_read=st.lists(st.integers(0, 6), max_size=6),
+    by_batch=st.booleans(),
+)
 def test_a_program_that_kept_the_cursor_goes_on_from_there(
-    running_server: ScriptedServer, client: Client, pieces: list[Piece], chunk_bytes: int, events_read: list[int], by_batch: bool
+    running_server: ScriptedServer,
+    client: Client,
+    pieces: list[Piece],
+    chunk_bytes: int,
+    events_read: list[int],
+    by_batch: bool,
 ) -> None:
     forget(running_server)
     log = Log(pieces, chunk_bytes=chunk_bytes)
@@ -394,7 +472,9 @@ def test_a_program_that_kept_the_cursor_goes_on_from_there(
         pending: list[Event] = []
         with client.tail("e", cursor) as tail:
             # What was handed out beyond the kept cursor is forgotten, as it is when a program dies.
-            for events, _ in zip(tail.batches() if by_batch else ([event] for event in tail), range(count), strict=False):
+            for events, _ in zip(
+                tail.batches() if by_batch else ([event] for event in tail), range(count), strict=False
+            ):
                 pending.extend(events)
                 if tail.cursor != cursor:
                     cursor = tail.cursor
@@ -409,7 +489,10 @@ def test_bytes_arrive_once_when_connections_break_in_the_middle_of_messages(serv
     log = Log([Piece(1 + number % 2, bytes([number % 251]) * 700) for number in range(600)], chunk_bytes=300)
     server.logs["e"] = log
     limits = [1, 9, 100, 5_000, 5_001, 17_003, 30_000, 65_536, 70_007]
-    with contextlib.closing(CuttingRelay(server.address, limits)) as relay, Client(relay.address, backoff=QUICK) as client:
+    with (
+        contextlib.closing(CuttingRelay(server.address, limits)) as relay,
+        Client(relay.address, backoff=QUICK) as client,
+    ):
         events = list(client.tail("e"))
     assert [data_of(events, source) for source in (1, 2)] == [log.data(source) for source in (1, 2)]
     assert_notices_alternate(events)
@@ -474,16 +557,24 @@ def recite(*messages: pb.StreamExecutionLogsResponse, cursor: str = "", text: bo
 
 
 def chunk(source: int, offset: int, data: bytes = b"", text: str = "") -> pb.StreamExecutionLogsResponse:
-    return pb.StreamExecutionLogsResponse(cursor="c", chunks=[pb.LogChunk(source=source, offset=offset, data=data, text=text)])  # type: ignore[arg-type]
+    return pb.StreamExecutionLogsResponse(
+        cursor="c", chunks=[pb.LogChunk(source=source, offset=offset, data=data, text=text)]
+    )  # type: ignore[arg-type]
 
 
 def end(**bytes_of: int) -> pb.StreamExecutionLogsResponse:
-    totals = [pb.LogTotals(source=pb.Source.Value(f"SOURCE_{name.upper()}"), bytes=size) for name, size in bytes_of.items()]
-    return pb.StreamExecutionLogsResponse(cursor="c", end=pb.LogEnd(sealed=True, state=pb.STATE_SUCCEEDED, totals=totals))
+    totals = [
+        pb.LogTotals(source=pb.Source.Value(f"SOURCE_{name.upper()}"), bytes=size) for name, size in bytes_of.items()
+    ]
+    return pb.StreamExecutionLogsResponse(
+        cursor="c", end=pb.LogEnd(sealed=True, state=pb.STATE_SUCCEEDED, totals=totals)
+    )
 
 
 def gap(source: int, offset: int, missing_bytes: int | None) -> pb.StreamExecutionLogsResponse:
-    return pb.StreamExecutionLogsResponse(cursor="c", gap=pb.LogGap(source=source, offset=offset, missing_bytes=missing_bytes))  # type: ignore[arg-type]
+    return pb.StreamExecutionLogsResponse(
+        cursor="c", gap=pb.LogGap(source=source, offset=offset, missing_bytes=missing_bytes)
+    )  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(
@@ -504,7 +595,9 @@ def test_bytes_that_are_not_due_are_an_error_at_once(messages: list[pb.StreamExe
 
 
 def test_after_a_cursor_the_first_chunk_says_where_a_source_is() -> None:
-    events = recite(chunk(1, 500, b"abc"), gap(2, 7, 3), chunk(2, 10, b"d"), end(stdout=503, stderr=11, system=99), cursor="c")
+    events = recite(
+        chunk(1, 500, b"abc"), gap(2, 7, 3), chunk(2, 10, b"d"), end(stdout=503, stderr=11, system=99), cursor="c"
+    )
     assert (data_of(events, 1), data_of(events, 2)) == (b"abc", b"d")
     with pytest.raises(fastlane_client.LogInconsistent):
         recite(chunk(1, 500, b"abc"), chunk(1, 500, b"abc"), cursor="c")
@@ -527,7 +620,9 @@ def test_what_this_client_does_not_know_yet_is_passed_on_or_skipped() -> None:
 
 
 def test_chunks_that_a_proxy_joined_into_one_message_arrive_all() -> None:
-    joined = pb.StreamExecutionLogsResponse.FromString(chunk(1, 0, b"abc").SerializeToString() + chunk(1, 3, b"de").SerializeToString())
+    joined = pb.StreamExecutionLogsResponse.FromString(
+        chunk(1, 0, b"abc").SerializeToString() + chunk(1, 3, b"de").SerializeToString()
+    )
     assert data_of(recite(joined, end(stdout=5)), 1) == b"abcde"
 
 
@@ -573,7 +668,7 @@ def test_pauses_grow_to_their_longest_and_come_on_top_of_what_the_server_asks() 
     assert 2 < backoff.pause_seconds(0, 2.0) <= 2.1
 
 
-# ---------------------------------------------------------------------------------------------------------------- leaving
+# -------------------------------------------------------------------------------------------------------------- leaving
 
 
 def test_close_from_another_thread_ends_the_tail_and_the_call(server: ScriptedServer, client: Client) -> None:
@@ -603,8 +698,12 @@ def test_leaving_a_with_block_cancels_the_call(server: ScriptedServer, client: C
     assert server.event("stream over").wait(30)
 
 
-@pytest.mark.parametrize("cuts", [[], [Cut(1, "unavailable"), Cut(1, "ok"), Cut(0, "reset")]], ids=["never cut", "after cuts"])
-def test_dropping_a_tail_cancels_the_call_and_ends_its_thread(server: ScriptedServer, client: Client, cuts: list[Cut]) -> None:
+@pytest.mark.parametrize(
+    "cuts", [[], [Cut(1, "unavailable"), Cut(1, "ok"), Cut(0, "reset")]], ids=["never cut", "after cuts"]
+)
+def test_dropping_a_tail_cancels_the_call_and_ends_its_thread(
+    server: ScriptedServer, client: Client, cuts: list[Cut]
+) -> None:
     endless(server)
     server.cuts.extend(cuts)
     gc.collect()
@@ -614,7 +713,9 @@ def test_dropping_a_tail_cancels_the_call_and_ends_its_thread(server: ScriptedSe
             if isinstance(event, Output):
                 break
         server.event("stream over").clear()
-        assert server.event("stream over").wait(30), "the last reference ends it: it must not wait for a garbage collection"
+        assert server.event("stream over").wait(30), (
+            "the last reference ends it: it must not wait for a garbage collection"
+        )
     finally:
         gc.enable()
     for thread in threading.enumerate():
@@ -649,7 +750,11 @@ def test_a_tail_that_was_interrupted_while_it_waited_can_be_asked_again(server: 
         # In the wait itself, and nowhere else in gRPC: elsewhere it might leave a lock taken, which nothing can mend.
         while True:
             frame = sys._current_frames()[main_thread]
-            if frame.f_code.co_name == "wait" and frame.f_back and frame.f_back.f_globals["__name__"].startswith("grpc"):
+            if (
+                frame.f_code.co_name == "wait"
+                and frame.f_back
+                and frame.f_back.f_globals["__name__"].startswith("grpc")
+            ):
                 break
         signal.pthread_kill(main_thread, signal.SIGUSR1)
 

@@ -1,4 +1,5 @@
-"""The asyncio client over real gRPC. What it shares with the blocking one is tested there: here is what waits and what is cancelled."""
+"""The asyncio client over real gRPC. What it shares with the blocking one is tested there: here is what waits and what
+is cancelled."""
 
 import asyncio
 import contextlib
@@ -119,7 +120,7 @@ async def test_a_channel_of_ones_own_stays_ones_own(server: ScriptedServer) -> N
             await client.job("job-1")
 
 
-# ---------------------------------------------------------------------------------------------------------------- the tail
+# ------------------------------------------------------------------------------------------------------------- the tail
 
 
 async def test_a_tail_yields_states_output_and_the_end(server: ScriptedServer, client: AsyncClient) -> None:
@@ -139,7 +140,9 @@ def test_bytes_arrive_once_and_in_order_however_the_stream_is_cut(running_server
         running_server.cuts.extend(cuts)
         events = asyncio.run(all_of(running_server.address))
         assert [data_of(events, source) for source in (1, 2, 3)] == [log.data(source) for source in (1, 2, 3)]
-        assert [gap.missing_bytes or -1 for gap in gaps_of(events)] == [piece.missing for piece in pieces if piece.missing]
+        assert [gap.missing_bytes or -1 for gap in gaps_of(events)] == [
+            piece.missing for piece in pieces if piece.missing
+        ]
         assert_notices_alternate(events)
 
     however()
@@ -158,7 +161,9 @@ async def test_bytes_arrive_once_when_connections_break_in_the_middle_of_message
     assert [data_of(events, source) for source in (1, 2)] == [log.data(source) for source in (1, 2)]
 
 
-async def test_a_program_that_kept_the_cursor_of_a_batch_goes_on_from_there(server: ScriptedServer, client: AsyncClient) -> None:
+async def test_a_program_that_kept_the_cursor_of_a_batch_goes_on_from_there(
+    server: ScriptedServer, client: AsyncClient
+) -> None:
     log = Log([Piece(1, bytes([number])) for number in range(20)], chunks_per_message=3)
     server.logs["e"] = log
     kept: list[Event] = []
@@ -173,7 +178,9 @@ async def test_a_program_that_kept_the_cursor_of_a_batch_goes_on_from_there(serv
     assert data_of(kept, 1) == log.data(1)
 
 
-async def test_a_peer_that_falls_silent_is_left_after_three_heartbeats(server: ScriptedServer, client: AsyncClient) -> None:
+async def test_a_peer_that_falls_silent_is_left_after_three_heartbeats(
+    server: ScriptedServer, client: AsyncClient
+) -> None:
     server.logs["e"] = HELLO
     server.cuts.append(Cut(2, "silence"))
     events = await gathered(client.tail("e", heartbeat=0.03))
@@ -183,7 +190,9 @@ async def test_a_peer_that_falls_silent_is_left_after_three_heartbeats(server: S
     assert any(isinstance(event, Reconnected) for event in events)
 
 
-async def test_a_log_that_is_not_what_was_written_is_an_error_and_ends_the_tail(server: ScriptedServer, client: AsyncClient) -> None:
+async def test_a_log_that_is_not_what_was_written_is_an_error_and_ends_the_tail(
+    server: ScriptedServer, client: AsyncClient
+) -> None:
     server.logs["e"] = Log(HELLO.pieces, served=[Piece(1, b"hellO\n"), *HELLO.pieces[1:]])
     tail = client.tail("e")
     with pytest.raises(api.LogInconsistent, match="stdout: its checksum"):
@@ -199,10 +208,12 @@ async def test_a_tail_gives_up_when_it_was_told_when() -> None:
         assert await gathered(tail) == []
 
 
-# ---------------------------------------------------------------------------------------------------------------- leaving
+# -------------------------------------------------------------------------------------------------------------- leaving
 
 
-async def test_a_task_that_is_cancelled_in_a_tail_ends_the_call_and_another_goes_on(server: ScriptedServer, client: AsyncClient) -> None:
+async def test_a_task_that_is_cancelled_in_a_tail_ends_the_call_and_another_goes_on(
+    server: ScriptedServer, client: AsyncClient
+) -> None:
     endless(server)
     seen: list[Event] = []
 
@@ -292,7 +303,12 @@ async def test_dropping_a_tail_cancels_the_call(server: ScriptedServer, client: 
 
 @pytest.mark.parametrize(("field", "method", "positional", "named"), NOT_TEXT)
 async def test_a_text_that_is_not_utf_8_is_refused_by_the_name_of_its_field(
-    server: ScriptedServer, client: AsyncClient, field: str, method: str, positional: tuple[Any, ...], named: dict[str, Any]
+    server: ScriptedServer,
+    client: AsyncClient,
+    field: str,
+    method: str,
+    positional: tuple[Any, ...],
+    named: dict[str, Any],
 ) -> None:
     with pytest.raises(api.InvalidText) as refused:
         answered = getattr(client, method)(*positional, **named)

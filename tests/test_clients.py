@@ -1,4 +1,5 @@
-"""The clients in clients/: generated from the contract as it is, and a program of each that works against a real server."""
+"""The clients in clients/: generated from the contract as it is, and a program of each that works against a real
+server."""
 
 import os
 import shutil
@@ -50,37 +51,56 @@ def test_the_go_code_is_what_the_contract_makes(go: dict[str, str], tmp_path: Pa
 
 
 def test_the_go_program_is_as_if_the_command_ran_here(go_tail: Path, server: Server, image: str) -> None:
-    command = [go_tail, "-address", server.address, image, "sh", "-c", "echo hello; echo oh >&2; printf 'no newline'; exit 3"]
+    command = [
+        go_tail,
+        "-address",
+        server.address,
+        image,
+        "sh",
+        "-c",
+        "echo hello; echo oh >&2; printf 'no newline'; exit 3",
+    ]
     ran = subprocess.run(command, capture_output=True, timeout=60)
     assert (ran.returncode, ran.stdout, ran.stderr) == (3, b"hello\nno newline", b"oh\n")
 
 
 def test_the_go_program_goes_on_where_it_was_cut(go_tail: Path, server: Server, image: str) -> None:
-    # The first breaks the enqueue, the next ones the stream: before, after and between messages of a quarter of a megabyte.
+    # The first breaks the enqueue, the next ones the stream: before, after and between messages of a quarter of a
+    # megabyte.
     with closing(CuttingRelay(server.address, [60, 5_000, 300_000, 270_000])) as relay:
-        ran = subprocess.run([go_tail, "-address", relay.address, image, "seq", "1", "100000"], capture_output=True, timeout=100)
+        ran = subprocess.run(
+            [go_tail, "-address", relay.address, image, "seq", "1", "100000"], capture_output=True, timeout=100
+        )
         assert not relay.cuts
     assert (ran.returncode, ran.stderr) == (0, b"")
     assert ran.stdout == b"".join(b"%d\n" % number for number in range(1, 100_001))
 
 
 def test_the_go_program_says_in_a_line_what_was_refused(go_tail: Path, server: Server) -> None:
-    ran = subprocess.run([go_tail, "-address", server.address, "Not An Image"], capture_output=True, timeout=60, text=True)
+    ran = subprocess.run(
+        [go_tail, "-address", server.address, "Not An Image"], capture_output=True, timeout=60, text=True
+    )
     assert ran.returncode == 1
     [line] = ran.stderr.splitlines()
     assert line.startswith("fastlane-tail: ")
     assert "spec.image" in line
 
 
-def test_the_go_program_outlives_its_server(go_tail: Path, sdk: docker.DockerClient, tmp_path: Path, image: str) -> None:
+def test_the_go_program_outlives_its_server(
+    go_tail: Path, sdk: docker.DockerClient, tmp_path: Path, image: str
+) -> None:
     first = Server(tmp_path / "data")
     words = ["sh", "-c", "echo begin; until [ -e /tmp/go ]; do sleep 0.02; done; seq 1 5000; exit 7"]
-    with subprocess.Popen([go_tail, "-address", first.address, image, *words], stdout=subprocess.PIPE, bufsize=0) as tail:
+    with subprocess.Popen(
+        [go_tail, "-address", first.address, image, *words], stdout=subprocess.PIPE, bufsize=0
+    ) as tail:
         assert tail.stdout
         assert tail.stdout.read(6) == b"begin\n"
         first.kill()
         with serving_on(sdk, tmp_path / "data", listen=first.address) as second:
-            [container] = sdk.containers.list(filters={"ancestor": image, "label": f"fastlane.instance={instance(tmp_path / 'data')}"})
+            [container] = sdk.containers.list(
+                filters={"ancestor": image, "label": f"fastlane.instance={instance(tmp_path / 'data')}"}
+            )
             container.exec_run("touch /tmp/go")
             rest, _ = tail.communicate(timeout=60)
             assert second.address == first.address

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from fastlane_grpc import config
 from fastlane_grpc.config import ConfigError, HostSettings
 from fastlane_grpc.model import CaptureMode
-from fastlane_grpc.redaction import DEFAULT_ENTRIES
+from fastlane_grpc.text.redaction import DEFAULT_ENTRIES
 from tests.settings_tables import markdown
 
 ROOT = Path(__file__).parent.parent
@@ -77,7 +77,11 @@ def test_without_hosts_there_is_one_that_the_other_settings_make() -> None:
     ("environ", "flags", "said"),
     [
         ({}, {"engine": "unix:///x.sock"}, "engine (flag --engine) cannot be set beside [[hosts]]"),
-        ({"FASTLANE_CAPTURE": "attach"}, {}, "capture (environment variable FASTLANE_CAPTURE) cannot be set beside [[hosts]]"),
+        (
+            {"FASTLANE_CAPTURE": "attach"},
+            {},
+            "capture (environment variable FASTLANE_CAPTURE) cannot be set beside [[hosts]]",
+        ),
         ({}, {"engine_data_dir": "/x"}, "engine_data_dir (flag --engine-data-dir) cannot be set beside [[hosts]]"),
     ],
 )
@@ -100,9 +104,18 @@ HOST = '[[hosts]]\nname = "a"\nengine = "unix:///a"\n'
         (HOST.replace('"a"', '"a\\n"'), "has to be 1 to 63 of a-z, 0-9 and -"),
         ('[[hosts]]\nname = "a"\n', "[[hosts]] 1 of file {file} has no engine, which is required"),
         (HOST + "[[hosts]]\n", "[[hosts]] 2 of file {file} has no name, which is required"),
-        (HOST + "capture = 'maybe'\n", "capture in [[hosts]] 1 of file {file} is 'maybe': has to be auto, recorder or attach"),
-        (HOST + "max_running = 0\n", "max_running in [[hosts]] 1 of file {file} is '0': has to be a whole number from 1 on"),
-        (HOST + "max_runing = 2\n", "unknown setting in [[hosts]] 1 of file {file}: 'max_runing'; did you mean 'max_running'?"),
+        (
+            HOST + "capture = 'maybe'\n",
+            "capture in [[hosts]] 1 of file {file} is 'maybe': has to be auto, recorder or attach",
+        ),
+        (
+            HOST + "max_running = 0\n",
+            "max_running in [[hosts]] 1 of file {file} is '0': has to be a whole number from 1 on",
+        ),
+        (
+            HOST + "max_runing = 2\n",
+            "unknown setting in [[hosts]] 1 of file {file}: 'max_runing'; did you mean 'max_running'?",
+        ),
         (HOST + "listen = 'x'\n", "unknown setting in [[hosts]] 1 of file {file}: 'listen'; known are name, engine"),
         ("hosts = []", "hosts in {file} has to be tables, each below a line [[hosts]]"),
         ("hosts = ['a']", "hosts in {file} has to be tables"),
@@ -120,7 +133,10 @@ def test_what_is_wrong_with_hosts_is_said(file: Path, text: str, said: str) -> N
 @pytest.mark.parametrize(
     ("text", "said"),
     [
-        ("max_running = 1.5", "max_running in {file} is a number with a point; it has to be a text in quotes or a whole number"),
+        (
+            "max_running = 1.5",
+            "max_running in {file} is a number with a point; it has to be a text in quotes or a whole number",
+        ),
         ("max_running = true", "max_running in {file} is true or false"),
         ("max_running = -1", "max_running in {file} is '-1': has to be a whole number from 1 on"),
         ("listen = ['127.0.0.1:1']", "listen in {file} is a list"),
@@ -169,7 +185,9 @@ def test_hosts_are_printed_with_where_their_settings_came_from(file: Path) -> No
     assert not [line for line in lines[: lines.index("[[hosts]]")] if line.startswith(("engine", "capture"))]
 
 
-@pytest.mark.parametrize("text", ["", TWO_HOSTS, 'capture = "attach"\nengine_data_dir = "/srv/\\u007f \\" ü"\nmax_timeout = "90s"'])
+@pytest.mark.parametrize(
+    "text", ["", TWO_HOSTS, 'capture = "attach"\nengine_data_dir = "/srv/\\u007f \\" ü"\nmax_timeout = "90s"']
+)
 def test_what_is_printed_is_a_file_that_has_the_same_in_force(file: Path, text: str) -> None:
     file.write_text(text)
     in_force = config.in_force({"default_timeout": "61s", "data_dir": "/where ever\t"}, {}, file)
@@ -210,13 +228,19 @@ def test_the_command_prints_what_a_server_with_the_same_flags_would_have(file: P
     def ran(*arguments: str) -> subprocess.CompletedProcess[bytes]:
         environ = {"PATH": os.environ["PATH"], "FASTLANE_CONFIG": str(file), "FASTLANE_MAX_STREAMS": "6"}
         return subprocess.run(
-            [sys.executable, "-m", "fastlane_grpc.cli", "config", *arguments], env=environ, capture_output=True, check=False
+            [sys.executable, "-m", "fastlane_grpc.cli", "config", *arguments],
+            env=environ,
+            capture_output=True,
+            check=False,
         )
 
     told = ran("--data-dir", str(tmp_path))
     expected = config.in_force({"data_dir": str(tmp_path)}, {"FASTLANE_MAX_STREAMS": "6"}, file)
     assert (told.stdout.decode(), told.stderr, told.returncode) == (config.toml(expected), b"", 0)
-    assert json.loads(ran("-o", "json").stdout)["max_streams"] == {"value": 6, "origin": "environment variable FASTLANE_MAX_STREAMS"}
+    assert json.loads(ran("-o", "json").stdout)["max_streams"] == {
+        "value": 6,
+        "origin": "environment variable FASTLANE_MAX_STREAMS",
+    }
     refused = ran("--engine", "unix:///x.sock")
     assert (refused.stdout, refused.returncode) == (b"", 2)
     assert refused.stderr.startswith(b"fastlane: engine (flag --engine) cannot be set beside [[hosts]]")
@@ -253,5 +277,9 @@ def test_secret_names_come_from_where_all_settings_do(file: Path) -> None:
     assert in_force.settings.secret_names.hides("MY_PIN")
     assert in_force.settings.secret_names.hides("API_KEY")
     assert f'secret_names = "default,pin"  # file {file}' in config.toml(in_force).splitlines()
-    assert not config.load({"secret_names": "pin"}, {"FASTLANE_SECRET_NAMES": "key"}, file).secret_names.hides("API_KEY")
-    assert f"secret_names in {file} is 'a b': has to be names, separated by commas" in refusal(file, "secret_names = 'a b'")
+    assert not config.load({"secret_names": "pin"}, {"FASTLANE_SECRET_NAMES": "key"}, file).secret_names.hides(
+        "API_KEY"
+    )
+    assert f"secret_names in {file} is 'a b': has to be names, separated by commas" in refusal(
+        file, "secret_names = 'a b'"
+    )

@@ -1,4 +1,5 @@
-"""Connections and open files: however many others take, jobs run to their right end and the server is well afterwards without help."""
+"""Connections and open files: however many others take, jobs run to their right end and the server is well afterwards
+without help."""
 
 import resource
 import socket
@@ -12,7 +13,7 @@ import docker
 import pytest
 
 from fastlane_grpc.client import Client, Error
-from fastlane_grpc.open_files import OpenFiles, needed
+from fastlane_grpc.machine.open_files import OpenFiles, needed
 from fastlane_grpc.rpc.server import HANDSHAKE_SECONDS
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.reading import Reader
@@ -22,7 +23,8 @@ FILES = 200
 UNDER = ["prlimit", f"--nofile={FILES}"]
 CONNECTIONS = 400
 MAX_RUNNING = 4
-# What somebody sends who then says nothing more: nothing, half of what HTTP/2 begins with, all of it without the frame that follows.
+# What somebody sends who then says nothing more: nothing, half of what HTTP/2 begins with, all of it without the frame
+# that follows.
 BEGINNINGS = [b"", b"PRI * HTTP/2.0\r\n", b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"]
 
 SLOW = "i=0; while [ $i -lt 6 ]; do i=$((i+1)); echo $i; sleep 0.5; done"
@@ -48,8 +50,13 @@ def without_descriptors(server: Server) -> Iterator[None]:
 
 
 @pytest.mark.engine
-def test_hundreds_of_idle_connections_harm_no_job_and_are_closed(tmp_path: Path, sdk: docker.DockerClient, image: str) -> None:
-    with serving_on(sdk, tmp_path / "data", max_running=MAX_RUNNING, under=UNDER) as server, Client(server.address) as client:
+def test_hundreds_of_idle_connections_harm_no_job_and_are_closed(
+    tmp_path: Path, sdk: docker.DockerClient, image: str
+) -> None:
+    with (
+        serving_on(sdk, tmp_path / "data", max_running=MAX_RUNNING, under=UNDER) as server,
+        Client(server.address) as client,
+    ):
         before = server.open_files
         running = Reader(client, client.enqueue("t", image, args=["sh", "-c", SLOW]).execution.id)
         running.wait_for_state(pb.STATE_RUNNING)
@@ -80,8 +87,13 @@ def test_hundreds_of_idle_connections_harm_no_job_and_are_closed(tmp_path: Path,
 
 
 @pytest.mark.engine
-def test_without_any_descriptor_work_waits_and_then_goes_on(tmp_path: Path, sdk: docker.DockerClient, image: str) -> None:
-    with serving_on(sdk, tmp_path / "data", max_running=MAX_RUNNING, under=UNDER) as server, Client(server.address) as client:
+def test_without_any_descriptor_work_waits_and_then_goes_on(
+    tmp_path: Path, sdk: docker.DockerClient, image: str
+) -> None:
+    with (
+        serving_on(sdk, tmp_path / "data", max_running=MAX_RUNNING, under=UNDER) as server,
+        Client(server.address) as client,
+    ):
         running = Reader(client, client.enqueue("t", image, args=["sh", "-c", SLOW]).execution.id)
         running.wait_for_state(pb.STATE_RUNNING)
         with without_descriptors(server):

@@ -1,4 +1,5 @@
-"""The server killed with -9: each acknowledged job comes to one final state, no container is started twice, no byte comes twice.
+"""The server killed with -9: each acknowledged job comes to one final state, no container is started twice, no byte
+comes twice.
 
 Readers stay attached all the while and go on by themselves, over however many servers it takes.
 """
@@ -67,15 +68,23 @@ class House(Succession):
         return Counter({execution: found[execution] for execution in self.executions if found[execution]})
 
     def until_cleared(self) -> None:
-        """Waits until none has a container any more: what a dead server left is swept by the next one, beside its work."""
-        with within(60), closing(self.sdk.api.events(filters={"event": "destroy", "label": "fastlane.execution"})) as destroyed:
+        """Waits until none has a container any more: what a dead server left is swept by the next one, beside its
+        work."""
+        with (
+            within(60),
+            closing(self.sdk.api.events(filters={"event": "destroy", "label": "fastlane.execution"})) as destroyed,
+        ):
             while self.left():
                 next(destroyed)
 
     def left(self) -> Sequence[str]:
         """Executions that have a container still."""
         found = self.sdk.api.containers(all=True, filters={"label": "fastlane.execution"})
-        return [each["Labels"]["fastlane.execution"] for each in found if each["Labels"]["fastlane.execution"] in self.executions]
+        return [
+            each["Labels"]["fastlane.execution"]
+            for each in found
+            if each["Labels"]["fastlane.execution"] in self.executions
+        ]
 
 
 @pytest.fixture
@@ -116,7 +125,11 @@ def test_killed_between_the_fence_and_the_start_the_job_runs_in_a_new_container(
 @by_attach
 def test_killed_between_the_fence_and_the_start_the_job_is_lost_and_never_started(crash: House) -> None:
     reader, end = killed_once(crash, "fenced")
-    assert (end.state, end.exit_status, end.outcome and end.outcome.reason) == (pb.STATE_LOST, 125, pb.REASON_START_UNKNOWN)
+    assert (end.state, end.exit_status, end.outcome and end.outcome.reason) == (
+        pb.STATE_LOST,
+        125,
+        pb.REASON_START_UNKNOWN,
+    )
     assert reader.data[pb.SOURCE_STDOUT] == b""
     assert crash.starts() == {}
 

@@ -35,7 +35,7 @@ TICKS = "echo begin; until [ -e /tmp/go ]; do sleep 0.02; done; seq 1 5000; echo
 NUMBERS = b"".join(b"%d\n" % number for number in range(1, 5001))
 
 
-# ---------------------------------------------------------------------------------------------------------------- the image
+# ------------------------------------------------------------------------------------------------------------ the image
 
 
 @pytest.fixture(scope="module")
@@ -50,7 +50,9 @@ def base(sdk: docker.DockerClient) -> Iterator[str]:
 
 
 @pytest.fixture(scope="module")
-def server_image(base: str, wheel: Path, sdk: docker.DockerClient, tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+def server_image(
+    base: str, wheel: Path, sdk: docker.DockerClient, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[str]:
     """By the Dockerfile as it is shipped, from wheels alone."""
     wheels = tmp_path_factory.mktemp("wheels")
     with tarfile.open(ROOT / ".tools" / "base.tar") as tar:
@@ -61,11 +63,16 @@ def server_image(base: str, wheel: Path, sdk: docker.DockerClient, tmp_path_fact
     subprocess.run([*command, "--constraint", constraints, "--dest", wheels, wheel], check=True)
     name = f"fastlane-server-test:{os.getpid()}"
     _, said = sdk.images.build(
-        path=str(wheels), dockerfile=str(DEPLOY / "Dockerfile"), tag=name, rm=True, buildargs={"BASE": base, "PIP_NO_INDEX": "1"}
+        path=str(wheels),
+        dockerfile=str(DEPLOY / "Dockerfile"),
+        tag=name,
+        rm=True,
+        buildargs={"BASE": base, "PIP_NO_INDEX": "1"},
     )
     yield name
     sdk.images.remove(name, force=True)
-    # What the first stage was built in has no name, and would stay. Each step is the parent of the next, the base that of the first.
+    # What the first stage was built in has no name, and would stay. Each step is the parent of the next, the base that
+    # of the first.
     base_id = sdk.images.get(base).id.removeprefix("sha256:")
     steps = re.findall(r"---> ([0-9a-f]{12})\n", "".join(each.get("stream", "") for each in said))
     for step in reversed([step for step in steps if not base_id.startswith(step)]):
@@ -149,7 +156,7 @@ def test_a_server_in_a_container_runs_jobs_beside_it_and_hands_them_over(
     assert (log.data[pb.SOURCE_STDOUT], log.data[pb.SOURCE_STDERR], log.gaps) == (b"begin\n" + NUMBERS, b"oh\n", [])
 
 
-# ---------------------------------------------------------------------------------------------------------------- the unit
+# ------------------------------------------------------------------------------------------------------------- the unit
 
 
 @pytest.fixture
@@ -184,4 +191,7 @@ def test_systemd_finds_nothing_wrong_with_the_unit(tmp_path: Path) -> None:
     there = tmp_path / "fastlane.service"
     there.write_text((DEPLOY / "fastlane.service").read_text().replace("/opt/fastlane/bin/fastlane", str(FASTLANE)))
     verified = subprocess.run(["systemd-analyze", "verify", "--man=no", there], capture_output=True, text=True)
-    assert (verified.returncode, [line for line in verified.stderr.splitlines() if "fastlane.service" in line]) == (0, [])
+    assert (verified.returncode, [line for line in verified.stderr.splitlines() if "fastlane.service" in line]) == (
+        0,
+        [],
+    )

@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from fastlane_grpc.directory import claimed
 from fastlane_grpc.errors import CannotServe
+from fastlane_grpc.machine.data_directory import claimed
 
 
 def test_a_lock_that_is_a_symbolic_link_is_refused_and_its_target_is_left_alone(tmp_path: Path) -> None:

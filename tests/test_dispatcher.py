@@ -20,7 +20,7 @@ from structlog.testing import capture_logs
 
 from fastlane_grpc.dispatcher import Dispatcher, HostPlaces
 from fastlane_grpc.model import Assignment, Execution, JobSpec, LogTotals, Outcome, Reason, Source, State, Stop, utc_now
-from fastlane_grpc.runner.orders import CertainEnd, HostDown, Order, Orders, Remains, StopOrder
+from fastlane_grpc.runner import AbandonedLog, CertainEnd, HostDown, Mailbox, Order, StopCommand
 from fastlane_grpc.store import Pending, Store
 from fastlane_grpc.store.database import Connection, open_for_writing
 from fastlane_grpc.store.writer import Many, Work, Writer, Written
@@ -209,12 +209,14 @@ async def holding(houses: list[House], tmp_path: Path) -> House:
 # ---- places and order
 
 
-async def test_5000_jobs_run_in_order_and_fair_and_never_more_at_a_time_than_there_are_places(tmp_path: Path, houses: list[House]) -> None:
+async def test_5000_jobs_run_in_order_and_fair_and_never_more_at_a_time_than_there_are_places(
+    tmp_path: Path, houses: list[House]
+) -> None:
     house = House(tmp_path, max_running=12)
     houses.append(house)
     tasks = ["big"] * 4000 + [f"task-{number % 100}" for number in range(1000)]
     enqueued = await asyncio.gather(*(house.enqueue(task) for task in tasks))
-    house.runner.when_given = lambda assignment, orders: within_limit(house, 12)
+    house.runner.when_given = lambda assignment, mailbox: within_limit(house, 12)
     house.open()
     await house.ends(5000)
 
@@ -294,7 +296,7 @@ async def test_a_stop_reaches_the_runner_of_the_execution_and_nobody_else(holdin
     assert stopped.outcome
     assert stopped.outcome.detail == "by hand"
     assert stopped.stop
-    assert holding.runner.stop_orders == [(first.id, StopOrder(stopped.stop))]
+    assert holding.runner.stop_orders == [(first.id, StopCommand(stopped.stop))]
     assert (await holding.store.execution(second.id)).state is State.RUNNING
 
 
@@ -302,7 +304,7 @@ async def test_a_stop_that_is_announced_with_the_claim_reaches_the_runner(tmp_pa
     house = House(tmp_path)
     houses.append(house)
     got: list[Order | None] = []
-    house.runner.when_given = lambda assignment, orders: got.append(orders.get(30))
+    house.runner.when_given = lambda assignment, mailbox: got.append(mailbox.get(30))
     execution = await house.enqueue()
     asked = house.writer.asked
     with held(house.writer):
@@ -312,7 +314,7 @@ async def test_a_stop_that_is_announced_with_the_claim_reaches_the_runner(tmp_pa
     await stopping
     stopped = await house.announced.reaches(execution.id, State.STOPPED)
     assert stopped.stop
-    assert got == [StopOrder(stopped.stop)]
+    assert got == [StopCommand(stopped.stop)]
     assert house.runner.starts == []
 
 
@@ -322,9 +324,9 @@ async def test_a_shorter_grace_is_told_and_the_same_stop_is_not_told_twice(tmp_p
     got: list[Order | None] = []
     go_on = threading.Event()
 
-    def wait_for_both(assignment: Assignment, orders: Orders) -> None:
+    def wait_for_both(assignment: Assignment, mailbox: Mailbox) -> None:
         go_on.wait()
-        got.extend([orders.get(0), orders.get(0), orders.get(0)])
+        got.extend([mailbox.get(0), mailbox.get(0), mailbox.get(0)])
 
     house.runner.when_given = wait_for_both
     house.open()
@@ -337,7 +339,7 @@ async def test_a_shorter_grace_is_told_and_the_same_stop_is_not_told_twice(tmp_p
     await house.announced.reaches(execution.id, State.STOPPED)
     assert first
     assert second
-    assert got == [StopOrder(first), StopOrder(second), None]
+    assert got == [StopCommand(first), StopCommand(second), None]
 
 
 # ---- the host goes and comes
@@ -377,7 +379,7 @@ async def test_what_runs_keeps_its_place_while_the_host_is_down_and_is_taken_up_
 
 async def test_what_was_not_started_when_the_host_went_is_queued_again_and_its_place_is_free(house: House) -> None:
     go_on = threading.Event()
-    house.runner.when_given = lambda assignment, orders: _wait(go_on)
+    house.runner.when_given = lambda assignment, mailbox: _wait(go_on)
     execution = await house.enqueue()
     await spins_until(lambda: house.runner.present == 1)
     house.host.up = False
@@ -393,7 +395,7 @@ async def test_what_was_not_started_when_the_host_went_is_queued_again_and_its_p
 async def test_what_is_claimed_again_waits_for_the_thread_that_had_it(house: House) -> None:
     claimed_again = threading.Event()
 
-    def give_back(assignment: Assignment, orders: Orders) -> None:
+    def give_back(assignment: Assignment, mailbox: Mailbox) -> None:
         if len(house.runner.given) == 1:
             house.store.requeue(assignment.execution.id).result()
             claimed_again.wait()
@@ -410,12 +412,14 @@ async def test_what_is_claimed_again_waits_for_the_thread_that_had_it(house: Hou
     assert house.runner.starts == [execution.id]
 
 
-async def test_a_host_that_answers_and_then_does_not_is_left_alone_for_a_while(tmp_path: Path, houses: list[House]) -> None:
+async def test_a_host_that_answers_and_then_does_not_is_left_alone_for_a_while(
+    tmp_path: Path, houses: list[House]
+) -> None:
     house = House(tmp_path, max_running=1, retry_seconds=AGES)
     houses.append(house)
     house.open()
 
-    def no_answer(assignment: Assignment, orders: Orders) -> None:
+    def no_answer(assignment: Assignment, mailbox: Mailbox) -> None:
         if len(house.runner.given) < 3:
             raise HostDown
 
@@ -437,7 +441,7 @@ async def test_after_that_while_it_is_tried_again_without_any_word(tmp_path: Pat
     houses.append(house)
     house.open()
 
-    def no_answer(assignment: Assignment, orders: Orders) -> None:
+    def no_answer(assignment: Assignment, mailbox: Mailbox) -> None:
         if len(house.runner.given) < 4:
             raise HostDown
 
@@ -451,7 +455,9 @@ async def test_after_that_while_it_is_tried_again_without_any_word(tmp_path: Pat
 # ---- several hosts
 
 
-async def test_the_next_execution_goes_to_the_host_with_the_largest_share_of_free_places(tmp_path: Path, houses: list[House]) -> None:
+async def test_the_next_execution_goes_to_the_host_with_the_largest_share_of_free_places(
+    tmp_path: Path, houses: list[House]
+) -> None:
     house = House(tmp_path, hosts={"small": 2, "large": 6, "equal": 2}, max_running=100, hold=True)
     houses.append(house)
     for _ in range(12):
@@ -487,7 +493,9 @@ async def test_the_limit_of_the_server_is_over_all_hosts(tmp_path: Path, houses:
     assert house.most_unfinished == 3
 
 
-async def test_many_free_places_are_filled_whatever_is_claimed_in_one_transaction(tmp_path: Path, houses: list[House]) -> None:
+async def test_many_free_places_are_filled_whatever_is_claimed_in_one_transaction(
+    tmp_path: Path, houses: list[House]
+) -> None:
     house = House(tmp_path, hosts={"a": 10**12, "b": 10**12}, max_running=10**12)
     houses.append(house)
     await asyncio.gather(*(house.enqueue() for _ in range(700)))
@@ -537,11 +545,13 @@ async def test_why_nothing_is_taken_is_told_only_while_no_host_is_up(tmp_path: P
     assert house.dispatcher.host_error == "host 'a' does not answer; host 'b' does not answer"
 
 
-async def test_what_was_not_started_on_a_host_that_went_down_is_run_by_another_one(tmp_path: Path, houses: list[House]) -> None:
+async def test_what_was_not_started_on_a_host_that_went_down_is_run_by_another_one(
+    tmp_path: Path, houses: list[House]
+) -> None:
     house = House(tmp_path, hosts={"a": 1, "b": 1}, max_running=2)
     houses.append(house)
     go_on = threading.Event()
-    house.runners["a"].when_given = lambda assignment, orders: _wait(go_on)
+    house.runners["a"].when_given = lambda assignment, mailbox: _wait(go_on)
     house.open()
     execution = await house.enqueue()
     await spins_until(lambda: house.runners["a"].present == 1)
@@ -552,12 +562,14 @@ async def test_what_was_not_started_on_a_host_that_went_down_is_run_by_another_o
     assert house.now_on() == {"a": 0, "b": 0}
 
 
-async def test_a_host_that_answers_and_then_does_not_is_left_alone_while_another_goes_on(tmp_path: Path, houses: list[House]) -> None:
+async def test_a_host_that_answers_and_then_does_not_is_left_alone_while_another_goes_on(
+    tmp_path: Path, houses: list[House]
+) -> None:
     house = House(tmp_path, hosts={"a": 1, "b": 1}, max_running=2, retry_seconds=AGES)
     houses.append(house)
     house.open()
 
-    def no_answer(assignment: Assignment, orders: Orders) -> None:
+    def no_answer(assignment: Assignment, mailbox: Mailbox) -> None:
         house.store.requeue(assignment.execution.id).result()
         raise HostDown
 
@@ -579,7 +591,7 @@ async def test_what_was_requeued_by_one_host_and_claimed_for_another_has_a_place
     houses.append(house)
     go_on = threading.Event()
 
-    def give_back(assignment: Assignment, orders: Orders) -> None:
+    def give_back(assignment: Assignment, mailbox: Mailbox) -> None:
         house.store.requeue(assignment.execution.id).result()
         go_on.wait()
         raise HostDown
@@ -619,7 +631,9 @@ def test_whatever_hosts_do_limits_are_exact_nobody_starves_and_everything_ends(
         asyncio.run(go_through(Path(directory), hosts, max_running, actions))
 
 
-async def go_through(directory: Path, hosts: Mapping[str, int], max_running: int, actions: list[tuple[str, object]]) -> None:
+async def go_through(
+    directory: Path, hosts: Mapping[str, int], max_running: int, actions: list[tuple[str, object]]
+) -> None:
     house = House(directory, hosts=hosts, max_running=max_running, hold=True, retry_seconds=0.001)
     house.open()
     enqueued: dict[str, str] = {}
@@ -677,7 +691,9 @@ def nobody_starves(house: House, enqueued: int, max_running: int) -> bool:
 # ---- adoption
 
 
-async def test_what_was_left_on_a_host_that_is_not_configured_any_more_takes_no_place(tmp_path: Path, houses: list[House]) -> None:
+async def test_what_was_left_on_a_host_that_is_not_configured_any_more_takes_no_place(
+    tmp_path: Path, houses: list[House]
+) -> None:
     running, starting, claimed = await unfinished_of_an_earlier_server(tmp_path)
     house = House(tmp_path, hosts={"other": 1}, max_running=1)
     houses.append(house)
@@ -724,14 +740,22 @@ async def unfinished_of_an_earlier_server(directory: Path) -> list[Execution]:
     await earlier.store.claim_on(["here"] * 3)
     for execution in earlier.claimed[:2]:
         await earlier.store.starting(
-            execution.id, container_id="c", capture="attach", engine_life="", image_digest="", pull_time=None, container_time=None
+            execution.id,
+            container_id="c",
+            capture="attach",
+            engine_life="",
+            image_digest="",
+            pull_time=None,
+            container_time=None,
         )
     await earlier.store.running(earlier.claimed[0].id, start_time=utc_now())
     await earlier.close()
     return earlier.claimed
 
 
-async def test_what_an_earlier_server_left_is_taken_up_and_counted_beyond_the_limit(tmp_path: Path, houses: list[House]) -> None:
+async def test_what_an_earlier_server_left_is_taken_up_and_counted_beyond_the_limit(
+    tmp_path: Path, houses: list[House]
+) -> None:
     left = await unfinished_of_an_earlier_server(tmp_path)
     house = House(tmp_path, max_running=2, hold=True)
     houses.append(house)
@@ -776,11 +800,11 @@ async def test_a_stop_that_an_earlier_server_was_asked_for_comes_with_the_execut
     houses.append(house)
     told: list[tuple[str, Stop | None, Order | None]] = []
 
-    def announce_again(assignment: Assignment, orders: Orders) -> None:
+    def announce_again(assignment: Assignment, mailbox: Mailbox) -> None:
         house.store.running(assignment.execution.id, start_time=utc_now()).result()
         # Whatever the loop was to do with that, it has done before this is answered.
         asyncio.run_coroutine_threadsafe(asyncio.sleep(0), house.loop).result()
-        told.append((assignment.execution.id, assignment.execution.stop, orders.get(0)))
+        told.append((assignment.execution.id, assignment.execution.stop, mailbox.get(0)))
 
     house.runner.when_given = announce_again
     house.open()
@@ -792,7 +816,7 @@ async def test_a_stop_that_an_earlier_server_was_asked_for_comes_with_the_execut
 
 
 async def test_a_defect_of_the_runner_ends_its_execution_as_lost_and_no_other(house: House) -> None:
-    def defect(assignment: Assignment, orders: Orders) -> None:
+    def defect(assignment: Assignment, mailbox: Mailbox) -> None:
         if assignment.execution.task_id == "bad":
             raise ZeroDivisionError("what nobody thought of")
 
@@ -815,12 +839,12 @@ async def test_a_defect_of_the_runner_ends_its_execution_as_lost_and_no_other(ho
 
 
 async def test_a_defect_after_a_record_was_sealed_leaves_the_end_to_the_record(house: House) -> None:
-    def defect(assignment: Assignment, orders: Orders) -> None:
+    def defect(assignment: Assignment, mailbox: Mailbox) -> None:
         raise ZeroDivisionError
 
-    def abandon(execution_id: str, why: str) -> Remains:
+    def abandon(execution_id: str, why: str) -> AbandonedLog:
         end = CertainEnd(State.FAILED, Outcome(Reason.EXIT_CODE, exit_code=7), None, utc_now(), None)
-        return Remains([LogTotals(Source.STDOUT, 5)], 4096, end)
+        return AbandonedLog([LogTotals(Source.STDOUT, 5)], 4096, end)
 
     house.runner.when_given = defect
     house.runner.abandon = abandon  # type: ignore[method-assign]
@@ -836,7 +860,7 @@ async def test_a_failure_of_the_machine_ends_no_execution(tmp_path: Path, number
     house = House(tmp_path, retry_seconds=0.01)
     times: dict[str, int] = defaultdict(int)
 
-    def fail(assignment: Assignment, orders: Orders) -> None:
+    def fail(assignment: Assignment, mailbox: Mailbox) -> None:
         times[assignment.execution.id] += 1
         if times[assignment.execution.id] < 4 and assignment.execution.id == bad.id:
             raise OSError(number, "of the machine")
@@ -850,12 +874,16 @@ async def test_a_failure_of_the_machine_ends_no_execution(tmp_path: Path, number
     await house.close()
 
 
-@pytest.mark.parametrize("shortage", [OSError(errno.EMFILE, "Too many open files"), MemoryError(), RuntimeError("can't start new thread")])
-async def test_an_execution_whose_runner_was_short_of_something_is_taken_up_again(tmp_path: Path, shortage: Exception) -> None:
+@pytest.mark.parametrize(
+    "shortage", [OSError(errno.EMFILE, "Too many open files"), MemoryError(), RuntimeError("can't start new thread")]
+)
+async def test_an_execution_whose_runner_was_short_of_something_is_taken_up_again(
+    tmp_path: Path, shortage: Exception
+) -> None:
     house = House(tmp_path, retry_seconds=0.01)
     tries: list[str] = []
 
-    def short(assignment: Assignment, orders: Orders) -> None:
+    def short(assignment: Assignment, mailbox: Mailbox) -> None:
         tries.append(assignment.execution.id)
         if len(tries) < 3:
             raise shortage
@@ -873,7 +901,7 @@ async def test_an_execution_whose_runner_was_short_of_something_is_taken_up_agai
 
 
 async def test_a_defect_after_the_end_changes_nothing(house: House) -> None:
-    def defect(assignment: Assignment, orders: Orders) -> None:
+    def defect(assignment: Assignment, mailbox: Mailbox) -> None:
         house.store.finish(assignment.execution.id, state=State.FAILED, outcome=Outcome(), logs=()).result()
         raise ZeroDivisionError
 
@@ -885,7 +913,7 @@ async def test_a_defect_after_the_end_changes_nothing(house: House) -> None:
 
 
 async def test_a_defect_after_the_job_was_pruned_costs_no_place(house: House) -> None:
-    def defect(assignment: Assignment, orders: Orders) -> None:
+    def defect(assignment: Assignment, mailbox: Mailbox) -> None:
         if assignment.execution.task_id == "bad":
             house.store.finish(assignment.execution.id, state=State.FAILED, outcome=Outcome(), logs=()).result()
             house.store.delete_jobs([assignment.execution.job_id]).result()
@@ -900,16 +928,18 @@ async def test_a_defect_after_the_job_was_pruned_costs_no_place(house: House) ->
     assert house.dispatcher.running == 0
 
 
-async def test_an_execution_whose_end_fails_is_taken_up_again_and_no_thread_is_lost(tmp_path: Path, houses: list[House]) -> None:
+async def test_an_execution_whose_end_fails_is_taken_up_again_and_no_thread_is_lost(
+    tmp_path: Path, houses: list[House]
+) -> None:
     house = House(tmp_path, max_running=1, retry_seconds=0.01)
     houses.append(house)
     defects: list[BaseException] = [ZeroDivisionError(), SystemExit(1), RecursionError()]
 
-    def defect(assignment: Assignment, orders: Orders) -> None:
+    def defect(assignment: Assignment, mailbox: Mailbox) -> None:
         if defects:
             raise defects.pop()
 
-    def no_abandon(execution_id: str, why: str) -> Remains:
+    def no_abandon(execution_id: str, why: str) -> AbandonedLog:
         raise SystemExit(2)
 
     house.runner.when_given, house.runner.abandon = defect, no_abandon  # type: ignore[method-assign]
@@ -917,12 +947,16 @@ async def test_an_execution_whose_end_fails_is_taken_up_again_and_no_thread_is_l
     with capture_logs() as logs:
         execution = await house.enqueue()
         await house.announced.reaches(execution.id, State.SUCCEEDED)
-    assert [log["work"] for log in logs if log["event"].startswith("a defect")] == [f"the end of execution {execution.id}"] * 3
+    assert [log["work"] for log in logs if log["event"].startswith("a defect")] == [
+        f"the end of execution {execution.id}"
+    ] * 3
     await house.threads_end()
     assert house.dispatcher.running == 0
 
 
-async def test_a_claim_that_could_not_be_stored_is_tried_again_but_not_at_once(tmp_path: Path, houses: list[House]) -> None:
+async def test_a_claim_that_could_not_be_stored_is_tried_again_but_not_at_once(
+    tmp_path: Path, houses: list[House]
+) -> None:
     house = House(tmp_path, retry_seconds=AGES)
     houses.append(house)
     execution = await house.enqueue()
@@ -985,14 +1019,16 @@ async def test_close_leaves_what_runs_and_takes_nothing_new(tmp_path: Path, hous
 async def test_close_is_quick_with_a_runner_that_hangs(tmp_path: Path) -> None:
     house = House(tmp_path)
     for_ever = threading.Event()
-    house.runner.when_given = lambda assignment, orders: _wait(for_ever)
+    house.runner.when_given = lambda assignment, mailbox: _wait(for_ever)
     house.open()
     await house.enqueue()
     await spins_until(lambda: house.runner.present == 1)
     begin = time.monotonic()
     await house.dispatcher.close(patience_seconds=0.05)
     assert time.monotonic() - begin < 5
-    assert all(thread.daemon for thread in threading.enumerate() if thread.name.startswith("runner-")), "the interpreter waits for none"
+    assert all(thread.daemon for thread in threading.enumerate() if thread.name.startswith("runner-")), (
+        "the interpreter waits for none"
+    )
     await house.close()
     for_ever.set()
 

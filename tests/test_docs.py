@@ -1,4 +1,5 @@
-"""What the documentation says: links lead somewhere, commands do what they are said to do, and no list that is called whole is not."""
+"""What the documentation says: links lead somewhere, commands do what they are said to do, and no list that is called
+whole is not."""
 
 import os
 import re
@@ -41,7 +42,7 @@ def test_every_link_leads_to_a_file_and_a_heading_that_are_there(page: Page) -> 
             assert address.fragment in Page(place).anchors, f"{page}: {link}"
 
 
-# ---------------------------------------------------------------------------------------------------------------- commands
+# ------------------------------------------------------------------------------------------------------------- commands
 
 
 @pytest.fixture
@@ -85,7 +86,12 @@ def test_what_a_page_says_can_be_run_does_what_it_says(
     blocks = [block for block in page.blocks() if block.runs]
     # Unless the page begins with one.
     server = None if "fastlane server" in blocks[0].text else Server(tmp_path / "data", listen=listen)
-    replace = {"127.0.0.1:7020": listen, "127.0.0.1:7021": free_address(), "busybox": image, "/var/lib/fastlane": str(tmp_path / "data")}
+    replace = {
+        "127.0.0.1:7020": listen,
+        "127.0.0.1:7021": free_address(),
+        "busybox": image,
+        "/var/lib/fastlane": str(tmp_path / "data"),
+    }
     directory = tmp_path / "run"
     directory.mkdir()
     try:
@@ -102,9 +108,13 @@ def test_the_readme_fits_on_a_few_screens_and_its_commands_are_run() -> None:
 
 
 def test_the_least_ping_interval_in_the_documentation_is_that_of_the_server() -> None:
-    option = re.search(r'"grpc.http2.min_ping_interval_without_data_ms", ([0-9_]+)', (ROOT / "fastlane_grpc/rpc/server.py").read_text())
+    option = re.search(
+        r'"grpc.http2.min_ping_interval_without_data_ms", ([0-9_]+)', (ROOT / "fastlane_grpc/rpc/server.py").read_text()
+    )
     assert option
-    assert f"The server takes one each {int(option[1]) // 1000} s at most" in (ROOT / "clients" / "README.md").read_text()
+    assert (
+        f"The server takes one each {int(option[1]) // 1000} s at most" in (ROOT / "clients" / "README.md").read_text()
+    )
 
 
 # ---------------------------------------------------------------------------------------------------------------- lists
@@ -131,7 +141,9 @@ def test_each_line_of_the_security_page_names_a_test_that_is_there() -> None:
         ("Gaps in a log", pb.LogGap.Cause.DESCRIPTOR, "CAUSE_"),
     ],
 )
-def test_troubleshooting_has_an_entry_for_each_thing_that_can_go_wrong(section: str, enum: EnumDescriptor, prefix: str) -> None:
+def test_troubleshooting_has_an_entry_for_each_thing_that_can_go_wrong(
+    section: str, enum: EnumDescriptor, prefix: str
+) -> None:
     page = (ROOT / "docs" / "troubleshooting.md").read_text()
     entries = re.findall(r"^### ([A-Z_]+)$", page.partition(f"\n## {section}\n")[2].partition("\n## ")[0], re.MULTILINE)
     # The zero of most enums is never sent.

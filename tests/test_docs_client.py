@@ -55,7 +55,9 @@ def test_a_job_is_started_later(server: ScriptedServer, tmp_path: Path) -> None:
 
 
 def test_lists_are_read_and_jobs_deleted(server: ScriptedServer, tmp_path: Path) -> None:
-    server.jobs.append(pb.Job(id="a", task_id="greet", state=pb.STATE_FAILED, outcome=pb.Outcome(detail="exited with 3")))
+    server.jobs.append(
+        pb.Job(id="a", task_id="greet", state=pb.STATE_FAILED, outcome=pb.Outcome(detail="exited with 3"))
+    )
     server.tasks.append(pb.Task(id="greet", open_jobs=1, jobs=2))
     server.hosts.append(pb.Host(name="here"))
     server.prunings.append(pb.PruneResponse(jobs=7))

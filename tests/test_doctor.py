@@ -16,13 +16,13 @@ import pytest
 
 from fastlane_grpc import doctor, recorder
 from fastlane_grpc.config import Settings
+from fastlane_grpc.docker.diagnostics import Checkup, Found
 from fastlane_grpc.doctor.disk import _inodes, _local, _room, about_database, about_directory
 from fastlane_grpc.doctor.engine import _unmounted_controllers, about_engine, look
 from fastlane_grpc.doctor.machine import about_inotify, about_open_files
 from fastlane_grpc.doctor.server import about_server
 from fastlane_grpc.model import JobSpec, Outcome, Reason, State
 from fastlane_grpc.runner import HostDown
-from fastlane_grpc.runner.checkup import Checkup, Found
 from fastlane_grpc.store import Store
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.commands import FASTLANE, environment
@@ -35,11 +35,13 @@ FINE = Checkup("28.1", "amd64", "overlay2", "2", True, True, [], True, timedelta
 def levels(findings: "Iterator[doctor.Finding] | list[doctor.Finding]") -> dict[str, str]:
     found = list(findings)
     for finding in found:
-        assert bool(finding.advice) == (finding.level is not doctor.Level.OK), "advice is given exactly where something is wrong"
+        assert bool(finding.advice) == (finding.level is not doctor.Level.OK), (
+            "advice is given exactly where something is wrong"
+        )
     return {finding.check: str(finding.level) for finding in found}
 
 
-# ---------------------------------------------------------------------------------------------------------------- the engine
+# ----------------------------------------------------------------------------------------------------------- the engine
 
 
 def test_an_engine_that_is_well_is_well() -> None:
@@ -77,7 +79,7 @@ def test_controllers_that_are_enabled_and_not_mounted_keep_kills_for_memory_secr
     assert _unmounted_controllers(tmp_path / "none") == []
 
 
-# ---------------------------------------------------------------------------------------------------------------- the disk
+# ------------------------------------------------------------------------------------------------------------- the disk
 
 
 def test_a_data_directory_that_is_well_is_well(tmp_path: Path) -> None:
@@ -111,7 +113,9 @@ def test_a_network_file_system_fails() -> None:
     assert levels([_local("ext4")]) == levels([_local("")]) == {"file system": "ok"}
 
 
-@pytest.mark.parametrize(("free", "level"), [(0, "FAIL"), (1023, "FAIL"), (5000, "warn"), (100_000, "ok"), (None, "ok")])
+@pytest.mark.parametrize(
+    ("free", "level"), [(0, "FAIL"), (1023, "FAIL"), (5000, "warn"), (100_000, "ok"), (None, "ok")]
+)
 def test_a_disk_that_has_hardly_an_inode_is_told(free: int | None, level: str) -> None:
     assert levels([_inodes(free, 1024)]) == {"inodes": level}
 
@@ -121,7 +125,7 @@ def test_a_disk_that_is_nearly_full_is_told(free_bytes: int, level: str) -> None
     assert levels([_room(free_bytes, 256 << 20)]) == {"disk": level}
 
 
-# ---------------------------------------------------------------------------------------------------------------- the database
+# --------------------------------------------------------------------------------------------------------- the database
 
 
 def test_a_database_that_is_lost_while_there_are_logs_fails(tmp_path: Path) -> None:
@@ -136,7 +140,10 @@ async def kept(tmp_path: Path) -> tuple[str, str, str]:
     """Ids: of the instance, of an execution that is over, of one that waits."""
     store = Store.open(tmp_path, on_commit=lambda executions: None, loop=asyncio.get_running_loop())
     jobs = [
-        (await store.enqueue(task_id="t", spec=JobSpec(image="busybox"), request_id="", caller_address=""))[0].execution.id for _ in "ab"
+        (await store.enqueue(task_id="t", spec=JobSpec(image="busybox"), request_id="", caller_address=""))[
+            0
+        ].execution.id
+        for _ in "ab"
     ]
     await store.claim_on(["here"])
     await store.finish(jobs[0], state=State.FAILED, outcome=Outcome(Reason.REFUSED_BY_ENGINE), logs=[])
@@ -197,15 +204,23 @@ async def test_nothing_is_said_of_containers_where_no_engine_tells(tmp_path: Pat
     assert levels(about_database(tmp_path, None)) == {"database": "ok"}
     await kept(tmp_path)
     assert levels(about_database(tmp_path, None)) == {"database": "ok"}
-    assert not {"containers", "other servers"} & levels(doctor.examine(Settings(tmp_path, engine="unix:///nowhere.sock"))).keys()
+    assert (
+        not {"containers", "other servers"}
+        & levels(doctor.examine(Settings(tmp_path, engine="unix:///nowhere.sock"))).keys()
+    )
 
 
-# ---------------------------------------------------------------------------------------------------------------- the machine
+# ---------------------------------------------------------------------------------------------------------- the machine
 
 
 def test_too_few_watches_or_files_are_told(tmp_path: Path) -> None:
     settings = Settings(data_dir=tmp_path)
-    for watches, instances, level in (("8192", "128", "ok"), ("3999", "128", "warn"), ("8192", "8", "warn"), ("lots", "8", "warn")):
+    for watches, instances, level in (
+        ("8192", "128", "ok"),
+        ("3999", "128", "warn"),
+        ("8192", "8", "warn"),
+        ("lots", "8", "warn"),
+    ):
         (tmp_path / "max_user_watches").write_text(watches)
         (tmp_path / "max_user_instances").write_text(instances)
         assert levels([about_inotify(settings, tmp_path)]) == {"inotify": level}
@@ -213,7 +228,7 @@ def test_too_few_watches_or_files_are_told(tmp_path: Path) -> None:
     assert levels([about_open_files(Settings(data_dir=tmp_path, max_streams=10**9))])["open files"] in {"warn", "ok"}
 
 
-# ---------------------------------------------------------------------------------------------------------------- the server
+# ----------------------------------------------------------------------------------------------------------- the server
 
 
 @pytest.fixture
@@ -235,20 +250,28 @@ def test_an_address_is_free_or_taken_by_a_server_or_by_another_program(server: S
 
 def test_an_address_of_another_machine_fails() -> None:
     [finding] = about_server("192.0.2.1:7020")
-    assert (finding.level, finding.found) == (doctor.Level.FAIL, "nobody can serve on 192.0.2.1:7020: Cannot assign requested address")
+    assert (finding.level, finding.found) == (
+        doctor.Level.FAIL,
+        "nobody can serve on 192.0.2.1:7020: Cannot assign requested address",
+    )
 
 
 def test_hosts_that_are_down_or_captured_by_attach_are_told(server: ScriptedServer) -> None:
     server.hosts.extend(
         [
-            pb.Host(name="a", availability=pb.Host.AVAILABILITY_UP, capture=pb.Host.CAPTURE_ATTACH, capture_reason="elsewhere"),
+            pb.Host(
+                name="a",
+                availability=pb.Host.AVAILABILITY_UP,
+                capture=pb.Host.CAPTURE_ATTACH,
+                capture_reason="elsewhere",
+            ),
             pb.Host(name="b", availability=pb.Host.AVAILABILITY_DOWN, last_error="no route"),
         ]
     )
     assert levels(about_server(server.address)) == {"address": "ok", "host a": "warn", "host b": "FAIL"}
 
 
-# ---------------------------------------------------------------------------------------------------------------- the command
+# ---------------------------------------------------------------------------------------------------------- the command
 
 
 def examined(data_dir: Path, *arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
@@ -260,7 +283,10 @@ def test_the_command_fails_where_something_does_and_says_what_to_do(tmp_path: Pa
     ran = examined(tmp_path / "data", "--engine", "unix:///nowhere.sock")
     assert (ran.returncode, ran.stderr) == (1, "")
     first, advice, *_ = ran.stdout.splitlines()
-    assert first == "FAIL  engine          it cannot be asked: no engine answers at unix:///nowhere.sock: No such file or directory"
+    assert (
+        first
+        == "FAIL  engine          it cannot be asked: no engine answers at unix:///nowhere.sock: No such file or directory"
+    )
     assert advice.strip().startswith("→ start it, name it with --engine")
     ran = examined(tmp_path / "data", "--engine", "unix:///nowhere.sock", "-o", "json")
     findings = [json.loads(line) for line in ran.stdout.splitlines()]
@@ -274,7 +300,7 @@ def test_settings_that_cannot_be_are_wrong_use(tmp_path: Path) -> None:
     assert ran.stderr.startswith("fastlane: max_running in environment variable FASTLANE_MAX_RUNNING is 'none'")
 
 
-# ---------------------------------------------------------------------------------------------------------------- a real engine
+# -------------------------------------------------------------------------------------------------------- a real engine
 
 
 @pytest.mark.engine
@@ -282,7 +308,9 @@ def test_a_real_engine_is_well(tmp_path: Path) -> None:
     ran = examined(tmp_path / "data", "--engine", engine_address(), "-o", "json")
     assert ran.returncode == 0, ran.stdout
     found = {finding["check"]: finding for finding in map(json.loads, ran.stdout.splitlines())}
-    assert {found[check]["level"] for check in ("engine", "cgroups", "clock", "data directory", "database", "address")} == {"ok"}
+    assert {
+        found[check]["level"] for check in ("engine", "cgroups", "clock", "data directory", "database", "address")
+    } == {"ok"}
 
 
 @pytest.mark.engine
@@ -299,6 +327,8 @@ def test_an_orphan_on_a_real_engine_is_found(house: House, tmp_path: Path) -> No
         return next(finding for finding in map(json.loads, ran.stdout.splitlines()) if finding["check"] == "containers")
 
     assert containers()["level"] == "ok"
-    house.store.finish(going.execution.id, state=State.FAILED, outcome=Outcome(Reason.REFUSED_BY_ENGINE), logs=[]).result()
+    house.store.finish(
+        going.execution.id, state=State.FAILED, outcome=Outcome(Reason.REFUSED_BY_ENGINE), logs=[]
+    ).result()
     found = containers()
     assert (found["level"], found["found"]) == ("warn", f"1 of executions that are over: {name}")

@@ -1,7 +1,8 @@
-"""Exact, whatever dies: server, engine or both are killed with -9 at random moments, over and over, under jobs that print in every way.
+"""Exact, whatever dies: server, engine or both are killed with -9 at random moments, over and over, under jobs that
+print in every way.
 
-Captured by the recorder each job runs once and ends as it would have, and who followed it all along has every byte of it once, in order.
-One of each round's jobs is hostile: it leaves whatever it can where its server finds it.
+Captured by the recorder each job runs once and ends as it would have, and who followed it all along has every byte of
+it once, in order. One of each round's jobs is hostile: it leaves whatever it can where its server finds it.
 `CHAOS_ROUNDS` kills are made of each kind, at moments that follow from `CHAOS_SEED`; `make chaos` asks for hundreds.
 """
 
@@ -21,8 +22,9 @@ import docker
 import pytest
 
 from fastlane_grpc.client import Backoff, Client
+from fastlane_grpc.execution import Step
 from fastlane_grpc.model import CaptureMode, Cause, Reason, Source, State
-from fastlane_grpc.runner import HostDown, Step
+from fastlane_grpc.runner import HostDown
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.counter import COUNT_ME, CountingNetwork
 from tests.engine import House, engine_address, opened
@@ -60,7 +62,12 @@ LOADS = [
     # More than all buffers on the way hold, of both sources at once.
     Load("seq 1 150000 & seq 1 100000 >&2; wait; exit 7", numbers(150_000), numbers(100_000), 7),
     # Longer than any server lives here.
-    Load("i=0; while [ $i -lt 60 ]; do i=$((i+1)); echo $i; echo e$i >&2; sleep 0.05; done; exit 8", numbers(60), numbers(60, "e"), 8),
+    Load(
+        "i=0; while [ $i -lt 60 ]; do i=$((i+1)); echo $i; echo e$i >&2; sleep 0.05; done; exit 8",
+        numbers(60),
+        numbers(60, "e"),
+        8,
+    ),
     # Over while no server is there, as often as not.
     Load("sleep 0.$((RANDOM % 10)); printf last; exit 9", b"last", b"", 9),
     # Attacks its server, which may be killed at the moment when that helps.
@@ -69,7 +76,8 @@ LOADS = [
 
 
 class Place:
-    """A data directory on an engine, the servers over it one after another, all at one address, and a client that outlives them."""
+    """A data directory on an engine, the servers over it one after another, all at one address, and a client that
+    outlives them."""
 
     def __init__(self, data_dir: Path, engine: str, image: str) -> None:
         self._data_dir = data_dir
@@ -153,7 +161,9 @@ def live_restoring() -> Iterator[OwnEngine]:
     engine.remove()
 
 
-def test_a_server_that_is_killed_costs_no_byte(tmp_path: Path, sdk: docker.DockerClient, image: str, chance: random.Random) -> None:
+def test_a_server_that_is_killed_costs_no_byte(
+    tmp_path: Path, sdk: docker.DockerClient, image: str, chance: random.Random
+) -> None:
     with closing(Place(tmp_path / "data", engine_address(), image)) as place:
         try:
             rounds(place, chance, None, "server")
@@ -163,7 +173,9 @@ def test_a_server_that_is_killed_costs_no_byte(tmp_path: Path, sdk: docker.Docke
 
 @owns_an_engine
 @pytest.mark.parametrize("kill", ["engine", "both"])
-def test_an_engine_that_is_killed_costs_no_byte(tmp_path: Path, live_restoring: OwnEngine, chance: random.Random, kill: str) -> None:
+def test_an_engine_that_is_killed_costs_no_byte(
+    tmp_path: Path, live_restoring: OwnEngine, chance: random.Random, kill: str
+) -> None:
     with closing(Place(tmp_path / "data", live_restoring.address, IMAGE)) as place:
         rounds(place, chance, live_restoring, kill)
 
@@ -194,7 +206,9 @@ def test_forty_that_print_megabytes_at_once_and_end_are_whole(place: Place, burs
         server.kill()
 
 
-def test_of_a_log_far_beyond_its_limit_head_and_newest_part_are_kept_and_the_disk_is_not_filled(tmp_path: Path, image: str) -> None:
+def test_of_a_log_far_beyond_its_limit_head_and_newest_part_are_kept_and_the_disk_is_not_filled(
+    tmp_path: Path, image: str
+) -> None:
     limit, size = 64 << 20, (10_000_000_000 if ROUNDS >= 100 else 200_000_000)
     with opened(tmp_path, image, capture=CaptureMode.RECORDER, max_log_bytes=limit) as house:
         going = house.go("sh -c", f"yes 0123456789abcde | head -c {size}; exit 6", timeout=timedelta(minutes=10))
@@ -252,7 +266,9 @@ def test_an_engine_that_is_killed_around_a_start_runs_nothing_twice(
     ran = 0
     for number in range(ROUNDS):
         name, killer = f"round-{number}", threading.Timer(chance.uniform(0.0, 0.25), engine.kill)
-        house.on_step = lambda step, _, killer=killer: killer.start() if step is Step.FENCED and not killer.ident else None  # type: ignore[misc]
+        house.on_step = lambda step, _, killer=killer: (
+            killer.start() if step is Step.FENCED and not killer.ident else None
+        )  # type: ignore[misc]
         going = house.go("sh -c", ONCE, envs={"NAME": name})
         failure = going.failure()
         killer.join()

@@ -1,4 +1,5 @@
-"""The deletion of trees that a container made: whatever is in them, in bounded memory and steps, and never what links lead to."""
+"""The deletion of trees that a container made: whatever is in them, in bounded memory and steps, and never what links
+lead to."""
 
 import os
 import shutil
@@ -12,8 +13,8 @@ from tempfile import TemporaryDirectory
 import pytest
 from hypothesis import given, settings
 
-from fastlane_grpc import file_tree
-from fastlane_grpc.file_tree import Deletion, disk_bytes
+from fastlane_grpc.machine import file_tree
+from fastlane_grpc.machine.file_tree import Deletion, disk_bytes
 from tests.hostile_tree import few_descriptors, make_deep, make_tree, open_descriptors, trees
 
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="makes files of other users: needs root")

@@ -60,7 +60,9 @@ def test_describe_shows_what_the_contract_says_of_it(server: Server, symbol: str
 def test_a_job_is_put_in_followed_and_looked_at(server: Server, image: str) -> None:
     spec = {"image": image, "args": ["sh", "-c", r"printf 'gr\303\274n\n'; echo oh >&2; exit 3"]}
     job = json.loads(grpcurl(server, "fastlane.v1.JobService/EnqueueJob", task_id="by-hand", spec=spec))["job"]
-    streamed = grpcurl(server, "fastlane.v1.ExecutionService/StreamExecutionLogs", execution_id=job["execution"]["id"], text=True)
+    streamed = grpcurl(
+        server, "fastlane.v1.ExecutionService/StreamExecutionLogs", execution_id=job["execution"]["id"], text=True
+    )
     messages = list(json_values(streamed))
     assert "state" in messages[0]
     end = messages[-1]["end"]
@@ -83,7 +85,11 @@ def test_an_error_says_its_reason(server: Server) -> None:
     details = list(json_values(re.sub(r"^\s*\d+\)\s", "", said.partition("Details:\n")[2], flags=re.MULTILINE)))
     [info] = [detail for detail in details if detail["@type"] == "type.googleapis.com/google.rpc.ErrorInfo"]
     assert (info["domain"], info["reason"]) == ("fastlane", "INVALID_FIELD")
-    [faults] = [detail["field_violations"] for detail in details if detail["@type"] == "type.googleapis.com/google.rpc.BadRequest"]
+    [faults] = [
+        detail["field_violations"]
+        for detail in details
+        if detail["@type"] == "type.googleapis.com/google.rpc.BadRequest"
+    ]
     assert [fault["field"] for fault in faults] == ["task_id", "spec.image"]
 
 

@@ -1,4 +1,5 @@
-"""A server is told to end by SIGTERM and the next one goes on: readers notice a pause, jobs nothing, and no hanging thing delays it."""
+"""A server is told to end by SIGTERM and the next one goes on: readers notice a pause, jobs nothing, and no hanging
+thing delays it."""
 
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -79,7 +80,9 @@ def test_readers_go_on_with_the_next_server_by_themselves(house: House) -> None:
     for log in logs:
         assert (log.end().state, log.end().exit_status) == (pb.STATE_FAILED, 7)
         assert log.stdout.endswith(b"tick\n" + NUMBERS)
-        assert {gap.cause for gap in log.gaps} == ({pb.LogGap.CAUSE_ENGINE} if house.capture is CaptureMode.ATTACH else set())
+        assert {gap.cause for gap in log.gaps} == (
+            {pb.LogGap.CAUSE_ENGINE} if house.capture is CaptureMode.ATTACH else set()
+        )
     assert all(log.cuts for log in logs[:4])
     assert len({log.stdout for log in logs}) == 1
     assert len({tuple(log.gaps) for log in logs}) == 1

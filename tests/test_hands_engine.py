@@ -1,4 +1,5 @@
-"""All that people hold in their hands, over a real server and a real engine: lists, beginnings of ids, last lines, pruning, asyncio."""
+"""All that people hold in their hands, over a real server and a real engine: lists, beginnings of ids, last lines,
+pruning, asyncio."""
 
 import asyncio
 import json
@@ -118,7 +119,7 @@ def test_an_execution_is_stopped_as_a_job_is(client: Client, image: str, task: s
     assert client.stop_execution(job.execution.id).state == pb.STATE_STOPPED
 
 
-# ---------------------------------------------------------------------------------------------------------------- where a tail begins
+# -------------------------------------------------------------------------------------------------- where a tail begins
 
 
 def test_a_tail_begins_with_the_last_lines(client: Client, image: str, task: str) -> None:
@@ -148,7 +149,7 @@ def test_a_cursor_wins_over_lines(client: Client, image: str, task: str) -> None
     assert stdout_of(list(client.tail(job.execution.id, begin, tail_lines=1))) == b"one\ntwo\nthree\n"
 
 
-# ---------------------------------------------------------------------------------------------------------------- pruning
+# -------------------------------------------------------------------------------------------------------------- pruning
 
 
 def test_pruning_deletes_what_is_over_and_first_its_output_if_asked(client: Client, image: str, task: str) -> None:
@@ -169,10 +170,12 @@ def test_pruning_deletes_what_is_over_and_first_its_output_if_asked(client: Clie
     over(client, runs)
 
 
-# ---------------------------------------------------------------------------------------------------------------- asyncio
+# -------------------------------------------------------------------------------------------------------------- asyncio
 
 
-def test_many_jobs_are_followed_side_by_side_on_one_loop(client: Client, running_server: Server, image: str, task: str) -> None:
+def test_many_jobs_are_followed_side_by_side_on_one_loop(
+    client: Client, running_server: Server, image: str, task: str
+) -> None:
     assert client.server_info().version
 
     async def run(client: AsyncClient, number: int) -> tuple[bytes, int]:
@@ -190,10 +193,12 @@ def test_many_jobs_are_followed_side_by_side_on_one_loop(client: Client, running
     assert asyncio.run(main()) == [(f"{number}\n".encode(), number) for number in range(6)]
 
 
-# ---------------------------------------------------------------------------------------------------------------- the command line
+# ----------------------------------------------------------------------------------------------------- the command line
 
 
-def test_the_command_line_shows_stops_and_deletes(client: Client, running_server: Server, image: str, task: str) -> None:
+def test_the_command_line_shows_stops_and_deletes(
+    client: Client, running_server: Server, image: str, task: str
+) -> None:
     [job] = ended(client, task, image, "echo one; echo two; exit 3")
     assert f"{job.id}  {task}  failed" in fastlane(running_server, "jobs", "--task", task).stdout.decode()
     assert json.loads(fastlane(running_server, "job", job.id[:30], "-o", "json").stdout)["id"] == job.id
@@ -203,12 +208,19 @@ def test_the_command_line_shows_stops_and_deletes(client: Client, running_server
     assert task in fastlane(running_server, "tasks").stdout.decode()
     assert re.search(r"^\S+ +up +\d+ of \d+ ", fastlane(running_server, "hosts").stdout.decode(), re.MULTILINE)
     tailed = fastlane(running_server, "logs", "--tail", "1", "-t", job.id[:30])
-    assert (tailed.returncode, re.fullmatch(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z two\n", tailed.stdout) is not None) == (3, True)
+    assert (
+        tailed.returncode,
+        re.fullmatch(rb"\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d\.\d{9}Z two\n", tailed.stdout) is not None,
+    ) == (3, True)
     enqueued = fastlane(running_server, "enqueue", "--task", task, image, "sleep", "60").stdout.decode().strip()
     execution_id = client.job(enqueued).execution.id
     assert fastlane(running_server, "stop", "--grace", "0s", execution_id).returncode == 0
     assert fastlane(running_server, "logs", enqueued).returncode == 130
-    assert fastlane(running_server, "prune", "--older-than", "0s", "--task", task).stdout.decode().startswith("deleted 2 jobs and ")
+    assert (
+        fastlane(running_server, "prune", "--older-than", "0s", "--task", task)
+        .stdout.decode()
+        .startswith("deleted 2 jobs and ")
+    )
     gone = fastlane(running_server, "jobs", "--task", task)
     assert (gone.stdout, gone.stderr) == (b"", b"fastlane: no jobs\n")
 
@@ -216,7 +228,10 @@ def test_the_command_line_shows_stops_and_deletes(client: Client, running_server
 def test_the_doctor_asks_the_server_that_serves(client: Client, running_server: Server) -> None:
     [host] = client.hosts()
     arguments = ["--data-dir", str(running_server.data_dir), "--listen", running_server.address, "-o", "json"]
-    found = {each["check"]: each for each in map(json.loads, fastlane(running_server, "doctor", *arguments).stdout.splitlines())}
+    found = {
+        each["check"]: each
+        for each in map(json.loads, fastlane(running_server, "doctor", *arguments).stdout.splitlines())
+    }
     assert found["address"]["found"].startswith("fastlane ")
     assert found["database"]["level"] == "ok"
     assert f"host {host.name}" in found

@@ -1,4 +1,5 @@
-"""Containers that attack their server through what they share with it, as root and as a user, under a server of root and of a user.
+"""Containers that attack their server through what they share with it, as root and as a user, under a server of root
+and of a user.
 
 Any change to the recorder or to what is mounted for it has to pass this.
 """
@@ -39,14 +40,20 @@ def engine_group() -> int:
 
 
 def python_of_a_user() -> tuple[str, Mapping[str, str]]:
-    """A Python of this version that an ordinary user may execute, and the environment in which it finds what is installed for this one."""
+    """A Python of this version that an ordinary user may execute, and the environment in which it finds what is
+    installed for this one."""
     places = [str(Path(__file__).parents[1]), *(path for path in sys.path if path.endswith("site-packages"))]
     modules = {"PYTHONPATH": os.pathsep.join(places)}
     for python in (sys.executable, f"/usr/bin/python3.{sys.version_info.minor}"):
         environment = {**os.environ, **modules, "PYTHONDONTWRITEBYTECODE": "1"}
         try:
             tried = subprocess.run(
-                [python, "-c", "import fastlane_grpc.app"], user=USER, group=USER, extra_groups=[], env=environment, capture_output=True
+                [python, "-c", "import fastlane_grpc.app"],
+                user=USER,
+                group=USER,
+                extra_groups=[],
+                env=environment,
+                capture_output=True,
             )
         except OSError:
             continue
@@ -155,7 +162,9 @@ def is_pruned(place: Place, client: Client, job_id: str) -> None:
 def test_a_job_can_make_nothing_in_the_directory_that_was_mounted(place: Place, image: str, user: str) -> None:
     tries = f"for i in $(seq 50); do (: >{BOX}/log || : >{BOX}/$i || mkdir {BOX}/d) 2>/dev/null && echo made; done; ls -A {BOX}; exit 7"
     with place.serving() as (_, client):
-        jobs = [client.enqueue("hostile", image, args=["sh", "-c", tries], user=user, read_only_root=True) for _ in range(8)]
+        jobs = [
+            client.enqueue("hostile", image, args=["sh", "-c", tries], user=user, read_only_root=True) for _ in range(8)
+        ]
         for job in jobs:
             reader = Reader(client, job.execution.id)
             ends_as_it_should(reader, 7, b"")
@@ -180,8 +189,11 @@ def test_a_job_that_attacks_its_server_in_every_way_ends_as_it_would_have(place:
 
 
 @contextmanager
-def without_a_server(place: Place, sdk: docker.DockerClient, image: str, script: str, **options: object) -> Iterator[tuple[str, Container]]:
-    """The id of a job whose container was started, and has begun, while there was no server to take the mounted directory away."""
+def without_a_server(
+    place: Place, sdk: docker.DockerClient, image: str, script: str, **options: object
+) -> Iterator[tuple[str, Container]]:
+    """The id of a job whose container was started, and has begun, while there was no server to take the mounted
+    directory away."""
     server = place.server(kill_at="fenced", listen="127.0.0.1:0")
     with Client(server.address) as client:
         job = client.enqueue("hostile", image, args=["sh", "-c", script], **options)  # type: ignore[arg-type]
@@ -197,7 +209,9 @@ def has_printed(place: Place, execution_id: str, content: bytes) -> bool:
 
 
 @both_users
-def test_what_a_job_left_while_no_server_was_there_is_of_no_account(place: Place, sdk: docker.DockerClient, image: str, user: str) -> None:
+def test_what_a_job_left_while_no_server_was_there_is_of_no_account(
+    place: Place, sdk: docker.DockerClient, image: str, user: str
+) -> None:
     script = f"{ALL}; echo attacked; while [ ! -e /tmp/go ]; do sleep 0.05; done; exit 7"
     with without_a_server(place, sdk, image, script, user=user) as (job_id, container):
         execution_id = next(iter(containers(sdk, place.data_dir).values()))
@@ -224,7 +238,9 @@ def test_what_a_job_left_while_no_server_was_there_is_of_no_account(place: Place
             assert (reader.end().state, reader.stdout) == (pb.STATE_SUCCEEDED, b"next\n")
 
 
-def test_a_command_waits_for_its_server_no_longer_than_a_moment(place: Place, sdk: docker.DockerClient, image: str) -> None:
+def test_a_command_waits_for_its_server_no_longer_than_a_moment(
+    place: Place, sdk: docker.DockerClient, image: str
+) -> None:
     with without_a_server(place, sdk, image, "echo ran; exit 7") as (_, container):
         execution_id = next(iter(containers(sdk, place.data_dir).values()))
         began = time.monotonic()
@@ -252,7 +268,9 @@ def test_a_record_that_is_deleted_while_it_is_written_is_lost(place: Place, imag
         assert "not run" not in execution.outcome.detail
 
 
-def test_a_record_that_was_deleted_while_no_server_was_there_is_not_begun_anew(place: Place, sdk: docker.DockerClient, image: str) -> None:
+def test_a_record_that_was_deleted_while_no_server_was_there_is_not_begun_anew(
+    place: Place, sdk: docker.DockerClient, image: str
+) -> None:
     with without_a_server(place, sdk, image, "echo ran") as (_, container):
         execution_id = next(iter(containers(sdk, place.data_dir).values()))
         container.wait()

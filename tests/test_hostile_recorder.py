@@ -1,4 +1,5 @@
-"""What a job can do to the recorder that is PID 1 of its own container, as root and as a user; docs/security.md tells it line by line."""
+"""What a job can do to the recorder that is PID 1 of its own container, as root and as a user; docs/security.md tells
+it line by line."""
 
 import io
 import shutil
@@ -12,8 +13,8 @@ from pathlib import Path
 import docker
 import pytest
 
+from fastlane_grpc.execution import Step
 from fastlane_grpc.model import CaptureMode, Cause, Execution, Limits, Outcome, Reason, Source, State
-from fastlane_grpc.runner import Step
 from tests.engine import House, busybox_tar, opened
 from tests.recorder_program import not_here
 from tests.tools import PATH
@@ -65,7 +66,11 @@ def gaps(house: House, execution: Execution) -> list[tuple[Source, int | None, C
 
 def test_no_limit_of_the_recorder_can_be_set(house: House, user: str) -> None:
     execution = house.sh("hostile limit; echo stored; exit 7", user=user)
-    assert (outcome(execution).exit_code, house.output(execution.id).stdout, gaps(house, execution)) == (7, b"tried\nstored\n", [])
+    assert (outcome(execution).exit_code, house.output(execution.id).stdout, gaps(house, execution)) == (
+        7,
+        b"tried\nstored\n",
+        [],
+    )
 
 
 def test_the_command_has_the_user_and_the_groups_that_it_would_have(house: House, user: str) -> None:
@@ -93,7 +98,11 @@ def test_a_hard_stop_cannot_be_forged_and_one_of_the_server_is_believed(house: H
 def test_a_user_cannot_make_the_kernel_kill_the_recorder_for_memory(house: House) -> None:
     script = "echo 1000 >/proc/1/oom_score_adj; hostile eat; echo stored; exit 7"
     execution = house.sh(script, user="nobody", limits=Limits(memory_bytes=24 << 20))
-    assert (outcome(execution).exit_code, house.output(execution.id).stdout, gaps(house, execution)) == (7, b"stored\n", [])
+    assert (outcome(execution).exit_code, house.output(execution.id).stdout, gaps(house, execution)) == (
+        7,
+        b"stored\n",
+        [],
+    )
 
 
 def test_root_can_have_its_own_recorder_killed_for_memory_which_is_said(house: House) -> None:
@@ -112,7 +121,8 @@ def test_a_job_may_slow_down_its_own_recorder_and_loses_nothing(house: House, us
 
 
 def limit_files_of(house: House, execution_id: str, limit: int) -> None:
-    """As an administrator may, who is on the machine; or as a job could where an engine's own filter of system calls forbids ours."""
+    """As an administrator may, who is on the machine; or as a job could where an engine's own filter of system calls
+    forbids ours."""
     with closing(docker.DockerClient(house.address)) as sdk:
         recorder = sdk.containers.get(house.execution(execution_id).container_name).attrs["State"]["Pid"]
     command = ["prlimit", f"--pid={recorder}", f"--fsize={limit}:{limit}"]
@@ -125,7 +135,11 @@ def test_a_recorder_that_may_not_write_any_more_ends_its_command_at_once(house: 
     house.wait_for_output(going.id, b"more\n")
     limit_files_of(house, going.id, 0)
     execution = going.result()
-    assert (execution.state, outcome(execution).reason, outcome(execution).exit_code) == (State.FAILED, Reason.EXIT_CODE, 137)
+    assert (execution.state, outcome(execution).reason, outcome(execution).exit_code) == (
+        State.FAILED,
+        Reason.EXIT_CODE,
+        137,
+    )
     assert "RLIMIT_FSIZE" in outcome(execution).detail
     output = house.output(execution.id)
     assert output.stdout.startswith(b"stored\nmore\n")

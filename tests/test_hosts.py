@@ -1,4 +1,5 @@
-"""One server on two real engines: both have work, each may be killed, hang or go for good, and the other one goes on."""
+"""One server on two real engines: both have work, each may be killed, hang or go for good, and the other one goes
+on."""
 
 import os
 import shutil
@@ -25,7 +26,9 @@ from tests.serving import Server
 pytestmark = [
     pytest.mark.engine,
     pytest.mark.timeout(300),
-    pytest.mark.skipif(os.geteuid() != 0 or not shutil.which("dockerd"), reason="starts engines of its own: needs root and dockerd"),
+    pytest.mark.skipif(
+        os.geteuid() != 0 or not shutil.which("dockerd"), reason="starts engines of its own: needs root and dockerd"
+    ),
 ]
 
 UP, DOWN = pb.Host.AVAILABILITY_UP, pb.Host.AVAILABILITY_DOWN
@@ -63,7 +66,10 @@ class House:
         """The next server, with these hosts and no other, each with so many places."""
         for server in self._servers:
             assert server.stop() == 0
-        tables = [f'[[hosts]]\nname = "{name}"\nengine = "{self.engines[name].address}"\nmax_running = {max_running}\n' for name in hosts]
+        tables = [
+            f'[[hosts]]\nname = "{name}"\nengine = "{self.engines[name].address}"\nmax_running = {max_running}\n'
+            for name in hosts
+        ]
         file = self.directory / "fastlane.toml"
         file.write_text("\n".join(tables))
         self._servers = [Server(self.directory / "data", config=str(file))]
@@ -72,7 +78,9 @@ class House:
         self._clients.append(self.client)
 
     def hosts(self) -> Mapping[str, pb.Host]:
-        return {host.name: host for host in pb_grpc.HostServiceStub(self.channel).ListHosts(pb.ListHostsRequest()).hosts}
+        return {
+            host.name: host for host in pb_grpc.HostServiceStub(self.channel).ListHosts(pb.ListHostsRequest()).hosts
+        }
 
     def until(self, true: Callable[[Mapping[str, pb.Host]], bool]) -> Mapping[str, pb.Host]:
         """The hosts, as soon as that is so of them."""
@@ -128,7 +136,10 @@ def test_of_two_engines_one_is_killed_then_the_other_hangs_and_every_job_is_whol
     hosts = house.until(lambda hosts: all(host.availability == UP for host in hosts.values()))
     assert list(hosts) == ["a", "b"]
     assert [host.address for host in hosts.values()] == [house.engines[name].address for name in ("a", "b")]
-    assert all(host.capture == pb.Host.CAPTURE_RECORDER and not host.capture_reason and host.engine_version for host in hosts.values())
+    assert all(
+        host.capture == pb.Host.CAPTURE_RECORDER and not host.capture_reason and host.engine_version
+        for host in hosts.values()
+    )
 
     readers = house.work(8)
     for reader in readers[:4]:
@@ -192,7 +203,9 @@ def test_why_a_job_waits_is_told_when_no_host_is_up(house: House) -> None:
     house.until(lambda hosts: all(host.availability == UP for host in hosts.values()))
 
 
-def test_what_ran_on_a_host_that_is_configured_no_more_is_lost_with_its_log_and_what_waited_runs_elsewhere(house: House) -> None:
+def test_what_ran_on_a_host_that_is_configured_no_more_is_lost_with_its_log_and_what_waited_runs_elsewhere(
+    house: House,
+) -> None:
     house.server("b", max_running=1)
     [running], [waiting] = house.work(1, LONG), house.work(1)
     running.wait_for_output(b"begun\n")

@@ -1,4 +1,5 @@
-"""The house is in order: what is said twice agrees, what is generated fits what is installed, and each tool says what it is for."""
+"""The house is in order: what is said twice agrees, what is generated fits what is installed, and each tool says what
+it is for."""
 
 import ast
 import inspect
@@ -45,7 +46,7 @@ def only_match(pattern: str, text: str) -> tuple[str, ...]:
     return match.groups()
 
 
-# ---------------------------------------------------------------------------------------------------------------- the tools
+# ------------------------------------------------------------------------------------------------------------ the tools
 
 
 def test_make_alone_says_what_can_be_made() -> None:
@@ -65,7 +66,7 @@ def test_every_tool_can_be_run_and_ends_where_it_fails() -> None:
         assert re.fullmatch(r"set -e?uo pipefail", strictness), path.name
 
 
-# ---------------------------------------------------------------------------------------------------------------- versions
+# ------------------------------------------------------------------------------------------------------------- versions
 
 
 def test_the_changelog_begins_with_the_version_of_the_project() -> None:
@@ -83,13 +84,17 @@ def test_what_is_installed_is_at_least_what_the_generated_code_demands() -> None
 
 def test_the_versions_that_are_tested_are_pinned_and_allowed() -> None:
     lines = (ROOT / ".ci" / "constraints.txt").read_text().splitlines()
-    pinned = {name: Version(version) for name, _, version in (line.partition("==") for line in lines if line[:1] != "#")}
+    pinned = {
+        name: Version(version) for name, _, version in (line.partition("==") for line in lines if line[:1] != "#")
+    }
     for name, requirement in requirements().items():
         assert name in pinned, f"{name} is not pinned"
-        assert requirement.specifier.contains(pinned[name]), f"{name} is pinned to {pinned[name]}, which is not {requirement.specifier}"
+        assert requirement.specifier.contains(pinned[name]), (
+            f"{name} is pinned to {pinned[name]}, which is not {requirement.specifier}"
+        )
 
 
-# ---------------------------------------------------------------------------------------------------------------- the contract
+# --------------------------------------------------------------------------------------------------------- the contract
 
 
 def test_the_descriptors_served_with_comments_are_those_of_the_generated_code() -> None:
@@ -110,7 +115,7 @@ def messages(roots: "list[descriptor_pb2.DescriptorProto]") -> "list[descriptor_
     return [each for root in roots for each in (root, *messages(list(root.nested_type)))]
 
 
-# ---------------------------------------------------------------------------------------------------------------- what is nowhere
+# ------------------------------------------------------------------------------------------------------ what is nowhere
 
 
 def test_the_environment_is_read_in_config_and_handed_down_by_the_command_line_alone() -> None:

@@ -1,4 +1,5 @@
-"""Where the images of jobs come from: the host, by tag and by id, and a real registry with a port; when one is pulled, and when not."""
+"""Where the images of jobs come from: the host, by tag and by id, and a real registry with a port; when one is pulled,
+and when not."""
 
 from collections.abc import Iterator
 
@@ -22,7 +23,9 @@ def client(tmp_path_factory: pytest.TempPathFactory, sdk: docker.DockerClient) -
 
 
 @pytest.fixture(scope="module")
-def registry(tmp_path_factory: pytest.TempPathFactory, sdk: docker.DockerClient, image: str) -> Iterator[DockerRegistry]:
+def registry(
+    tmp_path_factory: pytest.TempPathFactory, sdk: docker.DockerClient, image: str
+) -> Iterator[DockerRegistry]:
     with docker_registry(tmp_path_factory.mktemp("registry"), sdk, image) as registry:
         yield registry
 
@@ -74,7 +77,9 @@ def test_an_image_is_pulled_from_a_registry_by_digest(client: Client, registry: 
     assert "pulling" not in run(client, f"{registry.address}/greet/exact@{digest}").system
 
 
-def test_without_a_tag_it_is_latest_and_no_other(client: Client, registry: DockerRegistry, sdk: docker.DockerClient) -> None:
+def test_without_a_tag_it_is_latest_and_no_other(
+    client: Client, registry: DockerRegistry, sdk: docker.DockerClient
+) -> None:
     registry.push("greet/tags:other", "other")
     registry.push("greet/tags:latest", "latest")
     assert run(client, f"{registry.address}/greet/tags").stdout == b"latest\n"

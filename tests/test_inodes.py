@@ -1,4 +1,5 @@
-"""A disk that has room and no inodes is noticed as one that is full: before a job is taken, and by those that wait for it."""
+"""A disk that has room and no inodes is noticed as one that is full: before a job is taken, and by those that wait for
+it."""
 
 import os
 import subprocess
@@ -12,7 +13,7 @@ import docker
 import pytest
 
 from fastlane_grpc.client import Client, Exhausted
-from fastlane_grpc.directory import free_inodes, least_free_inodes, missing_room
+from fastlane_grpc.machine.data_directory import free_inodes, least_free_inodes, missing_room
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.reading import Reader
 from tests.serving import serving_on
@@ -69,11 +70,18 @@ def test_a_file_system_that_counts_no_inodes_is_not_refused() -> None:
 
 
 @pytest.mark.engine
-def test_without_inodes_no_job_is_taken_and_what_has_a_place_says_that_it_waits(disk: Path, sdk: docker.DockerClient, image: str) -> None:
+def test_without_inodes_no_job_is_taken_and_what_has_a_place_says_that_it_waits(
+    disk: Path, sdk: docker.DockerClient, image: str
+) -> None:
     data_dir = disk / "data"
-    with serving_on(sdk, data_dir, max_running=1) as server, Client(server.address, retry_for=0) as client, health(server, "") as whole:
+    with (
+        serving_on(sdk, data_dir, max_running=1) as server,
+        Client(server.address, retry_for=0) as client,
+        health(server, "") as whole,
+    ):
         assert next(whole) == SERVING
-        # One has the only place until it is told; the other one waits for the place, and gets it when there are no inodes.
+        # One has the only place until it is told; the other one waits for the place, and gets it when there are no
+        # inodes.
         first = client.enqueue("t", image, args=["sh", "-c", "until [ -e /tmp/go ]; do sleep 0.05; done"])
         Reader(client, first.execution.id).wait_for_state(pb.STATE_RUNNING)
         second = client.enqueue("t", image, "echo ran").execution.id

@@ -1,4 +1,5 @@
-"""Every field of a job's spec reaches the store, the answers and the container. A field that is new fails here until it is handled."""
+"""Every field of a job's spec reaches the store, the answers and the container. A field that is new fails here until it
+is handled."""
 
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
@@ -11,7 +12,7 @@ from google.protobuf.message import Message
 
 from fastlane_grpc.app import Server
 from fastlane_grpc.config import HostSettings, Settings
-from fastlane_grpc.runner.container import container_body
+from fastlane_grpc.docker.container_body import container_body
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
 
@@ -36,12 +37,19 @@ VALUES: Mapping[str, tuple[Any, Any]] = {
     "priority": (-3, 3),
     "labels": ({"team": "mail"}, {"team": "web"}),
     "start_in": (duration_pb2.Duration(seconds=3600, nanos=5000), duration_pb2.Duration(seconds=1800)),
-    "start_at": (timestamp_pb2.Timestamp(seconds=2_000_000_000, nanos=5000), timestamp_pb2.Timestamp(seconds=2_000_000_001)),
-    "expire_time": (timestamp_pb2.Timestamp(seconds=2_000_000_000, nanos=5000), timestamp_pb2.Timestamp(seconds=2_000_000_001)),
+    "start_at": (
+        timestamp_pb2.Timestamp(seconds=2_000_000_000, nanos=5000),
+        timestamp_pb2.Timestamp(seconds=2_000_000_001),
+    ),
+    "expire_time": (
+        timestamp_pb2.Timestamp(seconds=2_000_000_000, nanos=5000),
+        timestamp_pb2.Timestamp(seconds=2_000_000_001),
+    ),
     "metadata": (struct_pb2.Struct(fields={"n": struct_pb2.Value(number_value=1)}), struct_pb2.Struct()),
 }
 
-# What the body of its container has of the first value. What is not here is carried out by fastlane, and no affair of the engine.
+# What the body of its container has of the first value. What is not here is carried out by fastlane, and no affair of
+# the engine.
 IN_CONTAINER: Mapping[str, Mapping[str, Any]] = {
     "image": {"Image": "alpine"},
     "command": {"Cmd": ["python", "a b"]},
@@ -109,7 +117,9 @@ def test_every_field_is_tried_here() -> None:
 
 
 @pytest.mark.parametrize("path", VALUES)
-async def test_a_field_survives_from_the_request_to_the_answer_and_the_container(path: str, server: Server, jobs: Any) -> None:
+async def test_a_field_survives_from_the_request_to_the_answer_and_the_container(
+    path: str, server: Server, jobs: Any
+) -> None:
     spec = spec_with(path, VALUES[path][0])
     assert spec != pb.JobSpec(image="busybox")
     kept = (await jobs.EnqueueJob(pb.EnqueueJobRequest(task_id="t", spec=spec))).job
@@ -126,7 +136,9 @@ async def test_a_field_survives_from_the_request_to_the_answer_and_the_container
 
 @pytest.mark.parametrize("path", VALUES)
 async def test_a_request_id_is_refused_where_the_field_has_another_value(path: str, jobs: Any) -> None:
-    first, second = (pb.EnqueueJobRequest(task_id="same", spec=spec_with(path, value), request_id=path) for value in VALUES[path])
+    first, second = (
+        pb.EnqueueJobRequest(task_id="same", spec=spec_with(path, value), request_id=path) for value in VALUES[path]
+    )
     await jobs.EnqueueJob(first)
     assert (await jobs.EnqueueJob(first)).existing
     with pytest.raises(grpc.aio.AioRpcError) as refused:
@@ -160,4 +172,6 @@ def _differences(one: Mapping[str, Any], other: Mapping[str, Any]) -> set[str]:
 
 
 def _holds(body: Mapping[str, Any], part: Mapping[str, Any]) -> bool:
-    return all(_holds(body[key], value) if isinstance(value, Mapping) else body[key] == value for key, value in part.items())
+    return all(
+        _holds(body[key], value) if isinstance(value, Mapping) else body[key] == value for key, value in part.items()
+    )

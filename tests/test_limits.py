@@ -96,7 +96,9 @@ def test_the_limit_is_exact_and_used_to_the_full(tmp_path: Path, sdk: docker.Doc
 # -- two servers on one engine
 
 
-def test_two_servers_on_one_engine_leave_each_others_containers_alone(tmp_path: Path, sdk: docker.DockerClient, image: str) -> None:
+def test_two_servers_on_one_engine_leave_each_others_containers_alone(
+    tmp_path: Path, sdk: docker.DockerClient, image: str
+) -> None:
     until_told = "echo begin; until [ -e /tmp/go ]; do sleep 0.05; done; echo told"
     one_dir, other_dir = tmp_path / "one", tmp_path / "other"
     # Killed between the end of its first job and the removal of that container.
@@ -110,7 +112,11 @@ def test_two_servers_on_one_engine_leave_each_others_containers_alone(tmp_path: 
         one.wait()
         (their_container,) = containers(sdk, other_dir)
         assert len(containers(sdk, one_dir)) == 2
-        with closing(Witness(sdk, instance(one_dir))) as witness, serving(one_dir) as next_one, Client(next_one.address) as next_client:
+        with (
+            closing(Witness(sdk, instance(one_dir))) as witness,
+            serving(one_dir) as next_one,
+            Client(next_one.address) as next_client,
+        ):
             # It sweeps away what it left, and goes on with what runs. What is the other's it does not touch.
             witness.wait_for_removed(1)
             assert [*containers(sdk, one_dir).values()] == [ours]
@@ -168,10 +174,14 @@ def test_without_an_engine_jobs_wait_and_say_for_what(tmp_path: Path, sdk: docke
                 proxy.shut()
 
 
-def test_a_second_server_on_the_directory_is_refused_and_the_first_goes_on(tmp_path: Path, sdk: docker.DockerClient, image: str) -> None:
+def test_a_second_server_on_the_directory_is_refused_and_the_first_goes_on(
+    tmp_path: Path, sdk: docker.DockerClient, image: str
+) -> None:
     data_dir = tmp_path / "data"
     with serving_on(sdk, data_dir) as server, Client(server.address) as client:
-        log = Reader(client, client.enqueue("first", image, args=["sh", "-c", "echo begin; sleep 1; echo end"]).execution.id)
+        log = Reader(
+            client, client.enqueue("first", image, args=["sh", "-c", "echo begin; sleep 1; echo end"]).execution.id
+        )
         log.wait_for_output(b"begin\n")
         with pytest.raises(RuntimeError, match=f"another server .process {server.process.pid}. uses"):
             Server(data_dir)

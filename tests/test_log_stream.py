@@ -1,4 +1,5 @@
-"""StreamExecutionLogs over real gRPC: where a stream begins, and where one goes on that was cut. No engine: the test is the runner."""
+"""StreamExecutionLogs over real gRPC: where a stream begins, and where one goes on that was cut. No engine: the test is
+the runner."""
 
 import os
 import time
@@ -102,7 +103,11 @@ async def test_the_last_lines_of_both_sources_together_and_our_own_from_there_on
         messages = await read(house, execution.id, tail_lines=2, follow=follow)
         assert all_of(messages) == {OUT: b"5\n6", ERR: b"", SYSTEM: b"told to stop\n"}
         messages = await read(house, execution.id, tail_lines=8, follow=follow)
-        assert all_of(messages) == {OUT: b"1\n2\n3\n4\n5\n6", ERR: b"a\nb\n", SYSTEM: b"pulled\nbetween\ntold to stop\n"}
+        assert all_of(messages) == {
+            OUT: b"1\n2\n3\n4\n5\n6",
+            ERR: b"a\nb\n",
+            SYSTEM: b"pulled\nbetween\ntold to stop\n",
+        }
         if not follow:
             await house.finish(execution, writer)
 
@@ -115,11 +120,23 @@ async def test_only_lines_of_the_sources_asked_for_are_counted(house: House) -> 
         writer.write([(OUT, b"%d\n" % number), (ERR, b"e%d\n" % number)], time.time_ns())
     await house.finish(execution, writer)
     assert all_of(await read(house, execution.id, tail_lines=2, sources=[1])) == {OUT: b"8\n9\n", ERR: b"", SYSTEM: b""}
-    assert all_of(await read(house, execution.id, tail_lines=2, sources=[2, 3])) == {OUT: b"", ERR: b"e8\ne9\n", SYSTEM: b""}
-    assert all_of(await read(house, execution.id, tail_lines=1, sources=[3])) == {OUT: b"", ERR: b"", SYSTEM: b"another one\n"}
+    assert all_of(await read(house, execution.id, tail_lines=2, sources=[2, 3])) == {
+        OUT: b"",
+        ERR: b"e8\ne9\n",
+        SYSTEM: b"",
+    }
+    assert all_of(await read(house, execution.id, tail_lines=1, sources=[3])) == {
+        OUT: b"",
+        ERR: b"",
+        SYSTEM: b"another one\n",
+    }
     # Who then wants other sources gets them from that place on.
     (state, *_) = await read(house, execution.id, tail_lines=2, sources=[1])
-    assert all_of(await read(house, execution.id, cursor=state.cursor)) == {OUT: b"8\n9\n", ERR: b"e8\ne9\n", SYSTEM: b""}
+    assert all_of(await read(house, execution.id, cursor=state.cursor)) == {
+        OUT: b"8\n9\n",
+        ERR: b"e8\ne9\n",
+        SYSTEM: b"",
+    }
 
 
 async def test_the_first_cursor_is_the_begin_that_was_found(house: House) -> None:
@@ -212,7 +229,11 @@ async def test_a_begin_that_is_none_is_refused_by_name(house: House) -> None:
         faults = detail(refused.value, error_details_pb2.BadRequest)
         assert faults is not None
         assert [fault.field for fault in faults.field_violations] == [field]
-    for begin in ({"tail_lines": 1_000_000}, {"since_time": Timestamp(seconds=-1)}, {"since_time": Timestamp(seconds=1 << 37)}):
+    for begin in (
+        {"tail_lines": 1_000_000},
+        {"since_time": Timestamp(seconds=-1)},
+        {"since_time": Timestamp(seconds=1 << 37)},
+    ):
         assert events(await read(house, job.execution.id, follow=False, **begin)) == ["state", "end"]
 
 
@@ -256,10 +277,16 @@ async def test_who_waits_is_told_for_what_and_how_many_go_before(house: House) -
     execution, _ = await house.begin()
     assert await ahead(house, jobs[2]) == [1] * 3
     (state, *_) = await read(house, jobs[2].execution.id, follow=False)
-    assert (state.state.waiting.reason, state.state.waiting.detail) == (pb.WAIT_REASON_NO_FREE_PLACE, "8 of 8 places taken")
+    assert (state.state.waiting.reason, state.state.waiting.detail) == (
+        pb.WAIT_REASON_NO_FREE_PLACE,
+        "8 of 8 places taken",
+    )
     house.places.host_error = "host 'local' does not answer"
     (state, *_) = await read(house, jobs[2].execution.id, follow=False)
-    assert (state.state.waiting.reason, state.state.waiting.detail) == (pb.WAIT_REASON_HOST_DOWN, "host 'local' does not answer")
+    assert (state.state.waiting.reason, state.state.waiting.detail) == (
+        pb.WAIT_REASON_HOST_DOWN,
+        "host 'local' does not answer",
+    )
     (state, *_) = await read(house, execution.id, follow=False)
     assert not state.state.HasField("waiting")
 
@@ -279,7 +306,9 @@ async def test_a_reader_is_told_when_what_it_waits_for_has_changed_and_else_that
     stream.cancel()
 
 
-async def test_one_line_says_that_it_waits_where_somebody_looks_and_no_file_is_made_where_nobody_does(house: House) -> None:
+async def test_one_line_says_that_it_waits_where_somebody_looks_and_no_file_is_made_where_nobody_does(
+    house: House,
+) -> None:
     jobs = [await house.enqueue() for _ in range(4)]
     id = jobs[3].execution.id
     streams = [house.stream(id, heartbeat_interval=Duration(seconds=1)) for _ in range(3)]
@@ -306,7 +335,9 @@ async def test_one_line_says_that_it_waits_where_somebody_looks_and_no_file_is_m
     assert data(await read(house, id), SYSTEM) == line
 
 
-async def test_of_what_is_stopped_while_it_waits_nothing_stays_open_and_its_log_is_known_to_who_prunes(house: House) -> None:
+async def test_of_what_is_stopped_while_it_waits_nothing_stays_open_and_its_log_is_known_to_who_prunes(
+    house: House,
+) -> None:
     by_job, by_itself = await house.enqueue(), await house.enqueue()
     # Both were claimed, and went back.
     await house.store.claim_on(["local"] * 2)
@@ -339,11 +370,21 @@ async def refusal(stream: Stream) -> grpc.aio.AioRpcError:
     return refused.value
 
 
-async def test_a_cursor_that_is_damaged_or_of_another_execution_is_refused_whatever_else_is_asked_for(house: House) -> None:
+async def test_a_cursor_that_is_damaged_or_of_another_execution_is_refused_whatever_else_is_asked_for(
+    house: House,
+) -> None:
     execution, writer = await running(house)
     writer.write([(OUT, b"abc")], time.time_ns())
     id, other = execution.id, new_id()
-    for cursor in ("x", f"1.{id}.1.2.3", f"1.{id}.01.0.0.1", f"1.{id}.-1.0.0.1", f"2.{id}.0.0.0.0", f"1.{id}.0.0.0.0\n", "1." * 5_000):
+    for cursor in (
+        "x",
+        f"1.{id}.1.2.3",
+        f"1.{id}.01.0.0.1",
+        f"1.{id}.-1.0.0.1",
+        f"2.{id}.0.0.0.0",
+        f"1.{id}.0.0.0.0\n",
+        "1." * 5_000,
+    ):
         refused = await refusal(house.stream(id, cursor=cursor, follow=False, tail_lines=1))
         assert (refused.code(), reason(refused)) == (grpc.StatusCode.INVALID_ARGUMENT, "CURSOR_INVALID")
     refused = await refusal(house.stream(id, cursor=f"1.{other}.0.0.0.0", text=True, since_time=at(0)))
@@ -371,7 +412,11 @@ async def test_a_cursor_ahead_of_a_log_that_grows_waits_until_it_is_reached(hous
 async def test_a_cursor_that_is_never_reached_is_out_of_range_at_the_seal(house: House) -> None:
     execution, writer = await running(house)
     writer.write([(OUT, b"abc")], time.time_ns())
-    streams = [house.stream(execution.id, cursor=f"1.{execution.id}.{place}", text=text) for place in AHEAD for text in (False, True)]
+    streams = [
+        house.stream(execution.id, cursor=f"1.{execution.id}.{place}", text=text)
+        for place in AHEAD
+        for text in (False, True)
+    ]
     for stream in streams:
         assert (await next_of(stream)).HasField("state")
     await house.finish(execution, writer)
@@ -418,7 +463,11 @@ async def test_who_goes_on_with_other_sources_gets_what_is_after_the_cursor(hous
     writer.write([(OUT, b"3"), (ERR, b"c")], time.time_ns())
     await house.finish(execution, writer)
     half = next(message for message in await read(house, execution.id) if b"2" in data([message], OUT)).cursor
-    assert all_of(await read(house, execution.id, cursor=half, sources=[1, 3])) == {OUT: b"3", ERR: b"", SYSTEM: b"second\n"}
+    assert all_of(await read(house, execution.id, cursor=half, sources=[1, 3])) == {
+        OUT: b"3",
+        ERR: b"",
+        SYSTEM: b"second\n",
+    }
     # What was passed over of a source that was not asked for does not come later.
     only = [message for message in await read(house, execution.id, sources=[1]) if message.chunks]
     assert all_of(await read(house, execution.id, cursor=only[-1].cursor))[OUT] == b""
@@ -493,12 +542,16 @@ async def test_any_begin_of_any_log_is_what_the_model_says(
     await house.close()
 
 
-def model(came: Sequence[tuple[int, Source, bytes]], tail_lines: int | None, since: int | None, wanted: set[Source]) -> dict[Source, bytes]:
+def model(
+    came: Sequence[tuple[int, Source, bytes]], tail_lines: int | None, since: int | None, wanted: set[Source]
+) -> dict[Source, bytes]:
     """What is to be sent of bytes in their order: of each source the rest from the later of its two begins on."""
     counted = wanted & {OUT, ERR} or {SYSTEM}
     begins = dict.fromkeys(Source, 0)
     if since is not None:
-        begins = {source: next((n for n, (second, *_) in enumerate(came) if second >= since), len(came)) for source in Source}
+        begins = {
+            source: next((n for n, (second, *_) in enumerate(came) if second >= since), len(came)) for source in Source
+        }
     if tail_lines is not None:
         lines = lines_of(came, counted)
         if tail_lines == 0:
@@ -507,7 +560,10 @@ def model(came: Sequence[tuple[int, Source, bytes]], tail_lines: int | None, sin
             last = lines[-tail_lines:]
             first = min(begin for _, _, begin in last)
             for source in Source:
-                own = min((begin for _, its, begin in last if its is source), default=len(came) if source in counted else first)
+                own = min(
+                    (begin for _, its, begin in last if its is source),
+                    default=len(came) if source in counted else first,
+                )
                 begins[source] = max(begins[source], own)
     return {
         source: b"".join(byte for n, (_, its, byte) in enumerate(came) if its is source and n >= begins[source])
@@ -518,7 +574,8 @@ def model(came: Sequence[tuple[int, Source, bytes]], tail_lines: int | None, sin
 
 
 def lines_of(came: Sequence[tuple[int, Source, bytes]], counted: set[Source]) -> list[tuple[int, Source, int]]:
-    """Of each line the place of its end, its source, and the place of its first byte, or of a gap before that; by their ends."""
+    """Of each line the place of its end, its source, and the place of its first byte, or of a gap before that; by their
+    ends."""
     open_lines: dict[Source, tuple[int, int]] = {}
     gaps: dict[Source, int] = {}
     lines = []

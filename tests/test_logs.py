@@ -1,4 +1,5 @@
-"""Readers of logs over real records: whoever comes when, and however often it is cut off, gets the same bytes, each once."""
+"""Readers of logs over real records: whoever comes when, and however often it is cut off, gets the same bytes, each
+once."""
 
 import asyncio
 import errno
@@ -42,7 +43,13 @@ class House(Parts):
         return RecordWriter.create(self.logs.output_path(execution_id), execution_id=execution_id, capture="test")
 
     async def rest(
-        self, execution_id: str, cursor: str = "", sources: Sequence[Source] = (), *, text: bool = False, totals: Sequence[LogTotals] = ()
+        self,
+        execution_id: str,
+        cursor: str = "",
+        sources: Sequence[Source] = (),
+        *,
+        text: bool = False,
+        totals: Sequence[LogTotals] = (),
     ) -> list[Response]:
         """Everything after the cursor that is there now, and then the end of a log that holds `totals`."""
         with self.tails.watching(execution_id) as watch:
@@ -141,7 +148,9 @@ async def test_only_the_sources_that_were_asked_for(house: House) -> None:
     house.writer(id).write([(OUT, b"1"), (ERR, b"2"), (OUT, b"3")], time.time_ns())
     house.logs.system(id, "hello")
     messages = await house.rest(id, sources=[ERR])
-    assert [(chunk.source, chunk.data) for message in messages for chunk in message.chunks] == [(pb.SOURCE_STDERR, b"2")]
+    assert [(chunk.source, chunk.data) for message in messages for chunk in message.chunks] == [
+        (pb.SOURCE_STDERR, b"2")
+    ]
     both = await house.rest(id, sources=[ERR, SYSTEM])
     assert (data(both, ERR), data(both, SYSTEM)) == (b"2", b"hello\n")
 
@@ -155,7 +164,13 @@ async def test_system_lines_stand_where_they_were_written(house: House) -> None:
     writer.write([(OUT, b"two")], time.time_ns())
     house.logs.system(id, "end")
     messages = await house.rest(id)
-    assert [chunk.data for message in messages for chunk in message.chunks] == [b"begin\n", b"one", b"between\n", b"two", b"end\n"]
+    assert [chunk.data for message in messages for chunk in message.chunks] == [
+        b"begin\n",
+        b"one",
+        b"between\n",
+        b"two",
+        b"end\n",
+    ]
     cursors = [message.cursor for message in messages]
     for place, cursor in enumerate(cursors):
         assert await house.rest(id, cursor) == messages[place + 1 :]
@@ -306,7 +321,11 @@ async def test_gaps_are_told_once_also_those_of_unknown_size(house: House) -> No
     kinds = [message.WhichOneof("event") or "chunks" for message in messages]
     assert kinds == ["chunks", "gap", "chunks", "gap", "gap", "chunks"]
     assert data(messages, OUT) == b"abc???????defghi"
-    assert (messages[1].gap.offset, messages[1].gap.missing_bytes, messages[1].gap.cause) == (3, 7, pb.LogGap.CAUSE_STORE)
+    assert (messages[1].gap.offset, messages[1].gap.missing_bytes, messages[1].gap.cause) == (
+        3,
+        7,
+        pb.LogGap.CAUSE_STORE,
+    )
     assert not messages[3].gap.HasField("missing_bytes")
     for place, message in enumerate(messages):
         assert await house.rest(id, message.cursor) == messages[place + 1 :]
@@ -329,7 +348,9 @@ async def test_text_holds_back_a_cut_character_and_its_cursor(house: House) -> N
         tail = house.tails.tail(watch, Cursor(half), (), ProtobufEncoding(), text=True)
         assert await tail.read() is not None
         assert tail.cursor == Cursor(half, stdout=1, sequence=1)
-        assert [chunk.text for raw in tail.finish(()) for chunk in Response.FromString(raw).chunks] == ["\N{REPLACEMENT CHARACTER}"]
+        assert [chunk.text for raw in tail.finish(()) for chunk in Response.FromString(raw).chunks] == [
+            "\N{REPLACEMENT CHARACTER}"
+        ]
 
 
 async def test_cursors_of_others_and_nonsense_are_refused(house: House) -> None:
@@ -422,7 +443,9 @@ async def test_who_came_before_a_record_was_begun_anew_gets_all_of_it(house: Hou
         assert data([Response.FromString(message) for message in await tail.read() or ()], OUT) == b"hello\n"
 
 
-async def test_who_looks_after_a_ring_does_not_share_a_read_that_began_before_the_bell_was_armed_again(house: House) -> None:
+async def test_who_looks_after_a_ring_does_not_share_a_read_that_began_before_the_bell_was_armed_again(
+    house: House,
+) -> None:
     id = new_id()
     house.logs.system(id, "hello")
     writer = house.writer(id)
@@ -436,7 +459,8 @@ async def test_who_looks_after_a_ring_does_not_share_a_read_that_began_before_th
         reads = house.tails.cache.reads
         reading = asyncio.ensure_future(second.read())
         await asyncio.sleep(0)
-        # It has looked whether the bell is armed, and goes on to the output. Only now the bell rings for what it knows of.
+        # It has looked whether the bell is armed, and goes on to the output. Only now the bell rings for what it knows
+        # of.
         assert second_watch.log.output is not None
         second_watch.log.output.bell.ring()
         while house.tails.cache.reads == reads:  # noqa: ASYNC110  pass by pass: the read that begins is not to be answered yet
@@ -469,13 +493,19 @@ async def test_damage_at_the_very_end_is_a_gap_and_not_silence(house: House) -> 
         file.seek(whole + 20)
         file.write(b"\0\0")
     messages = await house.rest(id, totals=trailer.totals)
-    assert [(gap.source, gap.offset, gap.missing_bytes) for gap in (m.gap for m in messages if m.HasField("gap"))] == [(1, 5, 6), (2, 0, 5)]
+    assert [(gap.source, gap.offset, gap.missing_bytes) for gap in (m.gap for m in messages if m.HasField("gap"))] == [
+        (1, 5, 6),
+        (2, 0, 5),
+    ]
     assert data(messages, OUT) == b"first??????"
     assert await house.rest(id, messages[-1].cursor, totals=trailer.totals) == []
 
 
 PIECES = st.lists(
-    st.tuples(st.sampled_from([OUT, ERR, SYSTEM, None]), st.sampled_from(["x", "ß", "€uro\n", "long" * 7_000, "", "\N{GRINNING FACE}"])),
+    st.tuples(
+        st.sampled_from([OUT, ERR, SYSTEM, None]),
+        st.sampled_from(["x", "ß", "€uro\n", "long" * 7_000, "", "\N{GRINNING FACE}"]),
+    ),
     max_size=30,
 )
 
@@ -483,7 +513,11 @@ PIECES = st.lists(
 @settings(max_examples=60, deadline=None)
 @given(pieces=PIECES, cuts=st.lists(st.integers(0, 10_000), max_size=8), as_text=st.booleans(), split=st.integers(1, 5))
 async def test_a_reader_that_is_cut_off_at_random_points_gets_each_byte_once(
-    tmp_path_factory: pytest.TempPathFactory, pieces: list[tuple[Source | None, str]], cuts: list[int], as_text: bool, split: int
+    tmp_path_factory: pytest.TempPathFactory,
+    pieces: list[tuple[Source | None, str]],
+    cuts: list[int],
+    as_text: bool,
+    split: int,
 ) -> None:
     house = House(tmp_path_factory.mktemp("logs"))
     id = new_id()
@@ -510,7 +544,9 @@ async def test_a_reader_that_is_cut_off_at_random_points_gets_each_byte_once(
         cursor = part[-1].cursor if part else cursor
     received += await house.rest(id, cursor, text=as_text)
     for source, expected in wanted.items():
-        if as_text and not (source is OUT and gaps):  # A gap may stand within a character: both halves are replaced then.
+        if as_text and not (
+            source is OUT and gaps
+        ):  # A gap may stand within a character: both halves are replaced then.
             assert text(received, source) == text(whole, source) == expected
         elif not as_text:
             assert data(received, source) == data(whole, source) == expected.encode()
@@ -520,7 +556,9 @@ async def test_a_reader_that_is_cut_off_at_random_points_gets_each_byte_once(
 
 async def test_a_system_line_is_one_printable_line_whatever_is_in_it(house: House) -> None:
     id = new_id()
-    house.logs.system(id, "told to stop by a caller (x)\nsucceeded: exited with 0\n\x1b]52;c;aGVsbG8=\x07\u202e\x9b31m \udc9b")
+    house.logs.system(
+        id, "told to stop by a caller (x)\nsucceeded: exited with 0\n\x1b]52;c;aGVsbG8=\x07\u202e\x9b31m \udc9b"
+    )
     house.logs.system(id, "the registry says: " + "y\r\n" * 100_000)
     house.logs.system_if_first(new_id(), "no other\nline")
     first, second = data(await house.rest(id), SYSTEM).decode().removesuffix("\n").split("\n")

@@ -13,8 +13,8 @@ from tests.serving import serving_on
 
 pytestmark = pytest.mark.engine
 
-# What an engine gives by default: CHOWN, DAC_OVERRIDE, FOWNER, FSETID, KILL, SETGID, SETUID, SETPCAP, NET_BIND_SERVICE, NET_RAW,
-# SYS_CHROOT, MKNOD, AUDIT_WRITE, SETFCAP.
+# What an engine gives by default: CHOWN, DAC_OVERRIDE, FOWNER, FSETID, KILL, SETGID, SETUID, SETPCAP, NET_BIND_SERVICE,
+# NET_RAW, SYS_CHROOT, MKNOD, AUDIT_WRITE, SETFCAP.
 DEFAULT_CAPABILITIES = 0xA80425FB
 # A limit as the container finds it, under either version of cgroups.
 LIMIT = "cd /sys/fs/cgroup; cat {} 2>/dev/null || cat {}"
@@ -52,7 +52,9 @@ def test_a_secret_reaches_the_container_and_no_answer(client: Client, image: str
 
 
 @pytest.mark.parametrize("capture", ["recorder", "attach"])
-def test_no_secret_is_in_an_answer_a_line_or_the_server_log(tmp_path: Path, sdk: docker.DockerClient, image: str, capture: str) -> None:
+def test_no_secret_is_in_an_answer_a_line_or_the_server_log(
+    tmp_path: Path, sdk: docker.DockerClient, image: str, capture: str
+) -> None:
     url = "postgres://app:hunter2@db/x"
     with serving_on(sdk, tmp_path / "data", capture=capture) as server, Client(server.address) as client:
         logs = [
@@ -60,7 +62,11 @@ def test_no_secret_is_in_an_answer_a_line_or_the_server_log(tmp_path: Path, sdk:
             run(client, image, "true", entrypoint=[url]),
             run(client, image, "true", user="nobody-of-this-name", envs={"PGPASS": "hunter2", "URL": url}),
         ]
-        answers = [*(log.execution() for log in logs), *(client.job(log.execution().job_id) for log in logs), *client.jobs(with_spec=True)]
+        answers = [
+            *(log.execution() for log in logs),
+            *(client.job(log.execution().job_id) for log in logs),
+            *client.jobs(with_spec=True),
+        ]
     assert all(log.end().exit_status == 125 for log in logs)
     assert "postgres://app:***@db/x" in outcome(logs[0]).detail, "the engine or the kernel names the command"
     assert not [each for each in answers if "hunter2" in str(each)]
@@ -75,7 +81,9 @@ def test_an_entrypoint_takes_the_place_of_the_images(client: Client, image: str)
 
 def test_a_read_only_root_cannot_be_written(client: Client, image: str) -> None:
     assert sh(client, image, "touch /file && echo written") == "written\n"
-    assert sh(client, image, "touch /file 2>&1 || echo refused", read_only_root=True).endswith("Read-only file system\nrefused\n")
+    assert sh(client, image, "touch /file 2>&1 || echo refused", read_only_root=True).endswith(
+        "Read-only file system\nrefused\n"
+    )
 
 
 def test_no_network_is_none(client: Client, image: str) -> None:
@@ -87,14 +95,14 @@ def test_limits_hold_inside(client: Client, image: str) -> None:
     limits = {"memory_bytes": 64 << 20, "cpus": 0.5, "pids": 20}
     assert sh(client, image, LIMIT.format("memory/memory.limit_in_bytes", "memory.max"), **limits) == f"{64 << 20}\n"
     assert sh(client, image, LIMIT.format("pids/pids.max", "pids.max"), **limits) == f"{20 + RECORDER}\n"
-    quota, period = sh(client, image, LIMIT.format("cpu/cpu.cfs_quota_us cpu/cpu.cfs_period_us", "cpu.max"), **limits).split()
+    quota, period = sh(
+        client, image, LIMIT.format("cpu/cpu.cfs_quota_us cpu/cpu.cfs_period_us", "cpu.max"), **limits
+    ).split()
     assert int(quota) / int(period) == 0.5
 
 
 def test_swap_is_not_given_in_addition_to_memory(client: Client, image: str) -> None:
-    script = (
-        "cd /sys/fs/cgroup; cat memory.swap.max 2>/dev/null && exit; cat memory/memory.memsw.limit_in_bytes 2>/dev/null || echo none here"
-    )
+    script = "cd /sys/fs/cgroup; cat memory.swap.max 2>/dev/null && exit; cat memory/memory.memsw.limit_in_bytes 2>/dev/null || echo none here"
     assert sh(client, image, script, memory_bytes=64 << 20) in {"0\n", f"{64 << 20}\n", "none here\n"}
 
 
@@ -116,7 +124,9 @@ def test_without_limits_the_servers_own_holds_for_processes(client: Client, imag
 
 
 @pytest.mark.parametrize("user", ["", "nobody"])
-def test_a_process_has_no_capability_beyond_the_engines_default_and_can_gain_none(client: Client, image: str, user: str) -> None:
+def test_a_process_has_no_capability_beyond_the_engines_default_and_can_gain_none(
+    client: Client, image: str, user: str
+) -> None:
     status = dict(line.split(":", 1) for line in sh(client, image, "cat /proc/self/status", user=user).splitlines())
     assert int(status["NoNewPrivs"]) == 1
     for name in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb"):
@@ -128,10 +138,18 @@ def test_a_process_has_no_capability_beyond_the_engines_default_and_can_gain_non
 def test_nothing_of_the_host_is_in_a_container(client: Client, image: str) -> None:
     mounts = {fields[1]: fields[2:4] for fields in map(str.split, sh(client, image, "cat /proc/mounts").splitlines())}
     assert not [place for place in mounts if place.endswith(".sock")]
-    disk_files = {place for place, (kind, _) in mounts.items() if kind not in {"overlay", "proc", "sysfs", "tmpfs", "devpts", "mqueue"}}
+    disk_files = {
+        place
+        for place, (kind, _) in mounts.items()
+        if kind not in {"overlay", "proc", "sysfs", "tmpfs", "devpts", "mqueue"}
+    }
     # The engine's three, and the recorder's two, of which it needs neither any more.
     engines = {"/etc/resolv.conf", "/etc/hostname", "/etc/hosts"}
-    assert {place for place in disk_files if not place.startswith("/sys/fs/cgroup")} <= {*engines, "/.fastlane/recorder", "/.fastlane/box"}
+    assert {place for place in disk_files if not place.startswith("/sys/fs/cgroup")} <= {
+        *engines,
+        "/.fastlane/recorder",
+        "/.fastlane/box",
+    }
     assert mounts["/.fastlane/recorder"][1].startswith("ro,")
     assert sh(client, image, "ls /.fastlane/box") == ""
     devices = sh(client, image, "ls /dev").split()

@@ -1,4 +1,5 @@
-"""The main job the whole way, over a server process, gRPC and an engine: what a command prints arrives as it was, and then how it ended."""
+"""The main job the whole way, over a server process, gRPC and an engine: what a command prints arrives as it was, and
+then how it ended."""
 
 import hashlib
 import zlib
@@ -29,7 +30,10 @@ def client(tmp_path_factory: pytest.TempPathFactory, sdk: docker.DockerClient) -
 @pytest.fixture(scope="module")
 def narrow_client(tmp_path_factory: pytest.TempPathFactory, sdk: docker.DockerClient) -> Iterator[Client]:
     """To a server with one place."""
-    with serving_on(sdk, tmp_path_factory.mktemp("narrow") / "data", max_running=1) as server, Client(server.address) as client:
+    with (
+        serving_on(sdk, tmp_path_factory.mktemp("narrow") / "data", max_running=1) as server,
+        Client(server.address) as client,
+    ):
         yield client
 
 
@@ -50,7 +54,11 @@ def test_a_command_is_run_and_what_it_prints_arrives(client: Client, image: str)
     assert (log.stdout, log.stderr, log.gaps) == (b"hello\n", b"", [])
     end = log.end()
     assert (end.sealed, end.state, end.exit_status) == (True, pb.STATE_SUCCEEDED, 0)
-    assert (outcome(log).reason, outcome(log).HasField("exit_code"), outcome(log).exit_code) == (pb.REASON_UNSPECIFIED, True, 0)
+    assert (outcome(log).reason, outcome(log).HasField("exit_code"), outcome(log).exit_code) == (
+        pb.REASON_UNSPECIFIED,
+        True,
+        0,
+    )
     assert log.states[-1] == pb.STATE_SUCCEEDED
     execution = log.execution()
     assert (execution.state, execution.outcome) == (pb.STATE_SUCCEEDED, end.outcome)
@@ -104,14 +112,22 @@ def test_a_command_that_cannot_be_run_says_which_and_why(client: Client, image: 
 def test_exit_codes_that_others_use_are_the_commands_own_if_it_ran(client: Client, image: str, code: int) -> None:
     log = run(client, image, "sh", "-c", f"exit {code}")
     assert (log.end().state, log.end().exit_status) == (pb.STATE_FAILED, code)
-    assert (outcome(log).reason, outcome(log).exit_code, outcome(log).out_of_memory) == (pb.REASON_EXIT_CODE, code, False)
+    assert (outcome(log).reason, outcome(log).exit_code, outcome(log).out_of_memory) == (
+        pb.REASON_EXIT_CODE,
+        code,
+        False,
+    )
 
 
 @pytest.mark.usefixtures("engine_tells_of_memory")
 def test_killed_for_memory_is_told_apart_from_the_same_exit_code(client: Client, image: str) -> None:
     log = run(client, image, "tail", "/dev/zero", memory_bytes=16 << 20)
     assert (log.end().state, log.end().exit_status) == (pb.STATE_FAILED, 137)
-    assert (outcome(log).reason, outcome(log).exit_code, outcome(log).out_of_memory) == (pb.REASON_OUT_OF_MEMORY, 137, True)
+    assert (outcome(log).reason, outcome(log).exit_code, outcome(log).out_of_memory) == (
+        pb.REASON_OUT_OF_MEMORY,
+        137,
+        True,
+    )
     assert "16 MiB" in outcome(log).detail
 
 
@@ -123,7 +139,11 @@ def test_a_hundred_megabytes_of_lines_arrive_as_they_were_printed(client: Client
     log = run(client, image, "sh", "-c", f"yes {line.decode().strip()} | head -c 100000000")
     expected = line * 1_000_000
     assert log.stdout == expected
-    assert (log.totals().bytes, log.totals().missing_bytes, log.totals().crc32) == (100_000_000, 0, zlib.crc32(expected))
+    assert (log.totals().bytes, log.totals().missing_bytes, log.totals().crc32) == (
+        100_000_000,
+        0,
+        zlib.crc32(expected),
+    )
     assert log.gaps == []
 
 
@@ -223,7 +243,9 @@ def test_a_stop_of_a_final_job_changes_nothing(client: Client, image: str) -> No
 # -- timeout
 
 
-def test_a_container_that_catches_the_signal_and_exits_with_0_has_timed_out_all_the_same(client: Client, image: str) -> None:
+def test_a_container_that_catches_the_signal_and_exits_with_0_has_timed_out_all_the_same(
+    client: Client, image: str
+) -> None:
     log = run(client, image, "sh", "-c", CATCHES, timeout=1)
     assert (log.end().state, log.end().exit_status, log.stdout) == (pb.STATE_TIMED_OUT, 124, b"ready\ncaught\n")
     assert (outcome(log).exit_code, outcome(log).stop_signal) == (0, "SIGTERM")

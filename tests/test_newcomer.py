@@ -1,4 +1,5 @@
-"""The README's first command, as a newcomer gives it: in a fresh clone, with nothing of this environment, and nothing left behind."""
+"""The README's first command, as a newcomer gives it: in a fresh clone, with nothing of this environment, and nothing
+left behind."""
 
 import os
 import re
@@ -51,7 +52,9 @@ def test_the_demo_shows_a_job_s_lines_while_they_are_printed_and_leaves_nothing(
     _, words = demo.communicate()
     said = words.decode()
     assert demo.returncode == 0, said
-    assert [re.sub(r"^\d\d:\d\d:\d\d ", "", line) for _, line in lines] == [f"line {number} of 5\n" for number in range(1, 6)]
+    assert [re.sub(r"^\d\d:\d\d:\d\d ", "", line) for _, line in lines] == [
+        f"line {number} of 5\n" for number in range(1, 6)
+    ]
     # Printed half a second apart: had they come at the end they would have come together.
     assert lines[-1][0] - lines[0][0] > 1.0
     assert "and this on stderr\n" in said

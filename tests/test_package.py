@@ -1,4 +1,5 @@
-"""What a user installs: one wheel, with all that a server and a client need and nothing else, that works from any directory."""
+"""What a user installs: one wheel, with all that a server and a client need and nothing else, that works from any
+directory."""
 
 import os
 import re
@@ -35,21 +36,35 @@ def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     place = tmp_path_factory.mktemp("installed")
     subprocess.run([sys.executable, "-m", "venv", place], check=True)
     constraints = ROOT / ".ci" / "constraints.txt"
-    command = [place / "bin" / "pip", "install", "--quiet", "--disable-pip-version-check", "--constraint", constraints, wheel]
+    command = [
+        place / "bin" / "pip",
+        "install",
+        "--quiet",
+        "--disable-pip-version-check",
+        "--constraint",
+        constraints,
+        wheel,
+    ]
     subprocess.run(command, cwd="/", env=environment(), check=True)
     return place / "bin"
 
 
 def environment(**more: str) -> dict[str, str]:
     """Nothing of this project is found by it, and no setting of whoever runs the tests."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("FASTLANE_", "PYTHON")) and name != "VIRTUAL_ENV"}
+    kept = {
+        name: value
+        for name, value in os.environ.items()
+        if not name.startswith(("FASTLANE_", "PYTHON")) and name != "VIRTUAL_ENV"
+    }
     return kept | more
 
 
 def test_the_wheel_holds_the_package_the_contract_and_a_recorder_for_each_architecture(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
-        tracked = subprocess.run(["git", "ls-files", "fastlane_grpc"], cwd=ROOT, check=True, capture_output=True, text=True).stdout
+        tracked = subprocess.run(
+            ["git", "ls-files", "fastlane_grpc"], cwd=ROOT, check=True, capture_output=True, text=True
+        ).stdout
         sources = {"fastlane_grpc/recorder/build_recorder.py", "fastlane_grpc/recorder/recorder.c"}
         assert names == {*tracked.splitlines()} - sources | PROGRAMS.keys()
         assert {"fastlane_grpc/py.typed", "fastlane_grpc/v1/fastlane.binpb"} < names
@@ -74,10 +89,24 @@ def test_the_wheel_says_what_the_project_says(wheel: Path) -> None:
 @pytest.fixture
 def address(installed: Path, tmp_path: Path) -> Iterator[str]:
     """Of a server that was started from `/`, by what was installed."""
-    command = [installed / "fastlane", "server", "--data-dir", tmp_path / "data", "--listen", "127.0.0.1:0", "--engine", engine_address()]
+    command = [
+        installed / "fastlane",
+        "server",
+        "--data-dir",
+        tmp_path / "data",
+        "--listen",
+        "127.0.0.1:0",
+        "--engine",
+        engine_address(),
+    ]
     with (tmp_path / "log").open("wb") as log:
         server = subprocess.Popen(
-            [*command, "--capture", "recorder"], cwd="/", env=environment(), stdout=subprocess.PIPE, stderr=log, text=True
+            [*command, "--capture", "recorder"],
+            cwd="/",
+            env=environment(),
+            stdout=subprocess.PIPE,
+            stderr=log,
+            text=True,
         )
     try:
         assert server.stdout
@@ -98,5 +127,7 @@ def test_what_was_installed_serves_and_runs_from_any_directory(installed: Path, 
 
 def test_what_was_installed_is_whole_without_the_tools_of_development(installed: Path) -> None:
     subprocess.run([installed / "pip", "check"], cwd="/", env=environment(), check=True, capture_output=True)
-    ran = subprocess.run([installed / "python", "-c", IMPORT_ALL], cwd="/", env=environment(), check=True, capture_output=True, text=True)
+    ran = subprocess.run(
+        [installed / "python", "-c", IMPORT_ALL], cwd="/", env=environment(), check=True, capture_output=True, text=True
+    )
     assert ran.stdout.startswith(str(installed.parent))

@@ -1,4 +1,5 @@
-"""Readers of one log, whenever they come and however they are cut off: each gets every byte once, and none waits on another."""
+"""Readers of one log, whenever they come and however they are cut off: each gets every byte once, and none waits on
+another."""
 
 import json
 import random
@@ -91,7 +92,11 @@ def test_the_log_tells_of_a_wait_that_somebody_looked_at_and_then_of_the_rest(cl
         assert log.system == "waiting: 1 of 1 places taken, 1 of its task before it\n"
         waiting = log.changes[0].waiting
         assert waiting is not None
-        assert (waiting.reason, waiting.detail, waiting.ahead) == (pb.WAIT_REASON_NO_FREE_PLACE, "1 of 1 places taken", 1)
+        assert (waiting.reason, waiting.detail, waiting.ahead) == (
+            pb.WAIT_REASON_NO_FREE_PLACE,
+            "1 of 1 places taken",
+            1,
+        )
     assert log.end().exit_status == 4
     other = Reader(client, nobody_looks.execution.id)
     other.end()
@@ -101,7 +106,9 @@ def test_the_log_tells_of_a_wait_that_somebody_looked_at_and_then_of_the_rest(cl
         assert len(lines) == 3
 
 
-def test_who_joins_late_gets_what_was_before_and_what_comes(client: Client, sdk: docker.DockerClient, image: str) -> None:
+def test_who_joins_late_gets_what_was_before_and_what_comes(
+    client: Client, sdk: docker.DockerClient, image: str
+) -> None:
     job = sh(client, image, "seq 1 50000; echo half; until [ -e /tmp/go ]; do sleep 0.05; done; seq 1 50000")
     early = Reader(client, job.execution.id)
     early.wait_for_output(b"half\n")
@@ -137,7 +144,9 @@ def test_a_log_that_is_cut_at_random_points_is_read_whole(server: Server, sealed
 
 
 @pytest.mark.parametrize("seed", [1, 2, 3])
-def test_followers_that_are_cut_at_random_points_get_the_same(server: Server, client: Client, image: str, seed: int) -> None:
+def test_followers_that_are_cut_at_random_points_get_the_same(
+    server: Server, client: Client, image: str, seed: int
+) -> None:
     chance = random.Random(seed)
     job = sh(client, image, "for i in 1 2 3 4 5; do seq 1 20000; seq 1 10000 >&2; sleep 0.1; done")
     relays = [CuttingRelay(server.address, [chance.randrange(200_000) for _ in range(6)]) for _ in range(6)]
@@ -173,11 +182,17 @@ def test_three_hundred_who_follow_one_execution_all_get_every_byte(server: Serve
 
 
 def test_who_does_not_read_holds_up_nobody_and_costs_no_memory(server: Server, client: Client, image: str) -> None:
-    options = [("grpc.http2.lookahead_bytes", 65_536), ("grpc.http2.bdp_probe", 0), ("grpc.use_local_subchannel_pool", 1)]
+    options = [
+        ("grpc.http2.lookahead_bytes", 65_536),
+        ("grpc.http2.bdp_probe", 0),
+        ("grpc.use_local_subchannel_pool", 1),
+    ]
     with grpc.insecure_channel(server.address, options=options) as channel:
         job = sh(client, image, "yes 'what nobody reads' | head -c 100000000")
         stub = fastlane_pb2_grpc.ExecutionServiceStub(channel)
-        stalled = [stub.StreamExecutionLogs(pb.StreamExecutionLogsRequest(execution_id=job.execution.id)) for _ in range(5)]
+        stalled = [
+            stub.StreamExecutionLogs(pb.StreamExecutionLogsRequest(execution_id=job.execution.id)) for _ in range(5)
+        ]
         for call in stalled:
             assert next(call).WhichOneof("event") == "state"
         before = server.memory_bytes()
@@ -206,7 +221,9 @@ def checksum(call: Iterator[pb.StreamExecutionLogsResponse]) -> tuple[int, int, 
 # -- many small chunks
 
 
-def test_two_hundred_thousand_small_chunks_reach_a_late_reader(tmp_path: Path, sdk: docker.DockerClient, image: str) -> None:
+def test_two_hundred_thousand_small_chunks_reach_a_late_reader(
+    tmp_path: Path, sdk: docker.DockerClient, image: str
+) -> None:
     data_dir = tmp_path / "data"
     # By attach: a recorder would not know that somebody else writes its record.
     first = Server(data_dir, capture="attach")
@@ -215,7 +232,8 @@ def test_two_hundred_thousand_small_chunks_reach_a_late_reader(tmp_path: Path, s
         log.wait_for_output(b"begin\n")
         container_id = log.execution().container_id
         first.kill()
-    # An engine hands over more at once than a container wrote at once. So they are written here, as if its output had come like this.
+    # An engine hands over more at once than a container wrote at once. So they are written here, as if its output had
+    # come like this.
     pieces = [(Source.STDERR if number % 2 else Source.STDOUT, b"%d\n" % number) for number in range(200_000)]
     with closing(RecordWriter.resume(Logs(data_dir / "logs").output_path(log.execution_id))) as writer:
         writer.write(pieces, time.time_ns())

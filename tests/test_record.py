@@ -25,8 +25,12 @@ def create(path: Path) -> RecordWriter:
     return RecordWriter.create(path, execution_id="0190", capture="attach")
 
 
-def header_by_hand(number: int, time: int, sequence: int, first: int, *sources: tuple[int, int, int, int, int, int]) -> bytes:
-    checked = struct.pack("<HHIQQQQ", 1, 168, 0, number, time, sequence, first) + b"".join(struct.pack("<QQQQII", *its) for its in sources)
+def header_by_hand(
+    number: int, time: int, sequence: int, first: int, *sources: tuple[int, int, int, int, int, int]
+) -> bytes:
+    checked = struct.pack("<HHIQQQQ", 1, 168, 0, number, time, sequence, first) + b"".join(
+        struct.pack("<QQQQII", *its) for its in sources
+    )
     return b"\xabFLR" + struct.pack("<I", zlib.crc32(checked)) + checked
 
 
@@ -36,7 +40,8 @@ def frame_by_hand(kind: int, time: int, payload: bytes, running: int) -> bytes:
 
 
 def test_the_bytes_of_a_record_are_those_of_its_description(path: Path) -> None:
-    """Written by hand from the description of the format: other programs rely on it, so a change of it must not go unnoticed."""
+    """Written by hand from the description of the format: other programs rely on it, so a change of it must not go
+    unnoticed."""
     writer = create(path)
     writer.write([(OUT, b"one\n"), (OUT, b"two\n"), (ERR, b"oops")], 1_000)
     writer.gap(ERR, 5, Cause.ENGINE, 2_000)
@@ -87,7 +92,11 @@ def test_what_is_written_is_read_as_it_was_received(path: Path) -> None:
         Gap(ERR, 1, 7, Cause.ENGINE, 4, 20),
         Chunk(SYSTEM, 0, 20, b"e", 5),
     )
-    totals = (LogTotals(OUT, 3, 0, zlib.crc32(b"abd")), LogTotals(ERR, 8, 7, None), LogTotals(SYSTEM, 1, 0, zlib.crc32(b"e")))
+    totals = (
+        LogTotals(OUT, 3, 0, zlib.crc32(b"abd")),
+        LogTotals(ERR, 8, 7, None),
+        LogTotals(SYSTEM, 1, 0, zlib.crc32(b"e")),
+    )
     assert trailer == Trailer(20, totals, 0, {"detail": "well"})
     with reading(path) as reader:
         stretch = reader.read(Position.BEGIN)
@@ -191,7 +200,8 @@ def test_a_gap_has_a_size_or_none_is_known(path: Path, missing: int) -> None:
 
 @pytest.mark.parametrize("left", range(40))
 def test_a_block_may_end_with_any_number_of_bytes_left(path: Path, left: int) -> None:
-    """Room for a frame, for its header alone, for less: the next frame is where both look for it, also after a resume."""
+    """Room for a frame, for its header alone, for less: the next frame is where both look for it, also after a
+    resume."""
     writer = create(path)
     content = text(left, BLOCK_BYTES - path.stat().st_size - 16 - left)
     writer.write([(OUT, content)], 1)
@@ -202,7 +212,11 @@ def test_a_block_may_end_with_any_number_of_bytes_left(path: Path, left: int) ->
     trailer = writer.seal(0, {}, 4)
     with reading(path) as reader:
         found = stretches(reader)
-    assert check_truth(entries_of(found), {OUT: content * 2, ERR: b""}, NOTHING) == {OUT: len(content) * 2, ERR: 0, SYSTEM: 0}
+    assert check_truth(entries_of(found), {OUT: content * 2, ERR: b""}, NOTHING) == {
+        OUT: len(content) * 2,
+        ERR: 0,
+        SYSTEM: 0,
+    }
     assert found[-1].trailer == trailer
 
 
@@ -222,7 +236,9 @@ def test_many_small_pieces_go_into_one_frame_and_many_frames_into_one_write(path
     writer.write([(Source(1 + i % 2), b"%d\n" % i) for i in range(5_000)], 2)
     entries = everything(path)
     assert len(entries) == 5_001
-    assert b"".join(entry.data for entry in entries[1:] if isinstance(entry, Chunk)) == b"".join(b"%d\n" % i for i in range(5_000))
+    assert b"".join(entry.data for entry in entries[1:] if isinstance(entry, Chunk)) == b"".join(
+        b"%d\n" % i for i in range(5_000)
+    )
 
 
 def test_stretches_end_at_every_fourth_block(path: Path) -> None:
@@ -234,7 +250,9 @@ def test_stretches_end_at_every_fourth_block(path: Path) -> None:
         found = stretches(reader)
     assert len(found) == -(-path.stat().st_size // (4 * BLOCK_BYTES)) == 12
     for number, stretch in enumerate(found):
-        assert stretch.next.file_offset // (4 * BLOCK_BYTES) == number or stretch.next.file_offset % (4 * BLOCK_BYTES) == 0
+        assert (
+            stretch.next.file_offset // (4 * BLOCK_BYTES) == number or stretch.next.file_offset % (4 * BLOCK_BYTES) == 0
+        )
         assert sum(len(entry.data) for entry in stretch.entries if isinstance(entry, Chunk)) <= 4 * BLOCK_BYTES
     assert [stretch.trailer for stretch in found] == [None] * 11 + [trailer]
 

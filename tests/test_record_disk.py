@@ -14,7 +14,18 @@ import pytest
 from fastlane_grpc.model import Cause, Source
 from fastlane_grpc.record import Chunk, Gap, Position, RecordReader, RecordWriter, Trailer
 from fastlane_grpc.record.format import BLOCK_BYTES, pack_frame_header
-from tests.record_model import NOTHING, Entry, check_truth, entries_of, everything, overwrite, punch, reading, stretches, text
+from tests.record_model import (
+    NOTHING,
+    Entry,
+    check_truth,
+    entries_of,
+    everything,
+    overwrite,
+    punch,
+    reading,
+    stretches,
+    text,
+)
 
 OUT, ERR = Source.STDOUT, Source.STDERR
 
@@ -37,7 +48,9 @@ writer.seal(0, {}, 1)
 
 
 def start_writer(path: Path, writes: int) -> "subprocess.Popen[bytes]":
-    process = subprocess.Popen([sys.executable, "-c", WRITER, str(path), str(writes)], stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = subprocess.Popen(
+        [sys.executable, "-c", WRITER, str(path), str(writes)], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     assert process.stdout is not None
     assert process.stdout.readline() == b"made\n"
     return process
@@ -138,7 +151,10 @@ def test_blocks_that_are_punched_out_are_gaps_for_those_who_come_late(tmp_path: 
     writer = RecordWriter.create(path, execution_id="e", capture="attach")
     for number in range(100):
         writer.write([(OUT, text(number, 20_000)), (ERR, b"%d" % number)], number)
-    content = {OUT: b"".join(text(number, 20_000) for number in range(100)), ERR: b"".join(b"%d" % number for number in range(100))}
+    content = {
+        OUT: b"".join(text(number, 20_000) for number in range(100)),
+        ERR: b"".join(b"%d" % number for number in range(100)),
+    }
     with reading(path) as reader:
         early = reader.read(Position.BEGIN)
         on_disk = path.stat().st_blocks
@@ -166,8 +182,11 @@ def test_its_name_and_its_end_are_brought_to_the_disk(tmp_path: Path, monkeypatc
     assert synced == [str(tmp_path), str(tmp_path / "log")]
 
 
-def test_a_read_that_catches_a_file_in_the_middle_of_a_change_is_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A read is not one step: it may bring old bytes beside new ones. That is no damage, though what follows is there."""
+def test_a_read_that_catches_a_file_in_the_middle_of_a_change_is_made_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A read is not one step: it may bring old bytes beside new ones. That is no damage, though what follows is
+    there."""
     path = tmp_path / "log"
     writer = RecordWriter.create(path, execution_id="e", capture="attach")
     writer.write([(OUT, text(1, 200_000))], 1)
@@ -184,14 +203,20 @@ def test_a_read_that_catches_a_file_in_the_middle_of_a_change_is_made_again(tmp_
         assert list(reader.read(Position.BEGIN).entries) == whole
 
 
-def test_a_torn_end_that_cannot_be_cut_off_at_once_is_cut_off_later(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_torn_end_that_cannot_be_cut_off_at_once_is_cut_off_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "log"
     writer = RecordWriter.create(path, execution_id="e", capture="attach")
     size = path.stat().st_size
     with monkeypatch.context() as broken:
         broken.setattr(os, "ftruncate", fail)
         pwritev = os.pwritev
-        broken.setattr(os, "pwritev", lambda fd, parts, place: fail() if place > size else pwritev(fd, [b"".join(parts)[:100_000]], place))
+        broken.setattr(
+            os,
+            "pwritev",
+            lambda fd, parts, place: fail() if place > size else pwritev(fd, [b"".join(parts)[:100_000]], place),
+        )
         with pytest.raises(OSError, match="Input/output"):
             writer.write([(OUT, bytes(200_000))], 1)
     writer.gap(OUT, 200_000 - writer.taken, Cause.STORE, 2)
@@ -207,10 +232,14 @@ def fail(*_: object) -> int:
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
-    """A file system of its own, of 1 MiB; in no directory any more, only open: so it goes with this process, whatever happens."""
+    """A file system of its own, of 1 MiB; in no directory any more, only open: so it goes with this process, whatever
+    happens."""
     directory = tmp_path / "disk"
     directory.mkdir()
-    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", directory], capture_output=True).returncode != 0:
+    if (
+        subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", directory], capture_output=True).returncode
+        != 0
+    ):
         pytest.skip("needs the right to mount a tmpfs")
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
     try:
@@ -221,7 +250,9 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.mark.parametrize("free_pages", [0, 1, 2, 3, 15, 16, 17, 18, 33, 40, 60])
-def test_on_a_full_disk_a_write_waits_for_room_and_nothing_is_lost_or_doubled(small_disk: Path, free_pages: int) -> None:
+def test_on_a_full_disk_a_write_waits_for_room_and_nothing_is_lost_or_doubled(
+    small_disk: Path, free_pages: int
+) -> None:
     path, ballast = small_disk / "log", small_disk / "ballast"
     writer = RecordWriter.create(path, execution_id="e", capture="attach")
     writer.write([(OUT, b"begin")], 1)

@@ -1,4 +1,5 @@
-"""A record that the server writes, beyond its size limit: the layout of the recorder's, and as true as without a limit."""
+"""A record that the server writes, beyond its size limit: the layout of the recorder's, and as true as without a
+limit."""
 
 import zlib
 from itertools import pairwise
@@ -11,14 +12,30 @@ from hypothesis import strategies as st
 from fastlane_grpc.model import Cause, LogTotals, Source
 from fastlane_grpc.record import Chunk, Gap, Position, RecordReader, RecordWriter
 from fastlane_grpc.record.format import BLOCK_BYTES, BLOCK_HEADER_BYTES, unpack_block_header
-from tests.record_model import NOTHING, Lose, Told, Write, check_truth, everything, losses, reading, scratch, sources, text
+from tests.record_model import (
+    NOTHING,
+    Lose,
+    Told,
+    Write,
+    check_truth,
+    everything,
+    losses,
+    reading,
+    scratch,
+    sources,
+    text,
+)
 from tests.recorder_program import disk, walk
 
 OUT, ERR = Source.STDOUT, Source.STDERR
 # As the recorder's tests have them; one is more than all that is kept of the newest.
-PIECES = [(OUT if number % 2 else ERR, size) for number, size in enumerate([100_000, 30, 65_352, 20_000, 300_000, 1_000] * 9)]
+PIECES = [
+    (OUT if number % 2 else ERR, size) for number, size in enumerate([100_000, 30, 65_352, 20_000, 300_000, 1_000] * 9)
+]
 
-large = st.builds(Write, st.lists(st.tuples(sources, st.integers(0, 90_000)), max_size=4).map(tuple), st.integers(0, 1_000))
+large = st.builds(
+    Write, st.lists(st.tuples(sources, st.integers(0, 90_000)), max_size=4).map(tuple), st.integers(0, 1_000)
+)
 limited_steps = st.lists(st.one_of(large, large, large, losses), min_size=5, max_size=30)
 
 
@@ -38,7 +55,9 @@ def good_blocks(path: Path) -> list[int]:
 def check_totals(told: Told) -> None:
     """What readers are told is missing is what the totals say, and they are over every byte, kept or not."""
     entries = everything(told.path)
-    assert check_truth(entries, told.content, NOTHING) == {source: len(content) for source, content in told.content.items()}
+    assert check_truth(entries, told.content, NOTHING) == {
+        source: len(content) for source, content in told.content.items()
+    }
     missing = dict.fromkeys(Source, 0)
     for entry in entries:
         if isinstance(entry, Gap):
@@ -47,7 +66,9 @@ def check_totals(told: Told) -> None:
         trailer = reader.trailer()
     assert trailer is not None
     assert trailer.totals == tuple(
-        LogTotals(source, len(content), missing[source], None if source in told.lossy else zlib.crc32(told.seen[source]))
+        LogTotals(
+            source, len(content), missing[source], None if source in told.lossy else zlib.crc32(told.seen[source])
+        )
         for source, content in told.content.items()
         if content or source in told.lossy
     )
@@ -107,7 +128,8 @@ def test_what_was_missing_in_a_block_that_is_punched_out_is_missing_once(tmp_pat
 def test_whatever_is_written_under_a_limit_readers_get_it_or_are_told(
     steps: list[Write | Lose], blocks: int, close_after: set[int]
 ) -> None:
-    """Also where other writers go on with it, and where gaps of known and of unknown size are among what is punched out."""
+    """Also where other writers go on with it, and where gaps of known and of unknown size are among what is punched
+    out."""
     with scratch() as path:
         told = new(path, blocks * BLOCK_BYTES)
         for number, step in enumerate(steps):

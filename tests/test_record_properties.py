@@ -1,4 +1,5 @@
-"""The record under random writes, reads, tears and damage: every byte is told once and right, or a gap says what is missing."""
+"""The record under random writes, reads, tears and damage: every byte is told once and right, or a gap says what is
+missing."""
 
 import os
 import random
@@ -53,12 +54,17 @@ settings.register_profile(
 record = settings.get_profile("record")
 
 seeds = st.integers(0, 1 << 32)
-ONE_OF_EACH = [Write(((Source.STDOUT, 5), (Source.STDERR, 70_000), (Source.SYSTEM, 1)), 1), Lose(Source.STDOUT, None, 1)]
+ONE_OF_EACH = [
+    Write(((Source.STDOUT, 5), (Source.STDERR, 70_000), (Source.SYSTEM, 1)), 1),
+    Lose(Source.STDOUT, None, 1),
+]
 
 
 @record
 @given(steps=steps, spans=st.lists(st.integers(1, 10).map(lambda blocks: blocks * BLOCK_BYTES), min_size=1, max_size=5))
-def test_whatever_is_written_is_read_once_and_right_whichever_way_it_is_read(steps: list[Write | Lose], spans: list[int]) -> None:
+def test_whatever_is_written_is_read_once_and_right_whichever_way_it_is_read(
+    steps: list[Write | Lose], spans: list[int]
+) -> None:
     with scratch() as path:
         told = Told.new(path)
         for step in steps:
@@ -82,7 +88,9 @@ def test_whatever_is_written_is_read_once_and_right_whichever_way_it_is_read(ste
 
 @record
 @given(steps=steps, close_after=st.sets(st.integers(0, 25)))
-def test_a_record_that_was_resumed_is_the_same_as_one_that_was_not(steps: list[Write | Lose], close_after: set[int]) -> None:
+def test_a_record_that_was_resumed_is_the_same_as_one_that_was_not(
+    steps: list[Write | Lose], close_after: set[int]
+) -> None:
     with scratch() as path, scratch() as other:
         straight, resumed = Told.new(path), Told.new(other)
         for number, step in enumerate(steps):
@@ -99,10 +107,18 @@ def test_a_record_that_was_resumed_is_the_same_as_one_that_was_not(steps: list[W
 
 
 @record
-@given(steps=steps, more=st.lists(writes, min_size=1, max_size=4), seed=seeds, junk=st.sampled_from(["none", "zeros", "noise"]))
+@given(
+    steps=steps,
+    more=st.lists(writes, min_size=1, max_size=4),
+    seed=seeds,
+    junk=st.sampled_from(["none", "zeros", "noise"]),
+)
 @example(steps=ONE_OF_EACH, more=[Write(((Source.STDOUT, 70_000),), 1)], seed=1, junk="none")
-def test_a_torn_end_is_waited_for_then_cut_off_and_gone_on_from(steps: list[Write | Lose], more: list[Write], seed: int, junk: str) -> None:
-    """Cut anywhere: what is whole is read, the rest is not there yet; who resumes goes on from what is whole, and so does the reader."""
+def test_a_torn_end_is_waited_for_then_cut_off_and_gone_on_from(
+    steps: list[Write | Lose], more: list[Write], seed: int, junk: str
+) -> None:
+    """Cut anywhere: what is whole is read, the rest is not there yet; who resumes goes on from what is whole, and so
+    does the reader."""
     with scratch() as path:
         told = Told.new(path)
         for step in steps:
@@ -137,7 +153,9 @@ def test_a_torn_end_is_waited_for_then_cut_off_and_gone_on_from(steps: list[Writ
 
 
 @record
-@given(steps=steps, seed=seeds, way=st.sampled_from(["flip", "zero", "punch", "noise", "page"]), places=st.integers(1, 3))
+@given(
+    steps=steps, seed=seeds, way=st.sampled_from(["flip", "zero", "punch", "noise", "page"]), places=st.integers(1, 3)
+)
 @example(steps=[Write(((Source.STDOUT, 300_000),), 1)], seed=1, way="punch", places=1)
 @example(steps=[Write(((Source.STDOUT, 65_340), (Source.STDERR, 131_060)), 0)], seed=31181, way="page", places=3)
 def test_damage_is_a_gap_and_nothing_more(steps: list[Write | Lose], seed: int, way: str, places: int) -> None:
@@ -194,13 +212,17 @@ def test_any_place_is_found_and_read_on_from(steps: list[Write | Lose], seed: in
                 if not damaging:
                     assert position.sequence == last_within(whole, offsets, sequence)
                 rest = unread(entries_of(stretches(reader, position)), offsets, sequence)
-                assert check_truth(rest, told.content, offsets) == {source: len(told.content[source]) for source in Source}
+                assert check_truth(rest, told.content, offsets) == {
+                    source: len(told.content[source]) for source in Source
+                }
 
 
 @record
 @given(steps=steps, seed=seeds, damaging=st.booleans())
 @example(steps=[Write(((Source.STDOUT, -33),), 0), Lose(Source.STDERR, None, 0)], seed=0, damaging=True)
-def test_who_goes_on_after_an_entry_gets_the_next_ones_and_no_gap_twice(steps: list[Write | Lose], seed: int, damaging: bool) -> None:
+def test_who_goes_on_after_an_entry_gets_the_next_ones_and_no_gap_twice(
+    steps: list[Write | Lose], seed: int, damaging: bool
+) -> None:
     with scratch() as path:
         told = Told.new(path)
         for step in steps:
@@ -265,7 +287,11 @@ def test_a_record_can_be_read_up_to_any_time(steps: list[Write | Lose], times: l
 
 @record
 @example(blocks=["frames"], tail=0, seed=17450)
-@given(blocks=st.lists(st.sampled_from(["noise", "zeros", "header", "frames"]), max_size=6), tail=st.integers(0, BLOCK_BYTES), seed=seeds)
+@given(
+    blocks=st.lists(st.sampled_from(["noise", "zeros", "header", "frames"]), max_size=6),
+    tail=st.integers(0, BLOCK_BYTES),
+    seed=seeds,
+)
 def test_a_reader_survives_any_bytes(blocks: list[str], tail: int, seed: int) -> None:
     with scratch() as path:
         choose = random.Random(seed)
@@ -288,7 +314,12 @@ def test_a_reader_survives_any_bytes(blocks: list[str], tail: int, seed: int) ->
 
 
 @record
-@given(before=steps, pieces=st.lists(writes, min_size=1, max_size=4), room=st.integers(0, 150_000), repeat=st.integers(1, 3))
+@given(
+    before=steps,
+    pieces=st.lists(writes, min_size=1, max_size=4),
+    room=st.integers(0, 150_000),
+    repeat=st.integers(1, 3),
+)
 def test_a_write_without_room_leaves_whole_frames_and_may_be_made_again(
     before: list[Write | Lose], pieces: list[Write], room: int, repeat: int
 ) -> None:
@@ -298,7 +329,8 @@ def test_a_write_without_room_leaves_whole_frames_and_may_be_made_again(
         for step in before:
             told.tell(step)
         whole = [
-            (source, text(number, abs(size))) for number, (source, size) in enumerate(piece for write in pieces for piece in write.pieces)
+            (source, text(number, abs(size)))
+            for number, (source, size) in enumerate(piece for write in pieces for piece in write.pieces)
         ]
         begin = told.path.stat().st_size
         entries: list[Entry] = []
@@ -326,7 +358,10 @@ def test_a_write_without_room_leaves_whole_frames_and_may_be_made_again(
 
 
 @record
-@given(sizes=st.lists(st.tuples(st.sampled_from(Source), st.integers(1, 70_000)), min_size=1, max_size=5), room=st.integers(0, 200_000))
+@given(
+    sizes=st.lists(st.tuples(st.sampled_from(Source), st.integers(1, 70_000)), min_size=1, max_size=5),
+    room=st.integers(0, 200_000),
+)
 def test_who_gives_up_on_a_write_is_told_how_much_of_it_is_there(sizes: list[tuple[Source, int]], room: int) -> None:
     with scratch() as path:
         told = Told.new(path)
@@ -348,7 +383,9 @@ def test_who_gives_up_on_a_write_is_told_how_much_of_it_is_there(sizes: list[tup
                 told.writer.gap(source, missing, Cause.STORE, 2)
         told.writer.write([(Source.STDOUT, b"on")], 3)
         told.content[Source.STDOUT] += b"on"
-        assert check_truth(everything(path), told.content, NOTHING) == {source: len(told.content[source]) for source in Source}
+        assert check_truth(everything(path), told.content, NOTHING) == {
+            source: len(told.content[source]) for source in Source
+        }
 
 
 @pytest.mark.parametrize("room", [0, 1, 167, 168, 190])
@@ -371,7 +408,8 @@ def test_without_room_for_its_trailer_a_record_can_be_sealed_later(tmp_path: Pat
 
 @contextmanager
 def file_size_limit(size: int) -> Iterator[None]:
-    """Beyond it a write fails, to the byte: as a full disk, but cheaper. The signal that goes with it is ignored by Python."""
+    """Beyond it a write fails, to the byte: as a full disk, but cheaper. The signal that goes with it is ignored by
+    Python."""
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     resource.setrlimit(resource.RLIMIT_FSIZE, (size, before[1]))
     try:
@@ -462,7 +500,12 @@ def last_within(entries: list[Entry], offsets: Mapping[Source, int], sequence: i
         place = offsets[entry.source]
         if end(entry) > place:
             break
-        if isinstance(entry, Gap) and entry.missing_bytes is None and entry.offset == place and entry.sequence > sequence:
+        if (
+            isinstance(entry, Gap)
+            and entry.missing_bytes is None
+            and entry.offset == place
+            and entry.sequence > sequence
+        ):
             break
         found = entry.sequence
     return found
@@ -477,7 +520,9 @@ def any_block(choose: random.Random, number: int, kind: str) -> bytes:
     raw = pack_block_header(number, state)
     while kind == "frames" and len(raw) < BLOCK_BYTES - 2_000 and choose.random() < 0.98:
         gap = pack_gap(choose.choice(SOURCES), 7, Cause.ENGINE)
-        payload = choose.choice([choose.randbytes(choose.randint(1, 900)), b"", b"{}", b'{"totals":[{}]}', b"[" * 1_900, gap])
+        payload = choose.choice(
+            [choose.randbytes(choose.randint(1, 900)), b"", b"{}", b'{"totals":[{}]}', b"[" * 1_900, gap]
+        )
         frame_kind = choose.choice([1, 2, 3, GAP, GAP, choose.choice([0, 4, START, TRAILER, 255])])
         crc = crc32(payload, crc32s[frame_kind] if frame_kind in SOURCES else 0)
         if frame_kind in SOURCES:
@@ -490,7 +535,10 @@ def any_block(choose: random.Random, number: int, kind: str) -> bytes:
 
 def any_state(choose: random.Random, number: int) -> State:
     stdout, stderr, system = (
-        SourceState(choose.randrange(number * 1_000 + 1), 0, 0, choose.randrange(number * 3 + 1), choose.getrandbits(32)) for _ in SOURCES
+        SourceState(
+            choose.randrange(number * 1_000 + 1), 0, 0, choose.randrange(number * 3 + 1), choose.getrandbits(32)
+        )
+        for _ in SOURCES
     )
     return State(
         choose.randrange(number * 3 + 1),

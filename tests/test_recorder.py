@@ -1,4 +1,5 @@
-"""The recorder alone, without an engine: the program that is PID 1 of a container, as it is shipped and under sanitizers."""
+"""The recorder alone, without an engine: the program that is PID 1 of a container, as it is shipped and under
+sanitizers."""
 
 import errno
 import fcntl
@@ -53,7 +54,9 @@ SANITIZERS = ["-g", "-fsanitize=address,undefined", "-fno-sanitize-recover=all"]
 def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     needs_namespaces()
     if request.param == "shipped":
-        architecture = {kernels: dockers for dockers, kernels in shipped.ARCHITECTURES.items()}.get(platform.machine(), "")
+        architecture = {kernels: dockers for dockers, kernels in shipped.ARCHITECTURES.items()}.get(
+            platform.machine(), ""
+        )
         built = shipped.binary(architecture)
         if built is None:
             not_here("the recorder was not built here")
@@ -63,7 +66,9 @@ def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
     built = tmp_path_factory.mktemp("sanitized") / "recorder"
     if compiler is None:
         not_here("a C compiler is not here: make test, or .ci/tools cc, looks for one")
-    made = subprocess.run([compiler or "", "-std=c11", "-O1", *WARNINGS, *SANITIZERS, "-o", built, SOURCE], capture_output=True, text=True)
+    made = subprocess.run(
+        [compiler or "", "-std=c11", "-O1", *WARNINGS, *SANITIZERS, "-o", built, SOURCE], capture_output=True, text=True
+    )
     if "cannot find" in made.stderr:
         not_here(f"the C compiler has no sanitizers here: {made.stderr}")
     assert made.returncode == 0, made.stderr
@@ -202,7 +207,9 @@ def test_a_command_whose_box_stays_runs_after_two_seconds(recorder: Recorder) ->
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, HARD_STOP])
-def test_a_recorder_that_is_stopped_before_its_command_runs_leaves_an_empty_record(recorder: Recorder, number: int) -> None:
+def test_a_recorder_that_is_stopped_before_its_command_runs_leaves_an_empty_record(
+    recorder: Recorder, number: int
+) -> None:
     running = recorder.start("touch", str(recorder.directory / "ran"), hand_off=False)
     eventually(lambda: has_begun(recorder.log))
     running.send(number)
@@ -285,7 +292,8 @@ def test_where_its_own_streams_are_closed_none_becomes_the_record(recorder: Reco
 
 
 @pytest.mark.parametrize(
-    ("script", "code", "number"), [("exit 0", 0, 0), ("exit 255", 255, 0), ("kill -9 $$", 137, 9), ("kill -15 $$", 143, 15)]
+    ("script", "code", "number"),
+    [("exit 0", 0, 0), ("exit 255", 255, 0), ("kill -9 $$", 137, 9), ("kill -15 $$", 143, 15)],
 )
 def test_it_ends_as_the_command_did(recorder: Recorder, script: str, code: int, number: int) -> None:
     walked = recorder.run("sh", "-c", script)
@@ -330,7 +338,9 @@ def executable(path: Path, content: str, mode: int = 0o755) -> Path:
         ("HERE/no-magic", 126, errno.ENOEXEC),
     ],
 )
-def test_a_command_that_cannot_be_executed_has_no_exit_code_but_a_reason(recorder: Recorder, command: str, code: int, error: int) -> None:
+def test_a_command_that_cannot_be_executed_has_no_exit_code_but_a_reason(
+    recorder: Recorder, command: str, code: int, error: int
+) -> None:
     here = recorder.directory / "bin"
     executable(here / "plain", "#!/bin/sh\n", 0o644)
     executable(here / "garbage", "\x7fELF garbage")
@@ -360,7 +370,10 @@ def test_a_command_is_looked_for_along_the_path(recorder: Recorder) -> None:
     relative = ["/usr/bin/env", "-C", str(here)]
     assert recorder.run("found", env={"PATH": "/none:four"}, before=relative).stdout == b"four\n"
     for path in (":/none", "/none::/none", "/none:"):
-        assert recorder.run("found", env={"PATH": path}, before=["/usr/bin/env", "-C", str(here / "four")]).stdout == b"four\n"
+        assert (
+            recorder.run("found", env={"PATH": path}, before=["/usr/bin/env", "-C", str(here / "four")]).stdout
+            == b"four\n"
+        )
     assert recorder.run("sh", "-c", "echo default", before=["/usr/bin/env", "-u", "PATH"]).stdout == b"default\n"
     assert recorder.run("three/found", before=relative).stdout == b"three three/found\n"
 
@@ -411,7 +424,8 @@ os.execv(sys.argv[1], sys.argv[1:])
 
 
 def test_the_command_begins_with_no_signal_blocked_or_ignored(recorder: Recorder) -> None:
-    """Nor does the recorder rely on what it was given: with SIGCHLD ignored it would never hear of the command's end."""
+    """Nor does the recorder rely on what it was given: with SIGCHLD ignored it would never hear of the command's
+    end."""
     walked = recorder.run("cat", "/proc/self/status", before=python(AS_A_BAD_PARENT))
     fields = dict(line.split(":\t") for line in walked.stdout.decode().splitlines())
     assert {fields[name] for name in ("SigPnd", "ShdPnd", "SigBlk", "SigIgn", "SigCgt")} == {"0" * 16}
@@ -419,7 +433,16 @@ def test_the_command_begins_with_no_signal_blocked_or_ignored(recorder: Recorder
 
 # -- signals
 
-FORWARDED = [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGQUIT, signal.SIGUSR1, signal.SIGWINCH, signal.SIGALRM, signal.SIGRTMAX]
+FORWARDED = [
+    signal.SIGTERM,
+    signal.SIGINT,
+    signal.SIGHUP,
+    signal.SIGQUIT,
+    signal.SIGUSR1,
+    signal.SIGWINCH,
+    signal.SIGALRM,
+    signal.SIGRTMAX,
+]
 
 HANDLES = """
 import os, signal, sys
@@ -502,7 +525,8 @@ while True:
     assert (walked.facts["hard_stop"], walked.facts["signal"], walked.gaps) == (True, 9, [])
 
 
-# Sends the signal to PID 1 as kill does, and then as only a caller that makes its information up can: "from PID 0", as if from outside.
+# Sends the signal to PID 1 as kill does, and then as only a caller that makes its information up can: "from PID 0", as
+# if from outside.
 STOPS_ITSELF = """
 import ctypes, os, signal, struct, sys
 told = []
@@ -590,7 +614,9 @@ while True:
 
 
 def test_a_command_that_closes_its_output_is_waited_for(recorder: Recorder) -> None:
-    walked = recorder.run("sh", "-c", 'echo said; exec >&- 2>&-; while ! [ -s "$1" ]; do :; done; exit 5', "sh", str(recorder.log))
+    walked = recorder.run(
+        "sh", "-c", 'echo said; exec >&- 2>&-; while ! [ -s "$1" ]; do :; done; exit 5', "sh", str(recorder.log)
+    )
     assert (walked.trailer["exit_code"], walked.stdout) == (5, b"said\n")
 
 
@@ -608,7 +634,9 @@ for piece in sys.argv[3:]:
 """
 
 # Around what one frame holds at most, and what is read at once.
-piece_sizes = st.one_of(st.integers(1, 300), st.integers(65_330, 65_380), st.integers(65_530, 65_540), st.integers(1, 400_000))
+piece_sizes = st.one_of(
+    st.integers(1, 300), st.integers(65_330, 65_380), st.integers(65_530, 65_540), st.integers(1, 400_000)
+)
 pieces_of_both = st.lists(st.tuples(st.sampled_from([1, 2]), piece_sizes), max_size=12)
 
 
@@ -639,7 +667,9 @@ def check_totals(walked: Walk, content: Mapping[Source, bytes], missing: Mapping
     ]
 
 
-@settings(deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(
+    deadline=None, max_examples=20, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(pieces=pieces_of_both)
 def test_whatever_is_printed_is_in_the_record(recorder: Recorder, pieces: list[tuple[int, int]]) -> None:
     content = content_of(pieces)
@@ -651,7 +681,9 @@ def test_whatever_is_printed_is_in_the_record(recorder: Recorder, pieces: list[t
     assert check_truth(entries, content, NOTHING) == {OUT: len(content[OUT]), ERR: len(content[ERR]), Source.SYSTEM: 0}
 
 
-@settings(deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+@settings(
+    deadline=None, max_examples=10, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 @given(killed_after=st.integers(1, 3_000_000))
 def test_the_record_of_a_recorder_that_was_killed_is_resumed(recorder: Recorder, killed_after: int) -> None:
     pieces = [(1 + number % 2, size) for number, size in enumerate([100_000, 7, 65_352, 20_000, 300_000, 1] * 8)]
@@ -696,7 +728,8 @@ for number in range(20_000):
 
 
 def test_a_line_is_in_the_record_before_anything_else_happens(recorder: Recorder) -> None:
-    """The first one, the one after silence, and the last one of a flood: nothing but a signal from here makes the command go on."""
+    """The first one, the one after silence, and the last one of a flood: nothing but a signal from here makes the
+    command go on."""
     script = """
 import os, signal
 signal.pthread_sigmask(signal.SIG_BLOCK, [signal.SIGUSR1])
@@ -773,7 +806,8 @@ def test_where_nothing_can_be_punched_out_the_head_is_kept(recorder: Recorder) -
 
 # -- a disk that is full
 
-# Writes as fast as it is read; says to the FIFO when its pipe has been full for a while, and how much it has written by then.
+# Writes as fast as it is read; says to the FIFO when its pipe has been full for a while, and how much it has written by
+# then.
 UNTIL_BLOCKED = """
 import os, select, sys
 size, fifo = int(sys.argv[1]), sys.argv[2]
@@ -791,7 +825,8 @@ while wrote < size:
 
 @pytest.fixture
 def small(recorder: Recorder) -> Iterator[tuple[Recorder, int, Path]]:
-    """A disk with room for three blocks and no byte more, beside a file that can be removed, and a recorder's directory on it."""
+    """A disk with room for three blocks and no byte more, beside a file that can be removed, and a recorder's directory
+    on it."""
     with disk("tmpfs", "size=1m") as (directory, fd):
         ballast = directory / "ballast"
         ballast.write_bytes(bytes((1 << 20) - 3 * BLOCK_BYTES))
@@ -837,7 +872,9 @@ def test_a_full_disk_blocks_the_begin_too(recorder: Recorder, small: tuple[Recor
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, HARD_STOP])
-def test_what_cannot_begin_is_stopped_and_never_ran(recorder: Recorder, small: tuple[Recorder, int, Path], number: int) -> None:
+def test_what_cannot_begin_is_stopped_and_never_ran(
+    recorder: Recorder, small: tuple[Recorder, int, Path], number: int
+) -> None:
     here, fd, _ = small
     fill(here.directory)
     running = here.start("touch", str(recorder.directory / "ran"), pass_fds=[fd])
@@ -864,7 +901,9 @@ def gave_up(recorder_pid: int) -> bool:
     return sum(link.startswith("pipe:") for link in links) == 3
 
 
-def test_a_hard_stop_on_a_full_disk_that_gets_room_in_time_loses_nothing(recorder: Recorder, small: tuple[Recorder, int, Path]) -> None:
+def test_a_hard_stop_on_a_full_disk_that_gets_room_in_time_loses_nothing(
+    recorder: Recorder, small: tuple[Recorder, int, Path]
+) -> None:
     running, wrote = until_blocked(recorder, small, 700_000)
     here, _, ballast = small
     running.stop_hard()
@@ -874,7 +913,9 @@ def test_a_hard_stop_on_a_full_disk_that_gets_room_in_time_loses_nothing(recorde
     assert (walked.stdout, walked.gaps, walked.facts["hard_stop"]) == (bytes(wrote), [], True)
 
 
-@pytest.mark.parametrize("program", ["sanitized"], indirect=True)  # one of both: it takes the three seconds that it is about
+@pytest.mark.parametrize(
+    "program", ["sanitized"], indirect=True
+)  # one of both: it takes the three seconds that it is about
 @pytest.mark.parametrize("room_for_a_gap", [False, True])
 def test_a_hard_stop_on_a_full_disk_counts_what_is_lost(
     recorder: Recorder, small: tuple[Recorder, int, Path], room_for_a_gap: bool
@@ -900,7 +941,9 @@ def test_a_hard_stop_on_a_full_disk_counts_what_is_lost(
     check_totals(walked, {OUT: bytes(wrote)}, {OUT: missing})
 
 
-@pytest.mark.parametrize("program", ["sanitized"], indirect=True)  # one of both: it takes the three seconds that it is about
+@pytest.mark.parametrize(
+    "program", ["sanitized"], indirect=True
+)  # one of both: it takes the three seconds that it is about
 def test_a_record_that_can_be_neither_written_nor_cut_is_given_up_after_a_hard_stop(recorder: Recorder) -> None:
     blocked = recorder.directory / "blocked"
     os.mkfifo(blocked)
@@ -944,7 +987,9 @@ def test_a_hard_limit_on_the_size_of_files_ends_the_command_and_the_rest_is_coun
 
 
 def test_where_not_even_the_end_can_be_stored_the_exit_status_says_so(recorder: Recorder) -> None:
-    running = recorder.start("sh", "-c", "echo stored; read go; echo not stored; exec sleep 1000", stdin=subprocess.PIPE, before=LIMITABLE)
+    running = recorder.start(
+        "sh", "-c", "echo stored; read go; echo not stored; exec sleep 1000", stdin=subprocess.PIPE, before=LIMITABLE
+    )
     running.wrote(b"stored\n")
     size = recorder.log.stat().st_size
     resource.prlimit(running.pid, resource.RLIMIT_FSIZE, (0, 0))
@@ -965,7 +1010,9 @@ def test_where_the_beginning_cannot_be_stored_nothing_is_run(recorder: Recorder)
 
 def test_a_limit_on_descriptors_does_not_make_a_recorder_deaf(recorder: Recorder) -> None:
     """poll would take none any more."""
-    running = recorder.start("sh", "-c", "echo ready; trap 'echo told; exit 5' TERM; while :; do sleep 0.01; done", before=LIMITABLE)
+    running = recorder.start(
+        "sh", "-c", "echo ready; trap 'echo told; exit 5' TERM; while :; do sleep 0.01; done", before=LIMITABLE
+    )
     running.wrote(b"ready\n")
     resource.prlimit(running.pid, resource.RLIMIT_NOFILE, (0, 0))
     running.send(signal.SIGTERM)
@@ -992,12 +1039,21 @@ def test_the_recorder_has_a_saved_group_of_its_own_and_the_command_has_not(recor
     """prlimit asks for one group that equals all three."""
     script = "cat /proc/self/status; echo; cat /proc/1/status; exit 0"
     for user, group in ((0, 0), (65534, 1000)):
-        who = ["setpriv", f"--reuid={user}", f"--regid={group}", "--clear-groups", "--inh-caps=+setgid", "--ambient-caps=+setgid"]
+        who = [
+            "setpriv",
+            f"--reuid={user}",
+            f"--regid={group}",
+            "--clear-groups",
+            "--inh-caps=+setgid",
+            "--ambient-caps=+setgid",
+        ]
         program = recorder.directory / "recorder"
         shutil.copy(recorder.program, program)
         recorder.directory.chmod(0o777)
         walked = replace(recorder, program=program).run("sh", "-c", script, before=who)
-        command, itself = [dict(line.split(":\t") for line in status.splitlines()) for status in walked.stdout.decode().split("\n\n")]
+        command, itself = [
+            dict(line.split(":\t") for line in status.splitlines()) for status in walked.stdout.decode().split("\n\n")
+        ]
         assert command["Gid"].split() == [str(group)] * 4
         assert itself["Gid"].split() == [str(group), str(group), "0" if group else "1", str(group)]
         assert command["Uid"] == itself["Uid"]
@@ -1034,7 +1090,8 @@ echo tried
 
 
 @pytest.mark.parametrize(
-    "who", [["--reuid=65534", "--regid=65534", "--clear-groups"], ["--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace"]]
+    "who",
+    [["--reuid=65534", "--regid=65534", "--clear-groups"], ["--bounding-set=-sys_ptrace", "--inh-caps=-sys_ptrace"]],
 )
 def test_the_command_cannot_get_at_the_record_by_its_recorder(recorder: Recorder, who: list[str]) -> None:
     """As the same user, or as root as engines have it: without CAP_SYS_PTRACE."""

@@ -7,7 +7,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastlane_grpc.model import JobSpec, Outcome
-from fastlane_grpc.redaction import DEFAULT_ENTRIES, REDACTED, SecretNames, holds_masked_password, mask_url_passwords
+from fastlane_grpc.text.redaction import (
+    DEFAULT_ENTRIES,
+    REDACTED,
+    SecretNames,
+    holds_masked_password,
+    mask_url_passwords,
+)
 
 NAMES = SecretNames()
 
@@ -68,7 +74,9 @@ def test_any_name_at_all_is_hidden_or_not(name: str) -> None:
 
 def test_a_list_takes_the_place_of_the_default_or_adds_to_it() -> None:
     own = SecretNames.read("pin, Internal_Code,my*thing")
-    assert [name for name in ("PIN", "SPINNER", "X_INTERNAL_CODES", "CODE", "MYBIGTHING", "API_KEY") if own.hides(name)] == [
+    assert [
+        name for name in ("PIN", "SPINNER", "X_INTERNAL_CODES", "CODE", "MYBIGTHING", "API_KEY") if own.hides(name)
+    ] == [
         "PIN",
         "X_INTERNAL_CODES",
         "MYBIGTHING",

@@ -1,4 +1,5 @@
-"""The contract over real gRPC and a real store. No engine: the test itself is the runner, by the same calls of the store."""
+"""The contract over real gRPC and a real store. No engine: the test itself is the runner, by the same calls of the
+store."""
 
 import asyncio
 import os
@@ -18,8 +19,19 @@ from google.rpc import error_details_pb2
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2
 
-from fastlane_grpc.directory import free_bytes
-from fastlane_grpc.model import Availability, Cause, HostReport, LogTotals, Outcome, Reason, Source, State, new_id, utc_now
+from fastlane_grpc.machine.data_directory import free_bytes
+from fastlane_grpc.model import (
+    Availability,
+    Cause,
+    HostReport,
+    LogTotals,
+    Outcome,
+    Reason,
+    Source,
+    State,
+    new_id,
+    utc_now,
+)
 from fastlane_grpc.rpc.server import RpcServer
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
@@ -37,7 +49,7 @@ async def house(tmp_path: Path) -> AsyncIterator[House]:
     await house.close()
 
 
-# ------------------------------------------------------------------------------------------------------------------------ jobs
+# ----------------------------------------------------------------------------------------------------------------- jobs
 
 
 async def test_a_job_is_answered_as_it_was_put_in(house: House) -> None:
@@ -99,7 +111,12 @@ SECRET_URL = "postgres://app:{}@db/x"
 
 async def test_secrets_are_in_no_answer_wherever_they_stand(house: House) -> None:
     url = SECRET_URL.format("hunter2")
-    spec = {"args": [url], "command": f"psql {url}", "envs": {"PGPASS": "hunter2", "URL": url, "MONKEY": "see"}, "labels": {"db": url}}
+    spec = {
+        "args": [url],
+        "command": f"psql {url}",
+        "envs": {"PGPASS": "hunter2", "URL": url, "MONKEY": "see"},
+        "labels": {"db": url},
+    }
     job = await house.enqueue(**spec)
     await house.jobs.StopJob(pb.StopJobRequest(job_id=job.id))
     request = pb.EnqueueJobRequest(task_id="task", spec=pb.JobSpec(image="busybox", **spec), validate_only=True)  # type: ignore[arg-type]
@@ -143,8 +160,12 @@ async def test_a_note_that_is_not_one_line_is_refused_by_its_name(house: House) 
     ):
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await call
-        assert refused.value.details() == "note: holds U+000A, a control character; a note is one line of text for people"
-    assert (await house.executions.GetExecution(pb.GetExecutionRequest(execution_id=execution_id))).execution.state == pb.STATE_QUEUED
+        assert (
+            refused.value.details() == "note: holds U+000A, a control character; a note is one line of text for people"
+        )
+    assert (
+        await house.executions.GetExecution(pb.GetExecutionRequest(execution_id=execution_id))
+    ).execution.state == pb.STATE_QUEUED
 
 
 async def test_a_scheduled_job_is_answered_with_its_times_and_what_it_waits_for(house: House) -> None:
@@ -201,10 +222,15 @@ async def test_a_job_that_can_never_start_ends_as_expired(house: House) -> None:
         ({"start_at": timestamp_pb2.Timestamp(seconds=1_800_000_000_000)}, ["spec.start_at"]),
         ({"start_at": timestamp_pb2.Timestamp(seconds=200_000_000_000)}, ["spec.start_at"]),
         ({"expire_time": timestamp_pb2.Timestamp(seconds=200_000_000_000)}, ["spec.expire_time"]),
-        ({"start_at": timestamp_pb2.Timestamp(seconds=9), "expire_time": timestamp_pb2.Timestamp(seconds=8)}, ["spec.expire_time"]),
+        (
+            {"start_at": timestamp_pb2.Timestamp(seconds=9), "expire_time": timestamp_pb2.Timestamp(seconds=8)},
+            ["spec.expire_time"],
+        ),
     ],
 )
-async def test_a_start_or_expiry_that_cannot_be_is_refused_by_its_field(house: House, spec: dict[str, Message], fields: list[str]) -> None:
+async def test_a_start_or_expiry_that_cannot_be_is_refused_by_its_field(
+    house: House, spec: dict[str, Message], fields: list[str]
+) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await house.enqueue(**spec)
     assert (refused.value.code(), reason(refused.value)) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
@@ -227,7 +253,9 @@ async def test_validate_only_answers_and_keeps_nothing(house: House) -> None:
 
 
 async def test_a_bad_request_names_every_field_and_keeps_nothing(house: House) -> None:
-    spec = pb.JobSpec(image="A B", envs={"A=B": "1"}, network="host", timeout=duration_pb2.Duration(seconds=1, nanos=-1))
+    spec = pb.JobSpec(
+        image="A B", envs={"A=B": "1"}, network="host", timeout=duration_pb2.Duration(seconds=1, nanos=-1)
+    )
     spec.pull_policy = 77  # type: ignore[assignment]
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await house.jobs.EnqueueJob(pb.EnqueueJobRequest(task_id="", spec=spec))
@@ -285,7 +313,9 @@ async def test_metadata_that_is_nested_too_deeply_is_refused(house: House) -> No
 
 
 @pytest.mark.parametrize("raw", [b"\xff\xff\xff", b"\x0a\x02\xff\xfe", b"\x0a\x7fshort"])
-@pytest.mark.parametrize("method", ["JobService/EnqueueJob", "JobService/GetJob", "ExecutionService/StreamExecutionLogs"])
+@pytest.mark.parametrize(
+    "method", ["JobService/EnqueueJob", "JobService/GetJob", "ExecutionService/StreamExecutionLogs"]
+)
 async def test_a_request_that_cannot_be_read_is_invalid_and_no_defect(house: House, method: str, raw: bytes) -> None:
     call = house.channel.unary_stream if "Stream" in method else house.channel.unary_unary
     with pytest.raises(grpc.aio.AioRpcError) as refused:
@@ -304,7 +334,10 @@ async def test_fields_that_the_server_does_not_know_are_refused_by_writers(house
     # Field 99 of JobSpec, and of Limits inside it, as a newer client might send.
     unknown_in_spec = pb.EnqueueJobRequest.FromString(b"\x0a\x01t\x12\x0c\x0a\x07busybox\x98\x06\x01")
     unknown_in_limits = pb.EnqueueJobRequest.FromString(b"\x0a\x01t\x12\x0e\x0a\x07busybox\x52\x03\x98\x06\x01")
-    for request, place in ((unknown_in_spec, "EnqueueJobRequest.spec"), (unknown_in_limits, "EnqueueJobRequest.spec.limits")):
+    for request, place in (
+        (unknown_in_spec, "EnqueueJobRequest.spec"),
+        (unknown_in_limits, "EnqueueJobRequest.spec.limits"),
+    ):
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await house.jobs.EnqueueJob(request)
         assert (refused.value.code(), reason(refused.value)) == (grpc.StatusCode.UNIMPLEMENTED, "UNKNOWN_FIELD")
@@ -358,14 +391,16 @@ async def test_a_running_job_that_is_stopped_says_so_until_it_ends(house: House)
     assert kept is not None
     assert kept.grace == timedelta(seconds=3)
     with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await house.jobs.StopJob(pb.StopJobRequest(job_id=job.id, note="x" * 257, grace=duration_pb2.Duration(seconds=-1)))
+        await house.jobs.StopJob(
+            pb.StopJobRequest(job_id=job.id, note="x" * 257, grace=duration_pb2.Duration(seconds=-1))
+        )
     bad = detail(refused.value, error_details_pb2.BadRequest)
     assert bad is not None
     assert [violation.field for violation in bad.field_violations] == ["note", "grace"]
     writer.close()
 
 
-# ------------------------------------------------------------------------------------------------------------------------ logs
+# ----------------------------------------------------------------------------------------------------------------- logs
 
 
 async def test_a_stream_begins_with_the_state_and_ends_with_the_outcome(house: House) -> None:
@@ -419,7 +454,11 @@ async def test_without_follow_it_ends_at_what_is_there(house: House) -> None:
     job = await house.enqueue()
     messages = [message async for message in house.stream(job.execution.id, follow=False)]
     assert [message.WhichOneof("event") for message in messages] == ["state", "end"]
-    assert (messages[-1].end.sealed, messages[-1].end.exit_status, messages[-1].end.HasField("outcome")) == (False, 75, False)
+    assert (messages[-1].end.sealed, messages[-1].end.exit_status, messages[-1].end.HasField("outcome")) == (
+        False,
+        75,
+        False,
+    )
     execution, writer = await house.begin()
     writer.write([(OUT, b"part")], time.time_ns())
     messages = [message async for message in house.stream(execution.id, follow=False)]
@@ -439,7 +478,9 @@ async def test_without_follow_lines_after_the_output_are_there_too(house: House)
     house.logs.system(execution.id, "told to stop")
     for sources in ([], [pb.SOURCE_SYSTEM]):
         messages = [message async for message in house.stream(execution.id, follow=False, sources=sources)]
-        lines = b"".join(chunk.data for message in messages for chunk in message.chunks if chunk.source == pb.SOURCE_SYSTEM)
+        lines = b"".join(
+            chunk.data for message in messages for chunk in message.chunks if chunk.source == pb.SOURCE_SYSTEM
+        )
         assert lines == b"started\ntold to stop\n"
     writer.close()
 
@@ -487,7 +528,9 @@ async def test_what_is_about_to_get_a_place_is_not_said_to_wait_for_one(house: H
     assert not job.execution.HasField("waiting")
     assert not (await house.jobs.GetJob(pb.GetJobRequest(job_id=job.id))).job.execution.HasField("waiting")
     house.places.places = (8, 8)
-    assert (await house.jobs.GetJob(pb.GetJobRequest(job_id=job.id))).job.execution.waiting.reason == pb.WAIT_REASON_NO_FREE_PLACE
+    assert (
+        await house.jobs.GetJob(pb.GetJobRequest(job_id=job.id))
+    ).job.execution.waiting.reason == pb.WAIT_REASON_NO_FREE_PLACE
 
 
 async def test_a_quiet_stream_shows_a_sign_of_life(house: House) -> None:
@@ -511,7 +554,10 @@ async def test_cursors_that_are_not_of_this_log_are_refused(house: House) -> Non
     other = new_id()
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await house.stream(job.execution.id, cursor=f"1.{other}.0.0.0.0").read()
-    assert (reason(refused.value), info(refused.value).metadata["execution_id"]) == ("CURSOR_OF_ANOTHER_EXECUTION", other)
+    assert (reason(refused.value), info(refused.value).metadata["execution_id"]) == (
+        "CURSOR_OF_ANOTHER_EXECUTION",
+        other,
+    )
     execution, writer = await house.begin()
     writer.write([(OUT, b"abc")], time.time_ns())
     await house.finish(execution, writer)
@@ -546,7 +592,9 @@ async def test_a_gap_is_an_event(house: House) -> None:
     messages = [message async for message in house.stream(execution.id)]
     (gap,) = [message.gap for message in messages if message.HasField("gap")]
     assert (gap.source, gap.offset, gap.HasField("missing_bytes"), gap.cause) == (1, 0, False, pb.LogGap.CAUSE_ENGINE)
-    assert not [total for total in messages[-1].end.totals if total.HasField("crc32") and total.source == pb.SOURCE_STDOUT]
+    assert not [
+        total for total in messages[-1].end.totals if total.HasField("crc32") and total.source == pb.SOURCE_STDOUT
+    ]
 
 
 async def test_concatenated_messages_are_one_message(house: House) -> None:
@@ -601,7 +649,9 @@ async def test_a_stopping_server_ends_its_streams_so_that_clients_resume(house: 
     assert time.monotonic() - began < 10
 
 
-async def test_a_defect_is_told_by_a_number_and_not_by_its_insides(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_defect_is_told_by_a_number_and_not_by_its_insides(
+    house: House, monkeypatch: pytest.MonkeyPatch
+) -> None:
     house.places.host_error = 5  # type: ignore[assignment]  # whatever: a value that the converter chokes on
     with pytest.raises(grpc.aio.AioRpcError) as broken:
         await house.enqueue()
@@ -609,7 +659,7 @@ async def test_a_defect_is_told_by_a_number_and_not_by_its_insides(house: House,
     assert info(broken.value).metadata["defect"] in str(broken.value.details())
 
 
-# ---------------------------------------------------------------------------------------------------------------------- server
+# --------------------------------------------------------------------------------------------------------------- server
 
 
 async def test_server_info(house: House) -> None:
@@ -622,7 +672,9 @@ async def test_server_info(house: House) -> None:
 async def test_hosts_are_listed_with_all_that_is_known_of_them(house: House) -> None:
     failed = utc_now()
     house.places.hosts = [
-        HostReport("b", "unix:///run/b.sock", Availability.UP, 3, 4, "it went away", failed, "28.5.1", "attach", "not here"),
+        HostReport(
+            "b", "unix:///run/b.sock", Availability.UP, 3, 4, "it went away", failed, "28.5.1", "attach", "not here"
+        ),
         HostReport("a", "tcp://a:2375", Availability.DOWN, 0, 12),
     ]
     told = (await house.hosts.ListHosts(pb.ListHostsRequest())).hosts
@@ -633,7 +685,11 @@ async def test_hosts_are_listed_with_all_that_is_known_of_them(house: House) -> 
         3,
         4,
     )
-    assert (told[0].last_error, told[0].engine_version, told[0].capture_reason) == ("it went away", "28.5.1", "not here")
+    assert (told[0].last_error, told[0].engine_version, told[0].capture_reason) == (
+        "it went away",
+        "28.5.1",
+        "not here",
+    )
     assert told[0].last_error_time.ToDatetime(failed.tzinfo) == failed
     assert told[0].capture == pb.Host.CAPTURE_ATTACH
     assert (told[1].availability, told[1].capture) == (pb.Host.AVAILABILITY_DOWN, pb.Host.CAPTURE_UNSPECIFIED)
@@ -666,7 +722,9 @@ async def test_reflection_tells_the_contract_with_its_comments(house: House, ver
         "grpc.health.v1.Health",
     ]
     requests = [reflection_pb2.ServerReflectionRequest(list_services="")]
-    requests += [reflection_pb2.ServerReflectionRequest(file_containing_symbol=symbol) for symbol in [*symbols, "no.such.Thing"]]
+    requests += [
+        reflection_pb2.ServerReflectionRequest(file_containing_symbol=symbol) for symbol in [*symbols, "no.such.Thing"]
+    ]
     answers = [answer async for answer in ask(iter(requests))]
     services = {service.name for service in answers[0].list_services_response.service}
     assert services == {
@@ -693,7 +751,11 @@ async def test_reflection_refuses_a_question_that_is_too_large_or_damaged_and_an
     fine = reflection_pb2.ServerReflectionRequest(list_services="", host="h")
     questions = [large.SerializeToString(), b"\xff\xff", fine.SerializeToString()]
     too_large, damaged, answered = [answer async for answer in ask(iter(questions))]
-    assert too_large.error_response.error_code == damaged.error_response.error_code == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+    assert (
+        too_large.error_response.error_code
+        == damaged.error_response.error_code
+        == grpc.StatusCode.INVALID_ARGUMENT.value[0]
+    )
     assert "at most 4096 are allowed" in too_large.error_response.error_message
     assert "cannot be read" in damaged.error_response.error_message
     assert answered.list_services_response.service
@@ -707,7 +769,9 @@ async def test_a_connection_without_a_call_is_closed_and_one_with_a_stream_is_no
     reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
     job = await house.enqueue()
     async with grpc.aio.insecure_channel(f"127.0.0.1:{server.port}") as channel:
-        stream = pb_grpc.ExecutionServiceStub(channel).StreamExecutionLogs(pb.StreamExecutionLogsRequest(execution_id=job.execution.id))
+        stream = pb_grpc.ExecutionServiceStub(channel).StreamExecutionLogs(
+            pb.StreamExecutionLogsRequest(execution_id=job.execution.id)
+        )
         await stream.read()
         writer.write(PREFACE + frame(SETTINGS, 0, 0, b"") + frame(SETTINGS, 1, 0, b""))
         async with asyncio.timeout(20):
@@ -865,7 +929,11 @@ async def test_of_many_callers_at_once_exactly_as_many_are_taken_as_may_wait(tmp
 async def test_the_server_tells_its_limits(tmp_path: Path) -> None:
     async with opened(tmp_path, max_waiting=7, keep_logs=timedelta(days=1), keep_jobs=None) as house:
         told = await house.info.GetServerInfo(pb.GetServerInfoRequest())
-        assert (told.max_waiting, told.keep_logs.ToTimedelta(), told.HasField("keep_jobs")) == (7, timedelta(days=1), False)
+        assert (told.max_waiting, told.keep_logs.ToTimedelta(), told.HasField("keep_jobs")) == (
+            7,
+            timedelta(days=1),
+            False,
+        )
 
 
 @pytest.fixture
@@ -928,7 +996,9 @@ async def test_health_says_when_the_store_cannot_write_and_when_it_can_again(sma
             except grpc.aio.AioRpcError as error:
                 assert reason(error) == "DISK_FULL"
                 break
-        assert {(await stream.read()).status for stream in streams.values()} == {health_pb2.HealthCheckResponse.NOT_SERVING}
+        assert {(await stream.read()).status for stream in streams.values()} == {
+            health_pb2.HealthCheckResponse.NOT_SERVING
+        }
         alive = await health.Check(health_pb2.HealthCheckRequest(service="live"))
         assert alive.status == health_pb2.HealthCheckResponse.SERVING
         (small_disk / "filler").unlink()
@@ -937,7 +1007,9 @@ async def test_health_says_when_the_store_cannot_write_and_when_it_can_again(sma
         watching.cancel()
 
 
-async def test_the_end_counts_the_lines_about_one_that_went_back_to_the_queue_and_was_stopped_there(house: House) -> None:
+async def test_the_end_counts_the_lines_about_one_that_went_back_to_the_queue_and_was_stopped_there(
+    house: House,
+) -> None:
     job = await house.enqueue()
     await house.store.claim_on(["local"])
     house.logs.system(job.execution.id, "pulling busybox")

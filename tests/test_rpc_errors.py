@@ -1,4 +1,5 @@
-"""A store that cannot write or read, as callers are told of it over gRPC; and that some test provokes each error the contract has."""
+"""A store that cannot write or read, as callers are told of it over gRPC; and that some test provokes each error the
+contract has."""
 
 import re
 from collections.abc import Iterator

@@ -22,7 +22,10 @@ from fastlane_grpc.v1 import fastlane_pb2 as pb
 from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
 from tests.calls import House, detail, info, reason
 
-LONG_AGO, LATER = timestamp_pb2.Timestamp(seconds=1), timestamp_pb2.Timestamp(seconds=253_402_300_799, nanos=999_999_999)
+LONG_AGO, LATER = (
+    timestamp_pb2.Timestamp(seconds=1),
+    timestamp_pb2.Timestamp(seconds=253_402_300_799, nanos=999_999_999),
+)
 
 
 class Lists(House):
@@ -70,7 +73,7 @@ def ids(found: Sequence[pb.Job] | Sequence[pb.Execution]) -> list[str]:
     return [each.id for each in found]
 
 
-# ------------------------------------------------------------------------------------------------------------------------ jobs
+# ----------------------------------------------------------------------------------------------------------------- jobs
 
 
 async def test_jobs_are_listed_newest_first_as_get_job_answers_them_but_for_their_specs(house: Lists) -> None:
@@ -191,7 +194,7 @@ async def test_a_page_that_found_nothing_so_far_is_empty_and_says_where_to_go_on
     assert ids(await house.all_jobs(request)) == [oldest.id]
 
 
-# ------------------------------------------------------------------------------------------------------------------ executions
+# ----------------------------------------------------------------------------------------------------------- executions
 
 
 async def test_executions_are_listed_newest_first_as_get_execution_answers_them(house: Lists) -> None:
@@ -217,14 +220,19 @@ async def test_executions_are_listed_newest_first_as_get_execution_answers_them(
     listed = (await house.executions.ListExecutions(pb.ListExecutionsRequest())).executions
     assert listed[0].waiting.reason == pb.WAIT_REASON_NO_FREE_PLACE
     for execution in listed:
-        assert execution == (await house.executions.GetExecution(pb.GetExecutionRequest(execution_id=execution.id))).execution
+        assert (
+            execution
+            == (await house.executions.GetExecution(pb.GetExecutionRequest(execution_id=execution.id))).execution
+        )
 
 
 async def test_one_execution_is_stopped_as_its_job_would_be(house: Lists) -> None:
     queued, running = await house.enqueue(stop_grace=duration_pb2.Duration(seconds=7)), await house.enqueue()
     execution, writer = await house.begin()
     assert execution.id == queued.execution.id
-    stopping = (await house.executions.StopExecution(pb.StopExecutionRequest(execution_id=execution.id, note="enough"))).execution
+    stopping = (
+        await house.executions.StopExecution(pb.StopExecutionRequest(execution_id=execution.id, note="enough"))
+    ).execution
     assert stopping.state == pb.STATE_STOPPING
     kept = (await house.store.execution(execution.id)).stop
     assert kept is not None
@@ -235,7 +243,9 @@ async def test_one_execution_is_stopped_as_its_job_would_be(house: Lists) -> Non
     assert kept is not None
     assert kept.grace < timedelta(seconds=7)
     writer.close()
-    stopped = (await house.executions.StopExecution(pb.StopExecutionRequest(execution_id=running.execution.id, note="why"))).execution
+    stopped = (
+        await house.executions.StopExecution(pb.StopExecutionRequest(execution_id=running.execution.id, note="why"))
+    ).execution
     assert (stopped.state, stopped.outcome.detail) == (pb.STATE_STOPPED, "stopped while it was queued: why")
     again = (await house.executions.StopExecution(pb.StopExecutionRequest(execution_id=running.execution.id))).execution
     assert again == stopped
@@ -244,7 +254,9 @@ async def test_one_execution_is_stopped_as_its_job_would_be(house: Lists) -> Non
 
 async def test_a_stop_of_an_execution_names_what_is_wrong_with_it(house: Lists) -> None:
     job = await house.enqueue()
-    bad = pb.StopExecutionRequest(execution_id=job.execution.id, note="x" * 257, grace=duration_pb2.Duration(seconds=-1))
+    bad = pb.StopExecutionRequest(
+        execution_id=job.execution.id, note="x" * 257, grace=duration_pb2.Duration(seconds=-1)
+    )
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await house.executions.StopExecution(bad)
     assert fields(refused.value) == ["note", "grace"]
@@ -265,7 +277,7 @@ async def test_a_stop_of_an_execution_names_what_is_wrong_with_it(house: Lists) 
     assert (await house.jobs.GetJob(pb.GetJobRequest(job_id=job.id))).job.state == pb.STATE_QUEUED
 
 
-# ----------------------------------------------------------------------------------------------------------------------- tasks
+# ---------------------------------------------------------------------------------------------------------------- tasks
 
 
 async def test_a_task_has_the_number_of_its_jobs(house: Lists) -> None:
@@ -274,7 +286,9 @@ async def test_a_task_has_the_number_of_its_jobs(house: Lists) -> None:
     (assignment,) = await house.store.claim_on(["local"])
     await house.store.finish(assignment.execution.id, state=State.SUCCEEDED, outcome=Outcome(exit_code=0), logs=())
     task = (await house.tasks.GetTask(pb.GetTaskRequest(task_id="task"))).task
-    expected = pb.Task(id="task", jobs=2, open_jobs=1, create_time=first.create_time, last_enqueue_time=second.create_time)
+    expected = pb.Task(
+        id="task", jobs=2, open_jobs=1, create_time=first.create_time, last_enqueue_time=second.create_time
+    )
     assert task == expected
     assert list((await house.tasks.ListTasks(pb.ListTasksRequest())).tasks) == [expected]
     with pytest.raises(grpc.aio.AioRpcError) as refused:
@@ -296,7 +310,7 @@ async def test_tasks_are_paged_by_name(house: Lists) -> None:
     assert (len(first.tasks), second.next_page_token) == (50, "")
 
 
-# ---------------------------------------------------------------------------------------------------------------------- errors
+# --------------------------------------------------------------------------------------------------------------- errors
 
 
 async def test_a_bad_query_names_every_field(house: Lists) -> None:
@@ -310,7 +324,16 @@ async def test_a_bad_query_names_every_field(house: Lists) -> None:
     )
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await house.jobs.ListJobs(bad)
-    assert fields(refused.value) == ["states[1]", "states[2]", "states[3]", "since_time", "until_time", "page_size", "id_prefix", "labels"]
+    assert fields(refused.value) == [
+        "states[1]",
+        "states[2]",
+        "states[3]",
+        "since_time",
+        "until_time",
+        "page_size",
+        "id_prefix",
+        "labels",
+    ]
     bad_executions = pb.ListExecutionsRequest(states=[12], id_prefix="0" * 37, page_size=-5)  # type: ignore[list-item]
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await house.executions.ListExecutions(bad_executions)
@@ -318,7 +341,9 @@ async def test_a_bad_query_names_every_field(house: Lists) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await house.tasks.ListTasks(pb.ListTasksRequest(page_size=-1))
     assert fields(refused.value) == ["page_size"]
-    assert (await house.jobs.ListJobs(pb.ListJobsRequest(labels={f"name-{number}": "" for number in range(8)}))).jobs == []
+    assert (
+        await house.jobs.ListJobs(pb.ListJobsRequest(labels={f"name-{number}": "" for number in range(8)}))
+    ).jobs == []
 
 
 @pytest.mark.parametrize("prefix", ["%", "g", "0_", "'", "\0", "é", " "])
@@ -340,7 +365,9 @@ async def test_a_page_token_is_good_for_its_own_query_alone(house: Lists) -> Non
     token = (await house.jobs.ListJobs(query)).next_page_token
     of_executions = (await house.executions.ListExecutions(pb.ListExecutionsRequest(page_size=1))).next_page_token
     of_tasks = (await house.tasks.ListTasks(pb.ListTasksRequest(page_size=1))).next_page_token
-    assert all(each.isascii() and each.replace("-", "").replace("_", "").isalnum() for each in (token, of_executions, of_tasks))
+    assert all(
+        each.isascii() and each.replace("-", "").replace("_", "").isalnum() for each in (token, of_executions, of_tasks)
+    )
     calls = [
         house.jobs.ListJobs(pb.ListJobsRequest(page_token=token)),
         house.jobs.ListJobs(pb.ListJobsRequest(states=[pb.STATE_QUEUED], page_token=token)),
@@ -383,7 +410,7 @@ async def test_a_server_that_stops_answers_no_list(house: Lists) -> None:
         assert detail(refused.value, error_details_pb2.RetryInfo) is not None
 
 
-# ---------------------------------------------------------------------------------------------------------------------- tokens
+# --------------------------------------------------------------------------------------------------------------- tokens
 
 
 QUERIES = st.sampled_from([JobQuery(), JobQuery(task_id="t"), ExecutionQuery(), ExecutionQuery(host="h"), TaskQuery()])
@@ -415,7 +442,21 @@ def test_any_other_text_is_no_token_and_no_defect(text: str, query: JobQuery | E
 
 
 @pytest.mark.parametrize(
-    "place", [(), (1,), (1, 2, 3), ("a", "b"), (1, None), (1.5, 2), (True, 1), (1 << 63, 1), ([], 1), ("é",), ("\ud800",), (1, "x" * 500)]
+    "place",
+    [
+        (),
+        (1,),
+        (1, 2, 3),
+        ("a", "b"),
+        (1, None),
+        (1.5, 2),
+        (True, 1),
+        (1 << 63, 1),
+        ([], 1),
+        ("é",),
+        ("\ud800",),
+        (1, "x" * 500),
+    ],
 )
 def test_a_token_somebody_made_holds_a_place_or_is_none(place: tuple[object, ...]) -> None:
     for query in (JobQuery(), TaskQuery()):

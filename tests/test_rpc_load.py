@@ -1,4 +1,5 @@
-"""Very many calls at once, meant or meant ill: each is answered, or refused with its reason, and the calls of others are answered."""
+"""Very many calls at once, meant or meant ill: each is answered, or refused with its reason, and the calls of others
+are answered."""
 
 import asyncio
 import sys
@@ -40,7 +41,10 @@ async def channels(server: Server, count: int) -> AsyncIterator[list[grpc.aio.Ch
     async with AsyncExitStack() as stack:
         # Without a pool of its own each channel would use the same connection.
         options = [("grpc.use_local_subchannel_pool", 1)]
-        yield [await stack.enter_async_context(grpc.aio.insecure_channel(server.address, options=options)) for _ in range(count)]
+        yield [
+            await stack.enter_async_context(grpc.aio.insecure_channel(server.address, options=options))
+            for _ in range(count)
+        ]
 
 
 async def answers(calls: Iterable[Awaitable[object]]) -> Counter[str]:
@@ -73,7 +77,11 @@ async def test_thousands_of_calls_at_once_are_all_answered(server: Server, conne
 @pytest.mark.parametrize("connections", [1, 4])
 async def test_as_many_streams_as_may_be_are_had_and_one_more_has_its_reason(server: Server, connections: int) -> None:
     async with channels(server, connections) as open_channels:
-        job = (await pb_grpc.JobServiceStub(open_channels[0]).EnqueueJob(pb.EnqueueJobRequest(task_id="t", spec=pb.JobSpec(image="x")))).job
+        job = (
+            await pb_grpc.JobServiceStub(open_channels[0]).EnqueueJob(
+                pb.EnqueueJobRequest(task_id="t", spec=pb.JobSpec(image="x"))
+            )
+        ).job
         request = pb.StreamExecutionLogsRequest(execution_id=job.execution.id)
         streams = [
             pb_grpc.ExecutionServiceStub(open_channels[number % connections]).StreamExecutionLogs(request)
@@ -94,7 +102,8 @@ async def test_as_many_streams_as_may_be_are_had_and_one_more_has_its_reason(ser
 @pytest.mark.parametrize("kind", ["reset", "keep"])
 async def test_a_client_that_opens_streams_without_end_fails_no_call_of_another(server: Server, kind: str) -> None:
     hostile = await asyncio.create_subprocess_exec(
-        *(sys.executable, "-m", "tests.hostile_http2", str(server.port), str(HOSTILE_SECONDS), kind), stdout=asyncio.subprocess.PIPE
+        *(sys.executable, "-m", "tests.hostile_http2", str(server.port), str(HOSTILE_SECONDS), kind),
+        stdout=asyncio.subprocess.PIPE,
     )
     told = asyncio.create_task(hostile.communicate())
     got: Counter[str] = Counter()

@@ -14,7 +14,8 @@ EXECUTION_ID = new_id()
 
 # Around each length of a varint, up to the largest number of a record.
 numbers = st.one_of(
-    st.integers(0, 1 << 62), st.sampled_from([edge + by for bits in range(7, 63, 7) for edge in [1 << bits] for by in (-1, 0)])
+    st.integers(0, 1 << 62),
+    st.sampled_from([edge + by for bits in range(7, 63, 7) for edge in [1 << bits] for by in (-1, 0)]),
 )
 chunks = st.builds(Chunk, st.sampled_from(Source), numbers, numbers, st.binary(min_size=1, max_size=300), numbers)
 texts = st.builds(TextChunk, st.sampled_from(Source), numbers, numbers, st.text(max_size=100), numbers)
@@ -27,7 +28,9 @@ def by_protobuf(message: Message) -> bytes:
     if message.gap:
         answer.gap.CopyFrom(converters.gap(message.gap))
     for chunk in message.chunks:
-        added = answer.chunks.add(source=pb.Source.ValueType(chunk.source), offset=chunk.offset, sequence=chunk.sequence)
+        added = answer.chunks.add(
+            source=pb.Source.ValueType(chunk.source), offset=chunk.offset, sequence=chunk.sequence
+        )
         # Set, though perhaps to 1970: it is there.
         added.time.SetInParent()
         added.time.seconds, added.time.nanos = divmod(chunk.time_ns, 1_000_000_000)
@@ -44,12 +47,17 @@ def test_chunks_are_encoded_as_protobuf_encodes_them(cursor: Cursor, content: li
     assert ProtobufEncoding().message(message) == by_protobuf(message)
 
 
-@given(cursors, st.builds(Gap, st.sampled_from(Source), numbers, st.none() | numbers, st.sampled_from(Cause), numbers, numbers))
+@given(
+    cursors,
+    st.builds(Gap, st.sampled_from(Source), numbers, st.none() | numbers, st.sampled_from(Cause), numbers, numbers),
+)
 def test_a_gap_is_encoded_as_protobuf_encodes_it(cursor: Cursor, gap: Gap) -> None:
     message = Message(cursor, gap=gap)
     assert ProtobufEncoding().message(message) == by_protobuf(message)
 
 
 def test_a_chunk_of_a_whole_block_is_encoded_as_protobuf_encodes_it() -> None:
-    message = Message(Cursor(EXECUTION_ID, stdout=65_352), [Chunk(Source.STDOUT, 0, 1_764_320_000_123_456_789, bytes(65_352), 1)] * 4)
+    message = Message(
+        Cursor(EXECUTION_ID, stdout=65_352), [Chunk(Source.STDOUT, 0, 1_764_320_000_123_456_789, bytes(65_352), 1)] * 4
+    )
     assert ProtobufEncoding().message(message) == by_protobuf(message)

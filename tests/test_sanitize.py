@@ -5,10 +5,21 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastlane_grpc.model import Availability, HostReport, Outcome, Waiting, WaitReason, utc_now
-from fastlane_grpc.sanitize import control_character, one_line, printable
+from fastlane_grpc.text.sanitize import control_character, one_line, printable
 
 # A title, the clipboard, a forged line, colours by C1, text that runs backwards, a line separator, half a character.
-HOSTILE = ["x\n", "\x1b]0;PWNED\x07", "\x1b]52;c;aGVsbG8=\x07", "\x9b31m", "\u202egpj.exe", "\u2028", "\x7f", "\r", "\udc9b", "\0"]
+HOSTILE = [
+    "x\n",
+    "\x1b]0;PWNED\x07",
+    "\x1b]52;c;aGVsbG8=\x07",
+    "\x9b31m",
+    "\u202egpj.exe",
+    "\u2028",
+    "\x7f",
+    "\r",
+    "\udc9b",
+    "\0",
+]
 
 
 @given(text=st.text() | st.text(st.sampled_from("".join(HOSTILE) + "ab ")), most=st.integers(1, 50))
@@ -30,7 +41,12 @@ def test_text_that_is_printable_stays_as_it_is(text: str) -> None:
 def test_what_the_model_tells_for_people_is_one_printable_line(detail: str) -> None:
     now = utc_now()
     host = HostReport("here", "tcp://a:1", Availability.UP, 0, 1, last_error=detail, capture_reason=detail)
-    told = [Outcome(detail=detail).detail, Waiting(WaitReason.HOST_DOWN, detail, now).detail, host.last_error, host.capture_reason]
+    told = [
+        Outcome(detail=detail).detail,
+        Waiting(WaitReason.HOST_DOWN, detail, now).detail,
+        host.last_error,
+        host.capture_reason,
+    ]
     assert all(each.isprintable() for each in told)
 
 

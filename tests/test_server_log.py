@@ -13,9 +13,20 @@ from tests.engine import engine_address
 
 @pytest.mark.engine
 def test_a_log_that_cannot_be_written_harms_no_job(tmp_path: Path, image: str) -> None:
-    command = [sys.executable, "-m", "fastlane_grpc.cli", "server", "--data-dir", str(tmp_path / "data"), "--listen", "127.0.0.1:0"]
+    command = [
+        sys.executable,
+        "-m",
+        "fastlane_grpc.cli",
+        "server",
+        "--data-dir",
+        str(tmp_path / "data"),
+        "--listen",
+        "127.0.0.1:0",
+    ]
     with Path("/dev/full").open("w") as full:
-        server = subprocess.Popen([*command, "--engine", engine_address()], stdout=subprocess.PIPE, stderr=full, text=True)
+        server = subprocess.Popen(
+            [*command, "--engine", engine_address()], stdout=subprocess.PIPE, stderr=full, text=True
+        )
     assert server.stdout is not None
     try:
         address = server.stdout.readline().partition("listening on ")[2].partition(",")[0]

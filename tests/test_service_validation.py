@@ -7,8 +7,8 @@ from datetime import timedelta
 import pytest
 
 from fastlane_grpc.model import JobSpec, Limits, utc_now
-from fastlane_grpc.redaction import SecretNames
 from fastlane_grpc.service.validation import enqueue_violations, is_signal, stop_violations
+from fastlane_grpc.text.redaction import SecretNames
 
 NOW = utc_now()
 LIMIT = timedelta(minutes=30)
@@ -42,7 +42,8 @@ def test_every_form_of_an_image_is_taken(image: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "image", ["", "Busybox", "a b", "a:", ":a", "a@sha256:12", "a//b", "http://a/b", "a\n", "-a", "a" * 600, "a:" + "t" * 129]
+    "image",
+    ["", "Busybox", "a b", "a:", ":a", "a@sha256:12", "a//b", "http://a/b", "a\n", "-a", "a" * 600, "a:" + "t" * 129],
 )
 def test_what_is_no_image_is_refused(image: str) -> None:
     assert fields(replace(GOOD, image=image)) == ["spec.image"]
@@ -97,7 +98,13 @@ def test_a_task_id_is_a_plain_name(task_id: str) -> None:
 
 def test_all_faults_are_told_at_once() -> None:
     spec = replace(GOOD, image="", network="host", priority=-101)
-    assert fields(spec, task_id="", request_id="r" * 129) == ["task_id", "request_id", "spec.image", "spec.network", "spec.priority"]
+    assert fields(spec, task_id="", request_id="r" * 129) == [
+        "task_id",
+        "request_id",
+        "spec.image",
+        "spec.network",
+        "spec.priority",
+    ]
 
 
 @pytest.mark.parametrize("name", ["SIGTERM", "TERM", "sigint", "15", "9", "SIGRTMIN+9", "RTMAX-3", "USR1"])
@@ -141,7 +148,9 @@ def test_which_names_are_secret_is_a_setting() -> None:
     assert violation.field == 'spec.envs["PIN"]'
 
 
-@pytest.mark.parametrize("note", ["x)\nsucceeded: exited with 0", "\x1b]52;c;aGVsbG8=\x07", "a\tb", "\x9b", "\u202e", "\u2028"])
+@pytest.mark.parametrize(
+    "note", ["x)\nsucceeded: exited with 0", "\x1b]52;c;aGVsbG8=\x07", "a\tb", "\x9b", "\u202e", "\u2028"]
+)
 def test_a_note_is_one_line_of_text(note: str) -> None:
     [violation] = stop_violations(note, None)
     assert violation.field == "note"

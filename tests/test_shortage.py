@@ -11,9 +11,9 @@ from pathlib import Path
 
 import pytest
 
-from fastlane_grpc.runner.engine import Engine
-from fastlane_grpc.runner.wire import EngineDown, connect
-from fastlane_grpc.shortage import is_shortage, outlast
+from fastlane_grpc.docker.engine import Engine
+from fastlane_grpc.docker.http import EngineDown, connect
+from fastlane_grpc.machine.shortage import is_shortage, outlast
 
 SHORTAGE_SECONDS = 0.3
 

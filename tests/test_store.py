@@ -24,8 +24,20 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 from sqlite_utils import Database
 
 from fastlane_grpc.errors import DiskFull, ExecutionNotFound, JobNotFound, RequestIdReused, ServerStopping, StoreFailed
-from fastlane_grpc.model import Execution, Job, JobSpec, Limits, LogTotals, Outcome, PullPolicy, Reason, Source, State, StopCause, utc_now
-from fastlane_grpc.redaction import SecretNames
+from fastlane_grpc.model import (
+    Execution,
+    Job,
+    JobSpec,
+    Limits,
+    LogTotals,
+    Outcome,
+    PullPolicy,
+    Reason,
+    Source,
+    State,
+    StopCause,
+    utc_now,
+)
 from fastlane_grpc.store import Store
 from fastlane_grpc.store.database import Connection, open_for_reading, open_for_writing
 from fastlane_grpc.store.enqueue import Enqueue
@@ -34,6 +46,7 @@ from fastlane_grpc.store.queries import ahead_of
 from fastlane_grpc.store.readers import Readers
 from fastlane_grpc.store.rows import spec_bytes, spec_from
 from fastlane_grpc.store.writer import Writer, Written
+from fastlane_grpc.text.redaction import SecretNames
 from tests.store_checks import check_jobs, check_lines
 
 SPEC = JobSpec("busybox", command="true")
@@ -41,7 +54,8 @@ GRACE = timedelta(seconds=10)
 
 
 class House:
-    """A store in a directory, what it announced, and its writer, through which a test does what only SQLite does otherwise."""
+    """A store in a directory, what it announced, and its writer, through which a test does what only SQLite does
+    otherwise."""
 
     def __init__(
         self,
@@ -52,7 +66,13 @@ class House:
     ) -> None:
         self.path = directory / "fastlane.db"
         self.commits: list[Sequence[Execution]] = []
-        self.writer = Writer(open_for_writing(self.path), self.path, loop=loop, on_commit=self.commits.append, retry_seconds=retry_seconds)
+        self.writer = Writer(
+            open_for_writing(self.path),
+            self.path,
+            loop=loop,
+            on_commit=self.commits.append,
+            retry_seconds=retry_seconds,
+        )
         self.store = Store(self.writer, Readers(self.path, loop=loop), instance="", now=now)
 
     @property
@@ -203,9 +223,15 @@ async def test_a_repeated_request_is_known_after_secret_names_were_set_anew(hous
 
     async def repeated(secret_names: str, **envs: str) -> tuple[Job, bool]:
         spec = JobSpec("busybox", envs=envs)
-        return await house.writer.write(Enqueue("task", spec, "once", "", utc_now(), secret_names=SecretNames.read(secret_names)))
+        return await house.writer.write(
+            Enqueue("task", spec, "once", "", utc_now(), secret_names=SecretNames.read(secret_names))
+        )
 
-    for names, envs in (("default,pin", {"PIN": "0", "API_KEY": "b"}), ("pin", {"PIN": "0", "API_KEY": "a"}), ("default", {**spec.envs})):
+    for names, envs in (
+        ("default,pin", {"PIN": "0", "API_KEY": "b"}),
+        ("pin", {"PIN": "0", "API_KEY": "a"}),
+        ("default", {**spec.envs}),
+    ):
         job, existing = await repeated(names, **envs)
         assert (job.id, existing) == (first.id, True)
     with pytest.raises(RequestIdReused):
@@ -213,13 +239,19 @@ async def test_a_repeated_request_is_known_after_secret_names_were_set_anew(hous
 
 
 async def test_request_ids_are_unique_within_their_task_only_and_an_empty_one_is_none(house: House) -> None:
-    executions = [await enqueue(house.store, task, request_id=request_id) for task in ("a", "b") for request_id in ("once", "", "")]
+    executions = [
+        await enqueue(house.store, task, request_id=request_id)
+        for task in ("a", "b")
+        for request_id in ("once", "", "")
+    ]
     assert len({execution.job_id for execution in executions}) == 6
 
 
 async def test_the_same_request_at_the_same_time_is_one_job(house: House) -> None:
     with house.held():
-        calls = [house.store.enqueue(task_id="task", spec=SPEC, request_id="once", caller_address="") for _ in range(20)]
+        calls = [
+            house.store.enqueue(task_id="task", spec=SPEC, request_id="once", caller_address="") for _ in range(20)
+        ]
     answers = [await call for call in calls]
     assert len({job.id for job, _ in answers}) == 1
     assert sorted(existing for _, existing in answers) == [False] + [True] * 19
@@ -227,9 +259,18 @@ async def test_the_same_request_at_the_same_time_is_one_job(house: House) -> Non
 
 async def test_of_many_enqueues_at_once_one_that_is_refused_harms_no_other(house: House) -> None:
     first, _ = await house.store.enqueue(task_id="task", spec=SPEC, request_id="once", caller_address="")
-    requests = [("task", SPEC, ""), ("other", SPEC, "once"), ("task", JobSpec("other"), "once"), ("task", SPEC, "once"), ("task", SPEC, "")]
+    requests = [
+        ("task", SPEC, ""),
+        ("other", SPEC, "once"),
+        ("task", JobSpec("other"), "once"),
+        ("task", SPEC, "once"),
+        ("task", SPEC, ""),
+    ]
     with house.held():
-        calls = [house.store.enqueue(task_id=task, spec=spec, request_id=id_, caller_address="") for task, spec, id_ in requests * 30]
+        calls = [
+            house.store.enqueue(task_id=task, spec=spec, request_id=id_, caller_address="")
+            for task, spec, id_ in requests * 30
+        ]
     answers = await asyncio.gather(*calls, return_exceptions=True)
     for number, answer in enumerate(answers):
         kind = number % 5
@@ -300,7 +341,8 @@ specs = st.builds(
     start_in=st.none() | st.timedeltas(timedelta(), timedelta(days=9)),
     start_at=st.none() | st.datetimes(timezones=st.just(UTC)),
     expire_time=st.none() | st.datetimes(timezones=st.just(UTC)),
-    metadata=st.none() | st.dictionaries(texts, st.none() | st.booleans() | st.floats(allow_nan=False) | texts, max_size=3),
+    metadata=st.none()
+    | st.dictionaries(texts, st.none() | st.booleans() | st.floats(allow_nan=False) | texts, max_size=3),
 )
 
 
@@ -360,7 +402,14 @@ async def test_a_higher_priority_goes_first_and_turns_are_taken_within_it(store:
     for task, priority in (("a", 0), ("a", 5), ("a", 5), ("b", 5), ("b", -1), ("c", 0)):
         await enqueue(store, task, JobSpec("busybox", priority=priority))
     claimed = await store.claim_on(["here"] * 10)
-    assert [(one.execution.task_id, one.spec.priority) for one in claimed] == [("a", 5), ("b", 5), ("a", 5), ("a", 0), ("c", 0), ("b", -1)]
+    assert [(one.execution.task_id, one.spec.priority) for one in claimed] == [
+        ("a", 5),
+        ("b", 5),
+        ("a", 5),
+        ("a", 0),
+        ("c", 0),
+        ("b", -1),
+    ]
 
 
 async def test_who_goes_before_one_that_waits_is_counted_within_its_task_and_priority(store: Store) -> None:
@@ -429,7 +478,12 @@ async def test_the_way_of_an_execution_keeps_the_time_of_each_point(store: Store
     await claim(store)
     started = await start(store, execution.id)
     assert started
-    assert (started.state, started.starting, started.container_id, started.capture) == (State.PREPARING, True, "c0ffee", "attach")
+    assert (started.state, started.starting, started.container_id, started.capture) == (
+        State.PREPARING,
+        True,
+        "c0ffee",
+        "attach",
+    )
     assert (started.engine_life, started.image_digest) == ("life", "sha256:1")
     start_time, exit_time = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 1, 0, 0, 1, 5, tzinfo=UTC)
     running = await store.running(execution.id, start_time=start_time)
@@ -442,7 +496,12 @@ async def test_the_way_of_an_execution_keeps_the_time_of_each_point(store: Store
     )
     assert (ended.state, ended.outcome, ended.logs) == (State.FAILED, outcome, logs)
     times = ended.times
-    assert (times.start_time, times.exit_time, times.first_byte_time, times.seal_time) == (start_time, exit_time, start_time, None)
+    assert (times.start_time, times.exit_time, times.first_byte_time, times.seal_time) == (
+        start_time,
+        exit_time,
+        start_time,
+        None,
+    )
     assert times.end_time == ended.state_time
     assert times.pull_time == started.times.pull_time
     assert await store.execution(execution.id) == ended
@@ -499,7 +558,9 @@ async def test_what_may_have_been_started_is_not_requeued(store: Store) -> None:
 
 
 @pytest.mark.parametrize("state", EVERY_STATE)
-async def test_running_changes_what_prepares_and_gives_the_others_a_start_time_at_most(store: Store, state: State) -> None:
+async def test_running_changes_what_prepares_and_gives_the_others_a_start_time_at_most(
+    store: Store, state: State
+) -> None:
     execution = await in_state(store, state)
     running = await store.running(execution.id, start_time=utc_now())
     if state in (State.PREPARING, State.RUNNING, State.STOPPING):
@@ -569,7 +630,9 @@ async def test_a_stop_of_what_is_final_changes_nothing(house: House, state: Stat
 
 
 @pytest.mark.parametrize("cause", StopCause)
-async def test_a_second_stop_can_only_shorten_the_grace_and_the_first_cause_stays(tmp_path: Path, cause: StopCause) -> None:
+async def test_a_second_stop_can_only_shorten_the_grace_and_the_first_cause_stays(
+    tmp_path: Path, cause: StopCause
+) -> None:
     clock = [datetime(2026, 1, 1, tzinfo=UTC)]
     house = House(tmp_path, asyncio.get_running_loop(), now=lambda: clock[0])
     store = house.store
@@ -596,7 +659,10 @@ async def test_a_second_stop_can_only_shorten_the_grace_and_the_first_cause_stay
 
 async def test_callers_that_come_together_share_a_commit(house: House) -> None:
     with house.held():
-        calls = [house.store.enqueue(task_id=f"task-{number}", spec=SPEC, request_id="", caller_address="") for number in range(100)]
+        calls = [
+            house.store.enqueue(task_id=f"task-{number}", spec=SPEC, request_id="", caller_address="")
+            for number in range(100)
+        ]
     answered = [(await call)[0].execution for call in calls]
     assert house.commits == [answered]
 
@@ -627,7 +693,9 @@ async def test_a_failing_unit_reaches_only_its_caller_and_leaves_nothing_behind(
 
 async def test_a_defect_of_a_statement_is_not_told_as_a_failure_of_the_disk(house: House) -> None:
     with pytest.raises(Exception, match="NOT NULL"):
-        await house.writer.write_until_stored(lambda db: Written(db.execute("INSERT INTO tasks VALUES ('a', NULL, 1, 1, 1)")))
+        await house.writer.write_until_stored(
+            lambda db: Written(db.execute("INSERT INTO tasks VALUES ('a', NULL, 1, 1, 1)"))
+        )
 
 
 async def test_a_commit_that_fails_is_told_to_all_of_it_and_the_store_goes_on(house: House) -> None:
@@ -635,7 +703,10 @@ async def test_a_commit_that_fails_is_told_to_all_of_it_and_the_store_goes_on(ho
     announced = len(house.announced)
     with files_may_grow_to(0):
         with house.held():
-            calls = [house.store.enqueue(task_id=f"task-{number}", spec=SPEC, request_id="", caller_address="") for number in range(3)]
+            calls = [
+                house.store.enqueue(task_id=f"task-{number}", spec=SPEC, request_id="", caller_address="")
+                for number in range(3)
+            ]
             ended = house.store.finish(execution.id, state=State.SUCCEEDED, outcome=Outcome(), logs=())
         for call in calls:
             with pytest.raises(StoreFailed, match=r"fastlane\.db cannot be used: disk I/O error") as failed:
@@ -666,12 +737,16 @@ async def test_a_full_disk_is_told_to_callers_and_waited_out_for_runners(house: 
     execution = await in_state(store, State.RUNNING)
     await house.limit_pages(further=4)
     big = JobSpec("busybox", envs={"X": "x" * 100_000})
-    small_calls = [store.enqueue(task_id="b", spec=big, request_id=str(number), caller_address="") for number in range(3)]
+    small_calls = [
+        store.enqueue(task_id="b", spec=big, request_id=str(number), caller_address="") for number in range(3)
+    ]
     for call in small_calls:
         with pytest.raises(DiskFull, match=r"fastlane\.db") as full:
             await call
         assert full.value.retry_seconds
-    ended = store.finish(execution.id, state=State.FAILED, outcome=Outcome(), logs=[LogTotals(Source.STDOUT, 1)] * 10_000)
+    ended = store.finish(
+        execution.id, state=State.FAILED, outcome=Outcome(), logs=[LogTotals(Source.STDOUT, 1)] * 10_000
+    )
     with pytest.raises(DiskFull):
         await enqueue(store, spec=big)
     assert (await store.execution(execution.id)).state is State.RUNNING
@@ -685,7 +760,8 @@ async def test_each_acknowledged_before_a_full_disk_is_there_afterwards(house: H
     await house.limit_pages(further=60)
     kept, refused = [], 0
     calls = [
-        house.store.enqueue(task_id=f"task-{number % 5}", spec=SPEC, request_id=str(number), caller_address="") for number in range(2000)
+        house.store.enqueue(task_id=f"task-{number % 5}", spec=SPEC, request_id=str(number), caller_address="")
+        for number in range(2000)
     ]
     for call in calls:
         try:
@@ -696,7 +772,9 @@ async def test_each_acknowledged_before_a_full_disk_is_there_afterwards(house: H
     assert kept
     await house.limit_pages(further=10_000)
     assert sorted(kept) == sorted(row[0] for row in house.rows("SELECT job_id FROM jobs"))
-    again = await asyncio.gather(*(enqueue(house.store, f"task-{number % 5}", request_id=str(number)) for number in range(2000)))
+    again = await asyncio.gather(
+        *(enqueue(house.store, f"task-{number % 5}", request_id=str(number)) for number in range(2000))
+    )
     assert len({execution.job_id for execution in again}) == 2000
     house.check_lines()
 
@@ -726,7 +804,9 @@ async def test_threads_and_loop_write_side_by_side(house: House) -> None:
     store = house.store
 
     def on_a_thread(thread: int) -> list[str]:
-        calls = [store.enqueue(task_id=f"thread-{thread}", spec=SPEC, request_id="", caller_address="") for _ in range(50)]
+        calls = [
+            store.enqueue(task_id=f"thread-{thread}", spec=SPEC, request_id="", caller_address="") for _ in range(50)
+        ]
         return [call.result(30)[0].execution.id for call in calls]
 
     with ThreadPoolExecutor(4) as pool:
@@ -749,7 +829,11 @@ async def test_close_lets_finish_what_was_asked_for_and_refuses_what_comes_later
     house.store.close()
     house.store.close()
     assert len({(await call)[0].id for call in calls}) == 500
-    for late in (lambda: house.store.claim_on(["here"]), lambda: house.store.job("x"), lambda: house.store.requeue("x")):
+    for late in (
+        lambda: house.store.claim_on(["here"]),
+        lambda: house.store.job("x"),
+        lambda: house.store.requeue("x"),
+    ):
         with pytest.raises(ServerStopping):
             await late()
 
@@ -758,7 +842,9 @@ async def test_close_ends_the_wait_for_room_on_the_disk(tmp_path: Path) -> None:
     house = House(tmp_path, asyncio.get_running_loop())
     execution = await in_state(house.store, State.RUNNING)
     await house.limit_pages(further=0)
-    ended = house.store.finish(execution.id, state=State.FAILED, outcome=Outcome(), logs=[LogTotals(Source.STDOUT, 1)] * 10_000)
+    ended = house.store.finish(
+        execution.id, state=State.FAILED, outcome=Outcome(), logs=[LogTotals(Source.STDOUT, 1)] * 10_000
+    )
     house.store.close()
     with pytest.raises(ServerStopping):
         await ended
@@ -768,7 +854,9 @@ async def test_close_does_not_wait_for_the_next_try_but_makes_it(tmp_path: Path)
     house = House(tmp_path, asyncio.get_running_loop(), retry_seconds=3600)
     execution = await in_state(house.store, State.RUNNING)
     await house.limit_pages(further=0)
-    ended = house.store.finish(execution.id, state=State.FAILED, outcome=Outcome(), logs=[LogTotals(Source.STDOUT, 1)] * 10_000)
+    ended = house.store.finish(
+        execution.id, state=State.FAILED, outcome=Outcome(), logs=[LogTotals(Source.STDOUT, 1)] * 10_000
+    )
     await house.limit_pages(further=10_000)
     house.store.close()
     assert (await ended).state is State.FAILED
@@ -805,7 +893,14 @@ async def test_an_empty_directory_becomes_a_store_that_opens_again_with_all_it_h
 
 async def test_every_migration_says_what_it_brings_and_is_applied_once(house: House) -> None:
     applied = [row[0] for row in house.rows("SELECT name FROM _sqlite_migrations ORDER BY id")]
-    steps = ["tasks_and_jobs", "executions", "lines_of_the_queue", "identity_of_the_instance", "labels_of_jobs", "upkeep"]
+    steps = [
+        "tasks_and_jobs",
+        "executions",
+        "lines_of_the_queue",
+        "identity_of_the_instance",
+        "labels_of_jobs",
+        "upkeep",
+    ]
     steps += ["state_of_jobs", "due_and_expire_times"]
     assert applied == steps
     assert migrations.pending(Database(open_for_reading(house.path))) == []
@@ -813,7 +908,9 @@ async def test_every_migration_says_what_it_brings_and_is_applied_once(house: Ho
 
 async def test_the_log_of_sqlite_is_synced_at_each_commit(house: House) -> None:
     def pragmas(db: Connection) -> Written[list[Any]]:
-        return Written([db.execute(f"PRAGMA {name}").fetchall()[0][0] for name in ("journal_mode", "synchronous", "foreign_keys")])
+        return Written(
+            [db.execute(f"PRAGMA {name}").fetchall()[0][0] for name in ("journal_mode", "synchronous", "foreign_keys")]
+        )
 
     assert await house.writer.write(pragmas) == ["wal", 2, 1]
 
@@ -827,7 +924,8 @@ async def test_a_database_of_a_newer_release_is_refused_by_name(tmp_path: Path) 
 
 
 @pytest.mark.parametrize(
-    "content", [b"not a database, but long enough to be looked at by SQLite" * 100, b"SQLite format 3\0" + b"\xff" * 9000]
+    "content",
+    [b"not a database, but long enough to be looked at by SQLite" * 100, b"SQLite format 3\0" + b"\xff" * 9000],
 )
 async def test_a_damaged_database_is_refused_by_name(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "fastlane.db").write_bytes(content)
@@ -870,7 +968,9 @@ def test_what_was_acknowledged_is_there_after_kill_9(tmp_path: Path) -> None:
     loop = asyncio.new_event_loop()
     acknowledged: list[str] = []
     for round_number in range(5):
-        with subprocess.Popen([sys.executable, "-c", ENQUEUE_UNTIL_KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True) as writing:
+        with subprocess.Popen(
+            [sys.executable, "-c", ENQUEUE_UNTIL_KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        ) as writing:
             assert writing.stdout
             lines = [writing.stdout.readline() for _ in range(50 + 211 * round_number)]
             writing.send_signal(signal.SIGKILL)
@@ -907,7 +1007,13 @@ async def test_stops_claims_and_ends_at_once_leave_each_execution_in_one_final_s
                 if chance.random() < 0.2 and store.requeue(execution_id).result().state is State.QUEUED:
                     continue
                 started = store.starting(
-                    execution_id, container_id="c", capture="attach", engine_life="", image_digest="", pull_time=None, container_time=None
+                    execution_id,
+                    container_id="c",
+                    capture="attach",
+                    engine_life="",
+                    image_digest="",
+                    pull_time=None,
+                    container_time=None,
                 ).result()
                 if started:
                     store.running(execution_id, start_time=utc_now()).result()
@@ -916,7 +1022,9 @@ async def test_stops_claims_and_ends_at_once_leave_each_execution_in_one_final_s
     executions = await asyncio.gather(*(enqueue(store, f"task-{number % 7}") for number in range(600)))
     jobs = [execution.job_id for execution in executions]
     chance.shuffle(jobs)
-    await asyncio.gather(stop_some(jobs[:200]), stop_some(jobs[150:300]), *(asyncio.to_thread(run_all) for _ in range(3)))
+    await asyncio.gather(
+        stop_some(jobs[:200]), stop_some(jobs[150:300]), *(asyncio.to_thread(run_all) for _ in range(3))
+    )
     await asyncio.to_thread(run_all)
     house.check_lines()
     assert house.rows("SELECT count(*) FROM executions WHERE state < 6") == [(0,)]
@@ -929,7 +1037,8 @@ async def test_stops_claims_and_ends_at_once_leave_each_execution_in_one_final_s
 
 
 class StoreMachine(RuleBasedStateMachine):
-    """Any order of calls leaves lines exact, states legal, and claims in the order that a plain model of the queue gives."""
+    """Any order of calls leaves lines exact, states legal, and claims in the order that a plain model of the queue
+    gives."""
 
     executions = Bundle("executions")
 
@@ -969,9 +1078,17 @@ class StoreMachine(RuleBasedStateMachine):
     @rule(execution=executions)
     def starting(self, execution: Execution) -> None:
         granted = self.store.starting(
-            execution.id, container_id="c", capture="attach", engine_life="", image_digest="", pull_time=None, container_time=None
+            execution.id,
+            container_id="c",
+            capture="attach",
+            engine_life="",
+            image_digest="",
+            pull_time=None,
+            container_time=None,
         ).result(10)
-        assert (granted is not None) == (self.states[execution.id] is State.PREPARING and execution.id not in self.started)
+        assert (granted is not None) == (
+            self.states[execution.id] is State.PREPARING and execution.id not in self.started
+        )
         if granted:
             self.started.add(execution.id)
 
@@ -1016,9 +1133,14 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def states_are_as_the_model_says(self) -> None:
-        assert {row[0]: State(row[1]) for row in self.house.rows("SELECT execution_id, state FROM executions")} == self.states
+        assert {
+            row[0]: State(row[1]) for row in self.house.rows("SELECT execution_id, state FROM executions")
+        } == self.states
         with_outcome = {
-            row[0] for row in self.house.rows("SELECT execution_id FROM executions WHERE reason IS NOT NULL AND end_time IS NOT NULL")
+            row[0]
+            for row in self.house.rows(
+                "SELECT execution_id FROM executions WHERE reason IS NOT NULL AND end_time IS NOT NULL"
+            )
         }
         assert with_outcome == {execution_id for execution_id, state in self.states.items() if state.final}
 
@@ -1029,7 +1151,8 @@ class StoreMachine(RuleBasedStateMachine):
 
 
 class PlainQueue:
-    """The rule of the queue, written down without a database: priorities, within one tasks in turns, within a task by arrival."""
+    """The rule of the queue, written down without a database: priorities, within one tasks in turns, within a task by
+    arrival."""
 
     def __init__(self) -> None:
         self.places: dict[str, tuple[int, str]] = {}

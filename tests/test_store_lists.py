@@ -1,4 +1,5 @@
-"""Lists of the store: pages put together are what was asked for, each once, and a page costs the same however much is kept."""
+"""Lists of the store: pages put together are what was asked for, each once, and a page costs the same however much is
+kept."""
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
@@ -51,7 +52,9 @@ def at(microseconds: int) -> datetime:
     return BEGIN + timedelta(microseconds=microseconds)
 
 
-def keep(db: Connection, task_id: str = "task", labels: Mapping[str, str] | None = None, time: int = 0, spec: JobSpec = SPEC) -> str:
+def keep(
+    db: Connection, task_id: str = "task", labels: Mapping[str, str] | None = None, time: int = 0, spec: JobSpec = SPEC
+) -> str:
     job, _ = Enqueue(task_id, replace(spec, labels=labels or {}), "", "", at(time))(db).answer
     return job.id
 
@@ -59,7 +62,10 @@ def keep(db: Connection, task_id: str = "task", labels: Mapping[str, str] | None
 def change(db: Connection, job_id: str, state: State, host: str = "") -> None:
     outcome = 0 if state.final else None
     db.execute("UPDATE executions SET host = ?, reason = ?, detail = '' WHERE job_id = ?", (host, outcome, job_id))
-    db.execute("UPDATE executions SET state = ? WHERE execution_id = (SELECT execution_id FROM jobs WHERE job_id = ?)", (state, job_id))
+    db.execute(
+        "UPDATE executions SET state = ? WHERE execution_id = (SELECT execution_id FROM jobs WHERE job_id = ?)",
+        (state, job_id),
+    )
     db.execute("UPDATE jobs SET state = ? WHERE job_id = ?", (state, job_id))
 
 
@@ -73,7 +79,10 @@ def run_again(db: Connection, job_id: str) -> None:
         """,
         (execution_id, job_id),
     )
-    db.execute("UPDATE jobs SET state = 2, execution_id = ?, executions = executions + 1 WHERE job_id = ?", [execution_id, job_id])
+    db.execute(
+        "UPDATE jobs SET state = 2, execution_id = ?, executions = executions + 1 WHERE job_id = ?",
+        [execution_id, job_id],
+    )
 
 
 def pages(read: Callable[[Any], Page[Any]], between: Callable[[], None] = lambda: None) -> list[Any]:
@@ -92,7 +101,7 @@ def pages(read: Callable[[Any], Page[Any]], between: Callable[[], None] = lambda
     pytest.fail("a list without an end")
 
 
-# --------------------------------------------------------------------------------------------------- pages, whatever happens
+# ---------------------------------------------------------------------------------------------- pages, whatever happens
 
 
 TASKS = st.sampled_from(["a", "b", "c"])
@@ -154,20 +163,30 @@ EXECUTION_QUERIES = st.builds(
     states=st.sets(STATES, max_size=4).map(sorted).map(tuple),
     host=st.one_of(st.just(""), HOSTS),
 )
-MANY = settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
+MANY = settings(
+    max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow]
+)
 
 
 def wanted_jobs(db: Connection, query: JobQuery, jobs: Mapping[str, Mapping[str, str]]) -> list[str]:
     """By a scan and by Python: ids in the order of the list."""
-    rows = db.execute("SELECT job_id, task_id, state, create_time FROM jobs ORDER BY create_time DESC, seq DESC").fetchall()
+    rows = db.execute(
+        "SELECT job_id, task_id, state, create_time FROM jobs ORDER BY create_time DESC, seq DESC"
+    ).fetchall()
     return [
         job_id
         for job_id, task_id, state, microseconds in rows
         if query.task_id in ("", task_id)
         and (not query.states or state in query.states)
         and query.labels.items() <= jobs[job_id].items()
-        and (query.since_time is None or datetime.fromtimestamp(0, UTC) + timedelta(microseconds=microseconds) >= query.since_time)
-        and (query.until_time is None or datetime.fromtimestamp(0, UTC) + timedelta(microseconds=microseconds) < query.until_time)
+        and (
+            query.since_time is None
+            or datetime.fromtimestamp(0, UTC) + timedelta(microseconds=microseconds) >= query.since_time
+        )
+        and (
+            query.until_time is None
+            or datetime.fromtimestamp(0, UTC) + timedelta(microseconds=microseconds) < query.until_time
+        )
         and job_id.startswith(query.id_prefix)
     ]
 
@@ -186,7 +205,11 @@ def wanted_executions(db: Connection, query: ExecutionQuery) -> list[str]:
 
 
 @given(
-    there=st.lists(CAME, max_size=25), query=JOB_QUERIES, prefix=PREFIXES, size=st.integers(1, 8), most=st.sampled_from([1, 4, 20, 10_000])
+    there=st.lists(CAME, max_size=25),
+    query=JOB_QUERIES,
+    prefix=PREFIXES,
+    size=st.integers(1, 8),
+    most=st.sampled_from([1, 4, 20, 10_000]),
 )
 @MANY
 def test_pages_of_jobs_put_together_are_what_was_asked_for(
@@ -207,7 +230,11 @@ def test_pages_of_jobs_put_together_are_what_was_asked_for(
 
 
 @given(
-    there=st.lists(CAME, max_size=25), query=EXECUTION_QUERIES, prefix=PREFIXES, size=st.integers(1, 8), most=st.sampled_from([1, 4, 20])
+    there=st.lists(CAME, max_size=25),
+    query=EXECUTION_QUERIES,
+    prefix=PREFIXES,
+    size=st.integers(1, 8),
+    most=st.sampled_from([1, 4, 20]),
 )
 @MANY
 def test_pages_of_executions_put_together_are_what_was_asked_for(
@@ -281,7 +308,10 @@ def test_what_comes_and_changes_between_pages_of_executions_hides_and_doubles_no
                 event.happen(db, jobs)
                 times.append(wanted_executions(db, query))
 
-        found = [execution.id for execution in pages(lambda after: page_of_executions(db, query, after, size, most=most), between)]
+        found = [
+            execution.id
+            for execution in pages(lambda after: page_of_executions(db, query, after, size, most=most), between)
+        ]
         assert len(found) == len(set(found)), "nothing twice"
         assert set.intersection(*map(set, times)) <= set(found), "what was there all along is there"
         assert set(found) <= set.union(*map(set, times)), "and what never was is not"
@@ -303,7 +333,7 @@ def test_tasks_come_by_name_with_the_number_of_their_jobs(db: Connection, size: 
     assert (found[1].create_time, found[1].last_enqueue_time) == (at(1), at(5))
 
 
-# ------------------------------------------------------------------------------------------------------------ what is in a page
+# ---------------------------------------------------------------------------------------------------- what is in a page
 
 
 def test_a_page_holds_no_more_specs_than_fit_into_memory_and_the_next_goes_on(db: Connection) -> None:
@@ -334,16 +364,19 @@ def test_labels_go_with_their_job(db: Connection) -> None:
 
 def test_jobs_that_are_kept_together_are_found_by_their_own_labels(db: Connection) -> None:
     works = [
-        Enqueue("task", replace(SPEC, labels={"number": str(number), "third": str(number % 3)}), "", "", at(0)) for number in range(200)
+        Enqueue("task", replace(SPEC, labels={"number": str(number), "third": str(number % 3)}), "", "", at(0))
+        for number in range(200)
     ]
     Enqueue.together(db, works)
     for number, work in enumerate(works):
-        assert [job.id for job in page_of_jobs(db, JobQuery(labels={"number": str(number)}), None, 10).items] == [work.job.id]
+        assert [job.id for job in page_of_jobs(db, JobQuery(labels={"number": str(number)}), None, 10).items] == [
+            work.job.id
+        ]
     found = pages(lambda after: page_of_jobs(db, JobQuery(labels={"third": "1"}), after, 10))
     assert [job.id for job in found] == [work.job.id for work in works if work.job.spec.labels["third"] == "1"][::-1]
 
 
-# --------------------------------------------------------------------------------------------------------------- what it costs
+# -------------------------------------------------------------------------------------------------------- what it costs
 
 
 def fill(db: Connection, count: int) -> None:
@@ -369,7 +402,11 @@ def fill(db: Connection, count: int) -> None:
         """,
         ids,
     )
-    labels = [(name, value, number // 3, number) for number in numbers for name, value in (("env", "prod"), ("run", str(number // 10)))]
+    labels = [
+        (name, value, number // 3, number)
+        for number in numbers
+        for name, value in (("env", "prod"), ("run", str(number // 10)))
+    ]
     db.executemany("INSERT INTO job_labels VALUES (?, ?, ?, ?)", labels)
 
 
@@ -390,7 +427,8 @@ def steps(db: Connection, read: Callable[[], object]) -> int:
     return 100 * hundreds
 
 
-# No more than this, however much is kept, where an index leads to all that is wanted; and where each of 10 000 rows is checked.
+# No more than this, however much is kept, where an index leads to all that is wanted; and where each of 10 000 rows is
+# checked.
 STRAIGHT, CHECKED = 20_000, 600_000
 QUERIES: list[tuple[JobQuery | ExecutionQuery, int]] = [
     (JobQuery(), STRAIGHT),
@@ -399,7 +437,12 @@ QUERIES: list[tuple[JobQuery | ExecutionQuery, int]] = [
     (JobQuery(task_id="t7"), STRAIGHT),
     (JobQuery(task_id="t7", states=[State.LOST]), STRAIGHT),
     (JobQuery(task_id="unknown"), STRAIGHT),
-    (JobQuery(since_time=datetime(1970, 1, 1, tzinfo=UTC), until_time=datetime(1970, 1, 1, 0, 0, 0, 200, tzinfo=UTC)), STRAIGHT),
+    (
+        JobQuery(
+            since_time=datetime(1970, 1, 1, tzinfo=UTC), until_time=datetime(1970, 1, 1, 0, 0, 0, 200, tzinfo=UTC)
+        ),
+        STRAIGHT,
+    ),
     (JobQuery(labels={"env": "prod"}), STRAIGHT),
     (JobQuery(labels={"run": "7"}), STRAIGHT),
     (JobQuery(labels={"env": "prod", "run": "7"}), CHECKED),
@@ -436,7 +479,10 @@ def costs(directory: Path, count: int) -> list[tuple[int, int]]:
     db.execute("PRAGMA synchronous = OFF")
     db.execute("BEGIN")
     fill(db, count)
-    measured = [(steps(db, partial(page, db, query, 0)), steps(db, partial(page, db, query, count // 2))) for query, _ in QUERIES]
+    measured = [
+        (steps(db, partial(page, db, query, 0)), steps(db, partial(page, db, query, count // 2)))
+        for query, _ in QUERIES
+    ]
     assert steps(db, lambda: page_of_tasks(db, None, 50)) < 2_000
     db.execute("ROLLBACK")
     db.close()
@@ -449,7 +495,7 @@ def page(db: Connection, query: JobQuery | ExecutionQuery, after: int) -> object
     return page_of_executions(db, query, (after,) if after else None, 50)
 
 
-# ----------------------------------------------------------------------------------------------------------------- the methods
+# ---------------------------------------------------------------------------------------------------------- the methods
 
 
 async def test_the_store_answers_pages_from_its_reading_threads(tmp_path: Path) -> None:
@@ -475,7 +521,11 @@ async def test_one_execution_is_stopped_as_a_job_is(tmp_path: Path) -> None:
     job, _ = await store.enqueue(task_id="t", spec=SPEC, request_id="", caller_address="")
     stopped = await store.stop_execution(job.execution.id, grace=grace, note="why")
     assert stopped.outcome is not None
-    assert (stopped.state, stopped.outcome.detail, announced[-1]) == (State.STOPPED, "stopped while it was queued: why", stopped)
+    assert (stopped.state, stopped.outcome.detail, announced[-1]) == (
+        State.STOPPED,
+        "stopped while it was queued: why",
+        stopped,
+    )
     assert await store.stop_execution(job.execution.id, grace=grace, note="again") == stopped
     await store.enqueue(task_id="t", spec=SPEC, request_id="", caller_address="")
     [assignment] = await store.claim_on(["here"])

@@ -1,4 +1,5 @@
-"""A database that has lost what was committed to it is refused, and nothing is begun anew in its place without a word."""
+"""A database that has lost what was committed to it is refused, and nothing is begun anew in its place without a
+word."""
 
 import asyncio
 import shutil
@@ -87,7 +88,9 @@ def test_the_file_itself_has_the_schema_and_the_instance_from_the_first_moment(k
     [
         pytest.param(lambda data: (data / "fastlane.db-wal").unlink(), "fastlane.db-wal is missing", id="wal-missing"),
         pytest.param(
-            lambda data: [(data / f"fastlane.db-{name}").unlink() for name in ("wal", "shm")], "does not know execution", id="both-missing"
+            lambda data: [(data / f"fastlane.db-{name}").unlink() for name in ("wal", "shm")],
+            "does not know execution",
+            id="both-missing",
         ),
         pytest.param(cut(lambda size: 0), "does not know execution", id="wal-cut-to-nothing"),
         pytest.param(cut(lambda size: 32), "does not know execution", id="wal-cut-to-its-header"),
@@ -97,9 +100,13 @@ def test_the_file_itself_has_the_schema_and_the_instance_from_the_first_moment(k
         pytest.param(lambda data: (data / "fastlane.db").unlink(), "fastlane.db is missing", id="db-missing"),
     ],
 )
-def test_what_was_lost_is_said_with_what_to_do_and_nothing_is_changed(data_dir: Path, damage: Callable[[Path], None], says: str) -> None:
+def test_what_was_lost_is_said_with_what_to_do_and_nothing_is_changed(
+    data_dir: Path, damage: Callable[[Path], None], says: str
+) -> None:
     damage(data_dir)
-    before = {path.name: path.read_bytes() for path in data_dir.iterdir() if path.is_file() and path.suffix != ".db-shm"}
+    before = {
+        path.name: path.read_bytes() for path in data_dir.iterdir() if path.is_file() and path.suffix != ".db-shm"
+    }
     for _ in range(2):
         with pytest.raises(StoreFailed) as failure:
             reopen(data_dir)
@@ -129,7 +136,8 @@ def test_who_takes_the_marker_away_goes_on_with_what_is_there(data_dir: Path) ->
 
 
 def test_who_looked_into_the_database_of_a_killed_server_has_lost_nothing(data_dir: Path) -> None:
-    # As `sqlite3 fastlane.db` does: the last one that closes it takes the write-ahead log away, and has all in the file before that.
+    # As `sqlite3 fastlane.db` does: the last one that closes it takes the write-ahead log away, and has all in the file
+    # before that.
     with closing(sqlite3.connect(data_dir / "fastlane.db")) as db:
         assert db.execute("SELECT count(*) FROM jobs").fetchall() == [(JOBS,)]
     assert not (data_dir / "fastlane.db-wal").exists()

@@ -1,4 +1,5 @@
-"""The store and time: what is due is queued, what has expired ends, and the end of an execution never loses what follows it."""
+"""The store and time: what is due is queued, what has expired ends, and the end of an execution never loses what
+follows it."""
 
 import asyncio
 import subprocess
@@ -35,7 +36,8 @@ ALL = 1000
 
 
 def thrice(job: Job, ended: Execution, now: datetime) -> Final | Next:
-    """As retries will be: three attempts of a run, a minute apart; what was stopped or has expired is not tried again."""
+    """As retries will be: three attempts of a run, a minute apart; what was stopped or has expired is not tried
+    again."""
     if ended.state in {State.SUCCEEDED, State.STOPPED, State.EXPIRED} or ended.attempt == 3:
         return settled_by(ended)
     return Next(now + timedelta(minutes=1), ended.run, ended.attempt + 1)
@@ -44,19 +46,25 @@ def thrice(job: Job, ended: Execution, now: datetime) -> Final | Next:
 class MovedStore:
     """A store whose clock the test moves."""
 
-    def __init__(self, directory: Path, loop: asyncio.AbstractEventLoop, after: After = after, quota: Quota | None = None) -> None:
+    def __init__(
+        self, directory: Path, loop: asyncio.AbstractEventLoop, after: After = after, quota: Quota | None = None
+    ) -> None:
         self.now = BEGIN
         self.path = directory / "fastlane.db"
         self.commits: list[Sequence[Execution]] = []
         writer = Writer(open_for_writing(self.path), self.path, loop=loop, on_commit=self.commits.append)
-        self.store = Store(writer, Readers(self.path, loop=loop), instance="", now=lambda: self.now, after=after, quota=quota)
+        self.store = Store(
+            writer, Readers(self.path, loop=loop), instance="", now=lambda: self.now, after=after, quota=quota
+        )
         self._reading = open_for_reading(self.path)
 
     async def enqueue(self, task_id: str = "task", **spec: Any) -> Execution:
         return (await self.job(task_id, **spec)).execution
 
     async def job(self, task_id: str = "task", request_id: str = "", **spec: Any) -> Job:
-        job, _ = await self.store.enqueue(task_id=task_id, spec=replace(SPEC, **spec), request_id=request_id, caller_address="")
+        job, _ = await self.store.enqueue(
+            task_id=task_id, spec=replace(SPEC, **spec), request_id=request_id, caller_address=""
+        )
         return job
 
     async def claim(self, places: int = ALL) -> list[str]:
@@ -68,11 +76,19 @@ class MovedStore:
 
     async def start(self, execution_id: str) -> Execution | None:
         return await self.store.starting(
-            execution_id, container_id="c", capture="attach", engine_life="", image_digest="", pull_time=None, container_time=None
+            execution_id,
+            container_id="c",
+            capture="attach",
+            engine_life="",
+            image_digest="",
+            pull_time=None,
+            container_time=None,
         )
 
     async def finish(self, execution_id: str, state: State = State.FAILED) -> Execution:
-        return await self.store.finish(execution_id, state=state, outcome=Outcome(Reason.UNSPECIFIED, f"as {state.name}"), logs=())
+        return await self.store.finish(
+            execution_id, state=state, outcome=Outcome(Reason.UNSPECIFIED, f"as {state.name}"), logs=()
+        )
 
     async def state(self, execution_id: str) -> State:
         return (await self.store.execution(execution_id)).state
@@ -110,7 +126,11 @@ async def retrying(tmp_path: Path) -> AsyncIterator[MovedStore]:
 
 async def test_a_job_that_is_not_due_is_scheduled_and_not_claimed(moved: MovedStore) -> None:
     job = await moved.job(start_in=HOUR)
-    assert (job.state, job.execution.state, job.execution.times.due_time) == (State.SCHEDULED, State.SCHEDULED, BEGIN + HOUR)
+    assert (job.state, job.execution.state, job.execution.times.due_time) == (
+        State.SCHEDULED,
+        State.SCHEDULED,
+        BEGIN + HOUR,
+    )
     assert await moved.store.job(job.id) == job
     assert await moved.claim() == []
     moved.now += HOUR - MICROSECOND
@@ -119,7 +139,11 @@ async def test_a_job_that_is_not_due_is_scheduled_and_not_claimed(moved: MovedSt
     moved.now += MICROSECOND
     assert await moved.store.promote(ALL) == (False, None)
     promoted = await moved.store.job(job.id)
-    assert (promoted.state, promoted.execution.state, promoted.execution.state_time) == (State.QUEUED, State.QUEUED, BEGIN + HOUR)
+    assert (promoted.state, promoted.execution.state, promoted.execution.state_time) == (
+        State.QUEUED,
+        State.QUEUED,
+        BEGIN + HOUR,
+    )
     assert moved.commits[-1] == [promoted.execution]
     assert await moved.claim() == [job.execution.id]
 
@@ -149,7 +173,10 @@ async def test_what_is_due_is_queued_in_the_order_of_its_due_times(moved: MovedS
 
 
 async def test_tasks_take_turns_in_the_order_in_which_they_were_due(moved: MovedStore) -> None:
-    executions = [await moved.enqueue(task, start_in=seconds * SECOND) for task, seconds in (("c", 3), ("a", 1), ("b", 2), ("a", 4))]
+    executions = [
+        await moved.enqueue(task, start_in=seconds * SECOND)
+        for task, seconds in (("c", 3), ("a", 1), ("b", 2), ("a", 4))
+    ]
     moved.now += HOUR
     await moved.store.promote(ALL)
     by_due_time = sorted(executions, key=lambda each: each.times.due_time)
@@ -246,7 +273,11 @@ async def test_an_expired_execution_ends_its_job_with_an_outcome_that_says_why(m
     assert await moved.store.promote(ALL) == (False, None)
     ended = await moved.store.job(job.id)
     assert (ended.state, ended.execution.state, ended.end_time) == (State.EXPIRED, State.EXPIRED, moved.now)
-    assert ended.outcome == ended.execution.outcome == Outcome(detail="it had not started by its expire_time, 2026-01-01T01:00:00Z")
+    assert (
+        ended.outcome
+        == ended.execution.outcome
+        == Outcome(detail="it had not started by its expire_time, 2026-01-01T01:00:00Z")
+    )
     assert moved.commits[-1] == [ended.execution]
 
 
@@ -528,7 +559,9 @@ asyncio.run(main())
 def test_no_execution_is_forgotten_by_kill_9(tmp_path: Path) -> None:
     ended: list[str] = []
     for round_number in range(3):
-        with subprocess.Popen([sys.executable, "-c", END_UNTIL_KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True) as running:
+        with subprocess.Popen(
+            [sys.executable, "-c", END_UNTIL_KILLED, str(tmp_path)], stdout=subprocess.PIPE, text=True
+        ) as running:
             assert running.stdout
             ended += [running.stdout.readline().strip() for _ in range(30 + 71 * round_number)]
             running.kill()
@@ -541,7 +574,9 @@ def test_no_execution_is_forgotten_by_kill_9(tmp_path: Path) -> None:
         check_lines(rows)
         final = {execution_id for (execution_id,) in rows("SELECT execution_id FROM executions WHERE state >= 6")}
         assert set(ended) <= final
-        assert rows("SELECT count(*) FROM jobs WHERE state >= 6 AND executions < 3") == [(0,)], "each has had all of its attempts"
+        assert rows("SELECT count(*) FROM jobs WHERE state >= 6 AND executions < 3") == [(0,)], (
+            "each has had all of its attempts"
+        )
         db.close()
     assert len(ended) > 300
 
@@ -555,7 +590,8 @@ def test_what_is_due_is_found_at_the_same_cost_however_much_waits(tmp_path: Path
 
 
 def steps_of_a_look(directory: Path, count: int) -> int:
-    """Steps of SQLite's machine, to the next hundred, of a look that finds ten that are due and ten that have expired among so many."""
+    """Steps of SQLite's machine, to the next hundred, of a look that finds ten that are due and ten that have expired
+    among so many."""
     directory.mkdir()
     db = open_for_writing(directory / "fastlane.db")
     for (name,) in db.execute("SELECT name FROM sqlite_master WHERE type = 'trigger'").fetchall():
@@ -617,7 +653,8 @@ class Modelled:
 
 @dataclass
 class PlainSchedule:
-    """The rules written down without a database. Of each priority `turns` has the tasks that have something queued, next one first."""
+    """The rules written down without a database. Of each priority `turns` has the tasks that have something queued,
+    next one first."""
 
     executions: dict[str, Modelled] = field(default_factory=dict)
     jobs: dict[str, State] = field(default_factory=dict)
@@ -704,10 +741,14 @@ class ScheduleMachine(RuleBasedStateMachine):
 
     @rule(limit=st.integers(1, 4))
     def promote(self, limit: int) -> None:
-        waiting = {execution_id: each for execution_id, each in self.model.executions.items() if each.state <= State.QUEUED}
-        expired = sorted((each.expire_time, each.number, execution_id) for execution_id, each in waiting.items() if each.expired(self.now))[
-            :limit
-        ]
+        waiting = {
+            execution_id: each for execution_id, each in self.model.executions.items() if each.state <= State.QUEUED
+        }
+        expired = sorted(
+            (each.expire_time, each.number, execution_id)
+            for execution_id, each in waiting.items()
+            if each.expired(self.now)
+        )[:limit]
         due = [
             (each.place, execution_id)
             for execution_id, each in waiting.items()
@@ -739,9 +780,17 @@ class ScheduleMachine(RuleBasedStateMachine):
         execution_id = self._current(execution_id)
         one = self.model.executions[execution_id]
         granted = self.store.starting(
-            execution_id, container_id="c", capture="attach", engine_life="", image_digest="", pull_time=None, container_time=None
+            execution_id,
+            container_id="c",
+            capture="attach",
+            engine_life="",
+            image_digest="",
+            pull_time=None,
+            container_time=None,
         ).result(10)
-        assert (granted is not None) == (one.state is State.PREPARING and not one.starting and not one.expired(self.now))
+        assert (granted is not None) == (
+            one.state is State.PREPARING and not one.starting and not one.expired(self.now)
+        )
         if granted:
             one.starting = True
             self.store.running(execution_id, start_time=self.now).result(10)
@@ -791,7 +840,11 @@ class ScheduleMachine(RuleBasedStateMachine):
     def _ended(self, execution_id: str, state: State) -> None:
         one = self.model.executions[execution_id]
         self.model.move(execution_id, state)
-        again = state not in {State.SUCCEEDED, State.STOPPED, State.EXPIRED} and one.attempt < 3 and one.job_id not in self.model.stopped
+        again = (
+            state not in {State.SUCCEEDED, State.STOPPED, State.EXPIRED}
+            and one.attempt < 3
+            and one.job_id not in self.model.stopped
+        )
         if again:
             job = self.store.job(one.job_id).result(10)
             assert (job.execution.run, job.execution.attempt) == (1, one.attempt + 1)

@@ -1,4 +1,5 @@
-"""No thread or task ends unnoticed: it is restarted, or takes the server down, or hands its error to the one who waits."""
+"""No thread or task ends unnoticed: it is restarted, or takes the server down, or hands its error to the one who
+waits."""
 
 import ast
 import asyncio
@@ -12,7 +13,7 @@ from structlog.testing import capture_logs
 
 import fastlane_grpc
 from fastlane_grpc.backoff import Backoff
-from fastlane_grpc.runner import Sweeper
+from fastlane_grpc.execution import Sweeper
 from fastlane_grpc.supervisor import Supervisor, thread
 from fastlane_grpc.wakeup import Wakeup
 from tests.fakes import FakeHost
@@ -153,12 +154,18 @@ async def test_a_change_between_the_look_and_the_wait_is_not_lost() -> None:
 def test_every_thread_and_task_of_the_server_is_supervised() -> None:
     package = Path(fastlane_grpc.__file__).parent
     # Of the reads that a cache has begun the ends are told to its readers; the others do not belong to a server.
-    others = {package / "supervisor.py", package / "logs" / "cache.py", *(package / "client").rglob("*"), *(package / "cli").rglob("*")}
+    others = {
+        package / "supervisor.py",
+        package / "logs" / "cache.py",
+        *(package / "client").rglob("*"),
+        *(package / "cli").rglob("*"),
+    }
     started = {
         f"{path.relative_to(package)}:{node.lineno}"
         for path in package.rglob("*.py")
         if path not in others
         for node in ast.walk(ast.parse(path.read_text()))
-        if isinstance(node, ast.Call) and ast.unparse(node.func).split(".")[-1] in {"Thread", "Timer", "create_task", "ensure_future"}
+        if isinstance(node, ast.Call)
+        and ast.unparse(node.func).split(".")[-1] in {"Thread", "Timer", "create_task", "ensure_future"}
     }
     assert started == set()

@@ -11,7 +11,8 @@ from tests.tools import ROOT
 
 @pytest.fixture(scope="session")
 def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Where it is. The first build on a machine takes most of a minute: the compiler makes a C library for each architecture."""
+    """Where it is. The first build on a machine takes most of a minute: the compiler makes a C library for each
+    architecture."""
     directory = tmp_path_factory.mktemp("wheel")
     script("wheel", str(directory))
     [built] = directory.iterdir()

@@ -1,7 +1,8 @@
-"""The command line, for people, shells and CI steps: output goes where the container sent it, and the exit status is the job's.
+"""The command line, for people, shells and CI steps: output goes where the container sent it, and the exit status is
+the job's.
 
-Each command is imported when it is called for, and what only the server needs even later: `fastlane version` takes a tenth of a second.
-"""
+Each command is imported when it is called for, and what only the server needs even later: `fastlane version` takes a
+tenth of a second."""
 
 import os
 import signal
@@ -15,7 +16,7 @@ import click
 from fastlane_grpc.cli.about import show_version
 from fastlane_grpc.cli.encoding import check_arguments
 from fastlane_grpc.cli.failure import FAILED, WRONG_USE, Failure
-from fastlane_grpc.sanitize import printable
+from fastlane_grpc.text.sanitize import printable
 
 # Of each command the module here and the function in it, and what it does, in short. In the order of the help.
 COMMANDS: Mapping[str, tuple[str, str]] = {
@@ -72,7 +73,9 @@ Exit status:
   130  it was stopped
 """,
 )
-@click.option("--version", is_flag=True, is_eager=True, expose_value=False, callback=show_version, help="Print the version.")
+@click.option(
+    "--version", is_flag=True, is_eager=True, expose_value=False, callback=show_version, help="Print the version."
+)
 def fastlane() -> None:
     """Run commands in containers and see their output live.
 
@@ -87,10 +90,12 @@ def fastlane() -> None:
 
 def main() -> NoReturn:
     """The command `fastlane`."""
-    # Ctrl-C ends it as it ends any program, where nothing better is known (`run`): an exception out of the middle of gRPC may leave a lock
-    # taken for ever. For the same reason the interpreter is not wound down, with threads of gRPC in it; nothing is buffered here.
+    # Ctrl-C ends it as it ends any program, where nothing better is known (`run`): an exception out of the middle of
+    # gRPC may leave a lock taken for ever. For the same reason the interpreter is not wound down, with threads of gRPC
+    # in it; nothing is buffered here.
     signal.signal(signal.SIGINT, signal.SIG_DFL)
-    # gRPC would write lines of its own to stderr, beside ours, which say the same for people. Who looks for a fault in it sets this.
+    # gRPC would write lines of its own to stderr, beside ours, which say the same for people. Who looks for a fault in
+    # it sets this.
     os.environ.setdefault("GRPC_VERBOSITY", "NONE")
     os._exit(exit_status(sys.argv[1:], os.environ))
 

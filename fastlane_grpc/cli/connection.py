@@ -12,8 +12,8 @@ import click
 
 from fastlane_grpc import client as api
 from fastlane_grpc.cli.failure import UNAVAILABLE, Failure
-from fastlane_grpc.redaction import mask_url_passwords
-from fastlane_grpc.sanitize import printable
+from fastlane_grpc.text.redaction import mask_url_passwords
+from fastlane_grpc.text.sanitize import printable
 
 # How long the commands wait for a server that does not answer, which may just be restarting.
 _RETRY_FOR = timedelta(seconds=3)
@@ -49,7 +49,9 @@ def proxy_text(address: str) -> str:
         return ""
     url, variable = found
     host = address.rpartition(":")[0].strip("[]")
-    return f"the proxy {mask_url_passwords(url)} was asked, as the variable {variable} says; no_proxy={host} goes past it"
+    return (
+        f"the proxy {mask_url_passwords(url)} was asked, as the variable {variable} says; no_proxy={host} goes past it"
+    )
 
 
 def cause(error: api.Error) -> str:
@@ -62,7 +64,8 @@ def cause(error: api.Error) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """What an id, or the beginning of one, turned out to be the id of: a job, or an execution. The other one is empty."""
+    """What an id, or the beginning of one, turned out to be the id of: a job, or an execution. The other one is
+    empty."""
 
     job_id: str = ""
     execution_id: str = ""
@@ -86,8 +89,8 @@ def execution_id(client: api.Client, text: str) -> str:
 def either_id(client: api.Client, text: str) -> Named | None:
     """Of a job or of an execution; None for a whole id, of which only the server can tell.
 
-    A job and its first execution are made in the same moment, and their ids begin alike: the job is meant, which stands for both.
-    """
+    A job and its first execution are made in the same moment, and their ids begin alike: the job is meant, which stands
+    for both."""
     if not _BEGINNING.fullmatch(text):
         return None
     jobs = [job.id for job in _first(client.jobs(id_prefix=text, page_size=_CANDIDATES + 1))]

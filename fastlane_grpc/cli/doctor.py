@@ -11,7 +11,7 @@ from fastlane_grpc.cli.failure import FAILED
 from fastlane_grpc.cli.settings import settings_file, settings_in_force
 from fastlane_grpc.cli.tables import painted
 from fastlane_grpc.cli.terminal import is_colourful, write
-from fastlane_grpc.sanitize import printable
+from fastlane_grpc.text.sanitize import printable
 
 
 @click.command()
@@ -31,8 +31,8 @@ from fastlane_grpc.sanitize import printable
 def doctor(environ: Mapping[str, str], /, *, file: Path | None, form: str, **flags: str | None) -> int:
     """Look at all that a server needs on this machine, and say what is wrong and what to do. Changes nothing.
 
-    To be run as the user that runs the server, with the same settings, whether or not a server runs. A line for each check: ok, warn (jobs
-    run, and something is less than it could be) or FAIL. The exit status is 1 if anything fails.
+    To be run as the user that runs the server, with the same settings, whether or not a server runs. A line for each
+    check: ok, warn (jobs run, and something is less than it could be) or FAIL. The exit status is 1 if anything fails.
 
     \b
     Examples:

@@ -1,10 +1,11 @@
-"""Text from the command line and the environment that is not UTF-8: refused in one line that names it, before anything else is done."""
+"""Text from the command line and the environment that is not UTF-8: refused in one line that names it, before anything
+else is done."""
 
 import os
 from collections.abc import Sequence
 
 from fastlane_grpc.cli.failure import WRONG_USE, Failure
-from fastlane_grpc.redaction import REDACTED, SecretNames
+from fastlane_grpc.text.redaction import REDACTED, SecretNames
 
 _SECRET_NAMES = SecretNames()
 
@@ -23,7 +24,8 @@ def is_utf8(text: str) -> bool:
 
 
 def escaped(text: str) -> str:
-    """The text with each byte that is not UTF-8 as `\\xe9`, and without a secret: it may be `NAME=VALUE` of a variable."""
+    """The text with each byte that is not UTF-8 as `\\xe9`, and without a secret: it may be `NAME=VALUE` of a
+    variable."""
     shown = os.fsencode(text).decode("utf-8", "backslashreplace")
     name, equals, value = shown.partition("=")
     if not equals:

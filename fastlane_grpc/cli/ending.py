@@ -20,12 +20,15 @@ _EVERYTHING = timedelta(minutes=1)
 
 @click.command()
 @click.argument("id", metavar="JOB|EXECUTION")
-@click.option("--grace", type=GRACE, help="Time from the signal to the kill, as 5s; 0s kills at once.  [default: the job's own]")
+@click.option(
+    "--grace", type=GRACE, help="Time from the signal to the kill, as 5s; 0s kills at once.  [default: the job's own]"
+)
 @click.option("--note", default="", help="Why, for the record.")
 @answers
 @talks_to_server
 def stop(*, id: str, grace: timedelta | None, note: str, form: str, address: str) -> int:  # noqa: A002
-    """Stop a job: its signal, then, after its grace, a kill. One that waits is taken out of the queue. Does not wait for the end.
+    """Stop a job: its signal, then, after its grace, a kill. One that waits is taken out of the queue. Does not wait
+    for the end.
 
     \b
     Example:
@@ -53,18 +56,22 @@ def _stopped(client: api.Client, text: str, note: str, grace: timedelta | None) 
 
 
 @click.command()
-@click.option("--older-than", type=AGE, required=True, help="What ended longer ago, as 30d or 12h; 0s: all that is over.")
+@click.option(
+    "--older-than", type=AGE, required=True, help="What ended longer ago, as 30d or 12h; 0s: all that is over."
+)
 @click.option("--logs-only", is_flag=True, help="Delete their output; keep the jobs.")
 @click.option("--task", default="", metavar="NAME", help="Of this task alone.")
 @click.option("--dry-run", is_flag=True, help="Count, and delete nothing.")
 @click.option("--all", "everything", is_flag=True, help="Do not ask, whatever would be deleted.")
 @answers
 @talks_to_server
-def prune(*, older_than: timedelta, logs_only: bool, task: str, dry_run: bool, everything: bool, form: str, address: str) -> int:
+def prune(
+    *, older_than: timedelta, logs_only: bool, task: str, dry_run: bool, everything: bool, form: str, address: str
+) -> int:
     """Delete jobs that ended long ago, with their output. What is not over is never deleted.
 
-    All that is over, of all tasks (`--older-than 0s`, or any age below a minute), is deleted only with --all, or if you say yes to the
-    question that is asked on a terminal.
+    All that is over, of all tasks (`--older-than 0s`, or any age below a minute), is deleted only with --all, or if you
+    say yes to the question that is asked on a terminal.
 
     \b
     Examples:
@@ -80,10 +87,14 @@ def prune(*, older_than: timedelta, logs_only: bool, task: str, dry_run: bool, e
 
 
 def _confirm(counted: pb.PruneResponse) -> None:
-    """Ask on a terminal whether everything is to be deleted. Raises Failure where the answer is not yes, or nobody can be asked."""
+    """Ask on a terminal whether everything is to be deleted. Raises Failure where the answer is not yes, or nobody can
+    be asked."""
     what = _counted_text(counted)
     if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
-        raise Failure(f"this deletes all that is over ({what}); add --all if that is meant, or --task, or a greater age", WRONG_USE)
+        raise Failure(
+            f"this deletes all that is over ({what}); add --all if that is meant, or --task, or a greater age",
+            WRONG_USE,
+        )
     write(2, f"fastlane: this deletes all that is over: {what}. Delete it? [y/N] ".encode())
     if sys.stdin.readline().strip().lower() not in {"y", "yes"}:
         raise Failure("nothing was deleted")

@@ -13,9 +13,8 @@ _MAX_BYTES = 4 << 20
 def read_env_file(path: Path, environ: Mapping[str, str]) -> Iterator[tuple[str, str]]:
     """Yield each variable of the file, in order.
 
-    A line is NAME=VALUE, the value taken as it is, or NAME alone, which is the variable of that name here. Blank lines and lines that begin
-    with # are left out. Raises Failure that names file and line, and repeats no value.
-    """
+    A line is NAME=VALUE, the value taken as it is, or NAME alone, which is the variable of that name here. Blank lines
+    and lines that begin with # are left out. Raises Failure that names file and line, and repeats no value."""
     for number, line in enumerate(_lines(path), 1):
         if not line or line.startswith("#"):
             continue
@@ -40,7 +39,9 @@ def _lines(path: Path) -> Iterator[str]:
     except OSError as error:
         raise Failure(f"cannot read --env-file {path}: {error.strerror}", WRONG_USE) from error
     if len(data) > _MAX_BYTES:
-        raise Failure(f"--env-file {path} is larger than {_MAX_BYTES >> 20} MiB, the most that a job may have", WRONG_USE)
+        raise Failure(
+            f"--env-file {path} is larger than {_MAX_BYTES >> 20} MiB, the most that a job may have", WRONG_USE
+        )
     for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         try:
             yield line.removesuffix(b"\r").decode().lstrip()

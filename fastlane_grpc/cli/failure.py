@@ -1,4 +1,5 @@
-"""Exit statuses of our own, and the one exception that ends a command with one. Those of a job are told by the end of its log."""
+"""Exit statuses of our own, and the one exception that ends a command with one. Those of a job are told by the end of
+its log."""
 
 import click
 

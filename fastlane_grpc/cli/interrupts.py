@@ -8,17 +8,18 @@ from datetime import timedelta
 
 from fastlane_grpc import client as api
 from fastlane_grpc.cli.failure import INTERRUPTED
-from fastlane_grpc.sanitize import printable
+from fastlane_grpc.text.sanitize import printable
 
 # A stop is worth waiting for a server that is away.
 _STOP_FOR = timedelta(minutes=2)
 
 
 class Interrupts:
-    """Takes SIGINT and SIGTERM in place of Python: the first stops the job, the second leaves at once and the job to its stopping.
+    """Takes SIGINT and SIGTERM in place of Python: the first stops the job, the second leaves at once and the job to
+    its stopping.
 
-    A handler may run anywhere in the main thread, in the middle of gRPC too. So it only posts an order; a thread carries it out.
-    """
+    A handler may run anywhere in the main thread, in the middle of gRPC too. So it only posts an order; a thread
+    carries it out."""
 
     def __init__(self, address: str) -> None:
         self._address = address

@@ -19,14 +19,16 @@ from fastlane_grpc.v1 import fastlane_pb2 as pb
 _LARGEST_PAGE = 1000
 
 
-# ---------------------------------------------------------------------------------------------------------------- commands
+# ------------------------------------------------------------------------------------------------------------- commands
 
 
 @click.command()
 @click.option("--task", "task_id", default="", metavar="NAME", help="Of this task.")
 @states_option
 @click.option("-l", "--label", "labels", type=PAIR, multiple=True, help="With this label; of several, with all.")
-@click.option("--since", type=MOMENT, help="Enqueued since then: so long ago, as 10m or 2d, or a time, as 2026-01-31T08:00:00Z.")
+@click.option(
+    "--since", type=MOMENT, help="Enqueued since then: so long ago, as 10m or 2d, or a time, as 2026-01-31T08:00:00Z."
+)
 @click.option("--until", type=MOMENT, help="Enqueued before then.")
 @limits
 @answers
@@ -56,7 +58,12 @@ def jobs(
     with connected(address) as client:
         page_size = _page_size(limit, everything=everything)
         found = client.jobs(
-            task_id=task_id, states=map(STATES.__getitem__, states), labels=dict(labels), since=since, until=until, page_size=page_size
+            task_id=task_id,
+            states=map(STATES.__getitem__, states),
+            labels=dict(labels),
+            since=since,
+            until=until,
+            page_size=page_size,
         )
         columns = _job_columns(datetime.now(UTC))
         show(_limited(found, limit, everything=everything), columns, form=form, nothing="no jobs", environ=environ)
@@ -123,7 +130,9 @@ def executions(
             page_size=_page_size(limit, everything=everything),
         )
         columns = _execution_columns(datetime.now(UTC))
-        show(_limited(found, limit, everything=everything), columns, form=form, nothing="no executions", environ=environ)
+        show(
+            _limited(found, limit, everything=everything), columns, form=form, nothing="no executions", environ=environ
+        )
         _tell_of_more(found, "executions")
     return 0
 
@@ -213,7 +222,7 @@ def _page_size(limit: int, *, everything: bool) -> int:
     return _LARGEST_PAGE if everything else min(limit + 1, _LARGEST_PAGE)
 
 
-# ---------------------------------------------------------------------------------------------------------------- for people
+# ----------------------------------------------------------------------------------------------------------- for people
 
 
 def _job_columns(now: datetime) -> Sequence[Column]:
@@ -357,6 +366,7 @@ def _moment(message: Any, field: str, now: datetime) -> str:
 
 
 def _word(enum: Any, number: int) -> str:
-    """The name of an enum's value without what all of them begin with: "up" of AVAILABILITY_UP; empty if it is the zero."""
+    """The name of an enum's value without what all of them begin with: "up" of AVAILABILITY_UP; empty if it is the
+    zero."""
     name: str = enum.Name(number) if number in enum.values() else f"VALUE_{number}"
     return name.partition("_")[2].lower() if number else ""

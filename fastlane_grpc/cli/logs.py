@@ -19,8 +19,18 @@ _MOST_LINES = 1_000_000
 
 @click.command()
 @click.argument("id", metavar="JOB|EXECUTION")
-@click.option("-f", "--follow/--no-follow", "follows", default=True, help="Wait for more, to its end; or not.  [default: --follow]")
-@click.option("--since", type=MOMENT, help="Show what came since then: so long ago, as 10m or 2d, or a time, as 2026-01-31T08:00:00Z.")
+@click.option(
+    "-f",
+    "--follow/--no-follow",
+    "follows",
+    default=True,
+    help="Wait for more, to its end; or not.  [default: --follow]",
+)
+@click.option(
+    "--since",
+    type=MOMENT,
+    help="Show what came since then: so long ago, as 10m or 2d, or a time, as 2026-01-31T08:00:00Z.",
+)
 @click.option(
     "--tail",
     "lines",
@@ -28,7 +38,9 @@ _MOST_LINES = 1_000_000
     metavar="NUMBER",
     help="Begin with the last so many lines.",
 )
-@click.option("--source", "names", type=click.Choice(["stdout", "stderr", "system"]), multiple=True, help="Show these alone.")
+@click.option(
+    "--source", "names", type=click.Choice(["stdout", "stderr", "system"]), multiple=True, help="Show these alone."
+)
 @click.option("-t", "--timestamps", is_flag=True, help="Begin each line with the time at which it came.")
 @click.option("--cursor", default="", help="Begin after this point of the log; goes before --since and --tail.")
 @shows_output
@@ -49,7 +61,8 @@ def logs(
     quiet: bool,
     address: str,
 ) -> int:
-    """Show the output of a job, from its current execution on, or of one execution: what there is, then what comes, to its end.
+    """Show the output of a job, from its current execution on, or of one execution: what there is, then what comes, to
+    its end.
 
     \b
     Examples:

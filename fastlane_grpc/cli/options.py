@@ -14,7 +14,7 @@ from fastlane_grpc.v1 import fastlane_pb2
 Function = TypeVar("Function", bound=Callable[..., Any])
 
 
-# ---------------------------------------------------------------------------------------------------------------- kinds of values
+# ------------------------------------------------------------------------------------------------------ kinds of values
 
 
 class _Reads(click.ParamType[object]):
@@ -69,7 +69,9 @@ def _read_time(text: str) -> datetime:
     try:
         return datetime.fromisoformat(text).astimezone(UTC)
     except (ValueError, OverflowError):
-        raise ValueError("has to be a time, as 2026-01-31T08:00:00Z, or 2026-01-31T08:00 by this machine's clock") from None
+        raise ValueError(
+            "has to be a time, as 2026-01-31T08:00:00Z, or 2026-01-31T08:00 by this machine's clock"
+        ) from None
 
 
 def _read_moment(text: str) -> datetime:
@@ -122,10 +124,14 @@ PAIR = _Reads("name=value", _read_pair)
 VARIABLE = _Reads("name[=value]", _read_variable)
 
 # As they are written on a command line: "timed-out".
-STATES = {name.removeprefix("STATE_").replace("_", "-").lower(): number for name, number in fastlane_pb2.State.items() if number}
+STATES = {
+    name.removeprefix("STATE_").replace("_", "-").lower(): number
+    for name, number in fastlane_pb2.State.items()
+    if number
+}
 
 
-# ---------------------------------------------------------------------------------------------------------------- shared options
+# ------------------------------------------------------------------------------------------------------- shared options
 
 
 def talks_to_server(function: Function) -> Function:
@@ -151,10 +157,12 @@ def shows_output_of_run(function: Function) -> Function:
 
 
 def _verbose(function: Function, *names: str) -> Function:
-    function = click.option(*names, is_flag=True, help="Show fastlane's own lines too (as on a terminal), on stderr.")(function)
-    return click.option("-q", "--quiet", is_flag=True, help="Show the container's output, and where some is missing; nothing else.")(
+    function = click.option(*names, is_flag=True, help="Show fastlane's own lines too (as on a terminal), on stderr.")(
         function
     )
+    return click.option(
+        "-q", "--quiet", is_flag=True, help="Show the container's output, and where some is missing; nothing else."
+    )(function)
 
 
 def answers(function: Function) -> Function:
@@ -170,13 +178,23 @@ def answers(function: Function) -> Function:
 
 
 def states_option(function: Function) -> Function:
-    return click.option("--state", "states", type=click.Choice(list(STATES)), multiple=True, help="In this state; give it once for each.")(
-        function
-    )
+    return click.option(
+        "--state",
+        "states",
+        type=click.Choice(list(STATES)),
+        multiple=True,
+        help="In this state; give it once for each.",
+    )(function)
 
 
 def limits(function: Function) -> Function:
     function = click.option("--all", "everything", is_flag=True, help="All of them.")(function)
-    return click.option("-n", "--limit", type=click.IntRange(1), default=50, show_default=True, metavar="NUMBER", help="At most so many.")(
-        function
-    )
+    return click.option(
+        "-n",
+        "--limit",
+        type=click.IntRange(1),
+        default=50,
+        show_default=True,
+        metavar="NUMBER",
+        help="At most so many.",
+    )(function)

@@ -13,7 +13,7 @@ from fastlane_grpc.cli.connection import cause
 from fastlane_grpc.cli.failure import Failure
 from fastlane_grpc.cli.tables import until
 from fastlane_grpc.cli.terminal import CannotWrite, LiveLine, is_colourful, obeys, say, write
-from fastlane_grpc.sanitize import printable
+from fastlane_grpc.text.sanitize import printable
 from fastlane_grpc.v1 import fastlane_pb2
 
 # A shorter absence of the server is not worth a word.
@@ -24,9 +24,8 @@ _BEFORE_ITS_START = {fastlane_pb2.STATE_SCHEDULED, fastlane_pb2.STATE_QUEUED, fa
 class Display:
     """Where output goes, and how much of it. Nothing is buffered here: what has come is on its way.
 
-    fastlane's own lines are shown on a terminal, or if `verbose`. On a terminal, what they and the state say before the container starts
-    (it waits, the image is pulled) is one line that is written over and goes away.
-    """
+    fastlane's own lines are shown on a terminal, or if `verbose`. On a terminal, what they and the state say before the
+    container starts (it waits, the image is pulled) is one line that is written over and goes away."""
 
     def __init__(
         self,
@@ -74,7 +73,8 @@ class Display:
             self._live.show(f"fastlane: waiting: {waiting_text(change.waiting)}")
 
     def end(self, end: api.End) -> None:
-        """Why it ended, where the container's own exit does not say it and fastlane's own lines, which do, are not shown."""
+        """Why it ended, where the container's own exit does not say it and fastlane's own lines, which do, are not
+        shown."""
         self.clear()
         if end.exit_status == 0 or end.outcome is None or self._tells(end.outcome.detail) or self._quiet:
             return
@@ -82,7 +82,8 @@ class Display:
             say(end.outcome.detail or f"it ended as {state_name(end.state)}")
 
     def _tells(self, detail: str) -> bool:
-        """Whether that was said by the last of fastlane's own lines. It is not of one that ended while it was queued."""
+        """Whether that was said by the last of fastlane's own lines. It is not of one that ended while it was
+        queued."""
         return bool(self._last_line) and printable(detail).strip() in self._last_line
 
     def say(self, text: str) -> None:
@@ -96,10 +97,11 @@ class Display:
 
 
 class _OwnLines:
-    """Makes fastlane's own lines printable: those that an earlier server wrote may hold whatever a caller or a registry said.
+    """Makes fastlane's own lines printable: those that an earlier server wrote may hold whatever a caller or a registry
+    said.
 
-    A server writes a line at a time, so that of a piece only the last byte ends a line. A piece may be cut within a character.
-    """
+    A server writes a line at a time, so that of a piece only the last byte ends a line. A piece may be cut within a
+    character."""
 
     def __init__(self) -> None:
         self._decoder = getincrementaldecoder("utf-8")("replace")
@@ -154,11 +156,14 @@ def follow_job(client: api.Client, job: fastlane_pb2.Job, tail_of: Callable[[str
             return api.exit_status(job)
         if job.execution.id == execution_id:
             return status  # not to its end: that was not asked for
-        display.say(f"run {job.execution.run}, attempt {job.execution.attempt} of the job follows: execution {job.execution.id}")
+        display.say(
+            f"run {job.execution.run}, attempt {job.execution.attempt} of the job follows: execution {job.execution.id}"
+        )
 
 
 def _job_once_there_is_an_answer(client: api.Client, job_id: str, display: Display) -> fastlane_pb2.Job:
-    """The job as it is now. Its output has come to an end, and only its exit status is missing: that is waited for as output is."""
+    """The job as it is now. Its output has come to an end, and only its exit status is missing: that is waited for as
+    output is."""
     told = False
     while True:
         try:
@@ -187,7 +192,9 @@ def _follow(tail: api.Tail, display: Display) -> int:
                     case api.Disconnected(error=api.Exhausted()) if not back:
                         # Nothing that mends itself in a moment, and no fault that a reader would look for.
                         back = "there is room"
-                        display.say(f"the server has no room for this ({cause(event.error)}); trying again until it has")
+                        display.say(
+                            f"the server has no room for this ({cause(event.error)}); trying again until it has"
+                        )
                     case api.Disconnected() if event.seconds >= _AWAY_SECONDS and not back:
                         back = "the server is back"
                         display.say(f"the server does not answer ({cause(event.error)}); trying again until it does")
@@ -217,7 +224,11 @@ def waiting_text(waiting: fastlane_pb2.Waiting) -> str:
 
 def _gap_text(gap: api.Gap) -> str:
     name = "stderr" if gap.source == api.STDERR else "fastlane's own lines" if gap.source == api.SYSTEM else "stdout"
-    what = f"bytes of {name} may be missing here" if gap.missing_bytes is None else f"{gap.missing_bytes} bytes of {name} are missing here"
+    what = (
+        f"bytes of {name} may be missing here"
+        if gap.missing_bytes is None
+        else f"{gap.missing_bytes} bytes of {name} are missing here"
+    )
     if gap.cause == fastlane_pb2.LogGap.CAUSE_SIZE_LIMIT:
         return f"{what}: the log grew beyond its limit"
     if gap.cause == fastlane_pb2.LogGap.CAUSE_PRUNED:

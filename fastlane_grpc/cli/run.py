@@ -14,7 +14,18 @@ from fastlane_grpc.cli.encoding import is_utf8
 from fastlane_grpc.cli.env_file import read_env_file
 from fastlane_grpc.cli.failure import WRONG_USE, Failure
 from fastlane_grpc.cli.interrupts import Interrupts
-from fastlane_grpc.cli.options import DELAY, DURATION, GRACE, PAIR, SIZE, TIME, VARIABLE, Function, shows_output_of_run, talks_to_server
+from fastlane_grpc.cli.options import (
+    DELAY,
+    DURATION,
+    GRACE,
+    PAIR,
+    SIZE,
+    TIME,
+    VARIABLE,
+    Function,
+    shows_output_of_run,
+    talks_to_server,
+)
 from fastlane_grpc.cli.output import Display, follow_job
 from fastlane_grpc.cli.stdin import is_given
 from fastlane_grpc.cli.terminal import say
@@ -25,7 +36,8 @@ _STREAMS = ["stdin"], ["stdout"], ["stderr"]
 
 
 class _JobCommand(click.Command):
-    """`run [OPTIONS] IMAGE [--] [WORD]...`: what follows the image belongs to the command, as with `docker run`, but a first `--`."""
+    """`run [OPTIONS] IMAGE [--] [WORD]...`: what follows the image belongs to the command, as with `docker run`, but a
+    first `--`."""
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         options: list[str] = []
@@ -50,10 +62,13 @@ class _JobCommand(click.Command):
     @cached_property
     def _valued(self) -> Set[str]:
         """Options that take a value."""
-        return {name for each in self.params if isinstance(each, click.Option) and not each.is_flag for name in each.opts}
+        return {
+            name for each in self.params if isinstance(each, click.Option) and not each.is_flag for name in each.opts
+        }
 
     def _wants_value(self, word: str) -> bool:
-        """Whether the next word is this option's value: of `--task T`, `-e K=V`, `-de K=V`, and not of `--task=T`, `-eK=V`."""
+        """Whether the next word is this option's value: of `--task T`, `-e K=V`, `-de K=V`, and not of `--task=T`,
+        `-eK=V`."""
         if word.startswith("--"):
             return word in self._valued
         for place, letter in enumerate(word[1:], 2):
@@ -65,7 +80,14 @@ class _JobCommand(click.Command):
 # In the order of the help.
 _JOB_OPTIONS = [
     click.option("--task", metavar="NAME", help="What to group the job under.  [default: the image's name]"),
-    click.option("-e", "--env", "envs", type=VARIABLE, multiple=True, help="Set a variable; by its name alone, as it is set here."),
+    click.option(
+        "-e",
+        "--env",
+        "envs",
+        type=VARIABLE,
+        multiple=True,
+        help="Set a variable; by its name alone, as it is set here.",
+    ),
     click.option(
         "--env-file",
         "env_files",
@@ -76,11 +98,18 @@ _JOB_OPTIONS = [
     ),
     click.option("--timeout", type=DURATION, help="Longest time it may run, as 90s or 2h.  [default: the server's]"),
     click.option(
-        "--pull", "pull_policy", type=click.Choice(["missing", "always", "never"]), help="When to pull the image.  [default: missing]"
+        "--pull",
+        "pull_policy",
+        type=click.Choice(["missing", "always", "never"]),
+        help="When to pull the image.  [default: missing]",
     ),
     click.option("--memory", "memory_bytes", type=SIZE, default=0, help="How far it may grow, as 512m or 1g."),
-    click.option("--cpus", type=click.FloatRange(min=0), default=0.0, metavar="NUMBER", help="CPUs it may use, as 0.5."),
-    click.option("--pids", type=click.IntRange(min=0), default=0, metavar="NUMBER", help="Processes and threads it may have."),
+    click.option(
+        "--cpus", type=click.FloatRange(min=0), default=0.0, metavar="NUMBER", help="CPUs it may use, as 0.5."
+    ),
+    click.option(
+        "--pids", type=click.IntRange(min=0), default=0, metavar="NUMBER", help="Processes and threads it may have."
+    ),
     click.option("--network", default="", metavar="NAME", help="`none`: no network."),
     click.option("-u", "--user", default="", help="User or uid, and :group, to run as."),
     click.option("-w", "--workdir", "working_dir", default="", metavar="DIR", help="Directory to start in."),
@@ -88,12 +117,18 @@ _JOB_OPTIONS = [
     click.option("-l", "--label", "labels", type=PAIR, multiple=True, help="To find the job by."),
     click.option("--priority", type=click.IntRange(-100, 100), default=0, metavar="NUMBER", help="Higher goes first."),
     click.option("--read-only", "read_only_root", is_flag=True, help="The root file system cannot be written."),
-    click.option("--stop-signal", default="", metavar="SIGNAL", help="What asks it to end.  [default: the image's, or SIGTERM]"),
+    click.option(
+        "--stop-signal", default="", metavar="SIGNAL", help="What asks it to end.  [default: the image's, or SIGTERM]"
+    ),
     click.option("--stop-grace", type=GRACE, help="Time from that signal to the kill.  [default: 10s]"),
     click.option("--start-in", type=DELAY, help="Start so long after the enqueue, as 90s, 2m30s or 1h30m."),
-    click.option("--start-at", type=TIME, help="Start at this time, as 2026-01-31T08:00:00Z; one that has passed means now."),
+    click.option(
+        "--start-at", type=TIME, help="Start at this time, as 2026-01-31T08:00:00Z; one that has passed means now."
+    ),
     click.option("--expire-time", type=TIME, help="Do not start after this time: the job ends as expired."),
-    click.option("--request-id", metavar="ID", help="With the same one, the same command runs once, however often it is sent."),
+    click.option(
+        "--request-id", metavar="ID", help="With the same one, the same command runs once, however often it is sent."
+    ),
 ]
 
 
@@ -111,7 +146,9 @@ def _describes_job(function: Function) -> Function:
 @shows_output_of_run
 @talks_to_server
 @click.pass_obj
-def run(environ: Mapping[str, str], /, *, detach: bool, verbose: bool, quiet: bool, address: str, **job_options: Any) -> int:
+def run(
+    environ: Mapping[str, str], /, *, detach: bool, verbose: bool, quiet: bool, address: str, **job_options: Any
+) -> int:
     """Run a command in IMAGE: its output comes live, on stdout and stderr; the exit status is the job's.
 
     \b
@@ -123,9 +160,9 @@ def run(environ: Mapping[str, str], /, *, detach: bool, verbose: bool, quiet: bo
 
     Everything after IMAGE belongs to the command, as with `docker run`. A job gets no standard input and no terminal.
 
-    If the connection or the server drops, it waits and goes on by itself: no byte twice, and where some are missing it says so. Ctrl-C
-    (or SIGTERM) stops the job and shows what it still prints; a second one leaves it alone. If the reader of stdout goes away (`| head`),
-    so does this command; the job runs on.
+    If the connection or the server drops, it waits and goes on by itself: no byte twice, and where some are missing it
+    says so. Ctrl-C (or SIGTERM) stops the job and shows what it still prints; a second one leaves it alone. If the
+    reader of stdout goes away (`| head`), so does this command; the job runs on.
 
     \b
     Exit status: that of the job, or
@@ -147,7 +184,9 @@ def run(environ: Mapping[str, str], /, *, detach: bool, verbose: bool, quiet: bo
         display = Display(environ, verbose=verbose, quiet=quiet)
         if display.system:
             display.say(f"job {job.id}, execution {job.execution.id}")
-        status = follow_job(client, job, lambda execution_id: client.tail(execution_id, sources=display.sources), display)
+        status = follow_job(
+            client, job, lambda execution_id: client.tail(execution_id, sources=display.sources), display
+        )
     if not told:
         # Whoever writes to it may have been slow.
         _tell_of_stdin()
@@ -159,7 +198,8 @@ def run(environ: Mapping[str, str], /, *, detach: bool, verbose: bool, quiet: bo
 @talks_to_server
 @click.pass_obj
 def enqueue(environ: Mapping[str, str], /, *, address: str, **job_options: Any) -> int:
-    """Enqueue a command to run in IMAGE and print the job's id: the job is kept, and runs when it is due and there is a place.
+    """Enqueue a command to run in IMAGE and print the job's id: the job is kept, and runs when it is due and there is a
+    place.
 
     \b
     Examples:
@@ -167,9 +207,8 @@ def enqueue(environ: Mapping[str, str], /, *, address: str, **job_options: Any) 
       fastlane enqueue --request-id invoice-4711 registry:5000/mail:1.4 python invoice.py 4711
       fastlane enqueue --start-at 2030-01-31T08:00:00Z --expire-time 2030-01-31T09:00:00Z busybox echo morning
 
-    Everything after IMAGE belongs to the command, as with `docker run`. With a --request-id it may be sent again as often as you like: the
-    same command is one job, whose id is printed each time.
-    """
+    Everything after IMAGE belongs to the command, as with `docker run`. With a --request-id it may be sent again as
+    often as you like: the same command is one job, whose id is printed each time."""
     with connected(address) as client:
         click.echo(_enqueued(client, environ, **job_options).id)
     return 0
@@ -211,7 +250,9 @@ def _tell_of_stdin() -> bool:
     return given
 
 
-def _environment(variables: Iterable[tuple[str, str | None]], files: Iterable[Path], environ: Mapping[str, str]) -> dict[str, str]:
+def _environment(
+    variables: Iterable[tuple[str, str | None]], files: Iterable[Path], environ: Mapping[str, str]
+) -> dict[str, str]:
     """A later file goes before an earlier one, and -e before all files."""
     values = {name: value for file in files for name, value in read_env_file(file, environ)}
     for name, value in variables:

@@ -16,8 +16,8 @@ from fastlane_grpc.cli.settings import settings, settings_in_force
 def server(environ: Mapping[str, str], /, file: Path | None, **flags: str | None) -> int:
     """Serve jobs until SIGTERM or Ctrl-C. Running containers are left to the next server.
 
-    A setting comes from its flag, else from FASTLANE_ and its name in the environment, else from the file. A DURATION is as 90s, 1h30m
-    or 30d; BYTES are as 1048576, 512k, 64m or 1g.
+    A setting comes from its flag, else from FASTLANE_ and its name in the environment, else from the file. A DURATION
+    is as 90s, 1h30m or 30d; BYTES are as 1048576, 512k, 64m or 1g.
 
     \b
     Example:
@@ -31,7 +31,9 @@ def server(environ: Mapping[str, str], /, file: Path | None, **flags: str | None
         try:
             click.echo(f"fastlane {package_version()} listening on {host}:{port}, data in {told.data_dir}")
         except OSError as error:
-            raise Failure(f"cannot say on standard output that the server is ready: {error.strerror}; give it somewhere to go") from error
+            raise Failure(
+                f"cannot say on standard output that the server is ready: {error.strerror}; give it somewhere to go"
+            ) from error
 
     try:
         app.serve(told, ready, colors=not environ.get("NO_COLOR"))

@@ -12,7 +12,8 @@ from fastlane_grpc.config import SETTINGS, ConfigError, InForce, as_json, defaul
 
 
 class _Setting(click.Option):
-    """Shows the default in the help, and makes it only there: it may depend on the environment, which no other command minds."""
+    """Shows the default in the help, and makes it only there: it may depend on the environment, which no other command
+    minds."""
 
     def get_help_record(self, ctx: click.Context) -> tuple[str, str] | None:
         record = super().get_help_record(ctx)
@@ -26,13 +27,19 @@ class _Setting(click.Option):
 def settings_file(function: Function) -> Function:
     """The option --config, as `file`."""
     path = click.Path(path_type=Path)
-    return click.option("--config", "file", type=path, envvar="FASTLANE_CONFIG", show_envvar=True, help="TOML file of settings.")(function)
+    return click.option(
+        "--config", "file", type=path, envvar="FASTLANE_CONFIG", show_envvar=True, help="TOML file of settings."
+    )(function)
 
 
 def settings(function: Function) -> Function:
     """The file, and one option for each setting; which value counts is decided, and checked, where the settings are."""
     for setting in reversed(SETTINGS):
-        flag, kind, meaning = f"--{setting.name.replace('_', '-')}", setting.metadata["kind"], setting.metadata["meaning"]
+        flag, kind, meaning = (
+            f"--{setting.name.replace('_', '-')}",
+            setting.metadata["kind"],
+            setting.metadata["meaning"],
+        )
         function = click.option(flag, cls=_Setting, metavar=kind, help=f"{meaning[0].upper()}{meaning[1:]}.")(function)
     return settings_file(function)
 
@@ -47,11 +54,20 @@ def settings_in_force(flags: Mapping[str, str | None], environ: Mapping[str, str
 
 
 @click.command()
-@click.option("-o", "--output", "form", type=click.Choice(["toml", "json"]), default="toml", show_default=True, help="How to print them.")
+@click.option(
+    "-o",
+    "--output",
+    "form",
+    type=click.Choice(["toml", "json"]),
+    default="toml",
+    show_default=True,
+    help="How to print them.",
+)
 @settings
 @click.pass_obj
 def config(environ: Mapping[str, str], /, file: Path | None, form: str, **flags: str | None) -> int:
-    """Print the settings that `fastlane server` would have, with the same flags, here and now, and where each comes from.
+    """Print the settings that `fastlane server` would have, with the same flags, here and now, and where each comes
+    from.
 
     What is printed is a file for --config that has the same settings in force.
 

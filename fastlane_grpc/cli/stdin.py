@@ -9,9 +9,9 @@ from pathlib import Path
 def is_given(parent: int | None = None) -> bool:
     """Whether stdin is a pipe or a file that has something to say, and was given to this command alone.
 
-    What the parent process has as its own stdin was not given to us: in a script that a shell reads from its stdin, or in a loop over the
-    lines of a file, stdin belongs to the shell. A terminal, /dev/null and a closed stdin have nothing to say.
-    """
+    What the parent process has as its own stdin was not given to us: in a script that a shell reads from its stdin, or
+    in a loop over the lines of a file, stdin belongs to the shell. A terminal, /dev/null and a closed stdin have
+    nothing to say."""
     try:
         here = os.fstat(0)
         if stat.S_ISREG(here.st_mode):

@@ -9,7 +9,7 @@ from typing import Any
 
 from fastlane_grpc import client as api
 from fastlane_grpc.cli.terminal import is_colourful, say, write
-from fastlane_grpc.sanitize import printable
+from fastlane_grpc.text.sanitize import printable
 
 # Rows that are aligned together; of a longer table the first ones are shown while the rest is still fetched.
 _ALIGNED = 200
@@ -17,7 +17,15 @@ _ALIGNED = 200
 _LONGEST_NOTE = 60
 
 _GREEN, _RED, _YELLOW, _DIM = "32", "31", "33", "2"
-COLOURS = {"succeeded": _GREEN, "failed": _RED, "timed out": _RED, "lost": _RED, "stopped": _YELLOW, "stopping": _YELLOW, "queued": _DIM}
+COLOURS = {
+    "succeeded": _GREEN,
+    "failed": _RED,
+    "timed out": _RED,
+    "lost": _RED,
+    "stopped": _YELLOW,
+    "stopping": _YELLOW,
+    "queued": _DIM,
+}
 COLOURS |= {"scheduled": _DIM, "expired": _YELLOW}
 COLOURS |= {"up": _GREEN, "down": _RED, "ok": _GREEN, "warn": _YELLOW, "FAIL": _RED}
 
@@ -30,7 +38,9 @@ class Column:
     text: Callable[[Any], str]
 
 
-def show(found: Iterable[Any], columns: Sequence[Column], *, form: str, nothing: str, environ: Mapping[str, str]) -> None:
+def show(
+    found: Iterable[Any], columns: Sequence[Column], *, form: str, nothing: str, environ: Mapping[str, str]
+) -> None:
     """All that was found, as it comes. Of nothing there is a word on stderr and nothing on stdout."""
     empty = True
     for lines in _json_lines(found) if form == "json" else _table(found, columns, colour=is_colourful(1, environ)):
@@ -45,7 +55,12 @@ def show_facts(facts: Iterable[tuple[str, str]], environ: Mapping[str, str]) -> 
     told = [(name, printable(value)) for name, value in facts if value]
     width = max(len(name) for name, _ in told)
     colour = is_colourful(1, environ)
-    write(1, "".join(f"{name:{width}}  {painted(value, value.partition(',')[0], colour=colour)}\n" for name, value in told).encode())
+    write(
+        1,
+        "".join(
+            f"{name:{width}}  {painted(value, value.partition(',')[0], colour=colour)}\n" for name, value in told
+        ).encode(),
+    )
 
 
 def as_line(message: Any) -> bytes:
@@ -77,7 +92,7 @@ def painted(text: str, word: str, *, colour: bool) -> str:
     return f"\x1b[{COLOURS[word]}m{text}\x1b[m" if colour and word in COLOURS else text
 
 
-# ---------------------------------------------------------------------------------------------------------------- values for people
+# ---------------------------------------------------------------------------------------------------- values for people
 
 
 _UNITS = (("d", 86400), ("h", 3600), ("m", 60), ("s", 1))

@@ -1,4 +1,5 @@
-"""Bytes on their way out: to files and pipes as they are, to terminals with colour and with a line that is written over."""
+"""Bytes on their way out: to files and pipes as they are, to terminals with colour and with a line that is written
+over."""
 
 import os
 import select
@@ -7,13 +8,14 @@ from collections.abc import Mapping
 from typing import NoReturn
 
 from fastlane_grpc.cli.failure import Failure
-from fastlane_grpc.sanitize import printable
+from fastlane_grpc.text.sanitize import printable
 
 _NAMES = {1: "stdout", 2: "stderr"}
 
 
 def write(fd: int, data: bytes) -> None:
-    """All of it, at once, past Python's buffers. A pipe may be set not to wait, by whoever is at its other end: then this waits for it."""
+    """All of it, at once, past Python's buffers. A pipe may be set not to wait, by whoever is at its other end: then
+    this waits for it."""
     rest = memoryview(data)
     while rest:
         try:

@@ -1,5 +1,5 @@
-"""The Python client, blocking and asyncio. A tail never repeats a byte and never drops one in silence; calls are tried again while the
-server cannot be reached."""
+"""The Python client, blocking and asyncio. A tail never repeats a byte and never drops one in silence; calls are tried
+again while the server cannot be reached."""
 
 from fastlane_grpc.client.answers import as_json, exit_status
 from fastlane_grpc.client.async_tail import AsyncTail

@@ -22,12 +22,14 @@ class Page(Protocol):
 
 
 def as_json(message: Message) -> dict[str, Any]:
-    """A message of the contract as what JSON can say: field names as in the contract, what is empty left out, times in RFC 3339."""
+    """A message of the contract as what JSON can say: field names as in the contract, what is empty left out, times in
+    RFC 3339."""
     return json_format.MessageToDict(message, preserving_proto_field_name=True)
 
 
 def exit_status(job: fastlane_pb2.Job) -> int:
-    """What a program that stands for this job should exit with: what `End.exit_status` is for an execution, by the job's own outcome.
+    """What a program that stands for this job should exit with: what `End.exit_status` is for an execution, by the
+    job's own outcome.
 
     0 exactly when the job succeeded; 75 while it is not final.
     """
@@ -40,7 +42,11 @@ def exit_status(job: fastlane_pb2.Job) -> int:
 
 
 _NOT_FINAL_STATUS, _NO_CONTAINER_STATUS = 75, 125
-_STATUSES: Mapping[int, int] = {fastlane_pb2.STATE_SUCCEEDED: 0, fastlane_pb2.STATE_TIMED_OUT: 124, fastlane_pb2.STATE_STOPPED: 130}
+_STATUSES: Mapping[int, int] = {
+    fastlane_pb2.STATE_SUCCEEDED: 0,
+    fastlane_pb2.STATE_TIMED_OUT: 124,
+    fastlane_pb2.STATE_STOPPED: 130,
+}
 
 
 def add_pruned(total: fastlane_pb2.PruneResponse, answer: fastlane_pb2.PruneResponse) -> None:

@@ -16,9 +16,8 @@ from fastlane_grpc.v1 import fastlane_pb2 as pb
 class AsyncTail(AsyncIterator[Event]):
     """As `Tail`: iterates over the output of one execution and finishes after `End`; a cut is mended by itself.
 
-    A task that is cancelled while it waits here ends the call and nothing else: who asks again goes on at the byte where it was. One task
-    at a time reads; any may close it. The last reference gone ends the call as well.
-    """
+    A task that is cancelled while it waits here ends the call and nothing else: who asks again goes on at the byte
+    where it was. One task at a time reads; any may close it. The last reference gone ends the call as well."""
 
     def __init__(
         self,
@@ -31,11 +30,14 @@ class AsyncTail(AsyncIterator[Event]):
         self._silence_seconds = silence_seconds
         self._loop = asyncio.get_running_loop()
         self._closed = asyncio.Event()
-        self._call: grpc.aio.UnaryStreamCall[pb.StreamExecutionLogsRequest, pb.StreamExecutionLogsResponse] | None = None
+        self._call: grpc.aio.UnaryStreamCall[pb.StreamExecutionLogsRequest, pb.StreamExecutionLogsResponse] | None = (
+            None
+        )
 
     @property
     def cursor(self) -> str:
-        """The point after the last message of which everything was handed out: pass it to `AsyncClient.tail` to go on from there.
+        """The point after the last message of which everything was handed out: pass it to `AsyncClient.tail` to go on
+        from there.
 
         A message may hold several chunks. To keep a cursor that says exactly what was dealt with, read by `batches`.
         """
@@ -47,7 +49,8 @@ class AsyncTail(AsyncIterator[Event]):
         return self._progress.next_event()
 
     async def batches(self) -> AsyncIterator[Sequence[Event]]:
-        """The events of one message at a time, for programs that write them together; `cursor` is the point after the batch."""
+        """The events of one message at a time, for programs that write them together; `cursor` is the point after the
+        batch."""
         while self._progress.ahead or await self._read():
             yield self._progress.next_events()
 
@@ -70,7 +73,8 @@ class AsyncTail(AsyncIterator[Event]):
                 self._loop.call_soon_threadsafe(self._call.cancel)
 
     async def _read(self) -> bool:
-        """Takes in the next message that has events, or one notice about the connection. Whether there was any: not once it is over."""
+        """Takes in the next message that has events, or one notice about the connection. Whether there was any: not
+        once it is over."""
         while not self._progress.over:
             received = await self._receive()
             if self._closed.is_set():

@@ -1,4 +1,5 @@
-"""The asyncio client: the same methods as the blocking one, to be awaited, and tails and lists to be iterated with `async for`."""
+"""The asyncio client: the same methods as the blocking one, to be awaited, and tails and lists to be iterated with
+`async for`."""
 
 import asyncio
 import weakref
@@ -67,7 +68,8 @@ class AsyncClient:
                 yield job
 
     async def stop(self, job_id: str, note: str = "", grace: Duration | None = None) -> pb.Job:
-        """Ends the job: its signal, then `grace` (the job's own if not given), then a kill. Answers as soon as that is on its way."""
+        """Ends the job: its signal, then `grace` (the job's own if not given), then a kill. Answers as soon as that is
+        on its way."""
         return (await self._call(self._jobs.StopJob, requests.stop_job(job_id, note, grace))).job
 
     # ---- executions
@@ -87,11 +89,14 @@ class AsyncClient:
         request = requests.stop_execution(execution_id, note, grace)
         return (await self._call(self._executions.StopExecution, request)).execution
 
-    def tail(self, execution_id: str, cursor: str = "", sources: Iterable[Source] = (), **options: Unpack[TailOptions]) -> AsyncTail:
-        """The output of an execution after `cursor`, and what comes, to its end. Before the start, while it runs, after it.
+    def tail(
+        self, execution_id: str, cursor: str = "", sources: Iterable[Source] = (), **options: Unpack[TailOptions]
+    ) -> AsyncTail:
+        """The output of an execution after `cursor`, and what comes, to its end. Before the start, while it runs, after
+        it.
 
-        `sources`: which, all if empty. A cursor wins over `tail_lines` and `since`. The options are those of `TailOptions`.
-        """
+        `sources`: which, all if empty. A cursor wins over `tail_lines` and `since`. The options are those of
+        `TailOptions`."""
         request = requests.tail(execution_id, cursor, sources, **options)
         progress = Progress(request, self._backoff, requests.give_up_seconds(options))
         tail = AsyncTail(self._executions.StreamExecutionLogs, progress, requests.silence_seconds(options))
@@ -121,10 +126,11 @@ class AsyncClient:
     async def prune(
         self, older_than: Duration, *, logs_only: bool = False, task_id: str = "", validate_only: bool = False
     ) -> pb.PruneResponse:
-        """Deletes jobs, or only their logs, that ended longer ago than `older_than`; calls until no more are left. Answers the sum.
+        """Deletes jobs, or only their logs, that ended longer ago than `older_than`; calls until no more are left.
+        Answers the sum.
 
-        `validate_only` counts and deletes nothing, in one call: where `more` is set in its answer, there are more than it counted.
-        """
+        `validate_only` counts and deletes nothing, in one call: where `more` is set in its answer, there are more than
+        it counted."""
         request = requests.prune(older_than, logs_only=logs_only, task_id=task_id, validate_only=validate_only)
         total = pb.PruneResponse()
         while True:
@@ -147,7 +153,9 @@ class AsyncClient:
     async def __aexit__(self, *_: object) -> None:
         await self.close()
 
-    async def _pages(self, method: "grpc.aio.UnaryUnaryMultiCallable[_Asks, _Page]", request: _Asks) -> AsyncIterator[_Page]:
+    async def _pages(
+        self, method: "grpc.aio.UnaryUnaryMultiCallable[_Asks, _Page]", request: _Asks
+    ) -> AsyncIterator[_Page]:
         while True:
             page = await self._call(method, request)
             yield page
@@ -155,7 +163,9 @@ class AsyncClient:
                 return
             request.page_token = page.next_page_token
 
-    async def _call(self, method: "grpc.aio.UnaryUnaryMultiCallable[_Request, _Response]", request: _Request) -> _Response:
+    async def _call(
+        self, method: "grpc.aio.UnaryUnaryMultiCallable[_Request, _Response]", request: _Request
+    ) -> _Response:
         """Every call here may be sent twice: the second one changes nothing."""
         tries = Tries(self._timeout_seconds, self._retry_seconds, self._backoff)
         while True:

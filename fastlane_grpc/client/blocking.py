@@ -27,11 +27,12 @@ _Page = TypeVar("_Page", bound=Page)
 
 
 class Client:
-    """A server at `address`, as "127.0.0.1:7020", or behind a channel of your own (TLS, interceptors), which stays yours to close.
+    """A server at `address`, as "127.0.0.1:7020", or behind a channel of your own (TLS, interceptors), which stays
+    yours to close.
 
-    A call may take `timeout` in all. While the server cannot be reached it is tried again for `retry_for` (as long as `timeout` if not
-    given). All methods may be called from any thread; each tail, and each list while it is read, belongs to one.
-    """
+    A call may take `timeout` in all. While the server cannot be reached it is tried again for `retry_for` (as long as
+    `timeout` if not given). All methods may be called from any thread; each tail, and each list while it is read,
+    belongs to one."""
 
     def __init__(
         self,
@@ -70,7 +71,8 @@ class Client:
             yield from page.jobs
 
     def stop(self, job_id: str, note: str = "", grace: Duration | None = None) -> pb.Job:
-        """Ends the job: its signal, then `grace` (the job's own if not given), then a kill. Answers as soon as that is on its way."""
+        """Ends the job: its signal, then `grace` (the job's own if not given), then a kill. Answers as soon as that is
+        on its way."""
         return self._call(self._jobs.StopJob, requests.stop_job(job_id, note, grace)).job
 
     # ---- executions
@@ -88,11 +90,14 @@ class Client:
         """As `stop`, of one execution."""
         return self._call(self._executions.StopExecution, requests.stop_execution(execution_id, note, grace)).execution
 
-    def tail(self, execution_id: str, cursor: str = "", sources: Iterable[Source] = (), **options: Unpack[TailOptions]) -> Tail:
-        """The output of an execution after `cursor`, and what comes, to its end. Before the start, while it runs, after it.
+    def tail(
+        self, execution_id: str, cursor: str = "", sources: Iterable[Source] = (), **options: Unpack[TailOptions]
+    ) -> Tail:
+        """The output of an execution after `cursor`, and what comes, to its end. Before the start, while it runs, after
+        it.
 
-        `sources`: which, all if empty. A cursor wins over `tail_lines` and `since`. The options are those of `TailOptions`.
-        """
+        `sources`: which, all if empty. A cursor wins over `tail_lines` and `since`. The options are those of
+        `TailOptions`."""
         request = requests.tail(execution_id, cursor, sources, **options)
         progress = Progress(request, self._backoff, requests.give_up_seconds(options))
         tail = Tail(self._executions.StreamExecutionLogs, progress, requests.silence_seconds(options))
@@ -118,11 +123,14 @@ class Client:
         """Version and limits of the server."""
         return self._call(self._server.GetServerInfo, pb.GetServerInfoRequest())
 
-    def prune(self, older_than: Duration, *, logs_only: bool = False, task_id: str = "", validate_only: bool = False) -> pb.PruneResponse:
-        """Deletes jobs, or only their logs, that ended longer ago than `older_than`; calls until no more are left. Answers the sum.
+    def prune(
+        self, older_than: Duration, *, logs_only: bool = False, task_id: str = "", validate_only: bool = False
+    ) -> pb.PruneResponse:
+        """Deletes jobs, or only their logs, that ended longer ago than `older_than`; calls until no more are left.
+        Answers the sum.
 
-        `validate_only` counts and deletes nothing, in one call: where `more` is set in its answer, there are more than it counted.
-        """
+        `validate_only` counts and deletes nothing, in one call: where `more` is set in its answer, there are more than
+        it counted."""
         request = requests.prune(older_than, logs_only=logs_only, task_id=task_id, validate_only=validate_only)
         total = pb.PruneResponse()
         while True:

@@ -20,7 +20,8 @@ def asynchronous(address: str, backoff: Backoff) -> grpc.aio.Channel:
 
 
 def proxy(address: str, environ: Mapping[str, str]) -> tuple[str, str] | None:
-    """Return the proxy that gRPC asks for a connection to HOST:PORT, and the variable that names it; None if it connects by itself.
+    """Return the proxy that gRPC asks for a connection to HOST:PORT, and the variable that names it; None if it
+    connects by itself.
 
     gRPC takes the first of the variables that is set, even if it is empty, and knows proxies of http:// alone.
     """
@@ -51,7 +52,8 @@ def _options(address: str, backoff: Backoff) -> list[tuple[str, int]]:
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.keepalive_permit_without_calls", 0),
-        # gRPC's own pauses between connects grow to 2 minutes, through which ours would only see the last failure again.
+        # gRPC's own pauses between connects grow to 2 minutes, through which ours would only see the last failure
+        # again.
         ("grpc.initial_reconnect_backoff_ms", int(backoff.first_seconds * 1000)),
         ("grpc.max_reconnect_backoff_ms", int(backoff.longest_seconds * 1000)),
         # How long one connect may take.

@@ -1,4 +1,5 @@
-"""What goes wrong, as exceptions: one class for each kind of answer, chosen by the reason of the contract, else by the status code."""
+"""What goes wrong, as exceptions: one class for each kind of answer, chosen by the reason of the contract, else by the
+status code."""
 
 from collections.abc import Iterable, Mapping, Sequence
 from types import MappingProxyType
@@ -12,7 +13,8 @@ _NONE: Mapping[str, str] = MappingProxyType({})
 
 
 class Error(Exception):
-    """A call that failed. `reason` is a name of `fastlane.v1.ErrorReason` without its prefix, `metadata` says which one it is about.
+    """A call that failed. `reason` is a name of `fastlane.v1.ErrorReason` without its prefix, `metadata` says which one
+    it is about.
 
     Where the answer is not the server's (the network's, a proxy's, this client's own finding) `reason` is empty.
     """
@@ -50,7 +52,8 @@ class InvalidRequest(Error):
 
 
 class InvalidText(InvalidRequest, ValueError):
-    """A text that cannot be sent, as it is not UTF-8: bytes, or half a character. Found before the call; `violations` names its field."""
+    """A text that cannot be sent, as it is not UTF-8: bytes, or half a character. Found before the call; `violations`
+    names its field."""
 
     def __init__(self, field: str) -> None:
         what = "is not text that can be sent as UTF-8; check the encoding of where it comes from"
@@ -83,7 +86,8 @@ class ServerDefect(Error):
 
 
 class LogInconsistent(Error):
-    """What a tail received cannot be right: bytes twice, bytes missing without a gap, or other bytes than were written."""
+    """What a tail received cannot be right: bytes twice, bytes missing without a gap, or other bytes than were
+    written."""
 
 
 BY_REASON: Mapping[str, type[Error]] = {

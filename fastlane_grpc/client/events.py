@@ -33,7 +33,8 @@ class Output(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Bytes that cannot be had, from `offset` on; None where nobody knows how many. `cause` is a `fastlane.v1.LogGap.Cause`."""
+    """Bytes that cannot be had, from `offset` on; None where nobody knows how many. `cause` is a
+    `fastlane.v1.LogGap.Cause`."""
 
     source: int
     offset: int
@@ -52,7 +53,8 @@ class StateChange:
 
 @dataclass(frozen=True, slots=True)
 class Disconnected:
-    """The stream was cut, or could not be opened again, `seconds` after the cut. The tail goes on by itself when it is asked for more."""
+    """The stream was cut, or could not be opened again, `seconds` after the cut. The tail goes on by itself when it is
+    asked for more."""
 
     error: Error
     seconds: float
@@ -84,4 +86,6 @@ def state_change(state: fastlane_pb2.LogState) -> StateChange:
 
 
 def end_of(end: fastlane_pb2.LogEnd) -> End:
-    return End(end.sealed, end.state, end.outcome if end.HasField("outcome") else None, tuple(end.totals), end.exit_status)
+    return End(
+        end.sealed, end.state, end.outcome if end.HasField("outcome") else None, tuple(end.totals), end.exit_status
+    )

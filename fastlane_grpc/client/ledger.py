@@ -59,7 +59,8 @@ class Ledger:
                 self._fail(source, f"its checksum is {place.crc32:08x} here and {totals.crc32:08x} at the server")
 
     def _begin(self, source: int) -> "_Place":
-        """It begins at byte 0 unless a cursor, lines or a time say where the reader begins: none of these tells a client the byte."""
+        """It begins at byte 0 unless a cursor, lines or a time say where the reader begins: none of these tells a
+        client the byte."""
         self._places[source] = place = _Place(0, 0) if self._from_first_byte else _Place(None, None)
         return place
 

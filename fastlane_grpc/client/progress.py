@@ -1,4 +1,5 @@
-"""How far a tail is: what it asks for next, what came, how long to pause. It calls nobody and never waits: the tails of both clients do."""
+"""How far a tail is: what it asks for next, what came, how long to pause. It calls nobody and never waits: the tails of
+both clients do."""
 
 import time
 from collections.abc import Sequence
@@ -11,9 +12,12 @@ from fastlane_grpc.v1 import fastlane_pb2
 
 
 class Progress:
-    """Of one tail. `over`: nothing comes any more. `pause_seconds`: before the next call. `cursor`: after all that was handed out."""
+    """Of one tail. `over`: nothing comes any more. `pause_seconds`: before the next call. `cursor`: after all that was
+    handed out."""
 
-    def __init__(self, request: fastlane_pb2.StreamExecutionLogsRequest, backoff: Backoff, give_up_seconds: float | None) -> None:
+    def __init__(
+        self, request: fastlane_pb2.StreamExecutionLogsRequest, backoff: Backoff, give_up_seconds: float | None
+    ) -> None:
         self.over = False
         self.pause_seconds = 0.0
         self.cursor = request.cursor
@@ -31,7 +35,8 @@ class Progress:
     # ---- on the way in
 
     def request(self) -> fastlane_pb2.StreamExecutionLogsRequest:
-        """What the next call asks for: the first request, from the last message on. A cursor wins over where it was to begin."""
+        """What the next call asks for: the first request, from the last message on. A cursor wins over where it was to
+        begin."""
         self._request.cursor = self._received_cursor
         return self._request
 
@@ -46,7 +51,8 @@ class Progress:
         return self._hand_out(events)
 
     def cut(self, error: Error) -> bool:
-        """The call failed, or could not be made. Raises the error if it will not pass, or was there for too long: then it is over."""
+        """The call failed, or could not be made. Raises the error if it will not pass, or was there for too long: then
+        it is over."""
         now = time.monotonic()
         if self._cut_at is None:
             self._cut_at = now

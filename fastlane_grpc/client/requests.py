@@ -1,4 +1,5 @@
-"""What the methods of both clients take, and the requests of the contract that are made of it. What an option means is said here, once."""
+"""What the methods of both clients take, and the requests of the contract that are made of it. What an option means is
+said here, once."""
 
 import inspect
 import json
@@ -27,7 +28,8 @@ _NONE: Mapping[str, str] = MappingProxyType({})
 
 
 class JobOptions(TypedDict, total=False):
-    """Of `enqueue`. What is left out has the image's or the server's default; `JobSpec` in the contract says more of each."""
+    """Of `enqueue`. What is left out has the image's or the server's default; `JobSpec` in the contract says more of
+    each."""
 
     args: Sequence[str]
     """Words of the command, taken as they are, after those of `command`."""
@@ -55,12 +57,13 @@ class JobOptions(TypedDict, total=False):
     start_in: Duration | None
     """Start this long after the enqueue."""
     start_at: datetime | None
-    """Start at this time, with its time zone; one that has passed means now. At most one of `start_in` and `start_at`."""
+    """Start at this time, with its time zone; one that has passed means now. At most one of `start_in` and
+    `start_at`."""
     expire_time: datetime | None
     """Do not start after this time, with its time zone: the job ends as expired then."""
     request_id: str | None
-    """The same one with the same request answers the same job, even after your program was started anew. By default one is made for the
-    call."""
+    """The same one with the same request answers the same job, even after your program was started anew. By default one
+    is made for the call."""
     validate_only: bool
     """Check everything, keep nothing."""
 
@@ -128,7 +131,9 @@ def _names_text(build: Callable[_Parameters, _Request]) -> Callable[_Parameters,
                 # The filters of lists come as one mapping.
                 fields = value.items() if name == "filter" else [(name, value)]
                 for field in (field for each in fields for field in _not_text(*each)):
-                    raise InvalidText(field if build.__name__ != "enqueue" or field in _BESIDE_SPEC else f"spec.{field}") from None
+                    raise InvalidText(
+                        field if build.__name__ != "enqueue" or field in _BESIDE_SPEC else f"spec.{field}"
+                    ) from None
             raise
 
     return built
@@ -238,7 +243,9 @@ def enqueue(
 
 
 @_names_text
-def jobs(*, since: datetime | None = None, until: datetime | None = None, **filter: Any) -> fastlane_pb2.ListJobsRequest:  # noqa: A002
+def jobs(
+    *, since: datetime | None = None, until: datetime | None = None, **filter: Any
+) -> fastlane_pb2.ListJobsRequest:  # noqa: A002
     return fastlane_pb2.ListJobsRequest(since_time=_timestamp(since), until_time=_timestamp(until), **filter)
 
 
@@ -259,7 +266,9 @@ def stop_execution(execution_id: str, note: str, grace: Duration | None) -> fast
 
 @_names_text
 def prune(older_than: Duration, *, logs_only: bool, task_id: str, validate_only: bool) -> fastlane_pb2.PruneRequest:
-    return fastlane_pb2.PruneRequest(older_than=_duration(older_than), logs_only=logs_only, task_id=task_id, validate_only=validate_only)
+    return fastlane_pb2.PruneRequest(
+        older_than=_duration(older_than), logs_only=logs_only, task_id=task_id, validate_only=validate_only
+    )
 
 
 @_names_text

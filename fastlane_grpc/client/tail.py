@@ -15,11 +15,12 @@ from fastlane_grpc.v1 import fastlane_pb2
 
 
 class Tail(Iterator[Event]):
-    """Iterates over the output of one execution and finishes after `End`. A cut is mended by itself, without a byte twice or missing.
+    """Iterates over the output of one execution and finishes after `End`. A cut is mended by itself, without a byte
+    twice or missing.
 
-    Raises LogInconsistent where what came cannot be right: offsets are checked at every chunk, checksums at the end. Leaving it (`close`,
-    `with`, the last reference gone) cancels the call; after `close`, which any thread may call, it finishes without an `End`.
-    """
+    Raises LogInconsistent where what came cannot be right: offsets are checked at every chunk, checksums at the end.
+    Leaving it (`close`, `with`, the last reference gone) cancels the call; after `close`, which any thread may call, it
+    finishes without an `End`."""
 
     def __init__(
         self,
@@ -35,7 +36,8 @@ class Tail(Iterator[Event]):
 
     @property
     def cursor(self) -> str:
-        """The point after the last message of which everything was handed out: pass it to `Client.tail` to go on from there.
+        """The point after the last message of which everything was handed out: pass it to `Client.tail` to go on from
+        there.
 
         A message may hold several chunks. To keep a cursor that says exactly what was dealt with, read by `batches`.
         """
@@ -47,7 +49,8 @@ class Tail(Iterator[Event]):
         return self._progress.next_event()
 
     def batches(self) -> Iterator[Sequence[Event]]:
-        """The events of one message at a time, for programs that write them together; `cursor` is the point after the batch."""
+        """The events of one message at a time, for programs that write them together; `cursor` is the point after the
+        batch."""
         while self._progress.ahead or self._read():
             yield self._progress.next_events()
 
@@ -66,11 +69,13 @@ class Tail(Iterator[Event]):
         self.close()
 
     def __del__(self) -> None:
-        # This may run in the middle of anything, even of the interpreter's end. No lock may be taken: the call is left to the watch.
+        # This may run in the middle of anything, even of the interpreter's end. No lock may be taken: the call is left
+        # to the watch.
         self._watch.stop()
 
     def _read(self) -> bool:
-        """Takes in the next message that has events, or one notice about the connection. Whether there was any: not once it is over."""
+        """Takes in the next message that has events, or one notice about the connection. Whether there was any: not
+        once it is over."""
         while not self._progress.over:
             received = self._receive()
             if self._closed.is_set():
@@ -99,7 +104,8 @@ class Tail(Iterator[Event]):
         except StopIteration:
             return ended_early()
         except grpc.RpcError as failure:
-            # The failure is the call itself: with the way it was raised it would keep itself, and this tail, from being collected.
+            # The failure is the call itself: with the way it was raised it would keep itself, and this tail, from being
+            # collected.
             failure.__traceback__ = None
             if self._watch.cancelled is call:
                 return fell_silent(self._watch.silence_seconds)
@@ -120,8 +126,9 @@ class Tail(Iterator[Event]):
 
 
 class _Watch:
-    """Cancels a call on which somebody waits while nothing comes, or whose tail is gone. Time in which nobody waits, because the output is
-    being dealt with, does not count. It knows the call and not the tail: a tail that is dropped is collected, and the thread ends."""
+    """Cancels a call on which somebody waits while nothing comes, or whose tail is gone. Time in which nobody waits,
+    because the output is being dealt with, does not count. It knows the call and not the tail: a tail that is dropped
+    is collected, and the thread ends."""
 
     def __init__(self, silence_seconds: float) -> None:
         self.silence_seconds = silence_seconds

@@ -11,7 +11,8 @@ DEFAULT_BACKOFF = Backoff()
 
 
 class Tries:
-    """The tries of one call, which begins now. It may take `timeout_seconds` in all, and is tried again for `retry_seconds`."""
+    """The tries of one call, which begins now. It may take `timeout_seconds` in all, and is tried again for
+    `retry_seconds`."""
 
     def __init__(self, timeout_seconds: float, retry_seconds: float, backoff: Backoff) -> None:
         self._begin = time.monotonic()

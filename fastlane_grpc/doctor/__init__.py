@@ -1,15 +1,16 @@
-"""Looks at all that a server needs, from outside and without changing anything: what is wrong, and what to do about it."""
+"""Looks at all that a server needs, from outside and without changing anything: what is wrong, and what to do about
+it."""
 
 from collections.abc import Iterator
 from dataclasses import replace
 
 from fastlane_grpc.config import Settings
+from fastlane_grpc.docker.diagnostics import Checkup, Found
 from fastlane_grpc.doctor.disk import about_database, about_directory
 from fastlane_grpc.doctor.engine import about_engine, look
 from fastlane_grpc.doctor.finding import Finding, Level, ok
 from fastlane_grpc.doctor.machine import about_file_size, about_inotify, about_open_files
 from fastlane_grpc.doctor.server import about_server
-from fastlane_grpc.runner.checkup import Checkup, Found
 
 __all__ = ["Finding", "Level", "examine"]
 

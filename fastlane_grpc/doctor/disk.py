@@ -4,12 +4,19 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from fastlane_grpc.directory import NETWORK, file_system, free_bytes, free_inodes, least_free_bytes, least_free_inodes
+from fastlane_grpc.docker.diagnostics import Found
 from fastlane_grpc.doctor.finding import Finding, fail, ok, warn
 from fastlane_grpc.errors import StoreFailed
-from fastlane_grpc.runner.checkup import Found
-from fastlane_grpc.store.checkup import Checkup as DatabaseCheckup
-from fastlane_grpc.store.checkup import check_up
+from fastlane_grpc.machine.data_directory import (
+    NETWORK,
+    file_system,
+    free_bytes,
+    free_inodes,
+    least_free_bytes,
+    least_free_inodes,
+)
+from fastlane_grpc.store.diagnostics import Checkup as DatabaseCheckup
+from fastlane_grpc.store.diagnostics import check_up
 from fastlane_grpc.store.loss import loss
 
 # With so many times the free room below which no job is taken an operator should know that it comes to that.
@@ -31,7 +38,11 @@ def about_directory(path: Path, min_free_bytes: int | None) -> Iterator[Finding]
 
 def _to_be_made(path: Path, there: Path) -> Finding:
     if not os.access(there, os.W_OK | os.X_OK):
-        return fail("data directory", f"{path} is not there and cannot be made in {there}", "make it for this user, or choose another")
+        return fail(
+            "data directory",
+            f"{path} is not there and cannot be made in {there}",
+            "make it for this user, or choose another",
+        )
     return ok("data directory", f"{path} is not there yet; a server makes it")
 
 
@@ -46,13 +57,21 @@ def _usable(path: Path) -> Finding:
 def _private(path: Path) -> Finding:
     mode = path.stat().st_mode & 0o777
     if mode & 0o077:
-        return warn("privacy", f"others may look into {path} (mode {mode:o})", f"chmod 700 {path}; a server does so when it starts")
+        return warn(
+            "privacy",
+            f"others may look into {path} (mode {mode:o})",
+            f"chmod 700 {path}; a server does so when it starts",
+        )
     return ok("privacy", "only its owner may look into the data directory")
 
 
 def _local(kind: str) -> Finding:
     if kind in NETWORK:
-        return fail("file system", f"{kind} is a network file system, where a queue cannot be kept safely", "choose a local disk")
+        return fail(
+            "file system",
+            f"{kind} is a network file system, where a queue cannot be kept safely",
+            "choose a local disk",
+        )
     return ok("file system", kind or "unknown")
 
 
@@ -71,7 +90,9 @@ def _inodes(free: int | None, least: int) -> Finding:
         return ok("inodes", "the file system makes them as it needs them")
     found = f"{free} free"
     if free < least:
-        advice = "delete files on that disk: logs with `fastlane prune --logs-only`, images and containers of the engine"
+        advice = (
+            "delete files on that disk: logs with `fastlane prune --logs-only`, images and containers of the engine"
+        )
         return fail("inodes", f"{found}; with fewer than {least} new jobs are refused", advice)
     if free < _LITTLE * least:
         return warn("inodes", found, f"delete files on that disk: with fewer than {least} inodes new jobs are refused")
@@ -83,7 +104,7 @@ def _nearest(path: Path) -> Path:
     return next(each for each in (path, *path.parents) if each.exists())
 
 
-# ---------------------------------------------------------------------------------------------------------------- the database
+# --------------------------------------------------------------------------------------------------------- the database
 
 
 def about_database(data_dir: Path, containers: Sequence[Found] | None) -> Iterator[Finding]:
@@ -99,7 +120,9 @@ def about_database(data_dir: Path, containers: Sequence[Found] | None) -> Iterat
     try:
         checkup = check_up(path, [each.execution_id for each in containers or ()])
     except StoreFailed as error:
-        yield fail("database", str(error), "if another user owns it, run this as that user; if it is damaged, restore a backup")
+        yield fail(
+            "database", str(error), "if another user owns it, run this as that user; if it is damaged, restore a backup"
+        )
         return
     yield _integrity(path, checkup)
     yield from _containers(containers, checkup.instance, checkup.over)

@@ -5,9 +5,9 @@ from datetime import timedelta
 from pathlib import Path
 
 from fastlane_grpc import recorder
+from fastlane_grpc.docker.diagnostics import Checkup, check_up
 from fastlane_grpc.doctor.finding import Finding, fail, ok, warn
 from fastlane_grpc.runner import HostDown
-from fastlane_grpc.runner.checkup import Checkup, check_up
 
 # Clocks that differ by more put the times of a job in the wrong order.
 _CLOCKS_DIFFER = timedelta(seconds=1)
@@ -34,10 +34,16 @@ def about_engine(address: str, checkup: Checkup | HostDown) -> Iterator[Finding]
 
 
 def _cgroups(checkup: Checkup) -> Finding:
-    missing = [name for name, there in (("memory", checkup.limits_memory), ("processes", checkup.limits_pids)) if not there]
+    missing = [
+        name for name, there in (("memory", checkup.limits_memory), ("processes", checkup.limits_pids)) if not there
+    ]
     version = f"version {checkup.cgroup_version or 'unknown'}"
     if missing:
-        return fail("cgroups", f"{version}; the engine cannot limit {' and '.join(missing)}", "enable these controllers in the kernel")
+        return fail(
+            "cgroups",
+            f"{version}; the engine cannot limit {' and '.join(missing)}",
+            "enable these controllers in the kernel",
+        )
     return ok("cgroups", f"{version}; memory and processes can be limited")
 
 
@@ -51,7 +57,8 @@ def _memory_kills(checkup: Checkup) -> Finding:
 
 
 def _unmounted_controllers(table: Path) -> list[str]:
-    """Of the kernel's controllers those that are enabled and in no hierarchy: a line is name, hierarchy, cgroups, enabled."""
+    """Of the kernel's controllers those that are enabled and in no hierarchy: a line is name, hierarchy, cgroups,
+    enabled."""
     try:
         rows = [line.split() for line in table.read_text().splitlines() if not line.startswith("#")]
     except OSError:
@@ -62,7 +69,11 @@ def _unmounted_controllers(table: Path) -> list[str]:
 def _recorder(checkup: Checkup, address: str) -> Finding:
     if not checkup.local:
         advice = "run the server on the engine's machine, or live with gaps when the server or the engine is killed"
-        return warn("recorder", f"cannot be used with an engine that is elsewhere ({address}); output is captured by attach", advice)
+        return warn(
+            "recorder",
+            f"cannot be used with an engine that is elsewhere ({address}); output is captured by attach",
+            advice,
+        )
     if recorder.binary(checkup.architecture) is None:
         advice = "install the wheel for this machine, or build it where there is a C compiler"
         return warn("recorder", f"was not built for {checkup.architecture}; output is captured by attach", advice)

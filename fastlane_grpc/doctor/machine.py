@@ -7,7 +7,7 @@ from inotify_simple import INotify, flags
 
 from fastlane_grpc.config import Settings
 from fastlane_grpc.doctor.finding import Finding, ok, warn
-from fastlane_grpc.open_files import FILES_OF_A_LOG, OpenFiles, needed
+from fastlane_grpc.machine.open_files import FILES_OF_A_LOG, OpenFiles, needed
 
 
 def about_inotify(settings: Settings, limits: Path = Path("/proc/sys/fs/inotify")) -> Finding:
@@ -16,16 +16,24 @@ def about_inotify(settings: Settings, limits: Path = Path("/proc/sys/fs/inotify"
         watches = int((limits / "max_user_watches").read_text())
         instances = int((limits / "max_user_instances").read_text())
     except (OSError, ValueError):
-        return warn("inotify", "its limits cannot be read", "check that the kernel has inotify: readers of logs are woken by it")
+        return warn(
+            "inotify", "its limits cannot be read", "check that the kernel has inotify: readers of logs are woken by it"
+        )
     found = f"{watches} watches and {instances} instances for a user"
     if missing := _exhausted():
-        advice = (
-            f"sysctl fs.inotify.max_user_{missing}={2 * (watches if missing == 'watches' else instances)}; until then readers of logs poll"
+        advice = f"sysctl fs.inotify.max_user_{missing}={2 * (watches if missing == 'watches' else instances)}; until then readers of logs poll"
+        return warn(
+            "inotify",
+            f"{found}, and this user has no further one of its {missing}: containers of the same user count",
+            advice,
         )
-        return warn("inotify", f"{found}, and this user has no further one of its {missing}: containers of the same user count", advice)
     wanted = FILES_OF_A_LOG * settings.max_streams
     if watches < wanted:
-        return warn("inotify", f"{found}; {settings.max_streams} streams may need {wanted}", f"sysctl fs.inotify.max_user_watches={wanted}")
+        return warn(
+            "inotify",
+            f"{found}; {settings.max_streams} streams may need {wanted}",
+            f"sysctl fs.inotify.max_user_watches={wanted}",
+        )
     if instances < 16:
         return warn("inotify", found, "sysctl fs.inotify.max_user_instances=128")
     return ok("inotify", found)
@@ -50,7 +58,11 @@ def about_file_size() -> Finding:
     _, most = resource.getrlimit(resource.RLIMIT_FSIZE)
     if most != resource.RLIM_INFINITY:
         advice = "set LimitFSIZE=infinity in the server's unit, or ulimit -Hf unlimited"
-        return warn("file size", f"a file of this user may grow to {most} bytes: the database and the logs may need more", advice)
+        return warn(
+            "file size",
+            f"a file of this user may grow to {most} bytes: the database and the logs may need more",
+            advice,
+        )
     return ok("file size", "files may grow as large as they like")
 
 
@@ -66,5 +78,7 @@ def about_open_files(settings: Settings) -> Finding:
             f"a process may have {most}: enough for {files.max_connections} connections and {files.max_open_logs} logs that are read at a "
             f"time; {settings.max_streams} streams may need {least}"
         )
-        return warn("open files", found, f"set LimitNOFILE={least} in the server's unit, or ulimit -Hn, or lower max_streams")
+        return warn(
+            "open files", found, f"set LimitNOFILE={least} in the server's unit, or ulimit -Hn, or lower max_streams"
+        )
     return ok("open files", f"a process may have {most}")

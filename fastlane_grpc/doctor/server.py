@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from datetime import UTC
 
 from fastlane_grpc import client as api
-from fastlane_grpc.address import cannot_listen
 from fastlane_grpc.doctor.finding import Finding, fail, ok, warn
+from fastlane_grpc.machine.address import cannot_listen
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 _ANSWER_SECONDS = 5.0
@@ -27,7 +27,10 @@ def about_server(listen: str) -> Iterator[Finding]:
             advice = "end the program that has it (`ss -ltnp` tells which), or choose another with --listen"
             yield fail("address", f"{listen} is taken, and no fastlane answers there: {error}", advice)
             return
-        yield ok("address", f"fastlane {info.version} serves on {listen} since {info.start_time.ToDatetime(UTC):%Y-%m-%d %H:%M:%S} UTC")
+        yield ok(
+            "address",
+            f"fastlane {info.version} serves on {listen} since {info.start_time.ToDatetime(UTC):%Y-%m-%d %H:%M:%S} UTC",
+        )
         try:
             hosts = client.hosts()
         except api.Error as error:
@@ -40,11 +43,19 @@ def _host(host: pb.Host) -> Finding:
     check = f"host {host.name}"
     if host.availability != pb.Host.AVAILABILITY_UP:
         why = host.last_error or host.capture_reason or "it does not answer"
-        return fail(check, f"takes no executions: {why}", f"look after the engine at {host.address}; the server tries it again by itself")
+        return fail(
+            check,
+            f"takes no executions: {why}",
+            f"look after the engine at {host.address}; the server tries it again by itself",
+        )
     running = f"{host.running} of {host.max_running} places taken"
     if host.capture == pb.Host.CAPTURE_RECORDER:
-        return ok(check, f"{running}, captured by the recorder" + (f"; {host.capture_reason}" if host.capture_reason else ""))
-    advice = "output may have gaps when the server or the engine is killed; docs/log-streams.md says what the recorder needs"
+        return ok(
+            check, f"{running}, captured by the recorder" + (f"; {host.capture_reason}" if host.capture_reason else "")
+        )
+    advice = (
+        "output may have gaps when the server or the engine is killed; docs/log-streams.md says what the recorder needs"
+    )
     return warn(check, f"{running}, captured by attach: {host.capture_reason or 'the server does not say why'}", advice)
 
 

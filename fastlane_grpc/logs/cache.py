@@ -1,4 +1,5 @@
-"""The one cache of what was read from logs and serialised: bounded in bytes, the least recently used goes first. Lives on the loop."""
+"""The one cache of what was read from logs and serialised: bounded in bytes, the least recently used goes first. Lives
+on the loop."""
 
 import asyncio
 from collections import OrderedDict
@@ -41,7 +42,8 @@ class Cache(Generic[Value]):
         return await asyncio.shield(self.loading(key, moment, load))
 
     def loading(self, key: Hashable, moment: int, load: Callable[[], Awaitable[Value]]) -> "asyncio.Future[Value]":
-        """The load of this key and moment, which begins now unless it has begun before. Not to be cancelled: others may wait for it."""
+        """The load of this key and moment, which begins now unless it has begun before. Not to be cancelled: others may
+        wait for it."""
         flight = self._flights.get((key, moment))
         if flight is None:
             flight = self._flights[key, moment] = asyncio.ensure_future(self._load(key, moment, load))

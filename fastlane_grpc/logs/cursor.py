@@ -1,4 +1,5 @@
-"""The point after a message of a log: what a reader hands back to go on from there, exact to the byte of each source."""
+"""The point after a message of a log: what a reader hands back to go on from there, exact to the byte of each
+source."""
 
 import re
 from collections.abc import Mapping
@@ -7,13 +8,15 @@ from dataclasses import dataclass
 from fastlane_grpc.errors import CursorInvalid, CursorOfAnotherExecution
 from fastlane_grpc.model import Source
 
-# Version, execution, byte offset of stdout, stderr and system, sequence. 18 digits are more than a file can hold, and fit in 64 bits.
+# Version, execution, byte offset of stdout, stderr and system, sequence. 18 digits are more than a file can hold, and
+# fit in 64 bits.
 _FORM = re.compile(r"1\.([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})" + r"\.(0|[1-9][0-9]{0,17})" * 4)
 
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """Bytes of each source that were passed. `sequence` only tells whether a gap of unknown size, which takes no bytes, was passed too."""
+    """Bytes of each source that were passed. `sequence` only tells whether a gap of unknown size, which takes no bytes,
+    was passed too."""
 
     execution_id: str
     stdout: int = 0
@@ -41,5 +44,7 @@ class Cursor:
         if match is None:
             raise CursorInvalid(f"cursor {text[:128]!r} is not one of this server's; begin again without a cursor")
         if match[1] != execution_id:
-            raise CursorOfAnotherExecution(f"the cursor is of execution {match[1]}, not of {execution_id}", execution_id=match[1])
+            raise CursorOfAnotherExecution(
+                f"the cursor is of execution {match[1]}, not of {execution_id}", execution_id=match[1]
+            )
         return cls(execution_id, *(int(match[part]) for part in range(2, 6)))

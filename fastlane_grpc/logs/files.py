@@ -1,4 +1,5 @@
-"""Where each execution's records are, and fastlane's own lines about it. A line of ours never holds up or fails what it tells of."""
+"""Where each execution's records are, and fastlane's own lines about it. A line of ours never holds up or fails what it
+tells of."""
 
 import threading
 import time
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import structlog
 
-from fastlane_grpc.file_tree import Deletion, disk_bytes
+from fastlane_grpc.machine.file_tree import Deletion, disk_bytes
 from fastlane_grpc.model import LogTotals, Source, told_line
 from fastlane_grpc.record import RecordReader, RecordWriter, Sealed
 
@@ -25,14 +26,16 @@ log = structlog.get_logger(__name__)
 
 
 class Logs:
-    """Directories by day, then execution; in each the record `log` (what the container wrote) and `system` (fastlane's lines).
+    """Directories by day, then execution; in each the record `log` (what the container wrote) and `system` (fastlane's
+    lines).
 
     The path follows from the id alone: a UUIDv7 carries its time. May be called from any thread.
     """
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        # Told the id of an execution whose system record is new, so that those who wait for it open it. Set by whoever reads.
+        # Told the id of an execution whose system record is new, so that those who wait for it open it. Set by whoever
+        # reads.
         self.on_new_record: Callable[[str], None] = lambda execution_id: None
         self._writers: dict[str, RecordWriter] = {}
         self._lock = threading.RLock()
@@ -52,8 +55,8 @@ class Logs:
     def system(self, execution_id: str, line: str) -> None:
         """Adds one of fastlane's own lines, if there is room for it.
 
-        It may hold the words of a caller, an engine or a registry: it is written as one printable line, so that nobody forges another.
-        """
+        It may hold the words of a caller, an engine or a registry: it is written as one printable line, so that nobody
+        forges another."""
         try:
             with self._lock:
                 new = execution_id not in self._writers
@@ -74,7 +77,8 @@ class Logs:
                 self._forget(execution_id)
 
     def seal_system(self, execution_id: str) -> Sequence[LogTotals]:
-        """Ends fastlane's lines, and says how much they are; empty if there are none. Later calls, after a restart too, say the same."""
+        """Ends fastlane's lines, and says how much they are; empty if there are none. Later calls, after a restart too,
+        say the same."""
         try:
             with self._lock:
                 if execution_id not in self._writers and not self.system_path(execution_id).exists():
@@ -95,8 +99,8 @@ class Logs:
             return ()
 
     def waiting_lines(self, execution_id: str) -> tuple[Sequence[LogTotals], int]:
-        """How much fastlane's lines about one that waits are by now, and the room that they take. Nothing of it stays open: one that is
-        stopped while it waits has nobody who would close it."""
+        """How much fastlane's lines about one that waits are by now, and the room that they take. Nothing of it stays
+        open: one that is stopped while it waits has nobody who would close it."""
         self._forget(execution_id)
         return self.system_totals(execution_id), self.room(execution_id)
 
@@ -112,8 +116,8 @@ class Logs:
             reader.close()
 
     def room(self, execution_id: str) -> int:
-        """How much of the disk its records take, in bytes, with all that lies beside them; 0: there are none. Some file systems count none
-        for small ones: that is 1."""
+        """How much of the disk its records take, in bytes, with all that lies beside them; 0: there are none. Some file
+        systems count none for small ones: that is 1."""
         directory = self.path(execution_id)
         try:
             return max(disk_bytes(directory), 1)
@@ -124,7 +128,8 @@ class Logs:
             return max(_bytes_of(directory / "log") + _bytes_of(directory / "system"), 1)
 
     def set_aside(self, execution_id: str) -> None:
-        """Of one that is over: what its container has left beside its records goes to where it is deleted, little by little."""
+        """Of one that is over: what its container has left beside its records goes to where it is deleted, little by
+        little."""
         directory = self.path(execution_id)
         try:
             for box in list(directory.glob("box-*")):
@@ -136,7 +141,8 @@ class Logs:
             log.warning("what a container left is still beside its log", execution_id=execution_id, error=str(error))
 
     def delete(self, execution_id: str) -> bool:
-        """Takes away all that there is of it, and the directory of its day with the last one. Who has a record open reads on.
+        """Takes away all that there is of it, and the directory of its day with the last one. Who has a record open
+        reads on.
 
         False: not all of it is deleted yet, and the rest is set aside. OSError: it is there still, or a part of it.
         """
@@ -146,7 +152,9 @@ class Logs:
         try:
             gone = deletion.step(entries=DELETE_ENTRIES, seconds=DELETE_SECONDS)
         except OSError as error:
-            log.warning("a log cannot be deleted; the rest of it is set aside", execution_id=execution_id, error=str(error))
+            log.warning(
+                "a log cannot be deleted; the rest of it is set aside", execution_id=execution_id, error=str(error)
+            )
         finally:
             deletion.close()
         if not gone:
@@ -185,16 +193,19 @@ class Logs:
                 writer = RecordWriter.resume(path, max_bytes=MAX_SYSTEM_BYTES)
             else:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                writer = RecordWriter.create(path, execution_id=execution_id, capture="system", max_bytes=MAX_SYSTEM_BYTES)
+                writer = RecordWriter.create(
+                    path, execution_id=execution_id, capture="system", max_bytes=MAX_SYSTEM_BYTES
+                )
             self._writers[execution_id] = writer
         return writer
 
 
 class LeftOver:
-    """Directories on their way to be deleted that nothing else knows of, below one directory. May be used from any thread.
+    """Directories on their way to be deleted that nothing else knows of, below one directory. May be used from any
+    thread.
 
-    Each one is deleted in steps of bounded work. One that cannot be deleted is told once and tried again, after pauses that grow.
-    """
+    Each one is deleted in steps of bounded work. One that cannot be deleted is told once and tried again, after pauses
+    that grow."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -269,7 +280,12 @@ class _SetAside:
             return self._deletion.step(entries=STEP_ENTRIES, seconds=STEP_SECONDS)
         except Exception as error:
             if not self._told:
-                log.warning("what a container left cannot be deleted", path=str(self._path), bytes=_room(self._path), error=str(error))
+                log.warning(
+                    "what a container left cannot be deleted",
+                    path=str(self._path),
+                    bytes=_room(self._path),
+                    error=str(error),
+                )
             self._told = True
             self.due = time.monotonic() + self._pause
             self._pause = min(self._pause * 2, LONGEST_PAUSE_SECONDS)

@@ -1,4 +1,5 @@
-"""How entries of a record become messages: cut where every other reader's are cut, each with the cursor after it; as bytes or as text."""
+"""How entries of a record become messages: cut where every other reader's are cut, each with the cursor after it; as
+bytes or as text."""
 
 import codecs
 from collections.abc import Iterable, Iterator, Sequence
@@ -9,7 +10,8 @@ from fastlane_grpc.logs.cursor import Cursor
 from fastlane_grpc.model import Source
 from fastlane_grpc.record import Chunk, Gap
 
-# Chunks in one message at the most. A stretch has 256 KiB with 16 for each frame; so many chunks stay far below 512 KiB on the wire.
+# Chunks in one message at the most. A stretch has 256 KiB with 16 for each frame; so many chunks stay far below 512 KiB
+# on the wire.
 MESSAGE_CHUNKS = 4096
 # Bytes of their data. A byte that is not UTF-8 becomes three as text.
 MESSAGE_BYTES = 256 * 1024
@@ -37,7 +39,8 @@ class Message:
 
 
 class Encoding(Protocol):
-    """How a door sends messages of a log. Two encodings of one name make the same bytes: these are cached by the name."""
+    """How a door sends messages of a log. Two encodings of one name make the same bytes: these are cached by the
+    name."""
 
     name: str
 
@@ -48,7 +51,8 @@ class Encoding(Protocol):
 def messages(
     cursor: Cursor, entries: Iterable[Chunk | Gap], sources: frozenset[Source], max_bytes: int = MESSAGE_BYTES
 ) -> Iterator[Message]:
-    """The entries of these sources as messages; `cursor` is the point before them. Entries of other sources only move the cursor."""
+    """The entries of these sources as messages; `cursor` is the point before them. Entries of other sources only move
+    the cursor."""
     run: list[Chunk] = []
     run_bytes = 0
     offsets, sequence = dict(cursor.offsets), cursor.sequence
@@ -87,7 +91,8 @@ def end(entry: Chunk | Gap) -> int:
 
 
 class TextDecoder:
-    """One reader's bytes as text. Of a character that is cut, the bytes are held back until the rest is there, and so is the cursor."""
+    """One reader's bytes as text. Of a character that is cut, the bytes are held back until the rest is there, and so
+    is the cursor."""
 
     def __init__(self) -> None:
         self._decoders = {source: codecs.getincrementaldecoder("utf-8")("replace") for source in Source}
@@ -102,7 +107,8 @@ class TextDecoder:
         yield Message(self.held_back(message.cursor), chunks)
 
     def held_back(self, cursor: Cursor) -> Cursor:
-        """The cursor before the bytes that were not given out yet, so that whoever goes on from it gets the whole character."""
+        """The cursor before the bytes that were not given out yet, so that whoever goes on from it gets the whole
+        character."""
         offsets = {source: offset - self._held(source) for source, offset in cursor.offsets.items()}
         return Cursor.at(cursor.execution_id, offsets, cursor.sequence)
 
@@ -113,7 +119,9 @@ class TextDecoder:
     def _text(self, chunk: Chunk) -> TextChunk:
         begin = chunk.offset - self._held(chunk.source)
         self._last[chunk.source] = chunk
-        return TextChunk(chunk.source, begin, chunk.time_ns, self._decoders[chunk.source].decode(chunk.data), chunk.sequence)
+        return TextChunk(
+            chunk.source, begin, chunk.time_ns, self._decoders[chunk.source].decode(chunk.data), chunk.sequence
+        )
 
     def _before_gap(self, cursor: Cursor, gap: Gap) -> Iterator[Message]:
         left = self._flush(gap.source)

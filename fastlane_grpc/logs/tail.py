@@ -1,7 +1,8 @@
-"""Readers of logs. A reader is a place in a log; it is given what lies after that, cut and serialised once for all who stand there.
+"""Readers of logs. A reader is a place in a log; it is given what lies after that, cut and serialised once for all who
+stand there.
 
-Everything here lives on the loop, but for reads that may be cold, which have threads of their own. A reader that waits costs nothing.
-"""
+Everything here lives on the loop, but for reads that may be cold, which have threads of their own. A reader that waits
+costs nothing."""
 
 import asyncio
 import threading
@@ -14,23 +15,25 @@ from pathlib import Path
 from typing import TypeVar
 
 from fastlane_grpc.errors import CursorAhead, StoreFailed, TooManyStreams
-from fastlane_grpc.logs.begin import BeginAt, cursor_at
 from fastlane_grpc.logs.cache import Cache
 from fastlane_grpc.logs.cursor import Cursor
+from fastlane_grpc.logs.file_watch import FileWatch, FileWatcher
 from fastlane_grpc.logs.files import Logs
 from fastlane_grpc.logs.message import TEXT_MESSAGE_BYTES, Encoding, Message, TextDecoder, after, messages
-from fastlane_grpc.logs.news import Bell, News
+from fastlane_grpc.logs.start_point import StartPoint, cursor_at
 from fastlane_grpc.model import Cause, Execution, LogTotals, Source
 from fastlane_grpc.record import STRETCH_BYTES, Chunk, Gap, Position, RecordReader, Stretch, unread
 from fastlane_grpc.wakeup import Wakeup
 
 Made = TypeVar("Made")
 
-# A stretch of less than this is read anew once there is more: else whoever comes late would get it in the crumbs that others waited for.
+# A stretch of less than this is read anew once there is more: else whoever comes late would get it in the crumbs that
+# others waited for.
 SHORT_BYTES = 64 * 1024
 # How long a reader sleeps between two looks where no inotify watch is to be had.
 POLL_SECONDS = 0.2
-# Stretches that a thread reads in one step for a late reader. To wake a thread and to be woken by it costs as much as to read one.
+# Stretches that a thread reads in one step for a late reader. To wake a thread and to be woken by it costs as much as
+# to read one.
 READ_AHEAD = 4
 # What may be cold is read on these.
 THREADS = 4
@@ -41,13 +44,15 @@ MOST_OPEN = 100_000
 class Tails:
     """All logs that somebody reads, and the one cache of what was read."""
 
-    def __init__(self, logs: Logs, *, cache_bytes: int, loop: asyncio.AbstractEventLoop, max_open: int = MOST_OPEN) -> None:
+    def __init__(
+        self, logs: Logs, *, cache_bytes: int, loop: asyncio.AbstractEventLoop, max_open: int = MOST_OPEN
+    ) -> None:
         self.cache: Cache[_Encoded] = Cache(cache_bytes)
         self._logs = logs
         self._cache_bytes = cache_bytes
         self._loop = loop
         self._max_open = max_open
-        self._news = News(loop)
+        self._news = FileWatcher(loop)
         self._threads = _started(ThreadPoolExecutor(THREADS, "log-reader"), THREADS)
         self._open: dict[str, _Log] = {}
         logs.on_new_record = self._new_record
@@ -74,8 +79,9 @@ class Tails:
                 del self._open[execution_id]
                 log.close()
 
-    async def cursor_at(self, watch: "Watch", begin: BeginAt, sources: Iterable[Source]) -> Cursor:
-        """The point in the watched log, as it is now, that a reader of these sources means by `begin`. No sources: all of them."""
+    async def cursor_at(self, watch: "Watch", begin: StartPoint, sources: Iterable[Source]) -> Cursor:
+        """The point in the watched log, as it is now, that a reader of these sources means by `begin`. No sources: all
+        of them."""
         return await watch.log.cursor_at(begin, frozenset(sources) or frozenset(Source))
 
     async def system_if_first(self, execution_id: str, line: str) -> None:
@@ -86,8 +92,11 @@ class Tails:
         """See Logs."""
         return await self._loop.run_in_executor(self._threads, self._logs.waiting_lines, execution_id)
 
-    def tail(self, watch: "Watch", cursor: Cursor, sources: Iterable[Source], encoding: Encoding, *, text: bool) -> "Tail":
-        """A reader of the watched log that begins at `cursor` and gets messages in this encoding. No sources: all of them."""
+    def tail(
+        self, watch: "Watch", cursor: Cursor, sources: Iterable[Source], encoding: Encoding, *, text: bool
+    ) -> "Tail":
+        """A reader of the watched log that begins at `cursor` and gets messages in this encoding. No sources: all of
+        them."""
         wanted, decoder = frozenset(sources) or frozenset(Source), TextDecoder() if text else None
         return Tail(watch.log, cursor, wanted, encoding, self.cache, decoder, self._most_ahead)
 
@@ -107,7 +116,8 @@ class Tails:
         self._news.close()
 
     def _most_ahead(self) -> int:
-        """How many stretches a late reader may have read in one step. All together they take at most a quarter of the cache."""
+        """How many stretches a late reader may have read in one step. All together they take at most a quarter of the
+        cache."""
         return min(READ_AHEAD, self._cache_bytes // (4 * STRETCH_BYTES * max(len(self._open), 1)))
 
     def _new_record(self, execution_id: str) -> None:
@@ -178,9 +188,14 @@ class Tail:
 
     @property
     def marked(self) -> bool:
-        """Whether what was there at the mark has been read. Not told where a file ends in the middle of a frame: then `read` says None."""
+        """Whether what was there at the mark has been read. Not told where a file ends in the middle of a frame: then
+        `read` says None."""
         reached = [position.file_offset if position else 0 for position in (self._output, self._system)]
-        return self._mark is not None and not self._lines and all(at >= size for at, size in zip(reached, self._mark, strict=True))
+        return (
+            self._mark is not None
+            and not self._lines
+            and all(at >= size for at, size in zip(reached, self._mark, strict=True))
+        )
 
     async def read(self) -> Sequence[bytes] | None:
         """The next messages; empty where what came is of sources not asked for; None if there is nothing new."""
@@ -192,14 +207,17 @@ class Tail:
         return self._own_messages([self._lines.popleft()])
 
     def finish(self, totals: Iterable[LogTotals], missing: Cause = Cause.STORE) -> Sequence[bytes]:
-        """The last messages of a sealed log that holds so much. What of it was not found is a gap; `missing` says why, as it was pruned or
-        is damaged. A cursor must not lie beyond it. As text, a character that was never completed is told as it is."""
+        """The last messages of a sealed log that holds so much. What of it was not found is a gap; `missing` says why,
+        as it was pruned or is damaged. A cursor must not lie beyond it. As text, a character that was never completed
+        is told as it is."""
         end = {source: _offset(self._system if source is Source.SYSTEM else self._output, source) for source in Source}
         end |= {total.source: max(end[total.source], total.bytes) for total in totals}
         passed = self._passed.offsets
         if any(passed[source] > end[source] for source in Source):
             cursor = Cursor.at(self._passed.execution_id, end, self._passed.sequence)
-            raise CursorAhead("the log is sealed and ends before the cursor; begin again without one", cursor=str(cursor))
+            raise CursorAhead(
+                "the log is sealed and ends before the cursor; begin again without one", cursor=str(cursor)
+            )
         sequence = self._passed.sequence + 1
         gaps = [
             Gap(source, passed[source], end[source] - passed[source], missing, sequence, 0)
@@ -211,9 +229,12 @@ class Tail:
         return [*found, self._encoding.message(Message(self._passed, left))] if left else found
 
     def totals(self, totals: Sequence[LogTotals]) -> Sequence[LogTotals]:
-        """The same, and what was found beyond them: fastlane's lines about one that went back to the queue, and ended there."""
+        """The same, and what was found beyond them: fastlane's lines about one that went back to the queue, and ended
+        there."""
         known = {total.source: total.bytes for total in totals}
-        reached = {source: _offset(self._system if source is Source.SYSTEM else self._output, source) for source in Source}
+        reached = {
+            source: _offset(self._system if source is Source.SYSTEM else self._output, source) for source in Source
+        }
         beyond = [LogTotals(source, reached[source]) for source in Source if reached[source] > known.get(source, 0)]
         return [*(total for total in totals if total.bytes >= reached[total.source]), *beyond]
 
@@ -262,17 +283,21 @@ class Tail:
         key = self._key(position, before_ns, self._passed)
         encoded = self._cache.find(key)
         # A short stretch was all there was when it was read. Once there is more, whoever comes late takes more at once.
-        if not encoded or (encoded.spans < SHORT_BYTES and not (encoded.spans and encoded.next.file_offset >= file.seen)):
+        if not encoded or (
+            encoded.spans < SHORT_BYTES and not (encoded.spans and encoded.next.file_offset >= file.seen)
+        ):
             most = 1 if before_ns else max(self._most_ahead(), 1)
             read = self._reading(file, position, before_ns, self._passed, most)
-            # A read that began before the last ring may have missed what that told of: it is not for those who look after it.
+            # A read that began before the last ring may have missed what that told of: it is not for those who look
+            # after it.
             encoded = await self._cache.load(key, self._log.rings, read)
         if before_ns is None:
             self._read_ahead(file, encoded)
         return encoded
 
     def _read_ahead(self, file: "_File", encoded: "_Encoded") -> None:
-        """Reads what follows on a thread while `encoded` is sent, unless that is cached, being read, or not there yet."""
+        """Reads what follows on a thread while `encoded` is sent, unless that is cached, being read, or not there
+        yet."""
         most, ahead = self._most_ahead(), 0
         while encoded.spans >= SHORT_BYTES and ahead < (most + 1) // 2:
             key = self._key(encoded.next, None, encoded.cursor)
@@ -299,7 +324,8 @@ class Tail:
     def _reading(
         self, file: "_File", position: Position, before_ns: int | None, cursor: Cursor, most: int
     ) -> Callable[[], Coroutine[object, object, "_Encoded"]]:
-        """What reads the stretch after `position`, and caches those that follow it, up to `most` in all, from the same step of a thread."""
+        """What reads the stretch after `position`, and caches those that follow it, up to `most` in all, from the same
+        step of a thread."""
         sources, encoding = self._sources, self._encoding
 
         def encode(position: Position, cursor: Cursor, stretch: Stretch) -> _Encoded:
@@ -362,7 +388,7 @@ class _Encoded:
 class _Log:
     """The records of one execution, open while somebody reads them, and the bells of those who do."""
 
-    def __init__(self, execution_id: str, logs: Logs, news: News, threads: ThreadPoolExecutor) -> None:
+    def __init__(self, execution_id: str, logs: Logs, news: FileWatcher, threads: ThreadPoolExecutor) -> None:
         self.execution_id = execution_id
         self.watches: set[Watch] = set()
         self.rings = 0
@@ -403,24 +429,31 @@ class _Log:
         for watch in self.watches:
             watch.ring()
 
-    async def cursor_at(self, begin: BeginAt, sources: frozenset[Source]) -> Cursor:
+    async def cursor_at(self, begin: StartPoint, sources: frozenset[Source]) -> Cursor:
         self.open()
         output, system = (file.reader if file else None for file in (self.output, self.system))
         return await self._in_thread(lambda: cursor_at(self.execution_id, output, system, begin, sources))
 
     async def locate(self, file: "_File", cursor: Cursor) -> Position:
-        offsets = {source: offset for source, offset in cursor.offsets.items() if (source is Source.SYSTEM) == (file is self.system)}
+        offsets = {
+            source: offset
+            for source, offset in cursor.offsets.items()
+            if (source is Source.SYSTEM) == (file is self.system)
+        }
         sequence = 0 if file is self.system else cursor.sequence
         return await self._in_thread(lambda: file.reader.locate(offsets, sequence))
 
-    async def read(self, file: "_File", position: Position, before_ns: int | None, make: Callable[[Stretch], Made]) -> Made:
+    async def read(
+        self, file: "_File", position: Position, before_ns: int | None, make: Callable[[Stretch], Made]
+    ) -> Made:
         """What `make` makes of the stretch after `position`; on a thread, unless it was written just now."""
 
         def work() -> tuple[Position, Made]:
             stretch = file.reader.read(position, before_ns=before_ns)
             return stretch.next, make(stretch)
 
-        # What lies after the place where there was nothing a moment ago is in memory still: to read it costs less than to ask a thread.
+        # What lies after the place where there was nothing a moment ago is in memory still: to read it costs less than
+        # to ask a thread.
         next_position, made = work() if position.file_offset == file.end else await self._in_thread(work)
         file.seen = max(file.seen, next_position.file_offset)
         if next_position == position and before_ns is None:
@@ -474,7 +507,7 @@ class _File:
     """An open record. `seen`: how far any reader came; `end`: where one last found that there was no more."""
 
     reader: RecordReader
-    bell: Bell
+    bell: FileWatch
     seen: int = 0
     end: int = -1
 

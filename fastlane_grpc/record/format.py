@@ -1,14 +1,17 @@
-"""The layout of a record, to the byte, for whoever writes or reads one. What is packed here unpacks to the same; damage does not unpack.
+"""The layout of a record, to the byte, for whoever writes or reads one. What is packed here unpacks to the same;
+damage does not unpack.
 
-All numbers are little-endian, all CRCs CRC-32 as in zlib and gzip, all times nanoseconds since 1970 (UTC), all offsets and sequences
-below 2^62.
+All numbers are little-endian, all CRCs CRC-32 as in zlib and gzip, all times nanoseconds since 1970 (UTC), all
+offsets and sequences below 2^62.
 
-**The file** is a row of blocks of 65 536 bytes, the last one shorter. It is only ever appended to. A block is a header and then frames,
-which never straddle its end. Where the next frame does not fit, the block is filled with zeros and the next one begins. A file may end in
-the middle of anything: what is not there is not there yet. Whole blocks may be punched out later; they then read as zeros. A log with a
-size limit keeps its first blocks and its newest ones in this way.
+**The file** is a row of blocks of 65 536 bytes, the last one shorter. It is only ever appended to. A block is a
+header and then frames, which never straddle its end. Where the next frame does not fit, the block is filled with
+zeros and the next one begins. A file may end in the middle of anything: what is not there is not there yet. Whole
+blocks may be punched out later; they then read as zeros. A log with a size limit keeps its first blocks and its
+newest ones in this way.
 
-**Block header**, 168 bytes: all that a reader needs to begin here, which is the state of the record before the first frame of the block.
+**Block header**, 168 bytes: all that a reader needs to begin here, which is the state of the record before the
+first frame of the block.
 
       0   4  magic AB 46 4C 52
       4   4  CRC of bytes 8 to 167 of this header
@@ -41,21 +44,23 @@ and each of the three
      12   4  check: a CRC continued over bytes 0 to 11 of this header; for data from the running CRC of the source after this payload,
              for the others from the CRC of the payload. So one pass over the payload verifies the frame and continues the source.
 
-Sixteen zeros in place of a frame header, or fewer than sixteen bytes left: nothing more in this block. Data and GAP frames have a
-sequence: 1, 2, 3 … within the record. It is not in the frame: it is counted from that in the block's header.
+Sixteen zeros in place of a frame header, or fewer than sixteen bytes left: nothing more in this block. Data and GAP
+frames have a sequence: 1, 2, 3 … within the record. It is not in the frame: it is counted from that in the block's
+header.
 
 * Data: 1 byte or more.
-* GAP: source (1 byte), cause (1 byte, a number of the contract), 6 zeros, missing bytes (8 bytes; all ones: unknown). A known number
-  moves the source's offset, an unknown one does not.
-* START: only as the first frame of the file; one JSON object in ASCII, `{"execution_id": …, "capture": …}`. It has no sequence, and its
-  time is no bound for those that follow.
-* TRAILER: the last frame of the file, nothing follows; one JSON object in ASCII, `{"exit_code": number or null, "totals": [{"source": …,
-  "bytes": …, "missing_bytes": …, "newlines": …, "crc32": number or null}, …], "facts": {…}}`. A total for each source that wrote or lost
-  something; its crc32 is of all that the writer saw, also of what is not kept, and null where it did not see all.
+* GAP: source (1 byte), cause (1 byte, a number of the contract), 6 zeros, missing bytes (8 bytes; all ones:
+  unknown). A known number moves the source's offset, an unknown one does not.
+* START: only as the first frame of the file; one JSON object in ASCII, `{"execution_id": …, "capture": …}`. It has
+  no sequence, and its time is no bound for those that follow.
+* TRAILER: the last frame of the file, nothing follows; one JSON object in ASCII, `{"exit_code": number or null,
+  "totals": [{"source": …, "bytes": …, "missing_bytes": …, "newlines": …, "crc32": number or null}, …], "facts":
+  {…}}`. A total for each source that wrote or lost something; its crc32 is of all that the writer saw, also of what
+  is not kept, and null where it did not see all.
 
-**Damage** is a bad block header, an impossible frame or a check that fails. What lies from there to the next good block header is a gap in
-each source, as long as the offsets of that header say. Where no good block follows, it may as well be a write that was torn: a reader
-waits, a writer that resumes cuts it off.
+**Damage** is a bad block header, an impossible frame or a check that fails. What lies from there to the next good
+block header is a gap in each source, as long as the offsets of that header say. Where no good block follows, it may
+as well be a write that was torn: a reader waits, a writer that resumes cuts it off.
 """
 
 import json
@@ -95,7 +100,8 @@ MAX_PAYLOAD_BYTES: Final = BLOCK_BYTES - BLOCK_HEADER_BYTES - FRAME_HEADER_BYTES
 NO_FRAME: Final = bytes(FRAME_HEADER_BYTES)
 
 
-# The four below are named tuples because they are made by the hundred thousand, and a frozen dataclass takes four times as long.
+# The four below are named tuples because they are made by the hundred thousand, and a frozen dataclass takes four times
+# as long.
 
 
 class Chunk(NamedTuple):
@@ -109,7 +115,8 @@ class Chunk(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """Bytes of one source that cannot be had, from `offset` on. None: nobody knows how many, and offsets go on as if none."""
+    """Bytes of one source that cannot be had, from `offset` on. None: nobody knows how many, and offsets go on as if
+    none."""
 
     source: Source
     offset: int
@@ -134,7 +141,8 @@ Sources = tuple[SourceState, SourceState, SourceState]
 
 
 class State(NamedTuple):
-    """A whole record, up to some place in it. `sequence` and `time_ns` are those of the last data or gap frame; 0 is none yet.
+    """A whole record, up to some place in it. `sequence` and `time_ns` are those of the last data or gap frame; 0 is
+    none yet.
 
     `punched_from` is the first block that the size limit lets be punched out; 0 is none.
     """
@@ -148,7 +156,8 @@ class State(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Trailer:
-    """The end of a record. `totals` has each source that wrote or lost something; `facts` is what else its writer knew, as JSON."""
+    """The end of a record. `totals` has each source that wrote or lost something; `facts` is what else its writer knew,
+    as JSON."""
 
     time_ns: int
     totals: tuple[LogTotals, ...]
@@ -226,7 +235,12 @@ def unpack_trailer(payload: bytes, time_ns: int) -> Trailer | None:
         content = json.loads(payload.decode("ascii"))
         totals = tuple(_unpack_total(total) for total in content["totals"])
         exit_code = content["exit_code"]
-        return Trailer(time_ns, totals, None if exit_code is None else _integer(exit_code, -(1 << 31), 1 << 31), dict(content["facts"]))
+        return Trailer(
+            time_ns,
+            totals,
+            None if exit_code is None else _integer(exit_code, -(1 << 31), 1 << 31),
+            dict(content["facts"]),
+        )
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
 
@@ -243,7 +257,9 @@ def totals_of(state: State) -> tuple[LogTotals, ...]:
 _CAUSES: Final = {int(cause): cause for cause in Cause}
 
 
-def _unpack_source(offset: int, newlines: int, missing_bytes: int, gap_sequence: int, crc32: int, flags: int) -> SourceState:
+def _unpack_source(
+    offset: int, newlines: int, missing_bytes: int, gap_sequence: int, crc32: int, flags: int
+) -> SourceState:
     return SourceState(offset, newlines, missing_bytes, gap_sequence, crc32, bool(flags & _BYTES_ARE_MISSING))
 
 

@@ -1,4 +1,5 @@
-"""The size limit of a record: its first blocks stay, and of the others the newest. Those in between are punched out as the file grows."""
+"""The size limit of a record: its first blocks stay, and of the others the newest. Those in between are punched out as
+the file grows."""
 
 import ctypes
 import errno
@@ -15,7 +16,8 @@ Sizes = tuple[int, int, int]
 
 
 class Limit:
-    """Of one record that is being written. The layout is that of recorder.c: `head` blocks, a hole, and the newest `tail` blocks."""
+    """Of one record that is being written. The layout is that of recorder.c: `head` blocks, a hole, and the newest
+    `tail` blocks."""
 
     def __init__(self, fd: int, max_bytes: int, punched_from: int) -> None:
         """`punched_from` is what the record says; 0: it was written without a limit so far, or not at all."""
@@ -35,7 +37,8 @@ class Limit:
         return (self._oldest + self.tail) * BLOCK_BYTES
 
     def make_way(self, number: int) -> bool:
-        """For block `number`, or because it was begun: punches out what is too old by then, as far as what comes after it has begun.
+        """For block `number`, or because it was begun: punches out what is too old by then, as far as what comes after
+        it has begun.
 
         False: the limit is reached, and this file system cannot punch. OSError: it can, and failed.
         """

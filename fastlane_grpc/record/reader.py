@@ -1,13 +1,14 @@
-"""Reading a record while it is written and after, by any number of readers: each gets the same entries, in the same order."""
+"""Reading a record while it is written and after, by any number of readers: each gets the same entries, in the same
+order."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from fastlane_grpc.model import LogTotals, Source
-from fastlane_grpc.record.begin import Begin, LastLines, position_at_end, position_at_time
 from fastlane_grpc.record.format import BLOCK_BYTES, SOURCES, Chunk, Gap, State, Trailer
 from fastlane_grpc.record.scan import Position, Scan, block_count, last_block, last_block_that
+from fastlane_grpc.record.seek import Begin, LastLines, position_at_end, position_at_time
 
 STRETCH_BYTES = 4 * BLOCK_BYTES
 _END_OF_TIME = 1 << 64
@@ -16,7 +17,8 @@ _END_OF_OFFSETS = 1 << 62
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Entries of a record, and where to go on after them. With a `trailer` they are the last ones; no entry and no trailer: nothing new."""
+    """Entries of a record, and where to go on after them. With a `trailer` they are the last ones; no entry and no
+    trailer: nothing new."""
 
     entries: tuple[Chunk | Gap, ...]
     next: Position
@@ -30,11 +32,11 @@ class RecordReader:
         self._file = path.open("rb", buffering=0)
 
     def read(self, position: Position, *, max_bytes: int = STRETCH_BYTES, before_ns: int | None = None) -> Stretch:
-        """What follows `position`, up to the next multiple of `max_bytes` (whole blocks) in the file: all readers' stretches are cut alike.
+        """What follows `position`, up to the next multiple of `max_bytes` (whole blocks) in the file: all readers'
+        stretches are cut alike.
 
-        With `before_ns` it ends before the first entry, or the trailer, of that time or later. A read that reaches the trailer answers
-        it, and so does every read from its `next`, which lies before the trailer.
-        """
+        With `before_ns` it ends before the first entry, or the trailer, of that time or later. A read that reaches the
+        trailer answers it, and so does every read from its `next`, which lies before the trailer."""
         scan = Scan(self._file.fileno(), position)
         entries: list[Chunk | Gap] = []
         limit = _END_OF_TIME if before_ns is None else before_ns
@@ -49,9 +51,9 @@ class RecordReader:
     def locate(self, offsets: Mapping[Source, int], sequence: int) -> Position:
         """The last place before which no source has come further than its `offsets` (of one that is not named: 0).
 
-        A gap of unknown size that lies exactly there is before it if its sequence is not more than `sequence`. The next entries may begin
-        before `offsets`, where these lie within a frame or in damage: `unread` takes off what the caller has.
-        """
+        A gap of unknown size that lies exactly there is before it if its sequence is not more than `sequence`. The next
+        entries may begin before `offsets`, where these lie within a frame or in damage: `unread` takes off what the
+        caller has."""
         block = self._last_block_within(offsets, sequence)
         if block is None:
             return Position.BEGIN
@@ -59,7 +61,8 @@ class RecordReader:
         for entry in scan.entries(BLOCK_BYTES):
             if isinstance(entry, Trailer) or not _had(entry, offsets, sequence):
                 return scan.position
-        # Where there is nothing yet the file may be emptied and begun anew, by another capture: nothing of it is passed.
+        # Where there is nothing yet the file may be emptied and begun anew, by another capture: nothing of it is
+        # passed.
         return scan.position if scan.position.sequence else Position.BEGIN
 
     def since(self, time_ns: int) -> Begin:
@@ -73,11 +76,12 @@ class RecordReader:
         return Begin(position.offsets, position.sequence)
 
     def last_lines(self, count: int, sources: frozenset[Source]) -> tuple[Begin, int] | None:
-        """Where the last `count` lines (1 or more) of these sources together begin, and the time of the first entry of them.
+        """Where the last `count` lines (1 or more) of these sources together begin, and the time of the first entry of
+        them.
 
-        A line counts where it ends; one without an end ends at its last byte. A source of which none is among them begins at its end, and
-        one that is not in `sources` with the first of the lines. None: there are no more lines than that.
-        """
+        A line counts where it ends; one without an end ends at its last byte. A source of which none is among them
+        begins at its end, and one that is not in `sources` with the first of the lines. None: there are no more lines
+        than that."""
         lines = LastLines(self._file.fileno(), sources)
         found = lines.offsets_before(count)
         if found is None:
@@ -88,7 +92,9 @@ class RecordReader:
         ends = {source: lines.end(source) for source in sources}
         # None: the block was punched out just now.
         first = next(Scan(self._file.fileno(), position).entries(BLOCK_BYTES), None)
-        return Begin({**position.offsets, **ends, **begins}, position.sequence), first.time_ns if first else position.time_ns
+        return Begin(
+            {**position.offsets, **ends, **begins}, position.sequence
+        ), first.time_ns if first else position.time_ns
 
     def totals(self) -> tuple[LogTotals, ...]:
         """What each source holds by now, of a record that lost nothing."""
@@ -117,7 +123,8 @@ class RecordReader:
 
 
 def unread(entries: Iterable[Chunk | Gap], offsets: Mapping[Source, int], sequence: int) -> tuple[Chunk | Gap, ...]:
-    """The entries without what a reader has had that came to `offsets` and `sequence`; the first one of a source may be cut."""
+    """The entries without what a reader has had that came to `offsets` and `sequence`; the first one of a source may be
+    cut."""
     return tuple(_cut(entry, offsets.get(entry.source, 0)) for entry in entries if not _had(entry, offsets, sequence))
 
 
@@ -133,7 +140,8 @@ def _had(entry: Chunk | Gap, offsets: Mapping[Source, int], sequence: int) -> bo
 def _within(state: State, offsets: Mapping[Source, int], sequence: int) -> bool:
     """Whether a reader that came to `offsets` and `sequence` has had everything before `state`."""
     return all(
-        (its.offset, its.gap_sequence) <= (offsets.get(source, 0), sequence) for source, its in zip(SOURCES, state.sources, strict=True)
+        (its.offset, its.gap_sequence) <= (offsets.get(source, 0), sequence)
+        for source, its in zip(SOURCES, state.sources, strict=True)
     )
 
 

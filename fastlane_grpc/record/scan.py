@@ -1,4 +1,5 @@
-"""A walk over the frames of a record, from any place on. What it yields was written so, in this order; the rest is a gap."""
+"""A walk over the frames of a record, from any place on. What it yields was written so, in this order; the rest is a
+gap."""
 
 import errno
 import os
@@ -35,8 +36,8 @@ from fastlane_grpc.record.format import (
 class Position:
     """A place in a record, after a frame or at the begin of a block, and all that is needed to go on from there.
 
-    `sequence` and `time_ns` are those of the last entry before it; `reached` and `crc32s` are by source, in the order of their numbers.
-    """
+    `sequence` and `time_ns` are those of the last entry before it; `reached` and `crc32s` are by source, in the order
+    of their numbers."""
 
     BEGIN: ClassVar["Position"]
 
@@ -92,11 +93,16 @@ class Scan:
         _, stdout, stderr, system = self._offsets
         _, stdout_crc32, stderr_crc32, system_crc32 = self._crc32s
         return Position(
-            self._file_offset, self._sequence, self._time_ns, (stdout, stderr, system), (stdout_crc32, stderr_crc32, system_crc32)
+            self._file_offset,
+            self._sequence,
+            self._time_ns,
+            (stdout, stderr, system),
+            (stdout_crc32, stderr_crc32, system_crc32),
         )
 
     def entries(self, span: int) -> Iterator[Chunk | Gap | Trailer]:
-        """What follows, up to the next multiple of `span` in the file that has anything before it, or up to damage that has.
+        """What follows, up to the next multiple of `span` in the file that has anything before it, or up to damage that
+        has.
 
         The walk has passed an entry when the next one is asked for, not before. It never passes a trailer.
         """
@@ -176,11 +182,14 @@ class Scan:
         return Gap(source, self._offsets[source], missing_bytes, cause, self._sequence + 1, time_ns)
 
     def _may_lead_to(self, state: State) -> bool:
-        """Whether a record that has come here can come to `state`: nothing goes back, and without an entry between nothing moves."""
+        """Whether a record that has come here can come to `state`: nothing goes back, and without an entry between
+        nothing moves."""
         reached = [source.offset for source in state.sources]
         if state.sequence == self._sequence:
             return reached == self._offsets[1:] and [source.crc32 for source in state.sources] == self._crc32s[1:]
-        return state.sequence > self._sequence and all(its >= ours for its, ours in zip(reached, self._offsets[1:], strict=True))
+        return state.sequence > self._sequence and all(
+            its >= ours for its, ours in zip(reached, self._offsets[1:], strict=True)
+        )
 
     def _take_over(self, state: State, place: int) -> Iterator[Gap]:
         """Goes on by a block's header. What is between its state and ours is missing."""
@@ -204,9 +213,11 @@ class Scan:
             if its.offset > ours:
                 gaps.append(Gap(source, ours, its.offset - ours, cause, state.sequence, time_ns))
             elif its.gap_sequence > self._sequence:
-                # A gap of unknown size is among what is lost. It keeps its sequence, by which a reader knows whether it had it.
+                # A gap of unknown size is among what is lost. It keeps its sequence, by which a reader knows whether it
+                # had it.
                 gaps.append(Gap(source, ours, None, cause, its.gap_sequence, time_ns))
-        # By its sequence a reader knows that it had a gap of unknown size: so that comes before the others of the same sequence.
+        # By its sequence a reader knows that it had a gap of unknown size: so that comes before the others of the same
+        # sequence.
         return sorted(gaps, key=lambda gap: (gap.sequence, gap.missing_bytes is not None))
 
     def _ends_in_punched_block(self, state: State, place: int) -> bool:
@@ -239,7 +250,8 @@ def next_block(fd: int, number: int, before: int | None = None) -> tuple[int, St
 
 
 def last_block_that(fd: int, before: int, true: Callable[[int, State], bool]) -> tuple[int, State] | None:
-    """The last block before `before` with a good header of which it is true, where it is of all before that one, and of none after it."""
+    """The last block before `before` with a good header of which it is true, where it is of all before that one, and of
+    none after it."""
     found = None
     low, high = 0, before
     while low < high:
@@ -292,7 +304,8 @@ def _block_end(place: int) -> int:
 
 
 def _data_from(fd: int, place: int) -> int:
-    """The first place from `place` on that is in no hole: what was punched out may be long, and is passed in one step."""
+    """The first place from `place` on that is in no hole: what was punched out may be long, and is passed in one
+    step."""
     try:
         return os.lseek(fd, place, os.SEEK_DATA)
     except OSError as error:

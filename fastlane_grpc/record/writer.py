@@ -1,4 +1,5 @@
-"""Writing a record: one writer, one thread at a time. What is written stays as it is; a write that fails leaves whole frames."""
+"""Writing a record: one writer, one thread at a time. What is written stays as it is; a write that fails leaves whole
+frames."""
 
 import os
 import time
@@ -50,8 +51,8 @@ class Sealed(Exception):
 class RecordWriter:
     """One record, open for writing; made by `create` or `resume`.
 
-    With `max_bytes` its head and its newest part are kept, where the file system has no holes its head alone: the rest is counted.
-    """
+    With `max_bytes` its head and its newest part are kept, where the file system has no holes its head alone: the rest
+    is counted."""
 
     def __init__(self, path: Path, file: FileIO, size: int, state: State, max_bytes: int | None) -> None:
         self._path = path
@@ -69,7 +70,8 @@ class RecordWriter:
 
     @classmethod
     def create(cls, path: Path, *, execution_id: str, capture: str, max_bytes: int | None = None) -> Self:
-        """Makes the file, which must not be there, and writes START. Its name survives a power cut; its content from the next `sync` on."""
+        """Makes the file, which must not be there, and writes START. Its name survives a power cut; its content from
+        the next `sync` on."""
         payload = pack_start(execution_id, capture)
         file = FileIO(path, "x+", opener=_open_private)
         try:
@@ -97,12 +99,12 @@ class RecordWriter:
             raise
 
     def write(self, pieces: Iterable[tuple[Source, bytes | memoryview]], time_ns: int) -> None:
-        """Appends the pieces, those that follow each other in one source as one frame, as far as the block goes. Readers see them at once.
+        """Appends the pieces, those that follow each other in one source as one frame, as far as the block goes.
+        Readers see them at once.
 
-        When this raises OSError (no room, quota, I/O), the file ends with a whole frame, and the same pieces may be written again, with
-        more behind them: what is in the file of them already is not written twice. Who gives up on them instead (by `gap`, `seal`
-        or `close`) finds in `taken` how many of their bytes are in the file.
-        """
+        When this raises OSError (no room, quota, I/O), the file ends with a whole frame, and the same pieces may be
+        written again, with more behind them: what is in the file of them already is not written twice. Who gives up on
+        them instead (by `gap`, `seal` or `close`) finds in `taken` how many of their bytes are in the file."""
         frames = self._frames()
         runs = _runs(pieces, self._taken)
         if self._seen is None:
@@ -206,8 +208,8 @@ class RecordWriter:
         if not whole:
             frames.cut(self._limit.end)
         self._append(frames)
-        # Of frames for more blocks than are kept, the first are too old as soon as they are there. All are there now: what fails is not the
-        # write, and is tried again before the next one.
+        # Of frames for more blocks than are kept, the first are too old as soon as they are there. All are there now:
+        # what fails is not the write, and is tried again before the next one.
         with suppress(OSError):
             self._limit.make_way(_last_block(self._size))
         return whole
@@ -239,7 +241,8 @@ class RecordWriter:
 
 
 class _Frames:
-    """Frames to be appended. `ends` has what they lead to, one after the other: the size of the file and the state of the record."""
+    """Frames to be appended. `ends` has what they lead to, one after the other: the size of the file and the state of
+    the record."""
 
     def __init__(self, size: int, state: State) -> None:
         self.ends = [(size, state)]
@@ -333,7 +336,9 @@ def _after_gap(state: State, source: Source, missing_bytes: int | None, time_ns:
         gap_sequence=sequence if missing_bytes is None else 0,
         lossy=True,
     )
-    return state._replace(sequence=sequence, time_ns=max(time_ns, state.time_ns), sources=_with(state.sources, source, changed))
+    return state._replace(
+        sequence=sequence, time_ns=max(time_ns, state.time_ns), sources=_with(state.sources, source, changed)
+    )
 
 
 def _with(sources: Sources, source: Source, changed: SourceState) -> Sources:
@@ -346,7 +351,8 @@ def _with(sources: Sources, source: Source, changed: SourceState) -> Sources:
 
 
 def _end_of(path: Path, fd: int) -> tuple[int, State]:
-    """The end of the last whole frame, and the state there: from the last good block alone, however long the record is."""
+    """The end of the last whole frame, and the state there: from the last good block alone, however long the record
+    is."""
     block = last_block(fd)
     if block is None:
         return 0, State()

@@ -1,4 +1,5 @@
-"""The recorder: the program that is PID 1 of a container and writes its record; built from recorder.c beside this file."""
+"""The recorder: the program that is PID 1 of a container and writes its record; built from recorder.c beside this
+file."""
 
 from pathlib import Path
 

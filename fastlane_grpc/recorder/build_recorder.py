@@ -1,8 +1,9 @@
-"""Builds the recorder along with the package: hatchling's build backend (PEP 517), and a C compiler before it. It is not in the wheel.
+"""Builds the recorder along with the package: hatchling's build backend (PEP 517), and a C compiler before it. It is
+not in the wheel.
 
-A wheel has the program for every architecture, by the C compiler that `ziglang` brings. An editable installation has it for this machine
-alone, by the machine's own compiler where that can link statically: it takes a second, and nothing is downloaded for it.
-"""
+A wheel has the program for every architecture, by the C compiler that `ziglang` brings. An editable installation has it
+for this machine alone, by the machine's own compiler where that can link statically: it takes a second, and nothing is
+downloaded for it."""
 
 import os
 import platform
@@ -51,7 +52,9 @@ def get_requires_for_build_editable(config_settings: Settings = None) -> list[st
     return [*build.get_requires_for_build_editable(), *([ZIG] if needs_zig else [])]
 
 
-def build_editable(wheel_directory: str, config_settings: Settings = None, metadata_directory: str | None = None) -> str:
+def build_editable(
+    wheel_directory: str, config_settings: Settings = None, metadata_directory: str | None = None
+) -> str:
     if _is_for_here():
         machine = platform.machine()
         _compile(_compiler() if _links_statically(_compiler()) else _zig(machine), machine)
@@ -77,7 +80,9 @@ def _links_statically(compiler: Sequence[str]) -> bool:
         source.write_text('#include <stdio.h>\nint main(void) { return puts("") < 0; }\n')
         try:
             return (
-                subprocess.run([*compiler, "-static", "-o", source.with_suffix(""), source], check=False, capture_output=True).returncode
+                subprocess.run(
+                    [*compiler, "-static", "-o", source.with_suffix(""), source], check=False, capture_output=True
+                ).returncode
                 == 0
             )
         except OSError:

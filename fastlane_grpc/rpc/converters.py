@@ -11,7 +11,7 @@ from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
 from fastlane_grpc.errors import InvalidRequest, Violation
-from fastlane_grpc.logs import BeginAt
+from fastlane_grpc.logs import StartPoint
 from fastlane_grpc.model import (
     Execution,
     HostReport,
@@ -29,7 +29,7 @@ from fastlane_grpc.model import (
     exit_status,
 )
 from fastlane_grpc.record import Gap
-from fastlane_grpc.redaction import SecretNames
+from fastlane_grpc.retention import Pruned
 from fastlane_grpc.service import (
     EnqueueRequest,
     ExecutionQuery,
@@ -42,7 +42,7 @@ from fastlane_grpc.service import (
     TaskQuery,
     Unsealed,
 )
-from fastlane_grpc.upkeep import Pruned
+from fastlane_grpc.text.redaction import SecretNames
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 # What an execution waits for is known to the service, not to the execution.
@@ -71,7 +71,7 @@ _MAX_SECONDS = 315_576_000_000
 # Times of the wire are of the years 1 to 9999.
 _FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799
 
-# ------------------------------------------------------------------------------------------------------------------- requests
+# ------------------------------------------------------------------------------------------------------------- requests
 
 
 def read_enqueue(request: pb.EnqueueJobRequest, caller_address: str) -> tuple[EnqueueRequest, list[Violation]]:
@@ -123,7 +123,9 @@ def read_job_query(request: pb.ListJobsRequest) -> tuple[PageRequest[JobQuery], 
 
 def read_execution_query(request: pb.ListExecutionsRequest) -> tuple[PageRequest[ExecutionQuery], list[Violation]]:
     violations: list[Violation] = []
-    query = ExecutionQuery(request.job_id, request.task_id, _read_states(request.states, violations), request.host, request.id_prefix)
+    query = ExecutionQuery(
+        request.job_id, request.task_id, _read_states(request.states, violations), request.host, request.id_prefix
+    )
     return PageRequest(query, request.page_size, request.page_token), violations
 
 
@@ -142,12 +144,18 @@ def _read_states(numbers: Iterable[int], violations: list[Violation]) -> tuple[S
     return tuple(sorted(states))
 
 
-def _read_optional_time(message: pb.ListJobsRequest | pb.JobSpec, name: str, field: str, violations: list[Violation]) -> datetime | None:
+def _read_optional_time(
+    message: pb.ListJobsRequest | pb.JobSpec, name: str, field: str, violations: list[Violation]
+) -> datetime | None:
     """What comes at or after a time that is finer than a microsecond comes at or after the next one."""
     if not cast(Message, message).HasField(name):
         return None
     ns = _read_time_ns(getattr(message, name), field, violations)
-    return None if ns is None else _EPOCH + timedelta(microseconds=min(-(-ns // 1_000), _LAST_SECOND * 1_000_000 + 999_999))
+    return (
+        None
+        if ns is None
+        else _EPOCH + timedelta(microseconds=min(-(-ns // 1_000), _LAST_SECOND * 1_000_000 + 999_999))
+    )
 
 
 def read_prune(request: pb.PruneRequest) -> tuple[PruneRequest, list[Violation]]:
@@ -163,10 +171,10 @@ def _with_heartbeat(request: LogRequest, heartbeat: timedelta) -> LogRequest:
     return replace(request, heartbeat=heartbeat)
 
 
-def _read_begin(request: pb.StreamExecutionLogsRequest, violations: list[Violation]) -> BeginAt | None:
+def _read_begin(request: pb.StreamExecutionLogsRequest, violations: list[Violation]) -> StartPoint | None:
     tail_lines = request.tail_lines if request.HasField("tail_lines") else None
     since_ns = _read_time_ns(request.since_time, "since_time", violations) if request.HasField("since_time") else None
-    return None if tail_lines is None and since_ns is None else BeginAt(tail_lines, since_ns)
+    return None if tail_lines is None and since_ns is None else StartPoint(tail_lines, since_ns)
 
 
 def _read_spec(spec: pb.JobSpec, violations: list[Violation]) -> JobSpec:
@@ -185,7 +193,9 @@ def _read_spec(spec: pb.JobSpec, violations: list[Violation]) -> JobSpec:
         user=spec.user,
         timeout=_read_optional_duration(spec, "timeout", "spec.timeout", violations),
         pull_policy=pull_policy,
-        limits=Limits(spec.limits.memory_bytes, spec.limits.cpus, spec.limits.pids) if spec.HasField("limits") else Limits(),
+        limits=Limits(spec.limits.memory_bytes, spec.limits.cpus, spec.limits.pids)
+        if spec.HasField("limits")
+        else Limits(),
         network=spec.network,
         read_only_root=spec.read_only_root,
         stop_signal=spec.stop_signal,
@@ -213,8 +223,14 @@ def _read_optional_duration(
     if not cast(Message, message).HasField(name):
         return None
     duration: Duration = getattr(message, name)
-    if abs(duration.seconds) > _MAX_SECONDS or abs(duration.nanos) >= 1_000_000_000 or duration.seconds * duration.nanos < 0:
-        violations.append(Violation(field, f"is not a duration: {duration.seconds} seconds and {duration.nanos} nanoseconds"))
+    if (
+        abs(duration.seconds) > _MAX_SECONDS
+        or abs(duration.nanos) >= 1_000_000_000
+        or duration.seconds * duration.nanos < 0
+    ):
+        violations.append(
+            Violation(field, f"is not a duration: {duration.seconds} seconds and {duration.nanos} nanoseconds")
+        )
         return None
     return duration.ToTimedelta()
 
@@ -247,10 +263,11 @@ def _depth(value: object) -> int:
     return 1 + max(map(_depth, value), default=0) if isinstance(value, list) else 0
 
 
-# -------------------------------------------------------------------------------------------------------------------- answers
+# -------------------------------------------------------------------------------------------------------------- answers
 
 
-# What is within a message is written in its place: made apart it would be copied, and an answer with a job would take twice the time.
+# What is within a message is written in its place: made apart it would be copied, and an answer with a job would take
+# twice the time.
 
 
 def job(value: Job, waiting: WaitingOf, secret_names: SecretNames) -> pb.Job:
@@ -304,7 +321,11 @@ def _write_spec(message: pb.JobSpec, value: JobSpec) -> None:
         message.labels.update(value.labels)
     limits = value.limits
     if limits != Limits():
-        message.limits.memory_bytes, message.limits.cpus, message.limits.pids = limits.memory_bytes, limits.cpus, limits.pids
+        message.limits.memory_bytes, message.limits.cpus, message.limits.pids = (
+            limits.memory_bytes,
+            limits.cpus,
+            limits.pids,
+        )
     if value.metadata is not None:
         json_format.ParseDict(dict(value.metadata), message.metadata)
         message.metadata.SetInParent()
@@ -367,7 +388,12 @@ def _write_outcome(message: pb.Outcome, value: Outcome) -> None:
 
 
 def totals(value: LogTotals) -> pb.LogTotals:
-    return pb.LogTotals(source=pb.Source.ValueType(value.source), bytes=value.bytes, missing_bytes=value.missing_bytes, crc32=value.crc32)
+    return pb.LogTotals(
+        source=pb.Source.ValueType(value.source),
+        bytes=value.bytes,
+        missing_bytes=value.missing_bytes,
+        crc32=value.crc32,
+    )
 
 
 def host(value: HostReport) -> pb.Host:
@@ -412,7 +438,7 @@ def pruned(value: Pruned) -> pb.PruneResponse:
     return pb.PruneResponse(jobs=value.count.jobs, logs=value.count.logs, bytes=value.count.bytes, more=value.more)
 
 
-# ----------------------------------------------------------------------------------------------------------------------- logs
+# ----------------------------------------------------------------------------------------------------------------- logs
 
 
 def gap(value: Gap) -> pb.LogGap:

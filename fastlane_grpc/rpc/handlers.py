@@ -1,8 +1,7 @@
 """From the contract's descriptors to handlers: what holds for every call, whichever it is.
 
-An error of ours becomes its status, any other exception a defect with a number; a request that writes is refused where it holds fields
-that we do not know; an answer that is serialised already passes as it is.
-"""
+An error of ours becomes its status, any other exception a defect with a number; a request that writes is refused where
+it holds fields that we do not know; an answer that is serialised already passes as it is."""
 
 from collections.abc import Awaitable, Callable, Iterator
 from typing import Any
@@ -20,11 +19,16 @@ from fastlane_grpc.rpc.statuses import abort
 
 def handler(descriptor: ServiceDescriptor, servicer: object, *, max_request_bytes: int) -> grpc.GenericRpcHandler:
     """Serves a service of the contract by the methods of the same names."""
-    methods = {method.name: _method_handler(method, getattr(servicer, method.name), max_request_bytes) for method in descriptor.methods}
+    methods = {
+        method.name: _method_handler(method, getattr(servicer, method.name), max_request_bytes)
+        for method in descriptor.methods
+    }
     return grpc.method_handlers_generic_handler(descriptor.full_name, methods)
 
 
-def _method_handler(method: MethodDescriptor, call: Callable[..., Any], max_request_bytes: int) -> "grpc.RpcMethodHandler[Any, Any]":
+def _method_handler(
+    method: MethodDescriptor, call: Callable[..., Any], max_request_bytes: int
+) -> "grpc.RpcMethodHandler[Any, Any]":
     # Requests come as bytes and are read under guard: gRPC's own answer to one that cannot be read would tell nothing.
     kind, refuses_unknown = GetMessageClass(method.input_type), writes(method)
 
@@ -43,12 +47,14 @@ def _method_handler(method: MethodDescriptor, call: Callable[..., Any], max_requ
 
 
 def writes(method: MethodDescriptor) -> bool:
-    """Whether the call may change something: all do of which the contract does not say that they have no side effects. A field that such a
-    call does not know may be a limit that the caller relies on."""
+    """Whether the call may change something: all do of which the contract does not say that they have no side effects.
+    A field that such a call does not know may be a limit that the caller relies on."""
     return method.GetOptions().idempotency_level != MethodOptions.NO_SIDE_EFFECTS
 
 
-def _guarded(call: Callable[..., Awaitable[Message]], read: Callable[[bytes], Message]) -> Callable[..., Awaitable[Message]]:
+def _guarded(
+    call: Callable[..., Awaitable[Message]], read: Callable[[bytes], Message]
+) -> Callable[..., Awaitable[Message]]:
     async def guarded(raw: bytes, context: "grpc.aio.ServicerContext[Any, Any]") -> Message:
         try:
             return await call(read(raw), context)
@@ -60,7 +66,9 @@ def _guarded(call: Callable[..., Awaitable[Message]], read: Callable[[bytes], Me
     return guarded
 
 
-def _guarded_stream(call: Callable[..., Awaitable[None]], read: Callable[[bytes], Message]) -> Callable[..., Awaitable[None]]:
+def _guarded_stream(
+    call: Callable[..., Awaitable[None]], read: Callable[[bytes], Message]
+) -> Callable[..., Awaitable[None]]:
     async def guarded(raw: bytes, context: "grpc.aio.ServicerContext[Any, Any]") -> None:
         # The call writes its messages itself: a generator for each layer would be passed by every message.
         try:

@@ -1,8 +1,8 @@
 """A log as gRPC sends it: messages of StreamExecutionLogs, serialised.
 
-The chunks of a log are most of the bytes that a server sends. Their message is put together here from its wire format: protobuf's own way
-copies each byte twice more, and took half of the processor time of a late reader. The tests hold both ways to the same bytes.
-"""
+The chunks of a log are most of the bytes that a server sends. Their message is put together here from its wire format:
+protobuf's own way copies each byte twice more, and took half of the processor time of a late reader. The tests hold
+both ways to the same bytes."""
 
 from datetime import datetime
 from functools import lru_cache
@@ -58,7 +58,8 @@ class ProtobufEncoding:
 
 
 def _varint(number: int) -> bytes:
-    """A number as protobuf writes it: seven bits a byte, the lowest first; every byte but the last has its eighth bit set."""
+    """A number as protobuf writes it: seven bits a byte, the lowest first; every byte but the last has its eighth bit
+    set."""
     if number < 1 << 7:
         return _ONE_BYTE[number]
     if number < 1 << 14:
@@ -67,7 +68,9 @@ def _varint(number: int) -> bytes:
         return bytes((number & 127 | 128, number >> 7 & 127 | 128, number >> 14))
     if number < 1 << 28:
         return bytes((number & 127 | 128, number >> 7 & 127 | 128, number >> 14 & 127 | 128, number >> 21))
-    return bytes((number & 127 | 128, number >> 7 & 127 | 128, number >> 14 & 127 | 128, number >> 21 & 127 | 128)) + _varint(number >> 28)
+    return bytes(
+        (number & 127 | 128, number >> 7 & 127 | 128, number >> 14 & 127 | 128, number >> 21 & 127 | 128)
+    ) + _varint(number >> 28)
 
 
 @lru_cache(maxsize=64)

@@ -1,4 +1,5 @@
-"""Server reflection, v1 and v1alpha, from descriptors that still have their comments: `grpcurl describe` shows what each field means."""
+"""Server reflection, v1 and v1alpha, from descriptors that still have their comments: `grpcurl describe` shows what
+each field means."""
 
 from collections.abc import AsyncIterator, Iterable, Iterator
 from importlib.resources import files
@@ -19,7 +20,9 @@ MAX_QUESTION_BYTES = 4096
 def handlers(services: Iterable[str]) -> list[grpc.GenericRpcHandler]:
     """Handlers that tell of these services, of health, and of themselves."""
     descriptors = _Descriptors(_files())
-    names = sorted({*services, "grpc.health.v1.Health", *(f"{package}.ServerReflection" for package in (_ALPHA, _STABLE))})
+    names = sorted(
+        {*services, "grpc.health.v1.Health", *(f"{package}.ServerReflection" for package in (_ALPHA, _STABLE))}
+    )
 
     async def info(requests: AsyncIterator[bytes], context: object) -> AsyncIterator[pb.ServerReflectionResponse]:
         async for raw in requests:
@@ -63,7 +66,8 @@ class _Descriptors:
 
 
 def _refusal(raw: bytes) -> pb.ServerReflectionResponse | None:
-    """The answer to a question that is none. It does not repeat the question, as others do: that may be what is wrong with it."""
+    """The answer to a question that is none. It does not repeat the question, as others do: that may be what is wrong
+    with it."""
     fault = ""
     if len(raw) > MAX_QUESTION_BYTES:
         fault = f"the ServerReflectionRequest takes {len(raw)} bytes; at most {MAX_QUESTION_BYTES} are allowed"
@@ -79,7 +83,9 @@ def _refusal(raw: bytes) -> pb.ServerReflectionResponse | None:
     )
 
 
-def _answer(request: pb.ServerReflectionRequest, descriptors: _Descriptors, services: Iterable[str]) -> pb.ServerReflectionResponse:
+def _answer(
+    request: pb.ServerReflectionRequest, descriptors: _Descriptors, services: Iterable[str]
+) -> pb.ServerReflectionResponse:
     answer = pb.ServerReflectionResponse(valid_host=request.host, original_request=request)
     kind = request.WhichOneof("message_request")
     if kind == "list_services":
@@ -106,7 +112,8 @@ def _answer(request: pb.ServerReflectionRequest, descriptors: _Descriptors, serv
 def _files() -> Iterator[FileDescriptorProto]:
     contract = files("fastlane_grpc.v1").joinpath("fastlane.binpb").read_bytes()
     yield from FileDescriptorSet.FromString(contract).file
-    # What errors carry is not in the contract, which imports nothing of it; by this grpcurl shows the reason instead of bytes.
+    # What errors carry is not in the contract, which imports nothing of it; by this grpcurl shows the reason instead of
+    # bytes.
     yield FileDescriptorProto.FromString(error_details_pb2.DESCRIPTOR.serialized_pb)
     yield FileDescriptorProto.FromString(health_pb2.DESCRIPTOR.serialized_pb)
     alpha = FileDescriptorProto.FromString(pb.DESCRIPTOR.serialized_pb)

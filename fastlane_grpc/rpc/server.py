@@ -3,10 +3,10 @@
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
-from fastlane_grpc.address import cannot_listen
 from fastlane_grpc.config import Settings
 from fastlane_grpc.errors import CannotServe
-from fastlane_grpc.open_files import MOST_CONNECTIONS
+from fastlane_grpc.machine.address import cannot_listen
+from fastlane_grpc.machine.open_files import MOST_CONNECTIONS
 from fastlane_grpc.rpc import handlers, reflection
 from fastlane_grpc.rpc.servicers import ExecutionServicer, HostServicer, JobServicer, ServerServicer, TaskServicer
 from fastlane_grpc.service import Service
@@ -27,7 +27,12 @@ class RpcServer:
     """Serves the contract, health and reflection on one address."""
 
     def __init__(
-        self, service: Service, settings: Settings, *, max_connections: int = MOST_CONNECTIONS, idle_seconds: float = IDLE_SECONDS
+        self,
+        service: Service,
+        settings: Settings,
+        *,
+        max_connections: int = MOST_CONNECTIONS,
+        idle_seconds: float = IDLE_SECONDS,
     ) -> None:
         self._service = service
         self._started = False
@@ -44,7 +49,10 @@ class RpcServer:
         most = settings.max_request_bytes
         self._server.add_generic_rpc_handlers(
             [
-                *(handlers.handler(services[name], servicer, max_request_bytes=most) for name, servicer in servicers.items()),
+                *(
+                    handlers.handler(services[name], servicer, max_request_bytes=most)
+                    for name, servicer in servicers.items()
+                ),
                 *reflection.handlers(each.full_name for each in services.values()),
             ]
         )
@@ -53,7 +61,8 @@ class RpcServer:
         self.port = 0
 
     def listen(self) -> None:
-        """Take the address; `port` is known from then on. Raises CannotServe. Whatever comes of it, `stop` gives all back."""
+        """Take the address; `port` is known from then on. Raises CannotServe. Whatever comes of it, `stop` gives all
+        back."""
         advice = "choose another with --listen"
         # Asked first, as gRPC writes lines of its own about an address that it cannot have, and does not say why.
         if error := cannot_listen(self._address):
@@ -70,14 +79,15 @@ class RpcServer:
         self._started = True
 
     async def store_can_write(self, can: bool) -> None:
-        """What health says of the server as a whole. That it cannot write is a reason to send work elsewhere, and none to restart it: it
-        goes on serving logs, and a new process would find the same disk. So who restarts what does not answer asks for `live`."""
+        """What health says of the server as a whole. That it cannot write is a reason to send work elsewhere, and none
+        to restart it: it goes on serving logs, and a new process would find the same disk. So who restarts what does
+        not answer asks for `live`."""
         await self.serving("", can)
         await self.serving("server", can)
 
     async def serving(self, name: str, serves: bool) -> None:
-        """`""` and `server` follow the server and its store; `engine` follows the engine, without which logs are served as well; `live`
-        says that this process answers, and no more."""
+        """`""` and `server` follow the server and its store; `engine` follows the engine, without which logs are served
+        as well; `live` says that this process answers, and no more."""
         status = health_pb2.HealthCheckResponse.SERVING if serves else health_pb2.HealthCheckResponse.NOT_SERVING
         await self._health.set(name, status)
 
@@ -108,14 +118,14 @@ def _options(settings: Settings, max_connections: int, idle_seconds: float) -> l
         ("grpc.max_allowed_incoming_connections", max_connections),
         ("grpc.max_connection_idle_ms", int(idle_seconds * 1000)),
         ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_SECONDS * 1000)),
-        # Enough for all log streams and other calls beside them; a client keeps what is beyond until others have ended. So one connection
-        # takes a bounded amount of memory, also where streams are opened and reset without end.
+        # Enough for all log streams and other calls beside them; a client keeps what is beyond until others have ended.
+        # So one connection takes a bounded amount of memory, also where streams are opened and reset without end.
         ("grpc.max_concurrent_streams", calls),
-        # Else a stream counts until gRPC has freed its memory, which is after the client has heard of its end, and of those that the client
-        # then opens some are refused without a reason.
+        # Else a stream counts until gRPC has freed its memory, which is after the client has heard of its end, and of
+        # those that the client then opens some are refused without a reason.
         ("grpc.http.overload_protection", 0),
-        # What is beyond the second gRPC refuses without a reason, and between the two some of it: so the two are one, and out of reach of
-        # one connection.
+        # What is beyond the second gRPC refuses without a reason, and between the two some of it: so the two are one,
+        # and out of reach of one connection.
         ("grpc.server.max_pending_requests", max(MAX_PENDING_CALLS, calls)),
         ("grpc.server.max_pending_requests_hard_limit", max(MAX_PENDING_CALLS, calls)),
     ]

@@ -55,12 +55,16 @@ class ExecutionServicer:
 
     async def ListExecutions(self, request: pb.ListExecutionsRequest, context: Context) -> pb.ListExecutionsResponse:
         listed = await self._service.executions(*converters.read_execution_query(request))
-        executions, token = await fitting(listed, lambda execution: converters.execution(execution, self._service.waiting(execution)))
+        executions, token = await fitting(
+            listed, lambda execution: converters.execution(execution, self._service.waiting(execution))
+        )
         return pb.ListExecutionsResponse(executions=executions, next_page_token=token)
 
     async def StopExecution(self, request: pb.StopExecutionRequest, context: Context) -> pb.StopExecutionResponse:
         grace, malformed = converters.read_grace(request)
-        execution = await self._service.stop_execution(request.execution_id, note=request.note, grace=grace, malformed=malformed)
+        execution = await self._service.stop_execution(
+            request.execution_id, note=request.note, grace=grace, malformed=malformed
+        )
         return pb.StopExecutionResponse(execution=converters.execution(execution, self._service.waiting(execution)))
 
     async def StreamExecutionLogs(self, request: pb.StreamExecutionLogsRequest, context: Context) -> None:

@@ -21,7 +21,10 @@ _TABLE: dict[type[errors.Refusal], tuple[grpc.StatusCode, "Reason.ValueType"]] =
     errors.InvalidRequest: (grpc.StatusCode.INVALID_ARGUMENT, Reason.ERROR_REASON_INVALID_FIELD),
     errors.UnknownField: (grpc.StatusCode.UNIMPLEMENTED, Reason.ERROR_REASON_UNKNOWN_FIELD),
     errors.CursorInvalid: (grpc.StatusCode.INVALID_ARGUMENT, Reason.ERROR_REASON_CURSOR_INVALID),
-    errors.CursorOfAnotherExecution: (grpc.StatusCode.INVALID_ARGUMENT, Reason.ERROR_REASON_CURSOR_OF_ANOTHER_EXECUTION),
+    errors.CursorOfAnotherExecution: (
+        grpc.StatusCode.INVALID_ARGUMENT,
+        Reason.ERROR_REASON_CURSOR_OF_ANOTHER_EXECUTION,
+    ),
     errors.CursorAhead: (grpc.StatusCode.OUT_OF_RANGE, Reason.ERROR_REASON_CURSOR_AHEAD),
     errors.PageTokenInvalid: (grpc.StatusCode.INVALID_ARGUMENT, Reason.ERROR_REASON_PAGE_TOKEN_INVALID),
     errors.TaskNotFound: (grpc.StatusCode.NOT_FOUND, Reason.ERROR_REASON_TASK_NOT_FOUND),
@@ -44,7 +47,9 @@ _MAX_VIOLATIONS = 16
 async def abort(context: "grpc.aio.ServicerContext[object, object]", error: Exception) -> NoReturn:
     """Ends the call with the status that stands for the error."""
     code, status = status_of(error)
-    await context.abort(code, status.message, trailing_metadata=(("grpc-status-details-bin", status.SerializeToString()),))
+    await context.abort(
+        code, status.message, trailing_metadata=(("grpc-status-details-bin", status.SerializeToString()),)
+    )
     raise AssertionError("an aborted call does not go on")
 
 
@@ -73,7 +78,9 @@ def _defect(error: Exception) -> tuple[grpc.StatusCode, status_pb2.Status]:
 
 def _error_info(reason: "Reason.ValueType", metadata: Mapping[str, str]) -> error_details_pb2.ErrorInfo:
     name = Reason.Name(reason).removeprefix("ERROR_REASON_")
-    return error_details_pb2.ErrorInfo(domain="fastlane", reason=name, metadata={key: value[:200] for key, value in metadata.items()})
+    return error_details_pb2.ErrorInfo(
+        domain="fastlane", reason=name, metadata={key: value[:200] for key, value in metadata.items()}
+    )
 
 
 def _bad_request(error: errors.InvalidRequest) -> error_details_pb2.BadRequest:

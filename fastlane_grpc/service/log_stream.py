@@ -1,4 +1,5 @@
-"""The log of one execution as a caller sees it: the state first, then what is stored, then what comes, then how it ended."""
+"""The log of one execution as a caller sees it: the state first, then what is stored, then what comes, then how it
+ended."""
 
 import asyncio
 import math
@@ -8,18 +9,19 @@ from datetime import datetime, timedelta
 from typing import Protocol, TypeAlias
 
 from fastlane_grpc.errors import ServerStopping
-from fastlane_grpc.logs import BeginAt, Cursor, Encoding, Tail, Tails, Watch
+from fastlane_grpc.logs import Cursor, Encoding, StartPoint, Tail, Tails, Watch
 from fastlane_grpc.model import Cause, Execution, Source, Waiting, WaitReason, utc_now
 from fastlane_grpc.store import Store
 
 
 @dataclass(frozen=True, slots=True)
 class LogRequest:
-    """What a caller wants to see; no sources: all of them. Without a `begin` from the first byte; a `cursor` wins over it."""
+    """What a caller wants to see; no sources: all of them. Without a `begin` from the first byte; a `cursor` wins over
+    it."""
 
     execution_id: str
     cursor: str = ""
-    begin: BeginAt | None = None
+    begin: StartPoint | None = None
     sources: Sequence[Source] = ()
     follow: bool = True
     text: bool = False
@@ -28,7 +30,8 @@ class LogRequest:
 
 @dataclass(frozen=True, slots=True)
 class StateChanged:
-    """The execution as it is now: the first event, then one at each change of its state, or of what it waits for when that is looked at."""
+    """The execution as it is now: the first event, then one at each change of its state, or of what it waits for when
+    that is looked at."""
 
     cursor: Cursor
     execution: Execution
@@ -61,10 +64,11 @@ class Unsealed:
 # What an execution waits for, if it does.
 WaitingOf: TypeAlias = Callable[[Execution], Awaitable[Waiting | None]]
 
-# A reader that was given output looks again after so long at the soonest: a flood comes in large pieces, a first byte comes at once.
+# A reader that was given output looks again after so long at the soonest: a flood comes in large pieces, a first byte
+# comes at once.
 PACE_SECONDS = 0.004
-# Who looks at an execution that waits longer than this finds a line about it in its log. One that nobody looks at gets none: of a hundred
-# thousand that wait each would have a file.
+# Who looks at an execution that waits longer than this finds a line about it in its log. One that nobody looks at gets
+# none: of a hundred thousand that wait each would have a file.
 MOMENT_SECONDS = 1.0
 
 # What a stream has to say beside the log's own messages.
@@ -171,7 +175,8 @@ def _present(watch: Watch) -> Execution:
 
 
 class _Queue:
-    """What one reader was told of the waiting of an execution. `say_time`: when the log is to have a line about it, on the loop's clock."""
+    """What one reader was told of the waiting of an execution. `say_time`: when the log is to have a line about it, on
+    the loop's clock."""
 
     def __init__(self, request: LogRequest, tails: Tails, waiting_of: WaitingOf) -> None:
         self.waiting: Waiting | None = None

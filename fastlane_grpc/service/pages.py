@@ -1,4 +1,5 @@
-"""Pages of lists, and the tokens by which a caller goes on: a place in a list, and a digest that ties it to its query."""
+"""Pages of lists, and the tokens by which a caller goes on: a place in a list, and a digest that ties it to its
+query."""
 
 import hashlib
 import json

@@ -1,4 +1,5 @@
-"""What callers can ask for: the rules, and what follows from them. A request is looked at as a whole before anything is done."""
+"""What callers can ask for: the rules, and what follows from them. A request is looked at as a whole before anything is
+done."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
@@ -9,13 +10,25 @@ from typing import Protocol
 from fastlane_grpc.config import Settings
 from fastlane_grpc.errors import ServerStopping, TooManyStreams, Violation
 from fastlane_grpc.logs import Tails
-from fastlane_grpc.model import Execution, HostReport, Job, JobSpec, LogTotals, State, Task, Times, Waiting, WaitReason, utc_now
+from fastlane_grpc.model import (
+    Execution,
+    HostReport,
+    Job,
+    JobSpec,
+    LogTotals,
+    State,
+    Task,
+    Times,
+    Waiting,
+    WaitReason,
+    utc_now,
+)
+from fastlane_grpc.retention import Pruned, Retention
 from fastlane_grpc.schedule import first, waiting_state
 from fastlane_grpc.service import validation
 from fastlane_grpc.service.log_stream import LogRequest, Send, StreamEncoding, log_stream
 from fastlane_grpc.service.pages import Listed, PageRequest, TaskQuery, position_of
 from fastlane_grpc.store import ExecutionQuery, JobQuery, Old, Store
-from fastlane_grpc.upkeep import Pruned, Upkeep
 
 # How long a caller who found every stream taken had better wait.
 _STREAMS_RETRY_SECONDS = 5.0
@@ -66,7 +79,7 @@ class Places(Protocol):
 class Service:
     """Every use case, once. Lives on the loop."""
 
-    def __init__(self, store: Store, tails: Tails, places: Places, upkeep: Upkeep, settings: Settings) -> None:
+    def __init__(self, store: Store, tails: Tails, places: Places, upkeep: Retention, settings: Settings) -> None:
         self.settings = settings
         self.start_time = utc_now()
         self._store = store
@@ -83,7 +96,8 @@ class Service:
         self._tails.ring_all()
 
     async def enqueue(self, request: EnqueueRequest, malformed: Sequence[Violation] = ()) -> tuple[Job, bool]:
-        """The job that is kept, with its first execution, and whether it was there already. `malformed`: fields the wire could not say."""
+        """The job that is kept, with its first execution, and whether it was there already. `malformed`: fields the
+        wire could not say."""
         self._check_serving()
         settings = self.settings
         violations = validation.enqueue_violations(
@@ -93,7 +107,10 @@ class Service:
         if request.validate_only:
             return _unkept(request), False
         return await self._store.enqueue(
-            task_id=request.task_id, spec=request.spec, request_id=request.request_id, caller_address=request.caller_address
+            task_id=request.task_id,
+            spec=request.spec,
+            request_id=request.request_id,
+            caller_address=request.caller_address,
         )
 
     async def job(self, job_id: str) -> tuple[Job, Waiting | None]:
@@ -110,7 +127,9 @@ class Service:
         execution, ahead = await self._store.execution_in_line(execution_id, _MOST_AHEAD)
         return execution, self._waiting_behind(execution, ahead)
 
-    async def stop(self, job_id: str, *, note: str, grace: timedelta | None, malformed: Sequence[Violation] = ()) -> Job:
+    async def stop(
+        self, job_id: str, *, note: str, grace: timedelta | None, malformed: Sequence[Violation] = ()
+    ) -> Job:
         """Ends the job; without a `grace` of its own with the job's."""
         self._check_serving()
         _require("job_id", job_id)
@@ -150,34 +169,55 @@ class Service:
                 validation.label_filter_violations(query.labels),
             )
         )
-        return Listed(query, await self._store.jobs(query, after=position_of(request.token, query), size=request.wanted))
+        return Listed(
+            query, await self._store.jobs(query, after=position_of(request.token, query), size=request.wanted)
+        )
 
-    async def executions(self, request: PageRequest[ExecutionQuery], malformed: Sequence[Violation] = ()) -> Listed[Execution]:
+    async def executions(
+        self, request: PageRequest[ExecutionQuery], malformed: Sequence[Violation] = ()
+    ) -> Listed[Execution]:
         """Newest first. `malformed`: fields the wire could not say."""
         self._check_serving()
         query = request.query
-        validation.refuse(chain(malformed, validation.page_violations(request.size), validation.id_prefix_violations(query.id_prefix)))
-        return Listed(query, await self._store.executions(query, after=position_of(request.token, query), size=request.wanted))
+        validation.refuse(
+            chain(malformed, validation.page_violations(request.size), validation.id_prefix_violations(query.id_prefix))
+        )
+        return Listed(
+            query, await self._store.executions(query, after=position_of(request.token, query), size=request.wanted)
+        )
 
     async def tasks(self, request: PageRequest[TaskQuery]) -> Listed[Task]:
         """By name."""
         self._check_serving()
         validation.refuse(validation.page_violations(request.size))
-        return Listed(request.query, await self._store.tasks(after=position_of(request.token, request.query), size=request.wanted))
+        return Listed(
+            request.query, await self._store.tasks(after=position_of(request.token, request.query), size=request.wanted)
+        )
 
-    async def log(self, request: LogRequest, malformed: Sequence[Violation], encoding: StreamEncoding, send: Send) -> None:
+    async def log(
+        self, request: LogRequest, malformed: Sequence[Violation], encoding: StreamEncoding, send: Send
+    ) -> None:
         """Send the log of one execution to its end; see `log_stream`. `malformed`: fields the wire could not say."""
         self._check_serving()
         _require("execution_id", request.execution_id)
         tail_lines = request.begin.tail_lines if request.begin else None
-        validation.refuse([*malformed, *validation.tail_lines_violations(tail_lines), *validation.heartbeat_violations(request.heartbeat)])
+        validation.refuse(
+            [
+                *malformed,
+                *validation.tail_lines_violations(tail_lines),
+                *validation.heartbeat_violations(request.heartbeat),
+            ]
+        )
         if self._streams >= self.settings.max_streams:
             raise TooManyStreams(
-                f"all {self.settings.max_streams} log streams are taken; try again later", retry_seconds=_STREAMS_RETRY_SECONDS
+                f"all {self.settings.max_streams} log streams are taken; try again later",
+                retry_seconds=_STREAMS_RETRY_SECONDS,
             )
         self._streams += 1
         try:
-            await log_stream(request, self._store, self._tails, self.waiting_in_line, lambda: self._stopping, encoding, send)
+            await log_stream(
+                request, self._store, self._tails, self.waiting_in_line, lambda: self._stopping, encoding, send
+            )
         finally:
             self._streams -= 1
 
@@ -194,7 +234,9 @@ class Service:
             return self._places.waiting(execution.id)
         if execution.state is State.SCHEDULED:
             due_time = execution.times.due_time
-            return Waiting(WaitReason.NOT_DUE, f"starts at {due_time:%Y-%m-%dT%H:%M:%SZ}", execution.state_time, due_time=due_time)
+            return Waiting(
+                WaitReason.NOT_DUE, f"starts at {due_time:%Y-%m-%dT%H:%M:%SZ}", execution.state_time, due_time=due_time
+            )
         if execution.state is not State.QUEUED:
             return None
         if error := self._places.host_error:
@@ -220,9 +262,14 @@ class Service:
         return self._places.hosts
 
     async def _waiting_lines(self, execution: Execution) -> tuple[Sequence[LogTotals], int]:
-        """What there is of the log of one that may be queued when the order is written, and its room on the disk. It has a line if somebody
-        looked at it, and more if it was claimed before; one that is claimed may be about to go back."""
-        return await self._tails.waiting_lines(execution.id) if execution.state in {State.QUEUED, State.PREPARING} else ((), 0)
+        """What there is of the log of one that may be queued when the order is written, and its room on the disk. It
+        has a line if somebody looked at it, and more if it was claimed before; one that is claimed may be about to go
+        back."""
+        return (
+            await self._tails.waiting_lines(execution.id)
+            if execution.state in {State.QUEUED, State.PREPARING}
+            else ((), 0)
+        )
 
     def _check_serving(self) -> None:
         if self._stopping:

@@ -10,9 +10,9 @@ from itertools import islice
 
 from fastlane_grpc.errors import InvalidRequest, Violation
 from fastlane_grpc.model import HARD_STOP, JobSpec, Limits
-from fastlane_grpc.redaction import REDACTED, SecretNames, holds_masked_password
-from fastlane_grpc.sanitize import control_character
-from fastlane_grpc.words import command_words
+from fastlane_grpc.text.redaction import REDACTED, SecretNames, holds_masked_password
+from fastlane_grpc.text.sanitize import control_character
+from fastlane_grpc.text.shell_words import split_command
 
 MAX_VIOLATIONS = 16
 MAX_WORDS = 10_000
@@ -87,12 +87,15 @@ def enqueue_violations(
 
 
 def _start_violations(spec: JobSpec, now: datetime) -> Iterator[Violation]:
-    """An expire_time that has passed is no fault: a call that is repeated with its request_id is answered as the first one was."""
+    """An expire_time that has passed is no fault: a call that is repeated with its request_id is answered as the first
+    one was."""
     if spec.start_in is not None and not timedelta() <= spec.start_in <= MAX_AHEAD:
         yield Violation("spec.start_in", f"has to be from 0 s to {MAX_AHEAD.days} days")
     if spec.start_at is not None:
         if spec.start_in is not None:
-            yield Violation("spec.start_at", "cannot be set together with spec.start_in; set one of them, or neither to start now")
+            yield Violation(
+                "spec.start_at", "cannot be set together with spec.start_in; set one of them, or neither to start now"
+            )
         if spec.start_at > now + MAX_AHEAD:
             yield Violation("spec.start_at", f"has to be at most {MAX_AHEAD.days} days from now")
         if spec.expire_time is not None and spec.expire_time < spec.start_at:
@@ -156,10 +159,11 @@ def _command_violations(spec: JobSpec) -> Iterator[Violation]:
         yield Violation("spec.image", "is required")
     elif len(spec.image) > 512 or not _IMAGE.fullmatch(spec.image):
         yield Violation(
-            "spec.image", f"{spec.image[:100]!r} is not an image as `docker run` takes it: [registry[:port]/]name[:tag][@sha256:digest]"
+            "spec.image",
+            f"{spec.image[:100]!r} is not an image as `docker run` takes it: [registry[:port]/]name[:tag][@sha256:digest]",
         )
     try:
-        words = command_words(spec.command)
+        words = split_command(spec.command)
     except ValueError as error:
         yield Violation("spec.command", str(error))
     else:
@@ -171,7 +175,10 @@ def _command_violations(spec: JobSpec) -> Iterator[Violation]:
         if fault := _word_fault(word):
             yield Violation(f"spec.entrypoint[{number}]", fault)
         elif not word and (number == 0 and len(spec.entrypoint) > 1):
-            yield Violation("spec.entrypoint[0]", "is empty: one empty string alone means no entrypoint, a program comes first otherwise")
+            yield Violation(
+                "spec.entrypoint[0]",
+                "is empty: one empty string alone means no entrypoint, a program comes first otherwise",
+            )
 
 
 def _envs_violations(envs: Mapping[str, str], secret_names: SecretNames) -> Iterator[Violation]:
@@ -197,11 +204,16 @@ def _container_violations(spec: JobSpec) -> Iterator[Violation]:
     if spec.user and not (spec.user.isprintable() and re.fullmatch(r"[^\s:]{1,64}(:[^\s:]{1,64})?", spec.user)):
         yield Violation("spec.user", "has to be a name or number, with an optional :group")
     if spec.network not in ("", "none"):
-        yield Violation("spec.network", f"is {spec.network[:100]!r}; it has to be empty (the engine's default network) or none")
+        yield Violation(
+            "spec.network", f"is {spec.network[:100]!r}; it has to be empty (the engine's default network) or none"
+        )
     if spec.stop_signal and not is_signal(spec.stop_signal):
         yield Violation("spec.stop_signal", f"{spec.stop_signal[:100]!r} is not a signal, as SIGTERM or 15")
     elif spec.stop_signal.upper().removeprefix("SIG") in (str(HARD_STOP), "RTMIN+10"):
-        yield Violation("spec.stop_signal", f"signal {HARD_STOP} is fastlane's own: by it the output of a container that is killed is kept")
+        yield Violation(
+            "spec.stop_signal",
+            f"signal {HARD_STOP} is fastlane's own: by it the output of a container that is killed is kept",
+        )
 
 
 def is_signal(text: str) -> bool:
@@ -216,7 +228,9 @@ def is_signal(text: str) -> bool:
 
 def _limits_violations(limits: Limits) -> Iterator[Violation]:
     if limits.memory_bytes and limits.memory_bytes < _MIN_MEMORY:
-        yield Violation("spec.limits.memory_bytes", f"is {limits.memory_bytes}; it has to be 0 (no limit) or at least {_MIN_MEMORY}")
+        yield Violation(
+            "spec.limits.memory_bytes", f"is {limits.memory_bytes}; it has to be 0 (no limit) or at least {_MIN_MEMORY}"
+        )
     if limits.cpus and not (math.isfinite(limits.cpus) and 0.01 <= limits.cpus <= 4096):
         yield Violation("spec.limits.cpus", f"is {limits.cpus}; it has to be 0 (no limit) or from 0.01 to 4096")
     if limits.pids < 0:

@@ -1,7 +1,7 @@
 """Tasks, jobs and executions on disk. What was answered is committed and synced; it survives whatever is killed."""
 
 from fastlane_grpc.store.enqueue import Quota
-from fastlane_grpc.store.fitness import Fitness
+from fastlane_grpc.store.health import StoreHealth
 from fastlane_grpc.store.lists import ExecutionQuery, JobQuery, Page, Position
 from fastlane_grpc.store.pending import Pending
 from fastlane_grpc.store.pruning import Count, Found, Kept, Old, Place
@@ -10,7 +10,6 @@ from fastlane_grpc.store.store import Store
 __all__ = [
     "Count",
     "ExecutionQuery",
-    "Fitness",
     "Found",
     "JobQuery",
     "Kept",
@@ -21,4 +20,5 @@ __all__ = [
     "Position",
     "Quota",
     "Store",
+    "StoreHealth",
 ]

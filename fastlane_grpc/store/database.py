@@ -63,7 +63,8 @@ def open_for_reading(path: Path) -> Connection:
 
 
 def is_failure(error: Exception) -> bool:
-    """Whether SQLite or its disk has failed. The rest of its errors, as a constraint that is violated, are defects of ours."""
+    """Whether SQLite or its disk has failed. The rest of its errors, as a constraint that is violated, are defects of
+    ours."""
     return isinstance(error, sqlite3.OperationalError) or type(error) is sqlite3.DatabaseError
 
 
@@ -78,7 +79,8 @@ def refusal(error: Exception, path: Path) -> Refusal:
 def _opening(path: Path, kind: "type[AnyConnection]") -> "Iterator[AnyConnection]":
     """A connection that is closed if what is done in it fails. StoreFailed."""
     try:
-        # It is opened on one thread and used on another, one at a time. Transactions are begun and ended by hand, hence no isolation level.
+        # It is opened on one thread and used on another, one at a time. Transactions are begun and ended by hand, hence
+        # no isolation level.
         db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=256, factory=kind)
         try:
             db.execute("PRAGMA foreign_keys = ON")
@@ -95,10 +97,13 @@ def _migrate(db: Connection, path: Path) -> None:
     applied = {migration.name for migration in migrations.applied(house)}
     known = {migration.name for migration in migrations.pending(Database(memory=True))}
     if unknown := applied - known:
-        raise StoreFailed(f"{path} was written by a newer fastlane ({', '.join(sorted(unknown))}): run that one, or a later one")
+        raise StoreFailed(
+            f"{path} was written by a newer fastlane ({', '.join(sorted(unknown))}): run that one, or a later one"
+        )
     migrations.apply(house)
     if known - applied:
-        # Into the file itself, while nobody else has it open: what a database is, and whose, is then not lost with its write-ahead log.
+        # Into the file itself, while nobody else has it open: what a database is, and whose, is then not lost with its
+        # write-ahead log.
         db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
 

@@ -1,4 +1,5 @@
-"""Executions that wait for a time: queued when they are due, ended when they have not been claimed by their expire_time.
+"""Executions that wait for a time: queued when they are due, ended when they have not been claimed by their
+expire_time.
 
 Each goes down an index, from its earliest time on, and takes a bounded number.
 """
@@ -13,7 +14,8 @@ from fastlane_grpc.store.rows import EXECUTION, execution_from, microseconds_sin
 
 
 class Promotion(NamedTuple):
-    """Whether there may be more to do right now; and from when on there is something to do, None if nothing waits for a time."""
+    """Whether there may be more to do right now; and from when on there is something to do, None if nothing waits for a
+    time."""
 
     more: bool
     next_time: datetime | None
@@ -40,8 +42,8 @@ def expire(db: Connection, now: datetime, limit: int) -> list[Execution]:
 
 
 def promote(db: Connection, now: datetime, limit: int) -> list[Execution]:
-    """Queues executions that are due, in the order of their due times; those that have expired were ended before. Of their jobs nothing is
-    written."""
+    """Queues executions that are due, in the order of their due times; those that have expired were ended before. Of
+    their jobs nothing is written."""
     values = {"now": microseconds_since_epoch(now), "limit": limit}
     found = db.execute(
         f"""

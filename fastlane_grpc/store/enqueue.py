@@ -1,4 +1,5 @@
-"""The one unit of work that comes by the thousand: a job with its first execution. Many of them take no more statements than one."""
+"""The one unit of work that comes by the thousand: a job with its first execution. Many of them take no more statements
+than one."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -6,15 +7,21 @@ from datetime import datetime
 from pathlib import Path
 from typing import TypeVar
 
-from fastlane_grpc.directory import least_free_bytes, least_free_inodes, missing_room
 from fastlane_grpc.errors import DiskFull, QueueFull, Refusal, RequestIdReused
+from fastlane_grpc.machine.data_directory import least_free_bytes, least_free_inodes, missing_room
 from fastlane_grpc.model import Execution, Job, JobSpec, Times, new_id
-from fastlane_grpc.redaction import SecretNames
 from fastlane_grpc.schedule import first, waiting_state
 from fastlane_grpc.store.database import RETRY_SECONDS, Connection, sqlite3
 from fastlane_grpc.store.queries import job_of
-from fastlane_grpc.store.rows import microseconds_or_none, microseconds_since_epoch, request_digest, spec_bytes, spec_from
+from fastlane_grpc.store.rows import (
+    microseconds_or_none,
+    microseconds_since_epoch,
+    request_digest,
+    spec_bytes,
+    spec_from,
+)
 from fastlane_grpc.store.writer import Written
+from fastlane_grpc.text.redaction import SecretNames
 
 T = TypeVar("T")
 
@@ -34,7 +41,8 @@ _LABEL = "(?, ?, ?, ?)"
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """Up to what jobs are taken: so many executions may wait, and so many bytes and inodes of the disk of `directory` have to be free."""
+    """Up to what jobs are taken: so many executions may wait, and so many bytes and inodes of the disk of `directory`
+    have to be free."""
 
     directory: Path
     max_waiting: int
@@ -49,7 +57,8 @@ class Quota:
         return cls(directory, max_waiting, min_free_bytes, least_free_inodes(directory) if min_free_bytes else 0)
 
     def refusal(self, db: Connection, jobs: int) -> Refusal | None:
-        """Why so many more are not taken; None if they are. A count that is kept and a look at the disk: microseconds, once for many."""
+        """Why so many more are not taken; None if they are. A count that is kept and a look at the disk: microseconds,
+        once for many."""
         [(waiting,)] = db.execute("SELECT waiting FROM kept").fetchall()
         if waiting + jobs > self.max_waiting:
             message = f"{waiting} executions wait, and {self.max_waiting} may; try again when some have begun"
@@ -68,7 +77,8 @@ DEFAULT_SECRET_NAMES = SecretNames()
 
 
 class Enqueue:
-    """A job to be kept, made when the caller asked for it. Answers the job, and whether its `request_id` had made it before."""
+    """A job to be kept, made when the caller asked for it. Answers the job, and whether its `request_id` had made it
+    before."""
 
     def __init__(
         self,
@@ -84,14 +94,26 @@ class Enqueue:
         now = microseconds_since_epoch(time)
         due_time = first(spec, time).due_time
         state = waiting_state(due_time, time)
-        execution = Execution(new_id(), new_id(), task_id, state, Times(time, due_time), time, expire_time=spec.expire_time)
+        execution = Execution(
+            new_id(), new_id(), task_id, state, Times(time, due_time), time, expire_time=spec.expire_time
+        )
         self._spec = spec
         self.job = Job(execution.job_id, task_id, spec, execution, time, state, 1, request_id, caller_address)
         self._quota = quota
         self._secret_names = secret_names
         # Nothing is compared with a job that came without a request_id.
         self._digest = request_digest(task_id, self._compared(spec)) if request_id else b""
-        self._job_row = (execution.job_id, execution.id, task_id, state, data, now, request_id, self._digest, caller_address)
+        self._job_row = (
+            execution.job_id,
+            execution.id,
+            task_id,
+            state,
+            data,
+            now,
+            request_id,
+            self._digest,
+            caller_address,
+        )
         self._create_time = now
         self._execution_row = _execution_row(execution, spec.priority)
 
@@ -102,7 +124,9 @@ class Enqueue:
                 raise refusal
             return Written((job, True))
         # Tried before it is looked for: nearly always it is new.
-        kept = db.execute(f"{_JOBS} {_JOB} ON CONFLICT (task_id, request_id) WHERE request_id <> '' DO NOTHING", self._job_row)
+        kept = db.execute(
+            f"{_JOBS} {_JOB} ON CONFLICT (task_id, request_id) WHERE request_id <> '' DO NOTHING", self._job_row
+        )
         if not kept.rowcount:
             job = self._kept_before(db)
             assert job is not None, "what it conflicts with"
@@ -113,15 +137,21 @@ class Enqueue:
 
     @staticmethod
     def together(db: Connection, works: Sequence["Enqueue"]) -> Sequence[Written[tuple[Job, bool]]]:
-        """Raises an error of SQLite's if one of them was kept before, QueueFull or DiskFull where there is no room for all of them."""
+        """Raises an error of SQLite's if one of them was kept before, QueueFull or DiskFull where there is no room for
+        all of them."""
         if refusal := works[0]._quota.refusal(db, len(works)):
             raise refusal
         for part in _parts(works):
-            kept = db.execute(_JOBS + ", ".join([_JOB] * len(part)), [value for work in part for value in work._job_row])
+            kept = db.execute(
+                _JOBS + ", ".join([_JOB] * len(part)), [value for work in part for value in work._job_row]
+            )
             # The rows of one statement have consecutive numbers, each one more than the largest before.
             first_seq = _last_seq(kept) - len(part) + 1
             _keep_labels(db, [row for seq, work in enumerate(part, first_seq) for row in work._label_rows(seq)])
-            db.execute(_EXECUTIONS + ", ".join([_EXECUTION] * len(part)), [value for work in part for value in work._execution_row])
+            db.execute(
+                _EXECUTIONS + ", ".join([_EXECUTION] * len(part)),
+                [value for work in part for value in work._execution_row],
+            )
         return [work._written for work in works]
 
     @property
@@ -139,7 +169,8 @@ class Enqueue:
         if not found:
             return None
         [(job_id, digest, spec)] = found
-        # Which names are secret may have been set anew since the digest was made: then the specs themselves are compared.
+        # Which names are secret may have been set anew since the digest was made: then the specs themselves are
+        # compared.
         if digest != self._digest and self._compared(spec_from(spec)) != self._compared(self._spec):
             raise RequestIdReused(self.job.request_id, job_id)
         return job_of(db, job_id)
@@ -147,8 +178,8 @@ class Enqueue:
     def _compared(self, spec: JobSpec) -> bytes:
         """Return what has to be the same in a repeated request.
 
-        Secrets are not in it: neither the answer nor the time that it takes tells a caller whether a guess at one was right.
-        """
+        Secrets are not in it: neither the answer nor the time that it takes tells a caller whether a guess at one was
+        right."""
         return spec_bytes(spec.redacted(self._secret_names))
 
 

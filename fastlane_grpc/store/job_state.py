@@ -1,8 +1,8 @@
-"""The state of a job: written by plain statements, in the transaction that changes the job's current execution, and only here.
+"""The state of a job: written by plain statements, in the transaction that changes the job's current execution, and
+only here.
 
-A job that is not final has the state of its current execution. When that ends, the same transaction makes the job final or inserts the
-job's next execution: there is no moment at which a crash could forget it.
-"""
+A job that is not final has the state of its current execution. When that ends, the same transaction makes the job final
+or inserts the job's next execution: there is no moment at which a crash could forget it."""
 
 from datetime import datetime
 
@@ -24,9 +24,11 @@ def follow(db: Connection, execution: Execution) -> None:
 
 
 def follow_claim(db: Connection, execution: Execution) -> JobSpec:
-    """The same, of an execution that was just claimed. Returns what to run: one statement does both, as claims have to be fast."""
+    """The same, of an execution that was just claimed. Returns what to run: one statement does both, as claims have to
+    be fast."""
     found = db.execute(
-        "UPDATE jobs SET state = ? WHERE job_id = ? AND execution_id = ? RETURNING spec", (execution.state, execution.job_id, execution.id)
+        "UPDATE jobs SET state = ? WHERE job_id = ? AND execution_id = ? RETURNING spec",
+        (execution.state, execution.job_id, execution.id),
     ).fetchall()
     found = found or db.execute("SELECT spec FROM jobs WHERE job_id = ?", (execution.job_id,)).fetchall()
     return spec_from(found[0][0])
@@ -93,6 +95,7 @@ def _insert_next(db: Connection, job: Job, following: Next, now: datetime) -> Ex
     )
     insert_execution(db, execution, job.spec.priority)
     db.execute(
-        "UPDATE jobs SET state = ?, execution_id = ?, executions = executions + 1 WHERE job_id = ?", (execution.state, execution.id, job.id)
+        "UPDATE jobs SET state = ?, execution_id = ?, executions = executions + 1 WHERE job_id = ?",
+        (execution.state, execution.id, job.id),
     )
     return execution

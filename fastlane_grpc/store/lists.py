@@ -1,11 +1,13 @@
-"""Lists, newest first, a page at a time: the work for a page is bounded, however much is kept and however little of it is looked for.
+"""Lists, newest first, a page at a time: the work for a page is bounded, however much is kept and however little of it
+is looked for.
 
-A page is one statement, before which a few count which index leads to the fewest rows, where there is a choice. It is read off the ends of
-the ranges of that index, of which there is one for each state, so that nothing is sorted but what is answered. What no index sees to is
-checked row by row, of a bounded number of rows: such a page may be short, or empty, and not the last.
+A page is one statement, before which a few count which index leads to the fewest rows, where there is a choice. It is
+read off the ends of the ranges of that index, of which there is one for each state, so that nothing is sorted but what
+is answered. What no index sees to is checked row by row, of a bounded number of rows: such a page may be short, or
+empty, and not the last.
 
-A place in a list is the key of a row: whatever comes or changes between two pages, what was there all along is in one of them.
-"""
+A place in a list is the key of a row: whatever comes or changes between two pages, what was there all along is in one
+of them."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -28,7 +30,8 @@ from fastlane_grpc.store.rows import (
 
 T = TypeVar("T")
 
-# A place in a list: the key that its rows are ordered by. Of jobs (create_time, seq), of executions (seq,), of tasks (task_id,).
+# A place in a list: the key that its rows are ordered by. Of jobs (create_time, seq), of executions (seq,), of tasks
+# (task_id,).
 Position: TypeAlias = tuple[int | str, ...]
 
 # Rows that are looked at for one page.
@@ -65,17 +68,24 @@ class ExecutionQuery:
 
 @dataclass(frozen=True, slots=True)
 class Page(Generic[T]):
-    """Items in the order of the list, the place of each, and `rest`, the place behind which the next page begins; None: there is none."""
+    """Items in the order of the list, the place of each, and `rest`, the place behind which the next page begins; None:
+    there is none."""
 
     items: Sequence[T]
     positions: Sequence[Position]
     rest: Position | None
 
 
-def page_of_jobs(db: Connection, query: JobQuery, after: tuple[int, int] | None, size: int, *, most: int = MOST_LOOKED_AT) -> Page[Job]:
-    """By the time they came and, within that, by arrival, newest first: at most `size` behind `after`, of `most` that are looked at."""
+def page_of_jobs(
+    db: Connection, query: JobQuery, after: tuple[int, int] | None, size: int, *, most: int = MOST_LOOKED_AT
+) -> Page[Job]:
+    """By the time they came and, within that, by arrival, newest first: at most `size` behind `after`, of `most` that
+    are looked at."""
     # One bound, the nearer of the two: an index is entered by one.
-    before = min(after or (_LAST, _LAST), (_LAST, _LAST) if query.until_time is None else (microseconds_since_epoch(query.until_time), 0))
+    before = min(
+        after or (_LAST, _LAST),
+        (_LAST, _LAST) if query.until_time is None else (microseconds_since_epoch(query.until_time), 0),
+    )
     values: dict[str, object] = {
         "since": _FIRST if query.since_time is None else microseconds_since_epoch(query.since_time),
         "before_time": before[0],
@@ -105,7 +115,8 @@ def page_of_executions(
 def page_of_tasks(db: Connection, after: tuple[str] | None, size: int) -> Page[Task]:
     """By name: at most `size` behind `after`."""
     rows = db.execute(
-        f"SELECT {TASK} FROM tasks WHERE task_id > ? ORDER BY task_id LIMIT ?", ["" if after is None else after[0], size + 1]
+        f"SELECT {TASK} FROM tasks WHERE task_id > ? ORDER BY task_id LIMIT ?",
+        ["" if after is None else after[0], size + 1],
     ).fetchall()
     tasks = [task_from(row) for row in rows[:size]]
     positions = [(task.id,) for task in tasks]
@@ -119,9 +130,9 @@ def page_of_tasks(db: Connection, after: tuple[str] | None, size: int) -> Page[T
 class _Filter:
     """`check` says of one row whether it is wanted; empty: every row is.
 
-    `ranges`, where there is an index for it: the parts of it that hold the wanted rows, each in the order of the list. They see to the
-    filters named in `sees_to`. `few`: they are in another order, so that a page has to read all of them, which have to be few.
-    """
+    `ranges`, where there is an index for it: the parts of it that hold the wanted rows, each in the order of the list.
+    They see to the filters named in `sees_to`. `few`: they are in another order, so that a page has to read all of
+    them, which have to be few."""
 
     name: str
     check: str
@@ -144,10 +155,13 @@ class _Noun:
 
 
 _CURRENT_EXECUTION = "LEFT JOIN executions ON executions.execution_id = jobs.execution_id"
-# SQLite enters an index by the time alone, and passes over jobs of the same microsecond one by one: there are never many.
+# SQLite enters an index by the time alone, and passes over jobs of the same microsecond one by one: there are never
+# many.
 _BY_TIME = "create_time >= :since AND (create_time, seq) < (:before_time, :before_seq)"
 _JOBS = _Noun("jobs", ("create_time", "seq"), _BY_TIME, JOB_WITHOUT_SPEC, job_from, _CURRENT_EXECUTION)
-_JOBS_WITH_SPEC = _Noun("jobs", ("create_time", "seq"), _BY_TIME, JOB, job_from, _CURRENT_EXECUTION, "length(jobs.spec)")
+_JOBS_WITH_SPEC = _Noun(
+    "jobs", ("create_time", "seq"), _BY_TIME, JOB, job_from, _CURRENT_EXECUTION, "length(jobs.spec)"
+)
 _EXECUTIONS = _Noun("executions", ("seq",), "seq < :before_seq", EXECUTION, execution_from)
 
 
@@ -166,7 +180,9 @@ def _job_filters(query: JobQuery) -> Iterator[_Filter]:
         )
     yield _of_states("jobs", query.states)
     if query.task_id:
-        ranges = [f"FROM jobs INDEXED BY jobs_task_state WHERE task_id = :task_id AND state = {state}" for state in states]
+        ranges = [
+            f"FROM jobs INDEXED BY jobs_task_state WHERE task_id = :task_id AND state = {state}" for state in states
+        ]
         yield _Filter("task", "jobs.task_id = :task_id", ranges, frozenset({"task", "states"}))
     else:
         ranges = [f"FROM jobs INDEXED BY jobs_state WHERE state = {state}" for state in states]
@@ -182,11 +198,15 @@ def _execution_filters(query: ExecutionQuery) -> Iterator[_Filter]:
         ranges = ["FROM executions INDEXED BY idx_executions_job_id WHERE job_id = :job_id"]
         yield _Filter("job", "executions.job_id = :job_id", ranges, frozenset({"job"}))
     if query.task_id:
-        ranges = [f"FROM executions INDEXED BY executions_task_state WHERE task_id = :task_id AND state = {state}" for state in states]
+        ranges = [
+            f"FROM executions INDEXED BY executions_task_state WHERE task_id = :task_id AND state = {state}"
+            for state in states
+        ]
         yield _Filter("task", "executions.task_id = :task_id", ranges, frozenset({"task", "states"}))
     if query.host:
         ranges = [
-            f"FROM executions INDEXED BY executions_host_state WHERE host = :host AND host <> '' AND state = {state}" for state in states
+            f"FROM executions INDEXED BY executions_host_state WHERE host = :host AND host <> '' AND state = {state}"
+            for state in states
         ]
         yield _Filter("host", "executions.host = :host", ranges, frozenset({"host", "states"}))
     if not (query.job_id or query.task_id or query.host):
@@ -195,7 +215,8 @@ def _execution_filters(query: ExecutionQuery) -> Iterator[_Filter]:
 
 
 def _of_id(table: str, column: str) -> _Filter:
-    # Ids begin with the time they were made, but nothing relies on that: what begins alike is few, or is met on the way through the rest.
+    # Ids begin with the time they were made, but nothing relies on that: what begins alike is few, or is met on the way
+    # through the rest.
     begins_so = f"FROM {table} INDEXED BY idx_{table}_{column} WHERE {column} >= :id_from AND {column} < :id_before"
     check = f"{table}.{column} >= :id_from AND {table}.{column} < :id_before"
     return _Filter("id", check, [begins_so], frozenset({"id"}), few=True)
@@ -213,7 +234,9 @@ def _id_range(prefix: str) -> Mapping[str, str]:
 # ---- one page
 
 
-def _page(db: Connection, noun: _Noun, filters: Sequence[_Filter], values: Mapping[str, object], size: int, most: int) -> Page[Any]:
+def _page(
+    db: Connection, noun: _Noun, filters: Sequence[_Filter], values: Mapping[str, object], size: int, most: int
+) -> Page[Any]:
     source = _source(db, noun, filters, values, most)
     checks = _checks(source, filters)
     # Without checks whatever is looked at is wanted; the one more tells whether there is another page.
@@ -223,8 +246,11 @@ def _page(db: Connection, noun: _Noun, filters: Sequence[_Filter], values: Mappi
     return _page_from(rows, noun, look=look, size=size)
 
 
-def _source(db: Connection, noun: _Noun, filters: Sequence[_Filter], values: Mapping[str, object], most: int) -> _Filter:
-    """One that leaves nothing to check, or else the one with the fewest rows to look at, counted no further than a page could look."""
+def _source(
+    db: Connection, noun: _Noun, filters: Sequence[_Filter], values: Mapping[str, object], most: int
+) -> _Filter:
+    """One that leaves nothing to check, or else the one with the fewest rows to look at, counted no further than a page
+    could look."""
     left = [each for each in filters if each.ranges and (not each.few or _count(db, each.ranges, values, most) <= most)]
     for each in left:
         if len(left) == 1 or not (each.few or _checks(each, filters)):
@@ -250,7 +276,8 @@ def _sql(noun: _Noun, ranges: Sequence[str], checks: Sequence[str]) -> str:
         f"SELECT * FROM (SELECT {key} {part} AND {noun.bounds} ORDER BY {newest_first} LIMIT :look)" for part in ranges
     )
     wanted = " AND ".join(checks) or "true"
-    # There is a row even where nothing that was looked at is wanted, which says how far the look went; none if nothing was there.
+    # There is a row even where nothing that was looked at is wanted, which says how far the look went; none if nothing
+    # was there.
     return f"""
         WITH looked AS MATERIALIZED (SELECT * FROM ({looked_at}) ORDER BY {newest_first} LIMIT :look),
         matched AS MATERIALIZED (
@@ -275,7 +302,11 @@ def _page_from(rows: Sequence[Row], noun: _Noun, *, look: int, size: int) -> Pag
     looked, matched = rows[0][:2]
     last = tuple(rows[0][2 : 2 + width])
     # Sorted here: a sort in the statement would hold every spec.
-    found = sorted(((tuple(row[2 + width : 2 + 2 * width]), row) for row in rows if row[2 + width] is not None), reverse=True, key=_place)
+    found = sorted(
+        ((tuple(row[2 + width : 2 + 2 * width]), row) for row in rows if row[2 + width] is not None),
+        reverse=True,
+        key=_place,
+    )
     positions = [position for position, _ in found]
     rest: Position | None = positions[-1] if matched == size or len(found) < matched else last
     if rest == last and looked < look:

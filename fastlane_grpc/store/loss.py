@@ -1,8 +1,8 @@
 """Whether a database has lost what was committed to it: it is gone while logs are there, or its write-ahead log is.
 
-SQLite takes a file that is missing for one that is new, and a write-ahead log that is missing or cut for one that ends there. For jobs that
-were acknowledged that would be a loss without a word, and for their containers a server that does not know them.
-"""
+SQLite takes a file that is missing for one that is new, and a write-ahead log that is missing or cut for one that ends
+there. For jobs that were acknowledged that would be a loss without a word, and for their containers a server that does
+not know them."""
 
 import os
 import re
@@ -10,7 +10,8 @@ from collections.abc import Iterator
 from itertools import islice
 from pathlib import Path
 
-# Beside the database while a server has it open for writing. A server that was killed leaves it, and a write-ahead log with it.
+# Beside the database while a server has it open for writing. A server that was killed leaves it, and a write-ahead log
+# with it.
 MARKER = "serving"
 # So many executions, the newest that have a log, are looked for in the database. What is lost first is what came last.
 NEWEST = 20
@@ -23,13 +24,14 @@ _RESTORE = "put it back, or restore a backup (see Restore in docs/operations.md)
 
 
 def loss(path: Path) -> str:
-    """What is missing of the database at `path`, seen without opening it, and what to do. Empty: nothing that can be seen."""
+    """What is missing of the database at `path`, seen without opening it, and what to do. Empty: nothing that can be
+    seen."""
     empty = not path.exists() or not path.stat().st_size
     if empty and (found := next(executions_with_logs(path.parent), "")):
         state = "is empty" if path.exists() else "is missing"
         return f"{path} {state}, and there are logs of executions, as {found}: {_RESTORE}; or, to begin anew, move {path.parent} away"
-    # Whoever closes a database last takes away both, and first moves what is in the one into the file: as does a look from outside, after a
-    # server was killed. One of them alone is never left.
+    # Whoever closes a database last takes away both, and first moves what is in the one into the file: as does a look
+    # from outside, after a server was killed. One of them alone is never left.
     if not empty and marker(path).exists() and _beside(path, "shm").exists() and not _write_ahead_log(path).exists():
         return (
             f"{_write_ahead_log(path)} is missing, and holds what the last server, which was killed, wrote last: {_RESTORE}; or, to go on "
@@ -76,7 +78,8 @@ def unmark(path: Path) -> None:
 
 
 def executions_with_logs(directory: Path) -> Iterator[str]:
-    """The ids of executions that have a log in this data directory, of the newest day first, and of a day the newest first."""
+    """The ids of executions that have a log in this data directory, of the newest day first, and of a day the newest
+    first."""
     for day in sorted(filter(_DAY.fullmatch, _names(directory / "logs")), reverse=True):
         yield from sorted((name for name in _names(directory / "logs" / day) if len(name) == _ID_LENGTH), reverse=True)
 

@@ -1,8 +1,7 @@
 """The schema, as the steps that lead to it. A step that was released is never edited: a database that has it keeps it.
 
-What follows from other rows (a task's counts, the lines of the queue) is kept by triggers: no statement can forget it, and
-it costs none.
-"""
+What follows from other rows (a task's counts, the lines of the queue) is kept by triggers: no statement can forget it,
+and it costs none."""
 
 from uuid import uuid4
 
@@ -41,7 +40,16 @@ def tasks_and_jobs(db: Database) -> None:
             "caller_address": str,
         },
         pk="seq",
-        not_null={"job_id", "task_id", "state", "spec", "create_time", "request_id", "request_digest", "caller_address"},
+        not_null={
+            "job_id",
+            "task_id",
+            "state",
+            "spec",
+            "create_time",
+            "request_id",
+            "request_digest",
+            "caller_address",
+        },
         foreign_keys=[("task_id", "tasks", "task_id")],
         strict=True,
     )
@@ -110,10 +118,29 @@ def executions(db: Database) -> None:
         },
         pk="seq",
         not_null={
-            *("execution_id", "job_id", "task_id", "priority", "run", "attempt", "state", "state_time", "create_time", "due_time"),
+            *(
+                "execution_id",
+                "job_id",
+                "task_id",
+                "priority",
+                "run",
+                "attempt",
+                "state",
+                "state_time",
+                "create_time",
+                "due_time",
+            ),
             *("host", "container_id", "image_digest", "capture", "engine_life", "starting", "logs"),
         },
-        defaults={"host": "", "container_id": "", "image_digest": "", "capture": "", "engine_life": "", "starting": 0, "logs": "[]"},
+        defaults={
+            "host": "",
+            "container_id": "",
+            "image_digest": "",
+            "capture": "",
+            "engine_life": "",
+            "starting": 0,
+            "logs": "[]",
+        },
         foreign_keys=[("job_id", "jobs", "job_id")],
         strict=True,
     )
@@ -137,9 +164,11 @@ def executions(db: Database) -> None:
 
 @migrations()
 def lines_of_the_queue(db: Database) -> None:
-    """A row for each task that has queued executions of a priority, and for no other; the lowest turn is served next, and then gets the
-    highest. So a claim is two steps down two indexes, however many wait."""
-    db.table("lines").create({"priority": int, "task_id": str, "turn": int}, pk=("priority", "task_id"), not_null={"turn"}, strict=True)
+    """A row for each task that has queued executions of a priority, and for no other; the lowest turn is served next,
+    and then gets the highest. So a claim is two steps down two indexes, however many wait."""
+    db.table("lines").create(
+        {"priority": int, "task_id": str, "turn": int}, pk=("priority", "task_id"), not_null={"turn"}, strict=True
+    )
     db.execute("CREATE UNIQUE INDEX lines_turn ON lines(priority DESC, turn)")
     db.execute("CREATE INDEX executions_queued ON executions(priority DESC, task_id, seq) WHERE state = 2")
     line_up = """
@@ -148,7 +177,9 @@ def lines_of_the_queue(db: Database) -> None:
         ON CONFLICT (priority, task_id) DO NOTHING;
     """
     db.execute(f"CREATE TRIGGER queued_at_first AFTER INSERT ON executions WHEN new.state = 2 BEGIN {line_up} END")
-    db.execute(f"CREATE TRIGGER queued_again AFTER UPDATE OF state ON executions WHEN old.state <> 2 AND new.state = 2 BEGIN {line_up} END")
+    db.execute(
+        f"CREATE TRIGGER queued_again AFTER UPDATE OF state ON executions WHEN old.state <> 2 AND new.state = 2 BEGIN {line_up} END"
+    )
     db.execute(
         """
         CREATE TRIGGER left_the_queue AFTER UPDATE OF state ON executions WHEN old.state = 2 AND new.state <> 2 BEGIN
@@ -194,8 +225,10 @@ def labels_of_jobs(db: Database) -> None:
 
 @migrations()
 def upkeep(db: Database) -> None:
-    """What pruning looks for, oldest end first, and what would have to be counted: kept, so that nothing ever counts a million rows."""
-    # Room on the disk that its log takes; 0: there is none, or it was pruned. Until the files are gone it stays, whatever prune_time says.
+    """What pruning looks for, oldest end first, and what would have to be counted: kept, so that nothing ever counts a
+    million rows."""
+    # Room on the disk that its log takes; 0: there is none, or it was pruned. Until the files are gone it stays,
+    # whatever prune_time says.
     db.execute("ALTER TABLE executions ADD COLUMN log_bytes INTEGER NOT NULL DEFAULT 0")
     db.execute("ALTER TABLE executions ADD COLUMN prune_time INTEGER")
     db.execute("CREATE INDEX executions_log_kept ON executions(end_time) WHERE log_bytes > 0")
@@ -242,7 +275,8 @@ def upkeep(db: Database) -> None:
 
 @migrations()
 def state_of_jobs(db: Database) -> None:
-    """A job owns its state, its outcome and its end. The store writes them; the trigger that copied the newest execution's state goes."""
+    """A job owns its state, its outcome and its end. The store writes them; the trigger that copied the newest
+    execution's state goes."""
     db.execute("DROP TRIGGER job_has_the_state_of_its_newest_execution")
     # Its current execution: the newest one.
     db.execute("ALTER TABLE jobs ADD COLUMN execution_id TEXT NOT NULL DEFAULT ''")
@@ -251,10 +285,17 @@ def state_of_jobs(db: Database) -> None:
     # When a caller stopped it; null: nobody has.
     db.execute("ALTER TABLE jobs ADD COLUMN stop_time INTEGER")
     # Null until it is final; the reason is the contract's number.
-    for column in ("end_time INTEGER", "reason INTEGER", "detail TEXT", "exit_code INTEGER", "out_of_memory INTEGER", "stop_signal TEXT"):
+    for column in (
+        "end_time INTEGER",
+        "reason INTEGER",
+        "detail TEXT",
+        "exit_code INTEGER",
+        "out_of_memory INTEGER",
+        "stop_signal TEXT",
+    ):
         db.execute(f"ALTER TABLE jobs ADD COLUMN {column}")
-    # Until now a job had one execution. In parts: SQLite keeps in memory how every page was that a statement has changed, which would be
-    # half a gigabyte of a million jobs.
+    # Until now a job had one execution. In parts: SQLite keeps in memory how every page was that a statement has
+    # changed, which would be half a gigabyte of a million jobs.
     columns = "execution_id, end_time, reason, detail, exit_code, out_of_memory, stop_signal"
     [(last,)] = db.execute("SELECT coalesce(max(seq), 0) FROM jobs").fetchall()
     for begin in range(0, last + 1, _ROWS_AT_ONCE):
@@ -275,12 +316,14 @@ def state_of_jobs(db: Database) -> None:
 
 @migrations()
 def due_and_expire_times(db: Database) -> None:
-    """Executions that wait for a time, and those that must not start after one. In a line of the queue the one that was due first goes
-    first."""
+    """Executions that wait for a time, and those that must not start after one. In a line of the queue the one that was
+    due first goes first."""
     # From behind this time on it is not started any more; null: there is none.
     db.execute("ALTER TABLE executions ADD COLUMN expire_time INTEGER")
     db.execute("CREATE INDEX executions_due ON executions(due_time, seq) WHERE state = 1")
-    db.execute("CREATE INDEX executions_expiring ON executions(expire_time, seq) WHERE state <= 2 AND expire_time IS NOT NULL")
+    db.execute(
+        "CREATE INDEX executions_expiring ON executions(expire_time, seq) WHERE state <= 2 AND expire_time IS NOT NULL"
+    )
     db.execute("DROP INDEX executions_queued")
     db.execute("CREATE INDEX executions_queued ON executions(priority DESC, task_id, due_time, seq) WHERE state = 2")
     for trigger in ("one_more_waits", "waits_or_not", "execution_went"):

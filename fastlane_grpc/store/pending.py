@@ -10,7 +10,8 @@ T = TypeVar("T")
 
 
 class Pending(Generic[T]):
-    """Where it was asked for settles which of the two it is. Giving up the wait undoes nothing of what was asked for."""
+    """Where it was asked for settles which of the two it is. Giving up the wait undoes nothing of what was asked
+    for."""
 
     __slots__ = ("_future", "on_loop")
 
@@ -49,7 +50,8 @@ class Settled(NamedTuple):
 
 
 def tell(loop: asyncio.AbstractEventLoop, settled: Sequence[Settled], then: Callable[[], None] | None = None) -> None:
-    """Wakes all who wait: those on the loop by one callback, which then calls `then`; threads when that callback has its place there."""
+    """Wakes all who wait: those on the loop by one callback, which then calls `then`; threads when that callback has
+    its place there."""
     on_loop = [one for one in settled if one.pending.on_loop]
     if on_loop or then:
         with suppress(RuntimeError):  # the loop is closed: nobody is there to be told

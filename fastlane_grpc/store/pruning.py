@@ -1,4 +1,5 @@
-"""What has been kept for long enough: found in the order in which it ended, and taken out of the tables in small numbers.
+"""What has been kept for long enough: found in the order in which it ended, and taken out of the tables in small
+numbers.
 
 Each way is down an index, from its old end, however much is kept and however little of it is old.
 """
@@ -15,8 +16,8 @@ from fastlane_grpc.store.rows import EXECUTION, execution_from, microseconds_sin
 
 
 class Place(NamedTuple):
-    """Where a walk through what has ended stands: the end of a job or of a log's execution, and its number, which tells it from those of
-    the same time."""
+    """Where a walk through what has ended stands: the end of a job or of a log's execution, and its number, which tells
+    it from those of the same time."""
 
     end_time: int
     seq: int
@@ -57,7 +58,8 @@ class Count:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """The oldest ends, of a log that is kept and of a job, if there are any; and the room that the logs of all that ended take."""
+    """The oldest ends, of a log that is kept and of a job, if there are any; and the room that the logs of all that
+    ended take."""
 
     oldest_log_time: datetime | None
     oldest_job_time: datetime | None
@@ -79,7 +81,10 @@ def kept(db: Connection) -> Kept:
 def oldest(db: Connection, old: Old, after: Place, limit: int) -> list[Found]:
     """The next ones after that place: of at most `limit` logs, or all executions of at most `limit` jobs."""
     rows = db.execute(_found(old), _values(old, after, limit)).fetchall()
-    return [Found(execution_id, job_id, log_bytes, Place(end_time, seq)) for execution_id, job_id, log_bytes, end_time, seq in rows]
+    return [
+        Found(execution_id, job_id, log_bytes, Place(end_time, seq))
+        for execution_id, job_id, log_bytes, end_time, seq in rows
+    ]
 
 
 def count(db: Connection, old: Old, limit: int) -> Count:
@@ -92,7 +97,8 @@ def count(db: Connection, old: Old, limit: int) -> Count:
 
 
 def mark_pruned(db: Connection, execution_ids: Sequence[str], now: datetime) -> list[Execution]:
-    """From now on readers are told that the logs were pruned; those that changed by that. The files are known of still."""
+    """From now on readers are told that the logs were pruned; those that changed by that. The files are known of
+    still."""
     return _update(db, "prune_time = :now", "prune_time IS NULL AND log_bytes > 0", execution_ids, now)
 
 

@@ -11,14 +11,17 @@ CURRENT = "(SELECT seq FROM executions WHERE execution_id = (SELECT execution_id
 
 def job_of(db: Connection, job_id: str) -> Job:
     """JobNotFound."""
-    rows = db.execute(f"SELECT {JOB} FROM jobs JOIN executions USING (execution_id) WHERE jobs.job_id = ?", [job_id]).fetchall()
+    rows = db.execute(
+        f"SELECT {JOB} FROM jobs JOIN executions USING (execution_id) WHERE jobs.job_id = ?", [job_id]
+    ).fetchall()
     if not rows:
         raise JobNotFound(job_id)
     return job_from(rows[0])
 
 
 def ahead_of(db: Connection, execution_id: str, most: int) -> int:
-    """How many queued executions go before this one, of its task and priority, counted up to `most`; 0 if it is not queued."""
+    """How many queued executions go before this one, of its task and priority, counted up to `most`; 0 if it is not
+    queued."""
     # Two steps down two indexes, then along the second one: no row of a table is read but the first.
     rows = db.execute(
         f"""

@@ -41,13 +41,15 @@ class Readers:
                 db.close()
             raise
         self._threads = [
-            supervisor.thread(f"store-reader-{number}", partial(self._run, db), restart=True) for number, db in enumerate(connections, 1)
+            supervisor.thread(f"store-reader-{number}", partial(self._run, db), restart=True)
+            for number, db in enumerate(connections, 1)
         ]
         for thread in self._threads:
             thread.start()
 
     def read(self, work: Callable[[Connection], T]) -> Pending[T]:
-        """What `work` finds, in one statement, to its last row: a statement left open would keep SQLite's log from being cut."""
+        """What `work` finds, in one statement, to its last row: a statement left open would keep SQLite's log from
+        being cut."""
         pending: Pending[T] = Pending(self._loop)
         with self._entrance:
             if self._closed:
@@ -56,7 +58,8 @@ class Readers:
         return pending
 
     def close(self, timeout: float | None = None) -> None:
-        """What waits is still read, what comes later is refused. Blocks until then, for at most `timeout` seconds per thread."""
+        """What waits is still read, what comes later is refused. Blocks until then, for at most `timeout` seconds per
+        thread."""
         with self._entrance:
             if not self._closed:
                 self._closed = True

@@ -26,8 +26,8 @@ from fastlane_grpc.model import (
 
 Row = Sequence[Any]
 
-# The columns that each noun is read from. The SQL that names them and the index by which they are read come from one list, so that a column
-# can be added anywhere in it.
+# The columns that each noun is read from. The SQL that names them and the index by which they are read come from one
+# list, so that a column can be added anywhere in it.
 _TIMES = tuple(each.name for each in fields(Times))
 _OUTCOME = ("reason", "detail", "exit_code", "out_of_memory", "stop_signal")
 _EXECUTION_NAMES = (
@@ -132,7 +132,8 @@ def task_from(row: Row) -> Task:
 
 
 def spec_bytes(spec: JobSpec) -> bytes:
-    """JSON, the same bytes for the same spec. What is not set is left out, so that a field of a later release changes none of them."""
+    """JSON, the same bytes for the same spec. What is not set is left out, so that a field of a later release changes
+    none of them."""
     given = {
         "image": spec.image,
         "command": spec.command,
@@ -157,7 +158,9 @@ def spec_bytes(spec: JobSpec) -> bytes:
         "start_at_us": microseconds_or_none(spec.start_at),
         "expire_time_us": microseconds_or_none(spec.expire_time),
     }
-    kept = {key: value for key, value in given.items() if value} | {key: value for key, value in optional.items() if value is not None}
+    kept = {key: value for key, value in given.items() if value} | {
+        key: value for key, value in optional.items() if value is not None
+    }
     return _encode(kept).encode()
 
 
@@ -193,7 +196,9 @@ def request_digest(task_id: str, spec: bytes) -> bytes:
 
 
 def logs_text(logs: Sequence[LogTotals]) -> str:
-    return json.dumps([[totals.source, totals.bytes, totals.missing_bytes, totals.crc32] for totals in logs], separators=(",", ":"))
+    return json.dumps(
+        [[totals.source, totals.bytes, totals.missing_bytes, totals.crc32] for totals in logs], separators=(",", ":")
+    )
 
 
 def time_from(microseconds: int) -> datetime:
@@ -215,7 +220,10 @@ def microseconds_of(duration: timedelta) -> int:
 def _logs_from(text: str) -> tuple[LogTotals, ...]:
     if text == "[]":
         return ()
-    return tuple(LogTotals(Source(source), count, missing_bytes, crc32) for source, count, missing_bytes, crc32 in json.loads(text))
+    return tuple(
+        LogTotals(Source(source), count, missing_bytes, crc32)
+        for source, count, missing_bytes, crc32 in json.loads(text)
+    )
 
 
 def _times_from(row: Row) -> Times:

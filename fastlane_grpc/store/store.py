@@ -1,4 +1,5 @@
-"""Tasks, jobs and executions. One public method is one transaction, and a transition that lost a race changes nothing."""
+"""Tasks, jobs and executions. One public method is one transaction, and a transition that lost a race changes
+nothing."""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
@@ -6,10 +7,21 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Self
 
-from fastlane_grpc.directory import free_bytes, free_inodes
 from fastlane_grpc.errors import DiskFull, ExecutionNotFound
-from fastlane_grpc.model import Assignment, Execution, Job, JobSpec, LogTotals, Outcome, Reason, State, StopCause, Task, utc_now
-from fastlane_grpc.redaction import SecretNames
+from fastlane_grpc.machine.data_directory import free_bytes, free_inodes
+from fastlane_grpc.model import (
+    Assignment,
+    Execution,
+    Job,
+    JobSpec,
+    LogTotals,
+    Outcome,
+    Reason,
+    State,
+    StopCause,
+    Task,
+    utc_now,
+)
 from fastlane_grpc.schedule import After, after
 from fastlane_grpc.store import due, pruning
 from fastlane_grpc.store.database import Connection, open_for_reading, open_for_writing
@@ -32,6 +44,7 @@ from fastlane_grpc.store.rows import (
 )
 from fastlane_grpc.store.writer import Writer, Written
 from fastlane_grpc.supervisor import ALONE, Supervisor
+from fastlane_grpc.text.redaction import SecretNames
 
 # A store that has less room than this is not taken for one that can write again.
 PROBE_FREE_BYTES = 1 << 20
@@ -41,9 +54,9 @@ PROBE_FREE_INODES = 16
 class Store:
     """Every method but `close` answers with a Pending: await it on the loop, take its `result()` on any other thread.
 
-    Those that write raise DiskFull or StoreFailed where nothing could be kept. Those a runner calls (`starting`, `running`, `time_out`,
-    `requeue`, `finish`) do not: they are tried again until they are stored. ServerStopping: the store was closed before.
-    """
+    Those that write raise DiskFull or StoreFailed where nothing could be kept. Those a runner calls (`starting`,
+    `running`, `time_out`, `requeue`, `finish`) do not: they are tried again until they are stored. ServerStopping: the
+    store was closed before."""
 
     @classmethod
     def open(
@@ -57,13 +70,13 @@ class Store:
         on_failure: Callable[[], None] = lambda: None,
         supervisor: Supervisor = ALONE,
     ) -> Self:
-        """The store in `directory`, made if there is none; it takes jobs up to `quota`. StoreFailed if it cannot be opened.
+        """The store in `directory`, made if there is none; it takes jobs up to `quota`. StoreFailed if it cannot be
+        opened.
 
-        After each commit, on the loop, `on_commit` is given every change that the commit made to an execution (a new one is a change), in
-        their order: of an execution that changed twice, the last one is how it is now. Callers on the loop were woken before; those on
-        threads are woken after it was called for, so whatever they do next comes to the loop later. `on_failure` is called, on the loop as
-        well, when something could not be written.
-        """
+        After each commit, on the loop, `on_commit` is given every change that the commit made to an execution (a new
+        one is a change), in their order: of an execution that changed twice, the last one is how it is now. Callers on
+        the loop were woken before; those on threads are woken after it was called for, so whatever they do next comes
+        to the loop later. `on_failure` is called, on the loop as well, when something could not be written."""
         path = directory / "fastlane.db"
         db = open_for_writing(path)
         try:
@@ -100,14 +113,17 @@ class Store:
         self.instance = instance
 
     def close(self, timeout: float | None = None) -> None:
-        """What was asked for is still done, what comes later raises ServerStopping. Blocks; each thread has `timeout` seconds to end."""
+        """What was asked for is still done, what comes later raises ServerStopping. Blocks; each thread has `timeout`
+        seconds to end."""
         self._readers.close(timeout)
         # The last connection that closes moves the log of SQLite into the file: that is to be the writer's.
         self._writer.close(timeout)
 
     # ---- what callers ask for
 
-    def enqueue(self, *, task_id: str, spec: JobSpec, request_id: str, caller_address: str) -> Pending[tuple[Job, bool]]:
+    def enqueue(
+        self, *, task_id: str, spec: JobSpec, request_id: str, caller_address: str
+    ) -> Pending[tuple[Job, bool]]:
         """A job with its first execution, queued or scheduled; and whether `request_id` had made it before.
 
         RequestIdReused: it had made another; secrets are not compared. QueueFull, DiskFull: no more jobs are taken now.
@@ -115,9 +131,12 @@ class Store:
         work = Enqueue(task_id, spec, request_id, caller_address, self._now(), self._quota, self._secret_names)
         return self._writer.write(work, many=Enqueue.together)
 
-    def stop(self, job_id: str, *, grace: timedelta, note: str, logs: Sequence[LogTotals] = (), log_bytes: int = 0) -> Pending[Job]:
-        """Stops the job: nothing follows its current execution. Scheduled or queued: that is STOPPED, and its log holds `logs` and takes
-        `log_bytes` of the disk. With a container: STOPPING. STOPPING: a shorter rest of grace counts. Final: as it is. JobNotFound."""
+    def stop(
+        self, job_id: str, *, grace: timedelta, note: str, logs: Sequence[LogTotals] = (), log_bytes: int = 0
+    ) -> Pending[Job]:
+        """Stops the job: nothing follows its current execution. Scheduled or queued: that is STOPPED, and its log holds
+        `logs` and takes `log_bytes` of the disk. With a container: STOPPING. STOPPING: a shorter rest of grace counts.
+        Final: as it is. JobNotFound."""
 
         def work(db: Connection) -> Written[Job]:
             now = self._now()
@@ -149,7 +168,8 @@ class Store:
         logs: Sequence[LogTotals],
         log_bytes: int,
     ) -> list[Execution]:
-        """Stops the execution of which `which`, SQL with the values `of`, is the seq. Returns the executions that changed."""
+        """Stops the execution of which `which`, SQL with the values `of`, is the seq. Returns the executions that
+        changed."""
         stop = {"now": microseconds_since_epoch(now), "grace": microseconds_of(grace), "note": note}
         order = {**of, **stop, "logs": logs_text(logs), "log_bytes": log_bytes}
         if execution := _stop_unclaimed(db, which, order):
@@ -194,7 +214,9 @@ class Store:
         """A page of at most `size` from behind `after` on, newest first."""
         return self._readers.read(lambda db: page_of_jobs(db, query, after, size))
 
-    def executions(self, query: ExecutionQuery, *, after: tuple[int] | None = None, size: int) -> Pending[Page[Execution]]:
+    def executions(
+        self, query: ExecutionQuery, *, after: tuple[int] | None = None, size: int
+    ) -> Pending[Page[Execution]]:
         """A page of at most `size` from behind `after` on, newest first."""
         return self._readers.read(lambda db: page_of_executions(db, query, after, size))
 
@@ -203,14 +225,15 @@ class Store:
         return self._readers.read(lambda db: page_of_tasks(db, after, size))
 
     def ahead(self, execution_id: str, most: int) -> Pending[int]:
-        """How many queued executions of its task and priority go before this one, counted up to `most`; 0 if it is not queued."""
+        """How many queued executions of its task and priority go before this one, counted up to `most`; 0 if it is not
+        queued."""
         return self._readers.read(lambda db: ahead_of(db, execution_id, most))
 
     # ---- what the dispatcher asks for
 
     def promote(self, limit: int) -> Pending[Promotion]:
-        """Ends executions that have not been claimed by their expire_time, and queues those that are due: the oldest ones, at most `limit`
-        in all."""
+        """Ends executions that have not been claimed by their expire_time, and queues those that are due: the oldest
+        ones, at most `limit` in all."""
 
         def work(db: Connection) -> Written[Promotion]:
             now = self._now()
@@ -229,8 +252,8 @@ class Store:
         return self._readers.read(due.next_time)
 
     def claim_on(self, hosts: Sequence[str]) -> Pending[list[Assignment]]:
-        """As many of the queued ones as there are `hosts`, each on one of these, in their order: the highest priority first, its tasks in
-        turns, each first in, first out."""
+        """As many of the queued ones as there are `hosts`, each on one of these, in their order: the highest priority
+        first, its tasks in turns, each first in, first out."""
 
         def work(db: Connection) -> Written[list[Assignment]]:
             now = microseconds_since_epoch(self._now())
@@ -263,7 +286,8 @@ class Store:
 
         def work(db: Connection) -> Assignment:
             rows = db.execute(
-                f"SELECT spec, {EXECUTION} FROM executions JOIN jobs USING (job_id) WHERE executions.execution_id = ?", [execution_id]
+                f"SELECT spec, {EXECUTION} FROM executions JOIN jobs USING (job_id) WHERE executions.execution_id = ?",
+                [execution_id],
             ).fetchall()
             if not rows:
                 raise ExecutionNotFound(execution_id)
@@ -284,8 +308,8 @@ class Store:
         pull_time: datetime | None,
         container_time: datetime | None,
     ) -> Pending[Execution | None]:
-        """The fence: who gets the execution may send its one start. None: it was told to stop, its expire_time has passed, or a start may
-        have been sent before."""
+        """The fence: who gets the execution may send its one start. None: it was told to stop, its expire_time has
+        passed, or a start may have been sent before."""
 
         def work(db: Connection) -> Written[Execution | None]:
             return _written(
@@ -357,7 +381,8 @@ class Store:
         return self._writer.write_until_stored(work)
 
     def requeue(self, execution_id: str) -> Pending[Execution]:
-        """PREPARING, and no start was sent: QUEUED, in its old place of its task's line. Otherwise: as it is. ExecutionNotFound."""
+        """PREPARING, and no start was sent: QUEUED, in its old place of its task's line. Otherwise: as it is.
+        ExecutionNotFound."""
 
         def work(db: Connection) -> Written[Execution]:
             execution = _update(
@@ -379,7 +404,8 @@ class Store:
         return self._writer.write_until_stored(work)
 
     def revoked(self, execution_id: str) -> Pending[Execution | None]:
-        """The start that may have been sent can have no effect any more: as before the fence. None: it has started, or is final."""
+        """The start that may have been sent can have no effect any more: as before the fence. None: it has started, or
+        is final."""
 
         def work(db: Connection) -> Written[Execution | None]:
             return _written(
@@ -409,7 +435,8 @@ class Store:
         first_byte_time: datetime | None = None,
         start_time: datetime | None = None,
     ) -> Pending[Execution]:
-        """Not final: `state`, which is, from now on. Final: as it is. Times that are None stay as they are. ExecutionNotFound.
+        """Not final: `state`, which is, from now on. Final: as it is. Times that are None stay as they are.
+        ExecutionNotFound.
 
         `log_bytes`: the room on the disk that its log takes; 0: it has none.
         """
@@ -471,7 +498,8 @@ class Store:
         return self._readers.read(pruning.kept)
 
     def oldest(self, old: Old, *, after: Place = Old.BEGIN, limit: int) -> Pending[list[Found]]:
-        """What of it ended first, after that place: of at most `limit` logs, or all executions of at most `limit` jobs."""
+        """What of it ended first, after that place: of at most `limit` logs, or all executions of at most `limit`
+        jobs."""
         return self._readers.read(lambda db: pruning.oldest(db, old, after, limit))
 
     def count(self, old: Old, *, limit: int) -> Pending[Count]:
@@ -479,7 +507,8 @@ class Store:
         return self._readers.read(lambda db: pruning.count(db, old, limit))
 
     def mark_pruned(self, execution_ids: Sequence[str]) -> Pending[None]:
-        """Comes first, so that no reader takes a log whose files are gone for one that was lost. The files are known of still."""
+        """Comes first, so that no reader takes a log whose files are gone for one that was lost. The files are known of
+        still."""
         return self._writer.write(lambda db: Written(None, pruning.mark_pruned(db, execution_ids, self._now())))
 
     def forget_logs(self, execution_ids: Sequence[str]) -> Pending[None]:
@@ -487,7 +516,8 @@ class Store:
         return self._writer.write(lambda db: Written(None, pruning.forget_logs(db, execution_ids, self._now())))
 
     def delete_jobs(self, job_ids: Sequence[str]) -> Pending[int]:
-        """Comes when the files of all their executions are gone. How many of these jobs went: those that are final, and were there."""
+        """Comes when the files of all their executions are gone. How many of these jobs went: those that are final, and
+        were there."""
         return self._writer.write(lambda db: Written(pruning.delete_jobs(db, job_ids)))
 
 
@@ -512,8 +542,9 @@ def _followed(db: Connection, execution: Execution | None) -> Written[Execution 
 
 
 def _claim_next(db: Connection, host: str, now: int) -> Execution | None:
-    # The lines are read in their order, and of the first one the execution that was due first: two steps down two indexes, however many
-    # wait. Those that expired are passed over; they are few, as they were ended before places were given.
+    # The lines are read in their order, and of the first one the execution that was due first: two steps down two
+    # indexes, however many wait. Those that expired are passed over; they are few, as they were ended before places
+    # were given.
     return _update(
         db,
         f"""

@@ -37,16 +37,16 @@ class Written(NamedTuple, Generic[T]):
 Work = Callable[[Connection], Written[T]]
 
 
-# Does many works of one kind by no more statements than one takes, and answers as each would. It may raise where one of them could not be
-# done: then each is done alone.
+# Does many works of one kind by no more statements than one takes, and answers as each would. It may raise where one of
+# them could not be done: then each is done alone.
 Many = Callable[[Connection, Sequence[Any]], Sequence[Written[Any]]]
 
 
 class Writer:
     """Units of work wait in a queue; the thread runs all that have gathered in one transaction, commits, and tells.
 
-    One that fails is undone alone. For that it may be run more than once, each time on a database that knows nothing of the time before.
-    """
+    One that fails is undone alone. For that it may be run more than once, each time on a database that knows nothing of
+    the time before."""
 
     def __init__(
         self,
@@ -74,21 +74,24 @@ class Writer:
         self._retry_at = 0.0
         # Units that were taken from the queue and are not answered.
         self._taken: Sequence[_Unit] = ()
-        # Not restarted: what the thread was about when it failed is not known, and all that the server promises goes through it.
+        # Not restarted: what the thread was about when it failed is not known, and all that the server promises goes
+        # through it.
         self._thread = supervisor.thread("store-writer", self._run, restart=False)
         self._thread.start()
 
     def write(self, work: Work[T], *, many: Many | None = None) -> Pending[T]:
-        """`work`, as a part of the next transaction. What it raises goes to its caller alone, and undoes it alone. With `many`, those that
-        stand behind each other with the same `many` are done by it."""
+        """`work`, as a part of the next transaction. What it raises goes to its caller alone, and undoes it alone. With
+        `many`, those that stand behind each other with the same `many` are done by it."""
         return self._put(work, until_stored=False, many=many)
 
     def write_until_stored(self, work: Work[T]) -> Pending[T]:
-        """The same, but if SQLite fails, `work` is tried again until it is stored; ServerStopping where the end comes first."""
+        """The same, but if SQLite fails, `work` is tried again until it is stored; ServerStopping where the end comes
+        first."""
         return self._put(work, until_stored=True)
 
     def close(self, timeout: float | None = None) -> None:
-        """What waits is still written, what comes later is refused. Blocks until then, for at most `timeout` seconds."""
+        """What waits is still written, what comes later is refused. Blocks until then, for at most `timeout`
+        seconds."""
         with self._entrance:
             if not self._closed:
                 self._closed = True
@@ -136,7 +139,8 @@ class Writer:
         self._give_up([*self._taken, *self._owed, *waiting])
 
     def _gather(self) -> tuple[list["_Unit"], bool]:
-        """All units that wait, and whether they are the last. Blocks for the first one, or until it is time to try again what is owed."""
+        """All units that wait, and whether they are the last. Blocks for the first one, or until it is time to try
+        again what is owed."""
         units: list[_Unit] = []
         patience = max(self._retry_at - time.monotonic(), 0) if self._owed else None
         with suppress(queue.Empty):
@@ -162,7 +166,8 @@ class Writer:
         try:
             done = self._all_at_once(units) or self._each_by_itself(units)
         except Exception as error:
-            # Whatever ended the transaction ended it for all. On a full disk SQLite has rolled back by itself, savepoints included.
+            # Whatever ended the transaction ended it for all. On a full disk SQLite has rolled back by itself,
+            # savepoints included.
             if self._db.in_transaction:
                 with suppress(sqlite3.Error):
                     self._db.execute("ROLLBACK")
@@ -170,8 +175,9 @@ class Writer:
         self._settle(done)
 
     def _all_at_once(self, units: Sequence["_Unit"]) -> Sequence["_Done"]:
-        """What the units answer; nothing, and nothing has changed, if one of them raises. Without a savepoint each: that would be two
-        statements more, at each of which the interpreter changes hands. Raises only if the transaction is gone."""
+        """What the units answer; nothing, and nothing has changed, if one of them raises. Without a savepoint each:
+        that would be two statements more, at each of which the interpreter changes hands. Raises only if the
+        transaction is gone."""
         self._db.execute("BEGIN IMMEDIATE")
         try:
             done = list(zip(units, self._run_all(units), strict=True))
@@ -225,7 +231,9 @@ class Writer:
                 settled.append(Settled(unit.pending, None, refusal(result, self.path)))
         tell(self._loop, settled, partial(self._on_commit, changed) if changed else None)
         # That a job was refused for the disk is no failure yet, and a reason to look whether it can be written.
-        if any(isinstance(result, Exception) and (is_failure(result) or isinstance(result, DiskFull)) for _, result in done):
+        if any(
+            isinstance(result, Exception) and (is_failure(result) or isinstance(result, DiskFull)) for _, result in done
+        ):
             tell(self._loop, (), self._on_failure)
 
     def _owe(self, unit: "_Unit", error: Exception) -> None:

@@ -1,0 +1,263 @@
+"""Capture by attach: reads the engine's stream as fast as it comes, and says so where the engine may have dropped
+something.
+
+Honest, not exact: the engine drops what is still in its pipes some two seconds after the container's end, without an
+error, and all of what was printed while nobody was attached."""
+
+import threading
+import time
+from collections.abc import Callable, Mapping
+from contextlib import suppress
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from fastlane_grpc.backoff import retry_until_written
+from fastlane_grpc.capture.capture import End, ask_record, not_kept
+from fastlane_grpc.capture.frames import Frames, Pieces
+from fastlane_grpc.capture.handoff import CommandStatus, Delivery
+from fastlane_grpc.docker.engine import Engine, Image
+from fastlane_grpc.docker.http import Wire
+from fastlane_grpc.machine.shortage import outlast
+from fastlane_grpc.model import Cause, Source
+from fastlane_grpc.record import RecordReader, RecordWriter, Sealed, Trailer
+from fastlane_grpc.supervisor import thread
+
+# A stream that ended sooner than this after the container was not cut short by the engine, which waits 2 s before it
+# does that.
+SURE_SECONDS = 1.9
+# After the engine told of the end, this long for the end of the stream.
+DRAIN_SECONDS = 5
+RETRY_SECONDS = 0.5
+# The engine hands a flood over in crumbs of some 5 KB. A pause of this length between two reads lets them gather: a
+# tenth of the reads, and of the processor time. What comes after a silence is read at once.
+GATHER_SECONDS = 0.0004
+
+_UNSURE = "some output may be missing: it is not certain that the engine handed over all of it"
+
+log = structlog.get_logger(__name__)
+
+
+class AttachCapture:
+    """Implements Capture. `say` is given what the engine has to say about its own stream."""
+
+    name = "attach"
+    kill_signal = "SIGKILL"
+    held = False
+
+    def __init__(
+        self, engine: Engine, path: Path, execution_id: str, *, max_log_bytes: int, say: Callable[[str], None]
+    ) -> None:
+        self._engine = engine
+        self._path = path
+        self._execution_id = execution_id
+        self._max_log_bytes = max_log_bytes
+        self._say = say
+        self._record: RecordWriter | None = None
+        self._follower: _Follower | None = None
+        self._whole = True  # no gap of unknown size so far
+        self._gap_at: int | None = None  # bytes of the record when the last such gap was written
+        self._first_byte_time: datetime | None = None
+
+    def equip(self, body: Mapping[str, Any], image: Image) -> Mapping[str, Any]:
+        return body
+
+    @property
+    def following(self) -> bool:
+        return self._follower is not None
+
+    @property
+    def first_byte_time(self) -> datetime | None:
+        nanos = self._record.first_byte_time_ns if self._record else None
+        return self._first_byte_time if nanos is None else datetime.fromtimestamp(nanos / 1e9, UTC)
+
+    def open(self, container_id: str) -> None:
+        self._record = self._record or self._open_record()
+        self._follow(container_id)
+
+    def resume(self, container_id: str | None) -> None:
+        self._record = self._record or retry_until_written(self._open_record)
+        self._mark_gap(self._record)
+        if container_id is not None:
+            self._say("what was printed during the break may be missing")
+            self._follow(container_id)
+
+    def began(self) -> bool:
+        return True
+
+    def revoke(self) -> CommandStatus | None:
+        return None
+
+    def signal(self, number: int) -> Delivery:
+        return Delivery.NOT_SENT
+
+    def give_up(self) -> None:
+        if self._follower:
+            self._follower.giving_up.set()
+
+    def drain(self, end: End | None) -> str:
+        follower, self._follower = self._follower, None
+        if follower is None or self._record is None:
+            return "" if self._whole else _UNSURE
+        sure = follower.drain(end)
+        for source, lost in follower.lost.items():
+            retry_until_written(partial(self._record.gap, source, lost, Cause.STORE, time.time_ns()))
+        # Of an engine elsewhere it is never sure: its clock is not ours.
+        if end is not None and not (sure and self._engine.local):
+            self._mark_gap(self._record)
+        if follower.lost:
+            return "some output could not be stored: " + ", ".join(
+                f"{lost} bytes of {name.name.lower()}" for name, lost in follower.lost.items()
+            )
+        return not_kept(self._record.totals()) if self._whole else _UNSURE
+
+    def seal(self, exit_code: int | None, facts: Mapping[str, object]) -> Trailer | None:
+        try:
+            if self._record is None:
+                self._record = retry_until_written(
+                    partial(RecordWriter.resume, self._path, max_bytes=self._max_log_bytes)
+                )
+        except FileNotFoundError:
+            return None
+        except Sealed:
+            return self.trailer()
+        trailer = retry_until_written(partial(self._record.seal, exit_code, facts, time.time_ns()))
+        self._first_byte_time = self.first_byte_time
+        self._record = None
+        return trailer
+
+    def trailer(self) -> Trailer | None:
+        try:
+            return retry_until_written(partial(ask_record, self._path, RecordReader.trailer))
+        except FileNotFoundError:
+            return None
+
+    def leave(self) -> None:
+        if self._follower:
+            self._follower.stop()
+        if self._record:
+            with suppress(OSError):
+                self._record.sync()
+            self._record.close()
+        self._follower = self._record = None
+
+    def _follow(self, container_id: str) -> None:
+        assert self._record is not None
+        wire = self._engine.attach(container_id)
+        self._follower = _Follower(wire, self._record, self._say, self._execution_id)
+
+    def _open_record(self) -> RecordWriter:
+        """The record, made unless an earlier try made it: before a start, there is nothing in it."""
+        try:
+            self._path.parent.mkdir(parents=True, exist_ok=True)
+            return RecordWriter.create(
+                self._path, execution_id=self._execution_id, capture=self.name, max_bytes=self._max_log_bytes
+            )
+        except FileExistsError:
+            return RecordWriter.resume(self._path, max_bytes=self._max_log_bytes)
+
+    def _mark_gap(self, record: RecordWriter) -> None:
+        """Nobody knows what is missing here of either source. Said once, however often it is found at the same
+        place."""
+        self._whole = False
+        place = sum(total.bytes for total in record.totals())
+        if place == self._gap_at:
+            return
+        for source in (Source.STDOUT, Source.STDERR):
+            retry_until_written(partial(record.gap, source, None, Cause.ENGINE, time.time_ns()))
+        self._gap_at = place
+
+
+class _Follower:
+    """One attached stream, and the thread that carries it into the record."""
+
+    def __init__(self, wire: Wire, record: RecordWriter, say: Callable[[str], None], execution_id: str) -> None:
+        self.giving_up = threading.Event()
+        # Bytes that were read and could not be stored, by source.
+        self.lost: dict[Source, int] = {}
+        self._wire = wire
+        self._record = record
+        self._say = say
+        self._execution_id = execution_id
+        self._failing = False
+        self._stopped = False
+        # When the stream ended, between two frames and with nothing said against it; else None.
+        self._end_time: datetime | None = None
+        wire.patience(None)
+        # Without a reader the container would come to wait for room in its pipe: the stream is cut, and what is missing
+        # is a gap.
+        self._thread = thread(f"attach-{execution_id}", self._run, on_failure=lambda error: wire.cut())
+        outlast(self._thread.start)
+
+    def drain(self, end: End | None) -> bool:
+        """Waits for the end of the stream; True if it was the whole of it."""
+        if end is not None:
+            self._thread.join(DRAIN_SECONDS)
+            # On a full disk the end is not late, but behind what waits here to be stored.
+            while self._failing and self._thread.is_alive():
+                self._thread.join(DRAIN_SECONDS)
+        self.stop()
+        if end is None or end.end_time is None or self._end_time is None:
+            return False
+        return end.witnessed and (self._end_time - end.end_time).total_seconds() < SURE_SECONDS
+
+    def stop(self) -> None:
+        self._stopped = True
+        self.giving_up.set()
+        self._wire.cut()
+        self._thread.join()
+
+    def _run(self) -> None:
+        frames = Frames()
+        while True:
+            asked = time.monotonic()
+            try:
+                size = self._wire.read_into(frames.room)
+            except OSError:
+                return
+            flooded = time.monotonic() - asked < GATHER_SECONDS
+            if size == 0:
+                if frames.between and not frames.broken and not self._stopped:
+                    self._end_time = datetime.now(UTC)
+                return
+            pieces = frames.take(size)
+            if pieces:
+                self._write(pieces)
+            for error in frames.errors():
+                self._say(f"the engine says of the output: {error}")
+            frames.recycle()
+            if flooded:
+                time.sleep(GATHER_SECONDS)
+
+    def _write(self, pieces: Pieces) -> None:
+        while True:
+            try:
+                if self.lost:
+                    self._own_up()
+                self._record.write(pieces, time.time_ns())
+            except OSError as error:
+                if not self._failing:
+                    log.warning("output cannot be stored", execution_id=self._execution_id, error=str(error))
+                self._failing = True
+                if self.giving_up.wait(RETRY_SECONDS):
+                    self._lose(pieces)
+                    return
+            else:
+                self._failing = False
+                return
+
+    def _own_up(self) -> None:
+        for source in list(self.lost):
+            self._record.gap(source, self.lost[source], Cause.STORE, time.time_ns())
+            del self.lost[source]
+
+    def _lose(self, pieces: Pieces) -> None:
+        stored = self._record.taken
+        for source, data in pieces:
+            lost = max(len(data) - stored, 0)
+            stored = max(stored - len(data), 0)
+            if lost:
+                self.lost[source] = self.lost.get(source, 0) + lost

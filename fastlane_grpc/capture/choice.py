@@ -1,0 +1,173 @@
+"""Which way of capture a host has, and which one an execution gets."""
+
+import json
+import re
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import structlog
+
+from fastlane_grpc.capture.attach import AttachCapture
+from fastlane_grpc.capture.capture import Capture
+from fastlane_grpc.capture.probe import NotHere, not_here, probe
+from fastlane_grpc.capture.recorder import Recorder, RecorderCapture
+from fastlane_grpc.docker.engine import Engine
+from fastlane_grpc.docker.http import EngineDown, EngineRefuses
+from fastlane_grpc.machine.shortage import is_shortage, outlast
+from fastlane_grpc.model import CaptureMode, Execution
+
+DEFAULT_MAX_LOG_BYTES = 1 << 30
+
+log = structlog.get_logger(__name__)
+
+
+class CaptureChoice:
+    """The captures of one host, called `host`. `seen_as` is what the engine's machine calls the data directory; None:
+    that is found out.
+
+    Whether the recorder works is asked once of an engine, and a yes is kept in the data directory for the next server.
+    """
+
+    def __init__(
+        self,
+        mode: CaptureMode,
+        data_dir: Path,
+        *,
+        instance: str,
+        max_log_bytes: int = DEFAULT_MAX_LOG_BYTES,
+        seen_as: Path | None = None,
+        host: str = "local",
+    ) -> None:
+        self._mode = mode
+        self._data_dir = data_dir
+        # What its probes are known by: two hosts may be one engine, and neither is to take away what the other one is
+        # trying out.
+        self._owner = f"{instance}/{host}"
+        self._max_log_bytes = max_log_bytes
+        self._seen_as = seen_as
+        self._host = host
+        self._recorder: Recorder | None = None
+        self._works_with: object = None
+        self._settling = threading.Lock()
+        # Why the recorder is not in use, or what it cannot do here.
+        self.reason = "capture = attach is set" if mode is CaptureMode.ATTACH else ""
+
+    @property
+    def in_use(self) -> str:
+        """What new executions get: `recorder` or `attach`; empty while that is not known, or what was asked for does
+        not work."""
+        if self._recorder:
+            return RecorderCapture.name
+        return AttachCapture.name if self.reason and self._mode is not CaptureMode.RECORDER else ""
+
+    def settle(self, engine: Engine) -> None:
+        """Finds out what works with the engine as it is now. Raises EngineDown. From any thread: whoever comes
+        meanwhile waits for it."""
+        if self._mode is CaptureMode.ATTACH:
+            return
+        with self._settling:
+            before = self.in_use, self.reason
+            try:
+                # A shortage is waited for: it is no reason to capture in another way.
+                self.reason = outlast(lambda: self._try(engine))
+            except NotHere as error:
+                self._recorder, self._works_with, self.reason = None, None, str(error)
+            if before != (self.in_use, self.reason):
+                log.info("capture", host=self._host, in_use=self.in_use, reason=self.reason)
+
+    def of_new(self, engine: Engine, directory: Path, execution_id: str, say: Callable[[str], None]) -> Capture:
+        """Of an execution about to begin; `directory` is that of its records.
+
+        Raises EngineDown while it is not known what can be had: an execution that is begun anew comes from an earlier
+        server, and may be here before this one has settled that."""
+        if not self.in_use:
+            raise EngineDown("it is not known how its containers are captured")
+        if self._recorder:
+            return RecorderCapture(directory, execution_id, self._recorder)
+        return AttachCapture(engine, directory / "log", execution_id, max_log_bytes=self._max_log_bytes, say=say)
+
+    def of_begun(self, engine: Engine, directory: Path, execution: Execution, say: Callable[[str], None]) -> Capture:
+        """Of an execution that began under an earlier server: in the way in which it began, whatever is in use now."""
+        if execution.capture == RecorderCapture.name:
+            return RecorderCapture(directory, execution.id, None)
+        return AttachCapture(engine, directory / "log", execution.id, max_log_bytes=self._max_log_bytes, say=say)
+
+    def _try(self, engine: Engine) -> str:
+        """What the recorder cannot do here; empty: nothing. Raises NotHere."""
+        try:
+            if not engine.local:
+                raise NotHere(
+                    f"the engine is elsewhere ({engine.address}): its recorders cannot write on this server's disk"
+                )
+            info = engine.info()
+            seen_as = self._seen_as or _seen_as(engine, self._data_dir)
+            recorder = Recorder.install(self._data_dir, seen_as, self._max_log_bytes, architecture=info.architecture)
+            if recorder is None:
+                raise NotHere(
+                    f"there is no recorder for {info.architecture!r}: it was not built, or this is another architecture"
+                )
+            works_with = [info.id, info.version, str(recorder.seen_as), str(recorder.program)]
+            if self._works_with != works_with:
+                noted = self._noted()
+                if noted is None or noted[0] != works_with:
+                    probed = probe(engine, recorder, owner=self._owner)
+                    noted = works_with, probed.lacks
+                    if probed.whole:
+                        self._note(noted)
+                reason = noted[1]
+            else:
+                reason = self.reason
+        except EngineRefuses as refusal:
+            raise not_here(refusal) from refusal
+        except OSError as error:
+            if is_shortage(error):
+                raise
+            raise NotHere(f"the data directory cannot be used for it: {error}") from error
+        self._recorder, self._works_with = recorder, works_with
+        return reason
+
+    def _noted(self) -> tuple[object, str] | None:
+        try:
+            works_with, reason = json.loads(self._note_path.read_text())
+            return works_with, str(reason)
+        except (OSError, ValueError, TypeError):
+            return None
+
+    def _note(self, works_with: tuple[object, str]) -> None:
+        new = self._note_path.with_suffix(".new")
+        new.write_text(json.dumps(works_with))
+        new.rename(self._note_path)
+
+    @property
+    def _note_path(self) -> Path:
+        return self._data_dir / "recorder" / f"works-with-{self._host}"
+
+
+def _seen_as(engine: Engine, data_dir: Path) -> Path:
+    """The data directory as the engine's machine calls it; not as we do if this server runs in a container of that
+    engine."""
+    ours = _own_container()
+    mounts = engine.mounts(ours) if ours else None
+    if mounts is None:
+        return data_dir
+    inside = max(
+        (place for place in mounts if data_dir.is_relative_to(place)), key=lambda place: len(place.parts), default=None
+    )
+    if inside is None:
+        raise NotHere(
+            f"this server runs in a container, and {data_dir} is not mounted into it, so that it would be gone with it and no other "
+            "container can write there: mount a directory of the host there, or set engine_data_dir to what the host calls it"
+        )
+    return mounts[inside] / data_dir.relative_to(inside)
+
+
+def _own_container() -> str:
+    """The id of the container that this process runs in; empty if it runs in none, as far as can be seen."""
+    try:
+        mounts = Path("/proc/self/mountinfo").read_text()
+    except OSError:
+        return ""
+    # An engine mounts these two of its own files into every container, from a directory that it calls by the container.
+    found = re.search(r"/containers/([0-9a-f]{64})/(?:hostname|resolv\.conf) /etc/", mounts)
+    return found[1] if found else ""

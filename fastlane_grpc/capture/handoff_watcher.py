@@ -1,0 +1,110 @@
+"""The hand-off of a record: the mounted directory is removed at the moment when the container's recorder has taken the
+record.
+
+The command of a container waits for the removal, so the removal comes at once, before the engine answers the start. One
+thread waits for all containers that are being started. The kernel tells it of each change of a record's names by
+inotify. Without inotify, and for a record that cannot be watched, the thread looks in short intervals."""
+
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from inotify_simple import INotify, flags
+
+from fastlane_grpc.capture.handoff import is_claimed
+from fastlane_grpc.supervisor import thread
+
+# Seconds between two looks at the records: where the kernel tells of every change, and where it does not.
+WATCHED_SECONDS, POLL_SECONDS = 0.1, 0.004
+
+
+class HandoffWatcher:
+    """The mounted directories whose records are about to be taken. May be used from any thread."""
+
+    def __init__(self, *, use_inotify: bool = True) -> None:
+        self._use_inotify = use_inotify
+        self._changed = threading.Condition()
+        self._boxes: dict[Path, _Watched] = {}
+        self._inotify: INotify | None = None
+        self._thread: threading.Thread | None = None
+
+    def add(self, box: Path, record: Path) -> None:
+        """Remove `box`, a directory, as soon as `record` has no name in there any more."""
+        with self._changed:
+            self._boxes[box] = _Watched(record, self._watch(record))
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = thread("hand-off", self._run, on_failure=lambda error: self._end())
+                try:
+                    self._thread.start()
+                except RuntimeError:
+                    # No thread is to be had just now. The execution's own thread removes the directory, a moment later.
+                    self._thread = None
+            self._changed.notify()
+
+    def discard(self, box: Path) -> None:
+        """Wait for this one no longer."""
+        with self._changed:
+            watched = self._boxes.pop(box, None)
+            if watched is not None and watched.handle is not None and self._inotify is not None:
+                with suppress(OSError):
+                    self._inotify.rm_watch(watched.handle)
+
+    @contextmanager
+    def of(self, box: Path, record: Path) -> Iterator[None]:
+        """Wait for one for as long as this lasts."""
+        self.add(box, record)
+        try:
+            yield
+        finally:
+            self.discard(box)
+
+    def _end(self) -> None:
+        """The thread failed. The next hand-off starts another one; until then the threads of executions remove the
+        directories."""
+        with self._changed:
+            self._thread = None
+
+    def _watch(self, record: Path) -> int | None:
+        """The handle of a new watch; None: there is none to be had."""
+        if not self._use_inotify:
+            return None
+        try:
+            if self._inotify is None:
+                self._inotify = INotify(nonblocking=True)
+            return int(self._inotify.add_watch(record, flags.ATTRIB))
+        except OSError:
+            return None
+
+    def _run(self) -> None:
+        while True:
+            with self._changed:
+                while not self._boxes:
+                    self._changed.wait()
+                boxes, inotify = dict(self._boxes), self._inotify
+            for box, watched in boxes.items():
+                with suppress(OSError):
+                    if is_claimed(watched.record):
+                        self.discard(box)
+                        # Empty, unless the command runs already. What it left is deleted by the thread of its
+                        # execution.
+                        box.rmdir()
+            self._wait(inotify, all(watched.handle is not None for watched in boxes.values()))
+
+    def _wait(self, inotify: INotify | None, all_are_watched: bool) -> None:
+        seconds = WATCHED_SECONDS if inotify is not None and all_are_watched else POLL_SECONDS
+        with suppress(OSError):
+            if inotify is None:
+                time.sleep(seconds)
+            else:
+                inotify.read(timeout=int(seconds * 1_000))
+
+
+class _Watched:
+    def __init__(self, record: Path, handle: int | None) -> None:
+        self.record = record
+        self.handle = handle
+
+
+handoff_watcher = HandoffWatcher()

@@ -1,0 +1,60 @@
+"""What the engine is asked to make of a job: its body of a container. Nothing a caller can say gives it more than a
+default container."""
+
+from collections.abc import Mapping
+from typing import Any
+
+from fastlane_grpc.docker.engine import EXECUTION_LABEL, HOST_LABEL, INSTANCE_LABEL, JOB_LABEL, TASK_LABEL
+from fastlane_grpc.model import Assignment, JobSpec
+from fastlane_grpc.text.shell_words import split_command
+
+
+def container_body(assignment: Assignment, *, instance: str, default_pids: int) -> Mapping[str, Any]:
+    execution, spec = assignment.execution, assignment.spec
+    ours = {
+        INSTANCE_LABEL: instance,
+        HOST_LABEL: execution.host,
+        EXECUTION_LABEL: execution.id,
+        JOB_LABEL: execution.job_id,
+        TASK_LABEL: execution.task_id,
+    }
+    body: dict[str, Any] = {
+        "Image": spec.image,
+        # None, not an empty list: then the image's own.
+        "Cmd": [*split_command(spec.command), *spec.args] or None,
+        "Entrypoint": list(spec.entrypoint) or None,
+        "Env": [f"{name}={value}" for name, value in spec.envs.items()],
+        "WorkingDir": spec.working_dir,
+        "User": spec.user,
+        "Labels": {**spec.labels, **ours},
+        "Tty": False,
+        "OpenStdin": False,
+        "AttachStdin": False,
+        "AttachStdout": True,
+        "AttachStderr": True,
+        "HostConfig": _host_config(spec, default_pids),
+    }
+    if spec.stop_signal:
+        body["StopSignal"] = spec.stop_signal
+    return body
+
+
+def _host_config(spec: JobSpec, default_pids: int) -> Mapping[str, Any]:
+    limits = spec.limits
+    return {
+        # The record is the log: a driver would slow the container down, and keep everything twice.
+        "LogConfig": {"Type": "none"},
+        "Memory": limits.memory_bytes,
+        # Memory and swap together: none in addition.
+        "MemorySwap": limits.memory_bytes,
+        "NanoCpus": round(limits.cpus * 1e9),
+        "PidsLimit": limits.pids or default_pids,
+        "NetworkMode": spec.network or "default",
+        "ReadonlyRootfs": spec.read_only_root,
+        "Privileged": False,
+        "SecurityOpt": ["no-new-privileges"],
+        "RestartPolicy": {"Name": "no"},
+        # Removing it ourselves, last: the engine's own way races with its exit code.
+        "AutoRemove": False,
+        "Init": False,
+    }

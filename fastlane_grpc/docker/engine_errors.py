@@ -1,0 +1,152 @@
+"""Classification of the error texts of a Docker engine: what passes by itself, what is about the job, and what a person
+can do about it.
+
+Nobody documents these texts. They are those of engines 20.10 to 28, of containerd, and of runc 1.0 to 1.2.
+"""
+
+import re
+from enum import Enum
+
+from fastlane_grpc.model import Reason
+
+
+def _pattern(*texts: str) -> re.Pattern[str]:
+    return re.compile("|".join(texts), re.IGNORECASE | re.DOTALL)
+
+
+# The engine lost touch with its own runtime: what it was asked for may have happened all the same.
+_CUT_OFF = _pattern(
+    "context (deadline exceeded|canceled)",
+    "transport is closing",
+    "connection error",
+    "error while dialing",
+    "error reading from server",
+    "code = (unavailable|deadlineexceeded|canceled)",
+    r"ttrpc: (closed|client shutting down)",
+    "shim (disconnected|exited)",
+    "failed to (start|connect to) shim",
+    r"shim\.sock",
+    "containerd: container did not start before the specified timeout",
+    "timed out",
+    "i/o timeout",
+)
+# The engine, its machine or its network is short of something, or busy with something.
+_SHORT = _pattern(
+    "no space left",
+    "quota exceeded",
+    "too many open files",
+    "cannot allocate memory",
+    "temporarily unavailable",
+    "device or resource busy",
+    "interrupted system call",
+    "no available (ipv[46] )?address",
+    "exchange full",
+    "(failed|unable) to update store for object",
+    "xtables lock",
+    "unit .{0,200} already exists",
+    "dbus: connection closed",
+    "cgroup deleted",
+)
+# Somebody is removing the container.
+_GOES = _pattern("marked for removal", "(container|it) is dead", "removal .{0,100} in progress")
+
+# What the runtime says of a command. It quotes the command, which may hold any words.
+_OF_COMMAND = r'exec: \\*".*\\*": '
+_NOT_FOUND = _pattern(
+    f"{_OF_COMMAND}(executable file not found|no such file or directory|stat .*: (no such file or directory|not a directory))",
+    "executable file `.*` not found",
+)
+_NOT_EXECUTABLE = _pattern(
+    f"{_OF_COMMAND}(stat .*: )?(permission denied|is a directory|exec format error|operation not permitted|text file busy)"
+)
+
+# What is wrong and what to do, from the most telling to the least.
+_ADVICE = (
+    (
+        _pattern(r'exec: \\*"/\.fastlane'),
+        "the engine cannot execute the recorder: look whether the file system of the data directory is mounted noexec",
+    ),
+    (
+        _pattern(
+            r"/\.fastlane\b.*(not a directory|is a directory|file exists|too many levels|cannot be mounted|not supported)"
+        ),
+        "the image has a file /.fastlane, where the recorder is mounted: take it out of the image, or set capture = attach",
+    ),
+    (
+        _pattern(
+            "cannot mkdir: .* is not a directory",
+            "(container init|caused): mkdir .*: (not a directory|file exists)",
+            "chdir to cwd",
+        ),
+        "the working directory is a file, lies below a file, or may not be entered by this user: name a directory",
+    ),
+    (
+        _pattern("unable to find (user|group) "),
+        "the image does not have this user or group: name one that it has, or a number",
+    ),
+    (_pattern("[ug]ids and [ug]ids must be in range"), "the number of the user or group is too large"),
+    (_pattern("non running container"), "the container whose network was asked for does not run: start it first"),
+    (_pattern("network .* not found"), "the host does not have this network: create it there, or name another"),
+    (
+        _pattern("no space left", "quota exceeded"),
+        "the engine's disk is full: make room on the host (docker system df)",
+    ),
+    (_pattern("no command specified"), "there is no command: neither the job nor its image says what to run"),
+)
+
+
+class Refusal(Enum):
+    """What kind of refusal an error is."""
+
+    FINAL = "about what was asked for: asked again, the engine refuses again"
+    PASSING = "about the engine: asked again, it may do it; it was not done"
+    CUT_OFF = "about the engine: asked again, it may do it; it may have been done already"
+
+
+def refusal_of(message: str) -> Refusal:
+    if command_reason(message) is not None:
+        return Refusal.FINAL
+    if _SHORT.search(message):
+        return Refusal.PASSING
+    return Refusal.CUT_OFF if _CUT_OFF.search(message) else Refusal.FINAL
+
+
+def passes(message: str) -> bool:
+    """Whether the engine may do the same a moment later."""
+    return refusal_of(message) is not Refusal.FINAL
+
+
+def container_gone(message: str, container_id: str) -> bool:
+    """Whether the engine refuses because this container was removed, or is being removed.
+
+    It says the same of a container that another one's network was asked of.
+    """
+    return (container_id in message and "no such container" in message.lower()) or bool(_GOES.search(message))
+
+
+def command_reason(message: str) -> Reason | None:
+    """The reason if the runtime refuses the command itself. None: the error says nothing of the command."""
+    if _NOT_FOUND.search(message):
+        return Reason.COMMAND_NOT_FOUND
+    return Reason.COMMAND_NOT_EXECUTABLE if _NOT_EXECUTABLE.search(message) else None
+
+
+def explained(message: str) -> str:
+    """The engine's words without the names of its inner parts; before them, where that is known, what is wrong and what
+    to do."""
+    said = plain(message)
+    advice = next((advice for pattern, advice in _ADVICE if pattern.search(message)), "")
+    return f"{advice}. The engine says: {said}" if advice else said
+
+
+def plain(message: str) -> str:
+    """The engine's words without the names of its inner parts."""
+    message = re.sub(r"^(failed to create (shim task|shim|task for container): )*", "", message)
+    message = re.sub(r"^OCI runtime create failed: ", "", message)
+    message = re.sub(
+        r"^(runc|container_linux\.go:\d+|starting container process caused)( create failed)?: ", "", message
+    )
+    message = re.sub(r"^unable to start container process: (error during container init: )?", "", message)
+    # A guess of the engine's, made for each ENOTDIR. Jobs mount nothing.
+    message = re.sub(r": Are you trying to mount a directory onto a file .*$", "", message, flags=re.DOTALL)
+    return re.sub(r": unknown$", "", message)

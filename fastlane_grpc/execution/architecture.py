@@ -1,0 +1,72 @@
+"""Whether a command was not executed because its image is for another architecture than the host's."""
+
+import errno
+import os
+import re
+from contextlib import suppress
+from pathlib import Path
+
+from fastlane_grpc.docker.engine import Container, Engine
+from fastlane_grpc.docker.http import EngineDown, EngineRefuses
+from fastlane_grpc.execution.final_state import FinalState, failed
+from fastlane_grpc.model import Reason, Source
+from fastlane_grpc.record import Chunk, Position, RecordReader, Trailer
+
+# What runc exits with, and prints in the container's name, when the kernel does not execute the command.
+_RUNTIME_CODES = frozenset({1, 255})
+_RUNTIME_SAYS = re.compile(
+    rb'(?:standard_init_linux\.go:\d+: )?(exec (?:user process caused|[^\n]{1,4096}): "?exec format error"?)\n'
+)
+
+# Other names of the same; and what the processors of one architecture may execute of another.
+_SAME = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64", "i386": "386", "i686": "386"}
+_COMPATIBLE = {("386", "amd64"), ("arm", "arm64")}
+
+
+def format_error(trailer: Trailer | None, container: Container | None, exit_code: int | None, record: Path) -> str:
+    """What was said of a command that is in no format the kernel knows; empty if the execution did not end by that.
+
+    The recorder notes it in its trailer. Without a recorder, the runtime prints it as if it were the command.
+    """
+    if trailer is not None:
+        program = container.program if container else "the command"
+        return f"{program}: {os.strerror(errno.ENOEXEC)}" if trailer.facts.get("exec_error") == errno.ENOEXEC else ""
+    return _said_by_runtime(record) if exit_code in _RUNTIME_CODES else ""
+
+
+def architectures(engine: Engine, image_digest: str) -> tuple[str, str]:
+    """That of an image and that of the host, as Docker calls them; empty where that is not known."""
+    with suppress(EngineDown, EngineRefuses):
+        image = engine.image(image_digest)
+        return image.architecture if image else "", engine.info().architecture
+    return "", ""
+
+
+def foreign_image(final_state: FinalState, said: str, architectures: tuple[str, str]) -> FinalState:
+    """The final_state of a command that was not executed: IMAGE_UNUSABLE if its image is for another architecture, else
+    as it is."""
+    image, host = (_SAME.get(each, each) for each in architectures)
+    if not image or not host or image == host or (image, host) in _COMPATIBLE:
+        return final_state
+    return failed(
+        Reason.IMAGE_UNUSABLE,
+        f"the image is for {image} and the host is {host}, whose kernel did not execute the command: {said}; "
+        f"build or pull the image for {host}, or install an emulator on the host (binfmt_misc)",
+    )
+
+
+def _said_by_runtime(record: Path) -> str:
+    """The one line on stderr that is all the output of a container whose runtime could not execute the command."""
+    try:
+        reader = RecordReader(record)
+    except FileNotFoundError:
+        return ""
+    try:
+        entries = reader.read(Position.BEGIN).entries
+    finally:
+        reader.close()
+    chunks = [entry for entry in entries if isinstance(entry, Chunk)]
+    if any(chunk.source is not Source.STDERR for chunk in chunks):
+        return ""
+    match = _RUNTIME_SAYS.fullmatch(b"".join(chunk.data for chunk in chunks))
+    return match[1].decode("utf-8", "replace") if match else ""

@@ -1,0 +1,110 @@
+"""The runner on Docker: takes one execution from its claim, or from whatever is found of it, to its outcome."""
+
+from collections.abc import Callable
+from datetime import timedelta
+
+from fastlane_grpc.capture.capture import End
+from fastlane_grpc.clock import boottime
+from fastlane_grpc.docker.http import EngineDown, EngineRefuses
+from fastlane_grpc.errors import ServerStopping
+from fastlane_grpc.execution.final_state import failed, lost, stopped_before_start
+from fastlane_grpc.execution.host import Host
+from fastlane_grpc.execution.launch import begin
+from fastlane_grpc.execution.lifecycle import Left, Lifecycle, RunnerContext, Step, abandon
+from fastlane_grpc.execution.recovery import adopt, sweep
+from fastlane_grpc.execution.stopping import Stopping
+from fastlane_grpc.logs import Logs
+from fastlane_grpc.model import Assignment, Reason, State
+from fastlane_grpc.runner import AbandonedLog, HostDown, Mailbox
+from fastlane_grpc.store import Store
+
+# What an engine or a registry refuses for now is tried again for so long.
+RETRY_SECONDS = 60.0
+# A start that was sent to this life of the engine is answered within this time, or was never sent.
+START_ANSWER_SECONDS = 10.0
+
+
+class DockerRunner:
+    """Implements Runner on one host. `step` is told of each step of each execution, right after it happened, on the
+    execution's thread."""
+
+    def __init__(
+        self,
+        store: Store,
+        logs: Logs,
+        host: Host,
+        *,
+        default_timeout: timedelta,
+        default_pids: int,
+        start_answer_seconds: float = START_ANSWER_SECONDS,
+        retry_seconds: float = RETRY_SECONDS,
+        step: Callable[[Step, str], None] = lambda step, execution_id: None,
+    ) -> None:
+        self._context = RunnerContext(
+            store, logs, host, default_timeout, default_pids, start_answer_seconds, retry_seconds, step
+        )
+
+    def run(self, assignment: Assignment, mailbox: Mailbox) -> None:
+        lifecycle = Lifecycle(self._context, assignment, mailbox)
+        with self._context.host.watching(assignment.execution.id, mailbox):
+            try:
+                self._run(lifecycle)
+            except (Left, ServerStopping) as error:
+                raise HostDown("the server stops; the next one takes it up") from error
+            finally:
+                lifecycle.capture.leave()
+
+    def abandon(self, execution_id: str, why: str) -> AbandonedLog:
+        return abandon(self._context, execution_id, why)
+
+    def sweep(self) -> None:
+        """Removes the containers of executions that are over. To be called when the host is up; raises HostDown."""
+        try:
+            sweep(self._context.store, self._context.host)
+        except (EngineDown, EngineRefuses) as error:
+            raise HostDown(str(error)) from error
+
+    def _run(self, lifecycle: Lifecycle) -> None:
+        lifecycle.reached(Step.CLAIMED)
+        try:
+            if lifecycle.fenced:
+                adopt(lifecycle)
+            else:
+                _say_how_long_it_waited(lifecycle)
+                begin(lifecycle)
+        except EngineDown as error:
+            self._host_down(lifecycle, error)
+        except EngineRefuses as refusal:
+            self._engine_failed(lifecycle, refusal)
+
+    def _engine_failed(self, lifecycle: Lifecycle, refusal: EngineRefuses) -> None:
+        """The engine is there and fails at what no engine fails at. Trying again for ever would leave the execution
+        unfinished."""
+        detail = f"the engine fails: {refusal.message}"
+        lifecycle.log.error("the engine failed", status=refusal.status, error=refusal.message)
+        if lifecycle.fenced:
+            lifecycle.conclude(lost(Reason.CONTAINER_GONE, detail), End(None, witnessed=False))
+        else:
+            lifecycle.conclude(failed(Reason.REFUSED_BY_ENGINE, detail))
+
+    def _host_down(self, lifecycle: Lifecycle, error: EngineDown) -> None:
+        host = self._context.host
+        # Whoever looks for a place next must not take this host for one that is there.
+        host.doubt()
+        lifecycle.log.warning("the engine does not answer", error=str(error), fenced=lifecycle.fenced)
+        if not lifecycle.fenced:
+            execution = self._context.store.requeue(lifecycle.execution.id).result()
+            if execution.state is State.STOPPING and execution.stop and not execution.starting:
+                lifecycle.conclude(stopped_before_start(Stopping.begin(execution.stop, "", boottime())))
+                return
+            if execution.state is State.QUEUED:
+                lifecycle.say(f"host {host.name} does not answer: back in the queue")
+        raise HostDown(f"host {host.name!r}: {error}") from error
+
+
+def _say_how_long_it_waited(lifecycle: Lifecycle) -> None:
+    """If that was longer than a moment: for who reads the log later."""
+    times = lifecycle.execution.times
+    waited = times.claim_time - times.due_time if times.claim_time else timedelta()
+    if waited >= timedelta(seconds=1):
+        lifecycle.say(f"got a place after {waited.total_seconds():.1f} s")

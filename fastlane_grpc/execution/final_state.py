@@ -1,0 +1,270 @@
+"""What an end means: the state and the outcome that follow from what the engine told and from what was ordered.
+Pure."""
+
+import errno
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from signal import Signals
+from typing import Any, Final
+
+from fastlane_grpc.docker.engine import Container
+from fastlane_grpc.docker.engine_errors import command_reason, explained, plain
+from fastlane_grpc.execution.stopping import Stopping
+from fastlane_grpc.model import Execution, JobSpec, Outcome, Reason, State, StopCause
+from fastlane_grpc.record import Trailer
+
+# What an engine says of containers whose end it did not see, or that it ended itself as it went down.
+DOUBTFUL_CODES: Final = frozenset({255, 137, 143})
+MAX_DETAIL_CHARACTERS: Final = 1000
+
+
+@dataclass(frozen=True, slots=True)
+class FinalState:
+    """A final state with its outcome; the times are the engine's."""
+
+    state: State
+    outcome: Outcome
+    start_time: datetime | None = None
+    exit_time: datetime | None = None
+
+    def facts(self) -> Mapping[str, object]:
+        """All but the exit code, which a trailer has anyway: with both, a sealed record is enough to finish its
+        execution."""
+        return {
+            "state": int(self.state),
+            "reason": int(self.outcome.reason),
+            "detail": self.outcome.detail,
+            "out_of_memory": self.outcome.out_of_memory,
+            "stop_signal": self.outcome.stop_signal,
+            "start_time": self.start_time and self.start_time.isoformat(),
+            "exit_time": self.exit_time and self.exit_time.isoformat(),
+        }
+
+
+def final_state_of(trailer: Trailer) -> FinalState | None:
+    """The final_state that a record was sealed with; None if it was not sealed by us, but by the container's
+    recorder."""
+    facts: Mapping[str, Any] = trailer.facts
+    if "state" not in facts:
+        return None
+    outcome = Outcome(
+        reason=Reason(facts["reason"]),
+        detail=facts["detail"],
+        exit_code=trailer.exit_code,
+        out_of_memory=facts["out_of_memory"],
+        stop_signal=facts["stop_signal"],
+    )
+    return FinalState(State(facts["state"]), outcome, _time(facts["start_time"]), _time(facts["exit_time"]))
+
+
+def ended(
+    exit_code: int | None,
+    container: Container | None,
+    spec: JobSpec,
+    stopping: Stopping | None,
+    *,
+    timeout: timedelta,
+    engine_restarted: bool,
+) -> FinalState:
+    """Of a container that ran and ended. `container` is None if it was removed before it could be looked at."""
+    start_time, exit_time = (container.start_time, container.end_time) if container else (None, None)
+    if start_time and exit_time:
+        # An engine that is busy notes the start of a quick container after its end.
+        start_time = min(start_time, exit_time)
+    out_of_memory = container is not None and container.out_of_memory
+    state, reason, detail = _judged(
+        exit_code, out_of_memory, spec, stopping, timeout=timeout, engine_restarted=engine_restarted
+    )
+    outcome = Outcome(reason, _short(detail), exit_code, out_of_memory, stopping.sent if stopping else "")
+    return FinalState(state, outcome, start_time, exit_time)
+
+
+def ended_by_itself(
+    trailer: Trailer,
+    container: Container | None,
+    spec: JobSpec,
+    stopping: Stopping | None,
+    *,
+    timeout: timedelta,
+    engine_restarted: bool,
+) -> FinalState:
+    """Of a container whose recorder says how it ended. `container` is None if it was removed before it could be looked
+    at."""
+    facts: Mapping[str, Any] = trailer.facts
+    if error := facts.get("exec_error"):
+        return not_executed(error, container.program if container else None, stopping)
+    # The engine ended it if it was told to end, and not by us.
+    engine_ended_it = engine_restarted and bool(facts.get("told"))
+    final_state = ended(trailer.exit_code, container, spec, stopping, timeout=timeout, engine_restarted=engine_ended_it)
+    # An engine that was killed has lost its times, or put in that of its own return.
+    exit_time = _nanos(facts.get("end_time_ns")) or final_state.exit_time
+    start_time = final_state.start_time or _nanos(facts.get("start_time_ns"))
+    if facts.get("cut_off"):
+        final_state = cut_off(final_state)
+    return replace(
+        final_state,
+        exit_time=exit_time,
+        start_time=min(start_time, exit_time) if start_time and exit_time else start_time,
+    )
+
+
+def cut_off(final_state: FinalState) -> FinalState:
+    """Of a container whose recorder killed the command, as nothing that it printed could be stored any more."""
+    if final_state.state not in {State.FAILED, State.LOST}:
+        return final_state
+    detail = (
+        "killed by its recorder, which may not make the file of its output larger: the limit RLIMIT_FSIZE of the container's main process, "
+        f"or the largest file of this file system; {_said(final_state.outcome.exit_code)}"
+    )
+    return replace(
+        final_state, state=State.FAILED, outcome=replace(final_state.outcome, reason=Reason.EXIT_CODE, detail=detail)
+    )
+
+
+def not_executed(error: int, program: str | None, stopping: Stopping | None) -> FinalState:
+    """Of a container whose recorder was told by the kernel that it cannot execute the command, whose first word is
+    `program`."""
+    name = '"" (an empty word)' if program == "" else program
+    said = ": ".join(filter(None, (name, os.strerror(error))))
+    if stopping:
+        return _settled(
+            State.STOPPED,
+            Reason.UNSPECIFIED,
+            f"told to stop {stopping.cause}; its command could not be executed: {said}",
+        )
+    if error in {errno.ENOENT, errno.ENOTDIR}:
+        return failed(Reason.COMMAND_NOT_FOUND, f"the image has no such command: {said}")
+    if error == errno.ENOEXEC:
+        said += " (a program for another architecture, or a script whose first line does not name an interpreter, as #!/bin/sh)"
+    return failed(Reason.COMMAND_NOT_EXECUTABLE, f"the command cannot be executed: {said}")
+
+
+def not_begun(exit_code: int | None, stopping: Stopping | None) -> FinalState:
+    """Of a container that was started, and whose recorder ended before it ran the command."""
+    if stopping:
+        return stopped_before_start(stopping)
+    said = "" if exit_code is None else f" (it exited with {exit_code})"
+    return failed(
+        Reason.REFUSED_BY_ENGINE,
+        f"the container was started, and could not begin to record, so its command was not run{said}",
+    )
+
+
+def record_deleted(exit_code: int | None) -> FinalState:
+    """Of a container whose record somebody deleted: what is not there proves nothing, not even that the command did not
+    run."""
+    said = "" if exit_code is None else f" (its container exited with {exit_code})"
+    return lost(
+        Reason.CONTAINER_GONE,
+        f"somebody deleted its record from the data directory: nobody knows whether its command ran, or what it printed{said}",
+    )
+
+
+def not_started(error: str, stopping: Stopping | None, *, by_recorder: bool, again: bool = False) -> FinalState:
+    """Of a container whose start the engine refused; `again`: several times.
+
+    Under the recorder the engine does not look for the command: then nothing that it says of a program is about the
+    job's."""
+    if stopping:
+        return _settled(
+            State.STOPPED,
+            Reason.UNSPECIFIED,
+            f"told to stop {stopping.cause}; it would not have started: {plain(error)}",
+        )
+    reason = None if by_recorder else command_reason(error)
+    if reason is Reason.COMMAND_NOT_FOUND:
+        return failed(reason, f"the image has no such command: {plain(error)}")
+    if reason is Reason.COMMAND_NOT_EXECUTABLE:
+        return failed(reason, f"the command cannot be executed: {plain(error)}")
+    tries = " in several tries" if again else ""
+    return failed(Reason.REFUSED_BY_ENGINE, f"the engine did not start the container{tries}: {explained(error)}")
+
+
+def failed(reason: Reason, detail: str) -> FinalState:
+    return _settled(State.FAILED, reason, detail)
+
+
+def lost(reason: Reason, detail: str) -> FinalState:
+    return _settled(State.LOST, reason, detail)
+
+
+def expired(execution: Execution) -> FinalState:
+    """Of an execution that was claimed in time, and was not ready to start in time."""
+    return _settled(
+        State.EXPIRED,
+        Reason.UNSPECIFIED,
+        f"it had not started by its expire_time, {execution.expire_time:%Y-%m-%dT%H:%M:%SZ}",
+    )
+
+
+def stopped_before_start(stopping: Stopping) -> FinalState:
+    return _settled(State.STOPPED, Reason.UNSPECIFIED, f"told to stop {stopping.cause} before it was started")
+
+
+def _judged(
+    exit_code: int | None,
+    out_of_memory: bool,
+    spec: JobSpec,
+    stopping: Stopping | None,
+    *,
+    timeout: timedelta,
+    engine_restarted: bool,
+) -> tuple[State, Reason, str]:
+    said = _said(exit_code)
+    if stopping and stopping.stop.cause is StopCause.TIMEOUT:
+        return (
+            State.TIMED_OUT,
+            Reason.UNSPECIFIED,
+            f"ran longer than its timeout of {timeout.total_seconds():g} s; {said}",
+        )
+    if stopping:
+        return State.STOPPED, Reason.UNSPECIFIED, f"told to stop {stopping.cause}; {said}"
+    if exit_code is None:
+        return (
+            State.LOST,
+            Reason.CONTAINER_GONE,
+            "the container was removed by somebody else; nobody knows how it ended",
+        )
+    if engine_restarted and exit_code in DOUBTFUL_CODES:
+        return (
+            State.LOST,
+            Reason.CONTAINER_GONE,
+            f"the engine was restarted while it ran, and may have ended it: its exit code ({exit_code}) means nothing",
+        )
+    if exit_code == 0:
+        return State.SUCCEEDED, Reason.UNSPECIFIED, ""
+    if out_of_memory:
+        return State.FAILED, Reason.OUT_OF_MEMORY, f"killed for memory: {_memory(spec)}; {said}"
+    return State.FAILED, Reason.EXIT_CODE, said
+
+
+def _said(exit_code: int | None) -> str:
+    if exit_code is None:
+        return "ended, nobody knows how"
+    by_custom = exit_code - 128
+    if by_custom in set(Signals):
+        return f"exited with {exit_code}, by custom 128 + {Signals(by_custom).name}"
+    return f"exited with {exit_code}"
+
+
+def _memory(spec: JobSpec) -> str:
+    limit = spec.limits.memory_bytes
+    return f"it may use {limit / (1 << 20):g} MiB; raise limits.memory_bytes" if limit else "the machine has no more"
+
+
+def _settled(state: State, reason: Reason, detail: str) -> FinalState:
+    return FinalState(state, Outcome(reason, _short(detail)))
+
+
+def _short(detail: str) -> str:
+    return detail if len(detail) <= MAX_DETAIL_CHARACTERS else f"{detail[:MAX_DETAIL_CHARACTERS]}…"
+
+
+def _time(text: str | None) -> datetime | None:
+    return datetime.fromisoformat(text) if text else None
+
+
+def _nanos(nanoseconds: int | None) -> datetime | None:
+    return datetime.fromtimestamp(nanoseconds / 1e9, UTC) if nanoseconds else None

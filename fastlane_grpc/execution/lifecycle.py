@@ -1,0 +1,595 @@
+"""The way of one execution, as far as it is the same for one that begins and one that is taken up again: from its start
+to its end.
+
+Its steps are named, and each is reported right after it happened: whatever is killed there, the next server goes on
+from what is on disk."""
+
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from enum import StrEnum
+from signal import SIGKILL
+
+import structlog
+
+from fastlane_grpc.capture.capture import Capture, End
+from fastlane_grpc.capture.handoff import CommandStatus, Delivery
+from fastlane_grpc.capture.recorder import CANNOT_STORE_CODE, RecorderCapture
+from fastlane_grpc.clock import boottime
+from fastlane_grpc.docker.engine import Container
+from fastlane_grpc.docker.engine_errors import passes
+from fastlane_grpc.docker.http import EngineDown, EngineRefuses
+from fastlane_grpc.errors import ExecutionNotFound, ServerStopping
+from fastlane_grpc.execution.architecture import architectures, foreign_image, format_error
+from fastlane_grpc.execution.final_state import (
+    DOUBTFUL_CODES,
+    FinalState,
+    cut_off,
+    ended,
+    ended_by_itself,
+    final_state_of,
+    not_begun,
+    record_deleted,
+)
+from fastlane_grpc.execution.host import Host
+from fastlane_grpc.execution.stopping import KILL, Stopping, signal_number
+from fastlane_grpc.logs import Logs
+from fastlane_grpc.model import Assignment, Outcome, State, Stop, StopCause, Waiting, WaitReason, utc_now
+from fastlane_grpc.record import Trailer
+from fastlane_grpc.runner import (
+    AbandonedLog,
+    Began,
+    CertainEnd,
+    Died,
+    EngineBack,
+    EngineGone,
+    Leave,
+    Mailbox,
+    Order,
+    StopCommand,
+)
+from fastlane_grpc.store import Store
+
+# An end that the engine ought to have told of by now is looked for.
+LOOK_SECONDS = 10.0
+LOOKS = 4
+# What the start needed, and only the start, is put away as soon as it can be, which is looked for with pauses that
+# grow.
+PUT_AWAY_SECONDS, LONGEST_PUT_AWAY_SECONDS = 0.1, 5.0
+# A record that cannot be looked at for a moment, as a disk or a table of the kernel's fails or is full, is looked at
+# again after that.
+UNREADABLE_SECONDS = 0.5
+# A container that the engine says is over, while its main process is there for certain, is looked at so often.
+HELD_SECONDS = 0.5
+# Clocks that stand still while the machine sleeps time the waits: so often the one that goes on is looked at.
+LONGEST_WAIT_SECONDS = 60.0
+# An engine has so long to let a paused container go on, before it is taken for one that hangs.
+WAKE_SECONDS = 2.0
+# A timeout is carried out even if the store has no room to say so.
+STORE_SECONDS = 5.0
+
+log = structlog.get_logger(__name__)
+
+
+class Step(StrEnum):
+    """The way of an execution, in order."""
+
+    CLAIMED = "claimed"
+    PULLED = "pulled"
+    CREATED = "created"
+    ATTACHED = "attached"
+    FENCED = "fenced"
+    STARTED = "started"
+    RUNNING = "running"
+    DIED = "died"
+    DRAINED = "drained"
+    SEALED = "sealed"
+    FINISHED = "finished"
+    REMOVED = "removed"
+
+
+class Left(Exception):
+    """The server stops; the execution is the next one's."""
+
+
+class StopRequested(Exception):
+    """An order to stop came while there was nothing to send a signal to."""
+
+    def __init__(self, stop: Stop) -> None:
+        super().__init__(stop.note)
+        self.stop = stop
+
+
+@dataclass(frozen=True, slots=True)
+class RunnerContext:
+    """What every execution of a runner has in common."""
+
+    store: Store
+    logs: Logs
+    host: Host
+    default_timeout: timedelta
+    default_pids: int
+    start_answer_seconds: float
+    retry_seconds: float
+    step: Callable[[Step, str], None]
+
+
+class Lifecycle:
+    """One execution on its way. Lives on one thread."""
+
+    def __init__(self, context: RunnerContext, assignment: Assignment, mailbox: Mailbox) -> None:
+        self.context = context
+        self.assignment = assignment
+        self.execution = assignment.execution
+        self.spec = assignment.spec
+        self.engine = context.host.engine
+        self.timeout = context.default_timeout if assignment.spec.timeout is None else assignment.spec.timeout
+        self.directory = context.logs.path(self.execution.id)
+        # Of one that is new only known with its image.
+        self.capture: Capture = context.host.captures.of_begun(self.engine, self.directory, self.execution, self.say)
+        self.fenced = self.execution.starting
+        self.container_id = self.execution.container_id
+        self.engine_life = self.execution.engine_life
+        self.stop_signal = self.spec.stop_signal
+        self.stopping: Stopping | None = None
+        self.watched_since = 0.0
+        self.mailbox = mailbox
+        self._put_off: deque[Order] = deque()
+        self._deadline = float("inf")
+        self._look_at = float("inf")
+        self._put_away_at, self._put_away_pause = 0.0, PUT_AWAY_SECONDS
+        # The engine takes a container for over, or knows of none, whose main process is there: only its capture tells
+        # of its end.
+        self.engine_lost_it = False
+        self.log = log.bind(execution_id=self.execution.id, job_id=self.execution.job_id, host=context.host.name)
+
+    # -- what is told on the way
+
+    def reached(self, step: Step) -> None:
+        self.context.step(step, self.execution.id)
+
+    def say(self, line: str) -> None:
+        """One of fastlane's own lines in the log of the execution."""
+        self.context.logs.system(self.execution.id, line)
+
+    def waits_for_room(self, detail: str) -> None:
+        """The record of its output cannot be made. Said once, however often it is tried again."""
+        if self.mailbox.waiting:
+            return
+        self.mailbox.waiting = Waiting(WaitReason.DISK_FULL, detail, utc_now())
+        self.log.warning("the record cannot be made; trying again", reason=detail)
+        # Where there is no room for this line either, whoever asks for the execution is told.
+        self.say(f"waiting: {detail}")
+
+    def has_room(self) -> None:
+        """It could be made."""
+        waited, self.mailbox.waiting = self.mailbox.waiting, None
+        if waited:
+            self.say(f"goes on after {(utc_now() - waited.since_time).total_seconds():.0f} s: {waited.detail}")
+
+    # -- waiting
+
+    def next_order(self, seconds: float) -> Order | None:
+        """The next order within the time. Raises Left, and EngineDown if the engine went away since it is watched."""
+        order = self._put_off.popleft() if self._put_off else self.mailbox.get(min(seconds, LONGEST_WAIT_SECONDS))
+        if isinstance(order, Leave):
+            raise Left
+        if isinstance(order, EngineGone) and order.time > self.watched_since:
+            raise EngineDown("the engine went away")
+        return order
+
+    def wait(self, seconds: float | None) -> Order | None:
+        """The next order, while there is nothing yet to send a signal to: an order to stop raises StopRequested then.
+        Raises Left."""
+        order = self.mailbox.get(seconds)
+        if isinstance(order, Leave):
+            raise Left
+        if isinstance(order, StopCommand):
+            raise StopRequested(order.stop)
+        return order
+
+    def pause(self, seconds: float) -> None:
+        """Waits so long, with an ear for mailbox."""
+        until = boottime() + seconds
+        while (left_seconds := until - boottime()) > 0:
+            self.wait(left_seconds)
+
+    def put_off(self, order: Order) -> None:
+        """Keeps an order for who asks next."""
+        self._put_off.append(order)
+
+    def watch(self) -> None:
+        """From now on nothing is to be missed: if what the engine tells is heard without a break, it is one life of the
+        engine."""
+        self.watched_since = boottime()
+
+    # -- from its start on
+
+    def time_runs(self, seconds: float) -> None:
+        """From now on the container has so long to go on."""
+        self._deadline = boottime() + seconds
+
+    def began(self, start_time: datetime) -> None:
+        """The container runs, or ran: commits that, and goes with it to its end."""
+        if self.execution.state is State.PREPARING:
+            try:
+                self.context.store.running(self.execution.id, start_time=start_time).result(STORE_SECONDS)
+            except TimeoutError:
+                # It is written as soon as it can be. Time runs for the container, and it may end, all the same.
+                self.log.warning("a start is not on disk yet")
+            self.say(f"started on host {self.context.host.name}, output captured by {self.capture.name}")
+            self.log.info("execution runs", container_id=self.container_id)
+        self.reached(Step.RUNNING)
+        died = self.until_end()
+        self.reached(Step.DIED)
+        self.end(died)
+
+    def told(self, stop: Stop) -> None:
+        """An order to stop that is on disk, or came again with less grace."""
+        if self.stopping:
+            self.stopping = self.stopping.told(stop, boottime())
+            return
+        self.stopping = Stopping.begin(stop, self.stop_signal, boottime())
+        self.say(f"told to stop {self.stopping.cause}")
+
+    def choose_capture(self) -> None:
+        """Of one that is new, or begins anew."""
+        self.capture = self.context.host.captures.of_new(self.engine, self.directory, self.execution.id, self.say)
+
+    def follow_again(self) -> None:
+        """After a break. A paused container refuses; it prints nothing, and is followed when it goes on."""
+        self.watch()
+        try:
+            self.capture.resume(self.container_id)
+        except EngineRefuses as refusal:
+            self.log.info("output is not followed yet", refusal=refusal.message)
+
+    def until_end(self) -> Died | None:
+        """Keeps the time and carries out orders until the container ends. None: it did, and the engine did not tell
+        how."""
+        while True:
+            self._put_away()
+            order = self.next_order(self._next_time() - boottime())
+            # Not of an earlier container of this execution, whose start was refused and then carried out after all.
+            if isinstance(order, Died) and order.container_id in {"", self.container_id}:
+                if not self._held():
+                    return order
+                # The engine was killed and came back with a wrong idea of it. Its process goes on, and so does its
+                # output.
+                self.log.warning("the engine says that a container is over whose main process is there")
+                self.engine_lost_it = True
+            if self.engine_lost_it:
+                self._look_at = min(self._look_at, boottime() + HELD_SECONDS)
+            if isinstance(order, StopCommand):
+                self.told(order.stop)
+            elif isinstance(order, Began) and not self.capture.following:
+                self.follow_again()
+            elif isinstance(order, EngineBack):
+                self._look_at = 0.0
+            if boottime() >= self._deadline and not self.stopping:
+                self._time_out()
+            self._send_what_is_due()
+            if boottime() >= self._look_at and not self._alive():
+                return None
+
+    def _next_time(self) -> float:
+        due = self.stopping.next_time if self.stopping else self._deadline
+        return min(due, self._look_at, self._put_away_at)
+
+    def _put_away(self) -> None:
+        if boottime() >= self._put_away_at:
+            self._put_away_at = float("inf") if self.capture.began() else boottime() + self._put_away_pause
+            self._put_away_pause = min(self._put_away_pause * 1.2, LONGEST_PUT_AWAY_SECONDS)
+
+    def _time_out(self) -> None:
+        self._deadline = float("inf")
+        grace = self.spec.grace
+        try:
+            execution = self.context.store.time_out(self.execution.id, grace=grace).result(STORE_SECONDS)
+        except TimeoutError:
+            # It is written as soon as it can be. The container must not have the longer a time the fuller the disk is.
+            self.log.warning("a timeout is carried out before it is on disk")
+            self.told(Stop(StopCause.TIMEOUT, utc_now(), grace))
+            return
+        # None: somebody told it to stop just now, and the order is on its way to us.
+        if execution and execution.stop:
+            self.log.info("execution timed out", grace_seconds=grace.total_seconds())
+            self.told(execution.stop)
+
+    def _send_what_is_due(self) -> None:
+        name = self.stopping.due(boottime()) if self.stopping else ""
+        if not self.stopping or not name:
+            return
+        if name == KILL:
+            # First, as the engine carries out a kill only when somebody takes what the container has printed.
+            self.capture.give_up()
+        # Asked first to end in a way that keeps all output; if that does not help, in the way that always does.
+        number = self.capture.kill_signal if name == KILL and self.stopping.sent != KILL else name
+        # First without the engine, which may hang: the time and later orders would wait for its answer.
+        kernels_number = signal_number(number)
+        delivery = self._signalled(kernels_number) if kernels_number else Delivery.NOT_SENT
+        if delivery is Delivery.NOT_SENT:
+            self._send_by_engine(name, number)
+            return
+        self._sent(name)
+        if delivery is Delivery.PENDING:
+            self._wake(number)
+
+    def _send_by_engine(self, name: str, number: str) -> None:
+        assert self.stopping is not None
+        try:
+            self.engine.kill(self.container_id, number)
+        except EngineDown as error:
+            # Perhaps it hangs only. If it is gone we are told so.
+            self.log.warning("a signal was not sent", signal=name, error=str(error))
+            self.stopping = self.stopping.could_not_send(boottime())
+        except EngineRefuses as refusal:
+            self._not_sent(name, refusal)
+        else:
+            self._sent(name)
+
+    def _wake(self, number: str) -> None:
+        """Of a container that is paused: the engine lets it go on to take a signal. The one that it sends for that is
+        one with ours."""
+        try:
+            self.engine.kill(self.container_id, number, answer_seconds=WAKE_SECONDS)
+        except (EngineDown, EngineRefuses) as error:
+            self.log.warning("a container does not take its signal", signal=number, error=str(error))
+
+    def _sent(self, name: str) -> None:
+        assert self.stopping is not None
+        self.say(f"sent {name}")
+        self.log.info("signal sent", signal=name)
+        self.stopping = self.stopping.did_send(name, boottime())
+        if name == KILL:
+            self._look_at = min(self._look_at, boottime() + LOOK_SECONDS)
+
+    def _not_sent(self, name: str, refusal: EngineRefuses) -> None:
+        assert self.stopping is not None
+        self.log.info("a signal was refused", signal=name, refusal=refusal.message)
+        if refusal.status in {404, 409}:
+            # It does not run any more: its end is on the way to us.
+            self._look_at = min(self._look_at, boottime() + LOOK_SECONDS)
+            self.stopping = self.stopping.could_not_send(boottime() + LOOK_SECONDS)
+        elif name == KILL or passes(refusal.message):
+            # A signal that the engine cannot send for now does not cost the container its grace.
+            self.stopping = self.stopping.could_not_send(boottime() + (LOOK_SECONDS if name == KILL else 0.0))
+        else:
+            self.say(f"the engine does not send {name}: {refusal.message}")
+            self.stopping = self.stopping.kill_now(boottime())
+
+    def _signalled(self, number: int) -> Delivery:
+        """What became of the signal that was sent past the engine."""
+        try:
+            return self.capture.signal(number)
+        except OSError as error:
+            self.log.warning("a record cannot be looked at", error=str(error))
+            return Delivery.NOT_SENT
+
+    def _alive(self) -> bool:
+        self._look_at = float("inf") if self.stopping is None else boottime() + LOOK_SECONDS
+        try:
+            if self.capture.held:
+                return True
+            container = self.engine.inspect(self.container_id)
+        except (EngineDown, EngineRefuses, OSError) as error:
+            self.log.warning("container not inspected; looking again", error=str(error))
+            self._look_at = boottime() + LOOK_SECONDS
+            return True
+        if self.engine_lost_it:
+            return container is not None and container.alive
+        # What the engine is about to start is not alive yet, and has not ended either.
+        return container is not None and not container.ended
+
+    def _held(self) -> bool:
+        """Whether a container that the engine takes for over is there all the same, however often that has to be
+        asked."""
+        while True:
+            try:
+                return self.capture.held
+            except OSError as error:
+                self.log.warning("a record cannot be looked at; trying again", error=str(error))
+            # An order to stop is carried out before the next look; the others keep their turn.
+            kept = []
+            until = boottime() + UNREADABLE_SECONDS
+            while (left_seconds := until - boottime()) > 0:
+                order = self.next_order(left_seconds)
+                if isinstance(order, StopCommand):
+                    self.told(order.stop)
+                elif order is not None:
+                    kept.append(order)
+            self._put_off.extend(kept)
+
+    # -- its end
+
+    def end(self, died: Died | None) -> None:
+        """Of a container that ran: what the engine says of it now, and all that follows."""
+        container = self._look(died)
+        command_status, exit_code = (
+            self.capture.revoke(),
+            container.exit_code if container and container.ended else None,
+        )
+        if command_status is CommandStatus.NEVER_RAN:
+            self.conclude(not_begun(container.exit_code if container else None, self.stopping))
+            return
+        if command_status is CommandStatus.UNKNOWN:
+            self.conclude(record_deleted(exit_code))
+            return
+        witnessed = died is not None and died.heard_since <= self.watched_since
+        told_code = died.exit_code if died else None
+        # Of one that runs, as somebody restarted it, the engine says 0.
+        exit_code = container.exit_code if container and container.ended else told_code
+        missing = self.capture.drain(End(_end_time(container, died), witnessed, exit_code))
+        self.reached(Step.DRAINED)
+        self._settle(self._final_state(container, exit_code), missing)
+
+    def _final_state(self, container: Container | None, exit_code: int | None) -> FinalState:
+        witness = self.capture.trailer()
+        final_state = self._final_state_at_end(container, exit_code, witness)
+        said = format_error(witness, container, final_state.outcome.exit_code, self.directory / "log")
+        if said and final_state.state is State.FAILED:
+            # Asked only now: the kernel may have an emulator for a foreign image, of which only the kernel knows.
+            digest = self.context.store.execution(self.execution.id).result().image_digest
+            return foreign_image(final_state, said, architectures(self.engine, digest))
+        return final_state
+
+    def _final_state_at_end(
+        self, container: Container | None, exit_code: int | None, witness: Trailer | None
+    ) -> FinalState:
+        if witness is not None:
+            # PID 1 itself says how its command ended: whatever the engine saw of it, or made up after it was killed, is
+            # second to that.
+            return ended_by_itself(
+                witness,
+                container,
+                self.spec,
+                self.stopping,
+                timeout=self.timeout,
+                engine_restarted=witness.exit_code in DOUBTFUL_CODES and self._engine_restarted(),
+            )
+        no_more_room = self.capture.name == RecorderCapture.name and exit_code == CANNOT_STORE_CODE
+        if no_more_room:
+            exit_code = 128 + SIGKILL
+        final_state = ended(
+            exit_code,
+            container,
+            self.spec,
+            self.stopping,
+            timeout=self.timeout,
+            engine_restarted=exit_code in DOUBTFUL_CODES and self._engine_restarted(),
+        )
+        return cut_off(final_state) if no_more_room else final_state
+
+    def _look(self, died: Died | None) -> Container | None:
+        """An engine that hangs for a while, and does not go away, is asked again: to be taken up again would cost the
+        log a gap."""
+        for _ in range(LOOKS - 1):
+            try:
+                return self.engine.inspect(self.container_id)
+            except (EngineDown, EngineRefuses) as error:
+                self.log.warning("container not inspected; asking again", error=str(error))
+                self.next_order(1.0)
+        try:
+            return self.engine.inspect(self.container_id)
+        except EngineRefuses:
+            if died is None and self.capture.trailer() is None:
+                raise
+            # How it ended is known without.
+            return None
+
+    def conclude(self, final_state: FinalState, end: End | None = None) -> None:
+        """The end of one that did not run, or of which nobody knows, in its order: record, fastlane's lines, outcome,
+        container."""
+        missing = self.capture.drain(end)
+        self.reached(Step.DRAINED)
+        self._settle(final_state, missing if end else "")
+
+    def _settle(self, final_state: FinalState, missing: str) -> None:
+        trailer = self.capture.seal(final_state.outcome.exit_code, final_state.facts())
+        self.context.logs.set_aside(self.execution.id)
+        self.reached(Step.SEALED)
+        if missing:
+            self.say(missing)
+        self.say(_said(final_state.state, final_state.outcome))
+        totals = (*(trailer.totals if trailer else ()), *self.context.logs.seal_system(self.execution.id))
+        self.context.store.finish(
+            self.execution.id,
+            state=final_state.state,
+            outcome=final_state.outcome,
+            logs=totals,
+            log_bytes=self.context.logs.room(self.execution.id),
+            start_time=final_state.start_time,
+            exit_time=final_state.exit_time,
+            first_byte_time=self.capture.first_byte_time,
+            seal_time=datetime.fromtimestamp(trailer.time_ns / 1e9, UTC) if trailer else utc_now(),
+        ).result()
+        self.reached(Step.FINISHED)
+        outcome = final_state.outcome
+        self.log.info(
+            "execution ended",
+            state=final_state.state.name,
+            reason=outcome.reason.name,
+            exit_code=outcome.exit_code,
+            complete=not missing,
+        )
+        self.remove()
+        self.reached(Step.REMOVED)
+
+    def remains(self, why: str) -> AbandonedLog:
+        """Ends the log of one that could not be brought to its end: what it may have printed and is not there is a gap
+        of unknown size.
+
+        Where the record was sealed before, by the container's recorder or by us, its word on the end stands.
+        """
+        trailer = self.capture.trailer()
+        end = self._certain_end(trailer) if trailer else None
+        if self.fenced and trailer is None:
+            self.capture.resume(None)
+            self.capture.drain(End(None, witnessed=False))
+        trailer = self.capture.seal(None, {})
+        self.context.logs.set_aside(self.execution.id)
+        self.say(f"{why}; {_said(end.state, end.outcome)}" if end else why)
+        totals = (*(trailer.totals if trailer else ()), *self.context.logs.seal_system(self.execution.id))
+        return AbandonedLog(totals, self.context.logs.room(self.execution.id), end)
+
+    def _certain_end(self, trailer: Trailer) -> CertainEnd:
+        stop = self.execution.stop
+        stopping = Stopping.begin(stop, "", boottime()) if stop else None
+        final_state = final_state_of(trailer) or ended_by_itself(
+            trailer, None, self.spec, stopping, timeout=self.timeout, engine_restarted=False
+        )
+        start_time = self.execution.times.start_time or final_state.start_time
+        return CertainEnd(
+            final_state.state, final_state.outcome, start_time, final_state.exit_time, self.capture.first_byte_time
+        )
+
+    def remove(self) -> None:
+        """The container, if there is one. What is left is removed when the host is swept."""
+        if not self.container_id:
+            return
+        try:
+            self.engine.remove(self.container_id, force=True)
+        except (EngineDown, EngineRefuses) as error:
+            self.log.warning("container not removed", container_id=self.container_id, error=str(error))
+
+    def _engine_restarted(self) -> bool:
+        """Whether this is not the engine's life that the start was sent to. Raises EngineDown if it is ending just
+        now."""
+        life = self.engine.life()
+        return bool(life and self.engine_life) and life != self.engine_life
+
+
+def abandon(context: RunnerContext, execution_id: str, why: str, *, remove: bool = True) -> AbandonedLog:
+    """Ends the log of an execution that is given up, where it stands, and removes its container; see Runner."""
+    # As it is on disk: that knows how it is captured, if it got so far, and whether it came to its end before.
+    assignment = context.store.assignment(execution_id).result()
+    if assignment.execution.state.final:
+        return AbandonedLog()
+    lifecycle = Lifecycle(context, assignment, Mailbox())
+    if not remove:
+        lifecycle.container_id = ""
+    try:
+        remains = lifecycle.remains(why)
+        lifecycle.remove()
+        return remains
+    except (ServerStopping, ExecutionNotFound):
+        raise
+    except Exception as error:
+        # The defect may be in what ends a log, too. What there is of it is told as far as it is known, so that it is
+        # pruned in its time.
+        lifecycle.log.error("the log of an execution is not ended", exc_info=error)
+        logs = context.logs
+        return AbandonedLog(logs.system_totals(execution_id), logs.room(execution_id))
+    finally:
+        lifecycle.capture.leave()
+
+
+def _said(state: State, outcome: Outcome) -> str:
+    return f"{state.name.lower().replace('_', ' ')}: {outcome.detail or 'exited with 0'}"
+
+
+def _end_time(container: Container | None, died: Died | None) -> datetime | None:
+    if container is not None:
+        return container.end_time
+    return datetime.fromtimestamp(died.time_ns / 1e9, UTC) if died else None

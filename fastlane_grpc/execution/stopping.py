@@ -1,0 +1,86 @@
+"""Bringing a container to its end: the signal, the grace, the kill; and again, for as long as it does not end."""
+
+import re
+import signal
+from dataclasses import dataclass, replace
+
+from fastlane_grpc.clock import left
+from fastlane_grpc.model import Stop, StopCause, utc_now
+
+KILL = "SIGKILL"
+# A kill that did not end it is sent again after this, and a signal that the engine did not take after that.
+KILL_AGAIN_SECONDS = 10.0
+SEND_AGAIN_SECONDS = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Stopping:
+    """What is to be sent when, on the clock of `boottime`. `sent` is the last signal that was."""
+
+    stop: Stop
+    signal: str
+    kill_at: float
+    again_at: float = 0.0
+    sent: str = ""
+
+    @classmethod
+    def begin(cls, stop: Stop, stop_signal: str, now: float) -> "Stopping":
+        return cls(stop, signal_name(stop_signal), now + _grace_left(stop))
+
+    def told(self, stop: Stop, now: float) -> "Stopping":
+        """Told again: grace can only become shorter."""
+        return replace(self, stop=stop, kill_at=min(self.kill_at, now + _grace_left(stop)))
+
+    def due(self, now: float) -> str:
+        """The signal to be sent now; empty if none is."""
+        if now < self.again_at:
+            return ""
+        if now >= self.kill_at:
+            return KILL
+        return "" if self.sent else self.signal
+
+    @property
+    def next_time(self) -> float:
+        """When something is due, if nothing happens until then."""
+        return max(self.again_at, self.kill_at if self.sent else 0.0)
+
+    def did_send(self, name: str, now: float) -> "Stopping":
+        return replace(self, sent=name, again_at=now + KILL_AGAIN_SECONDS if name == KILL else self.again_at)
+
+    def could_not_send(self, now: float) -> "Stopping":
+        return replace(self, again_at=now + SEND_AGAIN_SECONDS)
+
+    def kill_now(self, now: float) -> "Stopping":
+        return replace(self, kill_at=min(self.kill_at, now))
+
+    @property
+    def cause(self) -> str:
+        """For a person."""
+        if self.stop.cause is StopCause.TIMEOUT:
+            return "by its timeout"
+        return "by a caller" + (f" ({self.stop.note})" if self.stop.note else "")
+
+
+def signal_name(text: str) -> str:
+    """A stop signal, given as a number or a name with or without SIG, by its name; SIGTERM if none is given."""
+    if not text:
+        return "SIGTERM"
+    if text.isdigit():
+        return signal.Signals(int(text)).name if int(text) in set(signal.Signals) else text
+    return text.upper() if text.upper().startswith("SIG") else f"SIG{text.upper()}"
+
+
+def signal_number(text: str) -> int | None:
+    """A signal, given as a number or a name with or without SIG, by the kernel's number; None if there is none that is
+    known here."""
+    name = signal_name(text)
+    # Counted from 34 by engines; C libraries do not agree.
+    if real_time := re.fullmatch(r"SIGRT(MIN|MAX)([+-]\d+)?", name):
+        number = (34 if real_time[1] == "MIN" else 64) + int(real_time[2] or 0)
+    else:
+        number = int(name) if name.isdigit() else getattr(signal.Signals, name, 0)
+    return number if 0 < number <= 64 else None
+
+
+def _grace_left(stop: Stop) -> float:
+    return left(stop.grace, since=stop.time, now=utc_now())

@@ -1,0 +1,52 @@
+"""The sweeper of a host: removes what executions that are over have left on its engine."""
+
+import threading
+
+import structlog
+
+from fastlane_grpc.errors import DiskFull, ServerStopping, StoreFailed
+from fastlane_grpc.execution.docker_runner import DockerRunner
+from fastlane_grpc.execution.host import Host
+from fastlane_grpc.runner import HostDown
+from fastlane_grpc.supervisor import ALONE, Supervisor
+
+# A container that could not be removed at its end is removed at the next sweep.
+SWEEP_SECONDS = 600.0
+
+log = structlog.get_logger(__name__)
+
+
+class Sweeper:
+    """A thread that sweeps when it is woken, and now and then, while the host is up."""
+
+    def __init__(self, runner: DockerRunner, host: Host, supervisor: Supervisor = ALONE) -> None:
+        self._runner = runner
+        self._host = host
+        self._wake = threading.Event()
+        self._closing = False
+        self._thread = supervisor.thread(f"sweep-{host.name}", self._run, restart=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def wake(self) -> None:
+        """Sweep soon: the host is there again, perhaps."""
+        self._wake.set()
+
+    def close(self) -> None:
+        """Sweep no more. A thread that waits for an engine is left to it."""
+        self._closing = True
+        self._wake.set()
+
+    def _run(self) -> None:
+        while not self._closing:
+            self._wake.wait(SWEEP_SECONDS)
+            self._wake.clear()
+            if self._closing or not self._host.up:
+                continue
+            try:
+                self._runner.sweep()
+            except ServerStopping:
+                return
+            except (HostDown, DiskFull, StoreFailed) as error:
+                log.info("left-over containers are removed later", reason=str(error))

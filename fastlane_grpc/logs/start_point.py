@@ -1,0 +1,74 @@
+"""Where in a log a reader begins that has no cursor and does not want all of it. Reads records, so it is no work for
+the loop."""
+
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from fastlane_grpc.logs.cursor import Cursor
+from fastlane_grpc.model import Source
+from fastlane_grpc.record import Begin, RecordReader
+
+_OUTPUT = frozenset({Source.STDOUT, Source.STDERR})
+_FIRST_BYTE = Begin(dict.fromkeys(Source, 0), 0)
+
+
+@dataclass(frozen=True, slots=True)
+class StartPoint:
+    """The last so many lines, or what comes from now on if that is 0; what was received from that time on, in
+    nanoseconds since 1970; of both the later; of neither: the first byte."""
+
+    tail_lines: int | None = None
+    since_ns: int | None = None
+
+
+def cursor_at(
+    execution_id: str,
+    output: RecordReader | None,
+    system: RecordReader | None,
+    begin: StartPoint,
+    sources: frozenset[Source],
+) -> Cursor:
+    """The point that a reader of these sources means by `begin`, in two records as they are now; None: one that is not
+    there yet."""
+    begins = [_FIRST_BYTE]
+    if begin.since_ns is not None:
+        begins.append(_both(_since(output, begin.since_ns), _since(system, begin.since_ns)))
+    if begin.tail_lines == 0:
+        begins.append(_both(output.end() if output else _FIRST_BYTE, system.end() if system else _FIRST_BYTE))
+    elif begin.tail_lines is not None:
+        begins.append(_last_lines(output, system, begin.tail_lines, sources))
+    latest = _latest(begins)
+    return Cursor.at(execution_id, latest.offsets, latest.sequence)
+
+
+def _last_lines(
+    output: RecordReader | None, system: RecordReader | None, count: int, sources: frozenset[Source]
+) -> Begin:
+    """Of whom no output is wanted, fastlane's own lines are counted. What is not counted begins where the first line
+    does."""
+    counted, other = (output, system) if sources & _OUTPUT else (system, output)
+    found = counted.last_lines(count, sources & _OUTPUT or sources) if counted else None
+    if found is None:
+        return _FIRST_BYTE
+    begin, time_ns = found
+    if counted is output:
+        # A line of ours comes before the output of its time.
+        return _both(begin, _since(other, time_ns + 1))
+    return _both(_since(other, time_ns), begin)
+
+
+def _since(record: RecordReader | None, time_ns: int) -> Begin:
+    return record.since(time_ns) if record else _FIRST_BYTE
+
+
+def _both(output: Begin, system: Begin) -> Begin:
+    """In one: cursors count the sequence of the output alone."""
+    return Begin({**output.offsets, Source.SYSTEM: system.offsets[Source.SYSTEM]}, output.sequence)
+
+
+def _latest(begins: Iterable[Begin]) -> Begin:
+    """By source, and so by sequence: where two lie at the same offset, the later one has passed more gaps of unknown
+    size."""
+    begins = list(begins)
+    offsets = {source: max(begin.offsets[source] for begin in begins) for source in Source}
+    return Begin(offsets, max(begin.sequence for begin in begins))

@@ -1,0 +1,249 @@
+"""Where those begin who do not want the whole of a record: its last lines, or what came since some time.
+
+Found by bisection over the headers of blocks, and a walk within one or a few blocks: what it costs hardly depends on
+how much there is."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from fastlane_grpc.model import Source
+from fastlane_grpc.record.format import BLOCK_BYTES, Chunk, SourceState, State, Trailer
+from fastlane_grpc.record.scan import Position, Scan, block_count, last_block, last_block_that, next_block
+
+
+@dataclass(frozen=True, slots=True)
+class Begin:
+    """How far each source is passed. A gap of unknown size exactly there is passed if its sequence is not more than
+    `sequence`."""
+
+    offsets: Mapping[Source, int]
+    sequence: int
+
+
+def position_at_time(fd: int, time_ns: int) -> Position:
+    """Before the first chunk or gap of that time or later; at the end if there is none."""
+    block = last_block_that(fd, block_count(fd), lambda number, state: state.time_ns < time_ns)
+    scan = Scan(fd, Position.of_block(*block) if block else Position.BEGIN)
+    for entry in scan.entries(BLOCK_BYTES):
+        if entry.time_ns >= time_ns:
+            break
+    return scan.position
+
+
+def position_at_end(fd: int) -> Position:
+    """After the last whole frame."""
+    block = last_block(fd)
+    scan = Scan(fd, Position.of_block(*block) if block else Position.BEGIN)
+    for _ in scan.entries(BLOCK_BYTES):
+        pass
+    return scan.position
+
+
+@dataclass(frozen=True, slots=True)
+class _Place:
+    """After a newline, or at the begin of a source: `sequence` is that of the chunk which the newline is in."""
+
+    offset: int = 0
+    sequence: int = 0
+
+
+@dataclass(slots=True)
+class _Source:
+    """What there is of one source. `open_at`: the offset after its last byte, if no line ends there; then this is the
+    end of one more."""
+
+    newlines: int = 0
+    offset: int = 0
+    open_at: int | None = None
+
+    @property
+    def lines(self) -> int:
+        return self.newlines + (self.open_at is not None)
+
+
+@dataclass(slots=True)
+class _Hole:
+    """What the size limit took away: the first block that is there again, and the newlines of each source that are gone
+    with it."""
+
+    block: int
+    newlines: Mapping[Source, int]
+
+
+@dataclass(slots=True)
+class _Passed:
+    """The lines before those that are wanted: how many of each source, and the last one's end where it was come by on
+    the way."""
+
+    lines: dict[Source, int]
+    ends: dict[Source, _Place] = field(default_factory=dict)
+
+
+class LastLines:
+    """The lines of some sources together, as they are at one moment, in the order of their ends; one that has no end
+    yet ends at its last byte. Lines that a hole took are not counted. Those in damage are: that it is damage is not
+    known before it is read."""
+
+    def __init__(self, fd: int, sources: frozenset[Source]) -> None:
+        self._fd = fd
+        self._sources = sorted(sources)
+        self._all = {source: _Source() for source in self._sources}
+        self._hole: _Hole | None = None
+        self._blocks = 0
+        if block := last_block(fd):
+            self._blocks = block[0] + 1
+            self._hole = self._hole_of(block[1].punched_from)
+            self._count(*block)
+
+    def offsets_before(self, count: int) -> tuple[Mapping[Source, int], int] | None:
+        """Of each source, the offset at which the first of the last `count` lines begins, if it has one of them; and
+        the least sequence that any of these may begin after. None: there are no more lines than that."""
+        before = sum(its.lines for its in self._all.values()) - count
+        block = self._last_block(lambda number, state: sum(self._lines_before(number, state).values()) <= before)
+        if before <= 0 or block is None:
+            return None
+        passed = self._pass(block, before)
+        wanted = [source for source in self._sources if passed.lines[source] < self._all[source].lines]
+        begins = {
+            source: passed.ends.get(source) or self._after_newline(source, passed.lines[source]) for source in wanted
+        }
+        return {source: place.offset for source, place in begins.items()}, min(
+            place.sequence for place in begins.values()
+        )
+
+    def end(self, source: Source) -> int:
+        """The offset after its last byte."""
+        return self._all[source].offset
+
+    # ---- what there is
+
+    def _hole_of(self, punched_from: int) -> _Hole | None:
+        beyond = next_block(self._fd, punched_from) if punched_from else None
+        if beyond is None or beyond[0] == punched_from:
+            return None
+        head = next_block(self._fd, punched_from - 1, punched_from) or beyond
+        newlines = {source: head[1].sources[source - 1].newlines for source in self._sources}
+        if head is not beyond:
+            for chunk in self._chunks(*head):
+                newlines[chunk.source] += chunk.data.count(b"\n")
+        return _Hole(
+            beyond[0], {source: beyond[1].sources[source - 1].newlines - newlines[source] for source in self._sources}
+        )
+
+    def _count(self, number: int, state: State) -> None:
+        """Counts what there is in all, from the last block."""
+        missing = {source: state.sources[source - 1].missing_bytes for source in self._sources}
+        for source, newlines in self._newlines_before(number, state).items():
+            self._all[source] = _Source(newlines, state.sources[source - 1].offset)
+        last: dict[Source, Chunk] = {}
+        scan = Scan(self._fd, Position.of_block(number, state))
+        for entry in scan.entries(BLOCK_BYTES):
+            if isinstance(entry, Chunk) and entry.source in self._all:
+                self._all[entry.source].newlines += entry.data.count(b"\n")
+                last[entry.source] = entry
+        for source, its in self._all.items():
+            its.offset = scan.position.offsets[source]
+            chunk = last.get(source) or self._last_chunk(source, state.sources[source - 1].offset - missing[source])
+            if chunk and not chunk.data.endswith(b"\n"):
+                its.open_at = chunk.offset + len(chunk.data)
+
+    def _last_chunk(self, source: Source, bytes_kept: int) -> Chunk | None:
+        """The last one of the source that is there, of those that end within its first `bytes_kept`, missing ones not
+        counted."""
+        while bytes_kept > 0:
+            block = self._last_block(_keeps_less(source, bytes_kept))
+            if block is None:
+                return None
+            chunks = [chunk for chunk in self._chunks(*block) if chunk.source is source]
+            if chunks:
+                return chunks[-1]
+            # They were in what is missing after this block.
+            bytes_kept = _bytes_kept(block[1].sources[source - 1])
+        return None
+
+    # ---- what is before the lines that are wanted
+
+    def _pass(self, block: tuple[int, State], before: int) -> _Passed:
+        """Passes so many lines, of which the last one ends in the block or right before it.
+
+        Where damage took some of these, fewer are passed: what is wanted begins with the damage then, which leaves no
+        more lines than that."""
+        passed = _Passed(self._lines_before(*block))
+        left = before - sum(passed.lines.values())
+        for chunk in self._chunks(*block):
+            if not left:
+                break
+            left -= self._pass_lines(chunk, passed, left)
+        return passed
+
+    def _pass_lines(self, chunk: Chunk, passed: _Passed, most: int) -> int:
+        """Passes as many lines of the chunk as end in it, but not more than `most`; how many."""
+        newlines = min(chunk.data.count(b"\n"), most)
+        if newlines:
+            passed.ends[chunk.source] = _after(chunk, newlines)
+        lines = newlines
+        if lines < most and chunk.offset + len(chunk.data) == self._all[chunk.source].open_at:
+            lines += 1
+        passed.lines[chunk.source] += lines
+        return lines
+
+    def _after_newline(self, source: Source, number: int) -> _Place:
+        """After the newline of this number, from 1, of those that are there; 0 is the begin."""
+        block = self._last_block(lambda its, state: self._newlines_before(its, state)[source] < number)
+        if block is None:
+            return _Place()
+        found = self._newlines_before(*block)[source]
+        place = _Place(block[1].sources[source - 1].offset, block[1].sequence)
+        for chunk in self._chunks(*block):
+            newlines = chunk.data.count(b"\n") if chunk.source is source else 0
+            if found + newlines >= number:
+                return _after(chunk, number - found)
+            if newlines:
+                # If it is not found it is in damage: then all that is between the last line before and the next one is
+                # told.
+                place, found = _after(chunk, newlines), found + newlines
+        return place
+
+    # ---- blocks
+
+    def _lines_before(self, number: int, state: State) -> dict[Source, int]:
+        """Lines of each source that end before this block."""
+        lines = self._newlines_before(number, state)
+        for source, its in self._all.items():
+            if its.open_at is not None and state.sources[source - 1].offset >= its.open_at:
+                lines[source] += 1
+        return lines
+
+    def _newlines_before(self, number: int, state: State) -> dict[Source, int]:
+        gone = self._hole.newlines if self._hole and number >= self._hole.block else {}
+        return {source: state.sources[source - 1].newlines - gone.get(source, 0) for source in self._sources}
+
+    def _last_block(self, true: Callable[[int, State], bool]) -> tuple[int, State] | None:
+        return last_block_that(self._fd, self._blocks, true)
+
+    def _chunks(self, number: int, state: State) -> Iterator[Chunk]:
+        """Of our sources, those in this block."""
+        beyond = next_block(self._fd, number + 1)
+        scan = Scan(self._fd, Position.of_block(number, state))
+        for entry in scan.entries(BLOCK_BYTES):
+            # A walk that finds nothing in this block goes on in the next one.
+            if isinstance(entry, Trailer) or (beyond and entry.sequence > beyond[1].sequence):
+                return
+            if isinstance(entry, Chunk) and entry.source in self._all:
+                yield entry
+
+
+def _after(chunk: Chunk, newlines: int) -> _Place:
+    """After so many newlines of the chunk, which has them."""
+    at = 0
+    for _ in range(newlines):
+        at = chunk.data.index(b"\n", at) + 1
+    return _Place(chunk.offset + at, chunk.sequence)
+
+
+def _keeps_less(source: Source, than: int) -> Callable[[int, State], bool]:
+    return lambda number, state: _bytes_kept(state.sources[source - 1]) < than
+
+
+def _bytes_kept(source: SourceState) -> int:
+    return source.offset - source.missing_bytes

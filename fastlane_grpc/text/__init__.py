@@ -1,0 +1,1 @@
+"""Text from outside: made printable, stripped of secrets, or split into words as a shell does."""

@@ -1,0 +1,127 @@
+"""What engines say when they refuse. The texts are those of real engines."""
+
+import pytest
+
+from fastlane_grpc.docker.engine_errors import Refusal, command_reason, container_gone, explained, refusal_of
+from fastlane_grpc.model import Reason
+
+OF_20 = "failed to create shim task: OCI runtime create failed: runc create failed: unable to start container process: "
+OF_28 = f"failed to create task for container: {OF_20}"
+GUESS = (
+    ": unknown: Are you trying to mount a directory onto a file (or vice-versa)? "
+    "Check if the specified host path exists and is the expected type"
+)
+
+
+@pytest.mark.parametrize(
+    ("message", "refusal"),
+    [
+        ("mkdir /var/lib/docker/overlay2/x: no space left on device", Refusal.PASSING),
+        (f"{OF_20}error during container init: mkdir /x: disk quota exceeded: unknown", Refusal.PASSING),
+        ("error creating overlay mount to /var/lib/docker/overlay2/x/merged: device or resource busy", Refusal.PASSING),
+        ("fork/exec /usr/bin/containerd-shim-runc-v2: resource temporarily unavailable: unknown", Refusal.PASSING),
+        (
+            f"{OF_20}unable to apply cgroup configuration: mkdir /sys/fs/cgroup/pids/docker/x: cannot allocate memory: unknown",
+            Refusal.PASSING,
+        ),
+        (
+            "failed to create endpoint x on network bridge: adding interface veth1 to bridge docker0 failed: exchange full",
+            Refusal.PASSING,
+        ),
+        (
+            "failed to create endpoint x on network bridge: no available IPv4 addresses on this network's address pools: bridge",
+            Refusal.PASSING,
+        ),
+        ("failed to update store for object type *libnetwork.endpointCnt: Key not found in store", Refusal.PASSING),
+        ("context deadline exceeded", Refusal.CUT_OFF),
+        ("transport is closing: unavailable", Refusal.CUT_OFF),
+        (
+            'connection error: desc = "transport: Error while dialing dial unix /run/containerd.sock: connect: refused"',
+            Refusal.CUT_OFF,
+        ),
+        ("failed to create shim task: ttrpc: closed: unknown", Refusal.CUT_OFF),
+        (
+            "failed to start shim: start failed: io.containerd.runc.v2: create new shim socket: listen unix: bad: unknown",
+            Refusal.CUT_OFF,
+        ),
+        ("unable to find user nosuch: no matching entries in passwd file", Refusal.FINAL),
+        ("network nosuch not found", Refusal.FINAL),
+        ("cannot join network of a non running container: 0123", Refusal.FINAL),
+        ("Minimum memory limit allowed is 6MB", Refusal.FINAL),
+        (f"{OF_20}error during container init: mkdir /proc/self/fd/3: not a directory{GUESS}", Refusal.FINAL),
+        (f'{OF_20}exec: "/x": stat /x: no such file or directory: unknown', Refusal.FINAL),
+        # A command may be called anything.
+        (f'{OF_20}exec: "no space left on device": executable file not found in $PATH: unknown', Refusal.FINAL),
+    ],
+)
+def test_a_refusal_passes_or_is_final(message: str, refusal: Refusal) -> None:
+    assert refusal_of(message) is refusal
+
+
+@pytest.mark.parametrize(
+    ("message", "reason"),
+    [
+        ('exec: "nosuch": executable file not found in $PATH: unknown', Reason.COMMAND_NOT_FOUND),
+        ('exec: "/nosuch": stat /nosuch: no such file or directory: unknown', Reason.COMMAND_NOT_FOUND),
+        ('exec: "/bin/sh/x": stat /bin/sh/x: not a directory: unknown', Reason.COMMAND_NOT_FOUND),
+        ('exec: "": executable file not found in $PATH: unknown', Reason.COMMAND_NOT_FOUND),
+        ('exec: "/noexec": permission denied: unknown', Reason.COMMAND_NOT_EXECUTABLE),
+        ('exec: "/dir": is a directory: unknown', Reason.COMMAND_NOT_EXECUTABLE),
+        (f"error during container init: mkdir /proc/self/fd/3: not a directory{GUESS}", None),
+        (
+            f'error during container init: error mounting "/data/recorder" to rootfs at "/.fastlane/recorder": not a directory{GUESS}',
+            None,
+        ),
+        ('chdir to cwd ("/secret") set in config.json failed: permission denied: unknown', None),
+    ],
+)
+def test_what_is_said_of_the_command_is_told_from_what_is_not(message: str, reason: Reason | None) -> None:
+    assert command_reason(f"{OF_20}{message}") is command_reason(f"{OF_28}{message}") is reason
+    # An engine with runc 1.0, which quotes once more.
+    older = "OCI runtime create failed: container_linux.go:380: starting container process caused: "
+    assert command_reason(older + message.replace('"', '\\"')) is reason
+
+
+@pytest.mark.parametrize(
+    ("message", "advice", "words"),
+    [
+        (
+            f"{OF_28}error during container init: mkdir /proc/self/fd/3: not a directory{GUESS}",
+            "the working directory is a file, lies below a file, or may not be entered by this user: name a directory",
+            "mkdir /proc/self/fd/3: not a directory",
+        ),
+        (
+            f'{OF_20}error during container init: error mounting "/d" to rootfs at "/.fastlane/recorder": not a directory{GUESS}',
+            "the image has a file /.fastlane, where the recorder is mounted: take it out of the image, or set capture = attach",
+            'error mounting "/d" to rootfs at "/.fastlane/recorder": not a directory',
+        ),
+        (
+            "unable to find user nosuch: no matching entries in passwd file",
+            "the image does not have this user or group: name one that it has, or a number",
+            "unable to find user nosuch: no matching entries in passwd file",
+        ),
+    ],
+)
+def test_a_refusal_says_what_is_wrong_and_what_to_do(message: str, advice: str, words: str) -> None:
+    assert explained(message) == f"{advice}. The engine says: {words}"
+
+
+def test_a_refusal_that_nobody_has_seen_yet_is_told_as_it_is() -> None:
+    assert explained("something new: unknown") == "something new"
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        "No such container: 0123",
+        "container is marked for removal and cannot be started",
+        "removal of container 0123 is already in progress",
+    ],
+)
+def test_a_container_that_is_gone_is_told_from_one_that_is_refused(message: str) -> None:
+    assert container_gone(message, "0123")
+
+
+def test_another_container_that_is_gone_is_another_matter() -> None:
+    assert not container_gone("No such container: nosuch", "0123")
+    assert not container_gone("network nosuch not found", "0123")

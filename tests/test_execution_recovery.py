@@ -1,0 +1,355 @@
+"""A server that was killed, and the next one: for each thing that the engine may have, what becomes of the execution.
+
+What the ways of capture promise of output that was printed while no server was there is the one thing that tells them
+apart: the recorder keeps every byte; of an attachment the time of the break is a gap of unknown size in each source.
+"""
+
+from collections.abc import Callable
+from datetime import timedelta
+
+import docker
+import pytest
+from docker.models.containers import Container
+
+from fastlane_grpc.capture.choice import CaptureChoice
+from fastlane_grpc.capture.handoff import Box, CommandStatus
+from fastlane_grpc.execution import Step
+from fastlane_grpc.model import CaptureMode, Cause, Execution, Outcome, Reason, Source, State
+from fastlane_grpc.runner import HostDown, Leave
+from tests.engine import Going, House, Killed, Output, by_attach, by_recorder
+
+pytestmark = [pytest.mark.engine, pytest.mark.timeout(120)]
+
+# Prints numbers while a server goes and comes, and exits with a code that nobody else uses.
+COUNT = "i=0; while [ $i -lt 15 ]; do i=$((i+1)); echo $i; sleep 0.1; done; exit 7"
+NUMBERS = [f"{number}".encode() for number in range(1, 16)]
+
+
+# Of output that is missing, nobody knows how much of it.
+UNKNOWN = [(Source.STDOUT, None, Cause.ENGINE), (Source.STDERR, None, Cause.ENGINE)]
+
+
+def outcome(execution: Execution) -> Outcome:
+    assert execution.outcome is not None
+    return execution.outcome
+
+
+def gaps(output: Output) -> list[tuple[Source, int | None, Cause]]:
+    return [(gap.source, gap.missing_bytes, gap.cause) for gap in output.gaps]
+
+
+def break_of(house: House) -> list[tuple[Source, int | None, Cause]]:
+    """The gaps that a time without a server leaves in the log of a container that ran meanwhile."""
+    return UNKNOWN if house.capture is CaptureMode.ATTACH else []
+
+
+@pytest.fixture
+def container_of(house: House, sdk: docker.DockerClient) -> Callable[[str], Container]:
+    """The container of an execution, by the SDK."""
+
+    def find(execution_id: str) -> Container:
+        return sdk.containers.get(house.execution(execution_id).container_name)
+
+    return find
+
+
+# -- the start was not committed
+
+
+@pytest.mark.parametrize("step", [Step.CLAIMED, Step.PULLED, Step.CREATED, Step.ATTACHED])
+def test_before_the_fence_it_begins_anew(house: House, step: Step) -> None:
+    execution = house.adopt(house.kill_at(step, "echo once; exit 7")).result()
+    assert (execution.state, outcome(execution).exit_code) == (State.FAILED, 7)
+    output = house.output(execution.id)
+    assert (output.stdout, output.gaps) == (b"once\n", [])
+    assert not house.host.engine.containers(house.store.instance)
+
+
+@pytest.mark.parametrize("step", [Step.CLAIMED, Step.ATTACHED])
+def test_before_the_fence_a_stop_that_came_meanwhile_starts_nothing(house: House, step: Step) -> None:
+    execution_id = house.kill_at(step, "echo ran")
+    house.stop(execution_id)
+    execution = house.adopt(execution_id).result()
+    assert (execution.state, outcome(execution).exit_code) == (State.STOPPED, None)
+    assert not house.host.engine.containers(house.store.instance)
+
+
+def test_a_container_of_another_under_this_name_is_left_alone(house: House, sdk: docker.DockerClient) -> None:
+    assignment = house.claim("true")
+    foreign = sdk.containers.create(house.image, "true", name=assignment.execution.container_name)
+    try:
+        execution = house.adopt(assignment.execution.id).result()
+        assert (execution.state, outcome(execution).reason) == (State.FAILED, Reason.REFUSED_BY_ENGINE)
+        assert assignment.execution.container_name in outcome(execution).detail
+        foreign.reload()
+        assert foreign.status == "created"
+    finally:
+        foreign.remove()
+
+
+@pytest.mark.parametrize("command", ["true", "sleep 60"])
+def test_a_container_that_ran_without_being_started_is_lost_and_removed(
+    house: House, container_of: Callable[[str], Container], command: str
+) -> None:
+    execution_id = house.kill_at(Step.ATTACHED, command)
+    container = container_of(execution_id)
+    container.start()
+    if command == "true":
+        container.wait()
+    execution = house.adopt(execution_id).result()
+    assert (execution.state, outcome(execution).reason) == (State.LOST, Reason.START_UNKNOWN)
+    assert not house.host.engine.containers(house.store.instance)
+
+
+# -- the start was committed
+
+
+@by_attach
+def test_nothing_there_is_lost(house: House, container_of: Callable[[str], Container]) -> None:
+    execution_id = house.kill_at(Step.FENCED, "echo never")
+    container_of(execution_id).remove()
+    going = house.adopt(execution_id)
+    execution = going.result()
+    assert (execution.state, outcome(execution).reason) == (State.LOST, Reason.CONTAINER_GONE)
+    assert Step.STARTED not in going.steps
+    output = house.output(execution_id)
+    assert gaps(output) == UNKNOWN
+    assert output.trailer is not None
+
+
+@by_recorder
+@pytest.mark.parametrize("there", [True, False], ids=["created", "gone"])
+def test_what_has_not_begun_for_certain_runs_in_a_new_container(
+    house: House, container_of: Callable[[str], Container], there: bool
+) -> None:
+    execution_id = house.kill_at(Step.FENCED, "echo once; exit 7")
+    first = container_of(execution_id)
+    if not there:
+        first.remove()
+    execution = house.adopt(execution_id).result()
+    assert (execution.state, outcome(execution).exit_code, execution.capture) == (State.FAILED, 7, "recorder")
+    assert execution.container_id != first.id
+    output = house.output(execution_id)
+    assert (output.stdout, output.gaps) == (b"once\n", [])
+    assert "a new one is made" in house.system(execution_id)
+    assert not house.host.engine.containers(house.store.instance)
+
+
+@by_recorder
+def test_what_is_taken_up_before_it_is_known_how_to_capture_waits_for_that(house: House) -> None:
+    execution_id = house.kill_at(Step.FENCED, "echo once")
+    settled = house.host.captures
+    house.host.captures = CaptureChoice(CaptureMode.AUTO, house.directory, instance=house.store.instance)
+    assert isinstance(house.adopt(execution_id).failure(), HostDown)
+    assert house.execution(execution_id).state is State.QUEUED
+    house.host.captures = settled
+    house.store.claim_on(["local"]).result()
+    execution = house.adopt(execution_id).result()
+    assert (execution.state, execution.capture, house.output(execution_id).stdout) == (
+        State.SUCCEEDED,
+        "recorder",
+        b"once\n",
+    )
+
+
+@by_recorder
+def test_a_container_that_begins_after_all_finds_that_its_run_was_revoked(
+    house: House, container_of: Callable[[str], Container]
+) -> None:
+    execution_id = house.kill_at(Step.FENCED, "echo ran; exit 7")
+    first = container_of(execution_id)
+    assert Box(house.logs.path(execution_id)).revoke() is CommandStatus.NEVER_RAN
+    first.start()
+    assert first.wait()["StatusCode"] == 119
+    execution = house.adopt(execution_id).result()
+    assert outcome(execution).exit_code == 7
+    assert house.output(execution_id).stdout == b"ran\n"
+
+
+@by_attach
+def test_created_and_no_answer_to_a_start_is_lost_and_never_started(house: House) -> None:
+    execution_id = house.kill_at(Step.FENCED, "echo never")
+    going = house.adopt(execution_id)
+    execution = going.result()
+    assert (execution.state, outcome(execution).reason, outcome(execution).exit_code) == (
+        State.LOST,
+        Reason.START_UNKNOWN,
+        None,
+    )
+    assert Step.STARTED not in going.steps
+    assert house.output(execution_id).stdout == b""
+    assert not house.host.engine.containers(house.store.instance)
+
+
+@by_attach
+def test_created_and_a_start_that_is_answered_yet_is_followed(
+    house: House, container_of: Callable[[str], Container]
+) -> None:
+    execution_id = house.kill_at(Step.FENCED, COUNT)
+    going = house.adopt(execution_id)
+    going.wait_for(Step.CLAIMED)
+    # As if the engine had been at work on the start of the dead server all the while.
+    container_of(execution_id).start()
+    execution = going.result()
+    assert (execution.state, outcome(execution).exit_code) == (State.FAILED, 7)
+    assert house.output(execution_id).stdout.split() == NUMBERS[-len(house.output(execution_id).stdout.split()) :]
+
+
+def test_created_and_a_start_that_was_refused_says_why(house: House, container_of: Callable[[str], Container]) -> None:
+    execution_id = house.kill_command_at(Step.FENCED, "nosuchcommand")
+    if house.capture is CaptureMode.ATTACH:
+        with pytest.raises(docker.errors.APIError):
+            container_of(execution_id).start()
+    execution = house.adopt(execution_id).result()
+    assert (execution.state, outcome(execution).reason) == (State.FAILED, Reason.COMMAND_NOT_FOUND)
+    assert house.output(execution_id).gaps == []
+
+
+@pytest.mark.parametrize("step", [Step.STARTED, Step.RUNNING])
+def test_a_running_container_is_followed_again_after_a_gap(house: House, step: Step) -> None:
+    execution_id = house.kill_at(step, COUNT)
+    going = house.adopt(execution_id)
+    execution = going.result()
+    assert (execution.state, outcome(execution).exit_code) == (State.FAILED, 7)
+    assert Step.STARTED not in going.steps
+    output = house.output(execution_id)
+    printed = output.stdout.split()
+    assert printed[-1] == b"15"
+    assert printed == [number for number in NUMBERS if not output.gaps or number in printed]
+    assert gaps(output) == break_of(house)
+    assert execution.times.start_time is not None
+    assert {total.crc32 is None for total in execution.logs if total.source is not Source.SYSTEM} == {bool(output.gaps)}
+
+
+def test_a_paused_container_is_followed_once_it_goes_on(house: House, container_of: Callable[[str], Container]) -> None:
+    going = house.go("sh -c", COUNT, kill_at=Step.RUNNING)
+    assert going.failure() is not None
+    container_of(going.id).pause()
+    house.reopen()
+    going = house.adopt(going.id)
+    going.wait_for(Step.RUNNING)
+    container_of(going.id).unpause()
+    assert outcome(going.result()).exit_code == 7
+    assert house.output(going.id).stdout.split()[-1] == b"15"
+
+
+@pytest.mark.parametrize("step", [Step.RUNNING, Step.DIED, Step.DRAINED])
+def test_an_exited_container_ends_by_its_code_with_a_gap(
+    house: House, container_of: Callable[[str], Container], step: Step
+) -> None:
+    execution_id = house.kill_at(step, "echo told; exit 7")
+    container_of(execution_id).wait()
+    execution = house.adopt(execution_id).result()
+    assert (execution.state, outcome(execution)) == (State.FAILED, Outcome(Reason.EXIT_CODE, "exited with 7", 7))
+    assert execution.times.exit_time is not None
+    output = house.output(execution_id)
+    assert gaps(output) == break_of(house)
+    assert output.stdout == b"told\n" or output.gaps
+    assert ("may be missing" in house.system(execution_id)) == bool(output.gaps)
+
+
+def test_a_sealed_record_is_enough_to_finish(house: House, container_of: Callable[[str], Container]) -> None:
+    execution_id = house.kill_at(Step.SEALED, "echo told; exit 7")
+    container_of(execution_id).remove(force=True)
+    execution = house.adopt(execution_id).result()
+    assert (execution.state, outcome(execution)) == (State.FAILED, Outcome(Reason.EXIT_CODE, "exited with 7", 7))
+    assert None not in (execution.times.start_time, execution.times.exit_time, execution.times.seal_time)
+    output = house.output(execution_id)
+    assert (output.stdout, output.gaps) == (b"told\n", [])
+    assert execution.logs[0].bytes == 5
+
+
+def test_a_finished_execution_leaves_a_container_that_is_swept(house: House) -> None:
+    execution_id = house.kill_at(Step.FINISHED, "exit 7")
+    assert house.execution(execution_id).state is State.FAILED
+    assert list(house.host.engine.containers(house.store.instance).values()) == [execution_id]
+    house.runner.sweep()
+    assert not house.host.engine.containers(house.store.instance)
+
+
+def test_the_sweep_takes_only_what_is_over(house: House, sdk: docker.DockerClient) -> None:
+    going = house.go("sleep 60")
+    going.wait_for(Step.RUNNING)
+    labels = {"fastlane.instance": house.store.instance, "fastlane.execution": "01900000-0000-7000-8000-000000000000"}
+    sdk.containers.create(house.image, "true", labels=labels)
+    house.runner.sweep()
+    assert list(house.host.engine.containers(house.store.instance).values()) == [going.id]
+    house.stop(going.id, grace=0)
+    going.result()
+
+
+def test_the_sweep_takes_what_was_made_for_an_execution_that_went_to_another_host(house: House) -> None:
+    execution_id = house.kill_at(Step.CREATED, "echo never")
+    house.store.requeue(execution_id).result()
+    house.runner.sweep()
+    assert list(house.host.engine.containers(house.store.instance).values()) == [execution_id], "it may come back here"
+    house.store.claim_on(["other"]).result()
+    house.runner.sweep()
+    assert not house.host.engine.containers(house.store.instance)
+
+
+def test_the_sweep_takes_nothing_that_another_host_of_the_same_engine_is_at_work_on(house: House) -> None:
+    house.enqueue("echo never")
+    (assignment,) = house.store.claim_on(["other"]).result()
+    going = Going(house, assignment, kill_at=Step.CREATED)
+    assert isinstance(going.failure(), Killed)
+    house.runner.sweep()
+    assert list(house.host.engine.containers(house.store.instance).values()) == [going.id]
+
+
+# -- orders go on
+
+
+def test_a_stop_goes_on_with_the_next_server(house: House) -> None:
+    execution_id = house.kill_at(Step.RUNNING, "trap 'exit 9' TERM; while :; do sleep 0.1; done")
+    house.stop(execution_id, note="while nobody was there")
+    execution = house.adopt(execution_id).result()
+    assert (execution.state, outcome(execution).exit_code, outcome(execution).stop_signal) == (
+        State.STOPPED,
+        9,
+        "SIGTERM",
+    )
+    assert "while nobody was there" in outcome(execution).detail
+
+
+def test_a_stop_whose_grace_is_over_kills_at_once(house: House) -> None:
+    execution_id = house.kill_at(Step.RUNNING, "trap '' TERM; while :; do sleep 0.1; done")
+    house.stop(execution_id, grace=0)
+    execution = house.adopt(execution_id).result()
+    assert (execution.state, outcome(execution).stop_signal) == (State.STOPPED, "SIGKILL")
+
+
+def test_a_timeout_goes_on_with_what_is_left_of_it(house: House) -> None:
+    execution_id = house.kill_at(
+        Step.RUNNING, "trap 'exit 0' TERM; while :; do sleep 0.1; done", timeout=timedelta(seconds=1)
+    )
+    execution = house.adopt(execution_id).result()
+    assert execution.state is State.TIMED_OUT
+    ran = execution.times.exit_time - execution.times.start_time  # type: ignore[operator]
+    assert timedelta(seconds=0.9) < ran < timedelta(seconds=8)
+
+
+# -- a server that stops in order
+
+
+def test_a_server_that_stops_leaves_its_containers_to_the_next(house: House) -> None:
+    going = house.go("sh -c", COUNT)
+    going.wait_for(Step.RUNNING)
+    house.wait_for_output(going.id, b"2\n")
+    going.mailbox.put(Leave())
+    assert isinstance(going.failure(), HostDown)
+    assert house.execution(going.id).state is State.RUNNING
+    house.reopen()
+    execution = house.adopt(going.id).result()
+    assert (execution.state, outcome(execution).exit_code) == (State.FAILED, 7)
+    assert house.output(going.id).stdout.startswith(b"1\n2\n")
+    assert house.output(going.id).stdout.endswith(b"15\n")
+
+
+def test_a_server_that_stops_during_a_pull_leaves_the_execution_to_the_next(house: House) -> None:
+    # Nobody listens at this port: the pull is tried again and again.
+    going = house.go("true", image="127.0.0.1:9/image")
+    house.wait_for_system(going.id, "tried again")
+    going.mailbox.put(Leave())
+    assert isinstance(going.failure(), HostDown)
+    assert house.execution(going.id).state is State.PREPARING
