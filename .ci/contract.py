@@ -22,7 +22,8 @@ HEAD = """\
 
 # The contract
 
-What [`fastlane.proto`](../protos/fastlane/v1/fastlane.proto) says, to read and to link to. A server tells the same by itself:
+What [`fastlane.proto`](../protos/fastlane/v1/fastlane.proto) says, to read and to link to. \
+A server tells the same by itself:
 `grpcurl -plaintext HOST:PORT describe fastlane.v1.JobSpec`."""
 
 Place = tuple[int, ...]
@@ -78,7 +79,8 @@ class Page:
         if message.field:
             yield from ("| no. | field | type | |", "|---|---|---|---|")
             for place, field in enumerate(message.field):
-                yield f"| {field.number} | `{field.name}` | {self._type(message, field)} | {self._cell((*path, FIELDS, place))} |"
+                kind, cell = self._type(message, field), self._cell((*path, FIELDS, place))
+                yield f"| {field.number} | `{field.name}` | {kind} | {cell} |"
             yield ""
 
     def _enum_lines(self, name: str) -> Iterator[str]:

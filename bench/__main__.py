@@ -14,7 +14,8 @@ def main() -> None:
     stage, image, engine = Path(os.environ["STAGE_DIRECTORY"]), os.environ["STAGE_IMAGE"], os.environ["DOCKER_HOST"]
     rounds = int(os.environ.get("ROUNDS", ROUNDS))
     print(
-        f"{os.cpu_count()} cores, Python {sys.version.split()[0]}; medians of {rounds} rounds in turn, ratio with its least and most"
+        f"{os.cpu_count()} cores, Python {sys.version.split()[0]}; "
+        f"medians of {rounds} rounds in turn, ratio with its least and most"
     )
     for rows in (
         lambda: [enqueue.row(stage, rounds)],

@@ -47,8 +47,8 @@ def build(directory: Path) -> None:
             db.execute("BEGIN")
             db.executemany(
                 """
-                INSERT INTO jobs (job_id, execution_id, task_id, state, spec, create_time, request_id, request_digest, caller_address,
-                    end_time, reason, detail, exit_code, out_of_memory, stop_signal)
+                INSERT INTO jobs (job_id, execution_id, task_id, state, spec, create_time, request_id, request_digest,
+                    caller_address, end_time, reason, detail, exit_code, out_of_memory, stop_signal)
                 VALUES (?, ?, ?, ?, ?, ?, '', x'00', 'ipv4:127.0.0.1:50000', ?, ?, '', ?, 0, '')
                 """,
                 [
@@ -58,8 +58,9 @@ def build(directory: Path) -> None:
             )
             db.executemany(
                 """
-                INSERT INTO executions (execution_id, job_id, task_id, priority, run, attempt, state, state_time, create_time, due_time,
-                    claim_time, end_time, host, reason, detail, exit_code, out_of_memory, stop_signal)
+                INSERT INTO executions (execution_id, job_id, task_id, priority, run, attempt, state, state_time,
+                    create_time, due_time, claim_time, end_time, host, reason, detail, exit_code, out_of_memory,
+                    stop_signal)
                 VALUES (?, ?, ?, 0, 1, 1, ?, ?, ?, ?, ?, ?, ?, ?, '', ?, 0, '')
                 """,
                 [

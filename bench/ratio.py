@@ -25,7 +25,8 @@ class Ratio:
         ratio = statistics.median(self.ratios)
         spread = f"{min(self.ratios):.2f} to {max(self.ratios):.2f}"
         figures = f"{statistics.median(self.ours):9.1f} {self.unit} against {statistics.median(self.theirs):9.1f}"
-        return f"{self.what:58} {figures}   {ratio:.2f} x ({spread}; goal {self.goal:.2f})   {'ok' if ratio >= self.goal else 'SHORT'}"
+        verdict = "ok" if ratio >= self.goal else "SHORT"
+        return f"{self.what:58} {figures}   {ratio:.2f} x ({spread}; goal {self.goal:.2f})   {verdict}"
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,8 @@ class Margin:
     def __str__(self) -> str:
         more = self.ours - self.theirs
         figures = f"{self.ours:9.1f} {self.unit} against {self.theirs:9.1f}"
-        return f"{self.what:58} {figures}   {more:+.1f} {self.unit} (goal {self.goal:+.1f})   {'ok' if more <= self.goal else 'MORE'}"
+        verdict = "ok" if more <= self.goal else "MORE"
+        return f"{self.what:58} {figures}   {more:+.1f} {self.unit} (goal {self.goal:+.1f})   {verdict}"
 
 
 @dataclass(frozen=True)
@@ -58,7 +60,8 @@ class Limit:
     def __str__(self) -> str:
         cost = statistics.median(self.ours)
         spread = f"{min(self.ours):.2f} to {max(self.ours):.2f}"
-        return f"{self.what:58} {cost:9.2f} {self.unit} ({spread}; goal {self.goal:.2f})   {'ok' if cost <= self.goal else 'MORE'}"
+        verdict = "ok" if cost <= self.goal else "MORE"
+        return f"{self.what:58} {cost:9.2f} {self.unit} ({spread}; goal {self.goal:.2f})   {verdict}"
 
 
 def in_turn(

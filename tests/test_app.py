@@ -310,7 +310,8 @@ main()
     )
     assert ended.returncode == 1, ended.stderr
     assert ended.stderr.splitlines()[-1] == (
-        "fastlane: the server went down because of a defect: dispatcher failed with MemoryError('a defect'); its log has more"
+        "fastlane: the server went down because of a defect: "
+        "dispatcher failed with MemoryError('a defect'); its log has more"
     )
     assert '"work": "dispatcher"' in ended.stderr
     assert "Traceback (most recent call last)" in ended.stderr

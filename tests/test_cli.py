@@ -94,10 +94,11 @@ def test_everything_after_the_image_belongs_to_the_command(server: ScriptedServe
 
 
 def test_every_option_arrives(server: ScriptedServer) -> None:
-    options = "--timeout 2m30s --pull never --memory 512m --cpus 0.5 --pids 9 --network none -u 1:2 -w /app --entrypoint /tini -l team=x"
+    options = "--timeout 2m30s --pull never --memory 512m --cpus 0.5 --pids 9 --network none -u 1:2 -w /app"
+    extra = "--entrypoint /tini -l team=x"
     more = "--priority 7 --read-only --stop-signal SIGINT --stop-grace 0s --request-id r1 -e FROM_HERE -e EMPTY="
     ran = fastlane(
-        server, "run", *options.split(), *more.split(), "registry:5000/team/mail:1.4", FROM_HERE="value from here"
+        server, "run", *f"{options} {extra} {more}".split(), "registry:5000/team/mail:1.4", FROM_HERE="value from here"
     )
     assert (ran.returncode, ran.stderr) == (0, b"oh\n")
     [request] = server.received(pb.EnqueueJobRequest)
@@ -479,7 +480,8 @@ def test_a_server_that_is_not_there_is_said_in_one_line(command: list[str]) -> N
 
 
 def test_the_cause_is_what_the_system_said_last_without_the_brackets_around_it() -> None:
-    message = "errors resolving nowhere.invalid:7020: [field:hostname lookup error:address lookup failed: Domain name not found]"
+    lookup = "[field:hostname lookup error:address lookup failed: Domain name not found]"
+    message = f"errors resolving nowhere.invalid:7020: {lookup}"
     assert cause(api.ServerUnavailable(message)) == "Domain name not found"
 
 

@@ -126,7 +126,8 @@ def test_completion_goes_on_behind_a_refused_option(server: ScriptedServer) -> N
 def test_variables_of_files_arrive_and_options_go_before_them(server: ScriptedServer, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     first.write_bytes(
-        b'\xef\xbb\xbfA=1\n# a comment\n\n  B= two words = "quoted" # kept \r\nFROM_HERE\nEMPTY=\n  # another\nC=first\n'
+        b'\xef\xbb\xbfA=1\n# a comment\n\n  B= two words = "quoted" # kept \r\n'
+        b"FROM_HERE\nEMPTY=\n  # another\nC=first\n"
     )
     second.write_text("C=second\nD=file\nUMLAUT=ü")
     ran = fastlane(
@@ -220,10 +221,10 @@ RUN = f"{shlex.join(FASTLANE)} run"
 def test_stdin_that_is_not_read_is_told_if_given_to_the_command(
     server: ScriptedServer, tmp_path: Path, script: str, told: int
 ) -> None:
+    env = {**environment(server), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
     ran = subprocess.run(
-        ["bash", "-c", script], cwd=tmp_path, env={**environment(server), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
-        stdin=subprocess.DEVNULL, capture_output=True, timeout=60,
-    )  # fmt: skip
+        ["bash", "-c", script], cwd=tmp_path, env=env, stdin=subprocess.DEVNULL, capture_output=True, timeout=60
+    )
     assert (ran.stderr, ran.returncode) == (TOLD * told, 0)
 
 

@@ -334,8 +334,8 @@ def test_prune_of_everything_needs_all_off_a_terminal(server: ScriptedServer, ar
     server.prunings.append(COUNTED)
     ran = fastlane(server, "prune", *arguments)
     assert (ran.returncode, ran.stdout) == (2, b"")
-    said = f"fastlane: this deletes all that is over ({COUNTED_TEXT}); add --all if that is meant, or --task, or a greater age\n"
-    assert ran.stderr.decode() == said
+    advice = "add --all if that is meant, or --task, or a greater age"
+    assert ran.stderr.decode() == f"fastlane: this deletes all that is over ({COUNTED_TEXT}); {advice}\n"
     assert [request.validate_only for request in server.received(pb.PruneRequest)] == [True]
 
 

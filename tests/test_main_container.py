@@ -102,7 +102,8 @@ def test_limits_hold_inside(client: Client, image: str) -> None:
 
 
 def test_swap_is_not_given_in_addition_to_memory(client: Client, image: str) -> None:
-    script = "cd /sys/fs/cgroup; cat memory.swap.max 2>/dev/null && exit; cat memory/memory.memsw.limit_in_bytes 2>/dev/null || echo none here"
+    second, first = "memory.swap.max", "memory/memory.memsw.limit_in_bytes"
+    script = f"cd /sys/fs/cgroup; cat {second} 2>/dev/null && exit; cat {first} 2>/dev/null || echo none here"
     assert sh(client, image, script, memory_bytes=64 << 20) in {"0\n", f"{64 << 20}\n", "none here\n"}
 
 
