@@ -1,3 +1,26 @@
 """What every test may ask for. Fixtures of the engine come from tests/engine.py, the wheel from tests/wheel.py."""
 
+import os
+from collections.abc import Generator
+
+import pytest
+
 pytest_plugins = ["tests.engine", "tests.wheel"]
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Put files with slow tests first: no worker begins a long file when the others have nothing left to do."""
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(
+    item: pytest.Item, call: pytest.CallInfo[None]
+) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Fail a skipped test in CI: a missing tool or right must not hide a promise that nobody checks."""
+    report = yield
+    if report.skipped and os.environ.get("CI") and not hasattr(report, "wasxfail") and call.excinfo:
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} was skipped in CI: {call.excinfo.value}"
+    return report

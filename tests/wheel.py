@@ -1,6 +1,5 @@
 """The wheel, built once from the tracked files, for every test that wants what a user installs."""
 
-import os
 import subprocess
 from pathlib import Path
 
@@ -20,13 +19,10 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def script(name: str, *arguments: str) -> None:
-    """Runs one of .ci. Where that cannot be done the test is skipped, but in CI it fails."""
+    """Run a script of .ci, or skip the test; in CI a skipped test fails."""
     if not (ROOT / ".git").exists():
         pytest.skip("not a git checkout")
     ran = subprocess.run([ROOT / ".ci" / name, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True)
     if ran.returncode == 0:
         return
-    said = f".ci/{name} failed:\n{ran.stderr[-2000:]}"
-    if os.environ.get("CI"):
-        pytest.fail(said)
-    pytest.skip(said)
+    pytest.skip(f".ci/{name} failed:\n{ran.stderr[-2000:]}")
