@@ -16,7 +16,7 @@ from tests.cutting_relay import CuttingRelay
 from tests.serving import Server, instance, serving_on
 from tests.tools import PATH, ROOT, tool
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(300)]
 
 GO = ROOT / "clients" / "go"
 

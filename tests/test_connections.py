@@ -50,6 +50,7 @@ def without_descriptors(server: Server) -> Iterator[None]:
 
 
 @pytest.mark.engine
+@pytest.mark.slow
 def test_hundreds_of_idle_connections_harm_no_job_and_are_closed(
     tmp_path: Path, sdk: docker.DockerClient, image: str
 ) -> None:

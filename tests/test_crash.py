@@ -24,7 +24,7 @@ from tests.reading import Reader
 from tests.serving import within
 from tests.succession import Succession
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(300)]
 
 # Prints numbers, slowly enough for a crash to come in between, and exits with a code that nobody else uses.
 COUNT = "i=0; while [ $i -lt 30 ]; do i=$((i+1)); echo $i; echo e$i >&2; sleep 0.02; done; exit 7"

@@ -136,6 +136,7 @@ def deployment(sdk: docker.DockerClient, server_image: str, tmp_path: Path) -> I
 
 @pytest.mark.engine
 @pytest.mark.timeout(300)
+@pytest.mark.slow
 def test_a_server_in_a_container_runs_jobs_beside_it_and_hands_them_over(
     deployment: Deployment, sdk: docker.DockerClient, image: str
 ) -> None:

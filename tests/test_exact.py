@@ -37,7 +37,7 @@ from tests.serving import Server, clear
 ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "3"))
 SEED = int(os.environ.get("CHAOS_SEED", "20261124"))
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(120 + 20 * ROUNDS)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(120 + 20 * ROUNDS)]
 
 owns_an_engine = pytest.mark.skipif(
     os.geteuid() != 0 or not shutil.which("dockerd"), reason="starts an engine of its own: needs root and dockerd"

@@ -20,6 +20,7 @@ from tests.own_engine import IMAGE, OwnEngine
 
 pytestmark = [
     pytest.mark.engine,
+    pytest.mark.slow,
     pytest.mark.timeout(180),
     pytest.mark.skipif(
         os.geteuid() != 0 or not shutil.which("dockerd"), reason="starts engines of its own: needs root and dockerd"

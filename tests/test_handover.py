@@ -105,6 +105,7 @@ def test_what_has_not_begun_is_begun_by_the_next_server(house: House, sdk: docke
     assert pulling.gaps == queued.gaps == []
 
 
+@pytest.mark.slow
 def test_an_engine_that_hangs_delays_no_end(house: House, tmp_path: Path) -> None:
     proxy = Proxy(tmp_path / "engine.sock", engine_address().removeprefix("unix://"))
     try:

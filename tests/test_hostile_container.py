@@ -27,7 +27,7 @@ from tests.hostile_jobs import ALL, ATTACKS, BOX
 from tests.reading import Reader
 from tests.serving import Server, clear, containers
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(180)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(180)]
 
 # Of no account on this machine.
 USER = 4242

@@ -25,6 +25,7 @@ from tests.serving import Server
 
 pytestmark = [
     pytest.mark.engine,
+    pytest.mark.slow,
     pytest.mark.timeout(300),
     pytest.mark.skipif(
         os.geteuid() != 0 or not shutil.which("dockerd"), reason="starts engines of its own: needs root and dockerd"

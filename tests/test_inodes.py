@@ -70,6 +70,7 @@ def test_a_file_system_that_counts_no_inodes_is_not_refused() -> None:
 
 
 @pytest.mark.engine
+@pytest.mark.slow
 def test_without_inodes_no_job_is_taken_and_what_has_a_place_says_that_it_waits(
     disk: Path, sdk: docker.DockerClient, image: str
 ) -> None:

@@ -20,7 +20,7 @@ from tests.proxy import Proxy
 from tests.reading import Reader, run
 from tests.serving import Server, clear, containers, instance, serving, serving_on
 
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(300)]
 
 MAX_RUNNING = 4
 JOBS = 200

@@ -502,6 +502,7 @@ PIECES = st.lists(
     sealed=False,
     cut=0,
 )
+@pytest.mark.slow
 async def test_any_begin_of_any_log_is_what_the_model_says(
     tmp_path_factory: pytest.TempPathFactory,
     pieces: list[tuple[Source | None, bytes]],

@@ -14,7 +14,7 @@ from tests.engine import engine_address
 from tests.tools import ROOT
 
 # It makes an environment of its own, which is downloaded.
-pytestmark = [pytest.mark.engine, pytest.mark.timeout(400)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(400)]
 
 
 def newcomer(home: Path) -> dict[str, str]:

@@ -17,7 +17,7 @@ from tests.engine import engine_address
 from tests.tools import ROOT
 
 # The wheel may have to be built, and what it needs is downloaded.
-pytestmark = pytest.mark.timeout(300)
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(300)]
 
 PROGRAMS = {"fastlane_grpc/recorder/bin/recorder-aarch64": 183, "fastlane_grpc/recorder/bin/recorder-x86_64": 62}
 

@@ -136,6 +136,7 @@ def sealed(client: Client, image: str) -> Reader:
 
 @settings(max_examples=25, deadline=None)
 @given(cuts=st.lists(st.one_of(st.integers(0, 2000), st.integers(0, 1_400_000)), max_size=8))
+@pytest.mark.slow
 def test_a_log_that_is_cut_at_random_points_is_read_whole(server: Server, sealed: Reader, cuts: list[int]) -> None:
     with closing(CuttingRelay(server.address, cuts)) as relay, Client(relay.address, backoff=QUICK) as client:
         log = Reader(client, sealed.execution_id)
@@ -221,6 +222,7 @@ def checksum(call: Iterator[pb.StreamExecutionLogsResponse]) -> tuple[int, int, 
 # -- many small chunks
 
 
+@pytest.mark.slow
 def test_two_hundred_thousand_small_chunks_reach_a_late_reader(
     tmp_path: Path, sdk: docker.DockerClient, image: str
 ) -> None:

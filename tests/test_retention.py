@@ -487,6 +487,7 @@ async def test_killed_in_the_middle_of_it_a_server_leaves_no_file_that_no_row_na
     st.integers(0, 30),
     st.sampled_from(["", "a"]),
 )
+@pytest.mark.slow
 def test_whatever_ended_when_exactly_the_old_is_pruned(ends: list[tuple[int, str]], days: int, task_id: str) -> None:
     async def check(path: Path) -> None:
         house = House(path)

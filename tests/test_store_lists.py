@@ -464,6 +464,7 @@ QUERIES: list[tuple[JobQuery | ExecutionQuery, int]] = [
 ]
 
 
+@pytest.mark.slow
 def test_a_page_costs_the_same_however_much_is_kept(tmp_path: Path) -> None:
     of_few, of_many = costs(tmp_path / "few", 20_000), costs(tmp_path / "many", 200_000)
     for (query, most), *each in zip(QUERIES, of_few, of_many, strict=True):
