@@ -1,6 +1,7 @@
 """Every field of a job's spec reaches the store, the answers and the container. A field that is new fails here until it
 is handled."""
 
+import time
 from collections.abc import AsyncIterator, Iterator, Mapping
 from typing import Any
 
@@ -15,6 +16,8 @@ from fastlane_grpc.config import HostSettings, Settings
 from fastlane_grpc.docker.container_body import container_body
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
+
+TOMORROW = int(time.time()) + 86_400
 
 # Two values of each field, by its path: neither is what an unset field means.
 VALUES: Mapping[str, tuple[Any, Any]] = {
@@ -38,12 +41,12 @@ VALUES: Mapping[str, tuple[Any, Any]] = {
     "labels": ({"team": "mail"}, {"team": "web"}),
     "start_in": (duration_pb2.Duration(seconds=3600, nanos=5000), duration_pb2.Duration(seconds=1800)),
     "start_at": (
-        timestamp_pb2.Timestamp(seconds=2_000_000_000, nanos=5000),
-        timestamp_pb2.Timestamp(seconds=2_000_000_001),
+        timestamp_pb2.Timestamp(seconds=TOMORROW, nanos=5000),
+        timestamp_pb2.Timestamp(seconds=TOMORROW + 1),
     ),
     "expire_time": (
-        timestamp_pb2.Timestamp(seconds=2_000_000_000, nanos=5000),
-        timestamp_pb2.Timestamp(seconds=2_000_000_001),
+        timestamp_pb2.Timestamp(seconds=TOMORROW, nanos=5000),
+        timestamp_pb2.Timestamp(seconds=TOMORROW + 1),
     ),
     "metadata": (struct_pb2.Struct(fields={"n": struct_pb2.Value(number_value=1)}), struct_pb2.Struct()),
 }

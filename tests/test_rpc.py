@@ -170,7 +170,7 @@ async def test_a_note_that_is_not_one_line_is_refused_by_its_name(house: House) 
 
 async def test_a_scheduled_job_is_answered_with_its_times_and_what_it_waits_for(house: House) -> None:
     hour = duration_pb2.Duration(seconds=3600)
-    expire_time = timestamp_pb2.Timestamp(seconds=2_000_000_000, nanos=5000)
+    expire_time = timestamp_pb2.Timestamp(seconds=int(time.time()) + 86_400, nanos=5000)
     job = await house.enqueue(start_in=hour, expire_time=expire_time)
     assert (job.state, job.execution.state) == (pb.STATE_SCHEDULED, pb.STATE_SCHEDULED)
     assert (job.spec.start_in, job.spec.expire_time, job.spec.HasField("start_at")) == (hour, expire_time, False)
