@@ -13,6 +13,7 @@ from typing import Any, NoReturn, Self
 import structlog
 import uvloop
 
+from fastlane_grpc.api import Service
 from fastlane_grpc.capture.choice import CaptureChoice
 from fastlane_grpc.config import HostSettings, Settings
 from fastlane_grpc.dispatcher import Dispatcher, HostPlaces
@@ -24,7 +25,6 @@ from fastlane_grpc.machine.open_files import OpenFiles, raise_limit
 from fastlane_grpc.model import Execution
 from fastlane_grpc.retention import Limits, Retention
 from fastlane_grpc.rpc.server import RpcServer
-from fastlane_grpc.service import Service
 from fastlane_grpc.store import Quota, Store, StoreHealth
 from fastlane_grpc.supervisor import Supervisor
 from fastlane_grpc.wakeup import Wakeup

@@ -87,8 +87,8 @@ def missing_room(path: Path, *, least_bytes: int, least_inodes: int) -> str:
         return f"{path} has {free} bytes of free room, and jobs are taken with {least_bytes} or more"
     if (inodes := free_inodes(path)) is not None and inodes < least_inodes:
         return (
-            f"{path} has {inodes} free inodes, and jobs are taken with {least_inodes} or more: too many files are on that disk, however "
-            "much room it has"
+            f"{path} has {inodes} free inodes, and jobs are taken with {least_inodes} or more: "
+            "too many files are on that disk, however much room it has"
         )
     return ""
 

@@ -3,13 +3,13 @@
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from fastlane_grpc.api import Calls, Service
 from fastlane_grpc.config import Settings
 from fastlane_grpc.errors import CannotServe
 from fastlane_grpc.machine.address import cannot_listen
 from fastlane_grpc.machine.open_files import MOST_CONNECTIONS
 from fastlane_grpc.rpc import handlers, reflection
 from fastlane_grpc.rpc.servicers import ExecutionServicer, HostServicer, JobServicer, ServerServicer, TaskServicer
-from fastlane_grpc.service import Service
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 # Calls that are in flight when the server stops have so long to end. Log streams end by themselves, at once.
@@ -38,13 +38,14 @@ class RpcServer:
         self._started = False
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(options=_options(settings, max_connections, idle_seconds))
+        calls = Calls(service)
         services = pb.DESCRIPTOR.services_by_name
         servicers = {
-            "JobService": JobServicer(service),
-            "ExecutionService": ExecutionServicer(service),
-            "TaskService": TaskServicer(service),
-            "HostService": HostServicer(service),
-            "ServerService": ServerServicer(service),
+            "JobService": JobServicer(calls),
+            "ExecutionService": ExecutionServicer(calls),
+            "TaskService": TaskServicer(calls),
+            "HostService": HostServicer(calls),
+            "ServerService": ServerServicer(calls),
         }
         most = settings.max_request_bytes
         self._server.add_generic_rpc_handlers(

@@ -71,7 +71,8 @@ class SecretNames:
                 entries.append(entry)
             else:
                 raise ValueError(
-                    f"{entry!r} in it is not an entry: words of a-z, 0-9 and * joined by _, after an optional !; or {DEFAULT}"
+                    f"{entry!r} in it is not an entry: words of a-z, 0-9 and * joined by _, "
+                    f"after an optional !; or {DEFAULT}"
                 )
         return cls(tuple(entries))
 

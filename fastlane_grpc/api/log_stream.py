@@ -39,14 +39,14 @@ class StateChanged:
 
 
 @dataclass(frozen=True, slots=True)
-class Beat:
+class Heartbeat:
     """Nothing was sent for as long as the caller wants to wait; the point it may go on from."""
 
     cursor: Cursor
 
 
 @dataclass(frozen=True, slots=True)
-class Sealed:
+class LogEnded:
     """The end: the execution is final, and everything was sent."""
 
     cursor: Cursor
@@ -54,7 +54,7 @@ class Sealed:
 
 
 @dataclass(frozen=True, slots=True)
-class Unsealed:
+class LogSuspended:
     """The end of what was there when a caller asked who does not want to follow."""
 
     cursor: Cursor
@@ -72,7 +72,7 @@ PACE_SECONDS = 0.004
 MOMENT_SECONDS = 1.0
 
 # What a stream has to say beside the log's own messages.
-LogEvent: TypeAlias = StateChanged | Beat | Sealed | Unsealed
+LogEvent: TypeAlias = StateChanged | Heartbeat | LogEnded | LogSuspended
 
 
 class StreamEncoding(Encoding, Protocol):
@@ -95,7 +95,7 @@ async def log_stream(
     encoding: StreamEncoding,
     send: Send,
 ) -> None:
-    """Sends one execution's log, and returns after Sealed or Unsealed. Anything else, as an error, is a cut."""
+    """Sends one execution's log, and returns after LogEnded or LogSuspended. Anything else, as an error, is a cut."""
     await store.execution(request.execution_id)  # Only what exists has a log.
     cursor = Cursor.parse(request.cursor, request.execution_id)
     with tails.watching(request.execution_id) as watch:
@@ -125,7 +125,7 @@ async def _stream(
 ) -> None:
     now = asyncio.get_running_loop().time
     shown: Execution | None = None
-    beat_time = now() + request.heartbeat.total_seconds()
+    heartbeat_time = now() + request.heartbeat.total_seconds()
     pace_time = 0.0
     while True:
         watch.clear()
@@ -137,12 +137,12 @@ async def _stream(
             shown = execution
             await queue.look(execution)
             await tell(StateChanged(tail.cursor, execution, queue.waiting))
-            beat_time = now() + request.heartbeat.total_seconds()
+            heartbeat_time = now() + request.heartbeat.total_seconds()
         messages = await tail.read()
         if messages:
             for message in messages:
                 await send(message)
-            beat_time = now() + request.heartbeat.total_seconds()
+            heartbeat_time = now() + request.heartbeat.total_seconds()
             pace_time = now() + PACE_SECONDS
         elif messages is None and execution.state.final:
             # Before files are taken away it is announced that they will be: who finds none hears of it here.
@@ -150,18 +150,18 @@ async def _stream(
             execution = _present(watch)
             for message in tail.finish(execution.logs, Cause.PRUNED if execution.times.prune_time else Cause.STORE):
                 await send(message)
-            await tell(Sealed(tail.cursor, replace(execution, logs=tail.totals(execution.logs))))
+            await tell(LogEnded(tail.cursor, replace(execution, logs=tail.totals(execution.logs))))
             return
         if not request.follow and not execution.state.final and (messages is None or tail.marked):
-            await tell(Unsealed(tail.cursor, execution))
+            await tell(LogSuspended(tail.cursor, execution))
             return
-        if now() >= beat_time:
+        if now() >= heartbeat_time:
             changed = await queue.look(execution)
-            await tell(StateChanged(tail.cursor, execution, queue.waiting) if changed else Beat(tail.cursor))
-            beat_time = now() + request.heartbeat.total_seconds()
+            await tell(StateChanged(tail.cursor, execution, queue.waiting) if changed else Heartbeat(tail.cursor))
+            heartbeat_time = now() + request.heartbeat.total_seconds()
         elif messages is None:
             await queue.say_if_long()
-            await watch.wait(min(beat_time, queue.say_time) - now())
+            await watch.wait(min(heartbeat_time, queue.say_time) - now())
             if now() < pace_time:
                 await asyncio.sleep(pace_time - now())
         elif not messages:

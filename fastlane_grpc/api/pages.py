@@ -43,7 +43,7 @@ class PageRequest(Generic[Q]):
 
 
 @dataclass(frozen=True, slots=True)
-class Listed(Generic[T]):
+class PageResult(Generic[T]):
     """A page as a caller gets it, who may take less of it."""
 
     query: Query
@@ -79,7 +79,8 @@ def position_of(token: str, query: Query) -> Any:
     except (ValueError, TypeError, RecursionError):
         pass
     raise PageTokenInvalid(
-        "this is no page token of this query: take `next_page_token` as it came, and leave the rest of the request as it was"
+        "this is no page token of this query: take `next_page_token` as it came, "
+        "and leave the rest of the request as it was"
     )
 
 

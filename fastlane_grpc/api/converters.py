@@ -10,6 +10,9 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from fastlane_grpc.api.log_stream import LogEnded, LogRequest, LogSuspended, StateChanged
+from fastlane_grpc.api.pages import PageRequest, TaskQuery
+from fastlane_grpc.api.service import EnqueueRequest, PruneRequest
 from fastlane_grpc.errors import InvalidRequest, Violation
 from fastlane_grpc.logs import StartPoint
 from fastlane_grpc.model import (
@@ -30,18 +33,7 @@ from fastlane_grpc.model import (
 )
 from fastlane_grpc.record import Gap
 from fastlane_grpc.retention import Pruned
-from fastlane_grpc.service import (
-    EnqueueRequest,
-    ExecutionQuery,
-    JobQuery,
-    LogRequest,
-    PageRequest,
-    PruneRequest,
-    Sealed,
-    StateChanged,
-    TaskQuery,
-    Unsealed,
-)
+from fastlane_grpc.store import ExecutionQuery, JobQuery
 from fastlane_grpc.text.redaction import SecretNames
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
@@ -458,9 +450,9 @@ def log_state(value: StateChanged) -> pb.LogState:
     )
 
 
-def log_end(value: Sealed | Unsealed) -> pb.LogEnd:
+def log_end(value: LogEnded | LogSuspended) -> pb.LogEnd:
     now = value.execution
-    if isinstance(value, Unsealed):
+    if isinstance(value, LogSuspended):
         return pb.LogEnd(sealed=False, state=pb.State.ValueType(now.state), exit_status=exit_status(now.state, None))
     return pb.LogEnd(
         sealed=True,

@@ -7,6 +7,9 @@ from datetime import UTC, datetime, timedelta
 from itertools import chain
 from typing import Protocol
 
+from fastlane_grpc.api import validation
+from fastlane_grpc.api.log_stream import LogRequest, Send, StreamEncoding, log_stream
+from fastlane_grpc.api.pages import PageRequest, PageResult, TaskQuery, position_of
 from fastlane_grpc.config import Settings
 from fastlane_grpc.errors import ServerStopping, TooManyStreams, Violation
 from fastlane_grpc.logs import Tails
@@ -25,9 +28,6 @@ from fastlane_grpc.model import (
 )
 from fastlane_grpc.retention import Pruned, Retention
 from fastlane_grpc.schedule import first, waiting_state
-from fastlane_grpc.service import validation
-from fastlane_grpc.service.log_stream import LogRequest, Send, StreamEncoding, log_stream
-from fastlane_grpc.service.pages import Listed, PageRequest, TaskQuery, position_of
 from fastlane_grpc.store import ExecutionQuery, JobQuery, Old, Store
 
 # How long a caller who found every stream taken had better wait.
@@ -95,15 +95,18 @@ class Service:
         self._upkeep.close()
         self._tails.ring_all()
 
-    async def enqueue(self, request: EnqueueRequest, malformed: Sequence[Violation] = ()) -> tuple[Job, bool]:
-        """The job that is kept, with its first execution, and whether it was there already. `malformed`: fields the
-        wire could not say."""
+    async def enqueue(
+        self, request: EnqueueRequest, conversion_violations: Sequence[Violation] = ()
+    ) -> tuple[Job, bool]:
+        """Keep the job, unless its request_id was used before. Return the kept job and whether it existed.
+
+        `conversion_violations` are the violations found while the request was converted."""
         self._check_serving()
         settings = self.settings
         violations = validation.enqueue_violations(
             request.task_id, request.spec, request.request_id, settings.max_timeout, utc_now(), settings.secret_names
         )
-        validation.refuse(chain(malformed, violations))
+        validation.raise_if_invalid(chain(conversion_violations, violations))
         if request.validate_only:
             return _unkept(request), False
         return await self._store.enqueue(
@@ -128,12 +131,12 @@ class Service:
         return execution, self._waiting_behind(execution, ahead)
 
     async def stop(
-        self, job_id: str, *, note: str, grace: timedelta | None, malformed: Sequence[Violation] = ()
+        self, job_id: str, *, note: str, grace: timedelta | None, conversion_violations: Sequence[Violation] = ()
     ) -> Job:
         """Ends the job; without a `grace` of its own with the job's."""
         self._check_serving()
         _require("job_id", job_id)
-        validation.refuse([*malformed, *validation.stop_violations(note, grace)])
+        validation.raise_if_invalid([*conversion_violations, *validation.stop_violations(note, grace)])
         job = await self._store.job(job_id)
         logs, room = await self._waiting_lines(job.execution)
         assert job.spec is not None, "read with the job"
@@ -141,12 +144,12 @@ class Service:
         return await self._store.stop(job_id, grace=grace, note=note, logs=logs, log_bytes=room)
 
     async def stop_execution(
-        self, execution_id: str, *, note: str, grace: timedelta | None, malformed: Sequence[Violation] = ()
+        self, execution_id: str, *, note: str, grace: timedelta | None, conversion_violations: Sequence[Violation] = ()
     ) -> Execution:
         """Ends exactly this execution; without a `grace` of its own with its job's."""
         self._check_serving()
         _require("execution_id", execution_id)
-        validation.refuse([*malformed, *validation.stop_violations(note, grace)])
+        validation.raise_if_invalid([*conversion_violations, *validation.stop_violations(note, grace)])
         assignment = await self._store.assignment(execution_id)
         logs, room = await self._waiting_lines(assignment.execution)
         grace = assignment.spec.grace if grace is None else grace
@@ -157,53 +160,59 @@ class Service:
         _require("task_id", task_id)
         return await self._store.task(task_id)
 
-    async def jobs(self, request: PageRequest[JobQuery], malformed: Sequence[Violation] = ()) -> Listed[Job]:
-        """Newest first. `malformed`: fields the wire could not say."""
+    async def jobs(
+        self, request: PageRequest[JobQuery], conversion_violations: Sequence[Violation] = ()
+    ) -> PageResult[Job]:
+        """Return a page, newest first."""
         self._check_serving()
         query = request.query
-        validation.refuse(
+        validation.raise_if_invalid(
             chain(
-                malformed,
+                conversion_violations,
                 validation.page_violations(request.size),
                 validation.id_prefix_violations(query.id_prefix),
                 validation.label_filter_violations(query.labels),
             )
         )
-        return Listed(
+        return PageResult(
             query, await self._store.jobs(query, after=position_of(request.token, query), size=request.wanted)
         )
 
     async def executions(
-        self, request: PageRequest[ExecutionQuery], malformed: Sequence[Violation] = ()
-    ) -> Listed[Execution]:
-        """Newest first. `malformed`: fields the wire could not say."""
+        self, request: PageRequest[ExecutionQuery], conversion_violations: Sequence[Violation] = ()
+    ) -> PageResult[Execution]:
+        """Return a page, newest first."""
         self._check_serving()
         query = request.query
-        validation.refuse(
-            chain(malformed, validation.page_violations(request.size), validation.id_prefix_violations(query.id_prefix))
+        validation.raise_if_invalid(
+            chain(
+                conversion_violations,
+                validation.page_violations(request.size),
+                validation.id_prefix_violations(query.id_prefix),
+            )
         )
-        return Listed(
+        return PageResult(
             query, await self._store.executions(query, after=position_of(request.token, query), size=request.wanted)
         )
 
-    async def tasks(self, request: PageRequest[TaskQuery]) -> Listed[Task]:
+    async def tasks(self, request: PageRequest[TaskQuery]) -> PageResult[Task]:
         """By name."""
         self._check_serving()
-        validation.refuse(validation.page_violations(request.size))
-        return Listed(
+        validation.raise_if_invalid(validation.page_violations(request.size))
+        return PageResult(
             request.query, await self._store.tasks(after=position_of(request.token, request.query), size=request.wanted)
         )
 
     async def log(
-        self, request: LogRequest, malformed: Sequence[Violation], encoding: StreamEncoding, send: Send
+        self, request: LogRequest, conversion_violations: Sequence[Violation], encoding: StreamEncoding, send: Send
     ) -> None:
-        """Send the log of one execution to its end; see `log_stream`. `malformed`: fields the wire could not say."""
+        """Send the log of one execution to its end; see `log_stream`."""
         self._check_serving()
         _require("execution_id", request.execution_id)
         tail_lines = request.begin.tail_lines if request.begin else None
-        validation.refuse(
+        validation.raise_if_invalid(
             [
-                *malformed,
+                *conversion_violations,
                 *validation.tail_lines_violations(tail_lines),
                 *validation.heartbeat_violations(request.heartbeat),
             ]
@@ -221,10 +230,10 @@ class Service:
         finally:
             self._streams -= 1
 
-    async def prune(self, request: PruneRequest, malformed: Sequence[Violation] = ()) -> Pruned:
+    async def prune(self, request: PruneRequest, conversion_violations: Sequence[Violation] = ()) -> Pruned:
         """Deletes what ended long enough ago, a bounded number; or counts it."""
         self._check_serving()
-        validation.refuse(chain(malformed, validation.prune_violations(request.older_than)))
+        validation.raise_if_invalid(chain(conversion_violations, validation.prune_violations(request.older_than)))
         old = Old(_time_ago(request.older_than or timedelta()), request.logs_only, request.task_id)
         return await (self._upkeep.count(old) if request.validate_only else self._upkeep.prune(old))
 
@@ -278,7 +287,7 @@ class Service:
 
 def _require(field: str, value: str) -> None:
     if not value:
-        validation.refuse([Violation(field, "is required")])
+        validation.raise_if_invalid([Violation(field, "is required")])
 
 
 def _time_ago(duration: timedelta) -> datetime:

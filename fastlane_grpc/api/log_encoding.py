@@ -7,9 +7,9 @@ both ways to the same bytes."""
 from datetime import datetime
 from functools import lru_cache
 
+from fastlane_grpc.api import converters
+from fastlane_grpc.api.log_stream import Heartbeat, LogEnded, LogEvent, LogSuspended, StateChanged
 from fastlane_grpc.logs import Message, TextChunk
-from fastlane_grpc.rpc import converters
-from fastlane_grpc.service import Beat, LogEvent, Sealed, StateChanged, Unsealed
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 # Tags of the wire format, each the number of a field and the kind of its value: StreamExecutionLogsResponse …
@@ -48,11 +48,11 @@ class ProtobufEncoding:
         """What else there is to say, at the time `now`."""
         message = pb.StreamExecutionLogsResponse(cursor=str(value.cursor))
         match value:
-            case Beat():
+            case Heartbeat():
                 message.heartbeat.time.FromDatetime(now)
             case StateChanged():
                 message.state.CopyFrom(converters.log_state(value))
-            case Sealed() | Unsealed():
+            case LogEnded() | LogSuspended():
                 message.end.CopyFrom(converters.log_end(value))
         return message.SerializeToString()
 

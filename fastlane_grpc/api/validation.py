@@ -31,11 +31,12 @@ _TASK_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _ID_PREFIX = re.compile(r"[0-9a-f-]{0,36}")
 
 # An image as `docker run` takes it: [host[:port]/]path[:tag][@digest], or the id of an image.
-_HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)*|\[[0-9A-Fa-f:]+\])(?::[0-9]+)?"
+_DNS_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
+_HOST = rf"(?:{_DNS_LABEL}(?:\.{_DNS_LABEL})*|\[[0-9A-Fa-f:]+\])(?::[0-9]+)?"
 _PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
-_IMAGE = re.compile(
-    rf"(?:{_HOST}/)?{_PART}(?:/{_PART})*(?::[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}})?(?:@sha256:[0-9a-f]{{64}})?|sha256:[0-9a-f]{{64}}"
-)
+_TAG = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
+_DIGEST = r"sha256:[0-9a-f]{64}"
+_IMAGE = re.compile(rf"(?:{_HOST}/)?{_PART}(?:/{_PART})*(?::{_TAG})?(?:@{_DIGEST})?|{_DIGEST}")
 _LABEL_NAME = re.compile(r"[!-<>-~]{1,63}")
 
 _MASKED = f"holds a URL with the password {REDACTED}, which stands for one that was not shown; give the real one"
@@ -46,7 +47,7 @@ _MIN_MEMORY = 6 << 20
 _MAX_WORD = (128 << 10) - 1
 
 
-def refuse(violations: Iterable[Violation]) -> None:
+def raise_if_invalid(violations: Iterable[Violation]) -> None:
     """Raises InvalidRequest with the first of the violations, if there is one. No more are looked for than are told."""
     if found := list(islice(violations, MAX_VIOLATIONS)):
         raise InvalidRequest(found)
@@ -160,7 +161,8 @@ def _command_violations(spec: JobSpec) -> Iterator[Violation]:
     elif len(spec.image) > 512 or not _IMAGE.fullmatch(spec.image):
         yield Violation(
             "spec.image",
-            f"{spec.image[:100]!r} is not an image as `docker run` takes it: [registry[:port]/]name[:tag][@sha256:digest]",
+            f"{spec.image[:100]!r} is not an image as `docker run` takes it: "
+            "[registry[:port]/]name[:tag][@sha256:digest]",
         )
     try:
         words = split_command(spec.command)
