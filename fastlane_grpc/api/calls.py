@@ -35,7 +35,8 @@ class Calls:
 
     async def list_jobs(self, request: pb.ListJobsRequest) -> pb.ListJobsResponse:
         page = await self._service.jobs(*converters.read_job_query(request))
-        jobs, token = await messages_of_page(page, lambda job: self._job(job, self._service.waiting))
+        waiting = self._service.waiting_of_each()
+        jobs, token = await messages_of_page(page, lambda job: self._job(job, waiting))
         return pb.ListJobsResponse(jobs=jobs, next_page_token=token)
 
     # ---- ExecutionService
@@ -46,8 +47,9 @@ class Calls:
 
     async def list_executions(self, request: pb.ListExecutionsRequest) -> pb.ListExecutionsResponse:
         page = await self._service.executions(*converters.read_execution_query(request))
+        waiting = self._service.waiting_of_each()
         executions, token = await messages_of_page(
-            page, lambda execution: converters.execution(execution, self._service.waiting(execution))
+            page, lambda execution: converters.execution(execution, waiting(execution))
         )
         return pb.ListExecutionsResponse(executions=executions, next_page_token=token)
 

@@ -3,6 +3,7 @@
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
+from operator import attrgetter
 from typing import cast
 
 from google.protobuf import json_format
@@ -54,6 +55,7 @@ CAPTURES = {
 
 # The points of an execution's life: they have the names in the contract that they have in the house.
 _POINTS = tuple(each.name for each in fields(Times))
+_times_of = attrgetter(*_POINTS)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_SPEC_BYTES = 2 << 20
 # Metadata is nested within an answer, and readers take at most 100 levels in all, of which each of these is three.
@@ -343,25 +345,33 @@ def _write_execution(message: pb.Execution, value: Execution, waits: Waiting | N
     message.attempt = value.attempt
     message.state = pb.State.ValueType(value.state)
     if waits is not None:
-        message.waiting.CopyFrom(waiting(waits))
+        _write_waiting(message.waiting, waits)
     if value.outcome is not None:
         _write_outcome(message.outcome, value.outcome)
-    for point in _POINTS:
-        time = getattr(value.times, point)
+    times = message.times
+    for point, time in zip(_POINTS, _times_of(value.times), strict=True):
         if time is not None:
-            _write_time(getattr(message.times, point), time)
+            _write_time(getattr(times, point), time)
     message.host = value.host
     message.container_id = value.container_id
     message.image_digest = value.image_digest
-    message.logs.extend(map(totals, value.logs))
+    if value.logs:
+        message.logs.extend(map(totals, value.logs))
 
 
 def waiting(value: Waiting) -> pb.Waiting:
-    message = pb.Waiting(reason=pb.WaitReason.ValueType(value.reason), detail=value.detail, ahead=value.ahead)
+    message = pb.Waiting()
+    _write_waiting(message, value)
+    return message
+
+
+def _write_waiting(message: pb.Waiting, value: Waiting) -> None:
+    message.reason = pb.WaitReason.ValueType(value.reason)
+    message.detail = value.detail
+    message.ahead = value.ahead
     _write_time(message.since_time, value.since_time)
     if value.due_time is not None:
         _write_time(message.due_time, value.due_time)
-    return message
 
 
 def outcome(value: Outcome) -> pb.Outcome:

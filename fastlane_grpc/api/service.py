@@ -1,9 +1,10 @@
 """What callers can ask for: the rules, and what follows from them. A request is looked at as a whole before anything is
 done."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from itertools import chain
 from typing import Protocol
 
@@ -238,22 +239,35 @@ class Service:
         return await (self._upkeep.count(old) if request.validate_only else self._upkeep.prune(old))
 
     def waiting(self, execution: Execution) -> Waiting | None:
-        """What the execution waits for, if it does; who goes before it is not counted."""
-        if execution.state is State.PREPARING:
-            return self._places.waiting(execution.id)
-        if execution.state is State.SCHEDULED:
-            due_time = execution.times.due_time
-            return Waiting(
-                WaitReason.NOT_DUE, f"starts at {due_time:%Y-%m-%dT%H:%M:%SZ}", execution.state_time, due_time=due_time
-            )
-        if execution.state is not State.QUEUED:
+        """Return what the execution waits for, if it waits. The executions ahead of it are not counted."""
+        return self.waiting_of_each()(execution)
+
+    def waiting_of_each(self) -> Callable[[Execution], Waiting | None]:
+        """Return `waiting` for the executions of one page: the hosts are asked once, when the first one is queued."""
+        queue_reason = cache(self._queue_reason)
+
+        def waiting(execution: Execution) -> Waiting | None:
+            if execution.state is State.QUEUED:
+                reason = queue_reason()
+                return reason and Waiting(*reason, execution.state_time)
+            if execution.state is State.PREPARING:
+                return self._places.waiting(execution.id)
+            if execution.state is State.SCHEDULED:
+                due_time = execution.times.due_time
+                detail = f"starts at {due_time:%Y-%m-%dT%H:%M:%SZ}"
+                return Waiting(WaitReason.NOT_DUE, detail, execution.state_time, due_time=due_time)
             return None
+
+        return waiting
+
+    def _queue_reason(self) -> tuple[WaitReason, str] | None:
+        """Return why queued executions wait; None: a slot is free, and is about to be assigned."""
         if error := self._places.host_error:
-            return Waiting(WaitReason.HOST_DOWN, error, execution.state_time)
+            return WaitReason.HOST_DOWN, error
         taken, places = self._places.places
         if taken < places:
-            return None  # It is about to get one of them.
-        return Waiting(WaitReason.NO_FREE_PLACE, f"{taken} of {places} places taken", execution.state_time)
+            return None
+        return WaitReason.NO_FREE_PLACE, f"{taken} of {places} places taken"
 
     async def waiting_in_line(self, execution: Execution) -> Waiting | None:
         """The same, with who goes before it: a question to the store for each, so it is for one, not for a list."""
