@@ -41,7 +41,7 @@ class House(Parts):
     def __init__(self, path: Path, **settings: object) -> None:
         super().__init__(path, **settings)
         self.places = NoPlaces()
-        self.fitness = StoreHealth(patience_seconds=0.1, probe_seconds=0.01)
+        self.store_health = StoreHealth(patience_seconds=0.1, probe_seconds=0.01)
         self.open_store(self.parts)
         self.open_logs(self.parts)
         self.open_tails(self.parts)
