@@ -1,5 +1,4 @@
-"""The server: its parts, in the order in which they open; closed in reverse. Who wakes whom is decided here, and
-nowhere else."""
+"""The server: its parts, opened in order and closed in reverse, and the notifications between them."""
 
 import asyncio
 import os
@@ -13,6 +12,7 @@ from typing import Any, NoReturn, Self
 import structlog
 import uvloop
 
+from fastlane_grpc.api import Service
 from fastlane_grpc.capture.choice import CaptureChoice
 from fastlane_grpc.config import HostSettings, Settings
 from fastlane_grpc.dispatcher import Dispatcher, HostPlaces
@@ -24,12 +24,11 @@ from fastlane_grpc.machine.open_files import OpenFiles, raise_limit
 from fastlane_grpc.model import Execution
 from fastlane_grpc.retention import Limits, Retention
 from fastlane_grpc.rpc.server import RpcServer
-from fastlane_grpc.service import Service
 from fastlane_grpc.store import Quota, Store, StoreHealth
 from fastlane_grpc.supervisor import Supervisor
 from fastlane_grpc.wakeup import Wakeup
 
-# What is queued to be written when the server ends has so long: a disk that hangs does not keep it from ending.
+# The time for queued writes when the server ends: a disk that hangs must not keep the server from ending.
 _CLOSE_SECONDS = 5.0
 
 log = structlog.get_logger(__name__)
@@ -42,11 +41,11 @@ def serve(
     *,
     colors: bool = False,
 ) -> None:
-    """Serves until SIGTERM or SIGINT; containers are left to the next server. Raises CannotServe, and ServerFailed
-    where it cannot go on.
+    """Serve until SIGTERM or SIGINT, and leave containers to the next server. Raises CannotServe, and ServerFailed
+    where the server cannot continue.
 
-    `ready` is told the port once calls are answered; `step` is told each step of each execution, by the runner's
-    thread. `colors` are for a log that a person looks at."""
+    `ready` is called with the port once the server answers calls. `step` is called for each step of each execution, on
+    the thread of that execution. `colors` apply to the log on a terminal."""
     _log_to_stderr(colors=colors)
     os.umask(0o077)
     uvloop.run(_serve(settings, ready, step))
@@ -62,15 +61,15 @@ async def _serve(settings: Settings, ready: Callable[[int], None], step: Callabl
 class Server:
     """A server made of parts: they open in order and close in reverse, also where opening one of them fails.
 
-    An async context manager, made on the loop that it is to run on. Each `open_…` method opens one part, says how it is
-    closed, and needs only parts that were opened before; a test replaces parts by overriding these methods."""
+    An async context manager, created on its loop. Each `open_…` method opens one part, registers how to close that
+    part, and needs only parts that were opened before. Tests replace parts by overriding these methods."""
 
     settings: Settings
     store: Store
     logs: Logs
     tails: Tails
     dispatcher: Dispatcher
-    upkeep: Retention
+    retention: Retention
     service: Service
     rpc: RpcServer
 
@@ -80,10 +79,10 @@ class Server:
         self.loop = asyncio.get_running_loop()
         self._failure: asyncio.Future[NoReturn] = self.loop.create_future()
         self.supervisor = Supervisor(self._down)
-        # What the store commits is told to each of them, on the loop, in their order; the store knows nobody upstairs.
+        # Called in order, on the loop, with the executions of each commit.
         self.listeners: list[Callable[[Sequence[Execution]], None]] = []
         self.open_files = OpenFiles.of(raise_limit(), max_running=settings.max_running)
-        self.fitness = StoreHealth()
+        self.store_health = StoreHealth()
         self.hosts: Sequence[Host] = ()
         self._runners: Sequence[DockerRunner] = ()
         self._sweepers: dict[str, Sweeper] = {}
@@ -109,7 +108,7 @@ class Server:
         await self._parts.aclose()
 
     async def serve_until(self, stopping: "asyncio.Future[None]") -> None:
-        """Serve until that is done. Raises ServerFailed where the server cannot go on."""
+        """Serve until `stopping` is done. Raises ServerFailed where the server cannot continue."""
         ends: list[asyncio.Future[Any]] = [stopping, self._failure]
         await asyncio.wait(ends, return_when=asyncio.FIRST_COMPLETED)
         if self._failure.done():
@@ -127,30 +126,30 @@ class Server:
         self.open_hosts(parts)
         self.open_dispatcher(parts)
         self.open_sweepers(parts)
-        self.open_upkeep(parts)
+        self.open_retention(parts)
         await self.open_rpc(parts)
 
     def open_loop(self, parts: AsyncExitStack) -> None:
-        """What fails in a callback of the loop is logged as everything else is. Until the end."""
+        """Log the errors of the loop's callbacks like all others."""
         parts.callback(self.loop.set_exception_handler, self.loop.get_exception_handler())
         self.loop.set_exception_handler(_log_loop_error)
 
     def open_data_dir(self, parts: AsyncExitStack) -> None:
-        """The lock on the data directory: until all else is closed, as the next server may begin then."""
+        """Lock the data directory until all other parts are closed: the next server may start then."""
         parts.enter_context(claimed(self.settings.data_dir))
 
     def open_store(self, parts: AsyncExitStack) -> None:
-        """The store outlives everybody who writes; what hangs in it is not waited for for ever."""
-        self.store = _open_store(self.settings, self._committed, self.fitness.failed, self.loop, self.supervisor)
+        """Open the store, which is closed after all parts that write. Closing has a time limit."""
+        self.store = _open_store(self.settings, self._committed, self.store_health.failed, self.loop, self.supervisor)
         parts.callback(self.store.close, _CLOSE_SECONDS)
 
     def open_logs(self, parts: AsyncExitStack) -> None:
-        """Fastlane's own lines: they are written until no execution is on a thread."""
+        """Open the files of logs and the system lines, which the threads of executions write."""
         self.logs = Logs(self.settings.data_dir / "logs")
         parts.callback(self.logs.close)
 
     def open_tails(self, parts: AsyncExitStack) -> None:
-        """Readers of logs, with inotify and threads: until no call is left that reads."""
+        """Open the readers of logs, with inotify and threads. Closed after the last call."""
         self.tails = Tails(
             self.logs, cache_bytes=self.settings.cache_bytes, loop=self.loop, max_open=self.open_files.max_open_logs
         )
@@ -158,14 +157,13 @@ class Server:
         self.listeners.append(self.tails.changed)
 
     def open_hosts(self, parts: AsyncExitStack) -> None:
-        """The hosts listen from the moment on that there is somebody to be told, and until no execution waits for what
-        they hear."""
+        """Create the hosts. They listen from `open_sweepers` on, and are closed after the last execution's thread."""
         settings = self.settings
         self.hosts = [_host(each, self.store, settings, self.supervisor) for each in settings.hosts]
         parts.push_async_callback(self._close_hosts)
 
     def open_dispatcher(self, parts: AsyncExitStack) -> None:
-        """The dispatcher runs until the last call was answered; then it leaves the containers to the next server."""
+        """Run the dispatcher until the last call was answered. Its containers are left to the next server."""
         settings = self.settings
         self._runners = [
             DockerRunner(
@@ -195,12 +193,12 @@ class Server:
             supervisor=self.supervisor,
         )
         self.listeners.append(self.dispatcher.news)
-        # Not restarted: it would take up again what is on its threads.
+        # Not restarted: a restarted dispatcher would adopt the executions of its own threads.
         self.run(parts, "dispatcher", self.dispatcher.run, restart=False)
         parts.push_async_callback(self.dispatcher.close)
 
     def open_sweepers(self, parts: AsyncExitStack) -> None:
-        """A sweeper for each host, which begins to listen now."""
+        """Start a sweeper for each host, and the host's listener."""
         self._sweepers = {
             host.name: Sweeper(runner, host, self.supervisor)
             for host, runner in zip(self.hosts, self._runners, strict=True)
@@ -210,51 +208,54 @@ class Server:
             self._sweepers[host.name].start()
             host.start(partial(self._tell_host_changed, host))
 
-    def open_upkeep(self, parts: AsyncExitStack) -> None:
-        """Retention: until the server stops, at which a call that prunes is told so."""
-        self.upkeep = Retention(self.store, self.logs, _limits(self.settings))
-        parts.callback(self.upkeep.close)
-        self.listeners.append(self.upkeep.news)
-        self.run(parts, "upkeep", self.upkeep.run, restart=True)
+    def open_retention(self, parts: AsyncExitStack) -> None:
+        """Run retention until the server stops. A call that prunes then ends with ServerStopping."""
+        self.retention = Retention(self.store, self.logs, _limits(self.settings))
+        parts.callback(self.retention.close)
+        self.listeners.append(self.retention.news)
+        self.run(parts, "retention", self.retention.run, restart=True)
 
     async def open_rpc(self, parts: AsyncExitStack) -> None:
-        """The calls: last to begin, first to end."""
-        self.service = Service(self.store, self.tails, self.dispatcher, self.upkeep, self.settings)
+        """Serve the calls: opened last, closed first."""
+        self.service = Service(self.store, self.tails, self.dispatcher, self.retention, self.settings)
         self.rpc = RpcServer(self.service, self.settings, max_connections=self.open_files.max_connections)
         parts.push_async_callback(self.rpc.stop)
         self.rpc.listen()
-        # Until a host was reached nothing has changed, and health has to answer all the same.
+        # Set once here: health must answer before the first change of a host.
         await self.rpc.serving("engine", self.dispatcher.up)
         self.run(parts, "health of engines", self._tell_engine_health, restart=True)
         self.run(
-            parts, "health of the store", lambda: self.fitness.watch(self.store, self.rpc.store_can_write), restart=True
+            parts,
+            "health of the store",
+            lambda: self.store_health.watch(self.store, self.rpc.store_can_write),
+            restart=True,
         )
         await self.rpc.start()
 
     def run(
         self, parts: AsyncExitStack, name: str, work: Callable[[], Coroutine[Any, Any, None]], *, restart: bool
     ) -> None:
-        """Run endless work of a part until that part is closed."""
+        """Run the endless work of a part until the part is closed."""
         parts.push_async_callback(_cancelled, self.supervisor.task(name, work, restart=restart))
 
-    # ---- who wakes whom
+    # ---- notifications between parts
 
     def _committed(self, executions: Sequence[Execution]) -> None:
         try:
             for listener in self.listeners:
                 listener(executions)
         except Exception as error:
-            # Who missed a change would wait for it for ever.
+            # A part that missed a change would wait for it for ever.
             self.supervisor.down("announcing a commit", error)
 
     def _tell_host_changed(self, host: Host) -> None:
-        with suppress(RuntimeError):  # the loop is closed: nobody is there to be told
+        with suppress(RuntimeError):  # the loop is closed: no part is left to notify
             self.loop.call_soon_threadsafe(self._host_changed, host)
 
     def _host_changed(self, host: Host) -> None:
         self.dispatcher.host_changed(host.name)
         self._engine_changed.set()
-        _warn_of_twins(host, self.hosts)
+        _warn_of_duplicates(host, self.hosts)
         self._sweepers[host.name].wake()
 
     async def _tell_engine_health(self) -> None:
@@ -264,13 +265,13 @@ class Server:
             await self._engine_changed.wait()
 
     async def _close_hosts(self) -> None:
-        # Beside each other: one that hangs is waited for, for a moment.
+        # At the same time: each waits a moment for a thread that hangs.
         await asyncio.gather(*(asyncio.to_thread(host.close) for host in self.hosts))
 
-    # ---- the end that nobody asked for
+    # ---- failure
 
     def _down(self, name: str, error: BaseException) -> None:
-        """Called on any thread."""
+        """Make `serve_until` raise ServerFailed. Called on any thread."""
         with suppress(RuntimeError):  # the loop is closed: it is down
             self.loop.call_soon_threadsafe(self._fail, name, error)
 
@@ -281,7 +282,7 @@ class Server:
             )
             failed.__cause__ = error
             self._failure.set_exception(failed)
-            # Where the server is closing already nobody asks any more.
+            # Retrieved here: a server that is closing already does not.
             self._failure.exception()
 
 
@@ -318,7 +319,7 @@ def _open_store(
 
 
 def _limits(settings: Settings) -> Limits:
-    """Zero bytes: that was turned off. None: it was not said."""
+    """Return the limits of retention. Without a setting logs may take half of the disk; 0 bytes mean no limit."""
     total = settings.max_total_log_bytes
     if total is None:
         total = disk_bytes(settings.data_dir) // 2
@@ -337,13 +338,14 @@ def _host(configured: HostSettings, store: Store, settings: Settings, supervisor
     return Host(configured.name, configured.engine, instance=store.instance, captures=captures, supervisor=supervisor)
 
 
-def _warn_of_twins(host: Host, hosts: Sequence[Host]) -> None:
-    """Two hosts that are one engine work; but that engine gets as many containers as both may have. Not refused:
-    machines that were copied with an engine on them have engines that say the same of themselves."""
+def _warn_of_duplicates(host: Host, hosts: Sequence[Host]) -> None:
+    """Warn of two hosts that are the same engine, which then runs as many containers as both allow.
+
+    Not an error: on machines that were copied, different engines have the same id."""
     for other in hosts:
         if other is not host and host.up and host.engine_id and other.engine_id == host.engine_id:
             log.warning(
-                "two hosts say that they are the same engine",
+                "two hosts have the same engine id",
                 host=host.name,
                 other=other.name,
                 engine_id=host.engine_id,
@@ -351,16 +353,15 @@ def _warn_of_twins(host: Host, hosts: Sequence[Host]) -> None:
 
 
 def _log_to_stderr(*, colors: bool) -> None:
-    """One line for each change of state: for people on a terminal, as JSON elsewhere. Tracebacks without the values of
-    variables: these may be secrets."""
-    for_people = sys.stderr.isatty()
+    """Log to stderr: text on a terminal, else JSON. Tracebacks are logged without values, which may be secrets."""
+    is_terminal = sys.stderr.isatty()
     structlog.configure(
         processors=[
             structlog.processors.add_log_level,
             structlog.processors.TimeStamper(fmt="iso", utc=True),
             structlog.processors.format_exc_info,
             structlog.dev.ConsoleRenderer(colors=colors, exception_formatter=structlog.dev.plain_traceback)
-            if for_people
+            if is_terminal
             else structlog.processors.JSONRenderer(),
         ],
         wrapper_class=structlog.make_filtering_bound_logger("info"),
@@ -370,7 +371,7 @@ def _log_to_stderr(*, colors: bool) -> None:
 
 
 class _StderrLogger(structlog.PrintLogger):
-    """A log that cannot be written (a full disk, a reader that is gone) is no reason to do anything less well."""
+    """A logger that drops lines which cannot be written: the disk is full, or the reader has gone."""
 
     def msg(self, message: str) -> None:
         with suppress(OSError, ValueError):
@@ -380,8 +381,8 @@ class _StderrLogger(structlog.PrintLogger):
 
 
 def _stop_signals(loop: asyncio.AbstractEventLoop) -> "asyncio.Future[None]":
-    """Done at the first SIGTERM or SIGINT. The second one ends the process where it stands: what was answered is on
-    disk."""
+    """Return a future that is done at the first SIGTERM or SIGINT. The second signal ends the process at once, which is
+    safe: all that callers were told is on disk."""
     stopping: asyncio.Future[None] = loop.create_future()
 
     def stop() -> None:

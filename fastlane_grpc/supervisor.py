@@ -1,9 +1,8 @@
 """Supervision of threads and tasks: none of them ends unnoticed.
 
-One rule holds for all. An unexpected exception is logged with its traceback. Work that can safely be done again is then
-restarted, after a pause that grows while it fails. Work whose failure concerns one waiter alone hands the error to that
-waiter. Everything else takes the server down on purpose: a server that does half of its work must not go on as if all
-were well."""
+One rule holds for all. An unexpected exception is logged with its traceback. Work that can safely be repeated is then
+restarted, after a pause that grows with each failure. Work that concerns one waiter alone passes the error to that
+waiter. Everything else takes the server down on purpose: a server that does half of its work must not continue."""
 
 import asyncio
 import threading
@@ -22,8 +21,8 @@ log = structlog.get_logger(__name__)
 
 
 class Supervisor:
-    """The threads and tasks of one server. `down` is called, on any thread, with the name and the error of work that
-    cannot go on."""
+    """The supervisor of one server's threads and tasks. `down` is called, on any thread, with the name and the error of
+    work that cannot continue."""
 
     def __init__(self, down: Callable[[str, BaseException], None], *, restarts: Backoff = RESTARTS) -> None:
         self._down = down
@@ -31,26 +30,24 @@ class Supervisor:
         self._closing = threading.Event()
 
     def close(self) -> None:
-        """From here on nothing is restarted, and work that ends by itself ends as it should."""
+        """Restart nothing from now on, and let work end."""
         self._closing.set()
 
     def down(self, name: str, error: BaseException) -> None:
-        """Take the server down because of an error that was not to be expected."""
+        """Take the server down because of an unexpected error."""
         report(name, error)
         self._down(name, error)
 
     def thread(self, name: str, work: Callable[[], None], *, restart: bool) -> threading.Thread:
-        """A thread for `work`, not started yet. `work` returns when its owner has told it to end, and not before.
+        """Return a thread for `work`, not started yet. `work` returns only after its owner has told it to.
 
-        It is a daemon: one that hangs does not keep the server from ending.
-        """
+        The thread is a daemon: a thread that hangs does not keep the server from ending."""
         return threading.Thread(
             target=self._run_again if restart else self._run_once, args=(name, work), name=name, daemon=True
         )
 
     def task(self, name: str, work: Callable[[], Coroutine[Any, Any, None]], *, restart: bool) -> "asyncio.Task[None]":
-        """A running task for `work`, which is endless: its end is as unexpected as an exception, until the supervisor
-        is closed."""
+        """Return a running task for endless `work`. Until the supervisor is closed, its end counts as an exception."""
         return asyncio.get_running_loop().create_task(self._await(name, work, restart), name=name)
 
     def _run_once(self, name: str, work: Callable[[], None]) -> None:
@@ -62,7 +59,7 @@ class Supervisor:
     def _run_again(self, name: str, work: Callable[[], None]) -> None:
         failures = _Failures(self._restarts)
         while True:
-            failures.begin()
+            failures.start()
             try:
                 work()
             except BaseException as error:
@@ -76,7 +73,7 @@ class Supervisor:
     async def _await(self, name: str, work: Callable[[], Coroutine[Any, Any, None]], restart: bool) -> None:
         failures = _Failures(self._restarts)
         while True:
-            failures.begin()
+            failures.start()
             try:
                 await work()
                 if self._closing.is_set():
@@ -92,8 +89,8 @@ class Supervisor:
 
 
 def thread(name: str, work: Callable[[], None], *, on_failure: Callable[[Exception], None]) -> threading.Thread:
-    """A daemon thread, not started yet, for work that one waiter alone depends on. An unexpected error is logged and
-    handed over."""
+    """Return a daemon thread, not started yet, for work of one waiter. An unexpected error is logged and passed to
+    `on_failure`."""
 
     def run() -> None:
         try:
@@ -106,7 +103,7 @@ def thread(name: str, work: Callable[[], None], *, on_failure: Callable[[Excepti
 
 
 def report(name: str, error: BaseException, **fields: object) -> None:
-    """Log an error that was not to be expected, with its traceback."""
+    """Log an unexpected error with its traceback."""
     with suppress(OSError, ValueError):  # the log may be on the disk that is full
         log.error("a defect of fastlane: work failed", work=name, exc_info=error, **fields)
 
@@ -115,24 +112,24 @@ def _raise(name: str, error: BaseException) -> None:
     raise RuntimeError(f"{name} failed") from error
 
 
-# For parts that stand alone, without a server: work that cannot go on raises, where its thread or task ends.
+# For parts without a server: work that cannot continue raises where its thread or task ends.
 ALONE = Supervisor(_raise)
 
 
 class _Failures:
-    """How often work failed, one failure soon after the other."""
+    """The count of failures in quick succession."""
 
     def __init__(self, restarts: Backoff) -> None:
         self._restarts = restarts
         self._count = 0
-        self._begin = 0.0
+        self._start_seconds = 0.0
 
-    def begin(self) -> None:
-        self._begin = time.monotonic()
+    def start(self) -> None:
+        self._start_seconds = time.monotonic()
 
     def pause_seconds(self) -> float:
-        """The pause after one more failure. Work that went well for longer than the longest pause begins anew."""
-        if time.monotonic() - self._begin > self._restarts.longest_seconds:
+        """Return the pause after one more failure. Counts from zero after a run longer than the longest pause."""
+        if time.monotonic() - self._start_seconds > self._restarts.longest_seconds:
             self._count = 0
         pause_seconds = self._restarts.pause_seconds(self._count)
         self._count += 1

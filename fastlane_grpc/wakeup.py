@@ -1,14 +1,13 @@
-"""A wake-up that is not lost: between the look that finds nothing and the wait, a change is kept."""
+"""A wake-up that is not lost between the waiter's check and its wait."""
 
 import asyncio
 from contextlib import suppress
 
 
 class Wakeup:
-    """For one waiter, which clears, looks, then waits. Lives on the loop.
+    """A wake-up for one waiter, which clears, checks, then waits. Lives on the loop.
 
-    A change that comes after `clear`, while the waiter looks, sets the wake-up again: the next `wait` returns at once.
-    """
+    A change after `clear`, during the check, sets the wake-up again: the next `wait` returns at once."""
 
     def __init__(self) -> None:
         self._event = asyncio.Event()
@@ -18,11 +17,11 @@ class Wakeup:
         self._event.set()
 
     def clear(self) -> None:
-        """Forget earlier changes. To be called before the waiter looks at what they may have changed."""
+        """Forget earlier changes. Call this before the check."""
         self._event.clear()
 
     async def wait(self, timeout_seconds: float | None = None) -> None:
-        """Return when a change was announced since `clear`, or after the timeout."""
+        """Return once a change was announced after `clear`, or after the timeout."""
         with suppress(TimeoutError):
             async with asyncio.timeout(timeout_seconds):
                 await self._event.wait()

@@ -10,12 +10,12 @@ from google.protobuf.message import Message
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 
+from fastlane_grpc.api import Service
 from fastlane_grpc.app import Server
 from fastlane_grpc.model import Execution, HostReport, Outcome, Reason, State, utc_now
 from fastlane_grpc.record import RecordWriter
 from fastlane_grpc.retention import Limits, Retention
 from fastlane_grpc.rpc.server import RpcServer
-from fastlane_grpc.service import Service
 from fastlane_grpc.store import StoreHealth
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
@@ -41,7 +41,7 @@ class House(Parts):
     def __init__(self, path: Path, **settings: object) -> None:
         super().__init__(path, **settings)
         self.places = NoPlaces()
-        self.fitness = StoreHealth(patience_seconds=0.1, probe_seconds=0.01)
+        self.store_health = StoreHealth(patience_seconds=0.1, probe_seconds=0.01)
         self.open_store(self.parts)
         self.open_logs(self.parts)
         self.open_tails(self.parts)

@@ -42,7 +42,7 @@ class Parts(Server):
             self.database,
             loop=self.loop,
             on_commit=self._committed,
-            on_failure=self.fitness.failed,
+            on_failure=self.store_health.failed,
             retry_seconds=self.retry_seconds,
             supervisor=self.supervisor,
         )

@@ -183,7 +183,7 @@ def test_of_two_hosts_that_are_one_engine_there_is_a_warning_and_each_runs_what_
     house.server("a", "twin")
     house.until(lambda hosts: all(host.availability == UP for host in hosts.values()))
     assert set(house.settle(house.work(6))) == {"a", "twin"}
-    assert '"two hosts say that they are the same engine"' in house.log()
+    assert '"two hosts have the same engine id"' in house.log()
 
 
 def test_why_a_job_waits_is_told_when_no_host_is_up(house: House) -> None:

@@ -18,11 +18,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
+from fastlane_grpc.api.log_encoding import ProtobufEncoding
 from fastlane_grpc.errors import CursorAhead, CursorInvalid, CursorOfAnotherExecution, StoreFailed
 from fastlane_grpc.logs import Cursor, Logs, Tails
 from fastlane_grpc.model import MAX_TOLD_CHARACTERS, Cause, LogTotals, Source, new_id, told_line
 from fastlane_grpc.record import RecordWriter
-from fastlane_grpc.rpc.log_encoding import ProtobufEncoding
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.parts import Parts
 

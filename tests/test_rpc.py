@@ -982,7 +982,7 @@ async def test_on_a_disk_that_is_full_to_the_last_byte_logs_can_be_pruned_all_th
 async def test_health_says_when_the_store_cannot_write_and_when_it_can_again(small_disk: Path) -> None:
     async with opened(small_disk, min_free_bytes=0) as house:
         health = health_pb2_grpc.HealthStub(house.channel)
-        watching = asyncio.create_task(house.fitness.watch(house.store, house.server.store_can_write))
+        watching = asyncio.create_task(house.store_health.watch(house.store, house.server.store_can_write))
         streams = {name: health.Watch(health_pb2.HealthCheckRequest(service=name)) for name in ("", "server")}
         assert {(await stream.read()).status for stream in streams.values()} == {health_pb2.HealthCheckResponse.SERVING}
         await house.enqueue()

@@ -8,12 +8,12 @@ from typing import Any
 
 import grpc
 import pytest
-from google.rpc import error_details_pb2
+from google.rpc import code_pb2, error_details_pb2
 from structlog.testing import capture_logs
 
 from fastlane_grpc import errors
-from fastlane_grpc.rpc import statuses
-from fastlane_grpc.rpc.handlers import writes
+from fastlane_grpc.api import error_table
+from fastlane_grpc.api.request_parser import writes
 from fastlane_grpc.store.database import Connection, open_for_writing
 from fastlane_grpc.store.writer import Written
 from fastlane_grpc.v1 import fastlane_pb2 as pb
@@ -78,15 +78,15 @@ def refusals(kind: type[errors.Refusal] = errors.Refusal) -> Iterator[type[error
 
 
 def test_every_refusal_is_in_the_table() -> None:
-    assert set(refusals()) == set(statuses._TABLE)
+    assert set(refusals()) == set(error_table.TABLE)
 
 
 def test_a_refusal_that_is_not_in_the_table_is_told_as_what_it_is_a_kind_of() -> None:
     class QueueOfATaskFull(errors.QueueFull):
         """Of a later release."""
 
-    code, status = statuses.status_of(QueueOfATaskFull("the queue is full", retry_seconds=5, limit="3"))
-    assert (code, status.message) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "the queue is full")
+    status = error_table.status_of(QueueOfATaskFull("the queue is full", retry_seconds=5, limit="3"))
+    assert (status.code, status.message) == (code_pb2.RESOURCE_EXHAUSTED, "the queue is full")
     info = error_details_pb2.ErrorInfo()
     assert status.details[0].Unpack(info)
     assert (info.reason, info.metadata["limit"]) == ("QUEUE_FULL", "3")
@@ -97,8 +97,8 @@ def test_a_refusal_that_nothing_in_the_table_stands_for_is_a_defect_with_a_numbe
         """In no table."""
 
     with capture_logs() as logged:
-        code, status = statuses.status_of(Unheard("of what nobody thought"))
-    assert code == grpc.StatusCode.INTERNAL
+        status = error_table.status_of(Unheard("of what nobody thought"))
+    assert status.code == code_pb2.INTERNAL
     [entry] = logged
     assert entry["defect"] in status.message
     assert isinstance(entry["exc_info"], Unheard)
@@ -110,7 +110,7 @@ def test_calls_that_write_are_those_that_are_not_said_to_have_no_side_effects() 
 
 
 def test_every_error_of_the_contract_is_in_the_table_and_provoked_by_a_test() -> None:
-    served = {pb.ErrorReason.Name(reason) for _, reason in statuses._TABLE.values()} | {"ERROR_REASON_DEFECT"}
+    served = {pb.ErrorReason.Name(reason) for _, reason in error_table.TABLE.values()} | {"ERROR_REASON_DEFECT"}
     assert served == set(pb.ErrorReason.keys()) - {"ERROR_REASON_UNSPECIFIED"}
     tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_rpc*.py"))
     provoked = {f"ERROR_REASON_{name}" for name in re.findall(r'"([A-Z_]+)"', tests)}

@@ -12,10 +12,10 @@ from google.rpc import error_details_pb2
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastlane_grpc.api import ExecutionQuery, JobQuery, TaskQuery
+from fastlane_grpc.api.pages import position_of, token_of
 from fastlane_grpc.errors import PageTokenInvalid
 from fastlane_grpc.model import Outcome, State
-from fastlane_grpc.service import ExecutionQuery, JobQuery, TaskQuery
-from fastlane_grpc.service.pages import position_of, token_of
 from fastlane_grpc.store.database import open_for_writing
 from fastlane_grpc.store.lists import MOST_LOOKED_AT
 from fastlane_grpc.v1 import fastlane_pb2 as pb

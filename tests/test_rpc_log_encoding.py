@@ -3,11 +3,11 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastlane_grpc.api import converters
+from fastlane_grpc.api.log_encoding import ProtobufEncoding
 from fastlane_grpc.logs import Cursor, Message, TextChunk
 from fastlane_grpc.model import Cause, Source, new_id
 from fastlane_grpc.record import Chunk, Gap
-from fastlane_grpc.rpc import converters
-from fastlane_grpc.rpc.log_encoding import ProtobufEncoding
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 EXECUTION_ID = new_id()

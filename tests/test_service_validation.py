@@ -6,8 +6,8 @@ from datetime import timedelta
 
 import pytest
 
+from fastlane_grpc.api.validation import enqueue_violations, is_signal, stop_violations
 from fastlane_grpc.model import JobSpec, Limits, utc_now
-from fastlane_grpc.service.validation import enqueue_violations, is_signal, stop_violations
 from fastlane_grpc.text.redaction import SecretNames
 
 NOW = utc_now()

@@ -1,1 +1,1 @@
-"""What the machine and this process have to give: disk, open files, addresses; and what to do when it is used up."""
+"""Resources of the machine and of this process: disk, open files, addresses, and shortages of them."""

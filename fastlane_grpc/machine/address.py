@@ -1,18 +1,17 @@
-"""An address to listen on, `HOST:PORT`: whether this process can have it."""
+"""Check of an address, `HOST:PORT`, before a server listens on it."""
 
 import socket
 
 
 def cannot_listen(listen: str) -> OSError | None:
-    """Why nobody can listen on the address now; None: it is free. Nothing listens on it afterwards, and no connection
-    is taken."""
+    """Return the error of listening on the address; None: the address is free. Accepts no connection."""
     host, _, port = listen.rpartition(":")
     try:
-        family, kind, protocol, _, place = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+        family, kind, protocol, _, address = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
         with socket.socket(family, kind, protocol) as attempt:
-            # As a server does: connections of an earlier one that still fade away are not in the way.
+            # As gRPC does: closed connections of an earlier server do not block the address.
             attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            attempt.bind(place)
+            attempt.bind(address)
     except OSError as error:
         return error
     return None

@@ -1,4 +1,4 @@
-"""The data directory: one server at a time, on a disk of this machine."""
+"""The data directory: its lock, and the free room on its disk."""
 
 import errno
 import fcntl
@@ -15,17 +15,18 @@ NETWORK = {"9p", "afs", "ceph", "cifs", "fuse.sshfs", "glusterfs", "lustre", "nc
 
 @contextmanager
 def claimed(path: Path) -> Iterator[None]:
-    """Makes the directory, for this user's eyes only, and holds it for as long as it lasts: also if this process is
-    killed, not longer."""
+    """Create the directory, readable by this user alone, and hold its lock. Raises CannotServe.
+
+    The kernel releases the lock when the process ends, also when the process is killed."""
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
-        # One that was there may be open to all, and what jobs are given and print may be secret.
+        # An existing directory may be readable by all users, and specs and logs may hold secrets.
         path.chmod(0o700)
         lock = os.open(path / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
     except OSError as error:
         if error.errno == errno.ELOOP:
             raise CannotServe(
-                f"{path / 'lock'} is a symbolic link, which no server makes; look at where it leads, and remove it"
+                f"{path / 'lock'} is a symbolic link, which no server creates; check its target, and remove it"
             ) from error
         raise CannotServe(
             f"cannot use {path} as data directory: {error.strerror}; choose another with --data-dir"
@@ -42,7 +43,7 @@ def claimed(path: Path) -> Iterator[None]:
             raise CannotServe(
                 f"another server (process {holder}) uses {path}; stop it, or choose another with --data-dir"
             ) from None
-        # For people. Without it, as on a full disk, the lock holds all the same.
+        # The process id is for people. On a full disk the lock holds without it.
         with suppress(OSError):
             os.ftruncate(lock, 0)
             os.pwrite(lock, f"{os.getpid()}\n".encode(), 0)
@@ -52,49 +53,48 @@ def claimed(path: Path) -> Iterator[None]:
 
 
 def free_bytes(path: Path) -> int:
-    """The room that is left for us on the disk that the path is on."""
+    """Return the bytes that this user can still write on the disk of the path."""
     disk = os.statvfs(path)
     return disk.f_bavail * disk.f_frsize
 
 
 def disk_bytes(path: Path) -> int:
-    """The size of the disk that the path is on."""
+    """Return the size of the disk of the path, in bytes."""
     disk = os.statvfs(path)
     return disk.f_blocks * disk.f_frsize
 
 
 def least_free_bytes(path: Path) -> int:
-    """With less free room than that no job is taken, unless the settings say otherwise."""
+    """Return the default of the free bytes below which enqueues are rejected."""
     return min(256 << 20, disk_bytes(path) // 16)
 
 
 def free_inodes(path: Path) -> int | None:
-    """How many further files the disk that the path is on has room for, for us. None: its file system makes inodes as
-    it needs them."""
+    """Return how many files this user can still create on the disk of the path. None: the file system allocates inodes
+    on demand."""
     disk = os.statvfs(path)
     return disk.f_favail if disk.f_files else None
 
 
 def least_free_inodes(path: Path) -> int:
-    """With fewer free inodes than that no job is taken: an execution needs some, beside those that the engine takes for
-    its container."""
+    """Return the free inodes below which enqueues are rejected. An execution needs some, and so does its container."""
     return min(1024, os.statvfs(path).f_files // 16)
 
 
 def missing_room(path: Path, *, least_bytes: int, least_inodes: int) -> str:
-    """What the disk that the path is on has too little of; empty: nothing."""
+    """Return an error if the disk of the path lacks bytes or inodes; empty: the disk has enough."""
     if (free := free_bytes(path)) < least_bytes:
         return f"{path} has {free} bytes of free room, and jobs are taken with {least_bytes} or more"
     if (inodes := free_inodes(path)) is not None and inodes < least_inodes:
         return (
-            f"{path} has {inodes} free inodes, and jobs are taken with {least_inodes} or more: too many files are on that disk, however "
-            "much room it has"
+            f"{path} has {inodes} free inodes, and jobs are taken with {least_inodes} or more: "
+            "too many files are on that disk, however much room it has"
         )
     return ""
 
 
 def file_system(path: Path) -> str:
-    """The kind of file system that the path is on, as the kernel calls it; empty if it does not tell."""
+    """Return the kernel's name of the path's file system; empty: unknown."""
     device = path.stat().st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
     try:

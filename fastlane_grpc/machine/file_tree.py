@@ -1,5 +1,6 @@
-"""Deletes and measures directory trees that a container has made: without recursion, in bounded memory, and in steps of
-bounded work.
+"""Deletion and measurement of directory trees that a container wrote.
+
+Both work without recursion and in bounded memory; a deletion works in steps of bounded work.
 
 Every name is resolved against the descriptor of an open directory and no symbolic link is followed. Only directories
 are opened, so that no named pipe or device holds up the caller."""
@@ -11,12 +12,12 @@ from collections.abc import Generator, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
-# A path that must not be followed, to a directory that must not be anything else.
+# Open directories only, and follow no symbolic link.
 _DIRECTORY = os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _OWNER_MAY_DO_ALL = 0o700
-# Directories on their way to be deleted whose names are kept in memory. The others are found by the next pass.
+# Names of moved directories that are kept in memory. The next pass finds the others.
 _NAMES = 1_000
-# Levels below the measured directory that are measured: each one takes a descriptor.
+# The depth to which a directory is measured. Each level takes a descriptor.
 _LEVELS = 32
 
 
@@ -28,15 +29,14 @@ class Deletion:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        # Why an entry is still there after the latest pass; None: every entry could be deleted.
+        # The first error of the latest pass; None: every entry was deleted.
         self.error: OSError | None = None
         self._work: Generator[None, None, None] | None = None
 
     def step(self, *, entries: int, seconds: float) -> bool:
-        """Delete up to so many entries, for up to so long. Return whether the directory is gone.
+        """Delete at most so many entries, for at most so many seconds. Return whether the directory is gone.
 
-        Raise OSError if it is there and a pass over all of its entries deleted none. The next step begins a new pass.
-        """
+        Raises OSError if a pass over all entries deleted none. The next step starts a new pass."""
         if self._work is None:
             self._work = self._passes()
         until = time.monotonic() + seconds
@@ -54,7 +54,7 @@ class Deletion:
         return False
 
     def close(self) -> None:
-        """Close the descriptors. A later step begins anew."""
+        """Close the descriptors. A later step starts again."""
         if self._work is not None:
             self._work.close()
         self._work = None
@@ -85,7 +85,7 @@ class Deletion:
         return True
 
     def _pass(self, top: int) -> Iterator[bool]:
-        """Delete what is in the top directory, entry by entry; yield after each whether it could be deleted."""
+        """Delete the entries of the top directory; yield after each entry whether it was deleted."""
         with os.scandir(top) as entries:
             for entry in entries:
                 names = [entry.name]
@@ -117,7 +117,7 @@ class Deletion:
             yield True
 
     def _unlink(self, directory: int, name: str) -> bool | None:
-        """Whether the entry was deleted; None: it is a directory that is not empty."""
+        """Return whether the entry was deleted; None: the entry is a directory that is not empty."""
         try:
             os.unlink(name, dir_fd=directory)
         except IsADirectoryError:
@@ -136,14 +136,13 @@ class Deletion:
         return True
 
     def _move(self, inner: int, name: str, top: int) -> str:
-        """Move a directory to the top directory, under a name that nothing has. Return the name; empty if that
-        failed."""
+        """Move a directory to the top directory, under a new name. Return the name; empty: the move failed."""
         moved = f"{secrets.token_hex(8)}.deleted"
         try:
             try:
                 os.rename(name, moved, src_dir_fd=inner, dst_dir_fd=top)
             except PermissionError:
-                # The new parent is written into the directory itself, which its mode may forbid even to its owner.
+                # A move writes into the moved directory, and its mode may forbid that even to its owner.
                 with _opened(name, inner):
                     os.rename(name, moved, src_dir_fd=inner, dst_dir_fd=top)
         except FileNotFoundError:
@@ -156,12 +155,11 @@ class Deletion:
 
 @contextmanager
 def _opened(name: str | Path, parent: int | None = None) -> Iterator[int]:
-    """Open a directory, in which its owner may do everything from then on."""
+    """Open a directory, and give its owner all permissions on it."""
     try:
         directory = os.open(name, os.O_RDONLY | _DIRECTORY, dir_fd=parent)
     except PermissionError:
-        # Its owner may change its mode all the same, by a descriptor that allows nothing else. By name a link could be
-        # followed.
+        # The owner may still change the mode, through a path descriptor. By name, chmod could follow a link.
         only_path = os.open(name, os.O_PATH | _DIRECTORY, dir_fd=parent)
         try:
             Path(f"/proc/self/fd/{only_path}").chmod(_OWNER_MAY_DO_ALL)
@@ -178,10 +176,10 @@ def _opened(name: str | Path, parent: int | None = None) -> Iterator[int]:
 
 
 def disk_bytes(path: Path, *, entries: int = 100_000) -> int:
-    """Return the room on the disk that a directory takes, in bytes, with up to so many entries in it.
+    """Return the bytes on the disk that a directory and at most so many of its entries take.
 
-    What lies deeper than a few dozen levels, and what cannot be looked at, counts as nothing. Raise OSError if the
-    directory itself cannot be looked at."""
+    Entries below a few dozen levels and entries that cannot be read count as 0. Raises OSError if the directory itself
+    cannot be read."""
     total = path.lstat().st_blocks * 512
     with ExitStack() as stack:
         levels = [_Level(path, None, stack)]
@@ -199,7 +197,7 @@ def disk_bytes(path: Path, *, entries: int = 100_000) -> int:
 
 
 class _Level:
-    """A directory that is being read, closed at the latest with `stack`."""
+    """A directory that is being read; `stack` closes it at the latest."""
 
     def __init__(self, name: str | Path, parent: int | None, stack: ExitStack) -> None:
         self.directory = os.open(name, os.O_RDONLY | _DIRECTORY, dir_fd=parent)

@@ -1,6 +1,6 @@
 """Shortages of this process or its machine: descriptors, memory, threads, room on a disk.
 
-A shortage passes, and says nothing about a job or an engine.
+A shortage is temporary, and is no fault of a job or an engine.
 """
 
 import errno
@@ -14,7 +14,7 @@ import structlog
 T = TypeVar("T")
 
 PAUSE_SECONDS = 0.1
-# A shortage that lasts is logged so often, by whichever thread meets it.
+# The interval at which a lasting shortage is logged, by the thread that meets it.
 LOG_SECONDS = 10.0
 
 _ERRNOS = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.ENOBUFS})
@@ -26,34 +26,33 @@ _log_again_at = 0.0
 
 
 def is_shortage(error: Exception) -> bool:
-    """Whether the error tells of a shortage, and of nothing else."""
+    """Return whether the error means a shortage."""
     if isinstance(error, OSError):
         return error.errno in _ERRNOS
     if isinstance(error, MemoryError):
         return True
-    # What `Thread.start` raises; there is no class or number for it.
+    # Raised by `Thread.start`, without a class or number of its own.
     return isinstance(error, RuntimeError) and str(error) == "can't start new thread"
 
 
 def is_machine_failure(error: Exception) -> bool:
-    """Whether the error tells of a shortage, or of a disk that is full or fails: in either case of nothing that a job
-    did."""
+    """Return whether the error means a shortage, or a disk that is full or fails. Neither is a job's fault."""
     return is_shortage(error) or (isinstance(error, OSError) and error.errno in _ERRNOS_OF_DISKS)
 
 
 def outlast(work: Callable[[], T], *, pause_seconds: float = PAUSE_SECONDS) -> T:
-    """Return what `work` returns; while there is a shortage, try it again. Blocks for as long as the shortage lasts."""
+    """Return the result of `work`; repeat `work` during a shortage. Blocks until the shortage is over."""
     while True:
         try:
             return work()
         except (OSError, RuntimeError, MemoryError) as error:
             if not is_shortage(error):
                 raise
-            _tell(error)
+            _log_shortage(error)
         time.sleep(pause_seconds)
 
 
-def _tell(error: Exception) -> None:
+def _log_shortage(error: Exception) -> None:
     global _log_again_at
     with _lock:
         if time.monotonic() < _log_again_at:

@@ -1,5 +1,4 @@
-"""Server reflection, v1 and v1alpha, from descriptors that still have their comments: `grpcurl describe` shows what
-each field means."""
+"""Server reflection, v1 and v1alpha, from descriptors with comments: `grpcurl describe` shows what each field means."""
 
 from collections.abc import AsyncIterator, Iterable, Iterator
 from importlib.resources import files
@@ -13,12 +12,12 @@ from grpc_reflection.v1alpha import reflection_pb2 as pb
 
 _ALPHA = "grpc.reflection.v1alpha"
 _STABLE = "grpc.reflection.v1"
-# A question is a name, which its answer repeats.
-MAX_QUESTION_BYTES = 4096
+# A request holds a name, which its response repeats.
+MAX_REQUEST_BYTES = 4096
 
 
 def handlers(services: Iterable[str]) -> list[grpc.GenericRpcHandler]:
-    """Handlers that tell of these services, of health, and of themselves."""
+    """Return handlers that describe these services, health and reflection itself."""
     descriptors = _Descriptors(_files())
     names = sorted(
         {*services, "grpc.health.v1.Health", *(f"{package}.ServerReflection" for package in (_ALPHA, _STABLE))}
@@ -26,12 +25,12 @@ def handlers(services: Iterable[str]) -> list[grpc.GenericRpcHandler]:
 
     async def info(requests: AsyncIterator[bytes], context: object) -> AsyncIterator[pb.ServerReflectionResponse]:
         async for raw in requests:
-            yield _refusal(raw) or _answer(pb.ServerReflectionRequest.FromString(raw), descriptors, names)
+            yield _error_of(raw) or _answer(pb.ServerReflectionRequest.FromString(raw), descriptors, names)
 
-    # Both versions have the same messages on the wire; they differ in the name of their package alone.
+    # The messages of both versions are encoded alike; only the name of their package differs.
     method: grpc.RpcMethodHandler[bytes, pb.ServerReflectionResponse] = grpc.stream_stream_rpc_method_handler(
         info,
-        # As bytes: gRPC's own answer to one that cannot be read would tell nothing.
+        # Requests are parsed by `info`: gRPC's own error for a damaged request gives no reason.
         request_deserializer=None,
         response_serializer=pb.ServerReflectionResponse.SerializeToString,
     )
@@ -42,14 +41,14 @@ def handlers(services: Iterable[str]) -> list[grpc.GenericRpcHandler]:
 
 
 class _Descriptors:
-    """Files by name and by every symbol in them."""
+    """Descriptor files by name and by symbol."""
 
     def __init__(self, protos: Iterable[FileDescriptorProto]) -> None:
         self._files = {proto.name: proto for proto in protos}
         self._symbols = {symbol: proto.name for proto in self._files.values() for symbol in _symbols(proto)}
 
     def file(self, name: str) -> list[bytes] | None:
-        """The file and all that it imports, serialised; None if it is not known."""
+        """Return the file and all files that it imports, serialised; None: the file is unknown."""
         if name not in self._files:
             return None
         found: dict[str, bytes] = {}
@@ -62,15 +61,16 @@ class _Descriptors:
         return list(found.values())
 
     def file_of(self, symbol: str) -> list[bytes] | None:
+        """Return the file that defines the symbol, as `file` does; None: the symbol is unknown."""
         return self.file(self._symbols.get(symbol, ""))
 
 
-def _refusal(raw: bytes) -> pb.ServerReflectionResponse | None:
-    """The answer to a question that is none. It does not repeat the question, as others do: that may be what is wrong
-    with it."""
+def _error_of(raw: bytes) -> pb.ServerReflectionResponse | None:
+    """Return the error for a request that is damaged or too large, else None. Unlike other responses, an error does not
+    repeat its request."""
     fault = ""
-    if len(raw) > MAX_QUESTION_BYTES:
-        fault = f"the ServerReflectionRequest takes {len(raw)} bytes; at most {MAX_QUESTION_BYTES} are allowed"
+    if len(raw) > MAX_REQUEST_BYTES:
+        fault = f"the ServerReflectionRequest takes {len(raw)} bytes; at most {MAX_REQUEST_BYTES} are allowed"
     else:
         try:
             pb.ServerReflectionRequest.FromString(raw)
@@ -98,7 +98,7 @@ def _answer(
     elif kind == "file_containing_symbol":
         files = descriptors.file_of(request.file_containing_symbol)
     elif kind == "all_extension_numbers_of_type" and descriptors.file_of(request.all_extension_numbers_of_type):
-        # The contract is proto3: nothing in it can be extended.
+        # The contract is proto3, which has no extensions.
         answer.all_extension_numbers_response.base_type_name = request.all_extension_numbers_of_type
         return answer
     if files is None:
@@ -112,8 +112,7 @@ def _answer(
 def _files() -> Iterator[FileDescriptorProto]:
     contract = files("fastlane_grpc.v1").joinpath("fastlane.binpb").read_bytes()
     yield from FileDescriptorSet.FromString(contract).file
-    # What errors carry is not in the contract, which imports nothing of it; by this grpcurl shows the reason instead of
-    # bytes.
+    # The contract does not import the details of errors. With this file grpcurl shows a reason instead of bytes.
     yield FileDescriptorProto.FromString(error_details_pb2.DESCRIPTOR.serialized_pb)
     yield FileDescriptorProto.FromString(health_pb2.DESCRIPTOR.serialized_pb)
     alpha = FileDescriptorProto.FromString(pb.DESCRIPTOR.serialized_pb)
@@ -122,7 +121,7 @@ def _files() -> Iterator[FileDescriptorProto]:
 
 
 def _renamed(alpha: FileDescriptorProto) -> bytes:
-    """The file of v1: that of v1alpha under the other package."""
+    """Return the file of v1: the file of v1alpha with another package."""
     stable = FileDescriptorProto()
     stable.CopyFrom(alpha)
     stable.name, stable.package = alpha.name.replace("v1alpha", "v1"), _STABLE

@@ -1,30 +1,30 @@
-"""The gRPC server: which services it has, its limits, and how it ends."""
+"""The gRPC server: its services, its limits and its shutdown."""
 
 import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
+from fastlane_grpc.api import Calls, Service
 from fastlane_grpc.config import Settings
 from fastlane_grpc.errors import CannotServe
 from fastlane_grpc.machine.address import cannot_listen
 from fastlane_grpc.machine.open_files import MOST_CONNECTIONS
 from fastlane_grpc.rpc import handlers, reflection
 from fastlane_grpc.rpc.servicers import ExecutionServicer, HostServicer, JobServicer, ServerServicer, TaskServicer
-from fastlane_grpc.service import Service
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
-# Calls that are in flight when the server stops have so long to end. Log streams end by themselves, at once.
+# The time that calls in flight have to end when the server stops. Log streams end at once.
 _STOP_GRACE_SECONDS = 1.0
-# A connection without a call is closed after so long; one that does not begin to speak HTTP/2, after so long.
+# A connection without a call is closed after the first, one without an HTTP/2 handshake after the second.
 IDLE_SECONDS = 300.0
 HANDSHAKE_SECONDS = 10.0
-# Calls in flight on one connection, beside as many log streams as the server allows.
+# The limit of one connection on calls in flight, beside all log streams that the server allows.
 CALLS_BESIDE_STREAMS = 1000
-# Calls of all connections that the loop has not come to yet. Each takes some 20 KB: at worst 650 MB.
+# The limit of all connections on calls that wait for the loop. Each takes some 20 KB: at most 650 MB.
 MAX_PENDING_CALLS = 32_768
 
 
 class RpcServer:
-    """Serves the contract, health and reflection on one address."""
+    """A gRPC server of the contract, health and reflection on one address."""
 
     def __init__(
         self,
@@ -38,19 +38,19 @@ class RpcServer:
         self._started = False
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(options=_options(settings, max_connections, idle_seconds))
+        calls = Calls(service)
         services = pb.DESCRIPTOR.services_by_name
         servicers = {
-            "JobService": JobServicer(service),
-            "ExecutionService": ExecutionServicer(service),
-            "TaskService": TaskServicer(service),
-            "HostService": HostServicer(service),
-            "ServerService": ServerServicer(service),
+            "JobService": JobServicer(calls),
+            "ExecutionService": ExecutionServicer(calls),
+            "TaskService": TaskServicer(calls),
+            "HostService": HostServicer(calls),
+            "ServerService": ServerServicer(calls),
         }
-        most = settings.max_request_bytes
         self._server.add_generic_rpc_handlers(
             [
                 *(
-                    handlers.handler(services[name], servicer, max_request_bytes=most)
+                    handlers.handler(services[name], servicer, max_request_bytes=settings.max_request_bytes)
                     for name, servicer in servicers.items()
                 ),
                 *reflection.handlers(each.full_name for each in services.values()),
@@ -61,10 +61,9 @@ class RpcServer:
         self.port = 0
 
     def listen(self) -> None:
-        """Take the address; `port` is known from then on. Raises CannotServe. Whatever comes of it, `stop` gives all
-        back."""
+        """Bind the address and set `port`. Raises CannotServe. In either case `stop` releases all resources."""
         advice = "choose another with --listen"
-        # Asked first, as gRPC writes lines of its own about an address that it cannot have, and does not say why.
+        # Checked first: gRPC logs lines of its own about an address that it cannot bind, and gives no reason.
         if error := cannot_listen(self._address):
             raise CannotServe(f"cannot listen on {self._address}: {error.strerror or error}; {advice}") from error
         try:
@@ -73,59 +72,64 @@ class RpcServer:
             raise CannotServe(f"cannot listen on {self._address}: it was taken a moment ago; {advice}") from error
 
     async def start(self) -> None:
+        """Accept calls."""
         await self.store_can_write(True)
         await self.serving("live", True)
         await self._server.start()
         self._started = True
 
     async def store_can_write(self, can: bool) -> None:
-        """What health says of the server as a whole. That it cannot write is a reason to send work elsewhere, and none
-        to restart it: it goes on serving logs, and a new process would find the same disk. So who restarts what does
-        not answer asks for `live`."""
+        """Set the health of the server as a whole.
+
+        A server that cannot write should get no new work. A restart would not help: the server still serves logs, and
+        a new process would find the same disk. Supervisors of processes therefore check `live`."""
         await self.serving("", can)
         await self.serving("server", can)
 
     async def serving(self, name: str, serves: bool) -> None:
-        """`""` and `server` follow the server and its store; `engine` follows the engine, without which logs are served
-        as well; `live` says that this process answers, and no more."""
+        """Set the health of one name.
+
+        `""` and `server` stand for the server and its store. `engine` stands for the engines, which logs do not need.
+        `live` says only that this process answers."""
         status = health_pb2.HealthCheckResponse.SERVING if serves else health_pb2.HealthCheckResponse.NOT_SERVING
         await self._health.set(name, status)
 
     async def stop(self) -> None:
+        """End all calls and release the address."""
         await self._health.enter_graceful_shutdown()
         self._service.stop_serving()
         if not self._started:
-            # gRPC gives back what it has open, the port among it, only of a server that was started.
+            # gRPC releases the port only of a server that was started.
             await self._server.start()
         await self._server.stop(_STOP_GRACE_SECONDS)
 
 
 def _options(settings: Settings, max_connections: int, idle_seconds: float) -> list[tuple[str, int]]:
-    # Of one connection. gRPC takes no larger number.
+    # The limit of one connection, at most gRPC's largest integer.
     calls = min(settings.max_streams + CALLS_BESIDE_STREAMS, (1 << 31) - 1)
     return [
-        # A second server on the same port has to fail, not to take every other connection.
+        # A second server on the same port must fail, instead of getting every other connection.
         ("grpc.so_reuseport", 0),
-        # Up to twice as much is let in: what is too large is then refused by us, who can say so.
+        # Twice the limit: `RequestParser` rejects a request that is too large with a better error.
         ("grpc.max_receive_message_length", 2 * settings.max_request_bytes),
         ("grpc.max_send_message_length", 4 << 20),
         ("grpc.max_metadata_size", 16 << 10),
-        # Finds out about clients that vanished without a word, and lets clients ping quiet streams to the same end.
+        # Detects clients that vanished, and allows clients to ping on quiet streams.
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
         ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
-        # One more is closed as soon as it is accepted: connections never take the open files that executions need.
+        # A connection beyond the limit is closed at once, so that executions always have open files.
         ("grpc.max_allowed_incoming_connections", max_connections),
         ("grpc.max_connection_idle_ms", int(idle_seconds * 1000)),
         ("grpc.server_handshake_timeout_ms", int(HANDSHAKE_SECONDS * 1000)),
-        # Enough for all log streams and other calls beside them; a client keeps what is beyond until others have ended.
-        # So one connection takes a bounded amount of memory, also where streams are opened and reset without end.
+        # Enough for all log streams and other calls. A client delays further calls until others have ended, so that
+        # one connection takes bounded memory, even if it opens and resets streams without end.
         ("grpc.max_concurrent_streams", calls),
-        # Else a stream counts until gRPC has freed its memory, which is after the client has heard of its end, and of
-        # those that the client then opens some are refused without a reason.
+        # Otherwise a stream counts until gRPC has freed its memory, after the client has seen its end. gRPC would then
+        # reject some of the client's next streams without a reason.
         ("grpc.http.overload_protection", 0),
-        # What is beyond the second gRPC refuses without a reason, and between the two some of it: so the two are one,
-        # and out of reach of one connection.
+        # gRPC rejects calls beyond the second limit without a reason, and some calls between the two. So both are the
+        # same, and no single connection can reach them.
         ("grpc.server.max_pending_requests", max(MAX_PENDING_CALLS, calls)),
         ("grpc.server.max_pending_requests_hard_limit", max(MAX_PENDING_CALLS, calls)),
     ]

@@ -5,6 +5,7 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime, timedelta
+from functools import lru_cache
 from typing import Any
 
 from fastlane_grpc.model import (
@@ -201,6 +202,8 @@ def logs_text(logs: Sequence[LogTotals]) -> str:
     )
 
 
+# The first times of an execution, and those of its job, are often one and the same.
+@lru_cache(1024)
 def time_from(microseconds: int) -> datetime:
     return _EPOCH + timedelta(microseconds=microseconds)
 

@@ -1,4 +1,4 @@
-"""Which values are secrets: names of variables, by their words, and the passwords inside URLs."""
+"""Redaction of secrets: values of variables, judged by the words of their names, and passwords inside URLs."""
 
 import re
 from collections.abc import Mapping, Sequence
@@ -6,10 +6,10 @@ from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import lru_cache
 
-# What is shown in place of a secret.
+# Shown in place of a secret.
 REDACTED = "***"
 
-# Entries of `SecretNames`. A plural is meant with each: "key" is "keys" too.
+# Entries of `SecretNames`. Each stands for its plural too: "key" also means "keys".
 DEFAULT_ENTRIES = (
     "*password",
     "*passwd",
@@ -34,7 +34,7 @@ DEFAULT_ENTRIES = (
     *("*cookie", "jwt", "otp", "pat", "client_id", "clientid"),
     *("dsn", "connection_string", "*connectionstring", "connstr"),
 )
-# This entry of a list stands for all of the above.
+# The entry of a list that stands for all of DEFAULT_ENTRIES.
 DEFAULT = "default"
 
 _ENTRY = re.compile(r"!?[a-z0-9*]+(?:_[a-z0-9*]+)*")
@@ -44,10 +44,10 @@ _WORD = re.compile(r"[A-Z]+(?![a-z])|[A-Z]?[a-z]+|[0-9]+|[^\W\d_a-zA-Z]+")
 
 @dataclass(frozen=True, slots=True)
 class SecretNames:
-    """The names of variables whose values are secrets: a list of entries, in lower case.
+    """The names of variables whose values are secrets: a list of entries in lower case.
 
-    An entry is one or more words, joined by `_`, that stand in the name one after the other. `*` in a word stands for
-    any letters or digits. An entry that begins with `!` is a whole name that is no secret, whatever the others say."""
+    An entry is one or more words, joined by `_`, that follow each other in the name. `*` in a word matches any letters
+    and digits. An entry that begins with `!` is a whole name that is not secret; such an entry wins over the others."""
 
     entries: Sequence[str] = DEFAULT_ENTRIES
     _hidden: "re.Pattern[str]" = field(init=False, repr=False, compare=False)
@@ -71,7 +71,8 @@ class SecretNames:
                 entries.append(entry)
             else:
                 raise ValueError(
-                    f"{entry!r} in it is not an entry: words of a-z, 0-9 and * joined by _, after an optional !; or {DEFAULT}"
+                    f"{entry!r} in it is not an entry: words of a-z, 0-9 and * joined by _, "
+                    f"after an optional !; or {DEFAULT}"
                 )
         return cls(tuple(entries))
 
@@ -80,22 +81,22 @@ class SecretNames:
         return text.replace(",".join(DEFAULT_ENTRIES), DEFAULT)
 
     def hides(self, name: str) -> bool:
-        """Whether the value of a variable of this name is a secret."""
-        # The names of programs are few and short; a cache of long ones would be a way to fill the memory.
+        """Return whether the value of a variable with this name is a secret."""
+        # Real names are few and short. A cache of long names would let callers fill the memory.
         return (_hides_cached if len(name) <= _CACHED_CHARACTERS else _hides)(self._hidden, self._shown, name)
 
     def shown(self, name: str, value: str) -> str:
-        """Return the value of the variable as it may be shown."""
+        """Return the value of the variable without secrets."""
         return REDACTED if self.hides(name) else mask_url_passwords(value)
 
     def shown_all(self, variables: Mapping[str, str]) -> Mapping[str, str]:
-        """Return all variables as they may be shown."""
+        """Return all variables without secrets."""
         return {name: self.shown(name, value) for name, value in variables.items()}
 
 
 def _hides(hidden: "re.Pattern[str]", shown: Sequence[str], name: str) -> bool:
     words = [word.lower() for word in _WORD.findall(name)]
-    # As its words, and as its letters alone: "PASSWORD2", "PgPass" and "pg_pass" are found as well.
+    # With and without the words that are digits, so that "PASSWORD2", "PgPass" and "pg_pass" are found.
     letters = [word for word in words if not word.isdigit()]
     plain = re.sub(r"[\W_]+", "_", name).strip("_").lower()
     if any(fnmatchcase(plain, each) for each in shown):
@@ -109,7 +110,7 @@ _hides_cached = lru_cache(4096)(_hides)
 
 # ---------------------------------------------------------------------------------------------------------------- URLs
 
-# What follows `scheme://` up to the colon before a password. A slash before it ends the part in which one may be.
+# The text after `scheme://` up to the colon before a password. A slash ends the part that can hold a password.
 _USER = re.compile(r"[^/?#:]*:")
 # `host:8080/path@2` has a port and no password.
 _PORT = re.compile(r"[0-9]{1,5}[/?#]")
@@ -119,15 +120,14 @@ _BLANKS = re.compile(r"(\s+)")
 def mask_url_passwords(text: str) -> str:
     """Return the text with `***` in place of the password of each `scheme://user:password@host` in it.
 
-    A password ends at the last @ before a blank: it may hold /, : and @, although it ought not to.
-    """
+    A password ends at the last @ before a blank: passwords with an unescaped /, : or @ occur."""
     if "://" not in text or "@" not in text:
         return text
     return "".join(map(_masked, _BLANKS.split(text)))
 
 
 def holds_masked_password(text: str) -> bool:
-    """Whether the text holds a URL whose password is `***`, as it is shown."""
+    """Return whether the text holds a URL whose password is `***`."""
     words = text.split() if f":{REDACTED}@" in text else ()
     return any(word[slice(*span)] == REDACTED for word in words if (span := _password(word)))
 
@@ -138,12 +138,11 @@ def _masked(word: str) -> str:
 
 
 def _password(word: str) -> tuple[int, int] | None:
-    """Return where the first password of a URL in the word begins and ends; None if there is none. Takes linear
-    time."""
-    end, place = word.rfind("@"), 0
-    while (place := word.find("://", place, max(end, 0)) + 3) > 2:
-        # Without a scheme it is no URL. That also bounds how much longer a text can become: answers have a limit.
-        user = _USER.match(word, place, end) if word[place - 4 : place - 3].isalnum() else None
+    """Return the start and end of the first password of a URL in the word; None: there is none. Takes linear time."""
+    end, start = word.rfind("@"), 0
+    while (start := word.find("://", start, max(end, 0)) + 3) > 2:
+        # A URL needs a scheme. This also bounds how much longer a text can become, as responses have a limit.
+        user = _USER.match(word, start, end) if word[start - 4 : start - 3].isalnum() else None
         if user and not _PORT.match(word, user.end(), end):
             return user.end(), end
     return None

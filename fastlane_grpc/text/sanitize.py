@@ -1,17 +1,16 @@
-"""Text from others (callers, engines, registries, images) as one printable line, for system lines, outcomes and
-terminals."""
+"""Text of callers, engines, registries and images as one printable line, for logs, outcomes and terminals."""
 
 import unicodedata
 
-# Formatting characters that reorder or hide what stands beside them. Other formatting characters only join letters.
+# Formatting characters that reorder or hide their neighbours. Other formatting characters only join letters.
 _BIDI = frozenset("\u061c\u200e\u200f\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069")
 # Cc: C0 and C1 controls, newlines among them. Zl, Zp: line and paragraph separators. Cs: halves of characters.
 _CONTROLS = frozenset({"Cc", "Zl", "Zp", "Cs"})
 
 
 def printable(text: str) -> str:
-    """Return the text with a space in place of each character that is not printable: controls, line breaks, escapes,
-    bidi overrides."""
+    """Return the text with a space in place of each unprintable character: controls, line breaks, escapes, bidi
+    overrides."""
     if text.isprintable():
         return text
     return "".join(character if character.isprintable() else " " for character in text)

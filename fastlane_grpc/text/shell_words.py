@@ -1,9 +1,8 @@
-"""How one string becomes the words of a command: as a POSIX shell splits it, with quotes and backslashes and nothing
-else."""
+"""Splitting of a command into words, by the quotes and backslashes of a POSIX shell and nothing else."""
 
 import re
 
-# One piece of the text. An unclosed quote, or a backslash at the very end, matches none of them.
+# One piece of the text. An unclosed quote, or a backslash at the very end, matches no alternative.
 _PIECE = re.compile(
     r"""
       (?P<blank>    [ \t\n]+ )
@@ -15,18 +14,17 @@ _PIECE = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
-# Between double quotes a backslash is special before these alone; before a newline both go.
+# Between double quotes a backslash is special only before these. A backslash and a newline are both removed.
 _DOUBLE_ESCAPE = re.compile(r'\\([$`"\\\n])')
 
 
 def split_command(text: str) -> list[str]:
-    """The words of `text`. Raises ValueError, for a person to read, where a quote is not closed or a backslash has
-    nothing after it.
+    """Return the words of the text. Raises ValueError, with a message for people, for an unclosed quote or a final
+    backslash.
 
-    No shell runs: `$`, `*`, `|`, `;`, `#` and `~` are characters like any other.
-    """
+    No shell runs: `$`, `*`, `|`, `;`, `#` and `~` are ordinary characters."""
     words: list[str] = []
-    word: str | None = None  # None between words, so that '' is a word and nothing is none.
+    word: str | None = None  # None between words: '' is a word.
     position = 0
     while position < len(text):
         piece = _PIECE.match(text, position)

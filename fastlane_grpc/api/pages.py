@@ -1,5 +1,4 @@
-"""Pages of lists, and the tokens by which a caller goes on: a place in a list, and a digest that ties it to its
-query."""
+"""Pages of lists and their tokens. A token holds a position in a list and a digest that ties it to its query."""
 
 import hashlib
 import json
@@ -16,13 +15,13 @@ T = TypeVar("T")
 DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE = 50, 1000
 
 _DIGEST_BYTES = 12
-# The largest that the store can look for; a number beyond it is of no token of ours.
+# The largest integer of the store. No token of this server holds a larger one.
 _MAX_INTEGER = (1 << 63) - 1
 
 
 @dataclass(frozen=True, slots=True)
 class TaskQuery:
-    """All of them."""
+    """A query for all tasks."""
 
 
 Query = JobQuery | ExecutionQuery | TaskQuery
@@ -31,20 +30,21 @@ Q = TypeVar("Q", JobQuery, ExecutionQuery, TaskQuery)
 
 @dataclass(frozen=True, slots=True)
 class PageRequest(Generic[Q]):
-    """What is looked for; at most `size` of it, 0: as many as is usual; from where `token` says."""
+    """A request for at most `size` items from `token` on. A size of 0 means the default."""
 
     query: Q
     size: int = 0
     token: str = ""
 
     @property
-    def wanted(self) -> int:
+    def max_items(self) -> int:
+        """The size of the page, between the default and the limit."""
         return min(self.size or DEFAULT_PAGE_SIZE, MAX_PAGE_SIZE)
 
 
 @dataclass(frozen=True, slots=True)
-class Listed(Generic[T]):
-    """A page as a caller gets it, who may take less of it."""
+class PageResult(Generic[T]):
+    """A page for a caller, whose response may hold fewer items."""
 
     query: Query
     page: Page[T]
@@ -54,44 +54,46 @@ class Listed(Generic[T]):
         return self.page.items
 
     def token(self, taken: int) -> str:
-        """For the page that begins behind the first `taken` items; empty: nothing is there."""
+        """Return the token of the page after the first `taken` items; empty: there is none."""
         rest = self.page.rest if taken == len(self.page.items) else self.page.positions[taken - 1]
         return "" if rest is None else token_of(rest, self.query)
 
 
 def token_of(position: Position, query: Query) -> str:
-    place = json.dumps(position, separators=(",", ":")).encode()
-    return urlsafe_b64encode(_digest(place, query) + place).decode().rstrip("=")
+    """Return the token of a position in the list of the query."""
+    data = json.dumps(position, separators=(",", ":")).encode()
+    return urlsafe_b64encode(_digest(data, query) + data).decode().rstrip("=")
 
 
 def position_of(token: str, query: Query) -> Any:
-    """The place that the token holds, as `token_of` was given it; None: it is empty. PageTokenInvalid."""
+    """Return the position that `token_of` was given; None: the token is empty. Raises PageTokenInvalid."""
     if not token:
         return None
     try:
-        # Damage that leaves the bytes as they are, such as a character that is skipped, is damage, too.
+        # Encoded again and compared: the decoder skips characters that do not belong into a token.
         held = urlsafe_b64decode(token.encode("ascii") + b"=" * (-len(token) % 4))
-        digest, place = held[:_DIGEST_BYTES], held[_DIGEST_BYTES:]
-        if urlsafe_b64encode(held).decode().rstrip("=") == token and digest == _digest(place, query):
-            position = tuple(json.loads(place))
-            if _fits(position, query):
+        digest, data = held[:_DIGEST_BYTES], held[_DIGEST_BYTES:]
+        if urlsafe_b64encode(held).decode().rstrip("=") == token and digest == _digest(data, query):
+            position = tuple(json.loads(data))
+            if _is_position_of(position, query):
                 return position
     except (ValueError, TypeError, RecursionError):
         pass
     raise PageTokenInvalid(
-        "this is no page token of this query: take `next_page_token` as it came, and leave the rest of the request as it was"
+        "this is no page token of this query: take `next_page_token` as it came, "
+        "and leave the rest of the request as it was"
     )
 
 
-def _digest(place: bytes, query: Query) -> bytes:
-    # What is empty is left out, so that a field of a later release ends no walk through a list.
+def _digest(data: bytes, query: Query) -> bytes:
+    # Without empty fields, so that tokens stay valid when a later release adds a field.
     given = {name: value for name, value in asdict(query).items() if value}
     text = json.dumps([type(query).__name__, given], sort_keys=True, default=str)
-    return hashlib.blake2b(place, digest_size=_DIGEST_BYTES, key=hashlib.sha256(text.encode()).digest()).digest()
+    return hashlib.blake2b(data, digest_size=_DIGEST_BYTES, key=hashlib.sha256(text.encode()).digest()).digest()
 
 
-def _fits(position: Position, query: Query) -> bool:
-    """Whoever makes a token of their own gets no further than to another place in their list."""
+def _is_position_of(position: Position, query: Query) -> bool:
+    """Return whether the position has the form of the query's list. A forged token leads only to such a position."""
     if isinstance(query, TaskQuery):
         return len(position) == 1 and isinstance(position[0], str) and position[0].isascii()
     numbers = [number for number in position if type(number) is int and abs(number) <= _MAX_INTEGER]

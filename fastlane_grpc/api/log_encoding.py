@@ -1,15 +1,15 @@
-"""A log as gRPC sends it: messages of StreamExecutionLogs, serialised.
+"""Protobuf encoding of a log stream: serialised messages of StreamExecutionLogs.
 
-The chunks of a log are most of the bytes that a server sends. Their message is put together here from its wire format:
-protobuf's own way copies each byte twice more, and took half of the processor time of a late reader. The tests hold
-both ways to the same bytes."""
+Chunks are most of the bytes that a server sends. This module writes their message in protobuf's wire format itself:
+protobuf's own serialisation copies each byte twice more, and took half of the processor time of a late reader. Tests
+compare both to the byte."""
 
 from datetime import datetime
 from functools import lru_cache
 
+from fastlane_grpc.api import converters
+from fastlane_grpc.api.log_stream import Heartbeat, LogEnded, LogEvent, LogSuspended, StateChanged
 from fastlane_grpc.logs import Message, TextChunk
-from fastlane_grpc.rpc import converters
-from fastlane_grpc.service import Beat, LogEvent, Sealed, StateChanged, Unsealed
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 # Tags of the wire format, each the number of a field and the kind of its value: StreamExecutionLogsResponse …
@@ -28,7 +28,7 @@ class ProtobufEncoding:
     name = "protobuf"
 
     def message(self, value: Message) -> bytes:
-        """Chunks, or a gap."""
+        """Return the message of chunks or of a gap, serialised."""
         if value.gap is not None:
             message = pb.StreamExecutionLogsResponse(cursor=str(value.cursor), gap=converters.gap(value.gap))
             return message.SerializeToString()
@@ -45,21 +45,21 @@ class ProtobufEncoding:
         return b"".join(parts)
 
     def event(self, value: LogEvent, now: datetime) -> bytes:
-        """What else there is to say, at the time `now`."""
+        """Return the message of an event at the time `now`, serialised."""
         message = pb.StreamExecutionLogsResponse(cursor=str(value.cursor))
         match value:
-            case Beat():
+            case Heartbeat():
                 message.heartbeat.time.FromDatetime(now)
             case StateChanged():
                 message.state.CopyFrom(converters.log_state(value))
-            case Sealed() | Unsealed():
+            case LogEnded() | LogSuspended():
                 message.end.CopyFrom(converters.log_end(value))
         return message.SerializeToString()
 
 
 def _varint(number: int) -> bytes:
-    """A number as protobuf writes it: seven bits a byte, the lowest first; every byte but the last has its eighth bit
-    set."""
+    """Return a number as protobuf's varint: seven bits in each byte, the lowest first. The eighth bit marks that
+    another byte follows."""
     if number < 1 << 7:
         return _ONE_BYTE[number]
     if number < 1 << 14:

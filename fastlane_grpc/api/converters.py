@@ -1,8 +1,9 @@
-"""Between the words of the house and those of the wire: one pair of functions per noun, and nothing else."""
+"""Conversion between values of the model and messages of the contract: one pair of functions per noun."""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
 from datetime import UTC, datetime, timedelta
+from operator import attrgetter
 from typing import cast
 
 from google.protobuf import json_format
@@ -10,6 +11,9 @@ from google.protobuf.duration_pb2 import Duration
 from google.protobuf.message import Message
 from google.protobuf.timestamp_pb2 import Timestamp
 
+from fastlane_grpc.api.log_stream import LogEnded, LogRequest, LogSuspended, StateChanged
+from fastlane_grpc.api.pages import PageRequest, TaskQuery
+from fastlane_grpc.api.service import EnqueueRequest, PruneRequest
 from fastlane_grpc.errors import InvalidRequest, Violation
 from fastlane_grpc.logs import StartPoint
 from fastlane_grpc.model import (
@@ -30,54 +34,44 @@ from fastlane_grpc.model import (
 )
 from fastlane_grpc.record import Gap
 from fastlane_grpc.retention import Pruned
-from fastlane_grpc.service import (
-    EnqueueRequest,
-    ExecutionQuery,
-    JobQuery,
-    LogRequest,
-    PageRequest,
-    PruneRequest,
-    Sealed,
-    StateChanged,
-    TaskQuery,
-    Unsealed,
-)
+from fastlane_grpc.store import ExecutionQuery, JobQuery
 from fastlane_grpc.text.redaction import SecretNames
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
-# What an execution waits for is known to the service, not to the execution.
+# Returns what an execution waits for, which the service knows.
 WaitingOf = Callable[[Execution], Waiting | None]
 
-# Enums are open on the wire: any number may come.
+# Enums of protobuf are open: a message may hold any number.
 _SOURCES = frozenset(map(int, Source))
 _PULL_POLICIES = frozenset(map(int, PullPolicy))
 _STATES = frozenset(map(int, State))
 
-# By the names they have in the house; empty: not known yet.
+# By their names in the model; empty: not known yet.
 CAPTURES = {
     "": pb.Host.CAPTURE_UNSPECIFIED,
     "recorder": pb.Host.CAPTURE_RECORDER,
     "attach": pb.Host.CAPTURE_ATTACH,
 }
 
-# The points of an execution's life: they have the names in the contract that they have in the house.
+# The times of an execution, which have the same names in the contract and in the model.
 _POINTS = tuple(each.name for each in fields(Times))
+_times_of = attrgetter(*_POINTS)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_SPEC_BYTES = 2 << 20
-# Metadata is nested within an answer, and readers take at most 100 levels in all, of which each of these is three.
+# Parsers accept 100 levels in all, and each level of metadata takes three of them.
 _MAX_METADATA_DEPTH = 16
-# The longest duration of the wire.
+# The longest duration of protobuf.
 _MAX_SECONDS = 315_576_000_000
-# Times of the wire are of the years 1 to 9999.
+# Timestamps of protobuf are of the years 1 to 9999.
 _FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799
 
 # ------------------------------------------------------------------------------------------------------------- requests
 
 
 def read_enqueue(request: pb.EnqueueJobRequest, caller_address: str) -> tuple[EnqueueRequest, list[Violation]]:
-    """The request, and what of it the wire can say and we cannot."""
+    """Return the request and the violations: values that a message can hold and the model cannot."""
     if (size := request.spec.ByteSize()) > _MAX_SPEC_BYTES:
-        # Looked at before it is copied. Answers hold it too, and none may be larger than 3 MiB.
+        # Checked before the spec is copied. Responses hold the spec too, and none may be larger than 3 MiB.
         raise InvalidRequest([Violation("spec", f"takes {size} bytes; at most {_MAX_SPEC_BYTES} are allowed")])
     violations: list[Violation] = []
     spec = _read_spec(request.spec, violations)
@@ -88,13 +82,13 @@ def read_log_request(request: pb.StreamExecutionLogsRequest) -> tuple[LogRequest
     violations: list[Violation] = []
     heartbeat = _read_optional_duration(request, "heartbeat_interval", "heartbeat_interval", violations)
     numbers = [int(source) for source in request.sources]
-    for place, number in enumerate(numbers):
+    for index, number in enumerate(numbers):
         if number not in _SOURCES and number != pb.SOURCE_UNSPECIFIED:
-            violations.append(Violation(f"sources[{place}]", f"{number} is not a source"))
+            violations.append(Violation(f"sources[{index}]", f"{number} is not a source"))
     read = LogRequest(
         request.execution_id,
         request.cursor,
-        _read_begin(request, violations),
+        _read_start_point(request, violations),
         () if pb.SOURCE_UNSPECIFIED in numbers else [Source(number) for number in numbers if number in _SOURCES],
         request.follow if request.HasField("follow") else True,
         request.text,
@@ -134,20 +128,20 @@ def read_task_query(request: pb.ListTasksRequest) -> PageRequest[TaskQuery]:
 
 
 def _read_states(numbers: Iterable[int], violations: list[Violation]) -> tuple[State, ...]:
-    """Each once, in one order, as they are one query in any."""
+    """Return each state once and sorted: the order makes no other query."""
     states: set[State] = set()
-    for place, number in enumerate(map(int, numbers)):
+    for index, number in enumerate(map(int, numbers)):
         if number in _STATES:
             states.add(State(number))
         else:
-            violations.append(Violation(f"states[{place}]", f"{number} is not a state"))
+            violations.append(Violation(f"states[{index}]", f"{number} is not a state"))
     return tuple(sorted(states))
 
 
 def _read_optional_time(
     message: pb.ListJobsRequest | pb.JobSpec, name: str, field: str, violations: list[Violation]
 ) -> datetime | None:
-    """What comes at or after a time that is finer than a microsecond comes at or after the next one."""
+    """Return the time, rounded up to a microsecond."""
     if not cast(Message, message).HasField(name):
         return None
     ns = _read_time_ns(getattr(message, name), field, violations)
@@ -162,7 +156,7 @@ def read_prune(request: pb.PruneRequest) -> tuple[PruneRequest, list[Violation]]
     violations: list[Violation] = []
     older_than = _read_optional_duration(request, "older_than", "older_than", violations)
     if violations:
-        # It was given, and is none: that is all there is to say of it.
+        # The field was set, though not to a duration: not another violation for a missing field.
         older_than = timedelta()
     return PruneRequest(older_than, request.logs_only, request.task_id, request.validate_only), violations
 
@@ -171,7 +165,7 @@ def _with_heartbeat(request: LogRequest, heartbeat: timedelta) -> LogRequest:
     return replace(request, heartbeat=heartbeat)
 
 
-def _read_begin(request: pb.StreamExecutionLogsRequest, violations: list[Violation]) -> StartPoint | None:
+def _read_start_point(request: pb.StreamExecutionLogsRequest, violations: list[Violation]) -> StartPoint | None:
     tail_lines = request.tail_lines if request.HasField("tail_lines") else None
     since_ns = _read_time_ns(request.since_time, "since_time", violations) if request.HasField("since_time") else None
     return None if tail_lines is None and since_ns is None else StartPoint(tail_lines, since_ns)
@@ -210,7 +204,7 @@ def _read_spec(spec: pb.JobSpec, violations: list[Violation]) -> JobSpec:
 
 
 def _read_map(entries: Mapping[str, str]) -> dict[str, str]:
-    # Not dict(entries): that asks for each value by its name, and looks again whether this is a map.
+    # Not dict(entries), which looks each value up by its name.
     return {name: value for name, value in entries.items()} if entries else {}  # noqa: C416
 
 
@@ -236,7 +230,7 @@ def _read_optional_duration(
 
 
 def _read_time_ns(time: Timestamp, field: str, violations: list[Violation]) -> int | None:
-    """Nanoseconds since 1970."""
+    """Return nanoseconds since 1970."""
     if not _FIRST_SECOND <= time.seconds <= _LAST_SECOND or not 0 <= time.nanos < 1_000_000_000:
         violations.append(Violation(field, f"is not a time: {time.seconds} seconds and {time.nanos} nanoseconds"))
         return None
@@ -249,7 +243,9 @@ def _read_metadata(spec: pb.JobSpec, violations: list[Violation]) -> Mapping[str
     try:
         metadata: Mapping[str, object] = json_format.MessageToDict(spec.metadata)
     except (ValueError, json_format.Error, RecursionError):
-        violations.append(Violation("spec.metadata", "cannot be kept as JSON: a number that is no number"))
+        violations.append(
+            Violation("spec.metadata", "cannot be kept as JSON: it holds a number that is infinite or not a number")
+        )
         return None
     if _depth(metadata) > _MAX_METADATA_DEPTH:
         violations.append(Violation("spec.metadata", f"is nested more than {_MAX_METADATA_DEPTH} deep"))
@@ -266,11 +262,11 @@ def _depth(value: object) -> int:
 # -------------------------------------------------------------------------------------------------------------- answers
 
 
-# What is within a message is written in its place: made apart it would be copied, and an answer with a job would take
-# twice the time.
+# Nested messages are written in place. Built apart they would be copied, which doubles the time of a response.
 
 
 def job(value: Job, waiting: WaitingOf, secret_names: SecretNames) -> pb.Job:
+    """Return the message of a job, without the values of secret variables."""
     message = pb.Job(
         id=value.id,
         task_id=value.task_id,
@@ -291,6 +287,7 @@ def job(value: Job, waiting: WaitingOf, secret_names: SecretNames) -> pb.Job:
 
 
 def task(value: Task) -> pb.Task:
+    """Return the message of a task."""
     return pb.Task(
         id=value.id,
         create_time=timestamp(value.create_time),
@@ -338,6 +335,7 @@ def _write_spec(message: pb.JobSpec, value: JobSpec) -> None:
 
 
 def execution(value: Execution, waits: Waiting | None) -> pb.Execution:
+    """Return the message of an execution and what it waits for."""
     message = pb.Execution()
     _write_execution(message, value, waits)
     return message
@@ -351,25 +349,33 @@ def _write_execution(message: pb.Execution, value: Execution, waits: Waiting | N
     message.attempt = value.attempt
     message.state = pb.State.ValueType(value.state)
     if waits is not None:
-        message.waiting.CopyFrom(waiting(waits))
+        _write_waiting(message.waiting, waits)
     if value.outcome is not None:
         _write_outcome(message.outcome, value.outcome)
-    for point in _POINTS:
-        time = getattr(value.times, point)
+    times = message.times
+    for point, time in zip(_POINTS, _times_of(value.times), strict=True):
         if time is not None:
-            _write_time(getattr(message.times, point), time)
+            _write_time(getattr(times, point), time)
     message.host = value.host
     message.container_id = value.container_id
     message.image_digest = value.image_digest
-    message.logs.extend(map(totals, value.logs))
+    if value.logs:
+        message.logs.extend(map(totals, value.logs))
 
 
 def waiting(value: Waiting) -> pb.Waiting:
-    message = pb.Waiting(reason=pb.WaitReason.ValueType(value.reason), detail=value.detail, ahead=value.ahead)
+    message = pb.Waiting()
+    _write_waiting(message, value)
+    return message
+
+
+def _write_waiting(message: pb.Waiting, value: Waiting) -> None:
+    message.reason = pb.WaitReason.ValueType(value.reason)
+    message.detail = value.detail
+    message.ahead = value.ahead
     _write_time(message.since_time, value.since_time)
     if value.due_time is not None:
         _write_time(message.due_time, value.due_time)
-    return message
 
 
 def outcome(value: Outcome) -> pb.Outcome:
@@ -420,7 +426,7 @@ def timestamp(value: datetime | None) -> Timestamp | None:
 
 
 def _write_time(message: Timestamp, value: datetime) -> None:
-    # By hand: FromDatetime is Python too, and five times as slow; an answer has up to a dozen of these.
+    # FromDatetime takes five times as long, and a response has up to a dozen times for each job.
     since = value - _EPOCH
     message.seconds = since.days * 86_400 + since.seconds
     message.nanos = since.microseconds * 1_000
@@ -458,9 +464,9 @@ def log_state(value: StateChanged) -> pb.LogState:
     )
 
 
-def log_end(value: Sealed | Unsealed) -> pb.LogEnd:
+def log_end(value: LogEnded | LogSuspended) -> pb.LogEnd:
     now = value.execution
-    if isinstance(value, Unsealed):
+    if isinstance(value, LogSuspended):
         return pb.LogEnd(sealed=False, state=pb.State.ValueType(now.state), exit_status=exit_status(now.state, None))
     return pb.LogEnd(
         sealed=True,

@@ -1,12 +1,15 @@
-"""What callers can ask for: the rules, and what follows from them. A request is looked at as a whole before anything is
-done."""
+"""The rules behind the calls, on values of the model. A request is validated as a whole before anything is done."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import cache
 from itertools import chain
 from typing import Protocol
 
+from fastlane_grpc.api import validation
+from fastlane_grpc.api.log_stream import LogRequest, Send, StreamEncoding, log_stream
+from fastlane_grpc.api.pages import PageRequest, PageResult, TaskQuery, position_of
 from fastlane_grpc.config import Settings
 from fastlane_grpc.errors import ServerStopping, TooManyStreams, Violation
 from fastlane_grpc.logs import Tails
@@ -25,20 +28,17 @@ from fastlane_grpc.model import (
 )
 from fastlane_grpc.retention import Pruned, Retention
 from fastlane_grpc.schedule import first, waiting_state
-from fastlane_grpc.service import validation
-from fastlane_grpc.service.log_stream import LogRequest, Send, StreamEncoding, log_stream
-from fastlane_grpc.service.pages import Listed, PageRequest, TaskQuery, position_of
 from fastlane_grpc.store import ExecutionQuery, JobQuery, Old, Store
 
-# How long a caller who found every stream taken had better wait.
+# The delay that a caller is advised when all streams are in use.
 _STREAMS_RETRY_SECONDS = 5.0
-# How many go before one that waits is counted so far.
+# Executions ahead of a queued one are counted up to this number.
 _MOST_AHEAD = 1_000
 
 
 @dataclass(frozen=True, slots=True)
 class EnqueueRequest:
-    """A job to keep."""
+    """A job to enqueue."""
 
     task_id: str
     spec: JobSpec
@@ -49,7 +49,7 @@ class EnqueueRequest:
 
 @dataclass(frozen=True, slots=True)
 class PruneRequest:
-    """What to delete: what ended so long ago; None was not given."""
+    """A request to delete executions that ended at least `older_than` ago; None: the field was not set."""
 
     older_than: timedelta | None
     logs_only: bool = False
@@ -77,35 +77,38 @@ class Places(Protocol):
 
 
 class Service:
-    """Every use case, once. Lives on the loop."""
+    """The use cases. Lives on the loop."""
 
-    def __init__(self, store: Store, tails: Tails, places: Places, upkeep: Retention, settings: Settings) -> None:
+    def __init__(self, store: Store, tails: Tails, places: Places, retention: Retention, settings: Settings) -> None:
         self.settings = settings
         self.start_time = utc_now()
         self._store = store
         self._tails = tails
         self._places = places
-        self._upkeep = upkeep
+        self._retention = retention
         self._streams = 0
         self._stopping = False
 
     def stop_serving(self) -> None:
-        """From here on every call, and every open stream, ends with ServerStopping."""
+        """End every open stream and every later call with ServerStopping."""
         self._stopping = True
-        self._upkeep.close()
+        self._retention.close()
         self._tails.ring_all()
 
-    async def enqueue(self, request: EnqueueRequest, malformed: Sequence[Violation] = ()) -> tuple[Job, bool]:
-        """The job that is kept, with its first execution, and whether it was there already. `malformed`: fields the
-        wire could not say."""
+    async def enqueue(
+        self, request: EnqueueRequest, conversion_violations: Sequence[Violation] = ()
+    ) -> tuple[Job, bool]:
+        """Keep the job, unless its request_id was used before. Return the kept job and whether it existed.
+
+        `conversion_violations` are the violations found while the request was converted."""
         self._check_serving()
         settings = self.settings
         violations = validation.enqueue_violations(
             request.task_id, request.spec, request.request_id, settings.max_timeout, utc_now(), settings.secret_names
         )
-        validation.refuse(chain(malformed, violations))
+        validation.raise_if_invalid(chain(conversion_violations, violations))
         if request.validate_only:
-            return _unkept(request), False
+            return _validated_job(request), False
         return await self._store.enqueue(
             task_id=request.task_id,
             spec=request.spec,
@@ -114,26 +117,26 @@ class Service:
         )
 
     async def job(self, job_id: str) -> tuple[Job, Waiting | None]:
-        """The job, and what its execution waits for."""
+        """Return the job and what its execution waits for."""
         self._check_serving()
         _require("job_id", job_id)
         job, ahead = await self._store.job_in_line(job_id, _MOST_AHEAD)
         return job, self._waiting_behind(job.execution, ahead)
 
     async def execution(self, execution_id: str) -> tuple[Execution, Waiting | None]:
-        """The execution, and what it waits for."""
+        """Return the execution and what it waits for."""
         self._check_serving()
         _require("execution_id", execution_id)
         execution, ahead = await self._store.execution_in_line(execution_id, _MOST_AHEAD)
         return execution, self._waiting_behind(execution, ahead)
 
     async def stop(
-        self, job_id: str, *, note: str, grace: timedelta | None, malformed: Sequence[Violation] = ()
+        self, job_id: str, *, note: str, grace: timedelta | None, conversion_violations: Sequence[Violation] = ()
     ) -> Job:
-        """Ends the job; without a `grace` of its own with the job's."""
+        """Stop the job, with the job's own grace unless `grace` is given."""
         self._check_serving()
         _require("job_id", job_id)
-        validation.refuse([*malformed, *validation.stop_violations(note, grace)])
+        validation.raise_if_invalid([*conversion_violations, *validation.stop_violations(note, grace)])
         job = await self._store.job(job_id)
         logs, room = await self._waiting_lines(job.execution)
         assert job.spec is not None, "read with the job"
@@ -141,69 +144,77 @@ class Service:
         return await self._store.stop(job_id, grace=grace, note=note, logs=logs, log_bytes=room)
 
     async def stop_execution(
-        self, execution_id: str, *, note: str, grace: timedelta | None, malformed: Sequence[Violation] = ()
+        self, execution_id: str, *, note: str, grace: timedelta | None, conversion_violations: Sequence[Violation] = ()
     ) -> Execution:
-        """Ends exactly this execution; without a `grace` of its own with its job's."""
+        """Stop this execution, with the grace of its job unless `grace` is given."""
         self._check_serving()
         _require("execution_id", execution_id)
-        validation.refuse([*malformed, *validation.stop_violations(note, grace)])
+        validation.raise_if_invalid([*conversion_violations, *validation.stop_violations(note, grace)])
         assignment = await self._store.assignment(execution_id)
         logs, room = await self._waiting_lines(assignment.execution)
         grace = assignment.spec.grace if grace is None else grace
         return await self._store.stop_execution(execution_id, grace=grace, note=note, logs=logs, log_bytes=room)
 
     async def task(self, task_id: str) -> Task:
+        """Return the task."""
         self._check_serving()
         _require("task_id", task_id)
         return await self._store.task(task_id)
 
-    async def jobs(self, request: PageRequest[JobQuery], malformed: Sequence[Violation] = ()) -> Listed[Job]:
-        """Newest first. `malformed`: fields the wire could not say."""
+    async def jobs(
+        self, request: PageRequest[JobQuery], conversion_violations: Sequence[Violation] = ()
+    ) -> PageResult[Job]:
+        """Return a page, newest first."""
         self._check_serving()
         query = request.query
-        validation.refuse(
+        validation.raise_if_invalid(
             chain(
-                malformed,
+                conversion_violations,
                 validation.page_violations(request.size),
                 validation.id_prefix_violations(query.id_prefix),
                 validation.label_filter_violations(query.labels),
             )
         )
-        return Listed(
-            query, await self._store.jobs(query, after=position_of(request.token, query), size=request.wanted)
+        return PageResult(
+            query, await self._store.jobs(query, after=position_of(request.token, query), size=request.max_items)
         )
 
     async def executions(
-        self, request: PageRequest[ExecutionQuery], malformed: Sequence[Violation] = ()
-    ) -> Listed[Execution]:
-        """Newest first. `malformed`: fields the wire could not say."""
+        self, request: PageRequest[ExecutionQuery], conversion_violations: Sequence[Violation] = ()
+    ) -> PageResult[Execution]:
+        """Return a page, newest first."""
         self._check_serving()
         query = request.query
-        validation.refuse(
-            chain(malformed, validation.page_violations(request.size), validation.id_prefix_violations(query.id_prefix))
+        validation.raise_if_invalid(
+            chain(
+                conversion_violations,
+                validation.page_violations(request.size),
+                validation.id_prefix_violations(query.id_prefix),
+            )
         )
-        return Listed(
-            query, await self._store.executions(query, after=position_of(request.token, query), size=request.wanted)
+        return PageResult(
+            query, await self._store.executions(query, after=position_of(request.token, query), size=request.max_items)
         )
 
-    async def tasks(self, request: PageRequest[TaskQuery]) -> Listed[Task]:
-        """By name."""
+    async def tasks(self, request: PageRequest[TaskQuery]) -> PageResult[Task]:
+        """Return a page, by name."""
         self._check_serving()
-        validation.refuse(validation.page_violations(request.size))
-        return Listed(
-            request.query, await self._store.tasks(after=position_of(request.token, request.query), size=request.wanted)
+        validation.raise_if_invalid(validation.page_violations(request.size))
+        return PageResult(
+            request.query,
+            await self._store.tasks(after=position_of(request.token, request.query), size=request.max_items),
         )
 
     async def log(
-        self, request: LogRequest, malformed: Sequence[Violation], encoding: StreamEncoding, send: Send
+        self, request: LogRequest, conversion_violations: Sequence[Violation], encoding: StreamEncoding, send: Send
     ) -> None:
-        """Send the log of one execution to its end; see `log_stream`. `malformed`: fields the wire could not say."""
+        """Send the log of one execution to its end; see `log_stream`."""
         self._check_serving()
         _require("execution_id", request.execution_id)
-        tail_lines = request.begin.tail_lines if request.begin else None
-        validation.refuse(
+        tail_lines = request.start_point.tail_lines if request.start_point else None
+        validation.raise_if_invalid(
             [
-                *malformed,
+                *conversion_violations,
                 *validation.tail_lines_violations(tail_lines),
                 *validation.heartbeat_violations(request.heartbeat),
             ]
@@ -221,33 +232,46 @@ class Service:
         finally:
             self._streams -= 1
 
-    async def prune(self, request: PruneRequest, malformed: Sequence[Violation] = ()) -> Pruned:
-        """Deletes what ended long enough ago, a bounded number; or counts it."""
+    async def prune(self, request: PruneRequest, conversion_violations: Sequence[Violation] = ()) -> Pruned:
+        """Delete a bounded number of old executions, or count them where the request only validates."""
         self._check_serving()
-        validation.refuse(chain(malformed, validation.prune_violations(request.older_than)))
+        validation.raise_if_invalid(chain(conversion_violations, validation.prune_violations(request.older_than)))
         old = Old(_time_ago(request.older_than or timedelta()), request.logs_only, request.task_id)
-        return await (self._upkeep.count(old) if request.validate_only else self._upkeep.prune(old))
+        return await (self._retention.count(old) if request.validate_only else self._retention.prune(old))
 
     def waiting(self, execution: Execution) -> Waiting | None:
-        """What the execution waits for, if it does; who goes before it is not counted."""
-        if execution.state is State.PREPARING:
-            return self._places.waiting(execution.id)
-        if execution.state is State.SCHEDULED:
-            due_time = execution.times.due_time
-            return Waiting(
-                WaitReason.NOT_DUE, f"starts at {due_time:%Y-%m-%dT%H:%M:%SZ}", execution.state_time, due_time=due_time
-            )
-        if execution.state is not State.QUEUED:
+        """Return what the execution waits for, if it waits. The executions ahead of it are not counted."""
+        return self.waiting_of_each()(execution)
+
+    def waiting_of_each(self) -> Callable[[Execution], Waiting | None]:
+        """Return `waiting` for the executions of one page: the hosts are asked once, when the first one is queued."""
+        queue_reason = cache(self._queue_reason)
+
+        def waiting(execution: Execution) -> Waiting | None:
+            if execution.state is State.QUEUED:
+                reason = queue_reason()
+                return reason and Waiting(*reason, execution.state_time)
+            if execution.state is State.PREPARING:
+                return self._places.waiting(execution.id)
+            if execution.state is State.SCHEDULED:
+                due_time = execution.times.due_time
+                detail = f"starts at {due_time:%Y-%m-%dT%H:%M:%SZ}"
+                return Waiting(WaitReason.NOT_DUE, detail, execution.state_time, due_time=due_time)
             return None
+
+        return waiting
+
+    def _queue_reason(self) -> tuple[WaitReason, str] | None:
+        """Return why queued executions wait; None: a slot is free, and is about to be assigned."""
         if error := self._places.host_error:
-            return Waiting(WaitReason.HOST_DOWN, error, execution.state_time)
+            return WaitReason.HOST_DOWN, error
         taken, places = self._places.places
         if taken < places:
-            return None  # It is about to get one of them.
-        return Waiting(WaitReason.NO_FREE_PLACE, f"{taken} of {places} places taken", execution.state_time)
+            return None
+        return WaitReason.NO_FREE_PLACE, f"{taken} of {places} places taken"
 
     async def waiting_in_line(self, execution: Execution) -> Waiting | None:
-        """The same, with who goes before it: a question to the store for each, so it is for one, not for a list."""
+        """Return `waiting` with the number of executions ahead. Costs a query of the store, so not for lists."""
         if execution.state is not State.QUEUED or self.waiting(execution) is None:
             return self.waiting(execution)
         return self._waiting_behind(execution, await self._store.ahead(execution.id, _MOST_AHEAD))
@@ -257,7 +281,7 @@ class Service:
         return replace(waiting, ahead=ahead) if waiting and ahead else waiting
 
     def hosts(self) -> Sequence[HostReport]:
-        """Each host as it is now, in the order of the configuration."""
+        """Return the current report of each host, in the order of the configuration."""
         self._check_serving()
         return self._places.hosts
 
@@ -278,17 +302,17 @@ class Service:
 
 def _require(field: str, value: str) -> None:
     if not value:
-        validation.refuse([Violation(field, "is required")])
+        validation.raise_if_invalid([Violation(field, "is required")])
 
 
 def _time_ago(duration: timedelta) -> datetime:
     now = utc_now()
-    # Nothing ended before there were computers, and dates do not go back for as long as durations may be.
+    # Bounded, as a duration may reach back beyond the first date.
     return now - min(duration, now - datetime(1970, 1, 1, tzinfo=UTC))
 
 
-def _unkept(request: EnqueueRequest) -> Job:
-    """The job as it would be kept, without ids."""
+def _validated_job(request: EnqueueRequest) -> Job:
+    """Return the job as it would be kept, without ids."""
     now = utc_now()
     due_time = first(request.spec, now).due_time
     state = waiting_state(due_time, now)

@@ -1,4 +1,4 @@
-"""What a request may hold. Everything is looked at before anything is done, and every field at fault is named."""
+"""Rules for the fields of requests. Each function yields a violation for each invalid field, which names the field."""
 
 import json
 import math
@@ -21,7 +21,7 @@ MAX_REQUEST_ID = 128
 MAX_TAIL_LINES = 1_000_000
 MAX_GRACE = timedelta(hours=1)
 MAX_LABEL_FILTERS = 8
-# A start or an expiry that is farther away is a slip, as milliseconds in place of seconds.
+# A later start or expiry is probably a mistake, such as milliseconds in place of seconds.
 MAX_AHEAD = timedelta(days=3653)
 MIN_HEARTBEAT, MAX_HEARTBEAT = timedelta(seconds=1), timedelta(seconds=60)
 
@@ -30,24 +30,25 @@ DEFAULT_SECRET_NAMES = SecretNames()
 _TASK_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _ID_PREFIX = re.compile(r"[0-9a-f-]{0,36}")
 
-# An image as `docker run` takes it: [host[:port]/]path[:tag][@digest], or the id of an image.
-_HOST = r"(?:[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?(?:\.[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?)*|\[[0-9A-Fa-f:]+\])(?::[0-9]+)?"
+# The reference of an image, as for `docker run`: [host[:port]/]path[:tag][@digest], or an image's id.
+_DNS_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
+_HOST = rf"(?:{_DNS_LABEL}(?:\.{_DNS_LABEL})*|\[[0-9A-Fa-f:]+\])(?::[0-9]+)?"
 _PART = r"[a-z0-9]+(?:(?:\.|_|__|-+)[a-z0-9]+)*"
-_IMAGE = re.compile(
-    rf"(?:{_HOST}/)?{_PART}(?:/{_PART})*(?::[A-Za-z0-9_][A-Za-z0-9_.-]{{0,127}})?(?:@sha256:[0-9a-f]{{64}})?|sha256:[0-9a-f]{{64}}"
-)
+_TAG = r"[A-Za-z0-9_][A-Za-z0-9_.-]{0,127}"
+_DIGEST = r"sha256:[0-9a-f]{64}"
+_IMAGE = re.compile(rf"(?:{_HOST}/)?{_PART}(?:/{_PART})*(?::{_TAG})?(?:@{_DIGEST})?|{_DIGEST}")
 _LABEL_NAME = re.compile(r"[!-<>-~]{1,63}")
 
 _MASKED = f"holds a URL with the password {REDACTED}, which stands for one that was not shown; give the real one"
 
-# The engine refuses less: it could not run the container's first process.
+# The engine's minimum, which the container's first process needs.
 _MIN_MEMORY = 6 << 20
-# The kernel takes no longer word in a command line or environment.
+# The kernel's limit for one argument or one variable.
 _MAX_WORD = (128 << 10) - 1
 
 
-def refuse(violations: Iterable[Violation]) -> None:
-    """Raises InvalidRequest with the first of the violations, if there is one. No more are looked for than are told."""
+def raise_if_invalid(violations: Iterable[Violation]) -> None:
+    """Raise InvalidRequest with the first violations, at most MAX_VIOLATIONS, if there is one."""
     if found := list(islice(violations, MAX_VIOLATIONS)):
         raise InvalidRequest(found)
 
@@ -87,8 +88,8 @@ def enqueue_violations(
 
 
 def _start_violations(spec: JobSpec, now: datetime) -> Iterator[Violation]:
-    """An expire_time that has passed is no fault: a call that is repeated with its request_id is answered as the first
-    one was."""
+    """Yield violations of the start and expiry. A past expire_time is valid: a call repeated with its request_id must
+    get the first response again."""
     if spec.start_in is not None and not timedelta() <= spec.start_in <= MAX_AHEAD:
         yield Violation("spec.start_in", f"has to be from 0 s to {MAX_AHEAD.days} days")
     if spec.start_at is not None:
@@ -160,7 +161,8 @@ def _command_violations(spec: JobSpec) -> Iterator[Violation]:
     elif len(spec.image) > 512 or not _IMAGE.fullmatch(spec.image):
         yield Violation(
             "spec.image",
-            f"{spec.image[:100]!r} is not an image as `docker run` takes it: [registry[:port]/]name[:tag][@sha256:digest]",
+            f"{spec.image[:100]!r} is not an image as `docker run` takes it: "
+            "[registry[:port]/]name[:tag][@sha256:digest]",
         )
     try:
         words = split_command(spec.command)
@@ -193,7 +195,7 @@ def _envs_violations(envs: Mapping[str, str], secret_names: SecretNames) -> Iter
 
 
 def _shown_name(name: str, secret_names: SecretNames) -> str:
-    """Return the name as it may be told; NAME=VALUE in place of a name may hold a secret."""
+    """Return the name without secrets: a caller may have sent NAME=VALUE in place of a name."""
     name, equals, value = name.partition("=")
     return f"{name}={secret_names.shown(name, value)}" if equals else name
 
@@ -217,7 +219,7 @@ def _container_violations(spec: JobSpec) -> Iterator[Violation]:
 
 
 def is_signal(text: str) -> bool:
-    """Whether the engine would know the signal: a name with or without SIG, or a number."""
+    """Return whether the engine knows the signal: a name with or without SIG, or a number."""
     if text.isascii() and text.isdigit():
         return 1 <= int(text[:4]) <= 64
     name = text.upper().removeprefix("SIG")

@@ -1,5 +1,4 @@
-"""The log of one execution as a caller sees it: the state first, then what is stored, then what comes, then how it
-ended."""
+"""The log stream of one execution: its state, the stored output, new output, and the end."""
 
 import asyncio
 import math
@@ -16,12 +15,13 @@ from fastlane_grpc.store import Store
 
 @dataclass(frozen=True, slots=True)
 class LogRequest:
-    """What a caller wants to see; no sources: all of them. Without a `begin` from the first byte; a `cursor` wins over
-    it."""
+    """A request for the log of one execution. Without sources it asks for all of them.
+
+    The stream starts at `cursor`, else at `start_point`, else at the first byte."""
 
     execution_id: str
     cursor: str = ""
-    begin: StartPoint | None = None
+    start_point: StartPoint | None = None
     sources: Sequence[Source] = ()
     follow: bool = True
     text: bool = False
@@ -30,8 +30,9 @@ class LogRequest:
 
 @dataclass(frozen=True, slots=True)
 class StateChanged:
-    """The execution as it is now: the first event, then one at each change of its state, or of what it waits for when
-    that is looked at."""
+    """The current state of the execution: the first event, and one after each change of the state.
+
+    A heartbeat that finds another reason to wait is sent as this event, too."""
 
     cursor: Cursor
     execution: Execution
@@ -39,44 +40,43 @@ class StateChanged:
 
 
 @dataclass(frozen=True, slots=True)
-class Beat:
-    """Nothing was sent for as long as the caller wants to wait; the point it may go on from."""
+class Heartbeat:
+    """The event after an interval without any other event."""
 
     cursor: Cursor
 
 
 @dataclass(frozen=True, slots=True)
-class Sealed:
-    """The end: the execution is final, and everything was sent."""
+class LogEnded:
+    """The end of the log: the execution is final, and its whole log was sent."""
 
     cursor: Cursor
     execution: Execution
 
 
 @dataclass(frozen=True, slots=True)
-class Unsealed:
-    """The end of what was there when a caller asked who does not want to follow."""
+class LogSuspended:
+    """The end of a stream that does not follow, of an execution that is not final."""
 
     cursor: Cursor
     execution: Execution
 
 
-# What an execution waits for, if it does.
+# Returns what an execution waits for, if it waits.
 WaitingOf: TypeAlias = Callable[[Execution], Awaitable[Waiting | None]]
 
-# A reader that was given output looks again after so long at the soonest: a flood comes in large pieces, a first byte
-# comes at once.
+# The shortest time between two reads that find output. The first byte is sent at once, a flood in large messages.
 PACE_SECONDS = 0.004
 # Who looks at an execution that waits longer than this finds a line about it in its log. One that nobody looks at gets
 # none: of a hundred thousand that wait each would have a file.
 MOMENT_SECONDS = 1.0
 
-# What a stream has to say beside the log's own messages.
-LogEvent: TypeAlias = StateChanged | Beat | Sealed | Unsealed
+# The events of a stream beside the messages of its log.
+LogEvent: TypeAlias = StateChanged | Heartbeat | LogEnded | LogSuspended
 
 
 class StreamEncoding(Encoding, Protocol):
-    """How a door sends a log stream."""
+    """The encoding of a log stream by one transport."""
 
     def event(self, value: LogEvent, now: datetime) -> bytes:
         """Return the event as it is sent at the time `now`."""
@@ -95,15 +95,15 @@ async def log_stream(
     encoding: StreamEncoding,
     send: Send,
 ) -> None:
-    """Sends one execution's log, and returns after Sealed or Unsealed. Anything else, as an error, is a cut."""
+    """Send the log of one execution; return after LogEnded or LogSuspended. An error interrupts the stream."""
     await store.execution(request.execution_id)  # Only what exists has a log.
     cursor = Cursor.parse(request.cursor, request.execution_id)
     with tails.watching(request.execution_id) as watch:
-        # Read after the watch began: a change in between is told of, and is newer than what is read here.
+        # Read after the watch started: the watch announces a change in between, which is newer than this value.
         execution = await store.execution(request.execution_id)
         watch.execution = watch.execution or execution
-        if request.begin and not request.cursor:
-            cursor = await tails.cursor_at(watch, request.begin, request.sources)
+        if request.start_point and not request.cursor:
+            cursor = await tails.cursor_at(watch, request.start_point, request.sources)
         tail = tails.tail(watch, cursor, request.sources, encoding, text=request.text)
         if not request.follow:
             tail.mark()
@@ -125,47 +125,47 @@ async def _stream(
 ) -> None:
     now = asyncio.get_running_loop().time
     shown: Execution | None = None
-    beat_time = now() + request.heartbeat.total_seconds()
+    heartbeat_time = now() + request.heartbeat.total_seconds()
     pace_time = 0.0
     while True:
         watch.clear()
         if stopping():
             raise ServerStopping("the server is stopping; call again with the last cursor", retry_seconds=1)
-        # Taken before the log is read: what a final execution wrote is in its log before it becomes final.
+        # Taken before the log is read: an execution becomes final only after its log has all of its output.
         execution = _present(watch)
         if shown is None or execution.state is not shown.state:
             shown = execution
             await queue.look(execution)
             await tell(StateChanged(tail.cursor, execution, queue.waiting))
-            beat_time = now() + request.heartbeat.total_seconds()
+            heartbeat_time = now() + request.heartbeat.total_seconds()
         messages = await tail.read()
         if messages:
             for message in messages:
                 await send(message)
-            beat_time = now() + request.heartbeat.total_seconds()
+            heartbeat_time = now() + request.heartbeat.total_seconds()
             pace_time = now() + PACE_SECONDS
         elif messages is None and execution.state.final:
-            # Before files are taken away it is announced that they will be: who finds none hears of it here.
+            # Pruning is announced before files are deleted: a reader that found no file learns the reason here.
             await asyncio.sleep(0)
             execution = _present(watch)
             for message in tail.finish(execution.logs, Cause.PRUNED if execution.times.prune_time else Cause.STORE):
                 await send(message)
-            await tell(Sealed(tail.cursor, replace(execution, logs=tail.totals(execution.logs))))
+            await tell(LogEnded(tail.cursor, replace(execution, logs=tail.totals(execution.logs))))
             return
         if not request.follow and not execution.state.final and (messages is None or tail.marked):
-            await tell(Unsealed(tail.cursor, execution))
+            await tell(LogSuspended(tail.cursor, execution))
             return
-        if now() >= beat_time:
+        if now() >= heartbeat_time:
             changed = await queue.look(execution)
-            await tell(StateChanged(tail.cursor, execution, queue.waiting) if changed else Beat(tail.cursor))
-            beat_time = now() + request.heartbeat.total_seconds()
+            await tell(StateChanged(tail.cursor, execution, queue.waiting) if changed else Heartbeat(tail.cursor))
+            heartbeat_time = now() + request.heartbeat.total_seconds()
         elif messages is None:
             await queue.say_if_long()
-            await watch.wait(min(beat_time, queue.say_time) - now())
+            await watch.wait(min(heartbeat_time, queue.say_time) - now())
             if now() < pace_time:
                 await asyncio.sleep(pace_time - now())
         elif not messages:
-            # All of it was of sources not asked for, and may have come from memory: others want the loop, too.
+            # Only other sources had output, perhaps from the cache: other tasks must get the loop.
             await asyncio.sleep(0)
 
 

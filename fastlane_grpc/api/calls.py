@@ -1,0 +1,107 @@
+"""The calls of the contract: each converts its request, makes one call of the service, and converts the result.
+
+A transport reads the request by `RequestParser`, makes the call, and looks errors up in `error_table`."""
+
+from importlib.metadata import version
+
+from fastlane_grpc.api import converters
+from fastlane_grpc.api.log_stream import Send, StreamEncoding
+from fastlane_grpc.api.page_response import messages_of_page
+from fastlane_grpc.api.service import Service
+from fastlane_grpc.model import Job, utc_now
+from fastlane_grpc.v1 import fastlane_pb2 as pb
+
+
+class Calls:
+    """All calls, by the names of their methods in snake case. Lives on the loop."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    # ---- JobService
+
+    async def enqueue_job(self, request: pb.EnqueueJobRequest, *, caller_address: str) -> pb.EnqueueJobResponse:
+        job, existing = await self._service.enqueue(*converters.read_enqueue(request, caller_address))
+        return pb.EnqueueJobResponse(job=self._job(job, self._service.waiting), existing=existing)
+
+    async def get_job(self, request: pb.GetJobRequest) -> pb.GetJobResponse:
+        job, waiting = await self._service.job(request.job_id)
+        return pb.GetJobResponse(job=self._job(job, lambda execution: waiting))
+
+    async def stop_job(self, request: pb.StopJobRequest) -> pb.StopJobResponse:
+        grace, violations = converters.read_grace(request)
+        job = await self._service.stop(request.job_id, note=request.note, grace=grace, conversion_violations=violations)
+        return pb.StopJobResponse(job=self._job(job, self._service.waiting))
+
+    async def list_jobs(self, request: pb.ListJobsRequest) -> pb.ListJobsResponse:
+        page = await self._service.jobs(*converters.read_job_query(request))
+        waiting = self._service.waiting_of_each()
+        jobs, token = await messages_of_page(page, lambda job: self._job(job, waiting))
+        return pb.ListJobsResponse(jobs=jobs, next_page_token=token)
+
+    # ---- ExecutionService
+
+    async def get_execution(self, request: pb.GetExecutionRequest) -> pb.GetExecutionResponse:
+        execution, waiting = await self._service.execution(request.execution_id)
+        return pb.GetExecutionResponse(execution=converters.execution(execution, waiting))
+
+    async def list_executions(self, request: pb.ListExecutionsRequest) -> pb.ListExecutionsResponse:
+        page = await self._service.executions(*converters.read_execution_query(request))
+        waiting = self._service.waiting_of_each()
+        executions, token = await messages_of_page(
+            page, lambda execution: converters.execution(execution, waiting(execution))
+        )
+        return pb.ListExecutionsResponse(executions=executions, next_page_token=token)
+
+    async def stop_execution(self, request: pb.StopExecutionRequest) -> pb.StopExecutionResponse:
+        grace, violations = converters.read_grace(request)
+        execution = await self._service.stop_execution(
+            request.execution_id, note=request.note, grace=grace, conversion_violations=violations
+        )
+        return pb.StopExecutionResponse(execution=converters.execution(execution, self._service.waiting(execution)))
+
+    async def stream_execution_logs(
+        self, request: pb.StreamExecutionLogsRequest, encoding: StreamEncoding, send: Send
+    ) -> None:
+        """Pass each message of the stream, encoded, to `send`. Most messages were encoded once for all readers."""
+        await self._service.log(*converters.read_log_request(request), encoding, send)
+
+    # ---- TaskService
+
+    async def get_task(self, request: pb.GetTaskRequest) -> pb.GetTaskResponse:
+        return pb.GetTaskResponse(task=converters.task(await self._service.task(request.task_id)))
+
+    async def list_tasks(self, request: pb.ListTasksRequest) -> pb.ListTasksResponse:
+        page = await self._service.tasks(converters.read_task_query(request))
+        tasks, token = await messages_of_page(page, converters.task)
+        return pb.ListTasksResponse(tasks=tasks, next_page_token=token)
+
+    # ---- HostService
+
+    async def list_hosts(self, request: pb.ListHostsRequest) -> pb.ListHostsResponse:
+        return pb.ListHostsResponse(hosts=[converters.host(each) for each in self._service.hosts()])
+
+    # ---- ServerService
+
+    async def get_server_info(self, request: pb.GetServerInfoRequest) -> pb.GetServerInfoResponse:
+        settings = self._service.settings
+        return pb.GetServerInfoResponse(
+            version=version("fastlane-grpc"),
+            start_time=converters.timestamp(self._service.start_time),
+            time=converters.timestamp(utc_now()),
+            max_running=settings.max_running,
+            max_timeout=converters.duration(settings.max_timeout),
+            default_timeout=converters.duration(settings.default_timeout),
+            max_log_bytes=settings.max_log_bytes,
+            max_request_bytes=settings.max_request_bytes,
+            max_streams=settings.max_streams,
+            max_waiting=settings.max_waiting,
+            keep_logs=converters.duration(settings.keep_logs),
+            keep_jobs=converters.duration(settings.keep_jobs),
+        )
+
+    async def prune(self, request: pb.PruneRequest) -> pb.PruneResponse:
+        return converters.pruned(await self._service.prune(*converters.read_prune(request)))
+
+    def _job(self, job: Job, waiting: converters.WaitingOf) -> pb.Job:
+        return converters.job(job, waiting, self._service.settings.secret_names)

@@ -1,0 +1,115 @@
+"""The one table of errors: which code and reason stand for each class, and the `google.rpc.Status` made from them.
+
+A class that is not in the table has the entry of its nearest base class. Any other exception is a defect."""
+
+import uuid
+from collections.abc import Mapping
+from typing import NamedTuple, TypeAlias
+
+import structlog
+from google.protobuf import any_pb2, duration_pb2
+from google.protobuf.message import Message
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from fastlane_grpc import errors
+from fastlane_grpc.v1 import fastlane_pb2 as pb
+
+log = structlog.get_logger(__name__)
+
+Reason = pb.ErrorReason
+# A number of google.rpc.Code, as gRPC uses them.
+Code: TypeAlias = int
+
+
+class ErrorEntry(NamedTuple):
+    """What stands for one class of errors. Each transport has its status in a field of its own."""
+
+    code: Code
+    reason: "Reason.ValueType"
+
+
+DEFECT = ErrorEntry(code_pb2.INTERNAL, Reason.ERROR_REASON_DEFECT)
+
+TABLE: Mapping[type[errors.Refusal], ErrorEntry] = {
+    errors.InvalidRequest: ErrorEntry(code_pb2.INVALID_ARGUMENT, Reason.ERROR_REASON_INVALID_FIELD),
+    errors.UnknownField: ErrorEntry(code_pb2.UNIMPLEMENTED, Reason.ERROR_REASON_UNKNOWN_FIELD),
+    errors.CursorInvalid: ErrorEntry(code_pb2.INVALID_ARGUMENT, Reason.ERROR_REASON_CURSOR_INVALID),
+    errors.CursorOfAnotherExecution: ErrorEntry(
+        code_pb2.INVALID_ARGUMENT, Reason.ERROR_REASON_CURSOR_OF_ANOTHER_EXECUTION
+    ),
+    errors.CursorAhead: ErrorEntry(code_pb2.OUT_OF_RANGE, Reason.ERROR_REASON_CURSOR_AHEAD),
+    errors.PageTokenInvalid: ErrorEntry(code_pb2.INVALID_ARGUMENT, Reason.ERROR_REASON_PAGE_TOKEN_INVALID),
+    errors.TaskNotFound: ErrorEntry(code_pb2.NOT_FOUND, Reason.ERROR_REASON_TASK_NOT_FOUND),
+    errors.JobNotFound: ErrorEntry(code_pb2.NOT_FOUND, Reason.ERROR_REASON_JOB_NOT_FOUND),
+    errors.ExecutionNotFound: ErrorEntry(code_pb2.NOT_FOUND, Reason.ERROR_REASON_EXECUTION_NOT_FOUND),
+    errors.RequestIdReused: ErrorEntry(code_pb2.ALREADY_EXISTS, Reason.ERROR_REASON_REQUEST_ID_REUSED),
+    errors.QueueFull: ErrorEntry(code_pb2.RESOURCE_EXHAUSTED, Reason.ERROR_REASON_QUEUE_FULL),
+    errors.DiskFull: ErrorEntry(code_pb2.RESOURCE_EXHAUSTED, Reason.ERROR_REASON_DISK_FULL),
+    errors.TooManyStreams: ErrorEntry(code_pb2.RESOURCE_EXHAUSTED, Reason.ERROR_REASON_TOO_MANY_STREAMS),
+    errors.ServerStopping: ErrorEntry(code_pb2.UNAVAILABLE, Reason.ERROR_REASON_SERVER_STOPPING),
+    errors.StoreFailed: ErrorEntry(code_pb2.UNAVAILABLE, Reason.ERROR_REASON_STORE_FAILED),
+}
+
+# Some clients turn trailers of 14 KB into RESOURCE_EXHAUSTED, and trailers hold the message too, percent-encoded.
+_MAX_MESSAGE = 1000
+_MAX_DETAILS_BYTES = 4096
+_MAX_VIOLATIONS = 16
+
+
+def entry_of(error: Exception) -> ErrorEntry:
+    """Return the entry of the error's class, or of its nearest base class that has one; else DEFECT."""
+    return next((TABLE[each] for each in type(error).__mro__ if each in TABLE), DEFECT)
+
+
+def status_of(error: Exception) -> status_pb2.Status:
+    """Return the status that a caller is sent. A defect is logged under the number that its status names."""
+    entry = entry_of(error)
+    if entry is DEFECT or not isinstance(error, errors.Refusal):
+        return _defect_status(error)
+    # In ASCII: gRPC sends every other byte as three.
+    message = str(error).encode("ascii", "backslashreplace").decode()[:_MAX_MESSAGE]
+    details: list[Message] = [_error_info(entry.reason, error.metadata)]
+    if error.retry_seconds is not None:
+        details.append(error_details_pb2.RetryInfo(retry_delay=_duration(error.retry_seconds)))
+    if isinstance(error, errors.InvalidRequest):
+        details.append(_bad_request(error))
+    return _status(entry.code, message, details)
+
+
+def _defect_status(error: Exception) -> status_pb2.Status:
+    number = uuid.uuid4().hex[:12]
+    log.error("a defect in a call", defect=number, exc_info=error)
+    message = f"a defect of fastlane; the server's log has more under {number}"
+    return _status(DEFECT.code, message, [_error_info(DEFECT.reason, {"defect": number})])
+
+
+def _error_info(reason: "Reason.ValueType", metadata: Mapping[str, str]) -> error_details_pb2.ErrorInfo:
+    name = Reason.Name(reason).removeprefix("ERROR_REASON_")
+    return error_details_pb2.ErrorInfo(
+        domain="fastlane", reason=name, metadata={key: value[:200] for key, value in metadata.items()}
+    )
+
+
+def _bad_request(error: errors.InvalidRequest) -> error_details_pb2.BadRequest:
+    bad_request = error_details_pb2.BadRequest()
+    for violation in error.violations[:_MAX_VIOLATIONS]:
+        bad_request.field_violations.add(field=violation.field[:200], description=violation.description[:300])
+        if bad_request.ByteSize() > _MAX_DETAILS_BYTES - 500:
+            del bad_request.field_violations[-1]
+            break
+    return bad_request
+
+
+def _status(code: Code, message: str, details: list[Message]) -> status_pb2.Status:
+    status = status_pb2.Status(code=code, message=message)
+    for detail in details:
+        packed = any_pb2.Any()
+        packed.Pack(detail)
+        status.details.append(packed)
+    return status
+
+
+def _duration(seconds: float) -> duration_pb2.Duration:
+    duration = duration_pb2.Duration()
+    duration.FromMilliseconds(round(seconds * 1000))
+    return duration
