@@ -96,8 +96,9 @@ class House(Parts):
         trailer = writer.seal(code, {}, time.time_ns())
         state = State.FAILED if code else State.SUCCEEDED
         outcome = Outcome(Reason.EXIT_CODE if code else Reason.UNSPECIFIED, exit_code=code)
+        totals = (*trailer.totals, *self.logs.seal_system(execution.id))
         room = self.logs.room(execution.id)
-        await self.store.finish(execution.id, state=state, outcome=outcome, logs=trailer.totals, log_bytes=room)
+        await self.store.finish(execution.id, state=state, outcome=outcome, logs=totals, log_bytes=room)
 
     def stream(
         self, execution_id: str, **more: object

@@ -306,53 +306,62 @@ async def test_a_reader_is_told_when_what_it_waits_for_has_changed_and_else_that
     stream.cancel()
 
 
-async def test_one_line_says_that_it_waits_where_somebody_looks_and_no_file_is_made_where_nobody_does(
-    house: House,
-) -> None:
-    jobs = [await house.enqueue() for _ in range(4)]
-    id = jobs[3].execution.id
-    streams = [house.stream(id, heartbeat_interval=Duration(seconds=1)) for _ in range(3)]
-    line = b"waiting: 8 of 8 places taken, 3 of its task before it\n"
-    for stream in streams:
-        assert (await next_of(stream)).HasField("state")
-        messages = [await next_of(stream)]
-        while not messages[-1].chunks:
-            messages.append(await next_of(stream))
+async def test_a_reader_of_a_queued_execution_writes_nothing(house: House) -> None:
+    jobs = [await house.enqueue() for _ in range(2)]
+    execution_id = jobs[1].execution.id
+    stream = house.stream(execution_id, heartbeat_interval=Duration(seconds=1))
+    (first, *others) = [await next_of(stream) for _ in range(4)]
+    waiting = first.state.waiting
+    assert (waiting.detail, waiting.ahead) == ("8 of 8 places taken", 1)
+    assert [message.WhichOneof("event") for message in others] == ["heartbeat"] * 3
+    assert not house.logs.path(execution_id).exists()
+    await house.jobs.StopJob(pb.StopJobRequest(job_id=jobs[1].id))
+    *_, last = await rest_of(stream)
+    assert (last.end.sealed, list(last.end.totals)) == (True, [])
+
+
+async def go_back_to_the_queue(house: House, jobs: Sequence[pb.Job], line: str) -> None:
+    """Claim these jobs, the only ones, have a line about each, and requeue their executions as a runner does."""
+    await house.store.claim_on(["local"] * len(jobs))
+    for job in jobs:
+        house.logs.system(job.execution.id, line)
+        totals, log_bytes = house.logs.close_system(job.execution.id)
+        await house.store.requeue(job.execution.id, logs=totals, log_bytes=log_bytes)
+
+
+async def test_a_requeued_execution_that_is_stopped_has_its_lines_in_its_totals(house: House) -> None:
+    jobs = [await house.enqueue() for _ in range(2)]
+    line = b"host local does not answer: back in the queue\n"
+    await go_back_to_the_queue(house, jobs, line.decode().strip())
+    requeued = await house.executions.GetExecution(pb.GetExecutionRequest(execution_id=jobs[0].execution.id))
+    assert list(requeued.execution.logs) == []
+    await house.jobs.StopJob(pb.StopJobRequest(job_id=jobs[0].id))
+    await house.executions.StopExecution(pb.StopExecutionRequest(execution_id=jobs[1].execution.id))
+    for job in jobs:
+        stopped = await house.executions.GetExecution(pb.GetExecutionRequest(execution_id=job.execution.id))
+        messages = await read(house, job.execution.id)
         assert data(messages, SYSTEM) == line
-    assert [house.logs.path(job.execution.id).exists() for job in jobs] == [False, False, False, True]
-    # Who does not want our lines, or only what is there, causes none.
-    await read(house, jobs[0].execution.id, follow=False)
-    quiet = house.stream(jobs[1].execution.id, sources=[1, 2], heartbeat_interval=Duration(seconds=1))
-    assert [(await next_of(quiet)).WhichOneof("event") for _ in range(3)] == ["state", "heartbeat", "heartbeat"]
-    assert not house.logs.path(jobs[0].execution.id).exists()
-    assert not house.logs.path(jobs[1].execution.id).exists()
-    # What is stopped while it waits has that line, and its end says so.
-    await house.jobs.StopJob(pb.StopJobRequest(job_id=jobs[3].id))
-    rest = await rest_of(streams[0])
-    assert data(rest, SYSTEM) == b""
-    (total,) = rest[-1].end.totals
-    assert (total.source, total.bytes, total.missing_bytes, total.crc32) == (3, len(line), 0, zlib.crc32(line))
-    assert data(await read(house, id), SYSTEM) == line
+        assert list(messages[-1].end.totals) == list(stopped.execution.logs)
+        (total,) = stopped.execution.logs
+        assert (total.source, total.bytes, total.missing_bytes, total.crc32) == (3, len(line), 0, zlib.crc32(line))
 
 
-async def test_of_what_is_stopped_while_it_waits_nothing_stays_open_and_its_log_is_known_to_who_prunes(
-    house: House,
-) -> None:
-    by_job, by_itself = await house.enqueue(), await house.enqueue()
-    # Both were claimed, and went back.
-    await house.store.claim_on(["local"] * 2)
-    for job in (by_job, by_itself):
-        house.logs.system(job.execution.id, "host local does not answer: back in the queue")
-        await house.store.requeue(job.execution.id)
-    await house.jobs.StopJob(pb.StopJobRequest(job_id=by_job.id))
-    await house.executions.StopExecution(pb.StopExecutionRequest(execution_id=by_itself.execution.id))
+async def test_a_requeued_execution_that_is_stopped_is_known_to_retention(house: House) -> None:
+    jobs = [await house.enqueue() for _ in range(2)]
+    await go_back_to_the_queue(house, jobs, "host local does not answer: back in the queue")
+    # One that is queued is not due, whatever its log takes.
+    assert (await house.store.kept()).oldest_log_time is None
+    assert await house.store.oldest(Old(utc_now(), logs_only=True), limit=10) == []
+    await house.jobs.StopJob(pb.StopJobRequest(job_id=jobs[0].id))
+    await house.executions.StopExecution(pb.StopExecutionRequest(execution_id=jobs[1].execution.id))
     assert open_below(house.logs.directory) == []
     found = await house.store.oldest(Old(utc_now(), logs_only=True), limit=10)
     assert {each.execution_id: each.log_bytes for each in found} == {
-        job.execution.id: house.logs.room(job.execution.id) for job in (by_job, by_itself)
+        job.execution.id: house.logs.room(job.execution.id) for job in jobs
     }
-    assert len(found) == 2
-    assert (await house.store.kept()).log_bytes == sum(each.log_bytes for each in found)
+    kept = await house.store.kept()
+    assert kept.log_bytes == sum(each.log_bytes for each in found)
+    assert kept.oldest_log_time is not None
 
 
 def open_below(directory: Path) -> list[Path]:

@@ -413,18 +413,15 @@ async def test_the_totals_of_our_lines_are_the_same_however_often_they_are_seale
     assert next_server.seal_system(id) == totals
 
 
-async def test_of_many_who_would_say_the_first_line_one_does_and_nothing_stays_open(house: House) -> None:
-    id, told = new_id(), list[str]()
-    house.logs.on_new_record = told.append
-    files = open_files()
-    await asyncio.gather(*(asyncio.to_thread(house.logs.system_if_first, id, f"line {number}") for number in range(50)))
+async def test_lines_that_were_closed_are_measured_and_go_on(house: House) -> None:
+    id, files = new_id(), open_files()
+    assert house.logs.close_system(id) == ((), 0)
+    house.logs.system(id, "first")
+    totals, log_bytes = house.logs.close_system(id)
+    assert ([(total.source, total.bytes) for total in totals], log_bytes) == ([(SYSTEM, 6)], house.logs.room(id))
     assert open_files() == files
-    assert told == [id]
-    # Whoever says something later goes on from there.
     house.logs.system(id, "later")
-    house.logs.system_if_first(id, "too late")
-    lines = data(await house.rest(id), SYSTEM)
-    assert re.fullmatch(rb"line \d+\nlater\n", lines)
+    assert data(await house.rest(id), SYSTEM) == b"first\nlater\n"
     assert house.logs.system_totals(id) == house.logs.seal_system(id)
     assert house.logs.system_totals(new_id()) == ()
 
@@ -560,7 +557,6 @@ async def test_a_system_line_is_one_printable_line_whatever_is_in_it(house: Hous
         id, "told to stop by a caller (x)\nsucceeded: exited with 0\n\x1b]52;c;aGVsbG8=\x07\u202e\x9b31m \udc9b"
     )
     house.logs.system(id, "the registry says: " + "y\r\n" * 100_000)
-    house.logs.system_if_first(new_id(), "no other\nline")
     first, second = data(await house.rest(id), SYSTEM).decode().removesuffix("\n").split("\n")
     assert first == "told to stop by a caller (x) succeeded: exited with 0  ]52;c;aGVsbG8=   31m  "
     assert (len(second), second.isprintable(), second[-1]) == (MAX_TOLD_CHARACTERS, True, "…")

@@ -1013,7 +1013,8 @@ async def test_the_end_counts_the_lines_about_one_that_went_back_to_the_queue_an
     job = await house.enqueue()
     await house.store.claim_on(["local"])
     house.logs.system(job.execution.id, "pulling busybox")
-    await house.store.requeue(job.execution.id)
+    totals, log_bytes = house.logs.close_system(job.execution.id)
+    await house.store.requeue(job.execution.id, logs=totals, log_bytes=log_bytes)
     await house.jobs.StopJob(pb.StopJobRequest(job_id=job.id))
     *_, end = [message async for message in house.stream(job.execution.id)]
     assert [(total.source, total.bytes) for total in end.end.totals] == [(pb.SOURCE_SYSTEM, len("pulling busybox\n"))]

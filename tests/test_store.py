@@ -357,10 +357,18 @@ def test_the_bytes_of_a_spec_do_not_depend_on_the_order_of_maps_nor_on_what_is_n
 
 
 async def test_what_is_not_there_is_named(store: Store) -> None:
-    for call in (store.job("nope"), store.stop("nope", grace=GRACE, note="")):
+    stops = (store.stop("nope", grace=GRACE, note=""), store.stop("nope", grace=None, note=""))
+    for call in (store.job("nope"), *stops):
         with pytest.raises(JobNotFound, match="nope"):
             await call
-    for wanted in (store.execution("nope"), store.assignment("nope"), store.requeue("nope"), finish(store, "nope")):
+    stop_of_none = [store.stop_execution("nope", grace=grace, note="") for grace in (GRACE, None)]
+    for wanted in (
+        store.execution("nope"),
+        store.assignment("nope"),
+        store.requeue("nope"),
+        finish(store, "nope"),
+        *stop_of_none,
+    ):
         with pytest.raises(ExecutionNotFound, match="nope"):
             await wanted
 

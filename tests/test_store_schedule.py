@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from fastlane_grpc.errors import QueueFull, RequestIdReused
-from fastlane_grpc.model import Execution, Job, JobSpec, Outcome, Reason, State, new_id
+from fastlane_grpc.model import Execution, Job, JobSpec, LogTotals, Outcome, Reason, Source, State, new_id
 from fastlane_grpc.schedule import After, Final, Next, after, settled_by
 from fastlane_grpc.store import JobQuery, Old, Quota, Store
 from fastlane_grpc.store.database import open_for_reading, open_for_writing
@@ -322,7 +322,38 @@ async def test_what_has_started_does_not_expire(moved: MovedStore) -> None:
     assert (await moved.finish(execution.id, State.SUCCEEDED)).state is State.SUCCEEDED
 
 
+async def test_a_requeued_execution_keeps_the_size_of_its_log_when_it_ends_in_the_queue(moved: MovedStore) -> None:
+    logs = (LogTotals(Source.SYSTEM, 12, 0, 34),)
+    expires, stopped = await moved.enqueue(expire_time=BEGIN + HOUR), await moved.enqueue()
+    assert len(await moved.claim()) == 2
+    for each in (expires, stopped):
+        requeued = await moved.store.requeue(each.id, logs=logs, log_bytes=4096)
+        # What a log holds is told when it is final.
+        assert (requeued.state, requeued.logs) == (State.QUEUED, ())
+    assert (await moved.store.kept()).oldest_log_time is None
+    moved.now += 2 * HOUR
+    await moved.store.promote(ALL)
+    await moved.store.stop(stopped.job_id, grace=GRACE, note="")
+    ended = [await moved.store.execution(each.id) for each in (expires, stopped)]
+    assert [(each.state, each.logs) for each in ended] == [(State.EXPIRED, logs), (State.STOPPED, logs)]
+    found = await moved.store.oldest(Old(moved.now, logs_only=True), limit=ALL)
+    assert [(each.execution_id, each.log_bytes) for each in found] == [(expires.id, 4096), (stopped.id, 4096)]
+
+
 # ---- stops
+
+
+@pytest.mark.parametrize("by_job", [True, False])
+async def test_a_stop_without_a_grace_takes_the_one_of_the_job(moved: MovedStore, by_job: bool) -> None:
+    job = await moved.job(stop_grace=7 * SECOND)
+    await moved.claim()
+    if by_job:
+        await moved.store.stop(job.id, grace=None, note="")
+    else:
+        await moved.store.stop_execution(job.execution.id, grace=None, note="")
+    stop = (await moved.store.execution(job.execution.id)).stop
+    assert stop is not None
+    assert stop.grace == 7 * SECOND
 
 
 @pytest.mark.parametrize("wait", [None, HOUR])

@@ -1,15 +1,14 @@
 """The log stream of one execution: its state, the stored output, new output, and the end."""
 
 import asyncio
-import math
 from collections.abc import Awaitable, Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol, TypeAlias
 
 from fastlane_grpc.errors import ServerStopping
 from fastlane_grpc.logs import Cursor, Encoding, StartPoint, Tail, Tails, Watch
-from fastlane_grpc.model import Cause, Execution, Source, Waiting, WaitReason, utc_now
+from fastlane_grpc.model import Cause, Execution, Source, Waiting, utc_now
 from fastlane_grpc.store import Store
 
 
@@ -67,9 +66,6 @@ WaitingOf: TypeAlias = Callable[[Execution], Awaitable[Waiting | None]]
 
 # The shortest time between two reads that find output. The first byte is sent at once, a flood in large messages.
 PACE_SECONDS = 0.004
-# Who looks at an execution that waits longer than this finds a line about it in its log. One that nobody looks at gets
-# none: of a hundred thousand that wait each would have a file.
-MOMENT_SECONDS = 1.0
 
 # The events of a stream beside the messages of its log.
 LogEvent: TypeAlias = StateChanged | Heartbeat | LogEnded | LogSuspended
@@ -111,7 +107,7 @@ async def log_stream(
         async def tell(event: LogEvent) -> None:
             await send(encoding.event(event, utc_now()))
 
-        await _stream(request, watch, tail, _Queue(request, tails, waiting_of), stopping, send, tell)
+        await _stream(request, watch, tail, _Queue(waiting_of), stopping, send, tell)
 
 
 async def _stream(
@@ -150,7 +146,7 @@ async def _stream(
             execution = _present(watch)
             for message in tail.finish(execution.logs, Cause.PRUNED if execution.times.prune_time else Cause.STORE):
                 await send(message)
-            await tell(LogEnded(tail.cursor, replace(execution, logs=tail.totals(execution.logs))))
+            await tell(LogEnded(tail.cursor, execution))
             return
         if not request.follow and not execution.state.final and (messages is None or tail.marked):
             await tell(LogSuspended(tail.cursor, execution))
@@ -160,8 +156,7 @@ async def _stream(
             await tell(StateChanged(tail.cursor, execution, queue.waiting) if changed else Heartbeat(tail.cursor))
             heartbeat_time = now() + request.heartbeat.total_seconds()
         elif messages is None:
-            await queue.say_if_long()
-            await watch.wait(min(heartbeat_time, queue.say_time) - now())
+            await watch.wait(heartbeat_time - now())
             if now() < pace_time:
                 await asyncio.sleep(pace_time - now())
         elif not messages:
@@ -175,30 +170,13 @@ def _present(watch: Watch) -> Execution:
 
 
 class _Queue:
-    """What one reader was told of the waiting of an execution. `say_time`: when the log is to have a line about it, on
-    the loop's clock."""
+    """What the reader was last told that the execution waits for."""
 
-    def __init__(self, request: LogRequest, tails: Tails, waiting_of: WaitingOf) -> None:
+    def __init__(self, waiting_of: WaitingOf) -> None:
         self.waiting: Waiting | None = None
-        self.say_time = math.inf
-        self._execution_id = request.execution_id
-        self._follows_lines = request.follow and (not request.sources or Source.SYSTEM in request.sources)
-        self._tails = tails
         self._waiting_of = waiting_of
 
     async def look(self, execution: Execution) -> bool:
-        """Finds out what it waits for; whether that has changed."""
+        """Find out what the execution waits for. Return whether that has changed."""
         before, self.waiting = self.waiting, await self._waiting_of(execution)
-        if self.waiting is None or self.waiting.reason is WaitReason.NOT_DUE:
-            self.say_time = math.inf
-        elif (before is None or before.reason is WaitReason.NOT_DUE) and self._follows_lines:
-            waited_seconds = (utc_now() - self.waiting.since_time).total_seconds()
-            self.say_time = asyncio.get_running_loop().time() + max(MOMENT_SECONDS - waited_seconds, 0.0)
         return self.waiting != before
-
-    async def say_if_long(self) -> None:
-        """Has the log say once, for all who look and whoever comes later, that it waits."""
-        if self.waiting and asyncio.get_running_loop().time() >= self.say_time:
-            self.say_time = math.inf
-            ahead = f", {self.waiting.ahead} of its task before it" if self.waiting.ahead else ""
-            await self._tails.system_if_first(self._execution_id, f"waiting: {self.waiting.detail}{ahead}")

@@ -18,7 +18,6 @@ from fastlane_grpc.model import (
     HostReport,
     Job,
     JobSpec,
-    LogTotals,
     State,
     Task,
     Times,
@@ -137,11 +136,7 @@ class Service:
         self._check_serving()
         _require("job_id", job_id)
         validation.raise_if_invalid([*conversion_violations, *validation.stop_violations(note, grace)])
-        job = await self._store.job(job_id)
-        logs, room = await self._waiting_lines(job.execution)
-        assert job.spec is not None, "read with the job"
-        grace = job.spec.grace if grace is None else grace
-        return await self._store.stop(job_id, grace=grace, note=note, logs=logs, log_bytes=room)
+        return await self._store.stop(job_id, grace=grace, note=note)
 
     async def stop_execution(
         self, execution_id: str, *, note: str, grace: timedelta | None, conversion_violations: Sequence[Violation] = ()
@@ -150,10 +145,7 @@ class Service:
         self._check_serving()
         _require("execution_id", execution_id)
         validation.raise_if_invalid([*conversion_violations, *validation.stop_violations(note, grace)])
-        assignment = await self._store.assignment(execution_id)
-        logs, room = await self._waiting_lines(assignment.execution)
-        grace = assignment.spec.grace if grace is None else grace
-        return await self._store.stop_execution(execution_id, grace=grace, note=note, logs=logs, log_bytes=room)
+        return await self._store.stop_execution(execution_id, grace=grace, note=note)
 
     async def task(self, task_id: str) -> Task:
         """Return the task."""
@@ -284,16 +276,6 @@ class Service:
         """Return the current report of each host, in the order of the configuration."""
         self._check_serving()
         return self._places.hosts
-
-    async def _waiting_lines(self, execution: Execution) -> tuple[Sequence[LogTotals], int]:
-        """What there is of the log of one that may be queued when the order is written, and its room on the disk. It
-        has a line if somebody looked at it, and more if it was claimed before; one that is claimed may be about to go
-        back."""
-        return (
-            await self._tails.waiting_lines(execution.id)
-            if execution.state in {State.QUEUED, State.PREPARING}
-            else ((), 0)
-        )
 
     def _check_serving(self) -> None:
         if self._stopping:

@@ -93,12 +93,13 @@ class DockerRunner:
         host.doubt()
         lifecycle.log.warning("the engine does not answer", error=str(error), fenced=lifecycle.fenced)
         if not lifecycle.fenced:
-            execution = self._context.store.requeue(lifecycle.execution.id).result()
+            if not lifecycle.stopping:
+                # Before the hand-back, which measures the log.
+                lifecycle.say(f"host {host.name} does not answer: back in the queue")
+            execution = lifecycle.requeue()
             if execution.state is State.STOPPING and execution.stop and not execution.starting:
                 lifecycle.conclude(stopped_before_start(Stopping.begin(execution.stop, "", boottime())))
                 return
-            if execution.state is State.QUEUED:
-                lifecycle.say(f"host {host.name} does not answer: back in the queue")
         raise HostDown(f"host {host.name!r}: {error}") from error
 
 

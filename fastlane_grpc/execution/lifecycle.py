@@ -35,7 +35,7 @@ from fastlane_grpc.execution.final_state import (
 from fastlane_grpc.execution.host import Host
 from fastlane_grpc.execution.stopping import KILL, Stopping, signal_number
 from fastlane_grpc.logs import Logs
-from fastlane_grpc.model import Assignment, Outcome, State, Stop, StopCause, Waiting, WaitReason, utc_now
+from fastlane_grpc.model import Assignment, Execution, Outcome, State, Stop, StopCause, Waiting, WaitReason, utc_now
 from fastlane_grpc.record import Trailer
 from fastlane_grpc.runner import (
     AbandonedLog,
@@ -515,6 +515,11 @@ class Lifecycle:
         )
         self.remove()
         self.reached(Step.REMOVED)
+
+    def requeue(self) -> Execution:
+        """Put the execution back into the queue, with the size of its log so far. Return the execution as it is then."""
+        logs, log_bytes = self.context.logs.close_system(self.execution.id)
+        return self.context.store.requeue(self.execution.id, logs=logs, log_bytes=log_bytes).result()
 
     def remains(self, why: str) -> AbandonedLog:
         """Ends the log of one that could not be brought to its end: what it may have printed and is not there is a gap

@@ -102,7 +102,7 @@ def _revoked(lifecycle: Lifecycle) -> bool:
 
 
 def _requeue(lifecycle: Lifecycle) -> None:
-    execution = lifecycle.context.store.requeue(lifecycle.execution.id).result()
+    execution = lifecycle.requeue()
     if execution.state is State.STOPPING and execution.stop:
         lifecycle.conclude(stopped_before_start(Stopping.begin(execution.stop, "", boottime())))
 

@@ -69,13 +69,6 @@ class Logs:
             if new:
                 self.on_new_record(execution_id)
 
-    def system_if_first(self, execution_id: str, line: str) -> None:
-        """Adds the line if there is none yet, and keeps nothing open: those that wait may be many."""
-        with self._lock:
-            if execution_id not in self._writers and not self.system_path(execution_id).exists():
-                self.system(execution_id, line)
-                self._forget(execution_id)
-
     def seal_system(self, execution_id: str) -> Sequence[LogTotals]:
         """Ends fastlane's lines, and says how much they are; empty if there are none. Later calls, after a restart too,
         say the same."""
@@ -98,9 +91,9 @@ class Logs:
             log.warning("a system record cannot be opened", execution_id=execution_id, error=str(error))
             return ()
 
-    def waiting_lines(self, execution_id: str) -> tuple[Sequence[LogTotals], int]:
-        """How much fastlane's lines about one that waits are by now, and the room that they take. Nothing of it stays
-        open: one that is stopped while it waits has nobody who would close it."""
+    def close_system(self, execution_id: str) -> tuple[Sequence[LogTotals], int]:
+        """Close fastlane's lines about an execution that goes back to the queue; a later line opens them again. Return
+        their totals, and the bytes that the log takes on the disk."""
         self._forget(execution_id)
         return self.system_totals(execution_id), self.room(execution_id)
 

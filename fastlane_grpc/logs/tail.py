@@ -84,14 +84,6 @@ class Tails:
         of them."""
         return await watch.log.cursor_at(begin, frozenset(sources) or frozenset(Source))
 
-    async def system_if_first(self, execution_id: str, line: str) -> None:
-        """Adds one of fastlane's own lines to the log if it has none yet."""
-        await self._loop.run_in_executor(self._threads, self._logs.system_if_first, execution_id, line)
-
-    async def waiting_lines(self, execution_id: str) -> tuple[Sequence[LogTotals], int]:
-        """See Logs."""
-        return await self._loop.run_in_executor(self._threads, self._logs.waiting_lines, execution_id)
-
     def tail(
         self, watch: "Watch", cursor: Cursor, sources: Iterable[Source], encoding: Encoding, *, text: bool
     ) -> "Tail":
@@ -227,16 +219,6 @@ class Tail:
         found = self._own_messages(gaps)
         left = self._decoder.flush() if self._decoder else ()
         return [*found, self._encoding.message(Message(self._passed, left))] if left else found
-
-    def totals(self, totals: Sequence[LogTotals]) -> Sequence[LogTotals]:
-        """The same, and what was found beyond them: fastlane's lines about one that went back to the queue, and ended
-        there."""
-        known = {total.source: total.bytes for total in totals}
-        reached = {
-            source: _offset(self._system if source is Source.SYSTEM else self._output, source) for source in Source
-        }
-        beyond = [LogTotals(source, reached[source]) for source in Source if reached[source] > known.get(source, 0)]
-        return [*(total for total in totals if total.bytes >= reached[total.source]), *beyond]
 
     async def _next_line(self) -> Chunk | Gap | None:
         """The first of fastlane's lines that this reader has not had."""

@@ -58,8 +58,8 @@ class Count:
 
 @dataclass(frozen=True, slots=True)
 class Kept:
-    """The oldest ends, of a log that is kept and of a job, if there are any; and the room that the logs of all that
-    ended take."""
+    """The earliest end of an execution whose log is kept, and of a job; None if there is none. `log_bytes`: what all
+    logs take on the disk, as far as the store knows it."""
 
     oldest_log_time: datetime | None
     oldest_job_time: datetime | None
@@ -70,7 +70,7 @@ def kept(db: Connection) -> Kept:
     [(log_time, job_time, log_bytes)] = db.execute(
         """
         SELECT
-            (SELECT end_time FROM executions INDEXED BY executions_log_kept WHERE log_bytes > 0 ORDER BY end_time LIMIT 1),
+            (SELECT end_time FROM executions INDEXED BY executions_log_kept WHERE log_bytes > 0 AND end_time >= 0 ORDER BY end_time LIMIT 1),
             (SELECT end_time FROM jobs INDEXED BY jobs_ended WHERE state >= 6 ORDER BY end_time LIMIT 1),
             (SELECT log_bytes FROM kept)
         """

@@ -1,9 +1,9 @@
 """What is asked of the tables: each question is one statement, read to its last row."""
 
 from fastlane_grpc.errors import ExecutionNotFound, JobNotFound, TaskNotFound
-from fastlane_grpc.model import Execution, Job, State, Task
+from fastlane_grpc.model import Assignment, Execution, Job, JobSpec, State, Task
 from fastlane_grpc.store.database import Connection
-from fastlane_grpc.store.rows import EXECUTION, JOB, TASK, execution_from, job_from, task_from
+from fastlane_grpc.store.rows import EXECUTION, JOB, TASK, execution_from, job_from, spec_from, task_from
 
 # SQL: the `seq` of the job's current execution.
 CURRENT = "(SELECT seq FROM executions WHERE execution_id = (SELECT execution_id FROM jobs WHERE job_id = :job_id))"
@@ -17,6 +17,14 @@ def job_of(db: Connection, job_id: str) -> Job:
     if not rows:
         raise JobNotFound(job_id)
     return job_from(rows[0])
+
+
+def spec_of(db: Connection, job_id: str) -> JobSpec:
+    """Return the spec of the job. JobNotFound."""
+    rows = db.execute("SELECT spec FROM jobs WHERE job_id = ?", [job_id]).fetchall()
+    if not rows:
+        raise JobNotFound(job_id)
+    return spec_from(rows[0][0])
 
 
 def ahead_of(db: Connection, execution_id: str, most: int) -> int:
@@ -43,6 +51,17 @@ def execution_of(db: Connection, execution_id: str) -> Execution:
     if not rows:
         raise ExecutionNotFound(execution_id)
     return execution_from(rows[0])
+
+
+def assignment_of(db: Connection, execution_id: str) -> Assignment:
+    """Return the execution with the spec of its job. ExecutionNotFound."""
+    rows = db.execute(
+        f"SELECT spec, {EXECUTION} FROM executions JOIN jobs USING (job_id) WHERE executions.execution_id = ?",
+        [execution_id],
+    ).fetchall()
+    if not rows:
+        raise ExecutionNotFound(execution_id)
+    return Assignment(execution_from(rows[0][1:]), spec_from(rows[0][0]))
 
 
 def task_of(db: Connection, task_id: str) -> Task:

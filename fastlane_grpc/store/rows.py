@@ -80,11 +80,12 @@ _REASONS = {int(reason): reason for reason in Reason}
 
 def execution_from(row: Row) -> Execution:
     at = _IN_EXECUTION
+    state = _STATES[row[at["state"]]]
     return Execution(
         id=row[at["execution_id"]],
         job_id=row[at["job_id"]],
         task_id=row[at["task_id"]],
-        state=_STATES[row[at["state"]]],
+        state=state,
         times=_times_from(row),
         state_time=time_from(row[at["state_time"]]),
         run=row[at["run"]],
@@ -97,7 +98,8 @@ def execution_from(row: Row) -> Execution:
         capture=row[at["capture"]],
         engine_life=row[at["engine_life"]],
         starting=bool(row[at["starting"]]),
-        logs=_logs_from(row[at["logs"]]),
+        # Of one that went back to the queue the row has what its log holds so far. That may still grow.
+        logs=_logs_from(row[at["logs"]]) if state.final else (),
         expire_time=_time_or_none(row[at["expire_time"]]),
     )
 

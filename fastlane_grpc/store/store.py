@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Self
 
-from fastlane_grpc.errors import DiskFull, ExecutionNotFound
+from fastlane_grpc.errors import DiskFull
 from fastlane_grpc.machine.data_directory import free_bytes, free_inodes
 from fastlane_grpc.model import (
     Assignment,
@@ -31,7 +31,7 @@ from fastlane_grpc.store.job_state import follow, follow_claim, note_stop, settl
 from fastlane_grpc.store.lists import ExecutionQuery, JobQuery, Page, page_of_executions, page_of_jobs, page_of_tasks
 from fastlane_grpc.store.pending import Pending
 from fastlane_grpc.store.pruning import Count, Found, Kept, Old, Place
-from fastlane_grpc.store.queries import CURRENT, ahead_of, execution_of, job_of, task_of
+from fastlane_grpc.store.queries import CURRENT, ahead_of, assignment_of, execution_of, job_of, spec_of, task_of
 from fastlane_grpc.store.readers import Readers
 from fastlane_grpc.store.rows import (
     EXECUTION,
@@ -131,28 +131,27 @@ class Store:
         work = Enqueue(task_id, spec, request_id, caller_address, self._now(), self._quota, self._secret_names)
         return self._writer.write(work, many=Enqueue.together)
 
-    def stop(
-        self, job_id: str, *, grace: timedelta, note: str, logs: Sequence[LogTotals] = (), log_bytes: int = 0
-    ) -> Pending[Job]:
-        """Stops the job: nothing follows its current execution. Scheduled or queued: that is STOPPED, and its log holds
-        `logs` and takes `log_bytes` of the disk. With a container: STOPPING. STOPPING: a shorter rest of grace counts.
-        Final: as it is. JobNotFound."""
+    def stop(self, job_id: str, *, grace: timedelta | None, note: str) -> Pending[Job]:
+        """Stop the job: no execution follows the current one. Without a `grace`, the grace of the job counts.
+
+        An execution that is scheduled or queued becomes STOPPED, one that is claimed becomes STOPPING. For one that is
+        STOPPING, only a shorter grace counts. One that is final stays as it is. JobNotFound."""
 
         def work(db: Connection) -> Written[Job]:
             now = self._now()
+            its_grace = spec_of(db, job_id).grace if grace is None else grace
             note_stop(db, job_id, now)
-            changed = self._stop(db, CURRENT, {"job_id": job_id}, now, grace, note, logs, log_bytes)
+            changed = self._stop(db, CURRENT, {"job_id": job_id}, now, its_grace, note)
             return Written(job_of(db, job_id), changed)
 
         return self._writer.write(work)
 
-    def stop_execution(
-        self, execution_id: str, *, grace: timedelta, note: str, logs: Sequence[LogTotals] = (), log_bytes: int = 0
-    ) -> Pending[Execution]:
-        """The same for exactly this execution. ExecutionNotFound."""
+    def stop_execution(self, execution_id: str, *, grace: timedelta | None, note: str) -> Pending[Execution]:
+        """Stop exactly this execution, as `stop` does. ExecutionNotFound."""
 
         def work(db: Connection) -> Written[Execution]:
-            changed = self._stop(db, _THIS, {"execution_id": execution_id}, self._now(), grace, note, logs, log_bytes)
+            its_grace = assignment_of(db, execution_id).spec.grace if grace is None else grace
+            changed = self._stop(db, _THIS, {"execution_id": execution_id}, self._now(), its_grace, note)
             return Written(execution_of(db, execution_id), changed)
 
         return self._writer.write(work)
@@ -165,13 +164,10 @@ class Store:
         now: datetime,
         grace: timedelta,
         note: str,
-        logs: Sequence[LogTotals],
-        log_bytes: int,
     ) -> list[Execution]:
         """Stops the execution of which `which`, SQL with the values `of`, is the seq. Returns the executions that
         changed."""
-        stop = {"now": microseconds_since_epoch(now), "grace": microseconds_of(grace), "note": note}
-        order = {**of, **stop, "logs": logs_text(logs), "log_bytes": log_bytes}
+        order = {**of, "now": microseconds_since_epoch(now), "grace": microseconds_of(grace), "note": note}
         if execution := _stop_unclaimed(db, which, order):
             return [execution, *settle(db, execution, now, self._after)]
         if execution := _stop_claimed(db, which, order):
@@ -283,17 +279,7 @@ class Store:
 
     def assignment(self, execution_id: str) -> Pending[Assignment]:
         """ExecutionNotFound."""
-
-        def work(db: Connection) -> Assignment:
-            rows = db.execute(
-                f"SELECT spec, {EXECUTION} FROM executions JOIN jobs USING (job_id) WHERE executions.execution_id = ?",
-                [execution_id],
-            ).fetchall()
-            if not rows:
-                raise ExecutionNotFound(execution_id)
-            return Assignment(execution_from(rows[0][1:]), spec_from(rows[0][0]))
-
-        return self._readers.read(work)
+        return self._readers.read(lambda db: assignment_of(db, execution_id))
 
     # ---- what a runner tells
 
@@ -380,9 +366,12 @@ class Store:
 
         return self._writer.write_until_stored(work)
 
-    def requeue(self, execution_id: str) -> Pending[Execution]:
-        """PREPARING, and no start was sent: QUEUED, in its old place of its task's line. Otherwise: as it is.
-        ExecutionNotFound."""
+    def requeue(self, execution_id: str, *, logs: Sequence[LogTotals] = (), log_bytes: int = 0) -> Pending[Execution]:
+        """Put an execution back into the queue, at the position it had, if it is PREPARING and no start was sent.
+        Return the execution as it is then. ExecutionNotFound.
+
+        `logs` and `log_bytes`: fastlane's lines so far, and the bytes that the log takes on the disk. They count if the
+        execution ends in the queue."""
 
         def work(db: Connection) -> Written[Execution]:
             execution = _update(
@@ -390,10 +379,13 @@ class Store:
                 f"""
                 UPDATE executions
                 SET state = {State.QUEUED}, state_time = :now, claim_time = NULL, pull_time = NULL, container_time = NULL,
-                    host = '', container_id = '', image_digest = '', capture = '', engine_life = ''
+                    host = '', container_id = '', image_digest = '', capture = '', engine_life = '',
+                    logs = :logs, log_bytes = :log_bytes
                 WHERE execution_id = :execution_id AND state = {State.PREPARING} AND NOT starting
                 """,
                 execution_id=execution_id,
+                logs=logs_text(logs),
+                log_bytes=log_bytes,
                 now=microseconds_since_epoch(self._now()),
             )
             if execution is None:
@@ -574,7 +566,7 @@ def _stop_unclaimed(db: Connection, which: str, order: Mapping[str, object]) -> 
             stop_cause = '{StopCause.CALLER.value}', stop_time = :now, stop_grace = :grace, stop_note = :note,
             reason = {Reason.UNSPECIFIED},
             detail = 'stopped while it was ' || iif(state = {State.QUEUED}, 'queued', 'scheduled') || iif(:note = '', '', ': ' || :note),
-            out_of_memory = 0, stop_signal = '', logs = :logs, log_bytes = :log_bytes
+            out_of_memory = 0, stop_signal = ''
         WHERE seq = {which} AND state IN ({State.SCHEDULED}, {State.QUEUED})
         """,
         **order,

@@ -226,8 +226,8 @@ class _SourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Source.ValueTy
     SOURCE_STDERR: _Source.ValueType  # 2
     """The container's standard error."""
     SOURCE_SYSTEM: _Source.ValueType  # 3
-    """fastlane's own lines about this execution: what it waits for if somebody looks at it while it does, the pull, the start, a stop, the
-    end. UTF-8 lines; not for programs to parse.
+    """fastlane's own lines about this execution: the pull, the start, a stop, the end. UTF-8 lines; not for programs to parse. What a
+    queued execution waits for is in `waiting` of its state.
     """
 
 class Source(_Source, metaclass=_SourceEnumTypeWrapper):
@@ -240,8 +240,8 @@ SOURCE_STDOUT: Source.ValueType  # 1
 SOURCE_STDERR: Source.ValueType  # 2
 """The container's standard error."""
 SOURCE_SYSTEM: Source.ValueType  # 3
-"""fastlane's own lines about this execution: what it waits for if somebody looks at it while it does, the pull, the start, a stop, the
-end. UTF-8 lines; not for programs to parse.
+"""fastlane's own lines about this execution: the pull, the start, a stop, the end. UTF-8 lines; not for programs to parse. What a
+queued execution waits for is in `waiting` of its state.
 """
 Global___Source: _TypeAlias = Source  # noqa: Y015
 
@@ -807,7 +807,7 @@ class Execution(_message.Message):
 
     @_builtins.property
     def logs(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogTotals]:
-        """What is in its log, one for each source that wrote."""
+        """What is in its log, one for each source that wrote. Empty until the execution is final."""
 
     def __init__(
         self,
