@@ -1,4 +1,4 @@
-"""Gives work to the hosts: as much as they have places for, as soon as there is any, each execution to one thread at a
+"""Gives work to the hosts: as much as they have slots for, as soon as there is any, each execution to one thread at a
 time.
 
 A host that is down, or hangs, keeps what is on it and gets nothing more; the others go on.
@@ -58,8 +58,8 @@ class HostView(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
-class HostPlaces:
-    """A host, who runs what has a place on it, and how many places there are."""
+class HostSlots:
+    """A host, who runs what has a slot on it, and how many slots there are."""
 
     host: HostView
     runner: Runner
@@ -71,14 +71,14 @@ class Dispatcher:
     server from ending.
 
     `hosts` are in the order in which they are preferred where all else is equal; at most `max_running` executions run
-    on all of them together. `gone` is given what an earlier server left on a host that is not among them."""
+    on all of them together. `removed` is given what an earlier server left on a host that is not among them."""
 
     def __init__(
         self,
         store: Store,
-        hosts: Sequence[HostPlaces],
+        hosts: Sequence[HostSlots],
         *,
-        gone: Runner,
+        removed: Runner,
         max_running: int,
         retry_seconds: float = 1.0,
         supervisor: Supervisor = ALONE,
@@ -95,10 +95,10 @@ class Dispatcher:
         self._supervisor = supervisor
         self._loop = asyncio.get_running_loop()
         self._wake = Wakeup()
-        self._hosts = [_Host(each, _Rest(self._loop, self._wake)) for each in hosts]
-        # No place is taken by what is on hosts that are not there.
-        self._gone = _Host(HostPlaces(_Nowhere(), gone, 0), _Rest(self._loop, self._wake))
-        self._rest = _Rest(self._loop, self._wake)
+        self._hosts = [_Host(each, _Backoff(self._loop, self._wake)) for each in hosts]
+        # No slot is taken by what is on hosts that are not there.
+        self._removed = _Host(HostSlots(_NoHost(), removed, 0), _Backoff(self._loop, self._wake))
+        self._backoff = _Backoff(self._loop, self._wake)
         self._closing = False
         # Of each execution that was claimed and is not over. A stop may be announced before the claim is answered:
         # whichever comes first makes the inbox.
@@ -108,15 +108,15 @@ class Dispatcher:
         # queue.
         self._threads = 0
         self._work: queue.SimpleQueue[tuple[_Host, Assignment, _Claim] | None] = queue.SimpleQueue()
-        self._one_ended = asyncio.Event()
+        self._execution_ended = asyncio.Event()
 
     @property
     def running(self) -> int:
-        """Places that are taken on all hosts; more than the limit where more were adopted."""
+        """Slots that are taken on all hosts; more than the limit where more were adopted."""
         return sum(host.running for host in self._hosts)
 
     @property
-    def places(self) -> tuple[int, int]:
+    def slots(self) -> tuple[int, int]:
         """Of those that can be had just now: how many are taken, and how many there are."""
         up = [host for host in self._hosts if host.view.up]
         taken, there_are = sum(host.running for host in up), sum(host.max_running for host in up)
@@ -144,7 +144,7 @@ class Dispatcher:
         claim = self._on_thread.get(execution_id)
         return claim.mailbox.waiting if claim else None
 
-    def news(self, executions: Sequence[Execution]) -> None:
+    def on_change(self, executions: Sequence[Execution]) -> None:
         """Every change of every execution, in order, as the store announces them."""
         for execution in executions:
             if execution.state in {State.SCHEDULED, State.QUEUED}:
@@ -153,20 +153,20 @@ class Dispatcher:
                 self._claims.pop(execution.id, None)
                 self._wake.set()
             elif execution.state is State.STOPPING and execution.stop:
-                self._claims.setdefault(execution.id, _Claim()).tell(execution.stop)
+                self._claims.setdefault(execution.id, _Claim()).request_stop(execution.stop)
 
     def host_changed(self, name: str) -> None:
         """This host is up again, or down."""
         host = self._host(name)
         if host.view.up:
-            host.rest.end()
-            self._rest.end()
+            host.backoff.stop()
+            self._backoff.stop()
         self._wake.set()
 
     async def run(self) -> None:
         """Takes up what an earlier server left, then what is due, until it is closed."""
         with suppress(ServerStopping):
-            await self._adopt()
+            await self._recover()
             self._expect_at(await self._known_to_the_store(self._store.next_due_time))
             while not self._closing:
                 self._wake.clear()
@@ -175,27 +175,27 @@ class Dispatcher:
                 await self._claim()
                 await self._wake.wait(self._sleep_seconds())
 
-    async def close(self, patience_seconds: float = 1.0) -> None:
+    async def close(self, timeout_seconds: float = 1.0) -> None:
         """Takes nothing new, and has the threads leave their containers as they are; those that hang are waited for no
         longer than that."""
         self._closing = True
-        for rest in (self._rest, self._gone.rest, *(host.rest for host in self._hosts)):
-            rest.end()
+        for backoff in (self._backoff, self._removed.backoff, *(host.backoff for host in self._hosts)):
+            backoff.stop()
         for claim in self._on_thread.values():
             claim.mailbox.put(Leave())
         for _ in range(self._threads):
             self._work.put(None)
         with suppress(TimeoutError):
-            async with asyncio.timeout(patience_seconds):
+            async with asyncio.timeout(timeout_seconds):
                 while self._on_thread:
-                    self._one_ended.clear()
-                    await self._one_ended.wait()
+                    self._execution_ended.clear()
+                    await self._execution_ended.wait()
 
     # ---- what there is to do
 
-    async def _adopt(self) -> None:
+    async def _recover(self) -> None:
         for assignment in await self._known_to_the_store(self._store.unfinished):
-            self._begin(assignment)
+            self._start(assignment)
             # To start a thousand threads takes a while: calls are answered in between.
             await asyncio.sleep(0)
 
@@ -210,19 +210,19 @@ class Dispatcher:
 
     async def _resume(self) -> None:
         """Those that were left when their host went away, now that it is back; as they are on disk by now."""
-        for host in (*self._hosts, self._gone):
-            for execution_id in sorted(host.left - host.paused):
+        for host in (*self._hosts, self._removed):
+            for execution_id in sorted(host.suspended - host.paused):
                 if not self._ready(host):
                     break
                 try:
                     assignment = await self._store.assignment(execution_id)
                 except (DiskFull, StoreFailed) as error:
-                    self._begin_rest(
-                        self._rest, "an execution waits for the store", execution_id=execution_id, error=str(error)
+                    self._back_off(
+                        self._backoff, "an execution waits for the store", execution_id=execution_id, error=str(error)
                     )
                     return
-                host.left.discard(execution_id)
-                self._begin(assignment)
+                host.suspended.discard(execution_id)
+                self._start(assignment)
 
     def _expect(self, execution: Execution) -> None:
         """Sleeps no longer than until this execution is due, or has expired."""
@@ -237,7 +237,7 @@ class Dispatcher:
     async def _promote(self) -> None:
         """Has the store queue what is due and end what has expired: one batch, so that claims come in between."""
         due_time = self._due_time
-        if due_time is None or self._now() < due_time or self._rest:
+        if due_time is None or self._now() < due_time or self._backoff:
             return
         # Forgotten before the store is asked: what is announced while it looks may be earlier than its answer.
         self._due_time = None
@@ -245,32 +245,32 @@ class Dispatcher:
             promotion = await self._store.promote(PROMOTIONS_AT_ONCE)
         except (DiskFull, StoreFailed) as error:
             self._due_time = due_time
-            self._begin_rest(self._rest, "what is due waits for the store", error=str(error))
+            self._back_off(self._backoff, "what is due waits for the store", error=str(error))
             return
         self._expect_at(due_time if promotion.more else promotion.next_time)
 
     def _sleep_seconds(self) -> float | None:
         """Until something is due, if anything waits for a time. While the store is left alone that is not looked at."""
-        if self._due_time is None or self._rest:
+        if self._due_time is None or self._backoff:
             return None
         seconds = (self._due_time - self._now()).total_seconds()
         return min(max(seconds, SHORTEST_SLEEP_SECONDS), self._longest_sleep_seconds)
 
     async def _claim(self) -> None:
-        while places := list(islice(self._free_places(), CLAIMS_AT_ONCE)):
+        while slots := list(islice(self._free_slots(), CLAIMS_AT_ONCE)):
             try:
-                claimed = await self._store.claim_on(places)
+                claimed = await self._store.claim_on(slots)
             except (DiskFull, StoreFailed) as error:
-                self._begin_rest(self._rest, "the queue waits for the store", error=str(error))
+                self._back_off(self._backoff, "the queue waits for the store", error=str(error))
                 return
             for assignment in claimed:
-                self._begin(assignment)
-            if len(claimed) < len(places):
+                self._start(assignment)
+            if len(claimed) < len(slots):
                 return
 
-    def _free_places(self) -> Iterator[str]:
-        """The host of each place that is free, in the order in which they are to be taken: always on the host of whose
-        places the largest share is free."""
+    def _free_slots(self) -> Iterator[str]:
+        """The host of each slot that is free, in the order in which they are to be taken: always on the host of whose
+        slots the largest share is free."""
         free = {
             host: host.max_running - host.running
             for host in self._hosts
@@ -285,47 +285,47 @@ class Dispatcher:
             if not free[host]:
                 del free[host]
 
-    def _take_up_later(self, host: "_Host", execution_id: str) -> None:
+    def _resume_later(self, host: "_Host", execution_id: str) -> None:
         """What the machine has too little of may be there in a moment; the others on the host do not wait for that."""
         host.pauses[execution_id] = pause = min(
             host.pauses.get(execution_id, self._retry_seconds / 2) * 2, LONGEST_PAUSE_SECONDS
         )
         host.paused.add(execution_id)
 
-        def is_over() -> None:
+        def resume() -> None:
             host.paused.discard(execution_id)
             self._wake.set()
 
-        self._loop.call_later(pause, is_over)
+        self._loop.call_later(pause, resume)
 
     def _host(self, name: str) -> "_Host":
-        return next((host for host in self._hosts if host.view.name == name), self._gone)
+        return next((host for host in self._hosts if host.view.name == name), self._removed)
 
     def _ready(self, host: "_Host") -> bool:
-        return host.view.up and not host.rest and not self._rest and not self._closing
+        return host.view.up and not host.backoff and not self._backoff and not self._closing
 
-    def _begin_rest(self, rest: "_Rest", why: str, **ids: str) -> None:
+    def _back_off(self, backoff: "_Backoff", why: str, **ids: str) -> None:
         """Something failed that may fail again at once: nothing is taken up, by one host or by any, for a while."""
         _warn(why, retry_seconds=self._retry_seconds, **ids)
-        rest.begin(self._retry_seconds)
+        backoff.start(self._retry_seconds)
 
     # ---- one execution
 
-    def _begin(self, assignment: Assignment) -> None:
+    def _start(self, assignment: Assignment) -> None:
         execution = assignment.execution
         host = self._host(execution.host)
         if self._closing:
             return  # the next server finds it
         if execution.id in self._on_thread:
-            host.behind[execution.id] = assignment
+            host.superseded[execution.id] = assignment
             return
         claim = self._claims.setdefault(execution.id, _Claim())
         claim.stop = claim.stop or execution.stop
         try:
             self._have_threads(len(self._on_thread) + 1)
         except RuntimeError as error:
-            host.left.add(execution.id)
-            self._begin_rest(self._rest, "no thread is to be had", execution_id=execution.id, error=str(error))
+            host.suspended.add(execution.id)
+            self._back_off(self._backoff, "no thread is to be had", execution_id=execution.id, error=str(error))
             return
         self._on_thread[execution.id] = claim
         host.on_thread.add(execution.id)
@@ -402,23 +402,23 @@ class Dispatcher:
     def _ended(self, host: "_Host", execution_id: str, claim: "_Claim", host_down: bool, machine_failed: bool) -> None:
         del self._on_thread[execution_id]
         host.on_thread.discard(execution_id)
-        # Another claim, or none, in its place: it was requeued. That was announced before the thread went on, so it is
+        # Another claim, or none, in its stead: it was requeued. That was announced before the thread went on, so it is
         # known here.
         if self._claims.get(execution_id) is claim:
             del self._claims[execution_id]
             if host_down or machine_failed:
-                host.left.add(execution_id)
+                host.suspended.add(execution_id)
         if machine_failed:
-            self._take_up_later(host, execution_id)
+            self._resume_later(host, execution_id)
         else:
             host.pauses.pop(execution_id, None)
         if host_down and host.view.up and not self._closing:
             # The runner got no answer from a host that seems to be there: no word that it is back would ever come.
-            self._begin_rest(host.rest, "the host does not answer", execution_id=execution_id, host=host.view.name)
+            self._back_off(host.backoff, "the host does not answer", execution_id=execution_id, host=host.view.name)
         for each in self._hosts:
-            if execution_id in each.behind:
-                self._begin(each.behind.pop(execution_id))
-        self._one_ended.set()
+            if execution_id in each.superseded:
+                self._start(each.superseded.pop(execution_id))
+        self._execution_ended.set()
         self._wake.set()
 
 
@@ -434,42 +434,42 @@ def _remains(runner: Runner, execution_id: str, why: str) -> AbandonedLog:
         return AbandonedLog()
 
 
-class _Rest:
+class _Backoff:
     """A while in which nothing is taken up. At its end the dispatcher looks again."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, wake: Wakeup) -> None:
         self._loop = loop
         self._wake = wake
-        self._end: asyncio.TimerHandle | None = None
+        self._timer: asyncio.TimerHandle | None = None
 
     def __bool__(self) -> bool:
-        return self._end is not None
+        return self._timer is not None
 
-    def begin(self, seconds: float) -> None:
+    def start(self, seconds: float) -> None:
         """One that has begun already begins anew."""
-        self.end()
-        self._end = self._loop.call_later(seconds, self.end)
+        self.stop()
+        self._timer = self._loop.call_later(seconds, self.stop)
 
-    def end(self) -> None:
-        if self._end:
-            self._end.cancel()
-            self._end = None
+    def stop(self) -> None:
+        if self._timer:
+            self._timer.cancel()
+            self._timer = None
         self._wake.set()
 
 
 class _Host:
-    """A host as the dispatcher sees it, with those who have a place on it."""
+    """A host as the dispatcher sees it, with those who have a slot on it."""
 
-    def __init__(self, places: HostPlaces, rest: _Rest) -> None:
-        self.view = places.host
-        self.runner = places.runner
-        self.max_running = places.max_running
-        self.rest = rest
+    def __init__(self, slots: HostSlots, backoff: _Backoff) -> None:
+        self.view = slots.host
+        self.runner = slots.runner
+        self.max_running = slots.max_running
+        self.backoff = backoff
         # Those on a thread; those that are to be taken up again when the host is back; and those that were requeued,
         # here or elsewhere, and claimed again for this host, while the thread of their first claim has not ended.
         self.on_thread: set[str] = set()
-        self.left: set[str] = set()
-        self.behind: dict[str, Assignment] = {}
+        self.suspended: set[str] = set()
+        self.superseded: dict[str, Assignment] = {}
         # Of those that are to be taken up again: which wait because the machine failed, and how long they waited the
         # last time.
         self.paused: set[str] = set()
@@ -477,10 +477,10 @@ class _Host:
 
     @property
     def running(self) -> int:
-        return len(self.on_thread) + len(self.left) + len(self.behind)
+        return len(self.on_thread) + len(self.suspended) + len(self.superseded)
 
 
-class _Nowhere:
+class _NoHost:
     """Stands for all hosts that are not configured any more. What is to be done about what was on them needs no
     engine."""
 
@@ -499,7 +499,7 @@ class _Claim:
     mailbox: Mailbox = field(default_factory=Mailbox)
     stop: Stop | None = None
 
-    def tell(self, stop: Stop) -> None:
+    def request_stop(self, stop: Stop) -> None:
         # The same order is announced again with every other change of an execution that stops.
         if stop != self.stop:
             self.stop = stop

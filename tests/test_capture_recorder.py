@@ -257,11 +257,11 @@ def test_a_host_that_is_the_same_engine_as_another_one_leaves_alone_what_that_on
     others = sdk.containers.create(house.image, "true", labels={PROBE_LABEL: f"{instance}/a"})
     try:
         one, other = (CaptureChoice(CaptureMode.AUTO, directory, instance=instance, host=name) for name in ("a", "b"))
-        other.settle(house.host.engine)
+        other.determine(house.host.engine)
         others.reload()
         # What it left itself, as it was killed, it takes away.
         house.host.engine.make_image("fastlane-probe-left:1", bytes(10_240), label=PROBE_LABEL, value=f"{instance}/a")
-        one.settle(house.host.engine)
+        one.determine(house.host.engine)
         with pytest.raises(docker.errors.NotFound):
             others.reload()
         with pytest.raises(docker.errors.ImageNotFound):

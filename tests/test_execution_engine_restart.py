@@ -115,9 +115,9 @@ def test_a_start_that_no_life_of_the_engine_got_is_made_anew(house: House, engin
 @by_attach
 @keeps_containers
 def test_a_life_of_an_engine_ends_with_it(house: House, engine: OwnEngine) -> None:
-    first = house.host.engine.life()
+    first = house.host.engine.epoch()
     assert first
-    assert house.host.engine.life() == first
+    assert house.host.engine.epoch() == first
     engine.kill()
     back(house, engine)
-    assert house.host.engine.life() not in {"", first}
+    assert house.host.engine.epoch() not in {"", first}

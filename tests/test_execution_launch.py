@@ -342,11 +342,11 @@ def test_a_full_disk_of_the_engine_says_nothing_of_the_recorder(small: Small, tm
     small.fill()
     try:
         with pytest.raises(EngineDown, match="fails for now: the engine's disk is full"):
-            captures.settle(Engine(small.address))
+            captures.determine(Engine(small.address))
     finally:
         small.make_room()
     assert captures.in_use == ""
-    captures.settle(Engine(small.address))
+    captures.determine(Engine(small.address))
     assert captures.in_use == "recorder"
 
 

@@ -101,7 +101,7 @@ def test_the_log_tells_of_a_wait_that_somebody_looked_at_and_then_of_the_rest(cl
     other = Reader(client, nobody_looks.execution.id)
     other.end()
     for lines in (log.system.splitlines()[1:], other.system.splitlines()):
-        assert re.fullmatch(r"got a place after \d+\.\d s", lines[0])
+        assert re.fullmatch(r"got a slot after \d+\.\d s", lines[0])
         assert lines[1].startswith("started on host local, output captured by ")
         assert len(lines) == 3
 

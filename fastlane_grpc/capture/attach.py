@@ -16,11 +16,11 @@ from typing import Any
 import structlog
 
 from fastlane_grpc.backoff import retry_until_written
-from fastlane_grpc.capture.capture import End, ask_record, not_kept
+from fastlane_grpc.capture.capture import ContainerEnd, ask_record, not_kept
 from fastlane_grpc.capture.frames import Frames, Pieces
 from fastlane_grpc.capture.handoff import CommandStatus, Delivery
 from fastlane_grpc.docker.engine import Engine, Image
-from fastlane_grpc.docker.http import Wire
+from fastlane_grpc.docker.http import EngineRequest
 from fastlane_grpc.machine.shortage import outlast
 from fastlane_grpc.model import Cause, Source
 from fastlane_grpc.record import RecordReader, RecordWriter, Sealed, Trailer
@@ -42,27 +42,27 @@ log = structlog.get_logger(__name__)
 
 
 class AttachCapture:
-    """Implements Capture. `say` is given what the engine has to say about its own stream."""
+    """Implements Capture. `log_line` is given what the engine has to say about its own stream."""
 
     name = "attach"
     kill_signal = "SIGKILL"
-    held = False
+    is_running = False
 
     def __init__(
-        self, engine: Engine, path: Path, execution_id: str, *, max_log_bytes: int, say: Callable[[str], None]
+        self, engine: Engine, path: Path, execution_id: str, *, max_log_bytes: int, log_line: Callable[[str], None]
     ) -> None:
         self._engine = engine
         self._path = path
         self._execution_id = execution_id
         self._max_log_bytes = max_log_bytes
-        self._say = say
+        self._log_line = log_line
         self._record: RecordWriter | None = None
         self._follower: _Follower | None = None
         self._whole = True  # no gap of unknown size so far
         self._gap_at: int | None = None  # bytes of the record when the last such gap was written
         self._first_byte_time: datetime | None = None
 
-    def equip(self, body: Mapping[str, Any], image: Image) -> Mapping[str, Any]:
+    def wrap(self, body: Mapping[str, Any], image: Image) -> Mapping[str, Any]:
         return body
 
     @property
@@ -82,10 +82,10 @@ class AttachCapture:
         self._record = self._record or retry_until_written(self._open_record)
         self._mark_gap(self._record)
         if container_id is not None:
-            self._say("what was printed during the break may be missing")
+            self._log_line("what was printed during the break may be missing")
             self._follow(container_id)
 
-    def began(self) -> bool:
+    def release_start_resources(self) -> bool:
         return True
 
     def revoke(self) -> CommandStatus | None:
@@ -94,11 +94,11 @@ class AttachCapture:
     def signal(self, number: int) -> Delivery:
         return Delivery.NOT_SENT
 
-    def give_up(self) -> None:
+    def abandon_unwritten(self) -> None:
         if self._follower:
-            self._follower.giving_up.set()
+            self._follower.abandoning.set()
 
-    def drain(self, end: End | None) -> str:
+    def drain(self, end: ContainerEnd | None) -> str:
         follower, self._follower = self._follower, None
         if follower is None or self._record is None:
             return "" if self._whole else _UNSURE
@@ -135,7 +135,7 @@ class AttachCapture:
         except FileNotFoundError:
             return None
 
-    def leave(self) -> None:
+    def detach(self) -> None:
         if self._follower:
             self._follower.stop()
         if self._record:
@@ -146,8 +146,8 @@ class AttachCapture:
 
     def _follow(self, container_id: str) -> None:
         assert self._record is not None
-        wire = self._engine.attach(container_id)
-        self._follower = _Follower(wire, self._record, self._say, self._execution_id)
+        request = self._engine.attach(container_id)
+        self._follower = _Follower(request, self._record, self._log_line, self._execution_id)
 
     def _open_record(self) -> RecordWriter:
         """The record, made unless an earlier try made it: before a start, there is nothing in it."""
@@ -174,25 +174,27 @@ class AttachCapture:
 class _Follower:
     """One attached stream, and the thread that carries it into the record."""
 
-    def __init__(self, wire: Wire, record: RecordWriter, say: Callable[[str], None], execution_id: str) -> None:
-        self.giving_up = threading.Event()
+    def __init__(
+        self, request: EngineRequest, record: RecordWriter, log_line: Callable[[str], None], execution_id: str
+    ) -> None:
+        self.abandoning = threading.Event()
         # Bytes that were read and could not be stored, by source.
         self.lost: dict[Source, int] = {}
-        self._wire = wire
+        self._request = request
         self._record = record
-        self._say = say
+        self._log_line = log_line
         self._execution_id = execution_id
         self._failing = False
         self._stopped = False
         # When the stream ended, between two frames and with nothing said against it; else None.
         self._end_time: datetime | None = None
-        wire.patience(None)
+        request.set_timeout(None)
         # Without a reader the container would come to wait for room in its pipe: the stream is cut, and what is missing
         # is a gap.
-        self._thread = thread(f"attach-{execution_id}", self._run, on_failure=lambda error: wire.cut())
+        self._thread = thread(f"attach-{execution_id}", self._run, on_failure=lambda error: request.cut())
         outlast(self._thread.start)
 
-    def drain(self, end: End | None) -> bool:
+    def drain(self, end: ContainerEnd | None) -> bool:
         """Waits for the end of the stream; True if it was the whole of it."""
         if end is not None:
             self._thread.join(DRAIN_SECONDS)
@@ -206,8 +208,8 @@ class _Follower:
 
     def stop(self) -> None:
         self._stopped = True
-        self.giving_up.set()
-        self._wire.cut()
+        self.abandoning.set()
+        self._request.cut()
         self._thread.join()
 
     def _run(self) -> None:
@@ -215,7 +217,7 @@ class _Follower:
         while True:
             asked = time.monotonic()
             try:
-                size = self._wire.read_into(frames.room)
+                size = self._request.read_into(frames.room)
             except OSError:
                 return
             flooded = time.monotonic() - asked < GATHER_SECONDS
@@ -227,7 +229,7 @@ class _Follower:
             if pieces:
                 self._write(pieces)
             for error in frames.errors():
-                self._say(f"the engine says of the output: {error}")
+                self._log_line(f"the engine says of the output: {error}")
             frames.recycle()
             if flooded:
                 time.sleep(GATHER_SECONDS)
@@ -242,7 +244,7 @@ class _Follower:
                 if not self._failing:
                     log.warning("output cannot be stored", execution_id=self._execution_id, error=str(error))
                 self._failing = True
-                if self.giving_up.wait(RETRY_SECONDS):
+                if self.abandoning.wait(RETRY_SECONDS):
                     self._lose(pieces)
                     return
             else:

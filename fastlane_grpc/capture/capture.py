@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class End:
+class ContainerEnd:
     """The end of a container, as far as it bears on whether all of its output was had.
 
     `witnessed`: the engine told of it while it was listened to without a break from before the start, so it is one life
@@ -30,8 +30,8 @@ class Capture(Protocol):
     """CaptureChoice one execution. Used by one thread; what reads along in the background is its own affair.
 
     A record is exact, or has a gap where it is not; `seal` is only reached through `drain`, which settles which of the
-    two. Only `equip`, `open` and `resume` fail: with EngineDown or EngineRefuses, the first two also with OSError (no
-    room for the record). They may then be called again. `held` fails with OSError where it cannot be told just now. The
+    two. Only `wrap`, `open` and `resume` fail: with EngineDown or EngineRefuses, the first two also with OSError (no
+    room for the record). They may then be called again. `is_running` fails with OSError where it cannot be told just now. The
     others wait until the disk allows an answer."""
 
     # Kept with the execution before its start: who takes it up again must capture it in the same way.
@@ -40,14 +40,14 @@ class Capture(Protocol):
     # last resort.
     kill_signal: str
 
-    def equip(self, body: Mapping[str, Any], image: Image) -> Mapping[str, Any]:
-        """Before the container is made: what the engine is to be asked for. Raises Refused if it cannot be captured
+    def wrap(self, body: Mapping[str, Any], image: Image) -> Mapping[str, Any]:
+        """Before the container is made: what the engine is to be asked for. Raises CannotRun if it cannot be captured
         like this."""
 
     def open(self, container_id: str) -> None:
         """Before the start. When it returns, everything that the container prints from its start on is followed."""
 
-    def began(self) -> bool:
+    def release_start_resources(self) -> bool:
         """After the start, again and again until it is True: everything that was needed for the start only is put
         away."""
 
@@ -56,7 +56,7 @@ class Capture(Protocol):
         """Whether what the container prints is on its way into the record."""
 
     @property
-    def held(self) -> bool:
+    def is_running(self) -> bool:
         """Whether it is certain, whatever the engine says, that the container's main process is there."""
 
     def revoke(self) -> CommandStatus | None:
@@ -70,11 +70,11 @@ class Capture(Protocol):
         """After a break in which the container may have printed. What it printed then is a gap, unless the way of
         capture spans the break. None: it does not run any more."""
 
-    def give_up(self) -> None:
+    def abandon_unwritten(self) -> None:
         """The container is being killed: what cannot be stored is counted as lost. Until then a full disk holds the
         container up."""
 
-    def drain(self, end: End | None) -> str:
+    def drain(self, end: ContainerEnd | None) -> str:
         """Waits for the last bytes; says what may be missing, empty if every byte is in the record. None: the container
         never ran, there is nothing to wait for."""
 
@@ -85,7 +85,7 @@ class Capture(Protocol):
     def trailer(self) -> Trailer | None:
         """The trailer of a record that is sealed already."""
 
-    def leave(self) -> None:
+    def detach(self) -> None:
         """Lets go of the record as it is, for the next one to resume."""
 
     @property

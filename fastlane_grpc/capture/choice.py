@@ -49,7 +49,7 @@ class CaptureChoice:
         self._host = host
         self._recorder: Recorder | None = None
         self._works_with: object = None
-        self._settling = threading.Lock()
+        self._determining = threading.Lock()
         # Why the recorder is not in use, or what it cannot do here.
         self.reason = "capture = attach is set" if mode is CaptureMode.ATTACH else ""
 
@@ -61,12 +61,12 @@ class CaptureChoice:
             return RecorderCapture.name
         return AttachCapture.name if self.reason and self._mode is not CaptureMode.RECORDER else ""
 
-    def settle(self, engine: Engine) -> None:
+    def determine(self, engine: Engine) -> None:
         """Finds out what works with the engine as it is now. Raises EngineDown. From any thread: whoever comes
         meanwhile waits for it."""
         if self._mode is CaptureMode.ATTACH:
             return
-        with self._settling:
+        with self._determining:
             before = self.in_use, self.reason
             try:
                 # A shortage is waited for: it is no reason to capture in another way.
@@ -76,7 +76,7 @@ class CaptureChoice:
             if before != (self.in_use, self.reason):
                 log.info("capture", host=self._host, in_use=self.in_use, reason=self.reason)
 
-    def of_new(self, engine: Engine, directory: Path, execution_id: str, say: Callable[[str], None]) -> Capture:
+    def for_new(self, engine: Engine, directory: Path, execution_id: str, log_line: Callable[[str], None]) -> Capture:
         """Of an execution about to begin; `directory` is that of its records.
 
         Raises EngineDown while it is not known what can be had: an execution that is begun anew comes from an earlier
@@ -85,13 +85,19 @@ class CaptureChoice:
             raise EngineDown("it is not known how its containers are captured")
         if self._recorder:
             return RecorderCapture(directory, execution_id, self._recorder)
-        return AttachCapture(engine, directory / "log", execution_id, max_log_bytes=self._max_log_bytes, say=say)
+        return AttachCapture(
+            engine, directory / "log", execution_id, max_log_bytes=self._max_log_bytes, log_line=log_line
+        )
 
-    def of_begun(self, engine: Engine, directory: Path, execution: Execution, say: Callable[[str], None]) -> Capture:
+    def for_existing(
+        self, engine: Engine, directory: Path, execution: Execution, log_line: Callable[[str], None]
+    ) -> Capture:
         """Of an execution that began under an earlier server: in the way in which it began, whatever is in use now."""
         if execution.capture == RecorderCapture.name:
             return RecorderCapture(directory, execution.id, None)
-        return AttachCapture(engine, directory / "log", execution.id, max_log_bytes=self._max_log_bytes, say=say)
+        return AttachCapture(
+            engine, directory / "log", execution.id, max_log_bytes=self._max_log_bytes, log_line=log_line
+        )
 
     def _try(self, engine: Engine) -> str:
         """What the recorder cannot do here; empty: nothing. Raises NotHere."""

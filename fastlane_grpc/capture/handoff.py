@@ -31,7 +31,7 @@ from fastlane_grpc.record import Position, RecordReader
 STEP_ENTRIES, STEP_SECONDS = 2_000, 0.02
 
 # In place of a descriptor of the record.
-_HELD = -1
+_RECORDER_HAS_LOCK = -1
 
 log = structlog.get_logger(__name__)
 # A recorder takes a signal at once. One that has not taken it by then is paused.
@@ -56,7 +56,7 @@ class Delivery(Enum):
     TAKEN = "taken"
 
 
-class Box:
+class RecordHandoff:
     """The two names of one execution's record, below its directory. OSError from any method: it cannot be told just
     now."""
 
@@ -83,17 +83,17 @@ class Box:
         finally:
             os.close(record)
         # A name of its own for each container: one that was made before and begins late finds no record in its place.
-        box = self._directory / f"box-{secrets.token_hex(4)}"
-        box.mkdir()
-        box.chmod(0o777)
-        (box / "log").hardlink_to(self.record)
+        mount = self._directory / f"box-{secrets.token_hex(4)}"
+        mount.mkdir()
+        mount.chmod(0o777)
+        (mount / "log").hardlink_to(self.record)
         _sync(self._directory)
-        return box
+        return mount
 
     def mounted(self) -> list[Path]:
         """What was made to be mounted and is still there, as far as that can be seen."""
         try:
-            return self._boxes()
+            return self._mounts()
         except OSError:
             return []
 
@@ -103,10 +103,10 @@ class Box:
         return is_claimed(self.record)
 
     @property
-    def held(self) -> bool:
+    def recorder_is_running(self) -> bool:
         """Whether a recorder has the record, so that a container's command runs, or is about to."""
         with self._locked() as lock:
-            return lock == _HELD
+            return lock == _RECORDER_HAS_LOCK
 
     def revoke(self) -> CommandStatus:
         """From now on no recorder can take the record; unless one has already, which then is still at work or is
@@ -114,7 +114,7 @@ class Box:
         with self._locked() as lock:
             if lock is None:
                 return CommandStatus.UNKNOWN
-            if lock == _HELD:
+            if lock == _RECORDER_HAS_LOCK:
                 return CommandStatus.RUNS
             failure = self._take_names_away()
             record = os.fstat(lock)
@@ -127,7 +127,7 @@ class Box:
     def clear(self) -> bool:
         """Deletes what was mounted, in a step of bounded work; a container that has it sees an empty directory in which
         nothing can be made. False: it is not all gone, and takes another step."""
-        cleared = [self._clear(box) for box in self._boxes()]
+        cleared = [self._clear(mount) for mount in self._mounts()]
         return all(cleared)
 
     def close(self) -> None:
@@ -163,7 +163,7 @@ class Box:
 
     @contextmanager
     def _locked(self) -> Iterator[int | None]:
-        """Holds the lock and gives the record, open; a recorder that begins meanwhile waits. _HELD: a recorder holds
+        """Holds the lock and gives the record, open; a recorder that begins meanwhile waits. _RECORDER_HAS_LOCK: a recorder holds
         it. None: there is no record."""
         try:
             record = os.open(self.record, os.O_RDONLY | os.O_CLOEXEC)
@@ -173,7 +173,7 @@ class Box:
         try:
             fcntl.flock(record, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            yield _HELD
+            yield _RECORDER_HAS_LOCK
         else:
             yield record
         finally:
@@ -182,37 +182,37 @@ class Box:
     def _take_names_away(self) -> OSError | None:
         """Takes every second name of the record away; why one may be left."""
         failure = None
-        for box in self._boxes():
+        for mount in self._mounts():
             try:
-                (box / "log").unlink()
+                (mount / "log").unlink()
             except FileNotFoundError:
                 continue
             except OSError as error:
                 failure = error
         return failure
 
-    def _clear(self, box: Path) -> bool:
+    def _clear(self, mount: Path) -> bool:
         try:
             # All there is to do, unless the server was not there when the recorder took the record.
-            box.rmdir()
+            mount.rmdir()
         except FileNotFoundError:
             return True
         except OSError:
-            return self._delete(box)
+            return self._delete(mount)
         return True
 
-    def _delete(self, box: Path) -> bool:
-        if box not in self._deletions:
+    def _delete(self, mount: Path) -> bool:
+        if mount not in self._deletions:
             # A user in the container that is not root makes nothing in there from now on.
             with suppress(OSError):
-                box.chmod(0o700)
-            self._deletions[box] = Deletion(box)
+                mount.chmod(0o700)
+            self._deletions[mount] = Deletion(mount)
         try:
-            return self._deletions[box].step(entries=STEP_ENTRIES, seconds=STEP_SECONDS)
+            return self._deletions[mount].step(entries=STEP_ENTRIES, seconds=STEP_SECONDS)
         except OSError as error:
             if not self._warned:
                 log.warning(
-                    "what a container left cannot be deleted; trying again", directory=str(box), error=str(error)
+                    "what a container left cannot be deleted; trying again", directory=str(mount), error=str(error)
                 )
             self._warned = True
             return False
@@ -247,7 +247,7 @@ class Box:
             if each[1] == "FLOCK" and each[5] == file and each[4].isdigit() and each[4] != "0"
         ]
 
-    def _boxes(self) -> list[Path]:
+    def _mounts(self) -> list[Path]:
         try:
             return [path for path in self._directory.iterdir() if path.name.startswith("box-")]
         except FileNotFoundError:

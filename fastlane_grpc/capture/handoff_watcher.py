@@ -26,14 +26,14 @@ class HandoffWatcher:
     def __init__(self, *, use_inotify: bool = True) -> None:
         self._use_inotify = use_inotify
         self._changed = threading.Condition()
-        self._boxes: dict[Path, _Watched] = {}
+        self._mounts: dict[Path, _Watched] = {}
         self._inotify: INotify | None = None
         self._thread: threading.Thread | None = None
 
-    def add(self, box: Path, record: Path) -> None:
-        """Remove `box`, a directory, as soon as `record` has no name in there any more."""
+    def add(self, mount: Path, record: Path) -> None:
+        """Remove `mount`, a directory, as soon as `record` has no name in there any more."""
         with self._changed:
-            self._boxes[box] = _Watched(record, self._watch(record))
+            self._mounts[mount] = _Watched(record, self._watch(record))
             if self._thread is None or not self._thread.is_alive():
                 self._thread = thread("hand-off", self._run, on_failure=lambda error: self._end())
                 try:
@@ -43,22 +43,22 @@ class HandoffWatcher:
                     self._thread = None
             self._changed.notify()
 
-    def discard(self, box: Path) -> None:
+    def discard(self, mount: Path) -> None:
         """Wait for this one no longer."""
         with self._changed:
-            watched = self._boxes.pop(box, None)
+            watched = self._mounts.pop(mount, None)
             if watched is not None and watched.handle is not None and self._inotify is not None:
                 with suppress(OSError):
                     self._inotify.rm_watch(watched.handle)
 
     @contextmanager
-    def of(self, box: Path, record: Path) -> Iterator[None]:
+    def of(self, mount: Path, record: Path) -> Iterator[None]:
         """Wait for one for as long as this lasts."""
-        self.add(box, record)
+        self.add(mount, record)
         try:
             yield
         finally:
-            self.discard(box)
+            self.discard(mount)
 
     def _end(self) -> None:
         """The thread failed. The next hand-off starts another one; until then the threads of executions remove the
@@ -80,17 +80,17 @@ class HandoffWatcher:
     def _run(self) -> None:
         while True:
             with self._changed:
-                while not self._boxes:
+                while not self._mounts:
                     self._changed.wait()
-                boxes, inotify = dict(self._boxes), self._inotify
-            for box, watched in boxes.items():
+                mounts, inotify = dict(self._mounts), self._inotify
+            for mount, watched in mounts.items():
                 with suppress(OSError):
                     if is_claimed(watched.record):
-                        self.discard(box)
+                        self.discard(mount)
                         # Empty, unless the command runs already. What it left is deleted by the thread of its
                         # execution.
-                        box.rmdir()
-            self._wait(inotify, all(watched.handle is not None for watched in boxes.values()))
+                        mount.rmdir()
+            self._wait(inotify, all(watched.handle is not None for watched in mounts.values()))
 
     def _wait(self, inotify: INotify | None, all_are_watched: bool) -> None:
         seconds = WATCHED_SECONDS if inotify is not None and all_are_watched else POLL_SECONDS

@@ -2,7 +2,7 @@
 and is woken for.
 
 Anything may be in the way: a data directory that the engine sees elsewhere or not at all, SELinux, user namespaces, a
-disk mounted noexec."""
+disk mount noexec."""
 
 import errno
 import io
@@ -19,13 +19,13 @@ from typing import NamedTuple
 import structlog
 from inotify_simple import INotify, flags
 
-from fastlane_grpc.capture.handoff import Box
+from fastlane_grpc.capture.handoff import RecordHandoff
 from fastlane_grpc.capture.handoff_watcher import handoff_watcher
 from fastlane_grpc.capture.recorder import LEAST_LOG_BYTES, PROGRAM_TARGET, Recorder
 from fastlane_grpc.docker.engine import Engine, Image
 from fastlane_grpc.docker.engine_errors import explained, passes
 from fastlane_grpc.docker.http import EngineDown, EngineRefuses
-from fastlane_grpc.docker.images import Refused
+from fastlane_grpc.docker.images import CannotRun
 from fastlane_grpc.machine.shortage import is_shortage
 from fastlane_grpc.record import Chunk, Position, RecordReader, Stretch, Trailer
 
@@ -63,8 +63,8 @@ def probe(engine: Engine, recorder: Recorder, *, owner: str) -> Probed:
             return _run(engine, limited, Image(image, "", (), ()), directory, owner=owner)
     except EngineRefuses as refusal:
         raise not_here(refusal) from refusal
-    except Refused as refused:
-        raise NotHere(str(refused)) from refused
+    except CannotRun as error:
+        raise NotHere(str(error)) from error
     except OSError as error:
         if is_shortage(error):
             raise
@@ -82,14 +82,14 @@ def not_here(refusal: EngineRefuses) -> Exception:
 
 
 def _run(engine: Engine, recorder: Recorder, image: Image, directory: Path, *, owner: str) -> Probed:
-    box = Box(directory)
-    mounted = box.make()
-    body = recorder.equip(_body(image, owner), image, mounted, directory.name)
+    handoff = RecordHandoff(directory)
+    mount = handoff.make()
+    body = recorder.wrap(_body(image, owner), image, mount, directory.name)
     container_id = engine.create(directory.name, body)
     try:
-        with _watch(box.record) as watch, handoff_watcher.of(mounted, box.record):
+        with _watch(handoff.record) as watch, handoff_watcher.of(mount, handoff.record):
             engine.start(container_id)
-            woken, trailer = _wait(watch, box.record)
+            woken, trailer = _wait(watch, handoff.record)
         if trailer is None:
             container = engine.inspect(container_id)
             ended = container is not None and container.ended
@@ -97,7 +97,7 @@ def _run(engine: Engine, recorder: Recorder, image: Image, directory: Path, *, o
                 f"a container that had to write a record {f'exited with {container.exit_code}' if container and ended else 'did not end'} "
                 f"and this server sees no end of a record in {directory}: does the engine find the data directory under the same path?"
             )
-        head, *rest = _kept(box.record)
+        head, *rest = _kept(handoff.record)
         if trailer.exit_code != 0 or not head.startswith(b"fastlane recorder"):
             raise NotHere(
                 f"the record of a container that had to write one is not right: it ended with {trailer.exit_code}"

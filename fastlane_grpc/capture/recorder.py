@@ -19,16 +19,16 @@ import structlog
 
 from fastlane_grpc import recorder as program
 from fastlane_grpc.backoff import retry_until_written
-from fastlane_grpc.capture.capture import End, ask_record, not_kept
-from fastlane_grpc.capture.handoff import Box, CommandStatus, Delivery
+from fastlane_grpc.capture.capture import ContainerEnd, ask_record, not_kept
+from fastlane_grpc.capture.handoff import CommandStatus, Delivery, RecordHandoff
 from fastlane_grpc.capture.handoff_watcher import handoff_watcher
 from fastlane_grpc.docker.engine import Image
-from fastlane_grpc.docker.images import Refused
+from fastlane_grpc.docker.images import CannotRun
 from fastlane_grpc.model import HARD_STOP, Cause, Reason, Source
 from fastlane_grpc.record import Chunk, Position, RecordReader, RecordWriter, Sealed, Trailer
 
 # Where a container has what is ours.
-PROGRAM_TARGET, BOX_TARGET = "/.fastlane/recorder", "/.fastlane/box"
+PROGRAM_TARGET, MOUNT_TARGET = "/.fastlane/recorder", "/.fastlane/box"
 # A recorder that was told to end, past an engine that has lost it, has so long to store what is in its pipes; then it
 # is killed.
 END_SECONDS = 10.0
@@ -60,19 +60,19 @@ class Recorder:
         binary = program.binary(architecture)
         return cls(_installed(binary, data_dir / "recorder"), data_dir, seen_as, max_log_bytes) if binary else None
 
-    def equip(self, body: Mapping[str, Any], image: Image, box: Path, execution_id: str) -> Mapping[str, Any]:
-        """A body of a container whose PID 1 is the recorder, and what would have been PID 1 its command. Raises Refused
+    def wrap(self, body: Mapping[str, Any], image: Image, mount: Path, execution_id: str) -> Mapping[str, Any]:
+        """A body of a container whose PID 1 is the recorder, and what would have been PID 1 its command. Raises CannotRun
         if it has none."""
         words = _command(body, image)
         if not words:
-            raise Refused(
+            raise CannotRun(
                 Reason.REFUSED_BY_ENGINE, "there is no command: neither the job nor its image says what to run"
             )
         host = body["HostConfig"]
-        recorder = [PROGRAM_TARGET, "--execution", execution_id, "--limit", str(self.max_log_bytes), BOX_TARGET, "--"]
+        recorder = [PROGRAM_TARGET, "--execution", execution_id, "--limit", str(self.max_log_bytes), MOUNT_TARGET, "--"]
         mounts = [
             {"Type": "bind", "Source": self._seen(self.program), "Target": PROGRAM_TARGET, "ReadOnly": True},
-            {"Type": "bind", "Source": self._seen(box), "Target": BOX_TARGET},
+            {"Type": "bind", "Source": self._seen(mount), "Target": MOUNT_TARGET},
         ]
         # One process more: the recorder.
         ours = {"Mounts": mounts, "PidsLimit": host["PidsLimit"] + 1}
@@ -98,54 +98,54 @@ class RecorderCapture:
     following = True
 
     def __init__(self, directory: Path, execution_id: str, recorder: Recorder | None) -> None:
-        self._box = Box(directory)
+        self._handoff = RecordHandoff(directory)
         self._execution_id = execution_id
         self._recorder = recorder
-        self._put_away = False
+        self._released = False
         # The recorder did not come to its end: how much it had not stored nobody knows.
         self._cut = False
         self._cut_by = Cause.ENGINE
         # Directories that are waited for to be handed off. An earlier server may have left one.
-        self._mounted: list[Path] = []
+        self._mounts: list[Path] = []
         if recorder is None:
-            self._expect(self._box.mounted())
+            self._expect(self._handoff.mounted())
 
-    def equip(self, body: Mapping[str, Any], image: Image) -> Mapping[str, Any]:
+    def wrap(self, body: Mapping[str, Any], image: Image) -> Mapping[str, Any]:
         assert self._recorder is not None
         self._expect([])
-        mounted = self._box.make()
-        self._expect([mounted])
-        return self._recorder.equip(body, image, mounted, self._execution_id)
+        mount = self._handoff.make()
+        self._expect([mount])
+        return self._recorder.wrap(body, image, mount, self._execution_id)
 
     def open(self, container_id: str) -> None:
         """Nothing: what the container prints needs nobody who follows."""
 
-    def began(self) -> bool:
+    def release_start_resources(self) -> bool:
         # Only once the recorder has the record: its name there is what it takes.
         with suppress(OSError):
-            self._put_away = self._put_away or (self._box.claimed and self._box.clear())
-        return self._put_away
+            self._released = self._released or (self._handoff.claimed and self._handoff.clear())
+        return self._released
 
     @property
-    def held(self) -> bool:
-        return self._box.held
+    def is_running(self) -> bool:
+        return self._handoff.recorder_is_running
 
     def revoke(self) -> CommandStatus:
-        return retry_until_written(self._box.revoke)
+        return retry_until_written(self._handoff.revoke)
 
     def signal(self, number: int) -> Delivery:
-        return self._box.signal(number)
+        return self._handoff.signal(number)
 
     def resume(self, container_id: str | None) -> None:
         """There was no break for the recorder. One that is gone has written its trailer, or was killed."""
         self._cut = container_id is None
 
-    def give_up(self) -> None:
+    def abandon_unwritten(self) -> None:
         """The recorder gives up by itself when it is told to kill. That it is this server who tells it to is known by
         the record."""
-        self._box.permit_hard_stop()
+        self._handoff.permit_hard_stop()
 
-    def drain(self, end: End | None) -> str:
+    def drain(self, end: ContainerEnd | None) -> str:
         if end is None:
             return ""
         trailer = self.trailer()
@@ -170,7 +170,7 @@ class RecorderCapture:
             log.error("a recorder does not end; its record is left as it is", execution_id=self._execution_id)
             return None
         with suppress(OSError):
-            self._box.clear()
+            self._handoff.clear()
         trailer = self.trailer()
         if trailer is None:
             with suppress(FileNotFoundError):
@@ -179,20 +179,20 @@ class RecorderCapture:
 
     def trailer(self) -> Trailer | None:
         try:
-            return retry_until_written(partial(ask_record, self._box.record, RecordReader.trailer))
+            return retry_until_written(partial(ask_record, self._handoff.record, RecordReader.trailer))
         except FileNotFoundError:
             return None
 
-    def leave(self) -> None:
+    def detach(self) -> None:
         """The recorder goes on by itself."""
         self._expect([])
-        self._box.close()
+        self._handoff.close()
 
     @property
     def first_byte_time(self) -> datetime | None:
         try:
             beginning = retry_until_written(
-                partial(ask_record, self._box.record, lambda reader: reader.read(Position.BEGIN))
+                partial(ask_record, self._handoff.record, lambda reader: reader.read(Position.BEGIN))
             )
         except FileNotFoundError:
             return None
@@ -206,25 +206,25 @@ class RecorderCapture:
             if self.revoke() is not CommandStatus.RUNS:
                 return True
             log.warning("a recorder is left over; it is told to end", execution_id=self._execution_id, signal=number)
-            self._box.permit_hard_stop()
-            self._box.signal(number)
+            self._handoff.permit_hard_stop()
+            self._handoff.signal(number)
             until = time.monotonic() + END_SECONDS
-            while retry_until_written(lambda: self._box.held) and time.monotonic() < until:
+            while retry_until_written(lambda: self._handoff.recorder_is_running) and time.monotonic() < until:
                 time.sleep(0.05)
         return self.revoke() is not CommandStatus.RUNS
 
-    def _expect(self, mounted: Sequence[Path]) -> None:
+    def _expect(self, mounts: Sequence[Path]) -> None:
         """Has these directories, and no others, handed off."""
-        for box in self._mounted:
-            handoff_watcher.discard(box)
-        self._mounted = list(mounted)
-        for box in self._mounted:
-            handoff_watcher.add(box, self._box.record)
+        for mount in self._mounts:
+            handoff_watcher.discard(mount)
+        self._mounts = list(mounts)
+        for mount in self._mounts:
+            handoff_watcher.add(mount, self._handoff.record)
 
     def _seal_in_its_place(self, exit_code: int | None, facts: Mapping[str, object]) -> Trailer | None:
         """Of a recorder that was killed: what it had read and not stored is gone, and so is what was in its pipes."""
         try:
-            record = RecordWriter.resume(self._box.record)
+            record = RecordWriter.resume(self._handoff.record)
         except Sealed:
             return self.trailer()
         try:

@@ -17,7 +17,7 @@ from urllib.parse import quote, urlencode
 
 from fastlane_grpc.clock import engine_time
 from fastlane_grpc.docker.engine_errors import passes
-from fastlane_grpc.docker.http import EngineDown, EngineRefuses, Wire, connect
+from fastlane_grpc.docker.http import EngineDown, EngineRefuses, EngineRequest, connect
 from fastlane_grpc.machine.shortage import outlast
 from fastlane_grpc.model import container_name
 
@@ -82,11 +82,13 @@ class Engine:
 
     def ping(self, timeout_seconds: float) -> str:
         """The version of its API. An engine that hangs still accepts connections: only this tells."""
-        wire = Wire(self.address, "GET", "/_ping", connect_seconds=timeout_seconds, answer_seconds=timeout_seconds)
-        wire.cut()
-        return wire.headers.get("Api-Version", "1.41")
+        request = EngineRequest(
+            self.address, "GET", "/_ping", connect_seconds=timeout_seconds, answer_seconds=timeout_seconds
+        )
+        request.cut()
+        return request.headers.get("Api-Version", "1.41")
 
-    def life(self) -> str:
+    def epoch(self) -> str:
         """Names this life of the engine, from its start to its end; empty where that cannot be told. Not there at all:
         EngineDown."""
         with connect(self.address, self._answer_seconds) as connection:
@@ -95,7 +97,7 @@ class Engine:
             process, _, _ = struct.unpack("3i", connection.getsockopt(SOL_SOCKET, SO_PEERCRED, struct.calcsize("3i")))
         # Where systemd listens in the engine's place, the engine's own note beside the socket tells.
         note = Path(self.address.removeprefix("unix://")).with_suffix(".pid")
-        return _life_of(process) or _life_of(_number_in(note))
+        return _epoch_of(process) or _epoch_of(_number_in(note))
 
     def info(self) -> Info:
         versions, info = self._asked("GET", "/version"), self._asked("GET", "/info")
@@ -121,7 +123,7 @@ class Engine:
         repository, _, tag = name.partition(":")
         query = urlencode({"fromSrc": "-", "repo": repository, "tag": tag, "changes": f"LABEL {label}={value}"})
         headers = {"Content-Type": "application/x-tar"}
-        lines = self._wire(
+        lines = self._request(
             "POST", f"/images/create?{query}", headers=headers, body=tar, answer_seconds=self._answer_seconds
         ).whole()
         if b'"error"' in lines:
@@ -136,12 +138,12 @@ class Engine:
         filters = json.dumps({"label": [f"{label}={value}"]})
         return [each["Id"] for each in self._asked("GET", f"/images/json?{urlencode({'filters': filters})}")]
 
-    def pull(self, repository: str, tag: str, registry_auth: str, *, silence_seconds: float) -> Wire:
+    def pull(self, repository: str, tag: str, registry_auth: str, *, silence_seconds: float) -> EngineRequest:
         """The pull's progress, as lines of JSON. Cutting it ends the pull. After so long a silence reading it raises
         TimeoutError."""
         query = urlencode({"fromImage": repository, "tag": tag})
         headers = {"X-Registry-Auth": registry_auth} if registry_auth else {}
-        return self._wire("POST", f"/images/create?{query}", headers=headers, answer_seconds=silence_seconds)
+        return self._request("POST", f"/images/create?{query}", headers=headers, answer_seconds=silence_seconds)
 
     # -- containers
 
@@ -151,7 +153,7 @@ class Engine:
 
     def start(self, container_id: str) -> None:
         """Sent once, and waited for as long as it takes. EngineDown: nobody knows whether it starts."""
-        self._wire("POST", f"/containers/{container_id}/start", answer_seconds=None).cut()
+        self._request("POST", f"/containers/{container_id}/start", answer_seconds=None).cut()
 
     def kill(self, container_id: str, signal: str, *, answer_seconds: float | None = None) -> None:
         """Sends a signal to the main process; one that is paused goes on. `answer_seconds`: another time than usual for
@@ -212,15 +214,15 @@ class Engine:
 
     # -- streams
 
-    def attach(self, container_id: str) -> Wire:
+    def attach(self, container_id: str) -> EngineRequest:
         """What the container prints from now on, as frames."""
         path = f"/containers/{container_id}/attach?stream=1&stdout=1&stderr=1&logs=0"
-        return self._wire("POST", path, upgrade=True, answer_seconds=self._answer_seconds)
+        return self._request("POST", path, upgrade=True, answer_seconds=self._answer_seconds)
 
-    def events(self, filters: Mapping[str, Sequence[str]], *, since: str) -> Wire:
+    def events(self, filters: Mapping[str, Sequence[str]], *, since: str) -> EngineRequest:
         """What happens to containers from now on, and what did since, as far as the engine remembers it: lines of
         JSON."""
-        return self._wire(
+        return self._request(
             "GET",
             f"/events?{urlencode({'filters': json.dumps(filters), 'since': since})}",
             answer_seconds=self._answer_seconds,
@@ -245,21 +247,21 @@ class Engine:
     ) -> Any:
         content = b"" if body is None else json.dumps(body).encode()
         try:
-            wire = self._wire(method, path, body=content, answer_seconds=answer_seconds or self._answer_seconds)
+            request = self._request(method, path, body=content, answer_seconds=answer_seconds or self._answer_seconds)
         except EngineRefuses as refusal:
             # An engine that cannot even look is as good as gone for now: nothing is wrong with what it was asked for.
             if method == "GET" and refusal.status >= 500 and passes(refusal.message):
                 raise EngineDown(f"the engine fails for now: {refusal.message}") from refusal
             raise
-        answer = wire.whole()
+        answer = request.whole()
         try:
             return json.loads(answer) if answer else None
         except ValueError as error:
             raise EngineDown(f"the engine broke off its answer: {error}") from error
 
-    def _wire(self, method: str, path: str, **options: Any) -> Wire:
+    def _request(self, method: str, path: str, **options: Any) -> EngineRequest:
         self._version = self._version or self.ping(self._answer_seconds)
-        return Wire(self.address, method, f"/v{self._version}{path}", **options)
+        return EngineRequest(self.address, method, f"/v{self._version}{path}", **options)
 
 
 def _container(answer: Mapping[str, Any]) -> Container:
@@ -285,7 +287,7 @@ def _image(answer: Mapping[str, Any]) -> Image:
     )
 
 
-def _life_of(process: int) -> str:
+def _epoch_of(process: int) -> str:
     """Process id and start time, within one boot: together never used twice. Empty if it is not an engine, or cannot be
     seen from here."""
     try:

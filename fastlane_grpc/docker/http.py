@@ -76,7 +76,7 @@ def _connect(address: str, timeout_seconds: float) -> socket.socket:
     return connection
 
 
-class Wire:
+class EngineRequest:
     """A request that was sent, and its answer, of which the head has come. Raises EngineDown; EngineRefuses if the
     answer is an error."""
 
@@ -149,7 +149,7 @@ class Wire:
             return size
         return self._connection.recv_into(buffer)
 
-    def patience(self, seconds: float | None) -> None:
+    def set_timeout(self, seconds: float | None) -> None:
         """How long a read waits from now on before it raises TimeoutError."""
         self._connection.settimeout(seconds)
 

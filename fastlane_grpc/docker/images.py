@@ -14,7 +14,7 @@ from fastlane_grpc.clock import boottime
 from fastlane_grpc.docker.credentials import credentials_for
 from fastlane_grpc.docker.engine import Engine
 from fastlane_grpc.docker.engine_errors import Refusal, explained, refusal_of
-from fastlane_grpc.docker.http import EngineDown, EngineRefuses, Wire
+from fastlane_grpc.docker.http import EngineDown, EngineRefuses, EngineRequest
 from fastlane_grpc.machine.shortage import outlast
 from fastlane_grpc.model import Reason
 from fastlane_grpc.supervisor import thread
@@ -26,7 +26,7 @@ SILENCE_SECONDS = 300
 PROGRESS_SECONDS = 5
 
 
-class Refused(Exception):
+class CannotRun(Exception):
     """It cannot be run like this: nobody is down, and trying again would not help."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
@@ -113,7 +113,7 @@ _RETRY_AFTER = re.compile(r"retry-after:? ((?:[0-9.]+(?:h|ms|m|s|us|µs|ns))+)",
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 
 
-def pull_failure(name: str, message: str) -> Refused | PullFailed:
+def pull_failure(name: str, message: str) -> CannotRun | PullFailed:
     """What a failed pull means."""
     said = _without_name(name, message)
     if _PASSING.search(said):
@@ -122,7 +122,7 @@ def pull_failure(name: str, message: str) -> Refused | PullFailed:
         return PullFailed(explained(message), reason=Reason.REFUSED_BY_ENGINE)
     for pattern, reason, meaning in _MEANINGS:
         if pattern.search(said):
-            return Refused(reason, f"{name} could not be pulled: {meaning}. The engine says: {message}")
+            return CannotRun(reason, f"{name} could not be pulled: {meaning}. The engine says: {message}")
     return PullFailed(message)
 
 
@@ -157,27 +157,27 @@ class Pull:
         self._name = name
         self._on_line = on_line
         self._on_end = on_end
-        self._wire: Wire | None = None
+        self._request: EngineRequest | None = None
         self._lock = threading.Lock()
-        self._given_up = False
+        self._cancelled = False
         # Why there are no credentials for the registry, though there may be some.
         self._problem = ""
         # A defect, too, is handed to whoever waits, who raises it; without a word from here they would wait for ever.
         outlast(thread(f"pull-{name}", self._run, on_failure=on_end).start)
 
-    def give_up(self) -> None:
+    def cancel(self) -> None:
         """Nobody waits any more: the connection is cut, on which the engine ends the pull, unless another one shares
         it."""
         with self._lock:
-            self._given_up = True
-            if self._wire is not None:
-                self._wire.cut()
+            self._cancelled = True
+            if self._request is not None:
+                self._request.cut()
 
     def _run(self) -> None:
         try:
             self._pull()
-        except Refused as refused:
-            self._on_end(self._with_problem(refused))
+        except CannotRun as error:
+            self._on_end(self._with_problem(error))
         except (PullFailed, EngineDown) as error:
             self._on_end(error)
         except EngineRefuses as error:
@@ -189,15 +189,15 @@ class Pull:
         else:
             self._on_end(None)
 
-    def _with_problem(self, failure: Refused | PullFailed) -> Refused | PullFailed:
+    def _with_problem(self, failure: CannotRun | PullFailed) -> CannotRun | PullFailed:
         """With why there were no credentials, if that may be why the registry refused: some call a private image
         unknown."""
         if (
             self._problem
-            and isinstance(failure, Refused)
+            and isinstance(failure, CannotRun)
             and failure.reason in {Reason.IMAGE_DENIED, Reason.IMAGE_NOT_FOUND}
         ):
-            return Refused(failure.reason, f"{failure.detail}. It was pulled without credentials: {self._problem}")
+            return CannotRun(failure.reason, f"{failure.detail}. It was pulled without credentials: {self._problem}")
         return failure
 
     def _pull(self) -> None:
@@ -206,18 +206,18 @@ class Pull:
         self._problem = credentials.problem
         if self._problem:
             self._on_line(f"pulling {self._name} without credentials: {self._problem}")
-        wire = self._engine.pull(repository, tag, credentials.header, silence_seconds=SILENCE_SECONDS)
+        request = self._engine.pull(repository, tag, credentials.header, silence_seconds=SILENCE_SECONDS)
         with self._lock:
-            self._wire = wire
-            if self._given_up:
-                wire.cut()
+            self._request = request
+            if self._cancelled:
+                request.cut()
         progress, done = Progress(), False
-        for line in wire.lines():
+        for line in request.lines():
             message = _message(line)
             if "error" in message:
                 raise pull_failure(self._name, str(message["error"]))
             done = done or str(message.get("status")).startswith("Status: ")
-            if (said := progress.said(message)) and not self._given_up:
+            if (said := progress.said(message)) and not self._cancelled:
                 self._on_line(f"pulling {self._name}: {said}")
         if not done:
             raise EngineDown("the engine broke off the pull")
@@ -280,5 +280,5 @@ def _registry(name: str, repository: str) -> str:
     try:
         registry, _ = docker.auth.resolve_repository_name(repository)
     except docker.errors.InvalidRepository as error:
-        raise Refused(Reason.IMAGE_NOT_FOUND, f"{name} is not the name of an image: {error}") from error
+        raise CannotRun(Reason.IMAGE_NOT_FOUND, f"{name} is not the name of an image: {error}") from error
     return registry

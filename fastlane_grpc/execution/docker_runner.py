@@ -3,15 +3,15 @@
 from collections.abc import Callable
 from datetime import timedelta
 
-from fastlane_grpc.capture.capture import End
+from fastlane_grpc.capture.capture import ContainerEnd
 from fastlane_grpc.clock import boottime
 from fastlane_grpc.docker.http import EngineDown, EngineRefuses
 from fastlane_grpc.errors import ServerStopping
 from fastlane_grpc.execution.final_state import failed, lost, stopped_before_start
 from fastlane_grpc.execution.host import Host
-from fastlane_grpc.execution.launch import begin
-from fastlane_grpc.execution.lifecycle import Left, Lifecycle, RunnerContext, Step, abandon
-from fastlane_grpc.execution.recovery import adopt, sweep
+from fastlane_grpc.execution.launch import launch
+from fastlane_grpc.execution.lifecycle import LeftToNextServer, Lifecycle, RunnerContext, Step, abandon
+from fastlane_grpc.execution.recovery import recover, sweep
 from fastlane_grpc.execution.stopping import Stopping
 from fastlane_grpc.logs import Logs
 from fastlane_grpc.model import Assignment, Reason, State
@@ -49,10 +49,10 @@ class DockerRunner:
         with self._context.host.watching(assignment.execution.id, mailbox):
             try:
                 self._run(lifecycle)
-            except (Left, ServerStopping) as error:
+            except (LeftToNextServer, ServerStopping) as error:
                 raise HostDown("the server stops; the next one takes it up") from error
             finally:
-                lifecycle.capture.leave()
+                lifecycle.capture.detach()
 
     def abandon(self, execution_id: str, why: str) -> AbandonedLog:
         return abandon(self._context, execution_id, why)
@@ -68,10 +68,10 @@ class DockerRunner:
         lifecycle.reached(Step.CLAIMED)
         try:
             if lifecycle.fenced:
-                adopt(lifecycle)
+                recover(lifecycle)
             else:
-                _say_how_long_it_waited(lifecycle)
-                begin(lifecycle)
+                _log_waiting_time(lifecycle)
+                launch(lifecycle)
         except EngineDown as error:
             self._host_down(lifecycle, error)
         except EngineRefuses as refusal:
@@ -83,28 +83,28 @@ class DockerRunner:
         detail = f"the engine fails: {refusal.message}"
         lifecycle.log.error("the engine failed", status=refusal.status, error=refusal.message)
         if lifecycle.fenced:
-            lifecycle.conclude(lost(Reason.CONTAINER_GONE, detail), End(None, witnessed=False))
+            lifecycle.finish_as(lost(Reason.CONTAINER_GONE, detail), ContainerEnd(None, witnessed=False))
         else:
-            lifecycle.conclude(failed(Reason.REFUSED_BY_ENGINE, detail))
+            lifecycle.finish_as(failed(Reason.REFUSED_BY_ENGINE, detail))
 
     def _host_down(self, lifecycle: Lifecycle, error: EngineDown) -> None:
         host = self._context.host
         # Whoever looks for a place next must not take this host for one that is there.
-        host.doubt()
+        host.check_now()
         lifecycle.log.warning("the engine does not answer", error=str(error), fenced=lifecycle.fenced)
         if not lifecycle.fenced:
             execution = self._context.store.requeue(lifecycle.execution.id).result()
             if execution.state is State.STOPPING and execution.stop and not execution.starting:
-                lifecycle.conclude(stopped_before_start(Stopping.begin(execution.stop, "", boottime())))
+                lifecycle.finish_as(stopped_before_start(Stopping.begin(execution.stop, "", boottime())))
                 return
             if execution.state is State.QUEUED:
-                lifecycle.say(f"host {host.name} does not answer: back in the queue")
+                lifecycle.log_line(f"host {host.name} does not answer: back in the queue")
         raise HostDown(f"host {host.name!r}: {error}") from error
 
 
-def _say_how_long_it_waited(lifecycle: Lifecycle) -> None:
+def _log_waiting_time(lifecycle: Lifecycle) -> None:
     """If that was longer than a moment: for who reads the log later."""
     times = lifecycle.execution.times
     waited = times.claim_time - times.due_time if times.claim_time else timedelta()
     if waited >= timedelta(seconds=1):
-        lifecycle.say(f"got a place after {waited.total_seconds():.1f} s")
+        lifecycle.log_line(f"got a slot after {waited.total_seconds():.1f} s")

@@ -116,7 +116,7 @@ def cut_off(final_state: FinalState) -> FinalState:
         return final_state
     detail = (
         "killed by its recorder, which may not make the file of its output larger: the limit RLIMIT_FSIZE of the container's main process, "
-        f"or the largest file of this file system; {_said(final_state.outcome.exit_code)}"
+        f"or the largest file of this file system; {_exit_text(final_state.outcome.exit_code)}"
     )
     return replace(
         final_state, state=State.FAILED, outcome=replace(final_state.outcome, reason=Reason.EXIT_CODE, detail=detail)
@@ -127,38 +127,38 @@ def not_executed(error: int, program: str | None, stopping: Stopping | None) -> 
     """Of a container whose recorder was told by the kernel that it cannot execute the command, whose first word is
     `program`."""
     name = '"" (an empty word)' if program == "" else program
-    said = ": ".join(filter(None, (name, os.strerror(error))))
+    text = ": ".join(filter(None, (name, os.strerror(error))))
     if stopping:
-        return _settled(
+        return _final_state(
             State.STOPPED,
             Reason.UNSPECIFIED,
-            f"told to stop {stopping.cause}; its command could not be executed: {said}",
+            f"told to stop {stopping.cause}; its command could not be executed: {text}",
         )
     if error in {errno.ENOENT, errno.ENOTDIR}:
-        return failed(Reason.COMMAND_NOT_FOUND, f"the image has no such command: {said}")
+        return failed(Reason.COMMAND_NOT_FOUND, f"the image has no such command: {text}")
     if error == errno.ENOEXEC:
-        said += " (a program for another architecture, or a script whose first line does not name an interpreter, as #!/bin/sh)"
-    return failed(Reason.COMMAND_NOT_EXECUTABLE, f"the command cannot be executed: {said}")
+        text += " (a program for another architecture, or a script whose first line does not name an interpreter, as #!/bin/sh)"
+    return failed(Reason.COMMAND_NOT_EXECUTABLE, f"the command cannot be executed: {text}")
 
 
 def not_begun(exit_code: int | None, stopping: Stopping | None) -> FinalState:
     """Of a container that was started, and whose recorder ended before it ran the command."""
     if stopping:
         return stopped_before_start(stopping)
-    said = "" if exit_code is None else f" (it exited with {exit_code})"
+    text = "" if exit_code is None else f" (it exited with {exit_code})"
     return failed(
         Reason.REFUSED_BY_ENGINE,
-        f"the container was started, and could not begin to record, so its command was not run{said}",
+        f"the container was started, and could not begin to record, so its command was not run{text}",
     )
 
 
 def record_deleted(exit_code: int | None) -> FinalState:
     """Of a container whose record somebody deleted: what is not there proves nothing, not even that the command did not
     run."""
-    said = "" if exit_code is None else f" (its container exited with {exit_code})"
+    text = "" if exit_code is None else f" (its container exited with {exit_code})"
     return lost(
         Reason.CONTAINER_GONE,
-        f"somebody deleted its record from the data directory: nobody knows whether its command ran, or what it printed{said}",
+        f"somebody deleted its record from the data directory: nobody knows whether its command ran, or what it printed{text}",
     )
 
 
@@ -168,7 +168,7 @@ def not_started(error: str, stopping: Stopping | None, *, by_recorder: bool, aga
     Under the recorder the engine does not look for the command: then nothing that it says of a program is about the
     job's."""
     if stopping:
-        return _settled(
+        return _final_state(
             State.STOPPED,
             Reason.UNSPECIFIED,
             f"told to stop {stopping.cause}; it would not have started: {plain(error)}",
@@ -183,16 +183,16 @@ def not_started(error: str, stopping: Stopping | None, *, by_recorder: bool, aga
 
 
 def failed(reason: Reason, detail: str) -> FinalState:
-    return _settled(State.FAILED, reason, detail)
+    return _final_state(State.FAILED, reason, detail)
 
 
 def lost(reason: Reason, detail: str) -> FinalState:
-    return _settled(State.LOST, reason, detail)
+    return _final_state(State.LOST, reason, detail)
 
 
 def expired(execution: Execution) -> FinalState:
     """Of an execution that was claimed in time, and was not ready to start in time."""
-    return _settled(
+    return _final_state(
         State.EXPIRED,
         Reason.UNSPECIFIED,
         f"it had not started by its expire_time, {execution.expire_time:%Y-%m-%dT%H:%M:%SZ}",
@@ -200,7 +200,7 @@ def expired(execution: Execution) -> FinalState:
 
 
 def stopped_before_start(stopping: Stopping) -> FinalState:
-    return _settled(State.STOPPED, Reason.UNSPECIFIED, f"told to stop {stopping.cause} before it was started")
+    return _final_state(State.STOPPED, Reason.UNSPECIFIED, f"told to stop {stopping.cause} before it was started")
 
 
 def _judged(
@@ -212,15 +212,15 @@ def _judged(
     timeout: timedelta,
     engine_restarted: bool,
 ) -> tuple[State, Reason, str]:
-    said = _said(exit_code)
+    text = _exit_text(exit_code)
     if stopping and stopping.stop.cause is StopCause.TIMEOUT:
         return (
             State.TIMED_OUT,
             Reason.UNSPECIFIED,
-            f"ran longer than its timeout of {timeout.total_seconds():g} s; {said}",
+            f"ran longer than its timeout of {timeout.total_seconds():g} s; {text}",
         )
     if stopping:
-        return State.STOPPED, Reason.UNSPECIFIED, f"told to stop {stopping.cause}; {said}"
+        return State.STOPPED, Reason.UNSPECIFIED, f"told to stop {stopping.cause}; {text}"
     if exit_code is None:
         return (
             State.LOST,
@@ -236,11 +236,11 @@ def _judged(
     if exit_code == 0:
         return State.SUCCEEDED, Reason.UNSPECIFIED, ""
     if out_of_memory:
-        return State.FAILED, Reason.OUT_OF_MEMORY, f"killed for memory: {_memory(spec)}; {said}"
-    return State.FAILED, Reason.EXIT_CODE, said
+        return State.FAILED, Reason.OUT_OF_MEMORY, f"killed for memory: {_memory(spec)}; {text}"
+    return State.FAILED, Reason.EXIT_CODE, text
 
 
-def _said(exit_code: int | None) -> str:
+def _exit_text(exit_code: int | None) -> str:
     if exit_code is None:
         return "ended, nobody knows how"
     by_custom = exit_code - 128
@@ -254,7 +254,7 @@ def _memory(spec: JobSpec) -> str:
     return f"it may use {limit / (1 << 20):g} MiB; raise limits.memory_bytes" if limit else "the machine has no more"
 
 
-def _settled(state: State, reason: Reason, detail: str) -> FinalState:
+def _final_state(state: State, reason: Reason, detail: str) -> FinalState:
     return FinalState(state, Outcome(reason, _short(detail)))
 
 

@@ -18,7 +18,7 @@ from fastlane_grpc.backoff import Backoff
 from fastlane_grpc.capture.choice import CaptureChoice
 from fastlane_grpc.clock import boottime
 from fastlane_grpc.docker.engine import EXECUTION_LABEL, INSTANCE_LABEL, Engine
-from fastlane_grpc.docker.http import MAX_LINE_BYTES, EngineDown, EngineRefuses, Wire
+from fastlane_grpc.docker.http import MAX_LINE_BYTES, EngineDown, EngineRefuses, EngineRequest
 from fastlane_grpc.model import Availability, HostReport, container_name, utc_now
 from fastlane_grpc.runner import Began, Died, EngineBack, EngineGone, Mailbox, Order
 from fastlane_grpc.supervisor import ALONE, Supervisor
@@ -30,7 +30,7 @@ PING_ANSWER_SECONDS = 5
 RECONNECTS = Backoff(0.1, 2.0)
 # After an event that could not be read executions look at their containers; not more often than that, however many of
 # these come.
-LOOK_AGAIN_SECONDS = 1.0
+RESYNC_SECONDS = 1.0
 # Enough for a thread that only has to see that it is to end.
 CLOSE_SECONDS = 0.5
 # How far back an engine is asked for what it remembers.
@@ -70,12 +70,12 @@ class Host:
         self._watchers: dict[str, Mailbox] = {}
         self._lock = threading.Lock()
         self._closing = threading.Event()
-        self._wire: Wire | None = None
+        self._request: EngineRequest | None = None
         # Kinds of events that were not understood and were logged; and whether executions are still to look for what
         # such an event told.
         self._not_understood: set[str] = set()
         self._missed = False
-        self._looked_at = 0.0
+        self._resync_time = 0.0
         self._thread = supervisor.thread(f"host-{name}", self._listen, restart=True)
 
     def start(self, on_change: Callable[[], None]) -> None:
@@ -89,8 +89,8 @@ class Host:
         delays no end."""
         with self._lock:
             self._closing.set()
-            if self._wire is not None:
-                self._wire.cut()
+            if self._request is not None:
+                self._request.cut()
         if self._thread.ident is not None:
             self._thread.join(CLOSE_SECONDS)
 
@@ -106,10 +106,10 @@ class Host:
             with self._lock:
                 del self._watchers[execution_id]
 
-    def doubt(self) -> None:
+    def check_now(self) -> None:
         """Somebody got no answer: looks whether the engine is there. One that is not is marked down before this
         returns."""
-        self._look()
+        self._check()
 
     def _listen(self) -> None:
         failures = 0
@@ -117,7 +117,7 @@ class Host:
             try:
                 # The answer begins a moment before the engine takes us for a listener. What it heard in between it
                 # remembers; to be told of an end twice does no harm.
-                wire = self.engine.events(self._filters(), since=f"{time.time() - RECALL_SECONDS:.9f}")
+                request = self.engine.events(self._filters(), since=f"{time.time() - RECALL_SECONDS:.9f}")
             except (EngineDown, EngineRefuses) as error:
                 log.debug("host not reached", host=self.name, error=str(error))
                 self._failed(str(error))
@@ -126,49 +126,49 @@ class Host:
                 continue
             failures = 0
             with self._lock:
-                self._wire = wire
+                self._request = request
                 if self._closing.is_set():
-                    wire.cut()
+                    request.cut()
             why = "a defect of fastlane, see the server's log"
             try:
-                self._follow(wire)
+                self._follow(request)
                 why = "the engine went away: it broke off the stream of its events"
             finally:
                 # Whatever ended it, nobody hears the engine now: a host that stayed up would leave its executions
                 # waiting for their ends.
-                self._not_followed(wire, why)
+                self._not_followed(request, why)
 
-    def _follow(self, wire: Wire) -> None:
+    def _follow(self, request: EngineRequest) -> None:
         """Listens until the connection breaks."""
         heard_since = boottime()
-        wire.patience(self._ping_seconds)
-        self._tell_all(EngineBack())
-        self._settle()
+        request.set_timeout(self._ping_seconds)
+        self._broadcast(EngineBack())
+        self._determine_capture()
         while True:
             try:
-                for line in wire.lines():
-                    self._heard(line, heard_since)
+                for line in request.lines():
+                    self._received(line, heard_since)
                 return
             except TimeoutError:
-                self._look()
-                self._look_for_missed()
+                self._check()
+                self._resync_executions()
             except OSError:
                 return
 
-    def _not_followed(self, wire: Wire, why: str) -> None:
-        wire.cut()
+    def _not_followed(self, request: EngineRequest, why: str) -> None:
+        request.cut()
         with self._lock:
-            self._wire = None
+            self._request = None
         if not self._closing.is_set():
             self._failed(why)
             self._set_up(False)
-            self._tell_all(EngineGone(boottime()))
+            self._broadcast(EngineGone(boottime()))
         self.engine.forget()
 
-    def _heard(self, line: bytes, heard_since: float) -> None:
+    def _received(self, line: bytes, heard_since: float) -> None:
         event = _read_event(line)
         if isinstance(event, str):
-            self._pass_over(event, line)
+            self._skip_event(event, line)
         else:
             with self._lock:
                 mailbox = self._watchers.get(event.execution_id)
@@ -178,9 +178,9 @@ class Host:
                 mailbox.put(
                     Died(event.exit_code, event.time_ns, heard_since, event.container_id) if event.died else Began()
                 )
-        self._look_for_missed()
+        self._resync_executions()
 
-    def _pass_over(self, fault: str, line: bytes) -> None:
+    def _skip_event(self, fault: str, line: bytes) -> None:
         """An event of a shape that nobody knows may have told of an end."""
         self._missed = True
         if fault not in self._not_understood:
@@ -192,13 +192,13 @@ class Host:
                 line=line[:200].decode(errors="replace"),
             )
 
-    def _look_for_missed(self) -> None:
+    def _resync_executions(self) -> None:
         """Executions look for what was passed over, once for all of it."""
-        if self._missed and boottime() >= self._looked_at + LOOK_AGAIN_SECONDS:
-            self._missed, self._looked_at = False, boottime()
-            self._tell_all(EngineBack())
+        if self._missed and boottime() >= self._resync_time + RESYNC_SECONDS:
+            self._missed, self._resync_time = False, boottime()
+            self._broadcast(EngineBack())
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         try:
             self.engine.ping(min(self._ping_seconds, PING_ANSWER_SECONDS))
         except (EngineDown, EngineRefuses) as error:
@@ -206,16 +206,16 @@ class Host:
             self._set_up(False)
         else:
             # An engine that is going down may answer still, while nobody hears its events any more.
-            if self._wire is not None and self.captures.in_use:
+            if self._request is not None and self.captures.in_use:
                 self._set_up(True)
-            elif self._wire is not None:
-                self._settle()
+            elif self._request is not None:
+                self._determine_capture()
 
-    def _settle(self) -> None:
+    def _determine_capture(self) -> None:
         """An engine that answers is up once it is known how its containers are captured."""
         try:
             self._identify()
-            self.captures.settle(self.engine)
+            self.captures.determine(self.engine)
         except EngineDown as error:
             log.info("host does not answer", host=self.name, error=str(error))
             self._failed(str(error))
@@ -277,11 +277,11 @@ class Host:
         log.info("host is up" if up else "host is down", host=self.name)
         self._on_change()
 
-    def _tell_all(self, order: Order) -> None:
+    def _broadcast(self, event: Order) -> None:
         with self._lock:
             watchers = list(self._watchers.values())
         for mailbox in watchers:
-            mailbox.put(order)
+            mailbox.put(event)
 
     def _filters(self) -> Mapping[str, Sequence[str]]:
         return {"type": ["container"], "label": [f"{INSTANCE_LABEL}={self.instance}"], "event": EVENTS}

@@ -13,7 +13,7 @@ from signal import SIGKILL
 
 import structlog
 
-from fastlane_grpc.capture.capture import Capture, End
+from fastlane_grpc.capture.capture import Capture, ContainerEnd
 from fastlane_grpc.capture.handoff import CommandStatus, Delivery
 from fastlane_grpc.capture.recorder import CANNOT_STORE_CODE, RecorderCapture
 from fastlane_grpc.clock import boottime
@@ -56,12 +56,12 @@ LOOK_SECONDS = 10.0
 LOOKS = 4
 # What the start needed, and only the start, is put away as soon as it can be, which is looked for with pauses that
 # grow.
-PUT_AWAY_SECONDS, LONGEST_PUT_AWAY_SECONDS = 0.1, 5.0
+RELEASE_SECONDS, LONGEST_RELEASE_SECONDS = 0.1, 5.0
 # A record that cannot be looked at for a moment, as a disk or a table of the kernel's fails or is full, is looked at
 # again after that.
 UNREADABLE_SECONDS = 0.5
 # A container that the engine says is over, while its main process is there for certain, is looked at so often.
-HELD_SECONDS = 0.5
+STILL_RUNNING_SECONDS = 0.5
 # Clocks that stand still while the machine sleeps time the waits: so often the one that goes on is looked at.
 LONGEST_WAIT_SECONDS = 60.0
 # An engine has so long to let a paused container go on, before it is taken for one that hangs.
@@ -73,7 +73,7 @@ log = structlog.get_logger(__name__)
 
 
 class Step(StrEnum):
-    """The way of an execution, in order."""
+    """The steps of an execution, in order."""
 
     CLAIMED = "claimed"
     PULLED = "pulled"
@@ -89,7 +89,7 @@ class Step(StrEnum):
     REMOVED = "removed"
 
 
-class Left(Exception):
+class LeftToNextServer(Exception):
     """The server stops; the execution is the next one's."""
 
 
@@ -127,21 +127,23 @@ class Lifecycle:
         self.timeout = context.default_timeout if assignment.spec.timeout is None else assignment.spec.timeout
         self.directory = context.logs.path(self.execution.id)
         # Of one that is new only known with its image.
-        self.capture: Capture = context.host.captures.of_begun(self.engine, self.directory, self.execution, self.say)
+        self.capture: Capture = context.host.captures.for_existing(
+            self.engine, self.directory, self.execution, self.log_line
+        )
         self.fenced = self.execution.starting
         self.container_id = self.execution.container_id
-        self.engine_life = self.execution.engine_life
+        self.engine_epoch = self.execution.engine_life
         self.stop_signal = self.spec.stop_signal
         self.stopping: Stopping | None = None
         self.watched_since = 0.0
         self.mailbox = mailbox
-        self._put_off: deque[Order] = deque()
+        self._deferred: deque[Order] = deque()
         self._deadline = float("inf")
         self._look_at = float("inf")
-        self._put_away_at, self._put_away_pause = 0.0, PUT_AWAY_SECONDS
+        self._release_at, self._release_pause = 0.0, RELEASE_SECONDS
         # The engine takes a container for over, or knows of none, whose main process is there: only its capture tells
         # of its end.
-        self.engine_lost_it = False
+        self.engine_lost_container = False
         self.log = log.bind(execution_id=self.execution.id, job_id=self.execution.job_id, host=context.host.name)
 
     # -- what is told on the way
@@ -149,55 +151,55 @@ class Lifecycle:
     def reached(self, step: Step) -> None:
         self.context.step(step, self.execution.id)
 
-    def say(self, line: str) -> None:
+    def log_line(self, line: str) -> None:
         """One of fastlane's own lines in the log of the execution."""
         self.context.logs.system(self.execution.id, line)
 
-    def waits_for_room(self, detail: str) -> None:
+    def report_no_room(self, detail: str) -> None:
         """The record of its output cannot be made. Said once, however often it is tried again."""
         if self.mailbox.waiting:
             return
         self.mailbox.waiting = Waiting(WaitReason.DISK_FULL, detail, utc_now())
         self.log.warning("the record cannot be made; trying again", reason=detail)
         # Where there is no room for this line either, whoever asks for the execution is told.
-        self.say(f"waiting: {detail}")
+        self.log_line(f"waiting: {detail}")
 
-    def has_room(self) -> None:
+    def report_room(self) -> None:
         """It could be made."""
         waited, self.mailbox.waiting = self.mailbox.waiting, None
         if waited:
-            self.say(f"goes on after {(utc_now() - waited.since_time).total_seconds():.0f} s: {waited.detail}")
+            self.log_line(f"goes on after {(utc_now() - waited.since_time).total_seconds():.0f} s: {waited.detail}")
 
     # -- waiting
 
-    def next_order(self, seconds: float) -> Order | None:
-        """The next order within the time. Raises Left, and EngineDown if the engine went away since it is watched."""
-        order = self._put_off.popleft() if self._put_off else self.mailbox.get(min(seconds, LONGEST_WAIT_SECONDS))
-        if isinstance(order, Leave):
-            raise Left
-        if isinstance(order, EngineGone) and order.time > self.watched_since:
+    def receive(self, seconds: float) -> Order | None:
+        """The next order within the time. Raises LeftToNextServer, and EngineDown if the engine went away since it is watched."""
+        received = self._deferred.popleft() if self._deferred else self.mailbox.get(min(seconds, LONGEST_WAIT_SECONDS))
+        if isinstance(received, Leave):
+            raise LeftToNextServer
+        if isinstance(received, EngineGone) and received.time > self.watched_since:
             raise EngineDown("the engine went away")
-        return order
+        return received
 
-    def wait(self, seconds: float | None) -> Order | None:
-        """The next order, while there is nothing yet to send a signal to: an order to stop raises StopRequested then.
-        Raises Left."""
-        order = self.mailbox.get(seconds)
-        if isinstance(order, Leave):
-            raise Left
-        if isinstance(order, StopCommand):
-            raise StopRequested(order.stop)
-        return order
+    def receive_before_start(self, seconds: float | None) -> Order | None:
+        """The next received, while there is nothing yet to send a signal to: an order to stop raises StopRequested then.
+        Raises LeftToNextServer."""
+        received = self.mailbox.get(seconds)
+        if isinstance(received, Leave):
+            raise LeftToNextServer
+        if isinstance(received, StopCommand):
+            raise StopRequested(received.stop)
+        return received
 
     def pause(self, seconds: float) -> None:
         """Waits so long, with an ear for mailbox."""
         until = boottime() + seconds
         while (left_seconds := until - boottime()) > 0:
-            self.wait(left_seconds)
+            self.receive_before_start(left_seconds)
 
-    def put_off(self, order: Order) -> None:
+    def defer(self, received: Order) -> None:
         """Keeps an order for who asks next."""
-        self._put_off.append(order)
+        self._deferred.append(received)
 
     def watch(self) -> None:
         """From now on nothing is to be missed: if what the engine tells is heard without a break, it is one life of the
@@ -206,11 +208,11 @@ class Lifecycle:
 
     # -- from its start on
 
-    def time_runs(self, seconds: float) -> None:
+    def set_deadline(self, seconds: float) -> None:
         """From now on the container has so long to go on."""
         self._deadline = boottime() + seconds
 
-    def began(self, start_time: datetime) -> None:
+    def run_to_end(self, start_time: datetime) -> None:
         """The container runs, or ran: commits that, and goes with it to its end."""
         if self.execution.state is State.PREPARING:
             try:
@@ -218,26 +220,26 @@ class Lifecycle:
             except TimeoutError:
                 # It is written as soon as it can be. Time runs for the container, and it may end, all the same.
                 self.log.warning("a start is not on disk yet")
-            self.say(f"started on host {self.context.host.name}, output captured by {self.capture.name}")
+            self.log_line(f"started on host {self.context.host.name}, output captured by {self.capture.name}")
             self.log.info("execution runs", container_id=self.container_id)
         self.reached(Step.RUNNING)
         died = self.until_end()
         self.reached(Step.DIED)
-        self.end(died)
+        self.finish_after_run(died)
 
-    def told(self, stop: Stop) -> None:
+    def request_stop(self, stop: Stop) -> None:
         """An order to stop that is on disk, or came again with less grace."""
         if self.stopping:
-            self.stopping = self.stopping.told(stop, boottime())
+            self.stopping = self.stopping.shortened(stop, boottime())
             return
         self.stopping = Stopping.begin(stop, self.stop_signal, boottime())
-        self.say(f"told to stop {self.stopping.cause}")
+        self.log_line(f"told to stop {self.stopping.cause}")
 
     def choose_capture(self) -> None:
         """Of one that is new, or begins anew."""
-        self.capture = self.context.host.captures.of_new(self.engine, self.directory, self.execution.id, self.say)
+        self.capture = self.context.host.captures.for_new(self.engine, self.directory, self.execution.id, self.log_line)
 
-    def follow_again(self) -> None:
+    def resume_capture(self) -> None:
         """After a break. A paused container refuses; it prints nothing, and is followed when it goes on."""
         self.watch()
         try:
@@ -249,23 +251,23 @@ class Lifecycle:
         """Keeps the time and carries out orders until the container ends. None: it did, and the engine did not tell
         how."""
         while True:
-            self._put_away()
-            order = self.next_order(self._next_time() - boottime())
+            self._release_start_resources()
+            received = self.receive(self._next_time() - boottime())
             # Not of an earlier container of this execution, whose start was refused and then carried out after all.
-            if isinstance(order, Died) and order.container_id in {"", self.container_id}:
-                if not self._held():
-                    return order
+            if isinstance(received, Died) and received.container_id in {"", self.container_id}:
+                if not self._is_running():
+                    return received
                 # The engine was killed and came back with a wrong idea of it. Its process goes on, and so does its
                 # output.
                 self.log.warning("the engine says that a container is over whose main process is there")
-                self.engine_lost_it = True
-            if self.engine_lost_it:
-                self._look_at = min(self._look_at, boottime() + HELD_SECONDS)
-            if isinstance(order, StopCommand):
-                self.told(order.stop)
-            elif isinstance(order, Began) and not self.capture.following:
-                self.follow_again()
-            elif isinstance(order, EngineBack):
+                self.engine_lost_container = True
+            if self.engine_lost_container:
+                self._look_at = min(self._look_at, boottime() + STILL_RUNNING_SECONDS)
+            if isinstance(received, StopCommand):
+                self.request_stop(received.stop)
+            elif isinstance(received, Began) and not self.capture.following:
+                self.resume_capture()
+            elif isinstance(received, EngineBack):
                 self._look_at = 0.0
             if boottime() >= self._deadline and not self.stopping:
                 self._time_out()
@@ -275,12 +277,14 @@ class Lifecycle:
 
     def _next_time(self) -> float:
         due = self.stopping.next_time if self.stopping else self._deadline
-        return min(due, self._look_at, self._put_away_at)
+        return min(due, self._look_at, self._release_at)
 
-    def _put_away(self) -> None:
-        if boottime() >= self._put_away_at:
-            self._put_away_at = float("inf") if self.capture.began() else boottime() + self._put_away_pause
-            self._put_away_pause = min(self._put_away_pause * 1.2, LONGEST_PUT_AWAY_SECONDS)
+    def _release_start_resources(self) -> None:
+        if boottime() >= self._release_at:
+            self._release_at = (
+                float("inf") if self.capture.release_start_resources() else boottime() + self._release_pause
+            )
+            self._release_pause = min(self._release_pause * 1.2, LONGEST_RELEASE_SECONDS)
 
     def _time_out(self) -> None:
         self._deadline = float("inf")
@@ -290,12 +294,12 @@ class Lifecycle:
         except TimeoutError:
             # It is written as soon as it can be. The container must not have the longer a time the fuller the disk is.
             self.log.warning("a timeout is carried out before it is on disk")
-            self.told(Stop(StopCause.TIMEOUT, utc_now(), grace))
+            self.request_stop(Stop(StopCause.TIMEOUT, utc_now(), grace))
             return
-        # None: somebody told it to stop just now, and the order is on its way to us.
+        # None: somebody told it to stop just now, and the command is on its way to us.
         if execution and execution.stop:
             self.log.info("execution timed out", grace_seconds=grace.total_seconds())
-            self.told(execution.stop)
+            self.request_stop(execution.stop)
 
     def _send_what_is_due(self) -> None:
         name = self.stopping.due(boottime()) if self.stopping else ""
@@ -303,7 +307,7 @@ class Lifecycle:
             return
         if name == KILL:
             # First, as the engine carries out a kill only when somebody takes what the container has printed.
-            self.capture.give_up()
+            self.capture.abandon_unwritten()
         # Asked first to end in a way that keeps all output; if that does not help, in the way that always does.
         number = self.capture.kill_signal if name == KILL and self.stopping.sent != KILL else name
         # First without the engine, which may hang: the time and later orders would wait for its answer.
@@ -339,7 +343,7 @@ class Lifecycle:
 
     def _sent(self, name: str) -> None:
         assert self.stopping is not None
-        self.say(f"sent {name}")
+        self.log_line(f"sent {name}")
         self.log.info("signal sent", signal=name)
         self.stopping = self.stopping.did_send(name, boottime())
         if name == KILL:
@@ -356,7 +360,7 @@ class Lifecycle:
             # A signal that the engine cannot send for now does not cost the container its grace.
             self.stopping = self.stopping.could_not_send(boottime() + (LOOK_SECONDS if name == KILL else 0.0))
         else:
-            self.say(f"the engine does not send {name}: {refusal.message}")
+            self.log_line(f"the engine does not send {name}: {refusal.message}")
             self.stopping = self.stopping.kill_now(boottime())
 
     def _signalled(self, number: int) -> Delivery:
@@ -370,40 +374,40 @@ class Lifecycle:
     def _alive(self) -> bool:
         self._look_at = float("inf") if self.stopping is None else boottime() + LOOK_SECONDS
         try:
-            if self.capture.held:
+            if self.capture.is_running:
                 return True
             container = self.engine.inspect(self.container_id)
         except (EngineDown, EngineRefuses, OSError) as error:
             self.log.warning("container not inspected; looking again", error=str(error))
             self._look_at = boottime() + LOOK_SECONDS
             return True
-        if self.engine_lost_it:
+        if self.engine_lost_container:
             return container is not None and container.alive
         # What the engine is about to start is not alive yet, and has not ended either.
         return container is not None and not container.ended
 
-    def _held(self) -> bool:
+    def _is_running(self) -> bool:
         """Whether a container that the engine takes for over is there all the same, however often that has to be
         asked."""
         while True:
             try:
-                return self.capture.held
+                return self.capture.is_running
             except OSError as error:
                 self.log.warning("a record cannot be looked at; trying again", error=str(error))
             # An order to stop is carried out before the next look; the others keep their turn.
             kept = []
             until = boottime() + UNREADABLE_SECONDS
             while (left_seconds := until - boottime()) > 0:
-                order = self.next_order(left_seconds)
-                if isinstance(order, StopCommand):
-                    self.told(order.stop)
-                elif order is not None:
-                    kept.append(order)
-            self._put_off.extend(kept)
+                received = self.receive(left_seconds)
+                if isinstance(received, StopCommand):
+                    self.request_stop(received.stop)
+                elif received is not None:
+                    kept.append(received)
+            self._deferred.extend(kept)
 
     # -- its end
 
-    def end(self, died: Died | None) -> None:
+    def finish_after_run(self, died: Died | None) -> None:
         """Of a container that ran: what the engine says of it now, and all that follows."""
         container = self._look(died)
         command_status, exit_code = (
@@ -411,18 +415,18 @@ class Lifecycle:
             container.exit_code if container and container.ended else None,
         )
         if command_status is CommandStatus.NEVER_RAN:
-            self.conclude(not_begun(container.exit_code if container else None, self.stopping))
+            self.finish_as(not_begun(container.exit_code if container else None, self.stopping))
             return
         if command_status is CommandStatus.UNKNOWN:
-            self.conclude(record_deleted(exit_code))
+            self.finish_as(record_deleted(exit_code))
             return
         witnessed = died is not None and died.heard_since <= self.watched_since
-        told_code = died.exit_code if died else None
+        event_code = died.exit_code if died else None
         # Of one that runs, as somebody restarted it, the engine says 0.
-        exit_code = container.exit_code if container and container.ended else told_code
-        missing = self.capture.drain(End(_end_time(container, died), witnessed, exit_code))
+        exit_code = container.exit_code if container and container.ended else event_code
+        missing = self.capture.drain(ContainerEnd(_end_time(container, died), witnessed, exit_code))
         self.reached(Step.DRAINED)
-        self._settle(self._final_state(container, exit_code), missing)
+        self._commit_end(self._final_state(container, exit_code), missing)
 
     def _final_state(self, container: Container | None, exit_code: int | None) -> FinalState:
         witness = self.capture.trailer()
@@ -469,7 +473,7 @@ class Lifecycle:
                 return self.engine.inspect(self.container_id)
             except (EngineDown, EngineRefuses) as error:
                 self.log.warning("container not inspected; asking again", error=str(error))
-                self.next_order(1.0)
+                self.receive(1.0)
         try:
             return self.engine.inspect(self.container_id)
         except EngineRefuses:
@@ -478,20 +482,20 @@ class Lifecycle:
             # How it ended is known without.
             return None
 
-    def conclude(self, final_state: FinalState, end: End | None = None) -> None:
+    def finish_as(self, final_state: FinalState, end: ContainerEnd | None = None) -> None:
         """The end of one that did not run, or of which nobody knows, in its order: record, fastlane's lines, outcome,
         container."""
         missing = self.capture.drain(end)
         self.reached(Step.DRAINED)
-        self._settle(final_state, missing if end else "")
+        self._commit_end(final_state, missing if end else "")
 
-    def _settle(self, final_state: FinalState, missing: str) -> None:
+    def _commit_end(self, final_state: FinalState, missing: str) -> None:
         trailer = self.capture.seal(final_state.outcome.exit_code, final_state.facts())
         self.context.logs.set_aside(self.execution.id)
         self.reached(Step.SEALED)
         if missing:
-            self.say(missing)
-        self.say(_said(final_state.state, final_state.outcome))
+            self.log_line(missing)
+        self.log_line(_end_line(final_state.state, final_state.outcome))
         totals = (*(trailer.totals if trailer else ()), *self.context.logs.seal_system(self.execution.id))
         self.context.store.finish(
             self.execution.id,
@@ -516,7 +520,7 @@ class Lifecycle:
         self.remove()
         self.reached(Step.REMOVED)
 
-    def remains(self, why: str) -> AbandonedLog:
+    def abandon_log(self, why: str) -> AbandonedLog:
         """Ends the log of one that could not be brought to its end: what it may have printed and is not there is a gap
         of unknown size.
 
@@ -526,10 +530,10 @@ class Lifecycle:
         end = self._certain_end(trailer) if trailer else None
         if self.fenced and trailer is None:
             self.capture.resume(None)
-            self.capture.drain(End(None, witnessed=False))
+            self.capture.drain(ContainerEnd(None, witnessed=False))
         trailer = self.capture.seal(None, {})
         self.context.logs.set_aside(self.execution.id)
-        self.say(f"{why}; {_said(end.state, end.outcome)}" if end else why)
+        self.log_line(f"{why}; {_end_line(end.state, end.outcome)}" if end else why)
         totals = (*(trailer.totals if trailer else ()), *self.context.logs.seal_system(self.execution.id))
         return AbandonedLog(totals, self.context.logs.room(self.execution.id), end)
 
@@ -556,8 +560,8 @@ class Lifecycle:
     def _engine_restarted(self) -> bool:
         """Whether this is not the engine's life that the start was sent to. Raises EngineDown if it is ending just
         now."""
-        life = self.engine.life()
-        return bool(life and self.engine_life) and life != self.engine_life
+        epoch = self.engine.epoch()
+        return bool(epoch and self.engine_epoch) and epoch != self.engine_epoch
 
 
 def abandon(context: RunnerContext, execution_id: str, why: str, *, remove: bool = True) -> AbandonedLog:
@@ -570,9 +574,9 @@ def abandon(context: RunnerContext, execution_id: str, why: str, *, remove: bool
     if not remove:
         lifecycle.container_id = ""
     try:
-        remains = lifecycle.remains(why)
+        abandon_log = lifecycle.abandon_log(why)
         lifecycle.remove()
-        return remains
+        return abandon_log
     except (ServerStopping, ExecutionNotFound):
         raise
     except Exception as error:
@@ -582,10 +586,10 @@ def abandon(context: RunnerContext, execution_id: str, why: str, *, remove: bool
         logs = context.logs
         return AbandonedLog(logs.system_totals(execution_id), logs.room(execution_id))
     finally:
-        lifecycle.capture.leave()
+        lifecycle.capture.detach()
 
 
-def _said(state: State, outcome: Outcome) -> str:
+def _end_line(state: State, outcome: Outcome) -> str:
     return f"{state.name.lower().replace('_', ' ')}: {outcome.detail or 'exited with 0'}"
 
 

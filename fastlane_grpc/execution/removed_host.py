@@ -46,11 +46,11 @@ class RemovedHostRunner:
     def run(self, assignment: Assignment, mailbox: Mailbox) -> None:
         lifecycle = Lifecycle(self._context(assignment.execution.host), assignment, mailbox)
         try:
-            _give_up(lifecycle)
+            _resolve(lifecycle)
         except ServerStopping as error:
             raise HostDown("the server stops; the next one takes it up") from error
         finally:
-            lifecycle.capture.leave()
+            lifecycle.capture.detach()
 
     def abandon(self, execution_id: str, why: str) -> AbandonedLog:
         return abandon(
@@ -71,7 +71,7 @@ class RemovedHostRunner:
         )
 
 
-def _give_up(lifecycle: Lifecycle) -> None:
+def _resolve(lifecycle: Lifecycle) -> None:
     host = lifecycle.context.host.name
     # Nothing is asked of its engine, a removal neither.
     lifecycle.container_id = ""
@@ -81,11 +81,11 @@ def _give_up(lifecycle: Lifecycle) -> None:
         _requeue(lifecycle)
     elif trailer is not None:
         lifecycle.log.warning("its host is not configured any more; its record tells how it ended")
-        lifecycle.conclude(_final_state(lifecycle, trailer))
+        lifecycle.finish_as(_final_state(lifecycle, trailer))
     else:
         lifecycle.log.error("lost: its host is not configured any more")
         lifecycle.capture.resume(None)
-        lifecycle.conclude(
+        lifecycle.finish_as(
             lost(
                 Reason.HOST_GONE,
                 f"host {host!r}, which it was started on, is not configured any more: nobody knows how it ended there",
@@ -104,7 +104,7 @@ def _revoked(lifecycle: Lifecycle) -> bool:
 def _requeue(lifecycle: Lifecycle) -> None:
     execution = lifecycle.context.store.requeue(lifecycle.execution.id).result()
     if execution.state is State.STOPPING and execution.stop:
-        lifecycle.conclude(stopped_before_start(Stopping.begin(execution.stop, "", boottime())))
+        lifecycle.finish_as(stopped_before_start(Stopping.begin(execution.stop, "", boottime())))
 
 
 def _final_state(lifecycle: Lifecycle, trailer: Trailer) -> FinalState:

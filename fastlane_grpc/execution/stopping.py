@@ -27,7 +27,7 @@ class Stopping:
     def begin(cls, stop: Stop, stop_signal: str, now: float) -> "Stopping":
         return cls(stop, signal_name(stop_signal), now + _grace_left(stop))
 
-    def told(self, stop: Stop, now: float) -> "Stopping":
+    def shortened(self, stop: Stop, now: float) -> "Stopping":
         """Told again: grace can only become shorter."""
         return replace(self, stop=stop, kill_at=min(self.kill_at, now + _grace_left(stop)))
 

@@ -57,11 +57,11 @@ class PruneRequest:
     validate_only: bool = False
 
 
-class Places(Protocol):
+class Capacity(Protocol):
     """What the service has to know of the dispatcher, to say why an execution waits, and how the hosts are."""
 
     @property
-    def places(self) -> tuple[int, int]:
+    def slots(self) -> tuple[int, int]:
         """Of those that can be had just now: how many are taken, and how many there are."""
 
     @property
@@ -79,12 +79,12 @@ class Places(Protocol):
 class Service:
     """Every use case, once. Lives on the loop."""
 
-    def __init__(self, store: Store, tails: Tails, places: Places, upkeep: Retention, settings: Settings) -> None:
+    def __init__(self, store: Store, tails: Tails, capacity: Capacity, upkeep: Retention, settings: Settings) -> None:
         self.settings = settings
         self.start_time = utc_now()
         self._store = store
         self._tails = tails
-        self._places = places
+        self._capacity = capacity
         self._upkeep = upkeep
         self._streams = 0
         self._stopping = False
@@ -231,7 +231,7 @@ class Service:
     def waiting(self, execution: Execution) -> Waiting | None:
         """What the execution waits for, if it does; who goes before it is not counted."""
         if execution.state is State.PREPARING:
-            return self._places.waiting(execution.id)
+            return self._capacity.waiting(execution.id)
         if execution.state is State.SCHEDULED:
             due_time = execution.times.due_time
             return Waiting(
@@ -239,12 +239,12 @@ class Service:
             )
         if execution.state is not State.QUEUED:
             return None
-        if error := self._places.host_error:
+        if error := self._capacity.host_error:
             return Waiting(WaitReason.HOST_DOWN, error, execution.state_time)
-        taken, places = self._places.places
-        if taken < places:
+        taken, slots = self._capacity.slots
+        if taken < slots:
             return None  # It is about to get one of them.
-        return Waiting(WaitReason.NO_FREE_PLACE, f"{taken} of {places} places taken", execution.state_time)
+        return Waiting(WaitReason.NO_FREE_PLACE, f"{taken} of {slots} places taken", execution.state_time)
 
     async def waiting_in_line(self, execution: Execution) -> Waiting | None:
         """The same, with who goes before it: a question to the store for each, so it is for one, not for a list."""
@@ -259,7 +259,7 @@ class Service:
     def hosts(self) -> Sequence[HostReport]:
         """Each host as it is now, in the order of the configuration."""
         self._check_serving()
-        return self._places.hosts
+        return self._capacity.hosts
 
     async def _waiting_lines(self, execution: Execution) -> tuple[Sequence[LogTotals], int]:
         """What there is of the log of one that may be queued when the order is written, and its room on the disk. It
