@@ -20,7 +20,7 @@ from structlog.testing import capture_logs
 
 from fastlane_grpc.dispatcher import Dispatcher, HostSlots
 from fastlane_grpc.model import Assignment, Execution, JobSpec, LogTotals, Outcome, Reason, Source, State, Stop, utc_now
-from fastlane_grpc.runner import AbandonedLog, CertainEnd, HostDown, Mailbox, Order, StopCommand
+from fastlane_grpc.runner import AbandonedLog, CertainEnd, Command, Event, HostDown, Mailbox, StopCommand
 from fastlane_grpc.store import Pending, Store
 from fastlane_grpc.store.database import Connection, open_for_writing
 from fastlane_grpc.store.writer import Many, Work, Writer, Written
@@ -303,7 +303,7 @@ async def test_a_stop_reaches_the_runner_of_the_execution_and_nobody_else(holdin
 async def test_a_stop_that_is_announced_with_the_claim_reaches_the_runner(tmp_path: Path, houses: list[House]) -> None:
     house = House(tmp_path)
     houses.append(house)
-    got: list[Order | None] = []
+    got: list[Command | Event | None] = []
     house.runner.when_given = lambda assignment, mailbox: got.append(mailbox.get(30))
     execution = await house.enqueue()
     asked = house.writer.asked
@@ -321,7 +321,7 @@ async def test_a_stop_that_is_announced_with_the_claim_reaches_the_runner(tmp_pa
 async def test_a_shorter_grace_is_told_and_the_same_stop_is_not_told_twice(tmp_path: Path, houses: list[House]) -> None:
     house = House(tmp_path)
     houses.append(house)
-    got: list[Order | None] = []
+    got: list[Command | Event | None] = []
     go_on = threading.Event()
 
     def wait_for_both(assignment: Assignment, mailbox: Mailbox) -> None:
@@ -798,7 +798,7 @@ async def test_a_stop_that_an_earlier_server_was_asked_for_comes_with_the_execut
     await earlier.close()
     house = House(tmp_path)
     houses.append(house)
-    told: list[tuple[str, Stop | None, Order | None]] = []
+    told: list[tuple[str, Stop | None, Command | Event | None]] = []
 
     def announce_again(assignment: Assignment, mailbox: Mailbox) -> None:
         house.store.running(assignment.execution.id, start_time=utc_now()).result()

@@ -15,8 +15,8 @@ from fastlane_grpc.capture.choice import CaptureChoice
 from fastlane_grpc.docker.engine import Engine
 from fastlane_grpc.docker.http import EngineDown
 from fastlane_grpc.execution import Step
+from fastlane_grpc.execution.events import Died
 from fastlane_grpc.model import CaptureMode, Execution, Outcome, PullPolicy, Reason, State
-from fastlane_grpc.runner import Died
 from tests.engine import House, Killed, by_attach, by_recorder, engine_address, opened
 from tests.images import busybox, loaded_image
 from tests.own_engine import IMAGE, OwnEngine

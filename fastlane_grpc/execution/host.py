@@ -19,8 +19,9 @@ from fastlane_grpc.capture.choice import CaptureChoice
 from fastlane_grpc.clock import boottime
 from fastlane_grpc.docker.engine import EXECUTION_LABEL, INSTANCE_LABEL, Engine
 from fastlane_grpc.docker.http import MAX_LINE_BYTES, EngineDown, EngineRefuses, EngineRequest
+from fastlane_grpc.execution.events import Died, EngineBack, EngineGone, Started
 from fastlane_grpc.model import Availability, HostReport, container_name, utc_now
-from fastlane_grpc.runner import Began, Died, EngineBack, EngineGone, Mailbox, Order
+from fastlane_grpc.runner import Event, Mailbox
 from fastlane_grpc.supervisor import ALONE, Supervisor
 
 # A frozen engine keeps its connections: so often it is asked whether it is there, and so long it may take to say so.
@@ -176,7 +177,7 @@ class Host:
             # container's alone.
             if mailbox is not None and event.container_name == container_name(event.execution_id):
                 mailbox.put(
-                    Died(event.exit_code, event.time_ns, heard_since, event.container_id) if event.died else Began()
+                    Died(event.exit_code, event.time_ns, heard_since, event.container_id) if event.died else Started()
                 )
         self._resync_executions()
 
@@ -277,7 +278,7 @@ class Host:
         log.info("host is up" if up else "host is down", host=self.name)
         self._on_change()
 
-    def _broadcast(self, event: Order) -> None:
+    def _broadcast(self, event: Event) -> None:
         with self._lock:
             watchers = list(self._watchers.values())
         for mailbox in watchers:

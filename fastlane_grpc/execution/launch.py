@@ -16,12 +16,12 @@ from fastlane_grpc.docker.engine import EXECUTION_LABEL, INSTANCE_LABEL, Contain
 from fastlane_grpc.docker.engine_errors import Refusal, container_gone, explained, passes, plain, refusal_of
 from fastlane_grpc.docker.http import EngineDown, EngineRefuses
 from fastlane_grpc.docker.images import CannotRun, Pull, PullFailed
+from fastlane_grpc.execution.events import PullEnded
 from fastlane_grpc.execution.final_state import expired, failed, lost, not_started, stopped_before_start
 from fastlane_grpc.execution.lifecycle import LeftToNextServer, Lifecycle, Step, StopRequested
 from fastlane_grpc.execution.stopping import Stopping
 from fastlane_grpc.machine.data_directory import free_inodes
 from fastlane_grpc.model import PullPolicy, Reason, State, utc_now
-from fastlane_grpc.runner import PullEnded
 
 # While an image is pulled: so often it is looked whether the host is up.
 HOST_LOOK_SECONDS = 1.0
