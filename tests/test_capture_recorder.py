@@ -280,7 +280,7 @@ def test_whoever_asks_meanwhile_how_a_host_captures_waits_for_the_one_probe(
     )
     with ThreadPoolExecutor(4) as threads:
         began = f"{time.time():.9f}"
-        for settled in [threads.submit(captures.settle, house.host.engine) for _ in range(4)]:
+        for settled in [threads.submit(captures.determine, house.host.engine) for _ in range(4)]:
             settled.result()
         assert captures.in_use == "recorder"
         filters = {"event": "create", "label": f"{PROBE_LABEL}={house.store.instance}/many"}

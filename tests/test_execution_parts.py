@@ -237,7 +237,7 @@ def test_a_server_without_descriptors_does_not_settle_for_attach(tmp_path: Path)
     with ThreadPoolExecutor(1) as threads:
         threads.submit(int).result()
         with few_descriptors(0):
-            settling = threads.submit(captures.settle, engine)  # type: ignore[arg-type]
+            settling = threads.submit(captures.determine, engine)  # type: ignore[arg-type]
             # Asked once more: it has met the shortage, and waits for its end.
             assert all(engine.asked.acquire(timeout=30) for _ in range(3))
             assert not settling.done()

@@ -12,7 +12,7 @@ import pytest
 from docker.models.containers import Container
 
 from fastlane_grpc.capture.choice import CaptureChoice
-from fastlane_grpc.capture.handoff import Box, CommandStatus
+from fastlane_grpc.capture.handoff import RecordHandoff, CommandStatus
 from fastlane_grpc.execution import Step
 from fastlane_grpc.model import CaptureMode, Cause, Execution, Outcome, Reason, Source, State
 from fastlane_grpc.runner import HostDown, LeaveCommand
@@ -158,7 +158,7 @@ def test_a_container_that_begins_after_all_finds_that_its_run_was_revoked(
 ) -> None:
     execution_id = house.kill_at(Step.FENCED, "echo ran; exit 7")
     first = container_of(execution_id)
-    assert Box(house.logs.path(execution_id)).revoke() is CommandStatus.NEVER_RAN
+    assert RecordHandoff(house.logs.path(execution_id)).revoke() is CommandStatus.NEVER_RAN
     first.start()
     assert first.wait()["StatusCode"] == 119
     execution = house.adopt(execution_id).result()

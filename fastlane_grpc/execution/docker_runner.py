@@ -1,4 +1,7 @@
-"""The runner on Docker: takes one execution from its claim, or from whatever is found of it, to its outcome."""
+"""The runner on Docker: launches or recovers one execution, and brings it to its outcome.
+
+The runner either commits an outcome or raises HostDown, after which the execution is requeued or recovered later.
+"""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -18,15 +21,17 @@ from fastlane_grpc.model import Assignment, Reason, State
 from fastlane_grpc.runner import AbandonedLog, HostDown, Mailbox
 from fastlane_grpc.store import Store
 
-# What an engine or a registry refuses for now is tried again for so long.
+# How long a request is repeated that an engine or a registry refuses for now.
 RETRY_SECONDS = 60.0
-# A start that was sent to this life of the engine is answered within this time, or was never sent.
+# A start that was sent in the engine's present epoch is answered within this time, or was never sent.
 START_ANSWER_SECONDS = 10.0
 
 
 class DockerRunner:
-    """Implements Runner on one host. `step` is told of each step of each execution, right after it happened, on the
-    execution's thread."""
+    """Implements Runner on one host.
+
+    `step` is called with each step of each execution, right after the step, on the execution's thread.
+    """
 
     def __init__(
         self,
@@ -58,7 +63,7 @@ class DockerRunner:
         return abandon(self._context, execution_id, why)
 
     def sweep(self) -> None:
-        """Removes the containers of executions that are over. To be called when the host is up; raises HostDown."""
+        """Remove the containers of finished executions. To be called when the host is up; raises HostDown."""
         try:
             sweep(self._context.store, self._context.host)
         except (EngineDown, EngineRefuses) as error:
@@ -78,8 +83,7 @@ class DockerRunner:
             self._engine_failed(lifecycle, refusal)
 
     def _engine_failed(self, lifecycle: Lifecycle, refusal: EngineRefuses) -> None:
-        """The engine is there and fails at what no engine fails at. Trying again for ever would leave the execution
-        unfinished."""
+        """Finish an execution whose engine refuses what no engine should: endless tries would leave it unfinished."""
         detail = f"the engine fails: {refusal.message}"
         lifecycle.log.error("the engine failed", status=refusal.status, error=refusal.message)
         if lifecycle.fenced:
@@ -89,7 +93,7 @@ class DockerRunner:
 
     def _host_down(self, lifecycle: Lifecycle, error: EngineDown) -> None:
         host = self._context.host
-        # Whoever looks for a place next must not take this host for one that is there.
+        # A requeued execution must not be claimed for this host again.
         host.check_now()
         lifecycle.log.warning("the engine does not answer", error=str(error), fenced=lifecycle.fenced)
         if not lifecycle.fenced:
@@ -103,7 +107,7 @@ class DockerRunner:
 
 
 def _log_waiting_time(lifecycle: Lifecycle) -> None:
-    """If that was longer than a moment: for who reads the log later."""
+    """Write into the log how long the execution waited for a slot, if that was longer than a moment."""
     times = lifecycle.execution.times
     waited = times.claim_time - times.due_time if times.claim_time else timedelta()
     if waited >= timedelta(seconds=1):

@@ -1,4 +1,7 @@
-"""Beginning an execution: everything up to the one start that is ever sent, and that start."""
+"""The launch of an execution: the image, the container, the capture, the fence, and the one start of the container.
+
+The fence is the commit that says that a start is about to be sent. Each container gets at most one start.
+"""
 
 import errno
 from collections.abc import Mapping
@@ -23,15 +26,14 @@ from fastlane_grpc.execution.stopping import Stopping
 from fastlane_grpc.machine.data_directory import free_inodes
 from fastlane_grpc.model import PullPolicy, Reason, State, utc_now
 
-# While an image is pulled: so often it is looked whether the host is up.
+# Pause between two checks, during a pull, that the host is up.
 HOST_LOOK_SECONDS = 1.0
-# A registry that is asked too often may say how long to wait; an execution that waits takes up a place.
+# The longest pause that a registry may ask for. An execution that waits for a registry takes a slot.
 LONGEST_RATE_LIMIT_SECONDS = 300.0
 
 
 class RanUnexpectedly(Exception):
-    """A container of this execution has run, or may have, though nobody was allowed to start it or the engine says that
-    it did not."""
+    """A container of this execution ran, or may have, without a permitted start or against the engine's answer."""
 
 
 class Expired(Exception):
@@ -39,8 +41,10 @@ class Expired(Exception):
 
 
 def launch(lifecycle: Lifecycle) -> None:
-    """From the claim to the end. Raises EngineDown and LeftToNextServer; `lifecycle.fenced` tells on which side of the fence that
-    was."""
+    """Bring a claimed execution to its end.
+
+    Raises EngineDown and LeftToNextServer; `lifecycle.fenced` then says whether a start may have been sent.
+    """
     backoff = None
     try:
         _prepare(lifecycle)
@@ -68,7 +72,7 @@ def launch(lifecycle: Lifecycle) -> None:
 
 
 def _prepare(lifecycle: Lifecycle) -> None:
-    """Up to the fence: until then the execution can go back to the queue."""
+    """Prepare everything up to the fence. Until then the execution can go back to the queue."""
     if lifecycle.execution.state is State.STOPPING and lifecycle.execution.stop:
         _take_existing_container(lifecycle)
         raise StopRequested(lifecycle.execution.stop)
@@ -106,7 +110,7 @@ def _prepare(lifecycle: Lifecycle) -> None:
             raise StopRequested(execution.stop)
         if execution.state is State.PREPARING and not execution.starting and execution.expire_time:
             raise Expired
-        # Somebody else has taken it up, whose it is then.
+        # Another server has recovered the execution.
         raise LeftToNextServer
     lifecycle.fenced = True
     lifecycle.reached(Step.FENCED)
@@ -116,7 +120,7 @@ def _prepare(lifecycle: Lifecycle) -> None:
 
 
 def _image(lifecycle: Lifecycle) -> Image:
-    """The image, which is on the host when this returns, by the job's pull policy."""
+    """Return the image, pulled to the host if the job's pull policy says so."""
     name, policy = lifecycle.spec.image, lifecycle.spec.pull_policy
     image = None if policy is PullPolicy.ALWAYS else _present(lifecycle)
     if image is None:
@@ -129,7 +133,7 @@ def _image(lifecycle: Lifecycle) -> Image:
         backoff = Retries(lifecycle.context.retry_seconds)
         _pull(lifecycle)
         while (image := _present(lifecycle)) is None:
-            # Somebody removes images: without a tag that is in use they are what is pruned first.
+            # Somebody removes images. An image that no container uses yet is pruned first.
             pause = backoff.pause()
             if pause is None:
                 raise CannotRun(
@@ -176,7 +180,7 @@ def _soon(seconds: float) -> str:
 
 
 def _pull_once(lifecycle: Lifecycle) -> Exception | None:
-    """Why it failed; None if it did not."""
+    """Pull the image, and return the failure; None if there was none."""
     mailbox = lifecycle.mailbox
     pull = Pull(
         lifecycle.engine,
@@ -189,7 +193,7 @@ def _pull_once(lifecycle: Lifecycle) -> Exception | None:
             received = lifecycle.receive_before_start(HOST_LOOK_SECONDS)
             if isinstance(received, PullEnded):
                 return received.failure
-            # An engine that hangs says nothing of the pull, as one does that waits for a slow registry.
+            # An engine that hangs reports no progress, and neither does one that waits for a slow registry.
             if not lifecycle.context.host.up:
                 raise EngineDown("the engine does not answer any more, in the middle of a pull")
     finally:
@@ -208,7 +212,7 @@ def _create(lifecycle: Lifecycle, image: Image) -> str:
         raise CannotRun(Reason.REFUSED_BY_ENGINE, f"the command is none: {error}") from error
     backoff = Retries(lifecycle.context.retry_seconds)
     while True:
-        # Anew for each try: what a container that is removed was wrapped with is of no use to the next one.
+        # Anew for each try, as the mounted directory of a removed container is of no use to the next one.
         wrapped = _wrapped(lifecycle, body, image)
         try:
             return lifecycle.engine.create(lifecycle.execution.container_name, wrapped)
@@ -231,7 +235,7 @@ def _wrapped(lifecycle: Lifecycle, body: Mapping[str, Any], image: Image) -> Map
 
 
 def _cleared(lifecycle: Lifecycle, refusal: EngineRefuses) -> bool:
-    """Whether what was in the way of a new container is gone, or may be by the next try."""
+    """Whether the obstacle to a new container is gone, or may be gone by the next try."""
     if refusal.status == 409:
         try:
             _clear_name(lifecycle)
@@ -239,7 +243,7 @@ def _cleared(lifecycle: Lifecycle, refusal: EngineRefuses) -> bool:
             lifecycle.log.warning("container not removed", name=lifecycle.execution.container_name, error=error.message)
         return True
     if refusal.status == 404 and "no such image" in refusal.message.lower():
-        # The image went away since we looked.
+        # The image was removed since it was looked up.
         _image(lifecycle)
         return True
     return False
@@ -248,7 +252,7 @@ def _cleared(lifecycle: Lifecycle, refusal: EngineRefuses) -> bool:
 def _wait_to_ask_again(
     lifecycle: Lifecycle, refusal: EngineRefuses, backoff: Retries, what: str, *, cleared: bool
 ) -> None:
-    """Waits, if the next try may do better. Raises CannotRun if it cannot, or if there were enough tries."""
+    """Wait before the next try. Raises CannotRun if another try cannot help, or if there were enough tries."""
     again = backoff.paused
     pause = backoff.pause() if cleared or passes(refusal.message) else None
     if pause is None:
@@ -262,7 +266,7 @@ def _wait_to_ask_again(
 
 
 def _clear_name(lifecycle: Lifecycle) -> None:
-    """Removes what an earlier try made. It was not started: the execution has not passed the fence."""
+    """Remove the container of an earlier try. That container was not started: the execution is not fenced."""
     container = _existing_container(lifecycle)
     if container is None:
         return
@@ -271,18 +275,18 @@ def _clear_name(lifecycle: Lifecycle) -> None:
     ) and lifecycle.capture.revoke() is not CommandStatus.NEVER_RAN:
         lifecycle.container_id = container.id
         raise RanUnexpectedly("a container of this execution has run already, though this server did not start it")
-    # One that runs after all is not removed without force, and is met again.
+    # Without force the engine does not remove a container that runs after all; the next try meets that container again.
     lifecycle.engine.remove(container.id, force=container.status != "created")
 
 
 def _take_existing_container(lifecycle: Lifecycle) -> None:
-    """What there is goes when the execution ends."""
+    """Make an existing container this execution's, so that it is removed when the execution ends."""
     container = _existing_container(lifecycle)
     lifecycle.container_id = container.id if container else ""
 
 
 def _existing_container(lifecycle: Lifecycle) -> Container | None:
-    """The container that has the execution's name already."""
+    """Return the container that has the execution's name already. Raises CannotRun if another program made it."""
     name = lifecycle.execution.container_name
     container = lifecycle.engine.inspect(name)
     if container is None:
@@ -310,7 +314,7 @@ def _open_capture(lifecycle: Lifecycle) -> None:
 
 
 def _wait_for_room(lifecycle: Lifecycle, error: OSError) -> None:
-    """For the record. Without one nothing is started."""
+    """Wait for room for the record. Without a record no container is started."""
     lifecycle.report_no_room(
         f"the record of its output cannot be made: {_shortage(error, lifecycle.context.logs.directory)}"
     )
@@ -318,7 +322,7 @@ def _wait_for_room(lifecycle: Lifecycle, error: OSError) -> None:
 
 
 def _shortage(error: OSError, logs: Path) -> str:
-    """What there is too little of. For a disk without inodes the system has the same words as for one without room."""
+    """Return what the disk lacks. The system reports a lack of inodes and a lack of room by the same error."""
     if error.errno == errno.ENOSPC:
         with suppress(OSError):
             what = "inodes" if free_inodes(logs) == 0 else "room"
@@ -327,24 +331,25 @@ def _shortage(error: OSError, logs: Path) -> str:
 
 
 def _start(lifecycle: Lifecycle) -> EngineRefuses | None:
-    """Sends the one start of this container. What is returned: the engine refused it, and the command has not run and
-    never will."""
+    """Send the one start of this container.
+
+    Return the refusal if the engine refused the start, and the command has not run and never will.
+    """
     try:
-        # The one place where a start is sent. If its answer is lost, what became of it is found out, and it is not sent
-        # again.
+        # No other code sends a start. If the answer is lost, recovery finds out what became of the start, and does not
+        # send it again.
         lifecycle.engine.start(lifecycle.container_id)
     except EngineRefuses as refusal:
         command_status = lifecycle.capture.revoke()
         if command_status is CommandStatus.NEVER_RAN:
             return refusal
         if command_status is CommandStatus.UNKNOWN:
-            # Somebody deleted the record. What is not there proves nothing: a new container might run the command a
-            # second time.
+            # Somebody deleted the record. A missing record proves nothing: a new container might run the command twice.
             raise RanUnexpectedly(
                 f"its record was deleted while the engine refused its start: {plain(refusal.message)}"
             ) from refusal
         container = lifecycle.engine.inspect(lifecycle.container_id)
-        # Of a container that is gone: somebody else may have started it before. One that printed has run.
+        # Somebody else may have started a container that is gone now. A container with output has run.
         printed = command_status is None and lifecycle.capture.first_byte_time is not None
         if command_status is None and not printed and (container is None or container.start_time is None):
             if refusal_of(refusal.message) is Refusal.CUT_OFF:
@@ -353,19 +358,18 @@ def _start(lifecycle: Lifecycle) -> EngineRefuses | None:
                 )
                 raise RanUnexpectedly(detail) from refusal
             return refusal
-        # It runs, or ran, whatever the engine says, which may not tell of its end then.
+        # The container runs, or ran, whatever the engine says. The engine may then not report its end.
         lifecycle.engine_lost_container = container is None or not container.alive
     return None
 
 
 def _retry_start(lifecycle: Lifecycle, refusal: EngineRefuses, backoff: Retries) -> bool:
-    """Takes the execution back before the fence, and waits. False: it has ended, as the next start would be refused as
-    well."""
+    """Take the execution back before the fence, and wait. False: it has ended, as every start would be refused."""
     message = refusal.message
     again = backoff.paused
     pause = backoff.pause() if passes(message) or container_gone(message, lifecycle.container_id) else None
     if pause is None:
-        # Nobody has looked for orders since the fence.
+        # The mailbox was not read since the fence.
         if stop := lifecycle.context.store.execution(lifecycle.execution.id).result().stop:
             lifecycle.request_stop(stop)
         lifecycle.finish_as(
@@ -383,10 +387,9 @@ def _retry_start(lifecycle: Lifecycle, refusal: EngineRefuses, backoff: Retries)
 
 
 def unfence(lifecycle: Lifecycle) -> bool:
-    """Of one whose command has not run and never will: as before the fence. False: its start was noted as answered
-    already.
+    """Take back before the fence an execution whose command has not run and never will.
 
-    In another container, as a start of this one may still be on its way.
+    The container is removed, as a start of it may still be on its way. False: the start was noted as answered already.
     """
     lifecycle.remove()
     execution = lifecycle.context.store.revoked(lifecycle.execution.id).result()
@@ -398,7 +401,7 @@ def unfence(lifecycle: Lifecycle) -> bool:
 
 
 def _run_to_end(lifecycle: Lifecycle) -> None:
-    """From its start to its end."""
+    """Follow a container that was just started to its end."""
     lifecycle.set_deadline(lifecycle.timeout.total_seconds())
     lifecycle.reached(Step.STARTED)
     container = _look(lifecycle)
@@ -410,6 +413,6 @@ def _look(lifecycle: Lifecycle) -> Container | None:
     try:
         return lifecycle.engine.inspect(lifecycle.container_id)
     except (EngineDown, EngineRefuses) as error:
-        # An engine that is gone tells of itself; to one that hangs or fails for a while the execution must not be lost.
+        # EngineGone follows if the engine is gone. The execution must survive an engine that hangs or fails.
         lifecycle.log.warning("container not inspected after its start", error=str(error))
         return None

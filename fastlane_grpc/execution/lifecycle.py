@@ -438,8 +438,7 @@ class Lifecycle:
         self, container: Container | None, exit_code: int | None, witness: Trailer | None
     ) -> FinalState:
         if witness is not None:
-            # The trailer of PID 1 says how its command ended. That outweighs what the engine saw, or made up after it was
-            # killed.
+            # The trailer of PID 1 says how the command ended, and outweighs what the engine saw or made up.
             return ended_by_itself(
                 witness,
                 container,

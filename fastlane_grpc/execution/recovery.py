@@ -1,5 +1,8 @@
-"""Taking up executions that another server left, or this one when its engine went away: what is found decides, nothing
-is guessed."""
+"""The recovery of executions that an earlier server left, or this server when the engine went away.
+
+A start is never sent again. The container, the record and its lock decide how the execution goes on; nothing is
+guessed. The module also sweeps containers that are left over.
+"""
 
 from datetime import datetime
 
@@ -23,21 +26,21 @@ log = structlog.get_logger(__name__)
 
 
 def recover(lifecycle: Lifecycle) -> None:
-    """Goes on with an execution whose start may have been sent. It is never sent again. Raises EngineDown and LeftToNextServer."""
+    """Go on with an execution whose start may have been sent. Raises EngineDown and LeftToNextServer."""
     trailer = lifecycle.capture.trailer()
     final_state = final_state_of(trailer) if trailer else None
     if final_state is not None:
         lifecycle.finish_as(final_state)
         return
     container = lifecycle.engine.inspect(lifecycle.container_id)
-    # What the capture knows for certain decides. Of a container that runs it is not asked: it may be about to take its
-    # record.
+    # What the capture knows for certain decides. The capture is not asked about a running container, whose recorder may
+    # be about to take the record.
     command_status = None if container is not None and container.alive else lifecycle.capture.revoke()
     if command_status is CommandStatus.NEVER_RAN:
         _relaunch(lifecycle)
         return
     if command_status is CommandStatus.UNKNOWN:
-        # Somebody deleted the record. What is not there proves nothing: only the engine is left to ask.
+        # Somebody deleted the record. A missing record proves nothing: only the engine is left to ask.
         lifecycle.log.warning("the record of an execution was deleted", container_id=lifecycle.container_id)
         command_status = None
     if command_status is None and container is not None and _start_is_pending(container):
@@ -65,7 +68,7 @@ def recover(lifecycle: Lifecycle) -> None:
         lifecycle.capture.resume(None)
         lifecycle.finish_after_run(None)
     elif container.error and refusal_of(container.error) is Refusal.PASSING:
-        # The engine notes an error only of a start that it gave up.
+        # The engine notes an error only for a start that it gave up.
         _relaunch(lifecycle)
     elif container.error and refusal_of(container.error) is Refusal.FINAL:
         lifecycle.finish_as(not_started(container.error, lifecycle.stopping, by_recorder=False))
@@ -74,12 +77,12 @@ def recover(lifecycle: Lifecycle) -> None:
 
 
 def sweep(store: Store, host: Host) -> None:
-    """Removes the containers of this instance whose execution is final, not known any more, or on another host by now.
-    Raises EngineDown.
+    """Remove the containers of this instance whose execution is final, unknown, or on another host by now.
 
-    The last were made by an engine that hung and, back at work, carried out what it had been asked for; they were never
-    started."""
-    # By the name of the host, too: where two hosts are one engine, the other one's containers are its own affair.
+    Containers of the last kind come from an engine that hung and later carried out its requests; they were never
+    started. Raises EngineDown.
+    """
+    # By the name of the host, too: two hosts may be one engine, and each removes its own containers only.
     ours = host.engine.containers(host.instance, host.name)
     for container_id, execution_id in host.engine.containers(host.instance).items():
         if _is_over(store, execution_id) or (container_id in ours and _is_elsewhere(store, execution_id, host)):
@@ -96,13 +99,15 @@ def sweep(store: Store, host: Host) -> None:
 
 
 def _start_is_pending(container: Container) -> bool:
-    """Whether the engine may be starting it still. Until that succeeds or fails, it does not tell."""
+    """Whether the engine may still be starting the container. The engine reports only success or failure."""
     return not container.alive and container.start_time is None and not container.error
 
 
 def _wait_for_start(lifecycle: Lifecycle, container: Container) -> Container | None:
-    """The container after the answer to its start, which is another's to hear; or as it is if there is none to be
-    expected."""
+    """Return the container once the engine has answered its start, or as it is if no answer can be expected.
+
+    The answer itself went to the server that sent the start.
+    """
     until, stops = boottime() + lifecycle.context.start_answer_seconds, []
     while _start_is_pending(container) and _same_epoch(lifecycle) and boottime() < until:
         received = lifecycle.receive(until - boottime())
@@ -123,9 +128,9 @@ def _same_epoch(lifecycle: Lifecycle) -> bool:
 
 
 def _relaunch(lifecycle: Lifecycle) -> None:
-    """Its command has not run, and now cannot: as if it had not been tried."""
+    """Launch anew an execution whose command has not run and never will in the present container."""
     if not unfence(lifecycle):
-        # Its start was answered and noted, and then the machine went down before the recorder had begun.
+        # The start was answered and noted, and then the machine went down before the recorder ran.
         _finish_as_lost(lifecycle, Reason.START_UNKNOWN, "the machine went down while the container was being started")
         return
     lifecycle.log.info("a container that had not begun is made anew")
@@ -145,8 +150,10 @@ def _resume(lifecycle: Lifecycle, started: datetime | None) -> None:
 def _start_unknown(lifecycle: Lifecycle) -> str:
     lifecycle.log.warning("a process may be orphaned", container_id=lifecycle.container_id)
     return (
-        "the server or the engine was killed while it started the container, and the engine does not know what became of that; "
-        f"a process of {lifecycle.execution.container_name} may be running on host {lifecycle.context.host.name!r} without a container"
+        "the server or the engine was killed while it started the container, "
+        "and the engine does not know what became of that; "
+        f"a process of {lifecycle.execution.container_name} may be running on host {lifecycle.context.host.name!r} "
+        "without a container"
     )
 
 

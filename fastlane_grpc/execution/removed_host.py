@@ -1,5 +1,7 @@
-"""What an earlier server left on a host that is not configured any more: its operator gave it up, and its engine is not
-asked."""
+"""The runner for executions that an earlier server left on a host that is not configured any more.
+
+The engine of such a host is never asked. Every execution is requeued or ends.
+"""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -21,10 +23,11 @@ from fastlane_grpc.store import Store
 
 
 class RemovedHostRunner:
-    """Implements Runner for all hosts that are not there: what never ran goes back to the queue, all else ends.
+    """Implements Runner for all removed hosts.
 
-    As LOST, unless its record holds its end already; one whose recorder is at work on this machine is killed, so that
-    what is told to be over is over."""
+    An execution that never ran goes back to the queue. Every other one ends as LOST, unless its record holds its end. A
+    recorder that still runs on this machine is killed, so that an execution that is final has no running command.
+    """
 
     def __init__(
         self,
@@ -58,7 +61,7 @@ class RemovedHostRunner:
         )
 
     def _context(self, name: str) -> RunnerContext:
-        # A host that nobody listens to: of its engine not even the address is known.
+        # A host without a listening thread, as not even the address of its engine is known.
         instance = self._store.instance
         host = Host(
             name,
@@ -73,7 +76,7 @@ class RemovedHostRunner:
 
 def _resolve(lifecycle: Lifecycle) -> None:
     host = lifecycle.context.host.name
-    # Nothing is asked of its engine, a removal neither.
+    # No container is removed, as the engine is not asked.
     lifecycle.container_id = ""
     trailer = lifecycle.capture.trailer() if lifecycle.fenced else None
     if not lifecycle.fenced or (trailer is None and _revoked(lifecycle)):
@@ -94,7 +97,7 @@ def _resolve(lifecycle: Lifecycle) -> None:
 
 
 def _revoked(lifecycle: Lifecycle) -> bool:
-    """Whether it is certain that its command has not run, and never will, so that it is as before its start."""
+    """Whether it is certain that the command has not run and never will; then the execution is as before its start."""
     return (
         lifecycle.capture.revoke() is CommandStatus.NEVER_RAN
         and lifecycle.context.store.revoked(lifecycle.execution.id).result() is not None
