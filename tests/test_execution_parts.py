@@ -55,7 +55,8 @@ def judged(
             State.FAILED,
             Outcome(
                 Reason.OUT_OF_MEMORY,
-                "killed for memory: it may use 64 MiB; raise limits.memory_bytes; exited with 137, by custom 128 + SIGKILL",
+                "killed for memory: it may use 64 MiB; raise limits.memory_bytes; "
+                "exited with 137, by custom 128 + SIGKILL",
                 137,
                 out_of_memory=True,
             ),
