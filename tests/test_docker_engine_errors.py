@@ -21,32 +21,42 @@ GUESS = (
         ("error creating overlay mount to /var/lib/docker/overlay2/x/merged: device or resource busy", Refusal.PASSING),
         ("fork/exec /usr/bin/containerd-shim-runc-v2: resource temporarily unavailable: unknown", Refusal.PASSING),
         (
-            f"{OF_20}unable to apply cgroup configuration: "
-            "mkdir /sys/fs/cgroup/pids/docker/x: cannot allocate memory: unknown",
+            (
+                f"{OF_20}unable to apply cgroup configuration: "
+                "mkdir /sys/fs/cgroup/pids/docker/x: cannot allocate memory: unknown"
+            ),
             Refusal.PASSING,
         ),
         (
-            "failed to create endpoint x on network bridge: "
-            "adding interface veth1 to bridge docker0 failed: exchange full",
+            (
+                "failed to create endpoint x on network bridge: "
+                "adding interface veth1 to bridge docker0 failed: exchange full"
+            ),
             Refusal.PASSING,
         ),
         (
-            "failed to create endpoint x on network bridge: "
-            "no available IPv4 addresses on this network's address pools: bridge",
+            (
+                "failed to create endpoint x on network bridge: "
+                "no available IPv4 addresses on this network's address pools: bridge"
+            ),
             Refusal.PASSING,
         ),
         ("failed to update store for object type *libnetwork.endpointCnt: Key not found in store", Refusal.PASSING),
         ("context deadline exceeded", Refusal.CUT_OFF),
         ("transport is closing: unavailable", Refusal.CUT_OFF),
         (
-            'connection error: desc = "transport: Error while dialing '
-            'dial unix /run/containerd.sock: connect: refused"',
+            (
+                'connection error: desc = "transport: Error while dialing '
+                'dial unix /run/containerd.sock: connect: refused"'
+            ),
             Refusal.CUT_OFF,
         ),
         ("failed to create shim task: ttrpc: closed: unknown", Refusal.CUT_OFF),
         (
-            "failed to start shim: start failed: "
-            "io.containerd.runc.v2: create new shim socket: listen unix: bad: unknown",
+            (
+                "failed to start shim: start failed: "
+                "io.containerd.runc.v2: create new shim socket: listen unix: bad: unknown"
+            ),
             Refusal.CUT_OFF,
         ),
         ("unable to find user nosuch: no matching entries in passwd file", Refusal.FINAL),
@@ -74,8 +84,10 @@ def test_a_refusal_passes_or_is_final(message: str, refusal: Refusal) -> None:
         ('exec: "/dir": is a directory: unknown', Reason.COMMAND_NOT_EXECUTABLE),
         (f"error during container init: mkdir /proc/self/fd/3: not a directory{GUESS}", None),
         (
-            'error during container init: error mounting "/data/recorder" to rootfs at "/.fastlane/recorder": '
-            f"not a directory{GUESS}",
+            (
+                'error during container init: error mounting "/data/recorder" to rootfs at "/.fastlane/recorder": '
+                f"not a directory{GUESS}"
+            ),
             None,
         ),
         ('chdir to cwd ("/secret") set in config.json failed: permission denied: unknown', None),
@@ -97,10 +109,14 @@ def test_what_is_said_of_the_command_is_told_from_what_is_not(message: str, reas
             "mkdir /proc/self/fd/3: not a directory",
         ),
         (
-            f'{OF_20}error during container init: error mounting "/d" to rootfs at "/.fastlane/recorder": '
-            f"not a directory{GUESS}",
-            "the image has a file /.fastlane, where the recorder is mounted: "
-            "take it out of the image, or set capture = attach",
+            (
+                f'{OF_20}error during container init: error mounting "/d" to rootfs at "/.fastlane/recorder": '
+                f"not a directory{GUESS}"
+            ),
+            (
+                "the image has a file /.fastlane, where the recorder is mounted: "
+                "take it out of the image, or set capture = attach"
+            ),
             'error mounting "/d" to rootfs at "/.fastlane/recorder": not a directory',
         ),
         (

@@ -12,7 +12,7 @@ import pytest
 from docker.models.containers import Container
 
 from fastlane_grpc.capture.choice import CaptureChoice
-from fastlane_grpc.capture.handoff import RecordHandoff, CommandStatus
+from fastlane_grpc.capture.handoff import CommandStatus, RecordHandoff
 from fastlane_grpc.execution import Step
 from fastlane_grpc.model import CaptureMode, Cause, Execution, Outcome, Reason, Source, State
 from fastlane_grpc.runner import HostDown, LeaveCommand

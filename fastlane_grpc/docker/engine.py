@@ -156,7 +156,7 @@ class Engine:
         return str(self._asked("POST", f"/containers/create?{urlencode({'name': name})}", body)["Id"])
 
     def start(self, container_id: str) -> None:
-        """Start a container: sent once, without a limit on the wait. After EngineDown the container may start or not."""
+        """Start a container: sent once, without a limit on the wait. After EngineDown it may start or not."""
         self._request("POST", f"/containers/{container_id}/start", answer_seconds=None).cut()
 
     def kill(self, container_id: str, signal: str, *, answer_seconds: float | None = None) -> None:
@@ -169,7 +169,7 @@ class Engine:
         )
 
     def inspect(self, name: str) -> Container | None:
-        """Return the container; None if there is none. Waits for its lock, which another call may hold."""
+        """Return the container; None if there is none. Waits for its lock."""
         answer = self._found("GET", f"/containers/{name}/json")
         return answer and _container(answer)
 
@@ -234,7 +234,7 @@ class Engine:
         return self._request("POST", path, upgrade=True, answer_seconds=self._answer_seconds)
 
     def events(self, filters: Mapping[str, Sequence[str]], *, since: str) -> EngineRequest:
-        """Return events of containers as lines of JSON: those after `since` that the engine remembers, and new ones."""
+        """Return events of containers as lines of JSON: those after `since` that it remembers, and new ones."""
         return self._request(
             "GET",
             f"/events?{urlencode({'filters': json.dumps(filters), 'since': since})}",
