@@ -43,7 +43,7 @@ def clear(handoff: RecordHandoff) -> None:
 
 @settings(deadline=None, max_examples=50)
 @given(trees)
-def test_a_box_is_told_by_its_record_and_goes_whatever_is_in_it(tree: object) -> None:
+def test_a_hand_off_is_decided_by_its_record_and_clears_any_mount(tree: object) -> None:
     with TemporaryDirectory() as directory:
         with claimed(Path(directory, "e")) as (handoff, mounted):
             make_tree(mounted, tree)
@@ -75,7 +75,7 @@ def test_a_log_is_measured_set_aside_and_deleted_whatever_is_beside_it(tree: obj
             assert list(Path(directory).iterdir()) == []
 
 
-def test_a_deep_box_is_cleared_in_steps_that_hold_up_nobody(tmp_path: Path) -> None:
+def test_a_deep_mount_is_cleared_in_steps_that_hold_up_nobody(tmp_path: Path) -> None:
     with claimed(tmp_path / "e") as (handoff, mounted):
         make_deep(mounted, 2_500)
         steps = 0
@@ -132,7 +132,7 @@ def test_a_record_without_a_descriptor_to_look_at_it_tells_nothing(tmp_path: Pat
 
 
 @pytest.mark.parametrize("use_inotify", [True, False], ids=["inotify", "polling"])
-def test_a_box_is_removed_at_the_moment_when_its_record_is_taken(tmp_path: Path, use_inotify: bool) -> None:
+def test_a_mount_is_removed_at_the_moment_when_its_record_is_taken(tmp_path: Path, use_inotify: bool) -> None:
     handoff_watcher = HandoffWatcher(use_inotify=use_inotify)
     took = []
     for number in range(10):
@@ -149,7 +149,7 @@ def test_a_box_is_removed_at_the_moment_when_its_record_is_taken(tmp_path: Path,
     assert min(took) < 0.05
 
 
-def test_many_boxes_at_a_time_are_removed_each_in_its_turn(tmp_path: Path) -> None:
+def test_many_mounts_at_a_time_are_removed_each_in_its_turn(tmp_path: Path) -> None:
     handoff_watcher = HandoffWatcher()
     made = []
     for number in range(50):
@@ -164,7 +164,7 @@ def test_many_boxes_at_a_time_are_removed_each_in_its_turn(tmp_path: Path) -> No
         handoff_watcher.discard(mounted)
 
 
-def test_a_box_that_was_filled_before_the_hand_off_is_left_to_the_clearing(tmp_path: Path) -> None:
+def test_a_mount_that_was_filled_before_the_hand_off_is_left_to_the_clearing(tmp_path: Path) -> None:
     handoff_watcher = HandoffWatcher()
     with claimed(tmp_path / "e") as (handoff, mounted):
         (mounted / "log").mkdir()

@@ -162,8 +162,9 @@ def test_a_job_that_attacks_its_recorder_and_its_record_as_root_does_not_get_at_
     script = """
         echo before
         kill -KILL 1; kill -STOP 1
-        for file in /proc/1/mem /proc/1/fd/0 /proc/1/fd/3 /proc/1/fd/4 /proc/1/fd/5
-        do echo forged 2>/dev/null >$file; done 2>/dev/null
+        for file in /proc/1/mem /proc/1/fd/0 /proc/1/fd/3 /proc/1/fd/4 /proc/1/fd/5; do
+            echo forged 2>/dev/null >$file
+        done 2>/dev/null
         ls /proc/1/fd /proc/1/map_files /proc/1/root/ >/dev/null 2>&1 && echo seen
         cat /proc/1/environ /proc/1/mem 2>/dev/null
         echo overwritten >/.fastlane/recorder

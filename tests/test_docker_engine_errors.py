@@ -54,8 +54,8 @@ GUESS = (
         ("failed to create shim task: ttrpc: closed: unknown", Refusal.CUT_OFF),
         (
             (
-                "failed to start shim: start failed: "
-                "io.containerd.runc.v2: create new shim socket: listen unix: bad: unknown"
+                "failed to start shim: start failed: io.containerd.runc.v2: "
+                "create new shim socket: listen unix: bad: unknown"
             ),
             Refusal.CUT_OFF,
         ),
@@ -85,8 +85,8 @@ def test_a_refusal_passes_or_is_final(message: str, refusal: Refusal) -> None:
         (f"error during container init: mkdir /proc/self/fd/3: not a directory{GUESS}", None),
         (
             (
-                'error during container init: error mounting "/data/recorder" to rootfs at "/.fastlane/recorder": '
-                f"not a directory{GUESS}"
+                'error during container init: error mounting "/data/recorder" to rootfs at '
+                f'"/.fastlane/recorder": not a directory{GUESS}'
             ),
             None,
         ),
@@ -110,8 +110,8 @@ def test_what_is_said_of_the_command_is_told_from_what_is_not(message: str, reas
         ),
         (
             (
-                f'{OF_20}error during container init: error mounting "/d" to rootfs at "/.fastlane/recorder": '
-                f"not a directory{GUESS}"
+                f'{OF_20}error during container init: error mounting "/d" to rootfs at '
+                f'"/.fastlane/recorder": not a directory{GUESS}'
             ),
             (
                 "the image has a file /.fastlane, where the recorder is mounted: "

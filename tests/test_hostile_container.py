@@ -160,10 +160,7 @@ def is_pruned(place: Place, client: Client, job_id: str) -> None:
 
 @both_users
 def test_a_job_can_make_nothing_in_the_directory_that_was_mounted(place: Place, image: str, user: str) -> None:
-    tries = (
-        f"for i in $(seq 50); do (: >{BOX}/log || : >{BOX}/$i || mkdir {BOX}/d) 2>/dev/null && echo made; done; "
-        f"ls -A {BOX}; exit 7"
-    )
+    tries = f"for i in $(seq 50); do (: >{BOX}/log || : >{BOX}/$i || mkdir {BOX}/d) 2>/dev/null && echo made; done; ls -A {BOX}; exit 7"
     with place.serving() as (_, client):
         jobs = [
             client.enqueue("hostile", image, args=["sh", "-c", tries], user=user, read_only_root=True) for _ in range(8)
