@@ -15,7 +15,7 @@ import uvloop
 from fastlane_grpc.api import Service
 from fastlane_grpc.capture.choice import CaptureChoice
 from fastlane_grpc.config import HostSettings, Settings
-from fastlane_grpc.dispatcher import Dispatcher, HostPlaces
+from fastlane_grpc.dispatcher import Dispatcher, HostSlots
 from fastlane_grpc.errors import CannotServe, ServerFailed, StoreFailed
 from fastlane_grpc.execution import DockerRunner, Host, RemovedHostRunner, Step, Sweeper
 from fastlane_grpc.logs import Logs, Tails
@@ -187,12 +187,12 @@ class Server:
         hosts = zip(self.hosts, self._runners, settings.hosts, strict=True)
         self.dispatcher = Dispatcher(
             self.store,
-            [HostPlaces(host, runner, each.max_running) for host, runner, each in hosts],
-            gone=gone,
+            [HostSlots(host, runner, each.max_running) for host, runner, each in hosts],
+            removed=gone,
             max_running=settings.max_running,
             supervisor=self.supervisor,
         )
-        self.listeners.append(self.dispatcher.news)
+        self.listeners.append(self.dispatcher.on_change)
         # Not restarted: a restarted dispatcher would adopt the executions of its own threads.
         self.run(parts, "dispatcher", self.dispatcher.run, restart=False)
         parts.push_async_callback(self.dispatcher.close)

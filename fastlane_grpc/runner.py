@@ -1,5 +1,8 @@
-"""What the dispatcher and a runner say to each other: an order put into an execution's inbox is never lost, and is read
-once."""
+"""The interface between the dispatcher and a runner: commands, the mailbox of an execution, and what a runner reports.
+
+A command or an event that is put into a mailbox is never lost, and is read once. The module imports no backend and no
+SDK.
+"""
 
 import queue
 from collections.abc import Sequence
@@ -11,79 +14,53 @@ from fastlane_grpc.model import Assignment, LogTotals, Outcome, State, Stop, Wai
 
 
 class HostDown(Exception):
-    """The engine does not answer. The execution was requeued, or is to be taken up again when the host is back."""
+    """The engine does not answer. The execution was requeued, or is recovered when the host is back."""
 
 
 @dataclass(frozen=True, slots=True)
 class StopCommand:
-    """The execution is to stop. It is on disk as STOPPING; a later order (a shorter grace) takes the place of an
-    earlier one."""
+    """Command to stop the execution. The store has the execution as STOPPING already.
+
+    A later command (with a shorter grace) replaces an earlier one.
+    """
 
     stop: Stop
 
 
 @dataclass(frozen=True, slots=True)
-class Leave:
-    """The server stops. The execution is left as it is to the next server: `run` raises HostDown."""
+class LeaveCommand:
+    """Command to leave the execution as it is to the next server, as this server stops: `run` raises HostDown."""
 
 
-@dataclass(frozen=True, slots=True)
-class Began:
-    """The engine says: the container runs, or runs again after a pause."""
+# Every command of the dispatcher.
+Command: TypeAlias = StopCommand | LeaveCommand
 
 
-@dataclass(frozen=True, slots=True)
-class Died:
-    """The engine says: the container's main process ended, at this time by its clock.
+class Event:
+    """Base class of the events of a backend. The runner of that backend knows their types; the dispatcher does not."""
 
-    `heard_since` is when we began to listen to it, without a break since, on CLOCK_BOOTTIME. An execution may have had
-    an earlier container: `container_id` says which one it is, if the engine tells."""
-
-    exit_code: int | None
-    time_ns: int
-    heard_since: float
-    container_id: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class EngineGone:
-    """What we listened to broke off, at this time on CLOCK_BOOTTIME. What happens until EngineBack is not told."""
-
-    time: float
-
-
-@dataclass(frozen=True, slots=True)
-class EngineBack:
-    """We listen again: time to look at what was missed."""
-
-
-@dataclass(frozen=True, slots=True)
-class PullEnded:
-    """The pull that was asked for ended: well, or with this failure."""
-
-    failure: Exception | None
-
-
-# Every kind of order there is.
-Order: TypeAlias = StopCommand | Leave | Began | Died | EngineGone | EngineBack | PullEnded
+    __slots__ = ()
 
 
 class Mailbox:
-    """The inbox of one execution: any thread puts, its runner gets, in the order in which they were put.
+    """The commands and the events for one execution. Any thread puts; the runner gets, first in, first out.
 
-    `waiting` goes the other way: what the runner waits for before it can begin. The runner writes, any thread reads.
+    `waiting` goes the other way: what the runner waits for before it can start the container. The runner writes
+    `waiting`, any thread reads it.
     """
 
     def __init__(self) -> None:
         self.waiting: Waiting | None = None
-        self._inbox: queue.SimpleQueue[Order] = queue.SimpleQueue()
+        self._inbox: queue.SimpleQueue[Command | Event] = queue.SimpleQueue()
 
-    def put(self, order: Order) -> None:
-        self._inbox.put(order)
+    def put(self, received: Command | Event) -> None:
+        self._inbox.put(received)
 
-    def get(self, timeout_seconds: float | None) -> Order | None:
-        """The next order; None if there was none within the time. None as a time waits for as long as it takes; 0 or
-        less, not at all."""
+    def get(self, timeout_seconds: float | None) -> Command | Event | None:
+        """Return the next command or event; None if there was none within the time.
+
+        A timeout of None waits without a limit. A timeout of 0 or less does not wait.
+        """
         try:
             return self._inbox.get(timeout=None if timeout_seconds is None else max(timeout_seconds, 0))
         except queue.Empty:
@@ -92,9 +69,9 @@ class Mailbox:
 
 @dataclass(frozen=True, slots=True)
 class AbandonedLog:
-    """What there is of a log when its execution is given up: how much it holds, and what room it takes, in bytes.
+    """The log of an execution that its runner gave up: what the log holds, and its size on the disk in bytes.
 
-    `end` is how the execution ended, if its record tells that for certain.
+    `end` is the end of the execution, if the record proves it.
     """
 
     logs: Sequence[LogTotals] = ()
@@ -104,7 +81,7 @@ class AbandonedLog:
 
 @dataclass(frozen=True, slots=True)
 class CertainEnd:
-    """An end that is in a sealed record: the record's word on it stands, whatever happened to the server."""
+    """The end of an execution by its sealed record. Nothing that happened to the server since can change it."""
 
     state: State
     outcome: Outcome
@@ -114,11 +91,13 @@ class CertainEnd:
 
 
 class Runner(Protocol):
-    """Runs one execution from its claim, or from whatever it finds of it, to its end."""
+    """Runs one execution to its end: from its claim, or from the point that an earlier server left it at."""
 
     def run(self, assignment: Assignment, mailbox: Mailbox) -> None:
-        """Blocks until the outcome is committed and the container removed. Raises HostDown, and nothing else."""
+        """Block until the outcome is committed and the container removed. Raises HostDown, and nothing else."""
 
     def abandon(self, execution_id: str, why: str) -> AbandonedLog:
-        """Of one that `run` failed at with a defect: ends its log where it stands, and says `why` in it. It may fail as
-        well."""
+        """End the log of an execution at which `run` failed with a defect, and write `why` into the log.
+
+        This method may fail as well.
+        """

@@ -24,10 +24,10 @@ from tests.parts import Parts
 Detail = TypeVar("Detail", bound=Message)
 
 
-class NoPlaces:
+class NoFreeSlots:
     """A dispatcher that gives no place to anybody: what runs, the test runs."""
 
-    places = (8, 8)
+    slots = (8, 8)
     host_error = ""
     hosts: Sequence[HostReport] = ()
 
@@ -40,7 +40,7 @@ class House(Parts):
 
     def __init__(self, path: Path, **settings: object) -> None:
         super().__init__(path, **settings)
-        self.places = NoPlaces()
+        self.places = NoFreeSlots()
         self.store_health = StoreHealth(patience_seconds=0.1, probe_seconds=0.01)
         self.open_store(self.parts)
         self.open_logs(self.parts)

@@ -25,7 +25,7 @@ from fastlane_grpc.execution import DockerRunner, Host, Step
 from fastlane_grpc.logs import Logs
 from fastlane_grpc.model import Assignment, CaptureMode, Execution, JobSpec, Source, State
 from fastlane_grpc.record import Chunk, Gap, Position, RecordReader, Trailer
-from fastlane_grpc.runner import Leave, Mailbox, StopCommand
+from fastlane_grpc.runner import LeaveCommand, Mailbox, StopCommand
 from fastlane_grpc.store import Store
 from tests.tools import tool
 
@@ -207,7 +207,7 @@ class House:
 
     def close(self) -> None:
         for going in self.going.values():
-            going.mailbox.put(Leave())
+            going.mailbox.put(LeaveCommand())
         self.threads.shutdown(wait=True)
         # Past whatever stands between this house and the engine.
         engine = Engine(self._engine)

@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
+from fastlane_grpc.execution.events import Died, EngineGone
 from fastlane_grpc.model import (
     Assignment,
     Availability,
@@ -19,7 +20,7 @@ from fastlane_grpc.model import (
     StopCause,
     utc_now,
 )
-from fastlane_grpc.runner import AbandonedLog, Died, EngineGone, HostDown, Leave, Mailbox, StopCommand
+from fastlane_grpc.runner import AbandonedLog, HostDown, LeaveCommand, Mailbox, StopCommand
 from fastlane_grpc.store import Store
 
 
@@ -72,7 +73,7 @@ class FakeRunner:
     commits them.
 
     What it runs ends at once, with exit code 0; with `hold`, when the test says so by `end`. It obeys StopCommand and
-    Leave, and does with a host that is down as the real one does: what was not started is requeued, what was is left.
+    LeaveCommand, and does with a host that is down as the real one does: what was not started is requeued, what was is left.
     """
 
     def __init__(self, store: Store, host: FakeHost, *, hold: bool = False) -> None:
@@ -156,7 +157,7 @@ class FakeRunner:
             if isinstance(order, StopCommand):
                 self.stop_orders.append((execution.id, order))
                 return 143
-            if isinstance(order, Leave):
+            if isinstance(order, LeaveCommand):
                 raise HostDown("the server stops")
             if isinstance(order, EngineGone):
                 self._leave(execution)

@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastlane_grpc.capture.attach import AttachCapture
-from fastlane_grpc.capture.capture import End
+from fastlane_grpc.capture.capture import ContainerEnd
 from fastlane_grpc.capture.frames import BUFFER_BYTES, Frames
 from fastlane_grpc.docker.engine import Engine
 from fastlane_grpc.model import Cause, Source
@@ -56,7 +56,7 @@ class Stream:
             self.path,
             "01900000-0000-7000-8000-000000000000",
             max_log_bytes=1 << 30,
-            say=self.said.append,
+            log_line=self.said.append,
         )
 
     def says(self, *data: bytes) -> None:
@@ -108,7 +108,7 @@ def test_a_stream_that_ended_in_time_between_two_frames_is_whole(stream: Stream)
     capture = stream.capture()
     stream.says(frame(2, b"error"), frame(1, b""), frame(1, b"out"))
     stream.ends()
-    assert not capture.drain(End(now(), witnessed=True))
+    assert not capture.drain(ContainerEnd(now(), witnessed=True))
     output = sealed(stream, capture)
     assert (output.stdout, output.stderr, gaps(output)) == (b"first out", b"error", [])
     assert capture.first_byte_time is not None
@@ -117,13 +117,13 @@ def test_a_stream_that_ended_in_time_between_two_frames_is_whole(stream: Stream)
 @pytest.mark.parametrize(
     "end",
     [
-        lambda: End(now(-2), witnessed=True),
-        lambda: End(now(), witnessed=False),
-        lambda: End(None, witnessed=True),
+        lambda: ContainerEnd(now(-2), witnessed=True),
+        lambda: ContainerEnd(now(), witnessed=False),
+        lambda: ContainerEnd(None, witnessed=True),
     ],
     ids=["late", "not witnessed", "nobody knows when"],
 )
-def test_a_stream_that_may_have_been_cut_short_ends_with_a_gap(stream: Stream, end: Callable[[], End]) -> None:
+def test_a_stream_that_may_have_been_cut_short_ends_with_a_gap(stream: Stream, end: Callable[[], ContainerEnd]) -> None:
     capture = stream.capture()
     stream.ends()
     assert capture.drain(end())
@@ -136,7 +136,7 @@ def test_a_frame_that_is_torn_is_a_gap_after_what_came_of_it(stream: Stream, tai
     capture = stream.capture()
     stream.says(tail)
     stream.ends()
-    assert capture.drain(End(now(), witnessed=True))
+    assert capture.drain(ContainerEnd(now(), witnessed=True))
     output = sealed(stream, capture)
     assert output.stdout == b"first " + tail[8:]
     assert gaps(output) == UNKNOWN
@@ -146,7 +146,7 @@ def test_what_the_engine_says_of_itself_is_told_and_makes_the_log_doubtful(strea
     capture = stream.capture()
     stream.says(frame(3, b"something broke\n"), frame(1, b"more"))
     stream.ends()
-    assert capture.drain(End(now(), witnessed=True))
+    assert capture.drain(ContainerEnd(now(), witnessed=True))
     output = sealed(stream, capture)
     assert (output.stdout, output.stderr, gaps(output)) == (b"first more", b"", UNKNOWN)
     assert stream.said == ["the engine says of the output: something broke"]
@@ -160,22 +160,22 @@ def test_a_stream_of_a_container_that_never_ran_is_not_waited_for(stream: Stream
 
 def test_a_break_is_a_gap_and_then_it_goes_on(stream: Stream) -> None:
     capture = stream.capture()
-    capture.leave()
+    capture.detach()
     capture = stream.capture(resume=True)
     stream.says(frame(1, b"after"))
     stream.ends()
-    assert capture.drain(End(now(), witnessed=True))
+    assert capture.drain(ContainerEnd(now(), witnessed=True))
     output = sealed(stream, capture)
     assert output.stdout.endswith(b"first after")
     assert gaps(output) == UNKNOWN
 
 
 def test_a_break_that_is_found_twice_at_one_place_is_one_gap(stream: Stream) -> None:
-    stream.capture().leave()
+    stream.capture().detach()
     capture = stream.new_capture()
     capture.resume(None)
     capture.resume(None)
-    assert capture.drain(End(now(), witnessed=True))
+    assert capture.drain(ContainerEnd(now(), witnessed=True))
     assert gaps(sealed(stream, capture)) == UNKNOWN
 
 

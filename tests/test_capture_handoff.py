@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 import pytest
 from hypothesis import given, settings
 
-from fastlane_grpc.capture.handoff import Box, CommandStatus
+from fastlane_grpc.capture.handoff import CommandStatus, RecordHandoff
 from fastlane_grpc.capture.handoff_watcher import HandoffWatcher
 from fastlane_grpc.logs import Logs
 from tests.hostile_tree import few_descriptors, make_deep, make_tree, trees
@@ -21,39 +21,39 @@ from tests.recorder_program import eventually
 
 
 @contextmanager
-def claimed(directory: Path) -> Iterator[tuple[Box, Path]]:
-    """A box whose record a recorder has taken, has begun and has locked."""
-    box = Box(directory)
-    mounted = box.make()
+def claimed(directory: Path) -> Iterator[tuple[RecordHandoff, Path]]:
+    """A handoff whose record a recorder has taken, has begun and has locked."""
+    handoff = RecordHandoff(directory)
+    mounted = handoff.make()
     recorder = os.open(mounted / "log", os.O_RDWR)
     fcntl.flock(recorder, fcntl.LOCK_EX)
     (mounted / "log").unlink()
     os.write(recorder, b"begun")
     try:
-        yield box, mounted
+        yield handoff, mounted
     finally:
         os.close(recorder)
 
 
-def clear(box: Box) -> None:
+def clear(handoff: RecordHandoff) -> None:
     until = time.monotonic() + 60
-    while not box.clear():
+    while not handoff.clear():
         assert time.monotonic() < until
 
 
 @settings(deadline=None, max_examples=50)
 @given(trees)
-def test_a_box_is_told_by_its_record_and_goes_whatever_is_in_it(tree: object) -> None:
+def test_a_hand_off_is_decided_by_its_record_and_clears_any_mount(tree: object) -> None:
     with TemporaryDirectory() as directory:
-        with claimed(Path(directory, "e")) as (box, mounted):
+        with claimed(Path(directory, "e")) as (handoff, mounted):
             make_tree(mounted, tree)
-            assert (box.claimed, box.held, box.revoke()) == (True, True, CommandStatus.RUNS)
+            assert (handoff.claimed, handoff.recorder_is_running, handoff.revoke()) == (True, True, CommandStatus.RUNS)
             with pytest.raises(FileExistsError):
-                box.make()
-        assert (box.claimed, box.held, box.revoke()) == (True, False, CommandStatus.ENDED)
-        clear(box)
+                handoff.make()
+        assert (handoff.claimed, handoff.recorder_is_running, handoff.revoke()) == (True, False, CommandStatus.ENDED)
+        clear(handoff)
         assert [path.name for path in Path(directory, "e").iterdir()] == ["log"]
-        assert box.revoke() is CommandStatus.ENDED
+        assert handoff.revoke() is CommandStatus.ENDED
 
 
 @settings(deadline=None, max_examples=30)
@@ -75,70 +75,70 @@ def test_a_log_is_measured_set_aside_and_deleted_whatever_is_beside_it(tree: obj
             assert list(Path(directory).iterdir()) == []
 
 
-def test_a_deep_box_is_cleared_in_steps_that_hold_up_nobody(tmp_path: Path) -> None:
-    with claimed(tmp_path / "e") as (box, mounted):
+def test_a_deep_mount_is_cleared_in_steps_that_hold_up_nobody(tmp_path: Path) -> None:
+    with claimed(tmp_path / "e") as (handoff, mounted):
         make_deep(mounted, 2_500)
         steps = 0
-        while not box.clear():
+        while not handoff.clear():
             steps += 1
         assert steps > 1
     assert not mounted.exists()
 
 
 def test_a_record_that_has_not_been_taken_is_revoked_for_good(tmp_path: Path) -> None:
-    box = Box(tmp_path / "e")
-    mounted = box.make()
-    assert (box.claimed, box.held) == (False, False)
-    assert box.revoke() is CommandStatus.NEVER_RAN
-    assert (box.claimed, (mounted / "log").exists(), box.record.stat().st_nlink) == (True, False, 1)
-    assert box.revoke() is CommandStatus.NEVER_RAN
+    handoff = RecordHandoff(tmp_path / "e")
+    mounted = handoff.make()
+    assert (handoff.claimed, handoff.recorder_is_running) == (False, False)
+    assert handoff.revoke() is CommandStatus.NEVER_RAN
+    assert (handoff.claimed, (mounted / "log").exists(), handoff.record.stat().st_nlink) == (True, False, 1)
+    assert handoff.revoke() is CommandStatus.NEVER_RAN
 
 
 def test_a_record_with_a_name_in_a_backup_is_told_all_the_same(tmp_path: Path) -> None:
-    box = Box(tmp_path / "e")
-    box.make()
-    (tmp_path / "backup").hardlink_to(box.record)
-    assert not box.claimed
-    assert box.revoke() is CommandStatus.NEVER_RAN
-    with claimed(tmp_path / "f") as (box, mounted):
-        (tmp_path / "another").hardlink_to(box.record)
-        assert box.claimed
-        clear(box)
+    handoff = RecordHandoff(tmp_path / "e")
+    handoff.make()
+    (tmp_path / "backup").hardlink_to(handoff.record)
+    assert not handoff.claimed
+    assert handoff.revoke() is CommandStatus.NEVER_RAN
+    with claimed(tmp_path / "f") as (handoff, mounted):
+        (tmp_path / "another").hardlink_to(handoff.record)
+        assert handoff.claimed
+        clear(handoff)
         assert not mounted.exists()
 
 
 def test_a_record_that_was_deleted_proves_nothing(tmp_path: Path) -> None:
-    with claimed(tmp_path / "e") as (box, _):
-        box.record.unlink()
-        assert (box.claimed, box.revoke()) == (True, CommandStatus.UNKNOWN)
-    fresh = Box(tmp_path / "f")
+    with claimed(tmp_path / "e") as (handoff, _):
+        handoff.record.unlink()
+        assert (handoff.claimed, handoff.revoke()) == (True, CommandStatus.UNKNOWN)
+    fresh = RecordHandoff(tmp_path / "f")
     fresh.make()
     fresh.record.unlink()
     assert fresh.revoke() is CommandStatus.UNKNOWN
 
 
 def test_a_record_without_a_descriptor_to_look_at_it_tells_nothing(tmp_path: Path) -> None:
-    box = Box(tmp_path / "e")
-    box.make()
+    handoff = RecordHandoff(tmp_path / "e")
+    handoff.make()
     with few_descriptors(0):
-        for ask in (lambda: box.held, box.revoke, box.make, box.clear):
+        for ask in (lambda: handoff.recorder_is_running, handoff.revoke, handoff.make, handoff.clear):
             with pytest.raises(OSError, match="Too many open files"):
                 ask()
-        assert not box.claimed
-    assert box.revoke() is CommandStatus.NEVER_RAN
+        assert not handoff.claimed
+    assert handoff.revoke() is CommandStatus.NEVER_RAN
 
 
 # -- the hand-off
 
 
 @pytest.mark.parametrize("use_inotify", [True, False], ids=["inotify", "polling"])
-def test_a_box_is_removed_at_the_moment_when_its_record_is_taken(tmp_path: Path, use_inotify: bool) -> None:
+def test_a_mount_is_removed_at_the_moment_when_its_record_is_taken(tmp_path: Path, use_inotify: bool) -> None:
     handoff_watcher = HandoffWatcher(use_inotify=use_inotify)
     took = []
     for number in range(10):
-        box = Box(tmp_path / str(number))
-        mounted = box.make()
-        handoff_watcher.add(mounted, box.record)
+        handoff = RecordHandoff(tmp_path / str(number))
+        mounted = handoff.make()
+        handoff_watcher.add(mounted, handoff.record)
         threading.Event().wait(0.005)
         assert mounted.exists()
         (mounted / "log").unlink()
@@ -149,13 +149,13 @@ def test_a_box_is_removed_at_the_moment_when_its_record_is_taken(tmp_path: Path,
     assert min(took) < 0.05
 
 
-def test_many_boxes_at_a_time_are_removed_each_in_its_turn(tmp_path: Path) -> None:
+def test_many_mounts_at_a_time_are_removed_each_in_its_turn(tmp_path: Path) -> None:
     handoff_watcher = HandoffWatcher()
     made = []
     for number in range(50):
-        box = Box(tmp_path / str(number))
-        made.append(box.make())
-        handoff_watcher.add(made[-1], box.record)
+        handoff = RecordHandoff(tmp_path / str(number))
+        made.append(handoff.make())
+        handoff_watcher.add(made[-1], handoff.record)
     for mounted in made[::2]:
         (mounted / "log").unlink()
     eventually(lambda: not any(mounted.exists() for mounted in made[::2]))
@@ -164,16 +164,16 @@ def test_many_boxes_at_a_time_are_removed_each_in_its_turn(tmp_path: Path) -> No
         handoff_watcher.discard(mounted)
 
 
-def test_a_box_that_was_filled_before_the_hand_off_is_left_to_the_clearing(tmp_path: Path) -> None:
+def test_a_mount_that_was_filled_before_the_hand_off_is_left_to_the_clearing(tmp_path: Path) -> None:
     handoff_watcher = HandoffWatcher()
-    with claimed(tmp_path / "e") as (box, mounted):
+    with claimed(tmp_path / "e") as (handoff, mounted):
         (mounted / "log").mkdir()
-        handoff_watcher.add(mounted, box.record)
-        other = Box(tmp_path / "other")
+        handoff_watcher.add(mounted, handoff.record)
+        other = RecordHandoff(tmp_path / "other")
         gone = other.make()
         handoff_watcher.add(gone, other.record)
         (gone / "log").unlink()
         eventually(lambda: not gone.exists())
         assert mounted.exists()
-        clear(box)
+        clear(handoff)
         assert not mounted.exists()

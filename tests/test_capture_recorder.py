@@ -259,11 +259,11 @@ def test_a_host_that_is_the_same_engine_as_another_one_leaves_alone_what_that_on
     others = sdk.containers.create(house.image, "true", labels={PROBE_LABEL: f"{instance}/a"})
     try:
         one, other = (CaptureChoice(CaptureMode.AUTO, directory, instance=instance, host=name) for name in ("a", "b"))
-        other.settle(house.host.engine)
+        other.determine(house.host.engine)
         others.reload()
         # What it left itself, as it was killed, it takes away.
         house.host.engine.make_image("fastlane-probe-left:1", bytes(10_240), label=PROBE_LABEL, value=f"{instance}/a")
-        one.settle(house.host.engine)
+        one.determine(house.host.engine)
         with pytest.raises(docker.errors.NotFound):
             others.reload()
         with pytest.raises(docker.errors.ImageNotFound):
@@ -282,7 +282,7 @@ def test_whoever_asks_meanwhile_how_a_host_captures_waits_for_the_one_probe(
     )
     with ThreadPoolExecutor(4) as threads:
         began = f"{time.time():.9f}"
-        for settled in [threads.submit(captures.settle, house.host.engine) for _ in range(4)]:
+        for settled in [threads.submit(captures.determine, house.host.engine) for _ in range(4)]:
             settled.result()
         assert captures.in_use == "recorder"
         filters = {"event": "create", "label": f"{PROBE_LABEL}={house.store.instance}/many"}

@@ -18,9 +18,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from fastlane_grpc.dispatcher import Dispatcher, HostPlaces
+from fastlane_grpc.dispatcher import Dispatcher, HostSlots
 from fastlane_grpc.model import Assignment, Execution, JobSpec, LogTotals, Outcome, Reason, Source, State, Stop, utc_now
-from fastlane_grpc.runner import AbandonedLog, CertainEnd, HostDown, Mailbox, Order, StopCommand
+from fastlane_grpc.runner import AbandonedLog, CertainEnd, Command, Event, HostDown, Mailbox, StopCommand
 from fastlane_grpc.store import Pending, Store
 from fastlane_grpc.store.database import Connection, open_for_writing
 from fastlane_grpc.store.writer import Many, Work, Writer, Written
@@ -103,16 +103,16 @@ class House(Parts):
 
     def open_dispatcher(self, parts: Any) -> None:
         """It runs from `open` to `close`."""
-        places = [HostPlaces(self.hosts[name], self.runners[name], count) for name, count in self.places.items()]
+        places = [HostSlots(self.hosts[name], self.runners[name], count) for name, count in self.places.items()]
         self.dispatcher = Dispatcher(
             self.store,
             places,
-            gone=self.gone,
+            removed=self.gone,
             max_running=self.settings.max_running,
             retry_seconds=self.dispatcher_retry_seconds,
             supervisor=self.supervisor,
         )
-        self.listeners.append(self.dispatcher.news)
+        self.listeners.append(self.dispatcher.on_change)
 
     def open(self) -> None:  # type: ignore[override]  # the parts are open; here they begin to work
         self.task = asyncio.create_task(self.dispatcher.run())
@@ -303,7 +303,7 @@ async def test_a_stop_reaches_the_runner_of_the_execution_and_nobody_else(holdin
 async def test_a_stop_that_is_announced_with_the_claim_reaches_the_runner(tmp_path: Path, houses: list[House]) -> None:
     house = House(tmp_path)
     houses.append(house)
-    got: list[Order | None] = []
+    got: list[Command | Event | None] = []
     house.runner.when_given = lambda assignment, mailbox: got.append(mailbox.get(30))
     execution = await house.enqueue()
     asked = house.writer.asked
@@ -321,7 +321,7 @@ async def test_a_stop_that_is_announced_with_the_claim_reaches_the_runner(tmp_pa
 async def test_a_shorter_grace_is_told_and_the_same_stop_is_not_told_twice(tmp_path: Path, houses: list[House]) -> None:
     house = House(tmp_path)
     houses.append(house)
-    got: list[Order | None] = []
+    got: list[Command | Event | None] = []
     go_on = threading.Event()
 
     def wait_for_both(assignment: Assignment, mailbox: Mailbox) -> None:
@@ -466,7 +466,7 @@ async def test_the_next_execution_goes_to_the_host_with_the_largest_share_of_fre
     await house.announced.until(lambda: len(house.claimed) == 10)
     by_share = ["small", "large", "equal", "large", "large", "small", "large", "equal", "large", "large"]
     assert [execution.host for execution in house.claimed] == by_share
-    assert house.dispatcher.places == (10, 10)
+    assert house.dispatcher.slots == (10, 10)
     running = next(execution for execution in house.claimed if execution.host == "equal")
     await house.announced.reaches(running.id, State.RUNNING)
     house.runners["equal"].end(running.id)
@@ -485,7 +485,7 @@ async def test_the_limit_of_the_server_is_over_all_hosts(tmp_path: Path, houses:
     house.open()
     executions = [await house.enqueue() for _ in range(6)]
     await house.announced.until(lambda: len(house.unfinished) == 3)
-    assert house.dispatcher.places == (3, 3)
+    assert house.dispatcher.slots == (3, 3)
     for execution in executions:
         await house.announced.reaches(execution.id, State.RUNNING)
         house.runners[house.unfinished[execution.id]].end(execution.id)
@@ -514,7 +514,7 @@ async def test_a_host_that_is_down_holds_up_nobody_but_what_is_on_it(tmp_path: P
     house.engine_dies("a")
     await spins_until(lambda: len(house.dispatcher._on_thread) == 2)
     assert house.dispatcher.host_error == ""
-    assert house.dispatcher.places == (2, 2)
+    assert house.dispatcher.slots == (2, 2)
     for execution in first:
         if execution.host == "b":
             house.runners["b"].end(execution.id)
@@ -539,7 +539,7 @@ async def test_why_nothing_is_taken_is_told_only_while_no_host_is_up(tmp_path: P
     houses.append(house)
     house.open()
     house.host_is("a", up=False)
-    assert (house.dispatcher.host_error, house.dispatcher.up, house.dispatcher.places) == ("", True, (0, 1))
+    assert (house.dispatcher.host_error, house.dispatcher.up, house.dispatcher.slots) == ("", True, (0, 1))
     house.host_is("b", up=False)
     assert not house.dispatcher.up
     assert house.dispatcher.host_error == "host 'a' does not answer; host 'b' does not answer"
@@ -798,7 +798,7 @@ async def test_a_stop_that_an_earlier_server_was_asked_for_comes_with_the_execut
     await earlier.close()
     house = House(tmp_path)
     houses.append(house)
-    told: list[tuple[str, Stop | None, Order | None]] = []
+    told: list[tuple[str, Stop | None, Command | Event | None]] = []
 
     def announce_again(assignment: Assignment, mailbox: Mailbox) -> None:
         house.store.running(assignment.execution.id, start_time=utc_now()).result()
@@ -1024,7 +1024,7 @@ async def test_close_is_quick_with_a_runner_that_hangs(tmp_path: Path) -> None:
     await house.enqueue()
     await spins_until(lambda: house.runner.present == 1)
     begin = time.monotonic()
-    await house.dispatcher.close(patience_seconds=0.05)
+    await house.dispatcher.close(timeout_seconds=0.05)
     assert time.monotonic() - begin < 5
     assert all(thread.daemon for thread in threading.enumerate() if thread.name.startswith("runner-")), (
         "the interpreter waits for none"

@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from fastlane_grpc.dispatcher import PROMOTIONS_AT_ONCE, Dispatcher, HostPlaces
+from fastlane_grpc.dispatcher import PROMOTIONS_AT_ONCE, Dispatcher, HostSlots
 from fastlane_grpc.model import Execution, Job, JobSpec, State, utc_now
 from fastlane_grpc.schedule import After, Final, Next, after, settled_by
 from fastlane_grpc.store import Pending, Store
@@ -65,8 +65,8 @@ class Bench:
         self.runner = FakeRunner(self.store, self.host, hold=hold)
         self.dispatcher = Dispatcher(
             self.store,
-            [HostPlaces(self.host, self.runner, max_running)],
-            gone=FakeGone(self.store),
+            [HostSlots(self.host, self.runner, max_running)],
+            removed=FakeGone(self.store),
             max_running=max_running,
             retry_seconds=0.01,
             now=clock,
@@ -75,7 +75,7 @@ class Bench:
         self.task: asyncio.Task[None] | None = None
 
     def _committed(self, executions: Sequence[Execution]) -> None:
-        self.dispatcher.news(executions)
+        self.dispatcher.on_change(executions)
         self.announced(executions)
 
     def open(self) -> None:

@@ -13,7 +13,7 @@ import pytest
 
 from fastlane_grpc.docker.engine import Engine
 from fastlane_grpc.docker.http import EngineDown
-from fastlane_grpc.docker.images import Progress, Pull, PullFailed, Refused, image_parts, pull_failure
+from fastlane_grpc.docker.images import CannotRun, Progress, Pull, PullFailed, image_parts, pull_failure
 from fastlane_grpc.execution import Step
 from fastlane_grpc.model import MAX_TOLD_CHARACTERS, Execution, Outcome, PullPolicy, Reason, State
 from tests.engine import House, by_recorder
@@ -75,7 +75,7 @@ def test_what_engines_say_of_a_pull_is_understood(message: str, reason: Reason |
     if reason is None:
         assert isinstance(failure, PullFailed)
     else:
-        assert isinstance(failure, Refused)
+        assert isinstance(failure, CannotRun)
         assert failure.reason is reason
 
 
@@ -109,7 +109,7 @@ def test_the_name_of_an_image_says_nothing_of_why_it_could_not_be_pulled() -> No
     failure = pull_failure(
         name, f"manifest for {name}:1 not found: manifest unknown: https://r:5000/v2/team/access-denied/manifests/1"
     )
-    assert isinstance(failure, Refused)
+    assert isinstance(failure, CannotRun)
     assert failure.reason is Reason.IMAGE_NOT_FOUND
 
 

@@ -87,7 +87,7 @@ def test_a_container_that_its_engine_took_along_is_lost(house: House, engine: Ow
 
 @by_attach
 @keeps_containers
-def test_a_start_that_another_life_of_the_engine_may_have_got_is_lost_at_once(house: House, engine: OwnEngine) -> None:
+def test_a_start_that_another_epoch_of_the_engine_may_have_got_is_lost_at_once(house: House, engine: OwnEngine) -> None:
     going = house.go("sleep 60", kill_at=Step.FENCED, network="none")
     assert going.failure()
     engine.kill()
@@ -102,7 +102,7 @@ def test_a_start_that_another_life_of_the_engine_may_have_got_is_lost_at_once(ho
 
 @by_recorder
 @keeps_containers
-def test_a_start_that_no_life_of_the_engine_got_is_made_anew(house: House, engine: OwnEngine) -> None:
+def test_a_start_that_no_epoch_of_the_engine_got_is_made_anew(house: House, engine: OwnEngine) -> None:
     going = house.go("sh -c", "echo once; exit 7", kill_at=Step.FENCED, network="none")
     assert going.failure()
     engine.kill()
@@ -115,10 +115,10 @@ def test_a_start_that_no_life_of_the_engine_got_is_made_anew(house: House, engin
 
 @by_attach
 @keeps_containers
-def test_a_life_of_an_engine_ends_with_it(house: House, engine: OwnEngine) -> None:
-    first = house.host.engine.life()
+def test_an_epoch_of_an_engine_ends_with_it(house: House, engine: OwnEngine) -> None:
+    first = house.host.engine.epoch()
     assert first
-    assert house.host.engine.life() == first
+    assert house.host.engine.epoch() == first
     engine.kill()
     back(house, engine)
-    assert house.host.engine.life() not in {"", first}
+    assert house.host.engine.epoch() not in {"", first}

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
-from fastlane_grpc.docker.http import MAX_LINE_BYTES, Wire
+from fastlane_grpc.docker.http import MAX_LINE_BYTES, EngineRequest
 from fastlane_grpc.execution import Host
 from fastlane_grpc.execution.host import _Event, _read_event
 from fastlane_grpc.model import CaptureMode, State
@@ -59,7 +59,7 @@ def test_a_line_without_an_end_takes_no_more_memory_than_a_line_may(tmp_path: Pa
             target=_answer, args=(listener, [b"a\n", *[b"x" * MAX_LINE_BYTES] * 5, b"\nb\n", b"c"])
         )
         flood.start()
-        lines = list(Wire(f"unix://{tmp_path}/engine", "GET", "/events", answer_seconds=10).lines())
+        lines = list(EngineRequest(f"unix://{tmp_path}/engine", "GET", "/events", answer_seconds=10).lines())
         flood.join()
     assert [len(line) for line in lines] == [1, MAX_LINE_BYTES, 1]
     assert (lines[0], lines[2]) == (b"a", b"b")

@@ -15,8 +15,8 @@ from fastlane_grpc.capture.choice import CaptureChoice
 from fastlane_grpc.docker.engine import Engine
 from fastlane_grpc.docker.http import EngineDown
 from fastlane_grpc.execution import Step
+from fastlane_grpc.execution.events import Died
 from fastlane_grpc.model import CaptureMode, Execution, Outcome, PullPolicy, Reason, State
-from fastlane_grpc.runner import Died
 from tests.engine import House, Killed, by_attach, by_recorder, engine_address, opened
 from tests.images import busybox, loaded_image
 from tests.own_engine import IMAGE, OwnEngine
@@ -342,11 +342,11 @@ def test_a_full_disk_of_the_engine_says_nothing_of_the_recorder(small: Small, tm
     small.fill()
     try:
         with pytest.raises(EngineDown, match="fails for now: the engine's disk is full"):
-            captures.settle(Engine(small.address))
+            captures.determine(Engine(small.address))
     finally:
         small.make_room()
     assert captures.in_use == ""
-    captures.settle(Engine(small.address))
+    captures.determine(Engine(small.address))
     assert captures.in_use == "recorder"
 
 

@@ -154,8 +154,8 @@ def test_grace_counts_from_the_order_and_can_only_become_shorter() -> None:
         Stop(StopCause.CALLER, utc_now() - timedelta(seconds=8), timedelta(seconds=10)), "", now=50.0
     )
     assert 51.5 < order.kill_at <= 52.0
-    assert order.told(Stop(StopCause.CALLER, utc_now(), timedelta(seconds=60)), 50.0).kill_at == order.kill_at
-    assert order.told(Stop(StopCause.CALLER, utc_now(), timedelta(0)), 50.0).kill_at == 50.0
+    assert order.shortened(Stop(StopCause.CALLER, utc_now(), timedelta(seconds=60)), 50.0).kill_at == order.kill_at
+    assert order.shortened(Stop(StopCause.CALLER, utc_now(), timedelta(0)), 50.0).kill_at == 50.0
 
 
 def test_a_signal_that_was_not_sent_is_sent_again_soon() -> None:
@@ -238,7 +238,7 @@ def test_a_server_without_descriptors_does_not_settle_for_attach(tmp_path: Path)
     with ThreadPoolExecutor(1) as threads:
         threads.submit(int).result()
         with few_descriptors(0):
-            settling = threads.submit(captures.settle, engine)  # type: ignore[arg-type]
+            settling = threads.submit(captures.determine, engine)  # type: ignore[arg-type]
             # Asked once more: it has met the shortage, and waits for its end.
             assert all(engine.asked.acquire(timeout=30) for _ in range(3))
             assert not settling.done()

@@ -12,10 +12,10 @@ import pytest
 from docker.models.containers import Container
 
 from fastlane_grpc.capture.choice import CaptureChoice
-from fastlane_grpc.capture.handoff import Box, CommandStatus
+from fastlane_grpc.capture.handoff import CommandStatus, RecordHandoff
 from fastlane_grpc.execution import Step
 from fastlane_grpc.model import CaptureMode, Cause, Execution, Outcome, Reason, Source, State
-from fastlane_grpc.runner import HostDown, Leave
+from fastlane_grpc.runner import HostDown, LeaveCommand
 from tests.engine import Going, House, Killed, Output, by_attach, by_recorder
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(120)]
@@ -158,7 +158,7 @@ def test_a_container_that_begins_after_all_finds_that_its_run_was_revoked(
 ) -> None:
     execution_id = house.kill_at(Step.FENCED, "echo ran; exit 7")
     first = container_of(execution_id)
-    assert Box(house.logs.path(execution_id)).revoke() is CommandStatus.NEVER_RAN
+    assert RecordHandoff(house.logs.path(execution_id)).revoke() is CommandStatus.NEVER_RAN
     first.start()
     assert first.wait()["StatusCode"] == 119
     execution = house.adopt(execution_id).result()
@@ -336,7 +336,7 @@ def test_a_server_that_stops_leaves_its_containers_to_the_next(house: House) -> 
     going = house.go("sh -c", COUNT)
     going.wait_for(Step.RUNNING)
     house.wait_for_output(going.id, b"2\n")
-    going.mailbox.put(Leave())
+    going.mailbox.put(LeaveCommand())
     assert isinstance(going.failure(), HostDown)
     assert house.execution(going.id).state is State.RUNNING
     house.reopen()
@@ -350,6 +350,6 @@ def test_a_server_that_stops_during_a_pull_leaves_the_execution_to_the_next(hous
     # Nobody listens at this port: the pull is tried again and again.
     going = house.go("true", image="127.0.0.1:9/image")
     house.wait_for_system(going.id, "tried again")
-    going.mailbox.put(Leave())
+    going.mailbox.put(LeaveCommand())
     assert isinstance(going.failure(), HostDown)
     assert house.execution(going.id).state is State.PREPARING

@@ -8,7 +8,7 @@ import docker
 import pytest
 
 from fastlane_grpc.capture.choice import CaptureChoice
-from fastlane_grpc.capture.handoff import Box
+from fastlane_grpc.capture.handoff import RecordHandoff
 from fastlane_grpc.execution import RemovedHostRunner, Step
 from fastlane_grpc.model import CaptureMode, Cause, Execution, Outcome, Reason, Source, State
 from fastlane_grpc.runner import Mailbox
@@ -98,7 +98,7 @@ def test_what_runs_on_this_machine_is_killed_and_keeps_what_it_printed(house: Ho
     execution = give_up(house, execution_id)
     assert (execution.state, outcome(execution).reason) == (State.LOST, Reason.HOST_GONE)
     assert (house.output(execution_id).stdout, house.output(execution_id).gaps) == (b"some\n", [])
-    assert not Box(house.logs.path(execution_id)).held
+    assert not RecordHandoff(house.logs.path(execution_id)).recorder_is_running
 
 
 @by_recorder
@@ -127,7 +127,7 @@ def test_what_goes_to_another_host_may_be_captured_there_in_the_other_way(house:
     assert give_up(house, execution_id).state is State.QUEUED
     other = CaptureMode.ATTACH if house.capture is CaptureMode.RECORDER else CaptureMode.RECORDER
     house.host.captures = CaptureChoice(other, house.directory, instance=house.store.instance)
-    house.host.captures.settle(house.host.engine)
+    house.host.captures.determine(house.host.engine)
     house.store.claim_on(["local"]).result()
     execution = house.adopt(execution_id).result()
     assert (execution.state, outcome(execution).exit_code, execution.capture) == (State.FAILED, 7, other)

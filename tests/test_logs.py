@@ -4,7 +4,6 @@ once."""
 import asyncio
 import errno
 import os
-import re
 import threading
 import time
 from collections.abc import AsyncIterator, Callable, Sequence

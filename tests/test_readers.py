@@ -102,7 +102,7 @@ def test_a_log_has_one_line_about_the_wait_whether_somebody_looked_or_not(client
     other = Reader(client, nobody_looks.execution.id)
     other.end()
     for lines in (log.system.splitlines(), other.system.splitlines()):
-        assert re.fullmatch(r"got a place after \d+\.\d s", lines[0])
+        assert re.fullmatch(r"got a slot after \d+\.\d s", lines[0])
         assert lines[1].startswith("started on host local, output captured by ")
         assert len(lines) == 3
 

@@ -523,11 +523,11 @@ async def test_a_request_that_is_too_large_is_refused_with_its_size_and_the_limi
 
 
 async def test_what_is_about_to_get_a_place_is_not_said_to_wait_for_one(house: House) -> None:
-    house.places.places = (3, 8)
+    house.places.slots = (3, 8)
     job = await house.enqueue()
     assert not job.execution.HasField("waiting")
     assert not (await house.jobs.GetJob(pb.GetJobRequest(job_id=job.id))).job.execution.HasField("waiting")
-    house.places.places = (8, 8)
+    house.places.slots = (8, 8)
     assert (
         await house.jobs.GetJob(pb.GetJobRequest(job_id=job.id))
     ).job.execution.waiting.reason == pb.WAIT_REASON_NO_FREE_PLACE

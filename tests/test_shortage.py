@@ -78,11 +78,11 @@ def test_an_engine_whose_queue_of_connections_is_full_is_waited_for(tmp_path: Pa
 def test_the_life_of_an_engine_is_known_after_a_shortage_too() -> None:
     engine = Engine(os.environ.get("DOCKER_HOST") or "unix:///var/run/docker.sock")
     try:
-        life = engine.life()
+        epoch = engine.epoch()
     except EngineDown:
         pytest.skip("there is no engine here")
     with without_descriptors() as over:
-        assert engine.life() == life
+        assert engine.epoch() == epoch
         assert over.is_set()
 
 

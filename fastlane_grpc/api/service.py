@@ -56,11 +56,11 @@ class PruneRequest:
     validate_only: bool = False
 
 
-class Places(Protocol):
+class Capacity(Protocol):
     """What the service has to know of the dispatcher, to say why an execution waits, and how the hosts are."""
 
     @property
-    def places(self) -> tuple[int, int]:
+    def slots(self) -> tuple[int, int]:
         """Of those that can be had just now: how many are taken, and how many there are."""
 
     @property
@@ -78,12 +78,12 @@ class Places(Protocol):
 class Service:
     """The use cases. Lives on the loop."""
 
-    def __init__(self, store: Store, tails: Tails, places: Places, retention: Retention, settings: Settings) -> None:
+    def __init__(self, store: Store, tails: Tails, capacity: Capacity, retention: Retention, settings: Settings) -> None:
         self.settings = settings
         self.start_time = utc_now()
         self._store = store
         self._tails = tails
-        self._places = places
+        self._capacity = capacity
         self._retention = retention
         self._streams = 0
         self._stopping = False
@@ -244,7 +244,7 @@ class Service:
                 reason = queue_reason()
                 return reason and Waiting(*reason, execution.state_time)
             if execution.state is State.PREPARING:
-                return self._places.waiting(execution.id)
+                return self._capacity.waiting(execution.id)
             if execution.state is State.SCHEDULED:
                 due_time = execution.times.due_time
                 detail = f"starts at {due_time:%Y-%m-%dT%H:%M:%SZ}"
@@ -255,12 +255,12 @@ class Service:
 
     def _queue_reason(self) -> tuple[WaitReason, str] | None:
         """Return why queued executions wait; None: a slot is free, and is about to be assigned."""
-        if error := self._places.host_error:
+        if error := self._capacity.host_error:
             return WaitReason.HOST_DOWN, error
-        taken, places = self._places.places
-        if taken < places:
+        taken, slots = self._capacity.slots
+        if taken < slots:
             return None
-        return WaitReason.NO_FREE_PLACE, f"{taken} of {places} places taken"
+        return WaitReason.NO_FREE_PLACE, f"{taken} of {slots} places taken"
 
     async def waiting_in_line(self, execution: Execution) -> Waiting | None:
         """Return `waiting` with the number of executions ahead. Costs a query of the store, so not for lists."""
@@ -275,7 +275,7 @@ class Service:
     def hosts(self) -> Sequence[HostReport]:
         """Return the current report of each host, in the order of the configuration."""
         self._check_serving()
-        return self._places.hosts
+        return self._capacity.hosts
 
     def _check_serving(self) -> None:
         if self._stopping:

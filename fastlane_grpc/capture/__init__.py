@@ -1,1 +1,1 @@
-"""How the output of a container gets into its record: by the recorder, or by the engine's attached stream."""
+"""Capture of a container's output into its record: by the recorder, or by the engine's attached stream."""

@@ -1,8 +1,8 @@
-"""Capture by attach: reads the engine's stream as fast as it comes, and says so where the engine may have dropped
-something.
+"""Capture by attach: reads the engine's attached stream into the record, with a gap wherever output may be lost.
 
-Honest, not exact: the engine drops what is still in its pipes some two seconds after the container's end, without an
-error, and all of what was printed while nobody was attached."""
+The record is honest, not exact. Some two seconds after the container's end the engine drops what is still in its pipes,
+without an error. The engine also drops all output of times without an attached reader.
+"""
 
 import threading
 import time
@@ -16,24 +16,23 @@ from typing import Any
 import structlog
 
 from fastlane_grpc.backoff import retry_until_written
-from fastlane_grpc.capture.capture import End, ask_record, not_kept
+from fastlane_grpc.capture.capture import ContainerEnd, ask_record, not_kept
 from fastlane_grpc.capture.frames import Frames, Pieces
 from fastlane_grpc.capture.handoff import CommandStatus, Delivery
 from fastlane_grpc.docker.engine import Engine, Image
-from fastlane_grpc.docker.http import Wire
+from fastlane_grpc.docker.http import EngineRequest
 from fastlane_grpc.machine.shortage import outlast
 from fastlane_grpc.model import Cause, Source
 from fastlane_grpc.record import RecordReader, RecordWriter, Sealed, Trailer
 from fastlane_grpc.supervisor import thread
 
-# A stream that ended sooner than this after the container was not cut short by the engine, which waits 2 s before it
-# does that.
+# A stream that ended sooner than this after the container was not cut short by the engine, which waits 2 s for that.
 SURE_SECONDS = 1.9
-# After the engine told of the end, this long for the end of the stream.
+# The longest wait for the end of the stream after the engine reported the container's end.
 DRAIN_SECONDS = 5
 RETRY_SECONDS = 0.5
-# The engine hands a flood over in crumbs of some 5 KB. A pause of this length between two reads lets them gather: a
-# tenth of the reads, and of the processor time. What comes after a silence is read at once.
+# The engine sends a flood in pieces of some 5 KB. A pause of this length between two reads lets the pieces gather,
+# which saves nine tenths of the reads and of the processor time. Output after a silence is read at once.
 GATHER_SECONDS = 0.0004
 
 _UNSURE = "some output may be missing: it is not certain that the engine handed over all of it"
@@ -42,27 +41,27 @@ log = structlog.get_logger(__name__)
 
 
 class AttachCapture:
-    """Implements Capture. `say` is given what the engine has to say about its own stream."""
+    """Implements Capture. `log_line` is called with the engine's own messages about its stream."""
 
     name = "attach"
     kill_signal = "SIGKILL"
-    held = False
+    is_running = False
 
     def __init__(
-        self, engine: Engine, path: Path, execution_id: str, *, max_log_bytes: int, say: Callable[[str], None]
+        self, engine: Engine, path: Path, execution_id: str, *, max_log_bytes: int, log_line: Callable[[str], None]
     ) -> None:
         self._engine = engine
         self._path = path
         self._execution_id = execution_id
         self._max_log_bytes = max_log_bytes
-        self._say = say
+        self._log_line = log_line
         self._record: RecordWriter | None = None
         self._follower: _Follower | None = None
         self._whole = True  # no gap of unknown size so far
-        self._gap_at: int | None = None  # bytes of the record when the last such gap was written
+        self._gap_at: int | None = None  # bytes in the record when the last gap of unknown size was written
         self._first_byte_time: datetime | None = None
 
-    def equip(self, body: Mapping[str, Any], image: Image) -> Mapping[str, Any]:
+    def wrap(self, body: Mapping[str, Any], image: Image) -> Mapping[str, Any]:
         return body
 
     @property
@@ -82,10 +81,10 @@ class AttachCapture:
         self._record = self._record or retry_until_written(self._open_record)
         self._mark_gap(self._record)
         if container_id is not None:
-            self._say("what was printed during the break may be missing")
+            self._log_line("what was printed during the break may be missing")
             self._follow(container_id)
 
-    def began(self) -> bool:
+    def release_start_resources(self) -> bool:
         return True
 
     def revoke(self) -> CommandStatus | None:
@@ -94,18 +93,18 @@ class AttachCapture:
     def signal(self, number: int) -> Delivery:
         return Delivery.NOT_SENT
 
-    def give_up(self) -> None:
+    def abandon_unwritten(self) -> None:
         if self._follower:
-            self._follower.giving_up.set()
+            self._follower.abandoning.set()
 
-    def drain(self, end: End | None) -> str:
+    def drain(self, end: ContainerEnd | None) -> str:
         follower, self._follower = self._follower, None
         if follower is None or self._record is None:
             return "" if self._whole else _UNSURE
         sure = follower.drain(end)
         for source, lost in follower.lost.items():
             retry_until_written(partial(self._record.gap, source, lost, Cause.STORE, time.time_ns()))
-        # Of an engine elsewhere it is never sure: its clock is not ours.
+        # Never certain for an engine on another machine, whose clock differs.
         if end is not None and not (sure and self._engine.local):
             self._mark_gap(self._record)
         if follower.lost:
@@ -135,7 +134,7 @@ class AttachCapture:
         except FileNotFoundError:
             return None
 
-    def leave(self) -> None:
+    def detach(self) -> None:
         if self._follower:
             self._follower.stop()
         if self._record:
@@ -146,11 +145,11 @@ class AttachCapture:
 
     def _follow(self, container_id: str) -> None:
         assert self._record is not None
-        wire = self._engine.attach(container_id)
-        self._follower = _Follower(wire, self._record, self._say, self._execution_id)
+        request = self._engine.attach(container_id)
+        self._follower = _Follower(request, self._record, self._log_line, self._execution_id)
 
     def _open_record(self) -> RecordWriter:
-        """The record, made unless an earlier try made it: before a start, there is nothing in it."""
+        """Open the record. An earlier try may have created it; before a start, the record is empty."""
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             return RecordWriter.create(
@@ -160,43 +159,44 @@ class AttachCapture:
             return RecordWriter.resume(self._path, max_bytes=self._max_log_bytes)
 
     def _mark_gap(self, record: RecordWriter) -> None:
-        """Nobody knows what is missing here of either source. Said once, however often it is found at the same
-        place."""
+        """Write a gap of unknown size for both sources: once for the same position in the record."""
         self._whole = False
-        place = sum(total.bytes for total in record.totals())
-        if place == self._gap_at:
+        position = sum(total.bytes for total in record.totals())
+        if position == self._gap_at:
             return
         for source in (Source.STDOUT, Source.STDERR):
             retry_until_written(partial(record.gap, source, None, Cause.ENGINE, time.time_ns()))
-        self._gap_at = place
+        self._gap_at = position
 
 
 class _Follower:
-    """One attached stream, and the thread that carries it into the record."""
+    """One attached stream, and the thread that writes the stream into the record."""
 
-    def __init__(self, wire: Wire, record: RecordWriter, say: Callable[[str], None], execution_id: str) -> None:
-        self.giving_up = threading.Event()
+    def __init__(
+        self, request: EngineRequest, record: RecordWriter, log_line: Callable[[str], None], execution_id: str
+    ) -> None:
+        self.abandoning = threading.Event()
         # Bytes that were read and could not be stored, by source.
         self.lost: dict[Source, int] = {}
-        self._wire = wire
+        self._request = request
         self._record = record
-        self._say = say
+        self._log_line = log_line
         self._execution_id = execution_id
         self._failing = False
         self._stopped = False
-        # When the stream ended, between two frames and with nothing said against it; else None.
+        # The time of the stream's end, if the stream ended between two frames and without an error; else None.
         self._end_time: datetime | None = None
-        wire.patience(None)
-        # Without a reader the container would come to wait for room in its pipe: the stream is cut, and what is missing
-        # is a gap.
-        self._thread = thread(f"attach-{execution_id}", self._run, on_failure=lambda error: wire.cut())
+        request.set_timeout(None)
+        # If the thread fails, the stream is cut, and the rest is a gap: without a reader the container would block on a
+        # full pipe.
+        self._thread = thread(f"attach-{execution_id}", self._run, on_failure=lambda error: request.cut())
         outlast(self._thread.start)
 
-    def drain(self, end: End | None) -> bool:
-        """Waits for the end of the stream; True if it was the whole of it."""
+    def drain(self, end: ContainerEnd | None) -> bool:
+        """Wait for the end of the stream; True if the stream was certainly whole."""
         if end is not None:
             self._thread.join(DRAIN_SECONDS)
-            # On a full disk the end is not late, but behind what waits here to be stored.
+            # On a full disk the end is not late, but queued behind output that waits to be stored.
             while self._failing and self._thread.is_alive():
                 self._thread.join(DRAIN_SECONDS)
         self.stop()
@@ -206,8 +206,8 @@ class _Follower:
 
     def stop(self) -> None:
         self._stopped = True
-        self.giving_up.set()
-        self._wire.cut()
+        self.abandoning.set()
+        self._request.cut()
         self._thread.join()
 
     def _run(self) -> None:
@@ -215,7 +215,7 @@ class _Follower:
         while True:
             asked = time.monotonic()
             try:
-                size = self._wire.read_into(frames.room)
+                size = self._request.read_into(frames.room)
             except OSError:
                 return
             flooded = time.monotonic() - asked < GATHER_SECONDS
@@ -227,7 +227,7 @@ class _Follower:
             if pieces:
                 self._write(pieces)
             for error in frames.errors():
-                self._say(f"the engine says of the output: {error}")
+                self._log_line(f"the engine says of the output: {error}")
             frames.recycle()
             if flooded:
                 time.sleep(GATHER_SECONDS)
@@ -236,20 +236,20 @@ class _Follower:
         while True:
             try:
                 if self.lost:
-                    self._own_up()
+                    self._write_pending_gaps()
                 self._record.write(pieces, time.time_ns())
             except OSError as error:
                 if not self._failing:
                     log.warning("output cannot be stored", execution_id=self._execution_id, error=str(error))
                 self._failing = True
-                if self.giving_up.wait(RETRY_SECONDS):
+                if self.abandoning.wait(RETRY_SECONDS):
                     self._lose(pieces)
                     return
             else:
                 self._failing = False
                 return
 
-    def _own_up(self) -> None:
+    def _write_pending_gaps(self) -> None:
         for source in list(self.lost):
             self._record.gap(source, self.lost[source], Cause.STORE, time.time_ns())
             del self.lost[source]

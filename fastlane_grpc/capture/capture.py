@@ -1,4 +1,7 @@
-"""How the output of a container gets into its record: one contract, whichever way the bytes take."""
+"""The protocol of a capture, which brings the output of one container into its record.
+
+Every implementation guarantees a record that is exact, or that has a gap wherever it is not.
+"""
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -15,11 +18,12 @@ T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
-class End:
-    """The end of a container, as far as it bears on whether all of its output was had.
+class ContainerEnd:
+    """The end of a container, as far as it bears on the completeness of the captured output.
 
-    `witnessed`: the engine told of it while it was listened to without a break from before the start, so it is one life
-    of the engine. `exit_code`: of its main process, by the engine."""
+    `witnessed`: the engine reported the end to a listener that was connected without a break since before the start.
+    `exit_code`: of the main process, by the engine.
+    """
 
     end_time: datetime | None
     witnessed: bool
@@ -27,74 +31,85 @@ class End:
 
 
 class Capture(Protocol):
-    """CaptureChoice one execution. Used by one thread; what reads along in the background is its own affair.
+    """The capture of one execution. Used by one thread; threads in the background are the capture's own.
 
-    A record is exact, or has a gap where it is not; `seal` is only reached through `drain`, which settles which of the
-    two. Only `equip`, `open` and `resume` fail: with EngineDown or EngineRefuses, the first two also with OSError (no
-    room for the record). They may then be called again. `held` fails with OSError where it cannot be told just now. The
-    others wait until the disk allows an answer."""
+    A record is exact, or has a gap where it is not. `drain` comes before `seal` and decides which of the two. Only
+    `wrap`, `open` and `resume` fail, with EngineDown or EngineRefuses; `wrap` and `open` also with OSError (no room for
+    the record). They may then be called again. `is_running` raises OSError if the answer is not known just now. The
+    other methods wait until the disk allows an answer.
+    """
 
-    # Kept with the execution before its start: who takes it up again must capture it in the same way.
+    # Stored with the execution before its start: a recovered execution must be captured in the same way.
     name: str
-    # The signal by which a container is killed that did not end when it was asked to. SIGKILL is always there as the
-    # last resort.
+    # The first signal by which a container is killed that did not end within its grace. SIGKILL is the last resort.
     kill_signal: str
 
-    def equip(self, body: Mapping[str, Any], image: Image) -> Mapping[str, Any]:
-        """Before the container is made: what the engine is to be asked for. Raises Refused if it cannot be captured
-        like this."""
+    def wrap(self, body: Mapping[str, Any], image: Image) -> Mapping[str, Any]:
+        """Return the body of the container to create, changed as this capture needs it.
+
+        Called before the container is created. Raises CannotRun if the container cannot be captured in this way.
+        """
 
     def open(self, container_id: str) -> None:
-        """Before the start. When it returns, everything that the container prints from its start on is followed."""
+        """Follow all output from the start on. Called before the start; the output is followed when this returns."""
 
-    def began(self) -> bool:
-        """After the start, again and again until it is True: everything that was needed for the start only is put
-        away."""
+    def release_start_resources(self) -> bool:
+        """Release what only the start needed. Called after the start, repeatedly until the result is True."""
 
     @property
     def following(self) -> bool:
-        """Whether what the container prints is on its way into the record."""
+        """Whether the container's output is on its way into the record."""
 
     @property
-    def held(self) -> bool:
-        """Whether it is certain, whatever the engine says, that the container's main process is there."""
+    def is_running(self) -> bool:
+        """Whether the container's main process certainly runs, whatever the engine says."""
 
     def revoke(self) -> CommandStatus | None:
-        """What became of the command; one that has not run by now never will. None: this way of capture cannot tell."""
+        """Revoke the start, and return what became of the command. A command that has not run by now never will.
+
+        None: this way of capture cannot tell.
+        """
 
     def signal(self, number: int) -> Delivery:
-        """Sends a signal to the container's main process without the engine, which may hang or not know of it any
-        more."""
+        """Send a signal to the main process without the engine, which may hang or not know the container."""
 
     def resume(self, container_id: str | None) -> None:
-        """After a break in which the container may have printed. What it printed then is a gap, unless the way of
-        capture spans the break. None: it does not run any more."""
+        """Resume after a break. Output of the break is a gap, unless this way of capture spans the break.
 
-    def give_up(self) -> None:
-        """The container is being killed: what cannot be stored is counted as lost. Until then a full disk holds the
-        container up."""
+        `container_id` is None if the container does not run any more.
+        """
 
-    def drain(self, end: End | None) -> str:
-        """Waits for the last bytes; says what may be missing, empty if every byte is in the record. None: the container
-        never ran, there is nothing to wait for."""
+    def abandon_unwritten(self) -> None:
+        """Count output that cannot be stored as lost, as the container is being killed.
+
+        Until then a full disk blocks the container.
+        """
+
+    def drain(self, end: ContainerEnd | None) -> str:
+        """Wait for the last bytes, and return what may be missing; empty if every byte is in the record.
+
+        `end` is None if the container never ran and there is nothing to wait for.
+        """
 
     def seal(self, exit_code: int | None, facts: Mapping[str, object]) -> Trailer | None:
-        """Ends the record, on disk when it returns. One that has its trailer keeps it. None: there is no record, as
-        nothing came so far."""
+        """Seal the record with a trailer, which is on disk when this returns. An existing trailer stays.
+
+        None: there is no record, as no output came.
+        """
 
     def trailer(self) -> Trailer | None:
-        """The trailer of a record that is sealed already."""
+        """Return the trailer of the record; None if the record is not sealed."""
 
-    def leave(self) -> None:
-        """Lets go of the record as it is, for the next one to resume."""
+    def detach(self) -> None:
+        """Release the record as it is; a later capture may resume it."""
 
     @property
     def first_byte_time(self) -> datetime | None:
-        """When the first byte came."""
+        """The time of the first byte; None if there is none."""
 
 
 def ask_record(record: Path, question: Callable[[RecordReader], T]) -> T:
-    """Opens a record to ask it something. Raises OSError."""
+    """Open a record, and return the answer to `question` about it. Raises OSError."""
     reader = RecordReader(record)
     try:
         return question(reader)
@@ -103,7 +118,7 @@ def ask_record(record: Path, question: Callable[[RecordReader], T]) -> T:
 
 
 def not_kept(totals: Iterable[LogTotals]) -> str:
-    """What to say of a record that holds less than was printed; empty if it holds everything."""
+    """Return a sentence about output that the record lacks; empty if the record holds everything."""
     missing = [
         f"{total.missing_bytes} bytes of {total.source.name.lower()} are missing"
         for total in totals

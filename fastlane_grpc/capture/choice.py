@@ -1,4 +1,4 @@
-"""Which way of capture a host has, and which one an execution gets."""
+"""The choice of the way of capture: which way works on a host, and which one an execution gets."""
 
 import json
 import re
@@ -23,10 +23,10 @@ log = structlog.get_logger(__name__)
 
 
 class CaptureChoice:
-    """The captures of one host, called `host`. `seen_as` is what the engine's machine calls the data directory; None:
-    that is found out.
+    """The way of capture of one host, called `host`.
 
-    Whether the recorder works is asked once of an engine, and a yes is kept in the data directory for the next server.
+    `seen_as` is the path of the data directory on the engine's machine; None: the path is found out. Whether the
+    recorder works is probed once for an engine, and success is noted in the data directory for the next server.
     """
 
     def __init__(
@@ -41,60 +41,70 @@ class CaptureChoice:
     ) -> None:
         self._mode = mode
         self._data_dir = data_dir
-        # What its probes are known by: two hosts may be one engine, and neither is to take away what the other one is
-        # trying out.
+        # The label of the host's probes: two hosts may be one engine, and must not remove each other's probes.
         self._owner = f"{instance}/{host}"
         self._max_log_bytes = max_log_bytes
         self._seen_as = seen_as
         self._host = host
         self._recorder: Recorder | None = None
         self._works_with: object = None
-        self._settling = threading.Lock()
-        # Why the recorder is not in use, or what it cannot do here.
+        self._determining = threading.Lock()
+        # Why the recorder is not in use, or what the recorder cannot do on this host.
         self.reason = "capture = attach is set" if mode is CaptureMode.ATTACH else ""
 
     @property
     def in_use(self) -> str:
-        """What new executions get: `recorder` or `attach`; empty while that is not known, or what was asked for does
-        not work."""
+        """The way of capture of new executions: `recorder` or `attach`.
+
+        Empty while the way is not known, or if the configured way does not work.
+        """
         if self._recorder:
             return RecorderCapture.name
         return AttachCapture.name if self.reason and self._mode is not CaptureMode.RECORDER else ""
 
-    def settle(self, engine: Engine) -> None:
-        """Finds out what works with the engine as it is now. Raises EngineDown. From any thread: whoever comes
-        meanwhile waits for it."""
+    def determine(self, engine: Engine) -> None:
+        """Find out which way of capture works with the present engine. Raises EngineDown.
+
+        May be called from any thread; concurrent calls wait for each other.
+        """
         if self._mode is CaptureMode.ATTACH:
             return
-        with self._settling:
+        with self._determining:
             before = self.in_use, self.reason
             try:
-                # A shortage is waited for: it is no reason to capture in another way.
+                # A shortage is waited for, as it is no reason to choose another way of capture.
                 self.reason = outlast(lambda: self._try(engine))
             except NotHere as error:
                 self._recorder, self._works_with, self.reason = None, None, str(error)
             if before != (self.in_use, self.reason):
                 log.info("capture", host=self._host, in_use=self.in_use, reason=self.reason)
 
-    def of_new(self, engine: Engine, directory: Path, execution_id: str, say: Callable[[str], None]) -> Capture:
-        """Of an execution about to begin; `directory` is that of its records.
+    def for_new(self, engine: Engine, directory: Path, execution_id: str, log_line: Callable[[str], None]) -> Capture:
+        """Return the capture of an execution that is about to start; `directory` holds its record.
 
-        Raises EngineDown while it is not known what can be had: an execution that is begun anew comes from an earlier
-        server, and may be here before this one has settled that."""
+        Raises EngineDown while the way of capture is not known: an execution that is launched anew comes from an
+        earlier server, and may come before this server has determined the way.
+        """
         if not self.in_use:
-            raise EngineDown("it is not known how its containers are captured")
+            raise EngineDown("it is not known yet how the output of its containers is captured")
         if self._recorder:
             return RecorderCapture(directory, execution_id, self._recorder)
-        return AttachCapture(engine, directory / "log", execution_id, max_log_bytes=self._max_log_bytes, say=say)
+        return AttachCapture(
+            engine, directory / "log", execution_id, max_log_bytes=self._max_log_bytes, log_line=log_line
+        )
 
-    def of_begun(self, engine: Engine, directory: Path, execution: Execution, say: Callable[[str], None]) -> Capture:
-        """Of an execution that began under an earlier server: in the way in which it began, whatever is in use now."""
+    def for_existing(
+        self, engine: Engine, directory: Path, execution: Execution, log_line: Callable[[str], None]
+    ) -> Capture:
+        """Return the capture of an execution that was started before: in the same way, whatever is in use now."""
         if execution.capture == RecorderCapture.name:
             return RecorderCapture(directory, execution.id, None)
-        return AttachCapture(engine, directory / "log", execution.id, max_log_bytes=self._max_log_bytes, say=say)
+        return AttachCapture(
+            engine, directory / "log", execution.id, max_log_bytes=self._max_log_bytes, log_line=log_line
+        )
 
     def _try(self, engine: Engine) -> str:
-        """What the recorder cannot do here; empty: nothing. Raises NotHere."""
+        """Return what the recorder cannot do on this host; empty: nothing. Raises NotHere if it does not work."""
         try:
             if not engine.local:
                 raise NotHere(
@@ -145,29 +155,32 @@ class CaptureChoice:
 
 
 def _seen_as(engine: Engine, data_dir: Path) -> Path:
-    """The data directory as the engine's machine calls it; not as we do if this server runs in a container of that
-    engine."""
-    ours = _own_container()
-    mounts = engine.mounts(ours) if ours else None
+    """Return the path of the data directory on the engine's machine.
+
+    The path differs if this server runs in a container of that engine.
+    """
+    own_id = _own_container()
+    mounts = engine.mounts(own_id) if own_id else None
     if mounts is None:
         return data_dir
     inside = max(
-        (place for place in mounts if data_dir.is_relative_to(place)), key=lambda place: len(place.parts), default=None
+        (path for path in mounts if data_dir.is_relative_to(path)), key=lambda path: len(path.parts), default=None
     )
     if inside is None:
         raise NotHere(
-            f"this server runs in a container, and {data_dir} is not mounted into it, so that it would be gone with it and no other "
-            "container can write there: mount a directory of the host there, or set engine_data_dir to what the host calls it"
+            f"this server runs in a container, and {data_dir} is not mounted into it, "
+            "so that it would be gone with it and no other container can write there: "
+            "mount a directory of the host there, or set engine_data_dir to what the host calls it"
         )
     return mounts[inside] / data_dir.relative_to(inside)
 
 
 def _own_container() -> str:
-    """The id of the container that this process runs in; empty if it runs in none, as far as can be seen."""
+    """Return the id of the container that this process runs in; empty if it runs in none, as far as can be seen."""
     try:
         mounts = Path("/proc/self/mountinfo").read_text()
     except OSError:
         return ""
-    # An engine mounts these two of its own files into every container, from a directory that it calls by the container.
+    # An engine mounts these two of its files into every container, from a directory named by the container's id.
     found = re.search(r"/containers/([0-9a-f]{64})/(?:hostname|resolv\.conf) /etc/", mounts)
     return found[1] if found else ""

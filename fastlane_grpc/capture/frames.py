@@ -1,4 +1,4 @@
-"""The engine's stream of both outputs in one: taken apart as it comes, however it was cut, without a copy."""
+"""The parser of the engine's attached stream, which multiplexes stdout and stderr: incremental, without a copy."""
 
 from collections.abc import Sequence
 from struct import Struct
@@ -18,14 +18,13 @@ Pieces: TypeAlias = Sequence[tuple[Source, memoryview]]
 
 
 class Frames:
-    """One stream. By turns: read into `room`, `take` what came, write it, `recycle`."""
+    """The parser of one stream. Repeat: read into `room`, `take` the bytes, write the pieces, `recycle`."""
 
     def __init__(self) -> None:
-        # A frame that says what no engine says, or an error of the engine's own: the stream cannot be trusted to be
-        # whole.
+        # A frame of an unknown kind, or an error of the engine, came: the stream may not be whole.
         self.broken = False
         self._buffer = memoryview(bytearray(BUFFER_BYTES))
-        self._held = 0  # bytes of a header that has not come whole, at the begin of the buffer
+        self._held = 0  # bytes of an incomplete header, at the start of the buffer
         self._used = 0
         self._end = 0
         self._source = 0
@@ -42,8 +41,10 @@ class Frames:
         return not self._held and not self._left
 
     def take(self, size: int) -> Pieces:
-        """What is of the container in the bytes that came into the room. It lies in the buffer, and is good until
-        `recycle`."""
+        """Return the container's output in the `size` bytes that were read into the room.
+
+        The pieces lie in the buffer, and are valid until `recycle`.
+        """
         pieces: list[tuple[Source, memoryview]] = []
         buffer, at, end, left = self._buffer, 0, self._held + size, self._left
         while at < end:
@@ -64,12 +65,12 @@ class Frames:
         return pieces
 
     def recycle(self) -> None:
-        """Makes room again; keeps the header that has not come whole."""
+        """Make room again; an incomplete header is kept."""
         self._held = self._end - self._used
         self._buffer[: self._held] = self._buffer[self._used : self._end]
 
     def errors(self) -> Sequence[str]:
-        """What the engine said of itself, once it has said it to the end."""
+        """Return the lines of an error of the engine, once the error is complete."""
         if self._left or not self._error:
             return ()
         text, self._error = self._error.decode("utf-8", "replace").strip(), b""

@@ -1,16 +1,18 @@
-"""A record that is written by the container itself, under two names of one file; so it can always be told whether its
-command ran.
+"""The hand-off of a record to the recorder in a container; the hand-off proves, after any crash, whether a command ran.
 
-    log             where readers find it
+The record is one file with two names:
+
+    log             the name that readers open
     box-<…>/log     the same file, in the one directory that is mounted into the container
 
-The recorder, PID 1 of the container, locks the file for as long as it lives, takes the second name away, which only one
-can, and has its first frame on disk. Then it waits until the server has removed the mounted directory, and only then
-runs the command. So a lock that is free and a file that is empty and has one name mean: the command never ran and never
-will.
+The recorder is PID 1 of the container. The recorder locks the file for as long as it lives, removes the second name,
+which only one process can do, and writes its first frame to disk. Then the recorder waits until the server has removed
+the mounted directory, and only then runs the command. So a free lock and an empty file with one name prove that the
+command never ran and never will.
 
-All of that is told by the file itself. The names in the mounted directory tell nothing: where a server died between the
-claim and the removal, the command can make any name in there."""
+Only the file itself proves this. The names in the mounted directory prove nothing: if a server died between the claim
+and the removal, the command can create any name in the directory.
+"""
 
 import fcntl
 import os
@@ -27,14 +29,14 @@ import structlog
 from fastlane_grpc.machine.file_tree import Deletion
 from fastlane_grpc.record import Position, RecordReader
 
-# One step of the deletion of what a container left: the thread that takes it also keeps the time of an execution.
+# Bounds of one step of a deletion. The thread that deletes also watches the timeout of an execution.
 STEP_ENTRIES, STEP_SECONDS = 2_000, 0.02
 
 # In place of a descriptor of the record.
-_HELD = -1
+_RECORDER_HAS_LOCK = -1
 
 log = structlog.get_logger(__name__)
-# A recorder takes a signal at once. One that has not taken it by then is paused.
+# A recorder takes a signal at once. A recorder that has not taken a signal by then is paused.
 TAKE_SECONDS = 1.0
 
 
@@ -44,7 +46,7 @@ class CommandStatus(Enum):
     NEVER_RAN = "never ran"
     RUNS = "runs"
     ENDED = "ended"
-    # The record is not there any more: somebody deleted it.
+    # Somebody deleted the record.
     UNKNOWN = "unknown"
 
 
@@ -56,9 +58,11 @@ class Delivery(Enum):
     TAKEN = "taken"
 
 
-class Box:
-    """The two names of one execution's record, below its directory. OSError from any method: it cannot be told just
-    now."""
+class RecordHandoff:
+    """The hand-off of one execution's record, in the directory of the execution.
+
+    Any method may raise OSError: the state of the hand-off cannot be read just now.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
@@ -67,8 +71,7 @@ class Box:
         self._warned = False
 
     def make(self) -> Path:
-        """A new directory to be mounted, with the record under its second name: empty, and for whichever user the
-        container has.
+        """Create a directory to mount, with the empty record under its second name, writable for any user.
 
         Raises FileExistsError if a command of this execution has run already, OSError if there is no room.
         """
@@ -78,43 +81,45 @@ class Box:
         self.clear()
         record = os.open(self.record, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
-            # The container's user need not be ours. Nobody else gets this far: the data directory above is closed.
+            # The container's user may differ from the server's. The data directory above is closed to all other users.
             os.fchmod(record, 0o666)
         finally:
             os.close(record)
-        # A name of its own for each container: one that was made before and begins late finds no record in its place.
-        box = self._directory / f"box-{secrets.token_hex(4)}"
-        box.mkdir()
-        box.chmod(0o777)
-        (box / "log").hardlink_to(self.record)
+        # A new name for each container: an earlier container that starts late finds no record under its name.
+        mount = self._directory / f"box-{secrets.token_hex(4)}"
+        mount.mkdir()
+        mount.chmod(0o777)
+        (mount / "log").hardlink_to(self.record)
         _sync(self._directory)
-        return box
+        return mount
 
     def mounted(self) -> list[Path]:
-        """What was made to be mounted and is still there, as far as that can be seen."""
+        """Return the directories of `make` that still exist, as far as that can be seen."""
         try:
-            return self._boxes()
+            return self._mounts()
         except OSError:
             return []
 
     @property
     def claimed(self) -> bool:
-        """Whether a recorder has taken the record, or nobody can any more."""
+        """Whether a recorder has taken the record, or no recorder can any more."""
         return is_claimed(self.record)
 
     @property
-    def held(self) -> bool:
-        """Whether a recorder has the record, so that a container's command runs, or is about to."""
+    def recorder_is_running(self) -> bool:
+        """Whether a recorder has locked the record: the command of a container runs, or is about to."""
         with self._locked() as lock:
-            return lock == _HELD
+            return lock == _RECORDER_HAS_LOCK
 
     def revoke(self) -> CommandStatus:
-        """From now on no recorder can take the record; unless one has already, which then is still at work or is
-        over."""
+        """Keep any recorder from taking the record from now on, and return what became of the command.
+
+        A recorder that took the record before keeps it.
+        """
         with self._locked() as lock:
             if lock is None:
                 return CommandStatus.UNKNOWN
-            if lock == _HELD:
+            if lock == _RECORDER_HAS_LOCK:
                 return CommandStatus.RUNS
             failure = self._take_names_away()
             record = os.fstat(lock)
@@ -125,33 +130,37 @@ class Box:
             return CommandStatus.NEVER_RAN
 
     def clear(self) -> bool:
-        """Deletes what was mounted, in a step of bounded work; a container that has it sees an empty directory in which
-        nothing can be made. False: it is not all gone, and takes another step."""
-        cleared = [self._clear(box) for box in self._boxes()]
+        """Delete the mounted directories, in a step of bounded work. False: another step is needed.
+
+        A container that has a deleted directory mounted sees it empty and can create nothing in it.
+        """
+        cleared = [self._clear(mount) for mount in self._mounts()]
         return all(cleared)
 
     def close(self) -> None:
-        """Lets go of what `clear` has open."""
+        """Close the files that `clear` has open."""
         for deletion in self._deletions.values():
             deletion.close()
         self._deletions.clear()
 
     def permit_hard_stop(self) -> None:
-        """Marks the record, which nothing in the container can do: from now on its recorder believes a hard stop."""
+        """Mark the record, so that its recorder obeys a hard stop. Nothing in the container can set the mark."""
         with suppress(OSError):
             self.record.chmod(0o600)
 
     def signal(self, number: int) -> Delivery:
-        """Sends a signal to the recorder itself, past the engine. NOT_SENT: there is none, it is not seen from here, or
-        another user's."""
+        """Send a signal to the recorder, without the engine.
+
+        NOT_SENT: there is no recorder, or its process is invisible here or another user's.
+        """
         for process in self._holders():
             try:
                 handle = os.pidfd_open(process)
             except OSError:
                 continue
             try:
-                # Still the same process: it cannot have ended and its number gone to another one since it was seen with
-                # the lock.
+                # The handle is of the process that has the lock: a process that ended, and whose number was reused, has
+                # no lock now.
                 if process in self._holders():
                     signal.pidfd_send_signal(handle, number)
                     return Delivery.TAKEN if _takes(process, number) else Delivery.PENDING
@@ -163,8 +172,10 @@ class Box:
 
     @contextmanager
     def _locked(self) -> Iterator[int | None]:
-        """Holds the lock and gives the record, open; a recorder that begins meanwhile waits. _HELD: a recorder holds
-        it. None: there is no record."""
+        """Lock the record and yield its open descriptor; a recorder that starts meanwhile waits.
+
+        Yield _RECORDER_HAS_LOCK if a recorder has the lock, None if there is no record.
+        """
         try:
             record = os.open(self.record, os.O_RDONLY | os.O_CLOEXEC)
         except FileNotFoundError:
@@ -173,53 +184,55 @@ class Box:
         try:
             fcntl.flock(record, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            yield _HELD
+            yield _RECORDER_HAS_LOCK
         else:
             yield record
         finally:
             os.close(record)
 
     def _take_names_away(self) -> OSError | None:
-        """Takes every second name of the record away; why one may be left."""
+        """Remove every second name of the record; return why one may be left."""
         failure = None
-        for box in self._boxes():
+        for mount in self._mounts():
             try:
-                (box / "log").unlink()
+                (mount / "log").unlink()
             except FileNotFoundError:
                 continue
             except OSError as error:
                 failure = error
         return failure
 
-    def _clear(self, box: Path) -> bool:
+    def _clear(self, mount: Path) -> bool:
         try:
-            # All there is to do, unless the server was not there when the recorder took the record.
-            box.rmdir()
+            # Enough, unless no server ran when the recorder took the record.
+            mount.rmdir()
         except FileNotFoundError:
             return True
         except OSError:
-            return self._delete(box)
+            return self._delete(mount)
         return True
 
-    def _delete(self, box: Path) -> bool:
-        if box not in self._deletions:
-            # A user in the container that is not root makes nothing in there from now on.
+    def _delete(self, mount: Path) -> bool:
+        if mount not in self._deletions:
+            # From now on only root in the container can create files in the directory.
             with suppress(OSError):
-                box.chmod(0o700)
-            self._deletions[box] = Deletion(box)
+                mount.chmod(0o700)
+            self._deletions[mount] = Deletion(mount)
         try:
-            return self._deletions[box].step(entries=STEP_ENTRIES, seconds=STEP_SECONDS)
+            return self._deletions[mount].step(entries=STEP_ENTRIES, seconds=STEP_SECONDS)
         except OSError as error:
             if not self._warned:
                 log.warning(
-                    "what a container left cannot be deleted; trying again", directory=str(box), error=str(error)
+                    "what a container left cannot be deleted; trying again", directory=str(mount), error=str(error)
                 )
             self._warned = True
             return False
 
     def _has_output(self) -> bool:
-        """One that was captured in another way up to its start, and then was not started, has a beginning and nothing
-        more."""
+        """Whether the record holds more than its header.
+
+        An execution that was captured in another way and then not started has a record with a header only.
+        """
         try:
             reader = RecordReader(self.record)
         except FileNotFoundError:
@@ -231,15 +244,14 @@ class Box:
         return bool(stretch.entries or stretch.trailer)
 
     def _holders(self) -> list[int]:
-        """Processes, as they are called here, that have the record locked: the kernel lists every lock with its holder
-        and its file."""
+        """Return the ids of the processes that have locked the record, from the kernel's list of locks."""
         try:
             record = self.record.stat()
             locks = Path("/proc/locks").read_text().splitlines()
         except OSError:
             return []
         file = f"{os.major(record.st_dev):02x}:{os.minor(record.st_dev):02x}:{record.st_ino}"
-        # number, kind, way, mode, process, file, …; a waiting one has an arrow after the number.
+        # number, kind, mode, access, process, file, …; a waiting process has an arrow after the number.
         fields = [line.split() for line in locks]
         return [
             int(each[4])
@@ -247,7 +259,7 @@ class Box:
             if each[1] == "FLOCK" and each[5] == file and each[4].isdigit() and each[4] != "0"
         ]
 
-    def _boxes(self) -> list[Path]:
+    def _mounts(self) -> list[Path]:
         try:
             return [path for path in self._directory.iterdir() if path.name.startswith("box-")]
         except FileNotFoundError:
@@ -255,17 +267,17 @@ class Box:
 
 
 def is_claimed(record: Path) -> bool:
-    """Whether a recorder has taken this record, or nobody can any more."""
+    """Whether a recorder has taken this record, or no recorder can any more."""
     try:
         found = record.stat()
     except FileNotFoundError:
         return True
-    # By the number of its names; by its size, too, as somebody may give it more names, for a backup.
+    # By the number of its names; also by its size, as a backup may give the file more names.
     return found.st_nlink < 2 or found.st_size > 0
 
 
 def _takes(process: int, number: int) -> bool:
-    """Waits until a process has taken a signal that was sent to it. False: it is paused, or stopped."""
+    """Wait until a process has taken its pending signal. False: the process is paused or stopped."""
     until = time.monotonic() + TAKE_SECONDS
     while _is_pending(process, number):
         if time.monotonic() > until:

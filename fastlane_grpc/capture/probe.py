@@ -1,8 +1,8 @@
-"""Whether the recorder works on a host: a container is run whose recorder has to write a record that this server reads,
-and is woken for.
+"""The probe of the recorder on a host: runs a container whose recorder writes a record that this server has to read.
 
-Anything may be in the way: a data directory that the engine sees elsewhere or not at all, SELinux, user namespaces, a
-disk mounted noexec."""
+The server must also be notified of the record's changes. Many things can be in the way: a data directory that the
+engine sees elsewhere or not at all, SELinux, user namespaces, a disk mounted noexec.
+"""
 
 import errno
 import io
@@ -19,52 +19,53 @@ from typing import NamedTuple
 import structlog
 from inotify_simple import INotify, flags
 
-from fastlane_grpc.capture.handoff import Box
+from fastlane_grpc.capture.handoff import RecordHandoff
 from fastlane_grpc.capture.handoff_watcher import handoff_watcher
 from fastlane_grpc.capture.recorder import LEAST_LOG_BYTES, PROGRAM_TARGET, Recorder
 from fastlane_grpc.docker.engine import Engine, Image
 from fastlane_grpc.docker.engine_errors import explained, passes
 from fastlane_grpc.docker.http import EngineDown, EngineRefuses
-from fastlane_grpc.docker.images import Refused
+from fastlane_grpc.docker.images import CannotRun
 from fastlane_grpc.machine.shortage import is_shortage
 from fastlane_grpc.record import Chunk, Position, RecordReader, Stretch, Trailer
 
 PROBE_LABEL = "fastlane.probe"
-# A container of nothing starts in a quarter of a second; an engine with much to do takes its time.
+# An empty container starts in a quarter of a second; a busy engine takes longer.
 PROBE_SECONDS = 20.0
-# Where the kernel cannot tell of changes: how often it is looked for some.
+# Pause between two looks at the record without inotify.
 POLL_SECONDS = 0.05
 
 log = structlog.get_logger(__name__)
 
 
 class NotHere(Exception):
-    """The recorder does not work on this host; the message says why."""
+    """The recorder does not work on this host, for the reason in the message."""
 
 
 class Probed(NamedTuple):
-    """What the recorder cannot do here, though it works (empty: nothing); and whether all was tried that bears on
-    it."""
+    """The result of a probe: what the recorder cannot do here (empty: nothing), and whether the probe was whole."""
 
     lacks: str
     whole: bool
 
 
 def probe(engine: Engine, recorder: Recorder, *, owner: str) -> Probed:
-    """Raises NotHere; EngineDown; OSError of a shortage, after which it may be tried again. One at a time for each
-    `owner`."""
+    """Probe the recorder. Only one probe for each `owner` may run at a time.
+
+    Raises NotHere, EngineDown, and OSError for a shortage, after which the probe may be repeated.
+    """
     name = f"fastlane-probe-{secrets.token_hex(4)}"
     directory = recorder.data_dir / "recorder" / name
     try:
         _clear(engine, owner)
         with _image(engine, name, owner) as image:
-            # So small a limit that what the probe prints goes beyond it.
+            # The limit is so small that the output of the probe exceeds it.
             limited = replace(recorder, max_log_bytes=LEAST_LOG_BYTES)
             return _run(engine, limited, Image(image, "", (), ()), directory, owner=owner)
     except EngineRefuses as refusal:
         raise not_here(refusal) from refusal
-    except Refused as refused:
-        raise NotHere(str(refused)) from refused
+    except CannotRun as error:
+        raise NotHere(str(error)) from error
     except OSError as error:
         if is_shortage(error):
             raise
@@ -74,41 +75,43 @@ def probe(engine: Engine, recorder: Recorder, *, owner: str) -> Probed:
 
 
 def not_here(refusal: EngineRefuses) -> Exception:
-    """What a refusal means. One that passes says nothing of the recorder, and must not have everything captured by
-    attach from now on."""
+    """Return the exception for a refusal: EngineDown for one that passes, as it says nothing about the recorder."""
     if passes(refusal.message):
         return EngineDown(f"the engine fails for now: {explained(refusal.message)}")
     return NotHere(f"the engine refuses: {explained(refusal.message)}")
 
 
 def _run(engine: Engine, recorder: Recorder, image: Image, directory: Path, *, owner: str) -> Probed:
-    box = Box(directory)
-    mounted = box.make()
-    body = recorder.equip(_body(image, owner), image, mounted, directory.name)
+    handoff = RecordHandoff(directory)
+    mount = handoff.make()
+    body = recorder.wrap(_body(image, owner), image, mount, directory.name)
     container_id = engine.create(directory.name, body)
     try:
-        with _watch(box.record) as watch, handoff_watcher.of(mounted, box.record):
+        with _watch(handoff.record) as watch, handoff_watcher.of(mount, handoff.record):
             engine.start(container_id)
-            woken, trailer = _wait(watch, box.record)
+            woken, trailer = _wait(watch, handoff.record)
         if trailer is None:
             container = engine.inspect(container_id)
-            ended = container is not None and container.ended
+            end = f"exited with {container.exit_code}" if container and container.ended else "did not end"
             raise NotHere(
-                f"a container that had to write a record {f'exited with {container.exit_code}' if container and ended else 'did not end'} "
-                f"and this server sees no end of a record in {directory}: does the engine find the data directory under the same path?"
+                f"a container that had to write a record {end} "
+                f"and this server sees no end of a record in {directory}: "
+                "does the engine find the data directory under the same path?"
             )
-        head, *rest = _kept(box.record)
+        head, *rest = _kept(handoff.record)
         if trailer.exit_code != 0 or not head.startswith(b"fastlane recorder"):
             raise NotHere(
                 f"the record of a container that had to write one is not right: it ended with {trailer.exit_code}"
             )
         if watch and not woken:
             raise NotHere(
-                "the kernel does not tell of changes to a record: inotify does not work on the file system of the data directory"
+                "the kernel does not tell of changes to a record: "
+                "inotify does not work on the file system of the data directory"
             )
         if not any(rest):
             return Probed(
-                "of a log beyond its limit only the head is kept: the file system of the data directory punches no holes",
+                "of a log beyond its limit only the head is kept: "
+                "the file system of the data directory punches no holes",
                 bool(watch),
             )
         return Probed("", bool(watch))
@@ -119,7 +122,7 @@ def _run(engine: Engine, recorder: Recorder, image: Image, directory: Path, *, o
 
 @contextmanager
 def _watch(record: Path) -> Iterator[INotify | None]:
-    """A watch of the record; None where none is to be had, as other programs of this user have them all."""
+    """Yield a watch of the record; None if other programs of this user have taken all watches."""
     try:
         watch = INotify()
     except OSError as error:
@@ -139,7 +142,7 @@ def _watch(record: Path) -> Iterator[INotify | None]:
 
 
 def _wait(watch: INotify | None, record: Path) -> tuple[bool, Trailer | None]:
-    """Whether news came, and the end of the record; at once when all is there that can come."""
+    """Wait for the end of the record; return whether a notification came, and the trailer."""
     until, woken, trailer = time.monotonic() + PROBE_SECONDS, watch is None, None
     while (left := until - time.monotonic()) > 0 and not (woken and trailer):
         if watch is None:
@@ -152,14 +155,14 @@ def _wait(watch: INotify | None, record: Path) -> tuple[bool, Trailer | None]:
         finally:
             reader.close()
         if trailer and not woken and watch:
-            # Written before this look, told a moment later.
+            # The trailer was written before this look; the notification comes a moment later.
             woken = bool(watch.read(timeout=1000))
             break
     return woken, trailer
 
 
 def _kept(record: Path) -> list[bytes]:
-    """The output that was kept, cut where some is missing."""
+    """Return the kept output, split at the gaps."""
     kept, stretch = [b""], Stretch((), Position.BEGIN)
     reader = RecordReader(record)
     try:
@@ -181,7 +184,7 @@ def _body(image: Image, owner: str) -> dict[str, object]:
         "Entrypoint": None,
         "Cmd": [PROGRAM_TARGET, "--probe"],
         "Labels": {PROBE_LABEL: owner},
-        # As much as a job gets at most, in what could be in the way.
+        # As restricted as the container of a job can be.
         "User": "65534",
         "HostConfig": {
             "LogConfig": {"Type": "none"},
@@ -196,7 +199,7 @@ def _body(image: Image, owner: str) -> dict[str, object]:
 
 @contextmanager
 def _image(engine: Engine, name: str, owner: str) -> Iterator[str]:
-    """One of nothing: no image of anybody's is needed."""
+    """Yield the tag of an empty image, so that the probe needs no image of a user."""
     tar = io.BytesIO()
     with tarfile.open(fileobj=tar, mode="w") as files:
         directory = tarfile.TarInfo("tmp")
@@ -212,7 +215,7 @@ def _image(engine: Engine, name: str, owner: str) -> Iterator[str]:
 
 
 def _clear(engine: Engine, owner: str) -> None:
-    """What a probe of this server left that was killed."""
+    """Remove what an interrupted probe of this owner left."""
     for container_id in engine.labelled(PROBE_LABEL, owner):
         with suppress(EngineRefuses):
             engine.remove(container_id, force=True)

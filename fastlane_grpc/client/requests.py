@@ -245,7 +245,7 @@ def enqueue(
 @_names_text
 def jobs(
     *, since: datetime | None = None, until: datetime | None = None, **filter: Any
-) -> fastlane_pb2.ListJobsRequest:  # noqa: A002
+) -> fastlane_pb2.ListJobsRequest:
     return fastlane_pb2.ListJobsRequest(since_time=_timestamp(since), until_time=_timestamp(until), **filter)
 
 

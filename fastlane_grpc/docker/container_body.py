@@ -1,5 +1,7 @@
-"""What the engine is asked to make of a job: its body of a container. Nothing a caller can say gives it more than a
-default container."""
+"""The body of the engine's request to create the container of a job.
+
+No field of a job gives a container more rights than a default container has.
+"""
 
 from collections.abc import Mapping
 from typing import Any
@@ -20,7 +22,7 @@ def container_body(assignment: Assignment, *, instance: str, default_pids: int) 
     }
     body: dict[str, Any] = {
         "Image": spec.image,
-        # None, not an empty list: then the image's own.
+        # None selects the image's own command and entrypoint; an empty list would not.
         "Cmd": [*split_command(spec.command), *spec.args] or None,
         "Entrypoint": list(spec.entrypoint) or None,
         "Env": [f"{name}={value}" for name, value in spec.envs.items()],
@@ -42,10 +44,10 @@ def container_body(assignment: Assignment, *, instance: str, default_pids: int) 
 def _host_config(spec: JobSpec, default_pids: int) -> Mapping[str, Any]:
     limits = spec.limits
     return {
-        # The record is the log: a driver would slow the container down, and keep everything twice.
+        # The record is the log. A log driver would slow the container down and store the output twice.
         "LogConfig": {"Type": "none"},
         "Memory": limits.memory_bytes,
-        # Memory and swap together: none in addition.
+        # The limit on memory and swap together: no swap.
         "MemorySwap": limits.memory_bytes,
         "NanoCpus": round(limits.cpus * 1e9),
         "PidsLimit": limits.pids or default_pids,
@@ -54,7 +56,7 @@ def _host_config(spec: JobSpec, default_pids: int) -> Mapping[str, Any]:
         "Privileged": False,
         "SecurityOpt": ["no-new-privileges"],
         "RestartPolicy": {"Name": "no"},
-        # Removing it ourselves, last: the engine's own way races with its exit code.
+        # The runner removes the container last: the engine's own removal races with the exit code.
         "AutoRemove": False,
         "Init": False,
     }

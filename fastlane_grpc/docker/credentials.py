@@ -1,5 +1,7 @@
-"""Credentials for a registry, as `docker login` left them on the server's machine. Read anew for each pull: a login
-needs no restart."""
+"""The credentials for a registry from `docker login` on the server's machine.
+
+The files are read anew for each pull, so that a login needs no restart.
+"""
 
 import json
 import shutil
@@ -15,19 +17,18 @@ import docker.utils.config
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What the engine is to show a registry; empty: nothing. `problem` says why there is nothing though there may be
-    something."""
+    """The authentication header for the engine; empty: none. `problem` says why credentials could not be read."""
 
     header: str = ""
     problem: str = ""
 
 
 class _Unreadable(Exception):
-    """The message says which file, and what is wrong with it."""
+    """A file of credentials cannot be read. The message names the file and the fault."""
 
 
 def credentials_for(registry: str) -> Credentials:
-    """Those for one registry. What is wrong with another registry's does not matter, and a public image needs none."""
+    """Return the credentials for one registry. Faults in the entries of other registries do not matter."""
     file = docker.utils.config.find_config_file()
     if file is None:
         return Credentials()
@@ -54,13 +55,13 @@ def _found(file: Path, registry: str) -> Any:
         )
     try:
         return docker.auth.AuthConfig({"auths": entries, "credsStore": helper}).resolve_authconfig(registry)
-    # The last three are what the SDK makes of a helper that answers what it ought not.
+    # The SDK raises the last three for a malformed answer of a helper.
     except (docker.errors.DockerException, OSError, ValueError, TypeError, KeyError) as error:
         raise _Unreadable(f"docker-credential-{helper}, which {file} names, fails: {error}") from error
 
 
 def _found_in_older_format(file: Path, registry: str) -> Any:
-    """From a file that need not be JSON."""
+    """Return the credentials from a file in the older format, which need not be JSON."""
     try:
         return docker.auth.load_config(str(file)).resolve_authconfig(registry)
     except (docker.errors.DockerException, OSError, ValueError, TypeError, AttributeError) as error:
@@ -80,7 +81,7 @@ def _config(file: Path) -> Mapping[str, Any]:
 
 
 def _entries(file: Path, config: Mapping[str, Any], registry: str) -> Any:
-    # Without any of the sections the whole file is one, as it was in an older format.
+    # Without any of the sections, the whole file is the section of credentials, as in an older format.
     sections = {"auths", "credsStore", "credHelpers"} & config.keys()
     auths = _section(file, config, "auths") if sections else config
     name = docker.auth.resolve_index_name(registry)

@@ -1,5 +1,4 @@
-"""A look at an engine from outside, for somebody who wonders why jobs do not run: it changes nothing and needs no
-server."""
+"""Diagnostics of an engine for `fastlane doctor`: facts and containers, without a server. Changes nothing."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,13 +10,13 @@ from fastlane_grpc.docker.engine import EXECUTION_LABEL, INSTANCE_LABEL, Engine
 from fastlane_grpc.docker.http import EngineDown, EngineRefuses
 from fastlane_grpc.runner import HostDown
 
-# An engine that has nothing to do answers in milliseconds; one that hangs is not worth more.
+# The longest wait for an answer. An idle engine answers in milliseconds.
 _ANSWER_SECONDS = 10.0
 
 
 @dataclass(frozen=True, slots=True)
 class Found:
-    """A container that some fastlane made: whose, for what, and whether it runs."""
+    """A container of a fastlane instance."""
 
     name: str
     instance: str
@@ -27,8 +26,7 @@ class Found:
 
 @dataclass(frozen=True, slots=True)
 class Checkup:
-    """An engine as it is. `architecture` is as Docker calls it; `cgroup_version` is "1" or "2", empty if it does not
-    tell."""
+    """The state of an engine. `architecture` is Docker's name; `cgroup_version` is "1", "2", or empty if unknown."""
 
     version: str
     architecture: str
@@ -38,13 +36,13 @@ class Checkup:
     limits_pids: bool
     warnings: Sequence[str]
     local: bool
-    # How far its clock is ahead of ours, as far as the time that it took to answer lets us know.
+    # How far the engine's clock is ahead of this machine's, up to the time that the answer took.
     clock_ahead: timedelta
     containers: Sequence[Found]
 
 
 def check_up(address: str) -> Checkup:
-    """The engine at `address`. HostDown: it does not answer, or will not tell."""
+    """Return the state of the engine at `address`. Raises HostDown if it does not answer or refuses."""
     engine = Engine(address, answer_seconds=_ANSWER_SECONDS)
     try:
         before = datetime.now(UTC)
@@ -68,7 +66,7 @@ def check_up(address: str) -> Checkup:
 
 
 def _ahead(theirs: datetime | None, before: datetime, after: datetime) -> timedelta:
-    """None at all while it is between the question and the answer."""
+    """Return the difference of the clocks; zero if the engine's time lies between the request and the answer."""
     if theirs is None or before <= theirs <= after:
         return timedelta(0)
     return theirs - (after if theirs > after else before)

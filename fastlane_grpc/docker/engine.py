@@ -1,9 +1,9 @@
-"""The calls of a Docker engine that a runner needs, each with its answer as a value and its failures as two: it is
-down, or it refuses.
+"""The client of a Docker engine: one method for each API call that a runner needs.
 
-Spoken over connections of our own. The SDK opens one for each call too, as its pools are kept by URL, and spends three
-times the CPU on it (measured: 0.66 ms against 0.22): with five calls for each container that was a tenth of what the
-engine itself needs to start one."""
+A call returns a value, or raises EngineDown or EngineRefuses. The module uses its own HTTP client instead of the SDK's.
+Both open a connection for each call, but the SDK spends three times the CPU (measured: 0.66 ms against 0.22). With five
+calls for each container, that was a tenth of the engine's own time to start one.
+"""
 
 import json
 import struct
@@ -17,7 +17,7 @@ from urllib.parse import quote, urlencode
 
 from fastlane_grpc.clock import engine_time
 from fastlane_grpc.docker.engine_errors import passes
-from fastlane_grpc.docker.http import EngineDown, EngineRefuses, Wire, connect
+from fastlane_grpc.docker.http import EngineDown, EngineRefuses, EngineRequest, connect
 from fastlane_grpc.machine.shortage import outlast
 from fastlane_grpc.model import container_name
 
@@ -30,7 +30,7 @@ TASK_LABEL = "fastlane.task"
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A container as it is now. `start_time` is None for one that never ran, whatever else the engine says of it."""
+    """The state of a container at the time of the call. `start_time` is None for a container that never ran."""
 
     id: str
     status: str
@@ -41,7 +41,7 @@ class Container:
     stop_signal: str
     start_time: datetime | None
     end_time: datetime | None
-    # What it runs, or its recorder does; None: that is not known.
+    # The program that the container or its recorder runs; None: unknown.
     program: str | None = None
 
     @property
@@ -55,7 +55,7 @@ class Container:
 
 @dataclass(frozen=True, slots=True)
 class Image:
-    """An image on the engine. `architecture` is as Docker calls it ("amd64"); what the image does not say is empty."""
+    """An image on the engine. `architecture` is Docker's name ("amd64"). Fields that are not set are empty."""
 
     digest: str
     architecture: str
@@ -65,7 +65,7 @@ class Image:
 
 @dataclass(frozen=True, slots=True)
 class Info:
-    """What an engine says of itself. `id` is its own for as long as its data directory lasts."""
+    """Identity of an engine. `id` stays the same for as long as the engine's data directory lasts."""
 
     id: str
     version: str
@@ -81,113 +81,126 @@ class Engine:
         self._version = ""
 
     def ping(self, timeout_seconds: float) -> str:
-        """The version of its API. An engine that hangs still accepts connections: only this tells."""
-        wire = Wire(self.address, "GET", "/_ping", connect_seconds=timeout_seconds, answer_seconds=timeout_seconds)
-        wire.cut()
-        return wire.headers.get("Api-Version", "1.41")
+        """Return the version of the engine's API. Only a ping detects a hung engine, which accepts connections."""
+        request = EngineRequest(
+            self.address, "GET", "/_ping", connect_seconds=timeout_seconds, answer_seconds=timeout_seconds
+        )
+        request.cut()
+        return request.headers.get("Api-Version", "1.41")
 
-    def life(self) -> str:
-        """Names this life of the engine, from its start to its end; empty where that cannot be told. Not there at all:
-        EngineDown."""
+    def epoch(self) -> str:
+        """Return a name for the run of the engine's process from its start to its end; empty if that is not known.
+
+        Raises EngineDown if no engine runs.
+        """
         with connect(self.address, self._answer_seconds) as connection:
             if not self.address.startswith("unix://"):
                 return ""
             process, _, _ = struct.unpack("3i", connection.getsockopt(SOL_SOCKET, SO_PEERCRED, struct.calcsize("3i")))
-        # Where systemd listens in the engine's place, the engine's own note beside the socket tells.
+        # If systemd listens instead of the engine, the engine's pid file beside the socket has the process.
         note = Path(self.address.removeprefix("unix://")).with_suffix(".pid")
-        return _life_of(process) or _life_of(_number_in(note))
+        return _epoch_of(process) or _epoch_of(_number_in(note))
 
     def info(self) -> Info:
         versions, info = self._asked("GET", "/version"), self._asked("GET", "/info")
         return Info(str(info.get("ID", "")), str(versions.get("Version", "")), str(versions.get("Arch", "")))
 
     def facts(self) -> Mapping[str, Any]:
-        """All that it says of itself, by the names of its API."""
+        """Return all facts of the engine, by the names of its API."""
         return {**self._asked("GET", "/info"), "Arch": self._asked("GET", "/version").get("Arch", "")}
 
     def forget(self) -> None:
-        """The engine went away. The one that comes may be of another version."""
+        """Forget the API version, as the engine went away. The next one may have another version."""
         self._version = ""
 
     # -- images
 
     def image(self, name: str) -> Image | None:
-        """None: the engine does not have it."""
+        """Return the image; None if the engine does not have it."""
         answer = self._found("GET", f"/images/{quote(name, safe='/:@')}/json")
         return answer and _image(answer)
 
     def make_image(self, name: str, tar: bytes, *, label: str, value: str) -> None:
-        """An image with these files and this label, and nothing else."""
+        """Create an image with only these files and this label."""
         repository, _, tag = name.partition(":")
         query = urlencode({"fromSrc": "-", "repo": repository, "tag": tag, "changes": f"LABEL {label}={value}"})
         headers = {"Content-Type": "application/x-tar"}
-        lines = self._wire(
+        lines = self._request(
             "POST", f"/images/create?{query}", headers=headers, body=tar, answer_seconds=self._answer_seconds
         ).whole()
         if b'"error"' in lines:
             raise EngineRefuses(500, lines.decode("utf-8", "replace"))
 
     def remove_image(self, name: str) -> None:
-        """One that is not there is removed."""
+        """Remove an image. An image that does not exist counts as removed."""
         self._found("DELETE", f"/images/{quote(name, safe='/:@')}?{urlencode({'force': 1})}")
 
     def labelled_images(self, label: str, value: str) -> Sequence[str]:
-        """The ids of all images with this label."""
+        """Return the ids of all images with this label."""
         filters = json.dumps({"label": [f"{label}={value}"]})
         return [each["Id"] for each in self._asked("GET", f"/images/json?{urlencode({'filters': filters})}")]
 
-    def pull(self, repository: str, tag: str, registry_auth: str, *, silence_seconds: float) -> Wire:
-        """The pull's progress, as lines of JSON. Cutting it ends the pull. After so long a silence reading it raises
-        TimeoutError."""
+    def pull(self, repository: str, tag: str, registry_auth: str, *, silence_seconds: float) -> EngineRequest:
+        """Start a pull, and return its progress as lines of JSON.
+
+        A cut ends the pull. Reading raises TimeoutError after a silence of `silence_seconds`.
+        """
         query = urlencode({"fromImage": repository, "tag": tag})
         headers = {"X-Registry-Auth": registry_auth} if registry_auth else {}
-        return self._wire("POST", f"/images/create?{query}", headers=headers, answer_seconds=silence_seconds)
+        return self._request("POST", f"/images/create?{query}", headers=headers, answer_seconds=silence_seconds)
 
     # -- containers
 
     def create(self, name: str, body: Mapping[str, Any]) -> str:
-        """The id of the new container."""
+        """Create a container, and return its id."""
         return str(self._asked("POST", f"/containers/create?{urlencode({'name': name})}", body)["Id"])
 
     def start(self, container_id: str) -> None:
-        """Sent once, and waited for as long as it takes. EngineDown: nobody knows whether it starts."""
-        self._wire("POST", f"/containers/{container_id}/start", answer_seconds=None).cut()
+        """Start a container: sent once, without a limit on the wait. After EngineDown it may start or not."""
+        self._request("POST", f"/containers/{container_id}/start", answer_seconds=None).cut()
 
     def kill(self, container_id: str, signal: str, *, answer_seconds: float | None = None) -> None:
-        """Sends a signal to the main process; one that is paused goes on. `answer_seconds`: another time than usual for
-        the answer."""
+        """Send a signal to the main process; a paused container goes on.
+
+        `answer_seconds` replaces the usual limit on the wait for the answer.
+        """
         self._asked(
             "POST", f"/containers/{container_id}/kill?{urlencode({'signal': signal})}", answer_seconds=answer_seconds
         )
 
     def inspect(self, name: str) -> Container | None:
-        """None: there is no such container. Waits for the container's lock, which another call may hold."""
+        """Return the container; None if there is none. Waits for its lock."""
         answer = self._found("GET", f"/containers/{name}/json")
         return answer and _container(answer)
 
     def mounts(self, container_id: str) -> Mapping[Path, Path] | None:
-        """What is mounted into a container: from where it is inside to where it is on the engine's machine. None: no
-        such container."""
+        """Return the mounts of a container, from the path inside to the path on the engine's machine.
+
+        None: there is no such container.
+        """
         answer = self._found("GET", f"/containers/{container_id}/json")
         return answer and {
             Path(each["Destination"]): Path(each["Source"]) for each in answer["Mounts"] if each.get("Source")
         }
 
     def labelled(self, label: str, value: str) -> Sequence[str]:
-        """The ids of all containers with this label. Takes no container's lock."""
+        """Return the ids of all containers with this label. Takes no container's lock."""
         filters = json.dumps({"label": [f"{label}={value}"]})
         return [
             each["Id"] for each in self._asked("GET", f"/containers/json?{urlencode({'all': 1, 'filters': filters})}")
         ]
 
     def containers(self, instance: str, host: str = "") -> Mapping[str, str]:
-        """All containers that this instance made, or only those it made for this host, by id, with the execution each
-        is for. Takes no container's lock."""
+        """Return the execution of each container of this instance, or of this host only, by container id.
+
+        Takes no container's lock.
+        """
         of_host = [f"{HOST_LABEL}={host}"] if host else []
         filters = json.dumps({"label": [f"{INSTANCE_LABEL}={instance}", *of_host]})
         answer = self._asked("GET", f"/containers/json?{urlencode({'all': 1, 'filters': filters})}")
         labelled = {each["Id"]: (each["Labels"].get(EXECUTION_LABEL, ""), each["Names"]) for each in answer}
-        # One that somebody made from an image committed from ours has our labels too, and is not ours.
+        # A container from an image that was committed from an execution's container has the same labels. Only the name
+        # tells the two apart.
         return {
             found: execution
             for found, (execution, names) in labelled.items()
@@ -195,7 +208,10 @@ class Engine:
         }
 
     def remove(self, container_id: str, *, force: bool) -> None:
-        """Removes it, with its anonymous volumes. One that is not there, or is being removed, is removed."""
+        """Remove a container with its anonymous volumes.
+
+        A container that does not exist, or is being removed, counts as removed.
+        """
         try:
             self._found("DELETE", f"/containers/{container_id}?{urlencode({'v': 1, 'force': int(force)})}")
         except EngineRefuses as refusal:
@@ -203,7 +219,7 @@ class Engine:
                 raise
 
     def of_all_instances(self) -> Sequence[Mapping[str, Any]]:
-        """Every container that any fastlane made, as the engine lists it. Takes no container's lock."""
+        """Return the containers of all fastlane instances, as the engine lists them. Takes no container's lock."""
         filters = json.dumps({"label": [INSTANCE_LABEL]})
         listed = self._asked("GET", f"/containers/json?{urlencode({'all': 1, 'filters': filters})}")
         return [
@@ -212,22 +228,21 @@ class Engine:
 
     # -- streams
 
-    def attach(self, container_id: str) -> Wire:
-        """What the container prints from now on, as frames."""
+    def attach(self, container_id: str) -> EngineRequest:
+        """Attach to a container, and return its output from now on as frames."""
         path = f"/containers/{container_id}/attach?stream=1&stdout=1&stderr=1&logs=0"
-        return self._wire("POST", path, upgrade=True, answer_seconds=self._answer_seconds)
+        return self._request("POST", path, upgrade=True, answer_seconds=self._answer_seconds)
 
-    def events(self, filters: Mapping[str, Sequence[str]], *, since: str) -> Wire:
-        """What happens to containers from now on, and what did since, as far as the engine remembers it: lines of
-        JSON."""
-        return self._wire(
+    def events(self, filters: Mapping[str, Sequence[str]], *, since: str) -> EngineRequest:
+        """Return events of containers as lines of JSON: those after `since` that it remembers, and new ones."""
+        return self._request(
             "GET",
             f"/events?{urlencode({'filters': json.dumps(filters), 'since': since})}",
             answer_seconds=self._answer_seconds,
         )
 
     def _found(self, method: str, path: str) -> Any:
-        """The answer; None if there is no such thing."""
+        """Return the answer; None for status 404."""
         try:
             return self._asked(method, path)
         except EngineRefuses as refusal:
@@ -237,7 +252,7 @@ class Engine:
 
     @property
     def local(self) -> bool:
-        """Whether it is on this machine, so that its clock is ours."""
+        """Whether the engine is on this machine, and so shares its clock and files."""
         return self.address.startswith("unix://")
 
     def _asked(
@@ -245,21 +260,21 @@ class Engine:
     ) -> Any:
         content = b"" if body is None else json.dumps(body).encode()
         try:
-            wire = self._wire(method, path, body=content, answer_seconds=answer_seconds or self._answer_seconds)
+            request = self._request(method, path, body=content, answer_seconds=answer_seconds or self._answer_seconds)
         except EngineRefuses as refusal:
-            # An engine that cannot even look is as good as gone for now: nothing is wrong with what it was asked for.
+            # An engine that cannot even read is as good as down: nothing is wrong with the request.
             if method == "GET" and refusal.status >= 500 and passes(refusal.message):
                 raise EngineDown(f"the engine fails for now: {refusal.message}") from refusal
             raise
-        answer = wire.whole()
+        answer = request.whole()
         try:
             return json.loads(answer) if answer else None
         except ValueError as error:
             raise EngineDown(f"the engine broke off its answer: {error}") from error
 
-    def _wire(self, method: str, path: str, **options: Any) -> Wire:
+    def _request(self, method: str, path: str, **options: Any) -> EngineRequest:
         self._version = self._version or self.ping(self._answer_seconds)
-        return Wire(self.address, method, f"/v{self._version}{path}", **options)
+        return EngineRequest(self.address, method, f"/v{self._version}{path}", **options)
 
 
 def _container(answer: Mapping[str, Any]) -> Container:
@@ -285,9 +300,11 @@ def _image(answer: Mapping[str, Any]) -> Image:
     )
 
 
-def _life_of(process: int) -> str:
-    """Process id and start time, within one boot: together never used twice. Empty if it is not an engine, or cannot be
-    seen from here."""
+def _epoch_of(process: int) -> str:
+    """Return boot id, process id and start time, which are never used twice together.
+
+    Empty if the process is not an engine, or is invisible here.
+    """
     try:
         stat = outlast(Path(f"/proc/{process}/stat").read_text)
         boot = outlast(Path("/proc/sys/kernel/random/boot_id").read_text).strip()

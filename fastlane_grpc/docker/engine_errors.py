@@ -1,7 +1,6 @@
-"""Classification of the error texts of a Docker engine: what passes by itself, what is about the job, and what a person
-can do about it.
+"""Classification of the error texts of a Docker engine: passing or final, about the command or not, with advice.
 
-Nobody documents these texts. They are those of engines 20.10 to 28, of containerd, and of runc 1.0 to 1.2.
+The texts are not documented. They are those of engines 20.10 to 28, of containerd, and of runc 1.0 to 1.2.
 """
 
 import re
@@ -14,7 +13,7 @@ def _pattern(*texts: str) -> re.Pattern[str]:
     return re.compile("|".join(texts), re.IGNORECASE | re.DOTALL)
 
 
-# The engine lost touch with its own runtime: what it was asked for may have happened all the same.
+# The engine lost touch with its own runtime: the request may have been carried out all the same.
 _CUT_OFF = _pattern(
     "context (deadline exceeded|canceled)",
     "transport is closing",
@@ -30,7 +29,7 @@ _CUT_OFF = _pattern(
     "timed out",
     "i/o timeout",
 )
-# The engine, its machine or its network is short of something, or busy with something.
+# The engine, its machine or its network lacks a resource, or is busy.
 _SHORT = _pattern(
     "no space left",
     "quota exceeded",
@@ -50,17 +49,19 @@ _SHORT = _pattern(
 # Somebody is removing the container.
 _GOES = _pattern("marked for removal", "(container|it) is dead", "removal .{0,100} in progress")
 
-# What the runtime says of a command. It quotes the command, which may hold any words.
+# The runtime's errors about a command. The runtime quotes the command, which may contain any words.
 _OF_COMMAND = r'exec: \\*".*\\*": '
 _NOT_FOUND = _pattern(
-    f"{_OF_COMMAND}(executable file not found|no such file or directory|stat .*: (no such file or directory|not a directory))",
+    f"{_OF_COMMAND}(executable file not found|no such file or directory"
+    "|stat .*: (no such file or directory|not a directory))",
     "executable file `.*` not found",
 )
 _NOT_EXECUTABLE = _pattern(
-    f"{_OF_COMMAND}(stat .*: )?(permission denied|is a directory|exec format error|operation not permitted|text file busy)"
+    f"{_OF_COMMAND}(stat .*: )?"
+    "(permission denied|is a directory|exec format error|operation not permitted|text file busy)"
 )
 
-# What is wrong and what to do, from the most telling to the least.
+# The fault and its remedy, from the most specific pattern to the least.
 _ADVICE = (
     (
         _pattern(r'exec: \\*"/\.fastlane'),
@@ -68,9 +69,13 @@ _ADVICE = (
     ),
     (
         _pattern(
-            r"/\.fastlane\b.*(not a directory|is a directory|file exists|too many levels|cannot be mounted|not supported)"
+            r"/\.fastlane\b.*"
+            "(not a directory|is a directory|file exists|too many levels|cannot be mounted|not supported)"
         ),
-        "the image has a file /.fastlane, where the recorder is mounted: take it out of the image, or set capture = attach",
+        (
+            "the image has a file /.fastlane, where the recorder is mounted: "
+            "take it out of the image, or set capture = attach"
+        ),
     ),
     (
         _pattern(
@@ -96,11 +101,11 @@ _ADVICE = (
 
 
 class Refusal(Enum):
-    """What kind of refusal an error is."""
+    """The kind of a refusal."""
 
-    FINAL = "about what was asked for: asked again, the engine refuses again"
-    PASSING = "about the engine: asked again, it may do it; it was not done"
-    CUT_OFF = "about the engine: asked again, it may do it; it may have been done already"
+    FINAL = "about the request: the engine refuses a repeated request, too"
+    PASSING = "about the engine: a repeated request may succeed; this one was not carried out"
+    CUT_OFF = "about the engine: a repeated request may succeed; this one may have been carried out"
 
 
 def refusal_of(message: str) -> Refusal:
@@ -112,41 +117,40 @@ def refusal_of(message: str) -> Refusal:
 
 
 def passes(message: str) -> bool:
-    """Whether the engine may do the same a moment later."""
+    """Whether the same request may succeed a moment later."""
     return refusal_of(message) is not Refusal.FINAL
 
 
 def container_gone(message: str, container_id: str) -> bool:
     """Whether the engine refuses because this container was removed, or is being removed.
 
-    It says the same of a container that another one's network was asked of.
+    The engine sends the same text about another container whose network was asked for.
     """
     return (container_id in message and "no such container" in message.lower()) or bool(_GOES.search(message))
 
 
 def command_reason(message: str) -> Reason | None:
-    """The reason if the runtime refuses the command itself. None: the error says nothing of the command."""
+    """Return the reason if the runtime refuses the command itself. None: the error is not about the command."""
     if _NOT_FOUND.search(message):
         return Reason.COMMAND_NOT_FOUND
     return Reason.COMMAND_NOT_EXECUTABLE if _NOT_EXECUTABLE.search(message) else None
 
 
 def explained(message: str) -> str:
-    """The engine's words without the names of its inner parts; before them, where that is known, what is wrong and what
-    to do."""
+    """Return the engine's message without the names of its inner parts, with advice before it if there is some."""
     said = plain(message)
     advice = next((advice for pattern, advice in _ADVICE if pattern.search(message)), "")
     return f"{advice}. The engine says: {said}" if advice else said
 
 
 def plain(message: str) -> str:
-    """The engine's words without the names of its inner parts."""
+    """Return the engine's message without the names of its inner parts."""
     message = re.sub(r"^(failed to create (shim task|shim|task for container): )*", "", message)
     message = re.sub(r"^OCI runtime create failed: ", "", message)
     message = re.sub(
         r"^(runc|container_linux\.go:\d+|starting container process caused)( create failed)?: ", "", message
     )
     message = re.sub(r"^unable to start container process: (error during container init: )?", "", message)
-    # A guess of the engine's, made for each ENOTDIR. Jobs mount nothing.
+    # The engine adds this guess to each ENOTDIR. Jobs mount nothing.
     message = re.sub(r": Are you trying to mount a directory onto a file .*$", "", message, flags=re.DOTALL)
     return re.sub(r": unknown$", "", message)

@@ -1,5 +1,7 @@
-"""One request to the engine on a connection of its own: sent once, its answer read as it comes, and cut by any
-thread."""
+"""The HTTP client of the engine: one request on one connection, sent once.
+
+The answer is read as it comes, and any thread can cut the connection. Every failure is EngineDown or EngineRefuses.
+"""
 
 import contextlib
 import errno
@@ -13,23 +15,22 @@ from io import BytesIO
 
 from fastlane_grpc.machine.shortage import PAUSE_SECONDS, outlast
 
-# An answer without a length ends with the connection. None that has an end is larger.
+# The largest answer that is read whole. An answer without a length ends with the connection.
 MAX_ANSWER_BYTES = 64 << 20
-# A longer line is cut to that: engines write none, and it is not to fill the memory.
+# A longer line is cut to this length, so that it does not fill the memory. Engines write no such lines.
 MAX_LINE_BYTES = 1 << 20
-# Answers of somebody in front of an engine that is not there.
+# Answers of a proxy in front of an engine that is down.
 NO_ENGINE_STATUS = frozenset({502, 503, 504})
-# The engine's queue of connections is full; every local port is in use. Tried again for as long as a connection may
-# take.
+# The engine's queue of connections is full; every local port is in use. Repeated until the timeout of the connection.
 _PASSING = frozenset({errno.EAGAIN, errno.EADDRNOTAVAIL})
 
 
 class EngineDown(Exception):
-    """The engine did not answer. What it was asked may have happened, or may happen yet."""
+    """The engine did not answer. The request may have been carried out, or may be carried out later."""
 
 
 class EngineRefuses(Exception):
-    """The engine answered that it will not: an HTTP status, and why."""
+    """The engine refused the request, with an HTTP status and a message."""
 
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
@@ -38,10 +39,11 @@ class EngineRefuses(Exception):
 
 
 def connect(address: str, timeout_seconds: float) -> socket.socket:
-    """A connection to `unix:///path` or `tcp://host:port`. Raises EngineDown.
+    """Return a connection to `unix:///path` or `tcp://host:port`. Raises EngineDown.
 
-    A shortage of this process, as of open files, says nothing about the engine: it is waited for, however long it
-    lasts."""
+    A shortage in this process, as of open files, says nothing about the engine: its end is waited for, however long it
+    lasts.
+    """
     until = time.monotonic() + timeout_seconds
     while True:
         try:
@@ -53,32 +55,31 @@ def connect(address: str, timeout_seconds: float) -> socket.socket:
 
 
 def _connect(address: str, timeout_seconds: float) -> socket.socket:
-    kind, _, place = address.partition("://")
+    kind, _, target = address.partition("://")
     if kind == "tcp":
-        host, _, port = place.rpartition(":")
+        host, _, port = target.rpartition(":")
         try:
             connection = socket.create_connection((host.strip("[]"), int(port)), timeout_seconds)
         except socket.gaierror:
-            # Without a descriptor a name cannot be looked up, and the error does not say why: then this raises the one
-            # that does.
+            # A lookup without a free descriptor fails with an error that hides the cause: this line then raises the
+            # true error.
             os.close(os.open("/", os.O_PATH | os.O_CLOEXEC))
             raise
-        # A machine that is gone says nothing: without this a stream from it would never end.
+        # A machine that is gone sends nothing: without keepalive a stream from it would never end.
         connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
         return connection
     connection = socket.socket(socket.AF_UNIX)
     try:
         connection.settimeout(timeout_seconds)
-        connection.connect(place)
+        connection.connect(target)
     except BaseException:
         connection.close()
         raise
     return connection
 
 
-class Wire:
-    """A request that was sent, and its answer, of which the head has come. Raises EngineDown; EngineRefuses if the
-    answer is an error."""
+class EngineRequest:
+    """A request that was sent, with the head of its answer. Raises EngineDown, and EngineRefuses for an error."""
 
     def __init__(
         self,
@@ -111,7 +112,7 @@ class Wire:
             raise
 
     def whole(self) -> bytes:
-        """All of an answer that has an end, with which the connection ends too. Raises EngineDown."""
+        """Return the whole body of the answer, and close the connection. Raises EngineDown."""
         try:
             return self._body()
         except OSError as error:
@@ -120,8 +121,10 @@ class Wire:
             self.cut()
 
     def lines(self) -> Iterator[bytes]:
-        """Line by line, to the end or the cut; one that is too long comes cut to MAX_LINE_BYTES. Raises OSError,
-        TimeoutError where none came in time: then it may be called again."""
+        """Yield the lines of the answer, each cut to MAX_LINE_BYTES, to the end or the cut.
+
+        Raises OSError. After a TimeoutError the method may be called again.
+        """
         while True:
             line, newline, rest = self._rest.partition(b"\n")
             if newline:
@@ -141,7 +144,7 @@ class Wire:
                 return
 
     def read_into(self, buffer: memoryview) -> int:
-        """The next bytes, at least one; 0 at the end. Raises OSError."""
+        """Read at least one byte into the buffer, and return the number; 0 at the end. Raises OSError."""
         if self._rest:
             size = min(len(self._rest), len(buffer))
             buffer[:size] = self._rest[:size]
@@ -149,13 +152,13 @@ class Wire:
             return size
         return self._connection.recv_into(buffer)
 
-    def patience(self, seconds: float | None) -> None:
-        """How long a read waits from now on before it raises TimeoutError."""
+    def set_timeout(self, seconds: float | None) -> None:
+        """Set how long a read waits from now on before it raises TimeoutError; None: without a limit."""
         self._connection.settimeout(seconds)
 
     def cut(self) -> None:
-        """Ends it. A thread that reads finds the end, or an OSError."""
-        # Shut down before it is closed: closing alone would not wake the reader.
+        """Close the connection. A thread that reads gets the end of the stream, or an OSError."""
+        # Shut down before the close, as a close alone would not wake the reader.
         with contextlib.suppress(OSError):
             self._connection.shutdown(socket.SHUT_RDWR)
         self._connection.close()
@@ -169,7 +172,7 @@ class Wire:
         return self._rest[:length]
 
     def _send(self, method: str, path: str, headers: dict[str, str], body: bytes, upgrade: bool) -> None:
-        # As HTTP/1.0 an answer is never in chunks: it is what comes until the end.
+        # With HTTP/1.0 an answer is never chunked: its body lasts until the end of the connection.
         version = "1.0"
         headers |= {"Host": "docker", "User-Agent": "fastlane"}
         if method == "POST":
@@ -187,7 +190,7 @@ class Wire:
             if not more or len(head) > MAX_ANSWER_BYTES:
                 raise ConnectionError("it ended before its answer began")
             head += more
-        # What follows is the stream already, and stays.
+        # Bytes after the head belong to the stream.
         head, _, self._rest = head.partition(b"\r\n\r\n")
         first, _, fields = head.partition(b"\r\n")
         words = first.split(None, 2)

@@ -1,5 +1,7 @@
-"""How an image comes to be on a host, and what it means when it does not: ours to try again, or the job's to end
-with."""
+"""The pull of an image, with its progress, and the classification of a failed pull.
+
+A failure either may pass, so that a later try may succeed (PullFailed), or ends the job (CannotRun).
+"""
 
 import json
 import re
@@ -14,20 +16,19 @@ from fastlane_grpc.clock import boottime
 from fastlane_grpc.docker.credentials import credentials_for
 from fastlane_grpc.docker.engine import Engine
 from fastlane_grpc.docker.engine_errors import Refusal, explained, refusal_of
-from fastlane_grpc.docker.http import EngineDown, EngineRefuses, Wire
+from fastlane_grpc.docker.http import EngineDown, EngineRefuses, EngineRequest
 from fastlane_grpc.machine.shortage import outlast
 from fastlane_grpc.model import Reason
 from fastlane_grpc.supervisor import thread
 
-# An engine that pulls says something all the time; this long a silence means that it waits for a registry that will not
-# answer.
+# An engine that pulls reports progress all the time. A silence of this length means a registry that does not answer.
 SILENCE_SECONDS = 300
-# A line about the progress of a pull at most so often.
+# Least time between two lines about the progress of a pull.
 PROGRESS_SECONDS = 5
 
 
-class Refused(Exception):
-    """It cannot be run like this: nobody is down, and trying again would not help."""
+class CannotRun(Exception):
+    """The job cannot be run as it is: nothing is down, and another try would not help."""
 
     def __init__(self, reason: Reason, detail: str) -> None:
         super().__init__(detail)
@@ -36,8 +37,10 @@ class Refused(Exception):
 
 
 class PullFailed(Exception):
-    """The pull failed for what may pass: `reason` is that of its execution if it does not. The registry asks to wait
-    `retry_seconds`."""
+    """The pull failed for a reason that may pass.
+
+    `reason` is the reason of the execution if the failure stays. The registry asks to wait for `retry_seconds`.
+    """
 
     def __init__(
         self, message: str, *, reason: Reason = Reason.REGISTRY_UNAVAILABLE, retry_seconds: float = 0.0
@@ -51,8 +54,8 @@ def _says(*texts: str) -> re.Pattern[str]:
     return re.compile("|".join(texts), re.IGNORECASE)
 
 
-# What engines and registries write, from the most telling to the least. Nobody documents these texts: they are those of
-# engines 20.10 to 28 and of the distribution library.
+# Error texts of engines and registries, from the most specific to the least. These texts are not documented: they are
+# those of engines 20.10 to 28 and of the distribution library.
 _MEANINGS = (
     (
         _says(
@@ -83,7 +86,7 @@ _MEANINGS = (
         "this is not the name of an image",
     ),
 )
-# Some of these words are also used of what is on the way to the registry, and may pass.
+# Failures of the network, of which some contain the same words, may pass.
 _PASSING = _says(
     "too ?many ?requests",
     "no such host",
@@ -96,8 +99,7 @@ _PASSING = _says(
 
 
 def image_parts(name: str) -> tuple[str, str]:
-    """Repository, and tag or digest, which is `latest` where there is none: without one an engine would pull every
-    tag."""
+    """Return the repository, and the tag or digest: `latest` by default, as an engine pulls every tag without one."""
     repository, at, digest = name.partition("@")
     if at:
         return repository, digest
@@ -107,14 +109,13 @@ def image_parts(name: str) -> tuple[str, str]:
     return f"{head}{slash}{last}", tag or "latest"
 
 
-# Some registries say in the message how long to wait, as Go writes a duration; the header that says it the engine keeps
-# to itself.
+# Some registries put the time to wait into the message, as a duration in Go's format. The engine hides their header.
 _RETRY_AFTER = re.compile(r"retry-after:? ((?:[0-9.]+(?:h|ms|m|s|us|µs|ns))+)", re.IGNORECASE)
 _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9}
 
 
-def pull_failure(name: str, message: str) -> Refused | PullFailed:
-    """What a failed pull means."""
+def pull_failure(name: str, message: str) -> CannotRun | PullFailed:
+    """Return the exception for the error message of a failed pull."""
     said = _without_name(name, message)
     if _PASSING.search(said):
         return PullFailed(message, retry_seconds=_retry_seconds(said))
@@ -122,12 +123,12 @@ def pull_failure(name: str, message: str) -> Refused | PullFailed:
         return PullFailed(explained(message), reason=Reason.REFUSED_BY_ENGINE)
     for pattern, reason, meaning in _MEANINGS:
         if pattern.search(said):
-            return Refused(reason, f"{name} could not be pulled: {meaning}. The engine says: {message}")
+            return CannotRun(reason, f"{name} could not be pulled: {meaning}. The engine says: {message}")
     return PullFailed(message)
 
 
 def _without_name(name: str, message: str) -> str:
-    """A message without the path of the image, which may have any words in it: team/access-denied."""
+    """Return a message without the path of the image, which may contain any words: team/access-denied."""
     repository, _ = image_parts(name)
     for path in (repository, repository.partition("/")[2]):
         if "/" in path:
@@ -147,8 +148,10 @@ def _retry_seconds(message: str) -> float:
 
 
 class Pull:
-    """One pull, on a thread of its own: whoever waits for it can still be told something else. `on_end` gets its
-    failure, or None."""
+    """One pull on a thread of its own, so that the execution can receive commands meanwhile.
+
+    `on_end` is called with the failure, or None.
+    """
 
     def __init__(
         self, engine: Engine, name: str, *, on_line: Callable[[str], None], on_end: Callable[[Exception | None], None]
@@ -157,27 +160,26 @@ class Pull:
         self._name = name
         self._on_line = on_line
         self._on_end = on_end
-        self._wire: Wire | None = None
+        self._request: EngineRequest | None = None
         self._lock = threading.Lock()
-        self._given_up = False
-        # Why there are no credentials for the registry, though there may be some.
+        self._cancelled = False
+        # Why the credentials for the registry could not be read.
         self._problem = ""
-        # A defect, too, is handed to whoever waits, who raises it; without a word from here they would wait for ever.
+        # `on_end` also gets a defect, which the execution raises; without a call the execution would wait for ever.
         outlast(thread(f"pull-{name}", self._run, on_failure=on_end).start)
 
-    def give_up(self) -> None:
-        """Nobody waits any more: the connection is cut, on which the engine ends the pull, unless another one shares
-        it."""
+    def cancel(self) -> None:
+        """Cut the connection. The engine then ends the pull, unless another pull shares it."""
         with self._lock:
-            self._given_up = True
-            if self._wire is not None:
-                self._wire.cut()
+            self._cancelled = True
+            if self._request is not None:
+                self._request.cut()
 
     def _run(self) -> None:
         try:
             self._pull()
-        except Refused as refused:
-            self._on_end(self._with_problem(refused))
+        except CannotRun as error:
+            self._on_end(self._with_problem(error))
         except (PullFailed, EngineDown) as error:
             self._on_end(error)
         except EngineRefuses as error:
@@ -189,15 +191,17 @@ class Pull:
         else:
             self._on_end(None)
 
-    def _with_problem(self, failure: Refused | PullFailed) -> Refused | PullFailed:
-        """With why there were no credentials, if that may be why the registry refused: some call a private image
-        unknown."""
+    def _with_problem(self, failure: CannotRun | PullFailed) -> CannotRun | PullFailed:
+        """Return the failure, with the problem of the credentials if the registry may have refused because of it.
+
+        Some registries report a private image as unknown.
+        """
         if (
             self._problem
-            and isinstance(failure, Refused)
+            and isinstance(failure, CannotRun)
             and failure.reason in {Reason.IMAGE_DENIED, Reason.IMAGE_NOT_FOUND}
         ):
-            return Refused(failure.reason, f"{failure.detail}. It was pulled without credentials: {self._problem}")
+            return CannotRun(failure.reason, f"{failure.detail}. It was pulled without credentials: {self._problem}")
         return failure
 
     def _pull(self) -> None:
@@ -206,18 +210,18 @@ class Pull:
         self._problem = credentials.problem
         if self._problem:
             self._on_line(f"pulling {self._name} without credentials: {self._problem}")
-        wire = self._engine.pull(repository, tag, credentials.header, silence_seconds=SILENCE_SECONDS)
+        request = self._engine.pull(repository, tag, credentials.header, silence_seconds=SILENCE_SECONDS)
         with self._lock:
-            self._wire = wire
-            if self._given_up:
-                wire.cut()
+            self._request = request
+            if self._cancelled:
+                request.cut()
         progress, done = Progress(), False
-        for line in wire.lines():
+        for line in request.lines():
             message = _message(line)
             if "error" in message:
                 raise pull_failure(self._name, str(message["error"]))
             done = done or str(message.get("status")).startswith("Status: ")
-            if (said := progress.said(message)) and not self._given_up:
+            if (said := progress.said(message)) and not self._cancelled:
                 self._on_line(f"pulling {self._name}: {said}")
         if not done:
             raise EngineDown("the engine broke off the pull")
@@ -233,8 +237,7 @@ def _message(line: bytes) -> dict[str, object]:
     return message
 
 
-# What engines say of a layer on its way, and when they have it. Its bytes are those to be loaded; to unpack it has a
-# count of its own.
+# The states of a layer that engines report. Only the bytes to load are counted, not those to unpack.
 _LAYER_WAITS = {"Pulling fs layer", "Waiting", "Downloading", "Verifying Checksum", "Download complete", "Extracting"}
 _LAYER_LOADED = {"Verifying Checksum", "Download complete", "Extracting", "Pull complete"}
 _LAYER_DONE = {"Pull complete", "Already exists"}
@@ -242,16 +245,15 @@ _LAYER_DONE = {"Pull complete", "Already exists"}
 
 @dataclass
 class Progress:
-    """How far the layers of an image are, said now and then: those that are done of those there are, and bytes loaded
-    of those known of."""
+    """The progress of a pull: finished layers of known layers, and loaded bytes of known bytes."""
 
     done: dict[str, bool] = field(default_factory=dict)
     loaded: dict[str, tuple[int, int]] = field(default_factory=dict)
     said_at: float = field(default_factory=boottime)
 
     def said(self, message: Mapping[str, object]) -> str:
-        """What there is to say after the engine said this; empty if something was said just now."""
-        self._hear(message)
+        """Return the progress after this message; empty if there was a line less than PROGRESS_SECONDS ago."""
+        self._update(message)
         if not self.done or boottime() < self.said_at + PROGRESS_SECONDS:
             return ""
         self.said_at = boottime()
@@ -264,7 +266,7 @@ class Progress:
         current, total = (sum(numbers) for numbers in zip(*self.loaded.values(), strict=True))
         return f"{layers}, {current / 1e6:.1f} of {total / 1e6:.1f} MB"
 
-    def _hear(self, message: Mapping[str, object]) -> None:
+    def _update(self, message: Mapping[str, object]) -> None:
         status, layer, detail = message.get("status"), str(message.get("id")), message.get("progressDetail")
         if status in _LAYER_WAITS or status in _LAYER_DONE:
             self.done[layer] = status in _LAYER_DONE
@@ -280,5 +282,5 @@ def _registry(name: str, repository: str) -> str:
     try:
         registry, _ = docker.auth.resolve_repository_name(repository)
     except docker.errors.InvalidRepository as error:
-        raise Refused(Reason.IMAGE_NOT_FOUND, f"{name} is not the name of an image: {error}") from error
+        raise CannotRun(Reason.IMAGE_NOT_FOUND, f"{name} is not the name of an image: {error}") from error
     return registry

@@ -1,4 +1,4 @@
-"""Whether a command was not executed because its image is for another architecture than the host's."""
+"""Detection of commands that could not be executed because their image is for another architecture."""
 
 import errno
 import os
@@ -12,21 +12,21 @@ from fastlane_grpc.execution.final_state import FinalState, failed
 from fastlane_grpc.model import Reason, Source
 from fastlane_grpc.record import Chunk, Position, RecordReader, Trailer
 
-# What runc exits with, and prints in the container's name, when the kernel does not execute the command.
+# Exit codes of runc, and its text in the container's output, when the kernel does not execute the command.
 _RUNTIME_CODES = frozenset({1, 255})
 _RUNTIME_SAYS = re.compile(
     rb'(?:standard_init_linux\.go:\d+: )?(exec (?:user process caused|[^\n]{1,4096}): "?exec format error"?)\n'
 )
 
-# Other names of the same; and what the processors of one architecture may execute of another.
+# Other names of the same architecture; and pairs of an image's and a host's architecture that work together.
 _SAME = {"x86_64": "amd64", "x86-64": "amd64", "aarch64": "arm64", "i386": "386", "i686": "386"}
 _COMPATIBLE = {("386", "amd64"), ("arm", "arm64")}
 
 
 def format_error(trailer: Trailer | None, container: Container | None, exit_code: int | None, record: Path) -> str:
-    """What was said of a command that is in no format the kernel knows; empty if the execution did not end by that.
+    """Return the error text for a command in a format that the kernel does not know; empty if there was no such error.
 
-    The recorder notes it in its trailer. Without a recorder, the runtime prints it as if it were the command.
+    The recorder notes the error in its trailer. Without a recorder, the runtime prints the error into the output.
     """
     if trailer is not None:
         program = container.program if container else "the command"
@@ -35,7 +35,7 @@ def format_error(trailer: Trailer | None, container: Container | None, exit_code
 
 
 def architectures(engine: Engine, image_digest: str) -> tuple[str, str]:
-    """That of an image and that of the host, as Docker calls them; empty where that is not known."""
+    """Return the architectures of an image and of the host, as Docker names them; empty if unknown."""
     with suppress(EngineDown, EngineRefuses):
         image = engine.image(image_digest)
         return image.architecture if image else "", engine.info().architecture
@@ -43,8 +43,7 @@ def architectures(engine: Engine, image_digest: str) -> tuple[str, str]:
 
 
 def foreign_image(final_state: FinalState, said: str, architectures: tuple[str, str]) -> FinalState:
-    """The final_state of a command that was not executed: IMAGE_UNUSABLE if its image is for another architecture, else
-    as it is."""
+    """Return the final state with reason IMAGE_UNUSABLE if the image is for another architecture, else unchanged."""
     image, host = (_SAME.get(each, each) for each in architectures)
     if not image or not host or image == host or (image, host) in _COMPATIBLE:
         return final_state

@@ -1,32 +1,37 @@
-"""The runner on Docker: takes one execution from its claim, or from whatever is found of it, to its outcome."""
+"""The runner on Docker: launches or recovers one execution, and brings it to its outcome.
+
+The runner either commits an outcome or raises HostDown, after which the execution is requeued or recovered later.
+"""
 
 from collections.abc import Callable
 from datetime import timedelta
 
-from fastlane_grpc.capture.capture import End
+from fastlane_grpc.capture.capture import ContainerEnd
 from fastlane_grpc.clock import boottime
 from fastlane_grpc.docker.http import EngineDown, EngineRefuses
 from fastlane_grpc.errors import ServerStopping
 from fastlane_grpc.execution.final_state import failed, lost, stopped_before_start
 from fastlane_grpc.execution.host import Host
-from fastlane_grpc.execution.launch import begin
-from fastlane_grpc.execution.lifecycle import Left, Lifecycle, RunnerContext, Step, abandon
-from fastlane_grpc.execution.recovery import adopt, sweep
+from fastlane_grpc.execution.launch import launch
+from fastlane_grpc.execution.lifecycle import LeftToNextServer, Lifecycle, RunnerContext, Step, abandon
+from fastlane_grpc.execution.recovery import recover, sweep
 from fastlane_grpc.execution.stopping import Stopping
 from fastlane_grpc.logs import Logs
 from fastlane_grpc.model import Assignment, Reason, State
 from fastlane_grpc.runner import AbandonedLog, HostDown, Mailbox
 from fastlane_grpc.store import Store
 
-# What an engine or a registry refuses for now is tried again for so long.
+# How long a request is repeated that an engine or a registry refuses for now.
 RETRY_SECONDS = 60.0
-# A start that was sent to this life of the engine is answered within this time, or was never sent.
+# A start that was sent in the engine's present epoch is answered within this time, or was never sent.
 START_ANSWER_SECONDS = 10.0
 
 
 class DockerRunner:
-    """Implements Runner on one host. `step` is told of each step of each execution, right after it happened, on the
-    execution's thread."""
+    """Implements Runner on one host.
+
+    `step` is called with each step of each execution, right after the step, on the execution's thread.
+    """
 
     def __init__(
         self,
@@ -49,16 +54,16 @@ class DockerRunner:
         with self._context.host.watching(assignment.execution.id, mailbox):
             try:
                 self._run(lifecycle)
-            except (Left, ServerStopping) as error:
+            except (LeftToNextServer, ServerStopping) as error:
                 raise HostDown("the server stops; the next one takes it up") from error
             finally:
-                lifecycle.capture.leave()
+                lifecycle.capture.detach()
 
     def abandon(self, execution_id: str, why: str) -> AbandonedLog:
         return abandon(self._context, execution_id, why)
 
     def sweep(self) -> None:
-        """Removes the containers of executions that are over. To be called when the host is up; raises HostDown."""
+        """Remove the containers of finished executions. To be called when the host is up; raises HostDown."""
         try:
             sweep(self._context.store, self._context.host)
         except (EngineDown, EngineRefuses) as error:
@@ -68,44 +73,43 @@ class DockerRunner:
         lifecycle.reached(Step.CLAIMED)
         try:
             if lifecycle.fenced:
-                adopt(lifecycle)
+                recover(lifecycle)
             else:
-                _say_how_long_it_waited(lifecycle)
-                begin(lifecycle)
+                _log_waiting_time(lifecycle)
+                launch(lifecycle)
         except EngineDown as error:
             self._host_down(lifecycle, error)
         except EngineRefuses as refusal:
             self._engine_failed(lifecycle, refusal)
 
     def _engine_failed(self, lifecycle: Lifecycle, refusal: EngineRefuses) -> None:
-        """The engine is there and fails at what no engine fails at. Trying again for ever would leave the execution
-        unfinished."""
+        """Finish an execution whose engine refuses what no engine should: endless tries would leave it unfinished."""
         detail = f"the engine fails: {refusal.message}"
         lifecycle.log.error("the engine failed", status=refusal.status, error=refusal.message)
         if lifecycle.fenced:
-            lifecycle.conclude(lost(Reason.CONTAINER_GONE, detail), End(None, witnessed=False))
+            lifecycle.finish_as(lost(Reason.CONTAINER_GONE, detail), ContainerEnd(None, witnessed=False))
         else:
-            lifecycle.conclude(failed(Reason.REFUSED_BY_ENGINE, detail))
+            lifecycle.finish_as(failed(Reason.REFUSED_BY_ENGINE, detail))
 
     def _host_down(self, lifecycle: Lifecycle, error: EngineDown) -> None:
         host = self._context.host
-        # Whoever looks for a place next must not take this host for one that is there.
-        host.doubt()
+        # A requeued execution must not be claimed for this host again.
+        host.check_now()
         lifecycle.log.warning("the engine does not answer", error=str(error), fenced=lifecycle.fenced)
         if not lifecycle.fenced:
             if not lifecycle.stopping:
                 # Before the hand-back, which measures the log.
-                lifecycle.say(f"host {host.name} does not answer: back in the queue")
+                lifecycle.log_line(f"host {host.name} does not answer: back in the queue")
             execution = lifecycle.requeue()
             if execution.state is State.STOPPING and execution.stop and not execution.starting:
-                lifecycle.conclude(stopped_before_start(Stopping.begin(execution.stop, "", boottime())))
+                lifecycle.finish_as(stopped_before_start(Stopping.begin(execution.stop, "", boottime())))
                 return
         raise HostDown(f"host {host.name!r}: {error}") from error
 
 
-def _say_how_long_it_waited(lifecycle: Lifecycle) -> None:
-    """If that was longer than a moment: for who reads the log later."""
+def _log_waiting_time(lifecycle: Lifecycle) -> None:
+    """Write into the log how long the execution waited for a slot, if that was longer than a moment."""
     times = lifecycle.execution.times
     waited = times.claim_time - times.due_time if times.claim_time else timedelta()
     if waited >= timedelta(seconds=1):
-        lifecycle.say(f"got a place after {waited.total_seconds():.1f} s")
+        lifecycle.log_line(f"got a slot after {waited.total_seconds():.1f} s")

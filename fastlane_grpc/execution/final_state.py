@@ -1,5 +1,4 @@
-"""What an end means: the state and the outcome that follow from what the engine told and from what was ordered.
-Pure."""
+"""The final state of an execution: state and outcome, from the container, the record's trailer and the stop. Pure."""
 
 import errno
 import os
@@ -15,14 +14,14 @@ from fastlane_grpc.execution.stopping import Stopping
 from fastlane_grpc.model import Execution, JobSpec, Outcome, Reason, State, StopCause
 from fastlane_grpc.record import Trailer
 
-# What an engine says of containers whose end it did not see, or that it ended itself as it went down.
+# Exit codes that an engine reports for containers whose end it did not see, or that it killed as it went down.
 DOUBTFUL_CODES: Final = frozenset({255, 137, 143})
 MAX_DETAIL_CHARACTERS: Final = 1000
 
 
 @dataclass(frozen=True, slots=True)
 class FinalState:
-    """A final state with its outcome; the times are the engine's."""
+    """A final state with its outcome. The times are the engine's."""
 
     state: State
     outcome: Outcome
@@ -30,8 +29,10 @@ class FinalState:
     exit_time: datetime | None = None
 
     def facts(self) -> Mapping[str, object]:
-        """All but the exit code, which a trailer has anyway: with both, a sealed record is enough to finish its
-        execution."""
+        """Return everything but the exit code, for the trailer of a record.
+
+        A trailer also has the exit code, so a sealed record is enough to finish its execution.
+        """
         return {
             "state": int(self.state),
             "reason": int(self.outcome.reason),
@@ -44,8 +45,7 @@ class FinalState:
 
 
 def final_state_of(trailer: Trailer) -> FinalState | None:
-    """The final_state that a record was sealed with; None if it was not sealed by us, but by the container's
-    recorder."""
+    """Return the final state in a trailer; None if the recorder of the container sealed the record, not a server."""
     facts: Mapping[str, Any] = trailer.facts
     if "state" not in facts:
         return None
@@ -68,10 +68,13 @@ def ended(
     timeout: timedelta,
     engine_restarted: bool,
 ) -> FinalState:
-    """Of a container that ran and ended. `container` is None if it was removed before it could be looked at."""
+    """Return the final state of a container that ran and ended.
+
+    `container` is None if the container was removed before it could be inspected.
+    """
     start_time, exit_time = (container.start_time, container.end_time) if container else (None, None)
     if start_time and exit_time:
-        # An engine that is busy notes the start of a quick container after its end.
+        # A busy engine notes the start of a quick container after its end.
         start_time = min(start_time, exit_time)
     out_of_memory = container is not None and container.out_of_memory
     state, reason, detail = _judged(
@@ -90,15 +93,17 @@ def ended_by_itself(
     timeout: timedelta,
     engine_restarted: bool,
 ) -> FinalState:
-    """Of a container whose recorder says how it ended. `container` is None if it was removed before it could be looked
-    at."""
+    """Return the final state of a container whose recorder wrote the end into the trailer.
+
+    `container` is None if the container was removed before it could be inspected.
+    """
     facts: Mapping[str, Any] = trailer.facts
     if error := facts.get("exec_error"):
         return not_executed(error, container.program if container else None, stopping)
-    # The engine ended it if it was told to end, and not by us.
+    # "told": the recorder was sent a signal to end. If no server did that, the engine ended the container.
     engine_ended_it = engine_restarted and bool(facts.get("told"))
     final_state = ended(trailer.exit_code, container, spec, stopping, timeout=timeout, engine_restarted=engine_ended_it)
-    # An engine that was killed has lost its times, or put in that of its own return.
+    # An engine that was killed has lost the times, or replaced them by the time of its own return.
     exit_time = _nanos(facts.get("end_time_ns")) or final_state.exit_time
     start_time = final_state.start_time or _nanos(facts.get("start_time_ns"))
     if facts.get("cut_off"):
@@ -111,12 +116,13 @@ def ended_by_itself(
 
 
 def cut_off(final_state: FinalState) -> FinalState:
-    """Of a container whose recorder killed the command, as nothing that it printed could be stored any more."""
+    """Return the final state of a command that the recorder killed, as its output could not be stored any more."""
     if final_state.state not in {State.FAILED, State.LOST}:
         return final_state
     detail = (
-        "killed by its recorder, which may not make the file of its output larger: the limit RLIMIT_FSIZE of the container's main process, "
-        f"or the largest file of this file system; {_said(final_state.outcome.exit_code)}"
+        "killed by its recorder, which may not make the file of its output larger: "
+        "the limit RLIMIT_FSIZE of the container's main process, or the largest file of this file system; "
+        f"{_exit_text(final_state.outcome.exit_code)}"
     )
     return replace(
         final_state, state=State.FAILED, outcome=replace(final_state.outcome, reason=Reason.EXIT_CODE, detail=detail)
@@ -124,51 +130,60 @@ def cut_off(final_state: FinalState) -> FinalState:
 
 
 def not_executed(error: int, program: str | None, stopping: Stopping | None) -> FinalState:
-    """Of a container whose recorder was told by the kernel that it cannot execute the command, whose first word is
-    `program`."""
+    """Return the final state of a command that the kernel did not execute, with the error number `error`.
+
+    `program` is the first word of the command.
+    """
     name = '"" (an empty word)' if program == "" else program
-    said = ": ".join(filter(None, (name, os.strerror(error))))
+    text = ": ".join(filter(None, (name, os.strerror(error))))
     if stopping:
-        return _settled(
+        return _final_state(
             State.STOPPED,
             Reason.UNSPECIFIED,
-            f"told to stop {stopping.cause}; its command could not be executed: {said}",
+            f"told to stop {stopping.cause}; its command could not be executed: {text}",
         )
     if error in {errno.ENOENT, errno.ENOTDIR}:
-        return failed(Reason.COMMAND_NOT_FOUND, f"the image has no such command: {said}")
+        return failed(Reason.COMMAND_NOT_FOUND, f"the image has no such command: {text}")
     if error == errno.ENOEXEC:
-        said += " (a program for another architecture, or a script whose first line does not name an interpreter, as #!/bin/sh)"
-    return failed(Reason.COMMAND_NOT_EXECUTABLE, f"the command cannot be executed: {said}")
+        text += (
+            " (a program for another architecture, "
+            "or a script whose first line does not name an interpreter, as #!/bin/sh)"
+        )
+    return failed(Reason.COMMAND_NOT_EXECUTABLE, f"the command cannot be executed: {text}")
 
 
 def not_begun(exit_code: int | None, stopping: Stopping | None) -> FinalState:
-    """Of a container that was started, and whose recorder ended before it ran the command."""
+    """Return the final state of a started container whose recorder ended before it ran the command."""
     if stopping:
         return stopped_before_start(stopping)
-    said = "" if exit_code is None else f" (it exited with {exit_code})"
+    text = "" if exit_code is None else f" (it exited with {exit_code})"
     return failed(
         Reason.REFUSED_BY_ENGINE,
-        f"the container was started, and could not begin to record, so its command was not run{said}",
+        f"the container was started, and could not begin to record, so its command was not run{text}",
     )
 
 
 def record_deleted(exit_code: int | None) -> FinalState:
-    """Of a container whose record somebody deleted: what is not there proves nothing, not even that the command did not
-    run."""
-    said = "" if exit_code is None else f" (its container exited with {exit_code})"
+    """Return the final state of an execution whose record somebody deleted.
+
+    A missing record proves nothing, not even that the command did not run.
+    """
+    text = "" if exit_code is None else f" (its container exited with {exit_code})"
     return lost(
         Reason.CONTAINER_GONE,
-        f"somebody deleted its record from the data directory: nobody knows whether its command ran, or what it printed{said}",
+        "somebody deleted its record from the data directory: "
+        f"nobody knows whether its command ran, or what it printed{text}",
     )
 
 
 def not_started(error: str, stopping: Stopping | None, *, by_recorder: bool, again: bool = False) -> FinalState:
-    """Of a container whose start the engine refused; `again`: several times.
+    """Return the final state of a container whose start the engine refused; `again`: several times.
 
-    Under the recorder the engine does not look for the command: then nothing that it says of a program is about the
-    job's."""
+    Under the recorder the engine does not look for the command, so the engine's words about a program are not about
+    the job's command.
+    """
     if stopping:
-        return _settled(
+        return _final_state(
             State.STOPPED,
             Reason.UNSPECIFIED,
             f"told to stop {stopping.cause}; it would not have started: {plain(error)}",
@@ -183,16 +198,16 @@ def not_started(error: str, stopping: Stopping | None, *, by_recorder: bool, aga
 
 
 def failed(reason: Reason, detail: str) -> FinalState:
-    return _settled(State.FAILED, reason, detail)
+    return _final_state(State.FAILED, reason, detail)
 
 
 def lost(reason: Reason, detail: str) -> FinalState:
-    return _settled(State.LOST, reason, detail)
+    return _final_state(State.LOST, reason, detail)
 
 
 def expired(execution: Execution) -> FinalState:
-    """Of an execution that was claimed in time, and was not ready to start in time."""
-    return _settled(
+    """Return the final state of an execution that was claimed before its expire_time, and not started before it."""
+    return _final_state(
         State.EXPIRED,
         Reason.UNSPECIFIED,
         f"it had not started by its expire_time, {execution.expire_time:%Y-%m-%dT%H:%M:%SZ}",
@@ -200,7 +215,7 @@ def expired(execution: Execution) -> FinalState:
 
 
 def stopped_before_start(stopping: Stopping) -> FinalState:
-    return _settled(State.STOPPED, Reason.UNSPECIFIED, f"told to stop {stopping.cause} before it was started")
+    return _final_state(State.STOPPED, Reason.UNSPECIFIED, f"told to stop {stopping.cause} before it was started")
 
 
 def _judged(
@@ -212,15 +227,15 @@ def _judged(
     timeout: timedelta,
     engine_restarted: bool,
 ) -> tuple[State, Reason, str]:
-    said = _said(exit_code)
+    text = _exit_text(exit_code)
     if stopping and stopping.stop.cause is StopCause.TIMEOUT:
         return (
             State.TIMED_OUT,
             Reason.UNSPECIFIED,
-            f"ran longer than its timeout of {timeout.total_seconds():g} s; {said}",
+            f"ran longer than its timeout of {timeout.total_seconds():g} s; {text}",
         )
     if stopping:
-        return State.STOPPED, Reason.UNSPECIFIED, f"told to stop {stopping.cause}; {said}"
+        return State.STOPPED, Reason.UNSPECIFIED, f"told to stop {stopping.cause}; {text}"
     if exit_code is None:
         return (
             State.LOST,
@@ -236,11 +251,11 @@ def _judged(
     if exit_code == 0:
         return State.SUCCEEDED, Reason.UNSPECIFIED, ""
     if out_of_memory:
-        return State.FAILED, Reason.OUT_OF_MEMORY, f"killed for memory: {_memory(spec)}; {said}"
-    return State.FAILED, Reason.EXIT_CODE, said
+        return State.FAILED, Reason.OUT_OF_MEMORY, f"killed for memory: {_memory(spec)}; {text}"
+    return State.FAILED, Reason.EXIT_CODE, text
 
 
-def _said(exit_code: int | None) -> str:
+def _exit_text(exit_code: int | None) -> str:
     if exit_code is None:
         return "ended, nobody knows how"
     by_custom = exit_code - 128
@@ -254,7 +269,7 @@ def _memory(spec: JobSpec) -> str:
     return f"it may use {limit / (1 << 20):g} MiB; raise limits.memory_bytes" if limit else "the machine has no more"
 
 
-def _settled(state: State, reason: Reason, detail: str) -> FinalState:
+def _final_state(state: State, reason: Reason, detail: str) -> FinalState:
     return FinalState(state, Outcome(reason, _short(detail)))
 
 

@@ -1,7 +1,7 @@
-"""A host: one engine, and the one thread that listens to it. Whoever watches an execution is told when its container
-begins and ends.
+"""A host: one engine, and the thread that listens to its events and puts them into the mailboxes of executions.
 
-All are told when the engine goes away: it may come back another, and what happened in between is for each to find out.
+When the engine goes away and comes back, every watching execution gets EngineGone and EngineBack, and checks for itself
+what happened in between.
 """
 
 import json
@@ -18,32 +18,34 @@ from fastlane_grpc.backoff import Backoff
 from fastlane_grpc.capture.choice import CaptureChoice
 from fastlane_grpc.clock import boottime
 from fastlane_grpc.docker.engine import EXECUTION_LABEL, INSTANCE_LABEL, Engine
-from fastlane_grpc.docker.http import MAX_LINE_BYTES, EngineDown, EngineRefuses, Wire
+from fastlane_grpc.docker.http import MAX_LINE_BYTES, EngineDown, EngineRefuses, EngineRequest
+from fastlane_grpc.execution.events import Died, EngineBack, EngineGone, Started
 from fastlane_grpc.model import Availability, HostReport, container_name, utc_now
-from fastlane_grpc.runner import Began, Died, EngineBack, EngineGone, Mailbox, Order
+from fastlane_grpc.runner import Event, Mailbox
 from fastlane_grpc.supervisor import ALONE, Supervisor
 
-# A frozen engine keeps its connections: so often it is asked whether it is there, and so long it may take to say so.
+# Pause between pings, and the time that an answer may take. A frozen engine keeps its connections: only a ping tells.
 PING_SECONDS = 10
 PING_ANSWER_SECONDS = 5
-# Pauses between tries to reach an engine that is gone.
+# Pauses between tries to connect to an engine.
 RECONNECTS = Backoff(0.1, 2.0)
-# After an event that could not be read executions look at their containers; not more often than that, however many of
-# these come.
-LOOK_AGAIN_SECONDS = 1.0
-# Enough for a thread that only has to see that it is to end.
+# Least time between two resyncs, in which executions inspect their containers after an event that could not be read.
+RESYNC_SECONDS = 1.0
+# The longest wait for the listening thread at the end.
 CLOSE_SECONDS = 0.5
-# How far back an engine is asked for what it remembers.
+# How far back the engine is asked for its past events.
 RECALL_SECONDS = 5
-# What is asked for of what happens to containers.
+# The events of containers that the engine is asked for.
 EVENTS = ["start", "unpause", "die"]
 
 log = structlog.get_logger(__name__)
 
 
 class Host:
-    """The engine at `address` (`unix:///path` or `tcp://host:port`). `up` says whether it answers, and containers can
-    be captured."""
+    """The engine at `address` (`unix:///path` or `tcp://host:port`).
+
+    `up` says that the engine answers and that it is known how to capture the output of its containers.
+    """
 
     def __init__(
         self,
@@ -60,9 +62,9 @@ class Host:
         self.captures = captures
         self.up = False
         self.engine = Engine(address)
-        # Of the last time it answered; empty before, and where the engine does not tell.
+        # As of the engine's last answer; empty before, and if the engine does not tell.
         self.engine_id = self.engine_version = ""
-        # What it last said when it failed. It stays when the host is up again.
+        # The last failure. The text stays when the host is up again.
         self.last_error = ""
         self.last_error_time: datetime | None = None
         self._ping_seconds = ping_seconds
@@ -70,34 +72,33 @@ class Host:
         self._watchers: dict[str, Mailbox] = {}
         self._lock = threading.Lock()
         self._closing = threading.Event()
-        self._wire: Wire | None = None
-        # Kinds of events that were not understood and were logged; and whether executions are still to look for what
-        # such an event told.
+        self._request: EngineRequest | None = None
+        # Faults of unreadable events that were logged already; and whether a resync is due because of such an event.
         self._not_understood: set[str] = set()
         self._missed = False
-        self._looked_at = 0.0
+        self._resync_time = 0.0
         self._thread = supervisor.thread(f"host-{name}", self._listen, restart=True)
 
     def start(self, on_change: Callable[[], None]) -> None:
-        """Begins to listen; the engine need not be there. `on_change` is called whenever `up` has changed, on some
-        thread."""
+        """Start listening; the engine need not be up. `on_change` is called after a change of `up`."""
         self._on_change = on_change
         self._thread.start()
 
     def close(self) -> None:
-        """Ends the listening; tells nobody. A thread that waits for a hanging engine is left to it: as a daemon it
-        delays no end."""
+        """Stop listening, without an event to anybody.
+
+        A thread that waits for a hung engine is left behind: as a daemon, it does not delay the end of the process.
+        """
         with self._lock:
             self._closing.set()
-            if self._wire is not None:
-                self._wire.cut()
+            if self._request is not None:
+                self._request.cut()
         if self._thread.ident is not None:
             self._thread.join(CLOSE_SECONDS)
 
     @contextmanager
     def watching(self, execution_id: str, mailbox: Mailbox) -> Iterator[None]:
-        """For as long as it lasts, what happens to the execution's container, and to the engine, is put into its
-        mailbox."""
+        """Put the events of the execution's container and of the engine into this mailbox, within the context."""
         with self._lock:
             self._watchers[execution_id] = mailbox
         try:
@@ -106,18 +107,17 @@ class Host:
             with self._lock:
                 del self._watchers[execution_id]
 
-    def doubt(self) -> None:
-        """Somebody got no answer: looks whether the engine is there. One that is not is marked down before this
-        returns."""
-        self._look()
+    def check_now(self) -> None:
+        """Check now whether the engine answers. A host whose engine does not is marked down before this returns."""
+        self._check()
 
     def _listen(self) -> None:
         failures = 0
         while not self._closing.is_set():
             try:
-                # The answer begins a moment before the engine takes us for a listener. What it heard in between it
-                # remembers; to be told of an end twice does no harm.
-                wire = self.engine.events(self._filters(), since=f"{time.time() - RECALL_SECONDS:.9f}")
+                # The answer begins a moment before the engine registers the listener. `since` brings the events of that
+                # moment; an event that comes twice does no harm.
+                request = self.engine.events(self._filters(), since=f"{time.time() - RECALL_SECONDS:.9f}")
             except (EngineDown, EngineRefuses) as error:
                 log.debug("host not reached", host=self.name, error=str(error))
                 self._failed(str(error))
@@ -126,62 +126,62 @@ class Host:
                 continue
             failures = 0
             with self._lock:
-                self._wire = wire
+                self._request = request
                 if self._closing.is_set():
-                    wire.cut()
+                    request.cut()
             why = "a defect of fastlane, see the server's log"
             try:
-                self._follow(wire)
+                self._follow(request)
                 why = "the engine went away: it broke off the stream of its events"
             finally:
-                # Whatever ended it, nobody hears the engine now: a host that stayed up would leave its executions
-                # waiting for their ends.
-                self._not_followed(wire, why)
+                # Whatever ended the stream, no event arrives now: executions on a host that stayed up would wait for
+                # ever.
+                self._not_followed(request, why)
 
-    def _follow(self, wire: Wire) -> None:
-        """Listens until the connection breaks."""
+    def _follow(self, request: EngineRequest) -> None:
+        """Handle events until the connection breaks."""
         heard_since = boottime()
-        wire.patience(self._ping_seconds)
-        self._tell_all(EngineBack())
-        self._settle()
+        request.set_timeout(self._ping_seconds)
+        self._broadcast(EngineBack())
+        self._determine_capture()
         while True:
             try:
-                for line in wire.lines():
-                    self._heard(line, heard_since)
+                for line in request.lines():
+                    self._received(line, heard_since)
                 return
             except TimeoutError:
-                self._look()
-                self._look_for_missed()
+                self._check()
+                self._resync_executions()
             except OSError:
                 return
 
-    def _not_followed(self, wire: Wire, why: str) -> None:
-        wire.cut()
+    def _not_followed(self, request: EngineRequest, why: str) -> None:
+        request.cut()
         with self._lock:
-            self._wire = None
+            self._request = None
         if not self._closing.is_set():
             self._failed(why)
             self._set_up(False)
-            self._tell_all(EngineGone(boottime()))
+            self._broadcast(EngineGone(boottime()))
         self.engine.forget()
 
-    def _heard(self, line: bytes, heard_since: float) -> None:
+    def _received(self, line: bytes, heard_since: float) -> None:
         event = _read_event(line)
         if isinstance(event, str):
-            self._pass_over(event, line)
+            self._skip_event(event, line)
         else:
             with self._lock:
                 mailbox = self._watchers.get(event.execution_id)
-            # A container made from an image that was committed from one of ours has our labels too. The name is one
-            # container's alone.
+            # A container from an image that was committed from an execution's container has the same labels. Only the
+            # name is unique.
             if mailbox is not None and event.container_name == container_name(event.execution_id):
                 mailbox.put(
-                    Died(event.exit_code, event.time_ns, heard_since, event.container_id) if event.died else Began()
+                    Died(event.exit_code, event.time_ns, heard_since, event.container_id) if event.died else Started()
                 )
-        self._look_for_missed()
+        self._resync_executions()
 
-    def _pass_over(self, fault: str, line: bytes) -> None:
-        """An event of a shape that nobody knows may have told of an end."""
+    def _skip_event(self, fault: str, line: bytes) -> None:
+        """Skip an event that cannot be read, and note a resync, as the event may have been the end of a container."""
         self._missed = True
         if fault not in self._not_understood:
             self._not_understood.add(fault)
@@ -192,30 +192,30 @@ class Host:
                 line=line[:200].decode(errors="replace"),
             )
 
-    def _look_for_missed(self) -> None:
-        """Executions look for what was passed over, once for all of it."""
-        if self._missed and boottime() >= self._looked_at + LOOK_AGAIN_SECONDS:
-            self._missed, self._looked_at = False, boottime()
-            self._tell_all(EngineBack())
+    def _resync_executions(self) -> None:
+        """Have executions check what they missed, once for all skipped events."""
+        if self._missed and boottime() >= self._resync_time + RESYNC_SECONDS:
+            self._missed, self._resync_time = False, boottime()
+            self._broadcast(EngineBack())
 
-    def _look(self) -> None:
+    def _check(self) -> None:
         try:
             self.engine.ping(min(self._ping_seconds, PING_ANSWER_SECONDS))
         except (EngineDown, EngineRefuses) as error:
             self._failed(str(error))
             self._set_up(False)
         else:
-            # An engine that is going down may answer still, while nobody hears its events any more.
-            if self._wire is not None and self.captures.in_use:
+            # An engine that is going down may still answer, while its event stream has ended.
+            if self._request is not None and self.captures.in_use:
                 self._set_up(True)
-            elif self._wire is not None:
-                self._settle()
+            elif self._request is not None:
+                self._determine_capture()
 
-    def _settle(self) -> None:
-        """An engine that answers is up once it is known how its containers are captured."""
+    def _determine_capture(self) -> None:
+        """Mark the host up once it is known how the output of its containers is captured."""
         try:
             self._identify()
-            self.captures.settle(self.engine)
+            self.captures.determine(self.engine)
         except EngineDown as error:
             log.info("host does not answer", host=self.name, error=str(error))
             self._failed(str(error))
@@ -226,7 +226,7 @@ class Host:
             self._set_up(self.captures.in_use != "")
 
     def _identify(self) -> None:
-        """Which engine it is. One behind a proxy that does not let us ask is as good as any."""
+        """Note the id and version of the engine. An engine behind a proxy may refuse to tell."""
         with suppress(EngineRefuses):
             info = self.engine.info()
             self.engine_id, self.engine_version = info.id, info.version
@@ -236,7 +236,7 @@ class Host:
         return Availability.UP if self.up else Availability.DOWN
 
     def report(self, *, running: int, max_running: int) -> HostReport:
-        """All that is to be told of it; how many executions it has and may have is known to others."""
+        """Return the state of the host; the dispatcher knows the numbers of executions."""
         with self._lock:
             return HostReport(
                 self.name,
@@ -253,7 +253,7 @@ class Host:
 
     @property
     def error(self) -> str:
-        """Why it takes nothing; empty if it does."""
+        """Why the host takes no executions; empty if it takes some."""
         if self.up:
             return ""
         if self.captures.reason and not self.captures.in_use:
@@ -277,18 +277,18 @@ class Host:
         log.info("host is up" if up else "host is down", host=self.name)
         self._on_change()
 
-    def _tell_all(self, order: Order) -> None:
+    def _broadcast(self, event: Event) -> None:
         with self._lock:
             watchers = list(self._watchers.values())
         for mailbox in watchers:
-            mailbox.put(order)
+            mailbox.put(event)
 
     def _filters(self) -> Mapping[str, Sequence[str]]:
         return {"type": ["container"], "label": [f"{INSTANCE_LABEL}={self.instance}"], "event": EVENTS}
 
 
 class _Event(NamedTuple):
-    """What the engine tells of a container."""
+    """An event of a container."""
 
     execution_id: str
     container_name: str
@@ -299,7 +299,7 @@ class _Event(NamedTuple):
 
 
 def _read_event(line: bytes) -> _Event | str:
-    """The event; or what is wrong with it."""
+    """Return the event, or the fault that makes the line unreadable."""
     try:
         event = json.loads(line)
     # Nested deeper than the parser goes, it raises RecursionError.

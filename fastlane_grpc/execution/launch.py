@@ -1,4 +1,7 @@
-"""Beginning an execution: everything up to the one start that is ever sent, and that start."""
+"""The launch of an execution: the image, the container, the capture, the fence, and the one start of the container.
+
+The fence is the commit that says that a start is about to be sent. Each container gets at most one start.
+"""
 
 import errno
 from collections.abc import Mapping
@@ -7,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastlane_grpc.backoff import Retries
-from fastlane_grpc.capture.capture import End
+from fastlane_grpc.capture.capture import ContainerEnd
 from fastlane_grpc.capture.handoff import CommandStatus
 from fastlane_grpc.capture.recorder import RecorderCapture
 from fastlane_grpc.clock import boottime
@@ -15,61 +18,63 @@ from fastlane_grpc.docker.container_body import container_body
 from fastlane_grpc.docker.engine import EXECUTION_LABEL, INSTANCE_LABEL, Container, Image
 from fastlane_grpc.docker.engine_errors import Refusal, container_gone, explained, passes, plain, refusal_of
 from fastlane_grpc.docker.http import EngineDown, EngineRefuses
-from fastlane_grpc.docker.images import Pull, PullFailed, Refused
+from fastlane_grpc.docker.images import CannotRun, Pull, PullFailed
+from fastlane_grpc.execution.events import PullEnded
 from fastlane_grpc.execution.final_state import expired, failed, lost, not_started, stopped_before_start
-from fastlane_grpc.execution.lifecycle import Left, Lifecycle, Step, StopRequested
+from fastlane_grpc.execution.lifecycle import LeftToNextServer, Lifecycle, Step, StopRequested
 from fastlane_grpc.execution.stopping import Stopping
 from fastlane_grpc.machine.data_directory import free_inodes
 from fastlane_grpc.model import PullPolicy, Reason, State, utc_now
-from fastlane_grpc.runner import PullEnded
 
-# While an image is pulled: so often it is looked whether the host is up.
+# Pause between two checks, during a pull, that the host is up.
 HOST_LOOK_SECONDS = 1.0
-# A registry that is asked too often may say how long to wait; an execution that waits takes up a place.
+# The longest pause that a registry may ask for. An execution that waits for a registry takes a slot.
 LONGEST_RATE_LIMIT_SECONDS = 300.0
 
 
 class RanUnexpectedly(Exception):
-    """A container of this execution has run, or may have, though nobody was allowed to start it or the engine says that
-    it did not."""
+    """A container of this execution ran, or may have, without a permitted start or against the engine's answer."""
 
 
 class Expired(Exception):
     """The expire_time of the execution came before its start."""
 
 
-def begin(lifecycle: Lifecycle) -> None:
-    """From the claim to the end. Raises EngineDown and Left; `lifecycle.fenced` tells on which side of the fence that
-    was."""
+def launch(lifecycle: Lifecycle) -> None:
+    """Bring a claimed execution to its end.
+
+    Raises EngineDown and LeftToNextServer; `lifecycle.fenced` then says whether a start may have been sent.
+    """
     backoff = None
     try:
         _prepare(lifecycle)
         while (refusal := _start(lifecycle)) is not None:
             backoff = backoff or Retries(lifecycle.context.retry_seconds)
-            if not _start_over(lifecycle, refusal, backoff):
+            if not _retry_start(lifecycle, refusal, backoff):
                 return
             _prepare(lifecycle)
-    except Refused as refused:
-        lifecycle.conclude(failed(refused.reason, refused.detail))
-    except StopRequested as told:
-        lifecycle.conclude(stopped_before_start(Stopping.begin(told.stop, "", boottime())))
+    except CannotRun as error:
+        lifecycle.finish_as(failed(error.reason, error.detail))
+    except StopRequested as request:
+        lifecycle.finish_as(stopped_before_start(Stopping.begin(request.stop, "", boottime())))
     except Expired:
-        lifecycle.conclude(expired(lifecycle.execution))
+        lifecycle.finish_as(expired(lifecycle.execution))
     except RanUnexpectedly as unsettled:
         lifecycle.log.error(
             "nobody knows whether a container ran", container_id=lifecycle.container_id, why=str(unsettled)
         )
-        lifecycle.conclude(
-            lost(Reason.START_UNKNOWN, str(unsettled)), End(None, witnessed=False) if lifecycle.fenced else None
+        lifecycle.finish_as(
+            lost(Reason.START_UNKNOWN, str(unsettled)),
+            ContainerEnd(None, witnessed=False) if lifecycle.fenced else None,
         )
     else:
-        _go_with(lifecycle)
+        _run_to_end(lifecycle)
 
 
 def _prepare(lifecycle: Lifecycle) -> None:
-    """Up to the fence: until then the execution can go back to the queue."""
+    """Prepare everything up to the fence. Until then the execution can go back to the queue."""
     if lifecycle.execution.state is State.STOPPING and lifecycle.execution.stop:
-        _take_left_over(lifecycle)
+        _take_existing_container(lifecycle)
         raise StopRequested(lifecycle.execution.stop)
     image = _image(lifecycle)
     pull_time = utc_now()
@@ -88,13 +93,13 @@ def _prepare(lifecycle: Lifecycle) -> None:
         else:
             break
     lifecycle.reached(Step.ATTACHED)
-    lifecycle.engine_life = lifecycle.engine.life()
+    lifecycle.engine_epoch = lifecycle.engine.epoch()
     store = lifecycle.context.store
     fenced = store.starting(
         lifecycle.execution.id,
         container_id=lifecycle.container_id,
         capture=lifecycle.capture.name,
-        engine_life=lifecycle.engine_life,
+        engine_life=lifecycle.engine_epoch,
         image_digest=image.digest,
         pull_time=pull_time,
         container_time=container_time,
@@ -105,8 +110,8 @@ def _prepare(lifecycle: Lifecycle) -> None:
             raise StopRequested(execution.stop)
         if execution.state is State.PREPARING and not execution.starting and execution.expire_time:
             raise Expired
-        # Somebody else has taken it up, whose it is then.
-        raise Left
+        # Another server has recovered the execution.
+        raise LeftToNextServer
     lifecycle.fenced = True
     lifecycle.reached(Step.FENCED)
 
@@ -115,29 +120,29 @@ def _prepare(lifecycle: Lifecycle) -> None:
 
 
 def _image(lifecycle: Lifecycle) -> Image:
-    """The image, which is on the host when this returns, by the job's pull policy."""
+    """Return the image, pulled to the host if the job's pull policy says so."""
     name, policy = lifecycle.spec.image, lifecycle.spec.pull_policy
     image = None if policy is PullPolicy.ALWAYS else _present(lifecycle)
     if image is None:
         if policy is PullPolicy.NEVER:
             host = lifecycle.context.host.name
-            raise Refused(
+            raise CannotRun(
                 Reason.IMAGE_NOT_PRESENT,
                 f"{name} is not on host {host!r}, and the job's pull policy is NEVER: pull it there first",
             )
         backoff = Retries(lifecycle.context.retry_seconds)
         _pull(lifecycle)
         while (image := _present(lifecycle)) is None:
-            # Somebody removes images: without a tag that is in use they are what is pruned first.
+            # Somebody removes images. An image that no container uses yet is pruned first.
             pause = backoff.pause()
             if pause is None:
-                raise Refused(
+                raise CannotRun(
                     Reason.IMAGE_NOT_FOUND,
                     f"{name} was pulled several times, and is not there: somebody removes images",
                 )
             lifecycle.pause(pause)
             _pull(lifecycle)
-        lifecycle.say(f"pulled {name}: {image.digest}")
+        lifecycle.log_line(f"pulled {name}: {image.digest}")
     return image
 
 
@@ -147,13 +152,13 @@ def _present(lifecycle: Lifecycle) -> Image | None:
     except EngineRefuses as refusal:
         if refusal.status != 400:
             raise
-        raise Refused(
+        raise CannotRun(
             Reason.IMAGE_NOT_FOUND, f"the engine does not take {lifecycle.spec.image!r} for an image: {refusal.message}"
         ) from refusal
 
 
 def _pull(lifecycle: Lifecycle) -> None:
-    lifecycle.say(f"pulling {lifecycle.spec.image}")
+    lifecycle.log_line(f"pulling {lifecycle.spec.image}")
     backoff = Retries(lifecycle.context.retry_seconds)
     while failure := _pull_once(lifecycle):
         if not isinstance(failure, PullFailed):
@@ -161,12 +166,12 @@ def _pull(lifecycle: Lifecycle) -> None:
         tries = " in several tries" if backoff.paused else ""
         pause = backoff.pause() if failure.retry_seconds <= LONGEST_RATE_LIMIT_SECONDS else None
         if pause is None:
-            raise Refused(
+            raise CannotRun(
                 failure.reason, f"{lifecycle.spec.image} could not be pulled{tries}; the engine says: {failure}"
             )
         pause = max(pause, failure.retry_seconds)
         lifecycle.log.info("pull failed", image=lifecycle.spec.image, error=str(failure), again_seconds=pause)
-        lifecycle.say(f"the pull failed, and is tried again{_soon(pause)}: {failure}")
+        lifecycle.log_line(f"the pull failed, and is tried again{_soon(pause)}: {failure}")
         lifecycle.pause(pause)
 
 
@@ -175,24 +180,24 @@ def _soon(seconds: float) -> str:
 
 
 def _pull_once(lifecycle: Lifecycle) -> Exception | None:
-    """Why it failed; None if it did not."""
+    """Pull the image, and return the failure; None if there was none."""
     mailbox = lifecycle.mailbox
     pull = Pull(
         lifecycle.engine,
         lifecycle.spec.image,
-        on_line=lifecycle.say,
+        on_line=lifecycle.log_line,
         on_end=lambda failure: mailbox.put(PullEnded(failure)),
     )
     try:
         while True:
-            order = lifecycle.wait(HOST_LOOK_SECONDS)
-            if isinstance(order, PullEnded):
-                return order.failure
-            # An engine that hangs says nothing of the pull, as one does that waits for a slow registry.
+            received = lifecycle.receive_before_start(HOST_LOOK_SECONDS)
+            if isinstance(received, PullEnded):
+                return received.failure
+            # An engine that hangs reports no progress, and neither does one that waits for a slow registry.
             if not lifecycle.context.host.up:
                 raise EngineDown("the engine does not answer any more, in the middle of a pull")
     finally:
-        pull.give_up()
+        pull.cancel()
 
 
 # -- container
@@ -204,33 +209,33 @@ def _create(lifecycle: Lifecycle, image: Image) -> str:
             lifecycle.assignment, instance=lifecycle.context.host.instance, default_pids=lifecycle.context.default_pids
         )
     except ValueError as error:
-        raise Refused(Reason.REFUSED_BY_ENGINE, f"the command is none: {error}") from error
+        raise CannotRun(Reason.REFUSED_BY_ENGINE, f"the command is none: {error}") from error
     backoff = Retries(lifecycle.context.retry_seconds)
     while True:
-        # Anew for each try: what a container that is removed was equipped with is of no use to the next one.
-        equipped = _equipped(lifecycle, body, image)
+        # Anew for each try, as the mounted directory of a removed container is of no use to the next one.
+        wrapped = _wrapped(lifecycle, body, image)
         try:
-            return lifecycle.engine.create(lifecycle.execution.container_name, equipped)
+            return lifecycle.engine.create(lifecycle.execution.container_name, wrapped)
         except EngineRefuses as refusal:
             _wait_to_ask_again(lifecycle, refusal, backoff, "make this container", cleared=_cleared(lifecycle, refusal))
 
 
-def _equipped(lifecycle: Lifecycle, body: Mapping[str, Any], image: Image) -> Mapping[str, Any]:
+def _wrapped(lifecycle: Lifecycle, body: Mapping[str, Any], image: Image) -> Mapping[str, Any]:
     while True:
         try:
-            equipped = lifecycle.capture.equip(body, image)
+            wrapped = lifecycle.capture.wrap(body, image)
         except FileExistsError as error:
-            _take_left_over(lifecycle)
+            _take_existing_container(lifecycle)
             raise RanUnexpectedly("this execution has output already, though this server did not start it") from error
         except OSError as error:
-            _no_room(lifecycle, error)
+            _wait_for_room(lifecycle, error)
         else:
-            lifecycle.has_room()
-            return equipped
+            lifecycle.report_room()
+            return wrapped
 
 
 def _cleared(lifecycle: Lifecycle, refusal: EngineRefuses) -> bool:
-    """Whether what was in the way of a new container is gone, or may be by the next try."""
+    """Whether the obstacle to a new container is gone, or may be gone by the next try."""
     if refusal.status == 409:
         try:
             _clear_name(lifecycle)
@@ -238,7 +243,7 @@ def _cleared(lifecycle: Lifecycle, refusal: EngineRefuses) -> bool:
             lifecycle.log.warning("container not removed", name=lifecycle.execution.container_name, error=error.message)
         return True
     if refusal.status == 404 and "no such image" in refusal.message.lower():
-        # The image went away since we looked.
+        # The image was removed since it was looked up.
         _image(lifecycle)
         return True
     return False
@@ -247,22 +252,22 @@ def _cleared(lifecycle: Lifecycle, refusal: EngineRefuses) -> bool:
 def _wait_to_ask_again(
     lifecycle: Lifecycle, refusal: EngineRefuses, backoff: Retries, what: str, *, cleared: bool
 ) -> None:
-    """Waits, if the next try may do better. Raises Refused if it cannot, or if there were enough tries."""
+    """Wait before the next try. Raises CannotRun if another try cannot help, or if there were enough tries."""
     again = backoff.paused
     pause = backoff.pause() if cleared or passes(refusal.message) else None
     if pause is None:
         tries = " in several tries" if again else ""
-        raise Refused(
+        raise CannotRun(
             Reason.REFUSED_BY_ENGINE, f"the engine does not {what}{tries}: {explained(refusal.message)}"
         ) from refusal
     if refusal.status != 409:
-        lifecycle.say(f"the engine does not {what} for now, and is asked again: {plain(refusal.message)}")
+        lifecycle.log_line(f"the engine does not {what} for now, and is asked again: {plain(refusal.message)}")
     lifecycle.pause(pause)
 
 
 def _clear_name(lifecycle: Lifecycle) -> None:
-    """Removes what an earlier try made. It was not started: the execution has not passed the fence."""
-    container = _left_over(lifecycle)
+    """Remove the container of an earlier try. That container was not started: the execution is not fenced."""
+    container = _existing_container(lifecycle)
     if container is None:
         return
     if (
@@ -270,18 +275,18 @@ def _clear_name(lifecycle: Lifecycle) -> None:
     ) and lifecycle.capture.revoke() is not CommandStatus.NEVER_RAN:
         lifecycle.container_id = container.id
         raise RanUnexpectedly("a container of this execution has run already, though this server did not start it")
-    # One that runs after all is not removed without force, and is met again.
+    # Without force the engine does not remove a container that runs after all; the next try meets that container again.
     lifecycle.engine.remove(container.id, force=container.status != "created")
 
 
-def _take_left_over(lifecycle: Lifecycle) -> None:
-    """What there is goes when the execution ends."""
-    container = _left_over(lifecycle)
+def _take_existing_container(lifecycle: Lifecycle) -> None:
+    """Make an existing container this execution's, so that it is removed when the execution ends."""
+    container = _existing_container(lifecycle)
     lifecycle.container_id = container.id if container else ""
 
 
-def _left_over(lifecycle: Lifecycle) -> Container | None:
-    """The container that has the execution's name already."""
+def _existing_container(lifecycle: Lifecycle) -> Container | None:
+    """Return the container that has the execution's name already. Raises CannotRun if another program made it."""
     name = lifecycle.execution.container_name
     container = lifecycle.engine.inspect(name)
     if container is None:
@@ -289,7 +294,7 @@ def _left_over(lifecycle: Lifecycle) -> Container | None:
     its = (container.labels.get(INSTANCE_LABEL), container.labels.get(EXECUTION_LABEL))
     if its != (lifecycle.context.host.instance, lifecycle.execution.id):
         detail = f"the engine has a container called {name} that this server did not make: remove or rename it"
-        raise Refused(Reason.REFUSED_BY_ENGINE, detail)
+        raise CannotRun(Reason.REFUSED_BY_ENGINE, detail)
     return container
 
 
@@ -302,22 +307,22 @@ def _open_capture(lifecycle: Lifecycle) -> None:
         try:
             lifecycle.capture.open(lifecycle.container_id)
         except OSError as error:
-            _no_room(lifecycle, error)
+            _wait_for_room(lifecycle, error)
         else:
-            lifecycle.has_room()
+            lifecycle.report_room()
             return
 
 
-def _no_room(lifecycle: Lifecycle, error: OSError) -> None:
-    """For the record. Without one nothing is started."""
-    lifecycle.waits_for_room(
-        f"the record of its output cannot be made: {_lacking(error, lifecycle.context.logs.directory)}"
+def _wait_for_room(lifecycle: Lifecycle, error: OSError) -> None:
+    """Wait for room for the record. Without a record no container is started."""
+    lifecycle.report_no_room(
+        f"the record of its output cannot be made: {_shortage(error, lifecycle.context.logs.directory)}"
     )
     lifecycle.pause(1.0)
 
 
-def _lacking(error: OSError, logs: Path) -> str:
-    """What there is too little of. For a disk without inodes the system has the same words as for one without room."""
+def _shortage(error: OSError, logs: Path) -> str:
+    """Return what the disk lacks. The system reports a lack of inodes and a lack of room by the same error."""
     if error.errno == errno.ENOSPC:
         with suppress(OSError):
             what = "inodes" if free_inodes(logs) == 0 else "room"
@@ -326,24 +331,25 @@ def _lacking(error: OSError, logs: Path) -> str:
 
 
 def _start(lifecycle: Lifecycle) -> EngineRefuses | None:
-    """Sends the one start of this container. What is returned: the engine refused it, and the command has not run and
-    never will."""
+    """Send the one start of this container.
+
+    Return the refusal if the engine refused the start, and the command has not run and never will.
+    """
     try:
-        # The one place where a start is sent. If its answer is lost, what became of it is found out, and it is not sent
-        # again.
+        # No other code sends a start. If the answer is lost, recovery finds out what became of the start, and does not
+        # send it again.
         lifecycle.engine.start(lifecycle.container_id)
     except EngineRefuses as refusal:
         command_status = lifecycle.capture.revoke()
         if command_status is CommandStatus.NEVER_RAN:
             return refusal
         if command_status is CommandStatus.UNKNOWN:
-            # Somebody deleted the record. What is not there proves nothing: a new container might run the command a
-            # second time.
+            # Somebody deleted the record. A missing record proves nothing: a new container might run the command twice.
             raise RanUnexpectedly(
                 f"its record was deleted while the engine refused its start: {plain(refusal.message)}"
             ) from refusal
         container = lifecycle.engine.inspect(lifecycle.container_id)
-        # Of a container that is gone: somebody else may have started it before. One that printed has run.
+        # Somebody else may have started a container that is gone now. A container with output has run.
         printed = command_status is None and lifecycle.capture.first_byte_time is not None
         if command_status is None and not printed and (container is None or container.start_time is None):
             if refusal_of(refusal.message) is Refusal.CUT_OFF:
@@ -352,22 +358,21 @@ def _start(lifecycle: Lifecycle) -> EngineRefuses | None:
                 )
                 raise RanUnexpectedly(detail) from refusal
             return refusal
-        # It runs, or ran, whatever the engine says, which may not tell of its end then.
-        lifecycle.engine_lost_it = container is None or not container.alive
+        # The container runs, or ran, whatever the engine says. The engine may then not report its end.
+        lifecycle.engine_lost_container = container is None or not container.alive
     return None
 
 
-def _start_over(lifecycle: Lifecycle, refusal: EngineRefuses, backoff: Retries) -> bool:
-    """Takes the execution back before the fence, and waits. False: it has ended, as the next start would be refused as
-    well."""
+def _retry_start(lifecycle: Lifecycle, refusal: EngineRefuses, backoff: Retries) -> bool:
+    """Take the execution back before the fence, and wait. False: it has ended, as every start would be refused."""
     message = refusal.message
     again = backoff.paused
     pause = backoff.pause() if passes(message) or container_gone(message, lifecycle.container_id) else None
     if pause is None:
-        # Nobody has looked for orders since the fence.
+        # The mailbox was not read since the fence.
         if stop := lifecycle.context.store.execution(lifecycle.execution.id).result().stop:
-            lifecycle.told(stop)
-        lifecycle.conclude(
+            lifecycle.request_stop(stop)
+        lifecycle.finish_as(
             not_started(
                 message, lifecycle.stopping, by_recorder=lifecycle.capture.name == RecorderCapture.name, again=again
             )
@@ -376,39 +381,38 @@ def _start_over(lifecycle: Lifecycle, refusal: EngineRefuses, backoff: Retries) 
     if not unfence(lifecycle):
         raise RanUnexpectedly("the start was refused, and is noted as answered")
     lifecycle.log.warning("a start was refused; a new container is made", refusal=message, again_seconds=pause)
-    lifecycle.say(f"the engine did not start the container, and a new one is made: {plain(message)}")
+    lifecycle.log_line(f"the engine did not start the container, and a new one is made: {plain(message)}")
     lifecycle.pause(pause)
     return True
 
 
 def unfence(lifecycle: Lifecycle) -> bool:
-    """Of one whose command has not run and never will: as before the fence. False: its start was noted as answered
-    already.
+    """Take back before the fence an execution whose command has not run and never will.
 
-    In another container, as a start of this one may still be on its way.
+    The container is removed, as a start of it may still be on its way. False: the start was noted as answered already.
     """
     lifecycle.remove()
     execution = lifecycle.context.store.revoked(lifecycle.execution.id).result()
     if execution is None:
         return False
-    lifecycle.capture.leave()
+    lifecycle.capture.detach()
     lifecycle.execution, lifecycle.fenced, lifecycle.container_id = execution, False, ""
     return True
 
 
-def _go_with(lifecycle: Lifecycle) -> None:
-    """From its start to its end."""
-    lifecycle.time_runs(lifecycle.timeout.total_seconds())
+def _run_to_end(lifecycle: Lifecycle) -> None:
+    """Follow a container that was just started to its end."""
+    lifecycle.set_deadline(lifecycle.timeout.total_seconds())
     lifecycle.reached(Step.STARTED)
     container = _look(lifecycle)
     lifecycle.stop_signal = (container and container.stop_signal) or lifecycle.stop_signal
-    lifecycle.began((container and container.start_time) or utc_now())
+    lifecycle.run_to_end((container and container.start_time) or utc_now())
 
 
 def _look(lifecycle: Lifecycle) -> Container | None:
     try:
         return lifecycle.engine.inspect(lifecycle.container_id)
     except (EngineDown, EngineRefuses) as error:
-        # An engine that is gone tells of itself; to one that hangs or fails for a while the execution must not be lost.
+        # EngineGone follows if the engine is gone. The execution must survive an engine that hangs or fails.
         lifecycle.log.warning("container not inspected after its start", error=str(error))
         return None

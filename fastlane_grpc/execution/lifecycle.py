@@ -1,8 +1,8 @@
-"""The way of one execution, as far as it is the same for one that begins and one that is taken up again: from its start
-to its end.
+"""The lifecycle of one execution from its start to its end, for new executions and recovered ones alike.
 
-Its steps are named, and each is reported right after it happened: whatever is killed there, the next server goes on
-from what is on disk."""
+Each step has a name and is reported right after it happened. Whatever is killed at a step, the next server goes on from
+what is on disk.
+"""
 
 from collections import deque
 from collections.abc import Callable
@@ -13,7 +13,7 @@ from signal import SIGKILL
 
 import structlog
 
-from fastlane_grpc.capture.capture import Capture, End
+from fastlane_grpc.capture.capture import Capture, ContainerEnd
 from fastlane_grpc.capture.handoff import CommandStatus, Delivery
 from fastlane_grpc.capture.recorder import CANNOT_STORE_CODE, RecorderCapture
 from fastlane_grpc.clock import boottime
@@ -22,6 +22,7 @@ from fastlane_grpc.docker.engine_errors import passes
 from fastlane_grpc.docker.http import EngineDown, EngineRefuses
 from fastlane_grpc.errors import ExecutionNotFound, ServerStopping
 from fastlane_grpc.execution.architecture import architectures, foreign_image, format_error
+from fastlane_grpc.execution.events import Died, EngineBack, EngineGone, Started
 from fastlane_grpc.execution.final_state import (
     DOUBTFUL_CODES,
     FinalState,
@@ -37,43 +38,30 @@ from fastlane_grpc.execution.stopping import KILL, Stopping, signal_number
 from fastlane_grpc.logs import Logs
 from fastlane_grpc.model import Assignment, Execution, Outcome, State, Stop, StopCause, Waiting, WaitReason, utc_now
 from fastlane_grpc.record import Trailer
-from fastlane_grpc.runner import (
-    AbandonedLog,
-    Began,
-    CertainEnd,
-    Died,
-    EngineBack,
-    EngineGone,
-    Leave,
-    Mailbox,
-    Order,
-    StopCommand,
-)
+from fastlane_grpc.runner import AbandonedLog, CertainEnd, Command, Event, LeaveCommand, Mailbox, StopCommand
 from fastlane_grpc.store import Store
 
-# An end that the engine ought to have told of by now is looked for.
+# Pause before the container is inspected for an end that the engine should have reported by now.
 LOOK_SECONDS = 10.0
-LOOKS = 4
-# What the start needed, and only the start, is put away as soon as it can be, which is looked for with pauses that
-# grow.
-PUT_AWAY_SECONDS, LONGEST_PUT_AWAY_SECONDS = 0.1, 5.0
-# A record that cannot be looked at for a moment, as a disk or a table of the kernel's fails or is full, is looked at
-# again after that.
+MOST_LOOKS = 4
+# Resources that only the start needed are released as soon as possible. The pauses between two tries grow.
+RELEASE_SECONDS, LONGEST_RELEASE_SECONDS = 0.1, 5.0
+# Pause before a record is read again that could not be read, as a disk or a table of the kernel fails or is full.
 UNREADABLE_SECONDS = 0.5
-# A container that the engine says is over, while its main process is there for certain, is looked at so often.
-HELD_SECONDS = 0.5
-# Clocks that stand still while the machine sleeps time the waits: so often the one that goes on is looked at.
+# Pause between two looks at a container whose main process runs, though the engine says that the container ended.
+STILL_RUNNING_SECONDS = 0.5
+# The longest wait. The clock of a wait stands still while the machine sleeps; boottime(), read after it, does not.
 LONGEST_WAIT_SECONDS = 60.0
-# An engine has so long to let a paused container go on, before it is taken for one that hangs.
+# An engine that takes longer to let a paused container go on counts as hung.
 WAKE_SECONDS = 2.0
-# A timeout is carried out even if the store has no room to say so.
+# The longest wait for the store. A timeout is carried out even if the store has no room to note it.
 STORE_SECONDS = 5.0
 
 log = structlog.get_logger(__name__)
 
 
 class Step(StrEnum):
-    """The way of an execution, in order."""
+    """The steps of an execution, in order."""
 
     CLAIMED = "claimed"
     PULLED = "pulled"
@@ -89,12 +77,12 @@ class Step(StrEnum):
     REMOVED = "removed"
 
 
-class Left(Exception):
-    """The server stops; the execution is the next one's."""
+class LeftToNextServer(Exception):
+    """The server stops and leaves the execution to the next server."""
 
 
 class StopRequested(Exception):
-    """An order to stop came while there was nothing to send a signal to."""
+    """A stop command came before there was a container to send a signal to."""
 
     def __init__(self, stop: Stop) -> None:
         super().__init__(stop.note)
@@ -103,7 +91,7 @@ class StopRequested(Exception):
 
 @dataclass(frozen=True, slots=True)
 class RunnerContext:
-    """What every execution of a runner has in common."""
+    """The values that all executions of a runner share."""
 
     store: Store
     logs: Logs
@@ -116,7 +104,7 @@ class RunnerContext:
 
 
 class Lifecycle:
-    """One execution on its way. Lives on one thread."""
+    """One execution: its state between claim and end, and the steps from its start on. Lives on one thread."""
 
     def __init__(self, context: RunnerContext, assignment: Assignment, mailbox: Mailbox) -> None:
         self.context = context
@@ -126,119 +114,129 @@ class Lifecycle:
         self.engine = context.host.engine
         self.timeout = context.default_timeout if assignment.spec.timeout is None else assignment.spec.timeout
         self.directory = context.logs.path(self.execution.id)
-        # Of one that is new only known with its image.
-        self.capture: Capture = context.host.captures.of_begun(self.engine, self.directory, self.execution, self.say)
+        # For a new execution, `choose_capture` replaces this once the image is known.
+        self.capture: Capture = context.host.captures.for_existing(
+            self.engine, self.directory, self.execution, self.log_line
+        )
         self.fenced = self.execution.starting
         self.container_id = self.execution.container_id
-        self.engine_life = self.execution.engine_life
+        self.engine_epoch = self.execution.engine_life
         self.stop_signal = self.spec.stop_signal
         self.stopping: Stopping | None = None
         self.watched_since = 0.0
         self.mailbox = mailbox
-        self._put_off: deque[Order] = deque()
+        self._deferred: deque[Command | Event] = deque()
         self._deadline = float("inf")
         self._look_at = float("inf")
-        self._put_away_at, self._put_away_pause = 0.0, PUT_AWAY_SECONDS
-        # The engine takes a container for over, or knows of none, whose main process is there: only its capture tells
-        # of its end.
-        self.engine_lost_it = False
+        self._release_at, self._release_pause = 0.0, RELEASE_SECONDS
+        # The engine says that the container ended, or knows no such container, while its main process runs. Then only
+        # the capture tells of the end.
+        self.engine_lost_container = False
         self.log = log.bind(execution_id=self.execution.id, job_id=self.execution.job_id, host=context.host.name)
 
-    # -- what is told on the way
+    # -- progress
 
     def reached(self, step: Step) -> None:
         self.context.step(step, self.execution.id)
 
-    def say(self, line: str) -> None:
-        """One of fastlane's own lines in the log of the execution."""
+    def log_line(self, line: str) -> None:
+        """Write one of fastlane's own lines into the log of the execution."""
         self.context.logs.system(self.execution.id, line)
 
-    def waits_for_room(self, detail: str) -> None:
-        """The record of its output cannot be made. Said once, however often it is tried again."""
+    def report_no_room(self, detail: str) -> None:
+        """Report that the record cannot be created for lack of room: once, however often that is tried again."""
         if self.mailbox.waiting:
             return
         self.mailbox.waiting = Waiting(WaitReason.DISK_FULL, detail, utc_now())
         self.log.warning("the record cannot be made; trying again", reason=detail)
-        # Where there is no room for this line either, whoever asks for the execution is told.
-        self.say(f"waiting: {detail}")
+        # If there is no room for this line either, callers still see `waiting` on the execution.
+        self.log_line(f"waiting: {detail}")
 
-    def has_room(self) -> None:
-        """It could be made."""
+    def report_room(self) -> None:
+        """Report that the record could be created after all."""
         waited, self.mailbox.waiting = self.mailbox.waiting, None
         if waited:
-            self.say(f"goes on after {(utc_now() - waited.since_time).total_seconds():.0f} s: {waited.detail}")
+            self.log_line(f"goes on after {(utc_now() - waited.since_time).total_seconds():.0f} s: {waited.detail}")
 
     # -- waiting
 
-    def next_order(self, seconds: float) -> Order | None:
-        """The next order within the time. Raises Left, and EngineDown if the engine went away since it is watched."""
-        order = self._put_off.popleft() if self._put_off else self.mailbox.get(min(seconds, LONGEST_WAIT_SECONDS))
-        if isinstance(order, Leave):
-            raise Left
-        if isinstance(order, EngineGone) and order.time > self.watched_since:
-            raise EngineDown("the engine went away")
-        return order
+    def receive(self, seconds: float) -> Command | Event | None:
+        """Return the next command or event within the time.
 
-    def wait(self, seconds: float | None) -> Order | None:
-        """The next order, while there is nothing yet to send a signal to: an order to stop raises StopRequested then.
-        Raises Left."""
-        order = self.mailbox.get(seconds)
-        if isinstance(order, Leave):
-            raise Left
-        if isinstance(order, StopCommand):
-            raise StopRequested(order.stop)
-        return order
+        Raises LeftToNextServer, and EngineDown if the engine went away after `watch`.
+        """
+        received = self._deferred.popleft() if self._deferred else self.mailbox.get(min(seconds, LONGEST_WAIT_SECONDS))
+        if isinstance(received, LeaveCommand):
+            raise LeftToNextServer
+        if isinstance(received, EngineGone) and received.time > self.watched_since:
+            raise EngineDown("the engine went away")
+        return received
+
+    def receive_before_start(self, seconds: float | None) -> Command | Event | None:
+        """Return the next command or event while there is no container to send a signal to.
+
+        Raises LeftToNextServer, and StopRequested for a stop command.
+        """
+        received = self.mailbox.get(seconds)
+        if isinstance(received, LeaveCommand):
+            raise LeftToNextServer
+        if isinstance(received, StopCommand):
+            raise StopRequested(received.stop)
+        return received
 
     def pause(self, seconds: float) -> None:
-        """Waits so long, with an ear for mailbox."""
+        """Wait before the start; a command in the mailbox ends the wait, as in `receive_before_start`."""
         until = boottime() + seconds
         while (left_seconds := until - boottime()) > 0:
-            self.wait(left_seconds)
+            self.receive_before_start(left_seconds)
 
-    def put_off(self, order: Order) -> None:
-        """Keeps an order for who asks next."""
-        self._put_off.append(order)
+    def defer(self, received: Command | Event) -> None:
+        """Keep a command or event for the next `receive`."""
+        self._deferred.append(received)
 
     def watch(self) -> None:
-        """From now on nothing is to be missed: if what the engine tells is heard without a break, it is one life of the
-        engine."""
+        """Note that from now on no event may be missed: without a break since, the engine's epoch is the same."""
         self.watched_since = boottime()
 
     # -- from its start on
 
-    def time_runs(self, seconds: float) -> None:
-        """From now on the container has so long to go on."""
+    def set_deadline(self, seconds: float) -> None:
+        """Let the container run for so long from now on."""
         self._deadline = boottime() + seconds
 
-    def began(self, start_time: datetime) -> None:
-        """The container runs, or ran: commits that, and goes with it to its end."""
+    def run_to_end(self, start_time: datetime) -> None:
+        """Commit that the container runs or ran, and bring the execution to its end."""
         if self.execution.state is State.PREPARING:
             try:
                 self.context.store.running(self.execution.id, start_time=start_time).result(STORE_SECONDS)
             except TimeoutError:
-                # It is written as soon as it can be. Time runs for the container, and it may end, all the same.
+                # The store writes the start as soon as it can. The container's time runs meanwhile, and it may end.
                 self.log.warning("a start is not on disk yet")
-            self.say(f"started on host {self.context.host.name}, output captured by {self.capture.name}")
+            self.log_line(f"started on host {self.context.host.name}, output captured by {self.capture.name}")
             self.log.info("execution runs", container_id=self.container_id)
         self.reached(Step.RUNNING)
         died = self.until_end()
         self.reached(Step.DIED)
-        self.end(died)
+        self.finish_after_run(died)
 
-    def told(self, stop: Stop) -> None:
-        """An order to stop that is on disk, or came again with less grace."""
+    def request_stop(self, stop: Stop) -> None:
+        """Carry out a stop that is on disk, or one that came again with less grace."""
         if self.stopping:
-            self.stopping = self.stopping.told(stop, boottime())
+            self.stopping = self.stopping.shortened(stop, boottime())
             return
         self.stopping = Stopping.begin(stop, self.stop_signal, boottime())
-        self.say(f"told to stop {self.stopping.cause}")
+        self.log_line(f"told to stop {self.stopping.cause}")
 
     def choose_capture(self) -> None:
-        """Of one that is new, or begins anew."""
-        self.capture = self.context.host.captures.of_new(self.engine, self.directory, self.execution.id, self.say)
+        """Choose the capture of an execution that is new or launched anew."""
+        self.capture = self.context.host.captures.for_new(self.engine, self.directory, self.execution.id, self.log_line)
 
-    def follow_again(self) -> None:
-        """After a break. A paused container refuses; it prints nothing, and is followed when it goes on."""
+    def resume_capture(self) -> None:
+        """Resume the capture after a break.
+
+        The engine does not attach to a paused container. Such a container prints nothing, and its capture is resumed
+        when the container goes on.
+        """
         self.watch()
         try:
             self.capture.resume(self.container_id)
@@ -246,26 +244,25 @@ class Lifecycle:
             self.log.info("output is not followed yet", refusal=refusal.message)
 
     def until_end(self) -> Died | None:
-        """Keeps the time and carries out orders until the container ends. None: it did, and the engine did not tell
-        how."""
+        """Watch the time and carry out commands until the container ends. None: the engine did not report how."""
         while True:
-            self._put_away()
-            order = self.next_order(self._next_time() - boottime())
-            # Not of an earlier container of this execution, whose start was refused and then carried out after all.
-            if isinstance(order, Died) and order.container_id in {"", self.container_id}:
-                if not self._held():
-                    return order
-                # The engine was killed and came back with a wrong idea of it. Its process goes on, and so does its
-                # output.
+            self._release_start_resources()
+            received = self.receive(self._next_time() - boottime())
+            # The event may be of an earlier container, whose start was refused and then carried out after all.
+            if isinstance(received, Died) and received.container_id in {"", self.container_id}:
+                if not self._is_running():
+                    return received
+                # The engine was killed and came back with a wrong state of the container. Its process and its output go
+                # on.
                 self.log.warning("the engine says that a container is over whose main process is there")
-                self.engine_lost_it = True
-            if self.engine_lost_it:
-                self._look_at = min(self._look_at, boottime() + HELD_SECONDS)
-            if isinstance(order, StopCommand):
-                self.told(order.stop)
-            elif isinstance(order, Began) and not self.capture.following:
-                self.follow_again()
-            elif isinstance(order, EngineBack):
+                self.engine_lost_container = True
+            if self.engine_lost_container:
+                self._look_at = min(self._look_at, boottime() + STILL_RUNNING_SECONDS)
+            if isinstance(received, StopCommand):
+                self.request_stop(received.stop)
+            elif isinstance(received, Started) and not self.capture.following:
+                self.resume_capture()
+            elif isinstance(received, EngineBack):
                 self._look_at = 0.0
             if boottime() >= self._deadline and not self.stopping:
                 self._time_out()
@@ -275,12 +272,14 @@ class Lifecycle:
 
     def _next_time(self) -> float:
         due = self.stopping.next_time if self.stopping else self._deadline
-        return min(due, self._look_at, self._put_away_at)
+        return min(due, self._look_at, self._release_at)
 
-    def _put_away(self) -> None:
-        if boottime() >= self._put_away_at:
-            self._put_away_at = float("inf") if self.capture.began() else boottime() + self._put_away_pause
-            self._put_away_pause = min(self._put_away_pause * 1.2, LONGEST_PUT_AWAY_SECONDS)
+    def _release_start_resources(self) -> None:
+        if boottime() >= self._release_at:
+            self._release_at = (
+                float("inf") if self.capture.release_start_resources() else boottime() + self._release_pause
+            )
+            self._release_pause = min(self._release_pause * 1.2, LONGEST_RELEASE_SECONDS)
 
     def _time_out(self) -> None:
         self._deadline = float("inf")
@@ -288,25 +287,25 @@ class Lifecycle:
         try:
             execution = self.context.store.time_out(self.execution.id, grace=grace).result(STORE_SECONDS)
         except TimeoutError:
-            # It is written as soon as it can be. The container must not have the longer a time the fuller the disk is.
+            # The store writes the timeout as soon as it can. A full disk must not give the container more time.
             self.log.warning("a timeout is carried out before it is on disk")
-            self.told(Stop(StopCause.TIMEOUT, utc_now(), grace))
+            self.request_stop(Stop(StopCause.TIMEOUT, utc_now(), grace))
             return
-        # None: somebody told it to stop just now, and the order is on its way to us.
+        # None: a caller requested a stop just now, and the command is on its way to this mailbox.
         if execution and execution.stop:
             self.log.info("execution timed out", grace_seconds=grace.total_seconds())
-            self.told(execution.stop)
+            self.request_stop(execution.stop)
 
     def _send_what_is_due(self) -> None:
         name = self.stopping.due(boottime()) if self.stopping else ""
         if not self.stopping or not name:
             return
         if name == KILL:
-            # First, as the engine carries out a kill only when somebody takes what the container has printed.
-            self.capture.give_up()
-        # Asked first to end in a way that keeps all output; if that does not help, in the way that always does.
+            # First, as the engine carries out a kill only when a reader takes the container's output.
+            self.capture.abandon_unwritten()
+        # The first kill keeps all output. If that kill does not help, the next one is SIGKILL.
         number = self.capture.kill_signal if name == KILL and self.stopping.sent != KILL else name
-        # First without the engine, which may hang: the time and later orders would wait for its answer.
+        # First without the engine, which may hang: the timeout and later commands would wait for its answer.
         kernels_number = signal_number(number)
         delivery = self._signalled(kernels_number) if kernels_number else Delivery.NOT_SENT
         if delivery is Delivery.NOT_SENT:
@@ -321,7 +320,7 @@ class Lifecycle:
         try:
             self.engine.kill(self.container_id, number)
         except EngineDown as error:
-            # Perhaps it hangs only. If it is gone we are told so.
+            # The engine may only hang. If it is gone, EngineGone follows.
             self.log.warning("a signal was not sent", signal=name, error=str(error))
             self.stopping = self.stopping.could_not_send(boottime())
         except EngineRefuses as refusal:
@@ -330,8 +329,10 @@ class Lifecycle:
             self._sent(name)
 
     def _wake(self, number: str) -> None:
-        """Of a container that is paused: the engine lets it go on to take a signal. The one that it sends for that is
-        one with ours."""
+        """Have the engine let a paused container go on, so that it takes its signal.
+
+        The engine sends the signal a second time for that; the kernel merges both.
+        """
         try:
             self.engine.kill(self.container_id, number, answer_seconds=WAKE_SECONDS)
         except (EngineDown, EngineRefuses) as error:
@@ -339,7 +340,7 @@ class Lifecycle:
 
     def _sent(self, name: str) -> None:
         assert self.stopping is not None
-        self.say(f"sent {name}")
+        self.log_line(f"sent {name}")
         self.log.info("signal sent", signal=name)
         self.stopping = self.stopping.did_send(name, boottime())
         if name == KILL:
@@ -349,18 +350,18 @@ class Lifecycle:
         assert self.stopping is not None
         self.log.info("a signal was refused", signal=name, refusal=refusal.message)
         if refusal.status in {404, 409}:
-            # It does not run any more: its end is on the way to us.
+            # The container does not run any more: the event of its end is on its way.
             self._look_at = min(self._look_at, boottime() + LOOK_SECONDS)
             self.stopping = self.stopping.could_not_send(boottime() + LOOK_SECONDS)
         elif name == KILL or passes(refusal.message):
             # A signal that the engine cannot send for now does not cost the container its grace.
             self.stopping = self.stopping.could_not_send(boottime() + (LOOK_SECONDS if name == KILL else 0.0))
         else:
-            self.say(f"the engine does not send {name}: {refusal.message}")
+            self.log_line(f"the engine does not send {name}: {refusal.message}")
             self.stopping = self.stopping.kill_now(boottime())
 
     def _signalled(self, number: int) -> Delivery:
-        """What became of the signal that was sent past the engine."""
+        """Send a signal without the engine, and return what became of the signal."""
         try:
             return self.capture.signal(number)
         except OSError as error:
@@ -370,66 +371,65 @@ class Lifecycle:
     def _alive(self) -> bool:
         self._look_at = float("inf") if self.stopping is None else boottime() + LOOK_SECONDS
         try:
-            if self.capture.held:
+            if self.capture.is_running:
                 return True
             container = self.engine.inspect(self.container_id)
         except (EngineDown, EngineRefuses, OSError) as error:
             self.log.warning("container not inspected; looking again", error=str(error))
             self._look_at = boottime() + LOOK_SECONDS
             return True
-        if self.engine_lost_it:
+        if self.engine_lost_container:
             return container is not None and container.alive
-        # What the engine is about to start is not alive yet, and has not ended either.
+        # A container that the engine is about to start is not alive yet, and has not ended either.
         return container is not None and not container.ended
 
-    def _held(self) -> bool:
-        """Whether a container that the engine takes for over is there all the same, however often that has to be
-        asked."""
+    def _is_running(self) -> bool:
+        """Whether the main process runs although the engine says that the container ended. Asks until it is known."""
         while True:
             try:
-                return self.capture.held
+                return self.capture.is_running
             except OSError as error:
                 self.log.warning("a record cannot be looked at; trying again", error=str(error))
-            # An order to stop is carried out before the next look; the others keep their turn.
+            # A stop command is carried out before the next look; everything else keeps its turn.
             kept = []
             until = boottime() + UNREADABLE_SECONDS
             while (left_seconds := until - boottime()) > 0:
-                order = self.next_order(left_seconds)
-                if isinstance(order, StopCommand):
-                    self.told(order.stop)
-                elif order is not None:
-                    kept.append(order)
-            self._put_off.extend(kept)
+                received = self.receive(left_seconds)
+                if isinstance(received, StopCommand):
+                    self.request_stop(received.stop)
+                elif received is not None:
+                    kept.append(received)
+            self._deferred.extend(kept)
 
     # -- its end
 
-    def end(self, died: Died | None) -> None:
-        """Of a container that ran: what the engine says of it now, and all that follows."""
+    def finish_after_run(self, died: Died | None) -> None:
+        """Finish an execution whose container ran: find its final state, and commit it."""
         container = self._look(died)
         command_status, exit_code = (
             self.capture.revoke(),
             container.exit_code if container and container.ended else None,
         )
         if command_status is CommandStatus.NEVER_RAN:
-            self.conclude(not_begun(container.exit_code if container else None, self.stopping))
+            self.finish_as(not_begun(container.exit_code if container else None, self.stopping))
             return
         if command_status is CommandStatus.UNKNOWN:
-            self.conclude(record_deleted(exit_code))
+            self.finish_as(record_deleted(exit_code))
             return
         witnessed = died is not None and died.heard_since <= self.watched_since
-        told_code = died.exit_code if died else None
-        # Of one that runs, as somebody restarted it, the engine says 0.
-        exit_code = container.exit_code if container and container.ended else told_code
-        missing = self.capture.drain(End(_end_time(container, died), witnessed, exit_code))
+        event_code = died.exit_code if died else None
+        # For a container that somebody restarted the engine reports exit code 0.
+        exit_code = container.exit_code if container and container.ended else event_code
+        missing = self.capture.drain(ContainerEnd(_end_time(container, died), witnessed, exit_code))
         self.reached(Step.DRAINED)
-        self._settle(self._final_state(container, exit_code), missing)
+        self._commit_end(self._final_state(container, exit_code), missing)
 
     def _final_state(self, container: Container | None, exit_code: int | None) -> FinalState:
         witness = self.capture.trailer()
         final_state = self._final_state_at_end(container, exit_code, witness)
         said = format_error(witness, container, final_state.outcome.exit_code, self.directory / "log")
         if said and final_state.state is State.FAILED:
-            # Asked only now: the kernel may have an emulator for a foreign image, of which only the kernel knows.
+            # Asked only now, as the kernel may have an emulator for a foreign image.
             digest = self.context.store.execution(self.execution.id).result().image_digest
             return foreign_image(final_state, said, architectures(self.engine, digest))
         return final_state
@@ -438,8 +438,7 @@ class Lifecycle:
         self, container: Container | None, exit_code: int | None, witness: Trailer | None
     ) -> FinalState:
         if witness is not None:
-            # PID 1 itself says how its command ended: whatever the engine saw of it, or made up after it was killed, is
-            # second to that.
+            # The trailer of PID 1 says how the command ended, and outweighs what the engine saw or made up.
             return ended_by_itself(
                 witness,
                 container,
@@ -462,36 +461,35 @@ class Lifecycle:
         return cut_off(final_state) if no_more_room else final_state
 
     def _look(self, died: Died | None) -> Container | None:
-        """An engine that hangs for a while, and does not go away, is asked again: to be taken up again would cost the
-        log a gap."""
-        for _ in range(LOOKS - 1):
+        """Inspect the ended container, several times if the engine hangs: a recovery would cost the log a gap."""
+        for _ in range(MOST_LOOKS - 1):
             try:
                 return self.engine.inspect(self.container_id)
             except (EngineDown, EngineRefuses) as error:
                 self.log.warning("container not inspected; asking again", error=str(error))
-                self.next_order(1.0)
+                self.receive(1.0)
         try:
             return self.engine.inspect(self.container_id)
         except EngineRefuses:
             if died is None and self.capture.trailer() is None:
                 raise
-            # How it ended is known without.
+            # The end is known without the engine.
             return None
 
-    def conclude(self, final_state: FinalState, end: End | None = None) -> None:
-        """The end of one that did not run, or of which nobody knows, in its order: record, fastlane's lines, outcome,
-        container."""
+    def finish_as(self, final_state: FinalState, end: ContainerEnd | None = None) -> None:
+        """Finish with a known final state an execution that did not run, or whose end nobody saw."""
         missing = self.capture.drain(end)
         self.reached(Step.DRAINED)
-        self._settle(final_state, missing if end else "")
+        self._commit_end(final_state, missing if end else "")
 
-    def _settle(self, final_state: FinalState, missing: str) -> None:
+    def _commit_end(self, final_state: FinalState, missing: str) -> None:
+        """Seal the record, write fastlane's last lines, commit the outcome and remove the container, in this order."""
         trailer = self.capture.seal(final_state.outcome.exit_code, final_state.facts())
         self.context.logs.set_aside(self.execution.id)
         self.reached(Step.SEALED)
         if missing:
-            self.say(missing)
-        self.say(_said(final_state.state, final_state.outcome))
+            self.log_line(missing)
+        self.log_line(_end_line(final_state.state, final_state.outcome))
         totals = (*(trailer.totals if trailer else ()), *self.context.logs.seal_system(self.execution.id))
         self.context.store.finish(
             self.execution.id,
@@ -521,20 +519,19 @@ class Lifecycle:
         logs, log_bytes = self.context.logs.close_system(self.execution.id)
         return self.context.store.requeue(self.execution.id, logs=logs, log_bytes=log_bytes).result()
 
-    def remains(self, why: str) -> AbandonedLog:
-        """Ends the log of one that could not be brought to its end: what it may have printed and is not there is a gap
-        of unknown size.
+    def abandon_log(self, why: str) -> AbandonedLog:
+        """End the log of an execution that could not be finished, with a gap of unknown size for lost output.
 
-        Where the record was sealed before, by the container's recorder or by us, its word on the end stands.
+        If the record was sealed before, by the recorder or by a server, the end in the record stands.
         """
         trailer = self.capture.trailer()
         end = self._certain_end(trailer) if trailer else None
         if self.fenced and trailer is None:
             self.capture.resume(None)
-            self.capture.drain(End(None, witnessed=False))
+            self.capture.drain(ContainerEnd(None, witnessed=False))
         trailer = self.capture.seal(None, {})
         self.context.logs.set_aside(self.execution.id)
-        self.say(f"{why}; {_said(end.state, end.outcome)}" if end else why)
+        self.log_line(f"{why}; {_end_line(end.state, end.outcome)}" if end else why)
         totals = (*(trailer.totals if trailer else ()), *self.context.logs.seal_system(self.execution.id))
         return AbandonedLog(totals, self.context.logs.room(self.execution.id), end)
 
@@ -550,7 +547,7 @@ class Lifecycle:
         )
 
     def remove(self) -> None:
-        """The container, if there is one. What is left is removed when the host is swept."""
+        """Remove the container, if there is one. A later sweep of the host removes what is left."""
         if not self.container_id:
             return
         try:
@@ -559,15 +556,14 @@ class Lifecycle:
             self.log.warning("container not removed", container_id=self.container_id, error=str(error))
 
     def _engine_restarted(self) -> bool:
-        """Whether this is not the engine's life that the start was sent to. Raises EngineDown if it is ending just
-        now."""
-        life = self.engine.life()
-        return bool(life and self.engine_life) and life != self.engine_life
+        """Whether the engine has another epoch than the one that the start was sent to. Raises EngineDown."""
+        epoch = self.engine.epoch()
+        return bool(epoch and self.engine_epoch) and epoch != self.engine_epoch
 
 
 def abandon(context: RunnerContext, execution_id: str, why: str, *, remove: bool = True) -> AbandonedLog:
-    """Ends the log of an execution that is given up, where it stands, and removes its container; see Runner."""
-    # As it is on disk: that knows how it is captured, if it got so far, and whether it came to its end before.
+    """End the log of an execution that is given up, and remove its container; see Runner."""
+    # As it is on disk: the row names the capture, and shows whether the execution ended before.
     assignment = context.store.assignment(execution_id).result()
     if assignment.execution.state.final:
         return AbandonedLog()
@@ -575,22 +571,22 @@ def abandon(context: RunnerContext, execution_id: str, why: str, *, remove: bool
     if not remove:
         lifecycle.container_id = ""
     try:
-        remains = lifecycle.remains(why)
+        abandoned = lifecycle.abandon_log(why)
         lifecycle.remove()
-        return remains
+        return abandoned
     except (ServerStopping, ExecutionNotFound):
         raise
     except Exception as error:
-        # The defect may be in what ends a log, too. What there is of it is told as far as it is known, so that it is
-        # pruned in its time.
+        # The defect may be in the code that ends a log, too. The known totals are returned, so that the log is pruned
+        # in its time.
         lifecycle.log.error("the log of an execution is not ended", exc_info=error)
         logs = context.logs
         return AbandonedLog(logs.system_totals(execution_id), logs.room(execution_id))
     finally:
-        lifecycle.capture.leave()
+        lifecycle.capture.detach()
 
 
-def _said(state: State, outcome: Outcome) -> str:
+def _end_line(state: State, outcome: Outcome) -> str:
     return f"{state.name.lower().replace('_', ' ')}: {outcome.detail or 'exited with 0'}"
 
 

@@ -1,5 +1,8 @@
-"""Taking up executions that another server left, or this one when its engine went away: what is found decides, nothing
-is guessed."""
+"""The recovery of executions that an earlier server left, or this server when the engine went away.
+
+A start is never sent again. The container, the record and its lock decide how the execution goes on; nothing is
+guessed. The module also sweeps containers that are left over.
+"""
 
 from datetime import datetime
 
@@ -13,7 +16,7 @@ from fastlane_grpc.docker.http import EngineRefuses
 from fastlane_grpc.errors import ExecutionNotFound
 from fastlane_grpc.execution.final_state import final_state_of, lost, not_started
 from fastlane_grpc.execution.host import Host
-from fastlane_grpc.execution.launch import begin, unfence
+from fastlane_grpc.execution.launch import launch, unfence
 from fastlane_grpc.execution.lifecycle import Lifecycle
 from fastlane_grpc.model import Reason, utc_now
 from fastlane_grpc.runner import StopCommand
@@ -22,64 +25,64 @@ from fastlane_grpc.store import Store
 log = structlog.get_logger(__name__)
 
 
-def adopt(lifecycle: Lifecycle) -> None:
-    """Goes on with an execution whose start may have been sent. It is never sent again. Raises EngineDown and Left."""
+def recover(lifecycle: Lifecycle) -> None:
+    """Go on with an execution whose start may have been sent. Raises EngineDown and LeftToNextServer."""
     trailer = lifecycle.capture.trailer()
     final_state = final_state_of(trailer) if trailer else None
     if final_state is not None:
-        lifecycle.conclude(final_state)
+        lifecycle.finish_as(final_state)
         return
     container = lifecycle.engine.inspect(lifecycle.container_id)
-    # What the capture knows for certain decides. Of a container that runs it is not asked: it may be about to take its
-    # record.
+    # What the capture knows for certain decides. The capture is not asked about a running container, whose recorder may
+    # be about to take the record.
     command_status = None if container is not None and container.alive else lifecycle.capture.revoke()
     if command_status is CommandStatus.NEVER_RAN:
-        _begin_anew(lifecycle)
+        _relaunch(lifecycle)
         return
     if command_status is CommandStatus.UNKNOWN:
-        # Somebody deleted the record. What is not there proves nothing: only the engine is left to ask.
+        # Somebody deleted the record. A missing record proves nothing: only the engine is left to ask.
         lifecycle.log.warning("the record of an execution was deleted", container_id=lifecycle.container_id)
         command_status = None
-    if command_status is None and container is not None and _at_work(container):
-        container = _answered(lifecycle, container)
+    if command_status is None and container is not None and _start_is_pending(container):
+        container = _wait_for_start(lifecycle, container)
     lifecycle.stop_signal = (container and container.stop_signal) or lifecycle.stop_signal
     if lifecycle.execution.stop:
-        lifecycle.told(lifecycle.execution.stop)
+        lifecycle.request_stop(lifecycle.execution.stop)
     if container is not None and container.alive:
-        _go_on(lifecycle, container.start_time)
+        _resume(lifecycle, container.start_time)
     elif command_status is CommandStatus.RUNS:
         lifecycle.log.warning(
             "a container runs that the engine does not know, or takes for over", container_id=lifecycle.container_id
         )
-        lifecycle.engine_lost_it = True
-        _go_on(lifecycle, None)
+        lifecycle.engine_lost_container = True
+        _resume(lifecycle, None)
     elif command_status is CommandStatus.ENDED:
-        lifecycle.end(None)
+        lifecycle.finish_after_run(None)
     elif container is None:
-        _lose(
+        _finish_as_lost(
             lifecycle,
             Reason.CONTAINER_GONE,
             "the engine has no such container any more: nobody knows whether and how it ran",
         )
     elif container.start_time is not None:
         lifecycle.capture.resume(None)
-        lifecycle.end(None)
+        lifecycle.finish_after_run(None)
     elif container.error and refusal_of(container.error) is Refusal.PASSING:
-        # The engine notes an error only of a start that it gave up.
-        _begin_anew(lifecycle)
+        # The engine notes an error only for a start that it gave up.
+        _relaunch(lifecycle)
     elif container.error and refusal_of(container.error) is Refusal.FINAL:
-        lifecycle.conclude(not_started(container.error, lifecycle.stopping, by_recorder=False))
+        lifecycle.finish_as(not_started(container.error, lifecycle.stopping, by_recorder=False))
     else:
-        _lose(lifecycle, Reason.START_UNKNOWN, _start_unknown(lifecycle))
+        _finish_as_lost(lifecycle, Reason.START_UNKNOWN, _start_unknown(lifecycle))
 
 
 def sweep(store: Store, host: Host) -> None:
-    """Removes the containers of this instance whose execution is final, not known any more, or on another host by now.
-    Raises EngineDown.
+    """Remove the containers of this instance whose execution is final, unknown, or on another host by now.
 
-    The last were made by an engine that hung and, back at work, carried out what it had been asked for; they were never
-    started."""
-    # By the name of the host, too: where two hosts are one engine, the other one's containers are its own affair.
+    Containers of the last kind come from an engine that hung and later carried out its requests; they were never
+    started. Raises EngineDown.
+    """
+    # By the name of the host, too: two hosts may be one engine, and each removes its own containers only.
     ours = host.engine.containers(host.instance, host.name)
     for container_id, execution_id in host.engine.containers(host.instance).items():
         if _is_over(store, execution_id) or (container_id in ours and _is_elsewhere(store, execution_id, host)):
@@ -95,64 +98,68 @@ def sweep(store: Store, host: Host) -> None:
                 log.warning("container not removed", container_id=container_id, error=refusal.message)
 
 
-def _at_work(container: Container) -> bool:
-    """Whether the engine may be starting it still. Until that succeeds or fails, it does not tell."""
+def _start_is_pending(container: Container) -> bool:
+    """Whether the engine may still be starting the container. The engine reports only success or failure."""
     return not container.alive and container.start_time is None and not container.error
 
 
-def _answered(lifecycle: Lifecycle, container: Container) -> Container | None:
-    """The container after the answer to its start, which is another's to hear; or as it is if there is none to be
-    expected."""
+def _wait_for_start(lifecycle: Lifecycle, container: Container) -> Container | None:
+    """Return the container once the engine has answered its start, or as it is if no answer can be expected.
+
+    The answer itself went to the server that sent the start.
+    """
     until, stops = boottime() + lifecycle.context.start_answer_seconds, []
-    while _at_work(container) and _same_life(lifecycle) and boottime() < until:
-        order = lifecycle.next_order(until - boottime())
-        if isinstance(order, StopCommand):
-            stops.append(order)
+    while _start_is_pending(container) and _same_epoch(lifecycle) and boottime() < until:
+        received = lifecycle.receive(until - boottime())
+        if isinstance(received, StopCommand):
+            stops.append(received)
             continue
         found = lifecycle.engine.inspect(lifecycle.container_id)
         if found is None:
             return None
         container = found
     for stop in stops:
-        lifecycle.put_off(stop)
+        lifecycle.defer(stop)
     return container
 
 
-def _same_life(lifecycle: Lifecycle) -> bool:
-    return lifecycle.execution.engine_life != "" and lifecycle.engine.life() == lifecycle.execution.engine_life
+def _same_epoch(lifecycle: Lifecycle) -> bool:
+    return lifecycle.execution.engine_life != "" and lifecycle.engine.epoch() == lifecycle.execution.engine_life
 
 
-def _begin_anew(lifecycle: Lifecycle) -> None:
-    """Its command has not run, and now cannot: as if it had not been tried."""
+def _relaunch(lifecycle: Lifecycle) -> None:
+    """Launch anew an execution whose command has not run and never will in the present container."""
     if not unfence(lifecycle):
-        # Its start was answered and noted, and then the machine went down before the recorder had begun.
-        _lose(lifecycle, Reason.START_UNKNOWN, "the machine went down while the container was being started")
+        # The start was answered and noted, and then the machine went down before the recorder ran.
+        _finish_as_lost(lifecycle, Reason.START_UNKNOWN, "the machine went down while the container was being started")
         return
     lifecycle.log.info("a container that had not begun is made anew")
-    lifecycle.say("the container had not begun when the server or the engine went away; a new one is made")
-    begin(lifecycle)
+    lifecycle.log_line("the container had not begun when the server or the engine went away; a new one is made")
+    launch(lifecycle)
 
 
-def _go_on(lifecycle: Lifecycle, started: datetime | None) -> None:
+def _resume(lifecycle: Lifecycle, started: datetime | None) -> None:
     lifecycle.log.info("execution taken up again", container_id=lifecycle.container_id)
-    lifecycle.say("taken up again after a break")
-    lifecycle.follow_again()
+    lifecycle.log_line("taken up again after a break")
+    lifecycle.resume_capture()
     start_time = lifecycle.execution.times.start_time or started or utc_now()
-    lifecycle.time_runs(left(lifecycle.timeout, since=start_time, now=utc_now()))
-    lifecycle.began(start_time)
+    lifecycle.set_deadline(left(lifecycle.timeout, since=start_time, now=utc_now()))
+    lifecycle.run_to_end(start_time)
 
 
 def _start_unknown(lifecycle: Lifecycle) -> str:
     lifecycle.log.warning("a process may be orphaned", container_id=lifecycle.container_id)
     return (
-        "the server or the engine was killed while it started the container, and the engine does not know what became of that; "
-        f"a process of {lifecycle.execution.container_name} may be running on host {lifecycle.context.host.name!r} without a container"
+        "the server or the engine was killed while it started the container, "
+        "and the engine does not know what became of that; "
+        f"a process of {lifecycle.execution.container_name} may be running on host {lifecycle.context.host.name!r} "
+        "without a container"
     )
 
 
-def _lose(lifecycle: Lifecycle, reason: Reason, detail: str) -> None:
+def _finish_as_lost(lifecycle: Lifecycle, reason: Reason, detail: str) -> None:
     lifecycle.capture.resume(None)
-    lifecycle.conclude(lost(reason, detail))
+    lifecycle.finish_as(lost(reason, detail))
 
 
 def _is_elsewhere(store: Store, execution_id: str, host: Host) -> bool:

@@ -1,5 +1,7 @@
-"""What an earlier server left on a host that is not configured any more: its operator gave it up, and its engine is not
-asked."""
+"""The runner for executions that an earlier server left on a host that is not configured any more.
+
+The engine of such a host is never asked. Every execution is requeued or ends.
+"""
 
 from collections.abc import Callable
 from datetime import timedelta
@@ -21,10 +23,11 @@ from fastlane_grpc.store import Store
 
 
 class RemovedHostRunner:
-    """Implements Runner for all hosts that are not there: what never ran goes back to the queue, all else ends.
+    """Implements Runner for all removed hosts.
 
-    As LOST, unless its record holds its end already; one whose recorder is at work on this machine is killed, so that
-    what is told to be over is over."""
+    An execution that never ran goes back to the queue. Every other one ends as LOST, unless its record holds its end. A
+    recorder that still runs on this machine is killed, so that an execution that is final has no running command.
+    """
 
     def __init__(
         self,
@@ -46,11 +49,11 @@ class RemovedHostRunner:
     def run(self, assignment: Assignment, mailbox: Mailbox) -> None:
         lifecycle = Lifecycle(self._context(assignment.execution.host), assignment, mailbox)
         try:
-            _give_up(lifecycle)
+            _resolve(lifecycle)
         except ServerStopping as error:
             raise HostDown("the server stops; the next one takes it up") from error
         finally:
-            lifecycle.capture.leave()
+            lifecycle.capture.detach()
 
     def abandon(self, execution_id: str, why: str) -> AbandonedLog:
         return abandon(
@@ -58,7 +61,7 @@ class RemovedHostRunner:
         )
 
     def _context(self, name: str) -> RunnerContext:
-        # A host that nobody listens to: of its engine not even the address is known.
+        # A host without a listening thread, as not even the address of its engine is known.
         instance = self._store.instance
         host = Host(
             name,
@@ -71,9 +74,9 @@ class RemovedHostRunner:
         )
 
 
-def _give_up(lifecycle: Lifecycle) -> None:
+def _resolve(lifecycle: Lifecycle) -> None:
     host = lifecycle.context.host.name
-    # Nothing is asked of its engine, a removal neither.
+    # No container is removed, as the engine is not asked.
     lifecycle.container_id = ""
     trailer = lifecycle.capture.trailer() if lifecycle.fenced else None
     if not lifecycle.fenced or (trailer is None and _revoked(lifecycle)):
@@ -81,11 +84,11 @@ def _give_up(lifecycle: Lifecycle) -> None:
         _requeue(lifecycle)
     elif trailer is not None:
         lifecycle.log.warning("its host is not configured any more; its record tells how it ended")
-        lifecycle.conclude(_final_state(lifecycle, trailer))
+        lifecycle.finish_as(_final_state(lifecycle, trailer))
     else:
         lifecycle.log.error("lost: its host is not configured any more")
         lifecycle.capture.resume(None)
-        lifecycle.conclude(
+        lifecycle.finish_as(
             lost(
                 Reason.HOST_GONE,
                 f"host {host!r}, which it was started on, is not configured any more: nobody knows how it ended there",
@@ -94,7 +97,7 @@ def _give_up(lifecycle: Lifecycle) -> None:
 
 
 def _revoked(lifecycle: Lifecycle) -> bool:
-    """Whether it is certain that its command has not run, and never will, so that it is as before its start."""
+    """Whether it is certain that the command has not run and never will; then the execution is as before its start."""
     return (
         lifecycle.capture.revoke() is CommandStatus.NEVER_RAN
         and lifecycle.context.store.revoked(lifecycle.execution.id).result() is not None
@@ -104,7 +107,7 @@ def _revoked(lifecycle: Lifecycle) -> bool:
 def _requeue(lifecycle: Lifecycle) -> None:
     execution = lifecycle.requeue()
     if execution.state is State.STOPPING and execution.stop:
-        lifecycle.conclude(stopped_before_start(Stopping.begin(execution.stop, "", boottime())))
+        lifecycle.finish_as(stopped_before_start(Stopping.begin(execution.stop, "", boottime())))
 
 
 def _final_state(lifecycle: Lifecycle, trailer: Trailer) -> FinalState:

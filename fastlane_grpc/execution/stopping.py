@@ -1,4 +1,4 @@
-"""Bringing a container to its end: the signal, the grace, the kill; and again, for as long as it does not end."""
+"""The schedule of a stop: the stop signal, the grace, the kill, and further kills until the container ends. Pure."""
 
 import re
 import signal
@@ -8,14 +8,14 @@ from fastlane_grpc.clock import left
 from fastlane_grpc.model import Stop, StopCause, utc_now
 
 KILL = "SIGKILL"
-# A kill that did not end it is sent again after this, and a signal that the engine did not take after that.
+# Pause before a kill is repeated that did not end the container, and before a signal that the engine did not take.
 KILL_AGAIN_SECONDS = 10.0
 SEND_AGAIN_SECONDS = 1.0
 
 
 @dataclass(frozen=True, slots=True)
 class Stopping:
-    """What is to be sent when, on the clock of `boottime`. `sent` is the last signal that was."""
+    """The signals of one stop and their times, on the clock of `boottime`. `sent` is the last signal that was sent."""
 
     stop: Stop
     signal: str
@@ -27,12 +27,12 @@ class Stopping:
     def begin(cls, stop: Stop, stop_signal: str, now: float) -> "Stopping":
         return cls(stop, signal_name(stop_signal), now + _grace_left(stop))
 
-    def told(self, stop: Stop, now: float) -> "Stopping":
-        """Told again: grace can only become shorter."""
+    def shortened(self, stop: Stop, now: float) -> "Stopping":
+        """Return the schedule after a repeated stop: the grace can only become shorter."""
         return replace(self, stop=stop, kill_at=min(self.kill_at, now + _grace_left(stop)))
 
     def due(self, now: float) -> str:
-        """The signal to be sent now; empty if none is."""
+        """Return the signal to send now; empty if none is due."""
         if now < self.again_at:
             return ""
         if now >= self.kill_at:
@@ -41,7 +41,7 @@ class Stopping:
 
     @property
     def next_time(self) -> float:
-        """When something is due, if nothing happens until then."""
+        """The time at which the next signal is due, if nothing happens until then."""
         return max(self.again_at, self.kill_at if self.sent else 0.0)
 
     def did_send(self, name: str, now: float) -> "Stopping":
@@ -55,14 +55,14 @@ class Stopping:
 
     @property
     def cause(self) -> str:
-        """For a person."""
+        """The cause of the stop, as a part of a sentence for people."""
         if self.stop.cause is StopCause.TIMEOUT:
             return "by its timeout"
         return "by a caller" + (f" ({self.stop.note})" if self.stop.note else "")
 
 
 def signal_name(text: str) -> str:
-    """A stop signal, given as a number or a name with or without SIG, by its name; SIGTERM if none is given."""
+    """Return the name of a stop signal, given as a number or a name with or without SIG; SIGTERM for an empty text."""
     if not text:
         return "SIGTERM"
     if text.isdigit():
@@ -71,10 +71,9 @@ def signal_name(text: str) -> str:
 
 
 def signal_number(text: str) -> int | None:
-    """A signal, given as a number or a name with or without SIG, by the kernel's number; None if there is none that is
-    known here."""
+    """Return the kernel's number of a signal, given as a number or a name; None if the name is unknown here."""
     name = signal_name(text)
-    # Counted from 34 by engines; C libraries do not agree.
+    # Engines count real-time signals from 34; C libraries differ.
     if real_time := re.fullmatch(r"SIGRT(MIN|MAX)([+-]\d+)?", name):
         number = (34 if real_time[1] == "MIN" else 64) + int(real_time[2] or 0)
     else:

@@ -1,4 +1,4 @@
-"""The sweeper of a host: removes what executions that are over have left on its engine."""
+"""The sweeper of a host: a thread that removes left-over containers of finished executions while the host is up."""
 
 import threading
 
@@ -10,14 +10,14 @@ from fastlane_grpc.execution.host import Host
 from fastlane_grpc.runner import HostDown
 from fastlane_grpc.supervisor import ALONE, Supervisor
 
-# A container that could not be removed at its end is removed at the next sweep.
+# Pause between two sweeps. A sweep removes containers that could not be removed at their end.
 SWEEP_SECONDS = 600.0
 
 log = structlog.get_logger(__name__)
 
 
 class Sweeper:
-    """A thread that sweeps when it is woken, and now and then, while the host is up."""
+    """A thread that sweeps when it is woken, and every SWEEP_SECONDS, while the host is up."""
 
     def __init__(self, runner: DockerRunner, host: Host, supervisor: Supervisor = ALONE) -> None:
         self._runner = runner
@@ -30,11 +30,11 @@ class Sweeper:
         self._thread.start()
 
     def wake(self) -> None:
-        """Sweep soon: the host is there again, perhaps."""
+        """Sweep soon, as the host may be up again."""
         self._wake.set()
 
     def close(self) -> None:
-        """Sweep no more. A thread that waits for an engine is left to it."""
+        """Stop sweeping, without waiting for a thread that waits for its engine."""
         self._closing = True
         self._wake.set()
 

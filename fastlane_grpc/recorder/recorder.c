@@ -1,30 +1,32 @@
-/* The recorder: PID 1 of a container. It runs the command and writes the record of what that prints, itself.
+/* The recorder: PID 1 of a container. The recorder runs the command, and writes the command's output into the record.
  *
  *     recorder --execution ID [--limit BYTES] BOX -- COMMAND [ARGUMENT…]
  *     recorder --version
- *     recorder --probe      prints something, and more of it than the smallest limit
+ *     recorder --probe      prints more than the smallest limit
  *
- * BOX/log is the record: empty, made by the server, locked by the recorder for as long as it lives, its name taken away before anything
- * else. So of all the recorders that a record is ever offered to one runs its command, and whoever finds the lock free knows how it went:
- * an empty file, it never ran; a trailer, it ended; neither, it was killed. The layout, to the byte, is told in record/format.py.
+ * BOX/log is the record, an empty file that the server made. The recorder locks the record for as long as it lives,
+ * and removes the name BOX/log before anything else. So only one of all recorders that are offered a record runs its
+ * command. A reader that finds the lock free knows the end: an empty file means that the command never ran, a trailer
+ * that it ended, anything else that the recorder was killed. record/format.py describes the layout to the byte.
  *
- * The command does not run before the server has removed BOX, which is a directory of the server's disk. A server that does not do that
- * within two seconds is not there; then the command runs all the same.
+ * The command does not run before the server has removed BOX, a directory on the server's disk. If no server removes
+ * it within two seconds, the command runs all the same.
  *
  *   claim -> begin -> hand_off -> launch -> follow -> drain -> finish
- *             START   BOX gone     fork     |  take: pipe -> frame -> record   trailer
+ *             START   BOX gone   fork     |  take: pipe -> frame -> record   trailer
  *                                           |  serve_signals: forward, reap, hard stop
  *
- * A disk that is full, or fails, blocks: the command waits in its pipe until there is room again. Nothing is lost but by a hard stop,
- * which waits for three seconds, by a SIGKILL to the recorder itself, and by a limit on the size of the recorder's files (RLIMIT_FSIZE)
- * that the recorder may not raise: then it kills the command, as no output of it could ever be stored again.
+ * A full or failing disk blocks: the command waits on its pipe until there is room again. Output is lost only by a hard
+ * stop, which waits for room for three seconds, by a SIGKILL to the recorder, and by a limit on the size of the
+ * recorder's files (RLIMIT_FSIZE) that the recorder may not raise. In the last case the recorder kills the command, as
+ * no more output could ever be stored.
  *
- * A hard stop is signal 44 while nobody but the owner of the record may write to it: the server changes the mode of the record before
- * it sends the signal. The command can send the signal, and has no way to the record.
+ * A hard stop is signal 44 while only the owner of the record may write to it: the server changes the mode of the
+ * record before it sends the signal. The command can send the signal, but has no access to the record.
  *
- * Exit status: that of the command; 128 + the signal that killed it; 127 not found, 126 not executable; and of the recorder's own
- * 117: it killed the command, and could not even store that; 118: could not begin; 119: the record has been claimed before. With the
- * last two the command did not run. */
+ * Exit status: the command's; 128 + the signal that killed the command; 127 not found, 126 not executable. The
+ * recorder's own are 117: the command was killed, and the trailer could not be stored; 118: the recorder could not
+ * start; 119: the record was claimed before. With 118 and 119 the command did not run. */
 
 #define _GNU_SOURCE
 #include <errno.h>
@@ -55,7 +57,7 @@
 #endif
 
 enum { CANNOT_STORE = 117, CANNOT_BEGIN = 118, CLAIMED_BEFORE = 119, NOT_EXECUTABLE = 126, NOT_FOUND = 127 };
-enum { HARD_STOP = 44 };                          /* by number: C libraries do not agree where SIGRTMIN is */
+enum { HARD_STOP = 44 };                          /* by number, as C libraries differ on SIGRTMIN */
 enum { BLOCK = 65536, PIPE = 262144 };            /* bytes */
 enum { STDOUT, STDERR, SYSTEM, SOURCES };         /* in the record their numbers are one more */
 enum { START = 16, GAP = 17, TRAILER = 18 };      /* kinds of frames */
@@ -66,11 +68,11 @@ enum { BY_SIZE_LIMIT = 1, BY_ENGINE = 3, BY_STORE = 4 }; /* causes of gaps, as i
 
 #define MS 1000000ull                             /* times are nanoseconds */
 #define WAIT_FOR_ROOM (50 * MS)
-#define HAND_OFF_WAITS (2000 * MS)                /* for the server to remove the box */
+#define HAND_OFF_WAITS (2000 * MS)                /* for the server to remove BOX */
 #define STOP_WAITS (3000 * MS)                    /* for room, after a hard stop */
 #define FINISH_WAITS (30000 * MS)                 /* for room for the trailer, after a hard stop */
 #define SILENCE (10000 * MS)                      /* of a pipe that stays open though everything was killed */
-/* Of a flood, which is so many reads that each come within a millisecond of the last, the pieces are let gather for a while. */
+/* A flood is a number of reads that each come within a millisecond of the last. Its pieces may gather for a while. */
 enum { FLOOD = 16, LARGE_PIECE = 32768 };
 #define GATHER (MS / 10)
 
@@ -89,7 +91,7 @@ struct block_header {
 
 struct frame_header { uint64_t time; uint16_t length; uint8_t kind, zero; uint32_t check; };
 
-/* What one write takes, at most: the frame and, where it is the first of a block, the block's header before it. */
+/* The most bytes of one write: a frame, and the block's header before the first frame of a block. */
 static struct {
     struct block_header block;
     struct frame_header frame;
@@ -103,19 +105,19 @@ static int record = -1;
 static uint64_t size, frame_time, sequence, first_byte_time;
 static struct source stored[SOURCES];
 
-/* What came out of the pipes, stored or not: offset, newlines and crc of each source. */
+/* The bytes from the pipes, stored or not: offset, newlines and crc of each source. */
 static struct source seen[SOURCES];
 
-/* Why what comes is not stored any more, but only counted; 0: it is. */
+/* Why output is only counted and not stored any more; 0: it is stored. */
 static int not_stored_by;
 
-/* The limit, in blocks; none: 0. The first `head` stay; of the others the newest `tail`, from `oldest` on. */
+/* The limit in blocks; 0: none. The first `head` blocks stay, and the newest `tail` of the others, from `oldest` on. */
 static uint64_t head, tail, oldest;
 static uint64_t head_end[SOURCES], oldest_begin[SOURCES];   /* offsets */
 
 /* ------------------------------------------------------------------------------------------------------- the command */
 
-static int signals = -1;                          /* a signalfd: no signal interrupts anything */
+static int signals = -1;                          /* a signalfd, so that no signal interrupts a call */
 static int pipes[2] = {-1, -1}, exec_failure = -1;
 static pid_t child;
 static bool ended, hard_stopped, cut_off, finishing; /* cut off: killed, as nothing can be stored any more */
@@ -171,8 +173,8 @@ static uint32_t crc32(uint32_t crc, const void *data, size_t n)
 
 /* ----------------------------------------------------------------------------------------------------------- signals */
 
-/* A hard stop is the server's alone, who marks the record first. By its sender it cannot be told: sigqueue lets a sender say what it
- * likes, and where the queue of signals is full the kernel makes every sender PID 0. */
+/* Only the server can order a hard stop, as the server marks the record first. The sender of a signal proves nothing:
+ * sigqueue lets a sender claim any PID, and with a full queue of signals the kernel reports PID 0. */
 static bool is_hard_stop(const struct signalfd_siginfo *s)
 {
     struct stat file;
@@ -198,8 +200,8 @@ static void reap(void)
         }
 }
 
-/* Waits until one of the descriptors can be read, at most so long; leaves in `ready` those that can. False: none.
- * Not by poll, which takes as many descriptors as RLIMIT_NOFILE says: a limit that may be lowered under a process. */
+/* Waits for a readable descriptor, at most so long, and leaves the readable ones in `ready`. False: none.
+ * Not by poll, which accepts at most RLIMIT_NOFILE descriptors: another process may lower that limit. */
 static bool wait_for(const int *fds, int n, uint64_t timeout, fd_set *ready)
 {
     int end = 0;
@@ -213,7 +215,7 @@ static bool wait_for(const int *fds, int n, uint64_t timeout, fd_set *ready)
     return pselect(end, ready, NULL, NULL, timeout == EVER ? NULL : &t, NULL) > 0;
 }
 
-/* Waits for signals, at most so long, and serves those that are there. */
+/* Waits for signals, at most so long, and serves the pending ones. */
 static void serve_signals(uint64_t timeout)
 {
     fd_set ready;
@@ -223,7 +225,7 @@ static void serve_signals(uint64_t timeout)
         if (s.ssi_signo == SIGCHLD)
             reap();
         else if (!child) {
-            /* Nothing runs yet, and nothing will: an empty record says so. */
+            /* The command does not run yet, and never will: the empty record proves it. */
             if ((s.ssi_signo == HARD_STOP || s.ssi_signo == SIGTERM || s.ssi_signo == SIGINT) && ftruncate(record, 0) == 0)
                 _exit(CANNOT_BEGIN);
         } else if (is_hard_stop(&s))
@@ -235,7 +237,7 @@ static void serve_signals(uint64_t timeout)
     }
 }
 
-/* Waits a moment for room. False: it has been waited for long enough. */
+/* Waits a moment for room. False: the wait was long enough. */
 static bool wait_for_room(void)
 {
     uint64_t since = now(CLOCK_MONOTONIC);
@@ -259,16 +261,16 @@ static bool write_all(const uint8_t *data, size_t n, uint64_t place)
     return true;
 }
 
-/* How many bytes of the block in which the record ends are free; 0: the next one has not begun. */
+/* Free bytes in the last block of the record; 0: the next block has not been started. */
 static size_t room(void) { return (size_t)(-size % BLOCK); }
 
-/* Whether a frame with so much payload is the first of a block. */
+/* Whether a frame with this payload is the first of a block. */
 static bool begins_block(size_t payload) { return room() < sizeof out.frame + payload; }
 
-/* How many bytes the payload of the next frame should have, at most. */
+/* The largest payload of the next frame, in bytes. */
 static size_t payload_room(void) { return begins_block(1) ? sizeof out.payload : room() - sizeof out.frame; }
 
-/* Before block `number` is begun: those that are too old are given back to the disk. False: the limit is reached, and that cannot be done. */
+/* Frees the oldest blocks before block `number` is started. False: the limit is reached, and they cannot be freed. */
 static bool make_way(uint64_t number)
 {
     if (!tail || number < head)
@@ -297,7 +299,7 @@ static void begin_block(uint64_t number)
     out.block.check = crc32(0, &out.block.version, sizeof out.block - offsetof(struct block_header, version));
 }
 
-/* Whether the recorder may make larger files now: whoever lowered the limit may have left the hard one. */
+/* Whether the recorder may make larger files after raising its soft limit to the hard one. */
 static bool raise_file_limit(void)
 {
     struct rlimit limit;
@@ -307,15 +309,15 @@ static bool raise_file_limit(void)
     return setrlimit(RLIMIT_FSIZE, &limit) == 0;
 }
 
-/* Nothing can be stored any more: what runs on would run in vain. */
+/* Kills the command, as nothing can be stored any more. */
 static void cut(void)
 {
     cut_off = cut_off || !ended;
     kill(-1, SIGKILL);
 }
 
-/* Appends the frame whose payload is in `out`; waits for room. False: there was none for too long, or never will be, and the record is
- * as it was. */
+/* Appends the frame with the payload in `out`; waits for room. False: there was no room for too long, or never will
+ * be; the record is unchanged. */
 static bool append(int kind, size_t length, uint64_t time, uint32_t payload_crc)
 {
     out.frame = (struct frame_header){.time = time, .length = (uint16_t)length, .kind = (uint8_t)kind};
@@ -324,14 +326,14 @@ static bool append(int kind, size_t length, uint64_t time, uint32_t payload_crc)
     size_t n = sizeof out.frame + length;
     uint64_t place = size;
     if (begins_block(length)) {
-        place += room(); /* what is left out reads as zeros */
+        place += room(); /* the skipped bytes read as zeros */
         begin_block(place / BLOCK);
         data = (const uint8_t *)&out.block, n += sizeof out.block;
     }
     while (!write_all(data, n, place) || (kind == START && fdatasync(record))) {
         bool too_large = errno == EFBIG;
-        /* Never a torn frame before another one. */
-        if (ftruncate(record, (off_t)size)) { /* What comes next will be written over it. */ }
+        /* A torn frame must never precede another one. */
+        if (ftruncate(record, (off_t)size)) { /* The next frame overwrites it. */ }
         if (too_large && !raise_file_limit()) {
             cut();
             return false;
@@ -399,7 +401,7 @@ static void store_gap(int source, uint64_t missing, int cause)
 
 /* ------------------------------------------------------------------------------------------------------------- steps */
 
-/* Takes the record, which only one can. Returns the box, open. */
+/* Claims the record, which only one recorder can. Returns the open directory BOX. */
 static int claim(const char *box)
 {
     char path[4096];
@@ -408,7 +410,7 @@ static int claim(const char *box)
         errno = ENAMETOOLONG, die(CANNOT_BEGIN, box);
     if ((record = open(path, O_RDWR | O_CLOEXEC)) < 0)
         die(errno == ENOENT ? CLAIMED_BEFORE : CANNOT_BEGIN, path);
-    while (flock(record, LOCK_EX)) /* the server looks now and then, for a moment */
+    while (flock(record, LOCK_EX)) /* the server holds the lock for a moment now and then */
         if (errno != EINTR)
             die(CANNOT_BEGIN, path);
     struct stat file;
@@ -423,7 +425,7 @@ static int claim(const char *box)
     return directory;
 }
 
-/* The first frame, on the disk: from here on the command may run. */
+/* Writes the first frame to the disk. From here on the command may run. */
 static void begin(const char *execution)
 {
     int n = snprintf((char *)out.payload, sizeof out.payload, "{\"execution_id\":\"%s\",\"capture\":\"recorder\"}", execution);
@@ -431,7 +433,7 @@ static void begin(const char *execution)
         errno = EFBIG, die(CANNOT_BEGIN, "the record");
 }
 
-/* Waits until the server has removed the box, which then has no links and in which nothing can be made. */
+/* Waits until the server has removed BOX, which then has no links, and in which no file can be created. */
 static void hand_off(int box)
 {
     struct stat directory;
@@ -441,7 +443,7 @@ static void hand_off(int box)
     close(box);
 }
 
-/* As an engine looks for it: no shell for what is no program, and what may not be executed is passed over for what may. */
+/* Looks up the command as an engine does: without a shell; a later file that may be executed is preferred. */
 static void execute(char **command)
 {
     if (strchr(command[0], '/')) {
@@ -458,7 +460,7 @@ static void execute(char **command)
         end = strchrnul(path, ':');
         more = *end;
         int n = snprintf(place, sizeof place, "%.*s/%s", end == path ? 1 : (int)(end - path), end == path ? "." : path, command[0]);
-        /* Not faccessat: with flags it is a system call that older engines forbid. */
+        /* Not faccessat: with flags, its system call is forbidden by older engines. */
         if ((size_t)n >= sizeof place || stat(place, &file) || S_ISDIR(file.st_mode))
             continue;
         if (access(place, X_OK) == 0) {
@@ -484,8 +486,8 @@ enum { NATIVE = AUDIT_ARCH_X86_64, PRLIMIT_OF_32_BITS = 340, NO_X32 = 0x3fffffff
 enum { NATIVE = AUDIT_ARCH_AARCH64, PRLIMIT_OF_32_BITS = 369, NO_X32 = -1 };
 #endif
 
-/* From here on nobody can lower the limits of PID 1 under it: the calling process and all that it will ever start are told that they may
- * not. The kernel would ask for the same user and group only, and a container's user has both. */
+/* Keeps the calling process, and every process that it starts, from lowering the limits of PID 1. The kernel alone
+ * would check only for the same user and group, and the container's user has both. */
 static void give_up_prlimit(void)
 {
     struct sock_filter filter[] = {
@@ -502,11 +504,11 @@ static void give_up_prlimit(void)
         BPF_STMT(BPF_RET | BPF_K, SECCOMP_RET_ERRNO | EPERM),
     };
     struct sock_fprog program = {.len = sizeof filter / sizeof *filter, .filter = filter};
-    /* The flag: no slower than before. Where it cannot be had, an engine's own filter is in the way, or no engine is there. */
+    /* The flag avoids a slowdown. It is refused if an engine's own filter forbids it, or without an engine. */
     syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_SPEC_ALLOW, &program);
 }
 
-/* Starts the command in a session of its own. What goes wrong is told in `exec_error`, or by the pipe `exec_failure`. */
+/* Starts the command in a session of its own. A failure is in `exec_error`, or comes by the pipe `exec_failure`. */
 static void launch(char **command)
 {
     int output[2][2] = {{-1, -1}, {-1, -1}}, failure[2] = {-1, -1};
@@ -534,13 +536,13 @@ static void launch(char **command)
         pipes[i] = output[i][0];
         close(output[i][1]);
         fcntl(pipes[i], F_SETFL, O_NONBLOCK);
-        fcntl(pipes[i], F_SETPIPE_SZ, PIPE); /* as large as this user may have it */
+        fcntl(pipes[i], F_SETPIPE_SZ, PIPE); /* as large as this user is allowed */
     }
     exec_failure = failure[0];
     close(failure[1]);
 }
 
-/* What is in a pipe, up to the end of the block. */
+/* Stores the bytes in a pipe, up to the end of the block. */
 static void take(int source)
 {
     static uint64_t last;
@@ -551,7 +553,7 @@ static void take(int source)
         run = time - last < (run > FLOOD ? 2 * MS : MS) ? run + 1 : 0;
         last = time;
         store(source, (size_t)n);
-        /* A frame costs whoever reads it as much as some thousand bytes. The pipe holds what comes meanwhile. */
+        /* A frame costs a reader as much as some thousand bytes. The pipe holds new bytes meanwhile. */
         if (run > FLOOD && n < LARGE_PIECE)
             serve_signals(GATHER);
     } else if (n == 0 || (errno != EAGAIN && errno != EINTR)) {
@@ -560,7 +562,7 @@ static void take(int source)
     }
 }
 
-/* Serves whatever comes first. False: nothing came for so long. */
+/* Serves the first input or signal. False: none came within the time. */
 static bool serve(uint64_t timeout)
 {
     const int fds[] = {signals, pipes[STDOUT], pipes[STDERR]};
@@ -575,7 +577,7 @@ static bool serve(uint64_t timeout)
     return true;
 }
 
-/* What is left in the pipes, after the command ended and everything else with it, as it would with any PID 1. */
+/* Stores the rest of the pipes, after the command ended and all other processes with it, as for any PID 1. */
 static void drain(void)
 {
     kill(-1, SIGKILL);
@@ -587,7 +589,7 @@ static void drain(void)
         if (seen[STDOUT].offset + seen[STDERR].offset != before)
             silent_since = now(CLOCK_MONOTONIC);
         else if (now(CLOCK_MONOTONIC) - silent_since > SILENCE)
-            return; /* somebody has it open who cannot even be killed */
+            return; /* a process that cannot even be killed has the pipe open */
     }
     serve_signals(0);
 }
@@ -621,7 +623,7 @@ static void say_totals(void)
     }
 }
 
-/* The gaps that are known of, and the trailer. False: they could not be stored. */
+/* Stores the known gaps and the trailer. False: they could not be stored. */
 static bool finish(void)
 {
     finishing = true;
@@ -661,7 +663,7 @@ static _Noreturn void usage(const char *what, const char *why)
     _exit(CANNOT_BEGIN);
 }
 
-/* Reads the options; what is returned are BOX, "--" and the command. */
+/* Reads the options; returns BOX, "--" and the command. */
 static char **read_options(char **word, const char **execution)
 {
     for (; *word && strncmp(*word, "--", 2) == 0 && word[1]; word += 2) {
@@ -676,7 +678,7 @@ static char **read_options(char **word, const char **execution)
         } else
             usage(*word, "no such option");
     }
-    /* It goes into the first frame as it is. */
+    /* The id goes into the first frame unchanged. */
     const char *plain = "ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz0123456789_-.";
     if (!*execution || !**execution || strlen(*execution) > 200 || strspn(*execution, plain) != strlen(*execution))
         usage("--execution", "expected an id");
@@ -698,14 +700,15 @@ int main(int argc, char **argv)
     char **words = read_options(argv + !!argc, &execution);
     if (getpid() != 1)
         usage("not PID 1", "it would end every process it sees");
-    /* Where it may, as root may, the recorder takes a saved group unlike its group. prlimit asks for a group that equals them all: no
-     * process has one. Executing the command makes the saved group of that one the group again. */
-    if (setresgid((gid_t)-1, (gid_t)-1, getgid() ? 0 : 1)) { /* There is the filter. */ }
-    prctl(PR_SET_DUMPABLE, 0); /* nobody in the container gets at the record through /proc/1 */
-    /* No message of ours, and no output, goes to a file that came to be number 0, 1 or 2. */
+    /* If it may, as root may, the recorder sets a saved group that differs from its group. prlimit demands a group that
+     * equals all of them, which no process has. Executing the command resets the command's saved group. */
+    if (setresgid((gid_t)-1, (gid_t)-1, getgid() ? 0 : 1)) { /* The filter is enough. */ }
+    prctl(PR_SET_DUMPABLE, 0); /* no process in the container reaches the record through /proc/1 */
+    /* Keeps messages and output out of files that were opened as number 0, 1 or 2. */
     for (int fd = 0; fd >= 0 && fd < 3;)
         fd = open("/dev/null", O_RDWR | O_CLOEXEC);
-    /* For the command too. An ignored SIGCHLD would never tell of its end. By system call: C libraries keep some numbers to themselves. */
+    /* For the command too. With an ignored SIGCHLD its end would never be reported. By system call, as C libraries
+     * reserve some numbers. */
     static const uint64_t by_default[4];
     for (int number = 1; number <= 64; number++)
         syscall(SYS_rt_sigaction, number, by_default, NULL, 8);
