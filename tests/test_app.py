@@ -75,15 +75,15 @@ async def nothing_left(directory: Path) -> AsyncIterator[None]:
     """Whatever happens in it leaves nothing open, nothing running, and the data directory to the next server."""
     files, work = open_files(), running()
     yield
-    await ended_again(files, work)
+    await ended_again(work, files)
     with claimed(directory / "data"):
         pass
 
 
-async def ended_again(files: Counter[str], work: Counter[str]) -> None:
-    """Waits until nothing more is open, or runs, than that: a thread that was told to end takes a moment."""
+async def ended_again(work: Counter[str], files: Counter[str] | None = None) -> None:
+    """Wait until no more runs than `work`, or is open than `files`: a thread that was told to end takes a moment."""
     until = time.monotonic() + 10
-    while left := (running() - work) + (open_files() - files):
+    while left := (running() - work) + (Counter() if files is None else open_files() - files):
         assert time.monotonic() < until, left
         await asyncio.sleep(0.01)
 
@@ -181,7 +181,7 @@ async def test_a_data_directory_that_is_taken_is_left_to_its_server(tmp_path: Pa
             async with Server(settings(tmp_path)):
                 pass
         # The first one opens what it needs as it goes; of the second one only the lock could be left.
-        await ended_again(open_files(), work)
+        await ended_again(work)
         assert open_files()[str(tmp_path / "data" / "lock")] == 1
         assert (await first.store.unfinished()) == []
 
