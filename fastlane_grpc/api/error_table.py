@@ -22,7 +22,7 @@ Code: TypeAlias = int
 
 
 class ErrorEntry(NamedTuple):
-    """What stands for one class of errors. Each transport has its status in a field of its own."""
+    """The code and reason of one class of errors. A transport with other codes adds a field of its own."""
 
     code: Code
     reason: "Reason.ValueType"

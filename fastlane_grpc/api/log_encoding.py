@@ -12,7 +12,7 @@ from fastlane_grpc.api.log_stream import Heartbeat, LogEnded, LogEvent, LogSuspe
 from fastlane_grpc.logs import Message, TextChunk
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
-# Tags of the wire format, each the number of a field and the kind of its value: StreamExecutionLogsResponse …
+# Tags of the wire format, each a field number and the type of its value: StreamExecutionLogsResponse …
 _CURSOR, _CHUNKS = b"\x0a", b"\x12"
 # … LogChunk …
 _SOURCE, _OFFSET, _TIME, _DATA, _TEXT, _SEQUENCE = b"\x08", b"\x10", b"\x1a", b"\x22", b"\x2a", b"\x30"
@@ -23,7 +23,7 @@ _ONE_BYTE = [bytes([number]) for number in range(128)]
 
 
 class ProtobufEncoding:
-    """Implements Encoding: each message and each event is one StreamExecutionLogsResponse, serialised."""
+    """A StreamEncoding whose messages and events are serialised StreamExecutionLogsResponses."""
 
     name = "protobuf"
 

@@ -15,7 +15,7 @@ _MAX_FIELDS_NAMED = 16
 
 
 class RequestParser:
-    """Parses the serialised requests of one method of the contract."""
+    """A parser of the serialised requests of one method of the contract."""
 
     def __init__(self, method: MethodDescriptor, *, max_request_bytes: int) -> None:
         self._message_class = GetMessageClass(method.input_type)
@@ -43,7 +43,7 @@ class RequestParser:
 
 
 def writes(method: MethodDescriptor) -> bool:
-    """Whether the call may change something: true unless the contract declares that the method has no side effects.
+    """Return whether the call may change something: true unless the contract declares that the method has no side effects.
 
     A field that the server does not know may be a limit that the caller of such a method relies on."""
     return method.GetOptions().idempotency_level != MethodOptions.NO_SIDE_EFFECTS
