@@ -22,7 +22,7 @@ from fastlane_grpc.logs import Logs, Tails
 from fastlane_grpc.machine.data_directory import claimed, disk_bytes
 from fastlane_grpc.machine.open_files import OpenFiles, raise_limit
 from fastlane_grpc.model import Execution
-from fastlane_grpc.retention import Limits, Retention
+from fastlane_grpc.retention import Retention, RetentionLimits
 from fastlane_grpc.rpc.server import RpcServer
 from fastlane_grpc.service import Service
 from fastlane_grpc.store import Quota, Store, StoreHealth
@@ -70,7 +70,7 @@ class Server:
     logs: Logs
     tails: Tails
     dispatcher: Dispatcher
-    upkeep: Retention
+    retention: Retention
     service: Service
     rpc: RpcServer
 
@@ -127,7 +127,7 @@ class Server:
         self.open_hosts(parts)
         self.open_dispatcher(parts)
         self.open_sweepers(parts)
-        self.open_upkeep(parts)
+        self.open_retention(parts)
         await self.open_rpc(parts)
 
     def open_loop(self, parts: AsyncExitStack) -> None:
@@ -210,16 +210,16 @@ class Server:
             self._sweepers[host.name].start()
             host.start(partial(self._tell_host_changed, host))
 
-    def open_upkeep(self, parts: AsyncExitStack) -> None:
+    def open_retention(self, parts: AsyncExitStack) -> None:
         """Retention: until the server stops, at which a call that prunes is told so."""
-        self.upkeep = Retention(self.store, self.logs, _limits(self.settings))
-        parts.callback(self.upkeep.close)
-        self.listeners.append(self.upkeep.news)
-        self.run(parts, "upkeep", self.upkeep.run, restart=True)
+        self.retention = Retention(self.store, self.logs, _limits(self.settings))
+        parts.callback(self.retention.close)
+        self.listeners.append(self.retention.on_change)
+        self.run(parts, "retention", self.retention.run, restart=True)
 
     async def open_rpc(self, parts: AsyncExitStack) -> None:
         """The calls: last to begin, first to end."""
-        self.service = Service(self.store, self.tails, self.dispatcher, self.upkeep, self.settings)
+        self.service = Service(self.store, self.tails, self.dispatcher, self.retention, self.settings)
         self.rpc = RpcServer(self.service, self.settings, max_connections=self.open_files.max_connections)
         parts.push_async_callback(self.rpc.stop)
         self.rpc.listen()
@@ -317,12 +317,12 @@ def _open_store(
         raise CannotServe(str(error)) from error
 
 
-def _limits(settings: Settings) -> Limits:
+def _limits(settings: Settings) -> RetentionLimits:
     """Zero bytes: that was turned off. None: it was not said."""
     total = settings.max_total_log_bytes
     if total is None:
         total = disk_bytes(settings.data_dir) // 2
-    return Limits(settings.keep_logs, settings.keep_jobs, total or None)
+    return RetentionLimits(settings.keep_logs, settings.keep_jobs, total or None)
 
 
 def _host(configured: HostSettings, store: Store, settings: Settings, supervisor: Supervisor) -> Host:

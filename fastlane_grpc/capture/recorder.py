@@ -25,7 +25,7 @@ from fastlane_grpc.capture.handoff_watcher import handoff_watcher
 from fastlane_grpc.docker.engine import Image
 from fastlane_grpc.docker.images import Refused
 from fastlane_grpc.model import HARD_STOP, Cause, Reason, Source
-from fastlane_grpc.record import Chunk, Position, RecordReader, RecordWriter, Sealed, Trailer
+from fastlane_grpc.record import Chunk, Position, RecordReader, RecordSealed, RecordWriter, Trailer
 
 # Where a container has what is ours.
 PROGRAM_TARGET, BOX_TARGET = "/.fastlane/recorder", "/.fastlane/box"
@@ -225,7 +225,7 @@ class RecorderCapture:
         """Of a recorder that was killed: what it had read and not stored is gone, and so is what was in its pipes."""
         try:
             record = RecordWriter.resume(self._box.record)
-        except Sealed:
+        except RecordSealed:
             return self.trailer()
         try:
             for source in (Source.STDOUT, Source.STDERR) if self._cut else ():

@@ -12,7 +12,7 @@ import structlog
 
 from fastlane_grpc.machine.file_tree import Deletion, disk_bytes
 from fastlane_grpc.model import LogTotals, Source, told_line
-from fastlane_grpc.record import RecordReader, RecordWriter, Sealed
+from fastlane_grpc.record import RecordReader, RecordSealed, RecordWriter
 
 # Of fastlane's own lines about one execution: whatever an engine or a registry has to say, and however often.
 MAX_SYSTEM_BYTES = 1 << 20
@@ -62,7 +62,7 @@ class Logs:
                 new = execution_id not in self._writers
                 writer = self._writer(execution_id)
                 writer.write([(Source.SYSTEM, told_line(line).encode() + b"\n")], time.time_ns())
-        except (OSError, Sealed) as error:
+        except (OSError, RecordSealed) as error:
             self._forget(execution_id)
             log.warning("a system line was dropped", execution_id=execution_id, error=str(error))
         else:
@@ -85,7 +85,7 @@ class Logs:
                 finally:
                     self._writers.pop(execution_id).close()
                 return writer.totals()
-        except Sealed:
+        except RecordSealed:
             return self._sealed_totals(execution_id)
         except OSError as error:
             log.warning("a system record cannot be opened", execution_id=execution_id, error=str(error))

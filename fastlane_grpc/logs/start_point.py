@@ -6,10 +6,10 @@ from dataclasses import dataclass
 
 from fastlane_grpc.logs.cursor import Cursor
 from fastlane_grpc.model import Source
-from fastlane_grpc.record import Begin, RecordReader
+from fastlane_grpc.record import ReadStart, RecordReader
 
 _OUTPUT = frozenset({Source.STDOUT, Source.STDERR})
-_FIRST_BYTE = Begin(dict.fromkeys(Source, 0), 0)
+_FIRST_BYTE = ReadStart(dict.fromkeys(Source, 0), 0)
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,7 +43,7 @@ def cursor_at(
 
 def _last_lines(
     output: RecordReader | None, system: RecordReader | None, count: int, sources: frozenset[Source]
-) -> Begin:
+) -> ReadStart:
     """Of whom no output is wanted, fastlane's own lines are counted. What is not counted begins where the first line
     does."""
     counted, other = (output, system) if sources & _OUTPUT else (system, output)
@@ -57,18 +57,18 @@ def _last_lines(
     return _both(_since(other, time_ns), begin)
 
 
-def _since(record: RecordReader | None, time_ns: int) -> Begin:
+def _since(record: RecordReader | None, time_ns: int) -> ReadStart:
     return record.since(time_ns) if record else _FIRST_BYTE
 
 
-def _both(output: Begin, system: Begin) -> Begin:
+def _both(output: ReadStart, system: ReadStart) -> ReadStart:
     """In one: cursors count the sequence of the output alone."""
-    return Begin({**output.offsets, Source.SYSTEM: system.offsets[Source.SYSTEM]}, output.sequence)
+    return ReadStart({**output.offsets, Source.SYSTEM: system.offsets[Source.SYSTEM]}, output.sequence)
 
 
-def _latest(begins: Iterable[Begin]) -> Begin:
+def _latest(begins: Iterable[ReadStart]) -> ReadStart:
     """By source, and so by sequence: where two lie at the same offset, the later one has passed more gaps of unknown
     size."""
     begins = list(begins)
     offsets = {source: max(begin.offsets[source] for begin in begins) for source in Source}
-    return Begin(offsets, max(begin.sequence for begin in begins))
+    return ReadStart(offsets, max(begin.sequence for begin in begins))

@@ -6,7 +6,7 @@ import errno
 import os
 from collections.abc import Callable
 
-from fastlane_grpc.record.format import BLOCK_BYTES, State
+from fastlane_grpc.record.format import BLOCK_BYTES, RecordState
 from fastlane_grpc.record.scan import next_block, punched_bytes
 
 LEAST_BLOCKS = 4
@@ -36,7 +36,7 @@ class Limit:
         """Where the record ends if nothing more can be punched out."""
         return (self._oldest + self.tail) * BLOCK_BYTES
 
-    def make_way(self, number: int) -> bool:
+    def evict_blocks(self, number: int) -> bool:
         """For block `number`, or because it was begun: punches out what is too old by then, as far as what comes after
         it has begun.
 
@@ -56,7 +56,7 @@ class Limit:
         return True
 
 
-def _kept(state: State) -> Sizes:
+def _kept(state: RecordState) -> Sizes:
     """What is in the record before that state: what was missing before it was never there to be punched out."""
     stdout, stderr, system = (its.offset - its.missing_bytes for its in state.sources)
     return stdout, stderr, system

@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastlane_grpc.model import LogTotals, Source
-from fastlane_grpc.record.format import BLOCK_BYTES, SOURCES, Chunk, Gap, State, Trailer
+from fastlane_grpc.record.format import BLOCK_BYTES, SOURCES, Chunk, Gap, RecordState, Trailer
 from fastlane_grpc.record.scan import Position, Scan, block_count, last_block, last_block_that
-from fastlane_grpc.record.seek import Begin, LastLines, position_at_end, position_at_time
+from fastlane_grpc.record.seek import LastLines, ReadStart, position_at_end, position_at_time
 
 STRETCH_BYTES = 4 * BLOCK_BYTES
 _END_OF_TIME = 1 << 64
@@ -65,17 +65,17 @@ class RecordReader:
         # passed.
         return scan.position if scan.position.sequence else Position.BEGIN
 
-    def since(self, time_ns: int) -> Begin:
+    def since(self, time_ns: int) -> ReadStart:
         """Before the first entry of that time or later; at the end if there is none yet."""
         position = position_at_time(self._file.fileno(), time_ns)
-        return Begin(position.offsets, position.sequence)
+        return ReadStart(position.offsets, position.sequence)
 
-    def end(self) -> Begin:
+    def end(self) -> ReadStart:
         """After all that is there now."""
         position = position_at_end(self._file.fileno())
-        return Begin(position.offsets, position.sequence)
+        return ReadStart(position.offsets, position.sequence)
 
-    def last_lines(self, count: int, sources: frozenset[Source]) -> tuple[Begin, int] | None:
+    def last_lines(self, count: int, sources: frozenset[Source]) -> tuple[ReadStart, int] | None:
         """Where the last `count` lines (1 or more) of these sources together begin, and the time of the first entry of
         them.
 
@@ -92,7 +92,7 @@ class RecordReader:
         ends = {source: lines.end(source) for source in sources}
         # None: the block was punched out just now.
         first = next(Scan(self._file.fileno(), position).entries(BLOCK_BYTES), None)
-        return Begin(
+        return ReadStart(
             {**position.offsets, **ends, **begins}, position.sequence
         ), first.time_ns if first else position.time_ns
 
@@ -116,7 +116,7 @@ class RecordReader:
     def close(self) -> None:
         self._file.close()
 
-    def _last_block_within(self, offsets: Mapping[Source, int], sequence: int) -> tuple[int, State] | None:
+    def _last_block_within(self, offsets: Mapping[Source, int], sequence: int) -> tuple[int, RecordState] | None:
         """By bisection: the sums in the headers only grow."""
         fd = self._file.fileno()
         return last_block_that(fd, block_count(fd), lambda number, state: _within(state, offsets, sequence))
@@ -137,7 +137,7 @@ def _had(entry: Chunk | Gap, offsets: Mapping[Source, int], sequence: int) -> bo
     return (entry.offset, entry.sequence) <= (offset, sequence)
 
 
-def _within(state: State, offsets: Mapping[Source, int], sequence: int) -> bool:
+def _within(state: RecordState, offsets: Mapping[Source, int], sequence: int) -> bool:
     """Whether a reader that came to `offsets` and `sequence` has had everything before `state`."""
     return all(
         (its.offset, its.gap_sequence) <= (offsets.get(source, 0), sequence)

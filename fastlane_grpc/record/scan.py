@@ -24,7 +24,7 @@ from fastlane_grpc.record.format import (
     TRAILER,
     Chunk,
     Gap,
-    State,
+    RecordState,
     Trailer,
     unpack_block_header,
     unpack_gap,
@@ -53,7 +53,7 @@ class Position:
         return dict(zip(SOURCES, self.reached, strict=True))
 
     @classmethod
-    def of_block(cls, number: int, state: State) -> "Position":
+    def of_block(cls, number: int, state: RecordState) -> "Position":
         """The begin of a block, by its header."""
         stdout, stderr, system = state.sources
         return cls(
@@ -65,7 +65,7 @@ class Position:
         )
 
 
-Position.BEGIN = Position.of_block(0, State())
+Position.BEGIN = Position.of_block(0, RecordState())
 
 
 class _Ending(Enum):
@@ -181,7 +181,7 @@ class Scan:
         source, missing_bytes, cause = content
         return Gap(source, self._offsets[source], missing_bytes, cause, self._sequence + 1, time_ns)
 
-    def _may_lead_to(self, state: State) -> bool:
+    def _may_lead_to(self, state: RecordState) -> bool:
         """Whether a record that has come here can come to `state`: nothing goes back, and without an entry between
         nothing moves."""
         reached = [source.offset for source in state.sources]
@@ -191,7 +191,7 @@ class Scan:
             its >= ours for its, ours in zip(reached, self._offsets[1:], strict=True)
         )
 
-    def _take_over(self, state: State, place: int) -> Iterator[Gap]:
+    def _take_over(self, state: RecordState, place: int) -> Iterator[Gap]:
         """Goes on by a block's header. What is between its state and ours is missing."""
         if state.sequence == self._sequence:
             return
@@ -205,7 +205,7 @@ class Scan:
         self._offsets[1:] = position.reached
         self._crc32s[1:] = position.crc32s
 
-    def _gaps_before(self, state: State, place: int, time_ns: int) -> list[Gap]:
+    def _gaps_before(self, state: RecordState, place: int, time_ns: int) -> list[Gap]:
         gaps = []
         cause = Cause.SIZE_LIMIT if self._ends_in_punched_block(state, place) else Cause.STORE
         for source, its in zip(SOURCES, state.sources, strict=True):
@@ -220,7 +220,7 @@ class Scan:
         # sequence.
         return sorted(gaps, key=lambda gap: (gap.sequence, gap.missing_bytes is not None))
 
-    def _ends_in_punched_block(self, state: State, place: int) -> bool:
+    def _ends_in_punched_block(self, state: RecordState, place: int) -> bool:
         """Whether what is missing before `place` was taken away on purpose: such blocks read as zeros."""
         block = place // BLOCK_BYTES - 1
         punched = 0 < state.punched_from <= block
@@ -236,7 +236,7 @@ class Scan:
         return None if block is None else block[0] * BLOCK_BYTES
 
 
-def next_block(fd: int, number: int, before: int | None = None) -> tuple[int, State] | None:
+def next_block(fd: int, number: int, before: int | None = None) -> tuple[int, RecordState] | None:
     """The first block with a good header from `number` on, but before `before`, and what its header says."""
     while before is None or number < before:
         raw = os.pread(fd, BLOCK_HEADER_BYTES, number * BLOCK_BYTES)
@@ -249,7 +249,7 @@ def next_block(fd: int, number: int, before: int | None = None) -> tuple[int, St
     return None
 
 
-def last_block_that(fd: int, before: int, true: Callable[[int, State], bool]) -> tuple[int, State] | None:
+def last_block_that(fd: int, before: int, true: Callable[[int, RecordState], bool]) -> tuple[int, RecordState] | None:
     """The last block before `before` with a good header of which it is true, where it is of all before that one, and of
     none after it."""
     found = None
@@ -264,7 +264,7 @@ def last_block_that(fd: int, before: int, true: Callable[[int, State], bool]) ->
     return found
 
 
-def last_block(fd: int) -> tuple[int, State] | None:
+def last_block(fd: int) -> tuple[int, RecordState] | None:
     """The last block with a good header, and what that says."""
     for number in reversed(range(block_count(fd))):
         state = unpack_block_header(os.pread(fd, BLOCK_HEADER_BYTES, number * BLOCK_BYTES), number)

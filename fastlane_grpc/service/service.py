@@ -27,7 +27,7 @@ from fastlane_grpc.schedule import first, waiting_state
 from fastlane_grpc.service import validation
 from fastlane_grpc.service.log_stream import LogRequest, Send, StreamEncoding, log_stream
 from fastlane_grpc.service.pages import Listed, PageRequest, TaskQuery, position_of
-from fastlane_grpc.store import ExecutionQuery, JobQuery, Old, Store
+from fastlane_grpc.store import ExecutionQuery, JobQuery, PruneQuery, Store
 
 # How long a caller who found every stream taken had better wait.
 _STREAMS_RETRY_SECONDS = 5.0
@@ -92,7 +92,7 @@ class Service:
         """From here on every call, and every open stream, ends with ServerStopping."""
         self._stopping = True
         self._upkeep.close()
-        self._tails.ring_all()
+        self._tails.notify_all()
 
     async def enqueue(self, request: EnqueueRequest, malformed: Sequence[Violation] = ()) -> tuple[Job, bool]:
         """The job that is kept, with its first execution, and whether it was there already. `malformed`: fields the
@@ -217,7 +217,7 @@ class Service:
         """Deletes what ended long enough ago, a bounded number; or counts it."""
         self._check_serving()
         validation.refuse(chain(malformed, validation.prune_violations(request.older_than)))
-        old = Old(_time_ago(request.older_than or timedelta()), request.logs_only, request.task_id)
+        old = PruneQuery(_time_ago(request.older_than or timedelta()), request.logs_only, request.task_id)
         return await (self._upkeep.count(old) if request.validate_only else self._upkeep.prune(old))
 
     def waiting(self, execution: Execution) -> Waiting | None:

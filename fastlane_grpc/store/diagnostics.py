@@ -17,7 +17,7 @@ _STEPS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
-class Checkup:
+class DatabaseDiagnosis:
     """`damage` is what SQLite found wrong, empty if nothing; `whole` says whether it came to an end with looking."""
 
     instance: str
@@ -27,7 +27,7 @@ class Checkup:
     over: frozenset[str]
 
 
-def check_up(path: Path, execution_ids: Collection[str]) -> Checkup:
+def diagnose(path: Path, execution_ids: Collection[str]) -> DatabaseDiagnosis:
     """The database at `path`, which is there. StoreFailed: it cannot be read."""
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)) as db:
@@ -36,7 +36,7 @@ def check_up(path: Path, execution_ids: Collection[str]) -> Checkup:
             damage, whole = _damage(db)
     except (sqlite3.Error, TypeError, ValueError) as error:
         raise StoreFailed(f"cannot read {path}: {error}") from error
-    return Checkup(str(instance), damage, whole, over)
+    return DatabaseDiagnosis(str(instance), damage, whole, over)
 
 
 def _is_over(db: Connection, execution_id: str) -> bool:

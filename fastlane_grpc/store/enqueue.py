@@ -28,7 +28,10 @@ T = TypeVar("T")
 # Rows of one statement, at most. For each power of two up to this SQLite keeps the statement prepared.
 _MOST_ROWS = 64
 
-_JOBS = "INSERT INTO jobs (job_id, execution_id, task_id, state, spec, create_time, request_id, request_digest, caller_address) VALUES "
+_JOBS = """
+    INSERT INTO jobs
+        (job_id, execution_id, task_id, state, spec, create_time, request_id, request_digest, caller_address)
+    VALUES """
 _JOB = "(?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _EXECUTIONS = """
     INSERT INTO executions

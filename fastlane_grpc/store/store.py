@@ -30,7 +30,7 @@ from fastlane_grpc.store.enqueue import DEFAULT_SECRET_NAMES, NO_QUOTA, Enqueue,
 from fastlane_grpc.store.job_state import follow, follow_claim, note_stop, settle
 from fastlane_grpc.store.lists import ExecutionQuery, JobQuery, Page, page_of_executions, page_of_jobs, page_of_tasks
 from fastlane_grpc.store.pending import Pending
-from fastlane_grpc.store.pruning import Count, Found, Kept, Old, Place
+from fastlane_grpc.store.pruning import Count, PruneCandidate, PruneCursor, PruneQuery, RetentionTotals
 from fastlane_grpc.store.queries import CURRENT, ahead_of, assignment_of, execution_of, job_of, spec_of, task_of
 from fastlane_grpc.store.readers import Readers
 from fastlane_grpc.store.rows import (
@@ -270,7 +270,8 @@ class Store:
             rows = db.execute(
                 f"""
                 SELECT spec, {EXECUTION} FROM executions INDEXED BY executions_state CROSS JOIN jobs USING (job_id)
-                WHERE executions.state IN ({State.PREPARING}, {State.RUNNING}, {State.STOPPING}) ORDER BY claim_time, executions.seq
+                WHERE executions.state IN ({State.PREPARING}, {State.RUNNING}, {State.STOPPING})
+                ORDER BY claim_time, executions.seq
                 """
             ).fetchall()
             return [Assignment(execution_from(row[1:]), spec_from(row[0])) for row in rows]
@@ -334,7 +335,8 @@ class Store:
                     SET start_time = coalesce(start_time, :start_time),
                         state = iif(state = {State.PREPARING}, {State.RUNNING}, state),
                         state_time = iif(state = {State.PREPARING}, :now, state_time)
-                    WHERE execution_id = :execution_id AND state IN ({State.PREPARING}, {State.RUNNING}, {State.STOPPING})
+                    WHERE execution_id = :execution_id
+                        AND state IN ({State.PREPARING}, {State.RUNNING}, {State.STOPPING})
                     """,
                     execution_id=execution_id,
                     start_time=microseconds_since_epoch(start_time),
@@ -378,7 +380,8 @@ class Store:
                 db,
                 f"""
                 UPDATE executions
-                SET state = {State.QUEUED}, state_time = :now, claim_time = NULL, pull_time = NULL, container_time = NULL,
+                SET state = {State.QUEUED}, state_time = :now,
+                    claim_time = NULL, pull_time = NULL, container_time = NULL,
                     host = '', container_id = '', image_digest = '', capture = '', engine_life = '',
                     logs = :logs, log_bytes = :log_bytes
                 WHERE execution_id = :execution_id AND state = {State.PREPARING} AND NOT starting
@@ -405,8 +408,10 @@ class Store:
                     db,
                     f"""
                     UPDATE executions
-                    SET starting = 0, container_id = '', capture = '', engine_life = '', pull_time = NULL, container_time = NULL
-                    WHERE execution_id = :execution_id AND state IN ({State.PREPARING}, {State.STOPPING}) AND start_time IS NULL
+                    SET starting = 0, container_id = '', capture = '', engine_life = '',
+                        pull_time = NULL, container_time = NULL
+                    WHERE execution_id = :execution_id AND state IN ({State.PREPARING}, {State.STOPPING})
+                        AND start_time IS NULL
                     """,
                     execution_id=execution_id,
                 )
@@ -442,10 +447,12 @@ class Store:
                 f"""
                 UPDATE executions
                 SET state = :state, state_time = :now, end_time = :now,
-                    reason = :reason, detail = :detail, exit_code = :exit_code, out_of_memory = :out_of_memory, stop_signal = :stop_signal,
+                    reason = :reason, detail = :detail, exit_code = :exit_code,
+                    out_of_memory = :out_of_memory, stop_signal = :stop_signal,
                     logs = :logs, log_bytes = :log_bytes,
                     exit_time = coalesce(:exit_time, exit_time), seal_time = coalesce(:seal_time, seal_time),
-                    first_byte_time = coalesce(:first_byte_time, first_byte_time), start_time = coalesce(:start_time, start_time)
+                    first_byte_time = coalesce(:first_byte_time, first_byte_time),
+                    start_time = coalesce(:start_time, start_time)
                 WHERE execution_id = :execution_id AND state < {State.SUCCEEDED}
                 """,
                 execution_id=execution_id,
@@ -470,11 +477,11 @@ class Store:
         return self._writer.write_until_stored(work)
 
     def probe(self) -> Pending[None]:
-        """Writes what changes nothing, down to the disk: DiskFull or StoreFailed where it cannot be written."""
+        """Write something that changes nothing, down to the disk. DiskFull or StoreFailed: that was not possible."""
 
         def work(db: Connection) -> Written[None]:
             db.execute("UPDATE kept SET waiting = waiting")
-            # So little fits where a larger write has failed before, as SQLite's log keeps the room that it was given.
+            # A write as small as this may fit where a larger one has failed: SQLite's log keeps the space it was given.
             if (free := free_bytes(self._writer.path.parent)) < PROBE_FREE_BYTES:
                 raise DiskFull(f"there are {free} bytes left to write {self._writer.path}")
             if (inodes := free_inodes(self._writer.path.parent)) is not None and inodes < PROBE_FREE_INODES:
@@ -483,33 +490,35 @@ class Store:
 
         return self._writer.write(work)
 
-    # ---- what the upkeep asks for
+    # ---- what retention asks for
 
-    def kept(self) -> Pending[Kept]:
-        """The oldest of what is kept, and how much that is."""
-        return self._readers.read(pruning.kept)
+    def retention_totals(self) -> Pending[RetentionTotals]:
+        """Return the earliest ends of what is kept, and what the logs take on the disk."""
+        return self._readers.read(pruning.retention_totals)
 
-    def oldest(self, old: Old, *, after: Place = Old.BEGIN, limit: int) -> Pending[list[Found]]:
-        """What of it ended first, after that place: of at most `limit` logs, or all executions of at most `limit`
-        jobs."""
-        return self._readers.read(lambda db: pruning.oldest(db, old, after, limit))
+    def oldest(
+        self, query: PruneQuery, *, after: PruneCursor = PruneQuery.START, limit: int
+    ) -> Pending[list[PruneCandidate]]:
+        """Return the first candidates after that cursor: those of at most `limit` logs, or all executions of at most
+        `limit` jobs."""
+        return self._readers.read(lambda db: pruning.oldest(db, query, after, limit))
 
-    def count(self, old: Old, *, limit: int) -> Pending[Count]:
-        """How much there is of it, counted up to `limit` logs or jobs."""
-        return self._readers.read(lambda db: pruning.count(db, old, limit))
+    def count(self, query: PruneQuery, *, limit: int) -> Pending[Count]:
+        """Count what the query finds, up to `limit` logs or jobs."""
+        return self._readers.read(lambda db: pruning.count(db, query, limit))
 
     def mark_pruned(self, execution_ids: Sequence[str]) -> Pending[None]:
-        """Comes first, so that no reader takes a log whose files are gone for one that was lost. The files are known of
-        still."""
+        """Note that these logs are being deleted. To be called before their files are deleted, so that no reader takes
+        a deleted log for a lost one."""
         return self._writer.write(lambda db: Written(None, pruning.mark_pruned(db, execution_ids, self._now())))
 
     def forget_logs(self, execution_ids: Sequence[str]) -> Pending[None]:
-        """Comes when the files of these are gone."""
+        """Note that the files of these logs are deleted."""
         return self._writer.write(lambda db: Written(None, pruning.forget_logs(db, execution_ids, self._now())))
 
     def delete_jobs(self, job_ids: Sequence[str]) -> Pending[int]:
-        """Comes when the files of all their executions are gone. How many of these jobs went: those that are final, and
-        were there."""
+        """Delete those of the jobs that are final. Return how many these were. To be called when the files of all their
+        executions are deleted."""
         return self._writer.write(lambda db: Written(pruning.delete_jobs(db, job_ids)))
 
 
@@ -517,7 +526,7 @@ class Store:
 
 
 def _update(db: Connection, sql: str, **values: object) -> Execution | None:
-    """An update of at most one execution: what it is now, or None if the guard in its WHERE kept it as it was."""
+    """Update at most one execution. Return the execution as it is then; None if the guard in WHERE did not hold."""
     # Fetched to the end: COMMIT fails while a RETURNING has rows that nobody took.
     rows = db.execute(f"{sql} RETURNING {EXECUTION}", values).fetchall()
     return execution_from(rows[0]) if rows else None
@@ -534,15 +543,16 @@ def _followed(db: Connection, execution: Execution | None) -> Written[Execution 
 
 
 def _claim_next(db: Connection, host: str, now: int) -> Execution | None:
-    # The lines are read in their order, and of the first one the execution that was due first: two steps down two
-    # indexes, however many wait. Those that expired are passed over; they are few, as they were ended before places
-    # were given.
+    # Round-robin: of the ready task with the next turn (table `lines`), the execution that was due first. That is two
+    # steps down two indexes, however many wait. Expired executions are skipped; they are few, as `promote` ends them
+    # before claims.
     return _update(
         db,
         f"""
         UPDATE executions SET state = {State.PREPARING}, state_time = :now, claim_time = :now, host = :host
         WHERE state = {State.QUEUED} AND seq = (
-            SELECT queued.seq FROM lines INDEXED BY lines_turn CROSS JOIN executions AS queued INDEXED BY executions_queued
+            SELECT queued.seq
+            FROM lines INDEXED BY lines_turn CROSS JOIN executions AS queued INDEXED BY executions_queued
             ON queued.state = {State.QUEUED} AND queued.priority = lines.priority AND queued.task_id = lines.task_id
             WHERE queued.expire_time IS NULL OR queued.expire_time >= :now
             ORDER BY lines.priority DESC, lines.turn, queued.due_time, queued.seq LIMIT 1
@@ -565,7 +575,8 @@ def _stop_unclaimed(db: Connection, which: str, order: Mapping[str, object]) -> 
         SET state = {State.STOPPED}, state_time = :now, end_time = :now,
             stop_cause = '{StopCause.CALLER.value}', stop_time = :now, stop_grace = :grace, stop_note = :note,
             reason = {Reason.UNSPECIFIED},
-            detail = 'stopped while it was ' || iif(state = {State.QUEUED}, 'queued', 'scheduled') || iif(:note = '', '', ': ' || :note),
+            detail = 'stopped while it was ' || iif(state = {State.QUEUED}, 'queued', 'scheduled')
+                || iif(:note = '', '', ': ' || :note),
             out_of_memory = 0, stop_signal = ''
         WHERE seq = {which} AND state IN ({State.SCHEDULED}, {State.QUEUED})
         """,
