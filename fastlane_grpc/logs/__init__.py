@@ -1,5 +1,4 @@
-"""The logs of all executions: where they are, fastlane's own lines in them, and any number of readers that wait for
-more."""
+"""The logs of all executions: their files, fastlane's own lines in them, and any number of readers."""
 
 from fastlane_grpc.logs.cursor import Cursor
 from fastlane_grpc.logs.files import Logs

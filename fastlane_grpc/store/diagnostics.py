@@ -1,4 +1,4 @@
-"""A look at the database from outside, beside a server or without one: it changes nothing."""
+"""Diagnostics of the database, with or without a server that runs. They change nothing."""
 
 import time
 from collections.abc import Collection
@@ -18,7 +18,7 @@ _STEPS = 100_000
 
 @dataclass(frozen=True, slots=True)
 class DatabaseDiagnosis:
-    """`damage` is what SQLite found wrong, empty if nothing; `whole` says whether it came to an end with looking."""
+    """`damage`: what SQLite found wrong, empty if nothing. `whole`: whether SQLite has checked the whole database."""
 
     instance: str
     damage: str
@@ -28,7 +28,7 @@ class DatabaseDiagnosis:
 
 
 def diagnose(path: Path, execution_ids: Collection[str]) -> DatabaseDiagnosis:
-    """The database at `path`, which is there. StoreFailed: it cannot be read."""
+    """Check the database at `path`, which exists. StoreFailed: it cannot be read."""
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)) as db:
             (instance,) = db.execute("SELECT instance_id FROM instance").fetchone()

@@ -1,5 +1,5 @@
-"""Tasks, jobs and executions. One public method is one transaction, and a transition that lost a race changes
-nothing."""
+"""The store of tasks, jobs and executions. Each public method is one transaction. A transition that has lost a race
+changes nothing."""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
@@ -52,7 +52,7 @@ PROBE_FREE_INODES = 16
 
 
 class Store:
-    """Every method but `close` answers with a Pending: await it on the loop, take its `result()` on any other thread.
+    """Each method except `close` returns a Pending: await it on the loop, take its `result()` on any other thread.
 
     Those that write raise DiskFull or StoreFailed where nothing could be kept. Those a runner calls (`starting`,
     `running`, `time_out`, `requeue`, `finish`) do not: they are tried again until they are stored. ServerStopping: the
@@ -70,7 +70,7 @@ class Store:
         on_failure: Callable[[], None] = lambda: None,
         supervisor: Supervisor = ALONE,
     ) -> Self:
-        """The store in `directory`, made if there is none; it takes jobs up to `quota`. StoreFailed if it cannot be
+        """Open the store in `directory`, or make it. It takes jobs up to `quota`. StoreFailed if it cannot be
         opened.
 
         After each commit, on the loop, `on_commit` is given every change that the commit made to an execution (a new
@@ -113,8 +113,8 @@ class Store:
         self.instance = instance
 
     def close(self, timeout: float | None = None) -> None:
-        """What was asked for is still done, what comes later raises ServerStopping. Blocks; each thread has `timeout`
-        seconds to end."""
+        """Finish the calls that were made; later ones raise ServerStopping. Blocks; each thread has `timeout` seconds
+        to end."""
         self._readers.close(timeout)
         # The last connection that closes moves the log of SQLite into the file: that is to be the writer's.
         self._writer.close(timeout)
@@ -124,7 +124,8 @@ class Store:
     def enqueue(
         self, *, task_id: str, spec: JobSpec, request_id: str, caller_address: str
     ) -> Pending[tuple[Job, bool]]:
-        """A job with its first execution, queued or scheduled; and whether `request_id` had made it before.
+        """Store a job with its first execution, queued or scheduled. Return the job, and whether `request_id` had made
+        it before.
 
         RequestIdReused: it had made another; secrets are not compared. QueueFull, DiskFull: no more jobs are taken now.
         """
@@ -165,7 +166,7 @@ class Store:
         grace: timedelta,
         note: str,
     ) -> list[Execution]:
-        """Stops the execution of which `which`, SQL with the values `of`, is the seq. Returns the executions that
+        """Stop the execution with the seq that `which`, SQL with the values `of`, selects. Return the executions that
         changed."""
         order = {**of, "now": microseconds_since_epoch(now), "grace": microseconds_of(grace), "note": note}
         if execution := _stop_unclaimed(db, which, order):
@@ -177,11 +178,11 @@ class Store:
         return [execution] if execution else []
 
     def job(self, job_id: str) -> Pending[Job]:
-        """JobNotFound."""
+        """Return the job. JobNotFound."""
         return self._readers.read(lambda db: job_of(db, job_id))
 
     def job_in_line(self, job_id: str, most: int) -> Pending[tuple[Job, int]]:
-        """The job, and how many executions go before its own, as `ahead`; in one step of a thread. JobNotFound."""
+        """Return the job, and how many executions go before its own, in one step of a thread. JobNotFound."""
 
         def work(db: Connection) -> tuple[Job, int]:
             job = job_of(db, job_id)
@@ -190,7 +191,7 @@ class Store:
         return self._readers.read(work)
 
     def execution_in_line(self, execution_id: str, most: int) -> Pending[tuple[Execution, int]]:
-        """The execution, and how many go before it, as `ahead`; in one step of a thread. ExecutionNotFound."""
+        """Return the execution, and how many go before it, in one step of a thread. ExecutionNotFound."""
 
         def work(db: Connection) -> tuple[Execution, int]:
             execution = execution_of(db, execution_id)
@@ -199,37 +200,37 @@ class Store:
         return self._readers.read(work)
 
     def execution(self, execution_id: str) -> Pending[Execution]:
-        """ExecutionNotFound."""
+        """Return the execution. ExecutionNotFound."""
         return self._readers.read(lambda db: execution_of(db, execution_id))
 
     def task(self, task_id: str) -> Pending[Task]:
-        """TaskNotFound."""
+        """Return the task. TaskNotFound."""
         return self._readers.read(lambda db: task_of(db, task_id))
 
     def jobs(self, query: JobQuery, *, after: tuple[int, int] | None = None, size: int) -> Pending[Page[Job]]:
-        """A page of at most `size` from behind `after` on, newest first."""
+        """Return a page of at most `size` after `after`, newest first."""
         return self._readers.read(lambda db: page_of_jobs(db, query, after, size))
 
     def executions(
         self, query: ExecutionQuery, *, after: tuple[int] | None = None, size: int
     ) -> Pending[Page[Execution]]:
-        """A page of at most `size` from behind `after` on, newest first."""
+        """Return a page of at most `size` after `after`, newest first."""
         return self._readers.read(lambda db: page_of_executions(db, query, after, size))
 
     def tasks(self, *, after: tuple[str] | None = None, size: int) -> Pending[Page[Task]]:
-        """A page of at most `size` from behind `after` on, by name."""
+        """Return a page of at most `size` tasks after `after`, by name."""
         return self._readers.read(lambda db: page_of_tasks(db, after, size))
 
     def ahead(self, execution_id: str, most: int) -> Pending[int]:
-        """How many queued executions of its task and priority go before this one, counted up to `most`; 0 if it is not
-        queued."""
+        """Count the queued executions of the same task and priority that go before this one, up to `most`; 0 if this
+        one is not queued."""
         return self._readers.read(lambda db: ahead_of(db, execution_id, most))
 
     # ---- what the dispatcher asks for
 
     def promote(self, limit: int) -> Pending[Promotion]:
-        """Ends executions that have not been claimed by their expire_time, and queues those that are due: the oldest
-        ones, at most `limit` in all."""
+        """End executions that were not claimed by their expire_time, and queue those that are due: the oldest ones, at
+        most `limit` in all."""
 
         def work(db: Connection) -> Written[Promotion]:
             now = self._now()
@@ -244,12 +245,12 @@ class Store:
         return self._writer.write(work)
 
     def next_due_time(self) -> Pending[datetime | None]:
-        """The earliest time at which an execution is due or has expired; None if nothing waits for a time."""
+        """Return the earliest time at which an execution is due or has expired; None if none waits for a time."""
         return self._readers.read(due.next_time)
 
     def claim_on(self, hosts: Sequence[str]) -> Pending[list[Assignment]]:
-        """As many of the queued ones as there are `hosts`, each on one of these, in their order: the highest priority
-        first, its tasks in turns, each first in, first out."""
+        """Claim a queued execution for each of `hosts`, as long as there are any. The highest priority goes first;
+        within a priority tasks take turns; within a task the execution that was due first goes first."""
 
         def work(db: Connection) -> Written[list[Assignment]]:
             now = microseconds_since_epoch(self._now())
@@ -264,7 +265,7 @@ class Store:
         return self._writer.write(work)
 
     def unfinished(self) -> Pending[list[Assignment]]:
-        """Those that were claimed and are not final, in the order in which they were claimed."""
+        """Return the executions that were claimed and are not final, in the order of their claims."""
 
         def work(db: Connection) -> list[Assignment]:
             rows = db.execute(
@@ -279,7 +280,7 @@ class Store:
         return self._readers.read(work)
 
     def assignment(self, execution_id: str) -> Pending[Assignment]:
-        """ExecutionNotFound."""
+        """Return the execution with the spec of its job. ExecutionNotFound."""
         return self._readers.read(lambda db: assignment_of(db, execution_id))
 
     # ---- what a runner tells
@@ -295,8 +296,8 @@ class Store:
         pull_time: datetime | None,
         container_time: datetime | None,
     ) -> Pending[Execution | None]:
-        """The fence: who gets the execution may send its one start. None: it was told to stop, its expire_time has
-        passed, or a start may have been sent before."""
+        """Commit that the one start is about to be sent (the fence). A caller that gets the execution may send it.
+        None: the execution was told to stop, has expired, or a start may have been sent before."""
 
         def work(db: Connection) -> Written[Execution | None]:
             return _written(
@@ -323,7 +324,8 @@ class Store:
         return self._writer.write_until_stored(work)
 
     def running(self, execution_id: str, *, start_time: datetime) -> Pending[Execution | None]:
-        """PREPARING: RUNNING. RUNNING or STOPPING: the same state, with a start time. None: it is final, or queued."""
+        """Note that the container has started: PREPARING becomes RUNNING, STOPPING gets a start time. None: the
+        execution is final, or queued."""
 
         def work(db: Connection) -> Written[Execution | None]:
             return _followed(
@@ -347,7 +349,7 @@ class Store:
         return self._writer.write_until_stored(work)
 
     def time_out(self, execution_id: str, *, grace: timedelta) -> Pending[Execution | None]:
-        """RUNNING: STOPPING, because of its timeout. None: it is not RUNNING."""
+        """Move an execution from RUNNING to STOPPING, because of its timeout. None: it is not RUNNING."""
 
         def work(db: Connection) -> Written[Execution | None]:
             return _followed(
@@ -399,8 +401,8 @@ class Store:
         return self._writer.write_until_stored(work)
 
     def revoked(self, execution_id: str) -> Pending[Execution | None]:
-        """The start that may have been sent can have no effect any more: as before the fence. None: it has started, or
-        is final."""
+        """Note that a start that may have been sent can have no effect any more: the execution is as before the fence.
+        None: it has started, or is final."""
 
         def work(db: Connection) -> Written[Execution | None]:
             return _written(
@@ -432,10 +434,10 @@ class Store:
         first_byte_time: datetime | None = None,
         start_time: datetime | None = None,
     ) -> Pending[Execution]:
-        """Not final: `state`, which is, from now on. Final: as it is. Times that are None stay as they are.
-        ExecutionNotFound.
+        """Move an execution that is not final to the final `state`; return one that is final as it is. Times that are
+        None stay as they are. ExecutionNotFound.
 
-        `log_bytes`: the room on the disk that its log takes; 0: it has none.
+        `log_bytes`: what its log takes on the disk; 0: it has no log.
         """
         if not state.final:
             raise ValueError(f"{state.name} is not final")
