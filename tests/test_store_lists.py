@@ -74,7 +74,8 @@ def run_again(db: Connection, job_id: str) -> None:
     execution_id = new_id()
     db.execute(
         """
-        INSERT INTO executions (execution_id, job_id, task_id, priority, run, attempt, state, state_time, create_time, due_time)
+        INSERT INTO executions
+            (execution_id, job_id, task_id, priority, run, attempt, state, state_time, create_time, due_time)
         SELECT ?, job_id, task_id, 0, 2, 1, 2, 0, 0, 0 FROM jobs WHERE job_id = ?
         """,
         (execution_id, job_id),
@@ -390,14 +391,16 @@ def fill(db: Connection, count: int) -> None:
     db.executemany("INSERT INTO tasks VALUES (?, 0, 0, 0, 0)", [(f"t{number}",) for number in range(50)])
     db.executemany(
         """
-        INSERT INTO jobs (job_id, execution_id, task_id, state, spec, create_time, request_id, request_digest, caller_address)
+        INSERT INTO jobs
+            (job_id, execution_id, task_id, state, spec, create_time, request_id, request_digest, caller_address)
         VALUES (?1, ?1, ?2, ?3, CAST('{}' AS BLOB), ?4, '', x'00', '')
         """,
         ids,
     )
     db.executemany(
         """
-        INSERT INTO executions (execution_id, job_id, task_id, priority, run, attempt, state, state_time, create_time, due_time, host)
+        INSERT INTO executions
+            (execution_id, job_id, task_id, priority, run, attempt, state, state_time, create_time, due_time, host)
         VALUES (?1, ?1, ?2, 0, 1, 1, ?3, ?4, ?4, 0, 'here')
         """,
         ids,

@@ -499,7 +499,11 @@ def opened(directory):
     loop = asyncio.new_event_loop()
     writer = Writer(open_for_writing(path), path, loop=loop, on_commit=lambda executions: None)
     return writer, Store(
-        writer, Readers(path, loop=loop), instance="", now=lambda: NOW, after=lambda job, ended, now: Next(now + timedelta(hours=1), 1, 2)
+        writer,
+        Readers(path, loop=loop),
+        instance="",
+        now=lambda: NOW,
+        after=lambda job, ended, now: Next(now + timedelta(hours=1), 1, 2),
     )
 
 def die_at(number):
@@ -565,7 +569,9 @@ from fastlane_grpc.store.writer import Writer
 from fastlane_grpc.store import Store
 
 def after(job, ended, now):
-    return settled_by(ended) if ended.attempt == 3 else Next(now + timedelta(microseconds=ended.attempt - 1), 1, ended.attempt + 1)
+    if ended.attempt == 3:
+        return settled_by(ended)
+    return Next(now + timedelta(microseconds=ended.attempt - 1), 1, ended.attempt + 1)
 
 async def main():
     path = Path(sys.argv[1]) / "fastlane.db"
@@ -632,7 +638,8 @@ def steps_of_a_look(directory: Path, count: int) -> int:
     db.executemany(
         """
         INSERT INTO executions
-            (execution_id, job_id, task_id, priority, run, attempt, state, state_time, create_time, due_time, expire_time)
+            (execution_id, job_id, task_id, priority, run, attempt,
+             state, state_time, create_time, due_time, expire_time)
         VALUES (?, '', 'task', 0, 1, 1, ?, 0, 0, ?, ?)
         """,
         [(new_id(), 1 + number % 2, number, None if number % 4 == 1 else number + count) for number in range(count)],

@@ -1,4 +1,4 @@
-"""Reading a record while it is written and after, by any number of readers: each gets the same entries, in the same
+"""Reading a record, while it is written and after, by any number of readers. Each gets the same entries in the same
 order."""
 
 from collections.abc import Iterable, Mapping
@@ -17,7 +17,7 @@ _END_OF_OFFSETS = 1 << 62
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Entries of a record, and where to go on after them. With a `trailer` they are the last ones; no entry and no
+    """Entries of a record, and the position after them. With a `trailer` they are the last ones. No entry and no
     trailer: nothing new."""
 
     entries: tuple[Chunk | Gap, ...]
@@ -66,12 +66,12 @@ class RecordReader:
         return scan.position if scan.position.sequence else Position.BEGIN
 
     def since(self, time_ns: int) -> ReadStart:
-        """Before the first entry of that time or later; at the end if there is none yet."""
+        """Return the point before the first entry of that time or later; the end if there is none yet."""
         position = position_at_time(self._file.fileno(), time_ns)
         return ReadStart(position.offsets, position.sequence)
 
     def end(self) -> ReadStart:
-        """After all that is there now."""
+        """Return the point after all entries so far."""
         position = position_at_end(self._file.fileno())
         return ReadStart(position.offsets, position.sequence)
 
@@ -97,7 +97,7 @@ class RecordReader:
         ), first.time_ns if first else position.time_ns
 
     def totals(self) -> tuple[LogTotals, ...]:
-        """What each source holds by now, of a record that lost nothing."""
+        """Return what each source holds by now, of a record that lost nothing."""
         position = position_at_end(self._file.fileno())
         return tuple(
             LogTotals(source, offset, 0, crc32)
@@ -106,7 +106,7 @@ class RecordReader:
         )
 
     def trailer(self) -> Trailer | None:
-        """The trailer, found from the end of the file; None if there is none yet."""
+        """Find the trailer from the end of the file. None if there is none yet."""
         block = last_block(self._file.fileno())
         if block is None:
             return None
@@ -117,13 +117,13 @@ class RecordReader:
         self._file.close()
 
     def _last_block_within(self, offsets: Mapping[Source, int], sequence: int) -> tuple[int, RecordState] | None:
-        """By bisection: the sums in the headers only grow."""
+        """Locate a block by bisection: the sums in the headers only grow."""
         fd = self._file.fileno()
         return last_block_that(fd, block_count(fd), lambda number, state: _within(state, offsets, sequence))
 
 
 def unread(entries: Iterable[Chunk | Gap], offsets: Mapping[Source, int], sequence: int) -> tuple[Chunk | Gap, ...]:
-    """The entries without what a reader has had that came to `offsets` and `sequence`; the first one of a source may be
+    """Return the entries that a reader at `offsets` and `sequence` has not had. The first one of a source may be
     cut."""
     return tuple(_cut(entry, offsets.get(entry.source, 0)) for entry in entries if not _had(entry, offsets, sequence))
 
@@ -138,7 +138,7 @@ def _had(entry: Chunk | Gap, offsets: Mapping[Source, int], sequence: int) -> bo
 
 
 def _within(state: RecordState, offsets: Mapping[Source, int], sequence: int) -> bool:
-    """Whether a reader that came to `offsets` and `sequence` has had everything before `state`."""
+    """Whether a reader at `offsets` and `sequence` has had everything before `state`."""
     return all(
         (its.offset, its.gap_sequence) <= (offsets.get(source, 0), sequence)
         for source, its in zip(SOURCES, state.sources, strict=True)

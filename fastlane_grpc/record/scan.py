@@ -1,5 +1,4 @@
-"""A walk over the frames of a record, from any place on. What it yields was written so, in this order; the rest is a
-gap."""
+"""A scan of the frames of a record, from any position on. It yields what was written, in order; the rest is a gap."""
 
 import errno
 import os
@@ -34,7 +33,7 @@ from fastlane_grpc.record.format import (
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A place in a record, after a frame or at the begin of a block, and all that is needed to go on from there.
+    """A position in a record, after a frame or at the start of a block, and all that is needed to go on from there.
 
     `sequence` and `time_ns` are those of the last entry before it; `reached` and `crc32s` are by source, in the order
     of their numbers."""
@@ -49,12 +48,12 @@ class Position:
 
     @property
     def offsets(self) -> Mapping[Source, int]:
-        """How far each of the three sources has come, in bytes."""
+        """The offset of each of the three sources, in bytes."""
         return dict(zip(SOURCES, self.reached, strict=True))
 
     @classmethod
     def of_block(cls, number: int, state: RecordState) -> "Position":
-        """The begin of a block, by its header."""
+        """Return the start of a block, by its header."""
         stdout, stderr, system = state.sources
         return cls(
             number * BLOCK_BYTES,
@@ -69,7 +68,7 @@ Position.BEGIN = Position.of_block(0, RecordState())
 
 
 class _Ending(Enum):
-    """Why a walk over one block ended."""
+    """Why a scan of one block ended."""
 
     PASSED = 1
     NOT_YET = 2
@@ -77,7 +76,7 @@ class _Ending(Enum):
 
 
 class Scan:
-    """A walk that has come to a position."""
+    """A scan that has come to a position."""
 
     def __init__(self, fd: int, position: Position) -> None:
         self._fd = fd
@@ -237,7 +236,7 @@ class Scan:
 
 
 def next_block(fd: int, number: int, before: int | None = None) -> tuple[int, RecordState] | None:
-    """The first block with a good header from `number` on, but before `before`, and what its header says."""
+    """Return the first block with a good header from `number` on, but before `before`, and its state."""
     while before is None or number < before:
         raw = os.pread(fd, BLOCK_HEADER_BYTES, number * BLOCK_BYTES)
         if len(raw) < BLOCK_HEADER_BYTES:
@@ -265,7 +264,7 @@ def last_block_that(fd: int, before: int, true: Callable[[int, RecordState], boo
 
 
 def last_block(fd: int) -> tuple[int, RecordState] | None:
-    """The last block with a good header, and what that says."""
+    """Return the last block with a good header, and its state."""
     for number in reversed(range(block_count(fd))):
         state = unpack_block_header(os.pread(fd, BLOCK_HEADER_BYTES, number * BLOCK_BYTES), number)
         if state is not None:
@@ -274,7 +273,7 @@ def last_block(fd: int) -> tuple[int, RecordState] | None:
 
 
 def punched_bytes(fd: int, punched_from: int) -> tuple[int, int, int]:
-    """How many bytes of each source were in the blocks that were punched out from block `punched_from` on; 0: none."""
+    """Return the bytes of each source in the blocks that were punched out from block `punched_from` on; 0: none."""
     beyond = next_block(fd, punched_from) if punched_from else None
     if beyond is None or beyond[0] == punched_from:
         return 0, 0, 0
@@ -295,7 +294,7 @@ def punched_bytes(fd: int, punched_from: int) -> tuple[int, int, int]:
 
 
 def block_count(fd: int) -> int:
-    """How many blocks have begun."""
+    """Return the number of blocks, an incomplete last one included."""
     return -(-os.fstat(fd).st_size // BLOCK_BYTES)
 
 

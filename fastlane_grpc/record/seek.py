@@ -1,4 +1,4 @@
-"""Where those begin who do not want the whole of a record: its last lines, or what came since some time.
+"""Start positions within a record: its last lines, or what came since some time.
 
 Found by bisection over the headers of blocks, and a walk within one or a few blocks: what it costs hardly depends on
 how much there is."""
@@ -13,15 +13,15 @@ from fastlane_grpc.record.scan import Position, Scan, block_count, last_block, l
 
 @dataclass(frozen=True, slots=True)
 class ReadStart:
-    """How far each source is passed. A gap of unknown size exactly there is passed if its sequence is not more than
-    `sequence`."""
+    """The offsets at which a reader starts. A gap of unknown size exactly there is passed if its sequence is not more
+    than `sequence`."""
 
     offsets: Mapping[Source, int]
     sequence: int
 
 
 def position_at_time(fd: int, time_ns: int) -> Position:
-    """Before the first chunk or gap of that time or later; at the end if there is none."""
+    """Return the position before the first chunk or gap of that time or later; the end if there is none."""
     block = last_block_that(fd, block_count(fd), lambda number, state: state.time_ns < time_ns)
     scan = Scan(fd, Position.of_block(*block) if block else Position.BEGIN)
     for entry in scan.entries(BLOCK_BYTES):
@@ -31,7 +31,7 @@ def position_at_time(fd: int, time_ns: int) -> Position:
 
 
 def position_at_end(fd: int) -> Position:
-    """After the last whole frame."""
+    """Return the position after the last whole frame."""
     block = last_block(fd)
     scan = Scan(fd, Position.of_block(*block) if block else Position.BEGIN)
     for _ in scan.entries(BLOCK_BYTES):
@@ -41,7 +41,7 @@ def position_at_end(fd: int) -> Position:
 
 @dataclass(frozen=True, slots=True)
 class _LineStart:
-    """After a newline, or at the begin of a source: `sequence` is that of the chunk which the newline is in."""
+    """The start of a line: after a newline, or at the start of a source. `sequence` is that of the newline's chunk."""
 
     offset: int = 0
     sequence: int = 0
@@ -63,8 +63,7 @@ class _Source:
 
 @dataclass(slots=True)
 class _Hole:
-    """What the size limit took away: the first block that is there again, and the newlines of each source that are gone
-    with it."""
+    """What the size limit punched out: the first block after the hole, and the newlines of each source in the hole."""
 
     block: int
     newlines: Mapping[Source, int]

@@ -1,4 +1,4 @@
-"""Writing a record: one writer, one thread at a time. What is written stays as it is; a write that fails leaves whole
+"""Writing a record: one writer, one thread at a time. What was written never changes. A write that fails leaves whole
 frames."""
 
 import os
@@ -70,7 +70,7 @@ class RecordWriter:
 
     @classmethod
     def create(cls, path: Path, *, execution_id: str, capture: str, max_bytes: int | None = None) -> Self:
-        """Makes the file, which must not be there, and writes START. Its name survives a power cut; its content from
+        """Make the file, which must not exist, and write START. Its name survives a power cut; its content does from
         the next `sync` on."""
         payload = pack_start(execution_id, capture)
         file = FileIO(path, "x+", opener=_open_private)
@@ -99,7 +99,7 @@ class RecordWriter:
             raise
 
     def write(self, pieces: Iterable[tuple[Source, bytes | memoryview]], time_ns: int) -> None:
-        """Appends the pieces, those that follow each other in one source as one frame, as far as the block goes.
+        """Append the pieces. Neighbours of one source become one frame, as far as the block goes.
         Readers see them at once.
 
         When this raises OSError (no room, quota, I/O), the file ends with a whole frame, and the same pieces may be
@@ -118,7 +118,7 @@ class RecordWriter:
             self._seen = _after_runs(self._seen, runs, time_ns)
 
     def gap(self, source: Source, missing_bytes: int | None, cause: Cause, time_ns: int) -> None:
-        """Says that bytes of `source` are missing here; None: nobody knows how many."""
+        """Append a gap: bytes of `source` are missing here. None: their number is unknown."""
         if missing_bytes is not None and missing_bytes <= 0:
             raise ValueError(f"a gap of {missing_bytes} bytes is none")
         self._taken = 0
@@ -128,7 +128,7 @@ class RecordWriter:
             self._seen = _after_gap(self._seen, source, missing_bytes, time_ns)
 
     def seal(self, exit_code: int | None, facts: Mapping[str, object], time_ns: int) -> Trailer:
-        """Writes the trailer, brings all to the disk and closes. When it raises OSError, it may be called again."""
+        """Write the trailer, sync and close. After an OSError it may be called again."""
         self._taken = 0
         if self._trailer is None:
             self._write_pending_gaps(time_ns)
@@ -139,7 +139,7 @@ class RecordWriter:
 
     @property
     def taken(self) -> int:
-        """Of the pieces whose write raised OSError, how many bytes are in the file, counted from the first piece on."""
+        """How many bytes of the pieces whose write raised OSError are in the file, from the first piece on."""
         return self._taken
 
     @property
@@ -148,11 +148,11 @@ class RecordWriter:
         return self._state.first_byte_time_ns or None
 
     def totals(self) -> tuple[LogTotals, ...]:
-        """One for each source that wrote or lost something."""
+        """Return one total for each source that wrote or lost something."""
         return totals_of(self._in_all())
 
     def sync(self) -> None:
-        """Brings what was written to the disk."""
+        """Sync what was written to the disk."""
         os.fdatasync(self._file.fileno())
 
     def close(self) -> None:
@@ -167,7 +167,7 @@ class RecordWriter:
         return _Frames(self._size, self._state)
 
     def _write_pending_gaps(self, time_ns: int) -> None:
-        """Says in the record how much was only counted so far."""
+        """Append a gap for the bytes of each source that were counted and not stored."""
         seen = self._seen.sources if self._seen is not None else ()
         for source, its in zip(SOURCES, seen, strict=False):
             if (missing_bytes := its.offset - self._state.sources[source - 1].offset) > 0:
@@ -190,7 +190,8 @@ class RecordWriter:
         return trailer
 
     def _in_all(self) -> RecordState:
-        """What came, stored or not. What the size limit took away is missing too; nothing but the totals says so."""
+        """Return the state of all that was received, stored or not. What the size limit punched out counts as missing;
+        only the totals say so."""
         punched = self._limit.punched if self._limit else self._punched_before
         seen = self._state if self._seen is None else self._seen
         stdout, stderr, system = (
@@ -200,7 +201,7 @@ class RecordWriter:
         return seen._replace(sources=(stdout, stderr, system))
 
     def _append_within_limit(self, frames: "_Frames") -> bool:
-        """False: only so many of the frames as the limit lets be there were appended."""
+        """Append the frames. False: only as many as the limit allows were appended."""
         if self._limit is None:
             self._append(frames)
             return True
@@ -241,8 +242,7 @@ class RecordWriter:
 
 
 class _Frames:
-    """Frames to be appended. `ends` has what they lead to, one after the other: the size of the file and the state of
-    the record."""
+    """Frames to be appended. `ends`: the size of the file and the state of the record after each of them."""
 
     def __init__(self, size: int, state: RecordState) -> None:
         self.ends = [(size, state)]
@@ -266,13 +266,13 @@ class _Frames:
         self._add(kind, payload, time_ns, crc32(payload), state)
 
     def cut(self, size: int) -> None:
-        """Leaves out the frames that end beyond that size of the file; the file itself may."""
+        """Leave out the frames that end beyond that size of the file. The file itself may be larger."""
         self.ends = [end for end in self.ends if end[0] <= max(size, self._begin)]
         self.size, self.state = self.ends[-1]
         self._parts = [memoryview(b"".join(self._parts))[: self.size - self._begin]]
 
     def parts_from(self, place: int) -> list[bytes | memoryview]:
-        """What is to be in the file from `place` on, in no more parts than one call of the kernel takes."""
+        """Return the content of the file from offset `place` on, in no more parts than one system call takes."""
         if place == self._begin and len(self._parts) <= _MAX_PARTS:
             return self._parts
         return [memoryview(b"".join(self._parts))[place - self._begin :]]
@@ -285,7 +285,7 @@ class _Frames:
             self.size += room + BLOCK_HEADER_BYTES
 
     def _room(self) -> int:
-        """What is left of the block; 0 where the next one has not begun."""
+        """Return the bytes left in the block; 0 at the start of the next one."""
         return -self.size % BLOCK_BYTES
 
     def _add(
@@ -298,7 +298,7 @@ class _Frames:
 
 
 def _runs(pieces: Iterable[tuple[Source, bytes | memoryview]], skip: int) -> list[tuple[Source, bytes]]:
-    """The pieces, those that follow each other in one source as one; the first `skip` bytes are left out."""
+    """Return the pieces without their first `skip` bytes. Neighbours of one source become one."""
     runs = []
     for source, run in groupby(pieces, key=itemgetter(0)):
         data = b"".join(piece for _, piece in run)
@@ -357,8 +357,8 @@ def _with(sources: Sources, source: Source, changed: SourceState) -> Sources:
 
 
 def _end_of(path: Path, fd: int) -> tuple[int, RecordState]:
-    """The end of the last whole frame, and the state there: from the last good block alone, however long the record
-    is."""
+    """Return the end of the last whole frame and the state there, from the last good block alone, however long the
+    record is."""
     block = last_block(fd)
     if block is None:
         return 0, RecordState()
