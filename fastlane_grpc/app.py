@@ -22,7 +22,7 @@ from fastlane_grpc.logs import Logs, Tails
 from fastlane_grpc.machine.data_directory import claimed, disk_bytes
 from fastlane_grpc.machine.open_files import OpenFiles, raise_limit
 from fastlane_grpc.model import Execution
-from fastlane_grpc.retention import Limits, Retention
+from fastlane_grpc.retention import Retention, RetentionLimits
 from fastlane_grpc.rpc.server import RpcServer
 from fastlane_grpc.store import Quota, Store, StoreHealth
 from fastlane_grpc.supervisor import Supervisor
@@ -212,7 +212,7 @@ class Server:
         """Run retention until the server stops. A call that prunes then ends with ServerStopping."""
         self.retention = Retention(self.store, self.logs, _limits(self.settings))
         parts.callback(self.retention.close)
-        self.listeners.append(self.retention.news)
+        self.listeners.append(self.retention.on_change)
         self.run(parts, "retention", self.retention.run, restart=True)
 
     async def open_rpc(self, parts: AsyncExitStack) -> None:
@@ -318,12 +318,12 @@ def _open_store(
         raise CannotServe(str(error)) from error
 
 
-def _limits(settings: Settings) -> Limits:
+def _limits(settings: Settings) -> RetentionLimits:
     """Return the limits of retention. Without a setting logs may take half of the disk; 0 bytes mean no limit."""
     total = settings.max_total_log_bytes
     if total is None:
         total = disk_bytes(settings.data_dir) // 2
-    return Limits(settings.keep_logs, settings.keep_jobs, total or None)
+    return RetentionLimits(settings.keep_logs, settings.keep_jobs, total or None)
 
 
 def _host(configured: HostSettings, store: Store, settings: Settings, supervisor: Supervisor) -> Host:

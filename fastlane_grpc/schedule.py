@@ -34,30 +34,30 @@ After: TypeAlias = Callable[[Job, Execution, datetime], Final | Next]
 
 
 def first(spec: JobSpec, now: datetime) -> Next:
-    """The first execution of a job that is enqueued now. A start time that has passed means now."""
+    """Return the first execution of a job that is enqueued now. A start time in the past means now."""
     if spec.start_in is not None:
         return Next(now + spec.start_in, 1, 1)
     return Next(max(spec.start_at or now, now), 1, 1)
 
 
 def after(job: Job, ended: Execution, now: datetime) -> Final | Next:
-    """What follows `ended`, the job's current execution, which is final. A job has one run of one attempt, so its end
-    is the job's."""
+    """Return what follows `ended`, the final current execution of the job. A job has one run of one attempt, so the job
+    ends with it."""
     return settled_by(ended)
 
 
 def settled_by(ended: Execution) -> Final:
-    """The job ends as this execution did."""
+    """Return the end of a job that ends as this execution did."""
     assert ended.outcome is not None, "it is final"
     return Final(ended.state, ended.outcome)
 
 
 def waiting_state(due_time: datetime, now: datetime) -> State:
-    """The state of a new execution: it waits for its time, or for a slot."""
+    """Return the state of a new execution, which waits for its time or for a slot."""
     return State.SCHEDULED if due_time > now else State.QUEUED
 
 
 def expired_from(expire_time: datetime) -> datetime:
-    """The first moment at which an execution with this expire_time has expired: at that time itself it may still be
-    started."""
+    """Return the first moment at which an execution with this expire_time has expired: at the expire_time itself it may
+    still start."""
     return expire_time + timedelta(microseconds=1)

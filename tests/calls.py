@@ -14,7 +14,7 @@ from fastlane_grpc.api import Service
 from fastlane_grpc.app import Server
 from fastlane_grpc.model import Execution, HostReport, Outcome, Reason, State, utc_now
 from fastlane_grpc.record import RecordWriter
-from fastlane_grpc.retention import Limits, Retention
+from fastlane_grpc.retention import Retention, RetentionLimits
 from fastlane_grpc.rpc.server import RpcServer
 from fastlane_grpc.store import StoreHealth
 from fastlane_grpc.v1 import fastlane_pb2 as pb
@@ -45,8 +45,8 @@ class House(Parts):
         self.open_store(self.parts)
         self.open_logs(self.parts)
         self.open_tails(self.parts)
-        self.open_upkeep(self.parts)
-        self.service = Service(self.store, self.tails, self.places, self.upkeep, self.settings)
+        self.open_retention(self.parts)
+        self.service = Service(self.store, self.tails, self.places, self.retention, self.settings)
         self.server = self.rpc = RpcServer(self.service, self.settings)
         self.server.listen()
         self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{self.port}")
@@ -60,10 +60,10 @@ class House(Parts):
         """As the app opens it, with its limits."""
         Server.open_store(self, parts)
 
-    def open_upkeep(self, parts: Any) -> None:
+    def open_retention(self, parts: Any) -> None:
         """What it deletes it deletes when it is asked."""
-        self.upkeep = Retention(self.store, self.logs, Limits())
-        parts.callback(self.upkeep.close)
+        self.retention = Retention(self.store, self.logs, RetentionLimits())
+        parts.callback(self.retention.close)
 
     async def close(self) -> None:
         await self.channel.close()

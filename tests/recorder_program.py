@@ -29,7 +29,7 @@ from fastlane_grpc.record.format import (
     NO_FRAME,
     START,
     TRAILER,
-    State,
+    RecordState,
     pack_block_header,
     pack_frame_header,
     unpack_block_header,
@@ -224,7 +224,7 @@ class Walk:
     gaps: list[tuple[Source, int | None, Cause]] = field(default_factory=list)
     punched: dict[Source, int] = field(default_factory=dict)
     frames: int = 0
-    state: State = State()  # noqa: RUF009
+    state: RecordState = RecordState()  # noqa: RUF009
     trailer_payload: bytes = b""
     head: dict[Source, int] = field(default_factory=dict)
 
@@ -262,7 +262,7 @@ def walk(log: Path) -> Walk:
         state = unpack_block_header(block, number)
         assert state is not None
         if number == 0:
-            walked.state = State(punched_from=state.punched_from)
+            walked.state = RecordState(punched_from=state.punched_from)
         if beyond_hole:
             for source, its, ours in zip(Source, state.sources, walked.state.sources, strict=False):
                 walked.punched[source] = its.offset - ours.offset

@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from fastlane_grpc.model import Cause, Execution, Source, new_id, utc_now
 from fastlane_grpc.record import RecordWriter
-from fastlane_grpc.store import Old
+from fastlane_grpc.store import PruneQuery
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.calls import House, detail, info, reason
 
@@ -350,16 +350,16 @@ async def test_a_requeued_execution_that_is_stopped_is_known_to_retention(house:
     jobs = [await house.enqueue() for _ in range(2)]
     await go_back_to_the_queue(house, jobs, "host local does not answer: back in the queue")
     # One that is queued is not due, whatever its log takes.
-    assert (await house.store.kept()).oldest_log_time is None
-    assert await house.store.oldest(Old(utc_now(), logs_only=True), limit=10) == []
+    assert (await house.store.retention_totals()).oldest_log_time is None
+    assert await house.store.oldest(PruneQuery(utc_now(), logs_only=True), limit=10) == []
     await house.jobs.StopJob(pb.StopJobRequest(job_id=jobs[0].id))
     await house.executions.StopExecution(pb.StopExecutionRequest(execution_id=jobs[1].execution.id))
     assert open_below(house.logs.directory) == []
-    found = await house.store.oldest(Old(utc_now(), logs_only=True), limit=10)
+    found = await house.store.oldest(PruneQuery(utc_now(), logs_only=True), limit=10)
     assert {each.execution_id: each.log_bytes for each in found} == {
         job.execution.id: house.logs.room(job.execution.id) for job in jobs
     }
-    kept = await house.store.kept()
+    kept = await house.store.retention_totals()
     assert kept.log_bytes == sum(each.log_bytes for each in found)
     assert kept.oldest_log_time is not None
 

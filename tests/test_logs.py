@@ -124,7 +124,7 @@ async def test_readers_look_by_themselves_once_inotify_fails(house: House, tmp_p
     with house.tails.watching(id) as watch, capture_logs() as logged:
         tail = house.tails.tail(watch, Cursor.parse("", id), (), ProtobufEncoding(), text=False)
         assert await tail.read() is None
-        news = house.tails._news
+        news = house.tails._file_watcher
         # Whatever it is that is read there: it is no news.
         directory = os.open(tmp_path, os.O_RDONLY)
         os.dup2(directory, news._inotify.fileno())
@@ -439,7 +439,7 @@ async def test_who_came_before_a_record_was_begun_anew_gets_all_of_it(house: Hou
         assert data([Response.FromString(message) for message in await tail.read() or ()], OUT) == b"hello\n"
 
 
-async def test_who_looks_after_a_ring_does_not_share_a_read_that_began_before_the_bell_was_armed_again(
+async def test_a_look_after_a_notification_does_not_share_an_earlier_read(
     house: House,
 ) -> None:
     id = new_id()
@@ -455,10 +455,10 @@ async def test_who_looks_after_a_ring_does_not_share_a_read_that_began_before_th
         reads = house.tails.cache.reads
         reading = asyncio.ensure_future(second.read())
         await asyncio.sleep(0)
-        # It has looked whether the bell is armed, and goes on to the output. Only now the bell rings for what it knows
-        # of.
+        # It has looked whether the file is watched, and goes on to the output. Only now comes the notification of what
+        # it knows already.
         assert second_watch.log.output is not None
-        second_watch.log.output.bell.ring()
+        second_watch.log.output.watch.notify()
         while house.tails.cache.reads == reads:  # noqa: ASYNC110  pass by pass: the read that begins is not to be answered yet
             await asyncio.sleep(0)
         all_threads_are_free(house.tails)

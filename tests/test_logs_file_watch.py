@@ -42,9 +42,9 @@ file = Path(sys.argv[2])
 async def main():
     limit.write_text("0")
     told = asyncio.Event()
-    news = FileWatcher(asyncio.get_running_loop(), retry_seconds=0.02)
-    bell = news.bell(file, told.set)
-    before = [bell.arm() for _ in range(3)] + [bell.armed, bell.watched]
+    watcher = FileWatcher(asyncio.get_running_loop(), retry_seconds=0.02)
+    watch = watcher.watch(file, told.set)
+    before = [watch.start_watching() for _ in range(3)] + [watch.active, watch.watched]
     async with asyncio.timeout(10):
         with file.open("a") as writer:
             writer.write("some")
@@ -54,13 +54,13 @@ async def main():
     await asyncio.sleep(0.1)
     limit.write_text("100")
     async with asyncio.timeout(10):
-        while not bell.watched:
-            bell.arm()
+        while not watch.watched:
+            watch.start_watching()
             await asyncio.sleep(0.01)
         with file.open("a") as writer:
             writer.write("more")
         await told.wait()
-    news.close()
+    watcher.close()
     print(json.dumps({"before": before, "level": str(doctor.level), "found": doctor.found}))
 
 asyncio.run(main())

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from fastlane_grpc.model import Job, JobSpec, Outcome, Reason, State
-from fastlane_grpc.store import JobQuery, Old, Store
+from fastlane_grpc.store import JobQuery, PruneQuery, Store
 from fastlane_grpc.store.database import open_for_reading, open_for_writing, sqlite3
 from tests.store_checks import check_jobs, check_lines
 
@@ -86,9 +86,9 @@ async def test_jobs_that_ended_are_pruned_oldest_first(store: Store) -> None:
     first, second = [await job_of(store, request_id) for request_id in ("SUCCEEDED", "FAILED")]
     assert first.end_time
     assert second.end_time
-    assert (await store.kept()).oldest_job_time == first.end_time
-    assert [found.job_id for found in await store.oldest(Old(second.end_time), limit=9)] == [first.id, second.id]
-    assert [found.job_id for found in await store.oldest(Old(second.end_time, task_id="stopped"), limit=9)] == []
+    assert (await store.retention_totals()).oldest_job_time == first.end_time
+    assert [found.job_id for found in await store.oldest(PruneQuery(second.end_time), limit=9)] == [first.id, second.id]
+    assert [found.job_id for found in await store.oldest(PruneQuery(second.end_time, task_id="stopped"), limit=9)] == []
     assert await store.delete_jobs([first.id, second.id]) == 2
 
 

@@ -9,8 +9,24 @@ from pathlib import Path
 import pytest
 
 from fastlane_grpc.model import Cause, LogTotals, Source
-from fastlane_grpc.record import Chunk, Gap, Position, RecordReader, RecordWriter, Sealed, Stretch, Trailer, unread
-from fastlane_grpc.record.format import BLOCK_BYTES, BLOCK_HEADER_BYTES, MAX_PAYLOAD_BYTES, State, pack_block_header
+from fastlane_grpc.record import (
+    Chunk,
+    Gap,
+    Position,
+    RecordReader,
+    RecordSealed,
+    RecordWriter,
+    Stretch,
+    Trailer,
+    unread,
+)
+from fastlane_grpc.record.format import (
+    BLOCK_BYTES,
+    BLOCK_HEADER_BYTES,
+    MAX_PAYLOAD_BYTES,
+    RecordState,
+    pack_block_header,
+)
 from tests.record_model import NOTHING, check_truth, entries_of, everything, overwrite, reading, stretches, text, zero
 
 OUT, ERR, SYSTEM = Source.STDOUT, Source.STDERR, Source.SYSTEM
@@ -167,9 +183,9 @@ def test_the_time_of_the_first_byte_outlives_its_block(path: Path) -> None:
 def test_nothing_is_added_to_a_sealed_record(path: Path) -> None:
     writer = create(path)
     trailer = writer.seal(0, {}, 1)
-    with pytest.raises(Sealed):
+    with pytest.raises(RecordSealed):
         writer.write([(OUT, b"a")], 2)
-    with pytest.raises(Sealed, match="log is sealed"):
+    with pytest.raises(RecordSealed, match="log is sealed"):
         RecordWriter.resume(path)
     with reading(path) as reader:
         assert stretches(reader)[-1].trailer == trailer
@@ -409,8 +425,8 @@ def test_a_long_hole_is_passed_in_one_step(path: Path) -> None:
     writer.write([(OUT, b"a")], 1)
     writer.close()
     tebibyte = (1 << 40) // BLOCK_BYTES
-    state = State()
-    state = State(9, 5, 1, (state.sources[0]._replace(offset=1_000, crc32=7), *state.sources[1:]))
+    state = RecordState()
+    state = RecordState(9, 5, 1, (state.sources[0]._replace(offset=1_000, crc32=7), *state.sources[1:]))
     with path.open("r+b") as file:
         file.seek(tebibyte * BLOCK_BYTES)
         file.write(pack_block_header(tebibyte, state))

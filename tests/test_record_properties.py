@@ -14,15 +14,15 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from fastlane_grpc.model import Cause, Source
-from fastlane_grpc.record import Chunk, Gap, Position, RecordReader, RecordWriter, Sealed, unread
+from fastlane_grpc.record import Chunk, Gap, Position, RecordReader, RecordSealed, RecordWriter, unread
 from fastlane_grpc.record.format import (
     BLOCK_BYTES,
     GAP,
     SOURCES,
     START,
     TRAILER,
+    RecordState,
     SourceState,
-    State,
     pack_block_header,
     pack_frame_header,
     pack_gap,
@@ -307,7 +307,7 @@ def test_a_reader_survives_any_bytes(blocks: list[str], tail: int, seed: int) ->
             assert all(position.offsets[source] <= offsets[source] for source in Source)
             stretches(reader, position)
             reader.trailer()
-        with suppress(Sealed):
+        with suppress(RecordSealed):
             writer = RecordWriter.resume(path)
             assert path.stat().st_size <= len(raw)
             writer.write([(Source.STDOUT, b"a")], 1)
@@ -484,7 +484,7 @@ def check_cuts_resume_right(path: Path, content: Mapping[Source, bytearray]) -> 
     """Where the end is damaged, it is cut off; what is told then is still true."""
     try:
         writer = RecordWriter.resume(path)
-    except Sealed:
+    except RecordSealed:
         return
     before = everything(path)
     reached = check_truth(before, content, NOTHING)
@@ -533,14 +533,14 @@ def any_block(choose: random.Random, number: int, kind: str) -> bytes:
     return raw + choose.choice([bytes(left), choose.randbytes(left)])
 
 
-def any_state(choose: random.Random, number: int) -> State:
+def any_state(choose: random.Random, number: int) -> RecordState:
     stdout, stderr, system = (
         SourceState(
             choose.randrange(number * 1_000 + 1), 0, 0, choose.randrange(number * 3 + 1), choose.getrandbits(32)
         )
         for _ in SOURCES
     )
-    return State(
+    return RecordState(
         choose.randrange(number * 3 + 1),
         choose.getrandbits(63),
         0,

@@ -25,7 +25,7 @@ from hypothesis import strategies as st
 
 from fastlane_grpc import recorder as shipped
 from fastlane_grpc.model import Cause, Source
-from fastlane_grpc.record import Gap, RecordWriter, Sealed
+from fastlane_grpc.record import Gap, RecordSealed, RecordWriter
 from fastlane_grpc.record.format import BLOCK_BYTES, BLOCK_HEADER_BYTES, FRAME_HEADER_BYTES, pack_start
 from tests.record_model import NOTHING, check_truth, everything, text
 from tests.recorder_program import (
@@ -696,7 +696,7 @@ def test_the_record_of_a_recorder_that_was_killed_is_resumed(recorder: Recorder,
     content = content_of(pieces)
     try:
         writer = RecordWriter.resume(recorder.log)
-    except Sealed:
+    except RecordSealed:
         check_totals(walk(recorder.log), content, {})
         return
     reached = {total.source: total.bytes for total in writer.totals()}

@@ -1,4 +1,4 @@
-"""The upkeep over a real store and real files: what is old goes, oldest first, files before rows; nothing else does,
+"""The retention over a real store and real files: what is old goes, oldest first, files before rows; nothing else does,
 and nobody waits."""
 
 import asyncio
@@ -23,8 +23,8 @@ from fastlane_grpc.logs import Logs
 from fastlane_grpc.logs.files import DELETE_ENTRIES, LeftOver
 from fastlane_grpc.model import Execution, JobSpec, Outcome, Source, State
 from fastlane_grpc.record import RecordWriter
-from fastlane_grpc.retention import STEP_ROWS, Limits, Pruned, Retention
-from fastlane_grpc.store import Count, Old
+from fastlane_grpc.retention import STEP_ROWS, Pruned, Retention, RetentionLimits
+from fastlane_grpc.store import Count, PruneQuery
 from fastlane_grpc.store.database import open_for_reading
 from tests.fakes import Announcements
 from tests.hostile_tree import make_deep
@@ -33,7 +33,7 @@ from tests.recorder_program import eventually
 from tests.serving import serving
 
 DAY = timedelta(days=1)
-FOR_EVER = Limits()
+FOR_EVER = RetentionLimits()
 
 
 class Clock:
@@ -53,9 +53,9 @@ class Clock:
 
 
 class House(Parts):
-    """A store and logs by one clock, and the upkeep of both."""
+    """A store and logs by one clock, and the retention of both."""
 
-    def __init__(self, path: Path, limits: Limits = FOR_EVER) -> None:
+    def __init__(self, path: Path, limits: RetentionLimits = FOR_EVER) -> None:
         self.clock = Clock()
         super().__init__(path, now=self.clock)
         self.path = path
@@ -64,13 +64,13 @@ class House(Parts):
         self.announced = announced
         self.open_store(self.parts)
         self.open_logs(self.parts)
-        self.open_upkeep(self.parts)
+        self.open_retention(self.parts)
 
-    def open_upkeep(self, parts: Any) -> None:
+    def open_retention(self, parts: Any) -> None:
         """It runs where a test runs it."""
-        self.upkeep = Retention(self.store, self.logs, self.limits, now=self.clock, rest_seconds=0, call_seconds=60)
-        parts.callback(self.upkeep.close)
-        self.listeners.append(self.upkeep.news)
+        self.retention = Retention(self.store, self.logs, self.limits, now=self.clock, rest_seconds=0, call_seconds=60)
+        parts.callback(self.retention.close)
+        self.listeners.append(self.retention.on_change)
 
     def close(self) -> None:
         self.close_parts()
@@ -122,12 +122,12 @@ async def log_is_pruned(house: House, execution: Execution) -> bool:
 
 
 async def test_a_log_that_is_old_enough_goes_and_its_job_stays(tmp_path: Path) -> None:
-    house = House(tmp_path, Limits(keep_logs=30 * DAY))
+    house = House(tmp_path, RetentionLimits(keep_logs=30 * DAY))
     old = await house.ended()
     house.clock.time += DAY
     young = await house.ended()
     house.clock.time += 29 * DAY
-    pruned = await house.upkeep.round(house.clock.time)
+    pruned = await house.retention.round(house.clock.time)
     assert (pruned.jobs, pruned.logs) == (0, 1)
     assert pruned.bytes >= house.logs.output_path(young.id).stat().st_blocks * 512
     assert [await log_is_pruned(house, each) for each in (old, young)] == [True, False]
@@ -138,12 +138,12 @@ async def test_a_log_that_is_old_enough_goes_and_its_job_stays(tmp_path: Path) -
 
 
 async def test_a_job_that_is_old_enough_goes_with_all_that_is_known_of_it(tmp_path: Path) -> None:
-    house = House(tmp_path, Limits(keep_jobs=90 * DAY))
+    house = House(tmp_path, RetentionLimits(keep_jobs=90 * DAY))
     old = await house.ended("old")
     house.clock.time += DAY
     young = await house.ended("young")
     house.clock.time += 89 * DAY
-    assert (await house.upkeep.round(house.clock.time)).jobs == 1
+    assert (await house.retention.round(house.clock.time)).jobs == 1
     with pytest.raises(JobNotFound):
         await house.store.job(old.job_id)
     with pytest.raises(ExecutionNotFound):
@@ -156,24 +156,24 @@ async def test_a_job_that_is_old_enough_goes_with_all_that_is_known_of_it(tmp_pa
 
 
 async def test_a_job_whose_log_went_before_goes_in_its_time(tmp_path: Path) -> None:
-    house = House(tmp_path, Limits(keep_logs=30 * DAY, keep_jobs=90 * DAY))
+    house = House(tmp_path, RetentionLimits(keep_logs=30 * DAY, keep_jobs=90 * DAY))
     await house.ended()
     house.clock.time += 30 * DAY
-    assert (await house.upkeep.round(house.clock.time)).logs == 1
+    assert (await house.retention.round(house.clock.time)).logs == 1
     house.clock.time += 60 * DAY
-    assert await house.upkeep.round(house.clock.time) == Count(jobs=1)
+    assert await house.retention.round(house.clock.time) == Count(jobs=1)
     house.check_kept()
     house.close()
 
 
 async def test_what_is_not_final_is_never_old(tmp_path: Path) -> None:
-    house = House(tmp_path, Limits(keep_logs=DAY, keep_jobs=DAY, total_log_bytes=1))
+    house = House(tmp_path, RetentionLimits(keep_logs=DAY, keep_jobs=DAY, total_log_bytes=1))
     spec = JobSpec("busybox")
     running, _ = await house.store.enqueue(task_id="task", spec=spec, request_id="", caller_address="")
     await house.store.claim_on(["here"])
     queued, _ = await house.store.enqueue(task_id="task", spec=spec, request_id="", caller_address="")
     house.clock.time += 1000 * DAY
-    assert await house.upkeep.round(house.clock.time) == Count()
+    assert await house.retention.round(house.clock.time) == Count()
     assert [(await house.store.job(job.id)).execution.state for job in (running, queued)] == [
         State.PREPARING,
         State.QUEUED,
@@ -188,22 +188,22 @@ async def test_beyond_their_size_the_logs_that_ended_first_go_and_no_more_than_t
         ended.append(await house.ended(output=bytes(100_000)))
         house.clock.time += DAY
     rooms = [house.logs.room(each.id) for each in ended]
-    house.upkeep = Retention(
-        house.store, house.logs, Limits(total_log_bytes=sum(rooms) - rooms[0] - 1), now=house.clock
+    house.retention = Retention(
+        house.store, house.logs, RetentionLimits(total_log_bytes=sum(rooms) - rooms[0] - 1), now=house.clock
     )
-    assert (await house.upkeep.round(house.clock.time)).logs == 2
+    assert (await house.retention.round(house.clock.time)).logs == 2
     assert [await log_is_pruned(house, each) for each in ended] == [True] * 2 + [False] * 8
     house.check_kept()
     house.close()
 
 
 async def test_more_than_one_step_takes_is_pruned_in_several(tmp_path: Path) -> None:
-    house = House(tmp_path, Limits(keep_logs=DAY))
+    house = House(tmp_path, RetentionLimits(keep_logs=DAY))
     # All at one time: the walk goes on behind the last one, not behind its time.
     for _ in range(STEP_ROWS + 50):
         await house.ended()
     house.clock.time += DAY
-    assert (await house.upkeep.round(house.clock.time)).logs == STEP_ROWS + 50
+    assert (await house.retention.round(house.clock.time)).logs == STEP_ROWS + 50
     assert house.rows("SELECT count(*) FROM executions WHERE log_bytes > 0 OR prune_time IS NULL") == [(0,)]
     assert list(house.logs.directory.iterdir()) == []
     house.check_kept()
@@ -224,15 +224,15 @@ async def test_of_a_task_or_of_all_a_call_prunes_what_ended_before(house: House)
     one, other = await house.ended("one"), await house.ended("other")
     house.clock.time += DAY
     late = await house.ended("one")
-    old = Old(house.clock.time - DAY, logs_only=True, task_id="one")
-    would = await house.upkeep.count(old)
+    old = PruneQuery(house.clock.time - DAY, logs_only=True, task_id="one")
+    would = await house.retention.count(old)
     assert (would.count.jobs, would.count.logs, would.count.bytes, would.more) == (0, 1, house.logs.room(one.id), False)
-    assert await house.upkeep.prune(old) == would
+    assert await house.retention.prune(old) == would
     assert [await log_is_pruned(house, each) for each in (one, other, late)] == [True, False, False]
-    whole = Old(house.clock.time - DAY)
+    whole = PruneQuery(house.clock.time - DAY)
     room = house.logs.room(other.id)
-    assert (await house.upkeep.count(whole)).count == Count(2, 1, room)
-    assert (await house.upkeep.prune(whole)).count == Count(2, 1, room)
+    assert (await house.retention.count(whole)).count == Count(2, 1, room)
+    assert (await house.retention.prune(whole)).count == Count(2, 1, room)
     assert not await log_is_pruned(house, late)
     house.check_kept()
 
@@ -245,9 +245,9 @@ async def test_a_crash_between_the_steps_leaves_nothing_that_is_not_pruned_again
     await house.store.mark_pruned([ended.id])
     if files_are_gone:
         house.logs.delete(ended.id)
-    assert (await house.upkeep.prune(Old(house.clock.time, logs_only=True))).count.logs == 1
+    assert (await house.retention.prune(PruneQuery(house.clock.time, logs_only=True))).count.logs == 1
     assert not house.logs.path(ended.id).exists()
-    assert (await house.upkeep.prune(Old(house.clock.time, logs_only=True))).count == Count()
+    assert (await house.retention.prune(PruneQuery(house.clock.time, logs_only=True))).count == Count()
     house.check_kept()
 
 
@@ -257,13 +257,13 @@ async def test_a_log_that_cannot_be_deleted_stays_known_and_holds_up_no_other(ho
     aside = house.path / "aside"
     house.logs.path(stuck.id).rename(aside)
     house.logs.path(stuck.id).write_bytes(b"")
-    old = Old(house.clock.time)
-    assert (await house.upkeep.prune(old)).count.jobs == 1
+    old = PruneQuery(house.clock.time)
+    assert (await house.retention.prune(old)).count.jobs == 1
     assert not house.logs.path(other.id).exists()
-    assert (await house.upkeep.prune(old)).more is False
+    assert (await house.retention.prune(old)).more is False
     house.logs.path(stuck.id).unlink()
     aside.rename(house.logs.path(stuck.id))
-    assert (await house.upkeep.prune(old)).count.jobs == 1
+    assert (await house.retention.prune(old)).count.jobs == 1
     assert not house.logs.path(stuck.id).exists()
 
 
@@ -276,11 +276,11 @@ async def test_a_log_with_a_tree_beside_it_goes_with_its_job_and_holds_up_no_oth
         # More than is deleted at once.
         for number in range(DELETE_ENTRIES + 10):
             (house.logs.path(hostile.id) / str(number)).touch()
-    pruned = await house.upkeep.prune(Old(house.clock.time))
+    pruned = await house.retention.prune(PruneQuery(house.clock.time))
     assert (pruned.count.jobs, pruned.count.logs) == (2, 2)
     assert not house.logs.path(other.id).exists()
     assert not house.logs.path(hostile.id).exists()
-    task = asyncio.create_task(house.upkeep.run())
+    task = asyncio.create_task(house.retention.run())
     await asyncio.to_thread(eventually, lambda: not house.logs.left_over.directory.exists())
     task.cancel()
     assert list(house.logs.directory.iterdir()) == []
@@ -295,9 +295,9 @@ class EndlessLeftOver(LeftOver):
 
 async def test_left_over_files_that_never_end_hold_up_no_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastlane_grpc.retention.LEFT_OVER_SECONDS", 0.1)
-    house = House(tmp_path, Limits(total_log_bytes=1))
+    house = House(tmp_path, RetentionLimits(total_log_bytes=1))
     house.logs.left_over = EndlessLeftOver(tmp_path / "deleted")
-    task = asyncio.create_task(house.upkeep.run())
+    task = asyncio.create_task(house.retention.run())
     for _ in range(3):
         ended = (await house.ended()).id
         await house.announced.until(
@@ -309,7 +309,7 @@ async def test_left_over_files_that_never_end_hold_up_no_round(tmp_path: Path, m
 
 async def test_what_an_earlier_server_had_set_aside_is_deleted(house: House) -> None:
     (house.logs.left_over.directory / "left" / "inner").mkdir(parents=True)
-    task = asyncio.create_task(house.upkeep.run())
+    task = asyncio.create_task(house.retention.run())
     await asyncio.to_thread(eventually, lambda: not house.logs.left_over.directory.exists())
     task.cancel()
 
@@ -345,18 +345,20 @@ class FailingLogs(Logs):
 
 
 async def test_a_log_that_raises_anything_holds_up_no_other_and_not_the_upkeep(tmp_path: Path) -> None:
-    house = House(tmp_path, Limits(keep_jobs=DAY))
+    house = House(tmp_path, RetentionLimits(keep_jobs=DAY))
     bad, *others = [await house.ended() for _ in range(5)]
     logs = FailingLogs(house.logs.directory, bad.id)
-    house.upkeep = Retention(house.store, logs, Limits(keep_jobs=DAY), now=house.clock, rest_seconds=0, call_seconds=60)
-    assert (await house.upkeep.prune(Old(house.clock.time, task_id="task"))).count.jobs == 4
+    house.retention = Retention(
+        house.store, logs, RetentionLimits(keep_jobs=DAY), now=house.clock, rest_seconds=0, call_seconds=60
+    )
+    assert (await house.retention.prune(PruneQuery(house.clock.time, task_id="task"))).count.jobs == 4
     assert [house.logs.path(each.id).exists() for each in (bad, *others)] == [True] + [False] * 4
     # The rounds go on as well, and those that end later are pruned.
     house.clock.time += DAY
-    task = asyncio.create_task(house.upkeep.run())
+    task = asyncio.create_task(house.retention.run())
     late = await house.ended()
     house.clock.time += DAY
-    assert (await house.upkeep.round(house.clock.time)).jobs == 1
+    assert (await house.retention.round(house.clock.time)).jobs == 1
     assert not house.logs.path(late.id).exists()
     assert not task.done()
     task.cancel()
@@ -375,21 +377,21 @@ async def test_the_upkeep_goes_on_after_a_defect_of_a_round(house: House, monkey
                 raise ZeroDivisionError("what nobody thought of")
             return await super().round(now)
 
-    upkeep = Clockless(house.store, house.logs, Limits(total_log_bytes=1), now=house.clock, rest_seconds=0)
-    house.upkeep = upkeep
-    task = asyncio.create_task(upkeep.run())
+    retention = Clockless(house.store, house.logs, RetentionLimits(total_log_bytes=1), now=house.clock, rest_seconds=0)
+    house.retention = retention
+    task = asyncio.create_task(retention.run())
     ended = await house.ended()
     await house.announced.until(
         lambda: any(each.id == ended.id and each.times.prune_time for each in house.announced.all)
     )
-    assert upkeep.rounds >= 3
+    assert retention.rounds >= 3
     assert not task.done()
     task.cancel()
 
 
 async def test_the_upkeep_wakes_by_itself_when_what_is_kept_takes_too_much(tmp_path: Path) -> None:
-    house = House(tmp_path, Limits(total_log_bytes=1))
-    task = asyncio.create_task(house.upkeep.run())
+    house = House(tmp_path, RetentionLimits(total_log_bytes=1))
+    task = asyncio.create_task(house.retention.run())
     ended = await house.ended()
     await house.announced.until(
         lambda: any(each.id == ended.id and each.times.prune_time for each in house.announced.all)
@@ -399,9 +401,9 @@ async def test_the_upkeep_wakes_by_itself_when_what_is_kept_takes_too_much(tmp_p
 
 
 async def test_the_upkeep_wakes_when_the_oldest_is_old_enough(tmp_path: Path) -> None:
-    house = House(tmp_path, Limits(keep_logs=timedelta(seconds=0.2), keep_jobs=DAY))
+    house = House(tmp_path, RetentionLimits(keep_logs=timedelta(seconds=0.2), keep_jobs=DAY))
     house.clock.runs()
-    task = asyncio.create_task(house.upkeep.run())
+    task = asyncio.create_task(house.retention.run())
     ended = await house.ended()
     await house.announced.until(
         lambda: any(each.id == ended.id and each.times.prune_time for each in house.announced.all)
@@ -415,11 +417,11 @@ async def test_the_upkeep_wakes_when_the_oldest_is_old_enough(tmp_path: Path) ->
 
 
 async def test_enqueues_go_on_while_much_is_pruned(tmp_path: Path) -> None:
-    house = House(tmp_path, Limits(keep_jobs=DAY))
+    house = House(tmp_path, RetentionLimits(keep_jobs=DAY))
     for _ in range(2 * STEP_ROWS):
         await house.ended()
     house.clock.time += DAY
-    pruning = asyncio.create_task(house.upkeep.round(house.clock.time))
+    pruning = asyncio.create_task(house.retention.round(house.clock.time))
     answered = 0
     while not pruning.done():
         await house.store.enqueue(task_id="task", spec=JobSpec("busybox"), request_id="", caller_address="")
@@ -439,8 +441,8 @@ from fastlane_grpc.logs import Logs
 from fastlane_grpc.logs import Logs
 from fastlane_grpc.logs.files import DELETE_ENTRIES, LeftOver
 from fastlane_grpc.model import utc_now
-from fastlane_grpc.store import Old, Store
-from fastlane_grpc.retention import Limits, Retention
+from fastlane_grpc.store import PruneQuery, Store
+from fastlane_grpc.retention import RetentionLimits, Retention
 
 path, left = Path(sys.argv[1]), int(sys.argv[2])
 
@@ -454,8 +456,8 @@ class DyingLogs(Logs):
 
 async def main():
     store = Store.open(path, on_commit=lambda executions: None, loop=asyncio.get_running_loop())
-    old = Old(utc_now() + timedelta(days=1))
-    await Retention(store, DyingLogs(path / "logs"), Limits(), call_seconds=60).prune(old)
+    retention = Retention(store, DyingLogs(path / "logs"), RetentionLimits(), call_seconds=60)
+    await retention.prune(PruneQuery(utc_now() + timedelta(days=1)))
 
 asyncio.run(main())
 """
@@ -475,7 +477,7 @@ async def test_killed_in_the_middle_of_it_a_server_leaves_no_file_that_no_row_na
     known = {str(id) for (id,) in house.rows("SELECT execution_id FROM executions")}
     assert {path.parent.name for path in house.logs.directory.glob("*/*/log")} <= known
     assert len(known) >= 10
-    assert (await house.upkeep.prune(Old(datetime.now(UTC)))).count.jobs == len(known)
+    assert (await house.retention.prune(PruneQuery(datetime.now(UTC)))).count.jobs == len(known)
     assert list(house.logs.directory.glob("*/*")) == []
     house.check_kept()
     house.close()
@@ -497,7 +499,7 @@ def test_whatever_ended_when_exactly_the_old_is_pruned(ends: list[tuple[int, str
             house.clock.time += after * DAY
             execution = await house.ended(task)
             (gone if house.clock.time <= limit and task_id in ("", task) else kept).add(execution.id)
-        assert (await house.upkeep.prune(Old(limit, task_id=task_id))).count.jobs == len(gone)
+        assert (await house.retention.prune(PruneQuery(limit, task_id=task_id))).count.jobs == len(gone)
         assert {id for (id,) in house.rows("SELECT execution_id FROM executions")} == kept
         assert {path.name for path in house.logs.directory.glob("*/*")} == kept
         house.check_kept()
@@ -546,10 +548,10 @@ def test_a_server_prunes_by_its_settings_from_its_start_on(tmp_path: Path) -> No
 async def test_calls_that_prune_while_the_server_stops_are_told_that_it_does(house: House) -> None:
     for _ in range(3):
         await house.ended()
-    calls = [asyncio.ensure_future(house.upkeep.prune(Old(house.clock()))) for _ in range(3)]
+    calls = [asyncio.ensure_future(house.retention.prune(PruneQuery(house.clock()))) for _ in range(3)]
     await asyncio.sleep(0)
-    house.upkeep.close()
-    answers = await asyncio.gather(*calls, house.upkeep.prune(Old(house.clock())), return_exceptions=True)
+    house.retention.close()
+    answers = await asyncio.gather(*calls, house.retention.prune(PruneQuery(house.clock())), return_exceptions=True)
     # What was under way may have come to its end.
     assert [answer for answer in answers if not isinstance(answer, ServerStopping | Pruned)] == []
     assert isinstance(answers[-1], ServerStopping)
@@ -560,10 +562,10 @@ async def test_a_call_deletes_a_bounded_number_and_says_that_there_is_more(tmp_p
     for _ in range(STEP_ROWS + 1):
         await house.ended()
     hurried = Retention(house.store, house.logs, FOR_EVER, call_seconds=0)
-    old = Old(house.clock.time)
+    old = PruneQuery(house.clock.time)
     first = await hurried.prune(old)
     assert (first.count.jobs, first.more) == (STEP_ROWS, True)
-    assert (await house.upkeep.prune(old)).more is False
+    assert (await house.retention.prune(old)).more is False
     assert house.rows("SELECT count(*) FROM jobs") == [(0,)]
     hurried.close()
     house.close()

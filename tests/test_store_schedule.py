@@ -20,7 +20,7 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 from fastlane_grpc.errors import QueueFull, RequestIdReused
 from fastlane_grpc.model import Execution, Job, JobSpec, LogTotals, Outcome, Reason, Source, State, new_id
 from fastlane_grpc.schedule import After, Final, Next, after, settled_by
-from fastlane_grpc.store import JobQuery, Old, Quota, Store
+from fastlane_grpc.store import JobQuery, PruneQuery, Quota, Store
 from fastlane_grpc.store.database import open_for_reading, open_for_writing
 from fastlane_grpc.store.due import expire, next_time, promote
 from fastlane_grpc.store.readers import Readers
@@ -330,13 +330,13 @@ async def test_a_requeued_execution_keeps_the_size_of_its_log_when_it_ends_in_th
         requeued = await moved.store.requeue(each.id, logs=logs, log_bytes=4096)
         # What a log holds is told when it is final.
         assert (requeued.state, requeued.logs) == (State.QUEUED, ())
-    assert (await moved.store.kept()).oldest_log_time is None
+    assert (await moved.store.retention_totals()).oldest_log_time is None
     moved.now += 2 * HOUR
     await moved.store.promote(ALL)
     await moved.store.stop(stopped.job_id, grace=GRACE, note="")
     ended = [await moved.store.execution(each.id) for each in (expires, stopped)]
     assert [(each.state, each.logs) for each in ended] == [(State.EXPIRED, logs), (State.STOPPED, logs)]
-    found = await moved.store.oldest(Old(moved.now, logs_only=True), limit=ALL)
+    found = await moved.store.oldest(PruneQuery(moved.now, logs_only=True), limit=ALL)
     assert [(each.execution_id, each.log_bytes) for each in found] == [(expires.id, 4096), (stopped.id, 4096)]
 
 
@@ -456,17 +456,17 @@ async def test_the_next_execution_is_kept_by_the_commit_that_ends_the_last_one(r
 async def test_a_job_with_more_to_come_is_not_pruned_and_its_end_is_its_own(retrying: MovedStore) -> None:
     job = await retrying.job()
     await retrying.finish(await retrying.claim_one())
-    old = Old(retrying.now + 9 * HOUR)
+    old = PruneQuery(retrying.now + 9 * HOUR)
     assert await retrying.store.oldest(old, limit=9) == []
-    assert (await retrying.store.kept()).oldest_job_time is None
+    assert (await retrying.store.retention_totals()).oldest_job_time is None
     assert await retrying.store.delete_jobs([job.id]) == 0
     retrying.now += HOUR
     await retrying.store.promote(ALL)
     second = await retrying.finish(await retrying.claim_one(), State.SUCCEEDED)
-    assert (await retrying.store.kept()).oldest_job_time == retrying.now
+    assert (await retrying.store.retention_totals()).oldest_job_time == retrying.now
     found = await retrying.store.oldest(old, limit=1)
     assert {each.execution_id for each in found} == {job.execution.id, second.id}
-    assert await retrying.store.oldest(Old(retrying.now - SECOND), limit=9) == []
+    assert await retrying.store.oldest(PruneQuery(retrying.now - SECOND), limit=9) == []
     assert await retrying.store.delete_jobs([job.id]) == 1
     assert retrying.rows("SELECT count(*) FROM executions") == [(0,)]
 

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Protocol, TypeAlias
 
 from fastlane_grpc.errors import ServerStopping
-from fastlane_grpc.logs import Cursor, Encoding, StartPoint, Tail, Tails, Watch
+from fastlane_grpc.logs import Cursor, Encoding, LogWatch, StartPoint, Tail, Tails
 from fastlane_grpc.model import Cause, Execution, Source, Waiting, utc_now
 from fastlane_grpc.store import Store
 
@@ -112,7 +112,7 @@ async def log_stream(
 
 async def _stream(
     request: LogRequest,
-    watch: Watch,
+    watch: LogWatch,
     tail: Tail,
     queue: "_Queue",
     stopping: Callable[[], bool],
@@ -164,7 +164,7 @@ async def _stream(
             await asyncio.sleep(0)
 
 
-def _present(watch: Watch) -> Execution:
+def _present(watch: LogWatch) -> Execution:
     assert watch.execution is not None, "set before the first event"
     return watch.execution
 

@@ -27,7 +27,7 @@ from fastlane_grpc.model import (
 )
 from fastlane_grpc.retention import Pruned, Retention
 from fastlane_grpc.schedule import first, waiting_state
-from fastlane_grpc.store import ExecutionQuery, JobQuery, Old, Store
+from fastlane_grpc.store import ExecutionQuery, JobQuery, PruneQuery, Store
 
 # The delay that a caller is advised when all streams are in use.
 _STREAMS_RETRY_SECONDS = 5.0
@@ -78,7 +78,9 @@ class Capacity(Protocol):
 class Service:
     """The use cases. Lives on the loop."""
 
-    def __init__(self, store: Store, tails: Tails, capacity: Capacity, retention: Retention, settings: Settings) -> None:
+    def __init__(
+        self, store: Store, tails: Tails, capacity: Capacity, retention: Retention, settings: Settings
+    ) -> None:
         self.settings = settings
         self.start_time = utc_now()
         self._store = store
@@ -92,7 +94,7 @@ class Service:
         """End every open stream and every later call with ServerStopping."""
         self._stopping = True
         self._retention.close()
-        self._tails.ring_all()
+        self._tails.notify_all()
 
     async def enqueue(
         self, request: EnqueueRequest, conversion_violations: Sequence[Violation] = ()
@@ -228,7 +230,7 @@ class Service:
         """Delete a bounded number of old executions, or count them where the request only validates."""
         self._check_serving()
         validation.raise_if_invalid(chain(conversion_violations, validation.prune_violations(request.older_than)))
-        old = Old(_time_ago(request.older_than or timedelta()), request.logs_only, request.task_id)
+        old = PruneQuery(_time_ago(request.older_than or timedelta()), request.logs_only, request.task_id)
         return await (self._retention.count(old) if request.validate_only else self._retention.prune(old))
 
     def waiting(self, execution: Execution) -> Waiting | None:

@@ -23,7 +23,7 @@ from fastlane_grpc.docker.engine import Engine, Image
 from fastlane_grpc.docker.http import EngineRequest
 from fastlane_grpc.machine.shortage import outlast
 from fastlane_grpc.model import Cause, Source
-from fastlane_grpc.record import RecordReader, RecordWriter, Sealed, Trailer
+from fastlane_grpc.record import RecordReader, RecordSealed, RecordWriter, Trailer
 from fastlane_grpc.supervisor import thread
 
 # A stream that ended sooner than this after the container was not cut short by the engine, which waits 2 s for that.
@@ -121,7 +121,7 @@ class AttachCapture:
                 )
         except FileNotFoundError:
             return None
-        except Sealed:
+        except RecordSealed:
             return self.trailer()
         trailer = retry_until_written(partial(self._record.seal, exit_code, facts, time.time_ns()))
         self._first_byte_time = self.first_byte_time

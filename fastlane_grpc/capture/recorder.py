@@ -25,7 +25,7 @@ from fastlane_grpc.capture.handoff_watcher import handoff_watcher
 from fastlane_grpc.docker.engine import Image
 from fastlane_grpc.docker.images import CannotRun
 from fastlane_grpc.model import HARD_STOP, Cause, Reason, Source
-from fastlane_grpc.record import Chunk, Position, RecordReader, RecordWriter, Sealed, Trailer
+from fastlane_grpc.record import Chunk, Position, RecordReader, RecordSealed, RecordWriter, Trailer
 
 # Paths in a container of the recorder program and the mounted directory.
 PROGRAM_TARGET, MOUNT_TARGET = "/.fastlane/recorder", "/.fastlane/box"
@@ -224,7 +224,7 @@ class RecorderCapture:
         """Seal the record of a killed recorder, with gaps for the bytes that it had not stored."""
         try:
             record = RecordWriter.resume(self._handoff.record)
-        except Sealed:
+        except RecordSealed:
             return self.trailer()
         try:
             for source in (Source.STDOUT, Source.STDERR) if self._cut else ():

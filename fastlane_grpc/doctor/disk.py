@@ -15,8 +15,7 @@ from fastlane_grpc.machine.data_directory import (
     least_free_bytes,
     least_free_inodes,
 )
-from fastlane_grpc.store.diagnostics import Checkup as DatabaseCheckup
-from fastlane_grpc.store.diagnostics import check_up
+from fastlane_grpc.store.diagnostics import DatabaseDiagnosis, diagnose
 from fastlane_grpc.store.loss import loss
 
 # With so many times the free room below which no job is taken an operator should know that it comes to that.
@@ -118,7 +117,7 @@ def about_database(data_dir: Path, containers: Sequence[Found] | None) -> Iterat
         yield from _containers(containers, "", frozenset())
         return
     try:
-        checkup = check_up(path, [each.execution_id for each in containers or ()])
+        checkup = diagnose(path, [each.execution_id for each in containers or ()])
     except StoreFailed as error:
         yield fail(
             "database", str(error), "if another user owns it, run this as that user; if it is damaged, restore a backup"
@@ -144,7 +143,7 @@ def _is_there(path: Path) -> bool:
         return True
 
 
-def _integrity(path: Path, checkup: DatabaseCheckup) -> Finding:
+def _integrity(path: Path, checkup: DatabaseDiagnosis) -> Finding:
     if checkup.damage:
         return fail("database", f"{path} is damaged: {checkup.damage}", "stop the server and restore a backup")
     if not checkup.whole:

@@ -1,5 +1,4 @@
-"""The one cache of what was read from logs and serialised: bounded in bytes, the least recently used goes first. Lives
-on the loop."""
+"""A least-recently-used cache, bounded in bytes. Lives on the loop."""
 
 import asyncio
 from collections import OrderedDict
@@ -10,14 +9,14 @@ from typing import Generic, Protocol, TypeVar
 class Sized(Protocol):
     @property
     def size(self) -> int:
-        """Bytes it takes in memory."""
+        """The bytes that the value takes in memory."""
 
 
 Value = TypeVar("Value", bound=Sized)
 
 
 class Cache(Generic[Value]):
-    """`reads` counts what was not found here: what a crowd of readers costs the disk."""
+    """A cache of serialised log stretches. `reads` counts the values that had to be loaded."""
 
     def __init__(self, max_bytes: int) -> None:
         self.bytes = 0
@@ -33,17 +32,17 @@ class Cache(Generic[Value]):
         return value
 
     def loads(self, key: Hashable, moment: int) -> bool:
-        """Whether the value is being loaded for this moment."""
+        """Whether the value is being loaded for this moment (a generation of the log)."""
         return (key, moment) in self._flights
 
     async def load(self, key: Hashable, moment: int, load: Callable[[], Awaitable[Value]]) -> Value:
-        """Reads what is not here, or not as it should be; once for a key and moment, for all who wait for it."""
-        # Shielded: the reader that came first may go away, those who wait beside it may not lose the read.
+        """Load a missing or stale value. Concurrent loads of the same key and moment are one."""
+        # Shielded: the first reader may leave, and the others that wait must not lose the load.
         return await asyncio.shield(self.loading(key, moment, load))
 
     def loading(self, key: Hashable, moment: int, load: Callable[[], Awaitable[Value]]) -> "asyncio.Future[Value]":
-        """The load of this key and moment, which begins now unless it has begun before. Not to be cancelled: others may
-        wait for it."""
+        """Return the load of this key and moment, started now or before. Not to be cancelled: others may wait for
+        it."""
         flight = self._flights.get((key, moment))
         if flight is None:
             flight = self._flights[key, moment] = asyncio.ensure_future(self._load(key, moment, load))
@@ -59,7 +58,7 @@ class Cache(Generic[Value]):
         return value
 
     def keep(self, key: Hashable, value: Value) -> None:
-        """Caches the value, in place of the one that was here, and evicts what has not been used for longest."""
+        """Cache the value, in place of an earlier one, and evict the least recently used ones."""
         if old := self._values.pop(key, None):
             self.bytes -= old.size
         self._values[key] = value

@@ -1,5 +1,4 @@
-"""The point after a message of a log: what a reader hands back to go on from there, exact to the byte of each
-source."""
+"""Cursors: the position after a message of a log, exact to the byte of each source. A reader resumes from it."""
 
 import re
 from collections.abc import Mapping
@@ -15,8 +14,8 @@ _FORM = re.compile(r"1\.([0-9a-f]{8}(?:-[0-9a-f]{4}){3}-[0-9a-f]{12})" + r"\.(0|
 
 @dataclass(frozen=True, slots=True)
 class Cursor:
-    """Bytes of each source that were passed. `sequence` only tells whether a gap of unknown size, which takes no bytes,
-    was passed too."""
+    """The bytes of each source that were passed. `sequence` only says whether a gap of unknown size, which takes no
+    bytes, was passed too."""
 
     execution_id: str
     stdout: int = 0
@@ -37,7 +36,7 @@ class Cursor:
 
     @classmethod
     def parse(cls, text: str, execution_id: str) -> "Cursor":
-        """The cursor of this execution that `text` stands for; the empty text is the begin."""
+        """Parse a cursor of this execution; the empty text is the start of the log."""
         if not text:
             return cls(execution_id)
         match = _FORM.fullmatch(text)

@@ -1,4 +1,6 @@
-"""Tells those who wait for a log that there is more of it: by inotify, whoever writes the file. Lives on the loop."""
+"""Notifies readers that a file has grown, whichever process writes it: by inotify, else by polling its size.
+
+Everything here lives on the loop."""
 
 import asyncio
 from collections.abc import Callable
@@ -9,27 +11,27 @@ from inotify_simple import INotify, flags
 
 from fastlane_grpc.supervisor import report
 
-# Where the kernel has no inotify instance for this user: how often one is asked for again.
+# The pause between two attempts to get an inotify instance.
 RETRY_SECONDS = 10.0
-# How often it is looked at the sizes of files that are not watched.
+# The pause between two looks at the sizes of the files that inotify does not watch.
 POLL_SECONDS = 0.1
 
 log = structlog.get_logger(__name__)
 
 
 class FileWatcher:
-    """Watches files. A change is told once, then not again until somebody is about to look: of a flood nobody wants to
-    hear every write.
+    """Watches files by inotify. Each watch notifies once and has to be started again: a flood of writes does not become
+    a flood of notifications.
 
-    Instances and watches of inotify are counted per user, and any container of the same user may have them all. Then it
-    is looked at the sizes of files: once for all readers of one, however many."""
+    The kernel limits instances and watches of inotify per user, and a container of the same user may hold them all.
+    Then the watcher polls the sizes of files, once for all readers of a file."""
 
     def __init__(self, loop: asyncio.AbstractEventLoop, *, retry_seconds: float = RETRY_SECONDS) -> None:
         self._loop = loop
         self._retry_seconds = retry_seconds
         self._inotify: INotify | None = None
         self._retry: asyncio.TimerHandle | None = None
-        self._armed: dict[int, FileWatch] = {}
+        self._watches: dict[int, FileWatch] = {}
         # Files that are not watched, and how large each was when it was last looked at.
         self._polled: dict[FileWatch, int] = {}
         self._next_poll: asyncio.TimerHandle | None = None
@@ -37,30 +39,30 @@ class FileWatcher:
         self._short = False
         self._open()
 
-    def bell(self, path: Path, told: Callable[[], None]) -> "FileWatch":
-        """A bell of a file, which is not armed yet. `told` is called on the loop."""
-        return FileWatch(path, told, self)
+    def watch(self, path: Path, on_change: Callable[[], None]) -> "FileWatch":
+        """Return a watch of the file that is not started yet. `on_change` is called on the loop."""
+        return FileWatch(path, on_change, self)
 
-    def watch(self, bell: "FileWatch", path: Path) -> int | None:
-        """Have the bell rung at the next change of the file. None: no watch is to be had."""
+    def add_inotify_watch(self, watch: "FileWatch") -> int | None:
+        """Have the kernel notify the watch of the next change. Return None if there is no inotify watch to be had."""
         if self._inotify is None:
             return None
         try:
-            handle: int = self._inotify.add_watch(path, flags.MODIFY | flags.ONESHOT)
+            handle: int = self._inotify.add_watch(watch.path, flags.MODIFY | flags.ONESHOT)
         except FileNotFoundError:
             return None
         except OSError as error:
             self._tell_shortage("max_user_watches", error)
             return None
         self._short = False
-        self._armed[handle] = bell
+        self._watches[handle] = watch
         return handle
 
     def forget(self, handle: int) -> None:
-        """The watch has told, and is gone with that."""
-        self._armed.pop(handle, None)
+        """Drop a watch that has notified: the kernel has removed it."""
+        self._watches.pop(handle, None)
 
-    def unwatch(self, handle: int) -> None:
+    def remove_inotify_watch(self, handle: int) -> None:
         self.forget(handle)
         try:
             if self._inotify is not None:
@@ -68,14 +70,14 @@ class FileWatcher:
         except OSError:
             return  # The file is gone, or it has just changed, and its watch is gone with that.
 
-    def poll(self, bell: "FileWatch") -> None:
-        """Have the bell rung some time after the file has grown."""
-        self._polled[bell] = _size(bell.path)
+    def start_polling(self, watch: "FileWatch") -> None:
+        """Notify the watch some time after its file has grown."""
+        self._polled[watch] = _size(watch.path)
         self._poll_later()
 
-    def leave(self, bell: "FileWatch") -> None:
-        """The bell is not to be rung for its file's size any more."""
-        self._polled.pop(bell, None)
+    def stop_polling(self, watch: "FileWatch") -> None:
+        """Stop looking at the size of the file of this watch."""
+        self._polled.pop(watch, None)
 
     def close(self) -> None:
         if self._next_poll is not None:
@@ -90,7 +92,7 @@ class FileWatcher:
             self._loop.remove_reader(self._inotify.fileno())
             self._inotify.close()
             self._inotify = None
-        self._armed.clear()
+        self._watches.clear()
 
     def _poll_later(self) -> None:
         if self._next_poll is None:
@@ -98,8 +100,8 @@ class FileWatcher:
 
     def _poll(self) -> None:
         self._next_poll = None
-        for bell in [bell for bell, size in self._polled.items() if _size(bell.path) != size]:
-            bell.ring()
+        for watch in [watch for watch, size in self._polled.items() if _size(watch.path) != size]:
+            watch.notify()
         if self._polled:
             self._poll_later()
 
@@ -125,75 +127,75 @@ class FileWatcher:
         self._short = True
 
     def _read_or_give_up(self) -> None:
-        """Without inotify every file is polled: that costs more, and loses nothing. An instance is asked for again
-        later."""
+        """Read what inotify reports. If that fails, poll every file, which costs more and loses nothing, and ask for a
+        new instance later."""
         try:
             self._read()
         except Exception as error:
             report("inotify", error)
-            bells = list(self._armed.values())
+            watches = list(self._watches.values())
             self._close_inotify()
             self._retry = self._loop.call_later(self._retry_seconds, self._open)
-            for bell in bells:
-                bell.ring()
+            for watch in watches:
+                watch.notify()
 
     def _read(self) -> None:
         assert self._inotify is not None, "a reader is there as long as it is"
         events = self._inotify.read(timeout=0)
         if any(event.mask & flags.Q_OVERFLOW for event in events):
-            bells = list(self._armed.values())  # The kernel dropped news: everybody looks.
+            watches = list(self._watches.values())  # The kernel dropped events: every reader looks.
         else:
-            # That a watch has ended is an event, too: its bell is not among the armed any more.
-            bells = [bell for event in events if (bell := self._armed.get(event.wd))]
-        for bell in bells:
-            bell.ring()
+            # The end of an inotify watch is an event, too: that handle is not in the table any more.
+            watches = [watch for event in events if (watch := self._watches.get(event.wd))]
+        for watch in watches:
+            watch.notify()
 
 
 class FileWatch:
-    """The bell of one file, shared by all who wait for it."""
+    """A watch of one file, shared by all its readers."""
 
-    def __init__(self, path: Path, told: Callable[[], None], news: FileWatcher) -> None:
+    def __init__(self, path: Path, on_change: Callable[[], None], watcher: FileWatcher) -> None:
         self.path = path
-        self._told = told
-        self._news = news
+        self._on_change = on_change
+        self._watcher = watcher
         self._handle: int | None = None
         self._polled = False
 
     @property
-    def armed(self) -> bool:
+    def active(self) -> bool:
         return self.watched or self._polled
 
     @property
     def watched(self) -> bool:
-        """Whether the kernel tells of the next change, at once."""
+        """Whether inotify watches the file, so that the next change is notified at once."""
         return self._handle is not None
 
-    def arm(self) -> bool:
-        """From now on the next change is told; whether it was not before. To be called before looking."""
+    def start_watching(self) -> bool:
+        """Have the next change notified. Return whether it was not before. To be called before a look at the file."""
         if self._handle is not None:
             return False
-        self._handle = self._news.watch(self, self.path)
+        self._handle = self._watcher.add_inotify_watch(self)
         if self._handle is None and self._polled:
             return False
-        self._news.leave(self)
+        self._watcher.stop_polling(self)
         self._polled = self._handle is None
         if self._polled:
-            self._news.poll(self)
+            self._watcher.start_polling(self)
         return True
 
-    def ring(self) -> None:
+    def notify(self) -> None:
         handle = self._forget()
         if handle is not None:
-            self._news.forget(handle)
-        self._told()
+            self._watcher.forget(handle)
+        self._on_change()
 
-    def disarm(self) -> None:
+    def stop_watching(self) -> None:
         handle = self._forget()
         if handle is not None:
-            self._news.unwatch(handle)
+            self._watcher.remove_inotify_watch(handle)
 
     def _forget(self) -> int | None:
-        self._news.leave(self)
+        self._watcher.stop_polling(self)
         self._polled = False
         handle, self._handle = self._handle, None
         return handle

@@ -1,5 +1,5 @@
-"""Where each execution's records are, and fastlane's own lines about it. A line of ours never holds up or fails what it
-tells of."""
+"""The files of logs: the records of each execution, and fastlane's own lines about it. A line that cannot be written
+never delays or fails what it is about."""
 
 import threading
 import time
@@ -12,13 +12,13 @@ import structlog
 
 from fastlane_grpc.machine.file_tree import Deletion, disk_bytes
 from fastlane_grpc.model import LogTotals, Source, told_line
-from fastlane_grpc.record import RecordReader, RecordWriter, Sealed
+from fastlane_grpc.record import RecordReader, RecordSealed, RecordWriter
 
-# Of fastlane's own lines about one execution: whatever an engine or a registry has to say, and however often.
+# The limit on fastlane's own lines about one execution, whatever an engine or a registry says, and however often.
 MAX_SYSTEM_BYTES = 1 << 20
-# What is deleted at once of one execution; what takes longer is set aside.
+# The limits on what is deleted at once of one execution. The rest is set aside.
 DELETE_ENTRIES, DELETE_SECONDS = 2_000, 0.1
-# What is deleted in one step of what was set aside; and the pauses after one that could not be deleted.
+# The limits of one step on what was set aside, and the pauses after a directory that could not be deleted.
 STEP_ENTRIES, STEP_SECONDS = 5_000, 0.1
 FIRST_PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 30.0, 3600.0
 
@@ -34,15 +34,14 @@ class Logs:
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
-        # Told the id of an execution whose system record is new, so that those who wait for it open it. Set by whoever
-        # reads.
+        # Called with the id of an execution whose system record is new, so that its readers open it. Set by Tails.
         self.on_new_record: Callable[[str], None] = lambda execution_id: None
         self._writers: dict[str, RecordWriter] = {}
         self._lock = threading.RLock()
         self.left_over = LeftOver(directory / "deleted")
 
     def path(self, execution_id: str) -> Path:
-        """The directory of this execution's records; it may not be there yet."""
+        """Return the directory of this execution's records, which may not exist yet."""
         made = datetime.fromtimestamp(int(execution_id.replace("-", "")[:12], 16) / 1000, UTC)
         return self.directory / f"{made:%Y-%m-%d}" / execution_id
 
@@ -53,16 +52,16 @@ class Logs:
         return self.path(execution_id) / "system"
 
     def system(self, execution_id: str, line: str) -> None:
-        """Adds one of fastlane's own lines, if there is room for it.
+        """Add one of fastlane's own lines, if there is room for it.
 
-        It may hold the words of a caller, an engine or a registry: it is written as one printable line, so that nobody
-        forges another."""
+        The text may hold the words of a caller, an engine or a registry. It becomes one printable line, so that nobody
+        can forge another line."""
         try:
             with self._lock:
                 new = execution_id not in self._writers
                 writer = self._writer(execution_id)
                 writer.write([(Source.SYSTEM, told_line(line).encode() + b"\n")], time.time_ns())
-        except (OSError, Sealed) as error:
+        except (OSError, RecordSealed) as error:
             self._forget(execution_id)
             log.warning("a system line was dropped", execution_id=execution_id, error=str(error))
         else:
@@ -70,8 +69,8 @@ class Logs:
                 self.on_new_record(execution_id)
 
     def seal_system(self, execution_id: str) -> Sequence[LogTotals]:
-        """Ends fastlane's lines, and says how much they are; empty if there are none. Later calls, after a restart too,
-        say the same."""
+        """Seal fastlane's lines and return their totals; empty if there are none. Later calls, also after a restart,
+        return the same."""
         try:
             with self._lock:
                 if execution_id not in self._writers and not self.system_path(execution_id).exists():
@@ -85,7 +84,7 @@ class Logs:
                 finally:
                     self._writers.pop(execution_id).close()
                 return writer.totals()
-        except Sealed:
+        except RecordSealed:
             return self._sealed_totals(execution_id)
         except OSError as error:
             log.warning("a system record cannot be opened", execution_id=execution_id, error=str(error))
@@ -98,7 +97,7 @@ class Logs:
         return self.system_totals(execution_id), self.room(execution_id)
 
     def system_totals(self, execution_id: str) -> Sequence[LogTotals]:
-        """How much fastlane's lines are by now; empty if there are none."""
+        """Return the totals of fastlane's lines so far; empty if there are none."""
         try:
             reader = RecordReader(self.system_path(execution_id))
         except OSError:
@@ -109,20 +108,19 @@ class Logs:
             reader.close()
 
     def room(self, execution_id: str) -> int:
-        """How much of the disk its records take, in bytes, with all that lies beside them; 0: there are none. Some file
-        systems count none for small ones: that is 1."""
+        """Return the bytes of the disk that the execution's records take, with all that lies beside them; 0: there are
+        none. Where the file system counts 0 bytes for small files, this is 1."""
         directory = self.path(execution_id)
         try:
             return max(disk_bytes(directory), 1)
         except FileNotFoundError:
             return 0
         except OSError:
-            # It cannot be listed just now. It is there, and is to be deleted in its time.
+            # The directory exists and cannot be listed just now. It has to be known, to be deleted later.
             return max(_bytes_of(directory / "log") + _bytes_of(directory / "system"), 1)
 
     def set_aside(self, execution_id: str) -> None:
-        """Of one that is over: what its container has left beside its records goes to where it is deleted, little by
-        little."""
+        """Set aside what the container of a final execution has left beside the records, to be deleted in steps."""
         directory = self.path(execution_id)
         try:
             for box in list(directory.glob("box-*")):
@@ -130,14 +128,13 @@ class Logs:
         except FileNotFoundError:
             return
         except OSError as error:
-            # It is deleted with the log.
+            # Retention deletes it with the log.
             log.warning("what a container left is still beside its log", execution_id=execution_id, error=str(error))
 
     def delete(self, execution_id: str) -> bool:
-        """Takes away all that there is of it, and the directory of its day with the last one. Who has a record open
-        reads on.
+        """Delete the log, and the directory of its day if that is empty then. A reader that has a record open reads on.
 
-        False: not all of it is deleted yet, and the rest is set aside. OSError: it is there still, or a part of it.
+        False: a part is deleted, and the rest is set aside. OSError: the log, or a part of it, is still in its place.
         """
         self._forget(execution_id)
         directory = self.path(execution_id)
@@ -152,13 +149,13 @@ class Logs:
             deletion.close()
         if not gone:
             self.left_over.take(directory, execution_id)
-        # Others may be in it. One that is about to be made in there does not find it, and is tried again.
+        # The day may have other logs. A log that is about to be made in there fails once and is tried again.
         with suppress(OSError):
             directory.parent.rmdir()
         return gone
 
     def close(self) -> None:
-        """Closes what is open; nothing is sealed, a next server goes on with it."""
+        """Close what is open. Nothing is sealed: the next server resumes it."""
         with self._lock:
             for writer in self._writers.values():
                 writer.close()
@@ -173,7 +170,7 @@ class Logs:
         return trailer.totals if trailer else ()
 
     def _forget(self, execution_id: str) -> None:
-        """After a write that failed half-way: the next line goes on from what is in the file."""
+        """Close the writer, if there is one. The next line resumes after what is in the file."""
         with self._lock:
             if writer := self._writers.pop(execution_id, None):
                 writer.close()
@@ -194,11 +191,10 @@ class Logs:
 
 
 class LeftOver:
-    """Directories on their way to be deleted that nothing else knows of, below one directory. May be used from any
-    thread.
+    """Directories below one directory that are to be deleted and that no row names. May be used from any thread.
 
-    Each one is deleted in steps of bounded work. One that cannot be deleted is told once and tried again, after pauses
-    that grow."""
+    Each is deleted in bounded steps. One that cannot be deleted is logged once and tried again, with growing
+    pauses."""
 
     def __init__(self, directory: Path) -> None:
         self.directory = directory
@@ -218,7 +214,7 @@ class LeftOver:
             self._deletions[name] = taken
 
     def due_seconds(self) -> float | None:
-        """How long until there is something to do; None: there is nothing. Waits for nobody."""
+        """Return how long until there is something to do; None if there is nothing. Does not block."""
         due = [each.due for each in tuple(self._deletions.values())]
         return max(min(due) - time.monotonic(), 0.0) if due else None
 
@@ -234,7 +230,7 @@ class LeftOver:
         with self._lock:
             del self._deletions[name]
             if not gone:
-                # Behind the others: a container that runs on may fill it for as long as it likes.
+                # Behind the others: a container that still runs may fill it for ever.
                 self._deletions[name] = first
             if not self._deletions:
                 with suppress(OSError):
@@ -244,7 +240,7 @@ class LeftOver:
         return True
 
     def _look(self) -> None:
-        """An earlier server may have left some."""
+        """Find, once, what an earlier server has left."""
         if self._looked:
             return
         try:
@@ -258,7 +254,7 @@ class LeftOver:
 
 
 class _SetAside:
-    """One directory of those."""
+    """One directory that was set aside."""
 
     def __init__(self, path: Path) -> None:
         self.due = 0.0
@@ -268,7 +264,7 @@ class _SetAside:
         self._told = False
 
     def step(self) -> bool:
-        """Whether it is gone."""
+        """Delete a part. Return whether the directory is gone."""
         try:
             return self._deletion.step(entries=STEP_ENTRIES, seconds=STEP_SECONDS)
         except Exception as error:

@@ -1,5 +1,5 @@
-"""How entries of a record become messages: cut where every other reader's are cut, each with the cursor after it; as
-bytes or as text."""
+"""Messages of a log, as bytes or as text: entries of a record, cut at the same points for every reader, each with the
+cursor after it."""
 
 import codecs
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,7 +20,7 @@ TEXT_MESSAGE_BYTES = 96 * 1024
 
 @dataclass(frozen=True, slots=True)
 class TextChunk:
-    """A chunk as lossy UTF-8. `offset` is the place of the first byte that `text` was made from."""
+    """A chunk as lossy UTF-8. `offset` is that of the first byte that `text` was made from."""
 
     source: Source
     offset: int
@@ -31,7 +31,7 @@ class TextChunk:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """What is sent at once: chunks, or one gap; and the point after it."""
+    """Chunks, or one gap, that are sent at once, and the cursor after them."""
 
     cursor: Cursor
     chunks: Sequence[Chunk | TextChunk] = ()
@@ -51,8 +51,8 @@ class Encoding(Protocol):
 def messages(
     cursor: Cursor, entries: Iterable[Chunk | Gap], sources: frozenset[Source], max_bytes: int = MESSAGE_BYTES
 ) -> Iterator[Message]:
-    """The entries of these sources as messages; `cursor` is the point before them. Entries of other sources only move
-    the cursor."""
+    """Make messages of the entries of these sources. `cursor` is the one before them. Entries of other sources only
+    move the cursor."""
     run: list[Chunk] = []
     run_bytes = 0
     offsets, sequence = dict(cursor.offsets), cursor.sequence
@@ -76,7 +76,7 @@ def messages(
 
 
 def after(cursor: Cursor, entries: Iterable[Chunk | Gap]) -> Cursor:
-    """The point after all of these entries."""
+    """Return the cursor after all of these entries."""
     offsets, sequence = dict(cursor.offsets), cursor.sequence
     for entry in entries:
         offsets[entry.source] = max(offsets[entry.source], end(entry))
@@ -86,13 +86,13 @@ def after(cursor: Cursor, entries: Iterable[Chunk | Gap]) -> Cursor:
 
 
 def end(entry: Chunk | Gap) -> int:
-    """The offset after it."""
+    """Return the offset after the entry."""
     return entry.offset + (len(entry.data) if isinstance(entry, Chunk) else entry.missing_bytes or 0)
 
 
 class TextDecoder:
-    """One reader's bytes as text. Of a character that is cut, the bytes are held back until the rest is there, and so
-    is the cursor."""
+    """Decodes the bytes of one reader. The bytes of an incomplete character, and the cursor, are held back until the
+    rest has arrived."""
 
     def __init__(self) -> None:
         self._decoders = {source: codecs.getincrementaldecoder("utf-8")("replace") for source in Source}
@@ -107,13 +107,13 @@ class TextDecoder:
         yield Message(self.held_back(message.cursor), chunks)
 
     def held_back(self, cursor: Cursor) -> Cursor:
-        """The cursor before the bytes that were not given out yet, so that whoever goes on from it gets the whole
+        """Return the cursor before the bytes that are held back, so that a reader that resumes there gets the whole
         character."""
         offsets = {source: offset - self._held(source) for source, offset in cursor.offsets.items()}
         return Cursor.at(cursor.execution_id, offsets, cursor.sequence)
 
     def flush(self) -> Sequence[TextChunk]:
-        """What is held, as it is: the rest never came."""
+        """Return what is held back, as it is, at the end of the log."""
         return [chunk for source in Source if (chunk := self._flush(source))]
 
     def _text(self, chunk: Chunk) -> TextChunk:

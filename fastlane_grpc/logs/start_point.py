@@ -1,21 +1,21 @@
-"""Where in a log a reader begins that has no cursor and does not want all of it. Reads records, so it is no work for
-the loop."""
+"""Start points: where a reader without a cursor starts that does not want the whole log. Reads records, so it is no
+work for the loop."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from fastlane_grpc.logs.cursor import Cursor
 from fastlane_grpc.model import Source
-from fastlane_grpc.record import Begin, RecordReader
+from fastlane_grpc.record import ReadStart, RecordReader
 
 _OUTPUT = frozenset({Source.STDOUT, Source.STDERR})
-_FIRST_BYTE = Begin(dict.fromkeys(Source, 0), 0)
+_FIRST_BYTE = ReadStart(dict.fromkeys(Source, 0), 0)
 
 
 @dataclass(frozen=True, slots=True)
 class StartPoint:
-    """The last so many lines, or what comes from now on if that is 0; what was received from that time on, in
-    nanoseconds since 1970; of both the later; of neither: the first byte."""
+    """The last `tail_lines` lines (0: what comes from now on), or what was received at a time or later, in nanoseconds
+    since 1970. With both, the later point counts; with neither, the first byte."""
 
     tail_lines: int | None = None
     since_ns: int | None = None
@@ -28,8 +28,8 @@ def cursor_at(
     begin: StartPoint,
     sources: frozenset[Source],
 ) -> Cursor:
-    """The point that a reader of these sources means by `begin`, in two records as they are now; None: one that is not
-    there yet."""
+    """Return the cursor for the start point `begin` of a reader of these sources, in two records as they are now. None:
+    a record that does not exist yet."""
     begins = [_FIRST_BYTE]
     if begin.since_ns is not None:
         begins.append(_both(_since(output, begin.since_ns), _since(system, begin.since_ns)))
@@ -43,9 +43,9 @@ def cursor_at(
 
 def _last_lines(
     output: RecordReader | None, system: RecordReader | None, count: int, sources: frozenset[Source]
-) -> Begin:
-    """Of whom no output is wanted, fastlane's own lines are counted. What is not counted begins where the first line
-    does."""
+) -> ReadStart:
+    """Find the last lines of the output, or of fastlane's own lines if no output is wanted. Other sources start where
+    the first line does."""
     counted, other = (output, system) if sources & _OUTPUT else (system, output)
     found = counted.last_lines(count, sources & _OUTPUT or sources) if counted else None
     if found is None:
@@ -57,18 +57,18 @@ def _last_lines(
     return _both(_since(other, time_ns), begin)
 
 
-def _since(record: RecordReader | None, time_ns: int) -> Begin:
+def _since(record: RecordReader | None, time_ns: int) -> ReadStart:
     return record.since(time_ns) if record else _FIRST_BYTE
 
 
-def _both(output: Begin, system: Begin) -> Begin:
-    """In one: cursors count the sequence of the output alone."""
-    return Begin({**output.offsets, Source.SYSTEM: system.offsets[Source.SYSTEM]}, output.sequence)
+def _both(output: ReadStart, system: ReadStart) -> ReadStart:
+    """Combine two starts. Cursors count the sequence of the output alone."""
+    return ReadStart({**output.offsets, Source.SYSTEM: system.offsets[Source.SYSTEM]}, output.sequence)
 
 
-def _latest(begins: Iterable[Begin]) -> Begin:
-    """By source, and so by sequence: where two lie at the same offset, the later one has passed more gaps of unknown
-    size."""
+def _latest(begins: Iterable[ReadStart]) -> ReadStart:
+    """Return the latest offset of each source and the latest sequence: of two starts at the same offset, the later one
+    has passed more gaps of unknown size."""
     begins = list(begins)
     offsets = {source: max(begin.offsets[source] for begin in begins) for source in Source}
-    return Begin(offsets, max(begin.sequence for begin in begins))
+    return ReadStart(offsets, max(begin.sequence for begin in begins))

@@ -1,8 +1,7 @@
-"""Readers of logs. A reader is a place in a log; it is given what lies after that, cut and serialised once for all who
-stand there.
+"""Readers of logs. A reader is a position in a log. It gets what follows, cut and serialised once for all readers at
+the same position.
 
-Everything here lives on the loop, but for reads that may be cold, which have threads of their own. A reader that waits
-costs nothing."""
+Everything here lives on the loop, except reads that may have to wait for the disk, which have threads of their own."""
 
 import asyncio
 import threading
@@ -27,22 +26,22 @@ from fastlane_grpc.wakeup import Wakeup
 
 Made = TypeVar("Made")
 
-# A stretch of less than this is read anew once there is more: else whoever comes late would get it in the crumbs that
-# others waited for.
+# A stretch below this size is read again once there is more. Else a late reader would get the small pieces that earlier
+# readers have waited for.
 SHORT_BYTES = 64 * 1024
-# How long a reader sleeps between two looks where no inotify watch is to be had.
+# The pause between two looks of a reader whose file nothing watches.
 POLL_SECONDS = 0.2
-# Stretches that a thread reads in one step for a late reader. To wake a thread and to be woken by it costs as much as
-# to read one.
+# Stretches that a thread reads in one step for a late reader: a hand-over to a thread and back costs as much as a read
+# of one stretch.
 READ_AHEAD = 4
-# What may be cold is read on these.
+# Threads for reads that may have to wait for the disk.
 THREADS = 4
-# Logs that are read at a time, where the limit on open files does not say less.
+# The most logs that are open for readers, unless the limit on open files is lower.
 MOST_OPEN = 100_000
 
 
 class Tails:
-    """All logs that somebody reads, and the one cache of what was read."""
+    """All logs that have readers, and their one cache."""
 
     def __init__(
         self, logs: Logs, *, cache_bytes: int, loop: asyncio.AbstractEventLoop, max_open: int = MOST_OPEN
@@ -52,24 +51,27 @@ class Tails:
         self._cache_bytes = cache_bytes
         self._loop = loop
         self._max_open = max_open
-        self._news = FileWatcher(loop)
+        self._file_watcher = FileWatcher(loop)
         self._threads = _started(ThreadPoolExecutor(THREADS, "log-reader"), THREADS)
         self._open: dict[str, _Log] = {}
         logs.on_new_record = self._new_record
 
     @contextmanager
-    def watching(self, execution_id: str) -> Iterator["Watch"]:
-        """For as long as it lasts, the watch is told of every change of the execution's state and of its log.
+    def watching(self, execution_id: str) -> Iterator["LogWatch"]:
+        """Watch the state and the log of an execution within the context.
 
-        TooManyStreams: no further log can be opened. Those that are open may have any number of readers.
+        TooManyStreams: no further log can be opened. A log that is open may have any number of readers.
         """
         log = self._open.get(execution_id)
         if log is None:
             if len(self._open) >= self._max_open:
-                message = f"{self._max_open} logs are being read, and the server may open no more files for readers; try again later"
-                raise TooManyStreams(message, retry_seconds=1)
-            log = self._open[execution_id] = _Log(execution_id, self._logs, self._news, self._threads)
-        watch = Watch(log)
+                raise TooManyStreams(
+                    f"{self._max_open} logs are being read, and the server may open no more files for readers;"
+                    " try again later",
+                    retry_seconds=1,
+                )
+            log = self._open[execution_id] = _Log(execution_id, self._logs, self._file_watcher, self._threads)
+        watch = LogWatch(log)
         log.watches.add(watch)
         try:
             yield watch
@@ -79,73 +81,73 @@ class Tails:
                 del self._open[execution_id]
                 log.close()
 
-    async def cursor_at(self, watch: "Watch", begin: StartPoint, sources: Iterable[Source]) -> Cursor:
-        """The point in the watched log, as it is now, that a reader of these sources means by `begin`. No sources: all
-        of them."""
+    async def cursor_at(self, watch: "LogWatch", begin: StartPoint, sources: Iterable[Source]) -> Cursor:
+        """Return the cursor at which a reader of these sources starts in the watched log, as the log is now. No
+        sources: all of them."""
         return await watch.log.cursor_at(begin, frozenset(sources) or frozenset(Source))
 
     def tail(
-        self, watch: "Watch", cursor: Cursor, sources: Iterable[Source], encoding: Encoding, *, text: bool
+        self, watch: "LogWatch", cursor: Cursor, sources: Iterable[Source], encoding: Encoding, *, text: bool
     ) -> "Tail":
-        """A reader of the watched log that begins at `cursor` and gets messages in this encoding. No sources: all of
-        them."""
+        """Return a reader of the watched log that starts at `cursor` and gets messages in this encoding. No sources:
+        all of them."""
         wanted, decoder = frozenset(sources) or frozenset(Source), TextDecoder() if text else None
         return Tail(watch.log, cursor, wanted, encoding, self.cache, decoder, self._most_ahead)
 
     def changed(self, executions: Sequence[Execution]) -> None:
-        """The store's news: these are as they are now."""
+        """Tell the readers of these executions their new state."""
         for execution in executions:
             if log := self._open.get(execution.id):
                 log.changed(execution)
 
-    def ring_all(self) -> None:
-        """Wakes every reader, so that it finds that the server is stopping."""
+    def notify_all(self) -> None:
+        """Wake every reader, so that it finds that the server is stopping."""
         for log in self._open.values():
-            log.ring()
+            log.notify()
 
     def close(self) -> None:
         self._threads.shutdown(wait=False, cancel_futures=True)
-        self._news.close()
+        self._file_watcher.close()
 
     def _most_ahead(self) -> int:
-        """How many stretches a late reader may have read in one step. All together they take at most a quarter of the
-        cache."""
+        """Return how many stretches a late reader may have read in one step: those of all readers take at most a
+        quarter of the cache."""
         return min(READ_AHEAD, self._cache_bytes // (4 * STRETCH_BYTES * max(len(self._open), 1)))
 
     def _new_record(self, execution_id: str) -> None:
-        """Called from the thread that made it."""
+        """Wake the readers of a log that has a new record. Called from the thread that made the record."""
         try:
-            self._loop.call_soon_threadsafe(self._ring, execution_id)
+            self._loop.call_soon_threadsafe(self._notify, execution_id)
         except RuntimeError:
             return  # The loop is closed: nobody reads any more.
 
-    def _ring(self, execution_id: str) -> None:
+    def _notify(self, execution_id: str) -> None:
         if log := self._open.get(execution_id):
-            log.ring()
+            log.notify()
 
 
-class Watch:
-    """One reader's bell. `execution` is the newest state that was told of, if any was since the watch began."""
+class LogWatch:
+    """A reader's watch of an execution. `execution` is its newest state; None before the first change."""
 
     def __init__(self, log: "_Log") -> None:
         self.log = log
         self.execution: Execution | None = None
-        self._rung = Wakeup()
+        self._wakeup = Wakeup()
 
     def clear(self) -> None:
-        """To be called before looking."""
-        self._rung.clear()
+        """Forget earlier notifications. To be called before a look."""
+        self._wakeup.clear()
 
-    def ring(self) -> None:
-        self._rung.set()
+    def notify(self) -> None:
+        self._wakeup.set()
 
     async def wait(self, timeout_seconds: float) -> None:
-        """Until there may be news, or for so long."""
-        await self._rung.wait(min(timeout_seconds, POLL_SECONDS) if self.log.unwatched else timeout_seconds)
+        """Wait until something may have changed, at most for so long."""
+        await self._wakeup.wait(min(timeout_seconds, POLL_SECONDS) if self.log.unwatched else timeout_seconds)
 
 
 class Tail:
-    """One reader of one log: where it stands, and which sources it wants."""
+    """One reader of one log: its position, and the sources that it wants."""
 
     def __init__(
         self,
@@ -171,17 +173,17 @@ class Tail:
 
     @property
     def cursor(self) -> Cursor:
-        """The point to go on from."""
+        """The cursor to resume from."""
         return self._decoder.held_back(self._passed) if self._decoder else self._passed
 
     def mark(self) -> None:
-        """Notes how far the log goes now, for a reader that does not want what comes later."""
+        """Note the end of the log as it is now, for a reader that does not follow."""
         self._mark = self._log.sizes()
 
     @property
     def marked(self) -> bool:
-        """Whether what was there at the mark has been read. Not told where a file ends in the middle of a frame: then
-        `read` says None."""
+        """Whether the reader has reached the mark. False where a file ends in the middle of a frame: then `read`
+        returns None."""
         reached = [position.file_offset if position else 0 for position in (self._output, self._system)]
         return (
             self._mark is not None
@@ -190,7 +192,7 @@ class Tail:
         )
 
     async def read(self) -> Sequence[bytes] | None:
-        """The next messages; empty where what came is of sources not asked for; None if there is nothing new."""
+        """Return the next messages; none of them if all output was of other sources; None if there is nothing new."""
         self._log.open()
         line = await self._next_line()
         output = await self._next_output(line.time_ns if line else None)
@@ -199,9 +201,10 @@ class Tail:
         return self._own_messages([self._lines.popleft()])
 
     def finish(self, totals: Iterable[LogTotals], missing: Cause = Cause.STORE) -> Sequence[bytes]:
-        """The last messages of a sealed log that holds so much. What of it was not found is a gap; `missing` says why,
-        as it was pruned or is damaged. A cursor must not lie beyond it. As text, a character that was never completed
-        is told as it is."""
+        """Return the last messages of a sealed log with these totals. CursorAhead: the cursor is beyond its end.
+
+        Bytes that were not found are a gap with the cause `missing`. As text, an incomplete character at the end is
+        sent as a replacement character."""
         end = {source: _offset(self._system if source is Source.SYSTEM else self._output, source) for source in Source}
         end |= {total.source: max(end[total.source], total.bytes) for total in totals}
         passed = self._passed.offsets
@@ -221,7 +224,7 @@ class Tail:
         return [*found, self._encoding.message(Message(self._passed, left))] if left else found
 
     async def _next_line(self) -> Chunk | Gap | None:
-        """The first of fastlane's lines that this reader has not had."""
+        """Return the first of fastlane's lines that this reader has not had."""
         file = self._log.system
         if file is None:
             return None
@@ -255,59 +258,59 @@ class Tail:
         return encoded.messages
 
     def _stands_within(self, position: Position) -> bool:
-        """Whether the cursor is beyond what comes: then that has to be trimmed, for this reader alone."""
+        """Whether the cursor is beyond the start of what comes next, which is then trimmed for this reader alone."""
         passed, reached = self._passed.offsets, position.offsets
         beyond = any(passed[source] > reached[source] for source in (Source.STDOUT, Source.STDERR))
         return beyond or position.sequence < self._begin.sequence
 
     async def _shared(self, file: "_File", position: Position, before_ns: int | None) -> "_Encoded":
-        """The stretch after `position` as it is sent to all who stand there: read and serialised once."""
+        """Return the stretch after `position`, read and serialised once for all readers at that position."""
         key = self._key(position, before_ns, self._passed)
         encoded = self._cache.find(key)
-        # A short stretch was all there was when it was read. Once there is more, whoever comes late takes more at once.
+        # A short stretch was all there was when it was read. Once there is more, a late reader takes more at once.
         if not encoded or (
             encoded.spans < SHORT_BYTES and not (encoded.spans and encoded.next.file_offset >= file.seen)
         ):
             most = 1 if before_ns else max(self._most_ahead(), 1)
             read = self._reading(file, position, before_ns, self._passed, most)
-            # A read that began before the last ring may have missed what that told of: it is not for those who look
-            # after it.
-            encoded = await self._cache.load(key, self._log.rings, read)
+            # A read that began before the last notification may have missed the change: it is not shared with readers
+            # that look after the notification.
+            encoded = await self._cache.load(key, self._log.generation, read)
         if before_ns is None:
             self._read_ahead(file, encoded)
         return encoded
 
     def _read_ahead(self, file: "_File", encoded: "_Encoded") -> None:
-        """Reads what follows on a thread while `encoded` is sent, unless that is cached, being read, or not there
+        """Read what follows `encoded` on a thread while it is sent, unless that is cached, being read, or not there
         yet."""
         most, ahead = self._most_ahead(), 0
         while encoded.spans >= SHORT_BYTES and ahead < (most + 1) // 2:
             key = self._key(encoded.next, None, encoded.cursor)
             following = self._cache.find(key)
             if following is None:
-                if encoded.next.file_offset != file.end and not self._cache.loads(key, self._log.rings):
+                if encoded.next.file_offset != file.end and not self._cache.loads(key, self._log.generation):
                     self._start_reading(key, file, encoded, most)
                 return
             encoded, ahead = following, ahead + 1
 
     def _start_reading(self, key: Hashable, file: "_File", encoded: "_Encoded", most: int) -> None:
         log = self._log
-        # The reader may go away, and its log be closed, before the thread has begun to read.
+        # The reader may leave, and its log be closed, before the thread reads.
         log.hold()
         read = self._reading(file, encoded.next, None, encoded.cursor, most)
 
         def end(reading: "asyncio.Future[_Encoded]") -> None:
-            # A failure is not reported here: it meets the reader that comes to this stretch.
+            # A failure is not reported here: the reader that comes to this stretch gets it.
             _ = reading.cancelled() or reading.exception()
             log.release()
 
-        self._cache.loading(key, log.rings, read).add_done_callback(end)
+        self._cache.loading(key, log.generation, read).add_done_callback(end)
 
     def _reading(
         self, file: "_File", position: Position, before_ns: int | None, cursor: Cursor, most: int
     ) -> Callable[[], Coroutine[object, object, "_Encoded"]]:
-        """What reads the stretch after `position`, and caches those that follow it, up to `most` in all, from the same
-        step of a thread."""
+        """Return a coroutine function that reads the stretch after `position` in one step of a thread, and caches the
+        stretches that follow: `most` stretches in all."""
         sources, encoding = self._sources, self._encoding
 
         def encode(position: Position, cursor: Cursor, stretch: Stretch) -> _Encoded:
@@ -317,7 +320,7 @@ class Tail:
 
         def encode_all(stretch: Stretch) -> Sequence[_Encoded]:
             made = [encode(position, cursor, stretch)]
-            # A failure beyond the first stretch meets the reader that comes there.
+            # A failure beyond the first stretch is for the reader that comes there.
             with suppress(OSError):
                 while len(made) < most and made[-1].spans >= SHORT_BYTES:
                     last = made[-1]
@@ -338,7 +341,7 @@ class Tail:
         return (cursor.execution_id, self._encoding.name, position.file_offset, before_ns, self._sources, cursor.system)
 
     def _own_messages(self, entries: Sequence[Chunk | Gap]) -> Sequence[bytes]:
-        """Messages made for this reader alone."""
+        """Return messages made for this reader alone."""
         if self._decoder:
             cut = messages(self._passed, entries, self._sources, TEXT_MESSAGE_BYTES)
             made = [text for message in cut for text in self._decoder.decode(message)]
@@ -349,13 +352,13 @@ class Tail:
         return encoded
 
     def _unread(self, entries: Iterable[Chunk | Gap]) -> Sequence[Chunk | Gap]:
-        """What of these the reader has not had: an entry that its cursor stands within is cut."""
+        """Return the entries that the reader has not had. An entry around its cursor is cut."""
         return unread(entries, self._passed.offsets, self._begin.sequence)
 
 
 @dataclass(frozen=True, slots=True)
 class _Encoded:
-    """A stretch as it is sent: the same bytes for every reader who stands before it and wants the same sources."""
+    """A serialised stretch: the same bytes for every reader at its start that wants the same sources."""
 
     messages: Sequence[bytes]
     spans: int  # bytes of the record
@@ -368,48 +371,48 @@ class _Encoded:
 
 
 class _Log:
-    """The records of one execution, open while somebody reads them, and the bells of those who do."""
+    """The records of one execution, open while they have readers, and the watches of these readers."""
 
-    def __init__(self, execution_id: str, logs: Logs, news: FileWatcher, threads: ThreadPoolExecutor) -> None:
+    def __init__(self, execution_id: str, logs: Logs, file_watcher: FileWatcher, threads: ThreadPoolExecutor) -> None:
         self.execution_id = execution_id
-        self.watches: set[Watch] = set()
-        self.rings = 0
+        self.watches: set[LogWatch] = set()
+        self.generation = 0
         self.output: _File | None = None
         self.system: _File | None = None
         self._output_path = logs.output_path(execution_id)
         self._system_path = logs.system_path(execution_id)
-        self._news = news
+        self._file_watcher = file_watcher
         self._threads = threads
         self._holds = 0
         self._closed = False
 
     @property
     def unwatched(self) -> bool:
-        """Whether a file is open that nobody tells us of."""
-        return any(file is not None and not file.bell.armed for file in (self.output, self.system))
+        """Whether a file is open that nothing watches."""
+        return any(file is not None and not file.watch.active for file in (self.output, self.system))
 
     def sizes(self) -> Sequence[int]:
-        """The bytes of the two records, their headers included."""
+        """Return the bytes of the two records, headers included."""
         return [path.stat().st_size if path.exists() else 0 for path in (self._output_path, self._system_path)]
 
     def open(self) -> None:
-        """Before a look: opens what is there by now, and has what comes from now on told."""
+        """Open the records that exist by now, and watch them. To be called before a look."""
         self.output = self.output or self._file(self._output_path)
         self.system = self.system or self._file(self._system_path)
         for file in (self.output, self.system):
-            if file is not None and file.bell.arm():
-                # What was read while nothing was told may have missed something, as what was read before a ring.
-                self.rings += 1
+            if file is not None and file.watch.start_watching():
+                # A read without a watch may have missed a change, as one before a notification may.
+                self.generation += 1
 
     def changed(self, execution: Execution) -> None:
         for watch in self.watches:
             watch.execution = execution
-        self.ring()
+        self.notify()
 
-    def ring(self) -> None:
-        self.rings += 1
+    def notify(self) -> None:
+        self.generation += 1
         for watch in self.watches:
-            watch.ring()
+            watch.notify()
 
     async def cursor_at(self, begin: StartPoint, sources: frozenset[Source]) -> Cursor:
         self.open()
@@ -428,14 +431,14 @@ class _Log:
     async def read(
         self, file: "_File", position: Position, before_ns: int | None, make: Callable[[Stretch], Made]
     ) -> Made:
-        """What `make` makes of the stretch after `position`; on a thread, unless it was written just now."""
+        """Read the stretch after `position` and return what `make` makes of it; on a thread, unless it was written just
+        now."""
 
         def work() -> tuple[Position, Made]:
             stretch = file.reader.read(position, before_ns=before_ns)
             return stretch.next, make(stretch)
 
-        # What lies after the place where there was nothing a moment ago is in memory still: to read it costs less than
-        # to ask a thread.
+        # What follows the end of a moment ago is still in memory: to read it costs less than a hand-over to a thread.
         next_position, made = work() if position.file_offset == file.end else await self._in_thread(work)
         file.seen = max(file.seen, next_position.file_offset)
         if next_position == position and before_ns is None:
@@ -445,12 +448,12 @@ class _Log:
     def close(self) -> None:
         for file in (self.output, self.system):
             if file is not None:
-                file.bell.disarm()
+                file.watch.stop_watching()
         self._closed = True
         self._close_if_unused()
 
     def hold(self) -> None:
-        """Keeps the files open until `release`, also after `close`."""
+        """Keep the files open until `release`, also after `close`."""
         self._holds += 1
 
     def release(self) -> None:
@@ -476,20 +479,20 @@ class _Log:
 
     def _file(self, path: Path) -> "_File | None":
         try:
-            return _File(RecordReader(path), self._news.bell(path, self.ring))
+            return _File(RecordReader(path), self._file_watcher.watch(path, self.notify))
         except FileNotFoundError:
             return None
         except OSError as error:
-            # Too many files are open, or the disk fails: the log is there, and must not be taken for lost.
+            # Too many files are open, or the disk fails: the log exists, and must not be taken for lost.
             raise _unreadable(error) from error
 
 
 @dataclass(slots=True)
 class _File:
-    """An open record. `seen`: how far any reader came; `end`: where one last found that there was no more."""
+    """An open record. `seen`: the furthest offset of any reader; `end`: where a reader last found nothing more."""
 
     reader: RecordReader
-    bell: FileWatch
+    watch: FileWatch
     seen: int = 0
     end: int = -1
 

@@ -4,18 +4,18 @@ time, exact or a gap."""
 from fastlane_grpc.record.format import Chunk, Gap, Trailer
 from fastlane_grpc.record.reader import STRETCH_BYTES, RecordReader, Stretch, unread
 from fastlane_grpc.record.scan import Position
-from fastlane_grpc.record.seek import Begin
-from fastlane_grpc.record.writer import RecordWriter, Sealed
+from fastlane_grpc.record.seek import ReadStart
+from fastlane_grpc.record.writer import RecordSealed, RecordWriter
 
 __all__ = [
     "STRETCH_BYTES",
-    "Begin",
     "Chunk",
     "Gap",
     "Position",
+    "ReadStart",
     "RecordReader",
+    "RecordSealed",
     "RecordWriter",
-    "Sealed",
     "Stretch",
     "Trailer",
     "unread",

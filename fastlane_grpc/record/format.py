@@ -31,7 +31,7 @@ and each of the three
       0   8  offset: bytes so far, missing ones of known number included
       8   8  newlines so far, in what was not missing
      16   8  missing bytes so far, as far as their number is known
-     24   8  sequence of the last gap of unknown size, if no byte of this source and no other gap of it came after; else 0
+     24   8  sequence of the last gap of unknown size, if no byte and no other gap of this source came after; else 0
      32   4  running CRC of the bytes that were not missing; 0 before the first
      36   4  flags; bit 0: bytes are missing, so the CRC does not cover every byte
 
@@ -41,8 +41,9 @@ and each of the three
       8   2  bytes of payload
      10   1  kind: 1 stdout, 2 stderr, 3 system, 16 START, 17 GAP, 18 TRAILER
      11   1  zero
-     12   4  check: a CRC continued over bytes 0 to 11 of this header; for data from the running CRC of the source after this payload,
-             for the others from the CRC of the payload. So one pass over the payload verifies the frame and continues the source.
+     12   4  check: a CRC continued over bytes 0 to 11 of this header; for data from the running CRC of the source
+             after this payload, for the others from the CRC of the payload. So one pass over the payload verifies
+             the frame and continues the source.
 
 Sixteen zeros in place of a frame header, or fewer than sixteen bytes left: nothing more in this block. Data and GAP
 frames have a sequence: 1, 2, 3 … within the record. It is not in the frame: it is counted from that in the block's
@@ -140,7 +141,7 @@ class SourceState(NamedTuple):
 Sources = tuple[SourceState, SourceState, SourceState]
 
 
-class State(NamedTuple):
+class RecordState(NamedTuple):
     """A whole record, up to some place in it. `sequence` and `time_ns` are those of the last data or gap frame; 0 is
     none yet.
 
@@ -165,7 +166,7 @@ class Trailer:
     facts: Mapping[str, object]
 
 
-def pack_block_header(number: int, state: State) -> bytes:
+def pack_block_header(number: int, state: RecordState) -> bytes:
     fields: list[int] = []
     for source in state.sources:
         flags = _BYTES_ARE_MISSING if source.lossy else 0
@@ -175,7 +176,7 @@ def pack_block_header(number: int, state: State) -> bytes:
     return _MAGIC + _CHECK.pack(zlib.crc32(raw[_CHECKED_FROM:])) + raw[_CHECKED_FROM:]
 
 
-def unpack_block_header(raw: bytes, number: int, at: int = 0) -> State | None:
+def unpack_block_header(raw: bytes, number: int, at: int = 0) -> RecordState | None:
     """The state before block `number`, whose header is at `at`; None if that is not a good one of this block."""
     if len(raw) - at < BLOCK_HEADER_BYTES:
         return None
@@ -188,7 +189,7 @@ def unpack_block_header(raw: bytes, number: int, at: int = 0) -> State | None:
     if not 0 < sequence < _LIMIT or max(fields[::6]) >= _LIMIT or max(fields[3::6]) >= sequence:
         return None
     stdout, stderr, system = (_unpack_source(*fields[i : i + 6]) for i in (0, 6, 12))
-    return State(sequence - 1, time_ns, first_byte_time_ns, (stdout, stderr, system), punched_from)
+    return RecordState(sequence - 1, time_ns, first_byte_time_ns, (stdout, stderr, system), punched_from)
 
 
 def pack_frame_header(kind: int, length: int, time_ns: int, payload_crc32: int) -> bytes:
@@ -215,7 +216,7 @@ def pack_start(execution_id: str, capture: str) -> bytes:
     return _pack_json({"execution_id": execution_id, "capture": capture})
 
 
-def pack_trailer(state: State, exit_code: int | None, facts: Mapping[str, object]) -> bytes:
+def pack_trailer(state: RecordState, exit_code: int | None, facts: Mapping[str, object]) -> bytes:
     totals = [
         {
             "source": total.source,
@@ -245,7 +246,7 @@ def unpack_trailer(payload: bytes, time_ns: int) -> Trailer | None:
         return None
 
 
-def totals_of(state: State) -> tuple[LogTotals, ...]:
+def totals_of(state: RecordState) -> tuple[LogTotals, ...]:
     """One for each source that wrote or lost something; with a checksum where every byte was seen."""
     return tuple(
         LogTotals(source, its.offset, its.missing_bytes, None if its.lossy else its.crc32)

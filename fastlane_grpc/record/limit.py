@@ -1,12 +1,12 @@
-"""The size limit of a record: its first blocks stay, and of the others the newest. Those in between are punched out as
-the file grows."""
+"""The size limit of a record: its first blocks and its newest ones stay. The blocks between them are punched out as the
+file grows."""
 
 import ctypes
 import errno
 import os
 from collections.abc import Callable
 
-from fastlane_grpc.record.format import BLOCK_BYTES, State
+from fastlane_grpc.record.format import BLOCK_BYTES, RecordState
 from fastlane_grpc.record.scan import next_block, punched_bytes
 
 LEAST_BLOCKS = 4
@@ -16,11 +16,11 @@ Sizes = tuple[int, int, int]
 
 
 class Limit:
-    """Of one record that is being written. The layout is that of recorder.c: `head` blocks, a hole, and the newest
-    `tail` blocks."""
+    """The size limit of one record that is being written. The layout is that of recorder.c: `head` blocks, a hole, and
+    the newest `tail` blocks."""
 
     def __init__(self, fd: int, max_bytes: int, punched_from: int) -> None:
-        """`punched_from` is what the record says; 0: it was written without a limit so far, or not at all."""
+        """`punched_from` is the field of the record; 0: the record has had no limit so far, or is new."""
         blocks = max(max_bytes // BLOCK_BYTES, LEAST_BLOCKS)
         self.head = punched_from or blocks // 2
         self.tail = max(blocks - self.head, 1)
@@ -36,8 +36,8 @@ class Limit:
         """Where the record ends if nothing more can be punched out."""
         return (self._oldest + self.tail) * BLOCK_BYTES
 
-    def make_way(self, number: int) -> bool:
-        """For block `number`, or because it was begun: punches out what is too old by then, as far as what comes after
+    def evict_blocks(self, number: int) -> bool:
+        """Punch out the blocks that are too old once block `number` is there, as far as what comes after
         it has begun.
 
         False: the limit is reached, and this file system cannot punch. OSError: it can, and failed.
@@ -56,8 +56,9 @@ class Limit:
         return True
 
 
-def _kept(state: State) -> Sizes:
-    """What is in the record before that state: what was missing before it was never there to be punched out."""
+def _kept(state: RecordState) -> Sizes:
+    """Return the bytes of each source in the record before that state: missing bytes were never there to be punched
+    out."""
     stdout, stderr, system = (its.offset - its.missing_bytes for its in state.sources)
     return stdout, stderr, system
 

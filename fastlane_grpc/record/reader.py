@@ -1,4 +1,4 @@
-"""Reading a record while it is written and after, by any number of readers: each gets the same entries, in the same
+"""Reading a record, while it is written and after, by any number of readers. Each gets the same entries in the same
 order."""
 
 from collections.abc import Iterable, Mapping
@@ -6,9 +6,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastlane_grpc.model import LogTotals, Source
-from fastlane_grpc.record.format import BLOCK_BYTES, SOURCES, Chunk, Gap, State, Trailer
+from fastlane_grpc.record.format import BLOCK_BYTES, SOURCES, Chunk, Gap, RecordState, Trailer
 from fastlane_grpc.record.scan import Position, Scan, block_count, last_block, last_block_that
-from fastlane_grpc.record.seek import Begin, LastLines, position_at_end, position_at_time
+from fastlane_grpc.record.seek import LastLines, ReadStart, position_at_end, position_at_time
 
 STRETCH_BYTES = 4 * BLOCK_BYTES
 _END_OF_TIME = 1 << 64
@@ -17,7 +17,7 @@ _END_OF_OFFSETS = 1 << 62
 
 @dataclass(frozen=True, slots=True)
 class Stretch:
-    """Entries of a record, and where to go on after them. With a `trailer` they are the last ones; no entry and no
+    """Entries of a record, and the position after them. With a `trailer` they are the last ones. No entry and no
     trailer: nothing new."""
 
     entries: tuple[Chunk | Gap, ...]
@@ -65,17 +65,17 @@ class RecordReader:
         # passed.
         return scan.position if scan.position.sequence else Position.BEGIN
 
-    def since(self, time_ns: int) -> Begin:
-        """Before the first entry of that time or later; at the end if there is none yet."""
+    def since(self, time_ns: int) -> ReadStart:
+        """Return the point before the first entry of that time or later; the end if there is none yet."""
         position = position_at_time(self._file.fileno(), time_ns)
-        return Begin(position.offsets, position.sequence)
+        return ReadStart(position.offsets, position.sequence)
 
-    def end(self) -> Begin:
-        """After all that is there now."""
+    def end(self) -> ReadStart:
+        """Return the point after all entries so far."""
         position = position_at_end(self._file.fileno())
-        return Begin(position.offsets, position.sequence)
+        return ReadStart(position.offsets, position.sequence)
 
-    def last_lines(self, count: int, sources: frozenset[Source]) -> tuple[Begin, int] | None:
+    def last_lines(self, count: int, sources: frozenset[Source]) -> tuple[ReadStart, int] | None:
         """Where the last `count` lines (1 or more) of these sources together begin, and the time of the first entry of
         them.
 
@@ -92,12 +92,12 @@ class RecordReader:
         ends = {source: lines.end(source) for source in sources}
         # None: the block was punched out just now.
         first = next(Scan(self._file.fileno(), position).entries(BLOCK_BYTES), None)
-        return Begin(
+        return ReadStart(
             {**position.offsets, **ends, **begins}, position.sequence
         ), first.time_ns if first else position.time_ns
 
     def totals(self) -> tuple[LogTotals, ...]:
-        """What each source holds by now, of a record that lost nothing."""
+        """Return what each source holds by now, of a record that lost nothing."""
         position = position_at_end(self._file.fileno())
         return tuple(
             LogTotals(source, offset, 0, crc32)
@@ -106,7 +106,7 @@ class RecordReader:
         )
 
     def trailer(self) -> Trailer | None:
-        """The trailer, found from the end of the file; None if there is none yet."""
+        """Find the trailer from the end of the file. None if there is none yet."""
         block = last_block(self._file.fileno())
         if block is None:
             return None
@@ -116,14 +116,14 @@ class RecordReader:
     def close(self) -> None:
         self._file.close()
 
-    def _last_block_within(self, offsets: Mapping[Source, int], sequence: int) -> tuple[int, State] | None:
-        """By bisection: the sums in the headers only grow."""
+    def _last_block_within(self, offsets: Mapping[Source, int], sequence: int) -> tuple[int, RecordState] | None:
+        """Locate a block by bisection: the sums in the headers only grow."""
         fd = self._file.fileno()
         return last_block_that(fd, block_count(fd), lambda number, state: _within(state, offsets, sequence))
 
 
 def unread(entries: Iterable[Chunk | Gap], offsets: Mapping[Source, int], sequence: int) -> tuple[Chunk | Gap, ...]:
-    """The entries without what a reader has had that came to `offsets` and `sequence`; the first one of a source may be
+    """Return the entries that a reader at `offsets` and `sequence` has not had. The first one of a source may be
     cut."""
     return tuple(_cut(entry, offsets.get(entry.source, 0)) for entry in entries if not _had(entry, offsets, sequence))
 
@@ -137,8 +137,8 @@ def _had(entry: Chunk | Gap, offsets: Mapping[Source, int], sequence: int) -> bo
     return (entry.offset, entry.sequence) <= (offset, sequence)
 
 
-def _within(state: State, offsets: Mapping[Source, int], sequence: int) -> bool:
-    """Whether a reader that came to `offsets` and `sequence` has had everything before `state`."""
+def _within(state: RecordState, offsets: Mapping[Source, int], sequence: int) -> bool:
+    """Whether a reader at `offsets` and `sequence` has had everything before `state`."""
     return all(
         (its.offset, its.gap_sequence) <= (offsets.get(source, 0), sequence)
         for source, its in zip(SOURCES, state.sources, strict=True)

@@ -1,5 +1,4 @@
-"""A walk over the frames of a record, from any place on. What it yields was written so, in this order; the rest is a
-gap."""
+"""A scan of the frames of a record, from any position on. It yields what was written, in order; the rest is a gap."""
 
 import errno
 import os
@@ -24,7 +23,7 @@ from fastlane_grpc.record.format import (
     TRAILER,
     Chunk,
     Gap,
-    State,
+    RecordState,
     Trailer,
     unpack_block_header,
     unpack_gap,
@@ -34,7 +33,7 @@ from fastlane_grpc.record.format import (
 
 @dataclass(frozen=True, slots=True)
 class Position:
-    """A place in a record, after a frame or at the begin of a block, and all that is needed to go on from there.
+    """A position in a record, after a frame or at the start of a block, and all that is needed to go on from there.
 
     `sequence` and `time_ns` are those of the last entry before it; `reached` and `crc32s` are by source, in the order
     of their numbers."""
@@ -49,12 +48,12 @@ class Position:
 
     @property
     def offsets(self) -> Mapping[Source, int]:
-        """How far each of the three sources has come, in bytes."""
+        """The offset of each of the three sources, in bytes."""
         return dict(zip(SOURCES, self.reached, strict=True))
 
     @classmethod
-    def of_block(cls, number: int, state: State) -> "Position":
-        """The begin of a block, by its header."""
+    def of_block(cls, number: int, state: RecordState) -> "Position":
+        """Return the start of a block, by its header."""
         stdout, stderr, system = state.sources
         return cls(
             number * BLOCK_BYTES,
@@ -65,11 +64,11 @@ class Position:
         )
 
 
-Position.BEGIN = Position.of_block(0, State())
+Position.BEGIN = Position.of_block(0, RecordState())
 
 
 class _Ending(Enum):
-    """Why a walk over one block ended."""
+    """Why a scan of one block ended."""
 
     PASSED = 1
     NOT_YET = 2
@@ -77,7 +76,7 @@ class _Ending(Enum):
 
 
 class Scan:
-    """A walk that has come to a position."""
+    """A scan that has come to a position."""
 
     def __init__(self, fd: int, position: Position) -> None:
         self._fd = fd
@@ -181,7 +180,7 @@ class Scan:
         source, missing_bytes, cause = content
         return Gap(source, self._offsets[source], missing_bytes, cause, self._sequence + 1, time_ns)
 
-    def _may_lead_to(self, state: State) -> bool:
+    def _may_lead_to(self, state: RecordState) -> bool:
         """Whether a record that has come here can come to `state`: nothing goes back, and without an entry between
         nothing moves."""
         reached = [source.offset for source in state.sources]
@@ -191,7 +190,7 @@ class Scan:
             its >= ours for its, ours in zip(reached, self._offsets[1:], strict=True)
         )
 
-    def _take_over(self, state: State, place: int) -> Iterator[Gap]:
+    def _take_over(self, state: RecordState, place: int) -> Iterator[Gap]:
         """Goes on by a block's header. What is between its state and ours is missing."""
         if state.sequence == self._sequence:
             return
@@ -205,7 +204,7 @@ class Scan:
         self._offsets[1:] = position.reached
         self._crc32s[1:] = position.crc32s
 
-    def _gaps_before(self, state: State, place: int, time_ns: int) -> list[Gap]:
+    def _gaps_before(self, state: RecordState, place: int, time_ns: int) -> list[Gap]:
         gaps = []
         cause = Cause.SIZE_LIMIT if self._ends_in_punched_block(state, place) else Cause.STORE
         for source, its in zip(SOURCES, state.sources, strict=True):
@@ -220,7 +219,7 @@ class Scan:
         # sequence.
         return sorted(gaps, key=lambda gap: (gap.sequence, gap.missing_bytes is not None))
 
-    def _ends_in_punched_block(self, state: State, place: int) -> bool:
+    def _ends_in_punched_block(self, state: RecordState, place: int) -> bool:
         """Whether what is missing before `place` was taken away on purpose: such blocks read as zeros."""
         block = place // BLOCK_BYTES - 1
         punched = 0 < state.punched_from <= block
@@ -236,8 +235,8 @@ class Scan:
         return None if block is None else block[0] * BLOCK_BYTES
 
 
-def next_block(fd: int, number: int, before: int | None = None) -> tuple[int, State] | None:
-    """The first block with a good header from `number` on, but before `before`, and what its header says."""
+def next_block(fd: int, number: int, before: int | None = None) -> tuple[int, RecordState] | None:
+    """Return the first block with a good header from `number` on, but before `before`, and its state."""
     while before is None or number < before:
         raw = os.pread(fd, BLOCK_HEADER_BYTES, number * BLOCK_BYTES)
         if len(raw) < BLOCK_HEADER_BYTES:
@@ -249,7 +248,7 @@ def next_block(fd: int, number: int, before: int | None = None) -> tuple[int, St
     return None
 
 
-def last_block_that(fd: int, before: int, true: Callable[[int, State], bool]) -> tuple[int, State] | None:
+def last_block_that(fd: int, before: int, true: Callable[[int, RecordState], bool]) -> tuple[int, RecordState] | None:
     """The last block before `before` with a good header of which it is true, where it is of all before that one, and of
     none after it."""
     found = None
@@ -264,8 +263,8 @@ def last_block_that(fd: int, before: int, true: Callable[[int, State], bool]) ->
     return found
 
 
-def last_block(fd: int) -> tuple[int, State] | None:
-    """The last block with a good header, and what that says."""
+def last_block(fd: int) -> tuple[int, RecordState] | None:
+    """Return the last block with a good header, and its state."""
     for number in reversed(range(block_count(fd))):
         state = unpack_block_header(os.pread(fd, BLOCK_HEADER_BYTES, number * BLOCK_BYTES), number)
         if state is not None:
@@ -274,7 +273,7 @@ def last_block(fd: int) -> tuple[int, State] | None:
 
 
 def punched_bytes(fd: int, punched_from: int) -> tuple[int, int, int]:
-    """How many bytes of each source were in the blocks that were punched out from block `punched_from` on; 0: none."""
+    """Return the bytes of each source in the blocks that were punched out from block `punched_from` on; 0: none."""
     beyond = next_block(fd, punched_from) if punched_from else None
     if beyond is None or beyond[0] == punched_from:
         return 0, 0, 0
@@ -295,7 +294,7 @@ def punched_bytes(fd: int, punched_from: int) -> tuple[int, int, int]:
 
 
 def block_count(fd: int) -> int:
-    """How many blocks have begun."""
+    """Return the number of blocks, an incomplete last one included."""
     return -(-os.fstat(fd).st_size // BLOCK_BYTES)
 
 

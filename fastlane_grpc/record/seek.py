@@ -1,4 +1,4 @@
-"""Where those begin who do not want the whole of a record: its last lines, or what came since some time.
+"""Start positions within a record: its last lines, or what came since some time.
 
 Found by bisection over the headers of blocks, and a walk within one or a few blocks: what it costs hardly depends on
 how much there is."""
@@ -7,21 +7,21 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from fastlane_grpc.model import Source
-from fastlane_grpc.record.format import BLOCK_BYTES, Chunk, SourceState, State, Trailer
+from fastlane_grpc.record.format import BLOCK_BYTES, Chunk, RecordState, SourceState, Trailer
 from fastlane_grpc.record.scan import Position, Scan, block_count, last_block, last_block_that, next_block
 
 
 @dataclass(frozen=True, slots=True)
-class Begin:
-    """How far each source is passed. A gap of unknown size exactly there is passed if its sequence is not more than
-    `sequence`."""
+class ReadStart:
+    """The offsets at which a reader starts. A gap of unknown size exactly there is passed if its sequence is not more
+    than `sequence`."""
 
     offsets: Mapping[Source, int]
     sequence: int
 
 
 def position_at_time(fd: int, time_ns: int) -> Position:
-    """Before the first chunk or gap of that time or later; at the end if there is none."""
+    """Return the position before the first chunk or gap of that time or later; the end if there is none."""
     block = last_block_that(fd, block_count(fd), lambda number, state: state.time_ns < time_ns)
     scan = Scan(fd, Position.of_block(*block) if block else Position.BEGIN)
     for entry in scan.entries(BLOCK_BYTES):
@@ -31,7 +31,7 @@ def position_at_time(fd: int, time_ns: int) -> Position:
 
 
 def position_at_end(fd: int) -> Position:
-    """After the last whole frame."""
+    """Return the position after the last whole frame."""
     block = last_block(fd)
     scan = Scan(fd, Position.of_block(*block) if block else Position.BEGIN)
     for _ in scan.entries(BLOCK_BYTES):
@@ -40,8 +40,8 @@ def position_at_end(fd: int) -> Position:
 
 
 @dataclass(frozen=True, slots=True)
-class _Place:
-    """After a newline, or at the begin of a source: `sequence` is that of the chunk which the newline is in."""
+class _LineStart:
+    """The start of a line: after a newline, or at the start of a source. `sequence` is that of the newline's chunk."""
 
     offset: int = 0
     sequence: int = 0
@@ -63,8 +63,7 @@ class _Source:
 
 @dataclass(slots=True)
 class _Hole:
-    """What the size limit took away: the first block that is there again, and the newlines of each source that are gone
-    with it."""
+    """What the size limit punched out: the first block after the hole, and the newlines of each source in the hole."""
 
     block: int
     newlines: Mapping[Source, int]
@@ -76,7 +75,7 @@ class _Passed:
     the way."""
 
     lines: dict[Source, int]
-    ends: dict[Source, _Place] = field(default_factory=dict)
+    ends: dict[Source, _LineStart] = field(default_factory=dict)
 
 
 class LastLines:
@@ -130,7 +129,7 @@ class LastLines:
             beyond[0], {source: beyond[1].sources[source - 1].newlines - newlines[source] for source in self._sources}
         )
 
-    def _count(self, number: int, state: State) -> None:
+    def _count(self, number: int, state: RecordState) -> None:
         """Counts what there is in all, from the last block."""
         missing = {source: state.sources[source - 1].missing_bytes for source in self._sources}
         for source, newlines in self._newlines_before(number, state).items():
@@ -163,7 +162,7 @@ class LastLines:
 
     # ---- what is before the lines that are wanted
 
-    def _pass(self, block: tuple[int, State], before: int) -> _Passed:
+    def _pass(self, block: tuple[int, RecordState], before: int) -> _Passed:
         """Passes so many lines, of which the last one ends in the block or right before it.
 
         Where damage took some of these, fewer are passed: what is wanted begins with the damage then, which leaves no
@@ -187,13 +186,13 @@ class LastLines:
         passed.lines[chunk.source] += lines
         return lines
 
-    def _after_newline(self, source: Source, number: int) -> _Place:
+    def _after_newline(self, source: Source, number: int) -> _LineStart:
         """After the newline of this number, from 1, of those that are there; 0 is the begin."""
         block = self._last_block(lambda its, state: self._newlines_before(its, state)[source] < number)
         if block is None:
-            return _Place()
+            return _LineStart()
         found = self._newlines_before(*block)[source]
-        place = _Place(block[1].sources[source - 1].offset, block[1].sequence)
+        place = _LineStart(block[1].sources[source - 1].offset, block[1].sequence)
         for chunk in self._chunks(*block):
             newlines = chunk.data.count(b"\n") if chunk.source is source else 0
             if found + newlines >= number:
@@ -206,7 +205,7 @@ class LastLines:
 
     # ---- blocks
 
-    def _lines_before(self, number: int, state: State) -> dict[Source, int]:
+    def _lines_before(self, number: int, state: RecordState) -> dict[Source, int]:
         """Lines of each source that end before this block."""
         lines = self._newlines_before(number, state)
         for source, its in self._all.items():
@@ -214,14 +213,14 @@ class LastLines:
                 lines[source] += 1
         return lines
 
-    def _newlines_before(self, number: int, state: State) -> dict[Source, int]:
+    def _newlines_before(self, number: int, state: RecordState) -> dict[Source, int]:
         gone = self._hole.newlines if self._hole and number >= self._hole.block else {}
         return {source: state.sources[source - 1].newlines - gone.get(source, 0) for source in self._sources}
 
-    def _last_block(self, true: Callable[[int, State], bool]) -> tuple[int, State] | None:
+    def _last_block(self, true: Callable[[int, RecordState], bool]) -> tuple[int, RecordState] | None:
         return last_block_that(self._fd, self._blocks, true)
 
-    def _chunks(self, number: int, state: State) -> Iterator[Chunk]:
+    def _chunks(self, number: int, state: RecordState) -> Iterator[Chunk]:
         """Of our sources, those in this block."""
         beyond = next_block(self._fd, number + 1)
         scan = Scan(self._fd, Position.of_block(number, state))
@@ -233,15 +232,15 @@ class LastLines:
                 yield entry
 
 
-def _after(chunk: Chunk, newlines: int) -> _Place:
+def _after(chunk: Chunk, newlines: int) -> _LineStart:
     """After so many newlines of the chunk, which has them."""
     at = 0
     for _ in range(newlines):
         at = chunk.data.index(b"\n", at) + 1
-    return _Place(chunk.offset + at, chunk.sequence)
+    return _LineStart(chunk.offset + at, chunk.sequence)
 
 
-def _keeps_less(source: Source, than: int) -> Callable[[int, State], bool]:
+def _keeps_less(source: Source, than: int) -> Callable[[int, RecordState], bool]:
     return lambda number, state: _bytes_kept(state.sources[source - 1]) < than
 
 

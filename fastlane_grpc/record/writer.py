@@ -1,4 +1,4 @@
-"""Writing a record: one writer, one thread at a time. What is written stays as it is; a write that fails leaves whole
+"""Writing a record: one writer, one thread at a time. What was written never changes. A write that fails leaves whole
 frames."""
 
 import os
@@ -22,9 +22,9 @@ from fastlane_grpc.record.format import (
     START,
     TRAILER,
     Chunk,
+    RecordState,
     Sources,
     SourceState,
-    State,
     Trailer,
     pack_block_header,
     pack_frame_header,
@@ -41,7 +41,7 @@ from fastlane_grpc.record.scan import Position, Scan, last_block, punched_bytes
 _MAX_PARTS = os.sysconf("SC_IOV_MAX")
 
 
-class Sealed(Exception):
+class RecordSealed(Exception):
     """The record has its trailer: nothing can be added."""
 
     def __init__(self, path: Path) -> None:
@@ -54,7 +54,7 @@ class RecordWriter:
     With `max_bytes` its head and its newest part are kept, where the file system has no holes its head alone: the rest
     is counted."""
 
-    def __init__(self, path: Path, file: FileIO, size: int, state: State, max_bytes: int | None) -> None:
+    def __init__(self, path: Path, file: FileIO, size: int, state: RecordState, max_bytes: int | None) -> None:
         self._path = path
         self._file = file
         self._size = size
@@ -63,19 +63,19 @@ class RecordWriter:
         # Another writer's doing, if this one has no limit.
         self._punched_before = punched_bytes(file.fileno(), state.punched_from)
         # All that came, once it is not stored any more: the limit is reached, and nothing can be punched out.
-        self._seen: State | None = None
+        self._seen: RecordState | None = None
         self._taken = 0
         self._torn = False
         self._trailer: Trailer | None = None
 
     @classmethod
     def create(cls, path: Path, *, execution_id: str, capture: str, max_bytes: int | None = None) -> Self:
-        """Makes the file, which must not be there, and writes START. Its name survives a power cut; its content from
+        """Make the file, which must not exist, and write START. Its name survives a power cut; its content does from
         the next `sync` on."""
         payload = pack_start(execution_id, capture)
         file = FileIO(path, "x+", opener=_open_private)
         try:
-            writer = cls(path, file, 0, State(), max_bytes)
+            writer = cls(path, file, 0, RecordState(), max_bytes)
             frames = writer._frames()
             frames.add_other(START, payload, time.time_ns(), frames.state)
             writer._append(frames)
@@ -88,7 +88,7 @@ class RecordWriter:
 
     @classmethod
     def resume(cls, path: Path, *, max_bytes: int | None = None) -> Self:
-        """Goes on where the last whole frame ends; what is torn after it is cut off. Sealed if there is a trailer."""
+        """Resume after the last whole frame; a torn frame is cut off. RecordSealed if there is a trailer."""
         file = FileIO(path, "r+")
         try:
             size, state = _end_of(path, file.fileno())
@@ -99,7 +99,7 @@ class RecordWriter:
             raise
 
     def write(self, pieces: Iterable[tuple[Source, bytes | memoryview]], time_ns: int) -> None:
-        """Appends the pieces, those that follow each other in one source as one frame, as far as the block goes.
+        """Append the pieces. Neighbours of one source become one frame, as far as the block goes.
         Readers see them at once.
 
         When this raises OSError (no room, quota, I/O), the file ends with a whole frame, and the same pieces may be
@@ -118,20 +118,20 @@ class RecordWriter:
             self._seen = _after_runs(self._seen, runs, time_ns)
 
     def gap(self, source: Source, missing_bytes: int | None, cause: Cause, time_ns: int) -> None:
-        """Says that bytes of `source` are missing here; None: nobody knows how many."""
+        """Append a gap: bytes of `source` are missing here. None: their number is unknown."""
         if missing_bytes is not None and missing_bytes <= 0:
             raise ValueError(f"a gap of {missing_bytes} bytes is none")
         self._taken = 0
-        self._own_up(time_ns)
+        self._write_pending_gaps(time_ns)
         self._append_gap(source, missing_bytes, cause, time_ns)
         if self._seen is not None:
             self._seen = _after_gap(self._seen, source, missing_bytes, time_ns)
 
     def seal(self, exit_code: int | None, facts: Mapping[str, object], time_ns: int) -> Trailer:
-        """Writes the trailer, brings all to the disk and closes. When it raises OSError, it may be called again."""
+        """Write the trailer, sync and close. After an OSError it may be called again."""
         self._taken = 0
         if self._trailer is None:
-            self._own_up(time_ns)
+            self._write_pending_gaps(time_ns)
             self._trailer = self._append_trailer(exit_code, facts, max(time_ns, self._state.time_ns))
         self.sync()
         self.close()
@@ -139,7 +139,7 @@ class RecordWriter:
 
     @property
     def taken(self) -> int:
-        """Of the pieces whose write raised OSError, how many bytes are in the file, counted from the first piece on."""
+        """How many bytes of the pieces whose write raised OSError are in the file, from the first piece on."""
         return self._taken
 
     @property
@@ -148,26 +148,26 @@ class RecordWriter:
         return self._state.first_byte_time_ns or None
 
     def totals(self) -> tuple[LogTotals, ...]:
-        """One for each source that wrote or lost something."""
+        """Return one total for each source that wrote or lost something."""
         return totals_of(self._in_all())
 
     def sync(self) -> None:
-        """Brings what was written to the disk."""
+        """Sync what was written to the disk."""
         os.fdatasync(self._file.fileno())
 
     def close(self) -> None:
         if not self._file.closed and self._trailer is None:
             with suppress(OSError):
-                self._own_up(self._state.time_ns)
+                self._write_pending_gaps(self._state.time_ns)
         self._file.close()
 
     def _frames(self) -> "_Frames":
         if self._trailer is not None:
-            raise Sealed(self._path)
+            raise RecordSealed(self._path)
         return _Frames(self._size, self._state)
 
-    def _own_up(self, time_ns: int) -> None:
-        """Says in the record how much was only counted so far."""
+    def _write_pending_gaps(self, time_ns: int) -> None:
+        """Append a gap for the bytes of each source that were counted and not stored."""
         seen = self._seen.sources if self._seen is not None else ()
         for source, its in zip(SOURCES, seen, strict=False):
             if (missing_bytes := its.offset - self._state.sources[source - 1].offset) > 0:
@@ -189,8 +189,9 @@ class RecordWriter:
         self._append(frames)
         return trailer
 
-    def _in_all(self) -> State:
-        """What came, stored or not. What the size limit took away is missing too; nothing but the totals says so."""
+    def _in_all(self) -> RecordState:
+        """Return the state of all that was received, stored or not. What the size limit punched out counts as missing;
+        only the totals say so."""
         punched = self._limit.punched if self._limit else self._punched_before
         seen = self._state if self._seen is None else self._seen
         stdout, stderr, system = (
@@ -200,18 +201,18 @@ class RecordWriter:
         return seen._replace(sources=(stdout, stderr, system))
 
     def _append_within_limit(self, frames: "_Frames") -> bool:
-        """False: only so many of the frames as the limit lets be there were appended."""
+        """Append the frames. False: only as many as the limit allows were appended."""
         if self._limit is None:
             self._append(frames)
             return True
-        whole = self._limit.make_way(_last_block(frames.size))
+        whole = self._limit.evict_blocks(_last_block(frames.size))
         if not whole:
             frames.cut(self._limit.end)
         self._append(frames)
         # Of frames for more blocks than are kept, the first are too old as soon as they are there. All are there now:
         # what fails is not the write, and is tried again before the next one.
         with suppress(OSError):
-            self._limit.make_way(_last_block(self._size))
+            self._limit.evict_blocks(_last_block(self._size))
         return whole
 
     def _append(self, frames: "_Frames") -> None:
@@ -241,10 +242,9 @@ class RecordWriter:
 
 
 class _Frames:
-    """Frames to be appended. `ends` has what they lead to, one after the other: the size of the file and the state of
-    the record."""
+    """Frames to be appended. `ends`: the size of the file and the state of the record after each of them."""
 
-    def __init__(self, size: int, state: State) -> None:
+    def __init__(self, size: int, state: RecordState) -> None:
         self.ends = [(size, state)]
         self.state = state
         self.size = size
@@ -261,18 +261,18 @@ class _Frames:
             self._add(source, payload, state.time_ns, state.sources[source - 1].crc32, state)
             begin = end
 
-    def add_other(self, kind: int, payload: bytes, time_ns: int, state: State) -> None:
+    def add_other(self, kind: int, payload: bytes, time_ns: int, state: RecordState) -> None:
         self._begin_frame(payload_bytes=len(payload))
         self._add(kind, payload, time_ns, crc32(payload), state)
 
     def cut(self, size: int) -> None:
-        """Leaves out the frames that end beyond that size of the file; the file itself may."""
+        """Leave out the frames that end beyond that size of the file. The file itself may be larger."""
         self.ends = [end for end in self.ends if end[0] <= max(size, self._begin)]
         self.size, self.state = self.ends[-1]
         self._parts = [memoryview(b"".join(self._parts))[: self.size - self._begin]]
 
     def parts_from(self, place: int) -> list[bytes | memoryview]:
-        """What is to be in the file from `place` on, in no more parts than one call of the kernel takes."""
+        """Return the content of the file from offset `place` on, in no more parts than one system call takes."""
         if place == self._begin and len(self._parts) <= _MAX_PARTS:
             return self._parts
         return [memoryview(b"".join(self._parts))[place - self._begin :]]
@@ -285,10 +285,12 @@ class _Frames:
             self.size += room + BLOCK_HEADER_BYTES
 
     def _room(self) -> int:
-        """What is left of the block; 0 where the next one has not begun."""
+        """Return the bytes left in the block; 0 at the start of the next one."""
         return -self.size % BLOCK_BYTES
 
-    def _add(self, kind: int, payload: bytes | memoryview, time_ns: int, payload_crc32: int, state: State) -> None:
+    def _add(
+        self, kind: int, payload: bytes | memoryview, time_ns: int, payload_crc32: int, state: RecordState
+    ) -> None:
         self._parts += (pack_frame_header(kind, len(payload), time_ns, payload_crc32), payload)
         self.size += FRAME_HEADER_BYTES + len(payload)
         self.state = state
@@ -296,7 +298,7 @@ class _Frames:
 
 
 def _runs(pieces: Iterable[tuple[Source, bytes | memoryview]], skip: int) -> list[tuple[Source, bytes]]:
-    """The pieces, those that follow each other in one source as one; the first `skip` bytes are left out."""
+    """Return the pieces without their first `skip` bytes. Neighbours of one source become one."""
     runs = []
     for source, run in groupby(pieces, key=itemgetter(0)):
         data = b"".join(piece for _, piece in run)
@@ -305,7 +307,7 @@ def _runs(pieces: Iterable[tuple[Source, bytes | memoryview]], skip: int) -> lis
     return runs
 
 
-def _bytes_between(before: State, after: State) -> int:
+def _bytes_between(before: RecordState, after: RecordState) -> int:
     return sum(now.offset - then.offset for now, then in zip(after.sources, before.sources, strict=True))
 
 
@@ -313,21 +315,25 @@ def _last_block(size: int) -> int:
     return (size - 1) // BLOCK_BYTES
 
 
-def _after_data(state: State, source: Source, data: bytes | memoryview, newlines: int, time_ns: int) -> State:
+def _after_data(
+    state: RecordState, source: Source, data: bytes | memoryview, newlines: int, time_ns: int
+) -> RecordState:
     sequence, last_time_ns, first_byte_time_ns, sources, punched_from = state
     offset, newlines_before, missing_bytes, _, crc, lossy = sources[source - 1]
     time_ns = max(time_ns, last_time_ns)
     changed = SourceState(offset + len(data), newlines_before + newlines, missing_bytes, 0, crc32(data, crc), lossy)
-    return State(sequence + 1, time_ns, first_byte_time_ns or time_ns, _with(sources, source, changed), punched_from)
+    return RecordState(
+        sequence + 1, time_ns, first_byte_time_ns or time_ns, _with(sources, source, changed), punched_from
+    )
 
 
-def _after_runs(state: State, runs: Iterable[tuple[Source, bytes]], time_ns: int) -> State:
+def _after_runs(state: RecordState, runs: Iterable[tuple[Source, bytes]], time_ns: int) -> RecordState:
     for source, data in runs:
         state = _after_data(state, source, data, data.count(b"\n"), time_ns)
     return state
 
 
-def _after_gap(state: State, source: Source, missing_bytes: int | None, time_ns: int) -> State:
+def _after_gap(state: RecordState, source: Source, missing_bytes: int | None, time_ns: int) -> RecordState:
     its = state.sources[source - 1]
     sequence = state.sequence + 1
     changed = its._replace(
@@ -350,17 +356,17 @@ def _with(sources: Sources, source: Source, changed: SourceState) -> Sources:
     return stdout, stderr, changed
 
 
-def _end_of(path: Path, fd: int) -> tuple[int, State]:
-    """The end of the last whole frame, and the state there: from the last good block alone, however long the record
-    is."""
+def _end_of(path: Path, fd: int) -> tuple[int, RecordState]:
+    """Return the end of the last whole frame and the state there, from the last good block alone, however long the
+    record is."""
     block = last_block(fd)
     if block is None:
-        return 0, State()
+        return 0, RecordState()
     state = block[1]
     scan = Scan(fd, Position.of_block(*block))
     for entry in scan.entries(BLOCK_BYTES):
         if isinstance(entry, Trailer):
-            raise Sealed(path)
+            raise RecordSealed(path)
         if isinstance(entry, Chunk):
             state = _after_data(state, entry.source, entry.data, entry.data.count(b"\n"), entry.time_ns)
         else:

@@ -1,4 +1,4 @@
-"""The file fastlane.db: how it is opened, and what SQLite's errors mean. Every error names the file."""
+"""The file fastlane.db: connections to it, and what the errors of SQLite mean. Every error names the file."""
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress
@@ -28,7 +28,7 @@ AnyConnection = TypeVar("AnyConnection", bound=Connection)
 
 
 class _Owned(Connection):
-    """The one connection that writes, for which there is a marker beside the file."""
+    """The connection that writes. While it is open, a marker lies beside the file."""
 
     path: Path
 
@@ -39,7 +39,7 @@ class _Owned(Connection):
 
 
 def open_for_writing(path: Path) -> Connection:
-    """The one connection that writes, the schema brought up to date.
+    """Open the one connection that writes, and bring the schema up to date.
 
     StoreFailed: the file is damaged, not ours, of a newer fastlane, or has lost what was committed.
     """
@@ -56,20 +56,20 @@ def open_for_writing(path: Path) -> Connection:
 
 
 def open_for_reading(path: Path) -> Connection:
-    """A connection that cannot write; each statement is a transaction of its own."""
+    """Open a connection that cannot write. Each statement is a transaction of its own."""
     with _opening(path, Connection) as db:
         db.execute("PRAGMA query_only = ON")
     return db
 
 
 def is_failure(error: Exception) -> bool:
-    """Whether SQLite or its disk has failed. The rest of its errors, as a constraint that is violated, are defects of
-    ours."""
+    """Whether SQLite or its disk has failed. Its other errors, such as a violated constraint, are defects of
+    fastlane."""
     return isinstance(error, sqlite3.OperationalError) or type(error) is sqlite3.DatabaseError
 
 
 def refusal(error: Exception, path: Path) -> Refusal:
-    """What the caller is told of such a failure. Nothing was kept, and the same call may succeed later."""
+    """Return the refusal for such a failure. Nothing was stored, and the same call may succeed later."""
     if getattr(error, "sqlite_errorcode", None) == sqlite3.SQLITE_FULL:
         return DiskFull(f"there is no room to write {path}", retry_seconds=RETRY_SECONDS)
     return StoreFailed(f"{path} cannot be used: {error}", retry_seconds=RETRY_SECONDS)
@@ -77,7 +77,7 @@ def refusal(error: Exception, path: Path) -> Refusal:
 
 @contextmanager
 def _opening(path: Path, kind: "type[AnyConnection]") -> "Iterator[AnyConnection]":
-    """A connection that is closed if what is done in it fails. StoreFailed."""
+    """Open a connection, and close it if the body fails. StoreFailed."""
     try:
         # It is opened on one thread and used on another, one at a time. Transactions are begun and ended by hand, hence
         # no isolation level.
@@ -108,7 +108,7 @@ def _migrate(db: Connection, path: Path) -> None:
 
 
 def _refuse_loss(path: Path) -> None:
-    """Raise StoreFailed if the database has lost what was committed to it. What is there stays as it is."""
+    """Raise StoreFailed if the database has lost committed data. The files stay as they are."""
     try:
         lost = _loss(path)
     except (sqlite3.Error, OSError) as error:
@@ -118,7 +118,7 @@ def _refuse_loss(path: Path) -> None:
 
 
 def _loss(path: Path) -> str:
-    """What is missing, and what to do; empty if nothing is."""
+    """Return what is missing, and what to do; empty if nothing is."""
     lost = loss.loss(path)
     if lost or not path.exists() or not path.stat().st_size:
         return lost

@@ -1,4 +1,4 @@
-"""A look at the database from outside, beside a server or without one: it changes nothing."""
+"""Diagnostics of the database, with or without a server that runs. They change nothing."""
 
 import time
 from collections.abc import Collection
@@ -17,8 +17,8 @@ _STEPS = 100_000
 
 
 @dataclass(frozen=True, slots=True)
-class Checkup:
-    """`damage` is what SQLite found wrong, empty if nothing; `whole` says whether it came to an end with looking."""
+class DatabaseDiagnosis:
+    """`damage`: what SQLite found wrong, empty if nothing. `whole`: whether SQLite has checked the whole database."""
 
     instance: str
     damage: str
@@ -27,8 +27,8 @@ class Checkup:
     over: frozenset[str]
 
 
-def check_up(path: Path, execution_ids: Collection[str]) -> Checkup:
-    """The database at `path`, which is there. StoreFailed: it cannot be read."""
+def diagnose(path: Path, execution_ids: Collection[str]) -> DatabaseDiagnosis:
+    """Check the database at `path`, which exists. StoreFailed: it cannot be read."""
     try:
         with closing(sqlite3.connect(f"{path.absolute().as_uri()}?mode=ro", uri=True, isolation_level=None)) as db:
             (instance,) = db.execute("SELECT instance_id FROM instance").fetchone()
@@ -36,7 +36,7 @@ def check_up(path: Path, execution_ids: Collection[str]) -> Checkup:
             damage, whole = _damage(db)
     except (sqlite3.Error, TypeError, ValueError) as error:
         raise StoreFailed(f"cannot read {path}: {error}") from error
-    return Checkup(str(instance), damage, whole, over)
+    return DatabaseDiagnosis(str(instance), damage, whole, over)
 
 
 def _is_over(db: Connection, execution_id: str) -> bool:

@@ -1,7 +1,6 @@
-"""Executions that wait for a time: queued when they are due, ended when they have not been claimed by their
-expire_time.
+"""Executions that wait for a time: queued when they are due, ended when they are not claimed by their expire_time.
 
-Each goes down an index, from its earliest time on, and takes a bounded number.
+Each function reads an index from its earliest time on, and handles a bounded number of executions.
 """
 
 from datetime import datetime
@@ -14,21 +13,22 @@ from fastlane_grpc.store.rows import EXECUTION, execution_from, microseconds_sin
 
 
 class Promotion(NamedTuple):
-    """Whether there may be more to do right now; and from when on there is something to do, None if nothing waits for a
-    time."""
+    """The result of one batch. `more`: there may be more to do right now. `next_time`: the time of the next work; None
+    if no execution waits for a time."""
 
     more: bool
     next_time: datetime | None
 
 
 def expire(db: Connection, now: datetime, limit: int) -> list[Execution]:
-    """Ends executions whose expire_time has passed: EXPIRED. Of their jobs nothing is written."""
+    """End executions whose expire_time has passed as EXPIRED. Their jobs stay as they are."""
     # Fetched to the end: COMMIT fails while a RETURNING has rows that nobody took.
     rows = db.execute(
         f"""
         UPDATE executions
         SET state = {State.EXPIRED}, state_time = :now, end_time = :now, reason = 0,
-            detail = 'it had not started by its expire_time, ' || strftime('%Y-%m-%dT%H:%M:%SZ', expire_time / 1000000, 'unixepoch'),
+            detail = 'it had not started by its expire_time, '
+                || strftime('%Y-%m-%dT%H:%M:%SZ', expire_time / 1000000, 'unixepoch'),
             out_of_memory = 0, stop_signal = ''
         WHERE seq IN (
             SELECT seq FROM executions INDEXED BY executions_expiring
@@ -42,8 +42,8 @@ def expire(db: Connection, now: datetime, limit: int) -> list[Execution]:
 
 
 def promote(db: Connection, now: datetime, limit: int) -> list[Execution]:
-    """Queues executions that are due, in the order of their due times; those that have expired were ended before. Of
-    their jobs nothing is written."""
+    """Queue executions that are due, in the order of their due times. To be called after `expire`. Their jobs stay as
+    they are."""
     values = {"now": microseconds_since_epoch(now), "limit": limit}
     found = db.execute(
         f"""
@@ -53,7 +53,7 @@ def promote(db: Connection, now: datetime, limit: int) -> list[Execution]:
         """,
         values,
     ).fetchall()
-    # One by one: their tasks take their turns in the order in which these statements come.
+    # One by one: tasks get their turns in the order of these statements.
     return [_promote_one(db, seq, values["now"]) for (seq,) in found]
 
 
@@ -65,11 +65,12 @@ def _promote_one(db: Connection, seq: int, now: int) -> Execution:
 
 
 def next_time(db: Connection) -> datetime | None:
-    """The earliest time at which an execution is due or has expired, if one waits for a time."""
+    """Return the earliest time at which an execution is due or has expired; None if none waits for a time."""
     [(due, expire)] = db.execute(
         f"""
         SELECT
-            (SELECT due_time FROM executions INDEXED BY executions_due WHERE state = {State.SCHEDULED} ORDER BY due_time LIMIT 1),
+            (SELECT due_time FROM executions INDEXED BY executions_due
+             WHERE state = {State.SCHEDULED} ORDER BY due_time LIMIT 1),
             (SELECT expire_time FROM executions INDEXED BY executions_expiring
              WHERE state <= {State.QUEUED} AND expire_time IS NOT NULL ORDER BY expire_time LIMIT 1)
         """

@@ -1,5 +1,4 @@
-"""The one unit of work that comes by the thousand: a job with its first execution. Many of them take no more statements
-than one."""
+"""Enqueue: a new job with its first execution. Many enqueues in one transaction take no more statements than one."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -28,7 +27,10 @@ T = TypeVar("T")
 # Rows of one statement, at most. For each power of two up to this SQLite keeps the statement prepared.
 _MOST_ROWS = 64
 
-_JOBS = "INSERT INTO jobs (job_id, execution_id, task_id, state, spec, create_time, request_id, request_digest, caller_address) VALUES "
+_JOBS = """
+    INSERT INTO jobs
+        (job_id, execution_id, task_id, state, spec, create_time, request_id, request_digest, caller_address)
+    VALUES """
 _JOB = "(?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _EXECUTIONS = """
     INSERT INTO executions
@@ -41,8 +43,8 @@ _LABEL = "(?, ?, ?, ?)"
 
 @dataclass(frozen=True, slots=True)
 class Quota:
-    """Up to what jobs are taken: so many executions may wait, and so many bytes and inodes of the disk of `directory`
-    have to be free."""
+    """The limits for new jobs: how many executions may wait, and how many bytes and inodes must be free on the disk of
+    `directory`."""
 
     directory: Path
     max_waiting: int
@@ -51,14 +53,15 @@ class Quota:
 
     @classmethod
     def of(cls, directory: Path, *, max_waiting: int, min_free_bytes: int | None) -> "Quota":
-        """`min_free_bytes` None: what fits the disk. 0: it is not looked at the disk."""
+        """Return the quota of the directory. `min_free_bytes` None: a value that fits the disk; 0: the disk is not
+        checked."""
         if min_free_bytes is None:
             min_free_bytes = least_free_bytes(directory)
         return cls(directory, max_waiting, min_free_bytes, least_free_inodes(directory) if min_free_bytes else 0)
 
     def refusal(self, db: Connection, jobs: int) -> Refusal | None:
-        """Why so many more are not taken; None if they are. A count that is kept and a look at the disk: microseconds,
-        once for many."""
+        """Return why so many more jobs are refused; None if they are not. It costs microseconds, once for many jobs: a
+        count on one row, and a look at the disk."""
         [(waiting,)] = db.execute("SELECT waiting FROM kept").fetchall()
         if waiting + jobs > self.max_waiting:
             message = f"{waiting} executions wait, and {self.max_waiting} may; try again when some have begun"
@@ -77,8 +80,7 @@ DEFAULT_SECRET_NAMES = SecretNames()
 
 
 class Enqueue:
-    """A job to be kept, made when the caller asked for it. Answers the job, and whether its `request_id` had made it
-    before."""
+    """A job to be stored. The answer is the job, and whether its `request_id` had made it before."""
 
     def __init__(
         self,
@@ -118,7 +120,7 @@ class Enqueue:
         self._execution_row = _execution_row(execution, spec.priority)
 
     def __call__(self, db: Connection) -> Written[tuple[Job, bool]]:
-        """Raises RequestIdReused, QueueFull and DiskFull; not the last two of what was kept before."""
+        """Raise RequestIdReused, QueueFull or DiskFull; the last two only for a job that is new."""
         if refusal := self._quota.refusal(db, 1):
             if (job := self._kept_before(db)) is None:
                 raise refusal
@@ -137,8 +139,8 @@ class Enqueue:
 
     @staticmethod
     def together(db: Connection, works: Sequence["Enqueue"]) -> Sequence[Written[tuple[Job, bool]]]:
-        """Raises an error of SQLite's if one of them was kept before, QueueFull or DiskFull where there is no room for
-        all of them."""
+        """Raise an error of SQLite if one of the jobs was stored before; QueueFull or DiskFull if there is no room for
+        all."""
         if refusal := works[0]._quota.refusal(db, len(works)):
             raise refusal
         for part in _parts(works):
@@ -184,7 +186,7 @@ class Enqueue:
 
 
 def insert_execution(db: Connection, execution: Execution, priority: int) -> None:
-    """Inserts an execution of a job that is kept already."""
+    """Insert an execution of a stored job."""
     db.execute(_EXECUTIONS + _EXECUTION, _execution_row(execution, priority))
 
 

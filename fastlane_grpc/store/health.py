@@ -1,5 +1,5 @@
-"""Whether the store can write. Found out by writing, from a failure on until it can again; without one nothing is asked
-of the disk."""
+"""Health of the store: whether it can write. After a failure the store is probed by writes until one succeeds; without
+a failure there are no probes."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -18,7 +18,7 @@ log = structlog.get_logger(__name__)
 
 
 class StoreHealth:
-    """Lives on the loop."""
+    """Probes the store after a failure. Lives on the loop."""
 
     def __init__(self, *, patience_seconds: float = PATIENCE_SECONDS, probe_seconds: float = PROBE_SECONDS) -> None:
         self._patience_seconds = patience_seconds
@@ -26,12 +26,12 @@ class StoreHealth:
         self._failed = Wakeup()
 
     def failed(self) -> None:
-        """What the store tells when something could not be written."""
+        """Note that the store could not write. To be called by the store."""
         self._failed.set()
 
     async def watch(self, store: Store, tell: Callable[[bool], Awaitable[None]]) -> None:
-        """Until it is cancelled. Tells False when the store has not been able to write for some seconds, and True when
-        it can again."""
+        """Watch the store until cancelled. Report False when the store has not been able to write for some seconds, and
+        True when it can again."""
         while True:
             await self._failed.wait()
             self._failed.clear()

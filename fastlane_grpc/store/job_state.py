@@ -15,7 +15,7 @@ from fastlane_grpc.store.rows import microseconds_since_epoch, spec_from
 
 
 def follow(db: Connection, execution: Execution) -> None:
-    """Gives a job the state of its current execution, which is not final."""
+    """Give a job the state of its current execution, which is not final."""
     # Without a change nothing is written: not every transition of an execution is one of its state.
     db.execute(
         "UPDATE jobs SET state = :state WHERE job_id = :job_id AND execution_id = :execution_id AND state <> :state",
@@ -24,8 +24,8 @@ def follow(db: Connection, execution: Execution) -> None:
 
 
 def follow_claim(db: Connection, execution: Execution) -> JobSpec:
-    """The same, of an execution that was just claimed. Returns what to run: one statement does both, as claims have to
-    be fast."""
+    """Do the same for an execution that was just claimed, and return the job's spec: one statement does both, as claims
+    have to be fast."""
     found = db.execute(
         "UPDATE jobs SET state = ? WHERE job_id = ? AND execution_id = ? RETURNING spec",
         (execution.state, execution.job_id, execution.id),
@@ -35,11 +35,11 @@ def follow_claim(db: Connection, execution: Execution) -> JobSpec:
 
 
 def settle(db: Connection, ended: Execution, now: datetime, after: After) -> list[Execution]:
-    """Writes what follows the end of an execution. Returns the execution that comes next, if there is one."""
+    """Write what follows the end of an execution. Return the next execution of the job, if there is one."""
     job = job_of(db, ended.job_id)
     if job.execution.id != ended.id or job.state.final:
         return []
-    # Whatever else would follow, a stop wins.
+    # A stop wins over whatever else would follow.
     match after(job, ended, now) if job.stop_time is None else settled_by(ended):
         case Final() as final:
             _end(db, job, final, now)
@@ -49,7 +49,7 @@ def settle(db: Connection, ended: Execution, now: datetime, after: After) -> lis
 
 
 def note_stop(db: Connection, job_id: str, now: datetime) -> None:
-    """Notes that a caller stopped the job: nothing is to follow its current execution."""
+    """Note that a caller stopped the job: no execution follows the current one."""
     db.execute(
         f"UPDATE jobs SET stop_time = ? WHERE job_id = ? AND stop_time IS NULL AND state < {State.SUCCEEDED}",
         (microseconds_since_epoch(now), job_id),
@@ -62,8 +62,8 @@ def _end(db: Connection, job: Job, final: Final, now: datetime) -> None:
     db.execute(
         """
         UPDATE jobs
-        SET state = :state, end_time = :now, reason = :reason, detail = :detail, exit_code = :exit_code, out_of_memory = :out_of_memory,
-            stop_signal = :stop_signal
+        SET state = :state, end_time = :now, reason = :reason, detail = :detail, exit_code = :exit_code,
+            out_of_memory = :out_of_memory, stop_signal = :stop_signal
         WHERE job_id = :job_id
         """,
         {

@@ -24,36 +24,39 @@ _RESTORE = "put it back, or restore a backup (see Restore in docs/operations.md)
 
 
 def loss(path: Path) -> str:
-    """What is missing of the database at `path`, seen without opening it, and what to do. Empty: nothing that can be
-    seen."""
+    """Return what is missing of the database at `path`, and what to do; empty if nothing is. The database is not
+    opened."""
     empty = not path.exists() or not path.stat().st_size
     if empty and (found := next(executions_with_logs(path.parent), "")):
         state = "is empty" if path.exists() else "is missing"
-        return f"{path} {state}, and there are logs of executions, as {found}: {_RESTORE}; or, to begin anew, move {path.parent} away"
+        return (
+            f"{path} {state}, and there are logs of executions, as {found}: {_RESTORE};"
+            f" or, to begin anew, move {path.parent} away"
+        )
     # Whoever closes a database last takes away both, and first moves what is in the one into the file: as does a look
     # from outside, after a server was killed. One of them alone is never left.
     if not empty and marker(path).exists() and _beside(path, "shm").exists() and not _write_ahead_log(path).exists():
         return (
-            f"{_write_ahead_log(path)} is missing, and holds what the last server, which was killed, wrote last: {_RESTORE}; or, to go on "
-            f"without, remove {marker(path)}"
+            f"{_write_ahead_log(path)} is missing, and holds what the last server, which was killed, wrote last:"
+            f" {_RESTORE}; or, to go on without, remove {marker(path)}"
         )
     return ""
 
 
 def without_schema(path: Path) -> str:
-    """The same of a database in which there is nothing. Empty: it is new."""
+    """Do the same for a database without tables. Empty: it is new."""
     found = next(executions_with_logs(path.parent), "")
     return found and (
-        f"{path} has no jobs in it, and there are logs of executions, as {found}: {_write_ahead_log(path)} was cut, or is missing; "
-        f"{_RESTORE}; or, to begin anew, move {path.parent} away"
+        f"{path} has no jobs in it, and there are logs of executions, as {found}: {_write_ahead_log(path)} was cut, or"
+        f" is missing; {_RESTORE}; or, to begin anew, move {path.parent} away"
     )
 
 
 def unknown(path: Path, execution_id: str) -> str:
-    """The same of a database that does not know of an execution that has a log."""
+    """Do the same for a database that does not know an execution that has a log."""
     return (
-        f"{path} does not know execution {execution_id}, whose log is there: {_write_ahead_log(path)} was cut, or is of another time; "
-        f"{_RESTORE}; or, to go on with what is there, remove {marker(path)}"
+        f"{path} does not know execution {execution_id}, whose log is there: {_write_ahead_log(path)} was cut, or is of"
+        f" another time; {_RESTORE}; or, to go on with what is there, remove {marker(path)}"
     )
 
 

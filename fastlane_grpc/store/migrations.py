@@ -64,7 +64,7 @@ def tasks_and_jobs(db: Database) -> None:
             INSERT INTO tasks VALUES (new.task_id, new.create_time, new.create_time, 1, new.state < 6)
             ON CONFLICT DO UPDATE SET last_enqueue_time = new.create_time, jobs = jobs + 1, open_jobs = open_jobs + (new.state < 6);
         END
-        """
+        """  # noqa: E501  the text of a step stays as it is
     )
     db.execute(
         """
@@ -158,7 +158,7 @@ def executions(db: Database) -> None:
                 SELECT 1 FROM executions AS newer WHERE newer.job_id = new.job_id AND newer.seq > new.seq
             );
         END
-        """
+        """  # noqa: E501  the text of a step stays as it is
     )
 
 
@@ -178,7 +178,8 @@ def lines_of_the_queue(db: Database) -> None:
     """
     db.execute(f"CREATE TRIGGER queued_at_first AFTER INSERT ON executions WHEN new.state = 2 BEGIN {line_up} END")
     db.execute(
-        f"CREATE TRIGGER queued_again AFTER UPDATE OF state ON executions WHEN old.state <> 2 AND new.state = 2 BEGIN {line_up} END"
+        f"CREATE TRIGGER queued_again AFTER UPDATE OF state ON executions WHEN old.state <> 2 AND new.state = 2"
+        f" BEGIN {line_up} END"
     )
     db.execute(
         """
@@ -243,10 +244,11 @@ def upkeep(db: Database) -> None:
         CREATE TRIGGER log_came_or_went AFTER UPDATE OF log_bytes ON executions WHEN old.log_bytes <> new.log_bytes BEGIN
             UPDATE kept SET log_bytes = log_bytes + new.log_bytes - old.log_bytes;
         END
-        """
+        """  # noqa: E501  the text of a step stays as it is
     )
     db.execute(
-        "CREATE TRIGGER one_more_waits AFTER INSERT ON executions WHEN new.state = 2 BEGIN UPDATE kept SET waiting = waiting + 1; END"
+        "CREATE TRIGGER one_more_waits AFTER INSERT ON executions WHEN new.state = 2"
+        " BEGIN UPDATE kept SET waiting = waiting + 1; END"
     )
     db.execute(
         """
@@ -305,7 +307,7 @@ def state_of_jobs(db: Database) -> None:
                 SELECT {columns}, iif(stop_cause = 'caller', stop_time, NULL) FROM executions WHERE executions.job_id = jobs.job_id
             )
             WHERE seq BETWEEN ? AND ?
-            """,
+            """,  # noqa: E501  the text of a step stays as it is
             [begin, begin + _ROWS_AT_ONCE - 1],
         )
     db.execute("DROP INDEX executions_ended")
@@ -329,7 +331,8 @@ def due_and_expire_times(db: Database) -> None:
     for trigger in ("one_more_waits", "waits_or_not", "execution_went"):
         db.execute(f"DROP TRIGGER {trigger}")
     db.execute(
-        "CREATE TRIGGER one_more_waits AFTER INSERT ON executions WHEN new.state <= 2 BEGIN UPDATE kept SET waiting = waiting + 1; END"
+        "CREATE TRIGGER one_more_waits AFTER INSERT ON executions WHEN new.state <= 2"
+        " BEGIN UPDATE kept SET waiting = waiting + 1; END"
     )
     db.execute(
         """

@@ -1,4 +1,4 @@
-"""An answer of the store that is still to come: awaited on the loop, or waited for on any other thread."""
+"""An answer of the store that is still to come: awaited on the loop, or waited for on a thread."""
 
 import asyncio
 import concurrent.futures
@@ -10,8 +10,7 @@ T = TypeVar("T")
 
 
 class Pending(Generic[T]):
-    """Where it was asked for settles which of the two it is. Giving up the wait undoes nothing of what was asked
-    for."""
+    """The caller's thread decides which of the two it is. To stop waiting does not undo the call."""
 
     __slots__ = ("_future", "on_loop")
 
@@ -27,7 +26,7 @@ class Pending(Generic[T]):
         return self._future.__await__()
 
     def result(self, timeout: float | None = None) -> T:
-        """The answer, for a thread: blocks, for at most `timeout` seconds, then raises TimeoutError."""
+        """Block until the answer is there and return it; for a thread. TimeoutError after `timeout` seconds."""
         if isinstance(self._future, concurrent.futures.Future):
             return self._future.result(timeout)
         raise RuntimeError("this was asked for on the loop, which must not block: await it")
@@ -42,7 +41,7 @@ class Pending(Generic[T]):
 
 
 class Settled(NamedTuple):
-    """What became of a Pending: the answer, or the error."""
+    """The result of a Pending: the answer, or the error."""
 
     pending: Pending[Any]
     answer: Any
@@ -50,8 +49,8 @@ class Settled(NamedTuple):
 
 
 def tell(loop: asyncio.AbstractEventLoop, settled: Sequence[Settled], then: Callable[[], None] | None = None) -> None:
-    """Wakes all who wait: those on the loop by one callback, which then calls `then`; threads when that callback has
-    its place there."""
+    """Wake all callers: those on the loop by one callback, which then calls `then`; threads once that callback is
+    scheduled."""
     on_loop = [one for one in settled if one.pending.on_loop]
     if on_loop or then:
         with suppress(RuntimeError):  # the loop is closed: nobody is there to be told

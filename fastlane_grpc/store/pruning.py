@@ -1,7 +1,6 @@
-"""What has been kept for long enough: found in the order in which it ended, and taken out of the tables in small
-numbers.
+"""Jobs and logs that retention deletes: found in the order in which they ended, and deleted in small batches.
 
-Each way is down an index, from its old end, however much is kept and however little of it is old.
+Each query reads an index from its old end, however much is kept and however little of it is old.
 """
 
 import json
@@ -15,19 +14,19 @@ from fastlane_grpc.store.database import Connection
 from fastlane_grpc.store.rows import EXECUTION, execution_from, microseconds_since_epoch, time_from
 
 
-class Place(NamedTuple):
-    """Where a walk through what has ended stands: the end of a job or of a log's execution, and its number, which tells
-    it from those of the same time."""
+class PruneCursor(NamedTuple):
+    """A position in the order of ends: the end of a job or of a log's execution, and a `seq` that orders those with the
+    same end."""
 
     end_time: int
     seq: int
 
 
 @dataclass(frozen=True, slots=True)
-class Old:
-    """What ended at or before `before`: the jobs, or only their logs; of one task, or of all."""
+class PruneQuery:
+    """Jobs, or only their logs, that ended at or before `before`: those of one task, or of all."""
 
-    BEGIN: ClassVar[Place] = Place(-1, -1)
+    START: ClassVar[PruneCursor] = PruneCursor(-1, -1)
 
     before: datetime
     logs_only: bool = False
@@ -35,18 +34,18 @@ class Old:
 
 
 @dataclass(frozen=True, slots=True)
-class Found:
-    """An execution whose log is to go, or whose job is. `log_bytes`: the room that its log takes; 0: it has none."""
+class PruneCandidate:
+    """An execution whose log or job is to be deleted. `log_bytes`: what its log takes on the disk; 0: no log."""
 
     execution_id: str
     job_id: str
     log_bytes: int
-    place: Place
+    cursor: PruneCursor
 
 
 @dataclass(frozen=True, slots=True)
 class Count:
-    """How much there is of something: jobs, logs, and the room on the disk that these take, in bytes."""
+    """A number of jobs, a number of logs, and the bytes that these logs take on the disk."""
 
     jobs: int = 0
     logs: int = 0
@@ -57,7 +56,7 @@ class Count:
 
 
 @dataclass(frozen=True, slots=True)
-class Kept:
+class RetentionTotals:
     """The earliest end of an execution whose log is kept, and of a job; None if there is none. `log_bytes`: what all
     logs take on the disk, as far as the store knows it."""
 
@@ -66,49 +65,54 @@ class Kept:
     log_bytes: int
 
 
-def kept(db: Connection) -> Kept:
+def retention_totals(db: Connection) -> RetentionTotals:
     [(log_time, job_time, log_bytes)] = db.execute(
         """
         SELECT
-            (SELECT end_time FROM executions INDEXED BY executions_log_kept WHERE log_bytes > 0 AND end_time >= 0 ORDER BY end_time LIMIT 1),
+            (SELECT end_time FROM executions INDEXED BY executions_log_kept
+             WHERE log_bytes > 0 AND end_time >= 0 ORDER BY end_time LIMIT 1),
             (SELECT end_time FROM jobs INDEXED BY jobs_ended WHERE state >= 6 ORDER BY end_time LIMIT 1),
             (SELECT log_bytes FROM kept)
         """
     ).fetchall()
-    return Kept(_time(log_time), _time(job_time), log_bytes)
+    return RetentionTotals(_time(log_time), _time(job_time), log_bytes)
 
 
-def oldest(db: Connection, old: Old, after: Place, limit: int) -> list[Found]:
-    """The next ones after that place: of at most `limit` logs, or all executions of at most `limit` jobs."""
-    rows = db.execute(_found(old), _values(old, after, limit)).fetchall()
+def oldest(db: Connection, query: PruneQuery, after: PruneCursor, limit: int) -> list[PruneCandidate]:
+    """Return the candidates after that cursor: those of at most `limit` logs, or all executions of at most `limit`
+    jobs."""
+    rows = db.execute(_found(query), _values(query, after, limit)).fetchall()
     return [
-        Found(execution_id, job_id, log_bytes, Place(end_time, seq))
+        PruneCandidate(execution_id, job_id, log_bytes, PruneCursor(end_time, seq))
         for execution_id, job_id, log_bytes, end_time, seq in rows
     ]
 
 
-def count(db: Connection, old: Old, limit: int) -> Count:
-    """How much there is of it, counted up to `limit` logs or jobs."""
+def count(db: Connection, query: PruneQuery, limit: int) -> Count:
+    """Count what the query finds, up to `limit` logs or jobs."""
     [(jobs, logs, log_bytes)] = db.execute(
-        f"SELECT count(DISTINCT job_id), coalesce(sum(log_bytes > 0), 0), coalesce(sum(log_bytes), 0) FROM ({_found(old)})",
-        _values(old, Old.BEGIN, limit),
+        f"""
+        SELECT count(DISTINCT job_id), coalesce(sum(log_bytes > 0), 0), coalesce(sum(log_bytes), 0)
+        FROM ({_found(query)})
+        """,
+        _values(query, PruneQuery.START, limit),
     ).fetchall()
-    return Count(0 if old.logs_only else jobs, logs, log_bytes)
+    return Count(0 if query.logs_only else jobs, logs, log_bytes)
 
 
 def mark_pruned(db: Connection, execution_ids: Sequence[str], now: datetime) -> list[Execution]:
-    """From now on readers are told that the logs were pruned; those that changed by that. The files are known of
-    still."""
+    """Note that these logs are being deleted, so that readers are told. Return the executions that changed. The bytes
+    of their files stay on the rows."""
     return _update(db, "prune_time = :now", "prune_time IS NULL AND log_bytes > 0", execution_ids, now)
 
 
 def forget_logs(db: Connection, execution_ids: Sequence[str], now: datetime) -> list[Execution]:
-    """The files are gone."""
+    """Note that the files of these logs are deleted. Return the executions that changed."""
     return _update(db, "prune_time = coalesce(prune_time, :now), log_bytes = 0", "log_bytes > 0", execution_ids, now)
 
 
 def delete_jobs(db: Connection, job_ids: Sequence[str]) -> int:
-    """How many of them went, with all their executions: those that are final."""
+    """Delete those of the jobs that are final, with all their executions. Return how many these were."""
     ids = [json.dumps(job_ids)]
     final = "SELECT job_id FROM json_each(?) CROSS JOIN jobs ON job_id = value WHERE state >= 6"
     db.execute(f"DELETE FROM executions WHERE job_id IN ({final})", ids)
@@ -128,13 +132,16 @@ def _update(db: Connection, change: str, guard: str, execution_ids: Sequence[str
     return [execution_from(row) for row in rows]
 
 
-def _found(old: Old) -> str:
-    of_task = "task_id = :task_id AND" if old.task_id else ""
+def _found(query: PruneQuery) -> str:
+    of_task = "task_id = :task_id AND" if query.task_id else ""
     page = f"{of_task} end_time <= :before AND (end_time, seq) > (:end_time, :seq) ORDER BY end_time, seq LIMIT :limit"
-    suffix = "_of_task" if old.task_id else ""
-    if old.logs_only:
+    suffix = "_of_task" if query.task_id else ""
+    if query.logs_only:
         index = f"executions_log_kept{suffix}"
-        return f"SELECT execution_id, job_id, log_bytes, end_time, seq FROM executions INDEXED BY {index} WHERE log_bytes > 0 AND {page}"
+        return f"""
+            SELECT execution_id, job_id, log_bytes, end_time, seq FROM executions INDEXED BY {index}
+            WHERE log_bytes > 0 AND {page}
+        """
     return f"""
         SELECT executions.execution_id, job_id, log_bytes, ended.end_time, ended.seq
         FROM (SELECT job_id, end_time, seq FROM jobs INDEXED BY jobs_ended{suffix} WHERE state >= 6 AND {page}) AS ended
@@ -143,8 +150,12 @@ def _found(old: Old) -> str:
     """
 
 
-def _values(old: Old, after: Place, limit: int) -> dict[str, object]:
-    return {"before": microseconds_since_epoch(old.before), "task_id": old.task_id, "limit": limit} | after._asdict()
+def _values(query: PruneQuery, after: PruneCursor, limit: int) -> dict[str, object]:
+    return {
+        "before": microseconds_since_epoch(query.before),
+        "task_id": query.task_id,
+        "limit": limit,
+    } | after._asdict()
 
 
 def _time(microseconds: int | None) -> datetime | None:

@@ -1,4 +1,4 @@
-"""What is asked of the tables: each question is one statement, read to its last row."""
+"""Queries for single rows. Each is one statement, read to its last row."""
 
 from fastlane_grpc.errors import ExecutionNotFound, JobNotFound, TaskNotFound
 from fastlane_grpc.model import Assignment, Execution, Job, JobSpec, State, Task
@@ -10,7 +10,7 @@ CURRENT = "(SELECT seq FROM executions WHERE execution_id = (SELECT execution_id
 
 
 def job_of(db: Connection, job_id: str) -> Job:
-    """JobNotFound."""
+    """Return the job with its current execution. JobNotFound."""
     rows = db.execute(
         f"SELECT {JOB} FROM jobs JOIN executions USING (execution_id) WHERE jobs.job_id = ?", [job_id]
     ).fetchall()
@@ -28,8 +28,8 @@ def spec_of(db: Connection, job_id: str) -> JobSpec:
 
 
 def ahead_of(db: Connection, execution_id: str, most: int) -> int:
-    """How many queued executions go before this one, of its task and priority, counted up to `most`; 0 if it is not
-    queued."""
+    """Count the queued executions of the same task and priority that go before this one, up to `most`; 0 if this one
+    is not queued."""
     # Two steps down two indexes, then along the second one: no row of a table is read but the first.
     rows = db.execute(
         f"""
@@ -46,7 +46,7 @@ def ahead_of(db: Connection, execution_id: str, most: int) -> int:
 
 
 def execution_of(db: Connection, execution_id: str) -> Execution:
-    """ExecutionNotFound."""
+    """Return the execution. ExecutionNotFound."""
     rows = db.execute(f"SELECT {EXECUTION} FROM executions WHERE execution_id = ?", [execution_id]).fetchall()
     if not rows:
         raise ExecutionNotFound(execution_id)
@@ -65,7 +65,7 @@ def assignment_of(db: Connection, execution_id: str) -> Assignment:
 
 
 def task_of(db: Connection, task_id: str) -> Task:
-    """TaskNotFound."""
+    """Return the task. TaskNotFound."""
     rows = db.execute(f"SELECT {TASK} FROM tasks WHERE task_id = ?", [task_id]).fetchall()
     if not rows:
         raise TaskNotFound(task_id)

@@ -1,4 +1,4 @@
-"""The reading threads: each has a connection of its own, and ends what it reads before anyone is told."""
+"""The reading threads of the store: each has a connection of its own, and ends a read before it reports the result."""
 
 import asyncio
 import queue
@@ -23,7 +23,7 @@ TOGETHER_SECONDS = 0.0005
 
 
 class Readers:
-    """A read waits for another read at most, never for the writer."""
+    """Threads that read. A read may wait for another read, never for the writer."""
 
     def __init__(self, path: Path, *, loop: asyncio.AbstractEventLoop, supervisor: Supervisor = ALONE) -> None:
         self._path = path
@@ -48,8 +48,8 @@ class Readers:
             thread.start()
 
     def read(self, work: Callable[[Connection], T]) -> Pending[T]:
-        """What `work` finds, in one statement, to its last row: a statement left open would keep SQLite's log from
-        being cut."""
+        """Run `work`, one statement that is read to its last row: an open statement would keep SQLite from cutting its
+        log."""
         pending: Pending[T] = Pending(self._loop)
         with self._entrance:
             if self._closed:
@@ -58,7 +58,7 @@ class Readers:
         return pending
 
     def close(self, timeout: float | None = None) -> None:
-        """What waits is still read, what comes later is refused. Blocks until then, for at most `timeout` seconds per
+        """Finish the reads that wait and refuse later ones. Blocks until then, for at most `timeout` seconds per
         thread."""
         with self._entrance:
             if not self._closed:
@@ -78,7 +78,7 @@ class Readers:
         db.close()
 
     def _waiting(self) -> "_Read | None":
-        """The next read, if one waits. The end of a thread is left to wait."""
+        """Return the next read, if one waits. The mark that ends a thread stays in the queue."""
         try:
             read = self._queue.get_nowait()
         except queue.Empty:

@@ -1,5 +1,5 @@
-"""Tasks, jobs and executions. One public method is one transaction, and a transition that lost a race changes
-nothing."""
+"""The store of tasks, jobs and executions. Each public method is one transaction. A transition that has lost a race
+changes nothing."""
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
@@ -30,7 +30,7 @@ from fastlane_grpc.store.enqueue import DEFAULT_SECRET_NAMES, NO_QUOTA, Enqueue,
 from fastlane_grpc.store.job_state import follow, follow_claim, note_stop, settle
 from fastlane_grpc.store.lists import ExecutionQuery, JobQuery, Page, page_of_executions, page_of_jobs, page_of_tasks
 from fastlane_grpc.store.pending import Pending
-from fastlane_grpc.store.pruning import Count, Found, Kept, Old, Place
+from fastlane_grpc.store.pruning import Count, PruneCandidate, PruneCursor, PruneQuery, RetentionTotals
 from fastlane_grpc.store.queries import CURRENT, ahead_of, assignment_of, execution_of, job_of, spec_of, task_of
 from fastlane_grpc.store.readers import Readers
 from fastlane_grpc.store.rows import (
@@ -52,7 +52,7 @@ PROBE_FREE_INODES = 16
 
 
 class Store:
-    """Every method but `close` answers with a Pending: await it on the loop, take its `result()` on any other thread.
+    """Each method except `close` returns a Pending: await it on the loop, take its `result()` on any other thread.
 
     Those that write raise DiskFull or StoreFailed where nothing could be kept. Those a runner calls (`starting`,
     `running`, `time_out`, `requeue`, `finish`) do not: they are tried again until they are stored. ServerStopping: the
@@ -70,7 +70,7 @@ class Store:
         on_failure: Callable[[], None] = lambda: None,
         supervisor: Supervisor = ALONE,
     ) -> Self:
-        """The store in `directory`, made if there is none; it takes jobs up to `quota`. StoreFailed if it cannot be
+        """Open the store in `directory`, or make it. It takes jobs up to `quota`. StoreFailed if it cannot be
         opened.
 
         After each commit, on the loop, `on_commit` is given every change that the commit made to an execution (a new
@@ -113,8 +113,8 @@ class Store:
         self.instance = instance
 
     def close(self, timeout: float | None = None) -> None:
-        """What was asked for is still done, what comes later raises ServerStopping. Blocks; each thread has `timeout`
-        seconds to end."""
+        """Finish the calls that were made; later ones raise ServerStopping. Blocks; each thread has `timeout` seconds
+        to end."""
         self._readers.close(timeout)
         # The last connection that closes moves the log of SQLite into the file: that is to be the writer's.
         self._writer.close(timeout)
@@ -124,7 +124,8 @@ class Store:
     def enqueue(
         self, *, task_id: str, spec: JobSpec, request_id: str, caller_address: str
     ) -> Pending[tuple[Job, bool]]:
-        """A job with its first execution, queued or scheduled; and whether `request_id` had made it before.
+        """Store a job with its first execution, queued or scheduled. Return the job, and whether `request_id` had made
+        it before.
 
         RequestIdReused: it had made another; secrets are not compared. QueueFull, DiskFull: no more jobs are taken now.
         """
@@ -165,7 +166,7 @@ class Store:
         grace: timedelta,
         note: str,
     ) -> list[Execution]:
-        """Stops the execution of which `which`, SQL with the values `of`, is the seq. Returns the executions that
+        """Stop the execution with the seq that `which`, SQL with the values `of`, selects. Return the executions that
         changed."""
         order = {**of, "now": microseconds_since_epoch(now), "grace": microseconds_of(grace), "note": note}
         if execution := _stop_unclaimed(db, which, order):
@@ -177,11 +178,11 @@ class Store:
         return [execution] if execution else []
 
     def job(self, job_id: str) -> Pending[Job]:
-        """JobNotFound."""
+        """Return the job. JobNotFound."""
         return self._readers.read(lambda db: job_of(db, job_id))
 
     def job_in_line(self, job_id: str, most: int) -> Pending[tuple[Job, int]]:
-        """The job, and how many executions go before its own, as `ahead`; in one step of a thread. JobNotFound."""
+        """Return the job, and how many executions go before its own, in one step of a thread. JobNotFound."""
 
         def work(db: Connection) -> tuple[Job, int]:
             job = job_of(db, job_id)
@@ -190,7 +191,7 @@ class Store:
         return self._readers.read(work)
 
     def execution_in_line(self, execution_id: str, most: int) -> Pending[tuple[Execution, int]]:
-        """The execution, and how many go before it, as `ahead`; in one step of a thread. ExecutionNotFound."""
+        """Return the execution, and how many go before it, in one step of a thread. ExecutionNotFound."""
 
         def work(db: Connection) -> tuple[Execution, int]:
             execution = execution_of(db, execution_id)
@@ -199,37 +200,37 @@ class Store:
         return self._readers.read(work)
 
     def execution(self, execution_id: str) -> Pending[Execution]:
-        """ExecutionNotFound."""
+        """Return the execution. ExecutionNotFound."""
         return self._readers.read(lambda db: execution_of(db, execution_id))
 
     def task(self, task_id: str) -> Pending[Task]:
-        """TaskNotFound."""
+        """Return the task. TaskNotFound."""
         return self._readers.read(lambda db: task_of(db, task_id))
 
     def jobs(self, query: JobQuery, *, after: tuple[int, int] | None = None, size: int) -> Pending[Page[Job]]:
-        """A page of at most `size` from behind `after` on, newest first."""
+        """Return a page of at most `size` after `after`, newest first."""
         return self._readers.read(lambda db: page_of_jobs(db, query, after, size))
 
     def executions(
         self, query: ExecutionQuery, *, after: tuple[int] | None = None, size: int
     ) -> Pending[Page[Execution]]:
-        """A page of at most `size` from behind `after` on, newest first."""
+        """Return a page of at most `size` after `after`, newest first."""
         return self._readers.read(lambda db: page_of_executions(db, query, after, size))
 
     def tasks(self, *, after: tuple[str] | None = None, size: int) -> Pending[Page[Task]]:
-        """A page of at most `size` from behind `after` on, by name."""
+        """Return a page of at most `size` tasks after `after`, by name."""
         return self._readers.read(lambda db: page_of_tasks(db, after, size))
 
     def ahead(self, execution_id: str, most: int) -> Pending[int]:
-        """How many queued executions of its task and priority go before this one, counted up to `most`; 0 if it is not
-        queued."""
+        """Count the queued executions of the same task and priority that go before this one, up to `most`; 0 if this
+        one is not queued."""
         return self._readers.read(lambda db: ahead_of(db, execution_id, most))
 
     # ---- what the dispatcher asks for
 
     def promote(self, limit: int) -> Pending[Promotion]:
-        """Ends executions that have not been claimed by their expire_time, and queues those that are due: the oldest
-        ones, at most `limit` in all."""
+        """End executions that were not claimed by their expire_time, and queue those that are due: the oldest ones, at
+        most `limit` in all."""
 
         def work(db: Connection) -> Written[Promotion]:
             now = self._now()
@@ -244,12 +245,12 @@ class Store:
         return self._writer.write(work)
 
     def next_due_time(self) -> Pending[datetime | None]:
-        """The earliest time at which an execution is due or has expired; None if nothing waits for a time."""
+        """Return the earliest time at which an execution is due or has expired; None if none waits for a time."""
         return self._readers.read(due.next_time)
 
     def claim_on(self, hosts: Sequence[str]) -> Pending[list[Assignment]]:
-        """As many of the queued ones as there are `hosts`, each on one of these, in their order: the highest priority
-        first, its tasks in turns, each first in, first out."""
+        """Claim a queued execution for each of `hosts`, as long as there are any. The highest priority goes first;
+        within a priority tasks take turns; within a task the execution that was due first goes first."""
 
         def work(db: Connection) -> Written[list[Assignment]]:
             now = microseconds_since_epoch(self._now())
@@ -264,13 +265,14 @@ class Store:
         return self._writer.write(work)
 
     def unfinished(self) -> Pending[list[Assignment]]:
-        """Those that were claimed and are not final, in the order in which they were claimed."""
+        """Return the executions that were claimed and are not final, in the order of their claims."""
 
         def work(db: Connection) -> list[Assignment]:
             rows = db.execute(
                 f"""
                 SELECT spec, {EXECUTION} FROM executions INDEXED BY executions_state CROSS JOIN jobs USING (job_id)
-                WHERE executions.state IN ({State.PREPARING}, {State.RUNNING}, {State.STOPPING}) ORDER BY claim_time, executions.seq
+                WHERE executions.state IN ({State.PREPARING}, {State.RUNNING}, {State.STOPPING})
+                ORDER BY claim_time, executions.seq
                 """
             ).fetchall()
             return [Assignment(execution_from(row[1:]), spec_from(row[0])) for row in rows]
@@ -278,7 +280,7 @@ class Store:
         return self._readers.read(work)
 
     def assignment(self, execution_id: str) -> Pending[Assignment]:
-        """ExecutionNotFound."""
+        """Return the execution with the spec of its job. ExecutionNotFound."""
         return self._readers.read(lambda db: assignment_of(db, execution_id))
 
     # ---- what a runner tells
@@ -294,8 +296,8 @@ class Store:
         pull_time: datetime | None,
         container_time: datetime | None,
     ) -> Pending[Execution | None]:
-        """The fence: who gets the execution may send its one start. None: it was told to stop, its expire_time has
-        passed, or a start may have been sent before."""
+        """Commit that the one start is about to be sent (the fence). A caller that gets the execution may send it.
+        None: the execution was told to stop, has expired, or a start may have been sent before."""
 
         def work(db: Connection) -> Written[Execution | None]:
             return _written(
@@ -322,7 +324,8 @@ class Store:
         return self._writer.write_until_stored(work)
 
     def running(self, execution_id: str, *, start_time: datetime) -> Pending[Execution | None]:
-        """PREPARING: RUNNING. RUNNING or STOPPING: the same state, with a start time. None: it is final, or queued."""
+        """Note that the container has started: PREPARING becomes RUNNING, STOPPING gets a start time. None: the
+        execution is final, or queued."""
 
         def work(db: Connection) -> Written[Execution | None]:
             return _followed(
@@ -334,7 +337,8 @@ class Store:
                     SET start_time = coalesce(start_time, :start_time),
                         state = iif(state = {State.PREPARING}, {State.RUNNING}, state),
                         state_time = iif(state = {State.PREPARING}, :now, state_time)
-                    WHERE execution_id = :execution_id AND state IN ({State.PREPARING}, {State.RUNNING}, {State.STOPPING})
+                    WHERE execution_id = :execution_id
+                        AND state IN ({State.PREPARING}, {State.RUNNING}, {State.STOPPING})
                     """,
                     execution_id=execution_id,
                     start_time=microseconds_since_epoch(start_time),
@@ -345,7 +349,7 @@ class Store:
         return self._writer.write_until_stored(work)
 
     def time_out(self, execution_id: str, *, grace: timedelta) -> Pending[Execution | None]:
-        """RUNNING: STOPPING, because of its timeout. None: it is not RUNNING."""
+        """Move an execution from RUNNING to STOPPING, because of its timeout. None: it is not RUNNING."""
 
         def work(db: Connection) -> Written[Execution | None]:
             return _followed(
@@ -378,7 +382,8 @@ class Store:
                 db,
                 f"""
                 UPDATE executions
-                SET state = {State.QUEUED}, state_time = :now, claim_time = NULL, pull_time = NULL, container_time = NULL,
+                SET state = {State.QUEUED}, state_time = :now,
+                    claim_time = NULL, pull_time = NULL, container_time = NULL,
                     host = '', container_id = '', image_digest = '', capture = '', engine_life = '',
                     logs = :logs, log_bytes = :log_bytes
                 WHERE execution_id = :execution_id AND state = {State.PREPARING} AND NOT starting
@@ -396,8 +401,8 @@ class Store:
         return self._writer.write_until_stored(work)
 
     def revoked(self, execution_id: str) -> Pending[Execution | None]:
-        """The start that may have been sent can have no effect any more: as before the fence. None: it has started, or
-        is final."""
+        """Note that a start that may have been sent can have no effect any more: the execution is as before the fence.
+        None: it has started, or is final."""
 
         def work(db: Connection) -> Written[Execution | None]:
             return _written(
@@ -405,8 +410,10 @@ class Store:
                     db,
                     f"""
                     UPDATE executions
-                    SET starting = 0, container_id = '', capture = '', engine_life = '', pull_time = NULL, container_time = NULL
-                    WHERE execution_id = :execution_id AND state IN ({State.PREPARING}, {State.STOPPING}) AND start_time IS NULL
+                    SET starting = 0, container_id = '', capture = '', engine_life = '',
+                        pull_time = NULL, container_time = NULL
+                    WHERE execution_id = :execution_id AND state IN ({State.PREPARING}, {State.STOPPING})
+                        AND start_time IS NULL
                     """,
                     execution_id=execution_id,
                 )
@@ -427,10 +434,10 @@ class Store:
         first_byte_time: datetime | None = None,
         start_time: datetime | None = None,
     ) -> Pending[Execution]:
-        """Not final: `state`, which is, from now on. Final: as it is. Times that are None stay as they are.
-        ExecutionNotFound.
+        """Move an execution that is not final to the final `state`; return one that is final as it is. Times that are
+        None stay as they are. ExecutionNotFound.
 
-        `log_bytes`: the room on the disk that its log takes; 0: it has none.
+        `log_bytes`: what its log takes on the disk; 0: it has no log.
         """
         if not state.final:
             raise ValueError(f"{state.name} is not final")
@@ -442,10 +449,12 @@ class Store:
                 f"""
                 UPDATE executions
                 SET state = :state, state_time = :now, end_time = :now,
-                    reason = :reason, detail = :detail, exit_code = :exit_code, out_of_memory = :out_of_memory, stop_signal = :stop_signal,
+                    reason = :reason, detail = :detail, exit_code = :exit_code,
+                    out_of_memory = :out_of_memory, stop_signal = :stop_signal,
                     logs = :logs, log_bytes = :log_bytes,
                     exit_time = coalesce(:exit_time, exit_time), seal_time = coalesce(:seal_time, seal_time),
-                    first_byte_time = coalesce(:first_byte_time, first_byte_time), start_time = coalesce(:start_time, start_time)
+                    first_byte_time = coalesce(:first_byte_time, first_byte_time),
+                    start_time = coalesce(:start_time, start_time)
                 WHERE execution_id = :execution_id AND state < {State.SUCCEEDED}
                 """,
                 execution_id=execution_id,
@@ -470,11 +479,11 @@ class Store:
         return self._writer.write_until_stored(work)
 
     def probe(self) -> Pending[None]:
-        """Writes what changes nothing, down to the disk: DiskFull or StoreFailed where it cannot be written."""
+        """Write something that changes nothing, down to the disk. DiskFull or StoreFailed: that was not possible."""
 
         def work(db: Connection) -> Written[None]:
             db.execute("UPDATE kept SET waiting = waiting")
-            # So little fits where a larger write has failed before, as SQLite's log keeps the room that it was given.
+            # A write as small as this may fit where a larger one has failed: SQLite's log keeps the space it was given.
             if (free := free_bytes(self._writer.path.parent)) < PROBE_FREE_BYTES:
                 raise DiskFull(f"there are {free} bytes left to write {self._writer.path}")
             if (inodes := free_inodes(self._writer.path.parent)) is not None and inodes < PROBE_FREE_INODES:
@@ -483,33 +492,35 @@ class Store:
 
         return self._writer.write(work)
 
-    # ---- what the upkeep asks for
+    # ---- what retention asks for
 
-    def kept(self) -> Pending[Kept]:
-        """The oldest of what is kept, and how much that is."""
-        return self._readers.read(pruning.kept)
+    def retention_totals(self) -> Pending[RetentionTotals]:
+        """Return the earliest ends of what is kept, and what the logs take on the disk."""
+        return self._readers.read(pruning.retention_totals)
 
-    def oldest(self, old: Old, *, after: Place = Old.BEGIN, limit: int) -> Pending[list[Found]]:
-        """What of it ended first, after that place: of at most `limit` logs, or all executions of at most `limit`
-        jobs."""
-        return self._readers.read(lambda db: pruning.oldest(db, old, after, limit))
+    def oldest(
+        self, query: PruneQuery, *, after: PruneCursor = PruneQuery.START, limit: int
+    ) -> Pending[list[PruneCandidate]]:
+        """Return the first candidates after that cursor: those of at most `limit` logs, or all executions of at most
+        `limit` jobs."""
+        return self._readers.read(lambda db: pruning.oldest(db, query, after, limit))
 
-    def count(self, old: Old, *, limit: int) -> Pending[Count]:
-        """How much there is of it, counted up to `limit` logs or jobs."""
-        return self._readers.read(lambda db: pruning.count(db, old, limit))
+    def count(self, query: PruneQuery, *, limit: int) -> Pending[Count]:
+        """Count what the query finds, up to `limit` logs or jobs."""
+        return self._readers.read(lambda db: pruning.count(db, query, limit))
 
     def mark_pruned(self, execution_ids: Sequence[str]) -> Pending[None]:
-        """Comes first, so that no reader takes a log whose files are gone for one that was lost. The files are known of
-        still."""
+        """Note that these logs are being deleted. To be called before their files are deleted, so that no reader takes
+        a deleted log for a lost one."""
         return self._writer.write(lambda db: Written(None, pruning.mark_pruned(db, execution_ids, self._now())))
 
     def forget_logs(self, execution_ids: Sequence[str]) -> Pending[None]:
-        """Comes when the files of these are gone."""
+        """Note that the files of these logs are deleted."""
         return self._writer.write(lambda db: Written(None, pruning.forget_logs(db, execution_ids, self._now())))
 
     def delete_jobs(self, job_ids: Sequence[str]) -> Pending[int]:
-        """Comes when the files of all their executions are gone. How many of these jobs went: those that are final, and
-        were there."""
+        """Delete those of the jobs that are final. Return how many these were. To be called when the files of all their
+        executions are deleted."""
         return self._writer.write(lambda db: Written(pruning.delete_jobs(db, job_ids)))
 
 
@@ -517,7 +528,7 @@ class Store:
 
 
 def _update(db: Connection, sql: str, **values: object) -> Execution | None:
-    """An update of at most one execution: what it is now, or None if the guard in its WHERE kept it as it was."""
+    """Update at most one execution. Return the execution as it is then; None if the guard in WHERE did not hold."""
     # Fetched to the end: COMMIT fails while a RETURNING has rows that nobody took.
     rows = db.execute(f"{sql} RETURNING {EXECUTION}", values).fetchall()
     return execution_from(rows[0]) if rows else None
@@ -534,15 +545,16 @@ def _followed(db: Connection, execution: Execution | None) -> Written[Execution 
 
 
 def _claim_next(db: Connection, host: str, now: int) -> Execution | None:
-    # The lines are read in their order, and of the first one the execution that was due first: two steps down two
-    # indexes, however many wait. Those that expired are passed over; they are few, as they were ended before places
-    # were given.
+    # Round-robin: of the ready task with the next turn (table `lines`), the execution that was due first. That is two
+    # steps down two indexes, however many wait. Expired executions are skipped; they are few, as `promote` ends them
+    # before claims.
     return _update(
         db,
         f"""
         UPDATE executions SET state = {State.PREPARING}, state_time = :now, claim_time = :now, host = :host
         WHERE state = {State.QUEUED} AND seq = (
-            SELECT queued.seq FROM lines INDEXED BY lines_turn CROSS JOIN executions AS queued INDEXED BY executions_queued
+            SELECT queued.seq
+            FROM lines INDEXED BY lines_turn CROSS JOIN executions AS queued INDEXED BY executions_queued
             ON queued.state = {State.QUEUED} AND queued.priority = lines.priority AND queued.task_id = lines.task_id
             WHERE queued.expire_time IS NULL OR queued.expire_time >= :now
             ORDER BY lines.priority DESC, lines.turn, queued.due_time, queued.seq LIMIT 1
@@ -565,7 +577,8 @@ def _stop_unclaimed(db: Connection, which: str, order: Mapping[str, object]) -> 
         SET state = {State.STOPPED}, state_time = :now, end_time = :now,
             stop_cause = '{StopCause.CALLER.value}', stop_time = :now, stop_grace = :grace, stop_note = :note,
             reason = {Reason.UNSPECIFIED},
-            detail = 'stopped while it was ' || iif(state = {State.QUEUED}, 'queued', 'scheduled') || iif(:note = '', '', ': ' || :note),
+            detail = 'stopped while it was ' || iif(state = {State.QUEUED}, 'queued', 'scheduled')
+                || iif(:note = '', '', ': ' || :note),
             out_of_memory = 0, stop_signal = ''
         WHERE seq = {which} AND state IN ({State.SCHEDULED}, {State.QUEUED})
         """,

@@ -1,4 +1,5 @@
-"""The writing thread: it alone writes, many units of work to one commit. Who was answered is on disk."""
+"""The writing thread, the only one that writes: many units of work in one commit. An answer means that the unit is on
+disk."""
 
 import asyncio
 import queue
@@ -28,7 +29,7 @@ _log = structlog.get_logger()
 
 
 class Written(NamedTuple, Generic[T]):
-    """What a unit of work answers, and the executions it changed, as it left them."""
+    """The answer of a unit of work, and the executions that it changed, as it left them."""
 
     answer: T
     changed: Sequence[Execution] = ()
@@ -43,7 +44,7 @@ Many = Callable[[Connection, Sequence[Any]], Sequence[Written[Any]]]
 
 
 class Writer:
-    """Units of work wait in a queue; the thread runs all that have gathered in one transaction, commits, and tells.
+    """A queue of units of work. The thread runs all that have gathered in one transaction, commits, and answers.
 
     One that fails is undone alone. For that it may be run more than once, each time on a database that knows nothing of
     the time before."""
@@ -80,18 +81,17 @@ class Writer:
         self._thread.start()
 
     def write(self, work: Work[T], *, many: Many | None = None) -> Pending[T]:
-        """`work`, as a part of the next transaction. What it raises goes to its caller alone, and undoes it alone. With
-        `many`, those that stand behind each other with the same `many` are done by it."""
+        """Run `work` in the next transaction. An error that it raises goes to its caller alone, and undoes `work`
+        alone. Neighbours in the queue with the same `many` are run by one call of it."""
         return self._put(work, until_stored=False, many=many)
 
     def write_until_stored(self, work: Work[T]) -> Pending[T]:
-        """The same, but if SQLite fails, `work` is tried again until it is stored; ServerStopping where the end comes
+        """Do the same, but if SQLite fails, try `work` again until it is stored. ServerStopping: the server ended
         first."""
         return self._put(work, until_stored=True)
 
     def close(self, timeout: float | None = None) -> None:
-        """What waits is still written, what comes later is refused. Blocks until then, for at most `timeout`
-        seconds."""
+        """Write what waits and refuse what comes later. Blocks until then, for at most `timeout` seconds."""
         with self._entrance:
             if not self._closed:
                 self._closed = True
@@ -139,8 +139,8 @@ class Writer:
         self._give_up([*self._taken, *self._owed, *waiting])
 
     def _gather(self) -> tuple[list["_Unit"], bool]:
-        """All units that wait, and whether they are the last. Blocks for the first one, or until it is time to try
-        again what is owed."""
+        """Return all units that wait, and whether they are the last. Blocks for the first one, or until the next retry
+        is due."""
         units: list[_Unit] = []
         patience = max(self._retry_at - time.monotonic(), 0) if self._owed else None
         with suppress(queue.Empty):
@@ -195,14 +195,14 @@ class Writer:
             yield from many(self._db, works) if many else (work(self._db) for work in works)
 
     def _each_by_itself(self, units: Sequence["_Unit"]) -> Sequence["_Done"]:
-        """What each unit answers, or raises. Raises only if the transaction is gone."""
+        """Return what each unit answers, or raises. Raises only if the transaction is gone."""
         self._db.execute("BEGIN IMMEDIATE")
         done = [(unit, self._attempt(unit)) for unit in units]
         self._db.execute("COMMIT")
         return done
 
     def _attempt(self, unit: "_Unit") -> Written[Any] | Exception:
-        """What the unit answers, or raises. Raises only if the transaction is gone."""
+        """Return what the unit answers, or raises. Raises only if the transaction is gone."""
         self._db.execute("SAVEPOINT unit")
         result: Written[Any] | Exception
         try:
