@@ -241,10 +241,10 @@ class Service:
             return None
         if error := self._capacity.host_error:
             return Waiting(WaitReason.HOST_DOWN, error, execution.state_time)
-        taken, slots = self._capacity.slots
-        if taken < slots:
+        taken, places = self._capacity.slots
+        if taken < places:
             return None  # It is about to get one of them.
-        return Waiting(WaitReason.NO_FREE_PLACE, f"{taken} of {slots} places taken", execution.state_time)
+        return Waiting(WaitReason.NO_FREE_PLACE, f"{taken} of {places} places taken", execution.state_time)
 
     async def waiting_in_line(self, execution: Execution) -> Waiting | None:
         """The same, with who goes before it: a question to the store for each, so it is for one, not for a list."""
