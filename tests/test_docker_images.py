@@ -142,11 +142,11 @@ def test_a_pull_ends_whatever_the_engine_says(answer: bytes, failure: type[Excep
 
 
 def test_progress_is_told_by_layers_and_bytes_in_one_line_now_and_then() -> None:
-    progress = Progress(said_at=0.0)
+    progress = Progress(report_time=0.0)
 
     def hear(layer: str, status: str, current: int = 0, total: int = 0) -> str:
-        progress.said_at = 0.0
-        return progress.said(
+        progress.report_time = 0.0
+        return progress.report(
             {"id": layer, "status": status, "progressDetail": {"current": current, "total": total} if total else {}}
         )
 
@@ -159,7 +159,7 @@ def test_progress_is_told_by_layers_and_bytes_in_one_line_now_and_then() -> None
     # Unpacking has a count of its own, which is none of bytes loaded.
     assert hear("a", "Extracting", 1, 500) == "1 of 3 layers, 80.5 of 80.5 MB"
     assert hear("a", "Pull complete") == "2 of 3 layers, 80.5 of 80.5 MB"
-    assert progress.said({"id": "c", "status": "Pull complete"}) == "", "something was said just now"
+    assert progress.report({"id": "c", "status": "Pull complete"}) == "", "something was said just now"
 
 
 def answer_all(listener: socket.socket, answer: bytes) -> None:

@@ -74,14 +74,14 @@ class Recorder:
             {"Type": "bind", "Source": self._seen(mount), "Target": MOUNT_TARGET},
         ]
         # One process more: the recorder.
-        ours = {"Mounts": mounts, "PidsLimit": host["PidsLimit"] + 1}
+        additions = {"Mounts": mounts, "PidsLimit": host["PidsLimit"] + 1}
         return {
             **body,
             "Entrypoint": recorder,
             "Cmd": words,
             "AttachStdout": False,
             "AttachStderr": False,
-            "HostConfig": {**host, **ours},
+            "HostConfig": {**host, **additions},
         }
 
     def _seen(self, path: Path) -> str:

@@ -13,7 +13,7 @@ from fastlane_grpc.text.shell_words import split_command
 
 def container_body(assignment: Assignment, *, instance: str, default_pids: int) -> Mapping[str, Any]:
     execution, spec = assignment.execution, assignment.spec
-    ours = {
+    own_labels = {
         INSTANCE_LABEL: instance,
         HOST_LABEL: execution.host,
         EXECUTION_LABEL: execution.id,
@@ -28,7 +28,7 @@ def container_body(assignment: Assignment, *, instance: str, default_pids: int) 
         "Env": [f"{name}={value}" for name, value in spec.envs.items()],
         "WorkingDir": spec.working_dir,
         "User": spec.user,
-        "Labels": {**spec.labels, **ours},
+        "Labels": {**spec.labels, **own_labels},
         "Tty": False,
         "OpenStdin": False,
         "AttachStdin": False,

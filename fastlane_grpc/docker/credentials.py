@@ -85,9 +85,9 @@ def _entries(file: Path, config: Mapping[str, Any], registry: str) -> Any:
     sections = {"auths", "credsStore", "credHelpers"} & config.keys()
     auths = _section(file, config, "auths") if sections else config
     name = docker.auth.resolve_index_name(registry)
-    ours = {key: entry for key, entry in auths.items() if docker.auth.resolve_index_name(key) == name}
+    entries = {key: entry for key, entry in auths.items() if docker.auth.resolve_index_name(key) == name}
     try:
-        return docker.auth.parse_auth(ours, raise_on_error=True)
+        return docker.auth.parse_auth(entries, raise_on_error=True)
     except (docker.errors.DockerException, ValueError, TypeError, AttributeError) as error:
         raise _Unreadable(f"the entry of {registry} in {file} is not as docker login writes it: {error}") from error
 

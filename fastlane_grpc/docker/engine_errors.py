@@ -138,9 +138,9 @@ def command_reason(message: str) -> Reason | None:
 
 def explained(message: str) -> str:
     """Return the engine's message without the names of its inner parts, with advice before it if there is some."""
-    said = plain(message)
+    text = plain(message)
     advice = next((advice for pattern, advice in _ADVICE if pattern.search(message)), "")
-    return f"{advice}. The engine says: {said}" if advice else said
+    return f"{advice}. The engine says: {text}" if advice else text
 
 
 def plain(message: str) -> str:

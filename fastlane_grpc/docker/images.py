@@ -50,7 +50,7 @@ class PullFailed(Exception):
         self.retry_seconds = retry_seconds
 
 
-def _says(*texts: str) -> re.Pattern[str]:
+def _pattern(*texts: str) -> re.Pattern[str]:
     return re.compile("|".join(texts), re.IGNORECASE)
 
 
@@ -58,7 +58,7 @@ def _says(*texts: str) -> re.Pattern[str]:
 # those of engines 20.10 to 28 and of the distribution library.
 _MEANINGS = (
     (
-        _says(
+        _pattern(
             "no matching manifest",
             "(does not match the specified|cannot be used on this) platform",
             "failed to register layer",
@@ -71,23 +71,23 @@ _MEANINGS = (
         "the image cannot be used here",
     ),
     (
-        _says("denied", "unauthorized", "no basic auth credentials", "authentication required", "forbidden"),
+        _pattern("denied", "unauthorized", "no basic auth credentials", "authentication required", "forbidden"),
         Reason.IMAGE_DENIED,
         "the registry refused; check the name, and log in to the registry on the server's machine (docker login)",
     ),
     (
-        _says("(manifest|name) unknown", "not found", "no such image"),
+        _pattern("(manifest|name) unknown", "not found", "no such image"),
         Reason.IMAGE_NOT_FOUND,
         "the registry has no such image",
     ),
     (
-        _says("invalid (reference|repository|tag)", "must be lowercase"),
+        _pattern("invalid (reference|repository|tag)", "must be lowercase"),
         Reason.IMAGE_NOT_FOUND,
         "this is not the name of an image",
     ),
 )
 # Failures of the network, of which some contain the same words, may pass.
-_PASSING = _says(
+_PASSING = _pattern(
     "too ?many ?requests",
     "no such host",
     "i/o timeout",
@@ -116,13 +116,13 @@ _UNITS = {"h": 3600.0, "m": 60.0, "s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6,
 
 def pull_failure(name: str, message: str) -> CannotRun | PullFailed:
     """Return the exception for the error message of a failed pull."""
-    said = _without_name(name, message)
-    if _PASSING.search(said):
-        return PullFailed(message, retry_seconds=_retry_seconds(said))
-    if refusal_of(said) is Refusal.PASSING:
+    text = _without_name(name, message)
+    if _PASSING.search(text):
+        return PullFailed(message, retry_seconds=_retry_seconds(text))
+    if refusal_of(text) is Refusal.PASSING:
         return PullFailed(explained(message), reason=Reason.REFUSED_BY_ENGINE)
     for pattern, reason, meaning in _MEANINGS:
-        if pattern.search(said):
+        if pattern.search(text):
             return CannotRun(reason, f"{name} could not be pulled: {meaning}. The engine says: {message}")
     return PullFailed(message)
 
@@ -221,8 +221,8 @@ class Pull:
             if "error" in message:
                 raise pull_failure(self._name, str(message["error"]))
             done = done or str(message.get("status")).startswith("Status: ")
-            if (said := progress.said(message)) and not self._cancelled:
-                self._on_line(f"pulling {self._name}: {said}")
+            if (report := progress.report(message)) and not self._cancelled:
+                self._on_line(f"pulling {self._name}: {report}")
         if not done:
             raise EngineDown("the engine broke off the pull")
 
@@ -249,14 +249,14 @@ class Progress:
 
     done: dict[str, bool] = field(default_factory=dict)
     loaded: dict[str, tuple[int, int]] = field(default_factory=dict)
-    said_at: float = field(default_factory=boottime)
+    report_time: float = field(default_factory=boottime)
 
-    def said(self, message: Mapping[str, object]) -> str:
+    def report(self, message: Mapping[str, object]) -> str:
         """Return the progress after this message; empty if there was a line less than PROGRESS_SECONDS ago."""
         self._update(message)
-        if not self.done or boottime() < self.said_at + PROGRESS_SECONDS:
+        if not self.done or boottime() < self.report_time + PROGRESS_SECONDS:
             return ""
-        self.said_at = boottime()
+        self.report_time = boottime()
         return str(self)
 
     def __str__(self) -> str:

@@ -14,7 +14,7 @@ from fastlane_grpc.record import Chunk, Position, RecordReader, Trailer
 
 # Exit codes of runc, and its text in the container's output, when the kernel does not execute the command.
 _RUNTIME_CODES = frozenset({1, 255})
-_RUNTIME_SAYS = re.compile(
+_RUNTIME_ERROR = re.compile(
     rb'(?:standard_init_linux\.go:\d+: )?(exec (?:user process caused|[^\n]{1,4096}): "?exec format error"?)\n'
 )
 
@@ -31,7 +31,7 @@ def format_error(trailer: Trailer | None, container: Container | None, exit_code
     if trailer is not None:
         program = container.program if container else "the command"
         return f"{program}: {os.strerror(errno.ENOEXEC)}" if trailer.facts.get("exec_error") == errno.ENOEXEC else ""
-    return _said_by_runtime(record) if exit_code in _RUNTIME_CODES else ""
+    return _runtime_error(record) if exit_code in _RUNTIME_CODES else ""
 
 
 def architectures(engine: Engine, image_digest: str) -> tuple[str, str]:
@@ -42,19 +42,19 @@ def architectures(engine: Engine, image_digest: str) -> tuple[str, str]:
     return "", ""
 
 
-def foreign_image(final_state: FinalState, said: str, architectures: tuple[str, str]) -> FinalState:
+def foreign_image(final_state: FinalState, error: str, architectures: tuple[str, str]) -> FinalState:
     """Return the final state with reason IMAGE_UNUSABLE if the image is for another architecture, else unchanged."""
     image, host = (_SAME.get(each, each) for each in architectures)
     if not image or not host or image == host or (image, host) in _COMPATIBLE:
         return final_state
     return failed(
         Reason.IMAGE_UNUSABLE,
-        f"the image is for {image} and the host is {host}, whose kernel did not execute the command: {said}; "
+        f"the image is for {image} and the host is {host}, whose kernel did not execute the command: {error}; "
         f"build or pull the image for {host}, or install an emulator on the host (binfmt_misc)",
     )
 
 
-def _said_by_runtime(record: Path) -> str:
+def _runtime_error(record: Path) -> str:
     """The one line on stderr that is all the output of a container whose runtime could not execute the command."""
     try:
         reader = RecordReader(record)
@@ -67,5 +67,5 @@ def _said_by_runtime(record: Path) -> str:
     chunks = [entry for entry in entries if isinstance(entry, Chunk)]
     if any(chunk.source is not Source.STDERR for chunk in chunks):
         return ""
-    match = _RUNTIME_SAYS.fullmatch(b"".join(chunk.data for chunk in chunks))
+    match = _RUNTIME_ERROR.fullmatch(b"".join(chunk.data for chunk in chunks))
     return match[1].decode("utf-8", "replace") if match else ""

@@ -427,11 +427,11 @@ class Lifecycle:
     def _final_state(self, container: Container | None, exit_code: int | None) -> FinalState:
         witness = self.capture.trailer()
         final_state = self._final_state_at_end(container, exit_code, witness)
-        said = format_error(witness, container, final_state.outcome.exit_code, self.directory / "log")
-        if said and final_state.state is State.FAILED:
+        error = format_error(witness, container, final_state.outcome.exit_code, self.directory / "log")
+        if error and final_state.state is State.FAILED:
             # Asked only now, as the kernel may have an emulator for a foreign image.
             digest = self.context.store.execution(self.execution.id).result().image_digest
-            return foreign_image(final_state, said, architectures(self.engine, digest))
+            return foreign_image(final_state, error, architectures(self.engine, digest))
         return final_state
 
     def _final_state_at_end(

@@ -83,9 +83,11 @@ def sweep(store: Store, host: Host) -> None:
     started. Raises EngineDown.
     """
     # By the name of the host, too: two hosts may be one engine, and each removes its own containers only.
-    ours = host.engine.containers(host.instance, host.name)
+    own_containers = host.engine.containers(host.instance, host.name)
     for container_id, execution_id in host.engine.containers(host.instance).items():
-        if _is_over(store, execution_id) or (container_id in ours and _is_elsewhere(store, execution_id, host)):
+        if _is_over(store, execution_id) or (
+            container_id in own_containers and _is_elsewhere(store, execution_id, host)
+        ):
             log.info(
                 "removing a container that was left",
                 container_id=container_id,
