@@ -182,7 +182,7 @@ def test_an_end_that_the_exit_status_alone_does_not_explain_is_told(server: Scri
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("waiting: 8 of 8 places taken", "fastlane: stopped while it was queued: no more\n"),
+        ("waiting: 8 of 8 slots in use", "fastlane: stopped while it was queued: no more\n"),
         ("stopped: stopped while it was queued: no more", ""),
     ],
 )

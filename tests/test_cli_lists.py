@@ -156,24 +156,24 @@ def test_executions_are_asked_for_as_the_options_say_and_shown(server: ScriptedS
 
 
 def test_tasks_and_hosts_are_shown(server: ScriptedServer) -> None:
-    task = pb.Task(id="send-mail", open_jobs=2, jobs=30)
+    task = pb.TaskSummary(id="send-mail", open_jobs=2, jobs=30)
     task.last_enqueue_time.FromDatetime(datetime.now(UTC) - timedelta(minutes=2))
     server.tasks.append(task)
     reason = "the engine is elsewhere"
     server.hosts.append(
-        pb.Host(
+        pb.EngineHost(
             name="here",
             address="unix:///run/docker.sock",
-            availability=pb.Host.AVAILABILITY_UP,
+            availability=pb.EngineHost.AVAILABILITY_UP,
             running=3,
             max_running=8,
             engine_version="28.1",
-            capture=pb.Host.CAPTURE_ATTACH,
+            capture=pb.EngineHost.CAPTURE_ATTACH,
             capture_reason=reason,
         )
     )
     server.hosts.append(
-        pb.Host(name="there", availability=pb.Host.AVAILABILITY_DOWN, max_running=8, last_error="no route")
+        pb.EngineHost(name="there", availability=pb.EngineHost.AVAILABILITY_DOWN, max_running=8, last_error="no route")
     )
     assert fastlane(server, "tasks").stdout.decode().splitlines()[1] == "send-mail  2     30    2m ago         -"
     here, there = fastlane(server, "hosts").stdout.decode().splitlines()[1:]

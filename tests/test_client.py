@@ -203,7 +203,7 @@ def test_a_list_has_what_all_its_pages_have_and_fetches_them_when_they_are_neede
     assert [job.id for job in listed] == ["job 3", "job 5", "job 7", "job 9"]
     server.executions.extend(pb.Execution(id=f"execution {number}", job_id="job 1") for number in range(5))
     assert len(list(client.executions(job_id="job 1", page_size=2))) == 5
-    server.tasks.extend(pb.Task(id=f"task {number}") for number in range(3))
+    server.tasks.extend(pb.TaskSummary(id=f"task {number}") for number in range(3))
     assert [task.id for task in client.tasks(page_size=1)] == ["task 0", "task 1", "task 2"]
 
 
@@ -237,8 +237,8 @@ def test_a_time_that_is_not_certain_is_refused(client: Client) -> None:
 
 
 def test_task_hosts_and_stop_execution_answer_what_the_server_has(server: ScriptedServer, client: Client) -> None:
-    server.tasks.append(pb.Task(id="t", jobs=3))
-    server.hosts.append(pb.Host(name="here"))
+    server.tasks.append(pb.TaskSummary(id="t", jobs=3))
+    server.hosts.append(pb.EngineHost(name="here"))
     server.logs["e"] = HELLO
     assert client.task("t").jobs == 3
     with pytest.raises(fastlane_client.NotFound):

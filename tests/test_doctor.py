@@ -239,7 +239,9 @@ def server() -> Iterator[ScriptedServer]:
 
 
 def test_an_address_is_free_or_taken_by_a_server_or_by_another_program(server: ScriptedServer) -> None:
-    server.hosts.append(pb.Host(name="here", availability=pb.Host.AVAILABILITY_UP, capture=pb.Host.CAPTURE_RECORDER))
+    server.hosts.append(
+        pb.EngineHost(name="here", availability=pb.EngineHost.AVAILABILITY_UP, capture=pb.EngineHost.CAPTURE_RECORDER)
+    )
     assert levels(about_server("127.0.0.1:0")) == {"address": "ok"}
     assert levels(about_server(server.address)) == {"address": "ok", "host here": "ok"}
     with socket.create_server(("127.0.0.1", 0)) as stranger:
@@ -259,13 +261,13 @@ def test_an_address_of_another_machine_fails() -> None:
 def test_hosts_that_are_down_or_captured_by_attach_are_told(server: ScriptedServer) -> None:
     server.hosts.extend(
         [
-            pb.Host(
+            pb.EngineHost(
                 name="a",
-                availability=pb.Host.AVAILABILITY_UP,
-                capture=pb.Host.CAPTURE_ATTACH,
+                availability=pb.EngineHost.AVAILABILITY_UP,
+                capture=pb.EngineHost.CAPTURE_ATTACH,
                 capture_reason="elsewhere",
             ),
-            pb.Host(name="b", availability=pb.Host.AVAILABILITY_DOWN, last_error="no route"),
+            pb.EngineHost(name="b", availability=pb.EngineHost.AVAILABILITY_DOWN, last_error="no route"),
         ]
     )
     assert levels(about_server(server.address)) == {"address": "ok", "host a": "warn", "host b": "FAIL"}

@@ -100,7 +100,7 @@ def test_the_versions_that_are_tested_are_pinned_and_allowed() -> None:
 def test_the_descriptors_served_with_comments_are_those_of_the_generated_code() -> None:
     served = descriptor_pb2.FileDescriptorSet.FromString((V1 / "fastlane.binpb").read_bytes()).file
     (ours,) = (file for file in served if file.name == fastlane_pb2.DESCRIPTOR.name)
-    assert any("Keeps a job" in location.leading_comments for location in ours.source_code_info.location)
+    assert any("Stores a job" in location.leading_comments for location in ours.source_code_info.location)
     ours.ClearField("source_code_info")
     generated = descriptor_pb2.FileDescriptorProto()
     fastlane_pb2.DESCRIPTOR.CopyToProto(generated)

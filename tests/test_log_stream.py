@@ -278,8 +278,8 @@ async def test_who_waits_is_told_for_what_and_how_many_go_before(house: House) -
     assert await ahead(house, jobs[2]) == [1] * 3
     (state, *_) = await read(house, jobs[2].execution.id, follow=False)
     assert (state.state.waiting.reason, state.state.waiting.detail) == (
-        pb.WAIT_REASON_NO_FREE_PLACE,
-        "8 of 8 places taken",
+        pb.WAIT_REASON_NO_FREE_SLOT,
+        "8 of 8 slots in use",
     )
     house.places.host_error = "host 'local' does not answer"
     (state, *_) = await read(house, jobs[2].execution.id, follow=False)
@@ -312,7 +312,7 @@ async def test_one_line_says_that_it_waits_where_somebody_looks_and_no_file_is_m
     jobs = [await house.enqueue() for _ in range(4)]
     id = jobs[3].execution.id
     streams = [house.stream(id, heartbeat_interval=Duration(seconds=1)) for _ in range(3)]
-    line = b"waiting: 8 of 8 places taken, 3 of its task before it\n"
+    line = b"waiting: 8 of 8 slots in use, 3 of its task before it\n"
     for stream in streams:
         assert (await next_of(stream)).HasField("state")
         messages = [await next_of(stream)]

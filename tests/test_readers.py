@@ -79,7 +79,7 @@ def test_who_follows_before_the_start_is_told_of_every_state_and_gets_every_byte
         log.wait_for_state(pb.STATE_QUEUED)
         waiting = log.changes[0].waiting
         assert waiting is not None
-        assert (waiting.reason, waiting.detail) == (pb.WAIT_REASON_NO_FREE_PLACE, "1 of 1 places taken")
+        assert (waiting.reason, waiting.detail) == (pb.WAIT_REASON_NO_FREE_SLOT, "1 of 1 slots in use")
     assert (log.end().exit_status, log.stdout) == (0, b"begin\nend\n")
     assert log.states == [pb.STATE_QUEUED, pb.STATE_PREPARING, pb.STATE_RUNNING, pb.STATE_SUCCEEDED]
 
@@ -89,12 +89,12 @@ def test_the_log_tells_of_a_wait_that_somebody_looked_at_and_then_of_the_rest(cl
         nobody_looks, job = sh(client, image, "true"), sh(client, image, "exit 4")
         log = Reader(client, job.execution.id)
         log.wait_for(lambda: "waiting" in log.system)
-        assert log.system == "waiting: 1 of 1 places taken, 1 of its task before it\n"
+        assert log.system == "waiting: 1 of 1 slots in use, 1 of its task before it\n"
         waiting = log.changes[0].waiting
         assert waiting is not None
         assert (waiting.reason, waiting.detail, waiting.ahead) == (
-            pb.WAIT_REASON_NO_FREE_PLACE,
-            "1 of 1 places taken",
+            pb.WAIT_REASON_NO_FREE_SLOT,
+            "1 of 1 slots in use",
             1,
         )
     assert log.end().exit_status == 4

@@ -195,10 +195,10 @@ def hosts(environ: Mapping[str, str], /, *, form: str, address: str) -> int:
     """
     columns = [
         Column("HOST", lambda host: host.name),
-        Column("STATE", lambda host: _word(pb.Host.Availability, host.availability)),
+        Column("STATE", lambda host: _word(pb.EngineHost.Availability, host.availability)),
         Column("RUNNING", lambda host: f"{host.running} of {host.max_running}"),
         Column("ENGINE", lambda host: host.engine_version or "-"),
-        Column("CAPTURE", lambda host: _word(pb.Host.Capture, host.capture) or "-"),
+        Column("CAPTURE", lambda host: _word(pb.EngineHost.Capture, host.capture) or "-"),
         Column("ADDRESS", lambda host: host.address),
         Column("NOTE", lambda host: cut(_host_note(host))),
     ]
@@ -318,7 +318,7 @@ def _execution_facts(execution: pb.Execution, now: datetime) -> Iterator[tuple[s
 _TIMES = {
     "create_time": "created",
     "due_time": "due",
-    "claim_time": "got a place",
+    "claim_time": "slot assigned",
     "pull_time": "image there",
     "container_time": "container made",
     "start_time": "started",
@@ -347,9 +347,9 @@ def _ran(execution: pb.Execution, now: datetime) -> str:
     return span(max(end - start, timedelta(0)))
 
 
-def _host_note(host: pb.Host) -> str:
+def _host_note(host: pb.EngineHost) -> str:
     failed = time_of(host, "last_error_time")
-    if host.availability == pb.Host.AVAILABILITY_DOWN and host.last_error:
+    if host.availability == pb.EngineHost.AVAILABILITY_DOWN and host.last_error:
         return host.last_error
     error = f"{ago(failed, datetime.now(UTC))}: {host.last_error}" if failed and host.last_error else ""
     return host.capture_reason or error

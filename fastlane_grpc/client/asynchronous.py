@@ -105,17 +105,17 @@ class AsyncClient:
 
     # ---- tasks, hosts, the server
 
-    async def task(self, task_id: str) -> pb.Task:
+    async def task(self, task_id: str) -> pb.TaskSummary:
         """The task, with the number of its jobs. NotFound: no job of it is kept."""
         return (await self._call(self._tasks.GetTask, requests.get_task(task_id))).task
 
-    async def tasks(self, *, page_size: int = 0) -> AsyncIterator[pb.Task]:
+    async def tasks(self, *, page_size: int = 0) -> AsyncIterator[pb.TaskSummary]:
         """Tasks, by name; a page is fetched when it is needed, to the last one."""
         async for page in self._pages(self._tasks.ListTasks, pb.ListTasksRequest(page_size=page_size)):
             for task in page.tasks:
                 yield task
 
-    async def hosts(self) -> Sequence[pb.Host]:
+    async def hosts(self) -> Sequence[pb.EngineHost]:
         """The engines that containers run on, in the order of the server's configuration."""
         return tuple((await self._call(self._hosts.ListHosts, pb.ListHostsRequest())).hosts)
 

@@ -106,16 +106,16 @@ class Client:
 
     # ---- tasks, hosts, the server
 
-    def task(self, task_id: str) -> pb.Task:
+    def task(self, task_id: str) -> pb.TaskSummary:
         """The task, with the number of its jobs. NotFound: no job of it is kept."""
         return self._call(self._tasks.GetTask, requests.get_task(task_id)).task
 
-    def tasks(self, *, page_size: int = 0) -> Iterator[pb.Task]:
+    def tasks(self, *, page_size: int = 0) -> Iterator[pb.TaskSummary]:
         """Tasks, by name; a page is fetched when it is needed, to the last one."""
         for page in self._pages(self._tasks.ListTasks, pb.ListTasksRequest(page_size=page_size)):
             yield from page.tasks
 
-    def hosts(self) -> Sequence[pb.Host]:
+    def hosts(self) -> Sequence[pb.EngineHost]:
         """The engines that containers run on, in the order of the server's configuration."""
         return tuple(self._call(self._hosts.ListHosts, pb.ListHostsRequest()).hosts)
 

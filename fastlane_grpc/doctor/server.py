@@ -39,17 +39,17 @@ def about_server(listen: str) -> Iterator[Finding]:
     yield from map(_host, hosts)
 
 
-def _host(host: pb.Host) -> Finding:
+def _host(host: pb.EngineHost) -> Finding:
     check = f"host {host.name}"
-    if host.availability != pb.Host.AVAILABILITY_UP:
+    if host.availability != pb.EngineHost.AVAILABILITY_UP:
         why = host.last_error or host.capture_reason or "it does not answer"
         return fail(
             check,
             f"takes no executions: {why}",
             f"look after the engine at {host.address}; the server tries it again by itself",
         )
-    running = f"{host.running} of {host.max_running} places taken"
-    if host.capture == pb.Host.CAPTURE_RECORDER:
+    running = f"{host.running} of {host.max_running} slots in use"
+    if host.capture == pb.EngineHost.CAPTURE_RECORDER:
         return ok(
             check, f"{running}, captured by the recorder" + (f"; {host.capture_reason}" if host.capture_reason else "")
         )

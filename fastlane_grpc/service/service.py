@@ -244,7 +244,7 @@ class Service:
         taken, places = self._places.places
         if taken < places:
             return None  # It is about to get one of them.
-        return Waiting(WaitReason.NO_FREE_PLACE, f"{taken} of {places} places taken", execution.state_time)
+        return Waiting(WaitReason.NO_FREE_SLOT, f"{taken} of {places} slots in use", execution.state_time)
 
     async def waiting_in_line(self, execution: Execution) -> Waiting | None:
         """The same, with who goes before it: a question to the store for each, so it is for one, not for a list."""

@@ -26,9 +26,9 @@ if _version_not_supported:
 
 
 class JobServiceStub:
-    """---------------------------------------------------------------------------------------------------------------- services
+    """------------------------------------------------------------------------------------------------------------ services
 
-    Jobs: put in, look at, stop.
+    Enqueue, inspect and stop jobs.
     """
 
     def __init__(self, channel):
@@ -60,41 +60,43 @@ class JobServiceStub:
 
 
 class JobServiceServicer:
-    """---------------------------------------------------------------------------------------------------------------- services
+    """------------------------------------------------------------------------------------------------------------ services
 
-    Jobs: put in, look at, stop.
+    Enqueue, inspect and stop jobs.
     """
 
     def EnqueueJob(self, request, context):
-        """Keeps a job and its first execution, then answers; both are on disk when the answer arrives. With a `request_id` a second call with the
-        same request answers the same job (`existing` is true); with another request it is refused: ALREADY_EXISTS, REQUEST_ID_REUSED. Secrets
-        are not compared: a repeated request that differs in them alone is the same request, and the job keeps the secrets it was made with.
-        Otherwise a caller could find out a secret by guesses. Without a `request_id` a repeated call is a second job, so do not retry it
-        blindly. INVALID_ARGUMENT names the fields at fault; RESOURCE_EXHAUSTED, QUEUE_FULL or DISK_FULL, and UNAVAILABLE, STORE_FAILED, carry
-        RetryInfo.
+        """Stores a job and its first execution. Both are on disk when the response arrives. With a `request_id`, a repeated
+        call with the same request returns the same job (`existing` is true); a different request is rejected:
+        ALREADY_EXISTS, REQUEST_ID_REUSED. Secrets are not compared, so that nobody can guess a secret: a repeated request
+        that differs only in secrets is the same request, and the job keeps its first secrets. Without a `request_id`, a
+        repeated call creates a second job: do not retry it blindly. INVALID_ARGUMENT lists the invalid fields.
+        RESOURCE_EXHAUSTED (QUEUE_FULL or DISK_FULL) and UNAVAILABLE (STORE_FAILED) carry RetryInfo.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetJob(self, request, context):
-        """The job as it is now, with its current execution. NOT_FOUND, JOB_NOT_FOUND: never was or was pruned.
+        """Returns the job and its current execution. NOT_FOUND, JOB_NOT_FOUND: the job never existed or was pruned.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListJobs(self, request, context):
-        """Jobs, newest first. An unknown task has no jobs: an empty page, not an error. INVALID_ARGUMENT, PAGE_TOKEN_INVALID.
+        """Returns jobs, newest first. An unknown task has no jobs: the page is empty, not an error. INVALID_ARGUMENT,
+        PAGE_TOKEN_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StopJob(self, request, context):
-        """Ends the job: when this answers, its execution is stopping (signal, grace, kill) or, if it was scheduled or queued, is final, and so is
-        the job. No execution follows it. Stopping a job that is stopping or final changes nothing and answers OK, but for one case: a second
-        stop with a shorter grace shortens it. NOT_FOUND, JOB_NOT_FOUND.
+        """Ends the job. When the call returns, the job's execution is stopping (signal, grace period, SIGKILL), or, if it was
+        scheduled or queued, the execution and the job are final. No further execution starts. A repeated stop, or a stop
+        of a final job, changes nothing and returns OK; one exception: a second stop with a shorter grace period shortens
+        it. NOT_FOUND, JOB_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -132,9 +134,9 @@ def add_JobServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class JobService:
-    """---------------------------------------------------------------------------------------------------------------- services
+    """------------------------------------------------------------------------------------------------------------ services
 
-    Jobs: put in, look at, stop.
+    Enqueue, inspect and stop jobs.
     """
 
     @staticmethod
@@ -247,7 +249,7 @@ class JobService:
 
 
 class ExecutionServiceStub:
-    """Executions: one container each.
+    """Inspect, follow and stop executions. An execution is one container.
     """
 
     def __init__(self, channel):
@@ -279,42 +281,44 @@ class ExecutionServiceStub:
 
 
 class ExecutionServiceServicer:
-    """Executions: one container each.
+    """Inspect, follow and stop executions. An execution is one container.
     """
 
     def GetExecution(self, request, context):
-        """The execution as it is now. NOT_FOUND, EXECUTION_NOT_FOUND: never was or was pruned.
+        """Returns the execution. NOT_FOUND, EXECUTION_NOT_FOUND: the execution never existed or was pruned.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListExecutions(self, request, context):
-        """Executions, newest first: of a job, of a task, or of all. INVALID_ARGUMENT, PAGE_TOKEN_INVALID.
+        """Returns executions, newest first: of one job, of one task, or of all. INVALID_ARGUMENT, PAGE_TOKEN_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StopExecution(self, request, context):
-        """Stops this execution, as StopJob stops a job's current one. Stopping a final execution changes nothing: OK. NOT_FOUND,
-        EXECUTION_NOT_FOUND.
+        """Stops this execution, as StopJob stops the current execution of a job. A stop of a final execution changes nothing
+        and returns OK. NOT_FOUND, EXECUTION_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamExecutionLogs(self, request, context):
-        """The log of one execution: what is stored, then what comes, until it ends. The call is the same before the start, while it runs and
-        after the end.
+        """Streams the log of one execution: first the stored part, then new output, until the execution ends. The call works
+        the same before the start, during the execution and after its end.
 
-        The first message is always `state`. A message carries either `chunks` or one event, and always the cursor after it. The last message
-        of a stream that came to its end is `end`; OK if and only if it was sent. Whatever else happens (UNAVAILABLE, DEADLINE_EXCEEDED, a proxy
-        that cuts, even an OK without `end`) is a cut: call again with the last cursor, on any server over the same data.
+        The first message is always `state`. A message carries either `chunks` or one event, and always the cursor after
+        it. The last message of a complete stream is `end`; the status is OK if and only if `end` was sent. Everything else
+        (UNAVAILABLE, DEADLINE_EXCEEDED, a connection closed by a proxy, even OK without `end`) is an interruption: call
+        again with the last cursor, on any server that serves the same data.
 
-        NOT_FOUND, EXECUTION_NOT_FOUND. INVALID_ARGUMENT: CURSOR_INVALID, CURSOR_OF_ANOTHER_EXECUTION. OUT_OF_RANGE, CURSOR_AHEAD: the log is
-        sealed and ends before the cursor (an older backup was restored). RESOURCE_EXHAUSTED, TOO_MANY_STREAMS, with RetryInfo. UNAVAILABLE,
-        SERVER_STOPPING, with RetryInfo. Output that is missing, or was pruned, is no error but a `gap`.
+        NOT_FOUND, EXECUTION_NOT_FOUND. INVALID_ARGUMENT: CURSOR_INVALID, CURSOR_OF_ANOTHER_EXECUTION. OUT_OF_RANGE,
+        CURSOR_AHEAD: the log is sealed and ends before the cursor (an older backup was restored). RESOURCE_EXHAUSTED,
+        TOO_MANY_STREAMS, with RetryInfo. UNAVAILABLE, SERVER_STOPPING, with RetryInfo. Missing or pruned output is not an
+        error but a `gap`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -352,7 +356,7 @@ def add_ExecutionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ExecutionService:
-    """Executions: one container each.
+    """Inspect, follow and stop executions. An execution is one container.
     """
 
     @staticmethod
@@ -465,7 +469,7 @@ class ExecutionService:
 
 
 class TaskServiceStub:
-    """Tasks: the names that jobs are grouped by. A task is there as long as a job of it is kept.
+    """Inspect tasks, the names that group jobs. A task exists as long as one of its jobs is kept.
     """
 
     def __init__(self, channel):
@@ -487,18 +491,18 @@ class TaskServiceStub:
 
 
 class TaskServiceServicer:
-    """Tasks: the names that jobs are grouped by. A task is there as long as a job of it is kept.
+    """Inspect tasks, the names that group jobs. A task exists as long as one of its jobs is kept.
     """
 
     def GetTask(self, request, context):
-        """One task, with the number of its jobs. NOT_FOUND, TASK_NOT_FOUND: no job of it is kept.
+        """Returns one task and the number of its jobs. NOT_FOUND, TASK_NOT_FOUND: no job of the task is kept.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListTasks(self, request, context):
-        """Tasks by name. INVALID_ARGUMENT, PAGE_TOKEN_INVALID.
+        """Returns tasks in the order of their names. INVALID_ARGUMENT, PAGE_TOKEN_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -526,7 +530,7 @@ def add_TaskServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class TaskService:
-    """Tasks: the names that jobs are grouped by. A task is there as long as a job of it is kept.
+    """Inspect tasks, the names that group jobs. A task exists as long as one of its jobs is kept.
     """
 
     @staticmethod
@@ -585,7 +589,7 @@ class TaskService:
 
 
 class HostServiceStub:
-    """Hosts: the engines that containers run on.
+    """Inspect hosts, the container engines that executions run on.
     """
 
     def __init__(self, channel):
@@ -602,11 +606,11 @@ class HostServiceStub:
 
 
 class HostServiceServicer:
-    """Hosts: the engines that containers run on.
+    """Inspect hosts, the container engines that executions run on.
     """
 
     def ListHosts(self, request, context):
-        """Every host, in the order of the configuration. Never paged: there are as many as the operator wrote down.
+        """Returns every host, in the order of the configuration. The list is not paged.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -629,7 +633,7 @@ def add_HostServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class HostService:
-    """Hosts: the engines that containers run on.
+    """Inspect hosts, the container engines that executions run on.
     """
 
     @staticmethod
@@ -661,7 +665,7 @@ class HostService:
 
 
 class ServerServiceStub:
-    """The server itself.
+    """Inspect and maintain the server.
     """
 
     def __init__(self, channel):
@@ -683,19 +687,20 @@ class ServerServiceStub:
 
 
 class ServerServiceServicer:
-    """The server itself.
+    """Inspect and maintain the server.
     """
 
     def GetServerInfo(self, request, context):
-        """Version, limits and what this server can do.
+        """Returns the version, the limits and the features of the server.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Prune(self, request, context):
-        """Deletes final jobs, or only their logs, that ended longer ago than asked for. Answers what it deleted; safe to repeat. A call deletes a
-        bounded number: repeat it until `more` is false. The server does the same by itself, by age and by total size, as it is configured.
+        """Deletes final jobs, or only their logs, that ended longer ago than `older_than`. Returns the numbers of what it
+        deleted; safe to repeat. One call deletes a bounded number: repeat it until `more` is false. The server prunes by
+        itself as well, by age and by total size, as configured.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -723,7 +728,7 @@ def add_ServerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ServerService:
-    """The server itself.
+    """Inspect and maintain the server.
     """
 
     @staticmethod
