@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from fastlane_grpc.v1 import fastlane_pb2 as fastlane__grpc_dot_v1_dot_fastlane__pb2
+from fastlane_grpc.v1 import fastlane_pb2 as fastlane_dot_v1_dot_fastlane__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -18,7 +18,7 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in fastlane_grpc/v1/fastlane_pb2_grpc.py depends on'
+        + ' but the generated code in fastlane/v1/fastlane_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
@@ -39,23 +39,23 @@ class JobServiceStub:
         """
         self.EnqueueJob = channel.unary_unary(
                 '/fastlane.v1.JobService/EnqueueJob',
-                request_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.EnqueueJobRequest.SerializeToString,
-                response_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.EnqueueJobResponse.FromString,
+                request_serializer=fastlane_dot_v1_dot_fastlane__pb2.EnqueueJobRequest.SerializeToString,
+                response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.EnqueueJobResponse.FromString,
                 _registered_method=True)
         self.GetJob = channel.unary_unary(
                 '/fastlane.v1.JobService/GetJob',
-                request_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.GetJobRequest.SerializeToString,
-                response_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.GetJobResponse.FromString,
+                request_serializer=fastlane_dot_v1_dot_fastlane__pb2.GetJobRequest.SerializeToString,
+                response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.GetJobResponse.FromString,
                 _registered_method=True)
         self.ListJobs = channel.unary_unary(
                 '/fastlane.v1.JobService/ListJobs',
-                request_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.ListJobsRequest.SerializeToString,
-                response_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.ListJobsResponse.FromString,
+                request_serializer=fastlane_dot_v1_dot_fastlane__pb2.ListJobsRequest.SerializeToString,
+                response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.ListJobsResponse.FromString,
                 _registered_method=True)
         self.StopJob = channel.unary_unary(
                 '/fastlane.v1.JobService/StopJob',
-                request_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.StopJobRequest.SerializeToString,
-                response_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.StopJobResponse.FromString,
+                request_serializer=fastlane_dot_v1_dot_fastlane__pb2.StopJobRequest.SerializeToString,
+                response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.StopJobResponse.FromString,
                 _registered_method=True)
 
 
@@ -107,23 +107,23 @@ def add_JobServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'EnqueueJob': grpc.unary_unary_rpc_method_handler(
                     servicer.EnqueueJob,
-                    request_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.EnqueueJobRequest.FromString,
-                    response_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.EnqueueJobResponse.SerializeToString,
+                    request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.EnqueueJobRequest.FromString,
+                    response_serializer=fastlane_dot_v1_dot_fastlane__pb2.EnqueueJobResponse.SerializeToString,
             ),
             'GetJob': grpc.unary_unary_rpc_method_handler(
                     servicer.GetJob,
-                    request_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.GetJobRequest.FromString,
-                    response_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.GetJobResponse.SerializeToString,
+                    request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.GetJobRequest.FromString,
+                    response_serializer=fastlane_dot_v1_dot_fastlane__pb2.GetJobResponse.SerializeToString,
             ),
             'ListJobs': grpc.unary_unary_rpc_method_handler(
                     servicer.ListJobs,
-                    request_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.ListJobsRequest.FromString,
-                    response_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.ListJobsResponse.SerializeToString,
+                    request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.ListJobsRequest.FromString,
+                    response_serializer=fastlane_dot_v1_dot_fastlane__pb2.ListJobsResponse.SerializeToString,
             ),
             'StopJob': grpc.unary_unary_rpc_method_handler(
                     servicer.StopJob,
-                    request_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.StopJobRequest.FromString,
-                    response_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.StopJobResponse.SerializeToString,
+                    request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.StopJobRequest.FromString,
+                    response_serializer=fastlane_dot_v1_dot_fastlane__pb2.StopJobResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -154,8 +154,8 @@ class JobService:
             request,
             target,
             '/fastlane.v1.JobService/EnqueueJob',
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.EnqueueJobRequest.SerializeToString,
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.EnqueueJobResponse.FromString,
+            fastlane_dot_v1_dot_fastlane__pb2.EnqueueJobRequest.SerializeToString,
+            fastlane_dot_v1_dot_fastlane__pb2.EnqueueJobResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -181,8 +181,8 @@ class JobService:
             request,
             target,
             '/fastlane.v1.JobService/GetJob',
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.GetJobRequest.SerializeToString,
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.GetJobResponse.FromString,
+            fastlane_dot_v1_dot_fastlane__pb2.GetJobRequest.SerializeToString,
+            fastlane_dot_v1_dot_fastlane__pb2.GetJobResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -208,8 +208,8 @@ class JobService:
             request,
             target,
             '/fastlane.v1.JobService/ListJobs',
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.ListJobsRequest.SerializeToString,
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.ListJobsResponse.FromString,
+            fastlane_dot_v1_dot_fastlane__pb2.ListJobsRequest.SerializeToString,
+            fastlane_dot_v1_dot_fastlane__pb2.ListJobsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -235,8 +235,8 @@ class JobService:
             request,
             target,
             '/fastlane.v1.JobService/StopJob',
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.StopJobRequest.SerializeToString,
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.StopJobResponse.FromString,
+            fastlane_dot_v1_dot_fastlane__pb2.StopJobRequest.SerializeToString,
+            fastlane_dot_v1_dot_fastlane__pb2.StopJobResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -260,23 +260,23 @@ class ExecutionServiceStub:
         """
         self.GetExecution = channel.unary_unary(
                 '/fastlane.v1.ExecutionService/GetExecution',
-                request_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.GetExecutionRequest.SerializeToString,
-                response_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.GetExecutionResponse.FromString,
+                request_serializer=fastlane_dot_v1_dot_fastlane__pb2.GetExecutionRequest.SerializeToString,
+                response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.GetExecutionResponse.FromString,
                 _registered_method=True)
         self.ListExecutions = channel.unary_unary(
                 '/fastlane.v1.ExecutionService/ListExecutions',
-                request_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.ListExecutionsRequest.SerializeToString,
-                response_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.ListExecutionsResponse.FromString,
+                request_serializer=fastlane_dot_v1_dot_fastlane__pb2.ListExecutionsRequest.SerializeToString,
+                response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.ListExecutionsResponse.FromString,
                 _registered_method=True)
         self.StopExecution = channel.unary_unary(
                 '/fastlane.v1.ExecutionService/StopExecution',
-                request_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.StopExecutionRequest.SerializeToString,
-                response_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.StopExecutionResponse.FromString,
+                request_serializer=fastlane_dot_v1_dot_fastlane__pb2.StopExecutionRequest.SerializeToString,
+                response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.StopExecutionResponse.FromString,
                 _registered_method=True)
         self.StreamExecutionLogs = channel.unary_stream(
                 '/fastlane.v1.ExecutionService/StreamExecutionLogs',
-                request_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.StreamExecutionLogsRequest.SerializeToString,
-                response_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.StreamExecutionLogsResponse.FromString,
+                request_serializer=fastlane_dot_v1_dot_fastlane__pb2.StreamExecutionLogsRequest.SerializeToString,
+                response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.StreamExecutionLogsResponse.FromString,
                 _registered_method=True)
 
 
@@ -329,23 +329,23 @@ def add_ExecutionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'GetExecution': grpc.unary_unary_rpc_method_handler(
                     servicer.GetExecution,
-                    request_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.GetExecutionRequest.FromString,
-                    response_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.GetExecutionResponse.SerializeToString,
+                    request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.GetExecutionRequest.FromString,
+                    response_serializer=fastlane_dot_v1_dot_fastlane__pb2.GetExecutionResponse.SerializeToString,
             ),
             'ListExecutions': grpc.unary_unary_rpc_method_handler(
                     servicer.ListExecutions,
-                    request_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.ListExecutionsRequest.FromString,
-                    response_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.ListExecutionsResponse.SerializeToString,
+                    request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.ListExecutionsRequest.FromString,
+                    response_serializer=fastlane_dot_v1_dot_fastlane__pb2.ListExecutionsResponse.SerializeToString,
             ),
             'StopExecution': grpc.unary_unary_rpc_method_handler(
                     servicer.StopExecution,
-                    request_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.StopExecutionRequest.FromString,
-                    response_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.StopExecutionResponse.SerializeToString,
+                    request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.StopExecutionRequest.FromString,
+                    response_serializer=fastlane_dot_v1_dot_fastlane__pb2.StopExecutionResponse.SerializeToString,
             ),
             'StreamExecutionLogs': grpc.unary_stream_rpc_method_handler(
                     servicer.StreamExecutionLogs,
-                    request_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.StreamExecutionLogsRequest.FromString,
-                    response_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.StreamExecutionLogsResponse.SerializeToString,
+                    request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.StreamExecutionLogsRequest.FromString,
+                    response_serializer=fastlane_dot_v1_dot_fastlane__pb2.StreamExecutionLogsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -374,8 +374,8 @@ class ExecutionService:
             request,
             target,
             '/fastlane.v1.ExecutionService/GetExecution',
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.GetExecutionRequest.SerializeToString,
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.GetExecutionResponse.FromString,
+            fastlane_dot_v1_dot_fastlane__pb2.GetExecutionRequest.SerializeToString,
+            fastlane_dot_v1_dot_fastlane__pb2.GetExecutionResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -401,8 +401,8 @@ class ExecutionService:
             request,
             target,
             '/fastlane.v1.ExecutionService/ListExecutions',
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.ListExecutionsRequest.SerializeToString,
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.ListExecutionsResponse.FromString,
+            fastlane_dot_v1_dot_fastlane__pb2.ListExecutionsRequest.SerializeToString,
+            fastlane_dot_v1_dot_fastlane__pb2.ListExecutionsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -428,8 +428,8 @@ class ExecutionService:
             request,
             target,
             '/fastlane.v1.ExecutionService/StopExecution',
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.StopExecutionRequest.SerializeToString,
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.StopExecutionResponse.FromString,
+            fastlane_dot_v1_dot_fastlane__pb2.StopExecutionRequest.SerializeToString,
+            fastlane_dot_v1_dot_fastlane__pb2.StopExecutionResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -455,8 +455,8 @@ class ExecutionService:
             request,
             target,
             '/fastlane.v1.ExecutionService/StreamExecutionLogs',
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.StreamExecutionLogsRequest.SerializeToString,
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.StreamExecutionLogsResponse.FromString,
+            fastlane_dot_v1_dot_fastlane__pb2.StreamExecutionLogsRequest.SerializeToString,
+            fastlane_dot_v1_dot_fastlane__pb2.StreamExecutionLogsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -480,13 +480,13 @@ class TaskServiceStub:
         """
         self.GetTask = channel.unary_unary(
                 '/fastlane.v1.TaskService/GetTask',
-                request_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.GetTaskRequest.SerializeToString,
-                response_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.GetTaskResponse.FromString,
+                request_serializer=fastlane_dot_v1_dot_fastlane__pb2.GetTaskRequest.SerializeToString,
+                response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.GetTaskResponse.FromString,
                 _registered_method=True)
         self.ListTasks = channel.unary_unary(
                 '/fastlane.v1.TaskService/ListTasks',
-                request_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.ListTasksRequest.SerializeToString,
-                response_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.ListTasksResponse.FromString,
+                request_serializer=fastlane_dot_v1_dot_fastlane__pb2.ListTasksRequest.SerializeToString,
+                response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.ListTasksResponse.FromString,
                 _registered_method=True)
 
 
@@ -513,13 +513,13 @@ def add_TaskServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'GetTask': grpc.unary_unary_rpc_method_handler(
                     servicer.GetTask,
-                    request_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.GetTaskRequest.FromString,
-                    response_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.GetTaskResponse.SerializeToString,
+                    request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.GetTaskRequest.FromString,
+                    response_serializer=fastlane_dot_v1_dot_fastlane__pb2.GetTaskResponse.SerializeToString,
             ),
             'ListTasks': grpc.unary_unary_rpc_method_handler(
                     servicer.ListTasks,
-                    request_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.ListTasksRequest.FromString,
-                    response_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.ListTasksResponse.SerializeToString,
+                    request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.ListTasksRequest.FromString,
+                    response_serializer=fastlane_dot_v1_dot_fastlane__pb2.ListTasksResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -548,8 +548,8 @@ class TaskService:
             request,
             target,
             '/fastlane.v1.TaskService/GetTask',
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.GetTaskRequest.SerializeToString,
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.GetTaskResponse.FromString,
+            fastlane_dot_v1_dot_fastlane__pb2.GetTaskRequest.SerializeToString,
+            fastlane_dot_v1_dot_fastlane__pb2.GetTaskResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -575,8 +575,8 @@ class TaskService:
             request,
             target,
             '/fastlane.v1.TaskService/ListTasks',
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.ListTasksRequest.SerializeToString,
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.ListTasksResponse.FromString,
+            fastlane_dot_v1_dot_fastlane__pb2.ListTasksRequest.SerializeToString,
+            fastlane_dot_v1_dot_fastlane__pb2.ListTasksResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -600,8 +600,8 @@ class HostServiceStub:
         """
         self.ListHosts = channel.unary_unary(
                 '/fastlane.v1.HostService/ListHosts',
-                request_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.ListHostsRequest.SerializeToString,
-                response_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.ListHostsResponse.FromString,
+                request_serializer=fastlane_dot_v1_dot_fastlane__pb2.ListHostsRequest.SerializeToString,
+                response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.ListHostsResponse.FromString,
                 _registered_method=True)
 
 
@@ -621,8 +621,8 @@ def add_HostServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'ListHosts': grpc.unary_unary_rpc_method_handler(
                     servicer.ListHosts,
-                    request_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.ListHostsRequest.FromString,
-                    response_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.ListHostsResponse.SerializeToString,
+                    request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.ListHostsRequest.FromString,
+                    response_serializer=fastlane_dot_v1_dot_fastlane__pb2.ListHostsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -651,8 +651,8 @@ class HostService:
             request,
             target,
             '/fastlane.v1.HostService/ListHosts',
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.ListHostsRequest.SerializeToString,
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.ListHostsResponse.FromString,
+            fastlane_dot_v1_dot_fastlane__pb2.ListHostsRequest.SerializeToString,
+            fastlane_dot_v1_dot_fastlane__pb2.ListHostsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -676,13 +676,13 @@ class ServerServiceStub:
         """
         self.GetServerInfo = channel.unary_unary(
                 '/fastlane.v1.ServerService/GetServerInfo',
-                request_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.GetServerInfoRequest.SerializeToString,
-                response_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.GetServerInfoResponse.FromString,
+                request_serializer=fastlane_dot_v1_dot_fastlane__pb2.GetServerInfoRequest.SerializeToString,
+                response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.GetServerInfoResponse.FromString,
                 _registered_method=True)
         self.Prune = channel.unary_unary(
                 '/fastlane.v1.ServerService/Prune',
-                request_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.PruneRequest.SerializeToString,
-                response_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.PruneResponse.FromString,
+                request_serializer=fastlane_dot_v1_dot_fastlane__pb2.PruneRequest.SerializeToString,
+                response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.PruneResponse.FromString,
                 _registered_method=True)
 
 
@@ -711,13 +711,13 @@ def add_ServerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'GetServerInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetServerInfo,
-                    request_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.GetServerInfoRequest.FromString,
-                    response_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.GetServerInfoResponse.SerializeToString,
+                    request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.GetServerInfoRequest.FromString,
+                    response_serializer=fastlane_dot_v1_dot_fastlane__pb2.GetServerInfoResponse.SerializeToString,
             ),
             'Prune': grpc.unary_unary_rpc_method_handler(
                     servicer.Prune,
-                    request_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.PruneRequest.FromString,
-                    response_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.PruneResponse.SerializeToString,
+                    request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.PruneRequest.FromString,
+                    response_serializer=fastlane_dot_v1_dot_fastlane__pb2.PruneResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -746,8 +746,8 @@ class ServerService:
             request,
             target,
             '/fastlane.v1.ServerService/GetServerInfo',
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.GetServerInfoRequest.SerializeToString,
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.GetServerInfoResponse.FromString,
+            fastlane_dot_v1_dot_fastlane__pb2.GetServerInfoRequest.SerializeToString,
+            fastlane_dot_v1_dot_fastlane__pb2.GetServerInfoResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -773,8 +773,8 @@ class ServerService:
             request,
             target,
             '/fastlane.v1.ServerService/Prune',
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.PruneRequest.SerializeToString,
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.PruneResponse.FromString,
+            fastlane_dot_v1_dot_fastlane__pb2.PruneRequest.SerializeToString,
+            fastlane_dot_v1_dot_fastlane__pb2.PruneResponse.FromString,
             options,
             channel_credentials,
             insecure,
