@@ -100,7 +100,7 @@ def test_ctrl_c_on_the_keyboard_stops_the_job_and_shows_its_end(server: Scripted
     server.logs["execution-1"] = WAITING
     status, written = on_terminal(server, "run", "busybox", TERM="dumb", keys=[("world", b"\x03")])
     assert status == 130
-    assert "^C\r\nfastlane: stopping job job-1; once more leaves it alone\r\n" in written
+    assert "^C\r\nfastlane: stopping job job-1; press Ctrl-C again to detach\r\n" in written
     [request] = server.received(pb.StopJobRequest)
     assert (request.job_id, request.note) == ("job-1", "SIGINT in fastlane run")
 

@@ -528,8 +528,8 @@ def test_heartbeats_move_the_cursor_and_are_not_shown(server: ScriptedServer, cl
     ("served", "finding"),
     [
         ([Piece(1, b"hellO\n"), *HELLO.pieces[1:]], "stdout: its checksum"),
-        ([*HELLO.pieces[:3], Piece(3, b"it ended")], "system: it ended at byte 8, and the server says that it has 9"),
-        ([HELLO.pieces[0], *HELLO.pieces[2:]], "stderr: it ended at byte 0, and the server says that it has 3"),
+        ([*HELLO.pieces[:3], Piece(3, b"it ended")], "system: it ended at byte 8, but the server has 9"),
+        ([HELLO.pieces[0], *HELLO.pieces[2:]], "stderr: it ended at byte 0, but the server has 3"),
         ([*HELLO.pieces, Piece(1, b"more")], "stdout: it ended at byte 16"),
     ],
 )

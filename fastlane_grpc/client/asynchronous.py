@@ -9,12 +9,12 @@ from typing import Self, TypeVar, Unpack
 import grpc
 
 from fastlane_grpc.client import channel, requests
-from fastlane_grpc.client.answers import AsksForPages, Page, add_pruned
 from fastlane_grpc.client.async_tail import AsyncTail
 from fastlane_grpc.client.errors import error_of
 from fastlane_grpc.client.progress import Progress
 from fastlane_grpc.client.requests import Duration, ExecutionFilter, JobFilter, JobOptions, Source, TailOptions
-from fastlane_grpc.client.tries import DEFAULT_BACKOFF, Backoff, Tries
+from fastlane_grpc.client.responses import AsksForPages, Page, add_pruned
+from fastlane_grpc.client.retries import DEFAULT_BACKOFF, Backoff, Retries
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
 
@@ -167,7 +167,7 @@ class AsyncClient:
         self, method: "grpc.aio.UnaryUnaryMultiCallable[_Request, _Response]", request: _Request
     ) -> _Response:
         """Every call here may be sent twice: the second one changes nothing."""
-        tries = Tries(self._timeout_seconds, self._retry_seconds, self._backoff)
+        tries = Retries(self._timeout_seconds, self._retry_seconds, self._backoff)
         while True:
             try:
                 return await method(request, timeout=tries.left_seconds)
