@@ -318,5 +318,5 @@ async def test_a_text_that_is_not_utf_8_is_refused_by_the_name_of_its_field(
 
 
 async def test_an_address_that_is_not_utf_8_is_refused() -> None:
-    with pytest.raises(api.InvalidText, match="address: is not text"):
+    with pytest.raises(api.InvalidText, match="address: is not valid UTF-8"):
         AsyncClient("caf\udce9:7020")
