@@ -22,8 +22,7 @@ HEAD = """\
 
 # The contract
 
-What [`fastlane.proto`](../protos/fastlane/v1/fastlane.proto) says, to read and to link to. \
-A server tells the same by itself:
+The content of [`fastlane.proto`](../protos/fastlane/v1/fastlane.proto) as a page. A server shows the same:
 `grpcurl -plaintext HOST:PORT describe fastlane.v1.JobSpec`."""
 
 Place = tuple[int, ...]
@@ -47,7 +46,7 @@ class Page:
 
     def lines(self) -> Iterator[str]:
         yield from (HEAD, "")
-        yield from ("## In all of it", "", self._text((SYNTAX,)), "")
+        yield from ("## Rules for every call", "", self._text((SYNTAX,)), "")
         yield from ("## Calls", "", *self._index(), "")
         for number, service in enumerate(self._file.service):
             yield from (f"## {service.name}", "", self._text((SERVICES, number)), "")
@@ -79,8 +78,8 @@ class Page:
         if message.field:
             yield from ("| no. | field | type | |", "|---|---|---|---|")
             for place, field in enumerate(message.field):
-                kind, cell = self._type(message, field), self._cell((*path, FIELDS, place))
-                yield f"| {field.number} | `{field.name}` | {kind} | {cell} |"
+                meaning = self._cell((*path, FIELDS, place))
+                yield f"| {field.number} | `{field.name}` | {self._type(message, field)} | {meaning} |"
             yield ""
 
     def _enum_lines(self, name: str) -> Iterator[str]:

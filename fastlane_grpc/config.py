@@ -30,14 +30,14 @@ class ConfigError(Exception):
 
 def read_count(text: str) -> int:
     if not re.fullmatch(r"[0-9]{1,12}", text) or int(text) < 1:
-        raise ValueError("has to be a whole number from 1 on")
+        raise ValueError("must be a whole number from 1 on")
     return int(text)
 
 
 def read_bytes(text: str) -> int:
     match = re.fullmatch(r"([0-9]{1,15})([kmg]?)", text.lower())
     if match is None or int(match[1]) < 1:
-        raise ValueError("has to be a number of bytes, as 1048576, 512k, 64m or 1g")
+        raise ValueError("must be a number of bytes, as 1048576, 512k, 64m or 1g")
     return int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30}[match[2]]
 
 
@@ -51,11 +51,11 @@ def read_request_bytes(text: str) -> int:
 def read_duration(text: str) -> timedelta:
     match = re.fullmatch(r"(?:([0-9]{1,5})d)?(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,9})s)?", text)
     if match is None or not text:
-        raise ValueError("has to be a duration, as 90s, 30m, 1h30m or 2d")
+        raise ValueError("must be a duration, as 90s, 30m, 1h30m or 2d")
     days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
     duration = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
     if not duration:
-        raise ValueError("has to be longer than nothing")
+        raise ValueError("must be longer than 0")
     return duration
 
 
@@ -65,7 +65,7 @@ def read_keeping(text: str) -> timedelta | None:
     try:
         return read_duration(text)
     except ValueError as error:
-        raise ValueError(f"{error}; or {OFF}, to keep for ever") from None
+        raise ValueError(f"{error}; or {OFF}: keep for ever") from None
 
 
 def read_bytes_or_off(text: str) -> int:
@@ -80,33 +80,33 @@ def read_bytes_or_off(text: str) -> int:
 def read_address(text: str) -> str:
     host, colon, port = text.rpartition(":")
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65_535:
-        raise ValueError("has to be HOST:PORT, as 127.0.0.1:7020; port 0 takes a free one")
+        raise ValueError("must be HOST:PORT, as 127.0.0.1:7020; port 0 takes a free one")
     return text
 
 
 def read_engine(text: str) -> str:
     if not re.fullmatch(r"(unix:///|tcp://).+", text):
         raise ValueError(
-            "has to be the address of a Docker engine, as unix:///var/run/docker.sock or tcp://127.0.0.1:2375"
+            "must be the address of a Docker engine, as unix:///var/run/docker.sock or tcp://127.0.0.1:2375"
         )
     return text
 
 
 def read_path(text: str) -> Path:
     if not text:
-        raise ValueError("has to be a path")
+        raise ValueError("must be a path")
     return Path(text).expanduser().absolute()
 
 
 def read_capture(text: str) -> CaptureMode:
     if text.lower() not in set(CaptureMode):
-        raise ValueError("has to be auto, recorder or attach")
+        raise ValueError("must be auto, recorder or attach")
     return CaptureMode(text.lower())
 
 
 def read_host_name(text: str) -> str:
     if not re.fullmatch(r"[a-z0-9-]{1,63}", text):
-        raise ValueError("has to be 1 to 63 of a-z, 0-9 and -")
+        raise ValueError("must be 1 to 63 of a-z, 0-9 and -")
     return text
 
 
@@ -121,7 +121,7 @@ def read_secret_names(text: str) -> SecretNames:
     try:
         return SecretNames.read(text)
     except ValueError as error:
-        raise ValueError(f"has to be names, separated by commas, as {DEFAULT},pin,!sort_key; {error}") from None
+        raise ValueError(f"must be names, separated by commas, as {DEFAULT},pin,!sort_key; {error}") from None
 
 
 # What to write for a value, by how it is read.
@@ -135,7 +135,7 @@ _KINDS: Mapping[Callable[[str], object], str] = {
     read_address: "HOST:PORT",
     read_engine: "ADDRESS",
     read_path: "PATH",
-    read_capture: "WAY",
+    read_capture: "MODE",
     read_log_bytes: "BYTES",
     read_host_name: "NAME",
     read_secret_names: "NAMES",
@@ -158,19 +158,21 @@ class HostSettings:
     """One of several hosts, or the only one, which is called `local`; values are checked."""
 
     name: str = setting(
-        _is_missing, read_host_name, "what executions say they ran on, 1 to 63 of a-z, 0-9 and -; not to be changed"
+        _is_missing,
+        read_host_name,
+        "name that executions have for the host, 1 to 63 of a-z, 0-9 and -; do not change it",
     )
-    engine: str = setting(_is_missing, read_engine, "its Docker engine")
+    engine: str = setting(_is_missing, read_engine, "address of the Docker engine")
     max_running: int = setting(
         lambda: 4 * (os.cpu_count() or 1),
         read_count,
-        "containers on it at a time; by default four to a core of this machine",
+        "maximum number of running containers; by default four per core of the server's machine",
     )
     capture: CaptureMode = setting(
-        lambda: CaptureMode.AUTO, read_capture, "recorder or attach; auto: recorder, where it works"
+        lambda: CaptureMode.AUTO, read_capture, "capture mode: recorder, attach, or auto (recorder where it works)"
     )
     engine_data_dir: Path | None = setting(
-        lambda: None, read_path, "the data directory as the engine's machine calls it; else found out"
+        lambda: None, read_path, "path of the data directory on the engine's machine; by default detected"
     )
 
 
@@ -179,54 +181,58 @@ class Settings:
     """What the server is told; values are checked."""
 
     data_dir: Path = setting(
-        lambda: default_data_dir(os.environ), read_path, "where jobs and logs are kept; one server at a time"
+        lambda: default_data_dir(os.environ), read_path, "directory of jobs and logs, used by one server at a time"
     )
     listen: str = setting(
-        lambda: DEFAULT_LISTEN, read_address, "address to serve on; whoever reaches it can run containers"
+        lambda: DEFAULT_LISTEN, read_address, "address to listen on; anyone who can reach it can run containers"
     )
-    engine: str = setting(lambda: default_engine(os.environ), read_engine, "the Docker engine that runs the containers")
+    engine: str = setting(lambda: default_engine(os.environ), read_engine, "address of the Docker engine")
     capture: CaptureMode = setting(
-        lambda: CaptureMode.AUTO, read_capture, "recorder or attach; auto: recorder, where it works"
+        lambda: CaptureMode.AUTO, read_capture, "capture mode: recorder, attach, or auto (recorder where it works)"
     )
     engine_data_dir: Path | None = setting(
-        lambda: None, read_path, "the data directory as the engine's machine calls it; else found out"
+        lambda: None, read_path, "path of the data directory on the engine's machine; by default detected"
     )
     max_log_bytes: int = setting(
-        lambda: 1 << 30, read_log_bytes, "room for one execution's output; beyond it the middle is dropped"
+        lambda: 1 << 30, read_log_bytes, "maximum size of one log; a larger log loses its middle"
     )
     max_running: int = setting(
-        lambda: 4 * (os.cpu_count() or 1), read_count, "containers at a time; by default four to a core"
+        lambda: 4 * (os.cpu_count() or 1), read_count, "maximum number of running containers; by default four per core"
     )
     default_timeout: timedelta = setting(
-        lambda: timedelta(minutes=30), read_duration, "time of a container whose job asks for none"
+        lambda: timedelta(minutes=30), read_duration, "timeout of a job that sets none"
     )
-    max_timeout: timedelta = setting(lambda: timedelta(minutes=30), read_duration, "longest time a job may ask for")
-    default_pids: int = setting(lambda: 1024, read_count, "processes of a container whose job sets no limit")
-    max_streams: int = setting(lambda: 2000, read_count, "log streams open at a time")
-    max_request_bytes: int = setting(lambda: 4 << 20, read_request_bytes, "largest request; at most 64m")
+    max_timeout: timedelta = setting(lambda: timedelta(minutes=30), read_duration, "maximum timeout of a job")
+    default_pids: int = setting(lambda: 1024, read_count, "limit of processes and threads of a job that sets none")
+    max_streams: int = setting(lambda: 2000, read_count, "maximum number of open log streams")
+    max_request_bytes: int = setting(lambda: 4 << 20, read_request_bytes, "maximum size of a request, up to 64m")
     # A queue that stands still as old logs fill its disk is worse than one without them: hence, by default, there is a
     # limit to their size beside that to their age. The other half of the disk is for what runs, and for whatever else
     # is on it.
     keep_logs: timedelta | None = setting(
-        lambda: timedelta(days=30), read_keeping, "how long a log is kept after its end; or off"
+        lambda: timedelta(days=30), read_keeping, "retention of a log after its end, or off"
     )
     keep_jobs: timedelta | None = setting(
-        lambda: timedelta(days=90), read_keeping, "how long a job is kept after its end; or off"
+        lambda: timedelta(days=90), read_keeping, "retention of a job after its end, or off"
     )
     max_total_log_bytes: int | None = setting(
-        lambda: None, read_bytes_or_off, "room for the logs of all that ended, or off; by default half of the disk"
+        lambda: None,
+        read_bytes_or_off,
+        "maximum total size of the logs of ended executions, or off; by default half of the disk",
     )
     min_free_bytes: int | None = setting(
         lambda: None,
         read_bytes_or_off,
-        "free room below which no job is taken, or off; by default 256m, or a 16th of a small disk",
+        "free disk space below which new jobs are rejected, or off; by default 256m, or 1/16 of a small disk",
     )
     max_waiting: int = setting(
-        lambda: 1_000_000, read_count, "executions that wait at a time; with more no job is taken"
+        lambda: 1_000_000,
+        read_count,
+        "maximum number of scheduled and queued executions; beyond it new jobs are rejected",
     )
-    cache_bytes: int = setting(lambda: 64 << 20, read_bytes, "memory for stretches of logs that are being read")
+    cache_bytes: int = setting(lambda: 64 << 20, read_bytes, "memory for log segments that are being read")
     secret_names: SecretNames = setting(
-        SecretNames, read_secret_names, "variables whose values are never shown, by words of their names"
+        SecretNames, read_secret_names, "names of environment variables whose values are never shown"
     )
     # None are given: the one that the settings above make.
     hosts: Sequence[HostSettings] = ()
@@ -275,7 +281,7 @@ def in_force(flags: Mapping[str, object], environ: Mapping[str, str], file: Path
         hosts = _read_hosts(tables, file)
         if beside := next((name for name in _OF_LOCAL if name in given), None):
             raise ConfigError(
-                f"{beside} ({given[beside][1]}) cannot be set beside [[hosts]] ({file}): set it for each of these"
+                f"{beside} ({given[beside][1]}) cannot be combined with [[hosts]] ({file}): set it in each host"
             )
         given |= {
             f"hosts.{each['name']}.{name}": (value, f"file {file}") for each in tables for name, value in each.items()
@@ -321,7 +327,7 @@ def toml(in_force: InForce) -> str:
         if not (hosts and each.name in _OF_LOCAL)
     ]
     if not hosts:
-        lines += ["", f'# No [[hosts]]: there is one, "local", made of {", ".join(_OF_LOCAL)} and max_running.']
+        lines += ["", f'# No [[hosts]]: the only host is "local", made of {", ".join(_OF_LOCAL)} and max_running.']
     for host in hosts:
         lines += ["", "[[hosts]]"]
         for each in fields(HostSettings):
@@ -377,16 +383,15 @@ def _read_file(file: Path | None) -> dict[str, object]:
 
 def _read_hosts(tables: object, file: Path | None) -> Sequence[HostSettings]:
     if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
-        raise ConfigError(f"hosts in {file} has to be tables, each below a line [[hosts]]")
+        raise ConfigError(f"hosts in {file} must be tables, each under a line [[hosts]]")
     hosts = [_read_host(table, f"[[hosts]] {place} of file {file}") for place, table in enumerate(tables, 1)]
     for place, host in enumerate(hosts):
         for other in hosts[:place]:
             if other.name == host.name:
-                raise ConfigError(f"two [[hosts]] in {file} have the name {host.name!r}: give each one of its own")
+                raise ConfigError(f"two [[hosts]] in {file} have the name {host.name!r}: give each host its own name")
             if other.engine == host.engine:
-                raise ConfigError(
-                    f"[[hosts]] {other.name!r} and {host.name!r} in {file} have the same engine, {host.engine}: leave out one"
-                )
+                both = f"{other.name!r} and {host.name!r}"
+                raise ConfigError(f"[[hosts]] {both} in {file} have the same engine, {host.engine}: remove one")
     return hosts
 
 
@@ -457,7 +462,7 @@ def _known(name: str, names: Sequence[str], what: str) -> str:
         return name
     near = difflib.get_close_matches(name, names, 1)
     raise ConfigError(
-        f"unknown {what}: {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known are {', '.join(names)}")
+        f"unknown {what}: {name!r}" + (f"; did you mean {near[0]!r}?" if near else f"; known names: {', '.join(names)}")
     )
 
 
@@ -466,7 +471,7 @@ def _read(each: "Field[Any]", value: object, where: str) -> Any:
     # TOML has kinds of its own; of these, a text and a whole number can be meant.
     if isinstance(value, bool) or not isinstance(value, str | int):
         kind = _TOML_KINDS.get(type(value), "a date or a time")
-        raise ConfigError(f"{each.name} in {where} is {kind}; it has to be a text in quotes or a whole number")
+        raise ConfigError(f"{each.name} in {where} is {kind}; it must be a quoted text or a whole number")
     if not str(value).isprintable() and any("\ud800" <= character <= "\udfff" for character in str(value)):
         raise ConfigError(f"{each.name} in {where} is not UTF-8")
     try:

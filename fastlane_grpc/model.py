@@ -64,7 +64,7 @@ class WaitReason(IntEnum):
     """What an execution waits for. Numbers of the contract."""
 
     NOT_DUE = 1
-    NO_FREE_PLACE = 2
+    NO_FREE_SLOT = 2
     HOST_DOWN = 4
     DISK_FULL = 5
 

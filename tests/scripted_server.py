@@ -103,8 +103,8 @@ class ScriptedServer(
         # What lists answer, and what is looked for by its id beside "job-1" and the executions of `logs`.
         self.jobs: list[pb.Job] = []
         self.executions: list[pb.Execution] = []
-        self.tasks: list[pb.Task] = []
-        self.hosts: list[pb.Host] = []
+        self.tasks: list[pb.TaskSummary] = []
+        self.hosts: list[pb.EngineHost] = []
         # An empty page comes before each page of a list, as a server answers that found nothing in the work that it
         # does for a page.
         self.empty_pages = False

@@ -7,7 +7,7 @@ from pathlib import Path
 import docker
 
 from fastlane_grpc.client import Backoff, Client
-from fastlane_grpc.client.tries import DEFAULT_BACKOFF
+from fastlane_grpc.client.retries import DEFAULT_BACKOFF
 from tests.serving import Server
 
 

@@ -284,7 +284,7 @@ def test_a_server_whose_standard_output_is_closed_ends_with_an_error(tmp_path: P
     os.close(write)
     assert ended.returncode == 1
     assert ended.stderr.splitlines()[-1] == (
-        "fastlane: cannot say on standard output that the server is ready: Broken pipe; give it somewhere to go"
+        "fastlane: cannot write the ready message to stdout: Broken pipe; redirect stdout to a writable file"
     )
     assert "Traceback" not in ended.stderr
     with claimed(tmp_path / "data"):

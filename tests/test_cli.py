@@ -183,7 +183,7 @@ def test_an_end_that_the_exit_status_alone_does_not_explain_is_told(server: Scri
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("waiting: 8 of 8 places taken", "fastlane: stopped while it was queued: no more\n"),
+        ("waiting: 8 of 8 slots in use", "fastlane: stopped while it was queued: no more\n"),
         ("stopped: stopped while it was queued: no more", ""),
     ],
 )
@@ -203,8 +203,8 @@ def test_a_gap_is_told(server: ScriptedServer) -> None:
     ran = fastlane(server, "run", "-q", "busybox")
     assert (ran.returncode, ran.stdout) == (0, b"ab")
     assert ran.stderr.decode().splitlines() == [
-        "fastlane: 77 bytes of stdout are missing here: lost before fastlane had stored them",
-        "fastlane: bytes of stderr may be missing here: lost before fastlane had stored them",
+        "fastlane: 77 bytes of stdout are missing here: lost before fastlane stored them",
+        "fastlane: bytes of stderr may be missing here: lost before fastlane stored them",
     ]
 
 
@@ -219,8 +219,8 @@ def test_a_longer_absence_of_the_server_is_told_once_and_its_end_too(server: Scr
     ran = fastlane(server, "run", "busybox")
     assert (ran.returncode, ran.stdout) == (0, b"hello\nworld\n")
     away, back = (line for line in ran.stderr.decode().splitlines() if line != "oh")
-    assert away == "fastlane: the server does not answer (the server is going down); trying again until it does"
-    assert re.fullmatch(r"fastlane: the server is back after \d+ s; going on where it was cut", back)
+    assert away == "fastlane: the server does not respond (the server is going down); retrying until it does"
+    assert re.fullmatch(r"fastlane: the server is back after \d+ s; resuming where the output was interrupted", back)
 
 
 def test_a_server_that_has_no_room_is_told_at_once(server: ScriptedServer) -> None:
@@ -228,8 +228,8 @@ def test_a_server_that_has_no_room_is_told_at_once(server: ScriptedServer) -> No
     ran = fastlane(server, "run", "busybox")
     assert (ran.returncode, ran.stdout) == (0, b"hello\nworld\n")
     full, back = (line for line in ran.stderr.decode().splitlines() if line != "oh")
-    assert full == "fastlane: the server has no room for this (as many as allowed); trying again until it has"
-    assert re.fullmatch(r"fastlane: there is room after \d+ s; going on where it was cut", back)
+    assert full == "fastlane: the server is at a limit (as many as allowed); retrying until there is capacity"
+    assert re.fullmatch(r"fastlane: capacity is available after \d+ s; resuming where the output was interrupted", back)
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
@@ -241,7 +241,7 @@ def test_the_first_interrupt_stops_the_job_and_shows_its_end(server: ScriptedSer
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, b"world\n")
-    assert b"stopping job job-1; once more leaves it alone" in err
+    assert b"stopping job job-1; press Ctrl-C again to detach" in err
     [request] = server.received(pb.StopJobRequest)
     assert (request.job_id, request.note) == ("job-1", f"{number.name} in fastlane run")
 
@@ -300,7 +300,7 @@ def test_output_that_cannot_be_written_is_said_in_one_line(server: ScriptedServe
             [*FASTLANE, "run", "busybox"], env=environment(server), stdout=full, stderr=subprocess.PIPE, timeout=60
         )
     assert ran.returncode == 1
-    assert ran.stderr.decode() == "fastlane: cannot write to stdout: No space left on device; the job runs on\n"
+    assert ran.stderr.decode() == "fastlane: cannot write to stdout: No space left on device; the job continues\n"
 
 
 def test_a_pipe_that_does_not_wait_gets_every_byte(server: ScriptedServer) -> None:
@@ -324,7 +324,7 @@ def test_logs_are_had_by_job_and_by_execution(server: ScriptedServer, either_id:
     assert (shown.returncode, shown.stdout, shown.stderr) == (
         124,
         b"hello\nworld\n",
-        b"oh\nfastlane: it ended as timed out\n",
+        b"oh\nfastlane: the execution ended: timed out\n",
     )
 
 
@@ -361,7 +361,7 @@ def test_the_end_of_a_job_is_asked_for_until_the_server_answers(server: Scripted
     server.away_after_the_stream = 4.0
     ran = fastlane(server, "run", "busybox")
     assert ran.returncode == 3
-    assert "the server does not answer" in ran.stderr.decode()
+    assert "the server does not respond" in ran.stderr.decode()
 
 
 def test_the_start_and_expiry_of_a_job_are_sent_as_they_were_given(server: ScriptedServer) -> None:
@@ -475,8 +475,8 @@ def test_a_server_that_is_not_there_is_said_in_one_line(command: list[str]) -> N
     ran = fastlane(None, command[0], "-a", address, *command[1:])
     assert ran.returncode == 69
     [line] = ran.stderr.decode().splitlines()
-    advice = "start one with `fastlane server`, or name another with --address"
-    assert line == f"fastlane: no server answers at {address} (Connection refused); {advice}"
+    advice = "start one with `fastlane server`, or set another --address"
+    assert line == f"fastlane: no server responds at {address} (Connection refused); {advice}"
 
 
 def test_the_cause_is_what_the_system_said_last_without_the_brackets_around_it() -> None:
@@ -498,7 +498,7 @@ def test_the_cause_is_what_the_system_said_last_without_the_brackets_around_it()
         *(
             (
                 ["enqueue", "--start-in", text, "busybox"],
-                f"{text!r} has to be hours, minutes and seconds, as 90s, 2m30s or 1h30m",
+                f"{text!r} must be hours, minutes and seconds, as 90s, 2m30s or 1h30m",
             )
             for text in ("1d", "abc", "5m30", "1m2h", "-1s", "1.5h", "")
         ),
@@ -506,29 +506,29 @@ def test_the_cause_is_what_the_system_said_last_without_the_brackets_around_it()
         (["run", "--expire-time", "10m", "busybox"], "'10m' has to be a time, as 2026-01-31T08:00:00Z"),
         (["run", "--memory", "lots", "busybox"], "'lots' has to be a number of bytes"),
         (["run", "-e", "NOT_SET_ANYWHERE", "busybox"], "'NOT_SET_ANYWHERE' is not set here"),
-        (["run", "-l", "x", "busybox"], "'x' has to be NAME=VALUE"),
+        (["run", "-l", "x", "busybox"], "'x' must be NAME=VALUE"),
         (
             ["run", "-a", "nowhere", "busybox"],
-            "'nowhere' has to be HOST:PORT, as 127.0.0.1:7020; see `fastlane run --help`",
+            "'nowhere' must be HOST:PORT, as 127.0.0.1:7020; see `fastlane run --help`",
         ),
         (
             ["logs", "-a", "localhost", "x"],
-            "'localhost' has to be HOST:PORT, as 127.0.0.1:7020; see `fastlane logs --help`",
+            "'localhost' must be HOST:PORT, as 127.0.0.1:7020; see `fastlane logs --help`",
         ),
         (
             ["stop", "-a", "localhost:0", "x"],
-            "'localhost:0' has to be HOST:PORT, as 127.0.0.1:7020; see `fastlane stop --help`",
+            "'localhost:0' must be HOST:PORT, as 127.0.0.1:7020; see `fastlane stop --help`",
         ),
-        (["server", "--listen", "localhost"], "has to be HOST:PORT, as 127.0.0.1:7020; port 0 takes a free one"),
-        (["stop", "--grace", "-1s", "x"], "'-1s' has to be a duration from 0s on, as 10s or 1m30s; 0s kills at once"),
-        (["run", "--stop-grace", "soon", "busybox"], "'soon' has to be a duration from 0s on"),
+        (["server", "--listen", "localhost"], "must be HOST:PORT, as 127.0.0.1:7020; port 0 takes a free one"),
+        (["stop", "--grace", "-1s", "x"], "'-1s' must be a duration, as 10s or 1m30s; 0s: SIGKILL at once"),
+        (["run", "--stop-grace", "soon", "busybox"], "'soon' must be a duration, as 10s"),
         (["enqueue", "--memory", "lots", "busybox"], "'lots' has to be a number of bytes"),
         (["jobs", "--state", "broken"], "'broken' is not one of 'scheduled', 'queued', 'preparing'"),
         (
             ["jobs", "--since", "soon"],
-            "'soon' has to be an age, as 10m or 2d, or a time, as 2026-01-31T08:00:00Z; see `fastlane jobs --help`",
+            "'soon' must be an age, as 10m or 2d, or a time, as 2026-01-31T08:00:00Z; see `fastlane jobs --help`",
         ),
-        (["prune", "--older-than", "1w"], "'1w' has to be an age, as 30d, 12h or 1d12h; 0s is any age"),
+        (["prune", "--older-than", "1w"], "'1w' must be an age, as 30d, 12h or 1d12h; 0s: any age"),
         (["logs", "--tail", "-1", "x"], "-1 is not in the range 0<=x<=1000000"),
         (
             ["completion"],
@@ -585,7 +585,7 @@ def test_an_argument_that_is_not_utf_8_is_named_in_one_line(arguments: list[str 
         ("FASTLANE_DATA_DIR", ["config"], "data_dir in environment variable FASTLANE_DATA_DIR is not UTF-8"),
         ("FASTLANE_CONFIG", ["config"], "the path of the settings file is not UTF-8: 'caf\\xe9'"),
         ("DOCKER_HOST", ["config"], "engine in environment variable DOCKER_HOST is not UTF-8"),
-        ("MINE", ["run", "-e", "MINE", "busybox"], "the value that 'MINE' has here is not UTF-8"),
+        ("MINE", ["run", "-e", "MINE", "busybox"], "the value of 'MINE' in this environment is not UTF-8"),
     ],
 )
 def test_a_variable_that_is_not_utf_8_is_named_in_one_line(
@@ -615,7 +615,7 @@ def test_what_the_server_refuses_is_said_in_one_line(server: ScriptedServer) -> 
     ran = fastlane(server, "run", "--network", "host", "busybox")
     assert (ran.returncode, ran.stderr.decode()) == (1, f"fastlane: {message}\n")
     ran = fastlane(server, "logs", "nothing")
-    assert (ran.returncode, ran.stderr.decode()) == (1, "fastlane: there is no job and no execution 'nothing'\n")
+    assert (ran.returncode, ran.stderr.decode()) == (1, "fastlane: no job or execution has the id 'nothing'\n")
 
 
 def test_every_command_has_an_example_in_its_help() -> None:
@@ -682,12 +682,12 @@ def test_defaults_are_written_as_people_write_them() -> None:
 def test_help_is_there_where_the_environment_spoils_a_default() -> None:
     helped = fastlane(None, "server", "--help", DOCKER_HOST="ssh://elsewhere")
     assert (helped.returncode, helped.stderr) == (0, b"")
-    assert b"The Docker engine that runs the containers." in helped.stdout
+    assert b"Address of the Docker engine." in helped.stdout
 
 
 def test_run_promises_of_missing_output_only_that_it_is_told() -> None:
     shown = " ".join(run.get_help(click.Context(run, info_name="run")).split())
-    assert "goes on by itself: no byte twice, and where some are missing it says so" in shown
+    assert "the command waits and resumes: no byte is repeated, and missing bytes are reported" in shown
 
 
 def test_the_module_and_the_installed_command_are_the_same() -> None:

@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from fastlane_grpc.cli import exit_status
 from fastlane_grpc.cli.docker_options import REFUSED, refusal
 from fastlane_grpc.cli.env_file import read_env_file
-from fastlane_grpc.cli.failure import Failure
+from fastlane_grpc.cli.errors import Failure
 from fastlane_grpc.cli.run import enqueue, run
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.scripted_server import Log, Piece, ScriptedServer
@@ -159,14 +159,14 @@ def test_variables_of_files_arrive_and_options_go_before_them(server: ScriptedSe
     ("content", "said"),
     [
         (b"A=1\n=hunter2\n", "line 2 of --env-file {file} has no name before the ="),
-        (b"A B=hunter2", "line 1 of --env-file {file}: the name 'A B' holds a blank; it has to be NAME=VALUE or NAME"),
+        (b"A B=hunter2", "line 1 of --env-file {file}: the name 'A B' contains a space; expected NAME=VALUE or NAME"),
         (
             b"\n\nNOT_HERE",
-            "line 3 of --env-file {file}: 'NOT_HERE' is not set here; give it a value, as NOT_HERE=VALUE",
+            "line 3 of --env-file {file}: 'NOT_HERE' is not set in this environment; give a value: NOT_HERE=VALUE",
         ),
         (b"A=1\nB=hunter2\xe9\n", "line 2 of --env-file {file} is not UTF-8"),
-        (b"A=1\nRAW\n", "line 2 of --env-file {file}: the value that 'RAW' has here is not UTF-8"),
-        (b"A" * (4 << 20) + b"\n", "--env-file {file} is larger than 4 MiB, the most that a job may have"),
+        (b"A=1\nRAW\n", "line 2 of --env-file {file}: the value of 'RAW' in this environment is not UTF-8"),
+        (b"A" * (4 << 20) + b"\n", "--env-file {file} is larger than 4 MiB, the maximum for a job"),
         (None, "cannot read --env-file {file}: No such file or directory"),
     ],
 )
@@ -196,7 +196,7 @@ def test_any_file_is_variables_or_a_failure(tmp_path_factory: pytest.TempPathFac
 # ---------------------------------------------------------------------------------------------------------------- stdin
 
 
-TOLD = b"fastlane: a job gets no standard input: what is piped or redirected into this command is not read\n"
+TOLD = b"fastlane: a job has no standard input: the pipe or file on the standard input of this command is not read\n"
 RUN = f"{shlex.join(FASTLANE)} run"
 
 

@@ -124,10 +124,7 @@ def test_as_many_are_shown_as_are_asked_for(
 @pytest.mark.parametrize("form", ["table", "json"])
 def test_a_list_that_is_longer_than_what_is_shown_says_so(server: ScriptedServer, form: str) -> None:
     server.jobs.extend(pb.Job(id=f"{number:036}", task_id="t") for number in range(51))
-    assert (
-        fastlane(server, "jobs", "-o", form).stderr.decode()
-        == "fastlane: there are more jobs than these: see --limit and --all\n"
-    )
+    assert fastlane(server, "jobs", "-o", form).stderr.decode() == "fastlane: more jobs exist: use --limit or --all\n"
     server.jobs.pop()
     assert fastlane(server, "jobs", "-o", form).stderr == b""
 
@@ -156,24 +153,24 @@ def test_executions_are_asked_for_as_the_options_say_and_shown(server: ScriptedS
 
 
 def test_tasks_and_hosts_are_shown(server: ScriptedServer) -> None:
-    task = pb.Task(id="send-mail", open_jobs=2, jobs=30)
+    task = pb.TaskSummary(id="send-mail", open_jobs=2, jobs=30)
     task.last_enqueue_time.FromDatetime(datetime.now(UTC) - timedelta(minutes=2))
     server.tasks.append(task)
     reason = "the engine is elsewhere"
     server.hosts.append(
-        pb.Host(
+        pb.EngineHost(
             name="here",
             address="unix:///run/docker.sock",
-            availability=pb.Host.AVAILABILITY_UP,
+            availability=pb.EngineHost.AVAILABILITY_UP,
             running=3,
             max_running=8,
             engine_version="28.1",
-            capture=pb.Host.CAPTURE_ATTACH,
+            capture=pb.EngineHost.CAPTURE_ATTACH,
             capture_reason=reason,
         )
     )
     server.hosts.append(
-        pb.Host(name="there", availability=pb.Host.AVAILABILITY_DOWN, max_running=8, last_error="no route")
+        pb.EngineHost(name="there", availability=pb.EngineHost.AVAILABILITY_DOWN, max_running=8, last_error="no route")
     )
     assert fastlane(server, "tasks").stdout.decode().splitlines()[1] == "send-mail  2     30    2m ago         -"
     here, there = fastlane(server, "hosts").stdout.decode().splitlines()[1:]
@@ -214,7 +211,7 @@ def test_one_job_and_one_execution_are_told_in_full(server: ScriptedServer) -> N
     assert "(3m ago)" in shown
     assert "timeout" not in shown, "what is empty is left out"
     shown = fastlane(server, "execution", EXECUTION).stdout.decode()
-    assert "stdout     12.0 kB, of which 2.0 kB cannot be had" in shown.splitlines()
+    assert "stdout     12.0 kB, 2.0 kB of them missing" in shown.splitlines()
     assert (
         json.loads(fastlane(server, "execution", EXECUTION, "-o", "json").stdout)["logs"][0]["source"]
         == "SOURCE_STDOUT"
@@ -253,7 +250,7 @@ def test_a_beginning_that_several_ids_have_is_told_with_five_of_them(server: Scr
     ran = fastlane(server, "job", "01980f3e")
     first, *candidates = ran.stderr.decode().splitlines()
     assert (ran.returncode, ran.stdout) == (1, b"")
-    assert first == "fastlane: several ids begin with '01980f3e'; give more of the one that is meant:"
+    assert first == "fastlane: several ids begin with '01980f3e'; give more characters:"
     assert candidates == [*(f"  job {job_id}" for job_id in JOBS[:5]), "  and more"]
 
 
@@ -261,13 +258,13 @@ def test_a_beginning_that_no_id_has_is_told(server: ScriptedServer) -> None:
     for command, what in (
         ("job", "job"),
         ("execution", "execution"),
-        ("logs", "job and no execution"),
-        ("stop", "job and no execution"),
+        ("logs", "job or execution"),
+        ("stop", "job or execution"),
     ):
         ran = fastlane(server, command, "0198")
         assert (ran.returncode, ran.stderr.decode()) == (
             1,
-            f"fastlane: there is no {what} whose id begins with '0198'\n",
+            f"fastlane: no {what} has an id that begins with '0198'\n",
         )
 
 
@@ -334,8 +331,8 @@ def test_prune_of_everything_needs_all_off_a_terminal(server: ScriptedServer, ar
     server.prunings.append(COUNTED)
     ran = fastlane(server, "prune", *arguments)
     assert (ran.returncode, ran.stdout) == (2, b"")
-    advice = "add --all if that is meant, or --task, or a greater age"
-    assert ran.stderr.decode() == f"fastlane: this deletes all that is over ({COUNTED_TEXT}); {advice}\n"
+    said = f"fastlane: this deletes every job that has ended ({COUNTED_TEXT}); add --all to confirm, or --task, or a longer --older-than\n"
+    assert ran.stderr.decode() == said
     assert [request.validate_only for request in server.received(pb.PruneRequest)] == [True]
 
 
@@ -373,7 +370,7 @@ def test_prune_of_everything_asks_on_a_terminal_with_the_counts(
     deleted.more = False
     server.prunings.extend([COUNTED, deleted])
     code, seen = on_terminal(server, "prune", "--older-than", "0s", keys=[("[y/N] ", typed)])
-    assert f"this deletes all that is over: {COUNTED_TEXT}. Delete it? [y/N] " in seen
+    assert f"this deletes every job that has ended: {COUNTED_TEXT}. Delete? [y/N] " in seen
     assert (code, seen.rstrip().endswith(said)) == (status, True), seen
     assert [request.validate_only for request in server.received(pb.PruneRequest)] == calls
 

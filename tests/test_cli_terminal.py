@@ -28,7 +28,7 @@ def server() -> Iterator[ScriptedServer]:
 
 
 def waiting(detail: str) -> Piece:
-    return Piece(state=pb.STATE_QUEUED, waiting=pb.Waiting(reason=pb.WAIT_REASON_NO_FREE_PLACE, detail=detail, ahead=2))
+    return Piece(state=pb.STATE_QUEUED, waiting=pb.Waiting(reason=pb.WAIT_REASON_NO_FREE_SLOT, detail=detail, ahead=2))
 
 
 def on_screen(written: str) -> list[str]:
@@ -37,10 +37,10 @@ def on_screen(written: str) -> list[str]:
 
 
 def test_what_comes_before_the_start_is_one_line_that_is_gone_when_output_begins(server: ScriptedServer) -> None:
-    pieces = [waiting("8 of 8 places taken"), *PULLING, RUNNING, Piece(1, b"hello\n"), ENDED]
+    pieces = [waiting("8 of 8 slots in use"), *PULLING, RUNNING, Piece(1, b"hello\n"), ENDED]
     server.logs["execution-1"] = Log(pieces, first_state=pb.STATE_QUEUED, chunks_per_message=1)
     status, written = on_terminal(server, "run", "busybox", TERM="xterm")
-    shown = ["waiting: 8 of 8 places taken, 2 before it", "pulling mail:1.4", "pulling mail:1.4: 3.0 of 9.0 MB"]
+    shown = ["waiting: 8 of 8 slots in use, 2 before it", "pulling mail:1.4", "pulling mail:1.4: 3.0 of 9.0 MB"]
     live = "".join(f"{ERASE}fastlane: {text}" for text in shown)
     assert (status, written) == (0, f"{BEGAN}{live}{ERASE}hello\r\n\x1b[2msucceeded: exited with 0\r\n\x1b[22m")
     assert on_screen(written)[:2] == [BEGAN.strip(), "hello"]
@@ -100,7 +100,7 @@ def test_ctrl_c_on_the_keyboard_stops_the_job_and_shows_its_end(server: Scripted
     server.logs["execution-1"] = WAITING
     status, written = on_terminal(server, "run", "busybox", TERM="dumb", keys=[("world", b"\x03")])
     assert status == 130
-    assert "^C\r\nfastlane: stopping job job-1; once more leaves it alone\r\n" in written
+    assert "^C\r\nfastlane: stopping job job-1; press Ctrl-C again to detach\r\n" in written
     [request] = server.received(pb.StopJobRequest)
     assert (request.job_id, request.note) == ("job-1", "SIGINT in fastlane run")
 

@@ -65,8 +65,8 @@ async def gathered(tail: api.AsyncTail) -> list[Event]:
 
 async def test_calls_answer_what_the_server_has(server: ScriptedServer, client: AsyncClient) -> None:
     server.logs["e"] = HELLO
-    server.tasks.append(pb.Task(id="t"))
-    server.hosts.append(pb.Host(name="here"))
+    server.tasks.append(pb.TaskSummary(id="t"))
+    server.hosts.append(pb.EngineHost(name="here"))
     server.prunings.extend([pb.PruneResponse(jobs=2, more=True), pb.PruneResponse(jobs=1)])
     assert (await client.enqueue("t", "busybox", args=["true"], request_id="r")).id == "job-1"
     assert (await client.job("job-1")).execution.id == "execution-1"
@@ -84,7 +84,7 @@ async def test_lists_have_what_all_their_pages_have(server: ScriptedServer, clie
     server.empty_pages = True
     server.jobs.extend(pb.Job(id=f"job {number}") for number in range(5))
     server.executions.extend(pb.Execution(id=f"execution {number}") for number in range(3))
-    server.tasks.extend(pb.Task(id=f"task {number}") for number in range(4))
+    server.tasks.extend(pb.TaskSummary(id=f"task {number}") for number in range(4))
     assert [job.id async for job in client.jobs(page_size=2)] == [f"job {number}" for number in range(5)]
     assert len([each async for each in client.executions(page_size=1)]) == 3
     assert len([each async for each in client.tasks(page_size=3)]) == 4
@@ -318,5 +318,5 @@ async def test_a_text_that_is_not_utf_8_is_refused_by_the_name_of_its_field(
 
 
 async def test_an_address_that_is_not_utf_8_is_refused() -> None:
-    with pytest.raises(api.InvalidText, match="address: is not text"):
+    with pytest.raises(api.InvalidText, match="address: is not valid UTF-8"):
         AsyncClient("caf\udce9:7020")

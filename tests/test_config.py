@@ -76,13 +76,13 @@ def test_without_hosts_there_is_one_that_the_other_settings_make() -> None:
 @pytest.mark.parametrize(
     ("environ", "flags", "said"),
     [
-        ({}, {"engine": "unix:///x.sock"}, "engine (flag --engine) cannot be set beside [[hosts]]"),
+        ({}, {"engine": "unix:///x.sock"}, "engine (flag --engine) cannot be combined with [[hosts]]"),
         (
             {"FASTLANE_CAPTURE": "attach"},
             {},
-            "capture (environment variable FASTLANE_CAPTURE) cannot be set beside [[hosts]]",
+            "capture (environment variable FASTLANE_CAPTURE) cannot be combined with [[hosts]]",
         ),
-        ({}, {"engine_data_dir": "/x"}, "engine_data_dir (flag --engine-data-dir) cannot be set beside [[hosts]]"),
+        ({}, {"engine_data_dir": "/x"}, "engine_data_dir (flag --engine-data-dir) cannot be combined with [[hosts]]"),
     ],
 )
 def test_hosts_and_what_makes_the_one_host_exclude_each_other(
@@ -99,27 +99,27 @@ HOST = '[[hosts]]\nname = "a"\nengine = "unix:///a"\n'
     [
         (HOST + HOST.replace("///a", "///b"), "two [[hosts]] in {file} have the name 'a'"),
         (HOST + HOST.replace('"a"', '"b"'), "[[hosts]] 'a' and 'b' in {file} have the same engine, unix:///a"),
-        (HOST.replace('"a"', '"A"'), "name in [[hosts]] 1 of file {file} is 'A': has to be 1 to 63 of a-z, 0-9 and -"),
-        (HOST.replace('"a"', f'"{"a" * 64}"'), "has to be 1 to 63 of a-z, 0-9 and -"),
-        (HOST.replace('"a"', '"a\\n"'), "has to be 1 to 63 of a-z, 0-9 and -"),
+        (HOST.replace('"a"', '"A"'), "name in [[hosts]] 1 of file {file} is 'A': must be 1 to 63 of a-z, 0-9 and -"),
+        (HOST.replace('"a"', f'"{"a" * 64}"'), "must be 1 to 63 of a-z, 0-9 and -"),
+        (HOST.replace('"a"', '"a\\n"'), "must be 1 to 63 of a-z, 0-9 and -"),
         ('[[hosts]]\nname = "a"\n', "[[hosts]] 1 of file {file} has no engine, which is required"),
         (HOST + "[[hosts]]\n", "[[hosts]] 2 of file {file} has no name, which is required"),
         (
             HOST + "capture = 'maybe'\n",
-            "capture in [[hosts]] 1 of file {file} is 'maybe': has to be auto, recorder or attach",
+            "capture in [[hosts]] 1 of file {file} is 'maybe': must be auto, recorder or attach",
         ),
         (
             HOST + "max_running = 0\n",
-            "max_running in [[hosts]] 1 of file {file} is '0': has to be a whole number from 1 on",
+            "max_running in [[hosts]] 1 of file {file} is '0': must be a whole number from 1 on",
         ),
         (
             HOST + "max_runing = 2\n",
             "unknown setting in [[hosts]] 1 of file {file}: 'max_runing'; did you mean 'max_running'?",
         ),
-        (HOST + "listen = 'x'\n", "unknown setting in [[hosts]] 1 of file {file}: 'listen'; known are name, engine"),
-        ("hosts = []", "hosts in {file} has to be tables, each below a line [[hosts]]"),
-        ("hosts = ['a']", "hosts in {file} has to be tables"),
-        ("[hosts]\na = 'unix:///a'", "hosts in {file} has to be tables"),
+        (HOST + "listen = 'x'\n", "unknown setting in [[hosts]] 1 of file {file}: 'listen'; known names: name, engine"),
+        ("hosts = []", "hosts in {file} must be tables, each under a line [[hosts]]"),
+        ("hosts = ['a']", "hosts in {file} must be tables"),
+        ("[hosts]\na = 'unix:///a'", "hosts in {file} must be tables"),
         ("[[host]]\nname = 'a'", "unknown setting in {file}: 'host'; did you mean 'hosts'?"),
     ],
 )
@@ -135,14 +135,14 @@ def test_what_is_wrong_with_hosts_is_said(file: Path, text: str, said: str) -> N
     [
         (
             "max_running = 1.5",
-            "max_running in {file} is a number with a point; it has to be a text in quotes or a whole number",
+            "max_running in {file} is a number with a point; it must be a quoted text or a whole number",
         ),
         ("max_running = true", "max_running in {file} is true or false"),
-        ("max_running = -1", "max_running in {file} is '-1': has to be a whole number from 1 on"),
+        ("max_running = -1", "max_running in {file} is '-1': must be a whole number from 1 on"),
         ("listen = ['127.0.0.1:1']", "listen in {file} is a list"),
         ("[listen]\nhost = 'x'", "listen in {file} is a table"),
         ("listen = 2026-11-25", "listen in {file} is a date or a time"),
-        ("default_timeout = 90", "default_timeout in {file} is '90': has to be a duration"),
+        ("default_timeout = 90", "default_timeout in {file} is '90': must be a duration"),
         ("listne = 'x'", "unknown setting in {file}: 'listne'; did you mean 'listen'?"),
         ("listen = ", "cannot read the settings in {file}"),
     ],
@@ -243,7 +243,7 @@ def test_the_command_prints_what_a_server_with_the_same_flags_would_have(file: P
     }
     refused = ran("--engine", "unix:///x.sock")
     assert (refused.stdout, refused.returncode) == (b"", 2)
-    assert refused.stderr.startswith(b"fastlane: engine (flag --engine) cannot be set beside [[hosts]]")
+    assert refused.stderr.startswith(b"fastlane: engine (flag --engine) cannot be combined with [[hosts]]")
 
 
 # ---- documentation
@@ -280,6 +280,6 @@ def test_secret_names_come_from_where_all_settings_do(file: Path) -> None:
     assert not config.load({"secret_names": "pin"}, {"FASTLANE_SECRET_NAMES": "key"}, file).secret_names.hides(
         "API_KEY"
     )
-    assert f"secret_names in {file} is 'a b': has to be names, separated by commas" in refusal(
+    assert f"secret_names in {file} is 'a b': must be names, separated by commas" in refusal(
         file, "secret_names = 'a b'"
     )

@@ -10,6 +10,7 @@ import sys
 import tarfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
+from itertools import pairwise
 from pathlib import Path
 
 import docker
@@ -22,6 +23,7 @@ from fastlane_grpc import config
 from fastlane_grpc.client import Client
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.engine import engine_address
+from tests.pages import Page
 from tests.reading import Reader
 from tests.serving import clear
 from tests.tools import ROOT
@@ -155,6 +157,17 @@ def test_a_server_in_a_container_runs_jobs_beside_it_and_hands_them_over(
             with deployment.up(port, FASTLANE_CAPTURE="recorder"):
                 assert (log.end().state, log.end().exit_status) == (pb.STATE_FAILED, 7)
     assert (log.data[pb.SOURCE_STDOUT], log.data[pb.SOURCE_STDERR], log.gaps) == (b"begin\n" + NUMBERS, b"oh\n", [])
+
+
+def test_the_readme_starts_the_image_as_the_compose_file_does() -> None:
+    [commands] = [block.text for block in Page(ROOT / "README.md").blocks() if "image" in block.words]
+    *_, build, run = [shlex.split(line) for line in commands.replace("\\\n", " ").splitlines()]
+    service = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["fastlane"]
+    assert build[build.index("--file") + 1] == str((DEPLOY / "Dockerfile").relative_to(ROOT))
+    assert build[build.index("--tag") + 1] == run[-1] == service["image"]
+    options = [*pairwise(run)]
+    assert [value for option, value in options if option == "--publish"] == service["ports"]
+    assert [value for option, value in options if option == "--volume"] == service["volumes"]
 
 
 # ------------------------------------------------------------------------------------------------------------- the unit

@@ -58,8 +58,8 @@ def test_lists_are_read_and_jobs_deleted(server: ScriptedServer, tmp_path: Path)
     server.jobs.append(
         pb.Job(id="a", task_id="greet", state=pb.STATE_FAILED, outcome=pb.Outcome(detail="exited with 3"))
     )
-    server.tasks.append(pb.Task(id="greet", open_jobs=1, jobs=2))
-    server.hosts.append(pb.Host(name="here"))
+    server.tasks.append(pb.TaskSummary(id="greet", open_jobs=1, jobs=2))
+    server.hosts.append(pb.EngineHost(name="here"))
     server.prunings.append(pb.PruneResponse(jobs=7))
     shown = ["a exited with 3", "greet 1 of 2 are open", "{'name': 'here'}", "7 jobs deleted"]
     assert run(server, "Look, list, stop, delete", tmp_path) == shown

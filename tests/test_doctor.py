@@ -157,7 +157,7 @@ async def test_containers_are_orphans_where_their_execution_is_over_or_unknown(t
     findings = list(about_database(tmp_path, ours))
     assert levels(findings) == {"database": "ok", "containers": "warn", "other servers": "ok"}
     [orphans] = [finding.found for finding in findings if finding.check == "containers"]
-    assert orphans == f"2 of executions that are over: fastlane-{over}, fastlane-unknown"
+    assert orphans == f"2 of executions that have ended: fastlane-{over}, fastlane-unknown"
     assert levels(about_database(tmp_path, ours[1:2]))["containers"] == "ok"
 
 
@@ -165,10 +165,13 @@ async def test_containers_of_other_servers_are_told_where_they_do_not_run(tmp_pa
     await kept(tmp_path)
     theirs = [Found(f"fastlane-{number}", "another", str(number), running=number < 2) for number in range(7)]
     findings = list(about_database(tmp_path, theirs[:2]))
-    assert (levels(findings)["other servers"], findings[-1].found) == ("ok", "containers of theirs that run here: 2")
+    assert (levels(findings)["other servers"], findings[-1].found) == (
+        "ok",
+        "containers of other servers on this engine: 2",
+    )
     findings = list(about_database(tmp_path, theirs))
     assert levels(findings) == {"database": "ok", "containers": "ok", "other servers": "warn"}
-    assert findings[-1].found == "containers of theirs that do not run: 5: fastlane-2, fastlane-3, fastlane-4, …"
+    assert findings[-1].found == "5 containers of other servers are stopped: fastlane-2, fastlane-3, fastlane-4, …"
 
 
 async def test_the_database_is_looked_at_beside_a_server_that_writes(tmp_path: Path) -> None:
@@ -239,33 +242,35 @@ def server() -> Iterator[ScriptedServer]:
 
 
 def test_an_address_is_free_or_taken_by_a_server_or_by_another_program(server: ScriptedServer) -> None:
-    server.hosts.append(pb.Host(name="here", availability=pb.Host.AVAILABILITY_UP, capture=pb.Host.CAPTURE_RECORDER))
+    server.hosts.append(
+        pb.EngineHost(name="here", availability=pb.EngineHost.AVAILABILITY_UP, capture=pb.EngineHost.CAPTURE_RECORDER)
+    )
     assert levels(about_server("127.0.0.1:0")) == {"address": "ok"}
     assert levels(about_server(server.address)) == {"address": "ok", "host here": "ok"}
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         stranger.listen(0)
         [finding] = list(about_server(f"127.0.0.1:{stranger.getsockname()[1]}"))
-    assert (finding.level, "no fastlane answers there" in finding.found) == (doctor.Level.FAIL, True)
+    assert (finding.level, "no fastlane server responds there" in finding.found) == (doctor.Level.FAIL, True)
 
 
 def test_an_address_of_another_machine_fails() -> None:
     [finding] = about_server("192.0.2.1:7020")
     assert (finding.level, finding.found) == (
         doctor.Level.FAIL,
-        "nobody can serve on 192.0.2.1:7020: Cannot assign requested address",
+        "cannot listen on 192.0.2.1:7020: Cannot assign requested address",
     )
 
 
 def test_hosts_that_are_down_or_captured_by_attach_are_told(server: ScriptedServer) -> None:
     server.hosts.extend(
         [
-            pb.Host(
+            pb.EngineHost(
                 name="a",
-                availability=pb.Host.AVAILABILITY_UP,
-                capture=pb.Host.CAPTURE_ATTACH,
+                availability=pb.EngineHost.AVAILABILITY_UP,
+                capture=pb.EngineHost.CAPTURE_ATTACH,
                 capture_reason="elsewhere",
             ),
-            pb.Host(name="b", availability=pb.Host.AVAILABILITY_DOWN, last_error="no route"),
+            pb.EngineHost(name="b", availability=pb.EngineHost.AVAILABILITY_DOWN, last_error="no route"),
         ]
     )
     assert levels(about_server(server.address)) == {"address": "ok", "host a": "warn", "host b": "FAIL"}
@@ -284,10 +289,10 @@ def test_the_command_fails_where_something_does_and_says_what_to_do(tmp_path: Pa
     assert (ran.returncode, ran.stderr) == (1, "")
     first, advice, *_ = ran.stdout.splitlines()
     assert (
-        first == "FAIL  engine          it cannot be asked: "
-        "no engine answers at unix:///nowhere.sock: No such file or directory"
+        first
+        == "FAIL  engine          does not respond: no engine answers at unix:///nowhere.sock: No such file or directory"
     )
-    assert advice.strip().startswith("→ start it, name it with --engine")
+    assert advice.strip().startswith("→ start it, set its address with --engine")
     ran = examined(tmp_path / "data", "--engine", "unix:///nowhere.sock", "-o", "json")
     findings = [json.loads(line) for line in ran.stdout.splitlines()]
     assert (ran.returncode, findings[0]["check"], findings[0]["level"]) == (1, "engine", "FAIL")
@@ -331,4 +336,4 @@ def test_an_orphan_on_a_real_engine_is_found(house: House, tmp_path: Path) -> No
         going.execution.id, state=State.FAILED, outcome=Outcome(Reason.REFUSED_BY_ENGINE), logs=[]
     ).result()
     found = containers()
-    assert (found["level"], found["found"]) == ("warn", f"1 of executions that are over: {name}")
+    assert (found["level"], found["found"]) == ("warn", f"1 of executions that have ended: {name}")

@@ -46,11 +46,11 @@ def test_list_shows_every_service_and_every_call(server: Server) -> None:
 @pytest.mark.parametrize(
     ("symbol", "comment"),
     [
-        ("fastlane.v1.JobService", "Jobs: put in, look at, stop."),
-        ("fastlane.v1.JobService.StopJob", "Ends the job: when this answers"),
-        ("fastlane.v1.State", "Final: ran longer than its timeout."),
-        ("fastlane.v1.LogGap", "Place of the first missing byte."),
-        ("fastlane.v1.JobSpec.PullPolicy", "When the host does not have it."),
+        ("fastlane.v1.JobService", "Enqueue, inspect and stop jobs."),
+        ("fastlane.v1.JobService.StopJob", "Ends the job. When the call returns"),
+        ("fastlane.v1.State", "Final: the container ran longer than its timeout."),
+        ("fastlane.v1.LogGap", "Offset of the first missing byte."),
+        ("fastlane.v1.JobSpec.PullPolicy", "If the image is not on the host."),
     ],
 )
 def test_describe_shows_what_the_contract_says_of_it(server: Server, symbol: str, comment: str) -> None:

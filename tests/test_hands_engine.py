@@ -107,8 +107,8 @@ def test_tasks_have_the_number_of_their_jobs(client: Client, image: str, task: s
 
 def test_hosts_say_that_they_are_up_and_how_output_is_captured(client: Client) -> None:
     [host] = client.hosts()
-    assert host.availability == pb.Host.AVAILABILITY_UP
-    assert host.capture in {pb.Host.CAPTURE_RECORDER, pb.Host.CAPTURE_ATTACH}
+    assert host.availability == pb.EngineHost.AVAILABILITY_UP
+    assert host.capture in {pb.EngineHost.CAPTURE_RECORDER, pb.EngineHost.CAPTURE_ATTACH}
     assert host.max_running > 0
 
 

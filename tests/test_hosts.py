@@ -32,7 +32,7 @@ pytestmark = [
     ),
 ]
 
-UP, DOWN = pb.Host.AVAILABILITY_UP, pb.Host.AVAILABILITY_DOWN
+UP, DOWN = pb.EngineHost.AVAILABILITY_UP, pb.EngineHost.AVAILABILITY_DOWN
 # A second or two of output, and an exit code that says that it came to its end.
 WORK = "i=0; while [ $i -lt 20 ]; do i=$((i+1)); echo $i; sleep 0.05; done; seq 1 20000; exit 7"
 PRINTED = b"".join(b"%d\n" % number for number in [*range(1, 21), *range(1, 20_001)])
@@ -78,12 +78,12 @@ class House:
         self.channel = grpc.insecure_channel(self._servers[0].address)
         self._clients.append(self.client)
 
-    def hosts(self) -> Mapping[str, pb.Host]:
+    def hosts(self) -> Mapping[str, pb.EngineHost]:
         return {
             host.name: host for host in pb_grpc.HostServiceStub(self.channel).ListHosts(pb.ListHostsRequest()).hosts
         }
 
-    def until(self, true: Callable[[Mapping[str, pb.Host]], bool]) -> Mapping[str, pb.Host]:
+    def until(self, true: Callable[[Mapping[str, pb.EngineHost]], bool]) -> Mapping[str, pb.EngineHost]:
         """The hosts, as soon as that is so of them."""
         until = time.monotonic() + SECONDS
         while not true(hosts := self.hosts()):
@@ -138,7 +138,7 @@ def test_of_two_engines_one_is_killed_then_the_other_hangs_and_every_job_is_whol
     assert list(hosts) == ["a", "b"]
     assert [host.address for host in hosts.values()] == [house.engines[name].address for name in ("a", "b")]
     assert all(
-        host.capture == pb.Host.CAPTURE_RECORDER and not host.capture_reason and host.engine_version
+        host.capture == pb.EngineHost.CAPTURE_RECORDER and not host.capture_reason and host.engine_version
         for host in hosts.values()
     )
 
@@ -148,7 +148,7 @@ def test_of_two_engines_one_is_killed_then_the_other_hangs_and_every_job_is_whol
     hosts = house.hosts()
     assert [host.running for host in hosts.values()] == [2, 2]
     readers[-1].wait_for(lambda: bool(readers[-1].changes))
-    assert readers[-1].changes[0].waiting is None or readers[-1].changes[0].waiting.detail == "4 of 4 places taken"
+    assert readers[-1].changes[0].waiting is None or readers[-1].changes[0].waiting.detail == "4 of 4 slots in use"
 
     house.engines["a"].kill()
     hosts = house.until(lambda hosts: hosts["a"].availability == DOWN)

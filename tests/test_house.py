@@ -3,8 +3,10 @@ it is for."""
 
 import ast
 import inspect
+import os
 import re
 import subprocess
+import sys
 import tomllib
 from pathlib import Path
 
@@ -100,7 +102,7 @@ def test_the_versions_that_are_tested_are_pinned_and_allowed() -> None:
 def test_the_descriptors_served_with_comments_are_those_of_the_generated_code() -> None:
     served = descriptor_pb2.FileDescriptorSet.FromString((V1 / "fastlane.binpb").read_bytes()).file
     (ours,) = (file for file in served if file.name == fastlane_pb2.DESCRIPTOR.name)
-    assert any("Keeps a job" in location.leading_comments for location in ours.source_code_info.location)
+    assert any("Stores a job" in location.leading_comments for location in ours.source_code_info.location)
     ours.ClearField("source_code_info")
     generated = descriptor_pb2.FileDescriptorProto()
     fastlane_pb2.DESCRIPTOR.CopyToProto(generated)
@@ -109,6 +111,18 @@ def test_the_descriptors_served_with_comments_are_those_of_the_generated_code() 
         for field in message.field:
             field.ClearField("json_name")
     assert ours == generated
+
+
+def test_the_package_works_beside_generated_code_of_the_caller(tmp_path: Path) -> None:
+    """Both register the contract in one process, under one file name."""
+    protoc = [sys.executable, "-m", "grpc_tools.protoc", f"-I{ROOT / 'protos'}", f"--python_out={tmp_path}"]
+    subprocess.run([*protoc, "fastlane/v1/fastlane.proto"], check=True)
+    program = (
+        "from fastlane.v1 import fastlane_pb2 as theirs; from fastlane_grpc.v1 import fastlane_pb2 as ours; "
+        "assert theirs.Job.DESCRIPTOR.file is ours.Job.DESCRIPTOR.file"
+    )
+    environment = os.environ | {"PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])}
+    subprocess.run([sys.executable, "-c", program], check=True, env=environment, cwd=tmp_path)
 
 
 def messages(roots: "list[descriptor_pb2.DescriptorProto]") -> "list[descriptor_pb2.DescriptorProto]":

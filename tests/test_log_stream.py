@@ -278,8 +278,8 @@ async def test_who_waits_is_told_for_what_and_how_many_go_before(house: House) -
     assert await ahead(house, jobs[2]) == [1] * 3
     (state, *_) = await read(house, jobs[2].execution.id, follow=False)
     assert (state.state.waiting.reason, state.state.waiting.detail) == (
-        pb.WAIT_REASON_NO_FREE_PLACE,
-        "8 of 8 places taken",
+        pb.WAIT_REASON_NO_FREE_SLOT,
+        "8 of 8 slots in use",
     )
     house.places.host_error = "host 'local' does not answer"
     (state, *_) = await read(house, jobs[2].execution.id, follow=False)
@@ -312,7 +312,7 @@ async def test_a_reader_of_a_queued_execution_writes_nothing(house: House) -> No
     stream = house.stream(execution_id, heartbeat_interval=Duration(seconds=1))
     (first, *others) = [await next_of(stream) for _ in range(4)]
     waiting = first.state.waiting
-    assert (waiting.detail, waiting.ahead) == ("8 of 8 places taken", 1)
+    assert (waiting.detail, waiting.ahead) == ("8 of 8 slots in use", 1)
     assert [message.WhichOneof("event") for message in others] == ["heartbeat"] * 3
     assert not house.logs.path(execution_id).exists()
     await house.jobs.StopJob(pb.StopJobRequest(job_id=jobs[1].id))

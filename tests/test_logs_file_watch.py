@@ -110,7 +110,7 @@ def test_a_server_without_inotify_serves_live_streams_of_recorded_output(
         assert reader.execution().state == pb.STATE_RUNNING
         assert (reader.end().exit_status, reader.stdout) == (0, b"1\n2\n3\n4\n5\n6\n")
         (host,) = client.hosts()
-        assert host.capture == pb.Host.CAPTURE_RECORDER
+        assert host.capture == pb.EngineHost.CAPTURE_RECORDER
         assert server.log.count("cannot be watched") == 1
     # What could not be tried out is tried out by the next server.
     assert not (data_dir / "recorder" / "works-with-local").exists()

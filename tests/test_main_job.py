@@ -183,7 +183,7 @@ def test_a_queued_job_that_is_stopped_never_gets_a_container(narrow_client: Clie
     queued = start(narrow_client, image, "echo", "ran")
     queued.wait_for_state(pb.STATE_QUEUED)
     assert queued.changes[0].waiting is not None
-    assert queued.changes[0].waiting.reason == pb.WAIT_REASON_NO_FREE_PLACE
+    assert queued.changes[0].waiting.reason == pb.WAIT_REASON_NO_FREE_SLOT
     job = stop(narrow_client, queued, note="not needed")
     assert (job.state, job.outcome.reason) == (pb.STATE_STOPPED, pb.REASON_UNSPECIFIED)
     assert "not needed" in job.outcome.detail

@@ -14,6 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.engine import engine_address
+from tests.pages import Page
 from tests.tools import ROOT
 
 # The wheel may have to be built, and what it needs is downloaded.
@@ -32,21 +33,18 @@ print(fastlane_grpc.__file__)
 
 @pytest.fixture(scope="module")
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The programs of an environment that has the wheel, and what that asks for, and nothing else."""
-    place = tmp_path_factory.mktemp("installed")
-    subprocess.run([sys.executable, "-m", "venv", place], check=True)
-    constraints = ROOT / ".ci" / "constraints.txt"
-    command = [
-        place / "bin" / "pip",
-        "install",
-        "--quiet",
-        "--disable-pip-version-check",
-        "--constraint",
-        constraints,
-        wheel,
-    ]
-    subprocess.run(command, cwd="/", env=environment(), check=True)
-    return place / "bin"
+    """The programs of an environment that the README's commands made: the wheel and its requirements, nothing else."""
+    home = tmp_path_factory.mktemp("home")
+    [commands] = [block.text for block in Page(ROOT / "README.md").blocks() if "install" in block.words]
+    there = environment(
+        HOME=str(home),
+        PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",
+        PIP_CONSTRAINT=str(ROOT / ".ci" / "constraints.txt"),
+        PIP_DISABLE_PIP_VERSION_CHECK="1",
+        PIP_QUIET="1",
+    )
+    subprocess.run(["sh", "-ec", commands], cwd=wheel.parent, env=there, check=True)
+    return home / "fastlane" / "bin"
 
 
 def environment(**more: str) -> dict[str, str]:

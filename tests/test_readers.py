@@ -79,7 +79,7 @@ def test_who_follows_before_the_start_is_told_of_every_state_and_gets_every_byte
         log.wait_for_state(pb.STATE_QUEUED)
         waiting = log.changes[0].waiting
         assert waiting is not None
-        assert (waiting.reason, waiting.detail) == (pb.WAIT_REASON_NO_FREE_PLACE, "1 of 1 places taken")
+        assert (waiting.reason, waiting.detail) == (pb.WAIT_REASON_NO_FREE_SLOT, "1 of 1 slots in use")
     assert (log.end().exit_status, log.stdout) == (0, b"begin\nend\n")
     assert log.states == [pb.STATE_QUEUED, pb.STATE_PREPARING, pb.STATE_RUNNING, pb.STATE_SUCCEEDED]
 
@@ -92,8 +92,8 @@ def test_a_log_has_one_line_about_the_wait_whether_somebody_looked_or_not(client
         waiting = log.changes[0].waiting
         assert waiting is not None
         assert (waiting.reason, waiting.detail, waiting.ahead) == (
-            pb.WAIT_REASON_NO_FREE_PLACE,
-            "1 of 1 places taken",
+            pb.WAIT_REASON_NO_FREE_SLOT,
+            "1 of 1 slots in use",
             1,
         )
         # A wait shorter than a second is not worth a line.

@@ -82,8 +82,8 @@ async def test_a_job_is_answered_as_it_was_put_in(house: House) -> None:
     assert job.caller_address.startswith("ipv4:127.0.0.1:")
     assert job.execution.job_id == job.id
     assert (job.execution.run, job.execution.attempt) == (1, 1)
-    assert job.execution.waiting.reason == pb.WAIT_REASON_NO_FREE_PLACE
-    assert job.execution.waiting.detail == "8 of 8 places taken"
+    assert job.execution.waiting.reason == pb.WAIT_REASON_NO_FREE_SLOT
+    assert job.execution.waiting.detail == "8 of 8 slots in use"
     execution = (await house.executions.GetExecution(pb.GetExecutionRequest(execution_id=job.execution.id))).execution
     assert execution == job.execution
 
@@ -408,7 +408,7 @@ async def test_a_stream_begins_with_the_state_and_ends_with_the_outcome(house: H
     stream = house.stream(job.execution.id)
     first = await stream.read()
     assert isinstance(first, pb.StreamExecutionLogsResponse)
-    assert (first.state.state, first.state.waiting.detail) == (pb.STATE_QUEUED, "8 of 8 places taken")
+    assert (first.state.state, first.state.waiting.detail) == (pb.STATE_QUEUED, "8 of 8 slots in use")
     execution, writer = await house.begin()
     writer.write([(OUT, b"hello\n"), (ERR, b"world\n")], time.time_ns())
     house.logs.system(execution.id, "a line of ours")
@@ -530,7 +530,7 @@ async def test_what_is_about_to_get_a_place_is_not_said_to_wait_for_one(house: H
     house.places.slots = (8, 8)
     assert (
         await house.jobs.GetJob(pb.GetJobRequest(job_id=job.id))
-    ).job.execution.waiting.reason == pb.WAIT_REASON_NO_FREE_PLACE
+    ).job.execution.waiting.reason == pb.WAIT_REASON_NO_FREE_SLOT
 
 
 async def test_a_quiet_stream_shows_a_sign_of_life(house: House) -> None:
@@ -681,7 +681,7 @@ async def test_hosts_are_listed_with_all_that_is_known_of_them(house: House) -> 
     assert [host.name for host in told] == ["b", "a"]
     assert (told[0].address, told[0].availability, told[0].running, told[0].max_running) == (
         "unix:///run/b.sock",
-        pb.Host.AVAILABILITY_UP,
+        pb.EngineHost.AVAILABILITY_UP,
         3,
         4,
     )
@@ -691,8 +691,11 @@ async def test_hosts_are_listed_with_all_that_is_known_of_them(house: House) -> 
         "not here",
     )
     assert told[0].last_error_time.ToDatetime(failed.tzinfo) == failed
-    assert told[0].capture == pb.Host.CAPTURE_ATTACH
-    assert (told[1].availability, told[1].capture) == (pb.Host.AVAILABILITY_DOWN, pb.Host.CAPTURE_UNSPECIFIED)
+    assert told[0].capture == pb.EngineHost.CAPTURE_ATTACH
+    assert (told[1].availability, told[1].capture) == (
+        pb.EngineHost.AVAILABILITY_DOWN,
+        pb.EngineHost.CAPTURE_UNSPECIFIED,
+    )
     assert not told[1].HasField("last_error_time")
 
 
@@ -737,7 +740,7 @@ async def test_reflection_tells_the_contract_with_its_comments(house: House, ver
     names = {file.name for file in files}
     assert {dependency for file in files for dependency in file.dependency} <= names
     comments = [location.leading_comments for file in files for location in file.source_code_info.location]
-    assert any("as you would give it to `docker run`" in comment for comment in comments)
+    assert any("The image, as for `docker run`" in comment for comment in comments)
     assert all(answer.file_descriptor_response.file_descriptor_proto for answer in answers[2:5])
     assert answers[5].error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
 

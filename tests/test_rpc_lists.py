@@ -81,7 +81,7 @@ async def test_jobs_are_listed_newest_first_as_get_job_answers_them_but_for_thei
     await house.store.claim_on(["local"])
     await house.jobs.StopJob(pb.StopJobRequest(job_id=enqueued[1].id))
     got = [(await house.jobs.GetJob(pb.GetJobRequest(job_id=job.id))).job for job in reversed(enqueued)]
-    assert got[0].execution.waiting.detail == "8 of 8 places taken"
+    assert got[0].execution.waiting.detail == "8 of 8 slots in use"
     for job in got:
         if job.execution.HasField("waiting"):
             job.execution.waiting.ClearField("ahead")  # In lists it is not counted.
@@ -218,7 +218,7 @@ async def test_executions_are_listed_newest_first_as_get_execution_answers_them(
     assert await found(id_prefix=every[1][:30]) == [every[1]]
     assert await found(id_prefix=every[1][:3], states=[pb.STATE_QUEUED], task_id="task") == [every[1]]
     listed = (await house.executions.ListExecutions(pb.ListExecutionsRequest())).executions
-    assert listed[0].waiting.reason == pb.WAIT_REASON_NO_FREE_PLACE
+    assert listed[0].waiting.reason == pb.WAIT_REASON_NO_FREE_SLOT
     for execution in listed:
         assert (
             execution
@@ -286,7 +286,7 @@ async def test_a_task_has_the_number_of_its_jobs(house: Lists) -> None:
     (assignment,) = await house.store.claim_on(["local"])
     await house.store.finish(assignment.execution.id, state=State.SUCCEEDED, outcome=Outcome(exit_code=0), logs=())
     task = (await house.tasks.GetTask(pb.GetTaskRequest(task_id="task"))).task
-    expected = pb.Task(
+    expected = pb.TaskSummary(
         id="task", jobs=2, open_jobs=1, create_time=first.create_time, last_enqueue_time=second.create_time
     )
     assert task == expected

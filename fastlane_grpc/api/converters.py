@@ -48,9 +48,9 @@ _STATES = frozenset(map(int, State))
 
 # By their names in the model; empty: not known yet.
 CAPTURES = {
-    "": pb.Host.CAPTURE_UNSPECIFIED,
-    "recorder": pb.Host.CAPTURE_RECORDER,
-    "attach": pb.Host.CAPTURE_ATTACH,
+    "": pb.EngineHost.CAPTURE_UNSPECIFIED,
+    "recorder": pb.EngineHost.CAPTURE_RECORDER,
+    "attach": pb.EngineHost.CAPTURE_ATTACH,
 }
 
 # The times of an execution, which have the same names in the contract and in the model.
@@ -286,9 +286,9 @@ def job(value: Job, waiting: WaitingOf, secret_names: SecretNames) -> pb.Job:
     return message
 
 
-def task(value: Task) -> pb.Task:
+def task(value: Task) -> pb.TaskSummary:
     """Return the message of a task."""
-    return pb.Task(
+    return pb.TaskSummary(
         id=value.id,
         create_time=timestamp(value.create_time),
         open_jobs=value.open_jobs,
@@ -402,11 +402,11 @@ def totals(value: LogTotals) -> pb.LogTotals:
     )
 
 
-def host(value: HostReport) -> pb.Host:
-    return pb.Host(
+def host(value: HostReport) -> pb.EngineHost:
+    return pb.EngineHost(
         name=value.name,
         address=value.address,
-        availability=pb.Host.Availability.ValueType(value.availability),
+        availability=pb.EngineHost.Availability.ValueType(value.availability),
         running=value.running,
         max_running=value.max_running,
         last_error=value.last_error,

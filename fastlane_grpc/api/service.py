@@ -262,7 +262,7 @@ class Service:
         taken, slots = self._capacity.slots
         if taken < slots:
             return None
-        return WaitReason.NO_FREE_PLACE, f"{taken} of {slots} places taken"
+        return WaitReason.NO_FREE_SLOT, f"{taken} of {slots} slots in use"
 
     async def waiting_in_line(self, execution: Execution) -> Waiting | None:
         """Return `waiting` with the number of executions ahead. Costs a query of the store, so not for lists."""

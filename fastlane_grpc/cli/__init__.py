@@ -13,29 +13,29 @@ from typing import NoReturn
 
 import click
 
-from fastlane_grpc.cli.about import show_version
 from fastlane_grpc.cli.encoding import check_arguments
-from fastlane_grpc.cli.failure import FAILED, WRONG_USE, Failure
+from fastlane_grpc.cli.errors import FAILED, WRONG_USE, Failure
+from fastlane_grpc.cli.version import show_version
 from fastlane_grpc.text.sanitize import printable
 
 # Of each command the module here and the function in it, and what it does, in short. In the order of the help.
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "server": ("server.server", "Serve jobs."),
-    "run": ("run.run", "Run a command in an image, show its output, exit as it does."),
+    "run": ("run.run", "Run a command in an image, show its output, exit with its status."),
     "enqueue": ("run.enqueue", "Enqueue a command and print the job's id."),
-    "logs": ("logs.logs", "Show the output of a job, live or later."),
+    "logs": ("logs.logs", "Show the output of a job, live or stored."),
     "jobs": ("lists.jobs", "List jobs, newest first."),
     "job": ("lists.job", "Show one job."),
     "executions": ("lists.executions", "List executions, newest first."),
     "execution": ("lists.execution", "Show one execution."),
     "tasks": ("lists.tasks", "List tasks, with the number of their jobs."),
-    "hosts": ("lists.hosts", "List the engines that containers run on."),
-    "stop": ("ending.stop", "Stop a job or an execution."),
-    "prune": ("ending.prune", "Delete what ended long ago."),
-    "doctor": ("doctor.doctor", "Say what is wrong with a server's machine, and what to do."),
-    "config": ("settings.config", "Print the settings that a server would have."),
-    "version": ("about.version", "Print the version of this program."),
-    "completion": ("about.completion", "Print what makes a shell complete commands and options."),
+    "hosts": ("lists.hosts", "List the container engines."),
+    "stop": ("stop.stop", "Stop a job or an execution."),
+    "prune": ("prune.prune", "Delete jobs and logs that ended long ago."),
+    "doctor": ("doctor.doctor", "Check the machine of a server and suggest repairs."),
+    "config": ("config_command.config", "Print the settings that are in force."),
+    "version": ("version.version", "Print the version of this program."),
+    "completion": ("completion.completion", "Print a completion script for your shell."),
 }
 
 
@@ -62,29 +62,29 @@ class _Commands(click.Group):
     context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
     epilog="""\b
 Exit status:
-  0    all went well; of `run` and `logs`: so did the job
-  1    it did not; stderr says why in a line
-  2    wrong use
+  0    success; for `run` and `logs`: the job succeeded
+  1    failure; one line on stderr says why
+  2    usage error
   69   the server cannot be reached
-  75   of `logs --no-follow`: the job is not over
-`run` and `logs` otherwise exit as the job did: with the code of its container, or
-  124  it ran into its timeout
-  125  it never ran, or nobody knows how it ended
-  130  it was stopped
+  75   `logs --no-follow`: the job has not ended
+`run` and `logs` otherwise exit with the status of the job: its exit code, or
+  124  the job timed out
+  125  the job never ran, or its end is unknown
+  130  the job was stopped
 """,
 )
 @click.option(
     "--version", is_flag=True, is_eager=True, expose_value=False, callback=show_version, help="Print the version."
 )
 def fastlane() -> None:
-    """Run commands in containers and see their output live.
+    """Run commands in containers and show their output live.
 
     \b
       fastlane server                                  serve jobs, on this machine's Docker engine
-      fastlane run busybox -- echo hello               run one, see its output, exit as it does
-      fastlane logs JOB                                see it again, or from another place
+      fastlane run busybox -- echo hello               run a job, show its output, exit with its status
+      fastlane logs JOB                                show the output again, from any machine
 
-    FASTLANE_ADDRESS says where the server is. An id may be shortened to any beginning that no other has.
+    FASTLANE_ADDRESS is the address of the server. Any unique prefix of an id is accepted.
     """
 
 

@@ -11,13 +11,13 @@ from typing import NoReturn, TypeVar
 import click
 
 from fastlane_grpc import client as api
-from fastlane_grpc.cli.failure import UNAVAILABLE, Failure
+from fastlane_grpc.cli.errors import UNAVAILABLE, Failure
 from fastlane_grpc.text.redaction import mask_url_passwords
 from fastlane_grpc.text.sanitize import printable
 
 # How long the commands wait for a server that does not answer, which may just be restarting.
 _RETRY_FOR = timedelta(seconds=3)
-_START_ONE = "start one with `fastlane server`, or name another with --address"
+_START_ONE = "start one with `fastlane server`, or set another --address"
 # What may be the beginning of an id, and not all of it. All else goes to the server as it is.
 _BEGINNING = re.compile(r"[0-9a-f-]{1,35}")
 _CANDIDATES = 5
@@ -33,10 +33,10 @@ def connected(address: str) -> Iterator[api.Client]:
             yield client
         except api.ServerUnavailable as error:
             asked = f": {proxied}" if (proxied := proxy_text(address)) else ""
-            message = f"no server answers at {address} ({cause(error)}){asked}; {_START_ONE}"
+            message = f"no server responds at {address} ({cause(error)}){asked}; {_START_ONE}"
             raise Failure(printable(str(error) if error.reason else message), UNAVAILABLE) from error
         except api.UnknownField as error:
-            message = f"the server at {address} is older than this program and cannot do this: {error}"
+            message = f"the server at {address} is older than this program and does not support this call: {error}"
             raise Failure(printable(str(error) if error.reason else message)) from error
         except api.Error as error:
             raise Failure(printable(str(error))) from error
@@ -50,7 +50,7 @@ def proxy_text(address: str) -> str:
     url, variable = found
     host = address.rpartition(":")[0].strip("[]")
     return (
-        f"the proxy {mask_url_passwords(url)} was asked, as the variable {variable} says; no_proxy={host} goes past it"
+        f"connected through the proxy {mask_url_passwords(url)} (variable {variable}); set no_proxy={host} to bypass it"
     )
 
 
@@ -97,7 +97,7 @@ def either_id(client: api.Client, text: str) -> Named | None:
     executions = _first(client.executions(id_prefix=text, page_size=_CANDIDATES + 1))
     if len(jobs) == 1 and all(execution.job_id == jobs[0] for execution in executions):
         return Named(job_id=jobs[0])
-    found = _only(text, "job and no execution", jobs, [execution.id for execution in executions])
+    found = _only(text, "job or execution", jobs, [execution.id for execution in executions])
     return Named(job_id=found) if jobs else Named(execution_id=found)
 
 
@@ -108,7 +108,7 @@ def _first(found: Iterator[_Listed]) -> Sequence[_Listed]:
 def _only(text: str, what: str, jobs: Sequence[str], executions: Sequence[str]) -> str:
     found = [*jobs, *executions]
     if not found:
-        raise Failure(f"there is no {what} whose id begins with {text!r}")
+        raise Failure(f"no {what} has an id that begins with {text!r}")
     if len(found) > 1:
         _ambiguous(text, [*(f"job {each}" for each in jobs), *(f"execution {each}" for each in executions)])
     return found[0]
@@ -117,4 +117,4 @@ def _only(text: str, what: str, jobs: Sequence[str], executions: Sequence[str]) 
 def _ambiguous(text: str, candidates: Sequence[str]) -> NoReturn:
     shown = [f"  {candidate}" for candidate in candidates[:_CANDIDATES]]
     more = ["  and more"] if len(candidates) > _CANDIDATES else []
-    raise Failure("\n".join([f"several ids begin with {text!r}; give more of the one that is meant:", *shown, *more]))
+    raise Failure("\n".join([f"several ids begin with {text!r}; give more characters:", *shown, *more]))

@@ -7,8 +7,8 @@ from pathlib import Path
 
 import click
 
-from fastlane_grpc.cli.failure import FAILED
-from fastlane_grpc.cli.settings import settings_file, settings_in_force
+from fastlane_grpc.cli.config_command import settings_file, settings_in_force
+from fastlane_grpc.cli.errors import FAILED
 from fastlane_grpc.cli.tables import painted
 from fastlane_grpc.cli.terminal import is_colourful, write
 from fastlane_grpc.text.sanitize import printable
@@ -18,21 +18,21 @@ from fastlane_grpc.text.sanitize import printable
 @settings_file
 @click.option("--data-dir", metavar="PATH", help="The server's data directory.")
 @click.option("--engine", metavar="ADDRESS", help="The server's Docker engine.")
-@click.option("--listen", metavar="HOST:PORT", help="The address that the server is to serve on, or does.")
+@click.option("--listen", metavar="HOST:PORT", help="The address that the server listens on.")
 @click.option(
     "-o",
     "--output",
     "form",
     type=click.Choice(["table", "json"]),
     default="table",
-    help="`json`: an object a line, with check, level, found and advice.  [default: table, for people]",
+    help="`json`: one object per line, with check, level, found and advice.  [default: table]",
 )
 @click.pass_obj
 def doctor(environ: Mapping[str, str], /, *, file: Path | None, form: str, **flags: str | None) -> int:
-    """Look at all that a server needs on this machine, and say what is wrong and what to do. Changes nothing.
+    """Check everything that a server needs on this machine, and suggest repairs. Changes nothing.
 
-    To be run as the user that runs the server, with the same settings, whether or not a server runs. A line for each
-    check: ok, warn (jobs run, and something is less than it could be) or FAIL. The exit status is 1 if anything fails.
+    Run it as the server's user, with the server's settings; the server may be running or not. Each check prints one
+    line: ok, warn (jobs run, with a limitation) or FAIL. The exit status is 1 if any check fails.
 
     \b
     Examples:
@@ -44,7 +44,8 @@ def doctor(environ: Mapping[str, str], /, *, file: Path | None, form: str, **fla
 
     def text(finding: Finding) -> str:
         advice = f"\n{'':22}→ {printable(finding.advice)}" if finding.advice else ""
-        return f"{painted(f'{finding.level:4}', finding.level, colour=colour)}  {finding.check:14}  {printable(finding.found)}{advice}\n"
+        level = painted(f"{finding.level:4}", finding.level, colour=colour)
+        return f"{level}  {finding.check:14}  {printable(finding.found)}{advice}\n"
 
     colour, failed = is_colourful(1, environ), False
     for finding in examine(settings):

@@ -4,7 +4,7 @@ else is done."""
 import os
 from collections.abc import Sequence
 
-from fastlane_grpc.cli.failure import WRONG_USE, Failure
+from fastlane_grpc.cli.errors import WRONG_USE, Failure
 from fastlane_grpc.text.redaction import REDACTED, SecretNames
 
 _SECRET_NAMES = SecretNames()

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from fastlane_grpc.cli.encoding import is_utf8
-from fastlane_grpc.cli.failure import WRONG_USE, Failure
+from fastlane_grpc.cli.errors import WRONG_USE, Failure
 
 # No request is larger.
 _MAX_BYTES = 4 << 20
@@ -23,12 +23,12 @@ def read_env_file(path: Path, environ: Mapping[str, str]) -> Iterator[tuple[str,
         if not name:
             raise Failure(f"{where} has no name before the =", WRONG_USE)
         if any(character.isspace() for character in name):
-            raise Failure(f"{where}: the name {name!r} holds a blank; it has to be NAME=VALUE or NAME", WRONG_USE)
+            raise Failure(f"{where}: the name {name!r} contains a space; expected NAME=VALUE or NAME", WRONG_USE)
         if not equals and name not in environ:
-            raise Failure(f"{where}: {name!r} is not set here; give it a value, as {name}=VALUE", WRONG_USE)
+            raise Failure(f"{where}: {name!r} is not set in this environment; give a value: {name}=VALUE", WRONG_USE)
         value = value if equals else environ[name]
         if not is_utf8(value):
-            raise Failure(f"{where}: the value that {name!r} has here is not UTF-8", WRONG_USE)
+            raise Failure(f"{where}: the value of {name!r} in this environment is not UTF-8", WRONG_USE)
         yield name, value
 
 
@@ -39,9 +39,7 @@ def _lines(path: Path) -> Iterator[str]:
     except OSError as error:
         raise Failure(f"cannot read --env-file {path}: {error.strerror}", WRONG_USE) from error
     if len(data) > _MAX_BYTES:
-        raise Failure(
-            f"--env-file {path} is larger than {_MAX_BYTES >> 20} MiB, the most that a job may have", WRONG_USE
-        )
+        raise Failure(f"--env-file {path} is larger than {_MAX_BYTES >> 20} MiB, the maximum for a job", WRONG_USE)
     for number, line in enumerate(data.removeprefix(b"\xef\xbb\xbf").split(b"\n"), 1):
         try:
             yield line.removesuffix(b"\r").decode().lstrip()

@@ -7,7 +7,7 @@ import threading
 from datetime import timedelta
 
 from fastlane_grpc import client as api
-from fastlane_grpc.cli.failure import INTERRUPTED
+from fastlane_grpc.cli.errors import INTERRUPTED
 from fastlane_grpc.text.sanitize import printable
 
 # A stop is worth waiting for a server that is away.
@@ -40,18 +40,21 @@ class Interrupts:
             self._orders.put(signal.Signals(number).name)
             return
         if not self._job_id:
-            text = "left before the server answered; the job may have been kept"
+            text = "detached before the server answered; the job may have been enqueued"
         elif self._stopped:
-            text = f"left; the job is stopping. See it with: fastlane logs {self._job_id}"
+            text = f"detached; the job is stopping. Show it with: fastlane logs {self._job_id}"
         else:
-            text = f"left; the job may run on. See it with: fastlane logs {self._job_id}; end it with: fastlane stop {self._job_id}"
+            text = (
+                f"detached; the job may still run. Show it with: fastlane logs {self._job_id}; "
+                f"stop it with: fastlane stop {self._job_id}"
+            )
         # Now, whatever waits for whatever: nothing of ours is buffered.
         os.write(2, f"\nfastlane: {text}\n".encode())
         os._exit(INTERRUPTED)
 
     def _carry_out(self) -> None:
         name = self._orders.get()
-        os.write(2, f"\nfastlane: stopping job {self._job_id}; once more leaves it alone\n".encode())
+        os.write(2, f"\nfastlane: stopping job {self._job_id}; press Ctrl-C again to detach\n".encode())
         try:
             with api.Client(self._address, timeout=_STOP_FOR) as client:
                 client.stop(self._job_id, f"{name} in fastlane run")

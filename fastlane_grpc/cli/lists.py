@@ -23,13 +23,13 @@ _LARGEST_PAGE = 1000
 
 
 @click.command()
-@click.option("--task", "task_id", default="", metavar="NAME", help="Of this task.")
+@click.option("--task", "task_id", default="", metavar="NAME", help="Only of this task.")
 @states_option
-@click.option("-l", "--label", "labels", type=PAIR, multiple=True, help="With this label; of several, with all.")
 @click.option(
-    "--since", type=MOMENT, help="Enqueued since then: so long ago, as 10m or 2d, or a time, as 2026-01-31T08:00:00Z."
+    "-l", "--label", "labels", type=PAIR, multiple=True, help="Only with this label; with several, all must match."
 )
-@click.option("--until", type=MOMENT, help="Enqueued before then.")
+@click.option("--since", type=MOMENT, help="Enqueued at or after this age or time, as 10m, 2d or 2026-01-31T08:00:00Z.")
+@click.option("--until", type=MOMENT, help="Enqueued before this age or time.")
 @limits
 @answers
 @talks_to_server
@@ -77,7 +77,7 @@ def jobs(
 @talks_to_server
 @click.pass_obj
 def job(environ: Mapping[str, str], /, *, id: str, form: str, address: str) -> int:  # noqa: A002
-    """Show one job: what was asked for, where it is, how it ended.
+    """Show one job: its spec, its state, its outcome.
 
     \b
     Example:
@@ -93,10 +93,10 @@ def job(environ: Mapping[str, str], /, *, id: str, form: str, address: str) -> i
 
 
 @click.command()
-@click.option("--job", "of_job", default="", metavar="JOB", help="Of this job.")
-@click.option("--task", "task_id", default="", metavar="NAME", help="Of this task.")
+@click.option("--job", "of_job", default="", metavar="JOB", help="Only of this job.")
+@click.option("--task", "task_id", default="", metavar="NAME", help="Only of this task.")
 @states_option
-@click.option("--host", default="", metavar="NAME", help="On this host, now or when it ran.")
+@click.option("--host", default="", metavar="NAME", help="Only on this host.")
 @limits
 @answers
 @talks_to_server
@@ -143,7 +143,7 @@ def executions(
 @talks_to_server
 @click.pass_obj
 def execution(environ: Mapping[str, str], /, *, id: str, form: str, address: str) -> int:  # noqa: A002
-    """Show one execution: where it ran, when, how it ended, what it printed.
+    """Show one execution: its host, its times, its outcome, the size of its log.
 
     \b
     Example:
@@ -163,7 +163,7 @@ def execution(environ: Mapping[str, str], /, *, id: str, form: str, address: str
 @talks_to_server
 @click.pass_obj
 def tasks(environ: Mapping[str, str], /, *, form: str, address: str) -> int:
-    """List tasks by name, with the number of their jobs. A task is there as long as a job of it is kept.
+    """List tasks by name, with the number of their jobs. A task exists as long as one of its jobs is kept.
 
     \b
     Example:
@@ -187,7 +187,7 @@ def tasks(environ: Mapping[str, str], /, *, form: str, address: str) -> int:
 @talks_to_server
 @click.pass_obj
 def hosts(environ: Mapping[str, str], /, *, form: str, address: str) -> int:
-    """List the engines that containers run on: whether they answer, how full they are, how output is captured there.
+    """List the container engines: whether they respond, how many slots are in use, how output is captured.
 
     \b
     Example:
@@ -195,10 +195,10 @@ def hosts(environ: Mapping[str, str], /, *, form: str, address: str) -> int:
     """
     columns = [
         Column("HOST", lambda host: host.name),
-        Column("STATE", lambda host: _word(pb.Host.Availability, host.availability)),
+        Column("STATE", lambda host: _word(pb.EngineHost.Availability, host.availability)),
         Column("RUNNING", lambda host: f"{host.running} of {host.max_running}"),
         Column("ENGINE", lambda host: host.engine_version or "-"),
-        Column("CAPTURE", lambda host: _word(pb.Host.Capture, host.capture) or "-"),
+        Column("CAPTURE", lambda host: _word(pb.EngineHost.Capture, host.capture) or "-"),
         Column("ADDRESS", lambda host: host.address),
         Column("NOTE", lambda host: cut(_host_note(host))),
     ]
@@ -214,7 +214,7 @@ def _limited(found: Iterator[Any], limit: int, *, everything: bool) -> Iterable[
 def _tell_of_more(rest: Iterator[Any], nouns: str) -> None:
     """A word on stderr where a list is longer than what was shown of it."""
     if next(rest, None) is not None:
-        say(f"there are more {nouns} than these: see --limit and --all")
+        say(f"more {nouns} exist: use --limit or --all")
 
 
 def _page_size(limit: int, *, everything: bool) -> int:
@@ -294,7 +294,7 @@ def _stopping(spec: pb.JobSpec) -> Iterator[str]:
         yield spec.stop_signal
     if spec.HasField("stop_grace"):
         grace = spec.stop_grace.ToTimedelta()
-        yield f"killed after {span(grace)}" if grace else "killed at once"
+        yield f"SIGKILL after {span(grace)}" if grace else "SIGKILL at once"
 
 
 def _execution_facts(execution: pb.Execution, now: datetime) -> Iterator[tuple[str, str]]:
@@ -311,16 +311,16 @@ def _execution_facts(execution: pb.Execution, now: datetime) -> Iterator[tuple[s
             yield name, _moment(execution.times, field, now)
     yield "ran", _ran(execution, now).strip("-")
     for totals in execution.logs:
-        missing = f", of which {size(totals.missing_bytes)} cannot be had" if totals.missing_bytes else ""
+        missing = f", {size(totals.missing_bytes)} of them missing" if totals.missing_bytes else ""
         yield pb.Source.Name(totals.source).removeprefix("SOURCE_").lower(), f"{size(totals.bytes)}{missing}"
 
 
 _TIMES = {
     "create_time": "created",
     "due_time": "due",
-    "claim_time": "got a place",
-    "pull_time": "image there",
-    "container_time": "container made",
+    "claim_time": "slot assigned",
+    "pull_time": "image present",
+    "container_time": "container created",
     "start_time": "started",
     "first_byte_time": "first byte",
     "exit_time": "exited",
@@ -347,9 +347,9 @@ def _ran(execution: pb.Execution, now: datetime) -> str:
     return span(max(end - start, timedelta(0)))
 
 
-def _host_note(host: pb.Host) -> str:
+def _host_note(host: pb.EngineHost) -> str:
     failed = time_of(host, "last_error_time")
-    if host.availability == pb.Host.AVAILABILITY_DOWN and host.last_error:
+    if host.availability == pb.EngineHost.AVAILABILITY_DOWN and host.last_error:
         return host.last_error
     error = f"{ago(failed, datetime.now(UTC))}: {host.last_error}" if failed and host.last_error else ""
     return host.capture_reason or error

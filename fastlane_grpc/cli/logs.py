@@ -1,4 +1,4 @@
-"""`fastlane logs`: the output of a job, live or later."""
+"""`fastlane logs`: the output of a job, live or stored."""
 
 from collections.abc import Mapping, Sequence
 from datetime import datetime
@@ -7,7 +7,7 @@ import click
 
 from fastlane_grpc import client as api
 from fastlane_grpc.cli.connection import connected, either_id, proxy_text
-from fastlane_grpc.cli.failure import Failure
+from fastlane_grpc.cli.errors import Failure
 from fastlane_grpc.cli.options import MOMENT, shows_output, talks_to_server
 from fastlane_grpc.cli.output import Display, follow, follow_job
 from fastlane_grpc.cli.terminal import say
@@ -24,25 +24,29 @@ _MOST_LINES = 1_000_000
     "--follow/--no-follow",
     "follows",
     default=True,
-    help="Wait for more, to its end; or not.  [default: --follow]",
+    help="Wait for further output, until the end.  [default: --follow]",
 )
 @click.option(
     "--since",
     type=MOMENT,
-    help="Show what came since then: so long ago, as 10m or 2d, or a time, as 2026-01-31T08:00:00Z.",
+    help="Output at or after this age or time, as 10m, 2d or 2026-01-31T08:00:00Z.",
 )
 @click.option(
     "--tail",
     "lines",
     type=click.IntRange(0, _MOST_LINES),
     metavar="NUMBER",
-    help="Begin with the last so many lines.",
+    help="Start with the last NUMBER lines.",
 )
 @click.option(
-    "--source", "names", type=click.Choice(["stdout", "stderr", "system"]), multiple=True, help="Show these alone."
+    "--source",
+    "names",
+    type=click.Choice(["stdout", "stderr", "system"]),
+    multiple=True,
+    help="Show only this source; repeat for several.",
 )
-@click.option("-t", "--timestamps", is_flag=True, help="Begin each line with the time at which it came.")
-@click.option("--cursor", default="", help="Begin after this point of the log; goes before --since and --tail.")
+@click.option("-t", "--timestamps", is_flag=True, help="Prefix each line with the time when it was received.")
+@click.option("--cursor", default="", help="Resume after this cursor; overrides --since and --tail.")
 @shows_output
 @talks_to_server
 @click.pass_obj
@@ -61,8 +65,7 @@ def logs(
     quiet: bool,
     address: str,
 ) -> int:
-    """Show the output of a job, from its current execution on, or of one execution: what there is, then what comes, to
-    its end.
+    """Show the output of a job, or of one execution: first the stored part, then new output, until the end.
 
     \b
     Examples:
@@ -70,12 +73,12 @@ def logs(
       fastlane logs -t --since 10m --tail 100 01980f3e
       fastlane logs --no-follow --source stderr 01980f3e | tail
 
-    Ctrl-C leaves the job alone.
+    Ctrl-C does not affect the job.
 
     \b
-    Exit status: that of the job (or of the execution, if one was named), as with `fastlane run`, or
-      75  --no-follow met one that is not over    69  the server does not answer
-       2  wrong use                                1  another error
+    Exit status: that of the job or execution, as with `fastlane run`, or
+      75  --no-follow: the job has not ended      69  the server does not respond
+       2  usage error                              1  another error
     """
     only = [fastlane_pb2.Source.Value(f"SOURCE_{name.upper()}") for name in names]
     display = Display(environ, verbose=verbose, quiet=quiet, timestamps=timestamps, only=only)
@@ -106,4 +109,4 @@ def _found(client: api.Client, text: str) -> fastlane_pb2.Job | str:
         try:
             return client.execution(text).id
         except api.NotFound:
-            raise Failure(f"there is no job and no execution {text!r}") from None
+            raise Failure(f"no job or execution has the id {text!r}") from None

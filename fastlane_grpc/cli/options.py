@@ -41,7 +41,7 @@ def _read_grace(text: str) -> timedelta:
     try:
         return config.read_duration(text)
     except ValueError:
-        raise ValueError("has to be a duration from 0s on, as 10s or 1m30s; 0s kills at once") from None
+        raise ValueError("must be a duration, as 10s or 1m30s; 0s: SIGKILL at once") from None
 
 
 def _read_age(text: str) -> timedelta:
@@ -51,13 +51,13 @@ def _read_age(text: str) -> timedelta:
     try:
         return config.read_duration(text)
     except ValueError:
-        raise ValueError("has to be an age, as 30d, 12h or 1d12h; 0s is any age") from None
+        raise ValueError("must be an age, as 30d, 12h or 1d12h; 0s: any age") from None
 
 
 def _read_delay(text: str) -> timedelta:
     """Hours, minutes and seconds, in this order, each at most once."""
     if not re.fullmatch(r"(?:[0-9]{1,6}h)?(?:[0-9]{1,7}m)?(?:[0-9]{1,9}s)?", text) or not text:
-        raise ValueError("has to be hours, minutes and seconds, as 90s, 2m30s or 1h30m")
+        raise ValueError("must be hours, minutes and seconds, as 90s, 2m30s or 1h30m")
     return timedelta(**{_UNITS[part[-1]]: int(part[:-1]) for part in re.findall("[0-9]+[hms]", text)})
 
 
@@ -70,7 +70,7 @@ def _read_time(text: str) -> datetime:
         return datetime.fromisoformat(text).astimezone(UTC)
     except (ValueError, OverflowError):
         raise ValueError(
-            "has to be a time, as 2026-01-31T08:00:00Z, or 2026-01-31T08:00 by this machine's clock"
+            "must be a time, as 2026-01-31T08:00:00Z, or 2026-01-31T08:00 in this machine's time zone"
         ) from None
 
 
@@ -83,7 +83,7 @@ def _read_moment(text: str) -> datetime:
     try:
         return datetime.fromisoformat(text).astimezone(UTC)
     except (ValueError, OverflowError):
-        raise ValueError("has to be an age, as 10m or 2d, or a time, as 2026-01-31T08:00:00Z") from None
+        raise ValueError("must be an age, as 10m or 2d, or a time, as 2026-01-31T08:00:00Z") from None
 
 
 def _read_server(text: str) -> str:
@@ -93,13 +93,13 @@ def _read_server(text: str) -> str:
             return text
     except ValueError:
         pass
-    raise ValueError(f"has to be HOST:PORT, as {config.DEFAULT_LISTEN}")
+    raise ValueError(f"must be HOST:PORT, as {config.DEFAULT_LISTEN}")
 
 
 def _read_pair(text: str) -> tuple[str, str]:
     name, equals, value = text.partition("=")
     if not name or not equals:
-        raise ValueError("has to be NAME=VALUE")
+        raise ValueError("must be NAME=VALUE")
     return name, value
 
 
@@ -108,7 +108,7 @@ def _read_variable(text: str) -> tuple[str, str | None]:
     if "=" in text:
         return _read_pair(text)
     if not text:
-        raise ValueError("has to be NAME=VALUE or NAME")
+        raise ValueError("must be NAME=VALUE or NAME")
     return text, None
 
 
@@ -143,7 +143,7 @@ def talks_to_server(function: Function) -> Function:
         default=config.DEFAULT_LISTEN,
         show_default=True,
         show_envvar=True,
-        help="The server.",
+        help="Address of the server.",
     )(function)
 
 
@@ -157,12 +157,12 @@ def shows_output_of_run(function: Function) -> Function:
 
 
 def _verbose(function: Function, *names: str) -> Function:
-    function = click.option(*names, is_flag=True, help="Show fastlane's own lines too (as on a terminal), on stderr.")(
+    function = click.option(
+        *names, is_flag=True, help="Also show fastlane's own lines, on stderr (default on a terminal)."
+    )(function)
+    return click.option("-q", "--quiet", is_flag=True, help="Show only the container's output, and gaps in it.")(
         function
     )
-    return click.option(
-        "-q", "--quiet", is_flag=True, help="Show the container's output, and where some is missing; nothing else."
-    )(function)
 
 
 def answers(function: Function) -> Function:
@@ -173,7 +173,7 @@ def answers(function: Function) -> Function:
         "form",
         type=click.Choice(["table", "json"]),
         default="table",
-        help="`json`: an object a line, with the contract's names.  [default: table, for people]",
+        help="`json`: one object per line, with the field names of the contract.  [default: table]",
     )(function)
 
 
@@ -183,12 +183,12 @@ def states_option(function: Function) -> Function:
         "states",
         type=click.Choice(list(STATES)),
         multiple=True,
-        help="In this state; give it once for each.",
+        help="Only in this state; repeat for several.",
     )(function)
 
 
 def limits(function: Function) -> Function:
-    function = click.option("--all", "everything", is_flag=True, help="All of them.")(function)
+    function = click.option("--all", "everything", is_flag=True, help="List all.")(function)
     return click.option(
         "-n",
         "--limit",
@@ -196,5 +196,5 @@ def limits(function: Function) -> Function:
         default=50,
         show_default=True,
         metavar="NUMBER",
-        help="At most so many.",
+        help="Maximum number of rows.",
     )(function)

@@ -10,7 +10,7 @@ from operator import attrgetter
 
 from fastlane_grpc import client as api
 from fastlane_grpc.cli.connection import cause
-from fastlane_grpc.cli.failure import Failure
+from fastlane_grpc.cli.errors import Failure
 from fastlane_grpc.cli.tables import until
 from fastlane_grpc.cli.terminal import CannotWrite, LiveLine, is_colourful, obeys, say, write
 from fastlane_grpc.text.sanitize import printable
@@ -79,7 +79,7 @@ class Display:
         if end.exit_status == 0 or end.outcome is None or self._tells(end.outcome.detail) or self._quiet:
             return
         if end.outcome.reason != fastlane_pb2.REASON_EXIT_CODE:
-            say(end.outcome.detail or f"it ended as {state_name(end.state)}")
+            say(end.outcome.detail or f"the execution ended: {state_name(end.state)}")
 
     def _tells(self, detail: str) -> bool:
         """Whether that was said by the last of fastlane's own lines. It is not of one that ended while it was
@@ -137,7 +137,7 @@ def follow(tail: api.Tail, display: Display) -> int:
     try:
         return _follow(tail, display)
     except CannotWrite as error:
-        raise Failure(f"{error.message}; the job runs on") from error
+        raise Failure(f"{error.message}; the job continues") from error
     except api.Error:
         display.clear()
         raise
@@ -172,7 +172,7 @@ def _job_once_there_is_an_answer(client: api.Client, job_id: str, display: Displ
             if not error.passing:
                 raise
             if not told:
-                display.say(f"the server does not answer ({cause(error)}); trying again until it does")
+                display.say(f"the server does not respond ({cause(error)}); retrying until it does")
                 told = True
             time.sleep(error.retry_seconds or _AWAY_SECONDS)
 
@@ -191,20 +191,20 @@ def _follow(tail: api.Tail, display: Display) -> int:
                         display.state(event)
                     case api.Disconnected(error=api.Exhausted()) if not back:
                         # Nothing that mends itself in a moment, and no fault that a reader would look for.
-                        back = "there is room"
+                        back = "capacity is available"
                         display.say(
-                            f"the server has no room for this ({cause(event.error)}); trying again until it has"
+                            f"the server is at a limit ({cause(event.error)}); retrying until there is capacity"
                         )
                     case api.Disconnected() if event.seconds >= _AWAY_SECONDS and not back:
                         back = "the server is back"
-                        display.say(f"the server does not answer ({cause(event.error)}); trying again until it does")
+                        display.say(f"the server does not respond ({cause(event.error)}); retrying until it does")
                     case api.Reconnected() if back:
-                        display.say(f"{back} after {event.seconds:.0f} s; going on where it was cut")
+                        display.say(f"{back} after {event.seconds:.0f} s; resuming where the output was interrupted")
                         back = ""
                     case api.End():
                         display.end(event)
                         return event.exit_status
-    raise api.Error("the output ended without saying how")
+    raise api.Error("the output ended without an outcome")
 
 
 def state_name(state: int) -> str:
@@ -219,7 +219,7 @@ def waiting_text(waiting: fastlane_pb2.Waiting) -> str:
     if waiting.HasField("due_time"):
         due_time = waiting.due_time.ToDatetime(UTC)
         return f"starts {until(due_time, datetime.now(UTC))}, at {due_time.astimezone():%Y-%m-%d %H:%M:%S %z}"
-    return f"{waiting.detail}, {waiting.ahead} before it" if waiting.ahead else waiting.detail
+    return f"{waiting.detail}, {waiting.ahead} ahead of it" if waiting.ahead else waiting.detail
 
 
 def _gap_text(gap: api.Gap) -> str:
@@ -230,11 +230,11 @@ def _gap_text(gap: api.Gap) -> str:
         else f"{gap.missing_bytes} bytes of {name} are missing here"
     )
     if gap.cause == fastlane_pb2.LogGap.CAUSE_SIZE_LIMIT:
-        return f"{what}: the log grew beyond its limit"
+        return f"{what}: the log exceeded its size limit"
     if gap.cause == fastlane_pb2.LogGap.CAUSE_PRUNED:
         return f"{what}: the log was pruned"
     if gap.cause == fastlane_pb2.LogGap.CAUSE_ENGINE:
-        return f"{what}: lost before fastlane had stored them"
+        return f"{what}: lost before fastlane stored them"
     if gap.cause == fastlane_pb2.LogGap.CAUSE_STORE:
-        return f"{what}: the server's disk had no room, or is damaged"
+        return f"{what}: the server's disk was full, or is damaged"
     return what

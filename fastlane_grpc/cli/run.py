@@ -12,7 +12,7 @@ from fastlane_grpc.cli.connection import connected, proxy_text
 from fastlane_grpc.cli.docker_options import refusal
 from fastlane_grpc.cli.encoding import is_utf8
 from fastlane_grpc.cli.env_file import read_env_file
-from fastlane_grpc.cli.failure import WRONG_USE, Failure
+from fastlane_grpc.cli.errors import WRONG_USE, Failure
 from fastlane_grpc.cli.interrupts import Interrupts
 from fastlane_grpc.cli.options import (
     DELAY,
@@ -79,14 +79,14 @@ class _JobCommand(click.Command):
 
 # In the order of the help.
 _JOB_OPTIONS = [
-    click.option("--task", metavar="NAME", help="What to group the job under.  [default: the image's name]"),
+    click.option("--task", metavar="NAME", help="Task that the job belongs to.  [default: the image's name]"),
     click.option(
         "-e",
         "--env",
         "envs",
         type=VARIABLE,
         multiple=True,
-        help="Set a variable; by its name alone, as it is set here.",
+        help="Set an environment variable; NAME alone copies it from this environment.",
     ),
     click.option(
         "--env-file",
@@ -94,41 +94,46 @@ _JOB_OPTIONS = [
         type=click.Path(path_type=Path),
         multiple=True,
         metavar="PATH",
-        help="Set the variables of a file, a line each.",
+        help="Set the environment variables in this file, one per line.",
     ),
-    click.option("--timeout", type=DURATION, help="Longest time it may run, as 90s or 2h.  [default: the server's]"),
+    click.option("--timeout", type=DURATION, help="Maximum run time, as 90s or 2h.  [default: the server's]"),
     click.option(
         "--pull",
         "pull_policy",
         type=click.Choice(["missing", "always", "never"]),
         help="When to pull the image.  [default: missing]",
     ),
-    click.option("--memory", "memory_bytes", type=SIZE, default=0, help="How far it may grow, as 512m or 1g."),
+    click.option("--memory", "memory_bytes", type=SIZE, default=0, help="Memory limit, as 512m or 1g."),
+    click.option("--cpus", type=click.FloatRange(min=0), default=0.0, metavar="NUMBER", help="CPU limit, as 0.5."),
     click.option(
-        "--cpus", type=click.FloatRange(min=0), default=0.0, metavar="NUMBER", help="CPUs it may use, as 0.5."
-    ),
-    click.option(
-        "--pids", type=click.IntRange(min=0), default=0, metavar="NUMBER", help="Processes and threads it may have."
+        "--pids", type=click.IntRange(min=0), default=0, metavar="NUMBER", help="Limit of processes and threads."
     ),
     click.option("--network", default="", metavar="NAME", help="`none`: no network."),
-    click.option("-u", "--user", default="", help="User or uid, and :group, to run as."),
-    click.option("-w", "--workdir", "working_dir", default="", metavar="DIR", help="Directory to start in."),
-    click.option("--entrypoint", metavar="PROGRAM", help="In place of the image's entrypoint; empty: none."),
-    click.option("-l", "--label", "labels", type=PAIR, multiple=True, help="To find the job by."),
-    click.option("--priority", type=click.IntRange(-100, 100), default=0, metavar="NUMBER", help="Higher goes first."),
-    click.option("--read-only", "read_only_root", is_flag=True, help="The root file system cannot be written."),
+    click.option("-u", "--user", default="", help="User or uid, with an optional :group."),
+    click.option("-w", "--workdir", "working_dir", default="", metavar="DIR", help="Working directory."),
+    click.option("--entrypoint", metavar="PROGRAM", help="Replaces the image's entrypoint; empty: none."),
+    click.option("-l", "--label", "labels", type=PAIR, multiple=True, help="Label to filter by; repeat for several."),
     click.option(
-        "--stop-signal", default="", metavar="SIGNAL", help="What asks it to end.  [default: the image's, or SIGTERM]"
+        "--priority",
+        type=click.IntRange(-100, 100),
+        default=0,
+        metavar="NUMBER",
+        help="Priority in the queue, -100 to 100; higher goes first.",
     ),
-    click.option("--stop-grace", type=GRACE, help="Time from that signal to the kill.  [default: 10s]"),
-    click.option("--start-in", type=DELAY, help="Start so long after the enqueue, as 90s, 2m30s or 1h30m."),
+    click.option("--read-only", "read_only_root", is_flag=True, help="Mount the root file system read-only."),
     click.option(
-        "--start-at", type=TIME, help="Start at this time, as 2026-01-31T08:00:00Z; one that has passed means now."
+        "--stop-signal",
+        default="",
+        metavar="SIGNAL",
+        help="Signal that asks the container to end.  [default: the image's, or SIGTERM]",
     ),
-    click.option("--expire-time", type=TIME, help="Do not start after this time: the job ends as expired."),
+    click.option("--stop-grace", type=GRACE, help="Time between the stop signal and SIGKILL.  [default: 10s]"),
+    click.option("--start-in", type=DELAY, help="Delay before the start, as 90s, 2m30s or 1h30m."),
     click.option(
-        "--request-id", metavar="ID", help="With the same one, the same command runs once, however often it is sent."
+        "--start-at", type=TIME, help="Time of the start, as 2026-01-31T08:00:00Z; a time in the past means now."
     ),
+    click.option("--expire-time", type=TIME, help="Latest start; after it the job ends as expired."),
+    click.option("--request-id", metavar="ID", help="Run the command once, however often it is sent with this id."),
 ]
 
 
@@ -142,14 +147,14 @@ def _describes_job(function: Function) -> Function:
 
 @click.command(cls=_JobCommand)
 @_describes_job
-@click.option("-d", "--detach", is_flag=True, help="Print the job's id and do not wait, as `fastlane enqueue`.")
+@click.option("-d", "--detach", is_flag=True, help="Print the job's id and exit, as `fastlane enqueue`.")
 @shows_output_of_run
 @talks_to_server
 @click.pass_obj
 def run(
     environ: Mapping[str, str], /, *, detach: bool, verbose: bool, quiet: bool, address: str, **job_options: Any
 ) -> int:
-    """Run a command in IMAGE: its output comes live, on stdout and stderr; the exit status is the job's.
+    """Run a command in IMAGE: copy its stdout and stderr live, and exit with its status.
 
     \b
     Examples:
@@ -160,16 +165,16 @@ def run(
 
     Everything after IMAGE belongs to the command, as with `docker run`. A job gets no standard input and no terminal.
 
-    If the connection or the server drops, it waits and goes on by itself: no byte twice, and where some are missing it
-    says so. Ctrl-C (or SIGTERM) stops the job and shows what it still prints; a second one leaves it alone. If the
-    reader of stdout goes away (`| head`), so does this command; the job runs on.
+    If the connection or the server goes down, the command waits and resumes: no byte is repeated, and missing bytes are
+    reported. Ctrl-C (or SIGTERM) stops the job and shows its last output; press it again to detach. If the reader of
+    stdout closes it (`| head`), the command ends and the job continues.
 
     \b
     Exit status: that of the job, or
-      124  it ran into its timeout           69  the server does not answer
-      130  it was stopped                     2  wrong use
-      125  it never ran, expired, or          1  another error
-           nobody knows how it ended
+      124  the job timed out                 69  the server does not respond
+      130  the job was stopped                2  usage error
+      125  the job never ran, expired,        1  another error
+           or its end is unknown
     """
     told = quiet or _tell_of_stdin()
     if verbose and (proxied := proxy_text(address)):
@@ -198,8 +203,7 @@ def run(
 @talks_to_server
 @click.pass_obj
 def enqueue(environ: Mapping[str, str], /, *, address: str, **job_options: Any) -> int:
-    """Enqueue a command to run in IMAGE and print the job's id: the job is kept, and runs when it is due and there is a
-    place.
+    """Enqueue a command in IMAGE and print the job's id. The job starts when it is due and a slot is free.
 
     \b
     Examples:
@@ -207,8 +211,8 @@ def enqueue(environ: Mapping[str, str], /, *, address: str, **job_options: Any) 
       fastlane enqueue --request-id invoice-4711 registry:5000/mail:1.4 python invoice.py 4711
       fastlane enqueue --start-at 2030-01-31T08:00:00Z --expire-time 2030-01-31T09:00:00Z busybox echo morning
 
-    Everything after IMAGE belongs to the command, as with `docker run`. With a --request-id it may be sent again as
-    often as you like: the same command is one job, whose id is printed each time."""
+    Everything after IMAGE belongs to the command, as with `docker run`. With a --request-id the call is safe to repeat:
+    the same command is one job, and its id is printed each time."""
     with connected(address) as client:
         click.echo(_enqueued(client, environ, **job_options).id)
     return 0
@@ -246,7 +250,7 @@ def _task_of(image: str) -> str:
 def _tell_of_stdin() -> bool:
     """Say that what was piped into the command is not read, if something was. Whether that was said."""
     if given := is_given():
-        say("a job gets no standard input: what is piped or redirected into this command is not read")
+        say("a job has no standard input: the pipe or file on the standard input of this command is not read")
     return given
 
 

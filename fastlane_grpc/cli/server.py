@@ -5,19 +5,19 @@ from pathlib import Path
 
 import click
 
-from fastlane_grpc.cli.about import package_version
-from fastlane_grpc.cli.failure import Failure
-from fastlane_grpc.cli.settings import settings, settings_in_force
+from fastlane_grpc.cli.config_command import settings, settings_in_force
+from fastlane_grpc.cli.errors import Failure
+from fastlane_grpc.cli.version import package_version
 
 
 @click.command()
 @settings
 @click.pass_obj
 def server(environ: Mapping[str, str], /, file: Path | None, **flags: str | None) -> int:
-    """Serve jobs until SIGTERM or Ctrl-C. Running containers are left to the next server.
+    """Serve jobs until SIGTERM or Ctrl-C. Running containers continue, and the next server takes them over.
 
-    A setting comes from its flag, else from FASTLANE_ and its name in the environment, else from the file. A DURATION
-    is as 90s, 1h30m or 30d; BYTES are as 1048576, 512k, 64m or 1g.
+    Each setting is read from its flag, else from the environment variable FASTLANE_NAME, else from the file. DURATION:
+    90s, 1h30m, 30d. BYTES: 1048576, 512k, 64m, 1g.
 
     \b
     Example:
@@ -32,7 +32,7 @@ def server(environ: Mapping[str, str], /, file: Path | None, **flags: str | None
             click.echo(f"fastlane {package_version()} listening on {host}:{port}, data in {told.data_dir}")
         except OSError as error:
             raise Failure(
-                f"cannot say on standard output that the server is ready: {error.strerror}; give it somewhere to go"
+                f"cannot write the ready message to stdout: {error.strerror}; redirect stdout to a writable file"
             ) from error
 
     try:

@@ -7,7 +7,7 @@ import signal
 from collections.abc import Mapping
 from typing import NoReturn
 
-from fastlane_grpc.cli.failure import Failure
+from fastlane_grpc.cli.errors import Failure
 from fastlane_grpc.text.sanitize import printable
 
 _NAMES = {1: "stdout", 2: "stderr"}

@@ -1,7 +1,6 @@
 """The Python client, blocking and asyncio. A tail never repeats a byte and never drops one in silence; calls are tried
 again while the server cannot be reached."""
 
-from fastlane_grpc.client.answers import as_json, exit_status
 from fastlane_grpc.client.async_tail import AsyncTail
 from fastlane_grpc.client.asynchronous import AsyncClient
 from fastlane_grpc.client.blocking import Client
@@ -32,8 +31,9 @@ from fastlane_grpc.client.events import (
     StateChange,
 )
 from fastlane_grpc.client.requests import Duration, ExecutionFilter, JobFilter, JobOptions, TailOptions
+from fastlane_grpc.client.responses import as_json, exit_status
+from fastlane_grpc.client.retries import Backoff
 from fastlane_grpc.client.tail import Tail
-from fastlane_grpc.client.tries import Backoff
 
 __all__ = [
     "STDERR",

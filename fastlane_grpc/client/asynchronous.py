@@ -9,12 +9,12 @@ from typing import Self, TypeVar, Unpack
 import grpc
 
 from fastlane_grpc.client import channel, requests
-from fastlane_grpc.client.answers import AsksForPages, Page, add_pruned
 from fastlane_grpc.client.async_tail import AsyncTail
 from fastlane_grpc.client.errors import error_of
 from fastlane_grpc.client.progress import Progress
 from fastlane_grpc.client.requests import Duration, ExecutionFilter, JobFilter, JobOptions, Source, TailOptions
-from fastlane_grpc.client.tries import DEFAULT_BACKOFF, Backoff, Tries
+from fastlane_grpc.client.responses import AsksForPages, Page, add_pruned
+from fastlane_grpc.client.retries import DEFAULT_BACKOFF, Backoff, Retries
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
 
@@ -105,17 +105,17 @@ class AsyncClient:
 
     # ---- tasks, hosts, the server
 
-    async def task(self, task_id: str) -> pb.Task:
+    async def task(self, task_id: str) -> pb.TaskSummary:
         """The task, with the number of its jobs. NotFound: no job of it is kept."""
         return (await self._call(self._tasks.GetTask, requests.get_task(task_id))).task
 
-    async def tasks(self, *, page_size: int = 0) -> AsyncIterator[pb.Task]:
+    async def tasks(self, *, page_size: int = 0) -> AsyncIterator[pb.TaskSummary]:
         """Tasks, by name; a page is fetched when it is needed, to the last one."""
         async for page in self._pages(self._tasks.ListTasks, pb.ListTasksRequest(page_size=page_size)):
             for task in page.tasks:
                 yield task
 
-    async def hosts(self) -> Sequence[pb.Host]:
+    async def hosts(self) -> Sequence[pb.EngineHost]:
         """The engines that containers run on, in the order of the server's configuration."""
         return tuple((await self._call(self._hosts.ListHosts, pb.ListHostsRequest())).hosts)
 
@@ -167,7 +167,7 @@ class AsyncClient:
         self, method: "grpc.aio.UnaryUnaryMultiCallable[_Request, _Response]", request: _Request
     ) -> _Response:
         """Every call here may be sent twice: the second one changes nothing."""
-        tries = Tries(self._timeout_seconds, self._retry_seconds, self._backoff)
+        tries = Retries(self._timeout_seconds, self._retry_seconds, self._backoff)
         while True:
             try:
                 return await method(request, timeout=tries.left_seconds)

@@ -11,12 +11,12 @@ from typing import Self, TypeVar, Unpack
 import grpc
 
 from fastlane_grpc.client import channel, requests
-from fastlane_grpc.client.answers import AsksForPages, Page, add_pruned
 from fastlane_grpc.client.errors import error_of
 from fastlane_grpc.client.progress import Progress
 from fastlane_grpc.client.requests import Duration, ExecutionFilter, JobFilter, JobOptions, Source, TailOptions
+from fastlane_grpc.client.responses import AsksForPages, Page, add_pruned
+from fastlane_grpc.client.retries import DEFAULT_BACKOFF, Backoff, Retries
 from fastlane_grpc.client.tail import Tail
-from fastlane_grpc.client.tries import DEFAULT_BACKOFF, Backoff, Tries
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
 
@@ -106,16 +106,16 @@ class Client:
 
     # ---- tasks, hosts, the server
 
-    def task(self, task_id: str) -> pb.Task:
+    def task(self, task_id: str) -> pb.TaskSummary:
         """The task, with the number of its jobs. NotFound: no job of it is kept."""
         return self._call(self._tasks.GetTask, requests.get_task(task_id)).task
 
-    def tasks(self, *, page_size: int = 0) -> Iterator[pb.Task]:
+    def tasks(self, *, page_size: int = 0) -> Iterator[pb.TaskSummary]:
         """Tasks, by name; a page is fetched when it is needed, to the last one."""
         for page in self._pages(self._tasks.ListTasks, pb.ListTasksRequest(page_size=page_size)):
             yield from page.tasks
 
-    def hosts(self) -> Sequence[pb.Host]:
+    def hosts(self) -> Sequence[pb.EngineHost]:
         """The engines that containers run on, in the order of the server's configuration."""
         return tuple(self._call(self._hosts.ListHosts, pb.ListHostsRequest()).hosts)
 
@@ -163,7 +163,7 @@ class Client:
 
     def _call(self, method: "grpc.UnaryUnaryMultiCallable[_Request, _Response]", request: _Request) -> _Response:
         """Every call here may be sent twice: the second one changes nothing."""
-        tries = Tries(self._timeout_seconds, self._retry_seconds, self._backoff)
+        tries = Retries(self._timeout_seconds, self._retry_seconds, self._backoff)
         while True:
             try:
                 return method(request, timeout=tries.left_seconds)

@@ -6,7 +6,7 @@ from ipaddress import ip_address, ip_network
 import grpc
 
 from fastlane_grpc.client import requests
-from fastlane_grpc.client.tries import Backoff
+from fastlane_grpc.client.retries import Backoff
 
 _LOOPBACK = ("127.", "localhost:", "[::1]:")
 

@@ -42,11 +42,11 @@ class Error(Exception):
 
 
 class NotFound(Error):
-    """There is no task, job or execution of that id."""
+    """No task, job or execution has this id."""
 
 
 class InvalidRequest(Error):
-    """Fields of the request cannot be as they are: `violations` has each with what is wrong with it."""
+    """The request has invalid fields: `violations` lists each field and what is wrong with it."""
 
     violations: Sequence[tuple[str, str]] = ()
 
@@ -56,7 +56,7 @@ class InvalidText(InvalidRequest, ValueError):
     names its field."""
 
     def __init__(self, field: str) -> None:
-        what = "is not text that can be sent as UTF-8; check the encoding of where it comes from"
+        what = "is not valid UTF-8; check the encoding of its source"
         super().__init__(f"{field}: {what}", code=grpc.StatusCode.INVALID_ARGUMENT)
         self.violations = ((field, what),)
 
@@ -66,28 +66,27 @@ class UnknownField(Error):
 
 
 class RequestIdReused(Error):
-    """The request_id came with another request before; `metadata["job_id"]` is the job it made."""
+    """The request_id belongs to an earlier, different request; `metadata["job_id"]` is its job."""
 
 
 class CursorRefused(Error):
-    """The cursor is none, is of another execution, or lies beyond the end of the log."""
+    """The cursor is invalid, is from another execution, or is beyond the end of the log."""
 
 
 class Exhausted(Error):
-    """The server has no room: the disk or the queue is full, or too many streams are open."""
+    """The server is at a limit: the disk or the queue is full, or too many streams are open."""
 
 
 class ServerUnavailable(Error):
-    """The server does not answer, or is going down, or cannot use its data directory."""
+    """The server does not respond, is shutting down, or cannot use its data directory."""
 
 
 class ServerDefect(Error):
-    """A defect of the server; the message carries an id that is in its log."""
+    """A defect of the server; the message has an id that is also in the server's log."""
 
 
 class LogInconsistent(Error):
-    """What a tail received cannot be right: bytes twice, bytes missing without a gap, or other bytes than were
-    written."""
+    """A tail received an inconsistent log: repeated bytes, missing bytes without a gap, or a wrong checksum."""
 
 
 BY_REASON: Mapping[str, type[Error]] = {
@@ -131,20 +130,20 @@ _CUTS = {
 
 
 def cut(message: str) -> Error:
-    """A stream that ended where it should not have."""
+    """Return the error of a stream that ended early."""
     return ServerUnavailable(message, code=grpc.StatusCode.UNAVAILABLE)
 
 
 def ended_early() -> Error:
-    return cut("the stream ended before its end")
+    return cut("the stream ended early, without an end message")
 
 
 def fell_silent(silence_seconds: float) -> Error:
-    return cut(f"nothing came for {silence_seconds:g} s, not even a heartbeat")
+    return cut(f"no message for {silence_seconds:g} s, not even a heartbeat")
 
 
 def error_of(failure: "grpc.RpcError | grpc.aio.AioRpcError") -> Error:
-    """A failed call, of either kind of channel, in the words above."""
+    """Return the error of a failed call, of a blocking or an asyncio channel."""
     code = failure.code()
     status = _rich_status(cast(Iterable[tuple[str, str | bytes]], failure.trailing_metadata() or ()))
     info = error_details_pb2.ErrorInfo()

@@ -1,4 +1,4 @@
-"""What a tail yields, as values."""
+"""The events of a tail."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -16,7 +16,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
 
 class Output(NamedTuple):
-    """Bytes of one source that were received together. `text` is set in place of `data` where text was asked for."""
+    """Bytes of one source, received together. `text` is set instead of `data` if text was requested."""
 
     # A tuple because it is made for every chunk of a flood: a frozen dataclass takes twice the time.
     source: int
@@ -44,7 +44,7 @@ class Gap:
 
 @dataclass(frozen=True, slots=True)
 class StateChange:
-    """The state of the execution: once at the begin, then at each change."""
+    """The state of the execution: sent first, then at each change."""
 
     state: int
     waiting: fastlane_pb2.Waiting | None
@@ -62,14 +62,14 @@ class Disconnected:
 
 @dataclass(frozen=True, slots=True)
 class Reconnected:
-    """The stream is back, `seconds` after the cut, at the very byte where it was cut."""
+    """The stream resumed, `seconds` after the interruption, at the exact byte."""
 
     seconds: float
 
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The end: nothing follows. `exit_status` is what a program that stands for this execution should exit with."""
+    """The end of the stream. `exit_status` is for a program that represents this execution."""
 
     sealed: bool
     state: int

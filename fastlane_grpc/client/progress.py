@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from fastlane_grpc.client.errors import Error, LogInconsistent
 from fastlane_grpc.client.events import Disconnected, Event, Reconnected, end_of, state_change
-from fastlane_grpc.client.ledger import Ledger
-from fastlane_grpc.client.tries import Backoff
+from fastlane_grpc.client.log_integrity import IntegrityCheck
+from fastlane_grpc.client.retries import Backoff
 from fastlane_grpc.v1 import fastlane_pb2
 
 
@@ -24,7 +24,7 @@ class Progress:
         self._request = request
         self._backoff = backoff
         self._give_up_seconds = give_up_seconds
-        self._ledger = Ledger(request)
+        self._integrity = IntegrityCheck(request)
         self._failures = 0
         self._cut_at: float | None = None
         self._state: fastlane_pb2.LogState | None = None
@@ -102,16 +102,16 @@ class Progress:
         """Adds what the message holds to `events`, checked."""
         self._received_cursor = message.cursor
         if message.chunks:
-            self._ledger.outputs(message.chunks, events)
+            self._integrity.outputs(message.chunks, events)
         match message.WhichOneof("event"):
             case "gap":
-                events.append(self._ledger.gap(message.gap))
+                events.append(self._integrity.gap(message.gap))
             case "state":
                 # Each call begins with it; it is news only where it changed.
                 if message.state != self._state:
                     self._state = message.state
                     events.append(state_change(message.state))
             case "end":
-                self._ledger.end(message.end)
+                self._integrity.end(message.end)
                 events.append(end_of(message.end))
                 self.over = True

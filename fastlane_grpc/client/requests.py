@@ -28,14 +28,13 @@ _NONE: Mapping[str, str] = MappingProxyType({})
 
 
 class JobOptions(TypedDict, total=False):
-    """Of `enqueue`. What is left out has the image's or the server's default; `JobSpec` in the contract says more of
-    each."""
+    """Options of `enqueue`. Defaults are those of the image and the server; see `JobSpec` in the contract."""
 
     args: Sequence[str]
-    """Words of the command, taken as they are, after those of `command`."""
+    """Words of the command, taken literally, after those of `command`."""
     envs: Mapping[str, str]
     entrypoint: Sequence[str]
-    """In place of the image's; one empty string: none."""
+    """Replaces the image's entrypoint; one empty string: none."""
     working_dir: str
     user: str
     timeout: Duration | None
@@ -48,46 +47,45 @@ class JobOptions(TypedDict, total=False):
     read_only_root: bool
     stop_signal: str
     stop_grace: Duration | None
-    """Between that signal and the kill; zero kills at once."""
+    """Time between the stop signal and SIGKILL; zero: SIGKILL at once."""
     priority: int
     """-100 to 100; higher goes first."""
     labels: Mapping[str, str]
     metadata: Mapping[str, Any] | None
-    """Anything that JSON can say, to be found again in the job's spec."""
+    """JSON data of the caller, stored in the job's spec."""
     start_in: Duration | None
-    """Start this long after the enqueue."""
+    """Delay between the enqueue and the start."""
     start_at: datetime | None
-    """Start at this time, with its time zone; one that has passed means now. At most one of `start_in` and
-    `start_at`."""
+    """Time of the start, with a time zone; a time in the past means now. Set `start_in` or `start_at`, not both."""
     expire_time: datetime | None
-    """Do not start after this time, with its time zone: the job ends as expired then."""
+    """Latest start, with a time zone; after it the job ends as expired."""
     request_id: str | None
-    """The same one with the same request answers the same job, even after your program was started anew. By default one
-    is made for the call."""
+    """Makes the enqueue safe to repeat, even after a restart of your program: the same id and request return the same
+    job. By default generated for the call."""
     validate_only: bool
-    """Check everything, keep nothing."""
+    """Validate without storing."""
 
 
 class JobFilter(TypedDict, total=False):
-    """Of `jobs`: what is left out does not narrow."""
+    """Filters of `jobs`; an omitted one does not filter."""
 
     task_id: str
     states: Iterable[State]
     labels: Mapping[str, str]
-    """Jobs with all of these."""
+    """All of these must match."""
     since: datetime | None
-    """Enqueued at or after; with its time zone, as all times here."""
+    """Enqueued at or after this time, with a time zone."""
     until: datetime | None
-    """Enqueued before."""
+    """Enqueued before this time, with a time zone."""
     with_spec: bool
-    """With what was asked for, which lists leave out."""
+    """Include the specs, which lists omit by default."""
     id_prefix: str
     page_size: int
-    """Jobs fetched at a time; the server's choice if left out."""
+    """Jobs per page; by default the server's choice."""
 
 
 class ExecutionFilter(TypedDict, total=False):
-    """Of `executions`: what is left out does not narrow."""
+    """Filters of `executions`; an omitted one does not filter."""
 
     job_id: str
     task_id: str
@@ -98,20 +96,20 @@ class ExecutionFilter(TypedDict, total=False):
 
 
 class TailOptions(TypedDict, total=False):
-    """Of `tail`."""
+    """Options of `tail`."""
 
     follow: bool
-    """Unless False, to the end of the execution, whenever that is; else to the end of what is there."""
+    """True: continue to the end of the execution. False: end after the stored part."""
     text: bool
-    """Lossy text in place of bytes, which cannot be checked."""
+    """Lossy text instead of bytes; its checksum cannot be verified."""
     tail_lines: int | None
-    """Begin with the last so many lines; 0: with what comes from now on."""
+    """Start with this many last lines; 0: new output only."""
     since: datetime | None
-    """Begin with what was received at or after this time."""
+    """Start with output received at or after this time."""
     heartbeat: Duration | None
-    """The server gives a sign of life after so long a silence (10 s); three missing ones are a cut."""
+    """Interval of heartbeats during silence (10 s); three missing heartbeats are an interruption."""
     give_up_after: Duration | None
-    """Raise the error once the server was away for so long; never, if left out."""
+    """Raise the error after the server was unreachable for this time; by default never."""
 
 
 # Of `enqueue`, what is not in the spec.
@@ -244,7 +242,10 @@ def enqueue(
 
 @_names_text
 def jobs(
-    *, since: datetime | None = None, until: datetime | None = None, **filter: Any
+    *,
+    since: datetime | None = None,
+    until: datetime | None = None,
+    **filter: Any,  # noqa: A002
 ) -> fastlane_pb2.ListJobsRequest:
     return fastlane_pb2.ListJobsRequest(since_time=_timestamp(since), until_time=_timestamp(until), **filter)
 
@@ -329,7 +330,7 @@ def _timestamp(time: datetime | None) -> timestamp_pb2.Timestamp | None:
     if time is None:
         return None
     if time.tzinfo is None:
-        raise ValueError(f"{time} is no certain time: give it a time zone, as datetime.now(UTC) has")
+        raise ValueError(f"{time} has no time zone: use an aware datetime, as datetime.now(UTC)")
     message = timestamp_pb2.Timestamp()
     message.FromDatetime(time)
     return message

@@ -15,8 +15,7 @@ from fastlane_grpc.v1 import fastlane_pb2
 
 
 class Tail(Iterator[Event]):
-    """Iterates over the output of one execution and finishes after `End`. A cut is mended by itself, without a byte
-    twice or missing.
+    """Iterate over the output of one execution, up to `End`. Interruptions are resumed: no byte is repeated or lost.
 
     Raises LogInconsistent where what came cannot be right: offsets are checked at every chunk, checksums at the end.
     Leaving it (`close`, `with`, the last reference gone) cancels the call; after `close`, which any thread may call, it
@@ -24,7 +23,10 @@ class Tail(Iterator[Event]):
 
     def __init__(
         self,
-        method: "grpc.UnaryStreamMultiCallable[fastlane_pb2.StreamExecutionLogsRequest, fastlane_pb2.StreamExecutionLogsResponse]",
+        method: (
+            "grpc.UnaryStreamMultiCallable"
+            "[fastlane_pb2.StreamExecutionLogsRequest, fastlane_pb2.StreamExecutionLogsResponse]"
+        ),
         progress: Progress,
         silence_seconds: float,
     ) -> None:

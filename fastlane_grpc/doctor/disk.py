@@ -39,17 +39,21 @@ def _to_be_made(path: Path, there: Path) -> Finding:
     if not os.access(there, os.W_OK | os.X_OK):
         return fail(
             "data directory",
-            f"{path} is not there and cannot be made in {there}",
-            "make it for this user, or choose another",
+            f"{path} does not exist and cannot be created in {there}",
+            "create it for this user, or choose another directory",
         )
-    return ok("data directory", f"{path} is not there yet; a server makes it")
+    return ok("data directory", f"{path} does not exist yet; a server creates it")
 
 
 def _usable(path: Path) -> Finding:
     if not path.is_dir():
-        return fail("data directory", f"{path} is no directory", "choose another with --data-dir")
+        return fail("data directory", f"{path} is not a directory", "choose another directory with --data-dir")
     if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
-        return fail("data directory", f"this user cannot write to {path}", "run the server, and this, as its owner")
+        return fail(
+            "data directory",
+            f"this user cannot write to {path}",
+            "run the server and this command as the owner of the directory",
+        )
     return ok("data directory", str(path))
 
 
@@ -58,17 +62,17 @@ def _private(path: Path) -> Finding:
     if mode & 0o077:
         return warn(
             "privacy",
-            f"others may look into {path} (mode {mode:o})",
-            f"chmod 700 {path}; a server does so when it starts",
+            f"other users can read {path} (mode {mode:o})",
+            f"chmod 700 {path}; a server does this when it starts",
         )
-    return ok("privacy", "only its owner may look into the data directory")
+    return ok("privacy", "only its owner can read the data directory")
 
 
 def _local(kind: str) -> Finding:
     if kind in NETWORK:
         return fail(
             "file system",
-            f"{kind} is a network file system, where a queue cannot be kept safely",
+            f"{kind} is a network file system; the database is not safe there",
             "choose a local disk",
         )
     return ok("file system", kind or "unknown")
@@ -77,24 +81,24 @@ def _local(kind: str) -> Finding:
 def _room(free: int, least: int) -> Finding:
     found = f"{free / 1e9:.1f} GB free"
     if free < least:
-        advice = "make room: delete old logs with `fastlane prune`, or move the data directory"
-        return fail("disk", f"{found}; with less than {least / 1e9:.1f} GB new jobs are refused", advice)
+        advice = "free some space: delete old logs with `fastlane prune`, or move the data directory"
+        return fail("disk", f"{found}; with less than {least / 1e9:.1f} GB new jobs are rejected", advice)
     if free < _LITTLE * least:
-        return warn("disk", found, f"make room: with less than {least / 1e9:.1f} GB new jobs are refused")
+        return warn("disk", found, f"free some space: with less than {least / 1e9:.1f} GB new jobs are rejected")
     return ok("disk", found)
 
 
 def _inodes(free: int | None, least: int) -> Finding:
     if free is None:
-        return ok("inodes", "the file system makes them as it needs them")
+        return ok("inodes", "the file system creates them on demand")
     found = f"{free} free"
     if free < least:
         advice = (
             "delete files on that disk: logs with `fastlane prune --logs-only`, images and containers of the engine"
         )
-        return fail("inodes", f"{found}; with fewer than {least} new jobs are refused", advice)
+        return fail("inodes", f"{found}; with fewer than {least} new jobs are rejected", advice)
     if free < _LITTLE * least:
-        return warn("inodes", found, f"delete files on that disk: with fewer than {least} inodes new jobs are refused")
+        return warn("inodes", found, f"delete files on that disk: with fewer than {least} inodes new jobs are rejected")
     return ok("inodes", found)
 
 
@@ -113,14 +117,16 @@ def about_database(data_dir: Path, containers: Sequence[Found] | None) -> Iterat
         yield fail("database", lost, "read Restore in docs/operations.md before you start a server")
         return
     if not _is_there(path):
-        yield ok("database", "there is none yet; a server makes it")
+        yield ok("database", "does not exist yet; a server creates it")
         yield from _containers(containers, "", frozenset())
         return
     try:
         checkup = diagnose(path, [each.execution_id for each in containers or ()])
     except StoreFailed as error:
         yield fail(
-            "database", str(error), "if another user owns it, run this as that user; if it is damaged, restore a backup"
+            "database",
+            str(error),
+            "if another user owns it, run this command as that user; if it is damaged, restore a backup",
         )
         return
     yield _integrity(path, checkup)
@@ -147,26 +153,26 @@ def _integrity(path: Path, checkup: DatabaseDiagnosis) -> Finding:
     if checkup.damage:
         return fail("database", f"{path} is damaged: {checkup.damage}", "stop the server and restore a backup")
     if not checkup.whole:
-        return ok("database", "opens; it is too large to be read through here, and no damage was found so far")
-    return ok("database", "opens, and no damage was found")
+        return ok("database", "opens; it is too large for a full check, and no damage was found so far")
+    return ok("database", "opens; no damage was found")
 
 
 def _containers(containers: Sequence[Found] | None, instance: str, over: frozenset[str]) -> Iterator[Finding]:
     if containers is None:
         return
     orphans = [each for each in containers if each.instance == instance and each.execution_id in over]
-    strangers = [each for each in containers if each.instance != instance]
-    idle = [each for each in strangers if not each.running]
+    foreign = [each for each in containers if each.instance != instance]
+    idle = [each for each in foreign if not each.running]
     if orphans:
-        advice = "a running server removes them within ten minutes; else remove them with `docker rm -f`"
-        yield warn("containers", f"{len(orphans)} of executions that are over: {_names(orphans)}", advice)
+        advice = "a running server removes them within ten minutes; without a server, remove them with `docker rm -f`"
+        yield warn("containers", f"{len(orphans)} of executions that have ended: {_names(orphans)}", advice)
     else:
-        yield ok("containers", "none of an execution that is over")
+        yield ok("containers", "none of an execution that has ended")
     if idle:
-        advice = "if the data directory of that server is gone, remove them with `docker rm`"
-        yield warn("other servers", f"containers of theirs that do not run: {len(idle)}: {_names(idle)}", advice)
+        advice = "if the data directory of their server is gone, remove them with `docker rm`"
+        yield warn("other servers", f"{len(idle)} containers of other servers are stopped: {_names(idle)}", advice)
     else:
-        yield ok("other servers", f"containers of theirs that run here: {len(strangers)}")
+        yield ok("other servers", f"containers of other servers on this engine: {len(foreign)}")
 
 
 def _names(containers: Sequence[Found]) -> str:

@@ -23,8 +23,8 @@ def look(address: str) -> Checkup | HostDown:
 
 def about_engine(address: str, checkup: Checkup | HostDown) -> Iterator[Finding]:
     if isinstance(checkup, HostDown):
-        advice = "start it, name it with --engine or DOCKER_HOST, or let this user reach it (group docker)"
-        yield fail("engine", f"it cannot be asked: {checkup}", advice)
+        advice = "start it, set its address with --engine or DOCKER_HOST, or give this user access (group docker)"
+        yield fail("engine", f"does not respond: {checkup}", advice)
         return
     yield ok("engine", f"version {checkup.version} for {checkup.architecture}, storage driver {checkup.storage_driver}")
     yield _cgroups(checkup)
@@ -49,11 +49,11 @@ def _cgroups(checkup: Checkup) -> Finding:
 
 def _memory_kills(checkup: Checkup) -> Finding:
     if not checkup.local:
-        return ok("memory kills", "cannot be looked at from here: the engine is elsewhere")
+        return ok("memory kills", "cannot be checked: the engine is on another machine")
     if checkup.cgroup_version == "1" and (missing := _unmounted_controllers(Path("/proc/cgroups"))):
-        found = f"the engine does not tell of them while cgroup controllers are not mounted: {', '.join(missing)}"
+        found = f"the engine does not report them while cgroup controllers are not mounted: {', '.join(missing)}"
         return warn("memory kills", found, "mount every cgroup controller that the kernel has enabled")
-    return ok("memory kills", "the engine tells of them")
+    return ok("memory kills", "the engine reports them")
 
 
 def _unmounted_controllers(table: Path) -> list[str]:
@@ -68,21 +68,23 @@ def _unmounted_controllers(table: Path) -> list[str]:
 
 def _recorder(checkup: Checkup, address: str) -> Finding:
     if not checkup.local:
-        advice = "run the server on the engine's machine, or live with gaps when the server or the engine is killed"
+        advice = "run the server on the engine's machine, or accept gaps when the server or the engine is killed"
         return warn(
             "recorder",
-            f"cannot be used with an engine that is elsewhere ({address}); output is captured by attach",
+            f"cannot be used with an engine on another machine ({address}); output is captured by attach",
             advice,
         )
     if recorder.binary(checkup.architecture) is None:
-        advice = "install the wheel for this machine, or build it where there is a C compiler"
+        advice = "install the wheel for this machine, or build fastlane with a C compiler"
         return warn("recorder", f"was not built for {checkup.architecture}; output is captured by attach", advice)
-    return ok("recorder", f"is there for {checkup.architecture}")
+    return ok("recorder", f"available for {checkup.architecture}")
 
 
 def _clock(checkup: Checkup) -> Finding:
     ahead = checkup.clock_ahead
     if abs(ahead) > _CLOCKS_DIFFER:
-        found = f"the engine's is {abs(ahead).total_seconds():.1f} s {'ahead' if ahead > timedelta(0) else 'behind'}"
-        return warn("clock", found, "set both by the same time server")
-    return ok("clock", "the engine's agrees with this machine's")
+        found = (
+            f"the engine's clock is {abs(ahead).total_seconds():.1f} s {'ahead' if ahead > timedelta(0) else 'behind'}"
+        )
+        return warn("clock", found, "synchronise both clocks")
+    return ok("clock", "the engine's clock agrees with this machine's")

@@ -17,14 +17,15 @@ def about_inotify(settings: Settings, limits: Path = Path("/proc/sys/fs/inotify"
         instances = int((limits / "max_user_instances").read_text())
     except (OSError, ValueError):
         return warn(
-            "inotify", "its limits cannot be read", "check that the kernel has inotify: readers of logs are woken by it"
+            "inotify", "its limits cannot be read", "check that the kernel has inotify: it wakes readers of logs"
         )
-    found = f"{watches} watches and {instances} instances for a user"
+    found = f"{watches} watches and {instances} instances per user"
     if missing := _exhausted():
-        advice = f"sysctl fs.inotify.max_user_{missing}={2 * (watches if missing == 'watches' else instances)}; until then readers of logs poll"
+        more = 2 * (watches if missing == "watches" else instances)
+        advice = f"sysctl fs.inotify.max_user_{missing}={more}; until then readers of logs poll"
         return warn(
             "inotify",
-            f"{found}, and this user has no further one of its {missing}: containers of the same user count",
+            f"{found}, and this user has no {missing} left: containers of the same user count",
             advice,
         )
     wanted = FILES_OF_A_LOG * settings.max_streams
@@ -60,23 +61,23 @@ def about_file_size() -> Finding:
         advice = "set LimitFSIZE=infinity in the server's unit, or ulimit -Hf unlimited"
         return warn(
             "file size",
-            f"a file of this user may grow to {most} bytes: the database and the logs may need more",
+            f"limited to {most} bytes for this user: the database and the logs may need more",
             advice,
         )
-    return ok("file size", "files may grow as large as they like")
+    return ok("file size", "unlimited")
 
 
 def about_open_files(settings: Settings) -> Finding:
     """A server raises its own limit to the most that it may have."""
     _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
     if most == resource.RLIM_INFINITY:
-        return ok("open files", "a process may have as many as it likes")
+        return ok("open files", "unlimited")
     least = needed(max_running=settings.max_running, max_streams=settings.max_streams)
     if most < least:
         files = OpenFiles.of(most, max_running=settings.max_running)
         found = (
-            f"a process may have {most}: enough for {files.max_connections} connections and {files.max_open_logs} logs that are read at a "
-            f"time; {settings.max_streams} streams may need {least}"
+            f"a process may have {most}: enough for {files.max_connections} connections and {files.max_open_logs} open "
+            f"logs; {settings.max_streams} streams may need {least}"
         )
         return warn(
             "open files", found, f"set LimitNOFILE={least} in the server's unit, or ulimit -Hn, or lower max_streams"

@@ -15,17 +15,17 @@ _ANSWER_SECONDS = 5.0
 def about_server(listen: str) -> Iterator[Finding]:
     refusal = cannot_listen(listen)
     if refusal is None:
-        yield ok("address", f"{listen} is free: no server runs there")
+        yield ok("address", f"{listen} is free: no server is running")
         return
     if refusal.errno != errno.EADDRINUSE:
-        yield fail("address", f"nobody can serve on {listen}: {refusal.strerror}", "choose another with --listen")
+        yield fail("address", f"cannot listen on {listen}: {refusal.strerror}", "choose another address with --listen")
         return
     with api.Client(_reachable(listen), timeout=_ANSWER_SECONDS, retry_for=0) as client:
         try:
             info = client.server_info()
         except api.Error as error:
-            advice = "end the program that has it (`ss -ltnp` tells which), or choose another with --listen"
-            yield fail("address", f"{listen} is taken, and no fastlane answers there: {error}", advice)
+            advice = "stop the program that uses it (see `ss -ltnp`), or choose another address with --listen"
+            yield fail("address", f"{listen} is in use, and no fastlane server responds there: {error}", advice)
             return
         yield ok(
             "address",
@@ -34,29 +34,31 @@ def about_server(listen: str) -> Iterator[Finding]:
         try:
             hosts = client.hosts()
         except api.Error as error:
-            yield warn("hosts", f"the server does not tell: {error}", "update the server to this program's version")
+            yield warn(
+                "hosts", f"the server does not list them: {error}", "upgrade the server to the version of this program"
+            )
             return
     yield from map(_host, hosts)
 
 
-def _host(host: pb.Host) -> Finding:
+def _host(host: pb.EngineHost) -> Finding:
     check = f"host {host.name}"
-    if host.availability != pb.Host.AVAILABILITY_UP:
-        why = host.last_error or host.capture_reason or "it does not answer"
+    if host.availability != pb.EngineHost.AVAILABILITY_UP:
+        why = host.last_error or host.capture_reason or "the engine does not respond"
         return fail(
             check,
             f"takes no executions: {why}",
-            f"look after the engine at {host.address}; the server tries it again by itself",
+            f"check the engine at {host.address}; the server retries by itself",
         )
-    running = f"{host.running} of {host.max_running} places taken"
-    if host.capture == pb.Host.CAPTURE_RECORDER:
+    running = f"{host.running} of {host.max_running} slots in use"
+    if host.capture == pb.EngineHost.CAPTURE_RECORDER:
         return ok(
             check, f"{running}, captured by the recorder" + (f"; {host.capture_reason}" if host.capture_reason else "")
         )
     advice = (
         "output may have gaps when the server or the engine is killed; docs/log-streams.md says what the recorder needs"
     )
-    return warn(check, f"{running}, captured by attach: {host.capture_reason or 'the server does not say why'}", advice)
+    return warn(check, f"{running}, captured by attach: {host.capture_reason or 'reason unknown'}", advice)
 
 
 def _reachable(listen: str) -> str:

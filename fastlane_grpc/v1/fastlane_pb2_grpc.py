@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from fastlane_grpc.v1 import fastlane_pb2 as fastlane__grpc_dot_v1_dot_fastlane__pb2
+from fastlane_grpc.v1 import fastlane_pb2 as fastlane_dot_v1_dot_fastlane__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
 GRPC_VERSION = grpc.__version__
@@ -18,7 +18,7 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in fastlane_grpc/v1/fastlane_pb2_grpc.py depends on'
+        + ' but the generated code in fastlane/v1/fastlane_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
@@ -26,9 +26,9 @@ if _version_not_supported:
 
 
 class JobServiceStub:
-    """---------------------------------------------------------------------------------------------------------------- services
+    """------------------------------------------------------------------------------------------------------------ services
 
-    Jobs: put in, look at, stop.
+    Enqueue, inspect and stop jobs.
     """
 
     def __init__(self, channel):
@@ -39,62 +39,64 @@ class JobServiceStub:
         """
         self.EnqueueJob = channel.unary_unary(
                 '/fastlane.v1.JobService/EnqueueJob',
-                request_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.EnqueueJobRequest.SerializeToString,
-                response_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.EnqueueJobResponse.FromString,
+                request_serializer=fastlane_dot_v1_dot_fastlane__pb2.EnqueueJobRequest.SerializeToString,
+                response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.EnqueueJobResponse.FromString,
                 _registered_method=True)
         self.GetJob = channel.unary_unary(
                 '/fastlane.v1.JobService/GetJob',
-                request_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.GetJobRequest.SerializeToString,
-                response_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.GetJobResponse.FromString,
+                request_serializer=fastlane_dot_v1_dot_fastlane__pb2.GetJobRequest.SerializeToString,
+                response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.GetJobResponse.FromString,
                 _registered_method=True)
         self.ListJobs = channel.unary_unary(
                 '/fastlane.v1.JobService/ListJobs',
-                request_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.ListJobsRequest.SerializeToString,
-                response_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.ListJobsResponse.FromString,
+                request_serializer=fastlane_dot_v1_dot_fastlane__pb2.ListJobsRequest.SerializeToString,
+                response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.ListJobsResponse.FromString,
                 _registered_method=True)
         self.StopJob = channel.unary_unary(
                 '/fastlane.v1.JobService/StopJob',
-                request_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.StopJobRequest.SerializeToString,
-                response_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.StopJobResponse.FromString,
+                request_serializer=fastlane_dot_v1_dot_fastlane__pb2.StopJobRequest.SerializeToString,
+                response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.StopJobResponse.FromString,
                 _registered_method=True)
 
 
 class JobServiceServicer:
-    """---------------------------------------------------------------------------------------------------------------- services
+    """------------------------------------------------------------------------------------------------------------ services
 
-    Jobs: put in, look at, stop.
+    Enqueue, inspect and stop jobs.
     """
 
     def EnqueueJob(self, request, context):
-        """Keeps a job and its first execution, then answers; both are on disk when the answer arrives. With a `request_id` a second call with the
-        same request answers the same job (`existing` is true); with another request it is refused: ALREADY_EXISTS, REQUEST_ID_REUSED. Secrets
-        are not compared: a repeated request that differs in them alone is the same request, and the job keeps the secrets it was made with.
-        Otherwise a caller could find out a secret by guesses. Without a `request_id` a repeated call is a second job, so do not retry it
-        blindly. INVALID_ARGUMENT names the fields at fault; RESOURCE_EXHAUSTED, QUEUE_FULL or DISK_FULL, and UNAVAILABLE, STORE_FAILED, carry
-        RetryInfo.
+        """Stores a job and its first execution. Both are on disk when the response arrives. With a `request_id`, a repeated
+        call with the same request returns the same job (`existing` is true); a different request is rejected:
+        ALREADY_EXISTS, REQUEST_ID_REUSED. Secrets are not compared, so that nobody can guess a secret: a repeated request
+        that differs only in secrets is the same request, and the job keeps its first secrets. Without a `request_id`, a
+        repeated call creates a second job: do not retry it blindly. INVALID_ARGUMENT lists the invalid fields.
+        RESOURCE_EXHAUSTED (QUEUE_FULL or DISK_FULL) and UNAVAILABLE (STORE_FAILED) carry RetryInfo.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def GetJob(self, request, context):
-        """The job as it is now, with its current execution. NOT_FOUND, JOB_NOT_FOUND: never was or was pruned.
+        """Returns the job and its current execution. NOT_FOUND, JOB_NOT_FOUND: the job never existed or was pruned.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListJobs(self, request, context):
-        """Jobs, newest first. An unknown task has no jobs: an empty page, not an error. INVALID_ARGUMENT, PAGE_TOKEN_INVALID.
+        """Returns jobs, newest first. An unknown task has no jobs: the page is empty, not an error. INVALID_ARGUMENT,
+        PAGE_TOKEN_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StopJob(self, request, context):
-        """Ends the job: when this answers, its execution is stopping (signal, grace, kill) or, if it was scheduled or queued, is final, and so is
-        the job. No execution follows it. Stopping a job that is stopping or final changes nothing and answers OK, but for one case: a second
-        stop with a shorter grace shortens it. NOT_FOUND, JOB_NOT_FOUND.
+        """Ends the job. When the call returns, the job's execution is stopping (signal, grace period, SIGKILL), or, if it was
+        scheduled or queued, the execution and the job are final. No further execution starts. A repeated stop, or a stop
+        of a final job, changes nothing and returns OK; one exception: a second stop with a shorter grace period shortens
+        it. NOT_FOUND, JOB_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -105,23 +107,23 @@ def add_JobServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'EnqueueJob': grpc.unary_unary_rpc_method_handler(
                     servicer.EnqueueJob,
-                    request_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.EnqueueJobRequest.FromString,
-                    response_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.EnqueueJobResponse.SerializeToString,
+                    request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.EnqueueJobRequest.FromString,
+                    response_serializer=fastlane_dot_v1_dot_fastlane__pb2.EnqueueJobResponse.SerializeToString,
             ),
             'GetJob': grpc.unary_unary_rpc_method_handler(
                     servicer.GetJob,
-                    request_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.GetJobRequest.FromString,
-                    response_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.GetJobResponse.SerializeToString,
+                    request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.GetJobRequest.FromString,
+                    response_serializer=fastlane_dot_v1_dot_fastlane__pb2.GetJobResponse.SerializeToString,
             ),
             'ListJobs': grpc.unary_unary_rpc_method_handler(
                     servicer.ListJobs,
-                    request_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.ListJobsRequest.FromString,
-                    response_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.ListJobsResponse.SerializeToString,
+                    request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.ListJobsRequest.FromString,
+                    response_serializer=fastlane_dot_v1_dot_fastlane__pb2.ListJobsResponse.SerializeToString,
             ),
             'StopJob': grpc.unary_unary_rpc_method_handler(
                     servicer.StopJob,
-                    request_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.StopJobRequest.FromString,
-                    response_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.StopJobResponse.SerializeToString,
+                    request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.StopJobRequest.FromString,
+                    response_serializer=fastlane_dot_v1_dot_fastlane__pb2.StopJobResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -132,9 +134,9 @@ def add_JobServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class JobService:
-    """---------------------------------------------------------------------------------------------------------------- services
+    """------------------------------------------------------------------------------------------------------------ services
 
-    Jobs: put in, look at, stop.
+    Enqueue, inspect and stop jobs.
     """
 
     @staticmethod
@@ -152,8 +154,8 @@ class JobService:
             request,
             target,
             '/fastlane.v1.JobService/EnqueueJob',
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.EnqueueJobRequest.SerializeToString,
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.EnqueueJobResponse.FromString,
+            fastlane_dot_v1_dot_fastlane__pb2.EnqueueJobRequest.SerializeToString,
+            fastlane_dot_v1_dot_fastlane__pb2.EnqueueJobResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -179,8 +181,8 @@ class JobService:
             request,
             target,
             '/fastlane.v1.JobService/GetJob',
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.GetJobRequest.SerializeToString,
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.GetJobResponse.FromString,
+            fastlane_dot_v1_dot_fastlane__pb2.GetJobRequest.SerializeToString,
+            fastlane_dot_v1_dot_fastlane__pb2.GetJobResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -206,8 +208,8 @@ class JobService:
             request,
             target,
             '/fastlane.v1.JobService/ListJobs',
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.ListJobsRequest.SerializeToString,
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.ListJobsResponse.FromString,
+            fastlane_dot_v1_dot_fastlane__pb2.ListJobsRequest.SerializeToString,
+            fastlane_dot_v1_dot_fastlane__pb2.ListJobsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -233,8 +235,8 @@ class JobService:
             request,
             target,
             '/fastlane.v1.JobService/StopJob',
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.StopJobRequest.SerializeToString,
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.StopJobResponse.FromString,
+            fastlane_dot_v1_dot_fastlane__pb2.StopJobRequest.SerializeToString,
+            fastlane_dot_v1_dot_fastlane__pb2.StopJobResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -247,7 +249,7 @@ class JobService:
 
 
 class ExecutionServiceStub:
-    """Executions: one container each.
+    """Inspect, follow and stop executions. An execution is one container.
     """
 
     def __init__(self, channel):
@@ -258,63 +260,65 @@ class ExecutionServiceStub:
         """
         self.GetExecution = channel.unary_unary(
                 '/fastlane.v1.ExecutionService/GetExecution',
-                request_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.GetExecutionRequest.SerializeToString,
-                response_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.GetExecutionResponse.FromString,
+                request_serializer=fastlane_dot_v1_dot_fastlane__pb2.GetExecutionRequest.SerializeToString,
+                response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.GetExecutionResponse.FromString,
                 _registered_method=True)
         self.ListExecutions = channel.unary_unary(
                 '/fastlane.v1.ExecutionService/ListExecutions',
-                request_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.ListExecutionsRequest.SerializeToString,
-                response_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.ListExecutionsResponse.FromString,
+                request_serializer=fastlane_dot_v1_dot_fastlane__pb2.ListExecutionsRequest.SerializeToString,
+                response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.ListExecutionsResponse.FromString,
                 _registered_method=True)
         self.StopExecution = channel.unary_unary(
                 '/fastlane.v1.ExecutionService/StopExecution',
-                request_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.StopExecutionRequest.SerializeToString,
-                response_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.StopExecutionResponse.FromString,
+                request_serializer=fastlane_dot_v1_dot_fastlane__pb2.StopExecutionRequest.SerializeToString,
+                response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.StopExecutionResponse.FromString,
                 _registered_method=True)
         self.StreamExecutionLogs = channel.unary_stream(
                 '/fastlane.v1.ExecutionService/StreamExecutionLogs',
-                request_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.StreamExecutionLogsRequest.SerializeToString,
-                response_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.StreamExecutionLogsResponse.FromString,
+                request_serializer=fastlane_dot_v1_dot_fastlane__pb2.StreamExecutionLogsRequest.SerializeToString,
+                response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.StreamExecutionLogsResponse.FromString,
                 _registered_method=True)
 
 
 class ExecutionServiceServicer:
-    """Executions: one container each.
+    """Inspect, follow and stop executions. An execution is one container.
     """
 
     def GetExecution(self, request, context):
-        """The execution as it is now. NOT_FOUND, EXECUTION_NOT_FOUND: never was or was pruned.
+        """Returns the execution. NOT_FOUND, EXECUTION_NOT_FOUND: the execution never existed or was pruned.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListExecutions(self, request, context):
-        """Executions, newest first: of a job, of a task, or of all. INVALID_ARGUMENT, PAGE_TOKEN_INVALID.
+        """Returns executions, newest first: of one job, of one task, or of all. INVALID_ARGUMENT, PAGE_TOKEN_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StopExecution(self, request, context):
-        """Stops this execution, as StopJob stops a job's current one. Stopping a final execution changes nothing: OK. NOT_FOUND,
-        EXECUTION_NOT_FOUND.
+        """Stops this execution, as StopJob stops the current execution of a job. A stop of a final execution changes nothing
+        and returns OK. NOT_FOUND, EXECUTION_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def StreamExecutionLogs(self, request, context):
-        """The log of one execution: what is stored, then what comes, until it ends. The call is the same before the start, while it runs and
-        after the end.
+        """Streams the log of one execution: first the stored part, then new output, until the execution ends. The call works
+        the same before the start, during the execution and after its end.
 
-        The first message is always `state`. A message carries either `chunks` or one event, and always the cursor after it. The last message
-        of a stream that came to its end is `end`; OK if and only if it was sent. Whatever else happens (UNAVAILABLE, DEADLINE_EXCEEDED, a proxy
-        that cuts, even an OK without `end`) is a cut: call again with the last cursor, on any server over the same data.
+        The first message is always `state`. A message carries either `chunks` or one event, and always the cursor after
+        it. The last message of a complete stream is `end`; the status is OK if and only if `end` was sent. Everything else
+        (UNAVAILABLE, DEADLINE_EXCEEDED, a connection closed by a proxy, even OK without `end`) is an interruption: call
+        again with the last cursor, on any server that serves the same data.
 
-        NOT_FOUND, EXECUTION_NOT_FOUND. INVALID_ARGUMENT: CURSOR_INVALID, CURSOR_OF_ANOTHER_EXECUTION. OUT_OF_RANGE, CURSOR_AHEAD: the log is
-        sealed and ends before the cursor (an older backup was restored). RESOURCE_EXHAUSTED, TOO_MANY_STREAMS, with RetryInfo. UNAVAILABLE,
-        SERVER_STOPPING, with RetryInfo. Output that is missing, or was pruned, is no error but a `gap`.
+        NOT_FOUND, EXECUTION_NOT_FOUND. INVALID_ARGUMENT: CURSOR_INVALID, CURSOR_OF_ANOTHER_EXECUTION. OUT_OF_RANGE,
+        CURSOR_AHEAD: the log is sealed and ends before the cursor (an older backup was restored). RESOURCE_EXHAUSTED,
+        TOO_MANY_STREAMS, with RetryInfo. UNAVAILABLE, SERVER_STOPPING, with RetryInfo. Missing or pruned output is not an
+        error but a `gap`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -325,23 +329,23 @@ def add_ExecutionServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'GetExecution': grpc.unary_unary_rpc_method_handler(
                     servicer.GetExecution,
-                    request_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.GetExecutionRequest.FromString,
-                    response_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.GetExecutionResponse.SerializeToString,
+                    request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.GetExecutionRequest.FromString,
+                    response_serializer=fastlane_dot_v1_dot_fastlane__pb2.GetExecutionResponse.SerializeToString,
             ),
             'ListExecutions': grpc.unary_unary_rpc_method_handler(
                     servicer.ListExecutions,
-                    request_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.ListExecutionsRequest.FromString,
-                    response_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.ListExecutionsResponse.SerializeToString,
+                    request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.ListExecutionsRequest.FromString,
+                    response_serializer=fastlane_dot_v1_dot_fastlane__pb2.ListExecutionsResponse.SerializeToString,
             ),
             'StopExecution': grpc.unary_unary_rpc_method_handler(
                     servicer.StopExecution,
-                    request_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.StopExecutionRequest.FromString,
-                    response_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.StopExecutionResponse.SerializeToString,
+                    request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.StopExecutionRequest.FromString,
+                    response_serializer=fastlane_dot_v1_dot_fastlane__pb2.StopExecutionResponse.SerializeToString,
             ),
             'StreamExecutionLogs': grpc.unary_stream_rpc_method_handler(
                     servicer.StreamExecutionLogs,
-                    request_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.StreamExecutionLogsRequest.FromString,
-                    response_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.StreamExecutionLogsResponse.SerializeToString,
+                    request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.StreamExecutionLogsRequest.FromString,
+                    response_serializer=fastlane_dot_v1_dot_fastlane__pb2.StreamExecutionLogsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -352,7 +356,7 @@ def add_ExecutionServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ExecutionService:
-    """Executions: one container each.
+    """Inspect, follow and stop executions. An execution is one container.
     """
 
     @staticmethod
@@ -370,8 +374,8 @@ class ExecutionService:
             request,
             target,
             '/fastlane.v1.ExecutionService/GetExecution',
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.GetExecutionRequest.SerializeToString,
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.GetExecutionResponse.FromString,
+            fastlane_dot_v1_dot_fastlane__pb2.GetExecutionRequest.SerializeToString,
+            fastlane_dot_v1_dot_fastlane__pb2.GetExecutionResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -397,8 +401,8 @@ class ExecutionService:
             request,
             target,
             '/fastlane.v1.ExecutionService/ListExecutions',
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.ListExecutionsRequest.SerializeToString,
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.ListExecutionsResponse.FromString,
+            fastlane_dot_v1_dot_fastlane__pb2.ListExecutionsRequest.SerializeToString,
+            fastlane_dot_v1_dot_fastlane__pb2.ListExecutionsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -424,8 +428,8 @@ class ExecutionService:
             request,
             target,
             '/fastlane.v1.ExecutionService/StopExecution',
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.StopExecutionRequest.SerializeToString,
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.StopExecutionResponse.FromString,
+            fastlane_dot_v1_dot_fastlane__pb2.StopExecutionRequest.SerializeToString,
+            fastlane_dot_v1_dot_fastlane__pb2.StopExecutionResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -451,8 +455,8 @@ class ExecutionService:
             request,
             target,
             '/fastlane.v1.ExecutionService/StreamExecutionLogs',
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.StreamExecutionLogsRequest.SerializeToString,
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.StreamExecutionLogsResponse.FromString,
+            fastlane_dot_v1_dot_fastlane__pb2.StreamExecutionLogsRequest.SerializeToString,
+            fastlane_dot_v1_dot_fastlane__pb2.StreamExecutionLogsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -465,7 +469,7 @@ class ExecutionService:
 
 
 class TaskServiceStub:
-    """Tasks: the names that jobs are grouped by. A task is there as long as a job of it is kept.
+    """Inspect tasks, the names that group jobs. A task exists as long as one of its jobs is kept.
     """
 
     def __init__(self, channel):
@@ -476,29 +480,29 @@ class TaskServiceStub:
         """
         self.GetTask = channel.unary_unary(
                 '/fastlane.v1.TaskService/GetTask',
-                request_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.GetTaskRequest.SerializeToString,
-                response_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.GetTaskResponse.FromString,
+                request_serializer=fastlane_dot_v1_dot_fastlane__pb2.GetTaskRequest.SerializeToString,
+                response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.GetTaskResponse.FromString,
                 _registered_method=True)
         self.ListTasks = channel.unary_unary(
                 '/fastlane.v1.TaskService/ListTasks',
-                request_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.ListTasksRequest.SerializeToString,
-                response_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.ListTasksResponse.FromString,
+                request_serializer=fastlane_dot_v1_dot_fastlane__pb2.ListTasksRequest.SerializeToString,
+                response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.ListTasksResponse.FromString,
                 _registered_method=True)
 
 
 class TaskServiceServicer:
-    """Tasks: the names that jobs are grouped by. A task is there as long as a job of it is kept.
+    """Inspect tasks, the names that group jobs. A task exists as long as one of its jobs is kept.
     """
 
     def GetTask(self, request, context):
-        """One task, with the number of its jobs. NOT_FOUND, TASK_NOT_FOUND: no job of it is kept.
+        """Returns one task and the number of its jobs. NOT_FOUND, TASK_NOT_FOUND: no job of the task is kept.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def ListTasks(self, request, context):
-        """Tasks by name. INVALID_ARGUMENT, PAGE_TOKEN_INVALID.
+        """Returns tasks in the order of their names. INVALID_ARGUMENT, PAGE_TOKEN_INVALID.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -509,13 +513,13 @@ def add_TaskServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'GetTask': grpc.unary_unary_rpc_method_handler(
                     servicer.GetTask,
-                    request_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.GetTaskRequest.FromString,
-                    response_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.GetTaskResponse.SerializeToString,
+                    request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.GetTaskRequest.FromString,
+                    response_serializer=fastlane_dot_v1_dot_fastlane__pb2.GetTaskResponse.SerializeToString,
             ),
             'ListTasks': grpc.unary_unary_rpc_method_handler(
                     servicer.ListTasks,
-                    request_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.ListTasksRequest.FromString,
-                    response_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.ListTasksResponse.SerializeToString,
+                    request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.ListTasksRequest.FromString,
+                    response_serializer=fastlane_dot_v1_dot_fastlane__pb2.ListTasksResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -526,7 +530,7 @@ def add_TaskServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class TaskService:
-    """Tasks: the names that jobs are grouped by. A task is there as long as a job of it is kept.
+    """Inspect tasks, the names that group jobs. A task exists as long as one of its jobs is kept.
     """
 
     @staticmethod
@@ -544,8 +548,8 @@ class TaskService:
             request,
             target,
             '/fastlane.v1.TaskService/GetTask',
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.GetTaskRequest.SerializeToString,
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.GetTaskResponse.FromString,
+            fastlane_dot_v1_dot_fastlane__pb2.GetTaskRequest.SerializeToString,
+            fastlane_dot_v1_dot_fastlane__pb2.GetTaskResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -571,8 +575,8 @@ class TaskService:
             request,
             target,
             '/fastlane.v1.TaskService/ListTasks',
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.ListTasksRequest.SerializeToString,
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.ListTasksResponse.FromString,
+            fastlane_dot_v1_dot_fastlane__pb2.ListTasksRequest.SerializeToString,
+            fastlane_dot_v1_dot_fastlane__pb2.ListTasksResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -585,7 +589,7 @@ class TaskService:
 
 
 class HostServiceStub:
-    """Hosts: the engines that containers run on.
+    """Inspect hosts, the container engines that executions run on.
     """
 
     def __init__(self, channel):
@@ -596,17 +600,17 @@ class HostServiceStub:
         """
         self.ListHosts = channel.unary_unary(
                 '/fastlane.v1.HostService/ListHosts',
-                request_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.ListHostsRequest.SerializeToString,
-                response_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.ListHostsResponse.FromString,
+                request_serializer=fastlane_dot_v1_dot_fastlane__pb2.ListHostsRequest.SerializeToString,
+                response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.ListHostsResponse.FromString,
                 _registered_method=True)
 
 
 class HostServiceServicer:
-    """Hosts: the engines that containers run on.
+    """Inspect hosts, the container engines that executions run on.
     """
 
     def ListHosts(self, request, context):
-        """Every host, in the order of the configuration. Never paged: there are as many as the operator wrote down.
+        """Returns every host, in the order of the configuration. The list is not paged.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -617,8 +621,8 @@ def add_HostServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'ListHosts': grpc.unary_unary_rpc_method_handler(
                     servicer.ListHosts,
-                    request_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.ListHostsRequest.FromString,
-                    response_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.ListHostsResponse.SerializeToString,
+                    request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.ListHostsRequest.FromString,
+                    response_serializer=fastlane_dot_v1_dot_fastlane__pb2.ListHostsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -629,7 +633,7 @@ def add_HostServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class HostService:
-    """Hosts: the engines that containers run on.
+    """Inspect hosts, the container engines that executions run on.
     """
 
     @staticmethod
@@ -647,8 +651,8 @@ class HostService:
             request,
             target,
             '/fastlane.v1.HostService/ListHosts',
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.ListHostsRequest.SerializeToString,
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.ListHostsResponse.FromString,
+            fastlane_dot_v1_dot_fastlane__pb2.ListHostsRequest.SerializeToString,
+            fastlane_dot_v1_dot_fastlane__pb2.ListHostsResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -661,7 +665,7 @@ class HostService:
 
 
 class ServerServiceStub:
-    """The server itself.
+    """Inspect and maintain the server.
     """
 
     def __init__(self, channel):
@@ -672,30 +676,31 @@ class ServerServiceStub:
         """
         self.GetServerInfo = channel.unary_unary(
                 '/fastlane.v1.ServerService/GetServerInfo',
-                request_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.GetServerInfoRequest.SerializeToString,
-                response_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.GetServerInfoResponse.FromString,
+                request_serializer=fastlane_dot_v1_dot_fastlane__pb2.GetServerInfoRequest.SerializeToString,
+                response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.GetServerInfoResponse.FromString,
                 _registered_method=True)
         self.Prune = channel.unary_unary(
                 '/fastlane.v1.ServerService/Prune',
-                request_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.PruneRequest.SerializeToString,
-                response_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.PruneResponse.FromString,
+                request_serializer=fastlane_dot_v1_dot_fastlane__pb2.PruneRequest.SerializeToString,
+                response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.PruneResponse.FromString,
                 _registered_method=True)
 
 
 class ServerServiceServicer:
-    """The server itself.
+    """Inspect and maintain the server.
     """
 
     def GetServerInfo(self, request, context):
-        """Version, limits and what this server can do.
+        """Returns the version, the limits and the features of the server.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
     def Prune(self, request, context):
-        """Deletes final jobs, or only their logs, that ended longer ago than asked for. Answers what it deleted; safe to repeat. A call deletes a
-        bounded number: repeat it until `more` is false. The server does the same by itself, by age and by total size, as it is configured.
+        """Deletes final jobs, or only their logs, that ended longer ago than `older_than`. Returns the numbers of what it
+        deleted; safe to repeat. One call deletes a bounded number: repeat it until `more` is false. The server prunes by
+        itself as well, by age and by total size, as configured.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -706,13 +711,13 @@ def add_ServerServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'GetServerInfo': grpc.unary_unary_rpc_method_handler(
                     servicer.GetServerInfo,
-                    request_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.GetServerInfoRequest.FromString,
-                    response_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.GetServerInfoResponse.SerializeToString,
+                    request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.GetServerInfoRequest.FromString,
+                    response_serializer=fastlane_dot_v1_dot_fastlane__pb2.GetServerInfoResponse.SerializeToString,
             ),
             'Prune': grpc.unary_unary_rpc_method_handler(
                     servicer.Prune,
-                    request_deserializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.PruneRequest.FromString,
-                    response_serializer=fastlane__grpc_dot_v1_dot_fastlane__pb2.PruneResponse.SerializeToString,
+                    request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.PruneRequest.FromString,
+                    response_serializer=fastlane_dot_v1_dot_fastlane__pb2.PruneResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -723,7 +728,7 @@ def add_ServerServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class ServerService:
-    """The server itself.
+    """Inspect and maintain the server.
     """
 
     @staticmethod
@@ -741,8 +746,8 @@ class ServerService:
             request,
             target,
             '/fastlane.v1.ServerService/GetServerInfo',
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.GetServerInfoRequest.SerializeToString,
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.GetServerInfoResponse.FromString,
+            fastlane_dot_v1_dot_fastlane__pb2.GetServerInfoRequest.SerializeToString,
+            fastlane_dot_v1_dot_fastlane__pb2.GetServerInfoResponse.FromString,
             options,
             channel_credentials,
             insecure,
@@ -768,8 +773,8 @@ class ServerService:
             request,
             target,
             '/fastlane.v1.ServerService/Prune',
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.PruneRequest.SerializeToString,
-            fastlane__grpc_dot_v1_dot_fastlane__pb2.PruneResponse.FromString,
+            fastlane_dot_v1_dot_fastlane__pb2.PruneRequest.SerializeToString,
+            fastlane_dot_v1_dot_fastlane__pb2.PruneResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,30 +1,44 @@
-// fastlane runs commands in containers and streams what they print.
+// fastlane runs commands in containers and streams their output.
 //
-// A caller names a task, an image and a command; fastlane keeps that as a job, runs it as one or more executions (an execution is one
-// container), and streams the output to whoever asks, while it runs and for as long as it is kept.
+// A caller names a task, an image and a command. fastlane stores them as a job, runs the job as one or more executions
+// (an execution is one container), and streams the output to any number of readers, during the execution and as long as
+// the log is kept.
 //
-// Words. Task: a name that jobs are grouped by; the LARGEST thing here, where Cloud Run and Google Batch call the smallest thing so. Job:
-// one enqueue. Execution: one container. Run: one reason to start (the enqueue, a tick of a cron job, a retry by hand); attempt: a try
-// within a run; for now every job has one run of one attempt. Final: will never change again.
+// Terms.
+//   * Task: a name that groups jobs. A task is the LARGEST unit here; Cloud Run and Google Batch use the word for their
+//     smallest one.
+//   * Job: one enqueue.
+//   * Execution: one container.
+//   * Run: one reason to start an execution (the enqueue, a tick of a schedule, a manual retry). Attempt: one try
+//     within a run. In this version every job has one run of one attempt.
+//   * Slot: the capacity for one execution on a host.
+//   * Final: never changes again.
 //
-// Rules that hold everywhere.
-//   * The zero value of every field of a request is the sensible choice; an empty answer field means "not so" or "not yet", never "unknown".
-//   * Errors are google.rpc.Status with one google.rpc.ErrorInfo {domain "fastlane", reason: a name of ErrorReason without its prefix},
-//     plus BadRequest (at most 16 violations) and RetryInfo where they help. Nothing was written when an error is answered.
-//   * A request that carries fields this server does not know is refused (UNIMPLEMENTED, UNKNOWN_FIELD) by every call that writes: a limit
-//     that was asked for is never silently dropped. Readers must ignore fields, events and enum values they do not know.
-//   * An execution or a job is final exactly when its `outcome` is set; a job's is its own. It went well exactly when `state` is STATE_SUCCEEDED. A state you do
-//     not know, with an outcome, is a failure.
-//   * No answer is larger than 3 MiB (clients refuse 4 MiB by default): pages end early, log messages stay below 512 KiB.
-//   * Lists come in pages. A page may be shorter than asked for, even empty, while there are more: go on until `next_page_token` is empty.
-//     The work for a page is bounded, however much is kept and however little of it is looked for.
-//   * Secrets are never answered: the value of an environment variable whose name is secret (PGPASS, API_KEY, GH_PAT; not MONKEY; the
-//     server's setting `secret_names` has the list), and the password of each URL (`scheme://user:password@host`) in envs, command, args,
-//     entrypoint, labels and messages, are answered as `***`. A request that holds such a `***` is refused. Metadata is answered as given.
-//   * What is said for people (details, notes, reasons of hosts, fastlane's own lines in a log) is one printable line each: line breaks,
-//     control characters and escape sequences of callers, engines and registries do not come through.
-//   * Only google/protobuf/*.proto is imported: copy this file and you have the API.
-//   * Numbers that are missing are free for what is to come. They are not `reserved`: that could never be taken back.
+// Rules for every call.
+//   * The zero value of every request field is the sensible default. An empty response field means "no" or "not yet",
+//     never "unknown".
+//   * An error is a google.rpc.Status with one google.rpc.ErrorInfo {domain "fastlane", reason: a name of ErrorReason
+//     without its prefix}, and with BadRequest (at most 16 violations) and RetryInfo where they help. A call that
+//     answers with an error has written nothing.
+//   * Every call that writes rejects a request with fields unknown to the server (UNIMPLEMENTED, UNKNOWN_FIELD): a
+//     requested limit is never dropped silently. Clients must ignore fields, events and enum values that they do not
+//     know.
+//   * An execution or a job is final exactly when its `outcome` is set. A job has an outcome of its own. It succeeded
+//     exactly when `state` is STATE_SUCCEEDED. Treat an unknown state with an outcome as a failure.
+//   * No response is larger than 3 MiB (clients reject more than 4 MiB by default): pages end early, log messages stay
+//     below 512 KiB.
+//   * Lists are paged. A page may be shorter than requested, or empty, although more follow: continue until
+//     `next_page_token` is empty. The work for one page is bounded, however many rows are stored and however few of
+//     them match.
+//   * Secrets are never returned. The value of an environment variable with a secret name (PGPASS, API_KEY, GH_PAT; not
+//     MONKEY; see the server's setting `secret_names`), and the password in a URL (`scheme://user:password@host`) in
+//     envs, command, args, entrypoint, labels and messages, are returned as `***`. A request that contains such a `***`
+//     is rejected. Metadata is returned unchanged.
+//   * Text for people (details, notes, reasons of hosts, fastlane's own log lines) is one printable line: line breaks,
+//     control characters and escape sequences from callers, engines and registries are removed.
+//   * Only google/protobuf/*.proto is imported: this file alone is the whole API.
+//   * Unused numbers are free for later versions. They are not `reserved`, because a reservation can never be
+//     withdrawn.
 
 // Code generated by protoc-gen-go. DO NOT EDIT.
 // versions:
@@ -52,34 +66,34 @@ const (
 	_ = protoimpl.EnforceVersion(protoimpl.MaxVersion - 20)
 )
 
-// Where a job or an execution is in its life. A job that is not final has the state of its current execution. A final job has a state of
-// its own, which never changes.
+// The lifecycle of a job or an execution. A job that is not final has the state of its current execution. A final job
+// has its own state.
 type State int32
 
 const (
-	// Never answered.
+	// Never returned.
 	State_STATE_UNSPECIFIED State = 0
-	// Waits for its due time.
+	// Waiting for its due time.
 	State_STATE_SCHEDULED State = 1
-	// Due, and waits for a place. `waiting` says for what.
+	// Due; waiting for a free slot. `waiting` has the reason.
 	State_STATE_QUEUED State = 2
-	// Has a place: the image is pulled, the container made.
+	// Slot assigned; pulling the image and creating the container.
 	State_STATE_PREPARING State = 3
-	// The container runs.
+	// The container is running.
 	State_STATE_RUNNING State = 4
 	// The container was told to stop (by a caller or by the timeout) and has not ended.
 	State_STATE_STOPPING State = 5
 	// Final: exit code 0.
 	State_STATE_SUCCEEDED State = 6
-	// Final: ended by itself in another way, or could not be started. `outcome.reason` says how.
+	// Final: the container ended in another way, or could not be started. See `outcome.reason`.
 	State_STATE_FAILED State = 7
-	// Final: ran longer than its timeout.
+	// Final: the container ran longer than its timeout.
 	State_STATE_TIMED_OUT State = 8
-	// Final: a caller stopped it.
+	// Final: stopped by a caller.
 	State_STATE_STOPPED State = 9
-	// Final: its `expire_time` passed before its container was started. No container of it ran.
+	// Final: `expire_time` passed before the container was started. No container ran.
 	State_STATE_EXPIRED State = 10
-	// Final: nobody knows how it ended, or whether it began. `outcome.reason` says why.
+	// Final: unknown how the execution ended, or whether its container started. See `outcome.reason`.
 	State_STATE_LOST State = 11
 )
 
@@ -142,37 +156,38 @@ func (State) EnumDescriptor() ([]byte, []int) {
 	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{0}
 }
 
-// How a container came to its end, or why it never began. Refines the state, never contradicts it.
+// How a container ended, or why it was not started. Refines the state and never contradicts it.
 type Reason int32
 
 const (
-	// Nothing to add: the state says it all.
+	// No detail beyond the state.
 	Reason_REASON_UNSPECIFIED Reason = 0
 	// Exited with a code other than 0.
 	Reason_REASON_EXIT_CODE Reason = 1
-	// Killed for memory.
+	// Killed because it exceeded its memory limit.
 	Reason_REASON_OUT_OF_MEMORY Reason = 2
-	// No such image or tag in the registry.
+	// The registry has no such image or tag.
 	Reason_REASON_IMAGE_NOT_FOUND Reason = 3
-	// The registry refused us.
+	// The registry denied access to the image.
 	Reason_REASON_IMAGE_DENIED Reason = 4
 	// The image is not on the host and the pull policy is NEVER.
 	Reason_REASON_IMAGE_NOT_PRESENT Reason = 5
 	// The image is for another architecture or cannot be unpacked.
 	Reason_REASON_IMAGE_UNUSABLE Reason = 6
-	// No such program in the image.
+	// The image has no such program.
 	Reason_REASON_COMMAND_NOT_FOUND Reason = 7
-	// The program is there and cannot be executed.
+	// The program exists but cannot be executed.
 	Reason_REASON_COMMAND_NOT_EXECUTABLE Reason = 8
-	// The engine refuses this container: user, working directory, limits.
+	// The engine rejected the container: its user, working directory or limits.
 	Reason_REASON_REFUSED_BY_ENGINE Reason = 9
-	// The engine has lost the container, or was killed under it so that the exit code it tells means nothing.
+	// The container is gone from the engine, or the engine was killed and its exit code is not reliable.
 	Reason_REASON_CONTAINER_GONE Reason = 10
-	// The host is not in the server's configuration any more: its operator gave up what ran there.
+	// The host was removed from the server's configuration; its operator gave up the executions on it.
 	Reason_REASON_HOST_GONE Reason = 11
-	// The server or the engine was killed in the middle of starting the container: nobody knows whether it ran, so it is not started again.
+	// The server or the engine was killed during the start of the container. Nobody knows whether it ran, so it is not
+	// started again.
 	Reason_REASON_START_UNKNOWN Reason = 12
-	// The registry did not answer, or answered with a failure of its own, in several tries.
+	// The registry did not respond, or failed, in several attempts.
 	Reason_REASON_REGISTRY_UNAVAILABLE Reason = 13
 )
 
@@ -243,15 +258,16 @@ func (Reason) EnumDescriptor() ([]byte, []int) {
 type WaitReason int32
 
 const (
-	// It does not wait.
+	// Not waiting.
 	WaitReason_WAIT_REASON_UNSPECIFIED WaitReason = 0
-	// Its due time has not come; `due_time` says when it does.
+	// Not due before `due_time`.
 	WaitReason_WAIT_REASON_NOT_DUE WaitReason = 1
-	// Every place of the server or of its hosts is taken.
-	WaitReason_WAIT_REASON_NO_FREE_PLACE WaitReason = 2
-	// No host that may run it answers.
+	// Every slot of the server, or of the hosts that are up, is in use.
+	WaitReason_WAIT_REASON_NO_FREE_SLOT WaitReason = 2
+	// No host that may run the execution is up.
 	WaitReason_WAIT_REASON_HOST_DOWN WaitReason = 4
-	// It has a place, and the server's disk has no room, or no inodes, for the record of its output. It goes on when there is some.
+	// The execution has a slot, but the server's disk has no space, or no inodes, for its log. It continues once there is
+	// space.
 	WaitReason_WAIT_REASON_DISK_FULL WaitReason = 5
 )
 
@@ -260,16 +276,16 @@ var (
 	WaitReason_name = map[int32]string{
 		0: "WAIT_REASON_UNSPECIFIED",
 		1: "WAIT_REASON_NOT_DUE",
-		2: "WAIT_REASON_NO_FREE_PLACE",
+		2: "WAIT_REASON_NO_FREE_SLOT",
 		4: "WAIT_REASON_HOST_DOWN",
 		5: "WAIT_REASON_DISK_FULL",
 	}
 	WaitReason_value = map[string]int32{
-		"WAIT_REASON_UNSPECIFIED":   0,
-		"WAIT_REASON_NOT_DUE":       1,
-		"WAIT_REASON_NO_FREE_PLACE": 2,
-		"WAIT_REASON_HOST_DOWN":     4,
-		"WAIT_REASON_DISK_FULL":     5,
+		"WAIT_REASON_UNSPECIFIED":  0,
+		"WAIT_REASON_NOT_DUE":      1,
+		"WAIT_REASON_NO_FREE_SLOT": 2,
+		"WAIT_REASON_HOST_DOWN":    4,
+		"WAIT_REASON_DISK_FULL":    5,
 	}
 )
 
@@ -300,18 +316,18 @@ func (WaitReason) EnumDescriptor() ([]byte, []int) {
 	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{2}
 }
 
-// Where bytes of a log come from.
+// The origin of bytes in a log.
 type Source int32
 
 const (
-	// In a request: all of them. Never answered.
+	// In a request: all sources. Never returned.
 	Source_SOURCE_UNSPECIFIED Source = 0
-	// The container's standard output.
+	// Standard output of the container.
 	Source_SOURCE_STDOUT Source = 1
-	// The container's standard error.
+	// Standard error of the container.
 	Source_SOURCE_STDERR Source = 2
-	// fastlane's own lines about this execution: what it waits for if somebody looks at it while it does, the pull, the start, a stop, the
-	// end. UTF-8 lines; not for programs to parse.
+	// fastlane's own lines about the execution: the pull, the start, a stop, the end. UTF-8 lines for people; do not parse
+	// them. What a queued execution waits for is in `waiting` of its state.
 	Source_SOURCE_SYSTEM Source = 3
 )
 
@@ -358,23 +374,24 @@ func (Source) EnumDescriptor() ([]byte, []int) {
 	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{3}
 }
 
-// Every reason an error can have: the name without its prefix is ErrorInfo.reason. The code that goes with each is part of the contract.
+// Every reason of an error. ErrorInfo.reason is the name without its prefix. The status code of each reason is part of
+// the contract.
 type ErrorReason int32
 
 const (
 	// Never sent.
 	ErrorReason_ERROR_REASON_UNSPECIFIED ErrorReason = 0
-	// INVALID_ARGUMENT: BadRequest lists the fields.
+	// INVALID_ARGUMENT: BadRequest lists the invalid fields.
 	ErrorReason_ERROR_REASON_INVALID_FIELD ErrorReason = 1
-	// UNIMPLEMENTED: the request has a field this server does not know; update the server or leave the field out.
+	// UNIMPLEMENTED: the request has a field that this server does not know. Upgrade the server or leave the field out.
 	ErrorReason_ERROR_REASON_UNKNOWN_FIELD ErrorReason = 2
-	// INVALID_ARGUMENT: not a page token of this server, or of another query.
+	// INVALID_ARGUMENT: the page token is not from this server, or is from another query.
 	ErrorReason_ERROR_REASON_PAGE_TOKEN_INVALID ErrorReason = 3
 	// INVALID_ARGUMENT: not a cursor.
 	ErrorReason_ERROR_REASON_CURSOR_INVALID ErrorReason = 4
-	// INVALID_ARGUMENT: a cursor, of another execution (metadata: execution_id).
+	// INVALID_ARGUMENT: the cursor is from another execution (metadata: execution_id).
 	ErrorReason_ERROR_REASON_CURSOR_OF_ANOTHER_EXECUTION ErrorReason = 5
-	// OUT_OF_RANGE: the sealed log ends before the cursor (metadata: cursor, the end of it).
+	// OUT_OF_RANGE: the sealed log ends before the cursor (metadata: cursor, the end of the log).
 	ErrorReason_ERROR_REASON_CURSOR_AHEAD ErrorReason = 6
 	// NOT_FOUND (metadata: task_id).
 	ErrorReason_ERROR_REASON_TASK_NOT_FOUND ErrorReason = 8
@@ -382,19 +399,19 @@ const (
 	ErrorReason_ERROR_REASON_JOB_NOT_FOUND ErrorReason = 9
 	// NOT_FOUND (metadata: execution_id).
 	ErrorReason_ERROR_REASON_EXECUTION_NOT_FOUND ErrorReason = 10
-	// ALREADY_EXISTS: this request_id came with another request before (metadata: job_id).
+	// ALREADY_EXISTS: the request_id belongs to an earlier, different request (metadata: job_id).
 	ErrorReason_ERROR_REASON_REQUEST_ID_REUSED ErrorReason = 12
-	// RESOURCE_EXHAUSTED, RetryInfo: as many executions are scheduled or queued as the server allows (metadata: limit).
+	// RESOURCE_EXHAUSTED, RetryInfo: the maximum number of executions is scheduled or queued (metadata: limit).
 	ErrorReason_ERROR_REASON_QUEUE_FULL ErrorReason = 15
-	// RESOURCE_EXHAUSTED, RetryInfo: the data directory has too little room for new jobs. Nothing was kept.
+	// RESOURCE_EXHAUSTED, RetryInfo: the data directory has too little space for new jobs. Nothing was stored.
 	ErrorReason_ERROR_REASON_DISK_FULL ErrorReason = 16
-	// RESOURCE_EXHAUSTED, RetryInfo: as many streams are open as the server allows.
+	// RESOURCE_EXHAUSTED, RetryInfo: the maximum number of streams is open.
 	ErrorReason_ERROR_REASON_TOO_MANY_STREAMS ErrorReason = 17
-	// UNAVAILABLE, RetryInfo: the server is going down; the next one has everything.
+	// UNAVAILABLE, RetryInfo: the server is shutting down. Its successor has all the data.
 	ErrorReason_ERROR_REASON_SERVER_STOPPING ErrorReason = 18
-	// INTERNAL: a defect of fastlane; the message carries an id that is in the server's log.
+	// INTERNAL: a defect of fastlane. The message has an id that is also in the server's log.
 	ErrorReason_ERROR_REASON_DEFECT ErrorReason = 19
-	// UNAVAILABLE, RetryInfo: the data directory cannot be written or read. Nothing was kept.
+	// UNAVAILABLE, RetryInfo: the data directory cannot be written or read. Nothing was stored.
 	ErrorReason_ERROR_REASON_STORE_FAILED ErrorReason = 20
 )
 
@@ -467,17 +484,17 @@ func (ErrorReason) EnumDescriptor() ([]byte, []int) {
 	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{4}
 }
 
-// When an image is pulled.
+// When to pull an image.
 type JobSpec_PullPolicy int32
 
 const (
-	// As MISSING.
+	// Same as MISSING.
 	JobSpec_PULL_POLICY_UNSPECIFIED JobSpec_PullPolicy = 0
-	// When the host does not have it.
+	// If the image is not on the host.
 	JobSpec_PULL_POLICY_MISSING JobSpec_PullPolicy = 1
 	// Before every execution.
 	JobSpec_PULL_POLICY_ALWAYS JobSpec_PullPolicy = 2
-	// Never: it has to be there.
+	// Never: the image must be on the host.
 	JobSpec_PULL_POLICY_NEVER JobSpec_PullPolicy = 3
 )
 
@@ -525,108 +542,110 @@ func (JobSpec_PullPolicy) EnumDescriptor() ([]byte, []int) {
 }
 
 // Whether a host takes executions.
-type Host_Availability int32
+type EngineHost_Availability int32
 
 const (
-	// Never answered.
-	Host_AVAILABILITY_UNSPECIFIED Host_Availability = 0
-	// It does.
-	Host_AVAILABILITY_UP Host_Availability = 1
-	// It does not answer, or has not yet, or cannot capture output as it is configured to; it is tried again by itself.
-	Host_AVAILABILITY_DOWN Host_Availability = 2
+	// Never returned.
+	EngineHost_AVAILABILITY_UNSPECIFIED EngineHost_Availability = 0
+	// The host takes executions.
+	EngineHost_AVAILABILITY_UP EngineHost_Availability = 1
+	// The engine does not respond, has not responded yet, or cannot capture output as configured. The server keeps
+	// trying.
+	EngineHost_AVAILABILITY_DOWN EngineHost_Availability = 2
 )
 
-// Enum value maps for Host_Availability.
+// Enum value maps for EngineHost_Availability.
 var (
-	Host_Availability_name = map[int32]string{
+	EngineHost_Availability_name = map[int32]string{
 		0: "AVAILABILITY_UNSPECIFIED",
 		1: "AVAILABILITY_UP",
 		2: "AVAILABILITY_DOWN",
 	}
-	Host_Availability_value = map[string]int32{
+	EngineHost_Availability_value = map[string]int32{
 		"AVAILABILITY_UNSPECIFIED": 0,
 		"AVAILABILITY_UP":          1,
 		"AVAILABILITY_DOWN":        2,
 	}
 )
 
-func (x Host_Availability) Enum() *Host_Availability {
-	p := new(Host_Availability)
+func (x EngineHost_Availability) Enum() *EngineHost_Availability {
+	p := new(EngineHost_Availability)
 	*p = x
 	return p
 }
 
-func (x Host_Availability) String() string {
+func (x EngineHost_Availability) String() string {
 	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
 }
 
-func (Host_Availability) Descriptor() protoreflect.EnumDescriptor {
+func (EngineHost_Availability) Descriptor() protoreflect.EnumDescriptor {
 	return file_fastlane_v1_fastlane_proto_enumTypes[6].Descriptor()
 }
 
-func (Host_Availability) Type() protoreflect.EnumType {
+func (EngineHost_Availability) Type() protoreflect.EnumType {
 	return &file_fastlane_v1_fastlane_proto_enumTypes[6]
 }
 
-func (x Host_Availability) Number() protoreflect.EnumNumber {
+func (x EngineHost_Availability) Number() protoreflect.EnumNumber {
 	return protoreflect.EnumNumber(x)
 }
 
-// Deprecated: Use Host_Availability.Descriptor instead.
-func (Host_Availability) EnumDescriptor() ([]byte, []int) {
+// Deprecated: Use EngineHost_Availability.Descriptor instead.
+func (EngineHost_Availability) EnumDescriptor() ([]byte, []int) {
 	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{8, 0}
 }
 
-// How output gets from a container into its log.
-type Host_Capture int32
+// How the output of a container gets into its log.
+type EngineHost_Capture int32
 
 const (
-	// Not known yet: the engine has not answered so far; or what was asked for does not work, as `capture_reason` says.
-	Host_CAPTURE_UNSPECIFIED Host_Capture = 0
-	// By the recorder, PID 1 of the container: exact to the byte whatever dies, but for itself.
-	Host_CAPTURE_RECORDER Host_Capture = 1
-	// By the engine's stream: what the engine may have dropped, or was printed while the server was away, is a gap.
-	Host_CAPTURE_ATTACH Host_Capture = 2
+	// Not known yet: the engine has not responded so far, or the configured capture does not work, see
+	// `capture_reason`.
+	EngineHost_CAPTURE_UNSPECIFIED EngineHost_Capture = 0
+	// By the recorder, PID 1 of the container: exact to the byte whatever else is killed.
+	EngineHost_CAPTURE_RECORDER EngineHost_Capture = 1
+	// By the engine's stream: output that the engine dropped, or that was printed while the server was down, is a gap.
+	EngineHost_CAPTURE_ATTACH EngineHost_Capture = 2
 )
 
-// Enum value maps for Host_Capture.
+// Enum value maps for EngineHost_Capture.
 var (
-	Host_Capture_name = map[int32]string{
+	EngineHost_Capture_name = map[int32]string{
 		0: "CAPTURE_UNSPECIFIED",
 		1: "CAPTURE_RECORDER",
 		2: "CAPTURE_ATTACH",
 	}
-	Host_Capture_value = map[string]int32{
+	EngineHost_Capture_value = map[string]int32{
 		"CAPTURE_UNSPECIFIED": 0,
 		"CAPTURE_RECORDER":    1,
 		"CAPTURE_ATTACH":      2,
 	}
 )
 
-func (x Host_Capture) Enum() *Host_Capture {
-	p := new(Host_Capture)
+func (x EngineHost_Capture) Enum() *EngineHost_Capture {
+	p := new(EngineHost_Capture)
 	*p = x
 	return p
 }
 
-func (x Host_Capture) String() string {
+func (x EngineHost_Capture) String() string {
 	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
 }
 
-func (Host_Capture) Descriptor() protoreflect.EnumDescriptor {
+func (EngineHost_Capture) Descriptor() protoreflect.EnumDescriptor {
 	return file_fastlane_v1_fastlane_proto_enumTypes[7].Descriptor()
 }
 
-func (Host_Capture) Type() protoreflect.EnumType {
+func (EngineHost_Capture) Type() protoreflect.EnumType {
 	return &file_fastlane_v1_fastlane_proto_enumTypes[7]
 }
 
-func (x Host_Capture) Number() protoreflect.EnumNumber {
+func (x EngineHost_Capture) Number() protoreflect.EnumNumber {
 	return protoreflect.EnumNumber(x)
 }
 
-// Deprecated: Use Host_Capture.Descriptor instead.
-func (Host_Capture) EnumDescriptor() ([]byte, []int) {
+// Deprecated: Use EngineHost_Capture.Descriptor instead.
+func (EngineHost_Capture) EnumDescriptor() ([]byte, []int) {
 	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{8, 1}
 }
 
@@ -636,13 +655,13 @@ type LogGap_Cause int32
 const (
 	// Another cause.
 	LogGap_CAUSE_UNSPECIFIED LogGap_Cause = 0
-	// The log grew beyond its limit: its head and its newest part are kept.
+	// The log exceeded its size limit: its head and its newest part are kept.
 	LogGap_CAUSE_SIZE_LIMIT LogGap_Cause = 1
 	// The log was pruned, by age, by total size or by a call.
 	LogGap_CAUSE_PRUNED LogGap_Cause = 2
-	// Lost before they were stored: by the engine, or with the container's recorder when that was killed.
+	// Lost before they were stored: by the engine, or because the container's recorder was killed.
 	LogGap_CAUSE_ENGINE LogGap_Cause = 3
-	// fastlane's own store is damaged here, or had no room.
+	// fastlane's own store is damaged here, or had no space.
 	LogGap_CAUSE_STORE LogGap_Cause = 4
 )
 
@@ -691,57 +710,61 @@ func (LogGap_Cause) EnumDescriptor() ([]byte, []int) {
 	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{12, 0}
 }
 
-// All that a caller chose about a job: what to run and how.
+// What to run and how, as chosen by the caller.
 type JobSpec struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The image as you would give it to `docker run`: name, tag, digest, registry with port. Kept and answered exactly as given.
+	// Required. The image, as for `docker run`: name, tag, digest, registry with port. Stored and returned exactly as
+	// given.
 	Image string `protobuf:"bytes,1,opt,name=image,proto3" json:"image,omitempty"`
-	// What to run, as one string, split into words as a POSIX shell splits (quotes and backslashes, nothing else: no variables, no pipes, no
-	// globs; no shell runs). As with `docker run IMAGE COMMAND` it is given to the image's entrypoint, if it has one. Kubernetes calls
-	// `command` what is `entrypoint` here. Empty, and no `args`: the image's own command.
+	// The command as one string. It is split into words as by a POSIX shell (quotes and backslashes only: no variables,
+	// pipes or globs; no shell runs). As with `docker run IMAGE COMMAND`, the words go to the image's entrypoint, if it
+	// has one. Kubernetes uses `command` for what is `entrypoint` here. If `command` and `args` are empty, the image's
+	// own command runs.
 	Command string `protobuf:"bytes,2,opt,name=command,proto3" json:"command,omitempty"`
-	// Further words, taken as they are, after those of `command`. A program that knows its words gives only these.
+	// Further words, after those of `command` and taken literally. A program that has separate words sets only these.
 	Args []string `protobuf:"bytes,3,rep,name=args,proto3" json:"args,omitempty"`
-	// Environment variables. Values of secret ones are answered as `***`.
+	// Environment variables. The values of secret ones are returned as `***`.
 	Envs map[string]string `protobuf:"bytes,4,rep,name=envs,proto3" json:"envs,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// In place of the image's entrypoint. Empty: the image's; one empty string: none. When set, the image's own command does not apply.
+	// Replaces the image's entrypoint. Empty: the image's. One empty string: no entrypoint. When set, the image's own
+	// command is not used.
 	Entrypoint []string `protobuf:"bytes,5,rep,name=entrypoint,proto3" json:"entrypoint,omitempty"`
-	// Directory to start in. Empty: the image's.
+	// Working directory. Empty: the image's.
 	WorkingDir string `protobuf:"bytes,6,opt,name=working_dir,json=workingDir,proto3" json:"working_dir,omitempty"`
-	// User or uid, with an optional `:group`. Empty: the image's.
+	// User name or uid, with an optional `:group`. Empty: the image's.
 	User string `protobuf:"bytes,7,opt,name=user,proto3" json:"user,omitempty"`
-	// Longest time the container may run, pull not counted; at least 1 ms. Unset: the server's default; more than the server's limit is
-	// refused.
+	// Maximum time that the container may run, without the pull; at least 1 ms. Unset: the server's default. More than
+	// the server's maximum is rejected.
 	Timeout *durationpb.Duration `protobuf:"bytes,8,opt,name=timeout,proto3" json:"timeout,omitempty"`
 	// When to pull the image.
 	PullPolicy JobSpec_PullPolicy `protobuf:"varint,9,opt,name=pull_policy,json=pullPolicy,proto3,enum=fastlane.v1.JobSpec_PullPolicy" json:"pull_policy,omitempty"`
-	// What the container may use.
+	// Resource limits of the container.
 	Limits *Limits `protobuf:"bytes,10,opt,name=limits,proto3" json:"limits,omitempty"`
-	// Empty: the engine's default network; "none": none. Every other name is refused, for now.
+	// Empty: the engine's default network. "none": no network. Any other name is rejected in this version.
 	Network string `protobuf:"bytes,11,opt,name=network,proto3" json:"network,omitempty"`
-	// The root file system cannot be written.
+	// Mount the root file system read-only.
 	ReadOnlyRoot bool `protobuf:"varint,12,opt,name=read_only_root,json=readOnlyRoot,proto3" json:"read_only_root,omitempty"`
-	// Signal that asks the container to end, as "SIGTERM" or "15". Empty: the image's, or SIGTERM. 44 is fastlane's own.
+	// Signal that asks the container to end, as "SIGTERM" or "15". Empty: the image's, or SIGTERM. Signal 44 is reserved
+	// for fastlane.
 	StopSignal string `protobuf:"bytes,13,opt,name=stop_signal,json=stopSignal,proto3" json:"stop_signal,omitempty"`
-	// Time between that signal and SIGKILL. Unset: 10 s. Zero: kill at once.
+	// Time between the stop signal and SIGKILL. Unset: 10 s. Zero: SIGKILL at once.
 	StopGrace *durationpb.Duration `protobuf:"bytes,14,opt,name=stop_grace,json=stopGrace,proto3" json:"stop_grace,omitempty"`
-	// Higher goes first within the queue; -100 to 100. Equal: tasks take turns; within a task the execution that was due first goes first.
-	// Without a start time a job is due when it is enqueued.
+	// Priority in the queue, -100 to 100; higher goes first. Tasks of equal priority take turns. Within a task, the
+	// execution that was due first goes first. Without a start time, a job is due when it is enqueued.
 	Priority int32 `protobuf:"varint,15,opt,name=priority,proto3" json:"priority,omitempty"`
-	// To find jobs by; at most 64, each at most 63 and 256 characters. On the container too. Not for secrets: a filter of ListJobs tells
-	// whether a guess at a value is right.
+	// Labels to filter jobs by; at most 64; keys of at most 63 and values of at most 256 characters. The container has
+	// them too. Not for secrets: the filter of ListJobs reveals whether a guessed value is right.
 	Labels map[string]string `protobuf:"bytes,16,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// Anything the caller wants to find again, at most 64 KiB and nested 16 deep. Kept as JSON: integers beyond 2^53 lose digits.
+	// Data of the caller; at most 64 KiB and 16 levels deep. Stored as JSON: integers beyond 2^53 lose digits.
 	Metadata *structpb.Struct `protobuf:"bytes,17,opt,name=metadata,proto3" json:"metadata,omitempty"`
-	// Start this long after the enqueue, at most 3 653 days. A call that is repeated with its `request_id` changes nothing: the first one
-	// counts. At most one of `start_in` and `start_at` may be set; neither: start now. (Not a oneof: where two are given, the last one would
-	// win in silence.)
+	// Delay between the enqueue and the start, at most 3 653 days. A repeated call with the same `request_id` does not
+	// change it. At most one of `start_in` and `start_at` may be set. Neither: start now. (Not a oneof, because a oneof
+	// would silently drop the first of two.)
 	StartIn *durationpb.Duration `protobuf:"bytes,18,opt,name=start_in,json=startIn,proto3" json:"start_in,omitempty"`
-	// Start at this time, at most 3 653 days from now. A time that has passed means now.
+	// Time of the start, at most 3 653 days from now. A time in the past means now.
 	StartAt *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=start_at,json=startAt,proto3" json:"start_at,omitempty"`
-	// Do not start a container after this time, at most 3 653 days from now. An execution that has not started by then ends as
-	// STATE_EXPIRED, whatever it waited for. A time that has passed is not refused: the job ends as STATE_EXPIRED at once. Refused if it is
-	// before `start_at`.
+	// Latest time to start a container, at most 3 653 days from now. An execution that has not started by then ends as
+	// STATE_EXPIRED, whatever it waited for. A time in the past is accepted: the job ends as STATE_EXPIRED at once. A
+	// time before `start_at` is rejected.
 	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,21,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -917,14 +940,15 @@ func (x *JobSpec) GetExpireTime() *timestamppb.Timestamp {
 	return nil
 }
 
-// What a container may use.
+// Resource limits of a container.
 type Limits struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Memory, in bytes, at least 6 MiB; the container is killed beyond it. Swap is not given in addition. Zero: no limit.
+	// Maximum memory in bytes, at least 6 MiB; the engine kills a container that exceeds it. No additional swap. Zero:
+	// unlimited.
 	MemoryBytes int64 `protobuf:"varint,1,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
-	// CPUs, in whole ones and parts: 0.5, 2. Zero: no limit.
+	// Maximum number of CPUs, with fractions: 0.5, 2. Zero: unlimited.
 	Cpus float64 `protobuf:"fixed64,2,opt,name=cpus,proto3" json:"cpus,omitempty"`
-	// Processes and threads at a time. Zero: the server's default.
+	// Maximum number of processes and threads. Zero: the server's default.
 	Pids          int32 `protobuf:"varint,3,opt,name=pids,proto3" json:"pids,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -981,37 +1005,37 @@ func (x *Limits) GetPids() int32 {
 	return 0
 }
 
-// A group of jobs under one name.
-type Task struct {
+// A task: the group of all jobs under one name. (Called `Task` it would clash with System.Threading.Tasks.Task in C#.)
+type TaskSummary struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The caller's name for it: 1 to 128 of A-Z a-z 0-9 . _ - and not beginning with a dot or dash.
+	// The caller's name for the task: 1 to 128 of A-Z a-z 0-9 . _ - that do not begin with a dot or dash.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// When its first job came, of those that were kept without a break.
+	// Time of its first enqueue, among the jobs that were kept without a break.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
-	// Jobs that are not final.
+	// Number of jobs that are not final.
 	OpenJobs int64 `protobuf:"varint,3,opt,name=open_jobs,json=openJobs,proto3" json:"open_jobs,omitempty"`
-	// Jobs kept in all.
+	// Number of all jobs that are kept.
 	Jobs int64 `protobuf:"varint,4,opt,name=jobs,proto3" json:"jobs,omitempty"`
-	// When a job of it last came.
+	// When a job was last enqueued under this name.
 	LastEnqueueTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=last_enqueue_time,json=lastEnqueueTime,proto3" json:"last_enqueue_time,omitempty"`
 	unknownFields   protoimpl.UnknownFields
 	sizeCache       protoimpl.SizeCache
 }
 
-func (x *Task) Reset() {
-	*x = Task{}
+func (x *TaskSummary) Reset() {
+	*x = TaskSummary{}
 	mi := &file_fastlane_v1_fastlane_proto_msgTypes[2]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *Task) String() string {
+func (x *TaskSummary) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*Task) ProtoMessage() {}
+func (*TaskSummary) ProtoMessage() {}
 
-func (x *Task) ProtoReflect() protoreflect.Message {
+func (x *TaskSummary) ProtoReflect() protoreflect.Message {
 	mi := &file_fastlane_v1_fastlane_proto_msgTypes[2]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -1023,40 +1047,40 @@ func (x *Task) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use Task.ProtoReflect.Descriptor instead.
-func (*Task) Descriptor() ([]byte, []int) {
+// Deprecated: Use TaskSummary.ProtoReflect.Descriptor instead.
+func (*TaskSummary) Descriptor() ([]byte, []int) {
 	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{2}
 }
 
-func (x *Task) GetId() string {
+func (x *TaskSummary) GetId() string {
 	if x != nil {
 		return x.Id
 	}
 	return ""
 }
 
-func (x *Task) GetCreateTime() *timestamppb.Timestamp {
+func (x *TaskSummary) GetCreateTime() *timestamppb.Timestamp {
 	if x != nil {
 		return x.CreateTime
 	}
 	return nil
 }
 
-func (x *Task) GetOpenJobs() int64 {
+func (x *TaskSummary) GetOpenJobs() int64 {
 	if x != nil {
 		return x.OpenJobs
 	}
 	return 0
 }
 
-func (x *Task) GetJobs() int64 {
+func (x *TaskSummary) GetJobs() int64 {
 	if x != nil {
 		return x.Jobs
 	}
 	return 0
 }
 
-func (x *Task) GetLastEnqueueTime() *timestamppb.Timestamp {
+func (x *TaskSummary) GetLastEnqueueTime() *timestamppb.Timestamp {
 	if x != nil {
 		return x.LastEnqueueTime
 	}
@@ -1066,27 +1090,28 @@ func (x *Task) GetLastEnqueueTime() *timestamppb.Timestamp {
 // One enqueue.
 type Job struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// UUIDv7, made by the server.
+	// UUIDv7, generated by the server.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// The task it belongs to.
+	// The job's task.
 	TaskId string `protobuf:"bytes,2,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
-	// What the caller asked for, defaults not filled in, secret-looking values as `***`. Left out of lists unless asked for.
+	// The caller's spec, without defaults, with secrets as `***`. Omitted from lists unless requested.
 	Spec *JobSpec `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`
-	// Where it is: its own state, see State.
+	// The job's own state, see State.
 	State State `protobuf:"varint,4,opt,name=state,proto3,enum=fastlane.v1.State" json:"state,omitempty"`
-	// Set exactly when the job is final: the outcome of the execution that settled it.
+	// Set exactly when the job is final: the outcome of the execution that decided it.
 	Outcome *Outcome `protobuf:"bytes,5,opt,name=outcome,proto3" json:"outcome,omitempty"`
-	// Its current execution: the newest one. Never unset: a job has its first execution from the moment it exists, however late that is due.
+	// The current execution, which is the newest one. Always set: the first execution exists from the enqueue on, however
+	// late it is due.
 	Execution *Execution `protobuf:"bytes,6,opt,name=execution,proto3" json:"execution,omitempty"`
-	// How many executions it has had, this one included.
+	// Number of executions so far, the current one included.
 	Executions int32 `protobuf:"varint,7,opt,name=executions,proto3" json:"executions,omitempty"`
-	// When it was put in.
+	// Time of the enqueue.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
 	// When the job became final.
 	EndTime *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
-	// The caller's request_id, if there was one.
+	// The caller's request_id, if any.
 	RequestId string `protobuf:"bytes,10,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// Address the enqueue came from, as the server saw it: "ipv4:10.0.0.7:51234". A proxy's, if there is one between.
+	// Address of the caller as seen by the server: "ipv4:10.0.0.7:51234". Behind a proxy, the address of the proxy.
 	CallerAddress string `protobuf:"bytes,11,opt,name=caller_address,json=callerAddress,proto3" json:"caller_address,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1202,31 +1227,31 @@ func (x *Job) GetCallerAddress() string {
 // One container.
 type Execution struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// UUIDv7. The container is called fastlane-<id>.
+	// UUIDv7. The container's name is fastlane-<id>.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Its job.
+	// The execution's job.
 	JobId string `protobuf:"bytes,2,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
-	// Its job's task.
+	// The job's task.
 	TaskId string `protobuf:"bytes,3,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
-	// 1 for the first run of the job, then counting.
+	// Number of the run within the job, from 1.
 	Run int32 `protobuf:"varint,4,opt,name=run,proto3" json:"run,omitempty"`
-	// 1 for the first try of this run, then counting.
+	// Number of the attempt within the run, from 1.
 	Attempt int32 `protobuf:"varint,5,opt,name=attempt,proto3" json:"attempt,omitempty"`
-	// Where it is.
+	// State in the lifecycle.
 	State State `protobuf:"varint,6,opt,name=state,proto3,enum=fastlane.v1.State" json:"state,omitempty"`
-	// Set while it waits.
+	// Set while the execution waits.
 	Waiting *Waiting `protobuf:"bytes,7,opt,name=waiting,proto3" json:"waiting,omitempty"`
-	// Set exactly when it is final.
+	// Set exactly when the execution is final.
 	Outcome *Outcome `protobuf:"bytes,8,opt,name=outcome,proto3" json:"outcome,omitempty"`
-	// When it came to each point of its life.
+	// When the execution reached each step of its lifecycle.
 	Times *Execution_Times `protobuf:"bytes,9,opt,name=times,proto3" json:"times,omitempty"`
-	// Name of the host it runs or ran on.
+	// Name of the host that runs or ran the execution.
 	Host string `protobuf:"bytes,10,opt,name=host,proto3" json:"host,omitempty"`
 	// The engine's id of the container.
 	ContainerId string `protobuf:"bytes,11,opt,name=container_id,json=containerId,proto3" json:"container_id,omitempty"`
-	// The image that ran, as `sha256:…`.
+	// Digest of the image that ran, as `sha256:…`.
 	ImageDigest string `protobuf:"bytes,12,opt,name=image_digest,json=imageDigest,proto3" json:"image_digest,omitempty"`
-	// What is in its log, one for each source that wrote.
+	// Size of the log, one entry for each source with output. Empty until the execution is final.
 	Logs          []*LogTotals `protobuf:"bytes,13,rep,name=logs,proto3" json:"logs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1353,19 +1378,19 @@ func (x *Execution) GetLogs() []*LogTotals {
 	return nil
 }
 
-// What an execution waits for.
+// Why an execution waits.
 type Waiting struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Of which kind.
+	// The kind of wait.
 	Reason WaitReason `protobuf:"varint,1,opt,name=reason,proto3,enum=fastlane.v1.WaitReason" json:"reason,omitempty"`
-	// For a person: "12 of 12 places taken".
+	// For a person: "12 of 12 slots in use".
 	Detail string `protobuf:"bytes,2,opt,name=detail,proto3" json:"detail,omitempty"`
-	// Since when.
+	// Start of the wait.
 	SinceTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=since_time,json=sinceTime,proto3" json:"since_time,omitempty"`
-	// How many of its own task and priority go before it; counted up to 1 000. Other tasks take turns with its own. Counted for GetJob,
-	// GetExecution and StreamExecutionLogs; elsewhere, as in lists, 0.
+	// Number of executions ahead, of the same task and priority; counted up to 1 000. Other tasks take turns with this
+	// one. Counted for GetJob, GetExecution and StreamExecutionLogs; 0 in lists and elsewhere.
 	Ahead int32 `protobuf:"varint,4,opt,name=ahead,proto3" json:"ahead,omitempty"`
-	// Until when it waits at least. Set with WAIT_REASON_NOT_DUE.
+	// Earliest end of the wait. Set with WAIT_REASON_NOT_DUE.
 	DueTime       *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=due_time,json=dueTime,proto3" json:"due_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1436,19 +1461,19 @@ func (x *Waiting) GetDueTime() *timestamppb.Timestamp {
 	return nil
 }
 
-// How an execution ended.
+// How an execution or a job ended.
 type Outcome struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Refines the state.
 	Reason Reason `protobuf:"varint,1,opt,name=reason,proto3,enum=fastlane.v1.Reason" json:"reason,omitempty"`
-	// For a person: what happened, which one, what to do.
+	// For a person: what happened, to which container or image, and what to do.
 	Detail string `protobuf:"bytes,2,opt,name=detail,proto3" json:"detail,omitempty"`
-	// Set if the container ran and the engine told. 0 is printed: presence is kept.
+	// Set if the container ran and the engine reported its exit code. 0 is set too: the field has presence.
 	ExitCode *int32 `protobuf:"varint,3,opt,name=exit_code,json=exitCode,proto3,oneof" json:"exit_code,omitempty"`
-	// The engine killed a process of the container for memory; the container may have survived that.
+	// The engine killed a process of the container for memory. The container may have survived.
 	OutOfMemory bool `protobuf:"varint,4,opt,name=out_of_memory,json=outOfMemory,proto3" json:"out_of_memory,omitempty"`
-	// The last signal fastlane sent, "SIGTERM"; empty if none. What else killed it the engine does not tell: exit codes from 129 on are, by
-	// custom, 128 + signal.
+	// The last signal that fastlane sent, as "SIGTERM"; empty if none. The engine does not report signals from others: by
+	// custom, an exit code of 129 or more is 128 + signal.
 	StopSignal    string `protobuf:"bytes,5,opt,name=stop_signal,json=stopSignal,proto3" json:"stop_signal,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1522,13 +1547,14 @@ func (x *Outcome) GetStopSignal() string {
 // The size of one source of a log.
 type LogTotals struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Which.
+	// The source.
 	Source Source `protobuf:"varint,1,opt,name=source,proto3,enum=fastlane.v1.Source" json:"source,omitempty"`
-	// Bytes written by the container, as far as known; the offset after the last one.
+	// Number of bytes that the container wrote, as far as known; also the offset after the last byte.
 	Bytes int64 `protobuf:"varint,2,opt,name=bytes,proto3" json:"bytes,omitempty"`
-	// Of those, bytes that cannot be read any more.
+	// Number of those bytes that cannot be read any more.
 	MissingBytes int64 `protobuf:"varint,3,opt,name=missing_bytes,json=missingBytes,proto3" json:"missing_bytes,omitempty"`
-	// CRC-32 (IEEE, as zlib and gzip) over all `bytes`, missing ones included; set once sealed, if every byte was seen by fastlane.
+	// CRC-32 (IEEE, as zlib and gzip) over all `bytes`, missing ones included. Set in a sealed log, if fastlane saw every
+	// byte.
 	Crc32         *uint32 `protobuf:"fixed32,4,opt,name=crc32,proto3,oneof" json:"crc32,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1592,47 +1618,47 @@ func (x *LogTotals) GetCrc32() uint32 {
 	return 0
 }
 
-// An engine that containers run on.
-type Host struct {
+// A host: one container engine. (Called `Host` it would clash with Microsoft.Extensions.Hosting.Host in C#.)
+type EngineHost struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Its name in the configuration.
+	// The host's name in the configuration.
 	Name string `protobuf:"bytes,1,opt,name=name,proto3" json:"name,omitempty"`
-	// Where its engine is: unix:///var/run/docker.sock, tcp://…
+	// Address of the engine: unix:///var/run/docker.sock, tcp://…
 	Address string `protobuf:"bytes,2,opt,name=address,proto3" json:"address,omitempty"`
-	// Whether it takes executions.
-	Availability Host_Availability `protobuf:"varint,3,opt,name=availability,proto3,enum=fastlane.v1.Host_Availability" json:"availability,omitempty"`
-	// Executions that have a place on it now; more than `max_running` where more were taken up from an earlier server.
+	// Whether the host takes executions.
+	Availability EngineHost_Availability `protobuf:"varint,3,opt,name=availability,proto3,enum=fastlane.v1.EngineHost_Availability" json:"availability,omitempty"`
+	// Number of slots in use; more than `max_running` if the server took over more executions from an earlier server.
 	Running int32 `protobuf:"varint,4,opt,name=running,proto3" json:"running,omitempty"`
-	// Executions it may have at a time.
+	// Number of slots.
 	MaxRunning int32 `protobuf:"varint,5,opt,name=max_running,json=maxRunning,proto3" json:"max_running,omitempty"`
-	// What it last said when it failed, for a person; kept when it is up again.
+	// The last error, for a person; kept when the host is up again.
 	LastError string `protobuf:"bytes,6,opt,name=last_error,json=lastError,proto3" json:"last_error,omitempty"`
-	// When that was.
+	// Time of the last error.
 	LastErrorTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=last_error_time,json=lastErrorTime,proto3" json:"last_error_time,omitempty"`
-	// The engine's version, of the last time it answered.
+	// Version of the engine, when it last responded.
 	EngineVersion string `protobuf:"bytes,8,opt,name=engine_version,json=engineVersion,proto3" json:"engine_version,omitempty"`
-	// How the output of containers that start there now gets into their logs.
-	Capture Host_Capture `protobuf:"varint,9,opt,name=capture,proto3,enum=fastlane.v1.Host_Capture" json:"capture,omitempty"`
-	// Why that is not CAPTURE_RECORDER, or what the recorder cannot do there, for a person; else empty.
+	// How the output of new containers is captured.
+	Capture EngineHost_Capture `protobuf:"varint,9,opt,name=capture,proto3,enum=fastlane.v1.EngineHost_Capture" json:"capture,omitempty"`
+	// Why `capture` is not CAPTURE_RECORDER, or what the recorder cannot do on this host, for a person; else empty.
 	CaptureReason string `protobuf:"bytes,10,opt,name=capture_reason,json=captureReason,proto3" json:"capture_reason,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
-func (x *Host) Reset() {
-	*x = Host{}
+func (x *EngineHost) Reset() {
+	*x = EngineHost{}
 	mi := &file_fastlane_v1_fastlane_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
 
-func (x *Host) String() string {
+func (x *EngineHost) String() string {
 	return protoimpl.X.MessageStringOf(x)
 }
 
-func (*Host) ProtoMessage() {}
+func (*EngineHost) ProtoMessage() {}
 
-func (x *Host) ProtoReflect() protoreflect.Message {
+func (x *EngineHost) ProtoReflect() protoreflect.Message {
 	mi := &file_fastlane_v1_fastlane_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
@@ -1644,105 +1670,106 @@ func (x *Host) ProtoReflect() protoreflect.Message {
 	return mi.MessageOf(x)
 }
 
-// Deprecated: Use Host.ProtoReflect.Descriptor instead.
-func (*Host) Descriptor() ([]byte, []int) {
+// Deprecated: Use EngineHost.ProtoReflect.Descriptor instead.
+func (*EngineHost) Descriptor() ([]byte, []int) {
 	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{8}
 }
 
-func (x *Host) GetName() string {
+func (x *EngineHost) GetName() string {
 	if x != nil {
 		return x.Name
 	}
 	return ""
 }
 
-func (x *Host) GetAddress() string {
+func (x *EngineHost) GetAddress() string {
 	if x != nil {
 		return x.Address
 	}
 	return ""
 }
 
-func (x *Host) GetAvailability() Host_Availability {
+func (x *EngineHost) GetAvailability() EngineHost_Availability {
 	if x != nil {
 		return x.Availability
 	}
-	return Host_AVAILABILITY_UNSPECIFIED
+	return EngineHost_AVAILABILITY_UNSPECIFIED
 }
 
-func (x *Host) GetRunning() int32 {
+func (x *EngineHost) GetRunning() int32 {
 	if x != nil {
 		return x.Running
 	}
 	return 0
 }
 
-func (x *Host) GetMaxRunning() int32 {
+func (x *EngineHost) GetMaxRunning() int32 {
 	if x != nil {
 		return x.MaxRunning
 	}
 	return 0
 }
 
-func (x *Host) GetLastError() string {
+func (x *EngineHost) GetLastError() string {
 	if x != nil {
 		return x.LastError
 	}
 	return ""
 }
 
-func (x *Host) GetLastErrorTime() *timestamppb.Timestamp {
+func (x *EngineHost) GetLastErrorTime() *timestamppb.Timestamp {
 	if x != nil {
 		return x.LastErrorTime
 	}
 	return nil
 }
 
-func (x *Host) GetEngineVersion() string {
+func (x *EngineHost) GetEngineVersion() string {
 	if x != nil {
 		return x.EngineVersion
 	}
 	return ""
 }
 
-func (x *Host) GetCapture() Host_Capture {
+func (x *EngineHost) GetCapture() EngineHost_Capture {
 	if x != nil {
 		return x.Capture
 	}
-	return Host_CAPTURE_UNSPECIFIED
+	return EngineHost_CAPTURE_UNSPECIFIED
 }
 
-func (x *Host) GetCaptureReason() string {
+func (x *EngineHost) GetCaptureReason() string {
 	if x != nil {
 		return x.CaptureReason
 	}
 	return ""
 }
 
-// What StreamExecutionLogs is to send. Only `execution_id` is needed.
+// Which part of a log to stream. Only `execution_id` is required.
 type StreamExecutionLogsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required.
 	ExecutionId string `protobuf:"bytes,1,opt,name=execution_id,json=executionId,proto3" json:"execution_id,omitempty"`
-	// After the message that carried this cursor; may be sent with other sources or another mode than before. Wins over the next two, so that a
-	// client goes on by setting it in the request it has. Empty: as they say, else at the first byte.
+	// Resume after the message with this cursor. Sources and mode may differ from the earlier call. The cursor overrides
+	// `tail_lines` and `since_time`, so that a client resumes by setting it in its last request. Empty: start where those
+	// two say, else at the first byte.
 	Cursor string `protobuf:"bytes,2,opt,name=cursor,proto3" json:"cursor,omitempty"`
-	// Begin with the last so many lines of stdout and stderr together, as far as they are among `sources`; 0: with what comes from now on.
-	// Unset, or where there are no more lines than that: at the first byte. A line counts where it ends; one without an end ends at its last
-	// byte so far, and counts too. A source of which no line is among them begins at its end; fastlane's own lines begin where the first of
-	// these lines does. Where `sources` has neither stdout nor stderr, fastlane's own lines are counted. Lines that a gap took are not
-	// counted, but for those in a log that is damaged: there it may be fewer. At most 1 000 000.
+	// Start with the last lines of stdout and stderr together, as far as `sources` includes them: this many. 0: new
+	// output only. Unset, or if there are fewer lines: start at the first byte. A line counts at its end; an unfinished
+	// line counts as well. A source without a line among them starts at its end; fastlane's own lines start at the time
+	// of the first of these lines. If `sources` has neither stdout nor stderr, fastlane's own lines are counted. Lines
+	// lost in a gap are not counted; in a damaged log some may be, so that fewer lines are sent. At most 1 000 000.
 	TailLines *int32 `protobuf:"varint,3,opt,name=tail_lines,json=tailLines,proto3,oneof" json:"tail_lines,omitempty"`
-	// Begin with the first chunk or gap received at or after this time; one that is yet to come counts as now. With `tail_lines` as well: at
-	// the later of the two, source by source.
+	// Start with the first chunk or gap received at or after this time. A time in the future means now. With
+	// `tail_lines`: the later of the two starts, for each source.
 	SinceTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=since_time,json=sinceTime,proto3" json:"since_time,omitempty"`
-	// Which sources. Empty: all three.
+	// Sources to send. Empty: all three.
 	Sources []Source `protobuf:"varint,5,rep,packed,name=sources,proto3,enum=fastlane.v1.Source" json:"sources,omitempty"`
-	// Go on to the end of the execution. Unset: true. False: end at what is there now.
+	// Continue to the end of the execution. Unset: true. False: end after the stored part.
 	Follow *bool `protobuf:"varint,6,opt,name=follow,proto3,oneof" json:"follow,omitempty"`
-	// `text` in place of `data`: for eyes and for grpcurl. Lossy.
+	// Send `text` instead of `data`, for people and for grpcurl. Lossy.
 	Text bool `protobuf:"varint,7,opt,name=text,proto3" json:"text,omitempty"`
-	// A heartbeat when nothing else was sent for so long, 1 s to 60 s. Unset: 10 s.
+	// Send a heartbeat after this time without another message, 1 s to 60 s. Unset: 10 s.
 	HeartbeatInterval *durationpb.Duration `protobuf:"bytes,8,opt,name=heartbeat_interval,json=heartbeatInterval,proto3" json:"heartbeat_interval,omitempty"`
 	unknownFields     protoimpl.UnknownFields
 	sizeCache         protoimpl.SizeCache
@@ -1834,15 +1861,17 @@ func (x *StreamExecutionLogsRequest) GetHeartbeatInterval() *durationpb.Duration
 	return nil
 }
 
-// A piece of a log. Serialised messages with chunks may be concatenated: the result is one message with all of them and the last cursor.
+// A part of a log. Serialised messages with chunks may be concatenated: the result is one message with all chunks and
+// the last cursor.
 type StreamExecutionLogsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The point after this message: pass it to go on from here. Printable ASCII without spaces, at most 128 characters, otherwise opaque; the
-	// same for every reader, and exact to the byte of each source, so that it holds where chunks were cut anew. Never empty.
+	// The position after this message: pass it to resume here. Printable ASCII without spaces, at most 128 characters,
+	// otherwise opaque. It is the same for every reader and exact to the byte of each source, so it stays valid if chunks
+	// are split differently. Never empty.
 	Cursor string `protobuf:"bytes,1,opt,name=cursor,proto3" json:"cursor,omitempty"`
-	// Output, in order. At most 64 KiB of data each and 256 KiB in all; as text up to three times as much each.
+	// Output, in order. At most 64 KiB of data in a chunk and 256 KiB in a message; as text up to three times as much.
 	Chunks []*LogChunk `protobuf:"bytes,2,rep,name=chunks,proto3" json:"chunks,omitempty"`
-	// What else there is to say. A client skips an event it does not know.
+	// An event. A client skips an event that it does not know.
 	//
 	// Types that are valid to be assigned to Event:
 	//
@@ -1952,18 +1981,18 @@ type StreamExecutionLogsResponse_Gap struct {
 }
 
 type StreamExecutionLogsResponse_Heartbeat struct {
-	// Nothing new. Its cursor may be later than the last one: other sources went on.
+	// No new output. The cursor may be later than the last one, because other sources advanced.
 	Heartbeat *LogHeartbeat `protobuf:"bytes,4,opt,name=heartbeat,proto3,oneof"`
 }
 
 type StreamExecutionLogsResponse_State struct {
-	// The state now: once at the begin, then at each change; while it waits, also in place of a heartbeat if what it waits for has changed.
-	// Not part of the log: a later reader does not see those of the past.
+	// The current state: sent first, then at each change. While the execution waits, also sent instead of a heartbeat
+	// if the reason of the wait has changed. Not part of the log: later readers do not see earlier states.
 	State *LogState `protobuf:"bytes,5,opt,name=state,proto3,oneof"`
 }
 
 type StreamExecutionLogsResponse_End struct {
-	// The stream is at its end; nothing follows but OK.
+	// The stream is complete; only the status OK follows.
 	End *LogEnd `protobuf:"bytes,6,opt,name=end,proto3,oneof"`
 }
 
@@ -1975,27 +2004,29 @@ func (*StreamExecutionLogsResponse_State) isStreamExecutionLogsResponse_Event() 
 
 func (*StreamExecutionLogsResponse_End) isStreamExecutionLogsResponse_Event() {}
 
-// Bytes of one source received together. The same bytes, cut the same way, for every reader.
+// Consecutive bytes of one source, received together. Every reader gets the same bytes, split the same way.
 type LogChunk struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Where from.
+	// The source.
 	Source Source `protobuf:"varint,1,opt,name=source,proto3,enum=fastlane.v1.Source" json:"source,omitempty"`
-	// Place of its first byte within the source.
+	// Offset of the first byte within the source.
 	Offset int64 `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"`
-	// When it was received, not when it was written: the clock of the machine where it was read from the container (by the recorder) or from
-	// the engine (by the server, with CAPTURE_ATTACH), taken right after its last byte was read. Its first byte was read at most a few
-	// milliseconds before, and may have waited in a pipe while the reader was held up: a full disk, an engine that was away. Of a system
-	// line: when the server wrote it. Promised: every reader gets the same time, and it never goes back from one chunk of stdout or stderr to
-	// the next, nor from one system line to the next, even if the clock does. Not promised: that no two chunks have the same time, or that
-	// it can be compared to less than the difference of two clocks with a time that the container printed.
+	// When the chunk was received (not written), right after its last byte was read. The clock is that of the machine
+	// where the recorder read it from the container, or where the server read it from the engine (CAPTURE_ATTACH). The
+	// first byte was read at most a few milliseconds earlier; it may have waited in a pipe while the reader was blocked
+	// by a full disk or an engine that was down. For a system line: when the server wrote it. Guaranteed: every reader
+	// gets the same time, and times never decrease from one chunk of stdout or stderr to the next, nor from one system
+	// line to the next, even if the clock does. Not guaranteed: that times are unique, or that they compare with times
+	// printed by the container more exactly than the two clocks agree.
 	Time *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=time,proto3" json:"time,omitempty"`
-	// The bytes. Lines, characters and escape sequences may be cut anywhere.
+	// The bytes. Lines, characters and escape sequences may be split anywhere.
 	Data []byte `protobuf:"bytes,4,opt,name=data,proto3" json:"data,omitempty"`
-	// With `text` asked for, in place of `data`: UTF-8, what is not UTF-8 as U+FFFD. A character that is cut by a chunk's edge is in the chunk
-	// that completes it, so this may be empty; `offset` is the place of the first byte that `text` was made from.
+	// If `text` was requested, replaces `data`: UTF-8, with invalid bytes as U+FFFD. A character that is split between
+	// chunks is in the chunk that completes it, so this may be empty. `offset` is the offset of the first byte that
+	// `text` was made from.
 	Text string `protobuf:"bytes,5,opt,name=text,proto3" json:"text,omitempty"`
-	// Place in the order in which stdout and stderr were received together, from 1; a run of one source's numbers has holes. System lines
-	// are counted apart.
+	// Position in the order in which stdout and stderr were received together, from 1. The numbers of one source alone
+	// have holes. System lines are numbered separately.
 	Sequence      int64 `protobuf:"varint,6,opt,name=sequence,proto3" json:"sequence,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2073,16 +2104,16 @@ func (x *LogChunk) GetSequence() int64 {
 	return 0
 }
 
-// Bytes that cannot be had. The next chunk of the source begins at `offset` + `missing_bytes`.
+// Bytes that are missing. The next chunk of the source begins at `offset` + `missing_bytes`.
 type LogGap struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Of which source.
+	// The source.
 	Source Source `protobuf:"varint,1,opt,name=source,proto3,enum=fastlane.v1.Source" json:"source,omitempty"`
-	// Place of the first missing byte.
+	// Offset of the first missing byte.
 	Offset int64 `protobuf:"varint,2,opt,name=offset,proto3" json:"offset,omitempty"`
-	// How many. Unset: nobody knows; offsets go on as if none.
+	// Number of missing bytes. Unset: unknown; offsets continue as if no byte were missing.
 	MissingBytes *int64 `protobuf:"varint,3,opt,name=missing_bytes,json=missingBytes,proto3,oneof" json:"missing_bytes,omitempty"`
-	// Why.
+	// Why bytes are missing.
 	Cause         LogGap_Cause `protobuf:"varint,4,opt,name=cause,proto3,enum=fastlane.v1.LogGap_Cause" json:"cause,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2146,10 +2177,10 @@ func (x *LogGap) GetCause() LogGap_Cause {
 	return LogGap_CAUSE_UNSPECIFIED
 }
 
-// A sign of life.
+// A sign that the connection and the server are alive.
 type LogHeartbeat struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The server's time.
+	// Current time of the server.
 	Time          *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=time,proto3" json:"time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2195,11 +2226,11 @@ func (x *LogHeartbeat) GetTime() *timestamppb.Timestamp {
 // The state of the execution.
 type LogState struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// It.
+	// Current state.
 	State State `protobuf:"varint,1,opt,name=state,proto3,enum=fastlane.v1.State" json:"state,omitempty"`
-	// Set while it waits.
+	// Set while the execution waits.
 	Waiting *Waiting `protobuf:"bytes,2,opt,name=waiting,proto3" json:"waiting,omitempty"`
-	// Since when.
+	// When the execution entered this state.
 	Time          *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=time,proto3" json:"time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2259,17 +2290,19 @@ func (x *LogState) GetTime() *timestamppb.Timestamp {
 // The end of the stream.
 type LogEnd struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The log is complete and the execution final. False only where `follow` was false and more may come.
+	// The log is complete and the execution is final. False only if `follow` was false and output may follow.
 	Sealed bool `protobuf:"varint,1,opt,name=sealed,proto3" json:"sealed,omitempty"`
-	// The state; final if sealed.
+	// Current state; final if sealed.
 	State State `protobuf:"varint,2,opt,name=state,proto3,enum=fastlane.v1.State" json:"state,omitempty"`
-	// How it ended; set exactly when sealed.
+	// How the execution ended; set exactly when sealed.
 	Outcome *Outcome `protobuf:"bytes,3,opt,name=outcome,proto3" json:"outcome,omitempty"`
-	// What the log holds, one for each source that wrote, whichever were asked for. Empty unless sealed.
+	// Size of the log, one entry for each source with output, independent of the requested `sources`. Empty unless
+	// sealed.
 	Totals []*LogTotals `protobuf:"bytes,4,rep,name=totals,proto3" json:"totals,omitempty"`
-	// What a program that stands for this execution should exit with. 0 exactly when the state is SUCCEEDED; the container's exit code where it
-	// FAILED with one; 124 TIMED_OUT; 130 STOPPED; 125 where no container could be run, EXPIRED or LOST; 75 not sealed. Use this and not
-	// `outcome.exit_code`: that reads as 0 in most languages where it is unset, and a container told to stop may well exit with 0.
+	// Exit status for a program that represents this execution. 0 exactly for STATE_SUCCEEDED; the container's exit code
+	// for STATE_FAILED with one; 124 for TIMED_OUT; 130 for STOPPED; 125 if no container could run, for EXPIRED and for
+	// LOST; 75 if not sealed. Use this field, not `outcome.exit_code`: most languages read that as 0 when it is unset,
+	// and a stopped container may exit with 0.
 	ExitStatus    int32 `protobuf:"varint,5,opt,name=exit_status,json=exitStatus,proto3" json:"exit_status,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2340,18 +2373,18 @@ func (x *LogEnd) GetExitStatus() int32 {
 	return 0
 }
 
-// A job to keep. Only `task_id` and `spec.image` are needed.
+// The job to enqueue. Only `task_id` and `spec.image` are required.
 type EnqueueJobRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. The task; made if it is not there.
+	// Required. The task. It is created by its first job.
 	TaskId string `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
-	// Required. At most 2 MiB in all, with at most 10 000 entries in each of `args`, `entrypoint` and `envs`.
+	// Required. At most 2 MiB, with at most 10 000 entries in each of `args`, `entrypoint` and `envs`.
 	Spec *JobSpec `protobuf:"bytes,2,opt,name=spec,proto3" json:"spec,omitempty"`
-	// Makes the call safe to repeat: any string up to 128 characters, unique within the task, good for as long as the job is kept. The same
-	// request has the same task, and the same spec with `***` in place of secrets: a request that is sent again with a new password is
-	// answered with the job of the old password. Use another id for another secret.
+	// Makes the call safe to repeat: any string of at most 128 characters, unique within the task, valid as long as the
+	// job is kept. Two requests are the same if task and spec are equal, with `***` in place of secrets: a request
+	// repeated with a new password returns the job with the old password. Use a new request_id for a new secret.
 	RequestId string `protobuf:"bytes,3,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
-	// Check everything, write nothing, answer what would be kept, without ids.
+	// Validate the request and return the job without ids. Nothing is stored.
 	ValidateOnly  bool `protobuf:"varint,4,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2415,12 +2448,12 @@ func (x *EnqueueJobRequest) GetValidateOnly() bool {
 	return false
 }
 
-// The job that is kept.
+// The stored job.
 type EnqueueJobResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// It, with its first execution: `job.execution.id` can be followed at once, whenever it is due.
+	// The job and its first execution. The log of `job.execution.id` can be followed at once, even before it is due.
 	Job *Job `protobuf:"bytes,1,opt,name=job,proto3" json:"job,omitempty"`
-	// It was there already: the request_id was known.
+	// The job existed already: the request_id was known.
 	Existing      bool `protobuf:"varint,2,opt,name=existing,proto3" json:"existing,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2470,7 +2503,7 @@ func (x *EnqueueJobResponse) GetExisting() bool {
 	return false
 }
 
-// Which job.
+// The job to return.
 type GetJobRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required.
@@ -2519,7 +2552,7 @@ func (x *GetJobRequest) GetJobId() string {
 // The job.
 type GetJobResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// It.
+	// The job.
 	Job           *Job `protobuf:"bytes,1,opt,name=job,proto3" json:"job,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2562,26 +2595,26 @@ func (x *GetJobResponse) GetJob() *Job {
 	return nil
 }
 
-// Which jobs. What is left empty does not narrow.
+// Filters for jobs. An empty field does not filter.
 type ListJobsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Of this task.
+	// Jobs of this task.
 	TaskId string `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
-	// In one of these states.
+	// Jobs in one of these states.
 	States []State `protobuf:"varint,2,rep,packed,name=states,proto3,enum=fastlane.v1.State" json:"states,omitempty"`
-	// With all of these labels; at most 8.
+	// Jobs with all of these labels; at most 8.
 	Labels map[string]string `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// Put in at or after.
+	// Jobs enqueued at or after this time.
 	SinceTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=since_time,json=sinceTime,proto3" json:"since_time,omitempty"`
-	// Put in before.
+	// Jobs enqueued before this time.
 	UntilTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=until_time,json=untilTime,proto3" json:"until_time,omitempty"`
-	// With their specs.
+	// Include the specs.
 	WithSpec bool `protobuf:"varint,6,opt,name=with_spec,json=withSpec,proto3" json:"with_spec,omitempty"`
-	// Whose id begins like this; what a person has copied by half.
+	// Jobs with an id that begins like this.
 	IdPrefix string `protobuf:"bytes,7,opt,name=id_prefix,json=idPrefix,proto3" json:"id_prefix,omitempty"`
-	// At most so many. Zero: 50; more than 1 000 counts as 1 000. A page may be shorter than asked for.
+	// Maximum number of jobs. Zero: 50. More than 1 000 means 1 000. A page may be shorter.
 	PageSize int32 `protobuf:"varint,14,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// next_page_token of the page before; the rest of the request has to be the same, but for page_size.
+	// next_page_token of the previous page. All other fields but page_size must be the same as before.
 	PageToken     string `protobuf:"bytes,15,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2683,9 +2716,9 @@ func (x *ListJobsRequest) GetPageToken() string {
 // A page of jobs.
 type ListJobsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Newest first.
+	// Jobs, newest first.
 	Jobs []*Job `protobuf:"bytes,1,rep,name=jobs,proto3" json:"jobs,omitempty"`
-	// For the next page. Empty: this was the last.
+	// Token for the next page. Empty: this is the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2735,15 +2768,15 @@ func (x *ListJobsResponse) GetNextPageToken() string {
 	return ""
 }
 
-// What to stop.
+// The job to stop.
 type StopJobRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required.
 	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
-	// Why and by whom, for the record; one line of at most 256 characters, without control characters. It is in `outcome.detail` and, unless
-	// the execution was still queued, in the system lines of the log.
+	// Who stops the job and why; one line of at most 256 characters, without control characters. Stored in
+	// `outcome.detail` and, unless the execution was still queued, in the system lines of the log.
 	Note string `protobuf:"bytes,2,opt,name=note,proto3" json:"note,omitempty"`
-	// In place of the job's stop_grace. Zero: kill at once.
+	// Replaces the job's stop_grace. Zero: SIGKILL at once.
 	Grace         *durationpb.Duration `protobuf:"bytes,3,opt,name=grace,proto3" json:"grace,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2800,10 +2833,10 @@ func (x *StopJobRequest) GetGrace() *durationpb.Duration {
 	return nil
 }
 
-// The job.
+// The job after the stop.
 type StopJobResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// As it is now: STOPPING, or final.
+	// The job: STOPPING, or final.
 	Job           *Job `protobuf:"bytes,1,opt,name=job,proto3" json:"job,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2846,7 +2879,7 @@ func (x *StopJobResponse) GetJob() *Job {
 	return nil
 }
 
-// Which execution.
+// The execution to return.
 type GetExecutionRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required.
@@ -2895,7 +2928,7 @@ func (x *GetExecutionRequest) GetExecutionId() string {
 // The execution.
 type GetExecutionResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// It.
+	// The execution.
 	Execution     *Execution `protobuf:"bytes,1,opt,name=execution,proto3" json:"execution,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -2938,22 +2971,22 @@ func (x *GetExecutionResponse) GetExecution() *Execution {
 	return nil
 }
 
-// Which executions. What is left empty does not narrow.
+// Filters for executions. An empty field does not filter.
 type ListExecutionsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Of this job.
+	// Executions of this job.
 	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
-	// Of this task.
+	// Executions of this task.
 	TaskId string `protobuf:"bytes,2,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
-	// In one of these states.
+	// Executions in one of these states.
 	States []State `protobuf:"varint,3,rep,packed,name=states,proto3,enum=fastlane.v1.State" json:"states,omitempty"`
-	// On this host, now or when it ran.
+	// Executions that run or ran on this host.
 	Host string `protobuf:"bytes,4,opt,name=host,proto3" json:"host,omitempty"`
-	// As in ListJobsRequest.
+	// Executions with an id that begins like this.
 	IdPrefix string `protobuf:"bytes,5,opt,name=id_prefix,json=idPrefix,proto3" json:"id_prefix,omitempty"`
-	// As in ListJobsRequest.
+	// See ListJobsRequest.
 	PageSize int32 `protobuf:"varint,14,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// As in ListJobsRequest.
+	// See ListJobsRequest.
 	PageToken     string `protobuf:"bytes,15,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3041,9 +3074,9 @@ func (x *ListExecutionsRequest) GetPageToken() string {
 // A page of executions.
 type ListExecutionsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Newest first.
+	// Executions, newest first.
 	Executions []*Execution `protobuf:"bytes,1,rep,name=executions,proto3" json:"executions,omitempty"`
-	// For the next page. Empty: this was the last.
+	// Token for the next page. Empty: this is the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3093,14 +3126,14 @@ func (x *ListExecutionsResponse) GetNextPageToken() string {
 	return ""
 }
 
-// What to stop.
+// The execution to stop.
 type StopExecutionRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required.
 	ExecutionId string `protobuf:"bytes,1,opt,name=execution_id,json=executionId,proto3" json:"execution_id,omitempty"`
-	// As in StopJobRequest.
+	// See StopJobRequest.
 	Note string `protobuf:"bytes,2,opt,name=note,proto3" json:"note,omitempty"`
-	// As in StopJobRequest.
+	// See StopJobRequest.
 	Grace         *durationpb.Duration `protobuf:"bytes,3,opt,name=grace,proto3" json:"grace,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3157,10 +3190,10 @@ func (x *StopExecutionRequest) GetGrace() *durationpb.Duration {
 	return nil
 }
 
-// The execution.
+// The execution after the stop.
 type StopExecutionResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// As it is now: STOPPING, or final.
+	// The execution: STOPPING, or final.
 	Execution     *Execution `protobuf:"bytes,1,opt,name=execution,proto3" json:"execution,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3203,7 +3236,7 @@ func (x *StopExecutionResponse) GetExecution() *Execution {
 	return nil
 }
 
-// Which task.
+// The task to return.
 type GetTaskRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required.
@@ -3252,8 +3285,8 @@ func (x *GetTaskRequest) GetTaskId() string {
 // The task.
 type GetTaskResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// It.
-	Task          *Task `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
+	// The task.
+	Task          *TaskSummary `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3288,19 +3321,19 @@ func (*GetTaskResponse) Descriptor() ([]byte, []int) {
 	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{31}
 }
 
-func (x *GetTaskResponse) GetTask() *Task {
+func (x *GetTaskResponse) GetTask() *TaskSummary {
 	if x != nil {
 		return x.Task
 	}
 	return nil
 }
 
-// Which tasks.
+// A page of tasks to return.
 type ListTasksRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// As in ListJobsRequest.
+	// See ListJobsRequest.
 	PageSize int32 `protobuf:"varint,14,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
-	// As in ListJobsRequest.
+	// See ListJobsRequest.
 	PageToken     string `protobuf:"bytes,15,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3353,9 +3386,9 @@ func (x *ListTasksRequest) GetPageToken() string {
 // A page of tasks.
 type ListTasksResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// By name.
-	Tasks []*Task `protobuf:"bytes,1,rep,name=tasks,proto3" json:"tasks,omitempty"`
-	// For the next page. Empty: this was the last.
+	// Tasks, in the order of their names.
+	Tasks []*TaskSummary `protobuf:"bytes,1,rep,name=tasks,proto3" json:"tasks,omitempty"`
+	// Token for the next page. Empty: this is the last page.
 	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3391,7 +3424,7 @@ func (*ListTasksResponse) Descriptor() ([]byte, []int) {
 	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{33}
 }
 
-func (x *ListTasksResponse) GetTasks() []*Task {
+func (x *ListTasksResponse) GetTasks() []*TaskSummary {
 	if x != nil {
 		return x.Tasks
 	}
@@ -3405,7 +3438,7 @@ func (x *ListTasksResponse) GetNextPageToken() string {
 	return ""
 }
 
-// Nothing to choose.
+// No parameters.
 type ListHostsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -3445,8 +3478,8 @@ func (*ListHostsRequest) Descriptor() ([]byte, []int) {
 // The hosts.
 type ListHostsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// In the order of the configuration.
-	Hosts         []*Host `protobuf:"bytes,1,rep,name=hosts,proto3" json:"hosts,omitempty"`
+	// Hosts, in the order of the configuration.
+	Hosts         []*EngineHost `protobuf:"bytes,1,rep,name=hosts,proto3" json:"hosts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3481,14 +3514,14 @@ func (*ListHostsResponse) Descriptor() ([]byte, []int) {
 	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{35}
 }
 
-func (x *ListHostsResponse) GetHosts() []*Host {
+func (x *ListHostsResponse) GetHosts() []*EngineHost {
 	if x != nil {
 		return x.Hosts
 	}
 	return nil
 }
 
-// Nothing to choose.
+// No parameters.
 type GetServerInfoRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
 	unknownFields protoimpl.UnknownFields
@@ -3525,34 +3558,34 @@ func (*GetServerInfoRequest) Descriptor() ([]byte, []int) {
 	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{36}
 }
 
-// The server.
+// The server's version, limits and features.
 type GetServerInfoResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// "1.4.0".
+	// Version of the server: "1.4.0".
 	Version string `protobuf:"bytes,1,opt,name=version,proto3" json:"version,omitempty"`
-	// When this process started.
+	// When this server process started.
 	StartTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
-	// The server's time now.
+	// Current time of the server.
 	Time *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=time,proto3" json:"time,omitempty"`
-	// What it can do beyond the first release, by name. None yet. A client asks for a name here, never compares versions.
+	// Names of features beyond the first release. None yet. A client looks for a name here and never compares versions.
 	Features []string `protobuf:"bytes,4,rep,name=features,proto3" json:"features,omitempty"`
-	// Containers at a time.
+	// Maximum number of running containers.
 	MaxRunning int32 `protobuf:"varint,5,opt,name=max_running,json=maxRunning,proto3" json:"max_running,omitempty"`
-	// Longest a container may run.
+	// Maximum timeout of a container.
 	MaxTimeout *durationpb.Duration `protobuf:"bytes,6,opt,name=max_timeout,json=maxTimeout,proto3" json:"max_timeout,omitempty"`
-	// A container's time when none was asked for.
+	// Timeout of a container whose spec has none.
 	DefaultTimeout *durationpb.Duration `protobuf:"bytes,7,opt,name=default_timeout,json=defaultTimeout,proto3" json:"default_timeout,omitempty"`
-	// Largest log of one execution; of a larger one the head and the newest part are kept.
+	// Maximum size of the log of one execution. A larger log keeps its head and its newest part.
 	MaxLogBytes int64 `protobuf:"varint,8,opt,name=max_log_bytes,json=maxLogBytes,proto3" json:"max_log_bytes,omitempty"`
-	// Largest request.
+	// Maximum size of a request.
 	MaxRequestBytes int64 `protobuf:"varint,9,opt,name=max_request_bytes,json=maxRequestBytes,proto3" json:"max_request_bytes,omitempty"`
-	// Executions that may be scheduled or queued at a time; with more an enqueue is refused, QUEUE_FULL.
+	// Maximum number of executions that are scheduled or queued. Beyond it, an enqueue is rejected: QUEUE_FULL.
 	MaxWaiting int64 `protobuf:"varint,10,opt,name=max_waiting,json=maxWaiting,proto3" json:"max_waiting,omitempty"`
-	// Log streams that may be open at a time.
+	// Maximum number of open log streams.
 	MaxStreams int32 `protobuf:"varint,11,opt,name=max_streams,json=maxStreams,proto3" json:"max_streams,omitempty"`
-	// How long a log is kept after its execution ended. Unset: for as long as its job is.
+	// Retention of a log after the end of its execution. Unset: as long as its job.
 	KeepLogs *durationpb.Duration `protobuf:"bytes,12,opt,name=keep_logs,json=keepLogs,proto3" json:"keep_logs,omitempty"`
-	// How long a job is kept after it ended. Unset: for ever.
+	// Retention of a job after its end. Unset: for ever.
 	KeepJobs      *durationpb.Duration `protobuf:"bytes,13,opt,name=keep_jobs,json=keepJobs,proto3" json:"keep_jobs,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3682,13 +3715,13 @@ func (x *GetServerInfoResponse) GetKeepJobs() *durationpb.Duration {
 // What to delete.
 type PruneRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Required. What ended at least so long ago; zero: whatever is final.
+	// Required. Minimum time since the end; zero: everything that is final.
 	OlderThan *durationpb.Duration `protobuf:"bytes,1,opt,name=older_than,json=olderThan,proto3" json:"older_than,omitempty"`
-	// Only the logs; the jobs stay.
+	// Delete only logs; keep the jobs.
 	LogsOnly bool `protobuf:"varint,2,opt,name=logs_only,json=logsOnly,proto3" json:"logs_only,omitempty"`
-	// Of this task. Empty: of all.
+	// Only of this task. Empty: of all tasks.
 	TaskId string `protobuf:"bytes,3,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
-	// Count, delete nothing.
+	// Count without deleting.
 	ValidateOnly  bool `protobuf:"varint,4,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3752,16 +3785,16 @@ func (x *PruneRequest) GetValidateOnly() bool {
 	return false
 }
 
-// What was deleted, or would be.
+// What was deleted, or would be with `validate_only`.
 type PruneResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// Jobs.
+	// Number of jobs.
 	Jobs int64 `protobuf:"varint,1,opt,name=jobs,proto3" json:"jobs,omitempty"`
-	// Logs of executions.
+	// Number of logs.
 	Logs int64 `protobuf:"varint,2,opt,name=logs,proto3" json:"logs,omitempty"`
-	// Room on the disk that those took.
+	// Disk space of those jobs and logs, in bytes.
 	Bytes int64 `protobuf:"varint,3,opt,name=bytes,proto3" json:"bytes,omitempty"`
-	// There is more to delete: call again.
+	// More can be deleted: call again.
 	More          bool `protobuf:"varint,4,opt,name=more,proto3" json:"more,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3825,30 +3858,30 @@ func (x *PruneResponse) GetMore() bool {
 	return false
 }
 
-// Every point is unset until it is reached.
+// The steps of a lifecycle. A time is unset until its step is reached.
 type Execution_Times struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The execution was made.
+	// Execution created.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,1,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
-	// It may start from here on: until then it is STATE_SCHEDULED.
+	// Earliest start. Until then the execution is STATE_SCHEDULED.
 	DueTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=due_time,json=dueTime,proto3" json:"due_time,omitempty"`
-	// It got a place.
+	// Slot assigned.
 	ClaimTime *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=claim_time,json=claimTime,proto3" json:"claim_time,omitempty"`
-	// The image was there.
+	// Image present on the host.
 	PullTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=pull_time,json=pullTime,proto3" json:"pull_time,omitempty"`
-	// The container was made.
+	// Container created.
 	ContainerTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=container_time,json=containerTime,proto3" json:"container_time,omitempty"`
-	// The container was started, as the engine says.
+	// Container started, by the engine's clock.
 	StartTime *timestamppb.Timestamp `protobuf:"bytes,6,opt,name=start_time,json=startTime,proto3" json:"start_time,omitempty"`
-	// Its first byte came.
+	// First byte of output received.
 	FirstByteTime *timestamppb.Timestamp `protobuf:"bytes,7,opt,name=first_byte_time,json=firstByteTime,proto3" json:"first_byte_time,omitempty"`
-	// The container ended, as the engine says.
+	// Container ended, by the engine's clock.
 	ExitTime *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=exit_time,json=exitTime,proto3" json:"exit_time,omitempty"`
-	// The log was found complete; nothing is added to it any more.
+	// Log sealed: complete, nothing is appended any more.
 	SealTime *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=seal_time,json=sealTime,proto3" json:"seal_time,omitempty"`
-	// The outcome was on disk: the execution is final.
+	// Outcome on disk: the execution is final.
 	EndTime *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
-	// Its log was pruned: readers get a gap in place of what it held.
+	// Log pruned: readers receive a gap in its place.
 	PruneTime     *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=prune_time,json=pruneTime,proto3" json:"prune_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -4010,8 +4043,8 @@ const file_fastlane_v1_fastlane_proto_rawDesc = "" +
 	"\x06Limits\x12!\n" +
 	"\fmemory_bytes\x18\x01 \x01(\x03R\vmemoryBytes\x12\x12\n" +
 	"\x04cpus\x18\x02 \x01(\x01R\x04cpus\x12\x12\n" +
-	"\x04pids\x18\x03 \x01(\x05R\x04pids\"\xcc\x01\n" +
-	"\x04Task\x12\x0e\n" +
+	"\x04pids\x18\x03 \x01(\x05R\x04pids\"\xd3\x01\n" +
+	"\vTaskSummary\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12;\n" +
 	"\vcreate_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\x12\x1b\n" +
@@ -4088,19 +4121,20 @@ const file_fastlane_v1_fastlane_proto_rawDesc = "" +
 	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\x12#\n" +
 	"\rmissing_bytes\x18\x03 \x01(\x03R\fmissingBytes\x12\x19\n" +
 	"\x05crc32\x18\x04 \x01(\aH\x00R\x05crc32\x88\x01\x01B\b\n" +
-	"\x06_crc32\"\xc1\x04\n" +
-	"\x04Host\x12\x12\n" +
+	"\x06_crc32\"\xd3\x04\n" +
+	"\n" +
+	"EngineHost\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
-	"\aaddress\x18\x02 \x01(\tR\aaddress\x12B\n" +
-	"\favailability\x18\x03 \x01(\x0e2\x1e.fastlane.v1.Host.AvailabilityR\favailability\x12\x18\n" +
+	"\aaddress\x18\x02 \x01(\tR\aaddress\x12H\n" +
+	"\favailability\x18\x03 \x01(\x0e2$.fastlane.v1.EngineHost.AvailabilityR\favailability\x12\x18\n" +
 	"\arunning\x18\x04 \x01(\x05R\arunning\x12\x1f\n" +
 	"\vmax_running\x18\x05 \x01(\x05R\n" +
 	"maxRunning\x12\x1d\n" +
 	"\n" +
 	"last_error\x18\x06 \x01(\tR\tlastError\x12B\n" +
 	"\x0flast_error_time\x18\a \x01(\v2\x1a.google.protobuf.TimestampR\rlastErrorTime\x12%\n" +
-	"\x0eengine_version\x18\b \x01(\tR\rengineVersion\x123\n" +
-	"\acapture\x18\t \x01(\x0e2\x19.fastlane.v1.Host.CaptureR\acapture\x12%\n" +
+	"\x0eengine_version\x18\b \x01(\tR\rengineVersion\x129\n" +
+	"\acapture\x18\t \x01(\x0e2\x1f.fastlane.v1.EngineHost.CaptureR\acapture\x12%\n" +
 	"\x0ecapture_reason\x18\n" +
 	" \x01(\tR\rcaptureReason\"X\n" +
 	"\fAvailability\x12\x1c\n" +
@@ -4227,19 +4261,19 @@ const file_fastlane_v1_fastlane_proto_rawDesc = "" +
 	"\x15StopExecutionResponse\x124\n" +
 	"\texecution\x18\x01 \x01(\v2\x16.fastlane.v1.ExecutionR\texecution\")\n" +
 	"\x0eGetTaskRequest\x12\x17\n" +
-	"\atask_id\x18\x01 \x01(\tR\x06taskId\"8\n" +
-	"\x0fGetTaskResponse\x12%\n" +
-	"\x04task\x18\x01 \x01(\v2\x11.fastlane.v1.TaskR\x04task\"N\n" +
+	"\atask_id\x18\x01 \x01(\tR\x06taskId\"?\n" +
+	"\x0fGetTaskResponse\x12,\n" +
+	"\x04task\x18\x01 \x01(\v2\x18.fastlane.v1.TaskSummaryR\x04task\"N\n" +
 	"\x10ListTasksRequest\x12\x1b\n" +
 	"\tpage_size\x18\x0e \x01(\x05R\bpageSize\x12\x1d\n" +
 	"\n" +
-	"page_token\x18\x0f \x01(\tR\tpageToken\"d\n" +
-	"\x11ListTasksResponse\x12'\n" +
-	"\x05tasks\x18\x01 \x03(\v2\x11.fastlane.v1.TaskR\x05tasks\x12&\n" +
+	"page_token\x18\x0f \x01(\tR\tpageToken\"k\n" +
+	"\x11ListTasksResponse\x12.\n" +
+	"\x05tasks\x18\x01 \x03(\v2\x18.fastlane.v1.TaskSummaryR\x05tasks\x12&\n" +
 	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x12\n" +
-	"\x10ListHostsRequest\"<\n" +
-	"\x11ListHostsResponse\x12'\n" +
-	"\x05hosts\x18\x01 \x03(\v2\x11.fastlane.v1.HostR\x05hosts\"\x16\n" +
+	"\x10ListHostsRequest\"B\n" +
+	"\x11ListHostsResponse\x12-\n" +
+	"\x05hosts\x18\x01 \x03(\v2\x17.fastlane.v1.EngineHostR\x05hosts\"\x16\n" +
 	"\x14GetServerInfoRequest\"\xdb\x04\n" +
 	"\x15GetServerInfoResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x129\n" +
@@ -4302,12 +4336,12 @@ const file_fastlane_v1_fastlane_proto_rawDesc = "" +
 	"\x12\x14\n" +
 	"\x10REASON_HOST_GONE\x10\v\x12\x18\n" +
 	"\x14REASON_START_UNKNOWN\x10\f\x12\x1f\n" +
-	"\x1bREASON_REGISTRY_UNAVAILABLE\x10\r*\x97\x01\n" +
+	"\x1bREASON_REGISTRY_UNAVAILABLE\x10\r*\x96\x01\n" +
 	"\n" +
 	"WaitReason\x12\x1b\n" +
 	"\x17WAIT_REASON_UNSPECIFIED\x10\x00\x12\x17\n" +
-	"\x13WAIT_REASON_NOT_DUE\x10\x01\x12\x1d\n" +
-	"\x19WAIT_REASON_NO_FREE_PLACE\x10\x02\x12\x19\n" +
+	"\x13WAIT_REASON_NOT_DUE\x10\x01\x12\x1c\n" +
+	"\x18WAIT_REASON_NO_FREE_SLOT\x10\x02\x12\x19\n" +
 	"\x15WAIT_REASON_HOST_DOWN\x10\x04\x12\x19\n" +
 	"\x15WAIT_REASON_DISK_FULL\x10\x05*Y\n" +
 	"\x06Source\x12\x16\n" +
@@ -4377,18 +4411,18 @@ var file_fastlane_v1_fastlane_proto_goTypes = []any{
 	(Source)(0),                         // 3: fastlane.v1.Source
 	(ErrorReason)(0),                    // 4: fastlane.v1.ErrorReason
 	(JobSpec_PullPolicy)(0),             // 5: fastlane.v1.JobSpec.PullPolicy
-	(Host_Availability)(0),              // 6: fastlane.v1.Host.Availability
-	(Host_Capture)(0),                   // 7: fastlane.v1.Host.Capture
+	(EngineHost_Availability)(0),        // 6: fastlane.v1.EngineHost.Availability
+	(EngineHost_Capture)(0),             // 7: fastlane.v1.EngineHost.Capture
 	(LogGap_Cause)(0),                   // 8: fastlane.v1.LogGap.Cause
 	(*JobSpec)(nil),                     // 9: fastlane.v1.JobSpec
 	(*Limits)(nil),                      // 10: fastlane.v1.Limits
-	(*Task)(nil),                        // 11: fastlane.v1.Task
+	(*TaskSummary)(nil),                 // 11: fastlane.v1.TaskSummary
 	(*Job)(nil),                         // 12: fastlane.v1.Job
 	(*Execution)(nil),                   // 13: fastlane.v1.Execution
 	(*Waiting)(nil),                     // 14: fastlane.v1.Waiting
 	(*Outcome)(nil),                     // 15: fastlane.v1.Outcome
 	(*LogTotals)(nil),                   // 16: fastlane.v1.LogTotals
-	(*Host)(nil),                        // 17: fastlane.v1.Host
+	(*EngineHost)(nil),                  // 17: fastlane.v1.EngineHost
 	(*StreamExecutionLogsRequest)(nil),  // 18: fastlane.v1.StreamExecutionLogsRequest
 	(*StreamExecutionLogsResponse)(nil), // 19: fastlane.v1.StreamExecutionLogsResponse
 	(*LogChunk)(nil),                    // 20: fastlane.v1.LogChunk
@@ -4439,8 +4473,8 @@ var file_fastlane_v1_fastlane_proto_depIdxs = []int32{
 	53, // 7: fastlane.v1.JobSpec.start_in:type_name -> google.protobuf.Duration
 	55, // 8: fastlane.v1.JobSpec.start_at:type_name -> google.protobuf.Timestamp
 	55, // 9: fastlane.v1.JobSpec.expire_time:type_name -> google.protobuf.Timestamp
-	55, // 10: fastlane.v1.Task.create_time:type_name -> google.protobuf.Timestamp
-	55, // 11: fastlane.v1.Task.last_enqueue_time:type_name -> google.protobuf.Timestamp
+	55, // 10: fastlane.v1.TaskSummary.create_time:type_name -> google.protobuf.Timestamp
+	55, // 11: fastlane.v1.TaskSummary.last_enqueue_time:type_name -> google.protobuf.Timestamp
 	9,  // 12: fastlane.v1.Job.spec:type_name -> fastlane.v1.JobSpec
 	0,  // 13: fastlane.v1.Job.state:type_name -> fastlane.v1.State
 	15, // 14: fastlane.v1.Job.outcome:type_name -> fastlane.v1.Outcome
@@ -4457,9 +4491,9 @@ var file_fastlane_v1_fastlane_proto_depIdxs = []int32{
 	55, // 25: fastlane.v1.Waiting.due_time:type_name -> google.protobuf.Timestamp
 	1,  // 26: fastlane.v1.Outcome.reason:type_name -> fastlane.v1.Reason
 	3,  // 27: fastlane.v1.LogTotals.source:type_name -> fastlane.v1.Source
-	6,  // 28: fastlane.v1.Host.availability:type_name -> fastlane.v1.Host.Availability
-	55, // 29: fastlane.v1.Host.last_error_time:type_name -> google.protobuf.Timestamp
-	7,  // 30: fastlane.v1.Host.capture:type_name -> fastlane.v1.Host.Capture
+	6,  // 28: fastlane.v1.EngineHost.availability:type_name -> fastlane.v1.EngineHost.Availability
+	55, // 29: fastlane.v1.EngineHost.last_error_time:type_name -> google.protobuf.Timestamp
+	7,  // 30: fastlane.v1.EngineHost.capture:type_name -> fastlane.v1.EngineHost.Capture
 	55, // 31: fastlane.v1.StreamExecutionLogsRequest.since_time:type_name -> google.protobuf.Timestamp
 	3,  // 32: fastlane.v1.StreamExecutionLogsRequest.sources:type_name -> fastlane.v1.Source
 	53, // 33: fastlane.v1.StreamExecutionLogsRequest.heartbeat_interval:type_name -> google.protobuf.Duration
@@ -4494,9 +4528,9 @@ var file_fastlane_v1_fastlane_proto_depIdxs = []int32{
 	13, // 62: fastlane.v1.ListExecutionsResponse.executions:type_name -> fastlane.v1.Execution
 	53, // 63: fastlane.v1.StopExecutionRequest.grace:type_name -> google.protobuf.Duration
 	13, // 64: fastlane.v1.StopExecutionResponse.execution:type_name -> fastlane.v1.Execution
-	11, // 65: fastlane.v1.GetTaskResponse.task:type_name -> fastlane.v1.Task
-	11, // 66: fastlane.v1.ListTasksResponse.tasks:type_name -> fastlane.v1.Task
-	17, // 67: fastlane.v1.ListHostsResponse.hosts:type_name -> fastlane.v1.Host
+	11, // 65: fastlane.v1.GetTaskResponse.task:type_name -> fastlane.v1.TaskSummary
+	11, // 66: fastlane.v1.ListTasksResponse.tasks:type_name -> fastlane.v1.TaskSummary
+	17, // 67: fastlane.v1.ListHostsResponse.hosts:type_name -> fastlane.v1.EngineHost
 	55, // 68: fastlane.v1.GetServerInfoResponse.start_time:type_name -> google.protobuf.Timestamp
 	55, // 69: fastlane.v1.GetServerInfoResponse.time:type_name -> google.protobuf.Timestamp
 	53, // 70: fastlane.v1.GetServerInfoResponse.max_timeout:type_name -> google.protobuf.Duration

@@ -1,30 +1,44 @@
-// fastlane runs commands in containers and streams what they print.
+// fastlane runs commands in containers and streams their output.
 //
-// A caller names a task, an image and a command; fastlane keeps that as a job, runs it as one or more executions (an execution is one
-// container), and streams the output to whoever asks, while it runs and for as long as it is kept.
+// A caller names a task, an image and a command. fastlane stores them as a job, runs the job as one or more executions
+// (an execution is one container), and streams the output to any number of readers, during the execution and as long as
+// the log is kept.
 //
-// Words. Task: a name that jobs are grouped by; the LARGEST thing here, where Cloud Run and Google Batch call the smallest thing so. Job:
-// one enqueue. Execution: one container. Run: one reason to start (the enqueue, a tick of a cron job, a retry by hand); attempt: a try
-// within a run; for now every job has one run of one attempt. Final: will never change again.
+// Terms.
+//   * Task: a name that groups jobs. A task is the LARGEST unit here; Cloud Run and Google Batch use the word for their
+//     smallest one.
+//   * Job: one enqueue.
+//   * Execution: one container.
+//   * Run: one reason to start an execution (the enqueue, a tick of a schedule, a manual retry). Attempt: one try
+//     within a run. In this version every job has one run of one attempt.
+//   * Slot: the capacity for one execution on a host.
+//   * Final: never changes again.
 //
-// Rules that hold everywhere.
-//   * The zero value of every field of a request is the sensible choice; an empty answer field means "not so" or "not yet", never "unknown".
-//   * Errors are google.rpc.Status with one google.rpc.ErrorInfo {domain "fastlane", reason: a name of ErrorReason without its prefix},
-//     plus BadRequest (at most 16 violations) and RetryInfo where they help. Nothing was written when an error is answered.
-//   * A request that carries fields this server does not know is refused (UNIMPLEMENTED, UNKNOWN_FIELD) by every call that writes: a limit
-//     that was asked for is never silently dropped. Readers must ignore fields, events and enum values they do not know.
-//   * An execution or a job is final exactly when its `outcome` is set; a job's is its own. It went well exactly when `state` is STATE_SUCCEEDED. A state you do
-//     not know, with an outcome, is a failure.
-//   * No answer is larger than 3 MiB (clients refuse 4 MiB by default): pages end early, log messages stay below 512 KiB.
-//   * Lists come in pages. A page may be shorter than asked for, even empty, while there are more: go on until `next_page_token` is empty.
-//     The work for a page is bounded, however much is kept and however little of it is looked for.
-//   * Secrets are never answered: the value of an environment variable whose name is secret (PGPASS, API_KEY, GH_PAT; not MONKEY; the
-//     server's setting `secret_names` has the list), and the password of each URL (`scheme://user:password@host`) in envs, command, args,
-//     entrypoint, labels and messages, are answered as `***`. A request that holds such a `***` is refused. Metadata is answered as given.
-//   * What is said for people (details, notes, reasons of hosts, fastlane's own lines in a log) is one printable line each: line breaks,
-//     control characters and escape sequences of callers, engines and registries do not come through.
-//   * Only google/protobuf/*.proto is imported: copy this file and you have the API.
-//   * Numbers that are missing are free for what is to come. They are not `reserved`: that could never be taken back.
+// Rules for every call.
+//   * The zero value of every request field is the sensible default. An empty response field means "no" or "not yet",
+//     never "unknown".
+//   * An error is a google.rpc.Status with one google.rpc.ErrorInfo {domain "fastlane", reason: a name of ErrorReason
+//     without its prefix}, and with BadRequest (at most 16 violations) and RetryInfo where they help. A call that
+//     answers with an error has written nothing.
+//   * Every call that writes rejects a request with fields unknown to the server (UNIMPLEMENTED, UNKNOWN_FIELD): a
+//     requested limit is never dropped silently. Clients must ignore fields, events and enum values that they do not
+//     know.
+//   * An execution or a job is final exactly when its `outcome` is set. A job has an outcome of its own. It succeeded
+//     exactly when `state` is STATE_SUCCEEDED. Treat an unknown state with an outcome as a failure.
+//   * No response is larger than 3 MiB (clients reject more than 4 MiB by default): pages end early, log messages stay
+//     below 512 KiB.
+//   * Lists are paged. A page may be shorter than requested, or empty, although more follow: continue until
+//     `next_page_token` is empty. The work for one page is bounded, however many rows are stored and however few of
+//     them match.
+//   * Secrets are never returned. The value of an environment variable with a secret name (PGPASS, API_KEY, GH_PAT; not
+//     MONKEY; see the server's setting `secret_names`), and the password in a URL (`scheme://user:password@host`) in
+//     envs, command, args, entrypoint, labels and messages, are returned as `***`. A request that contains such a `***`
+//     is rejected. Metadata is returned unchanged.
+//   * Text for people (details, notes, reasons of hosts, fastlane's own log lines) is one printable line: line breaks,
+//     control characters and escape sequences from callers, engines and registries are removed.
+//   * Only google/protobuf/*.proto is imported: this file alone is the whole API.
+//   * Unused numbers are free for later versions. They are not `reserved`, because a reservation can never be
+//     withdrawn.
 
 // Code generated by protoc-gen-go-grpc. DO NOT EDIT.
 // versions:
@@ -57,22 +71,24 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Jobs: put in, look at, stop.
+// Enqueue, inspect and stop jobs.
 type JobServiceClient interface {
-	// Keeps a job and its first execution, then answers; both are on disk when the answer arrives. With a `request_id` a second call with the
-	// same request answers the same job (`existing` is true); with another request it is refused: ALREADY_EXISTS, REQUEST_ID_REUSED. Secrets
-	// are not compared: a repeated request that differs in them alone is the same request, and the job keeps the secrets it was made with.
-	// Otherwise a caller could find out a secret by guesses. Without a `request_id` a repeated call is a second job, so do not retry it
-	// blindly. INVALID_ARGUMENT names the fields at fault; RESOURCE_EXHAUSTED, QUEUE_FULL or DISK_FULL, and UNAVAILABLE, STORE_FAILED, carry
-	// RetryInfo.
+	// Stores a job and its first execution. Both are on disk when the response arrives. With a `request_id`, a repeated
+	// call with the same request returns the same job (`existing` is true); a different request is rejected:
+	// ALREADY_EXISTS, REQUEST_ID_REUSED. Secrets are not compared, so that nobody can guess a secret: a repeated request
+	// that differs only in secrets is the same request, and the job keeps its first secrets. Without a `request_id`, a
+	// repeated call creates a second job: do not retry it blindly. INVALID_ARGUMENT lists the invalid fields.
+	// RESOURCE_EXHAUSTED (QUEUE_FULL or DISK_FULL) and UNAVAILABLE (STORE_FAILED) carry RetryInfo.
 	EnqueueJob(ctx context.Context, in *EnqueueJobRequest, opts ...grpc.CallOption) (*EnqueueJobResponse, error)
-	// The job as it is now, with its current execution. NOT_FOUND, JOB_NOT_FOUND: never was or was pruned.
+	// Returns the job and its current execution. NOT_FOUND, JOB_NOT_FOUND: the job never existed or was pruned.
 	GetJob(ctx context.Context, in *GetJobRequest, opts ...grpc.CallOption) (*GetJobResponse, error)
-	// Jobs, newest first. An unknown task has no jobs: an empty page, not an error. INVALID_ARGUMENT, PAGE_TOKEN_INVALID.
+	// Returns jobs, newest first. An unknown task has no jobs: the page is empty, not an error. INVALID_ARGUMENT,
+	// PAGE_TOKEN_INVALID.
 	ListJobs(ctx context.Context, in *ListJobsRequest, opts ...grpc.CallOption) (*ListJobsResponse, error)
-	// Ends the job: when this answers, its execution is stopping (signal, grace, kill) or, if it was scheduled or queued, is final, and so is
-	// the job. No execution follows it. Stopping a job that is stopping or final changes nothing and answers OK, but for one case: a second
-	// stop with a shorter grace shortens it. NOT_FOUND, JOB_NOT_FOUND.
+	// Ends the job. When the call returns, the job's execution is stopping (signal, grace period, SIGKILL), or, if it was
+	// scheduled or queued, the execution and the job are final. No further execution starts. A repeated stop, or a stop
+	// of a final job, changes nothing and returns OK; one exception: a second stop with a shorter grace period shortens
+	// it. NOT_FOUND, JOB_NOT_FOUND.
 	StopJob(ctx context.Context, in *StopJobRequest, opts ...grpc.CallOption) (*StopJobResponse, error)
 }
 
@@ -128,22 +144,24 @@ func (c *jobServiceClient) StopJob(ctx context.Context, in *StopJobRequest, opts
 // All implementations must embed UnimplementedJobServiceServer
 // for forward compatibility.
 //
-// Jobs: put in, look at, stop.
+// Enqueue, inspect and stop jobs.
 type JobServiceServer interface {
-	// Keeps a job and its first execution, then answers; both are on disk when the answer arrives. With a `request_id` a second call with the
-	// same request answers the same job (`existing` is true); with another request it is refused: ALREADY_EXISTS, REQUEST_ID_REUSED. Secrets
-	// are not compared: a repeated request that differs in them alone is the same request, and the job keeps the secrets it was made with.
-	// Otherwise a caller could find out a secret by guesses. Without a `request_id` a repeated call is a second job, so do not retry it
-	// blindly. INVALID_ARGUMENT names the fields at fault; RESOURCE_EXHAUSTED, QUEUE_FULL or DISK_FULL, and UNAVAILABLE, STORE_FAILED, carry
-	// RetryInfo.
+	// Stores a job and its first execution. Both are on disk when the response arrives. With a `request_id`, a repeated
+	// call with the same request returns the same job (`existing` is true); a different request is rejected:
+	// ALREADY_EXISTS, REQUEST_ID_REUSED. Secrets are not compared, so that nobody can guess a secret: a repeated request
+	// that differs only in secrets is the same request, and the job keeps its first secrets. Without a `request_id`, a
+	// repeated call creates a second job: do not retry it blindly. INVALID_ARGUMENT lists the invalid fields.
+	// RESOURCE_EXHAUSTED (QUEUE_FULL or DISK_FULL) and UNAVAILABLE (STORE_FAILED) carry RetryInfo.
 	EnqueueJob(context.Context, *EnqueueJobRequest) (*EnqueueJobResponse, error)
-	// The job as it is now, with its current execution. NOT_FOUND, JOB_NOT_FOUND: never was or was pruned.
+	// Returns the job and its current execution. NOT_FOUND, JOB_NOT_FOUND: the job never existed or was pruned.
 	GetJob(context.Context, *GetJobRequest) (*GetJobResponse, error)
-	// Jobs, newest first. An unknown task has no jobs: an empty page, not an error. INVALID_ARGUMENT, PAGE_TOKEN_INVALID.
+	// Returns jobs, newest first. An unknown task has no jobs: the page is empty, not an error. INVALID_ARGUMENT,
+	// PAGE_TOKEN_INVALID.
 	ListJobs(context.Context, *ListJobsRequest) (*ListJobsResponse, error)
-	// Ends the job: when this answers, its execution is stopping (signal, grace, kill) or, if it was scheduled or queued, is final, and so is
-	// the job. No execution follows it. Stopping a job that is stopping or final changes nothing and answers OK, but for one case: a second
-	// stop with a shorter grace shortens it. NOT_FOUND, JOB_NOT_FOUND.
+	// Ends the job. When the call returns, the job's execution is stopping (signal, grace period, SIGKILL), or, if it was
+	// scheduled or queued, the execution and the job are final. No further execution starts. A repeated stop, or a stop
+	// of a final job, changes nothing and returns OK; one exception: a second stop with a shorter grace period shortens
+	// it. NOT_FOUND, JOB_NOT_FOUND.
 	StopJob(context.Context, *StopJobRequest) (*StopJobResponse, error)
 	mustEmbedUnimplementedJobServiceServer()
 }
@@ -299,25 +317,27 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Executions: one container each.
+// Inspect, follow and stop executions. An execution is one container.
 type ExecutionServiceClient interface {
-	// The execution as it is now. NOT_FOUND, EXECUTION_NOT_FOUND: never was or was pruned.
+	// Returns the execution. NOT_FOUND, EXECUTION_NOT_FOUND: the execution never existed or was pruned.
 	GetExecution(ctx context.Context, in *GetExecutionRequest, opts ...grpc.CallOption) (*GetExecutionResponse, error)
-	// Executions, newest first: of a job, of a task, or of all. INVALID_ARGUMENT, PAGE_TOKEN_INVALID.
+	// Returns executions, newest first: of one job, of one task, or of all. INVALID_ARGUMENT, PAGE_TOKEN_INVALID.
 	ListExecutions(ctx context.Context, in *ListExecutionsRequest, opts ...grpc.CallOption) (*ListExecutionsResponse, error)
-	// Stops this execution, as StopJob stops a job's current one. Stopping a final execution changes nothing: OK. NOT_FOUND,
-	// EXECUTION_NOT_FOUND.
+	// Stops this execution, as StopJob stops the current execution of a job. A stop of a final execution changes nothing
+	// and returns OK. NOT_FOUND, EXECUTION_NOT_FOUND.
 	StopExecution(ctx context.Context, in *StopExecutionRequest, opts ...grpc.CallOption) (*StopExecutionResponse, error)
-	// The log of one execution: what is stored, then what comes, until it ends. The call is the same before the start, while it runs and
-	// after the end.
+	// Streams the log of one execution: first the stored part, then new output, until the execution ends. The call works
+	// the same before the start, during the execution and after its end.
 	//
-	// The first message is always `state`. A message carries either `chunks` or one event, and always the cursor after it. The last message
-	// of a stream that came to its end is `end`; OK if and only if it was sent. Whatever else happens (UNAVAILABLE, DEADLINE_EXCEEDED, a proxy
-	// that cuts, even an OK without `end`) is a cut: call again with the last cursor, on any server over the same data.
+	// The first message is always `state`. A message carries either `chunks` or one event, and always the cursor after
+	// it. The last message of a complete stream is `end`; the status is OK if and only if `end` was sent. Everything else
+	// (UNAVAILABLE, DEADLINE_EXCEEDED, a connection closed by a proxy, even OK without `end`) is an interruption: call
+	// again with the last cursor, on any server that serves the same data.
 	//
-	// NOT_FOUND, EXECUTION_NOT_FOUND. INVALID_ARGUMENT: CURSOR_INVALID, CURSOR_OF_ANOTHER_EXECUTION. OUT_OF_RANGE, CURSOR_AHEAD: the log is
-	// sealed and ends before the cursor (an older backup was restored). RESOURCE_EXHAUSTED, TOO_MANY_STREAMS, with RetryInfo. UNAVAILABLE,
-	// SERVER_STOPPING, with RetryInfo. Output that is missing, or was pruned, is no error but a `gap`.
+	// NOT_FOUND, EXECUTION_NOT_FOUND. INVALID_ARGUMENT: CURSOR_INVALID, CURSOR_OF_ANOTHER_EXECUTION. OUT_OF_RANGE,
+	// CURSOR_AHEAD: the log is sealed and ends before the cursor (an older backup was restored). RESOURCE_EXHAUSTED,
+	// TOO_MANY_STREAMS, with RetryInfo. UNAVAILABLE, SERVER_STOPPING, with RetryInfo. Missing or pruned output is not an
+	// error but a `gap`.
 	StreamExecutionLogs(ctx context.Context, in *StreamExecutionLogsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[StreamExecutionLogsResponse], error)
 }
 
@@ -382,25 +402,27 @@ type ExecutionService_StreamExecutionLogsClient = grpc.ServerStreamingClient[Str
 // All implementations must embed UnimplementedExecutionServiceServer
 // for forward compatibility.
 //
-// Executions: one container each.
+// Inspect, follow and stop executions. An execution is one container.
 type ExecutionServiceServer interface {
-	// The execution as it is now. NOT_FOUND, EXECUTION_NOT_FOUND: never was or was pruned.
+	// Returns the execution. NOT_FOUND, EXECUTION_NOT_FOUND: the execution never existed or was pruned.
 	GetExecution(context.Context, *GetExecutionRequest) (*GetExecutionResponse, error)
-	// Executions, newest first: of a job, of a task, or of all. INVALID_ARGUMENT, PAGE_TOKEN_INVALID.
+	// Returns executions, newest first: of one job, of one task, or of all. INVALID_ARGUMENT, PAGE_TOKEN_INVALID.
 	ListExecutions(context.Context, *ListExecutionsRequest) (*ListExecutionsResponse, error)
-	// Stops this execution, as StopJob stops a job's current one. Stopping a final execution changes nothing: OK. NOT_FOUND,
-	// EXECUTION_NOT_FOUND.
+	// Stops this execution, as StopJob stops the current execution of a job. A stop of a final execution changes nothing
+	// and returns OK. NOT_FOUND, EXECUTION_NOT_FOUND.
 	StopExecution(context.Context, *StopExecutionRequest) (*StopExecutionResponse, error)
-	// The log of one execution: what is stored, then what comes, until it ends. The call is the same before the start, while it runs and
-	// after the end.
+	// Streams the log of one execution: first the stored part, then new output, until the execution ends. The call works
+	// the same before the start, during the execution and after its end.
 	//
-	// The first message is always `state`. A message carries either `chunks` or one event, and always the cursor after it. The last message
-	// of a stream that came to its end is `end`; OK if and only if it was sent. Whatever else happens (UNAVAILABLE, DEADLINE_EXCEEDED, a proxy
-	// that cuts, even an OK without `end`) is a cut: call again with the last cursor, on any server over the same data.
+	// The first message is always `state`. A message carries either `chunks` or one event, and always the cursor after
+	// it. The last message of a complete stream is `end`; the status is OK if and only if `end` was sent. Everything else
+	// (UNAVAILABLE, DEADLINE_EXCEEDED, a connection closed by a proxy, even OK without `end`) is an interruption: call
+	// again with the last cursor, on any server that serves the same data.
 	//
-	// NOT_FOUND, EXECUTION_NOT_FOUND. INVALID_ARGUMENT: CURSOR_INVALID, CURSOR_OF_ANOTHER_EXECUTION. OUT_OF_RANGE, CURSOR_AHEAD: the log is
-	// sealed and ends before the cursor (an older backup was restored). RESOURCE_EXHAUSTED, TOO_MANY_STREAMS, with RetryInfo. UNAVAILABLE,
-	// SERVER_STOPPING, with RetryInfo. Output that is missing, or was pruned, is no error but a `gap`.
+	// NOT_FOUND, EXECUTION_NOT_FOUND. INVALID_ARGUMENT: CURSOR_INVALID, CURSOR_OF_ANOTHER_EXECUTION. OUT_OF_RANGE,
+	// CURSOR_AHEAD: the log is sealed and ends before the cursor (an older backup was restored). RESOURCE_EXHAUSTED,
+	// TOO_MANY_STREAMS, with RetryInfo. UNAVAILABLE, SERVER_STOPPING, with RetryInfo. Missing or pruned output is not an
+	// error but a `gap`.
 	StreamExecutionLogs(*StreamExecutionLogsRequest, grpc.ServerStreamingServer[StreamExecutionLogsResponse]) error
 	mustEmbedUnimplementedExecutionServiceServer()
 }
@@ -549,11 +571,11 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Tasks: the names that jobs are grouped by. A task is there as long as a job of it is kept.
+// Inspect tasks, the names that group jobs. A task exists as long as one of its jobs is kept.
 type TaskServiceClient interface {
-	// One task, with the number of its jobs. NOT_FOUND, TASK_NOT_FOUND: no job of it is kept.
+	// Returns one task and the number of its jobs. NOT_FOUND, TASK_NOT_FOUND: no job of the task is kept.
 	GetTask(ctx context.Context, in *GetTaskRequest, opts ...grpc.CallOption) (*GetTaskResponse, error)
-	// Tasks by name. INVALID_ARGUMENT, PAGE_TOKEN_INVALID.
+	// Returns tasks in the order of their names. INVALID_ARGUMENT, PAGE_TOKEN_INVALID.
 	ListTasks(ctx context.Context, in *ListTasksRequest, opts ...grpc.CallOption) (*ListTasksResponse, error)
 }
 
@@ -589,11 +611,11 @@ func (c *taskServiceClient) ListTasks(ctx context.Context, in *ListTasksRequest,
 // All implementations must embed UnimplementedTaskServiceServer
 // for forward compatibility.
 //
-// Tasks: the names that jobs are grouped by. A task is there as long as a job of it is kept.
+// Inspect tasks, the names that group jobs. A task exists as long as one of its jobs is kept.
 type TaskServiceServer interface {
-	// One task, with the number of its jobs. NOT_FOUND, TASK_NOT_FOUND: no job of it is kept.
+	// Returns one task and the number of its jobs. NOT_FOUND, TASK_NOT_FOUND: no job of the task is kept.
 	GetTask(context.Context, *GetTaskRequest) (*GetTaskResponse, error)
-	// Tasks by name. INVALID_ARGUMENT, PAGE_TOKEN_INVALID.
+	// Returns tasks in the order of their names. INVALID_ARGUMENT, PAGE_TOKEN_INVALID.
 	ListTasks(context.Context, *ListTasksRequest) (*ListTasksResponse, error)
 	mustEmbedUnimplementedTaskServiceServer()
 }
@@ -696,9 +718,9 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Hosts: the engines that containers run on.
+// Inspect hosts, the container engines that executions run on.
 type HostServiceClient interface {
-	// Every host, in the order of the configuration. Never paged: there are as many as the operator wrote down.
+	// Returns every host, in the order of the configuration. The list is not paged.
 	ListHosts(ctx context.Context, in *ListHostsRequest, opts ...grpc.CallOption) (*ListHostsResponse, error)
 }
 
@@ -724,9 +746,9 @@ func (c *hostServiceClient) ListHosts(ctx context.Context, in *ListHostsRequest,
 // All implementations must embed UnimplementedHostServiceServer
 // for forward compatibility.
 //
-// Hosts: the engines that containers run on.
+// Inspect hosts, the container engines that executions run on.
 type HostServiceServer interface {
-	// Every host, in the order of the configuration. Never paged: there are as many as the operator wrote down.
+	// Returns every host, in the order of the configuration. The list is not paged.
 	ListHosts(context.Context, *ListHostsRequest) (*ListHostsResponse, error)
 	mustEmbedUnimplementedHostServiceServer()
 }
@@ -805,12 +827,13 @@ const (
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// The server itself.
+// Inspect and maintain the server.
 type ServerServiceClient interface {
-	// Version, limits and what this server can do.
+	// Returns the version, the limits and the features of the server.
 	GetServerInfo(ctx context.Context, in *GetServerInfoRequest, opts ...grpc.CallOption) (*GetServerInfoResponse, error)
-	// Deletes final jobs, or only their logs, that ended longer ago than asked for. Answers what it deleted; safe to repeat. A call deletes a
-	// bounded number: repeat it until `more` is false. The server does the same by itself, by age and by total size, as it is configured.
+	// Deletes final jobs, or only their logs, that ended longer ago than `older_than`. Returns the numbers of what it
+	// deleted; safe to repeat. One call deletes a bounded number: repeat it until `more` is false. The server prunes by
+	// itself as well, by age and by total size, as configured.
 	Prune(ctx context.Context, in *PruneRequest, opts ...grpc.CallOption) (*PruneResponse, error)
 }
 
@@ -846,12 +869,13 @@ func (c *serverServiceClient) Prune(ctx context.Context, in *PruneRequest, opts 
 // All implementations must embed UnimplementedServerServiceServer
 // for forward compatibility.
 //
-// The server itself.
+// Inspect and maintain the server.
 type ServerServiceServer interface {
-	// Version, limits and what this server can do.
+	// Returns the version, the limits and the features of the server.
 	GetServerInfo(context.Context, *GetServerInfoRequest) (*GetServerInfoResponse, error)
-	// Deletes final jobs, or only their logs, that ended longer ago than asked for. Answers what it deleted; safe to repeat. A call deletes a
-	// bounded number: repeat it until `more` is false. The server does the same by itself, by age and by total size, as it is configured.
+	// Deletes final jobs, or only their logs, that ended longer ago than `older_than`. Returns the numbers of what it
+	// deleted; safe to repeat. One call deletes a bounded number: repeat it until `more` is false. The server prunes by
+	// itself as well, by age and by total size, as configured.
 	Prune(context.Context, *PruneRequest) (*PruneResponse, error)
 	mustEmbedUnimplementedServerServiceServer()
 }

@@ -6,7 +6,7 @@ from pathlib import Path
 import click
 
 from fastlane_grpc.cli.encoding import escaped, is_utf8
-from fastlane_grpc.cli.failure import WRONG_USE, Failure
+from fastlane_grpc.cli.errors import WRONG_USE, Failure
 from fastlane_grpc.cli.options import Function
 from fastlane_grpc.config import SETTINGS, ConfigError, InForce, as_json, default_text, in_force, toml
 
@@ -61,15 +61,14 @@ def settings_in_force(flags: Mapping[str, str | None], environ: Mapping[str, str
     type=click.Choice(["toml", "json"]),
     default="toml",
     show_default=True,
-    help="How to print them.",
+    help="Output format.",
 )
 @settings
 @click.pass_obj
 def config(environ: Mapping[str, str], /, file: Path | None, form: str, **flags: str | None) -> int:
-    """Print the settings that `fastlane server` would have, with the same flags, here and now, and where each comes
-    from.
+    """Print the settings that are in force for `fastlane server` with the same flags, and the origin of each.
 
-    What is printed is a file for --config that has the same settings in force.
+    The output is a file for --config with the same settings.
 
     \b
     Example:

@@ -1,18 +1,17 @@
-"""How often, and after which pauses, a call is tried again while the server cannot be reached."""
+"""Retries of a call while the server cannot be reached."""
 
 import time
 
 from fastlane_grpc.backoff import Backoff
 from fastlane_grpc.client.errors import Error
 
-__all__ = ["DEFAULT_BACKOFF", "Backoff", "Tries"]
+__all__ = ["DEFAULT_BACKOFF", "Backoff", "Retries"]
 
 DEFAULT_BACKOFF = Backoff()
 
 
-class Tries:
-    """The tries of one call, which begins now. It may take `timeout_seconds` in all, and is tried again for
-    `retry_seconds`."""
+class Retries:
+    """The attempts of one call, which starts now: `timeout_seconds` in total, with retries for `retry_seconds`."""
 
     def __init__(self, timeout_seconds: float, retry_seconds: float, backoff: Backoff) -> None:
         self._begin = time.monotonic()
@@ -23,11 +22,11 @@ class Tries:
 
     @property
     def left_seconds(self) -> float:
-        """What the next try may take; never nothing, so that a first one is always made."""
+        """Return the time for the next attempt; never 0, so that a first attempt is always made."""
         return max(self._timeout_seconds - self._spent_seconds, 0.001)
 
     def pause_seconds(self, error: Error) -> float | None:
-        """The pause before the next try; None: there is to be none, and the error is the caller's."""
+        """Return the pause before the next attempt; None: do not retry, raise the error to the caller."""
         pause_seconds = self._backoff.pause_seconds(self._failures, error.retry_seconds)
         if not error.passing or self._spent_seconds + pause_seconds > self._retry_seconds:
             return None

@@ -1,4 +1,4 @@
-"""Answers: in pages, as JSON, as a sum."""
+"""Responses: their pages, their JSON, the exit status of a job."""
 
 from collections.abc import Mapping
 from typing import Any, Protocol
@@ -16,20 +16,18 @@ class AsksForPages(Protocol):
 
 
 class Page(Protocol):
-    """A page of a list: there are more while it has a token, even if it is empty."""
+    """A page of a list. More pages follow as long as it has a token, even if it is empty."""
 
     next_page_token: str
 
 
 def as_json(message: Message) -> dict[str, Any]:
-    """A message of the contract as what JSON can say: field names as in the contract, what is empty left out, times in
-    RFC 3339."""
+    """Return a message as JSON values: field names of the contract, empty fields omitted, times in RFC 3339."""
     return json_format.MessageToDict(message, preserving_proto_field_name=True)
 
 
 def exit_status(job: fastlane_pb2.Job) -> int:
-    """What a program that stands for this job should exit with: what `End.exit_status` is for an execution, by the
-    job's own outcome.
+    """Return the exit status for a program that represents this job, as `End.exit_status` does for an execution.
 
     0 exactly when the job succeeded; 75 while it is not final.
     """
@@ -37,7 +35,7 @@ def exit_status(job: fastlane_pb2.Job) -> int:
         return _NOT_FINAL_STATUS
     if job.state == fastlane_pb2.STATE_FAILED and job.outcome.exit_code:
         return job.outcome.exit_code
-    # A state of a later release, with an outcome, is a failure.
+    # An unknown state with an outcome, from a later release, is a failure.
     return _STATUSES.get(job.state, _NO_CONTAINER_STATUS)
 
 
