@@ -4,7 +4,9 @@ import os
 import queue
 import signal
 import threading
+import time
 from datetime import timedelta
+from typing import NoReturn
 
 from fastlane_grpc import client as api
 from fastlane_grpc.cli.failure import INTERRUPTED
@@ -27,6 +29,7 @@ class Interrupts:
         self._orders: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._job_id = ""
         self._stopped = False
+        self._refused = False
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._handle)
 
@@ -34,8 +37,18 @@ class Interrupts:
         self._job_id = job_id
         threading.Thread(target=self._carry_out, name="fastlane-stop", daemon=True).start()
 
+    def pause(self, seconds: float) -> None:
+        """Sleep before a refused enqueue is tried again. No job is kept meanwhile, so that one Ctrl-C leaves."""
+        self._refused = True
+        if self._count:
+            self._leave("left; no job was enqueued")
+        time.sleep(seconds)
+        self._refused = False
+
     def _handle(self, number: int, _: object) -> None:
         self._count += 1
+        if self._refused:
+            self._leave("left; no job was enqueued")
         if self._count == 1:
             self._orders.put(signal.Signals(number).name)
             return
@@ -45,6 +58,9 @@ class Interrupts:
             text = f"left; the job is stopping. See it with: fastlane logs {self._job_id}"
         else:
             text = f"left; the job may run on. See it with: fastlane logs {self._job_id}; end it with: fastlane stop {self._job_id}"
+        self._leave(text)
+
+    def _leave(self, text: str) -> NoReturn:
         # Now, whatever waits for whatever: nothing of ours is buffered.
         os.write(2, f"\nfastlane: {text}\n".encode())
         os._exit(INTERRUPTED)
