@@ -172,7 +172,7 @@ def test_an_end_that_the_exit_status_alone_does_not_explain_is_told(server: Scri
     ran = fastlane(server, "run", "busybox", "nothere")
     assert (ran.returncode, ran.stderr) == (125, b"fastlane: no program 'nothere' in busybox\n")
     ran = fastlane(server, "run", "-q", "busybox", "nothere")
-    assert (ran.returncode, ran.stderr) == (125, b"")
+    assert (ran.returncode, ran.stderr) == (125, b"fastlane: no program 'nothere' in busybox\n")
     outcome = pb.Outcome(reason=pb.REASON_EXIT_CODE, detail="exited with 3", exit_code=3)
     server.logs["execution-1"] = Log(state=pb.STATE_FAILED, outcome=outcome, exit_status=3)
     ran = fastlane(server, "run", "busybox", "nothere")

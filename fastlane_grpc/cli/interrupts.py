@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from fastlane_grpc import client as api
 from fastlane_grpc.cli.failure import INTERRUPTED
+from fastlane_grpc.cli.terminal import line_was_begun
 from fastlane_grpc.text.sanitize import printable
 
 # A stop is worth waiting for a server that is away.
@@ -68,6 +69,7 @@ class Interrupts:
     def _carry_out(self) -> None:
         name = self._orders.get()
         os.write(2, f"\nfastlane: stopping job {self._job_id}; once more leaves it alone\n".encode())
+        line_was_begun()
         try:
             with api.Client(self._address, timeout=_STOP_FOR) as client:
                 client.stop(self._job_id, f"{name} in fastlane run")
