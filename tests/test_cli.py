@@ -496,9 +496,9 @@ def test_the_cause_is_what_the_system_said_last_without_the_brackets_around_it()
         *(
             (
                 ["enqueue", "--start-in", text, "busybox"],
-                f"{text!r} has to be hours, minutes and seconds, as 90s, 2m30s or 1h30m",
+                f"{text!r} has to be a duration, as 90s, 30m, 1h30m or 2d",
             )
-            for text in ("1d", "abc", "5m30", "1m2h", "-1s", "1.5h", "")
+            for text in ("abc", "5m30", "1m2h", "-1s", "1.5h", "")
         ),
         (["run", "--start-at", "tomorrow", "busybox"], "'tomorrow' has to be a time, as 2026-01-31T08:00:00Z"),
         (["run", "--expire-time", "10m", "busybox"], "'10m' has to be a time, as 2026-01-31T08:00:00Z"),
