@@ -8,7 +8,7 @@ from itertools import chain
 from typing import Protocol
 
 from fastlane_grpc.config import Settings
-from fastlane_grpc.errors import ServerStopping, TooManyStreams, Violation
+from fastlane_grpc.errors import InvalidRequest, ServerStopping, TooManyStreams, Violation
 from fastlane_grpc.logs import Tails
 from fastlane_grpc.model import (
     Execution,
@@ -104,13 +104,16 @@ class Service:
             request.task_id, request.spec, request.request_id, settings.max_timeout, utc_now(), settings.secret_names
         )
         validation.refuse(chain(malformed, violations))
+        never_starts = list(validation.start_in_violations(request.spec, utc_now()))
         if request.validate_only:
+            validation.refuse(never_starts)
             return _unkept(request), False
         return await self._store.enqueue(
             task_id=request.task_id,
             spec=request.spec,
             request_id=request.request_id,
             caller_address=request.caller_address,
+            refusal=InvalidRequest(never_starts) if never_starts else None,
         )
 
     async def job(self, job_id: str) -> tuple[Job, Waiting | None]:
