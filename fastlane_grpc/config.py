@@ -48,12 +48,23 @@ def read_request_bytes(text: str) -> int:
     return size
 
 
+class TooLong(ValueError):
+    """A duration that is written as one, and beyond any use."""
+
+
+_LONGEST = timedelta(days=99_999)
+
+
 def read_duration(text: str) -> timedelta:
-    match = re.fullmatch(r"(?:([0-9]{1,5})d)?(?:([0-9]{1,6})h)?(?:([0-9]{1,6})m)?(?:([0-9]{1,9})s)?", text)
+    match = re.fullmatch(r"(?:0*([0-9]+)d)?(?:0*([0-9]+)h)?(?:0*([0-9]+)m)?(?:0*([0-9]+)s)?", text)
     if match is None or not text:
         raise ValueError("must be a duration, as 90s, 30m, 1h30m or 2d")
-    days, hours, minutes, seconds = (int(part or 0) for part in match.groups())
-    duration = timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds)
+    # No number of more digits is less than the limit, in any unit.
+    parts = [int((part or "0")[:11]) for part in match.groups()]
+    total_seconds = sum(part * unit for part, unit in zip(parts, (86_400, 3600, 60, 1), strict=True))
+    if total_seconds > _LONGEST.total_seconds():
+        raise TooLong(f"is too long; at most {_LONGEST.days}d are allowed")
+    duration = timedelta(seconds=total_seconds)
     if not duration:
         raise ValueError("must be longer than 0")
     return duration
@@ -78,6 +89,9 @@ def read_bytes_or_off(text: str) -> int:
 
 
 def read_address(text: str) -> str:
+    scheme, has_scheme, _ = text.partition("://")
+    if has_scheme:
+        raise ValueError(f"must be HOST:PORT, without {scheme}://")
     host, colon, port = text.rpartition(":")
     if not colon or not host or not port.isascii() or not port.isdigit() or int(port) > 65_535:
         raise ValueError("must be HOST:PORT, as 127.0.0.1:7020; port 0 takes a free one")

@@ -1,6 +1,7 @@
 """What the tests of both Python clients have in common: a log, how it is cut, and what came of it."""
 
 import socket
+from datetime import timedelta
 from typing import Any
 
 from hypothesis import strategies as st
@@ -32,7 +33,7 @@ NOT_TEXT: list[tuple[str, str, tuple[Any, ...], dict[str, Any]]] = [
     ("execution_id", "execution", (RAW,), {}),
     ("note", "stop_execution", ("e", RAW), {}),
     ("task_id", "task", (RAW,), {}),
-    ("task_id", "prune", (1,), {"task_id": RAW}),
+    ("task_id", "prune", (timedelta(days=1),), {"task_id": RAW}),
     ("task_id", "jobs", (), {"task_id": RAW}),
     ('labels["a"]', "jobs", (), {"labels": {"a": RAW}}),
     ("host", "executions", (), {"host": RAW}),

@@ -263,7 +263,7 @@ def test_pruning_goes_on_until_there_is_no_more_and_counts_once_where_it_deletes
         False,
     )
     server.prunings.append(answers[0])
-    assert client.prune(0, logs_only=True, validate_only=True) == answers[0]
+    assert client.prune(timedelta(0), logs_only=True, validate_only=True) == answers[0]
     assert (server.requests[2].HasField("older_than"), server.requests[2].logs_only) == (True, True)
 
 

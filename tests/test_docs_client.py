@@ -19,7 +19,9 @@ EXAMPLES = dict(re.findall(r"^## ([^\n]+)\n(?:(?!^## ).)*?^```python\n(.*?)^```$
 @pytest.fixture
 def server() -> Iterator[ScriptedServer]:
     server = ScriptedServer()
-    server.logs["execution-1"] = Log([Piece(1, b"hello\n"), Piece(2, b"oh\n"), Piece(1, b"world\n")])
+    server.logs["execution-1"] = Log(
+        [Piece(3, b"pulling\n"), Piece(1, b"hello\n"), Piece(2, b"oh\n"), Piece(1, b"world\n")]
+    )
     yield server
     server.stop()
 
@@ -45,6 +47,8 @@ def test_a_job_is_run_and_its_output_shown(server: ScriptedServer, tmp_path: Pat
 
 def test_jobs_are_run_side_by_side(server: ScriptedServer, tmp_path: Path) -> None:
     assert run(server, "With asyncio", tmp_path) == ["[0, 0, 0]"]
+    # `expr` exits with 1 where the result is 0.
+    assert {request.spec.args[1] for request in server.received(pb.EnqueueJobRequest)} == {"1", "2", "3"}
 
 
 def test_a_job_is_started_later(server: ScriptedServer, tmp_path: Path) -> None:

@@ -156,13 +156,13 @@ def test_pruning_deletes_what_is_over_and_first_its_output_if_asked(client: Clie
     jobs = ended(client, task, image, "echo hello", "echo hello")
     runs = client.enqueue(task, image, args=["sleep", "60"])
     assert client.prune(timedelta(hours=1), task_id=task).jobs == 0
-    counted = client.prune(0, task_id=task, validate_only=True)
+    counted = client.prune(timedelta(0), task_id=task, validate_only=True)
     assert (counted.jobs, client.task(task).jobs) == (2, 3)
-    assert client.prune(0, task_id=task, logs_only=True).logs == 2
+    assert client.prune(timedelta(0), task_id=task, logs_only=True).logs == 2
     events = list(client.tail(jobs[0].execution.id, sources=[STDOUT]))
     assert [event.cause for event in events if isinstance(event, Gap)] == [pb.LogGap.CAUSE_PRUNED]
     assert isinstance(events[-1], End)
-    assert client.prune(0, task_id=task).jobs == 2
+    assert client.prune(timedelta(0), task_id=task).jobs == 2
     with pytest.raises(NotFound):
         client.job(jobs[0].id)
     assert [job.id for job in client.jobs(task_id=task)] == [runs.id]

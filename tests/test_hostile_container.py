@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from tempfile import mkdtemp
 
@@ -149,7 +150,7 @@ def is_pruned(place: Place, client: Client, job_id: str) -> None:
     """The job can be pruned, and no other one is kept from it."""
     other = client.enqueue("other", "no-such-image:1", pull_policy="NEVER")
     Reader(client, other.execution.id).end()
-    assert client.prune(0).jobs >= 2
+    assert client.prune(timedelta(0)).jobs >= 2
     for each in (job_id, other.id):
         with pytest.raises(NotFound):
             client.job(each)

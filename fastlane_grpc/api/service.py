@@ -11,7 +11,7 @@ from fastlane_grpc.api import validation
 from fastlane_grpc.api.log_stream import LogRequest, Send, StreamEncoding, log_stream
 from fastlane_grpc.api.pages import PageRequest, PageResult, TaskQuery, position_of
 from fastlane_grpc.config import Settings
-from fastlane_grpc.errors import ServerStopping, TooManyStreams, Violation
+from fastlane_grpc.errors import InvalidRequest, ServerStopping, TooManyStreams, Violation
 from fastlane_grpc.logs import Tails
 from fastlane_grpc.model import (
     Execution,
@@ -108,13 +108,16 @@ class Service:
             request.task_id, request.spec, request.request_id, settings.max_timeout, utc_now(), settings.secret_names
         )
         validation.raise_if_invalid(chain(conversion_violations, violations))
+        never_starts = list(validation.start_in_violations(request.spec, utc_now()))
         if request.validate_only:
+            validation.raise_if_invalid(never_starts)
             return _validated_job(request), False
         return await self._store.enqueue(
             task_id=request.task_id,
             spec=request.spec,
             request_id=request.request_id,
             caller_address=request.caller_address,
+            refusal=InvalidRequest(never_starts) if never_starts else None,
         )
 
     async def job(self, job_id: str) -> tuple[Job, Waiting | None]:

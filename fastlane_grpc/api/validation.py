@@ -105,6 +105,14 @@ def _start_violations(spec: JobSpec, now: datetime) -> Iterator[Violation]:
         yield Violation("spec.expire_time", f"has to be at most {MAX_AHEAD.days} days from now")
 
 
+def start_in_violations(spec: JobSpec, now: datetime) -> Iterator[Violation]:
+    """What is at fault in a job that is enqueued now and in no repeated call, which comes later than the first one."""
+    if spec.start_in is None or spec.expire_time is None or not now <= spec.expire_time:
+        return
+    if spec.expire_time - now < spec.start_in:
+        yield Violation("spec.expire_time", "is before now + spec.start_in: the job could never start")
+
+
 def grace_violations(field: str, grace: timedelta) -> Iterator[Violation]:
     if not timedelta() <= grace <= MAX_GRACE:
         yield Violation(field, f"has to be from 0 s to {_seconds(MAX_GRACE)}")

@@ -8,6 +8,7 @@ import os
 import signal
 import sys
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from importlib import import_module
 from typing import NoReturn
 
@@ -15,6 +16,7 @@ import click
 
 from fastlane_grpc.cli.encoding import check_arguments
 from fastlane_grpc.cli.errors import FAILED, WRONG_USE, Failure
+from fastlane_grpc.cli.terminal import begin_line
 from fastlane_grpc.cli.version import show_version
 from fastlane_grpc.text.sanitize import printable
 
@@ -123,5 +125,7 @@ def exit_status(arguments: Sequence[str], environ: Mapping[str, str]) -> int:
 def _failed(message: str, status: int) -> int:
     # A message may have several lines. Where it holds the words of others, whoever raised it made them one.
     lines = "\n".join(map(printable, message.split("\n")))
+    with suppress(Failure):
+        begin_line()
     click.echo(f"fastlane: {lines}", err=True)
     return status

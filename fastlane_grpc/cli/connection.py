@@ -1,7 +1,8 @@
 """The server as commands see it: its errors as failures of the command, and its ids as people write them."""
 
 import re
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
@@ -12,17 +13,22 @@ import click
 
 from fastlane_grpc import client as api
 from fastlane_grpc.cli.errors import UNAVAILABLE, Failure
+from fastlane_grpc.cli.terminal import say
 from fastlane_grpc.text.redaction import mask_url_passwords
 from fastlane_grpc.text.sanitize import printable
 
 # How long the commands wait for a server that does not answer, which may just be restarting.
 _RETRY_FOR = timedelta(seconds=3)
+# How long the commands wait for room on a server that asks them to retry: as long as the Python client does.
+_ROOM_FOR = timedelta(seconds=30)
 _START_ONE = "start one with `fastlane server`, or set another --address"
 # What may be the beginning of an id, and not all of it. All else goes to the server as it is.
 _BEGINNING = re.compile(r"[0-9a-f-]{1,35}")
 _CANDIDATES = 5
+_LEAST_PAUSE_SECONDS = 0.1
 
 _Listed = TypeVar("_Listed")
+_Answer = TypeVar("_Answer")
 
 
 @contextmanager
@@ -40,6 +46,23 @@ def connected(address: str) -> Iterator[api.Client]:
             raise Failure(printable(str(error) if error.reason else message)) from error
         except api.Error as error:
             raise Failure(printable(str(error))) from error
+
+
+def once_there_is_room(call: Callable[[], _Answer], pause: Callable[[float], None] = time.sleep) -> _Answer:
+    """Return what `call` answers. While the server has no room and asks to come back later, `call` is made again."""
+    begin = time.monotonic()
+    told = False
+    while True:
+        try:
+            return call()
+        except api.Exhausted as error:
+            left_seconds = begin + _ROOM_FOR.total_seconds() - time.monotonic()
+            if error.retry_seconds is None or error.retry_seconds > left_seconds:
+                raise
+            if not told:
+                say(f"the server has no room for this ({cause(error)}); trying again for {left_seconds:.0f} s")
+                told = True
+            pause(max(error.retry_seconds, _LEAST_PAUSE_SECONDS))
 
 
 def proxy_text(address: str) -> str:

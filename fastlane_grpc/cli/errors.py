@@ -6,6 +6,8 @@ import click
 FAILED = 1
 WRONG_USE = 2
 UNAVAILABLE = 69
+# Of a job that never ran, or of which nobody knows how it ended.
+NO_EXIT_STATUS = 125
 INTERRUPTED = 130
 
 

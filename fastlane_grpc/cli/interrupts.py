@@ -4,10 +4,13 @@ import os
 import queue
 import signal
 import threading
+import time
 from datetime import timedelta
+from typing import NoReturn
 
 from fastlane_grpc import client as api
 from fastlane_grpc.cli.errors import INTERRUPTED
+from fastlane_grpc.cli.terminal import line_was_begun
 from fastlane_grpc.text.sanitize import printable
 
 # A stop is worth waiting for a server that is away.
@@ -27,6 +30,7 @@ class Interrupts:
         self._orders: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._job_id = ""
         self._stopped = False
+        self._refused = False
         for number in (signal.SIGINT, signal.SIGTERM):
             signal.signal(number, self._handle)
 
@@ -34,8 +38,18 @@ class Interrupts:
         self._job_id = job_id
         threading.Thread(target=self._carry_out, name="fastlane-stop", daemon=True).start()
 
+    def pause(self, seconds: float) -> None:
+        """Sleep before a refused enqueue is tried again. No job is kept meanwhile, so that one Ctrl-C leaves."""
+        self._refused = True
+        if self._count:
+            self._leave("left; no job was enqueued")
+        time.sleep(seconds)
+        self._refused = False
+
     def _handle(self, number: int, _: object) -> None:
         self._count += 1
+        if self._refused:
+            self._leave("left; no job was enqueued")
         if self._count == 1:
             self._orders.put(signal.Signals(number).name)
             return
@@ -48,6 +62,9 @@ class Interrupts:
                 f"detached; the job may still run. Show it with: fastlane logs {self._job_id}; "
                 f"stop it with: fastlane stop {self._job_id}"
             )
+        self._leave(text)
+
+    def _leave(self, text: str) -> NoReturn:
         # Now, whatever waits for whatever: nothing of ours is buffered.
         os.write(2, f"\nfastlane: {text}\n".encode())
         os._exit(INTERRUPTED)
@@ -55,6 +72,7 @@ class Interrupts:
     def _carry_out(self) -> None:
         name = self._orders.get()
         os.write(2, f"\nfastlane: stopping job {self._job_id}; press Ctrl-C again to detach\n".encode())
+        line_was_begun()
         try:
             with api.Client(self._address, timeout=_STOP_FOR) as client:
                 client.stop(self._job_id, f"{name} in fastlane run")

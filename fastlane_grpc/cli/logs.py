@@ -95,6 +95,7 @@ def logs(
 
         if isinstance(found, fastlane_pb2.Job):
             return follow_job(client, found, tail_of, display)
+        display.followed = f"execution {first_id}"
         return follow(tail_of(first_id), display)
 
 

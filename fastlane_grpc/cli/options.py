@@ -1,6 +1,5 @@
 """Kinds of values, and the options that several commands have."""
 
-import re
 from collections.abc import Callable
 from datetime import UTC, datetime, timedelta
 from typing import Any, TypeVar
@@ -40,6 +39,8 @@ def _read_grace(text: str) -> timedelta:
         return timedelta(0)
     try:
         return config.read_duration(text)
+    except config.TooLong:
+        raise
     except ValueError:
         raise ValueError("must be a duration, as 10s or 1m30s; 0s: SIGKILL at once") from None
 
@@ -50,18 +51,17 @@ def _read_age(text: str) -> timedelta:
         return timedelta(0)
     try:
         return config.read_duration(text)
+    except config.TooLong:
+        raise
     except ValueError:
         raise ValueError("must be an age, as 30d, 12h or 1d12h; 0s: any age") from None
 
 
 def _read_delay(text: str) -> timedelta:
-    """Hours, minutes and seconds, in this order, each at most once."""
-    if not re.fullmatch(r"(?:[0-9]{1,6}h)?(?:[0-9]{1,7}m)?(?:[0-9]{1,9}s)?", text) or not text:
-        raise ValueError("must be hours, minutes and seconds, as 90s, 2m30s or 1h30m")
-    return timedelta(**{_UNITS[part[-1]]: int(part[:-1]) for part in re.findall("[0-9]+[hms]", text)})
-
-
-_UNITS = {"h": "hours", "m": "minutes", "s": "seconds"}
+    """Unlike other durations it may be none at all, which is now."""
+    if text == "0s":
+        return timedelta(0)
+    return config.read_duration(text)
 
 
 def _read_time(text: str) -> datetime:
@@ -78,6 +78,8 @@ def _read_moment(text: str) -> datetime:
     """So long ago, or a time; one without a zone is this machine's."""
     try:
         return datetime.now(UTC) - _read_age(text)
+    except config.TooLong:
+        raise
     except ValueError:
         pass
     try:
@@ -92,7 +94,8 @@ def _read_server(text: str) -> str:
         if int(config.read_address(text).rpartition(":")[2]):
             return text
     except ValueError:
-        pass
+        if "://" in text:
+            raise
     raise ValueError(f"must be HOST:PORT, as {config.DEFAULT_LISTEN}")
 
 

@@ -10,15 +10,17 @@ from operator import attrgetter
 
 from fastlane_grpc import client as api
 from fastlane_grpc.cli.connection import cause
-from fastlane_grpc.cli.errors import Failure
+from fastlane_grpc.cli.errors import NO_EXIT_STATUS, Failure
 from fastlane_grpc.cli.tables import until
-from fastlane_grpc.cli.terminal import CannotWrite, LiveLine, is_colourful, obeys, say, write
+from fastlane_grpc.cli.terminal import CannotWrite, LiveLine, begin_line, is_colourful, obeys, say, write
+from fastlane_grpc.cli.waiting_notice import WaitingNotice
 from fastlane_grpc.text.sanitize import printable
 from fastlane_grpc.v1 import fastlane_pb2
 
 # A shorter absence of the server is not worth a word.
 _AWAY_SECONDS = 1.0
 _BEFORE_ITS_START = {fastlane_pb2.STATE_SCHEDULED, fastlane_pb2.STATE_QUEUED, fastlane_pb2.STATE_PREPARING}
+_NOT_FINAL = _BEFORE_ITS_START | {fastlane_pb2.STATE_RUNNING, fastlane_pb2.STATE_STOPPING}
 
 
 class Display:
@@ -35,6 +37,7 @@ class Display:
         quiet: bool,
         timestamps: bool = False,
         only: Sequence[fastlane_pb2.Source.ValueType] = (),
+        waiting_after_seconds: float = 10.0,
     ) -> None:
         self.system = (sys.stderr.isatty() or verbose) and not quiet
         own_lines = [api.SYSTEM] if self.system else []
@@ -45,6 +48,11 @@ class Display:
         self._own_lines = _OwnLines()
         self._live = LiveLine() if self.system and not (verbose or timestamps or only) and obeys(2, environ) else None
         self._began = False
+        self._state: int = fastlane_pb2.STATE_UNSPECIFIED
+        self._waiting = None if quiet or self._live else WaitingNotice(waiting_after_seconds)
+        # What is followed, as "job 4711".
+        self.followed = ""
+        self._within_own_line = False
         # The last of fastlane's own lines that was written to stay.
         self._last_line = ""
 
@@ -55,28 +63,52 @@ class Display:
             if newest and self._live and not self._began:
                 self._live.show(f"fastlane: {newest}")
                 continue
+            finished = data.endswith(b"\n")
             if source == api.SYSTEM and self._dim:
                 data = b"\x1b[2m" + data + b"\x1b[22m"
             self._began = True
             self._last_line = newest or self._last_line
             self.clear()
+            if source == api.SYSTEM and not self._within_own_line:
+                begin_line()
             write(1 if source == api.STDOUT else 2, data)
+            self._within_own_line = source == api.SYSTEM and not finished
 
     def _bytes_of_line(self, piece: api.Output) -> bytes:
         return self._bytes_of(self._own_lines.printable(piece))
 
+    @property
+    def runs_on(self) -> bool:
+        """Whether the execution is known not to be over."""
+        return self._state in _NOT_FINAL
+
     def state(self, change: api.StateChange) -> None:
+        self._state = change.state
+        self._tell_of_waiting(change)
         if change.state not in _BEFORE_ITS_START:
             self._began = True
             self.clear()
         elif self._live and not self._began and change.waiting and change.waiting.detail:
             self._live.show(f"fastlane: waiting: {waiting_text(change.waiting)}")
 
+    def _tell_of_waiting(self, change: api.StateChange) -> None:
+        if self._waiting is None:
+            return
+        if change.waiting is None or not change.waiting.detail:
+            self._waiting.cancel()
+        else:
+            # Not how many are before it: that changes all the time.
+            reason = (change.waiting.reason, change.waiting.detail)
+            self._waiting.wait(reason, f"{self.followed} waits: {waiting_text(change.waiting)}")
+
     def end(self, end: api.End) -> None:
         """Why it ended, where the container's own exit does not say it and fastlane's own lines, which do, are not
         shown."""
         self.clear()
-        if end.exit_status == 0 or end.outcome is None or self._tells(end.outcome.detail) or self._quiet:
+        if end.exit_status == 0 or end.outcome is None or self._tells(end.outcome.detail):
+            return
+        # Nothing else would tell why there is no output.
+        if self._quiet and end.exit_status != NO_EXIT_STATUS:
             return
         if end.outcome.reason != fastlane_pb2.REASON_EXIT_CODE:
             say(end.outcome.detail or f"the execution ended: {state_name(end.state)}")
@@ -89,6 +121,11 @@ class Display:
     def say(self, text: str) -> None:
         self.clear()
         say(text)
+
+    def close(self) -> None:
+        """Let no notice of a wait come any more."""
+        if self._waiting:
+            self._waiting.cancel()
 
     def clear(self) -> None:
         """Takes the live line away, if there is one."""
@@ -137,14 +174,17 @@ def follow(tail: api.Tail, display: Display) -> int:
     try:
         return _follow(tail, display)
     except CannotWrite as error:
-        raise Failure(f"{error.message}; the job continues") from error
+        raise Failure(f"{error.message}; the job continues" if display.runs_on else error.message) from error
     except api.Error:
         display.clear()
         raise
+    finally:
+        display.close()
 
 
 def follow_job(client: api.Client, job: fastlane_pb2.Job, tail_of: Callable[[str], api.Tail], display: Display) -> int:
     """Shows a job's output from its current execution on, to the job's end; the exit status of the job."""
+    display.followed = f"job {job.id}"
     while True:
         execution_id = job.execution.id
         status = follow(tail_of(execution_id), display)

@@ -1,6 +1,8 @@
 """`fastlane run` and `fastlane enqueue`: a job from the words of a command line."""
 
-from collections.abc import Iterable, Mapping, Sequence, Set
+import time
+import uuid
+from collections.abc import Callable, Iterable, Mapping, Sequence, Set
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -8,7 +10,7 @@ from typing import Any
 import click
 
 from fastlane_grpc import client as api
-from fastlane_grpc.cli.connection import connected, proxy_text
+from fastlane_grpc.cli.connection import connected, once_there_is_room, proxy_text
 from fastlane_grpc.cli.docker_options import refusal
 from fastlane_grpc.cli.encoding import is_utf8
 from fastlane_grpc.cli.env_file import read_env_file
@@ -181,7 +183,8 @@ def run(
         say(proxied)
     with connected(address) as client:
         interrupts = None if detach else Interrupts(address)
-        job = _enqueued(client, environ, **job_options)
+        pause = time.sleep if interrupts is None else interrupts.pause
+        job = _enqueued(client, environ, pause, **job_options)
         if interrupts is None:
             click.echo(job.id)
             return 0
@@ -214,13 +217,14 @@ def enqueue(environ: Mapping[str, str], /, *, address: str, **job_options: Any) 
     Everything after IMAGE belongs to the command, as with `docker run`. With a --request-id the call is safe to repeat:
     the same command is one job, and its id is printed each time."""
     with connected(address) as client:
-        click.echo(_enqueued(client, environ, **job_options).id)
+        click.echo(_enqueued(client, environ, time.sleep, **job_options).id)
     return 0
 
 
 def _enqueued(
     client: api.Client,
     environ: Mapping[str, str],
+    pause: Callable[[float], None],
     *,
     image: str,
     words: Sequence[str],
@@ -229,16 +233,24 @@ def _enqueued(
     env_files: Sequence[Path],
     labels: Sequence[tuple[str, str]],
     entrypoint: str | None,
+    request_id: str | None,
     **spec: Any,
 ) -> fastlane_pb2.Job:
-    return client.enqueue(
-        task or _task_of(image),
-        image,
-        args=words,
-        envs=_environment(envs, env_files, environ),
-        labels=dict(labels),
-        entrypoint=() if entrypoint is None else (entrypoint,),
-        **spec,
+    # The same one in each try: they make one job.
+    request_id = request_id or str(uuid.uuid4())
+    variables = _environment(envs, env_files, environ)
+    return once_there_is_room(
+        lambda: client.enqueue(
+            task or _task_of(image),
+            image,
+            args=words,
+            envs=variables,
+            labels=dict(labels),
+            entrypoint=() if entrypoint is None else (entrypoint,),
+            request_id=request_id,
+            **spec,
+        ),
+        pause,
     )
 
 

@@ -11,11 +11,28 @@ from fastlane_grpc.cli.errors import Failure
 from fastlane_grpc.text.sanitize import printable
 
 _NAMES = {1: "stdout", 2: "stderr"}
+# What the bytes of a finished line end with: plain, dim, or a live line that was taken away.
+_LINE_ENDS = (b"\n", b"\n\x1b[22m", b"\r\x1b[K")
+
+
+class _Cursor:
+    """Where the terminal's cursor is. A line that ends on a terminal, of stdout or of stderr, is of one screen."""
+
+    def __init__(self) -> None:
+        self.within_line = False
+
+    def moved(self, fd: int, data: bytes) -> None:
+        if data and os.isatty(fd):
+            self.within_line = not data.endswith(_LINE_ENDS)
+
+
+_cursor = _Cursor()
 
 
 def write(fd: int, data: bytes) -> None:
     """All of it, at once, past Python's buffers. A pipe may be set not to wait, by whoever is at its other end: then
     this waits for it."""
+    _cursor.moved(fd, data)
     rest = memoryview(data)
     while rest:
         try:
@@ -34,7 +51,19 @@ class CannotWrite(Failure):
 
 def say(text: str) -> None:
     """A line of our own, on stderr. It may hold the words of an engine, a registry, or another caller."""
+    begin_line()
     write(2, f"fastlane: {printable(text)}\n".encode())
+
+
+def begin_line() -> None:
+    """Begin a new line on stderr's terminal, if a job's unfinished line is there."""
+    if _cursor.within_line and os.isatty(2):
+        write(2, b"\n")
+
+
+def line_was_begun() -> None:
+    """Note that the cursor is in the first column, by bytes that were written past `write`."""
+    _cursor.within_line = False
 
 
 def is_colourful(fd: int, environ: Mapping[str, str]) -> bool:

@@ -4,6 +4,7 @@
 import asyncio
 import weakref
 from collections.abc import AsyncIterator, Iterable, Sequence
+from datetime import timedelta
 from typing import Self, TypeVar, Unpack
 
 import grpc
@@ -39,7 +40,7 @@ class AsyncClient:
         backoff: Backoff = DEFAULT_BACKOFF,
     ) -> None:
         self._timeout_seconds = requests.seconds(timeout)
-        self._retry_seconds = self._timeout_seconds if retry_for is None else requests.seconds(retry_for)
+        self._retry_seconds = self._timeout_seconds if retry_for is None else requests.seconds(retry_for, "retry_for")
         self._backoff = backoff
         self._own_channel = channel.asynchronous(address, backoff) if isinstance(address, str) else None
         line = self._own_channel or address
@@ -124,7 +125,7 @@ class AsyncClient:
         return await self._call(self._server.GetServerInfo, pb.GetServerInfoRequest())
 
     async def prune(
-        self, older_than: Duration, *, logs_only: bool = False, task_id: str = "", validate_only: bool = False
+        self, older_than: timedelta, *, logs_only: bool = False, task_id: str = "", validate_only: bool = False
     ) -> pb.PruneResponse:
         """Deletes jobs, or only their logs, that ended longer ago than `older_than`; calls until no more are left.
         Answers the sum.

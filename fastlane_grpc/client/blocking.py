@@ -6,6 +6,7 @@ An enqueue always carries a `request_id`, so that trying it again makes no secon
 import time
 import weakref
 from collections.abc import Iterable, Iterator, Sequence
+from datetime import timedelta
 from typing import Self, TypeVar, Unpack
 
 import grpc
@@ -43,7 +44,7 @@ class Client:
         backoff: Backoff = DEFAULT_BACKOFF,
     ) -> None:
         self._timeout_seconds = requests.seconds(timeout)
-        self._retry_seconds = self._timeout_seconds if retry_for is None else requests.seconds(retry_for)
+        self._retry_seconds = self._timeout_seconds if retry_for is None else requests.seconds(retry_for, "retry_for")
         self._backoff = backoff
         self._own_channel = channel.blocking(address, backoff) if isinstance(address, str) else None
         line = self._own_channel or address
@@ -124,7 +125,7 @@ class Client:
         return self._call(self._server.GetServerInfo, pb.GetServerInfoRequest())
 
     def prune(
-        self, older_than: Duration, *, logs_only: bool = False, task_id: str = "", validate_only: bool = False
+        self, older_than: timedelta, *, logs_only: bool = False, task_id: str = "", validate_only: bool = False
     ) -> pb.PruneResponse:
         """Deletes jobs, or only their logs, that ended longer ago than `older_than`; calls until no more are left.
         Answers the sum.

@@ -12,6 +12,7 @@ from typing import Any, Literal, ParamSpec, TypeAlias, TypedDict, TypeVar
 
 from google.protobuf import duration_pb2, timestamp_pb2
 
+from fastlane_grpc.client.argument_types import check
 from fastlane_grpc.client.errors import InvalidText
 from fastlane_grpc.v1 import fastlane_pb2
 
@@ -117,11 +118,14 @@ _BESIDE_SPEC = {"task_id", "request_id"}
 
 
 def _names_text(build: Callable[_Parameters, _Request]) -> Callable[_Parameters, _Request]:
-    """Raise InvalidText, which names the field, where protobuf would raise a UnicodeError that names nothing."""
+    """Raise InvalidText, which names the field, where protobuf would raise a UnicodeError that names nothing. Raise
+    TypeError, which names the argument, likewise."""
     signature = inspect.signature(build)
 
     @wraps(build)
     def built(*args: _Parameters.args, **kwargs: _Parameters.kwargs) -> _Request:
+        arguments = signature.bind(*args, **kwargs).arguments
+        check({**arguments, **arguments.get("filter", {})})
         try:
             return build(*args, **kwargs)
         except UnicodeError:
@@ -266,7 +270,7 @@ def stop_execution(execution_id: str, note: str, grace: Duration | None) -> fast
 
 
 @_names_text
-def prune(older_than: Duration, *, logs_only: bool, task_id: str, validate_only: bool) -> fastlane_pb2.PruneRequest:
+def prune(older_than: timedelta, *, logs_only: bool, task_id: str, validate_only: bool) -> fastlane_pb2.PruneRequest:
     return fastlane_pb2.PruneRequest(
         older_than=_duration(older_than), logs_only=logs_only, task_id=task_id, validate_only=validate_only
     )
@@ -308,7 +312,8 @@ def give_up_seconds(options: TailOptions) -> float | None:
     return None if give_up_after is None else seconds(give_up_after)
 
 
-def seconds(duration: Duration) -> float:
+def seconds(duration: Duration, name: str = "timeout") -> float:
+    check({name: duration})
     return duration.total_seconds() if isinstance(duration, timedelta) else float(duration)
 
 

@@ -91,6 +91,7 @@ class Enqueue:
         time: datetime,
         quota: Quota = NO_QUOTA,
         secret_names: SecretNames = DEFAULT_SECRET_NAMES,
+        refusal: Refusal | None = None,
     ) -> None:
         data = spec_bytes(spec)
         now = microseconds_since_epoch(time)
@@ -102,6 +103,8 @@ class Enqueue:
         self._spec = spec
         self.job = Job(execution.job_id, task_id, spec, execution, time, state, 1, request_id, caller_address)
         self._quota = quota
+        # Raised unless the job was kept before.
+        self._refusal = refusal
         self._secret_names = secret_names
         # Nothing is compared with a job that came without a request_id.
         self._digest = request_digest(task_id, self._compared(spec)) if request_id else b""
@@ -120,8 +123,8 @@ class Enqueue:
         self._execution_row = _execution_row(execution, spec.priority)
 
     def __call__(self, db: Connection) -> Written[tuple[Job, bool]]:
-        """Raise RequestIdReused, QueueFull or DiskFull; the last two only for a job that is new."""
-        if refusal := self._quota.refusal(db, 1):
+        """Raise RequestIdReused, QueueFull, DiskFull or its own refusal; for a job that exists, only the first."""
+        if refusal := self._refusal or self._quota.refusal(db, 1):
             if (job := self._kept_before(db)) is None:
                 raise refusal
             return Written((job, True))

@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Self
 
-from fastlane_grpc.errors import DiskFull
+from fastlane_grpc.errors import DiskFull, Refusal
 from fastlane_grpc.machine.data_directory import free_bytes, free_inodes
 from fastlane_grpc.model import (
     Assignment,
@@ -122,15 +122,15 @@ class Store:
     # ---- what callers ask for
 
     def enqueue(
-        self, *, task_id: str, spec: JobSpec, request_id: str, caller_address: str
+        self, *, task_id: str, spec: JobSpec, request_id: str, caller_address: str, refusal: Refusal | None = None
     ) -> Pending[tuple[Job, bool]]:
         """Store a job with its first execution, queued or scheduled. Return the job, and whether `request_id` had made
-        it before.
+        it before. For a new job `refusal` is raised, if there is one.
 
         RequestIdReused: it had made another; secrets are not compared. QueueFull, DiskFull: no more jobs are taken now.
         """
-        work = Enqueue(task_id, spec, request_id, caller_address, self._now(), self._quota, self._secret_names)
-        return self._writer.write(work, many=Enqueue.together)
+        work = Enqueue(task_id, spec, request_id, caller_address, self._now(), self._quota, self._secret_names, refusal)
+        return self._writer.write(work, many=None if refusal else Enqueue.together)
 
     def stop(self, job_id: str, *, grace: timedelta | None, note: str) -> Pending[Job]:
         """Stop the job: no execution follows the current one. Without a `grace`, the grace of the job counts.

@@ -1,0 +1,95 @@
+"""Types of the arguments of both clients: an argument of another type is a TypeError that names it.
+
+Protobuf would take a string for a list of characters, and its own errors do not name the argument.
+"""
+
+import json
+import math
+from collections.abc import Collection, Iterable, Mapping
+from datetime import datetime, timedelta
+from numbers import Integral, Real
+
+_WORDS = {"args": "for one string use command=", "entrypoint": 'for one program use entrypoint=["PROGRAM"]'}
+_MAPPINGS = {"envs", "labels"}
+_ENUMS = {"states": "[STATE_FAILED]", "sources": "[STDOUT]"}
+_DURATIONS = {"timeout", "stop_grace", "start_in", "grace", "heartbeat", "give_up_after", "retry_for"}
+_TIMES = {"since", "until", "start_at", "expire_time"}
+_WHOLE_NUMBERS = {"memory_bytes", "pids", "priority", "page_size", "tail_lines"}
+_TEXTS = {
+    *("task_id", "image", "working_dir", "user", "network", "stop_signal", "request_id"),
+    *("job_id", "execution_id", "note", "cursor", "host", "id_prefix"),
+}
+
+
+def check(arguments: Mapping[str, object]) -> None:
+    """Raise TypeError for the first argument that has another type than its name asks for.
+
+    None stands for an argument that was left out.
+    """
+    for name, value in arguments.items():
+        if name == "older_than":
+            if not isinstance(value, timedelta):
+                raise TypeError("older_than has to be a timedelta, as timedelta(days=30)")
+        elif value is not None:
+            _check(name, value)
+
+
+def _check(name: str, value: object) -> None:
+    if name in _WORDS:
+        _check_words(name, value)
+    elif name in _MAPPINGS:
+        _check_mapping(name, value)
+    elif name in _ENUMS:
+        if isinstance(value, str | bytes) or not isinstance(value, Iterable):
+            raise TypeError(f"{name} has to be a list, as {_ENUMS[name]}")
+    elif name in _DURATIONS:
+        _check_duration(name, value)
+    elif name in _TIMES:
+        if not isinstance(value, datetime):
+            raise TypeError(f"{name} has to be a datetime with its time zone, as datetime.now(UTC); {_given(value)}")
+    elif name in _WHOLE_NUMBERS:
+        if not isinstance(value, Integral):
+            raise TypeError(f"{name} has to be a whole number; {_given(value)}")
+    elif name == "cpus":
+        if not isinstance(value, Real):
+            raise TypeError(f"cpus has to be a number, as 0.5; {_given(value)}")
+    elif name == "metadata":
+        if not isinstance(value, Mapping):
+            raise TypeError(f"metadata has to be a dict; {_given(value)}")
+    elif name == "command":
+        if not isinstance(value, str | bytes):
+            raise TypeError("command has to be a string; for a list of words use args=")
+    elif name in _TEXTS and not isinstance(value, str | bytes):
+        raise TypeError(f"{name} has to be a string; {_given(value)}")
+
+
+def _check_words(name: str, value: object) -> None:
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
+        raise TypeError(f"{name} has to be a list of strings; {_WORDS[name]}")
+    # An iterator is read once, by protobuf.
+    for number, word in enumerate(value if isinstance(value, Collection) else ()):
+        if not isinstance(word, str | bytes):
+            raise TypeError(f"{name}[{number}] has to be a string; {_given(word)}")
+
+
+def _check_mapping(name: str, value: object) -> None:
+    if not isinstance(value, Mapping):
+        raise TypeError(f'{name} has to be a dict of strings, as {{"NAME": "value"}}; {_given(value)}')
+    for key, each in value.items():
+        if not isinstance(key, str | bytes):
+            raise TypeError(f"the name {key!r} in {name} has to be a string; {_given(key)}")
+        if not isinstance(each, str | bytes):
+            shown = json.dumps(key) if isinstance(key, str) else repr(key)
+            raise TypeError(f"{name}[{shown}] has to be a string; {_given(each)}")
+
+
+def _check_duration(name: str, value: object) -> None:
+    if isinstance(value, bool) or not isinstance(value, timedelta | Real):
+        raise TypeError(f"{name} has to be a timedelta or a number of seconds; {_given(value)}")
+    if isinstance(value, Real) and not math.isfinite(value):
+        raise ValueError(f"{name} has to be a finite number of seconds; {value} was given")
+
+
+def _given(value: object) -> str:
+    """Name the type alone: the value of a variable may be secret."""
+    return f"a value of type {type(value).__name__} was given"
