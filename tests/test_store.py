@@ -1203,4 +1203,4 @@ class PlainQueue:
 StoreMachine.TestCase.settings = settings(
     max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
-TestAnyOrderOfCalls = StoreMachine.TestCase
+TestAnyOrderOfCalls = pytest.mark.slow(StoreMachine.TestCase)

@@ -918,4 +918,4 @@ class ScheduleMachine(RuleBasedStateMachine):
 ScheduleMachine.TestCase.settings = settings(
     max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
-TestAnyOrderOfCallsAtAnyTime = ScheduleMachine.TestCase
+TestAnyOrderOfCallsAtAnyTime = pytest.mark.slow(ScheduleMachine.TestCase)
