@@ -43,7 +43,7 @@ class RequestParser:
 
 
 def writes(method: MethodDescriptor) -> bool:
-    """Return whether the call may change something: true unless the contract declares that the method has no side effects.
+    """Return whether the call may change something: the contract does not declare it free of side effects.
 
     A field that the server does not know may be a limit that the caller of such a method relies on."""
     return method.GetOptions().idempotency_level != MethodOptions.NO_SIDE_EFFECTS
