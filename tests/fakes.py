@@ -73,7 +73,8 @@ class FakeRunner:
     commits them.
 
     What it runs ends at once, with exit code 0; with `hold`, when the test says so by `end`. It obeys StopCommand and
-    LeaveCommand, and does with a host that is down as the real one does: what was not started is requeued, what was is left.
+    LeaveCommand, and does with a host that is down as the real one does: executions that were
+    not started are requeued, the others are left.
     """
 
     def __init__(self, store: Store, host: FakeHost, *, hold: bool = False) -> None:

@@ -331,8 +331,8 @@ def test_prune_of_everything_needs_all_off_a_terminal(server: ScriptedServer, ar
     server.prunings.append(COUNTED)
     ran = fastlane(server, "prune", *arguments)
     assert (ran.returncode, ran.stdout) == (2, b"")
-    said = f"fastlane: this deletes every job that has ended ({COUNTED_TEXT}); add --all to confirm, or --task, or a longer --older-than\n"
-    assert ran.stderr.decode() == said
+    advice = "add --all to confirm, or --task, or a longer --older-than"
+    assert ran.stderr.decode() == f"fastlane: this deletes every job that has ended ({COUNTED_TEXT}); {advice}\n"
     assert [request.validate_only for request in server.received(pb.PruneRequest)] == [True]
 
 

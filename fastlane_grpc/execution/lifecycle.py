@@ -515,7 +515,7 @@ class Lifecycle:
         self.reached(Step.REMOVED)
 
     def requeue(self) -> Execution:
-        """Put the execution back into the queue, with the size of its log so far. Return the execution as it is then."""
+        """Requeue the execution, with the size of its log so far. Return the requeued execution."""
         logs, log_bytes = self.context.logs.close_system(self.execution.id)
         return self.context.store.requeue(self.execution.id, logs=logs, log_bytes=log_bytes).result()
 
