@@ -181,7 +181,9 @@ class ScriptedServer(
         found = [
             each
             for each in self.executions
-            if each.id.startswith(request.id_prefix) and request.job_id in {"", each.job_id}
+            if each.id.startswith(request.id_prefix)
+            and request.job_id in {"", each.job_id}
+            and request.host in {"", each.host}
         ]
         executions, token = self._page(found, request)
         return pb.ListExecutionsResponse(executions=executions, next_page_token=token)

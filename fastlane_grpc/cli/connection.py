@@ -94,6 +94,10 @@ class Named:
     execution_id: str = ""
 
 
+class NothingBegins(Failure):
+    """No id begins so."""
+
+
 def job_id(client: api.Client, text: str) -> str:
     """The id that begins so; a whole one is not looked up."""
     if not _BEGINNING.fullmatch(text):
@@ -131,7 +135,7 @@ def _first(found: Iterator[_Listed]) -> Sequence[_Listed]:
 def _only(text: str, what: str, jobs: Sequence[str], executions: Sequence[str]) -> str:
     found = [*jobs, *executions]
     if not found:
-        raise Failure(f"no {what} has an id that begins with {text!r}")
+        raise NothingBegins(f"no {what} has an id that begins with {text!r}")
     if len(found) > 1:
         _ambiguous(text, [*(f"job {each}" for each in jobs), *(f"execution {each}" for each in executions)])
     return found[0]

@@ -8,7 +8,9 @@ from typing import Any
 
 import click
 
-from fastlane_grpc.cli.connection import connected, execution_id, job_id
+from fastlane_grpc import client as api
+from fastlane_grpc.cli.connection import NothingBegins, connected, execution_id, job_id
+from fastlane_grpc.cli.failure import Failure
 from fastlane_grpc.cli.options import MOMENT, PAIR, STATES, answers, limits, states_option, talks_to_server
 from fastlane_grpc.cli.output import state_name, waiting_text
 from fastlane_grpc.cli.tables import Column, ago, as_line, cut, moment, show, show_facts, size, span, time_of
@@ -84,7 +86,7 @@ def job(environ: Mapping[str, str], /, *, id: str, form: str, address: str) -> i
       fastlane job 01980f3e-8b1c-7d43-9a51-0242ac120002
     """
     with connected(address) as client:
-        found = client.job(job_id(client, id))
+        found = _job(client, id)
     if form == "json":
         write(1, as_line(found))
     else:
@@ -122,8 +124,10 @@ def executions(
       fastlane executions --job 01980f3e -o json
     """
     with connected(address) as client:
+        if host:
+            _check_host(client, host)
         found = client.executions(
-            job_id=job_id(client, of_job) if of_job else "",
+            job_id=client.job(job_id(client, of_job)).id if of_job else "",
             task_id=task_id,
             states=map(STATES.__getitem__, states),
             host=host,
@@ -150,7 +154,7 @@ def execution(environ: Mapping[str, str], /, *, id: str, form: str, address: str
       fastlane execution 01980f3e-8b1c-7d43-9a51-0242ac120003
     """
     with connected(address) as client:
-        found = client.execution(execution_id(client, id))
+        found = _execution(client, id)
     if form == "json":
         write(1, as_line(found))
     else:
@@ -205,6 +209,34 @@ def hosts(environ: Mapping[str, str], /, *, form: str, address: str) -> int:
     with connected(address) as client:
         show(client.hosts(), columns, form=form, nothing="no hosts", environ=environ)
     return 0
+
+
+def _job(client: api.Client, text: str) -> pb.Job:
+    """Return the job of this id; if there is none, that of the execution of this id."""
+    try:
+        return client.job(job_id(client, text))
+    except (api.NotFound, NothingBegins) as nothing:
+        try:
+            return client.job(client.execution(execution_id(client, text)).job_id)
+        except (api.NotFound, NothingBegins):
+            raise nothing from None
+
+
+def _execution(client: api.Client, text: str) -> pb.Execution:
+    """Return the execution of this id; if there is none, the current one of the job of this id."""
+    try:
+        return client.execution(execution_id(client, text))
+    except (api.NotFound, NothingBegins) as nothing:
+        try:
+            return client.execution(client.job(job_id(client, text)).execution.id)
+        except (api.NotFound, NothingBegins):
+            raise nothing from None
+
+
+def _check_host(client: api.Client, name: str) -> None:
+    """Raise Failure for the name of no host. A host that was removed from the settings may still have executions."""
+    if all(host.name != name for host in client.hosts()) and not any(client.executions(host=name, page_size=1)):
+        raise Failure(f"there is no host {name!r}; `fastlane hosts` lists those that there are")
 
 
 def _limited(found: Iterator[Any], limit: int, *, everything: bool) -> Iterable[Any]:
