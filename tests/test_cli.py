@@ -94,7 +94,10 @@ def test_everything_after_the_image_belongs_to_the_command(server: ScriptedServe
 
 
 def test_every_option_arrives(server: ScriptedServer) -> None:
-    options = "--timeout 2m30s --pull never --memory 512m --cpus 0.5 --pids 9 --network none -u 1:2 -w /app --entrypoint /tini -l team=x"
+    options = (
+        "--timeout 2m30s --pull never --memory 512m --cpus 0.5 --pids 9 --network none -u 1:2 -w /app "
+        "--entrypoint /tini -l team=x"
+    )
     more = "--priority 7 --read-only --stop-signal SIGINT --stop-grace 0s --request-id r1 -e FROM_HERE -e EMPTY="
     ran = fastlane(
         server, "run", *options.split(), *more.split(), "registry:5000/team/mail:1.4", FROM_HERE="value from here"
@@ -479,7 +482,10 @@ def test_a_server_that_is_not_there_is_said_in_one_line(command: list[str]) -> N
 
 
 def test_the_cause_is_what_the_system_said_last_without_the_brackets_around_it() -> None:
-    message = "errors resolving nowhere.invalid:7020: [field:hostname lookup error:address lookup failed: Domain name not found]"
+    message = (
+        "errors resolving nowhere.invalid:7020: "
+        "[field:hostname lookup error:address lookup failed: Domain name not found]"
+    )
     assert cause(api.ServerUnavailable(message)) == "Domain name not found"
 
 
@@ -490,9 +496,9 @@ def test_the_cause_is_what_the_system_said_last_without_the_brackets_around_it()
         (["run"], "Missing argument 'IMAGE'; see `fastlane run --help`"),
         (
             ["run", "--timeout", "5m30", "busybox", "--", "x"],
-            "Invalid value for '--timeout': '5m30' has to be a duration",
+            "Invalid value for '--timeout': '5m30' must be a duration",
         ),
-        (["run", "--timeout", "1w", "busybox"], "'1w' has to be a duration"),
+        (["run", "--timeout", "1w", "busybox"], "'1w' must be a duration"),
         *(
             (
                 ["enqueue", "--start-in", text, "busybox"],
@@ -500,9 +506,9 @@ def test_the_cause_is_what_the_system_said_last_without_the_brackets_around_it()
             )
             for text in ("1d", "abc", "5m30", "1m2h", "-1s", "1.5h", "")
         ),
-        (["run", "--start-at", "tomorrow", "busybox"], "'tomorrow' has to be a time, as 2026-01-31T08:00:00Z"),
-        (["run", "--expire-time", "10m", "busybox"], "'10m' has to be a time, as 2026-01-31T08:00:00Z"),
-        (["run", "--memory", "lots", "busybox"], "'lots' has to be a number of bytes"),
+        (["run", "--start-at", "tomorrow", "busybox"], "'tomorrow' must be a time, as 2026-01-31T08:00:00Z"),
+        (["run", "--expire-time", "10m", "busybox"], "'10m' must be a time, as 2026-01-31T08:00:00Z"),
+        (["run", "--memory", "lots", "busybox"], "'lots' must be a number of bytes"),
         (["run", "-e", "NOT_SET_ANYWHERE", "busybox"], "'NOT_SET_ANYWHERE' is not set here"),
         (["run", "-l", "x", "busybox"], "'x' must be NAME=VALUE"),
         (
@@ -520,7 +526,7 @@ def test_the_cause_is_what_the_system_said_last_without_the_brackets_around_it()
         (["server", "--listen", "localhost"], "must be HOST:PORT, as 127.0.0.1:7020; port 0 takes a free one"),
         (["stop", "--grace", "-1s", "x"], "'-1s' must be a duration, as 10s or 1m30s; 0s: SIGKILL at once"),
         (["run", "--stop-grace", "soon", "busybox"], "'soon' must be a duration, as 10s"),
-        (["enqueue", "--memory", "lots", "busybox"], "'lots' has to be a number of bytes"),
+        (["enqueue", "--memory", "lots", "busybox"], "'lots' must be a number of bytes"),
         (["jobs", "--state", "broken"], "'broken' is not one of 'scheduled', 'queued', 'preparing'"),
         (
             ["jobs", "--since", "soon"],

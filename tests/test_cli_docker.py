@@ -221,7 +221,9 @@ def test_stdin_that_is_not_read_is_told_if_given_to_the_command(
     server: ScriptedServer, tmp_path: Path, script: str, told: int
 ) -> None:
     ran = subprocess.run(
-        ["bash", "-c", script], cwd=tmp_path, env={**environment(server), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        ["bash", "-c", script],
+        cwd=tmp_path,
+        env={**environment(server), "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
         stdin=subprocess.DEVNULL, capture_output=True, timeout=60,
     )  # fmt: skip
     assert (ran.stderr, ran.returncode) == (TOLD * told, 0)

@@ -334,7 +334,10 @@ def test_every_reason_of_the_contract_has_its_class() -> None:
 
 
 def test_the_words_of_jobs_are_had_without_loading_grpc() -> None:
-    code = "import sys, fastlane_grpc as f, fastlane_grpc.model; assert 'grpc' not in sys.modules; f.Client; assert 'grpc' in sys.modules"
+    code = (
+        "import sys, fastlane_grpc as f, fastlane_grpc.model; assert 'grpc' not in sys.modules; "
+        "f.Client; assert 'grpc' in sys.modules"
+    )
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
