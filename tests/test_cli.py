@@ -492,9 +492,9 @@ def test_the_cause_is_what_the_system_said_last_without_the_brackets_around_it()
         (["run"], "Missing argument 'IMAGE'; see `fastlane run --help`"),
         (
             ["run", "--timeout", "5m30", "busybox", "--", "x"],
-            "Invalid value for '--timeout': '5m30' has to be a duration",
+            "Invalid value for '--timeout': '5m30' must be a duration",
         ),
-        (["run", "--timeout", "1w", "busybox"], "'1w' has to be a duration"),
+        (["run", "--timeout", "1w", "busybox"], "'1w' must be a duration"),
         *(
             (
                 ["enqueue", "--start-in", text, "busybox"],
@@ -502,9 +502,9 @@ def test_the_cause_is_what_the_system_said_last_without_the_brackets_around_it()
             )
             for text in ("abc", "5m30", "1m2h", "-1s", "1.5h", "")
         ),
-        (["run", "--start-at", "tomorrow", "busybox"], "'tomorrow' has to be a time, as 2026-01-31T08:00:00Z"),
-        (["run", "--expire-time", "10m", "busybox"], "'10m' has to be a time, as 2026-01-31T08:00:00Z"),
-        (["run", "--memory", "lots", "busybox"], "'lots' has to be a number of bytes"),
+        (["run", "--start-at", "tomorrow", "busybox"], "'tomorrow' must be a time, as 2026-01-31T08:00:00Z"),
+        (["run", "--expire-time", "10m", "busybox"], "'10m' must be a time, as 2026-01-31T08:00:00Z"),
+        (["run", "--memory", "lots", "busybox"], "'lots' must be a number of bytes"),
         (["run", "-e", "NOT_SET_ANYWHERE", "busybox"], "'NOT_SET_ANYWHERE' is not set here"),
         (["run", "-l", "x", "busybox"], "'x' must be NAME=VALUE"),
         (
@@ -522,7 +522,7 @@ def test_the_cause_is_what_the_system_said_last_without_the_brackets_around_it()
         (["server", "--listen", "localhost"], "must be HOST:PORT, as 127.0.0.1:7020; port 0 takes a free one"),
         (["stop", "--grace", "-1s", "x"], "'-1s' must be a duration, as 10s or 1m30s; 0s: SIGKILL at once"),
         (["run", "--stop-grace", "soon", "busybox"], "'soon' must be a duration, as 10s"),
-        (["enqueue", "--memory", "lots", "busybox"], "'lots' has to be a number of bytes"),
+        (["enqueue", "--memory", "lots", "busybox"], "'lots' must be a number of bytes"),
         (["jobs", "--state", "broken"], "'broken' is not one of 'scheduled', 'queued', 'preparing'"),
         (
             ["jobs", "--since", "soon"],

@@ -205,7 +205,7 @@ def test_one_job_and_one_execution_are_told_in_full(server: ScriptedServer) -> N
     assert (told["limits"], told["root"], told["stop"]) == (
         "64 MiB of memory, 0.5 CPUs, 9 processes",
         "read-only",
-        "SIGINT, killed at once",
+        "SIGINT, SIGKILL at once",
     )
     assert (told["user"], told["directory"], told["network"], told["pull"]) == ("1:2", "/w", "none", "always")
     assert "(3m ago)" in shown
@@ -331,8 +331,9 @@ def test_prune_of_everything_needs_all_off_a_terminal(server: ScriptedServer, ar
     server.prunings.append(COUNTED)
     ran = fastlane(server, "prune", *arguments)
     assert (ran.returncode, ran.stdout) == (2, b"")
-    advice = "add --all to confirm, or --task, or a longer --older-than"
-    assert ran.stderr.decode() == f"fastlane: this deletes every job that has ended ({COUNTED_TEXT}); {advice}\n"
+    advice = "confirm with --all, or add --task or a longer --older-than"
+    said = f"fastlane: this deletes every job that has ended ({COUNTED_TEXT}); {advice}\n"
+    assert ran.stderr.decode() == said
     assert [request.validate_only for request in server.received(pb.PruneRequest)] == [True]
 
 
@@ -424,7 +425,7 @@ def test_ages_may_be_in_days(text: str, age: int) -> None:
 
 @pytest.mark.parametrize("text", ["", "d", "1", "-1d", "1dd", "1h1d", "1.5d", "yesterday", "123456d"])
 def test_what_is_no_age_is_refused(text: str) -> None:
-    with pytest.raises(Exception, match="has to be an age"):
+    with pytest.raises(Exception, match="must be an age"):
         AGE.convert(text, None, None)
 
 
@@ -432,5 +433,5 @@ def test_a_moment_is_an_age_or_a_time() -> None:
     assert MOMENT.convert("2026-01-31T08:00:00.5Z", None, None) == datetime(2026, 1, 31, 8, 0, 0, 500_000, UTC)
     assert MOMENT.convert("2026-01-31", None, None) == datetime(2026, 1, 31).astimezone()
     for text in ("soon", "2026-13-01", "0001-01-01"):
-        with pytest.raises(Exception, match="has to be an age, as 10m or 2d, or a time"):
+        with pytest.raises(Exception, match="must be an age, as 10m or 2d, or a time"):
             MOMENT.convert(text, None, None)

@@ -40,7 +40,7 @@ def test_what_comes_before_the_start_is_one_line_that_is_gone_when_output_begins
     pieces = [waiting("8 of 8 slots in use"), *PULLING, RUNNING, Piece(1, b"hello\n"), ENDED]
     server.logs["execution-1"] = Log(pieces, first_state=pb.STATE_QUEUED, chunks_per_message=1)
     status, written = on_terminal(server, "run", "busybox", TERM="xterm")
-    shown = ["waiting: 8 of 8 slots in use, 2 before it", "pulling mail:1.4", "pulling mail:1.4: 3.0 of 9.0 MB"]
+    shown = ["waiting: 8 of 8 slots in use, 2 ahead of it", "pulling mail:1.4", "pulling mail:1.4: 3.0 of 9.0 MB"]
     live = "".join(f"{ERASE}fastlane: {text}" for text in shown)
     assert (status, written) == (0, f"{BEGAN}{live}{ERASE}hello\r\n\x1b[2msucceeded: exited with 0\r\n\x1b[22m")
     assert on_screen(written)[:2] == [BEGAN.strip(), "hello"]
@@ -58,7 +58,7 @@ def test_output_takes_the_live_line_away_though_the_state_is_not_told_yet(server
         [waiting("8 of 8"), Piece(2, b"hello\n"), Piece(3, b"line\n")], first_state=pb.STATE_QUEUED
     )
     _, written = on_terminal(server, "run", "busybox", TERM="xterm", NO_COLOR="1")
-    assert written == f"{BEGAN}{ERASE}fastlane: waiting: 8 of 8, 2 before it{ERASE}hello\r\nline\r\n"
+    assert written == f"{BEGAN}{ERASE}fastlane: waiting: 8 of 8, 2 ahead of it{ERASE}hello\r\nline\r\n"
 
 
 def test_a_job_that_never_starts_says_why_though_the_live_line_is_gone(server: ScriptedServer) -> None:
@@ -125,7 +125,7 @@ def test_the_live_line_is_gone_when_the_command_fails(server: ScriptedServer) ->
     status, written = on_terminal(server, "run", "busybox", TERM="xterm")
     assert (status, written) == (
         1,
-        f"{BEGAN}{ERASE}fastlane: waiting: 8 of 8, 2 before it{ERASE}fastlane: cut: permission_denied\r\n",
+        f"{BEGAN}{ERASE}fastlane: waiting: 8 of 8, 2 ahead of it{ERASE}fastlane: cut: permission_denied\r\n",
     )
 
 

@@ -72,9 +72,7 @@ def proxy_text(address: str) -> str:
         return ""
     url, variable = found
     host = address.rpartition(":")[0].strip("[]")
-    return (
-        f"connected through the proxy {mask_url_passwords(url)} (variable {variable}); set no_proxy={host} to bypass it"
-    )
+    return f"the proxy {mask_url_passwords(url)} was used (variable {variable}); set no_proxy={host} to bypass it"
 
 
 def cause(error: api.Error) -> str:

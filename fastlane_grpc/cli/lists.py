@@ -10,7 +10,7 @@ import click
 
 from fastlane_grpc import client as api
 from fastlane_grpc.cli.connection import NothingBegins, connected, execution_id, job_id
-from fastlane_grpc.cli.failure import Failure
+from fastlane_grpc.cli.errors import Failure
 from fastlane_grpc.cli.options import MOMENT, PAIR, STATES, answers, limits, states_option, talks_to_server
 from fastlane_grpc.cli.output import state_name, waiting_text
 from fastlane_grpc.cli.tables import Column, ago, as_line, cut, moment, show, show_facts, size, span, time_of
