@@ -126,7 +126,8 @@ def test_completion_goes_on_behind_a_refused_option(server: ScriptedServer) -> N
 def test_variables_of_files_arrive_and_options_go_before_them(server: ScriptedServer, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
     first.write_bytes(
-        b'\xef\xbb\xbfA=1\n# a comment\n\n  B= two words = "quoted" # kept \r\nFROM_HERE\nEMPTY=\n  # another\nC=first\n'
+        b"\xef\xbb\xbfA=1\n# a comment\n\n"
+        b'  B= two words = "quoted" # kept \r\nFROM_HERE\nEMPTY=\n  # another\nC=first\n'
     )
     second.write_text("C=second\nD=file\nUMLAUT=ü")
     ran = fastlane(
