@@ -289,8 +289,8 @@ def test_the_command_fails_where_something_does_and_says_what_to_do(tmp_path: Pa
     assert (ran.returncode, ran.stderr) == (1, "")
     first, advice, *_ = ran.stdout.splitlines()
     assert (
-        first
-        == "FAIL  engine          does not respond: no engine answers at unix:///nowhere.sock: No such file or directory"
+        first == "FAIL  engine          does not respond: no engine answers at unix:///nowhere.sock: "
+        "No such file or directory"
     )
     assert advice.strip().startswith("→ start it, set its address with --engine")
     ran = examined(tmp_path / "data", "--engine", "unix:///nowhere.sock", "-o", "json")
