@@ -505,7 +505,7 @@ def test_the_cause_is_what_the_system_said_last_without_the_brackets_around_it()
         (["run", "--start-at", "tomorrow", "busybox"], "'tomorrow' must be a time, as 2026-01-31T08:00:00Z"),
         (["run", "--expire-time", "10m", "busybox"], "'10m' must be a time, as 2026-01-31T08:00:00Z"),
         (["run", "--memory", "lots", "busybox"], "'lots' must be a number of bytes"),
-        (["run", "-e", "NOT_SET_ANYWHERE", "busybox"], "'NOT_SET_ANYWHERE' is not set here"),
+        (["run", "-e", "NOT_SET_ANYWHERE", "busybox"], "'NOT_SET_ANYWHERE' is not set in this environment"),
         (["run", "-l", "x", "busybox"], "'x' must be NAME=VALUE"),
         (
             ["run", "-a", "nowhere", "busybox"],

@@ -53,9 +53,8 @@ def test_a_proxy_that_was_asked_is_told_with_its_variable_and_without_its_passwo
     failed = ran("jobs", "-a", NAME, **{variable: f"http://user:hunter2@{refusing_proxy}"})
     assert failed.returncode == 69
     [line] = failed.stderr.splitlines()
-    said = (
-        f"the proxy http://user:***@{refusing_proxy} (variable {variable}); set no_proxy=fastlane.invalid to bypass it"
-    )
+    used = f"the proxy http://user:***@{refusing_proxy} was used (variable {variable})"
+    said = f"{used}; set no_proxy=fastlane.invalid to bypass it"
     assert said in line
     assert "hunter2" not in line
 

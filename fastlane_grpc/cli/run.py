@@ -273,8 +273,10 @@ def _environment(
     values = {name: value for file in files for name, value in read_env_file(file, environ)}
     for name, value in variables:
         if value is None and name not in environ:
-            raise click.BadParameter(f"{name!r} is not set here; give it a value, as {name}=VALUE", param_hint="'-e'")
+            raise click.BadParameter(
+                f"{name!r} is not set in this environment; give a value: {name}=VALUE", param_hint="'-e'"
+            )
         values[name] = environ[name] if value is None else value
         if not is_utf8(values[name]):
-            raise click.BadParameter(f"the value that {name!r} has here is not UTF-8", param_hint="'-e'")
+            raise click.BadParameter(f"the value of {name!r} in this environment is not UTF-8", param_hint="'-e'")
     return values
