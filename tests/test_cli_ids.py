@@ -13,7 +13,7 @@ from tests.scripted_server import ScriptedServer
 def server() -> Iterator[ScriptedServer]:
     server = ScriptedServer()
     server.logs["execution-1"] = HELLO
-    server.hosts.append(pb.Host(name="local"))
+    server.hosts.append(pb.EngineHost(name="local"))
     server.executions.append(pb.Execution(id="execution-1", job_id="job-1", host="removed"))
     yield server
     server.stop()

@@ -423,7 +423,7 @@ def test_ages_may_be_in_days(text: str, age: int) -> None:
     assert AGE.convert(text, None, None) == timedelta(seconds=age)
 
 
-@pytest.mark.parametrize("text", ["", "d", "1", "-1d", "1dd", "1h1d", "1.5d", "yesterday", "123456d"])
+@pytest.mark.parametrize("text", ["", "d", "1", "-1d", "1dd", "1h1d", "1.5d", "yesterday"])
 def test_what_is_no_age_is_refused(text: str) -> None:
     with pytest.raises(Exception, match="must be an age"):
         AGE.convert(text, None, None)

@@ -116,7 +116,7 @@ def test_a_quiet_run_says_nothing_of_a_job_that_ran(server: ScriptedServer) -> N
 
 @pytest.mark.skipif(not os.path.exists("/dev/full"), reason="needs /dev/full")  # noqa: PTH110
 @pytest.mark.parametrize(
-    ("state", "more"), [(pb.STATE_SUCCEEDED, ""), (pb.STATE_FAILED, ""), (pb.STATE_RUNNING, "; the job runs on")]
+    ("state", "more"), [(pb.STATE_SUCCEEDED, ""), (pb.STATE_FAILED, ""), (pb.STATE_RUNNING, "; the job continues")]
 )
 def test_a_failed_write_says_that_a_job_runs_on_only_of_one_that_does(
     server: ScriptedServer, state: int, more: str

@@ -42,7 +42,7 @@ def test_a_delay_may_be_none_at_all() -> None:
 @pytest.mark.parametrize("address", ["http://127.0.0.1:7620", "https://host", "grpc://host:1/"])
 def test_an_address_with_a_scheme_is_refused_by_its_form(address: str) -> None:
     scheme = address.partition("://")[0]
-    said = f"{address!r} has to be HOST:PORT, without {scheme}://"
+    said = f"{address!r} must be HOST:PORT, without {scheme}://"
     with pytest.raises(click.BadParameter) as caught:
         ADDRESS.convert(address, None, None)
     assert caught.value.message == said

@@ -344,7 +344,7 @@ class FailingLogs(Logs):
         return super().delete(execution_id)
 
 
-async def test_a_log_that_raises_anything_holds_up_no_other_and_not_the_upkeep(tmp_path: Path) -> None:
+async def test_a_log_that_raises_anything_holds_up_no_other_and_not_retention(tmp_path: Path) -> None:
     house = House(tmp_path, RetentionLimits(keep_jobs=DAY))
     bad, *others = [await house.ended() for _ in range(5)]
     logs = FailingLogs(house.logs.directory, bad.id)
@@ -365,9 +365,7 @@ async def test_a_log_that_raises_anything_holds_up_no_other_and_not_the_upkeep(t
     house.close()
 
 
-async def test_the_upkeep_goes_on_after_a_defect_of_a_round(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastlane_grpc.retention.RETRY_SECONDS", 0.01)
-
+async def test_retention_goes_on_after_a_defect_of_a_round(house: House) -> None:
     class Clockless(Retention):
         rounds = 0
 
@@ -389,7 +387,7 @@ async def test_the_upkeep_goes_on_after_a_defect_of_a_round(house: House, monkey
     task.cancel()
 
 
-async def test_the_upkeep_wakes_by_itself_when_what_is_kept_takes_too_much(tmp_path: Path) -> None:
+async def test_retention_wakes_by_itself_when_what_is_kept_takes_too_much(tmp_path: Path) -> None:
     house = House(tmp_path, RetentionLimits(total_log_bytes=1))
     task = asyncio.create_task(house.retention.run())
     ended = await house.ended()
@@ -400,7 +398,7 @@ async def test_the_upkeep_wakes_by_itself_when_what_is_kept_takes_too_much(tmp_p
     house.close()
 
 
-async def test_the_upkeep_wakes_when_the_oldest_is_old_enough(tmp_path: Path) -> None:
+async def test_retention_wakes_when_the_oldest_is_old_enough(tmp_path: Path) -> None:
     house = House(tmp_path, RetentionLimits(keep_logs=timedelta(seconds=0.2), keep_jobs=DAY))
     house.clock.runs()
     task = asyncio.create_task(house.retention.run())
