@@ -585,7 +585,7 @@ def test_an_argument_that_is_not_utf_8_is_named_in_one_line(arguments: list[str 
         ("FASTLANE_DATA_DIR", ["config"], "data_dir in environment variable FASTLANE_DATA_DIR is not UTF-8"),
         ("FASTLANE_CONFIG", ["config"], "the path of the settings file is not UTF-8: 'caf\\xe9'"),
         ("DOCKER_HOST", ["config"], "engine in environment variable DOCKER_HOST is not UTF-8"),
-        ("MINE", ["run", "-e", "MINE", "busybox"], "the value that 'MINE' has here is not UTF-8"),
+        ("MINE", ["run", "-e", "MINE", "busybox"], "the value of 'MINE' in this environment is not UTF-8"),
     ],
 )
 def test_a_variable_that_is_not_utf_8_is_named_in_one_line(

@@ -52,6 +52,6 @@ def test_an_address_with_a_scheme_is_refused_by_its_form(address: str) -> None:
 
 def test_an_address_with_a_scheme_is_wrong_use() -> None:
     ran = fastlane(None, "jobs", FASTLANE_ADDRESS="http://127.0.0.1:7620")
-    said = "'http://127.0.0.1:7620' has to be"
+    said = "'http://127.0.0.1:7620' must be"
     assert ran.returncode == 2
     assert f"{said} HOST:PORT, without http://" in ran.stderr.decode()

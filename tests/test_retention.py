@@ -365,7 +365,9 @@ async def test_a_log_that_raises_anything_holds_up_no_other_and_not_retention(tm
     house.close()
 
 
-async def test_retention_goes_on_after_a_defect_of_a_round(house: House) -> None:
+async def test_retention_goes_on_after_a_defect_of_a_round(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastlane_grpc.retention.RETRY_SECONDS", 0.01)
+
     class Clockless(Retention):
         rounds = 0
 
