@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+import time
 import zlib
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
@@ -177,11 +178,12 @@ def test_a_scheduled_job_survives_a_kill_and_runs_once_when_it_is_due(own_server
     """So does one that expires meanwhile, which never runs."""
     with Client(own_server.address) as client:
         due = client.enqueue("later", image, args=["echo", "once"], start_in=3)
-        expiring = client.enqueue(
-            "later", image, args=["echo", "never"], start_in=3, expire_time=datetime.now(UTC) + timedelta(seconds=2)
-        )
+        expire_time = datetime.now(UTC) + timedelta(seconds=3)
+        expiring = client.enqueue("later", image, args=["echo", "never"], start_in=2.5, expire_time=expire_time)
         assert {job.state for job in client.jobs(states=[pb.STATE_SCHEDULED])} == {due.state} == {pb.STATE_SCHEDULED}
         own_server.end(signal.SIGKILL)
+        # The one expires while no server is there.
+        time.sleep(max((expire_time - datetime.now(UTC)).total_seconds(), 0))
         own_server.start()
         *_, end = client.tail(due.execution.id)
         assert isinstance(end, End)

@@ -91,7 +91,7 @@ def test_a_file_that_cannot_be_watched_is_when_it_can_and_one_line_tells(tmp_pat
     # Told all the same, by a look at its size.
     assert said["before"] == [True, False, False, True, False]
     assert said["level"] == "warn"
-    assert f"no further one of its {kind}" in said["found"]
+    assert f"no {kind} left" in said["found"]
     told = [line for line in lines if "cannot be watched" in line]
     assert len(told) == 1
     assert f"max_user_{kind}" in told[0]
