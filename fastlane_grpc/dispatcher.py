@@ -144,6 +144,13 @@ class Dispatcher:
         claim = self._on_thread.get(execution_id)
         return claim.mailbox.waiting if claim else None
 
+    def stop_unstored(self, execution_id: str, stop: Stop) -> bool:
+        """Whether an execution has a runner, which is then given an order to stop that is not on disk."""
+        claim = self._claims.get(execution_id)
+        if claim is not None:
+            claim.tell(stop)
+        return claim is not None
+
     def news(self, executions: Sequence[Execution]) -> None:
         """Every change of every execution, in order, as the store announces them."""
         for execution in executions:
@@ -222,6 +229,10 @@ class Dispatcher:
                     )
                     return
                 host.left.discard(execution_id)
+                claim = self._claims.get(execution_id)
+                if claim and claim.stop and not assignment.execution.stop:
+                    # The runner that left knew the order; it is not on disk yet.
+                    claim.mailbox.put(StopCommand(claim.stop))
                 self._begin(assignment)
 
     def _expect(self, execution: Execution) -> None:

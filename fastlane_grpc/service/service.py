@@ -4,11 +4,12 @@ done."""
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import chain
 from typing import Protocol
 
 from fastlane_grpc.config import Settings
-from fastlane_grpc.errors import ServerStopping, TooManyStreams, Violation
+from fastlane_grpc.errors import DiskFull, ServerStopping, StoreFailed, TooManyStreams, Violation
 from fastlane_grpc.logs import Tails
 from fastlane_grpc.model import (
     Execution,
@@ -17,6 +18,8 @@ from fastlane_grpc.model import (
     JobSpec,
     LogTotals,
     State,
+    Stop,
+    StopCause,
     Task,
     Times,
     Waiting,
@@ -28,6 +31,7 @@ from fastlane_grpc.schedule import first, waiting_state
 from fastlane_grpc.service import validation
 from fastlane_grpc.service.log_stream import LogRequest, Send, StreamEncoding, log_stream
 from fastlane_grpc.service.pages import Listed, PageRequest, TaskQuery, position_of
+from fastlane_grpc.service.unstored_stops import UnstoredStops
 from fastlane_grpc.store import ExecutionQuery, JobQuery, Old, Store
 
 # How long a caller who found every stream taken had better wait.
@@ -75,6 +79,9 @@ class Places(Protocol):
     def waiting(self, execution_id: str) -> Waiting | None:
         """What an execution that has a place waits for before it can begin."""
 
+    def stop_unstored(self, execution_id: str, stop: Stop) -> bool:
+        """Whether an execution has a runner, which is then given an order to stop that is not on disk."""
+
 
 class Service:
     """Every use case, once. Lives on the loop."""
@@ -86,6 +93,7 @@ class Service:
         self._tails = tails
         self._places = places
         self._upkeep = upkeep
+        self._unstored_stops = UnstoredStops(places.stop_unstored)
         self._streams = 0
         self._stopping = False
 
@@ -138,7 +146,16 @@ class Service:
         logs, room = await self._waiting_lines(job.execution)
         assert job.spec is not None, "read with the job"
         grace = job.spec.grace if grace is None else grace
-        return await self._store.stop(job_id, grace=grace, note=note, logs=logs, log_bytes=room)
+        write = partial(self._store.stop, job_id, grace=grace, note=note, logs=logs, log_bytes=room)
+        try:
+            return await write()
+        except (DiskFull, StoreFailed) as error:
+            job = await self._store.job(job_id)
+            stop = Stop(StopCause.CALLER, utc_now(), grace, note)
+            execution = self._unstored_stops.carry_out(
+                job.execution, stop, lambda time: write(carried_out_since=time), error
+            )
+            return replace(job, execution=execution, state=execution.state, stop_time=job.stop_time or stop.time)
 
     async def stop_execution(
         self, execution_id: str, *, note: str, grace: timedelta | None, malformed: Sequence[Violation] = ()
@@ -150,7 +167,13 @@ class Service:
         assignment = await self._store.assignment(execution_id)
         logs, room = await self._waiting_lines(assignment.execution)
         grace = assignment.spec.grace if grace is None else grace
-        return await self._store.stop_execution(execution_id, grace=grace, note=note, logs=logs, log_bytes=room)
+        write = partial(self._store.stop_execution, execution_id, grace=grace, note=note, logs=logs, log_bytes=room)
+        try:
+            return await write()
+        except (DiskFull, StoreFailed) as error:
+            execution = await self._store.execution(execution_id)
+            stop = Stop(StopCause.CALLER, utc_now(), grace, note)
+            return self._unstored_stops.carry_out(execution, stop, lambda time: write(carried_out_since=time), error)
 
     async def task(self, task_id: str) -> Task:
         self._check_serving()

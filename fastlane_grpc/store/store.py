@@ -132,30 +132,47 @@ class Store:
         return self._writer.write(work, many=Enqueue.together)
 
     def stop(
-        self, job_id: str, *, grace: timedelta, note: str, logs: Sequence[LogTotals] = (), log_bytes: int = 0
+        self,
+        job_id: str,
+        *,
+        grace: timedelta,
+        note: str,
+        logs: Sequence[LogTotals] = (),
+        log_bytes: int = 0,
+        carried_out_since: datetime | None = None,
     ) -> Pending[Job]:
         """Stops the job: nothing follows its current execution. Scheduled or queued: that is STOPPED, and its log holds
         `logs` and takes `log_bytes` of the disk. With a container: STOPPING. STOPPING: a shorter rest of grace counts.
-        Final: as it is. JobNotFound."""
+        Final: as it is. JobNotFound.
+
+        `carried_out_since`: the order was given then, and is tried again until it is stored."""
 
         def work(db: Connection) -> Written[Job]:
-            now = self._now()
+            now = carried_out_since or self._now()
             note_stop(db, job_id, now)
             changed = self._stop(db, CURRENT, {"job_id": job_id}, now, grace, note, logs, log_bytes)
             return Written(job_of(db, job_id), changed)
 
-        return self._writer.write(work)
+        return self._writer.write_until_stored(work) if carried_out_since else self._writer.write(work)
 
     def stop_execution(
-        self, execution_id: str, *, grace: timedelta, note: str, logs: Sequence[LogTotals] = (), log_bytes: int = 0
+        self,
+        execution_id: str,
+        *,
+        grace: timedelta,
+        note: str,
+        logs: Sequence[LogTotals] = (),
+        log_bytes: int = 0,
+        carried_out_since: datetime | None = None,
     ) -> Pending[Execution]:
         """The same for exactly this execution. ExecutionNotFound."""
 
         def work(db: Connection) -> Written[Execution]:
-            changed = self._stop(db, _THIS, {"execution_id": execution_id}, self._now(), grace, note, logs, log_bytes)
+            now = carried_out_since or self._now()
+            changed = self._stop(db, _THIS, {"execution_id": execution_id}, now, grace, note, logs, log_bytes)
             return Written(execution_of(db, execution_id), changed)
 
-        return self._writer.write(work)
+        return self._writer.write_until_stored(work) if carried_out_since else self._writer.write(work)
 
     def _stop(
         self,

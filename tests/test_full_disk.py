@@ -1,0 +1,98 @@
+"""A data directory without any room: jobs are stopped all the same."""
+
+import os
+import subprocess
+import time
+from collections.abc import Iterator
+from contextlib import suppress
+from pathlib import Path
+
+import docker
+import pytest
+
+from fastlane_grpc.client import Client, Exhausted
+from fastlane_grpc.machine.data_directory import free_bytes
+from fastlane_grpc.v1 import fastlane_pb2 as pb
+from tests.serving import containers, serving_on, within
+
+pytestmark = [
+    pytest.mark.engine,
+    pytest.mark.timeout(120),
+    pytest.mark.skipif(os.geteuid() != 0, reason="mounts a small file system: needs root"),
+]
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Path]:
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", tmp_path], check=True)
+    yield tmp_path
+    subprocess.run(["umount", "--lazy", tmp_path], check=True)
+
+
+def fill(disk: Path) -> None:
+    """Takes all the room that is left."""
+    with suppress(OSError), (disk / "ballast").open("ab", buffering=0) as ballast:
+        while True:
+            ballast.write(bytes(4096))
+
+
+def take_reserve(data_dir: Path) -> None:
+    """As a shortage that lasts does."""
+    for piece in data_dir.glob("reserve-*"):
+        piece.unlink()
+
+
+def make_room(disk: Path) -> None:
+    subprocess.run(["mount", "-o", "remount,size=96m", disk], check=True)
+
+
+def wait_until_nearly_full(disk: Path) -> None:
+    end = time.monotonic() + 60
+    while free_bytes(disk) > 1 << 20:
+        assert time.monotonic() < end, f"{free_bytes(disk)} bytes are free"
+        time.sleep(0.05)
+
+
+def end_of(client: Client, job_id: str) -> pb.Job:
+    end = time.monotonic() + 30
+    while True:
+        job = client.job(job_id)
+        if job.state in {pb.STATE_SUCCEEDED, pb.STATE_FAILED, pb.STATE_STOPPED, pb.STATE_LOST}:
+            return job
+        assert time.monotonic() < end, f"the job is {pb.State.Name(job.state)}"
+        time.sleep(0.1)
+
+
+def wait_for_death(sdk: docker.DockerClient, data_dir: Path) -> None:
+    (container_id,) = containers(sdk, data_dir) or (None,)
+    end = time.monotonic() + 30
+    while container_id and sdk.api.containers(filters={"id": container_id}):
+        assert time.monotonic() < end, "the container runs still"
+        time.sleep(0.1)
+
+
+def test_a_job_that_filled_the_disk_is_stopped_before_that_is_stored(
+    disk: Path, sdk: docker.DockerClient, image: str
+) -> None:
+    data_dir = disk / "data"
+    with serving_on(sdk, data_dir, max_running=1) as server, Client(server.address, retry_for=0) as client:
+        flood = client.enqueue("flood", image, "yes 0123456789abcde", network="none")
+        waiting = client.enqueue("later", image, "true")
+        wait_until_nearly_full(disk)
+        take_reserve(data_dir)
+        fill(disk)
+        with within(10):
+            stopping = client.stop(flood.id, grace=5, note="enough")
+        assert stopping.state == stopping.execution.state == pb.STATE_STOPPING
+        # One that comes again is the same order, unless it leaves less time.
+        for grace in (60, 0):
+            assert client.stop(flood.id, grace=grace).state == pb.STATE_STOPPING
+        wait_for_death(sdk, data_dir)
+        with pytest.raises(Exhausted, match="there is no room to write"):
+            client.stop(waiting.id)
+        make_room(disk)
+        job = end_of(client, flood.id)
+        assert job.state == pb.STATE_STOPPED
+        assert "enough" in job.outcome.detail
+        assert server.log.count("a stop is carried out before it is on disk") == 2
+        assert end_of(client, waiting.id).state == pb.STATE_SUCCEEDED
