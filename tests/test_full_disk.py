@@ -11,9 +11,12 @@ import docker
 import pytest
 
 from fastlane_grpc.client import Client, Exhausted
+from fastlane_grpc.doctor.disk import about_database
+from fastlane_grpc.doctor.finding import Level
 from fastlane_grpc.machine.data_directory import free_bytes
+from fastlane_grpc.store.reserve import PIECES
 from fastlane_grpc.v1 import fastlane_pb2 as pb
-from tests.serving import containers, serving_on, within
+from tests.serving import Server, containers, serving_on, within
 
 pytestmark = [
     pytest.mark.engine,
@@ -63,6 +66,15 @@ def end_of(client: Client, job_id: str) -> pb.Job:
         time.sleep(0.1)
 
 
+def wait_for_reserve(client: Client, data_dir: Path, job_id: str) -> None:
+    end = time.monotonic() + 30
+    while len([*data_dir.glob("reserve-*")]) < PIECES:
+        assert time.monotonic() < end, "the reserve is not made again"
+        # It is looked at after each write.
+        client.stop(job_id)
+        time.sleep(0.1)
+
+
 def wait_for_death(sdk: docker.DockerClient, data_dir: Path) -> None:
     (container_id,) = containers(sdk, data_dir) or (None,)
     end = time.monotonic() + 30
@@ -96,3 +108,28 @@ def test_a_job_that_filled_the_disk_is_stopped_before_that_is_stored(
         assert "enough" in job.outcome.detail
         assert server.log.count("a stop is carried out before it is on disk") == 2
         assert end_of(client, waiting.id).state == pb.STATE_SUCCEEDED
+
+
+def test_a_server_starts_on_a_full_disk_and_stops_and_prunes_there(
+    disk: Path, sdk: docker.DockerClient, image: str
+) -> None:
+    data_dir = disk / "data"
+    server = Server(data_dir)
+    with Client(server.address) as client:
+        flood = client.enqueue("flood", image, "yes 0123456789abcde", network="none")
+        wait_until_nearly_full(disk)
+    server.kill()
+    fill(disk)
+    with serving_on(sdk, data_dir) as server, Client(server.address) as client:
+        assert next(iter(client.tail(flood.execution.id))) is not None
+        assert client.stop(flood.id, grace=0).state == pb.STATE_STOPPING
+        assert end_of(client, flood.id).state == pb.STATE_STOPPED
+        assert client.prune(older_than=0, logs_only=True).logs == 1
+        wait_for_reserve(client, data_dir, flood.id)
+    take_reserve(data_dir)
+    fill(disk)
+    with pytest.raises(RuntimeError, match=r"cannot start: the disk of \S+ is full \(\d+ bytes free\); free some space"):
+        Server(data_dir)
+    (finding,) = about_database(data_dir, None)
+    assert finding.level is Level.FAIL
+    assert "the disk is full" in finding.found

@@ -12,6 +12,7 @@ from fastlane_grpc.machine.data_directory import (
     file_system,
     free_bytes,
     free_inodes,
+    is_full,
     least_free_bytes,
     least_free_inodes,
 )
@@ -120,6 +121,10 @@ def about_database(data_dir: Path, containers: Sequence[Found] | None) -> Iterat
     try:
         checkup = check_up(path, [each.execution_id for each in containers or ()])
     except StoreFailed as error:
+        if is_full(data_dir):
+            found = f"{path} cannot be opened: the disk is full ({free_bytes(data_dir)} bytes free)"
+            yield fail("database", found, "free some space on that disk, and start the server again")
+            return
         yield fail(
             "database", str(error), "if another user owns it, run this as that user; if it is damaged, restore a backup"
         )

@@ -12,6 +12,9 @@ from fastlane_grpc.errors import CannotServe
 # File systems whose locks, or whose memory maps (SQLite's WAL), do not hold between machines.
 NETWORK = {"9p", "afs", "ceph", "cifs", "fuse.sshfs", "glusterfs", "lustre", "ncpfs", "nfs", "nfs4", "smb3", "smbfs"}
 
+# With less free room a disk is full: most writes fail there.
+_FULL_BYTES = 1 << 20
+
 
 @contextmanager
 def claimed(path: Path) -> Iterator[None]:
@@ -55,6 +58,11 @@ def free_bytes(path: Path) -> int:
     """The room that is left for us on the disk that the path is on."""
     disk = os.statvfs(path)
     return disk.f_bavail * disk.f_frsize
+
+
+def is_full(path: Path) -> bool:
+    """Whether the disk that the path is on has next to no room, or no inode, for us."""
+    return free_bytes(path) < _FULL_BYTES or free_inodes(path) == 0
 
 
 def disk_bytes(path: Path) -> int:

@@ -7,8 +7,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Self
 
-from fastlane_grpc.errors import DiskFull, ExecutionNotFound
-from fastlane_grpc.machine.data_directory import free_bytes, free_inodes
+from fastlane_grpc.errors import DiskFull, ExecutionNotFound, StoreFailed
+from fastlane_grpc.machine.data_directory import free_bytes, free_inodes, is_full
 from fastlane_grpc.model import (
     Assignment,
     Execution,
@@ -33,6 +33,7 @@ from fastlane_grpc.store.pending import Pending
 from fastlane_grpc.store.pruning import Count, Found, Kept, Old, Place
 from fastlane_grpc.store.queries import CURRENT, ahead_of, execution_of, job_of, task_of
 from fastlane_grpc.store.readers import Readers
+from fastlane_grpc.store.reserve import Reserve
 from fastlane_grpc.store.rows import (
     EXECUTION,
     execution_from,
@@ -78,14 +79,24 @@ class Store:
         the loop were woken before; those on threads are woken after it was called for, so whatever they do next comes
         to the loop later. `on_failure` is called, on the loop as well, when something could not be written."""
         path = directory / "fastlane.db"
-        db = open_for_writing(path)
+        reserve = Reserve(directory)
+        db = _open_with_reserve(path, reserve)
+        reserve.make()
         try:
             instance, readers = _instance(path), Readers(path, loop=loop, supervisor=supervisor)
         except BaseException:
             db.close()
             raise
         try:
-            writer = Writer(db, path, loop=loop, on_commit=on_commit, on_failure=on_failure, supervisor=supervisor)
+            writer = Writer(
+                db,
+                path,
+                loop=loop,
+                on_commit=on_commit,
+                on_failure=on_failure,
+                supervisor=supervisor,
+                reserve=reserve,
+            )
         except BaseException:
             readers.close()
             db.close()
@@ -153,7 +164,7 @@ class Store:
             changed = self._stop(db, CURRENT, {"job_id": job_id}, now, grace, note, logs, log_bytes)
             return Written(job_of(db, job_id), changed)
 
-        return self._writer.write_until_stored(work) if carried_out_since else self._writer.write(work)
+        return self._writer.write_until_stored(work) if carried_out_since else self._writer.write(work, vital=True)
 
     def stop_execution(
         self,
@@ -172,7 +183,7 @@ class Store:
             changed = self._stop(db, _THIS, {"execution_id": execution_id}, now, grace, note, logs, log_bytes)
             return Written(execution_of(db, execution_id), changed)
 
-        return self._writer.write_until_stored(work) if carried_out_since else self._writer.write(work)
+        return self._writer.write_until_stored(work) if carried_out_since else self._writer.write(work, vital=True)
 
     def _stop(
         self,
@@ -526,16 +537,20 @@ class Store:
     def mark_pruned(self, execution_ids: Sequence[str]) -> Pending[None]:
         """Comes first, so that no reader takes a log whose files are gone for one that was lost. The files are known of
         still."""
-        return self._writer.write(lambda db: Written(None, pruning.mark_pruned(db, execution_ids, self._now())))
+        return self._writer.write(
+            lambda db: Written(None, pruning.mark_pruned(db, execution_ids, self._now())), vital=True
+        )
 
     def forget_logs(self, execution_ids: Sequence[str]) -> Pending[None]:
         """Comes when the files of these are gone."""
-        return self._writer.write(lambda db: Written(None, pruning.forget_logs(db, execution_ids, self._now())))
+        return self._writer.write(
+            lambda db: Written(None, pruning.forget_logs(db, execution_ids, self._now())), vital=True
+        )
 
     def delete_jobs(self, job_ids: Sequence[str]) -> Pending[int]:
         """Comes when the files of all their executions are gone. How many of these jobs went: those that are final, and
         were there."""
-        return self._writer.write(lambda db: Written(pruning.delete_jobs(db, job_ids)))
+        return self._writer.write(lambda db: Written(pruning.delete_jobs(db, job_ids)), vital=True)
 
 
 # ---- parts of transactions
@@ -628,3 +643,17 @@ def _instance(path: Path) -> str:
     instance: str = db.execute("SELECT instance_id FROM instance").fetchall()[0][0]
     db.close()
     return instance
+
+
+def _open_with_reserve(path: Path, reserve: Reserve) -> Connection:
+    """The connection that writes, also where the disk is full. StoreFailed."""
+    while True:
+        try:
+            return open_for_writing(path)
+        except StoreFailed as error:
+            # Without a cause it is what the database says of itself, whatever room there is.
+            if error.__cause__ is None or not is_full(path.parent):
+                raise
+            if not reserve.free():
+                full = f"the disk of {path.parent} is full ({free_bytes(path.parent)} bytes free)"
+                raise StoreFailed(f"cannot start: {full}; free some space and start again") from error

@@ -18,6 +18,7 @@ from fastlane_grpc.errors import DiskFull, ServerStopping
 from fastlane_grpc.model import Execution
 from fastlane_grpc.store.database import Connection, is_failure, refusal, sqlite3
 from fastlane_grpc.store.pending import Pending, Settled, tell
+from fastlane_grpc.store.reserve import Reserve
 from fastlane_grpc.supervisor import ALONE, Supervisor
 
 T = TypeVar("T")
@@ -58,8 +59,10 @@ class Writer:
         on_failure: Callable[[], None] = lambda: None,
         retry_seconds: float = 1.0,
         supervisor: Supervisor = ALONE,
+        reserve: Reserve | None = None,
     ) -> None:
         self._db = db
+        self._reserve = reserve
         self.path = path
         self._loop = loop
         self._on_commit = on_commit
@@ -79,15 +82,15 @@ class Writer:
         self._thread = supervisor.thread("store-writer", self._run, restart=False)
         self._thread.start()
 
-    def write(self, work: Work[T], *, many: Many | None = None) -> Pending[T]:
+    def write(self, work: Work[T], *, many: Many | None = None, vital: bool = False) -> Pending[T]:
         """`work`, as a part of the next transaction. What it raises goes to its caller alone, and undoes it alone. With
-        `many`, those that stand behind each other with the same `many` are done by it."""
-        return self._put(work, until_stored=False, many=many)
+        `many`, those that stand behind each other with the same `many` are done by it. `vital`: may use the reserve."""
+        return self._put(work, until_stored=False, many=many, vital=vital)
 
     def write_until_stored(self, work: Work[T]) -> Pending[T]:
         """The same, but if SQLite fails, `work` is tried again until it is stored; ServerStopping where the end comes
-        first."""
-        return self._put(work, until_stored=True)
+        first. It may use the reserve."""
+        return self._put(work, until_stored=True, vital=True)
 
     def close(self, timeout: float | None = None) -> None:
         """What waits is still written, what comes later is refused. Blocks until then, for at most `timeout`
@@ -98,12 +101,12 @@ class Writer:
                 self._queue.put(None)
         self._thread.join(timeout)
 
-    def _put(self, work: Work[T], *, until_stored: bool, many: Many | None = None) -> Pending[T]:
+    def _put(self, work: Work[T], *, until_stored: bool, many: Many | None = None, vital: bool) -> Pending[T]:
         pending: Pending[T] = Pending(self._loop)
         with self._entrance:
             if self._closed:
                 raise ServerStopping("the server is going down")
-            self._queue.put(_Unit(work, pending, until_stored, many))
+            self._queue.put(_Unit(work, pending, until_stored, many, vital))
         return pending
 
     # ---- on the thread
@@ -124,6 +127,8 @@ class Writer:
             self._taken, last = self._gather()
             if self._taken:
                 self._commit(self._taken)
+                if self._reserve:
+                    self._reserve.make()
             if self._owed and (last or time.monotonic() >= self._retry_at):
                 self._pay()
         self._give_up(self._owed)
@@ -172,7 +177,13 @@ class Writer:
                 with suppress(sqlite3.Error):
                     self._db.execute("ROLLBACK")
             done = [(unit, error) for unit in units]
-        self._settle(done)
+        again = [unit for unit, result in done if unit.vital and isinstance(result, Exception) and is_failure(result)]
+        if not again or not self._reserve or not self._reserve.free():
+            self._settle(done)
+            return
+        self._settle([(unit, result) for unit, result in done if not any(unit is each for each in again)])
+        # Each time a piece of the reserve is gone, so that this comes to an end.
+        self._commit(again)
 
     def _all_at_once(self, units: Sequence["_Unit"]) -> Sequence["_Done"]:
         """What the units answer; nothing, and nothing has changed, if one of them raises. Without a savepoint each:
@@ -250,6 +261,7 @@ class _Unit:
     pending: Pending[Any]
     until_stored: bool
     many: Many | None
+    vital: bool
 
 
 _Done: TypeAlias = tuple[_Unit, Written[Any] | Exception]
