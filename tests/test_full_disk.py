@@ -128,7 +128,7 @@ def test_a_server_starts_on_a_full_disk_and_stops_and_prunes_there(
         wait_for_reserve(client, data_dir, flood.id)
     take_reserve(data_dir)
     fill(disk)
-    with pytest.raises(RuntimeError, match=r"cannot start: the disk of \S+ is full \(\d+ bytes free\); free some space"):
+    with pytest.raises(RuntimeError, match=r"cannot start: the disk of \S+ is full \(\d+ bytes free\); free some"):
         Server(data_dir)
     (finding,) = about_database(data_dir, None)
     assert finding.level is Level.FAIL

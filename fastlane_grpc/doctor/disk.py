@@ -15,6 +15,7 @@ from fastlane_grpc.machine.data_directory import (
     is_full,
     least_free_bytes,
     least_free_inodes,
+    not_ours,
 )
 from fastlane_grpc.store.diagnostics import Checkup as DatabaseCheckup
 from fastlane_grpc.store.diagnostics import check_up
@@ -52,6 +53,8 @@ def _usable(path: Path) -> Finding:
         return fail("data directory", f"{path} is no directory", "choose another with --data-dir")
     if not os.access(path, os.R_OK | os.W_OK | os.X_OK):
         return fail("data directory", f"this user cannot write to {path}", "run the server, and this, as its owner")
+    if strange := not_ours(path):
+        return fail("data directory", strange, "choose another with --data-dir")
     return ok("data directory", str(path))
 
 

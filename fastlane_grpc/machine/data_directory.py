@@ -11,7 +11,10 @@ from fastlane_grpc.errors import CannotServe
 
 # File systems whose locks, or whose memory maps (SQLite's WAL), do not hold between machines.
 NETWORK = {"9p", "afs", "ceph", "cifs", "fuse.sshfs", "glusterfs", "lustre", "ncpfs", "nfs", "nfs4", "smb3", "smbfs"}
-
+# Each of these tells a data directory; and all that may be in one where a first start did not get far, or the database
+# was lost.
+_PROOFS = {"fastlane.db", "fastlane.db-wal", "serving"}
+_OURS = {"lock", "logs", "recorder", "fastlane.db-shm"}
 # With less free room a disk is full: most writes fail there.
 _FULL_BYTES = 1 << 20
 
@@ -20,6 +23,8 @@ _FULL_BYTES = 1 << 20
 def claimed(path: Path) -> Iterator[None]:
     """Makes the directory, for this user's eyes only, and holds it for as long as it lasts: also if this process is
     killed, not longer."""
+    if strange := not_ours(path):
+        raise CannotServe(strange)
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         # One that was there may be open to all, and what jobs are given and print may be secret.
@@ -52,6 +57,19 @@ def claimed(path: Path) -> Iterator[None]:
         yield
     finally:
         os.close(lock)
+
+
+def not_ours(path: Path) -> str:
+    """Why the path is no data directory and is not made one; empty: it is one, is empty, or is not there."""
+    try:
+        names = {each.name for each in path.iterdir()} - {"lost+found"}
+    except OSError:
+        return ""  # Whoever uses it says why it cannot be used.
+    if names & _PROOFS or all(name in _OURS or name.startswith("reserve-") for name in names):
+        return ""
+    return (
+        f"{path} is not empty and is not a fastlane data directory; choose an empty directory, as {path / 'fastlane'}"
+    )
 
 
 def free_bytes(path: Path) -> int:
