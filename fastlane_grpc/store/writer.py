@@ -75,6 +75,8 @@ class Writer:
         # Units that could not be stored and are tried again from `_retry_at` on, by the monotonic clock.
         self._owed: list[_Unit] = []
         self._retry_at = 0.0
+        # Since when, by the monotonic clock, something is owed; None: nothing is.
+        self._owing_since: float | None = None
         # Units that were taken from the queue and are not answered.
         self._taken: Sequence[_Unit] = ()
         # Not restarted: what the thread was about when it failed is not known, and all that the server promises goes
@@ -161,6 +163,10 @@ class Writer:
         self._taken, self._owed = self._owed, []
         for unit in self._taken:
             self._commit([unit])
+        if self._owing_since is not None and not self._owed:
+            seconds, self._owing_since = time.monotonic() - self._owing_since, None
+            with suppress(OSError):
+                _log.info("store.stored", file=str(self.path), seconds=round(seconds, 1))
 
     def _give_up(self, units: Sequence["_Unit"]) -> None:
         message = "the server is going down, and this could not be stored; the next server finds out anew"
@@ -250,6 +256,9 @@ class Writer:
     def _owe(self, unit: "_Unit", error: Exception) -> None:
         if not self._owed:
             self._retry_at = time.monotonic() + self._retry_seconds
+        if self._owing_since is None:
+            # Once, however often it is tried again.
+            self._owing_since = time.monotonic()
             with suppress(OSError):  # the log may be on the disk that is full
                 _log.warning("store.retry", file=str(self.path), error=str(error), retry_seconds=self._retry_seconds)
         self._owed.append(unit)
