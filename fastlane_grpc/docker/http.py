@@ -151,7 +151,9 @@ class Wire:
 
     def patience(self, seconds: float | None) -> None:
         """How long a read waits from now on before it raises TimeoutError."""
-        self._connection.settimeout(seconds)
+        # Of one that was cut by another thread the next read finds the end.
+        with contextlib.suppress(OSError):
+            self._connection.settimeout(seconds)
 
     def cut(self) -> None:
         """Ends it. A thread that reads finds the end, or an OSError."""

@@ -1,5 +1,6 @@
 """An address to listen on, `HOST:PORT`: whether this process can have it."""
 
+import ipaddress
 import socket
 
 
@@ -16,3 +17,13 @@ def cannot_listen(listen: str) -> OSError | None:
     except OSError as error:
         return error
     return None
+
+
+def is_loopback(listen: str) -> bool:
+    """Whether only this machine reaches the address. One whose name has no address is reached by nobody."""
+    host, _, port = listen.rpartition(":")
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+    except OSError:
+        return True
+    return all(ipaddress.ip_address(str(place[0]).partition("%")[0]).is_loopback for *_, place in found)
