@@ -99,6 +99,8 @@ class Dispatcher:
         # No place is taken by what is on hosts that are not there.
         self._gone = _Host(HostPlaces(_Nowhere(), gone, 0), _Rest(self._loop, self._wake))
         self._rest = _Rest(self._loop, self._wake)
+        # What waits for a store that could not write, and was logged.
+        self._store_waits: set[str] = set()
         self._closing = False
         # Of each execution that was claimed and is not over. A stop may be announced before the claim is answered:
         # whichever comes first makes the inbox.
@@ -256,8 +258,9 @@ class Dispatcher:
             promotion = await self._store.promote(PROMOTIONS_AT_ONCE)
         except (DiskFull, StoreFailed) as error:
             self._due_time = due_time
-            self._begin_rest(self._rest, "what is due waits for the store", error=str(error))
+            self._wait_for_store("what is due waits for the store", error=str(error))
             return
+        self._store_waits.discard("what is due waits for the store")
         self._expect_at(due_time if promotion.more else promotion.next_time)
 
     def _sleep_seconds(self) -> float | None:
@@ -272,8 +275,10 @@ class Dispatcher:
             try:
                 claimed = await self._store.claim_on(places)
             except (DiskFull, StoreFailed) as error:
-                self._begin_rest(self._rest, "the queue waits for the store", error=str(error))
+                self._wait_for_store("the queue waits for the store", error=str(error))
                 return
+            if claimed:
+                self._store_waits.clear()
             for assignment in claimed:
                 self._begin(assignment)
             if len(claimed) < len(places):
@@ -319,6 +324,14 @@ class Dispatcher:
         """Something failed that may fail again at once: nothing is taken up, by one host or by any, for a while."""
         _warn(why, retry_seconds=self._retry_seconds, **ids)
         rest.begin(self._retry_seconds)
+
+    def _wait_for_store(self, why: str, **ids: str) -> None:
+        """The same, said once until the store has written a claim again."""
+        if why in self._store_waits:
+            self._rest.begin(self._retry_seconds)
+            return
+        self._store_waits.add(why)
+        self._begin_rest(self._rest, why, **ids)
 
     # ---- one execution
 

@@ -32,7 +32,8 @@ def about_directory(path: Path, min_free_bytes: int | None) -> Iterator[Finding]
         yield _to_be_made(path, there)
     else:
         yield _usable(path)
-        yield _private(path)
+        if not not_ours(path):
+            yield _private(path)
     yield _local(file_system(there))
     yield _room(free_bytes(there), least_free_bytes(there) if min_free_bytes is None else min_free_bytes)
     yield _inodes(free_inodes(there), 0 if min_free_bytes == 0 else least_free_inodes(there))
