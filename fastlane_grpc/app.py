@@ -19,6 +19,7 @@ from fastlane_grpc.dispatcher import Dispatcher, HostSlots
 from fastlane_grpc.errors import CannotServe, ServerFailed, StoreFailed
 from fastlane_grpc.execution import DockerRunner, Host, RemovedHostRunner, Step, Sweeper
 from fastlane_grpc.logs import Logs, Tails
+from fastlane_grpc.machine.address import is_loopback
 from fastlane_grpc.machine.data_directory import claimed, disk_bytes
 from fastlane_grpc.machine.open_files import OpenFiles, raise_limit
 from fastlane_grpc.model import Execution
@@ -221,6 +222,12 @@ class Server:
         self.rpc = RpcServer(self.service, self.settings, max_connections=self.open_files.max_connections)
         parts.push_async_callback(self.rpc.stop)
         self.rpc.listen()
+        if not is_loopback(self.settings.listen):
+            address = f"{self.settings.listen.rpartition(':')[0]}:{self.port}"
+            log.warning(
+                f"anybody who reaches {address} can run containers, which is root on the engine's host; "
+                "there is no authentication"
+            )
         # Set once here: health must answer before the first change of a host.
         await self.rpc.serving("engine", self.dispatcher.up)
         self.run(parts, "health of engines", self._tell_engine_health, restart=True)

@@ -101,6 +101,8 @@ class Dispatcher:
         # Executions on removed hosts take no slot.
         self._removed = _Host(HostSlots(_NoHost(), removed, 0), _Backoff(self._loop, self._wake))
         self._backoff = _Backoff(self._loop, self._wake)
+        # The warnings of a store that cannot write, each logged once until the store writes again.
+        self._store_warnings: set[str] = set()
         self._closing = False
         # The claim of each execution that was claimed and has not ended. The store may announce a stop before it
         # answers the claim: whichever comes first makes the mailbox.
@@ -144,6 +146,13 @@ class Dispatcher:
         """Return what a claimed execution waits for before its container can start."""
         claim = self._on_thread.get(execution_id)
         return claim.mailbox.waiting if claim else None
+
+    def stop_unstored(self, execution_id: str, stop: Stop) -> bool:
+        """Pass a stop that is not on disk to the runner of this execution. Return whether the execution has a claim."""
+        claim = self._claims.get(execution_id)
+        if claim is not None:
+            claim.request_stop(stop)
+        return claim is not None
 
     def on_change(self, executions: Sequence[Execution]) -> None:
         """Handle the changes of executions that the store announces, in order."""
@@ -225,6 +234,10 @@ class Dispatcher:
                     )
                     return
                 host.suspended.discard(execution_id)
+                claim = self._claims.get(execution_id)
+                if claim and claim.stop and not assignment.execution.stop:
+                    # The last runner took the stop from the mailbox, and the stop is not on disk yet.
+                    claim.mailbox.put(StopCommand(claim.stop))
                 self._start(assignment)
 
     def _schedule_wakeup(self, execution: Execution) -> None:
@@ -248,8 +261,9 @@ class Dispatcher:
             promotion = await self._store.promote(PROMOTIONS_AT_ONCE)
         except (DiskFull, StoreFailed) as error:
             self._due_time = due_time
-            self._back_off(self._backoff, "what is due waits for the store", error=str(error))
+            self._wait_for_store("what is due waits for the store", error=str(error))
             return
+        self._store_warnings.discard("what is due waits for the store")
         self._schedule_wakeup_at(due_time if promotion.more else promotion.next_time)
 
     def _sleep_seconds(self) -> float | None:
@@ -264,8 +278,10 @@ class Dispatcher:
             try:
                 claimed = await self._store.claim_on(slots)
             except (DiskFull, StoreFailed) as error:
-                self._back_off(self._backoff, "the queue waits for the store", error=str(error))
+                self._wait_for_store("the queue waits for the store", error=str(error))
                 return
+            if claimed:
+                self._store_warnings.clear()
             for assignment in claimed:
                 self._start(assignment)
             if len(claimed) < len(slots):
@@ -316,6 +332,14 @@ class Dispatcher:
         """Start no execution for a while, on one host or on any, after a failure that may repeat at once."""
         _warn(why, retry_seconds=self._retry_seconds, **ids)
         backoff.start(self._retry_seconds)
+
+    def _wait_for_store(self, why: str, **ids: str) -> None:
+        """Back off after a failure of the store. The log gets one warning until the store writes again."""
+        if why in self._store_warnings:
+            self._backoff.start(self._retry_seconds)
+            return
+        self._store_warnings.add(why)
+        self._back_off(self._backoff, why, **ids)
 
     # ---- one execution
 

@@ -12,7 +12,7 @@ from grpc_status import rpc_status
 
 from fastlane_grpc.api import Service
 from fastlane_grpc.app import Server
-from fastlane_grpc.model import Execution, HostReport, Outcome, Reason, State, utc_now
+from fastlane_grpc.model import Execution, HostReport, Outcome, Reason, State, Stop, utc_now
 from fastlane_grpc.record import RecordWriter
 from fastlane_grpc.retention import Retention, RetentionLimits
 from fastlane_grpc.rpc.server import RpcServer
@@ -33,6 +33,10 @@ class NoFreeSlots:
 
     def waiting(self, execution_id: str) -> None:
         """Nothing that runs waits."""
+
+    def stop_unstored(self, execution_id: str, stop: Stop) -> bool:
+        """Nothing has a runner."""
+        return False
 
 
 class House(Parts):

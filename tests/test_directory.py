@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from fastlane_grpc.doctor.disk import about_directory
 from fastlane_grpc.errors import CannotServe
 from fastlane_grpc.machine.data_directory import claimed
 
@@ -20,3 +21,26 @@ def test_a_lock_that_is_a_symbolic_link_is_refused_and_its_target_is_left_alone(
     (data_dir / "lock").unlink()
     with claimed(data_dir):
         assert (data_dir / "lock").read_text().strip().isdigit()
+
+
+def test_a_directory_of_somebody_else_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    (tmp_path / "precious").touch()
+    tmp_path.chmod(0o755)
+    refusal = (
+        f"{tmp_path} is not empty and is not a fastlane data directory; "
+        f"choose an empty directory, as {tmp_path}/fastlane"
+    )
+    with pytest.raises(CannotServe) as refused, claimed(tmp_path):
+        pass
+    assert str(refused.value) == refusal
+    assert tmp_path.stat().st_mode & 0o777 == 0o755
+    assert [each.name for each in tmp_path.iterdir()] == ["precious"]
+    assert next(each for each in about_directory(tmp_path, None) if each.check == "data directory").found == refusal
+
+
+@pytest.mark.parametrize("names", [(), ("lost+found",), ("lock",), ("fastlane.db", "notes"), ("logs", "reserve-1")])
+def test_a_directory_that_is_empty_or_of_fastlane_is_taken(tmp_path: Path, names: tuple[str, ...]) -> None:
+    for name in names:
+        (tmp_path / name).touch()
+    with claimed(tmp_path):
+        assert (tmp_path / "lock").exists()

@@ -39,8 +39,8 @@ class WatchedWriter(Writer):
 
     asked = 0
 
-    def write(self, work: Work[T], *, many: Many | None = None) -> Pending[T]:
-        pending = super().write(work, many=many)
+    def write(self, work: Work[T], *, many: Many | None = None, vital: bool = False) -> Pending[T]:
+        pending = super().write(work, many=many, vital=vital)
         self.asked += 1
         return pending
 
@@ -976,10 +976,11 @@ async def test_the_dispatcher_goes_on_by_itself_when_the_store_does(tmp_path: Pa
     house = House(tmp_path, retry_seconds=0.01)
     houses.append(house)
     execution = await house.enqueue()
-    with locked(house):
+    with locked(house), capture_logs() as logs:
         asked = house.writer.asked
         house.open()
         await spins_until(lambda: house.writer.asked >= asked + 3)
+    assert [each["event"] for each in logs] == ["the queue waits for the store"]
     await house.announced.reaches(execution.id, State.SUCCEEDED)
 
 

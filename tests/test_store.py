@@ -896,7 +896,8 @@ async def test_an_empty_directory_becomes_a_store_that_opens_again_with_all_it_h
     assert second.instance == first.instance
     assert await second.execution(execution.id) == execution
     second.close()
-    assert names_in(tmp_path) == ["fastlane.db"], "SQLite's log was moved into the file"
+    names = [name for name in names_in(tmp_path) if not name.startswith("reserve-")]
+    assert names == ["fastlane.db"], "SQLite's log was moved into the file"
 
 
 async def test_every_migration_says_what_it_brings_and_is_applied_once(house: House) -> None:

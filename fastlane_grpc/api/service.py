@@ -3,15 +3,16 @@
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
-from functools import cache
+from functools import cache, partial
 from itertools import chain
 from typing import Protocol
 
 from fastlane_grpc.api import validation
 from fastlane_grpc.api.log_stream import LogRequest, Send, StreamEncoding, log_stream
 from fastlane_grpc.api.pages import PageRequest, PageResult, TaskQuery, position_of
+from fastlane_grpc.api.unstored_stops import UnstoredStops
 from fastlane_grpc.config import Settings
-from fastlane_grpc.errors import InvalidRequest, ServerStopping, TooManyStreams, Violation
+from fastlane_grpc.errors import DiskFull, InvalidRequest, ServerStopping, StoreFailed, TooManyStreams, Violation
 from fastlane_grpc.logs import Tails
 from fastlane_grpc.model import (
     Execution,
@@ -19,6 +20,8 @@ from fastlane_grpc.model import (
     Job,
     JobSpec,
     State,
+    Stop,
+    StopCause,
     Task,
     Times,
     Waiting,
@@ -74,6 +77,9 @@ class Capacity(Protocol):
     def waiting(self, execution_id: str) -> Waiting | None:
         """What an execution that has a place waits for before it can begin."""
 
+    def stop_unstored(self, execution_id: str, stop: Stop) -> bool:
+        """Pass a stop that is not on disk to the runner of this execution. Return whether the execution has a claim."""
+
 
 class Service:
     """The use cases. Lives on the loop."""
@@ -87,6 +93,7 @@ class Service:
         self._tails = tails
         self._capacity = capacity
         self._retention = retention
+        self._unstored_stops = UnstoredStops(capacity.stop_unstored)
         self._streams = 0
         self._stopping = False
 
@@ -141,7 +148,17 @@ class Service:
         self._check_serving()
         _require("job_id", job_id)
         validation.raise_if_invalid([*conversion_violations, *validation.stop_violations(note, grace)])
-        return await self._store.stop(job_id, grace=grace, note=note)
+        try:
+            return await self._store.stop(job_id, grace=grace, note=note)
+        except (DiskFull, StoreFailed) as error:
+            job = await self._store.job(job_id)
+            assert job.spec is not None, "read with the job"
+            stop = Stop(StopCause.CALLER, utc_now(), job.spec.grace if grace is None else grace, note)
+            write = partial(self._store.stop, job_id, grace=stop.grace, note=note)
+            execution = self._unstored_stops.carry_out(
+                job.execution, stop, lambda time: write(carried_out_since=time), error
+            )
+            return replace(job, execution=execution, state=execution.state, stop_time=job.stop_time or stop.time)
 
     async def stop_execution(
         self, execution_id: str, *, note: str, grace: timedelta | None, conversion_violations: Sequence[Violation] = ()
@@ -150,7 +167,15 @@ class Service:
         self._check_serving()
         _require("execution_id", execution_id)
         validation.raise_if_invalid([*conversion_violations, *validation.stop_violations(note, grace)])
-        return await self._store.stop_execution(execution_id, grace=grace, note=note)
+        try:
+            return await self._store.stop_execution(execution_id, grace=grace, note=note)
+        except (DiskFull, StoreFailed) as error:
+            assignment = await self._store.assignment(execution_id)
+            stop = Stop(StopCause.CALLER, utc_now(), assignment.spec.grace if grace is None else grace, note)
+            write = partial(self._store.stop_execution, execution_id, grace=stop.grace, note=note)
+            return self._unstored_stops.carry_out(
+                assignment.execution, stop, lambda time: write(carried_out_since=time), error
+            )
 
     async def task(self, task_id: str) -> Task:
         """Return the task."""

@@ -154,7 +154,9 @@ class EngineRequest:
 
     def set_timeout(self, seconds: float | None) -> None:
         """Set how long a read waits from now on before it raises TimeoutError; None: without a limit."""
-        self._connection.settimeout(seconds)
+        # After a cut by another thread the next read finds the end.
+        with contextlib.suppress(OSError):
+            self._connection.settimeout(seconds)
 
     def cut(self) -> None:
         """Close the connection. A thread that reads gets the end of the stream, or an OSError."""

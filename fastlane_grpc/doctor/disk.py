@@ -10,8 +10,10 @@ from fastlane_grpc.errors import StoreFailed
 from fastlane_grpc.machine.data_directory import (
     NETWORK,
     file_system,
+    foreign_directory,
     free_bytes,
     free_inodes,
+    is_full,
     least_free_bytes,
     least_free_inodes,
 )
@@ -29,7 +31,8 @@ def about_directory(path: Path, min_free_bytes: int | None) -> Iterator[Finding]
         yield _to_be_made(path, there)
     else:
         yield _usable(path)
-        yield _private(path)
+        if not foreign_directory(path):
+            yield _private(path)
     yield _local(file_system(there))
     yield _room(free_bytes(there), least_free_bytes(there) if min_free_bytes is None else min_free_bytes)
     yield _inodes(free_inodes(there), 0 if min_free_bytes == 0 else least_free_inodes(there))
@@ -54,6 +57,8 @@ def _usable(path: Path) -> Finding:
             f"this user cannot write to {path}",
             "run the server and this command as the owner of the directory",
         )
+    if foreign := foreign_directory(path):
+        return fail("data directory", foreign, "choose another directory with --data-dir")
     return ok("data directory", str(path))
 
 
@@ -123,6 +128,10 @@ def about_database(data_dir: Path, containers: Sequence[Found] | None) -> Iterat
     try:
         checkup = diagnose(path, [each.execution_id for each in containers or ()])
     except StoreFailed as error:
+        if is_full(data_dir):
+            found = f"{path} cannot be opened: the disk is full ({free_bytes(data_dir)} bytes free)"
+            yield fail("database", found, "free some space on that disk, and start the server again")
+            return
         yield fail(
             "database",
             str(error),

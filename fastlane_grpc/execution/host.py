@@ -67,6 +67,8 @@ class Host:
         # The last failure. The text stays when the host is up again.
         self.last_error = ""
         self.last_error_time: datetime | None = None
+        # Whether the failure was logged.
+        self._logged_down = False
         self._ping_seconds = ping_seconds
         self._on_change: Callable[[], None] = lambda: None
         self._watchers: dict[str, Mailbox] = {}
@@ -266,15 +268,22 @@ class Host:
 
     def _failed(self, why: str) -> None:
         with self._lock:
-            if not self._closing.is_set():
-                self.last_error, self.last_error_time = why, utc_now()
+            if self._closing.is_set():
+                return
+            self.last_error, self.last_error_time = why, utc_now()
+            was_logged, self._logged_down = self._logged_down, True
+        if not was_logged:
+            log.warning(f"host {self.name!r} is down: {why}; trying again", host=self.name)
 
     def _set_up(self, up: bool) -> None:
         with self._lock:
             if up == self.up or self._closing.is_set():
                 return
             self.up = up
-        log.info("host is up" if up else "host is down", host=self.name)
+            if up:
+                self._logged_down = False
+        if up:
+            log.info(f"host {self.name!r} is up", host=self.name)
         self._on_change()
 
     def _broadcast(self, event: Event) -> None:

@@ -1,5 +1,6 @@
 """Check of an address, `HOST:PORT`, before a server listens on it."""
 
+import ipaddress
 import socket
 
 
@@ -15,3 +16,13 @@ def cannot_listen(listen: str) -> OSError | None:
     except OSError as error:
         return error
     return None
+
+
+def is_loopback(listen: str) -> bool:
+    """Return whether only this machine reaches the address. A name without an address counts as loopback."""
+    host, _, port = listen.rpartition(":")
+    try:
+        found = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)
+    except OSError:
+        return True
+    return all(ipaddress.ip_address(str(address[0]).partition("%")[0]).is_loopback for *_, address in found)

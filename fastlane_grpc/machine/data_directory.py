@@ -11,6 +11,12 @@ from fastlane_grpc.errors import CannotServe
 
 # File systems whose locks, or whose memory maps (SQLite's WAL), do not hold between machines.
 NETWORK = {"9p", "afs", "ceph", "cifs", "fuse.sshfs", "glusterfs", "lustre", "ncpfs", "nfs", "nfs4", "smb3", "smbfs"}
+# Each of the first names proves a data directory. Without them, a data directory holds only the other names: its first
+# start failed, or its database was lost.
+_PROOFS = {"fastlane.db", "fastlane.db-wal", "serving"}
+_OURS = {"lock", "logs", "recorder", "fastlane.db-shm"}
+# With less free room a disk is full: most writes fail there.
+_FULL_BYTES = 1 << 20
 
 
 @contextmanager
@@ -18,6 +24,8 @@ def claimed(path: Path) -> Iterator[None]:
     """Create the directory, readable by this user alone, and hold its lock. Raises CannotServe.
 
     The kernel releases the lock when the process ends, also when the process is killed."""
+    if foreign := foreign_directory(path):
+        raise CannotServe(foreign)
     try:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
         # An existing directory may be readable by all users, and specs and logs may hold secrets.
@@ -52,10 +60,31 @@ def claimed(path: Path) -> Iterator[None]:
         os.close(lock)
 
 
+def foreign_directory(path: Path) -> str:
+    """Return an error if the directory holds files of others; empty: a data directory, an empty or a missing one."""
+    try:
+        names = {each.name for each in path.iterdir()} - {"lost+found"}
+    except OSError:
+        return ""  # The next use of the path reports the error.
+    if names & _PROOFS or all(name in _OURS or name.startswith("reserve-") for name in names):
+        return ""
+    return (
+        f"{path} is not empty and is not a fastlane data directory; choose an empty directory, as {path / 'fastlane'}"
+    )
+
+
 def free_bytes(path: Path) -> int:
     """Return the bytes that this user can still write on the disk of the path."""
     disk = os.statvfs(path)
     return disk.f_bavail * disk.f_frsize
+
+
+def is_full(path: Path) -> bool:
+    """Return whether the disk of the path has next to no room, or no inode, for this user. False if unknown."""
+    try:
+        return free_bytes(path) < _FULL_BYTES or free_inodes(path) == 0
+    except OSError:
+        return False
 
 
 def disk_bytes(path: Path) -> int:

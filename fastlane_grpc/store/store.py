@@ -7,8 +7,8 @@ from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Self
 
-from fastlane_grpc.errors import DiskFull, Refusal
-from fastlane_grpc.machine.data_directory import free_bytes, free_inodes
+from fastlane_grpc.errors import DiskFull, Refusal, StoreFailed
+from fastlane_grpc.machine.data_directory import free_bytes, free_inodes, is_full
 from fastlane_grpc.model import (
     Assignment,
     Execution,
@@ -33,6 +33,7 @@ from fastlane_grpc.store.pending import Pending
 from fastlane_grpc.store.pruning import Count, PruneCandidate, PruneCursor, PruneQuery, RetentionTotals
 from fastlane_grpc.store.queries import CURRENT, ahead_of, assignment_of, execution_of, job_of, spec_of, task_of
 from fastlane_grpc.store.readers import Readers
+from fastlane_grpc.store.reserve import Reserve
 from fastlane_grpc.store.rows import (
     EXECUTION,
     execution_from,
@@ -78,14 +79,24 @@ class Store:
         the loop were woken before; those on threads are woken after it was called for, so whatever they do next comes
         to the loop later. `on_failure` is called, on the loop as well, when something could not be written."""
         path = directory / "fastlane.db"
-        db = open_for_writing(path)
+        reserve = Reserve(directory)
+        db = _open_with_reserve(path, reserve)
+        reserve.make()
         try:
             instance, readers = _instance(path), Readers(path, loop=loop, supervisor=supervisor)
         except BaseException:
             db.close()
             raise
         try:
-            writer = Writer(db, path, loop=loop, on_commit=on_commit, on_failure=on_failure, supervisor=supervisor)
+            writer = Writer(
+                db,
+                path,
+                loop=loop,
+                on_commit=on_commit,
+                on_failure=on_failure,
+                supervisor=supervisor,
+                reserve=reserve,
+            )
         except BaseException:
             readers.close()
             db.close()
@@ -132,30 +143,37 @@ class Store:
         work = Enqueue(task_id, spec, request_id, caller_address, self._now(), self._quota, self._secret_names, refusal)
         return self._writer.write(work, many=None if refusal else Enqueue.together)
 
-    def stop(self, job_id: str, *, grace: timedelta | None, note: str) -> Pending[Job]:
+    def stop(
+        self, job_id: str, *, grace: timedelta | None, note: str, carried_out_since: datetime | None = None
+    ) -> Pending[Job]:
         """Stop the job: no execution follows the current one. Without a `grace`, the grace of the job counts.
 
         An execution that is scheduled or queued becomes STOPPED, one that is claimed becomes STOPPING. For one that is
-        STOPPING, only a shorter grace counts. One that is final stays as it is. JobNotFound."""
+        STOPPING, only a shorter grace counts. One that is final stays as it is. JobNotFound.
+
+        `carried_out_since`: the time at which the runner got this stop. The stop is then tried until it is stored."""
 
         def work(db: Connection) -> Written[Job]:
-            now = self._now()
+            now = carried_out_since or self._now()
             its_grace = spec_of(db, job_id).grace if grace is None else grace
             note_stop(db, job_id, now)
             changed = self._stop(db, CURRENT, {"job_id": job_id}, now, its_grace, note)
             return Written(job_of(db, job_id), changed)
 
-        return self._writer.write(work)
+        return self._writer.write_until_stored(work) if carried_out_since else self._writer.write(work, vital=True)
 
-    def stop_execution(self, execution_id: str, *, grace: timedelta | None, note: str) -> Pending[Execution]:
+    def stop_execution(
+        self, execution_id: str, *, grace: timedelta | None, note: str, carried_out_since: datetime | None = None
+    ) -> Pending[Execution]:
         """Stop exactly this execution, as `stop` does. ExecutionNotFound."""
 
         def work(db: Connection) -> Written[Execution]:
+            now = carried_out_since or self._now()
             its_grace = assignment_of(db, execution_id).spec.grace if grace is None else grace
-            changed = self._stop(db, _THIS, {"execution_id": execution_id}, self._now(), its_grace, note)
+            changed = self._stop(db, _THIS, {"execution_id": execution_id}, now, its_grace, note)
             return Written(execution_of(db, execution_id), changed)
 
-        return self._writer.write(work)
+        return self._writer.write_until_stored(work) if carried_out_since else self._writer.write(work, vital=True)
 
     def _stop(
         self,
@@ -512,16 +530,20 @@ class Store:
     def mark_pruned(self, execution_ids: Sequence[str]) -> Pending[None]:
         """Note that these logs are being deleted. To be called before their files are deleted, so that no reader takes
         a deleted log for a lost one."""
-        return self._writer.write(lambda db: Written(None, pruning.mark_pruned(db, execution_ids, self._now())))
+        return self._writer.write(
+            lambda db: Written(None, pruning.mark_pruned(db, execution_ids, self._now())), vital=True
+        )
 
     def forget_logs(self, execution_ids: Sequence[str]) -> Pending[None]:
         """Note that the files of these logs are deleted."""
-        return self._writer.write(lambda db: Written(None, pruning.forget_logs(db, execution_ids, self._now())))
+        return self._writer.write(
+            lambda db: Written(None, pruning.forget_logs(db, execution_ids, self._now())), vital=True
+        )
 
     def delete_jobs(self, job_ids: Sequence[str]) -> Pending[int]:
         """Delete those of the jobs that are final. Return how many these were. To be called when the files of all their
         executions are deleted."""
-        return self._writer.write(lambda db: Written(pruning.delete_jobs(db, job_ids)))
+        return self._writer.write(lambda db: Written(pruning.delete_jobs(db, job_ids)), vital=True)
 
 
 # ---- parts of transactions
@@ -616,3 +638,17 @@ def _instance(path: Path) -> str:
     instance: str = db.execute("SELECT instance_id FROM instance").fetchall()[0][0]
     db.close()
     return instance
+
+
+def _open_with_reserve(path: Path, reserve: Reserve) -> Connection:
+    """Open the connection that writes, also on a full disk. StoreFailed."""
+    while True:
+        try:
+            return open_for_writing(path)
+        except StoreFailed as error:
+            # An error without a cause is about the database, not about the disk.
+            if error.__cause__ is None or not is_full(path.parent):
+                raise
+            if not reserve.free():
+                full = f"the disk of {path.parent} is full ({free_bytes(path.parent)} bytes free)"
+                raise StoreFailed(f"cannot start: {full}; free some space and start again") from error

@@ -19,6 +19,7 @@ from fastlane_grpc.errors import DiskFull, ServerStopping
 from fastlane_grpc.model import Execution
 from fastlane_grpc.store.database import Connection, is_failure, refusal, sqlite3
 from fastlane_grpc.store.pending import Pending, Settled, tell
+from fastlane_grpc.store.reserve import Reserve
 from fastlane_grpc.supervisor import ALONE, Supervisor
 
 T = TypeVar("T")
@@ -59,8 +60,10 @@ class Writer:
         on_failure: Callable[[], None] = lambda: None,
         retry_seconds: float = 1.0,
         supervisor: Supervisor = ALONE,
+        reserve: Reserve | None = None,
     ) -> None:
         self._db = db
+        self._reserve = reserve
         self.path = path
         self._loop = loop
         self._on_commit = on_commit
@@ -73,6 +76,8 @@ class Writer:
         # Units that could not be stored and are tried again from `_retry_at` on, by the monotonic clock.
         self._owed: list[_Unit] = []
         self._retry_at = 0.0
+        # The monotonic time since which units are owed; None: no unit is owed.
+        self._owing_since: float | None = None
         # Units that were taken from the queue and are not answered.
         self._taken: Sequence[_Unit] = ()
         # Not restarted: what the thread was about when it failed is not known, and all that the server promises goes
@@ -80,15 +85,15 @@ class Writer:
         self._thread = supervisor.thread("store-writer", self._run, restart=False)
         self._thread.start()
 
-    def write(self, work: Work[T], *, many: Many | None = None) -> Pending[T]:
+    def write(self, work: Work[T], *, many: Many | None = None, vital: bool = False) -> Pending[T]:
         """Run `work` in the next transaction. An error that it raises goes to its caller alone, and undoes `work`
-        alone. Neighbours in the queue with the same `many` are run by one call of it."""
-        return self._put(work, until_stored=False, many=many)
+        alone. Neighbours in the queue with the same `many` are run by one call of it. `vital`: may use the reserve."""
+        return self._put(work, until_stored=False, many=many, vital=vital)
 
     def write_until_stored(self, work: Work[T]) -> Pending[T]:
-        """Do the same, but if SQLite fails, try `work` again until it is stored. ServerStopping: the server ended
-        first."""
-        return self._put(work, until_stored=True)
+        """Do the same, but if SQLite fails, try `work` again until it is stored. It may use the reserve.
+        ServerStopping: the server ended first."""
+        return self._put(work, until_stored=True, vital=True)
 
     def close(self, timeout: float | None = None) -> None:
         """Write what waits and refuse what comes later. Blocks until then, for at most `timeout` seconds."""
@@ -98,12 +103,12 @@ class Writer:
                 self._queue.put(None)
         self._thread.join(timeout)
 
-    def _put(self, work: Work[T], *, until_stored: bool, many: Many | None = None) -> Pending[T]:
+    def _put(self, work: Work[T], *, until_stored: bool, many: Many | None = None, vital: bool) -> Pending[T]:
         pending: Pending[T] = Pending(self._loop)
         with self._entrance:
             if self._closed:
                 raise ServerStopping("the server is going down")
-            self._queue.put(_Unit(work, pending, until_stored, many))
+            self._queue.put(_Unit(work, pending, until_stored, many, vital))
         return pending
 
     # ---- on the thread
@@ -124,6 +129,8 @@ class Writer:
             self._taken, last = self._gather()
             if self._taken:
                 self._commit(self._taken)
+                if self._reserve:
+                    self._reserve.make()
             if self._owed and (last or time.monotonic() >= self._retry_at):
                 self._pay()
         self._give_up(self._owed)
@@ -156,6 +163,10 @@ class Writer:
         self._taken, self._owed = self._owed, []
         for unit in self._taken:
             self._commit([unit])
+        if self._owing_since is not None and not self._owed:
+            seconds, self._owing_since = time.monotonic() - self._owing_since, None
+            with suppress(OSError):
+                _log.info("store.stored", file=str(self.path), seconds=round(seconds, 1))
 
     def _give_up(self, units: Sequence["_Unit"]) -> None:
         message = "the server is going down, and this could not be stored; the next server finds out anew"
@@ -172,7 +183,13 @@ class Writer:
                 with suppress(sqlite3.Error):
                     self._db.execute("ROLLBACK")
             done = [(unit, error) for unit in units]
-        self._settle(done)
+        again = [unit for unit, result in done if unit.vital and isinstance(result, Exception) and is_failure(result)]
+        if not again or not self._reserve or not self._reserve.free():
+            self._settle(done)
+            return
+        self._settle([(unit, result) for unit, result in done if not any(unit is each for each in again)])
+        # Each call takes a piece of the reserve, so the recursion ends.
+        self._commit(again)
 
     def _all_at_once(self, units: Sequence["_Unit"]) -> Sequence["_Done"]:
         """What the units answer; nothing, and nothing has changed, if one of them raises. Without a savepoint each:
@@ -239,6 +256,9 @@ class Writer:
     def _owe(self, unit: "_Unit", error: Exception) -> None:
         if not self._owed:
             self._retry_at = time.monotonic() + self._retry_seconds
+        if self._owing_since is None:
+            # Logged once, however often the unit is tried again.
+            self._owing_since = time.monotonic()
             with suppress(OSError):  # the log may be on the disk that is full
                 _log.warning("store.retry", file=str(self.path), error=str(error), retry_seconds=self._retry_seconds)
         self._owed.append(unit)
@@ -250,6 +270,7 @@ class _Unit:
     pending: Pending[Any]
     until_stored: bool
     many: Many | None
+    vital: bool
 
 
 _Done: TypeAlias = tuple[_Unit, Written[Any] | Exception]
