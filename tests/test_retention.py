@@ -390,6 +390,7 @@ async def test_the_upkeep_goes_on_after_a_defect_of_a_round(house: House, monkey
 
     retention = Clockless(house.store, house.logs, RetentionLimits(total_log_bytes=1), now=house.clock, rest_seconds=0)
     house.retention = retention
+    house.listeners.append(retention.on_change)
     task = asyncio.create_task(retention.run())
     ended = await house.ended()
     await house.announced.until(
