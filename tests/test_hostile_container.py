@@ -274,18 +274,26 @@ def test_a_record_that_is_deleted_while_it_is_written_is_lost(place: Place, imag
         assert "not run" not in execution.outcome.detail
 
 
-def test_a_record_that_was_deleted_while_no_server_was_there_is_not_begun_anew(
-    place: Place, sdk: docker.DockerClient, image: str
+@pytest.mark.parametrize("by", [None, "pipe", "directory"], ids=["deleted", "by a pipe", "by a directory"])
+def test_a_record_that_was_replaced_while_no_server_was_there_is_not_begun_anew(
+    place: Place, sdk: docker.DockerClient, image: str, by: str | None
 ) -> None:
     with without_a_server(place, sdk, image, "echo ran") as (_, container):
         execution_id = next(iter(containers(sdk, place.data_dir).values()))
         container.wait()
-        (place.directory(execution_id) / "log").unlink()
+        record = place.directory(execution_id) / "log"
+        record.unlink()
+        if by == "pipe":
+            os.mkfifo(record)
+        elif by == "directory":
+            record.mkdir()
         with place.serving() as (_, client):
             until(lambda: client.execution(execution_id).state >= pb.STATE_SUCCEEDED)
             execution = client.execution(execution_id)
             assert (execution.state, execution.outcome.reason) == (pb.STATE_LOST, pb.REASON_CONTAINER_GONE)
             assert "deleted its record" in execution.outcome.detail
+            # A reader neither waits for it nor holds up the server.
+            assert Reader(client, execution_id).end().state == pb.STATE_LOST
 
 
 # -- a machine that has too little of something
