@@ -20,6 +20,8 @@ ATTACKS = {
     "for n in -rf ' ' '*' box-1 $(head -c 255 /dev/zero | tr '\\\\0' n); do mkdir -- \"$n\"; done)",
     "foreign owners": f"mkdir {BOX}/theirs && : >{BOX}/theirs/file && chown -R 54321:54321 {BOX}/theirs",
     "a descriptor that is kept": f"exec 9>{BOX}/held && head -c 1000000 /dev/zero >&9",
+    # The last one: from then on a server of a user can neither move the directory nor delete anything in it.
+    "a directory of another owner": f"chown 0:0 {BOX} && chmod 755 {BOX}",
 }
 
 # The shell ends with the first redirection that fails, unless it is in a shell of its own.

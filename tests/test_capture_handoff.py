@@ -177,3 +177,15 @@ def test_a_mount_that_was_filled_before_the_hand_off_is_left_to_the_clearing(tmp
         assert mounted.exists()
         clear(handoff)
         assert not mounted.exists()
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", ["pipe", "directory"])
+def test_a_record_that_was_replaced_by_something_else_proves_nothing(tmp_path: Path, kind: str) -> None:
+    with claimed(tmp_path / "e") as (handoff, _):
+        handoff.record.unlink()
+        if kind == "pipe":
+            os.mkfifo(handoff.record)
+        else:
+            handoff.record.mkdir()
+        assert (handoff.recorder_is_running, handoff.revoke()) == (False, CommandStatus.UNKNOWN)

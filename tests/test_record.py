@@ -1,6 +1,7 @@
 """The record by examples: its bytes, its edges, its ends."""
 
 import json
+import os
 import stat
 import struct
 import zlib
@@ -12,6 +13,7 @@ from fastlane_grpc.model import Cause, LogTotals, Source
 from fastlane_grpc.record import (
     Chunk,
     Gap,
+    NotARecord,
     Position,
     RecordReader,
     RecordSealed,
@@ -450,3 +452,22 @@ def test_a_reader_that_has_the_file_open_reads_on_after_it_is_removed(path: Path
     path.unlink()
     assert reader.read(Position.BEGIN).entries == (Chunk(OUT, 0, 1, b"a", 1),)
     reader.close()
+
+
+@pytest.mark.timeout(20)
+@pytest.mark.parametrize("kind", ["pipe", "directory", "link", "device"])
+def test_what_is_no_file_in_place_of_a_record_is_refused_at_once(tmp_path: Path, kind: str) -> None:
+    path = tmp_path / "log"
+    match kind:
+        case "pipe":
+            os.mkfifo(path)
+        case "directory":
+            path.mkdir()
+        case "link":
+            (tmp_path / "other").touch()
+            path.symlink_to("other")
+        case _:
+            path = Path("/dev/zero")
+    for opening in (RecordReader, RecordWriter.resume):
+        with pytest.raises(NotARecord, match="not a regular file"):
+            opening(path)

@@ -75,8 +75,8 @@ class House(Parts):
     def close(self) -> None:
         self.close_parts()
 
-    async def ended(self, task_id: str = "task", *, output: bytes = b"printed\n") -> Execution:
-        """One that ran, printed that, and ended just now."""
+    async def ended(self, task_id: str = "task", *, output: bytes = b"printed\n", left: int = 0) -> Execution:
+        """One that ran, printed that, left so many bytes beside its log, and ended just now."""
         spec = JobSpec("busybox")
         job, _ = await self.store.enqueue(task_id=task_id, spec=spec, request_id="", caller_address="")
         await self.store.claim_on(["here"])
@@ -85,6 +85,9 @@ class House(Parts):
         writer = RecordWriter.create(self.logs.output_path(id), execution_id=id, capture="test")
         writer.write([(Source.STDOUT, output)], time.time_ns())
         trailer = writer.seal(0, {}, time.time_ns())
+        if left:
+            (self.logs.path(id) / "box-1").mkdir()
+            (self.logs.path(id) / "box-1" / "file").write_bytes(bytes(left))
         room = self.logs.room(id)
         return await self.store.finish(
             id, state=State.SUCCEEDED, outcome=Outcome(), logs=trailer.totals, log_bytes=room
@@ -307,6 +310,14 @@ async def test_left_over_files_that_never_end_hold_up_no_round(tmp_path: Path, m
     house.close()
 
 
+async def test_what_a_container_left_beside_its_log_costs_no_other_log(tmp_path: Path) -> None:
+    house = House(tmp_path, RetentionLimits(total_log_bytes=1 << 20))
+    executions = [await house.ended(), await house.ended(left=5 << 20)]
+    assert (await house.retention.round(house.clock.time)).logs == 0
+    assert [await log_is_pruned(house, each) for each in executions] == [False, False]
+    house.close()
+
+
 async def test_what_an_earlier_server_had_set_aside_is_deleted(house: House) -> None:
     (house.logs.left_over.directory / "left" / "inner").mkdir(parents=True)
     task = asyncio.create_task(house.retention.run())
@@ -379,6 +390,7 @@ async def test_retention_goes_on_after_a_defect_of_a_round(house: House, monkeyp
 
     retention = Clockless(house.store, house.logs, RetentionLimits(total_log_bytes=1), now=house.clock, rest_seconds=0)
     house.retention = retention
+    house.listeners.append(retention.on_change)
     task = asyncio.create_task(retention.run())
     ended = await house.ended()
     await house.announced.until(

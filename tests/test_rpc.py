@@ -490,15 +490,16 @@ async def test_a_log_that_cannot_be_opened_now_is_not_taken_for_lost(house: Hous
     execution, writer = await house.begin()
     writer.write([(OUT, b"out")], time.time_ns())
     await house.finish(execution, writer)
-    record = house.logs.output_path(execution.id)
-    record.rename(record.with_name("kept"))
-    record.symlink_to("log")  # Too many levels of links: an error of the file system, as too many open files are.
+    directory = house.logs.path(execution.id)
+    directory.rename(directory.with_name("kept"))
+    # Too many levels of links: an error of the file system, as too many open files are.
+    directory.symlink_to(directory.name)
     with pytest.raises(grpc.aio.AioRpcError) as failed:
         [message async for message in house.stream(execution.id)]
     assert (failed.value.code(), reason(failed.value)) == (grpc.StatusCode.UNAVAILABLE, "STORE_FAILED")
     assert detail(failed.value, error_details_pb2.RetryInfo) is not None
-    record.unlink()
-    record.with_name("kept").rename(record)
+    directory.unlink()
+    directory.with_name("kept").rename(directory)
     messages = [message async for message in house.stream(execution.id)]
     assert b"".join(chunk.data for message in messages for chunk in message.chunks) == b"out"
 

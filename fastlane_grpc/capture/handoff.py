@@ -27,7 +27,7 @@ from pathlib import Path
 import structlog
 
 from fastlane_grpc.machine.file_tree import Deletion
-from fastlane_grpc.record import Position, RecordReader
+from fastlane_grpc.record import Position, RecordReader, open_record
 
 # Bounds of one step of a deletion. The thread that deletes also watches the timeout of an execution.
 STEP_ENTRIES, STEP_SECONDS = 2_000, 0.02
@@ -46,7 +46,7 @@ class CommandStatus(Enum):
     NEVER_RAN = "never ran"
     RUNS = "runs"
     ENDED = "ended"
-    # Somebody deleted the record.
+    # Somebody deleted the record, or put something else in its place.
     UNKNOWN = "unknown"
 
 
@@ -79,7 +79,7 @@ class RecordHandoff:
         if self.revoke() is CommandStatus.RUNS or self._has_output():
             raise FileExistsError(f"{self.record} has output already")
         self.clear()
-        record = os.open(self.record, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        record = open_record(self.record, os.O_RDWR | os.O_CREAT | os.O_TRUNC)
         try:
             # The container's user may differ from the server's. The data directory above is closed to all other users.
             os.fchmod(record, 0o666)
@@ -177,7 +177,7 @@ class RecordHandoff:
         Yield _RECORDER_HAS_LOCK if a recorder has the lock, None if there is no record.
         """
         try:
-            record = os.open(self.record, os.O_RDONLY | os.O_CLOEXEC)
+            record = open_record(self.record, os.O_RDONLY)
         except FileNotFoundError:
             yield None
             return

@@ -164,14 +164,14 @@ def not_begun(exit_code: int | None, stopping: Stopping | None) -> FinalState:
 
 
 def record_deleted(exit_code: int | None) -> FinalState:
-    """Return the final state of an execution whose record somebody deleted.
+    """Return the final state of an execution whose record somebody deleted or replaced.
 
     A missing record proves nothing, not even that the command did not run.
     """
     text = "" if exit_code is None else f" (its container exited with {exit_code})"
     return lost(
         Reason.CONTAINER_GONE,
-        "somebody deleted its record from the data directory: "
+        "somebody deleted its record from the data directory, or put something else in its place: "
         f"nobody knows whether its command ran, or what it printed{text}",
     )
 

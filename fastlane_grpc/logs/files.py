@@ -108,28 +108,31 @@ class Logs:
             reader.close()
 
     def room(self, execution_id: str) -> int:
-        """Return the bytes of the disk that the execution's records take, with all that lies beside them; 0: there are
-        none. Where the file system counts 0 bytes for small files, this is 1."""
+        """Return the bytes of the disk that the execution's two records take; 0: the execution has no directory.
+
+        What a container left beside the records does not count: it would cost other jobs their logs. A directory
+        counts at least 1, so that retention deletes it later."""
         directory = self.path(execution_id)
         try:
-            return max(disk_bytes(directory), 1)
+            directory.lstat()
         except FileNotFoundError:
             return 0
         except OSError:
-            # The directory exists and cannot be listed just now. It has to be known, to be deleted later.
-            return max(_bytes_of(directory / "log") + _bytes_of(directory / "system"), 1)
+            return 1
+        return max(_bytes_of(directory / "log") + _bytes_of(directory / "system"), 1)
 
     def set_aside(self, execution_id: str) -> None:
         """Set aside what the container of a final execution has left beside the records, to be deleted in steps."""
-        directory = self.path(execution_id)
-        try:
-            for box in list(directory.glob("box-*")):
+        for box in list(self.path(execution_id).glob("box-*")):
+            try:
                 self.left_over.take(box, f"{execution_id}-{box.name}")
-        except FileNotFoundError:
-            return
-        except OSError as error:
-            # Retention deletes it with the log.
-            log.warning("what a container left is still beside its log", execution_id=execution_id, error=str(error))
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                # A directory that the container gave to another user cannot be moved. Retention moves it with the log.
+                log.warning(
+                    "what a container left is still beside its log", execution_id=execution_id, error=str(error)
+                )
 
     def delete(self, execution_id: str) -> bool:
         """Delete the log, and the directory of its day if that is empty then. A reader that has a record open reads on.

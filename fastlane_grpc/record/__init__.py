@@ -2,6 +2,7 @@
 time, exact or a gap."""
 
 from fastlane_grpc.record.format import Chunk, Gap, Trailer
+from fastlane_grpc.record.open_file import NotARecord, open_record
 from fastlane_grpc.record.reader import STRETCH_BYTES, RecordReader, Stretch, unread
 from fastlane_grpc.record.scan import Position
 from fastlane_grpc.record.seek import ReadStart
@@ -11,6 +12,7 @@ __all__ = [
     "STRETCH_BYTES",
     "Chunk",
     "Gap",
+    "NotARecord",
     "Position",
     "ReadStart",
     "RecordReader",
@@ -18,5 +20,6 @@ __all__ = [
     "RecordWriter",
     "Stretch",
     "Trailer",
+    "open_record",
     "unread",
 ]

@@ -3,10 +3,12 @@ order."""
 
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
+from io import FileIO
 from pathlib import Path
 
 from fastlane_grpc.model import LogTotals, Source
 from fastlane_grpc.record.format import BLOCK_BYTES, SOURCES, Chunk, Gap, RecordState, Trailer
+from fastlane_grpc.record.open_file import open_record
 from fastlane_grpc.record.scan import Position, Scan, block_count, last_block, last_block_that
 from fastlane_grpc.record.seek import LastLines, ReadStart, position_at_end, position_at_time
 
@@ -29,7 +31,8 @@ class RecordReader:
     """One record, open for reading. Any number of threads may read at once; only `close` must come last."""
 
     def __init__(self, path: Path) -> None:
-        self._file = path.open("rb", buffering=0)
+        """Open the record. Raise FileNotFoundError if there is none: no name, or the name of something else."""
+        self._file = FileIO(path, "r", opener=lambda path, flags: open_record(Path(path), flags))
 
     def read(self, position: Position, *, max_bytes: int = STRETCH_BYTES, before_ns: int | None = None) -> Stretch:
         """What follows `position`, up to the next multiple of `max_bytes` (whole blocks) in the file: all readers'

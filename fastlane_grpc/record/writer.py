@@ -35,6 +35,7 @@ from fastlane_grpc.record.format import (
     unpack_trailer,
 )
 from fastlane_grpc.record.limit import Limit
+from fastlane_grpc.record.open_file import open_record
 from fastlane_grpc.record.scan import Position, Scan, last_block, punched_bytes
 
 # The kernel's IOV_MAX: it takes no more parts in one call.
@@ -89,7 +90,7 @@ class RecordWriter:
     @classmethod
     def resume(cls, path: Path, *, max_bytes: int | None = None) -> Self:
         """Resume after the last whole frame; a torn frame is cut off. RecordSealed if there is a trailer."""
-        file = FileIO(path, "r+")
+        file = FileIO(path, "r+", opener=_open_private)
         try:
             size, state = _end_of(path, file.fileno())
             os.ftruncate(file.fileno(), size)
@@ -377,7 +378,7 @@ def _end_of(path: Path, fd: int) -> tuple[int, RecordState]:
 
 def _open_private(path: str, flags: int) -> int:
     # What a job prints may be secret: nobody but the server's user reads it.
-    return os.open(path, flags, 0o600)
+    return open_record(Path(path), flags, 0o600)
 
 
 def _sync_directory(directory: Path) -> None:
