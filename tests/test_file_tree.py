@@ -17,13 +17,18 @@ from fastlane_grpc.machine import file_tree
 from fastlane_grpc.machine.file_tree import Deletion, disk_bytes
 from tests.hostile_tree import few_descriptors, make_deep, make_tree, open_descriptors, trees
 
+# What one step may delete, and the size of the large trees. `make chaos` has 100 000 levels and a million files.
+STEP_ENTRIES = 100
+LEVELS = int(os.environ.get("HOSTILE_LEVELS", "2000"))
+FILES = int(os.environ.get("HOSTILE_FILES", "5000"))
+
 needs_root = pytest.mark.skipif(os.geteuid() != 0, reason="makes files of other users: needs root")
 
 
 def delete(path: Path) -> int:
     """Delete a tree in small steps; how many there were."""
     deletion, steps = Deletion(path), 1
-    while not deletion.step(entries=100, seconds=1.0):
+    while not deletion.step(entries=STEP_ENTRIES, seconds=1.0):
         steps += 1
     return steps
 
@@ -50,7 +55,7 @@ def test_a_tree_is_deleted_whatever_is_in_it(tree: object) -> None:
 def test_a_deep_tree_is_deleted_with_few_descriptors_and_little_memory(tmp_path: Path) -> None:
     top = tmp_path / "top"
     top.mkdir()
-    make_deep(top, 2_000)
+    make_deep(top, LEVELS)
     assert disk_bytes(top) > 0
     tracemalloc.start()
     try:
@@ -61,6 +66,17 @@ def test_a_deep_tree_is_deleted_with_few_descriptors_and_little_memory(tmp_path:
         tracemalloc.stop()
     assert not top.exists()
     assert most < 1 << 20
+
+
+def test_many_files_are_deleted_step_by_step(tmp_path: Path) -> None:
+    top = tmp_path / "top"
+    for directory in range(10):
+        (top / str(directory)).mkdir(parents=True)
+        for number in range(FILES // 10):
+            os.close(os.open(top / str(directory) / str(number), os.O_CREAT | os.O_WRONLY))
+    steps = delete(top)
+    assert not top.exists()
+    assert steps >= FILES // STEP_ENTRIES
 
 
 def test_a_wide_tree_of_directories_is_deleted(tmp_path: Path) -> None:
