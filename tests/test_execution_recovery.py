@@ -5,6 +5,7 @@ apart: the recorder keeps every byte; of an attachment the time of the break is 
 """
 
 import os
+import shutil
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -176,6 +177,23 @@ def test_a_record_that_became_a_pipe_is_begun_anew_with_a_gap(house: House) -> N
     execution = house.adopt(execution_id).result()
     assert (execution.state, outcome(execution).exit_code) == (State.FAILED, 7)
     assert gaps(house.output(execution_id))[:2] == UNKNOWN
+
+
+def test_a_record_of_another_execution_does_not_tell_the_final_state(
+    house: House, container_of: Callable[[str], Container]
+) -> None:
+    other = house.go("sh -c", "exit 0").result()
+    execution_id = house.kill_at(Step.RUNNING, "exit 7")
+    container_of(execution_id).wait()
+    record = house.logs.output_path(execution_id)
+    record.unlink()
+    shutil.copy(house.logs.output_path(other.id), record)
+    execution = house.adopt(execution_id).result()
+    if house.capture is CaptureMode.ATTACH:
+        # The engine tells the exit code.
+        assert (execution.state, outcome(execution).exit_code) == (State.FAILED, 7)
+    else:
+        assert (execution.state, outcome(execution).reason) == (State.LOST, Reason.CONTAINER_GONE)
 
 
 @by_attach

@@ -17,7 +17,7 @@ from typing import Any
 import structlog
 
 from fastlane_grpc.backoff import retry_until_written
-from fastlane_grpc.capture.capture import ContainerEnd, ask_record, not_kept
+from fastlane_grpc.capture.capture import ContainerEnd, ask_record, not_kept, trailer_of
 from fastlane_grpc.capture.frames import Frames, Pieces
 from fastlane_grpc.capture.handoff import CommandStatus, Delivery
 from fastlane_grpc.docker.engine import Engine, Image
@@ -131,7 +131,9 @@ class AttachCapture:
 
     def trailer(self) -> Trailer | None:
         try:
-            return retry_until_written(partial(ask_record, self._path, RecordReader.trailer))
+            return retry_until_written(
+                partial(ask_record, self._path, partial(trailer_of, execution_id=self._execution_id))
+            )
         except FileNotFoundError:
             return None
 
@@ -159,10 +161,15 @@ class AttachCapture:
         except FileExistsError:
             try:
                 return RecordWriter.resume(self._path, max_bytes=self._max_log_bytes)
-            except NotARecord:
+            except (NotARecord, RecordSealed) as error:
+                if isinstance(error, RecordSealed) and ask_record(self._path, self._is_own):
+                    raise
                 # Retention deletes it with the log. The next try creates the record.
                 self._path.rename(self._path.with_name(f"replaced-{secrets.token_hex(4)}"))
                 return self._open_record()
+
+    def _is_own(self, record: RecordReader) -> bool:
+        return record.is_of(self._execution_id)
 
     def _mark_gap(self, record: RecordWriter) -> None:
         """Write a gap of unknown size for both sources: once for the same position in the record."""
