@@ -16,6 +16,8 @@ import pytest
 
 from fastlane_grpc.capture.choice import CaptureChoice
 from fastlane_grpc.capture.probe import PROBE_LABEL
+from fastlane_grpc.docker.engine import Engine
+from fastlane_grpc.docker.http import EngineDown
 from fastlane_grpc.execution import Step
 from fastlane_grpc.model import CaptureMode, Cause, Execution, Limits, Outcome, Reason, Source, State
 from tests.engine import House, by_recorder, opened
@@ -272,6 +274,38 @@ def test_a_host_that_is_the_same_engine_as_another_one_leaves_alone_what_that_on
     finally:
         with suppress(docker.errors.NotFound):
             others.remove(force=True)
+
+
+class Pruned(Engine):
+    """An engine whose first container is removed before or right after its start, as by `docker container prune`."""
+
+    def __init__(self, address: str, *, after: bool) -> None:
+        super().__init__(address)
+        self._after = after
+        self._pruned = False
+
+    def start(self, container_id: str) -> None:
+        pruned, self._pruned = self._pruned, True
+        if not pruned and not self._after:
+            self.remove(container_id, force=True)
+        super().start(container_id)
+        if not pruned:
+            self.remove(container_id, force=True)
+
+
+@pytest.mark.parametrize("after", [False, True], ids=["before its start", "after its start"])
+def test_a_probe_whose_container_is_removed_does_not_settle_for_attach(
+    house: House, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, after: bool
+) -> None:
+    monkeypatch.setattr("fastlane_grpc.capture.probe.PROBE_SECONDS", 0.0 if after else 20.0)
+    captures = CaptureChoice(CaptureMode.AUTO, tmp_path_factory.mktemp("pruned"), instance=house.store.instance)
+    engine = Pruned(house.address, after=after)
+    with pytest.raises(EngineDown, match="somebody removed the container"):
+        captures.determine(engine)
+    assert captures.in_use == ""
+    monkeypatch.undo()
+    captures.determine(engine)
+    assert captures.in_use == "recorder"
 
 
 def test_whoever_asks_meanwhile_how_a_host_captures_waits_for_the_one_probe(

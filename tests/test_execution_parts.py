@@ -8,6 +8,7 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from structlog.testing import capture_logs
 
 from fastlane_grpc.capture.choice import CaptureChoice
 from fastlane_grpc.clock import engine_time, left
@@ -246,3 +247,11 @@ def test_a_server_without_descriptors_does_not_settle_for_attach(tmp_path: Path)
         with pytest.raises(EngineDown, match="it went away"):
             settling.result(30)
     assert (captures.in_use, captures.reason) == ("", "")
+
+
+def test_a_host_that_settles_for_attach_warns(tmp_path: Path) -> None:
+    captures, engine = CaptureChoice(CaptureMode.AUTO, tmp_path, instance="i"), AnsweringEngine()
+    engine.local = False
+    with capture_logs() as logs:
+        captures.determine(engine)  # type: ignore[arg-type]
+    assert [(each["event"], each["log_level"], each["in_use"]) for each in logs] == [("capture", "warning", "attach")]

@@ -4,6 +4,8 @@ What the ways of capture promise of output that was printed while no server was 
 apart: the recorder keeps every byte; of an attachment the time of the break is a gap of unknown size in each source.
 """
 
+import os
+import shutil
 from collections.abc import Callable
 from datetime import timedelta
 
@@ -164,6 +166,34 @@ def test_a_container_that_begins_after_all_finds_that_its_run_was_revoked(
     execution = house.adopt(execution_id).result()
     assert outcome(execution).exit_code == 7
     assert house.output(execution_id).stdout == b"ran\n"
+
+
+@by_attach
+def test_a_record_that_became_a_pipe_is_begun_anew_with_a_gap(house: House) -> None:
+    execution_id = house.kill_at(Step.RUNNING, COUNT)
+    record = house.logs.output_path(execution_id)
+    record.unlink()
+    os.mkfifo(record)
+    execution = house.adopt(execution_id).result()
+    assert (execution.state, outcome(execution).exit_code) == (State.FAILED, 7)
+    assert gaps(house.output(execution_id))[:2] == UNKNOWN
+
+
+def test_a_record_of_another_execution_does_not_tell_the_final_state(
+    house: House, container_of: Callable[[str], Container]
+) -> None:
+    other = house.go("sh -c", "exit 0").result()
+    execution_id = house.kill_at(Step.RUNNING, "exit 7")
+    container_of(execution_id).wait()
+    record = house.logs.output_path(execution_id)
+    record.unlink()
+    shutil.copy(house.logs.output_path(other.id), record)
+    execution = house.adopt(execution_id).result()
+    if house.capture is CaptureMode.ATTACH:
+        # The engine tells the exit code.
+        assert (execution.state, outcome(execution).exit_code) == (State.FAILED, 7)
+    else:
+        assert (execution.state, outcome(execution).reason) == (State.LOST, Reason.CONTAINER_GONE)
 
 
 @by_attach

@@ -4,6 +4,7 @@ The record is honest, not exact. Some two seconds after the container's end the 
 without an error. The engine also drops all output of times without an attached reader.
 """
 
+import secrets
 import threading
 import time
 from collections.abc import Callable, Mapping
@@ -16,14 +17,14 @@ from typing import Any
 import structlog
 
 from fastlane_grpc.backoff import retry_until_written
-from fastlane_grpc.capture.capture import ContainerEnd, ask_record, not_kept
+from fastlane_grpc.capture.capture import ContainerEnd, ask_record, not_kept, trailer_of
 from fastlane_grpc.capture.frames import Frames, Pieces
 from fastlane_grpc.capture.handoff import CommandStatus, Delivery
 from fastlane_grpc.docker.engine import Engine, Image
 from fastlane_grpc.docker.http import EngineRequest
 from fastlane_grpc.machine.shortage import outlast
 from fastlane_grpc.model import Cause, Source
-from fastlane_grpc.record import RecordReader, RecordSealed, RecordWriter, Trailer
+from fastlane_grpc.record import NotARecord, RecordReader, RecordSealed, RecordWriter, Trailer
 from fastlane_grpc.supervisor import thread
 
 # A stream that ended sooner than this after the container was not cut short by the engine, which waits 2 s for that.
@@ -130,7 +131,9 @@ class AttachCapture:
 
     def trailer(self) -> Trailer | None:
         try:
-            return retry_until_written(partial(ask_record, self._path, RecordReader.trailer))
+            return retry_until_written(
+                partial(ask_record, self._path, partial(trailer_of, execution_id=self._execution_id))
+            )
         except FileNotFoundError:
             return None
 
@@ -156,7 +159,17 @@ class AttachCapture:
                 self._path, execution_id=self._execution_id, capture=self.name, max_bytes=self._max_log_bytes
             )
         except FileExistsError:
-            return RecordWriter.resume(self._path, max_bytes=self._max_log_bytes)
+            try:
+                return RecordWriter.resume(self._path, max_bytes=self._max_log_bytes)
+            except (NotARecord, RecordSealed) as error:
+                if isinstance(error, RecordSealed) and ask_record(self._path, self._is_own):
+                    raise
+                # Retention deletes it with the log. The next try creates the record.
+                self._path.rename(self._path.with_name(f"replaced-{secrets.token_hex(4)}"))
+                return self._open_record()
+
+    def _is_own(self, record: RecordReader) -> bool:
+        return record.is_of(self._execution_id)
 
     def _mark_gap(self, record: RecordWriter) -> None:
         """Write a gap of unknown size for both sources: once for the same position in the record."""

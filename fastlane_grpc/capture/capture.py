@@ -117,6 +117,11 @@ def ask_record(record: Path, question: Callable[[RecordReader], T]) -> T:
         reader.close()
 
 
+def trailer_of(reader: RecordReader, execution_id: str) -> Trailer | None:
+    """Return the trailer of the record; None if the record has none, or is another execution's."""
+    return reader.trailer() if reader.is_of(execution_id) else None
+
+
 def not_kept(totals: Iterable[LogTotals]) -> str:
     """Return a sentence about output that the record lacks; empty if the record holds everything."""
     missing = [

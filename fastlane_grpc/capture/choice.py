@@ -77,7 +77,9 @@ class CaptureChoice:
             except NotHere as error:
                 self._recorder, self._works_with, self.reason = None, None, str(error)
             if before != (self.in_use, self.reason):
-                log.info("capture", host=self._host, in_use=self.in_use, reason=self.reason)
+                # By attach, output is lost whenever the server or the engine goes away.
+                tell = log.warning if self.in_use == AttachCapture.name else log.info
+                tell("capture", host=self._host, in_use=self.in_use, reason=self.reason)
 
     def for_new(self, engine: Engine, directory: Path, execution_id: str, log_line: Callable[[str], None]) -> Capture:
         """Return the capture of an execution that is about to start; `directory` holds its record.

@@ -23,7 +23,7 @@ from fastlane_grpc.capture.handoff import RecordHandoff
 from fastlane_grpc.capture.handoff_watcher import handoff_watcher
 from fastlane_grpc.capture.recorder import LEAST_LOG_BYTES, PROGRAM_TARGET, Recorder
 from fastlane_grpc.docker.engine import Engine, Image
-from fastlane_grpc.docker.engine_errors import explained, passes
+from fastlane_grpc.docker.engine_errors import container_gone, explained, passes
 from fastlane_grpc.docker.http import EngineDown, EngineRefuses
 from fastlane_grpc.docker.images import CannotRun
 from fastlane_grpc.machine.shortage import is_shortage
@@ -74,11 +74,20 @@ def probe(engine: Engine, recorder: Recorder, *, owner: str) -> Probed:
         shutil.rmtree(directory, ignore_errors=True)
 
 
-def not_here(refusal: EngineRefuses) -> Exception:
-    """Return the exception for a refusal: EngineDown for one that passes, as it says nothing about the recorder."""
+def not_here(refusal: EngineRefuses, container_id: str = "") -> Exception:
+    """Return the exception for a refusal: EngineDown for one that passes, as it says nothing about the recorder.
+
+    A refusal that somebody has removed the container of the probe passes, too.
+    """
+    if container_id and container_gone(refusal.message, container_id):
+        return _removed()
     if passes(refusal.message):
         return EngineDown(f"the engine fails for now: {explained(refusal.message)}")
     return NotHere(f"the engine refuses: {explained(refusal.message)}")
+
+
+def _removed() -> EngineDown:
+    return EngineDown("somebody removed the container that tries out the recorder; another one is tried")
 
 
 def _run(engine: Engine, recorder: Recorder, image: Image, directory: Path, *, owner: str) -> Probed:
@@ -88,11 +97,16 @@ def _run(engine: Engine, recorder: Recorder, image: Image, directory: Path, *, o
     container_id = engine.create(directory.name, body)
     try:
         with _watch(handoff.record) as watch, handoff_watcher.of(mount, handoff.record):
-            engine.start(container_id)
+            try:
+                engine.start(container_id)
+            except EngineRefuses as refusal:
+                raise not_here(refusal, container_id) from refusal
             woken, trailer = _wait(watch, handoff.record)
         if trailer is None:
             container = engine.inspect(container_id)
-            end = f"exited with {container.exit_code}" if container and container.ended else "did not end"
+            if container is None:
+                raise _removed()
+            end = f"exited with {container.exit_code}" if container.ended else "did not end"
             raise NotHere(
                 f"a container that had to write a record {end} "
                 f"and this server sees no end of a record in {directory}: "

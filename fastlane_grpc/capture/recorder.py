@@ -19,13 +19,13 @@ import structlog
 
 from fastlane_grpc import recorder as program
 from fastlane_grpc.backoff import retry_until_written
-from fastlane_grpc.capture.capture import ContainerEnd, ask_record, not_kept
+from fastlane_grpc.capture.capture import ContainerEnd, ask_record, not_kept, trailer_of
 from fastlane_grpc.capture.handoff import CommandStatus, Delivery, RecordHandoff
 from fastlane_grpc.capture.handoff_watcher import handoff_watcher
 from fastlane_grpc.docker.engine import Image
 from fastlane_grpc.docker.images import CannotRun
 from fastlane_grpc.model import HARD_STOP, Cause, Reason, Source
-from fastlane_grpc.record import Chunk, Position, RecordReader, RecordSealed, RecordWriter, Trailer
+from fastlane_grpc.record import Chunk, Position, RecordSealed, RecordWriter, Trailer
 
 # Paths in a container of the recorder program and the mounted directory.
 PROGRAM_TARGET, MOUNT_TARGET = "/.fastlane/recorder", "/.fastlane/box"
@@ -129,7 +129,11 @@ class RecorderCapture:
         return self._handoff.recorder_is_running
 
     def revoke(self) -> CommandStatus:
-        return retry_until_written(self._handoff.revoke)
+        command_status = retry_until_written(self._handoff.revoke)
+        if command_status is CommandStatus.ENDED and not self._is_own():
+            # Somebody put the record of another execution in its place: the own record is gone.
+            return CommandStatus.UNKNOWN
+        return command_status
 
     def signal(self, number: int) -> Delivery:
         return self._handoff.signal(number)
@@ -179,7 +183,9 @@ class RecorderCapture:
 
     def trailer(self) -> Trailer | None:
         try:
-            return retry_until_written(partial(ask_record, self._handoff.record, RecordReader.trailer))
+            return retry_until_written(
+                partial(ask_record, self._handoff.record, partial(trailer_of, execution_id=self._execution_id))
+            )
         except FileNotFoundError:
             return None
 
@@ -211,6 +217,14 @@ class RecorderCapture:
             while retry_until_written(lambda: self._handoff.recorder_is_running) and time.monotonic() < until:
                 time.sleep(0.05)
         return self.revoke() is not CommandStatus.RUNS
+
+    def _is_own(self) -> bool:
+        try:
+            return retry_until_written(
+                partial(ask_record, self._handoff.record, lambda reader: reader.is_of(self._execution_id))
+            )
+        except FileNotFoundError:
+            return False
 
     def _expect(self, mounts: Sequence[Path]) -> None:
         """Wait for the hand-off of these directories and no others."""

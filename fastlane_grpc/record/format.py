@@ -216,6 +216,22 @@ def pack_start(execution_id: str, capture: str) -> bytes:
     return _pack_json({"execution_id": execution_id, "capture": capture})
 
 
+def unpack_start(beginning: bytes) -> str:
+    """Return the execution that START names, from the first bytes of a record; empty if START is missing or damaged."""
+    payload_at = BLOCK_HEADER_BYTES + FRAME_HEADER_BYTES
+    if len(beginning) < payload_at:
+        return ""
+    _, length, kind, _, check = FRAME_HEADER.unpack_from(beginning, BLOCK_HEADER_BYTES)
+    payload = beginning[payload_at : payload_at + length]
+    checked = beginning[BLOCK_HEADER_BYTES : BLOCK_HEADER_BYTES + FRAME_CHECKED_BYTES]
+    if kind != START or zlib.crc32(checked, zlib.crc32(payload)) != check:
+        return ""
+    try:
+        return str(json.loads(payload.decode("ascii"))["execution_id"])
+    except (ValueError, TypeError, KeyError, RecursionError):
+        return ""
+
+
 def pack_trailer(state: RecordState, exit_code: int | None, facts: Mapping[str, object]) -> bytes:
     totals = [
         {

@@ -20,6 +20,8 @@ def open_record(path: Path, flags: int, mode: int = 0o600) -> int:
     """
     try:
         record = os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
+    except FileExistsError:
+        raise
     except OSError as error:
         if _is_something_else(path):
             raise NotARecord(path) from error

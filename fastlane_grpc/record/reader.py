@@ -1,13 +1,14 @@
 """Reading a record, while it is written and after, by any number of readers. Each gets the same entries in the same
 order."""
 
+import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from io import FileIO
 from pathlib import Path
 
 from fastlane_grpc.model import LogTotals, Source
-from fastlane_grpc.record.format import BLOCK_BYTES, SOURCES, Chunk, Gap, RecordState, Trailer
+from fastlane_grpc.record.format import BLOCK_BYTES, SOURCES, Chunk, Gap, RecordState, Trailer, unpack_start
 from fastlane_grpc.record.open_file import open_record
 from fastlane_grpc.record.scan import Position, Scan, block_count, last_block, last_block_that
 from fastlane_grpc.record.seek import LastLines, ReadStart, position_at_end, position_at_time
@@ -115,6 +116,10 @@ class RecordReader:
             return None
         scan = Scan(self._file.fileno(), Position.of_block(*block))
         return next((entry for entry in scan.entries(BLOCK_BYTES) if isinstance(entry, Trailer)), None)
+
+    def is_of(self, execution_id: str) -> bool:
+        """Whether the record is that of this execution, as far as its START tells."""
+        return unpack_start(os.pread(self._file.fileno(), BLOCK_BYTES, 0)) in {"", execution_id}
 
     def close(self) -> None:
         self._file.close()
