@@ -102,6 +102,18 @@ def thread(name: str, work: Callable[[], None], *, on_failure: Callable[[Excepti
     return threading.Thread(target=run, name=name, daemon=True)
 
 
+def one_task(name: str, work: Coroutine[Any, Any, None]) -> "asyncio.Task[None]":
+    """Return a running task for work that ends by itself. An unexpected error is logged."""
+
+    async def run() -> None:
+        try:
+            await work
+        except Exception as error:
+            report(name, error)
+
+    return asyncio.get_running_loop().create_task(run(), name=name)
+
+
 def report(name: str, error: BaseException, **fields: object) -> None:
     """Log an unexpected error with its traceback."""
     with suppress(OSError, ValueError):  # the log may be on the disk that is full

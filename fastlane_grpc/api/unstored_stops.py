@@ -16,6 +16,7 @@ import structlog
 from fastlane_grpc.errors import Refusal
 from fastlane_grpc.model import Execution, State, Stop
 from fastlane_grpc.store import Pending
+from fastlane_grpc.supervisor import one_task
 
 log = structlog.get_logger(__name__)
 
@@ -46,7 +47,7 @@ class UnstoredStops:
                 raise error
             log.warning("a stop is carried out before it is on disk", execution_id=execution.id, error=str(error))
             self._stops[execution.id] = known = stop
-            task = asyncio.ensure_future(self._until_stored(execution.id, stop, write(request_time)))
+            task = one_task(f"stop of {execution.id}", self._until_stored(execution.id, stop, write(request_time)))
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         state_time = execution.state_time if execution.state is State.STOPPING else known.time
