@@ -155,7 +155,7 @@ def shows_output(function: Function) -> Function:
 
 
 def shows_output_of_run(function: Function) -> Function:
-    """As `shows_output`, without -v: whoever comes from `docker run` means a volume by it."""
+    """As `shows_output`, without -v, which means a volume in `docker run`."""
     return _verbose(function, "--verbose")
 
 
