@@ -77,6 +77,58 @@ class RequestIdReused(Refusal):
         )
 
 
+class HostNotFound(Refusal):
+    """No host of that name is configured."""
+
+    def __init__(self, host: str) -> None:
+        super().__init__(f"there is no host {host!r}", host=host)
+
+
+class JobNotFinal(Refusal):
+    """The job has not ended."""
+
+    def __init__(self, job_id: str, state: str) -> None:
+        super().__init__(
+            f"job {job_id} is {state}; only a job that has ended can be retried", job_id=job_id, state=state
+        )
+
+
+class JobChanged(Refusal):
+    """The job has another etag."""
+
+    def __init__(self, job_id: str, etag: str) -> None:
+        super().__init__(
+            f"job {job_id} was changed; its etag is {etag!r} now. Read the job again before replacing it",
+            job_id=job_id,
+            etag=etag,
+        )
+
+
+class JobExpired(Refusal):
+    """The expire_time of the job has passed."""
+
+    def __init__(self, job_id: str, expire_time: str) -> None:
+        super().__init__(
+            f"job {job_id} cannot start any more: its expire_time was {expire_time}",
+            job_id=job_id,
+            expire_time=expire_time,
+        )
+
+
+class UniqueKeyTaken(Refusal):
+    """A job that has not ended holds the unique key."""
+
+    def __init__(self, key: str, job_id: str) -> None:
+        super().__init__(f"job {job_id} holds the unique key {key[:100]!r} and has not ended", job_id=job_id)
+
+
+class NoSchedule(Refusal):
+    """The job has no schedule, or its schedule is over."""
+
+    def __init__(self, job_id: str, why: str) -> None:
+        super().__init__(f"job {job_id} {why}", job_id=job_id)
+
+
 class CursorInvalid(Refusal):
     """Not a cursor."""
 
@@ -87,6 +139,10 @@ class CursorOfAnotherExecution(Refusal):
 
 class CursorAhead(Refusal):
     """The sealed log ends before the cursor."""
+
+
+class CursorTooOld(Refusal):
+    """Changes as old as the cursor are not kept."""
 
 
 class QueueFull(Refusal):

@@ -65,8 +65,16 @@ class WaitReason(IntEnum):
 
     NOT_DUE = 1
     NO_FREE_SLOT = 2
+    TASK_LIMIT = 3
     HOST_DOWN = 4
     DISK_FULL = 5
+    BACKOFF = 6
+    HOST_DRAINED = 7
+    TASK_RATE = 8
+    TASK_PAUSED = 9
+    SCHEDULE_PAUSED = 10
+    UNIQUE_KEY = 11
+    NO_POOL = 12
 
 
 class Availability(IntEnum):
@@ -74,6 +82,8 @@ class Availability(IntEnum):
 
     UP = 1
     DOWN = 2
+    DRAINED = 3
+    CIRCUIT_OPEN = 4
 
 
 class Source(IntEnum):
@@ -121,6 +131,106 @@ class Limits:
     pids: int = 0
 
 
+class Overlap(IntEnum):
+    """What a tick does while a run has not ended; UNSPECIFIED is as SKIP. Numbers of the contract."""
+
+    UNSPECIFIED = 0
+    SKIP = 1
+    QUEUE_ONE = 2
+    REPLACE = 3
+    ALLOW = 4
+
+
+class CatchUp(IntEnum):
+    """What happens to missed ticks; UNSPECIFIED is as LATEST. Numbers of the contract."""
+
+    UNSPECIFIED = 0
+    LATEST = 1
+    NONE = 2
+    ALL = 3
+
+
+DEFAULT_CATCH_UP_WINDOW = timedelta(days=1)
+
+
+@dataclass(frozen=True, slots=True)
+class Cron:
+    """A repeating schedule, as the caller gave it."""
+
+    expression: str
+    time_zone: str = ""
+    overlap: Overlap = Overlap.UNSPECIFIED
+    catch_up: CatchUp = CatchUp.UNSPECIFIED
+    paused: bool = False
+    catch_up_window: timedelta | None = None
+    jitter: timedelta | None = None
+    begin_time: datetime | None = None
+    end_time: datetime | None = None
+    max_runs: int = 0
+
+
+class Jitter(IntEnum):
+    """How the wait before a retry is chosen; UNSPECIFIED is as FULL. Numbers of the contract."""
+
+    UNSPECIFIED = 0
+    FULL = 1
+    NONE = 2
+
+
+class RetryCause(IntEnum):
+    """An end of an attempt that can be retried. Numbers of the contract."""
+
+    EXIT_CODE = 1
+    OUT_OF_MEMORY = 2
+    TIMED_OUT = 3
+    IMAGE_NOT_FOUND = 4
+    IMAGE_DENIED = 5
+
+
+DEFAULT_RETRY_CAUSES = (RetryCause.EXIT_CODE, RetryCause.OUT_OF_MEMORY, RetryCause.TIMED_OUT)
+
+
+@dataclass(frozen=True, slots=True)
+class MemoryGrowth:
+    """More memory for the attempt after one that ran out of memory."""
+
+    factor: float
+    max_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Retry:
+    """The retry policy of a job, as the caller gave it: None and zero stand for the defaults."""
+
+    max_retries: int
+    initial_backoff: timedelta | None = None
+    factor: float = 0.0
+    max_backoff: timedelta | None = None
+    jitter: Jitter = Jitter.UNSPECIFIED
+    causes: Sequence[RetryCause] = ()
+    exit_codes: Sequence[int] = ()
+    except_exit_codes: Sequence[int] = ()
+    memory_growth: MemoryGrowth | None = None
+
+
+class Conflict(IntEnum):
+    """What happens to a new job if another one holds its unique key; UNSPECIFIED is as REFUSE. Numbers of the
+    contract."""
+
+    UNSPECIFIED = 0
+    REFUSE = 1
+    USE_EXISTING = 2
+    REPLACE = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Unique:
+    """A key that one open job of a task may hold."""
+
+    key: str
+    conflict: Conflict = Conflict.UNSPECIFIED
+
+
 DEFAULT_STOP_GRACE = timedelta(seconds=10)
 
 
@@ -147,7 +257,11 @@ class JobSpec:
     metadata: Mapping[str, object] | None = None
     start_in: timedelta | None = None
     start_at: datetime | None = None
+    cron: Cron | None = None
     expire_time: datetime | None = None
+    retry: Retry | None = None
+    unique: Unique | None = None
+    history: int = 0
 
     @property
     def grace(self) -> timedelta:
@@ -271,11 +385,22 @@ def container_name(execution_id: str) -> str:
     return f"fastlane-{execution_id}"
 
 
+class Hold(IntEnum):
+    """Why an execution is not queued when it is due."""
+
+    NONE = 0
+    # The schedule of its job is paused.
+    SCHEDULE_PAUSED = 1
+    # Another job holds the unique key of its job.
+    UNIQUE_KEY = 2
+
+
 @dataclass(frozen=True, slots=True)
 class Execution:
     """One container. `starting` is the fence: once it is set, a start may have been sent, and never is again.
 
-    From behind `expire_time` on it is not started any more.
+    From behind `expire_time` on it is not started any more. `tick_time`: the tick that started its run. `tries` counts
+    the failures of its run so far that use up retries. `memory_bytes`: its own memory limit; 0: that of the spec.
     """
 
     id: str
@@ -296,6 +421,10 @@ class Execution:
     starting: bool = False
     logs: Sequence[LogTotals] = ()
     expire_time: datetime | None = None
+    tick_time: datetime | None = None
+    tries: int = 0
+    memory_bytes: int = 0
+    hold: Hold = Hold.NONE
 
     @property
     def container_name(self) -> str:
@@ -303,12 +432,39 @@ class Execution:
 
 
 @dataclass(frozen=True, slots=True)
+class ScheduleState:
+    """The state of a job's schedule. Values that change at ticks only.
+
+    `handled_time`: the latest tick that was run or skipped; ticks up to it never run again. `pending_time`: a tick that
+    waits for the end of the current run. `runs`: how many runs ticks have started. `over`: no tick follows."""
+
+    handled_time: datetime
+    pending_time: datetime | None = None
+    paused: bool = False
+    over: bool = False
+    runs: int = 0
+    skipped: int = 0
+    last_skipped_time: datetime | None = None
+    last_skipped_detail: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ArrayPosition:
+    """The place of a job within an array of jobs, from 0."""
+
+    index: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
 class Job:
-    """One enqueue, with its current execution: the newest one.
+    """One enqueue, with its current execution: the newest one that is not final, else the newest one.
 
     While the job is not final, its `state` is that of its current execution; `outcome` and `end_time` are set exactly
-    when it is final. `stop_time` says when a caller stopped the job: nothing follows its current execution then.
-    `executions` counts those that the job has had. `spec` is None where it was not asked for."""
+    when it is final. `stop_time` says when a caller stopped the job: nothing follows its executions then. `executions`
+    counts those that the job has had, `runs` its runs. `spec` is None where it was not asked for. `schedule` is set
+    exactly if the spec has a schedule; `tick_time` is its next tick while a run is under way. `revision` counts the
+    changes of spec and schedule by callers."""
 
     id: str
     task_id: str
@@ -322,6 +478,11 @@ class Job:
     outcome: Outcome | None = None
     end_time: datetime | None = None
     stop_time: datetime | None = None
+    runs: int = 1
+    schedule: ScheduleState | None = None
+    tick_time: datetime | None = None
+    revision: int = 1
+    array: ArrayPosition | None = None
 
 
 @dataclass(frozen=True, slots=True)

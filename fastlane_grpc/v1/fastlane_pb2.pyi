@@ -12,10 +12,11 @@ Terms.
     smallest one.
   * Job: one enqueue.
   * Execution: one container.
-  * Run: one reason to start an execution (the enqueue, a tick of a schedule, a manual retry). Attempt: one try
-    within a run. In this version every job has one run of one attempt.
+  * Run: one reason to start (the enqueue, a tick of a schedule, a manual retry). Attempt: one try within a run.
+    Every attempt is an execution of its own, with its own log.
+  * Tick: a time at which a schedule (`JobSpec.cron`) starts a run.
   * Slot: the capacity for one execution on a host.
-  * Final: never changes again.
+  * Final: ended. A final execution never changes again. A final job changes only by RetryJob and ReplaceJob.
 
 Rules for every call.
   * The zero value of every request field is the sensible default. An empty response field means "no" or "not yet",
@@ -72,7 +73,7 @@ class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_State.ValueType
     STATE_UNSPECIFIED: _State.ValueType  # 0
     """Never returned."""
     STATE_SCHEDULED: _State.ValueType  # 1
-    """Waiting for its due time."""
+    """Waiting for its due time: a delay, a tick, or the backoff before a retry. `waiting` has the reason."""
     STATE_QUEUED: _State.ValueType  # 2
     """Due; waiting for a free slot. `waiting` has the reason."""
     STATE_PREPARING: _State.ValueType  # 3
@@ -90,7 +91,9 @@ class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_State.ValueType
     STATE_STOPPED: _State.ValueType  # 9
     """Final: stopped by a caller."""
     STATE_EXPIRED: _State.ValueType  # 10
-    """Final: `expire_time` passed before the container was started. No container ran."""
+    """Final: `expire_time` passed before the container was started, or the last tick of a schedule was missed. No
+    container ran.
+    """
     STATE_LOST: _State.ValueType  # 11
     """Final: unknown how the execution ended, or whether its container started. See `outcome.reason`."""
 
@@ -99,12 +102,14 @@ class State(_State, metaclass=_StateEnumTypeWrapper):
 
     The lifecycle of a job or an execution. A job that is not final has the state of its current execution. A final job
     has its own state.
+
+    Between two attempts, and between two ticks, the next execution exists already and is STATE_SCHEDULED.
     """
 
 STATE_UNSPECIFIED: State.ValueType  # 0
 """Never returned."""
 STATE_SCHEDULED: State.ValueType  # 1
-"""Waiting for its due time."""
+"""Waiting for its due time: a delay, a tick, or the backoff before a retry. `waiting` has the reason."""
 STATE_QUEUED: State.ValueType  # 2
 """Due; waiting for a free slot. `waiting` has the reason."""
 STATE_PREPARING: State.ValueType  # 3
@@ -122,7 +127,9 @@ STATE_TIMED_OUT: State.ValueType  # 8
 STATE_STOPPED: State.ValueType  # 9
 """Final: stopped by a caller."""
 STATE_EXPIRED: State.ValueType  # 10
-"""Final: `expire_time` passed before the container was started. No container ran."""
+"""Final: `expire_time` passed before the container was started, or the last tick of a schedule was missed. No
+container ran.
+"""
 STATE_LOST: State.ValueType  # 11
 """Final: unknown how the execution ended, or whether its container started. See `outcome.reason`."""
 Global___State: _TypeAlias = State  # noqa: Y015
@@ -210,13 +217,29 @@ class _WaitReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WaitReason
     WAIT_REASON_NOT_DUE: _WaitReason.ValueType  # 1
     """Not due before `due_time`."""
     WAIT_REASON_NO_FREE_SLOT: _WaitReason.ValueType  # 2
-    """Every slot of the server, or of the hosts that are up, is in use."""
+    """Every slot of the server, or of the hosts that may run the execution, is in use."""
+    WAIT_REASON_TASK_LIMIT: _WaitReason.ValueType  # 3
+    """The task runs as many executions as its `max_running` allows."""
     WAIT_REASON_HOST_DOWN: _WaitReason.ValueType  # 4
     """No host that may run the execution is up."""
     WAIT_REASON_DISK_FULL: _WaitReason.ValueType  # 5
     """The execution has a slot, but the server's disk has no space, or no inodes, for its log. It continues once there is
     space.
     """
+    WAIT_REASON_BACKOFF: _WaitReason.ValueType  # 6
+    """The backoff before a retry. Not due before `due_time`."""
+    WAIT_REASON_HOST_DRAINED: _WaitReason.ValueType  # 7
+    """Every host that may run the execution is drained."""
+    WAIT_REASON_TASK_RATE: _WaitReason.ValueType  # 8
+    """The task has started as many executions within its window as its rate allows. Not before `due_time`."""
+    WAIT_REASON_TASK_PAUSED: _WaitReason.ValueType  # 9
+    """The task is paused, see UpdateTask."""
+    WAIT_REASON_SCHEDULE_PAUSED: _WaitReason.ValueType  # 10
+    """The schedule is paused, see ResumeSchedule."""
+    WAIT_REASON_UNIQUE_KEY: _WaitReason.ValueType  # 11
+    """Another job holds the unique key; this job takes its place once that job is final."""
+    WAIT_REASON_NO_POOL: _WaitReason.ValueType  # 12
+    """The configured pools give this task no host."""
 
 class WaitReason(_WaitReason, metaclass=_WaitReasonEnumTypeWrapper):
     """What an execution waits for."""
@@ -226,13 +249,29 @@ WAIT_REASON_UNSPECIFIED: WaitReason.ValueType  # 0
 WAIT_REASON_NOT_DUE: WaitReason.ValueType  # 1
 """Not due before `due_time`."""
 WAIT_REASON_NO_FREE_SLOT: WaitReason.ValueType  # 2
-"""Every slot of the server, or of the hosts that are up, is in use."""
+"""Every slot of the server, or of the hosts that may run the execution, is in use."""
+WAIT_REASON_TASK_LIMIT: WaitReason.ValueType  # 3
+"""The task runs as many executions as its `max_running` allows."""
 WAIT_REASON_HOST_DOWN: WaitReason.ValueType  # 4
 """No host that may run the execution is up."""
 WAIT_REASON_DISK_FULL: WaitReason.ValueType  # 5
 """The execution has a slot, but the server's disk has no space, or no inodes, for its log. It continues once there is
 space.
 """
+WAIT_REASON_BACKOFF: WaitReason.ValueType  # 6
+"""The backoff before a retry. Not due before `due_time`."""
+WAIT_REASON_HOST_DRAINED: WaitReason.ValueType  # 7
+"""Every host that may run the execution is drained."""
+WAIT_REASON_TASK_RATE: WaitReason.ValueType  # 8
+"""The task has started as many executions within its window as its rate allows. Not before `due_time`."""
+WAIT_REASON_TASK_PAUSED: WaitReason.ValueType  # 9
+"""The task is paused, see UpdateTask."""
+WAIT_REASON_SCHEDULE_PAUSED: WaitReason.ValueType  # 10
+"""The schedule is paused, see ResumeSchedule."""
+WAIT_REASON_UNIQUE_KEY: WaitReason.ValueType  # 11
+"""Another job holds the unique key; this job takes its place once that job is final."""
+WAIT_REASON_NO_POOL: WaitReason.ValueType  # 12
+"""The configured pools give this task no host."""
 Global___WaitReason: _TypeAlias = WaitReason  # noqa: Y015
 
 class _Source:
@@ -287,14 +326,22 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INVALID_ARGUMENT: the cursor is from another execution (metadata: execution_id)."""
     ERROR_REASON_CURSOR_AHEAD: _ErrorReason.ValueType  # 6
     """OUT_OF_RANGE: the sealed log ends before the cursor (metadata: cursor, the end of the log)."""
+    ERROR_REASON_CURSOR_TOO_OLD: _ErrorReason.ValueType  # 7
+    """OUT_OF_RANGE: changes as old as the cursor are not kept. Watch again without a cursor."""
     ERROR_REASON_TASK_NOT_FOUND: _ErrorReason.ValueType  # 8
     """NOT_FOUND (metadata: task_id)."""
     ERROR_REASON_JOB_NOT_FOUND: _ErrorReason.ValueType  # 9
     """NOT_FOUND (metadata: job_id)."""
     ERROR_REASON_EXECUTION_NOT_FOUND: _ErrorReason.ValueType  # 10
     """NOT_FOUND (metadata: execution_id)."""
+    ERROR_REASON_HOST_NOT_FOUND: _ErrorReason.ValueType  # 11
+    """NOT_FOUND (metadata: host)."""
     ERROR_REASON_REQUEST_ID_REUSED: _ErrorReason.ValueType  # 12
     """ALREADY_EXISTS: the request_id belongs to an earlier, different request (metadata: job_id)."""
+    ERROR_REASON_JOB_NOT_FINAL: _ErrorReason.ValueType  # 13
+    """FAILED_PRECONDITION: the job is not final (metadata: job_id, state)."""
+    ERROR_REASON_JOB_CHANGED: _ErrorReason.ValueType  # 14
+    """ABORTED: the job changed since `etag` was returned (metadata: job_id, etag, the current one)."""
     ERROR_REASON_QUEUE_FULL: _ErrorReason.ValueType  # 15
     """RESOURCE_EXHAUSTED, RetryInfo: the maximum number of executions is scheduled or queued (metadata: limit)."""
     ERROR_REASON_DISK_FULL: _ErrorReason.ValueType  # 16
@@ -307,6 +354,12 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INTERNAL: a defect of fastlane. The message has an id that is also in the server's log."""
     ERROR_REASON_STORE_FAILED: _ErrorReason.ValueType  # 20
     """UNAVAILABLE, RetryInfo: the data directory cannot be written or read. Nothing was stored."""
+    ERROR_REASON_UNIQUE_KEY_TAKEN: _ErrorReason.ValueType  # 21
+    """ALREADY_EXISTS: a job that is not final holds the unique key (metadata: job_id)."""
+    ERROR_REASON_JOB_EXPIRED: _ErrorReason.ValueType  # 22
+    """FAILED_PRECONDITION: the expire_time of the job has passed (metadata: job_id, expire_time)."""
+    ERROR_REASON_NO_SCHEDULE: _ErrorReason.ValueType  # 23
+    """FAILED_PRECONDITION: the job has no schedule, or its schedule is over (metadata: job_id)."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every reason of an error. ErrorInfo.reason is the name without its prefix. The status code of each reason is part of
@@ -327,14 +380,22 @@ ERROR_REASON_CURSOR_OF_ANOTHER_EXECUTION: ErrorReason.ValueType  # 5
 """INVALID_ARGUMENT: the cursor is from another execution (metadata: execution_id)."""
 ERROR_REASON_CURSOR_AHEAD: ErrorReason.ValueType  # 6
 """OUT_OF_RANGE: the sealed log ends before the cursor (metadata: cursor, the end of the log)."""
+ERROR_REASON_CURSOR_TOO_OLD: ErrorReason.ValueType  # 7
+"""OUT_OF_RANGE: changes as old as the cursor are not kept. Watch again without a cursor."""
 ERROR_REASON_TASK_NOT_FOUND: ErrorReason.ValueType  # 8
 """NOT_FOUND (metadata: task_id)."""
 ERROR_REASON_JOB_NOT_FOUND: ErrorReason.ValueType  # 9
 """NOT_FOUND (metadata: job_id)."""
 ERROR_REASON_EXECUTION_NOT_FOUND: ErrorReason.ValueType  # 10
 """NOT_FOUND (metadata: execution_id)."""
+ERROR_REASON_HOST_NOT_FOUND: ErrorReason.ValueType  # 11
+"""NOT_FOUND (metadata: host)."""
 ERROR_REASON_REQUEST_ID_REUSED: ErrorReason.ValueType  # 12
 """ALREADY_EXISTS: the request_id belongs to an earlier, different request (metadata: job_id)."""
+ERROR_REASON_JOB_NOT_FINAL: ErrorReason.ValueType  # 13
+"""FAILED_PRECONDITION: the job is not final (metadata: job_id, state)."""
+ERROR_REASON_JOB_CHANGED: ErrorReason.ValueType  # 14
+"""ABORTED: the job changed since `etag` was returned (metadata: job_id, etag, the current one)."""
 ERROR_REASON_QUEUE_FULL: ErrorReason.ValueType  # 15
 """RESOURCE_EXHAUSTED, RetryInfo: the maximum number of executions is scheduled or queued (metadata: limit)."""
 ERROR_REASON_DISK_FULL: ErrorReason.ValueType  # 16
@@ -347,6 +408,12 @@ ERROR_REASON_DEFECT: ErrorReason.ValueType  # 19
 """INTERNAL: a defect of fastlane. The message has an id that is also in the server's log."""
 ERROR_REASON_STORE_FAILED: ErrorReason.ValueType  # 20
 """UNAVAILABLE, RetryInfo: the data directory cannot be written or read. Nothing was stored."""
+ERROR_REASON_UNIQUE_KEY_TAKEN: ErrorReason.ValueType  # 21
+"""ALREADY_EXISTS: a job that is not final holds the unique key (metadata: job_id)."""
+ERROR_REASON_JOB_EXPIRED: ErrorReason.ValueType  # 22
+"""FAILED_PRECONDITION: the expire_time of the job has passed (metadata: job_id, expire_time)."""
+ERROR_REASON_NO_SCHEDULE: ErrorReason.ValueType  # 23
+"""FAILED_PRECONDITION: the job has no schedule, or its schedule is over (metadata: job_id)."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final
@@ -444,7 +511,11 @@ class JobSpec(_message.Message):
     METADATA_FIELD_NUMBER: _builtins.int
     START_IN_FIELD_NUMBER: _builtins.int
     START_AT_FIELD_NUMBER: _builtins.int
+    CRON_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
+    RETRY_FIELD_NUMBER: _builtins.int
+    UNIQUE_FIELD_NUMBER: _builtins.int
+    HISTORY_FIELD_NUMBER: _builtins.int
     image: _builtins.str
     """Required. The image, as for `docker run`: name, tag, digest, registry with port. Stored and returned exactly as
     given.
@@ -472,6 +543,10 @@ class JobSpec(_message.Message):
     priority: _builtins.int
     """Priority in the queue, -100 to 100; higher goes first. Tasks of equal priority take turns. Within a task, the
     execution that was due first goes first. Without a start time, a job is due when it is enqueued.
+    """
+    history: _builtins.int
+    """Number of executions that are kept of a job that is not final, 1 to 10 000; older ones are deleted with their logs.
+    Zero: the server's default. Logs are deleted by age as well.
     """
     @_builtins.property
     def args(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -514,8 +589,8 @@ class JobSpec(_message.Message):
     @_builtins.property
     def start_in(self) -> _duration_pb2.Duration:
         """Delay between the enqueue and the start, at most 3 653 days. A repeated call with the same `request_id` does not
-        change it. At most one of `start_in` and `start_at` may be set. Neither: start now. (Not a oneof, because a oneof
-        would silently drop the first of two.)
+        change it. At most one of `start_in`, `start_at` and `cron` may be set. None: start now. (Not a oneof, because a
+        oneof would silently drop the first of two.)
         """
 
     @_builtins.property
@@ -523,11 +598,23 @@ class JobSpec(_message.Message):
         """Time of the start, at most 3 653 days from now. A time in the past means now."""
 
     @_builtins.property
+    def cron(self) -> Global___Cron:
+        """Starts a run at every tick of a schedule. The job becomes final when it is stopped or its schedule is over."""
+
+    @_builtins.property
     def expire_time(self) -> _timestamp_pb2.Timestamp:
-        """Latest time to start a container, at most 3 653 days from now. An execution that has not started by then ends as
-        STATE_EXPIRED, whatever it waited for. A time in the past is accepted: the job ends as STATE_EXPIRED at once. A
-        time before `start_at` is rejected.
+        """Latest time to start a container, at most 3 653 days from now; applies to every run and attempt. An execution that
+        has not started by then ends as STATE_EXPIRED, whatever it waited for. A time in the past is accepted: the job ends
+        as STATE_EXPIRED at once. A time before `start_at`, or before now + `start_in`, is rejected.
         """
+
+    @_builtins.property
+    def retry(self) -> Global___Retry:
+        """What to do after a failed attempt. Unset: nothing."""
+
+    @_builtins.property
+    def unique(self) -> Global___Unique:
+        """At most one open job with this key within the task. Unset: any number of jobs."""
 
     def __init__(
         self,
@@ -551,11 +638,15 @@ class JobSpec(_message.Message):
         metadata: _struct_pb2.Struct | None = ...,
         start_in: _duration_pb2.Duration | None = ...,
         start_at: _timestamp_pb2.Timestamp | None = ...,
+        cron: Global___Cron | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
+        retry: Global___Retry | None = ...,
+        unique: Global___Unique | None = ...,
+        history: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["expire_time", b"expire_time", "limits", b"limits", "metadata", b"metadata", "start_at", b"start_at", "start_in", b"start_in", "stop_grace", b"stop_grace", "timeout", b"timeout"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cron", b"cron", "expire_time", b"expire_time", "limits", b"limits", "metadata", b"metadata", "retry", b"retry", "start_at", b"start_at", "start_in", b"start_in", "stop_grace", b"stop_grace", "timeout", b"timeout", "unique", b"unique"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "command", b"command", "entrypoint", b"entrypoint", "envs", b"envs", "expire_time", b"expire_time", "image", b"image", "labels", b"labels", "limits", b"limits", "metadata", b"metadata", "network", b"network", "priority", b"priority", "pull_policy", b"pull_policy", "read_only_root", b"read_only_root", "start_at", b"start_at", "start_in", b"start_in", "stop_grace", b"stop_grace", "stop_signal", b"stop_signal", "timeout", b"timeout", "user", b"user", "working_dir", b"working_dir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "command", b"command", "cron", b"cron", "entrypoint", b"entrypoint", "envs", b"envs", "expire_time", b"expire_time", "history", b"history", "image", b"image", "labels", b"labels", "limits", b"limits", "metadata", b"metadata", "network", b"network", "priority", b"priority", "pull_policy", b"pull_policy", "read_only_root", b"read_only_root", "retry", b"retry", "start_at", b"start_at", "start_in", b"start_in", "stop_grace", b"stop_grace", "stop_signal", b"stop_signal", "timeout", b"timeout", "unique", b"unique", "user", b"user", "working_dir", b"working_dir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -594,6 +685,348 @@ class Limits(_message.Message):
 Global___Limits: _TypeAlias = Limits  # noqa: Y015
 
 @_typing.final
+class Cron(_message.Message):
+    """A repeating schedule."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Overlap:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _OverlapEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Cron._Overlap.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        OVERLAP_UNSPECIFIED: Cron._Overlap.ValueType  # 0
+        """Same as SKIP."""
+        OVERLAP_SKIP: Cron._Overlap.ValueType  # 1
+        """Skips the tick. `skipped_ticks` of the schedule's status counts it."""
+        OVERLAP_QUEUE_ONE: Cron._Overlap.ValueType  # 2
+        """Starts one run after the current one ends. Further ticks until then are skipped."""
+        OVERLAP_REPLACE: Cron._Overlap.ValueType  # 3
+        """Stops the current run, and starts the new one once the former has ended."""
+        OVERLAP_ALLOW: Cron._Overlap.ValueType  # 4
+        """Starts the new run beside the current one."""
+
+    class Overlap(_Overlap, metaclass=_OverlapEnumTypeWrapper):
+        """What a tick does while a run has not ended. A run that waits for a retry has not ended."""
+
+    OVERLAP_UNSPECIFIED: Cron.Overlap.ValueType  # 0
+    """Same as SKIP."""
+    OVERLAP_SKIP: Cron.Overlap.ValueType  # 1
+    """Skips the tick. `skipped_ticks` of the schedule's status counts it."""
+    OVERLAP_QUEUE_ONE: Cron.Overlap.ValueType  # 2
+    """Starts one run after the current one ends. Further ticks until then are skipped."""
+    OVERLAP_REPLACE: Cron.Overlap.ValueType  # 3
+    """Stops the current run, and starts the new one once the former has ended."""
+    OVERLAP_ALLOW: Cron.Overlap.ValueType  # 4
+    """Starts the new run beside the current one."""
+
+    class _CatchUp:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _CatchUpEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Cron._CatchUp.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        CATCH_UP_UNSPECIFIED: Cron._CatchUp.ValueType  # 0
+        """Same as LATEST."""
+        CATCH_UP_LATEST: Cron._CatchUp.ValueType  # 1
+        """The latest missed tick starts one run; earlier ones are skipped."""
+        CATCH_UP_NONE: Cron._CatchUp.ValueType  # 2
+        """All missed ticks are skipped."""
+        CATCH_UP_ALL: Cron._CatchUp.ValueType  # 3
+        """Every missed tick starts a run, the oldest first, one after another; at most the latest 100 of them."""
+
+    class CatchUp(_CatchUp, metaclass=_CatchUpEnumTypeWrapper):
+        """What happens to missed ticks."""
+
+    CATCH_UP_UNSPECIFIED: Cron.CatchUp.ValueType  # 0
+    """Same as LATEST."""
+    CATCH_UP_LATEST: Cron.CatchUp.ValueType  # 1
+    """The latest missed tick starts one run; earlier ones are skipped."""
+    CATCH_UP_NONE: Cron.CatchUp.ValueType  # 2
+    """All missed ticks are skipped."""
+    CATCH_UP_ALL: Cron.CatchUp.ValueType  # 3
+    """Every missed tick starts a run, the oldest first, one after another; at most the latest 100 of them."""
+
+    EXPRESSION_FIELD_NUMBER: _builtins.int
+    TIME_ZONE_FIELD_NUMBER: _builtins.int
+    OVERLAP_FIELD_NUMBER: _builtins.int
+    CATCH_UP_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
+    CATCH_UP_WINDOW_FIELD_NUMBER: _builtins.int
+    JITTER_FIELD_NUMBER: _builtins.int
+    BEGIN_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    MAX_RUNS_FIELD_NUMBER: _builtins.int
+    expression: _builtins.str
+    """Required. Five fields, with the rules of Debian's cron: minute, hour, day of month, month, day of week; numbers,
+    names (`jan`, `mon`), `*`, lists, ranges and steps; 7 is Sunday; if both days are given, either suffices. Or one of
+    `@yearly`, `@annually`, `@monthly`, `@weekly`, `@daily`, `@midnight`, `@hourly`. The first tick is after now.
+    """
+    time_zone: _builtins.str
+    """Name in the IANA time zone database: "Europe/Berlin". Empty: UTC. When clocks go forward, a tick of a fixed time in
+    the skipped hour happens right after it. When clocks go back, a tick of a fixed time in the repeated hour happens
+    once. Ticks of every hour or minute follow elapsed time.
+    """
+    overlap: Global___Cron.Overlap.ValueType
+    """What a tick does while the previous run has not ended."""
+    catch_up: Global___Cron.CatchUp.ValueType
+    """What happens to ticks that were missed: the server was down for more than a minute when they were due."""
+    paused: _builtins.bool
+    """Starts paused, see ResumeSchedule."""
+    max_runs: _builtins.int
+    """Number of runs after which the schedule is over. Skipped ticks do not count. Zero: no limit."""
+    @_builtins.property
+    def catch_up_window(self) -> _duration_pb2.Duration:
+        """Missed ticks older than this are not made up for; at most 366 days. Unset: one day."""
+
+    @_builtins.property
+    def jitter(self) -> _duration_pb2.Duration:
+        """Each run starts up to this much after its tick, by an amount that is random and fixed for each tick; at most one
+        day. Unset: none.
+        """
+
+    @_builtins.property
+    def begin_time(self) -> _timestamp_pb2.Timestamp:
+        """No tick before this time. Unset: from now on."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """No tick after this time. Unset: no end."""
+
+    def __init__(
+        self,
+        *,
+        expression: _builtins.str = ...,
+        time_zone: _builtins.str = ...,
+        overlap: Global___Cron.Overlap.ValueType = ...,
+        catch_up: Global___Cron.CatchUp.ValueType = ...,
+        paused: _builtins.bool = ...,
+        catch_up_window: _duration_pb2.Duration | None = ...,
+        jitter: _duration_pb2.Duration | None = ...,
+        begin_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        max_runs: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["begin_time", b"begin_time", "catch_up_window", b"catch_up_window", "end_time", b"end_time", "jitter", b"jitter"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["begin_time", b"begin_time", "catch_up", b"catch_up", "catch_up_window", b"catch_up_window", "end_time", b"end_time", "expression", b"expression", "jitter", b"jitter", "max_runs", b"max_runs", "overlap", b"overlap", "paused", b"paused", "time_zone", b"time_zone"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Cron: _TypeAlias = Cron  # noqa: Y015
+
+@_typing.final
+class Retry(_message.Message):
+    """Attempts after a failed one, counted for each run. An attempt that ended as STATE_STOPPED or STATE_EXPIRED is never
+    retried. A failure of the host, the engine or the registry (STATE_LOST, REGISTRY_UNAVAILABLE) is not the job's: it is
+    retried as well, at most 20 times in a run, and not counted. The container may then have run before.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Jitter:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _JitterEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Retry._Jitter.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        JITTER_UNSPECIFIED: Retry._Jitter.ValueType  # 0
+        """Same as FULL."""
+        JITTER_FULL: Retry._Jitter.ValueType  # 1
+        """A random time between zero and the backoff, so that jobs that failed together do not come back together."""
+        JITTER_NONE: Retry._Jitter.ValueType  # 2
+        """Exactly the backoff."""
+
+    class Jitter(_Jitter, metaclass=_JitterEnumTypeWrapper):
+        """How the wait before a retry is chosen."""
+
+    JITTER_UNSPECIFIED: Retry.Jitter.ValueType  # 0
+    """Same as FULL."""
+    JITTER_FULL: Retry.Jitter.ValueType  # 1
+    """A random time between zero and the backoff, so that jobs that failed together do not come back together."""
+    JITTER_NONE: Retry.Jitter.ValueType  # 2
+    """Exactly the backoff."""
+
+    class _RetryCause:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _RetryCauseEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Retry._RetryCause.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        RETRY_CAUSE_UNSPECIFIED: Retry._RetryCause.ValueType  # 0
+        """Rejected."""
+        RETRY_CAUSE_EXIT_CODE: Retry._RetryCause.ValueType  # 1
+        """Exited with a code other than 0 (REASON_EXIT_CODE)."""
+        RETRY_CAUSE_OUT_OF_MEMORY: Retry._RetryCause.ValueType  # 2
+        """Killed because it exceeded its memory limit (REASON_OUT_OF_MEMORY)."""
+        RETRY_CAUSE_TIMED_OUT: Retry._RetryCause.ValueType  # 3
+        """Ran longer than its timeout (STATE_TIMED_OUT)."""
+        RETRY_CAUSE_IMAGE_NOT_FOUND: Retry._RetryCause.ValueType  # 4
+        """The registry has no such image or tag, yet (REASON_IMAGE_NOT_FOUND)."""
+        RETRY_CAUSE_IMAGE_DENIED: Retry._RetryCause.ValueType  # 5
+        """The registry denied access to the image (REASON_IMAGE_DENIED)."""
+
+    class RetryCause(_RetryCause, metaclass=_RetryCauseEnumTypeWrapper):
+        """An end of an attempt that is retried."""
+
+    RETRY_CAUSE_UNSPECIFIED: Retry.RetryCause.ValueType  # 0
+    """Rejected."""
+    RETRY_CAUSE_EXIT_CODE: Retry.RetryCause.ValueType  # 1
+    """Exited with a code other than 0 (REASON_EXIT_CODE)."""
+    RETRY_CAUSE_OUT_OF_MEMORY: Retry.RetryCause.ValueType  # 2
+    """Killed because it exceeded its memory limit (REASON_OUT_OF_MEMORY)."""
+    RETRY_CAUSE_TIMED_OUT: Retry.RetryCause.ValueType  # 3
+    """Ran longer than its timeout (STATE_TIMED_OUT)."""
+    RETRY_CAUSE_IMAGE_NOT_FOUND: Retry.RetryCause.ValueType  # 4
+    """The registry has no such image or tag, yet (REASON_IMAGE_NOT_FOUND)."""
+    RETRY_CAUSE_IMAGE_DENIED: Retry.RetryCause.ValueType  # 5
+    """The registry denied access to the image (REASON_IMAGE_DENIED)."""
+
+    @_typing.final
+    class MemoryGrowth(_message.Message):
+        """More memory for the attempt after one that ran out of memory."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        FACTOR_FIELD_NUMBER: _builtins.int
+        MAX_BYTES_FIELD_NUMBER: _builtins.int
+        factor: _builtins.float
+        """Each such attempt gets this many times the memory of the one before, more than 1 and at most 16. Required."""
+        max_bytes: _builtins.int
+        """No attempt gets more bytes. Required; more than `limits.memory_bytes`, which has to be set as well."""
+        def __init__(
+            self,
+            *,
+            factor: _builtins.float = ...,
+            max_bytes: _builtins.int = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["factor", b"factor", "max_bytes", b"max_bytes"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    MAX_RETRIES_FIELD_NUMBER: _builtins.int
+    INITIAL_BACKOFF_FIELD_NUMBER: _builtins.int
+    FACTOR_FIELD_NUMBER: _builtins.int
+    MAX_BACKOFF_FIELD_NUMBER: _builtins.int
+    JITTER_FIELD_NUMBER: _builtins.int
+    CAUSES_FIELD_NUMBER: _builtins.int
+    EXIT_CODES_FIELD_NUMBER: _builtins.int
+    EXCEPT_EXIT_CODES_FIELD_NUMBER: _builtins.int
+    MEMORY_GROWTH_FIELD_NUMBER: _builtins.int
+    max_retries: _builtins.int
+    """Number of retries in a run, 1 to 100."""
+    factor: _builtins.float
+    """Each further wait is longer by this factor, 1 to 100. Zero: 2."""
+    jitter: Global___Retry.Jitter.ValueType
+    """How waits are spread."""
+    @_builtins.property
+    def initial_backoff(self) -> _duration_pb2.Duration:
+        """Wait before the first retry, at most one day. Unset: 1 s."""
+
+    @_builtins.property
+    def max_backoff(self) -> _duration_pb2.Duration:
+        """No wait is longer, at most 7 days. Unset: 1 h."""
+
+    @_builtins.property
+    def causes(self) -> _containers.RepeatedScalarFieldContainer[Global___Retry.RetryCause.ValueType]:
+        """States and reasons that are retried. Empty: EXIT_CODE, OUT_OF_MEMORY and TIMED_OUT."""
+
+    @_builtins.property
+    def exit_codes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """If not empty, only these exit codes are retried; 1 to 255, at most 255."""
+
+    @_builtins.property
+    def except_exit_codes(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """These exit codes are not retried; 1 to 255, at most 255."""
+
+    @_builtins.property
+    def memory_growth(self) -> Global___Retry.MemoryGrowth:
+        """Gives an attempt after OUT_OF_MEMORY more memory. Unset: the same memory."""
+
+    def __init__(
+        self,
+        *,
+        max_retries: _builtins.int = ...,
+        initial_backoff: _duration_pb2.Duration | None = ...,
+        factor: _builtins.float = ...,
+        max_backoff: _duration_pb2.Duration | None = ...,
+        jitter: Global___Retry.Jitter.ValueType = ...,
+        causes: _abc.Iterable[Global___Retry.RetryCause.ValueType] | None = ...,
+        exit_codes: _abc.Iterable[_builtins.int] | None = ...,
+        except_exit_codes: _abc.Iterable[_builtins.int] | None = ...,
+        memory_growth: Global___Retry.MemoryGrowth | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["initial_backoff", b"initial_backoff", "max_backoff", b"max_backoff", "memory_growth", b"memory_growth"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["causes", b"causes", "except_exit_codes", b"except_exit_codes", "exit_codes", b"exit_codes", "factor", b"factor", "initial_backoff", b"initial_backoff", "jitter", b"jitter", "max_backoff", b"max_backoff", "max_retries", b"max_retries", "memory_growth", b"memory_growth"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Retry: _TypeAlias = Retry  # noqa: Y015
+
+@_typing.final
+class Unique(_message.Message):
+    """A key that one open job of a task may hold. `request_id` protects against sending a request twice; a unique key
+    protects against doing the same work twice at a time.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Conflict:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ConflictEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Unique._Conflict.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        CONFLICT_UNSPECIFIED: Unique._Conflict.ValueType  # 0
+        """Same as REFUSE."""
+        CONFLICT_REFUSE: Unique._Conflict.ValueType  # 1
+        """The enqueue is rejected: ALREADY_EXISTS, UNIQUE_KEY_TAKEN."""
+        CONFLICT_USE_EXISTING: Unique._Conflict.ValueType  # 2
+        """The enqueue returns the job that holds the key; `existing` is true."""
+        CONFLICT_REPLACE: Unique._Conflict.ValueType  # 3
+        """The job that holds the key is stopped. The new job waits until that job is final. A job that waits in this way is
+        replaced by the next one.
+        """
+
+    class Conflict(_Conflict, metaclass=_ConflictEnumTypeWrapper):
+        """What happens to the new job."""
+
+    CONFLICT_UNSPECIFIED: Unique.Conflict.ValueType  # 0
+    """Same as REFUSE."""
+    CONFLICT_REFUSE: Unique.Conflict.ValueType  # 1
+    """The enqueue is rejected: ALREADY_EXISTS, UNIQUE_KEY_TAKEN."""
+    CONFLICT_USE_EXISTING: Unique.Conflict.ValueType  # 2
+    """The enqueue returns the job that holds the key; `existing` is true."""
+    CONFLICT_REPLACE: Unique.Conflict.ValueType  # 3
+    """The job that holds the key is stopped. The new job waits until that job is final. A job that waits in this way is
+    replaced by the next one.
+    """
+
+    KEY_FIELD_NUMBER: _builtins.int
+    CONFLICT_FIELD_NUMBER: _builtins.int
+    key: _builtins.str
+    """Required. Any string of at most 128 characters; unique within the task."""
+    conflict: Global___Unique.Conflict.ValueType
+    """What happens if a job that is not final holds the key."""
+    def __init__(
+        self,
+        *,
+        key: _builtins.str = ...,
+        conflict: Global___Unique.Conflict.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["conflict", b"conflict", "key", b"key"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Unique: _TypeAlias = Unique  # noqa: Y015
+
+@_typing.final
 class TaskSummary(_message.Message):
     """A task: the group of all jobs under one name. (Called `Task` it would clash with System.Threading.Tasks.Task in C#.)"""
 
@@ -604,12 +1037,25 @@ class TaskSummary(_message.Message):
     OPEN_JOBS_FIELD_NUMBER: _builtins.int
     JOBS_FIELD_NUMBER: _builtins.int
     LAST_ENQUEUE_TIME_FIELD_NUMBER: _builtins.int
+    MAX_RUNNING_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
+    MAX_STARTS_FIELD_NUMBER: _builtins.int
+    RATE_WINDOW_FIELD_NUMBER: _builtins.int
+    RUNNING_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The caller's name for the task: 1 to 128 of A-Z a-z 0-9 . _ - that do not begin with a dot or dash."""
     open_jobs: _builtins.int
     """Number of jobs that are not final."""
     jobs: _builtins.int
     """Number of all jobs that are kept."""
+    max_running: _builtins.int
+    """Maximum number of executions that run at a time, see UpdateTask. Zero: no limit."""
+    paused: _builtins.bool
+    """Queued executions are not started, see UpdateTask."""
+    max_starts: _builtins.int
+    """Maximum number of starts within `rate_window`, see UpdateTask. Zero: no limit."""
+    running: _builtins.int
+    """Number of executions that run: PREPARING, RUNNING or STOPPING."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
         """Time of its first enqueue, among the jobs that were kept without a break."""
@@ -617,6 +1063,10 @@ class TaskSummary(_message.Message):
     @_builtins.property
     def last_enqueue_time(self) -> _timestamp_pb2.Timestamp:
         """When a job was last enqueued under this name."""
+
+    @_builtins.property
+    def rate_window(self) -> _duration_pb2.Duration:
+        """Set exactly if `max_starts` is."""
 
     def __init__(
         self,
@@ -626,10 +1076,15 @@ class TaskSummary(_message.Message):
         open_jobs: _builtins.int = ...,
         jobs: _builtins.int = ...,
         last_enqueue_time: _timestamp_pb2.Timestamp | None = ...,
+        max_running: _builtins.int = ...,
+        paused: _builtins.bool = ...,
+        max_starts: _builtins.int = ...,
+        rate_window: _duration_pb2.Duration | None = ...,
+        running: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "last_enqueue_time", b"last_enqueue_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "last_enqueue_time", b"last_enqueue_time", "rate_window", b"rate_window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "id", b"id", "jobs", b"jobs", "last_enqueue_time", b"last_enqueue_time", "open_jobs", b"open_jobs"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "id", b"id", "jobs", b"jobs", "last_enqueue_time", b"last_enqueue_time", "max_running", b"max_running", "max_starts", b"max_starts", "open_jobs", b"open_jobs", "paused", b"paused", "rate_window", b"rate_window", "running", b"running"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -652,6 +1107,9 @@ class Job(_message.Message):
     END_TIME_FIELD_NUMBER: _builtins.int
     REQUEST_ID_FIELD_NUMBER: _builtins.int
     CALLER_ADDRESS_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    SCHEDULE_FIELD_NUMBER: _builtins.int
+    ARRAY_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """UUIDv7, generated by the server."""
     task_id: _builtins.str
@@ -664,6 +1122,8 @@ class Job(_message.Message):
     """The caller's request_id, if any."""
     caller_address: _builtins.str
     """Address of the caller as seen by the server: "ipv4:10.0.0.7:51234". Behind a proxy, the address of the proxy."""
+    etag: _builtins.str
+    """Changes with every ReplaceJob, PauseSchedule and ResumeSchedule. Opaque."""
     @_builtins.property
     def spec(self) -> Global___JobSpec:
         """The caller's spec, without defaults, with secrets as `***`. Omitted from lists unless requested."""
@@ -674,8 +1134,8 @@ class Job(_message.Message):
 
     @_builtins.property
     def execution(self) -> Global___Execution:
-        """The current execution, which is the newest one. Always set: the first execution exists from the enqueue on, however
-        late it is due.
+        """The current execution: the newest one that is not final, or, of a final job, the one that decided it. Always set:
+        the first execution exists from the enqueue on, however late it is due.
         """
 
     @_builtins.property
@@ -685,6 +1145,14 @@ class Job(_message.Message):
     @_builtins.property
     def end_time(self) -> _timestamp_pb2.Timestamp:
         """When the job became final."""
+
+    @_builtins.property
+    def schedule(self) -> Global___ScheduleStatus:
+        """State of the schedule. Set exactly if the spec has one."""
+
+    @_builtins.property
+    def array(self) -> Global___ArrayPosition:
+        """Place within an array of jobs, see BatchEnqueueJobs. Unset: the job is not part of an array."""
 
     def __init__(
         self,
@@ -700,14 +1168,95 @@ class Job(_message.Message):
         end_time: _timestamp_pb2.Timestamp | None = ...,
         request_id: _builtins.str = ...,
         caller_address: _builtins.str = ...,
+        etag: _builtins.str = ...,
+        schedule: Global___ScheduleStatus | None = ...,
+        array: Global___ArrayPosition | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "execution", b"execution", "outcome", b"outcome", "spec", b"spec"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["array", b"array", "create_time", b"create_time", "end_time", b"end_time", "execution", b"execution", "outcome", b"outcome", "schedule", b"schedule", "spec", b"spec"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["caller_address", b"caller_address", "create_time", b"create_time", "end_time", b"end_time", "execution", b"execution", "executions", b"executions", "id", b"id", "outcome", b"outcome", "request_id", b"request_id", "spec", b"spec", "state", b"state", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["array", b"array", "caller_address", b"caller_address", "create_time", b"create_time", "end_time", b"end_time", "etag", b"etag", "execution", b"execution", "executions", b"executions", "id", b"id", "outcome", b"outcome", "request_id", b"request_id", "schedule", b"schedule", "spec", b"spec", "state", b"state", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Job: _TypeAlias = Job  # noqa: Y015
+
+@_typing.final
+class ScheduleStatus(_message.Message):
+    """The state of a job's schedule."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NEXT_TIMES_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
+    RUNS_FIELD_NUMBER: _builtins.int
+    SKIPPED_TICKS_FIELD_NUMBER: _builtins.int
+    LAST_SKIPPED_TIME_FIELD_NUMBER: _builtins.int
+    LAST_SKIPPED_DETAIL_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    paused: _builtins.bool
+    """The schedule is paused: `next_times` are those after a ResumeSchedule now."""
+    runs: _builtins.int
+    """Number of runs that ticks have started."""
+    skipped_ticks: _builtins.int
+    """Number of ticks that were skipped: because of an overlap, or missed and not made up for."""
+    last_skipped_detail: _builtins.str
+    """Why that tick was skipped, for a person."""
+    description: _builtins.str
+    """The schedule in words, for a person: "at 02:30 every day, Europe/Berlin"."""
+    @_builtins.property
+    def next_times(self) -> _containers.RepeatedCompositeFieldContainer[_timestamp_pb2.Timestamp]:
+        """The next ticks, at most five, without jitter. Empty: the schedule is over. Omitted from lists and WatchJobs beyond
+        the first.
+        """
+
+    @_builtins.property
+    def last_skipped_time(self) -> _timestamp_pb2.Timestamp:
+        """The last skipped tick."""
+
+    def __init__(
+        self,
+        *,
+        next_times: _abc.Iterable[_timestamp_pb2.Timestamp] | None = ...,
+        paused: _builtins.bool = ...,
+        runs: _builtins.int = ...,
+        skipped_ticks: _builtins.int = ...,
+        last_skipped_time: _timestamp_pb2.Timestamp | None = ...,
+        last_skipped_detail: _builtins.str = ...,
+        description: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["last_skipped_time", b"last_skipped_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "last_skipped_detail", b"last_skipped_detail", "last_skipped_time", b"last_skipped_time", "next_times", b"next_times", "paused", b"paused", "runs", b"runs", "skipped_ticks", b"skipped_ticks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ScheduleStatus: _TypeAlias = ScheduleStatus  # noqa: Y015
+
+@_typing.final
+class ArrayPosition(_message.Message):
+    """The place of a job within an array of jobs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INDEX_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    index: _builtins.int
+    """From 0. The container has it as the environment variable FASTLANE_ARRAY_INDEX."""
+    size: _builtins.int
+    """Number of jobs in the array. The container has it as FASTLANE_ARRAY_SIZE."""
+    def __init__(
+        self,
+        *,
+        index: _builtins.int = ...,
+        size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["index", b"index", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ArrayPosition: _TypeAlias = ArrayPosition  # noqa: Y015
 
 @_typing.final
 class Execution(_message.Message):
@@ -810,6 +1359,8 @@ class Execution(_message.Message):
     CONTAINER_ID_FIELD_NUMBER: _builtins.int
     IMAGE_DIGEST_FIELD_NUMBER: _builtins.int
     LOGS_FIELD_NUMBER: _builtins.int
+    TICK_TIME_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """UUIDv7. The container's name is fastlane-<id>."""
     job_id: _builtins.str
@@ -828,6 +1379,8 @@ class Execution(_message.Message):
     """The engine's id of the container."""
     image_digest: _builtins.str
     """Digest of the image that ran, as `sha256:…`."""
+    memory_bytes: _builtins.int
+    """Maximum memory in bytes, if `retry.memory_growth` raised it. Zero: that of the spec."""
     @_builtins.property
     def waiting(self) -> Global___Waiting:
         """Set while the execution waits."""
@@ -843,6 +1396,10 @@ class Execution(_message.Message):
     @_builtins.property
     def logs(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogTotals]:
         """Size of the log, one entry for each source with output. Empty until the execution is final."""
+
+    @_builtins.property
+    def tick_time(self) -> _timestamp_pb2.Timestamp:
+        """The tick that started the run. Unset: another reason started it."""
 
     def __init__(
         self,
@@ -860,10 +1417,12 @@ class Execution(_message.Message):
         container_id: _builtins.str = ...,
         image_digest: _builtins.str = ...,
         logs: _abc.Iterable[Global___LogTotals] | None = ...,
+        tick_time: _timestamp_pb2.Timestamp | None = ...,
+        memory_bytes: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome", "times", b"times", "waiting", b"waiting"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome", "tick_time", b"tick_time", "times", b"times", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "container_id", b"container_id", "host", b"host", "id", b"id", "image_digest", b"image_digest", "job_id", b"job_id", "logs", b"logs", "outcome", b"outcome", "run", b"run", "state", b"state", "task_id", b"task_id", "times", b"times", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "container_id", b"container_id", "host", b"host", "id", b"id", "image_digest", b"image_digest", "job_id", b"job_id", "logs", b"logs", "memory_bytes", b"memory_bytes", "outcome", b"outcome", "run", b"run", "state", b"state", "task_id", b"task_id", "tick_time", b"tick_time", "times", b"times", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -894,7 +1453,7 @@ class Waiting(_message.Message):
 
     @_builtins.property
     def due_time(self) -> _timestamp_pb2.Timestamp:
-        """Earliest end of the wait. Set with WAIT_REASON_NOT_DUE."""
+        """Earliest end of the wait. Set with WAIT_REASON_NOT_DUE, WAIT_REASON_BACKOFF and WAIT_REASON_TASK_RATE."""
 
     def __init__(
         self,
@@ -1013,6 +1572,10 @@ class EngineHost(_message.Message):
         """The engine does not respond, has not responded yet, or cannot capture output as configured. The server keeps
         trying.
         """
+        AVAILABILITY_DRAINED: EngineHost._Availability.ValueType  # 3
+        """Drained by a caller: no new executions. Running ones continue."""
+        AVAILABILITY_CIRCUIT_OPEN: EngineHost._Availability.ValueType  # 4
+        """Several starts in a row failed on this host: no new executions for a while, then one as a trial."""
 
     class Availability(_Availability, metaclass=_AvailabilityEnumTypeWrapper):
         """Whether a host takes executions."""
@@ -1025,6 +1588,10 @@ class EngineHost(_message.Message):
     """The engine does not respond, has not responded yet, or cannot capture output as configured. The server keeps
     trying.
     """
+    AVAILABILITY_DRAINED: EngineHost.Availability.ValueType  # 3
+    """Drained by a caller: no new executions. Running ones continue."""
+    AVAILABILITY_CIRCUIT_OPEN: EngineHost.Availability.ValueType  # 4
+    """Several starts in a row failed on this host: no new executions for a while, then one as a trial."""
 
     class _Capture:
         ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -1063,6 +1630,9 @@ class EngineHost(_message.Message):
     ENGINE_VERSION_FIELD_NUMBER: _builtins.int
     CAPTURE_FIELD_NUMBER: _builtins.int
     CAPTURE_REASON_FIELD_NUMBER: _builtins.int
+    DRAIN_NOTE_FIELD_NUMBER: _builtins.int
+    DRAIN_TIME_FIELD_NUMBER: _builtins.int
+    POOLS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """The host's name in the configuration."""
     address: _builtins.str
@@ -1081,9 +1651,19 @@ class EngineHost(_message.Message):
     """How the output of new containers is captured."""
     capture_reason: _builtins.str
     """Why `capture` is not CAPTURE_RECORDER, or what the recorder cannot do on this host, for a person; else empty."""
+    drain_note: _builtins.str
+    """Who drained the host and why, see DrainHost. Empty unless drained."""
     @_builtins.property
     def last_error_time(self) -> _timestamp_pb2.Timestamp:
         """Time of the last error."""
+
+    @_builtins.property
+    def drain_time(self) -> _timestamp_pb2.Timestamp:
+        """When the host was drained. Unset unless drained."""
+
+    @_builtins.property
+    def pools(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Names of the pools that use this host. Empty: no pools are configured, or none names this host."""
 
     def __init__(
         self,
@@ -1098,10 +1678,13 @@ class EngineHost(_message.Message):
         engine_version: _builtins.str = ...,
         capture: Global___EngineHost.Capture.ValueType = ...,
         capture_reason: _builtins.str = ...,
+        drain_note: _builtins.str = ...,
+        drain_time: _timestamp_pb2.Timestamp | None = ...,
+        pools: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["last_error_time", b"last_error_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["drain_time", b"drain_time", "last_error_time", b"last_error_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "availability", b"availability", "capture", b"capture", "capture_reason", b"capture_reason", "engine_version", b"engine_version", "last_error", b"last_error", "last_error_time", b"last_error_time", "max_running", b"max_running", "name", b"name", "running", b"running"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "availability", b"availability", "capture", b"capture", "capture_reason", b"capture_reason", "drain_note", b"drain_note", "drain_time", b"drain_time", "engine_version", b"engine_version", "last_error", b"last_error", "last_error_time", b"last_error_time", "max_running", b"max_running", "name", b"name", "pools", b"pools", "running", b"running"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1474,6 +2057,203 @@ class LogEnd(_message.Message):
 Global___LogEnd: _TypeAlias = LogEnd  # noqa: Y015
 
 @_typing.final
+class StreamJobLogsRequest(_message.Message):
+    """Which part of a job's logs to stream. Only `job_id` is required. Fields with the name of one in
+    StreamExecutionLogsRequest mean the same and have the same number.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
+    TAIL_LINES_FIELD_NUMBER: _builtins.int
+    SINCE_TIME_FIELD_NUMBER: _builtins.int
+    SOURCES_FIELD_NUMBER: _builtins.int
+    FOLLOW_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_INTERVAL_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """Required."""
+    cursor: _builtins.str
+    """Resume after the message with this cursor. A cursor of StreamExecutionLogs is valid here, too, and the other way
+    round. Empty: start where `tail_lines` and `since_time` say, else at the first attempt of the newest run.
+    """
+    tail_lines: _builtins.int
+    """Start with this many last lines of the current execution."""
+    follow: _builtins.bool
+    """Continue until the job is final. Unset: true. False: end after what is stored."""
+    text: _builtins.bool
+    """Send `text` instead of `data`, for people and for grpcurl. Lossy."""
+    @_builtins.property
+    def since_time(self) -> _timestamp_pb2.Timestamp:
+        """Start with the first chunk or gap received at or after this time, in the oldest kept execution that has one."""
+
+    @_builtins.property
+    def sources(self) -> _containers.RepeatedScalarFieldContainer[Global___Source.ValueType]:
+        """Sources to send. Empty: all three."""
+
+    @_builtins.property
+    def heartbeat_interval(self) -> _duration_pb2.Duration:
+        """Send a heartbeat after this time without another message, 1 s to 60 s. Unset: 10 s."""
+
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        cursor: _builtins.str = ...,
+        tail_lines: _builtins.int | None = ...,
+        since_time: _timestamp_pb2.Timestamp | None = ...,
+        sources: _abc.Iterable[Global___Source.ValueType] | None = ...,
+        follow: _builtins.bool | None = ...,
+        text: _builtins.bool = ...,
+        heartbeat_interval: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_follow", b"_follow", "_tail_lines", b"_tail_lines", "follow", b"follow", "heartbeat_interval", b"heartbeat_interval", "since_time", b"since_time", "tail_lines", b"tail_lines"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_follow", b"_follow", "_tail_lines", b"_tail_lines", "cursor", b"cursor", "follow", b"follow", "heartbeat_interval", b"heartbeat_interval", "job_id", b"job_id", "since_time", b"since_time", "sources", b"sources", "tail_lines", b"tail_lines", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__follow: _TypeAlias = _typing.Literal["follow"]  # noqa: Y015
+    _WhichOneofArgType__follow: _TypeAlias = _typing.Literal["_follow", b"_follow"]  # noqa: Y015
+    _WhichOneofReturnType__tail_lines: _TypeAlias = _typing.Literal["tail_lines"]  # noqa: Y015
+    _WhichOneofArgType__tail_lines: _TypeAlias = _typing.Literal["_tail_lines", b"_tail_lines"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__follow) -> _WhichOneofReturnType__follow | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__tail_lines) -> _WhichOneofReturnType__tail_lines | None: ...
+
+Global___StreamJobLogsRequest: _TypeAlias = StreamJobLogsRequest  # noqa: Y015
+
+@_typing.final
+class StreamJobLogsResponse(_message.Message):
+    """A part of the log of one of a job's executions. Fields with the name of one in StreamExecutionLogsResponse mean the
+    same and have the same number.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CURSOR_FIELD_NUMBER: _builtins.int
+    CHUNKS_FIELD_NUMBER: _builtins.int
+    GAP_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    END_FIELD_NUMBER: _builtins.int
+    EXECUTION_FIELD_NUMBER: _builtins.int
+    JOB_END_FIELD_NUMBER: _builtins.int
+    EXECUTION_ID_FIELD_NUMBER: _builtins.int
+    cursor: _builtins.str
+    """The position after this message: pass it to resume here. It names the execution, too. Never empty."""
+    execution_id: _builtins.str
+    """The execution of the message. Empty with `job_end`."""
+    @_builtins.property
+    def chunks(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogChunk]:
+        """Output, in order."""
+
+    @_builtins.property
+    def gap(self) -> Global___LogGap:
+        """Output is missing here."""
+
+    @_builtins.property
+    def heartbeat(self) -> Global___LogHeartbeat:
+        """No new output."""
+
+    @_builtins.property
+    def state(self) -> Global___LogState:
+        """The current state of the execution."""
+
+    @_builtins.property
+    def end(self) -> Global___LogEnd:
+        """The log of this execution is complete. Another execution may follow."""
+
+    @_builtins.property
+    def execution(self) -> Global___JobLogExecution:
+        """Another execution of the job follows: sent before its first message, also for the first one."""
+
+    @_builtins.property
+    def job_end(self) -> Global___JobLogEnd:
+        """The stream is complete; only the status OK follows."""
+
+    def __init__(
+        self,
+        *,
+        cursor: _builtins.str = ...,
+        chunks: _abc.Iterable[Global___LogChunk] | None = ...,
+        gap: Global___LogGap | None = ...,
+        heartbeat: Global___LogHeartbeat | None = ...,
+        state: Global___LogState | None = ...,
+        end: Global___LogEnd | None = ...,
+        execution: Global___JobLogExecution | None = ...,
+        job_end: Global___JobLogEnd | None = ...,
+        execution_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "event", b"event", "execution", b"execution", "gap", b"gap", "heartbeat", b"heartbeat", "job_end", b"job_end", "state", b"state"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "cursor", b"cursor", "end", b"end", "event", b"event", "execution", b"execution", "execution_id", b"execution_id", "gap", b"gap", "heartbeat", b"heartbeat", "job_end", b"job_end", "state", b"state"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["gap", "heartbeat", "state", "end", "execution", "job_end"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___StreamJobLogsResponse: _TypeAlias = StreamJobLogsResponse  # noqa: Y015
+
+@_typing.final
+class JobLogExecution(_message.Message):
+    """The begin of an execution's log within the stream of its job."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXECUTION_FIELD_NUMBER: _builtins.int
+    MAX_ATTEMPTS_FIELD_NUMBER: _builtins.int
+    max_attempts: _builtins.int
+    """Number of attempts that its run may have. 1: without retries."""
+    @_builtins.property
+    def execution(self) -> Global___Execution:
+        """The execution, as it is now."""
+
+    def __init__(
+        self,
+        *,
+        execution: Global___Execution | None = ...,
+        max_attempts: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["execution", b"execution", "max_attempts", b"max_attempts"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobLogExecution: _TypeAlias = JobLogExecution  # noqa: Y015
+
+@_typing.final
+class JobLogEnd(_message.Message):
+    """The end of the stream of a job's logs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    EXIT_STATUS_FIELD_NUMBER: _builtins.int
+    exit_status: _builtins.int
+    """Exit status for a program that represents this job: LogEnd.exit_status of the execution that decided it; 75 if the
+    job is not final.
+    """
+    @_builtins.property
+    def job(self) -> Global___Job:
+        """The job, as it is now, without its spec."""
+
+    def __init__(
+        self,
+        *,
+        job: Global___Job | None = ...,
+        exit_status: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exit_status", b"exit_status", "job", b"job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobLogEnd: _TypeAlias = JobLogEnd  # noqa: Y015
+
+@_typing.final
 class EnqueueJobRequest(_message.Message):
     """--------------------------------------------------------------------------------------------------------- calls: jobs
 
@@ -1756,6 +2536,815 @@ class StopJobResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StopJobResponse: _TypeAlias = StopJobResponse  # noqa: Y015
+
+@_typing.final
+class RetryJobRequest(_message.Message):
+    """The job to retry."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """Required."""
+    request_id: _builtins.str
+    """Makes the call safe to repeat: any string of at most 128 characters, unique within the job."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "request_id", b"request_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryJobRequest: _TypeAlias = RetryJobRequest  # noqa: Y015
+
+@_typing.final
+class RetryJobResponse(_message.Message):
+    """The job after the retry."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    EXISTING_FIELD_NUMBER: _builtins.int
+    existing: _builtins.bool
+    """The request_id was known: nothing was started now. `job.execution` may be a later one."""
+    @_builtins.property
+    def job(self) -> Global___Job:
+        """The job; its execution is the new one."""
+
+    def __init__(
+        self,
+        *,
+        job: Global___Job | None = ...,
+        existing: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["existing", b"existing", "job", b"job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RetryJobResponse: _TypeAlias = RetryJobResponse  # noqa: Y015
+
+@_typing.final
+class ReplaceJobRequest(_message.Message):
+    """The job to create or replace."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    SPEC_FIELD_NUMBER: _builtins.int
+    ETAG_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """Required. A UUID in lower case, chosen by the caller for a new job."""
+    task_id: _builtins.str
+    """Required. The task of an existing job cannot change."""
+    etag: _builtins.str
+    """Replace only if the job has this etag. Empty: replace in any case."""
+    @_builtins.property
+    def spec(self) -> Global___JobSpec:
+        """Required. The whole spec: no field of the former one remains. `***` is rejected: send secrets again."""
+
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        task_id: _builtins.str = ...,
+        spec: Global___JobSpec | None = ...,
+        etag: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["spec", b"spec"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["etag", b"etag", "job_id", b"job_id", "spec", b"spec", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplaceJobRequest: _TypeAlias = ReplaceJobRequest  # noqa: Y015
+
+@_typing.final
+class ReplaceJobResponse(_message.Message):
+    """The job after the replacement."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    CREATED_FIELD_NUMBER: _builtins.int
+    created: _builtins.bool
+    """The job did not exist before."""
+    @_builtins.property
+    def job(self) -> Global___Job:
+        """The job."""
+
+    def __init__(
+        self,
+        *,
+        job: Global___Job | None = ...,
+        created: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["created", b"created", "job", b"job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReplaceJobResponse: _TypeAlias = ReplaceJobResponse  # noqa: Y015
+
+@_typing.final
+class PauseScheduleRequest(_message.Message):
+    """The schedule to pause."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """Required."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseScheduleRequest: _TypeAlias = PauseScheduleRequest  # noqa: Y015
+
+@_typing.final
+class PauseScheduleResponse(_message.Message):
+    """The job with the paused schedule."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def job(self) -> Global___Job:
+        """The job."""
+
+    def __init__(
+        self,
+        *,
+        job: Global___Job | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PauseScheduleResponse: _TypeAlias = PauseScheduleResponse  # noqa: Y015
+
+@_typing.final
+class ResumeScheduleRequest(_message.Message):
+    """The schedule to resume."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """Required."""
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeScheduleRequest: _TypeAlias = ResumeScheduleRequest  # noqa: Y015
+
+@_typing.final
+class ResumeScheduleResponse(_message.Message):
+    """The job with the resumed schedule."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def job(self) -> Global___Job:
+        """The job."""
+
+    def __init__(
+        self,
+        *,
+        job: Global___Job | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job", b"job"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeScheduleResponse: _TypeAlias = ResumeScheduleResponse  # noqa: Y015
+
+@_typing.final
+class PreviewScheduleRequest(_message.Message):
+    """The schedule to preview."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CRON_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    FROM_TIME_FIELD_NUMBER: _builtins.int
+    count: _builtins.int
+    """Number of times. Zero: 10. At most 100."""
+    @_builtins.property
+    def cron(self) -> Global___Cron:
+        """Required."""
+
+    @_builtins.property
+    def from_time(self) -> _timestamp_pb2.Timestamp:
+        """Times after this one. Unset: after now."""
+
+    def __init__(
+        self,
+        *,
+        cron: Global___Cron | None = ...,
+        count: _builtins.int = ...,
+        from_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cron", b"cron", "from_time", b"from_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "cron", b"cron", "from_time", b"from_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewScheduleRequest: _TypeAlias = PreviewScheduleRequest  # noqa: Y015
+
+@_typing.final
+class PreviewScheduleResponse(_message.Message):
+    """The preview of a schedule."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TIMES_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    description: _builtins.str
+    """The schedule in words, for a person: "at 02:30 every day, Europe/Berlin"."""
+    @_builtins.property
+    def times(self) -> _containers.RepeatedCompositeFieldContainer[_timestamp_pb2.Timestamp]:
+        """The next ticks, without jitter. Fewer than requested: the schedule is over then."""
+
+    def __init__(
+        self,
+        *,
+        times: _abc.Iterable[_timestamp_pb2.Timestamp] | None = ...,
+        description: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "times", b"times"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PreviewScheduleResponse: _TypeAlias = PreviewScheduleResponse  # noqa: Y015
+
+@_typing.final
+class BatchEnqueueJobsRequest(_message.Message):
+    """The jobs to enqueue: either `requests` or `array`."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUESTS_FIELD_NUMBER: _builtins.int
+    ARRAY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def requests(self) -> _containers.RepeatedCompositeFieldContainer[Global___EnqueueJobRequest]:
+        """At most 1 000. The whole request may have 3 MiB."""
+
+    @_builtins.property
+    def array(self) -> Global___JobArray:
+        """Many jobs of one spec."""
+
+    def __init__(
+        self,
+        *,
+        requests: _abc.Iterable[Global___EnqueueJobRequest] | None = ...,
+        array: Global___JobArray | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["array", b"array"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["array", b"array", "requests", b"requests"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchEnqueueJobsRequest: _TypeAlias = BatchEnqueueJobsRequest  # noqa: Y015
+
+@_typing.final
+class JobArray(_message.Message):
+    """Many jobs of one spec that differ in their array index."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REQUEST_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    size: _builtins.int
+    """Required. Number of jobs, 1 to 1 000."""
+    @_builtins.property
+    def request(self) -> Global___EnqueueJobRequest:
+        """Required. The request of every job. Its request_id, if any, applies to the array: the job with index 7 gets the
+        request_id with `#7` appended. A unique key is rejected.
+        """
+
+    def __init__(
+        self,
+        *,
+        request: Global___EnqueueJobRequest | None = ...,
+        size: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["request", b"request"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["request", b"request", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobArray: _TypeAlias = JobArray  # noqa: Y015
+
+@_typing.final
+class BatchEnqueueJobsResponse(_message.Message):
+    """What became of each request."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class Result(_message.Message):
+        """What became of one request."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        ENQUEUED_FIELD_NUMBER: _builtins.int
+        REJECTION_FIELD_NUMBER: _builtins.int
+        @_builtins.property
+        def enqueued(self) -> Global___EnqueueJobResponse:
+            """Stored. The job is returned without its spec."""
+
+        @_builtins.property
+        def rejection(self) -> Global___Rejection:
+            """Rejected."""
+
+        def __init__(
+            self,
+            *,
+            enqueued: Global___EnqueueJobResponse | None = ...,
+            rejection: Global___Rejection | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["enqueued", b"enqueued", "rejection", b"rejection", "result", b"result"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["enqueued", b"enqueued", "rejection", b"rejection", "result", b"result"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["enqueued", "rejection"]  # noqa: Y015
+        _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
+        def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
+
+    RESULTS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def results(self) -> _containers.RepeatedCompositeFieldContainer[Global___BatchEnqueueJobsResponse.Result]:
+        """One result for each request, in the same order; of an array, one for each job, in the order of their indexes."""
+
+    def __init__(
+        self,
+        *,
+        results: _abc.Iterable[Global___BatchEnqueueJobsResponse.Result] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["results", b"results"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchEnqueueJobsResponse: _TypeAlias = BatchEnqueueJobsResponse  # noqa: Y015
+
+@_typing.final
+class Rejection(_message.Message):
+    """An error within a response: what google.rpc.Status with its details would say, without importing it."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class MetadataEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class FieldViolation(_message.Message):
+        """One invalid field."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        FIELD_FIELD_NUMBER: _builtins.int
+        DESCRIPTION_FIELD_NUMBER: _builtins.int
+        field: _builtins.str
+        """Its path within the EnqueueJobRequest: `spec.envs["A=B"]`."""
+        description: _builtins.str
+        """What is wrong with it."""
+        def __init__(
+            self,
+            *,
+            field: _builtins.str = ...,
+            description: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "field", b"field"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    CODE_FIELD_NUMBER: _builtins.int
+    REASON_FIELD_NUMBER: _builtins.int
+    MESSAGE_FIELD_NUMBER: _builtins.int
+    METADATA_FIELD_NUMBER: _builtins.int
+    VIOLATIONS_FIELD_NUMBER: _builtins.int
+    code: _builtins.int
+    """Status code of gRPC: 3 is INVALID_ARGUMENT."""
+    reason: Global___ErrorReason.ValueType
+    """The reason."""
+    message: _builtins.str
+    """For a person."""
+    @_builtins.property
+    def metadata(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """As in ErrorInfo."""
+
+    @_builtins.property
+    def violations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rejection.FieldViolation]:
+        """The invalid fields, at most 16."""
+
+    def __init__(
+        self,
+        *,
+        code: _builtins.int = ...,
+        reason: Global___ErrorReason.ValueType = ...,
+        message: _builtins.str = ...,
+        metadata: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        violations: _abc.Iterable[Global___Rejection.FieldViolation] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code", b"code", "message", b"message", "metadata", b"metadata", "reason", b"reason", "violations", b"violations"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Rejection: _TypeAlias = Rejection  # noqa: Y015
+
+@_typing.final
+class JobFilter(_message.Message):
+    """A filter for jobs of calls that change many: at least one field must be set. Conditions are combined with AND."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    STATES_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    SINCE_TIME_FIELD_NUMBER: _builtins.int
+    UNTIL_TIME_FIELD_NUMBER: _builtins.int
+    JOB_IDS_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """Jobs of this task."""
+    @_builtins.property
+    def states(self) -> _containers.RepeatedScalarFieldContainer[Global___State.ValueType]:
+        """Jobs in one of these states."""
+
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Jobs with all of these labels; at most 8."""
+
+    @_builtins.property
+    def since_time(self) -> _timestamp_pb2.Timestamp:
+        """Jobs enqueued at or after this time."""
+
+    @_builtins.property
+    def until_time(self) -> _timestamp_pb2.Timestamp:
+        """Jobs enqueued before this time."""
+
+    @_builtins.property
+    def job_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """These jobs; at most 1 000."""
+
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        states: _abc.Iterable[Global___State.ValueType] | None = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        since_time: _timestamp_pb2.Timestamp | None = ...,
+        until_time: _timestamp_pb2.Timestamp | None = ...,
+        job_ids: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["since_time", b"since_time", "until_time", b"until_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_ids", b"job_ids", "labels", b"labels", "since_time", b"since_time", "states", b"states", "task_id", b"task_id", "until_time", b"until_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___JobFilter: _TypeAlias = JobFilter  # noqa: Y015
+
+@_typing.final
+class BatchStopJobsRequest(_message.Message):
+    """The jobs to stop."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    GRACE_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    note: _builtins.str
+    """See StopJobRequest."""
+    validate_only: _builtins.bool
+    """Count the jobs without stopping them."""
+    @_builtins.property
+    def filter(self) -> Global___JobFilter:
+        """Required, and not empty. Final states are rejected."""
+
+    @_builtins.property
+    def grace(self) -> _duration_pb2.Duration:
+        """See StopJobRequest."""
+
+    def __init__(
+        self,
+        *,
+        filter: Global___JobFilter | None = ...,
+        note: _builtins.str = ...,
+        grace: _duration_pb2.Duration | None = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "grace", b"grace"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "grace", b"grace", "note", b"note", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchStopJobsRequest: _TypeAlias = BatchStopJobsRequest  # noqa: Y015
+
+@_typing.final
+class BatchStopJobsResponse(_message.Message):
+    """The number of stopped jobs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STOPPED_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
+    stopped: _builtins.int
+    """Number of jobs that this call stopped, or would stop. A job that was told to stop before is not counted."""
+    more: _builtins.bool
+    """More jobs match: call again."""
+    def __init__(
+        self,
+        *,
+        stopped: _builtins.int = ...,
+        more: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["more", b"more", "stopped", b"stopped"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchStopJobsResponse: _TypeAlias = BatchStopJobsResponse  # noqa: Y015
+
+@_typing.final
+class BatchRetryJobsRequest(_message.Message):
+    """The jobs to retry."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILTER_FIELD_NUMBER: _builtins.int
+    UNTIL_TIME_FIELD_NUMBER: _builtins.int
+    VALIDATE_ONLY_FIELD_NUMBER: _builtins.int
+    validate_only: _builtins.bool
+    """Count the jobs without retrying them."""
+    @_builtins.property
+    def filter(self) -> Global___JobFilter:
+        """Required, and not empty. States that are not final are rejected. Without states: FAILED, TIMED_OUT and LOST."""
+
+    @_builtins.property
+    def until_time(self) -> _timestamp_pb2.Timestamp:
+        """Only jobs that ended before this time. Unset: before now. Send the `until_time` of the first response with every
+        repeated call.
+        """
+
+    def __init__(
+        self,
+        *,
+        filter: Global___JobFilter | None = ...,
+        until_time: _timestamp_pb2.Timestamp | None = ...,
+        validate_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "until_time", b"until_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["filter", b"filter", "until_time", b"until_time", "validate_only", b"validate_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchRetryJobsRequest: _TypeAlias = BatchRetryJobsRequest  # noqa: Y015
+
+@_typing.final
+class BatchRetryJobsResponse(_message.Message):
+    """The number of retried jobs."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    RETRIED_FIELD_NUMBER: _builtins.int
+    SKIPPED_FIELD_NUMBER: _builtins.int
+    MORE_FIELD_NUMBER: _builtins.int
+    UNTIL_TIME_FIELD_NUMBER: _builtins.int
+    retried: _builtins.int
+    """Number of jobs that this call retried, or would retry."""
+    skipped: _builtins.int
+    """Number of matching jobs that could not be retried: their unique key is taken, or their expire_time has passed."""
+    more: _builtins.bool
+    """More jobs match: call again, with this `until_time`."""
+    @_builtins.property
+    def until_time(self) -> _timestamp_pb2.Timestamp:
+        """The time that limits which jobs are retried."""
+
+    def __init__(
+        self,
+        *,
+        retried: _builtins.int = ...,
+        skipped: _builtins.int = ...,
+        more: _builtins.bool = ...,
+        until_time: _timestamp_pb2.Timestamp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["until_time", b"until_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["more", b"more", "retried", b"retried", "skipped", b"skipped", "until_time", b"until_time"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___BatchRetryJobsResponse: _TypeAlias = BatchRetryJobsResponse  # noqa: Y015
+
+@_typing.final
+class WatchJobsRequest(_message.Message):
+    """The jobs to watch. An empty field does not filter."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class LabelsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    JOB_IDS_FIELD_NUMBER: _builtins.int
+    LABELS_FIELD_NUMBER: _builtins.int
+    CURSOR_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_INTERVAL_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """Jobs of this task."""
+    cursor: _builtins.str
+    """Resume after the message with this cursor. Empty: start with all matching jobs that are not final. With `job_ids`,
+    final ones are sent as well.
+    """
+    @_builtins.property
+    def job_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """These jobs; at most 1 000."""
+
+    @_builtins.property
+    def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Jobs with all of these labels; at most 8."""
+
+    @_builtins.property
+    def heartbeat_interval(self) -> _duration_pb2.Duration:
+        """Send a heartbeat after this time without another message, 1 s to 60 s. Unset: 10 s."""
+
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        job_ids: _abc.Iterable[_builtins.str] | None = ...,
+        labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        cursor: _builtins.str = ...,
+        heartbeat_interval: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["heartbeat_interval", b"heartbeat_interval"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cursor", b"cursor", "heartbeat_interval", b"heartbeat_interval", "job_ids", b"job_ids", "labels", b"labels", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___WatchJobsRequest: _TypeAlias = WatchJobsRequest  # noqa: Y015
+
+@_typing.final
+class WatchJobsResponse(_message.Message):
+    """A job, or an event of the stream."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class CaughtUp(_message.Message):
+        """The end of the jobs that matched at the start."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        def __init__(
+            self,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    CURSOR_FIELD_NUMBER: _builtins.int
+    JOB_FIELD_NUMBER: _builtins.int
+    PRUNED_JOB_ID_FIELD_NUMBER: _builtins.int
+    HEARTBEAT_FIELD_NUMBER: _builtins.int
+    CAUGHT_UP_FIELD_NUMBER: _builtins.int
+    cursor: _builtins.str
+    """The position after this message: pass it to resume here. Empty until `caught_up`. Opaque, as that of a log."""
+    pruned_job_id: _builtins.str
+    """Id of a job that was pruned."""
+    @_builtins.property
+    def job(self) -> Global___Job:
+        """A job as it is now, without its spec. Changes in quick succession may be sent as one; the last one is always
+        sent.
+        """
+
+    @_builtins.property
+    def heartbeat(self) -> Global___LogHeartbeat:
+        """No changes."""
+
+    @_builtins.property
+    def caught_up(self) -> Global___WatchJobsResponse.CaughtUp:
+        """All jobs that matched at the start of the call were sent; changes follow."""
+
+    def __init__(
+        self,
+        *,
+        cursor: _builtins.str = ...,
+        job: Global___Job | None = ...,
+        pruned_job_id: _builtins.str = ...,
+        heartbeat: Global___LogHeartbeat | None = ...,
+        caught_up: Global___WatchJobsResponse.CaughtUp | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["caught_up", b"caught_up", "event", b"event", "heartbeat", b"heartbeat", "job", b"job", "pruned_job_id", b"pruned_job_id"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["caught_up", b"caught_up", "cursor", b"cursor", "event", b"event", "heartbeat", b"heartbeat", "job", b"job", "pruned_job_id", b"pruned_job_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["job", "pruned_job_id", "heartbeat", "caught_up"]  # noqa: Y015
+    _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
+
+Global___WatchJobsResponse: _TypeAlias = WatchJobsResponse  # noqa: Y015
 
 @_typing.final
 class GetExecutionRequest(_message.Message):
@@ -2042,6 +3631,81 @@ class ListTasksResponse(_message.Message):
 Global___ListTasksResponse: _TypeAlias = ListTasksResponse  # noqa: Y015
 
 @_typing.final
+class UpdateTaskRequest(_message.Message):
+    """The limits to set. A field that is not set stays as it is."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    MAX_RUNNING_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
+    MAX_STARTS_FIELD_NUMBER: _builtins.int
+    RATE_WINDOW_FIELD_NUMBER: _builtins.int
+    task_id: _builtins.str
+    """Required."""
+    max_running: _builtins.int
+    """Maximum number of executions of the task that run at a time, at least 0. Zero: no limit."""
+    paused: _builtins.bool
+    """Do not start queued executions."""
+    max_starts: _builtins.int
+    """Maximum number of starts within `rate_window`, at least 0. Zero: no limit."""
+    @_builtins.property
+    def rate_window(self) -> _duration_pb2.Duration:
+        """The window of `max_starts`, 1 s to 1 day. Required with `max_starts`."""
+
+    def __init__(
+        self,
+        *,
+        task_id: _builtins.str = ...,
+        max_running: _builtins.int | None = ...,
+        paused: _builtins.bool | None = ...,
+        max_starts: _builtins.int | None = ...,
+        rate_window: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_running", b"_max_running", "_max_starts", b"_max_starts", "_paused", b"_paused", "max_running", b"max_running", "max_starts", b"max_starts", "paused", b"paused", "rate_window", b"rate_window"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_running", b"_max_running", "_max_starts", b"_max_starts", "_paused", b"_paused", "max_running", b"max_running", "max_starts", b"max_starts", "paused", b"paused", "rate_window", b"rate_window", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__max_running: _TypeAlias = _typing.Literal["max_running"]  # noqa: Y015
+    _WhichOneofArgType__max_running: _TypeAlias = _typing.Literal["_max_running", b"_max_running"]  # noqa: Y015
+    _WhichOneofReturnType__max_starts: _TypeAlias = _typing.Literal["max_starts"]  # noqa: Y015
+    _WhichOneofArgType__max_starts: _TypeAlias = _typing.Literal["_max_starts", b"_max_starts"]  # noqa: Y015
+    _WhichOneofReturnType__paused: _TypeAlias = _typing.Literal["paused"]  # noqa: Y015
+    _WhichOneofArgType__paused: _TypeAlias = _typing.Literal["_paused", b"_paused"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_running) -> _WhichOneofReturnType__max_running | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__max_starts) -> _WhichOneofReturnType__max_starts | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__paused) -> _WhichOneofReturnType__paused | None: ...
+
+Global___UpdateTaskRequest: _TypeAlias = UpdateTaskRequest  # noqa: Y015
+
+@_typing.final
+class UpdateTaskResponse(_message.Message):
+    """The task with its limits."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TASK_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def task(self) -> Global___TaskSummary:
+        """The task."""
+
+    def __init__(
+        self,
+        *,
+        task: Global___TaskSummary | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["task", b"task"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___UpdateTaskResponse: _TypeAlias = UpdateTaskResponse  # noqa: Y015
+
+@_typing.final
 class ListHostsRequest(_message.Message):
     """-------------------------------------------------------------------------------------------------------- calls: hosts
 
@@ -2086,6 +3750,102 @@ class ListHostsResponse(_message.Message):
 Global___ListHostsResponse: _TypeAlias = ListHostsResponse  # noqa: Y015
 
 @_typing.final
+class DrainHostRequest(_message.Message):
+    """The host to drain."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    """Required. Name of the host."""
+    note: _builtins.str
+    """Who drains the host and why; one line of at most 256 characters."""
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+        note: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host", "note", b"note"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainHostRequest: _TypeAlias = DrainHostRequest  # noqa: Y015
+
+@_typing.final
+class DrainHostResponse(_message.Message):
+    """The drained host."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def host(self) -> Global___EngineHost:
+        """The host."""
+
+    def __init__(
+        self,
+        *,
+        host: Global___EngineHost | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["host", b"host"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DrainHostResponse: _TypeAlias = DrainHostResponse  # noqa: Y015
+
+@_typing.final
+class ResumeHostRequest(_message.Message):
+    """The host to resume."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    host: _builtins.str
+    """Required. Name of the host."""
+    def __init__(
+        self,
+        *,
+        host: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeHostRequest: _TypeAlias = ResumeHostRequest  # noqa: Y015
+
+@_typing.final
+class ResumeHostResponse(_message.Message):
+    """The resumed host."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def host(self) -> Global___EngineHost:
+        """The host."""
+
+    def __init__(
+        self,
+        *,
+        host: Global___EngineHost | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["host", b"host"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host", b"host"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ResumeHostResponse: _TypeAlias = ResumeHostResponse  # noqa: Y015
+
+@_typing.final
 class GetServerInfoRequest(_message.Message):
     """------------------------------------------------------------------------------------------------------- calls: server
 
@@ -2124,6 +3884,7 @@ class GetServerInfoResponse(_message.Message):
     MAX_STREAMS_FIELD_NUMBER: _builtins.int
     KEEP_LOGS_FIELD_NUMBER: _builtins.int
     KEEP_JOBS_FIELD_NUMBER: _builtins.int
+    DEFAULT_HISTORY_FIELD_NUMBER: _builtins.int
     version: _builtins.str
     """Version of the server: "1.4.0"."""
     max_running: _builtins.int
@@ -2133,9 +3894,13 @@ class GetServerInfoResponse(_message.Message):
     max_request_bytes: _builtins.int
     """Maximum size of a request."""
     max_waiting: _builtins.int
-    """Maximum number of executions that are scheduled or queued. Beyond it, an enqueue is rejected: QUEUE_FULL."""
+    """Maximum number of executions that are scheduled or queued. Beyond it, an enqueue is rejected: QUEUE_FULL. Retries
+    and ticks of stored jobs are never rejected.
+    """
     max_streams: _builtins.int
     """Maximum number of open log streams."""
+    default_history: _builtins.int
+    """Number of executions that are kept of a job that is not final, unless its spec says otherwise."""
     @_builtins.property
     def start_time(self) -> _timestamp_pb2.Timestamp:
         """When this server process started."""
@@ -2180,10 +3945,11 @@ class GetServerInfoResponse(_message.Message):
         max_streams: _builtins.int = ...,
         keep_logs: _duration_pb2.Duration | None = ...,
         keep_jobs: _duration_pb2.Duration | None = ...,
+        default_history: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["default_timeout", b"default_timeout", "keep_jobs", b"keep_jobs", "keep_logs", b"keep_logs", "max_timeout", b"max_timeout", "start_time", b"start_time", "time", b"time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_timeout", b"default_timeout", "features", b"features", "keep_jobs", b"keep_jobs", "keep_logs", b"keep_logs", "max_log_bytes", b"max_log_bytes", "max_request_bytes", b"max_request_bytes", "max_running", b"max_running", "max_streams", b"max_streams", "max_timeout", b"max_timeout", "max_waiting", b"max_waiting", "start_time", b"start_time", "time", b"time", "version", b"version"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["default_history", b"default_history", "default_timeout", b"default_timeout", "features", b"features", "keep_jobs", b"keep_jobs", "keep_logs", b"keep_logs", "max_log_bytes", b"max_log_bytes", "max_request_bytes", b"max_request_bytes", "max_running", b"max_running", "max_streams", b"max_streams", "max_timeout", b"max_timeout", "max_waiting", b"max_waiting", "start_time", b"start_time", "time", b"time", "version", b"version"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -57,6 +57,56 @@ class JobServiceStub:
                 request_serializer=fastlane_dot_v1_dot_fastlane__pb2.StopJobRequest.SerializeToString,
                 response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.StopJobResponse.FromString,
                 _registered_method=True)
+        self.RetryJob = channel.unary_unary(
+                '/fastlane.v1.JobService/RetryJob',
+                request_serializer=fastlane_dot_v1_dot_fastlane__pb2.RetryJobRequest.SerializeToString,
+                response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.RetryJobResponse.FromString,
+                _registered_method=True)
+        self.ReplaceJob = channel.unary_unary(
+                '/fastlane.v1.JobService/ReplaceJob',
+                request_serializer=fastlane_dot_v1_dot_fastlane__pb2.ReplaceJobRequest.SerializeToString,
+                response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.ReplaceJobResponse.FromString,
+                _registered_method=True)
+        self.PauseSchedule = channel.unary_unary(
+                '/fastlane.v1.JobService/PauseSchedule',
+                request_serializer=fastlane_dot_v1_dot_fastlane__pb2.PauseScheduleRequest.SerializeToString,
+                response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.PauseScheduleResponse.FromString,
+                _registered_method=True)
+        self.ResumeSchedule = channel.unary_unary(
+                '/fastlane.v1.JobService/ResumeSchedule',
+                request_serializer=fastlane_dot_v1_dot_fastlane__pb2.ResumeScheduleRequest.SerializeToString,
+                response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.ResumeScheduleResponse.FromString,
+                _registered_method=True)
+        self.PreviewSchedule = channel.unary_unary(
+                '/fastlane.v1.JobService/PreviewSchedule',
+                request_serializer=fastlane_dot_v1_dot_fastlane__pb2.PreviewScheduleRequest.SerializeToString,
+                response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.PreviewScheduleResponse.FromString,
+                _registered_method=True)
+        self.BatchEnqueueJobs = channel.unary_unary(
+                '/fastlane.v1.JobService/BatchEnqueueJobs',
+                request_serializer=fastlane_dot_v1_dot_fastlane__pb2.BatchEnqueueJobsRequest.SerializeToString,
+                response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.BatchEnqueueJobsResponse.FromString,
+                _registered_method=True)
+        self.BatchStopJobs = channel.unary_unary(
+                '/fastlane.v1.JobService/BatchStopJobs',
+                request_serializer=fastlane_dot_v1_dot_fastlane__pb2.BatchStopJobsRequest.SerializeToString,
+                response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.BatchStopJobsResponse.FromString,
+                _registered_method=True)
+        self.BatchRetryJobs = channel.unary_unary(
+                '/fastlane.v1.JobService/BatchRetryJobs',
+                request_serializer=fastlane_dot_v1_dot_fastlane__pb2.BatchRetryJobsRequest.SerializeToString,
+                response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.BatchRetryJobsResponse.FromString,
+                _registered_method=True)
+        self.WatchJobs = channel.unary_stream(
+                '/fastlane.v1.JobService/WatchJobs',
+                request_serializer=fastlane_dot_v1_dot_fastlane__pb2.WatchJobsRequest.SerializeToString,
+                response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.WatchJobsResponse.FromString,
+                _registered_method=True)
+        self.StreamJobLogs = channel.unary_stream(
+                '/fastlane.v1.JobService/StreamJobLogs',
+                request_serializer=fastlane_dot_v1_dot_fastlane__pb2.StreamJobLogsRequest.SerializeToString,
+                response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.StreamJobLogsResponse.FromString,
+                _registered_method=True)
 
 
 class JobServiceServicer:
@@ -93,10 +143,100 @@ class JobServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StopJob(self, request, context):
-        """Ends the job. When the call returns, the job's execution is stopping (signal, grace period, SIGKILL), or, if it was
-        scheduled or queued, the execution and the job are final. No further execution starts. A repeated stop, or a stop
-        of a final job, changes nothing and returns OK; one exception: a second stop with a shorter grace period shortens
-        it. NOT_FOUND, JOB_NOT_FOUND.
+        """Ends the job. When the call returns, the job's executions are stopping (signal, grace period, SIGKILL), or, where
+        they were scheduled or queued, they and the job are final. Retries and the schedule are over: no further execution
+        starts. A repeated stop, or a stop of a final job, changes nothing and returns OK; one exception: a second stop
+        with a shorter grace period shortens it. NOT_FOUND, JOB_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetryJob(self, request, context):
+        """Starts one more run of a final job, now. Its schedule, if it had one, stays over. The retries of the new run are
+        counted anew. The same `request_id` again starts nothing more. NOT_FOUND, JOB_NOT_FOUND. FAILED_PRECONDITION,
+        JOB_NOT_FINAL: the job has not ended; JOB_EXPIRED: its expire_time has passed. ALREADY_EXISTS, UNIQUE_KEY_TAKEN:
+        another job holds its unique key.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReplaceJob(self, request, context):
+        """Creates the job under the caller's id, or replaces everything that an existing job is to do: its spec, its schedule
+        and its retries. A running execution continues as it was started; an execution that has not started is replaced.
+        A final job starts anew. ABORTED, JOB_CHANGED: `etag` is set and the job has another one. Safe to repeat: a request
+        that equals the current spec changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PauseSchedule(self, request, context):
+        """Stops the ticks of a schedule, until ResumeSchedule. A running execution continues. Pausing a paused schedule
+        changes nothing and returns OK. NOT_FOUND, JOB_NOT_FOUND. FAILED_PRECONDITION, NO_SCHEDULE: the job has no
+        schedule, or its schedule is over.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeSchedule(self, request, context):
+        """Continues a paused schedule with its next tick after now; ticks during the pause are not made up for. Resuming a
+        schedule that is not paused changes nothing and returns OK. Errors as for PauseSchedule.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def PreviewSchedule(self, request, context):
+        """Returns the next times of a schedule. Stores nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchEnqueueJobs(self, request, context):
+        """Enqueues up to 1 000 jobs in one transaction. Every request has its own result, in the same order: one invalid
+        request does not reject the others. OK even if every request was rejected. An error of the whole call (for example
+        DISK_FULL) means that no job was stored. Give every request a `request_id` to make the call safe to repeat.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchStopJobs(self, request, context):
+        """Stops the jobs that match the filter and are not final, oldest first, at most 1 000 in one call. Repeat the call
+        until `more` is false.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def BatchRetryJobs(self, request, context):
+        """Retries the final jobs that match the filter, as RetryJob does, in the order in which they ended, at most 1 000 in
+        one call. Jobs that ended after `until_time` are not retried, so that repeating the call until `more` is false
+        retries each job once, however fast it fails again.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def WatchJobs(self, request, context):
+        """Streams jobs: first those that match now and are not final, then every change of a matching job. Resumable by
+        cursor, also after a restart of the server. OUT_OF_RANGE, CURSOR_TOO_OLD: changes that old are not kept; call again
+        without a cursor. INVALID_ARGUMENT, CURSOR_INVALID. UNAVAILABLE, SERVER_STOPPING. RESOURCE_EXHAUSTED,
+        TOO_MANY_STREAMS.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StreamJobLogs(self, request, context):
+        """Streams the logs of a job's executions, one after another: retries and later runs follow by themselves. Starts at
+        the first attempt of the newest run. The last message of a complete stream is `job_end`; the status is OK if and
+        only if it was sent. A job with a schedule is final only when the schedule is over or the job is stopped. Rules and
+        errors otherwise as for StreamExecutionLogs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -124,6 +264,56 @@ def add_JobServiceServicer_to_server(servicer, server):
                     servicer.StopJob,
                     request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.StopJobRequest.FromString,
                     response_serializer=fastlane_dot_v1_dot_fastlane__pb2.StopJobResponse.SerializeToString,
+            ),
+            'RetryJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetryJob,
+                    request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.RetryJobRequest.FromString,
+                    response_serializer=fastlane_dot_v1_dot_fastlane__pb2.RetryJobResponse.SerializeToString,
+            ),
+            'ReplaceJob': grpc.unary_unary_rpc_method_handler(
+                    servicer.ReplaceJob,
+                    request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.ReplaceJobRequest.FromString,
+                    response_serializer=fastlane_dot_v1_dot_fastlane__pb2.ReplaceJobResponse.SerializeToString,
+            ),
+            'PauseSchedule': grpc.unary_unary_rpc_method_handler(
+                    servicer.PauseSchedule,
+                    request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.PauseScheduleRequest.FromString,
+                    response_serializer=fastlane_dot_v1_dot_fastlane__pb2.PauseScheduleResponse.SerializeToString,
+            ),
+            'ResumeSchedule': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeSchedule,
+                    request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.ResumeScheduleRequest.FromString,
+                    response_serializer=fastlane_dot_v1_dot_fastlane__pb2.ResumeScheduleResponse.SerializeToString,
+            ),
+            'PreviewSchedule': grpc.unary_unary_rpc_method_handler(
+                    servicer.PreviewSchedule,
+                    request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.PreviewScheduleRequest.FromString,
+                    response_serializer=fastlane_dot_v1_dot_fastlane__pb2.PreviewScheduleResponse.SerializeToString,
+            ),
+            'BatchEnqueueJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchEnqueueJobs,
+                    request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.BatchEnqueueJobsRequest.FromString,
+                    response_serializer=fastlane_dot_v1_dot_fastlane__pb2.BatchEnqueueJobsResponse.SerializeToString,
+            ),
+            'BatchStopJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchStopJobs,
+                    request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.BatchStopJobsRequest.FromString,
+                    response_serializer=fastlane_dot_v1_dot_fastlane__pb2.BatchStopJobsResponse.SerializeToString,
+            ),
+            'BatchRetryJobs': grpc.unary_unary_rpc_method_handler(
+                    servicer.BatchRetryJobs,
+                    request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.BatchRetryJobsRequest.FromString,
+                    response_serializer=fastlane_dot_v1_dot_fastlane__pb2.BatchRetryJobsResponse.SerializeToString,
+            ),
+            'WatchJobs': grpc.unary_stream_rpc_method_handler(
+                    servicer.WatchJobs,
+                    request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.WatchJobsRequest.FromString,
+                    response_serializer=fastlane_dot_v1_dot_fastlane__pb2.WatchJobsResponse.SerializeToString,
+            ),
+            'StreamJobLogs': grpc.unary_stream_rpc_method_handler(
+                    servicer.StreamJobLogs,
+                    request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.StreamJobLogsRequest.FromString,
+                    response_serializer=fastlane_dot_v1_dot_fastlane__pb2.StreamJobLogsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -247,6 +437,276 @@ class JobService:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def RetryJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fastlane.v1.JobService/RetryJob',
+            fastlane_dot_v1_dot_fastlane__pb2.RetryJobRequest.SerializeToString,
+            fastlane_dot_v1_dot_fastlane__pb2.RetryJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReplaceJob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fastlane.v1.JobService/ReplaceJob',
+            fastlane_dot_v1_dot_fastlane__pb2.ReplaceJobRequest.SerializeToString,
+            fastlane_dot_v1_dot_fastlane__pb2.ReplaceJobResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PauseSchedule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fastlane.v1.JobService/PauseSchedule',
+            fastlane_dot_v1_dot_fastlane__pb2.PauseScheduleRequest.SerializeToString,
+            fastlane_dot_v1_dot_fastlane__pb2.PauseScheduleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeSchedule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fastlane.v1.JobService/ResumeSchedule',
+            fastlane_dot_v1_dot_fastlane__pb2.ResumeScheduleRequest.SerializeToString,
+            fastlane_dot_v1_dot_fastlane__pb2.ResumeScheduleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PreviewSchedule(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fastlane.v1.JobService/PreviewSchedule',
+            fastlane_dot_v1_dot_fastlane__pb2.PreviewScheduleRequest.SerializeToString,
+            fastlane_dot_v1_dot_fastlane__pb2.PreviewScheduleResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchEnqueueJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fastlane.v1.JobService/BatchEnqueueJobs',
+            fastlane_dot_v1_dot_fastlane__pb2.BatchEnqueueJobsRequest.SerializeToString,
+            fastlane_dot_v1_dot_fastlane__pb2.BatchEnqueueJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchStopJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fastlane.v1.JobService/BatchStopJobs',
+            fastlane_dot_v1_dot_fastlane__pb2.BatchStopJobsRequest.SerializeToString,
+            fastlane_dot_v1_dot_fastlane__pb2.BatchStopJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def BatchRetryJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fastlane.v1.JobService/BatchRetryJobs',
+            fastlane_dot_v1_dot_fastlane__pb2.BatchRetryJobsRequest.SerializeToString,
+            fastlane_dot_v1_dot_fastlane__pb2.BatchRetryJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def WatchJobs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fastlane.v1.JobService/WatchJobs',
+            fastlane_dot_v1_dot_fastlane__pb2.WatchJobsRequest.SerializeToString,
+            fastlane_dot_v1_dot_fastlane__pb2.WatchJobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StreamJobLogs(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/fastlane.v1.JobService/StreamJobLogs',
+            fastlane_dot_v1_dot_fastlane__pb2.StreamJobLogsRequest.SerializeToString,
+            fastlane_dot_v1_dot_fastlane__pb2.StreamJobLogsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class ExecutionServiceStub:
     """Inspect, follow and stop executions. An execution is one container.
@@ -299,8 +759,8 @@ class ExecutionServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StopExecution(self, request, context):
-        """Stops this execution, as StopJob stops the current execution of a job. A stop of a final execution changes nothing
-        and returns OK. NOT_FOUND, EXECUTION_NOT_FOUND.
+        """Stops this execution. The job's schedule continues; the run has no further attempts. A job without a schedule ends
+        with it. A stop of a final execution changes nothing and returns OK. NOT_FOUND, EXECUTION_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -469,7 +929,8 @@ class ExecutionService:
 
 
 class TaskServiceStub:
-    """Inspect tasks, the names that group jobs. A task exists as long as one of its jobs is kept.
+    """Inspect and limit tasks, the names that group jobs. A task exists as long as one of its jobs is kept, or a limit is
+    set.
     """
 
     def __init__(self, channel):
@@ -488,14 +949,21 @@ class TaskServiceStub:
                 request_serializer=fastlane_dot_v1_dot_fastlane__pb2.ListTasksRequest.SerializeToString,
                 response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.ListTasksResponse.FromString,
                 _registered_method=True)
+        self.UpdateTask = channel.unary_unary(
+                '/fastlane.v1.TaskService/UpdateTask',
+                request_serializer=fastlane_dot_v1_dot_fastlane__pb2.UpdateTaskRequest.SerializeToString,
+                response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.UpdateTaskResponse.FromString,
+                _registered_method=True)
 
 
 class TaskServiceServicer:
-    """Inspect tasks, the names that group jobs. A task exists as long as one of its jobs is kept.
+    """Inspect and limit tasks, the names that group jobs. A task exists as long as one of its jobs is kept, or a limit is
+    set.
     """
 
     def GetTask(self, request, context):
-        """Returns one task and the number of its jobs. NOT_FOUND, TASK_NOT_FOUND: no job of the task is kept.
+        """Returns one task and the number of its jobs. NOT_FOUND, TASK_NOT_FOUND: no job of the task is kept, and no limit is
+        set.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -503,6 +971,14 @@ class TaskServiceServicer:
 
     def ListTasks(self, request, context):
         """Returns tasks in the order of their names. INVALID_ARGUMENT, PAGE_TOKEN_INVALID.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def UpdateTask(self, request, context):
+        """Sets the limits of a task, and pauses or resumes it. Fields that are not set stay as they are. A task without jobs
+        may be limited in advance. Running executions are not stopped. Limits are kept over restarts.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -521,6 +997,11 @@ def add_TaskServiceServicer_to_server(servicer, server):
                     request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.ListTasksRequest.FromString,
                     response_serializer=fastlane_dot_v1_dot_fastlane__pb2.ListTasksResponse.SerializeToString,
             ),
+            'UpdateTask': grpc.unary_unary_rpc_method_handler(
+                    servicer.UpdateTask,
+                    request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.UpdateTaskRequest.FromString,
+                    response_serializer=fastlane_dot_v1_dot_fastlane__pb2.UpdateTaskResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'fastlane.v1.TaskService', rpc_method_handlers)
@@ -530,7 +1011,8 @@ def add_TaskServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class TaskService:
-    """Inspect tasks, the names that group jobs. A task exists as long as one of its jobs is kept.
+    """Inspect and limit tasks, the names that group jobs. A task exists as long as one of its jobs is kept, or a limit is
+    set.
     """
 
     @staticmethod
@@ -587,9 +1069,36 @@ class TaskService:
             metadata,
             _registered_method=True)
 
+    @staticmethod
+    def UpdateTask(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fastlane.v1.TaskService/UpdateTask',
+            fastlane_dot_v1_dot_fastlane__pb2.UpdateTaskRequest.SerializeToString,
+            fastlane_dot_v1_dot_fastlane__pb2.UpdateTaskResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
 
 class HostServiceStub:
-    """Inspect hosts, the container engines that executions run on.
+    """Inspect, drain and resume hosts, the container engines that executions run on.
     """
 
     def __init__(self, channel):
@@ -603,14 +1112,40 @@ class HostServiceStub:
                 request_serializer=fastlane_dot_v1_dot_fastlane__pb2.ListHostsRequest.SerializeToString,
                 response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.ListHostsResponse.FromString,
                 _registered_method=True)
+        self.DrainHost = channel.unary_unary(
+                '/fastlane.v1.HostService/DrainHost',
+                request_serializer=fastlane_dot_v1_dot_fastlane__pb2.DrainHostRequest.SerializeToString,
+                response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.DrainHostResponse.FromString,
+                _registered_method=True)
+        self.ResumeHost = channel.unary_unary(
+                '/fastlane.v1.HostService/ResumeHost',
+                request_serializer=fastlane_dot_v1_dot_fastlane__pb2.ResumeHostRequest.SerializeToString,
+                response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.ResumeHostResponse.FromString,
+                _registered_method=True)
 
 
 class HostServiceServicer:
-    """Inspect hosts, the container engines that executions run on.
+    """Inspect, drain and resume hosts, the container engines that executions run on.
     """
 
     def ListHosts(self, request, context):
         """Returns every host, in the order of the configuration. The list is not paged.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DrainHost(self, request, context):
+        """Assigns no further executions to a host; running ones continue. Kept over restarts. Draining a drained host changes
+        nothing and returns OK. NOT_FOUND, HOST_NOT_FOUND.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ResumeHost(self, request, context):
+        """Assigns executions to a drained host again, and closes its circuit. A host that is in use stays so: OK. NOT_FOUND,
+        HOST_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -624,6 +1159,16 @@ def add_HostServiceServicer_to_server(servicer, server):
                     request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.ListHostsRequest.FromString,
                     response_serializer=fastlane_dot_v1_dot_fastlane__pb2.ListHostsResponse.SerializeToString,
             ),
+            'DrainHost': grpc.unary_unary_rpc_method_handler(
+                    servicer.DrainHost,
+                    request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.DrainHostRequest.FromString,
+                    response_serializer=fastlane_dot_v1_dot_fastlane__pb2.DrainHostResponse.SerializeToString,
+            ),
+            'ResumeHost': grpc.unary_unary_rpc_method_handler(
+                    servicer.ResumeHost,
+                    request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.ResumeHostRequest.FromString,
+                    response_serializer=fastlane_dot_v1_dot_fastlane__pb2.ResumeHostResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'fastlane.v1.HostService', rpc_method_handlers)
@@ -633,7 +1178,7 @@ def add_HostServiceServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class HostService:
-    """Inspect hosts, the container engines that executions run on.
+    """Inspect, drain and resume hosts, the container engines that executions run on.
     """
 
     @staticmethod
@@ -653,6 +1198,60 @@ class HostService:
             '/fastlane.v1.HostService/ListHosts',
             fastlane_dot_v1_dot_fastlane__pb2.ListHostsRequest.SerializeToString,
             fastlane_dot_v1_dot_fastlane__pb2.ListHostsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DrainHost(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fastlane.v1.HostService/DrainHost',
+            fastlane_dot_v1_dot_fastlane__pb2.DrainHostRequest.SerializeToString,
+            fastlane_dot_v1_dot_fastlane__pb2.DrainHostResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ResumeHost(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fastlane.v1.HostService/ResumeHost',
+            fastlane_dot_v1_dot_fastlane__pb2.ResumeHostRequest.SerializeToString,
+            fastlane_dot_v1_dot_fastlane__pb2.ResumeHostResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -12,10 +12,11 @@ Terms.
     smallest one.
   * Job: one enqueue.
   * Execution: one container.
-  * Run: one reason to start an execution (the enqueue, a tick of a schedule, a manual retry). Attempt: one try
-    within a run. In this version every job has one run of one attempt.
+  * Run: one reason to start (the enqueue, a tick of a schedule, a manual retry). Attempt: one try within a run.
+    Every attempt is an execution of its own, with its own log.
+  * Tick: a time at which a schedule (`JobSpec.cron`) starts a run.
   * Slot: the capacity for one execution on a host.
-  * Final: never changes again.
+  * Final: ended. A final execution never changes again. A final job changes only by RetryJob and ReplaceJob.
 
 Rules for every call.
   * The zero value of every request field is the sensible default. An empty response field means "no" or "not yet",
@@ -92,10 +93,59 @@ class JobServiceStub:
     PAGE_TOKEN_INVALID.
     """
     StopJob: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.StopJobRequest, _fastlane_pb2.StopJobResponse]
-    """Ends the job. When the call returns, the job's execution is stopping (signal, grace period, SIGKILL), or, if it was
-    scheduled or queued, the execution and the job are final. No further execution starts. A repeated stop, or a stop
-    of a final job, changes nothing and returns OK; one exception: a second stop with a shorter grace period shortens
-    it. NOT_FOUND, JOB_NOT_FOUND.
+    """Ends the job. When the call returns, the job's executions are stopping (signal, grace period, SIGKILL), or, where
+    they were scheduled or queued, they and the job are final. Retries and the schedule are over: no further execution
+    starts. A repeated stop, or a stop of a final job, changes nothing and returns OK; one exception: a second stop
+    with a shorter grace period shortens it. NOT_FOUND, JOB_NOT_FOUND.
+    """
+    RetryJob: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.RetryJobRequest, _fastlane_pb2.RetryJobResponse]
+    """Starts one more run of a final job, now. Its schedule, if it had one, stays over. The retries of the new run are
+    counted anew. The same `request_id` again starts nothing more. NOT_FOUND, JOB_NOT_FOUND. FAILED_PRECONDITION,
+    JOB_NOT_FINAL: the job has not ended; JOB_EXPIRED: its expire_time has passed. ALREADY_EXISTS, UNIQUE_KEY_TAKEN:
+    another job holds its unique key.
+    """
+    ReplaceJob: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.ReplaceJobRequest, _fastlane_pb2.ReplaceJobResponse]
+    """Creates the job under the caller's id, or replaces everything that an existing job is to do: its spec, its schedule
+    and its retries. A running execution continues as it was started; an execution that has not started is replaced.
+    A final job starts anew. ABORTED, JOB_CHANGED: `etag` is set and the job has another one. Safe to repeat: a request
+    that equals the current spec changes nothing.
+    """
+    PauseSchedule: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.PauseScheduleRequest, _fastlane_pb2.PauseScheduleResponse]
+    """Stops the ticks of a schedule, until ResumeSchedule. A running execution continues. Pausing a paused schedule
+    changes nothing and returns OK. NOT_FOUND, JOB_NOT_FOUND. FAILED_PRECONDITION, NO_SCHEDULE: the job has no
+    schedule, or its schedule is over.
+    """
+    ResumeSchedule: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.ResumeScheduleRequest, _fastlane_pb2.ResumeScheduleResponse]
+    """Continues a paused schedule with its next tick after now; ticks during the pause are not made up for. Resuming a
+    schedule that is not paused changes nothing and returns OK. Errors as for PauseSchedule.
+    """
+    PreviewSchedule: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.PreviewScheduleRequest, _fastlane_pb2.PreviewScheduleResponse]
+    """Returns the next times of a schedule. Stores nothing."""
+    BatchEnqueueJobs: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.BatchEnqueueJobsRequest, _fastlane_pb2.BatchEnqueueJobsResponse]
+    """Enqueues up to 1 000 jobs in one transaction. Every request has its own result, in the same order: one invalid
+    request does not reject the others. OK even if every request was rejected. An error of the whole call (for example
+    DISK_FULL) means that no job was stored. Give every request a `request_id` to make the call safe to repeat.
+    """
+    BatchStopJobs: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.BatchStopJobsRequest, _fastlane_pb2.BatchStopJobsResponse]
+    """Stops the jobs that match the filter and are not final, oldest first, at most 1 000 in one call. Repeat the call
+    until `more` is false.
+    """
+    BatchRetryJobs: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.BatchRetryJobsRequest, _fastlane_pb2.BatchRetryJobsResponse]
+    """Retries the final jobs that match the filter, as RetryJob does, in the order in which they ended, at most 1 000 in
+    one call. Jobs that ended after `until_time` are not retried, so that repeating the call until `more` is false
+    retries each job once, however fast it fails again.
+    """
+    WatchJobs: _grpc.UnaryStreamMultiCallable[_fastlane_pb2.WatchJobsRequest, _fastlane_pb2.WatchJobsResponse]
+    """Streams jobs: first those that match now and are not final, then every change of a matching job. Resumable by
+    cursor, also after a restart of the server. OUT_OF_RANGE, CURSOR_TOO_OLD: changes that old are not kept; call again
+    without a cursor. INVALID_ARGUMENT, CURSOR_INVALID. UNAVAILABLE, SERVER_STOPPING. RESOURCE_EXHAUSTED,
+    TOO_MANY_STREAMS.
+    """
+    StreamJobLogs: _grpc.UnaryStreamMultiCallable[_fastlane_pb2.StreamJobLogsRequest, _fastlane_pb2.StreamJobLogsResponse]
+    """Streams the logs of a job's executions, one after another: retries and later runs follow by themselves. Starts at
+    the first attempt of the newest run. The last message of a complete stream is `job_end`; the status is OK if and
+    only if it was sent. A job with a schedule is final only when the schedule is over or the job is stopped. Rules and
+    errors otherwise as for StreamExecutionLogs.
     """
 
 @_typing.type_check_only
@@ -121,10 +171,59 @@ class JobServiceAsyncStub(JobServiceStub):
     PAGE_TOKEN_INVALID.
     """
     StopJob: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.StopJobRequest, _fastlane_pb2.StopJobResponse]  # type: ignore[assignment]
-    """Ends the job. When the call returns, the job's execution is stopping (signal, grace period, SIGKILL), or, if it was
-    scheduled or queued, the execution and the job are final. No further execution starts. A repeated stop, or a stop
-    of a final job, changes nothing and returns OK; one exception: a second stop with a shorter grace period shortens
-    it. NOT_FOUND, JOB_NOT_FOUND.
+    """Ends the job. When the call returns, the job's executions are stopping (signal, grace period, SIGKILL), or, where
+    they were scheduled or queued, they and the job are final. Retries and the schedule are over: no further execution
+    starts. A repeated stop, or a stop of a final job, changes nothing and returns OK; one exception: a second stop
+    with a shorter grace period shortens it. NOT_FOUND, JOB_NOT_FOUND.
+    """
+    RetryJob: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.RetryJobRequest, _fastlane_pb2.RetryJobResponse]  # type: ignore[assignment]
+    """Starts one more run of a final job, now. Its schedule, if it had one, stays over. The retries of the new run are
+    counted anew. The same `request_id` again starts nothing more. NOT_FOUND, JOB_NOT_FOUND. FAILED_PRECONDITION,
+    JOB_NOT_FINAL: the job has not ended; JOB_EXPIRED: its expire_time has passed. ALREADY_EXISTS, UNIQUE_KEY_TAKEN:
+    another job holds its unique key.
+    """
+    ReplaceJob: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.ReplaceJobRequest, _fastlane_pb2.ReplaceJobResponse]  # type: ignore[assignment]
+    """Creates the job under the caller's id, or replaces everything that an existing job is to do: its spec, its schedule
+    and its retries. A running execution continues as it was started; an execution that has not started is replaced.
+    A final job starts anew. ABORTED, JOB_CHANGED: `etag` is set and the job has another one. Safe to repeat: a request
+    that equals the current spec changes nothing.
+    """
+    PauseSchedule: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.PauseScheduleRequest, _fastlane_pb2.PauseScheduleResponse]  # type: ignore[assignment]
+    """Stops the ticks of a schedule, until ResumeSchedule. A running execution continues. Pausing a paused schedule
+    changes nothing and returns OK. NOT_FOUND, JOB_NOT_FOUND. FAILED_PRECONDITION, NO_SCHEDULE: the job has no
+    schedule, or its schedule is over.
+    """
+    ResumeSchedule: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.ResumeScheduleRequest, _fastlane_pb2.ResumeScheduleResponse]  # type: ignore[assignment]
+    """Continues a paused schedule with its next tick after now; ticks during the pause are not made up for. Resuming a
+    schedule that is not paused changes nothing and returns OK. Errors as for PauseSchedule.
+    """
+    PreviewSchedule: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.PreviewScheduleRequest, _fastlane_pb2.PreviewScheduleResponse]  # type: ignore[assignment]
+    """Returns the next times of a schedule. Stores nothing."""
+    BatchEnqueueJobs: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.BatchEnqueueJobsRequest, _fastlane_pb2.BatchEnqueueJobsResponse]  # type: ignore[assignment]
+    """Enqueues up to 1 000 jobs in one transaction. Every request has its own result, in the same order: one invalid
+    request does not reject the others. OK even if every request was rejected. An error of the whole call (for example
+    DISK_FULL) means that no job was stored. Give every request a `request_id` to make the call safe to repeat.
+    """
+    BatchStopJobs: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.BatchStopJobsRequest, _fastlane_pb2.BatchStopJobsResponse]  # type: ignore[assignment]
+    """Stops the jobs that match the filter and are not final, oldest first, at most 1 000 in one call. Repeat the call
+    until `more` is false.
+    """
+    BatchRetryJobs: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.BatchRetryJobsRequest, _fastlane_pb2.BatchRetryJobsResponse]  # type: ignore[assignment]
+    """Retries the final jobs that match the filter, as RetryJob does, in the order in which they ended, at most 1 000 in
+    one call. Jobs that ended after `until_time` are not retried, so that repeating the call until `more` is false
+    retries each job once, however fast it fails again.
+    """
+    WatchJobs: _aio.UnaryStreamMultiCallable[_fastlane_pb2.WatchJobsRequest, _fastlane_pb2.WatchJobsResponse]  # type: ignore[assignment]
+    """Streams jobs: first those that match now and are not final, then every change of a matching job. Resumable by
+    cursor, also after a restart of the server. OUT_OF_RANGE, CURSOR_TOO_OLD: changes that old are not kept; call again
+    without a cursor. INVALID_ARGUMENT, CURSOR_INVALID. UNAVAILABLE, SERVER_STOPPING. RESOURCE_EXHAUSTED,
+    TOO_MANY_STREAMS.
+    """
+    StreamJobLogs: _aio.UnaryStreamMultiCallable[_fastlane_pb2.StreamJobLogsRequest, _fastlane_pb2.StreamJobLogsResponse]  # type: ignore[assignment]
+    """Streams the logs of a job's executions, one after another: retries and later runs follow by themselves. Starts at
+    the first attempt of the newest run. The last message of a complete stream is `job_end`; the status is OK if and
+    only if it was sent. A job with a schedule is final only when the schedule is over or the job is stopped. Rules and
+    errors otherwise as for StreamExecutionLogs.
     """
 
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -171,10 +270,119 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _fastlane_pb2.StopJobRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_fastlane_pb2.StopJobResponse, _abc.Awaitable[_fastlane_pb2.StopJobResponse]]:
-        """Ends the job. When the call returns, the job's execution is stopping (signal, grace period, SIGKILL), or, if it was
-        scheduled or queued, the execution and the job are final. No further execution starts. A repeated stop, or a stop
-        of a final job, changes nothing and returns OK; one exception: a second stop with a shorter grace period shortens
-        it. NOT_FOUND, JOB_NOT_FOUND.
+        """Ends the job. When the call returns, the job's executions are stopping (signal, grace period, SIGKILL), or, where
+        they were scheduled or queued, they and the job are final. Retries and the schedule are over: no further execution
+        starts. A repeated stop, or a stop of a final job, changes nothing and returns OK; one exception: a second stop
+        with a shorter grace period shortens it. NOT_FOUND, JOB_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def RetryJob(
+        self,
+        request: _fastlane_pb2.RetryJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fastlane_pb2.RetryJobResponse, _abc.Awaitable[_fastlane_pb2.RetryJobResponse]]:
+        """Starts one more run of a final job, now. Its schedule, if it had one, stays over. The retries of the new run are
+        counted anew. The same `request_id` again starts nothing more. NOT_FOUND, JOB_NOT_FOUND. FAILED_PRECONDITION,
+        JOB_NOT_FINAL: the job has not ended; JOB_EXPIRED: its expire_time has passed. ALREADY_EXISTS, UNIQUE_KEY_TAKEN:
+        another job holds its unique key.
+        """
+
+    @_abc_1.abstractmethod
+    def ReplaceJob(
+        self,
+        request: _fastlane_pb2.ReplaceJobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fastlane_pb2.ReplaceJobResponse, _abc.Awaitable[_fastlane_pb2.ReplaceJobResponse]]:
+        """Creates the job under the caller's id, or replaces everything that an existing job is to do: its spec, its schedule
+        and its retries. A running execution continues as it was started; an execution that has not started is replaced.
+        A final job starts anew. ABORTED, JOB_CHANGED: `etag` is set and the job has another one. Safe to repeat: a request
+        that equals the current spec changes nothing.
+        """
+
+    @_abc_1.abstractmethod
+    def PauseSchedule(
+        self,
+        request: _fastlane_pb2.PauseScheduleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fastlane_pb2.PauseScheduleResponse, _abc.Awaitable[_fastlane_pb2.PauseScheduleResponse]]:
+        """Stops the ticks of a schedule, until ResumeSchedule. A running execution continues. Pausing a paused schedule
+        changes nothing and returns OK. NOT_FOUND, JOB_NOT_FOUND. FAILED_PRECONDITION, NO_SCHEDULE: the job has no
+        schedule, or its schedule is over.
+        """
+
+    @_abc_1.abstractmethod
+    def ResumeSchedule(
+        self,
+        request: _fastlane_pb2.ResumeScheduleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fastlane_pb2.ResumeScheduleResponse, _abc.Awaitable[_fastlane_pb2.ResumeScheduleResponse]]:
+        """Continues a paused schedule with its next tick after now; ticks during the pause are not made up for. Resuming a
+        schedule that is not paused changes nothing and returns OK. Errors as for PauseSchedule.
+        """
+
+    @_abc_1.abstractmethod
+    def PreviewSchedule(
+        self,
+        request: _fastlane_pb2.PreviewScheduleRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fastlane_pb2.PreviewScheduleResponse, _abc.Awaitable[_fastlane_pb2.PreviewScheduleResponse]]:
+        """Returns the next times of a schedule. Stores nothing."""
+
+    @_abc_1.abstractmethod
+    def BatchEnqueueJobs(
+        self,
+        request: _fastlane_pb2.BatchEnqueueJobsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fastlane_pb2.BatchEnqueueJobsResponse, _abc.Awaitable[_fastlane_pb2.BatchEnqueueJobsResponse]]:
+        """Enqueues up to 1 000 jobs in one transaction. Every request has its own result, in the same order: one invalid
+        request does not reject the others. OK even if every request was rejected. An error of the whole call (for example
+        DISK_FULL) means that no job was stored. Give every request a `request_id` to make the call safe to repeat.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchStopJobs(
+        self,
+        request: _fastlane_pb2.BatchStopJobsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fastlane_pb2.BatchStopJobsResponse, _abc.Awaitable[_fastlane_pb2.BatchStopJobsResponse]]:
+        """Stops the jobs that match the filter and are not final, oldest first, at most 1 000 in one call. Repeat the call
+        until `more` is false.
+        """
+
+    @_abc_1.abstractmethod
+    def BatchRetryJobs(
+        self,
+        request: _fastlane_pb2.BatchRetryJobsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fastlane_pb2.BatchRetryJobsResponse, _abc.Awaitable[_fastlane_pb2.BatchRetryJobsResponse]]:
+        """Retries the final jobs that match the filter, as RetryJob does, in the order in which they ended, at most 1 000 in
+        one call. Jobs that ended after `until_time` are not retried, so that repeating the call until `more` is false
+        retries each job once, however fast it fails again.
+        """
+
+    @_abc_1.abstractmethod
+    def WatchJobs(
+        self,
+        request: _fastlane_pb2.WatchJobsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_fastlane_pb2.WatchJobsResponse], _abc.AsyncIterator[_fastlane_pb2.WatchJobsResponse]]:
+        """Streams jobs: first those that match now and are not final, then every change of a matching job. Resumable by
+        cursor, also after a restart of the server. OUT_OF_RANGE, CURSOR_TOO_OLD: changes that old are not kept; call again
+        without a cursor. INVALID_ARGUMENT, CURSOR_INVALID. UNAVAILABLE, SERVER_STOPPING. RESOURCE_EXHAUSTED,
+        TOO_MANY_STREAMS.
+        """
+
+    @_abc_1.abstractmethod
+    def StreamJobLogs(
+        self,
+        request: _fastlane_pb2.StreamJobLogsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_fastlane_pb2.StreamJobLogsResponse], _abc.AsyncIterator[_fastlane_pb2.StreamJobLogsResponse]]:
+        """Streams the logs of a job's executions, one after another: retries and later runs follow by themselves. Starts at
+        the first attempt of the newest run. The last message of a complete stream is `job_end`; the status is OK if and
+        only if it was sent. A job with a schedule is final only when the schedule is over or the job is stopped. Rules and
+        errors otherwise as for StreamExecutionLogs.
         """
 
 def add_JobServiceServicer_to_server(servicer: JobServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
@@ -191,8 +399,8 @@ class ExecutionServiceStub:
     ListExecutions: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.ListExecutionsRequest, _fastlane_pb2.ListExecutionsResponse]
     """Returns executions, newest first: of one job, of one task, or of all. INVALID_ARGUMENT, PAGE_TOKEN_INVALID."""
     StopExecution: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.StopExecutionRequest, _fastlane_pb2.StopExecutionResponse]
-    """Stops this execution, as StopJob stops the current execution of a job. A stop of a final execution changes nothing
-    and returns OK. NOT_FOUND, EXECUTION_NOT_FOUND.
+    """Stops this execution. The job's schedule continues; the run has no further attempts. A job without a schedule ends
+    with it. A stop of a final execution changes nothing and returns OK. NOT_FOUND, EXECUTION_NOT_FOUND.
     """
     StreamExecutionLogs: _grpc.UnaryStreamMultiCallable[_fastlane_pb2.StreamExecutionLogsRequest, _fastlane_pb2.StreamExecutionLogsResponse]
     """Streams the log of one execution: first the stored part, then new output, until the execution ends. The call works
@@ -219,8 +427,8 @@ class ExecutionServiceAsyncStub(ExecutionServiceStub):
     ListExecutions: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.ListExecutionsRequest, _fastlane_pb2.ListExecutionsResponse]  # type: ignore[assignment]
     """Returns executions, newest first: of one job, of one task, or of all. INVALID_ARGUMENT, PAGE_TOKEN_INVALID."""
     StopExecution: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.StopExecutionRequest, _fastlane_pb2.StopExecutionResponse]  # type: ignore[assignment]
-    """Stops this execution, as StopJob stops the current execution of a job. A stop of a final execution changes nothing
-    and returns OK. NOT_FOUND, EXECUTION_NOT_FOUND.
+    """Stops this execution. The job's schedule continues; the run has no further attempts. A job without a schedule ends
+    with it. A stop of a final execution changes nothing and returns OK. NOT_FOUND, EXECUTION_NOT_FOUND.
     """
     StreamExecutionLogs: _aio.UnaryStreamMultiCallable[_fastlane_pb2.StreamExecutionLogsRequest, _fastlane_pb2.StreamExecutionLogsResponse]  # type: ignore[assignment]
     """Streams the log of one execution: first the stored part, then new output, until the execution ends. The call works
@@ -262,8 +470,8 @@ class ExecutionServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _fastlane_pb2.StopExecutionRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_fastlane_pb2.StopExecutionResponse, _abc.Awaitable[_fastlane_pb2.StopExecutionResponse]]:
-        """Stops this execution, as StopJob stops the current execution of a job. A stop of a final execution changes nothing
-        and returns OK. NOT_FOUND, EXECUTION_NOT_FOUND.
+        """Stops this execution. The job's schedule continues; the run has no further attempts. A job without a schedule ends
+        with it. A stop of a final execution changes nothing and returns OK. NOT_FOUND, EXECUTION_NOT_FOUND.
         """
 
     @_abc_1.abstractmethod
@@ -289,29 +497,47 @@ class ExecutionServiceServicer(metaclass=_abc_1.ABCMeta):
 def add_ExecutionServiceServicer_to_server(servicer: ExecutionServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class TaskServiceStub:
-    """Inspect tasks, the names that group jobs. A task exists as long as one of its jobs is kept."""
+    """Inspect and limit tasks, the names that group jobs. A task exists as long as one of its jobs is kept, or a limit is
+    set.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> TaskServiceAsyncStub: ...
     GetTask: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.GetTaskRequest, _fastlane_pb2.GetTaskResponse]
-    """Returns one task and the number of its jobs. NOT_FOUND, TASK_NOT_FOUND: no job of the task is kept."""
+    """Returns one task and the number of its jobs. NOT_FOUND, TASK_NOT_FOUND: no job of the task is kept, and no limit is
+    set.
+    """
     ListTasks: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.ListTasksRequest, _fastlane_pb2.ListTasksResponse]
     """Returns tasks in the order of their names. INVALID_ARGUMENT, PAGE_TOKEN_INVALID."""
+    UpdateTask: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.UpdateTaskRequest, _fastlane_pb2.UpdateTaskResponse]
+    """Sets the limits of a task, and pauses or resumes it. Fields that are not set stay as they are. A task without jobs
+    may be limited in advance. Running executions are not stopped. Limits are kept over restarts.
+    """
 
 @_typing.type_check_only
 class TaskServiceAsyncStub(TaskServiceStub):
-    """Inspect tasks, the names that group jobs. A task exists as long as one of its jobs is kept."""
+    """Inspect and limit tasks, the names that group jobs. A task exists as long as one of its jobs is kept, or a limit is
+    set.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     GetTask: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.GetTaskRequest, _fastlane_pb2.GetTaskResponse]  # type: ignore[assignment]
-    """Returns one task and the number of its jobs. NOT_FOUND, TASK_NOT_FOUND: no job of the task is kept."""
+    """Returns one task and the number of its jobs. NOT_FOUND, TASK_NOT_FOUND: no job of the task is kept, and no limit is
+    set.
+    """
     ListTasks: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.ListTasksRequest, _fastlane_pb2.ListTasksResponse]  # type: ignore[assignment]
     """Returns tasks in the order of their names. INVALID_ARGUMENT, PAGE_TOKEN_INVALID."""
+    UpdateTask: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.UpdateTaskRequest, _fastlane_pb2.UpdateTaskResponse]  # type: ignore[assignment]
+    """Sets the limits of a task, and pauses or resumes it. Fields that are not set stay as they are. A task without jobs
+    may be limited in advance. Running executions are not stopped. Limits are kept over restarts.
+    """
 
 class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Inspect tasks, the names that group jobs. A task exists as long as one of its jobs is kept."""
+    """Inspect and limit tasks, the names that group jobs. A task exists as long as one of its jobs is kept, or a limit is
+    set.
+    """
 
     @_abc_1.abstractmethod
     def GetTask(
@@ -319,7 +545,9 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _fastlane_pb2.GetTaskRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_fastlane_pb2.GetTaskResponse, _abc.Awaitable[_fastlane_pb2.GetTaskResponse]]:
-        """Returns one task and the number of its jobs. NOT_FOUND, TASK_NOT_FOUND: no job of the task is kept."""
+        """Returns one task and the number of its jobs. NOT_FOUND, TASK_NOT_FOUND: no job of the task is kept, and no limit is
+        set.
+        """
 
     @_abc_1.abstractmethod
     def ListTasks(
@@ -329,10 +557,20 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_fastlane_pb2.ListTasksResponse, _abc.Awaitable[_fastlane_pb2.ListTasksResponse]]:
         """Returns tasks in the order of their names. INVALID_ARGUMENT, PAGE_TOKEN_INVALID."""
 
+    @_abc_1.abstractmethod
+    def UpdateTask(
+        self,
+        request: _fastlane_pb2.UpdateTaskRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fastlane_pb2.UpdateTaskResponse, _abc.Awaitable[_fastlane_pb2.UpdateTaskResponse]]:
+        """Sets the limits of a task, and pauses or resumes it. Fields that are not set stay as they are. A task without jobs
+        may be limited in advance. Running executions are not stopped. Limits are kept over restarts.
+        """
+
 def add_TaskServiceServicer_to_server(servicer: TaskServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class HostServiceStub:
-    """Inspect hosts, the container engines that executions run on."""
+    """Inspect, drain and resume hosts, the container engines that executions run on."""
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -340,17 +578,33 @@ class HostServiceStub:
     def __new__(cls, channel: _aio.Channel) -> HostServiceAsyncStub: ...
     ListHosts: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.ListHostsRequest, _fastlane_pb2.ListHostsResponse]
     """Returns every host, in the order of the configuration. The list is not paged."""
+    DrainHost: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.DrainHostRequest, _fastlane_pb2.DrainHostResponse]
+    """Assigns no further executions to a host; running ones continue. Kept over restarts. Draining a drained host changes
+    nothing and returns OK. NOT_FOUND, HOST_NOT_FOUND.
+    """
+    ResumeHost: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.ResumeHostRequest, _fastlane_pb2.ResumeHostResponse]
+    """Assigns executions to a drained host again, and closes its circuit. A host that is in use stays so: OK. NOT_FOUND,
+    HOST_NOT_FOUND.
+    """
 
 @_typing.type_check_only
 class HostServiceAsyncStub(HostServiceStub):
-    """Inspect hosts, the container engines that executions run on."""
+    """Inspect, drain and resume hosts, the container engines that executions run on."""
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     ListHosts: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.ListHostsRequest, _fastlane_pb2.ListHostsResponse]  # type: ignore[assignment]
     """Returns every host, in the order of the configuration. The list is not paged."""
+    DrainHost: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.DrainHostRequest, _fastlane_pb2.DrainHostResponse]  # type: ignore[assignment]
+    """Assigns no further executions to a host; running ones continue. Kept over restarts. Draining a drained host changes
+    nothing and returns OK. NOT_FOUND, HOST_NOT_FOUND.
+    """
+    ResumeHost: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.ResumeHostRequest, _fastlane_pb2.ResumeHostResponse]  # type: ignore[assignment]
+    """Assigns executions to a drained host again, and closes its circuit. A host that is in use stays so: OK. NOT_FOUND,
+    HOST_NOT_FOUND.
+    """
 
 class HostServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Inspect hosts, the container engines that executions run on."""
+    """Inspect, drain and resume hosts, the container engines that executions run on."""
 
     @_abc_1.abstractmethod
     def ListHosts(
@@ -359,6 +613,26 @@ class HostServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_fastlane_pb2.ListHostsResponse, _abc.Awaitable[_fastlane_pb2.ListHostsResponse]]:
         """Returns every host, in the order of the configuration. The list is not paged."""
+
+    @_abc_1.abstractmethod
+    def DrainHost(
+        self,
+        request: _fastlane_pb2.DrainHostRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fastlane_pb2.DrainHostResponse, _abc.Awaitable[_fastlane_pb2.DrainHostResponse]]:
+        """Assigns no further executions to a host; running ones continue. Kept over restarts. Draining a drained host changes
+        nothing and returns OK. NOT_FOUND, HOST_NOT_FOUND.
+        """
+
+    @_abc_1.abstractmethod
+    def ResumeHost(
+        self,
+        request: _fastlane_pb2.ResumeHostRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fastlane_pb2.ResumeHostResponse, _abc.Awaitable[_fastlane_pb2.ResumeHostResponse]]:
+        """Assigns executions to a drained host again, and closes its circuit. A host that is in use stays so: OK. NOT_FOUND,
+        HOST_NOT_FOUND.
+        """
 
 def add_HostServiceServicer_to_server(servicer: HostServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
