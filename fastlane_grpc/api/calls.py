@@ -4,7 +4,7 @@ A transport reads the request by `RequestParser`, makes the call, and looks erro
 
 from importlib.metadata import version
 
-from fastlane_grpc.api import converters
+from fastlane_grpc.api import converters, times
 from fastlane_grpc.api.log_stream import Send, StreamEncoding
 from fastlane_grpc.api.page_response import messages_of_page
 from fastlane_grpc.api.service import Service
@@ -38,6 +38,29 @@ class Calls:
         waiting = self._service.waiting_of_each()
         jobs, token = await messages_of_page(page, lambda job: self._job(job, waiting))
         return pb.ListJobsResponse(jobs=jobs, next_page_token=token)
+
+    async def retry_job(self, request: pb.RetryJobRequest) -> pb.RetryJobResponse:
+        job, existing = await self._service.retry(request.job_id, request.request_id)
+        return pb.RetryJobResponse(job=self._job(job, self._service.waiting), existing=existing)
+
+    async def replace_job(self, request: pb.ReplaceJobRequest, *, caller_address: str) -> pb.ReplaceJobResponse:
+        job, created = await self._service.replace(*converters.read_replace(request, caller_address))
+        return pb.ReplaceJobResponse(job=self._job(job, self._service.waiting), created=created)
+
+    async def pause_schedule(self, request: pb.PauseScheduleRequest) -> pb.PauseScheduleResponse:
+        job = await self._service.pause_schedule(request.job_id)
+        return pb.PauseScheduleResponse(job=self._job(job, self._service.waiting))
+
+    async def resume_schedule(self, request: pb.ResumeScheduleRequest) -> pb.ResumeScheduleResponse:
+        job = await self._service.resume_schedule(request.job_id)
+        return pb.ResumeScheduleResponse(job=self._job(job, self._service.waiting))
+
+    async def preview_schedule(self, request: pb.PreviewScheduleRequest) -> pb.PreviewScheduleResponse:
+        ticks, description = self._service.preview(*converters.read_preview(request))
+        response = pb.PreviewScheduleResponse(description=description)
+        for tick in ticks:
+            times.write_time(response.times.add(), tick)
+        return response
 
     # ---- ExecutionService
 
@@ -87,17 +110,17 @@ class Calls:
         settings = self._service.settings
         return pb.GetServerInfoResponse(
             version=version("fastlane-grpc"),
-            start_time=converters.timestamp(self._service.start_time),
-            time=converters.timestamp(utc_now()),
+            start_time=times.timestamp(self._service.start_time),
+            time=times.timestamp(utc_now()),
             max_running=settings.max_running,
-            max_timeout=converters.duration(settings.max_timeout),
-            default_timeout=converters.duration(settings.default_timeout),
+            max_timeout=times.duration(settings.max_timeout),
+            default_timeout=times.duration(settings.default_timeout),
             max_log_bytes=settings.max_log_bytes,
             max_request_bytes=settings.max_request_bytes,
             max_streams=settings.max_streams,
             max_waiting=settings.max_waiting,
-            keep_logs=converters.duration(settings.keep_logs),
-            keep_jobs=converters.duration(settings.keep_jobs),
+            keep_logs=times.duration(settings.keep_logs),
+            keep_jobs=times.duration(settings.keep_jobs),
         )
 
     async def prune(self, request: pb.PruneRequest) -> pb.PruneResponse:

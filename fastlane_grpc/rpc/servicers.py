@@ -29,6 +29,21 @@ class JobServicer:
     async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
         return await self._calls.list_jobs(request)
 
+    async def RetryJob(self, request: pb.RetryJobRequest, context: Context) -> pb.RetryJobResponse:
+        return await self._calls.retry_job(request)
+
+    async def ReplaceJob(self, request: pb.ReplaceJobRequest, context: Context) -> pb.ReplaceJobResponse:
+        return await self._calls.replace_job(request, caller_address=context.peer())
+
+    async def PauseSchedule(self, request: pb.PauseScheduleRequest, context: Context) -> pb.PauseScheduleResponse:
+        return await self._calls.pause_schedule(request)
+
+    async def ResumeSchedule(self, request: pb.ResumeScheduleRequest, context: Context) -> pb.ResumeScheduleResponse:
+        return await self._calls.resume_schedule(request)
+
+    async def PreviewSchedule(self, request: pb.PreviewScheduleRequest, context: Context) -> pb.PreviewScheduleResponse:
+        return await self._calls.preview_schedule(request)
+
 
 class ExecutionServicer:
     """fastlane.v1.ExecutionService"""

@@ -1,7 +1,8 @@
 """Tasks, jobs and executions on disk. What was answered is committed and synced; it survives whatever is killed."""
 
-from fastlane_grpc.store.enqueue import Quota
+from fastlane_grpc.store.enqueue import Quota, first_job
 from fastlane_grpc.store.health import StoreHealth
+from fastlane_grpc.store.job_changes import etag_of
 from fastlane_grpc.store.lists import ExecutionQuery, JobQuery, Page, Position
 from fastlane_grpc.store.pending import Pending
 from fastlane_grpc.store.pruning import Count, PruneCandidate, PruneCursor, PruneQuery, RetentionTotals
@@ -21,4 +22,6 @@ __all__ = [
     "RetentionTotals",
     "Store",
     "StoreHealth",
+    "etag_of",
+    "first_job",
 ]
