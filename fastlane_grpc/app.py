@@ -25,7 +25,7 @@ from fastlane_grpc.machine.open_files import OpenFiles, raise_limit
 from fastlane_grpc.model import Execution
 from fastlane_grpc.retention import Retention, RetentionLimits
 from fastlane_grpc.rpc.server import RpcServer
-from fastlane_grpc.store import Quota, Store, StoreHealth
+from fastlane_grpc.store import Quota, Rules, Store, StoreHealth
 from fastlane_grpc.supervisor import Supervisor
 from fastlane_grpc.wakeup import Wakeup
 
@@ -318,6 +318,7 @@ def _open_store(
             loop=loop,
             quota=quota,
             secret_names=settings.secret_names,
+            rules=Rules(default_history=settings.default_history),
             on_failure=failed,
             supervisor=supervisor,
         )

@@ -15,7 +15,7 @@ from fastlane_grpc.schedule import Following, Next, after, settled_by
 from fastlane_grpc.store import Pending, Store
 from fastlane_grpc.store.database import open_for_reading, open_for_writing
 from fastlane_grpc.store.due import Promotion
-from fastlane_grpc.store.job_state import After
+from fastlane_grpc.store.job_state import After, Rules
 from fastlane_grpc.store.readers import Readers
 from fastlane_grpc.store.writer import Writer
 from tests.fakes import Announcements, FakeGone, FakeHost, FakeRunner
@@ -61,7 +61,7 @@ class Bench:
         db = open_for_writing(self.path)
         db.execute("PRAGMA busy_timeout = 0")
         writer = Writer(db, self.path, loop=loop, on_commit=self._committed, retry_seconds=0.01)
-        self.store = CountingStore(writer, Readers(self.path, loop=loop), instance="", now=clock, after=after)
+        self.store = CountingStore(writer, Readers(self.path, loop=loop), instance="", now=clock, rules=Rules(after))
         self.host = FakeHost()
         self.runner = FakeRunner(self.store, self.host, hold=hold)
         self.dispatcher = Dispatcher(

@@ -23,7 +23,7 @@ from fastlane_grpc.schedule import Following, Next, after, settled_by
 from fastlane_grpc.store import JobQuery, PruneQuery, Quota, Store
 from fastlane_grpc.store.database import open_for_reading, open_for_writing
 from fastlane_grpc.store.due import expire, handle_ticks, next_time, promote
-from fastlane_grpc.store.job_state import After
+from fastlane_grpc.store.job_state import After, Rules
 from fastlane_grpc.store.readers import Readers
 from fastlane_grpc.store.writer import Writer
 from tests.store_checks import check_jobs, check_lines
@@ -56,7 +56,7 @@ class MovedStore:
         self.commits: list[Sequence[Execution]] = []
         writer = Writer(open_for_writing(self.path), self.path, loop=loop, on_commit=self.commits.append)
         self.store = Store(
-            writer, Readers(self.path, loop=loop), instance="", now=lambda: self.now, after=after, quota=quota
+            writer, Readers(self.path, loop=loop), instance="", now=lambda: self.now, rules=Rules(after), quota=quota
         )
         self._reading = open_for_reading(self.path)
 
@@ -490,6 +490,7 @@ from pathlib import Path
 from fastlane_grpc.model import JobSpec, Outcome, State
 from fastlane_grpc.schedule import Following, Next
 from fastlane_grpc.store import Store
+from fastlane_grpc.store.job_state import Rules
 from fastlane_grpc.store.database import open_for_writing
 from fastlane_grpc.store.readers import Readers
 from fastlane_grpc.store.writer import Writer, Written
@@ -505,7 +506,7 @@ def opened(directory):
         Readers(path, loop=loop),
         instance="",
         now=lambda: NOW,
-        after=lambda job, ended, now, **others: Following(Next(now + timedelta(hours=1), 1, 2)),
+        rules=Rules(lambda job, ended, now, **others: Following(Next(now + timedelta(hours=1), 1, 2))),
     )
 
 def die_at(number):
@@ -569,6 +570,7 @@ from fastlane_grpc.store.database import open_for_writing
 from fastlane_grpc.store.readers import Readers
 from fastlane_grpc.store.writer import Writer
 from fastlane_grpc.store import Store
+from fastlane_grpc.store.job_state import Rules
 
 def after(job, ended, now, **others):
     if ended.attempt == 3:
@@ -579,7 +581,7 @@ async def main():
     path = Path(sys.argv[1]) / "fastlane.db"
     loop = asyncio.get_running_loop()
     writer = Writer(open_for_writing(path), path, loop=loop, on_commit=lambda executions: None)
-    store = Store(writer, Readers(path, loop=loop), instance="", after=after)
+    store = Store(writer, Readers(path, loop=loop), instance="", rules=Rules(after))
 
     async def caller(task_id):
         while True:
@@ -665,7 +667,11 @@ def steps_of_a_look(directory: Path, count: int) -> int:
 
     now = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=20)
     db.set_progress_handler(counted, 100)
-    found = (expire(db, now, ALL, after)[0], promote(db, now, ALL, after)[0], handle_ticks(db, now, ALL, after)[0])
+    found = (
+        expire(db, now, ALL, Rules())[0],
+        promote(db, now, ALL, Rules())[0],
+        handle_ticks(db, now, ALL, Rules())[0],
+    )
     next_time(db)
     db.set_progress_handler(None, 0)
     db.execute("ROLLBACK")

@@ -11,6 +11,9 @@ from fastlane_grpc.api.service import Service
 from fastlane_grpc.model import Job, utc_now
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
+# Beyond the first release; GetServerInfo names them.
+FEATURES = ("cron", "retries")
+
 
 class Calls:
     """All calls, by the names of their methods in snake case. Lives on the loop."""
@@ -121,6 +124,8 @@ class Calls:
             max_waiting=settings.max_waiting,
             keep_logs=times.duration(settings.keep_logs),
             keep_jobs=times.duration(settings.keep_jobs),
+            default_history=settings.default_history,
+            features=FEATURES,
         )
 
     async def prune(self, request: pb.PruneRequest) -> pb.PruneResponse:

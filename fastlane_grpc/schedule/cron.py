@@ -25,7 +25,11 @@ ALIASES = {
 _FIELDS = ("minute", "hour", "day of month", "month", "day of week")
 _RANGES = ("0 to 59", "0 to 23", "1 to 31", "1 to 12 or jan to dec", "0 to 7 or sun to sat")
 # The library has more than Debian's cron: L, LW and #. They are rejected, as is whatever else is not in the contract.
-_TERM = re.compile(r"(\*|[0-9a-z]{1,3}(-[0-9a-z]{1,3})?)(/[0-9]{1,3})?", re.IGNORECASE)
+_NAMES = ("", "", "", "|jan|feb|mar|apr|may|jun|jul|aug|sep|oct|nov|dec", "|sun|mon|tue|wed|thu|fri|sat")
+_TERMS = [
+    re.compile(rf"(\*|(?:[0-9]{{1,2}}{names})(-(?:[0-9]{{1,2}}{names}))?)(/[0-9]{{1,3}})?", re.IGNORECASE | re.ASCII)
+    for names in _NAMES
+]
 _MAX_EXPRESSION = 256
 _MOMENT = timedelta(microseconds=1)
 # Ticks beyond this year are not looked for: dates end at 9999, and the search must not run into that end.
@@ -121,8 +125,8 @@ def plain_expression(expression: str) -> str:
         raise CronInvalid(
             "expression", f"has {len(fields)} fields; it must have five: minute, hour, day of month, month, day of week"
         )
-    for name, allowed, field in zip(_FIELDS, _RANGES, fields, strict=True):
-        if not all(_TERM.fullmatch(term) for term in field.split(",")):
+    for name, allowed, field, term in zip(_FIELDS, _RANGES, fields, _TERMS, strict=True):
+        if not all(map(term.fullmatch, field.split(","))):
             raise CronInvalid(
                 "expression", f"the {name} {field!r} must be *, {allowed}, or lists, ranges and steps of it"
             )

@@ -3,6 +3,7 @@
 from fastlane_grpc.store.enqueue import Quota, first_job
 from fastlane_grpc.store.health import StoreHealth
 from fastlane_grpc.store.job_changes import etag_of
+from fastlane_grpc.store.job_state import Rules
 from fastlane_grpc.store.lists import ExecutionQuery, JobQuery, Page, Position
 from fastlane_grpc.store.pending import Pending
 from fastlane_grpc.store.pruning import Count, PruneCandidate, PruneCursor, PruneQuery, RetentionTotals
@@ -20,6 +21,7 @@ __all__ = [
     "PruneQuery",
     "Quota",
     "RetentionTotals",
+    "Rules",
     "Store",
     "StoreHealth",
     "etag_of",

@@ -11,7 +11,7 @@ from fastlane_grpc import schedule
 from fastlane_grpc.model import Execution, Hold, Job, State
 from fastlane_grpc.schedule import TickAction, expired_from
 from fastlane_grpc.store.database import Connection
-from fastlane_grpc.store.job_state import After, follow, insert_next, settle, write_schedule
+from fastlane_grpc.store.job_state import Rules, follow, insert_next, settle, write_schedule
 from fastlane_grpc.store.queries import job_of, open_executions
 from fastlane_grpc.store.rows import EXECUTION, execution_from, microseconds_since_epoch, time_from
 from fastlane_grpc.store.stops import stop_open_executions
@@ -25,7 +25,7 @@ class Promotion(NamedTuple):
     next_time: datetime | None
 
 
-def expire(db: Connection, now: datetime, limit: int, after: After) -> tuple[int, list[Execution]]:
+def expire(db: Connection, now: datetime, limit: int, rules: Rules) -> tuple[int, list[Execution]]:
     """End executions whose expire_time has passed as EXPIRED. Return how many these were, and what changed."""
     # Fetched to the end: COMMIT fails while a RETURNING has rows that nobody took.
     rows = db.execute(
@@ -44,11 +44,11 @@ def expire(db: Connection, now: datetime, limit: int, after: After) -> tuple[int
         {"now": microseconds_since_epoch(now), "limit": limit},
     ).fetchall()
     expired = [execution_from(row) for row in rows]
-    following = [each for execution in expired for each in settle(db, execution, now, after)]
+    following = [each for execution in expired for each in settle(db, execution, now, rules)]
     return len(expired), [*expired, *following]
 
 
-def promote(db: Connection, now: datetime, limit: int, after: After) -> tuple[int, list[Execution]]:
+def promote(db: Connection, now: datetime, limit: int, rules: Rules) -> tuple[int, list[Execution]]:
     """Queue executions that are due, in the order of their due times. To be called after `expire`. Return how many were
     due, and what changed."""
     values = {"now": microseconds_since_epoch(now), "limit": limit}
@@ -65,19 +65,19 @@ def promote(db: Connection, now: datetime, limit: int, after: After) -> tuple[in
     for row in found:
         execution = execution_from(row)
         if execution.tick_time and execution.attempt == 1:
-            changed += _start_run(db, execution, now, after)
+            changed += _start_run(db, execution, now, rules)
         else:
             changed.append(_queue(db, execution, now))
     return len(found), changed
 
 
-def handle_ticks(db: Connection, now: datetime, limit: int, after: After) -> tuple[int, list[Execution]]:
+def handle_ticks(db: Connection, now: datetime, limit: int, rules: Rules) -> tuple[int, list[Execution]]:
     """Handle the ticks of schedules that came during a run. Return how many jobs had one, and what changed."""
     found = db.execute(
         "SELECT job_id FROM jobs INDEXED BY jobs_tick WHERE tick_time <= ? ORDER BY tick_time LIMIT ?",
         (microseconds_since_epoch(now), limit),
     ).fetchall()
-    return len(found), [each for (job_id,) in found for each in _handle_tick(db, job_of(db, job_id), now, after)]
+    return len(found), [each for (job_id,) in found for each in _handle_tick(db, job_of(db, job_id), now, rules)]
 
 
 def next_time(db: Connection) -> datetime | None:
@@ -108,7 +108,7 @@ def _queue(db: Connection, execution: Execution, now: datetime) -> Execution:
     return queued
 
 
-def _start_run(db: Connection, execution: Execution, now: datetime, after: After) -> list[Execution]:
+def _start_run(db: Connection, execution: Execution, now: datetime, rules: Rules) -> list[Execution]:
     """Handle the tick that an execution was scheduled for: queue it, or schedule it for another tick."""
     due = schedule.due(job_of(db, execution.job_id), execution, now)
     write_schedule(db, execution.job_id, due.schedule, due.next_tick_time)
@@ -124,7 +124,7 @@ def _start_run(db: Connection, execution: Execution, now: datetime, after: After
             """,
             values,
         )
-        return [missed, *settle(db, missed, now, after)]
+        return [missed, *settle(db, missed, now, rules)]
     moved = _updated(
         db,
         "UPDATE executions SET tick_time = :tick_time, due_time = :due_time WHERE execution_id = :id",
@@ -137,16 +137,16 @@ def _start_run(db: Connection, execution: Execution, now: datetime, after: After
     return [_queue(db, moved, now) if due.due_time <= now else moved]
 
 
-def _handle_tick(db: Connection, job: Job, now: datetime, after: After) -> list[Execution]:
+def _handle_tick(db: Connection, job: Job, now: datetime, rules: Rules) -> list[Execution]:
     open_ones = open_executions(db, job.id)
     action, tick_time, state, next_tick_time = schedule.tick(job, len(open_ones), now)
     write_schedule(db, job.id, state, next_tick_time)
     if action is TickAction.START:
-        return [insert_next(db, job, schedule.Next(now, tick_time=tick_time), now, started=True)]
+        return [insert_next(db, job, schedule.Next(now, tick_time=tick_time), now, rules, started=True)]
     if action is TickAction.REPLACE:
         assert job.spec is not None, "read with the job"
         note = f"replaced by the run of {tick_time:%Y-%m-%dT%H:%M:%SZ}"
-        return stop_open_executions(db, job.id, now=now, grace=job.spec.grace, note=note, after=after)
+        return stop_open_executions(db, job.id, now=now, grace=job.spec.grace, note=note, rules=rules)
     return []
 
 

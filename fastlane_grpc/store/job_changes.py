@@ -18,7 +18,7 @@ from fastlane_grpc.model import Execution, Hold, Job, JobSpec, State
 from fastlane_grpc.schedule import Next, Ticks, first, resumed
 from fastlane_grpc.store.database import Connection
 from fastlane_grpc.store.enqueue import Quota, keep_labels, key_holders
-from fastlane_grpc.store.job_state import After, insert_next, reopen, settle, write_schedule
+from fastlane_grpc.store.job_state import Rules, insert_next, reopen, settle, write_schedule
 from fastlane_grpc.store.queries import job_of, open_executions
 from fastlane_grpc.store.rows import EXECUTION, execution_from, microseconds_since_epoch, spec_bytes
 from fastlane_grpc.store.stops import withdraw
@@ -30,7 +30,7 @@ def etag_of(job: Job) -> str:
 
 
 def retry_job(
-    db: Connection, job_id: str, *, request_id: str, now: datetime, quota: Quota
+    db: Connection, job_id: str, *, request_id: str, now: datetime, quota: Quota, rules: Rules
 ) -> tuple[Job, bool, list[Execution]]:
     """Start one more run of a final job. Return the job, whether the request_id was known, and what changed.
 
@@ -50,12 +50,12 @@ def retry_job(
     if request_id:
         db.execute("INSERT INTO job_retries (job_id, request_id) VALUES (?, ?)", (job_id, request_id))
     reopen(db, job_id)
-    execution = insert_next(db, job, Next(now), now)
+    execution = insert_next(db, job, Next(now), now, rules)
     return job_of(db, job_id), False, [execution]
 
 
 def replace_job(
-    db: Connection, job_id: str, *, task_id: str, spec: JobSpec, etag: str, now: datetime, quota: Quota
+    db: Connection, job_id: str, *, task_id: str, spec: JobSpec, etag: str, now: datetime, quota: Quota, rules: Rules
 ) -> tuple[Job, list[Execution]]:
     """Replace the spec of a stored job. Return the job, and what changed. A spec that is equal changes nothing.
 
@@ -83,7 +83,7 @@ def replace_job(
         tick_time = Ticks(spec.cron, expire_time=spec.expire_time).after(following.schedule.handled_time)
         write_schedule(db, job_id, following.schedule, tick_time)
         return job_of(db, job_id), changed
-    changed.append(insert_next(db, replaced, following.next, now))
+    changed.append(insert_next(db, replaced, following.next, now, rules))
     return job_of(db, job_id), changed
 
 
@@ -106,7 +106,7 @@ def pause_schedule(db: Connection, job_id: str, *, now: datetime) -> tuple[Job, 
     return job_of(db, job_id), [execution_from(row) for row in held]
 
 
-def resume_schedule(db: Connection, job_id: str, *, now: datetime, after: After) -> tuple[Job, list[Execution]]:
+def resume_schedule(db: Connection, job_id: str, *, now: datetime, rules: Rules) -> tuple[Job, list[Execution]]:
     """Resume the paused schedule of a job. Return the job, and what changed. JobNotFound, NoSchedule."""
     job = _job_with_schedule(db, job_id)
     assert job.schedule is not None, "the job has a schedule"
@@ -121,7 +121,7 @@ def resume_schedule(db: Connection, job_id: str, *, now: datetime, after: After)
     if next_run is None:
         # No tick is left.
         withdrawn = withdraw(db, held[0].id, now=now, note="the schedule was over when it was resumed")
-        changed = [withdrawn, *settle(db, withdrawn, now, after)] if withdrawn else []
+        changed = [withdrawn, *settle(db, withdrawn, now, rules)] if withdrawn else []
         return job_of(db, job_id), changed
     assert next_run.tick_time is not None, "a schedule runs at ticks"
     rows = db.execute(

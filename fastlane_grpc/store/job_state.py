@@ -6,10 +6,10 @@ it."""
 
 from collections.abc import Callable
 from datetime import datetime
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 from fastlane_grpc.model import Execution, Hold, Job, JobSpec, ScheduleState, State, Times, new_id
-from fastlane_grpc.schedule import Final, Following, Next, waiting_state
+from fastlane_grpc.schedule import Final, Following, Next, after, waiting_state
 from fastlane_grpc.store.database import Connection
 from fastlane_grpc.store.enqueue import insert_execution
 from fastlane_grpc.store.queries import job_of, open_executions, own_spec
@@ -25,8 +25,13 @@ from fastlane_grpc.store.rows import (
 # Decides what follows an execution that has ended: called as `schedule.after` is.
 After: TypeAlias = Callable[..., Following]
 
-# The history of a job whose spec does not say how long it is.
-DEFAULT_HISTORY = 100
+
+class Rules(NamedTuple):
+    """What the store decides by: what follows an execution, and the history of a job whose spec does not say how long it
+    is."""
+
+    after: After = after
+    default_history: int = 100
 
 
 def follow(db: Connection, execution: Execution) -> None:
@@ -49,18 +54,18 @@ def follow_claim(db: Connection, execution: Execution) -> JobSpec:
     return own_spec(execution, spec_from(found[0][0]))
 
 
-def settle(db: Connection, ended: Execution, now: datetime, after: After) -> list[Execution]:
+def settle(db: Connection, ended: Execution, now: datetime, rules: Rules) -> list[Execution]:
     """Write what follows the end of an execution. Return the next execution of the job, if there is one."""
     job = job_of(db, ended.job_id)
     if job.state.final:
         return []
     others = open_executions(db, job.id) if job.executions > 1 else []
     superseded = bool(job.revision > 1 and _was_replaced(db, ended.id))
-    following = after(job, ended, now, others_open=bool(others), superseded=superseded)
+    following = rules.after(job, ended, now, others_open=bool(others), superseded=superseded)
     if following.schedule != job.schedule:
         write_schedule(db, job.id, following.schedule, job.tick_time)
     if following.next:
-        return [insert_next(db, job, following.next, now)]
+        return [insert_next(db, job, following.next, now, rules)]
     if others:
         # Whichever of them is the newest one now.
         _point_at(db, others[0])
@@ -69,7 +74,9 @@ def settle(db: Connection, ended: Execution, now: datetime, after: After) -> lis
     return _end(db, job, following.final, ended.id, now)
 
 
-def insert_next(db: Connection, job: Job, following: Next, now: datetime, *, started: bool = False) -> Execution:
+def insert_next(
+    db: Connection, job: Job, following: Next, now: datetime, rules: Rules, *, started: bool = False
+) -> Execution:
     """Insert the next execution of a job, and make it the current one. `started`: its tick was handled already."""
     assert job.spec is not None, "read with the job"
     due_time = max(following.due_time, now)
@@ -99,7 +106,7 @@ def insert_next(db: Connection, job: Job, following: Next, now: datetime, *, sta
         """,
         (execution.state, execution.id, execution.run, waits_for_tick, job.id),
     )
-    mark_excess(db, job.id, job.spec.history or DEFAULT_HISTORY)
+    mark_excess(db, job.id, job.spec.history or rules.default_history)
     return execution
 
 

@@ -5,37 +5,37 @@ from datetime import datetime, timedelta
 
 from fastlane_grpc.model import Execution, Hold, Job, Reason, State, StopCause
 from fastlane_grpc.store.database import Connection
-from fastlane_grpc.store.job_state import After, follow, note_stop, settle
+from fastlane_grpc.store.job_state import Rules, follow, note_stop, settle
 from fastlane_grpc.store.queries import assignment_of, execution_of, job_of, open_executions, spec_of
 from fastlane_grpc.store.rows import EXECUTION, execution_from, microseconds_of, microseconds_since_epoch
 
 
 def stop_job(
-    db: Connection, job_id: str, *, now: datetime, grace: timedelta | None, note: str, after: After
+    db: Connection, job_id: str, *, now: datetime, grace: timedelta | None, note: str, rules: Rules
 ) -> tuple[Job, list[Execution]]:
     """Stop the job and all its open executions. Return the job, and the executions that changed. JobNotFound."""
     its_grace = spec_of(db, job_id).grace if grace is None else grace
     note_stop(db, job_id, now)
-    changed = stop_open_executions(db, job_id, now=now, grace=its_grace, note=note, after=after)
+    changed = stop_open_executions(db, job_id, now=now, grace=its_grace, note=note, rules=rules)
     return job_of(db, job_id), changed
 
 
 def stop_open_executions(
-    db: Connection, job_id: str, *, now: datetime, grace: timedelta, note: str, after: After
+    db: Connection, job_id: str, *, now: datetime, grace: timedelta, note: str, rules: Rules
 ) -> list[Execution]:
     """Stop the executions of a job that are not final. Return those that changed."""
     changed: list[Execution] = []
     for execution in open_executions(db, job_id):
-        changed += _stop(db, execution.id, now, grace, note, after)
+        changed += _stop(db, execution.id, now, grace, note, rules)
     return changed
 
 
 def stop_execution(
-    db: Connection, execution_id: str, *, now: datetime, grace: timedelta | None, note: str, after: After
+    db: Connection, execution_id: str, *, now: datetime, grace: timedelta | None, note: str, rules: Rules
 ) -> tuple[Execution, list[Execution]]:
     """Stop exactly this execution. Return it, and the executions that changed. ExecutionNotFound."""
     its_grace = assignment_of(db, execution_id).spec.grace if grace is None else grace
-    changed = _stop(db, execution_id, now, its_grace, note, after)
+    changed = _stop(db, execution_id, now, its_grace, note, rules)
     return execution_of(db, execution_id), changed
 
 
@@ -46,12 +46,12 @@ def withdraw(db: Connection, execution_id: str, *, now: datetime, note: str) -> 
 
 
 def _stop(
-    db: Connection, execution_id: str, now: datetime, grace: timedelta, note: str, after: After
+    db: Connection, execution_id: str, now: datetime, grace: timedelta, note: str, rules: Rules
 ) -> list[Execution]:
     """Stop an execution. Return the executions that changed."""
     order = _order(execution_id, now, grace, note)
     if execution := _stop_unclaimed(db, order):
-        return [execution, *settle(db, execution, now, after)]
+        return [execution, *settle(db, execution, now, rules)]
     if execution := _stop_claimed(db, order):
         follow(db, execution)
         return [execution]

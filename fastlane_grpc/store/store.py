@@ -21,13 +21,12 @@ from fastlane_grpc.model import (
     Task,
     utc_now,
 )
-from fastlane_grpc.schedule import after
 from fastlane_grpc.store import due, pruning
 from fastlane_grpc.store.database import Connection, open_for_reading, open_for_writing
 from fastlane_grpc.store.due import Promotion
 from fastlane_grpc.store.enqueue import DEFAULT_SECRET_NAMES, NO_QUOTA, Enqueue, Quota
 from fastlane_grpc.store.job_changes import pause_schedule, replace_job, resume_schedule, retry_job
-from fastlane_grpc.store.job_state import After, follow, follow_claim, settle
+from fastlane_grpc.store.job_state import Rules, follow, follow_claim, settle
 from fastlane_grpc.store.lists import ExecutionQuery, JobQuery, Page, page_of_executions, page_of_jobs, page_of_tasks
 from fastlane_grpc.store.pending import Pending
 from fastlane_grpc.store.pruning import Count, PruneCandidate, PruneCursor, PruneQuery, RetentionTotals
@@ -76,6 +75,7 @@ class Store:
         loop: asyncio.AbstractEventLoop,
         quota: Quota | None = None,
         secret_names: SecretNames = DEFAULT_SECRET_NAMES,
+        rules: Rules = Rules(),
         on_failure: Callable[[], None] = lambda: None,
         supervisor: Supervisor = ALONE,
     ) -> Self:
@@ -109,7 +109,7 @@ class Store:
             readers.close()
             db.close()
             raise
-        return cls(writer, readers, instance=instance, quota=quota, secret_names=secret_names)
+        return cls(writer, readers, instance=instance, quota=quota, secret_names=secret_names, rules=rules)
 
     def __init__(
         self,
@@ -120,15 +120,14 @@ class Store:
         now: Callable[[], datetime] = utc_now,
         quota: Quota | None = None,
         secret_names: SecretNames = DEFAULT_SECRET_NAMES,
-        after: After = after,
+        rules: Rules = Rules(),
     ) -> None:
         self._writer = writer
         self._readers = readers
         self._now = now
         self._quota = quota or NO_QUOTA
         self._secret_names = secret_names
-        # What follows the end of an execution.
-        self._after = after
+        self._rules = rules
         self.instance = instance
 
     def close(self, timeout: float | None = None) -> None:
@@ -165,7 +164,7 @@ class Store:
 
         def stop_holder(db: Connection, holder: str, successor: str) -> list[Execution]:
             note = f"replaced by job {successor}, which has the same unique key"
-            return stop_job(db, holder, now=now, grace=None, note=note, after=self._after)[1]
+            return stop_job(db, holder, now=now, grace=None, note=note, rules=self._rules)[1]
 
         return Enqueue(
             task_id,
@@ -192,7 +191,7 @@ class Store:
 
         def work(db: Connection) -> Written[Job]:
             now = carried_out_since or self._now()
-            return Written(*stop_job(db, job_id, now=now, grace=grace, note=note, after=self._after))
+            return Written(*stop_job(db, job_id, now=now, grace=grace, note=note, rules=self._rules))
 
         return self._writer.write_until_stored(work) if carried_out_since else self._writer.write(work, vital=True)
 
@@ -203,7 +202,7 @@ class Store:
 
         def work(db: Connection) -> Written[Execution]:
             now = carried_out_since or self._now()
-            return Written(*stop_execution(db, execution_id, now=now, grace=grace, note=note, after=self._after))
+            return Written(*stop_execution(db, execution_id, now=now, grace=grace, note=note, rules=self._rules))
 
         return self._writer.write_until_stored(work) if carried_out_since else self._writer.write(work, vital=True)
 
@@ -213,7 +212,9 @@ class Store:
         JobNotFound, JobNotFinal, JobExpired, UniqueKeyTaken, QueueFull, DiskFull."""
 
         def work(db: Connection) -> Written[tuple[Job, bool]]:
-            job, existing, changed = retry_job(db, job_id, request_id=request_id, now=self._now(), quota=self._quota)
+            job, existing, changed = retry_job(
+                db, job_id, request_id=request_id, now=self._now(), quota=self._quota, rules=self._rules
+            )
             return Written((job, existing), changed)
 
         return self._writer.write(work)
@@ -246,7 +247,7 @@ class Store:
             if refusal and job.spec != spec:
                 raise refusal
             job, changed = replace_job(
-                db, job_id, task_id=task_id, spec=spec, etag=etag, now=self._now(), quota=self._quota
+                db, job_id, task_id=task_id, spec=spec, etag=etag, now=self._now(), quota=self._quota, rules=self._rules
             )
             return Written((job, False), changed)
 
@@ -258,7 +259,7 @@ class Store:
 
     def resume_schedule(self, job_id: str) -> Pending[Job]:
         """Continue a paused schedule with its next tick. JobNotFound, NoSchedule."""
-        return self._writer.write(lambda db: Written(*resume_schedule(db, job_id, now=self._now(), after=self._after)))
+        return self._writer.write(lambda db: Written(*resume_schedule(db, job_id, now=self._now(), rules=self._rules)))
 
     def job(self, job_id: str) -> Pending[Job]:
         """Return the job. JobNotFound."""
@@ -320,7 +321,7 @@ class Store:
             changed: list[Execution] = []
             # Expired executions first, so that none of them is queued; ticks last, which find the runs that have ended.
             for step in (due.expire, due.promote, due.handle_ticks):
-                count, executions = step(db, now, limit - handled, self._after)
+                count, executions = step(db, now, limit - handled, self._rules)
                 handled += count
                 changed += executions
             return Written(Promotion(handled >= limit, due.next_time(db)), changed)
@@ -558,7 +559,7 @@ class Store:
             )
             if execution is None:
                 return Written(execution_of(db, execution_id))
-            return Written(execution, [execution, *settle(db, execution, now, self._after)])
+            return Written(execution, [execution, *settle(db, execution, now, self._rules)])
 
         return self._writer.write_until_stored(work)
 
@@ -605,6 +606,15 @@ class Store:
         return self._writer.write(
             lambda db: Written(None, pruning.forget_logs(db, execution_ids, self._now())), vital=True
         )
+
+    def excess(self, limit: int) -> Pending[list[PruneCandidate]]:
+        """Return executions beyond the history of their jobs, at most `limit`."""
+        return self._readers.read(lambda db: pruning.excess(db, limit))
+
+    def delete_excess(self, execution_ids: Sequence[str]) -> Pending[int]:
+        """Delete executions beyond the history of their jobs. Return how many these were. To be called when their files
+        are deleted."""
+        return self._writer.write(lambda db: Written(pruning.delete_excess(db, execution_ids)), vital=True)
 
     def delete_jobs(self, job_ids: Sequence[str]) -> Pending[int]:
         """Delete those of the jobs that are final. Return how many these were. To be called when the files of all their
