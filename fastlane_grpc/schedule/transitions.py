@@ -163,7 +163,8 @@ def due(job: Job, execution: Execution, now: datetime) -> Due:
     tick_time = execution.tick_time
     assert tick_time is not None, "it is scheduled for a tick"
     ticks, due_time = Ticks(cron, expire_time=spec.expire_time), execution.times.due_time
-    if now - due_time > PUNCTUAL:
+    # A tick that was handled before waited for the end of a run: it was not missed.
+    if now - due_time > PUNCTUAL and tick_time > schedule.handled_time:
         before = max(schedule.handled_time, tick_time - _MOMENT)
         found, schedule = _caught_up(ticks, cron, replace(schedule, handled_time=before), now)
         if found is None:
@@ -172,7 +173,7 @@ def due(job: Job, execution: Execution, now: datetime) -> Due:
         tick_time, due_time = found, max(now, jittered(job.id, found, cron.jitter)) if found > now else now
         if due_time > now:
             return Due(tick_time, due_time, schedule, None)
-    schedule = replace(schedule, handled_time=tick_time, runs=schedule.runs + 1)
+    schedule = replace(schedule, handled_time=max(schedule.handled_time, tick_time), runs=schedule.runs + 1)
     return Due(tick_time, due_time, schedule, _next_tick_time(ticks, cron, schedule))
 
 

@@ -27,11 +27,14 @@ After: TypeAlias = Callable[..., Following]
 
 
 class Rules(NamedTuple):
-    """What the store decides by: what follows an execution, and the history of a job whose spec does not say how long it
-    is."""
+    """What the store decides by: what follows an execution, and the history of a job whose spec does not say how long
+    it is."""
 
     after: After = after
     default_history: int = 100
+
+
+DEFAULT_RULES = Rules()
 
 
 def follow(db: Connection, execution: Execution) -> None:
@@ -170,7 +173,8 @@ def _point_at(db: Connection, execution: Execution) -> None:
 
 
 def _end(db: Connection, job: Job, final: Final, execution_id: str, now: datetime) -> list[Execution]:
-    """Make the job final, as this execution decided. Return the execution of another job that waited for its unique key, if there is one."""
+    """Make the job final, as this execution decided. Return the execution of another job that waited for its unique
+    key, if there is one."""
     if not final.state.final:
         raise ValueError(f"{final.state.name} is not final")
     db.execute(

@@ -26,7 +26,7 @@ from fastlane_grpc.store.database import Connection, open_for_reading, open_for_
 from fastlane_grpc.store.due import Promotion
 from fastlane_grpc.store.enqueue import DEFAULT_SECRET_NAMES, NO_QUOTA, Enqueue, Quota
 from fastlane_grpc.store.job_changes import pause_schedule, replace_job, resume_schedule, retry_job
-from fastlane_grpc.store.job_state import Rules, follow, follow_claim, settle
+from fastlane_grpc.store.job_state import DEFAULT_RULES, Rules, follow, follow_claim, settle
 from fastlane_grpc.store.lists import ExecutionQuery, JobQuery, Page, page_of_executions, page_of_jobs, page_of_tasks
 from fastlane_grpc.store.pending import Pending
 from fastlane_grpc.store.pruning import Count, PruneCandidate, PruneCursor, PruneQuery, RetentionTotals
@@ -75,7 +75,7 @@ class Store:
         loop: asyncio.AbstractEventLoop,
         quota: Quota | None = None,
         secret_names: SecretNames = DEFAULT_SECRET_NAMES,
-        rules: Rules = Rules(),
+        rules: Rules = DEFAULT_RULES,
         on_failure: Callable[[], None] = lambda: None,
         supervisor: Supervisor = ALONE,
     ) -> Self:
@@ -120,7 +120,7 @@ class Store:
         now: Callable[[], datetime] = utc_now,
         quota: Quota | None = None,
         secret_names: SecretNames = DEFAULT_SECRET_NAMES,
-        rules: Rules = Rules(),
+        rules: Rules = DEFAULT_RULES,
     ) -> None:
         self._writer = writer
         self._readers = readers
