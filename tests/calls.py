@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -33,6 +34,9 @@ class NoFreeSlots:
 
     def waiting(self, execution_id: str) -> None:
         """Nothing that runs waits."""
+
+    def wake_at(self, time: datetime | None) -> None:
+        """Nothing is due."""
 
     def stop_unstored(self, execution_id: str, stop: Stop) -> bool:
         """Nothing has a runner."""

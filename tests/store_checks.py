@@ -20,8 +20,9 @@ def check_jobs(rows: Rows) -> None:
         "SELECT job_id, execution_id FROM jobs WHERE state < 6 ORDER BY 1"
     ), "the current execution of a job is the newest one that is not final"
     shared = "jobs.state, jobs.reason, jobs.detail, jobs.exit_code"
+    of_current = shared.replace("jobs.", "executions.")
     assert rows(f"SELECT job_id, {shared} FROM jobs ORDER BY 1") == rows(
-        f"SELECT jobs.job_id, {shared.replace('jobs.', 'executions.')} FROM jobs JOIN executions USING (execution_id) ORDER BY 1"
+        f"SELECT jobs.job_id, {of_current} FROM jobs JOIN executions USING (execution_id) ORDER BY 1"
     ), "a job has the state of its current execution, and ends as the one that decided it"
     assert (
         rows(f"SELECT job_id FROM jobs WHERE state >= 6 AND EXISTS (SELECT 1 {of_job} AND executions.state < 6)") == []
@@ -44,8 +45,8 @@ def check_jobs(rows: Rows) -> None:
 
 
 def check_schedules(rows: Rows) -> None:
-    """A job with a schedule that is not over has either one execution that is scheduled for a tick, or open executions of
-    a run and a tick to handle."""
+    """A job with a schedule that is not over has either one execution that is scheduled for a tick, or open executions
+    of a run and a tick to handle."""
     waiting = (
         "(SELECT count(*) FROM executions WHERE executions.job_id = jobs.job_id AND executions.state = 1"
         " AND executions.attempt = 1 AND executions.tick_time IS NOT NULL)"
