@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
+from datetime import datetime
 from functools import partial
 from typing import Any, NoReturn, Self
 
@@ -22,7 +23,7 @@ from fastlane_grpc.logs import Logs, Tails
 from fastlane_grpc.machine.address import is_loopback
 from fastlane_grpc.machine.data_directory import claimed, disk_bytes
 from fastlane_grpc.machine.open_files import OpenFiles, raise_limit
-from fastlane_grpc.model import Execution
+from fastlane_grpc.model import Execution, utc_now
 from fastlane_grpc.retention import Retention, RetentionLimits
 from fastlane_grpc.rpc.server import RpcServer
 from fastlane_grpc.store import Quota, Rules, Store, StoreHealth
@@ -74,9 +75,17 @@ class Server:
     service: Service
     rpc: RpcServer
 
-    def __init__(self, settings: Settings, step: Callable[[Step, str], None] = lambda step, execution_id: None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        step: Callable[[Step, str], None] = lambda step, execution_id: None,
+        *,
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
+        """`now`: the clock by which jobs are due and expire."""
         self.settings = settings
         self.step = step
+        self.now = now
         self.loop = asyncio.get_running_loop()
         self._failure: asyncio.Future[NoReturn] = self.loop.create_future()
         self.supervisor = Supervisor(self._down)
@@ -141,7 +150,9 @@ class Server:
 
     def open_store(self, parts: AsyncExitStack) -> None:
         """Open the store, which is closed after all parts that write. Closing has a time limit."""
-        self.store = _open_store(self.settings, self._committed, self.store_health.failed, self.loop, self.supervisor)
+        self.store = _open_store(
+            self.settings, self._committed, self.store_health.failed, self.loop, self.supervisor, self.now
+        )
         parts.callback(self.store.close, _CLOSE_SECONDS)
 
     def open_logs(self, parts: AsyncExitStack) -> None:
@@ -192,6 +203,7 @@ class Server:
             removed=gone,
             max_running=settings.max_running,
             supervisor=self.supervisor,
+            now=self.now,
         )
         self.listeners.append(self.dispatcher.on_change)
         # Not restarted: a restarted dispatcher would adopt the executions of its own threads.
@@ -309,6 +321,7 @@ def _open_store(
     failed: Callable[[], None],
     loop: asyncio.AbstractEventLoop,
     supervisor: Supervisor,
+    now: Callable[[], datetime],
 ) -> Store:
     quota = Quota.of(settings.data_dir, max_waiting=settings.max_waiting, min_free_bytes=settings.min_free_bytes)
     try:
@@ -321,6 +334,7 @@ def _open_store(
             rules=Rules(default_history=settings.default_history),
             on_failure=failed,
             supervisor=supervisor,
+            now=now,
         )
     except StoreFailed as error:
         raise CannotServe(str(error)) from error

@@ -823,5 +823,5 @@ class RunsMachine(RuleBasedStateMachine):
 
 TestAnyHistory = RunsMachine.TestCase
 TestAnyHistory.settings = settings(
-    max_examples=600, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
+    max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
 )

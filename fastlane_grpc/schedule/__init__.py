@@ -19,6 +19,7 @@ from fastlane_grpc.schedule.transitions import (
     settled_by,
     tick,
     waiting_state,
+    without_pending,
 )
 
 __all__ = [
@@ -37,4 +38,5 @@ __all__ = [
     "settled_by",
     "tick",
     "waiting_state",
+    "without_pending",
 ]

@@ -145,7 +145,9 @@ def after(job: Job, ended: Execution, now: datetime, *, others_open: bool, super
         next_run, schedule = _next_run(job.id, job.spec, schedule, now)
         if next_run:
             return Following(next_run, schedule=schedule)
-    return Following(final=settled_by(ended), schedule=schedule and replace(schedule, over=True, pending_time=None))
+    if schedule:
+        schedule = replace(without_pending(schedule, "the job ended first"), over=True)
+    return Following(final=settled_by(ended), schedule=schedule)
 
 
 def settled_by(ended: Execution) -> Final:
@@ -218,7 +220,7 @@ def tick(job: Job, open_executions: int, now: datetime) -> tuple[TickAction, dat
 def resumed(job: Job, now: datetime) -> tuple[Next | None, ScheduleState, datetime | None]:
     """Return the next run of a paused schedule that is resumed, its state, and its next tick during a run."""
     spec, cron, schedule = _scheduled(job)
-    schedule = replace(schedule, paused=False, handled_time=max(schedule.handled_time, now), pending_time=None)
+    schedule = replace(schedule, paused=False, handled_time=max(schedule.handled_time, now))
     next_run, schedule = _next_run(job.id, spec, schedule, now)
     return next_run, schedule, _next_tick_time(Ticks(cron, expire_time=spec.expire_time), cron, schedule)
 
@@ -280,6 +282,13 @@ def _skipped(ticks: Ticks, schedule: ScheduleState, until: datetime | None, now:
     count = ticks.count(schedule.handled_time, until, MOST_MISSED)
     skipped = _skip(schedule, last[-1], why)
     return replace(skipped, skipped=schedule.skipped + count, handled_time=last[-1])
+
+
+def without_pending(schedule: ScheduleState, why: str) -> ScheduleState:
+    """Return the schedule with the tick skipped that waits for the end of a run, if there is one."""
+    if schedule.pending_time is None:
+        return schedule
+    return replace(_skip(schedule, schedule.pending_time, why), pending_time=None)
 
 
 def _skip(schedule: ScheduleState, tick_time: datetime, why: str) -> ScheduleState:

@@ -4,6 +4,7 @@ expire_time, and ticks of schedules that come during a run.
 Each function reads an index from its earliest time on, and handles a bounded number of rows.
 """
 
+import time
 from datetime import datetime
 from typing import NamedTuple
 
@@ -15,6 +16,9 @@ from fastlane_grpc.store.job_state import Rules, follow, insert_next, settle, wr
 from fastlane_grpc.store.queries import job_of, open_executions
 from fastlane_grpc.store.rows import EXECUTION, execution_from, microseconds_since_epoch, time_from
 from fastlane_grpc.store.stops import stop_open_executions
+
+# Other writes wait for one batch. The ticks that one schedule missed can take a millisecond to count.
+LONGEST_SECONDS = 0.05
 
 
 class Promotion(NamedTuple):
@@ -50,7 +54,7 @@ def expire(db: Connection, now: datetime, limit: int, rules: Rules) -> tuple[int
 
 def promote(db: Connection, now: datetime, limit: int, rules: Rules) -> tuple[int, list[Execution]]:
     """Queue executions that are due, in the order of their due times. To be called after `expire`. Return how many were
-    due, and what changed."""
+    due, and what changed. A batch that takes long ends early, and counts as full."""
     values = {"now": microseconds_since_epoch(now), "limit": limit}
     found = db.execute(
         f"""
@@ -62,7 +66,10 @@ def promote(db: Connection, now: datetime, limit: int, rules: Rules) -> tuple[in
     ).fetchall()
     # One by one: tasks get their turns in the order of these statements.
     changed: list[Execution] = []
+    until = time.monotonic() + LONGEST_SECONDS
     for row in found:
+        if time.monotonic() > until:
+            return limit, changed
         execution = execution_from(row)
         if execution.tick_time and execution.attempt == 1:
             changed += _start_run(db, execution, now, rules)
@@ -72,12 +79,19 @@ def promote(db: Connection, now: datetime, limit: int, rules: Rules) -> tuple[in
 
 
 def handle_ticks(db: Connection, now: datetime, limit: int, rules: Rules) -> tuple[int, list[Execution]]:
-    """Handle the ticks of schedules that came during a run. Return how many jobs had one, and what changed."""
+    """Handle the ticks of schedules that came during a run. Return how many jobs had one, and what
+    changed. A batch that takes long ends early, and counts as full."""
     found = db.execute(
         "SELECT job_id FROM jobs INDEXED BY jobs_tick WHERE tick_time <= ? ORDER BY tick_time LIMIT ?",
         (microseconds_since_epoch(now), limit),
     ).fetchall()
-    return len(found), [each for (job_id,) in found for each in _handle_tick(db, job_of(db, job_id), now, rules)]
+    changed: list[Execution] = []
+    until = time.monotonic() + LONGEST_SECONDS
+    for (job_id,) in found:
+        if time.monotonic() > until:
+            return limit, changed
+        changed += _handle_tick(db, job_of(db, job_id), now, rules)
+    return len(found), changed
 
 
 def next_time(db: Connection) -> datetime | None:

@@ -15,7 +15,7 @@ from fastlane_grpc.errors import (
     Violation,
 )
 from fastlane_grpc.model import Execution, Hold, Job, JobSpec, State
-from fastlane_grpc.schedule import Next, Ticks, first, resumed
+from fastlane_grpc.schedule import Next, Ticks, first, resumed, without_pending
 from fastlane_grpc.store.database import Connection
 from fastlane_grpc.store.enqueue import Quota, keep_labels, key_holders
 from fastlane_grpc.store.job_state import Rules, insert_next, reopen, settle, write_schedule
@@ -93,7 +93,8 @@ def pause_schedule(db: Connection, job_id: str, *, now: datetime) -> tuple[Job, 
     assert job.schedule is not None, "the job has a schedule"
     if job.schedule.paused:
         return job, []
-    write_schedule(db, job_id, replace(job.schedule, paused=True, pending_time=None), None)
+    paused = replace(without_pending(job.schedule, "the schedule was paused"), paused=True)
+    write_schedule(db, job_id, paused, None)
     _count_revision(db, job_id)
     held = db.execute(
         f"""

@@ -78,6 +78,7 @@ class Store:
         rules: Rules = DEFAULT_RULES,
         on_failure: Callable[[], None] = lambda: None,
         supervisor: Supervisor = ALONE,
+        now: Callable[[], datetime] = utc_now,
     ) -> Self:
         """Open the store in `directory`, or make it. It takes jobs up to `quota`. StoreFailed if it cannot be
         opened.
@@ -109,7 +110,7 @@ class Store:
             readers.close()
             db.close()
             raise
-        return cls(writer, readers, instance=instance, quota=quota, secret_names=secret_names, rules=rules)
+        return cls(writer, readers, instance=instance, quota=quota, secret_names=secret_names, rules=rules, now=now)
 
     def __init__(
         self,
