@@ -42,20 +42,27 @@ def serve(
     step: Callable[[Step, str], None] = lambda step, execution_id: None,
     *,
     colors: bool = False,
+    now: Callable[[], datetime] = utc_now,
 ) -> None:
     """Serve until SIGTERM or SIGINT, and leave containers to the next server. Raises CannotServe, and ServerFailed
     where the server cannot continue.
 
     `ready` is called with the port once the server answers calls. `step` is called for each step of each execution, on
-    the thread of that execution. `colors` apply to the log on a terminal."""
+    the thread of that execution. `colors` apply to the log on a terminal. `now`: the clock by which jobs are due and
+    expire."""
     _log_to_stderr(colors=colors)
     os.umask(0o077)
-    uvloop.run(_serve(settings, ready, step))
+    uvloop.run(_serve(settings, ready, step, now))
 
 
-async def _serve(settings: Settings, ready: Callable[[int], None], step: Callable[[Step, str], None]) -> None:
+async def _serve(
+    settings: Settings,
+    ready: Callable[[int], None],
+    step: Callable[[Step, str], None],
+    now: Callable[[], datetime],
+) -> None:
     stopping = _stop_signals(asyncio.get_running_loop())
-    async with Server(settings, step) as server:
+    async with Server(settings, step, now=now) as server:
         ready(server.port)
         await server.serve_until(stopping)
 
