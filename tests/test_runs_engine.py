@@ -74,17 +74,17 @@ def test_a_job_that_timed_out_is_tried_again(client: Client, jobs: Any, image: s
 
 
 def test_a_job_out_of_memory_succeeds_with_more(client: Client, jobs: Any, image: str) -> None:
-    growth = pb.Retry.MemoryGrowth(factor=8, max_bytes=64 << 20)
+    growth = pb.Retry.MemoryGrowth(factor=16, max_bytes=128 << 20)
     job = enqueue(
         jobs,
         image,
-        "head -c 24000000 /dev/zero | tail >/dev/null; exit $?",
+        "head -c 16000000 /dev/zero | tail >/dev/null; exit $?",
         retry=pb.Retry(max_retries=2, initial_backoff=SOON, memory_growth=growth),
         limits=pb.Limits(memory_bytes=8 << 20),
     )
     first, second = attempts(client, jobs, job)
     assert (first.end().state, first.execution().outcome.reason) == (pb.STATE_FAILED, pb.REASON_OUT_OF_MEMORY)
-    assert (second.end().state, second.execution().memory_bytes) == (pb.STATE_SUCCEEDED, 64 << 20)
+    assert (second.end().state, second.execution().memory_bytes) == (pb.STATE_SUCCEEDED, 128 << 20)
 
 
 def test_a_retry_by_hand_runs_a_new_container(client: Client, jobs: Any, image: str) -> None:
