@@ -104,6 +104,20 @@ class AsyncClient:
         self._tails.add(tail)
         return tail
 
+    def tail_job(
+        self, job_id: str, cursor: str = "", sources: Iterable[Source] = (), **options: Unpack[TailOptions]
+    ) -> AsyncTail:
+        """The output of a job's executions, one after another, to the end of the job: retries and later runs follow by
+        themselves. `ExecutionStart` comes before each execution, `JobEnd` at the end.
+
+        It starts at `cursor`, which may be one of `tail`; else where `tail_lines` or `since` say; else at the first
+        attempt of the newest run. The options are those of `TailOptions`."""
+        request = requests.tail_job(job_id, cursor, sources, **options)
+        progress = Progress(request, self._backoff, requests.give_up_seconds(options))
+        tail = AsyncTail(self._jobs.StreamJobLogs, progress, requests.silence_seconds(options))
+        self._tails.add(tail)
+        return tail
+
     # ---- tasks, hosts, the server
 
     async def task(self, task_id: str) -> pb.TaskSummary:

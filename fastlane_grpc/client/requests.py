@@ -301,6 +301,31 @@ def tail(
     )
 
 
+@_names_text
+def tail_job(
+    job_id: str,
+    cursor: str,
+    sources: Iterable[Source],
+    *,
+    follow: bool = True,
+    text: bool = False,
+    tail_lines: int | None = None,
+    since: datetime | None = None,
+    heartbeat: Duration | None = None,
+    give_up_after: Duration | None = None,
+) -> fastlane_pb2.StreamJobLogsRequest:
+    return fastlane_pb2.StreamJobLogsRequest(
+        job_id=job_id,
+        cursor=cursor,
+        tail_lines=tail_lines,
+        since_time=_timestamp(since),
+        sources=sources,
+        follow=follow,
+        text=text,
+        heartbeat_interval=_duration(heartbeat),
+    )
+
+
 def silence_seconds(options: TailOptions) -> float:
     """How long a stream may be silent before it is taken for cut: three heartbeats."""
     heartbeat = options.get("heartbeat")
