@@ -11,11 +11,16 @@ from fastlane_grpc.client.errors import (
     Exhausted,
     InvalidRequest,
     InvalidText,
+    JobChanged,
+    JobExpired,
+    JobNotFinal,
     LogInconsistent,
+    NoSchedule,
     NotFound,
     RequestIdReused,
     ServerDefect,
     ServerUnavailable,
+    UniqueKeyTaken,
     UnknownField,
 )
 from fastlane_grpc.client.events import (
@@ -32,7 +37,8 @@ from fastlane_grpc.client.events import (
     Reconnected,
     StateChange,
 )
-from fastlane_grpc.client.requests import Duration, ExecutionFilter, JobFilter, JobOptions, TailOptions
+from fastlane_grpc.client.policies import Cron, Duration, MemoryGrowth, Retry, Unique
+from fastlane_grpc.client.requests import ExecutionFilter, JobFilter, JobOptions, TailOptions
 from fastlane_grpc.client.responses import as_json, exit_status
 from fastlane_grpc.client.retries import Backoff
 from fastlane_grpc.client.tail import Tail
@@ -45,6 +51,7 @@ __all__ = [
     "AsyncTail",
     "Backoff",
     "Client",
+    "Cron",
     "CursorRefused",
     "Disconnected",
     "Duration",
@@ -57,19 +64,27 @@ __all__ = [
     "Gap",
     "InvalidRequest",
     "InvalidText",
+    "JobChanged",
     "JobEnd",
+    "JobExpired",
     "JobFilter",
+    "JobNotFinal",
     "JobOptions",
     "LogInconsistent",
+    "MemoryGrowth",
+    "NoSchedule",
     "NotFound",
     "Output",
     "Reconnected",
     "RequestIdReused",
+    "Retry",
     "ServerDefect",
     "ServerUnavailable",
     "StateChange",
     "Tail",
     "TailOptions",
+    "Unique",
+    "UniqueKeyTaken",
     "UnknownField",
     "as_json",
     "exit_status",
