@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from fastlane_grpc.cli.output import Display, follow_job
+from fastlane_grpc.cli.output import Display, follow
 from fastlane_grpc.client import Client
 from fastlane_grpc.client.events import state_change
 from fastlane_grpc.v1 import fastlane_pb2 as pb
@@ -42,7 +42,8 @@ def until(holds: Callable[[], bool]) -> None:
 def follow(server: ScriptedServer, display: Display) -> int:
     with Client(server.address) as client:
         job = client.job("job-1")
-        return follow_job(client, job, lambda each: client.tail(each, sources=display.sources), display)
+        display.followed = f"job {job.id}"
+        return follow(client.tail_job(job.id, sources=display.sources), display)
 
 
 def test_a_job_that_waits_is_told_of_once_for_each_reason(
