@@ -1,8 +1,8 @@
-"""The reading threads: reads of one kind are answered together, as each alone would be."""
+"""The reading threads: reads of one kind are answered together, as each alone would be, by statements prepared once."""
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +11,11 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastlane_grpc.errors import JobNotFound
-from fastlane_grpc.model import Job, JobSpec
-from fastlane_grpc.store import Store
-from fastlane_grpc.store.database import Connection, open_for_reading
-from fastlane_grpc.store.queries import JobInLine
+from fastlane_grpc.model import Job, JobSpec, State, utc_now
+from fastlane_grpc.store import ExecutionQuery, JobQuery, PruneQuery, Store, due, pruning
+from fastlane_grpc.store.database import Connection, open_for_reading, open_for_writing, sqlite3
+from fastlane_grpc.store.lists import page_of_executions, page_of_jobs, page_of_tasks
+from fastlane_grpc.store.queries import JobInLine, ahead_of, execution_and_ahead
 from fastlane_grpc.store.readers import MOST_TOGETHER, THREADS, Readers
 
 TASKS, JOBS = 3, 12
@@ -119,3 +120,49 @@ async def test_reads_of_one_kind_are_one_statement_until_another_kind_follows(
     # Two threads take from one queue: where each batch ends depends on them, not that each has an end.
     assert sum(batches) > MOST_TOGETHER
     assert max(batches) == MOST_TOGETHER
+
+
+NOW = utc_now()
+Run = Callable[[Connection, Job, int], object]
+# Each with a value of its own for its limit.
+STATEMENTS: Mapping[str, Run] = {
+    "job in line": lambda db, job, limit: JobInLine(job.id, limit)(db),
+    "jobs in line": lambda db, job, limit: JobInLine.together(db, [JobInLine(job.id, limit)] * 2),
+    "execution in line": lambda db, job, limit: execution_and_ahead(db, job.execution.id, limit),
+    "ahead": lambda db, job, limit: ahead_of(db, job.execution.id, limit),
+    "jobs": lambda db, job, limit: page_of_jobs(db, JobQuery(), None, limit),
+    "jobs of states": lambda db, job, limit: page_of_jobs(db, JobQuery(states=[State.QUEUED]), None, limit),
+    "jobs with specs": lambda db, job, limit: page_of_jobs(db, JobQuery(with_spec=True), None, limit),
+    "jobs of a prefix": lambda db, job, limit: page_of_jobs(db, JobQuery(id_prefix=job.id[:8]), None, limit),
+    "executions": lambda db, job, limit: page_of_executions(db, ExecutionQuery(host="here"), None, limit),
+    "tasks": lambda db, job, limit: page_of_tasks(db, None, limit),
+    "expired": lambda db, job, limit: due.expire(db, NOW, limit),
+    "due": lambda db, job, limit: due.promote(db, NOW, limit),
+    "old logs": lambda db, job, limit: pruning.oldest(db, PruneQuery(NOW, logs_only=True), PruneQuery.START, limit),
+    "old jobs": lambda db, job, limit: pruning.count(db, PruneQuery(NOW), limit),
+}
+
+
+@pytest.mark.parametrize("run", STATEMENTS.values(), ids=STATEMENTS)
+async def test_a_statement_with_another_limit_is_not_prepared_again(
+    store: Store, jobs: Sequence[Job], tmp_path: Path, run: Run
+) -> None:
+    store.close()
+    db = open_for_writing(tmp_path / "fastlane.db")
+    prepared: list[tuple[object, ...]] = []
+
+    def note(*action: object) -> int:
+        prepared.append(action)
+        return sqlite3.SQLITE_OK
+
+    try:
+        # SQLite asks the authorizer whenever it prepares a statement.
+        db.set_authorizer(note)
+        run(db, jobs[0], 5)
+        assert prepared, "the authorizer is asked"
+        prepared.clear()
+        for limit in (6, 7, 8):
+            run(db, jobs[limit], limit)
+        assert not prepared
+    finally:
+        db.close()

@@ -32,7 +32,7 @@ def expire(db: Connection, now: datetime, limit: int) -> list[Execution]:
             out_of_memory = 0, stop_signal = ''
         WHERE seq IN (
             SELECT seq FROM executions INDEXED BY executions_expiring
-            WHERE state <= {State.QUEUED} AND expire_time < :now ORDER BY expire_time, seq LIMIT :limit
+            WHERE state <= {State.QUEUED} AND expire_time < :now ORDER BY expire_time, seq LIMIT :limit + 0
         )
         RETURNING {EXECUTION}
         """,
@@ -49,7 +49,7 @@ def promote(db: Connection, now: datetime, limit: int) -> list[Execution]:
         f"""
         SELECT seq FROM executions INDEXED BY executions_due
         WHERE state = {State.SCHEDULED} AND due_time <= :now
-        ORDER BY due_time, seq LIMIT :limit
+        ORDER BY due_time, seq LIMIT :limit + 0
         """,
         values,
     ).fetchall()

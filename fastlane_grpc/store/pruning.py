@@ -134,7 +134,9 @@ def _update(db: Connection, change: str, guard: str, execution_ids: Sequence[str
 
 def _found(query: PruneQuery) -> str:
     of_task = "task_id = :task_id AND" if query.task_id else ""
-    page = f"{of_task} end_time <= :before AND (end_time, seq) > (:end_time, :seq) ORDER BY end_time, seq LIMIT :limit"
+    page = f"""
+        {of_task} end_time <= :before AND (end_time, seq) > (:end_time, :seq) ORDER BY end_time, seq LIMIT :limit + 0
+    """
     suffix = "_of_task" if query.task_id else ""
     if query.logs_only:
         index = f"executions_log_kept{suffix}"
