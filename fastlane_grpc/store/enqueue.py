@@ -101,6 +101,7 @@ class Enqueue:
             new_id(), new_id(), task_id, state, Times(time, due_time), time, expire_time=spec.expire_time
         )
         self._spec = spec
+        self._spec_bytes = data
         self.job = Job(execution.job_id, task_id, spec, execution, time, state, 1, request_id, caller_address)
         self._quota = quota
         # Raised unless the job was kept before.
@@ -185,7 +186,8 @@ class Enqueue:
 
         Secrets are not in it: neither the answer nor the time that it takes tells a caller whether a guess at one was
         right."""
-        return spec_bytes(spec.redacted(self._secret_names))
+        shown = spec.redacted(self._secret_names)
+        return self._spec_bytes if shown is self._spec else spec_bytes(shown)
 
 
 def insert_execution(db: Connection, execution: Execution, priority: int) -> None:
