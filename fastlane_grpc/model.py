@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum, IntEnum, StrEnum
+from typing import Any
 
 from fastlane_grpc.text.redaction import SecretNames, mask_url_passwords
 from fastlane_grpc.text.sanitize import one_line
@@ -270,14 +271,16 @@ class JobSpec:
 
     def redacted(self, secret_names: SecretNames) -> "JobSpec":
         """Return the spec as it may be shown: without values of secret variables, and without the passwords of URLs."""
-        return replace(
-            self,
-            command=mask_url_passwords(self.command),
-            args=tuple(map(mask_url_passwords, self.args)),
-            envs=secret_names.shown_all(self.envs),
-            entrypoint=tuple(map(mask_url_passwords, self.entrypoint)),
-            labels={name: mask_url_passwords(value) for name, value in self.labels.items()},
-        )
+        shown: dict[str, Any] = {
+            "command": mask_url_passwords(self.command),
+            "args": tuple(map(mask_url_passwords, self.args)),
+            "envs": secret_names.shown_all(self.envs),
+            "entrypoint": tuple(map(mask_url_passwords, self.entrypoint)),
+            "labels": {name: mask_url_passwords(value) for name, value in self.labels.items()},
+        }
+        # Most specs hold no secret, and a copy takes longer than the search.
+        hidden = {name: value for name, value in shown.items() if value != getattr(self, name)}
+        return replace(self, **hidden) if hidden else self
 
 
 @dataclass(frozen=True, slots=True)

@@ -185,3 +185,8 @@ def test_a_spec_is_shown_without_secrets_wherever_they_stand() -> None:
 
 def test_an_outcome_shows_no_password_of_a_url() -> None:
     assert "hunter2" not in Outcome(detail='exec: "postgres://app:hunter2@db/x": not found').detail
+
+
+def test_a_spec_without_secrets_is_shown_as_it_is() -> None:
+    spec = JobSpec("busybox", "true", ("a",), {"HOME": "/"}, entrypoint=("sh",), labels={"team": "mail"})
+    assert spec.redacted(SecretNames()) is spec

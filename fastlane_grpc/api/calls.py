@@ -6,7 +6,7 @@ from importlib.metadata import version
 
 from fastlane_grpc.api import converters, times
 from fastlane_grpc.api.log_stream import Send, StreamEncoding
-from fastlane_grpc.api.page_response import messages_of_page
+from fastlane_grpc.api.page_response import write_page
 from fastlane_grpc.api.service import Service
 from fastlane_grpc.model import Job, utc_now
 from fastlane_grpc.v1 import fastlane_pb2 as pb
@@ -39,8 +39,11 @@ class Calls:
     async def list_jobs(self, request: pb.ListJobsRequest) -> pb.ListJobsResponse:
         page = await self._service.jobs(*converters.read_job_query(request))
         waiting = self._service.waiting_of_each()
-        jobs, token = await messages_of_page(page, lambda job: self._job(job, waiting))
-        return pb.ListJobsResponse(jobs=jobs, next_page_token=token)
+        response, secret_names = pb.ListJobsResponse(), self._service.settings.secret_names
+        response.next_page_token = await write_page(
+            response.jobs, page, lambda message, job: converters.write_job(message, job, waiting, secret_names)
+        )
+        return response
 
     async def retry_job(self, request: pb.RetryJobRequest) -> pb.RetryJobResponse:
         job, existing = await self._service.retry(request.job_id, request.request_id)
@@ -78,10 +81,13 @@ class Calls:
     async def list_executions(self, request: pb.ListExecutionsRequest) -> pb.ListExecutionsResponse:
         page = await self._service.executions(*converters.read_execution_query(request))
         waiting = self._service.waiting_of_each()
-        executions, token = await messages_of_page(
-            page, lambda execution: converters.execution(execution, waiting(execution))
+        response = pb.ListExecutionsResponse()
+        response.next_page_token = await write_page(
+            response.executions,
+            page,
+            lambda message, execution: converters.write_execution(message, execution, waiting(execution)),
         )
-        return pb.ListExecutionsResponse(executions=executions, next_page_token=token)
+        return response
 
     async def stop_execution(self, request: pb.StopExecutionRequest) -> pb.StopExecutionResponse:
         grace, violations = converters.read_grace(request)
@@ -103,8 +109,11 @@ class Calls:
 
     async def list_tasks(self, request: pb.ListTasksRequest) -> pb.ListTasksResponse:
         page = await self._service.tasks(converters.read_task_query(request))
-        tasks, token = await messages_of_page(page, converters.task)
-        return pb.ListTasksResponse(tasks=tasks, next_page_token=token)
+        response = pb.ListTasksResponse()
+        response.next_page_token = await write_page(
+            response.tasks, page, lambda message, task: message.CopyFrom(converters.task(task))
+        )
+        return response
 
     # ---- HostService
 

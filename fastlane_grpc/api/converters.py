@@ -255,17 +255,20 @@ def _depth(value: object) -> int:
 
 def job(value: Job, waiting: WaitingOf, secret_names: SecretNames) -> pb.Job:
     """Return the message of a job, without the values of secret variables."""
-    message = pb.Job(
-        id=value.id,
-        task_id=value.task_id,
-        state=pb.State.ValueType(value.state),
-        executions=value.executions,
-        request_id=value.request_id,
-        caller_address=value.caller_address,
-    )
+    return write_job(pb.Job(), value, waiting, secret_names)
+
+
+def write_job(message: pb.Job, value: Job, waiting: WaitingOf, secret_names: SecretNames) -> pb.Job:
+    """Write a job into an empty message, without the values of secret variables, and return the message."""
+    message.id = value.id
+    message.task_id = value.task_id
+    message.state = pb.State.ValueType(value.state)
+    message.executions = value.executions
+    message.request_id = value.request_id
+    message.caller_address = value.caller_address
     if value.spec is not None:
         _write_spec(message.spec, value.spec.redacted(secret_names))
-    _write_execution(message.execution, value.execution, waiting(value.execution))
+    write_execution(message.execution, value.execution, waiting(value.execution))
     if value.outcome is not None:
         _write_outcome(message.outcome, value.outcome)
     write_time(message.create_time, value.create_time)
@@ -329,11 +332,12 @@ def _write_spec(message: pb.JobSpec, value: JobSpec) -> None:
 def execution(value: Execution, waits: Waiting | None) -> pb.Execution:
     """Return the message of an execution and what it waits for."""
     message = pb.Execution()
-    _write_execution(message, value, waits)
+    write_execution(message, value, waits)
     return message
 
 
-def _write_execution(message: pb.Execution, value: Execution, waits: Waiting | None) -> None:
+def write_execution(message: pb.Execution, value: Execution, waits: Waiting | None) -> None:
+    """Write an execution, and what it waits for, into an empty message."""
     message.id = value.id
     message.job_id = value.job_id
     message.task_id = value.task_id

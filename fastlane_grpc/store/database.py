@@ -1,4 +1,7 @@
-"""The file fastlane.db: connections to it, and what the errors of SQLite mean. Every error names the file."""
+"""The file fastlane.db: connections to it, and what the errors of SQLite mean. Every error names the file.
+
+Statements write a bound limit as `LIMIT :limit + 0`. With a bare parameter SQLite prepares the statement again for each
+execution, which costs more than most statements themselves."""
 
 from collections.abc import Iterator
 from contextlib import closing, contextmanager, suppress

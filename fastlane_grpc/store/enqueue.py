@@ -106,6 +106,7 @@ class Enqueue:
         self._spec = spec
         self.job = first_job(job_id or new_id(), task_id, spec, time, request_id, caller_address)
         execution, state = self.job.execution, self.job.state
+        self._spec_bytes = data
         # Stops a job that holds the unique key of this one.
         self._stop_holder = stop_holder
         self._quota = quota
@@ -219,7 +220,8 @@ class Enqueue:
 
         Secrets are not in it: neither the answer nor the time that it takes tells a caller whether a guess at one was
         right."""
-        return spec_bytes(spec.redacted(self._secret_names))
+        shown = spec.redacted(self._secret_names)
+        return self._spec_bytes if shown is self._spec else spec_bytes(shown)
 
 
 def insert_execution(db: Connection, execution: Execution, priority: int) -> None:

@@ -32,10 +32,12 @@ from fastlane_grpc.store.pending import Pending
 from fastlane_grpc.store.pruning import Count, PruneCandidate, PruneCursor, PruneQuery, RetentionTotals
 from fastlane_grpc.store.queries import (
     ITS_SPEC,
+    JobInLine,
     ahead_of,
     assignment_from,
     assignment_of,
     execution_after,
+    execution_and_ahead,
     execution_of,
     first_ended_since,
     first_to_read,
@@ -271,22 +273,12 @@ class Store:
         return self._readers.read(lambda db: job_of(db, job_id))
 
     def job_in_line(self, job_id: str, most: int) -> Pending[tuple[Job, int]]:
-        """Return the job, and how many executions go before its own, in one step of a thread. JobNotFound."""
-
-        def work(db: Connection) -> tuple[Job, int]:
-            job = job_of(db, job_id)
-            return job, ahead_of(db, job.execution.id, most) if job.execution.state is State.QUEUED else 0
-
-        return self._readers.read(work)
+        """Return the job, and how many executions go before its own, up to `most`. JobNotFound."""
+        return self._readers.read(JobInLine(job_id, most), many=JobInLine.together)
 
     def execution_in_line(self, execution_id: str, most: int) -> Pending[tuple[Execution, int]]:
-        """Return the execution, and how many go before it, in one step of a thread. ExecutionNotFound."""
-
-        def work(db: Connection) -> tuple[Execution, int]:
-            execution = execution_of(db, execution_id)
-            return execution, ahead_of(db, execution.id, most) if execution.state is State.QUEUED else 0
-
-        return self._readers.read(work)
+        """Return the execution, and how many go before it, up to `most`. ExecutionNotFound."""
+        return self._readers.read(lambda db: execution_and_ahead(db, execution_id, most))
 
     def execution(self, execution_id: str) -> Pending[Execution]:
         """Return the execution. ExecutionNotFound."""
