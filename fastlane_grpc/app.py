@@ -15,7 +15,7 @@ import uvloop
 from fastlane_grpc.api import Service
 from fastlane_grpc.capture.choice import CaptureChoice
 from fastlane_grpc.config import HostSettings, Settings
-from fastlane_grpc.dispatcher import Dispatcher, HostSlots
+from fastlane_grpc.dispatcher import Dispatcher
 from fastlane_grpc.errors import CannotServe, ServerFailed, StoreFailed
 from fastlane_grpc.execution import DockerRunner, Host, RemovedHostRunner, Step, Sweeper
 from fastlane_grpc.logs import Logs, Tails
@@ -25,6 +25,7 @@ from fastlane_grpc.machine.open_files import OpenFiles, raise_limit
 from fastlane_grpc.model import Execution
 from fastlane_grpc.retention import Retention, RetentionLimits
 from fastlane_grpc.rpc.server import RpcServer
+from fastlane_grpc.slots import HostSlots
 from fastlane_grpc.store import Quota, Store, StoreHealth
 from fastlane_grpc.supervisor import Supervisor
 from fastlane_grpc.wakeup import Wakeup
@@ -143,6 +144,7 @@ class Server:
         """Open the store, which is closed after all parts that write. Closing has a time limit."""
         self.store = _open_store(self.settings, self._committed, self.store_health.failed, self.loop, self.supervisor)
         parts.callback(self.store.close, _CLOSE_SECONDS)
+        self.listeners.append(self.store.limited_tasks.on_commit)
 
     def open_logs(self, parts: AsyncExitStack) -> None:
         """Open the files of logs and the system lines, which the threads of executions write."""
@@ -191,8 +193,10 @@ class Server:
             [HostSlots(host, runner, each.max_running) for host, runner, each in hosts],
             removed=gone,
             max_running=settings.max_running,
+            pools=settings.pools_of_hosts,
             supervisor=self.supervisor,
         )
+        self.dispatcher.on_availability_change = self._engine_changed.set
         self.listeners.append(self.dispatcher.on_change)
         # Not restarted: a restarted dispatcher would adopt the executions of its own threads.
         self.run(parts, "dispatcher", self.dispatcher.run, restart=False)
@@ -320,6 +324,7 @@ def _open_store(
             secret_names=settings.secret_names,
             on_failure=failed,
             supervisor=supervisor,
+            pools=settings.pools_of_hosts,
         )
     except StoreFailed as error:
         raise CannotServe(str(error)) from error

@@ -3,7 +3,7 @@
 from fastlane_grpc.errors import ExecutionNotFound, JobNotFound, TaskNotFound
 from fastlane_grpc.model import Assignment, Execution, Job, JobSpec, State, Task
 from fastlane_grpc.store.database import Connection
-from fastlane_grpc.store.rows import EXECUTION, JOB, TASK, execution_from, job_from, spec_from, task_from
+from fastlane_grpc.store.rows import EXECUTION, JOB, TASK, TASKS, execution_from, job_from, spec_from, task_from
 
 # SQL: the `seq` of the job's current execution.
 CURRENT = "(SELECT seq FROM executions WHERE execution_id = (SELECT execution_id FROM jobs WHERE job_id = :job_id))"
@@ -66,7 +66,7 @@ def assignment_of(db: Connection, execution_id: str) -> Assignment:
 
 def task_of(db: Connection, task_id: str) -> Task:
     """Return the task. TaskNotFound."""
-    rows = db.execute(f"SELECT {TASK} FROM tasks WHERE task_id = ?", [task_id]).fetchall()
+    rows = db.execute(f"SELECT {TASK} FROM {TASKS} WHERE task_id = ?", [task_id]).fetchall()
     if not rows:
         raise TaskNotFound(task_id)
     return task_from(rows[0])
