@@ -99,6 +99,7 @@ BY_REASON: Mapping[str, type[Error]] = {
     "TASK_NOT_FOUND": NotFound,
     "JOB_NOT_FOUND": NotFound,
     "EXECUTION_NOT_FOUND": NotFound,
+    "HOST_NOT_FOUND": NotFound,
     "REQUEST_ID_REUSED": RequestIdReused,
     "QUEUE_FULL": Exhausted,
     "DISK_FULL": Exhausted,
