@@ -320,8 +320,10 @@ async def test_failed_starts_in_a_row_open_the_circuit_and_a_trial_closes_it(mak
     assert house.report("a").last_error == ("several starts in a row failed; the last one: no space left on device")
     assert house.dispatcher.why_queued("mail") == (
         WaitReason.HOST_DOWN,
-        "host 'a' gets no executions for a while: "
-        "several starts in a row failed; the last one: no space left on device",
+        (
+            "host 'a' gets no executions for a while: "
+            "several starts in a row failed; the last one: no space left on device"
+        ),
     )
     assert not house.dispatcher.up
     assert await house.state(failing[5]) is State.QUEUED

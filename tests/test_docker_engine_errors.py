@@ -2,7 +2,14 @@
 
 import pytest
 
-from fastlane_grpc.docker.engine_errors import Refusal, about_host, command_reason, container_gone, explained, refusal_of
+from fastlane_grpc.docker.engine_errors import (
+    Refusal,
+    about_host,
+    command_reason,
+    container_gone,
+    explained,
+    refusal_of,
+)
 from fastlane_grpc.model import Reason
 
 OF_20 = "failed to create shim task: OCI runtime create failed: runc create failed: unable to start container process: "

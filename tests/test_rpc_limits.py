@@ -28,7 +28,7 @@ class LimitsHouse(House):
 
     async def waiting(self, job: pb.Job) -> pb.Waiting:
         """Return what the job waits for, which every call says alike."""
-        listed = [each for each in (await self.jobs.ListJobs(pb.ListJobsRequest())).jobs if each.id == job.id][0]
+        listed = next(each for each in (await self.jobs.ListJobs(pb.ListJobsRequest())).jobs if each.id == job.id)
         got = (await self.jobs.GetJob(pb.GetJobRequest(job_id=job.id))).job
         executions = (await self.executions.ListExecutions(pb.ListExecutionsRequest(job_id=job.id))).executions
         [state] = [each.state async for each in self.stream(job.execution.id, follow=False) if each.HasField("state")]
