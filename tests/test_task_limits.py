@@ -295,32 +295,34 @@ async def test_other_pools_at_the_next_start_move_what_waits(tmp_path: Path) -> 
 # ---- the cost
 
 
-def test_a_claim_takes_as_many_steps_however_many_tasks_are_blocked(tmp_path: Path) -> None:
+def test_a_claim_takes_as_many_steps_however_much_waits_and_is_blocked(tmp_path: Path) -> None:
     of_few, of_many = (steps_of_a_claim(tmp_path / str(count), count) for count in (10, 5_000))
     assert of_many <= of_few + 200
 
 
-def steps_of_a_claim(directory: Path, blocked: int) -> int:
-    """Steps of SQLite's machine of a claim, where so many tasks are paused that would be served first."""
+def steps_of_a_claim(directory: Path, waiting: int) -> int:
+    """Steps of SQLite's machine of a claim, where so many tasks are paused that would be served first, and so many
+    executions of the next task wait."""
     directory.mkdir()
     loop = asyncio.new_event_loop()
     with closing(open_for_writing(directory / "fastlane.db")) as db:
         db.execute("PRAGMA foreign_keys = OFF")
         db.execute("BEGIN")
-        rows = [(new_id(), f"paused-{number}", 9) for number in range(blocked)] + [(new_id(), "free", 0)]
-        db.executemany("INSERT INTO task_limits VALUES (?, 0, 1, 0, 0, 0, NULL)", [(row[1],) for row in rows[:-1]])
+        free = [(new_id(), "free", 0) for _ in range(waiting)]
+        rows = [(new_id(), f"paused-{number}", 9) for number in range(waiting)]
+        db.executemany("INSERT INTO task_limits VALUES (?, 0, 1, 0, 0, 0, NULL)", [(row[1],) for row in rows])
         db.executemany(
             """
             INSERT INTO executions
                 (execution_id, job_id, task_id, priority, run, attempt, state, state_time, create_time, due_time)
             VALUES (?, '', ?, ?, 1, 1, 2, 0, 0, 0)
             """,
-            rows,
+            [*rows, *free],
         )
         db.execute(
             "INSERT INTO jobs (job_id, execution_id, task_id, state, spec, create_time, request_id, request_digest,"
             " caller_address) VALUES ('', ?, 'free', 2, x'7b7d', 0, '', x'', '')",
-            [rows[-1][0]],
+            [free[0][0]],
         )
         db.execute("COMMIT")
     hundreds = 0
@@ -334,8 +336,8 @@ def steps_of_a_claim(directory: Path, blocked: int) -> int:
     writer = Writer(db, directory / "fastlane.db", loop=loop, on_commit=lambda executions: None)
     store = Store(writer, Readers(directory / "fastlane.db", loop=loop), instance="")
     db.set_progress_handler(counted, 100)
-    [assignment] = store.claim_on(["fast", "fast"]).result(10)
-    assert assignment.execution.id == rows[-1][0]
+    [assignment] = store.claim_on(["fast"]).result(10)
+    assert assignment.execution.id == free[0][0]
     store.close()
     loop.close()
     return 100 * hundreds

@@ -370,6 +370,7 @@ def limits_of_tasks(db: Database) -> None:
         """
     )
     db.execute("CREATE INDEX task_limits_next ON task_limits(next_start_time) WHERE next_start_time IS NOT NULL")
+    db.execute("CREATE INDEX task_limits_rated ON task_limits(task_id) WHERE max_starts > 0")
     # A time further away than the window tells that the clock was set back.
     db.execute(
         "CREATE INDEX task_limits_last ON task_limits(next_start_time - rate_window) WHERE next_start_time IS NOT NULL"
@@ -450,7 +451,8 @@ def pools_of_hosts(db: Database) -> None:
     # Empty: no pool. Null: not placed yet, which the next claim does first.
     db.execute("ALTER TABLE lines ADD COLUMN pool TEXT DEFAULT ''")
     db.execute("CREATE INDEX lines_unplaced ON lines(task_id) WHERE pool IS NULL")
-    db.execute("CREATE INDEX lines_ready ON lines(pool, priority DESC, turn) WHERE blocked = 0")
+    # Unique, as lines_turn is: so that SQLite knows that it need not sort what the lines of one turn hold.
+    db.execute("CREATE UNIQUE INDEX lines_ready ON lines(pool, priority DESC, turn) WHERE blocked = 0")
     db.execute(
         """
         CREATE TRIGGER line_came_unplaced AFTER INSERT ON lines

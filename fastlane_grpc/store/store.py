@@ -5,6 +5,7 @@ import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import closing
 from datetime import datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Self
 
@@ -335,6 +336,7 @@ class Store:
             claimed: list[Assignment] = []
             rates: dict[str, datetime | None] = {}
             empty: set[Sequence[str]] = set()
+            has_rates = task_limits.has_rates(db)
             if self._pools:
                 placement.place(db, self._pools)
             for host in hosts:
@@ -346,7 +348,8 @@ class Store:
                     empty.add(pools)
                     continue
                 claimed.append(Assignment(execution, follow_claim(db, execution)))
-                rates |= task_limits.note_starts(db, execution, now)
+                if has_rates:
+                    rates |= task_limits.note_start(db, execution, now)
             told = [lambda: self.limited_tasks.rates_changed(rates)] if rates else []
             return Written(claimed, [assignment.execution for assignment in claimed], told)
 
@@ -647,21 +650,25 @@ def _followed(db: Connection, execution: Execution | None) -> Written[Execution 
 
 
 def _claim_next(db: Connection, host: str, pools: Sequence[str], now: int) -> Execution | None:
-    # Of each pool of the host, the next execution; of these, the one whose line has the highest priority and the next
-    # turn. Round-robin: a line that is served gets the last turn.
-    following = " UNION ALL ".join(
-        f"SELECT * FROM ({_NEXT_OF_POOL.format(number=number)})" for number in range(len(pools))
-    )
     return _update(
         db,
-        f"""
-        UPDATE executions SET state = {State.PREPARING}, state_time = :now, claim_time = :now, host = :host
-        WHERE state = {State.QUEUED} AND seq = (SELECT seq FROM ({following}) ORDER BY priority DESC, turn LIMIT 1)
-        """,
+        _claim_sql(len(pools)),
         host=host,
         now=now,
         **{f"pool_{number}": pool for number, pool in enumerate(pools)},
     )
+
+
+@cache
+def _claim_sql(pools: int) -> str:
+    # Of each pool of the host, the next execution; of these, the one whose line has the highest priority and the next
+    # turn. Round-robin: a line that is served gets the last turn.
+    following = [_NEXT_OF_POOL.format(number=number) for number in range(pools)]
+    of_all = following[0] if pools == 1 else " UNION ALL ".join(f"SELECT * FROM ({each})" for each in following)
+    return f"""
+        UPDATE executions SET state = {State.PREPARING}, state_time = :now, claim_time = :now, host = :host
+        WHERE state = {State.QUEUED} AND seq = (SELECT seq FROM ({of_all}) ORDER BY priority DESC, turn LIMIT 1)
+        """
 
 
 # Of the ready lines of a pool (index `lines_ready`), the one with the next turn; of its executions, the one that was

@@ -66,7 +66,13 @@ def update(db: Connection, task_id: str, change: TaskLimitsChange, now: datetime
     return LimitsUpdate(_task(db, task_id), running, next_start_time)
 
 
-def note_starts(db: Connection, execution: Execution, now: datetime) -> dict[str, datetime | None]:
+def has_rates(db: Connection) -> bool:
+    """Return whether any task has a rate."""
+    found = db.execute("SELECT 1 FROM task_limits INDEXED BY task_limits_rated WHERE max_starts > 0 LIMIT 1")
+    return bool(found.fetchall())
+
+
+def note_start(db: Connection, execution: Execution, now: datetime) -> dict[str, datetime | None]:
     """Count the start of an execution that was just claimed. Return, if its task has a rate, the time before which the
     task may not start another one; None: now."""
     if not _has_rate(db, execution.task_id):
@@ -78,14 +84,14 @@ def note_starts(db: Connection, execution: Execution, now: datetime) -> dict[str
 
 
 def take_back_start(db: Connection, execution: Execution, now: datetime) -> dict[str, datetime | None]:
-    """Take back the start of an execution that went back to the queue. Return as `note_starts`."""
+    """Take back the start of an execution that went back to the queue. Return as `note_start`."""
     if not db.execute("DELETE FROM task_starts WHERE execution_id = ?", [execution.id]).rowcount:
         return {}
     return {execution.task_id: _window(db, execution.task_id, now)}
 
 
 def release_rates(db: Connection, now: datetime, limit: int) -> dict[str, datetime | None]:
-    """Let tasks start executions again whose window allows it: at most `limit`. Return as `note_starts`."""
+    """Let tasks start executions again whose window allows it: at most `limit`. Return as `note_start`."""
     found = db.execute(
         """
         SELECT task_id FROM task_limits INDEXED BY task_limits_next WHERE next_start_time <= :now
