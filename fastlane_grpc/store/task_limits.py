@@ -7,6 +7,7 @@ execution that goes back to the queue has not started, and its start is taken ba
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
+from heapq import heappop, heappush
 from typing import NamedTuple
 
 from fastlane_grpc.model import NO_LIMITS, Execution, State, Task, TaskLimits, TaskLimitsChange
@@ -128,8 +129,9 @@ class LimitedTasks:
     def __init__(self) -> None:
         self.limits: dict[str, TaskLimits] = {}
         self._running: dict[str, set[str]] = {}
-        # Of the tasks whose rate allows no start now.
+        # Of the tasks whose rate allows no start now; and a heap of these times, some of which do not hold any more.
         self._next_start: dict[str, datetime] = {}
+        self._times: list[tuple[datetime, str]] = []
         # Called after a change of limits.
         self.on_change: Callable[[], None] = lambda: None
 
@@ -156,7 +158,9 @@ class LimitedTasks:
     @property
     def next_start_time(self) -> datetime | None:
         """The earliest time at which a task may start an execution again; None if no task waits for a time."""
-        return min(self._next_start.values(), default=None)
+        while self._times and self._next_start.get(self._times[0][1]) != self._times[0][0]:
+            heappop(self._times)
+        return self._times[0][0] if self._times else None
 
     def has_rate(self, task_id: str) -> bool:
         return task_id in self.limits and self.limits[task_id].max_starts > 0
@@ -186,8 +190,9 @@ class LimitedTasks:
         for task_id, time in times.items():
             if time is None:
                 self._next_start.pop(task_id, None)
-            else:
+            elif self._next_start.get(task_id) != time:
                 self._next_start[task_id] = time
+                heappush(self._times, (time, task_id))
 
     def on_commit(self, executions: Iterable[Execution]) -> None:
         """Note changes of executions, in order."""
