@@ -247,3 +247,12 @@ def test_pools_and_drained_hosts_say_where_containers_run_and_a_drained_one_ends
     assert house.engine_health() == health_pb2.HealthCheckResponse.SERVING
     house.client.resume_host("a")
     assert house.settle(mails) == ["a"] * 3
+
+    house.engines["b"].kill()
+    house.until(lambda hosts: hosts["b"].availability == DOWN)
+    house.client.drain_host("a")
+    house.until(lambda hosts: house.engine_health() == health_pb2.HealthCheckResponse.NOT_SERVING)
+    house.client.resume_host("a")
+    house.until(lambda hosts: house.engine_health() == health_pb2.HealthCheckResponse.SERVING)
+    house.engines["b"].start()
+    house.until(lambda hosts: hosts["b"].availability == UP)

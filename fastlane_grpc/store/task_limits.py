@@ -44,7 +44,13 @@ def update(db: Connection, task_id: str, change: TaskLimitsChange, now: datetime
             [task_id],
         ).fetchall()
     ]
-    db.execute("INSERT INTO tasks VALUES (?, 0, 0, 0, 0) ON CONFLICT DO NOTHING", [task_id])
+    db.execute(
+        """
+        INSERT INTO tasks (task_id, create_time, last_enqueue_time, jobs, open_jobs) VALUES (?, 0, 0, 0, 0)
+        ON CONFLICT DO NOTHING
+        """,
+        [task_id],
+    )
     db.execute(
         """
         INSERT INTO task_limits (task_id, max_running, paused, max_starts, rate_window, running)
