@@ -18,7 +18,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
-from fastlane_grpc.errors import TaskNotFound
+from fastlane_grpc.errors import DiskFull, TaskNotFound
 from fastlane_grpc.model import (
     NO_LIMITS,
     Execution,
@@ -30,7 +30,7 @@ from fastlane_grpc.model import (
     new_id,
 )
 from fastlane_grpc.pools import Pool, Pools
-from fastlane_grpc.store import Store
+from fastlane_grpc.store import Quota, Store
 from fastlane_grpc.store.database import open_for_reading, open_for_writing
 from fastlane_grpc.store.readers import Readers
 from fastlane_grpc.store.writer import Writer
@@ -213,6 +213,22 @@ async def test_a_task_without_jobs_exists_as_long_as_it_has_limits(limited: Limi
     await limited.limit(max_running=0)
     with pytest.raises(TaskNotFound):
         await limited.store.task("mail")
+
+
+async def test_a_task_without_jobs_is_not_limited_where_no_job_would_be_taken(tmp_path: Path) -> None:
+    loop = asyncio.get_running_loop()
+    # More has to be free than any disk has.
+    quota = Quota(tmp_path, 9, 1 << 62)
+    store = Store.open(tmp_path, on_commit=lambda executions: None, loop=loop, quota=quota)
+    with pytest.raises(DiskFull):
+        await store.update_task("mail", TaskLimitsChange(paused=True))
+    store.close()
+    limited = LimitedStore(tmp_path, loop)
+    await limited.enqueue()
+    limited.close()
+    store = Store.open(tmp_path, on_commit=lambda executions: None, loop=loop, quota=quota)
+    assert (await store.update_task("mail", TaskLimitsChange(paused=True))).limits.paused
+    store.close()
 
 
 async def test_limits_outlive_the_last_job_of_a_task(limited: LimitedStore) -> None:

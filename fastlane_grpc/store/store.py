@@ -258,13 +258,15 @@ class Store:
 
     def update_task(self, task_id: str, change: TaskLimitsChange) -> Pending[Task]:
         """Change the limits of a task, which need not have jobs. Return the task; without jobs and limits it has its id
-        alone, and does not exist any more."""
+        alone, and does not exist any more. DiskFull: a task without jobs is no more taken than a job would be."""
 
         def work(db: Connection) -> Written[Task]:
+            if not task_limits.exists(db, task_id) and (refusal := self._quota.refusal(db, 0)):
+                raise refusal
             update = task_limits.update(db, task_id, change, self._now())
             return Written(update.task, told=[lambda: self.limited_tasks.updated(update)])
 
-        return self._writer.write(work, vital=True)
+        return self._writer.write(work)
 
     def drain_host(self, host: str, note: str, then: Callable[[], None]) -> Pending[Drain]:
         """Note that a host is drained; one that is drained stays as it is. `then` is called on the loop after the

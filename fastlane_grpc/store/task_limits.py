@@ -30,6 +30,11 @@ class LimitsUpdate(NamedTuple):
     next_start_time: datetime | None
 
 
+def exists(db: Connection, task_id: str) -> bool:
+    """Return whether the task has jobs or limits."""
+    return bool(db.execute("SELECT 1 FROM tasks WHERE task_id = ?", [task_id]).fetchall())
+
+
 def update(db: Connection, task_id: str, change: TaskLimitsChange, now: datetime) -> LimitsUpdate:
     """Change the limits of a task, which need not have jobs."""
     limits = change.applied_to(limits_in(db, task_id).get(task_id, NO_LIMITS))
@@ -213,8 +218,7 @@ class LimitedTasks:
 
 
 def _task(db: Connection, task_id: str) -> Task:
-    rows = db.execute("SELECT 1 FROM tasks WHERE task_id = ?", [task_id]).fetchall()
-    return task_of(db, task_id) if rows else Task(task_id, None, None, 0, 0)
+    return task_of(db, task_id) if exists(db, task_id) else Task(task_id, None, None, 0, 0)
 
 
 def _has_rate(db: Connection, task_id: str) -> bool:

@@ -980,7 +980,7 @@ class TaskServiceServicer:
         """Sets the limits of a task, and pauses or resumes it. Fields that are not set stay as they are. A task without jobs
         may be limited in advance. Running executions are not stopped. Limits are kept over restarts. A task without jobs
         whose last limit is removed does not exist any more: the response has its id alone. INVALID_ARGUMENT lists the
-        invalid fields.
+        invalid fields. RESOURCE_EXHAUSTED, DISK_FULL, with RetryInfo.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -515,7 +515,7 @@ class TaskServiceStub:
     """Sets the limits of a task, and pauses or resumes it. Fields that are not set stay as they are. A task without jobs
     may be limited in advance. Running executions are not stopped. Limits are kept over restarts. A task without jobs
     whose last limit is removed does not exist any more: the response has its id alone. INVALID_ARGUMENT lists the
-    invalid fields.
+    invalid fields. RESOURCE_EXHAUSTED, DISK_FULL, with RetryInfo.
     """
 
 @_typing.type_check_only
@@ -535,7 +535,7 @@ class TaskServiceAsyncStub(TaskServiceStub):
     """Sets the limits of a task, and pauses or resumes it. Fields that are not set stay as they are. A task without jobs
     may be limited in advance. Running executions are not stopped. Limits are kept over restarts. A task without jobs
     whose last limit is removed does not exist any more: the response has its id alone. INVALID_ARGUMENT lists the
-    invalid fields.
+    invalid fields. RESOURCE_EXHAUSTED, DISK_FULL, with RetryInfo.
     """
 
 class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -570,7 +570,7 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
         """Sets the limits of a task, and pauses or resumes it. Fields that are not set stay as they are. A task without jobs
         may be limited in advance. Running executions are not stopped. Limits are kept over restarts. A task without jobs
         whose last limit is removed does not exist any more: the response has its id alone. INVALID_ARGUMENT lists the
-        invalid fields.
+        invalid fields. RESOURCE_EXHAUSTED, DISK_FULL, with RetryInfo.
         """
 
 def add_TaskServiceServicer_to_server(servicer: TaskServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
