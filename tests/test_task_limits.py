@@ -398,7 +398,7 @@ asyncio.run(main())
 
 def test_counts_and_limits_are_exact_after_kill_9(tmp_path: Path) -> None:
     chance = random.Random(13)
-    for _ in range(4):
+    for _ in range(3):
         with subprocess.Popen(
             [sys.executable, "-c", CLAIM_UNTIL_KILLED, str(tmp_path), str(chance.random())],
             stdout=subprocess.PIPE,
@@ -560,6 +560,6 @@ class LimitsMachine(RuleBasedStateMachine):
 
 
 LimitsMachine.TestCase.settings = settings(
-    max_examples=40, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+    max_examples=25, stateful_step_count=40, deadline=None, suppress_health_check=[HealthCheck.too_slow]
 )
 TestAnyOrderOfCalls = pytest.mark.slow(LimitsMachine.TestCase)
