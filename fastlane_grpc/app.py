@@ -16,7 +16,7 @@ import uvloop
 from fastlane_grpc.api import Service
 from fastlane_grpc.capture.choice import CaptureChoice
 from fastlane_grpc.config import HostSettings, Settings
-from fastlane_grpc.dispatcher import Dispatcher, HostSlots
+from fastlane_grpc.dispatcher import Dispatcher
 from fastlane_grpc.errors import CannotServe, ServerFailed, StoreFailed
 from fastlane_grpc.execution import DockerRunner, Host, RemovedHostRunner, Step, Sweeper
 from fastlane_grpc.logs import Logs, Tails
@@ -26,6 +26,7 @@ from fastlane_grpc.machine.open_files import OpenFiles, raise_limit
 from fastlane_grpc.model import Execution, utc_now
 from fastlane_grpc.retention import Retention, RetentionLimits
 from fastlane_grpc.rpc.server import RpcServer
+from fastlane_grpc.slots import HostSlots
 from fastlane_grpc.store import Quota, Rules, Store, StoreHealth
 from fastlane_grpc.supervisor import Supervisor
 from fastlane_grpc.wakeup import Wakeup
@@ -161,6 +162,7 @@ class Server:
             self.settings, self._committed, self.store_health.failed, self.loop, self.supervisor, self.now
         )
         parts.callback(self.store.close, _CLOSE_SECONDS)
+        self.listeners.append(self.store.limited_tasks.on_commit)
 
     def open_logs(self, parts: AsyncExitStack) -> None:
         """Open the files of logs and the system lines, which the threads of executions write."""
@@ -209,9 +211,11 @@ class Server:
             [HostSlots(host, runner, each.max_running) for host, runner, each in hosts],
             removed=gone,
             max_running=settings.max_running,
+            pools=settings.pools_of_hosts,
             supervisor=self.supervisor,
             now=self.now,
         )
+        self.dispatcher.on_availability_change = self._engine_changed.set
         self.listeners.append(self.dispatcher.on_change)
         # Not restarted: a restarted dispatcher would adopt the executions of its own threads.
         self.run(parts, "dispatcher", self.dispatcher.run, restart=False)
@@ -343,6 +347,7 @@ def _open_store(
             on_failure=failed,
             supervisor=supervisor,
             now=now,
+            pools=settings.pools_of_hosts,
         )
     except StoreFailed as error:
         raise CannotServe(str(error)) from error

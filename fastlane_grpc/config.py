@@ -1,8 +1,8 @@
 """Every setting of the server, once: its default, its meaning and how it is read.
 
 A setting comes from a flag, else from the environment (`FASTLANE_` and its name in capitals), else from the file, else
-from its default. Several hosts come from the file alone. What cannot be read, or is not known, is an error that names
-the setting and where it stood."""
+from its default. Several hosts and pools come from the file alone. What cannot be read, or is not known, is an error
+that names the setting and where it stood."""
 
 import difflib
 import json
@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from fastlane_grpc.model import CaptureMode
+from fastlane_grpc.pools import Pool, Pools, read_pattern
 from fastlane_grpc.text.redaction import DEFAULT, SecretNames
 
 DEFAULT_LISTEN = "127.0.0.1:7020"
@@ -124,6 +125,10 @@ def read_host_name(text: str) -> str:
     return text
 
 
+def read_host_names(text: str) -> Sequence[str]:
+    return tuple(map(read_host_name, text.split(",")))
+
+
 def read_log_bytes(text: str) -> int:
     size = read_bytes(text)
     if size < 1 << 20:
@@ -152,6 +157,8 @@ _KINDS: Mapping[Callable[[str], object], str] = {
     read_capture: "MODE",
     read_log_bytes: "BYTES",
     read_host_name: "NAME",
+    read_pattern: "PATTERN",
+    read_host_names: "NAMES",
     read_secret_names: "NAMES",
 }
 
@@ -188,6 +195,19 @@ class HostSettings:
     engine_data_dir: Path | None = setting(
         lambda: None, read_path, "path of the data directory on the engine's machine; by default detected"
     )
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSettings:
+    """One of several pools; values are checked."""
+
+    name: str = setting(_is_missing, read_host_name, "name of the pool, 1 to 63 of a-z, 0-9 and -")
+    pattern: str = setting(
+        _is_missing,
+        read_pattern,
+        "names of the pool's tasks, separated by commas, as mail-*,report-?; * is any characters, ? is one",
+    )
+    hosts: Sequence[str] = setting(_is_missing, read_host_names, "names of the pool's hosts, separated by commas")
 
 
 @dataclass(frozen=True, slots=True)
@@ -255,10 +275,18 @@ class Settings:
     )
     # None are given: the one that the settings above make.
     hosts: Sequence[HostSettings] = ()
+    # In their order; none: every host takes every task.
+    pools: Sequence[PoolSettings] = ()
+
+    @property
+    def pools_of_hosts(self) -> Pools:
+        """The pools, as the store and the dispatcher use them."""
+        pools = [Pool(pool.name, pool.pattern, pool.hosts) for pool in self.pools]
+        return Pools(pools, [host.name for host in self.hosts])
 
     def __post_init__(self) -> None:
         if not self.hosts:
-            local = HostSettings("local", self.engine, self.max_running, self.capture, self.engine_data_dir)
+            local = HostSettings(LOCAL, self.engine, self.max_running, self.capture, self.engine_data_dir)
             object.__setattr__(self, "hosts", (local,))
         if self.default_timeout > self.max_timeout:
             default, most = _duration_text(self.default_timeout), _duration_text(self.max_timeout)
@@ -268,6 +296,8 @@ class Settings:
 # Every setting that is one value, and so may be a flag, a variable of the environment or in the file.
 SETTINGS: Sequence["Field[Any]"] = [each for each in fields(Settings) if each.metadata]
 
+# The name of the only host, where none are configured.
+LOCAL = "local"
 # What makes the host `local`, and so cannot be beside hosts of their own.
 _OF_LOCAL = ("engine", "capture", "engine_data_dir")
 
@@ -294,6 +324,7 @@ def in_force(flags: Mapping[str, object], environ: Mapping[str, str], file: Path
     """As `load`, with where each came from."""
     table = dict(_read_file(file))
     tables: Any = table.pop("hosts", None)
+    pool_tables: Any = table.pop("pools", None)
     given = _given(flags, environ, table, file)
     values: dict[str, Any] = {each.name: _read(each, *given[each.name]) for each in SETTINGS if each.name in given}
     if tables is not None:
@@ -306,6 +337,14 @@ def in_force(flags: Mapping[str, object], environ: Mapping[str, str], file: Path
             f"hosts.{each['name']}.{name}": (value, f"file {file}") for each in tables for name, value in each.items()
         }
         values = {"max_running": sum(host.max_running for host in hosts), **values, "hosts": hosts}
+    if pool_tables is not None:
+        names = [host.name for host in values.get("hosts", ())] or [LOCAL]
+        values["pools"] = _read_pools(pool_tables, names, file)
+        given |= {
+            f"pools.{each['name']}.{name}": (value, f"file {file}")
+            for each in pool_tables
+            for name, value in each.items()
+        }
     return InForce(Settings(**values), {name: (str(value), origin) for name, (value, origin) in given.items()})
 
 
@@ -315,7 +354,7 @@ def _given(
     """Of all settings that are given somewhere, the value that counts, and where it came from."""
     given: dict[str, tuple[object, str]] = {}
     for name, value in table.items():
-        given[_known(name, [*_names(SETTINGS), "hosts"], f"setting in {file}")] = (value, f"file {file}")
+        given[_known(name, [*_names(SETTINGS), "hosts", "pools"], f"setting in {file}")] = (value, f"file {file}")
     for key, text in environ.items():
         name = key.removeprefix("FASTLANE_").lower()
         if key.startswith("FASTLANE_") and name not in _NOT_SETTINGS:
@@ -355,6 +394,11 @@ def toml(in_force: InForce) -> str:
                     each, _plain(each, getattr(host, each.name)), in_force.origin(f"hosts.{host.name}.{each.name}")
                 )
             )
+    for pool in settings.pools:
+        lines += ["", "[[pools]]"]
+        for each in fields(PoolSettings):
+            origin = in_force.origin(f"pools.{pool.name}.{each.name}")
+            lines.append(_toml_line(each, _plain(each, getattr(pool, each.name)), origin))
     return "\n".join(lines) + "\n"
 
 
@@ -367,6 +411,9 @@ def as_json(in_force: InForce) -> str:
         told[each.name] = {"value": _written(in_force, each), "origin": in_force.origin(each.name)}
     told["hosts"] = [
         {each.name: _plain(each, getattr(host, each.name)) for each in fields(HostSettings)} for host in settings.hosts
+    ]
+    told["pools"] = [
+        {each.name: _plain(each, getattr(pool, each.name)) for each in fields(PoolSettings)} for pool in settings.pools
     ]
     return json.dumps(told, indent=2)
 
@@ -424,9 +471,33 @@ def _read_host(table: Mapping[str, object], where: str) -> HostSettings:
     return HostSettings(**values)
 
 
+def _read_pools(tables: object, hosts: Sequence[str], file: Path | None) -> Sequence[PoolSettings]:
+    if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
+        raise ConfigError(f"pools in {file} must be tables, each under a line [[pools]]")
+    pools = [_read_pool(table, hosts, f"[[pools]] {place} of file {file}") for place, table in enumerate(tables, 1)]
+    for place, pool in enumerate(pools):
+        if any(other.name == pool.name for other in pools[:place]):
+            raise ConfigError(f"two [[pools]] in {file} have the name {pool.name!r}: give each pool its own name")
+    return pools
+
+
+def _read_pool(table: Mapping[str, object], hosts: Sequence[str], where: str) -> PoolSettings:
+    for name in table:
+        _known(name, _names(fields(PoolSettings)), f"setting in {where}")
+    for each in fields(PoolSettings):
+        if each.name not in table:
+            raise ConfigError(f"{where} has no {each.name}, which is required")
+    pool = PoolSettings(**{each.name: _read(each, table[each.name], where) for each in fields(PoolSettings)})
+    for host in pool.hosts:
+        _known(host, hosts, f"host in {where}")
+    if len(set(pool.hosts)) < len(pool.hosts):
+        raise ConfigError(f"hosts in {where} names a host twice: {','.join(pool.hosts)}")
+    return pool
+
+
 def _configured_hosts(settings: Settings) -> Sequence[HostSettings]:
     """Those that were written down; none where there is only the one that the other settings make."""
-    made = HostSettings("local", settings.engine, settings.max_running, settings.capture, settings.engine_data_dir)
+    made = HostSettings(LOCAL, settings.engine, settings.max_running, settings.capture, settings.engine_data_dir)
     return () if list(settings.hosts) == [made] else settings.hosts
 
 
@@ -445,6 +516,8 @@ def _text(each: "Field[Any]", value: Any) -> str:
         return ""
     if isinstance(value, timedelta):
         return _duration_text(value)
+    if isinstance(value, tuple):
+        return ",".join(value)
     if each.metadata["kind"] == "BYTES":
         return _counted(value, (("g", 1 << 30), ("m", 1 << 20), ("k", 1 << 10)))
     return str(value)

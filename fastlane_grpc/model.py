@@ -372,6 +372,9 @@ class HostReport:
     engine_version: str = ""
     capture: str = ""
     capture_reason: str = ""
+    drain_note: str = ""
+    drain_time: datetime | None = None
+    pools: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "last_error", told_line(self.last_error))
@@ -489,14 +492,51 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
+class TaskLimits:
+    """The limits of a task. Zero: no limit. `rate_window` is set exactly if `max_starts` is."""
+
+    max_running: int = 0
+    paused: bool = False
+    max_starts: int = 0
+    rate_window: timedelta | None = None
+
+
+NO_LIMITS = TaskLimits()
+
+
+@dataclass(frozen=True, slots=True)
+class TaskLimitsChange:
+    """Limits to set. None: the limit stays as it is. `rate_window` goes with `max_starts`."""
+
+    max_running: int | None = None
+    paused: bool | None = None
+    max_starts: int | None = None
+    rate_window: timedelta | None = None
+
+    def applied_to(self, limits: TaskLimits) -> TaskLimits:
+        """Return the limits with this change."""
+        if self.max_starts is not None:
+            rate_window = self.rate_window if self.max_starts else None
+            limits = replace(limits, max_starts=self.max_starts, rate_window=rate_window)
+        if self.max_running is not None:
+            limits = replace(limits, max_running=self.max_running)
+        return limits if self.paused is None else replace(limits, paused=self.paused)
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
-    """A name that jobs are grouped by, with the number of those that are kept, and of those that are not final."""
+    """A name that jobs are grouped by, with the number of those that are kept, and of those that are not final.
+
+    The times are None for a task without jobs, which exists as long as it has limits. `running` counts the executions
+    that are PREPARING, RUNNING or STOPPING."""
 
     id: str
-    create_time: datetime
-    last_enqueue_time: datetime
+    create_time: datetime | None
+    last_enqueue_time: datetime | None
     jobs: int
     open_jobs: int
+    running: int = 0
+    limits: TaskLimits = NO_LIMITS
 
 
 @dataclass(frozen=True, slots=True)

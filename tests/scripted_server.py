@@ -195,6 +195,10 @@ class ScriptedServer(
         tasks, token = self._page(self.tasks, request)
         return pb.ListTasksResponse(tasks=tasks, next_page_token=token)
 
+    def UpdateTask(self, request: pb.UpdateTaskRequest, context: grpc.ServicerContext) -> pb.UpdateTaskResponse:
+        self._note(request, context)
+        return pb.UpdateTaskResponse(task=pb.TaskSummary(id=request.task_id, max_running=request.max_running))
+
     def ListHosts(self, request: pb.ListHostsRequest, context: grpc.ServicerContext) -> pb.ListHostsResponse:
         self._note(request, context)
         return pb.ListHostsResponse(hosts=self.hosts)

@@ -172,7 +172,9 @@ def test_tasks_and_hosts_are_shown(server: ScriptedServer) -> None:
     server.hosts.append(
         pb.EngineHost(name="there", availability=pb.EngineHost.AVAILABILITY_DOWN, max_running=8, last_error="no route")
     )
-    assert fastlane(server, "tasks").stdout.decode().splitlines()[1] == "send-mail  2     30    2m ago         -"
+    assert fastlane(server, "tasks").stdout.decode().splitlines()[1] == (
+        "send-mail  2     0        30    2m ago         -      -"
+    )
     here, there = fastlane(server, "hosts").stdout.decode().splitlines()[1:]
     assert here == f"here   up     3 of 8   28.1    attach   unix:///run/docker.sock  {reason}"
     assert there.split() == ["there", "down", "0", "of", "8", "-", "-", "no", "route"]

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastlane_grpc import config
-from fastlane_grpc.config import ConfigError, HostSettings
+from fastlane_grpc.config import ConfigError, HostSettings, PoolSettings
 from fastlane_grpc.model import CaptureMode
 from fastlane_grpc.text.redaction import DEFAULT_ENTRIES
 from tests.settings_tables import markdown
@@ -127,6 +127,60 @@ def test_what_is_wrong_with_hosts_is_said(file: Path, text: str, said: str) -> N
     assert said.format(file=file) in refusal(file, text)
 
 
+# ---- pools
+
+POOL = '[[pools]]\nname = "mail"\npattern = "mail-*,sms"\nhosts = "a"\n'
+
+
+def test_pools_are_those_of_the_file_in_their_order(file: Path) -> None:
+    file.write_text(TWO_HOSTS + POOL.replace('"a"', '"a-1"') + POOL.replace("mail", "rest").replace('"a"', '"b,a-1"'))
+    loaded = config.load({}, {}, file)
+    assert loaded.pools == [
+        PoolSettings("mail", "mail-*,sms", ("a-1",)),
+        PoolSettings("rest", "rest-*,sms", ("b", "a-1")),
+    ]
+    pools = loaded.pools_of_hosts
+    assert [pools.of_task(task) for task in ("mail-x", "mail", "sms", "rest-", "SMS")] == [
+        *("mail", "", "mail", "rest", "")
+    ]
+    assert (pools.of_host("a-1"), pools.of_host("b")) == (("mail", "rest"), ("rest",))
+    lines = config.toml(config.in_force({}, {}, file)).splitlines()
+    assert lines[-4:] == [
+        "[[pools]]",
+        f'name = "rest"  # file {file}',
+        f'pattern = "rest-*,sms"  # file {file}',
+        f'hosts = "b,a-1"  # file {file}',
+    ]
+    told = json.loads(config.as_json(config.in_force({}, {}, file)))
+    assert told["pools"][1] == {"name": "rest", "pattern": "rest-*,sms", "hosts": "b,a-1"}
+
+
+def test_the_one_host_of_the_other_settings_may_be_in_a_pool(file: Path) -> None:
+    file.write_text(POOL.replace('"a"', '"local"'))
+    assert config.load({}, {}, file).pools_of_hosts.of_host("local") == ("mail",)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (HOST + POOL + POOL, "two [[pools]] in {file} have the name 'mail': give each pool its own name"),
+        (HOST + POOL.replace('"a"', '"b"'), "unknown host in [[pools]] 1 of file {file}: 'b'; known names: a"),
+        (POOL, "unknown host in [[pools]] 1 of file {file}: 'a'; known names: local"),
+        (HOST + POOL.replace('"a"', '"a,a"'), "hosts in [[pools]] 1 of file {file} names a host twice: a,a"),
+        (HOST + POOL.replace('"a"', '["a"]'), "hosts in [[pools]] 1 of file {file} is a list; it must be a quoted"),
+        (HOST + POOL.replace("mail-*", "^mail.*$"), "pattern in [[pools]] 1 of file {file} is '^mail.*$,sms': must be"),
+        (HOST + POOL.replace("mail-*,sms", ""), "pattern in [[pools]] 1 of file {file} is '': must be names of tasks"),
+        (HOST + POOL.replace('name = "mail"\n', ""), "[[pools]] 1 of file {file} has no name, which is required"),
+        (HOST + POOL.replace("hosts", "host"), "unknown setting in [[pools]] 1 of file {file}: 'host'"),
+        (HOST + "[pools]\nname = 'a'", "pools in {file} must be tables, each under a line [[pools]]"),
+        (HOST + "[[pool]]\nname = 'a'", "unknown setting in {file}: 'pool'; did you mean 'pools'?"),
+    ],
+)
+def test_what_is_wrong_with_pools_is_said(file: Path, text: str, said: str) -> None:
+    # Settings outside of tables come first.
+    assert said.format(file=file) in refusal(file, text)
+
+
 # ---- single values
 
 
@@ -186,7 +240,13 @@ def test_hosts_are_printed_with_where_their_settings_came_from(file: Path) -> No
 
 
 @pytest.mark.parametrize(
-    "text", ["", TWO_HOSTS, 'capture = "attach"\nengine_data_dir = "/srv/\\u007f \\" ü"\nmax_timeout = "90s"']
+    "text",
+    [
+        "",
+        TWO_HOSTS,
+        TWO_HOSTS + '[[pools]]\nname = "x"\npattern = "*"\nhosts = "a-1,b"\n',
+        'capture = "attach"\nengine_data_dir = "/srv/\\u007f \\" ü"\nmax_timeout = "90s"',
+    ],
 )
 def test_what_is_printed_is_a_file_that_has_the_same_in_force(file: Path, text: str) -> None:
     file.write_text(text)
@@ -253,6 +313,7 @@ def test_the_tables_of_settings_in_the_documentation_are_those_of_the_code() -> 
     text = (ROOT / "docs" / "configuration.md").read_text()
     assert markdown(config.SETTINGS) in text
     assert markdown(fields(HostSettings)) in text
+    assert markdown(fields(PoolSettings)) in text
 
 
 def test_the_example_in_the_documentation_is_right(file: Path) -> None:

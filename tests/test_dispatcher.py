@@ -18,9 +18,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from fastlane_grpc.dispatcher import Dispatcher, HostSlots
-from fastlane_grpc.model import Assignment, Execution, JobSpec, LogTotals, Outcome, Reason, Source, State, Stop, utc_now
+from fastlane_grpc.dispatcher import Dispatcher
+from fastlane_grpc.model import (
+    Assignment,
+    Execution,
+    JobSpec,
+    LogTotals,
+    Outcome,
+    Reason,
+    Source,
+    State,
+    Stop,
+    WaitReason,
+    utc_now,
+)
 from fastlane_grpc.runner import AbandonedLog, CertainEnd, Command, Event, HostDown, Mailbox, StopCommand
+from fastlane_grpc.slots import HostSlots
 from fastlane_grpc.store import Pending, Store
 from fastlane_grpc.store.database import Connection, open_for_writing
 from fastlane_grpc.store.writer import Many, Work, Writer, Written
@@ -347,13 +360,13 @@ async def test_a_shorter_grace_is_told_and_the_same_stop_is_not_told_twice(tmp_p
 
 async def test_while_the_host_is_down_nothing_is_claimed(house: House) -> None:
     house.host_is(up=False)
-    assert "here" in house.dispatcher.host_error
+    assert house.dispatcher.why_queued("t") == (WaitReason.HOST_DOWN, "host 'here' does not answer")
     execution = await house.enqueue()
     for _ in range(5):
         assert (await house.store.execution(execution.id)).state is State.QUEUED
     assert house.claimed == []
     house.host_is(up=True)
-    assert house.dispatcher.host_error == ""
+    assert house.dispatcher.why_queued("t") is None
     await house.announced.reaches(execution.id, State.SUCCEEDED)
 
 
@@ -466,7 +479,7 @@ async def test_the_next_execution_goes_to_the_host_with_the_largest_share_of_fre
     await house.announced.until(lambda: len(house.claimed) == 10)
     by_share = ["small", "large", "equal", "large", "large", "small", "large", "equal", "large", "large"]
     assert [execution.host for execution in house.claimed] == by_share
-    assert house.dispatcher.slots == (10, 10)
+    assert house.dispatcher.why_queued("t") == (WaitReason.NO_FREE_SLOT, "10 of 10 slots in use")
     running = next(execution for execution in house.claimed if execution.host == "equal")
     await house.announced.reaches(running.id, State.RUNNING)
     house.runners["equal"].end(running.id)
@@ -485,7 +498,7 @@ async def test_the_limit_of_the_server_is_over_all_hosts(tmp_path: Path, houses:
     house.open()
     executions = [await house.enqueue() for _ in range(6)]
     await house.announced.until(lambda: len(house.unfinished) == 3)
-    assert house.dispatcher.slots == (3, 3)
+    assert house.dispatcher.why_queued("t") == (WaitReason.NO_FREE_SLOT, "3 of 3 slots in use")
     for execution in executions:
         await house.announced.reaches(execution.id, State.RUNNING)
         house.runners[house.unfinished[execution.id]].end(execution.id)
@@ -513,8 +526,7 @@ async def test_a_host_that_is_down_holds_up_nobody_but_what_is_on_it(tmp_path: P
     on_a = [execution.id for execution in first if execution.host == "a"]
     house.engine_dies("a")
     await spins_until(lambda: len(house.dispatcher._on_thread) == 2)
-    assert house.dispatcher.host_error == ""
-    assert house.dispatcher.slots == (2, 2)
+    assert house.dispatcher.why_queued("t") == (WaitReason.NO_FREE_SLOT, "2 of 2 slots in use")
     for execution in first:
         if execution.host == "b":
             house.runners["b"].end(execution.id)
@@ -539,10 +551,13 @@ async def test_why_nothing_is_taken_is_told_only_while_no_host_is_up(tmp_path: P
     houses.append(house)
     house.open()
     house.host_is("a", up=False)
-    assert (house.dispatcher.host_error, house.dispatcher.up, house.dispatcher.slots) == ("", True, (0, 1))
+    assert (house.dispatcher.why_queued("t"), house.dispatcher.up) == (None, True)
     house.host_is("b", up=False)
     assert not house.dispatcher.up
-    assert house.dispatcher.host_error == "host 'a' does not answer; host 'b' does not answer"
+    assert house.dispatcher.why_queued("t") == (
+        WaitReason.HOST_DOWN,
+        "host 'a' does not answer; host 'b' does not answer",
+    )
 
 
 async def test_what_was_not_started_on_a_host_that_went_down_is_run_by_another_one(

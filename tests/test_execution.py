@@ -230,6 +230,7 @@ def test_a_container_that_cannot_start_says_why(house: House, more: dict[str, ob
     assert (execution.state, outcome(execution).reason, outcome(execution).exit_code) == (State.FAILED, reason, None)
     assert outcome(execution).detail in house.system(execution.id)
     assert "OCI runtime" not in outcome(execution).detail
+    assert not house.going[execution.id].mailbox.start_failure, "it is the job's fault"
     assert not house.host.engine.containers(house.store.instance)
 
 

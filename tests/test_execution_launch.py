@@ -335,6 +335,7 @@ def test_a_disk_of_the_engine_that_stays_full_says_what_to_do(small: Small, smal
         small.make_room()
     assert (execution.state, outcome(execution).reason) == (State.FAILED, Reason.REFUSED_BY_ENGINE)
     assert "in several tries: the engine's disk is full: make room on the host" in outcome(execution).detail
+    assert "no space left" in small_house.going[execution.id].mailbox.start_failure, "it is the host's fault"
 
 
 def test_a_full_disk_of_the_engine_says_nothing_of_the_recorder(small: Small, tmp_path: Path) -> None:
@@ -373,6 +374,7 @@ def test_a_refusal_that_is_final_says_what_is_wrong_and_is_not_tried_again(
         None,
     )
     assert words in outcome(execution).detail
+    assert not house.going[execution.id].mailbox.start_failure, "it is the job's fault"
     assert "several tries" not in outcome(execution).detail
     assert "asked again" not in house.system(execution.id)
 
@@ -388,3 +390,4 @@ def test_an_image_with_a_file_in_the_place_of_the_recorder_is_not_without_its_co
     else:
         assert (execution.state, outcome(execution).reason) == (State.FAILED, Reason.REFUSED_BY_ENGINE)
         assert "the image has a file /.fastlane" in outcome(execution).detail
+        assert not house.going[execution.id].mailbox.start_failure

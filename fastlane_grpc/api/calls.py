@@ -115,10 +115,20 @@ class Calls:
         )
         return response
 
+    async def update_task(self, request: pb.UpdateTaskRequest) -> pb.UpdateTaskResponse:
+        task = await self._service.update_task(request.task_id, *converters.read_task_limits(request))
+        return pb.UpdateTaskResponse(task=converters.task(task))
+
     # ---- HostService
 
     async def list_hosts(self, request: pb.ListHostsRequest) -> pb.ListHostsResponse:
         return pb.ListHostsResponse(hosts=[converters.host(each) for each in self._service.hosts()])
+
+    async def drain_host(self, request: pb.DrainHostRequest) -> pb.DrainHostResponse:
+        return pb.DrainHostResponse(host=converters.host(await self._service.drain_host(request.host, request.note)))
+
+    async def resume_host(self, request: pb.ResumeHostRequest) -> pb.ResumeHostResponse:
+        return pb.ResumeHostResponse(host=converters.host(await self._service.resume_host(request.host)))
 
     # ---- ServerService
 

@@ -13,6 +13,7 @@ from fastlane_grpc.api.log_stream import LogEnded, LogRequest, LogSuspended, Sta
 from fastlane_grpc.api.pages import PageRequest, TaskQuery
 from fastlane_grpc.api.service import EnqueueRequest, PreviewRequest, PruneRequest, ReplaceRequest
 from fastlane_grpc.api.times import (
+    duration,
     read_optional_duration,
     read_optional_time,
     read_time_ns,
@@ -33,6 +34,7 @@ from fastlane_grpc.model import (
     Source,
     State,
     Task,
+    TaskLimitsChange,
     Times,
     Waiting,
     exit_status,
@@ -150,6 +152,18 @@ def read_execution_query(request: pb.ListExecutionsRequest) -> tuple[PageRequest
 
 def read_task_query(request: pb.ListTasksRequest) -> PageRequest[TaskQuery]:
     return PageRequest(TaskQuery(), request.page_size, request.page_token)
+
+
+def read_task_limits(request: pb.UpdateTaskRequest) -> tuple[TaskLimitsChange, list[Violation]]:
+    violations: list[Violation] = []
+    change = TaskLimitsChange(
+        max_running=request.max_running if request.HasField("max_running") else None,
+        paused=request.paused if request.HasField("paused") else None,
+        max_starts=request.max_starts if request.HasField("max_starts") else None,
+        rate_window=read_optional_duration(request, "rate_window", "rate_window", violations),
+    )
+    # A window that is no duration is not a missing one, too.
+    return (replace(change, max_starts=None) if violations else change), violations
 
 
 def _read_states(numbers: Iterable[int], violations: list[Violation]) -> tuple[State, ...]:
@@ -288,6 +302,11 @@ def task(value: Task) -> pb.TaskSummary:
         open_jobs=value.open_jobs,
         jobs=value.jobs,
         last_enqueue_time=timestamp(value.last_enqueue_time),
+        max_running=value.limits.max_running,
+        paused=value.limits.paused,
+        max_starts=value.limits.max_starts,
+        rate_window=duration(value.limits.rate_window),
+        running=value.running,
     )
 
 
@@ -413,6 +432,9 @@ def host(value: HostReport) -> pb.EngineHost:
         engine_version=value.engine_version,
         capture=CAPTURES[value.capture],
         capture_reason=value.capture_reason,
+        drain_note=value.drain_note,
+        drain_time=timestamp(value.drain_time),
+        pools=value.pools,
     )
 
 

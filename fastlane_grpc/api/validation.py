@@ -63,10 +63,7 @@ def enqueue_violations(
     now: datetime,
     secret_names: SecretNames = DEFAULT_SECRET_NAMES,
 ) -> Iterator[Violation]:
-    if not task_id:
-        yield Violation("task_id", "is required")
-    elif not _TASK_ID.fullmatch(task_id):
-        yield Violation("task_id", "has to be 1 to 128 of A-Z a-z 0-9 . _ - and must not begin with a dot or dash")
+    yield from task_id_violations(task_id)
     yield from request_id_violations(request_id)
     for name, words in (("args", spec.args), ("entrypoint", spec.entrypoint), ("envs", spec.envs)):
         if len(words) > MAX_WORDS:
@@ -87,6 +84,13 @@ def enqueue_violations(
     yield from _labels_violations(spec.labels)
     if spec.metadata is not None:
         yield from _metadata_violations(spec.metadata)
+
+
+def task_id_violations(task_id: str) -> Iterator[Violation]:
+    if not task_id:
+        yield Violation("task_id", "is required")
+    elif not _TASK_ID.fullmatch(task_id):
+        yield Violation("task_id", "has to be 1 to 128 of A-Z a-z 0-9 . _ - and must not begin with a dot or dash")
 
 
 def _start_violations(spec: JobSpec, now: datetime) -> Iterator[Violation]:

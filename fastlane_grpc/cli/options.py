@@ -115,6 +115,26 @@ def _read_variable(text: str) -> tuple[str, str | None]:
     return text, None
 
 
+def _read_max_running(text: str) -> int:
+    try:
+        return 0 if text == config.OFF else config.read_count(text)
+    except ValueError as error:
+        raise ValueError(f"{error}; or {config.OFF}: no limit") from None
+
+
+def _read_rate(text: str) -> tuple[int, timedelta | None]:
+    """How many starts within which time."""
+    if text == config.OFF:
+        return 0, None
+    starts, slash, window = text.partition("/")
+    try:
+        if slash:
+            return config.read_count(starts), config.read_duration(window)
+    except ValueError:
+        pass
+    raise ValueError(f"must be NUMBER/DURATION, as 100/1m; or {config.OFF}: no limit")
+
+
 DURATION = _Reads("duration", config.read_duration)
 GRACE = _Reads("duration", _read_grace)
 AGE = _Reads("age", _read_age)
@@ -124,6 +144,8 @@ MOMENT = _Reads("age|time", _read_moment)
 SIZE = _Reads("bytes", config.read_bytes)
 ADDRESS = _Reads("host:port", _read_server)
 PAIR = _Reads("name=value", _read_pair)
+MAX_RUNNING = _Reads("number|off", _read_max_running)
+RATE = _Reads("number/duration|off", _read_rate)
 VARIABLE = _Reads("name[=value]", _read_variable)
 
 # As they are written on a command line: "timed-out".

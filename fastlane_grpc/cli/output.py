@@ -250,7 +250,7 @@ def state_name(state: int) -> str:
 
 def waiting_text(waiting: fastlane_pb2.Waiting) -> str:
     """What it waits for, and behind how many, or until when."""
-    if waiting.HasField("due_time"):
+    if waiting.HasField("due_time") and waiting.reason != fastlane_pb2.WAIT_REASON_TASK_RATE:
         due_time = waiting.due_time.ToDatetime(UTC)
         return f"starts {until(due_time, datetime.now(UTC))}, at {due_time.astimezone():%Y-%m-%d %H:%M:%S %z}"
     return f"{waiting.detail}, {waiting.ahead} ahead of it" if waiting.ahead else waiting.detail

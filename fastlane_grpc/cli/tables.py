@@ -27,6 +27,7 @@ COLOURS = {
     "queued": _DIM,
 }
 COLOURS |= {"scheduled": _DIM, "expired": _YELLOW}
+COLOURS |= {"drained": _YELLOW, "circuit open": _RED}
 COLOURS |= {"up": _GREEN, "down": _RED, "ok": _GREEN, "warn": _YELLOW, "FAIL": _RED}
 
 

@@ -15,9 +15,15 @@ from fastlane_grpc.client.policies import Cron, Retry, Unique
 _WORDS = {"args": "for one string use command=", "entrypoint": 'for one program use entrypoint=["PROGRAM"]'}
 _MAPPINGS = {"envs", "labels"}
 _ENUMS = {"states": "[STATE_FAILED]", "sources": "[STDOUT]"}
-_DURATIONS = {"timeout", "stop_grace", "start_in", "grace", "heartbeat", "give_up_after", "retry_for"}
+_DURATIONS = {
+    *("timeout", "stop_grace", "start_in", "grace", "heartbeat", "give_up_after", "retry_for"),
+    "rate_window",
+}
 _TIMES = {"since", "until", "start_at", "expire_time", "from_time"}
-_WHOLE_NUMBERS = {"memory_bytes", "pids", "priority", "page_size", "tail_lines", "history", "count"}
+_WHOLE_NUMBERS = {
+    *("memory_bytes", "pids", "priority", "page_size", "tail_lines", "history", "count"),
+    *("max_running", "max_starts"),
+}
 _TEXTS = {
     *("task_id", "image", "working_dir", "user", "network", "stop_signal", "request_id"),
     *("job_id", "execution_id", "note", "cursor", "host", "id_prefix", "etag"),
@@ -62,6 +68,9 @@ def _check(name: str, value: object) -> None:
     elif name == "cpus":
         if not isinstance(value, Real):
             raise TypeError(f"cpus has to be a number, as 0.5; {_given(value)}")
+    elif name == "paused":
+        if not isinstance(value, bool):
+            raise TypeError(f"paused has to be True or False; {_given(value)}")
     elif name == "metadata":
         if not isinstance(value, Mapping):
             raise TypeError(f"metadata has to be a dict; {_given(value)}")

@@ -61,6 +61,20 @@ _NOT_EXECUTABLE = _pattern(
     "(permission denied|is a directory|exec format error|operation not permitted|text file busy)"
 )
 
+# What a job asks for and no host can give it.
+_OF_JOB = _pattern(
+    "chdir to cwd",
+    "cannot mkdir: .* is not a directory",
+    "mkdir .*: (not a directory|file exists)",
+    "unable to find (user|group) ",
+    "[ug]ids and [ug]ids must be in range",
+    "no command specified",
+    "network",
+    "oom-killed",
+    "memory limit too low",
+    r"/\.fastlane\b.*(not a directory|is a directory|file exists|too many levels|cannot be mounted|not supported)",
+)
+
 # The fault and its remedy, from the most specific pattern to the least.
 _ADVICE = (
     (
@@ -119,6 +133,14 @@ def refusal_of(message: str) -> Refusal:
 def passes(message: str) -> bool:
     """Whether the same request may succeed a moment later."""
     return refusal_of(message) is not Refusal.FINAL
+
+
+def about_host(status: int, message: str) -> bool:
+    """Whether a refusal to create or start a container is about the host, as far as is known: other jobs would be
+    refused there, too."""
+    if refusal_of(message) is not Refusal.FINAL or re.search(r'exec: \\*"/\.fastlane', message):
+        return True
+    return status >= 500 and command_reason(message) is None and not _OF_JOB.search(message)
 
 
 def container_gone(message: str, container_id: str) -> bool:

@@ -12,7 +12,7 @@ from fastlane_grpc.docker.http import EngineDown, EngineRefuses
 from fastlane_grpc.errors import ServerStopping
 from fastlane_grpc.execution.final_state import failed, lost, stopped_before_start
 from fastlane_grpc.execution.host import Host
-from fastlane_grpc.execution.launch import launch
+from fastlane_grpc.execution.launch import launch, note_failure
 from fastlane_grpc.execution.lifecycle import LeftToNextServer, Lifecycle, RunnerContext, Step, abandon
 from fastlane_grpc.execution.recovery import recover, sweep
 from fastlane_grpc.execution.stopping import Stopping
@@ -89,6 +89,7 @@ class DockerRunner:
         if lifecycle.fenced:
             lifecycle.finish_as(lost(Reason.CONTAINER_GONE, detail), ContainerEnd(None, witnessed=False))
         else:
+            note_failure(lifecycle, refusal)
             lifecycle.finish_as(failed(Reason.REFUSED_BY_ENGINE, detail))
 
     def _host_down(self, lifecycle: Lifecycle, error: EngineDown) -> None:

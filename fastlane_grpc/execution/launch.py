@@ -16,7 +16,7 @@ from fastlane_grpc.capture.recorder import RecorderCapture
 from fastlane_grpc.clock import boottime
 from fastlane_grpc.docker.container_body import container_body
 from fastlane_grpc.docker.engine import EXECUTION_LABEL, INSTANCE_LABEL, Container, Image
-from fastlane_grpc.docker.engine_errors import Refusal, container_gone, explained, passes, plain, refusal_of
+from fastlane_grpc.docker.engine_errors import Refusal, about_host, container_gone, explained, passes, plain, refusal_of
 from fastlane_grpc.docker.http import EngineDown, EngineRefuses
 from fastlane_grpc.docker.images import CannotRun, Pull, PullFailed
 from fastlane_grpc.execution.events import PullEnded
@@ -54,6 +54,7 @@ def launch(lifecycle: Lifecycle) -> None:
                 return
             _prepare(lifecycle)
     except CannotRun as error:
+        note_failure(lifecycle, error.__cause__)
         lifecycle.finish_as(failed(error.reason, error.detail))
     except StopRequested as request:
         lifecycle.finish_as(stopped_before_start(Stopping.begin(request.stop, "", boottime())))
@@ -69,6 +70,12 @@ def launch(lifecycle: Lifecycle) -> None:
         )
     else:
         _run_to_end(lifecycle)
+
+
+def note_failure(lifecycle: Lifecycle, refusal: BaseException | None) -> None:
+    """Tell the dispatcher of a start that failed for a reason of the host's. To be called before the end is stored."""
+    if isinstance(refusal, EngineRefuses) and about_host(refusal.status, refusal.message):
+        lifecycle.mailbox.start_failure = plain(refusal.message)
 
 
 def _prepare(lifecycle: Lifecycle) -> None:
@@ -372,6 +379,7 @@ def _retry_start(lifecycle: Lifecycle, refusal: EngineRefuses, backoff: Retries)
         # The mailbox was not read since the fence.
         if stop := lifecycle.context.store.execution(lifecycle.execution.id).result().stop:
             lifecycle.request_stop(stop)
+        note_failure(lifecycle, refusal)
         lifecycle.finish_as(
             not_started(
                 message, lifecycle.stopping, by_recorder=lifecycle.capture.name == RecorderCapture.name, again=again

@@ -79,6 +79,9 @@ class TaskServicer:
     async def ListTasks(self, request: pb.ListTasksRequest, context: Context) -> pb.ListTasksResponse:
         return await self._calls.list_tasks(request)
 
+    async def UpdateTask(self, request: pb.UpdateTaskRequest, context: Context) -> pb.UpdateTaskResponse:
+        return await self._calls.update_task(request)
+
 
 class HostServicer:
     """fastlane.v1.HostService"""
@@ -88,6 +91,12 @@ class HostServicer:
 
     async def ListHosts(self, request: pb.ListHostsRequest, context: Context) -> pb.ListHostsResponse:
         return await self._calls.list_hosts(request)
+
+    async def DrainHost(self, request: pb.DrainHostRequest, context: Context) -> pb.DrainHostResponse:
+        return await self._calls.drain_host(request)
+
+    async def ResumeHost(self, request: pb.ResumeHostRequest, context: Context) -> pb.ResumeHostResponse:
+        return await self._calls.resume_host(request)
 
 
 class ServerServicer:

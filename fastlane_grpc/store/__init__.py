@@ -2,17 +2,21 @@
 
 from fastlane_grpc.store.enqueue import Quota, first_job
 from fastlane_grpc.store.health import StoreHealth
+from fastlane_grpc.store.hosts import Drain
 from fastlane_grpc.store.job_changes import etag_of
 from fastlane_grpc.store.job_state import Rules
 from fastlane_grpc.store.lists import ExecutionQuery, JobQuery, Page, Position
 from fastlane_grpc.store.pending import Pending
 from fastlane_grpc.store.pruning import Count, PruneCandidate, PruneCursor, PruneQuery, RetentionTotals
 from fastlane_grpc.store.store import Store
+from fastlane_grpc.store.task_limits import LimitedTasks
 
 __all__ = [
     "Count",
+    "Drain",
     "ExecutionQuery",
     "JobQuery",
+    "LimitedTasks",
     "Page",
     "Pending",
     "Position",

@@ -21,6 +21,7 @@ from fastlane_grpc.store.rows import (
     JOB,
     JOB_WITHOUT_SPEC,
     TASK,
+    TASKS,
     Row,
     execution_from,
     job_from,
@@ -115,7 +116,7 @@ def page_of_executions(
 def page_of_tasks(db: Connection, after: tuple[str] | None, size: int) -> Page[Task]:
     """By name: at most `size` behind `after`."""
     rows = db.execute(
-        f"SELECT {TASK} FROM tasks WHERE task_id > ? ORDER BY task_id LIMIT ? + 0",
+        f"SELECT {TASK} FROM {TASKS} WHERE task_id > ? ORDER BY task_id LIMIT ? + 0",
         ["" if after is None else after[0], size + 1],
     ).fetchall()
     tasks = [task_from(row) for row in rows[:size]]

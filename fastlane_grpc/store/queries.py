@@ -12,6 +12,7 @@ from fastlane_grpc.store.rows import (
     EXECUTION,
     JOB,
     TASK,
+    TASKS,
     Row,
     execution_from,
     job_from,
@@ -208,7 +209,7 @@ def execution_after(db: Connection, job_id: str, run: int, attempt: int) -> Exec
 
 def task_of(db: Connection, task_id: str) -> Task:
     """Return the task. TaskNotFound."""
-    rows = db.execute(f"SELECT {TASK} FROM tasks WHERE task_id = ?", [task_id]).fetchall()
+    rows = db.execute(f"SELECT {TASK} FROM {TASKS} WHERE task_id = ?", [task_id]).fetchall()
     if not rows:
         raise TaskNotFound(task_id)
     return task_from(rows[0])

@@ -32,6 +32,7 @@ from fastlane_grpc.model import (
     Stop,
     StopCause,
     Task,
+    TaskLimits,
     Times,
     Unique,
 )
@@ -56,6 +57,7 @@ _JOB_NAMES = (
     *("end_time", "stop_time", "runs", "schedule", "tick_time", "revision"),
 )
 _TASK_NAMES = ("task_id", "create_time", "last_enqueue_time", "jobs", "open_jobs")
+_LIMIT_NAMES = ("max_running", "paused", "max_starts", "rate_window")
 
 
 def _columns(table: str, names: Sequence[str]) -> str:
@@ -76,9 +78,16 @@ JOB = f"{_columns('jobs', _JOB_NAMES)}, {EXECUTION}"
 JOB_WITHOUT_SPEC = JOB.replace("jobs.spec", "NULL", 1)
 _IN_JOB = _places(_JOB_NAMES)
 
-# What `task_from` takes.
-TASK = _columns("tasks", _TASK_NAMES)
-_IN_TASK = _places(_TASK_NAMES)
+# What `task_from` takes, and the tables that it is read from.
+TASK = f"""
+    {_columns("tasks", _TASK_NAMES)}, {_columns("task_limits", _LIMIT_NAMES)}, coalesce(task_limits.running, (
+        SELECT count(*) FROM executions AS running INDEXED BY executions_task_state
+        WHERE running.task_id = tasks.task_id
+            AND running.state IN ({State.PREPARING}, {State.RUNNING}, {State.STOPPING})
+    ))
+"""
+TASKS = "tasks LEFT JOIN task_limits USING (task_id)"
+_IN_TASK = _places((*_TASK_NAMES, *_LIMIT_NAMES, "running"))
 
 # Made once: json.dumps makes one for each call that wants something special.
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
@@ -145,12 +154,20 @@ def job_from(row: Row) -> Job:
 
 def task_from(row: Row) -> Task:
     at = _IN_TASK
+    has_jobs = row[at["jobs"]] > 0
     return Task(
         id=row[at["task_id"]],
-        create_time=time_from(row[at["create_time"]]),
-        last_enqueue_time=time_from(row[at["last_enqueue_time"]]),
+        create_time=time_from(row[at["create_time"]]) if has_jobs else None,
+        last_enqueue_time=time_from(row[at["last_enqueue_time"]]) if has_jobs else None,
         jobs=row[at["jobs"]],
         open_jobs=row[at["open_jobs"]],
+        running=row[at["running"]],
+        limits=TaskLimits(
+            row[at["max_running"]] or 0,
+            bool(row[at["paused"]]),
+            row[at["max_starts"]] or 0,
+            _duration_from(row[at["rate_window"]] or None),
+        ),
     )
 
 

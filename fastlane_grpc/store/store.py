@@ -3,7 +3,9 @@ changes nothing."""
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from datetime import datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Self
 
@@ -19,12 +21,15 @@ from fastlane_grpc.model import (
     State,
     StopCause,
     Task,
+    TaskLimitsChange,
     utc_now,
 )
-from fastlane_grpc.store import due, pruning
+from fastlane_grpc.pools import Pools
+from fastlane_grpc.store import due, hosts, placement, pruning, task_limits
 from fastlane_grpc.store.database import Connection, open_for_reading, open_for_writing
 from fastlane_grpc.store.due import Promotion
 from fastlane_grpc.store.enqueue import DEFAULT_SECRET_NAMES, NO_QUOTA, Enqueue, Quota
+from fastlane_grpc.store.hosts import Drain
 from fastlane_grpc.store.job_changes import pause_schedule, replace_job, resume_schedule, retry_job
 from fastlane_grpc.store.job_state import DEFAULT_RULES, Rules, follow, follow_claim, settle
 from fastlane_grpc.store.lists import ExecutionQuery, JobQuery, Page, page_of_executions, page_of_jobs, page_of_tasks
@@ -56,6 +61,7 @@ from fastlane_grpc.store.rows import (
     microseconds_since_epoch,
 )
 from fastlane_grpc.store.stops import stop_execution, stop_job
+from fastlane_grpc.store.task_limits import LimitedTasks
 from fastlane_grpc.store.writer import Writer, Written
 from fastlane_grpc.supervisor import ALONE, Supervisor
 from fastlane_grpc.text.redaction import SecretNames
@@ -63,6 +69,10 @@ from fastlane_grpc.text.redaction import SecretNames
 # A store that has less room than this is not taken for one that can write again.
 PROBE_FREE_BYTES = 1 << 20
 PROBE_FREE_INODES = 16
+
+
+# Without pools every host takes every task.
+ANY_HOST = Pools()
 
 
 class Store:
@@ -85,6 +95,7 @@ class Store:
         on_failure: Callable[[], None] = lambda: None,
         supervisor: Supervisor = ALONE,
         now: Callable[[], datetime] = utc_now,
+        pools: Pools = ANY_HOST,
     ) -> Self:
         """Open the store in `directory`, or make it. It takes jobs up to `quota`. StoreFailed if it cannot be
         opened.
@@ -116,7 +127,21 @@ class Store:
             readers.close()
             db.close()
             raise
-        return cls(writer, readers, instance=instance, quota=quota, secret_names=secret_names, rules=rules, now=now)
+        try:
+            return cls(
+                writer,
+                readers,
+                instance=instance,
+                quota=quota,
+                secret_names=secret_names,
+                rules=rules,
+                pools=pools,
+                now=now,
+            )
+        except BaseException:
+            readers.close()
+            writer.close()
+            raise
 
     def __init__(
         self,
@@ -128,6 +153,7 @@ class Store:
         quota: Quota | None = None,
         secret_names: SecretNames = DEFAULT_SECRET_NAMES,
         rules: Rules = DEFAULT_RULES,
+        pools: Pools = ANY_HOST,
     ) -> None:
         self._writer = writer
         self._readers = readers
@@ -136,6 +162,20 @@ class Store:
         self._secret_names = secret_names
         self._rules = rules
         self.instance = instance
+        self._pools = pools
+        # The tasks with limits, and the drained hosts by name, for callers on the loop.
+        self.limited_tasks = LimitedTasks()
+        with closing(open_for_reading(writer.path)) as db:
+            self.limited_tasks.load(db)
+            self.drained_hosts = dict(hosts.drained(db))
+            placed = placement.placed_by(db) == pools.placement
+        if not placed:
+            # The first transaction of all: no claim comes before it.
+            self._writer.write_until_stored(self._place_lines)
+
+    def _place_lines(self, db: Connection) -> Written[None]:
+        placement.put_in_force(db, self._pools)
+        return Written(None)
 
     def close(self, timeout: float | None = None) -> None:
         """Finish the calls that were made; later ones raise ServerStopping. Blocks; each thread has `timeout` seconds
@@ -304,6 +344,37 @@ class Store:
         """Return the task. TaskNotFound."""
         return self._readers.read(lambda db: task_of(db, task_id))
 
+    def update_task(self, task_id: str, change: TaskLimitsChange) -> Pending[Task]:
+        """Change the limits of a task, which need not have jobs. Return the task; without jobs and limits it has its id
+        alone, and does not exist any more. DiskFull: a task without jobs is no more taken than a job would be."""
+
+        def work(db: Connection) -> Written[Task]:
+            if not task_limits.exists(db, task_id) and (refusal := self._quota.refusal(db, 0)):
+                raise refusal
+            update = task_limits.update(db, task_id, change, self._now())
+            return Written(update.task, told=[lambda: self.limited_tasks.updated(update)])
+
+        return self._writer.write(work)
+
+    def drain_host(self, host: str, note: str, then: Callable[[], None]) -> Pending[Drain]:
+        """Note that a host is drained; one that is drained stays as it is. `then` is called on the loop after the
+        commit."""
+
+        def work(db: Connection) -> Written[Drain]:
+            drain = hosts.drain(db, host, note, self._now())
+            return Written(drain, told=[lambda: self.drained_hosts.update({host: drain}), then])
+
+        return self._writer.write(work, vital=True)
+
+    def resume_host(self, host: str, then: Callable[[], None]) -> Pending[None]:
+        """Note that a host is not drained. `then` is called on the loop after the commit."""
+
+        def work(db: Connection) -> Written[None]:
+            hosts.resume(db, host)
+            return Written(None, told=[lambda: self.drained_hosts.pop(host, None) and None, then])
+
+        return self._writer.write(work, vital=True)
+
     def jobs(self, query: JobQuery, *, after: tuple[int, int] | None = None, size: int) -> Pending[Page[Job]]:
         """Return a page of at most `size` after `after`, newest first."""
         return self._readers.read(lambda db: page_of_jobs(db, query, after, size))
@@ -346,18 +417,40 @@ class Store:
         return self._readers.read(due.next_time)
 
     def claim_on(self, hosts: Sequence[str]) -> Pending[list[Assignment]]:
-        """Claim a queued execution for each of `hosts`, as long as there are any. The highest priority goes first;
-        within a priority tasks take turns; within a task the execution that was due first goes first."""
+        """Claim a queued execution for each of `hosts`, as long as there are any in the host's pools. The highest
+        priority goes first; within a priority tasks take turns; within a task the execution that was due first goes
+        first. Tasks that are at a limit or paused are left out."""
 
         def work(db: Connection) -> Written[list[Assignment]]:
-            now = microseconds_since_epoch(self._now())
+            now = self._now()
             claimed: list[Assignment] = []
+            rates: dict[str, datetime | None] = {}
+            empty: set[Sequence[str]] = set()
+            has_rates = task_limits.has_rates(db)
+            if self._pools:
+                placement.place(db, self._pools)
             for host in hosts:
-                execution = _claim_next(db, host, now)
+                pools = self._pools.of_host(host)
+                if pools in empty:
+                    continue
+                execution = _claim_next(db, host, pools, microseconds_since_epoch(now))
                 if execution is None:
-                    break
+                    empty.add(pools)
+                    continue
                 claimed.append(Assignment(execution, follow_claim(db, execution)))
-            return Written(claimed, [assignment.execution for assignment in claimed])
+                if has_rates:
+                    rates |= task_limits.note_start(db, execution, now)
+            told = [lambda: self.limited_tasks.rates_changed(rates)] if rates else []
+            return Written(claimed, [assignment.execution for assignment in claimed], told)
+
+        return self._writer.write(work)
+
+    def release_rates(self, limit: int) -> Pending[None]:
+        """Let tasks start executions again whose rate allows it: at most `limit` of them."""
+
+        def work(db: Connection) -> Written[None]:
+            rates = task_limits.release_rates(db, self._now(), limit)
+            return Written(None, told=[lambda: self.limited_tasks.rates_changed(rates)])
 
         return self._writer.write(work)
 
@@ -494,7 +587,8 @@ class Store:
             if execution is None:
                 return Written(execution_of(db, execution_id))
             follow(db, execution)
-            return Written(execution, [execution])
+            rates = task_limits.take_back_start(db, execution, self._now())
+            return Written(execution, [execution], [lambda: self.limited_tasks.rates_changed(rates)] if rates else ())
 
         return self._writer.write_until_stored(work)
 
@@ -655,25 +749,39 @@ def _followed(db: Connection, execution: Execution | None) -> Written[Execution 
     return _written(execution)
 
 
-def _claim_next(db: Connection, host: str, now: int) -> Execution | None:
-    # Round-robin: of the ready task with the next turn (table `lines`), the execution that was due first. That is two
-    # steps down two indexes, however many wait. Expired executions are skipped; they are few, as `promote` ends them
-    # before claims.
+def _claim_next(db: Connection, host: str, pools: Sequence[str], now: int) -> Execution | None:
     return _update(
         db,
-        f"""
-        UPDATE executions SET state = {State.PREPARING}, state_time = :now, claim_time = :now, host = :host
-        WHERE state = {State.QUEUED} AND seq = (
-            SELECT queued.seq
-            FROM lines INDEXED BY lines_turn CROSS JOIN executions AS queued INDEXED BY executions_queued
-            ON queued.state = {State.QUEUED} AND queued.priority = lines.priority AND queued.task_id = lines.task_id
-            WHERE queued.expire_time IS NULL OR queued.expire_time >= :now
-            ORDER BY lines.priority DESC, lines.turn, queued.due_time, queued.seq LIMIT 1
-        )
-        """,
+        _claim_sql(len(pools)),
         host=host,
         now=now,
+        **{f"pool_{number}": pool for number, pool in enumerate(pools)},
     )
+
+
+@cache
+def _claim_sql(pools: int) -> str:
+    # Of each pool of the host, the next execution; of these, the one whose line has the highest priority and the next
+    # turn. Round-robin: a line that is served gets the last turn.
+    following = [_NEXT_OF_POOL.format(number=number) for number in range(pools)]
+    of_all = following[0] if pools == 1 else " UNION ALL ".join(f"SELECT * FROM ({each})" for each in following)
+    return f"""
+        UPDATE executions SET state = {State.PREPARING}, state_time = :now, claim_time = :now, host = :host
+        WHERE state = {State.QUEUED} AND seq = (SELECT seq FROM ({of_all}) ORDER BY priority DESC, turn LIMIT 1)
+        """
+
+
+# Of the ready lines of a pool (index `lines_ready`), the one with the next turn; of its executions, the one that was
+# due first. That is two steps down two indexes, however many wait, and however many are blocked. Expired executions are
+# skipped; they are few, as `promote` ends them before claims.
+_NEXT_OF_POOL = f"""
+    SELECT queued.seq AS seq, lines.priority AS priority, lines.turn AS turn
+    FROM lines INDEXED BY lines_ready CROSS JOIN executions AS queued INDEXED BY executions_queued
+    ON queued.state = {State.QUEUED} AND queued.priority = lines.priority AND queued.task_id = lines.task_id
+    WHERE lines.pool = :pool_{{number}} AND lines.blocked = 0
+        AND (queued.expire_time IS NULL OR queued.expire_time >= :now)
+    ORDER BY lines.priority DESC, lines.turn, queued.due_time, queued.seq LIMIT 1
+"""
 
 
 def _instance(path: Path) -> str:

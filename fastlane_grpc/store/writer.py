@@ -30,10 +30,12 @@ _log = structlog.get_logger()
 
 
 class Written(NamedTuple, Generic[T]):
-    """The answer of a unit of work, and the executions that it changed, as it left them."""
+    """The answer of a unit of work, and the executions that it changed, as it left them. Each of `told` is called on
+    the loop after the commit, before the executions are announced."""
 
     answer: T
     changed: Sequence[Execution] = ()
+    told: Sequence[Callable[[], None]] = ()
 
 
 Work = Callable[[Connection], Written[T]]
@@ -235,10 +237,12 @@ class Writer:
     def _settle(self, done: Sequence["_Done"]) -> None:
         settled: list[Settled] = []
         changed: list[Execution] = []
+        told: list[Callable[[], None]] = []
         for unit, result in done:
             if isinstance(result, Written):
                 settled.append(Settled(unit.pending, result.answer, None))
                 changed += result.changed
+                told += result.told
             elif not is_failure(result):
                 settled.append(Settled(unit.pending, None, result))
             elif unit.until_stored:
@@ -246,12 +250,19 @@ class Writer:
             else:
                 # A new one for each caller: one that is shared gathers the tracebacks of all.
                 settled.append(Settled(unit.pending, None, refusal(result, self.path)))
-        tell(self._loop, settled, partial(self._on_commit, changed) if changed else None)
+        tell(self._loop, settled, partial(self._announce, changed, told) if changed or told else None)
         # That a job was refused for the disk is no failure yet, and a reason to look whether it can be written.
         if any(
             isinstance(result, Exception) and (is_failure(result) or isinstance(result, DiskFull)) for _, result in done
         ):
             tell(self._loop, (), self._on_failure)
+
+    def _announce(self, changed: Sequence[Execution], told: Sequence[Callable[[], None]]) -> None:
+        """On the loop."""
+        for tell_one in told:
+            tell_one()
+        if changed:
+            self._on_commit(changed)
 
     def _owe(self, unit: "_Unit", error: Exception) -> None:
         if not self._owed:

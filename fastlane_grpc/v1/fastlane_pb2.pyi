@@ -221,7 +221,9 @@ class _WaitReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WaitReason
     WAIT_REASON_TASK_LIMIT: _WaitReason.ValueType  # 3
     """The task runs as many executions as its `max_running` allows."""
     WAIT_REASON_HOST_DOWN: _WaitReason.ValueType  # 4
-    """No host that may run the execution is up."""
+    """No host that may run the execution is up: each is down, is drained, or gets no executions for a while because
+    starts failed on it.
+    """
     WAIT_REASON_DISK_FULL: _WaitReason.ValueType  # 5
     """The execution has a slot, but the server's disk has no space, or no inodes, for its log. It continues once there is
     space.
@@ -253,7 +255,9 @@ WAIT_REASON_NO_FREE_SLOT: WaitReason.ValueType  # 2
 WAIT_REASON_TASK_LIMIT: WaitReason.ValueType  # 3
 """The task runs as many executions as its `max_running` allows."""
 WAIT_REASON_HOST_DOWN: WaitReason.ValueType  # 4
-"""No host that may run the execution is up."""
+"""No host that may run the execution is up: each is down, is drained, or gets no executions for a while because
+starts failed on it.
+"""
 WAIT_REASON_DISK_FULL: WaitReason.ValueType  # 5
 """The execution has a slot, but the server's disk has no space, or no inodes, for its log. It continues once there is
 space.
@@ -1066,11 +1070,11 @@ class TaskSummary(_message.Message):
     """Number of executions that run: PREPARING, RUNNING or STOPPING."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """Time of its first enqueue, among the jobs that were kept without a break."""
+        """Time of its first enqueue, among the jobs that were kept without a break. Unset: no job is kept."""
 
     @_builtins.property
     def last_enqueue_time(self) -> _timestamp_pb2.Timestamp:
-        """When a job was last enqueued under this name."""
+        """When a job was last enqueued under this name. Unset: no job is kept."""
 
     @_builtins.property
     def rate_window(self) -> _duration_pb2.Duration:
@@ -1583,7 +1587,9 @@ class EngineHost(_message.Message):
         AVAILABILITY_DRAINED: EngineHost._Availability.ValueType  # 3
         """Drained by a caller: no new executions. Running ones continue."""
         AVAILABILITY_CIRCUIT_OPEN: EngineHost._Availability.ValueType  # 4
-        """Several starts in a row failed on this host: no new executions for a while, then one as a trial."""
+        """Five starts in a row failed on this host, for reasons that are not the job's: no new executions for 60 s, then
+        one as a trial. `last_error` has the reason. A start that succeeds, and ResumeHost, end this.
+        """
 
     class Availability(_Availability, metaclass=_AvailabilityEnumTypeWrapper):
         """Whether a host takes executions."""
@@ -1599,7 +1605,9 @@ class EngineHost(_message.Message):
     AVAILABILITY_DRAINED: EngineHost.Availability.ValueType  # 3
     """Drained by a caller: no new executions. Running ones continue."""
     AVAILABILITY_CIRCUIT_OPEN: EngineHost.Availability.ValueType  # 4
-    """Several starts in a row failed on this host: no new executions for a while, then one as a trial."""
+    """Five starts in a row failed on this host, for reasons that are not the job's: no new executions for 60 s, then
+    one as a trial. `last_error` has the reason. A start that succeeds, and ResumeHost, end this.
+    """
 
     class _Capture:
         ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -3655,10 +3663,14 @@ class UpdateTaskRequest(_message.Message):
     paused: _builtins.bool
     """Do not start queued executions."""
     max_starts: _builtins.int
-    """Maximum number of starts within `rate_window`, at least 0. Zero: no limit."""
+    """Maximum number of starts within `rate_window`, 0 to 100 000. Zero: no limit. The window slides: of the starts of
+    the task, at most this many are closer together than the window. A start is the assignment of a slot; that of an
+    execution that goes back to the queue does not count. Starts count from the call that sets the first rate on. After
+    a change of the rate, earlier starts within the new window still count.
+    """
     @_builtins.property
     def rate_window(self) -> _duration_pb2.Duration:
-        """The window of `max_starts`, 1 s to 1 day. Required with `max_starts`."""
+        """The window of `max_starts`, 1 s to 1 day. Required with a `max_starts` above 0, else rejected."""
 
     def __init__(
         self,

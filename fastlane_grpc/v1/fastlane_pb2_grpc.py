@@ -981,7 +981,9 @@ class TaskServiceServicer:
 
     def UpdateTask(self, request, context):
         """Sets the limits of a task, and pauses or resumes it. Fields that are not set stay as they are. A task without jobs
-        may be limited in advance. Running executions are not stopped. Limits are kept over restarts.
+        may be limited in advance. Running executions are not stopped. Limits are kept over restarts. A task without jobs
+        whose last limit is removed does not exist any more: the response has its id alone. INVALID_ARGUMENT lists the
+        invalid fields. RESOURCE_EXHAUSTED, DISK_FULL, with RetryInfo.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -1140,7 +1142,7 @@ class HostServiceServicer:
 
     def DrainHost(self, request, context):
         """Assigns no further executions to a host; running ones continue. Kept over restarts. Draining a drained host changes
-        nothing and returns OK. NOT_FOUND, HOST_NOT_FOUND.
+        nothing, not even its note, and returns OK. NOT_FOUND, HOST_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -522,7 +522,9 @@ class TaskServiceStub:
     """Returns tasks in the order of their names. INVALID_ARGUMENT, PAGE_TOKEN_INVALID."""
     UpdateTask: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.UpdateTaskRequest, _fastlane_pb2.UpdateTaskResponse]
     """Sets the limits of a task, and pauses or resumes it. Fields that are not set stay as they are. A task without jobs
-    may be limited in advance. Running executions are not stopped. Limits are kept over restarts.
+    may be limited in advance. Running executions are not stopped. Limits are kept over restarts. A task without jobs
+    whose last limit is removed does not exist any more: the response has its id alone. INVALID_ARGUMENT lists the
+    invalid fields. RESOURCE_EXHAUSTED, DISK_FULL, with RetryInfo.
     """
 
 @_typing.type_check_only
@@ -540,7 +542,9 @@ class TaskServiceAsyncStub(TaskServiceStub):
     """Returns tasks in the order of their names. INVALID_ARGUMENT, PAGE_TOKEN_INVALID."""
     UpdateTask: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.UpdateTaskRequest, _fastlane_pb2.UpdateTaskResponse]  # type: ignore[assignment]
     """Sets the limits of a task, and pauses or resumes it. Fields that are not set stay as they are. A task without jobs
-    may be limited in advance. Running executions are not stopped. Limits are kept over restarts.
+    may be limited in advance. Running executions are not stopped. Limits are kept over restarts. A task without jobs
+    whose last limit is removed does not exist any more: the response has its id alone. INVALID_ARGUMENT lists the
+    invalid fields. RESOURCE_EXHAUSTED, DISK_FULL, with RetryInfo.
     """
 
 class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -573,7 +577,9 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_fastlane_pb2.UpdateTaskResponse, _abc.Awaitable[_fastlane_pb2.UpdateTaskResponse]]:
         """Sets the limits of a task, and pauses or resumes it. Fields that are not set stay as they are. A task without jobs
-        may be limited in advance. Running executions are not stopped. Limits are kept over restarts.
+        may be limited in advance. Running executions are not stopped. Limits are kept over restarts. A task without jobs
+        whose last limit is removed does not exist any more: the response has its id alone. INVALID_ARGUMENT lists the
+        invalid fields. RESOURCE_EXHAUSTED, DISK_FULL, with RetryInfo.
         """
 
 def add_TaskServiceServicer_to_server(servicer: TaskServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
@@ -589,7 +595,7 @@ class HostServiceStub:
     """Returns every host, in the order of the configuration. The list is not paged."""
     DrainHost: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.DrainHostRequest, _fastlane_pb2.DrainHostResponse]
     """Assigns no further executions to a host; running ones continue. Kept over restarts. Draining a drained host changes
-    nothing and returns OK. NOT_FOUND, HOST_NOT_FOUND.
+    nothing, not even its note, and returns OK. NOT_FOUND, HOST_NOT_FOUND.
     """
     ResumeHost: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.ResumeHostRequest, _fastlane_pb2.ResumeHostResponse]
     """Assigns executions to a drained host again, and closes its circuit. A host that is in use stays so: OK. NOT_FOUND,
@@ -605,7 +611,7 @@ class HostServiceAsyncStub(HostServiceStub):
     """Returns every host, in the order of the configuration. The list is not paged."""
     DrainHost: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.DrainHostRequest, _fastlane_pb2.DrainHostResponse]  # type: ignore[assignment]
     """Assigns no further executions to a host; running ones continue. Kept over restarts. Draining a drained host changes
-    nothing and returns OK. NOT_FOUND, HOST_NOT_FOUND.
+    nothing, not even its note, and returns OK. NOT_FOUND, HOST_NOT_FOUND.
     """
     ResumeHost: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.ResumeHostRequest, _fastlane_pb2.ResumeHostResponse]  # type: ignore[assignment]
     """Assigns executions to a drained host again, and closes its circuit. A host that is in use stays so: OK. NOT_FOUND,
@@ -630,7 +636,7 @@ class HostServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_fastlane_pb2.DrainHostResponse, _abc.Awaitable[_fastlane_pb2.DrainHostResponse]]:
         """Assigns no further executions to a host; running ones continue. Kept over restarts. Draining a drained host changes
-        nothing and returns OK. NOT_FOUND, HOST_NOT_FOUND.
+        nothing, not even its note, and returns OK. NOT_FOUND, HOST_NOT_FOUND.
         """
 
     @_abc_1.abstractmethod
