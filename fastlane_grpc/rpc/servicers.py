@@ -44,6 +44,14 @@ class JobServicer:
     async def PreviewSchedule(self, request: pb.PreviewScheduleRequest, context: Context) -> pb.PreviewScheduleResponse:
         return await self._calls.preview_schedule(request)
 
+    async def BatchEnqueueJobs(
+        self, request: pb.BatchEnqueueJobsRequest, context: Context
+    ) -> pb.BatchEnqueueJobsResponse:
+        return await self._calls.batch_enqueue_jobs(request, caller_address=context.peer())
+
+    async def BatchStopJobs(self, request: pb.BatchStopJobsRequest, context: Context) -> pb.BatchStopJobsResponse:
+        return await self._calls.batch_stop_jobs(request)
+
 
 class ExecutionServicer:
     """fastlane.v1.ExecutionService"""
