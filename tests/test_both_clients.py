@@ -33,7 +33,9 @@ def test_both_take_the_same_arguments_and_answer_the_same(name: str) -> None:
     sync, asynchronous = getattr(Client, name), getattr(AsyncClient, name)
     assert blocking(inspect.signature(asynchronous)) == str(inspect.signature(sync))
     assert not inspect.iscoroutinefunction(sync)
-    assert asyncio.iscoroutinefunction(asynchronous) or name in {"__init__", "jobs", "executions", "tasks", "tail"}
+    assert asyncio.iscoroutinefunction(asynchronous) or name in {
+        *("__init__", "jobs", "executions", "tasks", "tail", "enqueue_many")
+    }
 
 
 def test_both_describe_a_call_in_the_same_words() -> None:

@@ -3,6 +3,7 @@ again while the server cannot be reached."""
 
 from fastlane_grpc.client.async_tail import AsyncTail
 from fastlane_grpc.client.asynchronous import AsyncClient
+from fastlane_grpc.client.batches import EnqueueResult
 from fastlane_grpc.client.blocking import Client
 from fastlane_grpc.client.channel import proxy
 from fastlane_grpc.client.errors import (
@@ -30,7 +31,15 @@ from fastlane_grpc.client.events import (
     Reconnected,
     StateChange,
 )
-from fastlane_grpc.client.requests import Duration, ExecutionFilter, JobFilter, JobOptions, TailOptions
+from fastlane_grpc.client.requests import (
+    Duration,
+    ExecutionFilter,
+    JobFilter,
+    JobOptions,
+    JobSelection,
+    TailOptions,
+    job_request,
+)
 from fastlane_grpc.client.responses import as_json, exit_status
 from fastlane_grpc.client.retries import Backoff
 from fastlane_grpc.client.tail import Tail
@@ -47,6 +56,7 @@ __all__ = [
     "Disconnected",
     "Duration",
     "End",
+    "EnqueueResult",
     "Error",
     "Event",
     "ExecutionFilter",
@@ -56,6 +66,7 @@ __all__ = [
     "InvalidText",
     "JobFilter",
     "JobOptions",
+    "JobSelection",
     "LogInconsistent",
     "NotFound",
     "Output",
@@ -69,5 +80,6 @@ __all__ = [
     "UnknownField",
     "as_json",
     "exit_status",
+    "job_request",
     "proxy",
 ]
