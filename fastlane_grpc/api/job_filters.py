@@ -25,9 +25,12 @@ class StopJobsRequest:
     validate_only: bool = False
 
 
-def filter_violations(query: JobFilter, states: Sequence[State], *, field: str = "filter") -> Iterator[Violation]:
-    """Yield the violations of a filter of jobs that may be in one of `states`."""
-    if query.is_empty:
+def filter_violations(
+    query: JobFilter, states: Sequence[State], *, field: str = "filter", complete: bool = True
+) -> Iterator[Violation]:
+    """Yield the violations of a filter of jobs that may be in one of `states`. It is not `complete` if a field of the
+    request could not be read."""
+    if query.is_empty and complete:
         yield Violation(field, "is empty: set at least one of its fields, as it would match every job")
     for state in query.states:
         if state not in states:

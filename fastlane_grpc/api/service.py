@@ -192,7 +192,7 @@ class Service:
         validation.raise_if_invalid(
             chain(
                 conversion_violations,
-                filter_violations(request.filter, OPEN_STATES),
+                filter_violations(request.filter, OPEN_STATES, complete=not conversion_violations),
                 validation.stop_violations(request.note, request.grace),
             )
         )

@@ -11,8 +11,8 @@ import grpc
 
 from fastlane_grpc.client import channel, requests
 from fastlane_grpc.client.async_tail import AsyncTail
-from fastlane_grpc.client.batches import EnqueueResult, batches, halves, is_repeatable, results
-from fastlane_grpc.client.errors import InvalidRequest, error_of
+from fastlane_grpc.client.batches import EnqueueResult, batches, halves, is_repeatable, is_too_large, results
+from fastlane_grpc.client.errors import Error, error_of
 from fastlane_grpc.client.progress import Progress
 from fastlane_grpc.client.requests import (
     Duration,
@@ -212,11 +212,13 @@ class AsyncClient:
     async def _enqueue_batch(self, batch: pb.BatchEnqueueJobsRequest) -> AsyncIterator[EnqueueResult]:
         try:
             response = await self._call(self._jobs.BatchEnqueueJobs, batch, repeatable=is_repeatable(batch))
-        except InvalidRequest as error:
+        except Error as error:
+            if not is_too_large(error):
+                raise
             if len(batch.requests) == 1:
                 yield EnqueueResult(error=error)
                 return
-            parts = halves(batch, error)
+            parts = halves(batch)
         else:
             for result in results(response):
                 yield result

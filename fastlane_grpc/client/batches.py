@@ -3,7 +3,7 @@
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
-from fastlane_grpc.client.errors import Error, InvalidRequest, rejected
+from fastlane_grpc.client.errors import Error, Exhausted, InvalidRequest, rejected
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 # What one call takes: requests, and bytes without what is around them.
@@ -49,12 +49,17 @@ def is_repeatable(batch: pb.BatchEnqueueJobsRequest) -> bool:
     return all(request.request_id or request.validate_only for request in batch.requests)
 
 
-def halves(batch: pb.BatchEnqueueJobsRequest, error: InvalidRequest) -> Sequence[pb.BatchEnqueueJobsRequest]:
-    """Return the two halves of a batch that the server rejected as a whole because it is too large: its limit may be
-    less than that of the contract. Raise the error if it is about something else, or if the batch has one request."""
+def is_too_large(error: Error) -> bool:
+    """Return whether the server rejected a batch for its size: its limit may be less than that of the contract."""
+    if isinstance(error, InvalidRequest):
+        return [field for field, _ in error.violations] == [""]
+    # The answer of gRPC, which has a limit of its own.
+    return isinstance(error, Exhausted) and not error.reason
+
+
+def halves(batch: pb.BatchEnqueueJobsRequest) -> Sequence[pb.BatchEnqueueJobsRequest]:
+    """Return two batches with half the requests each."""
     middle = len(batch.requests) // 2
-    if not middle or [field for field, _ in error.violations] != [""]:
-        raise error
     parts = (batch.requests[:middle], batch.requests[middle:])
     return [pb.BatchEnqueueJobsRequest(requests=part) for part in parts]
 

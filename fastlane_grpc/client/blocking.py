@@ -12,8 +12,8 @@ from typing import Self, TypeVar, Unpack
 import grpc
 
 from fastlane_grpc.client import channel, requests
-from fastlane_grpc.client.batches import EnqueueResult, batches, halves, is_repeatable, results
-from fastlane_grpc.client.errors import InvalidRequest, error_of
+from fastlane_grpc.client.batches import EnqueueResult, batches, halves, is_repeatable, is_too_large, results
+from fastlane_grpc.client.errors import Error, error_of
 from fastlane_grpc.client.progress import Progress
 from fastlane_grpc.client.requests import (
     Duration,
@@ -209,11 +209,13 @@ class Client:
     def _enqueue_batch(self, batch: pb.BatchEnqueueJobsRequest) -> Iterator[EnqueueResult]:
         try:
             response = self._call(self._jobs.BatchEnqueueJobs, batch, repeatable=is_repeatable(batch))
-        except InvalidRequest as error:
+        except Error as error:
+            if not is_too_large(error):
+                raise
             if len(batch.requests) == 1:
                 yield EnqueueResult(error=error)
                 return
-            parts = halves(batch, error)
+            parts = halves(batch)
         else:
             yield from results(response)
             return
