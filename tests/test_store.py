@@ -910,7 +910,8 @@ async def test_every_migration_says_what_it_brings_and_is_applied_once(house: Ho
         "labels_of_jobs",
         "upkeep",
     ]
-    steps += ["state_of_jobs", "due_and_expire_times"]
+    steps += ["state_of_jobs", "due_and_expire_times", "many_executions_of_a_job"]
+    steps += ["arrays_of_jobs"]
     assert applied == steps
     assert migrations.pending(Database(open_for_reading(house.path))) == []
 

@@ -3,6 +3,7 @@ again while the server cannot be reached."""
 
 from fastlane_grpc.client.async_tail import AsyncTail
 from fastlane_grpc.client.asynchronous import AsyncClient
+from fastlane_grpc.client.batches import EnqueueResult
 from fastlane_grpc.client.blocking import Client
 from fastlane_grpc.client.channel import proxy
 from fastlane_grpc.client.errors import (
@@ -38,7 +39,14 @@ from fastlane_grpc.client.events import (
     StateChange,
 )
 from fastlane_grpc.client.policies import Cron, Duration, MemoryGrowth, Retry, Unique
-from fastlane_grpc.client.requests import ExecutionFilter, JobFilter, JobOptions, TailOptions
+from fastlane_grpc.client.requests import (
+    ExecutionFilter,
+    JobFilter,
+    JobOptions,
+    JobSelection,
+    TailOptions,
+    job_request,
+)
 from fastlane_grpc.client.responses import as_json, exit_status
 from fastlane_grpc.client.retries import Backoff
 from fastlane_grpc.client.tail import Tail
@@ -56,6 +64,7 @@ __all__ = [
     "Disconnected",
     "Duration",
     "End",
+    "EnqueueResult",
     "Error",
     "Event",
     "ExecutionFilter",
@@ -70,6 +79,7 @@ __all__ = [
     "JobFilter",
     "JobNotFinal",
     "JobOptions",
+    "JobSelection",
     "LogInconsistent",
     "MemoryGrowth",
     "NoSchedule",
@@ -88,5 +98,6 @@ __all__ = [
     "UnknownField",
     "as_json",
     "exit_status",
+    "job_request",
     "proxy",
 ]

@@ -12,12 +12,16 @@ from types import UnionType
 
 from fastlane_grpc.client.policies import Cron, Retry, Unique
 
-_WORDS = {"args": "for one string use command=", "entrypoint": 'for one program use entrypoint=["PROGRAM"]'}
+_WORDS = {
+    "args": "for one string use command=",
+    "entrypoint": 'for one program use entrypoint=["PROGRAM"]',
+    "job_ids": 'for one job use job_ids=["ID"]',
+}
 _MAPPINGS = {"envs", "labels"}
 _ENUMS = {"states": "[STATE_FAILED]", "sources": "[STDOUT]"}
 _DURATIONS = {"timeout", "stop_grace", "start_in", "grace", "heartbeat", "give_up_after", "retry_for"}
 _TIMES = {"since", "until", "start_at", "expire_time", "from_time"}
-_WHOLE_NUMBERS = {"memory_bytes", "pids", "priority", "page_size", "tail_lines", "history", "count"}
+_WHOLE_NUMBERS = {"memory_bytes", "pids", "priority", "page_size", "tail_lines", "history", "count", "size"}
 _TEXTS = {
     *("task_id", "image", "working_dir", "user", "network", "stop_signal", "request_id"),
     *("job_id", "execution_id", "note", "cursor", "host", "id_prefix", "etag"),

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import wraps
 from types import MappingProxyType
-from typing import Any, Literal, ParamSpec, TypeAlias, TypedDict, TypeVar
+from typing import Any, Literal, ParamSpec, TypeAlias, TypedDict, TypeVar, Unpack
 
 from fastlane_grpc.client.argument_types import check
 from fastlane_grpc.client.errors import InvalidText
@@ -90,6 +90,21 @@ class JobFilter(TypedDict, total=False):
     id_prefix: str
     page_size: int
     """Jobs per page; by default the server's choice."""
+
+
+class JobSelection(TypedDict, total=False):
+    """The jobs that a call changes; at least one is required. An omitted one does not filter."""
+
+    task_id: str
+    states: Iterable[State]
+    labels: Mapping[str, str]
+    """All of these must match."""
+    since: datetime | None
+    """Enqueued at or after this time, with a time zone."""
+    until: datetime | None
+    """Enqueued before this time, with a time zone."""
+    job_ids: Iterable[str]
+    """At most 1 000."""
 
 
 class ExecutionFilter(TypedDict, total=False):
@@ -309,6 +324,40 @@ def stop_job(job_id: str, note: str, grace: Duration | None) -> fastlane_pb2.Sto
 @_names_text
 def stop_execution(execution_id: str, note: str, grace: Duration | None) -> fastlane_pb2.StopExecutionRequest:
     return fastlane_pb2.StopExecutionRequest(execution_id=execution_id, note=note, grace=to_duration(grace))
+
+
+def job_request(
+    task_id: str, image: str, command: str = "", **options: Unpack[JobOptions]
+) -> fastlane_pb2.EnqueueJobRequest:
+    """Return a request for `enqueue_many`, of the arguments of `enqueue`."""
+    return enqueue(task_id, image, command, **options)
+
+
+def enqueue_array(
+    size: int, task_id: str, image: str, command: str, **options: Unpack[JobOptions]
+) -> fastlane_pb2.BatchEnqueueJobsRequest:
+    check({"size": size})
+    request = enqueue(task_id, image, command, **options)
+    return fastlane_pb2.BatchEnqueueJobsRequest(array=fastlane_pb2.JobArray(request=request, size=size))
+
+
+def job_filter(
+    *, since: datetime | None = None, until: datetime | None = None, **selection: Any
+) -> fastlane_pb2.JobFilter:
+    return fastlane_pb2.JobFilter(since_time=to_timestamp(since), until_time=to_timestamp(until), **selection)
+
+
+@_names_text
+def stop_jobs(
+    note: str,
+    grace: Duration | None,
+    *,
+    validate_only: bool,
+    **filter: Any,  # noqa: A002
+) -> fastlane_pb2.BatchStopJobsRequest:
+    return fastlane_pb2.BatchStopJobsRequest(
+        filter=job_filter(**filter), note=note, grace=to_duration(grace), validate_only=validate_only
+    )
 
 
 @_names_text

@@ -47,6 +47,11 @@ _STATUSES: Mapping[int, int] = {
 }
 
 
+def add_stopped(total: fastlane_pb2.BatchStopJobsResponse, answer: fastlane_pb2.BatchStopJobsResponse) -> None:
+    total.stopped += answer.stopped
+    total.more = answer.more
+
+
 def add_pruned(total: fastlane_pb2.PruneResponse, answer: fastlane_pb2.PruneResponse) -> None:
     total.jobs += answer.jobs
     total.logs += answer.logs

@@ -1,8 +1,10 @@
 """Tasks, jobs and executions on disk. What was answered is committed and synced; it survives whatever is killed."""
 
+from fastlane_grpc.store.batch import EnqueueBatch, Enqueued
 from fastlane_grpc.store.enqueue import Quota, first_job
 from fastlane_grpc.store.health import StoreHealth
 from fastlane_grpc.store.job_changes import etag_of
+from fastlane_grpc.store.job_filter import FINAL_STATES, OPEN_STATES, JobFilter
 from fastlane_grpc.store.job_state import Rules
 from fastlane_grpc.store.lists import ExecutionQuery, JobQuery, Page, Position
 from fastlane_grpc.store.pending import Pending
@@ -10,8 +12,13 @@ from fastlane_grpc.store.pruning import Count, PruneCandidate, PruneCursor, Prun
 from fastlane_grpc.store.store import Store
 
 __all__ = [
+    "FINAL_STATES",
+    "OPEN_STATES",
     "Count",
+    "EnqueueBatch",
+    "Enqueued",
     "ExecutionQuery",
+    "JobFilter",
     "JobQuery",
     "Page",
     "Pending",

@@ -384,3 +384,10 @@ def many_executions_of_a_job(db: Database) -> None:
         "CREATE TRIGGER retries_went_with_their_job AFTER DELETE ON jobs"
         " BEGIN DELETE FROM job_retries WHERE job_id = old.job_id; END"
     )
+
+
+@migrations()
+def arrays_of_jobs(db: Database) -> None:
+    """The place of a job within an array of jobs; null: the job is not part of one."""
+    for column in ("array_index", "array_size"):
+        db.execute(f"ALTER TABLE jobs ADD COLUMN {column} INTEGER")

@@ -4,13 +4,14 @@ from dataclasses import replace
 from datetime import datetime
 
 from fastlane_grpc.errors import ExecutionNotFound, JobNotFound, TaskNotFound
-from fastlane_grpc.model import Assignment, Execution, Job, JobSpec, State, Task
+from fastlane_grpc.model import ArrayPosition, Assignment, Execution, Job, JobSpec, State, Task
 from fastlane_grpc.store.database import Connection
 from fastlane_grpc.store.rows import (
     EXECUTION,
     JOB,
     TASK,
     Row,
+    array_from,
     execution_from,
     job_from,
     microseconds_since_epoch,
@@ -18,8 +19,8 @@ from fastlane_grpc.store.rows import (
     task_from,
 )
 
-# SQL: the spec that an execution was started with, or is to be started with.
-ITS_SPEC = "coalesce(executions.spec, jobs.spec)"
+# SQL: the spec that an execution was started with, or is to be started with, and the place of its job in an array.
+ITS_SPEC = "coalesce(executions.spec, jobs.spec), jobs.array_index, jobs.array_size"
 
 
 def job_of(db: Connection, job_id: str) -> Job:
@@ -79,15 +80,18 @@ def assignment_of(db: Connection, execution_id: str) -> Assignment:
 
 def assignment_from(row: Row) -> Assignment:
     """Return the assignment of a row with the columns ITS_SPEC and EXECUTION."""
-    execution = execution_from(row[1:])
-    return Assignment(execution, own_spec(execution, spec_from(row[0])))
+    execution = execution_from(row[3:])
+    return Assignment(execution, own_spec(execution, spec_from(row[0]), array_from(row[1], row[2])))
 
 
-def own_spec(execution: Execution, spec: JobSpec) -> JobSpec:
-    """Return the spec with what differs in this execution."""
-    if not execution.memory_bytes:
-        return spec
-    return replace(spec, limits=replace(spec.limits, memory_bytes=execution.memory_bytes))
+def own_spec(execution: Execution, spec: JobSpec, array: ArrayPosition | None) -> JobSpec:
+    """Return the spec with what differs in this execution: its memory limit, and the variables that say its job's place
+    in an array."""
+    if array:
+        spec = replace(spec, envs={**spec.envs, **array.envs})
+    if execution.memory_bytes:
+        spec = replace(spec, limits=replace(spec.limits, memory_bytes=execution.memory_bytes))
+    return spec
 
 
 def open_executions(db: Connection, job_id: str) -> list[Execution]:
