@@ -8,8 +8,8 @@ from operator import attrgetter
 from google.protobuf import json_format
 
 from fastlane_grpc.api import schedule_converters
-from fastlane_grpc.api.job_log_stream import JobLogRequest
 from fastlane_grpc.api.job_filters import StopJobsRequest
+from fastlane_grpc.api.job_log_stream import JobLogRequest
 from fastlane_grpc.api.log_stream import LogEnded, LogRequest, LogSuspended, StateChanged
 from fastlane_grpc.api.pages import PageRequest, TaskQuery
 from fastlane_grpc.api.service import EnqueueRequest, PreviewRequest, PruneRequest, ReplaceRequest

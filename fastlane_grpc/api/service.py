@@ -9,8 +9,8 @@ from itertools import chain, islice
 from typing import Protocol
 
 from fastlane_grpc.api import validation
-from fastlane_grpc.api.job_log_stream import JobLogRequest, JobWatches, job_log_stream
 from fastlane_grpc.api.job_filters import StopJobsRequest, filter_violations, stop_matching
+from fastlane_grpc.api.job_log_stream import JobLogRequest, JobWatches, job_log_stream
 from fastlane_grpc.api.log_stream import LogRequest, Send, StreamEncoding, log_stream
 from fastlane_grpc.api.pages import PageRequest, PageResult, TaskQuery, position_of
 from fastlane_grpc.api.schedule_validation import MAX_PREVIEW, preview_violations

@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from numbers import Integral, Real
 from types import UnionType
 
-from fastlane_grpc.client.policies import Cron, Retry, Unique
+from fastlane_grpc.client.policies import Cron, Retry, Unique, span_of
 
 _WORDS = {
     "args": "for one string use command=",
@@ -101,8 +101,11 @@ def _check_mapping(name: str, value: object) -> None:
 
 
 def _check_duration(name: str, value: object) -> None:
+    if isinstance(value, str):
+        span_of(value, name)
+        return
     if isinstance(value, bool) or not isinstance(value, timedelta | Real):
-        raise TypeError(f"{name} has to be a timedelta or a number of seconds; {_given(value)}")
+        raise TypeError(f"{name} has to be a timedelta, a number of seconds or a string as '90s'; {_given(value)}")
     if isinstance(value, Real) and not math.isfinite(value):
         raise ValueError(f"{name} has to be a finite number of seconds; {value} was given")
 

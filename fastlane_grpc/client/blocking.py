@@ -24,7 +24,7 @@ from fastlane_grpc.client.requests import (
     Source,
     TailOptions,
 )
-from fastlane_grpc.client.responses import AsksForPages, Page, add_pruned, add_stopped
+from fastlane_grpc.client.responses import AsksForPages, Page, add_pruned, add_retried, add_stopped
 from fastlane_grpc.client.retries import DEFAULT_BACKOFF, Backoff, Retries
 from fastlane_grpc.client.tail import Tail
 from fastlane_grpc.v1 import fastlane_pb2 as pb
@@ -147,6 +147,26 @@ class Client:
             add_stopped(total, self._call(self._jobs.BatchStopJobs, request))
             if validate_only or not total.more:
                 return total
+
+    def retry_many(
+        self,
+        *,
+        validate_only: bool = False,
+        **filter: Unpack[JobSelection],  # noqa: A002
+    ) -> pb.BatchRetryJobsResponse:
+        """Starts one more run of the final jobs that match, as `retry_job` does; calls until no more are left. Without
+        `states`: of those that failed, timed out or were lost. Answers the sum; a job is retried once, however fast it
+        fails again.
+
+        `validate_only` counts and retries nothing, in one call: where `more` is set in its answer, there are more than
+        it counted."""
+        request = requests.retry_jobs(validate_only=validate_only, **filter)
+        total = pb.BatchRetryJobsResponse()
+        while True:
+            add_retried(total, self._call(self._jobs.BatchRetryJobs, request))
+            if validate_only or not total.more:
+                return total
+            request.until_time.CopyFrom(total.until_time)
 
     # ---- executions
 

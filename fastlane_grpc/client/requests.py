@@ -12,7 +12,16 @@ from typing import Any, Literal, ParamSpec, TypeAlias, TypedDict, TypeVar, Unpac
 
 from fastlane_grpc.client.argument_types import check
 from fastlane_grpc.client.errors import InvalidText
-from fastlane_grpc.client.policies import Cron, Duration, Retry, Unique, cron_message, retry_message, unique_message
+from fastlane_grpc.client.policies import (
+    Cron,
+    Duration,
+    Retry,
+    Unique,
+    cron_message,
+    retry_message,
+    span_of,
+    unique_message,
+)
 from fastlane_grpc.client.policies import duration as to_duration
 from fastlane_grpc.client.policies import timestamp as to_timestamp
 from fastlane_grpc.v1 import fastlane_pb2
@@ -361,6 +370,11 @@ def stop_jobs(
 
 
 @_names_text
+def retry_jobs(*, validate_only: bool, **filter: Any) -> fastlane_pb2.BatchRetryJobsRequest:  # noqa: A002
+    return fastlane_pb2.BatchRetryJobsRequest(filter=job_filter(**filter), validate_only=validate_only)
+
+
+@_names_text
 def prune(older_than: timedelta, *, logs_only: bool, task_id: str, validate_only: bool) -> fastlane_pb2.PruneRequest:
     return fastlane_pb2.PruneRequest(
         older_than=to_duration(older_than), logs_only=logs_only, task_id=task_id, validate_only=validate_only
@@ -430,6 +444,7 @@ def give_up_seconds(options: TailOptions) -> float | None:
 
 def seconds(duration: Duration, name: str = "timeout") -> float:
     check({name: duration})
+    duration = span_of(duration, name) if isinstance(duration, str) else duration
     return duration.total_seconds() if isinstance(duration, timedelta) else float(duration)
 
 
