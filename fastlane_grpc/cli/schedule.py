@@ -2,9 +2,9 @@
 
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
+from typing import Any
 
 import click
-from google.protobuf.timestamp_pb2 import Timestamp
 
 from fastlane_grpc import client as api
 from fastlane_grpc.cli.connection import connected, job_id
@@ -134,8 +134,9 @@ def _next(job: pb.Job, now: datetime) -> str:
     return f"{until(time, now)} ({time.astimezone():%a %H:%M})"
 
 
-def _time(time: Timestamp) -> datetime:
-    return time.ToDatetime(UTC)
+def _time(time: Any) -> datetime:
+    found: datetime = time.ToDatetime(UTC)
+    return found
 
 
 def _expression(cron: pb.Cron) -> str:

@@ -38,6 +38,7 @@ from fastlane_grpc.client.events import (
     Reconnected,
     StateChange,
 )
+from fastlane_grpc.client.json_requests import request_from_json
 from fastlane_grpc.client.policies import Cron, Duration, MemoryGrowth, Retry, Unique
 from fastlane_grpc.client.requests import (
     ExecutionFilter,
@@ -100,4 +101,5 @@ __all__ = [
     "exit_status",
     "job_request",
     "proxy",
+    "request_from_json",
 ]
