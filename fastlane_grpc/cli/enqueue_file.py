@@ -76,7 +76,9 @@ class FileEnqueue:
             raise error
         except OSError as error:
             self._clear()
-            raise Failure(f"cannot read {path}: {error.strerror}; {self._interrupted()}") from error
+            raise Failure(
+                f"cannot read --file {path}: {error.strerror}" + (f"; {self._counts()}" * bool(self._done))
+            ) from error
         finally:
             self._clear()
         if self._rejected or self._existing or self._live:
@@ -188,7 +190,8 @@ class FileEnqueue:
             if self._request_id
             else "later lines may have been stored; with --request-id the command is safe to repeat"
         )
-        return f"{self._counts()}, up to line {self._done}; {again}"
+        done = f"{self._counts()}, up to line {self._done}" if self._done else "no line is known to be stored"
+        return f"{done}; {again}"
 
     # ---- progress
 

@@ -96,7 +96,8 @@ def _converted(message: Descriptor, value: Mapping[str, Any], path: str) -> dict
     for name, each in value.items():
         field = _field(message, name)
         if field is None:
-            near = get_close_matches(name, [known.name for known in message.fields], 1)
+            known = [*message.fields, *([] if path else pb.JobSpec.DESCRIPTOR.fields)]
+            near = get_close_matches(name, [each.name for each in known], 1)
             raise ValueError(f"{path}{name}: no such field{f'; did you mean {near[0]}?' if near else ''}")
         if field.name in made:
             raise ValueError(f"{path}{field.name}: is given twice")
@@ -205,5 +206,6 @@ def _shown(value: Any) -> str:
 
 def _parse_error_text(text: str) -> str:
     """Return what protobuf says of a value, after its field."""
-    match = re.fullmatch(r"(?:Failed to parse \S+ field: )*(.*?) at EnqueueJobRequest\.(.*?)\.*", text, re.DOTALL)
-    return f"{match[2]}: {match[1]}" if match else text
+    fields = re.findall(r"Failed to parse (\S+) field: ", text)
+    what, _, place = re.sub(r"Failed to parse \S+ field: ", "", text).rstrip(".").partition(" at EnqueueJobRequest.")
+    return f"{place or '.'.join(fields)}: {what}"
