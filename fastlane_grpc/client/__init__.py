@@ -2,6 +2,7 @@
 again while the server cannot be reached."""
 
 from fastlane_grpc.client.async_tail import AsyncTail
+from fastlane_grpc.client.async_watch import AsyncWatch
 from fastlane_grpc.client.asynchronous import AsyncClient
 from fastlane_grpc.client.batches import EnqueueResult
 from fastlane_grpc.client.blocking import Client
@@ -9,10 +10,10 @@ from fastlane_grpc.client.channel import proxy
 from fastlane_grpc.client.errors import (
     CursorRefused,
     Error,
+    EtagMismatch,
     Exhausted,
     InvalidRequest,
     InvalidText,
-    JobChanged,
     JobExpired,
     JobNotFinal,
     LogInconsistent,
@@ -46,11 +47,14 @@ from fastlane_grpc.client.requests import (
     JobOptions,
     JobSelection,
     TailOptions,
+    WatchOptions,
     job_request,
 )
 from fastlane_grpc.client.responses import as_json, exit_status
 from fastlane_grpc.client.retries import Backoff
 from fastlane_grpc.client.tail import Tail
+from fastlane_grpc.client.watch import Watch
+from fastlane_grpc.client.watch_events import CaughtUp, ChangesMissed, JobChanged, JobPruned, WatchEvent
 
 __all__ = [
     "STDERR",
@@ -58,7 +62,10 @@ __all__ = [
     "SYSTEM",
     "AsyncClient",
     "AsyncTail",
+    "AsyncWatch",
     "Backoff",
+    "CaughtUp",
+    "ChangesMissed",
     "Client",
     "Cron",
     "CursorRefused",
@@ -67,6 +74,7 @@ __all__ = [
     "End",
     "EnqueueResult",
     "Error",
+    "EtagMismatch",
     "Event",
     "ExecutionFilter",
     "ExecutionStart",
@@ -80,6 +88,7 @@ __all__ = [
     "JobFilter",
     "JobNotFinal",
     "JobOptions",
+    "JobPruned",
     "JobSelection",
     "LogInconsistent",
     "MemoryGrowth",
@@ -97,6 +106,9 @@ __all__ = [
     "Unique",
     "UniqueKeyTaken",
     "UnknownField",
+    "Watch",
+    "WatchEvent",
+    "WatchOptions",
     "as_json",
     "exit_status",
     "job_request",

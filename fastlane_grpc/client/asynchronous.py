@@ -3,7 +3,7 @@
 
 import asyncio
 import weakref
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Self, TypeVar, Unpack
 
@@ -11,6 +11,7 @@ import grpc
 
 from fastlane_grpc.client import channel, requests
 from fastlane_grpc.client.async_tail import AsyncTail
+from fastlane_grpc.client.async_watch import AsyncWatch
 from fastlane_grpc.client.batches import EnqueueResult, batches, halves, is_repeatable, is_too_large, results
 from fastlane_grpc.client.errors import Error, error_of
 from fastlane_grpc.client.policies import Cron, Duration
@@ -22,9 +23,11 @@ from fastlane_grpc.client.requests import (
     JobSelection,
     Source,
     TailOptions,
+    WatchOptions,
 )
 from fastlane_grpc.client.responses import AsksForPages, Page, add_pruned, add_retried, add_stopped
 from fastlane_grpc.client.retries import DEFAULT_BACKOFF, Backoff, Retries
+from fastlane_grpc.client.watch_progress import WatchProgress
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
 
@@ -59,7 +62,7 @@ class AsyncClient:
         self._tasks = pb_grpc.TaskServiceStub(line)
         self._hosts = pb_grpc.HostServiceStub(line)
         self._server = pb_grpc.ServerServiceStub(line)
-        self._tails: weakref.WeakSet[AsyncTail] = weakref.WeakSet()
+        self._tails: weakref.WeakSet[AsyncTail | AsyncWatch] = weakref.WeakSet()
 
     # ---- jobs
 
@@ -108,7 +111,7 @@ class AsyncClient:
         self, job_id: str, task_id: str, image: str, command: str = "", etag: str = "", **options: Unpack[JobOptions]
     ) -> pb.Job:
         """Creates the job under this id, or replaces its spec: all options that are not given get their defaults. With
-        an `etag`, only if the job has it still: JobChanged. `request_id` and `validate_only` have no effect."""
+        an `etag`, only if the job has it still: EtagMismatch. `request_id` and `validate_only` have no effect."""
         request = requests.replace_job(job_id, task_id, image, command, etag, **options)
         return (await self._call(self._jobs.ReplaceJob, request)).job
 
@@ -165,6 +168,24 @@ class AsyncClient:
             if validate_only or not total.more:
                 return total
             request.until_time.CopyFrom(total.until_time)
+
+    def watch(
+        self,
+        task_id: str = "",
+        job_ids: Iterable[str] = (),
+        labels: Mapping[str, str] = requests.NO_LABELS,
+        cursor: str = "",
+        **options: Unpack[WatchOptions],
+    ) -> AsyncWatch:
+        """Jobs and their changes: all that match and are not final, then every change, without end.
+
+        What is left empty does not filter. With `job_ids`, final jobs are told as well. With the `cursor` of an earlier
+        watch, it goes on after the last event of that. The options are those of `WatchOptions`."""
+        request = requests.watch(task_id, job_ids, labels, cursor, **options)
+        progress = WatchProgress(request, self._backoff, requests.give_up_seconds(options))
+        watch = AsyncWatch(self._jobs.WatchJobs, progress, requests.silence_seconds(options))
+        self._tails.add(watch)
+        return watch
 
     # ---- executions
 
@@ -249,7 +270,7 @@ class AsyncClient:
     # ---- the end
 
     async def close(self) -> None:
-        """Ends all tails and the connection."""
+        """Ends all tails, all watches and the connection."""
         for tail in list(self._tails):
             await tail.close()
         if self._own_channel is not None:

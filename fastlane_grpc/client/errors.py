@@ -79,7 +79,7 @@ class JobExpired(Error):
     """The expire_time of the job has passed, so it cannot be retried."""
 
 
-class JobChanged(Error):
+class EtagMismatch(Error):
     """The job was changed since its etag was read; `metadata["etag"]` is the current one."""
 
 
@@ -127,7 +127,7 @@ BY_REASON: Mapping[str, type[Error]] = {
     "REQUEST_ID_REUSED": RequestIdReused,
     "JOB_NOT_FINAL": JobNotFinal,
     "JOB_EXPIRED": JobExpired,
-    "JOB_CHANGED": JobChanged,
+    "JOB_CHANGED": EtagMismatch,
     "UNIQUE_KEY_TAKEN": UniqueKeyTaken,
     "NO_SCHEDULE": NoSchedule,
     "QUEUE_FULL": Exhausted,
