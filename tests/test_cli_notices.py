@@ -7,8 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from fastlane_grpc.cli import output
-from fastlane_grpc.cli.output import Display
+from fastlane_grpc.cli.output import Display, follow
 from fastlane_grpc.client import Client
 from fastlane_grpc.client.events import state_change
 from fastlane_grpc.v1 import fastlane_pb2 as pb
@@ -44,7 +43,7 @@ def followed(server: ScriptedServer, display: Display) -> int:
     with Client(server.address) as client:
         job = client.job("job-1")
         display.followed = f"job {job.id}"
-        return output.follow(client.tail_job(job.id, sources=display.sources), display)
+        return follow(client.tail_job(job.id, sources=display.sources), display)
 
 
 def test_a_job_that_waits_is_told_of_once_for_each_reason(
