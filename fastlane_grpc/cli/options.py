@@ -16,7 +16,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 # ------------------------------------------------------------------------------------------------------ kinds of values
 
 
-class _Reads(click.ParamType[object]):
+class Reads(click.ParamType[object]):
     """Text that a function of `config` reads, by the same strict rules as the settings, or one of ours."""
 
     def __init__(self, name: str, read: Callable[[str], object]) -> None:
@@ -115,16 +115,16 @@ def _read_variable(text: str) -> tuple[str, str | None]:
     return text, None
 
 
-DURATION = _Reads("duration", config.read_duration)
-GRACE = _Reads("duration", _read_grace)
-AGE = _Reads("age", _read_age)
-DELAY = _Reads("duration", _read_delay)
-TIME = _Reads("time", _read_time)
-MOMENT = _Reads("age|time", _read_moment)
-SIZE = _Reads("bytes", config.read_bytes)
-ADDRESS = _Reads("host:port", _read_server)
-PAIR = _Reads("name=value", _read_pair)
-VARIABLE = _Reads("name[=value]", _read_variable)
+DURATION = Reads("duration", config.read_duration)
+GRACE = Reads("duration", _read_grace)
+AGE = Reads("age", _read_age)
+DELAY = Reads("duration", _read_delay)
+TIME = Reads("time", _read_time)
+MOMENT = Reads("age|time", _read_moment)
+SIZE = Reads("bytes", config.read_bytes)
+ADDRESS = Reads("host:port", _read_server)
+PAIR = Reads("name=value", _read_pair)
+VARIABLE = Reads("name[=value]", _read_variable)
 
 # As they are written on a command line: "timed-out".
 STATES = {

@@ -27,16 +27,20 @@ from fastlane_grpc.cli.options import (
     TIME,
     VARIABLE,
     Function,
+    Reads,
     answers,
     shows_output_of_run,
     talks_to_server,
 )
 from fastlane_grpc.cli.output import Display, follow
-from fastlane_grpc.cli.policies import with_policies
+from fastlane_grpc.cli.policies import read_cause, read_exit_code, with_policies
 from fastlane_grpc.cli.stdin import is_given
 from fastlane_grpc.cli.tables import as_line
 from fastlane_grpc.cli.terminal import say, write
 from fastlane_grpc.v1 import fastlane_pb2
+
+CAUSE = Reads("end|code", read_cause)
+EXIT_CODE = Reads("code", read_exit_code)
 
 # `docker run -a` takes these; ours takes the address of a server.
 _STREAMS = ["stdin"], ["stdout"], ["stderr"]
@@ -147,19 +151,46 @@ _JOB_OPTIONS = [
         "--expires", "--expire-time", "expire_time", type=TIME, help="Latest start; after it the job ends as expired."
     ),
     click.option(
-        "--retries", type=click.IntRange(0, 100), default=0, metavar="NUMBER", help="Attempts after a failed one."
+        "--retries", type=click.IntRange(0, 100), default=0, metavar="NUMBER", help="Retries after a failed attempt."
     ),
-    click.option("--backoff", type=DELAY, help="Wait before the first retry; then twice as long.  [default: 1s]"),
+    click.option(
+        "--backoff",
+        type=DELAY,
+        help="Longest wait before the first retry; a random part of it is waited.  [default: 1s]",
+    ),
+    click.option(
+        "--backoff-factor",
+        type=click.FloatRange(1, 100),
+        metavar="NUMBER",
+        help="Each further wait is longer by this factor.  [default: 2]",
+    ),
     click.option("--max-backoff", type=DURATION, help="Longest wait before a retry.  [default: 1h]"),
     click.option(
         "--retry-on",
         "causes",
-        type=click.Choice(["exit-code", "out-of-memory", "timed-out", "image-not-found", "image-denied"]),
+        type=CAUSE,
         multiple=True,
-        help="Retry after this end only; repeat for several.  [default: exit-code, out-of-memory, timed-out]",
+        help="Retry only after this end: exit-code, out-of-memory, timed-out, image-not-found, image-denied, or one exit "
+        "code, as 75; repeat for several.  [default: exit-code, out-of-memory, timed-out]",
     ),
     click.option(
-        "--max-memory", "max_memory_bytes", type=SIZE, help="Double the memory after an end out of memory, up to this."
+        "--no-retry-on",
+        "except_codes",
+        type=EXIT_CODE,
+        multiple=True,
+        help="Do not retry after this exit code; repeat for several.",
+    ),
+    click.option(
+        "--max-memory",
+        "max_memory_bytes",
+        type=SIZE,
+        help="More memory for the attempt after one that ran out of memory, up to this.",
+    ),
+    click.option(
+        "--memory-growth",
+        type=click.FloatRange(1, 16, min_open=True),
+        metavar="NUMBER",
+        help="With --max-memory: how many times the memory of the attempt before.  [default: 2]",
     ),
     click.option(
         "--cron", "expression", metavar="EXPRESSION", help="Run at every tick of this schedule, as '0 3 * * *'."
@@ -174,6 +205,13 @@ _JOB_OPTIONS = [
         "--catch-up",
         type=click.Choice(["latest", "none", "all"]),
         help="Which missed ticks start a run after a downtime.  [default: latest]",
+    ),
+    click.option(
+        "--max-runs",
+        type=click.IntRange(0),
+        default=0,
+        metavar="NUMBER",
+        help="Number of runs after which the schedule of --cron is over.  [default: no limit]",
     ),
     click.option("--unique", "unique_key", metavar="KEY", help="At most one open job of the task with this key."),
     click.option(
