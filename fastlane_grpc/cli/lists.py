@@ -321,7 +321,18 @@ def _job_facts(job: pb.Job, now: datetime) -> Iterator[tuple[str, str]]:
 
 def _retries(retry: pb.Retry) -> str:
     first = retry.initial_backoff.ToTimedelta() if retry.HasField("initial_backoff") else timedelta(seconds=1)
-    return f"{retry.max_retries}, the first after at most {span(first)}"
+    parts = [f"{retry.max_retries}, the first after at most {span(first)}, then {retry.factor or 2:g} times as long"]
+    causes = [pb.Retry.RetryCause.Name(cause) for cause in retry.causes if cause in pb.Retry.RetryCause.values()]
+    if causes:
+        names = (cause.removeprefix("RETRY_CAUSE_").replace("_", " ").lower() for cause in causes)
+        parts.append(f"only after {', '.join(names)}")
+    if retry.exit_codes:
+        parts.append(f"of exit codes only {', '.join(map(str, retry.exit_codes))}")
+    if retry.except_exit_codes:
+        parts.append(f"not after exit code {', '.join(map(str, retry.except_exit_codes))}")
+    if retry.HasField("memory_growth"):
+        parts.append(f"with up to {retry.memory_growth.max_bytes / (1 << 20):g} MiB of memory")
+    return "; ".join(parts)
 
 
 def _schedule(job: pb.Job) -> str:
@@ -371,6 +382,8 @@ def _execution_facts(execution: pb.Execution, now: datetime) -> Iterator[tuple[s
     yield "host", execution.host
     yield "container", execution.container_id
     yield "image", execution.image_digest
+    yield "memory", f"{execution.memory_bytes / (1 << 20):g} MiB" if execution.memory_bytes else ""
+    yield "tick", _moment(execution, "tick_time", now)
     for field, name in _TIMES.items():
         if field != "due_time" or execution.times.due_time != execution.times.create_time:
             yield name, _moment(execution.times, field, now)

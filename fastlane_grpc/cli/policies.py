@@ -40,7 +40,7 @@ def with_policies(options: dict[str, Any]) -> dict[str, Any]:
     if retries:
         growth = api.MemoryGrowth(growth_factor or 2, max_memory_bytes) if max_memory_bytes else None
         codes = [cause for cause in causes if isinstance(cause, int)]
-        names = [cause.replace("-", "_") for cause in causes if isinstance(cause, str)]
+        names: list[Any] = [cause.replace("-", "_") for cause in causes if isinstance(cause, str)]
         # A code alone is no other end than that.
         names += ["exit_code"] if codes and "exit_code" not in names else []
         made["retry"] = api.Retry(

@@ -156,7 +156,7 @@ _JOB_OPTIONS = [
     click.option(
         "--backoff",
         type=DELAY,
-        help="Longest wait before the first retry; a random part of it is waited.  [default: 1s]",
+        help="Wait before the first retry, at most; the wait is a random part.  [default: 1s]",
     ),
     click.option(
         "--backoff-factor",
@@ -170,8 +170,8 @@ _JOB_OPTIONS = [
         "causes",
         type=CAUSE,
         multiple=True,
-        help="Retry only after this end: exit-code, out-of-memory, timed-out, image-not-found, image-denied, or one exit "
-        "code, as 75; repeat for several.  [default: exit-code, out-of-memory, timed-out]",
+        help="Retry only after this end: exit-code, out-of-memory, timed-out, image-not-found, image-denied, or an "
+        "exit code as 75; repeat for several.  [default: exit-code, out-of-memory, timed-out]",
     ),
     click.option(
         "--no-retry-on",
