@@ -454,12 +454,20 @@ class ScheduleState:
     last_skipped_detail: str = ""
 
 
+ARRAY_INDEX, ARRAY_SIZE = "FASTLANE_ARRAY_INDEX", "FASTLANE_ARRAY_SIZE"
+
+
 @dataclass(frozen=True, slots=True)
 class ArrayPosition:
     """The place of a job within an array of jobs, from 0."""
 
     index: int
     size: int
+
+    @property
+    def envs(self) -> Mapping[str, str]:
+        """The variables that tell a container its place."""
+        return {ARRAY_INDEX: str(self.index), ARRAY_SIZE: str(self.size)}
 
 
 @dataclass(frozen=True, slots=True)
@@ -583,3 +591,18 @@ def new_id() -> str:
     value = value & ~(0x3 << 62) | 0x2 << 62
     text = f"{value:032x}"
     return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+
+
+def new_ids(count: int) -> list[str]:
+    """Return ids as `new_id` makes them, a third of its cost each, in ascending order: 12 of their random bits count
+    them, so that indexes grow at their ends. `count`: at most 4096."""
+    time_text, data = f"{time.time_ns() // 1_000_000 & (1 << 48) - 1:012x}", os.urandom(8 * count).hex()
+    begin = f"{time_text[:8]}-{time_text[8:]}-7"
+    return [
+        f"{begin}{number:03x}-{_VARIANT[data[at]]}{data[at + 1 : at + 4]}-{data[at + 4 : at + 16]}"
+        for number, at in enumerate(range(0, len(data), 16))
+    ]
+
+
+# The first digit of the fourth group of an id, which has two random bits, for each random digit.
+_VARIANT = {f"{digit:x}": "89ab"[digit & 3] for digit in range(16)}

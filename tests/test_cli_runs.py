@@ -65,11 +65,11 @@ def test_a_job_with_a_schedule_is_listed_paused_and_resumed(server: Server, imag
 
 
 def test_the_next_ticks_of_an_expression_are_shown_in_words_and_times(server: Server) -> None:
-    shown = fastlane(server, "schedule", "next", "-n", "2", "0 0 1 1 *")
+    shown = fastlane(server, "schedule", "preview", "-n", "2", "0 0 1 1 *")
     first, *ticks = shown.stdout.decode().splitlines()
     assert first == "at 00:00 on January 1, UTC"
     assert len(ticks) == 2
-    refused = fastlane(server, "schedule", "next", "--time-zone", "Berlin", "@daily")
+    refused = fastlane(server, "schedule", "preview", "--time-zone", "Berlin", "@daily")
     assert refused.returncode == 1
     assert "'Berlin' is not a time zone; did you mean Europe/Berlin?" in refused.stderr.decode()
 

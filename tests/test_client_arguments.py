@@ -5,10 +5,11 @@ import math
 from collections.abc import Mapping
 from datetime import timedelta
 from typing import Any
+from zoneinfo import ZoneInfo
 
 import pytest
 
-from fastlane_grpc.client import AsyncClient, Client
+from fastlane_grpc.client import AsyncClient, Client, Cron, JobOptions, Retry, job_request
 
 # Nobody listens there: what is not refused by the client fails otherwise.
 NOBODY = "127.0.0.1:1"
@@ -25,8 +26,14 @@ ENQUEUES = [
     ({"envs": {"A": 1}}, 'envs["A"] has to be a string; a value of type int was given'),
     ({"envs": {1: "A"}}, "the name 1 in envs has to be a string; a value of type int was given"),
     ({"labels": "x"}, 'labels has to be a dict of strings, as {"NAME": "value"}; a value of type str was given'),
-    ({"timeout": "5s"}, "timeout has to be a timedelta or a number of seconds; a value of type str was given"),
-    ({"stop_grace": True}, "stop_grace has to be a timedelta or a number of seconds; a value of type bool was given"),
+    (
+        {"timeout": b"5s"},
+        "timeout has to be a timedelta, a number of seconds or a string as '90s'; a value of type bytes was given",
+    ),
+    (
+        {"stop_grace": True},
+        "stop_grace has to be a timedelta, a number of seconds or a string as '90s'; a value of type bool was given",
+    ),
     ({"memory_bytes": "1g"}, "memory_bytes has to be a whole number; a value of type str was given"),
     ({"cpus": "2"}, "cpus has to be a number, as 0.5; a value of type str was given"),
     ({"metadata": "x"}, "metadata has to be a dict; a value of type str was given"),
@@ -81,16 +88,16 @@ def test_filters_and_tails_name_an_argument_of_a_wrong_type() -> None:
             client.tail("execution", since=wrong)
         with pytest.raises(TypeError, match=r"sources has to be a list, as \[STDOUT\]"):
             client.tail("execution", sources=number)
-        with pytest.raises(TypeError, match="give_up_after has to be a timedelta"):
+        with pytest.raises(ValueError, match="give_up_after: 'x' is not a duration"):
             client.tail("execution", give_up_after=word)
-        with pytest.raises(TypeError, match="grace has to be a timedelta"):
+        with pytest.raises(ValueError, match="grace: 'x' is not a duration"):
             client.stop("job", grace=word)
         with pytest.raises(TypeError, match="job_id has to be a string"):
             client.job(number)
 
 
 def test_clients_name_a_duration_of_a_wrong_type() -> None:
-    text: Any = "5s"
+    text: Any = b"5s"
     with pytest.raises(TypeError, match="timeout has to be a timedelta"):
         Client(NOBODY, timeout=text)
     with pytest.raises(TypeError, match="retry_for has to be a timedelta"):
@@ -104,3 +111,28 @@ def test_a_secret_of_a_wrong_type_is_not_shown() -> None:
     with Client(NOBODY, retry_for=0) as client, pytest.raises(TypeError) as caught:
         client.enqueue("task", "image", envs=envs)
     assert "4711" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("text", "seconds"),
+    [("90s", 90), ("1.5s", 1.5), ("500ms", 0.5), ("1h30m", 5400), ("2d", 172_800), ("0s", 0), ("1d2h3m4.5s", 93_784.5)],
+)
+def test_durations_are_read_from_strings(text: str, seconds: float) -> None:
+    options: JobOptions = {"timeout": text, "start_in": text, "retry": Retry(max_retries=1, initial_backoff=text)}
+    spec = job_request("task", "image", **options).spec
+    for message in (spec.timeout, spec.start_in, spec.retry.initial_backoff):
+        assert message.ToTimedelta() == timedelta(seconds=seconds)
+
+
+@pytest.mark.parametrize("text", ["", "90", "s", "1m1h", "-1s", "1s ", "\u0661s", "9" * 40 + "d"])
+def test_a_string_that_is_no_duration_is_refused_by_name(text: str) -> None:
+    with pytest.raises(ValueError, match=r"^timeout: .* is not a duration, as '90s', '1h30m' or '2d'$"):
+        job_request("task", "image", timeout=text)
+    with pytest.raises(ValueError, match=r"^max_backoff: "):
+        job_request("task", "image", retry=Retry(max_retries=1, max_backoff=text))
+
+
+def test_a_time_zone_may_be_a_zone_of_python() -> None:
+    cron = Cron("0 3 * * *", ZoneInfo("Europe/Berlin"), jitter="5m")
+    made = job_request("task", "image", cron=cron).spec.cron
+    assert (made.time_zone, made.jitter.ToTimedelta()) == ("Europe/Berlin", timedelta(minutes=5))

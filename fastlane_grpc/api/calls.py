@@ -4,7 +4,7 @@ A transport reads the request by `RequestParser`, makes the call, and looks erro
 
 from importlib.metadata import version
 
-from fastlane_grpc.api import converters, times
+from fastlane_grpc.api import batch, converters, times
 from fastlane_grpc.api.log_stream import Send, StreamEncoding
 from fastlane_grpc.api.page_response import write_page
 from fastlane_grpc.api.service import Service
@@ -12,7 +12,7 @@ from fastlane_grpc.model import Job, utc_now
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 # Beyond the first release; GetServerInfo names them.
-FEATURES = ("cron", "retries")
+FEATURES = ("batches", "cron", "retries")
 
 
 class Calls:
@@ -71,6 +71,14 @@ class Calls:
     async def stream_job_logs(self, request: pb.StreamJobLogsRequest, encoding: StreamEncoding, send: Send) -> None:
         """Pass each message of the stream, encoded, to `send`."""
         await self._service.job_log(*converters.read_job_log_request(request), encoding, send)
+
+    async def batch_enqueue_jobs(
+        self, request: pb.BatchEnqueueJobsRequest, *, caller_address: str
+    ) -> pb.BatchEnqueueJobsResponse:
+        return await batch.enqueue_jobs(self._service, request, caller_address)
+
+    async def batch_stop_jobs(self, request: pb.BatchStopJobsRequest) -> pb.BatchStopJobsResponse:
+        return await batch.stop_jobs(self._service, request)
 
     # ---- ExecutionService
 

@@ -8,6 +8,7 @@ from operator import attrgetter
 from google.protobuf import json_format
 
 from fastlane_grpc.api import schedule_converters
+from fastlane_grpc.api.job_filters import StopJobsRequest
 from fastlane_grpc.api.job_log_stream import JobLogRequest
 from fastlane_grpc.api.log_stream import LogEnded, LogRequest, LogSuspended, StateChanged
 from fastlane_grpc.api.pages import PageRequest, TaskQuery
@@ -42,7 +43,7 @@ from fastlane_grpc.model import (
 )
 from fastlane_grpc.record import Gap
 from fastlane_grpc.retention import Pruned
-from fastlane_grpc.store import ExecutionQuery, JobQuery, etag_of
+from fastlane_grpc.store import ExecutionQuery, JobFilter, JobQuery, etag_of
 from fastlane_grpc.text.redaction import SecretNames
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
@@ -108,7 +109,9 @@ def read_job_log_request(request: pb.StreamJobLogsRequest) -> tuple[JobLogReques
     ), violations
 
 
-def read_grace(request: pb.StopJobRequest | pb.StopExecutionRequest) -> tuple[timedelta | None, list[Violation]]:
+def read_grace(
+    request: pb.StopJobRequest | pb.StopExecutionRequest | pb.BatchStopJobsRequest,
+) -> tuple[timedelta | None, list[Violation]]:
     violations: list[Violation] = []
     return read_optional_duration(request, "grace", "grace", violations), violations
 
@@ -142,6 +145,24 @@ def read_job_query(request: pb.ListJobsRequest) -> tuple[PageRequest[JobQuery], 
     return PageRequest(query, request.page_size, request.page_token), violations
 
 
+def read_job_filter(message: pb.JobFilter, field: str, violations: list[Violation]) -> JobFilter:
+    """Return the filter in this field of a request."""
+    return JobFilter(
+        task_id=message.task_id,
+        states=_read_states(message.states, violations, f"{field}.states"),
+        labels=_read_map(message.labels),
+        since_time=read_optional_time(message, "since_time", f"{field}.since_time", violations),
+        until_time=read_optional_time(message, "until_time", f"{field}.until_time", violations),
+        job_ids=tuple(message.job_ids),
+    )
+
+
+def read_stop_jobs(request: pb.BatchStopJobsRequest) -> tuple[StopJobsRequest, list[Violation]]:
+    grace, violations = read_grace(request)
+    jobs = read_job_filter(request.filter, "filter", violations)
+    return StopJobsRequest(jobs, request.note, grace, request.validate_only), violations
+
+
 def read_execution_query(request: pb.ListExecutionsRequest) -> tuple[PageRequest[ExecutionQuery], list[Violation]]:
     violations: list[Violation] = []
     query = ExecutionQuery(
@@ -166,14 +187,14 @@ def read_task_limits(request: pb.UpdateTaskRequest) -> tuple[TaskLimitsChange, l
     return (replace(change, max_starts=None) if violations else change), violations
 
 
-def _read_states(numbers: Iterable[int], violations: list[Violation]) -> tuple[State, ...]:
+def _read_states(numbers: Iterable[int], violations: list[Violation], field: str = "states") -> tuple[State, ...]:
     """Return each state once and sorted: the order makes no other query."""
     states: set[State] = set()
     for index, number in enumerate(map(int, numbers)):
         if number in _STATES:
             states.add(State(number))
         else:
-            violations.append(Violation(f"states[{index}]", f"{number} is not a state"))
+            violations.append(Violation(f"{field}[{index}]", f"{number} is not a state"))
     return tuple(sorted(states))
 
 
@@ -291,6 +312,8 @@ def write_job(message: pb.Job, value: Job, waiting: WaitingOf, secret_names: Sec
     message.etag = etag_of(value)
     if value.schedule is not None:
         schedule_converters.write_schedule_status(message.schedule, value, utc_now())
+    if value.array is not None:
+        message.array.index, message.array.size = value.array.index, value.array.size
     return message
 
 

@@ -74,14 +74,34 @@ def status_of(error: Exception) -> status_pb2.Status:
     entry = entry_of(error)
     if entry is DEFECT or not isinstance(error, errors.Refusal):
         return _defect_status(error)
-    # In ASCII: gRPC sends every other byte as three.
-    message = str(error).encode("ascii", "backslashreplace").decode()[:_MAX_MESSAGE]
+    message = _message(error)
     details: list[Message] = [_error_info(entry.reason, error.metadata)]
     if error.retry_seconds is not None:
         details.append(error_details_pb2.RetryInfo(retry_delay=_duration(error.retry_seconds)))
     if isinstance(error, errors.InvalidRequest):
         details.append(_bad_request(error))
     return _status(entry.code, message, details)
+
+
+def rejection_of(error: errors.Refusal) -> pb.Rejection:
+    """Return what the status of the error says, as a part of a response."""
+    entry = entry_of(error)
+    rejection = pb.Rejection(
+        code=entry.code, reason=entry.reason, message=_message(error), metadata=_metadata(error.metadata)
+    )
+    if isinstance(error, errors.InvalidRequest):
+        for violation in _bad_request(error).field_violations:
+            rejection.violations.add(field=violation.field, description=violation.description)
+    return rejection
+
+
+def _message(error: errors.Refusal) -> str:
+    # In ASCII: gRPC sends every other byte as three.
+    return str(error).encode("ascii", "backslashreplace").decode()[:_MAX_MESSAGE]
+
+
+def _metadata(metadata: Mapping[str, str]) -> Mapping[str, str]:
+    return {key: value[:200] for key, value in metadata.items()}
 
 
 def _defect_status(error: Exception) -> status_pb2.Status:
@@ -93,9 +113,7 @@ def _defect_status(error: Exception) -> status_pb2.Status:
 
 def _error_info(reason: "Reason.ValueType", metadata: Mapping[str, str]) -> error_details_pb2.ErrorInfo:
     name = Reason.Name(reason).removeprefix("ERROR_REASON_")
-    return error_details_pb2.ErrorInfo(
-        domain="fastlane", reason=name, metadata={key: value[:200] for key, value in metadata.items()}
-    )
+    return error_details_pb2.ErrorInfo(domain="fastlane", reason=name, metadata=_metadata(metadata))
 
 
 def _bad_request(error: errors.InvalidRequest) -> error_details_pb2.BadRequest:

@@ -12,6 +12,9 @@ from google.protobuf.unknown_fields import UnknownFieldSet
 from fastlane_grpc.errors import InvalidRequest, UnknownField, Violation
 
 _MAX_FIELDS_NAMED = 16
+# Methods whose request has many requests, each with a result of its own.
+BATCHES = frozenset({"BatchEnqueueJobs"})
+MAX_BATCH_BYTES = 3 << 20
 
 
 class RequestParser:
@@ -19,15 +22,16 @@ class RequestParser:
 
     def __init__(self, method: MethodDescriptor, *, max_request_bytes: int) -> None:
         self._message_class = GetMessageClass(method.input_type)
-        self._max_request_bytes = max_request_bytes
-        self._rejects_unknown_fields = writes(method)
+        self._is_batch = method.name in BATCHES
+        self._max_request_bytes = min(max_request_bytes, MAX_BATCH_BYTES) if self._is_batch else max_request_bytes
+        # Of a batch only those requests are rejected that have unknown fields: its call looks for them.
+        self._rejects_unknown_fields = writes(method) and not self._is_batch
 
     def parse(self, data: bytes) -> Message:
         """Return the request. Raises InvalidRequest, and UnknownField where the method writes."""
         if len(data) > self._max_request_bytes:
-            raise self._invalid(
-                f"takes {len(data)} bytes; at most {self._max_request_bytes} are allowed (max_request_bytes)"
-            )
+            limit = "in one batch" if self._is_batch else "(max_request_bytes)"
+            raise self._invalid(f"takes {len(data)} bytes; at most {self._max_request_bytes} are allowed {limit}")
         try:
             request = self._message_class.FromString(data)
         except DecodeError:
@@ -49,22 +53,29 @@ def writes(method: MethodDescriptor) -> bool:
     return method.GetOptions().idempotency_level != MethodOptions.NO_SIDE_EFFECTS
 
 
-def reject_unknown_fields(request: Message) -> None:
-    """Raise UnknownField, naming each unknown field by its message and number, if the request has any."""
+def reject_unknown_fields(request: Message, *, without: str = "") -> None:
+    """Raise UnknownField, naming each unknown field by its message and number, if the request has any. Messages in the
+    field `without` are not looked at."""
+    if has_unknown_fields(request):
+        unknown = sorted(set(_unknown_fields(request, request.DESCRIPTOR.name, without)))
+        if unknown:
+            named = ", ".join(unknown[:_MAX_FIELDS_NAMED])
+            raise UnknownField(f"this server does not know {named}; update it, or leave them out")
+
+
+def has_unknown_fields(request: Message) -> bool:
+    """Return whether the request, or a message in it, has fields that this server does not know."""
     known = type(request)()
     known.CopyFrom(request)
     known.DiscardUnknownFields()
-    if known.ByteSize() != request.ByteSize():
-        unknown = sorted(set(_unknown_fields(request, request.DESCRIPTOR.name)))
-        named = ", ".join(unknown[:_MAX_FIELDS_NAMED])
-        raise UnknownField(f"this server does not know {named}; update it, or leave them out")
+    return known.ByteSize() != request.ByteSize()
 
 
-def _unknown_fields(message: Message, path: str) -> Iterator[str]:
+def _unknown_fields(message: Message, path: str, without: str = "") -> Iterator[str]:
     unknown: Any = UnknownFieldSet(message)  # The stub lacks that a set can be iterated.
     yield from (f"field {field.field_number} of {path}" for field in unknown)
     for field, value in message.ListFields():
-        if field.message_type is None:
+        if field.message_type is None or field.name == without:
             continue
         is_map = field.message_type.GetOptions().map_entry
         if is_map and field.message_type.fields_by_name["value"].message_type is None:

@@ -9,6 +9,7 @@ from itertools import chain, islice
 from typing import Protocol
 
 from fastlane_grpc.api import validation
+from fastlane_grpc.api.job_filters import StopJobsRequest, filter_violations, stop_matching
 from fastlane_grpc.api.job_log_stream import JobLogRequest, JobWatches, job_log_stream
 from fastlane_grpc.api.limits import update_task_violations, why_limited
 from fastlane_grpc.api.log_stream import LogRequest, Send, StreamEncoding, log_stream
@@ -19,6 +20,7 @@ from fastlane_grpc.config import Settings
 from fastlane_grpc.errors import DiskFull, InvalidRequest, ServerStopping, StoreFailed, TooManyStreams, Violation
 from fastlane_grpc.logs import Tails
 from fastlane_grpc.model import (
+    ArrayPosition,
     Cron,
     Execution,
     Hold,
@@ -36,7 +38,16 @@ from fastlane_grpc.model import (
 )
 from fastlane_grpc.retention import Pruned, Retention
 from fastlane_grpc.schedule import Ticks
-from fastlane_grpc.store import ExecutionQuery, JobQuery, PruneQuery, Store, first_job
+from fastlane_grpc.store import (
+    OPEN_STATES,
+    EnqueueBatch,
+    Enqueued,
+    ExecutionQuery,
+    JobQuery,
+    PruneQuery,
+    Store,
+    first_job,
+)
 
 # The delay that a caller is advised when all streams are in use.
 _STREAMS_RETRY_SECONDS = 5.0
@@ -144,22 +155,55 @@ class Service:
 
         `conversion_violations` are the violations found while the request was converted."""
         self._check_serving()
+        refusal = self.check(request, conversion_violations)
+        if request.validate_only:
+            if refusal:
+                raise refusal
+            return validated_job(request), False
+        return await self._store.enqueue(
+            task_id=request.task_id,
+            spec=request.spec,
+            request_id=request.request_id,
+            caller_address=request.caller_address,
+            refusal=refusal,
+        )
+
+    def check(self, request: EnqueueRequest, conversion_violations: Sequence[Violation] = ()) -> InvalidRequest | None:
+        """Raise InvalidRequest. Return the refusal of the job if its request_id is new: the job could never start."""
         settings = self.settings
         violations = validation.enqueue_violations(
             request.task_id, request.spec, request.request_id, settings.max_timeout, utc_now(), settings.secret_names
         )
         validation.raise_if_invalid(chain(conversion_violations, violations))
         never_starts = list(validation.never_starts_violations(request.spec, utc_now()))
-        if request.validate_only:
-            validation.raise_if_invalid(never_starts)
-            return _validated_job(request), False
-        return await self._store.enqueue(
-            task_id=request.task_id,
-            spec=request.spec,
-            request_id=request.request_id,
-            caller_address=request.caller_address,
-            refusal=InvalidRequest(never_starts) if never_starts else None,
+        return InvalidRequest(never_starts) if never_starts else None
+
+    def batch(self, caller_address: str) -> EnqueueBatch:
+        """Return a batch without jobs, for `enqueue_batch`."""
+        self._check_serving()
+        return self._store.batch(caller_address)
+
+    async def enqueue_batch(self, batch: EnqueueBatch) -> Sequence[Enqueued]:
+        """Keep the jobs of a batch, which were checked, in one transaction. Return what became of each."""
+        self._check_serving()
+        return await self._store.enqueue_batch(batch)
+
+    async def stop_jobs(
+        self,
+        request: StopJobsRequest,
+        conversion_violations: Sequence[Violation] = (),
+    ) -> tuple[int, bool]:
+        """Stop jobs that match the filter, or count them where the request only validates. Return how many, and whether
+        more match."""
+        self._check_serving()
+        validation.raise_if_invalid(
+            chain(
+                conversion_violations,
+                filter_violations(request.filter, OPEN_STATES, complete=not conversion_violations),
+                validation.stop_violations(request.note, request.grace),
+            )
         )
+        return await stop_matching(self._store, request)
 
     async def job(self, job_id: str) -> tuple[Job, Waiting | None]:
         """Return the job and what its execution waits for."""
@@ -463,7 +507,7 @@ def _waiting_for_time(execution: Execution) -> Waiting:
     return Waiting(WaitReason.NOT_DUE, f"starts at {time}", since, due_time=due_time)
 
 
-def _validated_job(request: EnqueueRequest) -> Job:
+def validated_job(request: EnqueueRequest, array: ArrayPosition | None = None) -> Job:
     """Return the job as it would be kept, without ids."""
-    job = first_job("", request.task_id, request.spec, utc_now(), request.request_id, request.caller_address)
+    job = first_job("", request.task_id, request.spec, utc_now(), request.request_id, request.caller_address, array)
     return replace(job, execution=replace(job.execution, id=""))

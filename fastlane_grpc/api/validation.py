@@ -126,6 +126,11 @@ def request_id_violations(request_id: str) -> Iterator[Violation]:
         yield Violation("request_id", f"has {len(request_id)} characters; at most {MAX_REQUEST_ID} are allowed")
 
 
+def are_ids_valid(task_id: str, request_id: str) -> bool:
+    """Return whether `enqueue_violations` has nothing against these."""
+    return len(request_id) <= MAX_REQUEST_ID and _TASK_ID.fullmatch(task_id) is not None
+
+
 def job_id_violations(job_id: str) -> Iterator[Violation]:
     """Yield the violation of an id that a caller chose."""
     if not _UUID.fullmatch(job_id):

@@ -11,8 +11,9 @@ import click
 from fastlane_grpc import client as api
 from fastlane_grpc.cli.connection import NothingBegins, connected, execution_id, job_id
 from fastlane_grpc.cli.errors import Failure
+from fastlane_grpc.cli.job_note import attempts_text, note_of
 from fastlane_grpc.cli.options import MOMENT, PAIR, STATES, answers, limits, states_option, talks_to_server
-from fastlane_grpc.cli.output import state_name, waiting_text
+from fastlane_grpc.cli.output import state_name
 from fastlane_grpc.cli.tables import Column, ago, as_line, cut, moment, show, show_facts, size, span, time_of
 from fastlane_grpc.cli.terminal import say, write
 from fastlane_grpc.v1 import fastlane_pb2 as pb
@@ -274,7 +275,7 @@ def _job_columns(now: datetime) -> Sequence[Column]:
         Column("STATE", lambda job: state_name(job.state)),
         Column("ENQUEUED", lambda job: _ago(job, "create_time", now)),
         Column("RAN", lambda job: _ran(job.execution, now)),
-        Column("NOTE", lambda job: cut(_note(job, job.execution))),
+        Column("NOTE", lambda job: cut(note_of(job, job.execution))),
     ]
 
 
@@ -286,7 +287,7 @@ def _execution_columns(now: datetime) -> Sequence[Column]:
         Column("HOST", lambda execution: execution.host or "-"),
         Column("CREATED", lambda execution: _ago(execution.times, "create_time", now)),
         Column("RAN", lambda execution: _ran(execution, now)),
-        Column("NOTE", lambda execution: cut(_note(execution, execution))),
+        Column("NOTE", lambda execution: cut(note_of(execution, execution))),
     ]
 
 
@@ -294,7 +295,7 @@ def _job_facts(job: pb.Job, now: datetime) -> Iterator[tuple[str, str]]:
     spec = job.spec
     yield "job", job.id
     yield "task", job.task_id
-    yield "state", ", ".join(filter(None, [state_name(job.state), _note(job, job.execution)]))
+    yield "state", ", ".join(filter(None, [state_name(job.state), note_of(job, job.execution)]))
     yield "image", spec.image
     yield "entrypoint", shlex.join(spec.entrypoint)
     yield "command", " ".join(filter(None, [spec.command, shlex.join(spec.args)]))
@@ -323,14 +324,25 @@ def _job_facts(job: pb.Job, now: datetime) -> Iterator[tuple[str, str]]:
     yield "ended", _moment(job, "end_time", now)
     yield "ran", _ran(job.execution, now).strip("-")
     yield "executions", str(job.executions or "")
-    yield "run, attempt", f"{job.execution.run}, {job.execution.attempt}" if job.executions > 1 else ""
+    yield "run, attempt", f"{job.execution.run}, {attempts_text(job, job.execution)}" if job.executions > 1 else ""
     yield "execution", job.execution.id
     yield "host", job.execution.host
 
 
 def _retries(retry: pb.Retry) -> str:
     first = retry.initial_backoff.ToTimedelta() if retry.HasField("initial_backoff") else timedelta(seconds=1)
-    return f"{retry.max_retries}, the first after at most {span(first)}"
+    parts = [f"{retry.max_retries}, the first after at most {span(first)}, then {retry.factor or 2:g} times as long"]
+    causes = [pb.Retry.RetryCause.Name(cause) for cause in retry.causes if cause in pb.Retry.RetryCause.values()]
+    if causes:
+        names = (cause.removeprefix("RETRY_CAUSE_").replace("_", " ").lower() for cause in causes)
+        parts.append(f"only after {', '.join(names)}")
+    if retry.exit_codes:
+        parts.append(f"of exit codes only {', '.join(map(str, retry.exit_codes))}")
+    if retry.except_exit_codes:
+        parts.append(f"not after exit code {', '.join(map(str, retry.except_exit_codes))}")
+    if retry.HasField("memory_growth"):
+        parts.append(f"with up to {retry.memory_growth.max_bytes / (1 << 20):g} MiB of memory")
+    return "; ".join(parts)
 
 
 def _schedule(job: pb.Job) -> str:
@@ -376,10 +388,12 @@ def _execution_facts(execution: pb.Execution, now: datetime) -> Iterator[tuple[s
     yield "job", execution.job_id
     yield "task", execution.task_id
     yield "run, attempt", f"{execution.run}, {execution.attempt}" if execution.run else ""
-    yield "state", ", ".join(filter(None, [state_name(execution.state), _note(execution, execution)]))
+    yield "state", ", ".join(filter(None, [state_name(execution.state), note_of(execution, execution)]))
     yield "host", execution.host
     yield "container", execution.container_id
     yield "image", execution.image_digest
+    yield "memory", f"{execution.memory_bytes / (1 << 20):g} MiB" if execution.memory_bytes else ""
+    yield "tick", _moment(execution, "tick_time", now)
     for field, name in _TIMES.items():
         if field != "due_time" or execution.times.due_time != execution.times.create_time:
             yield name, _moment(execution.times, field, now)
@@ -402,14 +416,6 @@ _TIMES = {
     "end_time": "ended",
     "prune_time": "log pruned",
 }
-
-
-def _note(nouns: pb.Job | pb.Execution, execution: pb.Execution) -> str:
-    """How it ended, or what it waits for."""
-    if nouns.HasField("outcome"):
-        outcome = nouns.outcome
-        return outcome.detail or (f"exited with {outcome.exit_code}" if outcome.exit_code else "")
-    return waiting_text(execution.waiting) if execution.HasField("waiting") else ""
 
 
 def _ran(execution: pb.Execution, now: datetime) -> str:

@@ -16,7 +16,7 @@ Function = TypeVar("Function", bound=Callable[..., Any])
 # ------------------------------------------------------------------------------------------------------ kinds of values
 
 
-class _Reads(click.ParamType[object]):
+class Reads(click.ParamType[object]):
     """Text that a function of `config` reads, by the same strict rules as the settings, or one of ours."""
 
     def __init__(self, name: str, read: Callable[[str], object]) -> None:
@@ -135,18 +135,18 @@ def _read_rate(text: str) -> tuple[int, timedelta | None]:
     raise ValueError(f"must be NUMBER/DURATION, as 100/1m; or {config.OFF}: no limit")
 
 
-DURATION = _Reads("duration", config.read_duration)
-GRACE = _Reads("duration", _read_grace)
-AGE = _Reads("age", _read_age)
-DELAY = _Reads("duration", _read_delay)
-TIME = _Reads("time", _read_time)
-MOMENT = _Reads("age|time", _read_moment)
-SIZE = _Reads("bytes", config.read_bytes)
-ADDRESS = _Reads("host:port", _read_server)
-PAIR = _Reads("name=value", _read_pair)
-MAX_RUNNING = _Reads("number|off", _read_max_running)
-RATE = _Reads("number/duration|off", _read_rate)
-VARIABLE = _Reads("name[=value]", _read_variable)
+DURATION = Reads("duration", config.read_duration)
+GRACE = Reads("duration", _read_grace)
+AGE = Reads("age", _read_age)
+DELAY = Reads("duration", _read_delay)
+TIME = Reads("time", _read_time)
+MOMENT = Reads("age|time", _read_moment)
+SIZE = Reads("bytes", config.read_bytes)
+ADDRESS = Reads("host:port", _read_server)
+PAIR = Reads("name=value", _read_pair)
+MAX_RUNNING = Reads("number|off", _read_max_running)
+RATE = Reads("number/duration|off", _read_rate)
+VARIABLE = Reads("name[=value]", _read_variable)
 
 # As they are written on a command line: "timed-out".
 STATES = {

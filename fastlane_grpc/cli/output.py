@@ -107,12 +107,12 @@ class Display:
         """Announce a further attempt, or a further run, of the job."""
         execution, ended = start.execution, self._ended
         self._began, self._state, self._ended, self._last_line = False, execution.state, None, ""
-        if ended is None:
+        if ended is None or self._quiet:
             return
         when = f" {in_time(execution.waiting)}" if execution.HasField("waiting") else ""
         if execution.attempt > 1:
             self.say(f"attempt {execution.attempt} of {start.max_attempts}{when}: {_end_text(ended)}")
-        elif not self._quiet:
+        else:
             self.say(f"run {execution.run} of {self.followed}{when}: execution {execution.id}")
 
     def end(self, end: api.End) -> None:

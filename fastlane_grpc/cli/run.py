@@ -8,11 +8,13 @@ from pathlib import Path
 from typing import Any
 
 import click
+from click.core import ParameterSource
 
 from fastlane_grpc import client as api
 from fastlane_grpc.cli.connection import connected, once_there_is_room, proxy_text
 from fastlane_grpc.cli.docker_options import refusal
 from fastlane_grpc.cli.encoding import is_utf8
+from fastlane_grpc.cli.enqueue_file import FileEnqueue, task_of
 from fastlane_grpc.cli.env_file import read_env_file
 from fastlane_grpc.cli.errors import WRONG_USE, Failure
 from fastlane_grpc.cli.interrupts import Interrupts
@@ -25,14 +27,20 @@ from fastlane_grpc.cli.options import (
     TIME,
     VARIABLE,
     Function,
+    Reads,
+    answers,
     shows_output_of_run,
     talks_to_server,
 )
 from fastlane_grpc.cli.output import Display, follow
-from fastlane_grpc.cli.policies import with_policies
+from fastlane_grpc.cli.policies import read_cause, read_exit_code, with_policies
 from fastlane_grpc.cli.stdin import is_given
-from fastlane_grpc.cli.terminal import say
+from fastlane_grpc.cli.tables import as_line
+from fastlane_grpc.cli.terminal import say, write
 from fastlane_grpc.v1 import fastlane_pb2
+
+CAUSE = Reads("end|code", read_cause)
+EXIT_CODE = Reads("code", read_exit_code)
 
 # `docker run -a` takes these; ours takes the address of a server.
 _STREAMS = ["stdin"], ["stdout"], ["stderr"]
@@ -143,19 +151,46 @@ _JOB_OPTIONS = [
         "--expires", "--expire-time", "expire_time", type=TIME, help="Latest start; after it the job ends as expired."
     ),
     click.option(
-        "--retries", type=click.IntRange(0, 100), default=0, metavar="NUMBER", help="Attempts after a failed one."
+        "--retries", type=click.IntRange(0, 100), default=0, metavar="NUMBER", help="Retries after a failed attempt."
     ),
-    click.option("--backoff", type=DELAY, help="Wait before the first retry; then twice as long.  [default: 1s]"),
+    click.option(
+        "--backoff",
+        type=DELAY,
+        help="Wait before the first retry, at most; the wait is a random part.  [default: 1s]",
+    ),
+    click.option(
+        "--backoff-factor",
+        type=click.FloatRange(1, 100),
+        metavar="NUMBER",
+        help="Each further wait is longer by this factor.  [default: 2]",
+    ),
     click.option("--max-backoff", type=DURATION, help="Longest wait before a retry.  [default: 1h]"),
     click.option(
         "--retry-on",
         "causes",
-        type=click.Choice(["exit-code", "out-of-memory", "timed-out", "image-not-found", "image-denied"]),
+        type=CAUSE,
         multiple=True,
-        help="Retry after this end only; repeat for several.  [default: exit-code, out-of-memory, timed-out]",
+        help="Retry only after this end: exit-code, out-of-memory, timed-out, image-not-found, image-denied, or an "
+        "exit code as 75; repeat for several.  [default: exit-code, out-of-memory, timed-out]",
     ),
     click.option(
-        "--max-memory", "max_memory_bytes", type=SIZE, help="Double the memory after an end out of memory, up to this."
+        "--no-retry-on",
+        "except_codes",
+        type=EXIT_CODE,
+        multiple=True,
+        help="Do not retry after this exit code; repeat for several.",
+    ),
+    click.option(
+        "--max-memory",
+        "max_memory_bytes",
+        type=SIZE,
+        help="More memory for the attempt after one that ran out of memory, up to this.",
+    ),
+    click.option(
+        "--memory-growth",
+        type=click.FloatRange(1, 16, min_open=True),
+        metavar="NUMBER",
+        help="With --max-memory: how many times the memory of the attempt before.  [default: 2]",
     ),
     click.option(
         "--cron", "expression", metavar="EXPRESSION", help="Run at every tick of this schedule, as '0 3 * * *'."
@@ -171,6 +206,13 @@ _JOB_OPTIONS = [
         type=click.Choice(["latest", "none", "all"]),
         help="Which missed ticks start a run after a downtime.  [default: latest]",
     ),
+    click.option(
+        "--max-runs",
+        type=click.IntRange(0),
+        default=0,
+        metavar="NUMBER",
+        help="Number of runs after which the schedule of --cron is over.  [default: no limit]",
+    ),
     click.option("--unique", "unique_key", metavar="KEY", help="At most one open job of the task with this key."),
     click.option(
         "--on-conflict",
@@ -185,11 +227,11 @@ def _describes_job(function: Function) -> Function:
     """The image, the words and all options of a job."""
     for option in reversed(_JOB_OPTIONS):
         function = option(function)
-    function = click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[--] [WORD]...")(function)
-    return click.argument("image")(function)
+    return click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[--] [WORD]...")(function)
 
 
 @click.command(cls=_JobCommand)
+@click.argument("image")
 @_describes_job
 @click.option("-d", "--detach", is_flag=True, help="Print the job's id and exit, as `fastlane enqueue`.")
 @shows_output_of_run
@@ -244,10 +286,23 @@ def run(
 
 
 @click.command(cls=_JobCommand)
+@click.argument("image", required=False)
 @_describes_job
+@click.option(
+    "-f",
+    "--file",
+    "file",
+    type=click.Path(path_type=Path, allow_dash=True),
+    metavar="PATH",
+    help="Enqueue the jobs in this file instead, one JSON object per line; - reads the standard input.",
+)
+@click.option("--dry-run", is_flag=True, help="Validate without storing; only with --file.")
+@answers
 @talks_to_server
-@click.pass_obj
-def enqueue(environ: Mapping[str, str], /, *, address: str, **job_options: Any) -> int:
+@click.pass_context
+def enqueue(
+    ctx: click.Context, /, *, file: Path | None, dry_run: bool, form: str, address: str, **job_options: Any
+) -> int:
     """Enqueue a command in IMAGE and print the job's id. The job starts when it is due and a slot is free.
 
     \b
@@ -258,10 +313,49 @@ def enqueue(environ: Mapping[str, str], /, *, address: str, **job_options: Any) 
       fastlane enqueue --cron '30 2 * * *' --time-zone Europe/Berlin --retries 3 busybox echo nightly
 
     Everything after IMAGE belongs to the command, as with `docker run`. With a --request-id the call is safe to repeat:
-    the same command is one job, and its id is printed each time."""
+    the same command is one job, and its id is printed each time.
+
+    \b
+    A line of --file has the fields of EnqueueJobRequest; those of its spec may stand beside task_id:
+      {"task_id": "send-mail", "image": "mail:1.4", "args": ["python", "send.py"], "timeout": "2m", "retry": 3}
+      {"image": "busybox", "command": "echo nightly", "cron": "30 2 * * *", "labels": {"team": "billing"}}
+
+    A bad line is reported with its number; nothing of it is stored, and all other lines are. Exit status 0 means that
+    every line was stored. With --request-id ID, the line number 7 without a request_id of its own gets ID:7, and the
+    command is safe to repeat, also after bad lines were corrected."""
+    environ: Mapping[str, str] = ctx.obj
+    if file is None:
+        if job_options["image"] is None:
+            raise click.UsageError("Missing argument 'IMAGE', or the option --file")
+        if dry_run:
+            raise click.UsageError("--dry-run has no effect without --file")
+        with connected(address) as client:
+            job = _enqueued(client, environ, time.sleep, **job_options)
+        write(1, as_line(job) if form == "json" else f"{job.id}\n".encode())
+        return 0
+    _refuse_beside_file(ctx)
     with connected(address) as client:
-        click.echo(_enqueued(client, environ, time.sleep, **job_options).id)
-    return 0
+        return FileEnqueue(
+            client,
+            environ,
+            form=form,
+            task_id=job_options["task"] or "",
+            request_id=job_options["request_id"] or "",
+            dry_run=dry_run,
+        ).run(file)
+
+
+# Options of a job that mean something for all lines of a file.
+_WITH_FILE = {"file", "task", "request_id", "dry_run", "form", "address"}
+
+
+def _refuse_beside_file(ctx: click.Context) -> None:
+    for parameter in ctx.command.params:
+        name = parameter.name or ""
+        if name not in _WITH_FILE and ctx.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            given = parameter.opts[0] if isinstance(parameter, click.Option) else name.upper()
+            if ctx.params[name]:
+                raise click.UsageError(f"{given} cannot be combined with --file: each line has a job of its own")
 
 
 def _enqueued(
@@ -285,7 +379,7 @@ def _enqueued(
     spec = with_policies(options)
     return once_there_is_room(
         lambda: client.enqueue(
-            task or _task_of(image),
+            task or task_of(image),
             image,
             args=words,
             envs=variables,
@@ -296,11 +390,6 @@ def _enqueued(
         ),
         pause,
     )
-
-
-def _task_of(image: str) -> str:
-    """The image's last name, without registry, tag and digest: "mail" of "registry:5000/team/mail:1.4"."""
-    return image.partition("@")[0].rpartition("/")[2].partition(":")[0] or "run"
 
 
 def _tell_of_stdin() -> bool:

@@ -9,13 +9,13 @@ import click
 from fastlane_grpc import client as api
 from fastlane_grpc.cli.connection import connected, job_id
 from fastlane_grpc.cli.errors import Failure
-from fastlane_grpc.cli.options import STATES, answers, talks_to_server
+from fastlane_grpc.cli.options import STATES, TIME, answers, talks_to_server
 from fastlane_grpc.cli.output import state_name
+from fastlane_grpc.cli.selection import OPEN_STATES
 from fastlane_grpc.cli.tables import Column, as_line, cut, moment, show, time_of, until
 from fastlane_grpc.cli.terminal import write
+from fastlane_grpc.text.sanitize import printable
 from fastlane_grpc.v1 import fastlane_pb2 as pb
-
-_NOT_FINAL = ("scheduled", "queued", "preparing", "running", "stopping")
 
 
 @click.group()
@@ -24,7 +24,8 @@ def schedule() -> None:
 
     \b
       fastlane schedule ls                             list jobs with a schedule
-      fastlane schedule next '0 3 * * mon'             show when a schedule would run
+      fastlane schedule next JOB                       show the next ticks of a job
+      fastlane schedule preview '0 3 * * mon'          show when a schedule would run
     """
 
 
@@ -51,7 +52,7 @@ def ls(environ: Mapping[str, str], /, *, task_id: str, form: str, address: str) 
         Column("SCHEDULE", lambda job: cut(_expression(job.spec.cron))),
     ]
     with connected(address) as client:
-        states = [STATES[name] for name in _NOT_FINAL]
+        states = [STATES[name] for name in OPEN_STATES]
         found = client.jobs(task_id=task_id, states=states, with_spec=True)
         scheduled = (job for job in found if job.HasField("schedule"))
         show(scheduled, columns, form=form, nothing="no jobs with a schedule", environ=environ)
@@ -59,29 +60,52 @@ def ls(environ: Mapping[str, str], /, *, task_id: str, form: str, address: str) 
 
 
 @schedule.command(name="next")
-@click.argument("what", metavar="JOB|EXPRESSION")
-@click.option("--time-zone", default="", metavar="NAME", help="Time zone of the expression, as Europe/Berlin.")
+@click.argument("id", metavar="JOB")
 @click.option("-n", "--limit", "count", type=click.IntRange(1, 100), default=5, show_default=True, metavar="NUMBER")
 @answers
 @talks_to_server
-def next_(*, what: str, time_zone: str, count: int, form: str, address: str) -> int:
-    """Show the next ticks of a job's schedule, or of any expression, and the schedule in words.
+def next_(*, id: str, count: int, form: str, address: str) -> int:  # noqa: A002
+    """Show the next ticks of a job's schedule, and the schedule in words. For an expression see `preview`.
+
+    \b
+    Example:
+      fastlane schedule next 01980f3e-8b1c-7d43-9a51-0242ac120002
+    """
+    if _is_expression(id):
+        raise click.UsageError(f"{id!r} is not the id of a job; for an expression use `fastlane schedule preview`")
+    with connected(address) as client:
+        _show_preview(client.preview_schedule(_cron_of(client, id), count), form)
+    return 0
+
+
+@schedule.command()
+@click.argument("expression")
+@click.option("--time-zone", default="", metavar="NAME", help="Its time zone, as Europe/Berlin.  [default: UTC]")
+@click.option("--from", "from_time", type=TIME, help="Show ticks after this time.  [default: now]")
+@click.option("-n", "--limit", "count", type=click.IntRange(1, 100), default=5, show_default=True, metavar="NUMBER")
+@answers
+@talks_to_server
+def preview(*, expression: str, time_zone: str, from_time: datetime | None, count: int, form: str, address: str) -> int:
+    """Show when a schedule would run, in words and times, without a job. EXPRESSION is five fields or @daily and the
+    like.
 
     \b
     Examples:
-      fastlane schedule next 01980f3e-8b1c-7d43-9a51-0242ac120002
-      fastlane schedule next -n 10 --time-zone Europe/Berlin '30 2 * * mon-fri'
+      fastlane schedule preview '0 3 * * mon'
+      fastlane schedule preview -n 10 --time-zone Europe/Berlin '30 2 * * mon-fri'
     """
     with connected(address) as client:
-        cron = api.Cron(what, time_zone) if _is_expression(what) else _cron_of(client, what)
-        preview = client.preview_schedule(cron, count)
-    if form == "json":
-        write(1, as_line(preview))
-        return 0
-    now = datetime.now(UTC)
-    lines = [preview.description, *(moment(_time(time), now) for time in preview.times)]
-    write(1, "".join(f"{line}\n" for line in lines).encode())
+        _show_preview(client.preview_schedule(api.Cron(expression, time_zone), count, from_time), form)
     return 0
+
+
+def _show_preview(found: pb.PreviewScheduleResponse, form: str) -> None:
+    if form == "json":
+        write(1, as_line(found))
+        return
+    now = datetime.now(UTC)
+    lines = [printable(found.description), *(moment(_time(time), now) for time in found.times)]
+    write(1, "".join(f"{line}\n" for line in lines).encode())
 
 
 @schedule.command()
@@ -135,7 +159,8 @@ def _next(job: pb.Job, now: datetime) -> str:
 
 
 def _time(time: Any) -> datetime:
-    return time.ToDatetime(UTC)
+    found: datetime = time.ToDatetime(UTC)
+    return found
 
 
 def _expression(cron: pb.Cron) -> str:

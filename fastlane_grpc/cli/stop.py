@@ -1,6 +1,8 @@
-"""`fastlane stop`: stop a job or an execution."""
+"""`fastlane stop`: stop jobs and executions, by their ids or by a filter."""
 
+from collections.abc import Sequence
 from datetime import timedelta
+from typing import Any
 
 import click
 
@@ -9,34 +11,64 @@ from fastlane_grpc.cli.connection import connected, either_id
 from fastlane_grpc.cli.errors import Failure
 from fastlane_grpc.cli.options import GRACE, answers, talks_to_server
 from fastlane_grpc.cli.output import state_name
+from fastlane_grpc.cli.selection import OPEN_STATES, Selection, confirm, counted, selects_jobs
 from fastlane_grpc.cli.tables import as_line
 from fastlane_grpc.cli.terminal import write
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 
 @click.command()
-@click.argument("id", metavar="JOB|EXECUTION")
+@click.argument("ids", metavar="[JOB|EXECUTION]...", nargs=-1)
 @click.option(
     "--grace",
     type=GRACE,
     help="Time between the stop signal and SIGKILL, as 5s; 0s: SIGKILL at once.  [default: the job's]",
 )
 @click.option("--note", default="", help="Reason for the stop, stored with the job.")
+@selects_jobs(OPEN_STATES)
 @answers
 @talks_to_server
-def stop(*, id: str, grace: timedelta | None, note: str, form: str, address: str) -> int:  # noqa: A002
-    """Stop a job: send its stop signal and, after its grace period, SIGKILL. A queued job is removed from the queue.
-    The command does not wait for the end of the job.
+def stop(*, ids: Sequence[str], grace: timedelta | None, note: str, form: str, address: str, **options: Any) -> int:
+    """Stop jobs: send the stop signal and, after the grace period, SIGKILL. A job that has not started is over at
+    once. Retries and the schedule of a job are over, too. The command does not wait for the end of a job.
+
+    With the id of an execution only that execution is stopped: the schedule of its job goes on.
 
     \b
-    Example:
+    Examples:
       fastlane stop --grace 2s --note "wrong mailing list" 01980f3e-8b1c-7d43-9a51-0242ac120002
+      fastlane stop --task send-mail --state queued --label customer=4711
+
+    Several options select the jobs that match all of them. The command asks before it stops more than one job; without
+    a terminal it needs --yes.
     """
+    selection = Selection.taken_from(options)
+    by_filter = selection.check(ids, "job or an execution")
     with connected(address) as client:
-        stopped = _stopped(client, id, note, grace)
+        if by_filter:
+            return _stop_selected(client, selection, note, grace, form)
+        for text in ids:
+            _tell(_stopped(client, text, note, grace), form)
+    return 0
+
+
+def _stop_selected(client: api.Client, selection: Selection, note: str, grace: timedelta | None, form: str) -> int:
+    if selection.dry_run or not selection.yes:
+        answer = client.stop_many(validate_only=True, **selection.filter)
+        would_stop = counted(answer.stopped, more=answer.more)
+        if selection.dry_run:
+            write(1, as_line(answer) if form == "json" else f"would stop {would_stop}\n".encode())
+            return 0
+        if answer.stopped > 1:
+            confirm(f"stops {would_stop}", "stop")
+    answer = client.stop_many(note, grace, **selection.filter)
+    write(1, as_line(answer) if form == "json" else f"stopped {counted(answer.stopped)}\n".encode())
+    return 0
+
+
+def _tell(stopped: pb.Job | pb.Execution, form: str) -> None:
     noun = "job" if isinstance(stopped, pb.Job) else "execution"
     write(1, as_line(stopped) if form == "json" else f"{noun} {stopped.id}: {state_name(stopped.state)}\n".encode())
-    return 0
 
 
 def _stopped(client: api.Client, text: str, note: str, grace: timedelta | None) -> pb.Job | pb.Execution:

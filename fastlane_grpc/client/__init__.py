@@ -2,16 +2,18 @@
 again while the server cannot be reached."""
 
 from fastlane_grpc.client.async_tail import AsyncTail
+from fastlane_grpc.client.async_watch import AsyncWatch
 from fastlane_grpc.client.asynchronous import AsyncClient
+from fastlane_grpc.client.batches import EnqueueResult
 from fastlane_grpc.client.blocking import Client
 from fastlane_grpc.client.channel import proxy
 from fastlane_grpc.client.errors import (
     CursorRefused,
     Error,
+    EtagMismatch,
     Exhausted,
     InvalidRequest,
     InvalidText,
-    JobChanged,
     JobExpired,
     JobNotFinal,
     LogInconsistent,
@@ -37,11 +39,22 @@ from fastlane_grpc.client.events import (
     Reconnected,
     StateChange,
 )
+from fastlane_grpc.client.json_requests import request_from_json
 from fastlane_grpc.client.policies import Cron, Duration, MemoryGrowth, Retry, Unique
-from fastlane_grpc.client.requests import ExecutionFilter, JobFilter, JobOptions, TailOptions
+from fastlane_grpc.client.requests import (
+    ExecutionFilter,
+    JobFilter,
+    JobOptions,
+    JobSelection,
+    TailOptions,
+    WatchOptions,
+    job_request,
+)
 from fastlane_grpc.client.responses import as_json, exit_status
 from fastlane_grpc.client.retries import Backoff
 from fastlane_grpc.client.tail import Tail
+from fastlane_grpc.client.watch import Watch
+from fastlane_grpc.client.watch_events import CaughtUp, ChangesMissed, JobChanged, JobPruned, WatchEvent
 
 __all__ = [
     "STDERR",
@@ -49,14 +62,19 @@ __all__ = [
     "SYSTEM",
     "AsyncClient",
     "AsyncTail",
+    "AsyncWatch",
     "Backoff",
+    "CaughtUp",
+    "ChangesMissed",
     "Client",
     "Cron",
     "CursorRefused",
     "Disconnected",
     "Duration",
     "End",
+    "EnqueueResult",
     "Error",
+    "EtagMismatch",
     "Event",
     "ExecutionFilter",
     "ExecutionStart",
@@ -70,6 +88,8 @@ __all__ = [
     "JobFilter",
     "JobNotFinal",
     "JobOptions",
+    "JobPruned",
+    "JobSelection",
     "LogInconsistent",
     "MemoryGrowth",
     "NoSchedule",
@@ -86,7 +106,12 @@ __all__ = [
     "Unique",
     "UniqueKeyTaken",
     "UnknownField",
+    "Watch",
+    "WatchEvent",
+    "WatchOptions",
     "as_json",
     "exit_status",
+    "job_request",
     "proxy",
+    "request_from_json",
 ]

@@ -10,9 +10,13 @@ from datetime import datetime, timedelta
 from numbers import Integral, Real
 from types import UnionType
 
-from fastlane_grpc.client.policies import Cron, Retry, Unique
+from fastlane_grpc.client.policies import Cron, Retry, Unique, span_of
 
-_WORDS = {"args": "for one string use command=", "entrypoint": 'for one program use entrypoint=["PROGRAM"]'}
+_WORDS = {
+    "args": "for one string use command=",
+    "entrypoint": 'for one program use entrypoint=["PROGRAM"]',
+    "job_ids": 'for one job use job_ids=["ID"]',
+}
 _MAPPINGS = {"envs", "labels"}
 _ENUMS = {"states": "[STATE_FAILED]", "sources": "[STDOUT]"}
 _DURATIONS = {
@@ -21,7 +25,7 @@ _DURATIONS = {
 }
 _TIMES = {"since", "until", "start_at", "expire_time", "from_time"}
 _WHOLE_NUMBERS = {
-    *("memory_bytes", "pids", "priority", "page_size", "tail_lines", "history", "count"),
+    *("memory_bytes", "pids", "priority", "page_size", "tail_lines", "history", "count", "size"),
     *("max_running", "max_starts"),
 }
 _TEXTS = {
@@ -106,8 +110,11 @@ def _check_mapping(name: str, value: object) -> None:
 
 
 def _check_duration(name: str, value: object) -> None:
+    if isinstance(value, str):
+        span_of(value, name)
+        return
     if isinstance(value, bool) or not isinstance(value, timedelta | Real):
-        raise TypeError(f"{name} has to be a timedelta or a number of seconds; {_given(value)}")
+        raise TypeError(f"{name} has to be a timedelta, a number of seconds or a string as '90s'; {_given(value)}")
     if isinstance(value, Real) and not math.isfinite(value):
         raise ValueError(f"{name} has to be a finite number of seconds; {value} was given")
 

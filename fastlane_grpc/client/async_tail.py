@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import grpc
 
@@ -107,7 +107,7 @@ class AsyncTail(AsyncIterator[Event]):
                 return ended_early()
             self._progress.pause_seconds = 0.0
             raise
-        return message if isinstance(message, TailResponse) else ended_early()
+        return ended_early() if message is grpc.aio.EOF else cast(TailResponse, message)
 
     async def _open(self) -> "grpc.aio.UnaryStreamCall[TailRequest, TailResponse]":
         if self._progress.pause_seconds:

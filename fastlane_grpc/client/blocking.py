@@ -5,20 +5,31 @@ An enqueue always carries a `request_id`, so that trying it again makes no secon
 
 import time
 import weakref
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from typing import Self, TypeVar, Unpack
 
 import grpc
 
 from fastlane_grpc.client import channel, requests
-from fastlane_grpc.client.errors import error_of
+from fastlane_grpc.client.batches import EnqueueResult, batches, halves, is_repeatable, is_too_large, results
+from fastlane_grpc.client.errors import Error, error_of
 from fastlane_grpc.client.policies import Cron, Duration
 from fastlane_grpc.client.progress import Progress
-from fastlane_grpc.client.requests import ExecutionFilter, JobFilter, JobOptions, Source, TailOptions
-from fastlane_grpc.client.responses import AsksForPages, Page, add_pruned
+from fastlane_grpc.client.requests import (
+    ExecutionFilter,
+    JobFilter,
+    JobOptions,
+    JobSelection,
+    Source,
+    TailOptions,
+    WatchOptions,
+)
+from fastlane_grpc.client.responses import AsksForPages, Page, add_pruned, add_retried, add_stopped
 from fastlane_grpc.client.retries import DEFAULT_BACKOFF, Backoff, Retries
 from fastlane_grpc.client.tail import Tail
+from fastlane_grpc.client.watch import Watch
+from fastlane_grpc.client.watch_progress import WatchProgress
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
 
@@ -55,13 +66,29 @@ class Client:
         self._tasks = pb_grpc.TaskServiceStub(line)
         self._hosts = pb_grpc.HostServiceStub(line)
         self._server = pb_grpc.ServerServiceStub(line)
-        self._tails: weakref.WeakSet[Tail] = weakref.WeakSet()
+        self._tails: weakref.WeakSet[Tail | Watch] = weakref.WeakSet()
 
     # ---- jobs
 
     def enqueue(self, task_id: str, image: str, command: str = "", **options: Unpack[JobOptions]) -> pb.Job:
         """The job that is kept, with its first execution. The options are those of `JobOptions`."""
         return self._call(self._jobs.EnqueueJob, requests.enqueue(task_id, image, command, **options)).job
+
+    def enqueue_many(self, requests: Iterable[pb.EnqueueJobRequest]) -> Iterator[EnqueueResult]:
+        """Enqueue any number of jobs, up to 1 000 in one call, and return what became of each, in order. The next call
+        is made when the results of the last one were taken.
+
+        `job_request` makes a request. A call that was cut is repeated if each of its requests has a request_id."""
+        for batch in batches(requests):
+            yield from self._enqueue_batch(batch)
+
+    def enqueue_array(
+        self, size: int, task_id: str, image: str, command: str = "", **options: Unpack[JobOptions]
+    ) -> Sequence[EnqueueResult]:
+        """Enqueue `size` jobs of one spec, at most 1 000. Their containers have FASTLANE_ARRAY_INDEX, from 0, and
+        FASTLANE_ARRAY_SIZE. The options are those of `JobOptions`."""
+        request = requests.enqueue_array(size, task_id, image, command, **options)
+        return tuple(results(self._call(self._jobs.BatchEnqueueJobs, request)))
 
     def job(self, job_id: str) -> pb.Job:
         """The job as it is now, with its current execution. NotFound."""
@@ -86,7 +113,7 @@ class Client:
         self, job_id: str, task_id: str, image: str, command: str = "", etag: str = "", **options: Unpack[JobOptions]
     ) -> pb.Job:
         """Creates the job under this id, or replaces its spec: all options that are not given get their defaults. With
-        an `etag`, only if the job has it still: JobChanged. `request_id` and `validate_only` have no effect."""
+        an `etag`, only if the job has it still: EtagMismatch. `request_id` and `validate_only` have no effect."""
         request = requests.replace_job(job_id, task_id, image, command, etag, **options)
         return self._call(self._jobs.ReplaceJob, request).job
 
@@ -104,6 +131,63 @@ class Client:
         """The next ticks of a schedule, `count` of them (10), after `from_time` (now), and the schedule in words."""
         request = requests.preview_schedule(cron, count, from_time)
         return self._call(self._jobs.PreviewSchedule, request)
+
+    def stop_many(
+        self,
+        note: str = "",
+        grace: Duration | None = None,
+        *,
+        validate_only: bool = False,
+        **filter: Unpack[JobSelection],  # noqa: A002
+    ) -> pb.BatchStopJobsResponse:
+        """Stops the jobs that match, as `stop` does, oldest first; calls until no more are left. Answers the sum.
+
+        `validate_only` counts and stops nothing, in one call: where `more` is set in its answer, there are more than it
+        counted."""
+        request = requests.stop_jobs(note, grace, validate_only=validate_only, **filter)
+        total = pb.BatchStopJobsResponse()
+        while True:
+            add_stopped(total, self._call(self._jobs.BatchStopJobs, request))
+            if validate_only or not total.more:
+                return total
+
+    def retry_many(
+        self,
+        *,
+        validate_only: bool = False,
+        **filter: Unpack[JobSelection],  # noqa: A002
+    ) -> pb.BatchRetryJobsResponse:
+        """Starts one more run of the final jobs that match, as `retry_job` does; calls until no more are left. Without
+        `states`: of those that failed, timed out or were lost. Answers the sum; a job is retried once, however fast it
+        fails again.
+
+        `validate_only` counts and retries nothing, in one call: where `more` is set in its answer, there are more than
+        it counted."""
+        request = requests.retry_jobs(validate_only=validate_only, **filter)
+        total = pb.BatchRetryJobsResponse()
+        while True:
+            add_retried(total, self._call(self._jobs.BatchRetryJobs, request))
+            if validate_only or not total.more:
+                return total
+            request.until_time.CopyFrom(total.until_time)
+
+    def watch(
+        self,
+        task_id: str = "",
+        job_ids: Iterable[str] = (),
+        labels: Mapping[str, str] = requests.NO_LABELS,
+        cursor: str = "",
+        **options: Unpack[WatchOptions],
+    ) -> Watch:
+        """Jobs and their changes: all that match and are not final, then every change, without end.
+
+        What is left empty does not filter. With `job_ids`, final jobs are told as well. With the `cursor` of an earlier
+        watch, it goes on after the last event of that. The options are those of `WatchOptions`."""
+        request = requests.watch(task_id, job_ids, labels, cursor, **options)
+        progress = WatchProgress(request, self._backoff, requests.give_up_seconds(options))
+        watch = Watch(self._jobs.WatchJobs, progress, requests.silence_seconds(options))
+        self._tails.add(watch)
+        return watch
 
     # ---- executions
 
@@ -210,7 +294,7 @@ class Client:
     # ---- the end
 
     def close(self) -> None:
-        """Ends all tails and the connection."""
+        """Ends all tails, all watches and the connection."""
         for tail in list(self._tails):
             tail.close()
         if self._own_channel is not None:
@@ -230,14 +314,37 @@ class Client:
                 return
             request.page_token = page.next_page_token
 
-    def _call(self, method: "grpc.UnaryUnaryMultiCallable[_Request, _Response]", request: _Request) -> _Response:
-        """Every call here may be sent twice: the second one changes nothing."""
+    def _enqueue_batch(self, batch: pb.BatchEnqueueJobsRequest) -> Iterator[EnqueueResult]:
+        try:
+            response = self._call(self._jobs.BatchEnqueueJobs, batch, repeatable=is_repeatable(batch))
+        except Error as error:
+            if not is_too_large(error):
+                raise
+            if len(batch.requests) == 1:
+                yield EnqueueResult(error=error)
+                return
+            parts = halves(batch)
+        else:
+            yield from results(response)
+            return
+        for part in parts:
+            yield from self._enqueue_batch(part)
+
+    def _call(
+        self,
+        method: "grpc.UnaryUnaryMultiCallable[_Request, _Response]",
+        request: _Request,
+        *,
+        repeatable: bool = True,
+    ) -> _Response:
+        """Every call that is `repeatable` may be sent twice: the second one changes nothing. Others are repeated only
+        if the server says that they changed nothing."""
         tries = Retries(self._timeout_seconds, self._retry_seconds, self._backoff)
         while True:
             try:
                 return method(request, timeout=tries.left_seconds)
             except grpc.RpcError as failure:
                 error = error_of(failure)
-                if (pause_seconds := tries.pause_seconds(error)) is None:
+                if (pause_seconds := tries.pause_seconds(error)) is None or not (repeatable or error.reason):
                     raise error from failure
             time.sleep(pause_seconds)

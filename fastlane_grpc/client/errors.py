@@ -9,6 +9,8 @@ import grpc
 from google.protobuf.message import DecodeError
 from google.rpc import error_details_pb2, status_pb2
 
+from fastlane_grpc.v1 import fastlane_pb2
+
 _NONE: Mapping[str, str] = MappingProxyType({})
 
 
@@ -77,7 +79,7 @@ class JobExpired(Error):
     """The expire_time of the job has passed, so it cannot be retried."""
 
 
-class JobChanged(Error):
+class EtagMismatch(Error):
     """The job was changed since its etag was read; `metadata["etag"]` is the current one."""
 
 
@@ -125,7 +127,7 @@ BY_REASON: Mapping[str, type[Error]] = {
     "REQUEST_ID_REUSED": RequestIdReused,
     "JOB_NOT_FINAL": JobNotFinal,
     "JOB_EXPIRED": JobExpired,
-    "JOB_CHANGED": JobChanged,
+    "JOB_CHANGED": EtagMismatch,
     "UNIQUE_KEY_TAKEN": UniqueKeyTaken,
     "NO_SCHEDULE": NoSchedule,
     "QUEUE_FULL": Exhausted,
@@ -135,6 +137,8 @@ BY_REASON: Mapping[str, type[Error]] = {
     "STORE_FAILED": ServerUnavailable,
     "DEFECT": ServerDefect,
 }
+
+_CODES: Mapping[int, grpc.StatusCode] = {code.value[0]: code for code in grpc.StatusCode}
 
 # For an answer without a reason, or with one that this client does not know yet.
 _BY_CODE: Mapping[grpc.StatusCode, type[Error]] = {
@@ -188,6 +192,21 @@ def error_of(failure: "grpc.RpcError | grpc.aio.AioRpcError") -> Error:
     error = kind(message, code=code, reason=info.reason, metadata=dict(info.metadata), retry_seconds=retry_seconds)
     if isinstance(error, InvalidRequest):
         error.violations = tuple((violation.field, violation.description) for violation in bad_request.field_violations)
+    return error
+
+
+def rejected(rejection: fastlane_pb2.Rejection) -> Error:
+    """Return the error of one request of a batch: the one that its own call would have raised."""
+    code = _CODES.get(rejection.code, grpc.StatusCode.UNKNOWN)
+    number = int(rejection.reason)
+    known = fastlane_pb2.ErrorReason.values()
+    # A reason that this client does not know has no name.
+    name = fastlane_pb2.ErrorReason.Name(rejection.reason) if number in known else ""
+    reason = name.removeprefix("ERROR_REASON_")
+    kind = BY_REASON.get(reason) or _BY_CODE.get(code, Error)
+    error = kind(rejection.message, code=code, reason=reason, metadata=dict(rejection.metadata))
+    if isinstance(error, InvalidRequest):
+        error.violations = tuple((violation.field, violation.description) for violation in rejection.violations)
     return error
 
 

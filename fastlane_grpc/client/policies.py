@@ -1,16 +1,18 @@
 """Retry policies, schedules and unique keys as values, and their messages."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypeAlias
+from zoneinfo import ZoneInfo
 
 from google.protobuf import duration_pb2, timestamp_pb2
 
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
-Duration: TypeAlias = timedelta | float
-"""A time span; a bare number is seconds."""
+Duration: TypeAlias = timedelta | float | str
+"""A time span; a bare number is seconds, a string as "90s", "1h30m" or "2d"."""
 
 RetryCause: TypeAlias = Literal["exit_code", "out_of_memory", "timed_out", "image_not_found", "image_denied"]
 
@@ -47,9 +49,9 @@ class Retry:
     def message(self) -> pb.Retry:
         message = pb.Retry(
             max_retries=self.max_retries,
-            initial_backoff=duration(self.initial_backoff),
+            initial_backoff=duration(self.initial_backoff, "initial_backoff"),
             factor=self.factor,
-            max_backoff=duration(self.max_backoff),
+            max_backoff=duration(self.max_backoff, "max_backoff"),
             jitter=pb.Retry.JITTER_UNSPECIFIED if self.jitter else pb.Retry.JITTER_NONE,
             causes=[_value(_CAUSES, cause, "a cause of retries") for cause in self.causes],
             exit_codes=self.exit_codes,
@@ -66,8 +68,8 @@ class Cron:
 
     expression: str
     """Five fields as in Debian's cron, or `@hourly` and the like."""
-    time_zone: str = ""
-    """Name in the IANA time zone database, as "Europe/Berlin"; by default UTC."""
+    time_zone: str | ZoneInfo = ""
+    """Name in the IANA time zone database, as "Europe/Berlin", or its ZoneInfo; by default UTC."""
     overlap: Literal["skip", "queue_one", "replace", "allow"] | None = None
     """What a tick does while a run has not ended ("skip")."""
     catch_up: Literal["latest", "none", "all"] | None = None
@@ -85,11 +87,11 @@ class Cron:
     def message(self) -> pb.Cron:
         return pb.Cron(
             expression=self.expression,
-            time_zone=self.time_zone,
+            time_zone=_zone_name(self.time_zone),
             overlap=_value(_OVERLAPS, self.overlap, "a rule for overlaps"),
             catch_up=_value(_CATCH_UPS, self.catch_up, "a rule for missed ticks"),
-            catch_up_window=duration(self.catch_up_window),
-            jitter=duration(self.jitter),
+            catch_up_window=duration(self.catch_up_window, "catch_up_window"),
+            jitter=duration(self.jitter, "jitter"),
             begin_time=timestamp(self.begin_time),
             end_time=timestamp(self.end_time),
             max_runs=self.max_runs,
@@ -134,15 +136,39 @@ def unique_message(unique: Unique | str | None) -> pb.Unique | None:
     return None if unique is None else unique.message()
 
 
-def duration(value: Duration | None) -> duration_pb2.Duration | None:
+def duration(value: Duration | None, name: str = "") -> duration_pb2.Duration | None:
+    """Return the message of a time span. ValueError, which begins with the `name`."""
     if value is None:
         return None
     message = duration_pb2.Duration()
+    value = span_of(value, name) if isinstance(value, str) else value
     if isinstance(value, timedelta):
         message.FromTimedelta(value)
     else:
         message.FromNanoseconds(round(value * 1_000_000_000))
     return message
+
+
+def span_of(text: str, name: str = "") -> timedelta:
+    """Return the time span of a text, as "90s", "1.5s", "1h30m" or "2d". ValueError, which begins with the `name`."""
+    match = _SPAN.fullmatch(text)
+    if match is None or not text:
+        raise ValueError(f"{name}{': ' if name else ''}{text!r} is not a duration, as '90s', '1h30m' or '2d'")
+    days, hours, minutes, seconds, milliseconds = (float(part or 0) for part in match.groups())
+    return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds, milliseconds=milliseconds)
+
+
+_SPAN = re.compile(
+    r"(?:([0-9]{1,6})d)?(?:([0-9]{1,8})h)?(?:([0-9]{1,9})m)?(?:([0-9]{1,11}(?:\.[0-9]{1,9})?)s)?(?:([0-9]{1,11})ms)?"
+)
+
+
+def _zone_name(time_zone: str | ZoneInfo) -> str:
+    if isinstance(time_zone, str):
+        return time_zone
+    if not time_zone.key:
+        raise ValueError("the time zone has no name: use ZoneInfo(NAME), as ZoneInfo('Europe/Berlin')")
+    return time_zone.key
 
 
 def timestamp(time: datetime | None) -> timestamp_pb2.Timestamp | None:

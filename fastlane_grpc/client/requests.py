@@ -8,11 +8,20 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from datetime import datetime, timedelta
 from functools import wraps
 from types import MappingProxyType
-from typing import Any, Literal, ParamSpec, TypeAlias, TypedDict, TypeVar
+from typing import Any, Literal, ParamSpec, TypeAlias, TypedDict, TypeVar, Unpack
 
 from fastlane_grpc.client.argument_types import check
 from fastlane_grpc.client.errors import InvalidText
-from fastlane_grpc.client.policies import Cron, Duration, Retry, Unique, cron_message, retry_message, unique_message
+from fastlane_grpc.client.policies import (
+    Cron,
+    Duration,
+    Retry,
+    Unique,
+    cron_message,
+    retry_message,
+    span_of,
+    unique_message,
+)
 from fastlane_grpc.client.policies import duration as to_duration
 from fastlane_grpc.client.policies import timestamp as to_timestamp
 from fastlane_grpc.v1 import fastlane_pb2
@@ -24,6 +33,7 @@ State: TypeAlias = fastlane_pb2.State.ValueType
 Source: TypeAlias = fastlane_pb2.Source.ValueType
 
 _NONE: Mapping[str, str] = MappingProxyType({})
+NO_LABELS = _NONE
 
 
 class JobOptions(TypedDict, total=False):
@@ -92,6 +102,21 @@ class JobFilter(TypedDict, total=False):
     """Jobs per page; by default the server's choice."""
 
 
+class JobSelection(TypedDict, total=False):
+    """The jobs that a call changes; at least one is required. An omitted one does not filter."""
+
+    task_id: str
+    states: Iterable[State]
+    labels: Mapping[str, str]
+    """All of these must match."""
+    since: datetime | None
+    """Enqueued at or after this time, with a time zone."""
+    until: datetime | None
+    """Enqueued before this time, with a time zone."""
+    job_ids: Iterable[str]
+    """At most 1 000."""
+
+
 class ExecutionFilter(TypedDict, total=False):
     """Filters of `executions`; an omitted one does not filter."""
 
@@ -116,6 +141,15 @@ class TailOptions(TypedDict, total=False):
     """Start with output received at or after this time."""
     heartbeat: Duration | None
     """Interval of heartbeats during silence (10 s); three missing heartbeats are an interruption."""
+    give_up_after: Duration | None
+    """Raise the error after the server was unreachable for this time; by default never."""
+
+
+class WatchOptions(TypedDict, total=False):
+    """Options of `watch`."""
+
+    heartbeat: Duration | None
+    """Interval of heartbeats without changes (10 s); three missing heartbeats are an interruption."""
     give_up_after: Duration | None
     """Raise the error after the server was unreachable for this time; by default never."""
 
@@ -311,6 +345,45 @@ def stop_execution(execution_id: str, note: str, grace: Duration | None) -> fast
     return fastlane_pb2.StopExecutionRequest(execution_id=execution_id, note=note, grace=to_duration(grace))
 
 
+def job_request(
+    task_id: str, image: str, command: str = "", **options: Unpack[JobOptions]
+) -> fastlane_pb2.EnqueueJobRequest:
+    """Return a request for `enqueue_many`, of the arguments of `enqueue`."""
+    return enqueue(task_id, image, command, **options)
+
+
+def enqueue_array(
+    size: int, task_id: str, image: str, command: str, **options: Unpack[JobOptions]
+) -> fastlane_pb2.BatchEnqueueJobsRequest:
+    check({"size": size})
+    request = enqueue(task_id, image, command, **options)
+    return fastlane_pb2.BatchEnqueueJobsRequest(array=fastlane_pb2.JobArray(request=request, size=size))
+
+
+def job_filter(
+    *, since: datetime | None = None, until: datetime | None = None, **selection: Any
+) -> fastlane_pb2.JobFilter:
+    return fastlane_pb2.JobFilter(since_time=to_timestamp(since), until_time=to_timestamp(until), **selection)
+
+
+@_names_text
+def stop_jobs(
+    note: str,
+    grace: Duration | None,
+    *,
+    validate_only: bool,
+    **filter: Any,  # noqa: A002
+) -> fastlane_pb2.BatchStopJobsRequest:
+    return fastlane_pb2.BatchStopJobsRequest(
+        filter=job_filter(**filter), note=note, grace=to_duration(grace), validate_only=validate_only
+    )
+
+
+@_names_text
+def retry_jobs(*, validate_only: bool, **filter: Any) -> fastlane_pb2.BatchRetryJobsRequest:  # noqa: A002
+    return fastlane_pb2.BatchRetryJobsRequest(filter=job_filter(**filter), validate_only=validate_only)
+
+
 @_names_text
 def update_task(
     task_id: str,
@@ -396,19 +469,35 @@ def tail_job(
     )
 
 
-def silence_seconds(options: TailOptions) -> float:
+@_names_text
+def watch(
+    task_id: str,
+    job_ids: Iterable[str],
+    labels: Mapping[str, str],
+    cursor: str,
+    *,
+    heartbeat: Duration | None = None,
+    give_up_after: Duration | None = None,
+) -> fastlane_pb2.WatchJobsRequest:
+    return fastlane_pb2.WatchJobsRequest(
+        task_id=task_id, job_ids=job_ids, labels=labels, cursor=cursor, heartbeat_interval=to_duration(heartbeat)
+    )
+
+
+def silence_seconds(options: TailOptions | WatchOptions) -> float:
     """How long a stream may be silent before it is taken for cut: three heartbeats."""
     heartbeat = options.get("heartbeat")
     return 3 * (_DEFAULT_HEARTBEAT_SECONDS if heartbeat is None else seconds(heartbeat))
 
 
-def give_up_seconds(options: TailOptions) -> float | None:
+def give_up_seconds(options: TailOptions | WatchOptions) -> float | None:
     give_up_after = options.get("give_up_after")
     return None if give_up_after is None else seconds(give_up_after)
 
 
 def seconds(duration: Duration, name: str = "timeout") -> float:
     check({name: duration})
+    duration = span_of(duration, name) if isinstance(duration, str) else duration
     return duration.total_seconds() if isinstance(duration, timedelta) else float(duration)
 
 

@@ -47,6 +47,18 @@ _STATUSES: Mapping[int, int] = {
 }
 
 
+def add_stopped(total: fastlane_pb2.BatchStopJobsResponse, answer: fastlane_pb2.BatchStopJobsResponse) -> None:
+    total.stopped += answer.stopped
+    total.more = answer.more
+
+
+def add_retried(total: fastlane_pb2.BatchRetryJobsResponse, answer: fastlane_pb2.BatchRetryJobsResponse) -> None:
+    total.retried += answer.retried
+    total.skipped += answer.skipped
+    total.more = answer.more
+    total.until_time.CopyFrom(answer.until_time)
+
+
 def add_pruned(total: fastlane_pb2.PruneResponse, answer: fastlane_pb2.PruneResponse) -> None:
     total.jobs += answer.jobs
     total.logs += answer.logs

@@ -47,6 +47,14 @@ class JobServicer:
     async def StreamJobLogs(self, request: pb.StreamJobLogsRequest, context: Context) -> None:
         await self._calls.stream_job_logs(request, ProtobufEncoding(), context.write)
 
+    async def BatchEnqueueJobs(
+        self, request: pb.BatchEnqueueJobsRequest, context: Context
+    ) -> pb.BatchEnqueueJobsResponse:
+        return await self._calls.batch_enqueue_jobs(request, caller_address=context.peer())
+
+    async def BatchStopJobs(self, request: pb.BatchStopJobsRequest, context: Context) -> pb.BatchStopJobsResponse:
+        return await self._calls.batch_stop_jobs(request)
+
 
 class ExecutionServicer:
     """fastlane.v1.ExecutionService"""

@@ -1,9 +1,11 @@
 """Tasks, jobs and executions on disk. What was answered is committed and synced; it survives whatever is killed."""
 
+from fastlane_grpc.store.batch import EnqueueBatch, Enqueued
 from fastlane_grpc.store.enqueue import Quota, first_job
 from fastlane_grpc.store.health import StoreHealth
 from fastlane_grpc.store.hosts import Drain
 from fastlane_grpc.store.job_changes import etag_of
+from fastlane_grpc.store.job_filter import FINAL_STATES, OPEN_STATES, JobFilter
 from fastlane_grpc.store.job_state import Rules
 from fastlane_grpc.store.lists import ExecutionQuery, JobQuery, Page, Position
 from fastlane_grpc.store.pending import Pending
@@ -12,9 +14,14 @@ from fastlane_grpc.store.store import Store
 from fastlane_grpc.store.task_limits import LimitedTasks
 
 __all__ = [
+    "FINAL_STATES",
+    "OPEN_STATES",
     "Count",
     "Drain",
+    "EnqueueBatch",
+    "Enqueued",
     "ExecutionQuery",
+    "JobFilter",
     "JobQuery",
     "LimitedTasks",
     "Page",

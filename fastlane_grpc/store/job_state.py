@@ -15,6 +15,7 @@ from fastlane_grpc.store.enqueue import insert_execution
 from fastlane_grpc.store.queries import job_of, open_executions, own_spec
 from fastlane_grpc.store.rows import (
     EXECUTION,
+    array_from,
     execution_from,
     microseconds_or_none,
     microseconds_since_epoch,
@@ -50,11 +51,15 @@ def follow_claim(db: Connection, execution: Execution) -> JobSpec:
     """Do the same for an execution that was just claimed, and return its spec: one statement does both, as claims have
     to be fast."""
     found = db.execute(
-        "UPDATE jobs SET state = ? WHERE job_id = ? AND execution_id = ? RETURNING spec",
+        "UPDATE jobs SET state = ? WHERE job_id = ? AND execution_id = ? RETURNING spec, array_index, array_size",
         (execution.state, execution.job_id, execution.id),
     ).fetchall()
-    found = found or db.execute("SELECT spec FROM jobs WHERE job_id = ?", (execution.job_id,)).fetchall()
-    return own_spec(execution, spec_from(found[0][0]))
+    found = (
+        found
+        or db.execute("SELECT spec, array_index, array_size FROM jobs WHERE job_id = ?", (execution.job_id,)).fetchall()
+    )
+    spec, index, size = found[0]
+    return own_spec(execution, spec_from(spec), array_from(index, size))
 
 
 def settle(db: Connection, ended: Execution, now: datetime, rules: Rules) -> list[Execution]:

@@ -506,3 +506,10 @@ def drained_hosts(db: Database) -> None:
         "CREATE TABLE drained_hosts (host TEXT PRIMARY KEY, note TEXT NOT NULL, time INTEGER NOT NULL)"
         " STRICT, WITHOUT ROWID"
     )
+
+
+@migrations()
+def arrays_of_jobs(db: Database) -> None:
+    """The place of a job within an array of jobs; null: the job is not part of one."""
+    for column in ("array_index", "array_size"):
+        db.execute(f"ALTER TABLE jobs ADD COLUMN {column} INTEGER")

@@ -6,7 +6,7 @@ from dataclasses import dataclass, replace
 from datetime import datetime
 
 from fastlane_grpc.errors import ExecutionNotFound, JobNotFound, TaskNotFound
-from fastlane_grpc.model import Assignment, Execution, Job, JobSpec, State, Task
+from fastlane_grpc.model import ArrayPosition, Assignment, Execution, Job, JobSpec, State, Task
 from fastlane_grpc.store.database import Connection
 from fastlane_grpc.store.rows import (
     EXECUTION,
@@ -14,6 +14,7 @@ from fastlane_grpc.store.rows import (
     TASK,
     TASKS,
     Row,
+    array_from,
     execution_from,
     job_from,
     microseconds_since_epoch,
@@ -21,8 +22,8 @@ from fastlane_grpc.store.rows import (
     task_from,
 )
 
-# SQL: the spec that an execution was started with, or is to be started with.
-ITS_SPEC = "coalesce(executions.spec, jobs.spec)"
+# SQL: the spec that an execution was started with, or is to be started with, and the place of its job in an array.
+ITS_SPEC = "coalesce(executions.spec, jobs.spec), jobs.array_index, jobs.array_size"
 
 # SQL: how many queued executions of the same task and priority go before the row of `executions`, up to `:most`; 0 if
 # that row is not queued. Goes along one index, and reads no row of a table.
@@ -131,15 +132,18 @@ def assignment_of(db: Connection, execution_id: str) -> Assignment:
 
 def assignment_from(row: Row) -> Assignment:
     """Return the assignment of a row with the columns ITS_SPEC and EXECUTION."""
-    execution = execution_from(row[1:])
-    return Assignment(execution, own_spec(execution, spec_from(row[0])))
+    execution = execution_from(row[3:])
+    return Assignment(execution, own_spec(execution, spec_from(row[0]), array_from(row[1], row[2])))
 
 
-def own_spec(execution: Execution, spec: JobSpec) -> JobSpec:
-    """Return the spec with what differs in this execution."""
-    if not execution.memory_bytes:
-        return spec
-    return replace(spec, limits=replace(spec.limits, memory_bytes=execution.memory_bytes))
+def own_spec(execution: Execution, spec: JobSpec, array: ArrayPosition | None) -> JobSpec:
+    """Return the spec with what differs in this execution: its memory limit, and the variables that say its job's place
+    in an array."""
+    if array:
+        spec = replace(spec, envs={**spec.envs, **array.envs})
+    if execution.memory_bytes:
+        spec = replace(spec, limits=replace(spec.limits, memory_bytes=execution.memory_bytes))
+    return spec
 
 
 def open_executions(db: Connection, job_id: str) -> list[Execution]:

@@ -9,6 +9,7 @@ from functools import lru_cache
 from typing import Any
 
 from fastlane_grpc.model import (
+    ArrayPosition,
     CatchUp,
     Conflict,
     Cron,
@@ -55,6 +56,7 @@ _JOB_NAMES = (
     *("job_id", "task_id", "spec", "create_time", "state", "executions", "request_id", "caller_address"),
     *_OUTCOME,
     *("end_time", "stop_time", "runs", "schedule", "tick_time", "revision"),
+    *("array_index", "array_size"),
 )
 _TASK_NAMES = ("task_id", "create_time", "last_enqueue_time", "jobs", "open_jobs")
 _LIMIT_NAMES = ("max_running", "paused", "max_starts", "rate_window")
@@ -149,7 +151,12 @@ def job_from(row: Row) -> Job:
         schedule=schedule_from(row[at["schedule"]]),
         tick_time=_time_or_none(row[at["tick_time"]]),
         revision=row[at["revision"]],
+        array=array_from(row[at["array_index"]], row[at["array_size"]]),
     )
+
+
+def array_from(index: int | None, size: int | None) -> ArrayPosition | None:
+    return None if index is None or size is None else ArrayPosition(index, size)
 
 
 def task_from(row: Row) -> Task:

@@ -4,6 +4,7 @@ changes nothing."""
 import asyncio
 from collections.abc import Callable, Sequence
 from contextlib import closing
+from dataclasses import replace
 from datetime import datetime, timedelta
 from functools import cache
 from pathlib import Path
@@ -12,6 +13,7 @@ from typing import Self
 from fastlane_grpc.errors import DiskFull, JobNotFound, Refusal, StoreFailed
 from fastlane_grpc.machine.data_directory import free_bytes, free_inodes, is_full
 from fastlane_grpc.model import (
+    ArrayPosition,
     Assignment,
     Execution,
     Job,
@@ -26,11 +28,13 @@ from fastlane_grpc.model import (
 )
 from fastlane_grpc.pools import Pools
 from fastlane_grpc.store import due, hosts, placement, pruning, task_limits
+from fastlane_grpc.store.batch import EnqueueBatch, Enqueued
 from fastlane_grpc.store.database import Connection, open_for_reading, open_for_writing
 from fastlane_grpc.store.due import Promotion
 from fastlane_grpc.store.enqueue import DEFAULT_SECRET_NAMES, NO_QUOTA, Enqueue, Quota
 from fastlane_grpc.store.hosts import Drain
 from fastlane_grpc.store.job_changes import pause_schedule, replace_job, resume_schedule, retry_job
+from fastlane_grpc.store.job_filter import OPEN_STATES, JobFilter, Matches, Place, matching
 from fastlane_grpc.store.job_state import DEFAULT_RULES, Rules, follow, follow_claim, settle
 from fastlane_grpc.store.lists import ExecutionQuery, JobQuery, Page, page_of_executions, page_of_jobs, page_of_tasks
 from fastlane_grpc.store.pending import Pending
@@ -197,6 +201,21 @@ class Store:
         work = self._enqueue(task_id, spec, request_id, caller_address, refusal=refusal)
         return self._writer.write(work, many=None if refusal or spec.unique else Enqueue.together)
 
+    def batch(self, caller_address: str) -> EnqueueBatch:
+        """Return a batch without jobs, for `enqueue_batch`."""
+
+        def make(
+            task_id: str, spec: JobSpec, request_id: str, refusal: Refusal | None, array: ArrayPosition | None
+        ) -> Enqueue:
+            return self._enqueue(task_id, spec, request_id, caller_address, refusal=refusal, array=array)
+
+        return EnqueueBatch(make, self._quota)
+
+    def enqueue_batch(self, batch: EnqueueBatch) -> Pending[Sequence[Enqueued]]:
+        """Store the jobs of a batch in one transaction. Return for each what `enqueue` would return or raise, in their
+        order. DiskFull: none was stored."""
+        return self._writer.write(batch, weight=len(batch))
+
     def _enqueue(
         self,
         task_id: str,
@@ -206,6 +225,7 @@ class Store:
         *,
         refusal: Refusal | None = None,
         job_id: str | None = None,
+        array: ArrayPosition | None = None,
     ) -> Enqueue:
         now = self._now()
 
@@ -224,6 +244,7 @@ class Store:
             refusal,
             job_id=job_id,
             stop_holder=stop_holder,
+            array=array,
         )
 
     def stop(
@@ -241,6 +262,29 @@ class Store:
             return Written(*stop_job(db, job_id, now=now, grace=grace, note=note, rules=self._rules))
 
         return self._writer.write_until_stored(work) if carried_out_since else self._writer.write(work, vital=True)
+
+    def matching_jobs(
+        self, query: JobFilter, states: Sequence[State], *, after: Place | None = None, limit: int
+    ) -> Pending[Matches]:
+        """Return the ids of at most `limit` jobs that match the filter and are in one of `states`, by their enqueues,
+        oldest first. The work is bounded: the page may be empty and not the last one."""
+        return self._readers.read(lambda db: matching(db, query, states, after=after, limit=limit))
+
+    def stop_jobs(
+        self, job_ids: Sequence[str], query: JobFilter, *, grace: timedelta | None, note: str
+    ) -> Pending[int]:
+        """Stop those of the jobs that still match the filter and are not final, as `stop` does, in one transaction.
+        Return how many these were."""
+
+        def work(db: Connection) -> Written[int]:
+            now = self._now()
+            found = matching(db, replace(query, job_ids=job_ids), OPEN_STATES, limit=len(job_ids))
+            changed: list[Execution] = []
+            for job_id in found.job_ids:
+                changed += stop_job(db, job_id, now=now, grace=grace, note=note, rules=self._rules)[1]
+            return Written(len(found.job_ids), changed)
+
+        return self._writer.write(work, vital=True, weight=len(job_ids))
 
     def stop_execution(
         self, execution_id: str, *, grace: timedelta | None, note: str, carried_out_since: datetime | None = None

@@ -87,10 +87,11 @@ class Writer:
         self._thread = supervisor.thread("store-writer", self._run, restart=False)
         self._thread.start()
 
-    def write(self, work: Work[T], *, many: Many | None = None, vital: bool = False) -> Pending[T]:
+    def write(self, work: Work[T], *, many: Many | None = None, vital: bool = False, weight: int = 1) -> Pending[T]:
         """Run `work` in the next transaction. An error that it raises goes to its caller alone, and undoes `work`
-        alone. Neighbours in the queue with the same `many` are run by one call of it. `vital`: may use the reserve."""
-        return self._put(work, until_stored=False, many=many, vital=vital)
+        alone. Neighbours in the queue with the same `many` are run by one call of it. `vital`: may use the reserve.
+        `weight`: as so many units it counts when units are gathered for a commit."""
+        return self._put(work, until_stored=False, many=many, vital=vital, weight=weight)
 
     def write_until_stored(self, work: Work[T]) -> Pending[T]:
         """Do the same, but if SQLite fails, try `work` again until it is stored. It may use the reserve.
@@ -105,12 +106,14 @@ class Writer:
                 self._queue.put(None)
         self._thread.join(timeout)
 
-    def _put(self, work: Work[T], *, until_stored: bool, many: Many | None = None, vital: bool) -> Pending[T]:
+    def _put(
+        self, work: Work[T], *, until_stored: bool, many: Many | None = None, vital: bool, weight: int = 1
+    ) -> Pending[T]:
         pending: Pending[T] = Pending(self._loop)
         with self._entrance:
             if self._closed:
                 raise ServerStopping("the server is going down")
-            self._queue.put(_Unit(work, pending, until_stored, many, vital))
+            self._queue.put(_Unit(work, pending, until_stored, many, vital, weight))
         return pending
 
     # ---- on the thread
@@ -151,13 +154,15 @@ class Writer:
         """Return all units that wait, and whether they are the last. Blocks for the first one, or until the next retry
         is due."""
         units: list[_Unit] = []
+        weight = 0
         patience = max(self._retry_at - time.monotonic(), 0) if self._owed else None
         with suppress(queue.Empty):
-            while len(units) < UNITS_PER_COMMIT:
+            while weight < UNITS_PER_COMMIT:
                 unit = self._queue.get(timeout=0 if units else patience)
                 if unit is None:
                     return units, True
                 units.append(unit)
+                weight += unit.weight
         return units, False
 
     def _pay(self) -> None:
@@ -282,6 +287,7 @@ class _Unit:
     until_stored: bool
     many: Many | None
     vital: bool
+    weight: int
 
 
 _Done: TypeAlias = tuple[_Unit, Written[Any] | Exception]

@@ -1,0 +1,27 @@
+"""What a job or an execution is at, in short: how it ended, or what it waits for and which attempt it is."""
+
+from fastlane_grpc.cli.output import waiting_text
+from fastlane_grpc.v1 import fastlane_pb2 as pb
+
+
+def note_of(nouns: pb.Job | pb.Execution, execution: pb.Execution) -> str:
+    if nouns.HasField("outcome"):
+        outcome = nouns.outcome
+        return outcome.detail or (f"exited with {outcome.exit_code}" if outcome.exit_code else "")
+    attempt = f"attempt {attempts_text(nouns, execution)}" if execution.attempt > 1 else ""
+    if not execution.HasField("waiting"):
+        return attempt
+    waiting = execution.waiting
+    if attempt and waiting.reason == pb.WAIT_REASON_BACKOFF:
+        return f"{attempt} {waiting_text(waiting)}"
+    if execution.HasField("tick_time") and waiting.reason == pb.WAIT_REASON_NOT_DUE:
+        return f"run {execution.run} {waiting_text(waiting)}"
+    return "; ".join(filter(None, [waiting_text(waiting), attempt]))
+
+
+def attempts_text(nouns: pb.Job | pb.Execution, execution: pb.Execution) -> str:
+    """Return the number of the attempt, and of how many where the spec is known: "2 of 4". Failures of a host are not
+    counted, so that there may be more."""
+    if isinstance(nouns, pb.Execution) or not nouns.spec.HasField("retry"):
+        return str(execution.attempt)
+    return f"{execution.attempt} of {max(nouns.spec.retry.max_retries + 1, execution.attempt)}"
