@@ -322,16 +322,28 @@ async def test_job_tails_of_both_clients_lose_and_repeat_nothing_at_cuts(house: 
         assert not relay.cuts
 
 
-async def test_many_readers_of_a_job_get_each_attempt_from_one_read(house: House) -> None:
+async def test_a_hundred_readers_of_a_job_all_get_each_attempt(house: House) -> None:
     job = await house.enqueue(retry=AT_ONCE)
     readers = [asyncio.create_task(read(house, job.id)) for _ in range(100)]
-    data = b"".join(b"%d\n" % number for number in range(100_000))
+    data = b"".join(b"%d\n" % number for number in range(30_000))
     for code in (1, 0):
         await attempt(house, [(STDOUT, data[at : at + 60_000]) for at in range(0, len(data), 60_000)], code)
     for messages in await asyncio.gather(*readers):
         assert outputs(messages) == [(1, {STDOUT: data}), (2, {STDOUT: data})]
-    # Of each attempt each stretch is read once for all readers, and again where it grew in between.
-    assert house.tails.cache.reads < 100
+
+
+async def test_a_reader_of_a_job_takes_what_a_reader_of_the_execution_has_cached(house: House) -> None:
+    job = await house.enqueue()
+    execution = await attempt(house, [(STDOUT, bytes(60_000))] * 70, code=0)
+    reads = house.tails.cache.reads
+    request = pb.StreamExecutionLogsRequest(execution_id=execution.id)
+    sizes = [len(each.chunks) async for each in house.executions.StreamExecutionLogs(request)]
+    assert sum(size > 0 for size in sizes) > 12
+    at_first, reads = house.tails.cache.reads - reads, house.tails.cache.reads
+    messages = await read(house, job.id)
+    assert outputs(messages) == [(1, {STDOUT: bytes(60_000 * 70)})]
+    # The end is looked at again; nothing before it is.
+    assert house.tails.cache.reads - reads <= 2 < at_first
 
 
 async def refused(house: House, job_id: str, **request: Any) -> tuple[grpc.StatusCode, str]:
