@@ -211,6 +211,19 @@ def execution_after(db: Connection, job_id: str, run: int, attempt: int) -> Exec
     return execution_from(rows[0]) if rows else None
 
 
+def execution_newer_than(db: Connection, job_id: str, execution_id: str) -> Execution | None:
+    """Return the oldest execution of the job with a later id: ids are in the order of their creation."""
+    # The unary plus keeps SQLite from the index of ids, which has those of all jobs.
+    rows = db.execute(
+        f"""
+        SELECT {EXECUTION} FROM executions WHERE job_id = ? AND +execution_id > ?
+        ORDER BY run, attempt LIMIT 1
+        """,
+        (job_id, execution_id),
+    ).fetchall()
+    return execution_from(rows[0]) if rows else None
+
+
 def task_of(db: Connection, task_id: str) -> Task:
     """Return the task. TaskNotFound."""
     rows = db.execute(f"SELECT {TASK} FROM {TASKS} WHERE task_id = ?", [task_id]).fetchall()

@@ -47,6 +47,7 @@ from fastlane_grpc.store.queries import (
     assignment_of,
     execution_after,
     execution_and_ahead,
+    execution_newer_than,
     execution_of,
     first_ended_since,
     first_to_read,
@@ -383,6 +384,11 @@ class Store:
     def execution_after(self, job_id: str, run: int, attempt: int) -> Pending[Execution | None]:
         """Return the execution of the job that follows this attempt of this run; None if there is none yet."""
         return self._readers.read(lambda db: execution_after(db, job_id, run, attempt))
+
+    def execution_newer_than(self, job_id: str, execution_id: str) -> Pending[Execution | None]:
+        """Return the oldest execution of the job that was made after that one, which is not kept any more; None if
+        there is none."""
+        return self._readers.read(lambda db: execution_newer_than(db, job_id, execution_id))
 
     def task(self, task_id: str) -> Pending[Task]:
         """Return the task. TaskNotFound."""

@@ -331,9 +331,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_CURSOR_AHEAD: _ErrorReason.ValueType  # 6
     """OUT_OF_RANGE: the sealed log ends before the cursor (metadata: cursor, the end of the log)."""
     ERROR_REASON_CURSOR_TOO_OLD: _ErrorReason.ValueType  # 7
-    """OUT_OF_RANGE: changes as old as the cursor are not kept. Watch again without a cursor.
-    Also: the execution of the cursor is not kept any more (StreamJobLogs).
-    """
+    """OUT_OF_RANGE: changes as old as the cursor are not kept. Watch again without a cursor."""
     ERROR_REASON_TASK_NOT_FOUND: _ErrorReason.ValueType  # 8
     """NOT_FOUND (metadata: task_id)."""
     ERROR_REASON_JOB_NOT_FOUND: _ErrorReason.ValueType  # 9
@@ -389,9 +387,7 @@ ERROR_REASON_CURSOR_OF_ANOTHER_EXECUTION: ErrorReason.ValueType  # 5
 ERROR_REASON_CURSOR_AHEAD: ErrorReason.ValueType  # 6
 """OUT_OF_RANGE: the sealed log ends before the cursor (metadata: cursor, the end of the log)."""
 ERROR_REASON_CURSOR_TOO_OLD: ErrorReason.ValueType  # 7
-"""OUT_OF_RANGE: changes as old as the cursor are not kept. Watch again without a cursor.
-Also: the execution of the cursor is not kept any more (StreamJobLogs).
-"""
+"""OUT_OF_RANGE: changes as old as the cursor are not kept. Watch again without a cursor."""
 ERROR_REASON_TASK_NOT_FOUND: ErrorReason.ValueType  # 8
 """NOT_FOUND (metadata: task_id)."""
 ERROR_REASON_JOB_NOT_FOUND: ErrorReason.ValueType  # 9

@@ -146,9 +146,14 @@ class JobServiceStub:
     are in the order of their runs and attempts, also where runs overlap. The first message is `execution`, and so is
     the first one of each further execution; up to the next `execution`, the messages are exactly those of
     StreamExecutionLogs. The last message of a complete stream is `job_end`; the status is OK if and only if it was
-    sent. A job with a schedule is final only when the schedule is over or the job is stopped. NOT_FOUND,
-    JOB_NOT_FOUND. OUT_OF_RANGE, CURSOR_TOO_OLD: the execution of the cursor is not kept any more. INVALID_ARGUMENT,
-    CURSOR_OF_ANOTHER_JOB. Rules and errors otherwise as for StreamExecutionLogs.
+    sent. A job with a schedule is final only when the schedule is over or the job is stopped.
+
+    Executions that the job's history has dropped are passed over: `run` and `attempt` in `execution` show it. If the
+    execution of the cursor itself was dropped, the stream first has a `gap` of unknown size for each source, with
+    CAUSE_PRUNED, and goes on with the next kept execution.
+
+    NOT_FOUND, JOB_NOT_FOUND. INVALID_ARGUMENT, CURSOR_OF_ANOTHER_JOB. OUT_OF_RANGE, CURSOR_AHEAD: also if the execution
+    of the cursor is unknown and newer than all of the job. Rules and errors otherwise as for StreamExecutionLogs.
     """
 
 @_typing.type_check_only
@@ -227,9 +232,14 @@ class JobServiceAsyncStub(JobServiceStub):
     are in the order of their runs and attempts, also where runs overlap. The first message is `execution`, and so is
     the first one of each further execution; up to the next `execution`, the messages are exactly those of
     StreamExecutionLogs. The last message of a complete stream is `job_end`; the status is OK if and only if it was
-    sent. A job with a schedule is final only when the schedule is over or the job is stopped. NOT_FOUND,
-    JOB_NOT_FOUND. OUT_OF_RANGE, CURSOR_TOO_OLD: the execution of the cursor is not kept any more. INVALID_ARGUMENT,
-    CURSOR_OF_ANOTHER_JOB. Rules and errors otherwise as for StreamExecutionLogs.
+    sent. A job with a schedule is final only when the schedule is over or the job is stopped.
+
+    Executions that the job's history has dropped are passed over: `run` and `attempt` in `execution` show it. If the
+    execution of the cursor itself was dropped, the stream first has a `gap` of unknown size for each source, with
+    CAUSE_PRUNED, and goes on with the next kept execution.
+
+    NOT_FOUND, JOB_NOT_FOUND. INVALID_ARGUMENT, CURSOR_OF_ANOTHER_JOB. OUT_OF_RANGE, CURSOR_AHEAD: also if the execution
+    of the cursor is unknown and newer than all of the job. Rules and errors otherwise as for StreamExecutionLogs.
     """
 
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -389,9 +399,14 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         are in the order of their runs and attempts, also where runs overlap. The first message is `execution`, and so is
         the first one of each further execution; up to the next `execution`, the messages are exactly those of
         StreamExecutionLogs. The last message of a complete stream is `job_end`; the status is OK if and only if it was
-        sent. A job with a schedule is final only when the schedule is over or the job is stopped. NOT_FOUND,
-        JOB_NOT_FOUND. OUT_OF_RANGE, CURSOR_TOO_OLD: the execution of the cursor is not kept any more. INVALID_ARGUMENT,
-        CURSOR_OF_ANOTHER_JOB. Rules and errors otherwise as for StreamExecutionLogs.
+        sent. A job with a schedule is final only when the schedule is over or the job is stopped.
+
+        Executions that the job's history has dropped are passed over: `run` and `attempt` in `execution` show it. If the
+        execution of the cursor itself was dropped, the stream first has a `gap` of unknown size for each source, with
+        CAUSE_PRUNED, and goes on with the next kept execution.
+
+        NOT_FOUND, JOB_NOT_FOUND. INVALID_ARGUMENT, CURSOR_OF_ANOTHER_JOB. OUT_OF_RANGE, CURSOR_AHEAD: also if the execution
+        of the cursor is unknown and newer than all of the job. Rules and errors otherwise as for StreamExecutionLogs.
         """
 
 def add_JobServiceServicer_to_server(servicer: JobServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
