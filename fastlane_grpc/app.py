@@ -238,6 +238,7 @@ class Server:
     async def open_rpc(self, parts: AsyncExitStack) -> None:
         """Serve the calls: opened last, closed first."""
         self.service = Service(self.store, self.tails, self.dispatcher, self.retention, self.settings)
+        self.listeners.append(self.service.job_watches.changed)
         self.rpc = RpcServer(self.service, self.settings, max_connections=self.open_files.max_connections)
         parts.push_async_callback(self.rpc.stop)
         self.rpc.listen()

@@ -55,6 +55,7 @@ class House(Parts):
         self.open_tails(self.parts)
         self.open_retention(self.parts)
         self.service = Service(self.store, self.tails, self.places, self.retention, self.settings)
+        self.listeners.append(self.service.job_watches.changed)
         self.server = self.rpc = RpcServer(self.service, self.settings)
         self.server.listen()
         self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{self.port}")

@@ -1,6 +1,7 @@
 """Retries and unique keys on an engine: each attempt is a container of its own, with a log of its own."""
 
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import docker
@@ -8,11 +9,12 @@ import grpc
 import pytest
 from google.protobuf import duration_pb2
 
-from fastlane_grpc.client import Client
+from fastlane_grpc.client import Client, ExecutionStart, JobEnd, Output
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
 from tests.reading import Reader
 from tests.serving import Server, serving_on
+from tests.succession import Succession
 
 pytestmark = pytest.mark.engine
 
@@ -74,17 +76,17 @@ def test_a_job_that_timed_out_is_tried_again(client: Client, jobs: Any, image: s
 
 
 def test_a_job_out_of_memory_succeeds_with_more(client: Client, jobs: Any, image: str) -> None:
-    growth = pb.Retry.MemoryGrowth(factor=8, max_bytes=64 << 20)
+    growth = pb.Retry.MemoryGrowth(factor=16, max_bytes=128 << 20)
     job = enqueue(
         jobs,
         image,
-        "head -c 24000000 /dev/zero | tail >/dev/null; exit $?",
+        "head -c 16000000 /dev/zero | tail >/dev/null; exit $?",
         retry=pb.Retry(max_retries=2, initial_backoff=SOON, memory_growth=growth),
         limits=pb.Limits(memory_bytes=8 << 20),
     )
     first, second = attempts(client, jobs, job)
     assert (first.end().state, first.execution().outcome.reason) == (pb.STATE_FAILED, pb.REASON_OUT_OF_MEMORY)
-    assert (second.end().state, second.execution().memory_bytes) == (pb.STATE_SUCCEEDED, 64 << 20)
+    assert (second.end().state, second.execution().memory_bytes) == (pb.STATE_SUCCEEDED, 128 << 20)
 
 
 def test_a_retry_by_hand_runs_a_new_container(client: Client, jobs: Any, image: str) -> None:
@@ -111,3 +113,31 @@ def test_a_job_takes_the_place_of_the_one_with_its_key_once_that_has_ended(
     assert (reader.end().state, after.stdout) == (pb.STATE_STOPPED, b"next\n")
     assert reader.stdout == b"ready\nstopped\n"
     assert reader.execution().times.end_time.ToNanoseconds() < after.execution().times.start_time.ToNanoseconds()
+
+
+def test_a_tail_of_a_job_reads_every_attempt_over_a_server_that_is_killed(
+    tmp_path: Path, sdk: docker.DockerClient, image: str
+) -> None:
+    house = Succession(tmp_path / "data", sdk, image)
+    first = house.server()
+    jobs = pb_grpc.JobServiceStub(grpc.insecure_channel(house.listen))
+    job = enqueue(
+        jobs, image, "i=0; while [ $i -lt 20 ]; do i=$((i+1)); echo $i; sleep 0.03; done; exit 5", retry=EXACT
+    )
+    printed: list[bytes] = []
+    with house.client, house.client.tail_job(job.id) as tail:
+        for event in tail:
+            match event:
+                case ExecutionStart():
+                    printed.append(b"")
+                    assert (event.execution.attempt, event.max_attempts) == (len(printed), 3)
+                case Output(data=data) if event.source == pb.SOURCE_STDOUT:
+                    printed[-1] += data
+                    if len(printed) == 2 and len(house.servers) == 1:
+                        first.kill()
+                        house.server()
+                case JobEnd():
+                    end = event
+    assert printed == [b"".join(b"%d\n" % number for number in range(1, 21))] * 3
+    assert (end.exit_status, end.job.state, end.job.executions) == (5, pb.STATE_FAILED, 3)
+    assert house.servers[-1].stop() == 0

@@ -65,6 +65,10 @@ class Calls:
             times.write_time(response.times.add(), tick)
         return response
 
+    async def stream_job_logs(self, request: pb.StreamJobLogsRequest, encoding: StreamEncoding, send: Send) -> None:
+        """Pass each message of the stream, encoded, to `send`."""
+        await self._service.job_log(*converters.read_job_log_request(request), encoding, send)
+
     async def batch_enqueue_jobs(
         self, request: pb.BatchEnqueueJobsRequest, *, caller_address: str
     ) -> pb.BatchEnqueueJobsResponse:

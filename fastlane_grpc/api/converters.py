@@ -9,6 +9,7 @@ from google.protobuf import json_format
 
 from fastlane_grpc.api import schedule_converters
 from fastlane_grpc.api.job_filters import StopJobsRequest
+from fastlane_grpc.api.job_log_stream import JobLogRequest
 from fastlane_grpc.api.log_stream import LogEnded, LogRequest, LogSuspended, StateChanged
 from fastlane_grpc.api.pages import PageRequest, TaskQuery
 from fastlane_grpc.api.service import EnqueueRequest, PreviewRequest, PruneRequest, ReplaceRequest
@@ -95,6 +96,15 @@ def read_log_request(request: pb.StreamExecutionLogsRequest) -> tuple[LogRequest
         request.text,
     )
     return (read if heartbeat is None else _with_heartbeat(read, heartbeat)), violations
+
+
+def read_job_log_request(request: pb.StreamJobLogsRequest) -> tuple[JobLogRequest, list[Violation]]:
+    # The fields have the same numbers in both.
+    as_execution = pb.StreamExecutionLogsRequest.FromString(request.SerializeToString())
+    read, violations = read_log_request(as_execution)
+    return JobLogRequest(
+        request.job_id, read.cursor, read.start_point, read.sources, read.follow, read.text, read.heartbeat
+    ), violations
 
 
 def read_grace(

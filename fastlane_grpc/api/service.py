@@ -1,6 +1,7 @@
 """The rules behind the calls, on values of the model. A request is validated as a whole before anything is done."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
@@ -9,6 +10,7 @@ from typing import Protocol
 
 from fastlane_grpc.api import validation
 from fastlane_grpc.api.job_filters import StopJobsRequest, filter_violations, stop_matching
+from fastlane_grpc.api.job_log_stream import JobLogRequest, JobWatches, job_log_stream
 from fastlane_grpc.api.log_stream import LogRequest, Send, StreamEncoding, log_stream
 from fastlane_grpc.api.pages import PageRequest, PageResult, TaskQuery, position_of
 from fastlane_grpc.api.schedule_validation import MAX_PREVIEW, preview_violations
@@ -131,6 +133,7 @@ class Service:
         self._tails = tails
         self._capacity = capacity
         self._retention = retention
+        self.job_watches = JobWatches()
         self._unstored_stops = UnstoredStops(capacity.stop_unstored)
         self._streams = 0
         self._stopping = False
@@ -140,6 +143,7 @@ class Service:
         self._stopping = True
         self._retention.close()
         self._tails.notify_all()
+        self.job_watches.notify_all()
 
     async def enqueue(
         self, request: EnqueueRequest, conversion_violations: Sequence[Violation] = ()
@@ -361,6 +365,34 @@ class Service:
         """Send the log of one execution to its end; see `log_stream`."""
         self._check_serving()
         _require("execution_id", request.execution_id)
+        with self._stream(request, conversion_violations):
+            await log_stream(
+                request, self._store, self._tails, self.waiting_in_line, lambda: self._stopping, encoding, send
+            )
+
+    async def job_log(
+        self, request: JobLogRequest, conversion_violations: Sequence[Violation], encoding: StreamEncoding, send: Send
+    ) -> None:
+        """Send the logs of a job to its end; see `job_log_stream`."""
+        self._check_serving()
+        _require("job_id", request.job_id)
+        with self._stream(request, conversion_violations):
+            await job_log_stream(
+                request,
+                self._store,
+                self._tails,
+                self.job_watches,
+                self.waiting_in_line,
+                lambda: self._stopping,
+                encoding,
+                send,
+            )
+
+    @contextmanager
+    def _stream(
+        self, request: LogRequest | JobLogRequest, conversion_violations: Sequence[Violation]
+    ) -> Iterator[None]:
+        """Check a request for a log, and count its stream within the context. TooManyStreams."""
         tail_lines = request.start_point.tail_lines if request.start_point else None
         validation.raise_if_invalid(
             [
@@ -376,9 +408,7 @@ class Service:
             )
         self._streams += 1
         try:
-            await log_stream(
-                request, self._store, self._tails, self.waiting_in_line, lambda: self._stopping, encoding, send
-            )
+            yield
         finally:
             self._streams -= 1
 

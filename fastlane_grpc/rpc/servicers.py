@@ -44,6 +44,9 @@ class JobServicer:
     async def PreviewSchedule(self, request: pb.PreviewScheduleRequest, context: Context) -> pb.PreviewScheduleResponse:
         return await self._calls.preview_schedule(request)
 
+    async def StreamJobLogs(self, request: pb.StreamJobLogsRequest, context: Context) -> None:
+        await self._calls.stream_job_logs(request, ProtobufEncoding(), context.write)
+
     async def BatchEnqueueJobs(
         self, request: pb.BatchEnqueueJobsRequest, context: Context
     ) -> pb.BatchEnqueueJobsResponse:

@@ -1,6 +1,7 @@
 """Queries for single rows. Each is one statement, read to its last row."""
 
 from dataclasses import replace
+from datetime import datetime
 
 from fastlane_grpc.errors import ExecutionNotFound, JobNotFound, TaskNotFound
 from fastlane_grpc.model import ArrayPosition, Assignment, Execution, Job, JobSpec, State, Task
@@ -13,6 +14,7 @@ from fastlane_grpc.store.rows import (
     array_from,
     execution_from,
     job_from,
+    microseconds_since_epoch,
     spec_from,
     task_from,
 )
@@ -100,6 +102,61 @@ def open_executions(db: Connection, job_id: str) -> list[Execution]:
         [job_id],
     ).fetchall()
     return [execution_from(row) for row in rows]
+
+
+def first_to_read(db: Connection, job_id: str) -> Execution:
+    """Return the execution at which a reader of a job's logs starts: the first attempt of the newest run that has
+    started, or the first execution that is kept. JobNotFound."""
+    rows = db.execute(
+        f"""
+        SELECT {EXECUTION} FROM executions WHERE job_id = :job_id AND run >= coalesce((
+            SELECT max(run) FROM executions WHERE job_id = :job_id AND claim_time IS NOT NULL
+        ), 0)
+        ORDER BY run, attempt LIMIT 1
+        """,
+        {"job_id": job_id},
+    ).fetchall()
+    if not rows:
+        raise JobNotFound(job_id)
+    return execution_from(rows[0])
+
+
+def newest_started(db: Connection, job_id: str) -> Execution:
+    """Return the newest execution of the job that has started, or the newest one. JobNotFound."""
+    rows = db.execute(
+        f"""
+        SELECT {EXECUTION} FROM executions WHERE job_id = ?
+        ORDER BY claim_time IS NOT NULL DESC, run DESC, attempt DESC LIMIT 1
+        """,
+        [job_id],
+    ).fetchall()
+    if not rows:
+        raise JobNotFound(job_id)
+    return execution_from(rows[0])
+
+
+def first_ended_since(db: Connection, job_id: str, since: datetime) -> Execution | None:
+    """Return the first execution of the job that ended at this time or later, or has not ended."""
+    rows = db.execute(
+        f"""
+        SELECT {EXECUTION} FROM executions WHERE job_id = ? AND (end_time IS NULL OR end_time >= ?)
+        ORDER BY run, attempt LIMIT 1
+        """,
+        (job_id, microseconds_since_epoch(since)),
+    ).fetchall()
+    return execution_from(rows[0]) if rows else None
+
+
+def execution_after(db: Connection, job_id: str, run: int, attempt: int) -> Execution | None:
+    """Return the execution of the job that follows this attempt of this run; None if there is none yet."""
+    rows = db.execute(
+        f"""
+        SELECT {EXECUTION} FROM executions WHERE job_id = ? AND (run, attempt) > (?, ?)
+        ORDER BY run, attempt LIMIT 1
+        """,
+        (job_id, run, attempt),
+    ).fetchall()
+    return execution_from(rows[0]) if rows else None
 
 
 def task_of(db: Connection, task_id: str) -> Task:

@@ -39,8 +39,12 @@ from fastlane_grpc.store.queries import (
     ahead_of,
     assignment_from,
     assignment_of,
+    execution_after,
     execution_of,
+    first_ended_since,
+    first_to_read,
     job_of,
+    newest_started,
     task_of,
 )
 from fastlane_grpc.store.readers import Readers
@@ -331,6 +335,22 @@ class Store:
     def execution(self, execution_id: str) -> Pending[Execution]:
         """Return the execution. ExecutionNotFound."""
         return self._readers.read(lambda db: execution_of(db, execution_id))
+
+    def first_to_read(self, job_id: str) -> Pending[Execution]:
+        """Return the execution at which a reader of a job's logs starts. JobNotFound."""
+        return self._readers.read(lambda db: first_to_read(db, job_id))
+
+    def newest_started(self, job_id: str) -> Pending[Execution]:
+        """Return the newest execution of the job that has started, or the newest one. JobNotFound."""
+        return self._readers.read(lambda db: newest_started(db, job_id))
+
+    def first_ended_since(self, job_id: str, since: datetime) -> Pending[Execution | None]:
+        """Return the first execution of the job that ended at this time or later, or has not ended."""
+        return self._readers.read(lambda db: first_ended_since(db, job_id, since))
+
+    def execution_after(self, job_id: str, run: int, attempt: int) -> Pending[Execution | None]:
+        """Return the execution of the job that follows this attempt of this run; None if there is none yet."""
+        return self._readers.read(lambda db: execution_after(db, job_id, run, attempt))
 
     def task(self, task_id: str) -> Pending[Task]:
         """Return the task. TaskNotFound."""
