@@ -138,6 +138,23 @@ class ScriptedServer(
         self._note(request, context)
         return pb.EnqueueJobResponse(job=self._job("job-1", request.task_id, request.spec))
 
+    def BatchEnqueueJobs(
+        self, request: pb.BatchEnqueueJobsRequest, context: grpc.ServicerContext
+    ) -> pb.BatchEnqueueJobsResponse:
+        self._note(request, context)
+        requests = request.requests or [request.array.request] * request.array.size
+        enqueued = [pb.EnqueueJobResponse(job=self._job("job-1", each.task_id, each.spec)) for each in requests]
+        return pb.BatchEnqueueJobsResponse(
+            results=[pb.BatchEnqueueJobsResponse.Result(enqueued=each) for each in enqueued]
+        )
+
+    def BatchStopJobs(
+        self, request: pb.BatchStopJobsRequest, context: grpc.ServicerContext
+    ) -> pb.BatchStopJobsResponse:
+        self._note(request, context)
+        # Two calls, as if more than a thousand had matched.
+        return pb.BatchStopJobsResponse(stopped=7, more=len(self.received(pb.BatchStopJobsRequest)) == 1)
+
     def GetJob(self, request: pb.GetJobRequest, context: grpc.ServicerContext) -> pb.GetJobResponse:
         self._note(request, context)
         return pb.GetJobResponse(job=self._found_job(request.job_id, context))

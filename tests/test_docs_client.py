@@ -68,6 +68,14 @@ def test_a_job_is_started_later(server: ScriptedServer, tmp_path: Path) -> None:
     assert (request.spec.start_in.seconds, request.spec.expire_time.ToJsonString()) == (600, "2030-01-31T09:00:00Z")
 
 
+def test_many_jobs_are_enqueued_and_stopped(server: ScriptedServer, tmp_path: Path) -> None:
+    assert run(server, "Enqueue many jobs", tmp_path) == ["100 jobs of one spec", "14 jobs stopped"]
+    *batches, array = server.received(pb.BatchEnqueueJobsRequest)
+    assert [len(batch.requests) for batch in batches] == [1000] * 5
+    assert batches[4].requests[999].spec.args[1] == "hello 4999"
+    assert (array.array.size, bool(array.array.request.request_id)) == (100, True)
+
+
 def test_lists_are_read_and_jobs_deleted(server: ScriptedServer, tmp_path: Path) -> None:
     server.jobs.append(
         pb.Job(id="a", task_id="greet", state=pb.STATE_FAILED, outcome=pb.Outcome(detail="exited with 3"))

@@ -53,6 +53,8 @@ def open_for_writing(path: Path) -> Connection:
             raise StoreFailed(f"{path} cannot have a write-ahead log: keep it on a local disk")
         # FULL syncs that log at each commit: what was acknowledged survives a power cut.
         db.execute("PRAGMA synchronous = FULL")
+        # Enqueues of many tasks change a page of each index for each task: those pages stay in memory.
+        db.execute("PRAGMA cache_size = -16384")
         _migrate(db, path)
         loss.mark(path)
     return db

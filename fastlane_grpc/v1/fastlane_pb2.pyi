@@ -2863,7 +2863,8 @@ class JobArray(_message.Message):
     @_builtins.property
     def request(self) -> Global___EnqueueJobRequest:
         """Required. The request of every job. Its request_id, if any, applies to the array: the job with index 7 gets the
-        request_id with `#7` appended. A unique key is rejected.
+        request_id with `#7` appended. The same request_id with another size is another request: REQUEST_ID_REUSED. A
+        unique key is rejected, and so are variables with the names of ArrayPosition.
         """
 
     def __init__(
@@ -3001,7 +3002,7 @@ class Rejection(_message.Message):
 
     @_builtins.property
     def violations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rejection.FieldViolation]:
-        """The invalid fields, at most 16."""
+        """The invalid fields, at most 16; fewer if the response would be larger than 3 MiB."""
 
     def __init__(
         self,

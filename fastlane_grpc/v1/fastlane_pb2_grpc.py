@@ -199,7 +199,8 @@ class JobServiceServicer:
     def BatchEnqueueJobs(self, request, context):
         """Enqueues up to 1 000 jobs in one transaction. Every request has its own result, in the same order: one invalid
         request does not reject the others. OK even if every request was rejected. An error of the whole call (for example
-        DISK_FULL) means that no job was stored. Give every request a `request_id` to make the call safe to repeat.
+        DISK_FULL, or an invalid `array`) means that no job was stored. The effect is that of EnqueueJob for each request,
+        in order. Give every request a `request_id` to make the call safe to repeat.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -207,7 +208,8 @@ class JobServiceServicer:
 
     def BatchStopJobs(self, request, context):
         """Stops the jobs that match the filter and are not final, oldest first, at most 1 000 in one call. Repeat the call
-        until `more` is false.
+        until `more` is false. An error means that no job was stopped: if a call fails in its midst, the response has the
+        number of jobs stopped so far, and `more`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -124,11 +124,13 @@ class JobServiceStub:
     BatchEnqueueJobs: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.BatchEnqueueJobsRequest, _fastlane_pb2.BatchEnqueueJobsResponse]
     """Enqueues up to 1 000 jobs in one transaction. Every request has its own result, in the same order: one invalid
     request does not reject the others. OK even if every request was rejected. An error of the whole call (for example
-    DISK_FULL) means that no job was stored. Give every request a `request_id` to make the call safe to repeat.
+    DISK_FULL, or an invalid `array`) means that no job was stored. The effect is that of EnqueueJob for each request,
+    in order. Give every request a `request_id` to make the call safe to repeat.
     """
     BatchStopJobs: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.BatchStopJobsRequest, _fastlane_pb2.BatchStopJobsResponse]
     """Stops the jobs that match the filter and are not final, oldest first, at most 1 000 in one call. Repeat the call
-    until `more` is false.
+    until `more` is false. An error means that no job was stopped: if a call fails in its midst, the response has the
+    number of jobs stopped so far, and `more`.
     """
     BatchRetryJobs: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.BatchRetryJobsRequest, _fastlane_pb2.BatchRetryJobsResponse]
     """Retries the final jobs that match the filter, as RetryJob does, in the order in which they ended, at most 1 000 in
@@ -210,11 +212,13 @@ class JobServiceAsyncStub(JobServiceStub):
     BatchEnqueueJobs: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.BatchEnqueueJobsRequest, _fastlane_pb2.BatchEnqueueJobsResponse]  # type: ignore[assignment]
     """Enqueues up to 1 000 jobs in one transaction. Every request has its own result, in the same order: one invalid
     request does not reject the others. OK even if every request was rejected. An error of the whole call (for example
-    DISK_FULL) means that no job was stored. Give every request a `request_id` to make the call safe to repeat.
+    DISK_FULL, or an invalid `array`) means that no job was stored. The effect is that of EnqueueJob for each request,
+    in order. Give every request a `request_id` to make the call safe to repeat.
     """
     BatchStopJobs: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.BatchStopJobsRequest, _fastlane_pb2.BatchStopJobsResponse]  # type: ignore[assignment]
     """Stops the jobs that match the filter and are not final, oldest first, at most 1 000 in one call. Repeat the call
-    until `more` is false.
+    until `more` is false. An error means that no job was stopped: if a call fails in its midst, the response has the
+    number of jobs stopped so far, and `more`.
     """
     BatchRetryJobs: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.BatchRetryJobsRequest, _fastlane_pb2.BatchRetryJobsResponse]  # type: ignore[assignment]
     """Retries the final jobs that match the filter, as RetryJob does, in the order in which they ended, at most 1 000 in
@@ -353,7 +357,8 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_fastlane_pb2.BatchEnqueueJobsResponse, _abc.Awaitable[_fastlane_pb2.BatchEnqueueJobsResponse]]:
         """Enqueues up to 1 000 jobs in one transaction. Every request has its own result, in the same order: one invalid
         request does not reject the others. OK even if every request was rejected. An error of the whole call (for example
-        DISK_FULL) means that no job was stored. Give every request a `request_id` to make the call safe to repeat.
+        DISK_FULL, or an invalid `array`) means that no job was stored. The effect is that of EnqueueJob for each request,
+        in order. Give every request a `request_id` to make the call safe to repeat.
         """
 
     @_abc_1.abstractmethod
@@ -363,7 +368,8 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_fastlane_pb2.BatchStopJobsResponse, _abc.Awaitable[_fastlane_pb2.BatchStopJobsResponse]]:
         """Stops the jobs that match the filter and are not final, oldest first, at most 1 000 in one call. Repeat the call
-        until `more` is false.
+        until `more` is false. An error means that no job was stopped: if a call fails in its midst, the response has the
+        number of jobs stopped so far, and `more`.
         """
 
     @_abc_1.abstractmethod
