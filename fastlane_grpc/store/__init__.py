@@ -1,5 +1,6 @@
 """Tasks, jobs and executions on disk. What was answered is committed and synced; it survives whatever is killed."""
 
+from fastlane_grpc.store.changes import FIRST_POSITION, Change, ChangeKind, ChangePosition, JobsRead
 from fastlane_grpc.store.enqueue import Quota
 from fastlane_grpc.store.health import StoreHealth
 from fastlane_grpc.store.lists import ExecutionQuery, JobQuery, Page, Position
@@ -8,9 +9,14 @@ from fastlane_grpc.store.pruning import Count, PruneCandidate, PruneCursor, Prun
 from fastlane_grpc.store.store import Store
 
 __all__ = [
+    "FIRST_POSITION",
+    "Change",
+    "ChangeKind",
+    "ChangePosition",
     "Count",
     "ExecutionQuery",
     "JobQuery",
+    "JobsRead",
     "Page",
     "Pending",
     "Position",
