@@ -14,6 +14,7 @@ from google.protobuf.timestamp_pb2 import Timestamp
 from fastlane_grpc.api.log_stream import LogEnded, LogRequest, LogSuspended, StateChanged
 from fastlane_grpc.api.pages import PageRequest, TaskQuery
 from fastlane_grpc.api.service import EnqueueRequest, PruneRequest
+from fastlane_grpc.api.watch import WatchRequest
 from fastlane_grpc.errors import InvalidRequest, Violation
 from fastlane_grpc.logs import StartPoint
 from fastlane_grpc.model import (
@@ -94,6 +95,13 @@ def read_log_request(request: pb.StreamExecutionLogsRequest) -> tuple[LogRequest
         request.text,
     )
     return (read if heartbeat is None else _with_heartbeat(read, heartbeat)), violations
+
+
+def read_watch(request: pb.WatchJobsRequest) -> tuple[WatchRequest, list[Violation]]:
+    violations: list[Violation] = []
+    heartbeat = _read_optional_duration(request, "heartbeat_interval", "heartbeat_interval", violations)
+    read = WatchRequest(request.task_id, tuple(request.job_ids), _read_map(request.labels), request.cursor)
+    return (read if heartbeat is None else replace(read, heartbeat=heartbeat)), violations
 
 
 def read_grace(request: pb.StopJobRequest | pb.StopExecutionRequest) -> tuple[timedelta | None, list[Violation]]:
@@ -209,12 +217,12 @@ def _read_map(entries: Mapping[str, str]) -> dict[str, str]:
 
 
 def _read_optional_duration(
-    message: pb.JobSpec | pb.StopJobRequest | pb.StopExecutionRequest | pb.StreamExecutionLogsRequest | pb.PruneRequest,
+    message: Message,
     name: str,
     field: str,
     violations: list[Violation],
 ) -> timedelta | None:
-    if not cast(Message, message).HasField(name):
+    if not message.HasField(name):
         return None
     duration: Duration = getattr(message, name)
     if (

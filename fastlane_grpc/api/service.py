@@ -1,6 +1,7 @@
 """The rules behind the calls, on values of the model. A request is validated as a whole before anything is done."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
@@ -11,6 +12,7 @@ from fastlane_grpc.api import validation
 from fastlane_grpc.api.log_stream import LogRequest, Send, StreamEncoding, log_stream
 from fastlane_grpc.api.pages import PageRequest, PageResult, TaskQuery, position_of
 from fastlane_grpc.api.unstored_stops import UnstoredStops
+from fastlane_grpc.api.watch import WatchEncoding, WatchRequest, watch_stream, watch_violations
 from fastlane_grpc.config import Settings
 from fastlane_grpc.errors import DiskFull, InvalidRequest, ServerStopping, StoreFailed, TooManyStreams, Violation
 from fastlane_grpc.logs import Tails
@@ -31,6 +33,7 @@ from fastlane_grpc.model import (
 from fastlane_grpc.retention import Pruned, Retention
 from fastlane_grpc.schedule import first, waiting_state
 from fastlane_grpc.store import ExecutionQuery, JobQuery, PruneQuery, Store
+from fastlane_grpc.watch import JobWatches
 
 # The delay that a caller is advised when all streams are in use.
 _STREAMS_RETRY_SECONDS = 5.0
@@ -85,7 +88,13 @@ class Service:
     """The use cases. Lives on the loop."""
 
     def __init__(
-        self, store: Store, tails: Tails, capacity: Capacity, retention: Retention, settings: Settings
+        self,
+        store: Store,
+        tails: Tails,
+        capacity: Capacity,
+        retention: Retention,
+        settings: Settings,
+        watches: JobWatches,
     ) -> None:
         self.settings = settings
         self.start_time = utc_now()
@@ -93,6 +102,7 @@ class Service:
         self._tails = tails
         self._capacity = capacity
         self._retention = retention
+        self._watches = watches
         self._unstored_stops = UnstoredStops(capacity.stop_unstored)
         self._streams = 0
         self._stopping = False
@@ -102,6 +112,7 @@ class Service:
         self._stopping = True
         self._retention.close()
         self._tails.notify_all()
+        self._watches.notify_all()
 
     async def enqueue(
         self, request: EnqueueRequest, conversion_violations: Sequence[Violation] = ()
@@ -241,16 +252,31 @@ class Service:
                 *validation.heartbeat_violations(request.heartbeat),
             ]
         )
+        with self._stream():
+            await log_stream(
+                request, self._store, self._tails, self.waiting_in_line, lambda: self._stopping, encoding, send
+            )
+
+    async def watch(
+        self, request: WatchRequest, conversion_violations: Sequence[Violation], encoding: WatchEncoding, send: Send
+    ) -> None:
+        """Send jobs and their changes; see `watch_stream`."""
+        self._check_serving()
+        validation.raise_if_invalid(chain(conversion_violations, watch_violations(request)))
+        with self._stream():
+            await watch_stream(request, self._watches, lambda: self._stopping, encoding, send)
+
+    @contextmanager
+    def _stream(self) -> Iterator[None]:
+        """Count one more stream within the context. TooManyStreams."""
         if self._streams >= self.settings.max_streams:
             raise TooManyStreams(
-                f"all {self.settings.max_streams} log streams are taken; try again later",
+                f"all {self.settings.max_streams} streams are taken; try again later",
                 retry_seconds=_STREAMS_RETRY_SECONDS,
             )
         self._streams += 1
         try:
-            await log_stream(
-                request, self._store, self._tails, self.waiting_in_line, lambda: self._stopping, encoding, send
-            )
+            yield
         finally:
             self._streams -= 1
 
@@ -301,6 +327,11 @@ class Service:
     def _waiting_behind(self, execution: Execution, ahead: int) -> Waiting | None:
         waiting = self.waiting(execution)
         return replace(waiting, ahead=ahead) if waiting and ahead else waiting
+
+    @property
+    def instance(self) -> str:
+        """The id of the server's data."""
+        return self._store.instance
 
     def hosts(self) -> Sequence[HostReport]:
         """Return the current report of each host, in the order of the configuration."""
