@@ -9,7 +9,9 @@ import pytest
 
 from fastlane_grpc.client import AsyncClient, Client
 from fastlane_grpc.client.async_tail import AsyncTail
+from fastlane_grpc.client.async_watch import AsyncWatch
 from fastlane_grpc.client.tail import Tail
+from fastlane_grpc.client.watch import Watch
 
 
 def public(kind: type) -> dict[str, object]:
@@ -18,10 +20,12 @@ def public(kind: type) -> dict[str, object]:
 
 def blocking(signature: object) -> str:
     """A signature as it would be without asyncio."""
-    return re.sub(r"\bAsync(?=Iterator|Tail)|\basync_(?=tail\.)|(?<=grpc\.)aio\._base_channel\.", "", str(signature))
+    return re.sub(
+        r"\bAsync(?=Iterator|Tail|Watch)|\basync_(?=tail\.|watch\.)|(?<=grpc\.)aio\._base_channel\.", "", str(signature)
+    )
 
 
-@pytest.mark.parametrize(("sync", "asynchronous"), [(Client, AsyncClient), (Tail, AsyncTail)])
+@pytest.mark.parametrize(("sync", "asynchronous"), [(Client, AsyncClient), (Tail, AsyncTail), (Watch, AsyncWatch)])
 def test_both_have_the_same_public_names(sync: type, asynchronous: type) -> None:
     assert public(sync).keys() == public(asynchronous).keys()
 
@@ -33,7 +37,14 @@ def test_both_take_the_same_arguments_and_answer_the_same(name: str) -> None:
     sync, asynchronous = getattr(Client, name), getattr(AsyncClient, name)
     assert blocking(inspect.signature(asynchronous)) == str(inspect.signature(sync))
     assert not inspect.iscoroutinefunction(sync)
-    assert asyncio.iscoroutinefunction(asynchronous) or name in {"__init__", "jobs", "executions", "tasks", "tail"}
+    assert asyncio.iscoroutinefunction(asynchronous) or name in {
+        "__init__",
+        "jobs",
+        "executions",
+        "tasks",
+        "tail",
+        "watch",
+    }
 
 
 def test_both_describe_a_call_in_the_same_words() -> None:

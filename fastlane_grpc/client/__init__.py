@@ -2,6 +2,7 @@
 again while the server cannot be reached."""
 
 from fastlane_grpc.client.async_tail import AsyncTail
+from fastlane_grpc.client.async_watch import AsyncWatch
 from fastlane_grpc.client.asynchronous import AsyncClient
 from fastlane_grpc.client.blocking import Client
 from fastlane_grpc.client.channel import proxy
@@ -30,10 +31,12 @@ from fastlane_grpc.client.events import (
     Reconnected,
     StateChange,
 )
-from fastlane_grpc.client.requests import Duration, ExecutionFilter, JobFilter, JobOptions, TailOptions
+from fastlane_grpc.client.requests import Duration, ExecutionFilter, JobFilter, JobOptions, TailOptions, WatchOptions
 from fastlane_grpc.client.responses import as_json, exit_status
 from fastlane_grpc.client.retries import Backoff
 from fastlane_grpc.client.tail import Tail
+from fastlane_grpc.client.watch import Watch
+from fastlane_grpc.client.watch_events import CaughtUp, ChangesMissed, JobChanged, JobPruned, WatchEvent
 
 __all__ = [
     "STDERR",
@@ -41,7 +44,10 @@ __all__ = [
     "SYSTEM",
     "AsyncClient",
     "AsyncTail",
+    "AsyncWatch",
     "Backoff",
+    "CaughtUp",
+    "ChangesMissed",
     "Client",
     "CursorRefused",
     "Disconnected",
@@ -54,8 +60,10 @@ __all__ = [
     "Gap",
     "InvalidRequest",
     "InvalidText",
+    "JobChanged",
     "JobFilter",
     "JobOptions",
+    "JobPruned",
     "LogInconsistent",
     "NotFound",
     "Output",
@@ -67,6 +75,9 @@ __all__ = [
     "Tail",
     "TailOptions",
     "UnknownField",
+    "Watch",
+    "WatchEvent",
+    "WatchOptions",
     "as_json",
     "exit_status",
     "proxy",

@@ -11,7 +11,7 @@ from numbers import Integral, Real
 
 _WORDS = {"args": "for one string use command=", "entrypoint": 'for one program use entrypoint=["PROGRAM"]'}
 _MAPPINGS = {"envs", "labels"}
-_ENUMS = {"states": "[STATE_FAILED]", "sources": "[STDOUT]"}
+_ENUMS = {"states": "[STATE_FAILED]", "sources": "[STDOUT]", "job_ids": "[job.id]"}
 _DURATIONS = {"timeout", "stop_grace", "start_in", "grace", "heartbeat", "give_up_after", "retry_for"}
 _TIMES = {"since", "until", "start_at", "expire_time"}
 _WHOLE_NUMBERS = {"memory_bytes", "pids", "priority", "page_size", "tail_lines"}

@@ -3,7 +3,7 @@
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
-from typing import Self
+from typing import Self, cast
 
 import grpc
 
@@ -109,7 +109,7 @@ class AsyncTail(AsyncIterator[Event]):
                 return ended_early()
             self._progress.pause_seconds = 0.0
             raise
-        return message if isinstance(message, pb.StreamExecutionLogsResponse) else ended_early()
+        return ended_early() if message is grpc.aio.EOF else cast(pb.StreamExecutionLogsResponse, message)
 
     async def _open(self) -> "grpc.aio.UnaryStreamCall[pb.StreamExecutionLogsRequest, pb.StreamExecutionLogsResponse]":
         if self._progress.pause_seconds:

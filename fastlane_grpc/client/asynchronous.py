@@ -3,7 +3,7 @@
 
 import asyncio
 import weakref
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
 from datetime import timedelta
 from typing import Self, TypeVar, Unpack
 
@@ -11,11 +11,21 @@ import grpc
 
 from fastlane_grpc.client import channel, requests
 from fastlane_grpc.client.async_tail import AsyncTail
+from fastlane_grpc.client.async_watch import AsyncWatch
 from fastlane_grpc.client.errors import error_of
 from fastlane_grpc.client.progress import Progress
-from fastlane_grpc.client.requests import Duration, ExecutionFilter, JobFilter, JobOptions, Source, TailOptions
+from fastlane_grpc.client.requests import (
+    Duration,
+    ExecutionFilter,
+    JobFilter,
+    JobOptions,
+    Source,
+    TailOptions,
+    WatchOptions,
+)
 from fastlane_grpc.client.responses import AsksForPages, Page, add_pruned
 from fastlane_grpc.client.retries import DEFAULT_BACKOFF, Backoff, Retries
+from fastlane_grpc.client.watch_progress import WatchProgress
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
 
@@ -50,7 +60,7 @@ class AsyncClient:
         self._tasks = pb_grpc.TaskServiceStub(line)
         self._hosts = pb_grpc.HostServiceStub(line)
         self._server = pb_grpc.ServerServiceStub(line)
-        self._tails: weakref.WeakSet[AsyncTail] = weakref.WeakSet()
+        self._tails: weakref.WeakSet[AsyncTail | AsyncWatch] = weakref.WeakSet()
 
     # ---- jobs
 
@@ -72,6 +82,24 @@ class AsyncClient:
         """Ends the job: its signal, then `grace` (the job's own if not given), then a kill. Answers as soon as that is
         on its way."""
         return (await self._call(self._jobs.StopJob, requests.stop_job(job_id, note, grace))).job
+
+    def watch(
+        self,
+        task_id: str = "",
+        job_ids: Iterable[str] = (),
+        labels: Mapping[str, str] = requests.NO_LABELS,
+        cursor: str = "",
+        **options: Unpack[WatchOptions],
+    ) -> AsyncWatch:
+        """Jobs and their changes: all that match and are not final, then every change, without end.
+
+        What is left empty does not filter. With `job_ids`, final jobs are told as well. With the `cursor` of an earlier
+        watch, it goes on after the last event of that. The options are those of `WatchOptions`."""
+        request = requests.watch(task_id, job_ids, labels, cursor, **options)
+        progress = WatchProgress(request, self._backoff, requests.give_up_seconds(options))
+        watch = AsyncWatch(self._jobs.WatchJobs, progress, requests.silence_seconds(options))
+        self._tails.add(watch)
+        return watch
 
     # ---- executions
 
@@ -142,7 +170,7 @@ class AsyncClient:
     # ---- the end
 
     async def close(self) -> None:
-        """Ends all tails and the connection."""
+        """Ends all tails, all watches and the connection."""
         for tail in list(self._tails):
             await tail.close()
         if self._own_channel is not None:

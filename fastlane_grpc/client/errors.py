@@ -95,6 +95,7 @@ BY_REASON: Mapping[str, type[Error]] = {
     "CURSOR_INVALID": CursorRefused,
     "CURSOR_OF_ANOTHER_EXECUTION": CursorRefused,
     "CURSOR_AHEAD": CursorRefused,
+    "CURSOR_TOO_OLD": CursorRefused,
     "PAGE_TOKEN_INVALID": InvalidRequest,
     "TASK_NOT_FOUND": NotFound,
     "JOB_NOT_FOUND": NotFound,

@@ -26,6 +26,7 @@ State: TypeAlias = fastlane_pb2.State.ValueType
 Source: TypeAlias = fastlane_pb2.Source.ValueType
 
 _NONE: Mapping[str, str] = MappingProxyType({})
+NO_LABELS = _NONE
 
 
 class JobOptions(TypedDict, total=False):
@@ -109,6 +110,15 @@ class TailOptions(TypedDict, total=False):
     """Start with output received at or after this time."""
     heartbeat: Duration | None
     """Interval of heartbeats during silence (10 s); three missing heartbeats are an interruption."""
+    give_up_after: Duration | None
+    """Raise the error after the server was unreachable for this time; by default never."""
+
+
+class WatchOptions(TypedDict, total=False):
+    """Options of `watch`."""
+
+    heartbeat: Duration | None
+    """Interval of heartbeats without changes (10 s); three missing heartbeats are an interruption."""
     give_up_after: Duration | None
     """Raise the error after the server was unreachable for this time; by default never."""
 
@@ -301,13 +311,28 @@ def tail(
     )
 
 
-def silence_seconds(options: TailOptions) -> float:
+@_names_text
+def watch(
+    task_id: str,
+    job_ids: Iterable[str],
+    labels: Mapping[str, str],
+    cursor: str,
+    *,
+    heartbeat: Duration | None = None,
+    give_up_after: Duration | None = None,
+) -> fastlane_pb2.WatchJobsRequest:
+    return fastlane_pb2.WatchJobsRequest(
+        task_id=task_id, job_ids=job_ids, labels=labels, cursor=cursor, heartbeat_interval=_duration(heartbeat)
+    )
+
+
+def silence_seconds(options: TailOptions | WatchOptions) -> float:
     """How long a stream may be silent before it is taken for cut: three heartbeats."""
     heartbeat = options.get("heartbeat")
     return 3 * (_DEFAULT_HEARTBEAT_SECONDS if heartbeat is None else seconds(heartbeat))
 
 
-def give_up_seconds(options: TailOptions) -> float | None:
+def give_up_seconds(options: TailOptions | WatchOptions) -> float | None:
     give_up_after = options.get("give_up_after")
     return None if give_up_after is None else seconds(give_up_after)
 
