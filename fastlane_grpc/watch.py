@@ -8,6 +8,7 @@ from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Protocol
 
 import structlog
@@ -120,6 +121,7 @@ class JobWatches:
         try:
             yield watch
         finally:
+            watch.close()
             self._watches.discard(watch)
             for group in self._groups(wanted):
                 group.discard(watch)
@@ -162,7 +164,7 @@ class JobWatches:
 
     def updates_from(self, number: int) -> Iterator[JobUpdate]:
         """Return the updates of the ring from this number on."""
-        return (self._ring[index] for index in range(number - self._first, len(self._ring)))
+        return islice(self._ring, number - self._first, None)
 
     # ---- the ring
 
@@ -257,7 +259,10 @@ class JobWatch:
         # Jobs that were read from the store, up to which change: an update of the ring may be older.
         self._read: Mapping[str, int] = {}
         self._read_at = 0
-        self._wakeup = Wakeup()
+        self._news = asyncio.Event()
+        # Wakes a watch that waits. Set once for many waits: a time-out of each would cost as much as a message.
+        self._timer: asyncio.TimerHandle | None = None
+        self._until = 0.0
 
     @property
     def position(self) -> ChangePosition:
@@ -280,14 +285,30 @@ class JobWatch:
 
     def clear(self) -> None:
         """Forget earlier notifications. To be called before a look."""
-        self._wakeup.clear()
+        self._news.clear()
 
     def notify(self) -> None:
-        self._wakeup.set()
+        self._news.set()
 
-    async def wait(self, timeout_seconds: float) -> None:
-        """Wait until there may be more to take, at most for so long."""
-        await self._wakeup.wait(timeout_seconds)
+    async def wait(self, until: float) -> None:
+        """Wait until there may be more to take, at most until this time of the loop, which is never earlier than the
+        time before."""
+        self._until = until
+        if self._timer is None:
+            self._timer = asyncio.get_running_loop().call_at(until, self._end_wait)
+        await self._news.wait()
+
+    def close(self) -> None:
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _end_wait(self) -> None:
+        loop = asyncio.get_running_loop()
+        self._timer = None
+        if loop.time() < self._until:
+            self._timer = loop.call_at(self._until, self._end_wait)
+        else:
+            self._news.set()
 
     async def take(self) -> Sequence[JobUpdate]:
         """Return the next updates, some at a time; none if there is nothing new, or not yet (`behind`).
@@ -304,12 +325,12 @@ class JobWatch:
         """Note that the update with this number matches."""
         if self._pending is None:
             self._pending = number
-            self._wakeup.set()
+            self._news.set()
 
     def note_loss(self) -> None:
         """Note that the ring does not have all updates after the position."""
         self._pending, self._behind = None, True
-        self._wakeup.set()
+        self._news.set()
 
     # ---- the two ways to updates
 

@@ -165,7 +165,7 @@ async def _follow(
             await send(encoding.heartbeat(cursor_text(instance, watch.position), utc_now()))
             heartbeat_time = now() + interval
         elif not watch.behind:
-            await watch.wait(heartbeat_time - now())
+            await watch.wait(heartbeat_time)
 
 
 def _check(stopping: Callable[[], bool]) -> None:
