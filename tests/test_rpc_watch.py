@@ -52,6 +52,13 @@ async def next_job(call: Call) -> pb.Job:
     return message.job
 
 
+async def next_pruned(call: Call) -> str:
+    """The next job that is told to be pruned. The last state of a job may be told twice before."""
+    while (message := await read(call)).WhichOneof("event") == "job":
+        assert message.job.HasField("outcome") or message.job.state == pb.STATE_QUEUED
+    return message.pruned_job_id
+
+
 async def refusal(house: House, **request: Any) -> grpc.aio.AioRpcError:
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         while True:
@@ -88,10 +95,12 @@ async def test_a_watch_tells_what_is_open_and_then_each_change(house: House) -> 
     while (job := await next_job(call)).state != pb.STATE_SUCCEEDED:
         assert job.id == first
     second = await enqueue(house)
-    job = await next_job(call)
+    # The last state of a job may be told twice.
+    while (job := await next_job(call)).id == first:
+        assert job.state == pb.STATE_SUCCEEDED
     assert (job.id, job.state) == (second, pb.STATE_QUEUED)
     await house.store.delete_jobs([ended])
-    assert (await read(call)).pruned_job_id == ended
+    assert await next_pruned(call) == ended
 
 
 async def test_a_watched_job_is_as_get_job_answers_without_its_spec(house: House) -> None:
@@ -135,10 +144,11 @@ async def test_a_filter_holds_for_the_snapshot_for_changes_and_for_what_is_prune
         final |= {job.id} if job.state == pb.STATE_SUCCEEDED else set()
     assert final == {ids[name] for name in wanted}
     await house.store.delete_jobs(list(ids.values()))
-    assert {(await read(call)).pruned_job_id for _ in wanted} == final
+    assert {await next_pruned(call) for _ in wanted} == final
     # And nothing else: the next one is a job that comes later, where such a job may match.
     if "job_ids" not in request_of(ids):
-        later = await enqueue(house, "mail" if "mail" in wanted else "build", {"colour": "red"})
+        task_id = "mail" if "mail" in wanted else "build"
+        later = await enqueue(house, task_id, {"colour": "red"})
         assert (await next_job(call)).id == later
 
 
@@ -159,22 +169,6 @@ async def test_thousands_of_open_jobs_are_told_in_bounded_pages(house: House) ->
     messages, _ = await snapshot(house.watch())
     assert len(messages) == 3000
     assert {message.job.id for message in messages} == ids
-
-
-async def test_a_job_that_ends_while_the_snapshot_is_sent_is_told(house: House) -> None:
-    pending = [
-        house.store.enqueue(task_id="task", spec=JobSpec("busybox"), request_id="", caller_address="")
-        for _ in range(1000)
-    ]
-    ids = {(await each)[0].id for each in pending}
-    call = house.watch()
-    told = [(await read(call)).job]
-    # The newest comes first, and the oldest, which has not come yet, is claimed first.
-    ended = {await finish_next(house) for _ in range(50)}
-    messages, _ = await snapshot(call)
-    told += [message.job for message in messages]
-    assert {job.id for job in told} == ids
-    assert {job.id for job in told if job.state == pb.STATE_SUCCEEDED} == ended
 
 
 # ----------------------------------------------------------------------------------------------------- resuming, ending

@@ -53,6 +53,8 @@ class Picture:
         self.states: dict[str, State] = {}
         self.cursor = ""
         self.begins_anew = 0
+        # The jobs that were known when it had caught up.
+        self.at_first: dict[str, Job] | None = None
 
     def update(self, value: JobUpdate) -> Any:
         return cursor_text(self._instance, value.position), value.job or value.job_id
@@ -64,7 +66,7 @@ class Picture:
         return "", job_id
 
     def caught_up(self, cursor: str) -> Any:
-        return cursor, None
+        return cursor, Picture
 
     def heartbeat(self, cursor: str, now: datetime) -> Any:
         return cursor, None
@@ -78,6 +80,8 @@ class Picture:
             self.jobs[told.id] = told
             assert told.state >= self.states.get(told.id, 0), "a state never goes back"
             self.states[told.id] = told.state
+        elif told is Picture:
+            self.at_first = dict(self.jobs)
         elif told is not None:
             self.jobs.pop(told, None)
 
@@ -343,6 +347,27 @@ def test_a_changed_job_is_read_and_encoded_once_for_all_watchers(tmp_path: Path)
             await watcher.stop()
 
     with_server(tmp_path, run, store_kind=CountingStore, ring_updates=100)
+
+
+def test_a_job_that_ends_while_the_snapshot_is_sent_is_told_before_its_end(tmp_path: Path) -> None:
+    async def run(served: Served) -> None:
+        ids = [await enqueue(served.store) for _ in range(100)]
+        watcher = Watcher(WatchRequest(), Picture(served.store.instance), asyncio.Semaphore(1))
+        watcher.start(served.watches)
+        await eventually(lambda: len(watcher.picture.jobs) == 1)
+        # The newest job is told first. The oldest, which are on the second page, end before that is read.
+        for assignment in await served.store.claim_on(["local"] * 20):
+            outcome = Outcome(exit_code=0)
+            await served.store.finish(assignment.execution.id, state=State.SUCCEEDED, outcome=outcome, logs=())
+        watcher.reads_all = True
+        watcher.may_read.release()
+        await told([watcher], served.store)
+        assert watcher.picture.at_first is not None
+        assert watcher.picture.at_first.keys() == set(ids)
+        assert [watcher.picture.at_first[job_id].state.final for job_id in ids] == [True] * 20 + [False] * 80
+        await watcher.stop()
+
+    with_server(tmp_path, run)
 
 
 def test_jobs_that_nobody_watches_are_not_read(tmp_path: Path) -> None:
