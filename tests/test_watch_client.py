@@ -2,7 +2,10 @@
 
 import asyncio
 import random
+import re
 import socket
+import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from contextlib import closing
@@ -31,10 +34,14 @@ from fastlane_grpc.client import (
 from fastlane_grpc.store.database import sqlite3
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.serving import Server
+from tests.tools import ROOT
 
 QUICK = Backoff(first_seconds=0.01, longest_seconds=0.1)
 # Nothing runs: jobs are queued until they are stopped.
 NO_ENGINE = "unix:///nowhere.sock"
+
+
+PAGE = ROOT / "docs" / "watching.md"
 
 
 class Place:
@@ -168,6 +175,28 @@ def test_wrong_arguments_of_a_watch_are_named(place: Place) -> None:
             client.watch(labels={"a": "caf\udce9"})
         with client.watch(job_ids=["abc"]) as watch, pytest.raises(InvalidRequest, match=r"job_ids\[0\]"):
             next(watch)
+
+
+def test_the_example_of_the_page_waits_until_no_job_is_open(place: Place) -> None:
+    program = re.findall(r"^```python\n(.*?)^```$", PAGE.read_text(), re.MULTILINE | re.DOTALL)[0]
+    assert "127.0.0.1:7020" in program
+    with Client(place.address) as client:
+        jobs = [client.enqueue("mail", "busybox") for _ in range(2)]
+        client.enqueue("other", "busybox")
+        command = [sys.executable, "-c", program.replace("127.0.0.1:7020", place.address)]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as example:
+            for job in jobs:
+                assert example.poll() is None
+                client.stop(job.id)
+            assert example.communicate(timeout=30)[0] == "no job of task mail is open\n"
+
+
+def test_each_row_of_the_page_names_a_test_that_is_there() -> None:
+    tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_*watch*.py"))
+    named = re.findall(r"`(test_\w+)`", PAGE.read_text())
+    assert len(named) > 8
+    for name in named:
+        assert f"def {name}(" in tests, name
 
 
 def test_a_closed_watch_ends_and_so_does_that_of_a_closed_client(place: Place) -> None:
