@@ -42,7 +42,8 @@ class Page:
         self._messages = {name: (path, message) for name, path, message in self._named_messages()}
         self._enums = {name: (path, enum) for name, path, enum in self._named_enums()}
         calls = [method for service in file.service for method in service.method]
-        self._of_calls = {_name(type_) for call in calls for type_ in (call.input_type, call.output_type)}
+        # The call under whose heading a request or response is.
+        self._of_calls = {_name(type_): call.name for call in calls for type_ in (call.input_type, call.output_type)}
 
     def lines(self) -> Iterator[str]:
         yield from (HEAD, "")
@@ -117,7 +118,7 @@ class Page:
         if not field.type_name.startswith(PACKAGE):
             return field.type_name.rpartition(".")[2]
         name = _name(field.type_name)
-        return f"[{name}](#{_anchor(name)})"
+        return f"[{name}](#{_anchor(self._of_calls.get(name, name))})"
 
     def _text(self, path: Place) -> str:
         """A comment as paragraphs: its lists and its line breaks are Markdown's too."""

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
+from datetime import datetime
 from functools import partial
 from typing import Any, NoReturn, Self
 
@@ -22,13 +23,13 @@ from fastlane_grpc.logs import Logs, Tails
 from fastlane_grpc.machine.address import is_loopback
 from fastlane_grpc.machine.data_directory import claimed, disk_bytes
 from fastlane_grpc.machine.open_files import OpenFiles, raise_limit
-from fastlane_grpc.model import Execution
+from fastlane_grpc.model import Execution, utc_now
 from fastlane_grpc.retention import Retention, RetentionLimits
 from fastlane_grpc.rpc.server import RpcServer
-from fastlane_grpc.store import Quota, Store, StoreHealth
+from fastlane_grpc.store import Quota, Rules, Store, StoreHealth
 from fastlane_grpc.supervisor import Supervisor
 from fastlane_grpc.wakeup import Wakeup
-from fastlane_grpc.watch import JobWatches
+from fastlane_grpc.watch import WatchHub
 
 # The time for queued writes when the server ends: a disk that hangs must not keep the server from ending.
 _CLOSE_SECONDS = 5.0
@@ -42,20 +43,27 @@ def serve(
     step: Callable[[Step, str], None] = lambda step, execution_id: None,
     *,
     colors: bool = False,
+    now: Callable[[], datetime] = utc_now,
 ) -> None:
     """Serve until SIGTERM or SIGINT, and leave containers to the next server. Raises CannotServe, and ServerFailed
     where the server cannot continue.
 
     `ready` is called with the port once the server answers calls. `step` is called for each step of each execution, on
-    the thread of that execution. `colors` apply to the log on a terminal."""
+    the thread of that execution. `colors` apply to the log on a terminal. `now`: the clock by which jobs are due and
+    expire."""
     _log_to_stderr(colors=colors)
     os.umask(0o077)
-    uvloop.run(_serve(settings, ready, step))
+    uvloop.run(_serve(settings, ready, step, now))
 
 
-async def _serve(settings: Settings, ready: Callable[[int], None], step: Callable[[Step, str], None]) -> None:
+async def _serve(
+    settings: Settings,
+    ready: Callable[[int], None],
+    step: Callable[[Step, str], None],
+    now: Callable[[], datetime],
+) -> None:
     stopping = _stop_signals(asyncio.get_running_loop())
-    async with Server(settings, step) as server:
+    async with Server(settings, step, now=now) as server:
         ready(server.port)
         await server.serve_until(stopping)
 
@@ -70,15 +78,23 @@ class Server:
     store: Store
     logs: Logs
     tails: Tails
-    watches: JobWatches
+    watches: WatchHub
     dispatcher: Dispatcher
     retention: Retention
     service: Service
     rpc: RpcServer
 
-    def __init__(self, settings: Settings, step: Callable[[Step, str], None] = lambda step, execution_id: None) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        step: Callable[[Step, str], None] = lambda step, execution_id: None,
+        *,
+        now: Callable[[], datetime] = utc_now,
+    ) -> None:
+        """`now`: the clock by which jobs are due and expire."""
         self.settings = settings
         self.step = step
+        self.now = now
         self.loop = asyncio.get_running_loop()
         self._failure: asyncio.Future[NoReturn] = self.loop.create_future()
         self.supervisor = Supervisor(self._down)
@@ -144,7 +160,9 @@ class Server:
 
     def open_store(self, parts: AsyncExitStack) -> None:
         """Open the store, which is closed after all parts that write. Closing has a time limit."""
-        self.store = _open_store(self.settings, self._committed, self.store_health.failed, self.loop, self.supervisor)
+        self.store = _open_store(
+            self.settings, self._committed, self.store_health.failed, self.loop, self.supervisor, self.now
+        )
         parts.callback(self.store.close, _CLOSE_SECONDS)
 
     def open_logs(self, parts: AsyncExitStack) -> None:
@@ -162,7 +180,7 @@ class Server:
 
     def open_watches(self, parts: AsyncExitStack) -> None:
         """Run the hub of those who watch jobs. Closed after the last call."""
-        self.watches = JobWatches(self.store)
+        self.watches = WatchHub(self.store)
         self.listeners.append(self.watches.changed)
         self.run(parts, "watches of jobs", self.watches.run, restart=True)
 
@@ -201,6 +219,7 @@ class Server:
             removed=gone,
             max_running=settings.max_running,
             supervisor=self.supervisor,
+            now=self.now,
         )
         self.listeners.append(self.dispatcher.on_change)
         # Not restarted: a restarted dispatcher would adopt the executions of its own threads.
@@ -228,6 +247,7 @@ class Server:
     async def open_rpc(self, parts: AsyncExitStack) -> None:
         """Serve the calls: opened last, closed first."""
         self.service = Service(self.store, self.tails, self.dispatcher, self.retention, self.settings, self.watches)
+        self.listeners.append(self.service.job_watches.changed)
         self.rpc = RpcServer(self.service, self.settings, max_connections=self.open_files.max_connections)
         parts.push_async_callback(self.rpc.stop)
         self.rpc.listen()
@@ -318,6 +338,7 @@ def _open_store(
     failed: Callable[[], None],
     loop: asyncio.AbstractEventLoop,
     supervisor: Supervisor,
+    now: Callable[[], datetime],
 ) -> Store:
     quota = Quota.of(settings.data_dir, max_waiting=settings.max_waiting, min_free_bytes=settings.min_free_bytes)
     try:
@@ -327,8 +348,10 @@ def _open_store(
             loop=loop,
             quota=quota,
             secret_names=settings.secret_names,
+            rules=Rules(default_history=settings.default_history),
             on_failure=failed,
             supervisor=supervisor,
+            now=now,
         )
     except StoreFailed as error:
         raise CannotServe(str(error)) from error

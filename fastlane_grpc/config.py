@@ -244,6 +244,11 @@ class Settings:
         read_count,
         "maximum number of scheduled and queued executions; beyond it new jobs are rejected",
     )
+    default_history: int = setting(
+        lambda: 100,
+        read_count,
+        "number of executions that are kept of a job that has not ended, unless it says how many",
+    )
     cache_bytes: int = setting(lambda: 64 << 20, read_bytes, "memory for log segments that are being read")
     secret_names: SecretNames = setting(
         SecretNames, read_secret_names, "names of environment variables whose values are never shown"

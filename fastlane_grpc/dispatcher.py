@@ -17,7 +17,7 @@ import structlog
 
 from fastlane_grpc.errors import DiskFull, ExecutionNotFound, ServerStopping, StoreFailed
 from fastlane_grpc.machine.shortage import is_machine_failure
-from fastlane_grpc.model import Assignment, Execution, HostReport, Outcome, Reason, State, Stop, Waiting, utc_now
+from fastlane_grpc.model import Assignment, Execution, Hold, HostReport, Outcome, Reason, State, Stop, Waiting, utc_now
 from fastlane_grpc.runner import AbandonedLog, CertainEnd, HostDown, LeaveCommand, Mailbox, Runner, StopCommand
 from fastlane_grpc.schedule import expired_from
 from fastlane_grpc.store import Pending, Store
@@ -165,6 +165,10 @@ class Dispatcher:
             elif execution.state is State.STOPPING and execution.stop:
                 self._claims.setdefault(execution.id, _Claim()).request_stop(execution.stop)
 
+    def wake_at(self, time: datetime | None) -> None:
+        """Look for what is due at this time."""
+        self._schedule_wakeup_at(time)
+
     def host_changed(self, name: str) -> None:
         """Handle a change of whether this host is up."""
         host = self._host(name)
@@ -242,7 +246,8 @@ class Dispatcher:
 
     def _schedule_wakeup(self, execution: Execution) -> None:
         """Sleep no longer than until this execution is due or has expired."""
-        self._schedule_wakeup_at(execution.times.due_time if execution.state is State.SCHEDULED else None)
+        waits = execution.state is State.SCHEDULED and execution.hold is Hold.NONE
+        self._schedule_wakeup_at(execution.times.due_time if waits else None)
         self._schedule_wakeup_at(expired_from(execution.expire_time) if execution.expire_time else None)
 
     def _schedule_wakeup_at(self, time: datetime | None) -> None:

@@ -137,6 +137,10 @@ class CursorOfAnotherExecution(Refusal):
     """A cursor, of another execution."""
 
 
+class CursorOfAnotherJob(Refusal):
+    """A cursor of an execution of another job."""
+
+
 class CursorAhead(Refusal):
     """The sealed log ends before the cursor."""
 

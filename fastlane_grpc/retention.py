@@ -105,6 +105,9 @@ class Retention:
         self._changes += len(executions)
         if self._changes >= CHANGES_PER_LOOK:
             self._wake.set()
+        if any(each.run > 1 or each.attempt > 1 for each in executions):
+            # Its job may have more executions now than its history has room for.
+            self._wake.set()
         ended = any(each.state.final and not each.times.prune_time for each in executions)
         if ended and (self._limits.total_log_bytes is not None or self._logs.left_over.due_seconds() == 0):
             self._wake.set()
@@ -157,7 +160,7 @@ class Retention:
 
     async def round(self, now: datetime) -> Count:
         """Delete all that is due at the time `now`."""
-        total = Count()
+        total = await self._prune_excess_executions()
         if self._limits.keep_logs is not None:
             total += await self._prune_all(PruneQuery(now - self._limits.keep_logs, logs_only=True))
         if self._limits.keep_jobs is not None:
@@ -219,6 +222,18 @@ class Retention:
                 return
             await self._pause(began)
 
+    async def _prune_excess_executions(self) -> Count:
+        """Delete the executions beyond the history of their jobs, with their logs."""
+        total = Count()
+        while True:
+            began = time.monotonic()
+            self._check_open()
+            count = await asyncio.get_running_loop().run_in_executor(self._thread, self._prune_some_excess)
+            if count is None:
+                return total
+            total += count
+            await self._pause(began)
+
     async def _delete_left_over(self) -> None:
         """Delete what was set aside, for a limited time: a container that still runs may fill it as fast as it is
         emptied."""
@@ -266,6 +281,18 @@ class Retention:
             jobs = self._store.delete_jobs(sorted({each.job_id for each in gone})).result()
             count += Count(jobs)
         return _PruneStep(count, found[-1].cursor)
+
+    def _prune_some_excess(self) -> Count | None:
+        """Delete the next executions beyond the history of their jobs. None: there are none that can be deleted."""
+        self._check_open()
+        found = self._store.excess(STEP_ROWS).result()
+        # On a disk that is full to the last byte nothing can be marked: only the deletion of files makes room.
+        with suppress(DiskFull):
+            self._store.mark_pruned([each.execution_id for each in found if each.log_bytes]).result()
+        gone = [each for each in found if self._delete_files(each.execution_id) is not _Deleted.NOTHING]
+        if not gone or not self._store.delete_excess([each.execution_id for each in gone]).result():
+            return None
+        return Count(0, sum(each.log_bytes > 0 for each in gone), sum(each.log_bytes for each in gone))
 
     def _delete_files(self, execution_id: str) -> "_Deleted":
         try:

@@ -81,7 +81,7 @@ class JobUpdate:
         return found
 
 
-class JobWatches:
+class WatchHub:
     """The hub. Lives on the loop; `run` is its one task. Without watchers it reads nothing."""
 
     def __init__(
@@ -103,17 +103,17 @@ class JobWatches:
         self._first = 0
         # The newest update of each job in the ring.
         self._newest: dict[str, JobUpdate] = {}
-        self._watches: set[JobWatch] = set()
+        self._watches: set[Watch] = set()
         # Each watch is in one of these: by its job ids, else by its task, else in the last.
-        self._of_job: dict[str, set[JobWatch]] = {}
-        self._of_task: dict[str, set[JobWatch]] = {}
-        self._of_all: set[JobWatch] = set()
+        self._of_job: dict[str, set[Watch]] = {}
+        self._of_task: dict[str, set[Watch]] = {}
+        self._of_all: set[Watch] = set()
         self._wakeup = Wakeup()
 
     @contextmanager
-    def watching(self, wanted: WatchFilter) -> Iterator["JobWatch"]:
+    def watching(self, wanted: WatchFilter) -> Iterator["Watch"]:
         """Return a watch of these jobs, within the context. It begins nowhere: set its `position`."""
-        watch = JobWatch(self, wanted)
+        watch = Watch(self, wanted)
         self._watches.add(watch)
         for group in self._groups(wanted):
             group.add(watch)
@@ -221,7 +221,7 @@ class JobWatches:
 
     # ---- who is told of what
 
-    def _watches_of(self, change: Change | JobUpdate) -> Iterator["JobWatch"]:
+    def _watches_of(self, change: Change | JobUpdate) -> Iterator["Watch"]:
         """Return the watches that may match, as far as ids say."""
         yield from self._of_all
         yield from self._of_task.get(change.task_id, ())
@@ -229,7 +229,7 @@ class JobWatches:
             if watch.wanted.wants(change.job_id, change.task_id):
                 yield watch
 
-    def _groups(self, wanted: WatchFilter) -> Iterator[set["JobWatch"]]:
+    def _groups(self, wanted: WatchFilter) -> Iterator[set["Watch"]]:
         if wanted.job_ids:
             yield from (self._of_job.setdefault(job_id, set()) for job_id in wanted.job_ids)
         elif wanted.task_id:
@@ -245,10 +245,10 @@ class JobWatches:
             del self._of_task[wanted.task_id]
 
 
-class JobWatch:
+class Watch:
     """One watcher: its filter, and the position after all that it has taken."""
 
-    def __init__(self, hub: JobWatches, wanted: WatchFilter) -> None:
+    def __init__(self, hub: WatchHub, wanted: WatchFilter) -> None:
         self.wanted = wanted
         self._hub = hub
         self._position = ChangePosition(0, 0)

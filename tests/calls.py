@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Sequence
+from datetime import datetime
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -19,7 +20,7 @@ from fastlane_grpc.rpc.server import RpcServer
 from fastlane_grpc.store import StoreHealth
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
-from fastlane_grpc.watch import JobWatches
+from fastlane_grpc.watch import WatchHub
 from tests.parts import Parts
 
 Detail = TypeVar("Detail", bound=Message)
@@ -34,6 +35,9 @@ class NoFreeSlots:
 
     def waiting(self, execution_id: str) -> None:
         """Nothing that runs waits."""
+
+    def wake_at(self, time: datetime | None) -> None:
+        """Nothing is due."""
 
     def stop_unstored(self, execution_id: str, stop: Stop) -> bool:
         """Nothing has a runner."""
@@ -53,6 +57,7 @@ class House(Parts):
         self.open_watches(self.parts)
         self.open_retention(self.parts)
         self.service = Service(self.store, self.tails, self.places, self.retention, self.settings, self.watches)
+        self.listeners.append(self.service.job_watches.changed)
         self.server = self.rpc = RpcServer(self.service, self.settings)
         self.server.listen()
         self.channel = grpc.aio.insecure_channel(f"127.0.0.1:{self.port}")
@@ -73,7 +78,7 @@ class House(Parts):
 
     def open_watches(self, parts: Any) -> None:
         """As the app opens it; its task ends with the store, or when it is closed."""
-        self.watches = JobWatches(self.store)
+        self.watches = WatchHub(self.store)
         self.listeners.append(self.watches.changed)
         parts.callback(self.supervisor.task("watches", self.watches.run, restart=True).cancel)
 

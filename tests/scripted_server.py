@@ -115,6 +115,8 @@ class ScriptedServer(
         self.away_after_the_stream = 0.0
         self._away_until = 0.0
         self.prunings: deque[pb.PruneResponse] = deque()
+        # Executions whose log was streamed to its end.
+        self._ended: set[str] = set()
         self.randomness = random.Random(7)
         self._events: dict[str, threading.Event] = {}
         self._events_lock = threading.Lock()
@@ -237,6 +239,38 @@ class ScriptedServer(
                 self._cut(cut.how, context)
                 return
             yield message
+
+    def StreamJobLogs(
+        self, request: pb.StreamJobLogsRequest, context: grpc.ServicerContext
+    ) -> Iterator[pb.StreamJobLogsResponse]:
+        context.add_callback(self.event("stream over").set)
+        self._note(request, context)
+        job = self._found_job(request.job_id, context)
+        log = self.logs.get(job.execution.id)
+        if log is None:
+            self._no_execution(job.execution.id, context)
+        cut = self.cuts.popleft() if self.cuts else Cut(-1, "")
+        # The fields of both requests have the same numbers.
+        same = pb.StreamExecutionLogsRequest.FromString(request.SerializeToString())
+        for count, message in enumerate(self._of_job(job, log, same)):
+            # The start of the execution is no message that a cut counts.
+            if count == cut.after_messages + 1:
+                self._cut(cut.how, context)
+                return
+            yield message
+
+    def _of_job(
+        self, job: pb.Job, log: Log, request: pb.StreamExecutionLogsRequest
+    ) -> Iterator[pb.StreamJobLogsResponse]:
+        start = pb.JobLogExecution(execution=job.execution, max_attempts=1)
+        start.execution.attempt = start.execution.run = 1
+        yield pb.StreamJobLogsResponse(cursor=request.cursor or "0.0", execution=start)
+        for message in self._messages(log, request):
+            yield pb.StreamJobLogsResponse.FromString(message.SerializeToString())
+        self._ended.add(job.execution.id)
+        ended = self._followed_job() if job.id == "job-1" else job
+        end = pb.JobLogEnd(job=ended, exit_status=log.exit_status)
+        yield pb.StreamJobLogsResponse(cursor=message.cursor, job_end=end)
 
     # ---------------------------------------------------------------------------------------------------------- the log
 
@@ -361,7 +395,8 @@ class ScriptedServer(
         """The job of "execution-1", which ends when that has been followed to its end."""
         job = self._job("job-1", "task", pb.JobSpec())
         log = self.logs.get("execution-1")
-        if log is not None and log.sealed and self.event("stream over").is_set():
+        over = self.event("stream over").is_set() or "execution-1" in self._ended
+        if log is not None and log.sealed and over:
             job.state = pb.State.ValueType(log.state)
             job.outcome.CopyFrom(log.outcome)
             if log.exit_status and log.state == pb.STATE_FAILED and log.exit_status != _NO_CONTAINER_STATUS:

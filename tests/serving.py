@@ -18,13 +18,20 @@ from docker.errors import APIError
 # What the process does. A step that is to kill it comes as NAME:N, the Nth time that any execution reaches it.
 _MAIN = """
 import json, os, signal, sys, threading
+from datetime import datetime
 from pathlib import Path
 from fastlane_grpc import app, config
+from fastlane_grpc.model import utc_now
 
 flags, kill_at = json.loads(sys.argv[1])
 file = flags.pop("config", None)
+begin, factor = flags.pop("clock", ("2026-01-01T00:00:00+00:00", 1))
+begin = datetime.fromisoformat(begin)
 name, _, nth = kill_at.partition(":")
 left, lock = [int(nth or 1)], threading.Lock()
+
+def now():
+    return begin + (utc_now() - begin) * factor
 
 def step(step, execution_id):
     with lock:
@@ -33,7 +40,7 @@ def step(step, execution_id):
             if not left[0]:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-app.serve(config.load(flags, {}, file and Path(file)), ready=lambda port: print(port, flush=True), step=step)
+app.serve(config.load(flags, {}, file and Path(file)), ready=lambda port: print(port, flush=True), step=step, now=now)
 """
 
 
@@ -52,7 +59,8 @@ class Server:
         process: Mapping[str, object] | None = None,
         **settings: object,
     ) -> None:
-        """`process`: what `subprocess.Popen` is told beside all that, as whom it runs for example."""
+        """`process`: what `subprocess.Popen` is told beside all that, as whom it runs for example. `clock` among the
+        settings: a time in ISO 8601, from which on time passes that many times as fast for what is due."""
         flags = {"data_dir": str(data_dir), "listen": listen, **settings}
         self._log = Path(f"{data_dir}.log")
         with self._log.open("ab") as log:

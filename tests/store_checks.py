@@ -14,15 +14,22 @@ def check_lines(rows: Rows) -> None:
 
 def check_jobs(rows: Rows) -> None:
     """Each job has the state that its executions give it, and each count is what a recount gives."""
-    newest = "(SELECT execution_id FROM executions WHERE executions.job_id = jobs.job_id ORDER BY seq DESC LIMIT 1)"
-    count = "(SELECT count(*) FROM executions WHERE executions.job_id = jobs.job_id)"
-    current = rows("SELECT job_id, execution_id, executions FROM jobs ORDER BY 1")
-    assert rows(f"SELECT job_id, {newest}, {count} FROM jobs ORDER BY 1") == current
-    open_executions = rows("SELECT job_id, execution_id, state FROM executions WHERE state < 6 ORDER BY 1, 2")
-    open_jobs = rows("SELECT job_id, execution_id, state FROM jobs WHERE state < 6 ORDER BY 1")
-    assert open_executions == open_jobs, (
-        "a job that is not final has one execution that is not, its current one, and the state of it"
+    of_job = "FROM executions WHERE executions.job_id = jobs.job_id"
+    newest_open = f"(SELECT execution_id {of_job} AND executions.state < 6 ORDER BY seq DESC LIMIT 1)"
+    assert rows(f"SELECT job_id, {newest_open} FROM jobs WHERE state < 6 ORDER BY 1") == rows(
+        "SELECT job_id, execution_id FROM jobs WHERE state < 6 ORDER BY 1"
+    ), "the current execution of a job is the newest one that is not final"
+    shared = "jobs.state, jobs.reason, jobs.detail, jobs.exit_code"
+    of_current = shared.replace("jobs.", "executions.")
+    assert rows(f"SELECT job_id, {shared} FROM jobs ORDER BY 1") == rows(
+        f"SELECT jobs.job_id, {of_current} FROM jobs JOIN executions USING (execution_id) ORDER BY 1"
+    ), "a job has the state of its current execution, and ends as the one that decided it"
+    assert (
+        rows(f"SELECT job_id FROM jobs WHERE state >= 6 AND EXISTS (SELECT 1 {of_job} AND executions.state < 6)") == []
     )
+    assert rows(f"SELECT job_id FROM jobs WHERE executions < (SELECT count(*) {of_job})") == []
+    assert rows(f"SELECT job_id FROM jobs WHERE runs < (SELECT max(run) {of_job})") == []
+    check_schedules(rows)
     for table in ("jobs", "executions"):
         final = rows(f"SELECT job_id FROM {table} WHERE state >= 6 ORDER BY 1")
         for settled in (
@@ -35,3 +42,23 @@ def check_jobs(rows: Rows) -> None:
     by_task = "SELECT task_id, count(*), count(*) FILTER (WHERE state < 6) FROM jobs GROUP BY task_id ORDER BY 1"
     assert rows("SELECT task_id, jobs, open_jobs FROM tasks ORDER BY 1") == rows(by_task)
     assert rows("SELECT waiting FROM kept") == rows("SELECT count(*) FROM executions WHERE state <= 2")
+
+
+def check_schedules(rows: Rows) -> None:
+    """A job with a schedule that is not over has either one execution that is scheduled for a tick, or open executions
+    of a run and a tick to handle."""
+    waiting = (
+        "(SELECT count(*) FROM executions WHERE executions.job_id = jobs.job_id AND executions.state = 1"
+        " AND executions.attempt = 1 AND executions.tick_time IS NOT NULL)"
+    )
+    others = (
+        "(SELECT count(*) FROM executions WHERE executions.job_id = jobs.job_id AND executions.state < 6"
+        " AND NOT (executions.state = 1 AND executions.attempt = 1 AND executions.tick_time IS NOT NULL))"
+    )
+    for job_id, ticks, runs, tick_time in rows(
+        f"SELECT job_id, {waiting}, {others}, tick_time FROM jobs WHERE schedule IS NOT NULL AND state < 6"
+    ):
+        assert (ticks, runs > 0) in {(1, False), (0, True)}, job_id
+        assert tick_time is None or runs, job_id
+    assert rows("SELECT job_id FROM jobs WHERE tick_time IS NOT NULL AND (schedule IS NULL OR state >= 6)") == []
+    assert rows("SELECT execution_id FROM executions WHERE held <> 0 AND state <> 1") == []

@@ -44,6 +44,7 @@ def test_both_take_the_same_arguments_and_answer_the_same(name: str) -> None:
         "tasks",
         "tail",
         "watch",
+        "tail_job",
     }
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 
 import pytest
 
-from fastlane_grpc.cli.output import Display, follow_job
+from fastlane_grpc.cli.output import Display, follow
 from fastlane_grpc.client import Client
 from fastlane_grpc.client.events import state_change
 from fastlane_grpc.v1 import fastlane_pb2 as pb
@@ -39,10 +39,11 @@ def until(holds: Callable[[], bool]) -> None:
 # ------------------------------------------------------------------------------------------------- a job that waits
 
 
-def follow(server: ScriptedServer, display: Display) -> int:
+def followed(server: ScriptedServer, display: Display) -> int:
     with Client(server.address) as client:
         job = client.job("job-1")
-        return follow_job(client, job, lambda each: client.tail(each, sources=display.sources), display)
+        display.followed = f"job {job.id}"
+        return follow(client.tail_job(job.id, sources=display.sources), display)
 
 
 def test_a_job_that_waits_is_told_of_once_for_each_reason(
@@ -50,7 +51,7 @@ def test_a_job_that_waits_is_told_of_once_for_each_reason(
 ) -> None:
     pieces = [waiting("host 'local' does not answer", 1), waiting("host 'local' does not answer")]
     server.logs["execution-1"] = Log(pieces, first_state=pb.STATE_QUEUED, heartbeats_before_end=40)
-    assert follow(server, Display({}, verbose=False, quiet=False, waiting_after_seconds=0.1)) == 0
+    assert followed(server, Display({}, verbose=False, quiet=False, waiting_after_seconds=0.1)) == 0
     assert capfd.readouterr().err == "fastlane: job job-1 waits: host 'local' does not answer\n"
 
 
@@ -79,7 +80,7 @@ def test_a_job_that_starts_in_time_or_is_shown_quietly_is_not_told_of(
     pieces = [waiting("8 of 8 places taken"), *([] if quiet else [Piece(state=pb.STATE_RUNNING)])]
     server.logs["execution-1"] = Log(pieces, first_state=pb.STATE_QUEUED, heartbeats_before_end=30)
     display = Display({}, verbose=False, quiet=quiet, waiting_after_seconds=0.01 if quiet else 0.5)
-    assert follow(server, display) == 0
+    assert followed(server, display) == 0
     assert capfd.readouterr().err == ""
 
 

@@ -86,6 +86,10 @@ def test_enqueue_sends_every_field_and_answers_the_job(server: ScriptedServer, c
         start_in=timedelta(minutes=10),
         start_at=datetime(2030, 1, 31, 8, tzinfo=UTC),
         expire_time=datetime(2030, 1, 31, 9, tzinfo=UTC),
+        cron=fastlane_client.Cron("0 3 * * *", "Europe/Berlin", overlap="replace", catch_up="none", jitter=5),
+        retry=fastlane_client.Retry(max_retries=3, initial_backoff=0.5, jitter=False, causes=["timed_out"]),
+        unique=fastlane_client.Unique("nightly", "use_existing"),
+        history=7,
         request_id="r1",
         validate_only=True,
     )
@@ -115,6 +119,20 @@ def test_enqueue_sends_every_field_and_answers_the_job(server: ScriptedServer, c
     assert list(spec.metadata["nested"]["list"]) == [1, "a", None]
     assert spec.start_in.ToTimedelta() == timedelta(minutes=10)
     assert (spec.start_at.ToDatetime(UTC).hour, spec.expire_time.ToDatetime(UTC).hour) == (8, 9)
+    assert (spec.cron.expression, spec.cron.time_zone, spec.cron.overlap, spec.cron.catch_up) == (
+        "0 3 * * *",
+        "Europe/Berlin",
+        pb.Cron.OVERLAP_REPLACE,
+        pb.Cron.CATCH_UP_NONE,
+    )
+    assert (spec.retry.max_retries, spec.retry.jitter, list(spec.retry.causes)) == (
+        3,
+        pb.Retry.JITTER_NONE,
+        [pb.Retry.RETRY_CAUSE_TIMED_OUT],
+    )
+    assert spec.retry.initial_backoff.ToTimedelta() == timedelta(milliseconds=500)
+    assert spec.unique == pb.Unique(key="nightly", conflict=pb.Unique.CONFLICT_USE_EXISTING)
+    assert spec.history == 7
     assert {field.name for field, _ in spec.ListFields()} == set(pb.JobSpec.DESCRIPTOR.fields_by_name), (
         "a field of JobSpec is missing here"
     )
@@ -269,7 +287,13 @@ def test_pruning_goes_on_until_there_is_no_more_and_counts_once_where_it_deletes
 
 def test_every_call_of_the_contract_is_a_method_of_both_clients() -> None:
     calls = {method.name for service in pb.DESCRIPTOR.services_by_name.values() for method in service.methods}
-    names = {"StreamExecutionLogs": "tail", "StopJob": "stop", "EnqueueJob": "enqueue", "GetServerInfo": "server_info"}
+    names = {
+        "StreamExecutionLogs": "tail",
+        "StreamJobLogs": "tail_job",
+        "StopJob": "stop",
+        "EnqueueJob": "enqueue",
+        "GetServerInfo": "server_info",
+    }
     for call in calls:
         words = re.findall("[A-Z][a-z]+", call)
         name = names.get(call) or "_".join(words[1:] if words[0] in {"Get", "List"} else words).lower()

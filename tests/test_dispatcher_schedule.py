@@ -11,10 +11,11 @@ import pytest
 
 from fastlane_grpc.dispatcher import PROMOTIONS_AT_ONCE, Dispatcher, HostSlots
 from fastlane_grpc.model import Execution, Job, JobSpec, State, utc_now
-from fastlane_grpc.schedule import After, Final, Next, after, settled_by
+from fastlane_grpc.schedule import Following, Next, after, settled_by
 from fastlane_grpc.store import Pending, Store
 from fastlane_grpc.store.database import open_for_reading, open_for_writing
 from fastlane_grpc.store.due import Promotion
+from fastlane_grpc.store.job_state import After, Rules
 from fastlane_grpc.store.readers import Readers
 from fastlane_grpc.store.writer import Writer
 from tests.fakes import Announcements, FakeGone, FakeHost, FakeRunner
@@ -60,7 +61,7 @@ class Bench:
         db = open_for_writing(self.path)
         db.execute("PRAGMA busy_timeout = 0")
         writer = Writer(db, self.path, loop=loop, on_commit=self._committed, retry_seconds=0.01)
-        self.store = CountingStore(writer, Readers(self.path, loop=loop), instance="", now=clock, after=after)
+        self.store = CountingStore(writer, Readers(self.path, loop=loop), instance="", now=clock, rules=Rules(after))
         self.host = FakeHost()
         self.runner = FakeRunner(self.store, self.host, hold=hold)
         self.dispatcher = Dispatcher(
@@ -230,11 +231,11 @@ async def test_what_is_due_waits_for_a_store_that_cannot_write_and_is_tried_agai
 
 
 async def test_a_job_with_more_attempts_runs_them_all_and_then_is_final(tmp_path: Path) -> None:
-    def thrice(job: Job, ended: Execution, now: datetime) -> Final | Next:
+    def thrice(job: Job, ended: Execution, now: datetime, **others: bool) -> Following:
         if ended.attempt == 3:
-            return settled_by(ended)
+            return Following(final=settled_by(ended))
         # One waits for its time, the other one does not.
-        return Next(now + (ended.attempt - 1) * HOUR, ended.run, ended.attempt + 1)
+        return Following(Next(now + (ended.attempt - 1) * HOUR, ended.run, ended.attempt + 1))
 
     bench = Bench(tmp_path, after=thrice)
     bench.open()

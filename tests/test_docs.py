@@ -132,6 +132,14 @@ def test_each_line_of_the_security_page_names_a_test_that_is_there() -> None:
             assert f"def {name}(" in tests or (ROOT / "tests" / f"{name}.py").exists(), name
 
 
+def test_each_edge_case_of_retries_and_schedules_names_a_test_that_is_there() -> None:
+    page = (ROOT / "docs" / "retries-and-schedules.md").read_text().partition("\n## Edge cases\n")[2]
+    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    names = re.findall(r"^\| .+ \| `(test_\w+)` \|$", page, re.MULTILINE)
+    assert len(names) == len(re.findall(r"^\| (?!what happens|---)", page, re.MULTILINE)) > 30
+    assert [name for name in names if f"def {name}(" not in tests] == []
+
+
 @pytest.mark.parametrize(
     ("section", "enum", "prefix"),
     [

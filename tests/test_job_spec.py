@@ -49,6 +49,49 @@ VALUES: Mapping[str, tuple[Any, Any]] = {
         timestamp_pb2.Timestamp(seconds=TOMORROW + 1),
     ),
     "metadata": (struct_pb2.Struct(fields={"n": struct_pb2.Value(number_value=1)}), struct_pb2.Struct()),
+    "cron.expression": ("5 0 * * *", "@daily"),
+    "cron.time_zone": ("Europe/Berlin", "Asia/Tokyo"),
+    "cron.overlap": (pb.Cron.OVERLAP_REPLACE, pb.Cron.OVERLAP_ALLOW),
+    "cron.catch_up": (pb.Cron.CATCH_UP_ALL, pb.Cron.CATCH_UP_NONE),
+    "cron.paused": (True, None),
+    "cron.catch_up_window": (duration_pb2.Duration(), duration_pb2.Duration(seconds=60)),
+    "cron.jitter": (duration_pb2.Duration(seconds=5), duration_pb2.Duration(seconds=6)),
+    "cron.begin_time": (
+        timestamp_pb2.Timestamp(seconds=TOMORROW, nanos=5000),
+        timestamp_pb2.Timestamp(seconds=TOMORROW + 1),
+    ),
+    "cron.end_time": (
+        timestamp_pb2.Timestamp(seconds=TOMORROW + 86_400 * 30, nanos=5000),
+        timestamp_pb2.Timestamp(seconds=TOMORROW + 86_400 * 20),
+    ),
+    "cron.max_runs": (3, 4),
+    "retry.max_retries": (2, 3),
+    "retry.initial_backoff": (duration_pb2.Duration(), duration_pb2.Duration(seconds=3)),
+    "retry.factor": (1.5, 3.0),
+    "retry.max_backoff": (duration_pb2.Duration(seconds=50), duration_pb2.Duration(seconds=60)),
+    "retry.jitter": (pb.Retry.JITTER_NONE, pb.Retry.JITTER_FULL),
+    "retry.causes": (
+        [pb.Retry.RETRY_CAUSE_EXIT_CODE, pb.Retry.RETRY_CAUSE_IMAGE_NOT_FOUND],
+        [pb.Retry.RETRY_CAUSE_IMAGE_DENIED],
+    ),
+    "retry.exit_codes": ([75, 3], [3]),
+    "retry.except_exit_codes": ([2, 1], [1]),
+    "retry.memory_growth.factor": (1.5, 2.0),
+    "retry.memory_growth.max_bytes": (128 << 20, 256 << 20),
+    "unique.key": ("a key", "another key"),
+    "unique.conflict": (pb.Unique.CONFLICT_USE_EXISTING, pb.Unique.CONFLICT_REPLACE),
+    "history": (7, 8),
+}
+
+# What a spec needs besides the field, to be valid.
+NEEDS: Mapping[str, pb.JobSpec] = {
+    "cron": pb.JobSpec(cron=pb.Cron(expression="0 0 * * *")),
+    "retry": pb.JobSpec(retry=pb.Retry(max_retries=1)),
+    "retry.memory_growth": pb.JobSpec(
+        retry=pb.Retry(max_retries=1, memory_growth=pb.Retry.MemoryGrowth(factor=3, max_bytes=64 << 20)),
+        limits=pb.Limits(memory_bytes=32 << 20),
+    ),
+    "unique": pb.JobSpec(unique=pb.Unique(key="some key")),
 }
 
 # What the body of its container has of the first value. What is not here is carried out by fastlane, and no affair of
@@ -69,7 +112,10 @@ IN_CONTAINER: Mapping[str, Mapping[str, Any]] = {
     "stop_signal": {"StopSignal": "SIGINT"},
     "labels": {"Labels": {"team": "mail"}},
 }
-BY_FASTLANE = {"timeout", "pull_policy", "stop_grace", "priority", "start_in", "start_at", "expire_time", "metadata"}
+BY_FASTLANE = {
+    *("timeout", "pull_policy", "stop_grace", "priority", "start_in", "start_at", "expire_time", "metadata", "history"),
+    *(path for path in VALUES if path.startswith(("cron.", "retry.", "unique."))),
+}
 
 
 def paths(descriptor: Descriptor, above: str = "") -> Iterator[str]:
@@ -85,6 +131,7 @@ def paths(descriptor: Descriptor, above: str = "") -> Iterator[str]:
 def spec_with(path: str, value: object) -> pb.JobSpec:
     spec = pb.JobSpec(image="busybox")
     *above, name = path.split(".")
+    spec.MergeFrom(NEEDS.get(".".join(above), pb.JobSpec()))
     message: Any = spec
     for each in above:
         message = getattr(message, each)
@@ -130,7 +177,10 @@ async def test_a_field_survives_from_the_request_to_the_answer_and_the_container
     assert (await jobs.GetJob(pb.GetJobRequest(job_id=kept.id))).job.spec == spec
     [listed] = (await jobs.ListJobs(pb.ListJobsRequest(id_prefix=kept.id, with_spec=True))).jobs
     assert listed.spec == spec
-    without = (await jobs.EnqueueJob(pb.EnqueueJobRequest(task_id="t", spec=pb.JobSpec(image="busybox")))).job
+    bare = pb.JobSpec(image="busybox")
+    if path.startswith("retry.memory_growth"):
+        bare.limits.CopyFrom(spec.limits)
+    without = (await jobs.EnqueueJob(pb.EnqueueJobRequest(task_id="t", spec=bare))).job
     body, plain = await _container(server, kept), await _container(server, without)
     changes = IN_CONTAINER.get(path, {})
     assert _differences(plain, body) == set(_leaves(changes))

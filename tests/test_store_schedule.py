@@ -19,10 +19,11 @@ from hypothesis.stateful import Bundle, RuleBasedStateMachine, invariant, rule
 
 from fastlane_grpc.errors import QueueFull, RequestIdReused
 from fastlane_grpc.model import Execution, Job, JobSpec, LogTotals, Outcome, Reason, Source, State, new_id
-from fastlane_grpc.schedule import After, Final, Next, after, settled_by
+from fastlane_grpc.schedule import Following, Next, after, settled_by
 from fastlane_grpc.store import JobQuery, PruneQuery, Quota, Store
 from fastlane_grpc.store.database import open_for_reading, open_for_writing
-from fastlane_grpc.store.due import expire, next_time, promote
+from fastlane_grpc.store.due import expire, handle_ticks, next_time, promote
+from fastlane_grpc.store.job_state import After, Rules
 from fastlane_grpc.store.readers import Readers
 from fastlane_grpc.store.writer import Writer
 from tests.store_checks import check_jobs, check_lines
@@ -35,12 +36,13 @@ MICROSECOND = timedelta(microseconds=1)
 ALL = 1000
 
 
-def thrice(job: Job, ended: Execution, now: datetime) -> Final | Next:
-    """As retries will be: three attempts of a run, a minute apart; what was stopped or has expired is not tried
+def thrice(job: Job, ended: Execution, now: datetime, **others: bool) -> Following:
+    """Three attempts of a run, a minute apart, after whatever end; what was stopped or has expired is not tried
     again."""
-    if ended.state in {State.SUCCEEDED, State.STOPPED, State.EXPIRED} or ended.attempt == 3:
-        return settled_by(ended)
-    return Next(now + timedelta(minutes=1), ended.run, ended.attempt + 1)
+    over = {State.SUCCEEDED, State.STOPPED, State.EXPIRED}
+    if job.stop_time or ended.state in over or ended.attempt == 3:
+        return Following(final=settled_by(ended))
+    return Following(Next(now + timedelta(minutes=1), ended.run, ended.attempt + 1))
 
 
 class MovedStore:
@@ -54,7 +56,7 @@ class MovedStore:
         self.commits: list[Sequence[Execution]] = []
         writer = Writer(open_for_writing(self.path), self.path, loop=loop, on_commit=self.commits.append)
         self.store = Store(
-            writer, Readers(self.path, loop=loop), instance="", now=lambda: self.now, after=after, quota=quota
+            writer, Readers(self.path, loop=loop), instance="", now=lambda: self.now, rules=Rules(after), quota=quota
         )
         self._reading = open_for_reading(self.path)
 
@@ -486,8 +488,9 @@ import asyncio, os, shutil, signal, sys
 from datetime import datetime, timedelta, UTC
 from pathlib import Path
 from fastlane_grpc.model import JobSpec, Outcome, State
-from fastlane_grpc.schedule import Next
+from fastlane_grpc.schedule import Following, Next
 from fastlane_grpc.store import Store
+from fastlane_grpc.store.job_state import Rules
 from fastlane_grpc.store.database import open_for_writing
 from fastlane_grpc.store.readers import Readers
 from fastlane_grpc.store.writer import Writer, Written
@@ -503,7 +506,7 @@ def opened(directory):
         Readers(path, loop=loop),
         instance="",
         now=lambda: NOW,
-        after=lambda job, ended, now: Next(now + timedelta(hours=1), 1, 2),
+        rules=Rules(lambda job, ended, now, **others: Following(Next(now + timedelta(hours=1), 1, 2))),
     )
 
 def die_at(number):
@@ -562,22 +565,23 @@ import asyncio, sys
 from datetime import timedelta
 from pathlib import Path
 from fastlane_grpc.model import JobSpec, Outcome, State, utc_now
-from fastlane_grpc.schedule import Next, settled_by
+from fastlane_grpc.schedule import Following, Next, settled_by
 from fastlane_grpc.store.database import open_for_writing
 from fastlane_grpc.store.readers import Readers
 from fastlane_grpc.store.writer import Writer
 from fastlane_grpc.store import Store
+from fastlane_grpc.store.job_state import Rules
 
-def after(job, ended, now):
+def after(job, ended, now, **others):
     if ended.attempt == 3:
-        return settled_by(ended)
-    return Next(now + timedelta(microseconds=ended.attempt - 1), 1, ended.attempt + 1)
+        return Following(final=settled_by(ended))
+    return Following(Next(now + timedelta(microseconds=ended.attempt - 1), 1, ended.attempt + 1))
 
 async def main():
     path = Path(sys.argv[1]) / "fastlane.db"
     loop = asyncio.get_running_loop()
     writer = Writer(open_for_writing(path), path, loop=loop, on_commit=lambda executions: None)
-    store = Store(writer, Readers(path, loop=loop), instance="", after=after)
+    store = Store(writer, Readers(path, loop=loop), instance="", rules=Rules(after))
 
     async def caller(task_id):
         while True:
@@ -644,6 +648,14 @@ def steps_of_a_look(directory: Path, count: int) -> int:
         """,
         [(new_id(), 1 + number % 2, number, None if number % 4 == 1 else number + count) for number in range(count)],
     )
+    db.execute("UPDATE executions SET job_id = execution_id")
+    db.execute(
+        """
+        INSERT INTO jobs
+            (job_id, execution_id, task_id, state, spec, create_time, request_id, request_digest, caller_address)
+        SELECT job_id, execution_id, task_id, state, x'7b7d', 0, '', x'', '' FROM executions WHERE seq <= 20
+        """
+    )
     # 20 of the first are due, and ten have expired: those that wait for a slot, and those that wait for their time.
     db.execute("UPDATE executions SET expire_time = 1 WHERE seq <= 10")
     hundreds = 0
@@ -655,12 +667,16 @@ def steps_of_a_look(directory: Path, count: int) -> int:
 
     now = datetime(1970, 1, 1, tzinfo=UTC) + timedelta(microseconds=20)
     db.set_progress_handler(counted, 100)
-    found = (len(expire(db, now, ALL)), len(promote(db, now, ALL)))
+    found = (
+        expire(db, now, ALL, Rules())[0],
+        promote(db, now, ALL, Rules())[0],
+        handle_ticks(db, now, ALL, Rules())[0],
+    )
     next_time(db)
     db.set_progress_handler(None, 0)
     db.execute("ROLLBACK")
     db.close()
-    assert found == (10, 6)
+    assert found == (10, 6, 0)
     return 100 * hundreds
 
 

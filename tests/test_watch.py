@@ -16,7 +16,7 @@ from fastlane_grpc.api.watch import WatchRequest, cursor_text, position_of, watc
 from fastlane_grpc.errors import CursorTooOld, StoreFailed
 from fastlane_grpc.model import Execution, Job, JobSpec, Outcome, State
 from fastlane_grpc.store import ChangePosition, JobsRead, Pending, Store
-from fastlane_grpc.watch import JobUpdate, JobWatches, WatchFilter
+from fastlane_grpc.watch import JobUpdate, WatchFilter, WatchHub
 from tests.test_logs import eventually
 
 HEARTBEAT = timedelta(milliseconds=10)
@@ -32,7 +32,7 @@ class Served:
             self.watches.changed(executions)
 
         self.store = store_kind.open(directory, on_commit=on_commit, loop=asyncio.get_running_loop())
-        self.watches = JobWatches(self.store, **{"ring_updates": 4, "page_changes": 3, "pace_seconds": 0, **sizes})
+        self.watches = WatchHub(self.store, **{"ring_updates": 4, "page_changes": 3, "pace_seconds": 0, **sizes})
         self._hub = asyncio.create_task(self.watches.run())
 
     async def close(self) -> None:
@@ -105,7 +105,7 @@ class Watcher:
     since: set[str] = field(default_factory=set)
     stream: "asyncio.Task[None] | None" = None
 
-    def start(self, watches: JobWatches) -> None:
+    def start(self, watches: WatchHub) -> None:
         self.stream = asyncio.create_task(self._run(watches))
 
     async def stop(self) -> None:
@@ -119,7 +119,7 @@ class Watcher:
         assert not self.stream.done(), self.stream.exception()
         return bool(self.picture.cursor) and self.picture.position_of(self.picture.cursor) >= position
 
-    async def _run(self, watches: JobWatches) -> None:
+    async def _run(self, watches: WatchHub) -> None:
         while True:
             request = WatchRequest(
                 self.wanted.task_id, self.wanted.job_ids, self.wanted.labels, self.picture.cursor, HEARTBEAT

@@ -5,13 +5,16 @@ A transport reads the request by `RequestParser`, makes the call, and looks erro
 from collections.abc import Callable
 from importlib.metadata import version
 
-from fastlane_grpc.api import converters
+from fastlane_grpc.api import converters, times
 from fastlane_grpc.api.log_stream import Send, StreamEncoding
 from fastlane_grpc.api.page_response import messages_of_page
 from fastlane_grpc.api.service import Service
 from fastlane_grpc.api.watch_encoding import WatchMessages
 from fastlane_grpc.model import Job, utc_now
 from fastlane_grpc.v1 import fastlane_pb2 as pb
+
+# Beyond the first release; GetServerInfo names them.
+FEATURES = ("cron", "retries")
 
 
 class Calls:
@@ -51,6 +54,33 @@ class Calls:
         Changes are encoded once for all watchers whose encodings have the same name."""
         messages = WatchMessages(*encoding, self._service.instance, lambda job: self._job(job, self._service.waiting))
         await self._service.watch(*converters.read_watch(request), messages, send)
+
+    async def retry_job(self, request: pb.RetryJobRequest) -> pb.RetryJobResponse:
+        job, existing = await self._service.retry(request.job_id, request.request_id)
+        return pb.RetryJobResponse(job=self._job(job, self._service.waiting), existing=existing)
+
+    async def replace_job(self, request: pb.ReplaceJobRequest, *, caller_address: str) -> pb.ReplaceJobResponse:
+        job, created = await self._service.replace(*converters.read_replace(request, caller_address))
+        return pb.ReplaceJobResponse(job=self._job(job, self._service.waiting), created=created)
+
+    async def pause_schedule(self, request: pb.PauseScheduleRequest) -> pb.PauseScheduleResponse:
+        job = await self._service.pause_schedule(request.job_id)
+        return pb.PauseScheduleResponse(job=self._job(job, self._service.waiting))
+
+    async def resume_schedule(self, request: pb.ResumeScheduleRequest) -> pb.ResumeScheduleResponse:
+        job = await self._service.resume_schedule(request.job_id)
+        return pb.ResumeScheduleResponse(job=self._job(job, self._service.waiting))
+
+    async def preview_schedule(self, request: pb.PreviewScheduleRequest) -> pb.PreviewScheduleResponse:
+        ticks, description = self._service.preview(*converters.read_preview(request))
+        response = pb.PreviewScheduleResponse(description=description)
+        for tick in ticks:
+            times.write_time(response.times.add(), tick)
+        return response
+
+    async def stream_job_logs(self, request: pb.StreamJobLogsRequest, encoding: StreamEncoding, send: Send) -> None:
+        """Pass each message of the stream, encoded, to `send`."""
+        await self._service.job_log(*converters.read_job_log_request(request), encoding, send)
 
     # ---- ExecutionService
 
@@ -100,17 +130,19 @@ class Calls:
         settings = self._service.settings
         return pb.GetServerInfoResponse(
             version=version("fastlane-grpc"),
-            start_time=converters.timestamp(self._service.start_time),
-            time=converters.timestamp(utc_now()),
+            start_time=times.timestamp(self._service.start_time),
+            time=times.timestamp(utc_now()),
             max_running=settings.max_running,
-            max_timeout=converters.duration(settings.max_timeout),
-            default_timeout=converters.duration(settings.default_timeout),
+            max_timeout=times.duration(settings.max_timeout),
+            default_timeout=times.duration(settings.default_timeout),
             max_log_bytes=settings.max_log_bytes,
             max_request_bytes=settings.max_request_bytes,
             max_streams=settings.max_streams,
             max_waiting=settings.max_waiting,
-            keep_logs=converters.duration(settings.keep_logs),
-            keep_jobs=converters.duration(settings.keep_jobs),
+            keep_logs=times.duration(settings.keep_logs),
+            keep_jobs=times.duration(settings.keep_jobs),
+            default_history=settings.default_history,
+            features=FEATURES,
         )
 
     async def prune(self, request: pb.PruneRequest) -> pb.PruneResponse:

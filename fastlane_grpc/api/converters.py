@@ -2,18 +2,23 @@
 
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
-from datetime import UTC, datetime, timedelta
+from datetime import timedelta
 from operator import attrgetter
-from typing import cast
 
 from google.protobuf import json_format
-from google.protobuf.duration_pb2 import Duration
-from google.protobuf.message import Message
-from google.protobuf.timestamp_pb2 import Timestamp
 
+from fastlane_grpc.api import schedule_converters
+from fastlane_grpc.api.job_log_stream import JobLogRequest
 from fastlane_grpc.api.log_stream import LogEnded, LogRequest, LogSuspended, StateChanged
 from fastlane_grpc.api.pages import PageRequest, TaskQuery
-from fastlane_grpc.api.service import EnqueueRequest, PruneRequest
+from fastlane_grpc.api.service import EnqueueRequest, PreviewRequest, PruneRequest, ReplaceRequest
+from fastlane_grpc.api.times import (
+    read_optional_duration,
+    read_optional_time,
+    read_time_ns,
+    timestamp,
+    write_time,
+)
 from fastlane_grpc.api.watch import WatchRequest
 from fastlane_grpc.errors import InvalidRequest, Violation
 from fastlane_grpc.logs import StartPoint
@@ -32,10 +37,11 @@ from fastlane_grpc.model import (
     Times,
     Waiting,
     exit_status,
+    utc_now,
 )
 from fastlane_grpc.record import Gap
 from fastlane_grpc.retention import Pruned
-from fastlane_grpc.store import ExecutionQuery, JobQuery
+from fastlane_grpc.store import ExecutionQuery, JobQuery, etag_of
 from fastlane_grpc.text.redaction import SecretNames
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
@@ -57,14 +63,9 @@ CAPTURES = {
 # The times of an execution, which have the same names in the contract and in the model.
 _POINTS = tuple(each.name for each in fields(Times))
 _times_of = attrgetter(*_POINTS)
-_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _MAX_SPEC_BYTES = 2 << 20
 # Parsers accept 100 levels in all, and each level of metadata takes three of them.
 _MAX_METADATA_DEPTH = 16
-# The longest duration of protobuf.
-_MAX_SECONDS = 315_576_000_000
-# Timestamps of protobuf are of the years 1 to 9999.
-_FIRST_SECOND, _LAST_SECOND = -62_135_596_800, 253_402_300_799
 
 # ------------------------------------------------------------------------------------------------------------- requests
 
@@ -81,7 +82,7 @@ def read_enqueue(request: pb.EnqueueJobRequest, caller_address: str) -> tuple[En
 
 def read_log_request(request: pb.StreamExecutionLogsRequest) -> tuple[LogRequest, list[Violation]]:
     violations: list[Violation] = []
-    heartbeat = _read_optional_duration(request, "heartbeat_interval", "heartbeat_interval", violations)
+    heartbeat = read_optional_duration(request, "heartbeat_interval", "heartbeat_interval", violations)
     numbers = [int(source) for source in request.sources]
     for index, number in enumerate(numbers):
         if number not in _SOURCES and number != pb.SOURCE_UNSPECIFIED:
@@ -99,14 +100,38 @@ def read_log_request(request: pb.StreamExecutionLogsRequest) -> tuple[LogRequest
 
 def read_watch(request: pb.WatchJobsRequest) -> tuple[WatchRequest, list[Violation]]:
     violations: list[Violation] = []
-    heartbeat = _read_optional_duration(request, "heartbeat_interval", "heartbeat_interval", violations)
+    heartbeat = read_optional_duration(request, "heartbeat_interval", "heartbeat_interval", violations)
     read = WatchRequest(request.task_id, tuple(request.job_ids), _read_map(request.labels), request.cursor)
     return (read if heartbeat is None else replace(read, heartbeat=heartbeat)), violations
 
 
+def read_job_log_request(request: pb.StreamJobLogsRequest) -> tuple[JobLogRequest, list[Violation]]:
+    # The fields have the same numbers in both.
+    as_execution = pb.StreamExecutionLogsRequest.FromString(request.SerializeToString())
+    read, violations = read_log_request(as_execution)
+    return JobLogRequest(
+        request.job_id, read.cursor, read.start_point, read.sources, read.follow, read.text, read.heartbeat
+    ), violations
+
+
 def read_grace(request: pb.StopJobRequest | pb.StopExecutionRequest) -> tuple[timedelta | None, list[Violation]]:
     violations: list[Violation] = []
-    return _read_optional_duration(request, "grace", "grace", violations), violations
+    return read_optional_duration(request, "grace", "grace", violations), violations
+
+
+def read_replace(request: pb.ReplaceJobRequest, caller_address: str) -> tuple[ReplaceRequest, list[Violation]]:
+    """Return the request and the violations: values that a message can hold and the model cannot."""
+    enqueue, violations = read_enqueue(pb.EnqueueJobRequest(task_id=request.task_id, spec=request.spec), caller_address)
+    return ReplaceRequest(request.job_id, enqueue.task_id, enqueue.spec, request.etag, caller_address), violations
+
+
+def read_preview(request: pb.PreviewScheduleRequest) -> tuple[PreviewRequest, list[Violation]]:
+    violations: list[Violation] = []
+    if not request.HasField("cron"):
+        violations.append(Violation("cron", "is required"))
+    cron = schedule_converters.read_cron(request.cron, "cron", violations)
+    from_time = read_optional_time(request, "from_time", "from_time", violations)
+    return PreviewRequest(cron, request.count, from_time), violations
 
 
 def read_job_query(request: pb.ListJobsRequest) -> tuple[PageRequest[JobQuery], list[Violation]]:
@@ -115,8 +140,8 @@ def read_job_query(request: pb.ListJobsRequest) -> tuple[PageRequest[JobQuery], 
         task_id=request.task_id,
         states=_read_states(request.states, violations),
         labels=_read_map(request.labels),
-        since_time=_read_optional_time(request, "since_time", "since_time", violations),
-        until_time=_read_optional_time(request, "until_time", "until_time", violations),
+        since_time=read_optional_time(request, "since_time", "since_time", violations),
+        until_time=read_optional_time(request, "until_time", "until_time", violations),
         id_prefix=request.id_prefix,
         with_spec=request.with_spec,
     )
@@ -146,23 +171,9 @@ def _read_states(numbers: Iterable[int], violations: list[Violation]) -> tuple[S
     return tuple(sorted(states))
 
 
-def _read_optional_time(
-    message: pb.ListJobsRequest | pb.JobSpec, name: str, field: str, violations: list[Violation]
-) -> datetime | None:
-    """Return the time, rounded up to a microsecond."""
-    if not cast(Message, message).HasField(name):
-        return None
-    ns = _read_time_ns(getattr(message, name), field, violations)
-    return (
-        None
-        if ns is None
-        else _EPOCH + timedelta(microseconds=min(-(-ns // 1_000), _LAST_SECOND * 1_000_000 + 999_999))
-    )
-
-
 def read_prune(request: pb.PruneRequest) -> tuple[PruneRequest, list[Violation]]:
     violations: list[Violation] = []
-    older_than = _read_optional_duration(request, "older_than", "older_than", violations)
+    older_than = read_optional_duration(request, "older_than", "older_than", violations)
     if violations:
         # The field was set, though not to a duration: not another violation for a missing field.
         older_than = timedelta()
@@ -175,7 +186,7 @@ def _with_heartbeat(request: LogRequest, heartbeat: timedelta) -> LogRequest:
 
 def _read_start_point(request: pb.StreamExecutionLogsRequest, violations: list[Violation]) -> StartPoint | None:
     tail_lines = request.tail_lines if request.HasField("tail_lines") else None
-    since_ns = _read_time_ns(request.since_time, "since_time", violations) if request.HasField("since_time") else None
+    since_ns = read_time_ns(request.since_time, "since_time", violations) if request.HasField("since_time") else None
     return None if tail_lines is None and since_ns is None else StartPoint(tail_lines, since_ns)
 
 
@@ -193,7 +204,7 @@ def _read_spec(spec: pb.JobSpec, violations: list[Violation]) -> JobSpec:
         entrypoint=tuple(spec.entrypoint),
         working_dir=spec.working_dir,
         user=spec.user,
-        timeout=_read_optional_duration(spec, "timeout", "spec.timeout", violations),
+        timeout=read_optional_duration(spec, "timeout", "spec.timeout", violations),
         pull_policy=pull_policy,
         limits=Limits(spec.limits.memory_bytes, spec.limits.cpus, spec.limits.pids)
         if spec.HasField("limits")
@@ -201,48 +212,25 @@ def _read_spec(spec: pb.JobSpec, violations: list[Violation]) -> JobSpec:
         network=spec.network,
         read_only_root=spec.read_only_root,
         stop_signal=spec.stop_signal,
-        stop_grace=_read_optional_duration(spec, "stop_grace", "spec.stop_grace", violations),
+        stop_grace=read_optional_duration(spec, "stop_grace", "spec.stop_grace", violations),
         priority=spec.priority,
         labels=_read_map(spec.labels),
         metadata=_read_metadata(spec, violations),
-        start_in=_read_optional_duration(spec, "start_in", "spec.start_in", violations),
-        start_at=_read_optional_time(spec, "start_at", "spec.start_at", violations),
-        expire_time=_read_optional_time(spec, "expire_time", "spec.expire_time", violations),
+        start_in=read_optional_duration(spec, "start_in", "spec.start_in", violations),
+        start_at=read_optional_time(spec, "start_at", "spec.start_at", violations),
+        cron=schedule_converters.read_cron(spec.cron, "spec.cron", violations) if spec.HasField("cron") else None,
+        expire_time=read_optional_time(spec, "expire_time", "spec.expire_time", violations),
+        retry=schedule_converters.read_retry(spec.retry, "spec.retry", violations) if spec.HasField("retry") else None,
+        unique=schedule_converters.read_unique(spec.unique, "spec.unique", violations)
+        if spec.HasField("unique")
+        else None,
+        history=spec.history,
     )
 
 
 def _read_map(entries: Mapping[str, str]) -> dict[str, str]:
     # Not dict(entries), which looks each value up by its name.
     return {name: value for name, value in entries.items()} if entries else {}  # noqa: C416
-
-
-def _read_optional_duration(
-    message: Message,
-    name: str,
-    field: str,
-    violations: list[Violation],
-) -> timedelta | None:
-    if not message.HasField(name):
-        return None
-    duration: Duration = getattr(message, name)
-    if (
-        abs(duration.seconds) > _MAX_SECONDS
-        or abs(duration.nanos) >= 1_000_000_000
-        or duration.seconds * duration.nanos < 0
-    ):
-        violations.append(
-            Violation(field, f"is not a duration: {duration.seconds} seconds and {duration.nanos} nanoseconds")
-        )
-        return None
-    return duration.ToTimedelta()
-
-
-def _read_time_ns(time: Timestamp, field: str, violations: list[Violation]) -> int | None:
-    """Return nanoseconds since 1970."""
-    if not _FIRST_SECOND <= time.seconds <= _LAST_SECOND or not 0 <= time.nanos < 1_000_000_000:
-        violations.append(Violation(field, f"is not a time: {time.seconds} seconds and {time.nanos} nanoseconds"))
-        return None
-    return time.seconds * 1_000_000_000 + time.nanos
 
 
 def _read_metadata(spec: pb.JobSpec, violations: list[Violation]) -> Mapping[str, object] | None:
@@ -288,9 +276,12 @@ def job(value: Job, waiting: WaitingOf, secret_names: SecretNames) -> pb.Job:
     _write_execution(message.execution, value.execution, waiting(value.execution))
     if value.outcome is not None:
         _write_outcome(message.outcome, value.outcome)
-    _write_time(message.create_time, value.create_time)
+    write_time(message.create_time, value.create_time)
     if value.end_time is not None:
-        _write_time(message.end_time, value.end_time)
+        write_time(message.end_time, value.end_time)
+    message.etag = etag_of(value)
+    if value.schedule is not None:
+        schedule_converters.write_schedule_status(message.schedule, value, utc_now())
     return message
 
 
@@ -337,9 +328,10 @@ def _write_spec(message: pb.JobSpec, value: JobSpec) -> None:
     if value.start_in is not None:
         message.start_in.FromTimedelta(value.start_in)
     if value.start_at is not None:
-        _write_time(message.start_at, value.start_at)
+        write_time(message.start_at, value.start_at)
     if value.expire_time is not None:
-        _write_time(message.expire_time, value.expire_time)
+        write_time(message.expire_time, value.expire_time)
+    schedule_converters.write_policies(message, value)
 
 
 def execution(value: Execution, waits: Waiting | None) -> pb.Execution:
@@ -363,12 +355,15 @@ def _write_execution(message: pb.Execution, value: Execution, waits: Waiting | N
     times = message.times
     for point, time in zip(_POINTS, _times_of(value.times), strict=True):
         if time is not None:
-            _write_time(getattr(times, point), time)
+            write_time(getattr(times, point), time)
     message.host = value.host
     message.container_id = value.container_id
     message.image_digest = value.image_digest
     if value.logs:
         message.logs.extend(map(totals, value.logs))
+    if value.tick_time is not None:
+        write_time(message.tick_time, value.tick_time)
+    message.memory_bytes = value.memory_bytes
 
 
 def waiting(value: Waiting) -> pb.Waiting:
@@ -381,9 +376,9 @@ def _write_waiting(message: pb.Waiting, value: Waiting) -> None:
     message.reason = pb.WaitReason.ValueType(value.reason)
     message.detail = value.detail
     message.ahead = value.ahead
-    _write_time(message.since_time, value.since_time)
+    write_time(message.since_time, value.since_time)
     if value.due_time is not None:
-        _write_time(message.due_time, value.due_time)
+        write_time(message.due_time, value.due_time)
 
 
 def outcome(value: Outcome) -> pb.Outcome:
@@ -423,29 +418,6 @@ def host(value: HostReport) -> pb.EngineHost:
         capture=CAPTURES[value.capture],
         capture_reason=value.capture_reason,
     )
-
-
-def timestamp(value: datetime | None) -> Timestamp | None:
-    if value is None:
-        return None
-    message = Timestamp()
-    _write_time(message, value)
-    return message
-
-
-def _write_time(message: Timestamp, value: datetime) -> None:
-    # FromDatetime takes five times as long, and a response has up to a dozen times for each job.
-    since = value - _EPOCH
-    message.seconds = since.days * 86_400 + since.seconds
-    message.nanos = since.microseconds * 1_000
-
-
-def duration(value: timedelta | None) -> Duration | None:
-    if value is None:
-        return None
-    message = Duration()
-    message.FromTimedelta(value)
-    return message
 
 
 def pruned(value: Pruned) -> pb.PruneResponse:

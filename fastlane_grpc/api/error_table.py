@@ -37,6 +37,7 @@ TABLE: Mapping[type[errors.Refusal], ErrorEntry] = {
     errors.CursorOfAnotherExecution: ErrorEntry(
         code_pb2.INVALID_ARGUMENT, Reason.ERROR_REASON_CURSOR_OF_ANOTHER_EXECUTION
     ),
+    errors.CursorOfAnotherJob: ErrorEntry(code_pb2.INVALID_ARGUMENT, Reason.ERROR_REASON_CURSOR_OF_ANOTHER_JOB),
     errors.CursorAhead: ErrorEntry(code_pb2.OUT_OF_RANGE, Reason.ERROR_REASON_CURSOR_AHEAD),
     errors.PageTokenInvalid: ErrorEntry(code_pb2.INVALID_ARGUMENT, Reason.ERROR_REASON_PAGE_TOKEN_INVALID),
     errors.TaskNotFound: ErrorEntry(code_pb2.NOT_FOUND, Reason.ERROR_REASON_TASK_NOT_FOUND),

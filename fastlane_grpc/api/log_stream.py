@@ -8,7 +8,7 @@ from typing import Protocol, TypeAlias
 
 from fastlane_grpc.errors import ServerStopping
 from fastlane_grpc.logs import Cursor, Encoding, LogWatch, StartPoint, Tail, Tails
-from fastlane_grpc.model import Cause, Execution, Source, Waiting, utc_now
+from fastlane_grpc.model import Cause, Execution, Job, Source, Waiting, utc_now
 from fastlane_grpc.store import Store
 
 
@@ -67,8 +67,27 @@ WaitingOf: TypeAlias = Callable[[Execution], Awaitable[Waiting | None]]
 # The shortest time between two reads that find output. The first byte is sent at once, a flood in large messages.
 PACE_SECONDS = 0.004
 
-# The events of a stream beside the messages of its log.
-LogEvent: TypeAlias = StateChanged | Heartbeat | LogEnded | LogSuspended
+
+@dataclass(frozen=True, slots=True)
+class ExecutionBegins:
+    """The start of an execution's log in the stream of its job. `max_attempts`: how many its run may have."""
+
+    cursor: Cursor
+    execution: Execution
+    waiting: Waiting | None
+    max_attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobLogEnded:
+    """The end of the stream of a job: the job as it is now."""
+
+    cursor: Cursor
+    job: Job
+
+
+# The events of a stream beside the messages of its log. The last two are of the stream of a job.
+LogEvent: TypeAlias = StateChanged | Heartbeat | LogEnded | LogSuspended | ExecutionBegins | JobLogEnded
 
 
 class StreamEncoding(Encoding, Protocol):
@@ -90,8 +109,9 @@ async def log_stream(
     stopping: Callable[[], bool],
     encoding: StreamEncoding,
     send: Send,
-) -> None:
-    """Send the log of one execution; return after LogEnded or LogSuspended. An error interrupts the stream."""
+) -> Cursor:
+    """Send the log of one execution; return the cursor after LogEnded or LogSuspended. An error interrupts the
+    stream."""
     await store.execution(request.execution_id)  # Only what exists has a log.
     cursor = Cursor.parse(request.cursor, request.execution_id)
     with tails.watching(request.execution_id) as watch:
@@ -108,6 +128,7 @@ async def log_stream(
             await send(encoding.event(event, utc_now()))
 
         await _stream(request, watch, tail, _Queue(waiting_of), stopping, send, tell)
+        return tail.cursor
 
 
 async def _stream(

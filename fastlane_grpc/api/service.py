@@ -5,19 +5,23 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
-from itertools import chain
+from itertools import chain, islice
 from typing import Protocol
 
 from fastlane_grpc.api import validation
+from fastlane_grpc.api.job_log_stream import JobLogRequest, JobWatches, job_log_stream
 from fastlane_grpc.api.log_stream import LogRequest, Send, StreamEncoding, log_stream
 from fastlane_grpc.api.pages import PageRequest, PageResult, TaskQuery, position_of
+from fastlane_grpc.api.schedule_validation import MAX_PREVIEW, preview_violations
 from fastlane_grpc.api.unstored_stops import UnstoredStops
 from fastlane_grpc.api.watch import WatchEncoding, WatchRequest, watch_stream, watch_violations
 from fastlane_grpc.config import Settings
 from fastlane_grpc.errors import DiskFull, InvalidRequest, ServerStopping, StoreFailed, TooManyStreams, Violation
 from fastlane_grpc.logs import Tails
 from fastlane_grpc.model import (
+    Cron,
     Execution,
+    Hold,
     HostReport,
     Job,
     JobSpec,
@@ -25,18 +29,19 @@ from fastlane_grpc.model import (
     Stop,
     StopCause,
     Task,
-    Times,
     Waiting,
     WaitReason,
     utc_now,
 )
 from fastlane_grpc.retention import Pruned, Retention
-from fastlane_grpc.schedule import first, waiting_state
-from fastlane_grpc.store import ExecutionQuery, JobQuery, PruneQuery, Store
-from fastlane_grpc.watch import JobWatches
+from fastlane_grpc.schedule import Ticks
+from fastlane_grpc.store import ExecutionQuery, JobQuery, PruneQuery, Store, first_job
+from fastlane_grpc.watch import WatchHub
 
 # The delay that a caller is advised when all streams are in use.
 _STREAMS_RETRY_SECONDS = 5.0
+# Ticks that a preview returns, unless it asks for more.
+_PREVIEWED = 10
 # Executions ahead of a queued one are counted up to this number.
 _MOST_AHEAD = 1_000
 
@@ -50,6 +55,26 @@ class EnqueueRequest:
     request_id: str = ""
     validate_only: bool = False
     caller_address: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplaceRequest:
+    """A job to create under the caller's id, or to replace."""
+
+    job_id: str
+    task_id: str
+    spec: JobSpec
+    etag: str = ""
+    caller_address: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class PreviewRequest:
+    """A schedule, the number of its ticks to return (0: 10), and the time after which they come; None: now."""
+
+    cron: Cron
+    count: int = 0
+    from_time: datetime | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +105,9 @@ class Capacity(Protocol):
     def waiting(self, execution_id: str) -> Waiting | None:
         """What an execution that has a place waits for before it can begin."""
 
+    def wake_at(self, time: datetime | None) -> None:
+        """Look for what is due at this time."""
+
     def stop_unstored(self, execution_id: str, stop: Stop) -> bool:
         """Pass a stop that is not on disk to the runner of this execution. Return whether the execution has a claim."""
 
@@ -94,7 +122,7 @@ class Service:
         capacity: Capacity,
         retention: Retention,
         settings: Settings,
-        watches: JobWatches,
+        watches: WatchHub,
     ) -> None:
         self.settings = settings
         self.start_time = utc_now()
@@ -103,6 +131,7 @@ class Service:
         self._capacity = capacity
         self._retention = retention
         self._watches = watches
+        self.job_watches = JobWatches()
         self._unstored_stops = UnstoredStops(capacity.stop_unstored)
         self._streams = 0
         self._stopping = False
@@ -113,6 +142,7 @@ class Service:
         self._retention.close()
         self._tails.notify_all()
         self._watches.notify_all()
+        self.job_watches.notify_all()
 
     async def enqueue(
         self, request: EnqueueRequest, conversion_violations: Sequence[Violation] = ()
@@ -126,7 +156,7 @@ class Service:
             request.task_id, request.spec, request.request_id, settings.max_timeout, utc_now(), settings.secret_names
         )
         validation.raise_if_invalid(chain(conversion_violations, violations))
-        never_starts = list(validation.start_in_violations(request.spec, utc_now()))
+        never_starts = list(validation.never_starts_violations(request.spec, utc_now()))
         if request.validate_only:
             validation.raise_if_invalid(never_starts)
             return _validated_job(request), False
@@ -188,6 +218,63 @@ class Service:
                 assignment.execution, stop, lambda time: write(carried_out_since=time), error
             )
 
+    async def retry(self, job_id: str, request_id: str) -> tuple[Job, bool]:
+        """Start one more run of a final job. Return the job, and whether `request_id` had started one before."""
+        self._check_serving()
+        _require("job_id", job_id)
+        validation.raise_if_invalid(validation.request_id_violations(request_id))
+        return await self._store.retry_job(job_id, request_id=request_id)
+
+    async def replace(
+        self, request: ReplaceRequest, conversion_violations: Sequence[Violation] = ()
+    ) -> tuple[Job, bool]:
+        """Create the job under its id, or replace its spec. Return the job, and whether it was created."""
+        self._check_serving()
+        _require("job_id", request.job_id)
+        settings, now = self.settings, utc_now()
+        violations = validation.enqueue_violations(
+            request.task_id, request.spec, "", settings.max_timeout, now, settings.secret_names
+        )
+        validation.raise_if_invalid(
+            chain(conversion_violations, validation.job_id_violations(request.job_id), violations)
+        )
+        never_starts = list(validation.never_starts_violations(request.spec, now))
+        job, created = await self._store.replace_job(
+            request.job_id,
+            task_id=request.task_id,
+            spec=request.spec,
+            etag=request.etag,
+            caller_address=request.caller_address,
+            refusal=InvalidRequest(never_starts) if never_starts else None,
+        )
+        self._capacity.wake_at(job.tick_time)
+        return job, created
+
+    async def pause_schedule(self, job_id: str) -> Job:
+        """Stop the ticks of the job's schedule."""
+        self._check_serving()
+        _require("job_id", job_id)
+        return await self._store.pause_schedule(job_id)
+
+    async def resume_schedule(self, job_id: str) -> Job:
+        """Continue a paused schedule with its next tick."""
+        self._check_serving()
+        _require("job_id", job_id)
+        job = await self._store.resume_schedule(job_id)
+        self._capacity.wake_at(job.tick_time)
+        return job
+
+    def preview(
+        self, request: PreviewRequest, conversion_violations: Sequence[Violation] = ()
+    ) -> tuple[list[datetime], str]:
+        """Return the next ticks of a schedule, and the schedule in words."""
+        self._check_serving()
+        now = utc_now()
+        validation.raise_if_invalid(chain(conversion_violations, preview_violations(request.cron, request.count, now)))
+        ticks = Ticks(request.cron)
+        most = min(request.count or _PREVIEWED, request.cron.max_runs or _PREVIEWED * MAX_PREVIEW)
+        return list(islice(ticks.all_after(request.from_time or now), most)), ticks.description
+
     async def task(self, task_id: str) -> Task:
         """Return the task."""
         self._check_serving()
@@ -244,6 +331,34 @@ class Service:
         """Send the log of one execution to its end; see `log_stream`."""
         self._check_serving()
         _require("execution_id", request.execution_id)
+        with self._stream(request, conversion_violations):
+            await log_stream(
+                request, self._store, self._tails, self.waiting_in_line, lambda: self._stopping, encoding, send
+            )
+
+    async def job_log(
+        self, request: JobLogRequest, conversion_violations: Sequence[Violation], encoding: StreamEncoding, send: Send
+    ) -> None:
+        """Send the logs of a job to its end; see `job_log_stream`."""
+        self._check_serving()
+        _require("job_id", request.job_id)
+        with self._stream(request, conversion_violations):
+            await job_log_stream(
+                request,
+                self._store,
+                self._tails,
+                self.job_watches,
+                self.waiting_in_line,
+                lambda: self._stopping,
+                encoding,
+                send,
+            )
+
+    @contextmanager
+    def _stream(
+        self, request: LogRequest | JobLogRequest, conversion_violations: Sequence[Violation]
+    ) -> Iterator[None]:
+        """Check a request for a log, and count its stream within the context. TooManyStreams."""
         tail_lines = request.start_point.tail_lines if request.start_point else None
         validation.raise_if_invalid(
             [
@@ -252,22 +367,11 @@ class Service:
                 *validation.heartbeat_violations(request.heartbeat),
             ]
         )
-        with self._stream():
-            await log_stream(
-                request, self._store, self._tails, self.waiting_in_line, lambda: self._stopping, encoding, send
-            )
-
-    async def watch(
-        self, request: WatchRequest, conversion_violations: Sequence[Violation], encoding: WatchEncoding, send: Send
-    ) -> None:
-        """Send jobs and their changes; see `watch_stream`."""
-        self._check_serving()
-        validation.raise_if_invalid(chain(conversion_violations, watch_violations(request)))
-        with self._stream():
-            await watch_stream(request, self._watches, lambda: self._stopping, encoding, send)
+        with self._counted():
+            yield
 
     @contextmanager
-    def _stream(self) -> Iterator[None]:
+    def _counted(self) -> Iterator[None]:
         """Count one more stream within the context. TooManyStreams."""
         if self._streams >= self.settings.max_streams:
             raise TooManyStreams(
@@ -279,6 +383,15 @@ class Service:
             yield
         finally:
             self._streams -= 1
+
+    async def watch(
+        self, request: WatchRequest, conversion_violations: Sequence[Violation], encoding: WatchEncoding, send: Send
+    ) -> None:
+        """Send jobs and their changes; see `watch_stream`."""
+        self._check_serving()
+        validation.raise_if_invalid(chain(conversion_violations, watch_violations(request)))
+        with self._counted():
+            await watch_stream(request, self._watches, lambda: self._stopping, encoding, send)
 
     async def prune(self, request: PruneRequest, conversion_violations: Sequence[Violation] = ()) -> Pruned:
         """Delete a bounded number of old executions, or count them where the request only validates."""
@@ -301,11 +414,7 @@ class Service:
                 return reason and Waiting(*reason, execution.state_time)
             if execution.state is State.PREPARING:
                 return self._capacity.waiting(execution.id)
-            if execution.state is State.SCHEDULED:
-                due_time = execution.times.due_time
-                detail = f"starts at {due_time:%Y-%m-%dT%H:%M:%SZ}"
-                return Waiting(WaitReason.NOT_DUE, detail, execution.state_time, due_time=due_time)
-            return None
+            return _waiting_for_time(execution) if execution.state is State.SCHEDULED else None
 
         return waiting
 
@@ -354,10 +463,20 @@ def _time_ago(duration: timedelta) -> datetime:
     return now - min(duration, now - datetime(1970, 1, 1, tzinfo=UTC))
 
 
+def _waiting_for_time(execution: Execution) -> Waiting:
+    """Return what a scheduled execution waits for."""
+    since, due_time = execution.state_time, execution.times.due_time
+    if execution.hold is Hold.SCHEDULE_PAUSED:
+        return Waiting(WaitReason.SCHEDULE_PAUSED, "the schedule is paused", since)
+    if execution.hold is Hold.UNIQUE_KEY:
+        return Waiting(WaitReason.UNIQUE_KEY, "another job holds its unique key, and is being stopped", since)
+    time = f"{due_time:%Y-%m-%dT%H:%M:%SZ}"
+    if execution.attempt > 1:
+        return Waiting(WaitReason.BACKOFF, f"attempt {execution.attempt} starts at {time}", since, due_time=due_time)
+    return Waiting(WaitReason.NOT_DUE, f"starts at {time}", since, due_time=due_time)
+
+
 def _validated_job(request: EnqueueRequest) -> Job:
     """Return the job as it would be kept, without ids."""
-    now = utc_now()
-    due_time = first(request.spec, now).due_time
-    state = waiting_state(due_time, now)
-    execution = Execution("", "", request.task_id, state, Times(create_time=now, due_time=due_time), now)
-    return Job("", request.task_id, request.spec, execution, now, state, 1, request.request_id, request.caller_address)
+    job = first_job("", request.task_id, request.spec, utc_now(), request.request_id, request.caller_address)
+    return replace(job, execution=replace(job.execution, id=""))

@@ -8,6 +8,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from itertools import islice
 
+from fastlane_grpc.api.schedule_validation import never_ticks_violations, policy_violations
 from fastlane_grpc.errors import InvalidRequest, Violation
 from fastlane_grpc.model import HARD_STOP, JobSpec, Limits
 from fastlane_grpc.text.redaction import REDACTED, SecretNames, holds_masked_password
@@ -29,6 +30,7 @@ DEFAULT_SECRET_NAMES = SecretNames()
 
 _TASK_ID = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,127}")
 _ID_PREFIX = re.compile(r"[0-9a-f-]{0,36}")
+_UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}")
 
 # The reference of an image, as for `docker run`: [host[:port]/]path[:tag][@digest], or an image's id.
 _DNS_LABEL = r"[A-Za-z0-9](?:[A-Za-z0-9-]*[A-Za-z0-9])?"
@@ -65,8 +67,7 @@ def enqueue_violations(
         yield Violation("task_id", "is required")
     elif not _TASK_ID.fullmatch(task_id):
         yield Violation("task_id", "has to be 1 to 128 of A-Z a-z 0-9 . _ - and must not begin with a dot or dash")
-    if len(request_id) > MAX_REQUEST_ID:
-        yield Violation("request_id", f"has {len(request_id)} characters; at most {MAX_REQUEST_ID} are allowed")
+    yield from request_id_violations(request_id)
     for name, words in (("args", spec.args), ("entrypoint", spec.entrypoint), ("envs", spec.envs)):
         if len(words) > MAX_WORDS:
             yield Violation(f"spec.{name}", f"has {len(words)} entries; at most {MAX_WORDS} are allowed")
@@ -82,6 +83,7 @@ def enqueue_violations(
     if not -100 <= spec.priority <= 100:
         yield Violation("spec.priority", f"is {spec.priority}; it has to be from -100 to 100")
     yield from _start_violations(spec, now)
+    yield from policy_violations(spec, now)
     yield from _labels_violations(spec.labels)
     if spec.metadata is not None:
         yield from _metadata_violations(spec.metadata)
@@ -105,12 +107,25 @@ def _start_violations(spec: JobSpec, now: datetime) -> Iterator[Violation]:
         yield Violation("spec.expire_time", f"has to be at most {MAX_AHEAD.days} days from now")
 
 
-def start_in_violations(spec: JobSpec, now: datetime) -> Iterator[Violation]:
-    """What is at fault in a job that is enqueued now and in no repeated call, which comes later than the first one."""
+def never_starts_violations(spec: JobSpec, now: datetime) -> Iterator[Violation]:
+    """Yield the violations of a new job that could never start. A repeated call, which comes later than the first one,
+    has none."""
+    yield from never_ticks_violations(spec, now)
     if spec.start_in is None or spec.expire_time is None or not now <= spec.expire_time:
         return
     if spec.expire_time - now < spec.start_in:
         yield Violation("spec.expire_time", "is before now + spec.start_in: the job could never start")
+
+
+def request_id_violations(request_id: str) -> Iterator[Violation]:
+    if len(request_id) > MAX_REQUEST_ID:
+        yield Violation("request_id", f"has {len(request_id)} characters; at most {MAX_REQUEST_ID} are allowed")
+
+
+def job_id_violations(job_id: str) -> Iterator[Violation]:
+    """Yield the violation of an id that a caller chose."""
+    if not _UUID.fullmatch(job_id):
+        yield Violation("job_id", f"{job_id[:100]!r} must be a UUID in lower case: 8-4-4-4-12 of 0-9 a-f")
 
 
 def grace_violations(field: str, grace: timedelta) -> Iterator[Violation]:

@@ -33,6 +33,8 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "tasks": ("lists.tasks", "List tasks, with the number of their jobs."),
     "hosts": ("lists.hosts", "List the container engines."),
     "stop": ("stop.stop", "Stop a job or an execution."),
+    "retry": ("retry.retry", "Run a job once more that has ended."),
+    "schedule": ("schedule.schedule", "Show, pause and resume schedules."),
     "prune": ("prune.prune", "Delete jobs and logs that ended long ago."),
     "doctor": ("doctor.doctor", "Check the machine of a server and suggest repairs."),
     "config": ("config_command.config", "Print the settings that are in force."),

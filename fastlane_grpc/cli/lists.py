@@ -299,6 +299,11 @@ def _job_facts(job: pb.Job, now: datetime) -> Iterator[tuple[str, str]]:
     yield "pull", _word(pb.JobSpec.PullPolicy, spec.pull_policy).removeprefix("policy_")
     yield "stop", ", ".join(_stopping(spec))
     yield "priority", str(spec.priority or "")
+    yield "retries", _retries(spec.retry) if spec.HasField("retry") else ""
+    yield "schedule", _schedule(job)
+    yield "next tick", _moment_of(job.schedule.next_times[0], now) if job.schedule.next_times else ""
+    yield "ticks", _ticks(job.schedule) if job.HasField("schedule") else ""
+    yield "unique key", spec.unique.key
     yield "start in", span(spec.start_in.ToTimedelta()) if spec.HasField("start_in") else ""
     yield "start at", _moment(spec, "start_at", now)
     yield "expires", _moment(spec, "expire_time", now)
@@ -308,8 +313,35 @@ def _job_facts(job: pb.Job, now: datetime) -> Iterator[tuple[str, str]]:
     yield "ended", _moment(job, "end_time", now)
     yield "ran", _ran(job.execution, now).strip("-")
     yield "executions", str(job.executions or "")
+    yield "run, attempt", f"{job.execution.run}, {job.execution.attempt}" if job.executions > 1 else ""
     yield "execution", job.execution.id
     yield "host", job.execution.host
+
+
+def _retries(retry: pb.Retry) -> str:
+    first = retry.initial_backoff.ToTimedelta() if retry.HasField("initial_backoff") else timedelta(seconds=1)
+    return f"{retry.max_retries}, the first after at most {span(first)}"
+
+
+def _schedule(job: pb.Job) -> str:
+    if not job.HasField("schedule"):
+        return ""
+    cron, words = job.spec.cron, job.schedule.description
+    paused = ", paused" if job.schedule.paused else ""
+    return f"{' '.join(filter(None, [cron.expression, cron.time_zone]))} ({words}){paused}"
+
+
+def _ticks(status: pb.ScheduleStatus) -> str:
+    """How many ran, how many were skipped, and why the last of these was."""
+    text = f"{status.runs} ran, {status.skipped_ticks} skipped"
+    skipped = time_of(status, "last_skipped_time")
+    if skipped is None:
+        return text
+    return f"{text}, the last at {skipped.astimezone():%Y-%m-%d %H:%M %z}: {status.last_skipped_detail}"
+
+
+def _moment_of(time: Any, now: datetime) -> str:
+    return moment(time.ToDatetime(UTC), now)
 
 
 def _limits(limits: pb.Limits) -> Iterator[str]:

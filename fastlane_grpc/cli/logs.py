@@ -9,7 +9,7 @@ from fastlane_grpc import client as api
 from fastlane_grpc.cli.connection import connected, either_id, proxy_text
 from fastlane_grpc.cli.errors import Failure
 from fastlane_grpc.cli.options import MOMENT, shows_output, talks_to_server
-from fastlane_grpc.cli.output import Display, follow, follow_job
+from fastlane_grpc.cli.output import Display, follow
 from fastlane_grpc.cli.terminal import say
 from fastlane_grpc.v1 import fastlane_pb2
 
@@ -65,7 +65,8 @@ def logs(
     quiet: bool,
     address: str,
 ) -> int:
-    """Show the output of a job, or of one execution: first the stored part, then new output, until the end.
+    """Show the output of a job, or of one execution: first the stored part, then new output, until the end. Of a job
+    the newest run is shown with all its attempts, and what follows it.
 
     \b
     Examples:
@@ -86,17 +87,13 @@ def logs(
         say(proxied)
     with connected(address) as client:
         found = _found(client, id)
-        first_id = found.execution.id if isinstance(found, fastlane_pb2.Job) else found
-
-        def tail_of(execution_id: str) -> api.Tail:
-            if execution_id != first_id:
-                return client.tail(execution_id, sources=display.sources, follow=follows)
-            return client.tail(execution_id, cursor, display.sources, follow=follows, since=since, tail_lines=lines)
-
         if isinstance(found, fastlane_pb2.Job):
-            return follow_job(client, found, tail_of, display)
-        display.followed = f"execution {first_id}"
-        return follow(tail_of(first_id), display)
+            display.followed = f"job {found.id}"
+            of_job = client.tail_job(found.id, cursor, display.sources, follow=follows, since=since, tail_lines=lines)
+            return follow(of_job, display)
+        display.followed = f"execution {found}"
+        of_execution = client.tail(found, cursor, display.sources, follow=follows, since=since, tail_lines=lines)
+        return follow(of_execution, display)
 
 
 def _found(client: api.Client, text: str) -> fastlane_pb2.Job | str:

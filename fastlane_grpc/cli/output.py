@@ -53,6 +53,8 @@ class Display:
         # What is followed, as "job 4711".
         self.followed = ""
         self._within_own_line = False
+        # How the execution before the one that is followed now ended.
+        self._ended: api.End | None = None
         # The last of fastlane's own lines that was written to stay.
         self._last_line = ""
 
@@ -101,10 +103,23 @@ class Display:
             reason = (change.waiting.reason, change.waiting.detail)
             self._waiting.wait(reason, f"{self.followed} waits: {waiting_text(change.waiting)}")
 
+    def begin(self, start: api.ExecutionStart) -> None:
+        """Announce a further attempt, or a further run, of the job."""
+        execution, ended = start.execution, self._ended
+        self._began, self._state, self._ended, self._last_line = False, execution.state, None, ""
+        if ended is None:
+            return
+        when = f" {in_time(execution.waiting)}" if execution.HasField("waiting") else ""
+        if execution.attempt > 1:
+            self.say(f"attempt {execution.attempt} of {start.max_attempts}{when}: {_end_text(ended)}")
+        elif not self._quiet:
+            self.say(f"run {execution.run} of {self.followed}{when}: execution {execution.id}")
+
     def end(self, end: api.End) -> None:
         """Why it ended, where the container's own exit does not say it and fastlane's own lines, which do, are not
         shown."""
         self.clear()
+        self._ended = end
         if end.exit_status == 0 or end.outcome is None or self._tells(end.outcome.detail):
             return
         # Nothing else would tell why there is no output.
@@ -170,7 +185,7 @@ class _Stamps:
 
 
 def follow(tail: api.Tail, display: Display) -> int:
-    """Shows what comes, to the end; the exit status that it tells."""
+    """Show what comes of an execution or of a job, to its end. Return the exit status that the end tells."""
     try:
         return _follow(tail, display)
     except CannotWrite as error:
@@ -182,44 +197,10 @@ def follow(tail: api.Tail, display: Display) -> int:
         display.close()
 
 
-def follow_job(client: api.Client, job: fastlane_pb2.Job, tail_of: Callable[[str], api.Tail], display: Display) -> int:
-    """Shows a job's output from its current execution on, to the job's end; the exit status of the job."""
-    display.followed = f"job {job.id}"
-    while True:
-        execution_id = job.execution.id
-        status = follow(tail_of(execution_id), display)
-        try:
-            job = _job_once_there_is_an_answer(client, job.id, display)
-        except api.NotFound:
-            return status  # it was pruned right after its end
-        if job.HasField("outcome"):
-            return api.exit_status(job)
-        if job.execution.id == execution_id:
-            return status  # not to its end: that was not asked for
-        display.say(
-            f"run {job.execution.run}, attempt {job.execution.attempt} of the job follows: execution {job.execution.id}"
-        )
-
-
-def _job_once_there_is_an_answer(client: api.Client, job_id: str, display: Display) -> fastlane_pb2.Job:
-    """The job as it is now. Its output has come to an end, and only its exit status is missing: that is waited for as
-    output is."""
-    told = False
-    while True:
-        try:
-            return client.job(job_id)
-        except api.Error as error:
-            if not error.passing:
-                raise
-            if not told:
-                display.say(f"the server does not respond ({cause(error)}); retrying until it does")
-                told = True
-            time.sleep(error.retry_seconds or _AWAY_SECONDS)
-
-
 def _follow(tail: api.Tail, display: Display) -> int:
     # What is to be said when it goes on; empty while it does.
     back = ""
+    of_job = False
     with tail:
         for events in tail.batches():
             display.output(event for event in events if isinstance(event, api.Output))
@@ -241,10 +222,23 @@ def _follow(tail: api.Tail, display: Display) -> int:
                     case api.Reconnected() if back:
                         display.say(f"{back} after {event.seconds:.0f} s; resuming where the output was interrupted")
                         back = ""
+                    case api.ExecutionStart():
+                        display.begin(event)
+                        of_job = True
                     case api.End():
                         display.end(event)
+                        if not of_job:
+                            return event.exit_status
+                    case api.JobEnd():
                         return event.exit_status
     raise api.Error("the output ended without an outcome")
+
+
+def _end_text(end: api.End) -> str:
+    """How an attempt ended that another one follows."""
+    if end.outcome is not None and end.outcome.reason == fastlane_pb2.REASON_EXIT_CODE:
+        return f"exit code {end.outcome.exit_code}"
+    return (end.outcome and end.outcome.detail) or state_name(end.state)
 
 
 def state_name(state: int) -> str:
@@ -260,6 +254,16 @@ def waiting_text(waiting: fastlane_pb2.Waiting) -> str:
         due_time = waiting.due_time.ToDatetime(UTC)
         return f"starts {until(due_time, datetime.now(UTC))}, at {due_time.astimezone():%Y-%m-%d %H:%M:%S %z}"
     return f"{waiting.detail}, {waiting.ahead} ahead of it" if waiting.ahead else waiting.detail
+
+
+def in_time(waiting: fastlane_pb2.Waiting) -> str:
+    """When it starts: "in 8 s"; empty if that is not known."""
+    if not waiting.HasField("due_time"):
+        return ""
+    seconds = (waiting.due_time.ToDatetime(UTC) - datetime.now(UTC)).total_seconds()
+    if seconds < 1:
+        return "now"
+    return f"in {seconds:.0f} s" if seconds < 120 else f"at {waiting.due_time.ToDatetime(UTC).astimezone():%H:%M:%S %z}"
 
 
 def _gap_text(gap: api.Gap) -> str:

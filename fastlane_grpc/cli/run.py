@@ -28,7 +28,8 @@ from fastlane_grpc.cli.options import (
     shows_output_of_run,
     talks_to_server,
 )
-from fastlane_grpc.cli.output import Display, follow_job
+from fastlane_grpc.cli.output import Display, follow
+from fastlane_grpc.cli.policies import with_policies
 from fastlane_grpc.cli.stdin import is_given
 from fastlane_grpc.cli.terminal import say
 from fastlane_grpc.v1 import fastlane_pb2
@@ -130,11 +131,52 @@ _JOB_OPTIONS = [
         help="Signal that asks the container to end.  [default: the image's, or SIGTERM]",
     ),
     click.option("--stop-grace", type=GRACE, help="Time between the stop signal and SIGKILL.  [default: 10s]"),
-    click.option("--start-in", type=DELAY, help="Delay before the start, as 90s, 2m30s or 1h30m."),
+    click.option("--in", "--start-in", "start_in", type=DELAY, help="Delay before the start, as 90s, 2m30s or 1h30m."),
     click.option(
-        "--start-at", type=TIME, help="Time of the start, as 2026-01-31T08:00:00Z; a time in the past means now."
+        "--at",
+        "--start-at",
+        "start_at",
+        type=TIME,
+        help="Time of the start, as 2026-01-31T08:00:00Z; a time in the past means now.",
     ),
-    click.option("--expire-time", type=TIME, help="Latest start; after it the job ends as expired."),
+    click.option(
+        "--expires", "--expire-time", "expire_time", type=TIME, help="Latest start; after it the job ends as expired."
+    ),
+    click.option(
+        "--retries", type=click.IntRange(0, 100), default=0, metavar="NUMBER", help="Attempts after a failed one."
+    ),
+    click.option("--backoff", type=DELAY, help="Wait before the first retry; then twice as long.  [default: 1s]"),
+    click.option("--max-backoff", type=DURATION, help="Longest wait before a retry.  [default: 1h]"),
+    click.option(
+        "--retry-on",
+        "causes",
+        type=click.Choice(["exit-code", "out-of-memory", "timed-out", "image-not-found", "image-denied"]),
+        multiple=True,
+        help="Retry after this end only; repeat for several.  [default: exit-code, out-of-memory, timed-out]",
+    ),
+    click.option(
+        "--max-memory", "max_memory_bytes", type=SIZE, help="Double the memory after an end out of memory, up to this."
+    ),
+    click.option(
+        "--cron", "expression", metavar="EXPRESSION", help="Run at every tick of this schedule, as '0 3 * * *'."
+    ),
+    click.option("--time-zone", metavar="NAME", help="Time zone of --cron, as Europe/Berlin.  [default: UTC]"),
+    click.option(
+        "--overlap",
+        type=click.Choice(["skip", "queue-one", "replace", "allow"]),
+        help="What a tick does while a run has not ended.  [default: skip]",
+    ),
+    click.option(
+        "--catch-up",
+        type=click.Choice(["latest", "none", "all"]),
+        help="Which missed ticks start a run after a downtime.  [default: latest]",
+    ),
+    click.option("--unique", "unique_key", metavar="KEY", help="At most one open job of the task with this key."),
+    click.option(
+        "--on-conflict",
+        type=click.Choice(["refuse", "use-existing", "replace"]),
+        help="What happens if another job holds the --unique key.  [default: refuse]",
+    ),
     click.option("--request-id", metavar="ID", help="Run the command once, however often it is sent with this id."),
 ]
 
@@ -163,9 +205,10 @@ def run(
       fastlane run busybox -- sh -c 'echo hello; exit 3'
       fastlane run --task send-mail -e SMTP_SERVER=mail --timeout 2m registry:5000/mail:1.4 python send.py
       JOB=$(fastlane run -d busybox sleep 60)
-      fastlane run --start-in 10m busybox echo later
+      fastlane run --retries 3 --backoff 5s busybox sh -c 'exit 1'
 
     Everything after IMAGE belongs to the command, as with `docker run`. A job gets no standard input and no terminal.
+    Retries are announced on stderr, and the exit status is that of the last attempt.
 
     If the connection or the server goes down, the command waits and resumes: no byte is repeated, and missing bytes are
     reported. Ctrl-C (or SIGTERM) stops the job and shows its last output; press it again to detach. If the reader of
@@ -192,9 +235,8 @@ def run(
         display = Display(environ, verbose=verbose, quiet=quiet)
         if display.system:
             display.say(f"job {job.id}, execution {job.execution.id}")
-        status = follow_job(
-            client, job, lambda execution_id: client.tail(execution_id, sources=display.sources), display
-        )
+        display.followed = f"job {job.id}"
+        status = follow(client.tail_job(job.id, sources=display.sources), display)
     if not told:
         # Whoever writes to it may have been slow.
         _tell_of_stdin()
@@ -212,7 +254,8 @@ def enqueue(environ: Mapping[str, str], /, *, address: str, **job_options: Any) 
     Examples:
       JOB=$(fastlane enqueue --task send-mail -e SMTP_SERVER=mail registry:5000/mail:1.4 python send.py)
       fastlane enqueue --request-id invoice-4711 registry:5000/mail:1.4 python invoice.py 4711
-      fastlane enqueue --start-at 2030-01-31T08:00:00Z --expire-time 2030-01-31T09:00:00Z busybox echo morning
+      fastlane enqueue --in 10m --expires 2030-01-31T09:00:00Z busybox echo later
+      fastlane enqueue --cron '30 2 * * *' --time-zone Europe/Berlin --retries 3 busybox echo nightly
 
     Everything after IMAGE belongs to the command, as with `docker run`. With a --request-id the call is safe to repeat:
     the same command is one job, and its id is printed each time."""
@@ -234,11 +277,12 @@ def _enqueued(
     labels: Sequence[tuple[str, str]],
     entrypoint: str | None,
     request_id: str | None,
-    **spec: Any,
+    **options: Any,
 ) -> fastlane_pb2.Job:
     # The same one in each try: they make one job.
     request_id = request_id or str(uuid.uuid4())
     variables = _environment(envs, env_files, environ)
+    spec = with_policies(options)
     return once_there_is_room(
         lambda: client.enqueue(
             task or _task_of(image),

@@ -8,16 +8,25 @@ import math
 from collections.abc import Collection, Iterable, Mapping
 from datetime import datetime, timedelta
 from numbers import Integral, Real
+from types import UnionType
+
+from fastlane_grpc.client.policies import Cron, Retry, Unique
 
 _WORDS = {"args": "for one string use command=", "entrypoint": 'for one program use entrypoint=["PROGRAM"]'}
 _MAPPINGS = {"envs", "labels"}
 _ENUMS = {"states": "[STATE_FAILED]", "sources": "[STDOUT]", "job_ids": "[job.id]"}
 _DURATIONS = {"timeout", "stop_grace", "start_in", "grace", "heartbeat", "give_up_after", "retry_for"}
-_TIMES = {"since", "until", "start_at", "expire_time"}
-_WHOLE_NUMBERS = {"memory_bytes", "pids", "priority", "page_size", "tail_lines"}
+_TIMES = {"since", "until", "start_at", "expire_time", "from_time"}
+_WHOLE_NUMBERS = {"memory_bytes", "pids", "priority", "page_size", "tail_lines", "history", "count"}
 _TEXTS = {
     *("task_id", "image", "working_dir", "user", "network", "stop_signal", "request_id"),
-    *("job_id", "execution_id", "note", "cursor", "host", "id_prefix"),
+    *("job_id", "execution_id", "note", "cursor", "host", "id_prefix", "etag"),
+}
+
+_POLICIES: Mapping[str, tuple[type | UnionType, str]] = {
+    "cron": (Cron | str, 'an expression, as "0 3 * * *", or a Cron'),
+    "retry": (Retry | int, "a number of retries, or a Retry"),
+    "unique": (Unique | str, "a key, or a Unique"),
 }
 
 
@@ -56,6 +65,10 @@ def _check(name: str, value: object) -> None:
     elif name == "metadata":
         if not isinstance(value, Mapping):
             raise TypeError(f"metadata has to be a dict; {_given(value)}")
+    elif name in _POLICIES:
+        kind, example = _POLICIES[name]
+        if isinstance(value, bool) or not isinstance(value, kind):
+            raise TypeError(f"{name} has to be {example}; {_given(value)}")
     elif name == "command":
         if not isinstance(value, str | bytes):
             raise TypeError("command has to be a string; for a list of words use args=")

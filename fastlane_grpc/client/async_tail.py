@@ -1,27 +1,27 @@
-"""The asyncio tail: one execution's output, live or late, mended by itself where it is cut."""
+"""The asyncio tail: the output of one execution or of a job, live or late, resumed where it is interrupted."""
 
 import asyncio
 from collections.abc import AsyncIterator, Sequence
 from contextlib import suppress
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import grpc
 
 from fastlane_grpc.client.errors import Error, ended_early, error_of, fell_silent
 from fastlane_grpc.client.events import Event
-from fastlane_grpc.client.progress import Progress
-from fastlane_grpc.v1 import fastlane_pb2 as pb
+from fastlane_grpc.client.progress import Progress, TailRequest, TailResponse
 
 
 class AsyncTail(AsyncIterator[Event]):
-    """As `Tail`: iterates over the output of one execution and finishes after `End`; a cut is mended by itself.
+    """As `Tail`: iterate over the output of one execution, up to `End`, or of a job's executions, up to `JobEnd`.
+    Interruptions are resumed.
 
     A task that is cancelled while it waits here ends the call and nothing else: who asks again goes on at the byte
     where it was. One task at a time reads; any may close it. The last reference gone ends the call as well."""
 
     def __init__(
         self,
-        method: "grpc.aio.UnaryStreamMultiCallable[pb.StreamExecutionLogsRequest, pb.StreamExecutionLogsResponse]",
+        method: "grpc.aio.UnaryStreamMultiCallable[Any, Any]",
         progress: Progress,
         silence_seconds: float,
     ) -> None:
@@ -30,9 +30,7 @@ class AsyncTail(AsyncIterator[Event]):
         self._silence_seconds = silence_seconds
         self._loop = asyncio.get_running_loop()
         self._closed = asyncio.Event()
-        self._call: grpc.aio.UnaryStreamCall[pb.StreamExecutionLogsRequest, pb.StreamExecutionLogsResponse] | None = (
-            None
-        )
+        self._call: grpc.aio.UnaryStreamCall[TailRequest, TailResponse] | None = None
 
     @property
     def cursor(self) -> str:
@@ -93,7 +91,7 @@ class AsyncTail(AsyncIterator[Event]):
         await self.close()
         return False
 
-    async def _receive(self) -> pb.StreamExecutionLogsResponse | Error:
+    async def _receive(self) -> TailResponse | Error:
         try:
             call = self._call or await self._open()
             async with asyncio.timeout(self._silence_seconds):
@@ -109,9 +107,9 @@ class AsyncTail(AsyncIterator[Event]):
                 return ended_early()
             self._progress.pause_seconds = 0.0
             raise
-        return ended_early() if message is grpc.aio.EOF else cast(pb.StreamExecutionLogsResponse, message)
+        return ended_early() if message is grpc.aio.EOF else cast(TailResponse, message)
 
-    async def _open(self) -> "grpc.aio.UnaryStreamCall[pb.StreamExecutionLogsRequest, pb.StreamExecutionLogsResponse]":
+    async def _open(self) -> "grpc.aio.UnaryStreamCall[TailRequest, TailResponse]":
         if self._progress.pause_seconds:
             try:
                 async with asyncio.timeout(self._progress.pause_seconds):

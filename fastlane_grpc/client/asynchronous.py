@@ -4,7 +4,7 @@
 import asyncio
 import weakref
 from collections.abc import AsyncIterator, Iterable, Mapping, Sequence
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Self, TypeVar, Unpack
 
 import grpc
@@ -13,16 +13,9 @@ from fastlane_grpc.client import channel, requests
 from fastlane_grpc.client.async_tail import AsyncTail
 from fastlane_grpc.client.async_watch import AsyncWatch
 from fastlane_grpc.client.errors import error_of
+from fastlane_grpc.client.policies import Cron, Duration
 from fastlane_grpc.client.progress import Progress
-from fastlane_grpc.client.requests import (
-    Duration,
-    ExecutionFilter,
-    JobFilter,
-    JobOptions,
-    Source,
-    TailOptions,
-    WatchOptions,
-)
+from fastlane_grpc.client.requests import ExecutionFilter, JobFilter, JobOptions, Source, TailOptions, WatchOptions
 from fastlane_grpc.client.responses import AsksForPages, Page, add_pruned
 from fastlane_grpc.client.retries import DEFAULT_BACKOFF, Backoff, Retries
 from fastlane_grpc.client.watch_progress import WatchProgress
@@ -101,6 +94,34 @@ class AsyncClient:
         self._tails.add(watch)
         return watch
 
+    async def retry_job(self, job_id: str, request_id: str | None = None) -> pb.Job:
+        """Starts one more run of a final job, now. The same `request_id` starts nothing more; by default one is made
+        for the call."""
+        return (await self._call(self._jobs.RetryJob, requests.retry_job(job_id, request_id))).job
+
+    async def replace_job(
+        self, job_id: str, task_id: str, image: str, command: str = "", etag: str = "", **options: Unpack[JobOptions]
+    ) -> pb.Job:
+        """Creates the job under this id, or replaces its spec: all options that are not given get their defaults. With
+        an `etag`, only if the job has it still: EtagMismatch. `request_id` and `validate_only` have no effect."""
+        request = requests.replace_job(job_id, task_id, image, command, etag, **options)
+        return (await self._call(self._jobs.ReplaceJob, request)).job
+
+    async def pause_schedule(self, job_id: str) -> pb.Job:
+        """Stops the ticks of the job's schedule, until `resume_schedule`."""
+        return (await self._call(self._jobs.PauseSchedule, requests.pause_schedule(job_id))).job
+
+    async def resume_schedule(self, job_id: str) -> pb.Job:
+        """Continues a paused schedule with its next tick."""
+        return (await self._call(self._jobs.ResumeSchedule, requests.resume_schedule(job_id))).job
+
+    async def preview_schedule(
+        self, cron: Cron | str, count: int = 0, from_time: datetime | None = None
+    ) -> pb.PreviewScheduleResponse:
+        """The next ticks of a schedule, `count` of them (10), after `from_time` (now), and the schedule in words."""
+        request = requests.preview_schedule(cron, count, from_time)
+        return await self._call(self._jobs.PreviewSchedule, request)
+
     # ---- executions
 
     async def execution(self, execution_id: str) -> pb.Execution:
@@ -129,6 +150,20 @@ class AsyncClient:
         request = requests.tail(execution_id, cursor, sources, **options)
         progress = Progress(request, self._backoff, requests.give_up_seconds(options))
         tail = AsyncTail(self._executions.StreamExecutionLogs, progress, requests.silence_seconds(options))
+        self._tails.add(tail)
+        return tail
+
+    def tail_job(
+        self, job_id: str, cursor: str = "", sources: Iterable[Source] = (), **options: Unpack[TailOptions]
+    ) -> AsyncTail:
+        """The output of a job's executions, one after another, to the end of the job: retries and later runs follow by
+        themselves. `ExecutionStart` comes before each execution, `JobEnd` at the end.
+
+        It starts at `cursor`, which may be one of `tail`; else where `tail_lines` or `since` say; else at the first
+        attempt of the newest run. The options are those of `TailOptions`."""
+        request = requests.tail_job(job_id, cursor, sources, **options)
+        progress = Progress(request, self._backoff, requests.give_up_seconds(options))
+        tail = AsyncTail(self._jobs.StreamJobLogs, progress, requests.silence_seconds(options))
         self._tails.add(tail)
         return tail
 

@@ -69,8 +69,28 @@ class RequestIdReused(Error):
     """The request_id belongs to an earlier, different request; `metadata["job_id"]` is its job."""
 
 
+class JobNotFinal(Error):
+    """The job has not ended, so it cannot be retried."""
+
+
+class JobExpired(Error):
+    """The expire_time of the job has passed, so it cannot be retried."""
+
+
+class EtagMismatch(Error):
+    """The job was changed since its etag was read; `metadata["etag"]` is the current one."""
+
+
+class UniqueKeyTaken(Error):
+    """A job that has not ended holds the unique key; `metadata["job_id"]` is that job."""
+
+
+class NoSchedule(Error):
+    """The job has no schedule, or its schedule is over."""
+
+
 class CursorRefused(Error):
-    """The cursor is invalid, is from another execution, or is beyond the end of the log."""
+    """The cursor is invalid, is from another execution or job, is beyond the end of the log, or is too old."""
 
 
 class Exhausted(Error):
@@ -95,12 +115,19 @@ BY_REASON: Mapping[str, type[Error]] = {
     "CURSOR_INVALID": CursorRefused,
     "CURSOR_OF_ANOTHER_EXECUTION": CursorRefused,
     "CURSOR_AHEAD": CursorRefused,
+    "CURSOR_OF_ANOTHER_JOB": CursorRefused,
     "CURSOR_TOO_OLD": CursorRefused,
     "PAGE_TOKEN_INVALID": InvalidRequest,
     "TASK_NOT_FOUND": NotFound,
     "JOB_NOT_FOUND": NotFound,
     "EXECUTION_NOT_FOUND": NotFound,
+    "HOST_NOT_FOUND": NotFound,
     "REQUEST_ID_REUSED": RequestIdReused,
+    "JOB_NOT_FINAL": JobNotFinal,
+    "JOB_EXPIRED": JobExpired,
+    "JOB_CHANGED": EtagMismatch,
+    "UNIQUE_KEY_TAKEN": UniqueKeyTaken,
+    "NO_SCHEDULE": NoSchedule,
     "QUEUE_FULL": Exhausted,
     "DISK_FULL": Exhausted,
     "TOO_MANY_STREAMS": Exhausted,

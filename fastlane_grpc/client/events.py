@@ -78,7 +78,25 @@ class End:
     exit_status: int
 
 
-Event: TypeAlias = Output | Gap | StateChange | Disconnected | Reconnected | End
+@dataclass(frozen=True, slots=True)
+class ExecutionStart:
+    """The start of an execution's log, in the tail of a job. `max_attempts`: how many attempts its run may have.
+
+    Of a retry, `execution.waiting` says when it starts. What follows, up to the next one, is of this execution."""
+
+    execution: fastlane_pb2.Execution
+    max_attempts: int
+
+
+@dataclass(frozen=True, slots=True)
+class JobEnd:
+    """The end of the tail of a job. `exit_status` is for a program that represents this job."""
+
+    job: fastlane_pb2.Job
+    exit_status: int
+
+
+Event: TypeAlias = Output | Gap | StateChange | Disconnected | Reconnected | End | ExecutionStart | JobEnd
 
 
 def state_change(state: fastlane_pb2.LogState) -> StateChange:

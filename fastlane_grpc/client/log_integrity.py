@@ -13,8 +13,12 @@ from fastlane_grpc.v1 import fastlane_pb2
 class IntegrityCheck:
     """The offset and checksum of each source that a tail has received. Methods raise LogInconsistent."""
 
-    def __init__(self, request: fastlane_pb2.StreamExecutionLogsRequest) -> None:
-        self._execution_id = request.execution_id
+    def __init__(
+        self,
+        request: fastlane_pb2.StreamExecutionLogsRequest | fastlane_pb2.StreamJobLogsRequest,
+        execution_id: str,
+    ) -> None:
+        self._execution_id = execution_id
         self._text = request.text
         self._asked = set(request.sources) or {STDOUT, STDERR, SYSTEM}
         self._from_first_byte = not (request.cursor or request.HasField("tail_lines") or request.HasField("since_time"))

@@ -3,28 +3,43 @@ both clients do."""
 
 import time
 from collections.abc import Sequence
+from typing import TypeAlias
 
 from fastlane_grpc.client.errors import Error, LogInconsistent
-from fastlane_grpc.client.events import Disconnected, Event, Reconnected, end_of, state_change
+from fastlane_grpc.client.events import (
+    Disconnected,
+    Event,
+    ExecutionStart,
+    JobEnd,
+    Reconnected,
+    end_of,
+    state_change,
+)
 from fastlane_grpc.client.log_integrity import IntegrityCheck
 from fastlane_grpc.client.retries import Backoff
 from fastlane_grpc.v1 import fastlane_pb2
+
+# A tail is of an execution or of a job. The messages about output are the same in both.
+TailRequest: TypeAlias = fastlane_pb2.StreamExecutionLogsRequest | fastlane_pb2.StreamJobLogsRequest
+TailResponse: TypeAlias = fastlane_pb2.StreamExecutionLogsResponse | fastlane_pb2.StreamJobLogsResponse
 
 
 class Progress:
     """Of one tail. `over`: nothing comes any more. `pause_seconds`: before the next call. `cursor`: after all that was
     handed out."""
 
-    def __init__(
-        self, request: fastlane_pb2.StreamExecutionLogsRequest, backoff: Backoff, give_up_seconds: float | None
-    ) -> None:
+    def __init__(self, request: TailRequest, backoff: Backoff, give_up_seconds: float | None) -> None:
         self.over = False
         self.pause_seconds = 0.0
         self.cursor = request.cursor
         self._request = request
         self._backoff = backoff
         self._give_up_seconds = give_up_seconds
-        self._integrity = IntegrityCheck(request)
+        self._of_job = isinstance(request, fastlane_pb2.StreamJobLogsRequest)
+        self._execution_id = "" if isinstance(request, fastlane_pb2.StreamJobLogsRequest) else request.execution_id
+        self._integrity = IntegrityCheck(request, self._execution_id)
+        # The log of the current execution has ended.
+        self._ended = False
         self._failures = 0
         self._cut_at: float | None = None
         self._state: fastlane_pb2.LogState | None = None
@@ -34,13 +49,13 @@ class Progress:
 
     # ---- on the way in
 
-    def request(self) -> fastlane_pb2.StreamExecutionLogsRequest:
+    def request(self) -> TailRequest:
         """What the next call asks for: the first request, from the last message on. A cursor wins over where it was to
         begin."""
         self._request.cursor = self._received_cursor
         return self._request
 
-    def received(self, message: fastlane_pb2.StreamExecutionLogsResponse) -> bool:
+    def received(self, message: TailResponse) -> bool:
         """Whether there is something to hand out now. Raises LogInconsistent: then it is over."""
         events = self._connected()
         try:
@@ -98,7 +113,7 @@ class Progress:
         self._failures = 0
         return []
 
-    def _unfold(self, message: fastlane_pb2.StreamExecutionLogsResponse, events: list[Event]) -> None:
+    def _unfold(self, message: TailResponse, events: list[Event]) -> None:
         """Adds what the message holds to `events`, checked."""
         self._received_cursor = message.cursor
         if message.chunks:
@@ -113,5 +128,28 @@ class Progress:
                     events.append(state_change(message.state))
             case "end":
                 self._integrity.end(message.end)
-                events.append(end_of(message.end))
+                # Told again to a tail of a job that resumes right after it.
+                if not self._ended:
+                    events.append(end_of(message.end))
+                self._ended, self.over = True, not self._of_job
+            case "execution":
+                self._begin(message.execution, events)  # type: ignore[union-attr]  # a message of a job
+            case "job_end":
+                end = message.job_end  # type: ignore[union-attr]  # a message of a job
+                events.append(JobEnd(end.job, end.exit_status))
                 self.over = True
+
+    def _begin(self, start: fastlane_pb2.JobLogExecution, events: list[Event]) -> None:
+        """Begin the log of an execution of the job, unless it is the one in which the stream was cut."""
+        if start.execution.id == self._execution_id:
+            return
+        # Where the first one is read from, the request says; each further one is read from its first byte.
+        request = (
+            self._request
+            if not self._execution_id
+            else fastlane_pb2.StreamJobLogsRequest(sources=self._request.sources, text=self._request.text)
+        )
+        self._execution_id = start.execution.id
+        self._integrity = IntegrityCheck(request, self._execution_id)
+        self._state, self._ended = None, False
+        events.append(ExecutionStart(start.execution, start.max_attempts))

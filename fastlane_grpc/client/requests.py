@@ -10,17 +10,15 @@ from functools import wraps
 from types import MappingProxyType
 from typing import Any, Literal, ParamSpec, TypeAlias, TypedDict, TypeVar
 
-from google.protobuf import duration_pb2, timestamp_pb2
-
 from fastlane_grpc.client.argument_types import check
 from fastlane_grpc.client.errors import InvalidText
+from fastlane_grpc.client.policies import Cron, Duration, Retry, Unique, cron_message, retry_message, unique_message
+from fastlane_grpc.client.policies import duration as to_duration
+from fastlane_grpc.client.policies import timestamp as to_timestamp
 from fastlane_grpc.v1 import fastlane_pb2
 
 _Parameters = ParamSpec("_Parameters")
 _Request = TypeVar("_Request")
-
-Duration: TypeAlias = timedelta | float
-"""A time span; a bare number is seconds."""
 
 State: TypeAlias = fastlane_pb2.State.ValueType
 Source: TypeAlias = fastlane_pb2.Source.ValueType
@@ -61,6 +59,15 @@ class JobOptions(TypedDict, total=False):
     """Time of the start, with a time zone; a time in the past means now. Set `start_in` or `start_at`, not both."""
     expire_time: datetime | None
     """Latest start, with a time zone; after it the job ends as expired."""
+    cron: Cron | str | None
+    """Start a run at every tick of a schedule; a string is its expression. Not together with `start_in` or
+    `start_at`."""
+    retry: Retry | int | None
+    """Attempts after a failed one; a number is that of the retries."""
+    unique: Unique | str | None
+    """A key that one open job of the task may hold."""
+    history: int
+    """Number of executions that are kept of a job that has not ended; 0: the server's default."""
     request_id: str | None
     """Makes the enqueue safe to repeat, even after a restart of your program: the same id and request return the same
     job. By default generated for the call."""
@@ -221,6 +228,10 @@ def enqueue(
     start_in: Duration | None = None,
     start_at: datetime | None = None,
     expire_time: datetime | None = None,
+    cron: Cron | str | None = None,
+    retry: Retry | int | None = None,
+    unique: Unique | str | None = None,
+    history: int = 0,
     request_id: str | None = None,
     validate_only: bool = False,
 ) -> fastlane_pb2.EnqueueJobRequest:
@@ -232,17 +243,21 @@ def enqueue(
         entrypoint=entrypoint,
         working_dir=working_dir,
         user=user,
-        timeout=_duration(timeout),
+        timeout=to_duration(timeout),
         pull_policy=_pull_policy(pull_policy),
         network=network,
         read_only_root=read_only_root,
         stop_signal=stop_signal,
-        stop_grace=_duration(stop_grace),
+        stop_grace=to_duration(stop_grace),
         priority=priority,
         labels=labels,
-        start_in=_duration(start_in),
-        start_at=_timestamp(start_at),
-        expire_time=_timestamp(expire_time),
+        start_in=to_duration(start_in),
+        start_at=to_timestamp(start_at),
+        expire_time=to_timestamp(expire_time),
+        cron=cron_message(cron),
+        retry=retry_message(retry),
+        unique=unique_message(unique),
+        history=history,
     )
     if memory_bytes or cpus or pids:
         spec.limits.CopyFrom(fastlane_pb2.Limits(memory_bytes=memory_bytes, cpus=cpus, pids=pids))
@@ -254,6 +269,33 @@ def enqueue(
     )
 
 
+def replace_job(
+    job_id: str, task_id: str, image: str, command: str, etag: str, **options: Any
+) -> fastlane_pb2.ReplaceJobRequest:
+    made = enqueue(task_id, image, command, **options)
+    return fastlane_pb2.ReplaceJobRequest(job_id=job_id, task_id=made.task_id, spec=made.spec, etag=etag)
+
+
+@_names_text
+def retry_job(job_id: str, request_id: str | None) -> fastlane_pb2.RetryJobRequest:
+    return fastlane_pb2.RetryJobRequest(job_id=job_id, request_id=request_id or str(uuid.uuid4()))
+
+
+@_names_text
+def pause_schedule(job_id: str) -> fastlane_pb2.PauseScheduleRequest:
+    return fastlane_pb2.PauseScheduleRequest(job_id=job_id)
+
+
+@_names_text
+def resume_schedule(job_id: str) -> fastlane_pb2.ResumeScheduleRequest:
+    return fastlane_pb2.ResumeScheduleRequest(job_id=job_id)
+
+
+@_names_text
+def preview_schedule(cron: Cron | str, count: int, from_time: datetime | None) -> fastlane_pb2.PreviewScheduleRequest:
+    return fastlane_pb2.PreviewScheduleRequest(cron=cron_message(cron), count=count, from_time=to_timestamp(from_time))
+
+
 @_names_text
 def jobs(
     *,
@@ -261,7 +303,7 @@ def jobs(
     until: datetime | None = None,
     **filter: Any,  # noqa: A002
 ) -> fastlane_pb2.ListJobsRequest:
-    return fastlane_pb2.ListJobsRequest(since_time=_timestamp(since), until_time=_timestamp(until), **filter)
+    return fastlane_pb2.ListJobsRequest(since_time=to_timestamp(since), until_time=to_timestamp(until), **filter)
 
 
 @_names_text
@@ -271,18 +313,18 @@ def executions(**filter: Any) -> fastlane_pb2.ListExecutionsRequest:  # noqa: A0
 
 @_names_text
 def stop_job(job_id: str, note: str, grace: Duration | None) -> fastlane_pb2.StopJobRequest:
-    return fastlane_pb2.StopJobRequest(job_id=job_id, note=note, grace=_duration(grace))
+    return fastlane_pb2.StopJobRequest(job_id=job_id, note=note, grace=to_duration(grace))
 
 
 @_names_text
 def stop_execution(execution_id: str, note: str, grace: Duration | None) -> fastlane_pb2.StopExecutionRequest:
-    return fastlane_pb2.StopExecutionRequest(execution_id=execution_id, note=note, grace=_duration(grace))
+    return fastlane_pb2.StopExecutionRequest(execution_id=execution_id, note=note, grace=to_duration(grace))
 
 
 @_names_text
 def prune(older_than: timedelta, *, logs_only: bool, task_id: str, validate_only: bool) -> fastlane_pb2.PruneRequest:
     return fastlane_pb2.PruneRequest(
-        older_than=_duration(older_than), logs_only=logs_only, task_id=task_id, validate_only=validate_only
+        older_than=to_duration(older_than), logs_only=logs_only, task_id=task_id, validate_only=validate_only
     )
 
 
@@ -303,11 +345,36 @@ def tail(
         execution_id=execution_id,
         cursor=cursor,
         tail_lines=tail_lines,
-        since_time=_timestamp(since),
+        since_time=to_timestamp(since),
         sources=sources,
         follow=follow,
         text=text,
-        heartbeat_interval=_duration(heartbeat),
+        heartbeat_interval=to_duration(heartbeat),
+    )
+
+
+@_names_text
+def tail_job(
+    job_id: str,
+    cursor: str,
+    sources: Iterable[Source],
+    *,
+    follow: bool = True,
+    text: bool = False,
+    tail_lines: int | None = None,
+    since: datetime | None = None,
+    heartbeat: Duration | None = None,
+    give_up_after: Duration | None = None,
+) -> fastlane_pb2.StreamJobLogsRequest:
+    return fastlane_pb2.StreamJobLogsRequest(
+        job_id=job_id,
+        cursor=cursor,
+        tail_lines=tail_lines,
+        since_time=to_timestamp(since),
+        sources=sources,
+        follow=follow,
+        text=text,
+        heartbeat_interval=to_duration(heartbeat),
     )
 
 
@@ -322,7 +389,7 @@ def watch(
     give_up_after: Duration | None = None,
 ) -> fastlane_pb2.WatchJobsRequest:
     return fastlane_pb2.WatchJobsRequest(
-        task_id=task_id, job_ids=job_ids, labels=labels, cursor=cursor, heartbeat_interval=_duration(heartbeat)
+        task_id=task_id, job_ids=job_ids, labels=labels, cursor=cursor, heartbeat_interval=to_duration(heartbeat)
     )
 
 
@@ -343,27 +410,6 @@ def seconds(duration: Duration, name: str = "timeout") -> float:
 
 
 _DEFAULT_HEARTBEAT_SECONDS = 10.0
-
-
-def _duration(duration: Duration | None) -> duration_pb2.Duration | None:
-    if duration is None:
-        return None
-    message = duration_pb2.Duration()
-    if isinstance(duration, timedelta):
-        message.FromTimedelta(duration)
-    else:
-        message.FromNanoseconds(round(duration * 1_000_000_000))
-    return message
-
-
-def _timestamp(time: datetime | None) -> timestamp_pb2.Timestamp | None:
-    if time is None:
-        return None
-    if time.tzinfo is None:
-        raise ValueError(f"{time} has no time zone: use an aware datetime, as datetime.now(UTC)")
-    message = timestamp_pb2.Timestamp()
-    message.FromDatetime(time)
-    return message
 
 
 def _pull_policy(policy: str | None) -> fastlane_pb2.JobSpec.PullPolicy.ValueType:

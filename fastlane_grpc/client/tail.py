@@ -1,32 +1,30 @@
-"""The blocking tail: one execution's output, live or late, mended by itself where it is cut."""
+"""The blocking tail: the output of one execution or of a job, live or late, resumed where it is interrupted."""
 
 import queue
 import threading
 import time
 from collections.abc import Iterator, Sequence
-from typing import Self
+from typing import Any, Self
 
 import grpc
 
 from fastlane_grpc.client.errors import Error, ended_early, error_of, fell_silent
 from fastlane_grpc.client.events import Event
-from fastlane_grpc.client.progress import Progress
-from fastlane_grpc.v1 import fastlane_pb2
+from fastlane_grpc.client.progress import Progress, TailResponse
 
 
 class Tail(Iterator[Event]):
-    """Iterate over the output of one execution, up to `End`. Interruptions are resumed: no byte is repeated or lost.
+    """Iterate over the output of one execution, up to `End`, or of a job's executions, up to `JobEnd`.
+
+    Interruptions are resumed: no byte is repeated or lost.
 
     Raises LogInconsistent where what came cannot be right: offsets are checked at every chunk, checksums at the end.
     Leaving it (`close`, `with`, the last reference gone) cancels the call; after `close`, which any thread may call, it
-    finishes without an `End`."""
+    finishes without its end."""
 
     def __init__(
         self,
-        method: (
-            "grpc.UnaryStreamMultiCallable"
-            "[fastlane_pb2.StreamExecutionLogsRequest, fastlane_pb2.StreamExecutionLogsResponse]"
-        ),
+        method: "grpc.UnaryStreamMultiCallable[Any, Any]",
         progress: Progress,
         silence_seconds: float,
     ) -> None:
@@ -34,7 +32,7 @@ class Tail(Iterator[Event]):
         self._progress = progress
         self._watch = _Watch(silence_seconds)
         self._closed = threading.Event()
-        self._call: grpc._CallIterator[fastlane_pb2.StreamExecutionLogsResponse] | None = None
+        self._call: grpc._CallIterator[TailResponse] | None = None
 
     @property
     def cursor(self) -> str:
@@ -96,7 +94,7 @@ class Tail(Iterator[Event]):
         self.close()
         return False
 
-    def _receive(self) -> fastlane_pb2.StreamExecutionLogsResponse | Error:
+    def _receive(self) -> TailResponse | Error:
         call = self._call or self._open()
         if self._closed.is_set():
             call.cancel()
@@ -121,7 +119,7 @@ class Tail(Iterator[Event]):
         finally:
             self._watch.rests()
 
-    def _open(self) -> "grpc._CallIterator[fastlane_pb2.StreamExecutionLogsResponse]":
+    def _open(self) -> "grpc._CallIterator[TailResponse]":
         self._closed.wait(self._progress.pause_seconds)
         self._call = self._method(self._progress.request())
         return self._call

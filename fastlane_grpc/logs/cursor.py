@@ -34,6 +34,14 @@ class Cursor:
     def at(cls, execution_id: str, offsets: Mapping[Source, int], sequence: int) -> "Cursor":
         return cls(execution_id, offsets[Source.STDOUT], offsets[Source.STDERR], offsets[Source.SYSTEM], sequence)
 
+    @staticmethod
+    def execution_of(text: str) -> str:
+        """Return the id of the execution that a cursor names. CursorInvalid."""
+        match = _FORM.fullmatch(text)
+        if match is None:
+            raise _invalid(text)
+        return match[1]
+
     @classmethod
     def parse(cls, text: str, execution_id: str) -> "Cursor":
         """Parse a cursor of this execution; the empty text is the start of the log."""
@@ -41,9 +49,13 @@ class Cursor:
             return cls(execution_id)
         match = _FORM.fullmatch(text)
         if match is None:
-            raise CursorInvalid(f"cursor {text[:128]!r} is not one of this server's; begin again without a cursor")
+            raise _invalid(text)
         if match[1] != execution_id:
             raise CursorOfAnotherExecution(
                 f"the cursor is of execution {match[1]}, not of {execution_id}", execution_id=match[1]
             )
         return cls(execution_id, *(int(match[part]) for part in range(2, 6)))
+
+
+def _invalid(text: str) -> CursorInvalid:
+    return CursorInvalid(f"cursor {text[:128]!r} is not one of this server's; begin again without a cursor")

@@ -35,6 +35,24 @@ class JobServicer:
     async def WatchJobs(self, request: pb.WatchJobsRequest, context: Context) -> None:
         await self._calls.watch_jobs(request, PROTOBUF, context.write)
 
+    async def RetryJob(self, request: pb.RetryJobRequest, context: Context) -> pb.RetryJobResponse:
+        return await self._calls.retry_job(request)
+
+    async def ReplaceJob(self, request: pb.ReplaceJobRequest, context: Context) -> pb.ReplaceJobResponse:
+        return await self._calls.replace_job(request, caller_address=context.peer())
+
+    async def PauseSchedule(self, request: pb.PauseScheduleRequest, context: Context) -> pb.PauseScheduleResponse:
+        return await self._calls.pause_schedule(request)
+
+    async def ResumeSchedule(self, request: pb.ResumeScheduleRequest, context: Context) -> pb.ResumeScheduleResponse:
+        return await self._calls.resume_schedule(request)
+
+    async def PreviewSchedule(self, request: pb.PreviewScheduleRequest, context: Context) -> pb.PreviewScheduleResponse:
+        return await self._calls.preview_schedule(request)
+
+    async def StreamJobLogs(self, request: pb.StreamJobLogsRequest, context: Context) -> None:
+        await self._calls.stream_job_logs(request, ProtobufEncoding(), context.write)
+
 
 class ExecutionServicer:
     """fastlane.v1.ExecutionService"""

@@ -1,8 +1,10 @@
 """Tasks, jobs and executions on disk. What was answered is committed and synced; it survives whatever is killed."""
 
 from fastlane_grpc.store.changes import FIRST_POSITION, Change, ChangeKind, ChangePosition, JobsRead
-from fastlane_grpc.store.enqueue import Quota
+from fastlane_grpc.store.enqueue import Quota, first_job
 from fastlane_grpc.store.health import StoreHealth
+from fastlane_grpc.store.job_changes import etag_of
+from fastlane_grpc.store.job_state import Rules
 from fastlane_grpc.store.lists import ExecutionQuery, JobQuery, Page, Position
 from fastlane_grpc.store.pending import Pending
 from fastlane_grpc.store.pruning import Count, PruneCandidate, PruneCursor, PruneQuery, RetentionTotals
@@ -25,6 +27,9 @@ __all__ = [
     "PruneQuery",
     "Quota",
     "RetentionTotals",
+    "Rules",
     "Store",
     "StoreHealth",
+    "etag_of",
+    "first_job",
 ]

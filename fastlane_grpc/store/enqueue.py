@@ -1,14 +1,14 @@
 """Enqueue: a new job with its first execution. Many enqueues in one transaction take no more statements than one."""
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
-from typing import TypeVar
+from typing import TypeAlias, TypeVar
 
-from fastlane_grpc.errors import DiskFull, QueueFull, Refusal, RequestIdReused
+from fastlane_grpc.errors import DiskFull, QueueFull, Refusal, RequestIdReused, UniqueKeyTaken
 from fastlane_grpc.machine.data_directory import least_free_bytes, least_free_inodes, missing_room
-from fastlane_grpc.model import Execution, Job, JobSpec, Times, new_id
+from fastlane_grpc.model import Conflict, Execution, Hold, Job, JobSpec, State, Times, Unique, new_id
 from fastlane_grpc.schedule import first, waiting_state
 from fastlane_grpc.store.database import RETRY_SECONDS, Connection, sqlite3
 from fastlane_grpc.store.queries import job_of
@@ -16,6 +16,7 @@ from fastlane_grpc.store.rows import (
     microseconds_or_none,
     microseconds_since_epoch,
     request_digest,
+    schedule_text,
     spec_bytes,
     spec_from,
 )
@@ -24,19 +25,24 @@ from fastlane_grpc.text.redaction import SecretNames
 
 T = TypeVar("T")
 
+# Stops the job with the first id, as the second one takes its place. Returns the executions that changed.
+StopHolder: TypeAlias = Callable[[Connection, str, str], list[Execution]]
+
 # Rows of one statement, at most. For each power of two up to this SQLite keeps the statement prepared.
 _MOST_ROWS = 64
 
 _JOBS = """
     INSERT INTO jobs
-        (job_id, execution_id, task_id, state, spec, create_time, request_id, request_digest, caller_address)
+        (job_id, execution_id, task_id, state, spec, create_time, request_id, request_digest, caller_address,
+        schedule, unique_key)
     VALUES """
-_JOB = "(?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_JOB = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _EXECUTIONS = """
     INSERT INTO executions
-        (execution_id, job_id, task_id, priority, run, attempt, state, state_time, create_time, due_time, expire_time)
+        (execution_id, job_id, task_id, priority, run, attempt, state, state_time, create_time, due_time, expire_time,
+        tick_time, tries, memory_bytes, held)
     VALUES """
-_EXECUTION = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_EXECUTION = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _LABELS = "INSERT INTO job_labels (name, value, create_time, seq) VALUES "
 _LABEL = "(?, ?, ?, ?)"
 
@@ -92,16 +98,16 @@ class Enqueue:
         quota: Quota = NO_QUOTA,
         secret_names: SecretNames = DEFAULT_SECRET_NAMES,
         refusal: Refusal | None = None,
+        job_id: str | None = None,
+        stop_holder: "StopHolder | None" = None,
     ) -> None:
         data = spec_bytes(spec)
         now = microseconds_since_epoch(time)
-        due_time = first(spec, time).due_time
-        state = waiting_state(due_time, time)
-        execution = Execution(
-            new_id(), new_id(), task_id, state, Times(time, due_time), time, expire_time=spec.expire_time
-        )
         self._spec = spec
-        self.job = Job(execution.job_id, task_id, spec, execution, time, state, 1, request_id, caller_address)
+        self.job = first_job(job_id or new_id(), task_id, spec, time, request_id, caller_address)
+        execution, state = self.job.execution, self.job.state
+        # Stops a job that holds the unique key of this one.
+        self._stop_holder = stop_holder
         self._quota = quota
         # Raised unless the job was kept before.
         self._refusal = refusal
@@ -118,6 +124,8 @@ class Enqueue:
             request_id,
             self._digest,
             caller_address,
+            schedule_text(self.job.schedule),
+            spec.unique.key if spec.unique else "",
         )
         self._create_time = now
         self._execution_row = _execution_row(execution, spec.priority)
@@ -128,6 +136,11 @@ class Enqueue:
             if (job := self._kept_before(db)) is None:
                 raise refusal
             return Written((job, True))
+        if self._spec.unique:
+            return self._unique(db, self._spec.unique)
+        return self._insert(db)
+
+    def _insert(self, db: Connection) -> Written[tuple[Job, bool]]:
         # Tried before it is looked for: nearly always it is new.
         kept = db.execute(
             f"{_JOBS} {_JOB} ON CONFLICT (task_id, request_id) WHERE request_id <> '' DO NOTHING", self._job_row
@@ -137,8 +150,29 @@ class Enqueue:
             assert job is not None, "what it conflicts with"
             return Written((job, True))
         db.execute(_EXECUTIONS + _EXECUTION, self._execution_row)
-        _keep_labels(db, self._label_rows(_last_seq(kept)))
+        keep_labels(db, self._label_rows(_last_seq(kept)))
         return self._written
+
+    def _unique(self, db: Connection, unique: Unique) -> Written[tuple[Job, bool]]:
+        """Insert the job, if no job holds its unique key. Raise UniqueKeyTaken, or do what the job says."""
+        if self.job.request_id and (job := self._kept_before(db)):
+            return Written((job, True))
+        holders = key_holders(db, self.job.task_id, unique.key)
+        if not holders:
+            return self._insert(db)
+        if unique.conflict is Conflict.USE_EXISTING:
+            return Written((job_of(db, holders[0]), True))
+        if unique.conflict is not Conflict.REPLACE or self._stop_holder is None:
+            raise UniqueKeyTaken(unique.key, holders[0])
+        changed = [each for holder in holders for each in self._stop_holder(db, holder, self.job.id)]
+        if key_holders(db, self.job.task_id, unique.key):
+            # They end first.
+            execution = replace(self.job.execution, state=State.SCHEDULED, hold=Hold.UNIQUE_KEY)
+            self.job = replace(self.job, state=State.SCHEDULED, execution=execution)
+            self._execution_row = _execution_row(execution, self._spec.priority)
+            self._job_row = (*self._job_row[:3], State.SCHEDULED, *self._job_row[4:])
+        written = self._insert(db)
+        return Written(written.answer, [*changed, *written.changed])
 
     @staticmethod
     def together(db: Connection, works: Sequence["Enqueue"]) -> Sequence[Written[tuple[Job, bool]]]:
@@ -152,7 +186,7 @@ class Enqueue:
             )
             # The rows of one statement have consecutive numbers, each one more than the largest before.
             first_seq = _last_seq(kept) - len(part) + 1
-            _keep_labels(db, [row for seq, work in enumerate(part, first_seq) for row in work._label_rows(seq)])
+            keep_labels(db, [row for seq, work in enumerate(part, first_seq) for row in work._label_rows(seq)])
             db.execute(
                 _EXECUTIONS + ", ".join([_EXECUTION] * len(part)),
                 [value for work in part for value in work._execution_row],
@@ -199,10 +233,47 @@ def _execution_row(execution: Execution, priority: int) -> tuple[object, ...]:
     return (
         *(execution.id, execution.job_id, execution.task_id, priority, execution.run, execution.attempt),
         *(execution.state, now, now, due_time, expire_time),
+        *(microseconds_or_none(execution.tick_time), execution.tries, execution.memory_bytes, execution.hold),
     )
 
 
-def _keep_labels(db: Connection, rows: Sequence[tuple[str, str, int, int]]) -> None:
+def first_job(
+    job_id: str, task_id: str, spec: JobSpec, now: datetime, request_id: str = "", caller_address: str = ""
+) -> Job:
+    """Return a job as it is enqueued now, with its first execution."""
+    following = first(job_id, spec, now)
+    assert following.next is not None, "a job has a first execution"
+    begin = following.next
+    # What is scheduled for a tick is queued by the tick.
+    state = State.SCHEDULED if begin.tick_time else waiting_state(begin.due_time, now, begin.hold)
+    execution = Execution(
+        new_id(),
+        job_id,
+        task_id,
+        state,
+        Times(now, begin.due_time),
+        now,
+        expire_time=spec.expire_time,
+        tick_time=begin.tick_time,
+        hold=begin.hold,
+    )
+    return Job(job_id, task_id, spec, execution, now, state, 1, request_id, caller_address, schedule=following.schedule)
+
+
+def key_holders(db: Connection, task_id: str, key: str) -> list[str]:
+    """Return the ids of the jobs of the task that are not final and have this unique key, the oldest one first."""
+    rows = db.execute(
+        f"""
+        SELECT job_id FROM jobs INDEXED BY jobs_unique
+        WHERE task_id = ? AND unique_key = ? AND unique_key <> '' AND state < {State.SUCCEEDED} ORDER BY seq
+        """,
+        (task_id, key),
+    ).fetchall()
+    return [job_id for (job_id,) in rows]
+
+
+def keep_labels(db: Connection, rows: Sequence[tuple[str, str, int, int]]) -> None:
+    """Insert rows by which jobs are found: name, value, create time and `seq` of a job."""
     for part in _parts(rows):
         db.execute(_LABELS + ", ".join([_LABEL] * len(part)), [value for row in part for value in row])
 

@@ -351,6 +351,42 @@ def due_and_expire_times(db: Database) -> None:
 
 
 @migrations()
+def many_executions_of_a_job(db: Database) -> None:
+    """Retries, schedules, unique keys, and a bounded history of jobs that are not final."""
+    for column in (
+        "runs INTEGER NOT NULL DEFAULT 1",  # that it has had
+        "schedule TEXT",  # JSON: the state of its schedule; null: it has none
+        "tick_time INTEGER",  # the next tick of its schedule while a run is under way; null: no tick is to be handled
+        "revision INTEGER NOT NULL DEFAULT 1",  # counts changes of its spec and schedule by callers
+        "unique_key TEXT NOT NULL DEFAULT ''",  # empty: it has none
+    ):
+        db.execute(f"ALTER TABLE jobs ADD COLUMN {column}")
+    for column in (
+        "tick_time INTEGER",  # the tick that started its run; null: another reason did
+        "tries INTEGER NOT NULL DEFAULT 0",  # failures of its run before it that use up retries
+        "memory_bytes INTEGER NOT NULL DEFAULT 0",  # its own memory limit; 0: that of the spec
+        "held INTEGER NOT NULL DEFAULT 0",  # why it is not queued when it is due; 0: it is
+        "excess INTEGER NOT NULL DEFAULT 0",  # 1: beyond the history of its job
+        "spec BLOB",  # what it was started with, if the job's spec was replaced since
+    ):
+        db.execute(f"ALTER TABLE executions ADD COLUMN {column}")
+    db.execute("CREATE INDEX jobs_tick ON jobs(tick_time) WHERE tick_time IS NOT NULL")
+    db.execute("CREATE INDEX jobs_unique ON jobs(task_id, unique_key) WHERE unique_key <> '' AND state < 6")
+    db.execute("DROP INDEX executions_due")
+    db.execute("CREATE INDEX executions_due ON executions(due_time, seq) WHERE state = 1 AND held = 0")
+    db.execute("CREATE INDEX executions_excess ON executions(seq) WHERE excess = 1")
+    # What makes a RetryJob safe to repeat.
+    db.execute(
+        "CREATE TABLE job_retries (job_id TEXT NOT NULL, request_id TEXT NOT NULL, PRIMARY KEY (job_id, request_id))"
+        " STRICT, WITHOUT ROWID"
+    )
+    db.execute(
+        "CREATE TRIGGER retries_went_with_their_job AFTER DELETE ON jobs"
+        " BEGIN DELETE FROM job_retries WHERE job_id = old.job_id; END"
+    )
+
+
+@migrations()
 def change_log(db: Database) -> None:
     """A row for each change of a job or an execution, written by triggers: no statement can forget it. Numbers have no
     gaps and never go back, as the newest row is kept always."""

@@ -111,6 +111,34 @@ def forget_logs(db: Connection, execution_ids: Sequence[str], now: datetime) -> 
     return _update(db, "prune_time = coalesce(prune_time, :now), log_bytes = 0", "log_bytes > 0", execution_ids, now)
 
 
+def excess(db: Connection, limit: int) -> list[PruneCandidate]:
+    """Return final executions beyond the history of their jobs, at most `limit`."""
+    rows = db.execute(
+        """
+        SELECT execution_id, job_id, log_bytes, end_time, seq FROM executions INDEXED BY executions_excess
+        WHERE excess = 1 ORDER BY seq LIMIT ?
+        """,
+        [limit],
+    ).fetchall()
+    return [
+        PruneCandidate(execution_id, job_id, log_bytes, PruneCursor(end_time, seq))
+        for execution_id, job_id, log_bytes, end_time, seq in rows
+    ]
+
+
+def delete_excess(db: Connection, execution_ids: Sequence[str]) -> int:
+    """Delete those of the executions that are beyond the history of their jobs, and not the current ones. Return how
+    many these were."""
+    return db.execute(
+        """
+        DELETE FROM executions
+        WHERE execution_id IN (SELECT value FROM json_each(?)) AND excess = 1
+            AND NOT EXISTS (SELECT 1 FROM jobs WHERE jobs.execution_id = executions.execution_id)
+        """,
+        [json.dumps(execution_ids)],
+    ).rowcount
+
+
 def delete_jobs(db: Connection, job_ids: Sequence[str]) -> int:
     """Delete those of the jobs that are final, with all their executions. Return how many these were."""
     ids = [json.dumps(job_ids)]

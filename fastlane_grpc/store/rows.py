@@ -3,26 +3,37 @@
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import fields
+from dataclasses import asdict, fields
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
 from fastlane_grpc.model import (
+    CatchUp,
+    Conflict,
+    Cron,
     Execution,
+    Hold,
+    Jitter,
     Job,
     JobSpec,
     Limits,
     LogTotals,
+    MemoryGrowth,
     Outcome,
+    Overlap,
     PullPolicy,
     Reason,
+    Retry,
+    RetryCause,
+    ScheduleState,
     Source,
     State,
     Stop,
     StopCause,
     Task,
     Times,
+    Unique,
 )
 
 Row = Sequence[Any]
@@ -37,12 +48,12 @@ _EXECUTION_NAMES = (
     *("stop_cause", "stop_time", "stop_grace", "stop_note"),
     *_OUTCOME,
     *_TIMES,
-    "expire_time",
+    *("expire_time", "tick_time", "tries", "memory_bytes", "held"),
 )
 _JOB_NAMES = (
     *("job_id", "task_id", "spec", "create_time", "state", "executions", "request_id", "caller_address"),
     *_OUTCOME,
-    *("end_time", "stop_time"),
+    *("end_time", "stop_time", "runs", "schedule", "tick_time", "revision"),
 )
 _TASK_NAMES = ("task_id", "create_time", "last_enqueue_time", "jobs", "open_jobs")
 
@@ -76,6 +87,7 @@ _MICROSECOND = timedelta(microseconds=1)
 # Looked up: to call an enum takes five times as long, and a page has hundreds.
 _STATES = {int(state): state for state in State}
 _REASONS = {int(reason): reason for reason in Reason}
+_HOLDS = {int(hold): hold for hold in Hold}
 
 
 def execution_from(row: Row) -> Execution:
@@ -101,6 +113,10 @@ def execution_from(row: Row) -> Execution:
         # Of one that went back to the queue the row has what its log holds so far. That may still grow.
         logs=_logs_from(row[at["logs"]]) if state.final else (),
         expire_time=_time_or_none(row[at["expire_time"]]),
+        tick_time=_time_or_none(row[at["tick_time"]]),
+        tries=row[at["tries"]],
+        memory_bytes=row[at["memory_bytes"]],
+        hold=_HOLDS[row[at["held"]]],
     )
 
 
@@ -120,6 +136,10 @@ def job_from(row: Row) -> Job:
         outcome=_outcome_from(row, at),
         end_time=_time_or_none(row[at["end_time"]]),
         stop_time=_time_or_none(row[at["stop_time"]]),
+        runs=row[at["runs"]],
+        schedule=schedule_from(row[at["schedule"]]),
+        tick_time=_time_or_none(row[at["tick_time"]]),
+        revision=row[at["revision"]],
     )
 
 
@@ -160,6 +180,10 @@ def spec_bytes(spec: JobSpec) -> bytes:
         "start_in_us": None if spec.start_in is None else microseconds_of(spec.start_in),
         "start_at_us": microseconds_or_none(spec.start_at),
         "expire_time_us": microseconds_or_none(spec.expire_time),
+        "cron": None if spec.cron is None else _cron_given(spec.cron),
+        "retry": None if spec.retry is None else _retry_given(spec.retry),
+        "unique": None if spec.unique is None else _without_defaults({**asdict(spec.unique)}),
+        "history": spec.history or None,
     }
     kept = {key: value for key, value in given.items() if value} | {
         key: value for key, value in optional.items() if value is not None
@@ -189,7 +213,47 @@ def spec_from(data: bytes) -> JobSpec:
         metadata=kept.get("metadata"),
         start_in=_duration_from(kept.get("start_in_us")),
         start_at=_time_or_none(kept.get("start_at_us")),
+        cron=_cron_from(kept.get("cron")),
         expire_time=_time_or_none(kept.get("expire_time_us")),
+        retry=_retry_from(kept.get("retry")),
+        unique=_unique_from(kept.get("unique")),
+        history=kept.get("history", 0),
+    )
+
+
+def schedule_text(schedule: ScheduleState | None) -> str | None:
+    if schedule is None:
+        return None
+    return json.dumps(
+        _without_defaults(
+            {
+                "handled": microseconds_since_epoch(schedule.handled_time),
+                "pending": microseconds_or_none(schedule.pending_time),
+                "paused": schedule.paused,
+                "over": schedule.over,
+                "runs": schedule.runs,
+                "skipped": schedule.skipped,
+                "last_skipped": microseconds_or_none(schedule.last_skipped_time),
+                "last_skipped_detail": schedule.last_skipped_detail,
+            }
+        ),
+        separators=(",", ":"),
+    )
+
+
+def schedule_from(text: str | None) -> ScheduleState | None:
+    if text is None:
+        return None
+    kept: dict[str, Any] = json.loads(text)
+    return ScheduleState(
+        handled_time=time_from(kept.get("handled", 0)),
+        pending_time=_time_or_none(kept.get("pending")),
+        paused=kept.get("paused", False),
+        over=kept.get("over", False),
+        runs=kept.get("runs", 0),
+        skipped=kept.get("skipped", 0),
+        last_skipped_time=_time_or_none(kept.get("last_skipped")),
+        last_skipped_detail=kept.get("last_skipped_detail", ""),
     )
 
 
@@ -257,6 +321,90 @@ def _stop_from(row: Row, at: Mapping[str, int]) -> Stop | None:
 def _limits_given(limits: Limits) -> Mapping[str, int | float]:
     each = {"memory_bytes": limits.memory_bytes, "cpus": limits.cpus, "pids": limits.pids}
     return {key: value for key, value in each.items() if value}
+
+
+def _cron_given(cron: Cron) -> Mapping[str, Any]:
+    return _without_defaults(
+        {
+            "expression": cron.expression,
+            "time_zone": cron.time_zone,
+            "overlap": cron.overlap,
+            "catch_up": cron.catch_up,
+            "paused": cron.paused,
+            "catch_up_window_us": _duration_or_none(cron.catch_up_window),
+            "jitter_us": _duration_or_none(cron.jitter),
+            "begin_us": microseconds_or_none(cron.begin_time),
+            "end_us": microseconds_or_none(cron.end_time),
+            "max_runs": cron.max_runs,
+        }
+    )
+
+
+def _cron_from(kept: Mapping[str, Any] | None) -> Cron | None:
+    if kept is None:
+        return None
+    return Cron(
+        expression=kept.get("expression", ""),
+        time_zone=kept.get("time_zone", ""),
+        overlap=Overlap(kept.get("overlap", 0)),
+        catch_up=CatchUp(kept.get("catch_up", 0)),
+        paused=kept.get("paused", False),
+        catch_up_window=_duration_from(kept.get("catch_up_window_us")),
+        jitter=_duration_from(kept.get("jitter_us")),
+        begin_time=_time_or_none(kept.get("begin_us")),
+        end_time=_time_or_none(kept.get("end_us")),
+        max_runs=kept.get("max_runs", 0),
+    )
+
+
+def _retry_given(retry: Retry) -> Mapping[str, Any]:
+    return _without_defaults(
+        {
+            "max_retries": retry.max_retries,
+            "initial_backoff_us": _duration_or_none(retry.initial_backoff),
+            "factor": retry.factor,
+            "max_backoff_us": _duration_or_none(retry.max_backoff),
+            "jitter": retry.jitter,
+            "causes": list(retry.causes),
+            "exit_codes": list(retry.exit_codes),
+            "except_exit_codes": list(retry.except_exit_codes),
+            "memory_growth": None if retry.memory_growth is None else asdict(retry.memory_growth),
+        }
+    )
+
+
+def _retry_from(kept: Mapping[str, Any] | None) -> Retry | None:
+    if kept is None:
+        return None
+    growth = kept.get("memory_growth")
+    return Retry(
+        max_retries=kept.get("max_retries", 0),
+        initial_backoff=_duration_from(kept.get("initial_backoff_us")),
+        factor=kept.get("factor", 0.0),
+        max_backoff=_duration_from(kept.get("max_backoff_us")),
+        jitter=Jitter(kept.get("jitter", 0)),
+        causes=tuple(map(RetryCause, kept.get("causes", ()))),
+        exit_codes=tuple(kept.get("exit_codes", ())),
+        except_exit_codes=tuple(kept.get("except_exit_codes", ())),
+        memory_growth=None if growth is None else MemoryGrowth(**growth),
+    )
+
+
+def _unique_from(kept: Mapping[str, Any] | None) -> Unique | None:
+    return None if kept is None else Unique(kept.get("key", ""), Conflict(kept.get("conflict", 0)))
+
+
+def _without_defaults(values: Mapping[str, Any]) -> dict[str, Any]:
+    # Zero is a value where None stands for the default.
+    return {
+        name: value
+        for name, value in values.items()
+        if value is not None and (value or (name.endswith("_us") and value is not False))
+    }
+
+
+def _duration_or_none(duration: timedelta | None) -> int | None:
+    return None if duration is None else microseconds_of(duration)
 
 
 def _time_or_none(microseconds: int | None) -> datetime | None:

@@ -2,12 +2,12 @@
 changes nothing."""
 
 import asyncio
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from datetime import datetime, timedelta
 from pathlib import Path
 from typing import Self
 
-from fastlane_grpc.errors import DiskFull, Refusal, StoreFailed
+from fastlane_grpc.errors import DiskFull, JobNotFound, Refusal, StoreFailed
 from fastlane_grpc.machine.data_directory import free_bytes, free_inodes, is_full
 from fastlane_grpc.model import (
     Assignment,
@@ -16,23 +16,34 @@ from fastlane_grpc.model import (
     JobSpec,
     LogTotals,
     Outcome,
-    Reason,
     State,
     StopCause,
     Task,
     utc_now,
 )
-from fastlane_grpc.schedule import After, after
 from fastlane_grpc.store import changes, due, pruning
 from fastlane_grpc.store.changes import Change, ChangePosition, JobsRead
 from fastlane_grpc.store.database import Connection, open_for_reading, open_for_writing
 from fastlane_grpc.store.due import Promotion
 from fastlane_grpc.store.enqueue import DEFAULT_SECRET_NAMES, NO_QUOTA, Enqueue, Quota
-from fastlane_grpc.store.job_state import follow, follow_claim, note_stop, settle
+from fastlane_grpc.store.job_changes import pause_schedule, replace_job, resume_schedule, retry_job
+from fastlane_grpc.store.job_state import DEFAULT_RULES, Rules, follow, follow_claim, settle
 from fastlane_grpc.store.lists import ExecutionQuery, JobQuery, Page, page_of_executions, page_of_jobs, page_of_tasks
 from fastlane_grpc.store.pending import Pending
 from fastlane_grpc.store.pruning import Count, PruneCandidate, PruneCursor, PruneQuery, RetentionTotals
-from fastlane_grpc.store.queries import CURRENT, ahead_of, assignment_of, execution_of, job_of, spec_of, task_of
+from fastlane_grpc.store.queries import (
+    ITS_SPEC,
+    ahead_of,
+    assignment_from,
+    assignment_of,
+    execution_after,
+    execution_of,
+    first_ended_since,
+    first_to_read,
+    job_of,
+    newest_started,
+    task_of,
+)
 from fastlane_grpc.store.readers import Readers
 from fastlane_grpc.store.reserve import Reserve
 from fastlane_grpc.store.rows import (
@@ -42,8 +53,8 @@ from fastlane_grpc.store.rows import (
     microseconds_of,
     microseconds_or_none,
     microseconds_since_epoch,
-    spec_from,
 )
+from fastlane_grpc.store.stops import stop_execution, stop_job
 from fastlane_grpc.store.writer import Writer, Written
 from fastlane_grpc.supervisor import ALONE, Supervisor
 from fastlane_grpc.text.redaction import SecretNames
@@ -69,8 +80,10 @@ class Store:
         loop: asyncio.AbstractEventLoop,
         quota: Quota | None = None,
         secret_names: SecretNames = DEFAULT_SECRET_NAMES,
+        rules: Rules = DEFAULT_RULES,
         on_failure: Callable[[], None] = lambda: None,
         supervisor: Supervisor = ALONE,
+        now: Callable[[], datetime] = utc_now,
     ) -> Self:
         """Open the store in `directory`, or make it. It takes jobs up to `quota`. StoreFailed if it cannot be
         opened.
@@ -103,7 +116,7 @@ class Store:
             readers.close()
             db.close()
             raise
-        return cls(writer, readers, instance=instance, quota=quota, secret_names=secret_names)
+        return cls(writer, readers, instance=instance, quota=quota, secret_names=secret_names, rules=rules, now=now)
 
     def __init__(
         self,
@@ -114,15 +127,14 @@ class Store:
         now: Callable[[], datetime] = utc_now,
         quota: Quota | None = None,
         secret_names: SecretNames = DEFAULT_SECRET_NAMES,
-        after: After = after,
+        rules: Rules = DEFAULT_RULES,
     ) -> None:
         self._writer = writer
         self._readers = readers
         self._now = now
         self._quota = quota or NO_QUOTA
         self._secret_names = secret_names
-        # What follows the end of an execution.
-        self._after = after
+        self._rules = rules
         self.instance = instance
 
     def close(self, timeout: float | None = None) -> None:
@@ -142,8 +154,37 @@ class Store:
 
         RequestIdReused: it had made another; secrets are not compared. QueueFull, DiskFull: no more jobs are taken now.
         """
-        work = Enqueue(task_id, spec, request_id, caller_address, self._now(), self._quota, self._secret_names, refusal)
-        return self._writer.write(work, many=None if refusal else Enqueue.together)
+        work = self._enqueue(task_id, spec, request_id, caller_address, refusal=refusal)
+        return self._writer.write(work, many=None if refusal or spec.unique else Enqueue.together)
+
+    def _enqueue(
+        self,
+        task_id: str,
+        spec: JobSpec,
+        request_id: str,
+        caller_address: str,
+        *,
+        refusal: Refusal | None = None,
+        job_id: str | None = None,
+    ) -> Enqueue:
+        now = self._now()
+
+        def stop_holder(db: Connection, holder: str, successor: str) -> list[Execution]:
+            note = f"replaced by job {successor}, which has the same unique key"
+            return stop_job(db, holder, now=now, grace=None, note=note, rules=self._rules)[1]
+
+        return Enqueue(
+            task_id,
+            spec,
+            request_id,
+            caller_address,
+            now,
+            self._quota,
+            self._secret_names,
+            refusal,
+            job_id=job_id,
+            stop_holder=stop_holder,
+        )
 
     def stop(
         self, job_id: str, *, grace: timedelta | None, note: str, carried_out_since: datetime | None = None
@@ -157,10 +198,7 @@ class Store:
 
         def work(db: Connection) -> Written[Job]:
             now = carried_out_since or self._now()
-            its_grace = spec_of(db, job_id).grace if grace is None else grace
-            note_stop(db, job_id, now)
-            changed = self._stop(db, CURRENT, {"job_id": job_id}, now, its_grace, note)
-            return Written(job_of(db, job_id), changed, [job_id])
+            return Written(*stop_job(db, job_id, now=now, grace=grace, note=note, rules=self._rules), [job_id])
 
         return self._writer.write_until_stored(work) if carried_out_since else self._writer.write(work, vital=True)
 
@@ -171,31 +209,64 @@ class Store:
 
         def work(db: Connection) -> Written[Execution]:
             now = carried_out_since or self._now()
-            its_grace = assignment_of(db, execution_id).spec.grace if grace is None else grace
-            changed = self._stop(db, _THIS, {"execution_id": execution_id}, now, its_grace, note)
-            return Written(execution_of(db, execution_id), changed)
+            return Written(*stop_execution(db, execution_id, now=now, grace=grace, note=note, rules=self._rules))
 
         return self._writer.write_until_stored(work) if carried_out_since else self._writer.write(work, vital=True)
 
-    def _stop(
+    def retry_job(self, job_id: str, *, request_id: str = "") -> Pending[tuple[Job, bool]]:
+        """Start one more run of a final job. Return the job, and whether `request_id` had started one before.
+
+        JobNotFound, JobNotFinal, JobExpired, UniqueKeyTaken, QueueFull, DiskFull."""
+
+        def work(db: Connection) -> Written[tuple[Job, bool]]:
+            job, existing, changed = retry_job(
+                db, job_id, request_id=request_id, now=self._now(), quota=self._quota, rules=self._rules
+            )
+            return Written((job, existing), changed)
+
+        return self._writer.write(work)
+
+    def replace_job(
         self,
-        db: Connection,
-        which: str,
-        of: Mapping[str, object],
-        now: datetime,
-        grace: timedelta,
-        note: str,
-    ) -> list[Execution]:
-        """Stop the execution with the seq that `which`, SQL with the values `of`, selects. Return the executions that
-        changed."""
-        order = {**of, "now": microseconds_since_epoch(now), "grace": microseconds_of(grace), "note": note}
-        if execution := _stop_unclaimed(db, which, order):
-            return [execution, *settle(db, execution, now, self._after)]
-        if execution := _stop_claimed(db, which, order):
-            follow(db, execution)
-            return [execution]
-        execution = _shorten_grace(db, which, order)
-        return [execution] if execution else []
+        job_id: str,
+        *,
+        task_id: str,
+        spec: JobSpec,
+        etag: str,
+        caller_address: str,
+        refusal: Refusal | None = None,
+    ) -> Pending[tuple[Job, bool]]:
+        """Create the job under this id, or replace its spec. Return the job, and whether it was created. `refusal` is
+        raised unless the spec equals that of the job, if there is one.
+
+        JobChanged, InvalidRequest (another task), UniqueKeyTaken, QueueFull, DiskFull."""
+
+        def work(db: Connection) -> Written[tuple[Job, bool]]:
+            try:
+                job = job_of(db, job_id)
+            except JobNotFound:
+                if etag:
+                    raise
+                if refusal:
+                    raise refusal from None
+                created = self._enqueue(task_id, spec, "", caller_address, job_id=job_id)(db)
+                return Written((created.answer[0], True), created.changed)
+            if refusal and job.spec != spec:
+                raise refusal
+            job, changed = replace_job(
+                db, job_id, task_id=task_id, spec=spec, etag=etag, now=self._now(), quota=self._quota, rules=self._rules
+            )
+            return Written((job, False), changed)
+
+        return self._writer.write(work)
+
+    def pause_schedule(self, job_id: str) -> Pending[Job]:
+        """Stop the ticks of the job's schedule. JobNotFound, NoSchedule."""
+        return self._writer.write(lambda db: Written(*pause_schedule(db, job_id, now=self._now())))
+
+    def resume_schedule(self, job_id: str) -> Pending[Job]:
+        """Continue a paused schedule with its next tick. JobNotFound, NoSchedule."""
+        return self._writer.write(lambda db: Written(*resume_schedule(db, job_id, now=self._now(), rules=self._rules)))
 
     def job(self, job_id: str) -> Pending[Job]:
         """Return the job. JobNotFound."""
@@ -222,6 +293,22 @@ class Store:
     def execution(self, execution_id: str) -> Pending[Execution]:
         """Return the execution. ExecutionNotFound."""
         return self._readers.read(lambda db: execution_of(db, execution_id))
+
+    def first_to_read(self, job_id: str) -> Pending[Execution]:
+        """Return the execution at which a reader of a job's logs starts. JobNotFound."""
+        return self._readers.read(lambda db: first_to_read(db, job_id))
+
+    def newest_started(self, job_id: str) -> Pending[Execution]:
+        """Return the newest execution of the job that has started, or the newest one. JobNotFound."""
+        return self._readers.read(lambda db: newest_started(db, job_id))
+
+    def first_ended_since(self, job_id: str, since: datetime) -> Pending[Execution | None]:
+        """Return the first execution of the job that ended at this time or later, or has not ended."""
+        return self._readers.read(lambda db: first_ended_since(db, job_id, since))
+
+    def execution_after(self, job_id: str, run: int, attempt: int) -> Pending[Execution | None]:
+        """Return the execution of the job that follows this attempt of this run; None if there is none yet."""
+        return self._readers.read(lambda db: execution_after(db, job_id, run, attempt))
 
     def task(self, task_id: str) -> Pending[Task]:
         """Return the task. TaskNotFound."""
@@ -264,18 +351,18 @@ class Store:
     # ---- what the dispatcher asks for
 
     def promote(self, limit: int) -> Pending[Promotion]:
-        """End executions that were not claimed by their expire_time, and queue those that are due: the oldest ones, at
-        most `limit` in all."""
+        """End executions that were not claimed by their expire_time, queue those that are due, and handle the ticks of
+        schedules: the oldest ones, at most `limit` in all."""
 
         def work(db: Connection) -> Written[Promotion]:
-            now = self._now()
-            expired = due.expire(db, now, limit)
-            following = [each for execution in expired for each in settle(db, execution, now, self._after)]
-            queued = due.promote(db, now, limit - len(expired))
-            for execution in queued:
-                follow(db, execution)
-            changed = [*expired, *following, *queued]
-            return Written(Promotion(len(expired) + len(queued) == limit, due.next_time(db)), changed)
+            now, handled = self._now(), 0
+            changed: list[Execution] = []
+            # Expired executions first, so that none of them is queued; ticks last, which find the runs that have ended.
+            for step in (due.expire, due.promote, due.handle_ticks):
+                count, executions = step(db, now, limit - handled, self._rules)
+                handled += count
+                changed += executions
+            return Written(Promotion(handled >= limit, due.next_time(db)), changed)
 
         return self._writer.write(work)
 
@@ -305,12 +392,13 @@ class Store:
         def work(db: Connection) -> list[Assignment]:
             rows = db.execute(
                 f"""
-                SELECT spec, {EXECUTION} FROM executions INDEXED BY executions_state CROSS JOIN jobs USING (job_id)
+                SELECT {ITS_SPEC}, {EXECUTION}
+                FROM executions INDEXED BY executions_state CROSS JOIN jobs USING (job_id)
                 WHERE executions.state IN ({State.PREPARING}, {State.RUNNING}, {State.STOPPING})
                 ORDER BY claim_time, executions.seq
                 """
             ).fetchall()
-            return [Assignment(execution_from(row[1:]), spec_from(row[0])) for row in rows]
+            return [assignment_from(row) for row in rows]
 
         return self._readers.read(work)
 
@@ -509,7 +597,7 @@ class Store:
             )
             if execution is None:
                 return Written(execution_of(db, execution_id))
-            return Written(execution, [execution, *settle(db, execution, now, self._after)])
+            return Written(execution, [execution, *settle(db, execution, now, self._rules)])
 
         return self._writer.write_until_stored(work)
 
@@ -556,6 +644,15 @@ class Store:
         return self._writer.write(
             lambda db: Written(None, pruning.forget_logs(db, execution_ids, self._now())), vital=True
         )
+
+    def excess(self, limit: int) -> Pending[list[PruneCandidate]]:
+        """Return executions beyond the history of their jobs, at most `limit`."""
+        return self._readers.read(lambda db: pruning.excess(db, limit))
+
+    def delete_excess(self, execution_ids: Sequence[str]) -> Pending[int]:
+        """Delete executions beyond the history of their jobs. Return how many these were. To be called when their files
+        are deleted."""
+        return self._writer.write(lambda db: Written(pruning.delete_excess(db, execution_ids)), vital=True)
 
     def delete_jobs(self, job_ids: Sequence[str]) -> Pending[int]:
         """Delete those of the jobs that are final. Return how many these were. To be called when the files of all their
@@ -610,52 +707,6 @@ def _claim_next(db: Connection, host: str, now: int) -> Execution | None:
         """,
         host=host,
         now=now,
-    )
-
-
-# The `seq` of the execution that is called so.
-_THIS = "(SELECT seq FROM executions WHERE execution_id = :execution_id)"
-
-
-def _stop_unclaimed(db: Connection, which: str, order: Mapping[str, object]) -> Execution | None:
-    return _update(
-        db,
-        f"""
-        UPDATE executions
-        SET state = {State.STOPPED}, state_time = :now, end_time = :now,
-            stop_cause = '{StopCause.CALLER.value}', stop_time = :now, stop_grace = :grace, stop_note = :note,
-            reason = {Reason.UNSPECIFIED},
-            detail = 'stopped while it was ' || iif(state = {State.QUEUED}, 'queued', 'scheduled')
-                || iif(:note = '', '', ': ' || :note),
-            out_of_memory = 0, stop_signal = ''
-        WHERE seq = {which} AND state IN ({State.SCHEDULED}, {State.QUEUED})
-        """,
-        **order,
-    )
-
-
-def _stop_claimed(db: Connection, which: str, order: Mapping[str, object]) -> Execution | None:
-    return _update(
-        db,
-        f"""
-        UPDATE executions
-        SET state = {State.STOPPING}, state_time = :now,
-            stop_cause = '{StopCause.CALLER.value}', stop_time = :now, stop_grace = :grace, stop_note = :note
-        WHERE seq = {which} AND state IN ({State.PREPARING}, {State.RUNNING})
-        """,
-        **order,
-    )
-
-
-def _shorten_grace(db: Connection, which: str, order: Mapping[str, object]) -> Execution | None:
-    # Grace counts from the first order, whose cause stays: it decides between STOPPED and TIMED_OUT.
-    return _update(
-        db,
-        f"""
-        UPDATE executions SET stop_grace = max(:now + :grace - stop_time, 0)
-        WHERE seq = {which} AND state = {State.STOPPING} AND :now + :grace < stop_time + stop_grace
-        """,
-        **order,
     )
 
 

@@ -327,7 +327,9 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_CURSOR_AHEAD: _ErrorReason.ValueType  # 6
     """OUT_OF_RANGE: the sealed log ends before the cursor (metadata: cursor, the end of the log)."""
     ERROR_REASON_CURSOR_TOO_OLD: _ErrorReason.ValueType  # 7
-    """OUT_OF_RANGE: changes as old as the cursor are not kept. Watch again without a cursor."""
+    """OUT_OF_RANGE: changes as old as the cursor are not kept. Watch again without a cursor.
+    Also: the execution of the cursor is not kept any more (StreamJobLogs).
+    """
     ERROR_REASON_TASK_NOT_FOUND: _ErrorReason.ValueType  # 8
     """NOT_FOUND (metadata: task_id)."""
     ERROR_REASON_JOB_NOT_FOUND: _ErrorReason.ValueType  # 9
@@ -360,6 +362,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the expire_time of the job has passed (metadata: job_id, expire_time)."""
     ERROR_REASON_NO_SCHEDULE: _ErrorReason.ValueType  # 23
     """FAILED_PRECONDITION: the job has no schedule, or its schedule is over (metadata: job_id)."""
+    ERROR_REASON_CURSOR_OF_ANOTHER_JOB: _ErrorReason.ValueType  # 24
+    """INVALID_ARGUMENT: the cursor is from an execution of another job (metadata: job_id)."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every reason of an error. ErrorInfo.reason is the name without its prefix. The status code of each reason is part of
@@ -381,7 +385,9 @@ ERROR_REASON_CURSOR_OF_ANOTHER_EXECUTION: ErrorReason.ValueType  # 5
 ERROR_REASON_CURSOR_AHEAD: ErrorReason.ValueType  # 6
 """OUT_OF_RANGE: the sealed log ends before the cursor (metadata: cursor, the end of the log)."""
 ERROR_REASON_CURSOR_TOO_OLD: ErrorReason.ValueType  # 7
-"""OUT_OF_RANGE: changes as old as the cursor are not kept. Watch again without a cursor."""
+"""OUT_OF_RANGE: changes as old as the cursor are not kept. Watch again without a cursor.
+Also: the execution of the cursor is not kept any more (StreamJobLogs).
+"""
 ERROR_REASON_TASK_NOT_FOUND: ErrorReason.ValueType  # 8
 """NOT_FOUND (metadata: task_id)."""
 ERROR_REASON_JOB_NOT_FOUND: ErrorReason.ValueType  # 9
@@ -414,6 +420,8 @@ ERROR_REASON_JOB_EXPIRED: ErrorReason.ValueType  # 22
 """FAILED_PRECONDITION: the expire_time of the job has passed (metadata: job_id, expire_time)."""
 ERROR_REASON_NO_SCHEDULE: ErrorReason.ValueType  # 23
 """FAILED_PRECONDITION: the job has no schedule, or its schedule is over (metadata: job_id)."""
+ERROR_REASON_CURSOR_OF_ANOTHER_JOB: ErrorReason.ValueType  # 24
+"""INVALID_ARGUMENT: the cursor is from an execution of another job (metadata: job_id)."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 @_typing.final
@@ -2076,17 +2084,20 @@ class StreamJobLogsRequest(_message.Message):
     """Required."""
     cursor: _builtins.str
     """Resume after the message with this cursor. A cursor of StreamExecutionLogs is valid here, too, and the other way
-    round. Empty: start where `tail_lines` and `since_time` say, else at the first attempt of the newest run.
+    round: it names the execution. Empty: start where `tail_lines` and `since_time` say, else at the first attempt of
+    the newest run that has started, or of the first run.
     """
     tail_lines: _builtins.int
-    """Start with this many last lines of the current execution."""
+    """Start with this many last lines of the newest execution that has started."""
     follow: _builtins.bool
     """Continue until the job is final. Unset: true. False: end after what is stored."""
     text: _builtins.bool
     """Send `text` instead of `data`, for people and for grpcurl. Lossy."""
     @_builtins.property
     def since_time(self) -> _timestamp_pb2.Timestamp:
-        """Start with the first chunk or gap received at or after this time, in the oldest kept execution that has one."""
+        """Start with the oldest kept execution that ended at or after this time, or has not ended, there with the first chunk
+        or gap received at or after this time. With `tail_lines`: the later of the two starts, in that execution.
+        """
 
     @_builtins.property
     def sources(self) -> _containers.RepeatedScalarFieldContainer[Global___Source.ValueType]:
@@ -2126,7 +2137,7 @@ Global___StreamJobLogsRequest: _TypeAlias = StreamJobLogsRequest  # noqa: Y015
 @_typing.final
 class StreamJobLogsResponse(_message.Message):
     """A part of the log of one of a job's executions. Fields with the name of one in StreamExecutionLogsResponse mean the
-    same and have the same number.
+    same and have the same number, so that a message of that call is one of this call.
     """
 
     DESCRIPTOR: _descriptor.Descriptor
@@ -2137,13 +2148,10 @@ class StreamJobLogsResponse(_message.Message):
     HEARTBEAT_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
-    EXECUTION_FIELD_NUMBER: _builtins.int
     JOB_END_FIELD_NUMBER: _builtins.int
-    EXECUTION_ID_FIELD_NUMBER: _builtins.int
+    EXECUTION_FIELD_NUMBER: _builtins.int
     cursor: _builtins.str
     """The position after this message: pass it to resume here. It names the execution, too. Never empty."""
-    execution_id: _builtins.str
-    """The execution of the message. Empty with `job_end`."""
     @_builtins.property
     def chunks(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogChunk]:
         """Output, in order."""
@@ -2165,12 +2173,12 @@ class StreamJobLogsResponse(_message.Message):
         """The log of this execution is complete. Another execution may follow."""
 
     @_builtins.property
-    def execution(self) -> Global___JobLogExecution:
-        """Another execution of the job follows: sent before its first message, also for the first one."""
-
-    @_builtins.property
     def job_end(self) -> Global___JobLogEnd:
         """The stream is complete; only the status OK follows."""
+
+    @_builtins.property
+    def execution(self) -> Global___JobLogExecution:
+        """The execution whose log follows."""
 
     def __init__(
         self,
@@ -2181,15 +2189,14 @@ class StreamJobLogsResponse(_message.Message):
         heartbeat: Global___LogHeartbeat | None = ...,
         state: Global___LogState | None = ...,
         end: Global___LogEnd | None = ...,
-        execution: Global___JobLogExecution | None = ...,
         job_end: Global___JobLogEnd | None = ...,
-        execution_id: _builtins.str = ...,
+        execution: Global___JobLogExecution | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "event", b"event", "execution", b"execution", "gap", b"gap", "heartbeat", b"heartbeat", "job_end", b"job_end", "state", b"state"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "cursor", b"cursor", "end", b"end", "event", b"event", "execution", b"execution", "execution_id", b"execution_id", "gap", b"gap", "heartbeat", b"heartbeat", "job_end", b"job_end", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "cursor", b"cursor", "end", b"end", "event", b"event", "execution", b"execution", "gap", b"gap", "heartbeat", b"heartbeat", "job_end", b"job_end", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["gap", "heartbeat", "state", "end", "execution", "job_end"]  # noqa: Y015
+    _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["gap", "heartbeat", "state", "end", "job_end", "execution"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_event) -> _WhichOneofReturnType_event | None: ...
 
@@ -2197,7 +2204,7 @@ Global___StreamJobLogsResponse: _TypeAlias = StreamJobLogsResponse  # noqa: Y015
 
 @_typing.final
 class JobLogExecution(_message.Message):
-    """The begin of an execution's log within the stream of its job."""
+    """The start of an execution's log within the stream of its job."""
 
     DESCRIPTOR: _descriptor.Descriptor
 
@@ -2207,7 +2214,7 @@ class JobLogExecution(_message.Message):
     """Number of attempts that its run may have. 1: without retries."""
     @_builtins.property
     def execution(self) -> Global___Execution:
-        """The execution, as it is now."""
+        """The execution as it is now; of a retry, `waiting` says when it starts."""
 
     def __init__(
         self,

@@ -233,10 +233,13 @@ class JobServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def StreamJobLogs(self, request, context):
-        """Streams the logs of a job's executions, one after another: retries and later runs follow by themselves. Starts at
-        the first attempt of the newest run. The last message of a complete stream is `job_end`; the status is OK if and
-        only if it was sent. A job with a schedule is final only when the schedule is over or the job is stopped. Rules and
-        errors otherwise as for StreamExecutionLogs.
+        """Streams the logs of a job's executions, one after another: retries and later runs follow by themselves. Executions
+        are in the order of their runs and attempts, also where runs overlap. The first message is `execution`, and so is
+        the first one of each further execution; up to the next `execution`, the messages are exactly those of
+        StreamExecutionLogs. The last message of a complete stream is `job_end`; the status is OK if and only if it was
+        sent. A job with a schedule is final only when the schedule is over or the job is stopped. NOT_FOUND,
+        JOB_NOT_FOUND. OUT_OF_RANGE, CURSOR_TOO_OLD: the execution of the cursor is not kept any more. INVALID_ARGUMENT,
+        CURSOR_OF_ANOTHER_JOB. Rules and errors otherwise as for StreamExecutionLogs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

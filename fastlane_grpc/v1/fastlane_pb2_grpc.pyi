@@ -142,10 +142,13 @@ class JobServiceStub:
     cursor of this server's data. UNAVAILABLE, SERVER_STOPPING. RESOURCE_EXHAUSTED, TOO_MANY_STREAMS.
     """
     StreamJobLogs: _grpc.UnaryStreamMultiCallable[_fastlane_pb2.StreamJobLogsRequest, _fastlane_pb2.StreamJobLogsResponse]
-    """Streams the logs of a job's executions, one after another: retries and later runs follow by themselves. Starts at
-    the first attempt of the newest run. The last message of a complete stream is `job_end`; the status is OK if and
-    only if it was sent. A job with a schedule is final only when the schedule is over or the job is stopped. Rules and
-    errors otherwise as for StreamExecutionLogs.
+    """Streams the logs of a job's executions, one after another: retries and later runs follow by themselves. Executions
+    are in the order of their runs and attempts, also where runs overlap. The first message is `execution`, and so is
+    the first one of each further execution; up to the next `execution`, the messages are exactly those of
+    StreamExecutionLogs. The last message of a complete stream is `job_end`; the status is OK if and only if it was
+    sent. A job with a schedule is final only when the schedule is over or the job is stopped. NOT_FOUND,
+    JOB_NOT_FOUND. OUT_OF_RANGE, CURSOR_TOO_OLD: the execution of the cursor is not kept any more. INVALID_ARGUMENT,
+    CURSOR_OF_ANOTHER_JOB. Rules and errors otherwise as for StreamExecutionLogs.
     """
 
 @_typing.type_check_only
@@ -220,10 +223,13 @@ class JobServiceAsyncStub(JobServiceStub):
     cursor of this server's data. UNAVAILABLE, SERVER_STOPPING. RESOURCE_EXHAUSTED, TOO_MANY_STREAMS.
     """
     StreamJobLogs: _aio.UnaryStreamMultiCallable[_fastlane_pb2.StreamJobLogsRequest, _fastlane_pb2.StreamJobLogsResponse]  # type: ignore[assignment]
-    """Streams the logs of a job's executions, one after another: retries and later runs follow by themselves. Starts at
-    the first attempt of the newest run. The last message of a complete stream is `job_end`; the status is OK if and
-    only if it was sent. A job with a schedule is final only when the schedule is over or the job is stopped. Rules and
-    errors otherwise as for StreamExecutionLogs.
+    """Streams the logs of a job's executions, one after another: retries and later runs follow by themselves. Executions
+    are in the order of their runs and attempts, also where runs overlap. The first message is `execution`, and so is
+    the first one of each further execution; up to the next `execution`, the messages are exactly those of
+    StreamExecutionLogs. The last message of a complete stream is `job_end`; the status is OK if and only if it was
+    sent. A job with a schedule is final only when the schedule is over or the job is stopped. NOT_FOUND,
+    JOB_NOT_FOUND. OUT_OF_RANGE, CURSOR_TOO_OLD: the execution of the cursor is not kept any more. INVALID_ARGUMENT,
+    CURSOR_OF_ANOTHER_JOB. Rules and errors otherwise as for StreamExecutionLogs.
     """
 
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -379,10 +385,13 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _fastlane_pb2.StreamJobLogsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_fastlane_pb2.StreamJobLogsResponse], _abc.AsyncIterator[_fastlane_pb2.StreamJobLogsResponse]]:
-        """Streams the logs of a job's executions, one after another: retries and later runs follow by themselves. Starts at
-        the first attempt of the newest run. The last message of a complete stream is `job_end`; the status is OK if and
-        only if it was sent. A job with a schedule is final only when the schedule is over or the job is stopped. Rules and
-        errors otherwise as for StreamExecutionLogs.
+        """Streams the logs of a job's executions, one after another: retries and later runs follow by themselves. Executions
+        are in the order of their runs and attempts, also where runs overlap. The first message is `execution`, and so is
+        the first one of each further execution; up to the next `execution`, the messages are exactly those of
+        StreamExecutionLogs. The last message of a complete stream is `job_end`; the status is OK if and only if it was
+        sent. A job with a schedule is final only when the schedule is over or the job is stopped. NOT_FOUND,
+        JOB_NOT_FOUND. OUT_OF_RANGE, CURSOR_TOO_OLD: the execution of the cursor is not kept any more. INVALID_ARGUMENT,
+        CURSOR_OF_ANOTHER_JOB. Rules and errors otherwise as for StreamExecutionLogs.
         """
 
 def add_JobServiceServicer_to_server(servicer: JobServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -430,6 +430,7 @@ const (
 	// OUT_OF_RANGE: the sealed log ends before the cursor (metadata: cursor, the end of the log).
 	ErrorReason_ERROR_REASON_CURSOR_AHEAD ErrorReason = 6
 	// OUT_OF_RANGE: changes as old as the cursor are not kept. Watch again without a cursor.
+	// Also: the execution of the cursor is not kept any more (StreamJobLogs).
 	ErrorReason_ERROR_REASON_CURSOR_TOO_OLD ErrorReason = 7
 	// NOT_FOUND (metadata: task_id).
 	ErrorReason_ERROR_REASON_TASK_NOT_FOUND ErrorReason = 8
@@ -463,6 +464,8 @@ const (
 	ErrorReason_ERROR_REASON_JOB_EXPIRED ErrorReason = 22
 	// FAILED_PRECONDITION: the job has no schedule, or its schedule is over (metadata: job_id).
 	ErrorReason_ERROR_REASON_NO_SCHEDULE ErrorReason = 23
+	// INVALID_ARGUMENT: the cursor is from an execution of another job (metadata: job_id).
+	ErrorReason_ERROR_REASON_CURSOR_OF_ANOTHER_JOB ErrorReason = 24
 )
 
 // Enum value maps for ErrorReason.
@@ -492,6 +495,7 @@ var (
 		21: "ERROR_REASON_UNIQUE_KEY_TAKEN",
 		22: "ERROR_REASON_JOB_EXPIRED",
 		23: "ERROR_REASON_NO_SCHEDULE",
+		24: "ERROR_REASON_CURSOR_OF_ANOTHER_JOB",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":                 0,
@@ -518,6 +522,7 @@ var (
 		"ERROR_REASON_UNIQUE_KEY_TAKEN":            21,
 		"ERROR_REASON_JOB_EXPIRED":                 22,
 		"ERROR_REASON_NO_SCHEDULE":                 23,
+		"ERROR_REASON_CURSOR_OF_ANOTHER_JOB":       24,
 	}
 )
 
@@ -3364,11 +3369,13 @@ type StreamJobLogsRequest struct {
 	// Required.
 	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
 	// Resume after the message with this cursor. A cursor of StreamExecutionLogs is valid here, too, and the other way
-	// round. Empty: start where `tail_lines` and `since_time` say, else at the first attempt of the newest run.
+	// round: it names the execution. Empty: start where `tail_lines` and `since_time` say, else at the first attempt of
+	// the newest run that has started, or of the first run.
 	Cursor string `protobuf:"bytes,2,opt,name=cursor,proto3" json:"cursor,omitempty"`
-	// Start with this many last lines of the current execution.
+	// Start with this many last lines of the newest execution that has started.
 	TailLines *int32 `protobuf:"varint,3,opt,name=tail_lines,json=tailLines,proto3,oneof" json:"tail_lines,omitempty"`
-	// Start with the first chunk or gap received at or after this time, in the oldest kept execution that has one.
+	// Start with the oldest kept execution that ended at or after this time, or has not ended, there with the first chunk
+	// or gap received at or after this time. With `tail_lines`: the later of the two starts, in that execution.
 	SinceTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=since_time,json=sinceTime,proto3" json:"since_time,omitempty"`
 	// Sources to send. Empty: all three.
 	Sources []Source `protobuf:"varint,5,rep,packed,name=sources,proto3,enum=fastlane.v1.Source" json:"sources,omitempty"`
@@ -3469,7 +3476,7 @@ func (x *StreamJobLogsRequest) GetHeartbeatInterval() *durationpb.Duration {
 }
 
 // A part of the log of one of a job's executions. Fields with the name of one in StreamExecutionLogsResponse mean the
-// same and have the same number.
+// same and have the same number, so that a message of that call is one of this call.
 type StreamJobLogsResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The position after this message: pass it to resume here. It names the execution, too. Never empty.
@@ -3484,11 +3491,9 @@ type StreamJobLogsResponse struct {
 	//	*StreamJobLogsResponse_Heartbeat
 	//	*StreamJobLogsResponse_State
 	//	*StreamJobLogsResponse_End
-	//	*StreamJobLogsResponse_Execution
 	//	*StreamJobLogsResponse_JobEnd
-	Event isStreamJobLogsResponse_Event `protobuf_oneof:"event"`
-	// The execution of the message. Empty with `job_end`.
-	ExecutionId   string `protobuf:"bytes,8,opt,name=execution_id,json=executionId,proto3" json:"execution_id,omitempty"`
+	//	*StreamJobLogsResponse_Execution
+	Event         isStreamJobLogsResponse_Event `protobuf_oneof:"event"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3580,15 +3585,6 @@ func (x *StreamJobLogsResponse) GetEnd() *LogEnd {
 	return nil
 }
 
-func (x *StreamJobLogsResponse) GetExecution() *JobLogExecution {
-	if x != nil {
-		if x, ok := x.Event.(*StreamJobLogsResponse_Execution); ok {
-			return x.Execution
-		}
-	}
-	return nil
-}
-
 func (x *StreamJobLogsResponse) GetJobEnd() *JobLogEnd {
 	if x != nil {
 		if x, ok := x.Event.(*StreamJobLogsResponse_JobEnd); ok {
@@ -3598,11 +3594,13 @@ func (x *StreamJobLogsResponse) GetJobEnd() *JobLogEnd {
 	return nil
 }
 
-func (x *StreamJobLogsResponse) GetExecutionId() string {
+func (x *StreamJobLogsResponse) GetExecution() *JobLogExecution {
 	if x != nil {
-		return x.ExecutionId
+		if x, ok := x.Event.(*StreamJobLogsResponse_Execution); ok {
+			return x.Execution
+		}
 	}
-	return ""
+	return nil
 }
 
 type isStreamJobLogsResponse_Event interface {
@@ -3629,14 +3627,14 @@ type StreamJobLogsResponse_End struct {
 	End *LogEnd `protobuf:"bytes,6,opt,name=end,proto3,oneof"`
 }
 
-type StreamJobLogsResponse_Execution struct {
-	// Another execution of the job follows: sent before its first message, also for the first one.
-	Execution *JobLogExecution `protobuf:"bytes,9,opt,name=execution,proto3,oneof"`
-}
-
 type StreamJobLogsResponse_JobEnd struct {
 	// The stream is complete; only the status OK follows.
 	JobEnd *JobLogEnd `protobuf:"bytes,7,opt,name=job_end,json=jobEnd,proto3,oneof"`
+}
+
+type StreamJobLogsResponse_Execution struct {
+	// The execution whose log follows.
+	Execution *JobLogExecution `protobuf:"bytes,8,opt,name=execution,proto3,oneof"`
 }
 
 func (*StreamJobLogsResponse_Gap) isStreamJobLogsResponse_Event() {}
@@ -3647,14 +3645,14 @@ func (*StreamJobLogsResponse_State) isStreamJobLogsResponse_Event() {}
 
 func (*StreamJobLogsResponse_End) isStreamJobLogsResponse_Event() {}
 
-func (*StreamJobLogsResponse_Execution) isStreamJobLogsResponse_Event() {}
-
 func (*StreamJobLogsResponse_JobEnd) isStreamJobLogsResponse_Event() {}
 
-// The begin of an execution's log within the stream of its job.
+func (*StreamJobLogsResponse_Execution) isStreamJobLogsResponse_Event() {}
+
+// The start of an execution's log within the stream of its job.
 type JobLogExecution struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The execution, as it is now.
+	// The execution as it is now; of a retry, `waiting` says when it starts.
 	Execution *Execution `protobuf:"bytes,1,opt,name=execution,proto3" json:"execution,omitempty"`
 	// Number of attempts that its run may have. 1: without retries.
 	MaxAttempts   int32 `protobuf:"varint,2,opt,name=max_attempts,json=maxAttempts,proto3" json:"max_attempts,omitempty"`
@@ -7614,17 +7612,16 @@ const file_fastlane_v1_fastlane_proto_rawDesc = "" +
 	"\x04text\x18\a \x01(\bR\x04text\x12H\n" +
 	"\x12heartbeat_interval\x18\b \x01(\v2\x19.google.protobuf.DurationR\x11heartbeatIntervalB\r\n" +
 	"\v_tail_linesB\t\n" +
-	"\a_follow\"\xb7\x03\n" +
+	"\a_follow\"\x94\x03\n" +
 	"\x15StreamJobLogsResponse\x12\x16\n" +
 	"\x06cursor\x18\x01 \x01(\tR\x06cursor\x12-\n" +
 	"\x06chunks\x18\x02 \x03(\v2\x15.fastlane.v1.LogChunkR\x06chunks\x12'\n" +
 	"\x03gap\x18\x03 \x01(\v2\x13.fastlane.v1.LogGapH\x00R\x03gap\x129\n" +
 	"\theartbeat\x18\x04 \x01(\v2\x19.fastlane.v1.LogHeartbeatH\x00R\theartbeat\x12-\n" +
 	"\x05state\x18\x05 \x01(\v2\x15.fastlane.v1.LogStateH\x00R\x05state\x12'\n" +
-	"\x03end\x18\x06 \x01(\v2\x13.fastlane.v1.LogEndH\x00R\x03end\x12<\n" +
-	"\texecution\x18\t \x01(\v2\x1c.fastlane.v1.JobLogExecutionH\x00R\texecution\x121\n" +
-	"\ajob_end\x18\a \x01(\v2\x16.fastlane.v1.JobLogEndH\x00R\x06jobEnd\x12!\n" +
-	"\fexecution_id\x18\b \x01(\tR\vexecutionIdB\a\n" +
+	"\x03end\x18\x06 \x01(\v2\x13.fastlane.v1.LogEndH\x00R\x03end\x121\n" +
+	"\ajob_end\x18\a \x01(\v2\x16.fastlane.v1.JobLogEndH\x00R\x06jobEnd\x12<\n" +
+	"\texecution\x18\b \x01(\v2\x1c.fastlane.v1.JobLogExecutionH\x00R\texecutionB\a\n" +
 	"\x05event\"j\n" +
 	"\x0fJobLogExecution\x124\n" +
 	"\texecution\x18\x01 \x01(\v2\x16.fastlane.v1.ExecutionR\texecution\x12!\n" +
@@ -7921,7 +7918,7 @@ const file_fastlane_v1_fastlane_proto_rawDesc = "" +
 	"\x12SOURCE_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rSOURCE_STDOUT\x10\x01\x12\x11\n" +
 	"\rSOURCE_STDERR\x10\x02\x12\x11\n" +
-	"\rSOURCE_SYSTEM\x10\x03*\x9e\x06\n" +
+	"\rSOURCE_SYSTEM\x10\x03*\xc6\x06\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aERROR_REASON_INVALID_FIELD\x10\x01\x12\x1e\n" +
@@ -7947,7 +7944,8 @@ const file_fastlane_v1_fastlane_proto_rawDesc = "" +
 	"\x19ERROR_REASON_STORE_FAILED\x10\x14\x12!\n" +
 	"\x1dERROR_REASON_UNIQUE_KEY_TAKEN\x10\x15\x12\x1c\n" +
 	"\x18ERROR_REASON_JOB_EXPIRED\x10\x16\x12\x1c\n" +
-	"\x18ERROR_REASON_NO_SCHEDULE\x10\x172\xab\t\n" +
+	"\x18ERROR_REASON_NO_SCHEDULE\x10\x17\x12&\n" +
+	"\"ERROR_REASON_CURSOR_OF_ANOTHER_JOB\x10\x182\xab\t\n" +
 	"\n" +
 	"JobService\x12M\n" +
 	"\n" +
@@ -8187,8 +8185,8 @@ var file_fastlane_v1_fastlane_proto_depIdxs = []int32{
 	32,  // 77: fastlane.v1.StreamJobLogsResponse.heartbeat:type_name -> fastlane.v1.LogHeartbeat
 	33,  // 78: fastlane.v1.StreamJobLogsResponse.state:type_name -> fastlane.v1.LogState
 	34,  // 79: fastlane.v1.StreamJobLogsResponse.end:type_name -> fastlane.v1.LogEnd
-	37,  // 80: fastlane.v1.StreamJobLogsResponse.execution:type_name -> fastlane.v1.JobLogExecution
-	38,  // 81: fastlane.v1.StreamJobLogsResponse.job_end:type_name -> fastlane.v1.JobLogEnd
+	38,  // 80: fastlane.v1.StreamJobLogsResponse.job_end:type_name -> fastlane.v1.JobLogEnd
+	37,  // 81: fastlane.v1.StreamJobLogsResponse.execution:type_name -> fastlane.v1.JobLogExecution
 	23,  // 82: fastlane.v1.JobLogExecution.execution:type_name -> fastlane.v1.Execution
 	20,  // 83: fastlane.v1.JobLogEnd.job:type_name -> fastlane.v1.Job
 	14,  // 84: fastlane.v1.EnqueueJobRequest.spec:type_name -> fastlane.v1.JobSpec
@@ -8342,8 +8340,8 @@ func file_fastlane_v1_fastlane_proto_init() {
 		(*StreamJobLogsResponse_Heartbeat)(nil),
 		(*StreamJobLogsResponse_State)(nil),
 		(*StreamJobLogsResponse_End)(nil),
-		(*StreamJobLogsResponse_Execution)(nil),
 		(*StreamJobLogsResponse_JobEnd)(nil),
+		(*StreamJobLogsResponse_Execution)(nil),
 	}
 	file_fastlane_v1_fastlane_proto_msgTypes[53].OneofWrappers = []any{
 		(*WatchJobsResponse_Job)(nil),

@@ -136,10 +136,13 @@ type JobServiceClient interface {
 	// CURSOR_TOO_OLD: changes that old are not kept; call again without a cursor. INVALID_ARGUMENT, CURSOR_INVALID: not a
 	// cursor of this server's data. UNAVAILABLE, SERVER_STOPPING. RESOURCE_EXHAUSTED, TOO_MANY_STREAMS.
 	WatchJobs(ctx context.Context, in *WatchJobsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchJobsResponse], error)
-	// Streams the logs of a job's executions, one after another: retries and later runs follow by themselves. Starts at
-	// the first attempt of the newest run. The last message of a complete stream is `job_end`; the status is OK if and
-	// only if it was sent. A job with a schedule is final only when the schedule is over or the job is stopped. Rules and
-	// errors otherwise as for StreamExecutionLogs.
+	// Streams the logs of a job's executions, one after another: retries and later runs follow by themselves. Executions
+	// are in the order of their runs and attempts, also where runs overlap. The first message is `execution`, and so is
+	// the first one of each further execution; up to the next `execution`, the messages are exactly those of
+	// StreamExecutionLogs. The last message of a complete stream is `job_end`; the status is OK if and only if it was
+	// sent. A job with a schedule is final only when the schedule is over or the job is stopped. NOT_FOUND,
+	// JOB_NOT_FOUND. OUT_OF_RANGE, CURSOR_TOO_OLD: the execution of the cursor is not kept any more. INVALID_ARGUMENT,
+	// CURSOR_OF_ANOTHER_JOB. Rules and errors otherwise as for StreamExecutionLogs.
 	StreamJobLogs(ctx context.Context, in *StreamJobLogsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[StreamJobLogsResponse], error)
 }
 
@@ -367,10 +370,13 @@ type JobServiceServer interface {
 	// CURSOR_TOO_OLD: changes that old are not kept; call again without a cursor. INVALID_ARGUMENT, CURSOR_INVALID: not a
 	// cursor of this server's data. UNAVAILABLE, SERVER_STOPPING. RESOURCE_EXHAUSTED, TOO_MANY_STREAMS.
 	WatchJobs(*WatchJobsRequest, grpc.ServerStreamingServer[WatchJobsResponse]) error
-	// Streams the logs of a job's executions, one after another: retries and later runs follow by themselves. Starts at
-	// the first attempt of the newest run. The last message of a complete stream is `job_end`; the status is OK if and
-	// only if it was sent. A job with a schedule is final only when the schedule is over or the job is stopped. Rules and
-	// errors otherwise as for StreamExecutionLogs.
+	// Streams the logs of a job's executions, one after another: retries and later runs follow by themselves. Executions
+	// are in the order of their runs and attempts, also where runs overlap. The first message is `execution`, and so is
+	// the first one of each further execution; up to the next `execution`, the messages are exactly those of
+	// StreamExecutionLogs. The last message of a complete stream is `job_end`; the status is OK if and only if it was
+	// sent. A job with a schedule is final only when the schedule is over or the job is stopped. NOT_FOUND,
+	// JOB_NOT_FOUND. OUT_OF_RANGE, CURSOR_TOO_OLD: the execution of the cursor is not kept any more. INVALID_ARGUMENT,
+	// CURSOR_OF_ANOTHER_JOB. Rules and errors otherwise as for StreamExecutionLogs.
 	StreamJobLogs(*StreamJobLogsRequest, grpc.ServerStreamingServer[StreamJobLogsResponse]) error
 	mustEmbedUnimplementedJobServiceServer()
 }

@@ -1,0 +1,101 @@
+"""Retries and schedules on the command line: what it announces, lists and refuses."""
+
+import json
+import re
+from collections.abc import Iterator
+
+import docker
+import pytest
+
+from tests.commands import fastlane
+from tests.serving import Server, serving_on
+
+pytestmark = pytest.mark.engine
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory, sdk: docker.DockerClient) -> Iterator[Server]:
+    with serving_on(sdk, tmp_path_factory.mktemp("cli-runs") / "data") as server:
+        yield server
+
+
+def test_run_announces_retries_and_exits_as_the_job_does(server: Server, image: str) -> None:
+    ran = fastlane(server, "run", "--retries", "2", "--backoff", "0s", image, "sh", "-c", "echo hi; exit 4")
+    assert (ran.returncode, ran.stdout) == (4, b"hi\nhi\nhi\n")
+    assert ran.stderr.decode().splitlines() == [
+        "fastlane: attempt 2 of 3: exit code 4",
+        "fastlane: attempt 3 of 3: exit code 4",
+    ]
+
+
+def test_logs_of_a_job_shows_all_attempts_and_of_an_execution_one(server: Server, image: str) -> None:
+    run = fastlane(server, "run", "--retries", "1", "--backoff", "0s", image, "sh", "-c", "echo hi; exit 3")
+    assert run.returncode == 3
+    [job] = [json.loads(line) for line in fastlane(server, "jobs", "-n", "1", "-o", "json").stdout.splitlines()]
+    of_job = fastlane(server, "logs", "-q", job["id"])
+    assert (of_job.returncode, of_job.stdout) == (3, b"hi\nhi\n")
+    of_execution = fastlane(server, "logs", "-q", job["execution"]["id"])
+    assert (of_execution.returncode, of_execution.stdout) == (3, b"hi\n")
+
+
+def test_a_job_with_a_schedule_is_listed_paused_and_resumed(server: Server, image: str) -> None:
+    enqueued = fastlane(
+        server, "enqueue", "--task", "nightly", "--cron", "30 2 * * *", "--time-zone", "Europe/Berlin", image, "true"
+    )
+    job_id = enqueued.stdout.decode().strip()
+    listed = fastlane(server, "schedule", "ls", "--task", "nightly").stdout.decode().splitlines()
+    assert re.fullmatch(
+        rf"{job_id}  nightly  scheduled  in \d+[hm] \(\w{{3}} \d\d:\d\d\)  0     0        30 2 \* \* \* Europe/Berlin",
+        listed[1],
+    )
+    paused = fastlane(server, "schedule", "pause", job_id)
+    assert paused.stdout.decode() == f"job {job_id}: paused\n"
+    assert "paused" in fastlane(server, "schedule", "ls", "--task", "nightly").stdout.decode()
+    shown = fastlane(server, "job", job_id).stdout.decode()
+    assert "schedule    30 2 * * * Europe/Berlin (at 02:30 every day, Europe/Berlin), paused" in shown
+    resumed = fastlane(server, "schedule", "resume", job_id).stdout.decode()
+    assert resumed.startswith(f"job {job_id}: next tick in ")
+    upcoming = fastlane(server, "schedule", "next", "-n", "3", job_id).stdout.decode().splitlines()
+    assert upcoming[0] == "at 02:30 every day, Europe/Berlin"
+    assert len(upcoming) == 4
+    assert fastlane(server, "stop", job_id).returncode == 0
+    assert fastlane(server, "schedule", "pause", job_id).stderr.decode() == (
+        f"fastlane: job {job_id} has a schedule that is over\n"
+    )
+
+
+def test_the_next_ticks_of_an_expression_are_shown_in_words_and_times(server: Server) -> None:
+    shown = fastlane(server, "schedule", "next", "-n", "2", "0 0 1 1 *")
+    first, *ticks = shown.stdout.decode().splitlines()
+    assert first == "at 00:00 on January 1, UTC"
+    assert len(ticks) == 2
+    refused = fastlane(server, "schedule", "next", "--time-zone", "Berlin", "@daily")
+    assert refused.returncode == 1
+    assert "'Berlin' is not a time zone; did you mean Europe/Berlin?" in refused.stderr.decode()
+
+
+def test_retry_runs_a_job_once_more(server: Server, image: str) -> None:
+    assert fastlane(server, "run", image, "echo", "hi").returncode == 0
+    [job] = [json.loads(line) for line in fastlane(server, "jobs", "-n", "1", "-o", "json").stdout.splitlines()]
+    retried = fastlane(server, "retry", job["id"])
+    assert retried.stdout.decode() == f"job {job['id']}: queued, run 2\n"
+    assert fastlane(server, "logs", "-q", job["id"]).stdout == b"hi\n", "the newest run"
+
+
+@pytest.mark.parametrize(
+    ("options", "says"),
+    [
+        (["--backoff", "5s"], "--backoff has no effect without --retries"),
+        (["--retry-on", "timed-out"], "--retry-on has no effect without --retries"),
+        (["--retries", "1", "--max-memory", "1g"], "--max-memory has no effect without --memory"),
+        (["--overlap", "allow"], "--overlap has no effect without --cron"),
+        (["--time-zone", "UTC"], "--time-zone has no effect without --cron"),
+        (["--on-conflict", "replace"], "--on-conflict has no effect without --unique"),
+        (["--cron", "@daily", "--in", "1h"], "--cron cannot be combined with --in or --at"),
+        (["--retries", "101"], "Invalid value for '--retries'"),
+    ],
+)
+def test_options_without_effect_are_refused(server: Server, image: str, options: list[str], says: str) -> None:
+    refused = fastlane(server, "enqueue", *options, image, "true")
+    assert refused.returncode == 2
+    assert says in refused.stderr.decode()

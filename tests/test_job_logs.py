@@ -1,0 +1,259 @@
+"""StreamJobLogs: the logs of a job's executions one after another, exact at any cut."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf import duration_pb2, timestamp_pb2
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fastlane_grpc.model import Execution, Source, utc_now
+from fastlane_grpc.v1 import fastlane_pb2 as pb
+from tests.calls import House, reason
+
+AT_ONCE = pb.Retry(max_retries=9, initial_backoff=duration_pb2.Duration(), jitter=pb.Retry.JITTER_NONE)
+LATER = pb.Retry(max_retries=9, initial_backoff=duration_pb2.Duration(seconds=3600), jitter=pb.Retry.JITTER_NONE)
+STDOUT, STDERR = Source.STDOUT, Source.STDERR
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    house = House(tmp_path)
+    await house.server.start()
+    yield house
+    await house.close()
+
+
+async def attempt(house: House, output: Sequence[tuple[Source, bytes]], code: int = 1) -> Execution:
+    """Run the next execution: it prints this and exits with this code."""
+    execution, writer = await house.begin()
+    for source, data in output:
+        writer.write([(source, data)], time.time_ns())
+    await house.finish(execution, writer, code)
+    return execution
+
+
+def stream(house: House, job_id: str, **request: Any) -> Any:
+    return house.jobs.StreamJobLogs(pb.StreamJobLogsRequest(job_id=job_id, **request))
+
+
+async def read(house: House, job_id: str, **request: Any) -> list[pb.StreamJobLogsResponse]:
+    async with asyncio.timeout(20):
+        return [message async for message in stream(house, job_id, **request)]
+
+
+def shape(messages: Sequence[pb.StreamJobLogsResponse]) -> list[str]:
+    return [message.WhichOneof("event") or "chunks" for message in messages]
+
+
+def outputs(messages: Sequence[pb.StreamJobLogsResponse]) -> list[tuple[int, dict[int, bytes]]]:
+    """The attempt of each execution, and what it printed to each source."""
+    found: list[tuple[int, dict[int, bytes]]] = []
+    for message in messages:
+        if message.HasField("execution"):
+            found.append((message.execution.execution.attempt, {}))
+        for chunk in message.chunks:
+            printed = found[-1][1]
+            printed[chunk.source] = printed.get(chunk.source, b"") + chunk.data
+    return found
+
+
+async def test_the_attempts_of_a_job_come_one_after_another_up_to_its_end(house: House) -> None:
+    job = await house.enqueue(retry=AT_ONCE)
+    reader = asyncio.create_task(read(house, job.id))
+    for number in (1, 2):
+        await attempt(house, [(STDOUT, b"out %d\n" % number), (STDERR, b"err %d\n" % number)])
+    await attempt(house, [(STDOUT, b"done\n")], code=0)
+    messages = await reader
+    assert outputs(messages) == [
+        (1, {STDOUT: b"out 1\n", STDERR: b"err 1\n"}),
+        (2, {STDOUT: b"out 2\n", STDERR: b"err 2\n"}),
+        (3, {STDOUT: b"done\n"}),
+    ]
+    starts = [message.execution for message in messages if message.HasField("execution")]
+    assert [start.max_attempts for start in starts] == [10, 10, 10]
+    last = messages[-1].job_end
+    assert (last.job.state, last.job.executions, last.exit_status) == (pb.STATE_SUCCEEDED, 3, 0)
+    assert not last.job.HasField("spec")
+    assert outputs(await read(house, job.id)) == outputs(messages), "a late reader gets the same"
+
+
+async def test_between_two_starts_the_messages_are_those_of_the_execution(house: House) -> None:
+    job = await house.enqueue(retry=AT_ONCE)
+    first = await attempt(house, [(STDOUT, b"a" * 300_000), (STDERR, b"b")])
+    second = await attempt(house, [(STDOUT, b"c")], code=0)
+    messages = await read(house, job.id)
+    expected = []
+    for execution in (first, second):
+        request = pb.StreamExecutionLogsRequest(execution_id=execution.id)
+        expected.append([each.SerializeToString() async for each in house.executions.StreamExecutionLogs(request)])
+    got: list[list[bytes]] = []
+    for message in messages[:-1]:
+        if message.HasField("execution"):
+            got.append([])
+        else:
+            got[-1].append(message.SerializeToString())
+    assert got == expected
+
+
+@settings(max_examples=15, deadline=None, suppress_health_check=list(HealthCheck))
+@given(
+    printed=st.lists(
+        st.lists(st.tuples(st.sampled_from([STDOUT, STDERR]), st.binary(min_size=1, max_size=70_000)), max_size=5),
+        min_size=1,
+        max_size=4,
+    ),
+    sources=st.sampled_from([(), (STDOUT,), (STDOUT, STDERR)]),
+    text=st.booleans(),
+    data=st.data(),
+)
+def test_a_reader_that_resumes_at_any_message_gets_exactly_the_rest(
+    tmp_path_factory: pytest.TempPathFactory,
+    printed: Sequence[Sequence[tuple[Source, bytes]]],
+    sources: Sequence[Source],
+    text: bool,
+    data: st.DataObject,
+) -> None:
+    async def check() -> None:
+        house = House(tmp_path_factory.mktemp("job"))
+        await house.server.start()
+        job = await house.enqueue(retry=AT_ONCE)
+        for number, output in enumerate(printed, 1):
+            await attempt(house, output, code=0 if number == len(printed) else 1)
+        how = {"sources": [pb.Source.ValueType(source) for source in sources], "text": text}
+        whole = await read(house, job.id, **how)
+        assert len([each for each in whole if each.HasField("execution")]) == len(printed)
+        at = data.draw(st.integers(0, len(whole) - 2))
+        rest = await read(house, job.id, cursor=whole[at].cursor, **how)
+        # The end of an execution is told again to a reader that resumes right after it.
+        told_again = [whole[at]] if whole[at].HasField("end") else []
+        assert _content(rest) == _content([*told_again, *whole[at + 1 :]])
+        assert rest[-1] == whole[-1]
+        await house.close()
+
+    asyncio.run(check())
+
+
+def _content(messages: Sequence[pb.StreamJobLogsResponse]) -> list[tuple[str, str, bytes, str]]:
+    """The chunks, and the ends of executions: states and starts are told anew to whoever calls again."""
+    content: list[tuple[str, str, bytes, str]] = []
+    for message in messages:
+        execution_id = message.cursor.split(".")[1]
+        for chunk in message.chunks:
+            if content and content[-1][:2] == (execution_id, str(chunk.source)):
+                *where, data, text = content[-1]
+                content[-1] = (where[0], where[1], data + chunk.data, text + chunk.text)
+            else:
+                content.append((execution_id, str(chunk.source), chunk.data, chunk.text))
+        if message.HasField("end"):
+            content.append((execution_id, "end", b"", str(message.end.exit_status)))
+    return content
+
+
+async def test_a_reader_is_told_when_the_next_attempt_starts(house: House) -> None:
+    job = await house.enqueue(retry=LATER)
+    call = stream(house, job.id)
+    await attempt(house, [(STDOUT, b"x")])
+    async with asyncio.timeout(20):
+        message = await call.read()
+        while message.execution.execution.attempt != 2:
+            message = await call.read()
+    waiting = message.execution.execution.waiting
+    assert waiting.reason == pb.WAIT_REASON_BACKOFF
+    assert waiting.due_time.ToNanoseconds() > time.time_ns()
+    state = await call.read()
+    assert (state.state.state, state.state.waiting) == (pb.STATE_SCHEDULED, waiting)
+    call.cancel()
+
+
+async def test_a_stop_during_the_wait_for_a_retry_ends_the_stream(house: House) -> None:
+    job = await house.enqueue(retry=LATER)
+    reader = asyncio.create_task(read(house, job.id))
+    await attempt(house, [(STDOUT, b"x")])
+    await house.jobs.StopJob(pb.StopJobRequest(job_id=job.id))
+    messages = await reader
+    assert (messages[-1].job_end.job.state, messages[-1].job_end.exit_status) == (pb.STATE_STOPPED, 130)
+    assert outputs(messages) == [(1, {STDOUT: b"x"}), (2, {})]
+
+
+async def test_a_reader_that_does_not_follow_ends_with_what_is_stored(house: House) -> None:
+    job = await house.enqueue(retry=LATER)
+    await attempt(house, [(STDOUT, b"x")])
+    messages = await read(house, job.id, follow=False)
+    assert outputs(messages) == [(1, {STDOUT: b"x"}), (2, {})]
+    assert (messages[-1].job_end.job.state, messages[-1].job_end.exit_status) == (pb.STATE_SCHEDULED, 75)
+
+
+async def test_a_reader_of_the_last_lines_starts_in_the_newest_execution_that_started(house: House) -> None:
+    job = await house.enqueue(retry=LATER)
+    first = await attempt(house, [(STDOUT, b"1\n2\n3\n")])
+    messages = await read(house, job.id, tail_lines=1, follow=False)
+    assert outputs(messages) == [(1, {STDOUT: b"3\n"}), (2, {})]
+    assert messages[0].execution.execution.id == first.id
+
+
+async def test_a_reader_since_a_time_starts_in_the_execution_of_that_time(house: House) -> None:
+    job = await house.enqueue(retry=AT_ONCE)
+    await attempt(house, [(STDOUT, b"old\n")])
+    await asyncio.sleep(0.002)
+    since = timestamp_pb2.Timestamp()
+    since.FromDatetime(utc_now())
+    await attempt(house, [(STDOUT, b"new\n")], code=0)
+    assert outputs(await read(house, job.id, since_time=since)) == [(2, {STDOUT: b"new\n"})]
+    since.FromDatetime(utc_now() - timedelta(hours=1))
+    assert outputs(await read(house, job.id, since_time=since)) == [(1, {STDOUT: b"old\n"}), (2, {STDOUT: b"new\n"})]
+
+
+async def test_a_reader_of_a_schedule_starts_with_the_newest_run_that_started(house: House) -> None:
+    job = await house.enqueue()
+    await attempt(house, [(STDOUT, b"first run")])
+    await house.jobs.RetryJob(pb.RetryJobRequest(job_id=job.id))
+    await attempt(house, [(STDOUT, b"second run")], code=0)
+    messages = await read(house, job.id)
+    assert outputs(messages) == [(1, {STDOUT: b"second run"})]
+    assert messages[0].execution.execution.run == 2
+
+
+async def test_a_cursor_of_an_execution_is_good_for_its_job(house: House) -> None:
+    job = await house.enqueue(retry=AT_ONCE)
+    first = await attempt(house, [(STDOUT, b"1")])
+    await attempt(house, [(STDOUT, b"2")], code=0)
+    request = pb.StreamExecutionLogsRequest(execution_id=first.id)
+    *_, last = [message async for message in house.executions.StreamExecutionLogs(request)]
+    assert outputs(await read(house, job.id, cursor=last.cursor)) == [(1, {}), (2, {STDOUT: b"2"})]
+
+
+async def refused(house: House, job_id: str, **request: Any) -> tuple[grpc.StatusCode, str]:
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        await read(house, job_id, **request)
+    return error.value.code(), reason(error.value)
+
+
+async def test_a_cursor_that_cannot_be_is_refused(house: House) -> None:
+    job, other = await house.enqueue(), await house.enqueue()
+    assert await refused(house, job.id, cursor="x") == (grpc.StatusCode.INVALID_ARGUMENT, "CURSOR_INVALID")
+    foreign = f"1.{other.execution.id}.0.0.0.0"
+    assert await refused(house, job.id, cursor=foreign) == (grpc.StatusCode.INVALID_ARGUMENT, "CURSOR_OF_ANOTHER_JOB")
+    gone = "1.0191d2c8-0000-7000-8000-000000000001.0.0.0.0"
+    assert await refused(house, job.id, cursor=gone) == (grpc.StatusCode.OUT_OF_RANGE, "CURSOR_TOO_OLD")
+    assert await refused(house, other.execution.id) == (grpc.StatusCode.NOT_FOUND, "JOB_NOT_FOUND")
+    assert await refused(house, "") == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
+    assert await refused(house, job.id, tail_lines=-1) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
+
+
+async def test_a_server_that_stops_interrupts_its_readers(house: House) -> None:
+    job = await house.enqueue(retry=LATER)
+    call = stream(house, job.id)
+    assert (await call.read()).HasField("execution")
+    house.service.stop_serving()
+    with pytest.raises(grpc.aio.AioRpcError) as error:
+        async with asyncio.timeout(20):
+            while True:
+                await call.read()
+    assert (error.value.code(), reason(error.value)) == (grpc.StatusCode.UNAVAILABLE, "SERVER_STOPPING")

@@ -1,0 +1,183 @@
+"""Schedules and retries on a server that is killed with -9 again and again, on a clock that runs sixty times as fast.
+
+No tick runs twice or is lost, no container is started twice, and what ran has sent its mail once."""
+
+import os
+import random
+import socket
+import threading
+from collections import Counter
+from collections.abc import Iterator
+from contextlib import closing
+from datetime import UTC, timedelta
+from pathlib import Path
+from typing import Any
+
+import docker
+import grpc
+import pytest
+from aiosmtpd.controller import Controller
+from google.protobuf import duration_pb2
+
+from fastlane_grpc.model import CaptureMode, Cron, Overlap, utc_now
+from fastlane_grpc.schedule import Ticks
+from fastlane_grpc.v1 import fastlane_pb2 as pb
+from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
+from tests.serving import within
+from tests.test_crash import House
+
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
+
+# Rounds of random kills, each of some minutes of the fast clock: `make chaos` asks for many. 480 are a day.
+ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "2"))
+SEED = int(os.environ.get("CHAOS_SEED", "20261128"))
+FACTOR = 60
+MINUTE = timedelta(minutes=1)
+FINAL = [state for state in pb.State.values() if state >= pb.STATE_SUCCEEDED]
+BRIDGE = "172.17.0.1"
+# Sends a mail to the test, from the address of an engine's first bridge, which says in which container it was written.
+SEND = (
+    r"printf 'EHLO job\r\nMAIL FROM:<job@here>\r\nRCPT TO:<you@there>\r\nDATA\r\n"
+    r"Subject: report\r\n\r\nby %s\r\n.\r\nQUIT\r\n'"
+    ' "$HOSTNAME" | nc -w 5 172.17.0.1 $PORT'
+)
+
+
+class Mails:
+    """An SMTP server: counts the mails of each container."""
+
+    def __init__(self) -> None:
+        self.by_container: Counter[str] = Counter()
+        with closing(socket.create_server((BRIDGE, 0))) as listener:
+            self.port: int = listener.getsockname()[1]
+        self._controller = Controller(self, hostname=BRIDGE, port=self.port)
+
+    async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:  # noqa: N802 -- the library's name
+        self.by_container[envelope.content.decode().strip().rpartition("by ")[2]] += 1
+        return "250 OK"
+
+    def __enter__(self) -> "Mails":
+        self._controller.start()
+        return self
+
+    def __exit__(self, *raised: object) -> None:
+        self._controller.stop()
+
+
+@pytest.fixture
+def house(tmp_path: Path, sdk: docker.DockerClient, image: str) -> Iterator[House]:
+    house = House(tmp_path / "data", sdk, image, CaptureMode.RECORDER)
+    yield house
+    house.client.close()
+
+
+def stub(house: House) -> Any:
+    return pb_grpc.JobServiceStub(grpc.insecure_channel(house.listen))
+
+
+def executions_of(house: House, job_id: str) -> list[pb.Execution]:
+    """All executions of the job, the oldest one first."""
+    service = pb_grpc.ExecutionServiceStub(grpc.insecure_channel(house.listen))
+    return list(service.ListExecutions(pb.ListExecutionsRequest(job_id=job_id, page_size=1000)).executions)[::-1]
+
+
+def test_schedules_and_retries_outlive_servers_that_are_killed(house: House) -> None:
+    chance = random.Random(SEED)
+    begin = utc_now()
+    clock = {"clock": (begin.isoformat(), FACTOR)}
+    with Mails() as mails:
+        server = house.server(**clock)
+        jobs = {
+            overlap: stub(house)
+            .EnqueueJob(
+                pb.EnqueueJobRequest(
+                    task_id="mail",
+                    spec=pb.JobSpec(
+                        image=house.image,
+                        args=["sh", "-c", SEND],
+                        envs={"PORT": str(mails.port)},
+                        cron=pb.Cron(
+                            expression="* * * * *",
+                            overlap=pb.Cron.Overlap.ValueType(overlap),
+                            catch_up=chance.choice([pb.Cron.CATCH_UP_LATEST, pb.Cron.CATCH_UP_ALL]),
+                        ),
+                        history=10_000,
+                    ),
+                )
+            )
+            .job
+            for overlap in (Overlap.SKIP, Overlap.QUEUE_ONE, Overlap.ALLOW)
+        }
+        failing = (
+            stub(house)
+            .EnqueueJob(
+                pb.EnqueueJobRequest(
+                    task_id="fails",
+                    spec=pb.JobSpec(
+                        image=house.image,
+                        args=["sh", "-c", "echo fails; exit 7"],
+                        retry=pb.Retry(
+                            max_retries=2 * ROUNDS, initial_backoff=duration_pb2.Duration(seconds=45), factor=1
+                        ),
+                    ),
+                )
+            )
+            .job
+        )
+        for _ in range(ROUNDS):
+            threading.Event().wait(chance.uniform(1.0, 5.0))
+            server.kill()
+            server = house.server(**clock)
+        threading.Event().wait(2.0)
+        with within(60):
+            for job in jobs.values():
+                stub(house).StopJob(pb.StopJobRequest(job_id=job.id, note="the day is over"))
+            while stub(house).GetJob(pb.GetJobRequest(job_id=failing.id)).job.state not in FINAL:
+                threading.Event().wait(0.1)
+            while any(each.state not in FINAL for job in jobs.values() for each in executions_of(house, job.id)):
+                threading.Event().wait(0.1)
+        for job in jobs.values():
+            check_ticks(house, job, mails)
+        check_attempts(house, failing)
+        assert server.stop() == 0
+    house.executions = [each for _, each in sorted(_started(house))]
+    assert set(house.starts().values()) <= {1}, "no container is started twice"
+
+
+def _started(house: House) -> set[tuple[str, str]]:
+    events = house.sdk.api.events(
+        since=house._since, until=utc_now().timestamp() + 1, filters={"event": "start"}, decode=True
+    )
+    return {(each["Actor"]["ID"], each["Actor"]["Attributes"].get("fastlane.execution", "")) for each in events}
+
+
+def check_ticks(house: House, job: pb.Job, mails: Mails) -> None:
+    """Each tick ran once, or was skipped, and each run that succeeded has sent one mail."""
+    final = stub(house).GetJob(pb.GetJobRequest(job_id=job.id)).job
+    executions = executions_of(house, job.id)
+    times = [each.tick_time.ToDatetime(UTC) for each in executions]
+    assert len(set(times)) == len(times), "no tick runs twice"
+    assert [each.run for each in executions] == list(range(1, len(executions) + 1))
+    assert len(times) > 2 * ROUNDS
+    first, last = times[0], max(times)
+    passed = Ticks(Cron("* * * * *")).count(first - MINUTE / 2, last + MINUTE / 2, 10_000)
+    run_or_skipped = len(times) + final.schedule.skipped_ticks
+    # Ticks may have been skipped after the last run.
+    assert passed <= run_or_skipped, "no tick is lost"
+    for each in executions:
+        sent = mails.by_container[each.container_id[:12]] if each.container_id else 0
+        assert sent <= 1
+        if each.state == pb.STATE_SUCCEEDED:
+            assert sent == 1, "what succeeded has sent its mail"
+
+
+def check_attempts(house: House, job: pb.Job) -> None:
+    """Each attempt was tried in order, and only failures of the job were counted."""
+    executions = executions_of(house, job.id)
+    assert [each.attempt for each in executions] == list(range(1, len(executions) + 1))
+    failed = [each for each in executions if each.state == pb.STATE_FAILED]
+    lost = [each for each in executions if each.state == pb.STATE_LOST]
+    assert len(failed) == 1 + 2 * ROUNDS
+    assert len(failed) + len(lost) == len(executions)
+    final = stub(house).GetJob(pb.GetJobRequest(job_id=job.id)).job
+    assert (final.state, final.outcome.exit_code, final.executions) == (pb.STATE_FAILED, 7, len(executions))
