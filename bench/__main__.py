@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from bench import batches, containers, enqueue, latency, lookups, million, readers, throughput, unread
+from bench import batches, containers, enqueue, latency, lookups, million, readers, throughput, unread, watchers
 
 ROUNDS = 5
 
@@ -27,6 +27,7 @@ def main() -> None:
         lambda: latency.lines(stage, image, engine, rounds),
         lambda: [unread.row(stage, image, engine)],
         lambda: readers.rows(stage, rounds),
+        lambda: watchers.rows(stage, rounds),
         lambda: throughput.rows(stage, image, engine, rounds),
     ):
         for row in rows():

@@ -1,6 +1,7 @@
 """Tasks, jobs and executions on disk. What was answered is committed and synced; it survives whatever is killed."""
 
 from fastlane_grpc.store.batch import EnqueueBatch, Enqueued
+from fastlane_grpc.store.changes import FIRST_POSITION, Change, ChangeKind, ChangePosition, JobsRead
 from fastlane_grpc.store.enqueue import Quota, first_job
 from fastlane_grpc.store.health import StoreHealth
 from fastlane_grpc.store.hosts import Drain
@@ -15,7 +16,11 @@ from fastlane_grpc.store.task_limits import LimitedTasks
 
 __all__ = [
     "FINAL_STATES",
+    "FIRST_POSITION",
     "OPEN_STATES",
+    "Change",
+    "ChangeKind",
+    "ChangePosition",
     "Count",
     "Drain",
     "EnqueueBatch",
@@ -23,6 +28,7 @@ __all__ = [
     "ExecutionQuery",
     "JobFilter",
     "JobQuery",
+    "JobsRead",
     "LimitedTasks",
     "Page",
     "Pending",
