@@ -11,6 +11,7 @@ from fastlane_grpc.api import converters, validation
 from fastlane_grpc.api.error_table import rejection_of
 from fastlane_grpc.api.request_parser import has_unknown_fields, reject_unknown_fields
 from fastlane_grpc.api.service import EnqueueRequest, Service, validated_job
+from fastlane_grpc.api.times import write_time
 from fastlane_grpc.errors import InvalidRequest, Refusal, Violation
 from fastlane_grpc.model import ARRAY_INDEX, ARRAY_SIZE, ArrayPosition, Job, Waiting
 from fastlane_grpc.store import EnqueueBatch, Enqueued
@@ -48,6 +49,14 @@ async def stop_jobs(service: Service, request: pb.BatchStopJobsRequest) -> pb.Ba
     """Stop the jobs that match a filter."""
     stopped, more = await service.stop_jobs(*converters.read_stop_jobs(request))
     return pb.BatchStopJobsResponse(stopped=stopped, more=more)
+
+
+async def retry_jobs(service: Service, request: pb.BatchRetryJobsRequest) -> pb.BatchRetryJobsResponse:
+    """Retry the final jobs that match a filter."""
+    done, until_time = await service.retry_jobs(*converters.read_retry_jobs(request))
+    response = pb.BatchRetryJobsResponse(retried=done.retried, skipped=done.skipped, more=done.more)
+    write_time(response.until_time, until_time)
+    return response
 
 
 def _batch_violations(request: pb.BatchEnqueueJobsRequest) -> Iterator[Violation]:

@@ -93,6 +93,9 @@ class Calls:
     async def batch_stop_jobs(self, request: pb.BatchStopJobsRequest) -> pb.BatchStopJobsResponse:
         return await batch.stop_jobs(self._service, request)
 
+    async def batch_retry_jobs(self, request: pb.BatchRetryJobsRequest) -> pb.BatchRetryJobsResponse:
+        return await batch.retry_jobs(self._service, request)
+
     # ---- ExecutionService
 
     async def get_execution(self, request: pb.GetExecutionRequest) -> pb.GetExecutionResponse:

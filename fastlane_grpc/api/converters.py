@@ -8,7 +8,7 @@ from operator import attrgetter
 from google.protobuf import json_format
 
 from fastlane_grpc.api import schedule_converters
-from fastlane_grpc.api.job_filters import StopJobsRequest
+from fastlane_grpc.api.job_filters import RetryJobsRequest, StopJobsRequest
 from fastlane_grpc.api.job_log_stream import JobLogRequest
 from fastlane_grpc.api.log_stream import LogEnded, LogRequest, LogSuspended, StateChanged
 from fastlane_grpc.api.pages import PageRequest, TaskQuery
@@ -169,6 +169,13 @@ def read_stop_jobs(request: pb.BatchStopJobsRequest) -> tuple[StopJobsRequest, l
     grace, violations = read_grace(request)
     jobs = read_job_filter(request.filter, "filter", violations)
     return StopJobsRequest(jobs, request.note, grace, request.validate_only), violations
+
+
+def read_retry_jobs(request: pb.BatchRetryJobsRequest) -> tuple[RetryJobsRequest, list[Violation]]:
+    violations: list[Violation] = []
+    jobs = read_job_filter(request.filter, "filter", violations)
+    until_time = read_optional_time(request, "until_time", "until_time", violations)
+    return RetryJobsRequest(jobs, until_time, request.validate_only), violations
 
 
 def read_execution_query(request: pb.ListExecutionsRequest) -> tuple[PageRequest[ExecutionQuery], list[Violation]]:

@@ -9,7 +9,15 @@ from itertools import chain, islice
 from typing import Protocol
 
 from fastlane_grpc.api import validation
-from fastlane_grpc.api.job_filters import StopJobsRequest, filter_violations, stop_matching
+from fastlane_grpc.api.job_filters import (
+    RetriedJobs,
+    RetryJobsRequest,
+    StopJobsRequest,
+    filter_violations,
+    retry_matching,
+    retry_violations,
+    stop_matching,
+)
 from fastlane_grpc.api.job_log_stream import JobLogRequest, JobWatches, job_log_stream
 from fastlane_grpc.api.limits import update_task_violations, why_limited
 from fastlane_grpc.api.log_stream import LogRequest, Send, StreamEncoding, log_stream
@@ -197,6 +205,18 @@ class Service:
         """Keep the jobs of a batch, which were checked, in one transaction. Return what became of each."""
         self._check_serving()
         return await self._store.enqueue_batch(batch)
+
+    async def retry_jobs(
+        self, request: RetryJobsRequest, conversion_violations: Sequence[Violation] = ()
+    ) -> tuple[RetriedJobs, datetime]:
+        """Retry jobs that match the filter, or count them where the request only validates. Return what was done, and
+        the time before which these jobs ended."""
+        self._check_serving()
+        validation.raise_if_invalid(
+            chain(conversion_violations, retry_violations(request, complete=not conversion_violations))
+        )
+        until_time = request.until_time or utc_now()
+        return await retry_matching(self._store, request, until_time), until_time
 
     async def stop_jobs(
         self,

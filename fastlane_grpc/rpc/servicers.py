@@ -61,6 +61,9 @@ class JobServicer:
     async def BatchStopJobs(self, request: pb.BatchStopJobsRequest, context: Context) -> pb.BatchStopJobsResponse:
         return await self._calls.batch_stop_jobs(request)
 
+    async def BatchRetryJobs(self, request: pb.BatchRetryJobsRequest, context: Context) -> pb.BatchRetryJobsResponse:
+        return await self._calls.batch_retry_jobs(request)
+
 
 class ExecutionServicer:
     """fastlane.v1.ExecutionService"""

@@ -6,7 +6,7 @@ from fastlane_grpc.store.enqueue import Quota, first_job
 from fastlane_grpc.store.health import StoreHealth
 from fastlane_grpc.store.hosts import Drain
 from fastlane_grpc.store.job_changes import etag_of
-from fastlane_grpc.store.job_filter import FINAL_STATES, OPEN_STATES, JobFilter
+from fastlane_grpc.store.job_filter import FINAL_STATES, OPEN_STATES, JobFilter, Order
 from fastlane_grpc.store.job_state import Rules
 from fastlane_grpc.store.lists import ExecutionQuery, JobQuery, Page, Position
 from fastlane_grpc.store.pending import Pending
@@ -30,6 +30,7 @@ __all__ = [
     "JobQuery",
     "JobsRead",
     "LimitedTasks",
+    "Order",
     "Page",
     "Pending",
     "Position",

@@ -10,7 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Self
 
-from fastlane_grpc.errors import DiskFull, JobNotFound, Refusal, StoreFailed
+from fastlane_grpc.errors import DiskFull, JobExpired, JobNotFound, Refusal, StoreFailed, UniqueKeyTaken
 from fastlane_grpc.machine.data_directory import free_bytes, free_inodes, is_full
 from fastlane_grpc.model import (
     ArrayPosition,
@@ -35,7 +35,15 @@ from fastlane_grpc.store.due import Promotion
 from fastlane_grpc.store.enqueue import DEFAULT_SECRET_NAMES, NO_QUOTA, Enqueue, Quota
 from fastlane_grpc.store.hosts import Drain
 from fastlane_grpc.store.job_changes import pause_schedule, replace_job, resume_schedule, retry_job
-from fastlane_grpc.store.job_filter import OPEN_STATES, JobFilter, Matches, Place, matching
+from fastlane_grpc.store.job_filter import (
+    FINAL_STATES,
+    OPEN_STATES,
+    JobFilter,
+    Matches,
+    Order,
+    Place,
+    matching,
+)
 from fastlane_grpc.store.job_state import DEFAULT_RULES, Rules, follow, follow_claim, settle
 from fastlane_grpc.store.lists import ExecutionQuery, JobQuery, Page, page_of_executions, page_of_jobs, page_of_tasks
 from fastlane_grpc.store.pending import Pending
@@ -267,11 +275,17 @@ class Store:
         return self._writer.write_until_stored(work) if carried_out_since else self._writer.write(work, vital=True)
 
     def matching_jobs(
-        self, query: JobFilter, states: Sequence[State], *, after: Place | None = None, limit: int
+        self,
+        query: JobFilter,
+        states: Sequence[State],
+        *,
+        order: Order = Order.ENQUEUED,
+        after: Place | None = None,
+        limit: int,
     ) -> Pending[Matches]:
-        """Return the ids of at most `limit` jobs that match the filter and are in one of `states`, by their enqueues,
+        """Return the ids of at most `limit` jobs that match the filter and are in one of `states`, in this order,
         oldest first. The work is bounded: the page may be empty and not the last one."""
-        return self._readers.read(lambda db: matching(db, query, states, after=after, limit=limit))
+        return self._readers.read(lambda db: matching(db, query, states, order=order, after=after, limit=limit))
 
     def stop_jobs(
         self, job_ids: Sequence[str], query: JobFilter, *, grace: timedelta | None, note: str
@@ -288,6 +302,24 @@ class Store:
             return Written(len(found.job_ids), changed)
 
         return self._writer.write(work, vital=True, weight=len(job_ids))
+
+    def retry_jobs(self, job_ids: Sequence[str], query: JobFilter) -> Pending[tuple[int, int]]:
+        """Start one more run of those of the jobs that still match the filter and are final, in one transaction. Return
+        how many these were, and how many could not be retried: their expire_time has passed, or their unique key is
+        taken. QueueFull, DiskFull."""
+
+        def work(db: Connection) -> Written[tuple[int, int]]:
+            now, changed, skipped = self._now(), list[Execution](), 0
+            found = matching(db, replace(query, job_ids=job_ids), FINAL_STATES, order=Order.ENDED, limit=len(job_ids))
+            for job_id in found.job_ids:
+                try:
+                    changed += retry_job(db, job_id, request_id="", now=now, quota=self._quota, rules=self._rules)[2]
+                except (JobExpired, UniqueKeyTaken):
+                    # Raised before anything was written.
+                    skipped += 1
+            return Written((len(found.job_ids) - skipped, skipped), changed, found.job_ids)
+
+        return self._writer.write(work, weight=len(job_ids))
 
     def stop_execution(
         self, execution_id: str, *, grace: timedelta | None, note: str, carried_out_since: datetime | None = None
@@ -309,7 +341,7 @@ class Store:
             job, existing, changed = retry_job(
                 db, job_id, request_id=request_id, now=self._now(), quota=self._quota, rules=self._rules
             )
-            return Written((job, existing), changed)
+            return Written((job, existing), changed, [job_id])
 
         return self._writer.write(work)
 
@@ -343,17 +375,19 @@ class Store:
             job, changed = replace_job(
                 db, job_id, task_id=task_id, spec=spec, etag=etag, now=self._now(), quota=self._quota, rules=self._rules
             )
-            return Written((job, False), changed)
+            return Written((job, False), changed, [job_id])
 
         return self._writer.write(work)
 
     def pause_schedule(self, job_id: str) -> Pending[Job]:
         """Stop the ticks of the job's schedule. JobNotFound, NoSchedule."""
-        return self._writer.write(lambda db: Written(*pause_schedule(db, job_id, now=self._now())))
+        return self._writer.write(lambda db: Written(*pause_schedule(db, job_id, now=self._now()), [job_id]))
 
     def resume_schedule(self, job_id: str) -> Pending[Job]:
         """Continue a paused schedule with its next tick. JobNotFound, NoSchedule."""
-        return self._writer.write(lambda db: Written(*resume_schedule(db, job_id, now=self._now(), rules=self._rules)))
+        return self._writer.write(
+            lambda db: Written(*resume_schedule(db, job_id, now=self._now(), rules=self._rules), [job_id])
+        )
 
     def job(self, job_id: str) -> Pending[Job]:
         """Return the job. JobNotFound."""
@@ -508,7 +542,7 @@ class Store:
                 if has_rates:
                     rates |= task_limits.note_start(db, execution, now)
             told = [lambda: self.limited_tasks.rates_changed(rates)] if rates else []
-            return Written(claimed, [assignment.execution for assignment in claimed], told)
+            return Written(claimed, [assignment.execution for assignment in claimed], told=told)
 
         return self._writer.write(work)
 
@@ -655,7 +689,9 @@ class Store:
                 return Written(execution_of(db, execution_id))
             follow(db, execution)
             rates = task_limits.take_back_start(db, execution, self._now())
-            return Written(execution, [execution], [lambda: self.limited_tasks.rates_changed(rates)] if rates else ())
+            return Written(
+                execution, [execution], told=[lambda: self.limited_tasks.rates_changed(rates)] if rates else ()
+            )
 
         return self._writer.write_until_stored(work)
 
