@@ -148,7 +148,7 @@ def test_enqueue_prints_the_job_and_takes_what_run_takes(server: ScriptedServer)
     [request] = server.received(pb.EnqueueJobRequest)
     assert (request.task_id, request.request_id, list(request.spec.args)) == ("t", "r1", ["grep", "-x"])
     of_run = {parameter.name for parameter in run.params} - {"detach", "verbose", "quiet"}
-    assert of_run == {parameter.name for parameter in enqueue.params}
+    assert of_run == {parameter.name for parameter in enqueue.params} - {"file", "dry_run", "form"}
 
 
 def test_lines_of_the_system_are_shown_where_they_are_asked_for(server: ScriptedServer) -> None:

@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 
+from fastlane_grpc.cli import exit_status
 from fastlane_grpc.client import Client
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.commands import FASTLANE, environment, fastlane, on_terminal
 from tests.serving import Server
 
 NO_ENGINE = "unix:///nowhere.sock"
+NOBODY = "127.0.0.1:1"
 
 
 @pytest.fixture(scope="module")
@@ -135,10 +137,11 @@ def test_a_terminal_shows_the_progress_of_a_file(server: Server, file: Path) -> 
         ([], "Missing argument 'IMAGE', or the option --file"),
     ],
 )
-def test_options_that_do_not_go_with_a_file_are_refused(server: Server, arguments: list[str], says: str) -> None:
-    refused = fastlane(server, "enqueue", *arguments)
-    assert refused.returncode == 2
-    assert says in refused.stderr.decode()
+def test_options_that_do_not_go_with_a_file_are_refused(
+    arguments: list[str], says: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_status(["enqueue", "-a", NOBODY, *arguments], {}) == 2
+    assert says in capfd.readouterr().err
 
 
 def test_a_filter_stops_the_jobs_that_match(server: Server) -> None:
@@ -175,7 +178,8 @@ def test_several_ids_are_stopped_one_after_another(server: Server) -> None:
         (["stop", "--dry-run", "job-1"], "--dry-run has no effect with an id"),
     ],
 )
-def test_selections_that_say_nothing_or_too_much_are_refused(server: Server, arguments: list[str], says: str) -> None:
-    refused = fastlane(server, *arguments)
-    assert refused.returncode == 2
-    assert says in refused.stderr.decode()
+def test_selections_that_say_nothing_or_too_much_are_refused(
+    arguments: list[str], says: str, capfd: pytest.CaptureFixture[str]
+) -> None:
+    assert exit_status([*arguments, "-a", NOBODY], {}) == 2
+    assert says in capfd.readouterr().err
