@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from bench import containers, enqueue, latency, lookups, million, readers, throughput, unread
+from bench import containers, enqueue, latency, lookups, million, readers, throughput, unread, watchers
 
 ROUNDS = 5
 
@@ -26,6 +26,7 @@ def main() -> None:
         lambda: latency.lines(stage, image, engine, rounds),
         lambda: [unread.row(stage, image, engine)],
         lambda: readers.rows(stage, rounds),
+        lambda: watchers.rows(stage, rounds),
         lambda: throughput.rows(stage, image, engine, rounds),
     ):
         for row in rows():

@@ -1,4 +1,5 @@
-"""Readers that only count: `python -m bench.crowd ADDRESS REQUEST_AS_HEX BYTES STREAMS`, in a process of their own.
+"""Readers that only count: `python -m bench.crowd ADDRESS REQUEST_AS_HEX BYTES STREAMS [METHOD]`, in a process of their
+own. METHOD is the full name of a streaming method; by default that of log streams.
 
 Says `ready` when each has had its first message, and at the end, as JSON, seconds since then, and bytes and messages of
 all together. A reader ends with its stream, or when it has BYTES."""
@@ -16,12 +17,12 @@ from bench.bare import METHOD, SERVICE
 CONNECTIONS = 4
 
 
-async def main(address: str, request: bytes, wanted: int, streams: int) -> None:
+async def main(address: str, request: bytes, wanted: int, streams: int, method: str) -> None:
     left, begin = streams, 0.0
 
     async def read(channel: grpc.aio.Channel) -> tuple[int, int]:
         nonlocal left, begin
-        call = channel.unary_stream(f"/{SERVICE}/{METHOD}")(request)
+        call = channel.unary_stream(method)(request)
         await call.read()
         left -= 1
         if not left:
@@ -44,4 +45,5 @@ async def main(address: str, request: bytes, wanted: int, streams: int) -> None:
 
 
 if __name__ == "__main__":
-    uvloop.run(main(sys.argv[1], bytes.fromhex(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4])))
+    method = sys.argv[5] if len(sys.argv) > 5 else f"/{SERVICE}/{METHOD}"
+    uvloop.run(main(sys.argv[1], bytes.fromhex(sys.argv[2]), int(sys.argv[3]), int(sys.argv[4]), method))

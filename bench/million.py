@@ -13,6 +13,7 @@ from bench.ratio import Limit, Ratio
 from bench.server import server
 from fastlane_grpc import Client
 from fastlane_grpc.model import JobSpec, Outcome, State, new_id
+from fastlane_grpc.retention import KEEP_CHANGES
 from fastlane_grpc.store import Store
 from fastlane_grpc.store.database import open_for_writing
 
@@ -68,6 +69,8 @@ def build(directory: Path) -> None:
                     for job_id, execution_id, task_id, state, at in ids
                 ],
             )
+            # As retention leaves the change log.
+            db.execute("DELETE FROM changes WHERE sequence <= (SELECT max(sequence) FROM changes) - ?", [KEEP_CHANGES])
             db.execute("COMMIT")
 
 

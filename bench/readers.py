@@ -13,6 +13,8 @@ from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from google.protobuf.message import Message
+
 from bench.ratio import Margin, Ratio, in_turn
 from bench.server import Running, server
 from fastlane_grpc import Client
@@ -58,7 +60,7 @@ def _late(stage: Path, rounds: int) -> Iterator[Ratio | Margin]:
         request = pb.StreamExecutionLogsRequest(execution_id=execution_id, follow=False)
 
         def ours() -> Got:
-            return _read(running.address, request, LATE_BYTES * 2, 1, lambda: None)
+            return read(running.address, request, LATE_BYTES * 2, 1, lambda: None)
 
         yield from _compared(
             f"{LATE_BYTES / 1e6:.0f} MB to one who comes late, against bare grpc.aio", 0.5, running, ours, 1, rounds
@@ -72,7 +74,7 @@ def _crowd(stage: Path, rounds: int) -> Iterator[Ratio | Margin]:
             execution_id, writer = _record(running)
             request = pb.StreamExecutionLogsRequest(execution_id=execution_id, sources=[pb.SOURCE_STDOUT])
             with closing(writer):
-                return _read(running.address, request, FOLLOWED_BYTES, FOLLOWERS, lambda: _write(writer))
+                return read(running.address, request, FOLLOWED_BYTES, FOLLOWERS, lambda: _write(writer))
 
         what = f"{FOLLOWERS} followers of one live log, against bare grpc.aio"
         yield from _compared(what, 0.6, running, ours, FOLLOWERS, rounds)
@@ -85,17 +87,17 @@ def _compared(
     first = ours()
     message_bytes = first.bytes // first.messages
     messages = max(first.bytes // streams // message_bytes, 1)
-    with _bare(message_bytes, messages, streams) as bare:
+    with bare(message_bytes, messages, streams) as peer:
         anything = pb.StreamExecutionLogsRequest()
         yield in_turn(
             f"{what}, {message_bytes / 1000:.0f} KB each",
             "MB/s",
             goal,
             lambda: ours().megabytes_per_second,
-            lambda: _read(bare.address, anything, first.bytes, streams, lambda: None).megabytes_per_second,
+            lambda: read(peer.address, anything, first.bytes, streams, lambda: None).megabytes_per_second,
             rounds=rounds,
         )
-        yield Margin("  the server's memory at its most", "MB", _peak_megabytes(running), _peak_megabytes(bare), 200.0)
+        yield Margin("  the server's memory at its most", "MB", peak_megabytes(running), peak_megabytes(peer), 200.0)
 
 
 def _no_engine(stage: Path) -> AbstractContextManager[Running]:
@@ -117,9 +119,11 @@ def _write(writer: RecordWriter) -> None:
         time.sleep(PIECE_SECONDS)
 
 
-def _read(
-    address: str, request: pb.StreamExecutionLogsRequest, wanted: int, streams: int, when_ready: Callable[[], None]
+def read(
+    address: str, request: Message, wanted: int, streams: int, when_ready: Callable[[], None], *method: str
 ) -> Got:
+    """What so many readers get of a stream; each ends with it, or when it has `wanted` bytes. `method`: the full name
+    of another one than that of log streams. `when_ready` is called when each reader has its first message."""
     command = [
         sys.executable,
         "-m",
@@ -128,6 +132,7 @@ def _read(
         request.SerializeToString().hex(),
         str(wanted),
         str(streams),
+        *method,
     ]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as crowd:
         assert crowd.stdout is not None
@@ -138,7 +143,7 @@ def _read(
 
 
 @contextmanager
-def _bare(message_bytes: int, messages: int, streams: int) -> Iterator[Running]:
+def bare(message_bytes: int, messages: int, streams: int) -> Iterator[Running]:
     command = [sys.executable, "-m", "bench.bare", str(message_bytes), str(messages), str(streams)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -146,6 +151,7 @@ def _bare(message_bytes: int, messages: int, streams: int) -> Iterator[Running]:
         process.terminate()
 
 
-def _peak_megabytes(running: Running) -> float:
+def peak_megabytes(running: Running) -> float:
+    """The most that the process ever had in memory."""
     lines = Path(f"/proc/{running.process_id}/status").read_text().splitlines()
     return next(int(line.split()[1]) / 1000 for line in lines if line.startswith("VmHWM:"))

@@ -29,6 +29,7 @@ from fastlane_grpc.rpc.server import RpcServer
 from fastlane_grpc.store import Quota, Rules, Store, StoreHealth
 from fastlane_grpc.supervisor import Supervisor
 from fastlane_grpc.wakeup import Wakeup
+from fastlane_grpc.watch import WatchHub
 
 # The time for queued writes when the server ends: a disk that hangs must not keep the server from ending.
 _CLOSE_SECONDS = 5.0
@@ -77,6 +78,7 @@ class Server:
     store: Store
     logs: Logs
     tails: Tails
+    watches: WatchHub
     dispatcher: Dispatcher
     retention: Retention
     service: Service
@@ -140,6 +142,7 @@ class Server:
         self.open_store(parts)
         self.open_logs(parts)
         self.open_tails(parts)
+        self.open_watches(parts)
         self.open_hosts(parts)
         self.open_dispatcher(parts)
         self.open_sweepers(parts)
@@ -174,6 +177,12 @@ class Server:
         )
         parts.callback(self.tails.close)
         self.listeners.append(self.tails.changed)
+
+    def open_watches(self, parts: AsyncExitStack) -> None:
+        """Run the hub of those who watch jobs. Closed after the last call."""
+        self.watches = WatchHub(self.store)
+        self.listeners.append(self.watches.changed)
+        self.run(parts, "watches of jobs", self.watches.run, restart=True)
 
     def open_hosts(self, parts: AsyncExitStack) -> None:
         """Create the hosts. They listen from `open_sweepers` on, and are closed after the last execution's thread."""
@@ -237,7 +246,7 @@ class Server:
 
     async def open_rpc(self, parts: AsyncExitStack) -> None:
         """Serve the calls: opened last, closed first."""
-        self.service = Service(self.store, self.tails, self.dispatcher, self.retention, self.settings)
+        self.service = Service(self.store, self.tails, self.dispatcher, self.retention, self.settings, self.watches)
         self.listeners.append(self.service.job_watches.changed)
         self.rpc = RpcServer(self.service, self.settings, max_connections=self.open_files.max_connections)
         parts.push_async_callback(self.rpc.stop)

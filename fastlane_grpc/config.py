@@ -218,7 +218,7 @@ class Settings:
     )
     max_timeout: timedelta = setting(lambda: timedelta(minutes=30), read_duration, "maximum timeout of a job")
     default_pids: int = setting(lambda: 1024, read_count, "limit of processes and threads of a job that sets none")
-    max_streams: int = setting(lambda: 2000, read_count, "maximum number of open log streams")
+    max_streams: int = setting(lambda: 2000, read_count, "maximum number of open streams: logs and watches")
     max_request_bytes: int = setting(lambda: 4 << 20, read_request_bytes, "maximum size of a request, up to 64m")
     # A queue that stands still as old logs fill its disk is worse than one without them: hence, by default, there is a
     # limit to their size beside that to their age. The other half of the disk is for what runs, and for whatever else

@@ -1,4 +1,4 @@
-"""Retention: deletes logs by age and by their total size, jobs by age, and what a caller asks to prune.
+"""Retention: deletes logs by age and by their total size, jobs by age, old changes, and what a caller asks to prune.
 
 It works in bounded steps, on a thread of its own, with pauses between them: enqueues, executions and readers do not
 wait for it. Each step deletes files before the rows that name them. A crash in between leaves a row without files,
@@ -27,6 +27,12 @@ STEP_ROWS = 100
 CALL_ROWS = 1000
 CALL_SECONDS = 2.0
 COUNTED_ROWS = 100_000
+# Of the change log: how many changes are kept, how long, and how many are deleted in one step.
+KEEP_CHANGES = 200_000
+KEEP_CHANGES_FOR = timedelta(days=1)
+STEP_CHANGES = 1000
+# After so many announced changes the change log is looked at.
+CHANGES_PER_LOOK = 10_000
 # The longest time in each round for what was set aside.
 LEFT_OVER_SECONDS = 5.0
 # The pause after a round; after a round that failed; and the longest time without a round, as clocks may jump.
@@ -39,11 +45,15 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class RetentionLimits:
-    """How long a log and a job are kept after their end, and how many bytes all logs may take; None: no limit."""
+    """How long a log and a job are kept after their end, and how many bytes all logs may take; None: no limit.
+
+    `changes` and `keep_changes`: how many changes are kept, and how long."""
 
     keep_logs: timedelta | None = None
     keep_jobs: timedelta | None = None
     total_log_bytes: int | None = None
+    changes: int = KEEP_CHANGES
+    keep_changes: timedelta = KEEP_CHANGES_FOR
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,9 +96,15 @@ class Retention:
         self._thread.submit(int)
         self._wake = Wakeup()
         self._closed = False
+        # Announced since the last look at the change log.
+        self._changes = 0
 
     def on_change(self, executions: Sequence[Execution]) -> None:
-        """Note what the store announces. Only an execution that ended makes retention look again."""
+        """Note what the store announces. Only an execution that ended, or very many changes, make retention look
+        again."""
+        self._changes += len(executions)
+        if self._changes >= CHANGES_PER_LOOK:
+            self._wake.set()
         if any(each.run > 1 or each.attempt > 1 for each in executions):
             # Its job may have more executions now than its history has room for.
             self._wake.set()
@@ -153,6 +169,7 @@ class Retention:
             total += await self._prune_excess(self._limits.total_log_bytes, now)
         if total != Count():
             log.info("pruned", jobs=total.jobs, logs=total.logs, bytes=total.bytes)
+        await self._prune_changes(now)
         return total
 
     async def _due_seconds(self, now: datetime) -> float:
@@ -191,6 +208,19 @@ class Retention:
             total, cursor = total + step.count, step.cursor
             await self._pause(began)
         return total
+
+    async def _prune_changes(self, now: datetime) -> None:
+        """Delete the changes that are too old or too many."""
+        self._changes = 0
+        while True:
+            began = time.monotonic()
+            self._check_open()
+            deleted = await self._store.prune_changes(
+                before=now - self._limits.keep_changes, keep=self._limits.changes, limit=STEP_CHANGES
+            )
+            if deleted < STEP_CHANGES:
+                return
+            await self._pause(began)
 
     async def _prune_excess_executions(self) -> Count:
         """Delete the executions beyond the history of their jobs, with their logs."""

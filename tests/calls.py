@@ -20,6 +20,7 @@ from fastlane_grpc.rpc.server import RpcServer
 from fastlane_grpc.store import StoreHealth
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
+from fastlane_grpc.watch import WatchHub
 from tests.parts import Parts
 
 Detail = TypeVar("Detail", bound=Message)
@@ -53,8 +54,9 @@ class House(Parts):
         self.open_store(self.parts)
         self.open_logs(self.parts)
         self.open_tails(self.parts)
+        self.open_watches(self.parts)
         self.open_retention(self.parts)
-        self.service = Service(self.store, self.tails, self.places, self.retention, self.settings)
+        self.service = Service(self.store, self.tails, self.places, self.retention, self.settings, self.watches)
         self.listeners.append(self.service.job_watches.changed)
         self.server = self.rpc = RpcServer(self.service, self.settings)
         self.server.listen()
@@ -73,6 +75,12 @@ class House(Parts):
         """What it deletes it deletes when it is asked."""
         self.retention = Retention(self.store, self.logs, RetentionLimits())
         parts.callback(self.retention.close)
+
+    def open_watches(self, parts: Any) -> None:
+        """As the app opens it; its task ends with the store, or when it is closed."""
+        self.watches = WatchHub(self.store)
+        self.listeners.append(self.watches.changed)
+        parts.callback(self.supervisor.task("watches", self.watches.run, restart=True).cancel)
 
     async def close(self) -> None:
         await self.channel.close()
@@ -108,6 +116,9 @@ class House(Parts):
         totals = (*trailer.totals, *self.logs.seal_system(execution.id))
         room = self.logs.room(execution.id)
         await self.store.finish(execution.id, state=state, outcome=outcome, logs=totals, log_bytes=room)
+
+    def watch(self, **request: object) -> "grpc.aio.UnaryStreamCall[object, pb.WatchJobsResponse]":
+        return self.jobs.WatchJobs(pb.WatchJobsRequest(**request))  # type: ignore[arg-type,return-value]
 
     def stream(
         self, execution_id: str, **more: object

@@ -43,9 +43,9 @@ def test_both_take_the_same_arguments_and_answer_the_same(name: str) -> None:
         "executions",
         "tasks",
         "tail",
+        "watch",
         "tail_job",
         "enqueue_many",
-        "watch",
     }
 
 

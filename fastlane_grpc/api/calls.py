@@ -2,12 +2,14 @@
 
 A transport reads the request by `RequestParser`, makes the call, and looks errors up in `error_table`."""
 
+from collections.abc import Callable
 from importlib.metadata import version
 
 from fastlane_grpc.api import batch, converters, times
 from fastlane_grpc.api.log_stream import Send, StreamEncoding
 from fastlane_grpc.api.page_response import messages_of_page
 from fastlane_grpc.api.service import Service
+from fastlane_grpc.api.watch_encoding import WatchMessages
 from fastlane_grpc.model import Job, utc_now
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
@@ -41,6 +43,17 @@ class Calls:
         waiting = self._service.waiting_of_each()
         jobs, token = await messages_of_page(page, lambda job: self._job(job, waiting))
         return pb.ListJobsResponse(jobs=jobs, next_page_token=token)
+
+    async def watch_jobs(
+        self,
+        request: pb.WatchJobsRequest,
+        encoding: tuple[str, Callable[[pb.WatchJobsResponse], bytes]],
+        send: Send,
+    ) -> None:
+        """Pass each message of the stream to `send`. `encoding`: its name, and the function that encodes a message.
+        Changes are encoded once for all watchers whose encodings have the same name."""
+        messages = WatchMessages(*encoding, self._service.instance, lambda job: self._job(job, self._service.waiting))
+        await self._service.watch(*converters.read_watch(request), messages, send)
 
     async def retry_job(self, request: pb.RetryJobRequest) -> pb.RetryJobResponse:
         job, existing = await self._service.retry(request.job_id, request.request_id)

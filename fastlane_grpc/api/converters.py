@@ -20,6 +20,7 @@ from fastlane_grpc.api.times import (
     timestamp,
     write_time,
 )
+from fastlane_grpc.api.watch import WatchRequest
 from fastlane_grpc.errors import InvalidRequest, Violation
 from fastlane_grpc.logs import StartPoint
 from fastlane_grpc.model import (
@@ -96,6 +97,13 @@ def read_log_request(request: pb.StreamExecutionLogsRequest) -> tuple[LogRequest
         request.text,
     )
     return (read if heartbeat is None else _with_heartbeat(read, heartbeat)), violations
+
+
+def read_watch(request: pb.WatchJobsRequest) -> tuple[WatchRequest, list[Violation]]:
+    violations: list[Violation] = []
+    heartbeat = read_optional_duration(request, "heartbeat_interval", "heartbeat_interval", violations)
+    read = WatchRequest(request.task_id, tuple(request.job_ids), _read_map(request.labels), request.cursor)
+    return (read if heartbeat is None else replace(read, heartbeat=heartbeat)), violations
 
 
 def read_job_log_request(request: pb.StreamJobLogsRequest) -> tuple[JobLogRequest, list[Violation]]:

@@ -15,6 +15,7 @@ from fastlane_grpc.api.log_stream import LogRequest, Send, StreamEncoding, log_s
 from fastlane_grpc.api.pages import PageRequest, PageResult, TaskQuery, position_of
 from fastlane_grpc.api.schedule_validation import MAX_PREVIEW, preview_violations
 from fastlane_grpc.api.unstored_stops import UnstoredStops
+from fastlane_grpc.api.watch import WatchEncoding, WatchRequest, watch_stream, watch_violations
 from fastlane_grpc.config import Settings
 from fastlane_grpc.errors import DiskFull, InvalidRequest, ServerStopping, StoreFailed, TooManyStreams, Violation
 from fastlane_grpc.logs import Tails
@@ -46,6 +47,7 @@ from fastlane_grpc.store import (
     Store,
     first_job,
 )
+from fastlane_grpc.watch import WatchHub
 
 # The delay that a caller is advised when all streams are in use.
 _STREAMS_RETRY_SECONDS = 5.0
@@ -125,7 +127,13 @@ class Service:
     """The use cases. Lives on the loop."""
 
     def __init__(
-        self, store: Store, tails: Tails, capacity: Capacity, retention: Retention, settings: Settings
+        self,
+        store: Store,
+        tails: Tails,
+        capacity: Capacity,
+        retention: Retention,
+        settings: Settings,
+        watches: WatchHub,
     ) -> None:
         self.settings = settings
         self.start_time = utc_now()
@@ -133,6 +141,7 @@ class Service:
         self._tails = tails
         self._capacity = capacity
         self._retention = retention
+        self._watches = watches
         self.job_watches = JobWatches()
         self._unstored_stops = UnstoredStops(capacity.stop_unstored)
         self._streams = 0
@@ -143,6 +152,7 @@ class Service:
         self._stopping = True
         self._retention.close()
         self._tails.notify_all()
+        self._watches.notify_all()
         self.job_watches.notify_all()
 
     async def enqueue(
@@ -401,9 +411,15 @@ class Service:
                 *validation.heartbeat_violations(request.heartbeat),
             ]
         )
+        with self._counted():
+            yield
+
+    @contextmanager
+    def _counted(self) -> Iterator[None]:
+        """Count one more stream within the context. TooManyStreams."""
         if self._streams >= self.settings.max_streams:
             raise TooManyStreams(
-                f"all {self.settings.max_streams} log streams are taken; try again later",
+                f"all {self.settings.max_streams} streams are taken; try again later",
                 retry_seconds=_STREAMS_RETRY_SECONDS,
             )
         self._streams += 1
@@ -411,6 +427,15 @@ class Service:
             yield
         finally:
             self._streams -= 1
+
+    async def watch(
+        self, request: WatchRequest, conversion_violations: Sequence[Violation], encoding: WatchEncoding, send: Send
+    ) -> None:
+        """Send jobs and their changes; see `watch_stream`."""
+        self._check_serving()
+        validation.raise_if_invalid(chain(conversion_violations, watch_violations(request)))
+        with self._counted():
+            await watch_stream(request, self._watches, lambda: self._stopping, encoding, send)
 
     async def prune(self, request: PruneRequest, conversion_violations: Sequence[Violation] = ()) -> Pruned:
         """Delete a bounded number of old executions, or count them where the request only validates."""
@@ -455,6 +480,11 @@ class Service:
     def _waiting_behind(self, execution: Execution, ahead: int) -> Waiting | None:
         waiting = self.waiting(execution)
         return replace(waiting, ahead=ahead) if waiting and ahead else waiting
+
+    @property
+    def instance(self) -> str:
+        """The id of the server's data."""
+        return self._store.instance
 
     def hosts(self) -> Sequence[HostReport]:
         """Return the current report of each host, in the order of the configuration."""

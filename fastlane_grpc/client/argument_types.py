@@ -18,7 +18,7 @@ _WORDS = {
     "job_ids": 'for one job use job_ids=["ID"]',
 }
 _MAPPINGS = {"envs", "labels"}
-_ENUMS = {"states": "[STATE_FAILED]", "sources": "[STDOUT]"}
+_ENUMS = {"states": "[STATE_FAILED]", "sources": "[STDOUT]", "job_ids": "[job.id]"}
 _DURATIONS = {"timeout", "stop_grace", "start_in", "grace", "heartbeat", "give_up_after", "retry_for"}
 _TIMES = {"since", "until", "start_at", "expire_time", "from_time"}
 _WHOLE_NUMBERS = {"memory_bytes", "pids", "priority", "page_size", "tail_lines", "history", "count", "size"}

@@ -104,6 +104,24 @@ class Client:
         on its way."""
         return self._call(self._jobs.StopJob, requests.stop_job(job_id, note, grace)).job
 
+    def watch(
+        self,
+        task_id: str = "",
+        job_ids: Iterable[str] = (),
+        labels: Mapping[str, str] = requests.NO_LABELS,
+        cursor: str = "",
+        **options: Unpack[WatchOptions],
+    ) -> Watch:
+        """Jobs and their changes: all that match and are not final, then every change, without end.
+
+        What is left empty does not filter. With `job_ids`, final jobs are told as well. With the `cursor` of an earlier
+        watch, it goes on after the last event of that. The options are those of `WatchOptions`."""
+        request = requests.watch(task_id, job_ids, labels, cursor, **options)
+        progress = WatchProgress(request, self._backoff, requests.give_up_seconds(options))
+        watch = Watch(self._jobs.WatchJobs, progress, requests.silence_seconds(options))
+        self._tails.add(watch)
+        return watch
+
     def retry_job(self, job_id: str, request_id: str | None = None) -> pb.Job:
         """Starts one more run of a final job, now. The same `request_id` starts nothing more; by default one is made
         for the call."""
@@ -170,24 +188,6 @@ class Client:
             if validate_only or not total.more:
                 return total
             request.until_time.CopyFrom(total.until_time)
-
-    def watch(
-        self,
-        task_id: str = "",
-        job_ids: Iterable[str] = (),
-        labels: Mapping[str, str] = requests.NO_LABELS,
-        cursor: str = "",
-        **options: Unpack[WatchOptions],
-    ) -> Watch:
-        """Jobs and their changes: all that match and are not final, then every change, without end.
-
-        What is left empty does not filter. With `job_ids`, final jobs are told as well. With the `cursor` of an earlier
-        watch, it goes on after the last event of that. The options are those of `WatchOptions`."""
-        request = requests.watch(task_id, job_ids, labels, cursor, **options)
-        progress = WatchProgress(request, self._backoff, requests.give_up_seconds(options))
-        watch = Watch(self._jobs.WatchJobs, progress, requests.silence_seconds(options))
-        self._tails.add(watch)
-        return watch
 
     # ---- executions
 

@@ -8,6 +8,9 @@ from fastlane_grpc.api import Calls
 from fastlane_grpc.api.log_encoding import ProtobufEncoding
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
+# The encoding of events that are serialised by protobuf itself.
+PROTOBUF = ("protobuf", pb.WatchJobsResponse.SerializeToString)
+
 Context: TypeAlias = "grpc.aio.ServicerContext[object, object]"
 
 
@@ -28,6 +31,9 @@ class JobServicer:
 
     async def ListJobs(self, request: pb.ListJobsRequest, context: Context) -> pb.ListJobsResponse:
         return await self._calls.list_jobs(request)
+
+    async def WatchJobs(self, request: pb.WatchJobsRequest, context: Context) -> None:
+        await self._calls.watch_jobs(request, PROTOBUF, context.write)
 
     async def RetryJob(self, request: pb.RetryJobRequest, context: Context) -> pb.RetryJobResponse:
         return await self._calls.retry_job(request)

@@ -1,6 +1,7 @@
 """Tasks, jobs and executions on disk. What was answered is committed and synced; it survives whatever is killed."""
 
 from fastlane_grpc.store.batch import EnqueueBatch, Enqueued
+from fastlane_grpc.store.changes import FIRST_POSITION, Change, ChangeKind, ChangePosition, JobsRead
 from fastlane_grpc.store.enqueue import Quota, first_job
 from fastlane_grpc.store.health import StoreHealth
 from fastlane_grpc.store.job_changes import etag_of
@@ -13,13 +14,18 @@ from fastlane_grpc.store.store import Store
 
 __all__ = [
     "FINAL_STATES",
+    "FIRST_POSITION",
     "OPEN_STATES",
+    "Change",
+    "ChangeKind",
+    "ChangePosition",
     "Count",
     "EnqueueBatch",
     "Enqueued",
     "ExecutionQuery",
     "JobFilter",
     "JobQuery",
+    "JobsRead",
     "Page",
     "Pending",
     "Position",

@@ -391,3 +391,57 @@ def arrays_of_jobs(db: Database) -> None:
     """The place of a job within an array of jobs; null: the job is not part of one."""
     for column in ("array_index", "array_size"):
         db.execute(f"ALTER TABLE jobs ADD COLUMN {column} INTEGER")
+
+
+@migrations()
+def change_log(db: Database) -> None:
+    """A row for each change of a job or an execution, written by triggers: no statement can forget it. Numbers have no
+    gaps and never go back, as the newest row is kept always."""
+    db.execute(
+        """
+        CREATE TABLE changes (
+            sequence INTEGER PRIMARY KEY,
+            kind INTEGER NOT NULL,  -- of store/changes.py
+            job_id TEXT NOT NULL,
+            task_id TEXT NOT NULL,
+            execution_id TEXT NOT NULL,
+            state INTEGER NOT NULL,  -- of the execution; of the job where the job itself has changed
+            time INTEGER NOT NULL,
+            labels TEXT  -- JSON: those of a job that was pruned; else null
+        ) STRICT
+        """
+    )
+    columns = "changes (kind, job_id, task_id, execution_id, state, time)"
+    of_execution = "new.job_id, new.task_id, new.execution_id, new.state"
+    now = "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)"
+    db.execute(
+        f"CREATE TRIGGER execution_came_into_the_log AFTER INSERT ON executions"
+        f" BEGIN INSERT INTO {columns} VALUES (1, {of_execution}, new.state_time); END"
+    )
+    db.execute(
+        f"""
+        CREATE TRIGGER execution_changed_in_the_log AFTER UPDATE ON executions BEGIN
+            INSERT INTO {columns} VALUES (iif(old.state <> new.state, 1, 2), {of_execution}, new.state_time);
+        END
+        """
+    )
+    # A job that gets the state of its execution is in the log by that execution.
+    db.execute(
+        f"""
+        CREATE TRIGGER job_changed_in_the_log AFTER UPDATE ON jobs WHEN new.state >= 6 OR new.state = old.state BEGIN
+            INSERT INTO {columns}
+            VALUES (3, new.job_id, new.task_id, new.execution_id, new.state, coalesce(new.end_time, {now}));
+        END
+        """
+    )
+    db.execute(
+        f"""
+        CREATE TRIGGER job_went_in_the_log AFTER DELETE ON jobs BEGIN
+            INSERT INTO changes (kind, job_id, task_id, execution_id, state, time, labels)
+            VALUES (
+                4, old.job_id, old.task_id, old.execution_id, old.state, {now},
+                json_extract(CAST(old.spec AS TEXT), '$.labels')
+            );
+        END
+        """
+    )

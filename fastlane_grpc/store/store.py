@@ -23,8 +23,9 @@ from fastlane_grpc.model import (
     Task,
     utc_now,
 )
-from fastlane_grpc.store import due, pruning
+from fastlane_grpc.store import changes, due, pruning
 from fastlane_grpc.store.batch import EnqueueBatch, Enqueued
+from fastlane_grpc.store.changes import Change, ChangePosition, JobsRead
 from fastlane_grpc.store.database import Connection, open_for_reading, open_for_writing
 from fastlane_grpc.store.due import Promotion
 from fastlane_grpc.store.enqueue import DEFAULT_SECRET_NAMES, NO_QUOTA, Enqueue, Quota
@@ -92,7 +93,8 @@ class Store:
         opened.
 
         After each commit, on the loop, `on_commit` is given every change that the commit made to an execution (a new
-        one is a change), in their order: of an execution that changed twice, the last one is how it is now. Callers on
+        one is a change), in their order: of an execution that changed twice, the last one is how it is now. There is
+        none where the commit changed or deleted jobs alone. Callers on
         the loop were woken before; those on threads are woken after it was called for, so whatever they do next comes
         to the loop later. `on_failure` is called, on the loop as well, when something could not be written."""
         path = directory / "fastlane.db"
@@ -217,7 +219,7 @@ class Store:
 
         def work(db: Connection) -> Written[Job]:
             now = carried_out_since or self._now()
-            return Written(*stop_job(db, job_id, now=now, grace=grace, note=note, rules=self._rules))
+            return Written(*stop_job(db, job_id, now=now, grace=grace, note=note, rules=self._rules), [job_id])
 
         return self._writer.write_until_stored(work) if carried_out_since else self._writer.write(work, vital=True)
 
@@ -374,6 +376,21 @@ class Store:
         """Count the queued executions of the same task and priority that go before this one, up to `most`; 0 if this
         one is not queued."""
         return self._readers.read(lambda db: ahead_of(db, execution_id, most))
+
+    # ---- the change log
+
+    def newest_change(self) -> Pending[ChangePosition]:
+        """Return the position after the newest change."""
+        return self._readers.read(changes.newest_change)
+
+    def changes(self, after: ChangePosition, limit: int) -> Pending[list[Change]]:
+        """Return the first `limit` changes after that position. CursorTooOld: changes after it were pruned, or the
+        position is not of this log."""
+        return self._readers.read(lambda db: changes.changes(db, after, limit))
+
+    def read_jobs(self, job_ids: Sequence[str], *, with_labels: bool = False) -> Pending[JobsRead]:
+        """Return those of the jobs that exist, without their specs, and the sequence of the newest change then."""
+        return self._readers.read(lambda db: changes.read_jobs(db, job_ids, with_labels=with_labels))
 
     # ---- what the dispatcher asks for
 
@@ -684,7 +701,16 @@ class Store:
     def delete_jobs(self, job_ids: Sequence[str]) -> Pending[int]:
         """Delete those of the jobs that are final. Return how many these were. To be called when the files of all their
         executions are deleted."""
-        return self._writer.write(lambda db: Written(pruning.delete_jobs(db, job_ids)), vital=True)
+        return self._writer.write(
+            lambda db: Written(pruning.delete_jobs(db, job_ids), changed_jobs=job_ids), vital=True
+        )
+
+    def prune_changes(self, *, before: datetime, keep: int, limit: int) -> Pending[int]:
+        """Delete the oldest rows of the change log, at most `limit`: those beyond the newest `keep`, and those from
+        before that time. Return how many these were."""
+        return self._writer.write(
+            lambda db: Written(changes.prune_changes(db, before=before, keep=keep, limit=limit)), vital=True
+        )
 
 
 # ---- parts of transactions

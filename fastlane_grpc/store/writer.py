@@ -30,10 +30,13 @@ _log = structlog.get_logger()
 
 
 class Written(NamedTuple, Generic[T]):
-    """The answer of a unit of work, and the executions that it changed, as it left them."""
+    """The answer of a unit of work, and the executions that it changed, as it left them.
+
+    `changed_jobs`: the ids of jobs that it changed or deleted without an execution in `changed`."""
 
     answer: T
     changed: Sequence[Execution] = ()
+    changed_jobs: Sequence[str] = ()
 
 
 Work = Callable[[Connection], Written[T]]
@@ -240,10 +243,12 @@ class Writer:
     def _settle(self, done: Sequence["_Done"]) -> None:
         settled: list[Settled] = []
         changed: list[Execution] = []
+        jobs_changed = False
         for unit, result in done:
             if isinstance(result, Written):
                 settled.append(Settled(unit.pending, result.answer, None))
                 changed += result.changed
+                jobs_changed = jobs_changed or bool(result.changed_jobs)
             elif not is_failure(result):
                 settled.append(Settled(unit.pending, None, result))
             elif unit.until_stored:
@@ -251,7 +256,8 @@ class Writer:
             else:
                 # A new one for each caller: one that is shared gathers the tracebacks of all.
                 settled.append(Settled(unit.pending, None, refusal(result, self.path)))
-        tell(self._loop, settled, partial(self._on_commit, changed) if changed else None)
+        # Without an execution, too: those that read the change log are to look at it.
+        tell(self._loop, settled, partial(self._on_commit, changed) if changed or jobs_changed else None)
         # That a job was refused for the disk is no failure yet, and a reason to look whether it can be written.
         if any(
             isinstance(result, Exception) and (is_failure(result) or isinstance(result, DiskFull)) for _, result in done

@@ -3258,8 +3258,8 @@ class WatchJobsRequest(_message.Message):
     task_id: _builtins.str
     """Jobs of this task."""
     cursor: _builtins.str
-    """Resume after the message with this cursor. Empty: start with all matching jobs that are not final. With `job_ids`,
-    final ones are sent as well.
+    """Resume after the message with this cursor; the first message is a heartbeat. Empty: start with all matching jobs
+    that are not final. With `job_ids`, final ones are sent as well.
     """
     @_builtins.property
     def job_ids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
@@ -3319,7 +3319,7 @@ class WatchJobsResponse(_message.Message):
     cursor: _builtins.str
     """The position after this message: pass it to resume here. Empty until `caught_up`. Opaque, as that of a log."""
     pruned_job_id: _builtins.str
-    """Id of a job that was pruned."""
+    """Id of a job that was pruned; before `caught_up`, also an id of `job_ids` that no job has."""
     @_builtins.property
     def job(self) -> Global___Job:
         """A job as it is now, without its spec. Changes in quick succession may be sent as one; the last one is always
@@ -3328,7 +3328,7 @@ class WatchJobsResponse(_message.Message):
 
     @_builtins.property
     def heartbeat(self) -> Global___LogHeartbeat:
-        """No changes."""
+        """No changes. Its cursor moves on past changes of other jobs."""
 
     @_builtins.property
     def caught_up(self) -> Global___WatchJobsResponse.CaughtUp:
@@ -3905,7 +3905,7 @@ class GetServerInfoResponse(_message.Message):
     and ticks of stored jobs are never rejected.
     """
     max_streams: _builtins.int
-    """Maximum number of open log streams."""
+    """Maximum number of open streams: logs and watches."""
     default_history: _builtins.int
     """Number of executions that are kept of a job that is not final, unless its spec says otherwise."""
     @_builtins.property

@@ -224,9 +224,9 @@ class JobServiceServicer:
 
     def WatchJobs(self, request, context):
         """Streams jobs: first those that match now and are not final, then every change of a matching job. Resumable by
-        cursor, also after a restart of the server. OUT_OF_RANGE, CURSOR_TOO_OLD: changes that old are not kept; call again
-        without a cursor. INVALID_ARGUMENT, CURSOR_INVALID. UNAVAILABLE, SERVER_STOPPING. RESOURCE_EXHAUSTED,
-        TOO_MANY_STREAMS.
+        cursor, also after a restart of the server. A stream has no end: every end is an interruption. OUT_OF_RANGE,
+        CURSOR_TOO_OLD: changes that old are not kept; call again without a cursor. INVALID_ARGUMENT, CURSOR_INVALID: not a
+        cursor of this server's data. UNAVAILABLE, SERVER_STOPPING. RESOURCE_EXHAUSTED, TOO_MANY_STREAMS.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -137,9 +137,9 @@ class JobServiceStub:
     """
     WatchJobs: _grpc.UnaryStreamMultiCallable[_fastlane_pb2.WatchJobsRequest, _fastlane_pb2.WatchJobsResponse]
     """Streams jobs: first those that match now and are not final, then every change of a matching job. Resumable by
-    cursor, also after a restart of the server. OUT_OF_RANGE, CURSOR_TOO_OLD: changes that old are not kept; call again
-    without a cursor. INVALID_ARGUMENT, CURSOR_INVALID. UNAVAILABLE, SERVER_STOPPING. RESOURCE_EXHAUSTED,
-    TOO_MANY_STREAMS.
+    cursor, also after a restart of the server. A stream has no end: every end is an interruption. OUT_OF_RANGE,
+    CURSOR_TOO_OLD: changes that old are not kept; call again without a cursor. INVALID_ARGUMENT, CURSOR_INVALID: not a
+    cursor of this server's data. UNAVAILABLE, SERVER_STOPPING. RESOURCE_EXHAUSTED, TOO_MANY_STREAMS.
     """
     StreamJobLogs: _grpc.UnaryStreamMultiCallable[_fastlane_pb2.StreamJobLogsRequest, _fastlane_pb2.StreamJobLogsResponse]
     """Streams the logs of a job's executions, one after another: retries and later runs follow by themselves. Executions
@@ -218,9 +218,9 @@ class JobServiceAsyncStub(JobServiceStub):
     """
     WatchJobs: _aio.UnaryStreamMultiCallable[_fastlane_pb2.WatchJobsRequest, _fastlane_pb2.WatchJobsResponse]  # type: ignore[assignment]
     """Streams jobs: first those that match now and are not final, then every change of a matching job. Resumable by
-    cursor, also after a restart of the server. OUT_OF_RANGE, CURSOR_TOO_OLD: changes that old are not kept; call again
-    without a cursor. INVALID_ARGUMENT, CURSOR_INVALID. UNAVAILABLE, SERVER_STOPPING. RESOURCE_EXHAUSTED,
-    TOO_MANY_STREAMS.
+    cursor, also after a restart of the server. A stream has no end: every end is an interruption. OUT_OF_RANGE,
+    CURSOR_TOO_OLD: changes that old are not kept; call again without a cursor. INVALID_ARGUMENT, CURSOR_INVALID: not a
+    cursor of this server's data. UNAVAILABLE, SERVER_STOPPING. RESOURCE_EXHAUSTED, TOO_MANY_STREAMS.
     """
     StreamJobLogs: _aio.UnaryStreamMultiCallable[_fastlane_pb2.StreamJobLogsRequest, _fastlane_pb2.StreamJobLogsResponse]  # type: ignore[assignment]
     """Streams the logs of a job's executions, one after another: retries and later runs follow by themselves. Executions
@@ -374,9 +374,9 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_fastlane_pb2.WatchJobsResponse], _abc.AsyncIterator[_fastlane_pb2.WatchJobsResponse]]:
         """Streams jobs: first those that match now and are not final, then every change of a matching job. Resumable by
-        cursor, also after a restart of the server. OUT_OF_RANGE, CURSOR_TOO_OLD: changes that old are not kept; call again
-        without a cursor. INVALID_ARGUMENT, CURSOR_INVALID. UNAVAILABLE, SERVER_STOPPING. RESOURCE_EXHAUSTED,
-        TOO_MANY_STREAMS.
+        cursor, also after a restart of the server. A stream has no end: every end is an interruption. OUT_OF_RANGE,
+        CURSOR_TOO_OLD: changes that old are not kept; call again without a cursor. INVALID_ARGUMENT, CURSOR_INVALID: not a
+        cursor of this server's data. UNAVAILABLE, SERVER_STOPPING. RESOURCE_EXHAUSTED, TOO_MANY_STREAMS.
         """
 
     @_abc_1.abstractmethod

@@ -9,10 +9,11 @@
 //     smallest one.
 //   * Job: one enqueue.
 //   * Execution: one container.
-//   * Run: one reason to start an execution (the enqueue, a tick of a schedule, a manual retry). Attempt: one try
-//     within a run. In this version every job has one run of one attempt.
+//   * Run: one reason to start (the enqueue, a tick of a schedule, a manual retry). Attempt: one try within a run.
+//     Every attempt is an execution of its own, with its own log.
+//   * Tick: a time at which a schedule (`JobSpec.cron`) starts a run.
 //   * Slot: the capacity for one execution on a host.
-//   * Final: never changes again.
+//   * Final: ended. A final execution never changes again. A final job changes only by RetryJob and ReplaceJob.
 //
 // Rules for every call.
 //   * The zero value of every request field is the sensible default. An empty response field means "no" or "not yet",
@@ -68,12 +69,14 @@ const (
 
 // The lifecycle of a job or an execution. A job that is not final has the state of its current execution. A final job
 // has its own state.
+//
+// Between two attempts, and between two ticks, the next execution exists already and is STATE_SCHEDULED.
 type State int32
 
 const (
 	// Never returned.
 	State_STATE_UNSPECIFIED State = 0
-	// Waiting for its due time.
+	// Waiting for its due time: a delay, a tick, or the backoff before a retry. `waiting` has the reason.
 	State_STATE_SCHEDULED State = 1
 	// Due; waiting for a free slot. `waiting` has the reason.
 	State_STATE_QUEUED State = 2
@@ -91,7 +94,8 @@ const (
 	State_STATE_TIMED_OUT State = 8
 	// Final: stopped by a caller.
 	State_STATE_STOPPED State = 9
-	// Final: `expire_time` passed before the container was started. No container ran.
+	// Final: `expire_time` passed before the container was started, or the last tick of a schedule was missed. No
+	// container ran.
 	State_STATE_EXPIRED State = 10
 	// Final: unknown how the execution ended, or whether its container started. See `outcome.reason`.
 	State_STATE_LOST State = 11
@@ -262,30 +266,62 @@ const (
 	WaitReason_WAIT_REASON_UNSPECIFIED WaitReason = 0
 	// Not due before `due_time`.
 	WaitReason_WAIT_REASON_NOT_DUE WaitReason = 1
-	// Every slot of the server, or of the hosts that are up, is in use.
+	// Every slot of the server, or of the hosts that may run the execution, is in use.
 	WaitReason_WAIT_REASON_NO_FREE_SLOT WaitReason = 2
+	// The task runs as many executions as its `max_running` allows.
+	WaitReason_WAIT_REASON_TASK_LIMIT WaitReason = 3
 	// No host that may run the execution is up.
 	WaitReason_WAIT_REASON_HOST_DOWN WaitReason = 4
 	// The execution has a slot, but the server's disk has no space, or no inodes, for its log. It continues once there is
 	// space.
 	WaitReason_WAIT_REASON_DISK_FULL WaitReason = 5
+	// The backoff before a retry. Not due before `due_time`.
+	WaitReason_WAIT_REASON_BACKOFF WaitReason = 6
+	// Every host that may run the execution is drained.
+	WaitReason_WAIT_REASON_HOST_DRAINED WaitReason = 7
+	// The task has started as many executions within its window as its rate allows. Not before `due_time`.
+	WaitReason_WAIT_REASON_TASK_RATE WaitReason = 8
+	// The task is paused, see UpdateTask.
+	WaitReason_WAIT_REASON_TASK_PAUSED WaitReason = 9
+	// The schedule is paused, see ResumeSchedule.
+	WaitReason_WAIT_REASON_SCHEDULE_PAUSED WaitReason = 10
+	// Another job holds the unique key; this job takes its place once that job is final.
+	WaitReason_WAIT_REASON_UNIQUE_KEY WaitReason = 11
+	// The configured pools give this task no host.
+	WaitReason_WAIT_REASON_NO_POOL WaitReason = 12
 )
 
 // Enum value maps for WaitReason.
 var (
 	WaitReason_name = map[int32]string{
-		0: "WAIT_REASON_UNSPECIFIED",
-		1: "WAIT_REASON_NOT_DUE",
-		2: "WAIT_REASON_NO_FREE_SLOT",
-		4: "WAIT_REASON_HOST_DOWN",
-		5: "WAIT_REASON_DISK_FULL",
+		0:  "WAIT_REASON_UNSPECIFIED",
+		1:  "WAIT_REASON_NOT_DUE",
+		2:  "WAIT_REASON_NO_FREE_SLOT",
+		3:  "WAIT_REASON_TASK_LIMIT",
+		4:  "WAIT_REASON_HOST_DOWN",
+		5:  "WAIT_REASON_DISK_FULL",
+		6:  "WAIT_REASON_BACKOFF",
+		7:  "WAIT_REASON_HOST_DRAINED",
+		8:  "WAIT_REASON_TASK_RATE",
+		9:  "WAIT_REASON_TASK_PAUSED",
+		10: "WAIT_REASON_SCHEDULE_PAUSED",
+		11: "WAIT_REASON_UNIQUE_KEY",
+		12: "WAIT_REASON_NO_POOL",
 	}
 	WaitReason_value = map[string]int32{
-		"WAIT_REASON_UNSPECIFIED":  0,
-		"WAIT_REASON_NOT_DUE":      1,
-		"WAIT_REASON_NO_FREE_SLOT": 2,
-		"WAIT_REASON_HOST_DOWN":    4,
-		"WAIT_REASON_DISK_FULL":    5,
+		"WAIT_REASON_UNSPECIFIED":     0,
+		"WAIT_REASON_NOT_DUE":         1,
+		"WAIT_REASON_NO_FREE_SLOT":    2,
+		"WAIT_REASON_TASK_LIMIT":      3,
+		"WAIT_REASON_HOST_DOWN":       4,
+		"WAIT_REASON_DISK_FULL":       5,
+		"WAIT_REASON_BACKOFF":         6,
+		"WAIT_REASON_HOST_DRAINED":    7,
+		"WAIT_REASON_TASK_RATE":       8,
+		"WAIT_REASON_TASK_PAUSED":     9,
+		"WAIT_REASON_SCHEDULE_PAUSED": 10,
+		"WAIT_REASON_UNIQUE_KEY":      11,
+		"WAIT_REASON_NO_POOL":         12,
 	}
 )
 
@@ -393,14 +429,23 @@ const (
 	ErrorReason_ERROR_REASON_CURSOR_OF_ANOTHER_EXECUTION ErrorReason = 5
 	// OUT_OF_RANGE: the sealed log ends before the cursor (metadata: cursor, the end of the log).
 	ErrorReason_ERROR_REASON_CURSOR_AHEAD ErrorReason = 6
+	// OUT_OF_RANGE: changes as old as the cursor are not kept. Watch again without a cursor.
+	// Also: the execution of the cursor is not kept any more (StreamJobLogs).
+	ErrorReason_ERROR_REASON_CURSOR_TOO_OLD ErrorReason = 7
 	// NOT_FOUND (metadata: task_id).
 	ErrorReason_ERROR_REASON_TASK_NOT_FOUND ErrorReason = 8
 	// NOT_FOUND (metadata: job_id).
 	ErrorReason_ERROR_REASON_JOB_NOT_FOUND ErrorReason = 9
 	// NOT_FOUND (metadata: execution_id).
 	ErrorReason_ERROR_REASON_EXECUTION_NOT_FOUND ErrorReason = 10
+	// NOT_FOUND (metadata: host).
+	ErrorReason_ERROR_REASON_HOST_NOT_FOUND ErrorReason = 11
 	// ALREADY_EXISTS: the request_id belongs to an earlier, different request (metadata: job_id).
 	ErrorReason_ERROR_REASON_REQUEST_ID_REUSED ErrorReason = 12
+	// FAILED_PRECONDITION: the job is not final (metadata: job_id, state).
+	ErrorReason_ERROR_REASON_JOB_NOT_FINAL ErrorReason = 13
+	// ABORTED: the job changed since `etag` was returned (metadata: job_id, etag, the current one).
+	ErrorReason_ERROR_REASON_JOB_CHANGED ErrorReason = 14
 	// RESOURCE_EXHAUSTED, RetryInfo: the maximum number of executions is scheduled or queued (metadata: limit).
 	ErrorReason_ERROR_REASON_QUEUE_FULL ErrorReason = 15
 	// RESOURCE_EXHAUSTED, RetryInfo: the data directory has too little space for new jobs. Nothing was stored.
@@ -413,6 +458,14 @@ const (
 	ErrorReason_ERROR_REASON_DEFECT ErrorReason = 19
 	// UNAVAILABLE, RetryInfo: the data directory cannot be written or read. Nothing was stored.
 	ErrorReason_ERROR_REASON_STORE_FAILED ErrorReason = 20
+	// ALREADY_EXISTS: a job that is not final holds the unique key (metadata: job_id).
+	ErrorReason_ERROR_REASON_UNIQUE_KEY_TAKEN ErrorReason = 21
+	// FAILED_PRECONDITION: the expire_time of the job has passed (metadata: job_id, expire_time).
+	ErrorReason_ERROR_REASON_JOB_EXPIRED ErrorReason = 22
+	// FAILED_PRECONDITION: the job has no schedule, or its schedule is over (metadata: job_id).
+	ErrorReason_ERROR_REASON_NO_SCHEDULE ErrorReason = 23
+	// INVALID_ARGUMENT: the cursor is from an execution of another job (metadata: job_id).
+	ErrorReason_ERROR_REASON_CURSOR_OF_ANOTHER_JOB ErrorReason = 24
 )
 
 // Enum value maps for ErrorReason.
@@ -425,16 +478,24 @@ var (
 		4:  "ERROR_REASON_CURSOR_INVALID",
 		5:  "ERROR_REASON_CURSOR_OF_ANOTHER_EXECUTION",
 		6:  "ERROR_REASON_CURSOR_AHEAD",
+		7:  "ERROR_REASON_CURSOR_TOO_OLD",
 		8:  "ERROR_REASON_TASK_NOT_FOUND",
 		9:  "ERROR_REASON_JOB_NOT_FOUND",
 		10: "ERROR_REASON_EXECUTION_NOT_FOUND",
+		11: "ERROR_REASON_HOST_NOT_FOUND",
 		12: "ERROR_REASON_REQUEST_ID_REUSED",
+		13: "ERROR_REASON_JOB_NOT_FINAL",
+		14: "ERROR_REASON_JOB_CHANGED",
 		15: "ERROR_REASON_QUEUE_FULL",
 		16: "ERROR_REASON_DISK_FULL",
 		17: "ERROR_REASON_TOO_MANY_STREAMS",
 		18: "ERROR_REASON_SERVER_STOPPING",
 		19: "ERROR_REASON_DEFECT",
 		20: "ERROR_REASON_STORE_FAILED",
+		21: "ERROR_REASON_UNIQUE_KEY_TAKEN",
+		22: "ERROR_REASON_JOB_EXPIRED",
+		23: "ERROR_REASON_NO_SCHEDULE",
+		24: "ERROR_REASON_CURSOR_OF_ANOTHER_JOB",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":                 0,
@@ -444,16 +505,24 @@ var (
 		"ERROR_REASON_CURSOR_INVALID":              4,
 		"ERROR_REASON_CURSOR_OF_ANOTHER_EXECUTION": 5,
 		"ERROR_REASON_CURSOR_AHEAD":                6,
+		"ERROR_REASON_CURSOR_TOO_OLD":              7,
 		"ERROR_REASON_TASK_NOT_FOUND":              8,
 		"ERROR_REASON_JOB_NOT_FOUND":               9,
 		"ERROR_REASON_EXECUTION_NOT_FOUND":         10,
+		"ERROR_REASON_HOST_NOT_FOUND":              11,
 		"ERROR_REASON_REQUEST_ID_REUSED":           12,
+		"ERROR_REASON_JOB_NOT_FINAL":               13,
+		"ERROR_REASON_JOB_CHANGED":                 14,
 		"ERROR_REASON_QUEUE_FULL":                  15,
 		"ERROR_REASON_DISK_FULL":                   16,
 		"ERROR_REASON_TOO_MANY_STREAMS":            17,
 		"ERROR_REASON_SERVER_STOPPING":             18,
 		"ERROR_REASON_DEFECT":                      19,
 		"ERROR_REASON_STORE_FAILED":                20,
+		"ERROR_REASON_UNIQUE_KEY_TAKEN":            21,
+		"ERROR_REASON_JOB_EXPIRED":                 22,
+		"ERROR_REASON_NO_SCHEDULE":                 23,
+		"ERROR_REASON_CURSOR_OF_ANOTHER_JOB":       24,
 	}
 )
 
@@ -541,6 +610,300 @@ func (JobSpec_PullPolicy) EnumDescriptor() ([]byte, []int) {
 	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{0, 0}
 }
 
+// What a tick does while a run has not ended. A run that waits for a retry has not ended.
+type Cron_Overlap int32
+
+const (
+	// Same as SKIP.
+	Cron_OVERLAP_UNSPECIFIED Cron_Overlap = 0
+	// Skips the tick. `skipped_ticks` of the schedule's status counts it.
+	Cron_OVERLAP_SKIP Cron_Overlap = 1
+	// Starts one run after the current one ends. Further ticks until then are skipped.
+	Cron_OVERLAP_QUEUE_ONE Cron_Overlap = 2
+	// Stops the current run, and starts the new one once the former has ended.
+	Cron_OVERLAP_REPLACE Cron_Overlap = 3
+	// Starts the new run beside the current one.
+	Cron_OVERLAP_ALLOW Cron_Overlap = 4
+)
+
+// Enum value maps for Cron_Overlap.
+var (
+	Cron_Overlap_name = map[int32]string{
+		0: "OVERLAP_UNSPECIFIED",
+		1: "OVERLAP_SKIP",
+		2: "OVERLAP_QUEUE_ONE",
+		3: "OVERLAP_REPLACE",
+		4: "OVERLAP_ALLOW",
+	}
+	Cron_Overlap_value = map[string]int32{
+		"OVERLAP_UNSPECIFIED": 0,
+		"OVERLAP_SKIP":        1,
+		"OVERLAP_QUEUE_ONE":   2,
+		"OVERLAP_REPLACE":     3,
+		"OVERLAP_ALLOW":       4,
+	}
+)
+
+func (x Cron_Overlap) Enum() *Cron_Overlap {
+	p := new(Cron_Overlap)
+	*p = x
+	return p
+}
+
+func (x Cron_Overlap) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Cron_Overlap) Descriptor() protoreflect.EnumDescriptor {
+	return file_fastlane_v1_fastlane_proto_enumTypes[6].Descriptor()
+}
+
+func (Cron_Overlap) Type() protoreflect.EnumType {
+	return &file_fastlane_v1_fastlane_proto_enumTypes[6]
+}
+
+func (x Cron_Overlap) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Cron_Overlap.Descriptor instead.
+func (Cron_Overlap) EnumDescriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{2, 0}
+}
+
+// What happens to missed ticks.
+type Cron_CatchUp int32
+
+const (
+	// Same as LATEST.
+	Cron_CATCH_UP_UNSPECIFIED Cron_CatchUp = 0
+	// The latest missed tick starts one run; earlier ones are skipped.
+	Cron_CATCH_UP_LATEST Cron_CatchUp = 1
+	// All missed ticks are skipped.
+	Cron_CATCH_UP_NONE Cron_CatchUp = 2
+	// Every missed tick starts a run, the oldest first, one after another; at most the latest 100 of them.
+	Cron_CATCH_UP_ALL Cron_CatchUp = 3
+)
+
+// Enum value maps for Cron_CatchUp.
+var (
+	Cron_CatchUp_name = map[int32]string{
+		0: "CATCH_UP_UNSPECIFIED",
+		1: "CATCH_UP_LATEST",
+		2: "CATCH_UP_NONE",
+		3: "CATCH_UP_ALL",
+	}
+	Cron_CatchUp_value = map[string]int32{
+		"CATCH_UP_UNSPECIFIED": 0,
+		"CATCH_UP_LATEST":      1,
+		"CATCH_UP_NONE":        2,
+		"CATCH_UP_ALL":         3,
+	}
+)
+
+func (x Cron_CatchUp) Enum() *Cron_CatchUp {
+	p := new(Cron_CatchUp)
+	*p = x
+	return p
+}
+
+func (x Cron_CatchUp) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Cron_CatchUp) Descriptor() protoreflect.EnumDescriptor {
+	return file_fastlane_v1_fastlane_proto_enumTypes[7].Descriptor()
+}
+
+func (Cron_CatchUp) Type() protoreflect.EnumType {
+	return &file_fastlane_v1_fastlane_proto_enumTypes[7]
+}
+
+func (x Cron_CatchUp) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Cron_CatchUp.Descriptor instead.
+func (Cron_CatchUp) EnumDescriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{2, 1}
+}
+
+// How the wait before a retry is chosen.
+type Retry_Jitter int32
+
+const (
+	// Same as FULL.
+	Retry_JITTER_UNSPECIFIED Retry_Jitter = 0
+	// A random time between zero and the backoff, so that jobs that failed together do not come back together.
+	Retry_JITTER_FULL Retry_Jitter = 1
+	// Exactly the backoff.
+	Retry_JITTER_NONE Retry_Jitter = 2
+)
+
+// Enum value maps for Retry_Jitter.
+var (
+	Retry_Jitter_name = map[int32]string{
+		0: "JITTER_UNSPECIFIED",
+		1: "JITTER_FULL",
+		2: "JITTER_NONE",
+	}
+	Retry_Jitter_value = map[string]int32{
+		"JITTER_UNSPECIFIED": 0,
+		"JITTER_FULL":        1,
+		"JITTER_NONE":        2,
+	}
+)
+
+func (x Retry_Jitter) Enum() *Retry_Jitter {
+	p := new(Retry_Jitter)
+	*p = x
+	return p
+}
+
+func (x Retry_Jitter) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Retry_Jitter) Descriptor() protoreflect.EnumDescriptor {
+	return file_fastlane_v1_fastlane_proto_enumTypes[8].Descriptor()
+}
+
+func (Retry_Jitter) Type() protoreflect.EnumType {
+	return &file_fastlane_v1_fastlane_proto_enumTypes[8]
+}
+
+func (x Retry_Jitter) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Retry_Jitter.Descriptor instead.
+func (Retry_Jitter) EnumDescriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{3, 0}
+}
+
+// An end of an attempt that is retried.
+type Retry_RetryCause int32
+
+const (
+	// Rejected.
+	Retry_RETRY_CAUSE_UNSPECIFIED Retry_RetryCause = 0
+	// Exited with a code other than 0 (REASON_EXIT_CODE).
+	Retry_RETRY_CAUSE_EXIT_CODE Retry_RetryCause = 1
+	// Killed because it exceeded its memory limit (REASON_OUT_OF_MEMORY).
+	Retry_RETRY_CAUSE_OUT_OF_MEMORY Retry_RetryCause = 2
+	// Ran longer than its timeout (STATE_TIMED_OUT).
+	Retry_RETRY_CAUSE_TIMED_OUT Retry_RetryCause = 3
+	// The registry has no such image or tag, yet (REASON_IMAGE_NOT_FOUND).
+	Retry_RETRY_CAUSE_IMAGE_NOT_FOUND Retry_RetryCause = 4
+	// The registry denied access to the image (REASON_IMAGE_DENIED).
+	Retry_RETRY_CAUSE_IMAGE_DENIED Retry_RetryCause = 5
+)
+
+// Enum value maps for Retry_RetryCause.
+var (
+	Retry_RetryCause_name = map[int32]string{
+		0: "RETRY_CAUSE_UNSPECIFIED",
+		1: "RETRY_CAUSE_EXIT_CODE",
+		2: "RETRY_CAUSE_OUT_OF_MEMORY",
+		3: "RETRY_CAUSE_TIMED_OUT",
+		4: "RETRY_CAUSE_IMAGE_NOT_FOUND",
+		5: "RETRY_CAUSE_IMAGE_DENIED",
+	}
+	Retry_RetryCause_value = map[string]int32{
+		"RETRY_CAUSE_UNSPECIFIED":     0,
+		"RETRY_CAUSE_EXIT_CODE":       1,
+		"RETRY_CAUSE_OUT_OF_MEMORY":   2,
+		"RETRY_CAUSE_TIMED_OUT":       3,
+		"RETRY_CAUSE_IMAGE_NOT_FOUND": 4,
+		"RETRY_CAUSE_IMAGE_DENIED":    5,
+	}
+)
+
+func (x Retry_RetryCause) Enum() *Retry_RetryCause {
+	p := new(Retry_RetryCause)
+	*p = x
+	return p
+}
+
+func (x Retry_RetryCause) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Retry_RetryCause) Descriptor() protoreflect.EnumDescriptor {
+	return file_fastlane_v1_fastlane_proto_enumTypes[9].Descriptor()
+}
+
+func (Retry_RetryCause) Type() protoreflect.EnumType {
+	return &file_fastlane_v1_fastlane_proto_enumTypes[9]
+}
+
+func (x Retry_RetryCause) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Retry_RetryCause.Descriptor instead.
+func (Retry_RetryCause) EnumDescriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{3, 1}
+}
+
+// What happens to the new job.
+type Unique_Conflict int32
+
+const (
+	// Same as REFUSE.
+	Unique_CONFLICT_UNSPECIFIED Unique_Conflict = 0
+	// The enqueue is rejected: ALREADY_EXISTS, UNIQUE_KEY_TAKEN.
+	Unique_CONFLICT_REFUSE Unique_Conflict = 1
+	// The enqueue returns the job that holds the key; `existing` is true.
+	Unique_CONFLICT_USE_EXISTING Unique_Conflict = 2
+	// The job that holds the key is stopped. The new job waits until that job is final. A job that waits in this way is
+	// replaced by the next one.
+	Unique_CONFLICT_REPLACE Unique_Conflict = 3
+)
+
+// Enum value maps for Unique_Conflict.
+var (
+	Unique_Conflict_name = map[int32]string{
+		0: "CONFLICT_UNSPECIFIED",
+		1: "CONFLICT_REFUSE",
+		2: "CONFLICT_USE_EXISTING",
+		3: "CONFLICT_REPLACE",
+	}
+	Unique_Conflict_value = map[string]int32{
+		"CONFLICT_UNSPECIFIED":  0,
+		"CONFLICT_REFUSE":       1,
+		"CONFLICT_USE_EXISTING": 2,
+		"CONFLICT_REPLACE":      3,
+	}
+)
+
+func (x Unique_Conflict) Enum() *Unique_Conflict {
+	p := new(Unique_Conflict)
+	*p = x
+	return p
+}
+
+func (x Unique_Conflict) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Unique_Conflict) Descriptor() protoreflect.EnumDescriptor {
+	return file_fastlane_v1_fastlane_proto_enumTypes[10].Descriptor()
+}
+
+func (Unique_Conflict) Type() protoreflect.EnumType {
+	return &file_fastlane_v1_fastlane_proto_enumTypes[10]
+}
+
+func (x Unique_Conflict) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Unique_Conflict.Descriptor instead.
+func (Unique_Conflict) EnumDescriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{4, 0}
+}
+
 // Whether a host takes executions.
 type EngineHost_Availability int32
 
@@ -552,6 +915,10 @@ const (
 	// The engine does not respond, has not responded yet, or cannot capture output as configured. The server keeps
 	// trying.
 	EngineHost_AVAILABILITY_DOWN EngineHost_Availability = 2
+	// Drained by a caller: no new executions. Running ones continue.
+	EngineHost_AVAILABILITY_DRAINED EngineHost_Availability = 3
+	// Several starts in a row failed on this host: no new executions for a while, then one as a trial.
+	EngineHost_AVAILABILITY_CIRCUIT_OPEN EngineHost_Availability = 4
 )
 
 // Enum value maps for EngineHost_Availability.
@@ -560,11 +927,15 @@ var (
 		0: "AVAILABILITY_UNSPECIFIED",
 		1: "AVAILABILITY_UP",
 		2: "AVAILABILITY_DOWN",
+		3: "AVAILABILITY_DRAINED",
+		4: "AVAILABILITY_CIRCUIT_OPEN",
 	}
 	EngineHost_Availability_value = map[string]int32{
-		"AVAILABILITY_UNSPECIFIED": 0,
-		"AVAILABILITY_UP":          1,
-		"AVAILABILITY_DOWN":        2,
+		"AVAILABILITY_UNSPECIFIED":  0,
+		"AVAILABILITY_UP":           1,
+		"AVAILABILITY_DOWN":         2,
+		"AVAILABILITY_DRAINED":      3,
+		"AVAILABILITY_CIRCUIT_OPEN": 4,
 	}
 )
 
@@ -579,11 +950,11 @@ func (x EngineHost_Availability) String() string {
 }
 
 func (EngineHost_Availability) Descriptor() protoreflect.EnumDescriptor {
-	return file_fastlane_v1_fastlane_proto_enumTypes[6].Descriptor()
+	return file_fastlane_v1_fastlane_proto_enumTypes[11].Descriptor()
 }
 
 func (EngineHost_Availability) Type() protoreflect.EnumType {
-	return &file_fastlane_v1_fastlane_proto_enumTypes[6]
+	return &file_fastlane_v1_fastlane_proto_enumTypes[11]
 }
 
 func (x EngineHost_Availability) Number() protoreflect.EnumNumber {
@@ -592,7 +963,7 @@ func (x EngineHost_Availability) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EngineHost_Availability.Descriptor instead.
 func (EngineHost_Availability) EnumDescriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{8, 0}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{13, 0}
 }
 
 // How the output of a container gets into its log.
@@ -633,11 +1004,11 @@ func (x EngineHost_Capture) String() string {
 }
 
 func (EngineHost_Capture) Descriptor() protoreflect.EnumDescriptor {
-	return file_fastlane_v1_fastlane_proto_enumTypes[7].Descriptor()
+	return file_fastlane_v1_fastlane_proto_enumTypes[12].Descriptor()
 }
 
 func (EngineHost_Capture) Type() protoreflect.EnumType {
-	return &file_fastlane_v1_fastlane_proto_enumTypes[7]
+	return &file_fastlane_v1_fastlane_proto_enumTypes[12]
 }
 
 func (x EngineHost_Capture) Number() protoreflect.EnumNumber {
@@ -646,7 +1017,7 @@ func (x EngineHost_Capture) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EngineHost_Capture.Descriptor instead.
 func (EngineHost_Capture) EnumDescriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{8, 1}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{13, 1}
 }
 
 // Why bytes are missing.
@@ -694,11 +1065,11 @@ func (x LogGap_Cause) String() string {
 }
 
 func (LogGap_Cause) Descriptor() protoreflect.EnumDescriptor {
-	return file_fastlane_v1_fastlane_proto_enumTypes[8].Descriptor()
+	return file_fastlane_v1_fastlane_proto_enumTypes[13].Descriptor()
 }
 
 func (LogGap_Cause) Type() protoreflect.EnumType {
-	return &file_fastlane_v1_fastlane_proto_enumTypes[8]
+	return &file_fastlane_v1_fastlane_proto_enumTypes[13]
 }
 
 func (x LogGap_Cause) Number() protoreflect.EnumNumber {
@@ -707,7 +1078,7 @@ func (x LogGap_Cause) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use LogGap_Cause.Descriptor instead.
 func (LogGap_Cause) EnumDescriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{12, 0}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{17, 0}
 }
 
 // What to run and how, as chosen by the caller.
@@ -757,15 +1128,24 @@ type JobSpec struct {
 	// Data of the caller; at most 64 KiB and 16 levels deep. Stored as JSON: integers beyond 2^53 lose digits.
 	Metadata *structpb.Struct `protobuf:"bytes,17,opt,name=metadata,proto3" json:"metadata,omitempty"`
 	// Delay between the enqueue and the start, at most 3 653 days. A repeated call with the same `request_id` does not
-	// change it. At most one of `start_in` and `start_at` may be set. Neither: start now. (Not a oneof, because a oneof
-	// would silently drop the first of two.)
+	// change it. At most one of `start_in`, `start_at` and `cron` may be set. None: start now. (Not a oneof, because a
+	// oneof would silently drop the first of two.)
 	StartIn *durationpb.Duration `protobuf:"bytes,18,opt,name=start_in,json=startIn,proto3" json:"start_in,omitempty"`
 	// Time of the start, at most 3 653 days from now. A time in the past means now.
 	StartAt *timestamppb.Timestamp `protobuf:"bytes,19,opt,name=start_at,json=startAt,proto3" json:"start_at,omitempty"`
-	// Latest time to start a container, at most 3 653 days from now. An execution that has not started by then ends as
-	// STATE_EXPIRED, whatever it waited for. A time in the past is accepted: the job ends as STATE_EXPIRED at once. A
-	// time before `start_at` is rejected.
-	ExpireTime    *timestamppb.Timestamp `protobuf:"bytes,21,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	// Starts a run at every tick of a schedule. The job becomes final when it is stopped or its schedule is over.
+	Cron *Cron `protobuf:"bytes,20,opt,name=cron,proto3" json:"cron,omitempty"`
+	// Latest time to start a container, at most 3 653 days from now; applies to every run and attempt. An execution that
+	// has not started by then ends as STATE_EXPIRED, whatever it waited for. A time in the past is accepted: the job ends
+	// as STATE_EXPIRED at once. A time before `start_at`, or before now + `start_in`, is rejected.
+	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,21,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
+	// What to do after a failed attempt. Unset: nothing.
+	Retry *Retry `protobuf:"bytes,22,opt,name=retry,proto3" json:"retry,omitempty"`
+	// At most one open job with this key within the task. Unset: any number of jobs.
+	Unique *Unique `protobuf:"bytes,25,opt,name=unique,proto3" json:"unique,omitempty"`
+	// Number of executions that are kept of a job that is not final, 1 to 10 000; older ones are deleted with their logs.
+	// Zero: the server's default. Logs are deleted by age as well.
+	History       int32 `protobuf:"varint,27,opt,name=history,proto3" json:"history,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -933,11 +1313,39 @@ func (x *JobSpec) GetStartAt() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *JobSpec) GetCron() *Cron {
+	if x != nil {
+		return x.Cron
+	}
+	return nil
+}
+
 func (x *JobSpec) GetExpireTime() *timestamppb.Timestamp {
 	if x != nil {
 		return x.ExpireTime
 	}
 	return nil
+}
+
+func (x *JobSpec) GetRetry() *Retry {
+	if x != nil {
+		return x.Retry
+	}
+	return nil
+}
+
+func (x *JobSpec) GetUnique() *Unique {
+	if x != nil {
+		return x.Unique
+	}
+	return nil
+}
+
+func (x *JobSpec) GetHistory() int32 {
+	if x != nil {
+		return x.History
+	}
+	return 0
 }
 
 // Resource limits of a container.
@@ -1005,6 +1413,314 @@ func (x *Limits) GetPids() int32 {
 	return 0
 }
 
+// A repeating schedule.
+type Cron struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required. Five fields, with the rules of Debian's cron: minute, hour, day of month, month, day of week; numbers,
+	// names (`jan`, `mon`), `*`, lists, ranges and steps; 7 is Sunday; if both days are given, either suffices. Or one of
+	// `@yearly`, `@annually`, `@monthly`, `@weekly`, `@daily`, `@midnight`, `@hourly`. The first tick is after now.
+	Expression string `protobuf:"bytes,1,opt,name=expression,proto3" json:"expression,omitempty"`
+	// Name in the IANA time zone database: "Europe/Berlin". Empty: UTC. When clocks go forward, a tick of a fixed time in
+	// the skipped hour happens right after it. When clocks go back, a tick of a fixed time in the repeated hour happens
+	// once. Ticks of every hour or minute follow elapsed time.
+	TimeZone string `protobuf:"bytes,2,opt,name=time_zone,json=timeZone,proto3" json:"time_zone,omitempty"`
+	// What a tick does while the previous run has not ended.
+	Overlap Cron_Overlap `protobuf:"varint,3,opt,name=overlap,proto3,enum=fastlane.v1.Cron_Overlap" json:"overlap,omitempty"`
+	// What happens to ticks that were missed: the server was down for more than a minute when they were due.
+	CatchUp Cron_CatchUp `protobuf:"varint,4,opt,name=catch_up,json=catchUp,proto3,enum=fastlane.v1.Cron_CatchUp" json:"catch_up,omitempty"`
+	// Starts paused, see ResumeSchedule.
+	Paused bool `protobuf:"varint,5,opt,name=paused,proto3" json:"paused,omitempty"`
+	// Missed ticks older than this are not made up for; at most 366 days. Unset: one day.
+	CatchUpWindow *durationpb.Duration `protobuf:"bytes,6,opt,name=catch_up_window,json=catchUpWindow,proto3" json:"catch_up_window,omitempty"`
+	// Each run starts up to this much after its tick, by an amount that is random and fixed for each tick; at most one
+	// day. Unset: none.
+	Jitter *durationpb.Duration `protobuf:"bytes,7,opt,name=jitter,proto3" json:"jitter,omitempty"`
+	// No tick before this time. Unset: from now on.
+	BeginTime *timestamppb.Timestamp `protobuf:"bytes,8,opt,name=begin_time,json=beginTime,proto3" json:"begin_time,omitempty"`
+	// No tick after this time. Unset: no end.
+	EndTime *timestamppb.Timestamp `protobuf:"bytes,9,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
+	// Number of runs after which the schedule is over. Skipped ticks do not count. Zero: no limit.
+	MaxRuns       int32 `protobuf:"varint,10,opt,name=max_runs,json=maxRuns,proto3" json:"max_runs,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Cron) Reset() {
+	*x = Cron{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[2]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Cron) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Cron) ProtoMessage() {}
+
+func (x *Cron) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[2]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Cron.ProtoReflect.Descriptor instead.
+func (*Cron) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{2}
+}
+
+func (x *Cron) GetExpression() string {
+	if x != nil {
+		return x.Expression
+	}
+	return ""
+}
+
+func (x *Cron) GetTimeZone() string {
+	if x != nil {
+		return x.TimeZone
+	}
+	return ""
+}
+
+func (x *Cron) GetOverlap() Cron_Overlap {
+	if x != nil {
+		return x.Overlap
+	}
+	return Cron_OVERLAP_UNSPECIFIED
+}
+
+func (x *Cron) GetCatchUp() Cron_CatchUp {
+	if x != nil {
+		return x.CatchUp
+	}
+	return Cron_CATCH_UP_UNSPECIFIED
+}
+
+func (x *Cron) GetPaused() bool {
+	if x != nil {
+		return x.Paused
+	}
+	return false
+}
+
+func (x *Cron) GetCatchUpWindow() *durationpb.Duration {
+	if x != nil {
+		return x.CatchUpWindow
+	}
+	return nil
+}
+
+func (x *Cron) GetJitter() *durationpb.Duration {
+	if x != nil {
+		return x.Jitter
+	}
+	return nil
+}
+
+func (x *Cron) GetBeginTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.BeginTime
+	}
+	return nil
+}
+
+func (x *Cron) GetEndTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.EndTime
+	}
+	return nil
+}
+
+func (x *Cron) GetMaxRuns() int32 {
+	if x != nil {
+		return x.MaxRuns
+	}
+	return 0
+}
+
+// Attempts after a failed one, counted for each run. An attempt that ended as STATE_STOPPED or STATE_EXPIRED is never
+// retried. A failure of the host, the engine or the registry (STATE_LOST, REGISTRY_UNAVAILABLE) is not the job's: it is
+// retried as well, at most 20 times in a run, and not counted. The container may then have run before.
+type Retry struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Number of retries in a run, 1 to 100.
+	MaxRetries int32 `protobuf:"varint,1,opt,name=max_retries,json=maxRetries,proto3" json:"max_retries,omitempty"`
+	// Wait before the first retry, at most one day. Unset: 1 s.
+	InitialBackoff *durationpb.Duration `protobuf:"bytes,2,opt,name=initial_backoff,json=initialBackoff,proto3" json:"initial_backoff,omitempty"`
+	// Each further wait is longer by this factor, 1 to 100. Zero: 2.
+	Factor float64 `protobuf:"fixed64,3,opt,name=factor,proto3" json:"factor,omitempty"`
+	// No wait is longer, at most 7 days. Unset: 1 h.
+	MaxBackoff *durationpb.Duration `protobuf:"bytes,4,opt,name=max_backoff,json=maxBackoff,proto3" json:"max_backoff,omitempty"`
+	// How waits are spread.
+	Jitter Retry_Jitter `protobuf:"varint,5,opt,name=jitter,proto3,enum=fastlane.v1.Retry_Jitter" json:"jitter,omitempty"`
+	// States and reasons that are retried. Empty: EXIT_CODE, OUT_OF_MEMORY and TIMED_OUT.
+	Causes []Retry_RetryCause `protobuf:"varint,6,rep,packed,name=causes,proto3,enum=fastlane.v1.Retry_RetryCause" json:"causes,omitempty"`
+	// If not empty, only these exit codes are retried; 1 to 255, at most 255.
+	ExitCodes []int32 `protobuf:"varint,7,rep,packed,name=exit_codes,json=exitCodes,proto3" json:"exit_codes,omitempty"`
+	// These exit codes are not retried; 1 to 255, at most 255.
+	ExceptExitCodes []int32 `protobuf:"varint,8,rep,packed,name=except_exit_codes,json=exceptExitCodes,proto3" json:"except_exit_codes,omitempty"`
+	// Gives an attempt after OUT_OF_MEMORY more memory. Unset: the same memory.
+	MemoryGrowth  *Retry_MemoryGrowth `protobuf:"bytes,9,opt,name=memory_growth,json=memoryGrowth,proto3" json:"memory_growth,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Retry) Reset() {
+	*x = Retry{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[3]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Retry) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Retry) ProtoMessage() {}
+
+func (x *Retry) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[3]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Retry.ProtoReflect.Descriptor instead.
+func (*Retry) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{3}
+}
+
+func (x *Retry) GetMaxRetries() int32 {
+	if x != nil {
+		return x.MaxRetries
+	}
+	return 0
+}
+
+func (x *Retry) GetInitialBackoff() *durationpb.Duration {
+	if x != nil {
+		return x.InitialBackoff
+	}
+	return nil
+}
+
+func (x *Retry) GetFactor() float64 {
+	if x != nil {
+		return x.Factor
+	}
+	return 0
+}
+
+func (x *Retry) GetMaxBackoff() *durationpb.Duration {
+	if x != nil {
+		return x.MaxBackoff
+	}
+	return nil
+}
+
+func (x *Retry) GetJitter() Retry_Jitter {
+	if x != nil {
+		return x.Jitter
+	}
+	return Retry_JITTER_UNSPECIFIED
+}
+
+func (x *Retry) GetCauses() []Retry_RetryCause {
+	if x != nil {
+		return x.Causes
+	}
+	return nil
+}
+
+func (x *Retry) GetExitCodes() []int32 {
+	if x != nil {
+		return x.ExitCodes
+	}
+	return nil
+}
+
+func (x *Retry) GetExceptExitCodes() []int32 {
+	if x != nil {
+		return x.ExceptExitCodes
+	}
+	return nil
+}
+
+func (x *Retry) GetMemoryGrowth() *Retry_MemoryGrowth {
+	if x != nil {
+		return x.MemoryGrowth
+	}
+	return nil
+}
+
+// A key that one open job of a task may hold. `request_id` protects against sending a request twice; a unique key
+// protects against doing the same work twice at a time.
+type Unique struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required. Any string of at most 128 characters; unique within the task.
+	Key string `protobuf:"bytes,1,opt,name=key,proto3" json:"key,omitempty"`
+	// What happens if a job that is not final holds the key.
+	Conflict      Unique_Conflict `protobuf:"varint,2,opt,name=conflict,proto3,enum=fastlane.v1.Unique_Conflict" json:"conflict,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Unique) Reset() {
+	*x = Unique{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[4]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Unique) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Unique) ProtoMessage() {}
+
+func (x *Unique) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[4]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Unique.ProtoReflect.Descriptor instead.
+func (*Unique) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{4}
+}
+
+func (x *Unique) GetKey() string {
+	if x != nil {
+		return x.Key
+	}
+	return ""
+}
+
+func (x *Unique) GetConflict() Unique_Conflict {
+	if x != nil {
+		return x.Conflict
+	}
+	return Unique_CONFLICT_UNSPECIFIED
+}
+
 // A task: the group of all jobs under one name. (Called `Task` it would clash with System.Threading.Tasks.Task in C#.)
 type TaskSummary struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1018,13 +1734,23 @@ type TaskSummary struct {
 	Jobs int64 `protobuf:"varint,4,opt,name=jobs,proto3" json:"jobs,omitempty"`
 	// When a job was last enqueued under this name.
 	LastEnqueueTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=last_enqueue_time,json=lastEnqueueTime,proto3" json:"last_enqueue_time,omitempty"`
-	unknownFields   protoimpl.UnknownFields
-	sizeCache       protoimpl.SizeCache
+	// Maximum number of executions that run at a time, see UpdateTask. Zero: no limit.
+	MaxRunning int32 `protobuf:"varint,6,opt,name=max_running,json=maxRunning,proto3" json:"max_running,omitempty"`
+	// Queued executions are not started, see UpdateTask.
+	Paused bool `protobuf:"varint,7,opt,name=paused,proto3" json:"paused,omitempty"`
+	// Maximum number of starts within `rate_window`, see UpdateTask. Zero: no limit.
+	MaxStarts int32 `protobuf:"varint,8,opt,name=max_starts,json=maxStarts,proto3" json:"max_starts,omitempty"`
+	// Set exactly if `max_starts` is.
+	RateWindow *durationpb.Duration `protobuf:"bytes,9,opt,name=rate_window,json=rateWindow,proto3" json:"rate_window,omitempty"`
+	// Number of executions that run: PREPARING, RUNNING or STOPPING.
+	Running       int32 `protobuf:"varint,10,opt,name=running,proto3" json:"running,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TaskSummary) Reset() {
 	*x = TaskSummary{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[2]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[5]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1036,7 +1762,7 @@ func (x *TaskSummary) String() string {
 func (*TaskSummary) ProtoMessage() {}
 
 func (x *TaskSummary) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[2]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[5]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1049,7 +1775,7 @@ func (x *TaskSummary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskSummary.ProtoReflect.Descriptor instead.
 func (*TaskSummary) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{2}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{5}
 }
 
 func (x *TaskSummary) GetId() string {
@@ -1087,6 +1813,41 @@ func (x *TaskSummary) GetLastEnqueueTime() *timestamppb.Timestamp {
 	return nil
 }
 
+func (x *TaskSummary) GetMaxRunning() int32 {
+	if x != nil {
+		return x.MaxRunning
+	}
+	return 0
+}
+
+func (x *TaskSummary) GetPaused() bool {
+	if x != nil {
+		return x.Paused
+	}
+	return false
+}
+
+func (x *TaskSummary) GetMaxStarts() int32 {
+	if x != nil {
+		return x.MaxStarts
+	}
+	return 0
+}
+
+func (x *TaskSummary) GetRateWindow() *durationpb.Duration {
+	if x != nil {
+		return x.RateWindow
+	}
+	return nil
+}
+
+func (x *TaskSummary) GetRunning() int32 {
+	if x != nil {
+		return x.Running
+	}
+	return 0
+}
+
 // One enqueue.
 type Job struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1100,8 +1861,8 @@ type Job struct {
 	State State `protobuf:"varint,4,opt,name=state,proto3,enum=fastlane.v1.State" json:"state,omitempty"`
 	// Set exactly when the job is final: the outcome of the execution that decided it.
 	Outcome *Outcome `protobuf:"bytes,5,opt,name=outcome,proto3" json:"outcome,omitempty"`
-	// The current execution, which is the newest one. Always set: the first execution exists from the enqueue on, however
-	// late it is due.
+	// The current execution: the newest one that is not final, or, of a final job, the one that decided it. Always set:
+	// the first execution exists from the enqueue on, however late it is due.
 	Execution *Execution `protobuf:"bytes,6,opt,name=execution,proto3" json:"execution,omitempty"`
 	// Number of executions so far, the current one included.
 	Executions int32 `protobuf:"varint,7,opt,name=executions,proto3" json:"executions,omitempty"`
@@ -1113,13 +1874,19 @@ type Job struct {
 	RequestId string `protobuf:"bytes,10,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
 	// Address of the caller as seen by the server: "ipv4:10.0.0.7:51234". Behind a proxy, the address of the proxy.
 	CallerAddress string `protobuf:"bytes,11,opt,name=caller_address,json=callerAddress,proto3" json:"caller_address,omitempty"`
+	// Changes with every ReplaceJob, PauseSchedule and ResumeSchedule. Opaque.
+	Etag string `protobuf:"bytes,13,opt,name=etag,proto3" json:"etag,omitempty"`
+	// State of the schedule. Set exactly if the spec has one.
+	Schedule *ScheduleStatus `protobuf:"bytes,14,opt,name=schedule,proto3" json:"schedule,omitempty"`
+	// Place within an array of jobs, see BatchEnqueueJobs. Unset: the job is not part of an array.
+	Array         *ArrayPosition `protobuf:"bytes,15,opt,name=array,proto3" json:"array,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Job) Reset() {
 	*x = Job{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[3]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[6]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1131,7 +1898,7 @@ func (x *Job) String() string {
 func (*Job) ProtoMessage() {}
 
 func (x *Job) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[3]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[6]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1144,7 +1911,7 @@ func (x *Job) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Job.ProtoReflect.Descriptor instead.
 func (*Job) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{3}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{6}
 }
 
 func (x *Job) GetId() string {
@@ -1224,6 +1991,183 @@ func (x *Job) GetCallerAddress() string {
 	return ""
 }
 
+func (x *Job) GetEtag() string {
+	if x != nil {
+		return x.Etag
+	}
+	return ""
+}
+
+func (x *Job) GetSchedule() *ScheduleStatus {
+	if x != nil {
+		return x.Schedule
+	}
+	return nil
+}
+
+func (x *Job) GetArray() *ArrayPosition {
+	if x != nil {
+		return x.Array
+	}
+	return nil
+}
+
+// The state of a job's schedule.
+type ScheduleStatus struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The next ticks, at most five, without jitter. Empty: the schedule is over. Omitted from lists and WatchJobs beyond
+	// the first.
+	NextTimes []*timestamppb.Timestamp `protobuf:"bytes,1,rep,name=next_times,json=nextTimes,proto3" json:"next_times,omitempty"`
+	// The schedule is paused: `next_times` are those after a ResumeSchedule now.
+	Paused bool `protobuf:"varint,2,opt,name=paused,proto3" json:"paused,omitempty"`
+	// Number of runs that ticks have started.
+	Runs int32 `protobuf:"varint,3,opt,name=runs,proto3" json:"runs,omitempty"`
+	// Number of ticks that were skipped: because of an overlap, or missed and not made up for.
+	SkippedTicks int32 `protobuf:"varint,4,opt,name=skipped_ticks,json=skippedTicks,proto3" json:"skipped_ticks,omitempty"`
+	// The last skipped tick.
+	LastSkippedTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=last_skipped_time,json=lastSkippedTime,proto3" json:"last_skipped_time,omitempty"`
+	// Why that tick was skipped, for a person.
+	LastSkippedDetail string `protobuf:"bytes,6,opt,name=last_skipped_detail,json=lastSkippedDetail,proto3" json:"last_skipped_detail,omitempty"`
+	// The schedule in words, for a person: "at 02:30 every day, Europe/Berlin".
+	Description   string `protobuf:"bytes,7,opt,name=description,proto3" json:"description,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ScheduleStatus) Reset() {
+	*x = ScheduleStatus{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[7]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ScheduleStatus) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ScheduleStatus) ProtoMessage() {}
+
+func (x *ScheduleStatus) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[7]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ScheduleStatus.ProtoReflect.Descriptor instead.
+func (*ScheduleStatus) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{7}
+}
+
+func (x *ScheduleStatus) GetNextTimes() []*timestamppb.Timestamp {
+	if x != nil {
+		return x.NextTimes
+	}
+	return nil
+}
+
+func (x *ScheduleStatus) GetPaused() bool {
+	if x != nil {
+		return x.Paused
+	}
+	return false
+}
+
+func (x *ScheduleStatus) GetRuns() int32 {
+	if x != nil {
+		return x.Runs
+	}
+	return 0
+}
+
+func (x *ScheduleStatus) GetSkippedTicks() int32 {
+	if x != nil {
+		return x.SkippedTicks
+	}
+	return 0
+}
+
+func (x *ScheduleStatus) GetLastSkippedTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastSkippedTime
+	}
+	return nil
+}
+
+func (x *ScheduleStatus) GetLastSkippedDetail() string {
+	if x != nil {
+		return x.LastSkippedDetail
+	}
+	return ""
+}
+
+func (x *ScheduleStatus) GetDescription() string {
+	if x != nil {
+		return x.Description
+	}
+	return ""
+}
+
+// The place of a job within an array of jobs.
+type ArrayPosition struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// From 0. The container has it as the environment variable FASTLANE_ARRAY_INDEX.
+	Index int32 `protobuf:"varint,1,opt,name=index,proto3" json:"index,omitempty"`
+	// Number of jobs in the array. The container has it as FASTLANE_ARRAY_SIZE.
+	Size          int32 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ArrayPosition) Reset() {
+	*x = ArrayPosition{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[8]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ArrayPosition) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ArrayPosition) ProtoMessage() {}
+
+func (x *ArrayPosition) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[8]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ArrayPosition.ProtoReflect.Descriptor instead.
+func (*ArrayPosition) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{8}
+}
+
+func (x *ArrayPosition) GetIndex() int32 {
+	if x != nil {
+		return x.Index
+	}
+	return 0
+}
+
+func (x *ArrayPosition) GetSize() int32 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
 // One container.
 type Execution struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1252,14 +2196,18 @@ type Execution struct {
 	// Digest of the image that ran, as `sha256:…`.
 	ImageDigest string `protobuf:"bytes,12,opt,name=image_digest,json=imageDigest,proto3" json:"image_digest,omitempty"`
 	// Size of the log, one entry for each source with output. Empty until the execution is final.
-	Logs          []*LogTotals `protobuf:"bytes,13,rep,name=logs,proto3" json:"logs,omitempty"`
+	Logs []*LogTotals `protobuf:"bytes,13,rep,name=logs,proto3" json:"logs,omitempty"`
+	// The tick that started the run. Unset: another reason started it.
+	TickTime *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=tick_time,json=tickTime,proto3" json:"tick_time,omitempty"`
+	// Maximum memory in bytes, if `retry.memory_growth` raised it. Zero: that of the spec.
+	MemoryBytes   int64 `protobuf:"varint,16,opt,name=memory_bytes,json=memoryBytes,proto3" json:"memory_bytes,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *Execution) Reset() {
 	*x = Execution{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[4]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1271,7 +2219,7 @@ func (x *Execution) String() string {
 func (*Execution) ProtoMessage() {}
 
 func (x *Execution) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[4]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1284,7 +2232,7 @@ func (x *Execution) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Execution.ProtoReflect.Descriptor instead.
 func (*Execution) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{4}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *Execution) GetId() string {
@@ -1378,6 +2326,20 @@ func (x *Execution) GetLogs() []*LogTotals {
 	return nil
 }
 
+func (x *Execution) GetTickTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.TickTime
+	}
+	return nil
+}
+
+func (x *Execution) GetMemoryBytes() int64 {
+	if x != nil {
+		return x.MemoryBytes
+	}
+	return 0
+}
+
 // Why an execution waits.
 type Waiting struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1390,7 +2352,7 @@ type Waiting struct {
 	// Number of executions ahead, of the same task and priority; counted up to 1 000. Other tasks take turns with this
 	// one. Counted for GetJob, GetExecution and StreamExecutionLogs; 0 in lists and elsewhere.
 	Ahead int32 `protobuf:"varint,4,opt,name=ahead,proto3" json:"ahead,omitempty"`
-	// Earliest end of the wait. Set with WAIT_REASON_NOT_DUE.
+	// Earliest end of the wait. Set with WAIT_REASON_NOT_DUE, WAIT_REASON_BACKOFF and WAIT_REASON_TASK_RATE.
 	DueTime       *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=due_time,json=dueTime,proto3" json:"due_time,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -1398,7 +2360,7 @@ type Waiting struct {
 
 func (x *Waiting) Reset() {
 	*x = Waiting{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[5]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1410,7 +2372,7 @@ func (x *Waiting) String() string {
 func (*Waiting) ProtoMessage() {}
 
 func (x *Waiting) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[5]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1423,7 +2385,7 @@ func (x *Waiting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Waiting.ProtoReflect.Descriptor instead.
 func (*Waiting) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{5}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *Waiting) GetReason() WaitReason {
@@ -1481,7 +2443,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[6]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1493,7 +2455,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[6]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1506,7 +2468,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{6}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Outcome) GetReason() Reason {
@@ -1562,7 +2524,7 @@ type LogTotals struct {
 
 func (x *LogTotals) Reset() {
 	*x = LogTotals{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[7]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1574,7 +2536,7 @@ func (x *LogTotals) String() string {
 func (*LogTotals) ProtoMessage() {}
 
 func (x *LogTotals) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[7]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1587,7 +2549,7 @@ func (x *LogTotals) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogTotals.ProtoReflect.Descriptor instead.
 func (*LogTotals) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{7}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *LogTotals) GetSource() Source {
@@ -1641,13 +2603,19 @@ type EngineHost struct {
 	Capture EngineHost_Capture `protobuf:"varint,9,opt,name=capture,proto3,enum=fastlane.v1.EngineHost_Capture" json:"capture,omitempty"`
 	// Why `capture` is not CAPTURE_RECORDER, or what the recorder cannot do on this host, for a person; else empty.
 	CaptureReason string `protobuf:"bytes,10,opt,name=capture_reason,json=captureReason,proto3" json:"capture_reason,omitempty"`
+	// Who drained the host and why, see DrainHost. Empty unless drained.
+	DrainNote string `protobuf:"bytes,11,opt,name=drain_note,json=drainNote,proto3" json:"drain_note,omitempty"`
+	// When the host was drained. Unset unless drained.
+	DrainTime *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=drain_time,json=drainTime,proto3" json:"drain_time,omitempty"`
+	// Names of the pools that use this host. Empty: no pools are configured, or none names this host.
+	Pools         []string `protobuf:"bytes,13,rep,name=pools,proto3" json:"pools,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *EngineHost) Reset() {
 	*x = EngineHost{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[8]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1659,7 +2627,7 @@ func (x *EngineHost) String() string {
 func (*EngineHost) ProtoMessage() {}
 
 func (x *EngineHost) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[8]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1672,7 +2640,7 @@ func (x *EngineHost) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EngineHost.ProtoReflect.Descriptor instead.
 func (*EngineHost) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{8}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *EngineHost) GetName() string {
@@ -1745,6 +2713,27 @@ func (x *EngineHost) GetCaptureReason() string {
 	return ""
 }
 
+func (x *EngineHost) GetDrainNote() string {
+	if x != nil {
+		return x.DrainNote
+	}
+	return ""
+}
+
+func (x *EngineHost) GetDrainTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.DrainTime
+	}
+	return nil
+}
+
+func (x *EngineHost) GetPools() []string {
+	if x != nil {
+		return x.Pools
+	}
+	return nil
+}
+
 // Which part of a log to stream. Only `execution_id` is required.
 type StreamExecutionLogsRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1777,7 +2766,7 @@ type StreamExecutionLogsRequest struct {
 
 func (x *StreamExecutionLogsRequest) Reset() {
 	*x = StreamExecutionLogsRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[9]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1789,7 +2778,7 @@ func (x *StreamExecutionLogsRequest) String() string {
 func (*StreamExecutionLogsRequest) ProtoMessage() {}
 
 func (x *StreamExecutionLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[9]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1802,7 +2791,7 @@ func (x *StreamExecutionLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamExecutionLogsRequest.ProtoReflect.Descriptor instead.
 func (*StreamExecutionLogsRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{9}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *StreamExecutionLogsRequest) GetExecutionId() string {
@@ -1886,7 +2875,7 @@ type StreamExecutionLogsResponse struct {
 
 func (x *StreamExecutionLogsResponse) Reset() {
 	*x = StreamExecutionLogsResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[10]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1898,7 +2887,7 @@ func (x *StreamExecutionLogsResponse) String() string {
 func (*StreamExecutionLogsResponse) ProtoMessage() {}
 
 func (x *StreamExecutionLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[10]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1911,7 +2900,7 @@ func (x *StreamExecutionLogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamExecutionLogsResponse.ProtoReflect.Descriptor instead.
 func (*StreamExecutionLogsResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{10}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *StreamExecutionLogsResponse) GetCursor() string {
@@ -2034,7 +3023,7 @@ type LogChunk struct {
 
 func (x *LogChunk) Reset() {
 	*x = LogChunk{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[11]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2046,7 +3035,7 @@ func (x *LogChunk) String() string {
 func (*LogChunk) ProtoMessage() {}
 
 func (x *LogChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[11]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2059,7 +3048,7 @@ func (x *LogChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogChunk.ProtoReflect.Descriptor instead.
 func (*LogChunk) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{11}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *LogChunk) GetSource() Source {
@@ -2121,7 +3110,7 @@ type LogGap struct {
 
 func (x *LogGap) Reset() {
 	*x = LogGap{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[12]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2133,7 +3122,7 @@ func (x *LogGap) String() string {
 func (*LogGap) ProtoMessage() {}
 
 func (x *LogGap) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[12]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2146,7 +3135,7 @@ func (x *LogGap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogGap.ProtoReflect.Descriptor instead.
 func (*LogGap) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{12}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *LogGap) GetSource() Source {
@@ -2188,7 +3177,7 @@ type LogHeartbeat struct {
 
 func (x *LogHeartbeat) Reset() {
 	*x = LogHeartbeat{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[13]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2200,7 +3189,7 @@ func (x *LogHeartbeat) String() string {
 func (*LogHeartbeat) ProtoMessage() {}
 
 func (x *LogHeartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[13]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2213,7 +3202,7 @@ func (x *LogHeartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogHeartbeat.ProtoReflect.Descriptor instead.
 func (*LogHeartbeat) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{13}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *LogHeartbeat) GetTime() *timestamppb.Timestamp {
@@ -2238,7 +3227,7 @@ type LogState struct {
 
 func (x *LogState) Reset() {
 	*x = LogState{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[14]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2250,7 +3239,7 @@ func (x *LogState) String() string {
 func (*LogState) ProtoMessage() {}
 
 func (x *LogState) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[14]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2263,7 +3252,7 @@ func (x *LogState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogState.ProtoReflect.Descriptor instead.
 func (*LogState) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{14}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *LogState) GetState() State {
@@ -2310,7 +3299,7 @@ type LogEnd struct {
 
 func (x *LogEnd) Reset() {
 	*x = LogEnd{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[15]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2322,7 +3311,7 @@ func (x *LogEnd) String() string {
 func (*LogEnd) ProtoMessage() {}
 
 func (x *LogEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[15]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2335,7 +3324,7 @@ func (x *LogEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEnd.ProtoReflect.Descriptor instead.
 func (*LogEnd) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{15}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *LogEnd) GetSealed() bool {
@@ -2373,6 +3362,404 @@ func (x *LogEnd) GetExitStatus() int32 {
 	return 0
 }
 
+// Which part of a job's logs to stream. Only `job_id` is required. Fields with the name of one in
+// StreamExecutionLogsRequest mean the same and have the same number.
+type StreamJobLogsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required.
+	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
+	// Resume after the message with this cursor. A cursor of StreamExecutionLogs is valid here, too, and the other way
+	// round: it names the execution. Empty: start where `tail_lines` and `since_time` say, else at the first attempt of
+	// the newest run that has started, or of the first run.
+	Cursor string `protobuf:"bytes,2,opt,name=cursor,proto3" json:"cursor,omitempty"`
+	// Start with this many last lines of the newest execution that has started.
+	TailLines *int32 `protobuf:"varint,3,opt,name=tail_lines,json=tailLines,proto3,oneof" json:"tail_lines,omitempty"`
+	// Start with the oldest kept execution that ended at or after this time, or has not ended, there with the first chunk
+	// or gap received at or after this time. With `tail_lines`: the later of the two starts, in that execution.
+	SinceTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=since_time,json=sinceTime,proto3" json:"since_time,omitempty"`
+	// Sources to send. Empty: all three.
+	Sources []Source `protobuf:"varint,5,rep,packed,name=sources,proto3,enum=fastlane.v1.Source" json:"sources,omitempty"`
+	// Continue until the job is final. Unset: true. False: end after what is stored.
+	Follow *bool `protobuf:"varint,6,opt,name=follow,proto3,oneof" json:"follow,omitempty"`
+	// Send `text` instead of `data`, for people and for grpcurl. Lossy.
+	Text bool `protobuf:"varint,7,opt,name=text,proto3" json:"text,omitempty"`
+	// Send a heartbeat after this time without another message, 1 s to 60 s. Unset: 10 s.
+	HeartbeatInterval *durationpb.Duration `protobuf:"bytes,8,opt,name=heartbeat_interval,json=heartbeatInterval,proto3" json:"heartbeat_interval,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *StreamJobLogsRequest) Reset() {
+	*x = StreamJobLogsRequest{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[21]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StreamJobLogsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StreamJobLogsRequest) ProtoMessage() {}
+
+func (x *StreamJobLogsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[21]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StreamJobLogsRequest.ProtoReflect.Descriptor instead.
+func (*StreamJobLogsRequest) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{21}
+}
+
+func (x *StreamJobLogsRequest) GetJobId() string {
+	if x != nil {
+		return x.JobId
+	}
+	return ""
+}
+
+func (x *StreamJobLogsRequest) GetCursor() string {
+	if x != nil {
+		return x.Cursor
+	}
+	return ""
+}
+
+func (x *StreamJobLogsRequest) GetTailLines() int32 {
+	if x != nil && x.TailLines != nil {
+		return *x.TailLines
+	}
+	return 0
+}
+
+func (x *StreamJobLogsRequest) GetSinceTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.SinceTime
+	}
+	return nil
+}
+
+func (x *StreamJobLogsRequest) GetSources() []Source {
+	if x != nil {
+		return x.Sources
+	}
+	return nil
+}
+
+func (x *StreamJobLogsRequest) GetFollow() bool {
+	if x != nil && x.Follow != nil {
+		return *x.Follow
+	}
+	return false
+}
+
+func (x *StreamJobLogsRequest) GetText() bool {
+	if x != nil {
+		return x.Text
+	}
+	return false
+}
+
+func (x *StreamJobLogsRequest) GetHeartbeatInterval() *durationpb.Duration {
+	if x != nil {
+		return x.HeartbeatInterval
+	}
+	return nil
+}
+
+// A part of the log of one of a job's executions. Fields with the name of one in StreamExecutionLogsResponse mean the
+// same and have the same number, so that a message of that call is one of this call.
+type StreamJobLogsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The position after this message: pass it to resume here. It names the execution, too. Never empty.
+	Cursor string `protobuf:"bytes,1,opt,name=cursor,proto3" json:"cursor,omitempty"`
+	// Output, in order.
+	Chunks []*LogChunk `protobuf:"bytes,2,rep,name=chunks,proto3" json:"chunks,omitempty"`
+	// An event. A client skips an event that it does not know.
+	//
+	// Types that are valid to be assigned to Event:
+	//
+	//	*StreamJobLogsResponse_Gap
+	//	*StreamJobLogsResponse_Heartbeat
+	//	*StreamJobLogsResponse_State
+	//	*StreamJobLogsResponse_End
+	//	*StreamJobLogsResponse_JobEnd
+	//	*StreamJobLogsResponse_Execution
+	Event         isStreamJobLogsResponse_Event `protobuf_oneof:"event"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *StreamJobLogsResponse) Reset() {
+	*x = StreamJobLogsResponse{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[22]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *StreamJobLogsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*StreamJobLogsResponse) ProtoMessage() {}
+
+func (x *StreamJobLogsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[22]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use StreamJobLogsResponse.ProtoReflect.Descriptor instead.
+func (*StreamJobLogsResponse) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{22}
+}
+
+func (x *StreamJobLogsResponse) GetCursor() string {
+	if x != nil {
+		return x.Cursor
+	}
+	return ""
+}
+
+func (x *StreamJobLogsResponse) GetChunks() []*LogChunk {
+	if x != nil {
+		return x.Chunks
+	}
+	return nil
+}
+
+func (x *StreamJobLogsResponse) GetEvent() isStreamJobLogsResponse_Event {
+	if x != nil {
+		return x.Event
+	}
+	return nil
+}
+
+func (x *StreamJobLogsResponse) GetGap() *LogGap {
+	if x != nil {
+		if x, ok := x.Event.(*StreamJobLogsResponse_Gap); ok {
+			return x.Gap
+		}
+	}
+	return nil
+}
+
+func (x *StreamJobLogsResponse) GetHeartbeat() *LogHeartbeat {
+	if x != nil {
+		if x, ok := x.Event.(*StreamJobLogsResponse_Heartbeat); ok {
+			return x.Heartbeat
+		}
+	}
+	return nil
+}
+
+func (x *StreamJobLogsResponse) GetState() *LogState {
+	if x != nil {
+		if x, ok := x.Event.(*StreamJobLogsResponse_State); ok {
+			return x.State
+		}
+	}
+	return nil
+}
+
+func (x *StreamJobLogsResponse) GetEnd() *LogEnd {
+	if x != nil {
+		if x, ok := x.Event.(*StreamJobLogsResponse_End); ok {
+			return x.End
+		}
+	}
+	return nil
+}
+
+func (x *StreamJobLogsResponse) GetJobEnd() *JobLogEnd {
+	if x != nil {
+		if x, ok := x.Event.(*StreamJobLogsResponse_JobEnd); ok {
+			return x.JobEnd
+		}
+	}
+	return nil
+}
+
+func (x *StreamJobLogsResponse) GetExecution() *JobLogExecution {
+	if x != nil {
+		if x, ok := x.Event.(*StreamJobLogsResponse_Execution); ok {
+			return x.Execution
+		}
+	}
+	return nil
+}
+
+type isStreamJobLogsResponse_Event interface {
+	isStreamJobLogsResponse_Event()
+}
+
+type StreamJobLogsResponse_Gap struct {
+	// Output is missing here.
+	Gap *LogGap `protobuf:"bytes,3,opt,name=gap,proto3,oneof"`
+}
+
+type StreamJobLogsResponse_Heartbeat struct {
+	// No new output.
+	Heartbeat *LogHeartbeat `protobuf:"bytes,4,opt,name=heartbeat,proto3,oneof"`
+}
+
+type StreamJobLogsResponse_State struct {
+	// The current state of the execution.
+	State *LogState `protobuf:"bytes,5,opt,name=state,proto3,oneof"`
+}
+
+type StreamJobLogsResponse_End struct {
+	// The log of this execution is complete. Another execution may follow.
+	End *LogEnd `protobuf:"bytes,6,opt,name=end,proto3,oneof"`
+}
+
+type StreamJobLogsResponse_JobEnd struct {
+	// The stream is complete; only the status OK follows.
+	JobEnd *JobLogEnd `protobuf:"bytes,7,opt,name=job_end,json=jobEnd,proto3,oneof"`
+}
+
+type StreamJobLogsResponse_Execution struct {
+	// The execution whose log follows.
+	Execution *JobLogExecution `protobuf:"bytes,8,opt,name=execution,proto3,oneof"`
+}
+
+func (*StreamJobLogsResponse_Gap) isStreamJobLogsResponse_Event() {}
+
+func (*StreamJobLogsResponse_Heartbeat) isStreamJobLogsResponse_Event() {}
+
+func (*StreamJobLogsResponse_State) isStreamJobLogsResponse_Event() {}
+
+func (*StreamJobLogsResponse_End) isStreamJobLogsResponse_Event() {}
+
+func (*StreamJobLogsResponse_JobEnd) isStreamJobLogsResponse_Event() {}
+
+func (*StreamJobLogsResponse_Execution) isStreamJobLogsResponse_Event() {}
+
+// The start of an execution's log within the stream of its job.
+type JobLogExecution struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The execution as it is now; of a retry, `waiting` says when it starts.
+	Execution *Execution `protobuf:"bytes,1,opt,name=execution,proto3" json:"execution,omitempty"`
+	// Number of attempts that its run may have. 1: without retries.
+	MaxAttempts   int32 `protobuf:"varint,2,opt,name=max_attempts,json=maxAttempts,proto3" json:"max_attempts,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JobLogExecution) Reset() {
+	*x = JobLogExecution{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[23]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JobLogExecution) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JobLogExecution) ProtoMessage() {}
+
+func (x *JobLogExecution) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[23]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JobLogExecution.ProtoReflect.Descriptor instead.
+func (*JobLogExecution) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{23}
+}
+
+func (x *JobLogExecution) GetExecution() *Execution {
+	if x != nil {
+		return x.Execution
+	}
+	return nil
+}
+
+func (x *JobLogExecution) GetMaxAttempts() int32 {
+	if x != nil {
+		return x.MaxAttempts
+	}
+	return 0
+}
+
+// The end of the stream of a job's logs.
+type JobLogEnd struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The job, as it is now, without its spec.
+	Job *Job `protobuf:"bytes,1,opt,name=job,proto3" json:"job,omitempty"`
+	// Exit status for a program that represents this job: LogEnd.exit_status of the execution that decided it; 75 if the
+	// job is not final.
+	ExitStatus    int32 `protobuf:"varint,2,opt,name=exit_status,json=exitStatus,proto3" json:"exit_status,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JobLogEnd) Reset() {
+	*x = JobLogEnd{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[24]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JobLogEnd) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JobLogEnd) ProtoMessage() {}
+
+func (x *JobLogEnd) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[24]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JobLogEnd.ProtoReflect.Descriptor instead.
+func (*JobLogEnd) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{24}
+}
+
+func (x *JobLogEnd) GetJob() *Job {
+	if x != nil {
+		return x.Job
+	}
+	return nil
+}
+
+func (x *JobLogEnd) GetExitStatus() int32 {
+	if x != nil {
+		return x.ExitStatus
+	}
+	return 0
+}
+
 // The job to enqueue. Only `task_id` and `spec.image` are required.
 type EnqueueJobRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -2392,7 +3779,7 @@ type EnqueueJobRequest struct {
 
 func (x *EnqueueJobRequest) Reset() {
 	*x = EnqueueJobRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[16]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2404,7 +3791,7 @@ func (x *EnqueueJobRequest) String() string {
 func (*EnqueueJobRequest) ProtoMessage() {}
 
 func (x *EnqueueJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[16]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2417,7 +3804,7 @@ func (x *EnqueueJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnqueueJobRequest.ProtoReflect.Descriptor instead.
 func (*EnqueueJobRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{16}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *EnqueueJobRequest) GetTaskId() string {
@@ -2461,7 +3848,7 @@ type EnqueueJobResponse struct {
 
 func (x *EnqueueJobResponse) Reset() {
 	*x = EnqueueJobResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[17]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2473,7 +3860,7 @@ func (x *EnqueueJobResponse) String() string {
 func (*EnqueueJobResponse) ProtoMessage() {}
 
 func (x *EnqueueJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[17]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2486,7 +3873,7 @@ func (x *EnqueueJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnqueueJobResponse.ProtoReflect.Descriptor instead.
 func (*EnqueueJobResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{17}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *EnqueueJobResponse) GetJob() *Job {
@@ -2514,7 +3901,7 @@ type GetJobRequest struct {
 
 func (x *GetJobRequest) Reset() {
 	*x = GetJobRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[18]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2526,7 +3913,7 @@ func (x *GetJobRequest) String() string {
 func (*GetJobRequest) ProtoMessage() {}
 
 func (x *GetJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[18]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2539,7 +3926,7 @@ func (x *GetJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetJobRequest.ProtoReflect.Descriptor instead.
 func (*GetJobRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{18}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *GetJobRequest) GetJobId() string {
@@ -2560,7 +3947,7 @@ type GetJobResponse struct {
 
 func (x *GetJobResponse) Reset() {
 	*x = GetJobResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[19]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2572,7 +3959,7 @@ func (x *GetJobResponse) String() string {
 func (*GetJobResponse) ProtoMessage() {}
 
 func (x *GetJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[19]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2585,7 +3972,7 @@ func (x *GetJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetJobResponse.ProtoReflect.Descriptor instead.
 func (*GetJobResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{19}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *GetJobResponse) GetJob() *Job {
@@ -2622,7 +4009,7 @@ type ListJobsRequest struct {
 
 func (x *ListJobsRequest) Reset() {
 	*x = ListJobsRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[20]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2634,7 +4021,7 @@ func (x *ListJobsRequest) String() string {
 func (*ListJobsRequest) ProtoMessage() {}
 
 func (x *ListJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[20]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2647,7 +4034,7 @@ func (x *ListJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJobsRequest.ProtoReflect.Descriptor instead.
 func (*ListJobsRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{20}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *ListJobsRequest) GetTaskId() string {
@@ -2726,7 +4113,7 @@ type ListJobsResponse struct {
 
 func (x *ListJobsResponse) Reset() {
 	*x = ListJobsResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[21]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2738,7 +4125,7 @@ func (x *ListJobsResponse) String() string {
 func (*ListJobsResponse) ProtoMessage() {}
 
 func (x *ListJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[21]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2751,7 +4138,7 @@ func (x *ListJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJobsResponse.ProtoReflect.Descriptor instead.
 func (*ListJobsResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{21}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *ListJobsResponse) GetJobs() []*Job {
@@ -2784,7 +4171,7 @@ type StopJobRequest struct {
 
 func (x *StopJobRequest) Reset() {
 	*x = StopJobRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[22]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2796,7 +4183,7 @@ func (x *StopJobRequest) String() string {
 func (*StopJobRequest) ProtoMessage() {}
 
 func (x *StopJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[22]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2809,7 +4196,7 @@ func (x *StopJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopJobRequest.ProtoReflect.Descriptor instead.
 func (*StopJobRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{22}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *StopJobRequest) GetJobId() string {
@@ -2844,7 +4231,7 @@ type StopJobResponse struct {
 
 func (x *StopJobResponse) Reset() {
 	*x = StopJobResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[23]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2856,7 +4243,7 @@ func (x *StopJobResponse) String() string {
 func (*StopJobResponse) ProtoMessage() {}
 
 func (x *StopJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[23]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2869,7 +4256,7 @@ func (x *StopJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopJobResponse.ProtoReflect.Descriptor instead.
 func (*StopJobResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{23}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *StopJobResponse) GetJob() *Job {
@@ -2878,6 +4265,1357 @@ func (x *StopJobResponse) GetJob() *Job {
 	}
 	return nil
 }
+
+// The job to retry.
+type RetryJobRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required.
+	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
+	// Makes the call safe to repeat: any string of at most 128 characters, unique within the job.
+	RequestId     string `protobuf:"bytes,2,opt,name=request_id,json=requestId,proto3" json:"request_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetryJobRequest) Reset() {
+	*x = RetryJobRequest{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[33]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetryJobRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetryJobRequest) ProtoMessage() {}
+
+func (x *RetryJobRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[33]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetryJobRequest.ProtoReflect.Descriptor instead.
+func (*RetryJobRequest) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{33}
+}
+
+func (x *RetryJobRequest) GetJobId() string {
+	if x != nil {
+		return x.JobId
+	}
+	return ""
+}
+
+func (x *RetryJobRequest) GetRequestId() string {
+	if x != nil {
+		return x.RequestId
+	}
+	return ""
+}
+
+// The job after the retry.
+type RetryJobResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The job; its execution is the new one.
+	Job *Job `protobuf:"bytes,1,opt,name=job,proto3" json:"job,omitempty"`
+	// The request_id was known: nothing was started now. `job.execution` may be a later one.
+	Existing      bool `protobuf:"varint,2,opt,name=existing,proto3" json:"existing,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RetryJobResponse) Reset() {
+	*x = RetryJobResponse{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[34]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RetryJobResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RetryJobResponse) ProtoMessage() {}
+
+func (x *RetryJobResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[34]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RetryJobResponse.ProtoReflect.Descriptor instead.
+func (*RetryJobResponse) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{34}
+}
+
+func (x *RetryJobResponse) GetJob() *Job {
+	if x != nil {
+		return x.Job
+	}
+	return nil
+}
+
+func (x *RetryJobResponse) GetExisting() bool {
+	if x != nil {
+		return x.Existing
+	}
+	return false
+}
+
+// The job to create or replace.
+type ReplaceJobRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required. A UUID in lower case, chosen by the caller for a new job.
+	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
+	// Required. The task of an existing job cannot change.
+	TaskId string `protobuf:"bytes,2,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
+	// Required. The whole spec: no field of the former one remains. `***` is rejected: send secrets again.
+	Spec *JobSpec `protobuf:"bytes,3,opt,name=spec,proto3" json:"spec,omitempty"`
+	// Replace only if the job has this etag. Empty: replace in any case.
+	Etag          string `protobuf:"bytes,4,opt,name=etag,proto3" json:"etag,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplaceJobRequest) Reset() {
+	*x = ReplaceJobRequest{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[35]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplaceJobRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplaceJobRequest) ProtoMessage() {}
+
+func (x *ReplaceJobRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[35]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplaceJobRequest.ProtoReflect.Descriptor instead.
+func (*ReplaceJobRequest) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{35}
+}
+
+func (x *ReplaceJobRequest) GetJobId() string {
+	if x != nil {
+		return x.JobId
+	}
+	return ""
+}
+
+func (x *ReplaceJobRequest) GetTaskId() string {
+	if x != nil {
+		return x.TaskId
+	}
+	return ""
+}
+
+func (x *ReplaceJobRequest) GetSpec() *JobSpec {
+	if x != nil {
+		return x.Spec
+	}
+	return nil
+}
+
+func (x *ReplaceJobRequest) GetEtag() string {
+	if x != nil {
+		return x.Etag
+	}
+	return ""
+}
+
+// The job after the replacement.
+type ReplaceJobResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The job.
+	Job *Job `protobuf:"bytes,1,opt,name=job,proto3" json:"job,omitempty"`
+	// The job did not exist before.
+	Created       bool `protobuf:"varint,2,opt,name=created,proto3" json:"created,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ReplaceJobResponse) Reset() {
+	*x = ReplaceJobResponse{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[36]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ReplaceJobResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ReplaceJobResponse) ProtoMessage() {}
+
+func (x *ReplaceJobResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[36]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ReplaceJobResponse.ProtoReflect.Descriptor instead.
+func (*ReplaceJobResponse) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{36}
+}
+
+func (x *ReplaceJobResponse) GetJob() *Job {
+	if x != nil {
+		return x.Job
+	}
+	return nil
+}
+
+func (x *ReplaceJobResponse) GetCreated() bool {
+	if x != nil {
+		return x.Created
+	}
+	return false
+}
+
+// The schedule to pause.
+type PauseScheduleRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required.
+	JobId         string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PauseScheduleRequest) Reset() {
+	*x = PauseScheduleRequest{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[37]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PauseScheduleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PauseScheduleRequest) ProtoMessage() {}
+
+func (x *PauseScheduleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[37]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PauseScheduleRequest.ProtoReflect.Descriptor instead.
+func (*PauseScheduleRequest) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{37}
+}
+
+func (x *PauseScheduleRequest) GetJobId() string {
+	if x != nil {
+		return x.JobId
+	}
+	return ""
+}
+
+// The job with the paused schedule.
+type PauseScheduleResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The job.
+	Job           *Job `protobuf:"bytes,1,opt,name=job,proto3" json:"job,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PauseScheduleResponse) Reset() {
+	*x = PauseScheduleResponse{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[38]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PauseScheduleResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PauseScheduleResponse) ProtoMessage() {}
+
+func (x *PauseScheduleResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[38]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PauseScheduleResponse.ProtoReflect.Descriptor instead.
+func (*PauseScheduleResponse) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{38}
+}
+
+func (x *PauseScheduleResponse) GetJob() *Job {
+	if x != nil {
+		return x.Job
+	}
+	return nil
+}
+
+// The schedule to resume.
+type ResumeScheduleRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required.
+	JobId         string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResumeScheduleRequest) Reset() {
+	*x = ResumeScheduleRequest{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[39]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResumeScheduleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResumeScheduleRequest) ProtoMessage() {}
+
+func (x *ResumeScheduleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[39]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResumeScheduleRequest.ProtoReflect.Descriptor instead.
+func (*ResumeScheduleRequest) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{39}
+}
+
+func (x *ResumeScheduleRequest) GetJobId() string {
+	if x != nil {
+		return x.JobId
+	}
+	return ""
+}
+
+// The job with the resumed schedule.
+type ResumeScheduleResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The job.
+	Job           *Job `protobuf:"bytes,1,opt,name=job,proto3" json:"job,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResumeScheduleResponse) Reset() {
+	*x = ResumeScheduleResponse{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[40]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResumeScheduleResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResumeScheduleResponse) ProtoMessage() {}
+
+func (x *ResumeScheduleResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[40]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResumeScheduleResponse.ProtoReflect.Descriptor instead.
+func (*ResumeScheduleResponse) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{40}
+}
+
+func (x *ResumeScheduleResponse) GetJob() *Job {
+	if x != nil {
+		return x.Job
+	}
+	return nil
+}
+
+// The schedule to preview.
+type PreviewScheduleRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required.
+	Cron *Cron `protobuf:"bytes,1,opt,name=cron,proto3" json:"cron,omitempty"`
+	// Number of times. Zero: 10. At most 100.
+	Count int32 `protobuf:"varint,2,opt,name=count,proto3" json:"count,omitempty"`
+	// Times after this one. Unset: after now.
+	FromTime      *timestamppb.Timestamp `protobuf:"bytes,3,opt,name=from_time,json=fromTime,proto3" json:"from_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PreviewScheduleRequest) Reset() {
+	*x = PreviewScheduleRequest{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[41]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PreviewScheduleRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PreviewScheduleRequest) ProtoMessage() {}
+
+func (x *PreviewScheduleRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[41]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PreviewScheduleRequest.ProtoReflect.Descriptor instead.
+func (*PreviewScheduleRequest) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{41}
+}
+
+func (x *PreviewScheduleRequest) GetCron() *Cron {
+	if x != nil {
+		return x.Cron
+	}
+	return nil
+}
+
+func (x *PreviewScheduleRequest) GetCount() int32 {
+	if x != nil {
+		return x.Count
+	}
+	return 0
+}
+
+func (x *PreviewScheduleRequest) GetFromTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.FromTime
+	}
+	return nil
+}
+
+// The preview of a schedule.
+type PreviewScheduleResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The next ticks, without jitter. Fewer than requested: the schedule is over then.
+	Times []*timestamppb.Timestamp `protobuf:"bytes,1,rep,name=times,proto3" json:"times,omitempty"`
+	// The schedule in words, for a person: "at 02:30 every day, Europe/Berlin".
+	Description   string `protobuf:"bytes,2,opt,name=description,proto3" json:"description,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *PreviewScheduleResponse) Reset() {
+	*x = PreviewScheduleResponse{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[42]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *PreviewScheduleResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*PreviewScheduleResponse) ProtoMessage() {}
+
+func (x *PreviewScheduleResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[42]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use PreviewScheduleResponse.ProtoReflect.Descriptor instead.
+func (*PreviewScheduleResponse) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{42}
+}
+
+func (x *PreviewScheduleResponse) GetTimes() []*timestamppb.Timestamp {
+	if x != nil {
+		return x.Times
+	}
+	return nil
+}
+
+func (x *PreviewScheduleResponse) GetDescription() string {
+	if x != nil {
+		return x.Description
+	}
+	return ""
+}
+
+// The jobs to enqueue: either `requests` or `array`.
+type BatchEnqueueJobsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most 1 000. The whole request may have 3 MiB.
+	Requests []*EnqueueJobRequest `protobuf:"bytes,1,rep,name=requests,proto3" json:"requests,omitempty"`
+	// Many jobs of one spec.
+	Array         *JobArray `protobuf:"bytes,2,opt,name=array,proto3" json:"array,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BatchEnqueueJobsRequest) Reset() {
+	*x = BatchEnqueueJobsRequest{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[43]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BatchEnqueueJobsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BatchEnqueueJobsRequest) ProtoMessage() {}
+
+func (x *BatchEnqueueJobsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[43]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BatchEnqueueJobsRequest.ProtoReflect.Descriptor instead.
+func (*BatchEnqueueJobsRequest) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{43}
+}
+
+func (x *BatchEnqueueJobsRequest) GetRequests() []*EnqueueJobRequest {
+	if x != nil {
+		return x.Requests
+	}
+	return nil
+}
+
+func (x *BatchEnqueueJobsRequest) GetArray() *JobArray {
+	if x != nil {
+		return x.Array
+	}
+	return nil
+}
+
+// Many jobs of one spec that differ in their array index.
+type JobArray struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required. The request of every job. Its request_id, if any, applies to the array: the job with index 7 gets the
+	// request_id with `#7` appended. A unique key is rejected.
+	Request *EnqueueJobRequest `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
+	// Required. Number of jobs, 1 to 1 000.
+	Size          int32 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JobArray) Reset() {
+	*x = JobArray{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[44]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JobArray) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JobArray) ProtoMessage() {}
+
+func (x *JobArray) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[44]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JobArray.ProtoReflect.Descriptor instead.
+func (*JobArray) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{44}
+}
+
+func (x *JobArray) GetRequest() *EnqueueJobRequest {
+	if x != nil {
+		return x.Request
+	}
+	return nil
+}
+
+func (x *JobArray) GetSize() int32 {
+	if x != nil {
+		return x.Size
+	}
+	return 0
+}
+
+// What became of each request.
+type BatchEnqueueJobsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One result for each request, in the same order; of an array, one for each job, in the order of their indexes.
+	Results       []*BatchEnqueueJobsResponse_Result `protobuf:"bytes,1,rep,name=results,proto3" json:"results,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BatchEnqueueJobsResponse) Reset() {
+	*x = BatchEnqueueJobsResponse{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[45]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BatchEnqueueJobsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BatchEnqueueJobsResponse) ProtoMessage() {}
+
+func (x *BatchEnqueueJobsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[45]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BatchEnqueueJobsResponse.ProtoReflect.Descriptor instead.
+func (*BatchEnqueueJobsResponse) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{45}
+}
+
+func (x *BatchEnqueueJobsResponse) GetResults() []*BatchEnqueueJobsResponse_Result {
+	if x != nil {
+		return x.Results
+	}
+	return nil
+}
+
+// An error within a response: what google.rpc.Status with its details would say, without importing it.
+type Rejection struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Status code of gRPC: 3 is INVALID_ARGUMENT.
+	Code int32 `protobuf:"varint,1,opt,name=code,proto3" json:"code,omitempty"`
+	// The reason.
+	Reason ErrorReason `protobuf:"varint,2,opt,name=reason,proto3,enum=fastlane.v1.ErrorReason" json:"reason,omitempty"`
+	// For a person.
+	Message string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
+	// As in ErrorInfo.
+	Metadata map[string]string `protobuf:"bytes,4,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// The invalid fields, at most 16.
+	Violations    []*Rejection_FieldViolation `protobuf:"bytes,5,rep,name=violations,proto3" json:"violations,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Rejection) Reset() {
+	*x = Rejection{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[46]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Rejection) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Rejection) ProtoMessage() {}
+
+func (x *Rejection) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[46]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Rejection.ProtoReflect.Descriptor instead.
+func (*Rejection) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{46}
+}
+
+func (x *Rejection) GetCode() int32 {
+	if x != nil {
+		return x.Code
+	}
+	return 0
+}
+
+func (x *Rejection) GetReason() ErrorReason {
+	if x != nil {
+		return x.Reason
+	}
+	return ErrorReason_ERROR_REASON_UNSPECIFIED
+}
+
+func (x *Rejection) GetMessage() string {
+	if x != nil {
+		return x.Message
+	}
+	return ""
+}
+
+func (x *Rejection) GetMetadata() map[string]string {
+	if x != nil {
+		return x.Metadata
+	}
+	return nil
+}
+
+func (x *Rejection) GetViolations() []*Rejection_FieldViolation {
+	if x != nil {
+		return x.Violations
+	}
+	return nil
+}
+
+// A filter for jobs of calls that change many: at least one field must be set. Conditions are combined with AND.
+type JobFilter struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Jobs of this task.
+	TaskId string `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
+	// Jobs in one of these states.
+	States []State `protobuf:"varint,2,rep,packed,name=states,proto3,enum=fastlane.v1.State" json:"states,omitempty"`
+	// Jobs with all of these labels; at most 8.
+	Labels map[string]string `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Jobs enqueued at or after this time.
+	SinceTime *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=since_time,json=sinceTime,proto3" json:"since_time,omitempty"`
+	// Jobs enqueued before this time.
+	UntilTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=until_time,json=untilTime,proto3" json:"until_time,omitempty"`
+	// These jobs; at most 1 000.
+	JobIds        []string `protobuf:"bytes,6,rep,name=job_ids,json=jobIds,proto3" json:"job_ids,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *JobFilter) Reset() {
+	*x = JobFilter{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[47]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *JobFilter) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*JobFilter) ProtoMessage() {}
+
+func (x *JobFilter) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[47]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use JobFilter.ProtoReflect.Descriptor instead.
+func (*JobFilter) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{47}
+}
+
+func (x *JobFilter) GetTaskId() string {
+	if x != nil {
+		return x.TaskId
+	}
+	return ""
+}
+
+func (x *JobFilter) GetStates() []State {
+	if x != nil {
+		return x.States
+	}
+	return nil
+}
+
+func (x *JobFilter) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *JobFilter) GetSinceTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.SinceTime
+	}
+	return nil
+}
+
+func (x *JobFilter) GetUntilTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.UntilTime
+	}
+	return nil
+}
+
+func (x *JobFilter) GetJobIds() []string {
+	if x != nil {
+		return x.JobIds
+	}
+	return nil
+}
+
+// The jobs to stop.
+type BatchStopJobsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required, and not empty. Final states are rejected.
+	Filter *JobFilter `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
+	// See StopJobRequest.
+	Note string `protobuf:"bytes,2,opt,name=note,proto3" json:"note,omitempty"`
+	// See StopJobRequest.
+	Grace *durationpb.Duration `protobuf:"bytes,3,opt,name=grace,proto3" json:"grace,omitempty"`
+	// Count the jobs without stopping them.
+	ValidateOnly  bool `protobuf:"varint,4,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BatchStopJobsRequest) Reset() {
+	*x = BatchStopJobsRequest{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[48]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BatchStopJobsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BatchStopJobsRequest) ProtoMessage() {}
+
+func (x *BatchStopJobsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[48]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BatchStopJobsRequest.ProtoReflect.Descriptor instead.
+func (*BatchStopJobsRequest) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{48}
+}
+
+func (x *BatchStopJobsRequest) GetFilter() *JobFilter {
+	if x != nil {
+		return x.Filter
+	}
+	return nil
+}
+
+func (x *BatchStopJobsRequest) GetNote() string {
+	if x != nil {
+		return x.Note
+	}
+	return ""
+}
+
+func (x *BatchStopJobsRequest) GetGrace() *durationpb.Duration {
+	if x != nil {
+		return x.Grace
+	}
+	return nil
+}
+
+func (x *BatchStopJobsRequest) GetValidateOnly() bool {
+	if x != nil {
+		return x.ValidateOnly
+	}
+	return false
+}
+
+// The number of stopped jobs.
+type BatchStopJobsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Number of jobs that this call stopped, or would stop. A job that was told to stop before is not counted.
+	Stopped int32 `protobuf:"varint,1,opt,name=stopped,proto3" json:"stopped,omitempty"`
+	// More jobs match: call again.
+	More          bool `protobuf:"varint,2,opt,name=more,proto3" json:"more,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BatchStopJobsResponse) Reset() {
+	*x = BatchStopJobsResponse{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[49]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BatchStopJobsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BatchStopJobsResponse) ProtoMessage() {}
+
+func (x *BatchStopJobsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[49]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BatchStopJobsResponse.ProtoReflect.Descriptor instead.
+func (*BatchStopJobsResponse) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{49}
+}
+
+func (x *BatchStopJobsResponse) GetStopped() int32 {
+	if x != nil {
+		return x.Stopped
+	}
+	return 0
+}
+
+func (x *BatchStopJobsResponse) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
+// The jobs to retry.
+type BatchRetryJobsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required, and not empty. States that are not final are rejected. Without states: FAILED, TIMED_OUT and LOST.
+	Filter *JobFilter `protobuf:"bytes,1,opt,name=filter,proto3" json:"filter,omitempty"`
+	// Only jobs that ended before this time. Unset: before now. Send the `until_time` of the first response with every
+	// repeated call.
+	UntilTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=until_time,json=untilTime,proto3" json:"until_time,omitempty"`
+	// Count the jobs without retrying them.
+	ValidateOnly  bool `protobuf:"varint,3,opt,name=validate_only,json=validateOnly,proto3" json:"validate_only,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BatchRetryJobsRequest) Reset() {
+	*x = BatchRetryJobsRequest{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[50]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BatchRetryJobsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BatchRetryJobsRequest) ProtoMessage() {}
+
+func (x *BatchRetryJobsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[50]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BatchRetryJobsRequest.ProtoReflect.Descriptor instead.
+func (*BatchRetryJobsRequest) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{50}
+}
+
+func (x *BatchRetryJobsRequest) GetFilter() *JobFilter {
+	if x != nil {
+		return x.Filter
+	}
+	return nil
+}
+
+func (x *BatchRetryJobsRequest) GetUntilTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.UntilTime
+	}
+	return nil
+}
+
+func (x *BatchRetryJobsRequest) GetValidateOnly() bool {
+	if x != nil {
+		return x.ValidateOnly
+	}
+	return false
+}
+
+// The number of retried jobs.
+type BatchRetryJobsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Number of jobs that this call retried, or would retry.
+	Retried int32 `protobuf:"varint,1,opt,name=retried,proto3" json:"retried,omitempty"`
+	// Number of matching jobs that could not be retried: their unique key is taken, or their expire_time has passed.
+	Skipped int32 `protobuf:"varint,2,opt,name=skipped,proto3" json:"skipped,omitempty"`
+	// More jobs match: call again, with this `until_time`.
+	More bool `protobuf:"varint,3,opt,name=more,proto3" json:"more,omitempty"`
+	// The time that limits which jobs are retried.
+	UntilTime     *timestamppb.Timestamp `protobuf:"bytes,4,opt,name=until_time,json=untilTime,proto3" json:"until_time,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BatchRetryJobsResponse) Reset() {
+	*x = BatchRetryJobsResponse{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[51]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BatchRetryJobsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BatchRetryJobsResponse) ProtoMessage() {}
+
+func (x *BatchRetryJobsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[51]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BatchRetryJobsResponse.ProtoReflect.Descriptor instead.
+func (*BatchRetryJobsResponse) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{51}
+}
+
+func (x *BatchRetryJobsResponse) GetRetried() int32 {
+	if x != nil {
+		return x.Retried
+	}
+	return 0
+}
+
+func (x *BatchRetryJobsResponse) GetSkipped() int32 {
+	if x != nil {
+		return x.Skipped
+	}
+	return 0
+}
+
+func (x *BatchRetryJobsResponse) GetMore() bool {
+	if x != nil {
+		return x.More
+	}
+	return false
+}
+
+func (x *BatchRetryJobsResponse) GetUntilTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.UntilTime
+	}
+	return nil
+}
+
+// The jobs to watch. An empty field does not filter.
+type WatchJobsRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Jobs of this task.
+	TaskId string `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
+	// These jobs; at most 1 000.
+	JobIds []string `protobuf:"bytes,2,rep,name=job_ids,json=jobIds,proto3" json:"job_ids,omitempty"`
+	// Jobs with all of these labels; at most 8.
+	Labels map[string]string `protobuf:"bytes,3,rep,name=labels,proto3" json:"labels,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Resume after the message with this cursor; the first message is a heartbeat. Empty: start with all matching jobs
+	// that are not final. With `job_ids`, final ones are sent as well.
+	Cursor string `protobuf:"bytes,4,opt,name=cursor,proto3" json:"cursor,omitempty"`
+	// Send a heartbeat after this time without another message, 1 s to 60 s. Unset: 10 s.
+	HeartbeatInterval *durationpb.Duration `protobuf:"bytes,5,opt,name=heartbeat_interval,json=heartbeatInterval,proto3" json:"heartbeat_interval,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
+}
+
+func (x *WatchJobsRequest) Reset() {
+	*x = WatchJobsRequest{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[52]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchJobsRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchJobsRequest) ProtoMessage() {}
+
+func (x *WatchJobsRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[52]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchJobsRequest.ProtoReflect.Descriptor instead.
+func (*WatchJobsRequest) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{52}
+}
+
+func (x *WatchJobsRequest) GetTaskId() string {
+	if x != nil {
+		return x.TaskId
+	}
+	return ""
+}
+
+func (x *WatchJobsRequest) GetJobIds() []string {
+	if x != nil {
+		return x.JobIds
+	}
+	return nil
+}
+
+func (x *WatchJobsRequest) GetLabels() map[string]string {
+	if x != nil {
+		return x.Labels
+	}
+	return nil
+}
+
+func (x *WatchJobsRequest) GetCursor() string {
+	if x != nil {
+		return x.Cursor
+	}
+	return ""
+}
+
+func (x *WatchJobsRequest) GetHeartbeatInterval() *durationpb.Duration {
+	if x != nil {
+		return x.HeartbeatInterval
+	}
+	return nil
+}
+
+// A job, or an event of the stream.
+type WatchJobsResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The position after this message: pass it to resume here. Empty until `caught_up`. Opaque, as that of a log.
+	Cursor string `protobuf:"bytes,1,opt,name=cursor,proto3" json:"cursor,omitempty"`
+	// An event. A client skips an event that it does not know.
+	//
+	// Types that are valid to be assigned to Event:
+	//
+	//	*WatchJobsResponse_Job
+	//	*WatchJobsResponse_PrunedJobId
+	//	*WatchJobsResponse_Heartbeat
+	//	*WatchJobsResponse_CaughtUp_
+	Event         isWatchJobsResponse_Event `protobuf_oneof:"event"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchJobsResponse) Reset() {
+	*x = WatchJobsResponse{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[53]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchJobsResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchJobsResponse) ProtoMessage() {}
+
+func (x *WatchJobsResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[53]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchJobsResponse.ProtoReflect.Descriptor instead.
+func (*WatchJobsResponse) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{53}
+}
+
+func (x *WatchJobsResponse) GetCursor() string {
+	if x != nil {
+		return x.Cursor
+	}
+	return ""
+}
+
+func (x *WatchJobsResponse) GetEvent() isWatchJobsResponse_Event {
+	if x != nil {
+		return x.Event
+	}
+	return nil
+}
+
+func (x *WatchJobsResponse) GetJob() *Job {
+	if x != nil {
+		if x, ok := x.Event.(*WatchJobsResponse_Job); ok {
+			return x.Job
+		}
+	}
+	return nil
+}
+
+func (x *WatchJobsResponse) GetPrunedJobId() string {
+	if x != nil {
+		if x, ok := x.Event.(*WatchJobsResponse_PrunedJobId); ok {
+			return x.PrunedJobId
+		}
+	}
+	return ""
+}
+
+func (x *WatchJobsResponse) GetHeartbeat() *LogHeartbeat {
+	if x != nil {
+		if x, ok := x.Event.(*WatchJobsResponse_Heartbeat); ok {
+			return x.Heartbeat
+		}
+	}
+	return nil
+}
+
+func (x *WatchJobsResponse) GetCaughtUp() *WatchJobsResponse_CaughtUp {
+	if x != nil {
+		if x, ok := x.Event.(*WatchJobsResponse_CaughtUp_); ok {
+			return x.CaughtUp
+		}
+	}
+	return nil
+}
+
+type isWatchJobsResponse_Event interface {
+	isWatchJobsResponse_Event()
+}
+
+type WatchJobsResponse_Job struct {
+	// A job as it is now, without its spec. Changes in quick succession may be sent as one; the last one is always
+	// sent.
+	Job *Job `protobuf:"bytes,2,opt,name=job,proto3,oneof"`
+}
+
+type WatchJobsResponse_PrunedJobId struct {
+	// Id of a job that was pruned; before `caught_up`, also an id of `job_ids` that no job has.
+	PrunedJobId string `protobuf:"bytes,3,opt,name=pruned_job_id,json=prunedJobId,proto3,oneof"`
+}
+
+type WatchJobsResponse_Heartbeat struct {
+	// No changes. Its cursor moves on past changes of other jobs.
+	Heartbeat *LogHeartbeat `protobuf:"bytes,4,opt,name=heartbeat,proto3,oneof"`
+}
+
+type WatchJobsResponse_CaughtUp_ struct {
+	// All jobs that matched at the start of the call were sent; changes follow.
+	CaughtUp *WatchJobsResponse_CaughtUp `protobuf:"bytes,5,opt,name=caught_up,json=caughtUp,proto3,oneof"`
+}
+
+func (*WatchJobsResponse_Job) isWatchJobsResponse_Event() {}
+
+func (*WatchJobsResponse_PrunedJobId) isWatchJobsResponse_Event() {}
+
+func (*WatchJobsResponse_Heartbeat) isWatchJobsResponse_Event() {}
+
+func (*WatchJobsResponse_CaughtUp_) isWatchJobsResponse_Event() {}
 
 // The execution to return.
 type GetExecutionRequest struct {
@@ -2890,7 +5628,7 @@ type GetExecutionRequest struct {
 
 func (x *GetExecutionRequest) Reset() {
 	*x = GetExecutionRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[24]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2902,7 +5640,7 @@ func (x *GetExecutionRequest) String() string {
 func (*GetExecutionRequest) ProtoMessage() {}
 
 func (x *GetExecutionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[24]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2915,7 +5653,7 @@ func (x *GetExecutionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetExecutionRequest.ProtoReflect.Descriptor instead.
 func (*GetExecutionRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{24}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *GetExecutionRequest) GetExecutionId() string {
@@ -2936,7 +5674,7 @@ type GetExecutionResponse struct {
 
 func (x *GetExecutionResponse) Reset() {
 	*x = GetExecutionResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[25]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2948,7 +5686,7 @@ func (x *GetExecutionResponse) String() string {
 func (*GetExecutionResponse) ProtoMessage() {}
 
 func (x *GetExecutionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[25]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2961,7 +5699,7 @@ func (x *GetExecutionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetExecutionResponse.ProtoReflect.Descriptor instead.
 func (*GetExecutionResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{25}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *GetExecutionResponse) GetExecution() *Execution {
@@ -2994,7 +5732,7 @@ type ListExecutionsRequest struct {
 
 func (x *ListExecutionsRequest) Reset() {
 	*x = ListExecutionsRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[26]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3006,7 +5744,7 @@ func (x *ListExecutionsRequest) String() string {
 func (*ListExecutionsRequest) ProtoMessage() {}
 
 func (x *ListExecutionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[26]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3019,7 +5757,7 @@ func (x *ListExecutionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListExecutionsRequest.ProtoReflect.Descriptor instead.
 func (*ListExecutionsRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{26}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *ListExecutionsRequest) GetJobId() string {
@@ -3084,7 +5822,7 @@ type ListExecutionsResponse struct {
 
 func (x *ListExecutionsResponse) Reset() {
 	*x = ListExecutionsResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[27]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3096,7 +5834,7 @@ func (x *ListExecutionsResponse) String() string {
 func (*ListExecutionsResponse) ProtoMessage() {}
 
 func (x *ListExecutionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[27]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3109,7 +5847,7 @@ func (x *ListExecutionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListExecutionsResponse.ProtoReflect.Descriptor instead.
 func (*ListExecutionsResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{27}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *ListExecutionsResponse) GetExecutions() []*Execution {
@@ -3141,7 +5879,7 @@ type StopExecutionRequest struct {
 
 func (x *StopExecutionRequest) Reset() {
 	*x = StopExecutionRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[28]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3153,7 +5891,7 @@ func (x *StopExecutionRequest) String() string {
 func (*StopExecutionRequest) ProtoMessage() {}
 
 func (x *StopExecutionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[28]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3166,7 +5904,7 @@ func (x *StopExecutionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopExecutionRequest.ProtoReflect.Descriptor instead.
 func (*StopExecutionRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{28}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *StopExecutionRequest) GetExecutionId() string {
@@ -3201,7 +5939,7 @@ type StopExecutionResponse struct {
 
 func (x *StopExecutionResponse) Reset() {
 	*x = StopExecutionResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[29]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3213,7 +5951,7 @@ func (x *StopExecutionResponse) String() string {
 func (*StopExecutionResponse) ProtoMessage() {}
 
 func (x *StopExecutionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[29]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3226,7 +5964,7 @@ func (x *StopExecutionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopExecutionResponse.ProtoReflect.Descriptor instead.
 func (*StopExecutionResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{29}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *StopExecutionResponse) GetExecution() *Execution {
@@ -3247,7 +5985,7 @@ type GetTaskRequest struct {
 
 func (x *GetTaskRequest) Reset() {
 	*x = GetTaskRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[30]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3259,7 +5997,7 @@ func (x *GetTaskRequest) String() string {
 func (*GetTaskRequest) ProtoMessage() {}
 
 func (x *GetTaskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[30]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3272,7 +6010,7 @@ func (x *GetTaskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTaskRequest.ProtoReflect.Descriptor instead.
 func (*GetTaskRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{30}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *GetTaskRequest) GetTaskId() string {
@@ -3293,7 +6031,7 @@ type GetTaskResponse struct {
 
 func (x *GetTaskResponse) Reset() {
 	*x = GetTaskResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[31]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3305,7 +6043,7 @@ func (x *GetTaskResponse) String() string {
 func (*GetTaskResponse) ProtoMessage() {}
 
 func (x *GetTaskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[31]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3318,7 +6056,7 @@ func (x *GetTaskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTaskResponse.ProtoReflect.Descriptor instead.
 func (*GetTaskResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{31}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *GetTaskResponse) GetTask() *TaskSummary {
@@ -3341,7 +6079,7 @@ type ListTasksRequest struct {
 
 func (x *ListTasksRequest) Reset() {
 	*x = ListTasksRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[32]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3353,7 +6091,7 @@ func (x *ListTasksRequest) String() string {
 func (*ListTasksRequest) ProtoMessage() {}
 
 func (x *ListTasksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[32]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3366,7 +6104,7 @@ func (x *ListTasksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTasksRequest.ProtoReflect.Descriptor instead.
 func (*ListTasksRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{32}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ListTasksRequest) GetPageSize() int32 {
@@ -3396,7 +6134,7 @@ type ListTasksResponse struct {
 
 func (x *ListTasksResponse) Reset() {
 	*x = ListTasksResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[33]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3408,7 +6146,7 @@ func (x *ListTasksResponse) String() string {
 func (*ListTasksResponse) ProtoMessage() {}
 
 func (x *ListTasksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[33]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3421,7 +6159,7 @@ func (x *ListTasksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTasksResponse.ProtoReflect.Descriptor instead.
 func (*ListTasksResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{33}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ListTasksResponse) GetTasks() []*TaskSummary {
@@ -3438,6 +6176,134 @@ func (x *ListTasksResponse) GetNextPageToken() string {
 	return ""
 }
 
+// The limits to set. A field that is not set stays as it is.
+type UpdateTaskRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required.
+	TaskId string `protobuf:"bytes,1,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
+	// Maximum number of executions of the task that run at a time, at least 0. Zero: no limit.
+	MaxRunning *int32 `protobuf:"varint,2,opt,name=max_running,json=maxRunning,proto3,oneof" json:"max_running,omitempty"`
+	// Do not start queued executions.
+	Paused *bool `protobuf:"varint,3,opt,name=paused,proto3,oneof" json:"paused,omitempty"`
+	// Maximum number of starts within `rate_window`, at least 0. Zero: no limit.
+	MaxStarts *int32 `protobuf:"varint,4,opt,name=max_starts,json=maxStarts,proto3,oneof" json:"max_starts,omitempty"`
+	// The window of `max_starts`, 1 s to 1 day. Required with `max_starts`.
+	RateWindow    *durationpb.Duration `protobuf:"bytes,5,opt,name=rate_window,json=rateWindow,proto3" json:"rate_window,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateTaskRequest) Reset() {
+	*x = UpdateTaskRequest{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[64]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateTaskRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateTaskRequest) ProtoMessage() {}
+
+func (x *UpdateTaskRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[64]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateTaskRequest.ProtoReflect.Descriptor instead.
+func (*UpdateTaskRequest) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{64}
+}
+
+func (x *UpdateTaskRequest) GetTaskId() string {
+	if x != nil {
+		return x.TaskId
+	}
+	return ""
+}
+
+func (x *UpdateTaskRequest) GetMaxRunning() int32 {
+	if x != nil && x.MaxRunning != nil {
+		return *x.MaxRunning
+	}
+	return 0
+}
+
+func (x *UpdateTaskRequest) GetPaused() bool {
+	if x != nil && x.Paused != nil {
+		return *x.Paused
+	}
+	return false
+}
+
+func (x *UpdateTaskRequest) GetMaxStarts() int32 {
+	if x != nil && x.MaxStarts != nil {
+		return *x.MaxStarts
+	}
+	return 0
+}
+
+func (x *UpdateTaskRequest) GetRateWindow() *durationpb.Duration {
+	if x != nil {
+		return x.RateWindow
+	}
+	return nil
+}
+
+// The task with its limits.
+type UpdateTaskResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The task.
+	Task          *TaskSummary `protobuf:"bytes,1,opt,name=task,proto3" json:"task,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateTaskResponse) Reset() {
+	*x = UpdateTaskResponse{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[65]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateTaskResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateTaskResponse) ProtoMessage() {}
+
+func (x *UpdateTaskResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[65]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateTaskResponse.ProtoReflect.Descriptor instead.
+func (*UpdateTaskResponse) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{65}
+}
+
+func (x *UpdateTaskResponse) GetTask() *TaskSummary {
+	if x != nil {
+		return x.Task
+	}
+	return nil
+}
+
 // No parameters.
 type ListHostsRequest struct {
 	state         protoimpl.MessageState `protogen:"open.v1"`
@@ -3447,7 +6313,7 @@ type ListHostsRequest struct {
 
 func (x *ListHostsRequest) Reset() {
 	*x = ListHostsRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[34]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3459,7 +6325,7 @@ func (x *ListHostsRequest) String() string {
 func (*ListHostsRequest) ProtoMessage() {}
 
 func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[34]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3472,7 +6338,7 @@ func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsRequest.ProtoReflect.Descriptor instead.
 func (*ListHostsRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{34}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{66}
 }
 
 // The hosts.
@@ -3486,7 +6352,7 @@ type ListHostsResponse struct {
 
 func (x *ListHostsResponse) Reset() {
 	*x = ListHostsResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[35]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3498,7 +6364,7 @@ func (x *ListHostsResponse) String() string {
 func (*ListHostsResponse) ProtoMessage() {}
 
 func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[35]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3511,12 +6377,205 @@ func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsResponse.ProtoReflect.Descriptor instead.
 func (*ListHostsResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{35}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *ListHostsResponse) GetHosts() []*EngineHost {
 	if x != nil {
 		return x.Hosts
+	}
+	return nil
+}
+
+// The host to drain.
+type DrainHostRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required. Name of the host.
+	Host string `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	// Who drains the host and why; one line of at most 256 characters.
+	Note          string `protobuf:"bytes,2,opt,name=note,proto3" json:"note,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainHostRequest) Reset() {
+	*x = DrainHostRequest{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[68]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainHostRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainHostRequest) ProtoMessage() {}
+
+func (x *DrainHostRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[68]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainHostRequest.ProtoReflect.Descriptor instead.
+func (*DrainHostRequest) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{68}
+}
+
+func (x *DrainHostRequest) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+func (x *DrainHostRequest) GetNote() string {
+	if x != nil {
+		return x.Note
+	}
+	return ""
+}
+
+// The drained host.
+type DrainHostResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The host.
+	Host          *EngineHost `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *DrainHostResponse) Reset() {
+	*x = DrainHostResponse{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[69]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *DrainHostResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*DrainHostResponse) ProtoMessage() {}
+
+func (x *DrainHostResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[69]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use DrainHostResponse.ProtoReflect.Descriptor instead.
+func (*DrainHostResponse) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{69}
+}
+
+func (x *DrainHostResponse) GetHost() *EngineHost {
+	if x != nil {
+		return x.Host
+	}
+	return nil
+}
+
+// The host to resume.
+type ResumeHostRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required. Name of the host.
+	Host          string `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResumeHostRequest) Reset() {
+	*x = ResumeHostRequest{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[70]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResumeHostRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResumeHostRequest) ProtoMessage() {}
+
+func (x *ResumeHostRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[70]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResumeHostRequest.ProtoReflect.Descriptor instead.
+func (*ResumeHostRequest) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{70}
+}
+
+func (x *ResumeHostRequest) GetHost() string {
+	if x != nil {
+		return x.Host
+	}
+	return ""
+}
+
+// The resumed host.
+type ResumeHostResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The host.
+	Host          *EngineHost `protobuf:"bytes,1,opt,name=host,proto3" json:"host,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ResumeHostResponse) Reset() {
+	*x = ResumeHostResponse{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[71]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ResumeHostResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ResumeHostResponse) ProtoMessage() {}
+
+func (x *ResumeHostResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[71]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ResumeHostResponse.ProtoReflect.Descriptor instead.
+func (*ResumeHostResponse) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{71}
+}
+
+func (x *ResumeHostResponse) GetHost() *EngineHost {
+	if x != nil {
+		return x.Host
 	}
 	return nil
 }
@@ -3530,7 +6589,7 @@ type GetServerInfoRequest struct {
 
 func (x *GetServerInfoRequest) Reset() {
 	*x = GetServerInfoRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[36]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3542,7 +6601,7 @@ func (x *GetServerInfoRequest) String() string {
 func (*GetServerInfoRequest) ProtoMessage() {}
 
 func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[36]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3555,7 +6614,7 @@ func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoRequest.ProtoReflect.Descriptor instead.
 func (*GetServerInfoRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{36}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{72}
 }
 
 // The server's version, limits and features.
@@ -3579,21 +6638,24 @@ type GetServerInfoResponse struct {
 	MaxLogBytes int64 `protobuf:"varint,8,opt,name=max_log_bytes,json=maxLogBytes,proto3" json:"max_log_bytes,omitempty"`
 	// Maximum size of a request.
 	MaxRequestBytes int64 `protobuf:"varint,9,opt,name=max_request_bytes,json=maxRequestBytes,proto3" json:"max_request_bytes,omitempty"`
-	// Maximum number of executions that are scheduled or queued. Beyond it, an enqueue is rejected: QUEUE_FULL.
+	// Maximum number of executions that are scheduled or queued. Beyond it, an enqueue is rejected: QUEUE_FULL. Retries
+	// and ticks of stored jobs are never rejected.
 	MaxWaiting int64 `protobuf:"varint,10,opt,name=max_waiting,json=maxWaiting,proto3" json:"max_waiting,omitempty"`
-	// Maximum number of open log streams.
+	// Maximum number of open streams: logs and watches.
 	MaxStreams int32 `protobuf:"varint,11,opt,name=max_streams,json=maxStreams,proto3" json:"max_streams,omitempty"`
 	// Retention of a log after the end of its execution. Unset: as long as its job.
 	KeepLogs *durationpb.Duration `protobuf:"bytes,12,opt,name=keep_logs,json=keepLogs,proto3" json:"keep_logs,omitempty"`
 	// Retention of a job after its end. Unset: for ever.
-	KeepJobs      *durationpb.Duration `protobuf:"bytes,13,opt,name=keep_jobs,json=keepJobs,proto3" json:"keep_jobs,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	KeepJobs *durationpb.Duration `protobuf:"bytes,13,opt,name=keep_jobs,json=keepJobs,proto3" json:"keep_jobs,omitempty"`
+	// Number of executions that are kept of a job that is not final, unless its spec says otherwise.
+	DefaultHistory int32 `protobuf:"varint,14,opt,name=default_history,json=defaultHistory,proto3" json:"default_history,omitempty"`
+	unknownFields  protoimpl.UnknownFields
+	sizeCache      protoimpl.SizeCache
 }
 
 func (x *GetServerInfoResponse) Reset() {
 	*x = GetServerInfoResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[37]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3605,7 +6667,7 @@ func (x *GetServerInfoResponse) String() string {
 func (*GetServerInfoResponse) ProtoMessage() {}
 
 func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[37]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3618,7 +6680,7 @@ func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoResponse.ProtoReflect.Descriptor instead.
 func (*GetServerInfoResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{37}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *GetServerInfoResponse) GetVersion() string {
@@ -3712,6 +6774,13 @@ func (x *GetServerInfoResponse) GetKeepJobs() *durationpb.Duration {
 	return nil
 }
 
+func (x *GetServerInfoResponse) GetDefaultHistory() int32 {
+	if x != nil {
+		return x.DefaultHistory
+	}
+	return 0
+}
+
 // What to delete.
 type PruneRequest struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -3729,7 +6798,7 @@ type PruneRequest struct {
 
 func (x *PruneRequest) Reset() {
 	*x = PruneRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[38]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3741,7 +6810,7 @@ func (x *PruneRequest) String() string {
 func (*PruneRequest) ProtoMessage() {}
 
 func (x *PruneRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[38]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3754,7 +6823,7 @@ func (x *PruneRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneRequest.ProtoReflect.Descriptor instead.
 func (*PruneRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{38}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *PruneRequest) GetOlderThan() *durationpb.Duration {
@@ -3802,7 +6871,7 @@ type PruneResponse struct {
 
 func (x *PruneResponse) Reset() {
 	*x = PruneResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[39]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3814,7 +6883,7 @@ func (x *PruneResponse) String() string {
 func (*PruneResponse) ProtoMessage() {}
 
 func (x *PruneResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[39]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3827,7 +6896,7 @@ func (x *PruneResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneResponse.ProtoReflect.Descriptor instead.
 func (*PruneResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{39}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *PruneResponse) GetJobs() int64 {
@@ -3856,6 +6925,61 @@ func (x *PruneResponse) GetMore() bool {
 		return x.More
 	}
 	return false
+}
+
+// More memory for the attempt after one that ran out of memory.
+type Retry_MemoryGrowth struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Each such attempt gets this many times the memory of the one before, more than 1 and at most 16. Required.
+	Factor float64 `protobuf:"fixed64,1,opt,name=factor,proto3" json:"factor,omitempty"`
+	// No attempt gets more bytes. Required; more than `limits.memory_bytes`, which has to be set as well.
+	MaxBytes      int64 `protobuf:"varint,2,opt,name=max_bytes,json=maxBytes,proto3" json:"max_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Retry_MemoryGrowth) Reset() {
+	*x = Retry_MemoryGrowth{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[78]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Retry_MemoryGrowth) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Retry_MemoryGrowth) ProtoMessage() {}
+
+func (x *Retry_MemoryGrowth) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[78]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Retry_MemoryGrowth.ProtoReflect.Descriptor instead.
+func (*Retry_MemoryGrowth) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{3, 0}
+}
+
+func (x *Retry_MemoryGrowth) GetFactor() float64 {
+	if x != nil {
+		return x.Factor
+	}
+	return 0
+}
+
+func (x *Retry_MemoryGrowth) GetMaxBytes() int64 {
+	if x != nil {
+		return x.MaxBytes
+	}
+	return 0
 }
 
 // The steps of a lifecycle. A time is unset until its step is reached.
@@ -3889,7 +7013,7 @@ type Execution_Times struct {
 
 func (x *Execution_Times) Reset() {
 	*x = Execution_Times{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[42]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3901,7 +7025,7 @@ func (x *Execution_Times) String() string {
 func (*Execution_Times) ProtoMessage() {}
 
 func (x *Execution_Times) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[42]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3914,7 +7038,7 @@ func (x *Execution_Times) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Execution_Times.ProtoReflect.Descriptor instead.
 func (*Execution_Times) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{4, 0}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{9, 0}
 }
 
 func (x *Execution_Times) GetCreateTime() *timestamppb.Timestamp {
@@ -3994,11 +7118,190 @@ func (x *Execution_Times) GetPruneTime() *timestamppb.Timestamp {
 	return nil
 }
 
+// What became of one request.
+type BatchEnqueueJobsResponse_Result struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// One of the two.
+	//
+	// Types that are valid to be assigned to Result:
+	//
+	//	*BatchEnqueueJobsResponse_Result_Enqueued
+	//	*BatchEnqueueJobsResponse_Result_Rejection
+	Result        isBatchEnqueueJobsResponse_Result_Result `protobuf_oneof:"result"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *BatchEnqueueJobsResponse_Result) Reset() {
+	*x = BatchEnqueueJobsResponse_Result{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[81]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *BatchEnqueueJobsResponse_Result) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*BatchEnqueueJobsResponse_Result) ProtoMessage() {}
+
+func (x *BatchEnqueueJobsResponse_Result) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[81]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use BatchEnqueueJobsResponse_Result.ProtoReflect.Descriptor instead.
+func (*BatchEnqueueJobsResponse_Result) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{45, 0}
+}
+
+func (x *BatchEnqueueJobsResponse_Result) GetResult() isBatchEnqueueJobsResponse_Result_Result {
+	if x != nil {
+		return x.Result
+	}
+	return nil
+}
+
+func (x *BatchEnqueueJobsResponse_Result) GetEnqueued() *EnqueueJobResponse {
+	if x != nil {
+		if x, ok := x.Result.(*BatchEnqueueJobsResponse_Result_Enqueued); ok {
+			return x.Enqueued
+		}
+	}
+	return nil
+}
+
+func (x *BatchEnqueueJobsResponse_Result) GetRejection() *Rejection {
+	if x != nil {
+		if x, ok := x.Result.(*BatchEnqueueJobsResponse_Result_Rejection); ok {
+			return x.Rejection
+		}
+	}
+	return nil
+}
+
+type isBatchEnqueueJobsResponse_Result_Result interface {
+	isBatchEnqueueJobsResponse_Result_Result()
+}
+
+type BatchEnqueueJobsResponse_Result_Enqueued struct {
+	// Stored. The job is returned without its spec.
+	Enqueued *EnqueueJobResponse `protobuf:"bytes,1,opt,name=enqueued,proto3,oneof"`
+}
+
+type BatchEnqueueJobsResponse_Result_Rejection struct {
+	// Rejected.
+	Rejection *Rejection `protobuf:"bytes,2,opt,name=rejection,proto3,oneof"`
+}
+
+func (*BatchEnqueueJobsResponse_Result_Enqueued) isBatchEnqueueJobsResponse_Result_Result() {}
+
+func (*BatchEnqueueJobsResponse_Result_Rejection) isBatchEnqueueJobsResponse_Result_Result() {}
+
+// One invalid field.
+type Rejection_FieldViolation struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Its path within the EnqueueJobRequest: `spec.envs["A=B"]`.
+	Field string `protobuf:"bytes,1,opt,name=field,proto3" json:"field,omitempty"`
+	// What is wrong with it.
+	Description   string `protobuf:"bytes,2,opt,name=description,proto3" json:"description,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Rejection_FieldViolation) Reset() {
+	*x = Rejection_FieldViolation{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[83]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Rejection_FieldViolation) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Rejection_FieldViolation) ProtoMessage() {}
+
+func (x *Rejection_FieldViolation) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[83]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Rejection_FieldViolation.ProtoReflect.Descriptor instead.
+func (*Rejection_FieldViolation) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{46, 1}
+}
+
+func (x *Rejection_FieldViolation) GetField() string {
+	if x != nil {
+		return x.Field
+	}
+	return ""
+}
+
+func (x *Rejection_FieldViolation) GetDescription() string {
+	if x != nil {
+		return x.Description
+	}
+	return ""
+}
+
+// The end of the jobs that matched at the start.
+type WatchJobsResponse_CaughtUp struct {
+	state         protoimpl.MessageState `protogen:"open.v1"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *WatchJobsResponse_CaughtUp) Reset() {
+	*x = WatchJobsResponse_CaughtUp{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[86]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *WatchJobsResponse_CaughtUp) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*WatchJobsResponse_CaughtUp) ProtoMessage() {}
+
+func (x *WatchJobsResponse_CaughtUp) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[86]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use WatchJobsResponse_CaughtUp.ProtoReflect.Descriptor instead.
+func (*WatchJobsResponse_CaughtUp) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{53, 0}
+}
+
 var File_fastlane_v1_fastlane_proto protoreflect.FileDescriptor
 
 const file_fastlane_v1_fastlane_proto_rawDesc = "" +
 	"\n" +
-	"\x1afastlane/v1/fastlane.proto\x12\vfastlane.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xb1\b\n" +
+	"\x1afastlane/v1/fastlane.proto\x12\vfastlane.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc9\t\n" +
 	"\aJobSpec\x12\x14\n" +
 	"\x05image\x18\x01 \x01(\tR\x05image\x12\x18\n" +
 	"\acommand\x18\x02 \x01(\tR\acommand\x12\x12\n" +
@@ -4025,9 +7328,13 @@ const file_fastlane_v1_fastlane_proto_rawDesc = "" +
 	"\x06labels\x18\x10 \x03(\v2 .fastlane.v1.JobSpec.LabelsEntryR\x06labels\x123\n" +
 	"\bmetadata\x18\x11 \x01(\v2\x17.google.protobuf.StructR\bmetadata\x124\n" +
 	"\bstart_in\x18\x12 \x01(\v2\x19.google.protobuf.DurationR\astartIn\x125\n" +
-	"\bstart_at\x18\x13 \x01(\v2\x1a.google.protobuf.TimestampR\astartAt\x12;\n" +
+	"\bstart_at\x18\x13 \x01(\v2\x1a.google.protobuf.TimestampR\astartAt\x12%\n" +
+	"\x04cron\x18\x14 \x01(\v2\x11.fastlane.v1.CronR\x04cron\x12;\n" +
 	"\vexpire_time\x18\x15 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
-	"expireTime\x1a7\n" +
+	"expireTime\x12(\n" +
+	"\x05retry\x18\x16 \x01(\v2\x12.fastlane.v1.RetryR\x05retry\x12+\n" +
+	"\x06unique\x18\x19 \x01(\v2\x13.fastlane.v1.UniqueR\x06unique\x12\x18\n" +
+	"\ahistory\x18\x1b \x01(\x05R\ahistory\x1a7\n" +
 	"\tEnvsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
@@ -4043,14 +7350,85 @@ const file_fastlane_v1_fastlane_proto_rawDesc = "" +
 	"\x06Limits\x12!\n" +
 	"\fmemory_bytes\x18\x01 \x01(\x03R\vmemoryBytes\x12\x12\n" +
 	"\x04cpus\x18\x02 \x01(\x01R\x04cpus\x12\x12\n" +
-	"\x04pids\x18\x03 \x01(\x05R\x04pids\"\xd3\x01\n" +
+	"\x04pids\x18\x03 \x01(\x05R\x04pids\"\x9d\x05\n" +
+	"\x04Cron\x12\x1e\n" +
+	"\n" +
+	"expression\x18\x01 \x01(\tR\n" +
+	"expression\x12\x1b\n" +
+	"\ttime_zone\x18\x02 \x01(\tR\btimeZone\x123\n" +
+	"\aoverlap\x18\x03 \x01(\x0e2\x19.fastlane.v1.Cron.OverlapR\aoverlap\x124\n" +
+	"\bcatch_up\x18\x04 \x01(\x0e2\x19.fastlane.v1.Cron.CatchUpR\acatchUp\x12\x16\n" +
+	"\x06paused\x18\x05 \x01(\bR\x06paused\x12A\n" +
+	"\x0fcatch_up_window\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\rcatchUpWindow\x121\n" +
+	"\x06jitter\x18\a \x01(\v2\x19.google.protobuf.DurationR\x06jitter\x129\n" +
+	"\n" +
+	"begin_time\x18\b \x01(\v2\x1a.google.protobuf.TimestampR\tbeginTime\x125\n" +
+	"\bend_time\x18\t \x01(\v2\x1a.google.protobuf.TimestampR\aendTime\x12\x19\n" +
+	"\bmax_runs\x18\n" +
+	" \x01(\x05R\amaxRuns\"s\n" +
+	"\aOverlap\x12\x17\n" +
+	"\x13OVERLAP_UNSPECIFIED\x10\x00\x12\x10\n" +
+	"\fOVERLAP_SKIP\x10\x01\x12\x15\n" +
+	"\x11OVERLAP_QUEUE_ONE\x10\x02\x12\x13\n" +
+	"\x0fOVERLAP_REPLACE\x10\x03\x12\x11\n" +
+	"\rOVERLAP_ALLOW\x10\x04\"]\n" +
+	"\aCatchUp\x12\x18\n" +
+	"\x14CATCH_UP_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fCATCH_UP_LATEST\x10\x01\x12\x11\n" +
+	"\rCATCH_UP_NONE\x10\x02\x12\x10\n" +
+	"\fCATCH_UP_ALL\x10\x03\"\x84\x06\n" +
+	"\x05Retry\x12\x1f\n" +
+	"\vmax_retries\x18\x01 \x01(\x05R\n" +
+	"maxRetries\x12B\n" +
+	"\x0finitial_backoff\x18\x02 \x01(\v2\x19.google.protobuf.DurationR\x0einitialBackoff\x12\x16\n" +
+	"\x06factor\x18\x03 \x01(\x01R\x06factor\x12:\n" +
+	"\vmax_backoff\x18\x04 \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"maxBackoff\x121\n" +
+	"\x06jitter\x18\x05 \x01(\x0e2\x19.fastlane.v1.Retry.JitterR\x06jitter\x125\n" +
+	"\x06causes\x18\x06 \x03(\x0e2\x1d.fastlane.v1.Retry.RetryCauseR\x06causes\x12\x1d\n" +
+	"\n" +
+	"exit_codes\x18\a \x03(\x05R\texitCodes\x12*\n" +
+	"\x11except_exit_codes\x18\b \x03(\x05R\x0fexceptExitCodes\x12D\n" +
+	"\rmemory_growth\x18\t \x01(\v2\x1f.fastlane.v1.Retry.MemoryGrowthR\fmemoryGrowth\x1aC\n" +
+	"\fMemoryGrowth\x12\x16\n" +
+	"\x06factor\x18\x01 \x01(\x01R\x06factor\x12\x1b\n" +
+	"\tmax_bytes\x18\x02 \x01(\x03R\bmaxBytes\"B\n" +
+	"\x06Jitter\x12\x16\n" +
+	"\x12JITTER_UNSPECIFIED\x10\x00\x12\x0f\n" +
+	"\vJITTER_FULL\x10\x01\x12\x0f\n" +
+	"\vJITTER_NONE\x10\x02\"\xbd\x01\n" +
+	"\n" +
+	"RetryCause\x12\x1b\n" +
+	"\x17RETRY_CAUSE_UNSPECIFIED\x10\x00\x12\x19\n" +
+	"\x15RETRY_CAUSE_EXIT_CODE\x10\x01\x12\x1d\n" +
+	"\x19RETRY_CAUSE_OUT_OF_MEMORY\x10\x02\x12\x19\n" +
+	"\x15RETRY_CAUSE_TIMED_OUT\x10\x03\x12\x1f\n" +
+	"\x1bRETRY_CAUSE_IMAGE_NOT_FOUND\x10\x04\x12\x1c\n" +
+	"\x18RETRY_CAUSE_IMAGE_DENIED\x10\x05\"\xc0\x01\n" +
+	"\x06Unique\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x128\n" +
+	"\bconflict\x18\x02 \x01(\x0e2\x1c.fastlane.v1.Unique.ConflictR\bconflict\"j\n" +
+	"\bConflict\x12\x18\n" +
+	"\x14CONFLICT_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fCONFLICT_REFUSE\x10\x01\x12\x19\n" +
+	"\x15CONFLICT_USE_EXISTING\x10\x02\x12\x14\n" +
+	"\x10CONFLICT_REPLACE\x10\x03\"\x81\x03\n" +
 	"\vTaskSummary\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12;\n" +
 	"\vcreate_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\x12\x1b\n" +
 	"\topen_jobs\x18\x03 \x01(\x03R\bopenJobs\x12\x12\n" +
 	"\x04jobs\x18\x04 \x01(\x03R\x04jobs\x12F\n" +
-	"\x11last_enqueue_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x0flastEnqueueTime\"\xc2\x03\n" +
+	"\x11last_enqueue_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x0flastEnqueueTime\x12\x1f\n" +
+	"\vmax_running\x18\x06 \x01(\x05R\n" +
+	"maxRunning\x12\x16\n" +
+	"\x06paused\x18\a \x01(\bR\x06paused\x12\x1d\n" +
+	"\n" +
+	"max_starts\x18\b \x01(\x05R\tmaxStarts\x12:\n" +
+	"\vrate_window\x18\t \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"rateWindow\x12\x18\n" +
+	"\arunning\x18\n" +
+	" \x01(\x05R\arunning\"\xc1\x04\n" +
 	"\x03Job\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x17\n" +
 	"\atask_id\x18\x02 \x01(\tR\x06taskId\x12(\n" +
@@ -4067,7 +7445,22 @@ const file_fastlane_v1_fastlane_proto_rawDesc = "" +
 	"\n" +
 	"request_id\x18\n" +
 	" \x01(\tR\trequestId\x12%\n" +
-	"\x0ecaller_address\x18\v \x01(\tR\rcallerAddress\"\xd3\b\n" +
+	"\x0ecaller_address\x18\v \x01(\tR\rcallerAddress\x12\x12\n" +
+	"\x04etag\x18\r \x01(\tR\x04etag\x127\n" +
+	"\bschedule\x18\x0e \x01(\v2\x1b.fastlane.v1.ScheduleStatusR\bschedule\x120\n" +
+	"\x05array\x18\x0f \x01(\v2\x1a.fastlane.v1.ArrayPositionR\x05array\"\xb6\x02\n" +
+	"\x0eScheduleStatus\x129\n" +
+	"\n" +
+	"next_times\x18\x01 \x03(\v2\x1a.google.protobuf.TimestampR\tnextTimes\x12\x16\n" +
+	"\x06paused\x18\x02 \x01(\bR\x06paused\x12\x12\n" +
+	"\x04runs\x18\x03 \x01(\x05R\x04runs\x12#\n" +
+	"\rskipped_ticks\x18\x04 \x01(\x05R\fskippedTicks\x12F\n" +
+	"\x11last_skipped_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\x0flastSkippedTime\x12.\n" +
+	"\x13last_skipped_detail\x18\x06 \x01(\tR\x11lastSkippedDetail\x12 \n" +
+	"\vdescription\x18\a \x01(\tR\vdescription\"9\n" +
+	"\rArrayPosition\x12\x14\n" +
+	"\x05index\x18\x01 \x01(\x05R\x05index\x12\x12\n" +
+	"\x04size\x18\x02 \x01(\x05R\x04size\"\xaf\t\n" +
 	"\tExecution\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x15\n" +
 	"\x06job_id\x18\x02 \x01(\tR\x05jobId\x12\x17\n" +
@@ -4082,7 +7475,9 @@ const file_fastlane_v1_fastlane_proto_rawDesc = "" +
 	" \x01(\tR\x04host\x12!\n" +
 	"\fcontainer_id\x18\v \x01(\tR\vcontainerId\x12!\n" +
 	"\fimage_digest\x18\f \x01(\tR\vimageDigest\x12*\n" +
-	"\x04logs\x18\r \x03(\v2\x16.fastlane.v1.LogTotalsR\x04logs\x1a\x95\x05\n" +
+	"\x04logs\x18\r \x03(\v2\x16.fastlane.v1.LogTotalsR\x04logs\x127\n" +
+	"\ttick_time\x18\x0f \x01(\v2\x1a.google.protobuf.TimestampR\btickTime\x12!\n" +
+	"\fmemory_bytes\x18\x10 \x01(\x03R\vmemoryBytes\x1a\x95\x05\n" +
 	"\x05Times\x12;\n" +
 	"\vcreate_time\x18\x01 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"createTime\x125\n" +
@@ -4121,7 +7516,7 @@ const file_fastlane_v1_fastlane_proto_rawDesc = "" +
 	"\x05bytes\x18\x02 \x01(\x03R\x05bytes\x12#\n" +
 	"\rmissing_bytes\x18\x03 \x01(\x03R\fmissingBytes\x12\x19\n" +
 	"\x05crc32\x18\x04 \x01(\aH\x00R\x05crc32\x88\x01\x01B\b\n" +
-	"\x06_crc32\"\xd3\x04\n" +
+	"\x06_crc32\"\xfd\x05\n" +
 	"\n" +
 	"EngineHost\x12\x12\n" +
 	"\x04name\x18\x01 \x01(\tR\x04name\x12\x18\n" +
@@ -4136,11 +7531,18 @@ const file_fastlane_v1_fastlane_proto_rawDesc = "" +
 	"\x0eengine_version\x18\b \x01(\tR\rengineVersion\x129\n" +
 	"\acapture\x18\t \x01(\x0e2\x1f.fastlane.v1.EngineHost.CaptureR\acapture\x12%\n" +
 	"\x0ecapture_reason\x18\n" +
-	" \x01(\tR\rcaptureReason\"X\n" +
+	" \x01(\tR\rcaptureReason\x12\x1d\n" +
+	"\n" +
+	"drain_note\x18\v \x01(\tR\tdrainNote\x129\n" +
+	"\n" +
+	"drain_time\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\tdrainTime\x12\x14\n" +
+	"\x05pools\x18\r \x03(\tR\x05pools\"\x91\x01\n" +
 	"\fAvailability\x12\x1c\n" +
 	"\x18AVAILABILITY_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fAVAILABILITY_UP\x10\x01\x12\x15\n" +
-	"\x11AVAILABILITY_DOWN\x10\x02\"L\n" +
+	"\x11AVAILABILITY_DOWN\x10\x02\x12\x18\n" +
+	"\x14AVAILABILITY_DRAINED\x10\x03\x12\x1d\n" +
+	"\x19AVAILABILITY_CIRCUIT_OPEN\x10\x04\"L\n" +
 	"\aCapture\x12\x17\n" +
 	"\x13CAPTURE_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10CAPTURE_RECORDER\x10\x01\x12\x12\n" +
@@ -4197,6 +7599,36 @@ const file_fastlane_v1_fastlane_proto_rawDesc = "" +
 	"\aoutcome\x18\x03 \x01(\v2\x14.fastlane.v1.OutcomeR\aoutcome\x12.\n" +
 	"\x06totals\x18\x04 \x03(\v2\x16.fastlane.v1.LogTotalsR\x06totals\x12\x1f\n" +
 	"\vexit_status\x18\x05 \x01(\x05R\n" +
+	"exitStatus\"\xe8\x02\n" +
+	"\x14StreamJobLogsRequest\x12\x15\n" +
+	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x16\n" +
+	"\x06cursor\x18\x02 \x01(\tR\x06cursor\x12\"\n" +
+	"\n" +
+	"tail_lines\x18\x03 \x01(\x05H\x00R\ttailLines\x88\x01\x01\x129\n" +
+	"\n" +
+	"since_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tsinceTime\x12-\n" +
+	"\asources\x18\x05 \x03(\x0e2\x13.fastlane.v1.SourceR\asources\x12\x1b\n" +
+	"\x06follow\x18\x06 \x01(\bH\x01R\x06follow\x88\x01\x01\x12\x12\n" +
+	"\x04text\x18\a \x01(\bR\x04text\x12H\n" +
+	"\x12heartbeat_interval\x18\b \x01(\v2\x19.google.protobuf.DurationR\x11heartbeatIntervalB\r\n" +
+	"\v_tail_linesB\t\n" +
+	"\a_follow\"\x94\x03\n" +
+	"\x15StreamJobLogsResponse\x12\x16\n" +
+	"\x06cursor\x18\x01 \x01(\tR\x06cursor\x12-\n" +
+	"\x06chunks\x18\x02 \x03(\v2\x15.fastlane.v1.LogChunkR\x06chunks\x12'\n" +
+	"\x03gap\x18\x03 \x01(\v2\x13.fastlane.v1.LogGapH\x00R\x03gap\x129\n" +
+	"\theartbeat\x18\x04 \x01(\v2\x19.fastlane.v1.LogHeartbeatH\x00R\theartbeat\x12-\n" +
+	"\x05state\x18\x05 \x01(\v2\x15.fastlane.v1.LogStateH\x00R\x05state\x12'\n" +
+	"\x03end\x18\x06 \x01(\v2\x13.fastlane.v1.LogEndH\x00R\x03end\x121\n" +
+	"\ajob_end\x18\a \x01(\v2\x16.fastlane.v1.JobLogEndH\x00R\x06jobEnd\x12<\n" +
+	"\texecution\x18\b \x01(\v2\x1c.fastlane.v1.JobLogExecutionH\x00R\texecutionB\a\n" +
+	"\x05event\"j\n" +
+	"\x0fJobLogExecution\x124\n" +
+	"\texecution\x18\x01 \x01(\v2\x16.fastlane.v1.ExecutionR\texecution\x12!\n" +
+	"\fmax_attempts\x18\x02 \x01(\x05R\vmaxAttempts\"P\n" +
+	"\tJobLogEnd\x12\"\n" +
+	"\x03job\x18\x01 \x01(\v2\x10.fastlane.v1.JobR\x03job\x12\x1f\n" +
+	"\vexit_status\x18\x02 \x01(\x05R\n" +
 	"exitStatus\"\x9a\x01\n" +
 	"\x11EnqueueJobRequest\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12(\n" +
@@ -4235,7 +7667,112 @@ const file_fastlane_v1_fastlane_proto_rawDesc = "" +
 	"\x04note\x18\x02 \x01(\tR\x04note\x12/\n" +
 	"\x05grace\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x05grace\"5\n" +
 	"\x0fStopJobResponse\x12\"\n" +
-	"\x03job\x18\x01 \x01(\v2\x10.fastlane.v1.JobR\x03job\"8\n" +
+	"\x03job\x18\x01 \x01(\v2\x10.fastlane.v1.JobR\x03job\"G\n" +
+	"\x0fRetryJobRequest\x12\x15\n" +
+	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x1d\n" +
+	"\n" +
+	"request_id\x18\x02 \x01(\tR\trequestId\"R\n" +
+	"\x10RetryJobResponse\x12\"\n" +
+	"\x03job\x18\x01 \x01(\v2\x10.fastlane.v1.JobR\x03job\x12\x1a\n" +
+	"\bexisting\x18\x02 \x01(\bR\bexisting\"\x81\x01\n" +
+	"\x11ReplaceJobRequest\x12\x15\n" +
+	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x12\x17\n" +
+	"\atask_id\x18\x02 \x01(\tR\x06taskId\x12(\n" +
+	"\x04spec\x18\x03 \x01(\v2\x14.fastlane.v1.JobSpecR\x04spec\x12\x12\n" +
+	"\x04etag\x18\x04 \x01(\tR\x04etag\"R\n" +
+	"\x12ReplaceJobResponse\x12\"\n" +
+	"\x03job\x18\x01 \x01(\v2\x10.fastlane.v1.JobR\x03job\x12\x18\n" +
+	"\acreated\x18\x02 \x01(\bR\acreated\"-\n" +
+	"\x14PauseScheduleRequest\x12\x15\n" +
+	"\x06job_id\x18\x01 \x01(\tR\x05jobId\";\n" +
+	"\x15PauseScheduleResponse\x12\"\n" +
+	"\x03job\x18\x01 \x01(\v2\x10.fastlane.v1.JobR\x03job\".\n" +
+	"\x15ResumeScheduleRequest\x12\x15\n" +
+	"\x06job_id\x18\x01 \x01(\tR\x05jobId\"<\n" +
+	"\x16ResumeScheduleResponse\x12\"\n" +
+	"\x03job\x18\x01 \x01(\v2\x10.fastlane.v1.JobR\x03job\"\x8e\x01\n" +
+	"\x16PreviewScheduleRequest\x12%\n" +
+	"\x04cron\x18\x01 \x01(\v2\x11.fastlane.v1.CronR\x04cron\x12\x14\n" +
+	"\x05count\x18\x02 \x01(\x05R\x05count\x127\n" +
+	"\tfrom_time\x18\x03 \x01(\v2\x1a.google.protobuf.TimestampR\bfromTime\"m\n" +
+	"\x17PreviewScheduleResponse\x120\n" +
+	"\x05times\x18\x01 \x03(\v2\x1a.google.protobuf.TimestampR\x05times\x12 \n" +
+	"\vdescription\x18\x02 \x01(\tR\vdescription\"\x82\x01\n" +
+	"\x17BatchEnqueueJobsRequest\x12:\n" +
+	"\brequests\x18\x01 \x03(\v2\x1e.fastlane.v1.EnqueueJobRequestR\brequests\x12+\n" +
+	"\x05array\x18\x02 \x01(\v2\x15.fastlane.v1.JobArrayR\x05array\"X\n" +
+	"\bJobArray\x128\n" +
+	"\arequest\x18\x01 \x01(\v2\x1e.fastlane.v1.EnqueueJobRequestR\arequest\x12\x12\n" +
+	"\x04size\x18\x02 \x01(\x05R\x04size\"\xee\x01\n" +
+	"\x18BatchEnqueueJobsResponse\x12F\n" +
+	"\aresults\x18\x01 \x03(\v2,.fastlane.v1.BatchEnqueueJobsResponse.ResultR\aresults\x1a\x89\x01\n" +
+	"\x06Result\x12=\n" +
+	"\benqueued\x18\x01 \x01(\v2\x1f.fastlane.v1.EnqueueJobResponseH\x00R\benqueued\x126\n" +
+	"\trejection\x18\x02 \x01(\v2\x16.fastlane.v1.RejectionH\x00R\trejectionB\b\n" +
+	"\x06result\"\xfb\x02\n" +
+	"\tRejection\x12\x12\n" +
+	"\x04code\x18\x01 \x01(\x05R\x04code\x120\n" +
+	"\x06reason\x18\x02 \x01(\x0e2\x18.fastlane.v1.ErrorReasonR\x06reason\x12\x18\n" +
+	"\amessage\x18\x03 \x01(\tR\amessage\x12@\n" +
+	"\bmetadata\x18\x04 \x03(\v2$.fastlane.v1.Rejection.MetadataEntryR\bmetadata\x12E\n" +
+	"\n" +
+	"violations\x18\x05 \x03(\v2%.fastlane.v1.Rejection.FieldViolationR\n" +
+	"violations\x1a;\n" +
+	"\rMetadataEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1aH\n" +
+	"\x0eFieldViolation\x12\x14\n" +
+	"\x05field\x18\x01 \x01(\tR\x05field\x12 \n" +
+	"\vdescription\x18\x02 \x01(\tR\vdescription\"\xd6\x02\n" +
+	"\tJobFilter\x12\x17\n" +
+	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12*\n" +
+	"\x06states\x18\x02 \x03(\x0e2\x12.fastlane.v1.StateR\x06states\x12:\n" +
+	"\x06labels\x18\x03 \x03(\v2\".fastlane.v1.JobFilter.LabelsEntryR\x06labels\x129\n" +
+	"\n" +
+	"since_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tsinceTime\x129\n" +
+	"\n" +
+	"until_time\x18\x05 \x01(\v2\x1a.google.protobuf.TimestampR\tuntilTime\x12\x17\n" +
+	"\ajob_ids\x18\x06 \x03(\tR\x06jobIds\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\xb0\x01\n" +
+	"\x14BatchStopJobsRequest\x12.\n" +
+	"\x06filter\x18\x01 \x01(\v2\x16.fastlane.v1.JobFilterR\x06filter\x12\x12\n" +
+	"\x04note\x18\x02 \x01(\tR\x04note\x12/\n" +
+	"\x05grace\x18\x03 \x01(\v2\x19.google.protobuf.DurationR\x05grace\x12#\n" +
+	"\rvalidate_only\x18\x04 \x01(\bR\fvalidateOnly\"E\n" +
+	"\x15BatchStopJobsResponse\x12\x18\n" +
+	"\astopped\x18\x01 \x01(\x05R\astopped\x12\x12\n" +
+	"\x04more\x18\x02 \x01(\bR\x04more\"\xa7\x01\n" +
+	"\x15BatchRetryJobsRequest\x12.\n" +
+	"\x06filter\x18\x01 \x01(\v2\x16.fastlane.v1.JobFilterR\x06filter\x129\n" +
+	"\n" +
+	"until_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\tuntilTime\x12#\n" +
+	"\rvalidate_only\x18\x03 \x01(\bR\fvalidateOnly\"\x9b\x01\n" +
+	"\x16BatchRetryJobsResponse\x12\x18\n" +
+	"\aretried\x18\x01 \x01(\x05R\aretried\x12\x18\n" +
+	"\askipped\x18\x02 \x01(\x05R\askipped\x12\x12\n" +
+	"\x04more\x18\x03 \x01(\bR\x04more\x129\n" +
+	"\n" +
+	"until_time\x18\x04 \x01(\v2\x1a.google.protobuf.TimestampR\tuntilTime\"\xa4\x02\n" +
+	"\x10WatchJobsRequest\x12\x17\n" +
+	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12\x17\n" +
+	"\ajob_ids\x18\x02 \x03(\tR\x06jobIds\x12A\n" +
+	"\x06labels\x18\x03 \x03(\v2).fastlane.v1.WatchJobsRequest.LabelsEntryR\x06labels\x12\x16\n" +
+	"\x06cursor\x18\x04 \x01(\tR\x06cursor\x12H\n" +
+	"\x12heartbeat_interval\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\x11heartbeatInterval\x1a9\n" +
+	"\vLabelsEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\"\x8f\x02\n" +
+	"\x11WatchJobsResponse\x12\x16\n" +
+	"\x06cursor\x18\x01 \x01(\tR\x06cursor\x12$\n" +
+	"\x03job\x18\x02 \x01(\v2\x10.fastlane.v1.JobH\x00R\x03job\x12$\n" +
+	"\rpruned_job_id\x18\x03 \x01(\tH\x00R\vprunedJobId\x129\n" +
+	"\theartbeat\x18\x04 \x01(\v2\x19.fastlane.v1.LogHeartbeatH\x00R\theartbeat\x12F\n" +
+	"\tcaught_up\x18\x05 \x01(\v2'.fastlane.v1.WatchJobsResponse.CaughtUpH\x00R\bcaughtUp\x1a\n" +
+	"\n" +
+	"\bCaughtUpB\a\n" +
+	"\x05event\"8\n" +
 	"\x13GetExecutionRequest\x12!\n" +
 	"\fexecution_id\x18\x01 \x01(\tR\vexecutionId\"L\n" +
 	"\x14GetExecutionResponse\x124\n" +
@@ -4270,11 +7807,34 @@ const file_fastlane_v1_fastlane_proto_rawDesc = "" +
 	"page_token\x18\x0f \x01(\tR\tpageToken\"k\n" +
 	"\x11ListTasksResponse\x12.\n" +
 	"\x05tasks\x18\x01 \x03(\v2\x18.fastlane.v1.TaskSummaryR\x05tasks\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x12\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xf9\x01\n" +
+	"\x11UpdateTaskRequest\x12\x17\n" +
+	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12$\n" +
+	"\vmax_running\x18\x02 \x01(\x05H\x00R\n" +
+	"maxRunning\x88\x01\x01\x12\x1b\n" +
+	"\x06paused\x18\x03 \x01(\bH\x01R\x06paused\x88\x01\x01\x12\"\n" +
+	"\n" +
+	"max_starts\x18\x04 \x01(\x05H\x02R\tmaxStarts\x88\x01\x01\x12:\n" +
+	"\vrate_window\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\n" +
+	"rateWindowB\x0e\n" +
+	"\f_max_runningB\t\n" +
+	"\a_pausedB\r\n" +
+	"\v_max_starts\"B\n" +
+	"\x12UpdateTaskResponse\x12,\n" +
+	"\x04task\x18\x01 \x01(\v2\x18.fastlane.v1.TaskSummaryR\x04task\"\x12\n" +
 	"\x10ListHostsRequest\"B\n" +
 	"\x11ListHostsResponse\x12-\n" +
-	"\x05hosts\x18\x01 \x03(\v2\x17.fastlane.v1.EngineHostR\x05hosts\"\x16\n" +
-	"\x14GetServerInfoRequest\"\xdb\x04\n" +
+	"\x05hosts\x18\x01 \x03(\v2\x17.fastlane.v1.EngineHostR\x05hosts\":\n" +
+	"\x10DrainHostRequest\x12\x12\n" +
+	"\x04host\x18\x01 \x01(\tR\x04host\x12\x12\n" +
+	"\x04note\x18\x02 \x01(\tR\x04note\"@\n" +
+	"\x11DrainHostResponse\x12+\n" +
+	"\x04host\x18\x01 \x01(\v2\x17.fastlane.v1.EngineHostR\x04host\"'\n" +
+	"\x11ResumeHostRequest\x12\x12\n" +
+	"\x04host\x18\x01 \x01(\tR\x04host\"A\n" +
+	"\x12ResumeHostResponse\x12+\n" +
+	"\x04host\x18\x01 \x01(\v2\x17.fastlane.v1.EngineHostR\x04host\"\x16\n" +
+	"\x14GetServerInfoRequest\"\x84\x05\n" +
 	"\x15GetServerInfoResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x129\n" +
 	"\n" +
@@ -4294,7 +7854,8 @@ const file_fastlane_v1_fastlane_proto_rawDesc = "" +
 	"\vmax_streams\x18\v \x01(\x05R\n" +
 	"maxStreams\x126\n" +
 	"\tkeep_logs\x18\f \x01(\v2\x19.google.protobuf.DurationR\bkeepLogs\x126\n" +
-	"\tkeep_jobs\x18\r \x01(\v2\x19.google.protobuf.DurationR\bkeepJobs\"\xa3\x01\n" +
+	"\tkeep_jobs\x18\r \x01(\v2\x19.google.protobuf.DurationR\bkeepJobs\x12'\n" +
+	"\x0fdefault_history\x18\x0e \x01(\x05R\x0edefaultHistory\"\xa3\x01\n" +
 	"\fPruneRequest\x128\n" +
 	"\n" +
 	"older_than\x18\x01 \x01(\v2\x19.google.protobuf.DurationR\tolderThan\x12\x1b\n" +
@@ -4336,19 +7897,28 @@ const file_fastlane_v1_fastlane_proto_rawDesc = "" +
 	"\x12\x14\n" +
 	"\x10REASON_HOST_GONE\x10\v\x12\x18\n" +
 	"\x14REASON_START_UNKNOWN\x10\f\x12\x1f\n" +
-	"\x1bREASON_REGISTRY_UNAVAILABLE\x10\r*\x96\x01\n" +
+	"\x1bREASON_REGISTRY_UNAVAILABLE\x10\r*\xf7\x02\n" +
 	"\n" +
 	"WaitReason\x12\x1b\n" +
 	"\x17WAIT_REASON_UNSPECIFIED\x10\x00\x12\x17\n" +
 	"\x13WAIT_REASON_NOT_DUE\x10\x01\x12\x1c\n" +
-	"\x18WAIT_REASON_NO_FREE_SLOT\x10\x02\x12\x19\n" +
+	"\x18WAIT_REASON_NO_FREE_SLOT\x10\x02\x12\x1a\n" +
+	"\x16WAIT_REASON_TASK_LIMIT\x10\x03\x12\x19\n" +
 	"\x15WAIT_REASON_HOST_DOWN\x10\x04\x12\x19\n" +
-	"\x15WAIT_REASON_DISK_FULL\x10\x05*Y\n" +
+	"\x15WAIT_REASON_DISK_FULL\x10\x05\x12\x17\n" +
+	"\x13WAIT_REASON_BACKOFF\x10\x06\x12\x1c\n" +
+	"\x18WAIT_REASON_HOST_DRAINED\x10\a\x12\x19\n" +
+	"\x15WAIT_REASON_TASK_RATE\x10\b\x12\x1b\n" +
+	"\x17WAIT_REASON_TASK_PAUSED\x10\t\x12\x1f\n" +
+	"\x1bWAIT_REASON_SCHEDULE_PAUSED\x10\n" +
+	"\x12\x1a\n" +
+	"\x16WAIT_REASON_UNIQUE_KEY\x10\v\x12\x17\n" +
+	"\x13WAIT_REASON_NO_POOL\x10\f*Y\n" +
 	"\x06Source\x12\x16\n" +
 	"\x12SOURCE_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rSOURCE_STDOUT\x10\x01\x12\x11\n" +
 	"\rSOURCE_STDERR\x10\x02\x12\x11\n" +
-	"\rSOURCE_SYSTEM\x10\x03*\xbf\x04\n" +
+	"\rSOURCE_SYSTEM\x10\x03*\xc6\x06\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aERROR_REASON_INVALID_FIELD\x10\x01\x12\x1e\n" +
@@ -4357,34 +7927,58 @@ const file_fastlane_v1_fastlane_proto_rawDesc = "" +
 	"\x1bERROR_REASON_CURSOR_INVALID\x10\x04\x12,\n" +
 	"(ERROR_REASON_CURSOR_OF_ANOTHER_EXECUTION\x10\x05\x12\x1d\n" +
 	"\x19ERROR_REASON_CURSOR_AHEAD\x10\x06\x12\x1f\n" +
+	"\x1bERROR_REASON_CURSOR_TOO_OLD\x10\a\x12\x1f\n" +
 	"\x1bERROR_REASON_TASK_NOT_FOUND\x10\b\x12\x1e\n" +
 	"\x1aERROR_REASON_JOB_NOT_FOUND\x10\t\x12$\n" +
 	" ERROR_REASON_EXECUTION_NOT_FOUND\x10\n" +
-	"\x12\"\n" +
-	"\x1eERROR_REASON_REQUEST_ID_REUSED\x10\f\x12\x1b\n" +
+	"\x12\x1f\n" +
+	"\x1bERROR_REASON_HOST_NOT_FOUND\x10\v\x12\"\n" +
+	"\x1eERROR_REASON_REQUEST_ID_REUSED\x10\f\x12\x1e\n" +
+	"\x1aERROR_REASON_JOB_NOT_FINAL\x10\r\x12\x1c\n" +
+	"\x18ERROR_REASON_JOB_CHANGED\x10\x0e\x12\x1b\n" +
 	"\x17ERROR_REASON_QUEUE_FULL\x10\x0f\x12\x1a\n" +
 	"\x16ERROR_REASON_DISK_FULL\x10\x10\x12!\n" +
 	"\x1dERROR_REASON_TOO_MANY_STREAMS\x10\x11\x12 \n" +
 	"\x1cERROR_REASON_SERVER_STOPPING\x10\x12\x12\x17\n" +
 	"\x13ERROR_REASON_DEFECT\x10\x13\x12\x1d\n" +
-	"\x19ERROR_REASON_STORE_FAILED\x10\x142\xb7\x02\n" +
+	"\x19ERROR_REASON_STORE_FAILED\x10\x14\x12!\n" +
+	"\x1dERROR_REASON_UNIQUE_KEY_TAKEN\x10\x15\x12\x1c\n" +
+	"\x18ERROR_REASON_JOB_EXPIRED\x10\x16\x12\x1c\n" +
+	"\x18ERROR_REASON_NO_SCHEDULE\x10\x17\x12&\n" +
+	"\"ERROR_REASON_CURSOR_OF_ANOTHER_JOB\x10\x182\xab\t\n" +
 	"\n" +
 	"JobService\x12M\n" +
 	"\n" +
 	"EnqueueJob\x12\x1e.fastlane.v1.EnqueueJobRequest\x1a\x1f.fastlane.v1.EnqueueJobResponse\x12F\n" +
 	"\x06GetJob\x12\x1a.fastlane.v1.GetJobRequest\x1a\x1b.fastlane.v1.GetJobResponse\"\x03\x90\x02\x01\x12L\n" +
 	"\bListJobs\x12\x1c.fastlane.v1.ListJobsRequest\x1a\x1d.fastlane.v1.ListJobsResponse\"\x03\x90\x02\x01\x12D\n" +
-	"\aStopJob\x12\x1b.fastlane.v1.StopJobRequest\x1a\x1c.fastlane.v1.StopJobResponse2\x95\x03\n" +
+	"\aStopJob\x12\x1b.fastlane.v1.StopJobRequest\x1a\x1c.fastlane.v1.StopJobResponse\x12G\n" +
+	"\bRetryJob\x12\x1c.fastlane.v1.RetryJobRequest\x1a\x1d.fastlane.v1.RetryJobResponse\x12M\n" +
+	"\n" +
+	"ReplaceJob\x12\x1e.fastlane.v1.ReplaceJobRequest\x1a\x1f.fastlane.v1.ReplaceJobResponse\x12V\n" +
+	"\rPauseSchedule\x12!.fastlane.v1.PauseScheduleRequest\x1a\".fastlane.v1.PauseScheduleResponse\x12Y\n" +
+	"\x0eResumeSchedule\x12\".fastlane.v1.ResumeScheduleRequest\x1a#.fastlane.v1.ResumeScheduleResponse\x12a\n" +
+	"\x0fPreviewSchedule\x12#.fastlane.v1.PreviewScheduleRequest\x1a$.fastlane.v1.PreviewScheduleResponse\"\x03\x90\x02\x01\x12_\n" +
+	"\x10BatchEnqueueJobs\x12$.fastlane.v1.BatchEnqueueJobsRequest\x1a%.fastlane.v1.BatchEnqueueJobsResponse\x12V\n" +
+	"\rBatchStopJobs\x12!.fastlane.v1.BatchStopJobsRequest\x1a\".fastlane.v1.BatchStopJobsResponse\x12Y\n" +
+	"\x0eBatchRetryJobs\x12\".fastlane.v1.BatchRetryJobsRequest\x1a#.fastlane.v1.BatchRetryJobsResponse\x12Q\n" +
+	"\tWatchJobs\x12\x1d.fastlane.v1.WatchJobsRequest\x1a\x1e.fastlane.v1.WatchJobsResponse\"\x03\x90\x02\x010\x01\x12]\n" +
+	"\rStreamJobLogs\x12!.fastlane.v1.StreamJobLogsRequest\x1a\".fastlane.v1.StreamJobLogsResponse\"\x03\x90\x02\x010\x012\x95\x03\n" +
 	"\x10ExecutionService\x12X\n" +
 	"\fGetExecution\x12 .fastlane.v1.GetExecutionRequest\x1a!.fastlane.v1.GetExecutionResponse\"\x03\x90\x02\x01\x12^\n" +
 	"\x0eListExecutions\x12\".fastlane.v1.ListExecutionsRequest\x1a#.fastlane.v1.ListExecutionsResponse\"\x03\x90\x02\x01\x12V\n" +
 	"\rStopExecution\x12!.fastlane.v1.StopExecutionRequest\x1a\".fastlane.v1.StopExecutionResponse\x12o\n" +
-	"\x13StreamExecutionLogs\x12'.fastlane.v1.StreamExecutionLogsRequest\x1a(.fastlane.v1.StreamExecutionLogsResponse\"\x03\x90\x02\x010\x012\xa9\x01\n" +
+	"\x13StreamExecutionLogs\x12'.fastlane.v1.StreamExecutionLogsRequest\x1a(.fastlane.v1.StreamExecutionLogsResponse\"\x03\x90\x02\x010\x012\xf8\x01\n" +
 	"\vTaskService\x12I\n" +
 	"\aGetTask\x12\x1b.fastlane.v1.GetTaskRequest\x1a\x1c.fastlane.v1.GetTaskResponse\"\x03\x90\x02\x01\x12O\n" +
-	"\tListTasks\x12\x1d.fastlane.v1.ListTasksRequest\x1a\x1e.fastlane.v1.ListTasksResponse\"\x03\x90\x02\x012^\n" +
+	"\tListTasks\x12\x1d.fastlane.v1.ListTasksRequest\x1a\x1e.fastlane.v1.ListTasksResponse\"\x03\x90\x02\x01\x12M\n" +
+	"\n" +
+	"UpdateTask\x12\x1e.fastlane.v1.UpdateTaskRequest\x1a\x1f.fastlane.v1.UpdateTaskResponse2\xf9\x01\n" +
 	"\vHostService\x12O\n" +
-	"\tListHosts\x12\x1d.fastlane.v1.ListHostsRequest\x1a\x1e.fastlane.v1.ListHostsResponse\"\x03\x90\x02\x012\xac\x01\n" +
+	"\tListHosts\x12\x1d.fastlane.v1.ListHostsRequest\x1a\x1e.fastlane.v1.ListHostsResponse\"\x03\x90\x02\x01\x12J\n" +
+	"\tDrainHost\x12\x1d.fastlane.v1.DrainHostRequest\x1a\x1e.fastlane.v1.DrainHostResponse\x12M\n" +
+	"\n" +
+	"ResumeHost\x12\x1e.fastlane.v1.ResumeHostRequest\x1a\x1f.fastlane.v1.ResumeHostResponse2\xac\x01\n" +
 	"\rServerService\x12[\n" +
 	"\rGetServerInfo\x12!.fastlane.v1.GetServerInfoRequest\x1a\".fastlane.v1.GetServerInfoResponse\"\x03\x90\x02\x01\x12>\n" +
 	"\x05Prune\x12\x19.fastlane.v1.PruneRequest\x1a\x1a.fastlane.v1.PruneResponseB8\n" +
@@ -4402,184 +7996,327 @@ func file_fastlane_v1_fastlane_proto_rawDescGZIP() []byte {
 	return file_fastlane_v1_fastlane_proto_rawDescData
 }
 
-var file_fastlane_v1_fastlane_proto_enumTypes = make([]protoimpl.EnumInfo, 9)
-var file_fastlane_v1_fastlane_proto_msgTypes = make([]protoimpl.MessageInfo, 44)
+var file_fastlane_v1_fastlane_proto_enumTypes = make([]protoimpl.EnumInfo, 14)
+var file_fastlane_v1_fastlane_proto_msgTypes = make([]protoimpl.MessageInfo, 87)
 var file_fastlane_v1_fastlane_proto_goTypes = []any{
-	(State)(0),                          // 0: fastlane.v1.State
-	(Reason)(0),                         // 1: fastlane.v1.Reason
-	(WaitReason)(0),                     // 2: fastlane.v1.WaitReason
-	(Source)(0),                         // 3: fastlane.v1.Source
-	(ErrorReason)(0),                    // 4: fastlane.v1.ErrorReason
-	(JobSpec_PullPolicy)(0),             // 5: fastlane.v1.JobSpec.PullPolicy
-	(EngineHost_Availability)(0),        // 6: fastlane.v1.EngineHost.Availability
-	(EngineHost_Capture)(0),             // 7: fastlane.v1.EngineHost.Capture
-	(LogGap_Cause)(0),                   // 8: fastlane.v1.LogGap.Cause
-	(*JobSpec)(nil),                     // 9: fastlane.v1.JobSpec
-	(*Limits)(nil),                      // 10: fastlane.v1.Limits
-	(*TaskSummary)(nil),                 // 11: fastlane.v1.TaskSummary
-	(*Job)(nil),                         // 12: fastlane.v1.Job
-	(*Execution)(nil),                   // 13: fastlane.v1.Execution
-	(*Waiting)(nil),                     // 14: fastlane.v1.Waiting
-	(*Outcome)(nil),                     // 15: fastlane.v1.Outcome
-	(*LogTotals)(nil),                   // 16: fastlane.v1.LogTotals
-	(*EngineHost)(nil),                  // 17: fastlane.v1.EngineHost
-	(*StreamExecutionLogsRequest)(nil),  // 18: fastlane.v1.StreamExecutionLogsRequest
-	(*StreamExecutionLogsResponse)(nil), // 19: fastlane.v1.StreamExecutionLogsResponse
-	(*LogChunk)(nil),                    // 20: fastlane.v1.LogChunk
-	(*LogGap)(nil),                      // 21: fastlane.v1.LogGap
-	(*LogHeartbeat)(nil),                // 22: fastlane.v1.LogHeartbeat
-	(*LogState)(nil),                    // 23: fastlane.v1.LogState
-	(*LogEnd)(nil),                      // 24: fastlane.v1.LogEnd
-	(*EnqueueJobRequest)(nil),           // 25: fastlane.v1.EnqueueJobRequest
-	(*EnqueueJobResponse)(nil),          // 26: fastlane.v1.EnqueueJobResponse
-	(*GetJobRequest)(nil),               // 27: fastlane.v1.GetJobRequest
-	(*GetJobResponse)(nil),              // 28: fastlane.v1.GetJobResponse
-	(*ListJobsRequest)(nil),             // 29: fastlane.v1.ListJobsRequest
-	(*ListJobsResponse)(nil),            // 30: fastlane.v1.ListJobsResponse
-	(*StopJobRequest)(nil),              // 31: fastlane.v1.StopJobRequest
-	(*StopJobResponse)(nil),             // 32: fastlane.v1.StopJobResponse
-	(*GetExecutionRequest)(nil),         // 33: fastlane.v1.GetExecutionRequest
-	(*GetExecutionResponse)(nil),        // 34: fastlane.v1.GetExecutionResponse
-	(*ListExecutionsRequest)(nil),       // 35: fastlane.v1.ListExecutionsRequest
-	(*ListExecutionsResponse)(nil),      // 36: fastlane.v1.ListExecutionsResponse
-	(*StopExecutionRequest)(nil),        // 37: fastlane.v1.StopExecutionRequest
-	(*StopExecutionResponse)(nil),       // 38: fastlane.v1.StopExecutionResponse
-	(*GetTaskRequest)(nil),              // 39: fastlane.v1.GetTaskRequest
-	(*GetTaskResponse)(nil),             // 40: fastlane.v1.GetTaskResponse
-	(*ListTasksRequest)(nil),            // 41: fastlane.v1.ListTasksRequest
-	(*ListTasksResponse)(nil),           // 42: fastlane.v1.ListTasksResponse
-	(*ListHostsRequest)(nil),            // 43: fastlane.v1.ListHostsRequest
-	(*ListHostsResponse)(nil),           // 44: fastlane.v1.ListHostsResponse
-	(*GetServerInfoRequest)(nil),        // 45: fastlane.v1.GetServerInfoRequest
-	(*GetServerInfoResponse)(nil),       // 46: fastlane.v1.GetServerInfoResponse
-	(*PruneRequest)(nil),                // 47: fastlane.v1.PruneRequest
-	(*PruneResponse)(nil),               // 48: fastlane.v1.PruneResponse
-	nil,                                 // 49: fastlane.v1.JobSpec.EnvsEntry
-	nil,                                 // 50: fastlane.v1.JobSpec.LabelsEntry
-	(*Execution_Times)(nil),             // 51: fastlane.v1.Execution.Times
-	nil,                                 // 52: fastlane.v1.ListJobsRequest.LabelsEntry
-	(*durationpb.Duration)(nil),         // 53: google.protobuf.Duration
-	(*structpb.Struct)(nil),             // 54: google.protobuf.Struct
-	(*timestamppb.Timestamp)(nil),       // 55: google.protobuf.Timestamp
+	(State)(0),                              // 0: fastlane.v1.State
+	(Reason)(0),                             // 1: fastlane.v1.Reason
+	(WaitReason)(0),                         // 2: fastlane.v1.WaitReason
+	(Source)(0),                             // 3: fastlane.v1.Source
+	(ErrorReason)(0),                        // 4: fastlane.v1.ErrorReason
+	(JobSpec_PullPolicy)(0),                 // 5: fastlane.v1.JobSpec.PullPolicy
+	(Cron_Overlap)(0),                       // 6: fastlane.v1.Cron.Overlap
+	(Cron_CatchUp)(0),                       // 7: fastlane.v1.Cron.CatchUp
+	(Retry_Jitter)(0),                       // 8: fastlane.v1.Retry.Jitter
+	(Retry_RetryCause)(0),                   // 9: fastlane.v1.Retry.RetryCause
+	(Unique_Conflict)(0),                    // 10: fastlane.v1.Unique.Conflict
+	(EngineHost_Availability)(0),            // 11: fastlane.v1.EngineHost.Availability
+	(EngineHost_Capture)(0),                 // 12: fastlane.v1.EngineHost.Capture
+	(LogGap_Cause)(0),                       // 13: fastlane.v1.LogGap.Cause
+	(*JobSpec)(nil),                         // 14: fastlane.v1.JobSpec
+	(*Limits)(nil),                          // 15: fastlane.v1.Limits
+	(*Cron)(nil),                            // 16: fastlane.v1.Cron
+	(*Retry)(nil),                           // 17: fastlane.v1.Retry
+	(*Unique)(nil),                          // 18: fastlane.v1.Unique
+	(*TaskSummary)(nil),                     // 19: fastlane.v1.TaskSummary
+	(*Job)(nil),                             // 20: fastlane.v1.Job
+	(*ScheduleStatus)(nil),                  // 21: fastlane.v1.ScheduleStatus
+	(*ArrayPosition)(nil),                   // 22: fastlane.v1.ArrayPosition
+	(*Execution)(nil),                       // 23: fastlane.v1.Execution
+	(*Waiting)(nil),                         // 24: fastlane.v1.Waiting
+	(*Outcome)(nil),                         // 25: fastlane.v1.Outcome
+	(*LogTotals)(nil),                       // 26: fastlane.v1.LogTotals
+	(*EngineHost)(nil),                      // 27: fastlane.v1.EngineHost
+	(*StreamExecutionLogsRequest)(nil),      // 28: fastlane.v1.StreamExecutionLogsRequest
+	(*StreamExecutionLogsResponse)(nil),     // 29: fastlane.v1.StreamExecutionLogsResponse
+	(*LogChunk)(nil),                        // 30: fastlane.v1.LogChunk
+	(*LogGap)(nil),                          // 31: fastlane.v1.LogGap
+	(*LogHeartbeat)(nil),                    // 32: fastlane.v1.LogHeartbeat
+	(*LogState)(nil),                        // 33: fastlane.v1.LogState
+	(*LogEnd)(nil),                          // 34: fastlane.v1.LogEnd
+	(*StreamJobLogsRequest)(nil),            // 35: fastlane.v1.StreamJobLogsRequest
+	(*StreamJobLogsResponse)(nil),           // 36: fastlane.v1.StreamJobLogsResponse
+	(*JobLogExecution)(nil),                 // 37: fastlane.v1.JobLogExecution
+	(*JobLogEnd)(nil),                       // 38: fastlane.v1.JobLogEnd
+	(*EnqueueJobRequest)(nil),               // 39: fastlane.v1.EnqueueJobRequest
+	(*EnqueueJobResponse)(nil),              // 40: fastlane.v1.EnqueueJobResponse
+	(*GetJobRequest)(nil),                   // 41: fastlane.v1.GetJobRequest
+	(*GetJobResponse)(nil),                  // 42: fastlane.v1.GetJobResponse
+	(*ListJobsRequest)(nil),                 // 43: fastlane.v1.ListJobsRequest
+	(*ListJobsResponse)(nil),                // 44: fastlane.v1.ListJobsResponse
+	(*StopJobRequest)(nil),                  // 45: fastlane.v1.StopJobRequest
+	(*StopJobResponse)(nil),                 // 46: fastlane.v1.StopJobResponse
+	(*RetryJobRequest)(nil),                 // 47: fastlane.v1.RetryJobRequest
+	(*RetryJobResponse)(nil),                // 48: fastlane.v1.RetryJobResponse
+	(*ReplaceJobRequest)(nil),               // 49: fastlane.v1.ReplaceJobRequest
+	(*ReplaceJobResponse)(nil),              // 50: fastlane.v1.ReplaceJobResponse
+	(*PauseScheduleRequest)(nil),            // 51: fastlane.v1.PauseScheduleRequest
+	(*PauseScheduleResponse)(nil),           // 52: fastlane.v1.PauseScheduleResponse
+	(*ResumeScheduleRequest)(nil),           // 53: fastlane.v1.ResumeScheduleRequest
+	(*ResumeScheduleResponse)(nil),          // 54: fastlane.v1.ResumeScheduleResponse
+	(*PreviewScheduleRequest)(nil),          // 55: fastlane.v1.PreviewScheduleRequest
+	(*PreviewScheduleResponse)(nil),         // 56: fastlane.v1.PreviewScheduleResponse
+	(*BatchEnqueueJobsRequest)(nil),         // 57: fastlane.v1.BatchEnqueueJobsRequest
+	(*JobArray)(nil),                        // 58: fastlane.v1.JobArray
+	(*BatchEnqueueJobsResponse)(nil),        // 59: fastlane.v1.BatchEnqueueJobsResponse
+	(*Rejection)(nil),                       // 60: fastlane.v1.Rejection
+	(*JobFilter)(nil),                       // 61: fastlane.v1.JobFilter
+	(*BatchStopJobsRequest)(nil),            // 62: fastlane.v1.BatchStopJobsRequest
+	(*BatchStopJobsResponse)(nil),           // 63: fastlane.v1.BatchStopJobsResponse
+	(*BatchRetryJobsRequest)(nil),           // 64: fastlane.v1.BatchRetryJobsRequest
+	(*BatchRetryJobsResponse)(nil),          // 65: fastlane.v1.BatchRetryJobsResponse
+	(*WatchJobsRequest)(nil),                // 66: fastlane.v1.WatchJobsRequest
+	(*WatchJobsResponse)(nil),               // 67: fastlane.v1.WatchJobsResponse
+	(*GetExecutionRequest)(nil),             // 68: fastlane.v1.GetExecutionRequest
+	(*GetExecutionResponse)(nil),            // 69: fastlane.v1.GetExecutionResponse
+	(*ListExecutionsRequest)(nil),           // 70: fastlane.v1.ListExecutionsRequest
+	(*ListExecutionsResponse)(nil),          // 71: fastlane.v1.ListExecutionsResponse
+	(*StopExecutionRequest)(nil),            // 72: fastlane.v1.StopExecutionRequest
+	(*StopExecutionResponse)(nil),           // 73: fastlane.v1.StopExecutionResponse
+	(*GetTaskRequest)(nil),                  // 74: fastlane.v1.GetTaskRequest
+	(*GetTaskResponse)(nil),                 // 75: fastlane.v1.GetTaskResponse
+	(*ListTasksRequest)(nil),                // 76: fastlane.v1.ListTasksRequest
+	(*ListTasksResponse)(nil),               // 77: fastlane.v1.ListTasksResponse
+	(*UpdateTaskRequest)(nil),               // 78: fastlane.v1.UpdateTaskRequest
+	(*UpdateTaskResponse)(nil),              // 79: fastlane.v1.UpdateTaskResponse
+	(*ListHostsRequest)(nil),                // 80: fastlane.v1.ListHostsRequest
+	(*ListHostsResponse)(nil),               // 81: fastlane.v1.ListHostsResponse
+	(*DrainHostRequest)(nil),                // 82: fastlane.v1.DrainHostRequest
+	(*DrainHostResponse)(nil),               // 83: fastlane.v1.DrainHostResponse
+	(*ResumeHostRequest)(nil),               // 84: fastlane.v1.ResumeHostRequest
+	(*ResumeHostResponse)(nil),              // 85: fastlane.v1.ResumeHostResponse
+	(*GetServerInfoRequest)(nil),            // 86: fastlane.v1.GetServerInfoRequest
+	(*GetServerInfoResponse)(nil),           // 87: fastlane.v1.GetServerInfoResponse
+	(*PruneRequest)(nil),                    // 88: fastlane.v1.PruneRequest
+	(*PruneResponse)(nil),                   // 89: fastlane.v1.PruneResponse
+	nil,                                     // 90: fastlane.v1.JobSpec.EnvsEntry
+	nil,                                     // 91: fastlane.v1.JobSpec.LabelsEntry
+	(*Retry_MemoryGrowth)(nil),              // 92: fastlane.v1.Retry.MemoryGrowth
+	(*Execution_Times)(nil),                 // 93: fastlane.v1.Execution.Times
+	nil,                                     // 94: fastlane.v1.ListJobsRequest.LabelsEntry
+	(*BatchEnqueueJobsResponse_Result)(nil), // 95: fastlane.v1.BatchEnqueueJobsResponse.Result
+	nil,                                     // 96: fastlane.v1.Rejection.MetadataEntry
+	(*Rejection_FieldViolation)(nil),        // 97: fastlane.v1.Rejection.FieldViolation
+	nil,                                     // 98: fastlane.v1.JobFilter.LabelsEntry
+	nil,                                     // 99: fastlane.v1.WatchJobsRequest.LabelsEntry
+	(*WatchJobsResponse_CaughtUp)(nil),      // 100: fastlane.v1.WatchJobsResponse.CaughtUp
+	(*durationpb.Duration)(nil),             // 101: google.protobuf.Duration
+	(*structpb.Struct)(nil),                 // 102: google.protobuf.Struct
+	(*timestamppb.Timestamp)(nil),           // 103: google.protobuf.Timestamp
 }
 var file_fastlane_v1_fastlane_proto_depIdxs = []int32{
-	49, // 0: fastlane.v1.JobSpec.envs:type_name -> fastlane.v1.JobSpec.EnvsEntry
-	53, // 1: fastlane.v1.JobSpec.timeout:type_name -> google.protobuf.Duration
-	5,  // 2: fastlane.v1.JobSpec.pull_policy:type_name -> fastlane.v1.JobSpec.PullPolicy
-	10, // 3: fastlane.v1.JobSpec.limits:type_name -> fastlane.v1.Limits
-	53, // 4: fastlane.v1.JobSpec.stop_grace:type_name -> google.protobuf.Duration
-	50, // 5: fastlane.v1.JobSpec.labels:type_name -> fastlane.v1.JobSpec.LabelsEntry
-	54, // 6: fastlane.v1.JobSpec.metadata:type_name -> google.protobuf.Struct
-	53, // 7: fastlane.v1.JobSpec.start_in:type_name -> google.protobuf.Duration
-	55, // 8: fastlane.v1.JobSpec.start_at:type_name -> google.protobuf.Timestamp
-	55, // 9: fastlane.v1.JobSpec.expire_time:type_name -> google.protobuf.Timestamp
-	55, // 10: fastlane.v1.TaskSummary.create_time:type_name -> google.protobuf.Timestamp
-	55, // 11: fastlane.v1.TaskSummary.last_enqueue_time:type_name -> google.protobuf.Timestamp
-	9,  // 12: fastlane.v1.Job.spec:type_name -> fastlane.v1.JobSpec
-	0,  // 13: fastlane.v1.Job.state:type_name -> fastlane.v1.State
-	15, // 14: fastlane.v1.Job.outcome:type_name -> fastlane.v1.Outcome
-	13, // 15: fastlane.v1.Job.execution:type_name -> fastlane.v1.Execution
-	55, // 16: fastlane.v1.Job.create_time:type_name -> google.protobuf.Timestamp
-	55, // 17: fastlane.v1.Job.end_time:type_name -> google.protobuf.Timestamp
-	0,  // 18: fastlane.v1.Execution.state:type_name -> fastlane.v1.State
-	14, // 19: fastlane.v1.Execution.waiting:type_name -> fastlane.v1.Waiting
-	15, // 20: fastlane.v1.Execution.outcome:type_name -> fastlane.v1.Outcome
-	51, // 21: fastlane.v1.Execution.times:type_name -> fastlane.v1.Execution.Times
-	16, // 22: fastlane.v1.Execution.logs:type_name -> fastlane.v1.LogTotals
-	2,  // 23: fastlane.v1.Waiting.reason:type_name -> fastlane.v1.WaitReason
-	55, // 24: fastlane.v1.Waiting.since_time:type_name -> google.protobuf.Timestamp
-	55, // 25: fastlane.v1.Waiting.due_time:type_name -> google.protobuf.Timestamp
-	1,  // 26: fastlane.v1.Outcome.reason:type_name -> fastlane.v1.Reason
-	3,  // 27: fastlane.v1.LogTotals.source:type_name -> fastlane.v1.Source
-	6,  // 28: fastlane.v1.EngineHost.availability:type_name -> fastlane.v1.EngineHost.Availability
-	55, // 29: fastlane.v1.EngineHost.last_error_time:type_name -> google.protobuf.Timestamp
-	7,  // 30: fastlane.v1.EngineHost.capture:type_name -> fastlane.v1.EngineHost.Capture
-	55, // 31: fastlane.v1.StreamExecutionLogsRequest.since_time:type_name -> google.protobuf.Timestamp
-	3,  // 32: fastlane.v1.StreamExecutionLogsRequest.sources:type_name -> fastlane.v1.Source
-	53, // 33: fastlane.v1.StreamExecutionLogsRequest.heartbeat_interval:type_name -> google.protobuf.Duration
-	20, // 34: fastlane.v1.StreamExecutionLogsResponse.chunks:type_name -> fastlane.v1.LogChunk
-	21, // 35: fastlane.v1.StreamExecutionLogsResponse.gap:type_name -> fastlane.v1.LogGap
-	22, // 36: fastlane.v1.StreamExecutionLogsResponse.heartbeat:type_name -> fastlane.v1.LogHeartbeat
-	23, // 37: fastlane.v1.StreamExecutionLogsResponse.state:type_name -> fastlane.v1.LogState
-	24, // 38: fastlane.v1.StreamExecutionLogsResponse.end:type_name -> fastlane.v1.LogEnd
-	3,  // 39: fastlane.v1.LogChunk.source:type_name -> fastlane.v1.Source
-	55, // 40: fastlane.v1.LogChunk.time:type_name -> google.protobuf.Timestamp
-	3,  // 41: fastlane.v1.LogGap.source:type_name -> fastlane.v1.Source
-	8,  // 42: fastlane.v1.LogGap.cause:type_name -> fastlane.v1.LogGap.Cause
-	55, // 43: fastlane.v1.LogHeartbeat.time:type_name -> google.protobuf.Timestamp
-	0,  // 44: fastlane.v1.LogState.state:type_name -> fastlane.v1.State
-	14, // 45: fastlane.v1.LogState.waiting:type_name -> fastlane.v1.Waiting
-	55, // 46: fastlane.v1.LogState.time:type_name -> google.protobuf.Timestamp
-	0,  // 47: fastlane.v1.LogEnd.state:type_name -> fastlane.v1.State
-	15, // 48: fastlane.v1.LogEnd.outcome:type_name -> fastlane.v1.Outcome
-	16, // 49: fastlane.v1.LogEnd.totals:type_name -> fastlane.v1.LogTotals
-	9,  // 50: fastlane.v1.EnqueueJobRequest.spec:type_name -> fastlane.v1.JobSpec
-	12, // 51: fastlane.v1.EnqueueJobResponse.job:type_name -> fastlane.v1.Job
-	12, // 52: fastlane.v1.GetJobResponse.job:type_name -> fastlane.v1.Job
-	0,  // 53: fastlane.v1.ListJobsRequest.states:type_name -> fastlane.v1.State
-	52, // 54: fastlane.v1.ListJobsRequest.labels:type_name -> fastlane.v1.ListJobsRequest.LabelsEntry
-	55, // 55: fastlane.v1.ListJobsRequest.since_time:type_name -> google.protobuf.Timestamp
-	55, // 56: fastlane.v1.ListJobsRequest.until_time:type_name -> google.protobuf.Timestamp
-	12, // 57: fastlane.v1.ListJobsResponse.jobs:type_name -> fastlane.v1.Job
-	53, // 58: fastlane.v1.StopJobRequest.grace:type_name -> google.protobuf.Duration
-	12, // 59: fastlane.v1.StopJobResponse.job:type_name -> fastlane.v1.Job
-	13, // 60: fastlane.v1.GetExecutionResponse.execution:type_name -> fastlane.v1.Execution
-	0,  // 61: fastlane.v1.ListExecutionsRequest.states:type_name -> fastlane.v1.State
-	13, // 62: fastlane.v1.ListExecutionsResponse.executions:type_name -> fastlane.v1.Execution
-	53, // 63: fastlane.v1.StopExecutionRequest.grace:type_name -> google.protobuf.Duration
-	13, // 64: fastlane.v1.StopExecutionResponse.execution:type_name -> fastlane.v1.Execution
-	11, // 65: fastlane.v1.GetTaskResponse.task:type_name -> fastlane.v1.TaskSummary
-	11, // 66: fastlane.v1.ListTasksResponse.tasks:type_name -> fastlane.v1.TaskSummary
-	17, // 67: fastlane.v1.ListHostsResponse.hosts:type_name -> fastlane.v1.EngineHost
-	55, // 68: fastlane.v1.GetServerInfoResponse.start_time:type_name -> google.protobuf.Timestamp
-	55, // 69: fastlane.v1.GetServerInfoResponse.time:type_name -> google.protobuf.Timestamp
-	53, // 70: fastlane.v1.GetServerInfoResponse.max_timeout:type_name -> google.protobuf.Duration
-	53, // 71: fastlane.v1.GetServerInfoResponse.default_timeout:type_name -> google.protobuf.Duration
-	53, // 72: fastlane.v1.GetServerInfoResponse.keep_logs:type_name -> google.protobuf.Duration
-	53, // 73: fastlane.v1.GetServerInfoResponse.keep_jobs:type_name -> google.protobuf.Duration
-	53, // 74: fastlane.v1.PruneRequest.older_than:type_name -> google.protobuf.Duration
-	55, // 75: fastlane.v1.Execution.Times.create_time:type_name -> google.protobuf.Timestamp
-	55, // 76: fastlane.v1.Execution.Times.due_time:type_name -> google.protobuf.Timestamp
-	55, // 77: fastlane.v1.Execution.Times.claim_time:type_name -> google.protobuf.Timestamp
-	55, // 78: fastlane.v1.Execution.Times.pull_time:type_name -> google.protobuf.Timestamp
-	55, // 79: fastlane.v1.Execution.Times.container_time:type_name -> google.protobuf.Timestamp
-	55, // 80: fastlane.v1.Execution.Times.start_time:type_name -> google.protobuf.Timestamp
-	55, // 81: fastlane.v1.Execution.Times.first_byte_time:type_name -> google.protobuf.Timestamp
-	55, // 82: fastlane.v1.Execution.Times.exit_time:type_name -> google.protobuf.Timestamp
-	55, // 83: fastlane.v1.Execution.Times.seal_time:type_name -> google.protobuf.Timestamp
-	55, // 84: fastlane.v1.Execution.Times.end_time:type_name -> google.protobuf.Timestamp
-	55, // 85: fastlane.v1.Execution.Times.prune_time:type_name -> google.protobuf.Timestamp
-	25, // 86: fastlane.v1.JobService.EnqueueJob:input_type -> fastlane.v1.EnqueueJobRequest
-	27, // 87: fastlane.v1.JobService.GetJob:input_type -> fastlane.v1.GetJobRequest
-	29, // 88: fastlane.v1.JobService.ListJobs:input_type -> fastlane.v1.ListJobsRequest
-	31, // 89: fastlane.v1.JobService.StopJob:input_type -> fastlane.v1.StopJobRequest
-	33, // 90: fastlane.v1.ExecutionService.GetExecution:input_type -> fastlane.v1.GetExecutionRequest
-	35, // 91: fastlane.v1.ExecutionService.ListExecutions:input_type -> fastlane.v1.ListExecutionsRequest
-	37, // 92: fastlane.v1.ExecutionService.StopExecution:input_type -> fastlane.v1.StopExecutionRequest
-	18, // 93: fastlane.v1.ExecutionService.StreamExecutionLogs:input_type -> fastlane.v1.StreamExecutionLogsRequest
-	39, // 94: fastlane.v1.TaskService.GetTask:input_type -> fastlane.v1.GetTaskRequest
-	41, // 95: fastlane.v1.TaskService.ListTasks:input_type -> fastlane.v1.ListTasksRequest
-	43, // 96: fastlane.v1.HostService.ListHosts:input_type -> fastlane.v1.ListHostsRequest
-	45, // 97: fastlane.v1.ServerService.GetServerInfo:input_type -> fastlane.v1.GetServerInfoRequest
-	47, // 98: fastlane.v1.ServerService.Prune:input_type -> fastlane.v1.PruneRequest
-	26, // 99: fastlane.v1.JobService.EnqueueJob:output_type -> fastlane.v1.EnqueueJobResponse
-	28, // 100: fastlane.v1.JobService.GetJob:output_type -> fastlane.v1.GetJobResponse
-	30, // 101: fastlane.v1.JobService.ListJobs:output_type -> fastlane.v1.ListJobsResponse
-	32, // 102: fastlane.v1.JobService.StopJob:output_type -> fastlane.v1.StopJobResponse
-	34, // 103: fastlane.v1.ExecutionService.GetExecution:output_type -> fastlane.v1.GetExecutionResponse
-	36, // 104: fastlane.v1.ExecutionService.ListExecutions:output_type -> fastlane.v1.ListExecutionsResponse
-	38, // 105: fastlane.v1.ExecutionService.StopExecution:output_type -> fastlane.v1.StopExecutionResponse
-	19, // 106: fastlane.v1.ExecutionService.StreamExecutionLogs:output_type -> fastlane.v1.StreamExecutionLogsResponse
-	40, // 107: fastlane.v1.TaskService.GetTask:output_type -> fastlane.v1.GetTaskResponse
-	42, // 108: fastlane.v1.TaskService.ListTasks:output_type -> fastlane.v1.ListTasksResponse
-	44, // 109: fastlane.v1.HostService.ListHosts:output_type -> fastlane.v1.ListHostsResponse
-	46, // 110: fastlane.v1.ServerService.GetServerInfo:output_type -> fastlane.v1.GetServerInfoResponse
-	48, // 111: fastlane.v1.ServerService.Prune:output_type -> fastlane.v1.PruneResponse
-	99, // [99:112] is the sub-list for method output_type
-	86, // [86:99] is the sub-list for method input_type
-	86, // [86:86] is the sub-list for extension type_name
-	86, // [86:86] is the sub-list for extension extendee
-	0,  // [0:86] is the sub-list for field type_name
+	90,  // 0: fastlane.v1.JobSpec.envs:type_name -> fastlane.v1.JobSpec.EnvsEntry
+	101, // 1: fastlane.v1.JobSpec.timeout:type_name -> google.protobuf.Duration
+	5,   // 2: fastlane.v1.JobSpec.pull_policy:type_name -> fastlane.v1.JobSpec.PullPolicy
+	15,  // 3: fastlane.v1.JobSpec.limits:type_name -> fastlane.v1.Limits
+	101, // 4: fastlane.v1.JobSpec.stop_grace:type_name -> google.protobuf.Duration
+	91,  // 5: fastlane.v1.JobSpec.labels:type_name -> fastlane.v1.JobSpec.LabelsEntry
+	102, // 6: fastlane.v1.JobSpec.metadata:type_name -> google.protobuf.Struct
+	101, // 7: fastlane.v1.JobSpec.start_in:type_name -> google.protobuf.Duration
+	103, // 8: fastlane.v1.JobSpec.start_at:type_name -> google.protobuf.Timestamp
+	16,  // 9: fastlane.v1.JobSpec.cron:type_name -> fastlane.v1.Cron
+	103, // 10: fastlane.v1.JobSpec.expire_time:type_name -> google.protobuf.Timestamp
+	17,  // 11: fastlane.v1.JobSpec.retry:type_name -> fastlane.v1.Retry
+	18,  // 12: fastlane.v1.JobSpec.unique:type_name -> fastlane.v1.Unique
+	6,   // 13: fastlane.v1.Cron.overlap:type_name -> fastlane.v1.Cron.Overlap
+	7,   // 14: fastlane.v1.Cron.catch_up:type_name -> fastlane.v1.Cron.CatchUp
+	101, // 15: fastlane.v1.Cron.catch_up_window:type_name -> google.protobuf.Duration
+	101, // 16: fastlane.v1.Cron.jitter:type_name -> google.protobuf.Duration
+	103, // 17: fastlane.v1.Cron.begin_time:type_name -> google.protobuf.Timestamp
+	103, // 18: fastlane.v1.Cron.end_time:type_name -> google.protobuf.Timestamp
+	101, // 19: fastlane.v1.Retry.initial_backoff:type_name -> google.protobuf.Duration
+	101, // 20: fastlane.v1.Retry.max_backoff:type_name -> google.protobuf.Duration
+	8,   // 21: fastlane.v1.Retry.jitter:type_name -> fastlane.v1.Retry.Jitter
+	9,   // 22: fastlane.v1.Retry.causes:type_name -> fastlane.v1.Retry.RetryCause
+	92,  // 23: fastlane.v1.Retry.memory_growth:type_name -> fastlane.v1.Retry.MemoryGrowth
+	10,  // 24: fastlane.v1.Unique.conflict:type_name -> fastlane.v1.Unique.Conflict
+	103, // 25: fastlane.v1.TaskSummary.create_time:type_name -> google.protobuf.Timestamp
+	103, // 26: fastlane.v1.TaskSummary.last_enqueue_time:type_name -> google.protobuf.Timestamp
+	101, // 27: fastlane.v1.TaskSummary.rate_window:type_name -> google.protobuf.Duration
+	14,  // 28: fastlane.v1.Job.spec:type_name -> fastlane.v1.JobSpec
+	0,   // 29: fastlane.v1.Job.state:type_name -> fastlane.v1.State
+	25,  // 30: fastlane.v1.Job.outcome:type_name -> fastlane.v1.Outcome
+	23,  // 31: fastlane.v1.Job.execution:type_name -> fastlane.v1.Execution
+	103, // 32: fastlane.v1.Job.create_time:type_name -> google.protobuf.Timestamp
+	103, // 33: fastlane.v1.Job.end_time:type_name -> google.protobuf.Timestamp
+	21,  // 34: fastlane.v1.Job.schedule:type_name -> fastlane.v1.ScheduleStatus
+	22,  // 35: fastlane.v1.Job.array:type_name -> fastlane.v1.ArrayPosition
+	103, // 36: fastlane.v1.ScheduleStatus.next_times:type_name -> google.protobuf.Timestamp
+	103, // 37: fastlane.v1.ScheduleStatus.last_skipped_time:type_name -> google.protobuf.Timestamp
+	0,   // 38: fastlane.v1.Execution.state:type_name -> fastlane.v1.State
+	24,  // 39: fastlane.v1.Execution.waiting:type_name -> fastlane.v1.Waiting
+	25,  // 40: fastlane.v1.Execution.outcome:type_name -> fastlane.v1.Outcome
+	93,  // 41: fastlane.v1.Execution.times:type_name -> fastlane.v1.Execution.Times
+	26,  // 42: fastlane.v1.Execution.logs:type_name -> fastlane.v1.LogTotals
+	103, // 43: fastlane.v1.Execution.tick_time:type_name -> google.protobuf.Timestamp
+	2,   // 44: fastlane.v1.Waiting.reason:type_name -> fastlane.v1.WaitReason
+	103, // 45: fastlane.v1.Waiting.since_time:type_name -> google.protobuf.Timestamp
+	103, // 46: fastlane.v1.Waiting.due_time:type_name -> google.protobuf.Timestamp
+	1,   // 47: fastlane.v1.Outcome.reason:type_name -> fastlane.v1.Reason
+	3,   // 48: fastlane.v1.LogTotals.source:type_name -> fastlane.v1.Source
+	11,  // 49: fastlane.v1.EngineHost.availability:type_name -> fastlane.v1.EngineHost.Availability
+	103, // 50: fastlane.v1.EngineHost.last_error_time:type_name -> google.protobuf.Timestamp
+	12,  // 51: fastlane.v1.EngineHost.capture:type_name -> fastlane.v1.EngineHost.Capture
+	103, // 52: fastlane.v1.EngineHost.drain_time:type_name -> google.protobuf.Timestamp
+	103, // 53: fastlane.v1.StreamExecutionLogsRequest.since_time:type_name -> google.protobuf.Timestamp
+	3,   // 54: fastlane.v1.StreamExecutionLogsRequest.sources:type_name -> fastlane.v1.Source
+	101, // 55: fastlane.v1.StreamExecutionLogsRequest.heartbeat_interval:type_name -> google.protobuf.Duration
+	30,  // 56: fastlane.v1.StreamExecutionLogsResponse.chunks:type_name -> fastlane.v1.LogChunk
+	31,  // 57: fastlane.v1.StreamExecutionLogsResponse.gap:type_name -> fastlane.v1.LogGap
+	32,  // 58: fastlane.v1.StreamExecutionLogsResponse.heartbeat:type_name -> fastlane.v1.LogHeartbeat
+	33,  // 59: fastlane.v1.StreamExecutionLogsResponse.state:type_name -> fastlane.v1.LogState
+	34,  // 60: fastlane.v1.StreamExecutionLogsResponse.end:type_name -> fastlane.v1.LogEnd
+	3,   // 61: fastlane.v1.LogChunk.source:type_name -> fastlane.v1.Source
+	103, // 62: fastlane.v1.LogChunk.time:type_name -> google.protobuf.Timestamp
+	3,   // 63: fastlane.v1.LogGap.source:type_name -> fastlane.v1.Source
+	13,  // 64: fastlane.v1.LogGap.cause:type_name -> fastlane.v1.LogGap.Cause
+	103, // 65: fastlane.v1.LogHeartbeat.time:type_name -> google.protobuf.Timestamp
+	0,   // 66: fastlane.v1.LogState.state:type_name -> fastlane.v1.State
+	24,  // 67: fastlane.v1.LogState.waiting:type_name -> fastlane.v1.Waiting
+	103, // 68: fastlane.v1.LogState.time:type_name -> google.protobuf.Timestamp
+	0,   // 69: fastlane.v1.LogEnd.state:type_name -> fastlane.v1.State
+	25,  // 70: fastlane.v1.LogEnd.outcome:type_name -> fastlane.v1.Outcome
+	26,  // 71: fastlane.v1.LogEnd.totals:type_name -> fastlane.v1.LogTotals
+	103, // 72: fastlane.v1.StreamJobLogsRequest.since_time:type_name -> google.protobuf.Timestamp
+	3,   // 73: fastlane.v1.StreamJobLogsRequest.sources:type_name -> fastlane.v1.Source
+	101, // 74: fastlane.v1.StreamJobLogsRequest.heartbeat_interval:type_name -> google.protobuf.Duration
+	30,  // 75: fastlane.v1.StreamJobLogsResponse.chunks:type_name -> fastlane.v1.LogChunk
+	31,  // 76: fastlane.v1.StreamJobLogsResponse.gap:type_name -> fastlane.v1.LogGap
+	32,  // 77: fastlane.v1.StreamJobLogsResponse.heartbeat:type_name -> fastlane.v1.LogHeartbeat
+	33,  // 78: fastlane.v1.StreamJobLogsResponse.state:type_name -> fastlane.v1.LogState
+	34,  // 79: fastlane.v1.StreamJobLogsResponse.end:type_name -> fastlane.v1.LogEnd
+	38,  // 80: fastlane.v1.StreamJobLogsResponse.job_end:type_name -> fastlane.v1.JobLogEnd
+	37,  // 81: fastlane.v1.StreamJobLogsResponse.execution:type_name -> fastlane.v1.JobLogExecution
+	23,  // 82: fastlane.v1.JobLogExecution.execution:type_name -> fastlane.v1.Execution
+	20,  // 83: fastlane.v1.JobLogEnd.job:type_name -> fastlane.v1.Job
+	14,  // 84: fastlane.v1.EnqueueJobRequest.spec:type_name -> fastlane.v1.JobSpec
+	20,  // 85: fastlane.v1.EnqueueJobResponse.job:type_name -> fastlane.v1.Job
+	20,  // 86: fastlane.v1.GetJobResponse.job:type_name -> fastlane.v1.Job
+	0,   // 87: fastlane.v1.ListJobsRequest.states:type_name -> fastlane.v1.State
+	94,  // 88: fastlane.v1.ListJobsRequest.labels:type_name -> fastlane.v1.ListJobsRequest.LabelsEntry
+	103, // 89: fastlane.v1.ListJobsRequest.since_time:type_name -> google.protobuf.Timestamp
+	103, // 90: fastlane.v1.ListJobsRequest.until_time:type_name -> google.protobuf.Timestamp
+	20,  // 91: fastlane.v1.ListJobsResponse.jobs:type_name -> fastlane.v1.Job
+	101, // 92: fastlane.v1.StopJobRequest.grace:type_name -> google.protobuf.Duration
+	20,  // 93: fastlane.v1.StopJobResponse.job:type_name -> fastlane.v1.Job
+	20,  // 94: fastlane.v1.RetryJobResponse.job:type_name -> fastlane.v1.Job
+	14,  // 95: fastlane.v1.ReplaceJobRequest.spec:type_name -> fastlane.v1.JobSpec
+	20,  // 96: fastlane.v1.ReplaceJobResponse.job:type_name -> fastlane.v1.Job
+	20,  // 97: fastlane.v1.PauseScheduleResponse.job:type_name -> fastlane.v1.Job
+	20,  // 98: fastlane.v1.ResumeScheduleResponse.job:type_name -> fastlane.v1.Job
+	16,  // 99: fastlane.v1.PreviewScheduleRequest.cron:type_name -> fastlane.v1.Cron
+	103, // 100: fastlane.v1.PreviewScheduleRequest.from_time:type_name -> google.protobuf.Timestamp
+	103, // 101: fastlane.v1.PreviewScheduleResponse.times:type_name -> google.protobuf.Timestamp
+	39,  // 102: fastlane.v1.BatchEnqueueJobsRequest.requests:type_name -> fastlane.v1.EnqueueJobRequest
+	58,  // 103: fastlane.v1.BatchEnqueueJobsRequest.array:type_name -> fastlane.v1.JobArray
+	39,  // 104: fastlane.v1.JobArray.request:type_name -> fastlane.v1.EnqueueJobRequest
+	95,  // 105: fastlane.v1.BatchEnqueueJobsResponse.results:type_name -> fastlane.v1.BatchEnqueueJobsResponse.Result
+	4,   // 106: fastlane.v1.Rejection.reason:type_name -> fastlane.v1.ErrorReason
+	96,  // 107: fastlane.v1.Rejection.metadata:type_name -> fastlane.v1.Rejection.MetadataEntry
+	97,  // 108: fastlane.v1.Rejection.violations:type_name -> fastlane.v1.Rejection.FieldViolation
+	0,   // 109: fastlane.v1.JobFilter.states:type_name -> fastlane.v1.State
+	98,  // 110: fastlane.v1.JobFilter.labels:type_name -> fastlane.v1.JobFilter.LabelsEntry
+	103, // 111: fastlane.v1.JobFilter.since_time:type_name -> google.protobuf.Timestamp
+	103, // 112: fastlane.v1.JobFilter.until_time:type_name -> google.protobuf.Timestamp
+	61,  // 113: fastlane.v1.BatchStopJobsRequest.filter:type_name -> fastlane.v1.JobFilter
+	101, // 114: fastlane.v1.BatchStopJobsRequest.grace:type_name -> google.protobuf.Duration
+	61,  // 115: fastlane.v1.BatchRetryJobsRequest.filter:type_name -> fastlane.v1.JobFilter
+	103, // 116: fastlane.v1.BatchRetryJobsRequest.until_time:type_name -> google.protobuf.Timestamp
+	103, // 117: fastlane.v1.BatchRetryJobsResponse.until_time:type_name -> google.protobuf.Timestamp
+	99,  // 118: fastlane.v1.WatchJobsRequest.labels:type_name -> fastlane.v1.WatchJobsRequest.LabelsEntry
+	101, // 119: fastlane.v1.WatchJobsRequest.heartbeat_interval:type_name -> google.protobuf.Duration
+	20,  // 120: fastlane.v1.WatchJobsResponse.job:type_name -> fastlane.v1.Job
+	32,  // 121: fastlane.v1.WatchJobsResponse.heartbeat:type_name -> fastlane.v1.LogHeartbeat
+	100, // 122: fastlane.v1.WatchJobsResponse.caught_up:type_name -> fastlane.v1.WatchJobsResponse.CaughtUp
+	23,  // 123: fastlane.v1.GetExecutionResponse.execution:type_name -> fastlane.v1.Execution
+	0,   // 124: fastlane.v1.ListExecutionsRequest.states:type_name -> fastlane.v1.State
+	23,  // 125: fastlane.v1.ListExecutionsResponse.executions:type_name -> fastlane.v1.Execution
+	101, // 126: fastlane.v1.StopExecutionRequest.grace:type_name -> google.protobuf.Duration
+	23,  // 127: fastlane.v1.StopExecutionResponse.execution:type_name -> fastlane.v1.Execution
+	19,  // 128: fastlane.v1.GetTaskResponse.task:type_name -> fastlane.v1.TaskSummary
+	19,  // 129: fastlane.v1.ListTasksResponse.tasks:type_name -> fastlane.v1.TaskSummary
+	101, // 130: fastlane.v1.UpdateTaskRequest.rate_window:type_name -> google.protobuf.Duration
+	19,  // 131: fastlane.v1.UpdateTaskResponse.task:type_name -> fastlane.v1.TaskSummary
+	27,  // 132: fastlane.v1.ListHostsResponse.hosts:type_name -> fastlane.v1.EngineHost
+	27,  // 133: fastlane.v1.DrainHostResponse.host:type_name -> fastlane.v1.EngineHost
+	27,  // 134: fastlane.v1.ResumeHostResponse.host:type_name -> fastlane.v1.EngineHost
+	103, // 135: fastlane.v1.GetServerInfoResponse.start_time:type_name -> google.protobuf.Timestamp
+	103, // 136: fastlane.v1.GetServerInfoResponse.time:type_name -> google.protobuf.Timestamp
+	101, // 137: fastlane.v1.GetServerInfoResponse.max_timeout:type_name -> google.protobuf.Duration
+	101, // 138: fastlane.v1.GetServerInfoResponse.default_timeout:type_name -> google.protobuf.Duration
+	101, // 139: fastlane.v1.GetServerInfoResponse.keep_logs:type_name -> google.protobuf.Duration
+	101, // 140: fastlane.v1.GetServerInfoResponse.keep_jobs:type_name -> google.protobuf.Duration
+	101, // 141: fastlane.v1.PruneRequest.older_than:type_name -> google.protobuf.Duration
+	103, // 142: fastlane.v1.Execution.Times.create_time:type_name -> google.protobuf.Timestamp
+	103, // 143: fastlane.v1.Execution.Times.due_time:type_name -> google.protobuf.Timestamp
+	103, // 144: fastlane.v1.Execution.Times.claim_time:type_name -> google.protobuf.Timestamp
+	103, // 145: fastlane.v1.Execution.Times.pull_time:type_name -> google.protobuf.Timestamp
+	103, // 146: fastlane.v1.Execution.Times.container_time:type_name -> google.protobuf.Timestamp
+	103, // 147: fastlane.v1.Execution.Times.start_time:type_name -> google.protobuf.Timestamp
+	103, // 148: fastlane.v1.Execution.Times.first_byte_time:type_name -> google.protobuf.Timestamp
+	103, // 149: fastlane.v1.Execution.Times.exit_time:type_name -> google.protobuf.Timestamp
+	103, // 150: fastlane.v1.Execution.Times.seal_time:type_name -> google.protobuf.Timestamp
+	103, // 151: fastlane.v1.Execution.Times.end_time:type_name -> google.protobuf.Timestamp
+	103, // 152: fastlane.v1.Execution.Times.prune_time:type_name -> google.protobuf.Timestamp
+	40,  // 153: fastlane.v1.BatchEnqueueJobsResponse.Result.enqueued:type_name -> fastlane.v1.EnqueueJobResponse
+	60,  // 154: fastlane.v1.BatchEnqueueJobsResponse.Result.rejection:type_name -> fastlane.v1.Rejection
+	39,  // 155: fastlane.v1.JobService.EnqueueJob:input_type -> fastlane.v1.EnqueueJobRequest
+	41,  // 156: fastlane.v1.JobService.GetJob:input_type -> fastlane.v1.GetJobRequest
+	43,  // 157: fastlane.v1.JobService.ListJobs:input_type -> fastlane.v1.ListJobsRequest
+	45,  // 158: fastlane.v1.JobService.StopJob:input_type -> fastlane.v1.StopJobRequest
+	47,  // 159: fastlane.v1.JobService.RetryJob:input_type -> fastlane.v1.RetryJobRequest
+	49,  // 160: fastlane.v1.JobService.ReplaceJob:input_type -> fastlane.v1.ReplaceJobRequest
+	51,  // 161: fastlane.v1.JobService.PauseSchedule:input_type -> fastlane.v1.PauseScheduleRequest
+	53,  // 162: fastlane.v1.JobService.ResumeSchedule:input_type -> fastlane.v1.ResumeScheduleRequest
+	55,  // 163: fastlane.v1.JobService.PreviewSchedule:input_type -> fastlane.v1.PreviewScheduleRequest
+	57,  // 164: fastlane.v1.JobService.BatchEnqueueJobs:input_type -> fastlane.v1.BatchEnqueueJobsRequest
+	62,  // 165: fastlane.v1.JobService.BatchStopJobs:input_type -> fastlane.v1.BatchStopJobsRequest
+	64,  // 166: fastlane.v1.JobService.BatchRetryJobs:input_type -> fastlane.v1.BatchRetryJobsRequest
+	66,  // 167: fastlane.v1.JobService.WatchJobs:input_type -> fastlane.v1.WatchJobsRequest
+	35,  // 168: fastlane.v1.JobService.StreamJobLogs:input_type -> fastlane.v1.StreamJobLogsRequest
+	68,  // 169: fastlane.v1.ExecutionService.GetExecution:input_type -> fastlane.v1.GetExecutionRequest
+	70,  // 170: fastlane.v1.ExecutionService.ListExecutions:input_type -> fastlane.v1.ListExecutionsRequest
+	72,  // 171: fastlane.v1.ExecutionService.StopExecution:input_type -> fastlane.v1.StopExecutionRequest
+	28,  // 172: fastlane.v1.ExecutionService.StreamExecutionLogs:input_type -> fastlane.v1.StreamExecutionLogsRequest
+	74,  // 173: fastlane.v1.TaskService.GetTask:input_type -> fastlane.v1.GetTaskRequest
+	76,  // 174: fastlane.v1.TaskService.ListTasks:input_type -> fastlane.v1.ListTasksRequest
+	78,  // 175: fastlane.v1.TaskService.UpdateTask:input_type -> fastlane.v1.UpdateTaskRequest
+	80,  // 176: fastlane.v1.HostService.ListHosts:input_type -> fastlane.v1.ListHostsRequest
+	82,  // 177: fastlane.v1.HostService.DrainHost:input_type -> fastlane.v1.DrainHostRequest
+	84,  // 178: fastlane.v1.HostService.ResumeHost:input_type -> fastlane.v1.ResumeHostRequest
+	86,  // 179: fastlane.v1.ServerService.GetServerInfo:input_type -> fastlane.v1.GetServerInfoRequest
+	88,  // 180: fastlane.v1.ServerService.Prune:input_type -> fastlane.v1.PruneRequest
+	40,  // 181: fastlane.v1.JobService.EnqueueJob:output_type -> fastlane.v1.EnqueueJobResponse
+	42,  // 182: fastlane.v1.JobService.GetJob:output_type -> fastlane.v1.GetJobResponse
+	44,  // 183: fastlane.v1.JobService.ListJobs:output_type -> fastlane.v1.ListJobsResponse
+	46,  // 184: fastlane.v1.JobService.StopJob:output_type -> fastlane.v1.StopJobResponse
+	48,  // 185: fastlane.v1.JobService.RetryJob:output_type -> fastlane.v1.RetryJobResponse
+	50,  // 186: fastlane.v1.JobService.ReplaceJob:output_type -> fastlane.v1.ReplaceJobResponse
+	52,  // 187: fastlane.v1.JobService.PauseSchedule:output_type -> fastlane.v1.PauseScheduleResponse
+	54,  // 188: fastlane.v1.JobService.ResumeSchedule:output_type -> fastlane.v1.ResumeScheduleResponse
+	56,  // 189: fastlane.v1.JobService.PreviewSchedule:output_type -> fastlane.v1.PreviewScheduleResponse
+	59,  // 190: fastlane.v1.JobService.BatchEnqueueJobs:output_type -> fastlane.v1.BatchEnqueueJobsResponse
+	63,  // 191: fastlane.v1.JobService.BatchStopJobs:output_type -> fastlane.v1.BatchStopJobsResponse
+	65,  // 192: fastlane.v1.JobService.BatchRetryJobs:output_type -> fastlane.v1.BatchRetryJobsResponse
+	67,  // 193: fastlane.v1.JobService.WatchJobs:output_type -> fastlane.v1.WatchJobsResponse
+	36,  // 194: fastlane.v1.JobService.StreamJobLogs:output_type -> fastlane.v1.StreamJobLogsResponse
+	69,  // 195: fastlane.v1.ExecutionService.GetExecution:output_type -> fastlane.v1.GetExecutionResponse
+	71,  // 196: fastlane.v1.ExecutionService.ListExecutions:output_type -> fastlane.v1.ListExecutionsResponse
+	73,  // 197: fastlane.v1.ExecutionService.StopExecution:output_type -> fastlane.v1.StopExecutionResponse
+	29,  // 198: fastlane.v1.ExecutionService.StreamExecutionLogs:output_type -> fastlane.v1.StreamExecutionLogsResponse
+	75,  // 199: fastlane.v1.TaskService.GetTask:output_type -> fastlane.v1.GetTaskResponse
+	77,  // 200: fastlane.v1.TaskService.ListTasks:output_type -> fastlane.v1.ListTasksResponse
+	79,  // 201: fastlane.v1.TaskService.UpdateTask:output_type -> fastlane.v1.UpdateTaskResponse
+	81,  // 202: fastlane.v1.HostService.ListHosts:output_type -> fastlane.v1.ListHostsResponse
+	83,  // 203: fastlane.v1.HostService.DrainHost:output_type -> fastlane.v1.DrainHostResponse
+	85,  // 204: fastlane.v1.HostService.ResumeHost:output_type -> fastlane.v1.ResumeHostResponse
+	87,  // 205: fastlane.v1.ServerService.GetServerInfo:output_type -> fastlane.v1.GetServerInfoResponse
+	89,  // 206: fastlane.v1.ServerService.Prune:output_type -> fastlane.v1.PruneResponse
+	181, // [181:207] is the sub-list for method output_type
+	155, // [155:181] is the sub-list for method input_type
+	155, // [155:155] is the sub-list for extension type_name
+	155, // [155:155] is the sub-list for extension extendee
+	0,   // [0:155] is the sub-list for field type_name
 }
 
 func init() { file_fastlane_v1_fastlane_proto_init() }
@@ -4587,23 +8324,43 @@ func file_fastlane_v1_fastlane_proto_init() {
 	if File_fastlane_v1_fastlane_proto != nil {
 		return
 	}
-	file_fastlane_v1_fastlane_proto_msgTypes[6].OneofWrappers = []any{}
-	file_fastlane_v1_fastlane_proto_msgTypes[7].OneofWrappers = []any{}
-	file_fastlane_v1_fastlane_proto_msgTypes[9].OneofWrappers = []any{}
-	file_fastlane_v1_fastlane_proto_msgTypes[10].OneofWrappers = []any{
+	file_fastlane_v1_fastlane_proto_msgTypes[11].OneofWrappers = []any{}
+	file_fastlane_v1_fastlane_proto_msgTypes[12].OneofWrappers = []any{}
+	file_fastlane_v1_fastlane_proto_msgTypes[14].OneofWrappers = []any{}
+	file_fastlane_v1_fastlane_proto_msgTypes[15].OneofWrappers = []any{
 		(*StreamExecutionLogsResponse_Gap)(nil),
 		(*StreamExecutionLogsResponse_Heartbeat)(nil),
 		(*StreamExecutionLogsResponse_State)(nil),
 		(*StreamExecutionLogsResponse_End)(nil),
 	}
-	file_fastlane_v1_fastlane_proto_msgTypes[12].OneofWrappers = []any{}
+	file_fastlane_v1_fastlane_proto_msgTypes[17].OneofWrappers = []any{}
+	file_fastlane_v1_fastlane_proto_msgTypes[21].OneofWrappers = []any{}
+	file_fastlane_v1_fastlane_proto_msgTypes[22].OneofWrappers = []any{
+		(*StreamJobLogsResponse_Gap)(nil),
+		(*StreamJobLogsResponse_Heartbeat)(nil),
+		(*StreamJobLogsResponse_State)(nil),
+		(*StreamJobLogsResponse_End)(nil),
+		(*StreamJobLogsResponse_JobEnd)(nil),
+		(*StreamJobLogsResponse_Execution)(nil),
+	}
+	file_fastlane_v1_fastlane_proto_msgTypes[53].OneofWrappers = []any{
+		(*WatchJobsResponse_Job)(nil),
+		(*WatchJobsResponse_PrunedJobId)(nil),
+		(*WatchJobsResponse_Heartbeat)(nil),
+		(*WatchJobsResponse_CaughtUp_)(nil),
+	}
+	file_fastlane_v1_fastlane_proto_msgTypes[64].OneofWrappers = []any{}
+	file_fastlane_v1_fastlane_proto_msgTypes[81].OneofWrappers = []any{
+		(*BatchEnqueueJobsResponse_Result_Enqueued)(nil),
+		(*BatchEnqueueJobsResponse_Result_Rejection)(nil),
+	}
 	type x struct{}
 	out := protoimpl.TypeBuilder{
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fastlane_v1_fastlane_proto_rawDesc), len(file_fastlane_v1_fastlane_proto_rawDesc)),
-			NumEnums:      9,
-			NumMessages:   44,
+			NumEnums:      14,
+			NumMessages:   87,
 			NumExtensions: 0,
 			NumServices:   5,
 		},

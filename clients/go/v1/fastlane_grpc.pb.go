@@ -9,10 +9,11 @@
 //     smallest one.
 //   * Job: one enqueue.
 //   * Execution: one container.
-//   * Run: one reason to start an execution (the enqueue, a tick of a schedule, a manual retry). Attempt: one try
-//     within a run. In this version every job has one run of one attempt.
+//   * Run: one reason to start (the enqueue, a tick of a schedule, a manual retry). Attempt: one try within a run.
+//     Every attempt is an execution of its own, with its own log.
+//   * Tick: a time at which a schedule (`JobSpec.cron`) starts a run.
 //   * Slot: the capacity for one execution on a host.
-//   * Final: never changes again.
+//   * Final: ended. A final execution never changes again. A final job changes only by RetryJob and ReplaceJob.
 //
 // Rules for every call.
 //   * The zero value of every request field is the sensible default. An empty response field means "no" or "not yet",
@@ -61,10 +62,20 @@ import (
 const _ = grpc.SupportPackageIsVersion9
 
 const (
-	JobService_EnqueueJob_FullMethodName = "/fastlane.v1.JobService/EnqueueJob"
-	JobService_GetJob_FullMethodName     = "/fastlane.v1.JobService/GetJob"
-	JobService_ListJobs_FullMethodName   = "/fastlane.v1.JobService/ListJobs"
-	JobService_StopJob_FullMethodName    = "/fastlane.v1.JobService/StopJob"
+	JobService_EnqueueJob_FullMethodName       = "/fastlane.v1.JobService/EnqueueJob"
+	JobService_GetJob_FullMethodName           = "/fastlane.v1.JobService/GetJob"
+	JobService_ListJobs_FullMethodName         = "/fastlane.v1.JobService/ListJobs"
+	JobService_StopJob_FullMethodName          = "/fastlane.v1.JobService/StopJob"
+	JobService_RetryJob_FullMethodName         = "/fastlane.v1.JobService/RetryJob"
+	JobService_ReplaceJob_FullMethodName       = "/fastlane.v1.JobService/ReplaceJob"
+	JobService_PauseSchedule_FullMethodName    = "/fastlane.v1.JobService/PauseSchedule"
+	JobService_ResumeSchedule_FullMethodName   = "/fastlane.v1.JobService/ResumeSchedule"
+	JobService_PreviewSchedule_FullMethodName  = "/fastlane.v1.JobService/PreviewSchedule"
+	JobService_BatchEnqueueJobs_FullMethodName = "/fastlane.v1.JobService/BatchEnqueueJobs"
+	JobService_BatchStopJobs_FullMethodName    = "/fastlane.v1.JobService/BatchStopJobs"
+	JobService_BatchRetryJobs_FullMethodName   = "/fastlane.v1.JobService/BatchRetryJobs"
+	JobService_WatchJobs_FullMethodName        = "/fastlane.v1.JobService/WatchJobs"
+	JobService_StreamJobLogs_FullMethodName    = "/fastlane.v1.JobService/StreamJobLogs"
 )
 
 // JobServiceClient is the client API for JobService service.
@@ -85,11 +96,54 @@ type JobServiceClient interface {
 	// Returns jobs, newest first. An unknown task has no jobs: the page is empty, not an error. INVALID_ARGUMENT,
 	// PAGE_TOKEN_INVALID.
 	ListJobs(ctx context.Context, in *ListJobsRequest, opts ...grpc.CallOption) (*ListJobsResponse, error)
-	// Ends the job. When the call returns, the job's execution is stopping (signal, grace period, SIGKILL), or, if it was
-	// scheduled or queued, the execution and the job are final. No further execution starts. A repeated stop, or a stop
-	// of a final job, changes nothing and returns OK; one exception: a second stop with a shorter grace period shortens
-	// it. NOT_FOUND, JOB_NOT_FOUND.
+	// Ends the job. When the call returns, the job's executions are stopping (signal, grace period, SIGKILL), or, where
+	// they were scheduled or queued, they and the job are final. Retries and the schedule are over: no further execution
+	// starts. A repeated stop, or a stop of a final job, changes nothing and returns OK; one exception: a second stop
+	// with a shorter grace period shortens it. NOT_FOUND, JOB_NOT_FOUND.
 	StopJob(ctx context.Context, in *StopJobRequest, opts ...grpc.CallOption) (*StopJobResponse, error)
+	// Starts one more run of a final job, now. Its schedule, if it had one, stays over. The retries of the new run are
+	// counted anew. The same `request_id` again starts nothing more. NOT_FOUND, JOB_NOT_FOUND. FAILED_PRECONDITION,
+	// JOB_NOT_FINAL: the job has not ended; JOB_EXPIRED: its expire_time has passed. ALREADY_EXISTS, UNIQUE_KEY_TAKEN:
+	// another job holds its unique key.
+	RetryJob(ctx context.Context, in *RetryJobRequest, opts ...grpc.CallOption) (*RetryJobResponse, error)
+	// Creates the job under the caller's id, or replaces everything that an existing job is to do: its spec, its schedule
+	// and its retries. A running execution continues as it was started; an execution that has not started is replaced.
+	// A final job starts anew. ABORTED, JOB_CHANGED: `etag` is set and the job has another one. Safe to repeat: a request
+	// that equals the current spec changes nothing.
+	ReplaceJob(ctx context.Context, in *ReplaceJobRequest, opts ...grpc.CallOption) (*ReplaceJobResponse, error)
+	// Stops the ticks of a schedule, until ResumeSchedule. A running execution continues. Pausing a paused schedule
+	// changes nothing and returns OK. NOT_FOUND, JOB_NOT_FOUND. FAILED_PRECONDITION, NO_SCHEDULE: the job has no
+	// schedule, or its schedule is over.
+	PauseSchedule(ctx context.Context, in *PauseScheduleRequest, opts ...grpc.CallOption) (*PauseScheduleResponse, error)
+	// Continues a paused schedule with its next tick after now; ticks during the pause are not made up for. Resuming a
+	// schedule that is not paused changes nothing and returns OK. Errors as for PauseSchedule.
+	ResumeSchedule(ctx context.Context, in *ResumeScheduleRequest, opts ...grpc.CallOption) (*ResumeScheduleResponse, error)
+	// Returns the next times of a schedule. Stores nothing.
+	PreviewSchedule(ctx context.Context, in *PreviewScheduleRequest, opts ...grpc.CallOption) (*PreviewScheduleResponse, error)
+	// Enqueues up to 1 000 jobs in one transaction. Every request has its own result, in the same order: one invalid
+	// request does not reject the others. OK even if every request was rejected. An error of the whole call (for example
+	// DISK_FULL) means that no job was stored. Give every request a `request_id` to make the call safe to repeat.
+	BatchEnqueueJobs(ctx context.Context, in *BatchEnqueueJobsRequest, opts ...grpc.CallOption) (*BatchEnqueueJobsResponse, error)
+	// Stops the jobs that match the filter and are not final, oldest first, at most 1 000 in one call. Repeat the call
+	// until `more` is false.
+	BatchStopJobs(ctx context.Context, in *BatchStopJobsRequest, opts ...grpc.CallOption) (*BatchStopJobsResponse, error)
+	// Retries the final jobs that match the filter, as RetryJob does, in the order in which they ended, at most 1 000 in
+	// one call. Jobs that ended after `until_time` are not retried, so that repeating the call until `more` is false
+	// retries each job once, however fast it fails again.
+	BatchRetryJobs(ctx context.Context, in *BatchRetryJobsRequest, opts ...grpc.CallOption) (*BatchRetryJobsResponse, error)
+	// Streams jobs: first those that match now and are not final, then every change of a matching job. Resumable by
+	// cursor, also after a restart of the server. A stream has no end: every end is an interruption. OUT_OF_RANGE,
+	// CURSOR_TOO_OLD: changes that old are not kept; call again without a cursor. INVALID_ARGUMENT, CURSOR_INVALID: not a
+	// cursor of this server's data. UNAVAILABLE, SERVER_STOPPING. RESOURCE_EXHAUSTED, TOO_MANY_STREAMS.
+	WatchJobs(ctx context.Context, in *WatchJobsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchJobsResponse], error)
+	// Streams the logs of a job's executions, one after another: retries and later runs follow by themselves. Executions
+	// are in the order of their runs and attempts, also where runs overlap. The first message is `execution`, and so is
+	// the first one of each further execution; up to the next `execution`, the messages are exactly those of
+	// StreamExecutionLogs. The last message of a complete stream is `job_end`; the status is OK if and only if it was
+	// sent. A job with a schedule is final only when the schedule is over or the job is stopped. NOT_FOUND,
+	// JOB_NOT_FOUND. OUT_OF_RANGE, CURSOR_TOO_OLD: the execution of the cursor is not kept any more. INVALID_ARGUMENT,
+	// CURSOR_OF_ANOTHER_JOB. Rules and errors otherwise as for StreamExecutionLogs.
+	StreamJobLogs(ctx context.Context, in *StreamJobLogsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[StreamJobLogsResponse], error)
 }
 
 type jobServiceClient struct {
@@ -140,6 +194,124 @@ func (c *jobServiceClient) StopJob(ctx context.Context, in *StopJobRequest, opts
 	return out, nil
 }
 
+func (c *jobServiceClient) RetryJob(ctx context.Context, in *RetryJobRequest, opts ...grpc.CallOption) (*RetryJobResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RetryJobResponse)
+	err := c.cc.Invoke(ctx, JobService_RetryJob_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *jobServiceClient) ReplaceJob(ctx context.Context, in *ReplaceJobRequest, opts ...grpc.CallOption) (*ReplaceJobResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ReplaceJobResponse)
+	err := c.cc.Invoke(ctx, JobService_ReplaceJob_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *jobServiceClient) PauseSchedule(ctx context.Context, in *PauseScheduleRequest, opts ...grpc.CallOption) (*PauseScheduleResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PauseScheduleResponse)
+	err := c.cc.Invoke(ctx, JobService_PauseSchedule_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *jobServiceClient) ResumeSchedule(ctx context.Context, in *ResumeScheduleRequest, opts ...grpc.CallOption) (*ResumeScheduleResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ResumeScheduleResponse)
+	err := c.cc.Invoke(ctx, JobService_ResumeSchedule_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *jobServiceClient) PreviewSchedule(ctx context.Context, in *PreviewScheduleRequest, opts ...grpc.CallOption) (*PreviewScheduleResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(PreviewScheduleResponse)
+	err := c.cc.Invoke(ctx, JobService_PreviewSchedule_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *jobServiceClient) BatchEnqueueJobs(ctx context.Context, in *BatchEnqueueJobsRequest, opts ...grpc.CallOption) (*BatchEnqueueJobsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(BatchEnqueueJobsResponse)
+	err := c.cc.Invoke(ctx, JobService_BatchEnqueueJobs_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *jobServiceClient) BatchStopJobs(ctx context.Context, in *BatchStopJobsRequest, opts ...grpc.CallOption) (*BatchStopJobsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(BatchStopJobsResponse)
+	err := c.cc.Invoke(ctx, JobService_BatchStopJobs_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *jobServiceClient) BatchRetryJobs(ctx context.Context, in *BatchRetryJobsRequest, opts ...grpc.CallOption) (*BatchRetryJobsResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(BatchRetryJobsResponse)
+	err := c.cc.Invoke(ctx, JobService_BatchRetryJobs_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *jobServiceClient) WatchJobs(ctx context.Context, in *WatchJobsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[WatchJobsResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &JobService_ServiceDesc.Streams[0], JobService_WatchJobs_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[WatchJobsRequest, WatchJobsResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type JobService_WatchJobsClient = grpc.ServerStreamingClient[WatchJobsResponse]
+
+func (c *jobServiceClient) StreamJobLogs(ctx context.Context, in *StreamJobLogsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[StreamJobLogsResponse], error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	stream, err := c.cc.NewStream(ctx, &JobService_ServiceDesc.Streams[1], JobService_StreamJobLogs_FullMethodName, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	x := &grpc.GenericClientStream[StreamJobLogsRequest, StreamJobLogsResponse]{ClientStream: stream}
+	if err := x.ClientStream.SendMsg(in); err != nil {
+		return nil, err
+	}
+	if err := x.ClientStream.CloseSend(); err != nil {
+		return nil, err
+	}
+	return x, nil
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type JobService_StreamJobLogsClient = grpc.ServerStreamingClient[StreamJobLogsResponse]
+
 // JobServiceServer is the server API for JobService service.
 // All implementations must embed UnimplementedJobServiceServer
 // for forward compatibility.
@@ -158,11 +330,54 @@ type JobServiceServer interface {
 	// Returns jobs, newest first. An unknown task has no jobs: the page is empty, not an error. INVALID_ARGUMENT,
 	// PAGE_TOKEN_INVALID.
 	ListJobs(context.Context, *ListJobsRequest) (*ListJobsResponse, error)
-	// Ends the job. When the call returns, the job's execution is stopping (signal, grace period, SIGKILL), or, if it was
-	// scheduled or queued, the execution and the job are final. No further execution starts. A repeated stop, or a stop
-	// of a final job, changes nothing and returns OK; one exception: a second stop with a shorter grace period shortens
-	// it. NOT_FOUND, JOB_NOT_FOUND.
+	// Ends the job. When the call returns, the job's executions are stopping (signal, grace period, SIGKILL), or, where
+	// they were scheduled or queued, they and the job are final. Retries and the schedule are over: no further execution
+	// starts. A repeated stop, or a stop of a final job, changes nothing and returns OK; one exception: a second stop
+	// with a shorter grace period shortens it. NOT_FOUND, JOB_NOT_FOUND.
 	StopJob(context.Context, *StopJobRequest) (*StopJobResponse, error)
+	// Starts one more run of a final job, now. Its schedule, if it had one, stays over. The retries of the new run are
+	// counted anew. The same `request_id` again starts nothing more. NOT_FOUND, JOB_NOT_FOUND. FAILED_PRECONDITION,
+	// JOB_NOT_FINAL: the job has not ended; JOB_EXPIRED: its expire_time has passed. ALREADY_EXISTS, UNIQUE_KEY_TAKEN:
+	// another job holds its unique key.
+	RetryJob(context.Context, *RetryJobRequest) (*RetryJobResponse, error)
+	// Creates the job under the caller's id, or replaces everything that an existing job is to do: its spec, its schedule
+	// and its retries. A running execution continues as it was started; an execution that has not started is replaced.
+	// A final job starts anew. ABORTED, JOB_CHANGED: `etag` is set and the job has another one. Safe to repeat: a request
+	// that equals the current spec changes nothing.
+	ReplaceJob(context.Context, *ReplaceJobRequest) (*ReplaceJobResponse, error)
+	// Stops the ticks of a schedule, until ResumeSchedule. A running execution continues. Pausing a paused schedule
+	// changes nothing and returns OK. NOT_FOUND, JOB_NOT_FOUND. FAILED_PRECONDITION, NO_SCHEDULE: the job has no
+	// schedule, or its schedule is over.
+	PauseSchedule(context.Context, *PauseScheduleRequest) (*PauseScheduleResponse, error)
+	// Continues a paused schedule with its next tick after now; ticks during the pause are not made up for. Resuming a
+	// schedule that is not paused changes nothing and returns OK. Errors as for PauseSchedule.
+	ResumeSchedule(context.Context, *ResumeScheduleRequest) (*ResumeScheduleResponse, error)
+	// Returns the next times of a schedule. Stores nothing.
+	PreviewSchedule(context.Context, *PreviewScheduleRequest) (*PreviewScheduleResponse, error)
+	// Enqueues up to 1 000 jobs in one transaction. Every request has its own result, in the same order: one invalid
+	// request does not reject the others. OK even if every request was rejected. An error of the whole call (for example
+	// DISK_FULL) means that no job was stored. Give every request a `request_id` to make the call safe to repeat.
+	BatchEnqueueJobs(context.Context, *BatchEnqueueJobsRequest) (*BatchEnqueueJobsResponse, error)
+	// Stops the jobs that match the filter and are not final, oldest first, at most 1 000 in one call. Repeat the call
+	// until `more` is false.
+	BatchStopJobs(context.Context, *BatchStopJobsRequest) (*BatchStopJobsResponse, error)
+	// Retries the final jobs that match the filter, as RetryJob does, in the order in which they ended, at most 1 000 in
+	// one call. Jobs that ended after `until_time` are not retried, so that repeating the call until `more` is false
+	// retries each job once, however fast it fails again.
+	BatchRetryJobs(context.Context, *BatchRetryJobsRequest) (*BatchRetryJobsResponse, error)
+	// Streams jobs: first those that match now and are not final, then every change of a matching job. Resumable by
+	// cursor, also after a restart of the server. A stream has no end: every end is an interruption. OUT_OF_RANGE,
+	// CURSOR_TOO_OLD: changes that old are not kept; call again without a cursor. INVALID_ARGUMENT, CURSOR_INVALID: not a
+	// cursor of this server's data. UNAVAILABLE, SERVER_STOPPING. RESOURCE_EXHAUSTED, TOO_MANY_STREAMS.
+	WatchJobs(*WatchJobsRequest, grpc.ServerStreamingServer[WatchJobsResponse]) error
+	// Streams the logs of a job's executions, one after another: retries and later runs follow by themselves. Executions
+	// are in the order of their runs and attempts, also where runs overlap. The first message is `execution`, and so is
+	// the first one of each further execution; up to the next `execution`, the messages are exactly those of
+	// StreamExecutionLogs. The last message of a complete stream is `job_end`; the status is OK if and only if it was
+	// sent. A job with a schedule is final only when the schedule is over or the job is stopped. NOT_FOUND,
+	// JOB_NOT_FOUND. OUT_OF_RANGE, CURSOR_TOO_OLD: the execution of the cursor is not kept any more. INVALID_ARGUMENT,
+	// CURSOR_OF_ANOTHER_JOB. Rules and errors otherwise as for StreamExecutionLogs.
+	StreamJobLogs(*StreamJobLogsRequest, grpc.ServerStreamingServer[StreamJobLogsResponse]) error
 	mustEmbedUnimplementedJobServiceServer()
 }
 
@@ -184,6 +399,36 @@ func (UnimplementedJobServiceServer) ListJobs(context.Context, *ListJobsRequest)
 }
 func (UnimplementedJobServiceServer) StopJob(context.Context, *StopJobRequest) (*StopJobResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method StopJob not implemented")
+}
+func (UnimplementedJobServiceServer) RetryJob(context.Context, *RetryJobRequest) (*RetryJobResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RetryJob not implemented")
+}
+func (UnimplementedJobServiceServer) ReplaceJob(context.Context, *ReplaceJobRequest) (*ReplaceJobResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ReplaceJob not implemented")
+}
+func (UnimplementedJobServiceServer) PauseSchedule(context.Context, *PauseScheduleRequest) (*PauseScheduleResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method PauseSchedule not implemented")
+}
+func (UnimplementedJobServiceServer) ResumeSchedule(context.Context, *ResumeScheduleRequest) (*ResumeScheduleResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ResumeSchedule not implemented")
+}
+func (UnimplementedJobServiceServer) PreviewSchedule(context.Context, *PreviewScheduleRequest) (*PreviewScheduleResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method PreviewSchedule not implemented")
+}
+func (UnimplementedJobServiceServer) BatchEnqueueJobs(context.Context, *BatchEnqueueJobsRequest) (*BatchEnqueueJobsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method BatchEnqueueJobs not implemented")
+}
+func (UnimplementedJobServiceServer) BatchStopJobs(context.Context, *BatchStopJobsRequest) (*BatchStopJobsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method BatchStopJobs not implemented")
+}
+func (UnimplementedJobServiceServer) BatchRetryJobs(context.Context, *BatchRetryJobsRequest) (*BatchRetryJobsResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method BatchRetryJobs not implemented")
+}
+func (UnimplementedJobServiceServer) WatchJobs(*WatchJobsRequest, grpc.ServerStreamingServer[WatchJobsResponse]) error {
+	return status.Error(codes.Unimplemented, "method WatchJobs not implemented")
+}
+func (UnimplementedJobServiceServer) StreamJobLogs(*StreamJobLogsRequest, grpc.ServerStreamingServer[StreamJobLogsResponse]) error {
+	return status.Error(codes.Unimplemented, "method StreamJobLogs not implemented")
 }
 func (UnimplementedJobServiceServer) mustEmbedUnimplementedJobServiceServer() {}
 func (UnimplementedJobServiceServer) testEmbeddedByValue()                    {}
@@ -278,6 +523,172 @@ func _JobService_StopJob_Handler(srv interface{}, ctx context.Context, dec func(
 	return interceptor(ctx, in, info, handler)
 }
 
+func _JobService_RetryJob_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RetryJobRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(JobServiceServer).RetryJob(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: JobService_RetryJob_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(JobServiceServer).RetryJob(ctx, req.(*RetryJobRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _JobService_ReplaceJob_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ReplaceJobRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(JobServiceServer).ReplaceJob(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: JobService_ReplaceJob_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(JobServiceServer).ReplaceJob(ctx, req.(*ReplaceJobRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _JobService_PauseSchedule_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PauseScheduleRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(JobServiceServer).PauseSchedule(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: JobService_PauseSchedule_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(JobServiceServer).PauseSchedule(ctx, req.(*PauseScheduleRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _JobService_ResumeSchedule_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ResumeScheduleRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(JobServiceServer).ResumeSchedule(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: JobService_ResumeSchedule_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(JobServiceServer).ResumeSchedule(ctx, req.(*ResumeScheduleRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _JobService_PreviewSchedule_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(PreviewScheduleRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(JobServiceServer).PreviewSchedule(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: JobService_PreviewSchedule_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(JobServiceServer).PreviewSchedule(ctx, req.(*PreviewScheduleRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _JobService_BatchEnqueueJobs_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(BatchEnqueueJobsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(JobServiceServer).BatchEnqueueJobs(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: JobService_BatchEnqueueJobs_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(JobServiceServer).BatchEnqueueJobs(ctx, req.(*BatchEnqueueJobsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _JobService_BatchStopJobs_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(BatchStopJobsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(JobServiceServer).BatchStopJobs(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: JobService_BatchStopJobs_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(JobServiceServer).BatchStopJobs(ctx, req.(*BatchStopJobsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _JobService_BatchRetryJobs_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(BatchRetryJobsRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(JobServiceServer).BatchRetryJobs(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: JobService_BatchRetryJobs_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(JobServiceServer).BatchRetryJobs(ctx, req.(*BatchRetryJobsRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _JobService_WatchJobs_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(WatchJobsRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(JobServiceServer).WatchJobs(m, &grpc.GenericServerStream[WatchJobsRequest, WatchJobsResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type JobService_WatchJobsServer = grpc.ServerStreamingServer[WatchJobsResponse]
+
+func _JobService_StreamJobLogs_Handler(srv interface{}, stream grpc.ServerStream) error {
+	m := new(StreamJobLogsRequest)
+	if err := stream.RecvMsg(m); err != nil {
+		return err
+	}
+	return srv.(JobServiceServer).StreamJobLogs(m, &grpc.GenericServerStream[StreamJobLogsRequest, StreamJobLogsResponse]{ServerStream: stream})
+}
+
+// This type alias is provided for backwards compatibility with existing code that references the prior non-generic stream type by name.
+type JobService_StreamJobLogsServer = grpc.ServerStreamingServer[StreamJobLogsResponse]
+
 // JobService_ServiceDesc is the grpc.ServiceDesc for JobService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -301,8 +712,51 @@ var JobService_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "StopJob",
 			Handler:    _JobService_StopJob_Handler,
 		},
+		{
+			MethodName: "RetryJob",
+			Handler:    _JobService_RetryJob_Handler,
+		},
+		{
+			MethodName: "ReplaceJob",
+			Handler:    _JobService_ReplaceJob_Handler,
+		},
+		{
+			MethodName: "PauseSchedule",
+			Handler:    _JobService_PauseSchedule_Handler,
+		},
+		{
+			MethodName: "ResumeSchedule",
+			Handler:    _JobService_ResumeSchedule_Handler,
+		},
+		{
+			MethodName: "PreviewSchedule",
+			Handler:    _JobService_PreviewSchedule_Handler,
+		},
+		{
+			MethodName: "BatchEnqueueJobs",
+			Handler:    _JobService_BatchEnqueueJobs_Handler,
+		},
+		{
+			MethodName: "BatchStopJobs",
+			Handler:    _JobService_BatchStopJobs_Handler,
+		},
+		{
+			MethodName: "BatchRetryJobs",
+			Handler:    _JobService_BatchRetryJobs_Handler,
+		},
 	},
-	Streams:  []grpc.StreamDesc{},
+	Streams: []grpc.StreamDesc{
+		{
+			StreamName:    "WatchJobs",
+			Handler:       _JobService_WatchJobs_Handler,
+			ServerStreams: true,
+		},
+		{
+			StreamName:    "StreamJobLogs",
+			Handler:       _JobService_StreamJobLogs_Handler,
+			ServerStreams: true,
+		},
+	},
 	Metadata: "fastlane/v1/fastlane.proto",
 }
 
@@ -323,8 +777,8 @@ type ExecutionServiceClient interface {
 	GetExecution(ctx context.Context, in *GetExecutionRequest, opts ...grpc.CallOption) (*GetExecutionResponse, error)
 	// Returns executions, newest first: of one job, of one task, or of all. INVALID_ARGUMENT, PAGE_TOKEN_INVALID.
 	ListExecutions(ctx context.Context, in *ListExecutionsRequest, opts ...grpc.CallOption) (*ListExecutionsResponse, error)
-	// Stops this execution, as StopJob stops the current execution of a job. A stop of a final execution changes nothing
-	// and returns OK. NOT_FOUND, EXECUTION_NOT_FOUND.
+	// Stops this execution. The job's schedule continues; the run has no further attempts. A job without a schedule ends
+	// with it. A stop of a final execution changes nothing and returns OK. NOT_FOUND, EXECUTION_NOT_FOUND.
 	StopExecution(ctx context.Context, in *StopExecutionRequest, opts ...grpc.CallOption) (*StopExecutionResponse, error)
 	// Streams the log of one execution: first the stored part, then new output, until the execution ends. The call works
 	// the same before the start, during the execution and after its end.
@@ -408,8 +862,8 @@ type ExecutionServiceServer interface {
 	GetExecution(context.Context, *GetExecutionRequest) (*GetExecutionResponse, error)
 	// Returns executions, newest first: of one job, of one task, or of all. INVALID_ARGUMENT, PAGE_TOKEN_INVALID.
 	ListExecutions(context.Context, *ListExecutionsRequest) (*ListExecutionsResponse, error)
-	// Stops this execution, as StopJob stops the current execution of a job. A stop of a final execution changes nothing
-	// and returns OK. NOT_FOUND, EXECUTION_NOT_FOUND.
+	// Stops this execution. The job's schedule continues; the run has no further attempts. A job without a schedule ends
+	// with it. A stop of a final execution changes nothing and returns OK. NOT_FOUND, EXECUTION_NOT_FOUND.
 	StopExecution(context.Context, *StopExecutionRequest) (*StopExecutionResponse, error)
 	// Streams the log of one execution: first the stored part, then new output, until the execution ends. The call works
 	// the same before the start, during the execution and after its end.
@@ -563,20 +1017,26 @@ var ExecutionService_ServiceDesc = grpc.ServiceDesc{
 }
 
 const (
-	TaskService_GetTask_FullMethodName   = "/fastlane.v1.TaskService/GetTask"
-	TaskService_ListTasks_FullMethodName = "/fastlane.v1.TaskService/ListTasks"
+	TaskService_GetTask_FullMethodName    = "/fastlane.v1.TaskService/GetTask"
+	TaskService_ListTasks_FullMethodName  = "/fastlane.v1.TaskService/ListTasks"
+	TaskService_UpdateTask_FullMethodName = "/fastlane.v1.TaskService/UpdateTask"
 )
 
 // TaskServiceClient is the client API for TaskService service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Inspect tasks, the names that group jobs. A task exists as long as one of its jobs is kept.
+// Inspect and limit tasks, the names that group jobs. A task exists as long as one of its jobs is kept, or a limit is
+// set.
 type TaskServiceClient interface {
-	// Returns one task and the number of its jobs. NOT_FOUND, TASK_NOT_FOUND: no job of the task is kept.
+	// Returns one task and the number of its jobs. NOT_FOUND, TASK_NOT_FOUND: no job of the task is kept, and no limit is
+	// set.
 	GetTask(ctx context.Context, in *GetTaskRequest, opts ...grpc.CallOption) (*GetTaskResponse, error)
 	// Returns tasks in the order of their names. INVALID_ARGUMENT, PAGE_TOKEN_INVALID.
 	ListTasks(ctx context.Context, in *ListTasksRequest, opts ...grpc.CallOption) (*ListTasksResponse, error)
+	// Sets the limits of a task, and pauses or resumes it. Fields that are not set stay as they are. A task without jobs
+	// may be limited in advance. Running executions are not stopped. Limits are kept over restarts.
+	UpdateTask(ctx context.Context, in *UpdateTaskRequest, opts ...grpc.CallOption) (*UpdateTaskResponse, error)
 }
 
 type taskServiceClient struct {
@@ -607,16 +1067,31 @@ func (c *taskServiceClient) ListTasks(ctx context.Context, in *ListTasksRequest,
 	return out, nil
 }
 
+func (c *taskServiceClient) UpdateTask(ctx context.Context, in *UpdateTaskRequest, opts ...grpc.CallOption) (*UpdateTaskResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(UpdateTaskResponse)
+	err := c.cc.Invoke(ctx, TaskService_UpdateTask_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // TaskServiceServer is the server API for TaskService service.
 // All implementations must embed UnimplementedTaskServiceServer
 // for forward compatibility.
 //
-// Inspect tasks, the names that group jobs. A task exists as long as one of its jobs is kept.
+// Inspect and limit tasks, the names that group jobs. A task exists as long as one of its jobs is kept, or a limit is
+// set.
 type TaskServiceServer interface {
-	// Returns one task and the number of its jobs. NOT_FOUND, TASK_NOT_FOUND: no job of the task is kept.
+	// Returns one task and the number of its jobs. NOT_FOUND, TASK_NOT_FOUND: no job of the task is kept, and no limit is
+	// set.
 	GetTask(context.Context, *GetTaskRequest) (*GetTaskResponse, error)
 	// Returns tasks in the order of their names. INVALID_ARGUMENT, PAGE_TOKEN_INVALID.
 	ListTasks(context.Context, *ListTasksRequest) (*ListTasksResponse, error)
+	// Sets the limits of a task, and pauses or resumes it. Fields that are not set stay as they are. A task without jobs
+	// may be limited in advance. Running executions are not stopped. Limits are kept over restarts.
+	UpdateTask(context.Context, *UpdateTaskRequest) (*UpdateTaskResponse, error)
 	mustEmbedUnimplementedTaskServiceServer()
 }
 
@@ -632,6 +1107,9 @@ func (UnimplementedTaskServiceServer) GetTask(context.Context, *GetTaskRequest) 
 }
 func (UnimplementedTaskServiceServer) ListTasks(context.Context, *ListTasksRequest) (*ListTasksResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListTasks not implemented")
+}
+func (UnimplementedTaskServiceServer) UpdateTask(context.Context, *UpdateTaskRequest) (*UpdateTaskResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method UpdateTask not implemented")
 }
 func (UnimplementedTaskServiceServer) mustEmbedUnimplementedTaskServiceServer() {}
 func (UnimplementedTaskServiceServer) testEmbeddedByValue()                     {}
@@ -690,6 +1168,24 @@ func _TaskService_ListTasks_Handler(srv interface{}, ctx context.Context, dec fu
 	return interceptor(ctx, in, info, handler)
 }
 
+func _TaskService_UpdateTask_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(UpdateTaskRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(TaskServiceServer).UpdateTask(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: TaskService_UpdateTask_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(TaskServiceServer).UpdateTask(ctx, req.(*UpdateTaskRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // TaskService_ServiceDesc is the grpc.ServiceDesc for TaskService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -705,23 +1201,35 @@ var TaskService_ServiceDesc = grpc.ServiceDesc{
 			MethodName: "ListTasks",
 			Handler:    _TaskService_ListTasks_Handler,
 		},
+		{
+			MethodName: "UpdateTask",
+			Handler:    _TaskService_UpdateTask_Handler,
+		},
 	},
 	Streams:  []grpc.StreamDesc{},
 	Metadata: "fastlane/v1/fastlane.proto",
 }
 
 const (
-	HostService_ListHosts_FullMethodName = "/fastlane.v1.HostService/ListHosts"
+	HostService_ListHosts_FullMethodName  = "/fastlane.v1.HostService/ListHosts"
+	HostService_DrainHost_FullMethodName  = "/fastlane.v1.HostService/DrainHost"
+	HostService_ResumeHost_FullMethodName = "/fastlane.v1.HostService/ResumeHost"
 )
 
 // HostServiceClient is the client API for HostService service.
 //
 // For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
 //
-// Inspect hosts, the container engines that executions run on.
+// Inspect, drain and resume hosts, the container engines that executions run on.
 type HostServiceClient interface {
 	// Returns every host, in the order of the configuration. The list is not paged.
 	ListHosts(ctx context.Context, in *ListHostsRequest, opts ...grpc.CallOption) (*ListHostsResponse, error)
+	// Assigns no further executions to a host; running ones continue. Kept over restarts. Draining a drained host changes
+	// nothing and returns OK. NOT_FOUND, HOST_NOT_FOUND.
+	DrainHost(ctx context.Context, in *DrainHostRequest, opts ...grpc.CallOption) (*DrainHostResponse, error)
+	// Assigns executions to a drained host again, and closes its circuit. A host that is in use stays so: OK. NOT_FOUND,
+	// HOST_NOT_FOUND.
+	ResumeHost(ctx context.Context, in *ResumeHostRequest, opts ...grpc.CallOption) (*ResumeHostResponse, error)
 }
 
 type hostServiceClient struct {
@@ -742,14 +1250,40 @@ func (c *hostServiceClient) ListHosts(ctx context.Context, in *ListHostsRequest,
 	return out, nil
 }
 
+func (c *hostServiceClient) DrainHost(ctx context.Context, in *DrainHostRequest, opts ...grpc.CallOption) (*DrainHostResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(DrainHostResponse)
+	err := c.cc.Invoke(ctx, HostService_DrainHost_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *hostServiceClient) ResumeHost(ctx context.Context, in *ResumeHostRequest, opts ...grpc.CallOption) (*ResumeHostResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ResumeHostResponse)
+	err := c.cc.Invoke(ctx, HostService_ResumeHost_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
 // HostServiceServer is the server API for HostService service.
 // All implementations must embed UnimplementedHostServiceServer
 // for forward compatibility.
 //
-// Inspect hosts, the container engines that executions run on.
+// Inspect, drain and resume hosts, the container engines that executions run on.
 type HostServiceServer interface {
 	// Returns every host, in the order of the configuration. The list is not paged.
 	ListHosts(context.Context, *ListHostsRequest) (*ListHostsResponse, error)
+	// Assigns no further executions to a host; running ones continue. Kept over restarts. Draining a drained host changes
+	// nothing and returns OK. NOT_FOUND, HOST_NOT_FOUND.
+	DrainHost(context.Context, *DrainHostRequest) (*DrainHostResponse, error)
+	// Assigns executions to a drained host again, and closes its circuit. A host that is in use stays so: OK. NOT_FOUND,
+	// HOST_NOT_FOUND.
+	ResumeHost(context.Context, *ResumeHostRequest) (*ResumeHostResponse, error)
 	mustEmbedUnimplementedHostServiceServer()
 }
 
@@ -762,6 +1296,12 @@ type UnimplementedHostServiceServer struct{}
 
 func (UnimplementedHostServiceServer) ListHosts(context.Context, *ListHostsRequest) (*ListHostsResponse, error) {
 	return nil, status.Error(codes.Unimplemented, "method ListHosts not implemented")
+}
+func (UnimplementedHostServiceServer) DrainHost(context.Context, *DrainHostRequest) (*DrainHostResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method DrainHost not implemented")
+}
+func (UnimplementedHostServiceServer) ResumeHost(context.Context, *ResumeHostRequest) (*ResumeHostResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ResumeHost not implemented")
 }
 func (UnimplementedHostServiceServer) mustEmbedUnimplementedHostServiceServer() {}
 func (UnimplementedHostServiceServer) testEmbeddedByValue()                     {}
@@ -802,6 +1342,42 @@ func _HostService_ListHosts_Handler(srv interface{}, ctx context.Context, dec fu
 	return interceptor(ctx, in, info, handler)
 }
 
+func _HostService_DrainHost_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(DrainHostRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(HostServiceServer).DrainHost(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: HostService_DrainHost_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(HostServiceServer).DrainHost(ctx, req.(*DrainHostRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _HostService_ResumeHost_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ResumeHostRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(HostServiceServer).ResumeHost(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: HostService_ResumeHost_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(HostServiceServer).ResumeHost(ctx, req.(*ResumeHostRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
 // HostService_ServiceDesc is the grpc.ServiceDesc for HostService service.
 // It's only intended for direct use with grpc.RegisterService,
 // and not to be introspected or modified (even as a copy)
@@ -812,6 +1388,14 @@ var HostService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ListHosts",
 			Handler:    _HostService_ListHosts_Handler,
+		},
+		{
+			MethodName: "DrainHost",
+			Handler:    _HostService_DrainHost_Handler,
+		},
+		{
+			MethodName: "ResumeHost",
+			Handler:    _HostService_ResumeHost_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},

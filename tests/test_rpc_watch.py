@@ -1,0 +1,324 @@
+"""WatchJobs over real gRPC and a real store: what matches now, then every change, and how such a stream begins, goes on
+and ends."""
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any, TypeAlias
+
+import grpc
+import pytest
+from google.protobuf.duration_pb2 import Duration
+from google.rpc import error_details_pb2
+
+from fastlane_grpc.model import JobSpec, Outcome, State, new_id
+from fastlane_grpc.v1 import fastlane_pb2 as pb
+from tests.calls import House, detail, reason
+
+Call: TypeAlias = "grpc.aio.UnaryStreamCall[object, pb.WatchJobsResponse]"
+
+
+@pytest.fixture
+async def house(tmp_path: Path) -> AsyncIterator[House]:
+    house = House(tmp_path)
+    await house.server.start()
+    yield house
+    await house.close()
+
+
+async def read(call: Call) -> pb.WatchJobsResponse:
+    message = await asyncio.wait_for(call.read(), 30)
+    assert isinstance(message, pb.WatchJobsResponse), "it ended"
+    return message
+
+
+async def snapshot(call: Call) -> tuple[list[pb.WatchJobsResponse], str]:
+    """The messages before `caught_up`, and its cursor."""
+    messages = []
+    while (message := await read(call)).WhichOneof("event") != "caught_up":
+        assert message.cursor == ""
+        messages.append(message)
+    return messages, message.cursor
+
+
+async def jobs_of(call: Call) -> set[str]:
+    return {message.job.id for message in (await snapshot(call))[0]}
+
+
+async def next_job(call: Call) -> pb.Job:
+    message = await read(call)
+    assert message.WhichOneof("event") == "job", message
+    return message.job
+
+
+async def next_pruned(call: Call) -> str:
+    """The next job that is told to be pruned. The last state of a job may be told twice before."""
+    while (message := await read(call)).WhichOneof("event") == "job":
+        assert message.job.HasField("outcome") or message.job.state == pb.STATE_QUEUED
+    return message.pruned_job_id
+
+
+async def refusal(house: House, **request: Any) -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as refused:
+        while True:
+            await read(house.watch(**request))
+    return refused.value
+
+
+async def enqueue(house: House, task_id: str = "task", labels: Mapping[str, str] | None = None) -> str:
+    spec = JobSpec("busybox", labels=labels or {})
+    job, _ = await house.store.enqueue(task_id=task_id, spec=spec, request_id="", caller_address="")
+    return job.id
+
+
+async def finish_next(house: House) -> str:
+    """Takes the next job to its end, without a container."""
+    [assignment] = await house.store.claim_on(["local"])
+    execution = assignment.execution
+    await house.store.finish(execution.id, state=State.SUCCEEDED, outcome=Outcome(exit_code=0), logs=())
+    return execution.job_id
+
+
+# ----------------------------------------------------------------------------------------------- what a watcher is told
+
+
+async def test_a_watch_tells_what_is_open_and_then_each_change(house: House) -> None:
+    await enqueue(house)
+    ended = await finish_next(house)
+    first = await enqueue(house)
+    call = house.watch()
+    messages, cursor = await snapshot(call)
+    assert [message.job.id for message in messages] == [first]
+    assert cursor
+    assert await finish_next(house) == first
+    while (job := await next_job(call)).state != pb.STATE_SUCCEEDED:
+        assert job.id == first
+    second = await enqueue(house)
+    # The last state of a job may be told twice.
+    while (job := await next_job(call)).id == first:
+        assert job.state == pb.STATE_SUCCEEDED
+    assert (job.id, job.state) == (second, pb.STATE_QUEUED)
+    await house.store.delete_jobs([ended])
+    assert await next_pruned(call) == ended
+
+
+async def test_a_watched_job_is_as_get_job_answers_without_its_spec(house: House) -> None:
+    call = house.watch()
+    await snapshot(call)
+    job_id = await enqueue(house)
+    changed = await next_job(call)
+    got = (await house.jobs.GetJob(pb.GetJobRequest(job_id=job_id))).job
+    got.ClearField("spec")
+    assert changed == got
+    assert changed.execution.waiting.reason == pb.WAIT_REASON_NO_FREE_SLOT
+
+
+@pytest.mark.parametrize(
+    ("request_of", "wanted"),
+    [
+        (lambda ids: {"task_id": "mail"}, {"mail", "mail-red"}),
+        (lambda ids: {"labels": {"colour": "red"}}, {"mail-red", "build-red"}),
+        (lambda ids: {"labels": {"colour": "red"}, "task_id": "build"}, {"build-red"}),
+        (lambda ids: {"job_ids": [ids["mail"], ids["build"], ids["mail"]]}, {"mail", "build"}),
+        (lambda ids: {"job_ids": [ids["mail"], ids["build"]], "task_id": "mail"}, {"mail"}),
+        (lambda ids: {"job_ids": list(ids.values()), "labels": {"colour": "red"}}, {"mail-red", "build-red"}),
+        (lambda ids: {}, {"mail", "build", "mail-red", "build-red"}),
+    ],
+)
+async def test_a_filter_holds_for_the_snapshot_for_changes_and_for_what_is_pruned(
+    house: House, request_of: Any, wanted: set[str]
+) -> None:
+    names = ["mail", "build", "mail-red", "build-red"]
+    ids = {
+        name: await enqueue(house, name.partition("-")[0], {"colour": "red"} if "red" in name else {"size": "red"})
+        for name in names
+    }
+    call = house.watch(**request_of(ids))
+    assert await jobs_of(call) == {ids[name] for name in wanted}
+    for _ in names:
+        await finish_next(house)
+    final: set[str] = set()
+    while len(final) < len(wanted):
+        job = await next_job(call)
+        final |= {job.id} if job.state == pb.STATE_SUCCEEDED else set()
+    assert final == {ids[name] for name in wanted}
+    await house.store.delete_jobs(list(ids.values()))
+    assert {await next_pruned(call) for _ in wanted} == final
+    # And nothing else: the next one is a job that comes later, where such a job may match.
+    if "job_ids" not in request_of(ids):
+        task_id = "mail" if "mail" in wanted else "build"
+        later = await enqueue(house, task_id, {"colour": "red"})
+        assert (await next_job(call)).id == later
+
+
+async def test_job_ids_tell_final_jobs_too_and_which_do_not_exist(house: House) -> None:
+    await enqueue(house)
+    final, missing = await finish_next(house), new_id()
+    messages, _ = await snapshot(house.watch(job_ids=[final, missing]))
+    assert [message.job.state for message in messages if message.HasField("job")] == [pb.STATE_SUCCEEDED]
+    assert [message.pruned_job_id for message in messages if not message.HasField("job")] == [missing]
+
+
+async def test_thousands_of_open_jobs_are_told_in_bounded_pages(house: House) -> None:
+    pending = [
+        house.store.enqueue(task_id=f"task-{number % 7}", spec=JobSpec("busybox"), request_id="", caller_address="")
+        for number in range(3000)
+    ]
+    ids = {(await each)[0].id for each in pending}
+    messages, _ = await snapshot(house.watch())
+    assert len(messages) == 3000
+    assert {message.job.id for message in messages} == ids
+
+
+# ----------------------------------------------------------------------------------------------------- resuming, ending
+
+
+async def test_a_watch_resumes_after_each_of_its_messages(house: House) -> None:
+    call = house.watch()
+    _, cursor = await snapshot(call)
+    cursors = [cursor]
+    for _ in range(5):
+        await enqueue(house)
+        cursors.append((await read(call)).cursor)
+    for passed, cursor in enumerate(cursors):
+        again = house.watch(cursor=cursor)
+        assert (await read(again)).cursor == cursor, "a heartbeat at once"
+        assert [(await read(again)).cursor for _ in cursors[passed + 1 :]] == cursors[passed + 1 :]
+        again.cancel()
+
+
+async def test_a_cursor_of_an_empty_log_resumes(house: House) -> None:
+    _, cursor = await snapshot(house.watch())
+    again = house.watch(cursor=cursor)
+    await read(again)
+    job_id = await enqueue(house)
+    assert (await next_job(again)).id == job_id
+
+
+async def test_heartbeats_carry_a_cursor_that_moves_on_past_other_jobs(house: House) -> None:
+    call = house.watch(task_id="quiet", heartbeat_interval=Duration(seconds=1))
+    _, begin = await snapshot(call)
+    await enqueue(house, "busy")
+    heartbeat = await read(call)
+    assert heartbeat.heartbeat.time.seconds
+    assert int(heartbeat.cursor.split(".")[2]) == int(begin.split(".")[2]) + 1
+
+
+async def test_a_cursor_whose_changes_were_pruned_is_too_old(house: House) -> None:
+    _, cursor = await snapshot(house.watch())
+    for _ in range(3):
+        await enqueue(house)
+    await house.store.prune_changes(before=house.now(), keep=1, limit=100)
+    error = await refusal(house, cursor=cursor)
+    assert (error.code(), reason(error)) == (grpc.StatusCode.OUT_OF_RANGE, "CURSOR_TOO_OLD")
+    assert len(await jobs_of(house.watch())) == 3
+
+
+async def test_a_cursor_ahead_of_the_log_is_not_kept_either(house: House) -> None:
+    call = house.watch()
+    await snapshot(call)
+    await enqueue(house)
+    version, instance, sequence, moment = (await read(call)).cursor.split(".")
+    for forged in (f"{version}.{instance}.{int(sequence) + 1}.{moment}", f"{version}.{instance}.{sequence}.1"):
+        assert reason(await refusal(house, cursor=forged)) == "CURSOR_TOO_OLD"
+
+
+@pytest.mark.parametrize(
+    "cursor",
+    [
+        "x",
+        "1.",
+        "2.{instance}.0.0",
+        "1.{instance}.-1.0",
+        "1.{instance}.0",
+        "1.{instance}.0.0.0",
+        "1.{instance}.00.0",
+        "1.{instance}.٣.0",
+        "1.{instance}.0.0\n",
+        "1.{instance}.9999999999999999999.0",
+        "1.00000000-0000-0000-0000-000000000000.0.0",
+        "\x00" * 1000,
+    ],
+)
+async def test_a_hostile_cursor_is_refused(house: House, cursor: str) -> None:
+    error = await refusal(house, cursor=cursor.format(instance=house.store.instance))
+    assert (error.code(), reason(error)) == (grpc.StatusCode.INVALID_ARGUMENT, "CURSOR_INVALID")
+
+
+@pytest.mark.parametrize(
+    ("request_fields", "field"),
+    [
+        ({"job_ids": [""]}, "job_ids[0]"),
+        ({"job_ids": [new_id(), "DROP TABLE jobs"]}, "job_ids[1]"),
+        ({"job_ids": [new_id() for _ in range(1001)]}, "job_ids"),
+        ({"labels": {str(number): "" for number in range(9)}}, "labels"),
+        ({"heartbeat_interval": Duration(seconds=61)}, "heartbeat_interval"),
+        ({"heartbeat_interval": Duration(seconds=-1)}, "heartbeat_interval"),
+        ({"heartbeat_interval": Duration(seconds=1, nanos=-1)}, "heartbeat_interval"),
+    ],
+)
+async def test_an_invalid_field_is_named(house: House, request_fields: dict[str, Any], field: str) -> None:
+    error = await refusal(house, **request_fields)
+    assert (error.code(), reason(error)) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
+    found = detail(error, error_details_pb2.BadRequest)
+    assert found is not None
+    assert [violation.field for violation in found.field_violations] == [field]
+
+
+async def test_a_watch_counts_as_a_stream(tmp_path: Path) -> None:
+    house = House(tmp_path, max_streams=2)
+    await house.server.start()
+    job = await house.enqueue()
+    watch, stream = house.watch(), house.stream(job.execution.id)
+    await snapshot(watch)
+    await stream.read()
+    for call in (house.watch(), house.stream(job.execution.id)):
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await call.read()
+        assert reason(refused.value) == "TOO_MANY_STREAMS"
+        assert detail(refused.value, error_details_pb2.RetryInfo) is not None
+    watch.cancel()
+    # Its place is free once the server has noticed.
+    async with asyncio.timeout(30):
+        while True:
+            again = house.watch()
+            try:
+                await snapshot(again)
+                break
+            except grpc.aio.AioRpcError as error:
+                assert reason(error) == "TOO_MANY_STREAMS"
+    await house.close()
+
+
+async def test_a_stopping_server_ends_watches_so_that_clients_resume(house: House) -> None:
+    calls = [house.watch(), house.watch(task_id="task"), house.watch(job_ids=[new_id()])]
+    for call in calls:
+        await snapshot(call)
+    began = time.monotonic()
+    await house.server.stop()
+    for call in calls:
+        with pytest.raises(grpc.aio.AioRpcError) as cut:
+            await call.read()
+        assert (cut.value.code(), reason(cut.value)) == (grpc.StatusCode.UNAVAILABLE, "SERVER_STOPPING")
+        assert detail(cut.value, error_details_pb2.RetryInfo) is not None
+    assert time.monotonic() - began < 10
+
+
+async def test_a_watcher_that_does_not_read_gets_the_last_state_when_it_reads(house: House) -> None:
+    slow, quick = house.watch(), house.watch()
+    await snapshot(slow)
+    _, cursor = await snapshot(quick)
+    pending = [
+        house.store.enqueue(task_id="task", spec=JobSpec("busybox" * 30), request_id="", caller_address="")
+        for _ in range(4000)
+    ]
+    ids = {(await each)[0].id for each in pending}
+    final = {await finish_next(house) for _ in range(20)}
+    for call in (slow, quick, house.watch(cursor=cursor)):
+        states: dict[str, int] = {}
+        while states.keys() != ids or {job_id for job_id, state in states.items() if state >= 6} != final:
+            message = await read(call)
+            if message.HasField("job"):
+                assert message.job.state >= states.get(message.job.id, 0), "a state never goes back"
+                states[message.job.id] = message.job.state
