@@ -147,14 +147,15 @@ class WatchHub:
                     await self._wakeup.wait()
                     continue
                 try:
-                    await self._read_changes()
+                    found = await self._read_changes()
                 except StoreFailed as error:
                     log.warning("watches wait for the store", error=str(error), retry_seconds=RETRY_SECONDS)
                     await asyncio.sleep(RETRY_SECONDS)
                     continue
+                if found:
+                    await asyncio.sleep(self._pace_seconds)
                 # Without an announcement, too: a change that nobody announced is told late, not never.
                 await self._wakeup.wait(POLL_SECONDS)
-                await asyncio.sleep(self._pace_seconds)
 
     # ---- what watches ask for
 
@@ -168,7 +169,9 @@ class WatchHub:
 
     # ---- the ring
 
-    async def _read_changes(self) -> None:
+    async def _read_changes(self) -> bool:
+        """Read all changes after the position. Return whether there were any."""
+        found = False
         if self.position is None:
             newest = await self.store.newest_change()
             self._restart(newest)
@@ -178,9 +181,10 @@ class WatchHub:
             except CursorTooOld:
                 # The hub could not read for so long that changes were pruned. Each watcher finds out for itself.
                 self._restart(await self.store.newest_change())
-                return
+                break
             if not changes:
-                return
+                break
+            found = True
             # Looked at after the changes were read: a watch that is added later begins after these changes.
             wanted = _last_of_each_job(change for change in changes if any(self._watches_of(change)))
             read = await _read(self.store, wanted, with_labels=any(watch.wanted.labels for watch in self._watches))
@@ -189,7 +193,8 @@ class WatchHub:
                     self._add(update)
             self.position = changes[-1].position
             if len(changes) < self.page_changes:
-                return
+                break
+        return found
 
     def _add(self, update: JobUpdate) -> None:
         if former := self._newest.get(update.job_id):

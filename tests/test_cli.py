@@ -18,7 +18,8 @@ import pytest
 from fastlane_grpc import cli, config
 from fastlane_grpc import client as api
 from fastlane_grpc.cli.connection import cause
-from fastlane_grpc.cli.run import _task_of, enqueue, run
+from fastlane_grpc.cli.enqueue_file import task_of
+from fastlane_grpc.cli.run import enqueue, run
 from fastlane_grpc.cli.server import server as server_command
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.commands import FASTLANE, HELLO, WAITING, environment, fastlane
@@ -131,7 +132,7 @@ def test_run_with_no_options_sets_nothing(server: ScriptedServer) -> None:
     ],
 )
 def test_a_job_without_a_task_goes_under_the_name_of_its_image(image: str, task: str) -> None:
-    assert _task_of(image) == task
+    assert task_of(image) == task
 
 
 def test_detached_prints_the_job_and_leaves(server: ScriptedServer) -> None:
@@ -147,7 +148,7 @@ def test_enqueue_prints_the_job_and_takes_what_run_takes(server: ScriptedServer)
     [request] = server.received(pb.EnqueueJobRequest)
     assert (request.task_id, request.request_id, list(request.spec.args)) == ("t", "r1", ["grep", "-x"])
     of_run = {parameter.name for parameter in run.params} - {"detach", "verbose", "quiet"}
-    assert of_run == {parameter.name for parameter in enqueue.params}
+    assert of_run == {parameter.name for parameter in enqueue.params} - {"file", "dry_run", "form"}
 
 
 def test_lines_of_the_system_are_shown_where_they_are_asked_for(server: ScriptedServer) -> None:

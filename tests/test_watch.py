@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from fastlane_grpc.api.watch import WatchRequest, cursor_text, position_of, watch_stream
 from fastlane_grpc.errors import CursorTooOld, StoreFailed
 from fastlane_grpc.model import Execution, Job, JobSpec, Outcome, State
-from fastlane_grpc.store import ChangePosition, JobsRead, Pending, Store
+from fastlane_grpc.store import FIRST_POSITION, ChangePosition, JobsRead, Pending, Store
 from fastlane_grpc.watch import JobUpdate, WatchFilter, WatchHub
 from tests.test_logs import eventually
 
@@ -406,6 +406,64 @@ def test_a_watcher_that_does_not_read_holds_one_batch_and_no_ring(tmp_path: Path
             assert [update.position.sequence for update in taken] == list(range(1, 21))
 
     with_server(tmp_path, run)
+
+
+class Gate:
+    """Holds the next call back until it is opened; later calls pass."""
+
+    def __init__(self, store: Any, name: str) -> None:
+        self.reached, self.opened = asyncio.Event(), asyncio.Event()
+        method = getattr(store, name)
+
+        async def held(*args: Any, **kwargs: Any) -> Any:
+            delattr(store, name)
+            self.reached.set()
+            await self.opened.wait()
+            return await method(*args, **kwargs)
+
+        setattr(store, name, held)
+
+
+def test_an_update_that_is_older_than_what_was_read_is_not_told(tmp_path: Path) -> None:
+    async def run(served: Served) -> None:
+        job_id = await enqueue(served.store)
+        with served.watches.watching(WatchFilter()) as watch:
+            await eventually(lambda: served.watches.position is not None)
+            watch.position = FIRST_POSITION
+            gate = Gate(served.store, "read_jobs")
+            taking = asyncio.create_task(watch.take())
+            await gate.reached.wait()
+            # The hub reads the job after its claim, and then nothing for a minute; the watcher reads it after its stop.
+            await served.store.claim_on(["local"])
+            await eventually(lambda: watch.behind)
+            await served.store.stop(job_id, grace=GRACE, note="")
+            gate.opened.set()
+            assert [update.job.state for update in await taking if update.job] == [State.STOPPING]
+            assert watch.behind
+            assert await watch.take() == [], "PREPARING would be a step back"
+
+    with_server(tmp_path, run, page_changes=500, pace_seconds=60)
+
+
+def test_a_watcher_that_reads_while_the_hub_begins_misses_nothing(tmp_path: Path) -> None:
+    async def run(served: Served) -> None:
+        first = await enqueue(served.store)
+        hub, watcher = Gate(served.store, "newest_change"), Gate(served.store, "read_jobs")
+        with served.watches.watching(WatchFilter()) as watch:
+            await hub.reached.wait()
+            watch.position = FIRST_POSITION
+            taking = asyncio.create_task(watch.take())
+            await watcher.reached.wait()
+            second = await enqueue(served.store)
+            hub.opened.set()
+            await eventually(lambda: served.watches.position is not None)
+            watcher.opened.set()
+            told = [update.job_id for update in await taking]
+            while watch.behind:
+                told += [update.job_id for update in await watch.take()]
+            assert told == [first, second]
+
+    with_server(tmp_path, run, page_changes=500)
 
 
 def test_a_failing_store_delays_changes_and_loses_none(tmp_path: Path, monkeypatch: Any) -> None:

@@ -193,7 +193,7 @@ class Jobs:
         if hidden:
             shown.pop()
         table = _aligned([*shown, *ended], columns, now, colour=colour)
-        more = [f"and {hidden + 1} more"] if hidden else []
+        more = [f"and {hidden + 1} more"[: columns - 1]] if hidden else []
         return [self._counts()[: columns - 1], *table[: len(shown) + 1], *more, *table[len(shown) + 1 :]][:rows]
 
     def _counts(self) -> str:
