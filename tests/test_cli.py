@@ -607,8 +607,8 @@ def test_wrong_use_repeats_no_secret(server: ScriptedServer) -> None:
 
 
 def test_what_the_server_refuses_is_said_in_one_line(server: ScriptedServer) -> None:
-    violations = [("spec.network", "has to be empty or none")]
-    message = "spec.network: has to be empty or none"
+    violations = [("spec.network", "must be empty or none")]
+    message = "spec.network: must be empty or none"
     server.refusals.append(
         (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", {"violations": violations, "message": message})
     )

@@ -14,7 +14,7 @@ import click
 from fastlane_grpc import client as api
 from fastlane_grpc.cli.errors import UNAVAILABLE, Failure
 from fastlane_grpc.cli.terminal import say
-from fastlane_grpc.text.redaction import mask_url_passwords
+from fastlane_grpc.text.redaction import mask_secrets
 from fastlane_grpc.text.sanitize import printable
 
 # How long the commands wait for a server that does not answer, which may just be restarting.
@@ -72,7 +72,7 @@ def proxy_text(address: str) -> str:
         return ""
     url, variable = found
     host = address.rpartition(":")[0].strip("[]")
-    return f"the proxy {mask_url_passwords(url)} was used (variable {variable}); set no_proxy={host} to bypass it"
+    return f"the proxy {mask_secrets(url)} was used (variable {variable}); set no_proxy={host} to bypass it"
 
 
 def cause(error: api.Error) -> str:
