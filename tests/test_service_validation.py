@@ -163,3 +163,15 @@ def test_a_note_is_one_line_of_text(note: str) -> None:
 @pytest.mark.parametrize("note", ["", "wrong mailing list – Zoë", "n" * 256])
 def test_a_note_for_people_is_taken(note: str) -> None:
     assert not [*stop_violations(note, None)]
+
+
+@pytest.mark.parametrize("path", ["/.fastlane", "/.fastlane/", "//.fastlane/box", "/x/../.fastlane/recorder"])
+def test_a_working_directory_below_the_recorder_is_refused(path: str) -> None:
+    [violation] = enqueue_violations("task", replace(GOOD, working_dir=path), "", LIMIT, NOW)
+    assert violation.field == "spec.working_dir"
+    assert "/.fastlane" in violation.description
+
+
+@pytest.mark.parametrize("path", ["/", "/.fastlanes", "/x/.fastlane", ""])
+def test_other_working_directories_are_accepted(path: str) -> None:
+    assert not [*enqueue_violations("task", replace(GOOD, working_dir=path), "", LIMIT, NOW)]

@@ -2,6 +2,7 @@
 
 import json
 import math
+import posixpath
 import re
 import signal
 from collections.abc import Iterable, Iterator, Mapping
@@ -215,6 +216,8 @@ def _shown_name(name: str, secret_names: SecretNames) -> str:
 def _container_violations(spec: JobSpec) -> Iterator[Violation]:
     if spec.working_dir and (not spec.working_dir.startswith("/") or "\0" in spec.working_dir):
         yield Violation("spec.working_dir", "must be an absolute path")
+    elif f"{posixpath.normpath(spec.working_dir)}/".replace("//", "/").startswith("/.fastlane/"):
+        yield Violation("spec.working_dir", "must not be /.fastlane or below it: fastlane mounts its recorder there")
     if spec.user and not (spec.user.isprintable() and re.fullmatch(r"[^\s:]{1,64}(:[^\s:]{1,64})?", spec.user)):
         yield Violation("spec.user", "must be a name or number, with an optional :group")
     if spec.network not in ("", "none"):
