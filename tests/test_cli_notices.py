@@ -110,7 +110,9 @@ def test_a_quiet_run_says_why_a_job_did_not_run(server: ScriptedServer, reason: 
 def test_a_quiet_run_says_that_a_job_was_stopped_in_the_queue(server: ScriptedServer) -> None:
     outcome = pb.Outcome(detail="stopped before its start")
     pieces = [waiting("8 of 8 slots in use"), Piece(state=pb.STATE_STOPPED)]
-    server.logs["execution-1"] = Log(pieces, state=pb.STATE_STOPPED, outcome=outcome, exit_status=130)
+    server.logs["execution-1"] = Log(
+        pieces, first_state=pb.STATE_QUEUED, state=pb.STATE_STOPPED, outcome=outcome, exit_status=130
+    )
     ran = fastlane(server, "run", "-q", "busybox")
     assert (ran.returncode, ran.stderr) == (130, b"fastlane: stopped before its start\n")
 
