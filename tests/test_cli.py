@@ -283,7 +283,7 @@ def test_a_stop_that_fails_is_told(server: ScriptedServer) -> None:
         assert process.wait(60) == 0
 
 
-def test_the_command_ends_of_sigpipe_when_its_reader_goes_away_and_leaves_the_job_alone(server: ScriptedServer) -> None:
+def test_a_run_whose_reader_goes_away_ends_of_sigpipe_and_leaves_the_job_alone(server: ScriptedServer) -> None:
     server.logs["execution-1"] = Log([Piece(1, b"x" * 60_000)] * 200)
     with started(server, "run", "busybox") as process:
         assert process.stdout
