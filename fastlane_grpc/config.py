@@ -17,7 +17,7 @@ from typing import Any
 
 from fastlane_grpc.model import CaptureMode
 from fastlane_grpc.pools import Pool, Pools, read_pattern
-from fastlane_grpc.text.redaction import DEFAULT, SecretNames
+from fastlane_grpc.text.redaction import DEFAULT, SecretNames, mask_secrets
 
 DEFAULT_LISTEN = "127.0.0.1:7020"
 DEFAULT_ENGINE = "unix:///var/run/docker.sock"
@@ -457,7 +457,9 @@ def _read_hosts(tables: object, file: Path | None) -> Sequence[HostSettings]:
                 raise ConfigError(f"two [[hosts]] in {file} have the name {host.name!r}: give each host its own name")
             if other.engine == host.engine:
                 both = f"{other.name!r} and {host.name!r}"
-                raise ConfigError(f"[[hosts]] {both} in {file} have the same engine, {host.engine}: remove one")
+                raise ConfigError(
+                    f"[[hosts]] {both} in {file} have the same engine, {mask_secrets(host.engine)}: remove one"
+                )
     return hosts
 
 
@@ -530,7 +532,11 @@ def _written(in_force: InForce, each: "Field[Any]") -> int | str | None:
 
 
 def _plain(each: "Field[Any]", value: Any) -> int | str | None:
-    return value if value is None or each.metadata["kind"] == "NUMBER" else _text(each, value)
+    """A value as it is shown: without the password that the address of an engine may hold."""
+    if value is None or each.metadata["kind"] == "NUMBER":
+        return value  # type: ignore[no-any-return]
+    text = _text(each, value)
+    return mask_secrets(text) if each.metadata["kind"] == "ADDRESS" else text
 
 
 def _toml_line(each: "Field[Any]", plain: int | str | None, origin: str) -> str:
@@ -569,7 +575,7 @@ def _read(each: "Field[Any]", value: object, where: str) -> Any:
     try:
         return each.metadata["read"](str(value))
     except ValueError as error:
-        raise ConfigError(f"{each.name} in {where} is {str(value)!r}: {error}") from None
+        raise ConfigError(f"{each.name} in {where} is {mask_secrets(str(value))!r}: {error}") from None
 
 
 _TOML_KINDS = {bool: "true or false", float: "a number with a point", list: "a list", dict: "a table"}

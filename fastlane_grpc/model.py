@@ -9,7 +9,7 @@ from datetime import UTC, datetime, timedelta
 from enum import Enum, IntEnum, StrEnum
 from typing import Any
 
-from fastlane_grpc.text.redaction import SecretNames, mask_url_passwords
+from fastlane_grpc.text.redaction import SecretNames, mask_secrets
 from fastlane_grpc.text.sanitize import one_line
 
 # Of what an outcome, a wait or a host says for people, which may be the words of an engine or a registry.
@@ -17,9 +17,8 @@ MAX_TOLD_CHARACTERS = 2000
 
 
 def told_line(text: str) -> str:
-    """Return text that may hold the words of others as one printable line of bounded length, without the passwords of
-    URLs."""
-    return one_line(mask_url_passwords(text), MAX_TOLD_CHARACTERS)
+    """Return text that may hold the words of others as one printable line of bounded length, without secrets."""
+    return one_line(mask_secrets(text), MAX_TOLD_CHARACTERS)
 
 
 class State(IntEnum):
@@ -270,13 +269,13 @@ class JobSpec:
         return DEFAULT_STOP_GRACE if self.stop_grace is None else self.stop_grace
 
     def redacted(self, secret_names: SecretNames) -> "JobSpec":
-        """Return the spec as it may be shown: without values of secret variables, and without the passwords of URLs."""
+        """Return the spec as it may be shown: without secrets."""
         shown: dict[str, Any] = {
-            "command": mask_url_passwords(self.command),
-            "args": tuple(map(mask_url_passwords, self.args)),
+            "command": secret_names.mask(self.command),
+            "args": tuple(map(secret_names.mask_word, self.args)),
             "envs": secret_names.shown_all(self.envs),
-            "entrypoint": tuple(map(mask_url_passwords, self.entrypoint)),
-            "labels": {name: mask_url_passwords(value) for name, value in self.labels.items()},
+            "entrypoint": tuple(map(secret_names.mask_word, self.entrypoint)),
+            "labels": {name: secret_names.mask(value) for name, value in self.labels.items()},
         }
         # Most specs hold no secret, and a copy takes longer than the search.
         hidden = {name: value for name, value in shown.items() if value != getattr(self, name)}

@@ -1,4 +1,4 @@
-"""What has to be true of the tables of a store at any moment, whatever was asked of it."""
+"""What must be true of the tables of a store at any moment, whatever was asked of it."""
 
 from collections.abc import Callable
 from typing import Any

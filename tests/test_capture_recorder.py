@@ -160,7 +160,7 @@ def test_what_grandchildren_print_to_the_end_is_kept(house: House) -> None:
     assert house.output(execution.id).stdout == b"child\ngrandchild\nlast"
 
 
-def test_a_job_that_attacks_its_recorder_and_its_record_as_root_does_not_get_at_them(house: House) -> None:
+def test_a_job_that_attacks_its_recorder_and_its_record_as_root_fails(house: House) -> None:
     script = """
         echo before
         kill -KILL 1; kill -STOP 1
@@ -234,7 +234,7 @@ def limited(tmp_path: Path, image: str, capture: CaptureMode) -> Iterator[House]
         yield house
 
 
-def test_a_recorder_that_is_killed_beyond_its_limit_leaves_totals_that_say_what_the_limit_took(
+def test_a_recorder_killed_beyond_its_limit_leaves_totals_of_what_the_limit_took(
     limited: House, sdk: docker.DockerClient
 ) -> None:
     going = limited.go("sh -c", "seq 1 3000000; echo seen >&2; sleep 60")
@@ -254,7 +254,7 @@ def test_a_recorder_that_is_killed_beyond_its_limit_leaves_totals_that_say_what_
 # -- whether it works
 
 
-def test_a_host_that_is_the_same_engine_as_another_one_leaves_alone_what_that_one_tries_out(
+def test_a_host_of_the_same_engine_leaves_the_probe_of_the_other_alone(
     house: House, sdk: docker.DockerClient, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     directory, instance = tmp_path_factory.mktemp("twins"), house.store.instance

@@ -61,7 +61,7 @@ def test_a_task_is_limited_paused_and_resumed(address: str) -> None:
                 "see `fastlane task limit --help`"
             ),
         ),
-        (["limit", "mail", "--rate", "5/2d"], "rate_window: has to be from 1 s to 1 day"),
+        (["limit", "mail", "--rate", "5/2d"], "rate_window: must be from 1 s to 1 day"),
     ],
 )
 def test_a_limit_that_cannot_be_is_refused_in_one_line(address: str, arguments: list[str], said: str) -> None:

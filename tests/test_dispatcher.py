@@ -222,7 +222,7 @@ async def holding(houses: list[House], tmp_path: Path) -> House:
 # ---- places and order
 
 
-async def test_5000_jobs_run_in_order_and_fair_and_never_more_at_a_time_than_there_are_places(
+async def test_5000_jobs_run_in_order_and_fair_and_never_more_than_there_are_slots(
     tmp_path: Path, houses: list[House]
 ) -> None:
     house = House(tmp_path, max_running=12)
@@ -390,7 +390,7 @@ async def test_what_runs_keeps_its_place_while_the_host_is_down_and_is_taken_up_
     assert sorted(holding.runner.starts) == sorted([first.id, second.id, third.id]), "nothing was started twice"
 
 
-async def test_what_was_not_started_when_the_host_went_is_queued_again_and_its_place_is_free(house: House) -> None:
+async def test_an_execution_not_started_when_its_host_went_is_queued_and_its_slot_free(house: House) -> None:
     go_on = threading.Event()
     house.runner.when_given = lambda assignment, mailbox: _wait(go_on)
     execution = await house.enqueue()
@@ -599,7 +599,7 @@ async def test_a_host_that_answers_and_then_does_not_is_left_alone_while_another
     assert len(house.runners["a"].given) == 1, "news of another host are none of it"
 
 
-async def test_what_was_requeued_by_one_host_and_claimed_for_another_has_a_place_on_each_until_its_thread_ends(
+async def test_a_requeued_execution_has_a_slot_on_both_hosts_until_its_thread_ends(
     tmp_path: Path, houses: list[House]
 ) -> None:
     house = House(tmp_path, hosts={"a": 1, "b": 1}, max_running=2)
@@ -804,9 +804,7 @@ async def test_what_was_left_waits_for_a_host_that_is_down_at_the_start(tmp_path
     assert house.runner.starts == [claimed.id]
 
 
-async def test_a_stop_that_an_earlier_server_was_asked_for_comes_with_the_execution_and_not_as_an_order(
-    tmp_path: Path, houses: list[House]
-) -> None:
+async def test_a_stop_asked_of_an_earlier_server_comes_with_the_execution(tmp_path: Path, houses: list[House]) -> None:
     left = await unfinished_of_an_earlier_server(tmp_path)
     earlier = House(tmp_path)
     stop = (await earlier.store.stop(left[0].job_id, grace=GRACE, note="")).execution.stop

@@ -262,7 +262,7 @@ def test_a_container_that_survives_the_kill_of_a_child_succeeds(house: House) ->
 # -- timeout and stop
 
 
-def test_a_container_that_catches_the_signal_of_its_timeout_has_timed_out_all_the_same(house: House) -> None:
+def test_a_container_that_catches_the_signal_of_its_timeout_has_timed_out(house: House) -> None:
     execution = house.sh(
         "trap 'echo caught; exit 0' TERM; echo ready; while :; do sleep 0.1; done", timeout=timedelta(seconds=1)
     )

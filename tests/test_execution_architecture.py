@@ -67,7 +67,7 @@ class TestOnAnEngine:
         # Whatever it is labelled, the host's own recorder serves it.
         assert execution.capture == house.capture
 
-    def test_a_program_of_a_foreign_image_that_cannot_be_executed_makes_the_image_unusable(
+    def test_a_foreign_program_that_cannot_be_executed_makes_the_image_unusable(
         self, house: House, sdk: docker.DockerClient, files: Mapping[str, bytes], host_architecture: str
     ) -> None:
         with loaded_image(sdk, f"{house.image}-foreign", files, architecture="s390x") as name:

@@ -187,9 +187,7 @@ def test_a_start_that_is_refused_and_carried_out_all_the_same_runs_the_command_o
         assert starts(doubtful, began) == 1
 
 
-def test_a_start_whose_fate_the_engine_does_not_know_is_tried_again_only_if_the_record_does(
-    doubtful: House, proxy: Proxy
-) -> None:
+def test_a_start_of_unknown_fate_is_repeated_only_if_the_record_proves_it_safe(doubtful: House, proxy: Proxy) -> None:
     began = time.time()
     proxy.refusing = Refusing(b"/start HTTP", "transport is closing: unavailable")
     execution = doubtful.sh(ONCE)
@@ -379,7 +377,7 @@ def test_a_refusal_that_is_final_says_what_is_wrong_and_is_not_tried_again(
     assert "asked again" not in house.system(execution.id)
 
 
-def test_an_image_with_a_file_in_the_place_of_the_recorder_is_not_without_its_command(
+def test_an_image_with_a_file_at_the_path_of_the_recorder_has_its_own_error(
     house: House, sdk: docker.DockerClient
 ) -> None:
     files = {"bin/busybox": busybox(), ".fastlane": b"mine"}

@@ -52,7 +52,7 @@ def test_what_had_not_passed_the_fence_and_was_told_to_stop_ends_as_stopped(hous
 
 
 @by_recorder
-def test_what_certainly_never_ran_goes_back_to_the_queue_and_can_be_started_by_nobody_else(
+def test_an_execution_that_never_ran_is_queued_again_and_no_other_can_start_it(
     house: House, sdk: docker.DockerClient
 ) -> None:
     execution_id = house.kill_at(Step.FENCED, "echo once; exit 7")

@@ -177,7 +177,7 @@ def test_of_two_engines_one_is_killed_then_the_other_hangs_and_every_job_is_whol
     assert set(house.settle(house.work(4))) == {"a", "b"}
 
 
-def test_of_two_hosts_that_are_one_engine_there_is_a_warning_and_each_runs_what_it_has(house: House) -> None:
+def test_two_hosts_that_are_one_engine_are_warned_of_and_run_what_they_have(house: House) -> None:
     proxy = Proxy(house.directory / "proxy.sock", house.engines["a"].address.removeprefix("unix://"))
     house.engines = {**house.engines, "twin": proxy}
     house.server("a", "twin")
@@ -204,7 +204,7 @@ def test_why_a_job_waits_is_told_when_no_host_is_up(house: House) -> None:
     house.until(lambda hosts: all(host.availability == UP for host in hosts.values()))
 
 
-def test_what_ran_on_a_host_that_is_configured_no_more_is_lost_with_its_log_and_what_waited_runs_elsewhere(
+def test_a_removed_host_loses_what_ran_with_its_log_and_what_waited_runs_elsewhere(
     house: House,
 ) -> None:
     house.server("b", max_running=1)

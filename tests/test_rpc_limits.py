@@ -95,15 +95,15 @@ async def test_a_task_that_exists_by_its_limits_alone_goes_with_them(house: Limi
     ("fields", "said"),
     [
         ({"task_id": ""}, "task_id: is required"),
-        ({"task_id": "-x"}, "task_id: has to be 1 to 128 of A-Z a-z 0-9 . _ - and must not begin with a dot or dash"),
-        ({"max_running": -1}, "max_running: is -1; it has to be 0 (no limit) or more"),
+        ({"task_id": "-x"}, "task_id: must be 1 to 128 of A-Z a-z 0-9 . _ - and must not begin with a dot or dash"),
+        ({"max_running": -1}, "max_running: is -1; it must be 0 (no limit) or more"),
         ({"max_starts": 5}, "rate_window: is required with max_starts"),
         (
             {"max_starts": 100_001, "rate_window": Duration(seconds=60)},
-            "max_starts: is 100001; it has to be from 0 (no limit) to 100000",
+            "max_starts: is 100001; it must be from 0 (no limit) to 100000",
         ),
-        ({"max_starts": 5, "rate_window": Duration()}, "rate_window: has to be from 1 s to 1 day"),
-        ({"max_starts": 5, "rate_window": Duration(seconds=86_401)}, "rate_window: has to be from 1 s to 1 day"),
+        ({"max_starts": 5, "rate_window": Duration()}, "rate_window: must be from 1 s to 1 day"),
+        ({"max_starts": 5, "rate_window": Duration(seconds=86_401)}, "rate_window: must be from 1 s to 1 day"),
         ({"rate_window": Duration(seconds=60)}, "rate_window: has no meaning without max_starts: set both"),
         (
             {"max_starts": 0, "rate_window": Duration(seconds=60)},

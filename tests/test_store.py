@@ -351,7 +351,7 @@ def test_a_spec_survives_its_bytes(spec: JobSpec) -> None:
     assert spec_from(spec_bytes(spec)) == spec
 
 
-def test_the_bytes_of_a_spec_do_not_depend_on_the_order_of_maps_nor_on_what_is_not_set() -> None:
+def test_the_bytes_of_a_spec_depend_on_no_order_of_maps_and_on_no_unset_field() -> None:
     assert spec_bytes(JobSpec("i", envs={"a": "1", "b": "2"})) == spec_bytes(JobSpec("i", envs={"b": "2", "a": "1"}))
     assert spec_bytes(JobSpec("i")) == b'{"image":"i"}'
 

@@ -294,7 +294,7 @@ def test_what_comes_and_changes_between_pages_of_jobs_hides_and_doubles_nothing(
     most=st.sampled_from([3, 10_000]),
 )
 @MANY
-def test_what_comes_and_changes_between_pages_of_executions_hides_and_doubles_nothing(
+def test_changes_between_pages_of_executions_hide_and_repeat_nothing(
     kept: Connection, there: list[Came], events: list[list[Came | Changed]], query: ExecutionQuery, size: int, most: int
 ) -> None:
     with undone(kept) as db:

@@ -64,7 +64,7 @@ def _batch_violations(request: pb.BatchEnqueueJobsRequest) -> Iterator[Violation
         if request.requests:
             yield Violation("array", "cannot be set together with requests; set one of them")
         if not 1 <= request.array.size <= MAX_JOBS:
-            yield Violation("array.size", f"is {request.array.size}; it has to be from 1 to {MAX_JOBS}")
+            yield Violation("array.size", f"is {request.array.size}; it must be from 1 to {MAX_JOBS}")
     elif not request.requests:
         yield Violation("requests", "is empty; set requests, or array")
     elif len(request.requests) > MAX_JOBS:

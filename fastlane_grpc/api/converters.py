@@ -45,7 +45,7 @@ from fastlane_grpc.model import (
 from fastlane_grpc.record import Gap
 from fastlane_grpc.retention import Pruned
 from fastlane_grpc.store import ExecutionQuery, JobFilter, JobQuery, etag_of
-from fastlane_grpc.text.redaction import SecretNames
+from fastlane_grpc.text.redaction import SecretNames, mask_secrets
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 # Returns what an execution waits for, which the service knows.
@@ -461,7 +461,7 @@ def totals(value: LogTotals) -> pb.LogTotals:
 def host(value: HostReport) -> pb.EngineHost:
     return pb.EngineHost(
         name=value.name,
-        address=value.address,
+        address=mask_secrets(value.address),
         availability=pb.EngineHost.Availability.ValueType(value.availability),
         running=value.running,
         max_running=value.max_running,

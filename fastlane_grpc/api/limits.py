@@ -15,12 +15,12 @@ MIN_WINDOW, MAX_WINDOW = timedelta(seconds=1), timedelta(days=1)
 def update_task_violations(task_id: str, change: TaskLimitsChange) -> Iterator[Violation]:
     yield from task_id_violations(task_id)
     if change.max_running is not None and change.max_running < 0:
-        yield Violation("max_running", f"is {change.max_running}; it has to be 0 (no limit) or more")
+        yield Violation("max_running", f"is {change.max_running}; it must be 0 (no limit) or more")
     starts, window = change.max_starts, change.rate_window
     if starts is not None and not 0 <= starts <= MAX_STARTS:
-        yield Violation("max_starts", f"is {starts}; it has to be from 0 (no limit) to {MAX_STARTS}")
+        yield Violation("max_starts", f"is {starts}; it must be from 0 (no limit) to {MAX_STARTS}")
     if window is not None and not MIN_WINDOW <= window <= MAX_WINDOW:
-        yield Violation("rate_window", "has to be from 1 s to 1 day")
+        yield Violation("rate_window", "must be from 1 s to 1 day")
     if starts and window is None:
         yield Violation("rate_window", "is required with max_starts")
     if window is not None and not starts:

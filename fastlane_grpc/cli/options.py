@@ -185,9 +185,12 @@ def _verbose(function: Function, *names: str) -> Function:
     function = click.option(
         *names, is_flag=True, help="Also show fastlane's own lines, on stderr (default on a terminal)."
     )(function)
-    return click.option("-q", "--quiet", is_flag=True, help="Show only the container's output, and gaps in it.")(
-        function
-    )
+    return click.option(
+        "-q",
+        "--quiet",
+        is_flag=True,
+        help="Show the container's output, and else only missing bytes and why a job did not run.",
+    )(function)
 
 
 def answers(function: Function) -> Function:
