@@ -7,16 +7,17 @@ calls for each container, that was a tenth of the engine's own time to start one
 
 import json
 import struct
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from datetime import datetime
 from pathlib import Path
 from socket import SO_PEERCRED, SOL_SOCKET
 from typing import Any
 from urllib.parse import quote, urlencode
 
+from fastlane_grpc.backend import Container, Image, Info
 from fastlane_grpc.clock import engine_time
-from fastlane_grpc.docker.engine_errors import passes
+from fastlane_grpc.docker.engine_errors import diagnosis, passes
+from fastlane_grpc.docker.handle import DockerHandle
 from fastlane_grpc.docker.http import EngineDown, EngineRefuses, EngineRequest, connect
 from fastlane_grpc.machine.shortage import outlast
 from fastlane_grpc.model import container_name
@@ -26,50 +27,6 @@ HOST_LABEL = "fastlane.host"
 EXECUTION_LABEL = "fastlane.execution"
 JOB_LABEL = "fastlane.job"
 TASK_LABEL = "fastlane.task"
-
-
-@dataclass(frozen=True, slots=True)
-class Container:
-    """The state of a container at the time of the call. `start_time` is None for a container that never ran."""
-
-    id: str
-    status: str
-    labels: Mapping[str, str]
-    exit_code: int
-    error: str
-    out_of_memory: bool
-    stop_signal: str
-    start_time: datetime | None
-    end_time: datetime | None
-    # The program that the container or its recorder runs; None: unknown.
-    program: str | None = None
-
-    @property
-    def alive(self) -> bool:
-        return self.status in {"running", "paused", "restarting"}
-
-    @property
-    def ended(self) -> bool:
-        return self.status in {"exited", "dead", "removing"} and self.start_time is not None
-
-
-@dataclass(frozen=True, slots=True)
-class Image:
-    """An image on the engine. `architecture` is Docker's name ("amd64"). Fields that are not set are empty."""
-
-    digest: str
-    architecture: str
-    entrypoint: Sequence[str]
-    command: Sequence[str]
-
-
-@dataclass(frozen=True, slots=True)
-class Info:
-    """Identity of an engine. `id` stays the same for as long as the engine's data directory lasts."""
-
-    id: str
-    version: str
-    architecture: str
 
 
 class Engine:
@@ -170,8 +127,13 @@ class Engine:
 
     def inspect(self, name: str) -> Container | None:
         """Return the container; None if there is none. Waits for its lock."""
+        found = self.inspect_with_labels(name)
+        return found and found[0]
+
+    def inspect_with_labels(self, name: str) -> tuple[Container, Mapping[str, str]] | None:
+        """Return the container and its labels; None if there is none. Waits for its lock."""
         answer = self._found("GET", f"/containers/{name}/json")
-        return answer and _container(answer)
+        return answer and (_container(answer), answer["Config"].get("Labels") or {})
 
     def mounts(self, container_id: str) -> Mapping[Path, Path] | None:
         """Return the mounts of a container, from the path inside to the path on the engine's machine.
@@ -195,16 +157,20 @@ class Engine:
 
         Takes no container's lock.
         """
-        of_host = [f"{HOST_LABEL}={host}"] if host else []
-        filters = json.dumps({"label": [f"{INSTANCE_LABEL}={instance}", *of_host]})
+        listed = self.listed(instance)
+        return {each: labels[EXECUTION_LABEL] for each, labels in listed.items() if host in {"", labels[HOST_LABEL]}}
+
+    def listed(self, instance: str) -> Mapping[str, Mapping[str, str]]:
+        """Return the labels of each container of this instance, by container id. Takes no container's lock."""
+        filters = json.dumps({"label": [f"{INSTANCE_LABEL}={instance}"]})
         answer = self._asked("GET", f"/containers/json?{urlencode({'all': 1, 'filters': filters})}")
-        labelled = {each["Id"]: (each["Labels"].get(EXECUTION_LABEL, ""), each["Names"]) for each in answer}
+        labelled = {each["Id"]: (defaultdict(str, each["Labels"]), each["Names"]) for each in answer}
         # A container from an image that was committed from an execution's container has the same labels. Only the name
         # tells the two apart.
         return {
-            found: execution
-            for found, (execution, names) in labelled.items()
-            if f"/{container_name(execution)}" in names
+            found: labels
+            for found, (labels, names) in labelled.items()
+            if f"/{container_name(labels[EXECUTION_LABEL])}" in names
         }
 
     def remove(self, container_id: str, *, force: bool) -> None:
@@ -278,16 +244,17 @@ class Engine:
 
 
 def _container(answer: Mapping[str, Any]) -> Container:
-    state = answer["State"]
+    state, start_time = answer["State"], engine_time(answer["State"].get("StartedAt", ""))
+    status, error = state["Status"], state.get("Error", "")
     return Container(
-        id=answer["Id"],
-        status=state["Status"],
-        labels=answer["Config"].get("Labels") or {},
+        handle=DockerHandle(answer["Id"]).packed(),
+        alive=status in {"running", "paused", "restarting"},
+        ended=status in {"exited", "dead", "removing"} and start_time is not None,
         exit_code=state["ExitCode"],
-        error=state.get("Error", ""),
+        start_failure=diagnosis(error) if error else None,
         out_of_memory=state.get("OOMKilled", False),
         stop_signal=answer["Config"].get("StopSignal", ""),
-        start_time=engine_time(state.get("StartedAt", "")),
+        start_time=start_time,
         end_time=engine_time(state.get("FinishedAt", "")),
         program=next(iter(answer["Config"].get("Cmd") or ()), None),
     )

@@ -4,8 +4,8 @@ The texts are not documented. They are those of engines 20.10 to 28, of containe
 """
 
 import re
-from enum import Enum
 
+from fastlane_grpc.backend import Diagnosis, Refusal
 from fastlane_grpc.model import Reason
 
 
@@ -100,12 +100,8 @@ _ADVICE = (
 )
 
 
-class Refusal(Enum):
-    """The kind of a refusal."""
-
-    FINAL = "about the request: the engine refuses a repeated request, too"
-    PASSING = "about the engine: a repeated request may succeed; this one was not carried out"
-    CUT_OFF = "about the engine: a repeated request may succeed; this one may have been carried out"
+def diagnosis(message: str) -> Diagnosis:
+    return Diagnosis(message, plain(message), explained(message), refusal_of(message), command_reason(message))
 
 
 def refusal_of(message: str) -> Refusal:

@@ -13,6 +13,8 @@ from collections.abc import Iterator, Mapping
 from http.client import parse_headers
 from io import BytesIO
 
+from fastlane_grpc.backend import BackendDown, BackendRefuses
+from fastlane_grpc.docker.engine_errors import diagnosis
 from fastlane_grpc.machine.shortage import PAUSE_SECONDS, outlast
 
 # The largest answer that is read whole. An answer without a length ends with the connection.
@@ -25,15 +27,15 @@ NO_ENGINE_STATUS = frozenset({502, 503, 504})
 _PASSING = frozenset({errno.EAGAIN, errno.EADDRNOTAVAIL})
 
 
-class EngineDown(Exception):
+class EngineDown(BackendDown):
     """The engine did not answer. The request may have been carried out, or may be carried out later."""
 
 
-class EngineRefuses(Exception):
+class EngineRefuses(BackendRefuses):
     """The engine refused the request, with an HTTP status and a message."""
 
     def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
+        super().__init__(diagnosis(message))
         self.status = status
         self.message = message
 
