@@ -7,17 +7,21 @@ apart: the recorder keeps every byte; of an attachment the time of the break is 
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 
 import docker
 import pytest
 from docker.models.containers import Container
 
+from fastlane_grpc import backend
 from fastlane_grpc.capture.handoff import CommandStatus, RecordHandoff
+from fastlane_grpc.docker import DockerBackend
 from fastlane_grpc.execution import Step
 from fastlane_grpc.model import CaptureMode, Cause, Execution, Outcome, Reason, Source, State
 from fastlane_grpc.runner import HostDown, LeaveCommand
 from tests.engine import Going, House, Killed, Output, by_attach, by_recorder, capture_of
+from tests.serving import within
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(120)]
 
@@ -134,6 +138,25 @@ def test_what_has_not_begun_for_certain_runs_in_a_new_container(
     assert (output.stdout, output.gaps) == (b"once\n", [])
     assert "a new one is made" in house.system(execution_id)
     assert not house.engine.containers(house.store.instance)
+
+
+class Forgetful(DockerBackend):
+    """An engine that takes every container for ended."""
+
+    def inspect(self, handle: backend.Handle) -> backend.Container | None:
+        found = super().inspect(handle)
+        return found and replace(found, alive=False, ended=True, exit_code=255)
+
+
+@by_recorder
+def test_an_end_that_no_engine_reports_is_noticed_soon(house: House) -> None:
+    execution_id = house.kill_at(Step.RUNNING, "sleep 3; exit 7")
+    # From now on the engine reports no end.
+    house.host.close()
+    house.host.backend = Forgetful(house.engine, instance=house.store.instance, host="local", default_pids=256)
+    with within(20):
+        execution = house.adopt(execution_id).result()
+    assert (execution.state, outcome(execution).exit_code) == (State.FAILED, 7)
 
 
 @by_recorder

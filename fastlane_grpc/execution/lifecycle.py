@@ -232,6 +232,7 @@ class Lifecycle(Closing):
         self._stopping = run.stopping
         self._backend_lost_container = run.backend_lost_container
         self._deadline = run.deadline
+        self._look_at = boottime() + self._look_pause_seconds()
         if self.execution.state is State.PREPARING:
             try:
                 self.context.store.running(self.execution.id, start_time=run.start_time).result(STORE_SECONDS)
@@ -401,7 +402,7 @@ class Lifecycle(Closing):
             return Delivery.NOT_SENT
 
     def _alive(self) -> bool:
-        self._look_at = float("inf") if self._stopping is None else boottime() + LOOK_SECONDS
+        self._look_at = boottime() + self._look_pause_seconds()
         try:
             if self.capture.is_running:
                 return True
@@ -414,6 +415,11 @@ class Lifecycle(Closing):
             return container is not None and container.alive
         # A container that the engine is about to start is not alive yet, and has not ended either.
         return container is not None and not container.ended
+
+    def _look_pause_seconds(self) -> float:
+        if self._backend_lost_container:
+            return STILL_RUNNING_SECONDS
+        return float("inf") if self._stopping is None else LOOK_SECONDS
 
     def _is_running(self) -> bool:
         """Whether the main process runs although the engine says that the container ended. Asks until it is known."""
