@@ -332,7 +332,7 @@ def _limits(settings: Settings) -> RetentionLimits:
 
 
 def _host(configured: HostSettings, store: Store, settings: Settings, supervisor: Supervisor) -> Host:
-    engine = Engine(configured.engine)
+    engine = Engine(configured.engine, certificates=configured.engine_cert_dir)
     backend = DockerBackend(engine, instance=store.instance, host=configured.name, default_pids=settings.default_pids)
     choice = CaptureChoice(
         configured.capture,

@@ -157,7 +157,14 @@ class House:
     passes on mailbox."""
 
     def __init__(
-        self, directory: Path, image: str, address: str, engine: str, capture: CaptureMode, max_log_bytes: int
+        self,
+        directory: Path,
+        image: str,
+        address: str,
+        engine: str,
+        capture: CaptureMode,
+        max_log_bytes: int,
+        certificates: Path | None = None,
     ) -> None:
         self.directory = directory
         self.capture = capture
@@ -165,6 +172,7 @@ class House:
         self.address = address
         self._engine = engine
         self._max_log_bytes = max_log_bytes
+        self._certificates = certificates
         self.going: dict[str, Going] = {}
         self.on_step: Callable[[Step, str], None] = lambda step, execution_id: None
         self.loop = asyncio.new_event_loop()
@@ -178,7 +186,7 @@ class House:
         self.store = Store.open(self.directory, on_commit=self._committed, loop=self.loop)
         self.logs = Logs(self.directory / "logs")
         self.changed = threading.Condition()
-        self.engine = Engine(self.address)
+        self.engine = Engine(self.address, certificates=self._certificates)
         self.host = Host("local", self.backend("local"), self.captures(self.capture), ping_seconds=1)
         self.host.start(self._host_changed)
         self.wait_until(lambda: self.host.up)
@@ -357,10 +365,11 @@ def opened(
     engine: str = "",
     capture: CaptureMode = CaptureMode.AUTO,
     max_log_bytes: int = 1 << 30,
+    certificates: Path | None = None,
 ) -> Iterator[House]:
     """A house over the engine at `address`, behind which is the one at `engine`, if that is another."""
     address = address or engine_address()
-    house = House(directory, image, address, engine or address, capture, max_log_bytes)
+    house = House(directory, image, address, engine or address, capture, max_log_bytes, certificates)
     try:
         yield house
     finally:

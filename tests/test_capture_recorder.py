@@ -16,7 +16,7 @@ import pytest
 
 from fastlane_grpc.docker.capture_choice import CaptureChoice
 from fastlane_grpc.docker.engine import Engine
-from fastlane_grpc.docker.http import EngineDown
+from fastlane_grpc.docker.engine_errors import EngineDown
 from fastlane_grpc.docker.probe import PROBE_LABEL
 from fastlane_grpc.execution import Step
 from fastlane_grpc.model import CaptureMode, Cause, Execution, Limits, Outcome, Reason, Source, State

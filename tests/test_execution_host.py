@@ -12,6 +12,7 @@ import pytest
 from structlog.testing import capture_logs
 
 from fastlane_grpc.backend import ContainerEvent, UnreadableEvent
+from fastlane_grpc.docker.address import EngineAddress
 from fastlane_grpc.docker.events import read_event
 from fastlane_grpc.docker.http import MAX_LINE_BYTES, EngineRequest
 from fastlane_grpc.execution import Host
@@ -60,7 +61,9 @@ def test_a_line_without_an_end_takes_no_more_memory_than_a_line_may(tmp_path: Pa
             target=_answer, args=(listener, [b"a\n", *[b"x" * MAX_LINE_BYTES] * 5, b"\nb\n", b"c"])
         )
         flood.start()
-        lines = list(EngineRequest(f"unix://{tmp_path}/engine", "GET", "/events", answer_seconds=10).lines())
+        lines = list(
+            EngineRequest(EngineAddress(f"unix://{tmp_path}/engine"), "GET", "/events", answer_seconds=10).lines()
+        )
         flood.join()
     assert [len(line) for line in lines] == [1, MAX_LINE_BYTES, 1]
     assert (lines[0], lines[2]) == (b"a", b"b")

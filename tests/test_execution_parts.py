@@ -13,8 +13,7 @@ from structlog.testing import capture_logs
 from fastlane_grpc.backend import Container, Handle
 from fastlane_grpc.clock import engine_time, left
 from fastlane_grpc.docker.capture_choice import CaptureChoice
-from fastlane_grpc.docker.engine_errors import diagnosis
-from fastlane_grpc.docker.http import EngineDown
+from fastlane_grpc.docker.engine_errors import EngineDown, diagnosis
 from fastlane_grpc.execution.final_state import FinalState, ended, final_state_of, not_started
 from fastlane_grpc.execution.stopping import Stopping, signal_name, signal_number
 from fastlane_grpc.model import CaptureMode, JobSpec, Limits, Outcome, Reason, State, Stop, StopCause, utc_now

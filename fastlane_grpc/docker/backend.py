@@ -23,10 +23,9 @@ from fastlane_grpc.capture.capture import Capture
 from fastlane_grpc.docker.capture_choice import CaptureChoice
 from fastlane_grpc.docker.container_body import container_body
 from fastlane_grpc.docker.engine import EXECUTION_LABEL, HOST_LABEL, INSTANCE_LABEL, Engine
-from fastlane_grpc.docker.engine_errors import container_gone
+from fastlane_grpc.docker.engine_errors import EngineRefuses, container_gone
 from fastlane_grpc.docker.events import DockerEvents
 from fastlane_grpc.docker.handle import DockerHandle, unpacked
-from fastlane_grpc.docker.http import EngineRefuses
 from fastlane_grpc.docker.images import Pull
 from fastlane_grpc.model import Assignment, Execution, Reason
 

@@ -12,8 +12,8 @@ from fastlane_grpc.capture.attach import AttachCapture, OutputSource, OutputStre
 from fastlane_grpc.capture.capture import Capture
 from fastlane_grpc.capture.recorder import Recorder, RecorderCapture
 from fastlane_grpc.docker.engine import Engine
+from fastlane_grpc.docker.engine_errors import EngineDown, EngineRefuses
 from fastlane_grpc.docker.handle import unpacked
-from fastlane_grpc.docker.http import EngineDown, EngineRefuses
 from fastlane_grpc.docker.probe import NotHere, not_here, probe
 from fastlane_grpc.machine.shortage import is_shortage, outlast
 from fastlane_grpc.model import CaptureMode, Execution

@@ -16,8 +16,8 @@ from fastlane_grpc.backend import CannotRun, PullFailed, Refusal
 from fastlane_grpc.clock import boottime
 from fastlane_grpc.docker.credentials import credentials_for
 from fastlane_grpc.docker.engine import Engine
-from fastlane_grpc.docker.engine_errors import explained, refusal_of
-from fastlane_grpc.docker.http import EngineDown, EngineRefuses, EngineRequest
+from fastlane_grpc.docker.engine_errors import EngineDown, EngineRefuses, explained, refusal_of
+from fastlane_grpc.docker.http import EngineRequest
 from fastlane_grpc.machine.shortage import outlast
 from fastlane_grpc.model import Reason
 from fastlane_grpc.supervisor import thread
