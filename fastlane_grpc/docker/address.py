@@ -17,6 +17,7 @@ import subprocess
 import time
 from contextlib import suppress
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from urllib.parse import SplitResult, urlsplit
 
@@ -128,6 +129,7 @@ class _Unusable(Exception):
     """The address, its context or its certificates cannot be used, for the reason in the message."""
 
 
+@lru_cache(256)
 def _parsed(text: str) -> SplitResult:
     try:
         url = urlsplit(str(docker.utils.parse_host(text)))
