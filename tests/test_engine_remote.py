@@ -11,9 +11,11 @@ from pathlib import Path
 import docker.context
 import pytest
 
+from fastlane_grpc import config
 from fastlane_grpc.client import Client, End
 from fastlane_grpc.docker import DockerBackend, Engine
 from fastlane_grpc.docker.engine_errors import EngineDown
+from fastlane_grpc.doctor import Level, examine
 from fastlane_grpc.execution import Step
 from fastlane_grpc.model import CaptureMode, Reason, State
 from fastlane_grpc.v1 import fastlane_pb2 as pb
@@ -208,6 +210,15 @@ def test_ssh_that_lets_nobody_in_is_told_in_its_words(ssh: SshEngine, tmp_path: 
         Engine(user).info()
     with pytest.raises(EngineDown, match="Connection refused"):
         Engine("ssh://127.0.0.1:1").info()
+
+
+def test_the_doctor_looks_at_a_remote_engine_as_the_server_would(tls: TlsEngine, tmp_path: Path) -> None:
+    flags = {"engine": tls.address, "data_dir": str(tmp_path)}
+    by_tls = next(examine(config.load(flags | {"engine_cert_dir": str(tls.certificates)}, {}, None)))
+    assert (by_tls.check, by_tls.level) == ("engine", Level.OK)
+    without = next(examine(config.load(flags, {}, None)))
+    assert (without.check, without.level) == ("engine", Level.FAIL)
+    assert "Client sent an HTTP request to an HTTPS server" in without.found
 
 
 # -- a whole server

@@ -253,6 +253,8 @@ def _ssh_command(url: SplitResult, timeout_seconds: float) -> list[str]:
     options = [
         # Nobody is there to answer a question.
         "BatchMode=yes",
+        # Its warnings would fill the pipe of a connection that lasts.
+        "LogLevel=ERROR",
         f"ConnectTimeout={max(1, round(timeout_seconds))}",
         f"ServerAliveInterval={_SSH_ALIVE_SECONDS}",
         "ServerAliveCountMax=3",

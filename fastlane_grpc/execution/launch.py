@@ -5,6 +5,7 @@ The fence is the commit that says that a start is about to be sent. Each contain
 
 import errno
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
 
 from fastlane_grpc.backend import (
@@ -75,7 +76,7 @@ def launch(lifecycle: Lifecycle) -> None:
             ContainerEnd(None, witnessed=False) if lifecycle.attempt.fenced else None,
         )
     else:
-        _run_to_end(lifecycle, backend_lost_container=not started)
+        _run_to_end(lifecycle, started)
 
 
 def _container_id(lifecycle: Lifecycle) -> str:
@@ -293,8 +294,15 @@ def _shortage(error: OSError, logs: Path) -> str:
     return error.strerror or str(error)
 
 
-def _start(lifecycle: Lifecycle) -> BackendRefuses | bool:
-    """Send the one start of this container, and return whether the backend knows the container as running.
+@dataclass(frozen=True, slots=True)
+class _Started:
+    """A start that was carried out. `backend_lost_container`: though the backend says that it was not."""
+
+    backend_lost_container: bool = False
+
+
+def _start(lifecycle: Lifecycle) -> _Started | BackendRefuses:
+    """Send the one start of this container.
 
     Return the refusal if the backend refused the start, and the command has not run and never will.
     """
@@ -319,8 +327,8 @@ def _start(lifecycle: Lifecycle) -> BackendRefuses | bool:
                 raise RanUnexpectedly(detail) from refusal
             return refusal
         # The container runs, or ran, whatever the backend says. The backend may then not report its end.
-        return container is not None and container.alive
-    return True
+        return _Started(backend_lost_container=container is None or not container.alive)
+    return _Started()
 
 
 def _retry_start(lifecycle: Lifecycle, refusal: BackendRefuses, backoff: Retries) -> bool:
@@ -342,7 +350,7 @@ def _retry_start(lifecycle: Lifecycle, refusal: BackendRefuses, backoff: Retries
     return True
 
 
-def _run_to_end(lifecycle: Lifecycle, *, backend_lost_container: bool) -> None:
+def _run_to_end(lifecycle: Lifecycle, started: _Started) -> None:
     """Follow a container that was just started to its end."""
     deadline = boottime() + lifecycle.timeout.total_seconds()
     lifecycle.reached(Step.STARTED)
@@ -352,7 +360,7 @@ def _run_to_end(lifecycle: Lifecycle, *, backend_lost_container: bool) -> None:
             (container and container.start_time) or utc_now(),
             deadline,
             (container and container.stop_signal) or lifecycle.spec.stop_signal,
-            backend_lost_container=backend_lost_container,
+            backend_lost_container=started.backend_lost_container,
         )
     )
 
