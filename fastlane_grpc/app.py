@@ -14,9 +14,9 @@ import structlog
 import uvloop
 
 from fastlane_grpc.api import Service
-from fastlane_grpc.capture.choice import CaptureChoice
 from fastlane_grpc.config import HostSettings, Settings
 from fastlane_grpc.dispatcher import Dispatcher
+from fastlane_grpc.docker import CaptureChoice, DockerBackend, DockerCaptures, Engine, capture_without_engine
 from fastlane_grpc.errors import CannotServe, ServerFailed, StoreFailed
 from fastlane_grpc.execution import DockerRunner, Host, RemovedHostRunner, Step, Sweeper
 from fastlane_grpc.logs import Logs, Tails
@@ -201,7 +201,6 @@ class Server:
                 self.logs,
                 host,
                 default_timeout=settings.default_timeout,
-                default_pids=settings.default_pids,
                 step=self.step,
             )
             for host in self.hosts
@@ -209,9 +208,8 @@ class Server:
         gone = RemovedHostRunner(
             self.store,
             self.logs,
-            settings.data_dir,
+            capture_without_engine,
             default_timeout=settings.default_timeout,
-            default_pids=settings.default_pids,
             step=self.step,
         )
         hosts = zip(self.hosts, self._runners, settings.hosts, strict=True)
@@ -371,7 +369,9 @@ def _limits(settings: Settings) -> RetentionLimits:
 
 
 def _host(configured: HostSettings, store: Store, settings: Settings, supervisor: Supervisor) -> Host:
-    captures = CaptureChoice(
+    engine = Engine(configured.engine, certificates=configured.engine_cert_dir)
+    backend = DockerBackend(engine, instance=store.instance, host=configured.name, default_pids=settings.default_pids)
+    choice = CaptureChoice(
         configured.capture,
         settings.data_dir,
         instance=store.instance,
@@ -379,7 +379,7 @@ def _host(configured: HostSettings, store: Store, settings: Settings, supervisor
         seen_as=configured.engine_data_dir,
         host=configured.name,
     )
-    return Host(configured.name, configured.engine, instance=store.instance, captures=captures, supervisor=supervisor)
+    return Host(configured.name, backend, DockerCaptures(engine, choice), supervisor=supervisor)
 
 
 def _warn_of_duplicates(host: Host, hosts: Sequence[Host]) -> None:

@@ -99,10 +99,20 @@ def read_address(text: str) -> str:
     return text
 
 
+_NAME = r"[^\s/@:\[\]-][^\s/@:\[\]]*"
+_HOST = rf"(\[[0-9a-fA-F:.]+\]|{_NAME})"
+_ENGINE = re.compile(
+    rf"unix:///.+|tcp://{_HOST}:[0-9]{{1,5}}|ssh://({_NAME}@)?{_HOST}(:[0-9]{{1,5}})?|context://[a-zA-Z0-9][\w.+-]*"
+)
+
+
 def read_engine(text: str) -> str:
-    if not re.fullmatch(r"(unix:///|tcp://).+", text):
+    if re.fullmatch(rf"tcp://{_HOST}", text):
+        raise ValueError(f"has no port; must be as {text}:2376 with TLS or {text}:2375 without")
+    if not _ENGINE.fullmatch(text):
         raise ValueError(
-            "must be the address of a Docker engine, as unix:///var/run/docker.sock or tcp://127.0.0.1:2375"
+            "must be the address of a Docker engine, as unix:///var/run/docker.sock, tcp://HOST:2376, "
+            "ssh://USER@HOST or context://NAME"
         )
     return text
 
@@ -174,6 +184,10 @@ def setting(default: Callable[[], object], read: Callable[[str], object], meanin
     )
 
 
+_ADDRESS = "address of the Docker engine: unix://, tcp://, ssh:// or context://"
+_CERTIFICATES = "directory of ca.pem, cert.pem and key.pem; with it an engine at tcp:// is reached by TLS"
+
+
 @dataclass(frozen=True, slots=True)
 class HostSettings:
     """One of several hosts, or the only one, which is called `local`; values are checked."""
@@ -183,7 +197,7 @@ class HostSettings:
         read_host_name,
         "name that executions have for the host, 1 to 63 of a-z, 0-9 and -; do not change it",
     )
-    engine: str = setting(_is_missing, read_engine, "address of the Docker engine")
+    engine: str = setting(_is_missing, read_engine, _ADDRESS)
     max_running: int = setting(
         lambda: 4 * (os.cpu_count() or 1),
         read_count,
@@ -195,6 +209,7 @@ class HostSettings:
     engine_data_dir: Path | None = setting(
         lambda: None, read_path, "path of the data directory on the engine's machine; by default detected"
     )
+    engine_cert_dir: Path | None = setting(lambda: None, read_path, _CERTIFICATES)
 
 
 @dataclass(frozen=True, slots=True)
@@ -220,13 +235,14 @@ class Settings:
     listen: str = setting(
         lambda: DEFAULT_LISTEN, read_address, "address to listen on; anyone who can reach it can run containers"
     )
-    engine: str = setting(lambda: default_engine(os.environ), read_engine, "address of the Docker engine")
+    engine: str = setting(lambda: default_engine(os.environ), read_engine, _ADDRESS)
     capture: CaptureMode = setting(
         lambda: CaptureMode.AUTO, read_capture, "capture mode: recorder, attach, or auto (recorder where it works)"
     )
     engine_data_dir: Path | None = setting(
         lambda: None, read_path, "path of the data directory on the engine's machine; by default detected"
     )
+    engine_cert_dir: Path | None = setting(lambda: default_cert_dir(os.environ), read_path, _CERTIFICATES)
     max_log_bytes: int = setting(
         lambda: 1 << 30, read_log_bytes, "maximum size of one log; a larger log loses its middle"
     )
@@ -286,7 +302,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         if not self.hosts:
-            local = HostSettings(LOCAL, self.engine, self.max_running, self.capture, self.engine_data_dir)
+            local = HostSettings(
+                LOCAL, self.engine, self.max_running, self.capture, self.engine_data_dir, self.engine_cert_dir
+            )
             object.__setattr__(self, "hosts", (local,))
         if self.default_timeout > self.max_timeout:
             default, most = _duration_text(self.default_timeout), _duration_text(self.max_timeout)
@@ -299,7 +317,7 @@ SETTINGS: Sequence["Field[Any]"] = [each for each in fields(Settings) if each.me
 # The name of the only host, where none are configured.
 LOCAL = "local"
 # What makes the host `local`, and so cannot be beside hosts of their own.
-_OF_LOCAL = ("engine", "capture", "engine_data_dir")
+_OF_LOCAL = ("engine", "capture", "engine_data_dir", "engine_cert_dir")
 
 
 @dataclass(frozen=True, slots=True)
@@ -431,6 +449,13 @@ def default_engine(environ: Mapping[str, str]) -> str:
     return address
 
 
+def default_cert_dir(environ: Mapping[str, str]) -> Path | None:
+    """The certificates that the `docker` command would use."""
+    if not environ.get("DOCKER_TLS_VERIFY"):
+        return None
+    return read_path(environ.get("DOCKER_CERT_PATH") or "~/.docker")
+
+
 # Variables of the command line and of other programs of ours, not settings of the server.
 _NOT_SETTINGS = {"address", "config"}
 
@@ -499,7 +524,14 @@ def _read_pool(table: Mapping[str, object], hosts: Sequence[str], where: str) ->
 
 def _configured_hosts(settings: Settings) -> Sequence[HostSettings]:
     """Those that were written down; none where there is only the one that the other settings make."""
-    made = HostSettings(LOCAL, settings.engine, settings.max_running, settings.capture, settings.engine_data_dir)
+    made = HostSettings(
+        LOCAL,
+        settings.engine,
+        settings.max_running,
+        settings.capture,
+        settings.engine_data_dir,
+        settings.engine_cert_dir,
+    )
     return () if list(settings.hosts) == [made] else settings.hosts
 
 

@@ -421,8 +421,8 @@ class Execution:
     host: str = ""
     container_id: str = ""
     image_digest: str = ""
-    capture: str = ""
-    engine_life: str = ""
+    # What the backend remembers of the container, as JSON that only the backend reads.
+    handle: str = ""
     starting: bool = False
     logs: Sequence[LogTotals] = ()
     expire_time: datetime | None = None

@@ -116,8 +116,7 @@ class House(Parts):
         await self.store.starting(
             execution.id,
             container_id="c",
-            capture="test",
-            engine_life="",
+            handle="{}",
             image_digest="sha256:0",
             pull_time=utc_now(),
             container_time=utc_now(),

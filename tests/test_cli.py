@@ -681,7 +681,7 @@ def test_defaults_are_written_as_people_write_them() -> None:
 def test_help_is_there_where_the_environment_spoils_a_default() -> None:
     helped = fastlane(None, "server", "--help", DOCKER_HOST="ssh://elsewhere")
     assert (helped.returncode, helped.stderr) == (0, b"")
-    assert b"Address of the Docker engine." in helped.stdout
+    assert b"Address of the Docker engine: unix://," in helped.stdout
 
 
 def test_run_promises_of_missing_output_only_that_it_is_told() -> None:

@@ -228,13 +228,14 @@ def test_each_setting_is_printed_with_where_it_came_from(file: Path) -> None:
 def test_hosts_are_printed_with_where_their_settings_came_from(file: Path) -> None:
     file.write_text(TWO_HOSTS)
     lines = config.toml(config.in_force({}, {}, file)).splitlines()
-    assert lines[-6:] == [
+    assert lines[-7:] == [
         "[[hosts]]",
         f'name = "a-1"  # file {file}',
         f'engine = "tcp://a:2375"  # file {file}',
         f"max_running = 5  # file {file}",
         'capture = "auto"  # default',
         "# engine_data_dir is not set",
+        "# engine_cert_dir is not set",
     ]
     assert not [line for line in lines[: lines.index("[[hosts]]")] if line.startswith(("engine", "capture"))]
 
@@ -327,6 +328,54 @@ def test_the_documented_list_of_secret_names_is_that_of_the_code() -> None:
     text = (ROOT / "docs" / "configuration.md").read_text()
     listed = text.partition("The default list:\n\n```text\n")[2].partition("\n```")[0]
     assert tuple(listed.replace("\n", "").split(",")) == DEFAULT_ENTRIES
+
+
+# ---- the engine
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "unix:///var/run/docker.sock",
+        "tcp://10.0.0.7:2375",
+        "tcp://[::1]:2376",
+        "ssh://there",
+        "ssh://me@there.example.org:2222",
+        "context://far-1",
+    ],
+)
+def test_an_engine_is_named_as_the_docker_command_names_it(address: str) -> None:
+    assert config.read_engine(address) == address
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("", "must be the address of a Docker engine"),
+        ("/var/run/docker.sock", "must be the address of a Docker engine"),
+        ("unix://docker.sock", "must be the address of a Docker engine"),
+        ("tcp://there", "has no port; must be as tcp://there:2376 with TLS or tcp://there:2375 without"),
+        ("tcp://me:secret@there:2376", "must be the address"),
+        ("tcp://there:2376/path", "must be the address"),
+        ("ssh://me:secret@there", "must be the address"),
+        ("ssh://there/var/run/docker.sock", "must be the address"),
+        ("ssh://-oProxyCommand=x", "must be the address"),
+        ("ssh://-lx@there", "must be the address"),
+        ("http://there:2375", "must be the address"),
+        ("context://", "must be the address"),
+        ("context://../x", "must be the address"),
+    ],
+)
+def test_an_address_that_no_engine_can_have_is_refused(address: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config.read_engine(address)
+
+
+def test_the_certificates_of_the_docker_command_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert config.default_cert_dir({"DOCKER_CERT_PATH": "/certs"}) is None
+    assert config.default_cert_dir({"DOCKER_CERT_PATH": "/certs", "DOCKER_TLS_VERIFY": "1"}) == Path("/certs")
+    monkeypatch.setenv("HOME", "/me")
+    assert config.default_cert_dir({"DOCKER_TLS_VERIFY": "1"}) == Path("/me/.docker")
 
 
 # ---- secret names

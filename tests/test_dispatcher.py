@@ -757,8 +757,7 @@ async def unfinished_of_an_earlier_server(directory: Path) -> list[Execution]:
         await earlier.store.starting(
             execution.id,
             container_id="c",
-            capture="attach",
-            engine_life="",
+            handle="{}",
             image_digest="",
             pull_time=None,
             container_time=None,

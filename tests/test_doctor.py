@@ -325,7 +325,7 @@ def test_a_real_engine_is_well(tmp_path: Path) -> None:
 def test_an_orphan_on_a_real_engine_is_found(house: House, tmp_path: Path) -> None:
     going = house.claim("sleep 60")
     name = f"fastlane-{going.execution.id}"
-    engine = house.host.engine
+    engine = house.engine
     labels = {"fastlane.instance": house.store.instance, "fastlane.execution": going.execution.id}
     engine.create(name, {"Image": house.image, "Cmd": ["sleep", "60"], "Labels": labels})
 

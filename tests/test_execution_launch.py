@@ -11,9 +11,9 @@ from pathlib import Path
 import docker
 import pytest
 
-from fastlane_grpc.capture.choice import CaptureChoice
+from fastlane_grpc.docker.capture_choice import CaptureChoice
 from fastlane_grpc.docker.engine import Engine
-from fastlane_grpc.docker.http import EngineDown
+from fastlane_grpc.docker.engine_errors import EngineDown
 from fastlane_grpc.execution import Step
 from fastlane_grpc.execution.events import Died
 from fastlane_grpc.model import CaptureMode, Execution, Outcome, PullPolicy, Reason, State
@@ -79,7 +79,7 @@ def test_a_container_that_is_removed_before_its_start_is_made_anew(
     assert execution.container_id not in remover.removed
     assert house.system(execution.id).count("No such container") == 2
     assert starts(house, began) == 1
-    assert not house.host.engine.containers(house.store.instance)
+    assert not house.engine.containers(house.store.instance)
 
 
 def test_a_container_that_is_removed_each_time_ends_with_the_words_of_the_engine(
@@ -104,7 +104,7 @@ def test_a_stop_between_two_tries_of_a_start_ends_the_tries(house: House, sdk: d
     execution = going.result()
     assert (execution.state, outcome(execution).exit_code) == (State.STOPPED, None)
     assert "before it was started" in outcome(execution).detail
-    assert not house.host.engine.containers(house.store.instance)
+    assert not house.engine.containers(house.store.instance)
 
 
 def test_a_stop_before_a_start_that_is_refused_is_a_stop(house: House) -> None:
@@ -199,7 +199,7 @@ def test_a_start_of_unknown_fate_is_repeated_only_if_the_record_proves_it_safe(d
         assert (execution.state, outcome(execution).reason) == (State.LOST, Reason.START_UNKNOWN)
         assert "lost touch with its runtime" in outcome(execution).detail
         assert starts(doubtful, began) == 0
-    assert not doubtful.host.engine.containers(doubtful.store.instance)
+    assert not doubtful.engine.containers(doubtful.store.instance)
 
 
 @by_attach

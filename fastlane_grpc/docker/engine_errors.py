@@ -1,12 +1,25 @@
-"""Classification of the error texts of a Docker engine: passing or final, about the command or not, with advice.
+"""The errors of a Docker engine, and the classification of their texts: passing or final, about the command or not.
 
 The texts are not documented. They are those of engines 20.10 to 28, of containerd, and of runc 1.0 to 1.2.
 """
 
 import re
-from enum import Enum
 
+from fastlane_grpc.backend import BackendDown, BackendRefuses, Diagnosis, Refusal
 from fastlane_grpc.model import Reason
+
+
+class EngineDown(BackendDown):
+    """The engine did not answer. The request may have been carried out, or may be carried out later."""
+
+
+class EngineRefuses(BackendRefuses):
+    """The engine refused the request, with an HTTP status and a message."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(diagnosis(message), about_host=about_host(status, message))
+        self.status = status
+        self.message = message
 
 
 def _pattern(*texts: str) -> re.Pattern[str]:
@@ -114,12 +127,8 @@ _ADVICE = (
 )
 
 
-class Refusal(Enum):
-    """The kind of a refusal."""
-
-    FINAL = "about the request: the engine refuses a repeated request, too"
-    PASSING = "about the engine: a repeated request may succeed; this one was not carried out"
-    CUT_OFF = "about the engine: a repeated request may succeed; this one may have been carried out"
+def diagnosis(message: str) -> Diagnosis:
+    return Diagnosis(message, plain(message), explained(message), refusal_of(message), command_reason(message))
 
 
 def refusal_of(message: str) -> Refusal:

@@ -351,6 +351,20 @@ def due_and_expire_times(db: Database) -> None:
 
 
 @migrations()
+def handles_of_backends(db: Database) -> None:
+    """One text for all that a backend remembers of a container. A final execution has no container any more."""
+    db.execute("ALTER TABLE executions ADD COLUMN handle TEXT NOT NULL DEFAULT ''")
+    db.execute(
+        """
+        UPDATE executions SET handle = json_object('container', container_id, 'capture', capture, 'epoch', engine_life)
+        WHERE state < 6 AND capture <> ''
+        """
+    )
+    db.execute("ALTER TABLE executions DROP COLUMN capture")
+    db.execute("ALTER TABLE executions DROP COLUMN engine_life")
+
+
+@migrations()
 def many_executions_of_a_job(db: Database) -> None:
     """Retries, schedules, unique keys, and a bounded history of jobs that are not final."""
     for column in (

@@ -46,7 +46,7 @@ _TIMES = tuple(each.name for each in fields(Times))
 _OUTCOME = ("reason", "detail", "exit_code", "out_of_memory", "stop_signal")
 _EXECUTION_NAMES = (
     *("execution_id", "job_id", "task_id", "state", "state_time", "run", "attempt"),
-    *("host", "container_id", "image_digest", "capture", "engine_life", "starting", "logs"),
+    *("host", "container_id", "image_digest", "handle", "starting", "logs"),
     *("stop_cause", "stop_time", "stop_grace", "stop_note"),
     *_OUTCOME,
     *_TIMES,
@@ -118,8 +118,7 @@ def execution_from(row: Row) -> Execution:
         host=row[at["host"]],
         container_id=row[at["container_id"]],
         image_digest=row[at["image_digest"]],
-        capture=row[at["capture"]],
-        engine_life=row[at["engine_life"]],
+        handle=row[at["handle"]],
         starting=bool(row[at["starting"]]),
         # Of one that went back to the queue the row has what its log holds so far. That may still grow.
         logs=_logs_from(row[at["logs"]]) if state.final else (),

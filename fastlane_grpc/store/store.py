@@ -582,14 +582,15 @@ class Store:
         execution_id: str,
         *,
         container_id: str,
-        capture: str,
-        engine_life: str,
+        handle: str,
         image_digest: str,
         pull_time: datetime | None,
         container_time: datetime | None,
     ) -> Pending[Execution | None]:
         """Commit that the one start is about to be sent (the fence). A caller that gets the execution may send it.
-        None: the execution was told to stop, has expired, or a start may have been sent before."""
+        None: the execution was told to stop, has expired, or a start may have been sent before.
+
+        `handle` is what the backend remembers of the container, as JSON; `container_id` is for callers."""
 
         def work(db: Connection) -> Written[Execution | None]:
             return _written(
@@ -597,7 +598,7 @@ class Store:
                     db,
                     f"""
                     UPDATE executions
-                    SET starting = 1, container_id = :container_id, capture = :capture, engine_life = :engine_life,
+                    SET starting = 1, container_id = :container_id, handle = :handle,
                         image_digest = :image_digest, pull_time = :pull_time, container_time = :container_time
                     WHERE execution_id = :execution_id AND state = {State.PREPARING} AND NOT starting
                         AND (expire_time IS NULL OR expire_time >= :now)
@@ -605,8 +606,7 @@ class Store:
                     now=microseconds_since_epoch(self._now()),
                     execution_id=execution_id,
                     container_id=container_id,
-                    capture=capture,
-                    engine_life=engine_life,
+                    handle=handle,
                     image_digest=image_digest,
                     pull_time=microseconds_or_none(pull_time),
                     container_time=microseconds_or_none(container_time),
@@ -676,7 +676,7 @@ class Store:
                 UPDATE executions
                 SET state = {State.QUEUED}, state_time = :now,
                     claim_time = NULL, pull_time = NULL, container_time = NULL,
-                    host = '', container_id = '', image_digest = '', capture = '', engine_life = '',
+                    host = '', container_id = '', image_digest = '', handle = '',
                     logs = :logs, log_bytes = :log_bytes
                 WHERE execution_id = :execution_id AND state = {State.PREPARING} AND NOT starting
                 """,
@@ -705,7 +705,7 @@ class Store:
                     db,
                     f"""
                     UPDATE executions
-                    SET starting = 0, container_id = '', capture = '', engine_life = '',
+                    SET starting = 0, container_id = '', handle = '',
                         pull_time = NULL, container_time = NULL
                     WHERE execution_id = :execution_id AND state IN ({State.PREPARING}, {State.STOPPING})
                         AND start_time IS NULL
