@@ -5,7 +5,6 @@ where it is told."""
 
 import random
 import threading
-import time
 import zlib
 from collections import deque
 from collections.abc import Iterator, Sequence
@@ -108,12 +107,6 @@ class ScriptedServer(
         # An empty page comes before each page of a list, as a server answers that found nothing in the work that it
         # does for a page.
         self.empty_pages = False
-        # What the job is each time that it is looked for after a stream was over, the last one for good; empty: as its
-        # log says.
-        self.later_jobs: deque[pb.Job] = deque()
-        # For so many seconds after a stream was over the server cannot be reached.
-        self.away_after_the_stream = 0.0
-        self._away_until = 0.0
         self.prunings: deque[pb.PruneResponse] = deque()
         # Executions whose log was streamed to its end.
         self._ended: set[str] = set()
@@ -147,15 +140,6 @@ class ScriptedServer(
 
     def GetJob(self, request: pb.GetJobRequest, context: grpc.ServicerContext) -> pb.GetJobResponse:
         self._note(request, context)
-        if self.event("stream over").is_set():
-            if self.away_after_the_stream:
-                self._away_until, self.away_after_the_stream = time.monotonic() + self.away_after_the_stream, 0.0
-            if time.monotonic() < self._away_until:
-                context.abort(grpc.StatusCode.UNAVAILABLE, "nobody is there")
-            if self.later_jobs:
-                return pb.GetJobResponse(
-                    job=self.later_jobs.popleft() if len(self.later_jobs) > 1 else self.later_jobs[0]
-                )
         return pb.GetJobResponse(job=self._found_job(request.job_id, context))
 
     def ListJobs(self, request: pb.ListJobsRequest, context: grpc.ServicerContext) -> pb.ListJobsResponse:
@@ -253,8 +237,8 @@ class ScriptedServer(
         # The fields of both requests have the same numbers.
         same = pb.StreamExecutionLogsRequest.FromString(request.SerializeToString())
         for count, message in enumerate(self._of_job(job, log, same)):
-            # The start of the execution is no message that a cut counts.
-            if count == cut.after_messages + 1:
+            # The start of the execution is no message that a cut counts, unless it cuts before all of them.
+            if cut.how and count == (cut.after_messages + 1 if cut.after_messages else 0):
                 self._cut(cut.how, context)
                 return
             yield message

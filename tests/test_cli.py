@@ -328,40 +328,11 @@ def test_logs_are_had_by_job_and_by_execution(server: ScriptedServer, either_id:
     )
 
 
-@pytest.mark.parametrize("command", [["run", "busybox"], ["logs", "job-1"]])
-def test_a_job_is_followed_over_its_executions_and_exits_as_the_job_did(
-    server: ScriptedServer, command: list[str]
-) -> None:
-    failed, succeeded = pb.Outcome(reason=pb.REASON_EXIT_CODE, exit_code=1), pb.Outcome(exit_code=0)
-    server.logs["execution-1"] = Log([Piece(1, b"first\n")], state=pb.STATE_FAILED, outcome=failed, exit_status=1)
-    server.logs["execution-2"] = Log([Piece(1, b"second\n")], first_state=pb.STATE_SCHEDULED)
-    second = pb.Execution(id="execution-2", job_id="job-1", run=1, attempt=2)
-    server.later_jobs += [
-        pb.Job(id="job-1", state=pb.STATE_SCHEDULED, execution=second),
-        pb.Job(id="job-1", state=pb.STATE_SUCCEEDED, outcome=succeeded, execution=second),
-    ]
-    ran = fastlane(server, *command)
-    assert (ran.returncode, ran.stdout) == (0, b"first\nsecond\n")
-    assert ran.stderr.decode() == "fastlane: run 1, attempt 2 of the job follows: execution execution-2\n"
-
-
 def test_logs_of_an_execution_exit_as_the_execution_did(server: ScriptedServer) -> None:
     server.logs["execution-1"] = Log(
         HELLO.pieces, state=pb.STATE_FAILED, outcome=pb.Outcome(exit_code=3), exit_status=3
     )
-    server.later_jobs.append(pb.Job(id="job-1", state=pb.STATE_SUCCEEDED, outcome=pb.Outcome(exit_code=0)))
     assert fastlane(server, "logs", "execution-1").returncode == 3
-
-
-def test_the_end_of_a_job_is_asked_for_until_the_server_answers(server: ScriptedServer) -> None:
-    server.logs["execution-1"] = Log(
-        HELLO.pieces, state=pb.STATE_FAILED, outcome=pb.Outcome(exit_code=3), exit_status=3
-    )
-    # Longer than a call is tried again by the client: the first answer is for the enqueue.
-    server.away_after_the_stream = 4.0
-    ran = fastlane(server, "run", "busybox")
-    assert ran.returncode == 3
-    assert "the server does not respond" in ran.stderr.decode()
 
 
 def test_the_start_and_expiry_of_a_job_are_sent_as_they_were_given(server: ScriptedServer) -> None:
