@@ -14,7 +14,7 @@ from fastlane_grpc.model import Job, utc_now
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 # Beyond the first release; GetServerInfo names them.
-FEATURES = ("batches", "cron", "retries")
+FEATURES = ("batches", "cron", "job-logs", "limits", "retries", "watch")
 
 
 class Calls:
