@@ -17,6 +17,7 @@ from fastlane_grpc.api.calls import Calls
 from fastlane_grpc.api.error_table import status_of
 from fastlane_grpc.api.request_parser import RequestParser
 from fastlane_grpc.errors import Refusal
+from fastlane_grpc.model import Outcome, Reason, State
 from fastlane_grpc.store.database import open_for_reading
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.calls import House, detail, reason
@@ -348,6 +349,21 @@ async def test_a_response_with_a_thousand_long_rejections_stays_below_3_mib(hous
     assert all(result.rejection.violations for result in response.results)
     [alone] = (await house.jobs.BatchEnqueueJobs(pb.BatchEnqueueJobsRequest(requests=[bad]))).results
     assert len(alone.rejection.violations) > len(response.results[0].rejection.violations)
+
+
+async def test_a_response_with_a_thousand_long_outcomes_stays_below_3_mib(house: House) -> None:
+    requests = [request(request_id=f"r{number}") for number in range(1000)]
+    batch = pb.BatchEnqueueJobsRequest(requests=requests)
+    stored_now = await house.jobs.BatchEnqueueJobs(batch)
+    failed = {"state": State.FAILED, "outcome": Outcome(Reason.REFUSED_BY_ENGINE, "x" * 2000), "logs": ()}
+    ids = [result.enqueued.job.execution.id for result in stored_now.results]
+    await asyncio.gather(*(house.store.finish(each, **failed) for each in ids))  # type: ignore[arg-type]
+    response = await house.jobs.BatchEnqueueJobs(batch)
+    assert response.ByteSize() <= 3 << 20
+    assert all(result.enqueued.existing for result in response.results)
+    outcomes = {result.enqueued.job.outcome.detail for result in response.results}
+    [alone] = (await house.jobs.BatchEnqueueJobs(pb.BatchEnqueueJobsRequest(requests=requests[:1]))).results
+    assert outcomes == {alone.enqueued.job.outcome.detail[:100]}
 
 
 # ---- arrays
