@@ -1,6 +1,7 @@
 """Enqueue: a new job with its first execution. Many enqueues in one transaction take no more statements than one."""
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -202,14 +203,20 @@ class Enqueue:
         if unique.conflict is not Conflict.REPLACE or self._stop_holder is None:
             raise UniqueKeyTaken(unique.key, holders[0])
         changed = [each for holder in holders for each in self._stop_holder(db, holder, self.job.id)]
-        if key_holders(db, self.job.task_id, unique.key):
-            # They end first.
-            execution = replace(self.job.execution, state=State.SCHEDULED, hold=Hold.UNIQUE_KEY)
-            self.job = replace(self.job, state=State.SCHEDULED, execution=execution)
-            self._execution_row = _execution_row(execution, self._spec.priority)
-            self._job_row = (*self._job_row[:3], State.SCHEDULED, *self._job_row[4:])
-        written = self._insert(db)
+        # They end first, if they run.
+        work = self._held() if key_holders(db, self.job.task_id, unique.key) else self
+        written = work._insert(db)
         return Written(written.answer, [*changed, *written.changed])
+
+    def _held(self) -> "Enqueue":
+        """Return the same job, which waits for its unique key. This one stays as it is: it may be run again, on a
+        database in which nobody holds the key."""
+        held = copy(self)
+        execution = replace(self.job.execution, state=State.SCHEDULED, hold=Hold.UNIQUE_KEY)
+        held.job = replace(self.job, state=State.SCHEDULED, execution=execution)
+        held._execution_row = _execution_row(execution, self._spec.priority)
+        held._job_row = (*self._job_row[:3], State.SCHEDULED, *self._job_row[4:])
+        return held
 
     @staticmethod
     def together(db: Connection, works: Sequence["Enqueue"]) -> Sequence[Written[tuple[Job, bool]]]:
