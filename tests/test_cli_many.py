@@ -167,6 +167,26 @@ def test_several_ids_are_stopped_one_after_another(server: Server) -> None:
     assert stopped.stdout.decode() == "".join(f"job {each}: stopped\n" for each in ids)
 
 
+def test_a_watch_of_jobs_tells_their_changes_and_ends_with_them(server: Server) -> None:
+    job_id = fastlane(server, "enqueue", "--task", "watch", "busybox").stdout.decode().strip()
+    command = [*FASTLANE, "watch", "-o", "json", job_id]
+    with subprocess.Popen(command, env=environment(server), stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["job"]["state"] == "STATE_QUEUED"
+        assert json.loads(process.stdout.readline()).keys() == {"cursor", "caught_up"}
+        with Client(server.address) as client:
+            client.stop(job_id)
+        last = json.loads(process.stdout.read().splitlines()[-1])
+        assert process.wait(30) == 0
+    assert (last["job"]["id"], last["job"]["state"]) == (job_id, "STATE_STOPPED")
+    assert last["cursor"]
+    piped = fastlane(server, "watch", job_id)
+    assert piped.stdout.decode()[8:] == f"  {job_id}  watch  stopped  stopped while it was queued\n"
+    status, written = on_terminal(server, "watch", job_id, TERM="xterm", NO_COLOR="1")
+    assert (status, written.splitlines()[-1]) == (0, f"{job_id[:13]}  watch  stopped  -    stopped while it was queued")
+    assert written.replace("\x1b[J", "").count("\x1b") == 0, "drawn once, without colours"
+
+
 @pytest.mark.parametrize(
     ("arguments", "says"),
     [
