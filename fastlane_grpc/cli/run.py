@@ -262,7 +262,7 @@ def run(
       fastlane run --retries 3 --backoff 5s busybox sh -c 'exit 1'
 
     Everything after IMAGE belongs to the command, as with `docker run`. A job gets no standard input and no terminal.
-    Retries are announced on stderr, and the exit status is that of the last attempt.
+    Retries are announced on stderr, and the exit status is that of the job.
 
     If the connection or the server goes down, the command waits and resumes: no byte is repeated, and missing bytes are
     reported. Ctrl-C (or SIGTERM) stops the job and shows its last output; press it again to detach. If the reader of
@@ -334,8 +334,8 @@ def enqueue(
       {"image": "busybox", "command": "echo nightly", "cron": "30 2 * * *", "labels": {"team": "billing"}}
 
     A bad line is reported with its number; nothing of it is stored, and all other lines are. Exit status 0 means that
-    every line was stored. With --request-id ID, the line number 7 without a request_id of its own gets ID:7, and the
-    command is safe to repeat, also after bad lines were corrected."""
+    every line was stored; -o json prints a result for each line. With --request-id ID, the line number 7 without a
+    request_id of its own gets ID:7, and the command is safe to repeat, also after bad lines were corrected."""
     environ: Mapping[str, str] = ctx.obj
     if file is None:
         if job_options["image"] is None:
