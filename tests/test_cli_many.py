@@ -1,17 +1,20 @@
 """Many jobs on the command line: a file of jobs, and stops and retries by a filter. On a server without an engine, so
 that all jobs are queued until they are stopped."""
 
+import asyncio
 import json
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
+import grpc
 import pytest
 
 from fastlane_grpc.cli import exit_status
-from fastlane_grpc.client import Client
+from fastlane_grpc.client import AsyncClient, Client
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.commands import FASTLANE, environment, fastlane, on_terminal
+from tests.scripted_server import ScriptedServer
 from tests.serving import Server
 
 NO_ENGINE = "unix:///nowhere.sock"
@@ -165,6 +168,79 @@ def test_several_ids_are_stopped_one_after_another(server: Server) -> None:
     ids = [fastlane(server, "enqueue", "--task", "ids", "busybox").stdout.decode().strip() for _ in range(2)]
     stopped = fastlane(server, "stop", *ids)
     assert stopped.stdout.decode() == "".join(f"job {each}: stopped\n" for each in ids)
+
+
+class RetryingServer(ScriptedServer):
+    """Answers each call of BatchRetryJobs with 1 000 jobs, and then with the rest."""
+
+    def BatchRetryJobs(  # noqa: N802 -- the name of the contract
+        self, request: pb.BatchRetryJobsRequest, context: grpc.ServicerContext
+    ) -> pb.BatchRetryJobsResponse:
+        self.requests.append(request)
+        more = not request.HasField("until_time")
+        answer = pb.BatchRetryJobsResponse(retried=1_000 if more else 7, skipped=1, more=more)
+        answer.until_time.seconds = 4_711
+        return answer
+
+
+@pytest.fixture
+def retrying() -> Iterator[RetryingServer]:
+    server = RetryingServer()
+    yield server
+    server.stop()
+
+
+def test_a_filter_retries_the_jobs_that_match_each_once(retrying: RetryingServer) -> None:
+    asked, written = on_terminal(
+        retrying, "retry", "--task", "t", "--state", "failed", "--since", "1h", keys=[("[y/N]", b"y\n")]
+    )
+    skipped = "skipped: expired, or the unique key is taken"
+    assert (asked, written.splitlines()[-1]) == (0, f"retried 1007 jobs; 2 {skipped}")
+    assert f"this retries at least 1000 jobs; 1 {skipped}. Retry? [y/N] " in written
+    counted, first, second = retrying.received(pb.BatchRetryJobsRequest)
+    assert (counted.validate_only, first.validate_only, second.validate_only) == (True, False, False)
+    assert (first.HasField("until_time"), second.until_time.seconds) == (False, 4_711)
+    assert (first.filter.task_id, list(first.filter.states)) == ("t", [pb.STATE_FAILED])
+    assert first.filter.HasField("since_time")
+
+    async def by_asyncio() -> pb.BatchRetryJobsResponse:
+        async with AsyncClient(retrying.address) as client:
+            return await client.retry_many(task_id="t")
+
+    assert asyncio.run(by_asyncio()).retried == 1_007
+
+
+def test_a_job_is_created_and_replaced_under_an_id_of_the_caller(server: Server) -> None:
+    job_id = "6718b8ab-a86e-4b5d-90df-52e79b66a90f"
+    created = fastlane(server, "replace", "--task", "own", "--cron", "@daily", job_id, "busybox", "echo", "1")
+    assert created.stdout.decode() == f"job {job_id}: scheduled\n"
+    replaced = fastlane(server, "replace", "--cron", "@hourly", job_id[:8], "busybox", "--", "echo", "--", "-e", "2")
+    assert (replaced.returncode, replaced.stderr) == (0, b"")
+    [job] = jobs_of(server, "own")
+    assert (job.spec.cron.expression, list(job.spec.args)) == ("@hourly", ["echo", "--", "-e", "2"])
+    refused = fastlane(server, "replace", "--etag", "another", job_id, "busybox")
+    assert refused.returncode == 1
+    assert f"its etag is '{job.etag}' now" in refused.stderr.decode()
+
+
+def test_a_watch_of_jobs_tells_their_changes_and_ends_with_them(server: Server) -> None:
+    job_id = fastlane(server, "enqueue", "--task", "watch", "busybox").stdout.decode().strip()
+    command = [*FASTLANE, "watch", "-o", "json", job_id]
+    with subprocess.Popen(command, env=environment(server), stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert json.loads(process.stdout.readline())["job"]["state"] == "STATE_QUEUED"
+        assert json.loads(process.stdout.readline()).keys() == {"cursor", "caught_up"}
+        with Client(server.address) as client:
+            client.stop(job_id)
+        last = json.loads(process.stdout.read().splitlines()[-1])
+        assert process.wait(30) == 0
+    assert (last["job"]["id"], last["job"]["state"]) == (job_id, "STATE_STOPPED")
+    assert last["cursor"]
+    piped = fastlane(server, "watch", job_id)
+    assert piped.stdout.decode()[8:] == f"  {job_id}  watch  stopped  stopped while it was queued\n"
+    status, written = on_terminal(server, "watch", job_id, TERM="xterm", NO_COLOR="1")
+    assert (status, written.splitlines()[-1]) == (0, f"{job_id[:13]}  watch  stopped  -    stopped while it was queued")
+    assert written.replace("\x1b[J", "").count("\x1b") == 0, "drawn once, without colours"
 
 
 @pytest.mark.parametrize(

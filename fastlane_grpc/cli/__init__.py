@@ -26,6 +26,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "server": ("server.server", "Serve jobs."),
     "run": ("run.run", "Run a command in an image, show its output, exit with its status."),
     "enqueue": ("run.enqueue", "Enqueue a command, or a file of jobs, and print the ids."),
+    "replace": ("run.replace", "Replace all that a job is to do, or create it under an id."),
     "logs": ("logs.logs", "Show the output of a job, live or stored."),
     "watch": ("watch.watch", "Show the jobs that have not ended, and every change."),
     "jobs": ("lists.jobs", "List jobs, newest first."),

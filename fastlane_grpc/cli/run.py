@@ -1,4 +1,4 @@
-"""`fastlane run` and `fastlane enqueue`: a job from the words of a command line."""
+"""`fastlane run`, `fastlane enqueue` and `fastlane replace`: a job from the words of a command line."""
 
 import time
 import uuid
@@ -11,7 +11,7 @@ import click
 from click.core import ParameterSource
 
 from fastlane_grpc import client as api
-from fastlane_grpc.cli.connection import connected, once_there_is_room, proxy_text
+from fastlane_grpc.cli.connection import connected, job_id, once_there_is_room, proxy_text
 from fastlane_grpc.cli.docker_options import refusal
 from fastlane_grpc.cli.encoding import is_utf8
 from fastlane_grpc.cli.enqueue_file import FileEnqueue, task_of
@@ -32,7 +32,7 @@ from fastlane_grpc.cli.options import (
     shows_output_of_run,
     talks_to_server,
 )
-from fastlane_grpc.cli.output import Display, follow
+from fastlane_grpc.cli.output import Display, follow, state_name
 from fastlane_grpc.cli.policies import read_cause, read_exit_code, with_policies
 from fastlane_grpc.cli.stdin import is_given
 from fastlane_grpc.cli.tables import as_line
@@ -50,6 +50,9 @@ class _JobCommand(click.Command):
     """`run [OPTIONS] IMAGE [--] [WORD]...`: what follows the image belongs to the command, as with `docker run`, but a
     first `--`."""
 
+    # Arguments before the first word of the command.
+    _arguments = 1
+
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         options: list[str] = []
         words = list(args)
@@ -66,8 +69,8 @@ class _JobCommand(click.Command):
         # Before the image, or right behind it.
         if words[:1] == ["--"]:
             del words[0]
-        elif words[1:2] == ["--"]:
-            del words[1]
+        elif words[self._arguments : self._arguments + 1] == ["--"]:
+            del words[self._arguments]
         return super().parse_args(ctx, [*options, "--", *words])
 
     @cached_property
@@ -86,6 +89,12 @@ class _JobCommand(click.Command):
             if f"-{letter}" in self._valued:
                 return place == len(word)
         return False
+
+
+class _ReplaceCommand(_JobCommand):
+    """`replace [OPTIONS] JOB IMAGE [--] [WORD]...`"""
+
+    _arguments = 2
 
 
 # In the order of the help.
@@ -219,8 +228,10 @@ _JOB_OPTIONS = [
         type=click.Choice(["refuse", "use-existing", "replace"]),
         help="What happens if another job holds the --unique key.  [default: refuse]",
     ),
-    click.option("--request-id", metavar="ID", help="Run the command once, however often it is sent with this id."),
 ]
+_REQUEST_ID = click.option(
+    "--request-id", metavar="ID", help="Run the command once, however often it is sent with this id."
+)
 
 
 def _describes_job(function: Function) -> Function:
@@ -233,6 +244,7 @@ def _describes_job(function: Function) -> Function:
 @click.command(cls=_JobCommand)
 @click.argument("image")
 @_describes_job
+@_REQUEST_ID
 @click.option("-d", "--detach", is_flag=True, help="Print the job's id and exit, as `fastlane enqueue`.")
 @shows_output_of_run
 @talks_to_server
@@ -250,7 +262,7 @@ def run(
       fastlane run --retries 3 --backoff 5s busybox sh -c 'exit 1'
 
     Everything after IMAGE belongs to the command, as with `docker run`. A job gets no standard input and no terminal.
-    Retries are announced on stderr, and the exit status is that of the last attempt.
+    Retries are announced on stderr, and the exit status is that of the job.
 
     If the connection or the server goes down, the command waits and resumes: no byte is repeated, and missing bytes are
     reported. Ctrl-C (or SIGTERM) stops the job and shows its last output; press it again to detach. If the reader of
@@ -288,6 +300,7 @@ def run(
 @click.command(cls=_JobCommand)
 @click.argument("image", required=False)
 @_describes_job
+@_REQUEST_ID
 @click.option(
     "-f",
     "--file",
@@ -321,8 +334,8 @@ def enqueue(
       {"image": "busybox", "command": "echo nightly", "cron": "30 2 * * *", "labels": {"team": "billing"}}
 
     A bad line is reported with its number; nothing of it is stored, and all other lines are. Exit status 0 means that
-    every line was stored. With --request-id ID, the line number 7 without a request_id of its own gets ID:7, and the
-    command is safe to repeat, also after bad lines were corrected."""
+    every line was stored; -o json prints a result for each line. With --request-id ID, the line number 7 without a
+    request_id of its own gets ID:7, and the command is safe to repeat, also after bad lines were corrected."""
     environ: Mapping[str, str] = ctx.obj
     if file is None:
         if job_options["image"] is None:
@@ -345,6 +358,49 @@ def enqueue(
         ).run(file)
 
 
+@click.command(cls=_ReplaceCommand)
+@click.argument("id", metavar="JOB")
+@click.argument("image")
+@_describes_job
+@click.option("--etag", default="", help="Replace only if the job has this etag; `fastlane job -o json` shows it.")
+@answers
+@talks_to_server
+@click.pass_obj
+def replace(
+    environ: Mapping[str, str],
+    /,
+    *,
+    id: str,  # noqa: A002
+    etag: str,
+    form: str,
+    address: str,
+    image: str,
+    task: str | None,
+    **options: Any,
+) -> int:
+    """Replace all that a job is to do: its command, its schedule, its retries. A job that does not exist is created
+    under the id, which has to be a UUID. Options that are not given get their defaults again.
+
+    \b
+    Examples:
+      fastlane replace --cron '0 4 * * *' 01980f3e-8b1c-7d43-9a51-0242ac120002 busybox echo nightly
+      fastlane replace --task backup --cron @daily "$(uuidgen)" backup:2.1
+
+    A running execution continues as it was started; one that has not started is replaced. A job that has ended starts
+    anew. The command is safe to repeat: the same job again changes nothing.
+    """
+    with connected(address) as client:
+        found = job_id(client, id)
+        if task is None:
+            try:
+                task = client.job(found).task_id
+            except api.NotFound:
+                task = task_of(image)
+        job = client.replace_job(found, task, image, etag=etag, **_job_options(environ, **options))
+    write(1, as_line(job) if form == "json" else f"job {job.id}: {state_name(job.state)}\n".encode())
+    return 0
+
+
 # Options of a job that mean something for all lines of a file.
 _WITH_FILE = {"file", "task", "request_id", "dry_run", "form", "address"}
 
@@ -364,32 +420,36 @@ def _enqueued(
     pause: Callable[[float], None],
     *,
     image: str,
-    words: Sequence[str],
     task: str | None,
-    envs: Sequence[tuple[str, str | None]],
-    env_files: Sequence[Path],
-    labels: Sequence[tuple[str, str]],
-    entrypoint: str | None,
     request_id: str | None,
     **options: Any,
 ) -> fastlane_pb2.Job:
     # The same one in each try: they make one job.
     request_id = request_id or str(uuid.uuid4())
-    variables = _environment(envs, env_files, environ)
-    spec = with_policies(options)
+    made = _job_options(environ, **options)
     return once_there_is_room(
-        lambda: client.enqueue(
-            task or task_of(image),
-            image,
-            args=words,
-            envs=variables,
-            labels=dict(labels),
-            entrypoint=() if entrypoint is None else (entrypoint,),
-            request_id=request_id,
-            **spec,
-        ),
-        pause,
+        lambda: client.enqueue(task or task_of(image), image, request_id=request_id, **made), pause
     )
+
+
+def _job_options(
+    environ: Mapping[str, str],
+    *,
+    words: Sequence[str],
+    envs: Sequence[tuple[str, str | None]],
+    env_files: Sequence[Path],
+    labels: Sequence[tuple[str, str]],
+    entrypoint: str | None,
+    **options: Any,
+) -> dict[str, Any]:
+    """Return what both clients take of the options of `_describes_job`, but for the task and the image."""
+    return {
+        **with_policies(options),
+        "args": words,
+        "envs": _environment(envs, env_files, environ),
+        "labels": dict(labels),
+        "entrypoint": () if entrypoint is None else (entrypoint,),
+    }
 
 
 def _tell_of_stdin() -> bool:

@@ -17,6 +17,17 @@ from fastlane_grpc.cli.terminal import write
 from fastlane_grpc.text.sanitize import printable
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
+_COUNT = click.option(
+    "-n",
+    "--limit",
+    "count",
+    type=click.IntRange(1, 100),
+    default=5,
+    show_default=True,
+    metavar="NUMBER",
+    help="Maximum number of ticks.",
+)
+
 
 @click.group()
 def schedule() -> None:
@@ -29,7 +40,7 @@ def schedule() -> None:
     """
 
 
-@schedule.command()
+@schedule.command(short_help="List the jobs with a schedule.")
 @click.option("--task", "task_id", default="", metavar="NAME", help="Only of this task.")
 @answers
 @talks_to_server
@@ -59,9 +70,9 @@ def ls(environ: Mapping[str, str], /, *, task_id: str, form: str, address: str) 
     return 0
 
 
-@schedule.command(name="next")
+@schedule.command(name="next", short_help="Show the next ticks of a job.")
 @click.argument("id", metavar="JOB")
-@click.option("-n", "--limit", "count", type=click.IntRange(1, 100), default=5, show_default=True, metavar="NUMBER")
+@_COUNT
 @answers
 @talks_to_server
 def next_(*, id: str, count: int, form: str, address: str) -> int:  # noqa: A002
@@ -78,11 +89,11 @@ def next_(*, id: str, count: int, form: str, address: str) -> int:  # noqa: A002
     return 0
 
 
-@schedule.command()
+@schedule.command(short_help="Show the ticks of an expression.")
 @click.argument("expression")
 @click.option("--time-zone", default="", metavar="NAME", help="Its time zone, as Europe/Berlin.  [default: UTC]")
 @click.option("--from", "from_time", type=TIME, help="Show ticks after this time.  [default: now]")
-@click.option("-n", "--limit", "count", type=click.IntRange(1, 100), default=5, show_default=True, metavar="NUMBER")
+@_COUNT
 @answers
 @talks_to_server
 def preview(*, expression: str, time_zone: str, from_time: datetime | None, count: int, form: str, address: str) -> int:
@@ -108,7 +119,7 @@ def _show_preview(found: pb.PreviewScheduleResponse, form: str) -> None:
     write(1, "".join(f"{line}\n" for line in lines).encode())
 
 
-@schedule.command()
+@schedule.command(short_help="Stop the ticks of schedules.")
 @click.argument("ids", metavar="JOB...", nargs=-1, required=True)
 @answers
 @talks_to_server
@@ -125,7 +136,7 @@ def pause(*, ids: Sequence[str], form: str, address: str) -> int:
     return 0
 
 
-@schedule.command()
+@schedule.command(short_help="Continue paused schedules.")
 @click.argument("ids", metavar="JOB...", nargs=-1, required=True)
 @answers
 @talks_to_server
