@@ -293,6 +293,8 @@ def test_every_call_of_the_contract_is_a_method_of_both_clients() -> None:
         "StopJob": "stop",
         "EnqueueJob": "enqueue",
         "GetServerInfo": "server_info",
+        "BatchEnqueueJobs": "enqueue_many",
+        "BatchStopJobs": "stop_many",
     }
     for call in calls:
         words = re.findall("[A-Z][a-z]+", call)

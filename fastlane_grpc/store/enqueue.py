@@ -108,7 +108,6 @@ class Enqueue:
         self._spec = spec
         self.job = first_job(job_id or new_id(), task_id, spec, time, request_id, caller_address, array)
         execution, state = self.job.execution, self.job.state
-        self._spec_bytes = data
         # Stops a job that holds the unique key of this one.
         self._stop_holder = stop_holder
         self._quota = quota
@@ -116,7 +115,7 @@ class Enqueue:
         self._refusal = refusal
         self._secret_names = secret_names
         # Nothing is compared with a job that came without a request_id.
-        self._comparable = self._compared(spec, array.size if array else None) if request_id else b""
+        self._comparable = self._compared(spec, array.size if array else None, data) if request_id else b""
         self._digest = request_digest(task_id, self._comparable) if request_id else b""
         # Of siblings, by their tasks.
         self._digests = {task_id: self._digest}
@@ -268,13 +267,14 @@ class Enqueue:
             raise RequestIdReused(self.job.request_id, job_id)
         return job_of(db, job_id)
 
-    def _compared(self, spec: JobSpec, array_size: int | None) -> bytes:
+    def _compared(self, spec: JobSpec, array_size: int | None, data: bytes | None = None) -> bytes:
         """Return what has to be the same in a repeated request. The request_id of a job in an array has its index.
+        `data`: the spec as it is stored, which is not encoded again if it has no secrets.
 
         Secrets are not in it: neither the answer nor the time that it takes tells a caller whether a guess at one was
         right."""
         shown = spec.redacted(self._secret_names)
-        compared = self._spec_bytes if shown is self._spec else spec_bytes(shown)
+        compared = data if data is not None and shown is spec else spec_bytes(shown)
         return compared if array_size is None else compared + b" x %d" % array_size
 
 
