@@ -106,7 +106,11 @@ def test_a_refusal_that_nothing_in_the_table_stands_for_is_a_defect_with_a_numbe
 
 def test_calls_that_write_are_those_that_are_not_said_to_have_no_side_effects() -> None:
     methods = [method for service in pb.DESCRIPTOR.services_by_name.values() for method in service.methods]
-    assert {method.name for method in methods if writes(method)} == {"EnqueueJob", "StopJob", "StopExecution", "Prune"}
+    assert {method.name for method in methods if writes(method)} == {
+        *("EnqueueJob", "StopJob", "StopExecution", "Prune", "RetryJob", "ReplaceJob"),
+        *("PauseSchedule", "ResumeSchedule", "BatchEnqueueJobs", "BatchStopJobs", "BatchRetryJobs"),
+        *("UpdateTask", "DrainHost", "ResumeHost"),
+    }
 
 
 def test_every_error_of_the_contract_is_in_the_table_and_provoked_by_a_test() -> None:

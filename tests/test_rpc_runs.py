@@ -145,6 +145,17 @@ async def test_a_final_job_is_retried_and_one_that_goes_on_is_not(house: House) 
     assert str(refused.details()).startswith("request_id: has 129 characters")
 
 
+async def test_a_job_that_has_expired_is_not_retried(house: House) -> None:
+    soon = timestamp_pb2.Timestamp()
+    soon.FromDatetime(datetime.now(UTC) + timedelta(milliseconds=200))
+    job = await house.enqueue(expire_time=soon)
+    await house.jobs.StopJob(pb.StopJobRequest(job_id=job.id))
+    while datetime.now(UTC) <= soon.ToDatetime(UTC):
+        await house.jobs.GetJob(pb.GetJobRequest(job_id=job.id))
+    refused = await refusal(house.jobs.RetryJob(pb.RetryJobRequest(job_id=job.id)))
+    assert (refused.code(), info(refused).reason) == (grpc.StatusCode.FAILED_PRECONDITION, "JOB_EXPIRED")
+
+
 async def test_a_taken_unique_key_is_told_with_its_holder(house: House) -> None:
     job = await house.enqueue(unique=pb.Unique(key="k"))
     spec = pb.JobSpec(image="busybox", unique=pb.Unique(key="k"))
