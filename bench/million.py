@@ -12,13 +12,15 @@ from pathlib import Path
 from bench.ratio import Limit, Ratio
 from bench.server import server
 from fastlane_grpc import Client
-from fastlane_grpc.model import JobSpec, Outcome, State, new_id
+from fastlane_grpc.model import JobSpec, Outcome, State, TaskLimitsChange, new_id
 from fastlane_grpc.retention import KEEP_CHANGES
 from fastlane_grpc.store import Store
 from fastlane_grpc.store.database import open_for_writing
 
 JOBS, WAITING, TASKS = 1_000_000, 100_000, 500
 CLAIMS = 300
+# Of the 50 tasks whose executions wait, those that are paused or at their limit.
+BLOCKED = 45
 AT_ONCE = 10_000
 
 
@@ -92,15 +94,37 @@ def _claims(full: Path, empty: Path, rounds: int) -> Iterator[Ratio]:
     """Per second of the claims' own time, by their median and by their mean: that has in it what SQLite does once in a
     while."""
     with _store(full) as ours, _store(empty) as theirs:
-        latencies = [_latencies(ours, theirs) for _ in range(rounds + 1)][1:]
+        yield from _claim_rows(ours, theirs, rounds, f"{JOBS} jobs and {WAITING} waiting")
+        with _blocked(ours):
+            yield from _claim_rows(ours, theirs, rounds, f"the same, {BLOCKED} of 50 tasks that wait blocked")
+
+
+def _claim_rows(ours: Store, theirs: Store, rounds: int, which: str) -> Iterator[Ratio]:
+    latencies = [_latencies(ours, theirs) for _ in range(rounds + 1)][1:]
     for name, middle in (("median", statistics.median), ("mean", statistics.fmean)):
         yield Ratio(
-            f"claims, {name}, {JOBS} jobs and {WAITING} waiting, against an empty store",
+            f"claims, {name}, {which}, against an empty store",
             "claims/s",
             [1 / middle(of_ours) for of_ours, _ in latencies],
             [1 / middle(of_theirs) for _, of_theirs in latencies],
             1 / 1.2,
         )
+
+
+@contextmanager
+def _blocked(store: Store) -> Iterator[None]:
+    """Of the tasks with much that waits, all but a few are paused or run as many executions as they may."""
+    tasks = [f"task-{number}" for number in range(0, 10 * BLOCKED, 10)]
+    paused, limited = tasks[::2], set(tasks[1::2])
+    for task_id in tasks:
+        change = TaskLimitsChange(paused=True) if task_id in paused else TaskLimitsChange(max_running=1)
+        store.update_task(task_id, change).result()
+    claimed = [assignment.execution for assignment in store.claim_on(["local"] * TASKS).result()]
+    _finish([(store, execution.id) for execution in claimed if execution.task_id not in limited])
+    yield
+    for task_id in tasks:
+        store.update_task(task_id, TaskLimitsChange(max_running=0, paused=False)).result()
+    _finish([(store, execution.id) for execution in claimed if execution.task_id in limited])
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from bench.server import server
 LINES = {"lines": "0123456789" * 9 + "01234567", "y lines": "y"}
 # What `docker run` does with it besides: nothing, or what it does unless told otherwise; and how much faster we want to
 # be.
-DRIVERS = {"--log-driver none": (["--log-driver", "none"], 1.5), "the default log driver": ([], 3.0)}
+DRIVERS = {"--log-driver none": (["--log-driver", "none"], 1.3), "the default log driver": ([], 3.0)}
 MEGABYTES = 200
 # Of short lines the default log driver makes so much work that all of them would take minutes.
 MEGABYTES_OF_Y_LOGGED = 20

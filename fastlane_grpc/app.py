@@ -14,9 +14,9 @@ import structlog
 import uvloop
 
 from fastlane_grpc.api import Service
-from fastlane_grpc.capture.choice import CaptureChoice
 from fastlane_grpc.config import HostSettings, Settings
-from fastlane_grpc.dispatcher import Dispatcher, HostSlots
+from fastlane_grpc.dispatcher import Dispatcher
+from fastlane_grpc.docker import CaptureChoice, DockerBackend, DockerCaptures, Engine, capture_without_engine
 from fastlane_grpc.errors import CannotServe, ServerFailed, StoreFailed
 from fastlane_grpc.execution import DockerRunner, Host, RemovedHostRunner, Step, Sweeper
 from fastlane_grpc.logs import Logs, Tails
@@ -26,6 +26,7 @@ from fastlane_grpc.machine.open_files import OpenFiles, raise_limit
 from fastlane_grpc.model import Execution, utc_now
 from fastlane_grpc.retention import Retention, RetentionLimits
 from fastlane_grpc.rpc.server import RpcServer
+from fastlane_grpc.slots import HostSlots
 from fastlane_grpc.store import Quota, Rules, Store, StoreHealth
 from fastlane_grpc.supervisor import Supervisor
 from fastlane_grpc.wakeup import Wakeup
@@ -164,6 +165,7 @@ class Server:
             self.settings, self._committed, self.store_health.failed, self.loop, self.supervisor, self.now
         )
         parts.callback(self.store.close, _CLOSE_SECONDS)
+        self.listeners.append(self.store.limited_tasks.on_commit)
 
     def open_logs(self, parts: AsyncExitStack) -> None:
         """Open the files of logs and the system lines, which the threads of executions write."""
@@ -199,7 +201,6 @@ class Server:
                 self.logs,
                 host,
                 default_timeout=settings.default_timeout,
-                default_pids=settings.default_pids,
                 step=self.step,
             )
             for host in self.hosts
@@ -207,9 +208,8 @@ class Server:
         gone = RemovedHostRunner(
             self.store,
             self.logs,
-            settings.data_dir,
+            capture_without_engine,
             default_timeout=settings.default_timeout,
-            default_pids=settings.default_pids,
             step=self.step,
         )
         hosts = zip(self.hosts, self._runners, settings.hosts, strict=True)
@@ -218,9 +218,11 @@ class Server:
             [HostSlots(host, runner, each.max_running) for host, runner, each in hosts],
             removed=gone,
             max_running=settings.max_running,
+            pools=settings.pools_of_hosts,
             supervisor=self.supervisor,
             now=self.now,
         )
+        self.dispatcher.on_availability_change = self._engine_changed.set
         self.listeners.append(self.dispatcher.on_change)
         # Not restarted: a restarted dispatcher would adopt the executions of its own threads.
         self.run(parts, "dispatcher", self.dispatcher.run, restart=False)
@@ -352,6 +354,7 @@ def _open_store(
             on_failure=failed,
             supervisor=supervisor,
             now=now,
+            pools=settings.pools_of_hosts,
         )
     except StoreFailed as error:
         raise CannotServe(str(error)) from error
@@ -366,7 +369,9 @@ def _limits(settings: Settings) -> RetentionLimits:
 
 
 def _host(configured: HostSettings, store: Store, settings: Settings, supervisor: Supervisor) -> Host:
-    captures = CaptureChoice(
+    engine = Engine(configured.engine, certificates=configured.engine_cert_dir)
+    backend = DockerBackend(engine, instance=store.instance, host=configured.name, default_pids=settings.default_pids)
+    choice = CaptureChoice(
         configured.capture,
         settings.data_dir,
         instance=store.instance,
@@ -374,7 +379,7 @@ def _host(configured: HostSettings, store: Store, settings: Settings, supervisor
         seen_as=configured.engine_data_dir,
         host=configured.name,
     )
-    return Host(configured.name, configured.engine, instance=store.instance, captures=captures, supervisor=supervisor)
+    return Host(configured.name, backend, DockerCaptures(engine, choice), supervisor=supervisor)
 
 
 def _warn_of_duplicates(host: Host, hosts: Sequence[Host]) -> None:

@@ -1,8 +1,8 @@
 """Every setting of the server, once: its default, its meaning and how it is read.
 
 A setting comes from a flag, else from the environment (`FASTLANE_` and its name in capitals), else from the file, else
-from its default. Several hosts come from the file alone. What cannot be read, or is not known, is an error that names
-the setting and where it stood."""
+from its default. Several hosts and pools come from the file alone. What cannot be read, or is not known, is an error
+that names the setting and where it stood."""
 
 import difflib
 import json
@@ -16,7 +16,8 @@ from pathlib import Path
 from typing import Any
 
 from fastlane_grpc.model import CaptureMode
-from fastlane_grpc.text.redaction import DEFAULT, SecretNames
+from fastlane_grpc.pools import Pool, Pools, read_pattern
+from fastlane_grpc.text.redaction import DEFAULT, SecretNames, mask_secrets
 
 DEFAULT_LISTEN = "127.0.0.1:7020"
 DEFAULT_ENGINE = "unix:///var/run/docker.sock"
@@ -98,10 +99,20 @@ def read_address(text: str) -> str:
     return text
 
 
+_NAME = r"[^\s/@:\[\]-][^\s/@:\[\]]*"
+_HOST = rf"(\[[0-9a-fA-F:.]+\]|{_NAME})"
+_ENGINE = re.compile(
+    rf"unix:///.+|tcp://{_HOST}:[0-9]{{1,5}}|ssh://({_NAME}@)?{_HOST}(:[0-9]{{1,5}})?|context://[a-zA-Z0-9][\w.+-]*"
+)
+
+
 def read_engine(text: str) -> str:
-    if not re.fullmatch(r"(unix:///|tcp://).+", text):
+    if re.fullmatch(rf"tcp://{_HOST}", text):
+        raise ValueError(f"has no port; must be as {text}:2376 with TLS or {text}:2375 without")
+    if not _ENGINE.fullmatch(text):
         raise ValueError(
-            "must be the address of a Docker engine, as unix:///var/run/docker.sock or tcp://127.0.0.1:2375"
+            "must be the address of a Docker engine, as unix:///var/run/docker.sock, tcp://HOST:2376, "
+            "ssh://USER@HOST or context://NAME"
         )
     return text
 
@@ -122,6 +133,10 @@ def read_host_name(text: str) -> str:
     if not re.fullmatch(r"[a-z0-9-]{1,63}", text):
         raise ValueError("must be 1 to 63 of a-z, 0-9 and -")
     return text
+
+
+def read_host_names(text: str) -> Sequence[str]:
+    return tuple(map(read_host_name, text.split(",")))
 
 
 def read_log_bytes(text: str) -> int:
@@ -152,6 +167,8 @@ _KINDS: Mapping[Callable[[str], object], str] = {
     read_capture: "MODE",
     read_log_bytes: "BYTES",
     read_host_name: "NAME",
+    read_pattern: "PATTERN",
+    read_host_names: "NAMES",
     read_secret_names: "NAMES",
 }
 
@@ -167,6 +184,10 @@ def setting(default: Callable[[], object], read: Callable[[str], object], meanin
     )
 
 
+_ADDRESS = "address of the Docker engine: unix://, tcp://, ssh:// or context://"
+_CERTIFICATES = "directory of ca.pem, cert.pem and key.pem; with it an engine at tcp:// is reached by TLS"
+
+
 @dataclass(frozen=True, slots=True)
 class HostSettings:
     """One of several hosts, or the only one, which is called `local`; values are checked."""
@@ -176,7 +197,7 @@ class HostSettings:
         read_host_name,
         "name that executions have for the host, 1 to 63 of a-z, 0-9 and -; do not change it",
     )
-    engine: str = setting(_is_missing, read_engine, "address of the Docker engine")
+    engine: str = setting(_is_missing, read_engine, _ADDRESS)
     max_running: int = setting(
         lambda: 4 * (os.cpu_count() or 1),
         read_count,
@@ -188,6 +209,20 @@ class HostSettings:
     engine_data_dir: Path | None = setting(
         lambda: None, read_path, "path of the data directory on the engine's machine; by default detected"
     )
+    engine_cert_dir: Path | None = setting(lambda: None, read_path, _CERTIFICATES)
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSettings:
+    """One of several pools; values are checked."""
+
+    name: str = setting(_is_missing, read_host_name, "name of the pool, 1 to 63 of a-z, 0-9 and -")
+    pattern: str = setting(
+        _is_missing,
+        read_pattern,
+        "names of the pool's tasks, separated by commas, as mail-*,report-?; * is any characters, ? is one",
+    )
+    hosts: Sequence[str] = setting(_is_missing, read_host_names, "names of the pool's hosts, separated by commas")
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,13 +235,14 @@ class Settings:
     listen: str = setting(
         lambda: DEFAULT_LISTEN, read_address, "address to listen on; anyone who can reach it can run containers"
     )
-    engine: str = setting(lambda: default_engine(os.environ), read_engine, "address of the Docker engine")
+    engine: str = setting(lambda: default_engine(os.environ), read_engine, _ADDRESS)
     capture: CaptureMode = setting(
         lambda: CaptureMode.AUTO, read_capture, "capture mode: recorder, attach, or auto (recorder where it works)"
     )
     engine_data_dir: Path | None = setting(
         lambda: None, read_path, "path of the data directory on the engine's machine; by default detected"
     )
+    engine_cert_dir: Path | None = setting(lambda: default_cert_dir(os.environ), read_path, _CERTIFICATES)
     max_log_bytes: int = setting(
         lambda: 1 << 30, read_log_bytes, "maximum size of one log; a larger log loses its middle"
     )
@@ -255,10 +291,20 @@ class Settings:
     )
     # None are given: the one that the settings above make.
     hosts: Sequence[HostSettings] = ()
+    # In their order; none: every host takes every task.
+    pools: Sequence[PoolSettings] = ()
+
+    @property
+    def pools_of_hosts(self) -> Pools:
+        """The pools, as the store and the dispatcher use them."""
+        pools = [Pool(pool.name, pool.pattern, pool.hosts) for pool in self.pools]
+        return Pools(pools, [host.name for host in self.hosts])
 
     def __post_init__(self) -> None:
         if not self.hosts:
-            local = HostSettings("local", self.engine, self.max_running, self.capture, self.engine_data_dir)
+            local = HostSettings(
+                LOCAL, self.engine, self.max_running, self.capture, self.engine_data_dir, self.engine_cert_dir
+            )
             object.__setattr__(self, "hosts", (local,))
         if self.default_timeout > self.max_timeout:
             default, most = _duration_text(self.default_timeout), _duration_text(self.max_timeout)
@@ -268,8 +314,10 @@ class Settings:
 # Every setting that is one value, and so may be a flag, a variable of the environment or in the file.
 SETTINGS: Sequence["Field[Any]"] = [each for each in fields(Settings) if each.metadata]
 
+# The name of the only host, where none are configured.
+LOCAL = "local"
 # What makes the host `local`, and so cannot be beside hosts of their own.
-_OF_LOCAL = ("engine", "capture", "engine_data_dir")
+_OF_LOCAL = ("engine", "capture", "engine_data_dir", "engine_cert_dir")
 
 
 @dataclass(frozen=True, slots=True)
@@ -294,6 +342,7 @@ def in_force(flags: Mapping[str, object], environ: Mapping[str, str], file: Path
     """As `load`, with where each came from."""
     table = dict(_read_file(file))
     tables: Any = table.pop("hosts", None)
+    pool_tables: Any = table.pop("pools", None)
     given = _given(flags, environ, table, file)
     values: dict[str, Any] = {each.name: _read(each, *given[each.name]) for each in SETTINGS if each.name in given}
     if tables is not None:
@@ -306,6 +355,14 @@ def in_force(flags: Mapping[str, object], environ: Mapping[str, str], file: Path
             f"hosts.{each['name']}.{name}": (value, f"file {file}") for each in tables for name, value in each.items()
         }
         values = {"max_running": sum(host.max_running for host in hosts), **values, "hosts": hosts}
+    if pool_tables is not None:
+        names = [host.name for host in values.get("hosts", ())] or [LOCAL]
+        values["pools"] = _read_pools(pool_tables, names, file)
+        given |= {
+            f"pools.{each['name']}.{name}": (value, f"file {file}")
+            for each in pool_tables
+            for name, value in each.items()
+        }
     return InForce(Settings(**values), {name: (str(value), origin) for name, (value, origin) in given.items()})
 
 
@@ -315,7 +372,7 @@ def _given(
     """Of all settings that are given somewhere, the value that counts, and where it came from."""
     given: dict[str, tuple[object, str]] = {}
     for name, value in table.items():
-        given[_known(name, [*_names(SETTINGS), "hosts"], f"setting in {file}")] = (value, f"file {file}")
+        given[_known(name, [*_names(SETTINGS), "hosts", "pools"], f"setting in {file}")] = (value, f"file {file}")
     for key, text in environ.items():
         name = key.removeprefix("FASTLANE_").lower()
         if key.startswith("FASTLANE_") and name not in _NOT_SETTINGS:
@@ -355,6 +412,11 @@ def toml(in_force: InForce) -> str:
                     each, _plain(each, getattr(host, each.name)), in_force.origin(f"hosts.{host.name}.{each.name}")
                 )
             )
+    for pool in settings.pools:
+        lines += ["", "[[pools]]"]
+        for each in fields(PoolSettings):
+            origin = in_force.origin(f"pools.{pool.name}.{each.name}")
+            lines.append(_toml_line(each, _plain(each, getattr(pool, each.name)), origin))
     return "\n".join(lines) + "\n"
 
 
@@ -367,6 +429,9 @@ def as_json(in_force: InForce) -> str:
         told[each.name] = {"value": _written(in_force, each), "origin": in_force.origin(each.name)}
     told["hosts"] = [
         {each.name: _plain(each, getattr(host, each.name)) for each in fields(HostSettings)} for host in settings.hosts
+    ]
+    told["pools"] = [
+        {each.name: _plain(each, getattr(pool, each.name)) for each in fields(PoolSettings)} for pool in settings.pools
     ]
     return json.dumps(told, indent=2)
 
@@ -382,6 +447,13 @@ def default_engine(environ: Mapping[str, str]) -> str:
     [engine] = [each for each in SETTINGS if each.name == "engine"]
     address: str = _read(engine, environ.get("DOCKER_HOST") or DEFAULT_ENGINE, "environment variable DOCKER_HOST")
     return address
+
+
+def default_cert_dir(environ: Mapping[str, str]) -> Path | None:
+    """The certificates that the `docker` command would use."""
+    if not environ.get("DOCKER_TLS_VERIFY"):
+        return None
+    return read_path(environ.get("DOCKER_CERT_PATH") or "~/.docker")
 
 
 # Variables of the command line and of other programs of ours, not settings of the server.
@@ -410,7 +482,9 @@ def _read_hosts(tables: object, file: Path | None) -> Sequence[HostSettings]:
                 raise ConfigError(f"two [[hosts]] in {file} have the name {host.name!r}: give each host its own name")
             if other.engine == host.engine:
                 both = f"{other.name!r} and {host.name!r}"
-                raise ConfigError(f"[[hosts]] {both} in {file} have the same engine, {host.engine}: remove one")
+                raise ConfigError(
+                    f"[[hosts]] {both} in {file} have the same engine, {mask_secrets(host.engine)}: remove one"
+                )
     return hosts
 
 
@@ -424,9 +498,40 @@ def _read_host(table: Mapping[str, object], where: str) -> HostSettings:
     return HostSettings(**values)
 
 
+def _read_pools(tables: object, hosts: Sequence[str], file: Path | None) -> Sequence[PoolSettings]:
+    if not isinstance(tables, list) or not tables or not all(isinstance(table, dict) for table in tables):
+        raise ConfigError(f"pools in {file} must be tables, each under a line [[pools]]")
+    pools = [_read_pool(table, hosts, f"[[pools]] {place} of file {file}") for place, table in enumerate(tables, 1)]
+    for place, pool in enumerate(pools):
+        if any(other.name == pool.name for other in pools[:place]):
+            raise ConfigError(f"two [[pools]] in {file} have the name {pool.name!r}: give each pool its own name")
+    return pools
+
+
+def _read_pool(table: Mapping[str, object], hosts: Sequence[str], where: str) -> PoolSettings:
+    for name in table:
+        _known(name, _names(fields(PoolSettings)), f"setting in {where}")
+    for each in fields(PoolSettings):
+        if each.name not in table:
+            raise ConfigError(f"{where} has no {each.name}, which is required")
+    pool = PoolSettings(**{each.name: _read(each, table[each.name], where) for each in fields(PoolSettings)})
+    for host in pool.hosts:
+        _known(host, hosts, f"host in {where}")
+    if len(set(pool.hosts)) < len(pool.hosts):
+        raise ConfigError(f"hosts in {where} names a host twice: {','.join(pool.hosts)}")
+    return pool
+
+
 def _configured_hosts(settings: Settings) -> Sequence[HostSettings]:
     """Those that were written down; none where there is only the one that the other settings make."""
-    made = HostSettings("local", settings.engine, settings.max_running, settings.capture, settings.engine_data_dir)
+    made = HostSettings(
+        LOCAL,
+        settings.engine,
+        settings.max_running,
+        settings.capture,
+        settings.engine_data_dir,
+        settings.engine_cert_dir,
+    )
     return () if list(settings.hosts) == [made] else settings.hosts
 
 
@@ -445,6 +550,8 @@ def _text(each: "Field[Any]", value: Any) -> str:
         return ""
     if isinstance(value, timedelta):
         return _duration_text(value)
+    if isinstance(value, tuple):
+        return ",".join(value)
     if each.metadata["kind"] == "BYTES":
         return _counted(value, (("g", 1 << 30), ("m", 1 << 20), ("k", 1 << 10)))
     return str(value)
@@ -457,7 +564,11 @@ def _written(in_force: InForce, each: "Field[Any]") -> int | str | None:
 
 
 def _plain(each: "Field[Any]", value: Any) -> int | str | None:
-    return value if value is None or each.metadata["kind"] == "NUMBER" else _text(each, value)
+    """A value as it is shown: without the password that the address of an engine may hold."""
+    if value is None or each.metadata["kind"] == "NUMBER":
+        return value  # type: ignore[no-any-return]
+    text = _text(each, value)
+    return mask_secrets(text) if each.metadata["kind"] == "ADDRESS" else text
 
 
 def _toml_line(each: "Field[Any]", plain: int | str | None, origin: str) -> str:
@@ -496,7 +607,7 @@ def _read(each: "Field[Any]", value: object, where: str) -> Any:
     try:
         return each.metadata["read"](str(value))
     except ValueError as error:
-        raise ConfigError(f"{each.name} in {where} is {str(value)!r}: {error}") from None
+        raise ConfigError(f"{each.name} in {where} is {mask_secrets(str(value))!r}: {error}") from None
 
 
 _TOML_KINDS = {bool: "true or false", float: "a number with a point", list: "a list", dict: "a table"}

@@ -6,20 +6,36 @@ no new ones; the other hosts are not held up.
 
 import asyncio
 import queue
-from collections.abc import Callable, Iterator, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import datetime
 from itertools import islice
-from typing import Protocol, TypeVar
+from typing import TypeVar
 
 import structlog
 
-from fastlane_grpc.errors import DiskFull, ExecutionNotFound, ServerStopping, StoreFailed
+from fastlane_grpc.circuit import OPEN_SECONDS, Circuit
+from fastlane_grpc.errors import DiskFull, ExecutionNotFound, HostNotFound, ServerStopping, StoreFailed
 from fastlane_grpc.machine.shortage import is_machine_failure
-from fastlane_grpc.model import Assignment, Execution, Hold, HostReport, Outcome, Reason, State, Stop, Waiting, utc_now
+from fastlane_grpc.model import (
+    Assignment,
+    Execution,
+    Hold,
+    HostReport,
+    Outcome,
+    Reason,
+    State,
+    Stop,
+    Waiting,
+    WaitReason,
+    utc_now,
+)
+from fastlane_grpc.pools import Pools
 from fastlane_grpc.runner import AbandonedLog, CertainEnd, HostDown, LeaveCommand, Mailbox, Runner, StopCommand
 from fastlane_grpc.schedule import expired_from
+from fastlane_grpc.slots import HostSlots, SlotsBackoff, SlotsOfHost, SlotsOfHosts
 from fastlane_grpc.store import Pending, Store
 from fastlane_grpc.supervisor import ALONE, Supervisor, report
 from fastlane_grpc.wakeup import Wakeup
@@ -38,41 +54,13 @@ SHORTEST_SLEEP_SECONDS = 0.001
 log = structlog.get_logger(__name__)
 
 
-class HostView(Protocol):
-    """The part of a host that the dispatcher needs."""
-
-    @property
-    def name(self) -> str:
-        """The name that executions on this host carry."""
-
-    @property
-    def up(self) -> bool:
-        """Whether the host takes executions."""
-
-    @property
-    def error(self) -> str:
-        """Why the host takes no executions; empty if it takes some."""
-
-    def report(self, *, running: int, max_running: int) -> HostReport:
-        """Return the state of the host for callers, with these counts."""
-
-
-@dataclass(frozen=True, slots=True)
-class HostSlots:
-    """A host, the runner of its executions, and its number of slots."""
-
-    host: HostView
-    runner: Runner
-    max_running: int
-
-
 class Dispatcher:
     """Dispatches executions to hosts. Lives on the event loop.
 
     Every execution has a thread of its own. The threads are daemons, so that a thread that hangs does not keep the
     server from ending. `hosts` are in order of preference, which decides where all else is equal. At most `max_running`
-    executions run on all hosts together. `removed` runs the executions that an earlier server left on a host that is
-    not configured any more.
+    executions run on all hosts together. `pools` say which tasks a host takes; without them every host takes all.
+    `removed` runs the executions that an earlier server left on a host that is not configured any more.
     """
 
     def __init__(
@@ -82,7 +70,9 @@ class Dispatcher:
         *,
         removed: Runner,
         max_running: int,
+        pools: Pools | None = None,
         retry_seconds: float = 1.0,
+        circuit_seconds: float = OPEN_SECONDS,
         supervisor: Supervisor = ALONE,
         now: Callable[[], datetime] = utc_now,
         longest_sleep_seconds: float = LONGEST_SLEEP_SECONDS,
@@ -92,15 +82,35 @@ class Dispatcher:
         self._longest_sleep_seconds = longest_sleep_seconds
         # The earliest time at which an execution becomes due or expires; None: no execution waits for a time.
         self._due_time: datetime | None = None
-        self._max_running = max_running
+        # The wall clock when rates were last looked at.
+        self._last_time = now()
         self._retry_seconds = retry_seconds
         self._supervisor = supervisor
         self._loop = asyncio.get_running_loop()
         self._wake = Wakeup()
-        self._hosts = [_Host(each, _Backoff(self._loop, self._wake)) for each in hosts]
+        pools = pools or Pools(hosts=[each.host.name for each in hosts])
+        self._hosts = SlotsOfHosts(
+            [
+                SlotsOfHost(
+                    each,
+                    SlotsBackoff(self._loop, self._wake),
+                    pools=pools.of_host(each.host.name),
+                    drains=store.drained_hosts,
+                    circuit=Circuit(open_seconds=circuit_seconds),
+                )
+                for each in hosts
+            ],
+            pools,
+            max_running=max_running,
+        )
         # Executions on removed hosts take no slot.
-        self._removed = _Host(HostSlots(_NoHost(), removed, 0), _Backoff(self._loop, self._wake))
-        self._backoff = _Backoff(self._loop, self._wake)
+        self._removed = SlotsOfHost(
+            HostSlots(_NoHost(), removed, 0), SlotsBackoff(self._loop, self._wake), drains={}, circuit=Circuit()
+        )
+        # Called after a host was drained or resumed, and when its circuit was opened or closed.
+        self.on_availability_change: Callable[[], None] = lambda: None
+        store.limited_tasks.on_change = self._wake.set
+        self._backoff = SlotsBackoff(self._loop, self._wake)
         # The warnings of a store that cannot write, each logged once until the store writes again.
         self._store_warnings: set[str] = set()
         self._closing = False
@@ -110,37 +120,44 @@ class Dispatcher:
         self._on_thread: dict[str, _Claim] = {}
         # As many threads as executions ran at one time. Each thread takes the first item of the queue.
         self._threads = 0
-        self._work: queue.SimpleQueue[tuple[_Host, Assignment, _Claim] | None] = queue.SimpleQueue()
+        self._work: queue.SimpleQueue[tuple[SlotsOfHost, Assignment, _Claim] | None] = queue.SimpleQueue()
         self._execution_ended = asyncio.Event()
 
     @property
     def running(self) -> int:
         """Taken slots of all hosts. More than the limit if an earlier server left more executions than that."""
-        return sum(host.running for host in self._hosts)
-
-    @property
-    def slots(self) -> tuple[int, int]:
-        """Number of taken slots, and of all slots, of the hosts that are up."""
-        up = [host for host in self._hosts if host.view.up]
-        taken, total = sum(host.running for host in up), sum(host.max_running for host in up)
-        if taken < total and self.running >= self._max_running:
-            return self.running, self._max_running
-        return taken, total
+        return self._hosts.running
 
     @property
     def up(self) -> bool:
-        """Whether at least one host takes executions."""
-        return any(host.view.up for host in self._hosts)
-
-    @property
-    def host_error(self) -> str:
-        """Why no host takes executions; empty if one does."""
-        return "" if self.up else "; ".join(host.view.error for host in self._hosts)
+        """Whether executions can be run: the health of the engines. See `SlotsOfHosts.serve`."""
+        return self._hosts.serve
 
     @property
     def hosts(self) -> Sequence[HostReport]:
         """The current state of each host, in the order of the configuration."""
-        return [host.view.report(running=host.running, max_running=host.max_running) for host in self._hosts]
+        return [host.report() for host in self._hosts.all]
+
+    def why_queued(self, task_id: str) -> tuple[WaitReason, str] | None:
+        """Return why queued executions of a task wait for a host or a slot; None: a slot is about to be assigned."""
+        return self._hosts.why_queued(task_id)
+
+    async def drain_host(self, name: str, note: str) -> HostReport:
+        """Assign no further executions to a host, until `resume_host`. HostNotFound."""
+        host = self._named(name)
+        await self._store.drain_host(name, note, self._availability_changed)
+        return host.report()
+
+    async def resume_host(self, name: str) -> HostReport:
+        """Assign executions to a drained host again, and close its circuit. HostNotFound."""
+        host = self._named(name)
+
+        def resumed() -> None:
+            host.circuit.close()
+            self._availability_changed()
+
+        await self._store.resume_host(name, resumed)
+        return host.report()
 
     def waiting(self, execution_id: str) -> Waiting | None:
         """Return what a claimed execution waits for before its container can start."""
@@ -159,6 +176,8 @@ class Dispatcher:
         for execution in executions:
             if execution.state in {State.SCHEDULED, State.QUEUED}:
                 self._schedule_wakeup(execution)
+            if execution.state is State.RUNNING:
+                self._started(execution)
             if execution.state is State.QUEUED:
                 self._claims.pop(execution.id, None)
                 self._wake.set()
@@ -185,6 +204,7 @@ class Dispatcher:
             while not self._closing:
                 self._wake.clear()
                 await self._promote()
+                await self._release_rates()
                 await self._resume()
                 await self._claim()
                 await self._wake.wait(self._sleep_seconds())
@@ -195,7 +215,7 @@ class Dispatcher:
         Threads that hang are waited for no longer than `timeout_seconds`.
         """
         self._closing = True
-        for backoff in (self._backoff, self._removed.backoff, *(host.backoff for host in self._hosts)):
+        for backoff in (self._backoff, self._removed.backoff, *(host.backoff for host in self._hosts.all)):
             backoff.stop()
         for claim in self._on_thread.values():
             claim.mailbox.put(LeaveCommand())
@@ -226,7 +246,7 @@ class Dispatcher:
 
     async def _resume(self) -> None:
         """Start suspended executions whose host is up again, as they are on disk by now."""
-        for host in (*self._hosts, self._removed):
+        for host in (*self._hosts.all, self._removed):
             for execution_id in sorted(host.suspended - host.paused):
                 if not self._ready(host):
                     break
@@ -271,47 +291,47 @@ class Dispatcher:
         self._store_warnings.discard("what is due waits for the store")
         self._schedule_wakeup_at(due_time if promotion.more else promotion.next_time)
 
+    async def _release_rates(self) -> None:
+        """Have the store let tasks start executions again whose rate allows it by now."""
+        time = self._store.limited_tasks.next_start_time
+        # A clock that was set back delays no task by more than its window: the store looks.
+        set_back, self._last_time = self._now() < self._last_time, self._now()
+        if time is None or self._backoff or (self._last_time < time and not set_back):
+            return
+        try:
+            await self._store.release_rates(PROMOTIONS_AT_ONCE)
+        except (DiskFull, StoreFailed) as error:
+            self._wait_for_store("tasks at their rate wait for the store", error=str(error))
+
     def _sleep_seconds(self) -> float | None:
-        """Return the time until an execution is due; None if none waits for a time, or during a backoff."""
-        if self._due_time is None or self._backoff:
+        """Return the time until an execution is due, or the rate of a task allows a start; None if nothing waits for a
+        time, or during a backoff."""
+        times = [time for time in (self._due_time, self._store.limited_tasks.next_start_time) if time]
+        if not times or self._backoff:
             return None
-        seconds = (self._due_time - self._now()).total_seconds()
+        seconds = (min(times) - self._now()).total_seconds()
         return min(max(seconds, SHORTEST_SLEEP_SECONDS), self._longest_sleep_seconds)
 
     async def _claim(self) -> None:
-        while slots := list(islice(self._free_slots(), CLAIMS_AT_ONCE)):
+        # Pools for whose hosts nothing is left to claim.
+        empty: set[Sequence[str]] = set()
+        while slots := list(islice(self._hosts.free_slots(self._ready, empty, self._loop.time()), CLAIMS_AT_ONCE)):
             try:
-                claimed = await self._store.claim_on(slots)
+                claimed = await self._store.claim_on([host.view.name for host in slots])
             except (DiskFull, StoreFailed) as error:
                 self._wait_for_store("the queue waits for the store", error=str(error))
                 return
             if claimed:
                 self._store_warnings.clear()
             for assignment in claimed:
+                if host := self._hosts.named(assignment.execution.host):
+                    host.circuit.starting(assignment.execution.id)
                 self._start(assignment)
-            if len(claimed) < len(slots):
-                return
+            left = Counter(host.view.name for host in slots)
+            left.subtract(assignment.execution.host for assignment in claimed)
+            empty |= {host.pools for host in slots if left[host.view.name] > 0}
 
-    def _free_slots(self) -> Iterator[str]:
-        """Yield the host's name for each free slot, in the order in which to take them.
-
-        The next slot is always one of the host with the largest share of free slots.
-        """
-        free = {
-            host: host.max_running - host.running
-            for host in self._hosts
-            if self._ready(host) and host.running < host.max_running
-        }
-        for _ in range(self._max_running - self.running):
-            if not free:
-                return
-            host = max(free, key=lambda each: free[each] / each.max_running)
-            yield host.view.name
-            free[host] -= 1
-            if not free[host]:
-                del free[host]
-
-    def _resume_later(self, host: "_Host", execution_id: str) -> None:
+    def _resume_later(self, host: SlotsOfHost, execution_id: str) -> None:
         """Resume an execution after a pause, as the machine was short of something.
 
         The other executions of the host do not wait.
@@ -327,13 +347,42 @@ class Dispatcher:
 
         self._loop.call_later(pause, resume)
 
-    def _host(self, name: str) -> "_Host":
-        return next((host for host in self._hosts if host.view.name == name), self._removed)
+    def _host(self, name: str) -> SlotsOfHost:
+        return self._hosts.named(name) or self._removed
 
-    def _ready(self, host: "_Host") -> bool:
+    def _named(self, name: str) -> SlotsOfHost:
+        if host := self._hosts.named(name):
+            return host
+        raise HostNotFound(name)
+
+    def _availability_changed(self) -> None:
+        self._wake.set()
+        self.on_availability_change()
+
+    def _started(self, execution: Execution) -> None:
+        """Note that a container has started on a host."""
+        host = self._hosts.named(execution.host)
+        if host and host.circuit.close():
+            log.info("a start succeeded: the host gets executions again", host=host.view.name)
+            self._availability_changed()
+
+    def _note_failed_start(self, host: SlotsOfHost, execution_id: str, why: str) -> None:
+        """Count a start that failed for a reason of the host's. Several in a row open the host's circuit."""
+        if host.circuit.failed(why, self._now(), self._loop.time()):
+            seconds = host.circuit.open_seconds
+            _warn(
+                f"several starts in a row failed: the host gets no executions for {seconds:g} s",
+                host=host.view.name,
+                execution_id=execution_id,
+                error=why,
+            )
+            self._loop.call_later(seconds, self._wake.set)
+            self._availability_changed()
+
+    def _ready(self, host: SlotsOfHost) -> bool:
         return host.view.up and not host.backoff and not self._backoff and not self._closing
 
-    def _back_off(self, backoff: "_Backoff", why: str, **ids: str) -> None:
+    def _back_off(self, backoff: SlotsBackoff, why: str, **ids: str) -> None:
         """Start no execution for a while, on one host or on any, after a failure that may repeat at once."""
         _warn(why, retry_seconds=self._retry_seconds, **ids)
         backoff.start(self._retry_seconds)
@@ -378,7 +427,7 @@ class Dispatcher:
         while work := self._work.get():
             self._run(*work)
 
-    def _run(self, host: "_Host", assignment: Assignment, claim: "_Claim") -> None:
+    def _run(self, host: SlotsOfHost, assignment: Assignment, claim: "_Claim") -> None:
         host_down = machine_failed = False
         try:
             host.runner.run(assignment, claim.mailbox)
@@ -397,7 +446,7 @@ class Dispatcher:
                     self._ended, host, assignment.execution.id, claim, host_down, machine_failed
                 )
 
-    def _ended_as_lost(self, host: "_Host", execution: Execution, error: BaseException) -> bool:
+    def _ended_as_lost(self, host: SlotsOfHost, execution: Execution, error: BaseException) -> bool:
         """Whether the execution could be ended. One that could not is resumed, as nobody else would do so."""
         try:
             self._end_as_lost(host, execution, error)
@@ -406,7 +455,7 @@ class Dispatcher:
             return False
         return True
 
-    def _end_as_lost(self, host: "_Host", execution: Execution, error: BaseException) -> None:
+    def _end_as_lost(self, host: SlotsOfHost, execution: Execution, error: BaseException) -> None:
         """End an execution whose runner failed with a defect, so that it is not unfinished for ever.
 
         An execution that is final, or was pruned since, stays as it is. A record that was sealed before decides how the
@@ -436,9 +485,14 @@ class Dispatcher:
                 seal_time=utc_now(),
             ).result()
 
-    def _ended(self, host: "_Host", execution_id: str, claim: "_Claim", host_down: bool, machine_failed: bool) -> None:
+    def _ended(
+        self, host: SlotsOfHost, execution_id: str, claim: "_Claim", host_down: bool, machine_failed: bool
+    ) -> None:
         del self._on_thread[execution_id]
         host.on_thread.discard(execution_id)
+        if claim.mailbox.start_failure:
+            self._note_failed_start(host, execution_id, claim.mailbox.start_failure)
+        host.circuit.ended(execution_id)
         # Another claim, or none, is here now if the execution was requeued. The requeue was announced before the thread
         # went on, so it is known here.
         if self._claims.get(execution_id) is claim:
@@ -452,7 +506,7 @@ class Dispatcher:
         if host_down and host.view.up and not self._closing:
             # The runner got no answer from a host that seems to be up: no notice that it is back would ever come.
             self._back_off(host.backoff, "the host does not answer", execution_id=execution_id, host=host.view.name)
-        for each in self._hosts:
+        for each in self._hosts.all:
             if execution_id in each.superseded:
                 self._start(each.superseded.pop(execution_id))
         self._execution_ended.set()
@@ -469,51 +523,6 @@ def _remains(runner: Runner, execution_id: str, why: str) -> AbandonedLog:
         with suppress(OSError):
             log.error("the log of a lost execution is not ended", execution_id=execution_id, exc_info=error)
         return AbandonedLog()
-
-
-class _Backoff:
-    """A period in which no execution is started. The dispatcher is woken at its end."""
-
-    def __init__(self, loop: asyncio.AbstractEventLoop, wake: Wakeup) -> None:
-        self._loop = loop
-        self._wake = wake
-        self._timer: asyncio.TimerHandle | None = None
-
-    def __bool__(self) -> bool:
-        return self._timer is not None
-
-    def start(self, seconds: float) -> None:
-        """Start the period, or start it anew."""
-        self.stop()
-        self._timer = self._loop.call_later(seconds, self.stop)
-
-    def stop(self) -> None:
-        if self._timer:
-            self._timer.cancel()
-            self._timer = None
-        self._wake.set()
-
-
-class _Host:
-    """A host with the executions that have a slot on it."""
-
-    def __init__(self, slots: HostSlots, backoff: _Backoff) -> None:
-        self.view = slots.host
-        self.runner = slots.runner
-        self.max_running = slots.max_running
-        self.backoff = backoff
-        # Executions on a thread; suspended ones, which are resumed when the host is back; and those that were requeued
-        # and claimed again for this host while the thread of their first claim, here or elsewhere, has not ended.
-        self.on_thread: set[str] = set()
-        self.suspended: set[str] = set()
-        self.superseded: dict[str, Assignment] = {}
-        # Of the suspended executions, those that wait after a failure of the machine, and the last pause of each.
-        self.paused: set[str] = set()
-        self.pauses: dict[str, float] = {}
-
-    @property
-    def running(self) -> int:
-        return len(self.on_thread) + len(self.suspended) + len(self.superseded)
 
 
 class _NoHost:

@@ -7,8 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum, IntEnum, StrEnum
+from typing import Any
 
-from fastlane_grpc.text.redaction import SecretNames, mask_url_passwords
+from fastlane_grpc.text.redaction import SecretNames, mask_secrets
 from fastlane_grpc.text.sanitize import one_line
 
 # Of what an outcome, a wait or a host says for people, which may be the words of an engine or a registry.
@@ -16,9 +17,8 @@ MAX_TOLD_CHARACTERS = 2000
 
 
 def told_line(text: str) -> str:
-    """Return text that may hold the words of others as one printable line of bounded length, without the passwords of
-    URLs."""
-    return one_line(mask_url_passwords(text), MAX_TOLD_CHARACTERS)
+    """Return text that may hold the words of others as one printable line of bounded length, without secrets."""
+    return one_line(mask_secrets(text), MAX_TOLD_CHARACTERS)
 
 
 class State(IntEnum):
@@ -269,15 +269,17 @@ class JobSpec:
         return DEFAULT_STOP_GRACE if self.stop_grace is None else self.stop_grace
 
     def redacted(self, secret_names: SecretNames) -> "JobSpec":
-        """Return the spec as it may be shown: without values of secret variables, and without the passwords of URLs."""
-        return replace(
-            self,
-            command=mask_url_passwords(self.command),
-            args=tuple(map(mask_url_passwords, self.args)),
-            envs=secret_names.shown_all(self.envs),
-            entrypoint=tuple(map(mask_url_passwords, self.entrypoint)),
-            labels={name: mask_url_passwords(value) for name, value in self.labels.items()},
-        )
+        """Return the spec as it may be shown: without secrets."""
+        shown: dict[str, Any] = {
+            "command": secret_names.mask(self.command),
+            "args": tuple(map(secret_names.mask_word, self.args)),
+            "envs": secret_names.shown_all(self.envs),
+            "entrypoint": tuple(map(secret_names.mask_word, self.entrypoint)),
+            "labels": {name: secret_names.mask(value) for name, value in self.labels.items()},
+        }
+        # Most specs hold no secret, and a copy takes longer than the search.
+        hidden = {name: value for name, value in shown.items() if value != getattr(self, name)}
+        return replace(self, **hidden) if hidden else self
 
 
 @dataclass(frozen=True, slots=True)
@@ -369,6 +371,9 @@ class HostReport:
     engine_version: str = ""
     capture: str = ""
     capture_reason: str = ""
+    drain_note: str = ""
+    drain_time: datetime | None = None
+    pools: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "last_error", told_line(self.last_error))
@@ -416,8 +421,8 @@ class Execution:
     host: str = ""
     container_id: str = ""
     image_digest: str = ""
-    capture: str = ""
-    engine_life: str = ""
+    # What the backend remembers of the container, as JSON that only the backend reads.
+    handle: str = ""
     starting: bool = False
     logs: Sequence[LogTotals] = ()
     expire_time: datetime | None = None
@@ -494,14 +499,51 @@ class Job:
 
 
 @dataclass(frozen=True, slots=True)
+class TaskLimits:
+    """The limits of a task. Zero: no limit. `rate_window` is set exactly if `max_starts` is."""
+
+    max_running: int = 0
+    paused: bool = False
+    max_starts: int = 0
+    rate_window: timedelta | None = None
+
+
+NO_LIMITS = TaskLimits()
+
+
+@dataclass(frozen=True, slots=True)
+class TaskLimitsChange:
+    """Limits to set. None: the limit stays as it is. `rate_window` goes with `max_starts`."""
+
+    max_running: int | None = None
+    paused: bool | None = None
+    max_starts: int | None = None
+    rate_window: timedelta | None = None
+
+    def applied_to(self, limits: TaskLimits) -> TaskLimits:
+        """Return the limits with this change."""
+        if self.max_starts is not None:
+            rate_window = self.rate_window if self.max_starts else None
+            limits = replace(limits, max_starts=self.max_starts, rate_window=rate_window)
+        if self.max_running is not None:
+            limits = replace(limits, max_running=self.max_running)
+        return limits if self.paused is None else replace(limits, paused=self.paused)
+
+
+@dataclass(frozen=True, slots=True)
 class Task:
-    """A name that jobs are grouped by, with the number of those that are kept, and of those that are not final."""
+    """A name that jobs are grouped by, with the number of those that are kept, and of those that are not final.
+
+    The times are None for a task without jobs, which exists as long as it has limits. `running` counts the executions
+    that are PREPARING, RUNNING or STOPPING."""
 
     id: str
-    create_time: datetime
-    last_enqueue_time: datetime
+    create_time: datetime | None
+    last_enqueue_time: datetime | None
     jobs: int
     open_jobs: int
+    running: int = 0
+    limits: TaskLimits = NO_LIMITS
 
 
 @dataclass(frozen=True, slots=True)

@@ -132,7 +132,9 @@ class Retention:
                     log.error("pruning failed; trying again", retry_seconds=RETRY_SECONDS, exc_info=error)
                     seconds = RETRY_SECONDS
                 await self._wake.wait(seconds)
-                await asyncio.sleep(self._rest_seconds)
+                # The deletion of what was set aside has pauses of its own: no rest until it is gone.
+                if seconds > 0:
+                    await asyncio.sleep(self._rest_seconds)
 
     def close(self) -> None:
         """Let a running step end. Callers that wait for a further step get ServerStopping."""

@@ -45,12 +45,14 @@ class Event:
 class Mailbox:
     """The commands and the events for one execution. Any thread puts; the runner gets, first in, first out.
 
-    `waiting` goes the other way: what the runner waits for before it can start the container. The runner writes
-    `waiting`, any thread reads it.
+    Two attributes go the other way: the runner writes them, any thread reads them. `waiting` is what the runner waits
+    for before it can start the container. `start_failure` is set when a start failed for a reason of the host's, not of
+    the job's.
     """
 
     def __init__(self) -> None:
         self.waiting: Waiting | None = None
+        self.start_failure = ""
         self._inbox: queue.SimpleQueue[Command | Event] = queue.SimpleQueue()
 
     def put(self, received: Command | Event) -> None:

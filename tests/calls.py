@@ -13,7 +13,8 @@ from grpc_status import rpc_status
 
 from fastlane_grpc.api import Service
 from fastlane_grpc.app import Server
-from fastlane_grpc.model import Execution, HostReport, Outcome, Reason, State, Stop, utc_now
+from fastlane_grpc.errors import HostNotFound
+from fastlane_grpc.model import Execution, HostReport, Outcome, Reason, State, Stop, WaitReason, utc_now
 from fastlane_grpc.record import RecordWriter
 from fastlane_grpc.retention import Retention, RetentionLimits
 from fastlane_grpc.rpc.server import RpcServer
@@ -32,6 +33,21 @@ class NoFreeSlots:
     slots = (8, 8)
     host_error = ""
     hosts: Sequence[HostReport] = ()
+
+    def why_queued(self, task_id: str) -> tuple[WaitReason, str] | None:
+        """What the attributes say."""
+        if self.host_error:
+            return WaitReason.HOST_DOWN, self.host_error
+        taken, total = self.slots
+        return (WaitReason.NO_FREE_SLOT, f"{taken} of {total} slots in use") if taken >= total else None
+
+    async def drain_host(self, name: str, note: str) -> HostReport:
+        """There is no host."""
+        raise HostNotFound(name)
+
+    async def resume_host(self, name: str) -> HostReport:
+        """There is no host."""
+        raise HostNotFound(name)
 
     def waiting(self, execution_id: str) -> None:
         """Nothing that runs waits."""
@@ -100,8 +116,7 @@ class House(Parts):
         await self.store.starting(
             execution.id,
             container_id="c",
-            capture="test",
-            engine_life="",
+            handle="{}",
             image_digest="sha256:0",
             pull_time=utc_now(),
             container_time=utc_now(),

@@ -31,12 +31,12 @@ def fastlane(server: ScriptedServer | None, *arguments: str, **more: str) -> sub
 
 
 def on_terminal(
-    server: ScriptedServer, *arguments: str, keys: Sequence[tuple[str, bytes]] = (), **more: str
+    server: ScriptedServer, *arguments: str, keys: Sequence[tuple[str, bytes]] = (), columns: int = 80, **more: str
 ) -> tuple[int, str]:
     """What a person sees who types it, and the exit status. Each of `keys` is typed once the text before it was
     seen."""
     mine, theirs = pty.openpty()
-    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, 80, 0, 0))
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 24, columns, 0, 0))
     # Started so, a shell has the terminal that it opens for its own, on which Ctrl-C is a signal.
     shell = ["sh", "-c", 'exec "$@" <"$0" >"$0" 2>"$0"', os.ttyname(theirs)]
     process = subprocess.Popen(

@@ -19,8 +19,8 @@ from typing import Any
 import docker
 import pytest
 
-from fastlane_grpc.capture.choice import CaptureChoice
-from fastlane_grpc.docker.engine import Engine
+from fastlane_grpc.docker import CaptureChoice, DockerBackend, DockerCaptures, Engine
+from fastlane_grpc.docker.handle import unpacked
 from fastlane_grpc.execution import DockerRunner, Host, Step
 from fastlane_grpc.logs import Logs
 from fastlane_grpc.model import Assignment, CaptureMode, Execution, JobSpec, Source, State
@@ -157,7 +157,14 @@ class House:
     passes on mailbox."""
 
     def __init__(
-        self, directory: Path, image: str, address: str, engine: str, capture: CaptureMode, max_log_bytes: int
+        self,
+        directory: Path,
+        image: str,
+        address: str,
+        engine: str,
+        capture: CaptureMode,
+        max_log_bytes: int,
+        certificates: Path | None = None,
     ) -> None:
         self.directory = directory
         self.capture = capture
@@ -165,6 +172,7 @@ class House:
         self.address = address
         self._engine = engine
         self._max_log_bytes = max_log_bytes
+        self._certificates = certificates
         self.going: dict[str, Going] = {}
         self.on_step: Callable[[Step, str], None] = lambda step, execution_id: None
         self.loop = asyncio.new_event_loop()
@@ -178,10 +186,8 @@ class House:
         self.store = Store.open(self.directory, on_commit=self._committed, loop=self.loop)
         self.logs = Logs(self.directory / "logs")
         self.changed = threading.Condition()
-        captures = CaptureChoice(
-            self.capture, self.directory, instance=self.store.instance, max_log_bytes=self._max_log_bytes
-        )
-        self.host = Host("local", self.address, instance=self.store.instance, captures=captures, ping_seconds=1)
+        self.engine = Engine(self.address, certificates=self._certificates)
+        self.host = Host("local", self.backend("local"), self.captures(self.capture), ping_seconds=1)
         self.host.start(self._host_changed)
         self.wait_until(lambda: self.host.up)
         self.runner = DockerRunner(
@@ -189,11 +195,17 @@ class House:
             self.logs,
             self.host,
             default_timeout=timedelta(seconds=SECONDS),
-            default_pids=256,
             start_answer_seconds=2,
             retry_seconds=self.retry_seconds,
             step=self._step,
         )
+
+    def backend(self, host: str) -> DockerBackend:
+        return DockerBackend(self.engine, instance=self.store.instance, host=host, default_pids=256)
+
+    def captures(self, mode: CaptureMode) -> DockerCaptures:
+        choice = CaptureChoice(mode, self.directory, instance=self.store.instance, max_log_bytes=self._max_log_bytes)
+        return DockerCaptures(self.engine, choice)
 
     def reopen(self) -> None:
         """The next server on the same data."""
@@ -318,6 +330,11 @@ class House:
                 self.going[execution.id].mailbox.put(StopCommand(execution.stop))
 
 
+def capture_of(execution: Execution) -> str:
+    """How the output of the execution is captured."""
+    return unpacked(execution.handle).capture
+
+
 def read_output(path: Path) -> Output:
     reader = RecordReader(path)
     position, trailer = Position.BEGIN, None
@@ -348,10 +365,11 @@ def opened(
     engine: str = "",
     capture: CaptureMode = CaptureMode.AUTO,
     max_log_bytes: int = 1 << 30,
+    certificates: Path | None = None,
 ) -> Iterator[House]:
     """A house over the engine at `address`, behind which is the one at `engine`, if that is another."""
     address = address or engine_address()
-    house = House(directory, image, address, engine or address, capture, max_log_bytes)
+    house = House(directory, image, address, engine or address, capture, max_log_bytes, certificates)
     try:
         yield house
     finally:

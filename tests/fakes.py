@@ -136,8 +136,7 @@ class FakeRunner:
         granted = self._store.starting(
             execution_id,
             container_id=f"container of {execution_id}",
-            capture="attach",
-            engine_life="a life",
+            handle="{}",
             image_digest="sha256:fake",
             pull_time=now,
             container_time=now,

@@ -3,6 +3,7 @@
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import tempfile
 import time
@@ -19,16 +20,24 @@ IMAGE = "busybox:own"
 class OwnEngine:
     """A `dockerd` with its own data, sockets and network namespace, so that it touches nothing of any other.
 
-    Its containers have no network, unless it is given a namespace for them: a path as in /proc.
+    Its containers have no network, unless it is given a namespace for them: a path as in /proc. Never our own: an
+    engine without a bridge deletes the bridge of another one there. A `listener` is of our own network all the same;
+    the engine takes connections there, too.
     """
 
-    def __init__(self, *options: str, network: str = "") -> None:
+    def __init__(self, *options: str, network: str = "", listener: socket.socket | None = None) -> None:
         # A short path, since sockets of containers are made below it; `.ci/stage` clears it away when this process is
         # killed.
         self.directory = Path(tempfile.mkdtemp(prefix="fl-", dir=os.environ.get("STAGE_DIRECTORY")))
         self.address = f"unix://{self.directory}/docker.sock"
         self._options = options if network else ("--bridge=none", *options)
         self._enter = ["nsenter", f"--net={network}"] if network else ["unshare", "--net"]
+        self._passed: list[int] = []
+        if listener is not None:
+            # As systemd passes it on: as descriptor 3, to the process of this number alone.
+            self._passed = [listener.fileno()]
+            script = f'LISTEN_FDS=1 LISTEN_PID=$$ exec "$@" --host=fd:// 3<&{listener.fileno()}'
+            self._enter = ["bash", "-c", script, "bash", *self._enter]
         self._log = (self.directory / "log").open("wb")
         self.start()
         with closing(docker.DockerClient(self.address)) as sdk:
@@ -57,6 +66,7 @@ class OwnEngine:
             stdout=self._log,
             stderr=self._log,
             start_new_session=True,
+            pass_fds=self._passed,
         )
         until = time.monotonic() + 60
         while not self._answers():

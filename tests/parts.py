@@ -49,6 +49,7 @@ class Parts(Server):
         readers = Readers(self.database, loop=self.loop, supervisor=self.supervisor)
         self.store = self.store_kind(self.writer, readers, instance="", now=self.now)
         parts.callback(self.store.close)
+        self.listeners.append(self.store.limited_tasks.on_commit)
 
     def open_database(self) -> Connection:
         return open_for_writing(self.database)

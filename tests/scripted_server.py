@@ -138,6 +138,23 @@ class ScriptedServer(
         self._note(request, context)
         return pb.EnqueueJobResponse(job=self._job("job-1", request.task_id, request.spec))
 
+    def BatchEnqueueJobs(
+        self, request: pb.BatchEnqueueJobsRequest, context: grpc.ServicerContext
+    ) -> pb.BatchEnqueueJobsResponse:
+        self._note(request, context)
+        requests = request.requests or [request.array.request] * request.array.size
+        enqueued = [pb.EnqueueJobResponse(job=self._job("job-1", each.task_id, each.spec)) for each in requests]
+        return pb.BatchEnqueueJobsResponse(
+            results=[pb.BatchEnqueueJobsResponse.Result(enqueued=each) for each in enqueued]
+        )
+
+    def BatchStopJobs(
+        self, request: pb.BatchStopJobsRequest, context: grpc.ServicerContext
+    ) -> pb.BatchStopJobsResponse:
+        self._note(request, context)
+        # Two calls, as if more than a thousand had matched.
+        return pb.BatchStopJobsResponse(stopped=7, more=len(self.received(pb.BatchStopJobsRequest)) == 1)
+
     def GetJob(self, request: pb.GetJobRequest, context: grpc.ServicerContext) -> pb.GetJobResponse:
         self._note(request, context)
         return pb.GetJobResponse(job=self._found_job(request.job_id, context))
@@ -194,6 +211,10 @@ class ScriptedServer(
         self._note(request, context)
         tasks, token = self._page(self.tasks, request)
         return pb.ListTasksResponse(tasks=tasks, next_page_token=token)
+
+    def UpdateTask(self, request: pb.UpdateTaskRequest, context: grpc.ServicerContext) -> pb.UpdateTaskResponse:
+        self._note(request, context)
+        return pb.UpdateTaskResponse(task=pb.TaskSummary(id=request.task_id, max_running=request.max_running))
 
     def ListHosts(self, request: pb.ListHostsRequest, context: grpc.ServicerContext) -> pb.ListHostsResponse:
         self._note(request, context)

@@ -29,5 +29,8 @@ def _default_in_words(each: "Field[Any]") -> str:
         return machine[each.name]
     if each.name == "engine":
         return f"`DOCKER_HOST` of the environment, else `{config.DEFAULT_ENGINE}`"
+    if each.name == "engine_cert_dir" and each.metadata["default"]():
+        # As `docker` is told where this runs; for everybody else there is none.
+        return ""
     text = config._text(each, each.metadata["default"]())
     return f"`{text}`" if text else ""

@@ -17,6 +17,7 @@ from fastlane_grpc.api.calls import Calls
 from fastlane_grpc.api.error_table import status_of
 from fastlane_grpc.api.request_parser import RequestParser
 from fastlane_grpc.errors import Refusal
+from fastlane_grpc.model import Outcome, Reason, State
 from fastlane_grpc.store.database import open_for_reading
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.calls import House, detail, reason
@@ -187,7 +188,7 @@ async def both_ways(batches: Sequence[Sequence[pb.EnqueueJobRequest]], max_waiti
                 await house.close()
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
 @given(st.lists(st.lists(REQUESTS, min_size=1, max_size=12), min_size=1, max_size=3), st.sampled_from([3, 8, 1000]))
 def test_a_batch_has_the_effect_of_its_requests_one_by_one(
     batches: list[list[pb.EnqueueJobRequest]], max_waiting: int
@@ -219,6 +220,10 @@ async def test_a_long_batch_with_one_repeated_request_stores_each_job_once(house
         result.enqueued.job.id for result in response.results
     ]
     assert all(result.enqueued.existing for result in again.results)
+    # By calls of their own, too: what is compared is the same.
+    for number in range(0, 300, 11):
+        alone = await house.jobs.EnqueueJob(requests[number])
+        assert (alone.existing, alone.job.id) == (True, response.results[number].enqueued.job.id)
 
 
 async def test_ids_of_a_batch_are_uuids_of_version_7_in_the_order_of_its_requests(house: House) -> None:
@@ -344,6 +349,21 @@ async def test_a_response_with_a_thousand_long_rejections_stays_below_3_mib(hous
     assert all(result.rejection.violations for result in response.results)
     [alone] = (await house.jobs.BatchEnqueueJobs(pb.BatchEnqueueJobsRequest(requests=[bad]))).results
     assert len(alone.rejection.violations) > len(response.results[0].rejection.violations)
+
+
+async def test_a_response_with_a_thousand_long_outcomes_stays_below_3_mib(house: House) -> None:
+    requests = [request(request_id=f"r{number}") for number in range(1000)]
+    batch = pb.BatchEnqueueJobsRequest(requests=requests)
+    stored_now = await house.jobs.BatchEnqueueJobs(batch)
+    failed = {"state": State.FAILED, "outcome": Outcome(Reason.REFUSED_BY_ENGINE, "x" * 2000), "logs": ()}
+    ids = [result.enqueued.job.execution.id for result in stored_now.results]
+    await asyncio.gather(*(house.store.finish(each, **failed) for each in ids))  # type: ignore[arg-type]
+    response = await house.jobs.BatchEnqueueJobs(batch)
+    assert response.ByteSize() <= 3 << 20
+    assert all(result.enqueued.existing for result in response.results)
+    outcomes = {result.enqueued.job.outcome.detail for result in response.results}
+    [alone] = (await house.jobs.BatchEnqueueJobs(pb.BatchEnqueueJobsRequest(requests=requests[:1]))).results
+    assert outcomes == {alone.enqueued.job.outcome.detail[:100]}
 
 
 # ---- arrays

@@ -113,7 +113,7 @@ def test_a_server_with_a_lower_limit_gets_smaller_calls(tmp_path: Path) -> None:
 
 
 def test_what_is_no_request_is_named_by_its_place(address: str) -> None:
-    with Client(address) as client, pytest.raises(TypeError, match=r"requests\[1\] has to be an EnqueueJobRequest"):
+    with Client(address) as client, pytest.raises(TypeError, match=r"requests\[1\] must be an EnqueueJobRequest"):
         list(client.enqueue_many([job_request("task", "busybox"), "busybox"]))  # type: ignore[list-item]
 
 
@@ -158,7 +158,7 @@ def test_an_array_has_a_result_for_each_index(address: str, task: str) -> None:
         with pytest.raises(InvalidRequest) as refused:
             client.enqueue_array(3, task, "busybox", envs={"FASTLANE_ARRAY_INDEX": "1"})
         assert refused.value.violations[0][0] == 'array.request.spec.envs["FASTLANE_ARRAY_INDEX"]'
-        with pytest.raises(TypeError, match="size has to be a whole number"):
+        with pytest.raises(TypeError, match="size must be a whole number"):
             client.enqueue_array("3", task, "busybox")  # type: ignore[arg-type]
 
 
@@ -177,7 +177,7 @@ def test_many_jobs_are_stopped_to_the_last_one(address: str, task: str) -> None:
         assert asyncio.run(by_asyncio()).stopped == 1
         with pytest.raises(InvalidRequest, match="filter: is empty"):
             client.stop_many()
-        with pytest.raises(TypeError, match="job_ids has to be a list"):
+        with pytest.raises(TypeError, match="job_ids must be a list"):
             client.stop_many(job_ids="x")
 
 

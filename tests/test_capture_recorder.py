@@ -14,10 +14,10 @@ from pathlib import Path
 import docker
 import pytest
 
-from fastlane_grpc.capture.choice import CaptureChoice
-from fastlane_grpc.capture.probe import PROBE_LABEL
+from fastlane_grpc.docker.capture_choice import CaptureChoice
 from fastlane_grpc.docker.engine import Engine
-from fastlane_grpc.docker.http import EngineDown
+from fastlane_grpc.docker.engine_errors import EngineDown
+from fastlane_grpc.docker.probe import PROBE_LABEL
 from fastlane_grpc.execution import Step
 from fastlane_grpc.model import CaptureMode, Cause, Execution, Limits, Outcome, Reason, Source, State
 from tests.engine import House, by_recorder, opened
@@ -160,7 +160,7 @@ def test_what_grandchildren_print_to_the_end_is_kept(house: House) -> None:
     assert house.output(execution.id).stdout == b"child\ngrandchild\nlast"
 
 
-def test_a_job_that_attacks_its_recorder_and_its_record_as_root_does_not_get_at_them(house: House) -> None:
+def test_a_job_that_attacks_its_recorder_and_its_record_as_root_fails(house: House) -> None:
     script = """
         echo before
         kill -KILL 1; kill -STOP 1
@@ -234,7 +234,7 @@ def limited(tmp_path: Path, image: str, capture: CaptureMode) -> Iterator[House]
         yield house
 
 
-def test_a_recorder_that_is_killed_beyond_its_limit_leaves_totals_that_say_what_the_limit_took(
+def test_a_recorder_killed_beyond_its_limit_leaves_totals_of_what_the_limit_took(
     limited: House, sdk: docker.DockerClient
 ) -> None:
     going = limited.go("sh -c", "seq 1 3000000; echo seen >&2; sleep 60")
@@ -254,18 +254,18 @@ def test_a_recorder_that_is_killed_beyond_its_limit_leaves_totals_that_say_what_
 # -- whether it works
 
 
-def test_a_host_that_is_the_same_engine_as_another_one_leaves_alone_what_that_one_tries_out(
+def test_a_host_of_the_same_engine_leaves_the_probe_of_the_other_alone(
     house: House, sdk: docker.DockerClient, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     directory, instance = tmp_path_factory.mktemp("twins"), house.store.instance
     others = sdk.containers.create(house.image, "true", labels={PROBE_LABEL: f"{instance}/a"})
     try:
         one, other = (CaptureChoice(CaptureMode.AUTO, directory, instance=instance, host=name) for name in ("a", "b"))
-        other.determine(house.host.engine)
+        other.determine(house.engine)
         others.reload()
         # What it left itself, as it was killed, it takes away.
-        house.host.engine.make_image("fastlane-probe-left:1", bytes(10_240), label=PROBE_LABEL, value=f"{instance}/a")
-        one.determine(house.host.engine)
+        house.engine.make_image("fastlane-probe-left:1", bytes(10_240), label=PROBE_LABEL, value=f"{instance}/a")
+        one.determine(house.engine)
         with pytest.raises(docker.errors.NotFound):
             others.reload()
         with pytest.raises(docker.errors.ImageNotFound):
@@ -297,7 +297,7 @@ class Pruned(Engine):
 def test_a_probe_whose_container_is_removed_does_not_settle_for_attach(
     house: House, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch, after: bool
 ) -> None:
-    monkeypatch.setattr("fastlane_grpc.capture.probe.PROBE_SECONDS", 0.0 if after else 20.0)
+    monkeypatch.setattr("fastlane_grpc.docker.probe.PROBE_SECONDS", 0.0 if after else 20.0)
     captures = CaptureChoice(CaptureMode.AUTO, tmp_path_factory.mktemp("pruned"), instance=house.store.instance)
     engine = Pruned(house.address, after=after)
     with pytest.raises(EngineDown, match="somebody removed the container"):
@@ -316,7 +316,7 @@ def test_whoever_asks_meanwhile_how_a_host_captures_waits_for_the_one_probe(
     )
     with ThreadPoolExecutor(4) as threads:
         began = f"{time.time():.9f}"
-        for settled in [threads.submit(captures.determine, house.host.engine) for _ in range(4)]:
+        for settled in [threads.submit(captures.determine, house.engine) for _ in range(4)]:
             settled.result()
         assert captures.in_use == "recorder"
         filters = {"event": "create", "label": f"{PROBE_LABEL}={house.store.instance}/many"}

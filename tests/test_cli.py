@@ -19,6 +19,7 @@ from fastlane_grpc import cli, config
 from fastlane_grpc import client as api
 from fastlane_grpc.cli.connection import cause
 from fastlane_grpc.cli.enqueue_file import task_of
+from fastlane_grpc.cli.option_names import with_option_names
 from fastlane_grpc.cli.run import enqueue, run
 from fastlane_grpc.cli.server import server as server_command
 from fastlane_grpc.v1 import fastlane_pb2 as pb
@@ -283,7 +284,7 @@ def test_a_stop_that_fails_is_told(server: ScriptedServer) -> None:
         assert process.wait(60) == 0
 
 
-def test_the_command_ends_of_sigpipe_when_its_reader_goes_away_and_leaves_the_job_alone(server: ScriptedServer) -> None:
+def test_a_run_whose_reader_goes_away_ends_of_sigpipe_and_leaves_the_job_alone(server: ScriptedServer) -> None:
     server.logs["execution-1"] = Log([Piece(1, b"x" * 60_000)] * 200)
     with started(server, "run", "busybox") as process:
         assert process.stdout
@@ -461,6 +462,11 @@ def test_the_cause_is_what_the_system_said_last_without_the_brackets_around_it()
     ("arguments", "said"),
     [
         (["bla"], "No such command 'bla'; see `fastlane --help`"),
+        (["ps"], "No such command 'ps': the nearest is `fastlane jobs`; see `fastlane --help`"),
+        (["log"], "No such command 'log': the nearest is `fastlane logs`; see `fastlane --help`"),
+        (["rm"], "No such command 'rm': the nearest is `fastlane prune`; see `fastlane --help`"),
+        (["exec"], "No such command 'exec': the nearest is `fastlane run`; see `fastlane --help`"),
+        (["excution"], "No such command 'excution': the nearest is `fastlane execution`; see `fastlane --help`"),
         (["run"], "Missing argument 'IMAGE'; see `fastlane run --help`"),
         (
             ["run", "--timeout", "5m30", "busybox", "--", "x"],
@@ -579,15 +585,36 @@ def test_wrong_use_repeats_no_secret(server: ScriptedServer) -> None:
 
 
 def test_what_the_server_refuses_is_said_in_one_line(server: ScriptedServer) -> None:
-    violations = [("spec.network", "has to be empty or none")]
-    message = "spec.network: has to be empty or none"
+    violations = [("spec.network", "must be empty or none")]
+    message = "spec.network: must be empty or none"
     server.refusals.append(
         (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD", {"violations": violations, "message": message})
     )
     ran = fastlane(server, "run", "--network", "host", "busybox")
-    assert (ran.returncode, ran.stderr.decode()) == (1, f"fastlane: {message}\n")
+    assert (ran.returncode, ran.stderr.decode()) == (1, "fastlane: --network: must be empty or none\n")
     ran = fastlane(server, "logs", "nothing")
     assert (ran.returncode, ran.stderr.decode()) == (1, "fastlane: no job or execution has the id 'nothing'\n")
+
+
+@pytest.mark.parametrize(
+    ("message", "said"),
+    [
+        ("spec.start_in: must be from 0 s to 3653 days", "--start-in: must be from 0 s to 3653 days"),
+        ("task_id: is required; spec.image: is required", "--task: is required; IMAGE: is required"),
+        ('spec.envs["A=B"]: is not a name; spec.args[0]: is long', "--env A=B: is not a name; the command: is long"),
+        ("spec.limits.memory_bytes: is 1", "--memory: is 1"),
+        ("spec.expire_time: is before spec.start_at: never", "--expire-time: is before --start-at: never"),
+        ("spec.expire_time: is before now + spec.start_in: never", "--expire-time: is before now + --start-in: never"),
+        ("the image is missing; retry: later", "the image is missing; retry: later"),
+        ("spec.metadata: is long", "spec.metadata: is long"),
+    ],
+)
+def test_errors_name_options_in_place_of_fields(message: str, said: str) -> None:
+    command = cli.fastlane.get_command(click.Context(cli.fastlane), "run")
+    assert command is not None
+    assert with_option_names(message) == message
+    with click.Context(command):
+        assert with_option_names(message) == said
 
 
 def test_every_command_has_an_example_in_its_help() -> None:
@@ -654,7 +681,7 @@ def test_defaults_are_written_as_people_write_them() -> None:
 def test_help_is_there_where_the_environment_spoils_a_default() -> None:
     helped = fastlane(None, "server", "--help", DOCKER_HOST="ssh://elsewhere")
     assert (helped.returncode, helped.stderr) == (0, b"")
-    assert b"Address of the Docker engine." in helped.stdout
+    assert b"Address of the Docker engine: unix://," in helped.stdout
 
 
 def test_run_promises_of_missing_output_only_that_it_is_told() -> None:

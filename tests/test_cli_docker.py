@@ -122,6 +122,8 @@ def test_completion_goes_on_behind_a_refused_option(server: ScriptedServer) -> N
 
 # ----------------------------------------------------------------------------------------------------------- --env-file
 
+UNKNOWN_NAME = "has no =, and no variable of this environment has its name; expected NAME=VALUE"
+
 
 def test_variables_of_files_arrive_and_options_go_before_them(server: ScriptedServer, tmp_path: Path) -> None:
     first, second = tmp_path / "first", tmp_path / "second"
@@ -159,10 +161,16 @@ def test_variables_of_files_arrive_and_options_go_before_them(server: ScriptedSe
     ("content", "said"),
     [
         (b"A=1\n=hunter2\n", "line 2 of --env-file {file} has no name before the ="),
-        (b"A B=hunter2", "line 1 of --env-file {file}: the name 'A B' contains a space; expected NAME=VALUE or NAME"),
+        (b"A B=hunter2", "line 1 of --env-file {file} has a space before the =; expected NAME=VALUE or NAME"),
+        (b"A hunter2", "line 1 of --env-file {file} has a space before the =; expected NAME=VALUE or NAME"),
+        (b"a/hunter2", "line 1 of --env-file {file} has no = and is not the name of a variable; expected NAME=VALUE"),
+        (
+            b"hunter2",
+            "line 1 of --env-file {file} " + UNKNOWN_NAME,
+        ),
         (
             b"\n\nNOT_HERE",
-            "line 3 of --env-file {file}: 'NOT_HERE' is not set in this environment; give a value: NOT_HERE=VALUE",
+            "line 3 of --env-file {file} " + UNKNOWN_NAME,
         ),
         (b"A=1\nB=hunter2\xe9\n", "line 2 of --env-file {file} is not UTF-8"),
         (b"A=1\nRAW\n", "line 2 of --env-file {file}: the value of 'RAW' in this environment is not UTF-8"),

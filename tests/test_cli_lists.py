@@ -7,9 +7,11 @@ from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from fastlane_grpc.cli.options import AGE, MOMENT
-from fastlane_grpc.cli.tables import ago, size, span
+from fastlane_grpc.cli.tables import ago, fitted_widths, size, span
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.commands import FASTLANE, environment, fastlane, on_terminal
 from tests.scripted_server import Log, Piece, ScriptedServer
@@ -65,6 +67,42 @@ def test_jobs_are_a_table_for_people(server: ScriptedServer) -> None:
     assert first == f"{JOBS[1]}  send-mail  succeeded  3m ago    1m 12s"
     assert second == f"{JOBS[0]}  send-mail  failed     2h ago    1m 12s  exited with 3  [31m"
     assert [head.index(name) for name in ("TASK", "NOTE")] == [first.index("send"), second.index("exited")]
+
+
+NOTE = "cannot find the image registry.example.com:5000/team/mail:1.4"
+
+
+@pytest.mark.parametrize(
+    ("columns", "heads", "note"),
+    [
+        (160, "JOB TASK STATE ENQUEUED RAN NOTE", NOTE[:59]),
+        (80, "JOB TASK STATE ENQUEUED RAN NOTE", "cannot find the"),
+        (60, "JOB TASK STATE NOTE", "cannot find"),
+        (30, "JOB STATE", ""),
+    ],
+)
+def test_a_table_fits_the_terminal(server: ScriptedServer, columns: int, heads: str, note: str) -> None:
+    server.jobs.extend([a_job(JOBS[1]), a_job(JOBS[0], state=pb.STATE_FAILED, detail=NOTE)])
+    _, seen = on_terminal(server, "jobs", columns=columns, NO_COLOR="1")
+    lines = seen.splitlines()
+    assert len(lines) == 3
+    assert max(map(len, lines)) <= columns
+    assert lines[0].split() == heads.split()
+    assert note in lines[2]
+    assert JOBS[0].startswith(lines[2].split()[0]), "what is shown of an id is a prefix of it"
+
+
+WIDTHS = st.lists(st.tuples(st.sampled_from(["JOB", "TASK", "STATE", "RAN", "NOTE"]), st.integers(0, 70)), min_size=1)
+
+
+@given(columns=WIDTHS, room=st.integers(1, 200))
+def test_fitted_columns_are_as_wide_as_there_is_room(columns: list[tuple[str, int]], room: int) -> None:
+    heads = [head for head, _ in columns]
+    widths = [max(len(head), width) for head, width in columns]
+    assert fitted_widths(heads, widths, None) == widths
+    shown = [(width, full) for width, full in zip(fitted_widths(heads, widths, room), widths, strict=True) if width]
+    assert all(width <= full for width, full in shown)
+    assert sum(width + 2 for width, _ in shown) - 2 <= room or len(shown) == 1
 
 
 def test_what_is_scheduled_says_when_it_starts(server: ScriptedServer) -> None:
@@ -172,7 +210,9 @@ def test_tasks_and_hosts_are_shown(server: ScriptedServer) -> None:
     server.hosts.append(
         pb.EngineHost(name="there", availability=pb.EngineHost.AVAILABILITY_DOWN, max_running=8, last_error="no route")
     )
-    assert fastlane(server, "tasks").stdout.decode().splitlines()[1] == "send-mail  2     30    2m ago         -"
+    assert fastlane(server, "tasks").stdout.decode().splitlines()[1] == (
+        "send-mail  2     0        30    2m ago         -      -"
+    )
     here, there = fastlane(server, "hosts").stdout.decode().splitlines()[1:]
     assert here == f"here   up     3 of 8   28.1    attach   unix:///run/docker.sock  {reason}"
     assert there.split() == ["there", "down", "0", "of", "8", "-", "-", "no", "route"]
@@ -327,11 +367,11 @@ COUNTED_TEXT = "at least 79 jobs and 78 logs, 1.2 MB"
 @pytest.mark.parametrize(
     "arguments", [["--older-than", "0s"], ["--older-than", "59s"], ["--older-than", "0s", "--logs-only"]]
 )
-def test_prune_of_everything_needs_all_off_a_terminal(server: ScriptedServer, arguments: list[str]) -> None:
+def test_prune_of_everything_needs_yes_off_a_terminal(server: ScriptedServer, arguments: list[str]) -> None:
     server.prunings.append(COUNTED)
     ran = fastlane(server, "prune", *arguments)
     assert (ran.returncode, ran.stdout) == (2, b"")
-    advice = "confirm with --all, or add --task or a longer --older-than"
+    advice = "confirm with --yes, or add --task or a longer --older-than"
     said = f"fastlane: this deletes every job that has ended ({COUNTED_TEXT}); {advice}\n"
     assert ran.stderr.decode() == said
     assert [request.validate_only for request in server.received(pb.PruneRequest)] == [True]
@@ -340,13 +380,13 @@ def test_prune_of_everything_needs_all_off_a_terminal(server: ScriptedServer, ar
 @pytest.mark.parametrize(
     "arguments",
     [
-        ["--older-than", "0s", "--all"],
+        ["--older-than", "0s", "--yes"],
         ["--older-than", "0s", "--task", "t"],
         ["--older-than", "1m"],
-        ["--older-than", "1d", "--all"],
+        ["--older-than", "1d", "-y"],
     ],
 )
-def test_prune_of_less_or_with_all_asks_nothing(server: ScriptedServer, arguments: list[str]) -> None:
+def test_prune_of_less_or_with_yes_asks_nothing(server: ScriptedServer, arguments: list[str]) -> None:
     server.prunings.append(pb.PruneResponse(jobs=1))
     ran = fastlane(server, "prune", *arguments)
     assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"deleted 1 job and 0 logs, 0 bytes\n", b"")

@@ -108,6 +108,16 @@ def test_a_quiet_run_says_why_a_job_did_not_run(server: ScriptedServer, reason: 
     assert (ran.stdout, ran.stderr) == (b"", b"fastlane: it could not be had\n")
 
 
+def test_a_quiet_run_says_that_a_job_was_stopped_in_the_queue(server: ScriptedServer) -> None:
+    outcome = pb.Outcome(detail="stopped before its start")
+    pieces = [waiting("8 of 8 slots in use"), Piece(state=pb.STATE_STOPPED)]
+    server.logs["execution-1"] = Log(
+        pieces, first_state=pb.STATE_QUEUED, state=pb.STATE_STOPPED, outcome=outcome, exit_status=130
+    )
+    ran = fastlane(server, "run", "-q", "busybox")
+    assert (ran.returncode, ran.stderr) == (130, b"fastlane: stopped before its start\n")
+
+
 def test_a_quiet_run_says_nothing_of_a_job_that_ran(server: ScriptedServer) -> None:
     outcome = pb.Outcome(reason=pb.REASON_OUT_OF_MEMORY, detail="out of memory", exit_code=137)
     server.logs["execution-1"] = Log(HELLO.pieces, state=pb.STATE_FAILED, outcome=outcome, exit_status=137)

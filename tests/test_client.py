@@ -267,7 +267,7 @@ def test_task_hosts_and_stop_execution_answer_what_the_server_has(server: Script
     assert (stop.note, stop.HasField("grace")) == ("enough", True)
 
 
-def test_pruning_goes_on_until_there_is_no_more_and_counts_once_where_it_deletes_nothing(
+def test_pruning_goes_on_to_the_end_and_counts_once_where_it_deletes_nothing(
     server: ScriptedServer, client: Client
 ) -> None:
     answers = [pb.PruneResponse(jobs=1000, logs=1200, bytes=9, more=True), pb.PruneResponse(jobs=5, logs=5, bytes=1)]
@@ -293,6 +293,8 @@ def test_every_call_of_the_contract_is_a_method_of_both_clients() -> None:
         "StopJob": "stop",
         "EnqueueJob": "enqueue",
         "GetServerInfo": "server_info",
+        "BatchEnqueueJobs": "enqueue_many",
+        "BatchStopJobs": "stop_many",
     }
     for call in calls:
         words = re.findall("[A-Z][a-z]+", call)

@@ -15,32 +15,32 @@ from fastlane_grpc.client import AsyncClient, Client, Cron, JobOptions, Retry, j
 NOBODY = "127.0.0.1:1"
 
 ENQUEUES = [
-    ({"args": "echo hi"}, "args has to be a list of strings; for one string use command="),
-    ({"args": b"echo"}, "args has to be a list of strings; for one string use command="),
-    ({"args": ["echo", 5]}, "args[1] has to be a string; a value of type int was given"),
+    ({"args": "echo hi"}, "args must be a list of strings; for one string use command="),
+    ({"args": b"echo"}, "args must be a list of strings; for one string use command="),
+    ({"args": ["echo", 5]}, "args[1] must be a string; a value of type int was given"),
     (
         {"entrypoint": "sh"},
-        'entrypoint has to be a list of strings; for one program use entrypoint=["PROGRAM"]',
+        'entrypoint must be a list of strings; for one program use entrypoint=["PROGRAM"]',
     ),
-    ({"command": ["echo", "hi"]}, "command has to be a string; for a list of words use args="),
-    ({"envs": {"A": 1}}, 'envs["A"] has to be a string; a value of type int was given'),
-    ({"envs": {1: "A"}}, "the name 1 in envs has to be a string; a value of type int was given"),
-    ({"labels": "x"}, 'labels has to be a dict of strings, as {"NAME": "value"}; a value of type str was given'),
+    ({"command": ["echo", "hi"]}, "command must be a string; for a list of words use args="),
+    ({"envs": {"A": 1}}, 'envs["A"] must be a string; a value of type int was given'),
+    ({"envs": {1: "A"}}, "the name 1 in envs must be a string; a value of type int was given"),
+    ({"labels": "x"}, 'labels must be a dict of strings, as {"NAME": "value"}; a value of type str was given'),
     (
         {"timeout": b"5s"},
-        "timeout has to be a timedelta, a number of seconds or a string as '90s'; a value of type bytes was given",
+        "timeout must be a timedelta, a number of seconds or a string as '90s'; a value of type bytes was given",
     ),
     (
         {"stop_grace": True},
-        "stop_grace has to be a timedelta, a number of seconds or a string as '90s'; a value of type bool was given",
+        "stop_grace must be a timedelta, a number of seconds or a string as '90s'; a value of type bool was given",
     ),
-    ({"memory_bytes": "1g"}, "memory_bytes has to be a whole number; a value of type str was given"),
-    ({"cpus": "2"}, "cpus has to be a number, as 0.5; a value of type str was given"),
-    ({"metadata": "x"}, "metadata has to be a dict; a value of type str was given"),
-    ({"user": 1000}, "user has to be a string; a value of type int was given"),
+    ({"memory_bytes": "1g"}, "memory_bytes must be a whole number; a value of type str was given"),
+    ({"cpus": "2"}, "cpus must be a number, as 0.5; a value of type str was given"),
+    ({"metadata": "x"}, "metadata must be a dict; a value of type str was given"),
+    ({"user": 1000}, "user must be a string; a value of type int was given"),
     (
         {"start_at": timedelta(hours=1)},
-        "start_at has to be a datetime with its time zone, as datetime.now(UTC); a value of type timedelta was given",
+        "start_at must be a datetime with its time zone, as datetime.now(UTC); a value of type timedelta was given",
     ),
 ]
 
@@ -56,7 +56,7 @@ def test_an_age_that_is_a_bare_number_is_refused_by_prune() -> None:
     days: Any = 30
     with Client(NOBODY, retry_for=0) as client, pytest.raises(TypeError) as caught:
         client.prune(days)
-    assert str(caught.value) == "older_than has to be a timedelta, as timedelta(days=30)"
+    assert str(caught.value) == "older_than must be a timedelta, as timedelta(days=30)"
 
 
 def test_the_asyncio_client_names_an_argument_of_a_wrong_type() -> None:
@@ -65,9 +65,9 @@ def test_the_asyncio_client_names_an_argument_of_a_wrong_type() -> None:
 
     async def calls() -> None:
         async with AsyncClient(NOBODY, retry_for=0) as client:
-            with pytest.raises(TypeError, match="older_than has to be a timedelta"):
+            with pytest.raises(TypeError, match="older_than must be a timedelta"):
                 await client.prune(days)
-            with pytest.raises(TypeError, match="args has to be a list of strings"):
+            with pytest.raises(TypeError, match="args must be a list of strings"):
                 await client.enqueue("task", "image", args=words)
 
     asyncio.run(calls())
@@ -78,31 +78,31 @@ def test_filters_and_tails_name_an_argument_of_a_wrong_type() -> None:
     word: Any = "x"
     number: Any = 1
     with Client(NOBODY, retry_for=0) as client:
-        with pytest.raises(TypeError, match="since has to be a datetime"):
+        with pytest.raises(TypeError, match="since must be a datetime"):
             next(client.jobs(since=wrong))
-        with pytest.raises(TypeError, match="labels has to be a dict"):
+        with pytest.raises(TypeError, match="labels must be a dict"):
             next(client.jobs(labels=word))
-        with pytest.raises(TypeError, match=r"states has to be a list, as \[STATE_FAILED\]"):
+        with pytest.raises(TypeError, match=r"states must be a list, as \[STATE_FAILED\]"):
             next(client.executions(states=number))
-        with pytest.raises(TypeError, match="since has to be a datetime"):
+        with pytest.raises(TypeError, match="since must be a datetime"):
             client.tail("execution", since=wrong)
-        with pytest.raises(TypeError, match=r"sources has to be a list, as \[STDOUT\]"):
+        with pytest.raises(TypeError, match=r"sources must be a list, as \[STDOUT\]"):
             client.tail("execution", sources=number)
         with pytest.raises(ValueError, match="give_up_after: 'x' is not a duration"):
             client.tail("execution", give_up_after=word)
         with pytest.raises(ValueError, match="grace: 'x' is not a duration"):
             client.stop("job", grace=word)
-        with pytest.raises(TypeError, match="job_id has to be a string"):
+        with pytest.raises(TypeError, match="job_id must be a string"):
             client.job(number)
 
 
 def test_clients_name_a_duration_of_a_wrong_type() -> None:
     text: Any = b"5s"
-    with pytest.raises(TypeError, match="timeout has to be a timedelta"):
+    with pytest.raises(TypeError, match="timeout must be a timedelta"):
         Client(NOBODY, timeout=text)
-    with pytest.raises(TypeError, match="retry_for has to be a timedelta"):
+    with pytest.raises(TypeError, match="retry_for must be a timedelta"):
         Client(NOBODY, retry_for=text)
-    with Client(NOBODY, retry_for=0) as client, pytest.raises(ValueError, match="timeout has to be a finite number"):
+    with Client(NOBODY, retry_for=0) as client, pytest.raises(ValueError, match="timeout must be a finite number"):
         client.enqueue("task", "image", timeout=math.nan)
 
 

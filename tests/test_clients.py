@@ -8,10 +8,16 @@ import sys
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import docker
+import grpc
 import pytest
+from google.protobuf import duration_pb2
 
+from fastlane_grpc.client import Client
+from fastlane_grpc.v1 import fastlane_pb2 as pb
+from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
 from tests.cutting_relay import CuttingRelay
 from tests.serving import Server, instance, serving_on
 from tests.tools import PATH, ROOT, tool
@@ -84,6 +90,33 @@ def test_the_go_program_says_in_a_line_what_was_refused(go_tail: Path, server: S
     [line] = ran.stderr.splitlines()
     assert line.startswith("fastlane-tail: ")
     assert "spec.image" in line
+
+
+def test_the_go_program_follows_a_job_over_its_attempts(go_tail: Path, server: Server, image: str) -> None:
+    soon = duration_pb2.Duration(nanos=50_000_000)
+    with Client(server.address) as client, grpc.insecure_channel(server.address) as channel:
+        spec = pb.JobSpec(
+            image=image,
+            args=["sh", "-c", "echo attempt; echo oh >&2; exit 4"],
+            retry=pb.Retry(max_retries=2, initial_backoff=soon, jitter=pb.Retry.JITTER_NONE),
+        )
+        jobs: Any = pb_grpc.JobServiceStub(channel)
+        job_id = jobs.EnqueueJob(pb.EnqueueJobRequest(task_id="clients", spec=spec)).job.id
+        # The first cuts are within the log of the first attempt, if that is so far.
+        with closing(CuttingRelay(server.address, [200, 500, 900])) as relay:
+            ran = subprocess.run([go_tail, "-address", relay.address, "-job", job_id], capture_output=True, timeout=100)
+        assert client.job(job_id).executions == 3
+    assert (ran.returncode, ran.stdout, ran.stderr) == (4, b"attempt\n" * 3, b"oh\n" * 3)
+
+
+def test_the_go_program_says_what_it_is_to_be_given(go_tail: Path, server: Server) -> None:
+    for words in ([], ["-job", "j", "busybox"]):
+        ran = subprocess.run([go_tail, *words], capture_output=True, timeout=60, text=True)
+        assert (ran.returncode, ran.stderr.splitlines()[0]) == (2, "fastlane-tail: give either an image or -job")
+    unknown = [go_tail, "-address", server.address, "-job", "j"]
+    ran = subprocess.run(unknown, capture_output=True, timeout=60, text=True)
+    assert ran.returncode == 1
+    assert "there is no job 'j'" in ran.stderr
 
 
 def test_the_go_program_outlives_its_server(

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from fastlane_grpc import config
-from fastlane_grpc.config import ConfigError, HostSettings
+from fastlane_grpc.config import ConfigError, HostSettings, PoolSettings
 from fastlane_grpc.model import CaptureMode
 from fastlane_grpc.text.redaction import DEFAULT_ENTRIES
 from tests.settings_tables import markdown
@@ -127,6 +127,60 @@ def test_what_is_wrong_with_hosts_is_said(file: Path, text: str, said: str) -> N
     assert said.format(file=file) in refusal(file, text)
 
 
+# ---- pools
+
+POOL = '[[pools]]\nname = "mail"\npattern = "mail-*,sms"\nhosts = "a"\n'
+
+
+def test_pools_are_those_of_the_file_in_their_order(file: Path) -> None:
+    file.write_text(TWO_HOSTS + POOL.replace('"a"', '"a-1"') + POOL.replace("mail", "rest").replace('"a"', '"b,a-1"'))
+    loaded = config.load({}, {}, file)
+    assert loaded.pools == [
+        PoolSettings("mail", "mail-*,sms", ("a-1",)),
+        PoolSettings("rest", "rest-*,sms", ("b", "a-1")),
+    ]
+    pools = loaded.pools_of_hosts
+    assert [pools.of_task(task) for task in ("mail-x", "mail", "sms", "rest-", "SMS")] == [
+        *("mail", "", "mail", "rest", "")
+    ]
+    assert (pools.of_host("a-1"), pools.of_host("b")) == (("mail", "rest"), ("rest",))
+    lines = config.toml(config.in_force({}, {}, file)).splitlines()
+    assert lines[-4:] == [
+        "[[pools]]",
+        f'name = "rest"  # file {file}',
+        f'pattern = "rest-*,sms"  # file {file}',
+        f'hosts = "b,a-1"  # file {file}',
+    ]
+    told = json.loads(config.as_json(config.in_force({}, {}, file)))
+    assert told["pools"][1] == {"name": "rest", "pattern": "rest-*,sms", "hosts": "b,a-1"}
+
+
+def test_the_one_host_of_the_other_settings_may_be_in_a_pool(file: Path) -> None:
+    file.write_text(POOL.replace('"a"', '"local"'))
+    assert config.load({}, {}, file).pools_of_hosts.of_host("local") == ("mail",)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (HOST + POOL + POOL, "two [[pools]] in {file} have the name 'mail': give each pool its own name"),
+        (HOST + POOL.replace('"a"', '"b"'), "unknown host in [[pools]] 1 of file {file}: 'b'; known names: a"),
+        (POOL, "unknown host in [[pools]] 1 of file {file}: 'a'; known names: local"),
+        (HOST + POOL.replace('"a"', '"a,a"'), "hosts in [[pools]] 1 of file {file} names a host twice: a,a"),
+        (HOST + POOL.replace('"a"', '["a"]'), "hosts in [[pools]] 1 of file {file} is a list; it must be a quoted"),
+        (HOST + POOL.replace("mail-*", "^mail.*$"), "pattern in [[pools]] 1 of file {file} is '^mail.*$,sms': must be"),
+        (HOST + POOL.replace("mail-*,sms", ""), "pattern in [[pools]] 1 of file {file} is '': must be names of tasks"),
+        (HOST + POOL.replace('name = "mail"\n', ""), "[[pools]] 1 of file {file} has no name, which is required"),
+        (HOST + POOL.replace("hosts", "host"), "unknown setting in [[pools]] 1 of file {file}: 'host'"),
+        (HOST + "[pools]\nname = 'a'", "pools in {file} must be tables, each under a line [[pools]]"),
+        (HOST + "[[pool]]\nname = 'a'", "unknown setting in {file}: 'pool'; did you mean 'pools'?"),
+    ],
+)
+def test_what_is_wrong_with_pools_is_said(file: Path, text: str, said: str) -> None:
+    # Settings outside of tables come first.
+    assert said.format(file=file) in refusal(file, text)
+
+
 # ---- single values
 
 
@@ -174,19 +228,26 @@ def test_each_setting_is_printed_with_where_it_came_from(file: Path) -> None:
 def test_hosts_are_printed_with_where_their_settings_came_from(file: Path) -> None:
     file.write_text(TWO_HOSTS)
     lines = config.toml(config.in_force({}, {}, file)).splitlines()
-    assert lines[-6:] == [
+    assert lines[-7:] == [
         "[[hosts]]",
         f'name = "a-1"  # file {file}',
         f'engine = "tcp://a:2375"  # file {file}',
         f"max_running = 5  # file {file}",
         'capture = "auto"  # default',
         "# engine_data_dir is not set",
+        "# engine_cert_dir is not set",
     ]
     assert not [line for line in lines[: lines.index("[[hosts]]")] if line.startswith(("engine", "capture"))]
 
 
 @pytest.mark.parametrize(
-    "text", ["", TWO_HOSTS, 'capture = "attach"\nengine_data_dir = "/srv/\\u007f \\" ü"\nmax_timeout = "90s"']
+    "text",
+    [
+        "",
+        TWO_HOSTS,
+        TWO_HOSTS + '[[pools]]\nname = "x"\npattern = "*"\nhosts = "a-1,b"\n',
+        'capture = "attach"\nengine_data_dir = "/srv/\\u007f \\" ü"\nmax_timeout = "90s"',
+    ],
 )
 def test_what_is_printed_is_a_file_that_has_the_same_in_force(file: Path, text: str) -> None:
     file.write_text(text)
@@ -253,6 +314,7 @@ def test_the_tables_of_settings_in_the_documentation_are_those_of_the_code() -> 
     text = (ROOT / "docs" / "configuration.md").read_text()
     assert markdown(config.SETTINGS) in text
     assert markdown(fields(HostSettings)) in text
+    assert markdown(fields(PoolSettings)) in text
 
 
 def test_the_example_in_the_documentation_is_right(file: Path) -> None:
@@ -266,6 +328,54 @@ def test_the_documented_list_of_secret_names_is_that_of_the_code() -> None:
     text = (ROOT / "docs" / "configuration.md").read_text()
     listed = text.partition("The default list:\n\n```text\n")[2].partition("\n```")[0]
     assert tuple(listed.replace("\n", "").split(",")) == DEFAULT_ENTRIES
+
+
+# ---- the engine
+
+
+@pytest.mark.parametrize(
+    "address",
+    [
+        "unix:///var/run/docker.sock",
+        "tcp://10.0.0.7:2375",
+        "tcp://[::1]:2376",
+        "ssh://there",
+        "ssh://me@there.example.org:2222",
+        "context://far-1",
+    ],
+)
+def test_an_engine_is_named_as_the_docker_command_names_it(address: str) -> None:
+    assert config.read_engine(address) == address
+
+
+@pytest.mark.parametrize(
+    ("address", "message"),
+    [
+        ("", "must be the address of a Docker engine"),
+        ("/var/run/docker.sock", "must be the address of a Docker engine"),
+        ("unix://docker.sock", "must be the address of a Docker engine"),
+        ("tcp://there", "has no port; must be as tcp://there:2376 with TLS or tcp://there:2375 without"),
+        ("tcp://me:secret@there:2376", "must be the address"),
+        ("tcp://there:2376/path", "must be the address"),
+        ("ssh://me:secret@there", "must be the address"),
+        ("ssh://there/var/run/docker.sock", "must be the address"),
+        ("ssh://-oProxyCommand=x", "must be the address"),
+        ("ssh://-lx@there", "must be the address"),
+        ("http://there:2375", "must be the address"),
+        ("context://", "must be the address"),
+        ("context://../x", "must be the address"),
+    ],
+)
+def test_an_address_that_no_engine_can_have_is_refused(address: str, message: str) -> None:
+    with pytest.raises(ValueError, match=message):
+        config.read_engine(address)
+
+
+def test_the_certificates_of_the_docker_command_are_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert config.default_cert_dir({"DOCKER_CERT_PATH": "/certs"}) is None
+    assert config.default_cert_dir({"DOCKER_CERT_PATH": "/certs", "DOCKER_TLS_VERIFY": "1"}) == Path("/certs")
+    monkeypatch.setenv("HOME", "/me")
+    assert config.default_cert_dir({"DOCKER_TLS_VERIFY": "1"}) == Path("/me/.docker")
 
 
 # ---- secret names
@@ -283,3 +393,17 @@ def test_secret_names_come_from_where_all_settings_do(file: Path) -> None:
     assert f"secret_names in {file} is 'a b': must be names, separated by commas" in refusal(
         file, "secret_names = 'a b'"
     )
+
+
+def test_no_password_in_the_address_of_an_engine_is_shown(file: Path) -> None:
+    engine = "tcp://user:hunter2@host:2375"
+    single = config.in_force({"engine": engine}, {}, None)
+    file.write_text(f'[[hosts]]\nname = "a"\nengine = "{engine}"\n')
+    several = config.in_force({}, {}, file)
+    for shown in (single, several):
+        for text in (config.toml(shown), config.as_json(shown)):
+            assert "tcp://user:***@host:2375" in text
+            assert "hunter2" not in text
+    twice = file.read_text() + f'[[hosts]]\nname = "b"\nengine = "{engine}"\n'
+    for text in (twice, '[[hosts]]\nname = "a"\nengine = "http://user:hunter2@host"\n'):
+        assert "hunter2" not in refusal(file, text)

@@ -18,9 +18,22 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from structlog.testing import capture_logs
 
-from fastlane_grpc.dispatcher import Dispatcher, HostSlots
-from fastlane_grpc.model import Assignment, Execution, JobSpec, LogTotals, Outcome, Reason, Source, State, Stop, utc_now
+from fastlane_grpc.dispatcher import Dispatcher
+from fastlane_grpc.model import (
+    Assignment,
+    Execution,
+    JobSpec,
+    LogTotals,
+    Outcome,
+    Reason,
+    Source,
+    State,
+    Stop,
+    WaitReason,
+    utc_now,
+)
 from fastlane_grpc.runner import AbandonedLog, CertainEnd, Command, Event, HostDown, Mailbox, StopCommand
+from fastlane_grpc.slots import HostSlots
 from fastlane_grpc.store import Pending, Store
 from fastlane_grpc.store.database import Connection, open_for_writing
 from fastlane_grpc.store.writer import Many, Work, Writer, Written
@@ -209,7 +222,7 @@ async def holding(houses: list[House], tmp_path: Path) -> House:
 # ---- places and order
 
 
-async def test_5000_jobs_run_in_order_and_fair_and_never_more_at_a_time_than_there_are_places(
+async def test_5000_jobs_run_in_order_and_fair_and_never_more_than_there_are_slots(
     tmp_path: Path, houses: list[House]
 ) -> None:
     house = House(tmp_path, max_running=12)
@@ -347,13 +360,13 @@ async def test_a_shorter_grace_is_told_and_the_same_stop_is_not_told_twice(tmp_p
 
 async def test_while_the_host_is_down_nothing_is_claimed(house: House) -> None:
     house.host_is(up=False)
-    assert "here" in house.dispatcher.host_error
+    assert house.dispatcher.why_queued("t") == (WaitReason.HOST_DOWN, "host 'here' does not answer")
     execution = await house.enqueue()
     for _ in range(5):
         assert (await house.store.execution(execution.id)).state is State.QUEUED
     assert house.claimed == []
     house.host_is(up=True)
-    assert house.dispatcher.host_error == ""
+    assert house.dispatcher.why_queued("t") is None
     await house.announced.reaches(execution.id, State.SUCCEEDED)
 
 
@@ -377,7 +390,7 @@ async def test_what_runs_keeps_its_place_while_the_host_is_down_and_is_taken_up_
     assert sorted(holding.runner.starts) == sorted([first.id, second.id, third.id]), "nothing was started twice"
 
 
-async def test_what_was_not_started_when_the_host_went_is_queued_again_and_its_place_is_free(house: House) -> None:
+async def test_an_execution_not_started_when_its_host_went_is_queued_and_its_slot_free(house: House) -> None:
     go_on = threading.Event()
     house.runner.when_given = lambda assignment, mailbox: _wait(go_on)
     execution = await house.enqueue()
@@ -466,7 +479,7 @@ async def test_the_next_execution_goes_to_the_host_with_the_largest_share_of_fre
     await house.announced.until(lambda: len(house.claimed) == 10)
     by_share = ["small", "large", "equal", "large", "large", "small", "large", "equal", "large", "large"]
     assert [execution.host for execution in house.claimed] == by_share
-    assert house.dispatcher.slots == (10, 10)
+    assert house.dispatcher.why_queued("t") == (WaitReason.NO_FREE_SLOT, "10 of 10 slots in use")
     running = next(execution for execution in house.claimed if execution.host == "equal")
     await house.announced.reaches(running.id, State.RUNNING)
     house.runners["equal"].end(running.id)
@@ -485,7 +498,7 @@ async def test_the_limit_of_the_server_is_over_all_hosts(tmp_path: Path, houses:
     house.open()
     executions = [await house.enqueue() for _ in range(6)]
     await house.announced.until(lambda: len(house.unfinished) == 3)
-    assert house.dispatcher.slots == (3, 3)
+    assert house.dispatcher.why_queued("t") == (WaitReason.NO_FREE_SLOT, "3 of 3 slots in use")
     for execution in executions:
         await house.announced.reaches(execution.id, State.RUNNING)
         house.runners[house.unfinished[execution.id]].end(execution.id)
@@ -513,8 +526,7 @@ async def test_a_host_that_is_down_holds_up_nobody_but_what_is_on_it(tmp_path: P
     on_a = [execution.id for execution in first if execution.host == "a"]
     house.engine_dies("a")
     await spins_until(lambda: len(house.dispatcher._on_thread) == 2)
-    assert house.dispatcher.host_error == ""
-    assert house.dispatcher.slots == (2, 2)
+    assert house.dispatcher.why_queued("t") == (WaitReason.NO_FREE_SLOT, "2 of 2 slots in use")
     for execution in first:
         if execution.host == "b":
             house.runners["b"].end(execution.id)
@@ -539,10 +551,13 @@ async def test_why_nothing_is_taken_is_told_only_while_no_host_is_up(tmp_path: P
     houses.append(house)
     house.open()
     house.host_is("a", up=False)
-    assert (house.dispatcher.host_error, house.dispatcher.up, house.dispatcher.slots) == ("", True, (0, 1))
+    assert (house.dispatcher.why_queued("t"), house.dispatcher.up) == (None, True)
     house.host_is("b", up=False)
     assert not house.dispatcher.up
-    assert house.dispatcher.host_error == "host 'a' does not answer; host 'b' does not answer"
+    assert house.dispatcher.why_queued("t") == (
+        WaitReason.HOST_DOWN,
+        "host 'a' does not answer; host 'b' does not answer",
+    )
 
 
 async def test_what_was_not_started_on_a_host_that_went_down_is_run_by_another_one(
@@ -584,7 +599,7 @@ async def test_a_host_that_answers_and_then_does_not_is_left_alone_while_another
     assert len(house.runners["a"].given) == 1, "news of another host are none of it"
 
 
-async def test_what_was_requeued_by_one_host_and_claimed_for_another_has_a_place_on_each_until_its_thread_ends(
+async def test_a_requeued_execution_has_a_slot_on_both_hosts_until_its_thread_ends(
     tmp_path: Path, houses: list[House]
 ) -> None:
     house = House(tmp_path, hosts={"a": 1, "b": 1}, max_running=2)
@@ -742,8 +757,7 @@ async def unfinished_of_an_earlier_server(directory: Path) -> list[Execution]:
         await earlier.store.starting(
             execution.id,
             container_id="c",
-            capture="attach",
-            engine_life="",
+            handle="{}",
             image_digest="",
             pull_time=None,
             container_time=None,
@@ -789,9 +803,7 @@ async def test_what_was_left_waits_for_a_host_that_is_down_at_the_start(tmp_path
     assert house.runner.starts == [claimed.id]
 
 
-async def test_a_stop_that_an_earlier_server_was_asked_for_comes_with_the_execution_and_not_as_an_order(
-    tmp_path: Path, houses: list[House]
-) -> None:
+async def test_a_stop_asked_of_an_earlier_server_comes_with_the_execution(tmp_path: Path, houses: list[House]) -> None:
     left = await unfinished_of_an_earlier_server(tmp_path)
     earlier = House(tmp_path)
     stop = (await earlier.store.stop(left[0].job_id, grace=GRACE, note="")).execution.stop

@@ -2,7 +2,14 @@
 
 import pytest
 
-from fastlane_grpc.docker.engine_errors import Refusal, command_reason, container_gone, explained, refusal_of
+from fastlane_grpc.docker.engine_errors import (
+    Refusal,
+    about_host,
+    command_reason,
+    container_gone,
+    explained,
+    refusal_of,
+)
 from fastlane_grpc.model import Reason
 
 OF_20 = "failed to create shim task: OCI runtime create failed: runc create failed: unable to start container process: "
@@ -149,3 +156,25 @@ def test_a_container_that_is_gone_is_told_from_one_that_is_refused(message: str)
 def test_another_container_that_is_gone_is_another_matter() -> None:
     assert not container_gone("No such container: nosuch", "0123")
     assert not container_gone("network nosuch not found", "0123")
+
+
+@pytest.mark.parametrize(
+    ("status", "message", "its_fault"),
+    [
+        (500, "mkdir /var/lib/docker/overlay2/x: no space left on device", True),
+        (500, "failed to create shim task: ttrpc: closed: unknown", True),
+        (500, f"{OF_28}runc did not terminate successfully: exit status 127: unknown", True),
+        (400, f'{OF_28}exec: "/.fastlane/recorder": permission denied: unknown', True),
+        (400, f'{OF_28}exec: "nosuch": executable file not found in $PATH: unknown', False),
+        (500, f"{OF_28}error during container init: chdir to cwd (/x) set in config.json failed: unknown", False),
+        (500, f"{OF_28}container init was OOM-killed (memory limit too low?): unknown", False),
+        (500, "unable to find user nosuch: no matching entries in passwd file", False),
+        (404, "network nosuch not found", False),
+        (400, "Minimum memory limit allowed is 6MB", False),
+        (409, "Conflict. The container name is already in use", False),
+    ],
+)
+def test_a_refusal_that_says_something_about_the_host_is_told_from_one_about_the_job(
+    status: int, message: str, its_fault: bool
+) -> None:
+    assert about_host(status, message) == its_fault

@@ -12,7 +12,7 @@ import docker
 import pytest
 
 from fastlane_grpc.docker.engine import Engine
-from fastlane_grpc.docker.http import EngineDown
+from fastlane_grpc.docker.engine_errors import EngineDown
 from fastlane_grpc.docker.images import CannotRun, Progress, Pull, PullFailed, image_parts, pull_failure
 from fastlane_grpc.execution import Step
 from fastlane_grpc.model import MAX_TOLD_CHARACTERS, Execution, Outcome, PullPolicy, Reason, State

@@ -24,17 +24,19 @@ def server() -> Iterator[ScriptedServer]:
     server.stop()
 
 
-def run(server: ScriptedServer, heading: str, directory: Path) -> list[str]:
+def run(server: ScriptedServer, heading: str, directory: Path, stderr: int = subprocess.PIPE) -> list[str]:
     """The lines that an example prints."""
     assert "127.0.0.1:7020" in EXAMPLES[heading]
     program = EXAMPLES[heading].replace("127.0.0.1:7020", server.address)
-    ran = subprocess.run([sys.executable, "-c", program], cwd=directory, capture_output=True, text=True, timeout=60)
+    ran = subprocess.run(
+        [sys.executable, "-c", program], cwd=directory, stdout=subprocess.PIPE, stderr=stderr, text=True, timeout=60
+    )
     assert ran.returncode == 0, ran.stderr
     return ran.stdout.splitlines()
 
 
 def test_every_example_is_run_here() -> None:
-    assert PAGE.count("```python") == len(EXAMPLES) == 6
+    assert PAGE.count("```python") == len(EXAMPLES) == 7
 
 
 def test_a_job_is_run_and_its_output_shown(server: ScriptedServer, tmp_path: Path) -> None:
@@ -42,6 +44,15 @@ def test_a_job_is_run_and_its_output_shown(server: ScriptedServer, tmp_path: Pat
     assert sorted(run(server, "Run a job and see its output", tmp_path)) == ["exit status 0", "hello", "world"]
     [request] = server.received(pb.EnqueueJobRequest)
     assert (list(request.spec.args), request.spec.timeout.seconds) == (["echo", "hello"], 60)
+
+
+def test_a_job_is_followed_over_its_attempts(server: ScriptedServer, tmp_path: Path) -> None:
+    log = server.logs["execution-1"]
+    server.logs["execution-1"] = Log(
+        log.pieces, state=pb.STATE_FAILED, exit_status=3, outcome=pb.Outcome(detail="exited with 3")
+    )
+    shown = run(server, "Follow a job", tmp_path, stderr=subprocess.STDOUT)
+    assert {*shown} == {"attempt 1 of 1", "hello", "oh", "world", "exited with 3", "exit status 3"}
 
 
 def test_jobs_are_run_side_by_side(server: ScriptedServer, tmp_path: Path) -> None:
@@ -55,6 +66,14 @@ def test_a_job_is_started_later(server: ScriptedServer, tmp_path: Path) -> None:
     assert (events[-1], status) == ("End", "exit status 0")
     [request] = server.received(pb.EnqueueJobRequest)
     assert (request.spec.start_in.seconds, request.spec.expire_time.ToJsonString()) == (600, "2030-01-31T09:00:00Z")
+
+
+def test_many_jobs_are_enqueued_and_stopped(server: ScriptedServer, tmp_path: Path) -> None:
+    assert run(server, "Enqueue many jobs", tmp_path) == ["100 jobs of one spec", "14 jobs stopped"]
+    *batches, array = server.received(pb.BatchEnqueueJobsRequest)
+    assert [len(batch.requests) for batch in batches] == [1000] * 5
+    assert batches[4].requests[999].spec.args[1] == "hello 4999"
+    assert (array.array.size, bool(array.array.request.request_id)) == (100, True)
 
 
 def test_lists_are_read_and_jobs_deleted(server: ScriptedServer, tmp_path: Path) -> None:

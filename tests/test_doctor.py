@@ -271,9 +271,13 @@ def test_hosts_that_are_down_or_captured_by_attach_are_told(server: ScriptedServ
                 capture_reason="elsewhere",
             ),
             pb.EngineHost(name="b", availability=pb.EngineHost.AVAILABILITY_DOWN, last_error="no route"),
+            pb.EngineHost(name="c", availability=pb.EngineHost.AVAILABILITY_DRAINED, drain_note="new disk"),
+            pb.EngineHost(name="d", availability=pb.EngineHost.AVAILABILITY_CIRCUIT_OPEN, last_error="no space"),
         ]
     )
-    assert levels(about_server(server.address)) == {"address": "ok", "host a": "warn", "host b": "FAIL"}
+    findings = list(about_server(server.address))
+    assert levels(findings) == {"address": "ok", "host a": "warn", "host b": "FAIL", "host c": "warn", "host d": "FAIL"}
+    assert findings[3].found == "drained, it takes no executions: new disk"
 
 
 # ---------------------------------------------------------------------------------------------------------- the command
@@ -321,7 +325,7 @@ def test_a_real_engine_is_well(tmp_path: Path) -> None:
 def test_an_orphan_on_a_real_engine_is_found(house: House, tmp_path: Path) -> None:
     going = house.claim("sleep 60")
     name = f"fastlane-{going.execution.id}"
-    engine = house.host.engine
+    engine = house.engine
     labels = {"fastlane.instance": house.store.instance, "fastlane.execution": going.execution.id}
     engine.create(name, {"Image": house.image, "Cmd": ["sleep", "60"], "Labels": labels})
 

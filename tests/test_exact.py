@@ -206,9 +206,7 @@ def test_forty_that_print_megabytes_at_once_and_end_are_whole(place: Place, burs
         server.kill()
 
 
-def test_of_a_log_far_beyond_its_limit_head_and_newest_part_are_kept_and_the_disk_is_not_filled(
-    tmp_path: Path, image: str
-) -> None:
+def test_a_log_far_beyond_its_limit_keeps_head_and_tail_and_fills_no_disk(tmp_path: Path, image: str) -> None:
     limit, size = 64 << 20, (10_000_000_000 if ROUNDS >= 100 else 200_000_000)
     with opened(tmp_path, image, capture=CaptureMode.RECORDER, max_log_bytes=limit) as house:
         going = house.go("sh -c", f"yes 0123456789abcde | head -c {size}; exit 6", timeout=timedelta(minutes=10))

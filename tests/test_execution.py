@@ -10,9 +10,9 @@ from datetime import timedelta
 import docker
 import pytest
 
-from fastlane_grpc.execution.lifecycle import Step
+from fastlane_grpc.execution import Step
 from fastlane_grpc.model import CaptureMode, Execution, Limits, Outcome, Reason, Source, State, utc_now
-from tests.engine import House, by_recorder
+from tests.engine import House, by_recorder, capture_of
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(90)]
 
@@ -45,7 +45,7 @@ def test_an_execution_knows_its_container_its_totals_and_the_time_of_every_phase
 ) -> None:
     execution = house.sh("printf abc; sleep 0.1; printf de >&2")
     assert execution.image_digest == sdk.images.get(house.image).id
-    assert (execution.capture, execution.host) == (house.capture, "local")
+    assert (capture_of(execution), execution.host) == (house.capture, "local")
     totals = {total.source: total for total in execution.logs}
     assert (totals[Source.STDOUT].bytes, totals[Source.STDOUT].crc32) == (3, zlib.crc32(b"abc"))
     assert (totals[Source.STDERR].bytes, totals[Source.STDERR].crc32) == (2, zlib.crc32(b"de"))
@@ -58,7 +58,7 @@ def test_an_execution_knows_its_container_its_totals_and_the_time_of_every_phase
 
 def test_the_container_is_gone_when_the_execution_has_ended(house: House) -> None:
     house.run("true")
-    assert not house.host.engine.containers(house.store.instance)
+    assert not house.engine.containers(house.store.instance)
 
 
 def test_a_failure_keeps_its_exit_code_and_its_output(house: House) -> None:
@@ -84,7 +84,7 @@ def test_closed_streams_are_not_an_exit(house: House) -> None:
 def test_system_lines_tell_the_way(house: House) -> None:
     execution = house.sh("exit 3")
     assert house.system(execution.id).splitlines() == [
-        f"started on host local, output captured by {execution.capture}",
+        f"started on host local, output captured by {capture_of(execution)}",
         "failed: exited with 3",
     ]
 
@@ -105,7 +105,7 @@ def test_an_execution_whose_expire_time_passes_before_its_start_is_not_started(h
     assert Step.STARTED not in going.steps
     assert house.system(execution.id).splitlines() == [f"expired: {detail}"]
     assert {total.source for total in execution.logs if total.bytes} == {Source.SYSTEM}
-    assert not house.host.engine.containers(house.store.instance)
+    assert not house.engine.containers(house.store.instance)
 
 
 # -- what was asked for
@@ -230,7 +230,8 @@ def test_a_container_that_cannot_start_says_why(house: House, more: dict[str, ob
     assert (execution.state, outcome(execution).reason, outcome(execution).exit_code) == (State.FAILED, reason, None)
     assert outcome(execution).detail in house.system(execution.id)
     assert "OCI runtime" not in outcome(execution).detail
-    assert not house.host.engine.containers(house.store.instance)
+    assert not house.going[execution.id].mailbox.start_failure, "it is the job's fault"
+    assert not house.engine.containers(house.store.instance)
 
 
 @pytest.mark.parametrize("code", [126, 127])
@@ -261,7 +262,7 @@ def test_a_container_that_survives_the_kill_of_a_child_succeeds(house: House) ->
 # -- timeout and stop
 
 
-def test_a_container_that_catches_the_signal_of_its_timeout_has_timed_out_all_the_same(house: House) -> None:
+def test_a_container_that_catches_the_signal_of_its_timeout_has_timed_out(house: House) -> None:
     execution = house.sh(
         "trap 'echo caught; exit 0' TERM; echo ready; while :; do sleep 0.1; done", timeout=timedelta(seconds=1)
     )
@@ -342,7 +343,7 @@ def test_a_stop_before_the_start_starts_nothing(house: House, step: Step) -> Non
     execution = going.result()
     assert (execution.state, outcome(execution).exit_code) == (State.STOPPED, None)
     assert Step.STARTED not in going.steps
-    assert not house.host.engine.containers(house.store.instance)
+    assert not house.engine.containers(house.store.instance)
 
 
 @pytest.mark.parametrize("step", [Step.FENCED, Step.STARTED, Step.RUNNING])
@@ -364,8 +365,8 @@ def test_two_instances_on_one_engine_do_not_touch_each_others_containers(house: 
     ours.wait_for(Step.RUNNING)
     theirs.wait_for(Step.RUNNING)
     house.runner.sweep()
-    assert list(another.host.engine.containers(another.store.instance).values()) == [theirs.id]
-    assert list(house.host.engine.containers(house.store.instance).values()) == [ours.id]
+    assert list(another.engine.containers(another.store.instance).values()) == [theirs.id]
+    assert list(house.engine.containers(house.store.instance).values()) == [ours.id]
     house.stop(ours.id, grace=0)
     assert ours.result().state is State.STOPPED
     assert another.execution(theirs.id).state is State.RUNNING
@@ -399,7 +400,7 @@ def test_of_one_that_a_defect_ended_the_sealed_record_says_how_it_ended(house: H
     )
     assert remains.log_bytes > 0
     assert (remains.logs[0].source, remains.logs[0].bytes) == (Source.STDOUT, 8)
-    assert not house.host.engine.containers(house.store.instance)
+    assert not house.engine.containers(house.store.instance)
 
 
 @pytest.mark.parametrize("step", [Step.CLAIMED, Step.CREATED, Step.FENCED, Step.RUNNING, Step.DIED, Step.SEALED])

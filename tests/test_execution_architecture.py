@@ -9,7 +9,7 @@ import pytest
 from fastlane_grpc.execution.architecture import foreign_image
 from fastlane_grpc.execution.final_state import failed
 from fastlane_grpc.model import CaptureMode, Execution, Outcome, Reason, State
-from tests.engine import House, by_attach
+from tests.engine import House, by_attach, capture_of
 from tests.images import busybox, for_another_architecture, loaded_image
 from tests.tools import tool
 
@@ -65,9 +65,9 @@ class TestOnAnEngine:
             execution = house.run("/bin/busybox echo ran", image=name)
         assert (execution.state, house.output(execution.id).stdout) == (State.SUCCEEDED, b"ran\n")
         # Whatever it is labelled, the host's own recorder serves it.
-        assert execution.capture == house.capture
+        assert capture_of(execution) == house.capture
 
-    def test_a_program_of_a_foreign_image_that_cannot_be_executed_makes_the_image_unusable(
+    def test_a_foreign_program_that_cannot_be_executed_makes_the_image_unusable(
         self, house: House, sdk: docker.DockerClient, files: Mapping[str, bytes], host_architecture: str
     ) -> None:
         with loaded_image(sdk, f"{house.image}-foreign", files, architecture="s390x") as name:

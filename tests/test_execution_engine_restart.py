@@ -116,9 +116,9 @@ def test_a_start_that_no_epoch_of_the_engine_got_is_made_anew(house: House, engi
 @by_attach
 @keeps_containers
 def test_an_epoch_of_an_engine_ends_with_it(house: House, engine: OwnEngine) -> None:
-    first = house.host.engine.epoch()
+    first = house.engine.epoch()
     assert first
-    assert house.host.engine.epoch() == first
+    assert house.engine.epoch() == first
     engine.kill()
     back(house, engine)
-    assert house.host.engine.epoch() not in {"", first}
+    assert house.engine.epoch() not in {"", first}

@@ -11,9 +11,11 @@ from pathlib import Path
 import pytest
 from structlog.testing import capture_logs
 
+from fastlane_grpc.backend import ContainerEvent, UnreadableEvent
+from fastlane_grpc.docker.address import EngineAddress
+from fastlane_grpc.docker.events import read_event
 from fastlane_grpc.docker.http import MAX_LINE_BYTES, EngineRequest
 from fastlane_grpc.execution import Host
-from fastlane_grpc.execution.host import _Event, _read_event
 from fastlane_grpc.model import CaptureMode, State
 from tests.engine import House, engine_address, opened
 from tests.proxy import Proxy
@@ -41,7 +43,7 @@ ODD_EVENTS = {
 
 @pytest.mark.parametrize("line", ODD_EVENTS.values(), ids=ODD_EVENTS)
 def test_an_event_of_an_unknown_shape_is_told_from_one_that_is_known(line: bytes) -> None:
-    assert isinstance(_read_event(line[:MAX_LINE_BYTES]), str)
+    assert isinstance(read_event(line[:MAX_LINE_BYTES]), UnreadableEvent)
 
 
 @pytest.mark.parametrize(
@@ -50,7 +52,7 @@ def test_an_event_of_an_unknown_shape_is_told_from_one_that_is_known(line: bytes
 def test_an_exit_code_of_an_unknown_shape_is_none(code: object, exit_code: int | None) -> None:
     about = {"fastlane.execution": "e", "name": "fastlane-e", "exitCode": code}
     line = json.dumps({"Action": "die", "Actor": {"ID": "c", "Attributes": about}, "timeNano": 5}).encode()
-    assert _read_event(line) == _Event("e", "fastlane-e", "c", True, exit_code, 5)
+    assert read_event(line) == ContainerEvent("e", "c", True, exit_code, 5)
 
 
 def test_a_line_without_an_end_takes_no_more_memory_than_a_line_may(tmp_path: Path) -> None:
@@ -59,7 +61,9 @@ def test_a_line_without_an_end_takes_no_more_memory_than_a_line_may(tmp_path: Pa
             target=_answer, args=(listener, [b"a\n", *[b"x" * MAX_LINE_BYTES] * 5, b"\nb\n", b"c"])
         )
         flood.start()
-        lines = list(EngineRequest(f"unix://{tmp_path}/engine", "GET", "/events", answer_seconds=10).lines())
+        lines = list(
+            EngineRequest(EngineAddress(f"unix://{tmp_path}/engine"), "GET", "/events", answer_seconds=10).lines()
+        )
         flood.join()
     assert [len(line) for line in lines] == [1, MAX_LINE_BYTES, 1]
     assert (lines[0], lines[2]) == (b"a", b"b")
@@ -121,7 +125,7 @@ def test_an_end_that_is_told_in_an_unknown_shape_is_found_all_the_same(house: Ho
 @pytest.mark.engine
 def test_a_host_whose_listening_fails_listens_anew(house: House, proxy: Proxy) -> None:
     heard: list[bool] = []
-    host = Host("second", proxy.address, instance=house.store.instance, captures=house.host.captures, ping_seconds=1)
+    host = Host("second", house.backend("second"), house.host.captures, ping_seconds=1)
     changed = threading.Condition()
 
     def on_change() -> None:

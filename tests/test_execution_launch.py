@@ -11,9 +11,9 @@ from pathlib import Path
 import docker
 import pytest
 
-from fastlane_grpc.capture.choice import CaptureChoice
+from fastlane_grpc.docker.capture_choice import CaptureChoice
 from fastlane_grpc.docker.engine import Engine
-from fastlane_grpc.docker.http import EngineDown
+from fastlane_grpc.docker.engine_errors import EngineDown
 from fastlane_grpc.execution import Step
 from fastlane_grpc.execution.events import Died
 from fastlane_grpc.model import CaptureMode, Execution, Outcome, PullPolicy, Reason, State
@@ -79,7 +79,7 @@ def test_a_container_that_is_removed_before_its_start_is_made_anew(
     assert execution.container_id not in remover.removed
     assert house.system(execution.id).count("No such container") == 2
     assert starts(house, began) == 1
-    assert not house.host.engine.containers(house.store.instance)
+    assert not house.engine.containers(house.store.instance)
 
 
 def test_a_container_that_is_removed_each_time_ends_with_the_words_of_the_engine(
@@ -104,7 +104,7 @@ def test_a_stop_between_two_tries_of_a_start_ends_the_tries(house: House, sdk: d
     execution = going.result()
     assert (execution.state, outcome(execution).exit_code) == (State.STOPPED, None)
     assert "before it was started" in outcome(execution).detail
-    assert not house.host.engine.containers(house.store.instance)
+    assert not house.engine.containers(house.store.instance)
 
 
 def test_a_stop_before_a_start_that_is_refused_is_a_stop(house: House) -> None:
@@ -187,9 +187,7 @@ def test_a_start_that_is_refused_and_carried_out_all_the_same_runs_the_command_o
         assert starts(doubtful, began) == 1
 
 
-def test_a_start_whose_fate_the_engine_does_not_know_is_tried_again_only_if_the_record_does(
-    doubtful: House, proxy: Proxy
-) -> None:
+def test_a_start_of_unknown_fate_is_repeated_only_if_the_record_proves_it_safe(doubtful: House, proxy: Proxy) -> None:
     began = time.time()
     proxy.refusing = Refusing(b"/start HTTP", "transport is closing: unavailable")
     execution = doubtful.sh(ONCE)
@@ -201,7 +199,7 @@ def test_a_start_whose_fate_the_engine_does_not_know_is_tried_again_only_if_the_
         assert (execution.state, outcome(execution).reason) == (State.LOST, Reason.START_UNKNOWN)
         assert "lost touch with its runtime" in outcome(execution).detail
         assert starts(doubtful, began) == 0
-    assert not doubtful.host.engine.containers(doubtful.store.instance)
+    assert not doubtful.engine.containers(doubtful.store.instance)
 
 
 @by_attach
@@ -335,6 +333,7 @@ def test_a_disk_of_the_engine_that_stays_full_says_what_to_do(small: Small, smal
         small.make_room()
     assert (execution.state, outcome(execution).reason) == (State.FAILED, Reason.REFUSED_BY_ENGINE)
     assert "in several tries: the engine's disk is full: make room on the host" in outcome(execution).detail
+    assert "no space left" in small_house.going[execution.id].mailbox.start_failure, "it is the host's fault"
 
 
 def test_a_full_disk_of_the_engine_says_nothing_of_the_recorder(small: Small, tmp_path: Path) -> None:
@@ -373,11 +372,12 @@ def test_a_refusal_that_is_final_says_what_is_wrong_and_is_not_tried_again(
         None,
     )
     assert words in outcome(execution).detail
+    assert not house.going[execution.id].mailbox.start_failure, "it is the job's fault"
     assert "several tries" not in outcome(execution).detail
     assert "asked again" not in house.system(execution.id)
 
 
-def test_an_image_with_a_file_in_the_place_of_the_recorder_is_not_without_its_command(
+def test_an_image_with_a_file_at_the_path_of_the_recorder_has_its_own_error(
     house: House, sdk: docker.DockerClient
 ) -> None:
     files = {"bin/busybox": busybox(), ".fastlane": b"mine"}
@@ -388,3 +388,4 @@ def test_an_image_with_a_file_in_the_place_of_the_recorder_is_not_without_its_co
     else:
         assert (execution.state, outcome(execution).reason) == (State.FAILED, Reason.REFUSED_BY_ENGINE)
         assert "the image has a file /.fastlane" in outcome(execution).detail
+        assert not house.going[execution.id].mailbox.start_failure

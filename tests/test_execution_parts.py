@@ -10,10 +10,10 @@ from types import SimpleNamespace
 import pytest
 from structlog.testing import capture_logs
 
-from fastlane_grpc.capture.choice import CaptureChoice
+from fastlane_grpc.backend import Container, Handle
 from fastlane_grpc.clock import engine_time, left
-from fastlane_grpc.docker.engine import Container
-from fastlane_grpc.docker.http import EngineDown
+from fastlane_grpc.docker.capture_choice import CaptureChoice
+from fastlane_grpc.docker.engine_errors import EngineDown, diagnosis
 from fastlane_grpc.execution.final_state import FinalState, ended, final_state_of, not_started
 from fastlane_grpc.execution.stopping import Stopping, signal_name, signal_number
 from fastlane_grpc.model import CaptureMode, JobSpec, Limits, Outcome, Reason, State, Stop, StopCause, utc_now
@@ -25,7 +25,7 @@ END = START + timedelta(seconds=5)
 
 
 def container(exit_code: int = 0, *, out_of_memory: bool = False) -> Container:
-    return Container("c", "exited", {}, exit_code, "", out_of_memory, "", START, END)
+    return Container(Handle("c", ""), False, True, exit_code, None, out_of_memory, "", START, END)
 
 
 def stopping(cause: StopCause = StopCause.CALLER, sent: str = "SIGTERM", note: str = "") -> Stopping:
@@ -108,18 +108,18 @@ def test_a_start_that_was_refused_is_told_without_the_engine_s_inner_parts() -> 
         "failed to create shim task: OCI runtime create failed: runc create failed: unable to start container process: "
         'exec: "nosuch": executable file not found in $PATH: unknown'
     )
-    final_state = not_started(error, None, by_recorder=False)
+    final_state = not_started(diagnosis(error), None, by_recorder=False)
     assert final_state.outcome.reason is Reason.COMMAND_NOT_FOUND
     assert (
         final_state.outcome.detail
         == 'the image has no such command: exec: "nosuch": executable file not found in $PATH'
     )
-    assert not_started(error, stopping(), by_recorder=False).state is State.STOPPED
+    assert not_started(diagnosis(error), stopping(), by_recorder=False).state is State.STOPPED
 
 
 def test_under_the_recorder_a_refused_start_says_nothing_of_the_command() -> None:
     error = 'unable to start container process: exec: "/.fastlane/recorder": permission denied: unknown'
-    final_state = not_started(error, None, by_recorder=True, again=True)
+    final_state = not_started(diagnosis(error), None, by_recorder=True, again=True)
     assert final_state.outcome.reason is Reason.REFUSED_BY_ENGINE
     assert "in several tries: the engine cannot execute the recorder" in final_state.outcome.detail
 

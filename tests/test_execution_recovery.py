@@ -7,18 +7,21 @@ apart: the recorder keeps every byte; of an attachment the time of the break is 
 import os
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from datetime import timedelta
 
 import docker
 import pytest
 from docker.models.containers import Container
 
-from fastlane_grpc.capture.choice import CaptureChoice
+from fastlane_grpc import backend
 from fastlane_grpc.capture.handoff import CommandStatus, RecordHandoff
+from fastlane_grpc.docker import DockerBackend
 from fastlane_grpc.execution import Step
 from fastlane_grpc.model import CaptureMode, Cause, Execution, Outcome, Reason, Source, State
 from fastlane_grpc.runner import HostDown, LeaveCommand
-from tests.engine import Going, House, Killed, Output, by_attach, by_recorder
+from tests.engine import Going, House, Killed, Output, by_attach, by_recorder, capture_of
+from tests.serving import within
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(120)]
 
@@ -64,7 +67,7 @@ def test_before_the_fence_it_begins_anew(house: House, step: Step) -> None:
     assert (execution.state, outcome(execution).exit_code) == (State.FAILED, 7)
     output = house.output(execution.id)
     assert (output.stdout, output.gaps) == (b"once\n", [])
-    assert not house.host.engine.containers(house.store.instance)
+    assert not house.engine.containers(house.store.instance)
 
 
 @pytest.mark.parametrize("step", [Step.CLAIMED, Step.ATTACHED])
@@ -73,7 +76,7 @@ def test_before_the_fence_a_stop_that_came_meanwhile_starts_nothing(house: House
     house.stop(execution_id)
     execution = house.adopt(execution_id).result()
     assert (execution.state, outcome(execution).exit_code) == (State.STOPPED, None)
-    assert not house.host.engine.containers(house.store.instance)
+    assert not house.engine.containers(house.store.instance)
 
 
 def test_a_container_of_another_under_this_name_is_left_alone(house: House, sdk: docker.DockerClient) -> None:
@@ -100,7 +103,7 @@ def test_a_container_that_ran_without_being_started_is_lost_and_removed(
         container.wait()
     execution = house.adopt(execution_id).result()
     assert (execution.state, outcome(execution).reason) == (State.LOST, Reason.START_UNKNOWN)
-    assert not house.host.engine.containers(house.store.instance)
+    assert not house.engine.containers(house.store.instance)
 
 
 # -- the start was committed
@@ -129,25 +132,44 @@ def test_what_has_not_begun_for_certain_runs_in_a_new_container(
     if not there:
         first.remove()
     execution = house.adopt(execution_id).result()
-    assert (execution.state, outcome(execution).exit_code, execution.capture) == (State.FAILED, 7, "recorder")
+    assert (execution.state, outcome(execution).exit_code, capture_of(execution)) == (State.FAILED, 7, "recorder")
     assert execution.container_id != first.id
     output = house.output(execution_id)
     assert (output.stdout, output.gaps) == (b"once\n", [])
     assert "a new one is made" in house.system(execution_id)
-    assert not house.host.engine.containers(house.store.instance)
+    assert not house.engine.containers(house.store.instance)
+
+
+class Forgetful(DockerBackend):
+    """An engine that takes every container for ended."""
+
+    def inspect(self, handle: backend.Handle) -> backend.Container | None:
+        found = super().inspect(handle)
+        return found and replace(found, alive=False, ended=True, exit_code=255)
+
+
+@by_recorder
+def test_an_end_that_no_engine_reports_is_noticed_soon(house: House) -> None:
+    execution_id = house.kill_at(Step.RUNNING, "sleep 3; exit 7")
+    # From now on the engine reports no end.
+    house.host.close()
+    house.host.backend = Forgetful(house.engine, instance=house.store.instance, host="local", default_pids=256)
+    with within(20):
+        execution = house.adopt(execution_id).result()
+    assert (execution.state, outcome(execution).exit_code) == (State.FAILED, 7)
 
 
 @by_recorder
 def test_what_is_taken_up_before_it_is_known_how_to_capture_waits_for_that(house: House) -> None:
     execution_id = house.kill_at(Step.FENCED, "echo once")
     settled = house.host.captures
-    house.host.captures = CaptureChoice(CaptureMode.AUTO, house.directory, instance=house.store.instance)
+    house.host.captures = house.captures(CaptureMode.AUTO)
     assert isinstance(house.adopt(execution_id).failure(), HostDown)
     assert house.execution(execution_id).state is State.QUEUED
     house.host.captures = settled
     house.store.claim_on(["local"]).result()
     execution = house.adopt(execution_id).result()
-    assert (execution.state, execution.capture, house.output(execution_id).stdout) == (
+    assert (execution.state, capture_of(execution), house.output(execution_id).stdout) == (
         State.SUCCEEDED,
         "recorder",
         b"once\n",
@@ -208,7 +230,7 @@ def test_created_and_no_answer_to_a_start_is_lost_and_never_started(house: House
     )
     assert Step.STARTED not in going.steps
     assert house.output(execution_id).stdout == b""
-    assert not house.host.engine.containers(house.store.instance)
+    assert not house.engine.containers(house.store.instance)
 
 
 @by_attach
@@ -292,9 +314,9 @@ def test_a_sealed_record_is_enough_to_finish(house: House, container_of: Callabl
 def test_a_finished_execution_leaves_a_container_that_is_swept(house: House) -> None:
     execution_id = house.kill_at(Step.FINISHED, "exit 7")
     assert house.execution(execution_id).state is State.FAILED
-    assert list(house.host.engine.containers(house.store.instance).values()) == [execution_id]
+    assert list(house.engine.containers(house.store.instance).values()) == [execution_id]
     house.runner.sweep()
-    assert not house.host.engine.containers(house.store.instance)
+    assert not house.engine.containers(house.store.instance)
 
 
 def test_the_sweep_takes_only_what_is_over(house: House, sdk: docker.DockerClient) -> None:
@@ -303,7 +325,7 @@ def test_the_sweep_takes_only_what_is_over(house: House, sdk: docker.DockerClien
     labels = {"fastlane.instance": house.store.instance, "fastlane.execution": "01900000-0000-7000-8000-000000000000"}
     sdk.containers.create(house.image, "true", labels=labels)
     house.runner.sweep()
-    assert list(house.host.engine.containers(house.store.instance).values()) == [going.id]
+    assert list(house.engine.containers(house.store.instance).values()) == [going.id]
     house.stop(going.id, grace=0)
     going.result()
 
@@ -312,10 +334,10 @@ def test_the_sweep_takes_what_was_made_for_an_execution_that_went_to_another_hos
     execution_id = house.kill_at(Step.CREATED, "echo never")
     house.store.requeue(execution_id).result()
     house.runner.sweep()
-    assert list(house.host.engine.containers(house.store.instance).values()) == [execution_id], "it may come back here"
+    assert list(house.engine.containers(house.store.instance).values()) == [execution_id], "it may come back here"
     house.store.claim_on(["other"]).result()
     house.runner.sweep()
-    assert not house.host.engine.containers(house.store.instance)
+    assert not house.engine.containers(house.store.instance)
 
 
 def test_the_sweep_takes_nothing_that_another_host_of_the_same_engine_is_at_work_on(house: House) -> None:
@@ -324,7 +346,7 @@ def test_the_sweep_takes_nothing_that_another_host_of_the_same_engine_is_at_work
     going = Going(house, assignment, kill_at=Step.CREATED)
     assert isinstance(going.failure(), Killed)
     house.runner.sweep()
-    assert list(house.host.engine.containers(house.store.instance).values()) == [going.id]
+    assert list(house.engine.containers(house.store.instance).values()) == [going.id]
 
 
 # -- orders go on

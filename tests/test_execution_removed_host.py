@@ -7,12 +7,12 @@ from datetime import timedelta
 import docker
 import pytest
 
-from fastlane_grpc.capture.choice import CaptureChoice
 from fastlane_grpc.capture.handoff import RecordHandoff
+from fastlane_grpc.docker import capture_without_engine
 from fastlane_grpc.execution import RemovedHostRunner, Step
 from fastlane_grpc.model import CaptureMode, Cause, Execution, Outcome, Reason, Source, State
 from fastlane_grpc.runner import Mailbox
-from tests.engine import SECONDS, House, by_attach, by_recorder
+from tests.engine import SECONDS, House, by_attach, by_recorder, capture_of
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(120)]
 
@@ -20,7 +20,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.timeout(120)]
 def give_up(house: House, execution_id: str) -> Execution:
     """The execution after a server without its host has taken it up."""
     runner = RemovedHostRunner(
-        house.store, house.logs, house.directory, default_timeout=timedelta(seconds=SECONDS), default_pids=256
+        house.store, house.logs, capture_without_engine, default_timeout=timedelta(seconds=SECONDS)
     )
     runner.run(house.store.assignment(execution_id).result(), Mailbox())
     return house.execution(execution_id)
@@ -52,7 +52,7 @@ def test_what_had_not_passed_the_fence_and_was_told_to_stop_ends_as_stopped(hous
 
 
 @by_recorder
-def test_what_certainly_never_ran_goes_back_to_the_queue_and_can_be_started_by_nobody_else(
+def test_an_execution_that_never_ran_is_queued_again_and_no_other_can_start_it(
     house: House, sdk: docker.DockerClient
 ) -> None:
     execution_id = house.kill_at(Step.FENCED, "echo once; exit 7")
@@ -126,9 +126,9 @@ def test_what_goes_to_another_host_may_be_captured_there_in_the_other_way(house:
     execution_id = house.kill_at(step, "echo once; exit 7")
     assert give_up(house, execution_id).state is State.QUEUED
     other = CaptureMode.ATTACH if house.capture is CaptureMode.RECORDER else CaptureMode.RECORDER
-    house.host.captures = CaptureChoice(other, house.directory, instance=house.store.instance)
-    house.host.captures.determine(house.host.engine)
+    house.host.captures = house.captures(other)
+    house.host.captures.determine()
     house.store.claim_on(["local"]).result()
     execution = house.adopt(execution_id).result()
-    assert (execution.state, outcome(execution).exit_code, execution.capture) == (State.FAILED, 7, other)
+    assert (execution.state, outcome(execution).exit_code, capture_of(execution)) == (State.FAILED, 7, other)
     assert (house.output(execution_id).stdout, house.output(execution_id).gaps) == (b"once\n", [])

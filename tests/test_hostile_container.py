@@ -92,7 +92,7 @@ class Place:
 
     @contextmanager
     def serving(self, **settings: object) -> Iterator[tuple[Server, Client]]:
-        """A server that has to be there still at the end, and to end in order."""
+        """A server that must be there still at the end, and to end in order."""
         server = self.server(**settings)
         try:
             with Client(server.address) as client:

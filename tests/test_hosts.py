@@ -63,8 +63,8 @@ class House:
         self._servers: list[Server] = []
         self._clients: list[Client] = []
 
-    def server(self, *hosts: str, max_running: int = 2) -> None:
-        """The next server, with these hosts and no other, each with so many places."""
+    def server(self, *hosts: str, max_running: int = 2, more: str = "") -> None:
+        """The next server, with these hosts and no other, each with so many places, and `more` settings."""
         for server in self._servers:
             assert server.stop() == 0
         tables = [
@@ -72,7 +72,7 @@ class House:
             for name in hosts
         ]
         file = self.directory / "fastlane.toml"
-        file.write_text("\n".join(tables))
+        file.write_text("\n".join([*tables, more]))
         self._servers = [Server(self.directory / "data", config=str(file))]
         self.client = Client(self._servers[0].address, backoff=Backoff(0.05, 0.2))
         self.channel = grpc.insecure_channel(self._servers[0].address)
@@ -95,8 +95,8 @@ class House:
         health = health_pb2_grpc.HealthStub(self.channel)
         return int(health.Check(health_pb2.HealthCheckRequest(service="engine")).status)
 
-    def work(self, count: int, script: str = WORK) -> list[Reader]:
-        jobs = [self.client.enqueue("hosts", IMAGE, args=["sh", "-c", script], network="none") for _ in range(count)]
+    def work(self, count: int, script: str = WORK, task: str = "hosts") -> list[Reader]:
+        jobs = [self.client.enqueue(task, IMAGE, args=["sh", "-c", script], network="none") for _ in range(count)]
         return [Reader(self.client, job.execution.id) for job in jobs]
 
     def host_of(self, reader: Reader) -> str:
@@ -177,7 +177,7 @@ def test_of_two_engines_one_is_killed_then_the_other_hangs_and_every_job_is_whol
     assert set(house.settle(house.work(4))) == {"a", "b"}
 
 
-def test_of_two_hosts_that_are_one_engine_there_is_a_warning_and_each_runs_what_it_has(house: House) -> None:
+def test_two_hosts_that_are_one_engine_are_warned_of_and_run_what_they_have(house: House) -> None:
     proxy = Proxy(house.directory / "proxy.sock", house.engines["a"].address.removeprefix("unix://"))
     house.engines = {**house.engines, "twin": proxy}
     house.server("a", "twin")
@@ -204,7 +204,7 @@ def test_why_a_job_waits_is_told_when_no_host_is_up(house: House) -> None:
     house.until(lambda hosts: all(host.availability == UP for host in hosts.values()))
 
 
-def test_what_ran_on_a_host_that_is_configured_no_more_is_lost_with_its_log_and_what_waited_runs_elsewhere(
+def test_a_removed_host_loses_what_ran_with_its_log_and_what_waited_runs_elsewhere(
     house: House,
 ) -> None:
     house.server("b", max_running=1)
@@ -230,3 +230,29 @@ def test_what_ran_on_a_host_that_is_configured_no_more_is_lost_with_its_log_and_
         while sdk.api.containers(all=True):
             assert time.monotonic() < until, "it was swept away"
             threading.Event().wait(0.05)
+
+
+def test_pools_and_drained_hosts_say_where_containers_run_and_a_drained_one_ends_what_it_has(house: House) -> None:
+    house.server("a", "b", more='[[pools]]\nname = "mail"\npattern = "mail*"\nhosts = "a"\n')
+    house.until(lambda hosts: all(host.availability == UP for host in hosts.values()))
+    mails, others = house.work(3, task="mail-x"), house.work(3, task="other")
+    mails[0].wait_for_output(b"1\n")
+    drained = house.client.drain_host("a", "a test")
+    assert drained.availability == pb.EngineHost.AVAILABILITY_DRAINED
+    assert drained.running > 0
+    assert house.settle(others) == ["b"] * 3
+    assert house.settle(mails[:2]) == ["a"] * 2
+    waiting = house.client.execution(mails[2].execution_id).waiting
+    assert (waiting.reason, waiting.detail) == (pb.WAIT_REASON_HOST_DRAINED, "host 'a' is drained: a test")
+    assert house.engine_health() == health_pb2.HealthCheckResponse.SERVING
+    house.client.resume_host("a")
+    assert house.settle(mails) == ["a"] * 3
+
+    house.engines["b"].kill()
+    house.until(lambda hosts: hosts["b"].availability == DOWN)
+    house.client.drain_host("a")
+    house.until(lambda hosts: house.engine_health() == health_pb2.HealthCheckResponse.NOT_SERVING)
+    house.client.resume_host("a")
+    house.until(lambda hosts: house.engine_health() == health_pb2.HealthCheckResponse.SERVING)
+    house.engines["b"].start()
+    house.until(lambda hosts: hosts["b"].availability == UP)

@@ -132,7 +132,7 @@ def messages(roots: "list[descriptor_pb2.DescriptorProto]") -> "list[descriptor_
 # ------------------------------------------------------------------------------------------------------ what is nowhere
 
 
-def test_the_environment_is_read_in_config_and_handed_down_by_the_command_line_alone() -> None:
+def test_the_environment_is_read_in_config_and_by_the_command_line_alone() -> None:
     # The last one runs before there is a house.
     house = ROOT / "fastlane_grpc"
     readers = {house / "config.py", house / "cli" / "__init__.py", house / "recorder" / "build_recorder.py"}

@@ -3,6 +3,7 @@
 import asyncio
 import time
 from collections.abc import AsyncIterator, Sequence
+from contextlib import closing
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
@@ -13,9 +14,12 @@ from google.protobuf import duration_pb2, timestamp_pb2
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from fastlane_grpc.model import Execution, Source, utc_now
+from fastlane_grpc.client import AsyncClient, Client, End, Event, ExecutionStart, Gap, JobEnd, Output
+from fastlane_grpc.model import Execution, Source, new_id, utc_now
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.calls import House, reason
+from tests.cutting_relay import CuttingRelay
+from tests.tailing import QUICK
 
 AT_ONCE = pb.Retry(max_retries=9, initial_backoff=duration_pb2.Duration(), jitter=pb.Retry.JITTER_NONE)
 LATER = pb.Retry(max_retries=9, initial_backoff=duration_pb2.Duration(seconds=3600), jitter=pb.Retry.JITTER_NONE)
@@ -111,6 +115,7 @@ async def test_between_two_starts_the_messages_are_those_of_the_execution(house:
     ),
     sources=st.sampled_from([(), (STDOUT,), (STDOUT, STDERR)]),
     text=st.booleans(),
+    tail_lines=st.sampled_from([None, 0, 1, 3]),
     data=st.data(),
 )
 def test_a_reader_that_resumes_at_any_message_gets_exactly_the_rest(
@@ -118,6 +123,7 @@ def test_a_reader_that_resumes_at_any_message_gets_exactly_the_rest(
     printed: Sequence[Sequence[tuple[Source, bytes]]],
     sources: Sequence[Source],
     text: bool,
+    tail_lines: int | None,
     data: st.DataObject,
 ) -> None:
     async def check() -> None:
@@ -127,8 +133,9 @@ def test_a_reader_that_resumes_at_any_message_gets_exactly_the_rest(
         for number, output in enumerate(printed, 1):
             await attempt(house, output, code=0 if number == len(printed) else 1)
         how = {"sources": [pb.Source.ValueType(source) for source in sources], "text": text}
-        whole = await read(house, job.id, **how)
-        assert len([each for each in whole if each.HasField("execution")]) == len(printed)
+        whole = await read(house, job.id, tail_lines=tail_lines, **how)
+        starts = len([each for each in whole if each.HasField("execution")])
+        assert starts == (len(printed) if tail_lines is None else 1)
         at = data.draw(st.integers(0, len(whole) - 2))
         rest = await read(house, job.id, cursor=whole[at].cursor, **how)
         # The end of an execution is told again to a reader that resumes right after it.
@@ -229,6 +236,116 @@ async def test_a_cursor_of_an_execution_is_good_for_its_job(house: House) -> Non
     assert outputs(await read(house, job.id, cursor=last.cursor)) == [(1, {}), (2, {STDOUT: b"2"})]
 
 
+async def test_a_reader_of_the_last_lines_resumes_at_its_first_message_with_these_lines(house: House) -> None:
+    job = await house.enqueue()
+    await attempt(house, [(STDOUT, b"1\n2\n3\n")], code=0)
+    first, *_ = await read(house, job.id, tail_lines=1)
+    assert outputs(await read(house, job.id, cursor=first.cursor)) == [(1, {STDOUT: b"3\n"})]
+
+
+async def test_a_reader_whose_execution_was_dropped_is_told_and_goes_on_with_the_next_one(house: House) -> None:
+    job = await house.enqueue(retry=AT_ONCE, history=2)
+    await attempt(house, [(STDOUT, b"1\n")])
+    [cursor] = [each.cursor for each in await read(house, job.id, follow=False) if each.chunks]
+    for number in (2, 3, 4):
+        await attempt(house, [(STDOUT, b"%d\n" % number)], code=0 if number == 4 else 1)
+    await house.retention.round(utc_now())
+    gap, *rest = await read(house, job.id, cursor=cursor, sources=[pb.SOURCE_STDOUT])
+    assert (gap.gap.source, gap.gap.offset, gap.gap.cause) == (pb.SOURCE_STDOUT, 2, pb.LogGap.CAUSE_PRUNED)
+    assert not gap.gap.HasField("missing_bytes")
+    kept = outputs(rest)
+    assert kept == [(number, {STDOUT: b"%d\n" % number}) for number in range(kept[0][0], 5)]
+    assert 1 < kept[0][0] < 4
+    assert rest[-1].HasField("job_end")
+    # A reader that was cut after the gap is told it once.
+    assert _content(await read(house, job.id, cursor=gap.cursor)) == _content(await read(house, job.id))
+    async with AsyncClient(house.channel) as client:
+        events = [event async for event in client.tail_job(job.id, cursor)]
+    assert [type(event) for event in events[:4]] == [Gap, Gap, Gap, ExecutionStart]
+    assert isinstance(events[-1], JobEnd)
+
+
+async def test_an_execution_that_is_dropped_when_its_turn_comes_is_passed_over(house: House) -> None:
+    job = await house.enqueue(retry=AT_ONCE, history=2)
+    for number in (1, 2, 3, 4):
+        await attempt(house, [(STDOUT, b"%d\n" % number)], code=0 if number == 4 else 1)
+    first_to_read = house.store.first_to_read
+
+    def dropped_when_found(job_id: str) -> Any:
+        async def found() -> Execution:
+            execution = await first_to_read(job_id)
+            await house.retention.round(utc_now())
+            return execution
+
+        return found()
+
+    # It is there when it is looked for, and gone when its log is opened.
+    house.store.first_to_read = dropped_when_found  # type: ignore[method-assign]
+    messages = await read(house, job.id)
+    kept = outputs(messages)
+    assert kept == [(number, {STDOUT: b"%d\n" % number}) for number in range(kept[0][0], 5)]
+    assert kept[0][0] > 1
+    assert messages[-1].job_end.job.state == pb.STATE_SUCCEEDED
+
+
+async def test_job_tails_of_both_clients_lose_and_repeat_nothing_at_cuts(house: House) -> None:
+    job = await house.enqueue(retry=AT_ONCE)
+    printed = [b"".join(b"%d.%d\n" % (number, line) for line in range(20_000)) for number in (1, 2, 3)]
+    for data in printed:
+        output = [(STDOUT, data[at : at + 30_000]) for at in range(0, len(data), 30_000)]
+        await attempt(house, [*output, (STDERR, b"oh\n")], code=3)
+    await house.jobs.StopJob(pb.StopJobRequest(job_id=job.id))
+    limits = [100, 2_000, 30_000, 70_000, 150_000, 200_000, 3_000]
+
+    def check(events: Sequence[Event]) -> None:
+        got: list[tuple[int, bytes, bytes]] = []
+        for event in events:
+            match event:
+                case ExecutionStart():
+                    got.append((event.execution.attempt, b"", b""))
+                case Output() if event.source == pb.SOURCE_STDOUT:
+                    got[-1] = (got[-1][0], got[-1][1] + event.data, got[-1][2])
+                case Output() if event.source == pb.SOURCE_STDERR:
+                    got[-1] = (got[-1][0], got[-1][1], got[-1][2] + event.data)
+        assert got == [*((number, data, b"oh\n") for number, data in enumerate(printed, 1)), (4, b"", b"")]
+        ends = [event.exit_status for event in events if isinstance(event, End)]
+        assert ends == [3, 3, 3, 130]
+        assert isinstance(events[-1], JobEnd)
+        assert events[-1].exit_status == 130
+
+    with closing(CuttingRelay(f"127.0.0.1:{house.port}", limits)) as relay:
+        async with AsyncClient(relay.address, backoff=QUICK) as client, asyncio.timeout(60):
+            check([event async for event in client.tail_job(job.id)])
+        assert not relay.cuts
+    with closing(CuttingRelay(f"127.0.0.1:{house.port}", limits)) as relay, Client(relay.address, backoff=QUICK) as one:
+        check(await asyncio.to_thread(lambda: list(one.tail_job(job.id))))
+        assert not relay.cuts
+
+
+async def test_a_hundred_readers_of_a_job_all_get_each_attempt(house: House) -> None:
+    job = await house.enqueue(retry=AT_ONCE)
+    readers = [asyncio.create_task(read(house, job.id)) for _ in range(100)]
+    data = b"".join(b"%d\n" % number for number in range(30_000))
+    for code in (1, 0):
+        await attempt(house, [(STDOUT, data[at : at + 60_000]) for at in range(0, len(data), 60_000)], code)
+    for messages in await asyncio.gather(*readers):
+        assert outputs(messages) == [(1, {STDOUT: data}), (2, {STDOUT: data})]
+
+
+async def test_a_reader_of_a_job_takes_what_a_reader_of_the_execution_has_cached(house: House) -> None:
+    job = await house.enqueue()
+    execution = await attempt(house, [(STDOUT, bytes(60_000))] * 70, code=0)
+    reads = house.tails.cache.reads
+    request = pb.StreamExecutionLogsRequest(execution_id=execution.id)
+    sizes = [len(each.chunks) async for each in house.executions.StreamExecutionLogs(request)]
+    assert sum(size > 0 for size in sizes) > 12
+    at_first, reads = house.tails.cache.reads - reads, house.tails.cache.reads
+    messages = await read(house, job.id)
+    assert outputs(messages) == [(1, {STDOUT: bytes(60_000 * 70)})]
+    # The end is looked at again; nothing before it is.
+    assert house.tails.cache.reads - reads <= 2 < at_first
+
+
 async def refused(house: House, job_id: str, **request: Any) -> tuple[grpc.StatusCode, str]:
     with pytest.raises(grpc.aio.AioRpcError) as error:
         await read(house, job_id, **request)
@@ -240,8 +357,8 @@ async def test_a_cursor_that_cannot_be_is_refused(house: House) -> None:
     assert await refused(house, job.id, cursor="x") == (grpc.StatusCode.INVALID_ARGUMENT, "CURSOR_INVALID")
     foreign = f"1.{other.execution.id}.0.0.0.0"
     assert await refused(house, job.id, cursor=foreign) == (grpc.StatusCode.INVALID_ARGUMENT, "CURSOR_OF_ANOTHER_JOB")
-    gone = "1.0191d2c8-0000-7000-8000-000000000001.0.0.0.0"
-    assert await refused(house, job.id, cursor=gone) == (grpc.StatusCode.OUT_OF_RANGE, "CURSOR_TOO_OLD")
+    unknown = f"1.{new_id()}.0.0.0.0"
+    assert await refused(house, job.id, cursor=unknown) == (grpc.StatusCode.OUT_OF_RANGE, "CURSOR_AHEAD")
     assert await refused(house, other.execution.id) == (grpc.StatusCode.NOT_FOUND, "JOB_NOT_FOUND")
     assert await refused(house, "") == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
     assert await refused(house, job.id, tail_lines=-1) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")

@@ -291,7 +291,7 @@ async def test_who_waits_is_told_for_what_and_how_many_go_before(house: House) -
     assert not state.state.HasField("waiting")
 
 
-async def test_a_reader_is_told_when_what_it_waits_for_has_changed_and_else_that_the_server_lives(house: House) -> None:
+async def test_a_reader_gets_changes_of_what_it_waits_for_and_else_heartbeats(house: House) -> None:
     await house.enqueue()
     job = await house.enqueue()
     stream = house.stream(job.execution.id, heartbeat_interval=Duration(seconds=1), sources=[1])
@@ -379,7 +379,7 @@ async def refusal(stream: Stream) -> grpc.aio.AioRpcError:
     return refused.value
 
 
-async def test_a_cursor_that_is_damaged_or_of_another_execution_is_refused_whatever_else_is_asked_for(
+async def test_a_cursor_that_is_damaged_or_of_another_execution_is_always_refused(
     house: House,
 ) -> None:
     execution, writer = await running(house)

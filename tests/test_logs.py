@@ -4,9 +4,11 @@ once."""
 import asyncio
 import errno
 import os
+import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -233,6 +235,51 @@ async def test_a_late_reader_is_read_ahead_of_in_few_steps(tmp_path: Path) -> No
     assert len(data(await house.rest(id), OUT)) == 6_000_000
     assert house.tails.cache.reads <= before + 1
     house.close_parts()
+
+
+@contextmanager
+def opens_of(path: Path) -> Iterator[list[str]]:
+    """Lists each attempt of this process to open the file within the context."""
+    opened: list[str] = []
+    listening = True
+
+    def note(event: str, arguments: tuple[object, ...]) -> None:
+        if listening and event == "open" and str(arguments[0]) == str(path):
+            opened.append(event)
+
+    sys.addaudithook(note)  # Cannot be removed.
+    try:
+        yield opened
+    finally:
+        listening = False
+
+
+async def test_readers_look_for_a_missing_record_once_for_each_change(house: House) -> None:
+    id = new_id()
+    writer = house.writer(id)
+    with ExitStack() as watching, opens_of(house.logs.system_path(id)) as opened:
+        watches = [watching.enter_context(house.tails.watching(id)) for _ in range(100)]
+        tails = [house.tails.tail(watch, Cursor(id), (), ProtobufEncoding(), text=False) for watch in watches]
+        for _ in range(10):
+            writer.write([(OUT, b"x" * 100_000)], time.time_ns())
+            watches[0].log.notify()
+            for tail in tails:
+                assert await tail.read()
+        # A look after a change, and one after the file of the output is watched again; a few more on a slow machine.
+        assert len(opened) < 100
+        # Nothing waits for that: a record that is new is found by the next look.
+        house.logs.system(id, "hello")
+        await asyncio.sleep(0)
+        assert data([Response.FromString(each) for each in await tails[0].read() or ()], SYSTEM) == b"hello\n"
+
+
+async def test_a_reader_that_joins_finds_a_record_that_nobody_announced(house: House) -> None:
+    id = new_id()
+    with house.tails.watching(id) as watch:
+        first = house.tails.tail(watch, Cursor(id), (), ProtobufEncoding(), text=False)
+        assert await first.read() is None
+        house.writer(id).write([(OUT, b"x")], time.time_ns())
+        assert data(await house.rest(id), OUT) == b"x"
 
 
 async def test_files_stay_open_until_what_is_read_ahead_is_read(tmp_path: Path) -> None:

@@ -243,9 +243,7 @@ def test_a_stop_of_a_final_job_changes_nothing(client: Client, image: str) -> No
 # -- timeout
 
 
-def test_a_container_that_catches_the_signal_and_exits_with_0_has_timed_out_all_the_same(
-    client: Client, image: str
-) -> None:
+def test_a_container_that_catches_the_signal_and_exits_with_0_has_timed_out(client: Client, image: str) -> None:
     log = run(client, image, "sh", "-c", CATCHES, timeout=1)
     assert (log.end().state, log.end().exit_status, log.stdout) == (pb.STATE_TIMED_OUT, 124, b"ready\ncaught\n")
     assert (outcome(log).exit_code, outcome(log).stop_signal) == (0, "SIGTERM")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from fastlane_grpc.docker.handle import DockerHandle, unpacked
 from fastlane_grpc.model import Job, JobSpec, Outcome, Reason, State
 from fastlane_grpc.store import JobQuery, PruneQuery, Store
 from fastlane_grpc.store.database import open_for_reading, open_for_writing, sqlite3
@@ -71,6 +72,14 @@ async def test_what_was_going_goes_on_to_its_end(store: Store) -> None:
         assert (job.state, job.outcome) == (State.SUCCEEDED, Outcome(exit_code=0))
     waiting = await job_of(store, "QUEUED-0")
     assert (await store.stop(waiting.id, grace=GRACE, note="")).state is State.STOPPED
+
+
+async def test_what_was_going_is_remembered_by_its_backend(store: Store) -> None:
+    running, stopping, preparing = [assignment.execution for assignment in await store.unfinished()]
+    for execution in (running, stopping):
+        assert execution.container_id == "c0ffee"
+        assert unpacked(execution.handle) == DockerHandle("c0ffee", "recorder", "life")
+    assert (preparing.container_id, preparing.handle) == ("", "")
 
 
 async def test_a_repeated_request_is_answered_by_the_job_it_made_then(store: Store) -> None:

@@ -57,7 +57,7 @@ def environment(**more: str) -> dict[str, str]:
     return kept | more
 
 
-def test_the_wheel_holds_the_package_the_contract_and_a_recorder_for_each_architecture(wheel: Path) -> None:
+def test_the_wheel_has_the_package_the_contract_and_all_recorders(wheel: Path) -> None:
     with zipfile.ZipFile(wheel) as archive:
         names = {name for name in archive.namelist() if ".dist-info/" not in name}
         tracked = subprocess.run(

@@ -746,7 +746,7 @@ async def test_reflection_tells_the_contract_with_its_comments(house: House, ver
     assert answers[5].error_response.error_code == grpc.StatusCode.NOT_FOUND.value[0]
 
 
-async def test_reflection_refuses_a_question_that_is_too_large_or_damaged_and_answers_the_next(house: House) -> None:
+async def test_reflection_refuses_a_large_or_damaged_question_and_answers_the_next(house: House) -> None:
     ask = house.channel.stream_stream(
         "/grpc.reflection.v1.ServerReflection/ServerReflectionInfo",
         response_deserializer=reflection_pb2.ServerReflectionResponse.FromString,
@@ -1011,7 +1011,7 @@ async def test_health_says_when_the_store_cannot_write_and_when_it_can_again(sma
         watching.cancel()
 
 
-async def test_the_end_counts_the_lines_about_one_that_went_back_to_the_queue_and_was_stopped_there(
+async def test_the_end_counts_the_lines_of_an_execution_stopped_after_it_was_requeued(
     house: House,
 ) -> None:
     job = await house.enqueue()

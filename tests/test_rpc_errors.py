@@ -112,7 +112,8 @@ def test_calls_that_write_are_those_that_are_not_said_to_have_no_side_effects() 
 def test_every_error_of_the_contract_is_in_the_table_and_provoked_by_a_test() -> None:
     served = {pb.ErrorReason.Name(reason) for _, reason in error_table.TABLE.values()} | {"ERROR_REASON_DEFECT"}
     assert served == set(pb.ErrorReason.keys()) - {"ERROR_REASON_UNSPECIFIED"}
-    tests = "".join(path.read_text() for path in Path(__file__).parent.glob("test_rpc*.py"))
+    directory = Path(__file__).parent
+    tests = "".join(path.read_text() for path in [*directory.glob("test_rpc*.py"), directory / "test_job_logs.py"])
     provoked = {f"ERROR_REASON_{name}" for name in re.findall(r'"([A-Z_]+)"', tests)}
     # By the limit on what waits, which is tested where it is kept.
     assert served - {"ERROR_REASON_QUEUE_FULL"} <= provoked

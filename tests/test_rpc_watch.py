@@ -114,6 +114,25 @@ async def test_a_watched_job_is_as_get_job_answers_without_its_spec(house: House
     assert changed.execution.waiting.reason == pb.WAIT_REASON_NO_FREE_SLOT
 
 
+async def test_a_schedule_that_is_paused_and_a_job_that_is_retried_are_told(house: House) -> None:
+    call = house.watch()
+    await snapshot(call)
+    spec = pb.JobSpec(image="busybox", cron=pb.Cron(expression="@yearly"))
+    job = (await house.jobs.EnqueueJob(pb.EnqueueJobRequest(task_id="task", spec=spec))).job
+    told = await next_job(call)
+    assert (told.id, told.state, len(told.schedule.next_times)) == (job.id, pb.STATE_SCHEDULED, 1)
+    await house.jobs.PauseSchedule(pb.PauseScheduleRequest(job_id=job.id))
+    while not (told := await next_job(call)).schedule.paused:
+        assert told.id == job.id
+    await house.jobs.StopJob(pb.StopJobRequest(job_id=job.id))
+    while (told := await next_job(call)).state != pb.STATE_STOPPED:
+        assert told.id == job.id
+    await house.jobs.RetryJob(pb.RetryJobRequest(job_id=job.id))
+    while (told := await next_job(call)).state != pb.STATE_QUEUED:
+        assert told.id == job.id
+    assert not told.HasField("outcome")
+
+
 @pytest.mark.parametrize(
     ("request_of", "wanted"),
     [

@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fastlane_grpc.client import Client, End
+from fastlane_grpc.docker.address import EngineAddress
 from fastlane_grpc.docker.http import EngineRequest
 from fastlane_grpc.machine.address import is_loopback
 from fastlane_grpc.v1 import fastlane_pb2 as pb
@@ -66,7 +67,7 @@ def test_a_connection_that_is_cut_under_its_reader_is_no_defect(tmp_path: Path) 
     with socket.create_server(str(tmp_path / "engine"), family=socket.AF_UNIX) as listener:
         answer = threading.Thread(target=_answer, args=(listener,))
         answer.start()
-        request = EngineRequest(f"unix://{tmp_path}/engine", "GET", "/events", answer_seconds=10)
+        request = EngineRequest(EngineAddress(f"unix://{tmp_path}/engine"), "GET", "/events", answer_seconds=10)
         answer.join()
     request.cut()
     request.set_timeout(1)

@@ -128,7 +128,7 @@ MASKED = "postgres://app:***@db"
 def test_a_password_that_was_not_shown_is_refused_wherever_it_stands(spec: JobSpec, field: str) -> None:
     [violation] = enqueue_violations("task", spec, "", LIMIT, NOW)
     assert violation.field == field
-    assert "stands for one that was not shown; give the real one" in violation.description
+    assert "in place of a secret that was not shown; give the real one" in violation.description
 
 
 def test_no_error_repeats_a_secret() -> None:
@@ -140,6 +140,9 @@ def test_no_error_repeats_a_secret() -> None:
         'spec.envs["API_KEY"]',
     ]
     assert "hunter2" not in str(violations)
+    url = "https://user:" + "hunter2" * 20 + "@host"
+    spec = replace(GOOD, image=url, network=url, stop_signal=url, labels={url: "x"})
+    assert "hunter2" not in str(list(enqueue_violations("task", spec, "", LIMIT, NOW)))
 
 
 def test_which_names_are_secret_is_a_setting() -> None:
@@ -160,3 +163,15 @@ def test_a_note_is_one_line_of_text(note: str) -> None:
 @pytest.mark.parametrize("note", ["", "wrong mailing list – Zoë", "n" * 256])
 def test_a_note_for_people_is_taken(note: str) -> None:
     assert not [*stop_violations(note, None)]
+
+
+@pytest.mark.parametrize("path", ["/.fastlane", "/.fastlane/", "//.fastlane/box", "/x/../.fastlane/recorder"])
+def test_a_working_directory_below_the_recorder_is_refused(path: str) -> None:
+    [violation] = enqueue_violations("task", replace(GOOD, working_dir=path), "", LIMIT, NOW)
+    assert violation.field == "spec.working_dir"
+    assert "/.fastlane" in violation.description
+
+
+@pytest.mark.parametrize("path", ["/", "/.fastlanes", "/x/.fastlane", ""])
+def test_other_working_directories_are_accepted(path: str) -> None:
+    assert not [*enqueue_violations("task", replace(GOOD, working_dir=path), "", LIMIT, NOW)]

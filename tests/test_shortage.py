@@ -11,8 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from fastlane_grpc.docker.address import EngineAddress
 from fastlane_grpc.docker.engine import Engine
-from fastlane_grpc.docker.http import EngineDown, connect
+from fastlane_grpc.docker.engine_errors import EngineDown
 from fastlane_grpc.machine.shortage import is_shortage, outlast
 
 SHORTAGE_SECONDS = 0.3
@@ -46,13 +47,13 @@ def test_a_connection_to_an_engine_waits_for_a_descriptor(tmp_path: Path, kind: 
         listener.listen()
         host = "localhost" if "name" in kind else "127.0.0.1"
         address = f"unix://{tmp_path / 'engine'}" if kind == "unix" else f"tcp://{host}:{listener.getsockname()[1]}"
-        with without_descriptors() as over, closing(connect(address, 1)):
+        with without_descriptors() as over, closing(EngineAddress(address).connect(1)):
             assert over.is_set()
 
 
 def test_an_engine_that_is_not_there_is_down_at_once(tmp_path: Path) -> None:
     with pytest.raises(EngineDown, match="no engine answers at"):
-        connect(f"unix://{tmp_path / 'nowhere'}", 30)
+        EngineAddress(f"unix://{tmp_path / 'nowhere'}").connect(30)
 
 
 def test_an_engine_whose_queue_of_connections_is_full_is_waited_for(tmp_path: Path) -> None:
@@ -66,12 +67,12 @@ def test_an_engine_whose_queue_of_connections_is_full_is_waited_for(tmp_path: Pa
             connection, _ = listener.accept()
             connection.close()
 
-        with closing(connect(address, 1)):
+        with closing(EngineAddress(address).connect(1)):
             with pytest.raises(EngineDown, match="temporarily unavailable"):
-                connect(address, 0.2)
+                EngineAddress(address).connect(0.2)
             timer = threading.Timer(0.2, accept)
             timer.start()
-            connect(address, 30).close()
+            EngineAddress(address).connect(30).close()
             timer.join()
 
 

@@ -161,8 +161,7 @@ async def start(store: Store, execution_id: str) -> Execution | None:
     return await store.starting(
         execution_id,
         container_id="c0ffee",
-        capture="attach",
-        engine_life="life",
+        handle='{"epoch": "1"}',
         image_digest="sha256:1",
         pull_time=utc_now(),
         container_time=utc_now(),
@@ -351,7 +350,7 @@ def test_a_spec_survives_its_bytes(spec: JobSpec) -> None:
     assert spec_from(spec_bytes(spec)) == spec
 
 
-def test_the_bytes_of_a_spec_do_not_depend_on_the_order_of_maps_nor_on_what_is_not_set() -> None:
+def test_the_bytes_of_a_spec_depend_on_no_order_of_maps_and_on_no_unset_field() -> None:
     assert spec_bytes(JobSpec("i", envs={"a": "1", "b": "2"})) == spec_bytes(JobSpec("i", envs={"b": "2", "a": "1"}))
     assert spec_bytes(JobSpec("i")) == b'{"image":"i"}'
 
@@ -486,13 +485,8 @@ async def test_the_way_of_an_execution_keeps_the_time_of_each_point(store: Store
     await claim(store)
     started = await start(store, execution.id)
     assert started
-    assert (started.state, started.starting, started.container_id, started.capture) == (
-        State.PREPARING,
-        True,
-        "c0ffee",
-        "attach",
-    )
-    assert (started.engine_life, started.image_digest) == ("life", "sha256:1")
+    assert (started.state, started.starting, started.container_id) == (State.PREPARING, True, "c0ffee")
+    assert (started.handle, started.image_digest) == ('{"epoch": "1"}', "sha256:1")
     start_time, exit_time = datetime(2026, 1, 1, tzinfo=UTC), datetime(2026, 1, 1, 0, 0, 1, 5, tzinfo=UTC)
     running = await store.running(execution.id, start_time=start_time)
     assert running
@@ -910,9 +904,8 @@ async def test_every_migration_says_what_it_brings_and_is_applied_once(house: Ho
         "labels_of_jobs",
         "upkeep",
     ]
-    steps += ["state_of_jobs", "due_and_expire_times", "many_executions_of_a_job"]
-    steps += ["arrays_of_jobs"]
-    steps += ["change_log"]
+    steps += ["state_of_jobs", "due_and_expire_times", "handles_of_backends", "many_executions_of_a_job"]
+    steps += ["limits_of_tasks", "pools_of_hosts", "drained_hosts", "arrays_of_jobs", "change_log"]
     assert applied == steps
     assert migrations.pending(Database(open_for_reading(house.path))) == []
 
@@ -1020,8 +1013,7 @@ async def test_stops_claims_and_ends_at_once_leave_each_execution_in_one_final_s
                 started = store.starting(
                     execution_id,
                     container_id="c",
-                    capture="attach",
-                    engine_life="",
+                    handle="{}",
                     image_digest="",
                     pull_time=None,
                     container_time=None,
@@ -1091,8 +1083,7 @@ class StoreMachine(RuleBasedStateMachine):
         granted = self.store.starting(
             execution.id,
             container_id="c",
-            capture="attach",
-            engine_life="",
+            handle="{}",
             image_digest="",
             pull_time=None,
             container_time=None,

@@ -80,8 +80,7 @@ class MovedStore:
         return await self.store.starting(
             execution_id,
             container_id="c",
-            capture="attach",
-            engine_life="",
+            handle="{}",
             image_digest="",
             pull_time=None,
             container_time=None,
@@ -836,8 +835,7 @@ class ScheduleMachine(RuleBasedStateMachine):
         granted = self.store.starting(
             execution_id,
             container_id="c",
-            capture="attach",
-            engine_life="",
+            handle="{}",
             image_digest="",
             pull_time=None,
             container_time=None,

@@ -169,7 +169,7 @@ def test_a_cursor_that_is_too_old_begins_anew_and_an_invalid_one_is_an_error(pla
 
 def test_wrong_arguments_of_a_watch_are_named(place: Place) -> None:
     with Client(place.address) as client:
-        with pytest.raises(TypeError, match=r"job_ids has to be a list"):
+        with pytest.raises(TypeError, match=r"job_ids must be a list"):
             client.watch(job_ids="abc")
         with pytest.raises(InvalidText, match=r"labels\["):
             client.watch(labels={"a": "caf\udce9"})

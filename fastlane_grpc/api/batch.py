@@ -11,6 +11,7 @@ from fastlane_grpc.api import converters, validation
 from fastlane_grpc.api.error_table import rejection_of
 from fastlane_grpc.api.request_parser import has_unknown_fields, reject_unknown_fields
 from fastlane_grpc.api.service import EnqueueRequest, Service, validated_job
+from fastlane_grpc.api.times import write_time
 from fastlane_grpc.errors import InvalidRequest, Refusal, Violation
 from fastlane_grpc.model import ARRAY_INDEX, ARRAY_SIZE, ArrayPosition, Job, Waiting
 from fastlane_grpc.store import EnqueueBatch, Enqueued
@@ -50,12 +51,20 @@ async def stop_jobs(service: Service, request: pb.BatchStopJobsRequest) -> pb.Ba
     return pb.BatchStopJobsResponse(stopped=stopped, more=more)
 
 
+async def retry_jobs(service: Service, request: pb.BatchRetryJobsRequest) -> pb.BatchRetryJobsResponse:
+    """Retry the final jobs that match a filter."""
+    done, until_time = await service.retry_jobs(*converters.read_retry_jobs(request))
+    response = pb.BatchRetryJobsResponse(retried=done.retried, skipped=done.skipped, more=done.more)
+    write_time(response.until_time, until_time)
+    return response
+
+
 def _batch_violations(request: pb.BatchEnqueueJobsRequest) -> Iterator[Violation]:
     if request.HasField("array"):
         if request.requests:
             yield Violation("array", "cannot be set together with requests; set one of them")
         if not 1 <= request.array.size <= MAX_JOBS:
-            yield Violation("array.size", f"is {request.array.size}; it has to be from 1 to {MAX_JOBS}")
+            yield Violation("array.size", f"is {request.array.size}; it must be from 1 to {MAX_JOBS}")
     elif not request.requests:
         yield Violation("requests", "is empty; set requests, or array")
     elif len(request.requests) > MAX_JOBS:

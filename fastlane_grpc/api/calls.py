@@ -7,14 +7,14 @@ from importlib.metadata import version
 
 from fastlane_grpc.api import batch, converters, times
 from fastlane_grpc.api.log_stream import Send, StreamEncoding
-from fastlane_grpc.api.page_response import messages_of_page
+from fastlane_grpc.api.page_response import write_page
 from fastlane_grpc.api.service import Service
 from fastlane_grpc.api.watch_encoding import WatchMessages
 from fastlane_grpc.model import Job, utc_now
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 # Beyond the first release; GetServerInfo names them.
-FEATURES = ("batches", "cron", "retries")
+FEATURES = ("batches", "cron", "job-logs", "limits", "retries", "watch")
 
 
 class Calls:
@@ -41,8 +41,11 @@ class Calls:
     async def list_jobs(self, request: pb.ListJobsRequest) -> pb.ListJobsResponse:
         page = await self._service.jobs(*converters.read_job_query(request))
         waiting = self._service.waiting_of_each()
-        jobs, token = await messages_of_page(page, lambda job: self._job(job, waiting))
-        return pb.ListJobsResponse(jobs=jobs, next_page_token=token)
+        response, secret_names = pb.ListJobsResponse(), self._service.settings.secret_names
+        response.next_page_token = await write_page(
+            response.jobs, page, lambda message, job: converters.write_job(message, job, waiting, secret_names)
+        )
+        return response
 
     async def watch_jobs(
         self,
@@ -90,6 +93,9 @@ class Calls:
     async def batch_stop_jobs(self, request: pb.BatchStopJobsRequest) -> pb.BatchStopJobsResponse:
         return await batch.stop_jobs(self._service, request)
 
+    async def batch_retry_jobs(self, request: pb.BatchRetryJobsRequest) -> pb.BatchRetryJobsResponse:
+        return await batch.retry_jobs(self._service, request)
+
     # ---- ExecutionService
 
     async def get_execution(self, request: pb.GetExecutionRequest) -> pb.GetExecutionResponse:
@@ -99,10 +105,13 @@ class Calls:
     async def list_executions(self, request: pb.ListExecutionsRequest) -> pb.ListExecutionsResponse:
         page = await self._service.executions(*converters.read_execution_query(request))
         waiting = self._service.waiting_of_each()
-        executions, token = await messages_of_page(
-            page, lambda execution: converters.execution(execution, waiting(execution))
+        response = pb.ListExecutionsResponse()
+        response.next_page_token = await write_page(
+            response.executions,
+            page,
+            lambda message, execution: converters.write_execution(message, execution, waiting(execution)),
         )
-        return pb.ListExecutionsResponse(executions=executions, next_page_token=token)
+        return response
 
     async def stop_execution(self, request: pb.StopExecutionRequest) -> pb.StopExecutionResponse:
         grace, violations = converters.read_grace(request)
@@ -124,13 +133,26 @@ class Calls:
 
     async def list_tasks(self, request: pb.ListTasksRequest) -> pb.ListTasksResponse:
         page = await self._service.tasks(converters.read_task_query(request))
-        tasks, token = await messages_of_page(page, converters.task)
-        return pb.ListTasksResponse(tasks=tasks, next_page_token=token)
+        response = pb.ListTasksResponse()
+        response.next_page_token = await write_page(
+            response.tasks, page, lambda message, task: message.CopyFrom(converters.task(task))
+        )
+        return response
+
+    async def update_task(self, request: pb.UpdateTaskRequest) -> pb.UpdateTaskResponse:
+        task = await self._service.update_task(request.task_id, *converters.read_task_limits(request))
+        return pb.UpdateTaskResponse(task=converters.task(task))
 
     # ---- HostService
 
     async def list_hosts(self, request: pb.ListHostsRequest) -> pb.ListHostsResponse:
         return pb.ListHostsResponse(hosts=[converters.host(each) for each in self._service.hosts()])
+
+    async def drain_host(self, request: pb.DrainHostRequest) -> pb.DrainHostResponse:
+        return pb.DrainHostResponse(host=converters.host(await self._service.drain_host(request.host, request.note)))
+
+    async def resume_host(self, request: pb.ResumeHostRequest) -> pb.ResumeHostResponse:
+        return pb.ResumeHostResponse(host=converters.host(await self._service.resume_host(request.host)))
 
     # ---- ServerService
 

@@ -8,12 +8,13 @@ from operator import attrgetter
 from google.protobuf import json_format
 
 from fastlane_grpc.api import schedule_converters
-from fastlane_grpc.api.job_filters import StopJobsRequest
+from fastlane_grpc.api.job_filters import RetryJobsRequest, StopJobsRequest
 from fastlane_grpc.api.job_log_stream import JobLogRequest
 from fastlane_grpc.api.log_stream import LogEnded, LogRequest, LogSuspended, StateChanged
 from fastlane_grpc.api.pages import PageRequest, TaskQuery
 from fastlane_grpc.api.service import EnqueueRequest, PreviewRequest, PruneRequest, ReplaceRequest
 from fastlane_grpc.api.times import (
+    duration,
     read_optional_duration,
     read_optional_time,
     read_time_ns,
@@ -35,6 +36,7 @@ from fastlane_grpc.model import (
     Source,
     State,
     Task,
+    TaskLimitsChange,
     Times,
     Waiting,
     exit_status,
@@ -43,7 +45,7 @@ from fastlane_grpc.model import (
 from fastlane_grpc.record import Gap
 from fastlane_grpc.retention import Pruned
 from fastlane_grpc.store import ExecutionQuery, JobFilter, JobQuery, etag_of
-from fastlane_grpc.text.redaction import SecretNames
+from fastlane_grpc.text.redaction import SecretNames, mask_secrets
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 # Returns what an execution waits for, which the service knows.
@@ -169,6 +171,13 @@ def read_stop_jobs(request: pb.BatchStopJobsRequest) -> tuple[StopJobsRequest, l
     return StopJobsRequest(jobs, request.note, grace, request.validate_only), violations
 
 
+def read_retry_jobs(request: pb.BatchRetryJobsRequest) -> tuple[RetryJobsRequest, list[Violation]]:
+    violations: list[Violation] = []
+    jobs = read_job_filter(request.filter, "filter", violations)
+    until_time = read_optional_time(request, "until_time", "until_time", violations)
+    return RetryJobsRequest(jobs, until_time, request.validate_only), violations
+
+
 def read_execution_query(request: pb.ListExecutionsRequest) -> tuple[PageRequest[ExecutionQuery], list[Violation]]:
     violations: list[Violation] = []
     query = ExecutionQuery(
@@ -179,6 +188,18 @@ def read_execution_query(request: pb.ListExecutionsRequest) -> tuple[PageRequest
 
 def read_task_query(request: pb.ListTasksRequest) -> PageRequest[TaskQuery]:
     return PageRequest(TaskQuery(), request.page_size, request.page_token)
+
+
+def read_task_limits(request: pb.UpdateTaskRequest) -> tuple[TaskLimitsChange, list[Violation]]:
+    violations: list[Violation] = []
+    change = TaskLimitsChange(
+        max_running=request.max_running if request.HasField("max_running") else None,
+        paused=request.paused if request.HasField("paused") else None,
+        max_starts=request.max_starts if request.HasField("max_starts") else None,
+        rate_window=read_optional_duration(request, "rate_window", "rate_window", violations),
+    )
+    # A window that is no duration is not a missing one, too.
+    return (replace(change, max_starts=None) if violations else change), violations
 
 
 def _read_states(numbers: Iterable[int], violations: list[Violation], field: str = "states") -> tuple[State, ...]:
@@ -284,17 +305,20 @@ def _depth(value: object) -> int:
 
 def job(value: Job, waiting: WaitingOf, secret_names: SecretNames) -> pb.Job:
     """Return the message of a job, without the values of secret variables."""
-    message = pb.Job(
-        id=value.id,
-        task_id=value.task_id,
-        state=pb.State.ValueType(value.state),
-        executions=value.executions,
-        request_id=value.request_id,
-        caller_address=value.caller_address,
-    )
+    return write_job(pb.Job(), value, waiting, secret_names)
+
+
+def write_job(message: pb.Job, value: Job, waiting: WaitingOf, secret_names: SecretNames) -> pb.Job:
+    """Write a job into an empty message, without the values of secret variables, and return the message."""
+    message.id = value.id
+    message.task_id = value.task_id
+    message.state = pb.State.ValueType(value.state)
+    message.executions = value.executions
+    message.request_id = value.request_id
+    message.caller_address = value.caller_address
     if value.spec is not None:
         _write_spec(message.spec, value.spec.redacted(secret_names))
-    _write_execution(message.execution, value.execution, waiting(value.execution))
+    write_execution(message.execution, value.execution, waiting(value.execution))
     if value.outcome is not None:
         _write_outcome(message.outcome, value.outcome)
     write_time(message.create_time, value.create_time)
@@ -316,6 +340,11 @@ def task(value: Task) -> pb.TaskSummary:
         open_jobs=value.open_jobs,
         jobs=value.jobs,
         last_enqueue_time=timestamp(value.last_enqueue_time),
+        max_running=value.limits.max_running,
+        paused=value.limits.paused,
+        max_starts=value.limits.max_starts,
+        rate_window=duration(value.limits.rate_window),
+        running=value.running,
     )
 
 
@@ -360,11 +389,12 @@ def _write_spec(message: pb.JobSpec, value: JobSpec) -> None:
 def execution(value: Execution, waits: Waiting | None) -> pb.Execution:
     """Return the message of an execution and what it waits for."""
     message = pb.Execution()
-    _write_execution(message, value, waits)
+    write_execution(message, value, waits)
     return message
 
 
-def _write_execution(message: pb.Execution, value: Execution, waits: Waiting | None) -> None:
+def write_execution(message: pb.Execution, value: Execution, waits: Waiting | None) -> None:
+    """Write an execution, and what it waits for, into an empty message."""
     message.id = value.id
     message.job_id = value.job_id
     message.task_id = value.task_id
@@ -431,7 +461,7 @@ def totals(value: LogTotals) -> pb.LogTotals:
 def host(value: HostReport) -> pb.EngineHost:
     return pb.EngineHost(
         name=value.name,
-        address=value.address,
+        address=mask_secrets(value.address),
         availability=pb.EngineHost.Availability.ValueType(value.availability),
         running=value.running,
         max_running=value.max_running,
@@ -440,6 +470,9 @@ def host(value: HostReport) -> pb.EngineHost:
         engine_version=value.engine_version,
         capture=CAPTURES[value.capture],
         capture_reason=value.capture_reason,
+        drain_note=value.drain_note,
+        drain_time=timestamp(value.drain_time),
+        pools=value.pools,
     )
 
 

@@ -2,17 +2,21 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
-from datetime import timedelta
+from datetime import datetime, timedelta
 
 from fastlane_grpc.api.validation import MAX_LABEL_FILTERS
 from fastlane_grpc.errors import Refusal, Violation
 from fastlane_grpc.model import State
-from fastlane_grpc.store import OPEN_STATES, JobFilter, Store
+from fastlane_grpc.store import FINAL_STATES, OPEN_STATES, JobFilter, Order, Store
 
 # Jobs that one call changes.
 MAX_JOBS = 1_000
-# Jobs that are stopped in one transaction: other writes come in between.
+# Jobs that are changed in one transaction: other writes come in between.
 _STOPPED_AT_ONCE = 100
+# Jobs that one call passes over, as they cannot be retried.
+_MAX_SKIPPED = 10_000
+# Without states of its own a filter finds these: what has failed.
+_FAILED_STATES = (State.FAILED, State.TIMED_OUT, State.LOST)
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +27,24 @@ class StopJobsRequest:
     note: str = ""
     grace: timedelta | None = None
     validate_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RetryJobsRequest:
+    """A request to retry the final jobs that match and ended before `until_time`; None: before now."""
+
+    filter: JobFilter
+    until_time: datetime | None = None
+    validate_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class RetriedJobs:
+    """How many jobs were retried, how many could not be, and whether more match."""
+
+    retried: int
+    skipped: int
+    more: bool
 
 
 def filter_violations(
@@ -84,3 +106,36 @@ async def _shorten_grace(store: Store, request: StopJobsRequest) -> None:
         if page.rest is None:
             return
         after = page.rest
+
+
+async def retry_matching(store: Store, request: RetryJobsRequest, until_time: datetime) -> RetriedJobs:
+    """Retry the matching final jobs that ended before `until_time`, in the order of their ends, at most MAX_JOBS."""
+    query = replace(request.filter, ended_before=until_time)
+    states = query.states or _FAILED_STATES
+    retried, skipped, after = 0, 0, None
+    while True:
+        left = MAX_JOBS - retried
+        # When all are retried, one more is looked for.
+        limit = min(left, MAX_JOBS if request.validate_only else _STOPPED_AT_ONCE) or 1
+        page = await store.matching_jobs(query, states, order=Order.ENDED, after=after, limit=limit)
+        if page.job_ids and (not left or skipped >= _MAX_SKIPPED):
+            # A call that retries nothing is not to be repeated for ever.
+            return RetriedJobs(retried, skipped, more=retried > 0)
+        if request.validate_only:
+            retried += len(page.job_ids)
+        elif page.job_ids:
+            try:
+                now_retried, now_skipped = await store.retry_jobs(page.job_ids, query)
+            except Refusal:
+                if retried:
+                    # What was retried is retried: an error would say that nothing was. The next call gets the error.
+                    return RetriedJobs(retried, skipped, more=True)
+                raise
+            retried, skipped = retried + now_retried, skipped + now_skipped
+        if page.rest is None:
+            return RetriedJobs(retried, skipped, more=False)
+        after = page.rest
+
+
+def retry_violations(request: RetryJobsRequest, *, complete: bool) -> Iterator[Violation]:
+    yield from filter_violations(request.filter, FINAL_STATES, complete=complete)

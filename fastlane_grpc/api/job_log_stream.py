@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 from fastlane_grpc.api.log_stream import (
     ExecutionBegins,
@@ -19,9 +20,10 @@ from fastlane_grpc.api.log_stream import (
     WaitingOf,
     log_stream,
 )
-from fastlane_grpc.errors import CursorOfAnotherJob, CursorTooOld, ExecutionNotFound, ServerStopping
-from fastlane_grpc.logs import Cursor, StartPoint, Tails
-from fastlane_grpc.model import Execution, Job, Source, utc_now
+from fastlane_grpc.errors import CursorAhead, CursorOfAnotherJob, ExecutionNotFound, ServerStopping
+from fastlane_grpc.logs import Cursor, Message, StartPoint, Tails
+from fastlane_grpc.model import Cause, Execution, Job, Source, utc_now
+from fastlane_grpc.record import Gap
 from fastlane_grpc.store import Store
 from fastlane_grpc.wakeup import Wakeup
 
@@ -84,19 +86,19 @@ async def job_log_stream(
     send: Send,
 ) -> None:
     """Send the logs of a job; return after JobLogEnded. An error interrupts the stream."""
+    stream = _JobStream(request, store, watches, waiting_of, stopping, encoding, send)
     job = await store.job(request.job_id)
-    assert job.spec is not None, "read with the job"
-    max_attempts = 1 + (job.spec.retry.max_retries if job.spec.retry else 0)
-    stream = _JobStream(request, store, watches, stopping, encoding, send)
-    following, log_request = await _start(request, store)
+    following, log_request = await stream.start()
     while True:
-        cursor = Cursor.parse(log_request.cursor, following.id)
-        waiting = await waiting_of(following)
-        await stream.tell(ExecutionBegins(cursor, following, waiting, max_attempts))
-        cursor = await log_stream(log_request, store, tails, waiting_of, stopping, encoding, send)
-        found = await stream.after(following, cursor)
-        if isinstance(found, Job):
-            await stream.tell(JobLogEnded(cursor, found))
+        announce = partial(stream.announce, _max_attempts(job))
+        try:
+            cursor = await log_stream(log_request, store, tails, waiting_of, stopping, encoding, send, announce)
+        except ExecutionNotFound:
+            # Deleted after it was found, with the oldest of the job's history: the next one that is kept follows.
+            cursor = Cursor(following.id)
+        job, found = await stream.after(following, cursor)
+        if found is None:
+            await stream.tell(JobLogEnded(cursor, job))
             return
         following, log_request = found, _log_request(request, found)
 
@@ -109,6 +111,7 @@ class _JobStream:
         request: JobLogRequest,
         store: Store,
         watches: JobWatches,
+        waiting_of: WaitingOf,
         stopping: Callable[[], bool],
         encoding: StreamEncoding,
         send: Send,
@@ -116,6 +119,7 @@ class _JobStream:
         self._request = request
         self._store = store
         self._watches = watches
+        self._waiting_of = waiting_of
         self._stopping = stopping
         self._encoding = encoding
         self._send = send
@@ -123,8 +127,54 @@ class _JobStream:
     async def tell(self, event: ExecutionBegins | Heartbeat | JobLogEnded) -> None:
         await self._send(self._encoding.event(event, utc_now()))
 
-    async def after(self, ended: Execution, cursor: Cursor) -> Execution | Job:
-        """Return the execution that follows this one; or the job, if nothing does. Waits until either is known."""
+    async def announce(self, max_attempts: int, cursor: Cursor, execution: Execution) -> None:
+        await self.tell(ExecutionBegins(cursor, execution, await self._waiting_of(execution), max_attempts))
+
+    async def start(self) -> tuple[Execution, LogRequest]:
+        """Return the execution at which the stream starts, and what to ask of its log."""
+        request, store = self._request, self._store
+        if request.cursor:
+            return await self._resumed(Cursor.parse(request.cursor, Cursor.execution_of(request.cursor)))
+        if request.start_point is None:
+            execution = await store.first_to_read(request.job_id)
+            return execution, _log_request(request, execution)
+        since_ns, found = request.start_point.since_ns, None
+        if since_ns is not None:
+            found = await store.first_ended_since(request.job_id, _time(since_ns))
+        if found is None:
+            found = await store.newest_started(request.job_id)
+        return found, _log_request(request, found, start_point=request.start_point)
+
+    async def _resumed(self, cursor: Cursor) -> tuple[Execution, LogRequest]:
+        job_id = self._request.job_id
+        try:
+            execution = await self._store.execution(cursor.execution_id)
+        except ExecutionNotFound:
+            return await self._past(cursor)
+        if execution.job_id != job_id:
+            raise CursorOfAnotherJob(
+                f"the cursor is of job {execution.job_id}, not of {job_id}", job_id=execution.job_id
+            )
+        return execution, _log_request(self._request, execution, cursor=str(cursor))
+
+    async def _past(self, cursor: Cursor) -> tuple[Execution, LogRequest]:
+        """Return the oldest kept execution that is newer than that of the cursor, which is not kept any more. What the
+        reader may have missed of that one is a gap in each source."""
+        execution = await self._store.execution_newer_than(self._request.job_id, cursor.execution_id)
+        if execution is None:
+            raise CursorAhead(
+                f"the cursor is of execution {cursor.execution_id}, which is newer than all executions of the job;"
+                " begin again without one"
+            )
+        start = Cursor(execution.id)
+        for source in sorted(set(self._request.sources) or set(Source)):
+            gap = Gap(source, cursor.offsets[source], None, Cause.PRUNED, cursor.sequence + 1, 0)
+            await self._send(self._encoding.message(Message(start, gap=gap)))
+        return execution, _log_request(self._request, execution)
+
+    async def after(self, ended: Execution, cursor: Cursor) -> tuple[Job, Execution | None]:
+        """Return the job and the execution that follows this one; None: nothing follows. Waits until that is
+        known."""
         now, heartbeat_seconds = asyncio.get_running_loop().time, self._request.heartbeat.total_seconds()
         heartbeat_time = now() + heartbeat_seconds
         with self._watches.watching(ended.job_id) as wakeup:
@@ -137,43 +187,18 @@ class _JobStream:
                 job = await self._store.job(ended.job_id)
                 following = await self._store.execution_after(ended.job_id, ended.run, ended.attempt)
                 if following is not None:
-                    return following
+                    return job, following
                 if job.state.final or not self._request.follow:
-                    return job
+                    return job, None
                 if now() >= heartbeat_time:
                     await self.tell(Heartbeat(cursor))
                     heartbeat_time = now() + heartbeat_seconds
                 await wakeup.wait(heartbeat_time - now())
 
 
-async def _start(request: JobLogRequest, store: Store) -> tuple[Execution, LogRequest]:
-    """Return the execution at which the stream starts, and what to ask of its log."""
-    if request.cursor:
-        return await _resumed(request, store)
-    if request.start_point is None:
-        execution = await store.first_to_read(request.job_id)
-        return execution, _log_request(request, execution)
-    since_ns, found = request.start_point.since_ns, None
-    if since_ns is not None:
-        found = await store.first_ended_since(request.job_id, _time(since_ns))
-    if found is None:
-        found = await store.newest_started(request.job_id)
-    return found, _log_request(request, found, start_point=request.start_point)
-
-
-async def _resumed(request: JobLogRequest, store: Store) -> tuple[Execution, LogRequest]:
-    execution_id = Cursor.execution_of(request.cursor)
-    try:
-        execution = await store.execution(execution_id)
-    except ExecutionNotFound:
-        raise CursorTooOld(
-            f"execution {execution_id} of the cursor is not kept any more; begin again without a cursor"
-        ) from None
-    if execution.job_id != request.job_id:
-        raise CursorOfAnotherJob(
-            f"the cursor is of job {execution.job_id}, not of {request.job_id}", job_id=execution.job_id
-        )
-    return execution, _log_request(request, execution, cursor=request.cursor)
+def _max_attempts(job: Job) -> int:
+    assert job.spec is not None, "read with the job"
+    return 1 + (job.spec.retry.max_retries if job.spec.retry else 0)
 
 
 def _log_request(

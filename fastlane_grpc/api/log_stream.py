@@ -86,6 +86,9 @@ class JobLogEnded:
     job: Job
 
 
+# Called once before the first message of an execution: with the cursor at which its stream starts, and the execution.
+Announce: TypeAlias = Callable[[Cursor, Execution], Awaitable[None]]
+
 # The events of a stream beside the messages of its log. The last two are of the stream of a job.
 LogEvent: TypeAlias = StateChanged | Heartbeat | LogEnded | LogSuspended | ExecutionBegins | JobLogEnded
 
@@ -109,9 +112,10 @@ async def log_stream(
     stopping: Callable[[], bool],
     encoding: StreamEncoding,
     send: Send,
+    announce: Announce | None = None,
 ) -> Cursor:
     """Send the log of one execution; return the cursor after LogEnded or LogSuspended. An error interrupts the
-    stream."""
+    stream. ExecutionNotFound is raised before anything is sent or announced."""
     await store.execution(request.execution_id)  # Only what exists has a log.
     cursor = Cursor.parse(request.cursor, request.execution_id)
     with tails.watching(request.execution_id) as watch:
@@ -123,6 +127,8 @@ async def log_stream(
         tail = tails.tail(watch, cursor, request.sources, encoding, text=request.text)
         if not request.follow:
             tail.mark()
+        if announce is not None:
+            await announce(tail.cursor, watch.execution)
 
         async def tell(event: LogEvent) -> None:
             await send(encoding.event(event, utc_now()))

@@ -4,6 +4,7 @@ import asyncio
 from collections.abc import Callable
 from typing import TypeVar
 
+from google.protobuf.internal.containers import RepeatedCompositeFieldContainer
 from google.protobuf.message import Message
 
 from fastlane_grpc.api.pages import PageResult
@@ -19,17 +20,21 @@ _OVERHEAD_BYTES = 6
 _BATCH = 32
 
 
-async def messages_of_page(result: PageResult[T], convert: Callable[[T], M]) -> tuple[list[M], str]:
-    """Return the messages of as many items as fit, at least one, and the token of the next page; empty: no page
-    follows."""
-    messages: list[M] = []
+async def write_page(
+    messages: "RepeatedCompositeFieldContainer[M]", result: PageResult[T], write: Callable[[M, T], object]
+) -> str:
+    """Add as many items as fit to the messages of a response, at least one. Return the token of the next page; empty:
+    no page follows.
+
+    Each message is written in place, as a message of its own would be copied."""
     bytes_left = _MAX_BYTES
     for number, item in enumerate(result.items):
         if number and number % _BATCH == 0:
             await asyncio.sleep(0)
-        message = convert(item)
+        message = messages.add()
+        write(message, item)
         bytes_left -= message.ByteSize() + _OVERHEAD_BYTES
-        if bytes_left < 0 and messages:
+        if bytes_left < 0 and number:
+            del messages[-1]
             break
-        messages.append(message)
-    return messages, result.token(len(messages))
+    return result.token(len(messages))

@@ -9,8 +9,17 @@ from itertools import chain, islice
 from typing import Protocol
 
 from fastlane_grpc.api import validation
-from fastlane_grpc.api.job_filters import StopJobsRequest, filter_violations, stop_matching
+from fastlane_grpc.api.job_filters import (
+    RetriedJobs,
+    RetryJobsRequest,
+    StopJobsRequest,
+    filter_violations,
+    retry_matching,
+    retry_violations,
+    stop_matching,
+)
 from fastlane_grpc.api.job_log_stream import JobLogRequest, JobWatches, job_log_stream
+from fastlane_grpc.api.limits import update_task_violations, why_limited
 from fastlane_grpc.api.log_stream import LogRequest, Send, StreamEncoding, log_stream
 from fastlane_grpc.api.pages import PageRequest, PageResult, TaskQuery, position_of
 from fastlane_grpc.api.schedule_validation import MAX_PREVIEW, preview_violations
@@ -31,6 +40,7 @@ from fastlane_grpc.model import (
     Stop,
     StopCause,
     Task,
+    TaskLimitsChange,
     Waiting,
     WaitReason,
     utc_now,
@@ -102,16 +112,17 @@ class Capacity(Protocol):
     """What the service has to know of the dispatcher, to say why an execution waits, and how the hosts are."""
 
     @property
-    def slots(self) -> tuple[int, int]:
-        """Of those that can be had just now: how many are taken, and how many there are."""
-
-    @property
-    def host_error(self) -> str:
-        """Why no host takes anything; empty if one does."""
-
-    @property
     def hosts(self) -> Sequence[HostReport]:
         """Each host as it is now, in the order of the configuration."""
+
+    def why_queued(self, task_id: str) -> tuple[WaitReason, str] | None:
+        """Return why queued executions of a task wait for a host or a slot; None: a slot is about to be assigned."""
+
+    async def drain_host(self, name: str, note: str) -> HostReport:
+        """Assign no further executions to a host. HostNotFound."""
+
+    async def resume_host(self, name: str) -> HostReport:
+        """Assign executions to a host again. HostNotFound."""
 
     def waiting(self, execution_id: str) -> Waiting | None:
         """What an execution that has a place waits for before it can begin."""
@@ -194,6 +205,18 @@ class Service:
         """Keep the jobs of a batch, which were checked, in one transaction. Return what became of each."""
         self._check_serving()
         return await self._store.enqueue_batch(batch)
+
+    async def retry_jobs(
+        self, request: RetryJobsRequest, conversion_violations: Sequence[Violation] = ()
+    ) -> tuple[RetriedJobs, datetime]:
+        """Retry jobs that match the filter, or count them where the request only validates. Return what was done, and
+        the time before which these jobs ended."""
+        self._check_serving()
+        validation.raise_if_invalid(
+            chain(conversion_violations, retry_violations(request, complete=not conversion_violations))
+        )
+        until_time = request.until_time or utc_now()
+        return await retry_matching(self._store, request, until_time), until_time
 
     async def stop_jobs(
         self,
@@ -325,6 +348,27 @@ class Service:
         _require("task_id", task_id)
         return await self._store.task(task_id)
 
+    async def update_task(
+        self, task_id: str, change: TaskLimitsChange, conversion_violations: Sequence[Violation] = ()
+    ) -> Task:
+        """Change the limits of a task."""
+        self._check_serving()
+        validation.raise_if_invalid(chain(conversion_violations, update_task_violations(task_id, change)))
+        return await self._store.update_task(task_id, change)
+
+    async def drain_host(self, name: str, note: str) -> HostReport:
+        """Assign no further executions to a host."""
+        self._check_serving()
+        _require("host", name)
+        validation.raise_if_invalid(validation.note_violations(note))
+        return await self._capacity.drain_host(name, note)
+
+    async def resume_host(self, name: str) -> HostReport:
+        """Assign executions to a host again."""
+        self._check_serving()
+        _require("host", name)
+        return await self._capacity.resume_host(name)
+
     async def jobs(
         self, request: PageRequest[JobQuery], conversion_violations: Sequence[Violation] = ()
     ) -> PageResult[Job]:
@@ -449,27 +493,20 @@ class Service:
         return self.waiting_of_each()(execution)
 
     def waiting_of_each(self) -> Callable[[Execution], Waiting | None]:
-        """Return `waiting` for the executions of one page: the hosts are asked once, when the first one is queued."""
-        queue_reason = cache(self._queue_reason)
+        """Return `waiting` for the executions of one page: the hosts are asked once for each task that is queued."""
+        why_queued = cache(self._capacity.why_queued)
 
         def waiting(execution: Execution) -> Waiting | None:
             if execution.state is State.QUEUED:
-                reason = queue_reason()
+                if (limit := why_limited(execution, self._store.limited_tasks, utc_now())) is not None:
+                    return limit
+                reason = why_queued(execution.task_id)
                 return reason and Waiting(*reason, execution.state_time)
             if execution.state is State.PREPARING:
                 return self._capacity.waiting(execution.id)
             return _waiting_for_time(execution) if execution.state is State.SCHEDULED else None
 
         return waiting
-
-    def _queue_reason(self) -> tuple[WaitReason, str] | None:
-        """Return why queued executions wait; None: a slot is free, and is about to be assigned."""
-        if error := self._capacity.host_error:
-            return WaitReason.HOST_DOWN, error
-        taken, slots = self._capacity.slots
-        if taken < slots:
-            return None
-        return WaitReason.NO_FREE_SLOT, f"{taken} of {slots} slots in use"
 
     async def waiting_in_line(self, execution: Execution) -> Waiting | None:
         """Return `waiting` with the number of executions ahead. Costs a query of the store, so not for lists."""

@@ -2,6 +2,7 @@
 
 import json
 import math
+import posixpath
 import re
 import signal
 from collections.abc import Iterable, Iterator, Mapping
@@ -11,7 +12,7 @@ from itertools import islice
 from fastlane_grpc.api.schedule_validation import never_ticks_violations, policy_violations
 from fastlane_grpc.errors import InvalidRequest, Violation
 from fastlane_grpc.model import HARD_STOP, JobSpec, Limits
-from fastlane_grpc.text.redaction import REDACTED, SecretNames, holds_masked_password
+from fastlane_grpc.text.redaction import REDACTED, SecretNames, mask_secrets
 from fastlane_grpc.text.sanitize import control_character
 from fastlane_grpc.text.shell_words import split_command
 
@@ -41,7 +42,7 @@ _DIGEST = r"sha256:[0-9a-f]{64}"
 _IMAGE = re.compile(rf"(?:{_HOST}/)?{_PART}(?:/{_PART})*(?::{_TAG})?(?:@{_DIGEST})?|{_DIGEST}")
 _LABEL_NAME = re.compile(r"[!-<>-~]{1,63}")
 
-_MASKED = f"holds a URL with the password {REDACTED}, which stands for one that was not shown; give the real one"
+_MASKED = f"contains {REDACTED} in place of a secret that was not shown; give the real one"
 
 # The engine's minimum, which the container's first process needs.
 _MIN_MEMORY = 6 << 20
@@ -63,48 +64,52 @@ def enqueue_violations(
     now: datetime,
     secret_names: SecretNames = DEFAULT_SECRET_NAMES,
 ) -> Iterator[Violation]:
-    if not task_id:
-        yield Violation("task_id", "is required")
-    elif not _TASK_ID.fullmatch(task_id):
-        yield Violation("task_id", "has to be 1 to 128 of A-Z a-z 0-9 . _ - and must not begin with a dot or dash")
+    yield from task_id_violations(task_id)
     yield from request_id_violations(request_id)
     for name, words in (("args", spec.args), ("entrypoint", spec.entrypoint), ("envs", spec.envs)):
         if len(words) > MAX_WORDS:
             yield Violation(f"spec.{name}", f"has {len(words)} entries; at most {MAX_WORDS} are allowed")
             return
-    yield from _command_violations(spec)
+    yield from _command_violations(spec, secret_names)
     yield from _envs_violations(spec.envs, secret_names)
     yield from _container_violations(spec)
     yield from _limits_violations(spec.limits)
     if spec.timeout is not None and not timedelta(milliseconds=1) <= spec.timeout <= max_timeout:
-        yield Violation("spec.timeout", f"has to be from 1 ms to {_seconds(max_timeout)}, the server's limit")
+        yield Violation("spec.timeout", f"must be from 1 ms to {_seconds(max_timeout)}, the server's limit")
     if spec.stop_grace is not None:
         yield from grace_violations("spec.stop_grace", spec.stop_grace)
     if not -100 <= spec.priority <= 100:
-        yield Violation("spec.priority", f"is {spec.priority}; it has to be from -100 to 100")
+        yield Violation("spec.priority", f"is {spec.priority}; it must be from -100 to 100")
     yield from _start_violations(spec, now)
     yield from policy_violations(spec, now)
-    yield from _labels_violations(spec.labels)
+    yield from _labels_violations(spec.labels, secret_names)
     if spec.metadata is not None:
         yield from _metadata_violations(spec.metadata)
+
+
+def task_id_violations(task_id: str) -> Iterator[Violation]:
+    if not task_id:
+        yield Violation("task_id", "is required")
+    elif not _TASK_ID.fullmatch(task_id):
+        yield Violation("task_id", "must be 1 to 128 of A-Z a-z 0-9 . _ - and must not begin with a dot or dash")
 
 
 def _start_violations(spec: JobSpec, now: datetime) -> Iterator[Violation]:
     """Yield violations of the start and expiry. A past expire_time is valid: a call repeated with its request_id must
     get the first response again."""
     if spec.start_in is not None and not timedelta() <= spec.start_in <= MAX_AHEAD:
-        yield Violation("spec.start_in", f"has to be from 0 s to {MAX_AHEAD.days} days")
+        yield Violation("spec.start_in", f"must be from 0 s to {MAX_AHEAD.days} days")
     if spec.start_at is not None:
         if spec.start_in is not None:
             yield Violation(
                 "spec.start_at", "cannot be set together with spec.start_in; set one of them, or neither to start now"
             )
         if spec.start_at > now + MAX_AHEAD:
-            yield Violation("spec.start_at", f"has to be at most {MAX_AHEAD.days} days from now")
+            yield Violation("spec.start_at", f"must be at most {MAX_AHEAD.days} days from now")
         if spec.expire_time is not None and spec.expire_time < spec.start_at:
             yield Violation("spec.expire_time", "is before spec.start_at: the job could never start")
     if spec.expire_time is not None and spec.expire_time > now + MAX_AHEAD:
-        yield Violation("spec.expire_time", f"has to be at most {MAX_AHEAD.days} days from now")
+        yield Violation("spec.expire_time", f"must be at most {MAX_AHEAD.days} days from now")
 
 
 def never_starts_violations(spec: JobSpec, now: datetime) -> Iterator[Violation]:
@@ -135,24 +140,24 @@ def job_id_violations(job_id: str) -> Iterator[Violation]:
 
 def grace_violations(field: str, grace: timedelta) -> Iterator[Violation]:
     if not timedelta() <= grace <= MAX_GRACE:
-        yield Violation(field, f"has to be from 0 s to {_seconds(MAX_GRACE)}")
+        yield Violation(field, f"must be from 0 s to {_seconds(MAX_GRACE)}")
 
 
 def tail_lines_violations(lines: int | None) -> Iterator[Violation]:
     if lines is not None and not 0 <= lines <= MAX_TAIL_LINES:
-        yield Violation("tail_lines", f"is {lines}; it has to be from 0 to {MAX_TAIL_LINES}")
+        yield Violation("tail_lines", f"is {lines}; it must be from 0 to {MAX_TAIL_LINES}")
 
 
 def prune_violations(older_than: timedelta | None) -> Iterator[Violation]:
     if older_than is None:
-        yield Violation("older_than", "is required; 0 s for whatever is final")
+        yield Violation("older_than", "is required; 0 s deletes everything that is final")
     elif older_than < timedelta():
         yield Violation("older_than", "must not be less than 0 s")
 
 
 def heartbeat_violations(interval: timedelta) -> Iterator[Violation]:
     if not MIN_HEARTBEAT <= interval <= MAX_HEARTBEAT:
-        yield Violation("heartbeat_interval", f"has to be from {_seconds(MIN_HEARTBEAT)} to {_seconds(MAX_HEARTBEAT)}")
+        yield Violation("heartbeat_interval", f"must be from {_seconds(MIN_HEARTBEAT)} to {_seconds(MAX_HEARTBEAT)}")
 
 
 def note_violations(note: str) -> Iterator[Violation]:
@@ -170,7 +175,7 @@ def stop_violations(note: str, grace: timedelta | None) -> Iterator[Violation]:
 
 def page_violations(size: int) -> Iterator[Violation]:
     if size < 0:
-        yield Violation("page_size", f"is {size}; it has to be 0 (as many as is usual) or more")
+        yield Violation("page_size", f"is {size}; it must be 0 (the default) or more")
 
 
 def id_prefix_violations(prefix: str) -> Iterator[Violation]:
@@ -183,13 +188,13 @@ def label_filter_violations(labels: Mapping[str, str]) -> Iterator[Violation]:
         yield Violation("labels", f"has {len(labels)} entries; at most {MAX_LABEL_FILTERS} are allowed")
 
 
-def _command_violations(spec: JobSpec) -> Iterator[Violation]:
+def _command_violations(spec: JobSpec, secret_names: SecretNames) -> Iterator[Violation]:
     if not spec.image:
         yield Violation("spec.image", "is required")
     elif len(spec.image) > 512 or not _IMAGE.fullmatch(spec.image):
         yield Violation(
             "spec.image",
-            f"{spec.image[:100]!r} is not an image as `docker run` takes it: "
+            f"{_shown(spec.image)} is not an image as `docker run` takes it: "
             "[registry[:port]/]name[:tag][@sha256:digest]",
         )
     try:
@@ -197,12 +202,16 @@ def _command_violations(spec: JobSpec) -> Iterator[Violation]:
     except ValueError as error:
         yield Violation("spec.command", str(error))
     else:
-        yield from (Violation("spec.command", fault) for word in words if (fault := _word_fault(word)))
+        if secret_names.holds_mask(spec.command):
+            yield Violation("spec.command", _MASKED)
+        else:
+            faults = (_word_fault(word, secret_names) for word in words)
+            yield from (Violation("spec.command", fault) for fault in faults if fault)
     for number, word in enumerate(spec.args):
-        if fault := _word_fault(word):
+        if fault := _word_fault(word, secret_names):
             yield Violation(f"spec.args[{number}]", fault)
     for number, word in enumerate(spec.entrypoint):
-        if fault := _word_fault(word):
+        if fault := _word_fault(word, secret_names):
             yield Violation(f"spec.entrypoint[{number}]", fault)
         elif not word and (number == 0 and len(spec.entrypoint) > 1):
             yield Violation(
@@ -218,7 +227,7 @@ def _envs_violations(envs: Mapping[str, str], secret_names: SecretNames) -> Iter
             yield Violation(field, "is not a variable's name: it must not be empty nor hold = or NUL")
         elif value == REDACTED and secret_names.hides(name):
             yield Violation(field, f"{REDACTED} stands for a value that was not shown; give the real one")
-        elif fault := _word_fault(name + "=" + value):
+        elif fault := _word_fault(name + "=" + value, secret_names):
             yield Violation(field, fault)
 
 
@@ -229,20 +238,22 @@ def _shown_name(name: str, secret_names: SecretNames) -> str:
 
 
 def _container_violations(spec: JobSpec) -> Iterator[Violation]:
-    if spec.working_dir and (not spec.working_dir.startswith("/") or _word_fault(spec.working_dir)):
-        yield Violation("spec.working_dir", "has to be an absolute path")
+    if spec.working_dir and (not spec.working_dir.startswith("/") or "\0" in spec.working_dir):
+        yield Violation("spec.working_dir", "must be an absolute path")
+    elif f"{posixpath.normpath(spec.working_dir)}/".replace("//", "/").startswith("/.fastlane/"):
+        yield Violation("spec.working_dir", "must not be /.fastlane or below it: fastlane mounts its recorder there")
     if spec.user and not (spec.user.isprintable() and re.fullmatch(r"[^\s:]{1,64}(:[^\s:]{1,64})?", spec.user)):
-        yield Violation("spec.user", "has to be a name or number, with an optional :group")
+        yield Violation("spec.user", "must be a name or number, with an optional :group")
     if spec.network not in ("", "none"):
         yield Violation(
-            "spec.network", f"is {spec.network[:100]!r}; it has to be empty (the engine's default network) or none"
+            "spec.network", f"is {_shown(spec.network)}; it must be empty (the engine's default network) or none"
         )
     if spec.stop_signal and not is_signal(spec.stop_signal):
-        yield Violation("spec.stop_signal", f"{spec.stop_signal[:100]!r} is not a signal, as SIGTERM or 15")
+        yield Violation("spec.stop_signal", f"{_shown(spec.stop_signal)} is not a signal, as SIGTERM or 15")
     elif spec.stop_signal.upper().removeprefix("SIG") in (str(HARD_STOP), "RTMIN+10"):
         yield Violation(
             "spec.stop_signal",
-            f"signal {HARD_STOP} is fastlane's own: by it the output of a container that is killed is kept",
+            f"signal {HARD_STOP} is reserved: fastlane sends it to kill a container without losing its output",
         )
 
 
@@ -259,27 +270,27 @@ def is_signal(text: str) -> bool:
 def _limits_violations(limits: Limits) -> Iterator[Violation]:
     if limits.memory_bytes and limits.memory_bytes < _MIN_MEMORY:
         yield Violation(
-            "spec.limits.memory_bytes", f"is {limits.memory_bytes}; it has to be 0 (no limit) or at least {_MIN_MEMORY}"
+            "spec.limits.memory_bytes", f"is {limits.memory_bytes}; it must be 0 (no limit) or at least {_MIN_MEMORY}"
         )
     if limits.cpus and not (math.isfinite(limits.cpus) and 0.01 <= limits.cpus <= 4096):
-        yield Violation("spec.limits.cpus", f"is {limits.cpus}; it has to be 0 (no limit) or from 0.01 to 4096")
+        yield Violation("spec.limits.cpus", f"is {limits.cpus}; it must be 0 (no limit) or from 0.01 to 4096")
     if limits.pids < 0:
-        yield Violation("spec.limits.pids", f"is {limits.pids}; it has to be 0 (the server's default) or more")
+        yield Violation("spec.limits.pids", f"is {limits.pids}; it must be 0 (the server's default) or more")
 
 
-def _labels_violations(labels: Mapping[str, str]) -> Iterator[Violation]:
+def _labels_violations(labels: Mapping[str, str], secret_names: SecretNames) -> Iterator[Violation]:
     if len(labels) > 64:
         yield Violation("spec.labels", f"has {len(labels)} entries; at most 64 are allowed")
         return
     for name, value in labels.items():
-        field = f"spec.labels[{json.dumps(name[:100])}]"
+        field = f"spec.labels[{json.dumps(mask_secrets(name)[:100])}]"
         if not _LABEL_NAME.fullmatch(name):
-            yield Violation(field, "a label's name has to be 1 to 63 visible ASCII characters without =")
+            yield Violation(field, "is not a label's name: it must be 1 to 63 visible ASCII characters without =")
         elif name.startswith("fastlane."):
-            yield Violation(field, "names that begin with fastlane. are fastlane's own")
+            yield Violation(field, "names that begin with fastlane. are reserved")
         elif len(value) > 256 or "\0" in value:
             yield Violation(field, f"has a value of {len(value)} characters; at most 256 are allowed, and no NUL")
-        elif holds_masked_password(value):
+        elif secret_names.holds_mask(value):
             yield Violation(field, _MASKED)
 
 
@@ -293,14 +304,19 @@ def _metadata_violations(metadata: Mapping[str, object]) -> Iterator[Violation]:
         yield Violation("spec.metadata", f"takes {size} bytes as JSON; at most {64 << 10} are allowed")
 
 
-def _word_fault(word: str) -> str | None:
+def _word_fault(word: str, secret_names: SecretNames) -> str | None:
     if "\0" in word:
         return "holds a NUL, which no command line or environment can"
-    if holds_masked_password(word):
+    if secret_names.holds_mask(word):
         return _MASKED
     if len(word.encode("utf-8", "surrogatepass")) > _MAX_WORD:
         return f"has more than {_MAX_WORD} bytes, the most that Linux takes"
     return None
+
+
+def _shown(text: str) -> str:
+    """Return what a caller sent, quoted and shortened, without secrets."""
+    return repr(mask_secrets(text)[:100])
 
 
 def _seconds(duration: timedelta) -> str:

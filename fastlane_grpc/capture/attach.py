@@ -12,16 +12,15 @@ from contextlib import suppress
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import structlog
 
+from fastlane_grpc.backend import Image
 from fastlane_grpc.backoff import retry_until_written
 from fastlane_grpc.capture.capture import ContainerEnd, ask_record, not_kept, trailer_of
 from fastlane_grpc.capture.frames import Frames, Pieces
 from fastlane_grpc.capture.handoff import CommandStatus, Delivery
-from fastlane_grpc.docker.engine import Engine, Image
-from fastlane_grpc.docker.http import EngineRequest
 from fastlane_grpc.machine.shortage import outlast
 from fastlane_grpc.model import Cause, Source
 from fastlane_grpc.record import NotARecord, RecordReader, RecordSealed, RecordWriter, Trailer
@@ -41,6 +40,30 @@ _UNSURE = "some output may be missing: it is not certain that the engine handed 
 log = structlog.get_logger(__name__)
 
 
+class OutputStream(Protocol):
+    """The attached stream of a container, in the frames of Docker (`capture/frames.py`)."""
+
+    def read_into(self, buffer: memoryview) -> int:
+        """Read at least one byte into the buffer, and return the number; 0 at the end. Raises OSError."""
+
+    def set_timeout(self, seconds: float | None) -> None:
+        """Set how long a read waits from now on before it raises TimeoutError; None: without a limit."""
+
+    def cut(self) -> None:
+        """Close the stream. A thread that reads gets the end of the stream, or an OSError."""
+
+
+class OutputSource(Protocol):
+    """A backend that hands over the output of its containers."""
+
+    @property
+    def local(self) -> bool:
+        """Whether the backend shares the clock of this machine."""
+
+    def attach(self, container_id: str) -> OutputStream:
+        """Attach to a container, and return its output from now on. Raises BackendDown and BackendRefuses."""
+
+
 class AttachCapture:
     """Implements Capture. `log_line` is called with the engine's own messages about its stream."""
 
@@ -49,9 +72,15 @@ class AttachCapture:
     is_running = False
 
     def __init__(
-        self, engine: Engine, path: Path, execution_id: str, *, max_log_bytes: int, log_line: Callable[[str], None]
+        self,
+        source: OutputSource,
+        path: Path,
+        execution_id: str,
+        *,
+        max_log_bytes: int,
+        log_line: Callable[[str], None],
     ) -> None:
-        self._engine = engine
+        self._source = source
         self._path = path
         self._execution_id = execution_id
         self._max_log_bytes = max_log_bytes
@@ -106,7 +135,7 @@ class AttachCapture:
         for source, lost in follower.lost.items():
             retry_until_written(partial(self._record.gap, source, lost, Cause.STORE, time.time_ns()))
         # Never certain for an engine on another machine, whose clock differs.
-        if end is not None and not (sure and self._engine.local):
+        if end is not None and not (sure and self._source.local):
             self._mark_gap(self._record)
         if follower.lost:
             return "some output could not be stored: " + ", ".join(
@@ -148,7 +177,7 @@ class AttachCapture:
 
     def _follow(self, container_id: str) -> None:
         assert self._record is not None
-        request = self._engine.attach(container_id)
+        request = self._source.attach(container_id)
         self._follower = _Follower(request, self._record, self._log_line, self._execution_id)
 
     def _open_record(self) -> RecordWriter:
@@ -186,7 +215,7 @@ class _Follower:
     """One attached stream, and the thread that writes the stream into the record."""
 
     def __init__(
-        self, request: EngineRequest, record: RecordWriter, log_line: Callable[[str], None], execution_id: str
+        self, request: OutputStream, record: RecordWriter, log_line: Callable[[str], None], execution_id: str
     ) -> None:
         self.abandoning = threading.Event()
         # Bytes that were read and could not be stored, by source.

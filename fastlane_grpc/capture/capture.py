@@ -9,9 +9,9 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, Protocol, TypeVar
 
+from fastlane_grpc.backend import Image
 from fastlane_grpc.capture.handoff import CommandStatus, Delivery
-from fastlane_grpc.docker.engine import Image
-from fastlane_grpc.model import LogTotals
+from fastlane_grpc.model import Execution, LogTotals
 from fastlane_grpc.record import RecordReader, Trailer
 
 T = TypeVar("T")
@@ -34,9 +34,9 @@ class Capture(Protocol):
     """The capture of one execution. Used by one thread; threads in the background are the capture's own.
 
     A record is exact, or has a gap where it is not. `drain` comes before `seal` and decides which of the two. Only
-    `wrap`, `open` and `resume` fail, with EngineDown or EngineRefuses; `wrap` and `open` also with OSError (no room for
-    the record). They may then be called again. `is_running` raises OSError if the answer is not known just now. The
-    other methods wait until the disk allows an answer.
+    `wrap`, `open` and `resume` fail, with BackendDown or BackendRefuses; `wrap` and `open` also with OSError (no room
+    for the record). They may then be called again. `is_running` raises OSError if the answer is not known just now.
+    The other methods wait until the disk allows an answer.
     """
 
     # Stored with the execution before its start: a recovered execution must be captured in the same way.
@@ -45,13 +45,16 @@ class Capture(Protocol):
     kill_signal: str
 
     def wrap(self, body: Mapping[str, Any], image: Image) -> Mapping[str, Any]:
-        """Return the body of the container to create, changed as this capture needs it.
+        """Return the backend's description of the container to create, changed as this capture needs it.
 
         Called before the container is created. Raises CannotRun if the container cannot be captured in this way.
         """
 
     def open(self, container_id: str) -> None:
-        """Follow all output from the start on. Called before the start; the output is followed when this returns."""
+        """Follow all output from the start on. Called before the start; the output is followed when this returns.
+
+        Raises ContainerGone if somebody removed the container.
+        """
 
     def release_start_resources(self) -> bool:
         """Release what only the start needed. Called after the start, repeatedly until the result is True."""
@@ -106,6 +109,30 @@ class Capture(Protocol):
     @property
     def first_byte_time(self) -> datetime | None:
         """The time of the first byte; None if there is none."""
+
+
+class Captures(Protocol):
+    """The ways of capture on one host: which one is in use, and the capture of each execution."""
+
+    @property
+    def reason(self) -> str:
+        """Why a better way is not in use, or what the way in use cannot do on this host."""
+
+    @property
+    def in_use(self) -> str:
+        """The name of the way of new executions; empty while the way is not known, or if the configured one fails."""
+
+    def determine(self) -> None:
+        """Find out which way works at present. Raises BackendDown. May be called from any thread."""
+
+    def for_new(self, directory: Path, execution_id: str, log_line: Callable[[str], None]) -> Capture:
+        """Return the capture of an execution that is about to start; `directory` holds its record.
+
+        Raises BackendDown while the way of capture is not known.
+        """
+
+    def for_existing(self, directory: Path, execution: Execution, log_line: Callable[[str], None]) -> Capture:
+        """Return the capture of an execution that was started before: in the same way, whatever is in use now."""
 
 
 def ask_record(record: Path, question: Callable[[RecordReader], T]) -> T:

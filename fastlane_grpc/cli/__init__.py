@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from difflib import get_close_matches
 from importlib import import_module
 from typing import NoReturn
 
@@ -33,7 +34,8 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "executions": ("lists.executions", "List executions, newest first."),
     "execution": ("lists.execution", "Show one execution."),
     "tasks": ("lists.tasks", "List tasks, with the number of their jobs."),
-    "hosts": ("lists.hosts", "List the container engines."),
+    "task": ("task.task", "Limit, pause and resume a task."),
+    "hosts": ("hosts.hosts", "List, drain and resume the container engines."),
     "stop": ("stop.stop", "Stop jobs, by their ids or by a filter."),
     "retry": ("retry.retry", "Run jobs once more that have ended."),
     "schedule": ("schedule.schedule", "Show, pause and resume schedules."),
@@ -42,6 +44,22 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "config": ("config_command.config", "Print the settings that are in force."),
     "version": ("version.version", "Print the version of this program."),
     "completion": ("completion.completion", "Print a completion script for your shell."),
+}
+
+# What other programs call these commands.
+OTHER_NAMES: Mapping[str, str] = {
+    **dict.fromkeys(["ps", "ls", "list"], "jobs"),
+    **dict.fromkeys(["log", "tail", "attach", "output"], "logs"),
+    **dict.fromkeys(["rm", "delete", "clean", "gc"], "prune"),
+    **dict.fromkeys(["kill", "cancel", "abort"], "stop"),
+    **dict.fromkeys(["exec", "start", "create"], "run"),
+    **dict.fromkeys(["submit", "add", "push", "send"], "enqueue"),
+    **dict.fromkeys(["show", "status", "inspect", "describe", "get"], "job"),
+    **dict.fromkeys(["nodes", "engines"], "hosts"),
+    **dict.fromkeys(["serve", "daemon", "serverd"], "server"),
+    **dict.fromkeys(["info", "check", "health"], "doctor"),
+    **dict.fromkeys(["queues", "names"], "tasks"),
+    **dict.fromkeys(["settings"], "config"),
 }
 
 
@@ -57,6 +75,16 @@ class _Commands(click.Group):
         module, _, function = COMMANDS[cmd_name][0].partition(".")
         command: click.Command = getattr(import_module(f"fastlane_grpc.cli.{module}"), function)
         return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0] if args else ""
+        if name and not name.startswith("-") and name not in COMMANDS and not ctx.resilient_parsing:
+            near = OTHER_NAMES.get(name) or next(iter(get_close_matches(name, COMMANDS, 1)), "")
+            hint = f": the nearest is `fastlane {near}`" if near else ""
+            raise click.UsageError(f"No such command {name!r}{hint}", ctx)
+        return super().resolve_command(ctx, args)
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("Commands"):

@@ -13,8 +13,9 @@ import click
 
 from fastlane_grpc import client as api
 from fastlane_grpc.cli.errors import UNAVAILABLE, Failure
+from fastlane_grpc.cli.option_names import with_option_names
 from fastlane_grpc.cli.terminal import say
-from fastlane_grpc.text.redaction import mask_url_passwords
+from fastlane_grpc.text.redaction import mask_secrets
 from fastlane_grpc.text.sanitize import printable
 
 # How long the commands wait for a server that does not answer, which may just be restarting.
@@ -45,7 +46,7 @@ def connected(address: str) -> Iterator[api.Client]:
             message = f"the server at {address} is older than this program and does not support this call: {error}"
             raise Failure(printable(str(error) if error.reason else message)) from error
         except api.Error as error:
-            raise Failure(printable(str(error))) from error
+            raise Failure(printable(with_option_names(str(error)))) from error
 
 
 def once_there_is_room(call: Callable[[], _Answer], pause: Callable[[float], None] = time.sleep) -> _Answer:
@@ -72,7 +73,7 @@ def proxy_text(address: str) -> str:
         return ""
     url, variable = found
     host = address.rpartition(":")[0].strip("[]")
-    return f"the proxy {mask_url_passwords(url)} was used (variable {variable}); set no_proxy={host} to bypass it"
+    return f"the proxy {mask_secrets(url)} was used (variable {variable}); set no_proxy={host} to bypass it"
 
 
 def cause(error: api.Error) -> str:

@@ -18,6 +18,7 @@ from fastlane_grpc.text.sanitize import printable
 @settings_file
 @click.option("--data-dir", metavar="PATH", help="The server's data directory.")
 @click.option("--engine", metavar="ADDRESS", help="The server's Docker engine.")
+@click.option("--engine-cert-dir", metavar="PATH", help="The certificates for an engine at tcp://.")
 @click.option("--listen", metavar="HOST:PORT", help="The address that the server listens on.")
 @click.option(
     "-o",

@@ -1,11 +1,13 @@
 """Files of environment variables, in the format of `docker run --env-file`."""
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from fastlane_grpc.cli.encoding import is_utf8
 from fastlane_grpc.cli.errors import WRONG_USE, Failure
 
+_NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")
 # No request is larger.
 _MAX_BYTES = 4 << 20
 
@@ -23,9 +25,15 @@ def read_env_file(path: Path, environ: Mapping[str, str]) -> Iterator[tuple[str,
         if not name:
             raise Failure(f"{where} has no name before the =", WRONG_USE)
         if any(character.isspace() for character in name):
-            raise Failure(f"{where}: the name {name!r} contains a space; expected NAME=VALUE or NAME", WRONG_USE)
+            # The line is not repeated: it may be a secret, or the rest of one that has several lines.
+            raise Failure(f"{where} has a space before the =; expected NAME=VALUE or NAME", WRONG_USE)
+        if not equals and not _NAME.fullmatch(name):
+            raise Failure(f"{where} has no = and is not the name of a variable; expected NAME=VALUE", WRONG_USE)
         if not equals and name not in environ:
-            raise Failure(f"{where}: {name!r} is not set in this environment; give a value: {name}=VALUE", WRONG_USE)
+            raise Failure(
+                f"{where} has no =, and no variable of this environment has its name; expected NAME=VALUE",
+                WRONG_USE,
+            )
         value = value if equals else environ[name]
         if not is_utf8(value):
             raise Failure(f"{where}: the value of {name!r} in this environment is not UTF-8", WRONG_USE)

@@ -168,7 +168,8 @@ def execution(environ: Mapping[str, str], /, *, id: str, form: str, address: str
 @talks_to_server
 @click.pass_obj
 def tasks(environ: Mapping[str, str], /, *, form: str, address: str) -> int:
-    """List tasks by name, with the number of their jobs. A task exists as long as one of its jobs is kept.
+    """List tasks by name, with the number of their jobs and their limits. A task exists as long as one of its jobs is
+    kept, or a limit is set. `fastlane task` sets limits.
 
     \b
     Example:
@@ -178,38 +179,47 @@ def tasks(environ: Mapping[str, str], /, *, form: str, address: str) -> int:
     columns = [
         Column("TASK", lambda task: task.id),
         Column("OPEN", lambda task: str(task.open_jobs)),
+        Column("RUNNING", lambda task: str(task.running)),
         Column("JOBS", lambda task: str(task.jobs)),
         Column("LAST ENQUEUED", lambda task: _ago(task, "last_enqueue_time", now)),
         Column("SINCE", lambda task: _ago(task, "create_time", now)),
+        Column("LIMITS", lambda task: limits_text(task) or "-"),
     ]
     with connected(address) as client:
         show(client.tasks(page_size=_LARGEST_PAGE), columns, form=form, nothing="no tasks", environ=environ)
     return 0
 
 
-@click.command()
-@answers
-@talks_to_server
-@click.pass_obj
-def hosts(environ: Mapping[str, str], /, *, form: str, address: str) -> int:
-    """List the container engines: whether they respond, how many slots are in use, how output is captured.
-
-    \b
-    Example:
-      fastlane hosts
-    """
-    columns = [
-        Column("HOST", lambda host: host.name),
-        Column("STATE", lambda host: _word(pb.EngineHost.Availability, host.availability)),
-        Column("RUNNING", lambda host: f"{host.running} of {host.max_running}"),
-        Column("ENGINE", lambda host: host.engine_version or "-"),
-        Column("CAPTURE", lambda host: _word(pb.EngineHost.Capture, host.capture) or "-"),
-        Column("ADDRESS", lambda host: host.address),
-        Column("NOTE", lambda host: cut(_host_note(host))),
-    ]
+def show_hosts(environ: Mapping[str, str], *, form: str, address: str) -> int:
+    """List the hosts; see the command `fastlane hosts`."""
     with connected(address) as client:
-        show(client.hosts(), columns, form=form, nothing="no hosts", environ=environ)
+        found = client.hosts()
+        pools = (
+            [Column("POOLS", lambda host: ", ".join(host.pools) or "-")] if any(host.pools for host in found) else []
+        )
+        columns = [
+            Column("HOST", lambda host: host.name),
+            Column("STATE", lambda host: _word(pb.EngineHost.Availability, host.availability).replace("_", " ")),
+            Column("RUNNING", lambda host: f"{host.running} of {host.max_running}"),
+            *pools,
+            Column("ENGINE", lambda host: host.engine_version or "-"),
+            Column("CAPTURE", lambda host: _word(pb.EngineHost.Capture, host.capture) or "-"),
+            Column("ADDRESS", lambda host: host.address),
+            Column("NOTE", lambda host: cut(_host_note(host))),
+        ]
+        show(found, columns, form=form, nothing="no hosts", environ=environ)
     return 0
+
+
+def limits_text(task: pb.TaskSummary) -> str:
+    """Return the limits of a task in words; empty if it has none."""
+    limits = ["paused"] if task.paused else []
+    if task.max_running:
+        limits.append(f"at most {task.max_running} running")
+    if task.max_starts:
+        starts = f"{task.max_starts} {'start' if task.max_starts == 1 else 'starts'}"
+        limits.append(f"{starts} in {span(task.rate_window.ToTimedelta())}")
+    return ", ".join(limits)
 
 
 def _job(client: api.Client, text: str) -> pb.Job:
@@ -417,9 +427,14 @@ def _ran(execution: pb.Execution, now: datetime) -> str:
     return span(max(end - start, timedelta(0)))
 
 
+_FAILING = {pb.EngineHost.AVAILABILITY_DOWN, pb.EngineHost.AVAILABILITY_CIRCUIT_OPEN}
+
+
 def _host_note(host: pb.EngineHost) -> str:
     failed = time_of(host, "last_error_time")
-    if host.availability == pb.EngineHost.AVAILABILITY_DOWN and host.last_error:
+    if drained := time_of(host, "drain_time"):
+        return ": ".join(filter(None, [f"drained {ago(drained, datetime.now(UTC))}", host.drain_note]))
+    if host.availability in _FAILING and host.last_error:
         return host.last_error
     error = f"{ago(failed, datetime.now(UTC))}: {host.last_error}" if failed and host.last_error else ""
     return host.capture_reason or error

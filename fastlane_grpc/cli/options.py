@@ -115,6 +115,26 @@ def _read_variable(text: str) -> tuple[str, str | None]:
     return text, None
 
 
+def _read_max_running(text: str) -> int:
+    try:
+        return 0 if text == config.OFF else config.read_count(text)
+    except ValueError as error:
+        raise ValueError(f"{error}; or {config.OFF}: no limit") from None
+
+
+def _read_rate(text: str) -> tuple[int, timedelta | None]:
+    """How many starts within which time."""
+    if text == config.OFF:
+        return 0, None
+    starts, slash, window = text.partition("/")
+    try:
+        if slash:
+            return config.read_count(starts), config.read_duration(window)
+    except ValueError:
+        pass
+    raise ValueError(f"must be NUMBER/DURATION, as 100/1m; or {config.OFF}: no limit")
+
+
 DURATION = Reads("duration", config.read_duration)
 GRACE = Reads("duration", _read_grace)
 AGE = Reads("age", _read_age)
@@ -124,6 +144,8 @@ MOMENT = Reads("age|time", _read_moment)
 SIZE = Reads("bytes", config.read_bytes)
 ADDRESS = Reads("host:port", _read_server)
 PAIR = Reads("name=value", _read_pair)
+MAX_RUNNING = Reads("number|off", _read_max_running)
+RATE = Reads("number/duration|off", _read_rate)
 VARIABLE = Reads("name[=value]", _read_variable)
 
 # As they are written on a command line: "timed-out".
@@ -163,9 +185,12 @@ def _verbose(function: Function, *names: str) -> Function:
     function = click.option(
         *names, is_flag=True, help="Also show fastlane's own lines, on stderr (default on a terminal)."
     )(function)
-    return click.option("-q", "--quiet", is_flag=True, help="Show only the container's output, and gaps in it.")(
-        function
-    )
+    return click.option(
+        "-q",
+        "--quiet",
+        is_flag=True,
+        help="Show the container's output, and else only missing bytes and why a job did not run.",
+    )(function)
 
 
 def answers(function: Function) -> Function:

@@ -48,6 +48,8 @@ class Display:
         self._own_lines = _OwnLines()
         self._live = LiveLine() if self.system and not (verbose or timestamps or only) and obeys(2, environ) else None
         self._began = False
+        # Whether the container may have started.
+        self._started = False
         self._state: int = fastlane_pb2.STATE_UNSPECIFIED
         self._waiting = None if quiet or self._live else WaitingNotice(waiting_after_seconds)
         # What is followed, as "job 4711".
@@ -69,6 +71,7 @@ class Display:
             if source == api.SYSTEM and self._dim:
                 data = b"\x1b[2m" + data + b"\x1b[22m"
             self._began = True
+            self._started = self._started or source != api.SYSTEM
             self._last_line = newest or self._last_line
             self.clear()
             if source == api.SYSTEM and not self._within_own_line:
@@ -86,6 +89,7 @@ class Display:
 
     def state(self, change: api.StateChange) -> None:
         self._state = change.state
+        self._started = self._started or change.state == fastlane_pb2.STATE_RUNNING
         self._tell_of_waiting(change)
         if change.state not in _BEFORE_ITS_START:
             self._began = True
@@ -123,7 +127,7 @@ class Display:
         if end.exit_status == 0 or end.outcome is None or self._tells(end.outcome.detail):
             return
         # Nothing else would tell why there is no output.
-        if self._quiet and end.exit_status != NO_EXIT_STATUS:
+        if self._quiet and self._started and end.exit_status != NO_EXIT_STATUS:
             return
         if end.outcome.reason != fastlane_pb2.REASON_EXIT_CODE:
             say(end.outcome.detail or f"the execution ended: {state_name(end.state)}")
@@ -250,7 +254,7 @@ def state_name(state: int) -> str:
 
 def waiting_text(waiting: fastlane_pb2.Waiting) -> str:
     """What it waits for, and behind how many, or until when."""
-    if waiting.HasField("due_time"):
+    if waiting.HasField("due_time") and waiting.reason != fastlane_pb2.WAIT_REASON_TASK_RATE:
         due_time = waiting.due_time.ToDatetime(UTC)
         return f"starts {until(due_time, datetime.now(UTC))}, at {due_time.astimezone():%Y-%m-%d %H:%M:%S %z}"
     return f"{waiting.detail}, {waiting.ahead} ahead of it" if waiting.ahead else waiting.detail

@@ -26,24 +26,25 @@ _EVERYTHING = timedelta(minutes=1)
 @click.option("--logs-only", is_flag=True, help="Delete only logs; keep the jobs.")
 @click.option("--task", default="", metavar="NAME", help="Only jobs of this task.")
 @click.option("--dry-run", is_flag=True, help="Count without deleting.")
-@click.option("--all", "everything", is_flag=True, help="Do not ask for confirmation.")
+@click.option("-y", "--yes", is_flag=True, help="Do not ask for confirmation.")
 @answers
 @talks_to_server
 def prune(
-    *, older_than: timedelta, logs_only: bool, task: str, dry_run: bool, everything: bool, form: str, address: str
+    *, older_than: timedelta, logs_only: bool, task: str, dry_run: bool, yes: bool, form: str, address: str
 ) -> int:
     """Delete jobs that ended long ago, with their logs. Jobs that have not ended are never deleted.
 
-    To delete everything that has ended, of all tasks (--older-than below one minute), add --all or confirm on a
-    terminal.
+    Deleting everything that has ended, of all tasks (--older-than below one minute), asks for confirmation on a
+    terminal; elsewhere it needs --yes.
 
     \b
     Examples:
       fastlane prune --older-than 30d --dry-run
       fastlane prune --older-than 7d --logs-only --task send-mail
+      fastlane prune --older-than 0s --yes
     """
     with connected(address) as client:
-        if older_than < _EVERYTHING and not (task or dry_run or everything):
+        if older_than < _EVERYTHING and not (task or dry_run or yes):
             _confirm(client.prune(older_than, logs_only=logs_only, validate_only=True))
         pruned = client.prune(older_than, logs_only=logs_only, task_id=task, validate_only=dry_run)
     write(1, as_line(pruned) if form == "json" else f"{_pruned_text(pruned, dry_run=dry_run)}\n".encode())
@@ -57,7 +58,7 @@ def _confirm(counted: pb.PruneResponse) -> None:
     if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
         raise Failure(
             f"this deletes every job that has ended ({what}); "
-            "confirm with --all, or add --task or a longer --older-than",
+            "confirm with --yes, or add --task or a longer --older-than",
             WRONG_USE,
         )
     write(2, f"fastlane: this deletes every job that has ended: {what}. Delete? [y/N] ".encode())

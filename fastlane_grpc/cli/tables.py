@@ -8,13 +8,21 @@ from itertools import islice, pairwise
 from typing import Any
 
 from fastlane_grpc import client as api
-from fastlane_grpc.cli.terminal import is_colourful, say, write
+from fastlane_grpc.cli.terminal import is_colourful, say, terminal_columns, write
 from fastlane_grpc.text.sanitize import printable
 
 # Rows that are aligned together; of a longer table the first ones are shown while the rest is still fetched.
 _ALIGNED = 200
 # A column that is cut may go on for so long.
 _LONGEST_NOTE = 60
+
+# How far columns are cut on a narrow terminal. What is left of an id is a prefix that commands take.
+_ID_CHARACTERS = 18
+_IDS = {"JOB", "EXECUTION"}
+_LEAST_CHARACTERS = {"JOB": _ID_CHARACTERS, "EXECUTION": _ID_CHARACTERS, "TASK": 12, "NOTE": 12, "ADDRESS": 12}
+# Columns that a terminal without room for them does not show, the first one first. Others go from the right.
+_FIRST_DROPPED = ["ADDRESS", "CAPTURE", "SINCE", "RAN", "HOST", "ENQUEUED", "CREATED", "NOTE", "TASK"]
+_GAP = "  "
 
 _GREEN, _RED, _YELLOW, _DIM = "32", "31", "33", "2"
 COLOURS = {
@@ -27,6 +35,7 @@ COLOURS = {
     "queued": _DIM,
 }
 COLOURS |= {"scheduled": _DIM, "expired": _YELLOW}
+COLOURS |= {"drained": _YELLOW, "circuit open": _RED}
 COLOURS |= {"up": _GREEN, "down": _RED, "ok": _GREEN, "warn": _YELLOW, "FAIL": _RED}
 
 
@@ -43,7 +52,11 @@ def show(
 ) -> None:
     """All that was found, as it comes. Of nothing there is a word on stderr and nothing on stdout."""
     empty = True
-    for lines in _json_lines(found) if form == "json" else _table(found, columns, colour=is_colourful(1, environ)):
+    for lines in (
+        _json_lines(found)
+        if form == "json"
+        else _table(found, columns, colour=is_colourful(1, environ), room=terminal_columns(1))
+    ):
         empty = False
         write(1, lines)
     if empty:
@@ -71,21 +84,61 @@ def _json_lines(found: Iterable[Any]) -> Iterator[bytes]:
     return map(as_line, found)
 
 
-def _table(found: Iterable[Any], columns: Sequence[Column], *, colour: bool) -> Iterator[bytes]:
+def _table(found: Iterable[Any], columns: Sequence[Column], *, colour: bool, room: int | None) -> Iterator[bytes]:
+    """Yield the lines of a table, none of which is longer than `room`; None: of any length."""
     rest = iter(found)
-    widths = [len(column.head) for column in columns]
-    heads = [[column.head for column in columns]]
+    heads = [column.head for column in columns]
+    widths = [len(head) for head in heads]
+    shown: Sequence[int] = ()
     while listed := list(islice(rest, _ALIGNED)):
         rows = [[printable(column.text(each)) for column in columns] for each in listed]
         # Never narrower than those before, so that a long table leaps seldom.
         widths = [max(width, *(len(row[place]) for row in rows)) for place, width in enumerate(widths)]
-        yield "".join(_line(row, widths, colour=colour) for row in [*heads, *rows]).encode()
-        heads = []
+        fitted = fitted_widths(heads, widths, room)
+        # The columns of a table stay as they were chosen: a head is above each.
+        lines = rows if shown else [heads, *rows]
+        shown = shown or [place for place, width in enumerate(fitted) if width]
+        yield "".join(_line(row, shown, fitted, heads, colour=colour) for row in lines).encode()
 
 
-def _line(row: Sequence[str], widths: Sequence[int], *, colour: bool) -> str:
-    cells = [painted(f"{cell:{width}}", cell, colour=colour) for cell, width in zip(row, widths, strict=True)]
-    return "  ".join(cells).rstrip() + "\n"
+def fitted_widths(heads: Sequence[str], widths: Sequence[int], room: int | None) -> Sequence[int]:
+    """Return the width of each column, so that a line takes at most `room`; 0: the column is not shown."""
+    least = [min(width, _LEAST_CHARACTERS.get(head, width)) for head, width in zip(heads, widths, strict=True)]
+    shown = list(range(len(heads)))
+    dropped = sorted(shown[1:], key=lambda at: (_order(heads[at]), -at))
+    while room is not None and dropped and _line_width(least, shown) > room:
+        shown.remove(dropped.pop(0))
+    spare = sum(widths) if room is None else max(room - _line_width(least, shown), 0)
+    fitted = [0] * len(heads)
+    # Ids take what is left at the end: a part of one is of no more use than its prefix.
+    for at in sorted(shown, key=lambda at: heads[at] in _IDS):
+        more = min(widths[at] - least[at], spare)
+        if heads[at] in _IDS and more < widths[at] - least[at]:
+            more = 0
+        fitted[at] = least[at] + more
+        spare -= more
+    return fitted
+
+
+def _order(head: str) -> int:
+    return _FIRST_DROPPED.index(head) if head in _FIRST_DROPPED else len(_FIRST_DROPPED)
+
+
+def _line_width(widths: Sequence[int], shown: Sequence[int]) -> int:
+    return sum(widths[at] for at in shown) + len(_GAP) * (len(shown) - 1)
+
+
+def _line(
+    row: Sequence[str], shown: Sequence[int], widths: Sequence[int], heads: Sequence[str], *, colour: bool
+) -> str:
+    cells = [_cell(row[at], heads[at], widths[at] or len(heads[at]), colour=colour) for at in shown]
+    return _GAP.join(cells).rstrip() + "\n"
+
+
+def _cell(text: str, head: str, width: int, *, colour: bool) -> str:
+    if len(text) > width:
+        text = text[:width] if head in _IDS else f"{text[: width - 1]}…"
+    return painted(f"{text:{width}}", text, colour=colour)
 
 
 def painted(text: str, word: str, *, colour: bool) -> str:

@@ -75,6 +75,14 @@ def obeys(fd: int, environ: Mapping[str, str]) -> bool:
     return os.isatty(fd) and environ.get("TERM") != "dumb"
 
 
+def terminal_columns(fd: int) -> int | None:
+    """Return the width of the terminal; None: it is none, or one of unknown width."""
+    try:
+        return os.get_terminal_size(fd).columns or None
+    except OSError:
+        return None
+
+
 class LiveLine:
     """One line of a terminal, on stderr, that is written over again and again, and gone when it is cleared."""
 

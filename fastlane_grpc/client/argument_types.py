@@ -18,10 +18,16 @@ _WORDS = {
     "job_ids": 'for one job use job_ids=["ID"]',
 }
 _MAPPINGS = {"envs", "labels"}
-_ENUMS = {"states": "[STATE_FAILED]", "sources": "[STDOUT]", "job_ids": "[job.id]"}
-_DURATIONS = {"timeout", "stop_grace", "start_in", "grace", "heartbeat", "give_up_after", "retry_for"}
+_ENUMS = {"states": "[STATE_FAILED]", "sources": "[STDOUT]"}
+_DURATIONS = {
+    *("timeout", "stop_grace", "start_in", "grace", "heartbeat", "give_up_after", "retry_for"),
+    "rate_window",
+}
 _TIMES = {"since", "until", "start_at", "expire_time", "from_time"}
-_WHOLE_NUMBERS = {"memory_bytes", "pids", "priority", "page_size", "tail_lines", "history", "count", "size"}
+_WHOLE_NUMBERS = {
+    *("memory_bytes", "pids", "priority", "page_size", "tail_lines", "history", "count", "size"),
+    *("max_running", "max_starts"),
+}
 _TEXTS = {
     *("task_id", "image", "working_dir", "user", "network", "stop_signal", "request_id"),
     *("job_id", "execution_id", "note", "cursor", "host", "id_prefix", "etag"),
@@ -42,7 +48,7 @@ def check(arguments: Mapping[str, object]) -> None:
     for name, value in arguments.items():
         if name == "older_than":
             if not isinstance(value, timedelta):
-                raise TypeError("older_than has to be a timedelta, as timedelta(days=30)")
+                raise TypeError("older_than must be a timedelta, as timedelta(days=30)")
         elif value is not None:
             _check(name, value)
 
@@ -54,50 +60,53 @@ def _check(name: str, value: object) -> None:
         _check_mapping(name, value)
     elif name in _ENUMS:
         if isinstance(value, str | bytes) or not isinstance(value, Iterable):
-            raise TypeError(f"{name} has to be a list, as {_ENUMS[name]}")
+            raise TypeError(f"{name} must be a list, as {_ENUMS[name]}")
     elif name in _DURATIONS:
         _check_duration(name, value)
     elif name in _TIMES:
         if not isinstance(value, datetime):
-            raise TypeError(f"{name} has to be a datetime with its time zone, as datetime.now(UTC); {_given(value)}")
+            raise TypeError(f"{name} must be a datetime with its time zone, as datetime.now(UTC); {_given(value)}")
     elif name in _WHOLE_NUMBERS:
         if not isinstance(value, Integral):
-            raise TypeError(f"{name} has to be a whole number; {_given(value)}")
+            raise TypeError(f"{name} must be a whole number; {_given(value)}")
     elif name == "cpus":
         if not isinstance(value, Real):
-            raise TypeError(f"cpus has to be a number, as 0.5; {_given(value)}")
+            raise TypeError(f"cpus must be a number, as 0.5; {_given(value)}")
+    elif name == "paused":
+        if not isinstance(value, bool):
+            raise TypeError(f"paused must be True or False; {_given(value)}")
     elif name == "metadata":
         if not isinstance(value, Mapping):
-            raise TypeError(f"metadata has to be a dict; {_given(value)}")
+            raise TypeError(f"metadata must be a dict; {_given(value)}")
     elif name in _POLICIES:
         kind, example = _POLICIES[name]
         if isinstance(value, bool) or not isinstance(value, kind):
-            raise TypeError(f"{name} has to be {example}; {_given(value)}")
+            raise TypeError(f"{name} must be {example}; {_given(value)}")
     elif name == "command":
         if not isinstance(value, str | bytes):
-            raise TypeError("command has to be a string; for a list of words use args=")
+            raise TypeError("command must be a string; for a list of words use args=")
     elif name in _TEXTS and not isinstance(value, str | bytes):
-        raise TypeError(f"{name} has to be a string; {_given(value)}")
+        raise TypeError(f"{name} must be a string; {_given(value)}")
 
 
 def _check_words(name: str, value: object) -> None:
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Iterable):
-        raise TypeError(f"{name} has to be a list of strings; {_WORDS[name]}")
+        raise TypeError(f"{name} must be a list of strings; {_WORDS[name]}")
     # An iterator is read once, by protobuf.
     for number, word in enumerate(value if isinstance(value, Collection) else ()):
         if not isinstance(word, str | bytes):
-            raise TypeError(f"{name}[{number}] has to be a string; {_given(word)}")
+            raise TypeError(f"{name}[{number}] must be a string; {_given(word)}")
 
 
 def _check_mapping(name: str, value: object) -> None:
     if not isinstance(value, Mapping):
-        raise TypeError(f'{name} has to be a dict of strings, as {{"NAME": "value"}}; {_given(value)}')
+        raise TypeError(f'{name} must be a dict of strings, as {{"NAME": "value"}}; {_given(value)}')
     for key, each in value.items():
         if not isinstance(key, str | bytes):
-            raise TypeError(f"the name {key!r} in {name} has to be a string; {_given(key)}")
+            raise TypeError(f"the name {key!r} in {name} must be a string; {_given(key)}")
         if not isinstance(each, str | bytes):
             shown = json.dumps(key) if isinstance(key, str) else repr(key)
-            raise TypeError(f"{name}[{shown}] has to be a string; {_given(each)}")
+            raise TypeError(f"{name}[{shown}] must be a string; {_given(each)}")
 
 
 def _check_duration(name: str, value: object) -> None:
@@ -105,9 +114,9 @@ def _check_duration(name: str, value: object) -> None:
         span_of(value, name)
         return
     if isinstance(value, bool) or not isinstance(value, timedelta | Real):
-        raise TypeError(f"{name} has to be a timedelta, a number of seconds or a string as '90s'; {_given(value)}")
+        raise TypeError(f"{name} must be a timedelta, a number of seconds or a string as '90s'; {_given(value)}")
     if isinstance(value, Real) and not math.isfinite(value):
-        raise ValueError(f"{name} has to be a finite number of seconds; {value} was given")
+        raise ValueError(f"{name} must be a finite number of seconds; {value} was given")
 
 
 def _given(value: object) -> str:

@@ -244,9 +244,34 @@ class AsyncClient:
             for task in page.tasks:
                 yield task
 
+    async def update_task(
+        self,
+        task_id: str,
+        *,
+        max_running: int | None = None,
+        paused: bool | None = None,
+        max_starts: int | None = None,
+        rate_window: Duration | None = None,
+    ) -> pb.TaskSummary:
+        """Sets limits of a task, which need not have jobs; what is None stays as it is. Zero: no limit.
+
+        `max_starts` and `rate_window` go together. Running executions are not stopped."""
+        request = requests.update_task(
+            task_id, max_running=max_running, paused=paused, max_starts=max_starts, rate_window=rate_window
+        )
+        return (await self._call(self._tasks.UpdateTask, request)).task
+
     async def hosts(self) -> Sequence[pb.EngineHost]:
         """The engines that containers run on, in the order of the server's configuration."""
         return tuple((await self._call(self._hosts.ListHosts, pb.ListHostsRequest())).hosts)
+
+    async def drain_host(self, host: str, note: str = "") -> pb.EngineHost:
+        """Assigns no further executions to a host; running ones go on. Kept over restarts of the server. NotFound."""
+        return (await self._call(self._hosts.DrainHost, requests.drain_host(host, note))).host
+
+    async def resume_host(self, host: str) -> pb.EngineHost:
+        """Assigns executions to a drained host again, and closes its circuit. NotFound."""
+        return (await self._call(self._hosts.ResumeHost, requests.resume_host(host))).host
 
     async def server_info(self) -> pb.GetServerInfoResponse:
         """Version and limits of the server."""

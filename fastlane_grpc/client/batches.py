@@ -29,7 +29,7 @@ def batches(requests: Iterable[pb.EnqueueJobRequest]) -> Iterator[pb.BatchEnqueu
     for number, request in enumerate(requests):
         if not isinstance(request, pb.EnqueueJobRequest):
             raise TypeError(
-                f"requests[{number}] has to be an EnqueueJobRequest, as job_request() makes it;"
+                f"requests[{number}] must be an EnqueueJobRequest, as job_request() makes it;"
                 f" a value of type {type(request).__name__} was given"
             )
         its_size = request.ByteSize() + _OVERHEAD_BYTES

@@ -69,7 +69,8 @@ class Reconnected:
 
 @dataclass(frozen=True, slots=True)
 class End:
-    """The end of the stream. `exit_status` is for a program that represents this execution."""
+    """The end of an execution's log, and of a tail of it. `exit_status` is for a program that represents this
+    execution."""
 
     sealed: bool
     state: int

@@ -385,6 +385,34 @@ def retry_jobs(*, validate_only: bool, **filter: Any) -> fastlane_pb2.BatchRetry
 
 
 @_names_text
+def update_task(
+    task_id: str,
+    *,
+    max_running: int | None,
+    paused: bool | None,
+    max_starts: int | None,
+    rate_window: Duration | None,
+) -> fastlane_pb2.UpdateTaskRequest:
+    return fastlane_pb2.UpdateTaskRequest(
+        task_id=task_id,
+        max_running=max_running,
+        paused=paused,
+        max_starts=max_starts,
+        rate_window=to_duration(rate_window),
+    )
+
+
+@_names_text
+def drain_host(host: str, note: str) -> fastlane_pb2.DrainHostRequest:
+    return fastlane_pb2.DrainHostRequest(host=host, note=note)
+
+
+@_names_text
+def resume_host(host: str) -> fastlane_pb2.ResumeHostRequest:
+    return fastlane_pb2.ResumeHostRequest(host=host)
+
+
+@_names_text
 def prune(older_than: timedelta, *, logs_only: bool, task_id: str, validate_only: bool) -> fastlane_pb2.PruneRequest:
     return fastlane_pb2.PruneRequest(
         older_than=to_duration(older_than), logs_only=logs_only, task_id=task_id, validate_only=validate_only

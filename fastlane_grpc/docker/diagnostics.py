@@ -3,11 +3,12 @@
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from pathlib import Path
 from typing import Any
 
 from fastlane_grpc.clock import engine_time
 from fastlane_grpc.docker.engine import EXECUTION_LABEL, INSTANCE_LABEL, Engine
-from fastlane_grpc.docker.http import EngineDown, EngineRefuses
+from fastlane_grpc.docker.engine_errors import EngineDown, EngineRefuses
 from fastlane_grpc.runner import HostDown
 
 # The longest wait for an answer. An idle engine answers in milliseconds.
@@ -41,9 +42,9 @@ class Checkup:
     containers: Sequence[Found]
 
 
-def check_up(address: str) -> Checkup:
+def check_up(address: str, certificates: Path | None) -> Checkup:
     """Return the state of the engine at `address`. Raises HostDown if it does not answer or refuses."""
-    engine = Engine(address, answer_seconds=_ANSWER_SECONDS)
+    engine = Engine(address, certificates=certificates, answer_seconds=_ANSWER_SECONDS)
     try:
         before = datetime.now(UTC)
         facts = engine.facts()

@@ -1,12 +1,25 @@
-"""Classification of the error texts of a Docker engine: passing or final, about the command or not, with advice.
+"""The errors of a Docker engine, and the classification of their texts: passing or final, about the command or not.
 
 The texts are not documented. They are those of engines 20.10 to 28, of containerd, and of runc 1.0 to 1.2.
 """
 
 import re
-from enum import Enum
 
+from fastlane_grpc.backend import BackendDown, BackendRefuses, Diagnosis, Refusal
 from fastlane_grpc.model import Reason
+
+
+class EngineDown(BackendDown):
+    """The engine did not answer. The request may have been carried out, or may be carried out later."""
+
+
+class EngineRefuses(BackendRefuses):
+    """The engine refused the request, with an HTTP status and a message."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(diagnosis(message), about_host=about_host(status, message))
+        self.status = status
+        self.message = message
 
 
 def _pattern(*texts: str) -> re.Pattern[str]:
@@ -61,6 +74,20 @@ _NOT_EXECUTABLE = _pattern(
     "(permission denied|is a directory|exec format error|operation not permitted|text file busy)"
 )
 
+# What a job asks for and no host can give it.
+_OF_JOB = _pattern(
+    "chdir to cwd",
+    "cannot mkdir: .* is not a directory",
+    "mkdir .*: (not a directory|file exists)",
+    "unable to find (user|group) ",
+    "[ug]ids and [ug]ids must be in range",
+    "no command specified",
+    "network",
+    "oom-killed",
+    "memory limit too low",
+    r"/\.fastlane\b.*(not a directory|is a directory|file exists|too many levels|cannot be mounted|not supported)",
+)
+
 # The fault and its remedy, from the most specific pattern to the least.
 _ADVICE = (
     (
@@ -100,12 +127,8 @@ _ADVICE = (
 )
 
 
-class Refusal(Enum):
-    """The kind of a refusal."""
-
-    FINAL = "about the request: the engine refuses a repeated request, too"
-    PASSING = "about the engine: a repeated request may succeed; this one was not carried out"
-    CUT_OFF = "about the engine: a repeated request may succeed; this one may have been carried out"
+def diagnosis(message: str) -> Diagnosis:
+    return Diagnosis(message, plain(message), explained(message), refusal_of(message), command_reason(message))
 
 
 def refusal_of(message: str) -> Refusal:
@@ -119,6 +142,14 @@ def refusal_of(message: str) -> Refusal:
 def passes(message: str) -> bool:
     """Whether the same request may succeed a moment later."""
     return refusal_of(message) is not Refusal.FINAL
+
+
+def about_host(status: int, message: str) -> bool:
+    """Whether a refusal to create or start a container is about the host, as far as is known: other jobs would be
+    refused there, too."""
+    if refusal_of(message) is not Refusal.FINAL or re.search(r'exec: \\*"/\.fastlane', message):
+        return True
+    return status >= 500 and command_reason(message) is None and not _OF_JOB.search(message)
 
 
 def container_gone(message: str, container_id: str) -> bool:

@@ -1,81 +1,34 @@
-"""The HTTP client of the engine: one request on one connection, sent once.
+"""The HTTP client for requests that the SDK's client cannot make: one request on one connection, sent once.
 
 The answer is read as it comes, and any thread can cut the connection. Every failure is EngineDown or EngineRefuses.
+The requests are those whose promises do not hold with the SDK (7.2):
+
+* events, pull, upload of an image: the SDK sends them without a time limit. Measured: with a limit of 2 s, a stream of
+  events was still read after 15 s of silence. So a frozen engine, a registry that does not answer and a probe of a
+  frozen engine would go unnoticed. A pull cannot be cut by another thread, and neither can events by ssh.
+* ping, kill: each with a time limit of its own, shorter than that of other requests. The SDK has one limit for all.
+* start: sent once, on a connection of its own, without a time limit.
+* attach: the raw stream, read into a buffer without a copy. Lines of events are bounded, too.
 """
 
 import contextlib
-import errno
 import json
-import os
 import socket
-import time
 from collections.abc import Iterator, Mapping
 from http.client import parse_headers
 from io import BytesIO
 
-from fastlane_grpc.machine.shortage import PAUSE_SECONDS, outlast
+from fastlane_grpc.docker.address import EngineAddress, complaint_of
+from fastlane_grpc.docker.engine_errors import EngineDown, EngineRefuses
 
 # The largest answer that is read whole. An answer without a length ends with the connection.
 MAX_ANSWER_BYTES = 64 << 20
 # A longer line is cut to this length, so that it does not fill the memory. Engines write no such lines.
 MAX_LINE_BYTES = 1 << 20
+# The longest wait for a connection, which over TLS takes an answer of the engine. No longer than that for the answer.
+CONNECT_SECONDS = 10.0
 # Answers of a proxy in front of an engine that is down.
 NO_ENGINE_STATUS = frozenset({502, 503, 504})
-# The engine's queue of connections is full; every local port is in use. Repeated until the timeout of the connection.
-_PASSING = frozenset({errno.EAGAIN, errno.EADDRNOTAVAIL})
-
-
-class EngineDown(Exception):
-    """The engine did not answer. The request may have been carried out, or may be carried out later."""
-
-
-class EngineRefuses(Exception):
-    """The engine refused the request, with an HTTP status and a message."""
-
-    def __init__(self, status: int, message: str) -> None:
-        super().__init__(message)
-        self.status = status
-        self.message = message
-
-
-def connect(address: str, timeout_seconds: float) -> socket.socket:
-    """Return a connection to `unix:///path` or `tcp://host:port`. Raises EngineDown.
-
-    A shortage in this process, as of open files, says nothing about the engine: its end is waited for, however long it
-    lasts.
-    """
-    until = time.monotonic() + timeout_seconds
-    while True:
-        try:
-            return outlast(lambda: _connect(address, timeout_seconds))
-        except OSError as error:
-            if error.errno not in _PASSING or time.monotonic() >= until:
-                raise EngineDown(f"no engine answers at {address}: {error.strerror or error}") from error
-        time.sleep(PAUSE_SECONDS)
-
-
-def _connect(address: str, timeout_seconds: float) -> socket.socket:
-    kind, _, target = address.partition("://")
-    if kind == "tcp":
-        host, _, port = target.rpartition(":")
-        try:
-            connection = socket.create_connection((host.strip("[]"), int(port)), timeout_seconds)
-        except socket.gaierror:
-            # A lookup without a free descriptor fails with an error that hides the cause: this line then raises the
-            # true error.
-            os.close(os.open("/", os.O_PATH | os.O_CLOEXEC))
-            raise
-        # A machine that is gone sends nothing: without keepalive a stream from it would never end.
-        connection.setsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1)
-        return connection
-    connection = socket.socket(socket.AF_UNIX)
-    try:
-        connection.settimeout(timeout_seconds)
-        connection.connect(target)
-    except BaseException:
-        connection.close()
-        raise
-    return connection
 
 
 class EngineRequest:
@@ -83,17 +36,19 @@ class EngineRequest:
 
     def __init__(
         self,
-        address: str,
+        address: EngineAddress,
         method: str,
         path: str,
         *,
         headers: Mapping[str, str] | None = None,
         body: bytes = b"",
         upgrade: bool = False,
-        connect_seconds: float = 10,
+        connect_seconds: float | None = None,
         answer_seconds: float | None,
     ) -> None:
-        self._connection = connect(address, connect_seconds)
+        if connect_seconds is None:
+            connect_seconds = min(CONNECT_SECONDS, answer_seconds or CONNECT_SECONDS)
+        self._connection = address.connect(connect_seconds)
         self._rest = b""
         self._in_long_line = False
         try:
@@ -105,7 +60,11 @@ class EngineRequest:
             if self.status >= 400:
                 raise EngineRefuses(self.status, _message(self._body()))
         except OSError as error:
+            # After a silence there is nothing to read: ssh waits, too.
+            complaint = "" if isinstance(error, TimeoutError) else complaint_of(self._connection)
             self.cut()
+            if complaint:
+                raise EngineDown(f"no engine answers at {address}: {complaint}") from error
             raise EngineDown(f"the engine did not answer {method} {path.partition('?')[0]}: {error}") from error
         except BaseException:
             self.cut()

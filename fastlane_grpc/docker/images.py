@@ -12,11 +12,12 @@ from dataclasses import dataclass, field
 import docker.auth
 import docker.errors
 
+from fastlane_grpc.backend import CannotRun, PullFailed, Refusal
 from fastlane_grpc.clock import boottime
 from fastlane_grpc.docker.credentials import credentials_for
 from fastlane_grpc.docker.engine import Engine
-from fastlane_grpc.docker.engine_errors import Refusal, explained, refusal_of
-from fastlane_grpc.docker.http import EngineDown, EngineRefuses, EngineRequest
+from fastlane_grpc.docker.engine_errors import EngineDown, EngineRefuses, explained, refusal_of
+from fastlane_grpc.docker.http import EngineRequest
 from fastlane_grpc.machine.shortage import outlast
 from fastlane_grpc.model import Reason
 from fastlane_grpc.supervisor import thread
@@ -25,29 +26,6 @@ from fastlane_grpc.supervisor import thread
 SILENCE_SECONDS = 300
 # Least time between two lines about the progress of a pull.
 PROGRESS_SECONDS = 5
-
-
-class CannotRun(Exception):
-    """The job cannot be run as it is: nothing is down, and another try would not help."""
-
-    def __init__(self, reason: Reason, detail: str) -> None:
-        super().__init__(detail)
-        self.reason = reason
-        self.detail = detail
-
-
-class PullFailed(Exception):
-    """The pull failed for a reason that may pass.
-
-    `reason` is the reason of the execution if the failure stays. The registry asks to wait for `retry_seconds`.
-    """
-
-    def __init__(
-        self, message: str, *, reason: Reason = Reason.REGISTRY_UNAVAILABLE, retry_seconds: float = 0.0
-    ) -> None:
-        super().__init__(message)
-        self.reason = reason
-        self.retry_seconds = retry_seconds
 
 
 def _pattern(*texts: str) -> re.Pattern[str]:

@@ -17,14 +17,13 @@ __all__ = ["Finding", "Level", "examine"]
 
 def examine(settings: Settings) -> Iterator[Finding]:
     """One finding after the other, as soon as it is known, of a server with these settings on this machine."""
-    engines = {host.name: host.engine for host in settings.hosts}
     containers: list[Found] | None = None
-    for host, address in engines.items():
-        checkup = look(address)
+    for host in settings.hosts:
+        checkup = look(host.engine, host.engine_cert_dir)
         if isinstance(checkup, Checkup):
             containers = [*(containers or ()), *checkup.containers]
-        for finding in about_engine(address, checkup):
-            yield finding if len(engines) == 1 else replace(finding, check=f"{finding.check} of {host}")
+        for finding in about_engine(host.engine, checkup):
+            yield finding if len(settings.hosts) == 1 else replace(finding, check=f"{finding.check} of {host.name}")
     yield from about_directory(settings.data_dir, settings.min_free_bytes)
     yield from about_database(settings.data_dir, containers)
     yield about_inotify(settings)

@@ -13,10 +13,10 @@ from fastlane_grpc.runner import HostDown
 _CLOCKS_DIFFER = timedelta(seconds=1)
 
 
-def look(address: str) -> Checkup | HostDown:
+def look(address: str, certificates: Path | None = None) -> Checkup | HostDown:
     """The engine as it is, or why that cannot be known."""
     try:
-        return check_up(address)
+        return check_up(address, certificates)
     except HostDown as error:
         return error
 

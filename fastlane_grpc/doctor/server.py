@@ -43,6 +43,11 @@ def about_server(listen: str) -> Iterator[Finding]:
 
 def _host(host: pb.EngineHost) -> Finding:
     check = f"host {host.name}"
+    if host.availability == pb.EngineHost.AVAILABILITY_DRAINED:
+        note = f": {host.drain_note}" if host.drain_note else ""
+        return warn(
+            check, f"drained, it takes no executions{note}", f"`fastlane hosts resume {host.name}` puts the host back"
+        )
     if host.availability != pb.EngineHost.AVAILABILITY_UP:
         why = host.last_error or host.capture_reason or "the engine does not respond"
         return fail(

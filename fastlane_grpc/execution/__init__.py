@@ -1,8 +1,8 @@
 """One execution from its claim to its outcome, on one host."""
 
+from fastlane_grpc.execution.closing import Step
 from fastlane_grpc.execution.docker_runner import DockerRunner
 from fastlane_grpc.execution.host import Host
-from fastlane_grpc.execution.lifecycle import Step
 from fastlane_grpc.execution.removed_host import RemovedHostRunner
 from fastlane_grpc.execution.sweeper import Sweeper
 

@@ -6,8 +6,7 @@ import re
 from contextlib import suppress
 from pathlib import Path
 
-from fastlane_grpc.docker.engine import Container, Engine
-from fastlane_grpc.docker.http import EngineDown, EngineRefuses
+from fastlane_grpc.backend import Backend, BackendDown, BackendRefuses, CannotRun, Container
 from fastlane_grpc.execution.final_state import FinalState, failed
 from fastlane_grpc.model import Reason, Source
 from fastlane_grpc.record import Chunk, Position, RecordReader, Trailer
@@ -34,11 +33,11 @@ def format_error(trailer: Trailer | None, container: Container | None, exit_code
     return _runtime_error(record) if exit_code in _RUNTIME_CODES else ""
 
 
-def architectures(engine: Engine, image_digest: str) -> tuple[str, str]:
+def architectures(backend: Backend, image_digest: str) -> tuple[str, str]:
     """Return the architectures of an image and of the host, as Docker names them; empty if unknown."""
-    with suppress(EngineDown, EngineRefuses):
-        image = engine.image(image_digest)
-        return image.architecture if image else "", engine.info().architecture
+    with suppress(BackendDown, BackendRefuses, CannotRun):
+        image = backend.image(image_digest)
+        return image.architecture if image else "", backend.info().architecture
     return "", ""
 
 

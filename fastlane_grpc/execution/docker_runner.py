@@ -1,4 +1,4 @@
-"""The runner on Docker: launches or recovers one execution, and brings it to its outcome.
+"""The runner of one host: launches or recovers one execution, and brings it to its outcome.
 
 The runner either commits an outcome or raises HostDown, after which the execution is requeued or recovered later.
 """
@@ -6,14 +6,15 @@ The runner either commits an outcome or raises HostDown, after which the executi
 from collections.abc import Callable
 from datetime import timedelta
 
+from fastlane_grpc.backend import BackendDown, BackendRefuses
 from fastlane_grpc.capture.capture import ContainerEnd
 from fastlane_grpc.clock import boottime
-from fastlane_grpc.docker.http import EngineDown, EngineRefuses
 from fastlane_grpc.errors import ServerStopping
+from fastlane_grpc.execution.closing import Step
 from fastlane_grpc.execution.final_state import failed, lost, stopped_before_start
 from fastlane_grpc.execution.host import Host
-from fastlane_grpc.execution.launch import launch
-from fastlane_grpc.execution.lifecycle import LeftToNextServer, Lifecycle, RunnerContext, Step, abandon
+from fastlane_grpc.execution.launch import launch, note_failure
+from fastlane_grpc.execution.lifecycle import HostContext, LeftToNextServer, Lifecycle
 from fastlane_grpc.execution.recovery import recover, sweep
 from fastlane_grpc.execution.stopping import Stopping
 from fastlane_grpc.logs import Logs
@@ -40,13 +41,12 @@ class DockerRunner:
         host: Host,
         *,
         default_timeout: timedelta,
-        default_pids: int,
         start_answer_seconds: float = START_ANSWER_SECONDS,
         retry_seconds: float = RETRY_SECONDS,
         step: Callable[[Step, str], None] = lambda step, execution_id: None,
     ) -> None:
-        self._context = RunnerContext(
-            store, logs, host, default_timeout, default_pids, start_answer_seconds, retry_seconds, step
+        self._context = HostContext(
+            store, logs, host.name, default_timeout, step, host, start_answer_seconds, retry_seconds
         )
 
     def run(self, assignment: Assignment, mailbox: Mailbox) -> None:
@@ -60,44 +60,49 @@ class DockerRunner:
                 lifecycle.capture.detach()
 
     def abandon(self, execution_id: str, why: str) -> AbandonedLog:
-        return abandon(self._context, execution_id, why)
+        # As it is on disk: the row names the capture, and shows whether the execution ended before.
+        assignment = self._context.store.assignment(execution_id).result()
+        if assignment.execution.state.final:
+            return AbandonedLog()
+        return Lifecycle(self._context, assignment, Mailbox()).abandon(why)
 
     def sweep(self) -> None:
         """Remove the containers of finished executions. To be called when the host is up; raises HostDown."""
         try:
             sweep(self._context.store, self._context.host)
-        except (EngineDown, EngineRefuses) as error:
+        except (BackendDown, BackendRefuses) as error:
             raise HostDown(str(error)) from error
 
     def _run(self, lifecycle: Lifecycle) -> None:
         lifecycle.reached(Step.CLAIMED)
         try:
-            if lifecycle.fenced:
+            if lifecycle.attempt.fenced:
                 recover(lifecycle)
             else:
                 _log_waiting_time(lifecycle)
                 launch(lifecycle)
-        except EngineDown as error:
+        except BackendDown as error:
             self._host_down(lifecycle, error)
-        except EngineRefuses as refusal:
+        except BackendRefuses as refusal:
             self._engine_failed(lifecycle, refusal)
 
-    def _engine_failed(self, lifecycle: Lifecycle, refusal: EngineRefuses) -> None:
+    def _engine_failed(self, lifecycle: Lifecycle, refusal: BackendRefuses) -> None:
         """Finish an execution whose engine refuses what no engine should: endless tries would leave it unfinished."""
-        detail = f"the engine fails: {refusal.message}"
-        lifecycle.log.error("the engine failed", status=refusal.status, error=refusal.message)
-        if lifecycle.fenced:
+        detail = f"the engine fails: {refusal}"
+        lifecycle.log.error("the engine failed", error=str(refusal))
+        if lifecycle.attempt.fenced:
             lifecycle.finish_as(lost(Reason.CONTAINER_GONE, detail), ContainerEnd(None, witnessed=False))
         else:
+            note_failure(lifecycle, refusal)
             lifecycle.finish_as(failed(Reason.REFUSED_BY_ENGINE, detail))
 
-    def _host_down(self, lifecycle: Lifecycle, error: EngineDown) -> None:
+    def _host_down(self, lifecycle: Lifecycle, error: BackendDown) -> None:
         host = self._context.host
         # A requeued execution must not be claimed for this host again.
         host.check_now()
-        lifecycle.log.warning("the engine does not answer", error=str(error), fenced=lifecycle.fenced)
-        if not lifecycle.fenced:
-            if not lifecycle.stopping:
+        lifecycle.log.warning("the engine does not answer", error=str(error), fenced=lifecycle.attempt.fenced)
+        if not lifecycle.attempt.fenced:
+            if not lifecycle.execution.stop:
                 # Before the hand-back, which measures the log.
                 lifecycle.log_line(f"host {host.name} does not answer: back in the queue")
             execution = lifecycle.requeue()

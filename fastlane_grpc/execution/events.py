@@ -1,4 +1,4 @@
-"""The events of a Docker engine about one execution, as a host puts them into the mailbox of the execution."""
+"""The events of a backend about one execution, as a host puts them into the mailbox of the execution."""
 
 from dataclasses import dataclass
 

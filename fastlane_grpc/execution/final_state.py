@@ -8,8 +8,7 @@ from datetime import UTC, datetime, timedelta
 from signal import Signals
 from typing import Any, Final
 
-from fastlane_grpc.docker.engine import Container
-from fastlane_grpc.docker.engine_errors import command_reason, explained, plain
+from fastlane_grpc.backend import Container, Diagnosis
 from fastlane_grpc.execution.stopping import Stopping
 from fastlane_grpc.model import Execution, JobSpec, Outcome, Reason, State, StopCause
 from fastlane_grpc.record import Trailer
@@ -176,7 +175,7 @@ def record_deleted(exit_code: int | None) -> FinalState:
     )
 
 
-def not_started(error: str, stopping: Stopping | None, *, by_recorder: bool, again: bool = False) -> FinalState:
+def not_started(error: Diagnosis, stopping: Stopping | None, *, by_recorder: bool, again: bool = False) -> FinalState:
     """Return the final state of a container whose start the engine refused; `again`: several times.
 
     Under the recorder the engine does not look for the command, so the engine's words about a program are not about
@@ -186,15 +185,15 @@ def not_started(error: str, stopping: Stopping | None, *, by_recorder: bool, aga
         return _final_state(
             State.STOPPED,
             Reason.UNSPECIFIED,
-            f"told to stop {stopping.cause}; it would not have started: {plain(error)}",
+            f"told to stop {stopping.cause}; it would not have started: {error.text}",
         )
-    reason = None if by_recorder else command_reason(error)
+    reason = None if by_recorder else error.command_reason
     if reason is Reason.COMMAND_NOT_FOUND:
-        return failed(reason, f"the image has no such command: {plain(error)}")
+        return failed(reason, f"the image has no such command: {error.text}")
     if reason is Reason.COMMAND_NOT_EXECUTABLE:
-        return failed(reason, f"the command cannot be executed: {plain(error)}")
+        return failed(reason, f"the command cannot be executed: {error.text}")
     tries = " in several tries" if again else ""
-    return failed(Reason.REFUSED_BY_ENGINE, f"the engine did not start the container{tries}: {explained(error)}")
+    return failed(Reason.REFUSED_BY_ENGINE, f"the engine did not start the container{tries}: {error.advice}")
 
 
 def failed(reason: Reason, detail: str) -> FinalState:

@@ -1,26 +1,22 @@
-"""A host: one engine, and the thread that listens to its events and puts them into the mailboxes of executions.
+"""A host: one backend, and the thread that listens to its events and puts them into the mailboxes of executions.
 
-When the engine goes away and comes back, every watching execution gets EngineGone and EngineBack, and checks for itself
-what happened in between.
+When the backend goes away and comes back, every watching execution gets EngineGone and EngineBack, and checks for
+itself what happened in between.
 """
 
-import json
 import threading
-import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from datetime import datetime
-from typing import NamedTuple
 
 import structlog
 
+from fastlane_grpc.backend import Backend, BackendDown, BackendRefuses, ContainerEvent, EventStream, UnreadableEvent
 from fastlane_grpc.backoff import Backoff
-from fastlane_grpc.capture.choice import CaptureChoice
+from fastlane_grpc.capture.capture import Captures
 from fastlane_grpc.clock import boottime
-from fastlane_grpc.docker.engine import EXECUTION_LABEL, INSTANCE_LABEL, Engine
-from fastlane_grpc.docker.http import MAX_LINE_BYTES, EngineDown, EngineRefuses, EngineRequest
 from fastlane_grpc.execution.events import Died, EngineBack, EngineGone, Started
-from fastlane_grpc.model import Availability, HostReport, container_name, utc_now
+from fastlane_grpc.model import Availability, HostReport, utc_now
 from fastlane_grpc.runner import Event, Mailbox
 from fastlane_grpc.supervisor import ALONE, Supervisor
 
@@ -33,35 +29,29 @@ RECONNECTS = Backoff(0.1, 2.0)
 RESYNC_SECONDS = 1.0
 # The longest wait for the listening thread at the end.
 CLOSE_SECONDS = 0.5
-# How far back the engine is asked for its past events.
-RECALL_SECONDS = 5
-# The events of containers that the engine is asked for.
-EVENTS = ["start", "unpause", "die"]
 
 log = structlog.get_logger(__name__)
 
 
 class Host:
-    """The engine at `address` (`unix:///path` or `tcp://host:port`).
+    """A backend under the name that executions have for the host.
 
-    `up` says that the engine answers and that it is known how to capture the output of its containers.
+    `up` says that the backend answers and that it is known how to capture the output of its containers.
     """
 
     def __init__(
         self,
         name: str,
-        address: str,
+        backend: Backend,
+        captures: Captures,
         *,
-        instance: str,
-        captures: CaptureChoice,
         ping_seconds: float = PING_SECONDS,
         supervisor: Supervisor = ALONE,
     ) -> None:
         self.name = name
-        self.instance = instance
+        self.backend = backend
         self.captures = captures
         self.up = False
-        self.engine = Engine(address)
         # As of the engine's last answer; empty before, and if the engine does not tell.
         self.engine_id = self.engine_version = ""
         # The last failure. The text stays when the host is up again.
@@ -74,7 +64,7 @@ class Host:
         self._watchers: dict[str, Mailbox] = {}
         self._lock = threading.Lock()
         self._closing = threading.Event()
-        self._request: EngineRequest | None = None
+        self._stream: EventStream | None = None
         # Faults of unreadable events that were logged already; and whether a resync is due because of such an event.
         self._not_understood: set[str] = set()
         self._missed = False
@@ -93,8 +83,8 @@ class Host:
         """
         with self._lock:
             self._closing.set()
-            if self._request is not None:
-                self._request.cut()
+            if self._stream is not None:
+                self._stream.cut()
         if self._thread.ident is not None:
             self._thread.join(CLOSE_SECONDS)
 
@@ -117,10 +107,8 @@ class Host:
         failures = 0
         while not self._closing.is_set():
             try:
-                # The answer begins a moment before the engine registers the listener. `since` brings the events of that
-                # moment; an event that comes twice does no harm.
-                request = self.engine.events(self._filters(), since=f"{time.time() - RECALL_SECONDS:.9f}")
-            except (EngineDown, EngineRefuses) as error:
+                stream = self.backend.events()
+            except (BackendDown, BackendRefuses) as error:
                 log.debug("host not reached", host=self.name, error=str(error))
                 self._failed(str(error))
                 self._closing.wait(RECONNECTS.pause_seconds(failures))
@@ -128,28 +116,28 @@ class Host:
                 continue
             failures = 0
             with self._lock:
-                self._request = request
+                self._stream = stream
                 if self._closing.is_set():
-                    request.cut()
+                    stream.cut()
             why = "a defect of fastlane, see the server's log"
             try:
-                self._follow(request)
+                self._follow(stream)
                 why = "the engine went away: it broke off the stream of its events"
             finally:
                 # Whatever ended the stream, no event arrives now: executions on a host that stayed up would wait for
                 # ever.
-                self._not_followed(request, why)
+                self._not_followed(stream, why)
 
-    def _follow(self, request: EngineRequest) -> None:
+    def _follow(self, stream: EventStream) -> None:
         """Handle events until the connection breaks."""
         heard_since = boottime()
-        request.set_timeout(self._ping_seconds)
+        stream.set_timeout(self._ping_seconds)
         self._broadcast(EngineBack())
         self._determine_capture()
         while True:
             try:
-                for line in request.lines():
-                    self._received(line, heard_since)
+                for event in stream.events():
+                    self._received(event, heard_since)
                 return
             except TimeoutError:
                 self._check()
@@ -157,41 +145,38 @@ class Host:
             except OSError:
                 return
 
-    def _not_followed(self, request: EngineRequest, why: str) -> None:
-        request.cut()
+    def _not_followed(self, stream: EventStream, why: str) -> None:
+        stream.cut()
         with self._lock:
-            self._request = None
+            self._stream = None
         if not self._closing.is_set():
             self._failed(why)
             self._set_up(False)
             self._broadcast(EngineGone(boottime()))
-        self.engine.forget()
+        self.backend.forget()
 
-    def _received(self, line: bytes, heard_since: float) -> None:
-        event = _read_event(line)
-        if isinstance(event, str):
-            self._skip_event(event, line)
+    def _received(self, event: ContainerEvent | UnreadableEvent, heard_since: float) -> None:
+        if isinstance(event, UnreadableEvent):
+            self._skip_event(event)
         else:
             with self._lock:
                 mailbox = self._watchers.get(event.execution_id)
-            # A container from an image that was committed from an execution's container has the same labels. Only the
-            # name is unique.
-            if mailbox is not None and event.container_name == container_name(event.execution_id):
+            if mailbox is not None:
                 mailbox.put(
                     Died(event.exit_code, event.time_ns, heard_since, event.container_id) if event.died else Started()
                 )
         self._resync_executions()
 
-    def _skip_event(self, fault: str, line: bytes) -> None:
+    def _skip_event(self, event: UnreadableEvent) -> None:
         """Skip an event that cannot be read, and note a resync, as the event may have been the end of a container."""
         self._missed = True
-        if fault not in self._not_understood:
-            self._not_understood.add(fault)
+        if event.fault not in self._not_understood:
+            self._not_understood.add(event.fault)
             log.warning(
                 "an event of the engine is passed over",
                 host=self.name,
-                fault=fault,
-                line=line[:200].decode(errors="replace"),
+                fault=event.fault,
+                line=event.line[:200].decode(errors="replace"),
             )
 
     def _resync_executions(self) -> None:
@@ -202,23 +187,23 @@ class Host:
 
     def _check(self) -> None:
         try:
-            self.engine.ping(min(self._ping_seconds, PING_ANSWER_SECONDS))
-        except (EngineDown, EngineRefuses) as error:
+            self.backend.ping(min(self._ping_seconds, PING_ANSWER_SECONDS))
+        except (BackendDown, BackendRefuses) as error:
             self._failed(str(error))
             self._set_up(False)
         else:
             # An engine that is going down may still answer, while its event stream has ended.
-            if self._request is not None and self.captures.in_use:
+            if self._stream is not None and self.captures.in_use:
                 self._set_up(True)
-            elif self._request is not None:
+            elif self._stream is not None:
                 self._determine_capture()
 
     def _determine_capture(self) -> None:
         """Mark the host up once it is known how the output of its containers is captured."""
         try:
             self._identify()
-            self.captures.determine(self.engine)
-        except EngineDown as error:
+            self.captures.determine()
+        except BackendDown as error:
             log.info("host does not answer", host=self.name, error=str(error))
             self._failed(str(error))
             self._set_up(False)
@@ -229,8 +214,8 @@ class Host:
 
     def _identify(self) -> None:
         """Note the id and version of the engine. An engine behind a proxy may refuse to tell."""
-        with suppress(EngineRefuses):
-            info = self.engine.info()
+        with suppress(BackendRefuses):
+            info = self.backend.info()
             self.engine_id, self.engine_version = info.id, info.version
 
     @property
@@ -242,7 +227,7 @@ class Host:
         with self._lock:
             return HostReport(
                 self.name,
-                self.engine.address,
+                self.backend.address,
                 self.availability,
                 running,
                 max_running,
@@ -291,45 +276,3 @@ class Host:
             watchers = list(self._watchers.values())
         for mailbox in watchers:
             mailbox.put(event)
-
-    def _filters(self) -> Mapping[str, Sequence[str]]:
-        return {"type": ["container"], "label": [f"{INSTANCE_LABEL}={self.instance}"], "event": EVENTS}
-
-
-class _Event(NamedTuple):
-    """An event of a container."""
-
-    execution_id: str
-    container_name: str
-    container_id: str
-    died: bool
-    exit_code: int | None
-    time_ns: int
-
-
-def _read_event(line: bytes) -> _Event | str:
-    """Return the event, or the fault that makes the line unreadable."""
-    try:
-        event = json.loads(line)
-    # Nested deeper than the parser goes, it raises RecursionError.
-    except (ValueError, RecursionError):
-        return "it is not JSON" if len(line) < MAX_LINE_BYTES else f"it is longer than {MAX_LINE_BYTES} bytes"
-    actor = event.get("Actor") if isinstance(event, dict) else None
-    about = actor.get("Attributes") if isinstance(actor, dict) else None
-    if not isinstance(actor, dict) or not isinstance(about, dict):
-        return "it names no container"
-    action, time_ns, code = event.get("Action"), event.get("timeNano"), str(about.get("exitCode", ""))
-    if action not in EVENTS:
-        return "it is of a kind that was not asked for"
-    if not isinstance(time_ns, int):
-        return "it has no time"
-    exit_code = int(code) if code.isascii() and code.isdigit() and len(code) < 10 else None
-    container_id = str(actor.get("ID", ""))
-    return _Event(
-        str(about.get(EXECUTION_LABEL, "")),
-        str(about.get("name", "")),
-        container_id,
-        action == "die",
-        exit_code,
-        time_ns,
-    )

@@ -4,24 +4,32 @@ The fence is the commit that says that a start is about to be sent. Each contain
 """
 
 import errno
-from collections.abc import Mapping
 from contextlib import suppress
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
+from fastlane_grpc.backend import (
+    BackendDown,
+    BackendRefuses,
+    CannotRun,
+    Container,
+    ContainerGone,
+    Handle,
+    Image,
+    ImageGone,
+    NameTaken,
+    PullFailed,
+    Refusal,
+)
 from fastlane_grpc.backoff import Retries
 from fastlane_grpc.capture.capture import ContainerEnd
 from fastlane_grpc.capture.handoff import CommandStatus
 from fastlane_grpc.capture.recorder import RecorderCapture
 from fastlane_grpc.clock import boottime
-from fastlane_grpc.docker.container_body import container_body
-from fastlane_grpc.docker.engine import EXECUTION_LABEL, INSTANCE_LABEL, Container, Image
-from fastlane_grpc.docker.engine_errors import Refusal, container_gone, explained, passes, plain, refusal_of
-from fastlane_grpc.docker.http import EngineDown, EngineRefuses
-from fastlane_grpc.docker.images import CannotRun, Pull, PullFailed
+from fastlane_grpc.execution.closing import Step
 from fastlane_grpc.execution.events import PullEnded
 from fastlane_grpc.execution.final_state import expired, failed, lost, not_started, stopped_before_start
-from fastlane_grpc.execution.lifecycle import LeftToNextServer, Lifecycle, Step, StopRequested
+from fastlane_grpc.execution.lifecycle import LeftToNextServer, Lifecycle, Run, StopRequested
 from fastlane_grpc.execution.stopping import Stopping
 from fastlane_grpc.machine.data_directory import free_inodes
 from fastlane_grpc.model import PullPolicy, Reason, State, utc_now
@@ -43,17 +51,18 @@ class Expired(Exception):
 def launch(lifecycle: Lifecycle) -> None:
     """Bring a claimed execution to its end.
 
-    Raises EngineDown and LeftToNextServer; `lifecycle.fenced` then says whether a start may have been sent.
+    Raises BackendDown and LeftToNextServer; `lifecycle.attempt` then says whether a start may have been sent.
     """
     backoff = None
     try:
         _prepare(lifecycle)
-        while (refusal := _start(lifecycle)) is not None:
+        while isinstance(started := _start(lifecycle), BackendRefuses):
             backoff = backoff or Retries(lifecycle.context.retry_seconds)
-            if not _retry_start(lifecycle, refusal, backoff):
+            if not _retry_start(lifecycle, started, backoff):
                 return
             _prepare(lifecycle)
     except CannotRun as error:
+        note_failure(lifecycle, error.__cause__)
         lifecycle.finish_as(failed(error.reason, error.detail))
     except StopRequested as request:
         lifecycle.finish_as(stopped_before_start(Stopping.begin(request.stop, "", boottime())))
@@ -61,14 +70,25 @@ def launch(lifecycle: Lifecycle) -> None:
         lifecycle.finish_as(expired(lifecycle.execution))
     except RanUnexpectedly as unsettled:
         lifecycle.log.error(
-            "nobody knows whether a container ran", container_id=lifecycle.container_id, why=str(unsettled)
+            "nobody knows whether a container ran", container_id=_container_id(lifecycle), why=str(unsettled)
         )
         lifecycle.finish_as(
             lost(Reason.START_UNKNOWN, str(unsettled)),
-            ContainerEnd(None, witnessed=False) if lifecycle.fenced else None,
+            ContainerEnd(None, witnessed=False) if lifecycle.attempt.fenced else None,
         )
     else:
-        _run_to_end(lifecycle)
+        _run_to_end(lifecycle, started)
+
+
+def _container_id(lifecycle: Lifecycle) -> str:
+    handle = lifecycle.attempt.handle
+    return handle.container_id if handle else ""
+
+
+def note_failure(lifecycle: Lifecycle, refusal: BaseException | None) -> None:
+    """Tell the dispatcher of a start that failed for a reason of the host's. To be called before the end is stored."""
+    if isinstance(refusal, BackendRefuses) and refusal.about_host:
+        lifecycle.mailbox.start_failure = refusal.diagnosis.text
 
 
 def _prepare(lifecycle: Lifecycle) -> None:
@@ -79,40 +99,28 @@ def _prepare(lifecycle: Lifecycle) -> None:
     image = _image(lifecycle)
     pull_time = utc_now()
     lifecycle.reached(Step.PULLED)
-    lifecycle.choose_capture()
+    lifecycle.use_new_capture()
     backoff = Retries(lifecycle.context.retry_seconds)
     while True:
-        lifecycle.container_id = _create(lifecycle, image)
+        lifecycle.use_container(_create(lifecycle, image))
         container_time = utc_now()
         lifecycle.reached(Step.CREATED)
         try:
             _open_capture(lifecycle)
-        except EngineRefuses as refusal:
-            gone = container_gone(refusal.message, lifecycle.container_id)
+        except BackendRefuses as refusal:
+            gone = isinstance(refusal, ContainerGone)
             _wait_to_ask_again(lifecycle, refusal, backoff, "hand over the container's output", cleared=gone)
         else:
             break
     lifecycle.reached(Step.ATTACHED)
-    lifecycle.engine_epoch = lifecycle.engine.epoch()
-    store = lifecycle.context.store
-    fenced = store.starting(
-        lifecycle.execution.id,
-        container_id=lifecycle.container_id,
-        capture=lifecycle.capture.name,
-        engine_life=lifecycle.engine_epoch,
-        image_digest=image.digest,
-        pull_time=pull_time,
-        container_time=container_time,
-    ).result()
-    if fenced is None:
-        execution = store.execution(lifecycle.execution.id).result()
+    if not lifecycle.fence(image_digest=image.digest, pull_time=pull_time, container_time=container_time):
+        execution = lifecycle.context.store.execution(lifecycle.execution.id).result()
         if execution.stop:
             raise StopRequested(execution.stop)
         if execution.state is State.PREPARING and not execution.starting and execution.expire_time:
             raise Expired
         # Another server has recovered the execution.
         raise LeftToNextServer
-    lifecycle.fenced = True
     lifecycle.reached(Step.FENCED)
 
 
@@ -122,17 +130,17 @@ def _prepare(lifecycle: Lifecycle) -> None:
 def _image(lifecycle: Lifecycle) -> Image:
     """Return the image, pulled to the host if the job's pull policy says so."""
     name, policy = lifecycle.spec.image, lifecycle.spec.pull_policy
-    image = None if policy is PullPolicy.ALWAYS else _present(lifecycle)
+    image = None if policy is PullPolicy.ALWAYS else lifecycle.backend.image(name)
     if image is None:
         if policy is PullPolicy.NEVER:
-            host = lifecycle.context.host.name
+            host = lifecycle.context.host_name
             raise CannotRun(
                 Reason.IMAGE_NOT_PRESENT,
                 f"{name} is not on host {host!r}, and the job's pull policy is NEVER: pull it there first",
             )
         backoff = Retries(lifecycle.context.retry_seconds)
         _pull(lifecycle)
-        while (image := _present(lifecycle)) is None:
+        while (image := lifecycle.backend.image(name)) is None:
             # Somebody removes images. An image that no container uses yet is pruned first.
             pause = backoff.pause()
             if pause is None:
@@ -144,17 +152,6 @@ def _image(lifecycle: Lifecycle) -> Image:
             _pull(lifecycle)
         lifecycle.log_line(f"pulled {name}: {image.digest}")
     return image
-
-
-def _present(lifecycle: Lifecycle) -> Image | None:
-    try:
-        return lifecycle.engine.image(lifecycle.spec.image)
-    except EngineRefuses as refusal:
-        if refusal.status != 400:
-            raise
-        raise CannotRun(
-            Reason.IMAGE_NOT_FOUND, f"the engine does not take {lifecycle.spec.image!r} for an image: {refusal.message}"
-        ) from refusal
 
 
 def _pull(lifecycle: Lifecycle) -> None:
@@ -182,8 +179,7 @@ def _soon(seconds: float) -> str:
 def _pull_once(lifecycle: Lifecycle) -> Exception | None:
     """Pull the image, and return the failure; None if there was none."""
     mailbox = lifecycle.mailbox
-    pull = Pull(
-        lifecycle.engine,
+    pull = lifecycle.backend.pull(
         lifecycle.spec.image,
         on_line=lifecycle.log_line,
         on_end=lambda failure: mailbox.put(PullEnded(failure)),
@@ -195,7 +191,7 @@ def _pull_once(lifecycle: Lifecycle) -> Exception | None:
                 return received.failure
             # An engine that hangs reports no progress, and neither does one that waits for a slow registry.
             if not lifecycle.context.host.up:
-                raise EngineDown("the engine does not answer any more, in the middle of a pull")
+                raise BackendDown("the engine does not answer any more, in the middle of a pull")
     finally:
         pull.cancel()
 
@@ -203,46 +199,34 @@ def _pull_once(lifecycle: Lifecycle) -> Exception | None:
 # -- container
 
 
-def _create(lifecycle: Lifecycle, image: Image) -> str:
-    try:
-        body = container_body(
-            lifecycle.assignment, instance=lifecycle.context.host.instance, default_pids=lifecycle.context.default_pids
-        )
-    except ValueError as error:
-        raise CannotRun(Reason.REFUSED_BY_ENGINE, f"the command is none: {error}") from error
+def _create(lifecycle: Lifecycle, image: Image) -> Handle:
     backoff = Retries(lifecycle.context.retry_seconds)
     while True:
-        # Anew for each try, as the mounted directory of a removed container is of no use to the next one.
-        wrapped = _wrapped(lifecycle, body, image)
         try:
-            return lifecycle.engine.create(lifecycle.execution.container_name, wrapped)
-        except EngineRefuses as refusal:
-            _wait_to_ask_again(lifecycle, refusal, backoff, "make this container", cleared=_cleared(lifecycle, refusal))
-
-
-def _wrapped(lifecycle: Lifecycle, body: Mapping[str, Any], image: Image) -> Mapping[str, Any]:
-    while True:
-        try:
-            wrapped = lifecycle.capture.wrap(body, image)
+            # Wrapped anew for each try, as the mounted directory of a removed container is of no use to the next one.
+            handle = lifecycle.backend.create(lifecycle.assignment, image, lifecycle.capture)
         except FileExistsError as error:
             _take_existing_container(lifecycle)
             raise RanUnexpectedly("this execution has output already, though this server did not start it") from error
         except OSError as error:
             _wait_for_room(lifecycle, error)
+        except BackendRefuses as refusal:
+            lifecycle.report_room()
+            _wait_to_ask_again(lifecycle, refusal, backoff, "make this container", cleared=_cleared(lifecycle, refusal))
         else:
             lifecycle.report_room()
-            return wrapped
+            return handle
 
 
-def _cleared(lifecycle: Lifecycle, refusal: EngineRefuses) -> bool:
+def _cleared(lifecycle: Lifecycle, refusal: BackendRefuses) -> bool:
     """Whether the obstacle to a new container is gone, or may be gone by the next try."""
-    if refusal.status == 409:
+    if isinstance(refusal, NameTaken):
         try:
             _clear_name(lifecycle)
-        except EngineRefuses as error:
-            lifecycle.log.warning("container not removed", name=lifecycle.execution.container_name, error=error.message)
+        except BackendRefuses as error:
+            lifecycle.log.warning("container not removed", name=lifecycle.execution.container_name, error=str(error))
         return True
-    if refusal.status == 404 and "no such image" in refusal.message.lower():
+    if isinstance(refusal, ImageGone):
         # The image was removed since it was looked up.
         _image(lifecycle)
         return True
@@ -250,52 +234,39 @@ def _cleared(lifecycle: Lifecycle, refusal: EngineRefuses) -> bool:
 
 
 def _wait_to_ask_again(
-    lifecycle: Lifecycle, refusal: EngineRefuses, backoff: Retries, what: str, *, cleared: bool
+    lifecycle: Lifecycle, refusal: BackendRefuses, backoff: Retries, what: str, *, cleared: bool
 ) -> None:
     """Wait before the next try. Raises CannotRun if another try cannot help, or if there were enough tries."""
     again = backoff.paused
-    pause = backoff.pause() if cleared or passes(refusal.message) else None
+    pause = backoff.pause() if cleared or refusal.diagnosis.passes else None
     if pause is None:
         tries = " in several tries" if again else ""
         raise CannotRun(
-            Reason.REFUSED_BY_ENGINE, f"the engine does not {what}{tries}: {explained(refusal.message)}"
+            Reason.REFUSED_BY_ENGINE, f"the engine does not {what}{tries}: {refusal.diagnosis.advice}"
         ) from refusal
-    if refusal.status != 409:
-        lifecycle.log_line(f"the engine does not {what} for now, and is asked again: {plain(refusal.message)}")
+    if not isinstance(refusal, NameTaken):
+        lifecycle.log_line(f"the engine does not {what} for now, and is asked again: {refusal.diagnosis.text}")
     lifecycle.pause(pause)
 
 
 def _clear_name(lifecycle: Lifecycle) -> None:
     """Remove the container of an earlier try. That container was not started: the execution is not fenced."""
-    container = _existing_container(lifecycle)
+    container = lifecycle.backend.find(lifecycle.execution)
     if container is None:
         return
     if (
         container.alive or container.start_time is not None
     ) and lifecycle.capture.revoke() is not CommandStatus.NEVER_RAN:
-        lifecycle.container_id = container.id
+        lifecycle.use_container(container.handle)
         raise RanUnexpectedly("a container of this execution has run already, though this server did not start it")
-    # Without force the engine does not remove a container that runs after all; the next try meets that container again.
-    lifecycle.engine.remove(container.id, force=container.status != "created")
+    # Without force no container is removed that runs after all; the next try meets that container again.
+    lifecycle.backend.remove(container.handle, force=container.alive)
 
 
 def _take_existing_container(lifecycle: Lifecycle) -> None:
     """Make an existing container this execution's, so that it is removed when the execution ends."""
-    container = _existing_container(lifecycle)
-    lifecycle.container_id = container.id if container else ""
-
-
-def _existing_container(lifecycle: Lifecycle) -> Container | None:
-    """Return the container that has the execution's name already. Raises CannotRun if another program made it."""
-    name = lifecycle.execution.container_name
-    container = lifecycle.engine.inspect(name)
-    if container is None:
-        return None
-    its = (container.labels.get(INSTANCE_LABEL), container.labels.get(EXECUTION_LABEL))
-    if its != (lifecycle.context.host.instance, lifecycle.execution.id):
-        detail = f"the engine has a container called {name} that this server did not make: remove or rename it"
-        raise CannotRun(Reason.REFUSED_BY_ENGINE, detail)
-    return container
+    container = lifecycle.backend.find(lifecycle.execution)
+    lifecycle.use_container(container.handle if container else None)
 
 
 # -- capture and start
@@ -305,7 +276,7 @@ def _open_capture(lifecycle: Lifecycle) -> None:
     while True:
         lifecycle.watch()
         try:
-            lifecycle.capture.open(lifecycle.container_id)
+            lifecycle.capture.open(lifecycle.container.container_id)
         except OSError as error:
             _wait_for_room(lifecycle, error)
         else:
@@ -330,89 +301,82 @@ def _shortage(error: OSError, logs: Path) -> str:
     return error.strerror or str(error)
 
 
-def _start(lifecycle: Lifecycle) -> EngineRefuses | None:
+@dataclass(frozen=True, slots=True)
+class _Started:
+    """A start that was carried out. `backend_lost_container`: though the backend says that it was not."""
+
+    backend_lost_container: bool = False
+
+
+def _start(lifecycle: Lifecycle) -> _Started | BackendRefuses:
     """Send the one start of this container.
 
-    Return the refusal if the engine refused the start, and the command has not run and never will.
+    Return the refusal if the backend refused the start, and the command has not run and never will.
     """
     try:
         # No other code sends a start. If the answer is lost, recovery finds out what became of the start, and does not
         # send it again.
-        lifecycle.engine.start(lifecycle.container_id)
-    except EngineRefuses as refusal:
+        lifecycle.backend.start(lifecycle.container)
+    except BackendRefuses as refusal:
+        said = refusal.diagnosis.text
         command_status = lifecycle.capture.revoke()
         if command_status is CommandStatus.NEVER_RAN:
             return refusal
         if command_status is CommandStatus.UNKNOWN:
             # Somebody deleted the record. A missing record proves nothing: a new container might run the command twice.
-            raise RanUnexpectedly(
-                f"its record was deleted while the engine refused its start: {plain(refusal.message)}"
-            ) from refusal
-        container = lifecycle.engine.inspect(lifecycle.container_id)
+            raise RanUnexpectedly(f"its record was deleted while the engine refused its start: {said}") from refusal
+        container = lifecycle.backend.inspect(lifecycle.container)
         # Somebody else may have started a container that is gone now. A container with output has run.
         printed = command_status is None and lifecycle.capture.first_byte_time is not None
         if command_status is None and not printed and (container is None or container.start_time is None):
-            if refusal_of(refusal.message) is Refusal.CUT_OFF:
-                detail = (
-                    f"the engine lost touch with its runtime while it started the container: {plain(refusal.message)}"
-                )
+            if refusal.diagnosis.refusal is Refusal.CUT_OFF:
+                detail = f"the engine lost touch with its runtime while it started the container: {said}"
                 raise RanUnexpectedly(detail) from refusal
             return refusal
-        # The container runs, or ran, whatever the engine says. The engine may then not report its end.
-        lifecycle.engine_lost_container = container is None or not container.alive
-    return None
+        # The container runs, or ran, whatever the backend says. The backend may then not report its end.
+        return _Started(backend_lost_container=container is None or not container.alive)
+    return _Started()
 
 
-def _retry_start(lifecycle: Lifecycle, refusal: EngineRefuses, backoff: Retries) -> bool:
+def _retry_start(lifecycle: Lifecycle, refusal: BackendRefuses, backoff: Retries) -> bool:
     """Take the execution back before the fence, and wait. False: it has ended, as every start would be refused."""
-    message = refusal.message
     again = backoff.paused
-    pause = backoff.pause() if passes(message) or container_gone(message, lifecycle.container_id) else None
+    pause = backoff.pause() if refusal.diagnosis.passes or isinstance(refusal, ContainerGone) else None
     if pause is None:
         # The mailbox was not read since the fence.
-        if stop := lifecycle.context.store.execution(lifecycle.execution.id).result().stop:
-            lifecycle.request_stop(stop)
-        lifecycle.finish_as(
-            not_started(
-                message, lifecycle.stopping, by_recorder=lifecycle.capture.name == RecorderCapture.name, again=again
-            )
-        )
+        stop = lifecycle.context.store.execution(lifecycle.execution.id).result().stop
+        stopping = lifecycle.begin_stop(stop, lifecycle.spec.stop_signal) if stop else None
+        by_recorder = lifecycle.capture.name == RecorderCapture.name
+        note_failure(lifecycle, refusal)
+        lifecycle.finish_as(not_started(refusal.diagnosis, stopping, by_recorder=by_recorder, again=again))
         return False
-    if not unfence(lifecycle):
+    if not lifecycle.unfence():
         raise RanUnexpectedly("the start was refused, and is noted as answered")
-    lifecycle.log.warning("a start was refused; a new container is made", refusal=message, again_seconds=pause)
-    lifecycle.log_line(f"the engine did not start the container, and a new one is made: {plain(message)}")
+    lifecycle.log.warning("a start was refused; a new container is made", refusal=str(refusal), again_seconds=pause)
+    lifecycle.log_line(f"the engine did not start the container, and a new one is made: {refusal.diagnosis.text}")
     lifecycle.pause(pause)
     return True
 
 
-def unfence(lifecycle: Lifecycle) -> bool:
-    """Take back before the fence an execution whose command has not run and never will.
-
-    The container is removed, as a start of it may still be on its way. False: the start was noted as answered already.
-    """
-    lifecycle.remove()
-    execution = lifecycle.context.store.revoked(lifecycle.execution.id).result()
-    if execution is None:
-        return False
-    lifecycle.capture.detach()
-    lifecycle.execution, lifecycle.fenced, lifecycle.container_id = execution, False, ""
-    return True
-
-
-def _run_to_end(lifecycle: Lifecycle) -> None:
+def _run_to_end(lifecycle: Lifecycle, started: _Started) -> None:
     """Follow a container that was just started to its end."""
-    lifecycle.set_deadline(lifecycle.timeout.total_seconds())
+    deadline = boottime() + lifecycle.timeout.total_seconds()
     lifecycle.reached(Step.STARTED)
     container = _look(lifecycle)
-    lifecycle.stop_signal = (container and container.stop_signal) or lifecycle.stop_signal
-    lifecycle.run_to_end((container and container.start_time) or utc_now())
+    lifecycle.run_to_end(
+        Run(
+            (container and container.start_time) or utc_now(),
+            deadline,
+            (container and container.stop_signal) or lifecycle.spec.stop_signal,
+            backend_lost_container=started.backend_lost_container,
+        )
+    )
 
 
 def _look(lifecycle: Lifecycle) -> Container | None:
     try:
-        return lifecycle.engine.inspect(lifecycle.container_id)
-    except (EngineDown, EngineRefuses) as error:
+        return lifecycle.backend.inspect(lifecycle.container)
+    except (BackendDown, BackendRefuses) as error:
         # EngineGone follows if the engine is gone. The execution must survive an engine that hangs or fails.
         lifecycle.log.warning("container not inspected after its start", error=str(error))
         return None

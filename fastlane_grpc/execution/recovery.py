@@ -8,16 +8,15 @@ from datetime import datetime
 
 import structlog
 
+from fastlane_grpc.backend import BackendRefuses, Container, Refusal
 from fastlane_grpc.capture.handoff import CommandStatus
 from fastlane_grpc.clock import boottime, left
-from fastlane_grpc.docker.engine import Container
-from fastlane_grpc.docker.engine_errors import Refusal, refusal_of
-from fastlane_grpc.docker.http import EngineRefuses
 from fastlane_grpc.errors import ExecutionNotFound
 from fastlane_grpc.execution.final_state import final_state_of, lost, not_started
 from fastlane_grpc.execution.host import Host
-from fastlane_grpc.execution.launch import launch, unfence
-from fastlane_grpc.execution.lifecycle import Lifecycle
+from fastlane_grpc.execution.launch import launch
+from fastlane_grpc.execution.lifecycle import Lifecycle, Run
+from fastlane_grpc.execution.stopping import Stopping
 from fastlane_grpc.model import Reason, utc_now
 from fastlane_grpc.runner import StopCommand
 from fastlane_grpc.store import Store
@@ -26,13 +25,13 @@ log = structlog.get_logger(__name__)
 
 
 def recover(lifecycle: Lifecycle) -> None:
-    """Go on with an execution whose start may have been sent. Raises EngineDown and LeftToNextServer."""
+    """Go on with an execution whose start may have been sent. Raises BackendDown and LeftToNextServer."""
     trailer = lifecycle.capture.trailer()
     final_state = final_state_of(trailer) if trailer else None
     if final_state is not None:
         lifecycle.finish_as(final_state)
         return
-    container = lifecycle.engine.inspect(lifecycle.container_id)
+    container = lifecycle.backend.inspect(lifecycle.container)
     # What the capture knows for certain decides. The capture is not asked about a running container, whose recorder may
     # be about to take the record.
     command_status = None if container is not None and container.alive else lifecycle.capture.revoke()
@@ -41,23 +40,23 @@ def recover(lifecycle: Lifecycle) -> None:
         return
     if command_status is CommandStatus.UNKNOWN:
         # Somebody deleted the record. A missing record proves nothing: only the engine is left to ask.
-        lifecycle.log.warning("the record of an execution was deleted", container_id=lifecycle.container_id)
+        lifecycle.log.warning("the record of an execution was deleted", container_id=lifecycle.container.container_id)
         command_status = None
     if command_status is None and container is not None and _start_is_pending(container):
         container = _wait_for_start(lifecycle, container)
-    lifecycle.stop_signal = (container and container.stop_signal) or lifecycle.stop_signal
-    if lifecycle.execution.stop:
-        lifecycle.request_stop(lifecycle.execution.stop)
+    stop_signal = (container and container.stop_signal) or lifecycle.spec.stop_signal
+    stop = lifecycle.execution.stop
+    stopping = lifecycle.begin_stop(stop, stop_signal) if stop else None
     if container is not None and container.alive:
-        _resume(lifecycle, container.start_time)
+        _resume(lifecycle, container.start_time, stop_signal, stopping)
     elif command_status is CommandStatus.RUNS:
         lifecycle.log.warning(
-            "a container runs that the engine does not know, or takes for over", container_id=lifecycle.container_id
+            "a container runs that the engine does not know, or takes for over",
+            container_id=lifecycle.container.container_id,
         )
-        lifecycle.engine_lost_container = True
-        _resume(lifecycle, None)
+        _resume(lifecycle, None, stop_signal, stopping, backend_lost_container=True)
     elif command_status is CommandStatus.ENDED:
-        lifecycle.finish_after_run(None)
+        lifecycle.finish_after_run(stopping)
     elif container is None:
         _finish_as_lost(
             lifecycle,
@@ -66,12 +65,12 @@ def recover(lifecycle: Lifecycle) -> None:
         )
     elif container.start_time is not None:
         lifecycle.capture.resume(None)
-        lifecycle.finish_after_run(None)
-    elif container.error and refusal_of(container.error) is Refusal.PASSING:
-        # The engine notes an error only for a start that it gave up.
+        lifecycle.finish_after_run(stopping)
+    elif container.start_failure and container.start_failure.refusal is Refusal.PASSING:
+        # The backend notes a failure only for a start that it gave up.
         _relaunch(lifecycle)
-    elif container.error and refusal_of(container.error) is Refusal.FINAL:
-        lifecycle.finish_as(not_started(container.error, lifecycle.stopping, by_recorder=False))
+    elif container.start_failure and container.start_failure.refusal is Refusal.FINAL:
+        lifecycle.finish_as(not_started(container.start_failure, stopping, by_recorder=False))
     else:
         _finish_as_lost(lifecycle, Reason.START_UNKNOWN, _start_unknown(lifecycle))
 
@@ -80,14 +79,11 @@ def sweep(store: Store, host: Host) -> None:
     """Remove the containers of this instance whose execution is final, unknown, or on another host by now.
 
     Containers of the last kind come from an engine that hung and later carried out its requests; they were never
-    started. Raises EngineDown.
+    started. Raises BackendDown.
     """
-    # By the name of the host, too: two hosts may be one engine, and each removes its own containers only.
-    own_containers = host.engine.containers(host.instance, host.name)
-    for container_id, execution_id in host.engine.containers(host.instance).items():
-        if _is_over(store, execution_id) or (
-            container_id in own_containers and _is_elsewhere(store, execution_id, host)
-        ):
+    for left_container in host.backend.containers():
+        container_id, execution_id = left_container.handle.container_id, left_container.execution_id
+        if _is_over(store, execution_id) or (left_container.own and _is_elsewhere(store, execution_id, host)):
             log.info(
                 "removing a container that was left",
                 container_id=container_id,
@@ -95,14 +91,14 @@ def sweep(store: Store, host: Host) -> None:
                 host=host.name,
             )
             try:
-                host.engine.remove(container_id, force=True)
-            except EngineRefuses as refusal:
-                log.warning("container not removed", container_id=container_id, error=refusal.message)
+                host.backend.remove(left_container.handle, force=True)
+            except BackendRefuses as refusal:
+                log.warning("container not removed", container_id=container_id, error=str(refusal))
 
 
 def _start_is_pending(container: Container) -> bool:
     """Whether the engine may still be starting the container. The engine reports only success or failure."""
-    return not container.alive and container.start_time is None and not container.error
+    return not container.alive and container.start_time is None and not container.start_failure
 
 
 def _wait_for_start(lifecycle: Lifecycle, container: Container) -> Container | None:
@@ -111,12 +107,12 @@ def _wait_for_start(lifecycle: Lifecycle, container: Container) -> Container | N
     The answer itself went to the server that sent the start.
     """
     until, stops = boottime() + lifecycle.context.start_answer_seconds, []
-    while _start_is_pending(container) and _same_epoch(lifecycle) and boottime() < until:
+    while _start_is_pending(container) and _not_restarted(lifecycle) and boottime() < until:
         received = lifecycle.receive(until - boottime())
         if isinstance(received, StopCommand):
             stops.append(received)
             continue
-        found = lifecycle.engine.inspect(lifecycle.container_id)
+        found = lifecycle.backend.inspect(lifecycle.container)
         if found is None:
             return None
         container = found
@@ -125,13 +121,14 @@ def _wait_for_start(lifecycle: Lifecycle, container: Container) -> Container | N
     return container
 
 
-def _same_epoch(lifecycle: Lifecycle) -> bool:
-    return lifecycle.execution.engine_life != "" and lifecycle.engine.epoch() == lifecycle.execution.engine_life
+def _not_restarted(lifecycle: Lifecycle) -> bool:
+    """Whether it is certain that the backend which got the start is still there to answer the start."""
+    return lifecycle.backend.restarted(lifecycle.container) is False
 
 
 def _relaunch(lifecycle: Lifecycle) -> None:
     """Launch anew an execution whose command has not run and never will in the present container."""
-    if not unfence(lifecycle):
+    if not lifecycle.unfence():
         # The start was answered and noted, and then the machine went down before the recorder ran.
         _finish_as_lost(lifecycle, Reason.START_UNKNOWN, "the machine went down while the container was being started")
         return
@@ -140,21 +137,28 @@ def _relaunch(lifecycle: Lifecycle) -> None:
     launch(lifecycle)
 
 
-def _resume(lifecycle: Lifecycle, started: datetime | None) -> None:
-    lifecycle.log.info("execution taken up again", container_id=lifecycle.container_id)
+def _resume(
+    lifecycle: Lifecycle,
+    started: datetime | None,
+    stop_signal: str,
+    stopping: Stopping | None,
+    *,
+    backend_lost_container: bool = False,
+) -> None:
+    lifecycle.log.info("execution taken up again", container_id=lifecycle.container.container_id)
     lifecycle.log_line("taken up again after a break")
     lifecycle.resume_capture()
     start_time = lifecycle.execution.times.start_time or started or utc_now()
-    lifecycle.set_deadline(left(lifecycle.timeout, since=start_time, now=utc_now()))
-    lifecycle.run_to_end(start_time)
+    deadline = boottime() + left(lifecycle.timeout, since=start_time, now=utc_now())
+    lifecycle.run_to_end(Run(start_time, deadline, stop_signal, stopping, backend_lost_container))
 
 
 def _start_unknown(lifecycle: Lifecycle) -> str:
-    lifecycle.log.warning("a process may be orphaned", container_id=lifecycle.container_id)
+    lifecycle.log.warning("a process may be orphaned", container_id=lifecycle.container.container_id)
     return (
         "the server or the engine was killed while it started the container, "
         "and the engine does not know what became of that; "
-        f"a process of {lifecycle.execution.container_name} may be running on host {lifecycle.context.host.name!r} "
+        f"a process of {lifecycle.execution.container_name} may be running on host {lifecycle.context.host_name!r} "
         "without a container"
     )
 

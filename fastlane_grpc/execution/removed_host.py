@@ -6,20 +6,22 @@ The engine of such a host is never asked. Every execution is requeued or ends.
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
+from typing import TypeAlias
 
-from fastlane_grpc.capture.choice import CaptureChoice
+from fastlane_grpc.capture.capture import Capture
 from fastlane_grpc.capture.handoff import CommandStatus
 from fastlane_grpc.clock import boottime
 from fastlane_grpc.errors import ServerStopping
-from fastlane_grpc.execution.final_state import FinalState, ended_by_itself, final_state_of, lost, stopped_before_start
-from fastlane_grpc.execution.host import Host
-from fastlane_grpc.execution.lifecycle import Lifecycle, RunnerContext, Step, abandon
+from fastlane_grpc.execution.closing import Closing, RunnerContext, Step
+from fastlane_grpc.execution.final_state import lost, stopped_before_start
 from fastlane_grpc.execution.stopping import Stopping
 from fastlane_grpc.logs import Logs
-from fastlane_grpc.model import Assignment, CaptureMode, Reason, State
-from fastlane_grpc.record import Trailer
+from fastlane_grpc.model import Assignment, Execution, Reason, State
 from fastlane_grpc.runner import AbandonedLog, HostDown, Mailbox
 from fastlane_grpc.store import Store
+
+# Returns the capture of an execution, given the directory of its record and a function that writes its system lines.
+CaptureOf: TypeAlias = Callable[[Path, Execution, Callable[[str], None]], Capture]
 
 
 class RemovedHostRunner:
@@ -33,62 +35,55 @@ class RemovedHostRunner:
         self,
         store: Store,
         logs: Logs,
-        data_dir: Path,
+        capture_of: CaptureOf,
         *,
         default_timeout: timedelta,
-        default_pids: int,
         step: Callable[[Step, str], None] = lambda step, execution_id: None,
     ) -> None:
         self._store = store
         self._logs = logs
-        self._data_dir = data_dir
+        self._capture_of = capture_of
         self._default_timeout = default_timeout
-        self._default_pids = default_pids
         self._step = step
 
     def run(self, assignment: Assignment, mailbox: Mailbox) -> None:
-        lifecycle = Lifecycle(self._context(assignment.execution.host), assignment, mailbox)
+        closing = self._closing(assignment)
         try:
-            _resolve(lifecycle)
+            _resolve(closing)
         except ServerStopping as error:
             raise HostDown("the server stops; the next one takes it up") from error
         finally:
-            lifecycle.capture.detach()
+            closing.capture.detach()
 
     def abandon(self, execution_id: str, why: str) -> AbandonedLog:
-        return abandon(
-            self._context(self._store.execution(execution_id).result().host), execution_id, why, remove=False
-        )
+        assignment = self._store.assignment(execution_id).result()
+        if assignment.execution.state.final:
+            return AbandonedLog()
+        return self._closing(assignment).abandon(why)
 
-    def _context(self, name: str) -> RunnerContext:
-        # A host without a listening thread, as not even the address of its engine is known.
-        instance = self._store.instance
-        host = Host(
-            name,
-            "",
-            instance=instance,
-            captures=CaptureChoice(CaptureMode.ATTACH, self._data_dir, instance=instance, host=name),
+    def _closing(self, assignment: Assignment) -> Closing:
+        execution = assignment.execution
+        context = RunnerContext(self._store, self._logs, execution.host, self._default_timeout, self._step)
+        capture = self._capture_of(
+            self._logs.path(execution.id), execution, lambda line: self._logs.system(execution.id, line)
         )
-        return RunnerContext(
-            self._store, self._logs, host, self._default_timeout, self._default_pids, 0.0, 0.0, self._step
-        )
+        return Closing(context, assignment, capture)
 
 
-def _resolve(lifecycle: Lifecycle) -> None:
-    host = lifecycle.context.host.name
+def _resolve(closing: Closing) -> None:
+    host, fenced = closing.context.host_name, closing.attempt.fenced
     # No container is removed, as the engine is not asked.
-    lifecycle.container_id = ""
-    trailer = lifecycle.capture.trailer() if lifecycle.fenced else None
-    if not lifecycle.fenced or (trailer is None and _revoked(lifecycle)):
-        lifecycle.log.warning("back to the queue: its host is not configured any more, and it has not begun")
-        _requeue(lifecycle)
+    trailer = closing.capture.trailer() if fenced else None
+    if not fenced or (trailer is None and _revoked(closing)):
+        closing.log.warning("back to the queue: its host is not configured any more, and it has not begun")
+        _requeue(closing)
     elif trailer is not None:
-        lifecycle.log.warning("its host is not configured any more; its record tells how it ended")
-        lifecycle.finish_as(_final_state(lifecycle, trailer))
+        closing.log.warning("its host is not configured any more; its record tells how it ended")
+        closing.finish_as(closing.final_state_by_record(trailer))
     else:
-        lifecycle.log.error("lost: its host is not configured any more")
-        lifecycle.capture.resume(None)
-        lifecycle.finish_as(
+        closing.log.error("lost: its host is not configured any more")
+        closing.capture.resume(None)
+        closing.finish_as(
             lost(
                 Reason.HOST_GONE,
                 f"host {host!r}, which it was started on, is not configured any more: nobody knows how it ended there",
@@ -96,23 +91,15 @@ def _resolve(lifecycle: Lifecycle) -> None:
         )
 
 
-def _revoked(lifecycle: Lifecycle) -> bool:
+def _revoked(closing: Closing) -> bool:
     """Whether it is certain that the command has not run and never will; then the execution is as before its start."""
     return (
-        lifecycle.capture.revoke() is CommandStatus.NEVER_RAN
-        and lifecycle.context.store.revoked(lifecycle.execution.id).result() is not None
+        closing.capture.revoke() is CommandStatus.NEVER_RAN
+        and closing.context.store.revoked(closing.execution.id).result() is not None
     )
 
 
-def _requeue(lifecycle: Lifecycle) -> None:
-    execution = lifecycle.requeue()
+def _requeue(closing: Closing) -> None:
+    execution = closing.requeue()
     if execution.state is State.STOPPING and execution.stop:
-        lifecycle.finish_as(stopped_before_start(Stopping.begin(execution.stop, "", boottime())))
-
-
-def _final_state(lifecycle: Lifecycle, trailer: Trailer) -> FinalState:
-    stop = lifecycle.execution.stop
-    stopping = Stopping.begin(stop, "", boottime()) if stop else None
-    return final_state_of(trailer) or ended_by_itself(
-        trailer, None, lifecycle.spec, stopping, timeout=lifecycle.timeout, engine_restarted=False
-    )
+        closing.finish_as(stopped_before_start(Stopping.begin(execution.stop, "", boottime())))

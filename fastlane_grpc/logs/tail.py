@@ -71,6 +71,7 @@ class Tails:
                     retry_seconds=1,
                 )
             log = self._open[execution_id] = _Log(execution_id, self._logs, self._file_watcher, self._threads)
+        log.look_again()
         watch = LogWatch(log)
         log.watches.add(watch)
         try:
@@ -178,6 +179,7 @@ class Tail:
 
     def mark(self) -> None:
         """Note the end of the log as it is now, for a reader that does not follow."""
+        self._log.look_again()
         self._mark = self._log.sizes()
 
     @property
@@ -385,6 +387,9 @@ class _Log:
         self._threads = threads
         self._holds = 0
         self._closed = False
+        # A missing record is looked for once in each generation, and after a pause: not by each of a thousand readers.
+        self._looked_in = -1
+        self._next_look_time = 0.0
 
     @property
     def unwatched(self) -> bool:
@@ -397,12 +402,21 @@ class _Log:
 
     def open(self) -> None:
         """Open the records that exist by now, and watch them. To be called before a look."""
-        self.output = self.output or self._file(self._output_path)
-        self.system = self.system or self._file(self._system_path)
+        now = asyncio.get_running_loop().time()
+        look = self._looked_in != self.generation or now >= self._next_look_time
+        if look:
+            self.output = self.output or self._file(self._output_path)
+            self.system = self.system or self._file(self._system_path)
         for file in (self.output, self.system):
             if file is not None and file.watch.start_watching():
                 # A read without a watch may have missed a change, as one before a notification may.
                 self.generation += 1
+        if look:
+            self._looked_in, self._next_look_time = self.generation, now + POLL_SECONDS
+
+    def look_again(self) -> None:
+        """Have the next look search for missing records: its reader may know of a new one."""
+        self._looked_in = -1
 
     def changed(self, execution: Execution) -> None:
         for watch in self.watches:

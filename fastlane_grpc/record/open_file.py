@@ -20,7 +20,7 @@ def open_record(path: Path, flags: int, mode: int = 0o600) -> int:
     """
     try:
         record = os.open(path, flags | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC, mode)
-    except FileExistsError:
+    except (FileExistsError, FileNotFoundError):
         raise
     except OSError as error:
         if _is_something_else(path):

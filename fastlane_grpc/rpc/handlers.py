@@ -20,7 +20,6 @@ def handler(descriptor: ServiceDescriptor, servicer: object, *, max_request_byte
     methods = {
         method.name: _method_handler(method, getattr(servicer, method.name), max_request_bytes)
         for method in descriptor.methods
-        if hasattr(servicer, method.name)
     }
     return grpc.method_handlers_generic_handler(descriptor.full_name, methods)
 

@@ -61,6 +61,9 @@ class JobServicer:
     async def BatchStopJobs(self, request: pb.BatchStopJobsRequest, context: Context) -> pb.BatchStopJobsResponse:
         return await self._calls.batch_stop_jobs(request)
 
+    async def BatchRetryJobs(self, request: pb.BatchRetryJobsRequest, context: Context) -> pb.BatchRetryJobsResponse:
+        return await self._calls.batch_retry_jobs(request)
+
 
 class ExecutionServicer:
     """fastlane.v1.ExecutionService"""
@@ -93,6 +96,9 @@ class TaskServicer:
     async def ListTasks(self, request: pb.ListTasksRequest, context: Context) -> pb.ListTasksResponse:
         return await self._calls.list_tasks(request)
 
+    async def UpdateTask(self, request: pb.UpdateTaskRequest, context: Context) -> pb.UpdateTaskResponse:
+        return await self._calls.update_task(request)
+
 
 class HostServicer:
     """fastlane.v1.HostService"""
@@ -102,6 +108,12 @@ class HostServicer:
 
     async def ListHosts(self, request: pb.ListHostsRequest, context: Context) -> pb.ListHostsResponse:
         return await self._calls.list_hosts(request)
+
+    async def DrainHost(self, request: pb.DrainHostRequest, context: Context) -> pb.DrainHostResponse:
+        return await self._calls.drain_host(request)
+
+    async def ResumeHost(self, request: pb.ResumeHostRequest, context: Context) -> pb.ResumeHostResponse:
+        return await self._calls.resume_host(request)
 
 
 class ServerServicer:

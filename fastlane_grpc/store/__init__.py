@@ -4,13 +4,15 @@ from fastlane_grpc.store.batch import EnqueueBatch, Enqueued
 from fastlane_grpc.store.changes import FIRST_POSITION, Change, ChangeKind, ChangePosition, JobsRead
 from fastlane_grpc.store.enqueue import Quota, first_job
 from fastlane_grpc.store.health import StoreHealth
+from fastlane_grpc.store.hosts import Drain
 from fastlane_grpc.store.job_changes import etag_of
-from fastlane_grpc.store.job_filter import FINAL_STATES, OPEN_STATES, JobFilter
+from fastlane_grpc.store.job_filter import FINAL_STATES, OPEN_STATES, JobFilter, Order
 from fastlane_grpc.store.job_state import Rules
 from fastlane_grpc.store.lists import ExecutionQuery, JobQuery, Page, Position
 from fastlane_grpc.store.pending import Pending
 from fastlane_grpc.store.pruning import Count, PruneCandidate, PruneCursor, PruneQuery, RetentionTotals
 from fastlane_grpc.store.store import Store
+from fastlane_grpc.store.task_limits import LimitedTasks
 
 __all__ = [
     "FINAL_STATES",
@@ -20,12 +22,15 @@ __all__ = [
     "ChangeKind",
     "ChangePosition",
     "Count",
+    "Drain",
     "EnqueueBatch",
     "Enqueued",
     "ExecutionQuery",
     "JobFilter",
     "JobQuery",
     "JobsRead",
+    "LimitedTasks",
+    "Order",
     "Page",
     "Pending",
     "Position",

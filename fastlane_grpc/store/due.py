@@ -41,7 +41,7 @@ def expire(db: Connection, now: datetime, limit: int, rules: Rules) -> tuple[int
             out_of_memory = 0, stop_signal = ''
         WHERE seq IN (
             SELECT seq FROM executions INDEXED BY executions_expiring
-            WHERE state <= {State.QUEUED} AND expire_time < :now ORDER BY expire_time, seq LIMIT :limit
+            WHERE state <= {State.QUEUED} AND expire_time < :now ORDER BY expire_time, seq LIMIT :limit + 0
         )
         RETURNING {EXECUTION}
         """,
@@ -60,7 +60,7 @@ def promote(db: Connection, now: datetime, limit: int, rules: Rules) -> tuple[in
         f"""
         SELECT {EXECUTION} FROM executions INDEXED BY executions_due
         WHERE state = {State.SCHEDULED} AND held = {Hold.NONE} AND due_time <= :now
-        ORDER BY due_time, seq LIMIT :limit
+        ORDER BY due_time, seq LIMIT :limit + 0
         """,
         values,
     ).fetchall()
@@ -82,7 +82,7 @@ def handle_ticks(db: Connection, now: datetime, limit: int, rules: Rules) -> tup
     """Handle the ticks of schedules that came during a run. Return how many jobs had one, and what
     changed. A batch that takes long ends early, and counts as full."""
     found = db.execute(
-        "SELECT job_id FROM jobs INDEXED BY jobs_tick WHERE tick_time <= ? ORDER BY tick_time LIMIT ?",
+        "SELECT job_id FROM jobs INDEXED BY jobs_tick WHERE tick_time <= ? ORDER BY tick_time LIMIT ? + 0",
         (microseconds_since_epoch(now), limit),
     ).fetchall()
     changed: list[Execution] = []

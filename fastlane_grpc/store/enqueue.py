@@ -1,6 +1,7 @@
 """Enqueue: a new job with its first execution. Many enqueues in one transaction take no more statements than one."""
 
 from collections.abc import Callable, Iterator, Sequence
+from copy import copy
 from dataclasses import dataclass, replace
 from datetime import datetime
 from pathlib import Path
@@ -114,7 +115,7 @@ class Enqueue:
         self._refusal = refusal
         self._secret_names = secret_names
         # Nothing is compared with a job that came without a request_id.
-        self._comparable = self._compared(spec, array.size if array else None) if request_id else b""
+        self._comparable = self._compared(spec, array.size if array else None, data) if request_id else b""
         self._digest = request_digest(task_id, self._comparable) if request_id else b""
         # Of siblings, by their tasks.
         self._digests = {task_id: self._digest}
@@ -201,14 +202,20 @@ class Enqueue:
         if unique.conflict is not Conflict.REPLACE or self._stop_holder is None:
             raise UniqueKeyTaken(unique.key, holders[0])
         changed = [each for holder in holders for each in self._stop_holder(db, holder, self.job.id)]
-        if key_holders(db, self.job.task_id, unique.key):
-            # They end first.
-            execution = replace(self.job.execution, state=State.SCHEDULED, hold=Hold.UNIQUE_KEY)
-            self.job = replace(self.job, state=State.SCHEDULED, execution=execution)
-            self._execution_row = _execution_row(execution, self._spec.priority)
-            self._job_row = (*self._job_row[:3], State.SCHEDULED, *self._job_row[4:])
-        written = self._insert(db)
+        # They end first, if they run.
+        work = self._held() if key_holders(db, self.job.task_id, unique.key) else self
+        written = work._insert(db)
         return Written(written.answer, [*changed, *written.changed])
+
+    def _held(self) -> "Enqueue":
+        """Return the same job, which waits for its unique key. This one stays as it is: it may be run again, on a
+        database in which nobody holds the key."""
+        held = copy(self)
+        execution = replace(self.job.execution, state=State.SCHEDULED, hold=Hold.UNIQUE_KEY)
+        held.job = replace(self.job, state=State.SCHEDULED, execution=execution)
+        held._execution_row = _execution_row(execution, self._spec.priority)
+        held._job_row = (*self._job_row[:3], State.SCHEDULED, *self._job_row[4:])
+        return held
 
     @staticmethod
     def together(db: Connection, works: Sequence["Enqueue"]) -> Sequence[Written[tuple[Job, bool]]]:
@@ -260,12 +267,14 @@ class Enqueue:
             raise RequestIdReused(self.job.request_id, job_id)
         return job_of(db, job_id)
 
-    def _compared(self, spec: JobSpec, array_size: int | None) -> bytes:
+    def _compared(self, spec: JobSpec, array_size: int | None, data: bytes | None = None) -> bytes:
         """Return what has to be the same in a repeated request. The request_id of a job in an array has its index.
+        `data`: the spec as it is stored, which is not encoded again if it has no secrets.
 
         Secrets are not in it: neither the answer nor the time that it takes tells a caller whether a guess at one was
         right."""
-        compared = spec_bytes(spec.redacted(self._secret_names))
+        shown = spec.redacted(self._secret_names)
+        compared = data if data is not None and shown is spec else spec_bytes(shown)
         return compared if array_size is None else compared + b" x %d" % array_size
 
 

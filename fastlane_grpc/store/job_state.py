@@ -145,7 +145,7 @@ def mark_excess(db: Connection, job_id: str, history: int) -> None:
     db.execute(
         f"""
         UPDATE executions SET excess = 1
-        WHERE seq IN (SELECT seq FROM executions WHERE job_id = ? ORDER BY seq DESC LIMIT -1 OFFSET ?)
+        WHERE seq IN (SELECT seq FROM executions WHERE job_id = ? ORDER BY seq DESC LIMIT -1 OFFSET ? + 0)
             AND state >= {State.SUCCEEDED} AND excess = 0
         """,
         (job_id, history),

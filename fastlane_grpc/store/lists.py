@@ -21,6 +21,7 @@ from fastlane_grpc.store.rows import (
     JOB,
     JOB_WITHOUT_SPEC,
     TASK,
+    TASKS,
     Row,
     execution_from,
     job_from,
@@ -115,7 +116,7 @@ def page_of_executions(
 def page_of_tasks(db: Connection, after: tuple[str] | None, size: int) -> Page[Task]:
     """By name: at most `size` behind `after`."""
     rows = db.execute(
-        f"SELECT {TASK} FROM tasks WHERE task_id > ? ORDER BY task_id LIMIT ?",
+        f"SELECT {TASK} FROM {TASKS} WHERE task_id > ? ORDER BY task_id LIMIT ? + 0",
         ["" if after is None else after[0], size + 1],
     ).fetchall()
     tasks = [task_from(row) for row in rows[:size]]
@@ -293,9 +294,10 @@ def _looked_at(noun: _Noun, ranges: Sequence[str]) -> str:
     """Return the statement that reads the keys of the first `:look` rows of the ranges together."""
     key, newest_first = ", ".join(noun.key), ", ".join(f"{column} DESC" for column in noun.key)
     each = " UNION ALL ".join(
-        f"SELECT * FROM (SELECT {key} {part} AND {noun.bounds} ORDER BY {newest_first} LIMIT :look)" for part in ranges
+        f"SELECT * FROM (SELECT {key} {part} AND {noun.bounds} ORDER BY {newest_first} LIMIT :look + 0)"
+        for part in ranges
     )
-    return f"SELECT * FROM ({each}) ORDER BY {newest_first} LIMIT :look"
+    return f"SELECT * FROM ({each}) ORDER BY {newest_first} LIMIT :look + 0"
 
 
 def _sql(noun: _Noun, ranges: Sequence[str], checks: Sequence[str]) -> str:
@@ -310,7 +312,7 @@ def _sql(noun: _Noun, ranges: Sequence[str], checks: Sequence[str]) -> str:
         matched AS MATERIALIZED (
             SELECT {", ".join(f"looked.{column}" for column in noun.key)}, {noun.weight} AS weight
             FROM looked CROSS JOIN {noun.table} ON {noun.table}.seq = looked.seq
-            WHERE {wanted} ORDER BY {", ".join(f"looked.{column} DESC" for column in noun.key)} LIMIT :size
+            WHERE {wanted} ORDER BY {", ".join(f"looked.{column} DESC" for column in noun.key)} LIMIT :size + 0
         ),
         taken AS MATERIALIZED (
             SELECT {key} FROM (SELECT {key}, weight, sum(weight) OVER (ORDER BY {newest_first}) AS so_far FROM matched)

@@ -351,6 +351,20 @@ def due_and_expire_times(db: Database) -> None:
 
 
 @migrations()
+def handles_of_backends(db: Database) -> None:
+    """One text for all that a backend remembers of a container. A final execution has no container any more."""
+    db.execute("ALTER TABLE executions ADD COLUMN handle TEXT NOT NULL DEFAULT ''")
+    db.execute(
+        """
+        UPDATE executions SET handle = json_object('container', container_id, 'capture', capture, 'epoch', engine_life)
+        WHERE state < 6 AND capture <> ''
+        """
+    )
+    db.execute("ALTER TABLE executions DROP COLUMN capture")
+    db.execute("ALTER TABLE executions DROP COLUMN engine_life")
+
+
+@migrations()
 def many_executions_of_a_job(db: Database) -> None:
     """Retries, schedules, unique keys, and a bounded history of jobs that are not final."""
     for column in (
@@ -383,6 +397,128 @@ def many_executions_of_a_job(db: Database) -> None:
     db.execute(
         "CREATE TRIGGER retries_went_with_their_job AFTER DELETE ON jobs"
         " BEGIN DELETE FROM job_retries WHERE job_id = old.job_id; END"
+    )
+
+
+@migrations()
+def limits_of_tasks(db: Database) -> None:
+    """Limits of tasks, and which lines of the queue they block: a claim does not see a blocked line."""
+    db.execute(
+        """
+        CREATE TABLE task_limits (
+            task_id TEXT PRIMARY KEY,
+            max_running INTEGER NOT NULL,  -- 0: no limit
+            paused INTEGER NOT NULL,
+            max_starts INTEGER NOT NULL,  -- 0: no limit
+            rate_window INTEGER NOT NULL,  -- microseconds; 0 exactly if max_starts is
+            running INTEGER NOT NULL,  -- executions in the states 3 to 5
+            next_start_time INTEGER,  -- the rate allows no start before this time; null: it allows one now
+            blocked INTEGER NOT NULL GENERATED ALWAYS AS (
+                paused OR next_start_time IS NOT NULL OR (max_running > 0 AND running >= max_running)
+            )
+        ) STRICT, WITHOUT ROWID
+        """
+    )
+    db.execute("CREATE INDEX task_limits_next ON task_limits(next_start_time) WHERE next_start_time IS NOT NULL")
+    db.execute("CREATE INDEX task_limits_rated ON task_limits(task_id) WHERE max_starts > 0")
+    # A time further away than the window tells that the clock was set back.
+    db.execute(
+        "CREATE INDEX task_limits_last ON task_limits(next_start_time - rate_window) WHERE next_start_time IS NOT NULL"
+    )
+    # The starts of tasks with a rate: those of one day, so that a longer window counts them, too.
+    db.execute(
+        """
+        CREATE TABLE task_starts (execution_id TEXT PRIMARY KEY, task_id TEXT NOT NULL, time INTEGER NOT NULL)
+        STRICT, WITHOUT ROWID
+        """
+    )
+    db.execute("CREATE INDEX task_starts_of_task ON task_starts(task_id, time)")
+    db.execute("ALTER TABLE lines ADD COLUMN blocked INTEGER NOT NULL DEFAULT 0")
+    db.execute("CREATE INDEX lines_of_task ON lines(task_id)")
+    db.execute(
+        """
+        CREATE TRIGGER line_came_blocked AFTER INSERT ON lines
+        WHEN EXISTS (SELECT 1 FROM task_limits WHERE task_id = new.task_id AND blocked) BEGIN
+            UPDATE lines SET blocked = 1 WHERE priority = new.priority AND task_id = new.task_id;
+        END
+        """
+    )
+    db.execute(
+        """
+        CREATE TRIGGER limits_came AFTER INSERT ON task_limits WHEN new.blocked BEGIN
+            UPDATE lines SET blocked = 1 WHERE task_id = new.task_id;
+        END
+        """
+    )
+    db.execute(
+        """
+        CREATE TRIGGER limits_changed AFTER UPDATE ON task_limits WHEN old.blocked <> new.blocked BEGIN
+            UPDATE lines SET blocked = new.blocked WHERE task_id = new.task_id;
+        END
+        """
+    )
+    db.execute(
+        """
+        CREATE TRIGGER limits_went AFTER DELETE ON task_limits BEGIN
+            UPDATE lines SET blocked = 0 WHERE task_id = old.task_id AND blocked;
+            DELETE FROM task_starts WHERE task_id = old.task_id;
+        END
+        """
+    )
+    db.execute(
+        """
+        CREATE TRIGGER task_runs_more_or_fewer AFTER UPDATE OF state ON executions
+        WHEN (old.state BETWEEN 3 AND 5) <> (new.state BETWEEN 3 AND 5) BEGIN
+            UPDATE task_limits SET running = running + (new.state BETWEEN 3 AND 5) - (old.state BETWEEN 3 AND 5)
+            WHERE task_id = new.task_id;
+        END
+        """
+    )
+    # A task without jobs stays as long as it has limits. It begins anew with its next job.
+    db.execute(
+        """
+        CREATE TRIGGER limited_task_stays BEFORE DELETE ON tasks
+        WHEN EXISTS (SELECT 1 FROM task_limits WHERE task_id = old.task_id) BEGIN
+            SELECT RAISE(IGNORE);
+        END
+        """
+    )
+    db.execute(
+        """
+        CREATE TRIGGER task_begins_anew AFTER UPDATE OF jobs ON tasks WHEN old.jobs = 0 AND new.jobs > 0 BEGIN
+            UPDATE tasks SET create_time = new.last_enqueue_time WHERE task_id = new.task_id;
+        END
+        """
+    )
+
+
+@migrations()
+def pools_of_hosts(db: Database) -> None:
+    """The pool of each line of the queue. A host claims from the lines of its pools alone."""
+    # One row: the configured pools that the lines are placed by, as JSON; empty: none are configured.
+    db.execute("CREATE TABLE pools_in_force (pools TEXT NOT NULL) STRICT")
+    db.execute("INSERT INTO pools_in_force VALUES ('')")
+    # Empty: no pool. Null: not placed yet, which the next claim does first.
+    db.execute("ALTER TABLE lines ADD COLUMN pool TEXT DEFAULT ''")
+    db.execute("CREATE INDEX lines_unplaced ON lines(task_id) WHERE pool IS NULL")
+    # Unique, as lines_turn is: so that SQLite knows that it need not sort what the lines of one turn hold.
+    db.execute("CREATE UNIQUE INDEX lines_ready ON lines(pool, priority DESC, turn) WHERE blocked = 0")
+    db.execute(
+        """
+        CREATE TRIGGER line_came_unplaced AFTER INSERT ON lines
+        WHEN EXISTS (SELECT 1 FROM pools_in_force WHERE pools <> '') BEGIN
+            UPDATE lines SET pool = NULL WHERE priority = new.priority AND task_id = new.task_id;
+        END
+        """
+    )
+
+
+@migrations()
+def drained_hosts(db: Database) -> None:
+    """Hosts that a caller drained. A host that is not configured any more stays drained."""
+    db.execute(
+        "CREATE TABLE drained_hosts (host TEXT PRIMARY KEY, note TEXT NOT NULL, time INTEGER NOT NULL)"
+        " STRICT, WITHOUT ROWID"
     )
 
 

@@ -116,7 +116,7 @@ def excess(db: Connection, limit: int) -> list[PruneCandidate]:
     rows = db.execute(
         """
         SELECT execution_id, job_id, log_bytes, end_time, seq FROM executions INDEXED BY executions_excess
-        WHERE excess = 1 ORDER BY seq LIMIT ?
+        WHERE excess = 1 ORDER BY seq LIMIT ? + 0
         """,
         [limit],
     ).fetchall()
@@ -162,7 +162,9 @@ def _update(db: Connection, change: str, guard: str, execution_ids: Sequence[str
 
 def _found(query: PruneQuery) -> str:
     of_task = "task_id = :task_id AND" if query.task_id else ""
-    page = f"{of_task} end_time <= :before AND (end_time, seq) > (:end_time, :seq) ORDER BY end_time, seq LIMIT :limit"
+    page = f"""
+        {of_task} end_time <= :before AND (end_time, seq) > (:end_time, :seq) ORDER BY end_time, seq LIMIT :limit + 0
+    """
     suffix = "_of_task" if query.task_id else ""
     if query.logs_only:
         index = f"executions_log_kept{suffix}"

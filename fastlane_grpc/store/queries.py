@@ -1,6 +1,8 @@
 """Queries for single rows. Each is one statement, read to its last row."""
 
-from dataclasses import replace
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from datetime import datetime
 
 from fastlane_grpc.errors import ExecutionNotFound, JobNotFound, TaskNotFound
@@ -10,6 +12,7 @@ from fastlane_grpc.store.rows import (
     EXECUTION,
     JOB,
     TASK,
+    TASKS,
     Row,
     array_from,
     execution_from,
@@ -21,6 +24,18 @@ from fastlane_grpc.store.rows import (
 
 # SQL: the spec that an execution was started with, or is to be started with, and the place of its job in an array.
 ITS_SPEC = "coalesce(executions.spec, jobs.spec), jobs.array_index, jobs.array_size"
+
+# SQL: how many queued executions of the same task and priority go before the row of `executions`, up to `:most`; 0 if
+# that row is not queued. Goes along one index, and reads no row of a table.
+_AHEAD = f"""
+    (SELECT count(*) FROM (
+        SELECT 1 FROM executions AS queued INDEXED BY executions_queued
+        WHERE executions.state = {State.QUEUED} AND queued.state = {State.QUEUED}
+            AND queued.priority = executions.priority AND queued.task_id = executions.task_id
+            AND (queued.due_time, queued.seq) < (executions.due_time, executions.seq)
+        LIMIT :most + 0
+    ))
+"""
 
 
 def job_of(db: Connection, job_id: str) -> Job:
@@ -44,19 +59,56 @@ def spec_of(db: Connection, job_id: str) -> JobSpec:
 def ahead_of(db: Connection, execution_id: str, most: int) -> int:
     """Count the queued executions of the same task and priority that go before this one, up to `most`; 0 if this one
     is not queued."""
-    # Two steps down two indexes, then along the second one: no row of a table is read but the first.
     rows = db.execute(
-        f"""
-        SELECT count(*) FROM (
-            SELECT 1 FROM executions AS its CROSS JOIN executions AS queued INDEXED BY executions_queued
-            ON queued.state = {State.QUEUED} AND queued.priority = its.priority AND queued.task_id = its.task_id
-                AND (queued.due_time, queued.seq) < (its.due_time, its.seq)
-            WHERE its.execution_id = :execution_id AND its.state = {State.QUEUED} LIMIT :most
-        )
-        """,
+        f"SELECT {_AHEAD} FROM executions WHERE execution_id = :execution_id",
         {"execution_id": execution_id, "most": most},
     ).fetchall()
-    return int(rows[0][0])
+    return int(rows[0][0]) if rows else 0
+
+
+@dataclass(frozen=True, slots=True)
+class JobInLine:
+    """A query for a job, and for what `ahead_of` counts for its current execution."""
+
+    job_id: str
+    most: int
+
+    def __call__(self, db: Connection) -> tuple[Job, int]:
+        """Return both. JobNotFound."""
+        rows = db.execute(
+            f"SELECT {_AHEAD}, {JOB} FROM jobs JOIN executions USING (execution_id) WHERE jobs.job_id = :job_id",
+            {"job_id": self.job_id, "most": self.most},
+        ).fetchall()
+        if not rows:
+            raise JobNotFound(self.job_id)
+        return job_from(rows[0][1:]), rows[0][0]
+
+    @staticmethod
+    def together(db: Connection, works: "Sequence[JobInLine]") -> Sequence[tuple[Job, int]]:
+        """Return what each query returns. LookupError: there is no such job for one of them."""
+        rows = db.execute(
+            f"""
+            SELECT {_AHEAD}, {JOB} FROM json_each(:job_ids) AS wanted
+            CROSS JOIN jobs ON jobs.job_id = wanted.value
+            CROSS JOIN executions ON executions.execution_id = jobs.execution_id
+            """,
+            {"job_ids": json.dumps([work.job_id for work in works]), "most": max(work.most for work in works)},
+        ).fetchall()
+        if len(rows) < len(works):
+            raise LookupError
+        found = {job.id: (job, row[0]) for row in rows if (job := job_from(row[1:]))}
+        return [(job, min(ahead, work.most)) for work in works for job, ahead in [found[work.job_id]]]
+
+
+def execution_and_ahead(db: Connection, execution_id: str, most: int) -> tuple[Execution, int]:
+    """Return the execution, and what `ahead_of` counts for it. ExecutionNotFound."""
+    rows = db.execute(
+        f"SELECT {_AHEAD}, {EXECUTION} FROM executions WHERE execution_id = :execution_id",
+        {"execution_id": execution_id, "most": most},
+    ).fetchall()
+    if not rows:
+        raise ExecutionNotFound(execution_id)
+    return execution_from(rows[0][1:]), rows[0][0]
 
 
 def execution_of(db: Connection, execution_id: str) -> Execution:
@@ -159,9 +211,22 @@ def execution_after(db: Connection, job_id: str, run: int, attempt: int) -> Exec
     return execution_from(rows[0]) if rows else None
 
 
+def execution_newer_than(db: Connection, job_id: str, execution_id: str) -> Execution | None:
+    """Return the oldest execution of the job with a later id: ids are in the order of their creation."""
+    # The unary plus keeps SQLite from the index of ids, which has those of all jobs.
+    rows = db.execute(
+        f"""
+        SELECT {EXECUTION} FROM executions WHERE job_id = ? AND +execution_id > ?
+        ORDER BY run, attempt LIMIT 1
+        """,
+        (job_id, execution_id),
+    ).fetchall()
+    return execution_from(rows[0]) if rows else None
+
+
 def task_of(db: Connection, task_id: str) -> Task:
     """Return the task. TaskNotFound."""
-    rows = db.execute(f"SELECT {TASK} FROM tasks WHERE task_id = ?", [task_id]).fetchall()
+    rows = db.execute(f"SELECT {TASK} FROM {TASKS} WHERE task_id = ?", [task_id]).fetchall()
     if not rows:
         raise TaskNotFound(task_id)
     return task_from(rows[0])

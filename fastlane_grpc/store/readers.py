@@ -4,11 +4,12 @@ import asyncio
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, TypeAlias, TypeVar
 
 from fastlane_grpc.errors import ServerStopping
 from fastlane_grpc.store.database import Connection, is_failure, open_for_reading, refusal
@@ -20,6 +21,12 @@ T = TypeVar("T")
 THREADS = 2
 # An answer waits so long, at the most, for those to reads that are begun after it.
 TOGETHER_SECONDS = 0.0005
+# The most reads that one statement answers.
+MOST_TOGETHER = 16
+
+# Does many works of one kind by one statement, and returns what each would. Raises where one of them would: then each
+# is done alone.
+Many: TypeAlias = Callable[[Connection, Sequence[Any]], Sequence[Any]]
 
 
 class Readers:
@@ -47,14 +54,14 @@ class Readers:
         for thread in self._threads:
             thread.start()
 
-    def read(self, work: Callable[[Connection], T]) -> Pending[T]:
+    def read(self, work: Callable[[Connection], T], *, many: Many | None = None) -> Pending[T]:
         """Run `work`, one statement that is read to its last row: an open statement would keep SQLite from cutting its
-        log."""
+        log. Neighbours in the queue with the same `many` are run by one call of it."""
         pending: Pending[T] = Pending(self._loop)
         with self._entrance:
             if self._closed:
                 raise ServerStopping("the server is going down")
-            self._queue.put(_Read(work, pending))
+            self._queue.put(_Read(work, pending, many))
         return pending
 
     def close(self, timeout: float | None = None) -> None:
@@ -69,13 +76,29 @@ class Readers:
             thread.join(timeout)
 
     def _run(self, db: Connection) -> None:
-        while read := self._queue.get():
-            settled, until = [self._settled(db, read)], time.monotonic() + TOGETHER_SECONDS
+        first = self._queue.get()
+        while first:
+            settled, until = list[Settled](), time.monotonic() + TOGETHER_SECONDS
             # Callers that come by the dozen are woken together: to wake the loop costs more than to read a row.
-            while time.monotonic() < until and (more := self._waiting()):
-                settled.append(self._settled(db, more))
+            while first:
+                reads, first = self._neighbours(first)
+                settled += self._settled_together(db, reads)
+                if time.monotonic() >= until:
+                    break
+                first = first or self._waiting()
             tell(self._loop, settled)
+            first = first or self._queue.get()
         db.close()
+
+    def _neighbours(self, first: "_Read") -> tuple[list["_Read"], "_Read | None"]:
+        """Return `first` with those that wait behind it and can be read by the same statement, and the read that
+        follows them, if it was taken from the queue."""
+        reads = [first]
+        while first.many and len(reads) < MOST_TOGETHER and (following := self._waiting()):
+            if following.many is not first.many:
+                return reads, following
+            reads.append(following)
+        return reads, None
 
     def _waiting(self) -> "_Read | None":
         """Return the next read, if one waits. The mark that ends a thread stays in the queue."""
@@ -86,6 +109,15 @@ class Readers:
         if read is None:
             self._queue.put(None)
         return read
+
+    def _settled_together(self, db: Connection, reads: Sequence["_Read"]) -> Sequence[Settled]:
+        many = reads[0].many
+        if many and len(reads) > 1:
+            # Each statement gives up the interpreter several times, and other threads take it.
+            with suppress(Exception):
+                answers = many(db, [read.work for read in reads])
+                return [Settled(read.pending, answer, None) for read, answer in zip(reads, answers, strict=True)]
+        return [self._settled(db, read) for read in reads]
 
     def _settled(self, db: Connection, read: "_Read") -> Settled:
         try:
@@ -98,3 +130,4 @@ class Readers:
 class _Read:
     work: Callable[[Connection], Any]
     pending: Pending[Any]
+    many: Many | None

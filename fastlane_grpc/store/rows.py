@@ -33,6 +33,7 @@ from fastlane_grpc.model import (
     Stop,
     StopCause,
     Task,
+    TaskLimits,
     Times,
     Unique,
 )
@@ -45,7 +46,7 @@ _TIMES = tuple(each.name for each in fields(Times))
 _OUTCOME = ("reason", "detail", "exit_code", "out_of_memory", "stop_signal")
 _EXECUTION_NAMES = (
     *("execution_id", "job_id", "task_id", "state", "state_time", "run", "attempt"),
-    *("host", "container_id", "image_digest", "capture", "engine_life", "starting", "logs"),
+    *("host", "container_id", "image_digest", "handle", "starting", "logs"),
     *("stop_cause", "stop_time", "stop_grace", "stop_note"),
     *_OUTCOME,
     *_TIMES,
@@ -58,6 +59,7 @@ _JOB_NAMES = (
     *("array_index", "array_size"),
 )
 _TASK_NAMES = ("task_id", "create_time", "last_enqueue_time", "jobs", "open_jobs")
+_LIMIT_NAMES = ("max_running", "paused", "max_starts", "rate_window")
 
 
 def _columns(table: str, names: Sequence[str]) -> str:
@@ -78,9 +80,16 @@ JOB = f"{_columns('jobs', _JOB_NAMES)}, {EXECUTION}"
 JOB_WITHOUT_SPEC = JOB.replace("jobs.spec", "NULL", 1)
 _IN_JOB = _places(_JOB_NAMES)
 
-# What `task_from` takes.
-TASK = _columns("tasks", _TASK_NAMES)
-_IN_TASK = _places(_TASK_NAMES)
+# What `task_from` takes, and the tables that it is read from.
+TASK = f"""
+    {_columns("tasks", _TASK_NAMES)}, {_columns("task_limits", _LIMIT_NAMES)}, coalesce(task_limits.running, (
+        SELECT count(*) FROM executions AS running INDEXED BY executions_task_state
+        WHERE running.task_id = tasks.task_id
+            AND running.state IN ({State.PREPARING}, {State.RUNNING}, {State.STOPPING})
+    ))
+"""
+TASKS = "tasks LEFT JOIN task_limits USING (task_id)"
+_IN_TASK = _places((*_TASK_NAMES, *_LIMIT_NAMES, "running"))
 
 # Made once: json.dumps makes one for each call that wants something special.
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
@@ -109,8 +118,7 @@ def execution_from(row: Row) -> Execution:
         host=row[at["host"]],
         container_id=row[at["container_id"]],
         image_digest=row[at["image_digest"]],
-        capture=row[at["capture"]],
-        engine_life=row[at["engine_life"]],
+        handle=row[at["handle"]],
         starting=bool(row[at["starting"]]),
         # Of one that went back to the queue the row has what its log holds so far. That may still grow.
         logs=_logs_from(row[at["logs"]]) if state.final else (),
@@ -152,12 +160,20 @@ def array_from(index: int | None, size: int | None) -> ArrayPosition | None:
 
 def task_from(row: Row) -> Task:
     at = _IN_TASK
+    has_jobs = row[at["jobs"]] > 0
     return Task(
         id=row[at["task_id"]],
-        create_time=time_from(row[at["create_time"]]),
-        last_enqueue_time=time_from(row[at["last_enqueue_time"]]),
+        create_time=time_from(row[at["create_time"]]) if has_jobs else None,
+        last_enqueue_time=time_from(row[at["last_enqueue_time"]]) if has_jobs else None,
         jobs=row[at["jobs"]],
         open_jobs=row[at["open_jobs"]],
+        running=row[at["running"]],
+        limits=TaskLimits(
+            row[at["max_running"]] or 0,
+            bool(row[at["paused"]]),
+            row[at["max_starts"]] or 0,
+            _duration_from(row[at["rate_window"]] or None),
+        ),
     )
 
 

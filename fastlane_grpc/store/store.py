@@ -3,12 +3,14 @@ changes nothing."""
 
 import asyncio
 from collections.abc import Callable, Sequence
+from contextlib import closing
 from dataclasses import replace
 from datetime import datetime, timedelta
+from functools import cache
 from pathlib import Path
 from typing import Self
 
-from fastlane_grpc.errors import DiskFull, JobNotFound, Refusal, StoreFailed
+from fastlane_grpc.errors import DiskFull, JobExpired, JobNotFound, Refusal, StoreFailed, UniqueKeyTaken
 from fastlane_grpc.machine.data_directory import free_bytes, free_inodes, is_full
 from fastlane_grpc.model import (
     ArrayPosition,
@@ -21,26 +23,40 @@ from fastlane_grpc.model import (
     State,
     StopCause,
     Task,
+    TaskLimitsChange,
     utc_now,
 )
-from fastlane_grpc.store import changes, due, pruning
+from fastlane_grpc.pools import Pools
+from fastlane_grpc.store import changes, due, hosts, placement, pruning, task_limits
 from fastlane_grpc.store.batch import EnqueueBatch, Enqueued
 from fastlane_grpc.store.changes import Change, ChangePosition, JobsRead
 from fastlane_grpc.store.database import Connection, open_for_reading, open_for_writing
 from fastlane_grpc.store.due import Promotion
 from fastlane_grpc.store.enqueue import DEFAULT_SECRET_NAMES, NO_QUOTA, Enqueue, Quota
+from fastlane_grpc.store.hosts import Drain
 from fastlane_grpc.store.job_changes import pause_schedule, replace_job, resume_schedule, retry_job
-from fastlane_grpc.store.job_filter import OPEN_STATES, JobFilter, Matches, Place, matching
+from fastlane_grpc.store.job_filter import (
+    FINAL_STATES,
+    OPEN_STATES,
+    JobFilter,
+    Matches,
+    Order,
+    Place,
+    matching,
+)
 from fastlane_grpc.store.job_state import DEFAULT_RULES, Rules, follow, follow_claim, settle
 from fastlane_grpc.store.lists import ExecutionQuery, JobQuery, Page, page_of_executions, page_of_jobs, page_of_tasks
 from fastlane_grpc.store.pending import Pending
 from fastlane_grpc.store.pruning import Count, PruneCandidate, PruneCursor, PruneQuery, RetentionTotals
 from fastlane_grpc.store.queries import (
     ITS_SPEC,
+    JobInLine,
     ahead_of,
     assignment_from,
     assignment_of,
     execution_after,
+    execution_and_ahead,
+    execution_newer_than,
     execution_of,
     first_ended_since,
     first_to_read,
@@ -59,6 +75,7 @@ from fastlane_grpc.store.rows import (
     microseconds_since_epoch,
 )
 from fastlane_grpc.store.stops import stop_execution, stop_job
+from fastlane_grpc.store.task_limits import LimitedTasks
 from fastlane_grpc.store.writer import Writer, Written
 from fastlane_grpc.supervisor import ALONE, Supervisor
 from fastlane_grpc.text.redaction import SecretNames
@@ -66,6 +83,10 @@ from fastlane_grpc.text.redaction import SecretNames
 # A store that has less room than this is not taken for one that can write again.
 PROBE_FREE_BYTES = 1 << 20
 PROBE_FREE_INODES = 16
+
+
+# Without pools every host takes every task.
+ANY_HOST = Pools()
 
 
 class Store:
@@ -88,6 +109,7 @@ class Store:
         on_failure: Callable[[], None] = lambda: None,
         supervisor: Supervisor = ALONE,
         now: Callable[[], datetime] = utc_now,
+        pools: Pools = ANY_HOST,
     ) -> Self:
         """Open the store in `directory`, or make it. It takes jobs up to `quota`. StoreFailed if it cannot be
         opened.
@@ -120,7 +142,21 @@ class Store:
             readers.close()
             db.close()
             raise
-        return cls(writer, readers, instance=instance, quota=quota, secret_names=secret_names, rules=rules, now=now)
+        try:
+            return cls(
+                writer,
+                readers,
+                instance=instance,
+                quota=quota,
+                secret_names=secret_names,
+                rules=rules,
+                pools=pools,
+                now=now,
+            )
+        except BaseException:
+            readers.close()
+            writer.close()
+            raise
 
     def __init__(
         self,
@@ -132,6 +168,7 @@ class Store:
         quota: Quota | None = None,
         secret_names: SecretNames = DEFAULT_SECRET_NAMES,
         rules: Rules = DEFAULT_RULES,
+        pools: Pools = ANY_HOST,
     ) -> None:
         self._writer = writer
         self._readers = readers
@@ -140,6 +177,20 @@ class Store:
         self._secret_names = secret_names
         self._rules = rules
         self.instance = instance
+        self._pools = pools
+        # The tasks with limits, and the drained hosts by name, for callers on the loop.
+        self.limited_tasks = LimitedTasks()
+        with closing(open_for_reading(writer.path)) as db:
+            self.limited_tasks.load(db)
+            self.drained_hosts = dict(hosts.drained(db))
+            placed = placement.placed_by(db) == pools.placement
+        if not placed:
+            # The first transaction of all: no claim comes before it.
+            self._writer.write_until_stored(self._place_lines)
+
+    def _place_lines(self, db: Connection) -> Written[None]:
+        placement.put_in_force(db, self._pools)
+        return Written(None)
 
     def close(self, timeout: float | None = None) -> None:
         """Finish the calls that were made; later ones raise ServerStopping. Blocks; each thread has `timeout` seconds
@@ -224,11 +275,17 @@ class Store:
         return self._writer.write_until_stored(work) if carried_out_since else self._writer.write(work, vital=True)
 
     def matching_jobs(
-        self, query: JobFilter, states: Sequence[State], *, after: Place | None = None, limit: int
+        self,
+        query: JobFilter,
+        states: Sequence[State],
+        *,
+        order: Order = Order.ENQUEUED,
+        after: Place | None = None,
+        limit: int,
     ) -> Pending[Matches]:
-        """Return the ids of at most `limit` jobs that match the filter and are in one of `states`, by their enqueues,
+        """Return the ids of at most `limit` jobs that match the filter and are in one of `states`, in this order,
         oldest first. The work is bounded: the page may be empty and not the last one."""
-        return self._readers.read(lambda db: matching(db, query, states, after=after, limit=limit))
+        return self._readers.read(lambda db: matching(db, query, states, order=order, after=after, limit=limit))
 
     def stop_jobs(
         self, job_ids: Sequence[str], query: JobFilter, *, grace: timedelta | None, note: str
@@ -245,6 +302,24 @@ class Store:
             return Written(len(found.job_ids), changed)
 
         return self._writer.write(work, vital=True, weight=len(job_ids))
+
+    def retry_jobs(self, job_ids: Sequence[str], query: JobFilter) -> Pending[tuple[int, int]]:
+        """Start one more run of those of the jobs that still match the filter and are final, in one transaction. Return
+        how many these were, and how many could not be retried: their expire_time has passed, or their unique key is
+        taken. QueueFull, DiskFull."""
+
+        def work(db: Connection) -> Written[tuple[int, int]]:
+            now, changed, skipped = self._now(), list[Execution](), 0
+            found = matching(db, replace(query, job_ids=job_ids), FINAL_STATES, order=Order.ENDED, limit=len(job_ids))
+            for job_id in found.job_ids:
+                try:
+                    changed += retry_job(db, job_id, request_id="", now=now, quota=self._quota, rules=self._rules)[2]
+                except (JobExpired, UniqueKeyTaken):
+                    # Raised before anything was written.
+                    skipped += 1
+            return Written((len(found.job_ids) - skipped, skipped), changed, found.job_ids)
+
+        return self._writer.write(work, weight=len(job_ids))
 
     def stop_execution(
         self, execution_id: str, *, grace: timedelta | None, note: str, carried_out_since: datetime | None = None
@@ -266,7 +341,7 @@ class Store:
             job, existing, changed = retry_job(
                 db, job_id, request_id=request_id, now=self._now(), quota=self._quota, rules=self._rules
             )
-            return Written((job, existing), changed)
+            return Written((job, existing), changed, [job_id])
 
         return self._writer.write(work)
 
@@ -300,39 +375,31 @@ class Store:
             job, changed = replace_job(
                 db, job_id, task_id=task_id, spec=spec, etag=etag, now=self._now(), quota=self._quota, rules=self._rules
             )
-            return Written((job, False), changed)
+            return Written((job, False), changed, [job_id])
 
         return self._writer.write(work)
 
     def pause_schedule(self, job_id: str) -> Pending[Job]:
         """Stop the ticks of the job's schedule. JobNotFound, NoSchedule."""
-        return self._writer.write(lambda db: Written(*pause_schedule(db, job_id, now=self._now())))
+        return self._writer.write(lambda db: Written(*pause_schedule(db, job_id, now=self._now()), [job_id]))
 
     def resume_schedule(self, job_id: str) -> Pending[Job]:
         """Continue a paused schedule with its next tick. JobNotFound, NoSchedule."""
-        return self._writer.write(lambda db: Written(*resume_schedule(db, job_id, now=self._now(), rules=self._rules)))
+        return self._writer.write(
+            lambda db: Written(*resume_schedule(db, job_id, now=self._now(), rules=self._rules), [job_id])
+        )
 
     def job(self, job_id: str) -> Pending[Job]:
         """Return the job. JobNotFound."""
         return self._readers.read(lambda db: job_of(db, job_id))
 
     def job_in_line(self, job_id: str, most: int) -> Pending[tuple[Job, int]]:
-        """Return the job, and how many executions go before its own, in one step of a thread. JobNotFound."""
-
-        def work(db: Connection) -> tuple[Job, int]:
-            job = job_of(db, job_id)
-            return job, ahead_of(db, job.execution.id, most) if job.execution.state is State.QUEUED else 0
-
-        return self._readers.read(work)
+        """Return the job, and how many executions go before its own, up to `most`. JobNotFound."""
+        return self._readers.read(JobInLine(job_id, most), many=JobInLine.together)
 
     def execution_in_line(self, execution_id: str, most: int) -> Pending[tuple[Execution, int]]:
-        """Return the execution, and how many go before it, in one step of a thread. ExecutionNotFound."""
-
-        def work(db: Connection) -> tuple[Execution, int]:
-            execution = execution_of(db, execution_id)
-            return execution, ahead_of(db, execution.id, most) if execution.state is State.QUEUED else 0
-
-        return self._readers.read(work)
+        """Return the execution, and how many go before it, up to `most`. ExecutionNotFound."""
+        return self._readers.read(lambda db: execution_and_ahead(db, execution_id, most))
 
     def execution(self, execution_id: str) -> Pending[Execution]:
         """Return the execution. ExecutionNotFound."""
@@ -354,9 +421,45 @@ class Store:
         """Return the execution of the job that follows this attempt of this run; None if there is none yet."""
         return self._readers.read(lambda db: execution_after(db, job_id, run, attempt))
 
+    def execution_newer_than(self, job_id: str, execution_id: str) -> Pending[Execution | None]:
+        """Return the oldest execution of the job that was made after that one, which is not kept any more; None if
+        there is none."""
+        return self._readers.read(lambda db: execution_newer_than(db, job_id, execution_id))
+
     def task(self, task_id: str) -> Pending[Task]:
         """Return the task. TaskNotFound."""
         return self._readers.read(lambda db: task_of(db, task_id))
+
+    def update_task(self, task_id: str, change: TaskLimitsChange) -> Pending[Task]:
+        """Change the limits of a task, which need not have jobs. Return the task; without jobs and limits it has its id
+        alone, and does not exist any more. DiskFull: a task without jobs is no more taken than a job would be."""
+
+        def work(db: Connection) -> Written[Task]:
+            if not task_limits.exists(db, task_id) and (refusal := self._quota.refusal(db, 0)):
+                raise refusal
+            update = task_limits.update(db, task_id, change, self._now())
+            return Written(update.task, told=[lambda: self.limited_tasks.updated(update)])
+
+        return self._writer.write(work)
+
+    def drain_host(self, host: str, note: str, then: Callable[[], None]) -> Pending[Drain]:
+        """Note that a host is drained; one that is drained stays as it is. `then` is called on the loop after the
+        commit."""
+
+        def work(db: Connection) -> Written[Drain]:
+            drain = hosts.drain(db, host, note, self._now())
+            return Written(drain, told=[lambda: self.drained_hosts.update({host: drain}), then])
+
+        return self._writer.write(work, vital=True)
+
+    def resume_host(self, host: str, then: Callable[[], None]) -> Pending[None]:
+        """Note that a host is not drained. `then` is called on the loop after the commit."""
+
+        def work(db: Connection) -> Written[None]:
+            hosts.resume(db, host)
+            return Written(None, told=[lambda: self.drained_hosts.pop(host, None) and None, then])
+
+        return self._writer.write(work, vital=True)
 
     def jobs(self, query: JobQuery, *, after: tuple[int, int] | None = None, size: int) -> Pending[Page[Job]]:
         """Return a page of at most `size` after `after`, newest first."""
@@ -415,18 +518,40 @@ class Store:
         return self._readers.read(due.next_time)
 
     def claim_on(self, hosts: Sequence[str]) -> Pending[list[Assignment]]:
-        """Claim a queued execution for each of `hosts`, as long as there are any. The highest priority goes first;
-        within a priority tasks take turns; within a task the execution that was due first goes first."""
+        """Claim a queued execution for each of `hosts`, as long as there are any in the host's pools. The highest
+        priority goes first; within a priority tasks take turns; within a task the execution that was due first goes
+        first. Tasks that are at a limit or paused are left out."""
 
         def work(db: Connection) -> Written[list[Assignment]]:
-            now = microseconds_since_epoch(self._now())
+            now = self._now()
             claimed: list[Assignment] = []
+            rates: dict[str, datetime | None] = {}
+            empty: set[Sequence[str]] = set()
+            has_rates = task_limits.has_rates(db)
+            if self._pools:
+                placement.place(db, self._pools)
             for host in hosts:
-                execution = _claim_next(db, host, now)
+                pools = self._pools.of_host(host)
+                if pools in empty:
+                    continue
+                execution = _claim_next(db, host, pools, microseconds_since_epoch(now))
                 if execution is None:
-                    break
+                    empty.add(pools)
+                    continue
                 claimed.append(Assignment(execution, follow_claim(db, execution)))
-            return Written(claimed, [assignment.execution for assignment in claimed])
+                if has_rates:
+                    rates |= task_limits.note_start(db, execution, now)
+            told = [lambda: self.limited_tasks.rates_changed(rates)] if rates else []
+            return Written(claimed, [assignment.execution for assignment in claimed], told=told)
+
+        return self._writer.write(work)
+
+    def release_rates(self, limit: int) -> Pending[None]:
+        """Let tasks start executions again whose rate allows it: at most `limit` of them."""
+
+        def work(db: Connection) -> Written[None]:
+            rates = task_limits.release_rates(db, self._now(), limit)
+            return Written(None, told=[lambda: self.limited_tasks.rates_changed(rates)])
 
         return self._writer.write(work)
 
@@ -457,14 +582,15 @@ class Store:
         execution_id: str,
         *,
         container_id: str,
-        capture: str,
-        engine_life: str,
+        handle: str,
         image_digest: str,
         pull_time: datetime | None,
         container_time: datetime | None,
     ) -> Pending[Execution | None]:
         """Commit that the one start is about to be sent (the fence). A caller that gets the execution may send it.
-        None: the execution was told to stop, has expired, or a start may have been sent before."""
+        None: the execution was told to stop, has expired, or a start may have been sent before.
+
+        `handle` is what the backend remembers of the container, as JSON; `container_id` is for callers."""
 
         def work(db: Connection) -> Written[Execution | None]:
             return _written(
@@ -472,7 +598,7 @@ class Store:
                     db,
                     f"""
                     UPDATE executions
-                    SET starting = 1, container_id = :container_id, capture = :capture, engine_life = :engine_life,
+                    SET starting = 1, container_id = :container_id, handle = :handle,
                         image_digest = :image_digest, pull_time = :pull_time, container_time = :container_time
                     WHERE execution_id = :execution_id AND state = {State.PREPARING} AND NOT starting
                         AND (expire_time IS NULL OR expire_time >= :now)
@@ -480,8 +606,7 @@ class Store:
                     now=microseconds_since_epoch(self._now()),
                     execution_id=execution_id,
                     container_id=container_id,
-                    capture=capture,
-                    engine_life=engine_life,
+                    handle=handle,
                     image_digest=image_digest,
                     pull_time=microseconds_or_none(pull_time),
                     container_time=microseconds_or_none(container_time),
@@ -551,7 +676,7 @@ class Store:
                 UPDATE executions
                 SET state = {State.QUEUED}, state_time = :now,
                     claim_time = NULL, pull_time = NULL, container_time = NULL,
-                    host = '', container_id = '', image_digest = '', capture = '', engine_life = '',
+                    host = '', container_id = '', image_digest = '', handle = '',
                     logs = :logs, log_bytes = :log_bytes
                 WHERE execution_id = :execution_id AND state = {State.PREPARING} AND NOT starting
                 """,
@@ -563,7 +688,10 @@ class Store:
             if execution is None:
                 return Written(execution_of(db, execution_id))
             follow(db, execution)
-            return Written(execution, [execution])
+            rates = task_limits.take_back_start(db, execution, self._now())
+            return Written(
+                execution, [execution], told=[lambda: self.limited_tasks.rates_changed(rates)] if rates else ()
+            )
 
         return self._writer.write_until_stored(work)
 
@@ -577,7 +705,7 @@ class Store:
                     db,
                     f"""
                     UPDATE executions
-                    SET starting = 0, container_id = '', capture = '', engine_life = '',
+                    SET starting = 0, container_id = '', handle = '',
                         pull_time = NULL, container_time = NULL
                     WHERE execution_id = :execution_id AND state IN ({State.PREPARING}, {State.STOPPING})
                         AND start_time IS NULL
@@ -733,25 +861,39 @@ def _followed(db: Connection, execution: Execution | None) -> Written[Execution 
     return _written(execution)
 
 
-def _claim_next(db: Connection, host: str, now: int) -> Execution | None:
-    # Round-robin: of the ready task with the next turn (table `lines`), the execution that was due first. That is two
-    # steps down two indexes, however many wait. Expired executions are skipped; they are few, as `promote` ends them
-    # before claims.
+def _claim_next(db: Connection, host: str, pools: Sequence[str], now: int) -> Execution | None:
     return _update(
         db,
-        f"""
-        UPDATE executions SET state = {State.PREPARING}, state_time = :now, claim_time = :now, host = :host
-        WHERE state = {State.QUEUED} AND seq = (
-            SELECT queued.seq
-            FROM lines INDEXED BY lines_turn CROSS JOIN executions AS queued INDEXED BY executions_queued
-            ON queued.state = {State.QUEUED} AND queued.priority = lines.priority AND queued.task_id = lines.task_id
-            WHERE queued.expire_time IS NULL OR queued.expire_time >= :now
-            ORDER BY lines.priority DESC, lines.turn, queued.due_time, queued.seq LIMIT 1
-        )
-        """,
+        _claim_sql(len(pools)),
         host=host,
         now=now,
+        **{f"pool_{number}": pool for number, pool in enumerate(pools)},
     )
+
+
+@cache
+def _claim_sql(pools: int) -> str:
+    # Of each pool of the host, the next execution; of these, the one whose line has the highest priority and the next
+    # turn. Round-robin: a line that is served gets the last turn.
+    following = [_NEXT_OF_POOL.format(number=number) for number in range(pools)]
+    of_all = following[0] if pools == 1 else " UNION ALL ".join(f"SELECT * FROM ({each})" for each in following)
+    return f"""
+        UPDATE executions SET state = {State.PREPARING}, state_time = :now, claim_time = :now, host = :host
+        WHERE state = {State.QUEUED} AND seq = (SELECT seq FROM ({of_all}) ORDER BY priority DESC, turn LIMIT 1)
+        """
+
+
+# Of the ready lines of a pool (index `lines_ready`), the one with the next turn; of its executions, the one that was
+# due first. That is two steps down two indexes, however many wait, and however many are blocked. Expired executions are
+# skipped; they are few, as `promote` ends them before claims.
+_NEXT_OF_POOL = f"""
+    SELECT queued.seq AS seq, lines.priority AS priority, lines.turn AS turn
+    FROM lines INDEXED BY lines_ready CROSS JOIN executions AS queued INDEXED BY executions_queued
+    ON queued.state = {State.QUEUED} AND queued.priority = lines.priority AND queued.task_id = lines.task_id
+    WHERE lines.pool = :pool_{{number}} AND lines.blocked = 0
+        AND (queued.expire_time IS NULL OR queued.expire_time >= :now)
+    ORDER BY lines.priority DESC, lines.turn, queued.due_time, queued.seq LIMIT 1
+"""
 
 
 def _instance(path: Path) -> str:

@@ -32,11 +32,13 @@ _log = structlog.get_logger()
 class Written(NamedTuple, Generic[T]):
     """The answer of a unit of work, and the executions that it changed, as it left them.
 
-    `changed_jobs`: the ids of jobs that it changed or deleted without an execution in `changed`."""
+    `changed_jobs`: the ids of jobs that it changed or deleted without an execution in `changed`. Each of `told` is
+    called on the loop after the commit, before the executions are announced."""
 
     answer: T
     changed: Sequence[Execution] = ()
     changed_jobs: Sequence[str] = ()
+    told: Sequence[Callable[[], None]] = ()
 
 
 Work = Callable[[Connection], Written[T]]
@@ -243,11 +245,13 @@ class Writer:
     def _settle(self, done: Sequence["_Done"]) -> None:
         settled: list[Settled] = []
         changed: list[Execution] = []
+        told: list[Callable[[], None]] = []
         jobs_changed = False
         for unit, result in done:
             if isinstance(result, Written):
                 settled.append(Settled(unit.pending, result.answer, None))
                 changed += result.changed
+                told += result.told
                 jobs_changed = jobs_changed or bool(result.changed_jobs)
             elif not is_failure(result):
                 settled.append(Settled(unit.pending, None, result))
@@ -257,12 +261,21 @@ class Writer:
                 # A new one for each caller: one that is shared gathers the tracebacks of all.
                 settled.append(Settled(unit.pending, None, refusal(result, self.path)))
         # Without an execution, too: those that read the change log are to look at it.
-        tell(self._loop, settled, partial(self._on_commit, changed) if changed or jobs_changed else None)
+        on_commit = bool(changed) or jobs_changed
+        announce = partial(self._announce, changed, told, on_commit=on_commit) if on_commit or told else None
+        tell(self._loop, settled, announce)
         # That a job was refused for the disk is no failure yet, and a reason to look whether it can be written.
         if any(
             isinstance(result, Exception) and (is_failure(result) or isinstance(result, DiskFull)) for _, result in done
         ):
             tell(self._loop, (), self._on_failure)
+
+    def _announce(self, changed: Sequence[Execution], told: Sequence[Callable[[], None]], *, on_commit: bool) -> None:
+        """On the loop."""
+        for tell_one in told:
+            tell_one()
+        if on_commit:
+            self._on_commit(changed)
 
     def _owe(self, unit: "_Unit", error: Exception) -> None:
         if not self._owed:

@@ -1,13 +1,21 @@
-"""Redaction of secrets: values of variables, judged by the words of their names, and passwords inside URLs."""
+"""Redaction of secrets in text that is shown: values with secret names, credentials in URLs and headers, tokens.
+
+Redaction takes linear time. A text that was redacted does not change when it is redacted again."""
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import lru_cache
 
 # Shown in place of a secret.
 REDACTED = "***"
+
+# How often a text is searched at most. One round is enough for all but contrived texts.
+_ROUNDS = 4
+
+# The start and the end of a secret in a text.
+_Span = tuple[int, int]
 
 # Entries of `SecretNames`. Each stands for its plural too: "key" also means "keys".
 DEFAULT_ENTRIES = (
@@ -52,13 +60,18 @@ class SecretNames:
     entries: Sequence[str] = DEFAULT_ENTRIES
     _hidden: "re.Pattern[str]" = field(init=False, repr=False, compare=False)
     _shown: Sequence[str] = field(init=False, repr=False, compare=False)
+    # Every secret name contains one of these, in some case.
+    _pieces: Sequence[str] = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        hidden = [re.escape(entry).replace(r"\*", "[^_]*") for entry in self.entries if not entry.startswith("!")]
+        secret = [entry for entry in self.entries if not entry.startswith("!")]
+        hidden = [re.escape(entry).replace(r"\*", "[^_]*") for entry in secret]
         # Without entries nothing matches.
         pattern = f"_(?:{'|'.join(hidden)})s?_" if hidden else r"(?!)"
         object.__setattr__(self, "_hidden", re.compile(pattern))
         object.__setattr__(self, "_shown", tuple(entry[1:] for entry in self.entries if entry.startswith("!")))
+        pieces = {max(re.split(r"[*_]", entry), key=len) for entry in secret}
+        object.__setattr__(self, "_pieces", tuple(pieces))
 
     @classmethod
     def read(cls, text: str) -> "SecretNames":
@@ -87,11 +100,78 @@ class SecretNames:
 
     def shown(self, name: str, value: str) -> str:
         """Return the value of the variable without secrets."""
-        return REDACTED if self.hides(name) else mask_url_passwords(value)
+        return REDACTED if self.hides(name) else self.mask(value)
 
     def shown_all(self, variables: Mapping[str, str]) -> Mapping[str, str]:
         """Return all variables without secrets."""
         return {name: self.shown(name, value) for name, value in variables.items()}
+
+    def mask(self, text: str) -> str:
+        """Return the text with `***` in place of each secret in it.
+
+        These are secrets: the value after a secret name and `=`, as in `--password=x`, `?token=x` or `;password=x`; a
+        JSON string with a secret name; the password of a URL; a token in place of the user of a URL; the value of an
+        Authorization header and of similar ones; a bearer token; a token with a well-known prefix, as `ghp_`."""
+        # What one finder removes may end what another one found: `a://X-Key:"x@h`. A second round settles that.
+        for _ in range(_ROUNDS):
+            before = text
+            for find in self._finders():
+                text = _without(text, find(text))
+            if text == before:
+                break
+        return text
+
+    def mask_word(self, word: str) -> str:
+        """Return one word of a command line without secrets. The value in `--password=x` is all the rest of the word,
+        blanks too."""
+        option = _OPTION.match(word)
+        if option and option.end() < len(word) and self.hides(option[1]):
+            return f"{word[: option.end()]}{REDACTED}"
+        return self.mask(word)
+
+    def holds_mask(self, text: str) -> bool:
+        """Return whether the text holds `***` where a secret belongs."""
+        if REDACTED not in text:
+            return False
+        return any(text[slice(*span)] == REDACTED for find in self._finders() for span in find(text))
+
+    def _finders(self) -> Sequence[Callable[[str], Iterable[_Span]]]:
+        return (_header_values, self._json_values, self._named_values, _tokens, _url_credentials)
+
+    def _json_values(self, text: str) -> Iterator[_Span]:
+        return self._values(text, _JSON_NAME, lambda _: _JSON_VALUE)
+
+    def _named_values(self, text: str) -> Iterator[_Span]:
+        return self._values(text, _NAME, lambda name: _VALUES.get(text[max(name.start() - 1, 0)], _VALUE))
+
+    def _values(
+        self, text: str, names: "re.Pattern[str]", pattern: "Callable[[re.Match[str]], re.Pattern[str]]"
+    ) -> Iterator[_Span]:
+        lowered = text.lower()
+        if not any(piece in lowered for piece in self._pieces):
+            return
+        end = 0
+        for name in names.finditer(text):
+            if name.start() < end or not self.hides(name[1]):
+                continue
+            value = pattern(name).match(text, name.end())
+            if value and value.lastindex and value[value.lastindex]:
+                yield value.span(value.lastindex)
+                end = value.end()
+
+
+def mask_secrets(text: str) -> str:
+    """Return the text without secrets, by the default names."""
+    return _DEFAULT_NAMES.mask(text)
+
+
+def _without(text: str, spans: Iterable[_Span]) -> str:
+    pieces: list[str] = []
+    done = 0
+    for start, end in spans:
+        pieces += text[done:start], REDACTED
+        done = end
+    return "".join([*pieces, text[done:]]) if done else text
 
 
 def _hides(hidden: "re.Pattern[str]", shown: Sequence[str], name: str) -> bool:
@@ -99,50 +179,100 @@ def _hides(hidden: "re.Pattern[str]", shown: Sequence[str], name: str) -> bool:
     # With and without the words that are digits, so that "PASSWORD2", "PgPass" and "pg_pass" are found.
     letters = [word for word in words if not word.isdigit()]
     plain = re.sub(r"[\W_]+", "_", name).strip("_").lower()
-    if any(fnmatchcase(plain, each) for each in shown):
+    if not any(hidden.search(f"_{form}_") for form in {plain, "_".join(words), "_".join(letters)}):
         return False
-    return any(hidden.search(f"_{form}_") for form in (plain, "_".join(words), "_".join(letters)))
+    return not any(fnmatchcase(plain, each) for each in shown)
 
 
 _CACHED_CHARACTERS = 100
 _hides_cached = lru_cache(4096)(_hides)
+_DEFAULT_NAMES = SecretNames()
+
+
+# --------------------------------------------------------------------------------------------------------- named values
+
+# `name=` and `"name": "`. Repetitions are possessive: the search is linear.
+_NAME = re.compile(r"(?<![\w.-])([\w.-]++)=")
+_JSON_NAME = re.compile(r'"([\w.-]++)"\s*+:\s*+"')
+# An option or a variable with its value in one word: `--password=x`, `PASSWORD=x`.
+_OPTION = re.compile(r"-*+([\w.-]++)=")
+
+
+def _value_until(end: str) -> "re.Pattern[str]":
+    """Return the pattern of a value that ends at a blank or at `end`. A quote ends it only where the text goes on as
+    after the end of a quotation."""
+    rest = rf"""(?:[^\s"'{end}]|["'](?!$|[\s,;:)\]}}{end}]))*+"""
+    return re.compile(rf""""([^"]*+)|'([^']*+)|({rest})""")
+
+
+# By the character before the name.
+_VALUES = {"?": _value_until("&"), "&": _value_until("&"), ";": _value_until(";"), ",": _value_until(",")}
+_VALUE = _value_until("")
+_JSON_VALUE = re.compile(r'((?:[^"\\]|\\.)*+)', re.DOTALL)
+
+
+# --------------------------------------------------------------------------------------------------- headers and tokens
+
+_HEADER_NAMES = ["authorization", "cookie", "set-cookie", "private-token", "api-key"]
+_HEADER = re.compile(
+    rf"""(?<![\w-])(?:(?:[\w]++-)*?(?:{"|".join(_HEADER_NAMES)})|x-[\w-]*?(?:key|token|secret))[ \t]*+:[ \t]*+"""
+    r"""([^\r\n"']++)""",
+    re.IGNORECASE,
+)
+# Prefixes by which issuers mark their tokens.
+_PREFIXES = (
+    "gh[pousr]_ github_pat_ glpat- gldt- glrt- xox[abeoprs]- npm_ pypi- hf_ dop_v1_ sk- sk_live_ rk_live_ shpat_"
+)
+_TOKEN = re.compile(
+    rf"""(?<![A-Za-z0-9])(?:(?:{"|".join(_PREFIXES.split())})|(?i:bearer)[ ]++(?=\*|[\w.~+/-]*?[0-9]))"""
+    r"""([\w.~+/-]{16,}+=*+|\*\*\*)"""
+)
+
+
+def _header_values(text: str) -> Iterator[_Span]:
+    if ":" in text:
+        yield from (header.span(1) for header in _HEADER.finditer(text))
+
+
+def _tokens(text: str) -> Iterator[_Span]:
+    yield from (token.span(1) for token in _TOKEN.finditer(text))
 
 
 # ---------------------------------------------------------------------------------------------------------------- URLs
 
 # The text after `scheme://` up to the colon before a password. A slash ends the part that can hold a password.
 _USER = re.compile(r"[^/?#:]*:")
-# `host:8080/path@2` has a port and no password.
+# A port and the start of a path. A password may begin like them.
 _PORT = re.compile(r"[0-9]{1,5}[/?#]")
-_BLANKS = re.compile(r"(\s+)")
+# A version or a digest in place of a host, as in `host:8080/path@1.2`. Such a text has a port and no password.
+_VERSION = re.compile(r"v?[0-9]+(?:\.[0-9]+){0,2}(?![\w.])|sha[0-9]+:")
+# A user that is a token: long, and of letters and digits.
+_TOKEN_USER = re.compile(r"(?=[^@:/?#]*[0-9])(?=[^@:/?#]*[A-Za-z])[A-Za-z0-9_]{20,}(?=[@:])|\*\*\*(?=[@:])")
+_BLANKS = re.compile(r"\S+")
 
 
-def mask_url_passwords(text: str) -> str:
-    """Return the text with `***` in place of the password of each `scheme://user:password@host` in it.
+def _url_credentials(text: str) -> Iterator[_Span]:
+    """Yield the password, and a token in place of the user, of each `scheme://user:password@host`.
 
     A password ends at the last @ before a blank: passwords with an unescaped /, : or @ occur."""
     if "://" not in text or "@" not in text:
-        return text
-    return "".join(map(_masked, _BLANKS.split(text)))
+        return
+    for word in _BLANKS.finditer(text):
+        yield from _credentials(text, word.start(), word.end())
 
 
-def holds_masked_password(text: str) -> bool:
-    """Return whether the text holds a URL whose password is `***`."""
-    words = text.split() if f":{REDACTED}@" in text else ()
-    return any(word[slice(*span)] == REDACTED for word in words if (span := _password(word)))
-
-
-def _masked(word: str) -> str:
-    span = _password(word)
-    return word if span is None else f"{word[: span[0]]}{REDACTED}{word[span[1] :]}"
-
-
-def _password(word: str) -> tuple[int, int] | None:
-    """Return the start and end of the first password of a URL in the word; None: there is none. Takes linear time."""
-    end, start = word.rfind("@"), 0
-    while (start := word.find("://", start, max(end, 0)) + 3) > 2:
+def _credentials(text: str, start: int, end: int) -> Iterator[_Span]:
+    end = text.rfind("@", start, end)
+    # In `host:8080/path?mail=me@host`, the start of the query that the @ is in.
+    query = text.rfind("?", start, max(text.rfind("=", start, max(end, 0)), 0))
+    version = _VERSION.match(text, end + 1)
+    while (start := text.find("://", start, max(end, 0)) + 3) > 2:
         # A URL needs a scheme. This also bounds how much longer a text can become, as responses have a limit.
-        user = _USER.match(word, start, end) if word[start - 4 : start - 3].isalnum() else None
-        if user and not _PORT.match(word, user.end(), end):
-            return user.end(), end
-    return None
+        if not text[max(start - 4, 0) : start - 3].isalnum():
+            continue
+        if token := _TOKEN_USER.match(text, start, end + 1):
+            yield token.span()
+        user = _USER.match(text, start, end)
+        if user and not (_PORT.match(text, user.end(), end) and (version or query > start)):
+            yield user.end(), end
+            return

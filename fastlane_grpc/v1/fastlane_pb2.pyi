@@ -34,10 +34,12 @@ Rules for every call.
   * Lists are paged. A page may be shorter than requested, or empty, although more follow: continue until
     `next_page_token` is empty. The work for one page is bounded, however many rows are stored and however few of
     them match.
-  * Secrets are never returned. The value of an environment variable with a secret name (PGPASS, API_KEY, GH_PAT; not
-    MONKEY; see the server's setting `secret_names`), and the password in a URL (`scheme://user:password@host`) in
-    envs, command, args, entrypoint, labels and messages, are returned as `***`. A request that contains such a `***`
-    is rejected. Metadata is returned unchanged.
+  * Secrets are never returned: `***` is returned in their place. Secret is the value of an environment variable with
+    a secret name (PGPASS, API_KEY, GH_PAT; not MONKEY; see the server's setting `secret_names`). Secret in envs,
+    command, args, entrypoint, labels and messages are: the password in a URL (`scheme://user:password@host`), a
+    token in place of its user, the value after a secret name and `=` (`?token=`, `--password=`), the value of an
+    Authorization header or a similar one, and tokens with a well-known prefix (`ghp_`). A request that contains such
+    a `***` is rejected. Metadata is returned unchanged.
   * Text for people (details, notes, reasons of hosts, fastlane's own log lines) is one printable line: line breaks,
     control characters and escape sequences from callers, engines and registries are removed.
   * Only google/protobuf/*.proto is imported: this file alone is the whole API.
@@ -221,7 +223,9 @@ class _WaitReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_WaitReason
     WAIT_REASON_TASK_LIMIT: _WaitReason.ValueType  # 3
     """The task runs as many executions as its `max_running` allows."""
     WAIT_REASON_HOST_DOWN: _WaitReason.ValueType  # 4
-    """No host that may run the execution is up."""
+    """No host that may run the execution is up: each is down, is drained, or gets no executions for a while because
+    starts failed on it.
+    """
     WAIT_REASON_DISK_FULL: _WaitReason.ValueType  # 5
     """The execution has a slot, but the server's disk has no space, or no inodes, for its log. It continues once there is
     space.
@@ -253,7 +257,9 @@ WAIT_REASON_NO_FREE_SLOT: WaitReason.ValueType  # 2
 WAIT_REASON_TASK_LIMIT: WaitReason.ValueType  # 3
 """The task runs as many executions as its `max_running` allows."""
 WAIT_REASON_HOST_DOWN: WaitReason.ValueType  # 4
-"""No host that may run the execution is up."""
+"""No host that may run the execution is up: each is down, is drained, or gets no executions for a while because
+starts failed on it.
+"""
 WAIT_REASON_DISK_FULL: WaitReason.ValueType  # 5
 """The execution has a slot, but the server's disk has no space, or no inodes, for its log. It continues once there is
 space.
@@ -327,9 +333,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_CURSOR_AHEAD: _ErrorReason.ValueType  # 6
     """OUT_OF_RANGE: the sealed log ends before the cursor (metadata: cursor, the end of the log)."""
     ERROR_REASON_CURSOR_TOO_OLD: _ErrorReason.ValueType  # 7
-    """OUT_OF_RANGE: changes as old as the cursor are not kept. Watch again without a cursor.
-    Also: the execution of the cursor is not kept any more (StreamJobLogs).
-    """
+    """OUT_OF_RANGE: changes as old as the cursor are not kept. Watch again without a cursor."""
     ERROR_REASON_TASK_NOT_FOUND: _ErrorReason.ValueType  # 8
     """NOT_FOUND (metadata: task_id)."""
     ERROR_REASON_JOB_NOT_FOUND: _ErrorReason.ValueType  # 9
@@ -385,9 +389,7 @@ ERROR_REASON_CURSOR_OF_ANOTHER_EXECUTION: ErrorReason.ValueType  # 5
 ERROR_REASON_CURSOR_AHEAD: ErrorReason.ValueType  # 6
 """OUT_OF_RANGE: the sealed log ends before the cursor (metadata: cursor, the end of the log)."""
 ERROR_REASON_CURSOR_TOO_OLD: ErrorReason.ValueType  # 7
-"""OUT_OF_RANGE: changes as old as the cursor are not kept. Watch again without a cursor.
-Also: the execution of the cursor is not kept any more (StreamJobLogs).
-"""
+"""OUT_OF_RANGE: changes as old as the cursor are not kept. Watch again without a cursor."""
 ERROR_REASON_TASK_NOT_FOUND: ErrorReason.ValueType  # 8
 """NOT_FOUND (metadata: task_id)."""
 ERROR_REASON_JOB_NOT_FOUND: ErrorReason.ValueType  # 9
@@ -1066,11 +1068,11 @@ class TaskSummary(_message.Message):
     """Number of executions that run: PREPARING, RUNNING or STOPPING."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp:
-        """Time of its first enqueue, among the jobs that were kept without a break."""
+        """Time of its first enqueue, among the jobs that were kept without a break. Unset: no job is kept."""
 
     @_builtins.property
     def last_enqueue_time(self) -> _timestamp_pb2.Timestamp:
-        """When a job was last enqueued under this name."""
+        """When a job was last enqueued under this name. Unset: no job is kept."""
 
     @_builtins.property
     def rate_window(self) -> _duration_pb2.Duration:
@@ -1583,7 +1585,9 @@ class EngineHost(_message.Message):
         AVAILABILITY_DRAINED: EngineHost._Availability.ValueType  # 3
         """Drained by a caller: no new executions. Running ones continue."""
         AVAILABILITY_CIRCUIT_OPEN: EngineHost._Availability.ValueType  # 4
-        """Several starts in a row failed on this host: no new executions for a while, then one as a trial."""
+        """Five starts in a row failed on this host, for reasons that are not the job's: no new executions for 60 s, then
+        one as a trial. `last_error` has the reason. A start that succeeds, and ResumeHost, end this.
+        """
 
     class Availability(_Availability, metaclass=_AvailabilityEnumTypeWrapper):
         """Whether a host takes executions."""
@@ -1599,7 +1603,9 @@ class EngineHost(_message.Message):
     AVAILABILITY_DRAINED: EngineHost.Availability.ValueType  # 3
     """Drained by a caller: no new executions. Running ones continue."""
     AVAILABILITY_CIRCUIT_OPEN: EngineHost.Availability.ValueType  # 4
-    """Several starts in a row failed on this host: no new executions for a while, then one as a trial."""
+    """Five starts in a row failed on this host, for reasons that are not the job's: no new executions for 60 s, then
+    one as a trial. `last_error` has the reason. A start that succeeds, and ResumeHost, end this.
+    """
 
     class _Capture:
         ValueType = _typing.NewType("ValueType", _builtins.int)
@@ -2859,7 +2865,8 @@ class JobArray(_message.Message):
     @_builtins.property
     def request(self) -> Global___EnqueueJobRequest:
         """Required. The request of every job. Its request_id, if any, applies to the array: the job with index 7 gets the
-        request_id with `#7` appended. A unique key is rejected.
+        request_id with `#7` appended. The same request_id with another size is another request: REQUEST_ID_REUSED. A
+        unique key is rejected, and so are variables with the names of ArrayPosition.
         """
 
     def __init__(
@@ -2997,7 +3004,7 @@ class Rejection(_message.Message):
 
     @_builtins.property
     def violations(self) -> _containers.RepeatedCompositeFieldContainer[Global___Rejection.FieldViolation]:
-        """The invalid fields, at most 16."""
+        """The invalid fields, at most 16; fewer if the response would be larger than 3 MiB."""
 
     def __init__(
         self,
@@ -3655,10 +3662,14 @@ class UpdateTaskRequest(_message.Message):
     paused: _builtins.bool
     """Do not start queued executions."""
     max_starts: _builtins.int
-    """Maximum number of starts within `rate_window`, at least 0. Zero: no limit."""
+    """Maximum number of starts within `rate_window`, 0 to 100 000. Zero: no limit. The window slides: of the starts of
+    the task, at most this many are closer together than the window. A start is the assignment of a slot; that of an
+    execution that goes back to the queue does not count. Starts count from the call that sets the first rate on. After
+    a change of the rate, earlier starts within the new window still count.
+    """
     @_builtins.property
     def rate_window(self) -> _duration_pb2.Duration:
-        """The window of `max_starts`, 1 s to 1 day. Required with `max_starts`."""
+        """The window of `max_starts`, 1 s to 1 day. Required with a `max_starts` above 0, else rejected."""
 
     def __init__(
         self,

@@ -199,7 +199,8 @@ class JobServiceServicer:
     def BatchEnqueueJobs(self, request, context):
         """Enqueues up to 1 000 jobs in one transaction. Every request has its own result, in the same order: one invalid
         request does not reject the others. OK even if every request was rejected. An error of the whole call (for example
-        DISK_FULL) means that no job was stored. Give every request a `request_id` to make the call safe to repeat.
+        DISK_FULL, or an invalid `array`) means that no job was stored. The effect is that of EnqueueJob for each request,
+        in order. Give every request a `request_id` to make the call safe to repeat.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -207,7 +208,8 @@ class JobServiceServicer:
 
     def BatchStopJobs(self, request, context):
         """Stops the jobs that match the filter and are not final, oldest first, at most 1 000 in one call. Repeat the call
-        until `more` is false.
+        until `more` is false. An error means that no job was stopped: if a call fails in its midst, the response has the
+        number of jobs stopped so far, and `more`.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -237,9 +239,14 @@ class JobServiceServicer:
         are in the order of their runs and attempts, also where runs overlap. The first message is `execution`, and so is
         the first one of each further execution; up to the next `execution`, the messages are exactly those of
         StreamExecutionLogs. The last message of a complete stream is `job_end`; the status is OK if and only if it was
-        sent. A job with a schedule is final only when the schedule is over or the job is stopped. NOT_FOUND,
-        JOB_NOT_FOUND. OUT_OF_RANGE, CURSOR_TOO_OLD: the execution of the cursor is not kept any more. INVALID_ARGUMENT,
-        CURSOR_OF_ANOTHER_JOB. Rules and errors otherwise as for StreamExecutionLogs.
+        sent. A job with a schedule is final only when the schedule is over or the job is stopped.
+
+        Executions that the job's history has dropped are passed over: `run` and `attempt` in `execution` show it. If the
+        execution of the cursor itself was dropped, the stream first has a `gap` of unknown size for each source, with
+        CAUSE_PRUNED, and goes on with the next kept execution.
+
+        NOT_FOUND, JOB_NOT_FOUND. INVALID_ARGUMENT, CURSOR_OF_ANOTHER_JOB. OUT_OF_RANGE, CURSOR_AHEAD: also if the execution
+        of the cursor is unknown and newer than all of the job. Rules and errors otherwise as for StreamExecutionLogs.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -981,7 +988,9 @@ class TaskServiceServicer:
 
     def UpdateTask(self, request, context):
         """Sets the limits of a task, and pauses or resumes it. Fields that are not set stay as they are. A task without jobs
-        may be limited in advance. Running executions are not stopped. Limits are kept over restarts.
+        may be limited in advance. Running executions are not stopped. Limits are kept over restarts. A task without jobs
+        whose last limit is removed does not exist any more: the response has its id alone. INVALID_ARGUMENT lists the
+        invalid fields. RESOURCE_EXHAUSTED, DISK_FULL, with RetryInfo.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -1140,7 +1149,7 @@ class HostServiceServicer:
 
     def DrainHost(self, request, context):
         """Assigns no further executions to a host; running ones continue. Kept over restarts. Draining a drained host changes
-        nothing and returns OK. NOT_FOUND, HOST_NOT_FOUND.
+        nothing, not even its note, and returns OK. NOT_FOUND, HOST_NOT_FOUND.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -34,10 +34,12 @@ Rules for every call.
   * Lists are paged. A page may be shorter than requested, or empty, although more follow: continue until
     `next_page_token` is empty. The work for one page is bounded, however many rows are stored and however few of
     them match.
-  * Secrets are never returned. The value of an environment variable with a secret name (PGPASS, API_KEY, GH_PAT; not
-    MONKEY; see the server's setting `secret_names`), and the password in a URL (`scheme://user:password@host`) in
-    envs, command, args, entrypoint, labels and messages, are returned as `***`. A request that contains such a `***`
-    is rejected. Metadata is returned unchanged.
+  * Secrets are never returned: `***` is returned in their place. Secret is the value of an environment variable with
+    a secret name (PGPASS, API_KEY, GH_PAT; not MONKEY; see the server's setting `secret_names`). Secret in envs,
+    command, args, entrypoint, labels and messages are: the password in a URL (`scheme://user:password@host`), a
+    token in place of its user, the value after a secret name and `=` (`?token=`, `--password=`), the value of an
+    Authorization header or a similar one, and tokens with a well-known prefix (`ghp_`). A request that contains such
+    a `***` is rejected. Metadata is returned unchanged.
   * Text for people (details, notes, reasons of hosts, fastlane's own log lines) is one printable line: line breaks,
     control characters and escape sequences from callers, engines and registries are removed.
   * Only google/protobuf/*.proto is imported: this file alone is the whole API.
@@ -124,11 +126,13 @@ class JobServiceStub:
     BatchEnqueueJobs: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.BatchEnqueueJobsRequest, _fastlane_pb2.BatchEnqueueJobsResponse]
     """Enqueues up to 1 000 jobs in one transaction. Every request has its own result, in the same order: one invalid
     request does not reject the others. OK even if every request was rejected. An error of the whole call (for example
-    DISK_FULL) means that no job was stored. Give every request a `request_id` to make the call safe to repeat.
+    DISK_FULL, or an invalid `array`) means that no job was stored. The effect is that of EnqueueJob for each request,
+    in order. Give every request a `request_id` to make the call safe to repeat.
     """
     BatchStopJobs: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.BatchStopJobsRequest, _fastlane_pb2.BatchStopJobsResponse]
     """Stops the jobs that match the filter and are not final, oldest first, at most 1 000 in one call. Repeat the call
-    until `more` is false.
+    until `more` is false. An error means that no job was stopped: if a call fails in its midst, the response has the
+    number of jobs stopped so far, and `more`.
     """
     BatchRetryJobs: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.BatchRetryJobsRequest, _fastlane_pb2.BatchRetryJobsResponse]
     """Retries the final jobs that match the filter, as RetryJob does, in the order in which they ended, at most 1 000 in
@@ -146,9 +150,14 @@ class JobServiceStub:
     are in the order of their runs and attempts, also where runs overlap. The first message is `execution`, and so is
     the first one of each further execution; up to the next `execution`, the messages are exactly those of
     StreamExecutionLogs. The last message of a complete stream is `job_end`; the status is OK if and only if it was
-    sent. A job with a schedule is final only when the schedule is over or the job is stopped. NOT_FOUND,
-    JOB_NOT_FOUND. OUT_OF_RANGE, CURSOR_TOO_OLD: the execution of the cursor is not kept any more. INVALID_ARGUMENT,
-    CURSOR_OF_ANOTHER_JOB. Rules and errors otherwise as for StreamExecutionLogs.
+    sent. A job with a schedule is final only when the schedule is over or the job is stopped.
+
+    Executions that the job's history has dropped are passed over: `run` and `attempt` in `execution` show it. If the
+    execution of the cursor itself was dropped, the stream first has a `gap` of unknown size for each source, with
+    CAUSE_PRUNED, and goes on with the next kept execution.
+
+    NOT_FOUND, JOB_NOT_FOUND. INVALID_ARGUMENT, CURSOR_OF_ANOTHER_JOB. OUT_OF_RANGE, CURSOR_AHEAD: also if the execution
+    of the cursor is unknown and newer than all of the job. Rules and errors otherwise as for StreamExecutionLogs.
     """
 
 @_typing.type_check_only
@@ -205,11 +214,13 @@ class JobServiceAsyncStub(JobServiceStub):
     BatchEnqueueJobs: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.BatchEnqueueJobsRequest, _fastlane_pb2.BatchEnqueueJobsResponse]  # type: ignore[assignment]
     """Enqueues up to 1 000 jobs in one transaction. Every request has its own result, in the same order: one invalid
     request does not reject the others. OK even if every request was rejected. An error of the whole call (for example
-    DISK_FULL) means that no job was stored. Give every request a `request_id` to make the call safe to repeat.
+    DISK_FULL, or an invalid `array`) means that no job was stored. The effect is that of EnqueueJob for each request,
+    in order. Give every request a `request_id` to make the call safe to repeat.
     """
     BatchStopJobs: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.BatchStopJobsRequest, _fastlane_pb2.BatchStopJobsResponse]  # type: ignore[assignment]
     """Stops the jobs that match the filter and are not final, oldest first, at most 1 000 in one call. Repeat the call
-    until `more` is false.
+    until `more` is false. An error means that no job was stopped: if a call fails in its midst, the response has the
+    number of jobs stopped so far, and `more`.
     """
     BatchRetryJobs: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.BatchRetryJobsRequest, _fastlane_pb2.BatchRetryJobsResponse]  # type: ignore[assignment]
     """Retries the final jobs that match the filter, as RetryJob does, in the order in which they ended, at most 1 000 in
@@ -227,9 +238,14 @@ class JobServiceAsyncStub(JobServiceStub):
     are in the order of their runs and attempts, also where runs overlap. The first message is `execution`, and so is
     the first one of each further execution; up to the next `execution`, the messages are exactly those of
     StreamExecutionLogs. The last message of a complete stream is `job_end`; the status is OK if and only if it was
-    sent. A job with a schedule is final only when the schedule is over or the job is stopped. NOT_FOUND,
-    JOB_NOT_FOUND. OUT_OF_RANGE, CURSOR_TOO_OLD: the execution of the cursor is not kept any more. INVALID_ARGUMENT,
-    CURSOR_OF_ANOTHER_JOB. Rules and errors otherwise as for StreamExecutionLogs.
+    sent. A job with a schedule is final only when the schedule is over or the job is stopped.
+
+    Executions that the job's history has dropped are passed over: `run` and `attempt` in `execution` show it. If the
+    execution of the cursor itself was dropped, the stream first has a `gap` of unknown size for each source, with
+    CAUSE_PRUNED, and goes on with the next kept execution.
+
+    NOT_FOUND, JOB_NOT_FOUND. INVALID_ARGUMENT, CURSOR_OF_ANOTHER_JOB. OUT_OF_RANGE, CURSOR_AHEAD: also if the execution
+    of the cursor is unknown and newer than all of the job. Rules and errors otherwise as for StreamExecutionLogs.
     """
 
 class JobServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -343,7 +359,8 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_fastlane_pb2.BatchEnqueueJobsResponse, _abc.Awaitable[_fastlane_pb2.BatchEnqueueJobsResponse]]:
         """Enqueues up to 1 000 jobs in one transaction. Every request has its own result, in the same order: one invalid
         request does not reject the others. OK even if every request was rejected. An error of the whole call (for example
-        DISK_FULL) means that no job was stored. Give every request a `request_id` to make the call safe to repeat.
+        DISK_FULL, or an invalid `array`) means that no job was stored. The effect is that of EnqueueJob for each request,
+        in order. Give every request a `request_id` to make the call safe to repeat.
         """
 
     @_abc_1.abstractmethod
@@ -353,7 +370,8 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_fastlane_pb2.BatchStopJobsResponse, _abc.Awaitable[_fastlane_pb2.BatchStopJobsResponse]]:
         """Stops the jobs that match the filter and are not final, oldest first, at most 1 000 in one call. Repeat the call
-        until `more` is false.
+        until `more` is false. An error means that no job was stopped: if a call fails in its midst, the response has the
+        number of jobs stopped so far, and `more`.
         """
 
     @_abc_1.abstractmethod
@@ -389,9 +407,14 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
         are in the order of their runs and attempts, also where runs overlap. The first message is `execution`, and so is
         the first one of each further execution; up to the next `execution`, the messages are exactly those of
         StreamExecutionLogs. The last message of a complete stream is `job_end`; the status is OK if and only if it was
-        sent. A job with a schedule is final only when the schedule is over or the job is stopped. NOT_FOUND,
-        JOB_NOT_FOUND. OUT_OF_RANGE, CURSOR_TOO_OLD: the execution of the cursor is not kept any more. INVALID_ARGUMENT,
-        CURSOR_OF_ANOTHER_JOB. Rules and errors otherwise as for StreamExecutionLogs.
+        sent. A job with a schedule is final only when the schedule is over or the job is stopped.
+
+        Executions that the job's history has dropped are passed over: `run` and `attempt` in `execution` show it. If the
+        execution of the cursor itself was dropped, the stream first has a `gap` of unknown size for each source, with
+        CAUSE_PRUNED, and goes on with the next kept execution.
+
+        NOT_FOUND, JOB_NOT_FOUND. INVALID_ARGUMENT, CURSOR_OF_ANOTHER_JOB. OUT_OF_RANGE, CURSOR_AHEAD: also if the execution
+        of the cursor is unknown and newer than all of the job. Rules and errors otherwise as for StreamExecutionLogs.
         """
 
 def add_JobServiceServicer_to_server(servicer: JobServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
@@ -522,7 +545,9 @@ class TaskServiceStub:
     """Returns tasks in the order of their names. INVALID_ARGUMENT, PAGE_TOKEN_INVALID."""
     UpdateTask: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.UpdateTaskRequest, _fastlane_pb2.UpdateTaskResponse]
     """Sets the limits of a task, and pauses or resumes it. Fields that are not set stay as they are. A task without jobs
-    may be limited in advance. Running executions are not stopped. Limits are kept over restarts.
+    may be limited in advance. Running executions are not stopped. Limits are kept over restarts. A task without jobs
+    whose last limit is removed does not exist any more: the response has its id alone. INVALID_ARGUMENT lists the
+    invalid fields. RESOURCE_EXHAUSTED, DISK_FULL, with RetryInfo.
     """
 
 @_typing.type_check_only
@@ -540,7 +565,9 @@ class TaskServiceAsyncStub(TaskServiceStub):
     """Returns tasks in the order of their names. INVALID_ARGUMENT, PAGE_TOKEN_INVALID."""
     UpdateTask: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.UpdateTaskRequest, _fastlane_pb2.UpdateTaskResponse]  # type: ignore[assignment]
     """Sets the limits of a task, and pauses or resumes it. Fields that are not set stay as they are. A task without jobs
-    may be limited in advance. Running executions are not stopped. Limits are kept over restarts.
+    may be limited in advance. Running executions are not stopped. Limits are kept over restarts. A task without jobs
+    whose last limit is removed does not exist any more: the response has its id alone. INVALID_ARGUMENT lists the
+    invalid fields. RESOURCE_EXHAUSTED, DISK_FULL, with RetryInfo.
     """
 
 class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
@@ -573,7 +600,9 @@ class TaskServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_fastlane_pb2.UpdateTaskResponse, _abc.Awaitable[_fastlane_pb2.UpdateTaskResponse]]:
         """Sets the limits of a task, and pauses or resumes it. Fields that are not set stay as they are. A task without jobs
-        may be limited in advance. Running executions are not stopped. Limits are kept over restarts.
+        may be limited in advance. Running executions are not stopped. Limits are kept over restarts. A task without jobs
+        whose last limit is removed does not exist any more: the response has its id alone. INVALID_ARGUMENT lists the
+        invalid fields. RESOURCE_EXHAUSTED, DISK_FULL, with RetryInfo.
         """
 
 def add_TaskServiceServicer_to_server(servicer: TaskServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
@@ -589,7 +618,7 @@ class HostServiceStub:
     """Returns every host, in the order of the configuration. The list is not paged."""
     DrainHost: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.DrainHostRequest, _fastlane_pb2.DrainHostResponse]
     """Assigns no further executions to a host; running ones continue. Kept over restarts. Draining a drained host changes
-    nothing and returns OK. NOT_FOUND, HOST_NOT_FOUND.
+    nothing, not even its note, and returns OK. NOT_FOUND, HOST_NOT_FOUND.
     """
     ResumeHost: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.ResumeHostRequest, _fastlane_pb2.ResumeHostResponse]
     """Assigns executions to a drained host again, and closes its circuit. A host that is in use stays so: OK. NOT_FOUND,
@@ -605,7 +634,7 @@ class HostServiceAsyncStub(HostServiceStub):
     """Returns every host, in the order of the configuration. The list is not paged."""
     DrainHost: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.DrainHostRequest, _fastlane_pb2.DrainHostResponse]  # type: ignore[assignment]
     """Assigns no further executions to a host; running ones continue. Kept over restarts. Draining a drained host changes
-    nothing and returns OK. NOT_FOUND, HOST_NOT_FOUND.
+    nothing, not even its note, and returns OK. NOT_FOUND, HOST_NOT_FOUND.
     """
     ResumeHost: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.ResumeHostRequest, _fastlane_pb2.ResumeHostResponse]  # type: ignore[assignment]
     """Assigns executions to a drained host again, and closes its circuit. A host that is in use stays so: OK. NOT_FOUND,
@@ -630,7 +659,7 @@ class HostServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_fastlane_pb2.DrainHostResponse, _abc.Awaitable[_fastlane_pb2.DrainHostResponse]]:
         """Assigns no further executions to a host; running ones continue. Kept over restarts. Draining a drained host changes
-        nothing and returns OK. NOT_FOUND, HOST_NOT_FOUND.
+        nothing, not even its note, and returns OK. NOT_FOUND, HOST_NOT_FOUND.
         """
 
     @_abc_1.abstractmethod

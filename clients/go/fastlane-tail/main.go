@@ -1,7 +1,9 @@
 // Command fastlane-tail runs a command in a container through a fastlane server, as if it ran here: its output comes live on stdout and
-// stderr, and the exit status is the job's. It goes on by itself where the connection or the server drops.
+// stderr, and the exit status is the job's. It goes on by itself where the connection or the server drops. With -job it follows a job that
+// is there already. Either way it follows the job over all its attempts and runs.
 //
 //	fastlane-tail [-address HOST:PORT] [-task NAME] IMAGE [WORD...]
+//	fastlane-tail [-address HOST:PORT] -job ID
 package main
 
 import (
@@ -38,12 +40,14 @@ const (
 func main() {
 	address := flag.String("address", cmp.Or(os.Getenv("FASTLANE_ADDRESS"), "127.0.0.1:7020"), "the server")
 	task := flag.String("task", "fastlane-tail", "what to group the job under")
+	jobID := flag.String("job", "", "follow this job instead of running an image")
 	flag.Parse()
-	if flag.NArg() == 0 {
+	if (flag.NArg() == 0) == (*jobID == "") {
+		fmt.Fprintln(flag.CommandLine.Output(), "fastlane-tail: give either an image or -job")
 		flag.Usage()
 		os.Exit(2)
 	}
-	exitStatus, err := run(context.Background(), *address, *task, flag.Arg(0), flag.Args()[1:])
+	exitStatus, err := follow(context.Background(), *address, *jobID, *task, flag.Args())
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "fastlane-tail:", err)
 		os.Exit(1)
@@ -51,44 +55,48 @@ func main() {
 	os.Exit(exitStatus)
 }
 
-func run(ctx context.Context, address, task, image string, words []string) (int, error) {
+// follow writes the logs of the job, or of a new one that runs these words, and returns the exit status of the job.
+func follow(ctx context.Context, address, jobID, task string, words []string) (int, error) {
 	connection, err := grpc.NewClient(address, grpc.WithTransportCredentials(insecure.NewCredentials()))
 	if err != nil {
 		return 0, err
 	}
 	defer connection.Close()
 	jobs := fastlanev1.NewJobServiceClient(connection)
+	if jobID == "" {
+		if jobID, err = enqueue(ctx, jobs, task, words[0], words[1:]); err != nil {
+			return 0, err
+		}
+		go stopOnInterrupt(ctx, jobs, jobID)
+	}
+	tail := &tail{
+		jobs: jobs,
+		request: &fastlanev1.StreamJobLogsRequest{
+			JobId:             jobID,
+			Sources:           []fastlanev1.Source{fastlanev1.Source_SOURCE_STDOUT, fastlanev1.Source_SOURCE_STDERR},
+			HeartbeatInterval: durationpb.New(heartbeat),
+		},
+	}
+	if err := insist(ctx, func() (bool, error) { return tail.stream(ctx) }); err != nil {
+		return 0, err
+	}
+	return int(tail.end.ExitStatus), nil
+}
 
+// enqueue makes a job that runs the words in the image, and returns its id.
+func enqueue(ctx context.Context, jobs fastlanev1.JobServiceClient, task, image string, words []string) (id string, err error) {
 	// With a request_id a call that was cut may be made again: the same one makes no second job.
 	request := &fastlanev1.EnqueueJobRequest{
 		TaskId:    task,
 		Spec:      &fastlanev1.JobSpec{Image: image, Args: words},
 		RequestId: rand.Text(),
 	}
-	var job *fastlanev1.Job
 	err = insist(ctx, func() (bool, error) {
 		answer, err := jobs.EnqueueJob(ctx, request)
-		job = answer.GetJob()
+		id = answer.GetJob().GetId()
 		return false, err
 	})
-	if err != nil {
-		return 0, err
-	}
-	go stopOnInterrupt(ctx, jobs, job.Id)
-
-	tail := &tail{
-		executions: fastlanev1.NewExecutionServiceClient(connection),
-		request: &fastlanev1.StreamExecutionLogsRequest{
-			ExecutionId:       job.Execution.Id,
-			Sources:           []fastlanev1.Source{fastlanev1.Source_SOURCE_STDOUT, fastlanev1.Source_SOURCE_STDERR},
-			HeartbeatInterval: durationpb.New(heartbeat),
-		},
-		sums: map[fastlanev1.Source]uint32{},
-	}
-	if err := insist(ctx, func() (bool, error) { return tail.stream(ctx) }); err != nil {
-		return 0, err
-	}
-	return int(tail.end.ExitStatus), tail.verify()
+	return id, err
 }
 
 // stopOnInterrupt ends the job at the first Ctrl-C and shows what it still prints; the second one ends this program alone.
@@ -101,20 +109,22 @@ func stopOnInterrupt(ctx context.Context, jobs fastlanev1.JobServiceClient, jobI
 	}
 }
 
-// tail writes the log of one execution, however many streams that takes.
+// tail writes the logs of a job, however many streams that takes.
 type tail struct {
-	executions fastlanev1.ExecutionServiceClient
-	request    *fastlanev1.StreamExecutionLogsRequest
-	sums       map[fastlanev1.Source]uint32
-	gaps       bool
-	end        *fastlanev1.LogEnd
+	jobs    fastlanev1.JobServiceClient
+	request *fastlanev1.StreamJobLogsRequest
+	end     *fastlanev1.JobLogEnd
+	// Of the current execution: its id, the checksums of what came of it, and whether anything is missing.
+	executionID string
+	sums        map[fastlanev1.Source]uint32
+	gaps        bool
 }
 
 // stream goes on at the last cursor until the end, or a cut, which is an error. It says whether there was progress.
 func (t *tail) stream(ctx context.Context) (came bool, err error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	stream, err := t.executions.StreamExecutionLogs(ctx, t.request)
+	stream, err := t.jobs.StreamJobLogs(ctx, t.request)
 	if err != nil {
 		return false, err
 	}
@@ -140,7 +150,7 @@ func (t *tail) stream(ctx context.Context) (came bool, err error) {
 	}
 }
 
-func (t *tail) take(message *fastlanev1.StreamExecutionLogsResponse) error {
+func (t *tail) take(message *fastlanev1.StreamJobLogsResponse) error {
 	for _, chunk := range message.Chunks {
 		out := os.Stdout
 		if chunk.Source == fastlanev1.Source_SOURCE_STDERR {
@@ -153,25 +163,32 @@ func (t *tail) take(message *fastlanev1.StreamExecutionLogsResponse) error {
 	}
 	// An event that this program does not know is none of its business.
 	switch event := message.Event.(type) {
-	case *fastlanev1.StreamExecutionLogsResponse_Gap:
+	case *fastlanev1.StreamJobLogsResponse_Execution:
+		// Each call begins with the current execution. It is another one only where the id is another one.
+		if id := event.Execution.Execution.Id; id != t.executionID {
+			t.executionID, t.sums, t.gaps = id, map[fastlanev1.Source]uint32{}, false
+		}
+	case *fastlanev1.StreamJobLogsResponse_Gap:
 		t.gaps = true
 		many := "some"
 		if event.Gap.MissingBytes != nil {
 			many = fmt.Sprint(*event.Gap.MissingBytes)
 		}
 		fmt.Fprintf(os.Stderr, "fastlane-tail: %s bytes of %v are missing here (%v)\n", many, event.Gap.Source, event.Gap.Cause)
-	case *fastlanev1.StreamExecutionLogsResponse_End:
-		t.end = event.End
+	case *fastlanev1.StreamJobLogsResponse_End:
+		return t.verify(event.End)
+	case *fastlanev1.StreamJobLogsResponse_JobEnd:
+		t.end = event.JobEnd
 	}
 	return nil
 }
 
-// verify compares what was written with what the log is said to hold.
-func (t *tail) verify() error {
-	for _, totals := range t.end.Totals {
+// verify compares what was written of the current execution with what its log is said to hold.
+func (t *tail) verify(end *fastlanev1.LogEnd) error {
+	for _, totals := range end.Totals {
 		sum, asked := t.sums[totals.Source]
 		if asked && !t.gaps && totals.Crc32 != nil && *totals.Crc32 != sum {
-			return fmt.Errorf("what came of %v is not what is stored", totals.Source)
+			return final{fmt.Errorf("what came of %v of execution %s is not what is stored", totals.Source, t.executionID)}
 		}
 	}
 	return nil

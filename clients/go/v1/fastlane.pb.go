@@ -270,7 +270,8 @@ const (
 	WaitReason_WAIT_REASON_NO_FREE_SLOT WaitReason = 2
 	// The task runs as many executions as its `max_running` allows.
 	WaitReason_WAIT_REASON_TASK_LIMIT WaitReason = 3
-	// No host that may run the execution is up.
+	// No host that may run the execution is up: each is down, is drained, or gets no executions for a while because
+	// starts failed on it.
 	WaitReason_WAIT_REASON_HOST_DOWN WaitReason = 4
 	// The execution has a slot, but the server's disk has no space, or no inodes, for its log. It continues once there is
 	// space.
@@ -430,7 +431,6 @@ const (
 	// OUT_OF_RANGE: the sealed log ends before the cursor (metadata: cursor, the end of the log).
 	ErrorReason_ERROR_REASON_CURSOR_AHEAD ErrorReason = 6
 	// OUT_OF_RANGE: changes as old as the cursor are not kept. Watch again without a cursor.
-	// Also: the execution of the cursor is not kept any more (StreamJobLogs).
 	ErrorReason_ERROR_REASON_CURSOR_TOO_OLD ErrorReason = 7
 	// NOT_FOUND (metadata: task_id).
 	ErrorReason_ERROR_REASON_TASK_NOT_FOUND ErrorReason = 8
@@ -917,7 +917,8 @@ const (
 	EngineHost_AVAILABILITY_DOWN EngineHost_Availability = 2
 	// Drained by a caller: no new executions. Running ones continue.
 	EngineHost_AVAILABILITY_DRAINED EngineHost_Availability = 3
-	// Several starts in a row failed on this host: no new executions for a while, then one as a trial.
+	// Five starts in a row failed on this host, for reasons that are not the job's: no new executions for 60 s, then
+	// one as a trial. `last_error` has the reason. A start that succeeds, and ResumeHost, end this.
 	EngineHost_AVAILABILITY_CIRCUIT_OPEN EngineHost_Availability = 4
 )
 
@@ -1726,13 +1727,13 @@ type TaskSummary struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The caller's name for the task: 1 to 128 of A-Z a-z 0-9 . _ - that do not begin with a dot or dash.
 	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
-	// Time of its first enqueue, among the jobs that were kept without a break.
+	// Time of its first enqueue, among the jobs that were kept without a break. Unset: no job is kept.
 	CreateTime *timestamppb.Timestamp `protobuf:"bytes,2,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
 	// Number of jobs that are not final.
 	OpenJobs int64 `protobuf:"varint,3,opt,name=open_jobs,json=openJobs,proto3" json:"open_jobs,omitempty"`
 	// Number of all jobs that are kept.
 	Jobs int64 `protobuf:"varint,4,opt,name=jobs,proto3" json:"jobs,omitempty"`
-	// When a job was last enqueued under this name.
+	// When a job was last enqueued under this name. Unset: no job is kept.
 	LastEnqueueTime *timestamppb.Timestamp `protobuf:"bytes,5,opt,name=last_enqueue_time,json=lastEnqueueTime,proto3" json:"last_enqueue_time,omitempty"`
 	// Maximum number of executions that run at a time, see UpdateTask. Zero: no limit.
 	MaxRunning int32 `protobuf:"varint,6,opt,name=max_running,json=maxRunning,proto3" json:"max_running,omitempty"`
@@ -4866,7 +4867,8 @@ func (x *BatchEnqueueJobsRequest) GetArray() *JobArray {
 type JobArray struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// Required. The request of every job. Its request_id, if any, applies to the array: the job with index 7 gets the
-	// request_id with `#7` appended. A unique key is rejected.
+	// request_id with `#7` appended. The same request_id with another size is another request: REQUEST_ID_REUSED. A
+	// unique key is rejected, and so are variables with the names of ArrayPosition.
 	Request *EnqueueJobRequest `protobuf:"bytes,1,opt,name=request,proto3" json:"request,omitempty"`
 	// Required. Number of jobs, 1 to 1 000.
 	Size          int32 `protobuf:"varint,2,opt,name=size,proto3" json:"size,omitempty"`
@@ -4975,7 +4977,7 @@ type Rejection struct {
 	Message string `protobuf:"bytes,3,opt,name=message,proto3" json:"message,omitempty"`
 	// As in ErrorInfo.
 	Metadata map[string]string `protobuf:"bytes,4,rep,name=metadata,proto3" json:"metadata,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
-	// The invalid fields, at most 16.
+	// The invalid fields, at most 16; fewer if the response would be larger than 3 MiB.
 	Violations    []*Rejection_FieldViolation `protobuf:"bytes,5,rep,name=violations,proto3" json:"violations,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -6185,9 +6187,12 @@ type UpdateTaskRequest struct {
 	MaxRunning *int32 `protobuf:"varint,2,opt,name=max_running,json=maxRunning,proto3,oneof" json:"max_running,omitempty"`
 	// Do not start queued executions.
 	Paused *bool `protobuf:"varint,3,opt,name=paused,proto3,oneof" json:"paused,omitempty"`
-	// Maximum number of starts within `rate_window`, at least 0. Zero: no limit.
+	// Maximum number of starts within `rate_window`, 0 to 100 000. Zero: no limit. The window slides: of the starts of
+	// the task, at most this many are closer together than the window. A start is the assignment of a slot; that of an
+	// execution that goes back to the queue does not count. Starts count from the call that sets the first rate on. After
+	// a change of the rate, earlier starts within the new window still count.
 	MaxStarts *int32 `protobuf:"varint,4,opt,name=max_starts,json=maxStarts,proto3,oneof" json:"max_starts,omitempty"`
-	// The window of `max_starts`, 1 s to 1 day. Required with `max_starts`.
+	// The window of `max_starts`, 1 s to 1 day. Required with a `max_starts` above 0, else rejected.
 	RateWindow    *durationpb.Duration `protobuf:"bytes,5,opt,name=rate_window,json=rateWindow,proto3" json:"rate_window,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

@@ -122,10 +122,12 @@ type JobServiceClient interface {
 	PreviewSchedule(ctx context.Context, in *PreviewScheduleRequest, opts ...grpc.CallOption) (*PreviewScheduleResponse, error)
 	// Enqueues up to 1 000 jobs in one transaction. Every request has its own result, in the same order: one invalid
 	// request does not reject the others. OK even if every request was rejected. An error of the whole call (for example
-	// DISK_FULL) means that no job was stored. Give every request a `request_id` to make the call safe to repeat.
+	// DISK_FULL, or an invalid `array`) means that no job was stored. The effect is that of EnqueueJob for each request,
+	// in order. Give every request a `request_id` to make the call safe to repeat.
 	BatchEnqueueJobs(ctx context.Context, in *BatchEnqueueJobsRequest, opts ...grpc.CallOption) (*BatchEnqueueJobsResponse, error)
 	// Stops the jobs that match the filter and are not final, oldest first, at most 1 000 in one call. Repeat the call
-	// until `more` is false.
+	// until `more` is false. An error means that no job was stopped: if a call fails in its midst, the response has the
+	// number of jobs stopped so far, and `more`.
 	BatchStopJobs(ctx context.Context, in *BatchStopJobsRequest, opts ...grpc.CallOption) (*BatchStopJobsResponse, error)
 	// Retries the final jobs that match the filter, as RetryJob does, in the order in which they ended, at most 1 000 in
 	// one call. Jobs that ended after `until_time` are not retried, so that repeating the call until `more` is false
@@ -140,9 +142,14 @@ type JobServiceClient interface {
 	// are in the order of their runs and attempts, also where runs overlap. The first message is `execution`, and so is
 	// the first one of each further execution; up to the next `execution`, the messages are exactly those of
 	// StreamExecutionLogs. The last message of a complete stream is `job_end`; the status is OK if and only if it was
-	// sent. A job with a schedule is final only when the schedule is over or the job is stopped. NOT_FOUND,
-	// JOB_NOT_FOUND. OUT_OF_RANGE, CURSOR_TOO_OLD: the execution of the cursor is not kept any more. INVALID_ARGUMENT,
-	// CURSOR_OF_ANOTHER_JOB. Rules and errors otherwise as for StreamExecutionLogs.
+	// sent. A job with a schedule is final only when the schedule is over or the job is stopped.
+	//
+	// Executions that the job's history has dropped are passed over: `run` and `attempt` in `execution` show it. If the
+	// execution of the cursor itself was dropped, the stream first has a `gap` of unknown size for each source, with
+	// CAUSE_PRUNED, and goes on with the next kept execution.
+	//
+	// NOT_FOUND, JOB_NOT_FOUND. INVALID_ARGUMENT, CURSOR_OF_ANOTHER_JOB. OUT_OF_RANGE, CURSOR_AHEAD: also if the execution
+	// of the cursor is unknown and newer than all of the job. Rules and errors otherwise as for StreamExecutionLogs.
 	StreamJobLogs(ctx context.Context, in *StreamJobLogsRequest, opts ...grpc.CallOption) (grpc.ServerStreamingClient[StreamJobLogsResponse], error)
 }
 
@@ -356,10 +363,12 @@ type JobServiceServer interface {
 	PreviewSchedule(context.Context, *PreviewScheduleRequest) (*PreviewScheduleResponse, error)
 	// Enqueues up to 1 000 jobs in one transaction. Every request has its own result, in the same order: one invalid
 	// request does not reject the others. OK even if every request was rejected. An error of the whole call (for example
-	// DISK_FULL) means that no job was stored. Give every request a `request_id` to make the call safe to repeat.
+	// DISK_FULL, or an invalid `array`) means that no job was stored. The effect is that of EnqueueJob for each request,
+	// in order. Give every request a `request_id` to make the call safe to repeat.
 	BatchEnqueueJobs(context.Context, *BatchEnqueueJobsRequest) (*BatchEnqueueJobsResponse, error)
 	// Stops the jobs that match the filter and are not final, oldest first, at most 1 000 in one call. Repeat the call
-	// until `more` is false.
+	// until `more` is false. An error means that no job was stopped: if a call fails in its midst, the response has the
+	// number of jobs stopped so far, and `more`.
 	BatchStopJobs(context.Context, *BatchStopJobsRequest) (*BatchStopJobsResponse, error)
 	// Retries the final jobs that match the filter, as RetryJob does, in the order in which they ended, at most 1 000 in
 	// one call. Jobs that ended after `until_time` are not retried, so that repeating the call until `more` is false
@@ -374,9 +383,14 @@ type JobServiceServer interface {
 	// are in the order of their runs and attempts, also where runs overlap. The first message is `execution`, and so is
 	// the first one of each further execution; up to the next `execution`, the messages are exactly those of
 	// StreamExecutionLogs. The last message of a complete stream is `job_end`; the status is OK if and only if it was
-	// sent. A job with a schedule is final only when the schedule is over or the job is stopped. NOT_FOUND,
-	// JOB_NOT_FOUND. OUT_OF_RANGE, CURSOR_TOO_OLD: the execution of the cursor is not kept any more. INVALID_ARGUMENT,
-	// CURSOR_OF_ANOTHER_JOB. Rules and errors otherwise as for StreamExecutionLogs.
+	// sent. A job with a schedule is final only when the schedule is over or the job is stopped.
+	//
+	// Executions that the job's history has dropped are passed over: `run` and `attempt` in `execution` show it. If the
+	// execution of the cursor itself was dropped, the stream first has a `gap` of unknown size for each source, with
+	// CAUSE_PRUNED, and goes on with the next kept execution.
+	//
+	// NOT_FOUND, JOB_NOT_FOUND. INVALID_ARGUMENT, CURSOR_OF_ANOTHER_JOB. OUT_OF_RANGE, CURSOR_AHEAD: also if the execution
+	// of the cursor is unknown and newer than all of the job. Rules and errors otherwise as for StreamExecutionLogs.
 	StreamJobLogs(*StreamJobLogsRequest, grpc.ServerStreamingServer[StreamJobLogsResponse]) error
 	mustEmbedUnimplementedJobServiceServer()
 }
@@ -1035,7 +1049,9 @@ type TaskServiceClient interface {
 	// Returns tasks in the order of their names. INVALID_ARGUMENT, PAGE_TOKEN_INVALID.
 	ListTasks(ctx context.Context, in *ListTasksRequest, opts ...grpc.CallOption) (*ListTasksResponse, error)
 	// Sets the limits of a task, and pauses or resumes it. Fields that are not set stay as they are. A task without jobs
-	// may be limited in advance. Running executions are not stopped. Limits are kept over restarts.
+	// may be limited in advance. Running executions are not stopped. Limits are kept over restarts. A task without jobs
+	// whose last limit is removed does not exist any more: the response has its id alone. INVALID_ARGUMENT lists the
+	// invalid fields. RESOURCE_EXHAUSTED, DISK_FULL, with RetryInfo.
 	UpdateTask(ctx context.Context, in *UpdateTaskRequest, opts ...grpc.CallOption) (*UpdateTaskResponse, error)
 }
 
@@ -1090,7 +1106,9 @@ type TaskServiceServer interface {
 	// Returns tasks in the order of their names. INVALID_ARGUMENT, PAGE_TOKEN_INVALID.
 	ListTasks(context.Context, *ListTasksRequest) (*ListTasksResponse, error)
 	// Sets the limits of a task, and pauses or resumes it. Fields that are not set stay as they are. A task without jobs
-	// may be limited in advance. Running executions are not stopped. Limits are kept over restarts.
+	// may be limited in advance. Running executions are not stopped. Limits are kept over restarts. A task without jobs
+	// whose last limit is removed does not exist any more: the response has its id alone. INVALID_ARGUMENT lists the
+	// invalid fields. RESOURCE_EXHAUSTED, DISK_FULL, with RetryInfo.
 	UpdateTask(context.Context, *UpdateTaskRequest) (*UpdateTaskResponse, error)
 	mustEmbedUnimplementedTaskServiceServer()
 }
@@ -1225,7 +1243,7 @@ type HostServiceClient interface {
 	// Returns every host, in the order of the configuration. The list is not paged.
 	ListHosts(ctx context.Context, in *ListHostsRequest, opts ...grpc.CallOption) (*ListHostsResponse, error)
 	// Assigns no further executions to a host; running ones continue. Kept over restarts. Draining a drained host changes
-	// nothing and returns OK. NOT_FOUND, HOST_NOT_FOUND.
+	// nothing, not even its note, and returns OK. NOT_FOUND, HOST_NOT_FOUND.
 	DrainHost(ctx context.Context, in *DrainHostRequest, opts ...grpc.CallOption) (*DrainHostResponse, error)
 	// Assigns executions to a drained host again, and closes its circuit. A host that is in use stays so: OK. NOT_FOUND,
 	// HOST_NOT_FOUND.
@@ -1279,7 +1297,7 @@ type HostServiceServer interface {
 	// Returns every host, in the order of the configuration. The list is not paged.
 	ListHosts(context.Context, *ListHostsRequest) (*ListHostsResponse, error)
 	// Assigns no further executions to a host; running ones continue. Kept over restarts. Draining a drained host changes
-	// nothing and returns OK. NOT_FOUND, HOST_NOT_FOUND.
+	// nothing, not even its note, and returns OK. NOT_FOUND, HOST_NOT_FOUND.
 	DrainHost(context.Context, *DrainHostRequest) (*DrainHostResponse, error)
 	// Assigns executions to a drained host again, and closes its circuit. A host that is in use stays so: OK. NOT_FOUND,
 	// HOST_NOT_FOUND.

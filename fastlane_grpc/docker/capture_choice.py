@@ -8,12 +8,13 @@ from pathlib import Path
 
 import structlog
 
-from fastlane_grpc.capture.attach import AttachCapture
+from fastlane_grpc.capture.attach import AttachCapture, OutputSource, OutputStream
 from fastlane_grpc.capture.capture import Capture
-from fastlane_grpc.capture.probe import NotHere, not_here, probe
 from fastlane_grpc.capture.recorder import Recorder, RecorderCapture
 from fastlane_grpc.docker.engine import Engine
-from fastlane_grpc.docker.http import EngineDown, EngineRefuses
+from fastlane_grpc.docker.engine_errors import EngineDown, EngineRefuses
+from fastlane_grpc.docker.handle import unpacked
+from fastlane_grpc.docker.probe import NotHere, not_here, probe
 from fastlane_grpc.machine.shortage import is_shortage, outlast
 from fastlane_grpc.model import CaptureMode, Execution
 
@@ -81,7 +82,9 @@ class CaptureChoice:
                 tell = log.warning if self.in_use == AttachCapture.name else log.info
                 tell("capture", host=self._host, in_use=self.in_use, reason=self.reason)
 
-    def for_new(self, engine: Engine, directory: Path, execution_id: str, log_line: Callable[[str], None]) -> Capture:
+    def for_new(
+        self, source: OutputSource, directory: Path, execution_id: str, log_line: Callable[[str], None]
+    ) -> Capture:
         """Return the capture of an execution that is about to start; `directory` holds its record.
 
         Raises EngineDown while the way of capture is not known: an execution that is launched anew comes from an
@@ -92,18 +95,14 @@ class CaptureChoice:
         if self._recorder:
             return RecorderCapture(directory, execution_id, self._recorder)
         return AttachCapture(
-            engine, directory / "log", execution_id, max_log_bytes=self._max_log_bytes, log_line=log_line
+            source, directory / "log", execution_id, max_log_bytes=self._max_log_bytes, log_line=log_line
         )
 
     def for_existing(
-        self, engine: Engine, directory: Path, execution: Execution, log_line: Callable[[str], None]
+        self, source: OutputSource, directory: Path, execution: Execution, log_line: Callable[[str], None]
     ) -> Capture:
         """Return the capture of an execution that was started before: in the same way, whatever is in use now."""
-        if execution.capture == RecorderCapture.name:
-            return RecorderCapture(directory, execution.id, None)
-        return AttachCapture(
-            engine, directory / "log", execution.id, max_log_bytes=self._max_log_bytes, log_line=log_line
-        )
+        return _existing(source, directory, execution, log_line, self._max_log_bytes)
 
     def _try(self, engine: Engine) -> str:
         """Return what the recorder cannot do on this host; empty: nothing. Raises NotHere if it does not work."""
@@ -154,6 +153,26 @@ class CaptureChoice:
     @property
     def _note_path(self) -> Path:
         return self._data_dir / "recorder" / f"works-with-{self._host}"
+
+
+def capture_without_engine(directory: Path, execution: Execution, log_line: Callable[[str], None]) -> Capture:
+    """Return the capture of an execution on an engine that is not configured any more, and is never asked."""
+    return _existing(_NoEngine(), directory, execution, log_line, DEFAULT_MAX_LOG_BYTES)
+
+
+class _NoEngine:
+    local = False
+
+    def attach(self, container_id: str) -> OutputStream:
+        raise EngineDown("its engine is not configured any more")
+
+
+def _existing(
+    source: OutputSource, directory: Path, execution: Execution, log_line: Callable[[str], None], max_log_bytes: int
+) -> Capture:
+    if unpacked(execution.handle).capture == RecorderCapture.name:
+        return RecorderCapture(directory, execution.id, None)
+    return AttachCapture(source, directory / "log", execution.id, max_log_bytes=max_log_bytes, log_line=log_line)
 
 
 def _seen_as(engine: Engine, data_dir: Path) -> Path:

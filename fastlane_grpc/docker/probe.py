@@ -19,13 +19,12 @@ from typing import NamedTuple
 import structlog
 from inotify_simple import INotify, flags
 
+from fastlane_grpc.backend import CannotRun, Image
 from fastlane_grpc.capture.handoff import RecordHandoff
 from fastlane_grpc.capture.handoff_watcher import handoff_watcher
 from fastlane_grpc.capture.recorder import LEAST_LOG_BYTES, PROGRAM_TARGET, Recorder
-from fastlane_grpc.docker.engine import Engine, Image
-from fastlane_grpc.docker.engine_errors import container_gone, explained, passes
-from fastlane_grpc.docker.http import EngineDown, EngineRefuses
-from fastlane_grpc.docker.images import CannotRun
+from fastlane_grpc.docker.engine import Engine
+from fastlane_grpc.docker.engine_errors import EngineDown, EngineRefuses, container_gone, explained, passes
 from fastlane_grpc.machine.shortage import is_shortage
 from fastlane_grpc.record import Chunk, Position, RecordReader, Stretch, Trailer
 

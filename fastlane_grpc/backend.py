@@ -1,0 +1,296 @@
+"""The interface between `execution/` and a backend, which runs containers: its verbs, values, errors and events.
+
+The module imports no backend and no SDK. Every promise of `execution/` rests on the words of this module alone.
+"""
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from enum import Enum
+from typing import Any, Protocol, TypeAlias
+
+from fastlane_grpc.model import Assignment, Execution, Reason
+
+# -- errors
+
+
+class BackendDown(Exception):
+    """The backend did not answer. The request may have been carried out, or may be carried out later."""
+
+
+class Refusal(Enum):
+    """The kind of a refusal."""
+
+    FINAL = "about the request: the backend refuses a repeated request, too"
+    PASSING = "about the backend: a repeated request may succeed; this one was not carried out"
+    CUT_OFF = "about the backend: a repeated request may succeed; this one may have been carried out"
+
+
+@dataclass(frozen=True, slots=True)
+class Diagnosis:
+    """The message of a backend that refused a request or gave up a start, and what the message means.
+
+    `text` is the message without the names of inner parts, `advice` the same with what to do about it, and
+    `command_reason` the reason if the message is about the job's command.
+    """
+
+    message: str
+    text: str
+    advice: str
+    refusal: Refusal
+    command_reason: Reason | None = None
+
+    @property
+    def passes(self) -> bool:
+        """Whether the same request may succeed a moment later."""
+        return self.refusal is not Refusal.FINAL
+
+
+class BackendRefuses(Exception):
+    """The backend refused a request. The subclasses are what `execution/` must tell apart.
+
+    `about_host`: as far as is known, the backend would refuse the containers of other jobs, too."""
+
+    def __init__(self, diagnosis: Diagnosis, *, about_host: bool = False) -> None:
+        super().__init__(diagnosis.message)
+        self.diagnosis = diagnosis
+        self.about_host = about_host
+
+
+class NameTaken(BackendRefuses):
+    """`create`: there is a container with this name already; see `Backend.find`."""
+
+
+class ImageGone(BackendRefuses):
+    """`create`: the image was removed since it was resolved."""
+
+
+class ContainerGone(BackendRefuses):
+    """The container was removed, or is being removed."""
+
+
+class NotRunning(BackendRefuses):
+    """`signal`: the container does not run any more. The event of its end is on its way."""
+
+
+class CannotRun(Exception):
+    """The job cannot be run as it is: nothing is down, and another try would not help."""
+
+    def __init__(self, reason: Reason, detail: str) -> None:
+        super().__init__(detail)
+        self.reason = reason
+        self.detail = detail
+
+
+class PullFailed(Exception):
+    """The pull failed for a reason that may pass.
+
+    `reason` is the reason of the execution if the failure stays. The registry asks to wait for `retry_seconds`.
+    """
+
+    def __init__(
+        self, message: str, *, reason: Reason = Reason.REGISTRY_UNAVAILABLE, retry_seconds: float = 0.0
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.retry_seconds = retry_seconds
+
+
+# -- values
+
+
+@dataclass(frozen=True, slots=True)
+class Handle:
+    """What a backend remembers of a container of an execution. `text` is JSON, and opaque to everybody else.
+
+    `container_id` is the container's name for people; no backend finds a container by it alone.
+    """
+
+    container_id: str
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """The state of a container at the time of the call. `start_time` is None for a container that never ran.
+
+    `start_failure` is set if the backend gave up the start of the container.
+    """
+
+    handle: Handle
+    # The container's main process is there, if paused.
+    alive: bool
+    ended: bool
+    exit_code: int
+    start_failure: Diagnosis | None
+    out_of_memory: bool
+    stop_signal: str
+    start_time: datetime | None
+    end_time: datetime | None
+    # The program that the container or its recorder runs; None: unknown.
+    program: str | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class LeftContainer:
+    """A container of this instance, found in a list. `own`: this host made the container, not another host."""
+
+    handle: Handle
+    execution_id: str
+    own: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image on a host. `architecture` is Docker's name ("amd64"). Fields that are not set are empty."""
+
+    digest: str
+    architecture: str
+    entrypoint: Sequence[str]
+    command: Sequence[str]
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """Identity of a backend. `id` stays the same for as long as the backend's data directory lasts."""
+
+    id: str
+    version: str
+    architecture: str
+
+
+# -- events
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerEvent:
+    """A container of an execution was started or let go on (`died` is false), or its main process ended.
+
+    `time_ns` is the time by the backend's clock. `exit_code` is None if the backend does not tell.
+    """
+
+    execution_id: str
+    container_id: str
+    died: bool
+    exit_code: int | None
+    time_ns: int
+
+
+@dataclass(frozen=True, slots=True)
+class UnreadableEvent:
+    """An event that cannot be read, with the fault. The event may have been the end of a container."""
+
+    fault: str
+    line: bytes
+
+
+BackendEvent: TypeAlias = ContainerEvent | UnreadableEvent
+
+
+class EventStream(Protocol):
+    """Events of this instance's containers, some of them from before the call. An event may come twice."""
+
+    def events(self) -> Iterator[BackendEvent]:
+        """Yield events until the connection breaks. Raises OSError, and TimeoutError after a silence."""
+
+    def set_timeout(self, seconds: float | None) -> None:
+        """Set how long a silence may last from now on."""
+
+    def cut(self) -> None:
+        """Close the stream. May be called from any thread; a thread that reads gets its end or an OSError."""
+
+
+# -- the verbs
+
+
+class Pull(Protocol):
+    """A pull under way."""
+
+    def cancel(self) -> None:
+        """Give up the pull. `on_end` may still be called."""
+
+
+class Wrapper(Protocol):
+    """A way of capture, as it bears on the creation of a container."""
+
+    name: str
+
+    def wrap(self, body: Mapping[str, Any], image: Image) -> Mapping[str, Any]:
+        """Return the backend's description of the container, changed as this way of capture needs it."""
+
+
+class Backend(Protocol):
+    """Runs the containers of one host: one for each execution, named by the execution's id.
+
+    Every method may be called from any thread. Every method raises BackendDown, and BackendRefuses with what its
+    docstring names. A container is created, then started once. A backend whose containers start at their creation
+    (Kubernetes) creates them with a gate, and `start` removes the gate.
+    """
+
+    address: str
+
+    # -- images
+
+    def image(self, name: str) -> Image | None:
+        """Resolve an image; None if the host does not have it. Raises CannotRun if this is no name of an image."""
+
+    def pull(self, name: str, *, on_line: Callable[[str], None], on_end: Callable[[Exception | None], None]) -> Pull:
+        """Pull an image in the background, and return at once.
+
+        `on_line` is called with reports of progress, `on_end` once with CannotRun, PullFailed, BackendDown or None.
+        """
+
+    # -- containers
+
+    def create(self, assignment: Assignment, image: Image, wrapper: Wrapper) -> Handle:
+        """Create the container of an execution, with its description as `wrapper` changes it.
+
+        Raises CannotRun, NameTaken, ImageGone, and whatever `wrapper` raises; then nothing was created.
+        """
+
+    def before_start(self, handle: Handle) -> Handle:
+        """Return the handle to store before the start is sent: with it, `restarted` judges the start later."""
+
+    def start(self, handle: Handle) -> None:
+        """Start a container: sent once, without a limit on the wait. After BackendDown it may start or not.
+
+        Raises ContainerGone.
+        """
+
+    def inspect(self, handle: Handle) -> Container | None:
+        """Return the state of the container; None if there is no such container."""
+
+    def find(self, execution: Execution) -> Container | None:
+        """Return the container with the execution's name, if there is one. Raises CannotRun if it is another's."""
+
+    def signal(self, handle: Handle, signal: str, *, answer_seconds: float | None = None) -> None:
+        """Send a signal to the main process; a paused container goes on. Raises NotRunning.
+
+        `answer_seconds` replaces the usual limit on the wait for the answer.
+        """
+
+    def remove(self, handle: Handle, *, force: bool) -> None:
+        """Remove a container; one that does not exist counts as removed. Without `force` no running one is removed."""
+
+    def containers(self) -> Sequence[LeftContainer]:
+        """Return all containers of this instance that the backend has, those of other hosts, too."""
+
+    def restarted(self, handle: Handle) -> bool | None:
+        """Return whether the backend was restarted since `before_start`, and may have ended the container.
+
+        None: that is not known.
+        """
+
+    # -- the backend itself
+
+    def events(self) -> EventStream:
+        """Return the events of this instance's containers, from some seconds ago on."""
+
+    def ping(self, timeout_seconds: float) -> None:
+        """Ask for an answer. Only a ping detects a backend that hangs, as such a backend accepts connections."""
+
+    def info(self) -> Info:
+        """Return the identity of the backend."""
+
+    def forget(self) -> None:
+        """Forget everything about the backend's process, as it went away. The next one may have another version."""

@@ -1,0 +1,35 @@
+"""The names of the command line in place of the fields of the contract, for errors of the server."""
+
+import re
+
+import click
+
+# The longest first: `spec.limits.memory_bytes`, `spec.envs["A"]`, `task_id`.
+_FIELD = re.compile(r"""\bspec\.(?:[a-z_]+\.)*([a-z_]+)(?:\[("?)(.*?)\2\](?=:|\s|$))?""")
+# Fields that are not inside of a spec begin a message, or the next violation in it.
+_OUTER_FIELD = re.compile(r"(?:(?<=; )|^)([a-z_]+)(?=: )")
+# Parameters whose names differ from those of their fields.
+_PARAMETERS = {"args": "words", "task_id": "task", "id_prefix": "id", "command": "words"}
+
+
+def with_option_names(message: str) -> str:
+    """Return the message with `--start-in` in place of `spec.start_in`, as far as the running command has such
+    options."""
+    context = click.get_current_context(silent=True)
+    if context is None:
+        return message
+    names = {parameter.name: _name(parameter) for parameter in context.command.params}
+
+    def option(found: re.Match[str]) -> str:
+        name = names.get(_PARAMETERS.get(found[1], found[1])) or names.get(found[1])
+        if name is None:
+            return found[0]
+        return f"{name} {found[3]}" if found.re is _FIELD and found[2] else name
+
+    return _OUTER_FIELD.sub(option, _FIELD.sub(option, message))
+
+
+def _name(parameter: click.Parameter) -> str:
+    if isinstance(parameter, click.Option):
+        return max(parameter.opts, key=len)
+    return "the command" if parameter.nargs == -1 else (parameter.metavar or parameter.name or "").upper()

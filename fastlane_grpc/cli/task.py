@@ -1,0 +1,94 @@
+"""`fastlane task`: limit, pause and resume a task."""
+
+from datetime import timedelta
+
+import click
+
+from fastlane_grpc.cli.connection import connected
+from fastlane_grpc.cli.lists import limits_text
+from fastlane_grpc.cli.options import MAX_RUNNING, RATE, answers, talks_to_server
+from fastlane_grpc.cli.tables import as_line
+from fastlane_grpc.cli.terminal import write
+from fastlane_grpc.v1 import fastlane_pb2 as pb
+
+
+@click.group()
+def task() -> None:
+    """Limit, pause and resume a task. `fastlane tasks` lists tasks and their limits.
+
+    \b
+    Examples:
+      fastlane task limit send-mail --max-running 5 --rate 100/1m
+      fastlane task pause send-mail
+      fastlane task resume send-mail
+    """
+
+
+@task.command()
+@click.argument("name", metavar="TASK")
+@click.option(
+    "--max-running", type=MAX_RUNNING, metavar="NUMBER|off", help="Maximum number of executions that run at a time."
+)
+@click.option(
+    "--rate",
+    type=RATE,
+    metavar="NUMBER/DURATION|off",
+    help="Maximum number of starts within a time of 1s to 1d, as 100/1m.",
+)
+@answers
+@talks_to_server
+def limit(
+    *, name: str, max_running: int | None, rate: tuple[int, timedelta | None] | None, form: str, address: str
+) -> int:
+    """Limit how many executions of a task run at a time, and how many start within a time. What is not given stays as
+    it is. Running executions are not stopped. A task without jobs can be limited in advance.
+
+    \b
+    Examples:
+      fastlane task limit send-mail --max-running 5
+      fastlane task limit send-mail --rate 100/1m
+      fastlane task limit send-mail --max-running off --rate off
+    """
+    if max_running is None and rate is None:
+        raise click.UsageError("set --max-running, --rate or both")
+    starts, window = rate or (None, None)
+    with connected(address) as client:
+        _show(client.update_task(name, max_running=max_running, max_starts=starts, rate_window=window), form)
+    return 0
+
+
+@task.command()
+@click.argument("name", metavar="TASK")
+@answers
+@talks_to_server
+def pause(*, name: str, form: str, address: str) -> int:
+    """Start no more executions of a task. Running ones continue, and jobs are still enqueued.
+
+    \b
+    Example:
+      fastlane task pause send-mail
+    """
+    with connected(address) as client:
+        _show(client.update_task(name, paused=True), form)
+    return 0
+
+
+@task.command()
+@click.argument("name", metavar="TASK")
+@answers
+@talks_to_server
+def resume(*, name: str, form: str, address: str) -> int:
+    """Start executions of a paused task again.
+
+    \b
+    Example:
+      fastlane task resume send-mail
+    """
+    with connected(address) as client:
+        _show(client.update_task(name, paused=False), form)
+    return 0
+
+
+def _show(summary: pb.TaskSummary, form: str) -> None:
+    line = f"task {summary.id}: {limits_text(summary) or 'no limits'}\n"
+    write(1, as_line(summary) if form == "json" else line.encode())

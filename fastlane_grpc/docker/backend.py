@@ -1,0 +1,177 @@
+"""The Docker backend: implements Backend and Captures over one engine."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from fastlane_grpc.backend import (
+    BackendRefuses,
+    CannotRun,
+    Container,
+    ContainerGone,
+    Handle,
+    Image,
+    ImageGone,
+    Info,
+    LeftContainer,
+    NameTaken,
+    NotRunning,
+    Wrapper,
+)
+from fastlane_grpc.capture.attach import OutputStream
+from fastlane_grpc.capture.capture import Capture
+from fastlane_grpc.docker.capture_choice import CaptureChoice
+from fastlane_grpc.docker.container_body import container_body
+from fastlane_grpc.docker.engine import EXECUTION_LABEL, HOST_LABEL, INSTANCE_LABEL, Engine
+from fastlane_grpc.docker.engine_errors import EngineRefuses, container_gone
+from fastlane_grpc.docker.events import DockerEvents
+from fastlane_grpc.docker.handle import DockerHandle, unpacked
+from fastlane_grpc.docker.images import Pull
+from fastlane_grpc.model import Assignment, Execution, Reason
+
+
+class DockerBackend:
+    """Implements Backend over `engine`, for the host called `host` of the instance."""
+
+    def __init__(self, engine: Engine, *, instance: str, host: str, default_pids: int) -> None:
+        self.engine = engine
+        self.address = engine.address
+        self._instance = instance
+        self._host = host
+        self._default_pids = default_pids
+
+    # -- images
+
+    def image(self, name: str) -> Image | None:
+        try:
+            return self.engine.image(name)
+        except EngineRefuses as refusal:
+            if refusal.status != 400:
+                raise
+            raise CannotRun(
+                Reason.IMAGE_NOT_FOUND, f"the engine does not take {name!r} for an image: {refusal.message}"
+            ) from refusal
+
+    def pull(self, name: str, *, on_line: Callable[[str], None], on_end: Callable[[Exception | None], None]) -> Pull:
+        return Pull(self.engine, name, on_line=on_line, on_end=on_end)
+
+    # -- containers
+
+    def create(self, assignment: Assignment, image: Image, wrapper: Wrapper) -> Handle:
+        try:
+            body = container_body(assignment, instance=self._instance, default_pids=self._default_pids)
+        except ValueError as error:
+            raise CannotRun(Reason.REFUSED_BY_ENGINE, f"the command is none: {error}") from error
+        try:
+            container_id = self.engine.create(assignment.execution.container_name, wrapper.wrap(body, image))
+        except EngineRefuses as refusal:
+            if refusal.status == 409:
+                raise NameTaken(refusal.diagnosis) from refusal
+            if refusal.status == 404 and "no such image" in refusal.message.lower():
+                raise ImageGone(refusal.diagnosis) from refusal
+            raise
+        return DockerHandle(container_id, wrapper.name).packed()
+
+    def before_start(self, handle: Handle) -> Handle:
+        return replace(unpacked(handle.text), epoch=self.engine.epoch()).packed()
+
+    def start(self, handle: Handle) -> None:
+        try:
+            self.engine.start(handle.container_id)
+        except EngineRefuses as refusal:
+            raise _gone_or(refusal, handle.container_id) from refusal
+
+    def inspect(self, handle: Handle) -> Container | None:
+        return self.engine.inspect(handle.container_id)
+
+    def find(self, execution: Execution) -> Container | None:
+        found = self.engine.inspect_with_labels(execution.container_name)
+        if found is None:
+            return None
+        container, labels = found
+        if (labels.get(INSTANCE_LABEL), labels.get(EXECUTION_LABEL)) != (self._instance, execution.id):
+            name = execution.container_name
+            detail = f"the engine has a container called {name} that this server did not make: remove or rename it"
+            raise CannotRun(Reason.REFUSED_BY_ENGINE, detail)
+        return container
+
+    def signal(self, handle: Handle, signal: str, *, answer_seconds: float | None = None) -> None:
+        try:
+            self.engine.kill(handle.container_id, signal, answer_seconds=answer_seconds)
+        except EngineRefuses as refusal:
+            if refusal.status in {404, 409}:
+                raise NotRunning(refusal.diagnosis) from refusal
+            raise
+
+    def remove(self, handle: Handle, *, force: bool) -> None:
+        self.engine.remove(handle.container_id, force=force)
+
+    def containers(self) -> Sequence[LeftContainer]:
+        # By the name of the host, too: two hosts may be one engine, and each removes its own containers only.
+        return [
+            LeftContainer(DockerHandle(found).packed(), labels[EXECUTION_LABEL], labels[HOST_LABEL] == self._host)
+            for found, labels in self.engine.listed(self._instance).items()
+        ]
+
+    def restarted(self, handle: Handle) -> bool | None:
+        before, now = unpacked(handle.text).epoch, self.engine.epoch()
+        return before != now if before and now else None
+
+    # -- the engine itself
+
+    def events(self) -> DockerEvents:
+        return DockerEvents(self.engine, self._instance)
+
+    def ping(self, timeout_seconds: float) -> None:
+        self.engine.ping(timeout_seconds)
+
+    def info(self) -> Info:
+        return self.engine.info()
+
+    def forget(self) -> None:
+        self.engine.forget()
+
+
+class DockerCaptures:
+    """Implements Captures: the ways of capture that `choice` finds to work with the engine."""
+
+    def __init__(self, engine: Engine, choice: CaptureChoice) -> None:
+        self._engine = engine
+        self._choice = choice
+        self._output = _Output(engine)
+
+    @property
+    def in_use(self) -> str:
+        return self._choice.in_use
+
+    @property
+    def reason(self) -> str:
+        return self._choice.reason
+
+    def determine(self) -> None:
+        self._choice.determine(self._engine)
+
+    def for_new(self, directory: Path, execution_id: str, log_line: Callable[[str], None]) -> Capture:
+        return self._choice.for_new(self._output, directory, execution_id, log_line)
+
+    def for_existing(self, directory: Path, execution: Execution, log_line: Callable[[str], None]) -> Capture:
+        return self._choice.for_existing(self._output, directory, execution, log_line)
+
+
+class _Output:
+    """The output of an engine's containers."""
+
+    def __init__(self, engine: Engine) -> None:
+        self._engine = engine
+        self.local = engine.local
+
+    def attach(self, container_id: str) -> OutputStream:
+        try:
+            return self._engine.attach(container_id)
+        except EngineRefuses as refusal:
+            raise _gone_or(refusal, container_id) from refusal
+
+
+def _gone_or(refusal: EngineRefuses, container_id: str) -> BackendRefuses:
+    """Return ContainerGone if that is what the engine means, else the refusal itself."""
+    return ContainerGone(refusal.diagnosis) if container_gone(refusal.message, container_id) else refusal

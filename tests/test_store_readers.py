@@ -1,0 +1,168 @@
+"""The reading threads: reads of one kind are answered together, as each alone would be, by statements prepared once."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from fastlane_grpc.errors import JobNotFound
+from fastlane_grpc.model import Job, JobSpec, State, utc_now
+from fastlane_grpc.store import ExecutionQuery, JobQuery, PruneQuery, Store, due, pruning
+from fastlane_grpc.store.database import Connection, open_for_reading, open_for_writing, sqlite3
+from fastlane_grpc.store.lists import page_of_executions, page_of_jobs, page_of_tasks
+from fastlane_grpc.store.queries import JobInLine, ahead_of, execution_and_ahead
+from fastlane_grpc.store.readers import MOST_TOGETHER, THREADS, Readers
+
+TASKS, JOBS = 3, 12
+
+
+@pytest.fixture
+async def store(tmp_path: Path) -> AsyncIterator[Store]:
+    store = Store.open(tmp_path, on_commit=lambda executions: None, loop=asyncio.get_running_loop())
+    yield store
+    store.close()
+
+
+@pytest.fixture
+async def jobs(store: Store) -> Sequence[Job]:
+    """Jobs of several tasks and priorities; some are claimed."""
+    made = [
+        await store.enqueue(
+            task_id=f"task-{number % TASKS}",
+            spec=JobSpec("busybox", command="true", priority=number % 2),
+            request_id="",
+            caller_address="",
+        )
+        for number in range(JOBS)
+    ]
+    await store.claim_on(["here"] * 3)
+    return [job for job, _ in made]
+
+
+@pytest.fixture
+async def readers(store: Store, tmp_path: Path) -> AsyncIterator[Readers]:
+    readers = Readers(tmp_path / "fastlane.db", loop=asyncio.get_running_loop())
+    yield readers
+    readers.close()
+
+
+class Held:
+    """Keeps every reading thread busy within the context, so that reads gather."""
+
+    def __init__(self, readers: Readers) -> None:
+        self._readers = readers
+        self._go_on = threading.Event()
+
+    def __enter__(self) -> None:
+        busy = threading.Barrier(THREADS + 1)
+
+        def hold(db: Connection) -> None:
+            busy.wait()
+            self._go_on.wait()
+
+        for _ in range(THREADS):
+            self._readers.read(hold)
+        busy.wait()
+
+    def __exit__(self, *error: object) -> None:
+        self._go_on.set()
+
+
+# The fixtures are only read.
+@settings(max_examples=30, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(chosen=st.lists(st.tuples(st.integers(0, JOBS - 1), st.integers(0, 5)), min_size=1))
+def test_jobs_that_are_read_together_are_what_each_alone_is(
+    jobs: Sequence[Job], tmp_path: Path, chosen: Sequence[tuple[int, int]]
+) -> None:
+    works = [JobInLine(jobs[number].id, most) for number, most in chosen]
+    db = open_for_reading(tmp_path / "fastlane.db")
+    try:
+        assert JobInLine.together(db, works) == [work(db) for work in works]
+    finally:
+        db.close()
+
+
+async def test_an_unknown_job_fails_alone_among_those_that_are_read_with_it(
+    jobs: Sequence[Job], readers: Readers
+) -> None:
+    asked = [*(job.id for job in jobs), "nobody", *(job.id for job in jobs)]
+    with Held(readers):
+        pending = [readers.read(JobInLine(job_id, 10), many=JobInLine.together) for job_id in asked]
+    for job_id, answer in zip(asked, pending, strict=True):
+        if job_id == "nobody":
+            with pytest.raises(JobNotFound):
+                await answer
+        else:
+            assert (await answer)[0].id == job_id
+
+
+async def test_reads_of_one_kind_are_one_statement_until_another_kind_follows(
+    jobs: Sequence[Job], readers: Readers
+) -> None:
+    batches: list[int] = []
+
+    def together(db: Connection, works: Sequence[Any]) -> Sequence[Any]:
+        batches.append(len(works))
+        return [work(db) for work in works]
+
+    def read(number: int, many: Callable[[Connection, Sequence[Any]], Sequence[Any]] | None) -> Any:
+        return readers.read(lambda db: number, many=many)
+
+    kinds = [together] * (MOST_TOGETHER + 3) + [None] + [together] * 2
+    with Held(readers):
+        pending = [read(number, many) for number, many in enumerate(kinds)]
+    assert [await each for each in pending] == list(range(len(kinds)))
+    # Two threads take from one queue: where each batch ends depends on them, not that each has an end.
+    assert sum(batches) > MOST_TOGETHER
+    assert max(batches) == MOST_TOGETHER
+
+
+NOW = utc_now()
+Run = Callable[[Connection, Job, int], object]
+# Each with a value of its own for its limit.
+STATEMENTS: Mapping[str, Run] = {
+    "job in line": lambda db, job, limit: JobInLine(job.id, limit)(db),
+    "jobs in line": lambda db, job, limit: JobInLine.together(db, [JobInLine(job.id, limit)] * 2),
+    "execution in line": lambda db, job, limit: execution_and_ahead(db, job.execution.id, limit),
+    "ahead": lambda db, job, limit: ahead_of(db, job.execution.id, limit),
+    "jobs": lambda db, job, limit: page_of_jobs(db, JobQuery(), None, limit),
+    "jobs of states": lambda db, job, limit: page_of_jobs(db, JobQuery(states=[State.QUEUED]), None, limit),
+    "jobs with specs": lambda db, job, limit: page_of_jobs(db, JobQuery(with_spec=True), None, limit),
+    "jobs of a prefix": lambda db, job, limit: page_of_jobs(db, JobQuery(id_prefix=job.id[:8]), None, limit),
+    "executions": lambda db, job, limit: page_of_executions(db, ExecutionQuery(host="here"), None, limit),
+    "tasks": lambda db, job, limit: page_of_tasks(db, None, limit),
+    "expired": lambda db, job, limit: due.expire(db, NOW, limit),
+    "due": lambda db, job, limit: due.promote(db, NOW, limit),
+    "old logs": lambda db, job, limit: pruning.oldest(db, PruneQuery(NOW, logs_only=True), PruneQuery.START, limit),
+    "old jobs": lambda db, job, limit: pruning.count(db, PruneQuery(NOW), limit),
+}
+
+
+@pytest.mark.parametrize("run", STATEMENTS.values(), ids=STATEMENTS)
+async def test_a_statement_with_another_limit_is_not_prepared_again(
+    store: Store, jobs: Sequence[Job], tmp_path: Path, run: Run
+) -> None:
+    store.close()
+    db = open_for_writing(tmp_path / "fastlane.db")
+    prepared: list[tuple[object, ...]] = []
+
+    def note(*action: object) -> int:
+        prepared.append(action)
+        return sqlite3.SQLITE_OK
+
+    try:
+        # SQLite asks the authorizer whenever it prepares a statement.
+        db.set_authorizer(note)
+        run(db, jobs[0], 5)
+        assert prepared, "the authorizer is asked"
+        prepared.clear()
+        for limit in (6, 7, 8):
+            run(db, jobs[limit], limit)
+        assert not prepared
+    finally:
+        db.close()
