@@ -92,3 +92,6 @@ def test_the_note_says_which_attempt_it_is_and_what_it_waits_for() -> None:
     job.execution.attempt, job.execution.run, waiting.reason = 1, 7, pb.WAIT_REASON_NOT_DUE
     job.execution.tick_time.CopyFrom(waiting.due_time)
     assert note_of(job, job.execution).startswith("run 7 starts in 8s, at ")
+    job.execution.attempt = 3
+    job.outcome.detail = "exited with 1"
+    assert note_of(job, job.execution) == "exited with 1; attempt 3 of 4"

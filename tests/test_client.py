@@ -295,6 +295,8 @@ def test_every_call_of_the_contract_is_a_method_of_both_clients() -> None:
         "GetServerInfo": "server_info",
         "BatchEnqueueJobs": "enqueue_many",
         "BatchStopJobs": "stop_many",
+        "BatchRetryJobs": "retry_many",
+        "WatchJobs": "watch",
     }
     for call in calls:
         words = re.findall("[A-Z][a-z]+", call)

@@ -36,7 +36,7 @@ def run(server: ScriptedServer, heading: str, directory: Path, stderr: int = sub
 
 
 def test_every_example_is_run_here() -> None:
-    assert PAGE.count("```python") == len(EXAMPLES) == 7
+    assert PAGE.count("```python") == len(EXAMPLES) == 9
 
 
 def test_a_job_is_run_and_its_output_shown(server: ScriptedServer, tmp_path: Path) -> None:
@@ -74,6 +74,17 @@ def test_many_jobs_are_enqueued_and_stopped(server: ScriptedServer, tmp_path: Pa
     assert [len(batch.requests) for batch in batches] == [1000] * 5
     assert batches[4].requests[999].spec.args[1] == "hello 4999"
     assert (array.array.size, bool(array.array.request.request_id)) == (100, True)
+
+
+def test_jobs_are_retried_and_repeated(server: ScriptedServer, tmp_path: Path) -> None:
+    assert run(server, "Retry and repeat a job", tmp_path) == []
+    nightly, sync = (request.spec for request in server.received(pb.EnqueueJobRequest))
+    assert (nightly.cron.time_zone, nightly.cron.jitter.seconds, nightly.retry.max_retries) == ("Europe/Berlin", 600, 3)
+    assert (sync.retry.initial_backoff.seconds, list(sync.retry.exit_codes), sync.unique.key) == (
+        2,
+        [75],
+        "customer-4711",
+    )
 
 
 def test_lists_are_read_and_jobs_deleted(server: ScriptedServer, tmp_path: Path) -> None:

@@ -5,10 +5,11 @@ from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 
 def note_of(nouns: pb.Job | pb.Execution, execution: pb.Execution) -> str:
+    attempt = f"attempt {attempts_text(nouns, execution)}" if execution.attempt > 1 else ""
     if nouns.HasField("outcome"):
         outcome = nouns.outcome
-        return outcome.detail or (f"exited with {outcome.exit_code}" if outcome.exit_code else "")
-    attempt = f"attempt {attempts_text(nouns, execution)}" if execution.attempt > 1 else ""
+        ended = outcome.detail or (f"exited with {outcome.exit_code}" if outcome.exit_code else "")
+        return "; ".join(filter(None, [ended, attempt]))
     if not execution.HasField("waiting"):
         return attempt
     waiting = execution.waiting
