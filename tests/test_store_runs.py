@@ -42,6 +42,7 @@ from fastlane_grpc.model import (
 )
 from fastlane_grpc.schedule import Ticks
 from fastlane_grpc.store import etag_of
+from fastlane_grpc.store.writer import Written
 from tests.moved_store import BEGIN, SPEC, RunsStore, minutes
 
 SECOND, HOUR, DAY = timedelta(seconds=1), timedelta(hours=1), timedelta(days=1)
@@ -694,6 +695,39 @@ async def test_a_job_that_goes_on_keeps_its_newest_executions(tmp_path: Path) ->
     assert await moved.store.excess(100) == []
     moved.check()
     moved.close()
+
+
+# ---- what it costs
+
+
+async def test_schedules_cost_nothing_while_nothing_is_due(tmp_path: Path) -> None:
+    of_few, of_many = [await steps_of_a_look(tmp_path / str(count), count) for count in (100, 10_000)]
+    assert of_many <= of_few + 200
+
+
+async def steps_of_a_look(directory: Path, count: int) -> int:
+    """Steps of SQLite's machine, to the next hundred, of a look for what is due among so many schedules, of which a
+    tenth has a run under way."""
+    directory.mkdir()
+    moved = RunsStore(directory, asyncio.get_running_loop())
+    schedules = [replace(HOURLY, overlap=Overlap.QUEUE_ONE), Cron("30 5 * * *")]
+    await asyncio.gather(
+        *(moved.job(f"task-{number % 100}", cron=schedules[number % 10 > 0]) for number in range(count))
+    )
+    assert len(await moved.pass_time(BEGIN + HOUR)) == count // 10
+    steps = 0
+
+    def counted() -> int:
+        nonlocal steps
+        steps += 100
+        return 0
+
+    await moved.store._writer.write(lambda db: Written(db.set_progress_handler(counted, 100)))
+    moved.now += minutes(1)
+    assert await moved.store.promote(1000) == (False, BEGIN + 2 * HOUR)
+    await moved.store._writer.write(lambda db: Written(db.set_progress_handler(None, 0)))
+    moved.close()
+    return steps
 
 
 # ---- any history
