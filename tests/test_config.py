@@ -396,14 +396,8 @@ def test_secret_names_come_from_where_all_settings_do(file: Path) -> None:
 
 
 def test_no_password_in_the_address_of_an_engine_is_shown(file: Path) -> None:
-    engine = "tcp://user:hunter2@host:2375"
-    single = config.in_force({"engine": engine}, {}, None)
-    file.write_text(f'[[hosts]]\nname = "a"\nengine = "{engine}"\n')
-    several = config.in_force({}, {}, file)
-    for shown in (single, several):
-        for text in (config.toml(shown), config.as_json(shown)):
-            assert "tcp://user:***@host:2375" in text
-            assert "hunter2" not in text
-    twice = file.read_text() + f'[[hosts]]\nname = "b"\nengine = "{engine}"\n'
-    for text in (twice, '[[hosts]]\nname = "a"\nengine = "http://user:hunter2@host"\n'):
-        assert "hunter2" not in refusal(file, text)
+    for engine in ("tcp://user:hunter2@host:2375", "http://user:hunter2@host"):
+        with pytest.raises(config.ConfigError, match=r"user:\*\*\*@host") as refused:
+            config.in_force({"engine": engine}, {}, None)
+        assert "hunter2" not in str(refused.value)
+        assert "hunter2" not in refusal(file, f'[[hosts]]\nname = "a"\nengine = "{engine}"\n')

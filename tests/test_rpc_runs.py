@@ -202,7 +202,7 @@ SMALL = pb.Limits(memory_bytes=32 << 20)
         (cron(begin_time=in_days(9), end_time=in_days(8)), "spec.cron.end_time: is before spec.cron.begin_time"),
         (cron(end_time=in_days(-1)), "spec.cron.end_time: is before the first tick: the job could never start"),
         (
-            pb.JobSpec(image="busybox", cron=pb.Cron(expression="0 0 1 1 *"), expire_time=in_days(0.001)),
+            pb.JobSpec(image="busybox", cron=pb.Cron(expression="0 0 29 2 *"), expire_time=in_days(0.5)),
             "spec.expire_time: is before the first tick: the job could never start",
         ),
         (

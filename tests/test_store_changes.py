@@ -55,8 +55,7 @@ class House(Parts):
         await self.store.starting(
             execution_id,
             container_id="c",
-            capture="test",
-            engine_life="",
+            handle="{}",
             image_digest="",
             pull_time=None,
             container_time=None,

@@ -14,6 +14,7 @@ from fastlane_grpc.errors import JobNotFound
 from fastlane_grpc.model import Job, JobSpec, State, utc_now
 from fastlane_grpc.store import ExecutionQuery, JobQuery, PruneQuery, Store, due, pruning
 from fastlane_grpc.store.database import Connection, open_for_reading, open_for_writing, sqlite3
+from fastlane_grpc.store.job_state import DEFAULT_RULES
 from fastlane_grpc.store.lists import page_of_executions, page_of_jobs, page_of_tasks
 from fastlane_grpc.store.queries import JobInLine, ahead_of, execution_and_ahead
 from fastlane_grpc.store.readers import MOST_TOGETHER, THREADS, Readers
@@ -136,8 +137,8 @@ STATEMENTS: Mapping[str, Run] = {
     "jobs of a prefix": lambda db, job, limit: page_of_jobs(db, JobQuery(id_prefix=job.id[:8]), None, limit),
     "executions": lambda db, job, limit: page_of_executions(db, ExecutionQuery(host="here"), None, limit),
     "tasks": lambda db, job, limit: page_of_tasks(db, None, limit),
-    "expired": lambda db, job, limit: due.expire(db, NOW, limit),
-    "due": lambda db, job, limit: due.promote(db, NOW, limit),
+    "expired": lambda db, job, limit: due.expire(db, NOW, limit, DEFAULT_RULES),
+    "due": lambda db, job, limit: due.promote(db, NOW, limit, DEFAULT_RULES),
     "old logs": lambda db, job, limit: pruning.oldest(db, PruneQuery(NOW, logs_only=True), PruneQuery.START, limit),
     "old jobs": lambda db, job, limit: pruning.count(db, PruneQuery(NOW), limit),
 }

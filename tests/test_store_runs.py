@@ -700,15 +700,14 @@ async def test_a_job_that_goes_on_keeps_its_newest_executions(tmp_path: Path) ->
 # ---- what it costs
 
 
-async def test_schedules_cost_nothing_while_nothing_is_due(tmp_path: Path) -> None:
-    of_few, of_many = [await steps_of_a_look(tmp_path / str(count), count) for count in (100, 10_000)]
+async def test_schedules_cost_nothing_while_nothing_is_due(tmp_path_factory: pytest.TempPathFactory) -> None:
+    of_few, of_many = [await steps_of_a_look(tmp_path_factory.mktemp("store"), count) for count in (100, 10_000)]
     assert of_many <= of_few + 200
 
 
 async def steps_of_a_look(directory: Path, count: int) -> int:
     """Steps of SQLite's machine, to the next hundred, of a look for what is due among so many schedules, of which a
     tenth has a run under way."""
-    directory.mkdir()
     moved = RunsStore(directory, asyncio.get_running_loop())
     schedules = [replace(HOURLY, overlap=Overlap.QUEUE_ONE), Cron("30 5 * * *")]
     await asyncio.gather(
