@@ -41,7 +41,9 @@ class ProtobufEncoding:
     def message(self, value: Message) -> bytes:
         """Return the message of chunks or of a gap, serialised."""
         if value.gap is not None:
-            message = pb.StreamExecutionLogsResponse(cursor=str(value.cursor), gap=converters.gap(value.gap))
+            message = pb.StreamExecutionLogsResponse(
+                cursor=str(value.cursor), gap=converters.gap(value.gap), first_line=value.first_line or 0
+            )
             return message.SerializeToString()
         cursor = str(value.cursor).encode()
         parts = [_CURSOR, _varint(len(cursor)), cursor]
@@ -65,6 +67,7 @@ class ProtobufEncoding:
                 message.heartbeat.time.FromDatetime(now)
             case StateChanged():
                 message.state.CopyFrom(converters.log_state(value))
+                message.first_line = value.first_line or 0
             case LogEnded() | LogSuspended():
                 message.end.CopyFrom(converters.log_end(value))
         return message.SerializeToString()
