@@ -27,7 +27,6 @@ from tests.pages import Page
 from tests.reading import Reader
 from tests.serving import clear
 from tests.tools import ROOT
-from tests.wheel import script
 
 DEPLOY = ROOT / "docs" / "deploy"
 PORT = "7020/tcp"
@@ -41,19 +40,8 @@ NUMBERS = b"".join(b"%d\n" % number for number in range(1, 5001))
 
 
 @pytest.fixture(scope="module")
-def base(sdk: docker.DockerClient) -> Iterator[str]:
-    """Debian's Python, in place of the one that no registry gives here."""
-    script("base")
-    name = f"fastlane-base:{os.getpid()}"
-    with (ROOT / ".tools" / "base.tar").open("rb") as file:
-        sdk.api.import_image_from_data(file.read(), repository=name.partition(":")[0], tag=name.partition(":")[2])
-    yield name
-    sdk.images.remove(name, force=True)
-
-
-@pytest.fixture(scope="module")
 def server_image(
-    base: str, wheel: Path, sdk: docker.DockerClient, tmp_path_factory: pytest.TempPathFactory
+    python_image: str, wheel: Path, sdk: docker.DockerClient, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
     """By the Dockerfile as it is shipped, from wheels alone."""
     wheels = tmp_path_factory.mktemp("wheels")
@@ -69,13 +57,13 @@ def server_image(
         dockerfile=str(DEPLOY / "Dockerfile"),
         tag=name,
         rm=True,
-        buildargs={"BASE": base, "PIP_NO_INDEX": "1"},
+        buildargs={"BASE": python_image, "PIP_NO_INDEX": "1"},
     )
     yield name
     sdk.images.remove(name, force=True)
     # What the first stage was built in has no name, and would stay. Each step is the parent of the next, the base that
     # of the first.
-    base_id = sdk.images.get(base).id.removeprefix("sha256:")
+    base_id = sdk.images.get(python_image).id.removeprefix("sha256:")
     steps = re.findall(r"---> ([0-9a-f]{12})\n", "".join(each.get("stream", "") for each in said))
     for step in reversed([step for step in steps if not base_id.startswith(step)]):
         with suppress(ImageNotFound, APIError):
