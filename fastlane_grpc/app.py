@@ -20,6 +20,7 @@ from fastlane_grpc.dispatcher import Dispatcher
 from fastlane_grpc.docker import CaptureChoice, DockerBackend, DockerCaptures, Engine, capture_without_engine
 from fastlane_grpc.errors import CannotServe, ServerFailed, StoreFailed
 from fastlane_grpc.execution import DockerRunner, Host, RemovedHostRunner, Step, Sweeper
+from fastlane_grpc.http.limits import HttpLimits
 from fastlane_grpc.http.server import HttpServer
 from fastlane_grpc.logs import Logs, Tails
 from fastlane_grpc.machine.address import is_loopback
@@ -288,7 +289,10 @@ class Server:
         if not self.settings.http_listen:
             return
         self.http = HttpServer(
-            self.service, self.settings, self.rpc.is_serving, max_connections=self.open_files.max_connections
+            self.service,
+            self.settings,
+            self.rpc.is_serving,
+            HttpLimits(max_connections=self.open_files.max_connections),
         )
         parts.push_async_callback(self.http.stop)
         self.http.listen()

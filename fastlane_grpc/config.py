@@ -274,7 +274,7 @@ class Settings:
     http_hosts: Sequence[str] = setting(
         tuple,
         read_web_hosts,
-        "names by which HTTP is reached besides localhost, while it listens on loopback only",
+        "names by which HTTP is reached besides localhost; without any, every name unless it listens on loopback",
     )
     http_cors_origins: Sequence[str] = setting(
         tuple, read_origins, "origins of web pages elsewhere that may use HTTP; by default none"

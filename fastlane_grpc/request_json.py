@@ -21,7 +21,7 @@ from fastlane_grpc.text.time_span import span_of
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 # Messages that a single value may stand for, and the field that it is.
-_SHORT = {"Cron": ("expression", str), "Retry": ("max_retries", int), "Unique": ("key", str)}
+SHORT_FORMS = {"Cron": ("expression", str), "Retry": ("max_retries", int), "Unique": ("key", str)}
 # Names that the payload of the first fastlane had for fields of a spec.
 SPEC_ALIASES = {"retries": "retry", "expiration": "expire_time"}
 _SIZES = {"memory_bytes", "max_bytes"}
@@ -29,6 +29,17 @@ _SIZE = re.compile(r"([0-9]{1,12})([kmgKMG]?)")
 _SECONDS = re.compile(r"-?[0-9]+(\.[0-9]{1,9})?s")
 # No number of more digits fits into a field; Python refuses to read one of very many.
 _MOST_DIGITS = 300
+_DIGITS = re.compile(r"-?[0-9]{1,20}")
+_INTEGERS = {
+    FieldDescriptor.CPPTYPE_INT32: (-(1 << 31), (1 << 31) - 1),
+    FieldDescriptor.CPPTYPE_INT64: (-(1 << 63), (1 << 63) - 1),
+    FieldDescriptor.CPPTYPE_UINT32: (0, (1 << 32) - 1),
+    FieldDescriptor.CPPTYPE_UINT64: (0, (1 << 64) - 1),
+}
+_FLOATS = {FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT}
+_HALF_CHARACTER = "has half a character: an escape of \\ud800 to \\udfff that is not one of a pair"
+# What protobuf says, for people.
+_PARSE_FAULTS = {"Unpaired surrogate": _HALF_CHARACTER, "Message too deep": "is nested too deeply"}
 
 
 class JsonFault(ValueError):
@@ -69,7 +80,7 @@ def read_message(value: Any, message: Message, *, zoned: bool = False) -> None:
     except json_format.ParseError as error:
         raise _parse_fault(str(error), message.DESCRIPTOR.name) from None
     except UnicodeError:
-        raise JsonFault("", "has half a character: an escape of \\ud800 to \\udfff that is not one of a pair") from None
+        raise JsonFault("", _HALF_CHARACTER) from None
 
 
 def field_named(message: Descriptor, name: str) -> FieldDescriptor | None:
@@ -126,8 +137,8 @@ class _Reader:
             if not isinstance(value, dict):
                 raise JsonFault(path, "must be a JSON object")
             return value
-        if kind.name in _SHORT:
-            name, of_type = _SHORT[kind.name]
+        if kind.name in SHORT_FORMS:
+            name, of_type = SHORT_FORMS[kind.name]
             if isinstance(value, of_type) and not isinstance(value, bool):
                 value = {name: value}
         if not isinstance(value, dict):
@@ -208,7 +219,23 @@ def _plain_value(field: FieldDescriptor, value: Any, path: str) -> Any:
         match = _SIZE.fullmatch(value)
         if match is None:
             raise JsonFault(path, f'{value!r} is not a number of bytes, as 1048576, "512m" or "1g"')
-        return int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30}[match[2].lower()]
+        value = int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30}[match[2].lower()]
+    if field.cpp_type in _INTEGERS:
+        return _whole_number(value, _INTEGERS[field.cpp_type], path)
+    if field.cpp_type == FieldDescriptor.CPPTYPE_BOOL and not isinstance(value, bool):
+        raise JsonFault(path, "must be true or false")
+    if field.cpp_type in _FLOATS and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise JsonFault(path, "must be a number")
+    return value
+
+
+def _whole_number(value: Any, bits: tuple[int, int], path: str) -> int:
+    """Return the number, which may be a string: JSON of many languages has no 64 bits."""
+    least, most = bits
+    if (isinstance(value, str) and _DIGITS.fullmatch(value)) or (isinstance(value, float) and value.is_integer()):
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise JsonFault(path, f"must be a whole number from {least} to {most}")
     return value
 
 
@@ -263,4 +290,5 @@ def _parse_fault(text: str, message: str) -> JsonFault:
     """Return the fault that protobuf's error tells, with its field."""
     fields = re.findall(r"Failed to parse (\S+) field: ", text)
     what, _, place = re.sub(r"Failed to parse \S+ field: ", "", text).rstrip(".").partition(f" at {message}.")
-    return JsonFault(place or ".".join(fields), what[:300])
+    told = next((ours for theirs, ours in _PARSE_FAULTS.items() if what.startswith(theirs)), what[:300])
+    return JsonFault(place or ".".join(fields), told)

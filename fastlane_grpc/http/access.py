@@ -17,8 +17,9 @@ class Access:
     """The rules for one address to listen on."""
 
     def __init__(self, *, loopback: bool, hosts: Sequence[str], cors_origins: Sequence[str]) -> None:
-        """`loopback`: only this machine reaches the address, so that other names in Host are not this server's."""
-        self._hosts = _LOOPBACK_NAMES | set(hosts) if loopback else None
+        """`loopback`: only this machine reaches the address, so that other names in Host are not this server's. That
+        holds for any address where `hosts` are given."""
+        self._hosts = _LOOPBACK_NAMES | set(hosts) if loopback or hosts else None
         self._cors_origins = frozenset(cors_origins)
 
     def check(self, verb: str, scheme: str, headers: Headers) -> None:

@@ -9,11 +9,13 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from fastlane_grpc.http import openapi
 from fastlane_grpc.http.access import Access
 from fastlane_grpc.http.call_handlers import CallHandler
 from fastlane_grpc.http.connection import CONNECTION
 from fastlane_grpc.http.context import HttpContext
 from fastlane_grpc.http.health import Health
+from fastlane_grpc.http.json_responses import json_response
 from fastlane_grpc.http.media_types import prefers_html
 from fastlane_grpc.http.problem import HttpError, problem_response
 from fastlane_grpc.http.routes import ROUTES, CallRoute
@@ -47,6 +49,7 @@ def extra_routes(context: HttpContext) -> Iterable[ExtraRoute]:
     """Return all paths that are no calls."""
     yield ExtraRoute("GET", "/healthz", Health(context, "live"))
     yield ExtraRoute("GET", "/readyz", Health(context, "server"))
+    yield ExtraRoute("GET", "/openapi.json", _openapi)
 
 
 class WithPage:
@@ -130,6 +133,10 @@ def _resources(context: HttpContext) -> list[Route]:
     for extra in extra_routes(context):
         paths[extra.path][extra.verb] = extra.handler
     return [Route(path, Resource(handlers), methods=None) for path, handlers in paths.items()]
+
+
+async def _openapi(scope: Scope, receive: Receive, send: Send) -> None:
+    await json_response(openapi.document())(scope, receive, send)
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:

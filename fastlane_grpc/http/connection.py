@@ -4,21 +4,15 @@ import asyncio
 import logging
 import socket
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import cast
 
 import structlog
 from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-# The time from the first byte of a request to the end of its headers; a new connection has as long to begin.
-HEAD_SECONDS = 10.0
-# The time without a request after which a connection is closed.
-IDLE_SECONDS = 75.0
-# The time in which the rest of a body is read and dropped, after the response to its request.
-DRAIN_SECONDS = 2.0
-MAX_HEAD_BYTES = 64 << 10
-MAX_HEADERS = 100
+from fastlane_grpc.http.limits import HttpLimits
+
 # Where a connection of the scope is found.
 CONNECTION = "fastlane.connection"
 # TCP asks a silent client whether it is there: after so many seconds, again after so many, and so often.
@@ -36,23 +30,17 @@ class Connection(HttpToolsProtocol):
     """A connection of a client. One request at a time: what is sent before the response is complete is dropped, and the
     connection closed after that response."""
 
-    max_connections = 10_000
-
-    def __init__(
-        self,
-        config: Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
+    def __init__(self, config: Config, state: ServerState, limits: HttpLimits) -> None:
+        super().__init__(config, state, {})
+        self._limits = limits
+        self.timeout_keep_alive = limits.idle_seconds  # type: ignore[assignment]
         self.logger = _logger
         self.access_log = False
         # Called once when the client has gone; for a stream, which may not send for a long time.
         self.on_lost: Callable[[], object] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._in_head = self._in_body = self._pipelined = False
-        self._head_bytes = 0
+        self._in_head = self._in_body = self._pipelined = self._closes_after_body = False
+        self._head_bytes = self._field_bytes = 0
 
     # ---- for handlers
 
@@ -80,14 +68,14 @@ class Connection(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > self.max_connections:
+        if len(self.connections) > self._limits.max_connections:
             transport.abort()
             return
         raw = transport.get_extra_info("socket")
         if raw is not None and raw.family in {socket.AF_INET, socket.AF_INET6}:
             for level, option, value in _KEEPALIVE:
                 raw.setsockopt(level, option, value)
-        self._arm(HEAD_SECONDS)
+        self._arm(self._limits.head_seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
@@ -101,13 +89,13 @@ class Connection(HttpToolsProtocol):
             return
         if not self._in_body:
             self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES and self._in_head:
+            if self._head_bytes > self._limits.max_head_bytes and self._in_head:
                 self._refuse_head()
                 return
         super().data_received(data)
         if self._timer is None and not self._in_body and self._idle:
             # Bytes between two requests, which begin none.
-            self._arm(HEAD_SECONDS)
+            self._arm(self._limits.head_seconds)
 
     def on_message_begin(self) -> None:
         if not self._idle:
@@ -116,7 +104,7 @@ class Connection(HttpToolsProtocol):
             return
         self._in_head = True
         if self._timer is None:
-            self._arm(HEAD_SECONDS)
+            self._arm(self._limits.head_seconds)
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
@@ -126,7 +114,8 @@ class Connection(HttpToolsProtocol):
     def on_header(self, name: bytes, value: bytes) -> None:
         if self._pipelined:
             return
-        if len(self.headers) >= MAX_HEADERS:
+        self._field_bytes += len(name) + len(value)
+        if len(self.headers) >= self._limits.max_headers or self._field_bytes > self._limits.max_head_bytes:
             if not self.transport.is_closing():
                 self._refuse_head()
             return
@@ -138,12 +127,13 @@ class Connection(HttpToolsProtocol):
         if self._pipelined:
             return
         self._disarm()
-        self._in_head, self._in_body, self._head_bytes = False, True, 0
+        self._in_head, self._in_body, self._head_bytes, self._field_bytes = False, True, 0, 0
         if self.transport.is_closing():
             return
         self.scope[CONNECTION] = self  # type: ignore[literal-required]
         self.on_lost = None
         super().on_headers_complete()
+        self.cycle.transport = cast("asyncio.Transport", _ClosesAfterBody(self))
 
     def on_body(self, body: bytes) -> None:
         if not self._pipelined and self.cycle is not None:
@@ -153,7 +143,9 @@ class Connection(HttpToolsProtocol):
         if self._pipelined or self.cycle is None:
             return
         self._in_body = False
-        if self.cycle.response_complete:
+        if self._closes_after_body:
+            self.transport.close()
+        elif self.cycle.response_complete:
             self._disarm()
             self._start_idle()
         super().on_message_complete()
@@ -163,7 +155,7 @@ class Connection(HttpToolsProtocol):
         self.on_lost = None
         if self._in_body:
             self._unset_keepalive_if_required()
-            self._arm(DRAIN_SECONDS)
+            self._arm(self._limits.drain_seconds)
 
     def timeout_keep_alive_handler(self) -> None:
         # A client that has not read its last response does not get longer: closing would wait for it.
@@ -174,6 +166,17 @@ class Connection(HttpToolsProtocol):
             super().send_400_response(msg)
         else:
             self.transport.close()
+
+    def close_after_body(self) -> None:
+        """Close the connection once the body of the request was read.
+
+        Closed before, TCP would drop the response with what the client is still sending."""
+        if not self._in_body or self.transport.is_closing():
+            self.transport.close()
+            return
+        self._closes_after_body = True
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
 
     # ---- time
 
@@ -192,7 +195,7 @@ class Connection(HttpToolsProtocol):
 
     def _start_idle(self) -> None:
         self._unset_keepalive_if_required()
-        self.timeout_keep_alive_task = self.loop.call_later(IDLE_SECONDS, self.timeout_keep_alive_handler)
+        self.timeout_keep_alive_task = self.loop.call_later(self._limits.idle_seconds, self.timeout_keep_alive_handler)
 
     def _expire(self) -> None:
         self._timer = None
@@ -204,6 +207,15 @@ class Connection(HttpToolsProtocol):
             b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
         )
         self.transport.close()
+
+
+class _ClosesAfterBody:
+    """The transport that uvicorn writes a response to, and closes after the last one."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.write = connection.transport.write
+        self.is_closing = connection.transport.is_closing
+        self.close = connection.close_after_body
 
 
 class _Defects(logging.Handler):

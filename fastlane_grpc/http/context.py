@@ -8,7 +8,7 @@ from typing import TypeVar
 
 from fastlane_grpc.api import Calls
 from fastlane_grpc.config import Settings
-from fastlane_grpc.http.request_body import BodyBudget
+from fastlane_grpc.http.request_body import BodyReader
 
 T = TypeVar("T")
 
@@ -24,7 +24,7 @@ class HttpContext:
     settings: Settings
     # Whether a name of the health service serves; see `RpcServer.serving`.
     is_serving: Callable[[str], bool]
-    bodies: BodyBudget
+    bodies: BodyReader
     converter: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "http-json"))
 
     async def convert(self, work: Callable[[], T], *, size: int) -> T:
