@@ -154,7 +154,7 @@ def _parse_end(request: LogRequest) -> Cursor | None:
     except CursorInvalid as error:
         raise CursorInvalid(f"before_cursor: {error}") from None
     except CursorOfAnotherExecution as error:
-        raise CursorOfAnotherExecution(f"before_cursor: {error}", **error.metadata) from None
+        raise CursorOfAnotherExecution(f"before_cursor: {error}", execution_id=error.metadata["execution_id"]) from None
 
 
 async def _stream(

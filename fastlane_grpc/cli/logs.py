@@ -39,6 +39,12 @@ _MOST_LINES = 1_000_000
     help="Start with the last NUMBER lines.",
 )
 @click.option(
+    "--line",
+    type=click.IntRange(1),
+    metavar="NUMBER",
+    help="Start with the line of this NUMBER, from 1; of one execution only.",
+)
+@click.option(
     "--source",
     "names",
     type=click.Choice(["stdout", "stderr", "system"]),
@@ -46,7 +52,7 @@ _MOST_LINES = 1_000_000
     help="Show only this source; repeat for several.",
 )
 @click.option("-t", "--timestamps", is_flag=True, help="Prefix each line with the time when it was received.")
-@click.option("--cursor", default="", help="Resume after this cursor; overrides --since and --tail.")
+@click.option("--cursor", default="", help="Resume after this cursor; overrides --since, --tail and --line.")
 @shows_output
 @talks_to_server
 @click.pass_obj
@@ -58,6 +64,7 @@ def logs(
     follows: bool,
     since: datetime | None,
     lines: int | None,
+    line: int | None,
     names: Sequence[str],
     timestamps: bool,
     cursor: str,
@@ -88,11 +95,17 @@ def logs(
     with connected(address) as client:
         found = _found(client, id)
         if isinstance(found, fastlane_pb2.Job):
+            if line is not None:
+                raise Failure(
+                    f"--line counts the lines of one execution; of this job, the newest is {found.execution.id}"
+                )
             display.followed = f"job {found.id}"
             of_job = client.tail_job(found.id, cursor, display.sources, follow=follows, since=since, tail_lines=lines)
             return follow(of_job, display)
         display.followed = f"execution {found}"
-        of_execution = client.tail(found, cursor, display.sources, follow=follows, since=since, tail_lines=lines)
+        of_execution = client.tail(
+            found, cursor, display.sources, follow=follows, since=since, tail_lines=lines, start_line=line
+        )
         return follow(of_execution, display)
 
 

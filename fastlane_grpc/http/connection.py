@@ -15,12 +15,14 @@ from fastlane_grpc.http.limits import HttpLimits
 
 # Where a connection of the scope is found.
 CONNECTION = "fastlane.connection"
-# TCP asks a silent client whether it is there: after so many seconds, again after so many, and so often.
+# TCP asks a silent client whether it is there: after so many seconds, again after so many, and so often. The last one,
+# in milliseconds, is for a client that does not confirm what was sent; one that is only slow to read does confirm.
 _KEEPALIVE = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000),
 )
 
 log = structlog.get_logger(__name__)

@@ -14,8 +14,8 @@ _FIRST_BYTE = ReadStart(dict.fromkeys(Source, 0), 0)
 
 @dataclass(frozen=True, slots=True)
 class StartPoint:
-    """The last `tail_lines` lines (0: what comes from now on), what was received at a time or later, in nanoseconds since
-    1970, or the line of the number `start_line`. The latest of them counts; with none of them, the first byte."""
+    """The last `tail_lines` lines (0: what comes from now on), what was received at a time or later (in nanoseconds
+    since 1970), or the line of the number `start_line`. The latest of them counts; with none, the first byte."""
 
     tail_lines: int | None = None
     since_ns: int | None = None

@@ -35,8 +35,8 @@ class NumberedLines:
         return sum(self._newlines.values())
 
     def begin(self, number: int) -> ReadStart:
-        """Return the start of the line of this number in each of the sources; that of the unfinished lines, if there are
-        not so many.
+        """Return the start of the line of this number in each of the sources; that of the unfinished lines, if there
+        are not so many.
 
         In the middle of missing bytes, the start is before them."""
         before = min(number - 1, self.count)
