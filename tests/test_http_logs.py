@@ -27,28 +27,28 @@ EVENTS = {"accept": "text/event-stream"}
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[HttpHouse]:
-    house = HttpHouse(tmp_path, max_streams=60)
-    await house.start()
-    yield house
-    await house.close()
+async def harness(tmp_path: Path) -> AsyncIterator[HttpHouse]:
+    harness = HttpHouse(tmp_path, max_streams=60)
+    await harness.start()
+    yield harness
+    await harness.close()
 
 
-async def running(house: HttpHouse) -> tuple[Execution, RecordWriter]:
-    await house.enqueue()
-    return await house.begin()
+async def running(harness: HttpHouse) -> tuple[Execution, RecordWriter]:
+    await harness.enqueue()
+    return await harness.begin()
 
 
-async def stored(house: HttpHouse) -> Execution:
+async def stored(harness: HttpHouse) -> Execution:
     """An execution that has ended, with output of every kind."""
-    execution, writer = await running(house)
+    execution, writer = await running(harness)
     writer.write([(OUT, b"one\n"), (ERR, b"two\n")], 1)
     writer.gap(OUT, 5, Cause.ENGINE, SECOND)
     writer.write([(OUT, BINARY)], SECOND + 1_000)
     writer.gap(ERR, None, Cause.STORE, 2 * SECOND)
     writer.write([(ERR, b"\xff\xc3"), (OUT, b"\xe2\x82"), (OUT, b"\xac\n")], 3 * SECOND + 1_000_000)
-    house.logs.system(execution.id, "a line of fastlane's own")
-    await house.finish(execution, writer, 3)
+    harness.logs.system(execution.id, "a line of fastlane's own")
+    await harness.finish(execution, writer, 3)
     return execution
 
 
@@ -97,19 +97,19 @@ def path_of(execution: Execution, query: str = "") -> str:
     return f"/executions/{execution.id}/logs{query}"
 
 
-async def test_a_raw_log_is_what_the_container_printed(house: HttpHouse) -> None:
-    execution = await stored(house)
-    found = await house.ask("GET", path_of(execution, "?source=stdout"))
+async def test_a_raw_log_is_what_the_container_printed(harness: HttpHouse) -> None:
+    execution = await stored(harness)
+    found = await harness.ask("GET", path_of(execution, "?source=stdout"))
     assert (found.status, found.headers["content-type"]) == (200, "application/octet-stream")
     assert found.headers["x-content-type-options"] == "nosniff"
     assert found.body == b"one\n" + BINARY + b"\xe2\x82\xac\n"
-    both = await house.ask("GET", path_of(execution))
+    both = await harness.ask("GET", path_of(execution))
     assert both.body == b"one\ntwo\n" + BINARY + b"\xff\xc3\xe2\x82\xac\n"
 
 
-async def test_a_raw_log_arrives_while_the_job_prints(house: HttpHouse) -> None:
-    execution, writer = await running(house)
-    async with connected(house.http_port) as (reader, sender):
+async def test_a_raw_log_arrives_while_the_job_prints(harness: HttpHouse) -> None:
+    execution, writer = await running(harness)
+    async with connected(harness.http_port) as (reader, sender):
         sender.write(request("GET", path_of(execution), connection="close"))
         # The headers come before any output: the client knows that the log is there.
         head = await read_until(reader, b"\r\n\r\n")
@@ -117,25 +117,25 @@ async def test_a_raw_log_arrives_while_the_job_prints(house: HttpHouse) -> None:
         for number in range(3):
             writer.write([(OUT, b"number %d\n" % number)], number)
             await read_until(reader, b"number %d\n" % number)
-        await house.finish(execution, writer)
+        await harness.finish(execution, writer)
         assert (await rest(reader)).endswith(b"\r\n0\r\n\r\n")
 
 
 @pytest.mark.parametrize("query", ["", "?text=true", "?sources=SOURCE_STDERR&number_lines=true", "?tail_lines=2"])
-async def test_lines_and_events_have_the_messages_of_grpc(house: HttpHouse, query: str) -> None:
-    execution = await stored(house)
+async def test_lines_and_events_have_the_messages_of_grpc(harness: HttpHouse, query: str) -> None:
+    execution = await stored(harness)
     fields: dict[str, object] = {
         "": {},
         "?text=true": {"text": True},
         "?sources=SOURCE_STDERR&number_lines=true": {"sources": [2], "number_lines": True},
         "?tail_lines=2": {"tail_lines": 2},
     }[query]  # type: ignore[assignment]
-    expected = [message async for message in house.stream(execution.id, **fields)]  # type: ignore[arg-type]
-    lines = await house.ask("GET", path_of(execution, query), **LINES)
+    expected = [message async for message in harness.stream(execution.id, **fields)]  # type: ignore[arg-type]
+    lines = await harness.ask("GET", path_of(execution, query), **LINES)
     assert lines.headers["content-type"] == "application/x-ndjson"
     parsed = [json_format.ParseDict(each, pb.StreamExecutionLogsResponse()) for each in lines_of(lines.body)]
     assert parsed == expected
-    events = await house.ask("GET", path_of(execution, query), **EVENTS)
+    events = await harness.ask("GET", path_of(execution, query), **EVENTS)
     assert events.headers["content-type"].startswith("text/event-stream")
     found = events_of(events.body)
     assert [json_format.ParseDict(each.data, pb.StreamExecutionLogsResponse()) for each in found] == expected
@@ -143,20 +143,20 @@ async def test_lines_and_events_have_the_messages_of_grpc(house: HttpHouse, quer
     assert [each.name for each in found] == [message.WhichOneof("event") or "chunks" for message in expected]
 
 
-async def test_an_event_stream_resumes_after_its_last_event(house: HttpHouse) -> None:
-    execution = await stored(house)
-    whole = events_of((await house.ask("GET", path_of(execution), **EVENTS)).body)
+async def test_an_event_stream_resumes_after_its_last_event(harness: HttpHouse) -> None:
+    execution = await stored(harness)
+    whole = events_of((await harness.ask("GET", path_of(execution), **EVENTS)).body)
     expected = {source: bytes_of([each.data for each in whole], source) for source in Source}
     for count in range(1, len(whole)):
         # The query is that of the first request, as a browser repeats it.
         query = f"?cursor={whole[0].id}"
-        answered = await house.ask("GET", path_of(execution, query), last_event_id=whole[count - 1].id, **EVENTS)
+        answered = await harness.ask("GET", path_of(execution, query), last_event_id=whole[count - 1].id, **EVENTS)
         both = [each.data for each in [*whole[:count], *events_of(answered.body)]]
         assert {source: bytes_of(both, source) for source in Source} == expected
 
 
-async def test_short_names_of_parameters_mean_the_fields_of_the_request(house: HttpHouse) -> None:
-    execution, writer = await running(house)
+async def test_short_names_of_parameters_mean_the_fields_of_the_request(harness: HttpHouse) -> None:
+    execution, writer = await running(harness)
     writer.write([(OUT, b"1\n2\n3\n"), (ERR, b"e\n")], SECOND)
     cases = {
         "?follow=false&tail=2": b"3\ne\n",
@@ -167,11 +167,11 @@ async def test_short_names_of_parameters_mean_the_fields_of_the_request(house: H
         "?follow=false&since=1970-01-01T00:00:02Z&heartbeat=2s": b"",
     }
     for query, expected in cases.items():
-        assert (await house.ask("GET", path_of(execution, query))).body == expected
+        assert (await harness.ask("GET", path_of(execution, query))).body == expected
 
 
-async def test_faults_of_a_request_are_answered_before_the_first_byte(house: HttpHouse) -> None:
-    execution, _ = await running(house)
+async def test_faults_of_a_request_are_answered_before_the_first_byte(harness: HttpHouse) -> None:
+    execution, _ = await running(harness)
     other = "1.00000000-0000-7000-8000-000000000000.0.0.0.0"
     cases = {
         "/executions/nothing/logs": (404, "EXECUTION_NOT_FOUND"),
@@ -191,18 +191,18 @@ async def test_faults_of_a_request_are_answered_before_the_first_byte(house: Htt
     }
     for accept in ({}, LINES, EVENTS):
         for path, expected in cases.items():
-            found = await house.ask("GET", path, **accept)
+            found = await harness.ask("GET", path, **accept)
             assert (found.status, found.reason) == expected, path
-    found = await house.ask("GET", path_of(execution, "?exit_line=1"), **LINES)
+    found = await harness.ask("GET", path_of(execution, "?exit_line=1"), **LINES)
     assert found.json["violations"][0]["field"] == "exit_line"
 
 
-async def test_a_server_that_stops_leaves_no_stream_complete(house: HttpHouse) -> None:
-    execution, writer = await running(house)
+async def test_a_server_that_stops_leaves_no_stream_complete(harness: HttpHouse) -> None:
+    execution, writer = await running(harness)
     writer.write([(OUT, b"all so far\n")], 1)
 
     async def received(**accept: str) -> bytes:
-        async with connected(house.http_port) as (reader, sender):
+        async with connected(harness.http_port) as (reader, sender):
             sender.write(request("GET", path_of(execution), **accept))
             begun = await read_until(reader, b"all so far\n" if not accept else b"YWxsIHNvIGZhcgo=")
             ready.release()
@@ -212,7 +212,7 @@ async def test_a_server_that_stops_leaves_no_stream_complete(house: HttpHouse) -
     reads = [asyncio.ensure_future(received(**accept)) for accept in ({}, LINES, EVENTS)]
     for _ in reads:
         await ready.acquire()
-    await house.http.stop()
+    await harness.http.stop()
     raw, lines, events = await asyncio.gather(*reads)
     for whole in (raw, lines, events):
         with pytest.raises(IncompleteRead):
@@ -222,9 +222,9 @@ async def test_a_server_that_stops_leaves_no_stream_complete(house: HttpHouse) -
     assert b"event: problem\ndata: {" in events
 
 
-async def test_trailers_tell_the_end_to_those_who_accept_them(house: HttpHouse) -> None:
-    execution = await stored(house)
-    async with connected(house.http_port) as (reader, sender):
+async def test_trailers_tell_the_end_to_those_who_accept_them(harness: HttpHouse) -> None:
+    execution = await stored(harness)
+    async with connected(harness.http_port) as (reader, sender):
         sender.write(request("GET", path_of(execution), te="trailers", connection="TE, close"))
         head, _, body = (await rest(reader)).partition(b"\r\n\r\n")
     assert b"trailer: Fastlane-Exit-Status, Fastlane-State" in head
@@ -240,70 +240,70 @@ async def test_trailers_tell_the_end_to_those_who_accept_them(house: HttpHouse) 
         "Fastlane-Missing-Bytes": "5",
     }
     # Without that header none are sent.
-    async with connected(house.http_port) as (reader, sender):
+    async with connected(harness.http_port) as (reader, sender):
         sender.write(request("GET", path_of(execution), connection="close"))
         assert (await rest(reader)).endswith(b"\r\n0\r\n\r\n")
 
 
-async def test_an_exit_line_is_the_last_one_whatever_was_printed(house: HttpHouse) -> None:
-    execution, writer = await running(house)
+async def test_an_exit_line_is_the_last_one_whatever_was_printed(harness: HttpHouse) -> None:
+    execution, writer = await running(harness)
     writer.write([(OUT, b"no newline at its end")], 1)
     query = "?exit_line=1&follow=false"
-    log, line = (await house.ask("GET", path_of(execution, query))).body.rstrip(b"\n").rsplit(b"\n", 1)
+    log, line = (await harness.ask("GET", path_of(execution, query))).body.rstrip(b"\n").rsplit(b"\n", 1)
     assert log == b"no newline at its end"
     assert line.startswith(b"fastlane-end exit_status=75 state=RUNNING cursor=1.")
-    await house.finish(execution, writer)
-    body = (await house.ask("GET", path_of(execution, "?exit_line=true"))).body
+    await harness.finish(execution, writer)
+    body = (await harness.ask("GET", path_of(execution, "?exit_line=true"))).body
     assert body.startswith(log + b"\nfastlane-end exit_status=0 state=SUCCEEDED stdout_bytes=21 ")
 
 
-async def test_the_log_of_a_job_tells_each_execution_and_the_end(house: HttpHouse) -> None:
-    execution = await stored(house)
+async def test_the_log_of_a_job_tells_each_execution_and_the_end(harness: HttpHouse) -> None:
+    execution = await stored(harness)
     path = f"/jobs/{execution.job_id}/logs"
-    lines = lines_of((await house.ask("GET", path, **LINES)).body)
+    lines = lines_of((await harness.ask("GET", path, **LINES)).body)
     assert "execution" in lines[0]
     assert lines[-1]["job_end"]["exit_status"] == 3
     assert bytes_of(lines, ERR) == b"two\n\xff\xc3"
-    names = [each.name for each in events_of((await house.ask("GET", path, **EVENTS)).body)]
+    names = [each.name for each in events_of((await harness.ask("GET", path, **EVENTS)).body)]
     assert (names[0], names[-1]) == ("execution", "job_end")
-    raw = (await house.ask("GET", f"{path}?exit_line=1&source=stderr")).body
+    raw = (await harness.ask("GET", f"{path}?exit_line=1&source=stderr")).body
     assert raw.startswith(b"two\n\xff\xc3\nfastlane-end exit_status=3 state=FAILED outcome=EXIT_CODE cursor=")
 
 
-async def test_readers_of_one_encoding_share_what_one_of_them_read(house: HttpHouse) -> None:
-    execution, writer = await running(house)
+async def test_readers_of_one_encoding_share_what_one_of_them_read(harness: HttpHouse) -> None:
+    execution, writer = await running(harness)
     for number in range(20):
         writer.write([(OUT, b"%06d" % number * 10_000)], number)
-    await house.finish(execution, writer)
-    await house.ask("GET", path_of(execution), **EVENTS)
-    reads = house.tails.cache.reads
-    bodies = await asyncio.gather(*(house.ask("GET", path_of(execution), **EVENTS) for _ in range(20)))
-    # What ends short of a stretch may be read once more.
-    assert house.tails.cache.reads <= reads + 2
+    await harness.finish(execution, writer)
+    await harness.ask("GET", path_of(execution), **EVENTS)
+    reads = harness.tails.cache.reads
+    bodies = await asyncio.gather(*(harness.ask("GET", path_of(execution), **EVENTS) for _ in range(20)))
+    # What ends short of a segment may be read once more.
+    assert harness.tails.cache.reads <= reads + 2
     assert len({bytes_of([each.data for each in events_of(found.body)], OUT) for found in bodies}) == 1
 
 
-async def test_a_reader_that_does_not_read_holds_up_nobody_else(house: HttpHouse) -> None:
-    execution, writer = await running(house)
-    async with connected(house.http_port) as (_, slow):
+async def test_a_reader_that_does_not_read_holds_up_nobody_else(harness: HttpHouse) -> None:
+    execution, writer = await running(harness)
+    async with connected(harness.http_port) as (_, slow):
         slow.write(request("GET", path_of(execution)))
         for number in range(200):
             writer.write([(OUT, b"%06d" % number * 10_000)], number)
-        await house.finish(execution, writer)
+        await harness.finish(execution, writer)
         # Twelve megabytes, of which the server holds a piece for the slow one.
-        assert len((await house.ask("GET", path_of(execution))).body) == 12_000_000
-        [held] = [each for each in house.http_connections if not each.cycle.response_complete]
+        assert len((await harness.ask("GET", path_of(execution))).body) == 12_000_000
+        [held] = [each for each in harness.http_connections if not each.cycle.response_complete]
         assert held.transport.get_write_buffer_size() < 1_000_000
 
 
 async def test_streams_of_both_doors_count_together(tmp_path: Path) -> None:
-    house = HttpHouse(tmp_path, max_streams=1)
-    await house.start()
-    execution, _ = await running(house)
-    stream = house.stream(execution.id)
+    harness = HttpHouse(tmp_path, max_streams=1)
+    await harness.start()
+    execution, _ = await running(harness)
+    stream = harness.stream(execution.id)
     await stream.read()
-    found = await house.ask("GET", path_of(execution))
+    found = await harness.ask("GET", path_of(execution))
     assert (found.status, found.reason) == (429, "TOO_MANY_STREAMS")
     assert int(found.headers["retry-after"]) >= 1
     stream.cancel()
-    await house.close()
+    await harness.close()

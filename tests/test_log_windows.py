@@ -13,7 +13,7 @@ from fastlane_grpc.model import Cause, Execution, Source
 from fastlane_grpc.record import RecordWriter
 from fastlane_grpc.record.format import BLOCK_BYTES
 from fastlane_grpc.v1 import fastlane_pb2 as pb
-from tests.calls import House, reason
+from tests.calls import RpcHarness, reason
 from tests.record_model import punch
 
 OUT, ERR, SYSTEM = Source.STDOUT, Source.STDERR, Source.SYSTEM
@@ -30,20 +30,20 @@ Messages = Sequence[pb.StreamExecutionLogsResponse]
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
-    house = House(tmp_path)
-    await house.server.start()
-    yield house
-    await house.close()
+async def harness(tmp_path: Path) -> AsyncIterator[RpcHarness]:
+    harness = RpcHarness(tmp_path)
+    await harness.server.start()
+    yield harness
+    await harness.close()
 
 
-async def running(house: House) -> tuple[Execution, RecordWriter]:
-    await house.enqueue()
-    return await house.begin()
+async def running(harness: RpcHarness) -> tuple[Execution, RecordWriter]:
+    await harness.enqueue()
+    return await harness.begin()
 
 
-async def read(house: House, execution_id: str, **request: object) -> Messages:
-    messages = [message async for message in house.stream(execution_id, **request)]
+async def read(harness: RpcHarness, execution_id: str, **request: object) -> Messages:
+    messages = [message async for message in harness.stream(execution_id, **request)]
     assert messages[-1].WhichOneof("event") == "end"
     return messages
 
@@ -88,33 +88,33 @@ async def test_what_is_before_a_cursor_and_what_is_after_it_is_the_log(
     seed: int,
 ) -> None:
     choose = random.Random(seed)
-    house = House(tmp_path_factory.mktemp("house"))
-    await house.server.start()
-    execution, writer = await running(house)
-    system = RecordWriter.create(house.logs.system_path(execution.id), execution_id=execution.id, capture="system")
+    harness = RpcHarness(tmp_path_factory.mktemp("harness"))
+    await harness.server.start()
+    execution, writer = await running(harness)
+    system = RecordWriter.create(harness.logs.system_path(execution.id), execution_id=execution.id, capture="system")
     for second, (source, piece) in enumerate(pieces):
         if source is None:
             writer.gap(OUT, None, Cause.ENGINE, second * SECOND)
         else:
             (system if source is SYSTEM else writer).write([(source, piece)], second * SECOND)
     if sealed:
-        await house.finish(execution, writer)
+        await harness.finish(execution, writer)
     base: dict[str, object] = {"follow": False, "sources": [int(each) for each in wanted]}
-    whole = await read(house, execution.id, **base)
+    whole = await read(harness, execution.id, **base)
     expected = all_of(whole)
     # Cursors from any message of readers of any sources, from any start.
     elsewhere: dict[str, object] = {"follow": False, "sources": [int(each) for each in others]}
-    other = await read(house, execution.id, **elsewhere, tail_lines=choose.randrange(8))
+    other = await read(harness, execution.id, **elsewhere, tail_lines=choose.randrange(8))
     cursors = [message.cursor for message in [*whole, *other]]
     for cursor in {choose.choice(cursors), choose.choice(cursors)}:
-        before = await read(house, execution.id, **base, before_cursor=cursor)
-        after = await read(house, execution.id, **base, cursor=cursor)
+        before = await read(harness, execution.id, **base, before_cursor=cursor)
+        after = await read(harness, execution.id, **base, cursor=cursor)
         assert joined(all_of(before), all_of(after)) == expected
         assert gaps_of(before) + gaps_of(after) == gaps_of(whole)
         # Backwards, page by page; each page has its number of lines, but the first one.
         end, text = cursor, dict.fromkeys(Source, b"")
         while True:
-            messages = await read(house, execution.id, **base, before_cursor=end, tail_lines=page, number_lines=True)
+            messages = await read(harness, execution.id, **base, before_cursor=end, tail_lines=page, number_lines=True)
             assert not messages[-1].end.sealed
             assert messages[-1].end.exit_status == 75
             text = joined(all_of(messages), text)
@@ -124,27 +124,27 @@ async def test_what_is_before_a_cursor_and_what_is_after_it_is_the_log(
             end = messages[0].cursor
             if first == 1:
                 break
-        rest = await read(house, execution.id, **base, before_cursor=end)
+        rest = await read(harness, execution.id, **base, before_cursor=end)
         assert joined(joined(all_of(rest), text), all_of(after)) == expected
     # From any line on: its number is that of the newlines before it.
     count = newlines_of(whole, wanted or set(Source))
     for number in {1, choose.randrange(1, count + 2), count + 1, count + 5}:
-        from_line = await read(house, execution.id, **base, start_line=number, number_lines=True)
+        from_line = await read(harness, execution.id, **base, start_line=number, number_lines=True)
         assert from_line[0].first_line == min(number, count + 1)
         assert newlines_of(from_line, wanted or set(Source)) == max(count - number + 1, 0)
-        before = await read(house, execution.id, **base, before_cursor=from_line[0].cursor)
+        before = await read(harness, execution.id, **base, before_cursor=from_line[0].cursor)
         assert joined(all_of(before), all_of(from_line)) == expected
     system.close()
-    await house.close()
+    await harness.close()
 
 
-async def test_a_line_after_a_hole_has_the_number_it_always_had(house: House) -> None:
-    execution, writer = await running(house)
+async def test_a_line_after_a_hole_has_the_number_it_always_had(harness: RpcHarness) -> None:
+    execution, writer = await running(harness)
     for number in range(60_000):
         writer.write([(OUT, b"line %6d\n" % number)], number)
-    path = house.logs.output_path(execution.id)
+    path = harness.logs.output_path(execution.id)
     punch(path, 3 * BLOCK_BYTES, 10 * BLOCK_BYTES)
-    messages = await read(house, execution.id, follow=False, number_lines=True)
+    messages = await read(harness, execution.id, follow=False, number_lines=True)
     line = messages[0].first_line
     gaps = 0
     for message in messages:
@@ -159,28 +159,28 @@ async def test_a_line_after_a_hole_has_the_number_it_always_had(house: House) ->
     assert (gaps, line) == (1, 60_001)
 
 
-async def test_a_range_ends_when_its_cursor_is_reached_while_the_job_runs(house: House) -> None:
-    execution, writer = await running(house)
+async def test_a_range_ends_when_its_cursor_is_reached_while_the_job_runs(harness: RpcHarness) -> None:
+    execution, writer = await running(harness)
     writer.write([(OUT, b"one\n")], 1)
-    stored = await read(house, execution.id, follow=False)
+    stored = await read(harness, execution.id, follow=False)
     writer.write([(OUT, b"two\n"), (ERR, b"x")], 2)
-    messages = await read(house, execution.id, before_cursor=stored[-1].cursor)
+    messages = await read(harness, execution.id, before_cursor=stored[-1].cursor)
     assert all_of(messages)[OUT] == b"one\n"
     assert messages[-1].cursor == stored[-1].cursor
     assert messages[-1].end.state == pb.STATE_RUNNING
 
 
-async def test_text_of_a_range_has_the_cut_character_at_its_end(house: House) -> None:
-    execution, writer = await running(house)
+async def test_text_of_a_range_has_the_cut_character_at_its_end(harness: RpcHarness) -> None:
+    execution, writer = await running(harness)
     writer.write([(OUT, b"a\xc3")], 1)
-    stored = await read(house, execution.id, follow=False)
+    stored = await read(harness, execution.id, follow=False)
     writer.write([(OUT, b"\xa9b")], 2)
-    messages = await read(house, execution.id, before_cursor=stored[-1].cursor, text=True)
+    messages = await read(harness, execution.id, before_cursor=stored[-1].cursor, text=True)
     assert "".join(chunk.text for message in messages for chunk in message.chunks) == "a\ufffd"
 
 
-async def test_a_range_that_makes_no_sense_is_refused_by_name(house: House) -> None:
-    execution, _ = await running(house)
+async def test_a_range_that_makes_no_sense_is_refused_by_name(harness: RpcHarness) -> None:
+    execution, _ = await running(harness)
     other = f"1.{'0' * 8}-0000-7000-8000-{'0' * 12}.0.0.0.0"
     cases: list[tuple[dict[str, object], str, str]] = [
         ({"start_line": -1}, "INVALID_FIELD", "start_line"),
@@ -190,6 +190,6 @@ async def test_a_range_that_makes_no_sense_is_refused_by_name(house: House) -> N
     ]
     for request, expected, field in cases:
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await read(house, execution.id, **request)
+            await read(harness, execution.id, **request)
         assert reason(caught.value) == expected
         assert field in (caught.value.details() or "")
