@@ -6,12 +6,12 @@ from pathlib import Path
 from fastlane_grpc.http.connection import Connection
 from fastlane_grpc.http.limits import HttpLimits
 from fastlane_grpc.http.server import HttpServer
-from tests.calls import House
+from tests.calls import RpcHarness
 from tests.http_client import Answer, ask
 
 
-class HttpHouse(House):
-    """A House that answers HTTP beside gRPC."""
+class HttpHouse(RpcHarness):
+    """A RpcHarness that answers HTTP beside gRPC."""
 
     def __init__(self, path: Path, limits: HttpLimits | None = None, **settings: object) -> None:
         super().__init__(path, **{"http_listen": "127.0.0.1:0", **settings})

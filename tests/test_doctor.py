@@ -26,7 +26,7 @@ from fastlane_grpc.runner import HostDown
 from fastlane_grpc.store import Store
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.commands import FASTLANE, environment
-from tests.engine import House, by_attach, engine_address
+from tests.engine import EngineHarness, by_attach, engine_address
 from tests.http_house import HttpHouse
 from tests.scripted_server import ScriptedServer
 
@@ -256,14 +256,14 @@ def test_an_address_is_free_or_taken_by_a_server_or_by_another_program(server: S
 
 async def test_the_address_of_http_is_free_or_taken_by_a_server_or_by_another_program(tmp_path: Path) -> None:
     assert levels([about_http("127.0.0.1:0"), about_http("")]) == {"HTTP address": "ok"}
-    house = HttpHouse(tmp_path)
-    await house.start()
-    finding = await asyncio.to_thread(about_http, f"127.0.0.1:{house.http_port}")
+    harness = HttpHouse(tmp_path)
+    await harness.start()
+    finding = await asyncio.to_thread(about_http, f"127.0.0.1:{harness.http_port}")
     assert (finding.level, "fastlane answers on" in finding.found) == (doctor.Level.OK, True)
-    await house.rpc.store_can_write(False)
-    finding = await asyncio.to_thread(about_http, f"127.0.0.1:{house.http_port}")
+    await harness.rpc.store_can_write(False)
+    finding = await asyncio.to_thread(about_http, f"127.0.0.1:{harness.http_port}")
     assert (finding.level, "cannot store jobs" in finding.found) == (doctor.Level.WARN, True)
-    await house.close()
+    await harness.close()
     with socket.create_server(("127.0.0.1", 0)) as stranger:
         stranger.listen(1)
         asked = asyncio.to_thread(about_http, f"127.0.0.1:{stranger.getsockname()[1]}")
@@ -349,19 +349,19 @@ def test_a_real_engine_is_well(tmp_path: Path) -> None:
 
 @pytest.mark.engine
 @by_attach
-def test_an_orphan_on_a_real_engine_is_found(house: House, tmp_path: Path) -> None:
-    going = house.claim("sleep 60")
+def test_an_orphan_on_a_real_engine_is_found(harness: EngineHarness, tmp_path: Path) -> None:
+    going = harness.claim("sleep 60")
     name = f"fastlane-{going.execution.id}"
-    engine = house.engine
-    labels = {"fastlane.instance": house.store.instance, "fastlane.execution": going.execution.id}
-    engine.create(name, {"Image": house.image, "Cmd": ["sleep", "60"], "Labels": labels})
+    engine = harness.engine
+    labels = {"fastlane.instance": harness.store.instance, "fastlane.execution": going.execution.id}
+    engine.create(name, {"Image": harness.image, "Cmd": ["sleep", "60"], "Labels": labels})
 
     def containers() -> dict[str, object]:
         ran = examined(tmp_path, "--engine", engine_address(), "-o", "json")
         return next(finding for finding in map(json.loads, ran.stdout.splitlines()) if finding["check"] == "containers")
 
     assert containers()["level"] == "ok"
-    house.store.finish(
+    harness.store.finish(
         going.execution.id, state=State.FAILED, outcome=Outcome(Reason.REFUSED_BY_ENGINE), logs=[]
     ).result()
     found = containers()

@@ -25,11 +25,11 @@ SEED = {
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[HttpHouse]:
-    house = HttpHouse(tmp_path)
-    await house.start()
-    yield house
-    await house.close()
+async def harness(tmp_path: Path) -> AsyncIterator[HttpHouse]:
+    harness = HttpHouse(tmp_path)
+    await harness.start()
+    yield harness
+    await harness.close()
 
 
 def violations(answered: Answer) -> dict[str, str]:
@@ -49,8 +49,8 @@ def test_every_method_of_the_contract_has_a_path() -> None:
         assert set(route.path_fields) <= set(route.descriptor.input_type.fields_by_name)
 
 
-async def test_the_payload_of_the_seed_makes_a_job_with_its_addresses(house: HttpHouse) -> None:
-    answered = await house.ask("POST", "/tasks/send-very-specific-email", SEED, host="localhost:10000")
+async def test_the_payload_of_the_seed_makes_a_job_with_its_addresses(harness: HttpHouse) -> None:
+    answered = await harness.ask("POST", "/tasks/send-very-specific-email", SEED, host="localhost:10000")
     assert answered.status == 201
     job = answered.json["job"]
     assert job["spec"] == SEED
@@ -65,43 +65,43 @@ async def test_the_payload_of_the_seed_makes_a_job_with_its_addresses(house: Htt
         "log": f"{execution}/logs",
     }
     assert answered.headers["location"] == links["job"]
-    read = await house.ask("GET", links["job"].removeprefix("http://localhost:10000"))
+    read = await harness.ask("GET", links["job"].removeprefix("http://localhost:10000"))
     assert read.json["job"]["id"] == job["id"]
 
 
-async def test_a_job_over_http_is_the_job_over_grpc(house: HttpHouse) -> None:
+async def test_a_job_over_http_is_the_job_over_grpc(harness: HttpHouse) -> None:
     spec = {"timeout": "90s", "envs": {"DB_PASSWORD": "hunter2"}, "metadata": {"n": 1.5}, "limits": {"cpus": 2}}
-    stored = (await house.ask("POST", "/tasks/t", {"image": "a", **spec})).json["job"]
-    over_grpc = await house.jobs.GetJob(pb.GetJobRequest(job_id=stored["id"]))
-    over_http = (await house.ask("GET", f"/jobs/{stored['id']}")).json
+    stored = (await harness.ask("POST", "/tasks/t", {"image": "a", **spec})).json["job"]
+    over_grpc = await harness.jobs.GetJob(pb.GetJobRequest(job_id=stored["id"]))
+    over_http = (await harness.ask("GET", f"/jobs/{stored['id']}")).json
     del over_http["links"]
     assert over_http == json_format.MessageToDict(over_grpc, preserving_proto_field_name=True)
     assert over_http["job"]["spec"]["envs"] == {"DB_PASSWORD": "***"}
     assert json_format.ParseDict(over_http, pb.GetJobResponse()) == over_grpc
 
 
-async def test_a_request_id_stores_one_job_and_the_second_answer_says_so(house: HttpHouse) -> None:
-    first = await house.ask("POST", "/tasks/t", {"image": "a", "request_id": "r"})
-    second = await house.ask("POST", "/jobs", {"taskId": "t", "spec": {"image": "a"}, "requestId": "r"})
+async def test_a_request_id_stores_one_job_and_the_second_answer_says_so(harness: HttpHouse) -> None:
+    first = await harness.ask("POST", "/tasks/t", {"image": "a", "request_id": "r"})
+    second = await harness.ask("POST", "/jobs", {"taskId": "t", "spec": {"image": "a"}, "requestId": "r"})
     assert (first.status, second.status, second.json["existing"]) == (201, 200, True)
     assert second.json["job"]["id"] == first.json["job"]["id"]
-    other = await house.ask("POST", "/tasks/t", {"image": "b", "request_id": "r"})
+    other = await harness.ask("POST", "/tasks/t", {"image": "b", "request_id": "r"})
     assert (other.status, other.reason) == (409, "REQUEST_ID_REUSED")
     assert other.json["metadata"] == {"job_id": first.json["job"]["id"]}
 
 
-async def test_a_job_is_put_under_the_id_of_its_caller_and_replaced(house: HttpHouse) -> None:
+async def test_a_job_is_put_under_the_id_of_its_caller_and_replaced(harness: HttpHouse) -> None:
     path = f"/jobs/{new_id()}"
-    first = await house.ask("PUT", path, {"task_id": "t", "image": "a", "start_in": "1h"})
+    first = await harness.ask("PUT", path, {"task_id": "t", "image": "a", "start_in": "1h"})
     assert (first.status, first.json["created"], first.json["job"]["state"]) == (201, True, "STATE_SCHEDULED")
-    second = await house.ask("PUT", path, {"task_id": "t", "image": "b", "etag": first.json["job"]["etag"]})
+    second = await harness.ask("PUT", path, {"task_id": "t", "image": "b", "etag": first.json["job"]["etag"]})
     assert (second.status, second.json["job"]["spec"]) == (200, {"image": "b"})
-    third = await house.ask("PUT", path, {"task_id": "t", "image": "c", "etag": first.json["job"]["etag"]})
+    third = await harness.ask("PUT", path, {"task_id": "t", "image": "c", "etag": first.json["job"]["etag"]})
     assert (third.status, third.reason) == (412, "JOB_CHANGED")
 
 
-async def test_each_call_with_one_answer_answers(house: HttpHouse) -> None:
-    job = (await house.ask("POST", "/tasks/t", {"image": "a", "cron": "0 3 * * *"})).json["job"]
+async def test_each_call_with_one_answer_answers(harness: HttpHouse) -> None:
+    job = (await harness.ask("POST", "/tasks/t", {"image": "a", "cron": "0 3 * * *"})).json["job"]
     paths = {"task_id": "t", "job_id": job["id"], "execution_id": job["execution"]["id"]}
     bodies: dict[str, object] = {
         "EnqueueJob": {"task_id": "t", "image": "a"},
@@ -121,11 +121,11 @@ async def test_each_call_with_one_answer_answers(house: HttpHouse) -> None:
         body = bodies.get(route.method) if route.verb != "GET" else None
         if isinstance(body, dict):
             body = {name: value for name, value in body.items() if name not in route.path_fields}
-        answered = await house.ask(route.verb, route.path.format(host="x", **paths), body)
+        answered = await harness.ask(route.verb, route.path.format(host="x", **paths), body)
         if route.method == "ReplaceJob":
             # Its schedule is gone, and with it what the next two calls are about; so it comes back.
             body = {"task_id": "t", "image": "a", "cron": "0 3 * * *"}
-            answered = await house.ask(route.verb, route.path.format(**paths), body)
+            answered = await harness.ask(route.verb, route.path.format(**paths), body)
         if route.method in refused:
             assert answered.reason == refused[route.method]
         else:
@@ -136,25 +136,25 @@ async def test_each_call_with_one_answer_answers(house: HttpHouse) -> None:
             )
 
 
-async def test_a_stop_needs_no_body_and_takes_a_note_and_a_grace(house: HttpHouse) -> None:
-    first, second = [(await house.ask("POST", "/tasks/t", {"image": "a"})).json["job"]["id"] for _ in range(2)]
-    bare = await house.ask("POST", f"/jobs/{first}/stop")
+async def test_a_stop_needs_no_body_and_takes_a_note_and_a_grace(harness: HttpHouse) -> None:
+    first, second = [(await harness.ask("POST", "/tasks/t", {"image": "a"})).json["job"]["id"] for _ in range(2)]
+    bare = await harness.ask("POST", f"/jobs/{first}/stop")
     assert (bare.status, bare.json["job"]["state"]) == (200, "STATE_STOPPED")
-    noted = await house.ask("POST", f"/jobs/{second}/stop", {"note": "no need", "grace": 3})
+    noted = await harness.ask("POST", f"/jobs/{second}/stop", {"note": "no need", "grace": 3})
     assert "no need" in noted.json["job"]["outcome"]["detail"]
 
 
-async def test_lists_take_filters_and_pages_in_their_query(house: HttpHouse) -> None:
+async def test_lists_take_filters_and_pages_in_their_query(harness: HttpHouse) -> None:
     for number in range(3):
-        await house.ask("POST", f"/tasks/t{number}", {"image": "a", "labels": {"team": "red", "n": str(number)}})
-    first = (await house.ask("GET", "/jobs?labels=team%3Dred&states=queued,RUNNING&pageSize=2")).json
+        await harness.ask("POST", f"/tasks/t{number}", {"image": "a", "labels": {"team": "red", "n": str(number)}})
+    first = (await harness.ask("GET", "/jobs?labels=team%3Dred&states=queued,RUNNING&pageSize=2")).json
     assert [job["task_id"] for job in first["jobs"]] == ["t2", "t1"]
     token = first["next_page_token"]
     rest = f"/jobs?labels=team=red&states=STATE_QUEUED&states=running&page_size=2&page_token={token}"
-    assert [job["task_id"] for job in (await house.ask("GET", rest)).json["jobs"]] == ["t0"]
-    exact = (await house.ask("GET", "/jobs?labels=team=red&labels=n=1&with_spec=true")).json["jobs"]
+    assert [job["task_id"] for job in (await harness.ask("GET", rest)).json["jobs"]] == ["t0"]
+    exact = (await harness.ask("GET", "/jobs?labels=team=red&labels=n=1&with_spec=true")).json["jobs"]
     assert [job["spec"]["labels"]["n"] for job in exact] == ["1"]
-    assert (await house.ask("GET", "/jobs?task_id=nobody")).json == {"jobs": []}
+    assert (await harness.ask("GET", "/jobs?task_id=nobody")).json == {"jobs": []}
 
 
 @pytest.mark.parametrize(
@@ -171,8 +171,8 @@ async def test_lists_take_filters_and_pages_in_their_query(house: HttpHouse) -> 
         ("/jobs?page_size=99999999999", "page_size", "must be a whole number"),
     ],
 )
-async def test_a_wrong_parameter_of_a_query_is_named(house: HttpHouse, path: str, field: str, said: str) -> None:
-    found = violations(await house.ask("GET", path))
+async def test_a_wrong_parameter_of_a_query_is_named(harness: HttpHouse, path: str, field: str, said: str) -> None:
+    found = violations(await harness.ask("GET", path))
     assert list(found) == [field]
     assert said in found[field]
 
@@ -202,9 +202,9 @@ async def test_a_wrong_parameter_of_a_query_is_named(house: HttpHouse, path: str
     ],
 )
 async def test_values_are_read_as_people_write_them(
-    house: HttpHouse, given: dict[str, Any], stored: dict[str, Any] | None
+    harness: HttpHouse, given: dict[str, Any], stored: dict[str, Any] | None
 ) -> None:
-    answered = await house.ask("POST", "/tasks/t", {"image": "a", **given})
+    answered = await harness.ask("POST", "/tasks/t", {"image": "a", **given})
     if given.get("startAt") == 4102444800:
         assert "is too far" in str(violations(answered)) or "3653" in str(answered.json)
         return
@@ -251,50 +251,50 @@ async def test_values_are_read_as_people_write_them(
     ],
 )
 async def test_a_body_that_cannot_be_as_it_is_is_refused_and_stores_nothing(
-    house: HttpHouse, body: object, field: str, said: str
+    harness: HttpHouse, body: object, field: str, said: str
 ) -> None:
-    found = violations(await house.ask("POST", "/tasks/t", body))
+    found = violations(await harness.ask("POST", "/tasks/t", body))
     assert any(name == field or name == f"spec.{field}" for name in found), found
     assert said in "; ".join(found.values())
-    assert (await house.ask("GET", "/jobs")).json == {"jobs": []}
+    assert (await harness.ask("GET", "/jobs")).json == {"jobs": []}
 
 
-async def test_a_batch_takes_requests_as_people_write_them(house: HttpHouse) -> None:
+async def test_a_batch_takes_requests_as_people_write_them(harness: HttpHouse) -> None:
     requests = [{"taskId": "t", "image": "a", "timeout": 60}, {"task_id": "t", "spec": {"image": ""}}]
-    results = (await house.ask("POST", "/batch/enqueue", {"requests": requests})).json["results"]
+    results = (await harness.ask("POST", "/batch/enqueue", {"requests": requests})).json["results"]
     assert results[0]["enqueued"]["job"]["state"] == "STATE_QUEUED"
     assert results[1]["rejection"]["reason"] == "ERROR_REASON_INVALID_FIELD"
 
 
-async def test_a_body_has_to_be_json_by_name(house: HttpHouse) -> None:
+async def test_a_body_has_to_be_json_by_name(harness: HttpHouse) -> None:
     for media_type in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""):
-        answered = await house.ask("POST", "/tasks/t", b'{"image": "a"}', content_type=media_type)
+        answered = await harness.ask("POST", "/tasks/t", b'{"image": "a"}', content_type=media_type)
         assert (answered.status, answered.reason) == (415, "UNSUPPORTED_MEDIA_TYPE")
-    told = await house.ask("POST", "/tasks/t", b'{"image": "a"}', content_type="Application/JSON; charset=utf-8")
+    told = await harness.ask("POST", "/tasks/t", b'{"image": "a"}', content_type="Application/JSON; charset=utf-8")
     assert told.status == 201
-    assert (await house.ask("POST", "/tasks/t", b"\xef\xbb\xbf" + b'{"image": "a"}')).status == 201
+    assert (await harness.ask("POST", "/tasks/t", b"\xef\xbb\xbf" + b'{"image": "a"}')).status == 201
 
 
 async def test_a_body_that_is_too_large_is_refused(tmp_path: Path) -> None:
-    house = HttpHouse(tmp_path, max_request_bytes=100_000)
-    await house.start()
+    harness = HttpHouse(tmp_path, max_request_bytes=100_000)
+    await harness.start()
     for chunked in ("", "chunked"):
         body = b"f000\r\n" + b" " * 0xF000 + b"\r\n" + b"f000\r\n" + b" " * 0xF000 + b"\r\n" + b"0\r\n\r\n"
-        answered = await house.ask(
+        answered = await harness.ask(
             "POST",
             "/tasks/t",
             body if chunked else b" " * 100_001,
             **({"transfer_encoding": chunked, "content_length": ""} if chunked else {}),
         )
         assert (answered.status, answered.reason) == (413, "REQUEST_TOO_LARGE")
-    assert (await house.ask("POST", "/tasks/t", b'{"image": "a"}' + b" " * 99_000)).status == 201
-    await house.close()
+    assert (await harness.ask("POST", "/tasks/t", b'{"image": "a"}' + b" " * 99_000)).status == 201
+    await harness.close()
 
 
 # --------------------------------------------------------------------------------------------------------------- errors
 
 
-async def test_what_does_not_exist_is_a_problem_with_its_reason(house: HttpHouse) -> None:
+async def test_what_does_not_exist_is_a_problem_with_its_reason(harness: HttpHouse) -> None:
     for path, reason in [
         (f"/jobs/{new_id()}", "JOB_NOT_FOUND"),
         ("/executions/x", "EXECUTION_NOT_FOUND"),
@@ -304,110 +304,114 @@ async def test_what_does_not_exist_is_a_problem_with_its_reason(house: HttpHouse
         ("/jobs/a%2Fb", "PATH_NOT_FOUND"),
         ("/jobs/%ff%00", "JOB_NOT_FOUND"),
     ]:
-        answered = await house.ask("GET", path)
+        answered = await harness.ask("GET", path)
         assert (answered.status, answered.reason) == (404, reason)
         assert answered.json["title"] == reason.replace("_", " ").capitalize()
         assert answered.json["type"] == "about:blank"
 
 
 async def test_a_full_queue_says_when_to_try_again(tmp_path: Path) -> None:
-    house = HttpHouse(tmp_path, max_waiting=1)
-    await house.start()
-    assert (await house.ask("POST", "/tasks/t", {"image": "a"})).status == 201
-    answered = await house.ask("POST", "/tasks/t", {"image": "a"})
+    harness = HttpHouse(tmp_path, max_waiting=1)
+    await harness.start()
+    assert (await harness.ask("POST", "/tasks/t", {"image": "a"})).status == 201
+    answered = await harness.ask("POST", "/tasks/t", {"image": "a"})
     assert (answered.status, answered.reason) == (429, "QUEUE_FULL")
     assert int(answered.headers["retry-after"]) >= answered.json["retry_after_seconds"] > 0
-    await house.close()
+    await harness.close()
 
 
-async def test_a_verb_that_a_path_does_not_have_is_told_those_it_has(house: HttpHouse) -> None:
-    answered = await house.ask("DELETE", "/jobs")
+async def test_a_verb_that_a_path_does_not_have_is_told_those_it_has(harness: HttpHouse) -> None:
+    answered = await harness.ask("DELETE", "/jobs")
     assert (answered.status, answered.reason, answered.headers["allow"]) == (
         405,
         "METHOD_NOT_ALLOWED",
         "GET, HEAD, OPTIONS, POST",
     )
-    options = await house.ask("OPTIONS", "/jobs")
+    options = await harness.ask("OPTIONS", "/jobs")
     assert (options.status, options.headers["allow"]) == (204, "GET, HEAD, OPTIONS, POST")
-    head = await house.ask("HEAD", "/jobs")
+    head = await harness.ask("HEAD", "/jobs")
     assert (head.status, head.body) == (200, b"")
 
 
 async def test_a_defect_has_a_number_that_is_in_the_log_too(
-    house: HttpHouse, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    harness: HttpHouse, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def broken(task_id: str) -> None:
         raise ZeroDivisionError("a defect")
 
-    monkeypatch.setattr(house.service, "task", broken)
-    answered = await house.ask("GET", "/tasks/t")
+    monkeypatch.setattr(harness.service, "task", broken)
+    answered = await harness.ask("GET", "/tasks/t")
     assert (answered.status, answered.reason) == (500, "DEFECT")
     number = answered.json["metadata"]["defect"]
     assert number in capsys.readouterr().out
     assert "ZeroDivision" not in str(answered.body)
 
 
-async def test_parameters_of_a_post_belong_into_its_body(house: HttpHouse) -> None:
-    assert violations(await house.ask("POST", "/tasks/t?image=a")) == {"image": "is in the query; send it in the body"}
+async def test_parameters_of_a_post_belong_into_its_body(harness: HttpHouse) -> None:
+    assert violations(await harness.ask("POST", "/tasks/t?image=a")) == {
+        "image": "is in the query; send it in the body"
+    }
 
 
 # --------------------------------------------------------------------------------------------------------------- access
 
 
 async def test_a_name_that_is_not_the_servers_is_refused(tmp_path: Path) -> None:
-    house = HttpHouse(tmp_path, http_hosts=("fastlane.local",))
-    await house.start()
+    harness = HttpHouse(tmp_path, http_hosts=("fastlane.local",))
+    await harness.start()
     for host in ("localhost", "LOCALHOST:1", "127.0.0.1:10000", "[::1]", "[::1]:5", "fastlane.local:10000"):
-        assert (await house.ask("GET", "/jobs", host=host)).status == 200
+        assert (await harness.ask("GET", "/jobs", host=host)).status == 200
     for host in ("evil.example", "evil.example:10000", "localhost.evil", "127.0.0.1.nip.io", "[::2]", "", "["):
-        answered = await house.ask("GET", "/jobs", host=host)
+        answered = await harness.ask("GET", "/jobs", host=host)
         assert (answered.status, answered.reason) == (421, "HOST_NOT_SERVED")
-    await house.close()
+    await harness.close()
 
 
-async def test_a_page_of_another_site_changes_nothing(house: HttpHouse) -> None:
+async def test_a_page_of_another_site_changes_nothing(harness: HttpHouse) -> None:
     for origin in ("https://evil.example", "null", "http://localhost:1", "https://localhost"):
-        answered = await house.ask("POST", "/tasks/t", {"image": "a"}, origin=origin)
+        answered = await harness.ask("POST", "/tasks/t", {"image": "a"}, origin=origin)
         assert (answered.status, answered.reason) == (403, "ORIGIN_REFUSED")
-        assert "access-control-allow-origin" not in (await house.ask("GET", "/jobs", origin=origin)).headers
-    own = await house.ask("POST", "/tasks/t", {"image": "a"}, host="localhost:7", origin="http://localhost:7")
+        assert "access-control-allow-origin" not in (await harness.ask("GET", "/jobs", origin=origin)).headers
+    own = await harness.ask("POST", "/tasks/t", {"image": "a"}, host="localhost:7", origin="http://localhost:7")
     assert own.status == 201
 
 
 async def test_an_origin_of_the_settings_may_use_the_calls(tmp_path: Path) -> None:
-    house = HttpHouse(tmp_path, http_cors_origins=("https://ci.example.com",))
-    await house.start()
+    harness = HttpHouse(tmp_path, http_cors_origins=("https://ci.example.com",))
+    await harness.start()
     asked = {"origin": "https://ci.example.com", "access_control_request_method": "POST"}
-    preflight = await house.ask("OPTIONS", "/tasks/t", **asked)
+    preflight = await harness.ask("OPTIONS", "/tasks/t", **asked)
     assert preflight.headers["access-control-allow-origin"] == "https://ci.example.com"
     assert "POST" in preflight.headers["access-control-allow-methods"]
-    stored = await house.ask("POST", "/tasks/t", {"image": "a"}, origin="https://ci.example.com")
+    stored = await harness.ask("POST", "/tasks/t", {"image": "a"}, origin="https://ci.example.com")
     assert (stored.status, stored.headers["access-control-allow-origin"]) == (201, "https://ci.example.com")
-    other = await house.ask("OPTIONS", "/tasks/t", origin="https://evil.example", access_control_request_method="POST")
+    other = await harness.ask(
+        "OPTIONS", "/tasks/t", origin="https://evil.example", access_control_request_method="POST"
+    )
     assert "access-control-allow-origin" not in other.headers
     assert other.headers["vary"] == "Origin"
-    await house.close()
+    await harness.close()
 
 
 # --------------------------------------------------------------------------------------------------------------- health
 
 
-async def test_readiness_is_that_of_the_health_service(house: HttpHouse) -> None:
-    alive = await house.ask("GET", "/healthz")
+async def test_readiness_is_that_of_the_health_service(harness: HttpHouse) -> None:
+    alive = await harness.ask("GET", "/healthz")
     assert (alive.status, alive.json) == (200, {"ok": True, "live": True, "server": True, "engine": False})
-    await house.rpc.store_can_write(False)
-    assert (await house.ask("GET", "/readyz")).status == 503
-    assert (await house.ask("GET", "/healthz")).status == 200
-    await house.rpc.store_can_write(True)
-    assert (await house.ask("GET", "/readyz")).status == 200
+    await harness.rpc.store_can_write(False)
+    assert (await harness.ask("GET", "/readyz")).status == 503
+    assert (await harness.ask("GET", "/healthz")).status == 200
+    await harness.rpc.store_can_write(True)
+    assert (await harness.ask("GET", "/readyz")).status == 200
 
 
 # ------------------------------------------------------------------------------------------------------------ the watch
 
 
 @asynccontextmanager
-async def watching(house: HttpHouse, path: str = "/watch", **headers: str) -> AsyncIterator["Events"]:
-    async with connected(house.http_port) as (reader, writer), asyncio.timeout(20):
+async def watching(harness: HttpHouse, path: str = "/watch", **headers: str) -> AsyncIterator["Events"]:
+    async with connected(harness.http_port) as (reader, writer), asyncio.timeout(20):
         writer.write(request("GET", path, **headers))
         head = await reader.readuntil(b"\r\n\r\n")
         yield Events(answer(head + b"0\r\n\r\n"), reader)
@@ -434,9 +438,9 @@ def fields(event: str) -> dict[str, str]:
     return dict(line.split(": ", 1) for line in event.splitlines())
 
 
-async def test_a_watch_is_an_event_stream_that_resumes_by_its_last_id(house: HttpHouse) -> None:
-    job = (await house.ask("POST", "/tasks/t", {"image": "a"})).json["job"]
-    async with watching(house, "/watch?task_id=t") as events:
+async def test_a_watch_is_an_event_stream_that_resumes_by_its_last_id(harness: HttpHouse) -> None:
+    job = (await harness.ask("POST", "/tasks/t", {"image": "a"})).json["job"]
+    async with watching(harness, "/watch?task_id=t") as events:
         assert events.head.headers["content-type"] == "text/event-stream"
         assert events.head.headers["cache-control"] == "no-store"
         first = fields(await events.next())
@@ -444,26 +448,26 @@ async def test_a_watch_is_an_event_stream_that_resumes_by_its_last_id(house: Htt
         assert json.loads(first["data"])["job"]["id"] == job["id"]
         caught_up = fields(await events.next())
         assert (caught_up["event"], caught_up["id"]) == ("caught_up", json.loads(caught_up["data"])["cursor"])
-    await house.ask("POST", f"/jobs/{job['id']}/stop")
-    async with watching(house, "/watch?task_id=t", last_event_id=caught_up["id"]) as events:
+    await harness.ask("POST", f"/jobs/{job['id']}/stop")
+    async with watching(harness, "/watch?task_id=t", last_event_id=caught_up["id"]) as events:
         assert fields(await events.next())["event"] == "heartbeat"
         ended = json.loads(fields(await events.next())["data"])
         assert ended["job"]["state"] == "STATE_STOPPED"
 
 
-async def test_a_watch_is_lines_of_json_for_who_asks_so(house: HttpHouse) -> None:
-    async with watching(house, accept="application/x-ndjson") as events:
+async def test_a_watch_is_lines_of_json_for_who_asks_so(harness: HttpHouse) -> None:
+    async with watching(harness, accept="application/x-ndjson") as events:
         assert events.head.headers["content-type"] == "application/x-ndjson"
         line = json.loads(await events.next("\n"))
         assert line == {"cursor": line["cursor"], "caught_up": {}}
 
 
 async def test_a_watch_ends_at_once_with_the_server_and_says_so(tmp_path: Path) -> None:
-    house = HttpHouse(tmp_path)
-    await house.start()
-    async with watching(house) as events:
+    harness = HttpHouse(tmp_path)
+    await harness.start()
+    async with watching(harness) as events:
         assert fields(await events.next())["event"] == "caught_up"
-        await house.close()
+        await harness.close()
         problem = fields(await events.next())
         assert (problem["event"], json.loads(problem["data"])["reason"]) == ("problem", "SERVER_STOPPING")
         with pytest.raises(asyncio.IncompleteReadError):
@@ -471,21 +475,21 @@ async def test_a_watch_ends_at_once_with_the_server_and_says_so(tmp_path: Path) 
 
 
 async def test_a_watch_that_cannot_begin_has_the_status_of_its_error(tmp_path: Path) -> None:
-    house = HttpHouse(tmp_path, max_streams=1)
-    await house.start()
-    bad = await house.ask("GET", "/watch?cursor=x")
+    harness = HttpHouse(tmp_path, max_streams=1)
+    await harness.start()
+    bad = await harness.ask("GET", "/watch?cursor=x")
     assert (bad.status, bad.reason) == (400, "CURSOR_INVALID")
-    async with watching(house) as events:
+    async with watching(harness) as events:
         await events.next()
-        full = await house.ask("GET", "/watch")
+        full = await harness.ask("GET", "/watch")
         assert (full.status, full.reason) == (429, "TOO_MANY_STREAMS")
     # The client of the only stream has gone, and its place is free.
     async with asyncio.timeout(10):
         while True:
-            async with watching(house) as events:
+            async with watching(harness) as events:
                 if events.head.status == 200:
                     break
-    await house.close()
+    await harness.close()
 
 
 def test_the_paths_of_the_page_are_those_of_its_resources() -> None:

@@ -18,14 +18,14 @@ JOB = {"image": "a"}
 
 
 @pytest.fixture
-async def houses(tmp_path: Path) -> AsyncIterator[Callable[..., HttpHouse]]:
+async def harnesses(tmp_path: Path) -> AsyncIterator[Callable[..., HttpHouse]]:
     made: list[HttpHouse] = []
 
-    def house(limits: HttpLimits | None = None, **settings: object) -> HttpHouse:
+    def harness(limits: HttpLimits | None = None, **settings: object) -> HttpHouse:
         made.append(HttpHouse(tmp_path, limits, **settings))
         return made[-1]
 
-    yield house
+    yield harness
     for each in made:
         await each.close()
 
@@ -47,10 +47,10 @@ async def one_answer(reader: asyncio.StreamReader) -> bytes:
         return head + await reader.readexactly(length)
 
 
-async def test_a_connection_serves_many_requests(houses: Callable[..., HttpHouse]) -> None:
-    house = houses()
-    await house.start()
-    async with connected(house.http_port) as (reader, writer):
+async def test_a_connection_serves_many_requests(harnesses: Callable[..., HttpHouse]) -> None:
+    harness = harnesses()
+    await harness.start()
+    async with connected(harness.http_port) as (reader, writer):
         for number in range(5):
             writer.write(request("POST", f"/tasks/t{number}", JOB))
             assert answer(await one_answer(reader)).json["job"]["task_id"] == f"t{number}"
@@ -62,18 +62,20 @@ async def test_a_connection_serves_many_requests(houses: Callable[..., HttpHouse
 
 
 @pytest.mark.parametrize("sent", [b"", b"\r\n", b"GET / HTT", b"GET / HTTP/1.1\r\nhost: localhost\r\nx"])
-async def test_a_client_that_does_not_finish_its_headers_is_cut(houses: Callable[..., HttpHouse], sent: bytes) -> None:
-    house = houses(HttpLimits(head_seconds=SHORT))
-    await house.start()
-    async with connected(house.http_port) as (reader, writer):
+async def test_a_client_that_does_not_finish_its_headers_is_cut(
+    harnesses: Callable[..., HttpHouse], sent: bytes
+) -> None:
+    harness = harnesses(HttpLimits(head_seconds=SHORT))
+    await harness.start()
+    async with connected(harness.http_port) as (reader, writer):
         writer.write(sent)
         assert await rest(reader) == b""
 
 
-async def test_a_client_that_sends_its_headers_byte_by_byte_is_cut(houses: Callable[..., HttpHouse]) -> None:
-    house = houses(HttpLimits(head_seconds=SHORT))
-    await house.start()
-    async with connected(house.http_port) as (reader, writer):
+async def test_a_client_that_sends_its_headers_byte_by_byte_is_cut(harnesses: Callable[..., HttpHouse]) -> None:
+    harness = harnesses(HttpLimits(head_seconds=SHORT))
+    await harness.start()
+    async with connected(harness.http_port) as (reader, writer):
         # The time counts from the first byte, however often others follow.
         for byte in b"GET /" + b"a" * 10_000:
             writer.write(bytes([byte]))
@@ -83,62 +85,62 @@ async def test_a_client_that_sends_its_headers_byte_by_byte_is_cut(houses: Calla
         raise AssertionError("the connection is still open")
 
 
-async def test_a_connection_without_a_next_request_is_closed(houses: Callable[..., HttpHouse]) -> None:
-    house = houses(HttpLimits(idle_seconds=SHORT))
-    await house.start()
-    async with connected(house.http_port) as (reader, writer):
+async def test_a_connection_without_a_next_request_is_closed(harnesses: Callable[..., HttpHouse]) -> None:
+    harness = harnesses(HttpLimits(idle_seconds=SHORT))
+    await harness.start()
+    async with connected(harness.http_port) as (reader, writer):
         writer.write(request("GET", "/jobs"))
         assert answer(await rest(reader)).status == 200
 
 
-async def test_bytes_between_requests_do_not_keep_a_connection(houses: Callable[..., HttpHouse]) -> None:
-    house = houses(HttpLimits(head_seconds=SHORT))
-    await house.start()
-    async with connected(house.http_port) as (reader, writer):
+async def test_bytes_between_requests_do_not_keep_a_connection(harnesses: Callable[..., HttpHouse]) -> None:
+    harness = harnesses(HttpLimits(head_seconds=SHORT))
+    await harness.start()
+    async with connected(harness.http_port) as (reader, writer):
         writer.write(request("GET", "/jobs"))
         assert answer(await one_answer(reader)).status == 200
         writer.write(b"\r\n")
         assert await rest(reader) == b""
 
 
-async def test_a_client_that_does_not_finish_its_body_is_told_and_cut(houses: Callable[..., HttpHouse]) -> None:
-    house = houses(HttpLimits(body_seconds=SHORT, drain_seconds=SHORT))
-    await house.start()
-    async with connected(house.http_port) as (reader, writer):
+async def test_a_client_that_does_not_finish_its_body_is_told_and_cut(harnesses: Callable[..., HttpHouse]) -> None:
+    harness = harnesses(HttpLimits(body_seconds=SHORT, drain_seconds=SHORT))
+    await harness.start()
+    async with connected(harness.http_port) as (reader, writer):
         writer.write(request("POST", "/tasks/t", b'{"image": "a"}', content_length="100000"))
         told = answer(await rest(reader))
         assert (told.status, told.reason) == (408, "REQUEST_TOO_SLOW")
 
 
-async def test_a_body_without_end_is_cut_after_its_answer(houses: Callable[..., HttpHouse]) -> None:
-    house = houses(HttpLimits(drain_seconds=SHORT))
-    await house.start()
-    async with connected(house.http_port) as (reader, writer):
+async def test_a_body_without_end_is_cut_after_its_answer(harnesses: Callable[..., HttpHouse]) -> None:
+    harness = harnesses(HttpLimits(drain_seconds=SHORT))
+    await harness.start()
+    async with connected(harness.http_port) as (reader, writer):
         writer.write(request("POST", "/tasks/t", b"x", content_length="9" * 15))
         told = answer(await rest(reader))
         assert (told.status, told.reason) == (413, "REQUEST_TOO_LARGE")
 
 
 async def test_the_rest_of_a_refused_body_is_dropped_and_the_connection_goes_on(
-    houses: Callable[..., HttpHouse],
+    harnesses: Callable[..., HttpHouse],
 ) -> None:
-    house = houses(max_request_bytes=1000)
-    await house.start()
-    async with connected(house.http_port) as (reader, writer):
+    harness = harnesses(max_request_bytes=1000)
+    await harness.start()
+    async with connected(harness.http_port) as (reader, writer):
         writer.write(request("POST", "/tasks/t", b" " * 300_000))
         assert answer(await one_answer(reader)).status == 413
         writer.write(request("POST", "/tasks/t", JOB))
         assert answer(await one_answer(reader)).status == 201
 
 
-async def test_bodies_at_a_time_take_bounded_memory(houses: Callable[..., HttpHouse]) -> None:
-    house = houses(HttpLimits(max_body_bytes=1_000_000), max_request_bytes=1_000_000)
-    await house.start()
-    async with connected(house.http_port) as (slow, waiting), connected(house.http_port) as (reader, writer):
+async def test_bodies_at_a_time_take_bounded_memory(harnesses: Callable[..., HttpHouse]) -> None:
+    harness = harnesses(HttpLimits(max_body_bytes=1_000_000), max_request_bytes=1_000_000)
+    await harness.start()
+    async with connected(harness.http_port) as (slow, waiting), connected(harness.http_port) as (reader, writer):
         waiting.write(request("POST", "/tasks/t", b" " * 900_000, content_length="999999"))
         await waiting.drain()
         while True:
-            async with connected(house.http_port) as (reader, writer):
+            async with connected(harness.http_port) as (reader, writer):
                 writer.write(request("POST", "/tasks/t", b" " * 200_000, connection="close"))
                 told = answer(await rest(reader))
                 if told.status == 503:
@@ -146,7 +148,7 @@ async def test_bodies_at_a_time_take_bounded_memory(houses: Callable[..., HttpHo
         assert (told.reason, told.headers["retry-after"]) == ("TOO_MANY_REQUESTS", "1")
         waiting.write(b" " * 99_999)
         assert answer(await one_answer(slow)).status == 400
-    assert (await house.ask("POST", "/tasks/t", b" " * 200_000 + b'{"image": "a"}')).status == 201
+    assert (await harness.ask("POST", "/tasks/t", b" " * 200_000 + b'{"image": "a"}')).status == 201
 
 
 @pytest.mark.parametrize(
@@ -157,10 +159,10 @@ async def test_bodies_at_a_time_take_bounded_memory(houses: Callable[..., HttpHo
         b"GET / HTTP/1.1\r\n" + b"x: 1\r\n" * 200 + b"\r\n",
     ],
 )
-async def test_headers_beyond_their_limit_are_refused(houses: Callable[..., HttpHouse], head: bytes) -> None:
-    house = houses(HttpLimits(max_head_bytes=4096))
-    await house.start()
-    async with connected(house.http_port) as (reader, writer):
+async def test_headers_beyond_their_limit_are_refused(harnesses: Callable[..., HttpHouse], head: bytes) -> None:
+    harness = harnesses(HttpLimits(max_head_bytes=4096))
+    await harness.start()
+    async with connected(harness.http_port) as (reader, writer):
         writer.write(head)
         assert (await rest(reader)).startswith((b"HTTP/1.1 431 ", b""))
 
@@ -180,60 +182,60 @@ async def test_headers_beyond_their_limit_are_refused(houses: Callable[..., Http
     ],
 )
 async def test_what_is_not_http_harms_nobody(
-    houses: Callable[..., HttpHouse], sent: bytes, capsys: pytest.CaptureFixture[str]
+    harnesses: Callable[..., HttpHouse], sent: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    house = houses(HttpLimits(head_seconds=SHORT, body_seconds=SHORT, idle_seconds=SHORT, drain_seconds=SHORT))
-    await house.start()
-    async with connected(house.http_port) as (reader, writer):
+    harness = harnesses(HttpLimits(head_seconds=SHORT, body_seconds=SHORT, idle_seconds=SHORT, drain_seconds=SHORT))
+    await harness.start()
+    async with connected(harness.http_port) as (reader, writer):
         writer.write(sent)
         told = await rest(reader)
         assert told == b"" or told.startswith(b"HTTP/1.1 4"), told
-    assert (await house.ask("GET", "/jobs")).status == 200
+    assert (await harness.ask("GET", "/jobs")).status == 200
     assert "defect" not in capsys.readouterr().out
 
 
 async def test_requests_sent_before_an_answer_are_dropped_with_the_connection(
-    houses: Callable[..., HttpHouse],
+    harnesses: Callable[..., HttpHouse],
 ) -> None:
-    house = houses()
-    await house.start()
-    async with connected(house.http_port) as (reader, writer):
+    harness = harnesses()
+    await harness.start()
+    async with connected(harness.http_port) as (reader, writer):
         writer.write(request("POST", "/tasks/t", JOB) + request("POST", "/tasks/t", JOB) * 1000)
         assert (await rest(reader)).count(b"HTTP/1.1 ") == 1
-    assert len((await house.ask("GET", "/jobs")).json["jobs"]) == 1
+    assert len((await harness.ask("GET", "/jobs")).json["jobs"]) == 1
 
 
-async def test_a_stream_ends_with_a_client_that_sent_more_meanwhile(houses: Callable[..., HttpHouse]) -> None:
-    house = houses(max_streams=1)
-    await house.start()
-    async with connected(house.http_port) as (reader, writer):
+async def test_a_stream_ends_with_a_client_that_sent_more_meanwhile(harnesses: Callable[..., HttpHouse]) -> None:
+    harness = harnesses(max_streams=1)
+    await harness.start()
+    async with connected(harness.http_port) as (reader, writer):
         writer.write(request("GET", "/watch") + request("GET", "/jobs"))
         await reader.readuntil(b"caught_up")
     async with asyncio.timeout(SECONDS):
         while True:
-            async with connected(house.http_port) as (reader, writer):
+            async with connected(harness.http_port) as (reader, writer):
                 writer.write(request("GET", "/watch"))
                 if (await reader.readline()).startswith(b"HTTP/1.1 200"):
                     break
 
 
-async def test_connections_beyond_their_limit_are_closed(houses: Callable[..., HttpHouse]) -> None:
-    house = houses(HttpLimits(max_connections=2))
-    await house.start()
-    async with connected(house.http_port), connected(house.http_port) as (held, holding):
+async def test_connections_beyond_their_limit_are_closed(harnesses: Callable[..., HttpHouse]) -> None:
+    harness = harnesses(HttpLimits(max_connections=2))
+    await harness.start()
+    async with connected(harness.http_port), connected(harness.http_port) as (held, holding):
         # Answered, so both are counted.
         holding.write(request("GET", "/jobs"))
         await one_answer(held)
-        async with connected(house.http_port) as (reader, _):
+        async with connected(harness.http_port) as (reader, _):
             assert await rest(reader) == b""
         holding.write(request("GET", "/jobs"))
         assert answer(await one_answer(held)).status == 200
 
 
-async def test_a_client_that_expects_to_be_asked_for_its_body_is_asked(houses: Callable[..., HttpHouse]) -> None:
-    house = houses()
-    await house.start()
-    async with connected(house.http_port) as (reader, writer):
+async def test_a_client_that_expects_to_be_asked_for_its_body_is_asked(harnesses: Callable[..., HttpHouse]) -> None:
+    harness = harnesses()
+    await harness.start()
+    async with connected(harness.http_port) as (reader, writer):
         head, _, body = request("POST", "/tasks/t", JOB, expect="100-continue").partition(b"\r\n\r\n")
         writer.write(head + b"\r\n\r\n")
         assert await reader.readuntil(b"\r\n\r\n") == b"HTTP/1.1 100 Continue\r\n\r\n"
@@ -241,30 +243,30 @@ async def test_a_client_that_expects_to_be_asked_for_its_body_is_asked(houses: C
         assert answer(await one_answer(reader)).status == 201
 
 
-async def test_a_silent_client_is_asked_by_tcp_whether_it_is_there(houses: Callable[..., HttpHouse]) -> None:
-    house = houses()
-    await house.start()
-    async with connected(house.http_port) as (reader, writer):
+async def test_a_silent_client_is_asked_by_tcp_whether_it_is_there(harnesses: Callable[..., HttpHouse]) -> None:
+    harness = harnesses()
+    await harness.start()
+    async with connected(harness.http_port) as (reader, writer):
         writer.write(request("GET", "/jobs"))
         await one_answer(reader)
-        [connection] = house.http_connections
+        [connection] = harness.http_connections
         accepted = connection.transport.get_extra_info("socket")
         assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 30
 
 
-async def test_a_server_that_stops_answers_the_calls_in_flight(houses: Callable[..., HttpHouse]) -> None:
-    house = houses()
-    await house.start()
-    async with connected(house.http_port) as (idle, writing), connected(house.http_port) as (reader, writer):
+async def test_a_server_that_stops_answers_the_calls_in_flight(harnesses: Callable[..., HttpHouse]) -> None:
+    harness = harnesses()
+    await harness.start()
+    async with connected(harness.http_port) as (idle, writing), connected(harness.http_port) as (reader, writer):
         writing.write(request("GET", "/jobs"))
         await one_answer(idle)
         body = b'{"image": "a"}'
         writer.write(request("POST", "/tasks/t", body)[: -len(body)])
         # The request has begun when another one, sent later, is answered.
-        assert (await house.ask("GET", "/jobs")).status == 200
-        assert house.http
-        stopping = asyncio.create_task(house.http.stop())
+        assert (await harness.ask("GET", "/jobs")).status == 200
+        assert harness.http
+        stopping = asyncio.create_task(harness.http.stop())
         # An idle connection is closed at once.
         assert await rest(idle) == b""
         writer.write(body)
@@ -272,4 +274,4 @@ async def test_a_server_that_stops_answers_the_calls_in_flight(houses: Callable[
         assert (told.status, told.reason) == (503, "SERVER_STOPPING")
         await stopping
         with pytest.raises(OSError, match="Connect"):
-            await asyncio.open_connection("127.0.0.1", house.http_port)
+            await asyncio.open_connection("127.0.0.1", harness.http_port)

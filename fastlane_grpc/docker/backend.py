@@ -26,7 +26,7 @@ from fastlane_grpc.docker.engine import EXECUTION_LABEL, HOST_LABEL, INSTANCE_LA
 from fastlane_grpc.docker.engine_errors import EngineRefuses, container_gone
 from fastlane_grpc.docker.events import DockerEvents
 from fastlane_grpc.docker.handle import DockerHandle, unpacked
-from fastlane_grpc.docker.images import Pull
+from fastlane_grpc.docker.images import DockerPull
 from fastlane_grpc.model import Assignment, Execution, Reason
 
 
@@ -53,7 +53,7 @@ class DockerBackend:
             ) from refusal
 
     def pull(self, name: str, *, on_line: Callable[[str], None], on_end: Callable[[Exception | None], None]) -> Pull:
-        return Pull(self.engine, name, on_line=on_line, on_end=on_end)
+        return DockerPull(self.engine, name, on_line=on_line, on_end=on_end)
 
     # -- containers
 

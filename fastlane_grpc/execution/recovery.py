@@ -8,7 +8,7 @@ from datetime import datetime
 
 import structlog
 
-from fastlane_grpc.backend import BackendRefuses, Container, Refusal
+from fastlane_grpc.backend import BackendRefuses, Container, RefusalKind
 from fastlane_grpc.capture.handoff import CommandStatus
 from fastlane_grpc.clock import boottime, left
 from fastlane_grpc.errors import ExecutionNotFound
@@ -66,10 +66,10 @@ def recover(lifecycle: Lifecycle) -> None:
     elif container.start_time is not None:
         lifecycle.capture.resume(None)
         lifecycle.finish_after_run(stopping)
-    elif container.start_failure and container.start_failure.refusal is Refusal.PASSING:
+    elif container.start_failure and container.start_failure.refusal is RefusalKind.PASSING:
         # The backend notes a failure only for a start that it gave up.
         _relaunch(lifecycle)
-    elif container.start_failure and container.start_failure.refusal is Refusal.FINAL:
+    elif container.start_failure and container.start_failure.refusal is RefusalKind.FINAL:
         lifecycle.finish_as(not_started(container.start_failure, stopping, by_recorder=False))
     else:
         _finish_as_lost(lifecycle, Reason.START_UNKNOWN, _start_unknown(lifecycle))
