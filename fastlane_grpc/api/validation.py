@@ -11,7 +11,8 @@ from itertools import islice
 
 from fastlane_grpc.api.schedule_validation import never_ticks_violations, policy_violations
 from fastlane_grpc.errors import InvalidRequest, Violation
-from fastlane_grpc.model import HARD_STOP, JobSpec, Limits
+from fastlane_grpc.model import JobSpec, Limits
+from fastlane_grpc.recorder import HARD_STOP
 from fastlane_grpc.text.redaction import REDACTED, SecretNames, mask_secrets
 from fastlane_grpc.text.sanitize import control_character
 from fastlane_grpc.text.shell_words import split_command
