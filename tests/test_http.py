@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from google.protobuf import json_format
 
-from fastlane_grpc.api import Calls
+from fastlane_grpc.api import Calls, error_table
 from fastlane_grpc.http.routes import ROUTES, methods
 from fastlane_grpc.model import new_id
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.http_client import Answer, answer, connected, request
 from tests.http_harness import HttpHarness
+from tests.tools import ROOT
 
 SEED = {
     "image": "my.docker.repo.com/my-send-email-image:latest",
@@ -455,6 +456,13 @@ async def test_a_watch_is_an_event_stream_that_resumes_by_its_last_id(harness: H
         assert ended["job"]["state"] == "STATE_STOPPED"
 
 
+async def test_a_stream_needs_a_client_that_knows_chunks(harness: HttpHarness) -> None:
+    async with connected(harness.http_port) as (reader, writer):
+        writer.write(request("GET", "/watch").replace(b"HTTP/1.1", b"HTTP/1.0"))
+        told = answer(await reader.read())
+        assert (told.status, told.reason) == (505, "HTTP_VERSION_NOT_SUPPORTED")
+
+
 async def test_a_watch_is_lines_of_json_for_who_asks_so(harness: HttpHarness) -> None:
     async with watching(harness, accept="application/x-ndjson") as events:
         assert events.head.headers["content-type"] == "application/x-ndjson"
@@ -490,6 +498,18 @@ async def test_a_watch_that_cannot_begin_has_the_status_of_its_error(tmp_path: P
                 if events.head.status == 200:
                     break
     await harness.close()
+
+
+def test_the_documentation_has_the_paths_and_the_status_of_each_error() -> None:
+    lines = (ROOT / "docs" / "http.md").read_text().splitlines()
+    paths = [line.split("|")[1].strip() for line in lines if line.startswith("| `") and "](contract.md#" in line]
+    assert paths == [f"`{route.verb} {route.path}`" for route in ROUTES]
+    statuses: dict[int, set[str]] = {}
+    for entry in [*error_table.TABLE.values(), error_table.DEFECT]:
+        reason = pb.ErrorReason.Name(entry.reason).removeprefix("ERROR_REASON_")
+        statuses.setdefault(entry.http_status, set()).add(reason)
+    for status, reasons in statuses.items():
+        assert f"| {status} | {', '.join(sorted(reasons))} |" in lines
 
 
 def test_the_paths_of_the_page_are_those_of_its_resources() -> None:
