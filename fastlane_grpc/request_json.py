@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from difflib import get_close_matches
+from functools import cache
 from typing import Any, cast
 
 from google.protobuf import json_format
@@ -85,9 +86,16 @@ def read_message(value: Any, message: Message, *, zoned: bool = False) -> None:
 
 def field_named(message: Descriptor, name: str) -> FieldDescriptor | None:
     """Return the field of this name, in snake case or camel case."""
+    return _fields(message).get(name)
+
+
+@cache
+def _fields(message: Descriptor) -> Mapping[str, FieldDescriptor]:
+    """Return the fields of a message by all their names."""
+    fields = {name: field for field in message.fields for name in (field.name, field.json_name)}
     if message.full_name == pb.JobSpec.DESCRIPTOR.full_name:
-        name = SPEC_ALIASES.get(name, name)
-    return next((field for field in message.fields if name in {field.name, field.json_name}), None)
+        fields |= {alias: fields[name] for alias, name in SPEC_ALIASES.items()}
+    return fields
 
 
 def unknown_field(path: str, name: str, known: Iterable[str]) -> JsonFault:

@@ -15,7 +15,7 @@ import docker
 import pytest
 
 from fastlane_grpc.docker.capture_choice import CaptureChoice
-from fastlane_grpc.docker.engine import Engine
+from fastlane_grpc.docker.engine import Engine, container_name
 from fastlane_grpc.docker.engine_errors import EngineDown
 from fastlane_grpc.docker.probe import PROBE_LABEL
 from fastlane_grpc.execution import Step
@@ -216,7 +216,7 @@ def test_a_recorder_that_is_killed_leaves_a_gap_of_unknown_size(
     going = harness.go("sh -c", "echo before; sleep 60")
     going.wait_for(Step.RUNNING)
     harness.wait_for_output(going.id, b"before\n")
-    sdk.containers.get(harness.execution(going.id).container_name).kill("KILL")
+    sdk.containers.get(container_name(going.id)).kill("KILL")
     execution = going.result()
     assert (execution.state, outcome(execution).exit_code) == (State.FAILED, 137)
     output = harness.output(going.id)
@@ -241,7 +241,7 @@ def test_a_recorder_killed_beyond_its_limit_leaves_totals_of_what_the_limit_took
 ) -> None:
     going = limited.go("sh -c", "seq 1 3000000; echo seen >&2; sleep 60")
     limited.wait_for_stderr(going.id, b"seen\n")
-    sdk.containers.get(limited.execution(going.id).container_name).kill("KILL")
+    sdk.containers.get(container_name(going.id)).kill("KILL")
     output = limited.output(going.result().id)
     assert gaps(limited, going.id)[1:] == UNKNOWN
     [taken, _, _] = output.gaps

@@ -27,7 +27,7 @@ from fastlane_grpc.store import Store
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.commands import FASTLANE, environment
 from tests.engine import EngineHarness, by_attach, engine_address
-from tests.http_house import HttpHouse
+from tests.http_harness import HttpHarness
 from tests.scripted_server import ScriptedServer
 
 FINE = Checkup("28.1", "amd64", "overlay2", "2", True, True, [], True, timedelta(0), [])
@@ -256,7 +256,7 @@ def test_an_address_is_free_or_taken_by_a_server_or_by_another_program(server: S
 
 async def test_the_address_of_http_is_free_or_taken_by_a_server_or_by_another_program(tmp_path: Path) -> None:
     assert levels([about_http("127.0.0.1:0"), about_http("")]) == {"HTTP address": "ok"}
-    harness = HttpHouse(tmp_path)
+    harness = HttpHarness(tmp_path)
     await harness.start()
     finding = await asyncio.to_thread(about_http, f"127.0.0.1:{harness.http_port}")
     assert (finding.level, "fastlane answers on" in finding.found) == (doctor.Level.OK, True)

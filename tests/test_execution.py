@@ -10,6 +10,7 @@ from datetime import timedelta
 import docker
 import pytest
 
+from fastlane_grpc.docker.engine import container_name
 from fastlane_grpc.execution import Step
 from fastlane_grpc.model import CaptureMode, Execution, Limits, Outcome, Reason, Source, State, utc_now
 from tests.engine import EngineHarness, by_recorder, capture_of
@@ -135,7 +136,7 @@ def test_a_container_gets_no_more_than_was_asked_for(harness: EngineHarness, sdk
     (container,) = sdk.containers.list(filters={"label": f"fastlane.execution={going.id}"})
     config, host = container.attrs["Config"], container.attrs["HostConfig"]
     execution = harness.execution(going.id)
-    assert container.name == execution.container_name
+    assert container.name == container_name(execution.id)
     assert config["Labels"] == {
         "team": "a",
         "fastlane.instance": harness.store.instance,

@@ -6,6 +6,7 @@ from pathlib import Path
 import docker
 import pytest
 
+from fastlane_grpc.docker.engine import container_name
 from fastlane_grpc.execution import Step
 from fastlane_grpc.model import CaptureMode, Execution, Outcome, Source, State
 from fastlane_grpc.runner import HostDown
@@ -167,7 +168,7 @@ def test_an_end_that_was_not_told_is_found_when_the_engine_is_back(
     going.wait_for(Step.RUNNING)
     proxy.shut()
     assert isinstance(going.failure(), HostDown)
-    sdk.containers.get(harness.execution(going.id).container_name).wait()
+    sdk.containers.get(container_name(going.id)).wait()
     proxy.open()
     harness.wait_until(lambda: harness.host.up)
     execution = harness.adopt(going.id).result()

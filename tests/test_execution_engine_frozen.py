@@ -12,6 +12,7 @@ from pathlib import Path
 import docker
 import pytest
 
+from fastlane_grpc.docker.engine import container_name
 from fastlane_grpc.execution import Step
 from fastlane_grpc.model import CaptureMode, State
 from fastlane_grpc.record import Trailer
@@ -88,7 +89,7 @@ def test_a_recorder_that_does_not_hear_is_killed_while_the_engine_hangs(
 ) -> None:
     going = runs(harness, "true")
     with closing(docker.DockerClient(engine.address)) as sdk:
-        recorder = int(sdk.containers.get(harness.execution(going.id).container_name).attrs["State"]["Pid"])
+        recorder = int(sdk.containers.get(container_name(going.id)).attrs["State"]["Pid"])
     engine.freeze()
     os.kill(recorder, signal.SIGSTOP)
     begin = time.monotonic()
@@ -104,7 +105,7 @@ def test_a_container_that_is_paused_goes_on_to_be_stopped(harness: EngineHarness
     """Signals that it was sent without its engine wait until it goes on."""
     going = runs(harness, "trap 'echo told; exit 3' TERM")
     with closing(docker.DockerClient(engine.address)) as sdk:
-        sdk.containers.get(harness.execution(going.id).container_name).pause()
+        sdk.containers.get(container_name(going.id)).pause()
     harness.stop(going.id, grace=60)
     execution = going.result()
     assert (execution.state, harness.output(going.id).stdout) == (State.STOPPED, b"ready\ntold\n")

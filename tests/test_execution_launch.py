@@ -12,7 +12,7 @@ import docker
 import pytest
 
 from fastlane_grpc.docker.capture_choice import CaptureChoice
-from fastlane_grpc.docker.engine import Engine
+from fastlane_grpc.docker.engine import Engine, container_name
 from fastlane_grpc.docker.engine_errors import EngineDown
 from fastlane_grpc.execution import Step
 from fastlane_grpc.execution.events import Died
@@ -46,7 +46,7 @@ class Remover:
         if step is self._step:
             self.passed += 1
             if self.passed <= self._times:
-                container = self._sdk.containers.get(self._harness.execution(execution_id).container_name)
+                container = self._sdk.containers.get(container_name(execution_id))
                 self.removed.append(container.id)
                 container.remove()
 
@@ -148,7 +148,7 @@ def test_a_start_refused_for_a_moment_that_a_dead_server_left_is_tried_again(
         closing(docker.DockerClient(small.address)) as sdk,
         pytest.raises(docker.errors.APIError, match="no space left"),
     ):
-        sdk.containers.get(small_harness.execution(going.id).container_name).start()
+        sdk.containers.get(container_name(going.id)).start()
     small.make_room()
     small_harness.reopen()
     execution = small_harness.adopt(going.id).result()
@@ -210,7 +210,7 @@ def test_a_container_that_somebody_else_started_and_removed_does_not_run_again(
 ) -> None:
     def meddle(step: Step, execution_id: str) -> None:
         if step is Step.FENCED:
-            container = sdk.containers.get(harness.execution(execution_id).container_name)
+            container = sdk.containers.get(container_name(execution_id))
             container.start()
             harness.wait_for_output(execution_id, b"once")
             container.remove(force=True)

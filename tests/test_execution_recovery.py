@@ -17,6 +17,7 @@ from docker.models.containers import Container
 from fastlane_grpc import backend
 from fastlane_grpc.capture.handoff import CommandStatus, RecordHandoff
 from fastlane_grpc.docker import DockerBackend
+from fastlane_grpc.docker.engine import container_name
 from fastlane_grpc.execution import Step
 from fastlane_grpc.model import CaptureMode, Cause, Execution, Outcome, Reason, Source, State
 from fastlane_grpc.runner import HostDown, LeaveCommand
@@ -53,7 +54,7 @@ def container_of(harness: EngineHarness, sdk: docker.DockerClient) -> Callable[[
     """The container of an execution, by the SDK."""
 
     def find(execution_id: str) -> Container:
-        return sdk.containers.get(harness.execution(execution_id).container_name)
+        return sdk.containers.get(container_name(execution_id))
 
     return find
 
@@ -81,11 +82,11 @@ def test_before_the_fence_a_stop_that_came_meanwhile_starts_nothing(harness: Eng
 
 def test_a_container_of_another_under_this_name_is_left_alone(harness: EngineHarness, sdk: docker.DockerClient) -> None:
     assignment = harness.claim("true")
-    foreign = sdk.containers.create(harness.image, "true", name=assignment.execution.container_name)
+    foreign = sdk.containers.create(harness.image, "true", name=container_name(assignment.execution.id))
     try:
         execution = harness.adopt(assignment.execution.id).result()
         assert (execution.state, outcome(execution).reason) == (State.FAILED, Reason.REFUSED_BY_ENGINE)
-        assert assignment.execution.container_name in outcome(execution).detail
+        assert container_name(assignment.execution.id) in outcome(execution).detail
         foreign.reload()
         assert foreign.status == "created"
     finally:

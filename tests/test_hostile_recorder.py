@@ -13,6 +13,7 @@ from pathlib import Path
 import docker
 import pytest
 
+from fastlane_grpc.docker.engine import container_name
 from fastlane_grpc.execution import Step
 from fastlane_grpc.model import CaptureMode, Cause, Execution, Limits, Outcome, Reason, Source, State
 from tests.engine import EngineHarness, busybox_tar, opened
@@ -123,7 +124,7 @@ def limit_files_of(harness: EngineHarness, execution_id: str, limit: int) -> Non
     """As an administrator may, who is on the machine; or as a job could where an engine's own filter of system calls
     forbids ours."""
     with closing(docker.DockerClient(harness.address)) as sdk:
-        recorder = sdk.containers.get(harness.execution(execution_id).container_name).attrs["State"]["Pid"]
+        recorder = sdk.containers.get(container_name(execution_id)).attrs["State"]["Pid"]
     command = ["prlimit", f"--pid={recorder}", f"--fsize={limit}:{limit}"]
     subprocess.run(command, check=True, user=65534, group=65534, extra_groups=[])
 
@@ -152,7 +153,7 @@ def test_a_recorder_that_may_still_write_a_little_says_how_much_is_missing(harne
     harness.wait_for_output(going.id, b"ready\n")
     limit_files_of(harness, going.id, 150_000)
     with closing(docker.DockerClient(harness.address)) as sdk:
-        sdk.containers.get(harness.execution(going.id).container_name).exec_run("touch /tmp/go")
+        sdk.containers.get(container_name(going.id)).exec_run("touch /tmp/go")
     execution = going.result()
     assert (execution.state, outcome(execution).exit_code) == (State.FAILED, 137)
     assert "RLIMIT_FSIZE" in outcome(execution).detail

@@ -10,12 +10,13 @@ from typing import Any
 import pytest
 from google.protobuf import json_format
 
-from fastlane_grpc.api import Calls
+from fastlane_grpc.api import Calls, error_table
 from fastlane_grpc.http.routes import ROUTES, methods
 from fastlane_grpc.model import new_id
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.http_client import Answer, answer, connected, request
-from tests.http_house import HttpHouse
+from tests.http_harness import HttpHarness
+from tests.tools import ROOT
 
 SEED = {
     "image": "my.docker.repo.com/my-send-email-image:latest",
@@ -25,8 +26,8 @@ SEED = {
 
 
 @pytest.fixture
-async def harness(tmp_path: Path) -> AsyncIterator[HttpHouse]:
-    harness = HttpHouse(tmp_path)
+async def harness(tmp_path: Path) -> AsyncIterator[HttpHarness]:
+    harness = HttpHarness(tmp_path)
     await harness.start()
     yield harness
     await harness.close()
@@ -49,7 +50,7 @@ def test_every_method_of_the_contract_has_a_path() -> None:
         assert set(route.path_fields) <= set(route.descriptor.input_type.fields_by_name)
 
 
-async def test_the_payload_of_the_seed_makes_a_job_with_its_addresses(harness: HttpHouse) -> None:
+async def test_the_payload_of_the_seed_makes_a_job_with_its_addresses(harness: HttpHarness) -> None:
     answered = await harness.ask("POST", "/tasks/send-very-specific-email", SEED, host="localhost:10000")
     assert answered.status == 201
     job = answered.json["job"]
@@ -69,7 +70,7 @@ async def test_the_payload_of_the_seed_makes_a_job_with_its_addresses(harness: H
     assert read.json["job"]["id"] == job["id"]
 
 
-async def test_a_job_over_http_is_the_job_over_grpc(harness: HttpHouse) -> None:
+async def test_a_job_over_http_is_the_job_over_grpc(harness: HttpHarness) -> None:
     spec = {"timeout": "90s", "envs": {"DB_PASSWORD": "hunter2"}, "metadata": {"n": 1.5}, "limits": {"cpus": 2}}
     stored = (await harness.ask("POST", "/tasks/t", {"image": "a", **spec})).json["job"]
     over_grpc = await harness.jobs.GetJob(pb.GetJobRequest(job_id=stored["id"]))
@@ -80,7 +81,7 @@ async def test_a_job_over_http_is_the_job_over_grpc(harness: HttpHouse) -> None:
     assert json_format.ParseDict(over_http, pb.GetJobResponse()) == over_grpc
 
 
-async def test_a_request_id_stores_one_job_and_the_second_answer_says_so(harness: HttpHouse) -> None:
+async def test_a_request_id_stores_one_job_and_the_second_answer_says_so(harness: HttpHarness) -> None:
     first = await harness.ask("POST", "/tasks/t", {"image": "a", "request_id": "r"})
     second = await harness.ask("POST", "/jobs", {"taskId": "t", "spec": {"image": "a"}, "requestId": "r"})
     assert (first.status, second.status, second.json["existing"]) == (201, 200, True)
@@ -90,7 +91,7 @@ async def test_a_request_id_stores_one_job_and_the_second_answer_says_so(harness
     assert other.json["metadata"] == {"job_id": first.json["job"]["id"]}
 
 
-async def test_a_job_is_put_under_the_id_of_its_caller_and_replaced(harness: HttpHouse) -> None:
+async def test_a_job_is_put_under_the_id_of_its_caller_and_replaced(harness: HttpHarness) -> None:
     path = f"/jobs/{new_id()}"
     first = await harness.ask("PUT", path, {"task_id": "t", "image": "a", "start_in": "1h"})
     assert (first.status, first.json["created"], first.json["job"]["state"]) == (201, True, "STATE_SCHEDULED")
@@ -100,7 +101,7 @@ async def test_a_job_is_put_under_the_id_of_its_caller_and_replaced(harness: Htt
     assert (third.status, third.reason) == (412, "JOB_CHANGED")
 
 
-async def test_each_call_with_one_answer_answers(harness: HttpHouse) -> None:
+async def test_each_call_with_one_answer_answers(harness: HttpHarness) -> None:
     job = (await harness.ask("POST", "/tasks/t", {"image": "a", "cron": "0 3 * * *"})).json["job"]
     paths = {"task_id": "t", "job_id": job["id"], "execution_id": job["execution"]["id"]}
     bodies: dict[str, object] = {
@@ -136,7 +137,7 @@ async def test_each_call_with_one_answer_answers(harness: HttpHouse) -> None:
             )
 
 
-async def test_a_stop_needs_no_body_and_takes_a_note_and_a_grace(harness: HttpHouse) -> None:
+async def test_a_stop_needs_no_body_and_takes_a_note_and_a_grace(harness: HttpHarness) -> None:
     first, second = [(await harness.ask("POST", "/tasks/t", {"image": "a"})).json["job"]["id"] for _ in range(2)]
     bare = await harness.ask("POST", f"/jobs/{first}/stop")
     assert (bare.status, bare.json["job"]["state"]) == (200, "STATE_STOPPED")
@@ -144,7 +145,7 @@ async def test_a_stop_needs_no_body_and_takes_a_note_and_a_grace(harness: HttpHo
     assert "no need" in noted.json["job"]["outcome"]["detail"]
 
 
-async def test_lists_take_filters_and_pages_in_their_query(harness: HttpHouse) -> None:
+async def test_lists_take_filters_and_pages_in_their_query(harness: HttpHarness) -> None:
     for number in range(3):
         await harness.ask("POST", f"/tasks/t{number}", {"image": "a", "labels": {"team": "red", "n": str(number)}})
     first = (await harness.ask("GET", "/jobs?labels=team%3Dred&states=queued,RUNNING&pageSize=2")).json
@@ -171,7 +172,7 @@ async def test_lists_take_filters_and_pages_in_their_query(harness: HttpHouse) -
         ("/jobs?page_size=99999999999", "page_size", "must be a whole number"),
     ],
 )
-async def test_a_wrong_parameter_of_a_query_is_named(harness: HttpHouse, path: str, field: str, said: str) -> None:
+async def test_a_wrong_parameter_of_a_query_is_named(harness: HttpHarness, path: str, field: str, said: str) -> None:
     found = violations(await harness.ask("GET", path))
     assert list(found) == [field]
     assert said in found[field]
@@ -202,7 +203,7 @@ async def test_a_wrong_parameter_of_a_query_is_named(harness: HttpHouse, path: s
     ],
 )
 async def test_values_are_read_as_people_write_them(
-    harness: HttpHouse, given: dict[str, Any], stored: dict[str, Any] | None
+    harness: HttpHarness, given: dict[str, Any], stored: dict[str, Any] | None
 ) -> None:
     answered = await harness.ask("POST", "/tasks/t", {"image": "a", **given})
     if given.get("startAt") == 4102444800:
@@ -251,7 +252,7 @@ async def test_values_are_read_as_people_write_them(
     ],
 )
 async def test_a_body_that_cannot_be_as_it_is_is_refused_and_stores_nothing(
-    harness: HttpHouse, body: object, field: str, said: str
+    harness: HttpHarness, body: object, field: str, said: str
 ) -> None:
     found = violations(await harness.ask("POST", "/tasks/t", body))
     assert any(name == field or name == f"spec.{field}" for name in found), found
@@ -259,14 +260,14 @@ async def test_a_body_that_cannot_be_as_it_is_is_refused_and_stores_nothing(
     assert (await harness.ask("GET", "/jobs")).json == {"jobs": []}
 
 
-async def test_a_batch_takes_requests_as_people_write_them(harness: HttpHouse) -> None:
+async def test_a_batch_takes_requests_as_people_write_them(harness: HttpHarness) -> None:
     requests = [{"taskId": "t", "image": "a", "timeout": 60}, {"task_id": "t", "spec": {"image": ""}}]
     results = (await harness.ask("POST", "/batch/enqueue", {"requests": requests})).json["results"]
     assert results[0]["enqueued"]["job"]["state"] == "STATE_QUEUED"
     assert results[1]["rejection"]["reason"] == "ERROR_REASON_INVALID_FIELD"
 
 
-async def test_a_body_has_to_be_json_by_name(harness: HttpHouse) -> None:
+async def test_a_body_has_to_be_json_by_name(harness: HttpHarness) -> None:
     for media_type in ("text/plain", "application/x-www-form-urlencoded", "multipart/form-data; boundary=x", ""):
         answered = await harness.ask("POST", "/tasks/t", b'{"image": "a"}', content_type=media_type)
         assert (answered.status, answered.reason) == (415, "UNSUPPORTED_MEDIA_TYPE")
@@ -276,7 +277,7 @@ async def test_a_body_has_to_be_json_by_name(harness: HttpHouse) -> None:
 
 
 async def test_a_body_that_is_too_large_is_refused(tmp_path: Path) -> None:
-    harness = HttpHouse(tmp_path, max_request_bytes=100_000)
+    harness = HttpHarness(tmp_path, max_request_bytes=100_000)
     await harness.start()
     for chunked in ("", "chunked"):
         body = b"f000\r\n" + b" " * 0xF000 + b"\r\n" + b"f000\r\n" + b" " * 0xF000 + b"\r\n" + b"0\r\n\r\n"
@@ -294,7 +295,7 @@ async def test_a_body_that_is_too_large_is_refused(tmp_path: Path) -> None:
 # --------------------------------------------------------------------------------------------------------------- errors
 
 
-async def test_what_does_not_exist_is_a_problem_with_its_reason(harness: HttpHouse) -> None:
+async def test_what_does_not_exist_is_a_problem_with_its_reason(harness: HttpHarness) -> None:
     for path, reason in [
         (f"/jobs/{new_id()}", "JOB_NOT_FOUND"),
         ("/executions/x", "EXECUTION_NOT_FOUND"),
@@ -311,7 +312,7 @@ async def test_what_does_not_exist_is_a_problem_with_its_reason(harness: HttpHou
 
 
 async def test_a_full_queue_says_when_to_try_again(tmp_path: Path) -> None:
-    harness = HttpHouse(tmp_path, max_waiting=1)
+    harness = HttpHarness(tmp_path, max_waiting=1)
     await harness.start()
     assert (await harness.ask("POST", "/tasks/t", {"image": "a"})).status == 201
     answered = await harness.ask("POST", "/tasks/t", {"image": "a"})
@@ -320,7 +321,7 @@ async def test_a_full_queue_says_when_to_try_again(tmp_path: Path) -> None:
     await harness.close()
 
 
-async def test_a_verb_that_a_path_does_not_have_is_told_those_it_has(harness: HttpHouse) -> None:
+async def test_a_verb_that_a_path_does_not_have_is_told_those_it_has(harness: HttpHarness) -> None:
     answered = await harness.ask("DELETE", "/jobs")
     assert (answered.status, answered.reason, answered.headers["allow"]) == (
         405,
@@ -334,7 +335,7 @@ async def test_a_verb_that_a_path_does_not_have_is_told_those_it_has(harness: Ht
 
 
 async def test_a_defect_has_a_number_that_is_in_the_log_too(
-    harness: HttpHouse, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    harness: HttpHarness, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     async def broken(task_id: str) -> None:
         raise ZeroDivisionError("a defect")
@@ -347,7 +348,7 @@ async def test_a_defect_has_a_number_that_is_in_the_log_too(
     assert "ZeroDivision" not in str(answered.body)
 
 
-async def test_parameters_of_a_post_belong_into_its_body(harness: HttpHouse) -> None:
+async def test_parameters_of_a_post_belong_into_its_body(harness: HttpHarness) -> None:
     assert violations(await harness.ask("POST", "/tasks/t?image=a")) == {
         "image": "is in the query; send it in the body"
     }
@@ -357,7 +358,7 @@ async def test_parameters_of_a_post_belong_into_its_body(harness: HttpHouse) -> 
 
 
 async def test_a_name_that_is_not_the_servers_is_refused(tmp_path: Path) -> None:
-    harness = HttpHouse(tmp_path, http_hosts=("fastlane.local",))
+    harness = HttpHarness(tmp_path, http_hosts=("fastlane.local",))
     await harness.start()
     for host in ("localhost", "LOCALHOST:1", "127.0.0.1:10000", "[::1]", "[::1]:5", "fastlane.local:10000"):
         assert (await harness.ask("GET", "/jobs", host=host)).status == 200
@@ -367,7 +368,7 @@ async def test_a_name_that_is_not_the_servers_is_refused(tmp_path: Path) -> None
     await harness.close()
 
 
-async def test_a_page_of_another_site_changes_nothing(harness: HttpHouse) -> None:
+async def test_a_page_of_another_site_changes_nothing(harness: HttpHarness) -> None:
     for origin in ("https://evil.example", "null", "http://localhost:1", "https://localhost"):
         answered = await harness.ask("POST", "/tasks/t", {"image": "a"}, origin=origin)
         assert (answered.status, answered.reason) == (403, "ORIGIN_REFUSED")
@@ -377,7 +378,7 @@ async def test_a_page_of_another_site_changes_nothing(harness: HttpHouse) -> Non
 
 
 async def test_an_origin_of_the_settings_may_use_the_calls(tmp_path: Path) -> None:
-    harness = HttpHouse(tmp_path, http_cors_origins=("https://ci.example.com",))
+    harness = HttpHarness(tmp_path, http_cors_origins=("https://ci.example.com",))
     await harness.start()
     asked = {"origin": "https://ci.example.com", "access_control_request_method": "POST"}
     preflight = await harness.ask("OPTIONS", "/tasks/t", **asked)
@@ -396,7 +397,7 @@ async def test_an_origin_of_the_settings_may_use_the_calls(tmp_path: Path) -> No
 # --------------------------------------------------------------------------------------------------------------- health
 
 
-async def test_readiness_is_that_of_the_health_service(harness: HttpHouse) -> None:
+async def test_readiness_is_that_of_the_health_service(harness: HttpHarness) -> None:
     alive = await harness.ask("GET", "/healthz")
     assert (alive.status, alive.json) == (200, {"ok": True, "live": True, "server": True, "engine": False})
     await harness.rpc.store_can_write(False)
@@ -410,7 +411,7 @@ async def test_readiness_is_that_of_the_health_service(harness: HttpHouse) -> No
 
 
 @asynccontextmanager
-async def watching(harness: HttpHouse, path: str = "/watch", **headers: str) -> AsyncIterator["Events"]:
+async def watching(harness: HttpHarness, path: str = "/watch", **headers: str) -> AsyncIterator["Events"]:
     async with connected(harness.http_port) as (reader, writer), asyncio.timeout(20):
         writer.write(request("GET", path, **headers))
         head = await reader.readuntil(b"\r\n\r\n")
@@ -438,7 +439,7 @@ def fields(event: str) -> dict[str, str]:
     return dict(line.split(": ", 1) for line in event.splitlines())
 
 
-async def test_a_watch_is_an_event_stream_that_resumes_by_its_last_id(harness: HttpHouse) -> None:
+async def test_a_watch_is_an_event_stream_that_resumes_by_its_last_id(harness: HttpHarness) -> None:
     job = (await harness.ask("POST", "/tasks/t", {"image": "a"})).json["job"]
     async with watching(harness, "/watch?task_id=t") as events:
         assert events.head.headers["content-type"] == "text/event-stream"
@@ -455,7 +456,14 @@ async def test_a_watch_is_an_event_stream_that_resumes_by_its_last_id(harness: H
         assert ended["job"]["state"] == "STATE_STOPPED"
 
 
-async def test_a_watch_is_lines_of_json_for_who_asks_so(harness: HttpHouse) -> None:
+async def test_a_stream_needs_a_client_that_knows_chunks(harness: HttpHarness) -> None:
+    async with connected(harness.http_port) as (reader, writer):
+        writer.write(request("GET", "/watch").replace(b"HTTP/1.1", b"HTTP/1.0"))
+        told = answer(await reader.read())
+        assert (told.status, told.reason) == (505, "HTTP_VERSION_NOT_SUPPORTED")
+
+
+async def test_a_watch_is_lines_of_json_for_who_asks_so(harness: HttpHarness) -> None:
     async with watching(harness, accept="application/x-ndjson") as events:
         assert events.head.headers["content-type"] == "application/x-ndjson"
         line = json.loads(await events.next("\n"))
@@ -463,7 +471,7 @@ async def test_a_watch_is_lines_of_json_for_who_asks_so(harness: HttpHouse) -> N
 
 
 async def test_a_watch_ends_at_once_with_the_server_and_says_so(tmp_path: Path) -> None:
-    harness = HttpHouse(tmp_path)
+    harness = HttpHarness(tmp_path)
     await harness.start()
     async with watching(harness) as events:
         assert fields(await events.next())["event"] == "caught_up"
@@ -475,7 +483,7 @@ async def test_a_watch_ends_at_once_with_the_server_and_says_so(tmp_path: Path) 
 
 
 async def test_a_watch_that_cannot_begin_has_the_status_of_its_error(tmp_path: Path) -> None:
-    harness = HttpHouse(tmp_path, max_streams=1)
+    harness = HttpHarness(tmp_path, max_streams=1)
     await harness.start()
     bad = await harness.ask("GET", "/watch?cursor=x")
     assert (bad.status, bad.reason) == (400, "CURSOR_INVALID")
@@ -490,6 +498,18 @@ async def test_a_watch_that_cannot_begin_has_the_status_of_its_error(tmp_path: P
                 if events.head.status == 200:
                     break
     await harness.close()
+
+
+def test_the_documentation_has_the_paths_and_the_status_of_each_error() -> None:
+    lines = (ROOT / "docs" / "http.md").read_text().splitlines()
+    paths = [line.split("|")[1].strip() for line in lines if line.startswith("| `") and "](contract.md#" in line]
+    assert paths == [f"`{route.verb} {route.path}`" for route in ROUTES]
+    statuses: dict[int, set[str]] = {}
+    for entry in [*error_table.TABLE.values(), error_table.DEFECT]:
+        reason = pb.ErrorReason.Name(entry.reason).removeprefix("ERROR_REASON_")
+        statuses.setdefault(entry.http_status, set()).add(reason)
+    for status, reasons in statuses.items():
+        assert f"| {status} | {', '.join(sorted(reasons))} |" in lines
 
 
 def test_the_paths_of_the_page_are_those_of_its_resources() -> None:

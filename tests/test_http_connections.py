@@ -10,7 +10,7 @@ import pytest
 
 from fastlane_grpc.http.limits import HttpLimits
 from tests.http_client import SECONDS, answer, connected, request
-from tests.http_house import HttpHouse
+from tests.http_harness import HttpHarness
 
 # Times so short that a test sees their end, and so long that a loaded machine stays within those that must not end.
 SHORT = 0.2
@@ -18,11 +18,11 @@ JOB = {"image": "a"}
 
 
 @pytest.fixture
-async def harnesses(tmp_path: Path) -> AsyncIterator[Callable[..., HttpHouse]]:
-    made: list[HttpHouse] = []
+async def harnesses(tmp_path: Path) -> AsyncIterator[Callable[..., HttpHarness]]:
+    made: list[HttpHarness] = []
 
-    def harness(limits: HttpLimits | None = None, **settings: object) -> HttpHouse:
-        made.append(HttpHouse(tmp_path, limits, **settings))
+    def harness(limits: HttpLimits | None = None, **settings: object) -> HttpHarness:
+        made.append(HttpHarness(tmp_path, limits, **settings))
         return made[-1]
 
     yield harness
@@ -47,7 +47,7 @@ async def one_answer(reader: asyncio.StreamReader) -> bytes:
         return head + await reader.readexactly(length)
 
 
-async def test_a_connection_serves_many_requests(harnesses: Callable[..., HttpHouse]) -> None:
+async def test_a_connection_serves_many_requests(harnesses: Callable[..., HttpHarness]) -> None:
     harness = harnesses()
     await harness.start()
     async with connected(harness.http_port) as (reader, writer):
@@ -63,7 +63,7 @@ async def test_a_connection_serves_many_requests(harnesses: Callable[..., HttpHo
 
 @pytest.mark.parametrize("sent", [b"", b"\r\n", b"GET / HTT", b"GET / HTTP/1.1\r\nhost: localhost\r\nx"])
 async def test_a_client_that_does_not_finish_its_headers_is_cut(
-    harnesses: Callable[..., HttpHouse], sent: bytes
+    harnesses: Callable[..., HttpHarness], sent: bytes
 ) -> None:
     harness = harnesses(HttpLimits(head_seconds=SHORT))
     await harness.start()
@@ -72,7 +72,7 @@ async def test_a_client_that_does_not_finish_its_headers_is_cut(
         assert await rest(reader) == b""
 
 
-async def test_a_client_that_sends_its_headers_byte_by_byte_is_cut(harnesses: Callable[..., HttpHouse]) -> None:
+async def test_a_client_that_sends_its_headers_byte_by_byte_is_cut(harnesses: Callable[..., HttpHarness]) -> None:
     harness = harnesses(HttpLimits(head_seconds=SHORT))
     await harness.start()
     async with connected(harness.http_port) as (reader, writer):
@@ -85,7 +85,7 @@ async def test_a_client_that_sends_its_headers_byte_by_byte_is_cut(harnesses: Ca
         raise AssertionError("the connection is still open")
 
 
-async def test_a_connection_without_a_next_request_is_closed(harnesses: Callable[..., HttpHouse]) -> None:
+async def test_a_connection_without_a_next_request_is_closed(harnesses: Callable[..., HttpHarness]) -> None:
     harness = harnesses(HttpLimits(idle_seconds=SHORT))
     await harness.start()
     async with connected(harness.http_port) as (reader, writer):
@@ -93,7 +93,7 @@ async def test_a_connection_without_a_next_request_is_closed(harnesses: Callable
         assert answer(await rest(reader)).status == 200
 
 
-async def test_bytes_between_requests_do_not_keep_a_connection(harnesses: Callable[..., HttpHouse]) -> None:
+async def test_bytes_between_requests_do_not_keep_a_connection(harnesses: Callable[..., HttpHarness]) -> None:
     harness = harnesses(HttpLimits(head_seconds=SHORT))
     await harness.start()
     async with connected(harness.http_port) as (reader, writer):
@@ -103,7 +103,7 @@ async def test_bytes_between_requests_do_not_keep_a_connection(harnesses: Callab
         assert await rest(reader) == b""
 
 
-async def test_a_client_that_does_not_finish_its_body_is_told_and_cut(harnesses: Callable[..., HttpHouse]) -> None:
+async def test_a_client_that_does_not_finish_its_body_is_told_and_cut(harnesses: Callable[..., HttpHarness]) -> None:
     harness = harnesses(HttpLimits(body_seconds=SHORT, drain_seconds=SHORT))
     await harness.start()
     async with connected(harness.http_port) as (reader, writer):
@@ -112,7 +112,7 @@ async def test_a_client_that_does_not_finish_its_body_is_told_and_cut(harnesses:
         assert (told.status, told.reason) == (408, "REQUEST_TOO_SLOW")
 
 
-async def test_a_body_without_end_is_cut_after_its_answer(harnesses: Callable[..., HttpHouse]) -> None:
+async def test_a_body_without_end_is_cut_after_its_answer(harnesses: Callable[..., HttpHarness]) -> None:
     harness = harnesses(HttpLimits(drain_seconds=SHORT))
     await harness.start()
     async with connected(harness.http_port) as (reader, writer):
@@ -122,7 +122,7 @@ async def test_a_body_without_end_is_cut_after_its_answer(harnesses: Callable[..
 
 
 async def test_the_rest_of_a_refused_body_is_dropped_and_the_connection_goes_on(
-    harnesses: Callable[..., HttpHouse],
+    harnesses: Callable[..., HttpHarness],
 ) -> None:
     harness = harnesses(max_request_bytes=1000)
     await harness.start()
@@ -133,7 +133,7 @@ async def test_the_rest_of_a_refused_body_is_dropped_and_the_connection_goes_on(
         assert answer(await one_answer(reader)).status == 201
 
 
-async def test_bodies_at_a_time_take_bounded_memory(harnesses: Callable[..., HttpHouse]) -> None:
+async def test_bodies_at_a_time_take_bounded_memory(harnesses: Callable[..., HttpHarness]) -> None:
     harness = harnesses(HttpLimits(max_body_bytes=1_000_000), max_request_bytes=1_000_000)
     await harness.start()
     async with connected(harness.http_port) as (slow, waiting), connected(harness.http_port) as (reader, writer):
@@ -159,7 +159,7 @@ async def test_bodies_at_a_time_take_bounded_memory(harnesses: Callable[..., Htt
         b"GET / HTTP/1.1\r\n" + b"x: 1\r\n" * 200 + b"\r\n",
     ],
 )
-async def test_headers_beyond_their_limit_are_refused(harnesses: Callable[..., HttpHouse], head: bytes) -> None:
+async def test_headers_beyond_their_limit_are_refused(harnesses: Callable[..., HttpHarness], head: bytes) -> None:
     harness = harnesses(HttpLimits(max_head_bytes=4096))
     await harness.start()
     async with connected(harness.http_port) as (reader, writer):
@@ -182,7 +182,7 @@ async def test_headers_beyond_their_limit_are_refused(harnesses: Callable[..., H
     ],
 )
 async def test_what_is_not_http_harms_nobody(
-    harnesses: Callable[..., HttpHouse], sent: bytes, capsys: pytest.CaptureFixture[str]
+    harnesses: Callable[..., HttpHarness], sent: bytes, capsys: pytest.CaptureFixture[str]
 ) -> None:
     harness = harnesses(HttpLimits(head_seconds=SHORT, body_seconds=SHORT, idle_seconds=SHORT, drain_seconds=SHORT))
     await harness.start()
@@ -195,7 +195,7 @@ async def test_what_is_not_http_harms_nobody(
 
 
 async def test_requests_sent_before_an_answer_are_dropped_with_the_connection(
-    harnesses: Callable[..., HttpHouse],
+    harnesses: Callable[..., HttpHarness],
 ) -> None:
     harness = harnesses()
     await harness.start()
@@ -205,7 +205,7 @@ async def test_requests_sent_before_an_answer_are_dropped_with_the_connection(
     assert len((await harness.ask("GET", "/jobs")).json["jobs"]) == 1
 
 
-async def test_a_stream_ends_with_a_client_that_sent_more_meanwhile(harnesses: Callable[..., HttpHouse]) -> None:
+async def test_a_stream_ends_with_a_client_that_sent_more_meanwhile(harnesses: Callable[..., HttpHarness]) -> None:
     harness = harnesses(max_streams=1)
     await harness.start()
     async with connected(harness.http_port) as (reader, writer):
@@ -219,7 +219,7 @@ async def test_a_stream_ends_with_a_client_that_sent_more_meanwhile(harnesses: C
                     break
 
 
-async def test_connections_beyond_their_limit_are_closed(harnesses: Callable[..., HttpHouse]) -> None:
+async def test_connections_beyond_their_limit_are_closed(harnesses: Callable[..., HttpHarness]) -> None:
     harness = harnesses(HttpLimits(max_connections=2))
     await harness.start()
     async with connected(harness.http_port), connected(harness.http_port) as (held, holding):
@@ -232,7 +232,7 @@ async def test_connections_beyond_their_limit_are_closed(harnesses: Callable[...
         assert answer(await one_answer(held)).status == 200
 
 
-async def test_a_client_that_expects_to_be_asked_for_its_body_is_asked(harnesses: Callable[..., HttpHouse]) -> None:
+async def test_a_client_that_expects_to_be_asked_for_its_body_is_asked(harnesses: Callable[..., HttpHarness]) -> None:
     harness = harnesses()
     await harness.start()
     async with connected(harness.http_port) as (reader, writer):
@@ -243,7 +243,7 @@ async def test_a_client_that_expects_to_be_asked_for_its_body_is_asked(harnesses
         assert answer(await one_answer(reader)).status == 201
 
 
-async def test_a_silent_client_is_asked_by_tcp_whether_it_is_there(harnesses: Callable[..., HttpHouse]) -> None:
+async def test_a_silent_client_is_asked_by_tcp_whether_it_is_there(harnesses: Callable[..., HttpHarness]) -> None:
     harness = harnesses()
     await harness.start()
     async with connected(harness.http_port) as (reader, writer):
@@ -255,7 +255,7 @@ async def test_a_silent_client_is_asked_by_tcp_whether_it_is_there(harnesses: Ca
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 30
 
 
-async def test_a_server_that_stops_answers_the_calls_in_flight(harnesses: Callable[..., HttpHouse]) -> None:
+async def test_a_server_that_stops_answers_the_calls_in_flight(harnesses: Callable[..., HttpHarness]) -> None:
     harness = harnesses()
     await harness.start()
     async with connected(harness.http_port) as (idle, writing), connected(harness.http_port) as (reader, writer):

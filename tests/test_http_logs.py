@@ -16,7 +16,7 @@ from fastlane_grpc.model import Cause, Execution, Source
 from fastlane_grpc.record import RecordWriter
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.http_client import SECONDS, answer, connected, request
-from tests.http_house import HttpHouse
+from tests.http_harness import HttpHarness
 
 OUT, ERR, SYSTEM = Source.STDOUT, Source.STDERR, Source.SYSTEM
 SECOND = 1_000_000_000
@@ -27,19 +27,19 @@ EVENTS = {"accept": "text/event-stream"}
 
 
 @pytest.fixture
-async def harness(tmp_path: Path) -> AsyncIterator[HttpHouse]:
-    harness = HttpHouse(tmp_path, max_streams=60)
+async def harness(tmp_path: Path) -> AsyncIterator[HttpHarness]:
+    harness = HttpHarness(tmp_path, max_streams=60)
     await harness.start()
     yield harness
     await harness.close()
 
 
-async def running(harness: HttpHouse) -> tuple[Execution, RecordWriter]:
+async def running(harness: HttpHarness) -> tuple[Execution, RecordWriter]:
     await harness.enqueue()
     return await harness.begin()
 
 
-async def stored(harness: HttpHouse) -> Execution:
+async def stored(harness: HttpHarness) -> Execution:
     """An execution that has ended, with output of every kind."""
     execution, writer = await running(harness)
     writer.write([(OUT, b"one\n"), (ERR, b"two\n")], 1)
@@ -97,7 +97,7 @@ def path_of(execution: Execution, query: str = "") -> str:
     return f"/executions/{execution.id}/logs{query}"
 
 
-async def test_a_raw_log_is_what_the_container_printed(harness: HttpHouse) -> None:
+async def test_a_raw_log_is_what_the_container_printed(harness: HttpHarness) -> None:
     execution = await stored(harness)
     found = await harness.ask("GET", path_of(execution, "?source=stdout"))
     assert (found.status, found.headers["content-type"]) == (200, "application/octet-stream")
@@ -107,7 +107,7 @@ async def test_a_raw_log_is_what_the_container_printed(harness: HttpHouse) -> No
     assert both.body == b"one\ntwo\n" + BINARY + b"\xff\xc3\xe2\x82\xac\n"
 
 
-async def test_a_raw_log_arrives_while_the_job_prints(harness: HttpHouse) -> None:
+async def test_a_raw_log_arrives_while_the_job_prints(harness: HttpHarness) -> None:
     execution, writer = await running(harness)
     async with connected(harness.http_port) as (reader, sender):
         sender.write(request("GET", path_of(execution), connection="close"))
@@ -122,7 +122,7 @@ async def test_a_raw_log_arrives_while_the_job_prints(harness: HttpHouse) -> Non
 
 
 @pytest.mark.parametrize("query", ["", "?text=true", "?sources=SOURCE_STDERR&number_lines=true", "?tail_lines=2"])
-async def test_lines_and_events_have_the_messages_of_grpc(harness: HttpHouse, query: str) -> None:
+async def test_lines_and_events_have_the_messages_of_grpc(harness: HttpHarness, query: str) -> None:
     execution = await stored(harness)
     fields: dict[str, object] = {
         "": {},
@@ -143,7 +143,7 @@ async def test_lines_and_events_have_the_messages_of_grpc(harness: HttpHouse, qu
     assert [each.name for each in found] == [message.WhichOneof("event") or "chunks" for message in expected]
 
 
-async def test_an_event_stream_resumes_after_its_last_event(harness: HttpHouse) -> None:
+async def test_an_event_stream_resumes_after_its_last_event(harness: HttpHarness) -> None:
     execution = await stored(harness)
     whole = events_of((await harness.ask("GET", path_of(execution), **EVENTS)).body)
     expected = {source: bytes_of([each.data for each in whole], source) for source in Source}
@@ -155,7 +155,7 @@ async def test_an_event_stream_resumes_after_its_last_event(harness: HttpHouse) 
         assert {source: bytes_of(both, source) for source in Source} == expected
 
 
-async def test_short_names_of_parameters_mean_the_fields_of_the_request(harness: HttpHouse) -> None:
+async def test_short_names_of_parameters_mean_the_fields_of_the_request(harness: HttpHarness) -> None:
     execution, writer = await running(harness)
     writer.write([(OUT, b"1\n2\n3\n"), (ERR, b"e\n")], SECOND)
     cases = {
@@ -170,7 +170,7 @@ async def test_short_names_of_parameters_mean_the_fields_of_the_request(harness:
         assert (await harness.ask("GET", path_of(execution, query))).body == expected
 
 
-async def test_faults_of_a_request_are_answered_before_the_first_byte(harness: HttpHouse) -> None:
+async def test_faults_of_a_request_are_answered_before_the_first_byte(harness: HttpHarness) -> None:
     execution, _ = await running(harness)
     other = "1.00000000-0000-7000-8000-000000000000.0.0.0.0"
     cases = {
@@ -197,7 +197,7 @@ async def test_faults_of_a_request_are_answered_before_the_first_byte(harness: H
     assert found.json["violations"][0]["field"] == "exit_line"
 
 
-async def test_a_server_that_stops_leaves_no_stream_complete(harness: HttpHouse) -> None:
+async def test_a_server_that_stops_leaves_no_stream_complete(harness: HttpHarness) -> None:
     execution, writer = await running(harness)
     writer.write([(OUT, b"all so far\n")], 1)
 
@@ -222,7 +222,7 @@ async def test_a_server_that_stops_leaves_no_stream_complete(harness: HttpHouse)
     assert b"event: problem\ndata: {" in events
 
 
-async def test_trailers_tell_the_end_to_those_who_accept_them(harness: HttpHouse) -> None:
+async def test_trailers_tell_the_end_to_those_who_accept_them(harness: HttpHarness) -> None:
     execution = await stored(harness)
     async with connected(harness.http_port) as (reader, sender):
         sender.write(request("GET", path_of(execution), te="trailers", connection="TE, close"))
@@ -245,7 +245,7 @@ async def test_trailers_tell_the_end_to_those_who_accept_them(harness: HttpHouse
         assert (await rest(reader)).endswith(b"\r\n0\r\n\r\n")
 
 
-async def test_an_exit_line_is_the_last_one_whatever_was_printed(harness: HttpHouse) -> None:
+async def test_an_exit_line_is_the_last_one_whatever_was_printed(harness: HttpHarness) -> None:
     execution, writer = await running(harness)
     writer.write([(OUT, b"no newline at its end")], 1)
     query = "?exit_line=1&follow=false"
@@ -257,7 +257,7 @@ async def test_an_exit_line_is_the_last_one_whatever_was_printed(harness: HttpHo
     assert body.startswith(log + b"\nfastlane-end exit_status=0 state=SUCCEEDED stdout_bytes=21 ")
 
 
-async def test_the_log_of_a_job_tells_each_execution_and_the_end(harness: HttpHouse) -> None:
+async def test_the_log_of_a_job_tells_each_execution_and_the_end(harness: HttpHarness) -> None:
     execution = await stored(harness)
     path = f"/jobs/{execution.job_id}/logs"
     lines = lines_of((await harness.ask("GET", path, **LINES)).body)
@@ -270,7 +270,7 @@ async def test_the_log_of_a_job_tells_each_execution_and_the_end(harness: HttpHo
     assert raw.startswith(b"two\n\xff\xc3\nfastlane-end exit_status=3 state=FAILED outcome=EXIT_CODE cursor=")
 
 
-async def test_readers_of_one_encoding_share_what_one_of_them_read(harness: HttpHouse) -> None:
+async def test_readers_of_one_encoding_share_what_one_of_them_read(harness: HttpHarness) -> None:
     execution, writer = await running(harness)
     for number in range(20):
         writer.write([(OUT, b"%06d" % number * 10_000)], number)
@@ -278,12 +278,12 @@ async def test_readers_of_one_encoding_share_what_one_of_them_read(harness: Http
     await harness.ask("GET", path_of(execution), **EVENTS)
     reads = harness.tails.cache.reads
     bodies = await asyncio.gather(*(harness.ask("GET", path_of(execution), **EVENTS) for _ in range(20)))
-    # What ends short of a segment may be read once more.
+    # What ends short of a stretch may be read once more.
     assert harness.tails.cache.reads <= reads + 2
     assert len({bytes_of([each.data for each in events_of(found.body)], OUT) for found in bodies}) == 1
 
 
-async def test_a_reader_that_does_not_read_holds_up_nobody_else(harness: HttpHouse) -> None:
+async def test_a_reader_that_does_not_read_holds_up_nobody_else(harness: HttpHarness) -> None:
     execution, writer = await running(harness)
     async with connected(harness.http_port) as (_, slow):
         slow.write(request("GET", path_of(execution)))
@@ -297,7 +297,7 @@ async def test_a_reader_that_does_not_read_holds_up_nobody_else(harness: HttpHou
 
 
 async def test_streams_of_both_doors_count_together(tmp_path: Path) -> None:
-    harness = HttpHouse(tmp_path, max_streams=1)
+    harness = HttpHarness(tmp_path, max_streams=1)
     await harness.start()
     execution, _ = await running(harness)
     stream = harness.stream(execution.id)

@@ -3,7 +3,6 @@
 import json
 import os
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -148,9 +147,3 @@ def test_any_json_for_any_call_is_answered_without_a_defect(server: Server) -> N
 def test_the_document_is_served(server: Server) -> None:
     told = requests.get(f"http://127.0.0.1:{server.http_port}/openapi.json", timeout=SECONDS)
     assert told.json() == DOCUMENT
-
-
-def test_the_page_of_paths_has_every_path() -> None:
-    page = (Path(__file__).parents[1] / "docs" / "http.md").read_text()
-    for route in ROUTES:
-        assert f"| `{route.verb} {route.path}` |" in page

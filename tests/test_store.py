@@ -723,7 +723,7 @@ async def test_a_commit_that_fails_is_told_to_all_of_it_and_the_store_goes_on(ha
     harness.check_lines()
 
 
-async def test_a_transaction_that_cannot_begin_is_told_to_all_of_it_and_the_store_goes_on(
+async def test_a_transaction_that_cannot_begin_is_told_to_all_its_writes(
     harness: StoreHarness,
 ) -> None:
     await harness.writer.write(lambda db: Written(db.execute("PRAGMA busy_timeout = 0").fetchall()))

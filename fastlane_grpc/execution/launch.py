@@ -224,7 +224,7 @@ def _cleared(lifecycle: Lifecycle, refusal: BackendRefuses) -> bool:
         try:
             _clear_name(lifecycle)
         except BackendRefuses as error:
-            lifecycle.log.warning("container not removed", name=lifecycle.execution.container_name, error=str(error))
+            lifecycle.log.warning("container not removed", error=str(error))
         return True
     if isinstance(refusal, ImageGone):
         # The image was removed since it was looked up.

@@ -158,7 +158,7 @@ def _start_unknown(lifecycle: Lifecycle) -> str:
     return (
         "the server or the engine was killed while it started the container, "
         "and the engine does not know what became of that; "
-        f"a process of {lifecycle.execution.container_name} may be running on host {lifecycle.context.host_name!r} "
+        f"a process of execution {lifecycle.execution.id} may be running on host {lifecycle.context.host_name!r} "
         "without a container"
     )
 

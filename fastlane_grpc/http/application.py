@@ -18,7 +18,7 @@ from fastlane_grpc.http.health import Health
 from fastlane_grpc.http.json_responses import json_response
 from fastlane_grpc.http.log_streams import LogHandler
 from fastlane_grpc.http.media_types import prefers_html
-from fastlane_grpc.http.problem import HttpError, problem_response
+from fastlane_grpc.http.problem import HttpError, problem_of, problem_response
 from fastlane_grpc.http.routes import ROUTES, CallRoute
 from fastlane_grpc.http.watch_stream import WatchHandler
 
@@ -89,10 +89,11 @@ class Application:
             await self._router(scope, receive, sending)
         except Exception as error:
             if started:
-                # Too late for another status: the client sees an interruption, and the log a defect.
+                # Too late for another status: the client sees an interruption. A defect is logged all the same.
+                problem_of(error)
                 scope[CONNECTION].abort()
-                raise
-            await problem_response(error)(scope, receive, sending)
+            else:
+                await problem_response(error)(scope, receive, sending)
 
 
 class Resource:

@@ -14,13 +14,13 @@ from fastlane_grpc.record.open_file import open_record
 from fastlane_grpc.record.scan import Position, Scan, block_count, last_block, last_block_that
 from fastlane_grpc.record.seek import LastLines, ReadStart, position_at_end, position_at_time
 
-SEGMENT_BYTES = 4 * BLOCK_BYTES
+STRETCH_BYTES = 4 * BLOCK_BYTES
 _END_OF_TIME = 1 << 64
 _END_OF_OFFSETS = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
-class Segment:
+class Stretch:
     """Entries of a record, and the position after them. With a `trailer` they are the last ones. No entry and no
     trailer: nothing new."""
 
@@ -36,9 +36,9 @@ class RecordReader:
         """Open the record. Raise FileNotFoundError if there is none: no name, or the name of something else."""
         self._file = FileIO(path, "r", opener=lambda path, flags: open_record(Path(path), flags))
 
-    def read(self, position: Position, *, max_bytes: int = SEGMENT_BYTES, before_ns: int | None = None) -> Segment:
+    def read(self, position: Position, *, max_bytes: int = STRETCH_BYTES, before_ns: int | None = None) -> Stretch:
         """What follows `position`, up to the next multiple of `max_bytes` (whole blocks) in the file: all readers'
-        segments are cut alike.
+        stretches are cut alike.
 
         With `before_ns` it ends before the first entry, or the trailer, of that time or later. A read that reaches the
         trailer answers it, and so does every read from its `next`, which lies before the trailer."""
@@ -49,9 +49,9 @@ class RecordReader:
             if entry.time_ns >= limit:
                 break
             if isinstance(entry, Trailer):
-                return Segment(tuple(entries), scan.position, entry)
+                return Stretch(tuple(entries), scan.position, entry)
             entries.append(entry)
-        return Segment(tuple(entries), scan.position if entries else position)
+        return Stretch(tuple(entries), scan.position if entries else position)
 
     def locate(self, offsets: Mapping[Source, int], sequence: int) -> Position:
         """The last place before which no source has come further than its `offsets` (of one that is not named: 0).

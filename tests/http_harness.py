@@ -10,7 +10,7 @@ from tests.calls import RpcHarness
 from tests.http_client import Answer, ask
 
 
-class HttpHouse(RpcHarness):
+class HttpHarness(RpcHarness):
     """A RpcHarness that answers HTTP beside gRPC."""
 
     def __init__(self, path: Path, limits: HttpLimits | None = None, **settings: object) -> None:
