@@ -15,6 +15,7 @@ from fastlane_grpc.api import LogEvent, StreamEncoding
 from fastlane_grpc.api.log_encoding import event_message, gap_message
 from fastlane_grpc.logs import Message, TextChunk
 from fastlane_grpc.model import Source
+from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 _SOURCE_NAMES = {source: f"SOURCE_{source.name}" for source in Source}
 
@@ -126,5 +127,11 @@ def _seconds(seconds: int) -> str:
     return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S")
 
 
-def _json(message: object) -> str:
-    return json_format.MessageToJson(message, preserving_proto_field_name=True, indent=None, ensure_ascii=True)  # type: ignore[arg-type]
+def _json(message: pb.StreamExecutionLogsResponse | pb.StreamJobLogsResponse) -> str:
+    value = json_format.MessageToDict(message, preserving_proto_field_name=True)
+    if "end" in value:
+        # Clients decide by these two, and protobuf leaves out a value that is zero.
+        value["end"] = {"sealed": False, **value["end"], "exit_status": message.end.exit_status}
+    if "job_end" in value:
+        value["job_end"] |= {"exit_status": value["job_end"].get("exit_status", 0)}
+    return json.dumps(value, separators=(",", ":"))
