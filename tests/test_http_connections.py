@@ -1,7 +1,9 @@
 """What one client of HTTP can take of the server: its headers, its bodies, its time, its connections."""
 
 import asyncio
+import ctypes
 import socket
+import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -253,6 +255,30 @@ async def test_a_silent_client_is_asked_by_tcp_whether_it_is_there(harnesses: Ca
         accepted = connection.transport.get_extra_info("socket")
         assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 30
+
+
+def vanish(client: socket.socket) -> None:
+    """Drop all that arrives for the client from now on, in the kernel: it acknowledges nothing, as a machine that lost
+    its power."""
+    drop_all = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))
+    client.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HxxxxxxP", 1, ctypes.addressof(drop_all)))
+
+
+async def test_the_stream_of_a_client_that_vanished_is_ended_and_one_that_waits_is_not(
+    harnesses: Callable[..., HttpHarness],
+) -> None:
+    harness = harnesses(HttpLimits(silent_seconds=1))
+    await harness.start()
+    async with connected(harness.http_port) as (_, gone), connected(harness.http_port) as (reader, waiting):
+        for writer in (gone, waiting):
+            writer.write(request("GET", "/watch?heartbeat_interval=1s"))
+        await reader.readuntil(b"heartbeat")
+        vanish(gone.get_extra_info("socket"))
+        async with asyncio.timeout(SECONDS):
+            while len(harness.http_connections) > 1:
+                await reader.readuntil(b"heartbeat")
+        [left] = harness.http_connections
+        assert left.client == waiting.get_extra_info("sockname")
 
 
 async def test_a_server_that_stops_answers_the_calls_in_flight(harnesses: Callable[..., HttpHarness]) -> None:

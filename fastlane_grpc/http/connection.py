@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import socket
+import struct
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -15,6 +16,9 @@ from fastlane_grpc.http.limits import HttpLimits
 
 # Where a connection of the scope is found.
 CONNECTION = "fastlane.connection"
+# Of the kernel's struct tcp_info: tcpi_unacked is at byte 24, tcpi_last_ack_recv at 56.
+_TCP_INFO_BYTES = 60
+_UINT = struct.Struct("=I")
 # TCP asks a silent client whether it is there: after so many seconds, again after so many, and so often.
 _KEEPALIVE = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -39,6 +43,7 @@ class Connection(HttpToolsProtocol):
         # Called once when the client has gone; for a stream, which may not send for a long time.
         self.on_lost: Callable[[], object] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._check: asyncio.TimerHandle | None = None
         self._in_head = self._in_body = self._pipelined = self._closes_after_body = False
         self._head_bytes = self._field_bytes = 0
 
@@ -72,13 +77,15 @@ class Connection(HttpToolsProtocol):
             transport.abort()
             return
         raw = transport.get_extra_info("socket")
-        if raw is not None and raw.family in {socket.AF_INET, socket.AF_INET6}:
-            for level, option, value in _KEEPALIVE:
-                raw.setsockopt(level, option, value)
+        for level, option, value in _KEEPALIVE:
+            raw.setsockopt(level, option, value)
+        self._check_soon()
         self._arm(self._limits.head_seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
+        if self._check is not None:
+            self._check.cancel()
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
         if self.on_lost is not None:
@@ -201,6 +208,21 @@ class Connection(HttpToolsProtocol):
         self._timer = None
         if not self.transport.is_closing():
             self.transport.abort()
+
+    def _check_soon(self) -> None:
+        self._check = self.loop.call_later(self._limits.silent_seconds / 2, self._check_client)
+
+    def _check_client(self) -> None:
+        """End the connection of a client that has vanished while something is sent to it.
+
+        Keepalive asks only while nothing is, and TCP itself gives up after a quarter of an hour."""
+        raw = self.transport.get_extra_info("socket")
+        state = raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+        [unacknowledged], [silent_milliseconds] = _UINT.unpack_from(state, 24), _UINT.unpack_from(state, 56)
+        if unacknowledged and silent_milliseconds > self._limits.silent_seconds * 1000:
+            self.transport.abort()
+        elif not self.transport.is_closing():
+            self._check_soon()
 
     def _refuse_head(self) -> None:
         self.transport.write(
