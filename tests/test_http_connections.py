@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fastlane_grpc.http.limits import HttpLimits
+from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.http_client import SECONDS, answer, connected, request
 from tests.http_harness import HttpHarness
 
@@ -133,6 +134,38 @@ async def test_the_rest_of_a_refused_body_is_dropped_and_the_connection_goes_on(
         assert answer(await one_answer(reader)).status == 413
         writer.write(request("POST", "/tasks/t", JOB))
         assert answer(await one_answer(reader)).status == 201
+
+
+async def test_fields_after_a_body_take_bounded_memory(harnesses: Callable[..., HttpHarness]) -> None:
+    harness = harnesses(HttpLimits(max_head_bytes=1 << 16))
+    await harness.start()
+    async with connected(harness.http_port) as (reader, writer):
+        writer.write(request("POST", "/tasks/t", b"0\r\nx: ", transfer_encoding="chunked", content_length=""))
+        with suppress(ConnectionError):
+            for _ in range(200):
+                writer.write(b"a" * (1 << 16))
+                await writer.drain()
+        assert await rest(reader) == b""
+    # Few are dropped, and the request goes on.
+    body = b'e\r\n{"image": "a"}\r\n0\r\nx: 1\r\n\r\n'
+    assert (await harness.ask("POST", "/tasks/t", body, transfer_encoding="chunked", content_length="")).status == 201
+
+
+async def test_a_client_that_does_not_read_its_last_answer_is_cut(harnesses: Callable[..., HttpHarness]) -> None:
+    harness = harnesses(HttpLimits(idle_seconds=SHORT))
+    await harness.start()
+    for _ in range(50):
+        stored = await harness.ask("POST", "/tasks/t", {"image": "a", "metadata": {"a": "x" * 60_000}})
+    job_id = stored.json["job"]["id"]
+    # More than the kernel keeps for a client with a small buffer.
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    with client:
+        client.connect(("127.0.0.1", harness.http_port))
+        client.sendall(request("GET", "/jobs?with_spec=true", connection="close"))
+        async with asyncio.timeout(SECONDS):
+            while harness.http_connections:
+                await harness.jobs.GetJob(pb.GetJobRequest(job_id=job_id))
 
 
 async def test_bodies_at_a_time_take_bounded_memory(harnesses: Callable[..., HttpHarness]) -> None:

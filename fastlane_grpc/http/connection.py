@@ -45,7 +45,7 @@ class Connection(HttpToolsProtocol):
         self._timer: asyncio.TimerHandle | None = None
         self._check: asyncio.TimerHandle | None = None
         self._in_head = self._in_body = self._pipelined = self._closes_after_body = False
-        self._head_bytes = self._field_bytes = 0
+        self._head_bytes = self._field_bytes = self._bytes_beside_body = 0
 
     # ---- for handlers
 
@@ -54,7 +54,7 @@ class Connection(HttpToolsProtocol):
         # uvicorn does not complain then that the response is incomplete.
         self.cycle.disconnected = True
         # Not `transport.abort`: what was written before is still sent.
-        self.transport.close()
+        self._close()
 
     def end_with_trailers(self, trailers: Sequence[tuple[bytes, bytes]]) -> None:
         """Complete a chunked response, with these fields after its body."""
@@ -66,7 +66,7 @@ class Connection(HttpToolsProtocol):
         cycle.response_complete = True
         cycle.message_event.set()
         if not cycle.keep_alive:
-            self.transport.close()
+            self._close()
         cycle.on_response()
 
     # ---- the protocol
@@ -99,7 +99,12 @@ class Connection(HttpToolsProtocol):
             if self._head_bytes > self._limits.max_head_bytes and self._in_head:
                 self._refuse_head()
                 return
+        self._bytes_beside_body += len(data)
         super().data_received(data)
+        if self._in_body and self._bytes_beside_body > self._limits.max_head_bytes:
+            # What follows the body has no other limit: its fields are kept until they are complete.
+            self.transport.abort()
+            return
         if self._timer is None and not self._in_body and self._idle:
             # Bytes between two requests, which begin none.
             self._arm(self._limits.head_seconds)
@@ -119,22 +124,22 @@ class Connection(HttpToolsProtocol):
             super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._pipelined:
+        # Fields after the body are dropped: the handler has the list of those before it.
+        if self._pipelined or not self._in_head:
             return
         self._field_bytes += len(name) + len(value)
         if len(self.headers) >= self._limits.max_headers or self._field_bytes > self._limits.max_head_bytes:
             if not self.transport.is_closing():
                 self._refuse_head()
             return
-        # Fields after the body are dropped: the handler has the list of those before it.
-        if self._in_head:
-            super().on_header(name, value)
+        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         if self._pipelined:
             return
         self._disarm()
-        self._in_head, self._in_body, self._head_bytes, self._field_bytes = False, True, 0, 0
+        self._in_head, self._in_body = False, True
+        self._head_bytes = self._field_bytes = self._bytes_beside_body = 0
         if self.transport.is_closing():
             return
         self.scope[CONNECTION] = self  # type: ignore[literal-required]
@@ -143,6 +148,7 @@ class Connection(HttpToolsProtocol):
         self.cycle.transport = cast("asyncio.Transport", _ClosesAfterBody(self))
 
     def on_body(self, body: bytes) -> None:
+        self._bytes_beside_body = 0
         if not self._pipelined and self.cycle is not None:
             super().on_body(body)
 
@@ -179,11 +185,16 @@ class Connection(HttpToolsProtocol):
 
         Closed before, TCP would drop the response with what the client is still sending."""
         if not self._in_body or self.transport.is_closing():
-            self.transport.close()
+            self._close()
             return
         self._closes_after_body = True
         if self.transport.can_write_eof():
             self.transport.write_eof()
+
+    def _close(self) -> None:
+        """Close the connection once all was sent, for which a client has a limited time."""
+        self.transport.close()
+        self._arm(self._limits.idle_seconds)
 
     # ---- time
 
@@ -206,8 +217,7 @@ class Connection(HttpToolsProtocol):
 
     def _expire(self) -> None:
         self._timer = None
-        if not self.transport.is_closing():
-            self.transport.abort()
+        self.transport.abort()
 
     def _check_soon(self) -> None:
         self._check = self.loop.call_later(self._limits.silent_seconds / 2, self._check_client)
