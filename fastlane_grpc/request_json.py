@@ -40,7 +40,12 @@ _INTEGERS = {
 _FLOATS = {FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT}
 _HALF_CHARACTER = "has half a character: an escape of \\ud800 to \\udfff that is not one of a pair"
 # What protobuf says, for people.
-_PARSE_FAULTS = {"Unpaired surrogate": _HALF_CHARACTER, "Message too deep": "is nested too deeply"}
+_PARSE_FAULTS = {
+    "Unpaired surrogate": _HALF_CHARACTER,
+    "'utf-8' codec can't encode": _HALF_CHARACTER,
+    "Message too deep": "is nested too deeply",
+    "Couldn't parse duration": "is not a duration of at most 10000 years",
+}
 
 
 class JsonFault(ValueError):
@@ -277,7 +282,8 @@ def _enum_value(kind: EnumDescriptor, value: Any, path: str) -> Any:
     prefix = kind.values[0].name.removesuffix("UNSPECIFIED")
     name = value.upper().replace("-", "_")
     for candidate in (name, prefix + name):
-        if candidate in kind.values_by_name:
+        # protobuf cannot look for half a character.
+        if candidate.isascii() and candidate in kind.values_by_name:
             return candidate
     raise JsonFault(path, f"{value!r} is not one of {_choices(kind)}")
 

@@ -255,8 +255,13 @@ class _Defects(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
-        if not isinstance(error, asyncio.CancelledError):
+        if isinstance(error, asyncio.CancelledError):
+            return
+        try:
             log.error("a defect in a handler of HTTP", message=record.getMessage().strip(), exc_info=error)
+        except Exception:
+            # The client still gets its answer from uvicorn.
+            self.handleError(record)
 
 
 _logger = logging.getLogger("fastlane.http")
