@@ -417,6 +417,7 @@ async def test_an_origin_of_the_settings_may_use_the_calls(tmp_path: Path) -> No
     )
     assert "access-control-allow-origin" not in other.headers
     assert other.headers["vary"] == "Origin"
+    assert (await harness.ask("GET", "/jobs")).headers["vary"] == "Accept, Origin"
     await harness.close()
 
 
