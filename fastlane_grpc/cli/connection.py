@@ -22,6 +22,7 @@ from fastlane_grpc.text.sanitize import printable
 _RETRY_FOR = timedelta(seconds=3)
 # How long the commands wait for room on a server that asks them to retry: as long as the Python client does.
 _ROOM_FOR = timedelta(seconds=30)
+_PAUSE_SECONDS = 1.0
 _START_ONE = "start one with `fastlane server`, or set another --address"
 # What may be the beginning of an id, and not all of it. All else goes to the server as it is.
 _BEGINNING = re.compile(r"[0-9a-f-]{1,35}")
@@ -47,6 +48,26 @@ def connected(address: str) -> Iterator[api.Client]:
             raise Failure(printable(str(error) if error.reason else message)) from error
         except api.Error as error:
             raise Failure(printable(with_option_names(str(error)))) from error
+
+
+def once_it_responds(
+    call: Callable[[], _Answer], address: str, wait: timedelta, pause: Callable[[float], None] = time.sleep
+) -> _Answer:
+    """Return the answer of `call`, which must be safe to repeat: it is, for the time `wait`, while the server does not
+    respond."""
+    deadline = time.monotonic() + wait.total_seconds()
+    told = False
+    while True:
+        try:
+            return call()
+        except api.ServerUnavailable as error:
+            left_seconds = deadline - time.monotonic()
+            if left_seconds <= 0:
+                raise
+            if not told:
+                say(f"no server responds at {address} ({cause(error)}); trying again for {left_seconds:.0f} s")
+                told = True
+            pause(min(_PAUSE_SECONDS, left_seconds))
 
 
 def once_there_is_room(call: Callable[[], _Answer], pause: Callable[[float], None] = time.sleep) -> _Answer:

@@ -185,12 +185,16 @@ def _verbose(function: Function, *names: str) -> Function:
     function = click.option(
         *names, is_flag=True, help="Also show fastlane's own lines, on stderr (default on a terminal)."
     )(function)
-    return click.option(
+    function = click.option(
         "-q",
         "--quiet",
         is_flag=True,
         help="Show the container's output, and else only missing bytes and why a job did not run.",
     )(function)
+    function = click.option(
+        "--heartbeat", type=DURATION, help="Say on stderr each time that nothing was printed for so long, as 60s."
+    )(function)
+    return click.option("--no-exit-status", is_flag=True, help="Exit with 0, however the job ended.")(function)
 
 
 def answers(function: Function) -> Function:

@@ -4,14 +4,15 @@ import sys
 import time
 from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from operator import attrgetter
 
 from fastlane_grpc import client as api
 from fastlane_grpc.cli.connection import cause
 from fastlane_grpc.cli.errors import NO_EXIT_STATUS, Failure
-from fastlane_grpc.cli.tables import until
+from fastlane_grpc.cli.heartbeat import Heartbeat
+from fastlane_grpc.cli.tables import span, until
 from fastlane_grpc.cli.terminal import CannotWrite, LiveLine, begin_line, is_colourful, obeys, say, write
 from fastlane_grpc.cli.waiting_notice import WaitingNotice
 from fastlane_grpc.text.sanitize import printable
@@ -38,7 +39,9 @@ class Display:
         timestamps: bool = False,
         only: Sequence[fastlane_pb2.Source.ValueType] = (),
         waiting_after_seconds: float = 10.0,
+        heartbeat: timedelta | None = None,
     ) -> None:
+        """`heartbeat`: say so each time that nothing was printed for that long."""
         self.system = (sys.stderr.isatty() or verbose) and not quiet
         own_lines = [api.SYSTEM] if self.system else []
         self.sources: Sequence[fastlane_pb2.Source.ValueType] = only or [api.STDOUT, api.STDERR, *own_lines]
@@ -59,8 +62,12 @@ class Display:
         self._ended: api.End | None = None
         # The last of fastlane's own lines that was written to stay.
         self._last_line = ""
+        self._waiting_text = ""
+        self._heartbeat = Heartbeat(heartbeat.total_seconds(), self._sign_of_life) if heartbeat else None
 
     def output(self, pieces: Iterable[api.Output]) -> None:
+        if self._heartbeat:
+            self._heartbeat.reset()
         for source, run_of_one in groupby(pieces, lambda piece: piece.source):
             data = b"".join(map(self._bytes_of_line if source == api.SYSTEM else self._bytes_of, run_of_one))
             newest = data.rstrip(b"\n").rpartition(b"\n")[2].decode(errors="replace") if source == api.SYSTEM else ""
@@ -89,6 +96,7 @@ class Display:
 
     def state(self, change: api.StateChange) -> None:
         self._state = change.state
+        self._waiting_text = waiting_text(change.waiting) if change.waiting and change.waiting.detail else ""
         self._started = self._started or change.state == fastlane_pb2.STATE_RUNNING
         self._tell_of_waiting(change)
         if change.state not in _BEFORE_ITS_START:
@@ -142,9 +150,17 @@ class Display:
         say(text)
 
     def close(self) -> None:
-        """Let no notice of a wait come any more."""
+        """Let no notice of a wait come any more, nor a heartbeat."""
         if self._waiting:
             self._waiting.cancel()
+        if self._heartbeat:
+            self._heartbeat.close()
+
+    def _sign_of_life(self, quiet: timedelta) -> str:
+        if self._waiting_text:
+            return f"{self.followed} waits: {self._waiting_text}"
+        silence = f"no output for {span(quiet)}"
+        return f"{self.followed} is {state_name(self._state)}; {silence}" if self._state else silence
 
     def clear(self) -> None:
         """Takes the live line away, if there is one."""
