@@ -238,10 +238,10 @@ class RecordHandoff:
         except FileNotFoundError:
             return False
         try:
-            stretch = reader.read(Position.BEGIN)
+            segment = reader.read(Position.BEGIN)
         finally:
             reader.close()
-        return bool(stretch.entries or stretch.trailer)
+        return bool(segment.entries or segment.trailer)
 
     def _holders(self) -> list[int]:
         """Return the ids of the processes that have locked the record, from the kernel's list of locks."""
