@@ -59,6 +59,8 @@ class Display:
         self._ended: api.End | None = None
         # The last of fastlane's own lines that was written to stay.
         self._last_line = ""
+        # Whether a line of ours said how the execution ended: the next attempt is then announced without it.
+        self._end_told = False
 
     def output(self, pieces: Iterable[api.Output]) -> None:
         for source, run_of_one in groupby(pieces, lambda piece: piece.source):
@@ -110,12 +112,14 @@ class Display:
     def begin(self, start: api.ExecutionStart) -> None:
         """Announce a further attempt, or a further run, of the job."""
         execution, ended = start.execution, self._ended
+        end_told, self._end_told = self._end_told, False
         self._began, self._state, self._ended, self._last_line = False, execution.state, None, ""
         if ended is None or self._quiet:
             return
         when = f" {in_time(execution.waiting)}" if execution.HasField("waiting") else ""
         if execution.attempt > 1:
-            self.say(f"attempt {execution.attempt} of {start.max_attempts}{when}: {_end_text(ended)}")
+            reason = "" if end_told else f": {_end_text(ended)}"
+            self.say(f"attempt {execution.attempt} of {start.max_attempts}{when}{reason}")
         else:
             self.say(f"run {execution.run} of {self.followed}{when}: execution {execution.id}")
 
@@ -131,6 +135,7 @@ class Display:
             return
         if end.outcome.reason != fastlane_pb2.REASON_EXIT_CODE:
             say(end.outcome.detail or f"the execution ended: {state_name(end.state)}")
+            self._end_told = True
 
     def _tells(self, detail: str) -> bool:
         """Whether that was said by the last of fastlane's own lines. It is not of one that ended while it was

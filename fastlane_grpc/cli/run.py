@@ -51,7 +51,7 @@ class _JobCommand(click.Command):
     first `--`."""
 
     # Arguments before the first word of the command.
-    _arguments = 1
+    _places: Sequence[str] = ("IMAGE",)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         options: list[str] = []
@@ -69,9 +69,17 @@ class _JobCommand(click.Command):
         # Before the image, or right behind it.
         if words[:1] == ["--"]:
             del words[0]
-        elif words[self._arguments : self._arguments + 1] == ["--"]:
-            del words[self._arguments]
+        elif words[len(self._places) : len(self._places) + 1] == ["--"]:
+            del words[len(self._places)]
+        if not ctx.resilient_parsing:
+            self._check_place(words)
         return super().parse_args(ctx, [*options, "--", *words])
+
+    def _check_place(self, words: Sequence[str]) -> None:
+        """Refuse an option that stands where an argument is expected, as in `replace JOB --task T`."""
+        for name, word in zip(self._places, words, strict=False):
+            if word.startswith("--"):
+                raise click.UsageError(f"{word!r} stands in place of {name}: options go before {self._places[0]}")
 
     @cached_property
     def _valued(self) -> Set[str]:
@@ -94,7 +102,7 @@ class _JobCommand(click.Command):
 class _ReplaceCommand(_JobCommand):
     """`replace [OPTIONS] JOB IMAGE [--] [WORD]...`"""
 
-    _arguments = 2
+    _places = ("JOB", "IMAGE")
 
 
 # In the order of the help.

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from itertools import islice, pairwise
 from typing import Any
 
@@ -21,7 +21,7 @@ _ID_CHARACTERS = 18
 _IDS = {"JOB", "EXECUTION"}
 _LEAST_CHARACTERS = {"JOB": _ID_CHARACTERS, "EXECUTION": _ID_CHARACTERS, "TASK": 12, "NOTE": 12, "ADDRESS": 12}
 # Columns that a terminal without room for them does not show, the first one first. Others go from the right.
-_FIRST_DROPPED = ["ADDRESS", "CAPTURE", "SINCE", "RAN", "HOST", "ENQUEUED", "CREATED", "NOTE", "TASK"]
+_FIRST_DROPPED = ["ADDRESS", "CAPTURE", "RAN", "HOST", "ENQUEUED", "CREATED", "NOTE", "TASK"]
 _GAP = "  "
 
 _GREEN, _RED, _YELLOW, _DIM = "32", "31", "33", "2"
@@ -179,9 +179,9 @@ def span(duration: timedelta) -> str:
     return f"{seconds:.1f}s" if seconds < 10 else f"{seconds:.0f}s"
 
 
-def moment(time: datetime, now: datetime) -> str:
-    """In full, by this machine's clock, and how long ago, or how long until then."""
-    return f"{time.astimezone():%Y-%m-%d %H:%M:%S %z} ({until(time, now) if time > now else ago(time, now)})"
+def moment(time: datetime, now: datetime, zone: tzinfo | None = None) -> str:
+    """Return the time in full and its distance from now. `zone` None: the time zone of this machine."""
+    return f"{time.astimezone(zone):%Y-%m-%d %H:%M:%S %z} ({until(time, now) if time > now else ago(time, now)})"
 
 
 def size(count: int) -> str:

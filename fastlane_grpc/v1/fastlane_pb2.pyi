@@ -1503,7 +1503,7 @@ class Outcome(_message.Message):
     """The engine killed a process of the container for memory. The container may have survived."""
     stop_signal: _builtins.str
     """The last signal that fastlane sent, as "SIGTERM"; empty if none. The engine does not report signals from others: by
-    custom, an exit code of 129 or more is 128 + signal.
+    convention, an exit code of 129 or more is 128 + signal.
     """
     def __init__(
         self,
@@ -2217,7 +2217,9 @@ class JobLogExecution(_message.Message):
     EXECUTION_FIELD_NUMBER: _builtins.int
     MAX_ATTEMPTS_FIELD_NUMBER: _builtins.int
     max_attempts: _builtins.int
-    """Number of attempts that its run may have. 1: without retries."""
+    """Number of attempts that its run may have. 1: without retries. Each failure of a host, an engine or a registry
+    raises it by one, as such a failure uses no retry.
+    """
     @_builtins.property
     def execution(self) -> Global___Execution:
         """The execution as it is now; of a retry, `waiting` says when it starts."""

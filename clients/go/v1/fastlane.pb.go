@@ -2438,7 +2438,7 @@ type Outcome struct {
 	// The engine killed a process of the container for memory. The container may have survived.
 	OutOfMemory bool `protobuf:"varint,4,opt,name=out_of_memory,json=outOfMemory,proto3" json:"out_of_memory,omitempty"`
 	// The last signal that fastlane sent, as "SIGTERM"; empty if none. The engine does not report signals from others: by
-	// custom, an exit code of 129 or more is 128 + signal.
+	// convention, an exit code of 129 or more is 128 + signal.
 	StopSignal    string `protobuf:"bytes,5,opt,name=stop_signal,json=stopSignal,proto3" json:"stop_signal,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3657,7 +3657,8 @@ type JobLogExecution struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The execution as it is now; of a retry, `waiting` says when it starts.
 	Execution *Execution `protobuf:"bytes,1,opt,name=execution,proto3" json:"execution,omitempty"`
-	// Number of attempts that its run may have. 1: without retries.
+	// Number of attempts that its run may have. 1: without retries. Each failure of a host, an engine or a registry
+	// raises it by one, as such a failure uses no retry.
 	MaxAttempts   int32 `protobuf:"varint,2,opt,name=max_attempts,json=maxAttempts,proto3" json:"max_attempts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
