@@ -111,7 +111,7 @@ def test_what_is_wrong_is_named(line: Any, says: str) -> None:
 
 
 def test_a_field_that_is_like_no_other_gets_no_suggestion() -> None:
-    with pytest.raises(ValueError, match="^array: no such field$"):
+    with pytest.raises(ValueError, match=r"^array: no such field$"):
         read({"array": 3})
 
 

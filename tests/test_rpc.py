@@ -36,7 +36,7 @@ from fastlane_grpc.rpc.server import RpcServer
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
 from tests.calls import RpcHarness, detail, info, reason
-from tests.hostile_http2 import PREFACE, SETTINGS, frame
+from tests.hostile_http2 import GOAWAY, PING, PREFACE, SETTINGS, frame
 
 OUT, ERR = Source.STDOUT, Source.STDERR
 
@@ -669,7 +669,7 @@ async def test_a_defect_is_told_by_a_number_and_not_by_its_insides(
 
 async def test_server_info(harness: RpcHarness) -> None:
     told = await harness.info.GetServerInfo(pb.GetServerInfoRequest())
-    assert (told.max_running, told.max_timeout.seconds, told.max_request_bytes) == (8, 1800, 4 << 20)
+    assert (told.max_running, told.max_timeout.seconds, told.max_request_bytes) == (8, 86_400, 4 << 20)
     assert told.version
     assert told.start_time.seconds <= told.time.seconds
 
@@ -788,6 +788,35 @@ async def test_a_connection_without_a_call_is_closed_and_one_with_a_stream_is_no
         assert (await pb_grpc.ServerServiceStub(channel).GetServerInfo(pb.GetServerInfoRequest())).version
         stream.cancel()
     writer.close()
+    await server.stop()
+
+
+async def test_pings_are_welcome_without_a_call_and_too_many_of_them_are_not(harness: RpcHarness) -> None:
+    server = RpcServer(harness.service, harness.settings, min_ping_seconds=0.05)
+    server.listen()
+    await server.start()
+    gone_away = bytes([GOAWAY])
+
+    async def answers(seconds_between_pings: float) -> bytes:
+        """Return the kinds of the frames that answer 8 pings, one after the other."""
+        reader, writer = await asyncio.open_connection("127.0.0.1", server.port)
+        writer.write(PREFACE + frame(SETTINGS, 0, 0, b"") + frame(SETTINGS, 1, 0, b""))
+        kinds = b""
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            for _ in range(8):
+                writer.write(frame(PING, 0, 0, b"12345678"))
+                while not kinds.endswith((bytes([PING]), gone_away)):
+                    header = await reader.readexactly(9)
+                    await reader.readexactly(int.from_bytes(header[:3], "big"))
+                    kinds += header[3:4]
+                kinds += b"|"
+                await asyncio.sleep(seconds_between_pings)
+        writer.close()
+        return kinds
+
+    async with asyncio.timeout(20):
+        assert gone_away not in await answers(0.06)
+        assert gone_away in await answers(0)
     await server.stop()
 
 

@@ -76,7 +76,7 @@ def enqueue_violations(
     yield from _container_violations(spec)
     yield from _limits_violations(spec.limits)
     if spec.timeout is not None and not timedelta(milliseconds=1) <= spec.timeout <= max_timeout:
-        yield Violation("spec.timeout", f"must be from 1 ms to {_seconds(max_timeout)}, the server's limit")
+        yield Violation("spec.timeout", f"must be from 1 ms to {_seconds(max_timeout)}, the server's max_timeout")
     if spec.stop_grace is not None:
         yield from grace_violations("spec.stop_grace", spec.stop_grace)
     if not -100 <= spec.priority <= 100:
