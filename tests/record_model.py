@@ -123,7 +123,7 @@ def reading(path: Path) -> Iterator[RecordReader]:
         reader.close()
 
 
-def segmentes(
+def segments(
     reader: RecordReader, position: Position = Position.BEGIN, *, max_bytes: int = 4 * BLOCK_BYTES
 ) -> list[Segment]:
     """All that there is after `position`, as it is cut; the last one has the trailer or nothing."""
@@ -139,7 +139,7 @@ def entries_of(found: Iterable[Segment]) -> list[Entry]:
 
 def everything(path: Path) -> list[Entry]:
     with reading(path) as reader:
-        return entries_of(segmentes(reader))
+        return entries_of(segments(reader))
 
 
 def end(entry: Entry) -> int:

@@ -65,7 +65,7 @@ def test_who_reads_while_the_old_is_taken_away_gets_what_was_written_or_is_told(
     going = limited.go("sh -c", "seq 1 3000000; echo seen >&2")
     whole = b"".join(b"%d\n" % number for number in range(1, 3_000_001))
     limited.wait_for_output(going.id)
-    reader, segment, reached, segmentes = (
+    reader, segment, reached, segments = (
         RecordReader(limited.logs.output_path(going.id)),
         Segment((), Position.BEGIN),
         0,
@@ -81,8 +81,8 @@ def test_who_reads_while_the_old_is_taken_away_gets_what_was_written_or_is_told(
             else:
                 assert (entry.cause, entry.missing_bytes is None) == (Cause.SIZE_LIMIT, False)
                 reached += entry.missing_bytes or 0
-        segmentes += 1
-        if segmentes == pause_after:
+        segments += 1
+        if segments == pause_after:
             # So far behind that the place where it reads is taken away.
             limited.wait_for_stderr(going.id, b"seen\n")
     reader.close()

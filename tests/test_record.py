@@ -29,7 +29,7 @@ from fastlane_grpc.record.format import (
     RecordState,
     pack_block_header,
 )
-from tests.record_model import NOTHING, check_truth, entries_of, everything, overwrite, reading, segmentes, text, zero
+from tests.record_model import NOTHING, check_truth, entries_of, everything, overwrite, reading, segments, text, zero
 
 OUT, ERR, SYSTEM = Source.STDOUT, Source.STDERR, Source.SYSTEM
 
@@ -190,7 +190,7 @@ def test_nothing_is_added_to_a_sealed_record(path: Path) -> None:
     with pytest.raises(RecordSealed, match="log is sealed"):
         RecordWriter.resume(path)
     with reading(path) as reader:
-        assert segmentes(reader)[-1].trailer == trailer
+        assert segments(reader)[-1].trailer == trailer
 
 
 def test_a_closed_record_is_not_written(path: Path) -> None:
@@ -229,7 +229,7 @@ def test_a_block_may_end_with_any_number_of_bytes_left(path: Path, left: int) ->
     writer.write([(OUT, content)], 3)
     trailer = writer.seal(0, {}, 4)
     with reading(path) as reader:
-        found = segmentes(reader)
+        found = segments(reader)
     assert check_truth(entries_of(found), {OUT: content * 2, ERR: b""}, NOTHING) == {
         OUT: len(content) * 2,
         ERR: 0,
@@ -259,13 +259,13 @@ def test_many_small_pieces_go_into_one_frame_and_many_frames_into_one_write(path
     )
 
 
-def test_segmentes_end_at_every_fourth_block(path: Path) -> None:
+def test_segments_end_at_every_fourth_block(path: Path) -> None:
     writer = create(path)
     for i in range(100):
         writer.write([(OUT, text(i, 30_000))], i)
     trailer = writer.seal(0, {}, 101)
     with reading(path) as reader:
-        found = segmentes(reader)
+        found = segments(reader)
     assert len(found) == -(-path.stat().st_size // (4 * BLOCK_BYTES)) == 12
     for number, segment in enumerate(found):
         assert (
@@ -305,7 +305,7 @@ def test_a_gap_of_unknown_size_is_told_by_its_sequence(path: Path) -> None:
         assert reader.locate({OUT: 3, ERR: 100_000}, 5).sequence == 5
         assert reader.locate({OUT: 4, ERR: 100_000}, 1).sequence == 5
         assert reader.locate({OUT: 6, ERR: 100_000}, 0).sequence == 6
-        assert reader.locate({OUT: 6, ERR: 200_000}, 0) == segmentes(reader)[-1].next
+        assert reader.locate({OUT: 6, ERR: 200_000}, 0) == segments(reader)[-1].next
 
 
 def test_a_place_inside_a_frame_is_read_from_its_begin_and_cut(path: Path) -> None:
@@ -325,7 +325,7 @@ def test_a_place_beyond_the_end_is_the_end(path: Path) -> None:
     writer = create(path)
     writer.write([(OUT, bytes(300_000))], 1)
     with reading(path) as reader:
-        assert reader.locate({OUT: 1 << 60, ERR: 1 << 60}, 1 << 60) == segmentes(reader)[-1].next
+        assert reader.locate({OUT: 1 << 60, ERR: 1 << 60}, 1 << 60) == segments(reader)[-1].next
         assert reader.locate({ERR: 1 << 60}, 1 << 60).offsets == NOTHING
 
 
@@ -339,7 +339,7 @@ def test_a_lost_block_is_a_gap_in_every_source_that_was_in_it(path: Path) -> Non
     trailer = writer.seal(0, {}, 6)
     zero(path, BLOCK_BYTES, BLOCK_BYTES)
     with reading(path) as reader:
-        found = segmentes(reader)
+        found = segments(reader)
         # A reader that had the gap of unknown size before the block was lost does not get it again.
         had = {OUT: 70_005, ERR: 10_000}
         rest = unread(reader.read(reader.locate(had, 5)).entries, had, 5)
@@ -388,7 +388,7 @@ def test_a_damaged_frame_header_costs_its_block_and_no_more(path: Path, byte: in
     trailer = writer.seal(0, {}, 4)
     overwrite(path, place + byte, bytes([path.read_bytes()[place + byte] ^ 0xFF]))
     with reading(path) as reader:
-        found = segmentes(reader)
+        found = segments(reader)
     assert entries_of(found) == [
         Chunk(OUT, 0, 1, before, 1),
         Gap(ERR, 0, 384, Cause.STORE, 2, 2),
@@ -436,7 +436,7 @@ def test_a_long_hole_is_passed_in_one_step(path: Path) -> None:
     writer.write([(OUT, b"b")], 6)
     writer.seal(0, {}, 6)
     with reading(path) as reader:
-        assert entries_of(segmentes(reader)) == [
+        assert entries_of(segments(reader)) == [
             Chunk(OUT, 0, 1, b"a", 1),
             Gap(OUT, 1, 999, Cause.STORE, 9, 5),
             Chunk(OUT, 1_000, 6, b"b", 10),

@@ -23,7 +23,7 @@ from tests.record_model import (
     overwrite,
     punch,
     reading,
-    segmentes,
+    segments,
     text,
 )
 
@@ -109,10 +109,10 @@ def test_a_record_whose_writer_was_killed_is_read_and_resumed(tmp_path: Path, wr
         writer = RecordWriter.resume(path)
         writer.write([(ERR, b"resumed")], 1)
         writer.seal(None, {}, 1)
-        found = segmentes(reader, position)
+        found = segments(reader, position)
         entries += entries_of(found)
         assert found[-1].trailer is not None
-        assert entries == entries_of(segmentes(reader))
+        assert entries == entries_of(segments(reader))
     assert not any(isinstance(entry, Gap) for entry in entries)
     last = entries[-1]
     assert isinstance(last, Chunk)
@@ -162,7 +162,7 @@ def test_blocks_that_are_punched_out_are_gaps_for_those_who_come_late(tmp_path: 
         assert path.stat().st_blocks < on_disk
         trailer = writer.seal(0, {}, 100)
         for begin_at in (Position.BEGIN, early.next):
-            found = segmentes(reader, begin_at)
+            found = segments(reader, begin_at)
             gaps = [entry for entry in entries_of(found) if isinstance(entry, Gap)]
             assert [(gap.source, gap.cause) for gap in gaps] == [(OUT, Cause.STORE), (ERR, Cause.STORE)]
             assert check_truth(entries_of(found), content, begin_at.offsets)[OUT] == 2_000_000
@@ -222,7 +222,7 @@ def test_a_torn_end_that_cannot_be_cut_off_at_once_is_cut_off_later(
     writer.gap(OUT, 200_000 - writer.taken, Cause.STORE, 2)
     trailer = writer.seal(0, {}, 3)
     with reading(path) as reader:
-        assert segmentes(reader)[-1].trailer == reader.trailer() == trailer
+        assert segments(reader)[-1].trailer == reader.trailer() == trailer
     assert path.read_bytes().endswith(b'"facts":{}}')
 
 
@@ -262,12 +262,12 @@ def test_on_a_full_disk_a_write_waits_for_room_and_nothing_is_lost_or_doubled(
         for _ in range(3):
             with pytest.raises(OSError, match="No space"):
                 writer.write(pieces, 2)
-        early = segmentes(reader)
+        early = segments(reader)
         assert early[-1].next.file_offset == path.stat().st_size
         ballast.unlink()
         writer.write([*pieces, (ERR, b"more")], 3)
         trailer = writer.seal(0, {}, 4)
-        late = segmentes(reader, early[-1].next)
+        late = segments(reader, early[-1].next)
         content = {OUT: b"begin" + pieces[0][1] + pieces[2][1], ERR: pieces[1][1] + b"more"}
         assert check_truth(entries_of(early + late), content, NOTHING) == {OUT: 220_005, ERR: 50_004, Source.SYSTEM: 0}
         assert late[-1].trailer == trailer

@@ -41,7 +41,7 @@ from tests.record_model import (
     punch,
     reading,
     scratch,
-    segmentes,
+    segments,
     steps,
     text,
     writes,
@@ -132,7 +132,7 @@ def test_a_torn_end_is_waited_for_then_cut_off_and_gone_on_from(
                 file.write(bytes(seed % 5_000) if junk == "zeros" else text(seed, seed % 5_000))
         size = path.stat().st_size
         with reading(path) as reader:
-            found = segmentes(reader)
+            found = segments(reader)
             before = entries_of(found)
             assert before == whole[: len(before)]
             position = found[-1].next
@@ -144,12 +144,12 @@ def test_a_torn_end_is_waited_for_then_cut_off_and_gone_on_from(
                 del told.content[source][reached[source] :]
             for write in more:
                 told.tell(write)
-            after = entries_of(segmentes(reader, position))
+            after = entries_of(segments(reader, position))
             assert [entry.sequence for entry in before + after] == list(range(1, len(before + after) + 1))
             check_truth(before + after, told.content, NOTHING)
             told.seal()
-            assert entries_of(segmentes(reader)) == before + after
-            assert segmentes(reader)[-1].trailer == reader.trailer() is not None
+            assert entries_of(segments(reader)) == before + after
+            assert segments(reader)[-1].trailer == reader.trailer() is not None
 
 
 @record
@@ -170,7 +170,7 @@ def test_damage_is_a_gap_and_nothing_more(steps: list[Write | Lose], seed: int, 
         last = last_block(path)
         damaged = {damage(path, choose, way) for _ in range(places)}
         with reading(path) as reader:
-            found = segmentes(reader)
+            found = segments(reader)
             entries = entries_of(found)
             reached = check_truth(entries, told.content, NOTHING)
             chunks = {entry for entry in entries if isinstance(entry, Chunk)}
@@ -211,7 +211,7 @@ def test_any_place_is_found_and_read_on_from(steps: list[Write | Lose], seed: in
                 assert all(position.offsets[source] <= offsets[source] for source in Source)
                 if not damaging:
                     assert position.sequence == last_within(whole, offsets, sequence)
-                rest = unread(entries_of(segmentes(reader, position)), offsets, sequence)
+                rest = unread(entries_of(segments(reader, position)), offsets, sequence)
                 assert check_truth(rest, told.content, offsets) == {
                     source: len(told.content[source]) for source in Source
                 }
@@ -234,7 +234,7 @@ def test_who_goes_on_after_an_entry_gets_the_next_ones_and_no_gap_twice(
         offsets, sequence = dict(NOTHING), 0
         with reading(path) as reader:
             for number, entry in enumerate(whole):
-                rest = entries_of(segmentes(reader, reader.locate(offsets, sequence)))
+                rest = entries_of(segments(reader, reader.locate(offsets, sequence)))
                 assert list(unread(rest, offsets, sequence)) == whole[number:]
                 offsets[entry.source], sequence = end(entry), entry.sequence
 
@@ -242,7 +242,7 @@ def test_who_goes_on_after_an_entry_gets_the_next_ones_and_no_gap_twice(
 @record
 @given(steps=steps, seed=seeds)
 def test_readers_beside_the_writer_and_late_ones_cut_alike(steps: list[Write | Lose], seed: int) -> None:
-    """A live reader may get shorter segmentes, but where a late one is cut, it is cut too."""
+    """A live reader may get shorter segments, but where a late one is cut, it is cut too."""
     with scratch() as path:
         told = Told.new(path)
         choose = random.Random(seed)
@@ -257,10 +257,10 @@ def test_readers_beside_the_writer_and_late_ones_cut_alike(steps: list[Write | L
                     live += segment.entries
                     live_cuts.add(position.sequence)
             told.seal()
-            for segment in segmentes(reader, position):
+            for segment in segments(reader, position):
                 live += segment.entries
                 live_cuts.add(segment.next.sequence)
-            late = segmentes(reader)
+            late = segments(reader)
             assert live == entries_of(late)
             assert live_cuts.issuperset(segment.next.sequence for segment in late)
 
@@ -299,13 +299,13 @@ def test_a_reader_survives_any_bytes(blocks: list[str], tail: int, seed: int) ->
         path.write_bytes(raw[: max(len(raw) - tail, 0)])
         offsets = {source: choose.randint(0, 100_000) for source in Source}
         with reading(path) as reader:
-            found = segmentes(reader)
+            found = segments(reader)
             assert len(found) <= len(raw) // BLOCK_BYTES + 2
             check_order(entries_of(found))
             assert sum(len(entry.data) for entry in entries_of(found) if isinstance(entry, Chunk)) <= len(raw)
             position = reader.locate(offsets, choose.randint(0, 100))
             assert all(position.offsets[source] <= offsets[source] for source in Source)
-            segmentes(reader, position)
+            segments(reader, position)
             reader.trailer()
         with suppress(RecordSealed):
             writer = RecordWriter.resume(path)
@@ -352,7 +352,7 @@ def test_a_write_without_room_leaves_whole_frames_and_may_be_made_again(
             told.tell(Write(((Source.STDERR, 10),), 20))
             trailer = told.seal()
             look(reader, entries)
-            assert entries == entries_of(segmentes(reader))
+            assert entries == entries_of(segments(reader))
         assert trailer.totals == told.totals()
         assert check_truth(entries, told.content, NOTHING) == {source: len(told.content[source]) for source in Source}
 
@@ -403,7 +403,7 @@ def test_without_room_for_its_trailer_a_record_can_be_sealed_later(tmp_path: Pat
     assert len(everything(told.path)) == 1
     trailer = told.seal()
     with reading(told.path) as reader:
-        assert segmentes(reader)[-1].trailer == trailer
+        assert segments(reader)[-1].trailer == trailer
 
 
 @contextmanager
@@ -439,7 +439,7 @@ def look(reader: RecordReader, entries: list[Entry]) -> Position:
     for entry in entries:
         offsets[entry.source] = end(entry)
     sequence = entries[-1].sequence if entries else 0
-    found = segmentes(reader, reader.locate(offsets, sequence))
+    found = segments(reader, reader.locate(offsets, sequence))
     assert found[0].entries == unread(found[0].entries, offsets, sequence)
     entries += entries_of(found)
     return found[-1].next
@@ -452,7 +452,7 @@ def without_start_time(path: Path) -> bytes:
 
 def entries_by_block(path: Path) -> dict[int, tuple[Entry, ...]]:
     with reading(path) as reader:
-        found = segmentes(reader, max_bytes=BLOCK_BYTES)
+        found = segments(reader, max_bytes=BLOCK_BYTES)
     return {(segment.next.file_offset - 1) // BLOCK_BYTES: segment.entries for segment in found if segment.entries}
 
 

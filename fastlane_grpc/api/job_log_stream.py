@@ -104,7 +104,7 @@ async def job_log_stream(
 
 
 class _JobStream:
-    """What a reader of a job needs between two executions."""
+    """The context of one reader of a job's log, used between two executions."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""What there is: jobs, executions, tasks and hosts, many or one."""
+"""The commands that list or show jobs, executions, tasks and hosts."""
 
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -355,7 +355,7 @@ def _schedule(job: pb.Job) -> str:
 
 
 def _ticks(status: pb.ScheduleStatus) -> str:
-    """How many ran, how many were skipped, and why the last of these was."""
+    """Return the numbers of ticks that ran and were skipped, and the reason for the last skip."""
     text = f"{status.runs} ran, {status.skipped_ticks} skipped"
     skipped = time_of(status, "last_skipped_time")
     if skipped is None:
@@ -420,7 +420,7 @@ _TIMES = {
 
 
 def _ran(execution: pb.Execution, now: datetime) -> str:
-    """How long the container ran, or has run."""
+    """Return for how long the container ran, or has been running."""
     start = time_of(execution.times, "start_time")
     if start is None:
         return "-"

@@ -342,8 +342,8 @@ def enqueue(
       {"image": "busybox", "command": "echo nightly", "cron": "30 2 * * *", "labels": {"team": "billing"}}
 
     A bad line is reported with its number; nothing of it is stored, and all other lines are. Exit status 0 means that
-    every line was stored; -o json prints a result for each line. With --request-id ID, the line number 7 without a
-    request_id of its own gets ID:7, and the command is safe to repeat, also after bad lines were corrected."""
+    every line was stored; -o json prints a result for each line. With --request-id ID, line 7 without a
+    request_id of its own gets ID:7. The command is then safe to repeat, also after bad lines were corrected."""
     environ: Mapping[str, str] = ctx.obj
     if file is None:
         if job_options["image"] is None:

@@ -74,7 +74,7 @@ def _tell(stopped: pb.Job | pb.Execution, form: str) -> None:
 
 
 def _stopped(client: api.Client, text: str, note: str, grace: timedelta | None) -> pb.Job | pb.Execution:
-    """As it is now."""
+    """Stop a job or an execution, and return its new state."""
     named = either_id(client, text)
     if named is not None and named.execution_id:
         return client.stop_execution(named.execution_id, note, grace)

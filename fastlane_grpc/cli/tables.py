@@ -41,7 +41,7 @@ COLOURS |= {"up": _GREEN, "down": _RED, "ok": _GREEN, "warn": _YELLOW, "FAIL": _
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """What stands above it, and its text for one of what is listed."""
+    """A column of a table: its heading, and a function that returns its text for a row."""
 
     head: str
     text: Callable[[Any], str]
@@ -85,7 +85,7 @@ def _json_lines(found: Iterable[Any]) -> Iterator[bytes]:
 
 
 def _table(found: Iterable[Any], columns: Sequence[Column], *, colour: bool, room: int | None) -> Iterator[bytes]:
-    """Yield the lines of a table, none of which is longer than `room`; None: of any length."""
+    """Yield the lines of a table, each at most `room` characters long; None: of any length."""
     rest = iter(found)
     heads = [column.head for column in columns]
     widths = [len(head) for head in heads]
@@ -195,7 +195,7 @@ def size(count: int) -> str:
 
 
 def cut(text: str) -> str:
-    """What fits in a column."""
+    """Return the text, shortened to the width of a column."""
     return text if len(text) <= _LONGEST_NOTE else f"{text[: _LONGEST_NOTE - 1]}…"
 
 

@@ -39,8 +39,8 @@ class Message:
 
 
 class Encoding(Protocol):
-    """How a door sends messages of a log. Two encodings of one name make the same bytes: these are cached by the
-    name."""
+    """The encoding of a log's messages for one transport. Two encodings of one name make the same bytes: these are
+    cached by the name."""
 
     name: str
 

@@ -111,7 +111,7 @@ class Tails:
         self._file_watcher.close()
 
     def _most_ahead(self) -> int:
-        """Return how many segmentes a late reader may have read in one step: those of all readers take at most a
+        """Return how many segments a late reader may have read in one step: those of all readers take at most a
         quarter of the cache."""
         return min(READ_AHEAD, self._cache_bytes // (4 * SEGMENT_BYTES * max(len(self._open), 1)))
 
@@ -312,7 +312,7 @@ class LogTail:
         self, file: "_File", position: Position, before_ns: int | None, cursor: Cursor, most: int
     ) -> Callable[[], Coroutine[object, object, "_Encoded"]]:
         """Return a coroutine function that reads the segment after `position` in one step of a thread, and caches the
-        segmentes that follow: `most` segmentes in all."""
+        segments that follow: `most` segments in all."""
         sources, encoding = self._sources, self._encoding
 
         def encode(position: Position, cursor: Cursor, segment: Segment) -> _Encoded:

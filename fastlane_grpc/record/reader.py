@@ -36,11 +36,12 @@ class RecordReader:
         self._file = FileIO(path, "r", opener=lambda path, flags: open_record(Path(path), flags))
 
     def read(self, position: Position, *, max_bytes: int = SEGMENT_BYTES, before_ns: int | None = None) -> Segment:
-        """What follows `position`, up to the next multiple of `max_bytes` (whole blocks) in the file: all readers'
-        segmentes are cut alike.
+        """Return the segment that follows `position`, up to the next multiple of `max_bytes` (whole blocks) in the
+        file: the segments of all readers have the same ends.
 
         With `before_ns` it ends before the first entry, or the trailer, of that time or later. A read that reaches the
-        trailer answers it, and so does every read from its `next`, which lies before the trailer."""
+        trailer answers it, and so does every read from its `next`, which lies before the trailer.
+        """
         scan = Scan(self._file.fileno(), position)
         entries: list[Chunk | Gap] = []
         limit = _END_OF_TIME if before_ns is None else before_ns
@@ -80,12 +81,13 @@ class RecordReader:
         return ReadStart(position.offsets, position.sequence)
 
     def last_lines(self, count: int, sources: frozenset[Source]) -> tuple[ReadStart, int] | None:
-        """Where the last `count` lines (1 or more) of these sources together begin, and the time of the first entry of
-        them.
+        """Return where the last `count` lines (1 or more) of these sources together begin, and the time of their first
+        entry.
 
         A line counts where it ends; one without an end ends at its last byte. A source of which none is among them
         begins at its end, and one that is not in `sources` with the first of the lines. None: there are no more lines
-        than that."""
+        than that.
+        """
         lines = LastLines(self._file.fileno(), sources)
         found = lines.offsets_before(count)
         if found is None:
