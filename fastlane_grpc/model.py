@@ -269,10 +269,10 @@ class JobSpec:
     def redacted(self, secret_names: SecretNames) -> "JobSpec":
         """Return the spec as it may be shown: without secrets."""
         shown: dict[str, Any] = {
-            "command": secret_names.mask(self.command),
-            "args": tuple(map(secret_names.mask_word, self.args)),
+            "command": secret_names.mask_command(self.command),
+            "args": secret_names.mask_words(self.args),
             "envs": secret_names.shown_all(self.envs),
-            "entrypoint": tuple(map(secret_names.mask_word, self.entrypoint)),
+            "entrypoint": secret_names.mask_words(self.entrypoint),
             "labels": {name: secret_names.mask(value) for name, value in self.labels.items()},
         }
         # Most specs hold no secret, and a copy takes longer than the search.
