@@ -345,11 +345,11 @@ def read_output(path: Path) -> Output:
     position, trailer = Position.BEGIN, None
     entries: list[Chunk | Gap] = []
     while trailer is None:
-        stretch = reader.read(position)
-        if not stretch.entries and stretch.trailer is None:
+        segment = reader.read(position)
+        if not segment.entries and segment.trailer is None:
             break
-        entries += stretch.entries
-        position, trailer = stretch.next, stretch.trailer
+        entries += segment.entries
+        position, trailer = segment.next, segment.trailer
     reader.close()
     chunks = [entry for entry in entries if isinstance(entry, Chunk)]
     return Output(

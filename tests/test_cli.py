@@ -605,12 +605,12 @@ def test_what_the_server_refuses_is_said_in_one_line(server: ScriptedServer) -> 
 @pytest.mark.parametrize(
     ("message", "said"),
     [
-        ("spec.start_in: must be from 0 s to 3653 days", "--start-in: must be from 0 s to 3653 days"),
+        ("spec.start_in: must be from 0 s to 3653 days", "--in: must be from 0 s to 3653 days"),
         ("task_id: is required; spec.image: is required", "--task: is required; IMAGE: is required"),
         ('spec.envs["A=B"]: is not a name; spec.args[0]: is long', "--env A=B: is not a name; the command: is long"),
         ("spec.limits.memory_bytes: is 1", "--memory: is 1"),
-        ("spec.expire_time: is before spec.start_at: never", "--expire-time: is before --start-at: never"),
-        ("spec.expire_time: is before now + spec.start_in: never", "--expire-time: is before now + --start-in: never"),
+        ("spec.expire_time: is before spec.start_at: never", "--expires: is before --at: never"),
+        ("spec.expire_time: is before now + spec.start_in: never", "--expires: is before now + --in: never"),
         ("the image is missing; retry: later", "the image is missing; retry: later"),
         ("spec.metadata: is long", "spec.metadata: is long"),
     ],

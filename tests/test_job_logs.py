@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastlane_grpc.client import AsyncClient, Client, End, Event, ExecutionStart, Gap, JobEnd, Output
-from fastlane_grpc.model import Execution, Source, new_id, utc_now
+from fastlane_grpc.model import Execution, Reason, Source, new_id, utc_now
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.calls import RpcHarness, reason
 from tests.cutting_relay import CuttingRelay
@@ -86,6 +86,15 @@ async def test_the_attempts_of_a_job_come_one_after_another_up_to_its_end(harnes
     assert (last.job.state, last.job.executions, last.exit_status) == (pb.STATE_SUCCEEDED, 3, 0)
     assert not last.job.HasField("spec")
     assert outputs(await read(harness, job.id)) == outputs(messages), "a late reader gets the same"
+
+
+async def test_a_failure_of_a_registry_raises_the_number_of_attempts(harness: RpcHarness) -> None:
+    job = await harness.enqueue(retry=pb.Retry(max_retries=1, initial_backoff=duration_pb2.Duration()))
+    for reason_of_end in (Reason.REGISTRY_UNAVAILABLE, Reason.EXIT_CODE, Reason.EXIT_CODE):
+        execution, writer = await harness.begin()
+        await harness.finish(execution, writer, 1, reason_of_end)
+    starts = [message.execution for message in await read(harness, job.id) if message.HasField("execution")]
+    assert [(start.execution.attempt, start.max_attempts) for start in starts] == [(1, 2), (2, 3), (3, 3)]
 
 
 async def test_between_two_starts_the_messages_are_those_of_the_execution(harness: RpcHarness) -> None:

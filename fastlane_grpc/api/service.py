@@ -109,7 +109,7 @@ class PruneRequest:
 
 
 class Capacity(Protocol):
-    """What the service has to know of the dispatcher, to say why an execution waits, and how the hosts are."""
+    """The state of the hosts, and the reasons for which executions wait, as the dispatcher knows them."""
 
     @property
     def hosts(self) -> Sequence[HostReport]:
@@ -125,7 +125,7 @@ class Capacity(Protocol):
         """Assign executions to a host again. HostNotFound."""
 
     def waiting(self, execution_id: str) -> Waiting | None:
-        """What an execution that has a place waits for before it can begin."""
+        """Return why an execution with a slot cannot begin yet."""
 
     def wake_at(self, time: datetime | None) -> None:
         """Look for what is due at this time."""

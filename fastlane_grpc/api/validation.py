@@ -209,10 +209,10 @@ def _command_violations(spec: JobSpec, secret_names: SecretNames) -> Iterator[Vi
             faults = (_word_fault(word, secret_names) for word in words)
             yield from (Violation("spec.command", fault) for fault in faults if fault)
     for number, word in enumerate(spec.args):
-        if fault := _word_fault(word, secret_names):
+        if fault := _MASKED if secret_names.is_mask(spec.args, number) else _word_fault(word, secret_names):
             yield Violation(f"spec.args[{number}]", fault)
     for number, word in enumerate(spec.entrypoint):
-        if fault := _word_fault(word, secret_names):
+        if fault := _MASKED if secret_names.is_mask(spec.entrypoint, number) else _word_fault(word, secret_names):
             yield Violation(f"spec.entrypoint[{number}]", fault)
         elif not word and (number == 0 and len(spec.entrypoint) > 1):
             yield Violation(

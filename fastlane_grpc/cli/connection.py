@@ -98,7 +98,8 @@ def proxy_text(address: str) -> str:
 
 
 def cause(error: api.Error) -> str:
-    """In short. Where nobody answers gRPC tells at length which addresses it tried and, last, what the system said."""
+    """Return the cause of an error in short. If no server responds, gRPC's own message lists all addresses; only the
+    system's message at its end is returned."""
     return error.message if error.reason else error.message.rpartition(": ")[2].rstrip("]")
 
 
@@ -107,8 +108,7 @@ def cause(error: api.Error) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """What an id, or the beginning of one, turned out to be the id of: a job, or an execution. The other one is
-    empty."""
+    """The job or the execution that an id, or a prefix of one, belongs to. The other field is empty."""
 
     job_id: str = ""
     execution_id: str = ""
@@ -134,10 +134,8 @@ def execution_id(client: api.Client, text: str) -> str:
 
 
 def either_id(client: api.Client, text: str) -> Named | None:
-    """Of a job or of an execution; None for a whole id, of which only the server can tell.
-
-    A job and its first execution are made in the same moment, and their ids begin alike: the job is meant, which stands
-    for both."""
+    """Return the job or the execution of an id or a prefix; None for a whole id, which only the server can look up. The
+    ids of a job and of its first execution have a common prefix: then the job is returned."""
     if not _BEGINNING.fullmatch(text):
         return None
     jobs = [job.id for job in _first(client.jobs(id_prefix=text, page_size=_CANDIDATES + 1))]

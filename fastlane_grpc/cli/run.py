@@ -53,7 +53,7 @@ class _JobCommand(click.Command):
     first `--`."""
 
     # Arguments before the first word of the command.
-    _arguments = 1
+    _places: Sequence[str] = ("IMAGE",)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         options: list[str] = []
@@ -71,9 +71,17 @@ class _JobCommand(click.Command):
         # Before the image, or right behind it.
         if words[:1] == ["--"]:
             del words[0]
-        elif words[self._arguments : self._arguments + 1] == ["--"]:
-            del words[self._arguments]
+        elif words[len(self._places) : len(self._places) + 1] == ["--"]:
+            del words[len(self._places)]
+        if not ctx.resilient_parsing:
+            self._check_place(words)
         return super().parse_args(ctx, [*options, "--", *words])
+
+    def _check_place(self, words: Sequence[str]) -> None:
+        """Refuse an option that stands where an argument is expected, as in `replace JOB --task T`."""
+        for name, word in zip(self._places, words, strict=False):
+            if word.startswith("--"):
+                raise click.UsageError(f"{word!r} stands in place of {name}: options go before {self._places[0]}")
 
     @cached_property
     def _valued(self) -> Set[str]:
@@ -96,7 +104,7 @@ class _JobCommand(click.Command):
 class _ReplaceCommand(_JobCommand):
     """`replace [OPTIONS] JOB IMAGE [--] [WORD]...`"""
 
-    _arguments = 2
+    _places = ("JOB", "IMAGE")
 
 
 # In the order of the help.
@@ -364,8 +372,8 @@ def enqueue(
       {"image": "busybox", "command": "echo nightly", "cron": "30 2 * * *", "labels": {"team": "billing"}}
 
     A bad line is reported with its number; nothing of it is stored, and all other lines are. Exit status 0 means that
-    every line was stored; -o json prints a result for each line. With --request-id ID, the line number 7 without a
-    request_id of its own gets ID:7, and the command is safe to repeat, also after bad lines were corrected."""
+    every line was stored; -o json prints a result for each line. With --request-id ID, line 7 without a
+    request_id of its own gets ID:7. The command is then safe to repeat, also after bad lines were corrected."""
     environ: Mapping[str, str] = ctx.obj
     if file is None:
         if job_options["image"] is None:

@@ -164,7 +164,7 @@ class Enqueue:
 
     @property
     def alone(self) -> bool:
-        """It cannot be stored together with others."""
+        """Whether the request cannot be stored together with others."""
         return self._refusal is not None or self._spec.unique is not None
 
     def __call__(self, db: Connection) -> Written[tuple[Job, bool]]:
@@ -208,8 +208,8 @@ class Enqueue:
         return Written(written.answer, [*changed, *written.changed])
 
     def _held(self) -> "Enqueue":
-        """Return the same job, which waits for its unique key. This one stays as it is: it may be run again, on a
-        database in which nobody holds the key."""
+        """Return a copy of the job that waits for its unique key. This one stays as it is: the unit may be run again,
+        on a database in which no job holds the key."""
         held = copy(self)
         execution = replace(self.job.execution, state=State.SCHEDULED, hold=Hold.UNIQUE_KEY)
         held.job = replace(self.job, state=State.SCHEDULED, execution=execution)

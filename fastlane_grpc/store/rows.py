@@ -1,4 +1,4 @@
-"""How jobs and executions are written in rows, and read back the same: one function for each noun, each way."""
+"""Conversion of jobs and executions to rows and back: one function for each noun and direction."""
 
 import hashlib
 import json
@@ -281,7 +281,7 @@ def schedule_from(text: str | None) -> ScheduleState | None:
 
 
 def request_digest(task_id: str, spec: bytes) -> bytes:
-    """What tells a repeated request from another one that came with the same request_id."""
+    """Return a digest that tells a repeated request from a different one with the same request_id."""
     return hashlib.sha256(json.dumps(task_id).encode() + spec).digest()
 
 

@@ -121,11 +121,11 @@ class Store:
         """Open the store in `directory`, or make it. It takes jobs up to `quota`. StoreFailed if it cannot be
         opened.
 
-        After each commit, on the loop, `on_commit` is given every change that the commit made to an execution (a new
-        one is a change), in their order: of an execution that changed twice, the last one is how it is now. There is
-        none where the commit changed or deleted jobs alone. Callers on
-        the loop were woken before; those on threads are woken after it was called for, so whatever they do next comes
-        to the loop later. `on_failure` is called, on the loop as well, when something could not be written."""
+        After each commit, `on_commit` is called on the loop with the changes to executions, in their order; a new
+        execution is a change. If an execution changed twice, the last change is its present state. The list is empty
+        if the commit changed or deleted jobs alone. Callers on the loop are woken before `on_commit`. Callers on
+        threads are woken after it was scheduled, so their next calls reach the loop later. `on_failure` is called on
+        the loop when a write failed."""
         path = directory / "fastlane.db"
         reserve = Reserve(directory)
         db = _open_with_reserve(path, reserve)

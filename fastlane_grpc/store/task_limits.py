@@ -1,9 +1,10 @@
 """Limits of tasks: how many executions run at a time, how many start within a window, and pauses.
 
 The table `task_limits` has a row for each task with limits. Triggers count its running executions and block its lines
-of the queue, so that a claim never looks at a task that is at a limit. The rate is a sliding window: of the starts of a
+of the queue. So a claim never looks at a task that is at a limit. The rate is a sliding window: of the starts of a
 task, any that are closer together than the window are at most `max_starts`. A start is the claim of a slot; an
-execution that goes back to the queue has not started, and its start is taken back."""
+execution that goes back to the queue has not started, and its start is taken back.
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta

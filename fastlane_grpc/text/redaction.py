@@ -112,28 +112,53 @@ class SecretNames:
         These are secrets: the value after a secret name and `=`, as in `--password=x`, `?token=x` or `;password=x`; a
         JSON string with a secret name; the password of a URL; a token in place of the user of a URL; the value of an
         Authorization header and of similar ones; a bearer token; a token with a well-known prefix, as `ghp_`."""
-        # What one finder removes may end what another one found: `a://X-Key:"x@h`. A second round settles that.
-        for _ in range(_ROUNDS):
-            before = text
-            for find in self._finders():
-                text = _without(text, find(text))
-            if text == before:
-                break
-        return text
+        return _masked(text, self._finders())
+
+    def mask_command(self, text: str) -> str:
+        """Return a command line without secrets: as `mask`, and without `x` in `--password x`."""
+        return _masked(text, (*self._finders(), self._option_values))
 
     def mask_word(self, word: str) -> str:
-        """Return one word of a command line without secrets. The value in `--password=x` is all the rest of the word,
-        blanks too."""
+        """Return one word of a command line without secrets. It may be a script of a shell. The value in `--password=x`
+        is all the rest of the word, blanks too."""
         option = _OPTION.match(word)
         if option and option.end() < len(word) and self.hides(option[1]):
             return f"{word[: option.end()]}{REDACTED}"
-        return self.mask(word)
+        return self.mask_command(word)
+
+    def mask_words(self, words: Sequence[str]) -> Sequence[str]:
+        """Return the words of a command line without secrets, one of which may be the value of the option before it."""
+        shown = tuple(map(self.mask_word, words))
+        secret = {number for number in range(1, len(words)) if self._is_secret_value(words, number)}
+        return tuple(REDACTED if number in secret else word for number, word in enumerate(shown)) if secret else shown
 
     def holds_mask(self, text: str) -> bool:
         """Return whether the text holds `***` where a secret belongs."""
         if REDACTED not in text:
             return False
-        return any(text[slice(*span)] == REDACTED for find in self._finders() for span in find(text))
+        finders = (*self._finders(), self._option_values)
+        return any(text[slice(*span)] == REDACTED for find in finders for span in find(text))
+
+    def is_mask(self, words: Sequence[str], number: int) -> bool:
+        """Return whether this word of a command line is `***` where the value of a secret option belongs."""
+        return words[number] == REDACTED and self._is_secret_value(words, number)
+
+    def _is_secret_value(self, words: Sequence[str], number: int) -> bool:
+        option = _OPTION_ALONE.fullmatch(words[number - 1]) if number and words[number - 1].startswith("-") else None
+        return bool(option and words[number] and not words[number].startswith("-") and self._takes_secret(option[1]))
+
+    def _takes_secret(self, option: str) -> bool:
+        # `--no-password` is a switch.
+        return not option.lower().startswith("no-") and self.hides(option)
+
+    def _option_values(self, text: str) -> Iterator[_Span]:
+        lowered = text.lower() if "-" in text else ""
+        if not any(piece in lowered for piece in self._pieces):
+            return
+        for option in _OPTION_AND_BLANK.finditer(text):
+            value = _VALUE.match(text, option.end()) if self._takes_secret(option[1]) else None
+            if value and value.lastindex and value[value.lastindex]:
+                yield value.span(value.lastindex)
 
     def _finders(self) -> Sequence[Callable[[str], Iterable[_Span]]]:
         return (_header_values, self._json_values, self._named_values, _tokens, _url_credentials)
@@ -163,6 +188,17 @@ class SecretNames:
 def mask_secrets(text: str) -> str:
     """Return the text without secrets, by the default names."""
     return _DEFAULT_NAMES.mask(text)
+
+
+def _masked(text: str, finders: Sequence[Callable[[str], Iterable[_Span]]]) -> str:
+    # What one finder removes may end what another one found: `a://X-Key:"x@h`. A second round settles that.
+    for _ in range(_ROUNDS):
+        before = text
+        for find in finders:
+            text = _without(text, find(text))
+        if text == before:
+            break
+    return text
 
 
 def _without(text: str, spans: Iterable[_Span]) -> str:
@@ -196,6 +232,9 @@ _NAME = re.compile(r"(?<![\w.-])([\w.-]++)=")
 _JSON_NAME = re.compile(r'"([\w.-]++)"\s*+:\s*+"')
 # An option or a variable with its value in one word: `--password=x`, `PASSWORD=x`.
 _OPTION = re.compile(r"-*+([\w.-]++)=")
+# An option whose value is the next word: `--password x`, `-password x`.
+_OPTION_ALONE = re.compile(r"--?+(\w[\w.-]*+)")
+_OPTION_AND_BLANK = re.compile(r"(?<![\w.-])--?+(\w[\w.-]*+)[ \t]++(?!-)")
 
 
 def _value_until(end: str) -> "re.Pattern[str]":
