@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum, IntEnum, StrEnum
-from typing import Any
+from functools import lru_cache
 
 from fastlane_grpc.text.redaction import SecretNames, mask_secrets
 from fastlane_grpc.text.sanitize import one_line
@@ -18,7 +18,17 @@ MAX_TOLD_CHARACTERS = 2000
 
 def told_line(text: str) -> str:
     """Return text that may hold the words of others as one printable line of bounded length, without secrets."""
+    # What an engine says of itself is told with each execution that waits for it. A cache of long texts would let
+    # callers fill the memory.
+    return (_told_line_cached if len(text) <= _CACHED_CHARACTERS else _told_line)(text)
+
+
+def _told_line(text: str) -> str:
     return one_line(mask_secrets(text), MAX_TOLD_CHARACTERS)
+
+
+_CACHED_CHARACTERS = 500
+_told_line_cached = lru_cache(256)(_told_line)
 
 
 class State(IntEnum):
@@ -234,6 +244,9 @@ class Unique:
 DEFAULT_STOP_GRACE = timedelta(seconds=10)
 
 
+DEFAULT_LIMITS = Limits()
+
+
 @dataclass(frozen=True, slots=True)
 class JobSpec:
     """All that a caller chose about a job, as it was given: defaults are filled in by whoever acts on it."""
@@ -247,7 +260,7 @@ class JobSpec:
     user: str = ""
     timeout: timedelta | None = None
     pull_policy: PullPolicy = PullPolicy.UNSPECIFIED
-    limits: Limits = Limits()
+    limits: Limits = DEFAULT_LIMITS
     network: str = ""
     read_only_root: bool = False
     stop_signal: str = ""
@@ -270,16 +283,15 @@ class JobSpec:
 
     def redacted(self, secret_names: SecretNames) -> "JobSpec":
         """Return the spec as it may be shown: without secrets."""
-        shown: dict[str, Any] = {
-            "command": secret_names.mask(self.command),
-            "args": tuple(map(secret_names.mask_word, self.args)),
-            "envs": secret_names.shown_all(self.envs),
-            "entrypoint": tuple(map(secret_names.mask_word, self.entrypoint)),
-            "labels": {name: secret_names.mask(value) for name, value in self.labels.items()},
-        }
+        command, envs = secret_names.mask(self.command), secret_names.shown_all(self.envs)
+        args = tuple(map(secret_names.mask_word, self.args)) if self.args else self.args
+        entrypoint = tuple(map(secret_names.mask_word, self.entrypoint)) if self.entrypoint else self.entrypoint
+        labels = {name: secret_names.mask(value) for name, value in self.labels.items()} if self.labels else self.labels
+        shown = (command, args, envs, entrypoint, labels)
         # Most specs hold no secret, and a copy takes longer than the search.
-        hidden = {name: value for name, value in shown.items() if value != getattr(self, name)}
-        return replace(self, **hidden) if hidden else self
+        if shown == (self.command, self.args, self.envs, self.entrypoint, self.labels):
+            return self
+        return replace(self, command=command, args=args, envs=envs, entrypoint=entrypoint, labels=labels)
 
 
 @dataclass(frozen=True, slots=True)

@@ -25,6 +25,7 @@ from fastlane_grpc.api.watch import WatchRequest
 from fastlane_grpc.errors import InvalidRequest, Violation
 from fastlane_grpc.logs import StartPoint
 from fastlane_grpc.model import (
+    DEFAULT_LIMITS,
     Execution,
     HostReport,
     Job,
@@ -250,7 +251,7 @@ def _read_spec(spec: pb.JobSpec, violations: list[Violation]) -> JobSpec:
         pull_policy=pull_policy,
         limits=Limits(spec.limits.memory_bytes, spec.limits.cpus, spec.limits.pids)
         if spec.HasField("limits")
-        else Limits(),
+        else DEFAULT_LIMITS,
         network=spec.network,
         read_only_root=spec.read_only_root,
         stop_signal=spec.stop_signal,
@@ -351,9 +352,13 @@ def task(value: Task) -> pb.TaskSummary:
 def _write_spec(message: pb.JobSpec, value: JobSpec) -> None:
     message.image = value.image
     message.command = value.command
-    message.envs.update(value.envs)
-    message.args.extend(value.args)
-    message.entrypoint.extend(value.entrypoint)
+    # A message of protobuf makes a container where an empty one is touched.
+    if value.envs:
+        message.envs.update(value.envs)
+    if value.args:
+        message.args.extend(value.args)
+    if value.entrypoint:
+        message.entrypoint.extend(value.entrypoint)
     message.working_dir = value.working_dir
     message.user = value.user
     if value.timeout is not None:
@@ -368,7 +373,7 @@ def _write_spec(message: pb.JobSpec, value: JobSpec) -> None:
     if value.labels:
         message.labels.update(value.labels)
     limits = value.limits
-    if limits != Limits():
+    if limits is not DEFAULT_LIMITS and limits != DEFAULT_LIMITS:
         message.limits.memory_bytes, message.limits.cpus, message.limits.pids = (
             limits.memory_bytes,
             limits.cpus,

@@ -48,6 +48,10 @@ _MASKED = f"contains {REDACTED} in place of a secret that was not shown; give th
 _MIN_MEMORY = 6 << 20
 # The kernel's limit for one argument or one variable.
 _MAX_WORD = (128 << 10) - 1
+# A word of so many characters is within that limit, whatever they are.
+_SHORT_WORD = _MAX_WORD // 4
+# A command without these, and no longer than that, has only words without fault.
+_FAULT_MARKS = frozenset("\0*")
 
 
 def raise_if_invalid(violations: Iterable[Violation]) -> None:
@@ -204,7 +208,7 @@ def _command_violations(spec: JobSpec, secret_names: SecretNames) -> Iterator[Vi
     else:
         if secret_names.holds_mask(spec.command):
             yield Violation("spec.command", _MASKED)
-        else:
+        elif len(spec.command) > _SHORT_WORD or not _FAULT_MARKS.isdisjoint(spec.command):
             faults = (_word_fault(word, secret_names) for word in words)
             yield from (Violation("spec.command", fault) for fault in faults if fault)
     for number, word in enumerate(spec.args):
@@ -222,13 +226,16 @@ def _command_violations(spec: JobSpec, secret_names: SecretNames) -> Iterator[Vi
 
 def _envs_violations(envs: Mapping[str, str], secret_names: SecretNames) -> Iterator[Violation]:
     for name, value in envs.items():
-        field = f"spec.envs[{json.dumps(_shown_name(name, secret_names)[:100])}]"
-        if not name or "=" in name or "\0" in name:
-            yield Violation(field, "is not a variable's name: it must not be empty nor hold = or NUL")
-        elif value == REDACTED and secret_names.hides(name):
-            yield Violation(field, f"{REDACTED} stands for a value that was not shown; give the real one")
-        elif fault := _word_fault(name + "=" + value, secret_names):
-            yield Violation(field, fault)
+        if fault := _env_fault(name, value, secret_names):
+            yield Violation(f"spec.envs[{json.dumps(_shown_name(name, secret_names)[:100])}]", fault)
+
+
+def _env_fault(name: str, value: str, secret_names: SecretNames) -> str | None:
+    if not name or "=" in name or "\0" in name:
+        return "is not a variable's name: it must not be empty nor hold = or NUL"
+    if value == REDACTED and secret_names.hides(name):
+        return f"{REDACTED} stands for a value that was not shown; give the real one"
+    return _word_fault(f"{name}={value}", secret_names)
 
 
 def _shown_name(name: str, secret_names: SecretNames) -> str:
@@ -240,7 +247,7 @@ def _shown_name(name: str, secret_names: SecretNames) -> str:
 def _container_violations(spec: JobSpec) -> Iterator[Violation]:
     if spec.working_dir and (not spec.working_dir.startswith("/") or "\0" in spec.working_dir):
         yield Violation("spec.working_dir", "must be an absolute path")
-    elif f"{posixpath.normpath(spec.working_dir)}/".replace("//", "/").startswith("/.fastlane/"):
+    elif spec.working_dir and _normal(spec.working_dir).startswith("/.fastlane/"):
         yield Violation("spec.working_dir", "must not be /.fastlane or below it: fastlane mounts its recorder there")
     if spec.user and not (spec.user.isprintable() and re.fullmatch(r"[^\s:]{1,64}(:[^\s:]{1,64})?", spec.user)):
         yield Violation("spec.user", "must be a name or number, with an optional :group")
@@ -255,6 +262,10 @@ def _container_violations(spec: JobSpec) -> Iterator[Violation]:
             "spec.stop_signal",
             f"signal {HARD_STOP} is reserved: fastlane sends it to kill a container without losing its output",
         )
+
+
+def _normal(directory: str) -> str:
+    return f"{posixpath.normpath(directory)}/".replace("//", "/")
 
 
 def is_signal(text: str) -> bool:
@@ -309,7 +320,7 @@ def _word_fault(word: str, secret_names: SecretNames) -> str | None:
         return "holds a NUL, which no command line or environment can"
     if secret_names.holds_mask(word):
         return _MASKED
-    if len(word.encode("utf-8", "surrogatepass")) > _MAX_WORD:
+    if len(word) > _SHORT_WORD and len(word.encode("utf-8", "surrogatepass")) > _MAX_WORD:
         return f"has more than {_MAX_WORD} bytes, the most that Linux takes"
     return None
 

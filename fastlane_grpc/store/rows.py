@@ -2,13 +2,15 @@
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, fields
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 
 from fastlane_grpc.model import (
+    DEFAULT_LIMITS,
     ArrayPosition,
     CatchUp,
     Conflict,
@@ -180,22 +182,12 @@ def task_from(row: Row) -> Task:
 def spec_bytes(spec: JobSpec) -> bytes:
     """JSON, the same bytes for the same spec. What is not set is left out, so that a field of a later release changes
     none of them."""
-    given = {
-        "image": spec.image,
-        "command": spec.command,
-        "args": list(spec.args),
-        "envs": dict(spec.envs),
-        "entrypoint": list(spec.entrypoint),
-        "working_dir": spec.working_dir,
-        "user": spec.user,
-        "pull_policy": spec.pull_policy,
-        "limits": _limits_given(spec.limits),
-        "network": spec.network,
-        "read_only_root": spec.read_only_root,
-        "stop_signal": spec.stop_signal,
-        "priority": spec.priority,
-        "labels": dict(spec.labels),
-    }
+    kept: dict[str, object] = {name: value for name, value in zip(_PLAIN_NAMES, _plain_of(spec), strict=True) if value}
+    for name, values, kind in _COLLECTIONS:
+        if given := values(spec):
+            kept[name] = kind(given)
+    if spec.limits is not DEFAULT_LIMITS and (limits := _limits_given(spec.limits)):
+        kept["limits"] = limits
     optional = {
         "timeout_us": None if spec.timeout is None else microseconds_of(spec.timeout),
         "stop_grace_us": None if spec.stop_grace is None else microseconds_of(spec.stop_grace),
@@ -206,12 +198,23 @@ def spec_bytes(spec: JobSpec) -> bytes:
         "cron": None if spec.cron is None else _cron_given(spec.cron),
         "retry": None if spec.retry is None else _retry_given(spec.retry),
         "unique": None if spec.unique is None else _without_defaults({**asdict(spec.unique)}),
-        "history": spec.history or None,
     }
-    kept = {key: value for key, value in given.items() if value} | {
-        key: value for key, value in optional.items() if value is not None
-    }
+    for name, value in optional.items():
+        if value is not None:
+            kept[name] = value
     return _encode(kept).encode()
+
+
+# Fields of a spec that are kept unless they are zero or empty.
+_PLAIN_NAMES = (
+    *("image", "command", "working_dir", "user", "pull_policy", "network", "read_only_root", "stop_signal", "priority"),
+    "history",
+)
+_plain_of = attrgetter(*_PLAIN_NAMES)
+_COLLECTIONS: Sequence[tuple[str, Callable[[JobSpec], Any], type]] = tuple(
+    (name, attrgetter(name), kind)
+    for name, kind in (("args", list), ("envs", dict), ("entrypoint", list), ("labels", dict))
+)
 
 
 def spec_from(data: bytes) -> JobSpec:
