@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum, IntEnum, StrEnum
 from functools import lru_cache
+from typing import NamedTuple
 
 from fastlane_grpc.text.redaction import SecretNames, mask_secrets
 from fastlane_grpc.text.sanitize import one_line
@@ -319,8 +320,7 @@ class LogTotals:
     crc32: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Times:
+class Times(NamedTuple):
     """When an execution came to each point of its life; aware, None until it is reached."""
 
     create_time: datetime

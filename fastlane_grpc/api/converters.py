@@ -1,9 +1,8 @@
 """Conversion between values of the model and messages of the contract: one pair of functions per noun."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from datetime import timedelta
-from operator import attrgetter
 
 from google.protobuf import json_format
 
@@ -64,9 +63,6 @@ CAPTURES = {
     "attach": pb.EngineHost.CAPTURE_ATTACH,
 }
 
-# The times of an execution, which have the same names in the contract and in the model.
-_POINTS = tuple(each.name for each in fields(Times))
-_times_of = attrgetter(*_POINTS)
 _MAX_SPEC_BYTES = 2 << 20
 # Parsers accept 100 levels in all, and each level of metadata takes three of them.
 _MAX_METADATA_DEPTH = 16
@@ -410,8 +406,9 @@ def write_execution(message: pb.Execution, value: Execution, waits: Waiting | No
         _write_waiting(message.waiting, waits)
     if value.outcome is not None:
         _write_outcome(message.outcome, value.outcome)
+    # The times have the same names in the contract and in the model.
     times = message.times
-    for point, time in zip(_POINTS, _times_of(value.times), strict=True):
+    for point, time in zip(Times._fields, value.times, strict=True):
         if time is not None:
             write_time(getattr(times, point), time)
     message.host = value.host
