@@ -278,6 +278,11 @@ class JobSpec:
     history: int = 0
 
     @property
+    def starts_at_once(self) -> bool:
+        """Whether the first execution waits for a slot alone, not for a time."""
+        return self.start_in is None and self.start_at is None and self.cron is None
+
+    @property
     def grace(self) -> timedelta:
         """Time between the signal that asks the container to end and the one that ends it."""
         return DEFAULT_STOP_GRACE if self.stop_grace is None else self.stop_grace

@@ -188,12 +188,12 @@ class Service:
 
     def check(self, request: EnqueueRequest, conversion_violations: Sequence[Violation] = ()) -> InvalidRequest | None:
         """Raise InvalidRequest. Return the refusal of the job if its request_id is new: the job could never start."""
-        settings = self.settings
+        settings, now = self.settings, utc_now()
         violations = validation.enqueue_violations(
-            request.task_id, request.spec, request.request_id, settings.max_timeout, utc_now(), settings.secret_names
+            request.task_id, request.spec, request.request_id, settings.max_timeout, now, settings.secret_names
         )
         validation.raise_if_invalid(chain(conversion_violations, violations))
-        never_starts = list(validation.never_starts_violations(request.spec, utc_now()))
+        never_starts = list(validation.never_starts_violations(request.spec, now))
         return InvalidRequest(never_starts) if never_starts else None
 
     def batch(self, caller_address: str) -> EnqueueBatch:

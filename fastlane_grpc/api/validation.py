@@ -11,7 +11,7 @@ from itertools import islice
 
 from fastlane_grpc.api.schedule_validation import never_ticks_violations, policy_violations
 from fastlane_grpc.errors import InvalidRequest, Violation
-from fastlane_grpc.model import HARD_STOP, JobSpec, Limits
+from fastlane_grpc.model import DEFAULT_LIMITS, HARD_STOP, JobSpec, Limits
 from fastlane_grpc.text.redaction import REDACTED, SecretNames, mask_secrets
 from fastlane_grpc.text.sanitize import control_character
 from fastlane_grpc.text.shell_words import split_command
@@ -68,25 +68,32 @@ def enqueue_violations(
     now: datetime,
     secret_names: SecretNames = DEFAULT_SECRET_NAMES,
 ) -> Iterator[Violation]:
-    yield from task_id_violations(task_id)
-    yield from request_id_violations(request_id)
+    # Most jobs use few of the fields: what is not set takes no call.
+    if not are_ids_valid(task_id, request_id):
+        yield from task_id_violations(task_id)
+        yield from request_id_violations(request_id)
     for name, words in (("args", spec.args), ("entrypoint", spec.entrypoint), ("envs", spec.envs)):
         if len(words) > MAX_WORDS:
             yield Violation(f"spec.{name}", f"has {len(words)} entries; at most {MAX_WORDS} are allowed")
             return
     yield from _command_violations(spec, secret_names)
     yield from _envs_violations(spec.envs, secret_names)
-    yield from _container_violations(spec)
-    yield from _limits_violations(spec.limits)
+    if spec.working_dir or spec.user or spec.network or spec.stop_signal:
+        yield from _container_violations(spec)
+    if spec.limits is not DEFAULT_LIMITS:
+        yield from _limits_violations(spec.limits)
     if spec.timeout is not None and not timedelta(milliseconds=1) <= spec.timeout <= max_timeout:
         yield Violation("spec.timeout", f"must be from 1 ms to {_seconds(max_timeout)}, the server's limit")
     if spec.stop_grace is not None:
         yield from grace_violations("spec.stop_grace", spec.stop_grace)
     if not -100 <= spec.priority <= 100:
         yield Violation("spec.priority", f"is {spec.priority}; it must be from -100 to 100")
-    yield from _start_violations(spec, now)
-    yield from policy_violations(spec, now)
-    yield from _labels_violations(spec.labels, secret_names)
+    if not spec.starts_at_once or spec.expire_time is not None:
+        yield from _start_violations(spec, now)
+    if spec.cron or spec.retry or spec.unique or spec.history:
+        yield from policy_violations(spec, now)
+    if spec.labels:
+        yield from _labels_violations(spec.labels, secret_names)
     if spec.metadata is not None:
         yield from _metadata_violations(spec.metadata)
 
@@ -119,7 +126,8 @@ def _start_violations(spec: JobSpec, now: datetime) -> Iterator[Violation]:
 def never_starts_violations(spec: JobSpec, now: datetime) -> Iterator[Violation]:
     """Yield the violations of a new job that could never start. A repeated call, which comes later than the first one,
     has none."""
-    yield from never_ticks_violations(spec, now)
+    if spec.cron is not None:
+        yield from never_ticks_violations(spec, now)
     if spec.start_in is None or spec.expire_time is None or not now <= spec.expire_time:
         return
     if spec.expire_time - now < spec.start_in:
@@ -247,7 +255,7 @@ def _shown_name(name: str, secret_names: SecretNames) -> str:
 def _container_violations(spec: JobSpec) -> Iterator[Violation]:
     if spec.working_dir and (not spec.working_dir.startswith("/") or "\0" in spec.working_dir):
         yield Violation("spec.working_dir", "must be an absolute path")
-    elif spec.working_dir and _normal(spec.working_dir).startswith("/.fastlane/"):
+    elif _normal(spec.working_dir).startswith("/.fastlane/"):
         yield Violation("spec.working_dir", "must not be /.fastlane or below it: fastlane mounts its recorder there")
     if spec.user and not (spec.user.isprintable() and re.fullmatch(r"[^\s:]{1,64}(:[^\s:]{1,64})?", spec.user)):
         yield Violation("spec.user", "must be a name or number, with an optional :group")

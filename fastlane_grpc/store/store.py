@@ -373,7 +373,15 @@ class Store:
             if refusal and job.spec != spec:
                 raise refusal
             job, changed = replace_job(
-                db, job_id, task_id=task_id, spec=spec, etag=etag, now=self._now(), quota=self._quota, rules=self._rules
+                db,
+                job_id,
+                task_id=task_id,
+                spec=spec,
+                etag=etag,
+                now=self._now(),
+                quota=self._quota,
+                rules=self._rules,
+                secret_names=self._secret_names,
             )
             return Written((job, False), changed, [job_id])
 
