@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum, IntEnum, StrEnum
-from typing import Any
+from functools import lru_cache
+from typing import NamedTuple
 
 from fastlane_grpc.text.redaction import SecretNames, mask_secrets
 from fastlane_grpc.text.sanitize import one_line
@@ -18,7 +19,17 @@ MAX_TOLD_CHARACTERS = 2000
 
 def told_line(text: str) -> str:
     """Return text that may hold the words of others as one printable line of bounded length, without secrets."""
+    # What an engine says of itself is told with each execution that waits for it. A cache of long texts would let
+    # callers fill the memory.
+    return (_told_line_cached if len(text) <= _CACHED_CHARACTERS else _told_line)(text)
+
+
+def _told_line(text: str) -> str:
     return one_line(mask_secrets(text), MAX_TOLD_CHARACTERS)
+
+
+_CACHED_CHARACTERS = 500
+_told_line_cached = lru_cache(256)(_told_line)
 
 
 class State(IntEnum):
@@ -232,6 +243,9 @@ class Unique:
 DEFAULT_STOP_GRACE = timedelta(seconds=10)
 
 
+DEFAULT_LIMITS = Limits()
+
+
 @dataclass(frozen=True, slots=True)
 class JobSpec:
     """The choices of a caller about a job, as they were sent. Defaults are filled in where the spec is used."""
@@ -245,7 +259,7 @@ class JobSpec:
     user: str = ""
     timeout: timedelta | None = None
     pull_policy: PullPolicy = PullPolicy.UNSPECIFIED
-    limits: Limits = Limits()
+    limits: Limits = DEFAULT_LIMITS
     network: str = ""
     read_only_root: bool = False
     stop_signal: str = ""
@@ -262,22 +276,26 @@ class JobSpec:
     history: int = 0
 
     @property
+    def starts_at_once(self) -> bool:
+        """Whether the first execution waits for a slot alone, not for a time."""
+        return self.start_in is None and self.start_at is None and self.cron is None
+
+    @property
     def grace(self) -> timedelta:
         """Time between the signal that asks the container to end and the one that ends it."""
         return DEFAULT_STOP_GRACE if self.stop_grace is None else self.stop_grace
 
     def redacted(self, secret_names: SecretNames) -> "JobSpec":
         """Return the spec as it may be shown: without secrets."""
-        shown: dict[str, Any] = {
-            "command": secret_names.mask_command(self.command),
-            "args": secret_names.mask_words(self.args),
-            "envs": secret_names.shown_all(self.envs),
-            "entrypoint": secret_names.mask_words(self.entrypoint),
-            "labels": {name: secret_names.mask(value) for name, value in self.labels.items()},
-        }
+        command, envs = secret_names.mask_command(self.command), secret_names.shown_all(self.envs)
+        args = secret_names.mask_words(self.args) if self.args else self.args
+        entrypoint = secret_names.mask_words(self.entrypoint) if self.entrypoint else self.entrypoint
+        labels = {name: secret_names.mask(value) for name, value in self.labels.items()} if self.labels else self.labels
+        shown = (command, args, envs, entrypoint, labels)
         # Most specs hold no secret, and a copy takes longer than the search.
-        hidden = {name: value for name, value in shown.items() if value != getattr(self, name)}
-        return replace(self, **hidden) if hidden else self
+        if shown == (self.command, self.args, self.envs, self.entrypoint, self.labels):
+            return self
+        return replace(self, command=command, args=args, envs=envs, entrypoint=entrypoint, labels=labels)
 
 
 @dataclass(frozen=True, slots=True)
@@ -304,8 +322,7 @@ class LogTotals:
     crc32: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Times:
+class Times(NamedTuple):
     """The times of an execution's steps: aware, None until the step is reached."""
 
     create_time: datetime

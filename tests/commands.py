@@ -21,9 +21,7 @@ WAITING = Log(HELLO.pieces, heartbeats_before_end=1_000_000, state=pb.STATE_STOP
 
 def environment(server: ScriptedServer | None, **more: str) -> Mapping[str, str]:
     kept = {
-        name: value
-        for name, value in os.environ.items()
-        if not name.startswith("FASTLANE_") and name not in ("NO_COLOR", "CI", "JENKINS_URL")
+        name: value for name, value in os.environ.items() if not name.startswith("FASTLANE_") and name != "NO_COLOR"
     }
     return kept | ({"FASTLANE_ADDRESS": server.address} if server else {}) | more
 

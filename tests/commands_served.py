@@ -13,7 +13,7 @@ SECONDS = 90
 
 
 def environment(address: str = "") -> Mapping[str, str]:
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("FASTLANE_") and name != "CI"}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("FASTLANE_")}
     return kept | ({"FASTLANE_ADDRESS": address} if address else {})
 
 

@@ -59,7 +59,7 @@ def free_address() -> str:
 @pytest.fixture
 def environment(listen: str, tmp_path: Path) -> dict[str, str]:
     """As a person has it who follows a page, but that the server is elsewhere."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith("FASTLANE_") and name != "CI"}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("FASTLANE_")}
     here = {
         "FASTLANE_ADDRESS": listen,
         "FASTLANE_LISTEN": listen,

@@ -130,6 +130,8 @@ def test_what_is_no_list_of_names_is_refused(text: str) -> None:
         ("curl -H 'Authorization: Bearer abc' x", "curl -H 'Authorization: ***' x"),
         ("proxy-authorization: Basic YTpi\nX-Api-Key:abc", "proxy-authorization: ***\nX-Api-Key:***"),
         ("sent bearer abcdefghijklmno1.x-y_z=", "sent bearer ***"),
+        ("sent BEARER abcdefghijklmnop1", "sent BEARER ***"),
+        ("npm_0123456789abcdefghij", "npm_***"),
         ("glpat-0123456789abcdefghij is denied", "glpat-*** is denied"),
     ],
 )

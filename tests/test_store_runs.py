@@ -20,6 +20,7 @@ from fastlane_grpc.errors import (
     JobNotFinal,
     JobNotFound,
     NoSchedule,
+    RequestIdReused,
     UniqueKeyTaken,
 )
 from fastlane_grpc.model import (
@@ -545,6 +546,16 @@ async def test_a_job_is_created_under_the_id_of_its_caller(moved: RunsStore) -> 
     assert await moved.store.job(job_id) == job
     again, created = await replaced(moved, job_id, cron=HOURLY)
     assert (again, created) == (job, False)
+
+
+async def test_a_repeated_enqueue_is_known_after_its_job_was_replaced(moved: RunsStore) -> None:
+    job = await moved.job(request_id="r", command="first", envs={"PASSWORD": "a"})
+    for command in ("second", "third"):
+        await replaced(moved, job.id, command=command)
+    assert (await moved.job(request_id="r", command="first", envs={"PASSWORD": "b"})).id == job.id
+    assert (await moved.job(request_id="r", command="third")).id == job.id
+    with pytest.raises(RequestIdReused):
+        await moved.job(request_id="r", command="second")
 
 
 async def test_a_replaced_schedule_replaces_the_execution_that_waits(moved: RunsStore) -> None:

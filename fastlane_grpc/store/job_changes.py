@@ -17,11 +17,12 @@ from fastlane_grpc.errors import (
 from fastlane_grpc.model import Execution, Hold, Job, JobSpec, State
 from fastlane_grpc.schedule import Next, Ticks, first, resumed, without_pending
 from fastlane_grpc.store.database import Connection
-from fastlane_grpc.store.enqueue import Quota, keep_labels, key_holders
+from fastlane_grpc.store.enqueue import Quota, digest_of, keep_labels, key_holders
 from fastlane_grpc.store.job_state import Rules, insert_next, reopen, settle, write_schedule
 from fastlane_grpc.store.queries import job_of, open_executions
 from fastlane_grpc.store.rows import EXECUTION, execution_from, microseconds_since_epoch, spec_bytes
 from fastlane_grpc.store.stops import withdraw
+from fastlane_grpc.text.redaction import SecretNames
 
 
 def etag_of(job: Job) -> str:
@@ -55,7 +56,16 @@ def retry_job(
 
 
 def replace_job(
-    db: Connection, job_id: str, *, task_id: str, spec: JobSpec, etag: str, now: datetime, quota: Quota, rules: Rules
+    db: Connection,
+    job_id: str,
+    *,
+    task_id: str,
+    spec: JobSpec,
+    etag: str,
+    now: datetime,
+    quota: Quota,
+    rules: Rules,
+    secret_names: SecretNames,
 ) -> tuple[Job, list[Execution]]:
     """Replace the spec of a stored job. Return the job, and what changed. A spec that is equal changes nothing.
 
@@ -72,7 +82,7 @@ def replace_job(
     if refusal := quota.refusal(db, 1):
         raise refusal
     changed = _withdraw_unstarted(db, job, now)
-    _write_spec(db, job, spec, now)
+    _write_spec(db, job, spec, secret_names)
     reopen(db, job_id)
     replaced = replace(job, spec=spec, runs=job.runs)
     following = first(job_id, spec, now)
@@ -177,7 +187,7 @@ def _withdraw_unstarted(db: Connection, job: Job, now: datetime) -> list[Executi
     return changed
 
 
-def _write_spec(db: Connection, job: Job, spec: JobSpec, now: datetime) -> None:
+def _write_spec(db: Connection, job: Job, spec: JobSpec, secret_names: SecretNames) -> None:
     # The rows of labels go and come with the spec that names them.
     db.execute(
         """
@@ -190,10 +200,12 @@ def _write_spec(db: Connection, job: Job, spec: JobSpec, now: datetime) -> None:
     )
     [(seq, create_time)] = db.execute(
         """
-        UPDATE jobs SET spec = ?, revision = revision + 1, unique_key = ?, schedule = NULL, tick_time = NULL
+        UPDATE jobs SET spec = ?, revision = revision + 1, unique_key = ?, schedule = NULL, tick_time = NULL,
+            request_digest = iif(request_digest = x'', ?, request_digest)
         WHERE job_id = ? RETURNING seq, create_time
         """,
-        (spec_bytes(spec), spec.unique.key if spec.unique else "", job.id),
+        # The request that made the job may be repeated later.
+        (spec_bytes(spec), spec.unique.key if spec.unique else "", digest_of(job, secret_names), job.id),
     ).fetchall()
     keep_labels(db, [(name, value, create_time, seq) for name, value in spec.labels.items()])
 

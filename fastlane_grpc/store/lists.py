@@ -26,6 +26,7 @@ from fastlane_grpc.store.rows import (
     execution_from,
     job_from,
     microseconds_since_epoch,
+    rows_at_once,
     task_from,
 )
 
@@ -253,13 +254,16 @@ def _unchecked_page(
 ) -> ListPage[Any]:
     """Return the page where every row of the ranges is wanted and none is large. Half the work of the general
     statement, which counts rows and weighs them."""
-    sql = f"""
-        WITH looked AS MATERIALIZED ({_looked_at(noun, ranges)})
-        SELECT {", ".join(f"looked.{column}" for column in noun.key)}, {noun.columns}
-        FROM looked CROSS JOIN {noun.table} ON {noun.table}.seq = looked.seq {noun.join}
-    """
+    key = ", ".join(f"looked.{column}" for column in noun.key)
+    source = f"FROM looked CROSS JOIN {noun.table} ON {noun.table}.seq = looked.seq {noun.join}"
     # One row more tells whether another page follows.
-    rows = db.execute(sql, {**values, "look": size + 1}).fetchall()
+    rows = rows_at_once(
+        db,
+        f"{key}, {noun.columns}",
+        source,
+        {**values, "look": size + 1},
+        before=f"WITH looked AS MATERIALIZED ({_looked_at(noun, ranges)})",
+    )
     width = len(noun.key)
     found = sorted(((tuple(row[:width]), row) for row in rows), reverse=True, key=_place)
     positions = [position for position, _ in found[:size]]

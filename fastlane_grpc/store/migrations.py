@@ -420,7 +420,6 @@ def limits_of_tasks(db: Database) -> None:
         """
     )
     db.execute("CREATE INDEX task_limits_next ON task_limits(next_start_time) WHERE next_start_time IS NOT NULL")
-    db.execute("CREATE INDEX task_limits_rated ON task_limits(task_id) WHERE max_starts > 0")
     # A time further away than the window tells that the clock was set back.
     db.execute(
         "CREATE INDEX task_limits_last ON task_limits(next_start_time - rate_window) WHERE next_start_time IS NOT NULL"

@@ -380,7 +380,15 @@ class Store:
             if refusal and job.spec != spec:
                 raise refusal
             job, changed = replace_job(
-                db, job_id, task_id=task_id, spec=spec, etag=etag, now=self._now(), quota=self._quota, rules=self._rules
+                db,
+                job_id,
+                task_id=task_id,
+                spec=spec,
+                etag=etag,
+                now=self._now(),
+                quota=self._quota,
+                rules=self._rules,
+                secret_names=self._secret_names,
             )
             return Written((job, False), changed, [job_id])
 
@@ -534,19 +542,19 @@ class Store:
             claimed: list[Assignment] = []
             rates: dict[str, datetime | None] = {}
             empty: set[Sequence[str]] = set()
-            has_rates = task_limits.has_rates(db)
             if self._pools:
                 placement.place(db, self._pools)
             for host in hosts:
                 pools = self._pools.of_host(host)
                 if pools in empty:
                     continue
-                execution = _claim_next(db, host, pools, microseconds_since_epoch(now))
-                if execution is None:
+                claim = _claim_next(db, host, pools, microseconds_since_epoch(now))
+                if claim is None:
                     empty.add(pools)
                     continue
+                execution, has_rate = claim
                 claimed.append(Assignment(execution, follow_claim(db, execution)))
-                if has_rates:
+                if has_rate:
                     rates |= task_limits.note_start(db, execution, now)
             told = [lambda: self.limited_tasks.rates_changed(rates)] if rates else []
             return Written(claimed, [assignment.execution for assignment in claimed], told=told)
@@ -868,14 +876,11 @@ def _followed(db: Connection, execution: Execution | None) -> Written[Execution 
     return _written(execution)
 
 
-def _claim_next(db: Connection, host: str, pools: Sequence[str], now: int) -> Execution | None:
-    return _update(
-        db,
-        _claim_sql(len(pools)),
-        host=host,
-        now=now,
-        **{f"pool_{number}": pool for number, pool in enumerate(pools)},
-    )
+def _claim_next(db: Connection, host: str, pools: Sequence[str], now: int) -> tuple[Execution, bool] | None:
+    """Claim the next execution for the host. Return it, and whether its task has a rate; None: nothing waits."""
+    values = {"host": host, "now": now, **{f"pool_{number}": pool for number, pool in enumerate(pools)}}
+    rows = db.execute(_claim_sql(len(pools)), values).fetchall()
+    return (execution_from(rows[0][1:]), bool(rows[0][0])) if rows else None
 
 
 @cache
@@ -887,6 +892,7 @@ def _claim_sql(pools: int) -> str:
     return f"""
         UPDATE executions SET state = {State.PREPARING}, state_time = :now, claim_time = :now, host = :host
         WHERE state = {State.QUEUED} AND seq = (SELECT seq FROM ({of_all}) ORDER BY priority DESC, turn LIMIT 1)
+        RETURNING {task_limits.HAS_RATE}, {EXECUTION}
         """
 
 

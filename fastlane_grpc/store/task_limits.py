@@ -23,6 +23,10 @@ _RUNNING = f"state IN ({State.PREPARING}, {State.RUNNING}, {State.STOPPING})"
 _MAY_RUN = frozenset({State.PREPARING, State.RUNNING, State.STOPPING})
 
 
+# SQL: whether the task of a row of `executions` has a rate; NULL: it has no limits.
+HAS_RATE = "(SELECT max_starts > 0 FROM task_limits WHERE task_limits.task_id = executions.task_id)"
+
+
 class LimitsUpdate(NamedTuple):
     """The limits of a task after a change. `running`: the ids of its executions that run."""
 
@@ -79,17 +83,9 @@ def update(db: Connection, task_id: str, change: TaskLimitsChange, now: datetime
     return LimitsUpdate(_task(db, task_id), running, next_start_time)
 
 
-def has_rates(db: Connection) -> bool:
-    """Return whether any task has a rate."""
-    found = db.execute("SELECT 1 FROM task_limits INDEXED BY task_limits_rated WHERE max_starts > 0 LIMIT 1")
-    return bool(found.fetchall())
-
-
 def note_start(db: Connection, execution: Execution, now: datetime) -> dict[str, datetime | None]:
-    """Count the start of an execution that was just claimed. Return, if its task has a rate, the time before which the
+    """Count the start of an execution that was just claimed, of a task with a rate. Return the time before which the
     task may not start another one; None: now."""
-    if not _has_rate(db, execution.task_id):
-        return {}
     time = microseconds_since_epoch(now)
     db.execute("INSERT INTO task_starts VALUES (?, ?, ?)", (execution.id, execution.task_id, time))
     db.execute("DELETE FROM task_starts WHERE task_id = ? AND time <= ?", (execution.task_id, time - _DAY_MICROSECONDS))
@@ -220,10 +216,6 @@ class LimitedTasks:
 
 def _task(db: Connection, task_id: str) -> Task:
     return task_of(db, task_id) if exists(db, task_id) else Task(task_id, None, None, 0, 0)
-
-
-def _has_rate(db: Connection, task_id: str) -> bool:
-    return bool(db.execute("SELECT 1 FROM task_limits WHERE task_id = ? AND max_starts > 0", [task_id]).fetchall())
 
 
 def _window(db: Connection, task_id: str, now: datetime) -> datetime | None:
