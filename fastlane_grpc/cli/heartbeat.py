@@ -11,8 +11,9 @@ from fastlane_grpc.cli.terminal import say
 
 
 class Heartbeat:
-    """Says `text` of the silence so far, from a thread of its own, each time that `seconds` have passed since the last
-    output or the last such line."""
+    """A line on stderr after each `seconds` of silence, written by a thread of its own.
+
+    `text` makes the line from the length of the silence so far."""
 
     def __init__(self, seconds: float, text: Callable[[timedelta], str]) -> None:
         self._seconds = seconds
