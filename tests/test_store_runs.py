@@ -575,6 +575,17 @@ async def test_a_running_execution_goes_on_as_it_was_started(moved: RunsStore) -
     assert (await moved.store.assignment(next_run.id)).spec.command == "new"
 
 
+@pytest.mark.parametrize("cron", [None, HOURLY], ids=["now", "schedule"])
+async def test_a_requeued_execution_of_a_replaced_job_keeps_its_own_spec(moved: RunsStore, cron: Cron | None) -> None:
+    job = await moved.job(command="old")
+    [run] = await moved.look()
+    await replaced(moved, job.id, command="new", cron=cron)
+    await moved.store.requeue(run.id)
+    claimed = await moved.store.claim_on(["here"] * 2)
+    assert [(each.execution.run, each.spec.command) for each in claimed] == [(1, "old"), (2, "new")][: len(claimed)]
+    assert len(claimed) == (1 if cron else 2)
+
+
 async def test_a_job_replaced_to_run_now_runs_beside_its_running_execution(moved: RunsStore) -> None:
     job = await moved.job(command="old")
     [run] = await moved.look()

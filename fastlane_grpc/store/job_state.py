@@ -26,6 +26,13 @@ from fastlane_grpc.store.rows import (
 # Decides what follows an execution that has ended: called as `schedule.after` is.
 After: TypeAlias = Callable[..., Following]
 
+# SQL: the spec with which the execution `:execution_id` of the row of `jobs` is to be started, and the job's place in an
+# array. An execution that was requeued keeps its own spec if its job was replaced meanwhile.
+_TO_START = """
+    coalesce(iif(revision > 1, (SELECT spec FROM executions WHERE execution_id = :execution_id), NULL), spec),
+    array_index, array_size
+"""
+
 
 class Rules(NamedTuple):
     """What the store decides by: what follows an execution, and the history of a job whose spec does not say how long
@@ -50,14 +57,12 @@ def follow(db: Connection, execution: Execution) -> None:
 def follow_claim(db: Connection, execution: Execution) -> JobSpec:
     """Do the same for an execution that was just claimed, and return its spec: one statement does both, as claims have
     to be fast."""
+    values = {"state": execution.state, "job_id": execution.job_id, "execution_id": execution.id}
     found = db.execute(
-        "UPDATE jobs SET state = ? WHERE job_id = ? AND execution_id = ? RETURNING spec, array_index, array_size",
-        (execution.state, execution.job_id, execution.id),
+        f"UPDATE jobs SET state = :state WHERE job_id = :job_id AND execution_id = :execution_id RETURNING {_TO_START}",
+        values,
     ).fetchall()
-    found = (
-        found
-        or db.execute("SELECT spec, array_index, array_size FROM jobs WHERE job_id = ?", (execution.job_id,)).fetchall()
-    )
+    found = found or db.execute(f"SELECT {_TO_START} FROM jobs WHERE job_id = :job_id", values).fetchall()
     spec, index, size = found[0]
     return own_spec(execution, spec_from(spec), array_from(index, size))
 
