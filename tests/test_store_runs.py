@@ -117,6 +117,17 @@ async def test_a_stopped_attempt_that_fails_is_not_retried(moved: RunsStore) -> 
     assert (await moved.store.job(job.id)).state is State.FAILED
 
 
+@pytest.mark.parametrize("state", [State.FAILED, State.LOST])
+async def test_an_attempt_that_was_told_to_stop_is_not_retried_however_it_ends(
+    moved: RunsStore, state: State
+) -> None:
+    job = await moved.job(retry=EXACT)
+    [attempt] = await moved.look()
+    await moved.store.stop_execution(attempt.id, grace=None, note="")
+    await moved.end(attempt, state)
+    assert (await moved.store.job(job.id)).state is state
+
+
 async def test_an_attempt_after_out_of_memory_gets_more_in_its_assignment(moved: RunsStore) -> None:
     growth = replace(EXACT, memory_growth=MemoryGrowth(2, 150 << 20))
     await moved.job(retry=growth, limits=Limits(memory_bytes=100 << 20))
@@ -215,6 +226,15 @@ async def test_a_tick_replaces_the_run_before_and_starts_at_its_end(moved: RunsS
     [second] = await moved.look()
     assert (second.run, second.tick_time) == (2, BEGIN + 2 * HOUR)
     assert (await moved.store.job(job.id)).stop_time is None
+
+
+async def test_a_run_that_fails_while_a_tick_replaces_it_is_not_retried(moved: RunsStore) -> None:
+    await moved.job(cron=replace(HOURLY, overlap=Overlap.REPLACE), retry=EXACT)
+    [first] = await moved.pass_time(BEGIN + HOUR)
+    assert await moved.pass_time(BEGIN + 2 * HOUR) == []
+    await moved.end(first, State.FAILED)
+    [second] = await moved.look()
+    assert (second.run, second.attempt, second.tick_time) == (2, 1, BEGIN + 2 * HOUR)
 
 
 async def test_a_tick_replaces_a_run_that_waits_for_a_retry_at_once(moved: RunsStore) -> None:

@@ -20,6 +20,7 @@ from fastlane_grpc.model import (
     Overlap,
     ScheduleState,
     State,
+    StopCause,
 )
 from fastlane_grpc.schedule.cron import Ticks, jittered
 from fastlane_grpc.schedule.retry import next_attempt
@@ -132,7 +133,8 @@ def after(job: Job, ended: Execution, now: datetime, *, others_open: bool, super
     if schedule and ended.tick_time and ended.tick_time > schedule.handled_time:
         # It ended before its tick came: stopped, or expired.
         schedule = replace(schedule, handled_time=ended.tick_time)
-    if job.stop_time is None and not superseded:
+    told_to_stop = job.stop_time is not None or (ended.stop is not None and ended.stop.cause is StopCause.CALLER)
+    if not told_to_stop and not superseded:
         attempt = next_attempt(job.spec, ended, now)
         if attempt:
             following = Next(
