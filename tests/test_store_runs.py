@@ -625,6 +625,29 @@ async def test_a_final_job_that_is_replaced_starts_anew(moved: RunsStore) -> Non
     assert (await only(await moved.pass_time(BEGIN + HOUR))).run == 2
 
 
+async def test_a_schedule_replaced_while_its_job_is_stopping_ticks_on(moved: RunsStore) -> None:
+    for command in ("old", "new"):
+        job = await moved.job(cron=HOURLY, command="old")
+        begin = moved.now
+        [run] = await moved.pass_time(begin + HOUR)
+        await moved.store.stop(job.id, grace=None, note="")
+        replacing, _ = await replaced(moved, job.id, cron=HOURLY, command=command)
+        assert (replacing.state, replacing.stop_time) == (State.STOPPING, None)
+        await moved.end(run, State.STOPPED)
+        assert (await moved.store.job(job.id)).execution.tick_time == begin + 2 * HOUR
+        await moved.store.stop(job.id, grace=None, note="")
+
+
+async def test_a_job_replaced_while_it_is_stopping_has_its_retries(moved: RunsStore) -> None:
+    job = await moved.job()
+    [run] = await moved.look()
+    await moved.store.stop(job.id, grace=None, note="")
+    await replaced(moved, job.id, retry=EXACT)
+    await moved.end(run, State.STOPPED)
+    await moved.end(await only(await moved.look()), State.FAILED)
+    assert (await moved.store.job(job.id)).state is State.SCHEDULED
+
+
 async def test_a_replacement_is_refused_for_another_etag_or_task(moved: RunsStore) -> None:
     job = await moved.job(cron=HOURLY)
     new, _ = await replaced(moved, job.id, etag_of(job), start_in=HOUR)
@@ -705,6 +728,26 @@ async def test_a_retry_needs_its_unique_key_to_be_free(moved: RunsStore) -> None
         await moved.store.retry_job(first.id)
     with pytest.raises(UniqueKeyTaken, match=second.id):
         await replaced(moved, first.id, unique=unique(), command="new")
+
+
+async def test_a_job_is_not_replaced_while_another_waits_for_its_key(moved: RunsStore) -> None:
+    first = await moved.job(unique=unique())
+    [run] = await moved.look()
+    second = await moved.job(unique=unique(Conflict.REPLACE))
+    for spec in ({}, {"unique": unique()}, {"unique": Unique("other")}):
+        with pytest.raises(UniqueKeyTaken, match=second.id):
+            await replaced(moved, first.id, command="new", **spec)
+    await moved.end(run, State.STOPPED)
+    assert (await only(await moved.look())).job_id == second.id
+    assert (await replaced(moved, first.id, command="new"))[0].state is State.QUEUED
+
+
+async def test_a_job_created_under_the_id_of_its_caller_is_no_other_one(moved: RunsStore) -> None:
+    first = await moved.job(unique=unique())
+    with pytest.raises(UniqueKeyTaken, match=first.id):
+        await replaced(moved, "0191d2c8-0000-7000-8000-000000000001", unique=unique(Conflict.USE_EXISTING))
+    second, _ = await replaced(moved, "0191d2c8-0000-7000-8000-000000000001", unique=unique(Conflict.REPLACE))
+    assert (second.state, (await moved.store.job(first.id)).state) == (State.QUEUED, State.STOPPED)
 
 
 # ---- history

@@ -57,7 +57,8 @@ def retry_job(
 def replace_job(
     db: Connection, job_id: str, *, task_id: str, spec: JobSpec, etag: str, now: datetime, quota: Quota, rules: Rules
 ) -> tuple[Job, list[Execution]]:
-    """Replace the spec of a stored job. Return the job, and what changed. A spec that is equal changes nothing.
+    """Replace the spec of a stored job. Return the job, and what changed. A spec that is equal changes nothing, unless
+    the job has ended or was told to stop.
 
     JobNotFound, JobChanged, InvalidRequest (another task), UniqueKeyTaken, QueueFull, DiskFull."""
     job = job_of(db, job_id)
@@ -66,9 +67,12 @@ def replace_job(
         raise InvalidRequest([Violation("task_id", f"is {task_id!r}; the job belongs to {job.task_id!r} for good")])
     if etag and etag != etag_of(job):
         raise JobChanged(job_id, etag_of(job))
-    if job.spec == spec and not job.state.final:
+    if job.spec == spec and not job.state.final and job.stop_time is None:
         return job, []
     _check_key_is_free(db, job, spec)
+    if not job.state.final:
+        # A job that waits for this one's key waits for its end, which a new spec would put off.
+        _check_key_is_free(db, job, job.spec)
     if refusal := quota.refusal(db, 1):
         raise refusal
     changed = _withdraw_unstarted(db, job, now)
@@ -190,7 +194,8 @@ def _write_spec(db: Connection, job: Job, spec: JobSpec, now: datetime) -> None:
     )
     [(seq, create_time)] = db.execute(
         """
-        UPDATE jobs SET spec = ?, revision = revision + 1, unique_key = ?, schedule = NULL, tick_time = NULL
+        UPDATE jobs SET spec = ?, revision = revision + 1, unique_key = ?, schedule = NULL, tick_time = NULL,
+            stop_time = NULL
         WHERE job_id = ? RETURNING seq, create_time
         """,
         (spec_bytes(spec), spec.unique.key if spec.unique else "", job.id),
