@@ -714,6 +714,31 @@ async def test_a_job_that_has_not_started_is_replaced_at_once(moved: RunsStore) 
     assert second.state is State.QUEUED
 
 
+@pytest.mark.parametrize("way", ["pause", "stop", "expire"])
+async def test_a_schedule_waits_for_its_unique_key_whatever_happens_to_it(moved: RunsStore, way: str) -> None:
+    await moved.job(unique=unique())
+    [run] = await moved.look()
+    cron, expire_time = replace(HOURLY, overlap=Overlap.ALLOW), BEGIN + 3 * HOUR if way == "expire" else None
+    job = await moved.job(unique=unique(Conflict.REPLACE), cron=cron, expire_time=expire_time)
+    if way == "pause":
+        await moved.store.pause_schedule(job.id)
+        assert await moved.pass_time(BEGIN + minutes(150)) == []
+        waiting = await moved.store.resume_schedule(job.id)
+        assert waiting.execution.tick_time == BEGIN + 3 * HOUR, "ticks during the pause are not made up for"
+    elif way == "stop":
+        await moved.store.stop_execution(job.execution.id, grace=None, note="")
+        waiting = await moved.store.job(job.id)
+        assert waiting.execution.tick_time == BEGIN + 2 * HOUR
+    else:
+        assert await moved.pass_time(BEGIN + 4 * HOUR) == []
+        assert (await moved.store.job(job.id)).state is State.EXPIRED
+        return
+    assert (waiting.execution.hold, waiting.tick_time) == (Hold.UNIQUE_KEY, None)
+    assert await moved.pass_time(BEGIN + 5 * HOUR) == []
+    await moved.end(run, State.STOPPED)
+    assert {each.job_id for each in await moved.look()} == {job.id}
+
+
 async def test_a_request_id_comes_before_a_unique_key(moved: RunsStore) -> None:
     first = await moved.job(request_id="r", unique=unique(Conflict.REPLACE))
     assert (await moved.job(request_id="r", unique=unique(Conflict.REPLACE))).id == first.id
@@ -740,6 +765,14 @@ async def test_a_job_is_not_replaced_while_another_waits_for_its_key(moved: Runs
     await moved.end(run, State.STOPPED)
     assert (await only(await moved.look())).job_id == second.id
     assert (await replaced(moved, first.id, command="new"))[0].state is State.QUEUED
+
+
+async def test_a_job_that_waits_for_its_key_may_be_replaced_to_do_without(moved: RunsStore) -> None:
+    await moved.job(unique=unique())
+    await moved.look()
+    waiting = await moved.job(unique=unique(Conflict.REPLACE))
+    await replaced(moved, waiting.id, command="new")
+    assert (await only(await moved.look())).job_id == waiting.id
 
 
 async def test_a_job_created_under_the_id_of_its_caller_is_no_other_one(moved: RunsStore) -> None:

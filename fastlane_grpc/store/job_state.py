@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeAlias
 from fastlane_grpc.model import Execution, Hold, Job, JobSpec, ScheduleState, State, Times, new_id
 from fastlane_grpc.schedule import Final, Following, Next, after, waiting_state
 from fastlane_grpc.store.database import Connection
-from fastlane_grpc.store.enqueue import insert_execution
+from fastlane_grpc.store.enqueue import insert_execution, key_holders
 from fastlane_grpc.store.queries import job_of, open_executions, own_spec
 from fastlane_grpc.store.rows import (
     EXECUTION,
@@ -92,14 +92,17 @@ def insert_next(
 ) -> Execution:
     """Insert the next execution of a job, and make it the current one. `started`: its tick was handled already."""
     assert job.spec is not None, "read with the job"
-    due_time = max(following.due_time, now)
+    due_time, hold = max(following.due_time, now), following.hold
+    if job.spec.unique and key_holders(db, job.task_id, job.spec.unique.key)[:1] != [job.id]:
+        # The job has not got its unique key yet: the execution that waited for it was stopped, or has expired.
+        hold = Hold.UNIQUE_KEY
     waits_for_tick = following.tick_time is not None and following.attempt == 1 and not started
     execution = Execution(
         id=new_id(),
         job_id=job.id,
         task_id=job.task_id,
         # What is scheduled for a tick is queued by `due`, which handles the tick, even if the tick has come.
-        state=State.SCHEDULED if waits_for_tick else waiting_state(due_time, now, following.hold),
+        state=State.SCHEDULED if waits_for_tick else waiting_state(due_time, now, hold),
         times=Times(create_time=now, due_time=due_time),
         state_time=now,
         run=job.runs + 1 if following.run is None else following.run,
@@ -108,7 +111,7 @@ def insert_next(
         tick_time=following.tick_time,
         tries=following.tries,
         memory_bytes=following.memory_bytes,
-        hold=following.hold,
+        hold=hold,
     )
     insert_execution(db, execution, job.spec.priority)
     db.execute(
