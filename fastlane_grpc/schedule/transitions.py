@@ -244,6 +244,9 @@ def _next_run(job_id: str, spec: JobSpec, schedule: ScheduleState, now: datetime
     hold = Hold.SCHEDULE_PAUSED if schedule.paused else Hold.NONE
     if schedule.pending_time:
         return Next(now, tick_time=schedule.pending_time, hold=hold), replace(schedule, pending_time=None)
+    if schedule.paused:
+        # Ticks during a pause are neither run nor skipped.
+        schedule = replace(schedule, handled_time=max(schedule.handled_time, now))
     found, schedule = _caught_up(Ticks(cron, expire_time=spec.expire_time), cron, schedule, now)
     if found is None:
         return None, schedule
