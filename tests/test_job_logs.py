@@ -227,6 +227,35 @@ async def test_a_reader_of_a_schedule_starts_with_the_newest_run_that_started(ho
     assert messages[0].execution.execution.run == 2
 
 
+async def test_runs_that_overlap_come_in_their_order_with_their_retries(tmp_path: Path) -> None:
+    now = [utc_now()]
+    house = House(tmp_path, now=lambda: now[0])
+    await house.server.start()
+    job = await house.enqueue(retry=AT_ONCE, cron=pb.Cron(expression="* * * * *", overlap=pb.Cron.OVERLAP_ALLOW))
+    begun = []
+    for _ in range(3):
+        now[0] += timedelta(minutes=1)
+        await house.store.promote(100)
+        begun.append(await house.begin())
+    at_the_first = timestamp_pb2.Timestamp(seconds=int(now[0].timestamp()))
+    reader = asyncio.create_task(read(house, job.id, since_time=at_the_first))
+    # The last one ends first, and the first one has a retry that is newer than all.
+    for number, code in ((3, 0), (2, 0), (1, 1)):
+        execution, writer = begun[number - 1]
+        writer.write([(STDOUT, b"run %d" % number)], time.time_ns())
+        await house.finish(execution, writer, code)
+    await attempt(house, [(STDOUT, b"again")], code=0)
+    await house.jobs.StopJob(pb.StopJobRequest(job_id=job.id))
+    messages = await reader
+    starts = [message.execution.execution for message in messages if message.HasField("execution")]
+    assert [(each.run, each.attempt) for each in starts] == [(1, 1), (1, 2), (2, 1), (3, 1), (4, 1)]
+    assert [printed.get(STDOUT) for _, printed in outputs(messages)] == [b"run 1", b"again", b"run 2", b"run 3", None]
+    assert messages[-1].job_end.job.state == pb.STATE_STOPPED
+    newest = await read(house, job.id)
+    assert [printed.get(STDOUT) for _, printed in outputs(newest)] == [b"run 3", None], "from the newest run on"
+    await house.close()
+
+
 async def test_a_cursor_of_an_execution_is_good_for_its_job(house: House) -> None:
     job = await house.enqueue(retry=AT_ONCE)
     first = await attempt(house, [(STDOUT, b"1")])
