@@ -21,6 +21,7 @@ from fastlane_grpc.model import (
     Overlap,
     ScheduleState,
     State,
+    StopCause,
 )
 from fastlane_grpc.schedule.cron import Ticks, jittered
 from fastlane_grpc.schedule.retry import next_attempt
@@ -134,7 +135,8 @@ def after(job: Job, ended: Execution, now: datetime, *, others_open: bool, super
     if schedule and ended.tick_time and ended.tick_time > schedule.handled_time:
         # It ended before its tick came: stopped, or expired.
         schedule = replace(schedule, handled_time=ended.tick_time)
-    if job.stop_time is None and not superseded:
+    told_to_stop = job.stop_time is not None or (ended.stop is not None and ended.stop.cause is StopCause.CALLER)
+    if not told_to_stop and not superseded:
         attempt = next_attempt(job.spec, ended, now)
         if attempt:
             following = Next(
@@ -244,6 +246,9 @@ def _next_run(job_id: str, spec: JobSpec, schedule: ScheduleState, now: datetime
     hold = Hold.SCHEDULE_PAUSED if schedule.paused else Hold.NONE
     if schedule.pending_time:
         return Next(now, tick_time=schedule.pending_time, hold=hold), replace(schedule, pending_time=None)
+    if schedule.paused:
+        # Ticks during a pause are neither run nor skipped.
+        schedule = replace(schedule, handled_time=max(schedule.handled_time, now))
     found, schedule = _caught_up(Ticks(cron, expire_time=spec.expire_time), cron, schedule, now)
     if found is None:
         return None, schedule

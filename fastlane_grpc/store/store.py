@@ -15,6 +15,7 @@ from fastlane_grpc.machine.data_directory import free_bytes, free_inodes, is_ful
 from fastlane_grpc.model import (
     ArrayPosition,
     Assignment,
+    Conflict,
     Execution,
     Job,
     JobSpec,
@@ -32,7 +33,7 @@ from fastlane_grpc.store.batch import EnqueueBatch, Enqueued
 from fastlane_grpc.store.changes import Change, ChangePosition, JobsRead
 from fastlane_grpc.store.database import Connection, open_for_reading, open_for_writing
 from fastlane_grpc.store.due import Promotion
-from fastlane_grpc.store.enqueue import DEFAULT_SECRET_NAMES, NO_QUOTA, Enqueue, Quota
+from fastlane_grpc.store.enqueue import DEFAULT_SECRET_NAMES, NO_QUOTA, Enqueue, Quota, key_holders
 from fastlane_grpc.store.hosts import Drain
 from fastlane_grpc.store.job_changes import pause_schedule, replace_job, resume_schedule, retry_job
 from fastlane_grpc.store.job_filter import (
@@ -375,6 +376,10 @@ class Store:
                     raise
                 if refusal:
                     raise refusal from None
+                if spec.unique and spec.unique.conflict is Conflict.USE_EXISTING:
+                    # The job under this id is asked for, and no other one.
+                    for holder in key_holders(db, task_id, spec.unique.key):
+                        raise UniqueKeyTaken(spec.unique.key, holder) from None
                 created = self._enqueue(task_id, spec, "", caller_address, job_id=job_id)(db)
                 return Written((created.answer[0], True), created.changed)
             if refusal and job.spec != spec:

@@ -110,8 +110,10 @@ class JobServiceStub:
     ReplaceJob: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.ReplaceJobRequest, _fastlane_pb2.ReplaceJobResponse]
     """Creates the job under the caller's id, or replaces everything that an existing job is to do: its spec, its schedule
     and its retries. A running execution continues as it was started; an execution that has not started is replaced.
-    A final job starts anew. ABORTED, JOB_CHANGED: `etag` is set and the job has another one. Safe to repeat: a request
-    that equals the current spec changes nothing.
+    A job that is final or was told to stop starts anew. ABORTED, JOB_CHANGED: `etag` is set and the job has another
+    one. ALREADY_EXISTS, UNIQUE_KEY_TAKEN: another job holds the unique key, or waits for that of this job; only a new
+    job with CONFLICT_REPLACE stops the other one. Safe to repeat: a request that equals the current spec changes
+    nothing.
     """
     PauseSchedule: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.PauseScheduleRequest, _fastlane_pb2.PauseScheduleResponse]
     """Stops the ticks of a schedule, until ResumeSchedule. A running execution continues. Pausing a paused schedule
@@ -198,8 +200,10 @@ class JobServiceAsyncStub(JobServiceStub):
     ReplaceJob: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.ReplaceJobRequest, _fastlane_pb2.ReplaceJobResponse]  # type: ignore[assignment]
     """Creates the job under the caller's id, or replaces everything that an existing job is to do: its spec, its schedule
     and its retries. A running execution continues as it was started; an execution that has not started is replaced.
-    A final job starts anew. ABORTED, JOB_CHANGED: `etag` is set and the job has another one. Safe to repeat: a request
-    that equals the current spec changes nothing.
+    A job that is final or was told to stop starts anew. ABORTED, JOB_CHANGED: `etag` is set and the job has another
+    one. ALREADY_EXISTS, UNIQUE_KEY_TAKEN: another job holds the unique key, or waits for that of this job; only a new
+    job with CONFLICT_REPLACE stops the other one. Safe to repeat: a request that equals the current spec changes
+    nothing.
     """
     PauseSchedule: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.PauseScheduleRequest, _fastlane_pb2.PauseScheduleResponse]  # type: ignore[assignment]
     """Stops the ticks of a schedule, until ResumeSchedule. A running execution continues. Pausing a paused schedule
@@ -319,8 +323,10 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_fastlane_pb2.ReplaceJobResponse, _abc.Awaitable[_fastlane_pb2.ReplaceJobResponse]]:
         """Creates the job under the caller's id, or replaces everything that an existing job is to do: its spec, its schedule
         and its retries. A running execution continues as it was started; an execution that has not started is replaced.
-        A final job starts anew. ABORTED, JOB_CHANGED: `etag` is set and the job has another one. Safe to repeat: a request
-        that equals the current spec changes nothing.
+        A job that is final or was told to stop starts anew. ABORTED, JOB_CHANGED: `etag` is set and the job has another
+        one. ALREADY_EXISTS, UNIQUE_KEY_TAKEN: another job holds the unique key, or waits for that of this job; only a new
+        job with CONFLICT_REPLACE stops the other one. Safe to repeat: a request that equals the current spec changes
+        nothing.
         """
 
     @_abc_1.abstractmethod
