@@ -1,4 +1,4 @@
-"""What can go wrong, in the language of jobs. The status codes of each are in `api/error_table`."""
+"""Errors in the language of jobs. `api/error_table.py` has their status codes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -159,11 +159,11 @@ class CursorTooOld(Refusal):
 
 
 class QueueFull(Refusal):
-    """As many executions wait as the server allows."""
+    """The number of waiting executions is at the server's limit."""
 
 
 class TooManyStreams(Refusal):
-    """As many streams are open as the server allows."""
+    """The number of open streams is at the server's limit."""
 
 
 class ServerStopping(Refusal):

@@ -105,7 +105,7 @@ def _fields(message: Descriptor) -> Mapping[str, FieldDescriptor]:
 
 def unknown_field(path: str, name: str, known: Iterable[str]) -> JsonFault:
     """Return the fault of a field that does not exist, with the nearest one that does."""
-    near = get_close_matches(name, list(known), 1)
+    near = get_close_matches(name, list(known), 1, 0.65)
     return JsonFault(f"{path}{name}", f"no such field{f'; did you mean {near[0]}?' if near else ''}", unknown=True)
 
 
