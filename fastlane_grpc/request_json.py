@@ -49,7 +49,7 @@ _PARSE_FAULTS = {
 
 
 class JsonFault(ValueError):
-    """What is wrong with a field; an empty name stands for the whole request."""
+    """A fault of one field; an empty name stands for the whole request."""
 
     def __init__(self, field: str, description: str, *, unknown: bool = False) -> None:
         super().__init__(f"{field}: {description}" if field else description)

@@ -1,4 +1,4 @@
-"""What one client of HTTP may take of the server: connections, memory, time."""
+"""Limits of what one client of HTTP takes of the server: connections, memory, time."""
 
 from dataclasses import dataclass
 
