@@ -40,11 +40,16 @@ _INTEGERS = {
 _FLOATS = {FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT}
 _HALF_CHARACTER = "has half a character: an escape of \\ud800 to \\udfff that is not one of a pair"
 # What protobuf says, for people.
-_PARSE_FAULTS = {"Unpaired surrogate": _HALF_CHARACTER, "Message too deep": "is nested too deeply"}
+_PARSE_FAULTS = {
+    "Unpaired surrogate": _HALF_CHARACTER,
+    "'utf-8' codec can't encode": _HALF_CHARACTER,
+    "Message too deep": "is nested too deeply",
+    "Couldn't parse duration": "is not a duration of at most 10000 years",
+}
 
 
 class JsonFault(ValueError):
-    """What is wrong with a field; an empty name stands for the whole request."""
+    """A fault of one field; an empty name stands for the whole request."""
 
     def __init__(self, field: str, description: str, *, unknown: bool = False) -> None:
         super().__init__(f"{field}: {description}" if field else description)
@@ -100,7 +105,7 @@ def _fields(message: Descriptor) -> Mapping[str, FieldDescriptor]:
 
 def unknown_field(path: str, name: str, known: Iterable[str]) -> JsonFault:
     """Return the fault of a field that does not exist, with the nearest one that does."""
-    near = get_close_matches(name, list(known), 1)
+    near = get_close_matches(name, list(known), 1, 0.65)
     return JsonFault(f"{path}{name}", f"no such field{f'; did you mean {near[0]}?' if near else ''}", unknown=True)
 
 
@@ -277,7 +282,8 @@ def _enum_value(kind: EnumDescriptor, value: Any, path: str) -> Any:
     prefix = kind.values[0].name.removesuffix("UNSPECIFIED")
     name = value.upper().replace("-", "_")
     for candidate in (name, prefix + name):
-        if candidate in kind.values_by_name:
+        # protobuf cannot look for half a character.
+        if candidate.isascii() and candidate in kind.values_by_name:
             return candidate
     raise JsonFault(path, f"{value!r} is not one of {_choices(kind)}")
 

@@ -1,6 +1,7 @@
 """The calls of the contract as JSON over HTTP: real HTTP, a real store, and no engine."""
 
 import asyncio
+import gzip
 import json
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -14,7 +15,7 @@ from fastlane_grpc.api import Calls, error_table
 from fastlane_grpc.http.routes import ROUTES, methods
 from fastlane_grpc.model import new_id
 from fastlane_grpc.v1 import fastlane_pb2 as pb
-from tests.http_client import Answer, answer, connected, request
+from tests.http_client import SECONDS, Answer, answer, connected, request
 from tests.http_harness import HttpHarness
 from tests.tools import ROOT
 
@@ -242,6 +243,10 @@ async def test_values_are_read_as_people_write_them(
         (b'{"image": "a", "metadata": {"n": 1e999}}', "", "number that is too large"),
         (b'{"metadata": {"n": ' + b"9" * 5000 + b"}}", "", "a number of 5000 digits"),
         (b'{"image": "\\ud800"}', "image", "half a character"),
+        (b'{"image": "a", "metadata": {"n": ["\\ud800"]}}', "metadata", "half a character"),
+        (b'{"\\ud800": 1}', "\\ud800", "no such field"),
+        (b'{"image": "a", "cron": {"expression": "* * * * *", "\\ud800": 1}}', "spec.cron.\\ud800", "no such field"),
+        (b'{"image": "a", "cron": {"expression": "* * * * *", "overlap": "\\ud800"}}', "cron.overlap", "\\ud800"),
         (b'{"metadata": ' + b'{"a":' * 3000 + b"1" + b"}" * 3001, "", "nested too deeply"),
         (b'{"metadata": ' + b'{"a":' * 80 + b"1" + b"}" * 81, "metadata", "nested too deeply"),
         (b'{"image": "a"', "", "is not JSON: Expecting ',' delimiter at column 14"),
@@ -273,6 +278,8 @@ async def test_a_body_has_to_be_json_by_name(harness: HttpHarness) -> None:
         assert (answered.status, answered.reason) == (415, "UNSUPPORTED_MEDIA_TYPE")
     told = await harness.ask("POST", "/tasks/t", b'{"image": "a"}', content_type="Application/JSON; charset=utf-8")
     assert told.status == 201
+    packed = await harness.ask("POST", "/tasks/t", gzip.compress(b'{"image": "a"}'), content_encoding="gzip")
+    assert (packed.status, packed.reason) == (415, "UNSUPPORTED_MEDIA_TYPE")
     assert (await harness.ask("POST", "/tasks/t", b"\xef\xbb\xbf" + b'{"image": "a"}')).status == 201
 
 
@@ -365,11 +372,30 @@ async def test_a_name_that_is_not_the_servers_is_refused(tmp_path: Path) -> None
     for host in ("evil.example", "evil.example:10000", "localhost.evil", "127.0.0.1.nip.io", "[::2]", "", "["):
         answered = await harness.ask("GET", "/jobs", host=host)
         assert (answered.status, answered.reason) == (421, "HOST_NOT_SERVED")
+    twice = await harness.ask("GET", "/jobs", x="1\r\nHost: localhost")
+    assert (twice.status, twice.reason) == (400, "HOST_GIVEN_TWICE")
     await harness.close()
 
 
+async def test_a_body_that_an_upgrade_would_drop_is_refused(harness: HttpHarness) -> None:
+    for protocol in ("h2c", "websocket"):
+        asked = {"upgrade": protocol, "connection": "Upgrade, HTTP2-Settings"}
+        async with connected(harness.http_port) as (reader, writer):
+            writer.write(request("POST", "/tasks/t", {"image": "a"}, **asked))
+            told = answer(await asyncio.wait_for(reader.read(), SECONDS))
+        assert (told.status, told.reason) == (501, "UPGRADE_NOT_SUPPORTED")
+    assert (await harness.ask("GET", "/jobs")).json == {"jobs": []}
+
+
 async def test_a_page_of_another_site_changes_nothing(harness: HttpHarness) -> None:
-    for origin in ("https://evil.example", "null", "http://localhost:1", "https://localhost"):
+    foreign = (
+        "https://evil.example",
+        "null",
+        "http://localhost:1",
+        "https://localhost",
+        "http://localhost\r\norigin: x",
+    )
+    for origin in foreign:
         answered = await harness.ask("POST", "/tasks/t", {"image": "a"}, origin=origin)
         assert (answered.status, answered.reason) == (403, "ORIGIN_REFUSED")
         assert "access-control-allow-origin" not in (await harness.ask("GET", "/jobs", origin=origin)).headers
@@ -391,6 +417,7 @@ async def test_an_origin_of_the_settings_may_use_the_calls(tmp_path: Path) -> No
     )
     assert "access-control-allow-origin" not in other.headers
     assert other.headers["vary"] == "Origin"
+    assert (await harness.ask("GET", "/jobs")).headers["vary"] == "Accept, Origin"
     await harness.close()
 
 

@@ -1,7 +1,9 @@
 """What one client of HTTP can take of the server: its headers, its bodies, its time, its connections."""
 
 import asyncio
+import ctypes
 import socket
+import struct
 from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from fastlane_grpc.http.limits import HttpLimits
+from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.http_client import SECONDS, answer, connected, request
 from tests.http_harness import HttpHarness
 
@@ -133,6 +136,38 @@ async def test_the_rest_of_a_refused_body_is_dropped_and_the_connection_goes_on(
         assert answer(await one_answer(reader)).status == 201
 
 
+async def test_fields_after_a_body_take_bounded_memory(harnesses: Callable[..., HttpHarness]) -> None:
+    harness = harnesses(HttpLimits(max_head_bytes=1 << 16))
+    await harness.start()
+    async with connected(harness.http_port) as (reader, writer):
+        writer.write(request("POST", "/tasks/t", b"0\r\nx: ", transfer_encoding="chunked", content_length=""))
+        with suppress(ConnectionError):
+            for _ in range(200):
+                writer.write(b"a" * (1 << 16))
+                await writer.drain()
+        assert await rest(reader) == b""
+    # Few are dropped, and the request goes on.
+    body = b'e\r\n{"image": "a"}\r\n0\r\nx: 1\r\n\r\n'
+    assert (await harness.ask("POST", "/tasks/t", body, transfer_encoding="chunked", content_length="")).status == 201
+
+
+async def test_a_client_that_does_not_read_its_last_answer_is_cut(harnesses: Callable[..., HttpHarness]) -> None:
+    harness = harnesses(HttpLimits(idle_seconds=SHORT))
+    await harness.start()
+    for _ in range(50):
+        stored = await harness.ask("POST", "/tasks/t", {"image": "a", "metadata": {"a": "x" * 60_000}})
+    job_id = stored.json["job"]["id"]
+    # More than the kernel keeps for a client with a small buffer.
+    client = socket.socket()
+    client.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+    with client:
+        client.connect(("127.0.0.1", harness.http_port))
+        client.sendall(request("GET", "/jobs?with_spec=true", connection="close"))
+        async with asyncio.timeout(SECONDS):
+            while harness.http_connections:
+                await harness.jobs.GetJob(pb.GetJobRequest(job_id=job_id))
+
+
 async def test_bodies_at_a_time_take_bounded_memory(harnesses: Callable[..., HttpHarness]) -> None:
     harness = harnesses(HttpLimits(max_body_bytes=1_000_000), max_request_bytes=1_000_000)
     await harness.start()
@@ -253,6 +288,30 @@ async def test_a_silent_client_is_asked_by_tcp_whether_it_is_there(harnesses: Ca
         accepted = connection.transport.get_extra_info("socket")
         assert accepted.getsockopt(socket.SOL_SOCKET, socket.SO_KEEPALIVE) == 1
         assert accepted.getsockopt(socket.IPPROTO_TCP, socket.TCP_KEEPIDLE) == 30
+
+
+def vanish(client: socket.socket) -> None:
+    """Drop all that arrives for the client from now on, in the kernel: it acknowledges nothing, as a machine that lost
+    its power."""
+    drop_all = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))
+    client.setsockopt(socket.SOL_SOCKET, 26, struct.pack("HxxxxxxP", 1, ctypes.addressof(drop_all)))
+
+
+async def test_the_stream_of_a_client_that_vanished_is_ended_and_one_that_waits_is_not(
+    harnesses: Callable[..., HttpHarness],
+) -> None:
+    harness = harnesses(HttpLimits(silent_seconds=1))
+    await harness.start()
+    async with connected(harness.http_port) as (_, gone), connected(harness.http_port) as (reader, waiting):
+        for writer in (gone, waiting):
+            writer.write(request("GET", "/watch?heartbeat_interval=1s"))
+        await reader.readuntil(b"heartbeat")
+        vanish(gone.get_extra_info("socket"))
+        async with asyncio.timeout(SECONDS):
+            while len(harness.http_connections) > 1:
+                await reader.readuntil(b"heartbeat")
+        [left] = harness.http_connections
+        assert left.client == waiting.get_extra_info("sockname")
 
 
 async def test_a_server_that_stops_answers_the_calls_in_flight(harnesses: Callable[..., HttpHarness]) -> None:

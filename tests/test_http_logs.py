@@ -278,7 +278,7 @@ async def test_readers_of_one_encoding_share_what_one_of_them_read(harness: Http
     await harness.ask("GET", path_of(execution), **EVENTS)
     reads = harness.tails.cache.reads
     bodies = await asyncio.gather(*(harness.ask("GET", path_of(execution), **EVENTS) for _ in range(20)))
-    # What ends short of a stretch may be read once more.
+    # What ends short of a segment may be read once more.
     assert harness.tails.cache.reads <= reads + 2
     assert len({bytes_of([each.data for each in events_of(found.body)], OUT) for found in bodies}) == 1
 

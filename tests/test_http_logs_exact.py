@@ -27,8 +27,8 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(120 + 20
 # Bytes of every kind, in pieces, from both sources, for longer than a server lives here; then a flood.
 COUNT = 20 + 20 * ROUNDS
 SCRIPT = (
-    f"i=0; while [ $i -lt {COUNT} ]; do i=$((i+1)); printf '\\000\\377\\r\\n%d' $i; printf 'e\\303%d' $i >&2; sleep 0.05;"
-    " done; seq 1 60000; seq 1 20000 >&2; printf '\\200'; exit 7"
+    f"i=0; while [ $i -lt {COUNT} ]; do i=$((i+1)); printf '\\000\\377\\r\\n%d' $i;"
+    " printf 'e\\303%d' $i >&2; sleep 0.05; done; seq 1 60000; seq 1 20000 >&2; printf '\\200'; exit 7"
 )
 
 

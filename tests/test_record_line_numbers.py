@@ -23,8 +23,8 @@ from tests.record_model import (
     punch,
     reading,
     scratch,
+    segments,
     steps,
-    stretches,
     zero,
 )
 
@@ -59,7 +59,7 @@ def begins_of(newlines: Sequence[tuple[Source, int]], number: int, sources: froz
 
 
 def rest_from(reader: RecordReader, offsets: Mapping[Source, int], sequence: int) -> Sequence[Entry]:
-    return unread(entries_of(stretches(reader, reader.locate(offsets, sequence))), offsets, sequence)
+    return unread(entries_of(segments(reader, reader.locate(offsets, sequence))), offsets, sequence)
 
 
 def some_numbers(choose: random.Random, count: int) -> list[int]:

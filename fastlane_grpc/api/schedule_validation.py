@@ -89,10 +89,14 @@ def _retry_violations(retry: Retry, spec: JobSpec) -> Iterator[Violation]:
         yield Violation("spec.retry.max_backoff", f"must be from 0 s to {MAX_BACKOFF.days} days")
     elif None not in (retry.max_backoff, retry.initial_backoff) and retry.max_backoff < retry.initial_backoff:  # type: ignore[operator]
         yield Violation("spec.retry.max_backoff", "is less than spec.retry.initial_backoff")
+    if len(retry.causes) > len(set(retry.causes)):
+        yield Violation("spec.retry.causes", "names a cause more than once")
     for name, codes in (("exit_codes", retry.exit_codes), ("except_exit_codes", retry.except_exit_codes)):
         yield from _exit_code_violations(f"spec.retry.{name}", codes)
-    if retry.exit_codes and retry.causes and RetryCause.EXIT_CODE not in retry.causes:
-        yield Violation("spec.retry.exit_codes", "has no effect: spec.retry.causes does not include EXIT_CODE")
+        if codes and retry.causes and RetryCause.EXIT_CODE not in retry.causes:
+            yield Violation(f"spec.retry.{name}", "has no effect: spec.retry.causes does not include EXIT_CODE")
+    if retry.exit_codes and set(retry.exit_codes) <= set(retry.except_exit_codes):
+        yield Violation("spec.retry.exit_codes", "has no effect: spec.retry.except_exit_codes has all of these codes")
     if retry.memory_growth is not None:
         yield from _memory_violations(retry.memory_growth, spec)
 

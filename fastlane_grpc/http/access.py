@@ -24,6 +24,8 @@ class Access:
 
     def check(self, verb: str, scheme: str, headers: Headers) -> None:
         """Raise HttpError for a request that is not to be answered."""
+        if len(headers.getlist("host")) > 1:
+            raise HttpError(400, "HOST_GIVEN_TWICE", "the request has more than one Host header")
         host = headers.get("host", "").lower()
         if self._hosts is not None and _name_of(host) not in self._hosts:
             raise HttpError(
@@ -31,7 +33,8 @@ class Access:
                 "HOST_NOT_SERVED",
                 f"this server is not called {_name_of(host)[:100]!r}; the setting http_hosts adds names",
             )
-        origin = headers.get("origin", "").lower()
+        # Two of them are no origin of ours.
+        origin = ", ".join(headers.getlist("origin")).lower()
         if verb in _SAFE_VERBS or not origin or origin in self._cors_origins:
             return
         if origin != f"{scheme}://{host}":

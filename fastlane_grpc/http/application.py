@@ -80,8 +80,10 @@ class Application:
             nonlocal started
             if message["type"] == "http.response.start":
                 started = True
-                if cors := self._access.cors_headers(headers):
-                    MutableHeaders(scope=message).update(cors)
+                sent = MutableHeaders(scope=message)
+                for name, value in self._access.cors_headers(headers).items():
+                    # Vary may name Accept already.
+                    sent.add_vary_header(value) if name == "Vary" else sent.update({name: value})
             await send(message)
 
         try:

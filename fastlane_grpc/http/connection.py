@@ -3,6 +3,7 @@
 import asyncio
 import logging
 import socket
+import struct
 from collections.abc import Callable, Sequence
 from typing import cast
 
@@ -15,6 +16,9 @@ from fastlane_grpc.http.limits import HttpLimits
 
 # Where a connection of the scope is found.
 CONNECTION = "fastlane.connection"
+# Of the kernel's struct tcp_info: tcpi_unacked is at byte 24, tcpi_last_ack_recv at 56.
+_TCP_INFO_BYTES = 60
+_UINT = struct.Struct("=I")
 # TCP asks a silent client whether it is there: after so many seconds, again after so many, and so often. The last one,
 # in milliseconds, is for a client that does not confirm what was sent; one that is only slow to read does confirm.
 _KEEPALIVE = (
@@ -41,8 +45,9 @@ class Connection(HttpToolsProtocol):
         # Called once when the client has gone; for a stream, which may not send for a long time.
         self.on_lost: Callable[[], object] | None = None
         self._timer: asyncio.TimerHandle | None = None
+        self._check: asyncio.TimerHandle | None = None
         self._in_head = self._in_body = self._pipelined = self._closes_after_body = False
-        self._head_bytes = self._field_bytes = 0
+        self._head_bytes = self._field_bytes = self._bytes_beside_body = 0
 
     # ---- for handlers
 
@@ -51,7 +56,7 @@ class Connection(HttpToolsProtocol):
         # uvicorn does not complain then that the response is incomplete.
         self.cycle.disconnected = True
         # Not `transport.abort`: what was written before is still sent.
-        self.transport.close()
+        self._close()
 
     def end_with_trailers(self, trailers: Sequence[tuple[bytes, bytes]]) -> None:
         """Complete a chunked response, with these fields after its body."""
@@ -63,7 +68,7 @@ class Connection(HttpToolsProtocol):
         cycle.response_complete = True
         cycle.message_event.set()
         if not cycle.keep_alive:
-            self.transport.close()
+            self._close()
         cycle.on_response()
 
     # ---- the protocol
@@ -74,13 +79,15 @@ class Connection(HttpToolsProtocol):
             transport.abort()
             return
         raw = transport.get_extra_info("socket")
-        if raw is not None and raw.family in {socket.AF_INET, socket.AF_INET6}:
-            for level, option, value in _KEEPALIVE:
-                raw.setsockopt(level, option, value)
+        for level, option, value in _KEEPALIVE:
+            raw.setsockopt(level, option, value)
+        self._check_soon()
         self._arm(self._limits.head_seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
+        if self._check is not None:
+            self._check.cancel()
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
         if self.on_lost is not None:
@@ -94,7 +101,12 @@ class Connection(HttpToolsProtocol):
             if self._head_bytes > self._limits.max_head_bytes and self._in_head:
                 self._refuse_head()
                 return
+        self._bytes_beside_body += len(data)
         super().data_received(data)
+        if self._in_body and self._bytes_beside_body > self._limits.max_head_bytes:
+            # What follows the body has no other limit: its fields are kept until they are complete.
+            self.transport.abort()
+            return
         if self._timer is None and not self._in_body and self._idle:
             # Bytes between two requests, which begin none.
             self._arm(self._limits.head_seconds)
@@ -114,22 +126,22 @@ class Connection(HttpToolsProtocol):
             super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._pipelined:
+        # Fields after the body are dropped: the handler has the list of those before it.
+        if self._pipelined or not self._in_head:
             return
         self._field_bytes += len(name) + len(value)
         if len(self.headers) >= self._limits.max_headers or self._field_bytes > self._limits.max_head_bytes:
             if not self.transport.is_closing():
                 self._refuse_head()
             return
-        # Fields after the body are dropped: the handler has the list of those before it.
-        if self._in_head:
-            super().on_header(name, value)
+        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         if self._pipelined:
             return
         self._disarm()
-        self._in_head, self._in_body, self._head_bytes, self._field_bytes = False, True, 0, 0
+        self._in_head, self._in_body = False, True
+        self._head_bytes = self._field_bytes = self._bytes_beside_body = 0
         if self.transport.is_closing():
             return
         self.scope[CONNECTION] = self  # type: ignore[literal-required]
@@ -138,6 +150,7 @@ class Connection(HttpToolsProtocol):
         self.cycle.transport = cast("asyncio.Transport", _ClosesAfterBody(self))
 
     def on_body(self, body: bytes) -> None:
+        self._bytes_beside_body = 0
         if not self._pipelined and self.cycle is not None:
             super().on_body(body)
 
@@ -174,11 +187,16 @@ class Connection(HttpToolsProtocol):
 
         Closed before, TCP would drop the response with what the client is still sending."""
         if not self._in_body or self.transport.is_closing():
-            self.transport.close()
+            self._close()
             return
         self._closes_after_body = True
         if self.transport.can_write_eof():
             self.transport.write_eof()
+
+    def _close(self) -> None:
+        """Close the connection once all was sent, for which a client has a limited time."""
+        self.transport.close()
+        self._arm(self._limits.idle_seconds)
 
     # ---- time
 
@@ -201,8 +219,22 @@ class Connection(HttpToolsProtocol):
 
     def _expire(self) -> None:
         self._timer = None
-        if not self.transport.is_closing():
+        self.transport.abort()
+
+    def _check_soon(self) -> None:
+        self._check = self.loop.call_later(self._limits.silent_seconds / 2, self._check_client)
+
+    def _check_client(self) -> None:
+        """End the connection of a client that has vanished while something is sent to it.
+
+        Keepalive asks only while nothing is, and TCP itself gives up after a quarter of an hour."""
+        raw = self.transport.get_extra_info("socket")
+        state = raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+        [unacknowledged], [silent_milliseconds] = _UINT.unpack_from(state, 24), _UINT.unpack_from(state, 56)
+        if unacknowledged and silent_milliseconds > self._limits.silent_seconds * 1000:
             self.transport.abort()
+        elif not self.transport.is_closing():
+            self._check_soon()
 
     def _refuse_head(self) -> None:
         self.transport.write(
@@ -225,8 +257,13 @@ class _Defects(logging.Handler):
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
-        if not isinstance(error, asyncio.CancelledError):
+        if isinstance(error, asyncio.CancelledError):
+            return
+        try:
             log.error("a defect in a handler of HTTP", message=record.getMessage().strip(), exc_info=error)
+        except Exception:
+            # The client still gets its answer from uvicorn.
+            self.handleError(record)
 
 
 _logger = logging.getLogger("fastlane.http")

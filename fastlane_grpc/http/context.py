@@ -1,4 +1,4 @@
-"""What the handlers of HTTP share."""
+"""Objects that the handlers of HTTP share."""
 
 import asyncio
 from collections.abc import Callable

@@ -1,4 +1,4 @@
-"""What one client of HTTP may take of the server: connections, memory, time."""
+"""Limits of what one client of HTTP takes of the server: connections, memory, time."""
 
 from dataclasses import dataclass
 
@@ -23,5 +23,7 @@ class HttpLimits:
     idle_seconds: float = 75.0
     # For the rest of a body whose request was answered before all of it came; that rest is dropped.
     drain_seconds: float = 2.0
+    # Without an acknowledgement by the client's TCP of what was sent. A client that does not read acknowledges.
+    silent_seconds: float = 60.0
     # For calls in flight when the server stops. Streams end at once.
     stop_seconds: float = 1.0

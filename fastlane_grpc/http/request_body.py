@@ -21,6 +21,14 @@ class BodyReader:
         declared = _declared_bytes(headers)
         if declared == 0:
             return b""
+        if "upgrade" in headers and "upgrade" in headers.get("connection", "").lower():
+            # The parser takes what follows for the other protocol. Without it, the call would be another one.
+            raise HttpError(
+                501,
+                "UPGRADE_NOT_SUPPORTED",
+                "this server speaks HTTP/1.1 alone; send a request with a body without the header Upgrade",
+                {"Connection": "close"},
+            )
         if declared is not None and declared > max_bytes:
             raise _too_large(max_bytes)
         body = bytearray()
@@ -82,4 +90,9 @@ def _check_media_type(headers: Headers) -> None:
             415,
             "UNSUPPORTED_MEDIA_TYPE",
             f"the body must be JSON, {told}; send the header Content-Type: application/json",
+        )
+    encoding = headers.get("content-encoding", "").strip().lower()
+    if encoding not in {"", "identity"}:
+        raise HttpError(
+            415, "UNSUPPORTED_MEDIA_TYPE", f"the body is encoded as {encoding[:100]}; send it without Content-Encoding"
         )

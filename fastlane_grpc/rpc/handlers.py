@@ -2,6 +2,7 @@
 
 Each handler parses its request, makes the call, and ends a failed call with the status of its error."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
 
@@ -41,6 +42,9 @@ def _guarded(call: Callable[..., Awaitable[Any]], parser: RequestParser) -> Call
             return await call(parser.parse(data), context)
         except grpc.aio.AbortError:
             raise
+        except grpc.aio.InternalError as error:
+            # A message cannot be written: the client has left while the write waited, and nobody is there to be told.
+            raise asyncio.CancelledError from error
         except Exception as error:
             await _abort_with(context, error)
 
