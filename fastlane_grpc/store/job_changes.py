@@ -20,7 +20,13 @@ from fastlane_grpc.store.database import Connection
 from fastlane_grpc.store.enqueue import Quota, digest_of, keep_labels, key_holders
 from fastlane_grpc.store.job_state import Rules, insert_next, reopen, settle, write_schedule
 from fastlane_grpc.store.queries import job_of, open_executions
-from fastlane_grpc.store.rows import EXECUTION, execution_from, microseconds_since_epoch, spec_bytes
+from fastlane_grpc.store.rows import (
+    EXECUTION,
+    execution_from,
+    microseconds_since_epoch,
+    spec_bytes,
+    unwatched_limit_of,
+)
 from fastlane_grpc.store.stops import withdraw
 from fastlane_grpc.text.redaction import SecretNames
 
@@ -213,13 +219,19 @@ def _write_spec(db: Connection, job: Job, spec: JobSpec, secret_names: SecretNam
     )
     [(seq, create_time)] = db.execute(
         """
-        UPDATE jobs SET spec = ?, revision = revision + 1, unique_key = ?, schedule = NULL, tick_time = NULL,
+        UPDATE jobs SET spec = ?, revision = revision + 1, unique_key = ?, unwatched_limit = ?,
             request_digest = iif(request_digest = x'', ?, request_digest),
-            stop_time = NULL
+            schedule = NULL, tick_time = NULL, stop_time = NULL
         WHERE job_id = ? RETURNING seq, create_time
         """,
         # The request that made the job may be repeated later.
-        (spec_bytes(spec), spec.unique.key if spec.unique else "", digest_of(job, secret_names), job.id),
+        (
+            spec_bytes(spec),
+            spec.unique.key if spec.unique else "",
+            unwatched_limit_of(spec),
+            digest_of(job, secret_names),
+            job.id,
+        ),
     ).fetchall()
     keep_labels(db, [(name, value, create_time, seq) for name, value in spec.labels.items()])
 

@@ -192,6 +192,11 @@ def task_from(row: Row) -> Task:
     )
 
 
+def unwatched_limit_of(spec: JobSpec) -> int | None:
+    """Return the time in microseconds after which the job is stopped if nobody watches it; None: it is not."""
+    return None if spec.stop_when_unwatched is None else microseconds_of(spec.stop_when_unwatched)
+
+
 def spec_bytes(spec: JobSpec) -> bytes:
     """JSON, the same bytes for the same spec. What is not set is left out, so that a field of a later release changes
     none of them."""
@@ -211,6 +216,7 @@ def spec_bytes(spec: JobSpec) -> bytes:
         "cron": None if spec.cron is None else _cron_given(spec.cron),
         "retry": None if spec.retry is None else _retry_given(spec.retry),
         "unique": None if spec.unique is None else _without_defaults({**asdict(spec.unique)}),
+        "stop_when_unwatched_us": unwatched_limit_of(spec),
     }
     for name, value in optional.items():
         if value is not None:
@@ -257,6 +263,7 @@ def spec_from(data: bytes | str) -> JobSpec:
         retry=_retry_from(kept.get("retry")),
         unique=_unique_from(kept.get("unique")),
         history=kept.get("history", 0),
+        stop_when_unwatched=_duration_from(kept.get("stop_when_unwatched_us")),
     )
 
 
