@@ -632,6 +632,17 @@ async def test_a_job_replaced_to_run_now_runs_beside_its_running_execution(moved
     assert (await moved.store.job(job.id)).state is State.SUCCEEDED
 
 
+async def test_a_job_replaced_by_a_schedule_shows_the_run_that_goes_on(moved: RunsStore) -> None:
+    job = await moved.job(command="old")
+    [run] = await moved.look()
+    await replaced(moved, job.id, command="waits beside it")
+    await replaced(moved, job.id, cron=HOURLY, command="new")
+    assert (await moved.store.job(job.id)).execution.id == run.id
+    await moved.end(run)
+    [tick] = await moved.pass_time(BEGIN + HOUR)
+    assert tick.tick_time == BEGIN + HOUR
+
+
 async def test_a_final_job_that_is_replaced_starts_anew(moved: RunsStore) -> None:
     job = await moved.job(cron=HOURLY)
     await moved.store.stop(job.id, grace=None, note="")
