@@ -57,9 +57,9 @@ def test_the_first_tick_is_strictly_after_the_given_time() -> None:
 @pytest.mark.parametrize("zone", ["", "America/New_York", "Asia/Kathmandu"])
 def test_a_schedule_may_begin_with_the_first_time_of_all(zone: str) -> None:
     first = datetime.min.replace(tzinfo=UTC)
-    assert Ticks(Cron("0 * * * *", zone, begin_time=first)).after(NOW - MINUTE) == Ticks(
-        Cron("0 * * * *", zone)
-    ).after(NOW - MINUTE)
+    assert Ticks(Cron("0 * * * *", zone, begin_time=first)).after(NOW - MINUTE) == Ticks(Cron("0 * * * *", zone)).after(
+        NOW - MINUTE
+    )
     assert Ticks(Cron("* * * * *", zone)).after(first) == datetime(1970, 1, 1, 0, 1, tzinfo=UTC)
     assert Ticks(Cron("* * * * *", zone)).after(datetime.max.replace(tzinfo=UTC)) is None
 

@@ -32,8 +32,8 @@ _TERMS = [
 ]
 _MAX_EXPRESSION = 256
 _MOMENT = timedelta(microseconds=1)
-# Ticks before 1970 or beyond this year are not looked for: dates begin with the year 1 and end with 9999, and the search
-# must not run into either end.
+# Ticks before 1970 or beyond this year are not looked for: dates begin with the year 1 and end with 9999, and the
+# search must not run into either end.
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LAST_YEAR = 9900
 

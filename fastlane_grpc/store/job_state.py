@@ -26,8 +26,8 @@ from fastlane_grpc.store.rows import (
 # Decides what follows an execution that has ended: called as `schedule.after` is.
 After: TypeAlias = Callable[..., Following]
 
-# SQL: the spec with which the execution `:execution_id` of the row of `jobs` is to be started, and the job's place in an
-# array. An execution that was requeued keeps its own spec if its job was replaced meanwhile.
+# SQL: the spec with which the execution `:execution_id` of the row of `jobs` is to be started, and the job's place in
+# an array. An execution that was requeued keeps its own spec if its job was replaced meanwhile.
 _TO_START = """
     coalesce(iif(revision > 1, (SELECT spec FROM executions WHERE execution_id = :execution_id), NULL), spec),
     array_index, array_size
