@@ -18,7 +18,7 @@ class BackendDown(Exception):
     """The backend did not answer. The request may have been carried out, or may be carried out later."""
 
 
-class Refusal(Enum):
+class RefusalKind(Enum):
     """The kind of a refusal."""
 
     FINAL = "about the request: the backend refuses a repeated request, too"
@@ -28,22 +28,22 @@ class Refusal(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """The message of a backend that refused a request or gave up a start, and what the message means.
+    """The message of a backend that refused a request or gave up a start, and its meaning.
 
-    `text` is the message without the names of inner parts, `advice` the same with what to do about it, and
-    `command_reason` the reason if the message is about the job's command.
+    `text` is the message without the names of inner parts, `advice` the same with what to do about it.
+    `command_reason` is the reason if the message is about the job's command.
     """
 
     message: str
     text: str
     advice: str
-    refusal: Refusal
+    refusal: RefusalKind
     command_reason: Reason | None = None
 
     @property
     def passes(self) -> bool:
         """Whether the same request may succeed a moment later."""
-        return self.refusal is not Refusal.FINAL
+        return self.refusal is not RefusalKind.FINAL
 
 
 class BackendRefuses(Exception):
@@ -101,7 +101,7 @@ class PullFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Handle:
-    """What a backend remembers of a container of an execution. `text` is JSON, and opaque to everybody else.
+    """The backend's knowledge about the container of an execution. `text` is JSON, and opaque to everybody else.
 
     `container_id` is the container's name for people; no backend finds a container by it alone.
     """

@@ -227,7 +227,7 @@ class PoolSettings:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the server is told; values are checked."""
+    """The checked settings of a server."""
 
     data_dir: Path = setting(
         lambda: default_data_dir(os.environ), read_path, "directory of jobs and logs, used by one server at a time"
@@ -252,7 +252,7 @@ class Settings:
     default_timeout: timedelta = setting(
         lambda: timedelta(minutes=30), read_duration, "timeout of a job that sets none"
     )
-    max_timeout: timedelta = setting(lambda: timedelta(minutes=30), read_duration, "maximum timeout of a job")
+    max_timeout: timedelta = setting(lambda: timedelta(days=1), read_duration, "maximum timeout of a job")
     default_pids: int = setting(lambda: 1024, read_count, "limit of processes and threads of a job that sets none")
     max_streams: int = setting(lambda: 2000, read_count, "maximum number of open streams: logs and watches")
     max_request_bytes: int = setting(lambda: 4 << 20, read_request_bytes, "maximum size of a request, up to 64m")
@@ -327,6 +327,8 @@ class InForce:
 
     settings: Settings
     given: Mapping[str, tuple[str, str]]
+    # Variables of the environment that look like a setting that is misspelled, each as one sentence.
+    warnings: Sequence[str] = ()
 
     def origin(self, name: str) -> str:
         return self.given[name][1] if name in self.given else "default"
@@ -339,7 +341,7 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | N
 
 
 def in_force(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | None) -> InForce:
-    """As `load`, with where each came from."""
+    """Return the settings as `load` does, each with its origin."""
     table = dict(_read_file(file))
     tables: Any = table.pop("hosts", None)
     pool_tables: Any = table.pop("pools", None)
@@ -363,24 +365,40 @@ def in_force(flags: Mapping[str, object], environ: Mapping[str, str], file: Path
             for each in pool_tables
             for name, value in each.items()
         }
-    return InForce(Settings(**values), {name: (str(value), origin) for name, (value, origin) in given.items()})
+    origins = {name: (str(value), origin) for name, (value, origin) in given.items()}
+    return InForce(Settings(**values), origins, _misspelled(environ))
 
 
 def _given(
     flags: Mapping[str, object], environ: Mapping[str, str], table: Mapping[str, object], file: Path | None
 ) -> dict[str, tuple[object, str]]:
-    """Of all settings that are given somewhere, the value that counts, and where it came from."""
+    """Return the effective value of each setting that is given somewhere, with its origin."""
     given: dict[str, tuple[object, str]] = {}
     for name, value in table.items():
         given[_known(name, [*_names(SETTINGS), "hosts", "pools"], f"setting in {file}")] = (value, f"file {file}")
     for key, text in environ.items():
         name = key.removeprefix("FASTLANE_").lower()
-        if key.startswith("FASTLANE_") and name not in _NOT_SETTINGS:
-            given[_known(name, _names(SETTINGS), f"environment variable {key}")] = (text, f"environment variable {key}")
+        if key.startswith("FASTLANE_") and name in _names(SETTINGS):
+            given[name] = (text, f"environment variable {key}")
     for name, flag in flags.items():
         if flag is not None:
             given[name] = (str(flag), f"flag --{name.replace('_', '-')}")
     return given
+
+
+def _misspelled(environ: Mapping[str, str]) -> Sequence[str]:
+    """Return a warning for each variable that is almost the name of a setting.
+
+    All other variables are ignored: a build tool for mobile apps has the same name as this program, and has variables
+    that begin with FASTLANE_ too."""
+    known = [*_names(SETTINGS), *_NOT_SETTINGS]
+    names = [key.removeprefix("FASTLANE_").lower() for key in environ if key.startswith("FASTLANE_")]
+    near = {name: difflib.get_close_matches(name, known, 1, cutoff=0.8) for name in names if name not in known}
+    return [
+        f"environment variable FASTLANE_{name.upper()} is not a setting; did you mean FASTLANE_{matches[0].upper()}?"
+        for name, matches in near.items()
+        if matches
+    ]
 
 
 def default_text(name: str) -> str:
@@ -393,8 +411,7 @@ def default_text(name: str) -> str:
 
 
 def toml(in_force: InForce) -> str:
-    """The settings in force as a file of them that would have the same ones in force, each with a comment that says
-    where it came from."""
+    """Return a settings file with the settings that are in force, and a comment for each with its origin."""
     settings = in_force.settings
     hosts = _configured_hosts(settings)
     lines = [
@@ -523,7 +540,7 @@ def _read_pool(table: Mapping[str, object], hosts: Sequence[str], where: str) ->
 
 
 def _configured_hosts(settings: Settings) -> Sequence[HostSettings]:
-    """Those that were written down; none where there is only the one that the other settings make."""
+    """Return the hosts that are written in the file; none if the only host is made of the other settings."""
     made = HostSettings(
         LOCAL,
         settings.engine,
@@ -536,7 +553,7 @@ def _configured_hosts(settings: Settings) -> Sequence[HostSettings]:
 
 
 def _counted(count: int, units: tuple[tuple[str, int], ...]) -> str:
-    """In the largest unit of which it is a multiple."""
+    """Return the quantity in the largest unit that divides it."""
     return next((f"{count // size}{unit}" for unit, size in units if count % size == 0), str(count))
 
 

@@ -1,4 +1,4 @@
-"""What can go wrong, in the language of jobs. Which status code goes with what is known in `rpc/` alone."""
+"""Errors in the language of jobs. `api/error_table.py` has their status codes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -93,7 +93,7 @@ class JobNotFinal(Refusal):
         )
 
 
-class JobChanged(Refusal):
+class EtagMismatch(Refusal):
     """The job has another etag."""
 
     def __init__(self, job_id: str, etag: str) -> None:
@@ -150,11 +150,11 @@ class CursorTooOld(Refusal):
 
 
 class QueueFull(Refusal):
-    """As many executions wait as the server allows."""
+    """The number of waiting executions is at the server's limit."""
 
 
 class TooManyStreams(Refusal):
-    """As many streams are open as the server allows."""
+    """The number of open streams is at the server's limit."""
 
 
 class ServerStopping(Refusal):

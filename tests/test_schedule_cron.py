@@ -169,6 +169,7 @@ def test_jitter_spreads_jobs_and_ticks() -> None:
     ("expression", "why"),
     [
         ("", "is required"),
+        ("hourly", "has 1 field; it must have five"),
         ("* * * *", "has 4 fields; it must have five"),
         ("0 0 * * * *", "has 6 fields; it must have five"),
         ("60 * * * *", "the minute '60' must be *, 0 to 59"),

@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from fastlane_grpc.errors import JobChanged, JobNotFinal, JobNotFound, NoSchedule, UniqueKeyTaken
+from fastlane_grpc.errors import EtagMismatch, JobNotFinal, JobNotFound, NoSchedule, UniqueKeyTaken
 from fastlane_grpc.model import Conflict, Cron, Execution, Hold, Jitter, Overlap, Retry, State, Unique
 from tests.moved_store import SPEC, RunsStore, minutes
 
@@ -27,7 +27,7 @@ STARTS: list[dict[str, Any]] = [
 ]
 RETRIES = [None, Retry(1, initial_backoff=minutes(1), factor=1, jitter=Jitter.NONE)]
 UNIQUES = [None, Unique("key"), Unique("key", Conflict.USE_EXISTING), Unique("key", Conflict.REPLACE)]
-REFUSED = (JobChanged, JobNotFinal, JobNotFound, NoSchedule, UniqueKeyTaken)
+REFUSED = (EtagMismatch, JobNotFinal, JobNotFound, NoSchedule, UniqueKeyTaken)
 
 
 class JobsMachine(RuleBasedStateMachine):

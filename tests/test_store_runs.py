@@ -15,12 +15,13 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from fastlane_grpc.errors import (
+    EtagMismatch,
     InvalidRequest,
-    JobChanged,
     JobExpired,
     JobNotFinal,
     JobNotFound,
     NoSchedule,
+    RequestIdReused,
     UniqueKeyTaken,
 )
 from fastlane_grpc.model import (
@@ -581,6 +582,16 @@ async def test_a_job_is_created_under_the_id_of_its_caller(moved: RunsStore) -> 
     assert (again, created) == (job, False)
 
 
+async def test_a_repeated_enqueue_is_known_after_its_job_was_replaced(moved: RunsStore) -> None:
+    job = await moved.job(request_id="r", command="first", envs={"PASSWORD": "a"})
+    for command in ("second", "third"):
+        await replaced(moved, job.id, command=command)
+    assert (await moved.job(request_id="r", command="first", envs={"PASSWORD": "b"})).id == job.id
+    assert (await moved.job(request_id="r", command="third")).id == job.id
+    with pytest.raises(RequestIdReused):
+        await moved.job(request_id="r", command="second")
+
+
 async def test_a_replaced_schedule_replaces_the_execution_that_waits(moved: RunsStore) -> None:
     job = await moved.job(cron=HOURLY, labels={"old": "1"})
     new, created = await replaced(moved, job.id, cron=Cron("30 * * * *"), labels={"new": "2"})
@@ -676,7 +687,7 @@ async def test_a_job_replaced_while_it_is_stopping_has_its_retries(moved: RunsSt
 async def test_a_replacement_is_refused_for_another_etag_or_task(moved: RunsStore) -> None:
     job = await moved.job(cron=HOURLY)
     new, _ = await replaced(moved, job.id, etag_of(job), start_in=HOUR)
-    with pytest.raises(JobChanged, match=f"its etag is '{etag_of(new)}' now"):
+    with pytest.raises(EtagMismatch, match=f"its etag is '{etag_of(new)}' now"):
         await replaced(moved, job.id, etag_of(job), start_in=2 * HOUR)
     with pytest.raises(InvalidRequest, match="task_id: is 'other'; the job belongs to 'task' for good"):
         await replaced(moved, job.id, task_id="other")

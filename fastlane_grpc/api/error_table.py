@@ -48,7 +48,7 @@ TABLE: Mapping[type[errors.Refusal], ErrorEntry] = {
     errors.JobNotFinal: ErrorEntry(code_pb2.FAILED_PRECONDITION, Reason.ERROR_REASON_JOB_NOT_FINAL),
     errors.JobExpired: ErrorEntry(code_pb2.FAILED_PRECONDITION, Reason.ERROR_REASON_JOB_EXPIRED),
     errors.NoSchedule: ErrorEntry(code_pb2.FAILED_PRECONDITION, Reason.ERROR_REASON_NO_SCHEDULE),
-    errors.JobChanged: ErrorEntry(code_pb2.ABORTED, Reason.ERROR_REASON_JOB_CHANGED),
+    errors.EtagMismatch: ErrorEntry(code_pb2.ABORTED, Reason.ERROR_REASON_JOB_CHANGED),
     errors.UniqueKeyTaken: ErrorEntry(code_pb2.ALREADY_EXISTS, Reason.ERROR_REASON_UNIQUE_KEY_TAKEN),
     errors.CursorTooOld: ErrorEntry(code_pb2.OUT_OF_RANGE, Reason.ERROR_REASON_CURSOR_TOO_OLD),
     errors.QueueFull: ErrorEntry(code_pb2.RESOURCE_EXHAUSTED, Reason.ERROR_REASON_QUEUE_FULL),

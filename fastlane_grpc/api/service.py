@@ -109,7 +109,7 @@ class PruneRequest:
 
 
 class Capacity(Protocol):
-    """What the service has to know of the dispatcher, to say why an execution waits, and how the hosts are."""
+    """The state of the hosts, and the reasons for which executions wait, as the dispatcher knows them."""
 
     @property
     def hosts(self) -> Sequence[HostReport]:
@@ -125,7 +125,7 @@ class Capacity(Protocol):
         """Assign executions to a host again. HostNotFound."""
 
     def waiting(self, execution_id: str) -> Waiting | None:
-        """What an execution that has a place waits for before it can begin."""
+        """Return why an execution with a slot cannot begin yet."""
 
     def wake_at(self, time: datetime | None) -> None:
         """Look for what is due at this time."""
@@ -188,12 +188,12 @@ class Service:
 
     def check(self, request: EnqueueRequest, conversion_violations: Sequence[Violation] = ()) -> InvalidRequest | None:
         """Raise InvalidRequest. Return the refusal of the job if its request_id is new: the job could never start."""
-        settings = self.settings
+        settings, now = self.settings, utc_now()
         violations = validation.enqueue_violations(
-            request.task_id, request.spec, request.request_id, settings.max_timeout, utc_now(), settings.secret_names
+            request.task_id, request.spec, request.request_id, settings.max_timeout, now, settings.secret_names
         )
         validation.raise_if_invalid(chain(conversion_violations, violations))
-        never_starts = list(validation.never_starts_violations(request.spec, utc_now()))
+        never_starts = list(validation.never_starts_violations(request.spec, now))
         return InvalidRequest(never_starts) if never_starts else None
 
     def batch(self, caller_address: str) -> EnqueueBatch:
@@ -490,23 +490,23 @@ class Service:
 
     def waiting(self, execution: Execution) -> Waiting | None:
         """Return what the execution waits for, if it waits. The executions ahead of it are not counted."""
-        return self.waiting_of_each()(execution)
+        return self._waiting(execution, self._capacity.why_queued)
 
     def waiting_of_each(self) -> Callable[[Execution], Waiting | None]:
         """Return `waiting` for the executions of one page: the hosts are asked once for each task that is queued."""
-        why_queued = cache(self._capacity.why_queued)
+        return partial(self._waiting, why_queued=cache(self._capacity.why_queued))
 
-        def waiting(execution: Execution) -> Waiting | None:
-            if execution.state is State.QUEUED:
-                if (limit := why_limited(execution, self._store.limited_tasks, utc_now())) is not None:
-                    return limit
-                reason = why_queued(execution.task_id)
-                return reason and Waiting(*reason, execution.state_time)
-            if execution.state is State.PREPARING:
-                return self._capacity.waiting(execution.id)
-            return _waiting_for_time(execution) if execution.state is State.SCHEDULED else None
-
-        return waiting
+    def _waiting(
+        self, execution: Execution, why_queued: Callable[[str], tuple[WaitReason, str] | None]
+    ) -> Waiting | None:
+        if execution.state is State.QUEUED:
+            if (limit := why_limited(execution, self._store.limited_tasks, utc_now())) is not None:
+                return limit
+            reason = why_queued(execution.task_id)
+            return reason and Waiting(*reason, execution.state_time)
+        if execution.state is State.PREPARING:
+            return self._capacity.waiting(execution.id)
+        return _waiting_for_time(execution) if execution.state is State.SCHEDULED else None
 
     async def waiting_in_line(self, execution: Execution) -> Waiting | None:
         """Return `waiting` with the number of executions ahead. Costs a query of the store, so not for lists."""

@@ -97,7 +97,7 @@ def _converted(message: Descriptor, value: Mapping[str, Any], path: str) -> dict
         field = _field(message, name)
         if field is None:
             known = [*message.fields, *([] if path else pb.JobSpec.DESCRIPTOR.fields)]
-            near = get_close_matches(name, [each.name for each in known], 1)
+            near = get_close_matches(name, [each.name for each in known], 1, 0.65)
             raise ValueError(f"{path}{name}: no such field{f'; did you mean {near[0]}?' if near else ''}")
         if field.name in made:
             raise ValueError(f"{path}{field.name}: is given twice")

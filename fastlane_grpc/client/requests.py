@@ -1,5 +1,5 @@
-"""What the methods of both clients take, and the requests of the contract that are made of it. What an option means is
-said here, once."""
+"""The arguments of both clients' methods, converted to requests of the contract. The meaning of each option is
+documented here, once."""
 
 import inspect
 import json
@@ -485,7 +485,7 @@ def watch(
 
 
 def silence_seconds(options: TailOptions | WatchOptions) -> float:
-    """How long a stream may be silent before it is taken for cut: three heartbeats."""
+    """Return how long a stream may be silent before it counts as interrupted: three heartbeats."""
     heartbeat = options.get("heartbeat")
     return 3 * (_DEFAULT_HEARTBEAT_SECONDS if heartbeat is None else seconds(heartbeat))
 

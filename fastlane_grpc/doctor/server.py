@@ -67,6 +67,6 @@ def _host(host: pb.EngineHost) -> Finding:
 
 
 def _reachable(listen: str) -> str:
-    """Where somebody on this machine finds a server that listens everywhere."""
+    """Return the address at which this machine reaches a server that listens on all interfaces."""
     host, _, port = listen.rpartition(":")
     return f"{ {'0.0.0.0': '127.0.0.1', '[::]': '[::1]'}.get(host, host) }:{port}"

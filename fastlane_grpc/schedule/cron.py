@@ -125,8 +125,9 @@ def plain_expression(expression: str) -> str:
         raise CronInvalid("expression", f"{expression!r} is not one of {', '.join(ALIASES)}")
     fields = expression.split()
     if len(fields) != len(_FIELDS):
+        found = "1 field" if len(fields) == 1 else f"{len(fields)} fields"
         raise CronInvalid(
-            "expression", f"has {len(fields)} fields; it must have five: minute, hour, day of month, month, day of week"
+            "expression", f"has {found}; it must have five: minute, hour, day of month, month, day of week"
         )
     for name, allowed, field, term in zip(_FIELDS, _RANGES, fields, _TERMS, strict=True):
         if not all(map(term.fullmatch, field.split(","))):

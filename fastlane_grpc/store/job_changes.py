@@ -6,8 +6,8 @@ from dataclasses import replace
 from datetime import datetime
 
 from fastlane_grpc.errors import (
+    EtagMismatch,
     InvalidRequest,
-    JobChanged,
     JobExpired,
     JobNotFinal,
     NoSchedule,
@@ -17,11 +17,12 @@ from fastlane_grpc.errors import (
 from fastlane_grpc.model import Execution, Hold, Job, JobSpec, State
 from fastlane_grpc.schedule import Next, Ticks, first, resumed, without_pending
 from fastlane_grpc.store.database import Connection
-from fastlane_grpc.store.enqueue import Quota, keep_labels, key_holders
+from fastlane_grpc.store.enqueue import Quota, digest_of, keep_labels, key_holders
 from fastlane_grpc.store.job_state import Rules, insert_next, point_at, reopen, settle, write_schedule
 from fastlane_grpc.store.queries import job_of, open_executions
 from fastlane_grpc.store.rows import EXECUTION, execution_from, microseconds_since_epoch, spec_bytes
 from fastlane_grpc.store.stops import withdraw
+from fastlane_grpc.text.redaction import SecretNames
 
 
 def etag_of(job: Job) -> str:
@@ -55,18 +56,27 @@ def retry_job(
 
 
 def replace_job(
-    db: Connection, job_id: str, *, task_id: str, spec: JobSpec, etag: str, now: datetime, quota: Quota, rules: Rules
+    db: Connection,
+    job_id: str,
+    *,
+    task_id: str,
+    spec: JobSpec,
+    etag: str,
+    now: datetime,
+    quota: Quota,
+    rules: Rules,
+    secret_names: SecretNames,
 ) -> tuple[Job, list[Execution]]:
     """Replace the spec of a stored job. Return the job, and what changed. A spec that is equal changes nothing, unless
     the job has ended or was told to stop.
 
-    JobNotFound, JobChanged, InvalidRequest (another task), UniqueKeyTaken, QueueFull, DiskFull."""
+    JobNotFound, EtagMismatch, InvalidRequest (another task), UniqueKeyTaken, QueueFull, DiskFull."""
     job = job_of(db, job_id)
     assert job.spec is not None, "read with the job"
     if job.task_id != task_id:
         raise InvalidRequest([Violation("task_id", f"is {task_id!r}; the job belongs to {job.task_id!r} for good")])
     if etag and etag != etag_of(job):
-        raise JobChanged(job_id, etag_of(job))
+        raise EtagMismatch(job_id, etag_of(job))
     if job.spec == spec and not job.state.final and job.stop_time is None:
         return job, []
     _check_key_is_free(db, job, spec)
@@ -74,7 +84,7 @@ def replace_job(
     if refusal := quota.refusal(db, 1):
         raise refusal
     changed = _withdraw_unstarted(db, job, now)
-    _write_spec(db, job, spec, now)
+    _write_spec(db, job, spec, secret_names)
     reopen(db, job_id)
     replaced = replace(job, spec=spec, runs=job.runs)
     following = first(job_id, spec, now)
@@ -192,7 +202,7 @@ def _withdraw_unstarted(db: Connection, job: Job, now: datetime) -> list[Executi
     return changed
 
 
-def _write_spec(db: Connection, job: Job, spec: JobSpec, now: datetime) -> None:
+def _write_spec(db: Connection, job: Job, spec: JobSpec, secret_names: SecretNames) -> None:
     # The rows of labels go and come with the spec that names them.
     db.execute(
         """
@@ -206,10 +216,12 @@ def _write_spec(db: Connection, job: Job, spec: JobSpec, now: datetime) -> None:
     [(seq, create_time)] = db.execute(
         """
         UPDATE jobs SET spec = ?, revision = revision + 1, unique_key = ?, schedule = NULL, tick_time = NULL,
+            request_digest = iif(request_digest = x'', ?, request_digest),
             stop_time = NULL
         WHERE job_id = ? RETURNING seq, create_time
         """,
-        (spec_bytes(spec), spec.unique.key if spec.unique else "", job.id),
+        # The request that made the job may be repeated later.
+        (spec_bytes(spec), spec.unique.key if spec.unique else "", digest_of(job, secret_names), job.id),
     ).fetchall()
     keep_labels(db, [(name, value, create_time, seq) for name, value in spec.labels.items()])
 

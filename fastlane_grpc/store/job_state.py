@@ -35,8 +35,7 @@ _TO_START = """
 
 
 class Rules(NamedTuple):
-    """What the store decides by: what follows an execution, and the history of a job whose spec does not say how long
-    it is."""
+    """The rules of the store: the function that decides what follows an execution, and the default history of a job."""
 
     after: After = after
     default_history: int = 100
@@ -216,7 +215,7 @@ def _end(db: Connection, job: Job, final: Final, execution_id: str, now: datetim
 
 
 def _pass_on_key(db: Connection, task_id: str, key: str, now: datetime) -> list[Execution]:
-    """Release the job that waits for a unique key which nobody holds any more."""
+    """Release the job that waits for a unique key that no job holds any more."""
     waiting = db.execute(
         f"""
         UPDATE executions

@@ -11,6 +11,7 @@ from fastlane_grpc.store.database import Connection
 from fastlane_grpc.store.rows import (
     EXECUTION,
     JOB,
+    JOB_AS_TEXT,
     TASK,
     TASKS,
     Row,
@@ -18,6 +19,7 @@ from fastlane_grpc.store.rows import (
     execution_from,
     job_from,
     microseconds_since_epoch,
+    rows_at_once,
     spec_from,
     task_from,
 )
@@ -86,14 +88,16 @@ class JobInLine:
     @staticmethod
     def together(db: Connection, works: "Sequence[JobInLine]") -> Sequence[tuple[Job, int]]:
         """Return what each query returns. LookupError: there is no such job for one of them."""
-        rows = db.execute(
-            f"""
-            SELECT {_AHEAD}, {JOB} FROM json_each(:job_ids) AS wanted
+        rows = rows_at_once(
+            db,
+            f"{_AHEAD}, {JOB_AS_TEXT}",
+            """
+            FROM json_each(:job_ids) AS wanted
             CROSS JOIN jobs ON jobs.job_id = wanted.value
             CROSS JOIN executions ON executions.execution_id = jobs.execution_id
             """,
             {"job_ids": json.dumps([work.job_id for work in works]), "most": max(work.most for work in works)},
-        ).fetchall()
+        )
         if len(rows) < len(works):
             raise LookupError
         found = {job.id: (job, row[0]) for row in rows if (job := job_from(row[1:]))}

@@ -91,8 +91,9 @@ class Readers:
         db.close()
 
     def _neighbours(self, first: "_Read") -> tuple[list["_Read"], "_Read | None"]:
-        """Return `first` with those that wait behind it and can be read by the same statement, and the read that
-        follows them, if it was taken from the queue."""
+        """Return `first` and the waiting reads that the same statement can answer.
+
+        Also return the next read, if it was taken from the queue."""
         reads = [first]
         while first.many and len(reads) < MOST_TOGETHER and (following := self._waiting()):
             if following.many is not first.many:

@@ -46,7 +46,14 @@ from fastlane_grpc.store.job_filter import (
     matching,
 )
 from fastlane_grpc.store.job_state import DEFAULT_RULES, Rules, follow, follow_claim, settle
-from fastlane_grpc.store.lists import ExecutionQuery, JobQuery, Page, page_of_executions, page_of_jobs, page_of_tasks
+from fastlane_grpc.store.lists import (
+    ExecutionQuery,
+    JobQuery,
+    ListPage,
+    page_of_executions,
+    page_of_jobs,
+    page_of_tasks,
+)
 from fastlane_grpc.store.pending import Pending
 from fastlane_grpc.store.pruning import Count, PruneCandidate, PruneCursor, PruneQuery, RetentionTotals
 from fastlane_grpc.store.queries import (
@@ -115,11 +122,11 @@ class Store:
         """Open the store in `directory`, or make it. It takes jobs up to `quota`. StoreFailed if it cannot be
         opened.
 
-        After each commit, on the loop, `on_commit` is given every change that the commit made to an execution (a new
-        one is a change), in their order: of an execution that changed twice, the last one is how it is now. There is
-        none where the commit changed or deleted jobs alone. Callers on
-        the loop were woken before; those on threads are woken after it was called for, so whatever they do next comes
-        to the loop later. `on_failure` is called, on the loop as well, when something could not be written."""
+        After each commit, `on_commit` is called on the loop with the changes to executions, in their order; a new
+        execution is a change. If an execution changed twice, the last change is its present state. The list is empty
+        if the commit changed or deleted jobs alone. Callers on the loop are woken before `on_commit`. Callers on
+        threads are woken after it was scheduled, so their next calls reach the loop later. `on_failure` is called on
+        the loop when a write failed."""
         path = directory / "fastlane.db"
         reserve = Reserve(directory)
         db = _open_with_reserve(path, reserve)
@@ -359,7 +366,7 @@ class Store:
         """Create the job under this id, or replace its spec. Return the job, and whether it was created. `refusal` is
         raised unless the spec equals that of the job, if there is one.
 
-        JobChanged, InvalidRequest (another task), UniqueKeyTaken, QueueFull, DiskFull."""
+        EtagMismatch, InvalidRequest (another task), UniqueKeyTaken, QueueFull, DiskFull."""
 
         def work(db: Connection) -> Written[tuple[Job, bool]]:
             try:
@@ -378,7 +385,15 @@ class Store:
             if refusal and job.spec != spec:
                 raise refusal
             job, changed = replace_job(
-                db, job_id, task_id=task_id, spec=spec, etag=etag, now=self._now(), quota=self._quota, rules=self._rules
+                db,
+                job_id,
+                task_id=task_id,
+                spec=spec,
+                etag=etag,
+                now=self._now(),
+                quota=self._quota,
+                rules=self._rules,
+                secret_names=self._secret_names,
             )
             return Written((job, False), changed, [job_id])
 
@@ -466,17 +481,17 @@ class Store:
 
         return self._writer.write(work, vital=True)
 
-    def jobs(self, query: JobQuery, *, after: tuple[int, int] | None = None, size: int) -> Pending[Page[Job]]:
+    def jobs(self, query: JobQuery, *, after: tuple[int, int] | None = None, size: int) -> Pending[ListPage[Job]]:
         """Return a page of at most `size` after `after`, newest first."""
         return self._readers.read(lambda db: page_of_jobs(db, query, after, size))
 
     def executions(
         self, query: ExecutionQuery, *, after: tuple[int] | None = None, size: int
-    ) -> Pending[Page[Execution]]:
+    ) -> Pending[ListPage[Execution]]:
         """Return a page of at most `size` after `after`, newest first."""
         return self._readers.read(lambda db: page_of_executions(db, query, after, size))
 
-    def tasks(self, *, after: tuple[str] | None = None, size: int) -> Pending[Page[Task]]:
+    def tasks(self, *, after: tuple[str] | None = None, size: int) -> Pending[ListPage[Task]]:
         """Return a page of at most `size` tasks after `after`, by name."""
         return self._readers.read(lambda db: page_of_tasks(db, after, size))
 
@@ -532,19 +547,19 @@ class Store:
             claimed: list[Assignment] = []
             rates: dict[str, datetime | None] = {}
             empty: set[Sequence[str]] = set()
-            has_rates = task_limits.has_rates(db)
             if self._pools:
                 placement.place(db, self._pools)
             for host in hosts:
                 pools = self._pools.of_host(host)
                 if pools in empty:
                     continue
-                execution = _claim_next(db, host, pools, microseconds_since_epoch(now))
-                if execution is None:
+                claim = _claim_next(db, host, pools, microseconds_since_epoch(now))
+                if claim is None:
                     empty.add(pools)
                     continue
+                execution, has_rate = claim
                 claimed.append(Assignment(execution, follow_claim(db, execution)))
-                if has_rates:
+                if has_rate:
                     rates |= task_limits.note_start(db, execution, now)
             told = [lambda: self.limited_tasks.rates_changed(rates)] if rates else []
             return Written(claimed, [assignment.execution for assignment in claimed], told=told)
@@ -866,14 +881,11 @@ def _followed(db: Connection, execution: Execution | None) -> Written[Execution 
     return _written(execution)
 
 
-def _claim_next(db: Connection, host: str, pools: Sequence[str], now: int) -> Execution | None:
-    return _update(
-        db,
-        _claim_sql(len(pools)),
-        host=host,
-        now=now,
-        **{f"pool_{number}": pool for number, pool in enumerate(pools)},
-    )
+def _claim_next(db: Connection, host: str, pools: Sequence[str], now: int) -> tuple[Execution, bool] | None:
+    """Claim the next execution for the host. Return it, and whether its task has a rate; None: nothing waits."""
+    values = {"host": host, "now": now, **{f"pool_{number}": pool for number, pool in enumerate(pools)}}
+    rows = db.execute(_claim_sql(len(pools)), values).fetchall()
+    return (execution_from(rows[0][1:]), bool(rows[0][0])) if rows else None
 
 
 @cache
@@ -885,6 +897,7 @@ def _claim_sql(pools: int) -> str:
     return f"""
         UPDATE executions SET state = {State.PREPARING}, state_time = :now, claim_time = :now, host = :host
         WHERE state = {State.QUEUED} AND seq = (SELECT seq FROM ({of_all}) ORDER BY priority DESC, turn LIMIT 1)
+        RETURNING {task_limits.HAS_RATE}, {EXECUTION}
         """
 
 

@@ -202,8 +202,8 @@ class Writer:
         self._commit(again)
 
     def _all_at_once(self, units: Sequence["_Unit"]) -> Sequence["_Done"]:
-        """What the units answer; nothing, and nothing has changed, if one of them raises. Without a savepoint each:
-        that would be two statements more, at each of which the interpreter changes hands. Raises only if the
+        """Run the units without savepoints, and return their results. If one raises, nothing has changed. A savepoint
+        for each would be two more statements, and each statement may yield the interpreter. Raises only if the
         transaction is gone."""
         self._db.execute("BEGIN IMMEDIATE")
         try:
@@ -271,7 +271,7 @@ class Writer:
             tell(self._loop, (), self._on_failure)
 
     def _announce(self, changed: Sequence[Execution], told: Sequence[Callable[[], None]], *, on_commit: bool) -> None:
-        """On the loop."""
+        """Announce what was committed, on the event loop."""
         for tell_one in told:
             tell_one()
         if on_commit:

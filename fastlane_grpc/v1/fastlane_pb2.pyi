@@ -38,8 +38,9 @@ Rules for every call.
     a secret name (PGPASS, API_KEY, GH_PAT; not MONKEY; see the server's setting `secret_names`). Secret in envs,
     command, args, entrypoint, labels and messages are: the password in a URL (`scheme://user:password@host`), a
     token in place of its user, the value after a secret name and `=` (`?token=`, `--password=`), the value of an
-    Authorization header or a similar one, and tokens with a well-known prefix (`ghp_`). A request that contains such
-    a `***` is rejected. Metadata is returned unchanged.
+    Authorization header or a similar one, and tokens with a well-known prefix (`ghp_`). In command, args and
+    entrypoint also the word after an option with a secret name (`--password x`). A request that contains such a
+    `***` is rejected. Metadata is returned unchanged.
   * Text for people (details, notes, reasons of hosts, fastlane's own log lines) is one printable line: line breaks,
     control characters and escape sequences from callers, engines and registries are removed.
   * Only google/protobuf/*.proto is imported: this file alone is the whole API.
@@ -1503,7 +1504,7 @@ class Outcome(_message.Message):
     """The engine killed a process of the container for memory. The container may have survived."""
     stop_signal: _builtins.str
     """The last signal that fastlane sent, as "SIGTERM"; empty if none. The engine does not report signals from others: by
-    custom, an exit code of 129 or more is 128 + signal.
+    convention, an exit code of 129 or more is 128 + signal.
     """
     def __init__(
         self,
@@ -2217,7 +2218,9 @@ class JobLogExecution(_message.Message):
     EXECUTION_FIELD_NUMBER: _builtins.int
     MAX_ATTEMPTS_FIELD_NUMBER: _builtins.int
     max_attempts: _builtins.int
-    """Number of attempts that its run may have. 1: without retries."""
+    """Number of attempts that its run may have. 1: without retries. Each failure of a host, an engine or a registry
+    raises it by one, as such a failure uses no retry.
+    """
     @_builtins.property
     def execution(self) -> Global___Execution:
         """The execution as it is now; of a retry, `waiting` says when it starts."""

@@ -35,8 +35,9 @@
 //     a secret name (PGPASS, API_KEY, GH_PAT; not MONKEY; see the server's setting `secret_names`). Secret in envs,
 //     command, args, entrypoint, labels and messages are: the password in a URL (`scheme://user:password@host`), a
 //     token in place of its user, the value after a secret name and `=` (`?token=`, `--password=`), the value of an
-//     Authorization header or a similar one, and tokens with a well-known prefix (`ghp_`). A request that contains such
-//     a `***` is rejected. Metadata is returned unchanged.
+//     Authorization header or a similar one, and tokens with a well-known prefix (`ghp_`). In command, args and
+//     entrypoint also the word after an option with a secret name (`--password x`). A request that contains such a
+//     `***` is rejected. Metadata is returned unchanged.
 //   * Text for people (details, notes, reasons of hosts, fastlane's own log lines) is one printable line: line breaks,
 //     control characters and escape sequences from callers, engines and registries are removed.
 //   * Only google/protobuf/*.proto is imported: this file alone is the whole API.
@@ -2438,7 +2439,7 @@ type Outcome struct {
 	// The engine killed a process of the container for memory. The container may have survived.
 	OutOfMemory bool `protobuf:"varint,4,opt,name=out_of_memory,json=outOfMemory,proto3" json:"out_of_memory,omitempty"`
 	// The last signal that fastlane sent, as "SIGTERM"; empty if none. The engine does not report signals from others: by
-	// custom, an exit code of 129 or more is 128 + signal.
+	// convention, an exit code of 129 or more is 128 + signal.
 	StopSignal    string `protobuf:"bytes,5,opt,name=stop_signal,json=stopSignal,proto3" json:"stop_signal,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3657,7 +3658,8 @@ type JobLogExecution struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The execution as it is now; of a retry, `waiting` says when it starts.
 	Execution *Execution `protobuf:"bytes,1,opt,name=execution,proto3" json:"execution,omitempty"`
-	// Number of attempts that its run may have. 1: without retries.
+	// Number of attempts that its run may have. 1: without retries. Each failure of a host, an engine or a registry
+	// raises it by one, as such a failure uses no retry.
 	MaxAttempts   int32 `protobuf:"varint,2,opt,name=max_attempts,json=maxAttempts,proto3" json:"max_attempts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache

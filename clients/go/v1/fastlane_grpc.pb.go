@@ -35,8 +35,9 @@
 //     a secret name (PGPASS, API_KEY, GH_PAT; not MONKEY; see the server's setting `secret_names`). Secret in envs,
 //     command, args, entrypoint, labels and messages are: the password in a URL (`scheme://user:password@host`), a
 //     token in place of its user, the value after a secret name and `=` (`?token=`, `--password=`), the value of an
-//     Authorization header or a similar one, and tokens with a well-known prefix (`ghp_`). A request that contains such
-//     a `***` is rejected. Metadata is returned unchanged.
+//     Authorization header or a similar one, and tokens with a well-known prefix (`ghp_`). In command, args and
+//     entrypoint also the word after an option with a secret name (`--password x`). A request that contains such a
+//     `***` is rejected. Metadata is returned unchanged.
 //   * Text for people (details, notes, reasons of hosts, fastlane's own log lines) is one printable line: line breaks,
 //     control characters and escape sequences from callers, engines and registries are removed.
 //   * Only google/protobuf/*.proto is imported: this file alone is the whole API.
