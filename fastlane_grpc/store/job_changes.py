@@ -18,7 +18,7 @@ from fastlane_grpc.model import Execution, Hold, Job, JobSpec, State
 from fastlane_grpc.schedule import Next, Ticks, first, resumed, without_pending
 from fastlane_grpc.store.database import Connection
 from fastlane_grpc.store.enqueue import Quota, digest_of, keep_labels, key_holders
-from fastlane_grpc.store.job_state import Rules, insert_next, reopen, settle, write_schedule
+from fastlane_grpc.store.job_state import Rules, insert_next, point_at, reopen, settle, write_schedule
 from fastlane_grpc.store.queries import job_of, open_executions
 from fastlane_grpc.store.rows import (
     EXECUTION,
@@ -96,8 +96,10 @@ def replace_job(
     following = first(job_id, spec, now)
     assert following.next is not None, "a job has a first execution"
     write_schedule(db, job_id, following.schedule, None)
-    if spec.cron and following.schedule and open_executions(db, job_id):
+    under_way = open_executions(db, job_id)
+    if spec.cron and following.schedule and under_way:
         # A run of the former spec is under way: the first tick finds it so.
+        point_at(db, under_way[0])
         tick_time = Ticks(spec.cron, expire_time=spec.expire_time).after(following.schedule.handled_time)
         write_schedule(db, job_id, following.schedule, tick_time)
         return job_of(db, job_id), changed
