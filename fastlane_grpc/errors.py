@@ -12,16 +12,6 @@ class ServerFailed(Exception):
     """The server took itself down, because a part of it failed that it cannot do without; the message says which."""
 
 
-class Refusal(Exception):
-    """A request that was not carried out; nothing was written. `metadata` says which one, by the names of the
-    contract."""
-
-    def __init__(self, message: str, *, retry_seconds: float | None = None, **metadata: str) -> None:
-        super().__init__(message)
-        self.metadata: Mapping[str, str] = metadata
-        self.retry_seconds = retry_seconds
-
-
 @dataclass(frozen=True, slots=True)
 class Violation:
     """One field at fault: its path in the request, as `spec.envs["A=B"]`, and what is wrong with it."""
@@ -29,17 +19,36 @@ class Violation:
     field: str
     description: str
 
+    def __str__(self) -> str:
+        return f"{self.field}: {self.description}" if self.field else self.description
+
+
+class Refusal(Exception):
+    """A request that was not carried out; nothing was written. `metadata` says which one, by the names of the
+    contract. `violations` name the fields at fault."""
+
+    violations: Sequence[Violation] = ()
+
+    def __init__(self, message: str, *, retry_seconds: float | None = None, **metadata: str) -> None:
+        super().__init__(message)
+        self.metadata: Mapping[str, str] = metadata
+        self.retry_seconds = retry_seconds
+
 
 class InvalidRequest(Refusal):
     """Fields that cannot be as they are; all of them, not the first."""
 
     def __init__(self, violations: Sequence[Violation]) -> None:
-        super().__init__("; ".join(f"{violation.field}: {violation.description}" for violation in violations))
+        super().__init__("; ".join(map(str, violations)))
         self.violations = tuple(violations)
 
 
 class UnknownField(Refusal):
     """The request has fields that this server does not know."""
+
+    def __init__(self, message: str, violations: Sequence[Violation] = ()) -> None:
+        super().__init__(message)
+        self.violations = tuple(violations)
 
 
 class PageTokenInvalid(Refusal):
