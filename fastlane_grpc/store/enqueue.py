@@ -30,7 +30,9 @@ T = TypeVar("T")
 # Stops the job with the first id, as the second one takes its place. Returns the executions that changed.
 StopHolder: TypeAlias = Callable[[Connection, str, str], list[Execution]]
 
-# Rows of one statement, at most. For each power of two up to this SQLite keeps the statement prepared.
+# Rows of one statement, at most. SQLite keeps the statements prepared: one for each number of rows up to the first, and
+# one for each power of two up to the second.
+_ANY_NUMBER_OF_ROWS = 16
 _MOST_ROWS = 64
 
 _JOBS = """
@@ -361,6 +363,6 @@ def parts(works: Sequence[T]) -> Iterator[Sequence[T]]:
     """Cut the works into parts for one statement each, of few different sizes."""
     begin = 0
     while left := len(works) - begin:
-        size = min(1 << left.bit_length() - 1, _MOST_ROWS)
+        size = left if left <= _ANY_NUMBER_OF_ROWS else min(1 << left.bit_length() - 1, _MOST_ROWS)
         yield works[begin : begin + size]
         begin += size

@@ -206,6 +206,8 @@ def spec_bytes(spec: JobSpec) -> bytes:
             kept[name] = kind(given)
     if spec.limits is not DEFAULT_LIMITS and (limits := _limits_given(spec.limits)):
         kept["limits"] = limits
+    if _optional_of(spec) == _NONE_SET:
+        return _encode(kept).encode()
     optional = {
         "timeout_us": None if spec.timeout is None else microseconds_of(spec.timeout),
         "stop_grace_us": None if spec.stop_grace is None else microseconds_of(spec.stop_grace),
@@ -230,6 +232,12 @@ _PLAIN_NAMES = (
     "history",
 )
 _plain_of = attrgetter(*_PLAIN_NAMES)
+# Fields that are kept unless they are None.
+# Fields that are kept unless they are None; most specs have none of them.
+_optional_of = attrgetter(
+    *("timeout", "stop_grace", "metadata", "start_in", "start_at", "expire_time", "cron", "retry", "unique")
+)
+_NONE_SET = _optional_of(JobSpec(""))
 _COLLECTIONS: Sequence[tuple[str, Callable[[JobSpec], Any], type]] = tuple(
     (name, attrgetter(name), kind)
     for name, kind in (("args", list), ("envs", dict), ("entrypoint", list), ("labels", dict))
