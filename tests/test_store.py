@@ -687,8 +687,12 @@ async def test_callers_of_a_shared_commit_share_the_next_one(tmp_path: Path) -> 
     with harness.held():
         shared = enqueued_together(harness, SHARED_FROM)
     await asyncio.gather(*shared)
-    # The first one waits until there are enough of them.
-    await asyncio.gather(*enqueued_together(harness, SHARED_ENOUGH + 1))
+    # The first one waits until there are enough of them, though they come one after another.
+    later = []
+    for _ in range(SHARED_ENOUGH + 1):
+        later += enqueued_together(harness, 1)
+        await asyncio.to_thread(int)  # time for the writer to take it
+    await asyncio.gather(*later)
     assert [len(commit) for commit in harness.commits] == [*[1] * SHARED_FROM, SHARED_FROM, SHARED_ENOUGH + 1]
     harness.store.close()
 

@@ -25,7 +25,7 @@ TOGETHER_SECONDS = 0.0005
 # reads that come with the first one: to wake a thread and the loop costs more than a read.
 SHARED_FROM = 3
 SHARED_SECONDS = 0.001
-_SHARED_FOR_SECONDS = 0.05
+SHARED_FOR_SECONDS = 0.05
 # The most reads that one statement answers.
 MOST_TOGETHER = 16
 
@@ -105,7 +105,7 @@ class Readers:
                 first = first or self._waiting()
             tell(self._loop, settled)
             if len(settled) >= SHARED_FROM:
-                self._shared_until = time.monotonic() + _SHARED_FOR_SECONDS
+                self._shared_until = time.monotonic() + SHARED_FOR_SECONDS
             first = first or self._queue.get()
         db.close()
 

@@ -232,10 +232,10 @@ _PLAIN_NAMES = (
     "history",
 )
 _plain_of = attrgetter(*_PLAIN_NAMES)
-# Fields that are kept unless they are None.
 # Fields that are kept unless they are None; most specs have none of them.
 _optional_of = attrgetter(
-    *("timeout", "stop_grace", "metadata", "start_in", "start_at", "expire_time", "cron", "retry", "unique")
+    *("timeout", "stop_grace", "metadata", "start_in", "start_at", "expire_time", "cron", "retry", "unique"),
+    "stop_when_unwatched",
 )
 _NONE_SET = _optional_of(JobSpec(""))
 _COLLECTIONS: Sequence[tuple[str, Callable[[JobSpec], Any], type]] = tuple(
