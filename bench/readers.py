@@ -52,8 +52,8 @@ def rows(stage: Path, rounds: int) -> Iterator[Ratio | Margin]:
 
 
 def _late(stage: Path, rounds: int) -> Iterator[Ratio | Margin]:
-    with _no_engine(stage) as running:
-        execution_id, writer = _record(running)
+    with no_engine(stage) as running:
+        execution_id, writer = record(running)
         for _ in range(LATE_BYTES // 65_000):
             writer.write([(Source.STDOUT, LINE * (65_000 // len(LINE)))], time.time_ns())
         writer.close()
@@ -68,10 +68,10 @@ def _late(stage: Path, rounds: int) -> Iterator[Ratio | Margin]:
 
 
 def _crowd(stage: Path, rounds: int) -> Iterator[Ratio | Margin]:
-    with _no_engine(stage) as running:
+    with no_engine(stage) as running:
 
         def ours() -> Got:
-            execution_id, writer = _record(running)
+            execution_id, writer = record(running)
             request = pb.StreamExecutionLogsRequest(execution_id=execution_id, sources=[pb.SOURCE_STDOUT])
             with closing(writer):
                 return read(running.address, request, FOLLOWED_BYTES, FOLLOWERS, lambda: _write(writer))
@@ -100,12 +100,12 @@ def _compared(
         yield Margin("  the server's memory at its most", "MB", peak_megabytes(running), peak_megabytes(peer), 200.0)
 
 
-def _no_engine(stage: Path) -> AbstractContextManager[Running]:
+def no_engine(stage: Path) -> AbstractContextManager[Running]:
     """A server whose jobs stay queued: what is in their records is ours."""
     return server(stage, "--engine", f"unix://{stage}/no-engine.sock")
 
 
-def _record(running: Running) -> tuple[str, RecordWriter]:
+def record(running: Running) -> tuple[str, RecordWriter]:
     with Client(running.address) as client:
         execution_id = client.enqueue("bench", "none").execution.id
     path = Logs(running.directory / "logs").output_path(execution_id)
