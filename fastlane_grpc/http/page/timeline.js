@@ -62,7 +62,7 @@ function bar(execution, longest, hasRuns, now) {
         width: Math.max(1.5, 1000 * (phase.end - phase.begin) / longest),
         height: 10,
       }))) : null,
-    el("dl", { class: "phase-times" }, phases.filter((phase) => phase.end - phase.begin >= 1 || phase === phases.at(-1)).map((phase, index, shown) => {
+    el("dl", { class: "phase-times" }, phases.filter((phase) => phase.end - phase.begin >= 1 || phase.key === "running" || phase === phases.at(-1)).map((phase, index, shown) => {
       const goesOn = index === shown.length - 1 && !isFinal(execution.state);
       return el("div", { "data-phase": phase.key }, el("dt", {}, phase.name),
         el("dd", {}, goesOn ? living((time) => span(time - phase.begin)) : span(phase.end - phase.begin)));
