@@ -9,6 +9,7 @@ from http.client import IncompleteRead
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from google.protobuf import json_format
 
@@ -197,6 +198,57 @@ async def test_faults_of_a_request_are_answered_before_the_first_byte(harness: H
     assert found.json["violations"][0]["field"] == "exit_line"
 
 
+async def test_head_of_a_log_has_the_status_of_get_and_no_body(harness: HttpHarness) -> None:
+    execution, _ = await running(harness)
+    found = await harness.ask("HEAD", path_of(execution), **EVENTS)
+    assert (found.status, found.body) == (200, b"")
+    assert found.headers["content-type"] == "text/event-stream"
+    for path in ("/executions/nothing/logs", "/jobs/nothing/logs", path_of(execution, "?cursor=x")):
+        expected = (await harness.ask("GET", path)).status
+        assert expected >= 400
+        assert (await harness.ask("HEAD", path)).status == expected
+    assert (await harness.ask("HEAD", "/watch")).status == 200
+
+
+async def test_a_log_that_was_pruned_is_a_gap_in_each_form(harness: HttpHarness) -> None:
+    execution = await stored(harness)
+    whole = lines_of((await harness.ask("GET", path_of(execution), **LINES)).body)
+    assert (await harness.ask("POST", "/prune", {"older_than": 0, "logs_only": True})).status == 200
+    lines = lines_of((await harness.ask("GET", path_of(execution, "?number_lines=true"), **LINES)).body)
+    gaps = [each["gap"] for each in lines if "gap" in each]
+    assert {each["source"] for each in gaps} == {"SOURCE_STDOUT", "SOURCE_STDERR", "SOURCE_SYSTEM"}
+    assert {each["cause"] for each in gaps} == {"CAUSE_PRUNED"}
+    assert lines[-1]["end"] == {**whole[-1]["end"]}
+    events = events_of((await harness.ask("GET", path_of(execution), **EVENTS)).body)
+    assert [each.name for each in events] == ["state", *["gap"] * len(gaps), "end"]
+    raw = (await harness.ask("GET", path_of(execution, "?exit_line=1"))).body
+    assert raw.startswith(b"\nfastlane-end exit_status=3 state=FAILED ")
+
+
+async def test_ranges_by_two_cursors_end_whatever_they_are(harness: HttpHarness) -> None:
+    execution = await stored(harness)
+    whole = lines_of((await harness.ask("GET", path_of(execution), **LINES)).body)
+    cursors = [each["cursor"] for each in whole]
+    for first in cursors:
+        for last in cursors:
+            query = f"?cursor={first}&before_cursor={last}"
+            found = lines_of((await harness.ask("GET", path_of(execution, query), **LINES)).body)
+            between = whole[cursors.index(first) + 1 : cursors.index(last) + 1]
+            for source in Source:
+                assert bytes_of(found, source) == bytes_of(between, source)
+            assert "end" in found[-1]
+    beyond = cursors[-1].rsplit(".", 4)[0] + ".999999999.999.999.0"
+    # Only at the end of the log is it known that the cursor is of another one.
+    with pytest.raises(IncompleteRead) as cut:
+        await harness.ask("GET", path_of(execution, f"?cursor={beyond}"), **LINES)
+    assert lines_of(cut.value.partial)[-1]["problem"]["reason"] == "CURSOR_AHEAD"
+    found = lines_of((await harness.ask("GET", path_of(execution, f"?before_cursor={beyond}"), **LINES)).body)
+    assert found[-1]["end"]["sealed"], found
+    assert {source: bytes_of(found, source) for source in Source} == {
+        source: bytes_of(whole, source) for source in Source
+    }
+
+
 async def test_a_server_that_stops_leaves_no_stream_complete(harness: HttpHarness) -> None:
     execution, writer = await running(harness)
     writer.write([(OUT, b"all so far\n")], 1)
@@ -306,4 +358,17 @@ async def test_streams_of_both_doors_count_together(tmp_path: Path) -> None:
     assert (found.status, found.reason) == (429, "TOO_MANY_STREAMS")
     assert int(found.headers["retry-after"]) >= 1
     stream.cancel()
+    # A reader over HTTP takes the place, and gives it back when it goes.
+    async with connected(harness.http_port) as (reader, sender):
+        head = b"HTTP/1.1 429"
+        while head.startswith(b"HTTP/1.1 429"):
+            sender.write(request("GET", path_of(execution)))
+            head = await read_until(reader, b"\r\n\r\n")
+            if head.startswith(b"HTTP/1.1 429"):
+                await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]))
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await harness.stream(execution.id).read()
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    while (await harness.ask("GET", path_of(execution, "?follow=false"))).status == 429:
+        pass
     await harness.close()
