@@ -291,6 +291,13 @@ async def test_trailers_tell_the_end_to_those_who_accept_them(harness: HttpHarne
         "Fastlane-Stderr-Bytes": "6",
         "Fastlane-Missing-Bytes": "5",
     }
+    # The connection goes on after them.
+    async with connected(harness.http_port) as (reader, sender):
+        for _ in range(2):
+            sender.write(request("GET", path_of(execution, "?source=stderr"), te="trailers", connection="TE"))
+            assert (await read_until(reader, b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+            await read_until(reader, b"\r\nFastlane-Cursor: ")
+            await read_until(reader, b"\r\n\r\n")
     # Without that header none are sent.
     async with connected(harness.http_port) as (reader, sender):
         sender.write(request("GET", path_of(execution), connection="close"))
