@@ -344,8 +344,8 @@ async def test_readers_of_one_encoding_share_what_one_of_them_read(harness: Http
 
 async def test_a_reader_that_does_not_read_holds_up_nobody_else(harness: HttpHarness) -> None:
     execution, writer = await running(harness)
-    async with connected(harness.http_port) as (_, slow):
-        slow.write(request("GET", path_of(execution)))
+    async with connected(harness.http_port) as (reader, slow):
+        slow.write(request("GET", path_of(execution), connection="close"))
         for number in range(200):
             writer.write([(OUT, b"%06d" % number * 10_000)], number)
         await harness.finish(execution, writer)
@@ -353,6 +353,7 @@ async def test_a_reader_that_does_not_read_holds_up_nobody_else(harness: HttpHar
         assert len((await harness.ask("GET", path_of(execution))).body) == 12_000_000
         [held] = [each for each in harness.http_connections if not each.cycle.response_complete]
         assert held.transport.get_write_buffer_size() < 1_000_000
+        assert answer(await rest(reader)).body == b"".join(b"%06d" % number * 10_000 for number in range(200))
 
 
 async def test_streams_of_both_doors_count_together(tmp_path: Path) -> None:
