@@ -15,7 +15,7 @@ from fastlane_grpc.api import Calls, error_table
 from fastlane_grpc.http.routes import ROUTES, methods
 from fastlane_grpc.model import new_id
 from fastlane_grpc.v1 import fastlane_pb2 as pb
-from tests.http_client import SECONDS, Answer, answer, connected, request
+from tests.http_client import Answer, answer, connected, request
 from tests.http_harness import HttpHarness
 from tests.tools import ROOT
 
@@ -375,16 +375,6 @@ async def test_a_name_that_is_not_the_servers_is_refused(tmp_path: Path) -> None
     twice = await harness.ask("GET", "/jobs", x="1\r\nHost: localhost")
     assert (twice.status, twice.reason) == (400, "HOST_GIVEN_TWICE")
     await harness.close()
-
-
-async def test_a_body_that_an_upgrade_would_drop_is_refused(harness: HttpHarness) -> None:
-    for protocol in ("h2c", "websocket"):
-        asked = {"upgrade": protocol, "connection": "Upgrade, HTTP2-Settings"}
-        async with connected(harness.http_port) as (reader, writer):
-            writer.write(request("POST", "/tasks/t", {"image": "a"}, **asked))
-            told = answer(await asyncio.wait_for(reader.read(), SECONDS))
-        assert (told.status, told.reason) == (501, "UPGRADE_NOT_SUPPORTED")
-    assert (await harness.ask("GET", "/jobs")).json == {"jobs": []}
 
 
 async def test_a_page_of_another_site_changes_nothing(harness: HttpHarness) -> None:

@@ -13,6 +13,7 @@ from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from fastlane_grpc.http.limits import HttpLimits
+from fastlane_grpc.http.request_parser import RequestParser
 
 # Where a connection of the scope is found.
 CONNECTION = "fastlane.connection"
@@ -36,6 +37,7 @@ class Connection(HttpToolsProtocol):
 
     def __init__(self, config: Config, state: ServerState, limits: HttpLimits) -> None:
         super().__init__(config, state, {})
+        self.parser: RequestParser = RequestParser(self)
         self._limits = limits
         self.timeout_keep_alive = limits.idle_seconds  # type: ignore[assignment]
         self.logger = _logger
@@ -137,6 +139,13 @@ class Connection(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         if self._pipelined:
             return
+        if self.parser.should_upgrade() and not self.transport.is_closing():
+            self._field_bytes = 0
+            if self.parser.get_method() == b"CONNECT":
+                self.send_400_response("This server is not a proxy.")
+            else:
+                self.parser.ignore_upgrade(self.url, self.headers)
+            return
         self._disarm()
         self._in_head, self._in_body = False, True
         self._head_bytes = self._field_bytes = self._bytes_beside_body = 0
@@ -153,7 +162,7 @@ class Connection(HttpToolsProtocol):
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if self._pipelined or self.cycle is None:
+        if self._pipelined or self.parser.should_upgrade() or self.cycle is None:
             return
         self._in_body = False
         if self._closes_after_body:
