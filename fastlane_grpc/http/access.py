@@ -28,11 +28,8 @@ class Access:
             raise HttpError(400, "HOST_GIVEN_TWICE", "the request has more than one Host header")
         host = headers.get("host", "").lower()
         if self._hosts is not None and _name_of(host) not in self._hosts:
-            raise HttpError(
-                421,
-                "HOST_NOT_SERVED",
-                f"this server is not called {_name_of(host)[:100]!r}; the setting http_hosts adds names",
-            )
+            told = f"this server is not called {_name_of(host)[:100]!r}; the setting http_hosts adds names"
+            raise HttpError(421, "HOST_NOT_SERVED", told if host else "the request names no host; send the header Host")
         # Two of them are no origin of ours.
         origin = ", ".join(headers.getlist("origin")).lower()
         if verb in _SAFE_VERBS or not origin or origin in self._cors_origins:

@@ -66,7 +66,7 @@ def _declared_bytes(headers: Headers) -> int | None:
     if "transfer-encoding" in headers:
         return None
     text = headers.get("content-length", "0")
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 20 else None
 
 
 def _too_large(max_bytes: int) -> HttpError:
