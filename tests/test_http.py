@@ -221,7 +221,12 @@ async def test_values_are_read_as_people_write_them(
     [
         ({"imge": "a"}, "imge", "no such field; did you mean image?"),
         ({"image": "a", "limits": {"cpu": 1}}, "limits.cpu", "did you mean cpus?"),
-        ({"image": "a", "envs": {"A": 1}}, 'envs["A"]', "must be a string"),
+        ({"image": "a", "envs": {"A": 1}}, 'envs["A"]', 'must be a string, as "1"'),
+        ({"image": "a", "command": ["echo", "a"]}, "command", "must be a string; put a list of words into args"),
+        ({"image": "a", "retries": 3.5}, "retry", "must be a JSON object, or its max_retries alone, which is a whole"),
+        ({"image": "a", "memory_bytes": 1}, "memory_bytes", "no such field; did you mean limits.memory_bytes?"),
+        ({"image": "a", "spec": {"memory": 1}}, "image", "stands beside spec"),
+        ({"spec": {"memory": 1}}, "memory", "no such field; did you mean limits.memory_bytes?"),
         ({"image": "a", "spec": {}}, "image", "stands beside spec"),
         ({"image": 7}, "image", "must be a string"),
         ({"image": "a", "timeout": "soon"}, "timeout", "'soon' is not a duration"),
@@ -249,7 +254,7 @@ async def test_values_are_read_as_people_write_them(
         (b'{"image": "a", "cron": {"expression": "* * * * *", "overlap": "\\ud800"}}', "cron.overlap", "\\ud800"),
         (b'{"metadata": ' + b'{"a":' * 3000 + b"1" + b"}" * 3001, "", "nested too deeply"),
         (b'{"metadata": ' + b'{"a":' * 80 + b"1" + b"}" * 81, "metadata", "nested too deeply"),
-        (b'{"image": "a"', "", "is not JSON: Expecting ',' delimiter at column 14"),
+        (b'{"image": "a"', "", "the body is not JSON: Expecting ',' delimiter at column 14"),
         (b'{"image":\n x}', "", "at column 2 of line 2"),
         (b"[]", "", "is not a JSON object"),
         (b"\xff", "", "is not UTF-8 at byte 1"),
@@ -318,6 +323,26 @@ async def test_what_does_not_exist_is_a_problem_with_its_reason(harness: HttpHar
         assert answered.json["type"] == "about:blank"
 
 
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("/task/greet", "/tasks/greet"),
+        ("/jobs/x/", "/jobs/x"),
+        ("/Jobs/x/stop", "/jobs/x/stop"),
+        ("/job", "/jobs"),
+        ("/health", "/healthz"),
+        ("/jobs/x/nothing", ""),
+        ("/", ""),
+    ],
+)
+async def test_a_path_that_is_nearly_one_is_told_that_one(harness: HttpHarness, path: str, meant: str) -> None:
+    told = await harness.ask("GET", path)
+    hint = f"did you mean {meant!r}?" if meant else "/openapi.json lists all paths"
+    assert (told.status, told.json["detail"]) == (404, f"there is nothing at {path!r}; {hint}")
+    # So that a prompt begins on a line of its own.
+    assert told.body.endswith(b"}\n")
+
+
 async def test_a_full_queue_says_when_to_try_again(tmp_path: Path) -> None:
     harness = HttpHarness(tmp_path, max_waiting=1)
     await harness.start()
@@ -359,6 +384,15 @@ async def test_parameters_of_a_post_belong_into_its_body(harness: HttpHarness) -
     assert violations(await harness.ask("POST", "/tasks/t?image=a")) == {
         "image": "is in the query; send it in the body"
     }
+
+
+async def test_numbers_and_booleans_of_an_answer_are_there_even_if_they_are_nothing(harness: HttpHarness) -> None:
+    stored = (await harness.ask("POST", "/tasks/t", {"image": "a", "request_id": "r"})).json
+    assert stored["existing"] is False
+    stopped = await harness.ask("POST", "/batch/stop", {"filter": {"task_id": "nobody"}})
+    assert stopped.json == {"stopped": 0, "more": False}
+    pruned = await harness.ask("POST", "/prune", {"older_than": "1d"})
+    assert pruned.json == {"jobs": "0", "logs": "0", "bytes": "0", "more": False}
 
 
 # --------------------------------------------------------------------------------------------------------------- access
