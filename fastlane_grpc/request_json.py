@@ -31,6 +31,7 @@ _SIZE = re.compile(r"([0-9]{1,12})([kmgKMG]?)")
 _SECONDS = re.compile(r"-?[0-9]+(\.[0-9]{1,9})?s")
 # No number of more digits fits into a field; Python refuses to read one of very many.
 _MOST_DIGITS = 300
+_LONGEST_NAME = 100
 _DIGITS = re.compile(r"-?[0-9]{1,20}")
 _INTEGERS = {
     FieldDescriptor.CPPTYPE_INT32: (-(1 << 31), (1 << 31) - 1),
@@ -110,8 +111,10 @@ def unknown_field(
     """Return the fault of a field that does not exist, with the nearest one that does.
 
     `nested`: by their names, the paths of fields that are in others."""
-    near = get_close_matches(name, list(known), 1, 0.65)
-    inner = get_close_matches(name, list(nested), 1, 0.65)
+    # Nothing is near to a long name, and the search would take long.
+    word = name if len(name) <= _LONGEST_NAME else ""
+    near = get_close_matches(word, list(known), 1, 0.65)
+    inner = get_close_matches(word, list(nested), 1, 0.65)
     meant = near[0] if near else nested[inner[0]] if inner else ""
     return JsonFault(f"{path}{name}", f"no such field{f'; did you mean {meant}?' if meant else ''}", unknown=True)
 
