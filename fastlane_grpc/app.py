@@ -269,12 +269,14 @@ class Server:
         """Serve the calls over gRPC."""
         self.service = Service(self.store, self.tails, self.dispatcher, self.retention, self.settings, self.watches)
         self.listeners.append(self.service.job_watches.changed)
+        self.listeners.append(self.service.unwatched_jobs.changed)
         self.rpc = RpcServer(self.service, self.settings, max_connections=self.open_files.max_connections)
         parts.push_async_callback(self.rpc.stop)
         self.rpc.listen()
         _warn_of_reach(self.settings.listen, self.port)
         # Set once here: health must answer before the first change of a host.
         await self.rpc.serving("engine", self.dispatcher.up)
+        self.run(parts, "jobs that nobody watches", self.service.unwatched_jobs.run, restart=True)
         self.run(parts, "health of engines", self._tell_engine_health, restart=True)
         self.run(
             parts,

@@ -274,6 +274,7 @@ class JobSpec:
     retry: Retry | None = None
     unique: Unique | None = None
     history: int = 0
+    stop_when_unwatched: timedelta | None = None
 
     @property
     def starts_at_once(self) -> bool:

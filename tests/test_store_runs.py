@@ -1,7 +1,7 @@
 """Jobs with many executions in the store: retries, schedules, manual retries, replaced jobs, unique keys."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
@@ -44,6 +44,7 @@ from fastlane_grpc.model import (
 )
 from fastlane_grpc.schedule import Ticks
 from fastlane_grpc.store import etag_of
+from fastlane_grpc.store.database import Connection
 from fastlane_grpc.store.writer import Written
 from tests.moved_store import BEGIN, SPEC, RunsStore, minutes
 
@@ -641,6 +642,17 @@ async def test_a_job_replaced_to_run_now_runs_beside_its_running_execution(moved
     assert (await moved.store.job(job.id)).state is State.SUCCEEDED
 
 
+async def test_a_job_replaced_by_a_schedule_shows_the_run_that_goes_on(moved: RunsStore) -> None:
+    job = await moved.job(command="old")
+    [run] = await moved.look()
+    await replaced(moved, job.id, command="waits beside it")
+    await replaced(moved, job.id, cron=HOURLY, command="new")
+    assert (await moved.store.job(job.id)).execution.id == run.id
+    await moved.end(run)
+    [tick] = await moved.pass_time(BEGIN + HOUR)
+    assert tick.tick_time == BEGIN + HOUR
+
+
 async def test_a_final_job_that_is_replaced_starts_anew(moved: RunsStore) -> None:
     job = await moved.job(cron=HOURLY)
     await moved.store.stop(job.id, grace=None, note="")
@@ -783,9 +795,9 @@ async def test_a_job_is_not_replaced_while_another_waits_for_its_key(moved: Runs
     first = await moved.job(unique=unique())
     [run] = await moved.look()
     second = await moved.job(unique=unique(Conflict.REPLACE))
-    for spec in ({}, {"unique": unique()}, {"unique": Unique("other")}):
+    for key in (None, unique(), Unique("other")):
         with pytest.raises(UniqueKeyTaken, match=second.id):
-            await replaced(moved, first.id, command="new", **spec)
+            await replaced(moved, first.id, command="new", unique=key)
     await moved.end(run, State.STOPPED)
     assert (await only(await moved.look())).job_id == second.id
     assert (await replaced(moved, first.id, command="new"))[0].state is State.QUEUED
@@ -852,10 +864,14 @@ async def steps_of_a_look(directory: Path, count: int) -> int:
         steps += 100
         return 0
 
-    await moved.store._writer.write(lambda db: Written(db.set_progress_handler(counted, 100)))
+    def watch(db: Connection, handler: Callable[[], int] | None) -> Written[None]:
+        db.set_progress_handler(handler, 100)
+        return Written(None)
+
+    await moved.store._writer.write(lambda db: watch(db, counted))
     moved.now += minutes(1)
     assert await moved.store.promote(1000) == (False, BEGIN + 2 * HOUR)
-    await moved.store._writer.write(lambda db: Written(db.set_progress_handler(None, 0)))
+    await moved.store._writer.write(lambda db: watch(db, None))
     moved.close()
     return steps
 

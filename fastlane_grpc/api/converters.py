@@ -264,6 +264,7 @@ def _read_spec(spec: pb.JobSpec, violations: list[Violation]) -> JobSpec:
         if spec.HasField("unique")
         else None,
         history=spec.history,
+        stop_when_unwatched=read_optional_duration(spec, "stop_when_unwatched", "spec.stop_when_unwatched", violations),
     )
 
 

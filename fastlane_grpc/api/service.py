@@ -1,7 +1,7 @@
 """The rules behind the calls, on values of the model. A request is validated as a whole before anything is done."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
@@ -24,10 +24,11 @@ from fastlane_grpc.api.log_stream import LogRequest, Send, StreamEncoding, log_s
 from fastlane_grpc.api.pages import PageRequest, PageResult, TaskQuery, position_of
 from fastlane_grpc.api.schedule_validation import MAX_PREVIEW, preview_violations
 from fastlane_grpc.api.unstored_stops import UnstoredStops
+from fastlane_grpc.api.unwatched import UnwatchedJobs
 from fastlane_grpc.api.watch import WatchEncoding, WatchRequest, watch_stream, watch_violations
 from fastlane_grpc.config import Settings
 from fastlane_grpc.errors import DiskFull, InvalidRequest, ServerStopping, StoreFailed, TooManyStreams, Violation
-from fastlane_grpc.logs import Tails
+from fastlane_grpc.logs import Cursor, Tails
 from fastlane_grpc.model import (
     ArrayPosition,
     Cron,
@@ -155,6 +156,7 @@ class Service:
         self._watches = watches
         self.job_watches = JobWatches()
         self._unstored_stops = UnstoredStops(capacity.stop_unstored)
+        self.unwatched_jobs = UnwatchedJobs(store, lambda job_id, note: self.stop(job_id, note=note, grace=None))
         self._streams = 0
         self._stopping = False
 
@@ -419,9 +421,21 @@ class Service:
         """Send the log of one execution to its end; see `log_stream`."""
         self._check_serving()
         _require("execution_id", request.execution_id)
-        with self._stream(request, conversion_violations):
+        with self._stream(request, conversion_violations), ExitStack() as watching:
+
+            async def announce(cursor: Cursor, execution: Execution) -> None:
+                if request.follow:
+                    watching.enter_context(self.unwatched_jobs.watching([execution.job_id]))
+
             await log_stream(
-                request, self._store, self._tails, self.waiting_in_line, lambda: self._stopping, encoding, send
+                request,
+                self._store,
+                self._tails,
+                self.waiting_in_line,
+                lambda: self._stopping,
+                encoding,
+                send,
+                announce,
             )
 
     async def job_log(
@@ -430,7 +444,8 @@ class Service:
         """Send the logs of a job to its end; see `job_log_stream`."""
         self._check_serving()
         _require("job_id", request.job_id)
-        with self._stream(request, conversion_violations):
+        watched = [request.job_id] if request.follow else []
+        with self._stream(request, conversion_violations), self.unwatched_jobs.watching(watched):
             await job_log_stream(
                 request,
                 self._store,
@@ -478,7 +493,7 @@ class Service:
         """Send jobs and their changes; see `watch_stream`."""
         self._check_serving()
         validation.raise_if_invalid(chain(conversion_violations, watch_violations(request)))
-        with self._counted():
+        with self._counted(), self.unwatched_jobs.watching(frozenset(request.job_ids)):
             await watch_stream(request, self._watches, lambda: self._stopping, encoding, send)
 
     async def prune(self, request: PruneRequest, conversion_violations: Sequence[Violation] = ()) -> Pruned:

@@ -91,7 +91,7 @@ def enqueue_violations(
         yield Violation("spec.priority", f"is {spec.priority}; it must be from -100 to 100")
     if not spec.starts_at_once or spec.expire_time is not None:
         yield from _start_violations(spec, now)
-    if spec.cron or spec.retry or spec.unique or spec.history:
+    if spec.cron or spec.retry or spec.unique or spec.history or spec.stop_when_unwatched is not None:
         yield from policy_violations(spec, now)
     if spec.labels:
         yield from _labels_violations(spec.labels, secret_names)

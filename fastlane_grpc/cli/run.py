@@ -232,6 +232,11 @@ _JOB_OPTIONS = [
         metavar="NUMBER",
         help="Number of runs after which the schedule of --cron is over.  [default: no limit]",
     ),
+    click.option(
+        "--stop-when-unwatched",
+        type=DURATION,
+        help="Stop the job when nobody has followed its log or watched it for this time, 5s to 1d.",
+    ),
     click.option("--unique", "unique_key", metavar="KEY", help="At most one open job of the task with this key."),
     click.option(
         "--on-conflict",

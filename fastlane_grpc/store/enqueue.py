@@ -20,6 +20,7 @@ from fastlane_grpc.store.rows import (
     schedule_text,
     spec_bytes,
     spec_from,
+    unwatched_limit_of,
 )
 from fastlane_grpc.store.writer import Written
 from fastlane_grpc.text.redaction import SecretNames
@@ -29,15 +30,17 @@ T = TypeVar("T")
 # Stops the job with the first id, as the second one takes its place. Returns the executions that changed.
 StopHolder: TypeAlias = Callable[[Connection, str, str], list[Execution]]
 
-# Rows of one statement, at most. For each power of two up to this SQLite keeps the statement prepared.
+# Rows of one statement, at most. SQLite keeps the statements prepared: one for each number of rows up to the first, and
+# one for each power of two up to the second.
+_ANY_NUMBER_OF_ROWS = 16
 _MOST_ROWS = 64
 
 _JOBS = """
     INSERT INTO jobs
         (job_id, execution_id, task_id, state, spec, create_time, request_id, request_digest, caller_address,
-        schedule, unique_key, array_index, array_size)
+        schedule, unique_key, unwatched_limit, array_index, array_size)
     VALUES """
-_JOB = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_JOB = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _EXECUTIONS = """
     INSERT INTO executions
         (execution_id, job_id, task_id, priority, run, attempt, state, state_time, create_time, due_time, expire_time,
@@ -129,6 +132,7 @@ class Enqueue:
             caller_address,
             schedule_text(self.job.schedule),
             spec.unique.key if spec.unique else "",
+            unwatched_limit_of(spec),
             *((array.index, array.size) if array else (None, None)),
         )
         self._create_time = now
@@ -152,7 +156,7 @@ class Enqueue:
         )
         row = self._job_row
         place = (array.index, array.size) if array else (None, None)
-        sibling._job_row = (job_id, execution_id, task_id, *row[3:6], request_id, *row[7:11], *place)
+        sibling._job_row = (job_id, execution_id, task_id, *row[3:6], request_id, *row[7:12], *place)
         sibling._execution_row = (execution_id, job_id, task_id, *self._execution_row[3:])
         return sibling
 
@@ -359,6 +363,6 @@ def parts(works: Sequence[T]) -> Iterator[Sequence[T]]:
     """Cut the works into parts for one statement each, of few different sizes."""
     begin = 0
     while left := len(works) - begin:
-        size = min(1 << left.bit_length() - 1, _MOST_ROWS)
+        size = left if left <= _ANY_NUMBER_OF_ROWS else min(1 << left.bit_length() - 1, _MOST_ROWS)
         yield works[begin : begin + size]
         begin += size

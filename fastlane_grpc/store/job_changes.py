@@ -18,9 +18,15 @@ from fastlane_grpc.model import Execution, Hold, Job, JobSpec, State
 from fastlane_grpc.schedule import Next, Ticks, first, resumed, without_pending
 from fastlane_grpc.store.database import Connection
 from fastlane_grpc.store.enqueue import Quota, digest_of, keep_labels, key_holders
-from fastlane_grpc.store.job_state import Rules, insert_next, reopen, settle, write_schedule
+from fastlane_grpc.store.job_state import Rules, insert_next, point_at, reopen, settle, write_schedule
 from fastlane_grpc.store.queries import job_of, open_executions
-from fastlane_grpc.store.rows import EXECUTION, execution_from, microseconds_since_epoch, spec_bytes
+from fastlane_grpc.store.rows import (
+    EXECUTION,
+    execution_from,
+    microseconds_since_epoch,
+    spec_bytes,
+    unwatched_limit_of,
+)
 from fastlane_grpc.store.stops import withdraw
 from fastlane_grpc.text.redaction import SecretNames
 
@@ -90,8 +96,10 @@ def replace_job(
     following = first(job_id, spec, now)
     assert following.next is not None, "a job has a first execution"
     write_schedule(db, job_id, following.schedule, None)
-    if spec.cron and following.schedule and open_executions(db, job_id):
+    under_way = open_executions(db, job_id)
+    if spec.cron and following.schedule and under_way:
         # A run of the former spec is under way: the first tick finds it so.
+        point_at(db, under_way[0])
         tick_time = Ticks(spec.cron, expire_time=spec.expire_time).after(following.schedule.handled_time)
         write_schedule(db, job_id, following.schedule, tick_time)
         return job_of(db, job_id), changed
@@ -213,13 +221,19 @@ def _write_spec(db: Connection, job: Job, spec: JobSpec, secret_names: SecretNam
     )
     [(seq, create_time)] = db.execute(
         """
-        UPDATE jobs SET spec = ?, revision = revision + 1, unique_key = ?, schedule = NULL, tick_time = NULL,
+        UPDATE jobs SET spec = ?, revision = revision + 1, unique_key = ?, unwatched_limit = ?,
             request_digest = iif(request_digest = x'', ?, request_digest),
-            stop_time = NULL
+            schedule = NULL, tick_time = NULL, stop_time = NULL
         WHERE job_id = ? RETURNING seq, create_time
         """,
         # The request that made the job may be repeated later.
-        (spec_bytes(spec), spec.unique.key if spec.unique else "", digest_of(job, secret_names), job.id),
+        (
+            spec_bytes(spec),
+            spec.unique.key if spec.unique else "",
+            unwatched_limit_of(spec),
+            digest_of(job, secret_names),
+            job.id,
+        ),
     ).fetchall()
     keep_labels(db, [(name, value, create_time, seq) for name, value in spec.labels.items()])
 

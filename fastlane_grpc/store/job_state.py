@@ -80,7 +80,7 @@ def settle(db: Connection, ended: Execution, now: datetime, rules: Rules) -> lis
         return [insert_next(db, job, following.next, now, rules)]
     if others:
         # Whichever of them is the newest one now.
-        _point_at(db, others[0])
+        point_at(db, others[0])
         return []
     assert following.final, "a job without open executions ends"
     return _end(db, job, following.final, ended.id, now)
@@ -123,6 +123,14 @@ def insert_next(
     )
     mark_excess(db, job.id, job.spec.history or rules.default_history)
     return execution
+
+
+def point_at(db: Connection, execution: Execution) -> None:
+    """Make this execution the current one of its job."""
+    db.execute(
+        "UPDATE jobs SET execution_id = ?, state = ? WHERE job_id = ? AND (execution_id, state) <> (?, ?)",
+        (execution.id, execution.state, execution.job_id, execution.id, execution.state),
+    )
 
 
 def write_schedule(db: Connection, job_id: str, schedule: ScheduleState | None, tick_time: datetime | None) -> None:
@@ -174,14 +182,6 @@ def reopen(db: Connection, job_id: str) -> None:
 def _was_replaced(db: Connection, execution_id: str) -> bool:
     rows = db.execute("SELECT spec IS NOT NULL FROM executions WHERE execution_id = ?", [execution_id]).fetchall()
     return bool(rows[0][0])
-
-
-def _point_at(db: Connection, execution: Execution) -> None:
-    """Make this execution the current one of its job."""
-    db.execute(
-        "UPDATE jobs SET execution_id = ?, state = ? WHERE job_id = ? AND (execution_id, state) <> (?, ?)",
-        (execution.id, execution.state, execution.job_id, execution.id, execution.state),
-    )
 
 
 def _end(db: Connection, job: Job, final: Final, execution_id: str, now: datetime) -> list[Execution]:

@@ -580,3 +580,13 @@ def change_log(db: Database) -> None:
         END
         """
     )
+
+
+@migrations()
+def jobs_that_stop_unwatched(db: Database) -> None:
+    """The time after which a job is stopped if nobody watches it, in microseconds; null: it is not stopped."""
+    db.execute("ALTER TABLE jobs ADD COLUMN unwatched_limit INTEGER")
+    db.execute(
+        "CREATE INDEX jobs_unwatched ON jobs(job_id, unwatched_limit) WHERE unwatched_limit IS NOT NULL"
+        " AND stop_time IS NULL AND state < 6"
+    )

@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from fastlane_grpc.errors import ExecutionNotFound, JobNotFound, TaskNotFound
 from fastlane_grpc.model import ArrayPosition, Assignment, Execution, Job, JobSpec, State, Task
@@ -226,6 +226,18 @@ def execution_newer_than(db: Connection, job_id: str, execution_id: str) -> Exec
         (job_id, execution_id),
     ).fetchall()
     return execution_from(rows[0]) if rows else None
+
+
+def unwatched_limits(db: Connection) -> dict[str, timedelta]:
+    """Return the open jobs that are stopped when nobody watches them for a time, by id, with that time. Jobs that were
+    told to stop are left out."""
+    rows = db.execute(
+        """
+        SELECT job_id, unwatched_limit FROM jobs INDEXED BY jobs_unwatched
+        WHERE unwatched_limit IS NOT NULL AND stop_time IS NULL AND state < 6
+        """
+    )
+    return {job_id: timedelta(microseconds=limit) for job_id, limit in rows}
 
 
 def task_of(db: Connection, task_id: str) -> Task:

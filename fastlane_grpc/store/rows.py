@@ -192,6 +192,11 @@ def task_from(row: Row) -> Task:
     )
 
 
+def unwatched_limit_of(spec: JobSpec) -> int | None:
+    """Return the time in microseconds after which the job is stopped if nobody watches it; None: it is not."""
+    return None if spec.stop_when_unwatched is None else microseconds_of(spec.stop_when_unwatched)
+
+
 def spec_bytes(spec: JobSpec) -> bytes:
     """JSON, the same bytes for the same spec. What is not set is left out, so that a field of a later release changes
     none of them."""
@@ -201,6 +206,8 @@ def spec_bytes(spec: JobSpec) -> bytes:
             kept[name] = kind(given)
     if spec.limits is not DEFAULT_LIMITS and (limits := _limits_given(spec.limits)):
         kept["limits"] = limits
+    if _optional_of(spec) == _NONE_SET:
+        return _encode(kept).encode()
     optional = {
         "timeout_us": None if spec.timeout is None else microseconds_of(spec.timeout),
         "stop_grace_us": None if spec.stop_grace is None else microseconds_of(spec.stop_grace),
@@ -211,6 +218,7 @@ def spec_bytes(spec: JobSpec) -> bytes:
         "cron": None if spec.cron is None else _cron_given(spec.cron),
         "retry": None if spec.retry is None else _retry_given(spec.retry),
         "unique": None if spec.unique is None else _without_defaults({**asdict(spec.unique)}),
+        "stop_when_unwatched_us": unwatched_limit_of(spec),
     }
     for name, value in optional.items():
         if value is not None:
@@ -224,6 +232,12 @@ _PLAIN_NAMES = (
     "history",
 )
 _plain_of = attrgetter(*_PLAIN_NAMES)
+# Fields that are kept unless they are None; most specs have none of them.
+_optional_of = attrgetter(
+    *("timeout", "stop_grace", "metadata", "start_in", "start_at", "expire_time", "cron", "retry", "unique"),
+    "stop_when_unwatched",
+)
+_NONE_SET = _optional_of(JobSpec(""))
 _COLLECTIONS: Sequence[tuple[str, Callable[[JobSpec], Any], type]] = tuple(
     (name, attrgetter(name), kind)
     for name, kind in (("args", list), ("envs", dict), ("entrypoint", list), ("labels", dict))
@@ -257,6 +271,7 @@ def spec_from(data: bytes | str) -> JobSpec:
         retry=_retry_from(kept.get("retry")),
         unique=_unique_from(kept.get("unique")),
         history=kept.get("history", 0),
+        stop_when_unwatched=_duration_from(kept.get("stop_when_unwatched_us")),
     )
 
 

@@ -71,6 +71,7 @@ from fastlane_grpc.store.queries import (
     job_of,
     newest_started,
     task_of,
+    unwatched_limits,
 )
 from fastlane_grpc.store.readers import Readers
 from fastlane_grpc.store.reserve import Reserve
@@ -499,6 +500,10 @@ class Store:
         """Count the queued executions of the same task and priority that go before this one, up to `most`; 0 if this
         one is not queued."""
         return self._readers.read(lambda db: ahead_of(db, execution_id, most))
+
+    def unwatched_limits(self) -> Pending[dict[str, timedelta]]:
+        """Return the open jobs that are stopped when nobody watches them for a time, by id, with that time."""
+        return self._readers.read(unwatched_limits)
 
     # ---- the change log
 

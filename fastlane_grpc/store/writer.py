@@ -25,6 +25,11 @@ from fastlane_grpc.supervisor import ALONE, Supervisor
 T = TypeVar("T")
 
 UNITS_PER_COMMIT = 256
+# After a commit of so many units the callers that were answered are likely to write again at once.
+SHARED_FROM = 4
+# The next commit then waits so long for them, or until so many units wait. A commit costs as much as a dozen jobs.
+SHARED_SECONDS = 0.002
+SHARED_ENOUGH = 32
 
 _log = structlog.get_logger()
 
@@ -66,6 +71,7 @@ class Writer:
         retry_seconds: float = 1.0,
         supervisor: Supervisor = ALONE,
         reserve: Reserve | None = None,
+        shared_seconds: float = SHARED_SECONDS,
     ) -> None:
         self._db = db
         self._reserve = reserve
@@ -74,6 +80,9 @@ class Writer:
         self._on_commit = on_commit
         self._on_failure = on_failure
         self._retry_seconds = retry_seconds
+        self._shared_seconds = shared_seconds
+        # Set when a commit has waited for other units long enough.
+        self._enough = threading.Event()
         # None is the end. The lock keeps a unit from slipping in behind it, where nobody would answer.
         self._queue: queue.SimpleQueue[_Unit | None] = queue.SimpleQueue()
         self._entrance = threading.Lock()
@@ -107,6 +116,7 @@ class Writer:
             if not self._closed:
                 self._closed = True
                 self._queue.put(None)
+                self._enough.set()
         self._thread.join(timeout)
 
     def _put(
@@ -117,6 +127,8 @@ class Writer:
             if self._closed:
                 raise ServerStopping("the server is going down")
             self._queue.put(_Unit(work, pending, until_stored, many, vital, weight))
+            if self._queue.qsize() >= SHARED_ENOUGH:
+                self._enough.set()
         return pending
 
     # ---- on the thread
@@ -164,9 +176,20 @@ class Writer:
                 unit = self._queue.get(timeout=0 if units else patience)
                 if unit is None:
                     return units, True
+                if not units and unit.weight < SHARED_ENOUGH:
+                    self._wait_for_others()
                 units.append(unit)
                 weight += unit.weight
         return units, False
+
+    def _wait_for_others(self) -> None:
+        """Wait a moment for units that can share the next commit, if several shared the last one."""
+        if len(self._taken) < SHARED_FROM:
+            return
+        # Cleared before the look at the queue: a unit that arrives after it sets the event again.
+        self._enough.clear()
+        if self._queue.qsize() < SHARED_ENOUGH and not self._closed:
+            self._enough.wait(self._shared_seconds)
 
     def _pay(self) -> None:
         # Each in a transaction of its own: one that ruins its transaction every time ruins no other.

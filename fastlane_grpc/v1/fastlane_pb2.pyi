@@ -527,6 +527,7 @@ class JobSpec(_message.Message):
     RETRY_FIELD_NUMBER: _builtins.int
     UNIQUE_FIELD_NUMBER: _builtins.int
     HISTORY_FIELD_NUMBER: _builtins.int
+    STOP_WHEN_UNWATCHED_FIELD_NUMBER: _builtins.int
     image: _builtins.str
     """Required. The image, as for `docker run`: name, tag, digest, registry with port. Stored and returned exactly as
     given.
@@ -627,6 +628,14 @@ class JobSpec(_message.Message):
     def unique(self) -> Global___Unique:
         """At most one open job with this key within the task. Unset: any number of jobs."""
 
+    @_builtins.property
+    def stop_when_unwatched(self) -> _duration_pb2.Duration:
+        """Stops the job when nobody has watched it for this time, 5 s to 1 day: there was no StreamJobLogs or
+        StreamExecutionLogs with `follow` of the job, and no WatchJobs that names it. The time begins with the enqueue, with
+        the end of the last such stream, and with each start of the server. For callers that may vanish, as a step of a CI
+        system that is cancelled. Not together with `cron`. Unset: the job goes on unwatched.
+        """
+
     def __init__(
         self,
         *,
@@ -654,10 +663,11 @@ class JobSpec(_message.Message):
         retry: Global___Retry | None = ...,
         unique: Global___Unique | None = ...,
         history: _builtins.int = ...,
+        stop_when_unwatched: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cron", b"cron", "expire_time", b"expire_time", "limits", b"limits", "metadata", b"metadata", "retry", b"retry", "start_at", b"start_at", "start_in", b"start_in", "stop_grace", b"stop_grace", "timeout", b"timeout", "unique", b"unique"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cron", b"cron", "expire_time", b"expire_time", "limits", b"limits", "metadata", b"metadata", "retry", b"retry", "start_at", b"start_at", "start_in", b"start_in", "stop_grace", b"stop_grace", "stop_when_unwatched", b"stop_when_unwatched", "timeout", b"timeout", "unique", b"unique"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "command", b"command", "cron", b"cron", "entrypoint", b"entrypoint", "envs", b"envs", "expire_time", b"expire_time", "history", b"history", "image", b"image", "labels", b"labels", "limits", b"limits", "metadata", b"metadata", "network", b"network", "priority", b"priority", "pull_policy", b"pull_policy", "read_only_root", b"read_only_root", "retry", b"retry", "start_at", b"start_at", "start_in", b"start_in", "stop_grace", b"stop_grace", "stop_signal", b"stop_signal", "timeout", b"timeout", "unique", b"unique", "user", b"user", "working_dir", b"working_dir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "command", b"command", "cron", b"cron", "entrypoint", b"entrypoint", "envs", b"envs", "expire_time", b"expire_time", "history", b"history", "image", b"image", "labels", b"labels", "limits", b"limits", "metadata", b"metadata", "network", b"network", "priority", b"priority", "pull_policy", b"pull_policy", "read_only_root", b"read_only_root", "retry", b"retry", "start_at", b"start_at", "start_in", b"start_in", "stop_grace", b"stop_grace", "stop_signal", b"stop_signal", "stop_when_unwatched", b"stop_when_unwatched", "timeout", b"timeout", "unique", b"unique", "user", b"user", "working_dir", b"working_dir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

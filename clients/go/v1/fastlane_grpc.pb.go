@@ -111,8 +111,10 @@ type JobServiceClient interface {
 	RetryJob(ctx context.Context, in *RetryJobRequest, opts ...grpc.CallOption) (*RetryJobResponse, error)
 	// Creates the job under the caller's id, or replaces everything that an existing job is to do: its spec, its schedule
 	// and its retries. A running execution continues as it was started; an execution that has not started is replaced.
-	// A final job starts anew. ABORTED, JOB_CHANGED: `etag` is set and the job has another one. Safe to repeat: a request
-	// that equals the current spec changes nothing.
+	// A job that is final or was told to stop starts anew. ABORTED, JOB_CHANGED: `etag` is set and the job has another
+	// one. ALREADY_EXISTS, UNIQUE_KEY_TAKEN: another job holds the unique key, or waits for that of this job; only a new
+	// job with CONFLICT_REPLACE stops the other one. Safe to repeat: a request that equals the current spec changes
+	// nothing.
 	ReplaceJob(ctx context.Context, in *ReplaceJobRequest, opts ...grpc.CallOption) (*ReplaceJobResponse, error)
 	// Stops the ticks of a schedule, until ResumeSchedule. A running execution continues. Pausing a paused schedule
 	// changes nothing and returns OK. NOT_FOUND, JOB_NOT_FOUND. FAILED_PRECONDITION, NO_SCHEDULE: the job has no
@@ -352,8 +354,10 @@ type JobServiceServer interface {
 	RetryJob(context.Context, *RetryJobRequest) (*RetryJobResponse, error)
 	// Creates the job under the caller's id, or replaces everything that an existing job is to do: its spec, its schedule
 	// and its retries. A running execution continues as it was started; an execution that has not started is replaced.
-	// A final job starts anew. ABORTED, JOB_CHANGED: `etag` is set and the job has another one. Safe to repeat: a request
-	// that equals the current spec changes nothing.
+	// A job that is final or was told to stop starts anew. ABORTED, JOB_CHANGED: `etag` is set and the job has another
+	// one. ALREADY_EXISTS, UNIQUE_KEY_TAKEN: another job holds the unique key, or waits for that of this job; only a new
+	// job with CONFLICT_REPLACE stops the other one. Safe to repeat: a request that equals the current spec changes
+	// nothing.
 	ReplaceJob(context.Context, *ReplaceJobRequest) (*ReplaceJobResponse, error)
 	// Stops the ticks of a schedule, until ResumeSchedule. A running execution continues. Pausing a paused schedule
 	// changes nothing and returns OK. NOT_FOUND, JOB_NOT_FOUND. FAILED_PRECONDITION, NO_SCHEDULE: the job has no
