@@ -401,9 +401,27 @@ async def test_numbers_and_booleans_of_an_answer_are_there_even_if_they_are_noth
 async def test_a_name_that_is_not_the_servers_is_refused(tmp_path: Path) -> None:
     harness = HttpHarness(tmp_path, http_hosts=("fastlane.local",))
     await harness.start()
-    for host in ("localhost", "LOCALHOST:1", "127.0.0.1:10000", "[::1]", "[::1]:5", "fastlane.local:10000"):
+    for host in (
+        "localhost",
+        "localhost:",
+        "LOCALHOST:1",
+        "127.0.0.1:10000",
+        "[::1]",
+        "[::1]:5",
+        "fastlane.local:10000",
+    ):
         assert (await harness.ask("GET", "/jobs", host=host)).status == 200
-    for host in ("evil.example", "evil.example:10000", "localhost.evil", "127.0.0.1.nip.io", "[::2]", "", "["):
+    for host in (
+        "evil.example",
+        "evil.example:10000",
+        "localhost.evil",
+        "127.0.0.1.nip.io",
+        "[::2]",
+        "",
+        "[",
+        "localhost:1@a",
+        "localhost:x",
+    ):
         answered = await harness.ask("GET", "/jobs", host=host)
         assert (answered.status, answered.reason) == (421, "HOST_NOT_SERVED")
     twice = await harness.ask("GET", "/jobs", x="1\r\nHost: localhost")
