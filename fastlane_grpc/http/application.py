@@ -1,8 +1,9 @@
 """The ASGI application: access, routing, and the answer to every error."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
@@ -69,7 +70,8 @@ class Application:
 
     def __init__(self, context: HttpContext, access: Access) -> None:
         self._access = access
-        self._router = Router(_resources(context), redirect_slashes=False, default=_not_found)
+        resources = _resources(context)
+        self._router = Router(resources, redirect_slashes=False, default=NotFound(resources))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
@@ -124,9 +126,31 @@ class Resource:
             raise HttpError(
                 405,
                 "METHOD_NOT_ALLOWED",
-                f"{verb[:40]} is not possible here, but {self._allowed}",
+                f"this path has no {verb[:40]}, but {self._allowed}",
                 {"Allow": self._allowed},
             )
+
+
+class NotFound:
+    """The answer at all other paths, with the nearest one that exists."""
+
+    def __init__(self, resources: Sequence[Route]) -> None:
+        self._resources = resources
+        self._first_parts = sorted({route.path.split("/")[1] for route in resources})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path: str = scope["path"][:200]
+        near = self._near(path)
+        told = f"did you mean {near!r}?" if near else "/openapi.json lists all paths"
+        raise HttpError(404, "PATH_NOT_FOUND", f"there is nothing at {path!r}; {told}")
+
+    def _near(self, path: str) -> str:
+        first, *rest = path.strip("/").split("/")
+        for name in get_close_matches(first, self._first_parts, 1, 0.65):
+            candidate = "/".join(["", name, *rest])
+            if any(route.path_regex.fullmatch(candidate) for route in self._resources):
+                return candidate
+        return ""
 
 
 def _resources(context: HttpContext) -> list[Route]:
@@ -140,12 +164,6 @@ def _resources(context: HttpContext) -> list[Route]:
 
 async def _openapi(scope: Scope, receive: Receive, send: Send) -> None:
     await json_response(openapi.document())(scope, receive, send)
-
-
-async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
-    raise HttpError(
-        404, "PATH_NOT_FOUND", f"there is nothing at {scope['path'][:200]!r}; /openapi.json lists all paths"
-    )
 
 
 async def _not_served(scope: Scope, receive: Receive, send: Send) -> None:
