@@ -17,6 +17,7 @@ from fastlane_grpc.http.connection import CONNECTION
 from fastlane_grpc.http.context import HttpContext
 from fastlane_grpc.http.health import Health
 from fastlane_grpc.http.json_responses import json_response
+from fastlane_grpc.http.log_streams import LogHandler
 from fastlane_grpc.http.media_types import prefers_html
 from fastlane_grpc.http.problem import HttpError, problem_of, problem_response
 from fastlane_grpc.http.routes import ROUTES, CallRoute
@@ -35,8 +36,8 @@ class ExtraRoute:
 # The handlers of streams; other calls have a CallHandler.
 STREAMS: Mapping[str, Callable[[CallRoute, HttpContext], ASGIApp]] = {
     "WatchJobs": WatchHandler,
-    "StreamJobLogs": lambda route, context: _not_served,
-    "StreamExecutionLogs": lambda route, context: _not_served,
+    "StreamJobLogs": LogHandler,
+    "StreamExecutionLogs": LogHandler,
 }
 
 
@@ -164,7 +165,3 @@ def _resources(context: HttpContext) -> list[Route]:
 
 async def _openapi(scope: Scope, receive: Receive, send: Send) -> None:
     await json_response(openapi.document())(scope, receive, send)
-
-
-async def _not_served(scope: Scope, receive: Receive, send: Send) -> None:
-    raise HttpError(501, "NOT_SERVED", "this stream is not served over HTTP yet")
