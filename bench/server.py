@@ -32,6 +32,8 @@ def server(stage: Path, *flags: str, directory: Path | None = None) -> Iterator[
         str(directory),
         "--listen",
         "127.0.0.1:0",
+        "--http-listen",
+        "127.0.0.1:0",
         *flags,
     ]
     with Path(f"{directory}.log").open("wb") as log:

@@ -6,6 +6,7 @@ import signal
 import sys
 from collections.abc import Callable, Coroutine, Mapping, Sequence
 from contextlib import AsyncExitStack, suppress
+from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
 from typing import Any, NoReturn, Self
@@ -19,6 +20,7 @@ from fastlane_grpc.dispatcher import Dispatcher
 from fastlane_grpc.docker import CaptureChoice, DockerBackend, DockerCaptures, Engine, capture_without_engine
 from fastlane_grpc.errors import CannotServe, ServerFailed, StoreFailed
 from fastlane_grpc.execution import DockerRunner, Host, RemovedHostRunner, Step, Sweeper
+from fastlane_grpc.http.server import HttpServer
 from fastlane_grpc.logs import Logs, Tails
 from fastlane_grpc.machine.address import is_loopback
 from fastlane_grpc.machine.data_directory import claimed, disk_bytes
@@ -38,9 +40,17 @@ _CLOSE_SECONDS = 5.0
 log = structlog.get_logger(__name__)
 
 
+@dataclass(frozen=True, slots=True)
+class Ports:
+    """The ports that a server listens on. `http` is 0 where HTTP is off."""
+
+    rpc: int
+    http: int
+
+
 def serve(
     settings: Settings,
-    ready: Callable[[int], None],
+    ready: Callable[[Ports], None],
     step: Callable[[Step, str], None] = lambda step, execution_id: None,
     *,
     colors: bool = False,
@@ -49,7 +59,7 @@ def serve(
     """Serve until SIGTERM or SIGINT, and leave containers to the next server. Raises CannotServe, and ServerFailed
     where the server cannot continue.
 
-    `ready` is called with the port once the server answers calls. `step` is called for each step of each execution, on
+    `ready` is called with the ports once the server answers calls. `step` is called for each step of each execution, on
     the thread of that execution. `colors` apply to the log on a terminal. `now`: the clock by which jobs are due and
     expire."""
     _log_to_stderr(colors=colors)
@@ -59,13 +69,13 @@ def serve(
 
 async def _serve(
     settings: Settings,
-    ready: Callable[[int], None],
+    ready: Callable[[Ports], None],
     step: Callable[[Step, str], None],
     now: Callable[[], datetime],
 ) -> None:
     stopping = _stop_signals(asyncio.get_running_loop())
     async with Server(settings, step, now=now) as server:
-        ready(server.port)
+        ready(Ports(server.port, server.http_port))
         await server.serve_until(stopping)
 
 
@@ -84,6 +94,7 @@ class Server:
     retention: Retention
     service: Service
     rpc: RpcServer
+    http: HttpServer | None = None
 
     def __init__(
         self,
@@ -101,7 +112,9 @@ class Server:
         self.supervisor = Supervisor(self._down)
         # Called in order, on the loop, with the executions of each commit.
         self.listeners: list[Callable[[Sequence[Execution]], None]] = []
-        self.open_files = OpenFiles.of(raise_limit(), max_running=settings.max_running)
+        self.open_files = OpenFiles.of(
+            raise_limit(), max_running=settings.max_running, listeners=2 if settings.http_listen else 1
+        )
         self.store_health = StoreHealth()
         self.hosts: Sequence[Host] = ()
         self._runners: Sequence[DockerRunner] = ()
@@ -111,6 +124,10 @@ class Server:
     @property
     def port(self) -> int:
         return self.rpc.port
+
+    @property
+    def http_port(self) -> int:
+        return self.http.port if self.http else 0
 
     async def __aenter__(self) -> Self:
         async with AsyncExitStack() as parts:
@@ -149,6 +166,7 @@ class Server:
         self.open_sweepers(parts)
         self.open_retention(parts)
         await self.open_rpc(parts)
+        await self.open_http(parts)
 
     def open_loop(self, parts: AsyncExitStack) -> None:
         """Log the errors of the loop's callbacks like all others."""
@@ -247,18 +265,13 @@ class Server:
         self.run(parts, "retention", self.retention.run, restart=True)
 
     async def open_rpc(self, parts: AsyncExitStack) -> None:
-        """Serve the calls: opened last, closed first."""
+        """Serve the calls over gRPC."""
         self.service = Service(self.store, self.tails, self.dispatcher, self.retention, self.settings, self.watches)
         self.listeners.append(self.service.job_watches.changed)
         self.rpc = RpcServer(self.service, self.settings, max_connections=self.open_files.max_connections)
         parts.push_async_callback(self.rpc.stop)
         self.rpc.listen()
-        if not is_loopback(self.settings.listen):
-            address = f"{self.settings.listen.rpartition(':')[0]}:{self.port}"
-            log.warning(
-                f"anybody who reaches {address} can run containers, which is root on the engine's host; "
-                "there is no authentication"
-            )
+        _warn_of_reach(self.settings.listen, self.port)
         # Set once here: health must answer before the first change of a host.
         await self.rpc.serving("engine", self.dispatcher.up)
         self.run(parts, "health of engines", self._tell_engine_health, restart=True)
@@ -269,6 +282,18 @@ class Server:
             restart=True,
         )
         await self.rpc.start()
+
+    async def open_http(self, parts: AsyncExitStack) -> None:
+        """Serve the calls over HTTP, unless that is off: opened last, closed first."""
+        if not self.settings.http_listen:
+            return
+        self.http = HttpServer(
+            self.service, self.settings, self.rpc.is_serving, max_connections=self.open_files.max_connections
+        )
+        parts.push_async_callback(self.http.stop)
+        self.http.listen()
+        _warn_of_reach(self.settings.http_listen, self.http.port)
+        await self.http.start()
 
     def run(
         self, parts: AsyncExitStack, name: str, work: Callable[[], Coroutine[Any, Any, None]], *, restart: bool
@@ -380,6 +405,15 @@ def _host(configured: HostSettings, store: Store, settings: Settings, supervisor
         host=configured.name,
     )
     return Host(configured.name, backend, DockerCaptures(engine, choice), supervisor=supervisor)
+
+
+def _warn_of_reach(listen: str, port: int) -> None:
+    if not is_loopback(listen):
+        address = f"{listen.rpartition(':')[0]}:{port}"
+        log.warning(
+            f"anybody who reaches {address} can run containers, which is root on the engine's host; "
+            "there is no authentication"
+        )
 
 
 def _warn_of_duplicates(host: Host, hosts: Sequence[Host]) -> None:

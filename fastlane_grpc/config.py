@@ -20,6 +20,7 @@ from fastlane_grpc.pools import Pool, Pools, read_pattern
 from fastlane_grpc.text.redaction import DEFAULT, SecretNames, mask_secrets
 
 DEFAULT_LISTEN = "127.0.0.1:7020"
+DEFAULT_HTTP_LISTEN = "127.0.0.1:10000"
 DEFAULT_ENGINE = "unix:///var/run/docker.sock"
 # What is written for a limit that is not to be.
 OFF = "off"
@@ -99,6 +100,33 @@ def read_address(text: str) -> str:
     return text
 
 
+def read_address_or_off(text: str) -> str:
+    """Return the address; empty: off."""
+    if text.lower() == OFF:
+        return ""
+    try:
+        return read_address(text)
+    except ValueError as error:
+        raise ValueError(f"{error}; or {OFF}".replace("7020", "10000")) from None
+
+
+def read_web_hosts(text: str) -> Sequence[str]:
+    """Return the names, in lower case and without a port."""
+    names = tuple(name.strip().lower() for name in text.split(",") if name.strip())
+    for name in names:
+        if not re.fullmatch(r"[a-z0-9_]([a-z0-9_.-]{0,251}[a-z0-9_])?", name):
+            raise ValueError(f"has {name!r}, which is not the name of a host; must be as fastlane.local,ci.example.com")
+    return names
+
+
+def read_origins(text: str) -> Sequence[str]:
+    origins = tuple(origin.strip().lower() for origin in text.split(",") if origin.strip())
+    for origin in origins:
+        if not re.fullmatch(r"https?://[a-z0-9_.-]{1,253}(:[0-9]{1,5})?", origin):
+            raise ValueError(f"has {origin!r}, which is not an origin; must be as https://ci.example.com")
+    return origins
+
+
 _NAME = r"[^\s/@:\[\]-][^\s/@:\[\]]*"
 _HOST = rf"(\[[0-9a-fA-F:.]+\]|{_NAME})"
 _ENGINE = re.compile(
@@ -162,6 +190,9 @@ _KINDS: Mapping[Callable[[str], object], str] = {
     read_keeping: "DURATION",
     read_bytes_or_off: "BYTES",
     read_address: "HOST:PORT",
+    read_address_or_off: "HOST:PORT",
+    read_web_hosts: "NAMES",
+    read_origins: "ORIGINS",
     read_engine: "ADDRESS",
     read_path: "PATH",
     read_capture: "MODE",
@@ -234,6 +265,19 @@ class Settings:
     )
     listen: str = setting(
         lambda: DEFAULT_LISTEN, read_address, "address to listen on; anyone who can reach it can run containers"
+    )
+    http_listen: str = setting(
+        lambda: DEFAULT_HTTP_LISTEN,
+        read_address_or_off,
+        "address of JSON over HTTP, or off; anyone who can reach it can run containers",
+    )
+    http_hosts: Sequence[str] = setting(
+        tuple,
+        read_web_hosts,
+        "names by which HTTP is reached besides localhost, while it listens on loopback only",
+    )
+    http_cors_origins: Sequence[str] = setting(
+        tuple, read_origins, "origins of web pages elsewhere that may use HTTP; by default none"
     )
     engine: str = setting(lambda: default_engine(os.environ), read_engine, _ADDRESS)
     capture: CaptureMode = setting(

@@ -1,4 +1,4 @@
-"""What can go wrong, in the language of jobs. Which status code goes with what is known in `rpc/` alone."""
+"""What can go wrong, in the language of jobs. The status codes of each are in `api/error_table`."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,22 +12,24 @@ class ServerFailed(Exception):
     """The server took itself down, because a part of it failed that it cannot do without; the message says which."""
 
 
-class Refusal(Exception):
-    """A request that was not carried out; nothing was written. `metadata` says which one, by the names of the
-    contract."""
-
-    def __init__(self, message: str, *, retry_seconds: float | None = None, **metadata: str) -> None:
-        super().__init__(message)
-        self.metadata: Mapping[str, str] = metadata
-        self.retry_seconds = retry_seconds
-
-
 @dataclass(frozen=True, slots=True)
 class Violation:
     """One field at fault: its path in the request, as `spec.envs["A=B"]`, and what is wrong with it."""
 
     field: str
     description: str
+
+
+class Refusal(Exception):
+    """A request that was not carried out; nothing was written. `metadata` says which one, by the names of the
+    contract. `violations` name the fields at fault."""
+
+    violations: Sequence[Violation] = ()
+
+    def __init__(self, message: str, *, retry_seconds: float | None = None, **metadata: str) -> None:
+        super().__init__(message)
+        self.metadata: Mapping[str, str] = metadata
+        self.retry_seconds = retry_seconds
 
 
 class InvalidRequest(Refusal):
@@ -40,6 +42,10 @@ class InvalidRequest(Refusal):
 
 class UnknownField(Refusal):
     """The request has fields that this server does not know."""
+
+    def __init__(self, message: str, violations: Sequence[Violation] = ()) -> None:
+        super().__init__(message)
+        self.violations = tuple(violations)
 
 
 class PageTokenInvalid(Refusal):

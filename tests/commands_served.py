@@ -27,6 +27,7 @@ class Server:
 
     def start(self) -> None:
         command = [*FASTLANE, "server", "--data-dir", str(self.data_dir), "--listen", self.address]
+        command += ["--http-listen", "off"]
         with Path(f"{self.data_dir}.log").open("ab") as log:
             self.process = subprocess.Popen(command, env=environment(), stdout=subprocess.PIPE, stderr=log, text=True)
         assert self.process.stdout

@@ -27,7 +27,9 @@ class Parts(Server):
     retry_seconds = 0.01
 
     def __init__(self, directory: Path, *, now: Callable[[], datetime] = utc_now, **settings: Any) -> None:
-        super().__init__(Settings(data_dir=directory, listen="127.0.0.1:0", **{"max_running": 8, **settings}))
+        super().__init__(
+            Settings(data_dir=directory, listen="127.0.0.1:0", **{"http_listen": "", "max_running": 8, **settings})
+        )
         self.now = now
         # What the parts above the logs would need in addition is for who opens them.
         self.parts: Any = ExitStack()

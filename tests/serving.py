@@ -40,7 +40,10 @@ def step(step, execution_id):
             if not left[0]:
                 os.kill(os.getpid(), signal.SIGKILL)
 
-app.serve(config.load(flags, {}, file and Path(file)), ready=lambda port: print(port, flush=True), step=step, now=now)
+def ready(ports):
+    print(ports.rpc, ports.http, flush=True)
+
+app.serve(config.load(flags, {}, file and Path(file)), ready=ready, step=step, now=now)
 """
 
 
@@ -61,7 +64,7 @@ class Server:
     ) -> None:
         """`process`: what `subprocess.Popen` is told beside all that, as whom it runs for example. `clock` among the
         settings: a time in ISO 8601, from which on time passes that many times as fast for what is due."""
-        flags = {"data_dir": str(data_dir), "listen": listen, **settings}
+        flags = {"data_dir": str(data_dir), "listen": listen, "http_listen": "off", **settings}
         self._log = Path(f"{data_dir}.log")
         with self._log.open("ab") as log:
             self.process: subprocess.Popen[bytes] = subprocess.Popen(  # type: ignore[call-overload]
@@ -75,7 +78,7 @@ class Server:
         line = self.process.stdout.readline()
         if not line and not kill_at:
             raise RuntimeError(f"the server did not start:\n{self.log[-4000:]}")
-        self.port = int(line) if line else 0
+        self.port, self.http_port = map(int, line.split()) if line else (0, 0)
 
     @property
     def open_files(self) -> int:

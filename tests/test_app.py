@@ -38,7 +38,10 @@ class Broken(Exception):
 def settings(directory: Path, listen: str = "127.0.0.1:0") -> Settings:
     # An engine that is not there: what is looked at needs none.
     return Settings(
-        data_dir=directory / "data", listen=listen, hosts=(HostSettings("here", f"unix://{directory}/no-engine"),)
+        data_dir=directory / "data",
+        listen=listen,
+        http_listen="127.0.0.1:0",
+        hosts=(HostSettings("here", f"unix://{directory}/no-engine"),),
     )
 
 
@@ -154,7 +157,7 @@ def damaged_database(directory: Path) -> Iterator[Settings]:
 
 @contextmanager
 def data_dir_that_is_a_file(directory: Path) -> Iterator[Settings]:
-    yield Settings(data_dir=Path("/proc/version"), listen="127.0.0.1:0")
+    yield Settings(data_dir=Path("/proc/version"), listen="127.0.0.1:0", http_listen="")
 
 
 @pytest.mark.usefixtures("warm")
@@ -267,6 +270,8 @@ def serve(directory: Path, *more: str, stdout: int) -> "subprocess.CompletedProc
         str(directory / "data"),
         "--listen",
         "127.0.0.1:0",
+        "--http-listen",
+        "off",
     ]
     return subprocess.run(
         [*command, "--engine", f"unix://{directory}/no-engine", *more],
@@ -305,6 +310,7 @@ app.Dispatcher.run = run
 main()
 """
     command = [sys.executable, "-c", program, "server", "--data-dir", str(tmp_path / "data"), "--listen", "127.0.0.1:0"]
+    command += ["--http-listen", "off"]
     ended = subprocess.run(
         [*command, "--engine", f"unix://{tmp_path}/no-engine"], capture_output=True, text=True, timeout=60
     )

@@ -158,7 +158,11 @@ def test_a_second_server_on_the_directory_or_the_address_is_refused_in_one_line(
         ),
     ]:
         ran = subprocess.run(
-            [*FASTLANE, "server", *arguments], env=environment(), capture_output=True, text=True, timeout=SECONDS
+            [*FASTLANE, "server", "--http-listen", "off", *arguments],
+            env=environment(),
+            capture_output=True,
+            text=True,
+            timeout=SECONDS,
         )
         assert (ran.returncode, ran.stdout) == (1, "")
         # Before it at most lines of the server's own log, as of a host that was up already, and nothing of gRPC's.

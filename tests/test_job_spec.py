@@ -151,7 +151,9 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
     """One whose engine is not there: it keeps jobs, and starts none."""
     directory = tmp_path_factory.mktemp("spec")
     hosts = (HostSettings("here", f"unix://{directory}/no-engine"),)
-    async with Server(Settings(data_dir=directory / "data", listen="127.0.0.1:0", hosts=hosts)) as server:
+    async with Server(
+        Settings(data_dir=directory / "data", listen="127.0.0.1:0", http_listen="", hosts=hosts)
+    ) as server:
         yield server
 
 

@@ -94,6 +94,8 @@ def address(installed: Path, tmp_path: Path) -> Iterator[str]:
         tmp_path / "data",
         "--listen",
         "127.0.0.1:0",
+        "--http-listen",
+        "off",
         "--engine",
         engine_address(),
     ]

@@ -93,6 +93,8 @@ def test_a_log_that_cannot_be_written_harms_no_job(tmp_path: Path, image: str) -
         str(tmp_path / "data"),
         "--listen",
         "127.0.0.1:0",
+        "--http-listen",
+        "off",
     ]
     with Path("/dev/full").open("w") as full:
         server = subprocess.Popen(

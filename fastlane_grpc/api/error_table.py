@@ -1,9 +1,9 @@
-"""The one table of errors: which code and reason stand for each class, and the `google.rpc.Status` made from them.
+"""The one table of errors: the codes and the reason of each class, and the `google.rpc.Status` made from them.
 
 A class that is not in the table has the entry of its nearest base class. Any other exception is a defect."""
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 import structlog
@@ -22,40 +22,41 @@ Code: TypeAlias = int
 
 
 class ErrorEntry(NamedTuple):
-    """The code and reason of one class of errors. A transport with other codes adds a field of its own."""
+    """The code, the reason and the status of HTTP of one class of errors."""
 
     code: Code
     reason: "Reason.ValueType"
+    http_status: int
 
 
-DEFECT = ErrorEntry(code_pb2.INTERNAL, Reason.ERROR_REASON_DEFECT)
+DEFECT = ErrorEntry(code_pb2.INTERNAL, Reason.ERROR_REASON_DEFECT, 500)
 
 TABLE: Mapping[type[errors.Refusal], ErrorEntry] = {
-    errors.InvalidRequest: ErrorEntry(code_pb2.INVALID_ARGUMENT, Reason.ERROR_REASON_INVALID_FIELD),
-    errors.UnknownField: ErrorEntry(code_pb2.UNIMPLEMENTED, Reason.ERROR_REASON_UNKNOWN_FIELD),
-    errors.CursorInvalid: ErrorEntry(code_pb2.INVALID_ARGUMENT, Reason.ERROR_REASON_CURSOR_INVALID),
+    errors.InvalidRequest: ErrorEntry(code_pb2.INVALID_ARGUMENT, Reason.ERROR_REASON_INVALID_FIELD, 400),
+    errors.UnknownField: ErrorEntry(code_pb2.UNIMPLEMENTED, Reason.ERROR_REASON_UNKNOWN_FIELD, 400),
+    errors.CursorInvalid: ErrorEntry(code_pb2.INVALID_ARGUMENT, Reason.ERROR_REASON_CURSOR_INVALID, 400),
     errors.CursorOfAnotherExecution: ErrorEntry(
-        code_pb2.INVALID_ARGUMENT, Reason.ERROR_REASON_CURSOR_OF_ANOTHER_EXECUTION
+        code_pb2.INVALID_ARGUMENT, Reason.ERROR_REASON_CURSOR_OF_ANOTHER_EXECUTION, 400
     ),
-    errors.CursorOfAnotherJob: ErrorEntry(code_pb2.INVALID_ARGUMENT, Reason.ERROR_REASON_CURSOR_OF_ANOTHER_JOB),
-    errors.CursorAhead: ErrorEntry(code_pb2.OUT_OF_RANGE, Reason.ERROR_REASON_CURSOR_AHEAD),
-    errors.PageTokenInvalid: ErrorEntry(code_pb2.INVALID_ARGUMENT, Reason.ERROR_REASON_PAGE_TOKEN_INVALID),
-    errors.TaskNotFound: ErrorEntry(code_pb2.NOT_FOUND, Reason.ERROR_REASON_TASK_NOT_FOUND),
-    errors.JobNotFound: ErrorEntry(code_pb2.NOT_FOUND, Reason.ERROR_REASON_JOB_NOT_FOUND),
-    errors.ExecutionNotFound: ErrorEntry(code_pb2.NOT_FOUND, Reason.ERROR_REASON_EXECUTION_NOT_FOUND),
-    errors.RequestIdReused: ErrorEntry(code_pb2.ALREADY_EXISTS, Reason.ERROR_REASON_REQUEST_ID_REUSED),
-    errors.HostNotFound: ErrorEntry(code_pb2.NOT_FOUND, Reason.ERROR_REASON_HOST_NOT_FOUND),
-    errors.JobNotFinal: ErrorEntry(code_pb2.FAILED_PRECONDITION, Reason.ERROR_REASON_JOB_NOT_FINAL),
-    errors.JobExpired: ErrorEntry(code_pb2.FAILED_PRECONDITION, Reason.ERROR_REASON_JOB_EXPIRED),
-    errors.NoSchedule: ErrorEntry(code_pb2.FAILED_PRECONDITION, Reason.ERROR_REASON_NO_SCHEDULE),
-    errors.JobChanged: ErrorEntry(code_pb2.ABORTED, Reason.ERROR_REASON_JOB_CHANGED),
-    errors.UniqueKeyTaken: ErrorEntry(code_pb2.ALREADY_EXISTS, Reason.ERROR_REASON_UNIQUE_KEY_TAKEN),
-    errors.CursorTooOld: ErrorEntry(code_pb2.OUT_OF_RANGE, Reason.ERROR_REASON_CURSOR_TOO_OLD),
-    errors.QueueFull: ErrorEntry(code_pb2.RESOURCE_EXHAUSTED, Reason.ERROR_REASON_QUEUE_FULL),
-    errors.DiskFull: ErrorEntry(code_pb2.RESOURCE_EXHAUSTED, Reason.ERROR_REASON_DISK_FULL),
-    errors.TooManyStreams: ErrorEntry(code_pb2.RESOURCE_EXHAUSTED, Reason.ERROR_REASON_TOO_MANY_STREAMS),
-    errors.ServerStopping: ErrorEntry(code_pb2.UNAVAILABLE, Reason.ERROR_REASON_SERVER_STOPPING),
-    errors.StoreFailed: ErrorEntry(code_pb2.UNAVAILABLE, Reason.ERROR_REASON_STORE_FAILED),
+    errors.CursorOfAnotherJob: ErrorEntry(code_pb2.INVALID_ARGUMENT, Reason.ERROR_REASON_CURSOR_OF_ANOTHER_JOB, 400),
+    errors.CursorAhead: ErrorEntry(code_pb2.OUT_OF_RANGE, Reason.ERROR_REASON_CURSOR_AHEAD, 409),
+    errors.PageTokenInvalid: ErrorEntry(code_pb2.INVALID_ARGUMENT, Reason.ERROR_REASON_PAGE_TOKEN_INVALID, 400),
+    errors.TaskNotFound: ErrorEntry(code_pb2.NOT_FOUND, Reason.ERROR_REASON_TASK_NOT_FOUND, 404),
+    errors.JobNotFound: ErrorEntry(code_pb2.NOT_FOUND, Reason.ERROR_REASON_JOB_NOT_FOUND, 404),
+    errors.ExecutionNotFound: ErrorEntry(code_pb2.NOT_FOUND, Reason.ERROR_REASON_EXECUTION_NOT_FOUND, 404),
+    errors.RequestIdReused: ErrorEntry(code_pb2.ALREADY_EXISTS, Reason.ERROR_REASON_REQUEST_ID_REUSED, 409),
+    errors.HostNotFound: ErrorEntry(code_pb2.NOT_FOUND, Reason.ERROR_REASON_HOST_NOT_FOUND, 404),
+    errors.JobNotFinal: ErrorEntry(code_pb2.FAILED_PRECONDITION, Reason.ERROR_REASON_JOB_NOT_FINAL, 409),
+    errors.JobExpired: ErrorEntry(code_pb2.FAILED_PRECONDITION, Reason.ERROR_REASON_JOB_EXPIRED, 409),
+    errors.NoSchedule: ErrorEntry(code_pb2.FAILED_PRECONDITION, Reason.ERROR_REASON_NO_SCHEDULE, 409),
+    errors.JobChanged: ErrorEntry(code_pb2.ABORTED, Reason.ERROR_REASON_JOB_CHANGED, 412),
+    errors.UniqueKeyTaken: ErrorEntry(code_pb2.ALREADY_EXISTS, Reason.ERROR_REASON_UNIQUE_KEY_TAKEN, 409),
+    errors.CursorTooOld: ErrorEntry(code_pb2.OUT_OF_RANGE, Reason.ERROR_REASON_CURSOR_TOO_OLD, 410),
+    errors.QueueFull: ErrorEntry(code_pb2.RESOURCE_EXHAUSTED, Reason.ERROR_REASON_QUEUE_FULL, 429),
+    errors.DiskFull: ErrorEntry(code_pb2.RESOURCE_EXHAUSTED, Reason.ERROR_REASON_DISK_FULL, 507),
+    errors.TooManyStreams: ErrorEntry(code_pb2.RESOURCE_EXHAUSTED, Reason.ERROR_REASON_TOO_MANY_STREAMS, 429),
+    errors.ServerStopping: ErrorEntry(code_pb2.UNAVAILABLE, Reason.ERROR_REASON_SERVER_STOPPING, 503),
+    errors.StoreFailed: ErrorEntry(code_pb2.UNAVAILABLE, Reason.ERROR_REASON_STORE_FAILED, 503),
 }
 
 # Some clients turn trailers of 14 KB into RESOURCE_EXHAUSTED, and trailers hold the message too, percent-encoded.
@@ -78,8 +79,8 @@ def status_of(error: Exception) -> status_pb2.Status:
     details: list[Message] = [_error_info(entry.reason, error.metadata)]
     if error.retry_seconds is not None:
         details.append(error_details_pb2.RetryInfo(retry_delay=_duration(error.retry_seconds)))
-    if isinstance(error, errors.InvalidRequest):
-        details.append(_bad_request(error))
+    if error.violations:
+        details.append(_bad_request(error.violations))
     return _status(entry.code, message, details)
 
 
@@ -89,8 +90,8 @@ def rejection_of(error: errors.Refusal) -> pb.Rejection:
     rejection = pb.Rejection(
         code=entry.code, reason=entry.reason, message=_message(error), metadata=_metadata(error.metadata)
     )
-    if isinstance(error, errors.InvalidRequest):
-        for violation in _bad_request(error).field_violations:
+    if error.violations:
+        for violation in _bad_request(error.violations).field_violations:
             rejection.violations.add(field=violation.field, description=violation.description)
     return rejection
 
@@ -116,9 +117,9 @@ def _error_info(reason: "Reason.ValueType", metadata: Mapping[str, str]) -> erro
     return error_details_pb2.ErrorInfo(domain="fastlane", reason=name, metadata=_metadata(metadata))
 
 
-def _bad_request(error: errors.InvalidRequest) -> error_details_pb2.BadRequest:
+def _bad_request(violations: Sequence[errors.Violation]) -> error_details_pb2.BadRequest:
     bad_request = error_details_pb2.BadRequest()
-    for violation in error.violations[:_MAX_VIOLATIONS]:
+    for violation in violations[:_MAX_VIOLATIONS]:
         bad_request.field_violations.add(field=violation.field[:200], description=violation.description[:300])
         if bad_request.ByteSize() > _MAX_DETAILS_BYTES - 500:
             del bad_request.field_violations[-1]

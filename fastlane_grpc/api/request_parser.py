@@ -23,7 +23,7 @@ class RequestParser:
     def __init__(self, method: MethodDescriptor, *, max_request_bytes: int) -> None:
         self._message_class = GetMessageClass(method.input_type)
         self._is_batch = method.name in BATCHES
-        self._max_request_bytes = min(max_request_bytes, MAX_BATCH_BYTES) if self._is_batch else max_request_bytes
+        self._max_request_bytes = max_bytes(method, max_request_bytes)
         # Of a batch only those requests are rejected that have unknown fields: its call looks for them.
         self._rejects_unknown_fields = writes(method) and not self._is_batch
 
@@ -44,6 +44,11 @@ class RequestParser:
 
     def _invalid(self, fault: str) -> InvalidRequest:
         return InvalidRequest([Violation("", f"the {self._message_class.DESCRIPTOR.name} {fault}")])
+
+
+def max_bytes(method: MethodDescriptor, max_request_bytes: int) -> int:
+    """Return the limit on the requests of a method, where that on all requests is `max_request_bytes`."""
+    return min(max_request_bytes, MAX_BATCH_BYTES) if method.name in BATCHES else max_request_bytes
 
 
 def writes(method: MethodDescriptor) -> bool:

@@ -1,4 +1,4 @@
-"""`fastlane server`: the settings as options, and the house behind them."""
+"""`fastlane server`: the settings as options."""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,10 +26,12 @@ def server(environ: Mapping[str, str], /, file: Path | None, **flags: str | None
     told = settings_in_force(flags, environ, file).settings
     from fastlane_grpc import app, errors
 
-    def ready(port: int) -> None:
-        host = told.listen.rpartition(":")[0]
+    def ready(ports: app.Ports) -> None:
+        listening = f"{told.listen.rpartition(':')[0]}:{ports.rpc}"
+        if ports.http:
+            listening += f", HTTP on http://{told.http_listen.rpartition(':')[0]}:{ports.http}"
         try:
-            click.echo(f"fastlane {package_version()} listening on {host}:{port}, data in {told.data_dir}")
+            click.echo(f"fastlane {package_version()} listening on {listening}, data in {told.data_dir}")
         except OSError as error:
             raise Failure(
                 f"cannot write the ready message to stdout: {error.strerror}; redirect stdout to a writable file"

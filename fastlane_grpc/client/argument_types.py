@@ -10,7 +10,8 @@ from datetime import datetime, timedelta
 from numbers import Integral, Real
 from types import UnionType
 
-from fastlane_grpc.client.policies import Cron, Retry, Unique, span_of
+from fastlane_grpc.client.policies import Cron, Retry, Unique
+from fastlane_grpc.text.time_span import span_of
 
 _WORDS = {
     "args": "for one string use command=",

@@ -1,6 +1,5 @@
 """Retry policies, schedules and unique keys as values, and their messages."""
 
-import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -9,6 +8,7 @@ from zoneinfo import ZoneInfo
 
 from google.protobuf import duration_pb2, timestamp_pb2
 
+from fastlane_grpc.text.time_span import span_of
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 Duration: TypeAlias = timedelta | float | str
@@ -147,20 +147,6 @@ def duration(value: Duration | None, name: str = "") -> duration_pb2.Duration | 
     else:
         message.FromNanoseconds(round(value * 1_000_000_000))
     return message
-
-
-def span_of(text: str, name: str = "") -> timedelta:
-    """Return the time span of a text, as "90s", "1.5s", "1h30m" or "2d". ValueError, which begins with the `name`."""
-    match = _SPAN.fullmatch(text)
-    if match is None or not text:
-        raise ValueError(f"{name}{': ' if name else ''}{text!r} is not a duration, as '90s', '1h30m' or '2d'")
-    days, hours, minutes, seconds, milliseconds = (float(part or 0) for part in match.groups())
-    return timedelta(days=days, hours=hours, minutes=minutes, seconds=seconds, milliseconds=milliseconds)
-
-
-_SPAN = re.compile(
-    r"(?:([0-9]{1,6})d)?(?:([0-9]{1,8})h)?(?:([0-9]{1,9})m)?(?:([0-9]{1,11}(?:\.[0-9]{1,9})?)s)?(?:([0-9]{1,11})ms)?"
-)
 
 
 def _zone_name(time_zone: str | ZoneInfo) -> str:

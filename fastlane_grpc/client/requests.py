@@ -19,11 +19,11 @@ from fastlane_grpc.client.policies import (
     Unique,
     cron_message,
     retry_message,
-    span_of,
     unique_message,
 )
 from fastlane_grpc.client.policies import duration as to_duration
 from fastlane_grpc.client.policies import timestamp as to_timestamp
+from fastlane_grpc.text.time_span import span_of
 from fastlane_grpc.v1 import fastlane_pb2
 
 _Parameters = ParamSpec("_Parameters")

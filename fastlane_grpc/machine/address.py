@@ -6,16 +6,26 @@ import socket
 
 def cannot_listen(listen: str) -> OSError | None:
     """Return the error of listening on the address; None: the address is free. Accepts no connection."""
-    host, _, port = listen.rpartition(":")
     try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
-        with socket.socket(family, kind, protocol) as attempt:
-            # As gRPC does: closed connections of an earlier server do not block the address.
-            attempt.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            attempt.bind(address)
+        listening_socket(listen).close()
     except OSError as error:
         return error
     return None
+
+
+def listening_socket(listen: str) -> socket.socket:
+    """Return a socket that is bound to the address. OSError."""
+    host, _, port = listen.rpartition(":")
+    family, kind, protocol, _, address = socket.getaddrinfo(host.strip("[]"), int(port), type=socket.SOCK_STREAM)[0]
+    bound = socket.socket(family, kind, protocol)
+    try:
+        # As gRPC does: closed connections of an earlier server do not block the address.
+        bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        bound.bind(address)
+    except OSError:
+        bound.close()
+        raise
+    return bound
 
 
 def is_loopback(listen: str) -> bool:

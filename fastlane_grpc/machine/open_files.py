@@ -16,19 +16,21 @@ MOST_CONNECTIONS = 10_000
 
 @dataclass(frozen=True, slots=True)
 class OpenFiles:
-    """A division of `limit` open files. Connections and readers of logs never use the files of executions."""
+    """A division of `limit` open files. Connections and readers of logs never use the files of executions.
+
+    `max_connections` is the limit of each listener."""
 
     limit: int
     max_connections: int
     max_open_logs: int
 
     @classmethod
-    def of(cls, limit: int, *, max_running: int) -> Self:
-        """Divide the limit for at most `max_running` executions at a time."""
+    def of(cls, limit: int, *, max_running: int, listeners: int = 1) -> Self:
+        """Divide the limit for at most `max_running` executions at a time, and for this many listeners."""
         reserved = min(OWN_FILES + FILES_OF_AN_EXECUTION * max_running, limit // 2)
         connections = max((limit - reserved) // 3, 1)
         logs = max((limit - reserved - connections) // FILES_OF_A_LOG, 1)
-        return cls(limit, min(connections, MOST_CONNECTIONS), logs)
+        return cls(limit, min(max(connections // listeners, 1), MOST_CONNECTIONS), logs)
 
 
 def needed(*, max_running: int, max_streams: int) -> int:

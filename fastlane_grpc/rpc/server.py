@@ -37,6 +37,7 @@ class RpcServer:
         self._service = service
         self._started = False
         self._health = health.aio.HealthServicer()
+        self._serves: dict[str, bool] = {}
         self._server = grpc.aio.server(options=_options(settings, max_connections, idle_seconds))
         calls = Calls(service)
         services = pb.DESCRIPTOR.services_by_name
@@ -91,8 +92,13 @@ class RpcServer:
 
         `""` and `server` stand for the server and its store. `engine` stands for the engines, which logs do not need.
         `live` says only that this process answers."""
+        self._serves[name] = serves
         status = health_pb2.HealthCheckResponse.SERVING if serves else health_pb2.HealthCheckResponse.NOT_SERVING
         await self._health.set(name, status)
+
+    def is_serving(self, name: str) -> bool:
+        """Return the health of one name, as `serving` set it last."""
+        return self._serves.get(name, False)
 
     async def stop(self) -> None:
         """End all calls and release the address."""

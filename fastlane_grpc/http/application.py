@@ -1,0 +1,142 @@
+"""The ASGI application: access, routing, and the answer to every error."""
+
+from collections import defaultdict
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.responses import Response
+from starlette.routing import Route, Router
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from fastlane_grpc.http.access import Access
+from fastlane_grpc.http.call_handlers import CallHandler
+from fastlane_grpc.http.connection import CONNECTION
+from fastlane_grpc.http.context import HttpContext
+from fastlane_grpc.http.health import Health
+from fastlane_grpc.http.media_types import prefers_html
+from fastlane_grpc.http.problem import HttpError, problem_response
+from fastlane_grpc.http.routes import ROUTES, CallRoute
+from fastlane_grpc.http.watch_stream import WatchHandler
+
+
+@dataclass(frozen=True, slots=True)
+class ExtraRoute:
+    """A path beside those of the contract's calls."""
+
+    verb: str
+    path: str
+    handler: ASGIApp
+
+
+# The handlers of streams; other calls have a CallHandler.
+STREAMS: Mapping[str, Callable[[CallRoute, HttpContext], ASGIApp]] = {
+    "WatchJobs": WatchHandler,
+    "StreamJobLogs": lambda route, context: _not_served,
+    "StreamExecutionLogs": lambda route, context: _not_served,
+}
+
+
+def call_handler(route: CallRoute, context: HttpContext) -> ASGIApp:
+    """Return the handler of a call."""
+    handler = STREAMS.get(route.method, CallHandler)(route, context)
+    return WithPage(handler) if route.page else handler
+
+
+def extra_routes(context: HttpContext) -> Iterable[ExtraRoute]:
+    """Return all paths that are no calls."""
+    yield ExtraRoute("GET", "/healthz", Health(context, "live"))
+    yield ExtraRoute("GET", "/readyz", Health(context, "server"))
+
+
+class WithPage:
+    """A handler in whose place a browser gets the page."""
+
+    def __init__(self, handler: ASGIApp) -> None:
+        self._handler = handler
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        page: ASGIApp | None = None
+        handler = page if page and prefers_html(Headers(scope=scope)) else self._handler
+        await handler(scope, receive, send)
+
+
+class Application:
+    """All paths of the server."""
+
+    def __init__(self, context: HttpContext, access: Access) -> None:
+        self._access = access
+        self._router = Router(_resources(context), redirect_slashes=False, default=_not_found)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        headers = Headers(scope=scope)
+        started = False
+
+        async def sending(message: Message) -> None:
+            nonlocal started
+            if message["type"] == "http.response.start":
+                started = True
+                if cors := self._access.cors_headers(headers):
+                    MutableHeaders(scope=message).update(cors)
+            await send(message)
+
+        try:
+            self._access.check(scope["method"], scope["scheme"], headers)
+            await self._router(scope, receive, sending)
+        except Exception as error:
+            if started:
+                # Too late for another status: the client sees an interruption, and the log a defect.
+                scope[CONNECTION].abort()
+                raise
+            await problem_response(error)(scope, receive, sending)
+
+
+class Resource:
+    """One path, with the handler of each of its verbs. HEAD is answered as GET, without the body."""
+
+    def __init__(self, handlers: Mapping[str, ASGIApp]) -> None:
+        self._handlers = dict(handlers)
+        if "GET" in handlers:
+            self._handlers["HEAD"] = handlers["GET"]
+        self._allowed = ", ".join(sorted({*self._handlers, "OPTIONS"}))
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        verb = scope["method"]
+        if verb in self._handlers:
+            await self._handlers[verb](scope, receive, send)
+        elif verb == "OPTIONS":
+            headers = {"Allow": self._allowed}
+            if Headers(scope=scope).get("access-control-request-method"):
+                # What the browser may do follows from Access-Control-Allow-Origin, which is added for known origins.
+                headers |= {
+                    "Access-Control-Allow-Methods": self._allowed,
+                    "Access-Control-Allow-Headers": "Content-Type, Last-Event-ID",
+                    "Access-Control-Max-Age": "600",
+                }
+            await Response(status_code=204, headers=headers)(scope, receive, send)
+        else:
+            raise HttpError(
+                405,
+                "METHOD_NOT_ALLOWED",
+                f"{verb[:40]} is not possible here, but {self._allowed}",
+                {"Allow": self._allowed},
+            )
+
+
+def _resources(context: HttpContext) -> list[Route]:
+    paths: dict[str, dict[str, ASGIApp]] = defaultdict(dict)
+    for route in ROUTES:
+        paths[route.path][route.verb] = call_handler(route, context)
+    for extra in extra_routes(context):
+        paths[extra.path][extra.verb] = extra.handler
+    return [Route(path, Resource(handlers), methods=None) for path, handlers in paths.items()]
+
+
+async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
+    raise HttpError(
+        404, "PATH_NOT_FOUND", f"there is nothing at {scope['path'][:200]!r}; /openapi.json lists all paths"
+    )
+
+
+async def _not_served(scope: Scope, receive: Receive, send: Send) -> None:
+    raise HttpError(501, "NOT_SERVED", "this stream is not served over HTTP yet")

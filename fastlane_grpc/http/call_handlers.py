@@ -1,0 +1,62 @@
+"""Handlers of the calls with one response: the request from path, query and body, the call, its response as JSON."""
+
+from collections.abc import Awaitable, Callable
+from inspect import signature
+from typing import Any
+
+from google.protobuf.message import Message
+from starlette.datastructures import Headers
+from starlette.types import Receive, Scope, Send
+
+from fastlane_grpc.api.request_parser import max_bytes
+from fastlane_grpc.http.context import HttpContext
+from fastlane_grpc.http.json_requests import request_of
+from fastlane_grpc.http.json_responses import answer_of, base_url_of, json_response
+from fastlane_grpc.http.query import query_of
+from fastlane_grpc.http.request_body import read_body
+from fastlane_grpc.http.routes import CallRoute
+
+
+class CallHandler:
+    """The ASGI application of one call at one path."""
+
+    def __init__(self, route: CallRoute, context: HttpContext) -> None:
+        self._route = route
+        self._context = context
+        self._call: Callable[..., Awaitable[Message]] = getattr(context.calls, route.call)
+        self._names_caller = "caller_address" in signature(self._call).parameters
+        self._max_bytes = max_bytes(route.descriptor, context.settings.max_request_bytes)
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        body = b""
+        if self._route.verb != "GET":
+            body = await read_body(Headers(scope=scope), receive, self._context.bodies, max_bytes=self._max_bytes)
+        request = await self._context.convert(
+            lambda: request_of(self._route, scope["path_params"], query_of(scope), body), size=len(body)
+        )
+        more: dict[str, Any] = {"caller_address": caller_address(scope)} if self._names_caller else {}
+        message = await self._call(request, **more)
+        base_url = base_url_of(scope)
+        answer = await self._context.convert(lambda: answer_of(message, base_url), size=message.ByteSize())
+        response = json_response(answer)
+        if location := _created(message):
+            response.status_code = 201
+            response.headers["Location"] = f"{base_url}{location}"
+        if self._route.page:
+            response.headers["Vary"] = "Accept"
+        await response(scope, receive, send)
+
+
+def caller_address(scope: Scope) -> str:
+    """Return the address of the client, written as gRPC writes it: `ipv4:10.0.0.7:51234`."""
+    if not scope["client"]:
+        return ""
+    host, port = scope["client"]
+    return f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"
+
+
+def _created(message: Any) -> str:
+    """Return the path of the job that the call stored; empty if it stored none."""
+    fields = message.DESCRIPTOR.fields_by_name
+    stored = ("existing" in fields and not message.existing) or ("created" in fields and message.created)
+    return f"/jobs/{message.job.id}" if stored and message.job.id and "Retry" not in message.DESCRIPTOR.name else ""

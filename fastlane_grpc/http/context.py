@@ -1,0 +1,34 @@
+"""What the handlers of HTTP share."""
+
+import asyncio
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+from fastlane_grpc.api import Calls
+from fastlane_grpc.config import Settings
+from fastlane_grpc.http.request_body import BodyBudget
+
+T = TypeVar("T")
+
+# JSON of more bytes is converted on a thread of its own: meanwhile the loop serves others.
+LARGE_BYTES = 128 << 10
+
+
+@dataclass(frozen=True, slots=True)
+class HttpContext:
+    """The calls, the settings, and what bounds the work of HTTP."""
+
+    calls: Calls
+    settings: Settings
+    # Whether a name of the health service serves; see `RpcServer.serving`.
+    is_serving: Callable[[str], bool]
+    bodies: BodyBudget
+    converter: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "http-json"))
+
+    async def convert(self, work: Callable[[], T], *, size: int) -> T:
+        """Return what `work` returns, which converts JSON of this many bytes."""
+        if size <= LARGE_BYTES:
+            return work()
+        return await asyncio.get_running_loop().run_in_executor(self.converter, work)

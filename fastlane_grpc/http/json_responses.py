@@ -1,0 +1,63 @@
+"""Response messages as JSON, by protobuf's mapping with names in snake case."""
+
+import json
+import re
+from typing import Any
+
+from google.protobuf import json_format
+from google.protobuf.message import Message
+from starlette.datastructures import Headers
+from starlette.responses import Response
+from starlette.types import Scope
+
+from fastlane_grpc.v1 import fastlane_pb2 as pb
+
+_HOST = re.compile(r"[A-Za-z0-9_.-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
+HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
+
+
+def json_of(message: Message) -> dict[str, Any]:
+    """Return the message as JSON; a list of the message itself is there even if it is empty."""
+    value: dict[str, Any] = json_format.MessageToDict(message, preserving_proto_field_name=True)
+    for field in message.DESCRIPTOR.fields:
+        if field.is_repeated and field.name not in value:
+            value[field.name] = []
+    return value
+
+
+def answer_of(message: Message, base_url: str) -> bytes:
+    """Return the body of a response: the message, with the addresses of its job or execution in `links`."""
+    value = json_of(message)
+    if links := _links(message, base_url):
+        value["links"] = links
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace") + b"\n"
+
+
+def json_response(body: bytes, status: int = 200, **headers: str) -> Response:
+    return Response(body, status, HEADERS | headers, "application/json")
+
+
+def base_url_of(scope: Scope) -> str:
+    """Return the address by which the client reaches this server: as in its Host header, else the server's own."""
+    host = Headers(scope=scope).get("host", "")
+    if not _HOST.fullmatch(host):
+        name, port = scope["server"] or ("localhost", None)
+        host = f"[{name}]" if ":" in name else name
+        host += f":{port}" if port else ""
+    return f"{scope['scheme']}://{host}"
+
+
+def _links(message: Message, base_url: str) -> dict[str, str]:
+    job = getattr(message, "job", None)
+    execution = getattr(message, "execution", None)
+    links: dict[str, str] = {}
+    if isinstance(job, pb.Job) and job.id:
+        links["task"] = f"{base_url}/tasks/{job.task_id}"
+        links["job"] = f"{base_url}/jobs/{job.id}"
+        execution = job.execution
+    if isinstance(execution, pb.Execution) and execution.id:
+        links.setdefault("task", f"{base_url}/tasks/{execution.task_id}")
+        links.setdefault("job", f"{base_url}/jobs/{execution.job_id}")
+        links["execution"] = f"{base_url}/executions/{execution.id}"
+        links["log"] = f"{base_url}/executions/{execution.id}/logs"
+    return links

@@ -1,0 +1,106 @@
+"""The HTTP server: its address, its limits and its shutdown."""
+
+import asyncio
+import socket
+from collections.abc import Callable
+from contextlib import suppress
+
+from uvicorn import Config
+from uvicorn.server import ServerState
+
+from fastlane_grpc.api import Calls, Service
+from fastlane_grpc.config import Settings
+from fastlane_grpc.errors import CannotServe
+from fastlane_grpc.http.access import Access
+from fastlane_grpc.http.application import Application
+from fastlane_grpc.http.connection import IDLE_SECONDS, Connection
+from fastlane_grpc.http.context import HttpContext
+from fastlane_grpc.http.request_body import BodyBudget
+from fastlane_grpc.machine.address import is_loopback, listening_socket
+from fastlane_grpc.machine.open_files import MOST_CONNECTIONS
+
+# The time that calls in flight have to end when the server stops. Streams end at once.
+_STOP_GRACE_SECONDS = 1.0
+_BACKLOG = 1024
+# The memory of all bodies that are read at a time.
+_BODY_BYTES = 64 << 20
+
+
+class HttpServer:
+    """JSON over HTTP on one address. Lives on the loop."""
+
+    def __init__(
+        self,
+        service: Service,
+        settings: Settings,
+        is_serving: Callable[[str], bool],
+        *,
+        max_connections: int = MOST_CONNECTIONS,
+    ) -> None:
+        """`is_serving`: whether a name of the health service serves."""
+        self._service = service
+        self._address = settings.http_listen
+        self._max_connections = max_connections
+        self._state = ServerState()
+        self._context = HttpContext(
+            Calls(service), settings, is_serving, BodyBudget(max(_BODY_BYTES, settings.max_request_bytes))
+        )
+        access = Access(
+            loopback=is_loopback(self._address), hosts=settings.http_hosts, cors_origins=settings.http_cors_origins
+        )
+        self._config = Config(
+            Application(self._context, access),
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            proxy_headers=False,
+            timeout_keep_alive=int(IDLE_SECONDS),
+        )
+        self._config.load()
+        self._socket: socket.socket | None = None
+        self._server: asyncio.Server | None = None
+        self.port = 0
+
+    def listen(self) -> None:
+        """Bind the address and set `port`. Raises CannotServe. In either case `stop` releases all resources."""
+        try:
+            self._socket = listening_socket(self._address)
+        except OSError as error:
+            raise CannotServe(
+                f"cannot listen on {self._address} for HTTP: {error.strerror or error}; choose another address with "
+                "--http-listen, or turn HTTP off with --http-listen off"
+            ) from error
+        self.port = self._socket.getsockname()[1]
+
+    async def start(self) -> None:
+        """Accept calls."""
+        assert self._socket is not None, "listen comes first"
+        self._server = await asyncio.get_running_loop().create_server(
+            self._connection, sock=self._socket, backlog=_BACKLOG
+        )
+
+    async def stop(self) -> None:
+        """End all calls and release the address."""
+        self._service.stop_serving()
+        if self._server is not None:
+            self._server.close()
+        elif self._socket is not None:
+            self._socket.close()
+        for connection in list(self._state.connections):
+            connection.shutdown()
+        if self._state.tasks:
+            await asyncio.wait(set(self._state.tasks), timeout=_STOP_GRACE_SECONDS)
+        for task in list(self._state.tasks):
+            task.cancel()
+        for connection in list(self._state.connections):
+            with suppress(RuntimeError):
+                connection.transport.abort()
+        if self._state.tasks:
+            await asyncio.wait(set(self._state.tasks), timeout=_STOP_GRACE_SECONDS)
+        self._context.converter.shutdown(wait=False, cancel_futures=True)
+
+    def _connection(self) -> Connection:
+        connection = Connection(self._config, self._state, {})
+        connection.max_connections = self._max_connections
+        return connection

@@ -1,0 +1,66 @@
+"""Responses without an end known in advance: their start, their interruption, and a client that goes away."""
+
+import asyncio
+from collections.abc import Awaitable, Callable, Mapping, Sequence
+
+from starlette.types import Scope, Send
+
+from fastlane_grpc import api
+from fastlane_grpc.http.connection import CONNECTION, Connection
+from fastlane_grpc.http.problem import problem_of
+
+# Proxies that gather a response before they send it would hold a stream back.
+HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
+
+
+async def stream_response(
+    scope: Scope,
+    send: Send,
+    headers: Mapping[str, str],
+    produce: Callable[[api.Send], Awaitable[None]],
+    *,
+    interruption: Callable[[Mapping[str, object]], bytes] | None = None,
+    trailers: Callable[[], Sequence[tuple[bytes, bytes]]] | None = None,
+) -> None:
+    """Send what `produce` passes to its argument, and complete the response when it returns.
+
+    An error before the first byte is raised, so that it has a status of its own. After that, `interruption` makes the
+    last bytes from the problem, and the response is left incomplete: a client sees that it has to resume. `trailers`
+    returns the fields after a complete response. A client that goes away ends the stream."""
+    connection: Connection = scope[CONNECTION]
+    task = asyncio.current_task()
+    assert task is not None, "a handler runs in a task"
+    connection.on_lost = task.cancel
+    started = False
+
+    async def start() -> None:
+        nonlocal started
+        started = True
+        fields = [(name.lower().encode(), value.encode("latin-1")) for name, value in {**HEADERS, **headers}.items()]
+        await send({"type": "http.response.start", "status": 200, "headers": fields})
+
+    async def write(data: bytes) -> None:
+        if not started:
+            await start()
+        await send({"type": "http.response.body", "body": data, "more_body": True})
+
+    if scope["method"] == "HEAD":
+        await start()
+        await send({"type": "http.response.body"})
+        return
+    try:
+        await produce(write)
+    except Exception as error:
+        if not started:
+            raise
+        _, problem, _ = problem_of(error)
+        if interruption is not None:
+            await write(interruption(problem))
+        connection.abort()
+        return
+    if not started:
+        await start()
+    if trailers is not None:
+        connection.end_with_trailers(trailers())
+    else:
+        await send({"type": "http.response.body"})
