@@ -133,7 +133,12 @@ async def log_stream(
         async def tell(event: LogEvent) -> None:
             await send(encoding.event(event, utc_now()))
 
-        await _stream(request, watch, tail, _Queue(waiting_of), stopping, send, tell)
+        async def send_log(messages: Sequence[bytes]) -> None:
+            for message in messages:
+                await send(message)
+                tails.bytes_sent[encoding.name] += len(message)
+
+        await _stream(request, watch, tail, _Queue(waiting_of), stopping, send_log, tell)
         return tail.cursor
 
 
@@ -143,7 +148,7 @@ async def _stream(
     tail: Tail,
     queue: "_Queue",
     stopping: Callable[[], bool],
-    send: Send,
+    send_log: Callable[[Sequence[bytes]], Awaitable[None]],
     tell: Callable[[LogEvent], Awaitable[None]],
 ) -> None:
     now = asyncio.get_running_loop().time
@@ -163,16 +168,14 @@ async def _stream(
             heartbeat_time = now() + request.heartbeat.total_seconds()
         messages = await tail.read()
         if messages:
-            for message in messages:
-                await send(message)
+            await send_log(messages)
             heartbeat_time = now() + request.heartbeat.total_seconds()
             pace_time = now() + PACE_SECONDS
         elif messages is None and execution.state.final:
             # Pruning is announced before files are deleted: a reader that found no file learns the reason here.
             await asyncio.sleep(0)
             execution = _present(watch)
-            for message in tail.finish(execution.logs, Cause.PRUNED if execution.times.prune_time else Cause.STORE):
-                await send(message)
+            await send_log(tail.finish(execution.logs, Cause.PRUNED if execution.times.prune_time else Cause.STORE))
             await tell(LogEnded(tail.cursor, execution))
             return
         if not request.follow and not execution.state.final and (messages is None or tail.marked):

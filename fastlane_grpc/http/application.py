@@ -15,7 +15,9 @@ from fastlane_grpc.http.connection import CONNECTION
 from fastlane_grpc.http.context import HttpContext
 from fastlane_grpc.http.health import Health
 from fastlane_grpc.http.media_types import prefers_html
+from fastlane_grpc.http.metrics import MetricsHandler
 from fastlane_grpc.http.problem import HttpError, problem_response
+from fastlane_grpc.http.request_count import REQUEST_COUNT, RequestCount
 from fastlane_grpc.http.routes import ROUTES, CallRoute
 from fastlane_grpc.http.watch_stream import WatchHandler
 
@@ -47,6 +49,7 @@ def extra_routes(context: HttpContext) -> Iterable[ExtraRoute]:
     """Return all paths that are no calls."""
     yield ExtraRoute("GET", "/healthz", Health(context, "live"))
     yield ExtraRoute("GET", "/readyz", Health(context, "server"))
+    yield ExtraRoute("GET", "/metrics", MetricsHandler(context))
 
 
 class WithPage:
@@ -66,14 +69,17 @@ class Application:
 
     def __init__(self, context: HttpContext, access: Access) -> None:
         self._access = access
+        self._counts = context.counts
         self._router = Router(_resources(context), redirect_slashes=False, default=_not_found)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         started = False
+        count = RequestCount(self._counts, scope)
 
         async def sending(message: Message) -> None:
             nonlocal started
+            count.note(message)
             if message["type"] == "http.response.start":
                 started = True
                 if cors := self._access.cors_headers(headers):
@@ -89,12 +95,17 @@ class Application:
                 scope[CONNECTION].abort()
                 raise
             await problem_response(error)(scope, receive, sending)
+        finally:
+            count.end()
 
 
 class Resource:
     """One path, with the handler of each of its verbs. HEAD is answered as GET, without the body."""
 
-    def __init__(self, handlers: Mapping[str, ASGIApp]) -> None:
+    def __init__(self, path: str, handlers: Mapping[str, ASGIApp], methods: Mapping[str, str]) -> None:
+        """`path`: its pattern. `methods`: the methods of the contract that it calls, by verb."""
+        self._path = path
+        self._methods = methods
         self._handlers = dict(handlers)
         if "GET" in handlers:
             self._handlers["HEAD"] = handlers["GET"]
@@ -102,6 +113,7 @@ class Resource:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         verb = scope["method"]
+        scope[REQUEST_COUNT].at(self._path, self._methods.get(verb, ""))
         if verb in self._handlers:
             await self._handlers[verb](scope, receive, send)
         elif verb == "OPTIONS":
@@ -125,11 +137,13 @@ class Resource:
 
 def _resources(context: HttpContext) -> list[Route]:
     paths: dict[str, dict[str, ASGIApp]] = defaultdict(dict)
+    methods: dict[str, dict[str, str]] = defaultdict(dict)
     for route in ROUTES:
         paths[route.path][route.verb] = call_handler(route, context)
+        methods[route.path][route.verb] = route.method
     for extra in extra_routes(context):
         paths[extra.path][extra.verb] = extra.handler
-    return [Route(path, Resource(handlers), methods=None) for path, handlers in paths.items()]
+    return [Route(path, Resource(path, handlers, methods[path]), methods=None) for path, handlers in paths.items()]
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:

@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from uvicorn import Config
@@ -10,6 +10,7 @@ from uvicorn.server import ServerState
 
 from fastlane_grpc.api import Calls, Service
 from fastlane_grpc.config import Settings
+from fastlane_grpc.counts import Counts
 from fastlane_grpc.errors import CannotServe
 from fastlane_grpc.http.access import Access
 from fastlane_grpc.http.application import Application
@@ -34,16 +35,23 @@ class HttpServer:
         service: Service,
         settings: Settings,
         is_serving: Callable[[str], bool],
+        scrape: Callable[[str], Awaitable[tuple[bytes, str]]],
         *,
         max_connections: int = MOST_CONNECTIONS,
+        counts: Counts | None = None,
     ) -> None:
-        """`is_serving`: whether a name of the health service serves."""
+        """`is_serving`: whether a name of the health service serves. `scrape`: see `HttpContext`."""
         self._service = service
         self._address = settings.http_listen
         self._max_connections = max_connections
         self._state = ServerState()
         self._context = HttpContext(
-            Calls(service), settings, is_serving, BodyBudget(max(_BODY_BYTES, settings.max_request_bytes))
+            Calls(service),
+            settings,
+            is_serving,
+            BodyBudget(max(_BODY_BYTES, settings.max_request_bytes)),
+            scrape,
+            counts or Counts(),
         )
         access = Access(
             loopback=is_loopback(self._address), hosts=settings.http_hosts, cors_origins=settings.http_cors_origins
