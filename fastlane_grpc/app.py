@@ -20,7 +20,7 @@ from fastlane_grpc.counts import Counts
 from fastlane_grpc.dispatcher import Dispatcher
 from fastlane_grpc.docker import CaptureChoice, DockerBackend, DockerCaptures, Engine, capture_without_engine
 from fastlane_grpc.errors import CannotServe, ServerFailed, StoreFailed
-from fastlane_grpc.execution import DockerRunner, Host, RemovedHostRunner, Step, Sweeper
+from fastlane_grpc.execution import BackendRunner, Host, RemovedHostRunner, Step, Sweeper
 from fastlane_grpc.http.server import HttpServer
 from fastlane_grpc.logs import Logs, Tails
 from fastlane_grpc.machine.address import is_loopback
@@ -120,7 +120,7 @@ class Server:
         self.store_health = StoreHealth()
         self.counts = Counts()
         self.hosts: Sequence[Host] = ()
-        self._runners: Sequence[DockerRunner] = ()
+        self._runners: Sequence[BackendRunner] = ()
         self._sweepers: dict[str, Sweeper] = {}
         self._engine_changed = Wakeup()
 
@@ -223,7 +223,7 @@ class Server:
         """Run the dispatcher until the last call was answered. Its containers are left to the next server."""
         settings = self.settings
         self._runners = [
-            DockerRunner(
+            BackendRunner(
                 self.store,
                 self.logs,
                 host,

@@ -18,7 +18,7 @@ class BackendDown(Exception):
     """The backend did not answer. The request may have been carried out, or may be carried out later."""
 
 
-class Refusal(Enum):
+class RefusalKind(Enum):
     """The kind of a refusal."""
 
     FINAL = "about the request: the backend refuses a repeated request, too"
@@ -37,13 +37,13 @@ class Diagnosis:
     message: str
     text: str
     advice: str
-    refusal: Refusal
+    refusal: RefusalKind
     command_reason: Reason | None = None
 
     @property
     def passes(self) -> bool:
         """Whether the same request may succeed a moment later."""
-        return self.refusal is not Refusal.FINAL
+        return self.refusal is not RefusalKind.FINAL
 
 
 class BackendRefuses(Exception):

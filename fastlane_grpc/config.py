@@ -296,7 +296,7 @@ class Settings:
     default_timeout: timedelta = setting(
         lambda: timedelta(minutes=30), read_duration, "timeout of a job that sets none"
     )
-    max_timeout: timedelta = setting(lambda: timedelta(minutes=30), read_duration, "maximum timeout of a job")
+    max_timeout: timedelta = setting(lambda: timedelta(days=1), read_duration, "maximum timeout of a job")
     default_pids: int = setting(lambda: 1024, read_count, "limit of processes and threads of a job that sets none")
     max_streams: int = setting(lambda: 2000, read_count, "maximum number of open streams: logs and watches")
     max_request_bytes: int = setting(lambda: 4 << 20, read_request_bytes, "maximum size of a request, up to 64m")
@@ -371,6 +371,8 @@ class InForce:
 
     settings: Settings
     given: Mapping[str, tuple[str, str]]
+    # Variables of the environment that look like a setting that is misspelled, each as one sentence.
+    warnings: Sequence[str] = ()
 
     def origin(self, name: str) -> str:
         return self.given[name][1] if name in self.given else "default"
@@ -407,7 +409,8 @@ def in_force(flags: Mapping[str, object], environ: Mapping[str, str], file: Path
             for each in pool_tables
             for name, value in each.items()
         }
-    return InForce(Settings(**values), {name: (str(value), origin) for name, (value, origin) in given.items()})
+    origins = {name: (str(value), origin) for name, (value, origin) in given.items()}
+    return InForce(Settings(**values), origins, _misspelled(environ))
 
 
 def _given(
@@ -419,12 +422,27 @@ def _given(
         given[_known(name, [*_names(SETTINGS), "hosts", "pools"], f"setting in {file}")] = (value, f"file {file}")
     for key, text in environ.items():
         name = key.removeprefix("FASTLANE_").lower()
-        if key.startswith("FASTLANE_") and name not in _NOT_SETTINGS:
-            given[_known(name, _names(SETTINGS), f"environment variable {key}")] = (text, f"environment variable {key}")
+        if key.startswith("FASTLANE_") and name in _names(SETTINGS):
+            given[name] = (text, f"environment variable {key}")
     for name, flag in flags.items():
         if flag is not None:
             given[name] = (str(flag), f"flag --{name.replace('_', '-')}")
     return given
+
+
+def _misspelled(environ: Mapping[str, str]) -> Sequence[str]:
+    """Return a warning for each variable that is almost the name of a setting.
+
+    All other variables are ignored: a build tool for mobile apps has the same name as this program, and has variables
+    that begin with FASTLANE_ too."""
+    known = [*_names(SETTINGS), *_NOT_SETTINGS]
+    names = [key.removeprefix("FASTLANE_").lower() for key in environ if key.startswith("FASTLANE_")]
+    near = {name: difflib.get_close_matches(name, known, 1, cutoff=0.8) for name in names if name not in known}
+    return [
+        f"environment variable FASTLANE_{name.upper()} is not a setting; did you mean FASTLANE_{matches[0].upper()}?"
+        for name, matches in near.items()
+        if matches
+    ]
 
 
 def default_text(name: str) -> str:

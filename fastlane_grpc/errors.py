@@ -99,7 +99,7 @@ class JobNotFinal(Refusal):
         )
 
 
-class JobChanged(Refusal):
+class EtagMismatch(Refusal):
     """The job has another etag."""
 
     def __init__(self, job_id: str, etag: str) -> None:

@@ -380,16 +380,6 @@ class HostReport:
         object.__setattr__(self, "capture_reason", told_line(self.capture_reason))
 
 
-# The signal, by number as libcs count differently, that a recorder takes for the order to kill everything, store what
-# was printed, and end.
-HARD_STOP = 44
-
-
-def container_name(execution_id: str) -> str:
-    """What the container of an execution is called: there is one of that name in an engine at the most."""
-    return f"fastlane-{execution_id}"
-
-
 class Hold(IntEnum):
     """Why an execution is not queued when it is due."""
 
@@ -430,10 +420,6 @@ class Execution:
     tries: int = 0
     memory_bytes: int = 0
     hold: Hold = Hold.NONE
-
-    @property
-    def container_name(self) -> str:
-        return container_name(self.id)
 
 
 @dataclass(frozen=True, slots=True)

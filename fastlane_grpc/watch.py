@@ -103,17 +103,17 @@ class WatchHub:
         self._first = 0
         # The newest update of each job in the ring.
         self._newest: dict[str, JobUpdate] = {}
-        self._watches: set[Watch] = set()
+        self._watches: set[HubWatch] = set()
         # Each watch is in one of these: by its job ids, else by its task, else in the last.
-        self._of_job: dict[str, set[Watch]] = {}
-        self._of_task: dict[str, set[Watch]] = {}
-        self._of_all: set[Watch] = set()
+        self._of_job: dict[str, set[HubWatch]] = {}
+        self._of_task: dict[str, set[HubWatch]] = {}
+        self._of_all: set[HubWatch] = set()
         self._wakeup = Wakeup()
 
     @contextmanager
-    def watching(self, wanted: WatchFilter) -> Iterator["Watch"]:
+    def watching(self, wanted: WatchFilter) -> Iterator["HubWatch"]:
         """Return a watch of these jobs, within the context. It begins nowhere: set its `position`."""
-        watch = Watch(self, wanted)
+        watch = HubWatch(self, wanted)
         self._watches.add(watch)
         for group in self._groups(wanted):
             group.add(watch)
@@ -226,7 +226,7 @@ class WatchHub:
 
     # ---- who is told of what
 
-    def _watches_of(self, change: Change | JobUpdate) -> Iterator["Watch"]:
+    def _watches_of(self, change: Change | JobUpdate) -> Iterator["HubWatch"]:
         """Return the watches that may match, as far as ids say."""
         yield from self._of_all
         yield from self._of_task.get(change.task_id, ())
@@ -234,7 +234,7 @@ class WatchHub:
             if watch.wanted.wants(change.job_id, change.task_id):
                 yield watch
 
-    def _groups(self, wanted: WatchFilter) -> Iterator[set["Watch"]]:
+    def _groups(self, wanted: WatchFilter) -> Iterator[set["HubWatch"]]:
         if wanted.job_ids:
             yield from (self._of_job.setdefault(job_id, set()) for job_id in wanted.job_ids)
         elif wanted.task_id:
@@ -250,7 +250,7 @@ class WatchHub:
             del self._of_task[wanted.task_id]
 
 
-class Watch:
+class HubWatch:
     """One watcher: its filter, and the position after all that it has taken."""
 
     def __init__(self, hub: WatchHub, wanted: WatchFilter) -> None:

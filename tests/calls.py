@@ -60,7 +60,7 @@ class NoFreeSlots:
         return False
 
 
-class House(Parts):
+class RpcHarness(Parts):
     """A server from the store to gRPC, on a free port; what its jobs run, the test runs."""
 
     def __init__(self, path: Path, **settings: object) -> None:

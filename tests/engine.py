@@ -21,7 +21,7 @@ import pytest
 
 from fastlane_grpc.docker import CaptureChoice, DockerBackend, DockerCaptures, Engine
 from fastlane_grpc.docker.handle import unpacked
-from fastlane_grpc.execution import DockerRunner, Host, Step
+from fastlane_grpc.execution import BackendRunner, Host, Step
 from fastlane_grpc.logs import Logs
 from fastlane_grpc.model import Assignment, CaptureMode, Execution, JobSpec, Source, State
 from fastlane_grpc.record import Chunk, Gap, Position, RecordReader, Trailer
@@ -118,17 +118,22 @@ class Going:
     """An execution on its way, on a thread."""
 
     def __init__(
-        self, house: "House", assignment: Assignment, *, kill_at: Step | None = None, stop_at: Step | None = None
+        self,
+        harness: "EngineHarness",
+        assignment: Assignment,
+        *,
+        kill_at: Step | None = None,
+        stop_at: Step | None = None,
     ) -> None:
         self.id = assignment.execution.id
         self.mailbox = Mailbox()
         self.steps: list[Step] = []
-        self._house = house
+        self._harness = harness
         self._kill_at = kill_at
         self._stop_at = stop_at
         self._passed = threading.Condition()
-        house.going[self.id] = self
-        self._future = house.threads.submit(house.runner.run, assignment, self.mailbox)
+        harness.going[self.id] = self
+        self._future = harness.threads.submit(harness.runner.run, assignment, self.mailbox)
 
     def step(self, step: Step) -> None:
         with self._passed:
@@ -137,7 +142,7 @@ class Going:
         if step is self._kill_at:
             raise Killed
         if step is self._stop_at:
-            self._house.stop(self.id, grace=0)
+            self._harness.stop(self.id, grace=0)
 
     def wait_for(self, step: Step) -> None:
         with self._passed:
@@ -146,13 +151,13 @@ class Going:
     def result(self) -> Execution:
         """The execution after `run` returned; raises what that raised."""
         self._future.result(SECONDS)
-        return self._house.execution(self.id)
+        return self._harness.execution(self.id)
 
     def failure(self) -> BaseException | None:
         return self._future.exception(SECONDS)
 
 
-class House:
+class EngineHarness:
     """Store, logs, host and runner on one data directory, as a server has them, with the part of a dispatcher that
     passes on mailbox."""
 
@@ -190,7 +195,7 @@ class House:
         self.host = Host("local", self.backend("local"), self.captures(self.capture), ping_seconds=1)
         self.host.start(self._host_changed)
         self.wait_until(lambda: self.host.up)
-        self.runner = DockerRunner(
+        self.runner = BackendRunner(
             self.store,
             self.logs,
             self.host,
@@ -221,7 +226,7 @@ class House:
         for going in self.going.values():
             going.mailbox.put(LeaveCommand())
         self.threads.shutdown(wait=True)
-        # Past whatever stands between this house and the engine.
+        # Past whatever stands between this harness and the engine.
         engine = Engine(self._engine)
         for container_id in engine.containers(self.store.instance):
             engine.remove(container_id, force=True)
@@ -366,35 +371,35 @@ def opened(
     capture: CaptureMode = CaptureMode.AUTO,
     max_log_bytes: int = 1 << 30,
     certificates: Path | None = None,
-) -> Iterator[House]:
-    """A house over the engine at `address`, behind which is the one at `engine`, if that is another."""
+) -> Iterator[EngineHarness]:
+    """A harness over the engine at `address`, behind which is the one at `engine`, if that is another."""
     address = address or engine_address()
-    house = House(directory, image, address, engine or address, capture, max_log_bytes, certificates)
+    harness = EngineHarness(directory, image, address, engine or address, capture, max_log_bytes, certificates)
     try:
-        yield house
+        yield harness
     finally:
-        house.close()
+        harness.close()
 
 
-# What a test that uses `house` asks for if it is about one way of capture, or if the way is beside the point.
+# What a test that uses `harness` asks for if it is about one way of capture, or if the way is beside the point.
 by_recorder = pytest.mark.parametrize("capture", [CaptureMode.RECORDER], indirect=True, ids=str)
 by_attach = pytest.mark.parametrize("capture", [CaptureMode.ATTACH], indirect=True, ids=str)
 
 
 @pytest.fixture(params=[CaptureMode.RECORDER, CaptureMode.ATTACH], ids=str)
 def capture(request: pytest.FixtureRequest) -> CaptureMode:
-    """How the containers of `house` are captured: each test passes whichever way the bytes take."""
+    """How the containers of `harness` are captured: each test passes whichever way the bytes take."""
     return CaptureMode(request.param)
 
 
 @pytest.fixture
-def house(tmp_path: Path, image: str, capture: CaptureMode) -> Iterator[House]:
-    with opened(tmp_path, image, capture=capture) as house:
-        yield house
+def harness(tmp_path: Path, image: str, capture: CaptureMode) -> Iterator[EngineHarness]:
+    with opened(tmp_path, image, capture=capture) as harness:
+        yield harness
 
 
 @pytest.fixture
-def another(tmp_path_factory: pytest.TempPathFactory, image: str, capture: CaptureMode) -> Iterator[House]:
+def another(tmp_path_factory: pytest.TempPathFactory, image: str, capture: CaptureMode) -> Iterator[EngineHarness]:
     """A second server on the same engine."""
-    with opened(tmp_path_factory.mktemp("another"), image, capture=capture) as house:
-        yield house
+    with opened(tmp_path_factory.mktemp("another"), image, capture=capture) as harness:
+        yield harness

@@ -11,7 +11,7 @@ import time
 from contextlib import suppress
 
 PREFACE = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n"
-DATA, HEADERS, RST_STREAM, SETTINGS = 0, 1, 3, 4
+DATA, HEADERS, RST_STREAM, SETTINGS, PING, GOAWAY = 0, 1, 3, 4, 6, 7
 END_HEADERS, END_STREAM = 4, 1
 CANCEL = struct.pack(">I", 8)
 STREAMS_AT_ONCE = 50

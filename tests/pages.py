@@ -66,7 +66,7 @@ class Block:
         return "".join(line for line in self.text.splitlines(keepends=True) if not line.startswith("$ "))
 
 
-class Page:
+class DocPage:
     def __init__(self, path: Path) -> None:
         self.path = path
 
@@ -150,7 +150,7 @@ def replaced(text: str, replace: Mapping[str, str]) -> str:
     return re.sub(pattern, lambda match: replace[match[0]], text) if replace else text
 
 
-def pages() -> Sequence[Page]:
+def pages() -> Sequence[DocPage]:
     """Every page of the repository."""
     names = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard", "*.md"],
@@ -158,4 +158,4 @@ def pages() -> Sequence[Page]:
         capture_output=True,
         text=True,
     )
-    return [Page(ROOT / name) for name in names.stdout.split("\0") if name and (ROOT / name).is_file()]
+    return [DocPage(ROOT / name) for name in names.stdout.split("\0") if name and (ROOT / name).is_file()]

@@ -19,7 +19,7 @@ import pytest
 from inotify_simple import INotify, flags
 
 from fastlane_grpc.capture.handoff_watcher import handoff_watcher
-from fastlane_grpc.model import HARD_STOP, Cause, Source
+from fastlane_grpc.model import Cause, Source
 from fastlane_grpc.record.format import (
     BLOCK_BYTES,
     BLOCK_HEADER_BYTES,
@@ -36,6 +36,7 @@ from fastlane_grpc.record.format import (
     unpack_gap,
     unpack_trailer,
 )
+from fastlane_grpc.recorder import HARD_STOP
 
 EXECUTION_ID = "0190-e"
 PATIENCE_SECONDS = 30

@@ -1,4 +1,4 @@
-"""A server of the contract without a house behind it: it holds logs that a test wrote, and cuts, lies or falls silent
+"""A server of the contract without a harness behind it: it holds logs that a test wrote, and cuts, lies or falls silent
 where it is told."""
 
 # ruff: noqa: N802 -- the names of a servicer's methods are those of the contract.

@@ -9,7 +9,7 @@ import pytest
 from fastlane_grpc.api import Calls
 from fastlane_grpc.errors import JobNotFound
 from fastlane_grpc.v1 import fastlane_pb2 as pb
-from tests.calls import House
+from tests.calls import RpcHarness
 
 
 def test_the_calls_are_imported_without_grpc() -> None:
@@ -20,8 +20,8 @@ def test_the_calls_are_imported_without_grpc() -> None:
 
 
 async def test_a_call_takes_and_returns_messages_without_a_transport(tmp_path: Path) -> None:
-    house = House(tmp_path)
-    calls = Calls(house.service)
+    harness = RpcHarness(tmp_path)
+    calls = Calls(harness.service)
     request = pb.EnqueueJobRequest(task_id="task", spec=pb.JobSpec(image="busybox"))
     enqueued = await calls.enqueue_job(request, caller_address="page")
     found = await calls.get_job(pb.GetJobRequest(job_id=enqueued.job.id))
@@ -30,4 +30,4 @@ async def test_a_call_takes_and_returns_messages_without_a_transport(tmp_path: P
     assert [job.id for job in listed.jobs] == [enqueued.job.id]
     with pytest.raises(JobNotFound):
         await calls.get_job(pb.GetJobRequest(job_id="unknown"))
-    await house.close()
+    await harness.close()

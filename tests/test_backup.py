@@ -11,7 +11,7 @@ import pytest
 
 from fastlane_grpc.client import Client, CursorRefused, NotFound
 from fastlane_grpc.v1 import fastlane_pb2 as pb
-from tests.pages import Page, replaced
+from tests.pages import DocPage, replaced
 from tests.reading import Reader
 from tests.serving import Server, clear
 from tests.tools import ROOT
@@ -34,7 +34,7 @@ def back_up(server: Server, data_dir: Path, image: str) -> None:
     """As the page says, beside `data_dir`."""
     [block] = [
         block
-        for block in Page(ROOT / "docs" / "operations.md").blocks()
+        for block in DocPage(ROOT / "docs" / "operations.md").blocks()
         if block.language == "sh" and "VACUUM INTO" in block.text
     ]
     script = replaced(block.script(data_dir), {"/var/lib/fastlane": str(data_dir), "busybox": image})

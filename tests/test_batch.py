@@ -20,7 +20,7 @@ from fastlane_grpc.errors import Refusal
 from fastlane_grpc.model import Outcome, Reason, State
 from fastlane_grpc.store.database import open_for_reading
 from fastlane_grpc.v1 import fastlane_pb2 as pb
-from tests.calls import House, detail, reason
+from tests.calls import RpcHarness, detail, reason
 from tests.store_checks import check_jobs, check_lines
 
 METHODS = pb.DESCRIPTOR.services_by_name["JobService"].methods_by_name
@@ -29,11 +29,11 @@ INVALID, UNIMPLEMENTED = grpc.StatusCode.INVALID_ARGUMENT, grpc.StatusCode.UNIMP
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
-    house = House(tmp_path)
-    await house.server.start()
-    yield house
-    await house.close()
+async def harness(tmp_path: Path) -> AsyncIterator[RpcHarness]:
+    harness = RpcHarness(tmp_path)
+    await harness.server.start()
+    yield harness
+    await harness.close()
 
 
 def request(task_id: str = "task", request_id: str = "", image: str = "busybox", **spec: Any) -> pb.EnqueueJobRequest:
@@ -46,8 +46,8 @@ async def refused(call: Awaitable[object]) -> grpc.aio.AioRpcError:
     return raised.value
 
 
-async def stored(house: House) -> list[pb.Job]:
-    return list((await house.jobs.ListJobs(pb.ListJobsRequest(page_size=1000))).jobs)
+async def stored(harness: RpcHarness) -> list[pb.Job]:
+    return list((await harness.jobs.ListJobs(pb.ListJobsRequest(page_size=1000))).jobs)
 
 
 def violated(error: grpc.aio.AioRpcError) -> list[str]:
@@ -114,8 +114,8 @@ class Plain:
             job.execution.waiting.ClearField("detail")
         return self.text(str(result))
 
-    def rows(self, house: House) -> list[list[Any]]:
-        db = open_for_reading(house.database)
+    def rows(self, harness: RpcHarness) -> list[list[Any]]:
+        db = open_for_reading(harness.database)
         check_lines(lambda sql: db.execute(sql).fetchall())
         check_jobs(lambda sql: db.execute(sql).fetchall())
         tables = [
@@ -171,8 +171,8 @@ def rejection(status: status_pb2.Status) -> pb.Rejection:
 
 async def both_ways(batches: Sequence[Sequence[pb.EnqueueJobRequest]], max_waiting: int) -> None:
     with TemporaryDirectory() as first, TemporaryDirectory() as second:
-        houses = [House(Path(path), max_waiting=max_waiting) for path in (first, second)]
-        batched, single = (Calls(house.service) for house in houses)
+        harnesses = [RpcHarness(Path(path), max_waiting=max_waiting) for path in (first, second)]
+        batched, single = (Calls(harness.service) for harness in harnesses)
         plain, plain_single = Plain(), Plain()
         try:
             for requests in batches:
@@ -182,10 +182,10 @@ async def both_ways(batches: Sequence[Sequence[pb.EnqueueJobRequest]], max_waiti
                 assert [plain.result(each) for each in response.results] == [
                     plain_single.result(each) for each in expected.results
                 ]
-                assert plain.rows(houses[0]) == plain_single.rows(houses[1])
+                assert plain.rows(harnesses[0]) == plain_single.rows(harnesses[1])
         finally:
-            for house in houses:
-                await house.close()
+            for harness in harnesses:
+                await harness.close()
 
 
 @settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -196,16 +196,16 @@ def test_a_batch_has_the_effect_of_its_requests_one_by_one(
     asyncio.run(both_ways(batches, max_waiting))
 
 
-async def test_a_long_batch_with_one_repeated_request_stores_each_job_once(house: House) -> None:
+async def test_a_long_batch_with_one_repeated_request_stores_each_job_once(harness: RpcHarness) -> None:
     # Longer than one statement takes, the repeated one in the midst.
     requests = [request(f"task-{number % 7}", f"r{number}", command=f"echo {number % 3}") for number in range(300)]
-    await house.jobs.EnqueueJob(requests[170])
+    await harness.jobs.EnqueueJob(requests[170])
     requests.append(requests[5])
-    response = await house.jobs.BatchEnqueueJobs(pb.BatchEnqueueJobsRequest(requests=requests))
+    response = await harness.jobs.BatchEnqueueJobs(pb.BatchEnqueueJobsRequest(requests=requests))
     existing = [number for number, result in enumerate(response.results) if result.enqueued.existing]
     assert existing == [170, 300]
     assert response.results[300].enqueued.job.id == response.results[5].enqueued.job.id
-    jobs = {job.id: job for job in await stored(house)}
+    jobs = {job.id: job for job in await stored(harness)}
     assert len(jobs) == 300
     for number, result in enumerate(response.results[:300]):
         job = result.enqueued.job
@@ -215,57 +215,57 @@ async def test_a_long_batch_with_one_repeated_request_stores_each_job_once(house
         assert (job.execution.id, job.execution.job_id) == (kept.execution.id, kept.id)
         assert job.execution.task_id == job.task_id
         assert job.execution.times == kept.execution.times
-    again = await house.jobs.BatchEnqueueJobs(pb.BatchEnqueueJobsRequest(requests=requests))
+    again = await harness.jobs.BatchEnqueueJobs(pb.BatchEnqueueJobsRequest(requests=requests))
     assert [result.enqueued.job.id for result in again.results] == [
         result.enqueued.job.id for result in response.results
     ]
     assert all(result.enqueued.existing for result in again.results)
     # By calls of their own, too: what is compared is the same.
     for number in range(0, 300, 11):
-        alone = await house.jobs.EnqueueJob(requests[number])
+        alone = await harness.jobs.EnqueueJob(requests[number])
         assert (alone.existing, alone.job.id) == (True, response.results[number].enqueued.job.id)
 
 
-async def test_ids_of_a_batch_are_uuids_of_version_7_in_the_order_of_its_requests(house: House) -> None:
-    response = await house.jobs.BatchEnqueueJobs(pb.BatchEnqueueJobsRequest(requests=[request()] * 1000))
+async def test_ids_of_a_batch_are_uuids_of_version_7_in_the_order_of_its_requests(harness: RpcHarness) -> None:
+    response = await harness.jobs.BatchEnqueueJobs(pb.BatchEnqueueJobsRequest(requests=[request()] * 1000))
     ids = [result.enqueued.job.id for result in response.results]
     assert len(set(ids)) == 1000
     assert all(
         re.fullmatch(r"[0-9a-f]{8}-[0-9a-f]{4}-7[0-9a-f]{3}-[89ab][0-9a-f]{3}-[0-9a-f]{12}", each) for each in ids
     )
-    assert [job.id for job in await stored(house)] == ids[::-1]
+    assert [job.id for job in await stored(harness)] == ids[::-1]
 
 
 async def test_the_quota_is_exact_within_a_batch(tmp_path: Path) -> None:
-    house = House(tmp_path, max_waiting=100)
-    await house.server.start()
+    harness = RpcHarness(tmp_path, max_waiting=100)
+    await harness.server.start()
     requests = [request(request_id=f"r{number}") for number in range(150)]
-    response = await house.jobs.BatchEnqueueJobs(pb.BatchEnqueueJobsRequest(requests=requests))
+    response = await harness.jobs.BatchEnqueueJobs(pb.BatchEnqueueJobsRequest(requests=requests))
     assert [result.HasField("enqueued") for result in response.results] == [True] * 100 + [False] * 50
     rejection = response.results[-1].rejection
     assert (rejection.code, rejection.reason) == (8, pb.ERROR_REASON_QUEUE_FULL)
     assert rejection.metadata == {"limit": "100"}
-    assert len(await stored(house)) == 100
-    await house.close()
+    assert len(await stored(harness)) == 100
+    await harness.close()
 
 
 async def test_a_batch_on_a_full_disk_stores_nothing_and_finds_what_it_stored_before(tmp_path: Path) -> None:
-    roomy = House(tmp_path)
+    roomy = RpcHarness(tmp_path)
     await roomy.server.start()
     known = pb.BatchEnqueueJobsRequest(requests=[request(request_id="a"), request(request_id="b")])
     first = await roomy.jobs.BatchEnqueueJobs(known)
     await roomy.close()
-    house = House(tmp_path, min_free_bytes=1 << 60)
-    await house.server.start()
+    harness = RpcHarness(tmp_path, min_free_bytes=1 << 60)
+    await harness.server.start()
     error = await refused(
-        house.jobs.BatchEnqueueJobs(pb.BatchEnqueueJobsRequest(requests=[*known.requests, request(request_id="c")]))
+        harness.jobs.BatchEnqueueJobs(pb.BatchEnqueueJobsRequest(requests=[*known.requests, request(request_id="c")]))
     )
     assert (error.code(), reason(error)) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "DISK_FULL")
-    assert len(await stored(house)) == 2
-    again = await house.jobs.BatchEnqueueJobs(known)
+    assert len(await stored(harness)) == 2
+    again = await harness.jobs.BatchEnqueueJobs(known)
     assert [result.enqueued.existing for result in again.results] == [True, True]
     assert again.results[0].enqueued.job.id == first.results[0].enqueued.job.id
-    await house.close()
+    await harness.close()
 
 
 # ---- calls that are rejected as a whole
@@ -296,22 +296,22 @@ async def test_a_batch_on_a_full_disk_stores_nothing_and_finds_what_it_stored_be
     ],
 )
 async def test_a_batch_that_cannot_be_is_rejected_by_its_field_and_stores_nothing(
-    house: House, batch: pb.BatchEnqueueJobsRequest, field: str
+    harness: RpcHarness, batch: pb.BatchEnqueueJobsRequest, field: str
 ) -> None:
-    error = await refused(house.jobs.BatchEnqueueJobs(batch))
+    error = await refused(harness.jobs.BatchEnqueueJobs(batch))
     assert (error.code(), reason(error), violated(error)[0]) == (INVALID, "INVALID_FIELD", field)
-    assert not await stored(house)
+    assert not await stored(harness)
 
 
-async def test_an_unknown_field_rejects_its_request_alone_or_the_whole_call(house: House) -> None:
+async def test_an_unknown_field_rejects_its_request_alone_or_the_whole_call(harness: RpcHarness) -> None:
     unknown = b"\x98\x06\x01"
     nested = pb.EnqueueJobRequest.FromString(request().SerializeToString() + unknown)
-    response = await house.jobs.BatchEnqueueJobs(pb.BatchEnqueueJobsRequest(requests=[request(), nested, request()]))
+    response = await harness.jobs.BatchEnqueueJobs(pb.BatchEnqueueJobsRequest(requests=[request(), nested, request()]))
     assert [result.WhichOneof("result") for result in response.results] == ["enqueued", "rejection", "enqueued"]
     rejection = response.results[1].rejection
     assert (rejection.code, rejection.reason) == (12, pb.ERROR_REASON_UNKNOWN_FIELD)
     assert "field 99 of EnqueueJobRequest" in rejection.message
-    assert len(await stored(house)) == 2
+    assert len(await stored(harness)) == 2
     for whole, place in (
         (pb.BatchEnqueueJobsRequest(requests=[request()]).SerializeToString() + unknown, "BatchEnqueueJobsRequest"),
         (
@@ -319,50 +319,50 @@ async def test_an_unknown_field_rejects_its_request_alone_or_the_whole_call(hous
             "BatchEnqueueJobsRequest.array.request",
         ),
     ):
-        error = await refused(house.jobs.BatchEnqueueJobs(pb.BatchEnqueueJobsRequest.FromString(whole)))
+        error = await refused(harness.jobs.BatchEnqueueJobs(pb.BatchEnqueueJobsRequest.FromString(whole)))
         assert (error.code(), reason(error)) == (UNIMPLEMENTED, "UNKNOWN_FIELD")
         assert f"field 99 of {place}" in str(error.details())
-    assert len(await stored(house)) == 2
+    assert len(await stored(harness)) == 2
 
 
-async def test_a_batch_may_have_3_mib_and_no_more(house: House) -> None:
+async def test_a_batch_may_have_3_mib_and_no_more(harness: RpcHarness) -> None:
     # 1 000 specs that differ, each as large as the limit allows.
     specs = [request(envs={"NUMBER": str(number), "PADDING": "x" * 3_050}) for number in range(1000)]
     batch = pb.BatchEnqueueJobsRequest(requests=specs)
     assert (3 << 20) - 100_000 < batch.ByteSize() <= 3 << 20
-    response = await house.jobs.BatchEnqueueJobs(batch)
+    response = await harness.jobs.BatchEnqueueJobs(batch)
     assert all(result.HasField("enqueued") for result in response.results)
-    job = await house.jobs.GetJob(pb.GetJobRequest(job_id=response.results[7].enqueued.job.id))
+    job = await harness.jobs.GetJob(pb.GetJobRequest(job_id=response.results[7].enqueued.job.id))
     assert job.job.spec.envs["NUMBER"] == "7"
     batch.requests[0].spec.envs["PADDING"] += "x" * 100_000
-    error = await refused(house.jobs.BatchEnqueueJobs(batch))
+    error = await refused(harness.jobs.BatchEnqueueJobs(batch))
     assert reason(error) == "INVALID_FIELD"
     assert "at most 3145728 are allowed in one batch" in str(error.details())
-    assert len((await house.jobs.ListJobs(pb.ListJobsRequest(page_size=1))).jobs) == 1
+    assert len((await harness.jobs.ListJobs(pb.ListJobsRequest(page_size=1))).jobs) == 1
 
 
-async def test_a_response_with_a_thousand_long_rejections_stays_below_3_mib(house: House) -> None:
+async def test_a_response_with_a_thousand_long_rejections_stays_below_3_mib(harness: RpcHarness) -> None:
     bad = request("-", "r" * 129, image="UPPER", labels={f"={number:060}": "" for number in range(20)})
-    response = await house.jobs.BatchEnqueueJobs(pb.BatchEnqueueJobsRequest(requests=[bad] * 1000))
+    response = await harness.jobs.BatchEnqueueJobs(pb.BatchEnqueueJobsRequest(requests=[bad] * 1000))
     assert response.ByteSize() <= 3 << 20
     assert {result.rejection.reason for result in response.results} == {pb.ERROR_REASON_INVALID_FIELD}
     assert all(result.rejection.violations for result in response.results)
-    [alone] = (await house.jobs.BatchEnqueueJobs(pb.BatchEnqueueJobsRequest(requests=[bad]))).results
+    [alone] = (await harness.jobs.BatchEnqueueJobs(pb.BatchEnqueueJobsRequest(requests=[bad]))).results
     assert len(alone.rejection.violations) > len(response.results[0].rejection.violations)
 
 
-async def test_a_response_with_a_thousand_long_outcomes_stays_below_3_mib(house: House) -> None:
+async def test_a_response_with_a_thousand_long_outcomes_stays_below_3_mib(harness: RpcHarness) -> None:
     requests = [request(request_id=f"r{number}") for number in range(1000)]
     batch = pb.BatchEnqueueJobsRequest(requests=requests)
-    stored_now = await house.jobs.BatchEnqueueJobs(batch)
+    stored_now = await harness.jobs.BatchEnqueueJobs(batch)
     failed = {"state": State.FAILED, "outcome": Outcome(Reason.REFUSED_BY_ENGINE, "x" * 2000), "logs": ()}
     ids = [result.enqueued.job.execution.id for result in stored_now.results]
-    await asyncio.gather(*(house.store.finish(each, **failed) for each in ids))  # type: ignore[arg-type]
-    response = await house.jobs.BatchEnqueueJobs(batch)
+    await asyncio.gather(*(harness.store.finish(each, **failed) for each in ids))  # type: ignore[arg-type]
+    response = await harness.jobs.BatchEnqueueJobs(batch)
     assert response.ByteSize() <= 3 << 20
     assert all(result.enqueued.existing for result in response.results)
     outcomes = {result.enqueued.job.outcome.detail for result in response.results}
-    [alone] = (await house.jobs.BatchEnqueueJobs(pb.BatchEnqueueJobsRequest(requests=requests[:1]))).results
+    [alone] = (await harness.jobs.BatchEnqueueJobs(pb.BatchEnqueueJobsRequest(requests=requests[:1]))).results
     assert outcomes == {alone.enqueued.job.outcome.detail[:100]}
 
 
@@ -373,45 +373,45 @@ def array(size: int, **spec: Any) -> pb.BatchEnqueueJobsRequest:
     return pb.BatchEnqueueJobsRequest(array=pb.JobArray(request=request(**spec), size=size))
 
 
-async def test_an_array_is_one_spec_many_times_each_with_its_place(house: House) -> None:
-    response = await house.jobs.BatchEnqueueJobs(array(300, request_id="all", labels={"of": "array"}))
+async def test_an_array_is_one_spec_many_times_each_with_its_place(harness: RpcHarness) -> None:
+    response = await harness.jobs.BatchEnqueueJobs(array(300, request_id="all", labels={"of": "array"}))
     jobs = [result.enqueued.job for result in response.results]
     assert [(job.array.index, job.array.size, job.request_id) for job in jobs] == [
         (index, 300, f"all#{index}") for index in range(300)
     ]
-    kept = await house.jobs.GetJob(pb.GetJobRequest(job_id=jobs[17].id))
+    kept = await harness.jobs.GetJob(pb.GetJobRequest(job_id=jobs[17].id))
     assert kept.job.array == pb.ArrayPosition(index=17, size=300)
     assert not kept.job.spec.envs, "the spec is the caller's"
-    listed = await house.jobs.ListJobs(pb.ListJobsRequest(labels={"of": "array"}, page_size=2))
+    listed = await harness.jobs.ListJobs(pb.ListJobsRequest(labels={"of": "array"}, page_size=2))
     assert [job.array.index for job in listed.jobs] == [299, 298]
-    assert not (await house.enqueue()).HasField("array")
-    assignments = await house.store.claim_on(["local"] * 3)
+    assert not (await harness.enqueue()).HasField("array")
+    assignments = await harness.store.claim_on(["local"] * 3)
     assert [dict(each.spec.envs) for each in assignments] == [
         {"FASTLANE_ARRAY_INDEX": str(index), "FASTLANE_ARRAY_SIZE": "300"} for index in range(3)
     ]
-    assert {each.execution.id: each.spec for each in await house.store.unfinished()} == {
+    assert {each.execution.id: each.spec for each in await harness.store.unfinished()} == {
         each.execution.id: each.spec for each in assignments
     }
 
 
-async def test_an_array_with_a_request_id_is_safe_to_repeat_and_has_one_size(house: House) -> None:
-    first = await house.jobs.BatchEnqueueJobs(array(3, request_id="all"))
-    again = await house.jobs.BatchEnqueueJobs(array(3, request_id="all"))
+async def test_an_array_with_a_request_id_is_safe_to_repeat_and_has_one_size(harness: RpcHarness) -> None:
+    first = await harness.jobs.BatchEnqueueJobs(array(3, request_id="all"))
+    again = await harness.jobs.BatchEnqueueJobs(array(3, request_id="all"))
     assert [result.enqueued.job.id for result in again.results] == [result.enqueued.job.id for result in first.results]
     assert all(result.enqueued.existing for result in again.results)
-    larger = await house.jobs.BatchEnqueueJobs(array(4, request_id="all"))
+    larger = await harness.jobs.BatchEnqueueJobs(array(4, request_id="all"))
     assert [result.rejection.reason for result in larger.results] == [pb.ERROR_REASON_REQUEST_ID_REUSED] * 3 + [0]
-    alone = await refused(house.jobs.EnqueueJob(request(request_id="all#0")))
+    alone = await refused(harness.jobs.EnqueueJob(request(request_id="all#0")))
     assert reason(alone) == "REQUEST_ID_REUSED"
 
 
-async def test_an_array_is_validated_without_being_stored(house: House) -> None:
+async def test_an_array_is_validated_without_being_stored(harness: RpcHarness) -> None:
     batch = array(2, request_id="all")
     batch.array.request.validate_only = True
-    response = await house.jobs.BatchEnqueueJobs(batch)
+    response = await harness.jobs.BatchEnqueueJobs(batch)
     jobs = [result.enqueued.job for result in response.results]
     assert [(job.id, job.execution.id, job.array.index, job.request_id) for job in jobs] == [
         ("", "", 0, "all#0"),
         ("", "", 1, "all#1"),
     ]
-    assert not await stored(house)
+    assert not await stored(harness)

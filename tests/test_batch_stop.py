@@ -15,35 +15,35 @@ from fastlane_grpc.model import State, new_id
 from fastlane_grpc.store.database import open_for_writing
 from fastlane_grpc.store.job_filter import FINAL_STATES, OPEN_STATES, JobFilter, Order, matching
 from fastlane_grpc.v1 import fastlane_pb2 as pb
-from tests.calls import House, detail, reason
+from tests.calls import RpcHarness, detail, reason
 from tests.store_checks import check_jobs, check_lines
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
-    house = House(tmp_path)
-    await house.server.start()
-    yield house
-    await house.close()
+async def harness(tmp_path: Path) -> AsyncIterator[RpcHarness]:
+    harness = RpcHarness(tmp_path)
+    await harness.server.start()
+    yield harness
+    await harness.close()
 
 
-async def enqueue(house: House, count: int = 1, task_id: str = "task", **spec: Any) -> list[str]:
+async def enqueue(harness: RpcHarness, count: int = 1, task_id: str = "task", **spec: Any) -> list[str]:
     """Jobs in one batch; their ids."""
     request = pb.EnqueueJobRequest(task_id=task_id, spec=pb.JobSpec(image="busybox", **spec))
-    response = await house.jobs.BatchEnqueueJobs(pb.BatchEnqueueJobsRequest(requests=[request] * count))
+    response = await harness.jobs.BatchEnqueueJobs(pb.BatchEnqueueJobsRequest(requests=[request] * count))
     return [result.enqueued.job.id for result in response.results]
 
 
-async def stop(house: House, note: str = "", validate_only: bool = False, **filter_: Any) -> tuple[int, bool]:
-    response = await house.jobs.BatchStopJobs(
+async def stop(harness: RpcHarness, note: str = "", validate_only: bool = False, **filter_: Any) -> tuple[int, bool]:
+    response = await harness.jobs.BatchStopJobs(
         pb.BatchStopJobsRequest(filter=pb.JobFilter(**filter_), note=note, validate_only=validate_only)
     )
     return response.stopped, response.more
 
 
-async def stopped(house: House) -> set[str]:
+async def stopped(harness: RpcHarness) -> set[str]:
     request = pb.ListJobsRequest(states=[pb.STATE_STOPPED, pb.STATE_STOPPING], page_size=1000)
-    return {job.id for job in (await house.jobs.ListJobs(request)).jobs}
+    return {job.id for job in (await harness.jobs.ListJobs(request)).jobs}
 
 
 async def refused(call: Awaitable[object]) -> grpc.aio.AioRpcError:
@@ -52,15 +52,15 @@ async def refused(call: Awaitable[object]) -> grpc.aio.AioRpcError:
     return raised.value
 
 
-async def test_exactly_the_jobs_that_match_all_of_a_filter_are_stopped(house: House) -> None:
-    red = await enqueue(house, 3, labels={"color": "red", "size": "1"})
-    [large] = await enqueue(house, labels={"color": "red", "size": "2"})
-    [later] = await enqueue(house, labels={"color": "red"}, start_in={"seconds": 3600})
-    [other] = await enqueue(house, task_id="other", labels={"color": "red"})
+async def test_exactly_the_jobs_that_match_all_of_a_filter_are_stopped(harness: RpcHarness) -> None:
+    red = await enqueue(harness, 3, labels={"color": "red", "size": "1"})
+    [large] = await enqueue(harness, labels={"color": "red", "size": "2"})
+    [later] = await enqueue(harness, labels={"color": "red"}, start_in={"seconds": 3600})
+    [other] = await enqueue(harness, task_id="other", labels={"color": "red"})
     between = Timestamp()
     between.FromDatetime(datetime.now(UTC))
-    [new] = await enqueue(house, labels={"color": "red"})
-    plain = await enqueue(house, 2)
+    [new] = await enqueue(harness, labels={"color": "red"})
+    plain = await enqueue(harness, 2)
     for expected, filter_ in (
         ({large}, {"labels": {"color": "red", "size": "2"}}),
         (set(red[:2]), {"job_ids": [*red[:2], "unknown", red[0]], "labels": {"color": "red"}}),
@@ -70,67 +70,67 @@ async def test_exactly_the_jobs_that_match_all_of_a_filter_are_stopped(house: Ho
         (set(), {"task_id": "unknown"}),
         (set(), {"labels": {"color": "blue"}}),
     ):
-        before = await stopped(house)
-        assert await stop(house, validate_only=True, **filter_) == (len(expected), False)
-        assert await stopped(house) == before
-        assert await stop(house, note="by a test", **filter_) == (len(expected), False)
-        assert await stopped(house) - before == expected
-    job = (await house.jobs.GetJob(pb.GetJobRequest(job_id=large))).job
+        before = await stopped(harness)
+        assert await stop(harness, validate_only=True, **filter_) == (len(expected), False)
+        assert await stopped(harness) == before
+        assert await stop(harness, note="by a test", **filter_) == (len(expected), False)
+        assert await stopped(harness) - before == expected
+    job = (await harness.jobs.GetJob(pb.GetJobRequest(job_id=large))).job
     assert job.outcome.detail == "stopped while it was queued: by a test"
 
 
-async def test_a_call_stops_the_oldest_thousand_and_says_that_more_match(house: House) -> None:
-    oldest = await enqueue(house, 1000)
-    [last] = await enqueue(house, 1)
-    assert await stop(house, validate_only=True, task_id="task") == (1000, True)
-    assert await stop(house, task_id="task") == (1000, True)
-    assert await stopped(house) == set(oldest)
-    assert await stop(house, task_id="task") == (1, False)
-    assert await stop(house, task_id="task") == (0, False)
-    assert (await house.jobs.GetJob(pb.GetJobRequest(job_id=last))).job.state == pb.STATE_STOPPED
+async def test_a_call_stops_the_oldest_thousand_and_says_that_more_match(harness: RpcHarness) -> None:
+    oldest = await enqueue(harness, 1000)
+    [last] = await enqueue(harness, 1)
+    assert await stop(harness, validate_only=True, task_id="task") == (1000, True)
+    assert await stop(harness, task_id="task") == (1000, True)
+    assert await stopped(harness) == set(oldest)
+    assert await stop(harness, task_id="task") == (1, False)
+    assert await stop(harness, task_id="task") == (0, False)
+    assert (await harness.jobs.GetJob(pb.GetJobRequest(job_id=last))).job.state == pb.STATE_STOPPED
 
 
-async def test_other_writes_come_in_between_the_steps_of_a_stop(house: House) -> None:
-    await enqueue(house, 1000)
-    whole = asyncio.ensure_future(stop(house, task_id="task"))
+async def test_other_writes_come_in_between_the_steps_of_a_stop(harness: RpcHarness) -> None:
+    await enqueue(harness, 1000)
+    whole = asyncio.ensure_future(stop(harness, task_id="task"))
     enqueued = 0
     while not whole.done():
-        await house.enqueue()
+        await harness.enqueue()
         enqueued += 1
     assert (await whole)[0] == 1000
     assert enqueued > 2
 
 
-async def test_a_job_that_was_told_to_stop_is_not_counted_and_a_shorter_grace_counts(house: House) -> None:
-    await enqueue(house)
-    execution, _ = await house.begin()
-    assert await stop(house, task_id="task") == (1, False)
-    assert await stop(house, task_id="task") == (0, False)
-    assert await stop(house, states=[pb.STATE_STOPPING]) == (0, False)
-    assert (await house.store.execution(execution.id)).stop.grace == timedelta(seconds=10)  # type: ignore[union-attr]
+async def test_a_job_that_was_told_to_stop_is_not_counted_and_a_shorter_grace_counts(harness: RpcHarness) -> None:
+    await enqueue(harness)
+    execution, _ = await harness.begin()
+    assert await stop(harness, task_id="task") == (1, False)
+    assert await stop(harness, task_id="task") == (0, False)
+    assert await stop(harness, states=[pb.STATE_STOPPING]) == (0, False)
+    assert (await harness.store.execution(execution.id)).stop.grace == timedelta(seconds=10)  # type: ignore[union-attr]
     sooner = pb.BatchStopJobsRequest(filter=pb.JobFilter(task_id="task"), grace={"seconds": 1})
-    assert (await house.jobs.BatchStopJobs(sooner)).stopped == 0
-    shortened = (await house.store.execution(execution.id)).stop
+    assert (await harness.jobs.BatchStopJobs(sooner)).stopped == 0
+    shortened = (await harness.store.execution(execution.id)).stop
     assert shortened is not None
     assert shortened.grace < timedelta(seconds=10)
 
 
-async def test_a_job_whose_state_has_changed_since_it_was_found_is_left_alone(house: House) -> None:
-    first, second = await enqueue(house, 2)
+async def test_a_job_whose_state_has_changed_since_it_was_found_is_left_alone(harness: RpcHarness) -> None:
+    first, second = await enqueue(harness, 2)
     query = JobFilter(states=[State.QUEUED])
-    found = await house.store.matching_jobs(query, OPEN_STATES, limit=10)
+    found = await harness.store.matching_jobs(query, OPEN_STATES, limit=10)
     assert list(found.job_ids) == [first, second]
-    await house.begin()
-    assert await house.store.stop_jobs(found.job_ids, query, grace=None, note="") == 1
-    assert await stopped(house) == {second}
+    await harness.begin()
+    assert await harness.store.stop_jobs(found.job_ids, query, grace=None, note="") == 1
+    assert await stopped(harness) == {second}
 
 
-async def test_a_stop_of_a_schedule_ends_it(house: House) -> None:
-    [job_id] = await enqueue(house, cron=pb.Cron(expression="0 5 * * *"))
-    assert await stop(house, states=[pb.STATE_SCHEDULED]) == (1, False)
-    job = (await house.jobs.GetJob(pb.GetJobRequest(job_id=job_id))).job
+async def test_a_stop_of_a_schedule_ends_it(harness: RpcHarness) -> None:
+    [job_id] = await enqueue(harness, cron=pb.Cron(expression="0 5 * * *"))
+    assert await stop(harness, states=[pb.STATE_SCHEDULED]) == (1, False)
+    job = (await harness.jobs.GetJob(pb.GetJobRequest(job_id=job_id))).job
     assert (job.state, list(job.schedule.next_times)) == (pb.STATE_STOPPED, [])
-    db = open_for_writing(house.database)
+    db = open_for_writing(harness.database)
     check_jobs(lambda sql: db.execute(sql).fetchall())
     check_lines(lambda sql: db.execute(sql).fetchall())
     db.close()
@@ -151,22 +151,22 @@ async def test_a_stop_of_a_schedule_ends_it(house: House) -> None:
     ],
 )
 async def test_a_filter_that_cannot_be_is_rejected_by_its_field_and_stops_nothing(
-    house: House, request_: pb.BatchStopJobsRequest, field: str
+    harness: RpcHarness, request_: pb.BatchStopJobsRequest, field: str
 ) -> None:
-    await enqueue(house)
-    error = await refused(house.jobs.BatchStopJobs(request_))
+    await enqueue(harness)
+    error = await refused(harness.jobs.BatchStopJobs(request_))
     bad_request = detail(error, error_details_pb2.BadRequest)
     assert bad_request is not None
     assert [violation.field for violation in bad_request.field_violations] == [field]
-    assert not await stopped(house)
+    assert not await stopped(harness)
 
 
-async def test_an_unknown_field_of_a_filter_stops_nothing(house: House) -> None:
-    await enqueue(house)
+async def test_an_unknown_field_of_a_filter_stops_nothing(harness: RpcHarness) -> None:
+    await enqueue(harness)
     newer = pb.JobFilter.FromString(pb.JobFilter(task_id="task").SerializeToString() + b"\x98\x06\x01")
-    error = await refused(house.jobs.BatchStopJobs(pb.BatchStopJobsRequest(filter=newer)))
+    error = await refused(harness.jobs.BatchStopJobs(pb.BatchStopJobsRequest(filter=newer)))
     assert reason(error) == "UNKNOWN_FIELD"
-    assert not await stopped(house)
+    assert not await stopped(harness)
 
 
 # ---- the filter itself, over many rows

@@ -205,9 +205,20 @@ def test_a_value_of_a_wrong_kind_is_said_to_be_one(file: Path, text: str, said: 
     assert said.format(file=file) in refusal(file, text)
 
 
-def test_an_unknown_variable_is_told_with_the_nearest_setting(file: Path) -> None:
-    said = refusal(file, "", {"FASTLANE_MAX_STREAM": "5"})
-    assert said == "unknown environment variable FASTLANE_MAX_STREAM: 'max_stream'; did you mean 'max_streams'?"
+def test_a_misspelled_variable_is_told_with_the_nearest_setting() -> None:
+    environ = {"FASTLANE_MAX_STREAM": "5", "FASTLANE_LISTNE": "x", "FASTLANE_MAX_RUNNING": "3"}
+    found = config.in_force({}, environ, None)
+    assert found.settings.max_running == 3
+    assert found.warnings == [
+        "environment variable FASTLANE_MAX_STREAM is not a setting; did you mean FASTLANE_MAX_STREAMS?",
+        "environment variable FASTLANE_LISTNE is not a setting; did you mean FASTLANE_LISTEN?",
+    ]
+
+
+def test_variables_of_other_programs_of_the_same_name_are_ignored() -> None:
+    names = ["USER", "PASSWORD", "SESSION", "SKIP_UPDATE_CHECK", "HIDE_TIMESTAMP", "TEAM_ID", "XCODE_LIST_TIMEOUT"]
+    environ = {f"FASTLANE_{name}": "x" for name in [*names, "ARRAY_INDEX", "ADDRESS", "CONFIG"]}
+    assert config.in_force({}, environ, None) == config.in_force({}, {}, None)
 
 
 # ---- what is in force
@@ -221,7 +232,7 @@ def test_each_setting_is_printed_with_where_it_came_from(file: Path) -> None:
     assert 'cache_bytes = "2m"  # environment variable FASTLANE_CACHE_BYTES' in lines
     assert "default_pids = 8  # flag --default-pids" in lines
     assert f'default_timeout = "1m"  # file {file}' in lines
-    assert 'max_timeout = "30m"  # default' in lines
+    assert 'max_timeout = "1d"  # default' in lines
     assert "# engine_data_dir is not set" in lines
 
 
@@ -273,7 +284,7 @@ def test_whatever_a_path_holds_is_printed_so_that_toml_reads_it(path: str) -> No
 def test_as_json_they_are_one_object_with_all_hosts(file: Path) -> None:
     told = json.loads(config.as_json(config.in_force({"max_streams": "3"}, {}, None)))
     assert told["max_streams"] == {"value": 3, "origin": "flag --max-streams"}
-    assert told["max_timeout"] == {"value": "30m", "origin": "default"}
+    assert told["max_timeout"] == {"value": "1d", "origin": "default"}
     assert [host["name"] for host in told["hosts"]] == ["local"]
     file.write_text(TWO_HOSTS)
     told = json.loads(config.as_json(config.in_force({}, {}, file)))

@@ -43,7 +43,7 @@ ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "2"))
 SEED = int(os.environ.get("CHAOS_SEED", "20261124"))
 
 
-class House(Succession):
+class CrashHarness(Succession):
     """Servers that are killed one after another, and what the engine says of their containers."""
 
     def __init__(self, data_dir: Path, sdk: docker.DockerClient, image: str, capture: CaptureMode) -> None:
@@ -88,42 +88,42 @@ class House(Succession):
 
 
 @pytest.fixture
-def crash(tmp_path: Path, sdk: docker.DockerClient, image: str, capture: CaptureMode) -> Iterator[House]:
-    house = House(tmp_path / "data", sdk, image, capture)
-    yield house
-    house.client.close()
+def crash(tmp_path: Path, sdk: docker.DockerClient, image: str, capture: CaptureMode) -> Iterator[CrashHarness]:
+    harness = CrashHarness(tmp_path / "data", sdk, image, capture)
+    yield harness
+    harness.client.close()
 
 
-def killed_once(house: House, step: str) -> tuple[Reader, End]:
+def killed_once(harness: CrashHarness, step: str) -> tuple[Reader, End]:
     """One job over two servers, the first of which dies at `step`."""
-    first = house.server(kill_at=step)
-    reader = house.reader(house.enqueue())
+    first = harness.server(kill_at=step)
+    reader = harness.reader(harness.enqueue())
     assert first.wait() == -9
-    second = house.server()
+    second = harness.server()
     end = reader.end()
     assert end.sealed
-    house.until_cleared()
+    harness.until_cleared()
     assert second.stop() == 0
-    assert set(house.starts().values()) <= {1}
+    assert set(harness.starts().values()) <= {1}
     return reader, end
 
 
 @pytest.mark.parametrize("step", BEFORE_THE_FENCE)
-def test_killed_before_the_start_the_job_runs_as_if_nothing_had_been(crash: House, step: str) -> None:
+def test_killed_before_the_start_the_job_runs_as_if_nothing_had_been(crash: CrashHarness, step: str) -> None:
     reader, end = killed_once(crash, step)
     assert (end.state, end.exit_status) == (pb.STATE_FAILED, 7)
     assert (reader.data[pb.SOURCE_STDOUT], reader.data[pb.SOURCE_STDERR], reader.gaps) == (OUT, ERR, [])
 
 
 @by_recorder
-def test_killed_between_the_fence_and_the_start_the_job_runs_in_a_new_container(crash: House) -> None:
+def test_killed_between_the_fence_and_the_start_the_job_runs_in_a_new_container(crash: CrashHarness) -> None:
     reader, end = killed_once(crash, "fenced")
     assert (end.state, end.exit_status) == (pb.STATE_FAILED, 7)
     assert (reader.stdout, reader.stderr, reader.gaps) == (OUT, ERR, [])
 
 
 @by_attach
-def test_killed_between_the_fence_and_the_start_the_job_is_lost_and_never_started(crash: House) -> None:
+def test_killed_between_the_fence_and_the_start_the_job_is_lost_and_never_started(crash: CrashHarness) -> None:
     reader, end = killed_once(crash, "fenced")
     assert (end.state, end.exit_status, end.outcome and end.outcome.reason) == (
         pb.STATE_LOST,
@@ -136,7 +136,7 @@ def test_killed_between_the_fence_and_the_start_the_job_is_lost_and_never_starte
 
 @by_recorder
 @pytest.mark.parametrize("step", [*AFTER_THE_START, *AFTER_THE_SEAL])
-def test_killed_after_the_start_nothing_is_missing(crash: House, step: str) -> None:
+def test_killed_after_the_start_nothing_is_missing(crash: CrashHarness, step: str) -> None:
     reader, end = killed_once(crash, step)
     assert (end.state, end.exit_status) == (pb.STATE_FAILED, 7)
     assert (reader.stdout, reader.stderr, reader.gaps) == (OUT, ERR, [])
@@ -144,7 +144,7 @@ def test_killed_after_the_start_nothing_is_missing(crash: House, step: str) -> N
 
 @by_attach
 @pytest.mark.parametrize("step", AFTER_THE_START)
-def test_killed_while_it_runs_the_job_goes_on_with_a_gap_that_says_so(crash: House, step: str) -> None:
+def test_killed_while_it_runs_the_job_goes_on_with_a_gap_that_says_so(crash: CrashHarness, step: str) -> None:
     reader, end = killed_once(crash, step)
     assert (end.state, end.exit_status) == (pb.STATE_FAILED, 7)
     # Whatever is missing, is missing in the place that the gap names.
@@ -158,13 +158,13 @@ def test_killed_while_it_runs_the_job_goes_on_with_a_gap_that_says_so(crash: Hou
 
 @by_attach
 @pytest.mark.parametrize("step", AFTER_THE_SEAL)
-def test_killed_after_the_seal_nothing_is_missing(crash: House, step: str) -> None:
+def test_killed_after_the_seal_nothing_is_missing(crash: CrashHarness, step: str) -> None:
     reader, end = killed_once(crash, step)
     assert (end.state, end.exit_status) == (pb.STATE_FAILED, 7)
     assert (reader.data[pb.SOURCE_STDOUT], reader.data[pb.SOURCE_STDERR], reader.gaps) == (OUT, ERR, [])
 
 
-def test_killed_at_random_with_jobs_in_every_state(crash: House) -> None:
+def test_killed_at_random_with_jobs_in_every_state(crash: CrashHarness) -> None:
     chance = random.Random(SEED)
     readers: list[Reader] = []
     acknowledged = 0

@@ -23,7 +23,7 @@ from fastlane_grpc import config
 from fastlane_grpc.client import Client
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.engine import engine_address
-from tests.pages import Page
+from tests.pages import DocPage
 from tests.reading import Reader
 from tests.serving import clear
 from tests.tools import ROOT
@@ -160,7 +160,7 @@ def test_a_server_in_a_container_runs_jobs_beside_it_and_hands_them_over(
 
 
 def test_the_readme_starts_the_image_as_the_compose_file_does() -> None:
-    [commands] = [block.text for block in Page(ROOT / "README.md").blocks() if "image" in block.words]
+    [commands] = [block.text for block in DocPage(ROOT / "README.md").blocks() if "image" in block.words]
     *_, build, run = [shlex.split(line) for line in commands.replace("\\\n", " ").splitlines()]
     service = yaml.safe_load((DEPLOY / "compose.yaml").read_text())["services"]["fastlane"]
     assert build[build.index("--file") + 1] == str((DEPLOY / "Dockerfile").relative_to(ROOT))

@@ -50,7 +50,7 @@ class FailingRunner(FakeRunner):
             super()._run(assignment, mailbox)
 
 
-class House:
+class LimitedDispatcherHarness:
     """A dispatcher over a real store. Its hosts hold what runs on them until a test ends it."""
 
     def __init__(
@@ -127,71 +127,71 @@ class House:
 
 
 @pytest.fixture
-async def make(tmp_path: Path) -> AsyncIterator[Callable[..., House]]:
-    houses: list[House] = []
+async def make(tmp_path: Path) -> AsyncIterator[Callable[..., LimitedDispatcherHarness]]:
+    harnesses: list[LimitedDispatcherHarness] = []
 
-    def made(*arguments: Any, **options: Any) -> House:
-        houses.append(House(tmp_path, *arguments, **options))
-        return houses[-1]
+    def made(*arguments: Any, **options: Any) -> LimitedDispatcherHarness:
+        harnesses.append(LimitedDispatcherHarness(tmp_path, *arguments, **options))
+        return harnesses[-1]
 
     yield made
-    for house in houses:
-        if not house.task.done():
-            await house.close()
+    for harness in harnesses:
+        if not harness.task.done():
+            await harness.close()
 
 
-Make = Callable[..., House]
+Make = Callable[..., LimitedDispatcherHarness]
 
 # ---- limits
 
 
 async def test_the_end_of_an_execution_starts_the_next_one_of_a_task_at_its_limit(make: Make) -> None:
-    house = make({"here": 8})
-    await house.store.update_task("mail", TaskLimitsChange(max_running=2))
-    first, second, third, fourth = [await house.enqueue() for _ in range(4)]
-    await house.running(first)
-    await house.running(second)
-    await house.idle()
-    assert await house.state(third) is State.QUEUED
-    waits = why_limited(third, house.store.limited_tasks, utc_now())
+    harness = make({"here": 8})
+    await harness.store.update_task("mail", TaskLimitsChange(max_running=2))
+    first, second, third, fourth = [await harness.enqueue() for _ in range(4)]
+    await harness.running(first)
+    await harness.running(second)
+    await harness.idle()
+    assert await harness.state(third) is State.QUEUED
+    waits = why_limited(third, harness.store.limited_tasks, utc_now())
     assert waits
     assert (waits.reason, waits.detail) == (WaitReason.TASK_LIMIT, "2 of 2 executions of the task run")
-    await house.end(first)
-    await house.running(third)
-    await house.store.update_task("mail", TaskLimitsChange(max_running=0))
-    await house.running(fourth)
-    assert why_limited(fourth, house.store.limited_tasks, utc_now()) is None
+    await harness.end(first)
+    await harness.running(third)
+    await harness.store.update_task("mail", TaskLimitsChange(max_running=0))
+    await harness.running(fourth)
+    assert why_limited(fourth, harness.store.limited_tasks, utc_now()) is None
 
 
 async def test_a_resumed_task_starts_at_once_though_its_caller_is_gone(make: Make) -> None:
-    house = make({"here": 8})
-    await house.store.update_task("mail", TaskLimitsChange(paused=True))
-    mail = await house.enqueue()
-    await house.idle()
-    waits = why_limited(mail, house.store.limited_tasks, utc_now())
+    harness = make({"here": 8})
+    await harness.store.update_task("mail", TaskLimitsChange(paused=True))
+    mail = await harness.enqueue()
+    await harness.idle()
+    waits = why_limited(mail, harness.store.limited_tasks, utc_now())
     assert waits
     assert (waits.reason, waits.detail) == (WaitReason.TASK_PAUSED, "the task is paused")
 
     async def resume() -> None:
-        await house.store.update_task("mail", TaskLimitsChange(paused=False))
+        await harness.store.update_task("mail", TaskLimitsChange(paused=False))
 
     call = asyncio.create_task(resume())
     await asyncio.sleep(0)
     call.cancel()
-    await house.running(mail)
+    await harness.running(mail)
 
 
 async def test_a_task_with_a_rate_starts_by_itself_when_its_window_allows_it(make: Make) -> None:
-    house = make({"here": 8}, hold=False)
-    await house.store.update_task("mail", TaskLimitsChange(max_starts=2, rate_window=WINDOW))
-    mails = [await house.enqueue() for _ in range(4)]
+    harness = make({"here": 8}, hold=False)
+    await harness.store.update_task("mail", TaskLimitsChange(max_starts=2, rate_window=WINDOW))
+    mails = [await harness.enqueue() for _ in range(4)]
     for mail in mails[:2]:
-        await house.announced.reaches(mail.id, State.SUCCEEDED)
-    waits = why_limited(mails[2], house.store.limited_tasks, utc_now())
+        await harness.announced.reaches(mail.id, State.SUCCEEDED)
+    waits = why_limited(mails[2], harness.store.limited_tasks, utc_now())
     assert waits
-    assert (waits.reason, waits.due_time) == (WaitReason.TASK_RATE, house.store.limited_tasks.next_start("mail"))
+    assert (waits.reason, waits.due_time) == (WaitReason.TASK_RATE, harness.store.limited_tasks.next_start("mail"))
     assert waits.detail.startswith("the task starts 2 executions within 1 s at most; the next one at 20")
-    ended = [await house.announced.reaches(mail.id, State.SUCCEEDED) for mail in mails]
+    ended = [await harness.announced.reaches(mail.id, State.SUCCEEDED) for mail in mails]
     claims = [execution.times.claim_time for execution in ended]
     for first, third in zip(claims, claims[2:], strict=False):
         assert first
@@ -203,71 +203,71 @@ async def test_a_task_with_a_rate_starts_by_itself_when_its_window_allows_it(mak
 
 
 async def test_tasks_run_on_the_hosts_of_their_pool_and_others_where_no_pool_is(make: Make) -> None:
-    house = make({"a": 1, "b": 1, "c": 1}, [Pool("mail", "mail*", ("a",)), Pool("all", "mail*,sms", ("b", "a"))])
-    mails, sms, other = [await house.enqueue("mail-x") for _ in range(2)], await house.enqueue("sms"), None
-    other = await house.enqueue("other")
-    assert [await house.running(each) for each in (mails[0], sms, other)] == ["a", "b", "c"]
-    await house.idle()
-    assert await house.state(mails[1]) is State.QUEUED, "its pool is full: it falls through to no other"
-    assert house.dispatcher.why_queued("mail-x") == (WaitReason.NO_FREE_SLOT, "1 of 1 slots of pool 'mail' in use")
-    assert house.dispatcher.why_queued("other") == (WaitReason.NO_FREE_SLOT, "1 of 1 slots in use")
-    assert house.report("a").pools == ["mail", "all"]
-    await house.end(mails[0])
-    assert await house.running(mails[1]) == "a"
+    harness = make({"a": 1, "b": 1, "c": 1}, [Pool("mail", "mail*", ("a",)), Pool("all", "mail*,sms", ("b", "a"))])
+    mails, sms, other = [await harness.enqueue("mail-x") for _ in range(2)], await harness.enqueue("sms"), None
+    other = await harness.enqueue("other")
+    assert [await harness.running(each) for each in (mails[0], sms, other)] == ["a", "b", "c"]
+    await harness.idle()
+    assert await harness.state(mails[1]) is State.QUEUED, "its pool is full: it falls through to no other"
+    assert harness.dispatcher.why_queued("mail-x") == (WaitReason.NO_FREE_SLOT, "1 of 1 slots of pool 'mail' in use")
+    assert harness.dispatcher.why_queued("other") == (WaitReason.NO_FREE_SLOT, "1 of 1 slots in use")
+    assert harness.report("a").pools == ["mail", "all"]
+    await harness.end(mails[0])
+    assert await harness.running(mails[1]) == "a"
 
 
 async def test_a_task_without_a_host_waits_and_says_so(make: Make) -> None:
-    house = make({"a": 1}, [Pool("mail", "mail", ("a",))])
-    other = await house.enqueue("other")
-    assert await house.running(await house.enqueue("mail")) == "a"
-    await house.idle()
-    assert await house.state(other) is State.QUEUED
-    assert house.dispatcher.why_queued("other") == (
+    harness = make({"a": 1}, [Pool("mail", "mail", ("a",))])
+    other = await harness.enqueue("other")
+    assert await harness.running(await harness.enqueue("mail")) == "a"
+    await harness.idle()
+    assert await harness.state(other) is State.QUEUED
+    assert harness.dispatcher.why_queued("other") == (
         WaitReason.NO_POOL,
         "no pool matches the task, and every host belongs to a pool",
     )
 
 
 async def test_a_pool_without_a_host_that_is_up_holds_up_no_other_pool(make: Make) -> None:
-    house = make({"a": 2, "b": 2}, [Pool("mail", "mail", ("a",)), Pool("rest", "*", ("b",))])
-    house.hosts["a"].up = False
-    mails = [await house.enqueue("mail") for _ in range(3)]
-    others = [await house.enqueue("other") for _ in range(2)]
-    assert [await house.running(each) for each in others] == ["b", "b"]
-    assert house.dispatcher.why_queued("mail") == (WaitReason.HOST_DOWN, "host 'a' does not answer")
-    house.hosts["a"].up = True
-    house.dispatcher.host_changed("a")
-    assert [await house.running(each) for each in mails[:2]] == ["a", "a"]
+    harness = make({"a": 2, "b": 2}, [Pool("mail", "mail", ("a",)), Pool("rest", "*", ("b",))])
+    harness.hosts["a"].up = False
+    mails = [await harness.enqueue("mail") for _ in range(3)]
+    others = [await harness.enqueue("other") for _ in range(2)]
+    assert [await harness.running(each) for each in others] == ["b", "b"]
+    assert harness.dispatcher.why_queued("mail") == (WaitReason.HOST_DOWN, "host 'a' does not answer")
+    harness.hosts["a"].up = True
+    harness.dispatcher.host_changed("a")
+    assert [await harness.running(each) for each in mails[:2]] == ["a", "a"]
 
 
 async def test_slots_that_one_pool_leaves_are_for_the_others_under_the_limit_of_the_server(make: Make) -> None:
-    house = make({"a": 300, "b": 4}, [Pool("mail", "mail", ("a",)), Pool("rest", "*", ("b",))], max_running=300)
-    others = [await house.enqueue("other") for _ in range(4)]
-    assert [await house.running(each) for each in others] == ["b"] * 4
+    harness = make({"a": 300, "b": 4}, [Pool("mail", "mail", ("a",)), Pool("rest", "*", ("b",))], max_running=300)
+    others = [await harness.enqueue("other") for _ in range(4)]
+    assert [await harness.running(each) for each in others] == ["b"] * 4
 
 
 # ---- drained hosts
 
 
 async def test_a_drained_host_gets_nothing_and_what_runs_goes_on_also_after_a_restart(make: Make) -> None:
-    house = make({"a": 2, "b": 1})
-    first, second = await house.enqueue(), await house.enqueue()
-    on_a = first if await house.running(first) == "a" else second
-    await house.running(second)
-    drained = await house.dispatcher.drain_host("a", "ada: new disk")
+    harness = make({"a": 2, "b": 1})
+    first, second = await harness.enqueue(), await harness.enqueue()
+    on_a = first if await harness.running(first) == "a" else second
+    await harness.running(second)
+    drained = await harness.dispatcher.drain_host("a", "ada: new disk")
     assert (drained.availability, drained.drain_note) == (Availability.DRAINED, "ada: new disk")
-    again = await house.dispatcher.drain_host("a", "another note")
+    again = await harness.dispatcher.drain_host("a", "another note")
     assert (again.drain_note, again.drain_time) == ("ada: new disk", drained.drain_time), "it stays as it is"
-    third = await house.enqueue()
-    await house.idle()
-    assert (await house.state(third), await house.state(on_a)) == (State.QUEUED, State.RUNNING)
-    assert house.dispatcher.up
-    await house.dispatcher.drain_host("b", "")
-    assert house.dispatcher.why_queued("mail") == (
+    third = await harness.enqueue()
+    await harness.idle()
+    assert (await harness.state(third), await harness.state(on_a)) == (State.QUEUED, State.RUNNING)
+    assert harness.dispatcher.up
+    await harness.dispatcher.drain_host("b", "")
+    assert harness.dispatcher.why_queued("mail") == (
         WaitReason.HOST_DRAINED,
         "host 'a' is drained: ada: new disk; host 'b' is drained",
     )
-    await house.close()
+    await harness.close()
     successor = make({"a": 2, "b": 1})
     assert successor.report("a").drain_note == "ada: new disk"
     assert await successor.state(third) is State.QUEUED
@@ -278,31 +278,31 @@ async def test_a_drained_host_gets_nothing_and_what_runs_goes_on_also_after_a_re
 
 
 async def test_health_of_the_engines_leaves_drained_hosts_out(make: Make) -> None:
-    house = make({"a": 1, "b": 1})
+    harness = make({"a": 1, "b": 1})
     changes = 0
 
     def changed() -> None:
         nonlocal changes
         changes += 1
 
-    house.dispatcher.on_availability_change = changed
-    await house.dispatcher.drain_host("a", "")
-    house.hosts["b"].up = False
-    assert not house.dispatcher.up, "nothing starts, and nobody wanted that"
-    assert house.dispatcher.why_queued("mail") == (
+    harness.dispatcher.on_availability_change = changed
+    await harness.dispatcher.drain_host("a", "")
+    harness.hosts["b"].up = False
+    assert not harness.dispatcher.up, "nothing starts, and nobody wanted that"
+    assert harness.dispatcher.why_queued("mail") == (
         WaitReason.HOST_DOWN,
         "host 'a' is drained; host 'b' does not answer",
     )
-    await house.dispatcher.drain_host("b", "")
-    assert house.dispatcher.up, "all hosts are drained on purpose, and one responds"
-    house.hosts["a"].up = False
-    assert not house.dispatcher.up
+    await harness.dispatcher.drain_host("b", "")
+    assert harness.dispatcher.up, "all hosts are drained on purpose, and one responds"
+    harness.hosts["a"].up = False
+    assert not harness.dispatcher.up
     assert changes == 2
 
 
 async def test_a_host_that_is_not_configured_cannot_be_drained_or_resumed(make: Make) -> None:
-    house = make({"a": 1})
-    for refused in (house.dispatcher.drain_host("b", ""), house.dispatcher.resume_host("b")):
+    harness = make({"a": 1})
+    for refused in (harness.dispatcher.drain_host("b", ""), harness.dispatcher.resume_host("b")):
         with pytest.raises(HostNotFound, match="there is no host 'b'"):
             await refused
 
@@ -311,77 +311,77 @@ async def test_a_host_that_is_not_configured_cannot_be_drained_or_resumed(make: 
 
 
 async def test_failed_starts_in_a_row_open_the_circuit_and_a_trial_closes_it(make: Make) -> None:
-    house = make({"a": 1}, hold=False, circuit_seconds=0.5)
-    house.runners["a"].fails = lambda assignment: "no space left on device"
-    failing = [await house.enqueue() for _ in range(7)]
+    harness = make({"a": 1}, hold=False, circuit_seconds=0.5)
+    harness.runners["a"].fails = lambda assignment: "no space left on device"
+    failing = [await harness.enqueue() for _ in range(7)]
     for execution in failing[:5]:
-        await house.announced.reaches(execution.id, State.FAILED)
-    await house.becomes("a", Availability.CIRCUIT_OPEN)
-    assert house.report("a").last_error == ("several starts in a row failed; the last one: no space left on device")
-    assert house.dispatcher.why_queued("mail") == (
+        await harness.announced.reaches(execution.id, State.FAILED)
+    await harness.becomes("a", Availability.CIRCUIT_OPEN)
+    assert harness.report("a").last_error == ("several starts in a row failed; the last one: no space left on device")
+    assert harness.dispatcher.why_queued("mail") == (
         WaitReason.HOST_DOWN,
         (
             "host 'a' gets no executions for a while: "
             "several starts in a row failed; the last one: no space left on device"
         ),
     )
-    assert not house.dispatcher.up
-    assert await house.state(failing[5]) is State.QUEUED
-    trial = await house.announced.reaches(failing[5].id, State.FAILED)
+    assert not harness.dispatcher.up
+    assert await harness.state(failing[5]) is State.QUEUED
+    trial = await harness.announced.reaches(failing[5].id, State.FAILED)
     assert trial.times.claim_time
-    assert house.report("a").last_error_time
-    house.runners["a"].fails = lambda assignment: ""
-    closing = await house.announced.reaches(failing[6].id, State.SUCCEEDED)
+    assert harness.report("a").last_error_time
+    harness.runners["a"].fails = lambda assignment: ""
+    closing = await harness.announced.reaches(failing[6].id, State.SUCCEEDED)
     assert closing.times.claim_time
     assert closing.times.claim_time - trial.times.claim_time >= timedelta(seconds=0.49), "one trial at a time"
-    await house.announced.reaches((await house.enqueue()).id, State.SUCCEEDED)
-    assert (house.report("a").availability, house.report("a").last_error) == (
+    await harness.announced.reaches((await harness.enqueue()).id, State.SUCCEEDED)
+    assert (harness.report("a").availability, harness.report("a").last_error) == (
         Availability.UP,
         "no space left on device",
     )
 
 
 async def test_resume_closes_the_circuit(make: Make) -> None:
-    house = make({"a": 1}, hold=False)
-    house.runners["a"].fails = lambda assignment: "no space left on device"
-    for execution in [await house.enqueue() for _ in range(5)]:
-        await house.announced.reaches(execution.id, State.FAILED)
-    await house.becomes("a", Availability.CIRCUIT_OPEN)
-    house.runners["a"].fails = lambda assignment: ""
-    waits = await house.enqueue()
-    await house.idle()
-    assert await house.state(waits) is State.QUEUED
-    assert (await house.dispatcher.resume_host("a")).availability is Availability.UP
-    await house.announced.reaches(waits.id, State.SUCCEEDED)
+    harness = make({"a": 1}, hold=False)
+    harness.runners["a"].fails = lambda assignment: "no space left on device"
+    for execution in [await harness.enqueue() for _ in range(5)]:
+        await harness.announced.reaches(execution.id, State.FAILED)
+    await harness.becomes("a", Availability.CIRCUIT_OPEN)
+    harness.runners["a"].fails = lambda assignment: ""
+    waits = await harness.enqueue()
+    await harness.idle()
+    assert await harness.state(waits) is State.QUEUED
+    assert (await harness.dispatcher.resume_host("a")).availability is Availability.UP
+    await harness.announced.reaches(waits.id, State.SUCCEEDED)
 
 
 async def test_starts_that_fail_for_the_jobs_fault_open_no_circuit(make: Make) -> None:
-    house = make({"a": 1}, hold=False)
-    house.runners["a"].fails = lambda assignment: "the job's fault"
-    for execution in [await house.enqueue() for _ in range(12)]:
-        await house.announced.reaches(execution.id, State.FAILED)
-    assert house.report("a").availability is Availability.UP
+    harness = make({"a": 1}, hold=False)
+    harness.runners["a"].fails = lambda assignment: "the job's fault"
+    for execution in [await harness.enqueue() for _ in range(12)]:
+        await harness.announced.reaches(execution.id, State.FAILED)
+    assert harness.report("a").availability is Availability.UP
 
 
 async def test_a_start_that_succeeds_begins_the_count_anew(make: Make) -> None:
-    house = make({"a": 1}, hold=False)
-    house.runners["a"].fails = lambda assignment: "busy" if assignment.execution.task_id == "bad" else ""
+    harness = make({"a": 1}, hold=False)
+    harness.runners["a"].fails = lambda assignment: "busy" if assignment.execution.task_id == "bad" else ""
     for _ in range(3):
-        for execution in [await house.enqueue("bad") for _ in range(4)]:
-            await house.announced.reaches(execution.id, State.FAILED)
-        await house.announced.reaches((await house.enqueue("good")).id, State.SUCCEEDED)
-    assert house.report("a").availability is Availability.UP
+        for execution in [await harness.enqueue("bad") for _ in range(4)]:
+            await harness.announced.reaches(execution.id, State.FAILED)
+        await harness.announced.reaches((await harness.enqueue("good")).id, State.SUCCEEDED)
+    assert harness.report("a").availability is Availability.UP
 
 
 async def test_an_open_circuit_leaves_the_other_hosts_alone(make: Make) -> None:
-    house = make({"a": 1, "b": 1}, hold=False)
-    house.runners["a"].fails = lambda assignment: "cannot allocate memory"
-    executions = [await house.enqueue() for _ in range(30)]
+    harness = make({"a": 1, "b": 1}, hold=False)
+    harness.runners["a"].fails = lambda assignment: "cannot allocate memory"
+    executions = [await harness.enqueue() for _ in range(30)]
     for execution in executions:
-        await house.announced.until(
-            lambda: any(each.id == execution.id and each.state.final for each in house.announced.all)  # noqa: B023
+        await harness.announced.until(
+            lambda: any(each.id == execution.id and each.state.final for each in harness.announced.all)  # noqa: B023
         )
-    failed = [each for each in house.announced.all if each.state is State.FAILED]
+    failed = [each for each in harness.announced.all if each.state is State.FAILED]
     assert len(failed) <= 5
     assert {each.host for each in failed} == {"a"}
-    assert house.dispatcher.up
+    assert harness.dispatcher.up

@@ -9,14 +9,14 @@ from docker.models.images import Image
 
 from fastlane_grpc.execution import Step
 from fastlane_grpc.model import State
-from tests.engine import Going, House
+from tests.engine import EngineHarness, Going
 
 pytestmark = pytest.mark.engine
 
 
 @pytest.fixture
-def running(house: House) -> Going:
-    going = house.go("sh -c", "echo a; sleep 60; exit 7")
+def running(harness: EngineHarness) -> Going:
+    going = harness.go("sh -c", "echo a; sleep 60; exit 7")
     going.wait_for(Step.RUNNING)
     return going
 
@@ -29,19 +29,21 @@ def copy(running: Going, sdk: docker.DockerClient) -> Iterator[Image]:
 
 
 def test_the_end_of_a_stranger_is_not_the_end_of_a_job(
-    house: House, running: Going, copy: Image, sdk: docker.DockerClient
+    harness: EngineHarness, running: Going, copy: Image, sdk: docker.DockerClient
 ) -> None:
     sdk.containers.run(copy.id, entrypoint="true", command=[], remove=True)
-    house.stop(running.id, grace=0)
+    harness.stop(running.id, grace=0)
     assert running.result().state is State.STOPPED
 
 
-def test_a_stranger_is_not_swept_away(house: House, running: Going, copy: Image, sdk: docker.DockerClient) -> None:
+def test_a_stranger_is_not_swept_away(
+    harness: EngineHarness, running: Going, copy: Image, sdk: docker.DockerClient
+) -> None:
     stranger = sdk.containers.run(copy.id, entrypoint=["sleep", "1000"], command=[], detach=True)
     try:
-        house.stop(running.id, grace=0)
+        harness.stop(running.id, grace=0)
         running.result()
-        house.runner.sweep()
+        harness.runner.sweep()
         stranger.reload()
         assert stranger.status == "running"
     finally:

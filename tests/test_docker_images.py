@@ -13,10 +13,10 @@ import pytest
 
 from fastlane_grpc.docker.engine import Engine
 from fastlane_grpc.docker.engine_errors import EngineDown
-from fastlane_grpc.docker.images import CannotRun, Progress, Pull, PullFailed, image_parts, pull_failure
+from fastlane_grpc.docker.images import CannotRun, DockerPull, PullFailed, PullProgress, image_parts, pull_failure
 from fastlane_grpc.execution import Step
 from fastlane_grpc.model import MAX_TOLD_CHARACTERS, Execution, Outcome, PullPolicy, Reason, State
-from tests.engine import House, by_recorder
+from tests.engine import EngineHarness, by_recorder
 from tests.registry import Registry, digest, registry_for
 
 on_engine = [pytest.mark.engine, pytest.mark.timeout(120)]
@@ -115,7 +115,7 @@ def test_the_name_of_an_image_says_nothing_of_why_it_could_not_be_pulled() -> No
 
 def end_of_pull(name: str, address: str) -> Exception | None:
     ends: queue.SimpleQueue[Exception | None] = queue.SimpleQueue()
-    Pull(Engine(address), name, on_line=lambda line: None, on_end=ends.put)
+    DockerPull(Engine(address), name, on_line=lambda line: None, on_end=ends.put)
     return ends.get(timeout=30)
 
 
@@ -142,7 +142,7 @@ def test_a_pull_ends_whatever_the_engine_says(answer: bytes, failure: type[Excep
 
 
 def test_progress_is_told_by_layers_and_bytes_in_one_line_now_and_then() -> None:
-    progress = Progress(report_time=0.0)
+    progress = PullProgress(report_time=0.0)
 
     def hear(layer: str, status: str, current: int = 0, total: int = 0) -> str:
         progress.report_time = 0.0
@@ -176,31 +176,33 @@ def answer_all(listener: socket.socket, answer: bytes) -> None:
 class TestOnAnEngine:
     pytestmark: ClassVar = [*on_engine, by_recorder]
 
-    def test_a_missing_image_is_pulled_from_a_registry_with_a_port(self, house: House, registry: Registry) -> None:
+    def test_a_missing_image_is_pulled_from_a_registry_with_a_port(
+        self, harness: EngineHarness, registry: Registry
+    ) -> None:
         image = f"{registry.name}/one/image:first"
-        execution = house.sh("echo pulled", image=image)
+        execution = harness.sh("echo pulled", image=image)
         assert execution.state is State.SUCCEEDED
-        assert house.output(execution.id).stdout == b"pulled\n"
-        assert f"pulling {image}" in house.system(execution.id)
+        assert harness.output(execution.id).stdout == b"pulled\n"
+        assert f"pulling {image}" in harness.system(execution.id)
         asked = len(registry.pulls)
-        assert house.sh("echo there", image=image).state is State.SUCCEEDED
+        assert harness.sh("echo there", image=image).state is State.SUCCEEDED
         assert len(registry.pulls) == asked
 
-    def test_always_pulls_each_time_and_no_tag_is_latest(self, house: House, registry: Registry) -> None:
+    def test_always_pulls_each_time_and_no_tag_is_latest(self, harness: EngineHarness, registry: Registry) -> None:
         image = f"{registry.name}/two/image"
         for _ in range(2):
             asked = len(registry.pulls)
-            assert house.sh("true", image=image, pull_policy=PullPolicy.ALWAYS).state is State.SUCCEEDED
+            assert harness.sh("true", image=image, pull_policy=PullPolicy.ALWAYS).state is State.SUCCEEDED
             assert "latest" in registry.pulls[asked:]
 
-    def test_an_image_is_pulled_by_digest(self, house: House, registry: Registry) -> None:
+    def test_an_image_is_pulled_by_digest(self, harness: EngineHarness, registry: Registry) -> None:
         image = f"{registry.name}/three/image@{digest(registry.manifest)}"
-        assert house.sh("true", image=image).state is State.SUCCEEDED
-        execution = house.sh("true", image=f"{registry.name}/three/image@sha256:{'0' * 64}")
+        assert harness.sh("true", image=image).state is State.SUCCEEDED
+        execution = harness.sh("true", image=f"{registry.name}/three/image@sha256:{'0' * 64}")
         assert (execution.state, outcome(execution).reason) == (State.FAILED, Reason.IMAGE_NOT_FOUND)
 
-    def test_never_means_never(self, house: House, registry: Registry) -> None:
-        execution = house.sh("true", image=f"{registry.name}/four/image:first", pull_policy=PullPolicy.NEVER)
+    def test_never_means_never(self, harness: EngineHarness, registry: Registry) -> None:
+        execution = harness.sh("true", image=f"{registry.name}/four/image:first", pull_policy=PullPolicy.NEVER)
         assert (execution.state, outcome(execution).reason) == (State.FAILED, Reason.IMAGE_NOT_PRESENT)
 
     @pytest.mark.parametrize(
@@ -214,43 +216,45 @@ class TestOnAnEngine:
         ],
     )
     def test_an_image_that_cannot_be_had_says_why(
-        self, house: House, registry: Registry, name: str, reason: Reason
+        self, harness: EngineHarness, registry: Registry, name: str, reason: Reason
     ) -> None:
-        execution = house.sh("true", image=f"{registry.name}/{name}")
+        execution = harness.sh("true", image=f"{registry.name}/{name}")
         assert (execution.state, outcome(execution).reason, outcome(execution).exit_code) == (
             State.FAILED,
             reason,
             None,
         )
         assert name in outcome(execution).detail
-        assert not house.logs.output_path(execution.id).exists()
+        assert not harness.logs.output_path(execution.id).exists()
 
-    def test_a_registry_cannot_forge_lines_nor_reach_a_terminal(self, house: House, registry: Registry) -> None:
-        execution = house.sh("true", image=f"{registry.name}/hostile/image:first")
-        detail, lines = outcome(execution).detail, house.system(execution.id).removesuffix("\n").split("\n")
+    def test_a_registry_cannot_forge_lines_nor_reach_a_terminal(
+        self, harness: EngineHarness, registry: Registry
+    ) -> None:
+        execution = harness.sh("true", image=f"{registry.name}/hostile/image:first")
+        detail, lines = outcome(execution).detail, harness.system(execution.id).removesuffix("\n").split("\n")
         assert "PWNED" in detail, "the engine passes it on"
         assert all(text.isprintable() and len(text) <= MAX_TOLD_CHARACTERS for text in (detail, *lines))
         assert not [line for line in lines if line.startswith("succeeded")]
 
-    def test_a_name_that_is_none_is_not_found(self, house: House) -> None:
-        assert outcome(house.sh("true", image="No:Image")).reason is Reason.IMAGE_NOT_FOUND
+    def test_a_name_that_is_none_is_not_found(self, harness: EngineHarness) -> None:
+        assert outcome(harness.sh("true", image="No:Image")).reason is Reason.IMAGE_NOT_FOUND
 
-    def test_a_registry_that_fails_for_a_while_is_asked_again(self, house: House, registry: Registry) -> None:
+    def test_a_registry_that_fails_for_a_while_is_asked_again(self, harness: EngineHarness, registry: Registry) -> None:
         registry.failures = 3
         try:
-            execution = house.sh("true", image=f"{registry.name}/failing/for/a/while:first")
+            execution = harness.sh("true", image=f"{registry.name}/failing/for/a/while:first")
         finally:
             registry.failures = 10**9
         assert execution.state is State.SUCCEEDED
-        assert "tried again" in house.system(execution.id)
+        assert "tried again" in harness.system(execution.id)
 
     def test_a_registry_that_says_how_long_to_wait_is_asked_again_after_that_time(
-        self, house: House, registry: Registry
+        self, harness: EngineHarness, registry: Registry
     ) -> None:
         began = time.monotonic()
-        execution = house.sh("true", image=f"{registry.name}/limited/image:first")
+        execution = harness.sh("true", image=f"{registry.name}/limited/image:first")
         assert execution.state is State.SUCCEEDED
-        assert "tried again in 2 s: toomanyrequests" in house.system(execution.id)
+        assert "tried again in 2 s: toomanyrequests" in harness.system(execution.id)
         assert time.monotonic() - began > 1.5
 
     @pytest.mark.parametrize(
@@ -266,7 +270,7 @@ class TestOnAnEngine:
     )
     def test_a_pull_without_the_credentials_there_may_be_says_so(
         self,
-        house: House,
+        harness: EngineHarness,
         registry: Registry,
         config: str,
         problem: str,
@@ -277,29 +281,29 @@ class TestOnAnEngine:
         file.write_text(config)
         monkeypatch.setenv("DOCKER_CONFIG", str(tmp_path))
         problem = problem.format(file=file)
-        execution = house.sh("true", image=f"{registry.name}/public/image:first", pull_policy=PullPolicy.ALWAYS)
+        execution = harness.sh("true", image=f"{registry.name}/public/image:first", pull_policy=PullPolicy.ALWAYS)
         assert execution.state is State.SUCCEEDED
-        assert f"without credentials: {problem}" in house.system(execution.id)
-        execution = house.sh("true", image=f"{registry.name}/denied/image:first")
+        assert f"without credentials: {problem}" in harness.system(execution.id)
+        execution = harness.sh("true", image=f"{registry.name}/denied/image:first")
         assert outcome(execution).reason is Reason.IMAGE_DENIED
         assert f"It was pulled without credentials: {problem}" in outcome(execution).detail
 
-    def test_a_stop_ends_the_tries_at_once(self, house: House, registry: Registry) -> None:
-        going = house.go("true", image=f"{registry.name}/failing/for/ever:first")
-        house.wait_for_system(going.id, "tried again")
-        house.stop(going.id)
+    def test_a_stop_ends_the_tries_at_once(self, harness: EngineHarness, registry: Registry) -> None:
+        going = harness.go("true", image=f"{registry.name}/failing/for/ever:first")
+        harness.wait_for_system(going.id, "tried again")
+        harness.stop(going.id)
         execution = going.result()
         assert (execution.state, outcome(execution).exit_code) == (State.STOPPED, None)
 
-    def test_a_stop_ends_a_pull_that_hangs(self, house: House, registry: Registry) -> None:
-        going = house.go("true", image=f"{registry.name}/hanging/image:first")
+    def test_a_stop_ends_a_pull_that_hangs(self, harness: EngineHarness, registry: Registry) -> None:
+        going = harness.go("true", image=f"{registry.name}/hanging/image:first")
         assert registry.asked.wait(30)
-        house.stop(going.id)
+        harness.stop(going.id)
         assert going.result().state is State.STOPPED
         assert Step.PULLED not in going.steps
 
-    def test_the_time_of_a_pull_is_not_the_container_s(self, house: House, registry: Registry) -> None:
-        execution = house.sh("true", image=f"{registry.name}/five/image:first")
+    def test_the_time_of_a_pull_is_not_the_container_s(self, harness: EngineHarness, registry: Registry) -> None:
+        execution = harness.sh("true", image=f"{registry.name}/five/image:first")
         times = execution.times
         assert None not in (times.claim_time, times.pull_time)
         assert times.claim_time < times.pull_time < times.container_time < times.start_time  # type: ignore[operator]

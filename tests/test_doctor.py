@@ -26,7 +26,7 @@ from fastlane_grpc.runner import HostDown
 from fastlane_grpc.store import Store
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.commands import FASTLANE, environment
-from tests.engine import House, by_attach, engine_address
+from tests.engine import EngineHarness, by_attach, engine_address
 from tests.scripted_server import ScriptedServer
 
 FINE = Checkup("28.1", "amd64", "overlay2", "2", True, True, [], True, timedelta(0), [])
@@ -322,19 +322,19 @@ def test_a_real_engine_is_well(tmp_path: Path) -> None:
 
 @pytest.mark.engine
 @by_attach
-def test_an_orphan_on_a_real_engine_is_found(house: House, tmp_path: Path) -> None:
-    going = house.claim("sleep 60")
+def test_an_orphan_on_a_real_engine_is_found(harness: EngineHarness, tmp_path: Path) -> None:
+    going = harness.claim("sleep 60")
     name = f"fastlane-{going.execution.id}"
-    engine = house.engine
-    labels = {"fastlane.instance": house.store.instance, "fastlane.execution": going.execution.id}
-    engine.create(name, {"Image": house.image, "Cmd": ["sleep", "60"], "Labels": labels})
+    engine = harness.engine
+    labels = {"fastlane.instance": harness.store.instance, "fastlane.execution": going.execution.id}
+    engine.create(name, {"Image": harness.image, "Cmd": ["sleep", "60"], "Labels": labels})
 
     def containers() -> dict[str, object]:
         ran = examined(tmp_path, "--engine", engine_address(), "-o", "json")
         return next(finding for finding in map(json.loads, ran.stdout.splitlines()) if finding["check"] == "containers")
 
     assert containers()["level"] == "ok"
-    house.store.finish(
+    harness.store.finish(
         going.execution.id, state=State.FAILED, outcome=Outcome(Reason.REFUSED_BY_ENGINE), logs=[]
     ).result()
     found = containers()

@@ -19,7 +19,7 @@ from fastlane_grpc.doctor import Level, examine
 from fastlane_grpc.execution import Step
 from fastlane_grpc.model import CaptureMode, Reason, State
 from fastlane_grpc.v1 import fastlane_pb2 as pb
-from tests.engine import House, opened
+from tests.engine import EngineHarness, opened
 from tests.own_engine import IMAGE
 from tests.remote_engine import SshEngine, TlsEngine, make_certificates, owns_engines
 from tests.serving import serving, within
@@ -55,7 +55,7 @@ def remote(request: pytest.FixtureRequest) -> TlsEngine | SshEngine:
 
 
 @pytest.fixture
-def house(tmp_path: Path, remote: TlsEngine | SshEngine) -> Iterator[House]:
+def harness(tmp_path: Path, remote: TlsEngine | SshEngine) -> Iterator[EngineHarness]:
     with opened(
         tmp_path,
         IMAGE,
@@ -63,8 +63,8 @@ def house(tmp_path: Path, remote: TlsEngine | SshEngine) -> Iterator[House]:
         engine=remote.engine.address,
         capture=CaptureMode.AUTO,
         certificates=remote.certificates,
-    ) as house:
-        yield house
+    ) as harness:
+        yield harness
         remote.engine.thaw()
 
 
@@ -72,22 +72,22 @@ def engine_of(remote: TlsEngine | SshEngine, answer_seconds: float = 30) -> Engi
     return Engine(remote.address, certificates=remote.certificates, answer_seconds=answer_seconds)
 
 
-def test_a_job_on_a_remote_engine_has_its_output_and_its_exit_status(house: House) -> None:
-    execution = house.sh("echo err >&2; head -c 1000000 /dev/zero; exit 7", network="none")
+def test_a_job_on_a_remote_engine_has_its_output_and_its_exit_status(harness: EngineHarness) -> None:
+    execution = harness.sh("echo err >&2; head -c 1000000 /dev/zero; exit 7", network="none")
     assert (execution.state, execution.outcome and execution.outcome.exit_code) == (State.FAILED, 7)
-    output = house.output(execution.id)
+    output = harness.output(execution.id)
     assert (output.stdout, output.stderr) == (bytes(1_000_000), b"err\n")
-    assert "the engine is elsewhere" in house.host.captures.reason
-    refused = house.run("nosuch", network="none")
+    assert "the engine is elsewhere" in harness.host.captures.reason
+    refused = harness.run("nosuch", network="none")
     assert refused.outcome is not None
     assert refused.outcome.reason is Reason.COMMAND_NOT_FOUND
-    assert not house.engine.containers(house.store.instance)
+    assert not harness.engine.containers(harness.store.instance)
 
 
-def test_a_job_on_a_remote_engine_is_stopped_and_killed(house: House) -> None:
-    going = house.go("sh -c", "trap '' TERM; echo ready; while :; do sleep 0.1; done", network="none")
-    house.wait_for_output(going.id, b"ready\n")
-    house.stop(going.id, grace=0.2)
+def test_a_job_on_a_remote_engine_is_stopped_and_killed(harness: EngineHarness) -> None:
+    going = harness.go("sh -c", "trap '' TERM; echo ready; while :; do sleep 0.1; done", network="none")
+    harness.wait_for_output(going.id, b"ready\n")
+    harness.stop(going.id, grace=0.2)
     with within(30):
         execution = going.result()
     assert (execution.state, execution.outcome and execution.outcome.exit_code) == (State.STOPPED, 137)
@@ -117,26 +117,28 @@ def test_a_read_of_events_of_a_remote_engine_is_cut_by_another_thread(remote: Tl
     timer.join()
 
 
-def test_a_host_whose_remote_engine_hangs_is_down_until_it_answers(house: House, remote: TlsEngine | SshEngine) -> None:
-    going = house.go("sh -c", "echo ready; sleep 4; exit 3", network="none")
-    house.wait_for_output(going.id, b"ready\n")
+def test_a_host_whose_remote_engine_hangs_is_down_until_it_answers(
+    harness: EngineHarness, remote: TlsEngine | SshEngine
+) -> None:
+    going = harness.go("sh -c", "echo ready; sleep 4; exit 3", network="none")
+    harness.wait_for_output(going.id, b"ready\n")
     remote.engine.freeze()
     with within(15):
-        house.wait_until(lambda: not house.host.up)
+        harness.wait_until(lambda: not harness.host.up)
     remote.engine.thaw()
-    house.wait_until(lambda: house.host.up)
+    harness.wait_until(lambda: harness.host.up)
     execution = going.result()
     assert (execution.state, execution.outcome and execution.outcome.exit_code) == (State.FAILED, 3)
     assert Step.REMOVED in going.steps
 
 
-def test_a_remote_engine_that_was_killed_is_found_again(house: House, remote: TlsEngine | SshEngine) -> None:
-    assert house.sh("true", network="none").state is State.SUCCEEDED
+def test_a_remote_engine_that_was_killed_is_found_again(harness: EngineHarness, remote: TlsEngine | SshEngine) -> None:
+    assert harness.sh("true", network="none").state is State.SUCCEEDED
     remote.engine.kill()
-    house.wait_until(lambda: not house.host.up)
+    harness.wait_until(lambda: not harness.host.up)
     remote.engine.start()
-    house.wait_until(lambda: house.host.up)
-    assert house.sh("exit 3", network="none").state is State.FAILED
+    harness.wait_until(lambda: harness.host.up)
+    assert harness.sh("exit 3", network="none").state is State.FAILED
 
 
 def test_no_process_and_no_descriptor_of_a_remote_engine_is_left(remote: TlsEngine | SshEngine) -> None:

@@ -27,7 +27,7 @@ from fastlane_grpc.model import CaptureMode, Cause, Reason, Source, State
 from fastlane_grpc.runner import HostDown
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.counter import COUNT_ME, CountingNetwork
-from tests.engine import House, engine_address, opened
+from tests.engine import EngineHarness, engine_address, opened
 from tests.hostile_jobs import ALL as ATTACKED
 from tests.own_engine import IMAGE, OwnEngine
 from tests.reading import Reader
@@ -208,14 +208,14 @@ def test_forty_that_print_megabytes_at_once_and_end_are_whole(place: Place, burs
 
 def test_a_log_far_beyond_its_limit_keeps_head_and_tail_and_fills_no_disk(tmp_path: Path, image: str) -> None:
     limit, size = 64 << 20, (10_000_000_000 if ROUNDS >= 100 else 200_000_000)
-    with opened(tmp_path, image, capture=CaptureMode.RECORDER, max_log_bytes=limit) as house:
-        going = house.go("sh -c", f"yes 0123456789abcde | head -c {size}; exit 6", timeout=timedelta(minutes=10))
-        path, most = house.logs.output_path(going.id), 0
-        house.wait_for_output(going.id)
-        while not house.execution(going.id).state.final:
+    with opened(tmp_path, image, capture=CaptureMode.RECORDER, max_log_bytes=limit) as harness:
+        going = harness.go("sh -c", f"yes 0123456789abcde | head -c {size}; exit 6", timeout=timedelta(minutes=10))
+        path, most = harness.logs.output_path(going.id), 0
+        harness.wait_for_output(going.id)
+        while not harness.execution(going.id).state.final:
             most = max(most, path.stat().st_blocks * 512)
             threading.Event().wait(0.01)
-        execution, output = going.result(), house.output(going.id)
+        execution, output = going.result(), harness.output(going.id)
     assert execution.outcome is not None
     assert execution.outcome.exit_code == 6
     # One block more is there while a new one is begun, and the file system may keep a few for itself.
@@ -247,40 +247,40 @@ def counting(tmp_path: Path) -> Iterator[CountingNetwork]:
 
 
 @pytest.fixture
-def counted(tmp_path: Path, counting: CountingNetwork) -> Iterator[tuple[House, OwnEngine]]:
+def counted(tmp_path: Path, counting: CountingNetwork) -> Iterator[tuple[EngineHarness, OwnEngine]]:
     engine = OwnEngine("--live-restore", network=counting.path)
     try:
-        with opened(tmp_path, IMAGE, engine.address, capture=CaptureMode.RECORDER) as house:
-            yield house, engine
+        with opened(tmp_path, IMAGE, engine.address, capture=CaptureMode.RECORDER) as harness:
+            yield harness, engine
     finally:
         engine.remove()
 
 
 @owns_an_engine
 def test_an_engine_that_is_killed_around_a_start_runs_nothing_twice(
-    counted: tuple[House, OwnEngine], counting: CountingNetwork, chance: random.Random
+    counted: tuple[EngineHarness, OwnEngine], counting: CountingNetwork, chance: random.Random
 ) -> None:
-    house, engine = counted
+    harness, engine = counted
     ran = 0
     for number in range(ROUNDS):
         name, killer = f"round-{number}", threading.Timer(chance.uniform(0.0, 0.25), engine.kill)
-        house.on_step = lambda step, _, killer=killer: (
+        harness.on_step = lambda step, _, killer=killer: (
             killer.start() if step is Step.FENCED and not killer.ident else None
         )  # type: ignore[misc]
-        going = house.go("sh -c", ONCE, envs={"NAME": name})
+        going = harness.go("sh -c", ONCE, envs={"NAME": name})
         failure = going.failure()
         killer.join()
         engine.start()
         while isinstance(failure, HostDown):
-            house.wait_until(lambda: house.host.up)
-            execution = house.execution(going.id)
+            harness.wait_until(lambda: harness.host.up)
+            execution = harness.execution(going.id)
             if execution.state is State.QUEUED:
-                house.store.claim_on(["local"]).result()
-            going = house.adopt(going.id)
+                harness.store.claim_on(["local"]).result()
+            going = harness.adopt(going.id)
             failure = going.failure()
         assert failure is None
-        execution, output = house.execution(going.id), house.output(going.id)
-        what = f"{name}: {execution.state} {execution.outcome} {house.system(going.id)}"
+        execution, output = harness.execution(going.id), harness.output(going.id)
+        what = f"{name}: {execution.state} {execution.outcome} {harness.system(going.id)}"
         assert execution.outcome is not None, what
         count = counting.counts()[name]
         if execution.outcome.exit_code == 7:

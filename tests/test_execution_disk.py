@@ -9,7 +9,7 @@ import pytest
 
 from fastlane_grpc.execution import Step
 from fastlane_grpc.model import CaptureMode, Cause, Source, State
-from tests.engine import House, by_attach, by_recorder, opened
+from tests.engine import EngineHarness, by_attach, by_recorder, opened
 
 pytestmark = [
     pytest.mark.engine,
@@ -21,44 +21,44 @@ LINES = b"0123456789abcde\n" * (4 << 16)  # 4 MiB
 
 
 @pytest.fixture
-def house(tmp_path: Path, image: str, capture: CaptureMode) -> Iterator[House]:
+def harness(tmp_path: Path, image: str, capture: CaptureMode) -> Iterator[EngineHarness]:
     """One whose logs have a file system of 1 MiB."""
     logs = tmp_path / "logs"
     logs.mkdir()
     subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", logs], check=True)
     try:
-        with opened(tmp_path, image, capture=capture) as house:
-            yield house
+        with opened(tmp_path, image, capture=capture) as harness:
+            yield harness
     finally:
         subprocess.run(["umount", "--lazy", logs], check=True)
 
 
-def make_room(house: House) -> None:
-    subprocess.run(["mount", "-o", "remount,size=64m", house.directory / "logs"], check=True)
+def make_room(harness: EngineHarness) -> None:
+    subprocess.run(["mount", "-o", "remount,size=64m", harness.directory / "logs"], check=True)
 
 
-def test_a_container_waits_for_room_and_nothing_is_lost(house: House) -> None:
-    going = house.go("sh -c", "yes 0123456789abcde | head -c 4194304; exit 7")
-    house.wait_for_full_disk()
-    make_room(house)
+def test_a_container_waits_for_room_and_nothing_is_lost(harness: EngineHarness) -> None:
+    going = harness.go("sh -c", "yes 0123456789abcde | head -c 4194304; exit 7")
+    harness.wait_for_full_disk()
+    make_room(harness)
     execution = going.result()
     assert execution.outcome is not None
     assert (execution.state, execution.outcome.exit_code) == (State.FAILED, 7)
-    output = house.output(going.id)
+    output = harness.output(going.id)
     assert output.stdout == LINES
     assert not [gap for gap in output.gaps if gap.missing_bytes is not None]
 
 
 @by_attach
-def test_what_a_killed_container_could_not_store_is_a_gap(house: House) -> None:
-    going = house.go("sh -c", "yes 0123456789abcde")
-    house.wait_for_full_disk()
-    house.stop(going.id, grace=0)
+def test_what_a_killed_container_could_not_store_is_a_gap(harness: EngineHarness) -> None:
+    going = harness.go("sh -c", "yes 0123456789abcde")
+    harness.wait_for_full_disk()
+    harness.stop(going.id, grace=0)
     going.wait_for(Step.DIED)
-    make_room(house)
+    make_room(harness)
     execution = going.result()
     assert execution.state is State.STOPPED
-    output = house.output(going.id)
+    output = harness.output(going.id)
     known = [gap for gap in output.gaps if gap.missing_bytes is not None]
     assert {(gap.source, gap.cause) for gap in known} == {(Source.STDOUT, Cause.STORE)}
     missing = sum(gap.missing_bytes or 0 for gap in known)
@@ -69,14 +69,14 @@ def test_what_a_killed_container_could_not_store_is_a_gap(house: House) -> None:
 
 
 @by_recorder
-def test_what_a_killed_container_has_printed_is_stored_or_counted(house: House) -> None:
-    going = house.go("sh -c", "yes 0123456789abcde")
-    house.wait_for_full_disk()
-    house.stop(going.id, grace=0)
-    make_room(house)
+def test_what_a_killed_container_has_printed_is_stored_or_counted(harness: EngineHarness) -> None:
+    going = harness.go("sh -c", "yes 0123456789abcde")
+    harness.wait_for_full_disk()
+    harness.stop(going.id, grace=0)
+    make_room(harness)
     execution = going.result()
     assert execution.state is State.STOPPED
-    output = house.output(going.id)
+    output = harness.output(going.id)
     assert LINES.startswith(output.stdout[: len(LINES)])
     assert output.trailer is not None
     total = execution.logs[0]

@@ -12,10 +12,11 @@ from pathlib import Path
 import docker
 import pytest
 
+from fastlane_grpc.docker.engine import container_name
 from fastlane_grpc.execution import Step
 from fastlane_grpc.model import CaptureMode, State
 from fastlane_grpc.record import Trailer
-from tests.engine import Going, House, by_recorder, opened
+from tests.engine import EngineHarness, Going, by_recorder, opened
 from tests.own_engine import IMAGE, OwnEngine
 
 pytestmark = [
@@ -39,56 +40,60 @@ def engine() -> Iterator[OwnEngine]:
 
 
 @pytest.fixture
-def house(tmp_path: Path, engine: OwnEngine, capture: CaptureMode) -> Iterator[House]:
-    with opened(tmp_path, IMAGE, engine.address, capture=capture) as house:
-        yield house
+def harness(tmp_path: Path, engine: OwnEngine, capture: CaptureMode) -> Iterator[EngineHarness]:
+    with opened(tmp_path, IMAGE, engine.address, capture=capture) as harness:
+        yield harness
         engine.thaw()
 
 
-def runs(house: House, script: str, timeout: float | None = None) -> Going:
-    going = house.go(
+def runs(harness: EngineHarness, script: str, timeout: float | None = None) -> Going:
+    going = harness.go(
         "sh -c", f"{script}; echo ready; {LOOP}", network="none", timeout=timeout and timedelta(seconds=timeout)
     )
     going.wait_for(Step.RUNNING)
-    house.wait_for_output(going.id, b"ready\n")
+    harness.wait_for_output(going.id, b"ready\n")
     return going
 
 
-def sealed_by(house: House, going: Going, until: float) -> Trailer:
+def sealed_by(harness: EngineHarness, going: Going, until: float) -> Trailer:
     """The end of a record, which its recorder has written by then."""
-    while not (trailer := house.output(going.id).trailer):
+    while not (trailer := harness.output(going.id).trailer):
         assert time.monotonic() < until, "it was not ended in time"
         time.sleep(0.02)
     return trailer
 
 
-def test_stop_timeout_and_kill_are_carried_out_while_the_engine_hangs(house: House, engine: OwnEngine) -> None:
-    obeys, resists = runs(house, "trap 'echo told; exit 3' TERM"), runs(house, "trap '' TERM")
-    times_out = runs(house, "trap 'exit 4' TERM", timeout=4)
+def test_stop_timeout_and_kill_are_carried_out_while_the_engine_hangs(
+    harness: EngineHarness, engine: OwnEngine
+) -> None:
+    obeys, resists = runs(harness, "trap 'echo told; exit 3' TERM"), runs(harness, "trap '' TERM")
+    times_out = runs(harness, "trap 'exit 4' TERM", timeout=4)
     engine.freeze()
     begin = time.monotonic()
-    house.stop(obeys.id, grace=60)
-    house.stop(resists.id, grace=1)
+    harness.stop(obeys.id, grace=60)
+    harness.stop(resists.id, grace=1)
     # An engine that hangs is asked for nothing: it would be waited for for half a minute.
-    assert sealed_by(house, obeys, begin + 5).exit_code == 3
-    trailer = sealed_by(house, resists, begin + 8)
+    assert sealed_by(harness, obeys, begin + 5).exit_code == 3
+    trailer = sealed_by(harness, resists, begin + 8)
     assert (trailer.exit_code, trailer.facts["hard_stop"]) == (137, True)
-    assert sealed_by(house, times_out, begin + 10).exit_code == 4
+    assert sealed_by(harness, times_out, begin + 10).exit_code == 4
     engine.thaw()
     states = [going.result().state for going in (obeys, resists, times_out)]
     assert states == [State.STOPPED, State.STOPPED, State.TIMED_OUT]
-    assert house.output(obeys.id).stdout == b"ready\ntold\n"
-    assert "sent SIGKILL" in house.system(resists.id)
+    assert harness.output(obeys.id).stdout == b"ready\ntold\n"
+    assert "sent SIGKILL" in harness.system(resists.id)
 
 
-def test_a_recorder_that_does_not_hear_is_killed_while_the_engine_hangs(house: House, engine: OwnEngine) -> None:
-    going = runs(house, "true")
+def test_a_recorder_that_does_not_hear_is_killed_while_the_engine_hangs(
+    harness: EngineHarness, engine: OwnEngine
+) -> None:
+    going = runs(harness, "true")
     with closing(docker.DockerClient(engine.address)) as sdk:
-        recorder = int(sdk.containers.get(house.execution(going.id).container_name).attrs["State"]["Pid"])
+        recorder = int(sdk.containers.get(container_name(going.id)).attrs["State"]["Pid"])
     engine.freeze()
     os.kill(recorder, signal.SIGSTOP)
     begin = time.monotonic()
-    house.stop(going.id, grace=0)
+    harness.stop(going.id, grace=0)
     while Path(f"/proc/{recorder}").exists():
         assert time.monotonic() < begin + 20, "it was not killed in time"
         time.sleep(0.05)
@@ -96,11 +101,11 @@ def test_a_recorder_that_does_not_hear_is_killed_while_the_engine_hangs(house: H
     assert going.result().state is State.STOPPED
 
 
-def test_a_container_that_is_paused_goes_on_to_be_stopped(house: House, engine: OwnEngine) -> None:
+def test_a_container_that_is_paused_goes_on_to_be_stopped(harness: EngineHarness, engine: OwnEngine) -> None:
     """Signals that it was sent without its engine wait until it goes on."""
-    going = runs(house, "trap 'echo told; exit 3' TERM")
+    going = runs(harness, "trap 'echo told; exit 3' TERM")
     with closing(docker.DockerClient(engine.address)) as sdk:
-        sdk.containers.get(house.execution(going.id).container_name).pause()
-    house.stop(going.id, grace=60)
+        sdk.containers.get(container_name(going.id)).pause()
+    harness.stop(going.id, grace=60)
     execution = going.result()
-    assert (execution.state, house.output(going.id).stdout) == (State.STOPPED, b"ready\ntold\n")
+    assert (execution.state, harness.output(going.id).stdout) == (State.STOPPED, b"ready\ntold\n")

@@ -10,7 +10,7 @@ import pytest
 from fastlane_grpc.execution import Step
 from fastlane_grpc.model import CaptureMode, Execution, Outcome, Reason, State
 from fastlane_grpc.runner import HostDown
-from tests.engine import House, by_attach, by_recorder, opened
+from tests.engine import EngineHarness, by_attach, by_recorder, opened
 from tests.own_engine import IMAGE, OwnEngine
 
 pytestmark = [
@@ -33,9 +33,9 @@ def engine(request: pytest.FixtureRequest) -> Iterator[OwnEngine]:
 
 
 @pytest.fixture
-def house(tmp_path: Path, engine: OwnEngine, capture: CaptureMode) -> Iterator[House]:
-    with opened(tmp_path, IMAGE, engine.address, capture=capture) as house:
-        yield house
+def harness(tmp_path: Path, engine: OwnEngine, capture: CaptureMode) -> Iterator[EngineHarness]:
+    with opened(tmp_path, IMAGE, engine.address, capture=capture) as harness:
+        yield harness
 
 
 keeps_containers = pytest.mark.parametrize("engine", [["--live-restore"]], indirect=True, ids=["live-restore"])
@@ -47,53 +47,57 @@ def outcome(execution: Execution) -> Outcome:
     return execution.outcome
 
 
-def back(house: House, engine: OwnEngine) -> None:
+def back(harness: EngineHarness, engine: OwnEngine) -> None:
     engine.start()
-    house.wait_until(lambda: house.host.up)
+    harness.wait_until(lambda: harness.host.up)
 
 
 @keeps_containers
-def test_a_container_that_outlives_its_engine_is_followed_again(house: House, engine: OwnEngine) -> None:
-    going = house.go("sh -c", COUNT, network="none")
+def test_a_container_that_outlives_its_engine_is_followed_again(harness: EngineHarness, engine: OwnEngine) -> None:
+    going = harness.go("sh -c", COUNT, network="none")
     going.wait_for(Step.RUNNING)
-    house.wait_for_output(going.id, b"3\n")
+    harness.wait_for_output(going.id, b"3\n")
     engine.kill()
     assert isinstance(going.failure(), HostDown)
-    back(house, engine)
-    execution = house.adopt(going.id).result()
+    back(harness, engine)
+    execution = harness.adopt(going.id).result()
     assert (execution.state, outcome(execution).exit_code) == (State.FAILED, 7)
-    output = house.output(going.id)
+    output = harness.output(going.id)
     assert output.stdout.endswith(b"40\n")
-    assert bool(output.gaps) == (house.capture is CaptureMode.ATTACH)
+    assert bool(output.gaps) == (harness.capture is CaptureMode.ATTACH)
     assert output.gaps or output.stdout == b"".join(b"%d\n" % number for number in range(1, 41))
 
 
 @ends_containers
 @pytest.mark.parametrize("orderly", [False, True], ids=["killed", "stopped"])
-def test_a_container_that_its_engine_took_along_is_lost(house: House, engine: OwnEngine, orderly: bool) -> None:
+def test_a_container_that_its_engine_took_along_is_lost(
+    harness: EngineHarness, engine: OwnEngine, orderly: bool
+) -> None:
     # By the code of one that the engine told to end, which it may have of its own accord as well.
-    going = house.go("sh -c", "trap 'exit 143' TERM; echo ready; while :; do sleep 0.1; done", network="none")
+    going = harness.go("sh -c", "trap 'exit 143' TERM; echo ready; while :; do sleep 0.1; done", network="none")
     going.wait_for(Step.RUNNING)
-    house.wait_for_output(going.id)
+    harness.wait_for_output(going.id)
     if orderly:
         engine.stop()
     else:
         engine.kill()
     assert isinstance(going.failure(), HostDown)
-    back(house, engine)
-    execution = house.adopt(going.id).result()
+    back(harness, engine)
+    execution = harness.adopt(going.id).result()
     assert (execution.state, outcome(execution).reason) == (State.LOST, Reason.CONTAINER_GONE)
 
 
 @by_attach
 @keeps_containers
-def test_a_start_that_another_epoch_of_the_engine_may_have_got_is_lost_at_once(house: House, engine: OwnEngine) -> None:
-    going = house.go("sleep 60", kill_at=Step.FENCED, network="none")
+def test_a_start_that_another_epoch_of_the_engine_may_have_got_is_lost_at_once(
+    harness: EngineHarness, engine: OwnEngine
+) -> None:
+    going = harness.go("sleep 60", kill_at=Step.FENCED, network="none")
     assert going.failure()
     engine.kill()
     engine.start()
-    house.reopen()
-    going = house.adopt(going.id)
+    harness.reopen()
+    going = harness.adopt(going.id)
     execution = going.result()
     assert (execution.state, outcome(execution).reason) == (State.LOST, Reason.START_UNKNOWN)
     assert "may be running" in outcome(execution).detail
@@ -102,23 +106,23 @@ def test_a_start_that_another_epoch_of_the_engine_may_have_got_is_lost_at_once(h
 
 @by_recorder
 @keeps_containers
-def test_a_start_that_no_epoch_of_the_engine_got_is_made_anew(house: House, engine: OwnEngine) -> None:
-    going = house.go("sh -c", "echo once; exit 7", kill_at=Step.FENCED, network="none")
+def test_a_start_that_no_epoch_of_the_engine_got_is_made_anew(harness: EngineHarness, engine: OwnEngine) -> None:
+    going = harness.go("sh -c", "echo once; exit 7", kill_at=Step.FENCED, network="none")
     assert going.failure()
     engine.kill()
     engine.start()
-    house.reopen()
-    execution = house.adopt(going.id).result()
+    harness.reopen()
+    execution = harness.adopt(going.id).result()
     assert (execution.state, outcome(execution).exit_code) == (State.FAILED, 7)
-    assert (house.output(going.id).stdout, house.output(going.id).gaps) == (b"once\n", [])
+    assert (harness.output(going.id).stdout, harness.output(going.id).gaps) == (b"once\n", [])
 
 
 @by_attach
 @keeps_containers
-def test_an_epoch_of_an_engine_ends_with_it(house: House, engine: OwnEngine) -> None:
-    first = house.engine.epoch()
+def test_an_epoch_of_an_engine_ends_with_it(harness: EngineHarness, engine: OwnEngine) -> None:
+    first = harness.engine.epoch()
     assert first
-    assert house.engine.epoch() == first
+    assert harness.engine.epoch() == first
     engine.kill()
-    back(house, engine)
-    assert house.engine.epoch() not in {"", first}
+    back(harness, engine)
+    assert harness.engine.epoch() not in {"", first}

@@ -7,7 +7,7 @@ import docker
 import pytest
 
 from fastlane_grpc.model import Execution, Outcome, Reason, State
-from tests.engine import House
+from tests.engine import EngineHarness
 from tests.images import busybox, loaded_image
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(120)]
@@ -29,22 +29,22 @@ def outcome(execution: Execution) -> Outcome:
     ids=["image", "job"],
 )
 def test_an_image_whose_entrypoint_was_taken_away_runs_its_command(
-    house: House,
+    harness: EngineHarness,
     sdk: docker.DockerClient,
     files: Mapping[str, bytes],
     asked: Mapping[str, tuple[str, ...]],
     printed: bytes,
 ) -> None:
     config = {"Entrypoint": [""], "Cmd": ["/bin/busybox", "echo", "from the image"]}
-    with loaded_image(sdk, f"{house.image}-reset", files, architecture="amd64", **config) as name:
-        execution = house.run("", *asked.get("args", ()), image=name)
-    assert (execution.state, house.output(execution.id).stdout) == (State.SUCCEEDED, printed)
+    with loaded_image(sdk, f"{harness.image}-reset", files, architecture="amd64", **config) as name:
+        execution = harness.run("", *asked.get("args", ()), image=name)
+    assert (execution.state, harness.output(execution.id).stdout) == (State.SUCCEEDED, printed)
 
 
 def test_an_image_whose_entrypoint_was_taken_away_and_that_has_no_command_has_none(
-    house: House, sdk: docker.DockerClient, files: Mapping[str, bytes]
+    harness: EngineHarness, sdk: docker.DockerClient, files: Mapping[str, bytes]
 ) -> None:
-    with loaded_image(sdk, f"{house.image}-none", files, architecture="amd64", Entrypoint=[""]) as name:
-        execution = house.run("", image=name)
+    with loaded_image(sdk, f"{harness.image}-none", files, architecture="amd64", Entrypoint=[""]) as name:
+        execution = harness.run("", image=name)
     assert (execution.state, outcome(execution).reason) == (State.FAILED, Reason.REFUSED_BY_ENGINE)
     assert "there is no command: neither the job nor its image says what to run" in outcome(execution).detail

@@ -17,7 +17,7 @@ from fastlane_grpc.docker.events import read_event
 from fastlane_grpc.docker.http import MAX_LINE_BYTES, EngineRequest
 from fastlane_grpc.execution import Host
 from fastlane_grpc.model import CaptureMode, State
-from tests.engine import House, engine_address, opened
+from tests.engine import EngineHarness, engine_address, opened
 from tests.proxy import Proxy
 from tests.serving import within
 
@@ -89,43 +89,43 @@ def proxy(tmp_path: Path) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def house(tmp_path: Path, image: str, proxy: Proxy, capture: CaptureMode) -> Iterator[House]:
+def harness(tmp_path: Path, image: str, proxy: Proxy, capture: CaptureMode) -> Iterator[EngineHarness]:
     (tmp_path / "data").mkdir()
-    with opened(tmp_path / "data", image, proxy.address, engine=engine_address(), capture=capture) as house:
-        yield house
+    with opened(tmp_path / "data", image, proxy.address, engine=engine_address(), capture=capture) as harness:
+        yield harness
 
 
 @pytest.mark.engine
-def test_an_execution_ends_normally_whatever_else_the_engine_tells(house: House, proxy: Proxy) -> None:
+def test_an_execution_ends_normally_whatever_else_the_engine_tells(harness: EngineHarness, proxy: Proxy) -> None:
     with capture_logs() as logged:
-        going = house.go("sh -c", "echo begins; sleep 1; exit 7")
-        house.wait_for_output(going.id)
+        going = harness.go("sh -c", "echo begins; sleep 1; exit 7")
+        harness.wait_for_output(going.id)
         for line in ODD_EVENTS.values():
             proxy.say(line + b"\n")
             proxy.say(line + b"\n")
         execution = going.result()
     assert (execution.state, execution.outcome and execution.outcome.exit_code) == (State.FAILED, 7)
-    assert house.output(going.id).stdout == b"begins\n"
-    assert house.host.up
-    assert house.host.last_error == ""
+    assert harness.output(going.id).stdout == b"begins\n"
+    assert harness.host.up
+    assert harness.host.last_error == ""
     faults = [each["fault"] for each in logged if each["event"] == "an event of the engine is passed over"]
     assert len(faults) == len(set(faults)) >= 4
-    assert house.sh("exit 3").outcome != execution.outcome
+    assert harness.sh("exit 3").outcome != execution.outcome
 
 
 @pytest.mark.engine
-def test_an_end_that_is_told_in_an_unknown_shape_is_found_all_the_same(house: House, proxy: Proxy) -> None:
+def test_an_end_that_is_told_in_an_unknown_shape_is_found_all_the_same(harness: EngineHarness, proxy: Proxy) -> None:
     proxy.alter = lambda events: re.sub(rb'"Actor"', b'"Who"', events)
     with within(15):
-        execution = house.sh("sleep 0.5; exit 7")
+        execution = harness.sh("sleep 0.5; exit 7")
     assert execution.outcome is not None
     assert execution.outcome.exit_code == 7
 
 
 @pytest.mark.engine
-def test_a_host_whose_listening_fails_listens_anew(house: House, proxy: Proxy) -> None:
+def test_a_host_whose_listening_fails_listens_anew(harness: EngineHarness, proxy: Proxy) -> None:
     heard: list[bool] = []
-    host = Host("second", house.backend("second"), house.host.captures, ping_seconds=1)
+    host = Host("second", harness.backend("second"), harness.host.captures, ping_seconds=1)
     changed = threading.Condition()
 
     def on_change() -> None:

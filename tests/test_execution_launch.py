@@ -12,12 +12,12 @@ import docker
 import pytest
 
 from fastlane_grpc.docker.capture_choice import CaptureChoice
-from fastlane_grpc.docker.engine import Engine
+from fastlane_grpc.docker.engine import Engine, container_name
 from fastlane_grpc.docker.engine_errors import EngineDown
 from fastlane_grpc.execution import Step
 from fastlane_grpc.execution.events import Died
 from fastlane_grpc.model import CaptureMode, Execution, Outcome, PullPolicy, Reason, State
-from tests.engine import House, Killed, by_attach, by_recorder, engine_address, opened
+from tests.engine import EngineHarness, Killed, by_attach, by_recorder, engine_address, opened
 from tests.images import busybox, loaded_image
 from tests.own_engine import IMAGE, OwnEngine
 from tests.proxy import Proxy, Refusing
@@ -36,25 +36,25 @@ def outcome(execution: Execution) -> Outcome:
 class Remover:
     """Removes the container of an execution at a step: so many times, as somebody does who prunes."""
 
-    def __init__(self, house: House, sdk: docker.DockerClient, step: Step, times: int) -> None:
+    def __init__(self, harness: EngineHarness, sdk: docker.DockerClient, step: Step, times: int) -> None:
         self.removed: list[str] = []
         self.passed = 0
-        self._house, self._sdk, self._step, self._times = house, sdk, step, times
-        house.on_step = self
+        self._harness, self._sdk, self._step, self._times = harness, sdk, step, times
+        harness.on_step = self
 
     def __call__(self, step: Step, execution_id: str) -> None:
         if step is self._step:
             self.passed += 1
             if self.passed <= self._times:
-                container = self._sdk.containers.get(self._house.execution(execution_id).container_name)
+                container = self._sdk.containers.get(container_name(execution_id))
                 self.removed.append(container.id)
                 container.remove()
 
 
-def starts(house: House, since: float) -> int:
+def starts(harness: EngineHarness, since: float) -> int:
     """How often the engine started a container of this server's: the engine is asked."""
-    filters = {"event": "start", "label": f"fastlane.instance={house.store.instance}"}
-    with closing(docker.DockerClient(house.address)) as client:
+    filters = {"event": "start", "label": f"fastlane.instance={harness.store.instance}"}
+    with closing(docker.DockerClient(harness.address)) as client:
         return len(list(client.api.events(since=since, until=time.time(), filters=filters, decode=True)))
 
 
@@ -63,97 +63,97 @@ def starts(house: House, since: float) -> int:
 
 @pytest.mark.parametrize("step", [Step.CREATED, Step.ATTACHED, Step.FENCED])
 def test_a_container_that_is_removed_before_its_start_is_made_anew(
-    house: House, sdk: docker.DockerClient, step: Step
+    harness: EngineHarness, sdk: docker.DockerClient, step: Step
 ) -> None:
     began = time.time()
-    remover = Remover(house, sdk, step, times=2)
-    execution = house.sh(ONCE)
+    remover = Remover(harness, sdk, step, times=2)
+    execution = harness.sh(ONCE)
     assert (execution.state, outcome(execution).exit_code, outcome(execution).reason) == (
         State.FAILED,
         7,
         Reason.EXIT_CODE,
     )
-    output = house.output(execution.id)
+    output = harness.output(execution.id)
     assert (output.stdout, output.gaps) == (b"once\n", [])
     assert len(remover.removed) == 2
     assert execution.container_id not in remover.removed
-    assert house.system(execution.id).count("No such container") == 2
-    assert starts(house, began) == 1
-    assert not house.engine.containers(house.store.instance)
+    assert harness.system(execution.id).count("No such container") == 2
+    assert starts(harness, began) == 1
+    assert not harness.engine.containers(harness.store.instance)
 
 
 def test_a_container_that_is_removed_each_time_ends_with_the_words_of_the_engine(
-    house: House, sdk: docker.DockerClient
+    harness: EngineHarness, sdk: docker.DockerClient
 ) -> None:
-    house.retry_seconds = 0.4
-    house.reopen()
-    remover = Remover(house, sdk, Step.FENCED, times=1000)
-    execution = house.sh(ONCE)
+    harness.retry_seconds = 0.4
+    harness.reopen()
+    remover = Remover(harness, sdk, Step.FENCED, times=1000)
+    execution = harness.sh(ONCE)
     assert (execution.state, outcome(execution).reason) == (State.FAILED, Reason.REFUSED_BY_ENGINE)
     assert "did not start the container in several tries: " in outcome(execution).detail
     assert "No such container" in outcome(execution).detail
     assert 2 <= len(remover.removed) < 8
-    assert house.output(execution.id).stdout == b""
+    assert harness.output(execution.id).stdout == b""
 
 
-def test_a_stop_between_two_tries_of_a_start_ends_the_tries(house: House, sdk: docker.DockerClient) -> None:
-    Remover(house, sdk, Step.FENCED, times=1000)
-    going = house.go("sh -c", ONCE)
-    house.wait_for_system(going.id, "a new one is made")
-    house.stop(going.id)
+def test_a_stop_between_two_tries_of_a_start_ends_the_tries(harness: EngineHarness, sdk: docker.DockerClient) -> None:
+    Remover(harness, sdk, Step.FENCED, times=1000)
+    going = harness.go("sh -c", ONCE)
+    harness.wait_for_system(going.id, "a new one is made")
+    harness.stop(going.id)
     execution = going.result()
     assert (execution.state, outcome(execution).exit_code) == (State.STOPPED, None)
     assert "before it was started" in outcome(execution).detail
-    assert not house.engine.containers(house.store.instance)
+    assert not harness.engine.containers(harness.store.instance)
 
 
-def test_a_stop_before_a_start_that_is_refused_is_a_stop(house: House) -> None:
-    execution = house.go("true", user="nosuch", stop_at=Step.FENCED).result()
+def test_a_stop_before_a_start_that_is_refused_is_a_stop(harness: EngineHarness) -> None:
+    execution = harness.go("true", user="nosuch", stop_at=Step.FENCED).result()
     assert (execution.state, outcome(execution).exit_code) == (State.STOPPED, None)
     assert "it would not have started" in outcome(execution).detail
 
 
 @pytest.mark.parametrize("step", [Step.PULLED, Step.CREATED, Step.ATTACHED])
 def test_a_server_killed_between_two_tries_leaves_the_execution_to_the_next(
-    house: House, sdk: docker.DockerClient, step: Step
+    harness: EngineHarness, sdk: docker.DockerClient, step: Step
 ) -> None:
     began = time.time()
-    remover = Remover(house, sdk, Step.FENCED, times=1)
+    remover = Remover(harness, sdk, Step.FENCED, times=1)
 
     def killed(at: Step, execution_id: str) -> None:
         remover(at, execution_id)
         if remover.removed and at is step:
             raise Killed
 
-    house.on_step = killed
-    going = house.go("sh -c", ONCE)
+    harness.on_step = killed
+    going = harness.go("sh -c", ONCE)
     assert isinstance(going.failure(), Killed)
-    house.on_step = lambda step, execution_id: None
-    house.reopen()
-    execution = house.adopt(going.id).result()
+    harness.on_step = lambda step, execution_id: None
+    harness.reopen()
+    execution = harness.adopt(going.id).result()
     assert (execution.state, outcome(execution).exit_code) == (State.FAILED, 7)
-    output = house.output(execution.id)
+    output = harness.output(execution.id)
     assert (output.stdout, output.gaps) == (b"once\n", [])
-    assert starts(house, began) == 1
+    assert starts(harness, began) == 1
 
 
 @by_attach
 def test_a_start_refused_for_a_moment_that_a_dead_server_left_is_tried_again(
-    small: "Small", small_house: House
+    small: "Small", small_harness: EngineHarness
 ) -> None:
-    going = small_house.go("sh -c", ONCE, kill_at=Step.FENCED)
+    going = small_harness.go("sh -c", ONCE, kill_at=Step.FENCED)
     assert isinstance(going.failure(), Killed)
     small.fill()
     with (
         closing(docker.DockerClient(small.address)) as sdk,
         pytest.raises(docker.errors.APIError, match="no space left"),
     ):
-        sdk.containers.get(small_house.execution(going.id).container_name).start()
+        sdk.containers.get(container_name(going.id)).start()
     small.make_room()
-    small_house.reopen()
-    execution = small_house.adopt(going.id).result()
+    small_harness.reopen()
+    execution = small_harness.adopt(going.id).result()
     assert (execution.state, outcome(execution).exit_code) == (State.FAILED, 7)
-    assert small_house.output(execution.id).stdout == b"once\n"
+    assert small_harness.output(execution.id).stdout == b"once\n"
 
 
 # -- the engine says one thing and does another
@@ -167,15 +167,15 @@ def proxy(tmp_path: Path) -> Iterator[Proxy]:
 
 
 @pytest.fixture
-def doubtful(tmp_path: Path, image: str, proxy: Proxy, capture: CaptureMode) -> Iterator[House]:
-    """A house whose engine refuses what the proxy says."""
+def doubtful(tmp_path: Path, image: str, proxy: Proxy, capture: CaptureMode) -> Iterator[EngineHarness]:
+    """A harness whose engine refuses what the proxy says."""
     (tmp_path / "data").mkdir()
-    with opened(tmp_path / "data", image, proxy.address, engine=engine_address(), capture=capture) as house:
-        yield house
+    with opened(tmp_path / "data", image, proxy.address, engine=engine_address(), capture=capture) as harness:
+        yield harness
 
 
 def test_a_start_that_is_refused_and_carried_out_all_the_same_runs_the_command_once(
-    doubtful: House, proxy: Proxy
+    doubtful: EngineHarness, proxy: Proxy
 ) -> None:
     began = time.time()
     proxy.refusing = Refusing(b"/start HTTP", "context deadline exceeded", carried_out=True)
@@ -187,7 +187,9 @@ def test_a_start_that_is_refused_and_carried_out_all_the_same_runs_the_command_o
         assert starts(doubtful, began) == 1
 
 
-def test_a_start_of_unknown_fate_is_repeated_only_if_the_record_proves_it_safe(doubtful: House, proxy: Proxy) -> None:
+def test_a_start_of_unknown_fate_is_repeated_only_if_the_record_proves_it_safe(
+    doubtful: EngineHarness, proxy: Proxy
+) -> None:
     began = time.time()
     proxy.refusing = Refusing(b"/start HTTP", "transport is closing: unavailable")
     execution = doubtful.sh(ONCE)
@@ -204,31 +206,33 @@ def test_a_start_of_unknown_fate_is_repeated_only_if_the_record_proves_it_safe(d
 
 @by_attach
 def test_a_container_that_somebody_else_started_and_removed_does_not_run_again(
-    house: House, sdk: docker.DockerClient
+    harness: EngineHarness, sdk: docker.DockerClient
 ) -> None:
     def meddle(step: Step, execution_id: str) -> None:
         if step is Step.FENCED:
-            container = sdk.containers.get(house.execution(execution_id).container_name)
+            container = sdk.containers.get(container_name(execution_id))
             container.start()
-            house.wait_for_output(execution_id, b"once")
+            harness.wait_for_output(execution_id, b"once")
             container.remove(force=True)
 
-    house.on_step = meddle
-    execution = house.sh("echo once; sleep 60")
+    harness.on_step = meddle
+    execution = harness.sh("echo once; sleep 60")
     # As the engine told of its end.
     assert (execution.state, outcome(execution).exit_code) == (State.FAILED, 137)
-    assert house.output(execution.id).stdout == b"once\n"
-    assert "a new one is made" not in house.system(execution.id)
+    assert harness.output(execution.id).stdout == b"once\n"
+    assert "a new one is made" not in harness.system(execution.id)
 
 
-def test_the_end_of_an_earlier_container_is_not_the_end_of_the_next(house: House) -> None:
-    going = house.go("sh -c", "sleep 0.5; exit 7")
+def test_the_end_of_an_earlier_container_is_not_the_end_of_the_next(harness: EngineHarness) -> None:
+    going = harness.go("sh -c", "sleep 0.5; exit 7")
     going.wait_for(Step.RUNNING)
     going.mailbox.put(Died(119, time.time_ns(), 0.0, "an earlier one"))
     assert outcome(going.result()).exit_code == 7
 
 
-def test_a_signal_that_the_engine_cannot_send_for_now_does_not_cost_the_grace(doubtful: House, proxy: Proxy) -> None:
+def test_a_signal_that_the_engine_cannot_send_for_now_does_not_cost_the_grace(
+    doubtful: EngineHarness, proxy: Proxy
+) -> None:
     going = doubtful.go("sh -c", "trap 'exit 9' TERM; echo ready; while :; do sleep 0.1; done")
     doubtful.wait_for_output(going.id, b"ready")
     proxy.refusing = Refusing(b"/kill?", "cannot kill container: context deadline exceeded")
@@ -241,7 +245,9 @@ def test_a_signal_that_the_engine_cannot_send_for_now_does_not_cost_the_grace(do
     )
 
 
-def test_an_engine_that_cannot_describe_a_container_does_not_take_away_its_end(doubtful: House, proxy: Proxy) -> None:
+def test_an_engine_that_cannot_describe_a_container_does_not_take_away_its_end(
+    doubtful: EngineHarness, proxy: Proxy
+) -> None:
     going = doubtful.go("sh -c", "echo ready; sleep 0.5; exit 7")
     going.wait_for(Step.RUNNING)
     proxy.refusing = Refusing(b"/json HTTP", "layer does not exist", times=1000)
@@ -255,7 +261,7 @@ def test_an_engine_that_cannot_describe_a_container_does_not_take_away_its_end(d
 
 @by_attach
 def test_an_image_that_somebody_removes_right_after_its_pull_is_pulled_again(
-    doubtful: House, proxy: Proxy, sdk: docker.DockerClient
+    doubtful: EngineHarness, proxy: Proxy, sdk: docker.DockerClient
 ) -> None:
     with registry_for(sdk) as registry:
         proxy.refusing = Refusing(b"/images/", "No such image", status=404)
@@ -297,12 +303,14 @@ def small() -> Iterator[Small]:
 
 
 @pytest.fixture
-def small_house(small: Small, tmp_path: Path, capture: CaptureMode) -> Iterator[House]:
-    with opened(tmp_path, IMAGE, small.address, capture=capture) as house:
-        yield house
+def small_harness(small: Small, tmp_path: Path, capture: CaptureMode) -> Iterator[EngineHarness]:
+    with opened(tmp_path, IMAGE, small.address, capture=capture) as harness:
+        yield harness
 
 
-def test_a_start_is_tried_again_until_the_disk_of_the_engine_has_room(small: Small, small_house: House) -> None:
+def test_a_start_is_tried_again_until_the_disk_of_the_engine_has_room(
+    small: Small, small_harness: EngineHarness
+) -> None:
     full: list[str] = []
 
     def fill(step: Step, execution_id: str) -> None:
@@ -310,30 +318,30 @@ def test_a_start_is_tried_again_until_the_disk_of_the_engine_has_room(small: Sma
             small.fill()
             full.append(execution_id)
 
-    small_house.on_step = fill
-    going = small_house.go("sh -c", ONCE, network="none")
+    small_harness.on_step = fill
+    going = small_harness.go("sh -c", ONCE, network="none")
     # Refused is the start, and then making the next container.
-    small_house.wait_for_system(going.id, "the engine did not start the container, and a new one is made")
-    small_house.wait_for_system(going.id, "the engine does not make this container for now, and is asked again")
-    assert "no space left on device" in small_house.system(going.id)
+    small_harness.wait_for_system(going.id, "the engine did not start the container, and a new one is made")
+    small_harness.wait_for_system(going.id, "the engine does not make this container for now, and is asked again")
+    assert "no space left on device" in small_harness.system(going.id)
     small.make_room()
     execution = going.result()
     assert (execution.state, outcome(execution).exit_code) == (State.FAILED, 7)
-    assert small_house.output(going.id).stdout == b"once\n"
+    assert small_harness.output(going.id).stdout == b"once\n"
 
 
 @by_recorder
-def test_a_disk_of_the_engine_that_stays_full_says_what_to_do(small: Small, small_house: House) -> None:
-    small_house.retry_seconds = 0.3
-    small_house.reopen()
+def test_a_disk_of_the_engine_that_stays_full_says_what_to_do(small: Small, small_harness: EngineHarness) -> None:
+    small_harness.retry_seconds = 0.3
+    small_harness.reopen()
     small.fill()
     try:
-        execution = small_house.sh(ONCE)
+        execution = small_harness.sh(ONCE)
     finally:
         small.make_room()
     assert (execution.state, outcome(execution).reason) == (State.FAILED, Reason.REFUSED_BY_ENGINE)
     assert "in several tries: the engine's disk is full: make room on the host" in outcome(execution).detail
-    assert "no space left" in small_house.going[execution.id].mailbox.start_failure, "it is the host's fault"
+    assert "no space left" in small_harness.going[execution.id].mailbox.start_failure, "it is the host's fault"
 
 
 def test_a_full_disk_of_the_engine_says_nothing_of_the_recorder(small: Small, tmp_path: Path) -> None:
@@ -363,29 +371,29 @@ def test_a_full_disk_of_the_engine_says_nothing_of_the_recorder(small: Small, tm
     ],
 )
 def test_a_refusal_that_is_final_says_what_is_wrong_and_is_not_tried_again(
-    house: House, more: dict[str, object], words: str
+    harness: EngineHarness, more: dict[str, object], words: str
 ) -> None:
-    execution = house.run("true", **more)
+    execution = harness.run("true", **more)
     assert (execution.state, outcome(execution).reason, outcome(execution).exit_code) == (
         State.FAILED,
         Reason.REFUSED_BY_ENGINE,
         None,
     )
     assert words in outcome(execution).detail
-    assert not house.going[execution.id].mailbox.start_failure, "it is the job's fault"
+    assert not harness.going[execution.id].mailbox.start_failure, "it is the job's fault"
     assert "several tries" not in outcome(execution).detail
-    assert "asked again" not in house.system(execution.id)
+    assert "asked again" not in harness.system(execution.id)
 
 
 def test_an_image_with_a_file_at_the_path_of_the_recorder_has_its_own_error(
-    house: House, sdk: docker.DockerClient
+    harness: EngineHarness, sdk: docker.DockerClient
 ) -> None:
     files = {"bin/busybox": busybox(), ".fastlane": b"mine"}
-    with loaded_image(sdk, f"{house.image}-file", files, architecture="amd64") as name:
-        execution = house.run("/bin/busybox echo ran", image=name)
-    if house.capture is CaptureMode.ATTACH:
-        assert (execution.state, house.output(execution.id).stdout) == (State.SUCCEEDED, b"ran\n")
+    with loaded_image(sdk, f"{harness.image}-file", files, architecture="amd64") as name:
+        execution = harness.run("/bin/busybox echo ran", image=name)
+    if harness.capture is CaptureMode.ATTACH:
+        assert (execution.state, harness.output(execution.id).stdout) == (State.SUCCEEDED, b"ran\n")
     else:
         assert (execution.state, outcome(execution).reason) == (State.FAILED, Reason.REFUSED_BY_ENGINE)
         assert "the image has a file /.fastlane" in outcome(execution).detail
-        assert not house.going[execution.id].mailbox.start_failure
+        assert not harness.going[execution.id].mailbox.start_failure

@@ -11,7 +11,7 @@ import pytest
 from fastlane_grpc.model import CaptureMode, Cause, Source, State
 from fastlane_grpc.record import Chunk, Gap, Position, RecordReader, Stretch
 from fastlane_grpc.record.format import BLOCK_BYTES
-from tests.engine import House, opened
+from tests.engine import EngineHarness, opened
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(120)]
 
@@ -19,12 +19,12 @@ LIMIT = 4 << 20
 
 
 @pytest.fixture
-def limited(tmp_path: Path, image: str, capture: CaptureMode) -> Iterator[House]:
-    with opened(tmp_path, image, capture=capture, max_log_bytes=LIMIT) as house:
-        yield house
+def limited(tmp_path: Path, image: str, capture: CaptureMode) -> Iterator[EngineHarness]:
+    with opened(tmp_path, image, capture=capture, max_log_bytes=LIMIT) as harness:
+        yield harness
 
 
-def test_beyond_its_limit_a_log_keeps_its_head_and_its_newest_part(limited: House) -> None:
+def test_beyond_its_limit_a_log_keeps_its_head_and_its_newest_part(limited: EngineHarness) -> None:
     execution = limited.sh("seq 1 5000000; echo the end >&2")
     whole = b"".join(b"%d\n" % number for number in range(1, 5_000_001))
     path = limited.logs.output_path(execution.id)
@@ -52,7 +52,7 @@ def test_beyond_its_limit_a_log_keeps_its_head_and_its_newest_part(limited: Hous
     assert re.search(r"not all output was kept: \d+ bytes of stdout are missing", limited.system(execution.id))
 
 
-def test_a_log_below_its_limit_is_whole(limited: House) -> None:
+def test_a_log_below_its_limit_is_whole(limited: EngineHarness) -> None:
     execution = limited.sh("head -c 3000000 /dev/zero")
     output = limited.output(execution.id)
     assert (output.stdout, output.gaps) == (bytes(3_000_000), [])
@@ -60,7 +60,7 @@ def test_a_log_below_its_limit_is_whole(limited: House) -> None:
 
 @pytest.mark.parametrize("pause_after", [1, 40])
 def test_who_reads_while_the_old_is_taken_away_gets_what_was_written_or_is_told(
-    limited: House, pause_after: int
+    limited: EngineHarness, pause_after: int
 ) -> None:
     going = limited.go("sh -c", "seq 1 3000000; echo seen >&2")
     whole = b"".join(b"%d\n" % number for number in range(1, 3_000_001))

@@ -26,7 +26,7 @@ NUMBERS = b"".join(b"%d\n" % number for number in range(1, 20001))
 QUICK_SECONDS = 5
 
 
-class House(Succession):
+class HandoverHarness(Succession):
     """Servers that hand their containers over to the next one."""
 
     def __init__(self, data_dir: Path, sdk: docker.DockerClient, image: str, capture: CaptureMode) -> None:
@@ -51,10 +51,10 @@ class House(Succession):
 
 
 @pytest.fixture
-def house(tmp_path: Path, sdk: docker.DockerClient, image: str, capture: CaptureMode) -> Iterator[House]:
-    house = House(tmp_path / "data", sdk, image, capture)
-    yield house
-    house.close()
+def harness(tmp_path: Path, sdk: docker.DockerClient, image: str, capture: CaptureMode) -> Iterator[HandoverHarness]:
+    harness = HandoverHarness(tmp_path / "data", sdk, image, capture)
+    yield harness
+    harness.close()
 
 
 def goes_on(log: Reader) -> Callable[[], bool]:
@@ -63,72 +63,72 @@ def goes_on(log: Reader) -> Callable[[], bool]:
     return lambda: len(log.gaps) > gaps or len(log.data[pb.SOURCE_STDOUT]) > had
 
 
-def test_readers_go_on_with_the_next_server_by_themselves(house: House) -> None:
-    first = house.server()
-    execution_id = house.start(TICKS)
-    logs = [*house.readers(execution_id, 4)]
+def test_readers_go_on_with_the_next_server_by_themselves(harness: HandoverHarness) -> None:
+    first = harness.server()
+    execution_id = harness.start(TICKS)
+    logs = [*harness.readers(execution_id, 4)]
     for log in logs:
         log.wait_for_output(b"begin\ntick\n")
     with within(QUICK_SECONDS):
         assert first.stop() == 0
     heard = [goes_on(log) for log in logs]
-    house.server()
+    harness.server()
     for log, true in zip(logs, heard, strict=True):
         log.wait_for(true)
-    logs += house.readers(execution_id, 1)
-    house.go(execution_id)
+    logs += harness.readers(execution_id, 1)
+    harness.go(execution_id)
     for log in logs:
         assert (log.end().state, log.end().exit_status) == (pb.STATE_FAILED, 7)
         assert log.stdout.endswith(b"tick\n" + NUMBERS)
         assert {gap.cause for gap in log.gaps} == (
-            {pb.LogGap.CAUSE_ENGINE} if house.capture is CaptureMode.ATTACH else set()
+            {pb.LogGap.CAUSE_ENGINE} if harness.capture is CaptureMode.ATTACH else set()
         )
     assert all(log.cuts for log in logs[:4])
     assert len({log.stdout for log in logs}) == 1
     assert len({tuple(log.gaps) for log in logs}) == 1
 
 
-def test_what_has_not_begun_is_begun_by_the_next_server(house: House, sdk: docker.DockerClient) -> None:
+def test_what_has_not_begun_is_begun_by_the_next_server(harness: HandoverHarness, sdk: docker.DockerClient) -> None:
     with registry_for(sdk) as registry:
-        first = house.server(max_running=1)
-        [pulling] = house.readers(house.start("echo pulled", f"{registry.name}/hanging/image"), 1)
+        first = harness.server(max_running=1)
+        [pulling] = harness.readers(harness.start("echo pulled", f"{registry.name}/hanging/image"), 1)
         assert registry.asked.wait(60)
-        [queued] = house.readers(house.start("echo ran"), 1)
+        [queued] = harness.readers(harness.start("echo ran"), 1)
         pulling.wait_for_state(pb.STATE_PREPARING)
         queued.wait_for_state(pb.STATE_QUEUED)
         with within(QUICK_SECONDS):
             assert first.stop() == 0
         registry.release.set()
-        house.server(max_running=1)
+        harness.server(max_running=1)
         assert (pulling.end().exit_status, queued.end().exit_status) == (0, 0)
     assert (pulling.stdout, queued.stdout) == (b"pulled\n", b"ran\n")
     assert pulling.gaps == queued.gaps == []
 
 
 @pytest.mark.slow
-def test_an_engine_that_hangs_delays_no_end(house: House, tmp_path: Path) -> None:
+def test_an_engine_that_hangs_delays_no_end(harness: HandoverHarness, tmp_path: Path) -> None:
     proxy = Proxy(tmp_path / "engine.sock", engine_address().removeprefix("unix://"))
     try:
-        first = house.server(engine=proxy.address)
-        running_id = house.start(TICKS)
-        [running] = house.readers(running_id, 1)
+        first = harness.server(engine=proxy.address)
+        running_id = harness.start(TICKS)
+        [running] = harness.readers(running_id, 1)
         running.wait_for_state(pb.STATE_RUNNING)
         running.wait_for_output(b"tick\n")
         proxy.freeze()
-        [preparing] = house.readers(house.start("echo ran"), 1)
+        [preparing] = harness.readers(harness.start("echo ran"), 1)
         preparing.wait_for_state(pb.STATE_PREPARING)
         with within(QUICK_SECONDS):
             assert first.stop() == 0
         # Nor is a server delayed that found the engine hanging when it came.
-        second = house.server(engine=proxy.address)
-        assert house.client.execution(running_id).state == pb.STATE_RUNNING
+        second = harness.server(engine=proxy.address)
+        assert harness.client.execution(running_id).state == pb.STATE_RUNNING
         with within(QUICK_SECONDS):
             assert second.stop() == 0
         heard = goes_on(running)
         proxy.thaw()
-        house.server(engine=proxy.address)
+        harness.server(engine=proxy.address)
         running.wait_for(heard)
-        house.go(running_id)
+        harness.go(running_id)
         assert (running.end().exit_status, preparing.end().exit_status) == (7, 0)
         assert running.stdout.endswith(NUMBERS)
         assert preparing.stdout == b"ran\n"

@@ -54,7 +54,7 @@ def engines() -> Iterator[Mapping[str, OwnEngine]]:
             engine.remove()
 
 
-class House:
+class HostsHarness:
     """A data directory, the servers over it one after another on hosts as each is told, and a client."""
 
     def __init__(self, directory: Path, engines: Mapping[str, OwnEngine]) -> None:
@@ -126,133 +126,135 @@ class House:
 
 
 @pytest.fixture
-def house(tmp_path: Path, engines: Mapping[str, OwnEngine]) -> Iterator[House]:
-    house = House(tmp_path, engines)
-    yield house
-    house.close()
+def harness(tmp_path: Path, engines: Mapping[str, OwnEngine]) -> Iterator[HostsHarness]:
+    harness = HostsHarness(tmp_path, engines)
+    yield harness
+    harness.close()
 
 
-def test_of_two_engines_one_is_killed_then_the_other_hangs_and_every_job_is_whole(house: House) -> None:
-    house.server("a", "b")
-    hosts = house.until(lambda hosts: all(host.availability == UP for host in hosts.values()))
+def test_of_two_engines_one_is_killed_then_the_other_hangs_and_every_job_is_whole(harness: HostsHarness) -> None:
+    harness.server("a", "b")
+    hosts = harness.until(lambda hosts: all(host.availability == UP for host in hosts.values()))
     assert list(hosts) == ["a", "b"]
-    assert [host.address for host in hosts.values()] == [house.engines[name].address for name in ("a", "b")]
+    assert [host.address for host in hosts.values()] == [harness.engines[name].address for name in ("a", "b")]
     assert all(
         host.capture == pb.EngineHost.CAPTURE_RECORDER and not host.capture_reason and host.engine_version
         for host in hosts.values()
     )
 
-    readers = house.work(8)
+    readers = harness.work(8)
     for reader in readers[:4]:
         reader.wait_for_output(b"1\n")
-    hosts = house.hosts()
+    hosts = harness.hosts()
     assert [host.running for host in hosts.values()] == [2, 2]
     readers[-1].wait_for(lambda: bool(readers[-1].changes))
     assert readers[-1].changes[0].waiting is None or readers[-1].changes[0].waiting.detail == "4 of 4 slots in use"
 
-    house.engines["a"].kill()
-    hosts = house.until(lambda hosts: hosts["a"].availability == DOWN)
+    harness.engines["a"].kill()
+    hosts = harness.until(lambda hosts: hosts["a"].availability == DOWN)
     assert (hosts["a"].running, hosts["a"].last_error != "", hosts["a"].last_error_time.seconds > 0) == (2, True, True)
-    meanwhile = house.work(2)
-    assert set(house.settle(meanwhile)) == {"b"}
-    assert house.engine_health() == health_pb2.HealthCheckResponse.SERVING
-    house.engines["a"].start()
-    hosts = house.until(lambda hosts: hosts["a"].availability == UP)
+    meanwhile = harness.work(2)
+    assert set(harness.settle(meanwhile)) == {"b"}
+    assert harness.engine_health() == health_pb2.HealthCheckResponse.SERVING
+    harness.engines["a"].start()
+    hosts = harness.until(lambda hosts: hosts["a"].availability == UP)
     assert hosts["a"].last_error, "it is kept"
-    assert set(house.settle(readers)) == {"a", "b"}
+    assert set(harness.settle(readers)) == {"a", "b"}
 
-    readers = house.work(4)
+    readers = harness.work(4)
     for reader in readers:
         reader.wait_for_output(b"1\n")
-    house.engines["b"].freeze()
-    meanwhile = house.work(4)
-    hosts = house.until(lambda hosts: hosts["b"].availability == DOWN)
+    harness.engines["b"].freeze()
+    meanwhile = harness.work(4)
+    hosts = harness.until(lambda hosts: hosts["b"].availability == DOWN)
     assert "timed out" in hosts["b"].last_error
-    while_down = house.work(3)
-    assert house.settle(while_down) == ["a"] * 3
-    assert house.engine_health() == health_pb2.HealthCheckResponse.SERVING
-    house.engines["b"].thaw()
-    house.settle([*readers, *meanwhile])
-    house.until(lambda hosts: all(host.availability == UP and host.running == 0 for host in hosts.values()))
-    assert set(house.settle(house.work(4))) == {"a", "b"}
+    while_down = harness.work(3)
+    assert harness.settle(while_down) == ["a"] * 3
+    assert harness.engine_health() == health_pb2.HealthCheckResponse.SERVING
+    harness.engines["b"].thaw()
+    harness.settle([*readers, *meanwhile])
+    harness.until(lambda hosts: all(host.availability == UP and host.running == 0 for host in hosts.values()))
+    assert set(harness.settle(harness.work(4))) == {"a", "b"}
 
 
-def test_two_hosts_that_are_one_engine_are_warned_of_and_run_what_they_have(house: House) -> None:
-    proxy = Proxy(house.directory / "proxy.sock", house.engines["a"].address.removeprefix("unix://"))
-    house.engines = {**house.engines, "twin": proxy}
-    house.server("a", "twin")
-    house.until(lambda hosts: all(host.availability == UP for host in hosts.values()))
-    assert set(house.settle(house.work(6))) == {"a", "twin"}
-    assert '"two hosts have the same engine id"' in house.log()
+def test_two_hosts_that_are_one_engine_are_warned_of_and_run_what_they_have(harness: HostsHarness) -> None:
+    proxy = Proxy(harness.directory / "proxy.sock", harness.engines["a"].address.removeprefix("unix://"))
+    harness.engines = {**harness.engines, "twin": proxy}
+    harness.server("a", "twin")
+    harness.until(lambda hosts: all(host.availability == UP for host in hosts.values()))
+    assert set(harness.settle(harness.work(6))) == {"a", "twin"}
+    assert '"two hosts have the same engine id"' in harness.log()
 
 
-def test_why_a_job_waits_is_told_when_no_host_is_up(house: House) -> None:
-    house.server("a", "b")
-    house.until(lambda hosts: all(host.availability == UP for host in hosts.values()))
-    for engine in house.engines.values():
+def test_why_a_job_waits_is_told_when_no_host_is_up(harness: HostsHarness) -> None:
+    harness.server("a", "b")
+    harness.until(lambda hosts: all(host.availability == UP for host in hosts.values()))
+    for engine in harness.engines.values():
         engine.kill()
-    house.until(lambda hosts: all(host.availability == DOWN for host in hosts.values()))
-    [reader] = house.work(1)
-    waiting = house.client.execution(reader.execution_id).waiting
+    harness.until(lambda hosts: all(host.availability == DOWN for host in hosts.values()))
+    [reader] = harness.work(1)
+    waiting = harness.client.execution(reader.execution_id).waiting
     assert waiting.reason == pb.WAIT_REASON_HOST_DOWN
     assert "host 'a' does not answer" in waiting.detail
     assert "host 'b' does not answer" in waiting.detail
-    assert house.engine_health() == health_pb2.HealthCheckResponse.NOT_SERVING
-    house.engines["b"].start()
-    assert house.settle([reader]) == ["b"]
-    house.engines["a"].start()
-    house.until(lambda hosts: all(host.availability == UP for host in hosts.values()))
+    assert harness.engine_health() == health_pb2.HealthCheckResponse.NOT_SERVING
+    harness.engines["b"].start()
+    assert harness.settle([reader]) == ["b"]
+    harness.engines["a"].start()
+    harness.until(lambda hosts: all(host.availability == UP for host in hosts.values()))
 
 
 def test_a_removed_host_loses_what_ran_with_its_log_and_what_waited_runs_elsewhere(
-    house: House,
+    harness: HostsHarness,
 ) -> None:
-    house.server("b", max_running=1)
-    [running], [waiting] = house.work(1, LONG), house.work(1)
+    harness.server("b", max_running=1)
+    [running], [waiting] = harness.work(1, LONG), harness.work(1)
     running.wait_for_output(b"begun\n")
-    container_id = house.client.execution(running.execution_id).container_id
-    house.server("a")
-    again = Reader(house.client, running.execution_id)
+    container_id = harness.client.execution(running.execution_id).container_id
+    harness.server("a")
+    again = Reader(harness.client, running.execution_id)
     end = again.end()
     assert (end.state, end.exit_status) == (pb.STATE_LOST, 125)
     assert end.outcome is not None
     assert end.outcome.reason == pb.REASON_HOST_GONE
     assert "host 'b'" in end.outcome.detail
     assert (again.stdout, again.gaps) == (b"begun\n", [])
-    assert house.settle([Reader(house.client, waiting.execution_id)]) == ["a"]
-    assert '"lost: its host is not configured any more"' in house.log()
-    with closing(docker.DockerClient(house.engines["b"].address)) as sdk:
+    assert harness.settle([Reader(harness.client, waiting.execution_id)]) == ["a"]
+    assert '"lost: its host is not configured any more"' in harness.log()
+    with closing(docker.DockerClient(harness.engines["b"].address)) as sdk:
         assert sdk.api.wait(container_id, timeout=30)["StatusCode"] != 0, "what is told to be over is over"
-    house.server("a", "b")
-    house.until(lambda hosts: hosts["b"].availability == UP)
-    with closing(docker.DockerClient(house.engines["b"].address)) as sdk:
+    harness.server("a", "b")
+    harness.until(lambda hosts: hosts["b"].availability == UP)
+    with closing(docker.DockerClient(harness.engines["b"].address)) as sdk:
         until = time.monotonic() + SECONDS
         while sdk.api.containers(all=True):
             assert time.monotonic() < until, "it was swept away"
             threading.Event().wait(0.05)
 
 
-def test_pools_and_drained_hosts_say_where_containers_run_and_a_drained_one_ends_what_it_has(house: House) -> None:
-    house.server("a", "b", more='[[pools]]\nname = "mail"\npattern = "mail*"\nhosts = "a"\n')
-    house.until(lambda hosts: all(host.availability == UP for host in hosts.values()))
-    mails, others = house.work(3, task="mail-x"), house.work(3, task="other")
+def test_pools_and_drained_hosts_say_where_containers_run_and_a_drained_one_ends_what_it_has(
+    harness: HostsHarness,
+) -> None:
+    harness.server("a", "b", more='[[pools]]\nname = "mail"\npattern = "mail*"\nhosts = "a"\n')
+    harness.until(lambda hosts: all(host.availability == UP for host in hosts.values()))
+    mails, others = harness.work(3, task="mail-x"), harness.work(3, task="other")
     mails[0].wait_for_output(b"1\n")
-    drained = house.client.drain_host("a", "a test")
+    drained = harness.client.drain_host("a", "a test")
     assert drained.availability == pb.EngineHost.AVAILABILITY_DRAINED
     assert drained.running > 0
-    assert house.settle(others) == ["b"] * 3
-    assert house.settle(mails[:2]) == ["a"] * 2
-    waiting = house.client.execution(mails[2].execution_id).waiting
+    assert harness.settle(others) == ["b"] * 3
+    assert harness.settle(mails[:2]) == ["a"] * 2
+    waiting = harness.client.execution(mails[2].execution_id).waiting
     assert (waiting.reason, waiting.detail) == (pb.WAIT_REASON_HOST_DRAINED, "host 'a' is drained: a test")
-    assert house.engine_health() == health_pb2.HealthCheckResponse.SERVING
-    house.client.resume_host("a")
-    assert house.settle(mails) == ["a"] * 3
+    assert harness.engine_health() == health_pb2.HealthCheckResponse.SERVING
+    harness.client.resume_host("a")
+    assert harness.settle(mails) == ["a"] * 3
 
-    house.engines["b"].kill()
-    house.until(lambda hosts: hosts["b"].availability == DOWN)
-    house.client.drain_host("a")
-    house.until(lambda hosts: house.engine_health() == health_pb2.HealthCheckResponse.NOT_SERVING)
-    house.client.resume_host("a")
-    house.until(lambda hosts: house.engine_health() == health_pb2.HealthCheckResponse.SERVING)
-    house.engines["b"].start()
-    house.until(lambda hosts: hosts["b"].availability == UP)
+    harness.engines["b"].kill()
+    harness.until(lambda hosts: hosts["b"].availability == DOWN)
+    harness.client.drain_host("a")
+    harness.until(lambda hosts: harness.engine_health() == health_pb2.HealthCheckResponse.NOT_SERVING)
+    harness.client.resume_host("a")
+    harness.until(lambda hosts: harness.engine_health() == health_pb2.HealthCheckResponse.SERVING)
+    harness.engines["b"].start()
+    harness.until(lambda hosts: hosts["b"].availability == UP)

@@ -1,5 +1,5 @@
-"""The house is in order: what is said twice agrees, what is generated fits what is installed, and each tool says what
-it is for."""
+"""The repository is consistent: what is said twice agrees, what is generated fits what is installed, and each tool
+says what it is for."""
 
 import ast
 import inspect
@@ -133,10 +133,10 @@ def messages(roots: "list[descriptor_pb2.DescriptorProto]") -> "list[descriptor_
 
 
 def test_the_environment_is_read_in_config_and_by_the_command_line_alone() -> None:
-    # The last one runs before there is a house.
-    house = ROOT / "fastlane_grpc"
-    readers = {house / "config.py", house / "cli" / "__init__.py", house / "recorder" / "build_recorder.py"}
-    for path in house.rglob("*.py"):
+    # The last one runs before the package is installed.
+    package = ROOT / "fastlane_grpc"
+    readers = {package / "config.py", package / "cli" / "__init__.py", package / "recorder" / "build_recorder.py"}
+    for path in package.rglob("*.py"):
         names = {
             f"{node.value.id}.{node.attr}"
             for node in ast.walk(ast.parse(path.read_text()))

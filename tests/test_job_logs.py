@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from fastlane_grpc.client import AsyncClient, Client, End, Event, ExecutionStart, Gap, JobEnd, Output
 from fastlane_grpc.model import Execution, Source, new_id, utc_now
 from fastlane_grpc.v1 import fastlane_pb2 as pb
-from tests.calls import House, reason
+from tests.calls import RpcHarness, reason
 from tests.cutting_relay import CuttingRelay
 from tests.tailing import QUICK
 
@@ -27,29 +27,29 @@ STDOUT, STDERR = Source.STDOUT, Source.STDERR
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
-    house = House(tmp_path)
-    await house.server.start()
-    yield house
-    await house.close()
+async def harness(tmp_path: Path) -> AsyncIterator[RpcHarness]:
+    harness = RpcHarness(tmp_path)
+    await harness.server.start()
+    yield harness
+    await harness.close()
 
 
-async def attempt(house: House, output: Sequence[tuple[Source, bytes]], code: int = 1) -> Execution:
+async def attempt(harness: RpcHarness, output: Sequence[tuple[Source, bytes]], code: int = 1) -> Execution:
     """Run the next execution: it prints this and exits with this code."""
-    execution, writer = await house.begin()
+    execution, writer = await harness.begin()
     for source, data in output:
         writer.write([(source, data)], time.time_ns())
-    await house.finish(execution, writer, code)
+    await harness.finish(execution, writer, code)
     return execution
 
 
-def stream(house: House, job_id: str, **request: Any) -> Any:
-    return house.jobs.StreamJobLogs(pb.StreamJobLogsRequest(job_id=job_id, **request))
+def stream(harness: RpcHarness, job_id: str, **request: Any) -> Any:
+    return harness.jobs.StreamJobLogs(pb.StreamJobLogsRequest(job_id=job_id, **request))
 
 
-async def read(house: House, job_id: str, **request: Any) -> list[pb.StreamJobLogsResponse]:
+async def read(harness: RpcHarness, job_id: str, **request: Any) -> list[pb.StreamJobLogsResponse]:
     async with asyncio.timeout(20):
-        return [message async for message in stream(house, job_id, **request)]
+        return [message async for message in stream(harness, job_id, **request)]
 
 
 def shape(messages: Sequence[pb.StreamJobLogsResponse]) -> list[str]:
@@ -68,12 +68,12 @@ def outputs(messages: Sequence[pb.StreamJobLogsResponse]) -> list[tuple[int, dic
     return found
 
 
-async def test_the_attempts_of_a_job_come_one_after_another_up_to_its_end(house: House) -> None:
-    job = await house.enqueue(retry=AT_ONCE)
-    reader = asyncio.create_task(read(house, job.id))
+async def test_the_attempts_of_a_job_come_one_after_another_up_to_its_end(harness: RpcHarness) -> None:
+    job = await harness.enqueue(retry=AT_ONCE)
+    reader = asyncio.create_task(read(harness, job.id))
     for number in (1, 2):
-        await attempt(house, [(STDOUT, b"out %d\n" % number), (STDERR, b"err %d\n" % number)])
-    await attempt(house, [(STDOUT, b"done\n")], code=0)
+        await attempt(harness, [(STDOUT, b"out %d\n" % number), (STDERR, b"err %d\n" % number)])
+    await attempt(harness, [(STDOUT, b"done\n")], code=0)
     messages = await reader
     assert outputs(messages) == [
         (1, {STDOUT: b"out 1\n", STDERR: b"err 1\n"}),
@@ -85,18 +85,18 @@ async def test_the_attempts_of_a_job_come_one_after_another_up_to_its_end(house:
     last = messages[-1].job_end
     assert (last.job.state, last.job.executions, last.exit_status) == (pb.STATE_SUCCEEDED, 3, 0)
     assert not last.job.HasField("spec")
-    assert outputs(await read(house, job.id)) == outputs(messages), "a late reader gets the same"
+    assert outputs(await read(harness, job.id)) == outputs(messages), "a late reader gets the same"
 
 
-async def test_between_two_starts_the_messages_are_those_of_the_execution(house: House) -> None:
-    job = await house.enqueue(retry=AT_ONCE)
-    first = await attempt(house, [(STDOUT, b"a" * 300_000), (STDERR, b"b")])
-    second = await attempt(house, [(STDOUT, b"c")], code=0)
-    messages = await read(house, job.id)
+async def test_between_two_starts_the_messages_are_those_of_the_execution(harness: RpcHarness) -> None:
+    job = await harness.enqueue(retry=AT_ONCE)
+    first = await attempt(harness, [(STDOUT, b"a" * 300_000), (STDERR, b"b")])
+    second = await attempt(harness, [(STDOUT, b"c")], code=0)
+    messages = await read(harness, job.id)
     expected = []
     for execution in (first, second):
         request = pb.StreamExecutionLogsRequest(execution_id=execution.id)
-        expected.append([each.SerializeToString() async for each in house.executions.StreamExecutionLogs(request)])
+        expected.append([each.SerializeToString() async for each in harness.executions.StreamExecutionLogs(request)])
     got: list[list[bytes]] = []
     for message in messages[:-1]:
         if message.HasField("execution"):
@@ -127,22 +127,22 @@ def test_a_reader_that_resumes_at_any_message_gets_exactly_the_rest(
     data: st.DataObject,
 ) -> None:
     async def check() -> None:
-        house = House(tmp_path_factory.mktemp("job"))
-        await house.server.start()
-        job = await house.enqueue(retry=AT_ONCE)
+        harness = RpcHarness(tmp_path_factory.mktemp("job"))
+        await harness.server.start()
+        job = await harness.enqueue(retry=AT_ONCE)
         for number, output in enumerate(printed, 1):
-            await attempt(house, output, code=0 if number == len(printed) else 1)
+            await attempt(harness, output, code=0 if number == len(printed) else 1)
         how = {"sources": [pb.Source.ValueType(source) for source in sources], "text": text}
-        whole = await read(house, job.id, tail_lines=tail_lines, **how)
+        whole = await read(harness, job.id, tail_lines=tail_lines, **how)
         starts = len([each for each in whole if each.HasField("execution")])
         assert starts == (len(printed) if tail_lines is None else 1)
         at = data.draw(st.integers(0, len(whole) - 2))
-        rest = await read(house, job.id, cursor=whole[at].cursor, **how)
+        rest = await read(harness, job.id, cursor=whole[at].cursor, **how)
         # The end of an execution is told again to a reader that resumes right after it.
         told_again = [whole[at]] if whole[at].HasField("end") else []
         assert _content(rest) == _content([*told_again, *whole[at + 1 :]])
         assert rest[-1] == whole[-1]
-        await house.close()
+        await harness.close()
 
     asyncio.run(check())
 
@@ -163,10 +163,10 @@ def _content(messages: Sequence[pb.StreamJobLogsResponse]) -> list[tuple[str, st
     return content
 
 
-async def test_a_reader_is_told_when_the_next_attempt_starts(house: House) -> None:
-    job = await house.enqueue(retry=LATER)
-    call = stream(house, job.id)
-    await attempt(house, [(STDOUT, b"x")])
+async def test_a_reader_is_told_when_the_next_attempt_starts(harness: RpcHarness) -> None:
+    job = await harness.enqueue(retry=LATER)
+    call = stream(harness, job.id)
+    await attempt(harness, [(STDOUT, b"x")])
     async with asyncio.timeout(20):
         message = await call.read()
         while message.execution.execution.attempt != 2:
@@ -179,78 +179,78 @@ async def test_a_reader_is_told_when_the_next_attempt_starts(house: House) -> No
     call.cancel()
 
 
-async def test_a_stop_during_the_wait_for_a_retry_ends_the_stream(house: House) -> None:
-    job = await house.enqueue(retry=LATER)
-    reader = asyncio.create_task(read(house, job.id))
-    await attempt(house, [(STDOUT, b"x")])
-    await house.jobs.StopJob(pb.StopJobRequest(job_id=job.id))
+async def test_a_stop_during_the_wait_for_a_retry_ends_the_stream(harness: RpcHarness) -> None:
+    job = await harness.enqueue(retry=LATER)
+    reader = asyncio.create_task(read(harness, job.id))
+    await attempt(harness, [(STDOUT, b"x")])
+    await harness.jobs.StopJob(pb.StopJobRequest(job_id=job.id))
     messages = await reader
     assert (messages[-1].job_end.job.state, messages[-1].job_end.exit_status) == (pb.STATE_STOPPED, 130)
     assert outputs(messages) == [(1, {STDOUT: b"x"}), (2, {})]
 
 
-async def test_a_reader_that_does_not_follow_ends_with_what_is_stored(house: House) -> None:
-    job = await house.enqueue(retry=LATER)
-    await attempt(house, [(STDOUT, b"x")])
-    messages = await read(house, job.id, follow=False)
+async def test_a_reader_that_does_not_follow_ends_with_what_is_stored(harness: RpcHarness) -> None:
+    job = await harness.enqueue(retry=LATER)
+    await attempt(harness, [(STDOUT, b"x")])
+    messages = await read(harness, job.id, follow=False)
     assert outputs(messages) == [(1, {STDOUT: b"x"}), (2, {})]
     assert (messages[-1].job_end.job.state, messages[-1].job_end.exit_status) == (pb.STATE_SCHEDULED, 75)
 
 
-async def test_a_reader_of_the_last_lines_starts_in_the_newest_execution_that_started(house: House) -> None:
-    job = await house.enqueue(retry=LATER)
-    first = await attempt(house, [(STDOUT, b"1\n2\n3\n")])
-    messages = await read(house, job.id, tail_lines=1, follow=False)
+async def test_a_reader_of_the_last_lines_starts_in_the_newest_execution_that_started(harness: RpcHarness) -> None:
+    job = await harness.enqueue(retry=LATER)
+    first = await attempt(harness, [(STDOUT, b"1\n2\n3\n")])
+    messages = await read(harness, job.id, tail_lines=1, follow=False)
     assert outputs(messages) == [(1, {STDOUT: b"3\n"}), (2, {})]
     assert messages[0].execution.execution.id == first.id
 
 
-async def test_a_reader_since_a_time_starts_in_the_execution_of_that_time(house: House) -> None:
-    job = await house.enqueue(retry=AT_ONCE)
-    await attempt(house, [(STDOUT, b"old\n")])
+async def test_a_reader_since_a_time_starts_in_the_execution_of_that_time(harness: RpcHarness) -> None:
+    job = await harness.enqueue(retry=AT_ONCE)
+    await attempt(harness, [(STDOUT, b"old\n")])
     await asyncio.sleep(0.002)
     since = timestamp_pb2.Timestamp()
     since.FromDatetime(utc_now())
-    await attempt(house, [(STDOUT, b"new\n")], code=0)
-    assert outputs(await read(house, job.id, since_time=since)) == [(2, {STDOUT: b"new\n"})]
+    await attempt(harness, [(STDOUT, b"new\n")], code=0)
+    assert outputs(await read(harness, job.id, since_time=since)) == [(2, {STDOUT: b"new\n"})]
     since.FromDatetime(utc_now() - timedelta(hours=1))
-    assert outputs(await read(house, job.id, since_time=since)) == [(1, {STDOUT: b"old\n"}), (2, {STDOUT: b"new\n"})]
+    assert outputs(await read(harness, job.id, since_time=since)) == [(1, {STDOUT: b"old\n"}), (2, {STDOUT: b"new\n"})]
 
 
-async def test_a_reader_of_a_schedule_starts_with_the_newest_run_that_started(house: House) -> None:
-    job = await house.enqueue()
-    await attempt(house, [(STDOUT, b"first run")])
-    await house.jobs.RetryJob(pb.RetryJobRequest(job_id=job.id))
-    await attempt(house, [(STDOUT, b"second run")], code=0)
-    messages = await read(house, job.id)
+async def test_a_reader_of_a_schedule_starts_with_the_newest_run_that_started(harness: RpcHarness) -> None:
+    job = await harness.enqueue()
+    await attempt(harness, [(STDOUT, b"first run")])
+    await harness.jobs.RetryJob(pb.RetryJobRequest(job_id=job.id))
+    await attempt(harness, [(STDOUT, b"second run")], code=0)
+    messages = await read(harness, job.id)
     assert outputs(messages) == [(1, {STDOUT: b"second run"})]
     assert messages[0].execution.execution.run == 2
 
 
-async def test_a_cursor_of_an_execution_is_good_for_its_job(house: House) -> None:
-    job = await house.enqueue(retry=AT_ONCE)
-    first = await attempt(house, [(STDOUT, b"1")])
-    await attempt(house, [(STDOUT, b"2")], code=0)
+async def test_a_cursor_of_an_execution_is_good_for_its_job(harness: RpcHarness) -> None:
+    job = await harness.enqueue(retry=AT_ONCE)
+    first = await attempt(harness, [(STDOUT, b"1")])
+    await attempt(harness, [(STDOUT, b"2")], code=0)
     request = pb.StreamExecutionLogsRequest(execution_id=first.id)
-    *_, last = [message async for message in house.executions.StreamExecutionLogs(request)]
-    assert outputs(await read(house, job.id, cursor=last.cursor)) == [(1, {}), (2, {STDOUT: b"2"})]
+    *_, last = [message async for message in harness.executions.StreamExecutionLogs(request)]
+    assert outputs(await read(harness, job.id, cursor=last.cursor)) == [(1, {}), (2, {STDOUT: b"2"})]
 
 
-async def test_a_reader_of_the_last_lines_resumes_at_its_first_message_with_these_lines(house: House) -> None:
-    job = await house.enqueue()
-    await attempt(house, [(STDOUT, b"1\n2\n3\n")], code=0)
-    first, *_ = await read(house, job.id, tail_lines=1)
-    assert outputs(await read(house, job.id, cursor=first.cursor)) == [(1, {STDOUT: b"3\n"})]
+async def test_a_reader_of_the_last_lines_resumes_at_its_first_message_with_these_lines(harness: RpcHarness) -> None:
+    job = await harness.enqueue()
+    await attempt(harness, [(STDOUT, b"1\n2\n3\n")], code=0)
+    first, *_ = await read(harness, job.id, tail_lines=1)
+    assert outputs(await read(harness, job.id, cursor=first.cursor)) == [(1, {STDOUT: b"3\n"})]
 
 
-async def test_a_reader_whose_execution_was_dropped_is_told_and_goes_on_with_the_next_one(house: House) -> None:
-    job = await house.enqueue(retry=AT_ONCE, history=2)
-    await attempt(house, [(STDOUT, b"1\n")])
-    [cursor] = [each.cursor for each in await read(house, job.id, follow=False) if each.chunks]
+async def test_a_reader_whose_execution_was_dropped_is_told_and_goes_on_with_the_next_one(harness: RpcHarness) -> None:
+    job = await harness.enqueue(retry=AT_ONCE, history=2)
+    await attempt(harness, [(STDOUT, b"1\n")])
+    [cursor] = [each.cursor for each in await read(harness, job.id, follow=False) if each.chunks]
     for number in (2, 3, 4):
-        await attempt(house, [(STDOUT, b"%d\n" % number)], code=0 if number == 4 else 1)
-    await house.retention.round(utc_now())
-    gap, *rest = await read(house, job.id, cursor=cursor, sources=[pb.SOURCE_STDOUT])
+        await attempt(harness, [(STDOUT, b"%d\n" % number)], code=0 if number == 4 else 1)
+    await harness.retention.round(utc_now())
+    gap, *rest = await read(harness, job.id, cursor=cursor, sources=[pb.SOURCE_STDOUT])
     assert (gap.gap.source, gap.gap.offset, gap.gap.cause) == (pb.SOURCE_STDOUT, 2, pb.LogGap.CAUSE_PRUNED)
     assert not gap.gap.HasField("missing_bytes")
     kept = outputs(rest)
@@ -258,43 +258,43 @@ async def test_a_reader_whose_execution_was_dropped_is_told_and_goes_on_with_the
     assert 1 < kept[0][0] < 4
     assert rest[-1].HasField("job_end")
     # A reader that was cut after the gap is told it once.
-    assert _content(await read(house, job.id, cursor=gap.cursor)) == _content(await read(house, job.id))
-    async with AsyncClient(house.channel) as client:
+    assert _content(await read(harness, job.id, cursor=gap.cursor)) == _content(await read(harness, job.id))
+    async with AsyncClient(harness.channel) as client:
         events = [event async for event in client.tail_job(job.id, cursor)]
     assert [type(event) for event in events[:4]] == [Gap, Gap, Gap, ExecutionStart]
     assert isinstance(events[-1], JobEnd)
 
 
-async def test_an_execution_that_is_dropped_when_its_turn_comes_is_passed_over(house: House) -> None:
-    job = await house.enqueue(retry=AT_ONCE, history=2)
+async def test_an_execution_that_is_dropped_when_its_turn_comes_is_passed_over(harness: RpcHarness) -> None:
+    job = await harness.enqueue(retry=AT_ONCE, history=2)
     for number in (1, 2, 3, 4):
-        await attempt(house, [(STDOUT, b"%d\n" % number)], code=0 if number == 4 else 1)
-    first_to_read = house.store.first_to_read
+        await attempt(harness, [(STDOUT, b"%d\n" % number)], code=0 if number == 4 else 1)
+    first_to_read = harness.store.first_to_read
 
     def dropped_when_found(job_id: str) -> Any:
         async def found() -> Execution:
             execution = await first_to_read(job_id)
-            await house.retention.round(utc_now())
+            await harness.retention.round(utc_now())
             return execution
 
         return found()
 
     # It is there when it is looked for, and gone when its log is opened.
-    house.store.first_to_read = dropped_when_found  # type: ignore[method-assign]
-    messages = await read(house, job.id)
+    harness.store.first_to_read = dropped_when_found  # type: ignore[method-assign]
+    messages = await read(harness, job.id)
     kept = outputs(messages)
     assert kept == [(number, {STDOUT: b"%d\n" % number}) for number in range(kept[0][0], 5)]
     assert kept[0][0] > 1
     assert messages[-1].job_end.job.state == pb.STATE_SUCCEEDED
 
 
-async def test_job_tails_of_both_clients_lose_and_repeat_nothing_at_cuts(house: House) -> None:
-    job = await house.enqueue(retry=AT_ONCE)
+async def test_job_tails_of_both_clients_lose_and_repeat_nothing_at_cuts(harness: RpcHarness) -> None:
+    job = await harness.enqueue(retry=AT_ONCE)
     printed = [b"".join(b"%d.%d\n" % (number, line) for line in range(20_000)) for number in (1, 2, 3)]
     for data in printed:
         output = [(STDOUT, data[at : at + 30_000]) for at in range(0, len(data), 30_000)]
-        await attempt(house, [*output, (STDERR, b"oh\n")], code=3)
-    await house.jobs.StopJob(pb.StopJobRequest(job_id=job.id))
+        await attempt(harness, [*output, (STDERR, b"oh\n")], code=3)
+    await harness.jobs.StopJob(pb.StopJobRequest(job_id=job.id))
     limits = [100, 2_000, 30_000, 70_000, 150_000, 200_000, 3_000]
 
     def check(events: Sequence[Event]) -> None:
@@ -313,62 +313,65 @@ async def test_job_tails_of_both_clients_lose_and_repeat_nothing_at_cuts(house: 
         assert isinstance(events[-1], JobEnd)
         assert events[-1].exit_status == 130
 
-    with closing(CuttingRelay(f"127.0.0.1:{house.port}", limits)) as relay:
+    with closing(CuttingRelay(f"127.0.0.1:{harness.port}", limits)) as relay:
         async with AsyncClient(relay.address, backoff=QUICK) as client, asyncio.timeout(60):
             check([event async for event in client.tail_job(job.id)])
         assert not relay.cuts
-    with closing(CuttingRelay(f"127.0.0.1:{house.port}", limits)) as relay, Client(relay.address, backoff=QUICK) as one:
+    with (
+        closing(CuttingRelay(f"127.0.0.1:{harness.port}", limits)) as relay,
+        Client(relay.address, backoff=QUICK) as one,
+    ):
         check(await asyncio.to_thread(lambda: list(one.tail_job(job.id))))
         assert not relay.cuts
 
 
-async def test_a_hundred_readers_of_a_job_all_get_each_attempt(house: House) -> None:
-    job = await house.enqueue(retry=AT_ONCE)
-    readers = [asyncio.create_task(read(house, job.id)) for _ in range(100)]
+async def test_a_hundred_readers_of_a_job_all_get_each_attempt(harness: RpcHarness) -> None:
+    job = await harness.enqueue(retry=AT_ONCE)
+    readers = [asyncio.create_task(read(harness, job.id)) for _ in range(100)]
     data = b"".join(b"%d\n" % number for number in range(30_000))
     for code in (1, 0):
-        await attempt(house, [(STDOUT, data[at : at + 60_000]) for at in range(0, len(data), 60_000)], code)
+        await attempt(harness, [(STDOUT, data[at : at + 60_000]) for at in range(0, len(data), 60_000)], code)
     for messages in await asyncio.gather(*readers):
         assert outputs(messages) == [(1, {STDOUT: data}), (2, {STDOUT: data})]
 
 
-async def test_a_reader_of_a_job_takes_what_a_reader_of_the_execution_has_cached(house: House) -> None:
-    job = await house.enqueue()
-    execution = await attempt(house, [(STDOUT, bytes(60_000))] * 70, code=0)
-    reads = house.tails.cache.reads
+async def test_a_reader_of_a_job_takes_what_a_reader_of_the_execution_has_cached(harness: RpcHarness) -> None:
+    job = await harness.enqueue()
+    execution = await attempt(harness, [(STDOUT, bytes(60_000))] * 70, code=0)
+    reads = harness.tails.cache.reads
     request = pb.StreamExecutionLogsRequest(execution_id=execution.id)
-    sizes = [len(each.chunks) async for each in house.executions.StreamExecutionLogs(request)]
+    sizes = [len(each.chunks) async for each in harness.executions.StreamExecutionLogs(request)]
     assert sum(size > 0 for size in sizes) > 12
-    at_first, reads = house.tails.cache.reads - reads, house.tails.cache.reads
-    messages = await read(house, job.id)
+    at_first, reads = harness.tails.cache.reads - reads, harness.tails.cache.reads
+    messages = await read(harness, job.id)
     assert outputs(messages) == [(1, {STDOUT: bytes(60_000 * 70)})]
     # The end is looked at again; nothing before it is.
-    assert house.tails.cache.reads - reads <= 2 < at_first
+    assert harness.tails.cache.reads - reads <= 2 < at_first
 
 
-async def refused(house: House, job_id: str, **request: Any) -> tuple[grpc.StatusCode, str]:
+async def refused(harness: RpcHarness, job_id: str, **request: Any) -> tuple[grpc.StatusCode, str]:
     with pytest.raises(grpc.aio.AioRpcError) as error:
-        await read(house, job_id, **request)
+        await read(harness, job_id, **request)
     return error.value.code(), reason(error.value)
 
 
-async def test_a_cursor_that_cannot_be_is_refused(house: House) -> None:
-    job, other = await house.enqueue(), await house.enqueue()
-    assert await refused(house, job.id, cursor="x") == (grpc.StatusCode.INVALID_ARGUMENT, "CURSOR_INVALID")
+async def test_a_cursor_that_cannot_be_is_refused(harness: RpcHarness) -> None:
+    job, other = await harness.enqueue(), await harness.enqueue()
+    assert await refused(harness, job.id, cursor="x") == (grpc.StatusCode.INVALID_ARGUMENT, "CURSOR_INVALID")
     foreign = f"1.{other.execution.id}.0.0.0.0"
-    assert await refused(house, job.id, cursor=foreign) == (grpc.StatusCode.INVALID_ARGUMENT, "CURSOR_OF_ANOTHER_JOB")
+    assert await refused(harness, job.id, cursor=foreign) == (grpc.StatusCode.INVALID_ARGUMENT, "CURSOR_OF_ANOTHER_JOB")
     unknown = f"1.{new_id()}.0.0.0.0"
-    assert await refused(house, job.id, cursor=unknown) == (grpc.StatusCode.OUT_OF_RANGE, "CURSOR_AHEAD")
-    assert await refused(house, other.execution.id) == (grpc.StatusCode.NOT_FOUND, "JOB_NOT_FOUND")
-    assert await refused(house, "") == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
-    assert await refused(house, job.id, tail_lines=-1) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
+    assert await refused(harness, job.id, cursor=unknown) == (grpc.StatusCode.OUT_OF_RANGE, "CURSOR_AHEAD")
+    assert await refused(harness, other.execution.id) == (grpc.StatusCode.NOT_FOUND, "JOB_NOT_FOUND")
+    assert await refused(harness, "") == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
+    assert await refused(harness, job.id, tail_lines=-1) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
 
 
-async def test_a_server_that_stops_interrupts_its_readers(house: House) -> None:
-    job = await house.enqueue(retry=LATER)
-    call = stream(house, job.id)
+async def test_a_server_that_stops_interrupts_its_readers(harness: RpcHarness) -> None:
+    job = await harness.enqueue(retry=LATER)
+    call = stream(harness, job.id)
     assert (await call.read()).HasField("execution")
-    house.service.stop_serving()
+    harness.service.stop_serving()
     with pytest.raises(grpc.aio.AioRpcError) as error:
         async with asyncio.timeout(20):
             while True:

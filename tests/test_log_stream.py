@@ -20,28 +20,28 @@ from fastlane_grpc.model import Cause, Execution, Source, new_id, utc_now
 from fastlane_grpc.record import RecordWriter
 from fastlane_grpc.store import PruneQuery
 from fastlane_grpc.v1 import fastlane_pb2 as pb
-from tests.calls import House, detail, info, reason
+from tests.calls import RpcHarness, detail, info, reason
 
 OUT, ERR, SYSTEM = Source.STDOUT, Source.STDERR, Source.SYSTEM
 SECOND = 1_000_000_000
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
-    house = House(tmp_path)
-    await house.server.start()
-    yield house
-    await house.close()
+async def harness(tmp_path: Path) -> AsyncIterator[RpcHarness]:
+    harness = RpcHarness(tmp_path)
+    await harness.server.start()
+    yield harness
+    await harness.close()
 
 
-async def running(house: House) -> tuple[Execution, RecordWriter]:
-    await house.enqueue()
-    return await house.begin()
+async def running(harness: RpcHarness) -> tuple[Execution, RecordWriter]:
+    await harness.enqueue()
+    return await harness.begin()
 
 
-async def read(house: House, execution_id: str, **request: object) -> list[pb.StreamExecutionLogsResponse]:
+async def read(harness: RpcHarness, execution_id: str, **request: object) -> list[pb.StreamExecutionLogsResponse]:
     """All messages of a stream that ends; the first one is the state."""
-    messages = [message async for message in house.stream(execution_id, **request)]
+    messages = [message async for message in harness.stream(execution_id, **request)]
     assert messages[0].WhichOneof("event") == "state"
     assert messages[-1].WhichOneof("event") == "end"
     return messages
@@ -84,139 +84,143 @@ def at(time_ns: int) -> Timestamp:
 # -- the last lines
 
 
-async def test_the_last_lines_of_both_sources_together_and_our_own_from_there_on(house: House) -> None:
-    execution, writer = await running(house)
-    house.logs.system(execution.id, "pulled")
+async def test_the_last_lines_of_both_sources_together_and_our_own_from_there_on(harness: RpcHarness) -> None:
+    execution, writer = await running(harness)
+    harness.logs.system(execution.id, "pulled")
     writer.write([(OUT, b"1\n2\n"), (ERR, b"a\n"), (OUT, b"3\n4")], time.time_ns())
-    house.logs.system(execution.id, "between")
+    harness.logs.system(execution.id, "between")
     writer.write([(OUT, b"\n"), (ERR, b"b\n"), (OUT, b"5\n6")], time.time_ns())
-    house.logs.system(execution.id, "told to stop")
+    harness.logs.system(execution.id, "told to stop")
     # Both with what runs and with what has ended.
     for follow in (False, True):
-        messages = await read(house, execution.id, tail_lines=4, follow=follow)
+        messages = await read(harness, execution.id, tail_lines=4, follow=follow)
         # Line 4 began before the line of ours, so that comes after its begin.
         assert all_of(messages) == {OUT: b"4\n5\n6", ERR: b"b\n", SYSTEM: b"between\ntold to stop\n"}
         (first, *_) = [chunk for message in messages for chunk in message.chunks]
         assert (first.data, first.offset) == (b"4", 6)
-        messages = await read(house, execution.id, tail_lines=3, follow=follow)
+        messages = await read(harness, execution.id, tail_lines=3, follow=follow)
         assert all_of(messages) == {OUT: b"5\n6", ERR: b"b\n", SYSTEM: b"told to stop\n"}
-        messages = await read(house, execution.id, tail_lines=2, follow=follow)
+        messages = await read(harness, execution.id, tail_lines=2, follow=follow)
         assert all_of(messages) == {OUT: b"5\n6", ERR: b"", SYSTEM: b"told to stop\n"}
-        messages = await read(house, execution.id, tail_lines=8, follow=follow)
+        messages = await read(harness, execution.id, tail_lines=8, follow=follow)
         assert all_of(messages) == {
             OUT: b"1\n2\n3\n4\n5\n6",
             ERR: b"a\nb\n",
             SYSTEM: b"pulled\nbetween\ntold to stop\n",
         }
         if not follow:
-            await house.finish(execution, writer)
+            await harness.finish(execution, writer)
 
 
-async def test_only_lines_of_the_sources_asked_for_are_counted(house: House) -> None:
-    execution, writer = await running(house)
-    house.logs.system(execution.id, "one of ours")
-    house.logs.system(execution.id, "another one")
+async def test_only_lines_of_the_sources_asked_for_are_counted(harness: RpcHarness) -> None:
+    execution, writer = await running(harness)
+    harness.logs.system(execution.id, "one of ours")
+    harness.logs.system(execution.id, "another one")
     for number in range(10):
         writer.write([(OUT, b"%d\n" % number), (ERR, b"e%d\n" % number)], time.time_ns())
-    await house.finish(execution, writer)
-    assert all_of(await read(house, execution.id, tail_lines=2, sources=[1])) == {OUT: b"8\n9\n", ERR: b"", SYSTEM: b""}
-    assert all_of(await read(house, execution.id, tail_lines=2, sources=[2, 3])) == {
+    await harness.finish(execution, writer)
+    assert all_of(await read(harness, execution.id, tail_lines=2, sources=[1])) == {
+        OUT: b"8\n9\n",
+        ERR: b"",
+        SYSTEM: b"",
+    }
+    assert all_of(await read(harness, execution.id, tail_lines=2, sources=[2, 3])) == {
         OUT: b"",
         ERR: b"e8\ne9\n",
         SYSTEM: b"",
     }
-    assert all_of(await read(house, execution.id, tail_lines=1, sources=[3])) == {
+    assert all_of(await read(harness, execution.id, tail_lines=1, sources=[3])) == {
         OUT: b"",
         ERR: b"",
         SYSTEM: b"another one\n",
     }
     # Who then wants other sources gets them from that place on.
-    (state, *_) = await read(house, execution.id, tail_lines=2, sources=[1])
-    assert all_of(await read(house, execution.id, cursor=state.cursor)) == {
+    (state, *_) = await read(harness, execution.id, tail_lines=2, sources=[1])
+    assert all_of(await read(harness, execution.id, cursor=state.cursor)) == {
         OUT: b"8\n9\n",
         ERR: b"e8\ne9\n",
         SYSTEM: b"",
     }
 
 
-async def test_the_first_cursor_is_the_begin_that_was_found(house: House) -> None:
-    execution, writer = await running(house)
+async def test_the_first_cursor_is_the_begin_that_was_found(harness: RpcHarness) -> None:
+    execution, writer = await running(harness)
     for number in range(1000):
         writer.write([(OUT, b"%d\n" % number * 50), (ERR, b"e%d\n" % number)], time.time_ns())
-    stream = house.stream(execution.id, tail_lines=120)
+    stream = harness.stream(execution.id, tail_lines=120)
     first = await next_of(stream)
     assert first.WhichOneof("event") == "state"
     stream.cancel()
     # While it was away more was printed; its request still says how many lines it wanted.
     writer.write([(OUT, b"more\n" * 500)], time.time_ns())
-    await house.finish(execution, writer)
-    rest = await read(house, execution.id, tail_lines=120, since_time=at(time.time_ns()), cursor=first.cursor)
+    await harness.finish(execution, writer)
+    rest = await read(harness, execution.id, tail_lines=120, since_time=at(time.time_ns()), cursor=first.cursor)
     assert data(rest, OUT) == b"997\n" * 17 + b"998\n" * 50 + b"999\n" * 50 + b"more\n" * 500
     assert data(rest, ERR) == b"e997\ne998\ne999\n"
 
 
-async def test_from_now_on_means_nothing_that_is_there(house: House) -> None:
-    execution, writer = await running(house)
-    house.logs.system(execution.id, "before")
+async def test_from_now_on_means_nothing_that_is_there(harness: RpcHarness) -> None:
+    execution, writer = await running(harness)
+    harness.logs.system(execution.id, "before")
     writer.write([(OUT, b"before\nhalf")], time.time_ns())
-    assert events(await read(house, execution.id, tail_lines=0, follow=False)) == ["state", "end"]
-    stream = house.stream(execution.id, tail_lines=0)
+    assert events(await read(harness, execution.id, tail_lines=0, follow=False)) == ["state", "end"]
+    stream = harness.stream(execution.id, tail_lines=0)
     await next_of(stream)
-    house.logs.system(execution.id, "after")
+    harness.logs.system(execution.id, "after")
     writer.write([(OUT, b" a line\n")], time.time_ns())
-    await house.finish(execution, writer)
+    await harness.finish(execution, writer)
     assert all_of(await rest_of(stream)) == {OUT: b" a line\n", ERR: b"", SYSTEM: b"after\n"}
-    assert events(await read(house, execution.id, tail_lines=0)) == ["state", "end"]
+    assert events(await read(harness, execution.id, tail_lines=0)) == ["state", "end"]
 
 
-async def test_what_is_queued_has_no_lines_and_all_that_comes_is_given(house: House) -> None:
-    await house.enqueue()
-    job = await house.enqueue()
+async def test_what_is_queued_has_no_lines_and_all_that_comes_is_given(harness: RpcHarness) -> None:
+    await harness.enqueue()
+    job = await harness.enqueue()
     for begin in ({"tail_lines": 0}, {"tail_lines": 5}, {"since_time": at(time.time_ns())}):
-        assert events(await read(house, job.execution.id, follow=False, **begin)) == ["state", "end"]
-    streams = [house.stream(job.execution.id, **begin) for begin in ({"tail_lines": 0}, {"tail_lines": 5})]
+        assert events(await read(harness, job.execution.id, follow=False, **begin)) == ["state", "end"]
+    streams = [harness.stream(job.execution.id, **begin) for begin in ({"tail_lines": 0}, {"tail_lines": 5})]
     for stream in streams:
         await next_of(stream)
-    await house.begin()
-    execution, writer = await house.begin()
+    await harness.begin()
+    execution, writer = await harness.begin()
     assert execution.id == job.execution.id
     writer.write([(OUT, b"".join(b"%d\n" % number for number in range(9)))], time.time_ns())
-    await house.finish(execution, writer)
+    await harness.finish(execution, writer)
     for stream in streams:
         assert data(await rest_of(stream), OUT) == b"0\n1\n2\n3\n4\n5\n6\n7\n8\n"
 
 
-async def test_a_last_line_that_is_cut_within_a_character_is_text_all_the_same(house: House) -> None:
-    execution, writer = await running(house)
+async def test_a_last_line_that_is_cut_within_a_character_is_text_all_the_same(harness: RpcHarness) -> None:
+    execution, writer = await running(harness)
     writer.write([(OUT, "eins\nzwölf\n".encode()[:8])], time.time_ns())
-    stream = house.stream(execution.id, tail_lines=1, text=True)
+    stream = harness.stream(execution.id, tail_lines=1, text=True)
     await next_of(stream)
     writer.write([(OUT, "eins\nzwölf\n".encode()[8:])], time.time_ns())
-    await house.finish(execution, writer)
+    await harness.finish(execution, writer)
     chunks = [chunk for message in await rest_of(stream) for chunk in message.chunks]
     assert ("".join(chunk.text for chunk in chunks), chunks[0].offset) == ("zwölf\n", 5)
 
 
-async def test_a_torn_frame_at_the_end_of_a_live_log_is_waited_for(house: House) -> None:
-    execution, writer = await running(house)
+async def test_a_torn_frame_at_the_end_of_a_live_log_is_waited_for(harness: RpcHarness) -> None:
+    execution, writer = await running(harness)
     writer.write([(OUT, b"1\n2\n")], time.time_ns())
-    record = house.logs.output_path(execution.id)
+    record = harness.logs.output_path(execution.id)
     whole = record.stat().st_size
     writer.write([(OUT, b"3\n4\n")], time.time_ns())
     written = record.read_bytes()
     os.truncate(record, whole + 17)
-    stream = house.stream(execution.id, tail_lines=1)
+    stream = harness.stream(execution.id, tail_lines=1)
     await next_of(stream)
     first = await next_of(stream)
     assert data([first], OUT) == b"2\n"
     with record.open("r+b") as file:
         file.write(written)
-    await house.finish(execution, writer)
+    await harness.finish(execution, writer)
     assert data(await rest_of(stream), OUT) == b"3\n4\n"
 
 
-async def test_a_begin_that_is_none_is_refused_by_name(house: House) -> None:
-    job = await house.enqueue()
+async def test_a_begin_that_is_none_is_refused_by_name(harness: RpcHarness) -> None:
+    job = await harness.enqueue()
     for field, value in (
         ("tail_lines", -1),
         ("tail_lines", 1_000_001),
@@ -224,7 +228,7 @@ async def test_a_begin_that_is_none_is_refused_by_name(house: House) -> None:
         ("since_time", Timestamp(seconds=1 << 40)),
     ):
         with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await house.stream(job.execution.id, **{field: value}).read()
+            await harness.stream(job.execution.id, **{field: value}).read()
         assert reason(refused.value) == "INVALID_FIELD"
         faults = detail(refused.value, error_details_pb2.BadRequest)
         assert faults is not None
@@ -234,132 +238,132 @@ async def test_a_begin_that_is_none_is_refused_by_name(house: House) -> None:
         {"since_time": Timestamp(seconds=-1)},
         {"since_time": Timestamp(seconds=1 << 37)},
     ):
-        assert events(await read(house, job.execution.id, follow=False, **begin)) == ["state", "end"]
+        assert events(await read(harness, job.execution.id, follow=False, **begin)) == ["state", "end"]
 
 
 # -- since a time
 
 
-async def test_what_came_since_a_time_and_of_that_the_last_lines(house: House) -> None:
-    execution, writer = await running(house)
+async def test_what_came_since_a_time_and_of_that_the_last_lines(harness: RpcHarness) -> None:
+    execution, writer = await running(harness)
     now = time.time_ns()
-    house.logs.system(execution.id, "of now")
+    harness.logs.system(execution.id, "of now")
     for second in range(10):
         writer.write([(OUT, b"%d\n" % second), (ERR, b"e%d\n" % second)], now - (20 - second) * SECOND)
-    await house.finish(execution, writer)
+    await harness.finish(execution, writer)
     since = at(now - 15 * SECOND)
-    assert all_of(await read(house, execution.id, since_time=since)) == {
+    assert all_of(await read(harness, execution.id, since_time=since)) == {
         OUT: b"5\n6\n7\n8\n9\n",
         ERR: b"e5\ne6\ne7\ne8\ne9\n",
         SYSTEM: b"of now\n",
     }
     # Whichever of the two is the later one.
-    assert data(await read(house, execution.id, since_time=since, tail_lines=4), OUT) == b"8\n9\n"
-    assert data(await read(house, execution.id, since_time=since, tail_lines=14), OUT) == b"5\n6\n7\n8\n9\n"
-    assert data(await read(house, execution.id, since_time=since, tail_lines=1000), OUT) == b"5\n6\n7\n8\n9\n"
-    assert all_of(await read(house, execution.id, since_time=at(now + 3600 * SECOND))) == dict.fromkeys(Source, b"")
+    assert data(await read(harness, execution.id, since_time=since, tail_lines=4), OUT) == b"8\n9\n"
+    assert data(await read(harness, execution.id, since_time=since, tail_lines=14), OUT) == b"5\n6\n7\n8\n9\n"
+    assert data(await read(harness, execution.id, since_time=since, tail_lines=1000), OUT) == b"5\n6\n7\n8\n9\n"
+    assert all_of(await read(harness, execution.id, since_time=at(now + 3600 * SECOND))) == dict.fromkeys(Source, b"")
 
 
 # -- waiting
 
 
-async def ahead(house: House, job: pb.Job) -> list[int]:
+async def ahead(harness: RpcHarness, job: pb.Job) -> list[int]:
     """What GetJob, GetExecution and a stream say of how many go before it."""
-    by_job = await house.jobs.GetJob(pb.GetJobRequest(job_id=job.id))
-    by_execution = await house.executions.GetExecution(pb.GetExecutionRequest(execution_id=job.execution.id))
-    (state, *_) = await read(house, job.execution.id, follow=False)
+    by_job = await harness.jobs.GetJob(pb.GetJobRequest(job_id=job.id))
+    by_execution = await harness.executions.GetExecution(pb.GetExecutionRequest(execution_id=job.execution.id))
+    (state, *_) = await read(harness, job.execution.id, follow=False)
     return [each.waiting.ahead for each in (by_job.job.execution, by_execution.execution, state.state)]
 
 
-async def test_who_waits_is_told_for_what_and_how_many_go_before(house: House) -> None:
-    jobs = [await house.enqueue() for _ in range(3)]
-    assert [await ahead(house, job) for job in jobs] == [[0] * 3, [1] * 3, [2] * 3]
-    execution, _ = await house.begin()
-    assert await ahead(house, jobs[2]) == [1] * 3
-    (state, *_) = await read(house, jobs[2].execution.id, follow=False)
+async def test_who_waits_is_told_for_what_and_how_many_go_before(harness: RpcHarness) -> None:
+    jobs = [await harness.enqueue() for _ in range(3)]
+    assert [await ahead(harness, job) for job in jobs] == [[0] * 3, [1] * 3, [2] * 3]
+    execution, _ = await harness.begin()
+    assert await ahead(harness, jobs[2]) == [1] * 3
+    (state, *_) = await read(harness, jobs[2].execution.id, follow=False)
     assert (state.state.waiting.reason, state.state.waiting.detail) == (
         pb.WAIT_REASON_NO_FREE_SLOT,
         "8 of 8 slots in use",
     )
-    house.places.host_error = "host 'local' does not answer"
-    (state, *_) = await read(house, jobs[2].execution.id, follow=False)
+    harness.places.host_error = "host 'local' does not answer"
+    (state, *_) = await read(harness, jobs[2].execution.id, follow=False)
     assert (state.state.waiting.reason, state.state.waiting.detail) == (
         pb.WAIT_REASON_HOST_DOWN,
         "host 'local' does not answer",
     )
-    (state, *_) = await read(house, execution.id, follow=False)
+    (state, *_) = await read(harness, execution.id, follow=False)
     assert not state.state.HasField("waiting")
 
 
-async def test_a_reader_gets_changes_of_what_it_waits_for_and_else_heartbeats(house: House) -> None:
-    await house.enqueue()
-    job = await house.enqueue()
-    stream = house.stream(job.execution.id, heartbeat_interval=Duration(seconds=1), sources=[1])
+async def test_a_reader_gets_changes_of_what_it_waits_for_and_else_heartbeats(harness: RpcHarness) -> None:
+    await harness.enqueue()
+    job = await harness.enqueue()
+    stream = harness.stream(job.execution.id, heartbeat_interval=Duration(seconds=1), sources=[1])
     assert (await next_of(stream)).state.waiting.ahead == 1
     assert (await next_of(stream)).HasField("heartbeat")
-    await house.begin()
+    await harness.begin()
     change = await next_of(stream)
     assert (change.state.state, change.state.waiting.ahead) == (pb.STATE_QUEUED, 0)
-    house.places.host_error = "it is down"
+    harness.places.host_error = "it is down"
     assert (await next_of(stream)).state.waiting.reason == pb.WAIT_REASON_HOST_DOWN
     assert (await next_of(stream)).HasField("heartbeat")
     stream.cancel()
 
 
-async def test_a_reader_of_a_queued_execution_writes_nothing(house: House) -> None:
-    jobs = [await house.enqueue() for _ in range(2)]
+async def test_a_reader_of_a_queued_execution_writes_nothing(harness: RpcHarness) -> None:
+    jobs = [await harness.enqueue() for _ in range(2)]
     execution_id = jobs[1].execution.id
-    stream = house.stream(execution_id, heartbeat_interval=Duration(seconds=1))
+    stream = harness.stream(execution_id, heartbeat_interval=Duration(seconds=1))
     (first, *others) = [await next_of(stream) for _ in range(4)]
     waiting = first.state.waiting
     assert (waiting.detail, waiting.ahead) == ("8 of 8 slots in use", 1)
     assert [message.WhichOneof("event") for message in others] == ["heartbeat"] * 3
-    assert not house.logs.path(execution_id).exists()
-    await house.jobs.StopJob(pb.StopJobRequest(job_id=jobs[1].id))
+    assert not harness.logs.path(execution_id).exists()
+    await harness.jobs.StopJob(pb.StopJobRequest(job_id=jobs[1].id))
     *_, last = await rest_of(stream)
     assert (last.end.sealed, list(last.end.totals)) == (True, [])
 
 
-async def go_back_to_the_queue(house: House, jobs: Sequence[pb.Job], line: str) -> None:
+async def go_back_to_the_queue(harness: RpcHarness, jobs: Sequence[pb.Job], line: str) -> None:
     """Claim these jobs, the only ones, have a line about each, and requeue their executions as a runner does."""
-    await house.store.claim_on(["local"] * len(jobs))
+    await harness.store.claim_on(["local"] * len(jobs))
     for job in jobs:
-        house.logs.system(job.execution.id, line)
-        totals, log_bytes = house.logs.close_system(job.execution.id)
-        await house.store.requeue(job.execution.id, logs=totals, log_bytes=log_bytes)
+        harness.logs.system(job.execution.id, line)
+        totals, log_bytes = harness.logs.close_system(job.execution.id)
+        await harness.store.requeue(job.execution.id, logs=totals, log_bytes=log_bytes)
 
 
-async def test_a_requeued_execution_that_is_stopped_has_its_lines_in_its_totals(house: House) -> None:
-    jobs = [await house.enqueue() for _ in range(2)]
+async def test_a_requeued_execution_that_is_stopped_has_its_lines_in_its_totals(harness: RpcHarness) -> None:
+    jobs = [await harness.enqueue() for _ in range(2)]
     line = b"host local does not answer: back in the queue\n"
-    await go_back_to_the_queue(house, jobs, line.decode().strip())
-    requeued = await house.executions.GetExecution(pb.GetExecutionRequest(execution_id=jobs[0].execution.id))
+    await go_back_to_the_queue(harness, jobs, line.decode().strip())
+    requeued = await harness.executions.GetExecution(pb.GetExecutionRequest(execution_id=jobs[0].execution.id))
     assert list(requeued.execution.logs) == []
-    await house.jobs.StopJob(pb.StopJobRequest(job_id=jobs[0].id))
-    await house.executions.StopExecution(pb.StopExecutionRequest(execution_id=jobs[1].execution.id))
+    await harness.jobs.StopJob(pb.StopJobRequest(job_id=jobs[0].id))
+    await harness.executions.StopExecution(pb.StopExecutionRequest(execution_id=jobs[1].execution.id))
     for job in jobs:
-        stopped = await house.executions.GetExecution(pb.GetExecutionRequest(execution_id=job.execution.id))
-        messages = await read(house, job.execution.id)
+        stopped = await harness.executions.GetExecution(pb.GetExecutionRequest(execution_id=job.execution.id))
+        messages = await read(harness, job.execution.id)
         assert data(messages, SYSTEM) == line
         assert list(messages[-1].end.totals) == list(stopped.execution.logs)
         (total,) = stopped.execution.logs
         assert (total.source, total.bytes, total.missing_bytes, total.crc32) == (3, len(line), 0, zlib.crc32(line))
 
 
-async def test_a_requeued_execution_that_is_stopped_is_known_to_retention(house: House) -> None:
-    jobs = [await house.enqueue() for _ in range(2)]
-    await go_back_to_the_queue(house, jobs, "host local does not answer: back in the queue")
+async def test_a_requeued_execution_that_is_stopped_is_known_to_retention(harness: RpcHarness) -> None:
+    jobs = [await harness.enqueue() for _ in range(2)]
+    await go_back_to_the_queue(harness, jobs, "host local does not answer: back in the queue")
     # One that is queued is not due, whatever its log takes.
-    assert (await house.store.retention_totals()).oldest_log_time is None
-    assert await house.store.oldest(PruneQuery(utc_now(), logs_only=True), limit=10) == []
-    await house.jobs.StopJob(pb.StopJobRequest(job_id=jobs[0].id))
-    await house.executions.StopExecution(pb.StopExecutionRequest(execution_id=jobs[1].execution.id))
-    assert open_below(house.logs.directory) == []
-    found = await house.store.oldest(PruneQuery(utc_now(), logs_only=True), limit=10)
+    assert (await harness.store.retention_totals()).oldest_log_time is None
+    assert await harness.store.oldest(PruneQuery(utc_now(), logs_only=True), limit=10) == []
+    await harness.jobs.StopJob(pb.StopJobRequest(job_id=jobs[0].id))
+    await harness.executions.StopExecution(pb.StopExecutionRequest(execution_id=jobs[1].execution.id))
+    assert open_below(harness.logs.directory) == []
+    found = await harness.store.oldest(PruneQuery(utc_now(), logs_only=True), limit=10)
     assert {each.execution_id: each.log_bytes for each in found} == {
-        job.execution.id: house.logs.room(job.execution.id) for job in jobs
+        job.execution.id: harness.logs.room(job.execution.id) for job in jobs
     }
-    kept = await house.store.retention_totals()
+    kept = await harness.store.retention_totals()
     assert kept.log_bytes == sum(each.log_bytes for each in found)
     assert kept.oldest_log_time is not None
 
@@ -380,9 +384,9 @@ async def refusal(stream: Stream) -> grpc.aio.AioRpcError:
 
 
 async def test_a_cursor_that_is_damaged_or_of_another_execution_is_always_refused(
-    house: House,
+    harness: RpcHarness,
 ) -> None:
-    execution, writer = await running(house)
+    execution, writer = await running(harness)
     writer.write([(OUT, b"abc")], time.time_ns())
     id, other = execution.id, new_id()
     for cursor in (
@@ -394,47 +398,47 @@ async def test_a_cursor_that_is_damaged_or_of_another_execution_is_always_refuse
         f"1.{id}.0.0.0.0\n",
         "1." * 5_000,
     ):
-        refused = await refusal(house.stream(id, cursor=cursor, follow=False, tail_lines=1))
+        refused = await refusal(harness.stream(id, cursor=cursor, follow=False, tail_lines=1))
         assert (refused.code(), reason(refused)) == (grpc.StatusCode.INVALID_ARGUMENT, "CURSOR_INVALID")
-    refused = await refusal(house.stream(id, cursor=f"1.{other}.0.0.0.0", text=True, since_time=at(0)))
+    refused = await refusal(harness.stream(id, cursor=f"1.{other}.0.0.0.0", text=True, since_time=at(0)))
     assert (refused.code(), reason(refused)) == (grpc.StatusCode.INVALID_ARGUMENT, "CURSOR_OF_ANOTHER_EXECUTION")
     assert info(refused).metadata["execution_id"] == other
 
 
-async def test_a_cursor_ahead_of_a_log_that_grows_waits_until_it_is_reached(house: House) -> None:
-    execution, writer = await running(house)
+async def test_a_cursor_ahead_of_a_log_that_grows_waits_until_it_is_reached(harness: RpcHarness) -> None:
+    execution, writer = await running(harness)
     writer.write([(OUT, b"abc"), (ERR, b"x")], time.time_ns())
     ahead = f"1.{execution.id}.5.0.0.9"
-    stream = house.stream(execution.id, cursor=ahead)
+    stream = harness.stream(execution.id, cursor=ahead)
     assert (await next_of(stream)).cursor == ahead
     assert data([await next_of(stream)], ERR) == b"x"
     # Who does not follow is not told that it is ahead: it may yet be reached.
-    messages = await read(house, execution.id, cursor=ahead, sources=[1], follow=False)
+    messages = await read(harness, execution.id, cursor=ahead, sources=[1], follow=False)
     assert (events(messages), messages[-1].end.sealed) == (["state", "end"], False)
     assert messages[-1].cursor.startswith(f"1.{execution.id}.5.")
     writer.write([(OUT, b"defg")], time.time_ns())
-    await house.finish(execution, writer)
+    await harness.finish(execution, writer)
     (chunk,) = [chunk for message in await rest_of(stream) for chunk in message.chunks]
     assert (chunk.offset, chunk.data) == (5, b"fg")
 
 
-async def test_a_cursor_that_is_never_reached_is_out_of_range_at_the_seal(house: House) -> None:
-    execution, writer = await running(house)
+async def test_a_cursor_that_is_never_reached_is_out_of_range_at_the_seal(harness: RpcHarness) -> None:
+    execution, writer = await running(harness)
     writer.write([(OUT, b"abc")], time.time_ns())
     streams = [
-        house.stream(execution.id, cursor=f"1.{execution.id}.{place}", text=text)
+        harness.stream(execution.id, cursor=f"1.{execution.id}.{place}", text=text)
         for place in AHEAD
         for text in (False, True)
     ]
     for stream in streams:
         assert (await next_of(stream)).HasField("state")
-    await house.finish(execution, writer)
-    late = [house.stream(execution.id, cursor=f"1.{execution.id}.{place}", follow=False) for place in AHEAD]
+    await harness.finish(execution, writer)
+    late = [harness.stream(execution.id, cursor=f"1.{execution.id}.{place}", follow=False) for place in AHEAD]
     for stream in [*streams, *late]:
         refused = await refusal(stream)
         assert (refused.code(), reason(refused)) == (grpc.StatusCode.OUT_OF_RANGE, "CURSOR_AHEAD")
         # The cursor that comes with it is the end of the log.
-        rest = await read(house, execution.id, cursor=info(refused).metadata["cursor"])
+        rest = await read(harness, execution.id, cursor=info(refused).metadata["cursor"])
         assert events(rest)[-1:] == ["end"]
         assert all_of(rest) == dict.fromkeys(Source, b"")
 
@@ -442,45 +446,45 @@ async def test_a_cursor_that_is_never_reached_is_out_of_range_at_the_seal(house:
 AHEAD = ["4.0.0.1", "3.1.0.1", "0.0.1.0", "999999999999999999.0.0.0"]
 
 
-async def test_text_goes_on_in_the_middle_of_a_character(house: House) -> None:
-    execution, writer = await running(house)
+async def test_text_goes_on_in_the_middle_of_a_character(harness: RpcHarness) -> None:
+    execution, writer = await running(harness)
     whole = "a€b€c".encode()
     writer.write([(OUT, whole[:3])], time.time_ns())
-    stream = house.stream(execution.id, text=True)
+    stream = harness.stream(execution.id, text=True)
     first = [await next_of(stream), await next_of(stream)]
     stream.cancel()
     # The cursor stands before the character of which only a part was there: whoever goes on from it gets the whole.
     assert [chunk.text for message in first for chunk in message.chunks] == ["a"]
     writer.write([(OUT, whole[3:])], time.time_ns())
-    await house.finish(execution, writer)
-    rest = await read(house, execution.id, text=True, cursor=first[-1].cursor)
+    await harness.finish(execution, writer)
+    rest = await read(harness, execution.id, text=True, cursor=first[-1].cursor)
     chunks = [chunk for message in rest for chunk in message.chunks]
     assert ("".join(chunk.text for chunk in chunks), chunks[0].offset) == ("€b€c", 1)
-    assert data(await read(house, execution.id, cursor=first[-1].cursor), OUT) == whole[1:]
+    assert data(await read(harness, execution.id, cursor=first[-1].cursor), OUT) == whole[1:]
     # One who took bytes may stand within it.
-    rest = await read(house, execution.id, text=True, cursor=f"1.{execution.id}.2.0.0.1")
+    rest = await read(harness, execution.id, text=True, cursor=f"1.{execution.id}.2.0.0.1")
     chunks = [chunk for message in rest for chunk in message.chunks]
     assert ("".join(chunk.text for chunk in chunks), chunks[0].offset) == ("\ufffd\ufffdb€c", 2)
 
 
-async def test_who_goes_on_with_other_sources_gets_what_is_after_the_cursor(house: House) -> None:
-    execution, writer = await running(house)
+async def test_who_goes_on_with_other_sources_gets_what_is_after_the_cursor(harness: RpcHarness) -> None:
+    execution, writer = await running(harness)
     writer.write([(OUT, b"1"), (ERR, b"a")], time.time_ns())
-    house.logs.system(execution.id, "first")
+    harness.logs.system(execution.id, "first")
     writer.write([(OUT, b"2"), (ERR, b"b")], time.time_ns())
-    house.logs.system(execution.id, "second")
+    harness.logs.system(execution.id, "second")
     writer.write([(OUT, b"3"), (ERR, b"c")], time.time_ns())
-    await house.finish(execution, writer)
-    half = next(message for message in await read(house, execution.id) if b"2" in data([message], OUT)).cursor
-    assert all_of(await read(house, execution.id, cursor=half, sources=[1, 3])) == {
+    await harness.finish(execution, writer)
+    half = next(message for message in await read(harness, execution.id) if b"2" in data([message], OUT)).cursor
+    assert all_of(await read(harness, execution.id, cursor=half, sources=[1, 3])) == {
         OUT: b"3",
         ERR: b"",
         SYSTEM: b"second\n",
     }
     # What was passed over of a source that was not asked for does not come later.
-    only = [message for message in await read(house, execution.id, sources=[1]) if message.chunks]
-    assert all_of(await read(house, execution.id, cursor=only[-1].cursor))[OUT] == b""
-    assert data(await read(house, execution.id, cursor=f"1.{execution.id}.0.2.0.2"), ERR) == b"c"
+    only = [message for message in await read(harness, execution.id, sources=[1]) if message.chunks]
+    assert all_of(await read(harness, execution.id, cursor=only[-1].cursor))[OUT] == b""
+    assert data(await read(harness, execution.id, cursor=f"1.{execution.id}.0.2.0.2"), ERR) == b"c"
 
 
 # -- against a model
@@ -521,12 +525,12 @@ async def test_any_begin_of_any_log_is_what_the_model_says(
     sealed: bool,
     cut: int,
 ) -> None:
-    house = House(tmp_path_factory.mktemp("house"))
-    await house.server.start()
-    execution, writer = await running(house)
+    harness = RpcHarness(tmp_path_factory.mktemp("harness"))
+    await harness.server.start()
+    execution, writer = await running(harness)
     # Of each byte: when it came, whence and which; no byte is a gap.
     came: list[tuple[int, Source, bytes]] = []
-    system = RecordWriter.create(house.logs.system_path(execution.id), execution_id=execution.id, capture="system")
+    system = RecordWriter.create(harness.logs.system_path(execution.id), execution_id=execution.id, capture="system")
     for second, (source, piece) in enumerate(pieces):
         if source is None:
             writer.gap(OUT, None, Cause.ENGINE, second * SECOND)
@@ -535,21 +539,21 @@ async def test_any_begin_of_any_log_is_what_the_model_says(
         (system if source is SYSTEM else writer).write([(source, piece)], second * SECOND)
         came += [(second, source, piece[place : place + 1]) for place in range(len(piece))]
     if sealed:
-        await house.finish(execution, writer)
+        await harness.finish(execution, writer)
     request: dict[str, object] = {"follow": sealed, "sources": [int(source) for source in wanted]}
     if tail_lines is not None:
         request["tail_lines"] = tail_lines
     if since is not None:
         request["since_time"] = at(since * SECOND)
-    messages = await read(house, execution.id, **request)
+    messages = await read(harness, execution.id, **request)
     expected = model(came, tail_lines, since, wanted or set(Source))
     assert all_of(messages) == expected
     # Whoever is cut anywhere goes on from there, whatever else the request says.
     messages = messages[: 1 + cut % len(messages)]
-    rest = await read(house, execution.id, **request, cursor=messages[-1].cursor)
+    rest = await read(harness, execution.id, **request, cursor=messages[-1].cursor)
     assert all_of([*messages, *rest]) == expected
     system.close()
-    await house.close()
+    await harness.close()
 
 
 def model(

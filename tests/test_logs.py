@@ -31,7 +31,7 @@ Response: TypeAlias = pb.StreamExecutionLogsResponse
 OUT, ERR, SYSTEM = Source.STDOUT, Source.STDERR, Source.SYSTEM
 
 
-class House(Parts):
+class LogHarness(Parts):
     """Logs in a folder, and those who read them."""
 
     def __init__(self, path: Path, cache_bytes: int = 64 << 20) -> None:
@@ -63,10 +63,10 @@ class House(Parts):
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
-    house = House(tmp_path)
-    yield house
-    house.close_parts()
+async def harness(tmp_path: Path) -> AsyncIterator[LogHarness]:
+    harness = LogHarness(tmp_path)
+    yield harness
+    harness.close_parts()
 
 
 def data(messages: Sequence[Response], source: Source) -> bytes:
@@ -103,16 +103,16 @@ def text(messages: Sequence[Response], source: Source) -> str:
     return "".join(chunk.text for message in messages for chunk in message.chunks if chunk.source == int(source))
 
 
-async def test_a_log_that_is_not_there_yet_has_nothing(house: House) -> None:
-    assert await house.rest(new_id()) == []
+async def test_a_log_that_is_not_there_yet_has_nothing(harness: LogHarness) -> None:
+    assert await harness.rest(new_id()) == []
 
 
-async def test_both_sources_arrive_once_in_order(house: House) -> None:
+async def test_both_sources_arrive_once_in_order(harness: LogHarness) -> None:
     id = new_id()
-    writer = house.writer(id)
+    writer = harness.writer(id)
     for number in range(100):
         writer.write([(OUT, b"out %d\n" % number), (ERR, b"err %d\n" % number)], time.time_ns())
-    messages = await house.rest(id)
+    messages = await harness.rest(id)
     assert data(messages, OUT) == b"".join(b"out %d\n" % number for number in range(100))
     assert data(messages, ERR) == b"".join(b"err %d\n" % number for number in range(100))
     sequences = [chunk.sequence for message in messages for chunk in message.chunks]
@@ -120,13 +120,13 @@ async def test_both_sources_arrive_once_in_order(house: House) -> None:
     assert messages[-1].cursor == f"1.{id}.690.690.0.200"
 
 
-async def test_readers_look_by_themselves_once_inotify_fails(house: House, tmp_path: Path) -> None:
+async def test_readers_look_by_themselves_once_inotify_fails(harness: LogHarness, tmp_path: Path) -> None:
     id = new_id()
-    writer = house.writer(id)
-    with house.tails.watching(id) as watch, capture_logs() as logged:
-        tail = house.tails.tail(watch, Cursor.parse("", id), (), ProtobufEncoding(), text=False)
+    writer = harness.writer(id)
+    with harness.tails.watching(id) as watch, capture_logs() as logged:
+        tail = harness.tails.tail(watch, Cursor.parse("", id), (), ProtobufEncoding(), text=False)
         assert await tail.read() is None
-        news = house.tails._file_watcher
+        news = harness.tails._file_watcher
         # Whatever it is that is read there: it is no news.
         directory = os.open(tmp_path, os.O_RDONLY)
         os.dup2(directory, news._inotify.fileno())
@@ -144,27 +144,27 @@ async def test_readers_look_by_themselves_once_inotify_fails(house: House, tmp_p
     assert [each["work"] for each in logged] == ["inotify"]
 
 
-async def test_only_the_sources_that_were_asked_for(house: House) -> None:
+async def test_only_the_sources_that_were_asked_for(harness: LogHarness) -> None:
     id = new_id()
-    house.writer(id).write([(OUT, b"1"), (ERR, b"2"), (OUT, b"3")], time.time_ns())
-    house.logs.system(id, "hello")
-    messages = await house.rest(id, sources=[ERR])
+    harness.writer(id).write([(OUT, b"1"), (ERR, b"2"), (OUT, b"3")], time.time_ns())
+    harness.logs.system(id, "hello")
+    messages = await harness.rest(id, sources=[ERR])
     assert [(chunk.source, chunk.data) for message in messages for chunk in message.chunks] == [
         (pb.SOURCE_STDERR, b"2")
     ]
-    both = await house.rest(id, sources=[ERR, SYSTEM])
+    both = await harness.rest(id, sources=[ERR, SYSTEM])
     assert (data(both, ERR), data(both, SYSTEM)) == (b"2", b"hello\n")
 
 
-async def test_system_lines_stand_where_they_were_written(house: House) -> None:
+async def test_system_lines_stand_where_they_were_written(harness: LogHarness) -> None:
     id = new_id()
-    writer = house.writer(id)
-    house.logs.system(id, "begin")
+    writer = harness.writer(id)
+    harness.logs.system(id, "begin")
     writer.write([(OUT, b"one")], time.time_ns())
-    house.logs.system(id, "between")
+    harness.logs.system(id, "between")
     writer.write([(OUT, b"two")], time.time_ns())
-    house.logs.system(id, "end")
-    messages = await house.rest(id)
+    harness.logs.system(id, "end")
+    messages = await harness.rest(id)
     assert [chunk.data for message in messages for chunk in message.chunks] == [
         b"begin\n",
         b"one",
@@ -174,67 +174,67 @@ async def test_system_lines_stand_where_they_were_written(house: House) -> None:
     ]
     cursors = [message.cursor for message in messages]
     for place, cursor in enumerate(cursors):
-        assert await house.rest(id, cursor) == messages[place + 1 :]
+        assert await harness.rest(id, cursor) == messages[place + 1 :]
 
 
-async def test_a_late_reader_gets_large_messages_of_a_log_of_small_frames(house: House) -> None:
+async def test_a_late_reader_gets_large_messages_of_a_log_of_small_frames(harness: LogHarness) -> None:
     id = new_id()
-    writer = house.writer(id)
+    writer = harness.writer(id)
     for number in range(20_000):
         writer.write([(OUT, b"%5d\n" % number)], number)
-    messages = await house.rest(id)
+    messages = await harness.rest(id)
     assert len(data(messages, OUT)) == 120_000
     assert len(messages) < 15
     assert max(message.ByteSize() for message in messages) < 512 << 10
 
 
-async def test_one_byte_frames_stay_below_the_limit_of_a_message(house: House) -> None:
+async def test_one_byte_frames_stay_below_the_limit_of_a_message(harness: LogHarness) -> None:
     id = new_id()
-    writer = house.writer(id)
+    writer = harness.writer(id)
     pieces: list[tuple[Source, bytes | memoryview]] = [(OUT, b"o"), (ERR, b"e")] * 20_000
     writer.write(pieces, time.time_ns())
-    messages = await house.rest(id)
+    messages = await harness.rest(id)
     assert data(messages, OUT) == b"o" * 20_000
     assert max(message.ByteSize() for message in messages) < 512 << 10
 
 
-async def test_a_hundred_readers_cost_one_read(house: House) -> None:
+async def test_a_hundred_readers_cost_one_read(harness: LogHarness) -> None:
     id = new_id()
-    writer = house.writer(id)
+    writer = harness.writer(id)
     for _ in range(100):
         writer.write([(OUT, bytes(60_000))], time.time_ns())
-    everything = await asyncio.gather(*(house.rest(id) for _ in range(100)))
+    everything = await asyncio.gather(*(harness.rest(id) for _ in range(100)))
     assert all(messages == everything[0] for messages in everything)
     assert len(data(everything[0], OUT)) == 6_000_000
     # 6 MB in stretches of 256 KiB, and a last look of each reader at the end.
-    assert house.tails.cache.reads < 30 + 100
+    assert harness.tails.cache.reads < 30 + 100
 
 
 async def test_the_cache_stays_within_its_bytes(tmp_path: Path) -> None:
-    house = House(tmp_path, cache_bytes=1 << 20)
+    harness = LogHarness(tmp_path, cache_bytes=1 << 20)
     id = new_id()
-    writer = house.writer(id)
+    writer = harness.writer(id)
     for _ in range(100):
         writer.write([(OUT, bytes(60_000))], time.time_ns())
-    assert len(data(await house.rest(id), OUT)) == 6_000_000
-    assert house.tails.cache.bytes <= 1 << 20
-    house.close_parts()
+    assert len(data(await harness.rest(id), OUT)) == 6_000_000
+    assert harness.tails.cache.bytes <= 1 << 20
+    harness.close_parts()
 
 
 async def test_a_late_reader_is_read_ahead_of_in_few_steps(tmp_path: Path) -> None:
-    house = House(tmp_path)
+    harness = LogHarness(tmp_path)
     id = new_id()
-    writer = house.writer(id)
+    writer = harness.writer(id)
     for number in range(100):
         writer.write([(OUT, b"%02d" % number * 30_000)], time.time_ns())
-    assert data(await house.rest(id), OUT) == b"".join(b"%02d" % number * 30_000 for number in range(100))
+    assert data(await harness.rest(id), OUT) == b"".join(b"%02d" % number * 30_000 for number in range(100))
     # 6 MB are 23 stretches; a thread was asked for four at a time, and once more where nothing followed.
-    assert house.tails.cache.reads <= 8
+    assert harness.tails.cache.reads <= 8
     # A second reader finds all of it.
-    before = house.tails.cache.reads
-    assert len(data(await house.rest(id), OUT)) == 6_000_000
-    assert house.tails.cache.reads <= before + 1
-    house.close_parts()
+    before = harness.tails.cache.reads
+    assert len(data(await harness.rest(id), OUT)) == 6_000_000
+    assert harness.tails.cache.reads <= before + 1
+    harness.close_parts()
 
 
 @contextmanager
@@ -254,12 +254,12 @@ def opens_of(path: Path) -> Iterator[list[str]]:
         listening = False
 
 
-async def test_readers_look_for_a_missing_record_once_for_each_change(house: House) -> None:
+async def test_readers_look_for_a_missing_record_once_for_each_change(harness: LogHarness) -> None:
     id = new_id()
-    writer = house.writer(id)
-    with ExitStack() as watching, opens_of(house.logs.system_path(id)) as opened:
-        watches = [watching.enter_context(house.tails.watching(id)) for _ in range(100)]
-        tails = [house.tails.tail(watch, Cursor(id), (), ProtobufEncoding(), text=False) for watch in watches]
+    writer = harness.writer(id)
+    with ExitStack() as watching, opens_of(harness.logs.system_path(id)) as opened:
+        watches = [watching.enter_context(harness.tails.watching(id)) for _ in range(100)]
+        tails = [harness.tails.tail(watch, Cursor(id), (), ProtobufEncoding(), text=False) for watch in watches]
         for _ in range(10):
             writer.write([(OUT, b"x" * 100_000)], time.time_ns())
             watches[0].log.notify()
@@ -268,42 +268,42 @@ async def test_readers_look_for_a_missing_record_once_for_each_change(house: Hou
         # A look after a change, and one after the file of the output is watched again; a few more on a slow machine.
         assert len(opened) < 100
         # Nothing waits for that: a record that is new is found by the next look.
-        house.logs.system(id, "hello")
+        harness.logs.system(id, "hello")
         await asyncio.sleep(0)
         assert data([Response.FromString(each) for each in await tails[0].read() or ()], SYSTEM) == b"hello\n"
 
 
-async def test_a_reader_that_joins_finds_a_record_that_nobody_announced(house: House) -> None:
+async def test_a_reader_that_joins_finds_a_record_that_nobody_announced(harness: LogHarness) -> None:
     id = new_id()
-    with house.tails.watching(id) as watch:
-        first = house.tails.tail(watch, Cursor(id), (), ProtobufEncoding(), text=False)
+    with harness.tails.watching(id) as watch:
+        first = harness.tails.tail(watch, Cursor(id), (), ProtobufEncoding(), text=False)
         assert await first.read() is None
-        house.writer(id).write([(OUT, b"x")], time.time_ns())
-        assert data(await house.rest(id), OUT) == b"x"
+        harness.writer(id).write([(OUT, b"x")], time.time_ns())
+        assert data(await harness.rest(id), OUT) == b"x"
 
 
 async def test_files_stay_open_until_what_is_read_ahead_is_read(tmp_path: Path) -> None:
-    house = House(tmp_path)
+    harness = LogHarness(tmp_path)
     id = new_id()
-    writer = house.writer(id)
+    writer = harness.writer(id)
     for _ in range(100):
         writer.write([(OUT, bytes(60_000))], time.time_ns())
     for _ in range(20):
-        with house.tails.watching(id) as watch:
-            assert await house.tails.tail(watch, Cursor(id), (), ProtobufEncoding(), text=False).read()
+        with harness.tails.watching(id) as watch:
+            assert await harness.tails.tail(watch, Cursor(id), (), ProtobufEncoding(), text=False).read()
             log = watch.log
         # The reader is gone, and what follows is being read.
         assert await eventually(partial(all_closed, log))
-        house.tails.close()
-        house.open_tails(house.parts)
-    assert times_open(house.logs.output_path(id)) == 1, "by the writer"
-    house.close_parts()
+        harness.tails.close()
+        harness.open_tails(harness.parts)
+    assert times_open(harness.logs.output_path(id)) == 1, "by the writer"
+    harness.close_parts()
 
 
 async def test_a_read_ahead_that_fails_meets_the_reader(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    house = House(tmp_path)
+    harness = LogHarness(tmp_path)
     id = new_id()
-    writer = house.writer(id)
+    writer = harness.writer(id)
     for _ in range(20):
         writer.write([(OUT, bytes(60_000))], time.time_ns())
     pread = os.pread
@@ -314,22 +314,22 @@ async def test_a_read_ahead_that_fails_meets_the_reader(tmp_path: Path, monkeypa
             raise OSError(errno.EIO, "Input/output error")
         return pread(fd, size, offset)
 
-    with house.tails.watching(id) as watch:
-        tail = house.tails.tail(watch, Cursor(id), (), ProtobufEncoding(), text=False)
+    with harness.tails.watching(id) as watch:
+        tail = harness.tails.tail(watch, Cursor(id), (), ProtobufEncoding(), text=False)
         monkeypatch.setattr(os, "pread", fails)
         assert await tail.read()
         with pytest.raises(StoreFailed):
             await tail.read()
         monkeypatch.undo()
         assert await tail.read()
-    house.close_parts()
+    harness.close_parts()
 
 
-async def test_a_reader_that_waits_is_woken_by_a_write_of_whoever(house: House) -> None:
+async def test_a_reader_that_waits_is_woken_by_a_write_of_whoever(harness: LogHarness) -> None:
     id = new_id()
-    writer = house.writer(id)
-    with house.tails.watching(id) as watch:
-        tail = house.tails.tail(watch, Cursor(id), (), ProtobufEncoding(), text=False)
+    writer = harness.writer(id)
+    with harness.tails.watching(id) as watch:
+        tail = harness.tails.tail(watch, Cursor(id), (), ProtobufEncoding(), text=False)
         for number in range(20):
             watch.clear()
             assert await tail.read() is None
@@ -342,20 +342,20 @@ async def test_a_reader_that_waits_is_woken_by_a_write_of_whoever(house: House) 
             assert [chunk.data for chunk in Response.FromString(messages[0]).chunks] == [b"%d" % number]
 
 
-async def test_a_reader_is_woken_when_the_system_record_begins(house: House) -> None:
+async def test_a_reader_is_woken_when_the_system_record_begins(harness: LogHarness) -> None:
     id = new_id()
-    with house.tails.watching(id) as watch:
-        tail = house.tails.tail(watch, Cursor(id), (), ProtobufEncoding(), text=False)
+    with harness.tails.watching(id) as watch:
+        tail = harness.tails.tail(watch, Cursor(id), (), ProtobufEncoding(), text=False)
         assert await tail.read() is None
         waiting = asyncio.create_task(watch.wait(30))
-        await asyncio.to_thread(house.logs.system, id, "first")
+        await asyncio.to_thread(harness.logs.system, id, "first")
         await asyncio.wait_for(waiting, 5)
         assert await tail.read() is not None
 
 
-async def test_gaps_are_told_once_also_those_of_unknown_size(house: House) -> None:
+async def test_gaps_are_told_once_also_those_of_unknown_size(harness: LogHarness) -> None:
     id = new_id()
-    writer = house.writer(id)
+    writer = harness.writer(id)
     now = time.time_ns()
     writer.write([(OUT, b"abc")], now)
     writer.gap(OUT, 7, Cause.STORE, now)
@@ -363,7 +363,7 @@ async def test_gaps_are_told_once_also_those_of_unknown_size(house: House) -> No
     writer.gap(OUT, None, Cause.ENGINE, now)
     writer.gap(ERR, None, Cause.ENGINE, now)
     writer.write([(OUT, b"ghi")], now)
-    messages = await house.rest(id)
+    messages = await harness.rest(id)
     kinds = [message.WhichOneof("event") or "chunks" for message in messages]
     assert kinds == ["chunks", "gap", "chunks", "gap", "gap", "chunks"]
     assert data(messages, OUT) == b"abc???????defghi"
@@ -374,24 +374,24 @@ async def test_gaps_are_told_once_also_those_of_unknown_size(house: House) -> No
     )
     assert not messages[3].gap.HasField("missing_bytes")
     for place, message in enumerate(messages):
-        assert await house.rest(id, message.cursor) == messages[place + 1 :]
+        assert await harness.rest(id, message.cursor) == messages[place + 1 :]
 
 
-async def test_text_holds_back_a_cut_character_and_its_cursor(house: House) -> None:
+async def test_text_holds_back_a_cut_character_and_its_cursor(harness: LogHarness) -> None:
     id = new_id()
-    writer = house.writer(id)
+    writer = harness.writer(id)
     for byte in "a€b".encode():
         writer.write([(OUT, bytes([byte]))], time.time_ns())
-    messages = await house.rest(id, text=True)
+    messages = await harness.rest(id, text=True)
     assert text(messages, OUT) == "a€b"
-    with house.tails.watching(id) as watch:
-        tail = house.tails.tail(watch, Cursor(id, stdout=2), (), ProtobufEncoding(), text=True)
+    with harness.tails.watching(id) as watch:
+        tail = harness.tails.tail(watch, Cursor(id, stdout=2), (), ProtobufEncoding(), text=True)
         assert tail.cursor.stdout == 2
     # In the middle of the character there is nothing to give out, and the cursor stands before it.
     half = new_id()
-    house.writer(half).write([(OUT, "a€".encode()[:3])], time.time_ns())
-    with house.tails.watching(half) as watch:
-        tail = house.tails.tail(watch, Cursor(half), (), ProtobufEncoding(), text=True)
+    harness.writer(half).write([(OUT, "a€".encode()[:3])], time.time_ns())
+    with harness.tails.watching(half) as watch:
+        tail = harness.tails.tail(watch, Cursor(half), (), ProtobufEncoding(), text=True)
         assert await tail.read() is not None
         assert tail.cursor == Cursor(half, stdout=1, sequence=1)
         assert [chunk.text for raw in tail.finish(()) for chunk in Response.FromString(raw).chunks] == [
@@ -399,7 +399,7 @@ async def test_text_holds_back_a_cut_character_and_its_cursor(house: House) -> N
         ]
 
 
-async def test_cursors_of_others_and_nonsense_are_refused(house: House) -> None:
+async def test_cursors_of_others_and_nonsense_are_refused(harness: LogHarness) -> None:
     id, other = new_id(), new_id()
     with pytest.raises(CursorInvalid):
         Cursor.parse("nonsense", id)
@@ -411,13 +411,13 @@ async def test_cursors_of_others_and_nonsense_are_refused(house: House) -> None:
         Cursor.parse(str(Cursor(other)), id)
 
 
-async def test_a_cursor_beyond_a_sealed_log_is_told_where_the_log_ends(house: House) -> None:
+async def test_a_cursor_beyond_a_sealed_log_is_told_where_the_log_ends(harness: LogHarness) -> None:
     id = new_id()
-    writer = house.writer(id)
+    writer = harness.writer(id)
     writer.write([(OUT, b"abc")], time.time_ns())
     writer.seal(0, {}, time.time_ns())
-    with house.tails.watching(id) as watch:
-        tail = house.tails.tail(watch, Cursor(id, stdout=4, sequence=9), (), ProtobufEncoding(), text=False)
+    with harness.tails.watching(id) as watch:
+        tail = harness.tails.tail(watch, Cursor(id, stdout=4, sequence=9), (), ProtobufEncoding(), text=False)
         while await tail.read() is not None:
             pass
         with pytest.raises(CursorAhead) as refused:
@@ -425,90 +425,92 @@ async def test_a_cursor_beyond_a_sealed_log_is_told_where_the_log_ends(house: Ho
     assert Cursor.parse(refused.value.metadata["cursor"], id).stdout == 3
 
 
-async def test_a_cursor_ahead_of_a_log_that_still_grows_waits_for_it(house: House) -> None:
+async def test_a_cursor_ahead_of_a_log_that_still_grows_waits_for_it(harness: LogHarness) -> None:
     id = new_id()
-    writer = house.writer(id)
+    writer = harness.writer(id)
     writer.write([(OUT, b"abc")], time.time_ns())
-    with house.tails.watching(id) as watch:
-        tail = house.tails.tail(watch, replace(Cursor(id), stdout=5), (), ProtobufEncoding(), text=False)
+    with harness.tails.watching(id) as watch:
+        tail = harness.tails.tail(watch, replace(Cursor(id), stdout=5), (), ProtobufEncoding(), text=False)
         assert list(await tail.read() or ()) == []
         writer.write([(OUT, b"defg")], time.time_ns())
         messages = [Response.FromString(raw) for raw in await tail.read() or ()]
         assert [(chunk.offset, chunk.data) for message in messages for chunk in message.chunks] == [(5, b"fg")]
 
 
-async def test_text_of_bytes_that_are_none_stays_below_the_limit_of_a_message(house: House) -> None:
+async def test_text_of_bytes_that_are_none_stays_below_the_limit_of_a_message(harness: LogHarness) -> None:
     id = new_id()
-    writer = house.writer(id)
+    writer = harness.writer(id)
     for _ in range(5):
         writer.write([(OUT, b"\xff" * 60_000)], time.time_ns())
-    messages = await house.rest(id, text=True)
+    messages = await harness.rest(id, text=True)
     assert text(messages, OUT) == "\N{REPLACEMENT CHARACTER}" * 300_000
     assert max(message.ByteSize() for message in messages) < 512 << 10
 
 
-async def test_the_totals_of_our_lines_are_the_same_however_often_they_are_sealed(house: House, tmp_path: Path) -> None:
+async def test_the_totals_of_our_lines_are_the_same_however_often_they_are_sealed(
+    harness: LogHarness, tmp_path: Path
+) -> None:
     id = new_id()
-    assert house.logs.seal_system(id) == ()
-    house.logs.system(id, "hello")
-    totals = house.logs.seal_system(id)
+    assert harness.logs.seal_system(id) == ()
+    harness.logs.system(id, "hello")
+    totals = harness.logs.seal_system(id)
     assert [(total.source, total.bytes) for total in totals] == [(SYSTEM, 6)]
-    assert house.logs.seal_system(id) == totals
-    next_server = Logs(house.logs.directory)
+    assert harness.logs.seal_system(id) == totals
+    next_server = Logs(harness.logs.directory)
     next_server.system(id, "too late")
     assert next_server.seal_system(id) == totals
 
 
-async def test_lines_that_were_closed_are_measured_and_go_on(house: House) -> None:
+async def test_lines_that_were_closed_are_measured_and_go_on(harness: LogHarness) -> None:
     id, files = new_id(), open_files()
-    assert house.logs.close_system(id) == ((), 0)
-    house.logs.system(id, "first")
-    totals, log_bytes = house.logs.close_system(id)
-    assert ([(total.source, total.bytes) for total in totals], log_bytes) == ([(SYSTEM, 6)], house.logs.room(id))
+    assert harness.logs.close_system(id) == ((), 0)
+    harness.logs.system(id, "first")
+    totals, log_bytes = harness.logs.close_system(id)
+    assert ([(total.source, total.bytes) for total in totals], log_bytes) == ([(SYSTEM, 6)], harness.logs.room(id))
     assert open_files() == files
-    house.logs.system(id, "later")
-    assert data(await house.rest(id), SYSTEM) == b"first\nlater\n"
-    assert house.logs.system_totals(id) == house.logs.seal_system(id)
-    assert house.logs.system_totals(new_id()) == ()
+    harness.logs.system(id, "later")
+    assert data(await harness.rest(id), SYSTEM) == b"first\nlater\n"
+    assert harness.logs.system_totals(id) == harness.logs.seal_system(id)
+    assert harness.logs.system_totals(new_id()) == ()
 
 
-async def test_who_came_before_a_record_was_begun_anew_gets_all_of_it(house: House, tmp_path: Path) -> None:
+async def test_who_came_before_a_record_was_begun_anew_gets_all_of_it(harness: LogHarness, tmp_path: Path) -> None:
     """As when it was opened on one host, which went away, and begins on another one that captures in another way."""
     id = new_id()
-    house.writer(id).close()
+    harness.writer(id).close()
     other = RecordWriter.create(tmp_path / "other", execution_id=id, capture="something else")
-    with house.tails.watching(id) as watch:
-        tail = house.tails.tail(watch, Cursor.parse("", id), (), ProtobufEncoding(), text=False)
+    with harness.tails.watching(id) as watch:
+        tail = harness.tails.tail(watch, Cursor.parse("", id), (), ProtobufEncoding(), text=False)
         assert await tail.read() is None
         other.write([(OUT, b"hello\n")], time.time_ns())
         # The same file, emptied and written again.
-        house.logs.output_path(id).write_bytes((tmp_path / "other").read_bytes())
+        harness.logs.output_path(id).write_bytes((tmp_path / "other").read_bytes())
         assert data([Response.FromString(message) for message in await tail.read() or ()], OUT) == b"hello\n"
 
 
 async def test_a_look_after_a_notification_does_not_share_an_earlier_read(
-    house: House,
+    harness: LogHarness,
 ) -> None:
     id = new_id()
-    house.logs.system(id, "hello")
-    writer = house.writer(id)
-    with house.tails.watching(id) as first_watch, house.tails.watching(id) as second_watch:
-        first = house.tails.tail(first_watch, Cursor.parse("", id), (), ProtobufEncoding(), text=False)
+    harness.logs.system(id, "hello")
+    writer = harness.writer(id)
+    with harness.tails.watching(id) as first_watch, harness.tails.watching(id) as second_watch:
+        first = harness.tails.tail(first_watch, Cursor.parse("", id), (), ProtobufEncoding(), text=False)
         writer.write([(OUT, b"one\n")], time.time_ns())
         found: list[Response] = []
         while data(found, OUT) != b"one\n":
             found += map(Response.FromString, await first.read() or ())
-        second = house.tails.tail(second_watch, first.cursor, (), ProtobufEncoding(), text=False)
-        reads = house.tails.cache.reads
+        second = harness.tails.tail(second_watch, first.cursor, (), ProtobufEncoding(), text=False)
+        reads = harness.tails.cache.reads
         reading = asyncio.ensure_future(second.read())
         await asyncio.sleep(0)
         # It has looked whether the file is watched, and goes on to the output. Only now comes the notification of what
         # it knows already.
         assert second_watch.log.output is not None
         second_watch.log.output.watch.notify()
-        while house.tails.cache.reads == reads:  # noqa: ASYNC110  pass by pass: the read that begins is not to be answered yet
+        while harness.tails.cache.reads == reads:  # noqa: ASYNC110  pass by pass: the read that begins is not to be answered yet
             await asyncio.sleep(0)
-        all_threads_are_free(house.tails)
+        all_threads_are_free(harness.tails)
         writer.write([(OUT, b"two\n")], time.time_ns())
         assert data([*found, *map(Response.FromString, await first.read() or ())], OUT) == b"one\ntwo\n"
         await reading
@@ -525,23 +527,23 @@ def open_files() -> int:
     return len(list(Path("/proc/self/fd").iterdir()))
 
 
-async def test_damage_at_the_very_end_is_a_gap_and_not_silence(house: House) -> None:
+async def test_damage_at_the_very_end_is_a_gap_and_not_silence(harness: LogHarness) -> None:
     id = new_id()
-    writer = house.writer(id)
+    writer = harness.writer(id)
     writer.write([(OUT, b"first")], time.time_ns())
-    whole = house.logs.output_path(id).stat().st_size
+    whole = harness.logs.output_path(id).stat().st_size
     writer.write([(OUT, b"second"), (ERR, b"third")], time.time_ns())
     trailer = writer.seal(0, {}, time.time_ns())
-    with house.logs.output_path(id).open("r+b") as file:
+    with harness.logs.output_path(id).open("r+b") as file:
         file.seek(whole + 20)
         file.write(b"\0\0")
-    messages = await house.rest(id, totals=trailer.totals)
+    messages = await harness.rest(id, totals=trailer.totals)
     assert [(gap.source, gap.offset, gap.missing_bytes) for gap in (m.gap for m in messages if m.HasField("gap"))] == [
         (1, 5, 6),
         (2, 0, 5),
     ]
     assert data(messages, OUT) == b"first??????"
-    assert await house.rest(id, messages[-1].cursor, totals=trailer.totals) == []
+    assert await harness.rest(id, messages[-1].cursor, totals=trailer.totals) == []
 
 
 PIECES = st.lists(
@@ -562,15 +564,15 @@ async def test_a_reader_that_is_cut_off_at_random_points_gets_each_byte_once(
     as_text: bool,
     split: int,
 ) -> None:
-    house = House(tmp_path_factory.mktemp("logs"))
+    harness = LogHarness(tmp_path_factory.mktemp("logs"))
     id = new_id()
-    writer = house.writer(id)
+    writer = harness.writer(id)
     wanted = {OUT: "", ERR: "", SYSTEM: ""}
     for source, piece in pieces:
         if source is None:
             writer.gap(OUT, None, Cause.ENGINE, time.time_ns())
         elif source is SYSTEM:
-            house.logs.system(id, piece)
+            harness.logs.system(id, piece)
             wanted[SYSTEM] += told_line(piece) + "\n"
         else:
             raw = piece.encode()
@@ -579,13 +581,13 @@ async def test_a_reader_that_is_cut_off_at_random_points_gets_each_byte_once(
                 writer.write([(source, part)], time.time_ns())
     gaps = sum(source is None for source, _ in pieces)
     # Once without a cut, then from cuts: after each, the reader goes on from the last cursor it got.
-    whole = await house.rest(id, text=as_text)
+    whole = await harness.rest(id, text=as_text)
     cursor, received = "", []
     for cut in cuts:
-        part = (await house.rest(id, cursor, text=as_text))[: cut % 5]
+        part = (await harness.rest(id, cursor, text=as_text))[: cut % 5]
         received += part
         cursor = part[-1].cursor if part else cursor
-    received += await house.rest(id, cursor, text=as_text)
+    received += await harness.rest(id, cursor, text=as_text)
     for source, expected in wanted.items():
         if as_text and not (
             source is OUT and gaps
@@ -594,33 +596,33 @@ async def test_a_reader_that_is_cut_off_at_random_points_gets_each_byte_once(
         elif not as_text:
             assert data(received, source) == data(whole, source) == expected.encode()
     assert sum(message.HasField("gap") for message in received) == gaps
-    house.close_parts()
+    harness.close_parts()
 
 
-async def test_a_system_line_is_one_printable_line_whatever_is_in_it(house: House) -> None:
+async def test_a_system_line_is_one_printable_line_whatever_is_in_it(harness: LogHarness) -> None:
     id = new_id()
-    house.logs.system(
+    harness.logs.system(
         id, "told to stop by a caller (x)\nsucceeded: exited with 0\n\x1b]52;c;aGVsbG8=\x07\u202e\x9b31m \udc9b"
     )
-    house.logs.system(id, "the registry says: " + "y\r\n" * 100_000)
-    first, second = data(await house.rest(id), SYSTEM).decode().removesuffix("\n").split("\n")
+    harness.logs.system(id, "the registry says: " + "y\r\n" * 100_000)
+    first, second = data(await harness.rest(id), SYSTEM).decode().removesuffix("\n").split("\n")
     assert first == "told to stop by a caller (x) succeeded: exited with 0  ]52;c;aGVsbG8=   31m  "
     assert (len(second), second.isprintable(), second[-1]) == (MAX_TOLD_CHARACTERS, True, "…")
 
 
-async def test_a_system_line_shows_no_password_of_a_url(house: House) -> None:
+async def test_a_system_line_shows_no_password_of_a_url(harness: LogHarness) -> None:
     id = new_id()
-    house.logs.system(id, "pulling: proxyconnect http://user:hunter2@proxy:3128: refused")
-    assert data(await house.rest(id), SYSTEM) == b"pulling: proxyconnect http://user:***@proxy:3128: refused\n"
+    harness.logs.system(id, "pulling: proxyconnect http://user:hunter2@proxy:3128: refused")
+    assert data(await harness.rest(id), SYSTEM) == b"pulling: proxyconnect http://user:***@proxy:3128: refused\n"
 
 
-async def test_fastlane_s_own_lines_are_bounded_and_say_what_they_dropped(house: House) -> None:
+async def test_fastlane_s_own_lines_are_bounded_and_say_what_they_dropped(harness: LogHarness) -> None:
     id = new_id()
     for number in range(1000):
-        house.logs.system(id, f"{number} " + "x" * 1900)
-    totals = house.logs.seal_system(id)
-    assert house.logs.system_path(id).stat().st_blocks * 512 <= (1 << 20) + (64 << 10)
-    messages = await house.rest(id, totals=totals)
+        harness.logs.system(id, f"{number} " + "x" * 1900)
+    totals = harness.logs.seal_system(id)
+    assert harness.logs.system_path(id).stat().st_blocks * 512 <= (1 << 20) + (64 << 10)
+    messages = await harness.rest(id, totals=totals)
     lines = data(messages, SYSTEM)
     assert lines.startswith(b"0 xxx")
     assert lines.endswith(b"x\n")

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests.engine import engine_address
-from tests.pages import Page
+from tests.pages import DocPage
 from tests.tools import ROOT
 
 # The wheel may have to be built, and what it needs is downloaded.
@@ -35,7 +35,7 @@ print(fastlane_grpc.__file__)
 def installed(wheel: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The programs of an environment that the README's commands made: the wheel and its requirements, nothing else."""
     home = tmp_path_factory.mktemp("home")
-    [commands] = [block.text for block in Page(ROOT / "README.md").blocks() if "install" in block.words]
+    [commands] = [block.text for block in DocPage(ROOT / "README.md").blocks() if "install" in block.words]
     there = environment(
         HOME=str(home),
         PATH=f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}",

@@ -52,7 +52,7 @@ class Clock:
         self._ran_since = time.monotonic()
 
 
-class House(Parts):
+class RetentionHarness(Parts):
     """A store and logs by one clock, and the retention of both."""
 
     def __init__(self, path: Path, limits: RetentionLimits = FOR_EVER) -> None:
@@ -111,182 +111,189 @@ class House(Parts):
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
-    house = House(tmp_path)
-    yield house
-    house.close()
+async def harness(tmp_path: Path) -> AsyncIterator[RetentionHarness]:
+    harness = RetentionHarness(tmp_path)
+    yield harness
+    harness.close()
 
 
-async def log_is_pruned(house: House, execution: Execution) -> bool:
+async def log_is_pruned(harness: RetentionHarness, execution: Execution) -> bool:
     """Whether it is, by what is told; the files agree."""
-    now = await house.store.execution(execution.id)
-    assert house.logs.output_path(execution.id).exists() == (now.times.prune_time is None)
+    now = await harness.store.execution(execution.id)
+    assert harness.logs.output_path(execution.id).exists() == (now.times.prune_time is None)
     return now.times.prune_time is not None
 
 
 async def test_a_log_that_is_old_enough_goes_and_its_job_stays(tmp_path: Path) -> None:
-    house = House(tmp_path, RetentionLimits(keep_logs=30 * DAY))
-    old = await house.ended()
-    house.clock.time += DAY
-    young = await house.ended()
-    house.clock.time += 29 * DAY
-    pruned = await house.retention.round(house.clock.time)
+    harness = RetentionHarness(tmp_path, RetentionLimits(keep_logs=30 * DAY))
+    old = await harness.ended()
+    harness.clock.time += DAY
+    young = await harness.ended()
+    harness.clock.time += 29 * DAY
+    pruned = await harness.retention.round(harness.clock.time)
     assert (pruned.jobs, pruned.logs) == (0, 1)
-    assert pruned.bytes >= house.logs.output_path(young.id).stat().st_blocks * 512
-    assert [await log_is_pruned(house, each) for each in (old, young)] == [True, False]
-    assert (await house.store.execution(old.id)).times.prune_time == house.clock.time
-    assert (await house.store.execution(old.id)).logs == old.logs
-    house.check_kept()
-    house.close()
+    assert pruned.bytes >= harness.logs.output_path(young.id).stat().st_blocks * 512
+    assert [await log_is_pruned(harness, each) for each in (old, young)] == [True, False]
+    assert (await harness.store.execution(old.id)).times.prune_time == harness.clock.time
+    assert (await harness.store.execution(old.id)).logs == old.logs
+    harness.check_kept()
+    harness.close()
 
 
 async def test_a_job_that_is_old_enough_goes_with_all_that_is_known_of_it(tmp_path: Path) -> None:
-    house = House(tmp_path, RetentionLimits(keep_jobs=90 * DAY))
-    old = await house.ended("old")
-    house.clock.time += DAY
-    young = await house.ended("young")
-    house.clock.time += 89 * DAY
-    assert (await house.retention.round(house.clock.time)).jobs == 1
+    harness = RetentionHarness(tmp_path, RetentionLimits(keep_jobs=90 * DAY))
+    old = await harness.ended("old")
+    harness.clock.time += DAY
+    young = await harness.ended("young")
+    harness.clock.time += 89 * DAY
+    assert (await harness.retention.round(harness.clock.time)).jobs == 1
     with pytest.raises(JobNotFound):
-        await house.store.job(old.job_id)
+        await harness.store.job(old.job_id)
     with pytest.raises(ExecutionNotFound):
-        await house.store.execution(old.id)
-    assert not house.logs.path(old.id).exists()
-    assert not await log_is_pruned(house, young)
-    assert house.rows("SELECT task_id FROM tasks") == [("young",)]
-    house.check_kept()
-    house.close()
+        await harness.store.execution(old.id)
+    assert not harness.logs.path(old.id).exists()
+    assert not await log_is_pruned(harness, young)
+    assert harness.rows("SELECT task_id FROM tasks") == [("young",)]
+    harness.check_kept()
+    harness.close()
 
 
 async def test_a_job_whose_log_went_before_goes_in_its_time(tmp_path: Path) -> None:
-    house = House(tmp_path, RetentionLimits(keep_logs=30 * DAY, keep_jobs=90 * DAY))
-    await house.ended()
-    house.clock.time += 30 * DAY
-    assert (await house.retention.round(house.clock.time)).logs == 1
-    house.clock.time += 60 * DAY
-    assert await house.retention.round(house.clock.time) == Count(jobs=1)
-    house.check_kept()
-    house.close()
+    harness = RetentionHarness(tmp_path, RetentionLimits(keep_logs=30 * DAY, keep_jobs=90 * DAY))
+    await harness.ended()
+    harness.clock.time += 30 * DAY
+    assert (await harness.retention.round(harness.clock.time)).logs == 1
+    harness.clock.time += 60 * DAY
+    assert await harness.retention.round(harness.clock.time) == Count(jobs=1)
+    harness.check_kept()
+    harness.close()
 
 
 async def test_what_is_not_final_is_never_old(tmp_path: Path) -> None:
-    house = House(tmp_path, RetentionLimits(keep_logs=DAY, keep_jobs=DAY, total_log_bytes=1))
+    harness = RetentionHarness(tmp_path, RetentionLimits(keep_logs=DAY, keep_jobs=DAY, total_log_bytes=1))
     spec = JobSpec("busybox")
-    running, _ = await house.store.enqueue(task_id="task", spec=spec, request_id="", caller_address="")
-    await house.store.claim_on(["here"])
-    queued, _ = await house.store.enqueue(task_id="task", spec=spec, request_id="", caller_address="")
-    house.clock.time += 1000 * DAY
-    assert await house.retention.round(house.clock.time) == Count()
-    assert [(await house.store.job(job.id)).execution.state for job in (running, queued)] == [
+    running, _ = await harness.store.enqueue(task_id="task", spec=spec, request_id="", caller_address="")
+    await harness.store.claim_on(["here"])
+    queued, _ = await harness.store.enqueue(task_id="task", spec=spec, request_id="", caller_address="")
+    harness.clock.time += 1000 * DAY
+    assert await harness.retention.round(harness.clock.time) == Count()
+    assert [(await harness.store.job(job.id)).execution.state for job in (running, queued)] == [
         State.PREPARING,
         State.QUEUED,
     ]
-    house.close()
+    harness.close()
 
 
 async def test_beyond_their_size_the_logs_that_ended_first_go_and_no_more_than_that(tmp_path: Path) -> None:
-    house = House(tmp_path)
+    harness = RetentionHarness(tmp_path)
     ended = []
     for _ in range(10):
-        ended.append(await house.ended(output=bytes(100_000)))
-        house.clock.time += DAY
-    rooms = [house.logs.room(each.id) for each in ended]
-    house.retention = Retention(
-        house.store, house.logs, RetentionLimits(total_log_bytes=sum(rooms) - rooms[0] - 1), now=house.clock
+        ended.append(await harness.ended(output=bytes(100_000)))
+        harness.clock.time += DAY
+    rooms = [harness.logs.room(each.id) for each in ended]
+    harness.retention = Retention(
+        harness.store, harness.logs, RetentionLimits(total_log_bytes=sum(rooms) - rooms[0] - 1), now=harness.clock
     )
-    assert (await house.retention.round(house.clock.time)).logs == 2
-    assert [await log_is_pruned(house, each) for each in ended] == [True] * 2 + [False] * 8
-    house.check_kept()
-    house.close()
+    assert (await harness.retention.round(harness.clock.time)).logs == 2
+    assert [await log_is_pruned(harness, each) for each in ended] == [True] * 2 + [False] * 8
+    harness.check_kept()
+    harness.close()
 
 
 async def test_more_than_one_step_takes_is_pruned_in_several(tmp_path: Path) -> None:
-    house = House(tmp_path, RetentionLimits(keep_logs=DAY))
+    harness = RetentionHarness(tmp_path, RetentionLimits(keep_logs=DAY))
     # All at one time: the walk goes on behind the last one, not behind its time.
     for _ in range(STEP_ROWS + 50):
-        await house.ended()
-    house.clock.time += DAY
-    assert (await house.retention.round(house.clock.time)).logs == STEP_ROWS + 50
-    assert house.rows("SELECT count(*) FROM executions WHERE log_bytes > 0 OR prune_time IS NULL") == [(0,)]
-    assert list(house.logs.directory.iterdir()) == []
-    house.check_kept()
-    house.close()
+        await harness.ended()
+    harness.clock.time += DAY
+    assert (await harness.retention.round(harness.clock.time)).logs == STEP_ROWS + 50
+    assert harness.rows("SELECT count(*) FROM executions WHERE log_bytes > 0 OR prune_time IS NULL") == [(0,)]
+    assert list(harness.logs.directory.iterdir()) == []
+    harness.check_kept()
+    harness.close()
 
 
-async def test_the_directory_of_a_day_goes_with_its_last_log(house: House) -> None:
-    first, second = await house.ended(), await house.ended()
-    day = house.logs.path(first.id).parent
-    house.logs.delete(first.id)
+async def test_the_directory_of_a_day_goes_with_its_last_log(harness: RetentionHarness) -> None:
+    first, second = await harness.ended(), await harness.ended()
+    day = harness.logs.path(first.id).parent
+    harness.logs.delete(first.id)
     assert day.exists()
-    house.logs.delete(second.id)
+    harness.logs.delete(second.id)
     assert not day.exists()
-    house.logs.delete(second.id)
+    harness.logs.delete(second.id)
 
 
-async def test_of_a_task_or_of_all_a_call_prunes_what_ended_before(house: House) -> None:
-    one, other = await house.ended("one"), await house.ended("other")
-    house.clock.time += DAY
-    late = await house.ended("one")
-    old = PruneQuery(house.clock.time - DAY, logs_only=True, task_id="one")
-    would = await house.retention.count(old)
-    assert (would.count.jobs, would.count.logs, would.count.bytes, would.more) == (0, 1, house.logs.room(one.id), False)
-    assert await house.retention.prune(old) == would
-    assert [await log_is_pruned(house, each) for each in (one, other, late)] == [True, False, False]
-    whole = PruneQuery(house.clock.time - DAY)
-    room = house.logs.room(other.id)
-    assert (await house.retention.count(whole)).count == Count(2, 1, room)
-    assert (await house.retention.prune(whole)).count == Count(2, 1, room)
-    assert not await log_is_pruned(house, late)
-    house.check_kept()
+async def test_of_a_task_or_of_all_a_call_prunes_what_ended_before(harness: RetentionHarness) -> None:
+    one, other = await harness.ended("one"), await harness.ended("other")
+    harness.clock.time += DAY
+    late = await harness.ended("one")
+    old = PruneQuery(harness.clock.time - DAY, logs_only=True, task_id="one")
+    would = await harness.retention.count(old)
+    assert (would.count.jobs, would.count.logs, would.count.bytes, would.more) == (
+        0,
+        1,
+        harness.logs.room(one.id),
+        False,
+    )
+    assert await harness.retention.prune(old) == would
+    assert [await log_is_pruned(harness, each) for each in (one, other, late)] == [True, False, False]
+    whole = PruneQuery(harness.clock.time - DAY)
+    room = harness.logs.room(other.id)
+    assert (await harness.retention.count(whole)).count == Count(2, 1, room)
+    assert (await harness.retention.prune(whole)).count == Count(2, 1, room)
+    assert not await log_is_pruned(harness, late)
+    harness.check_kept()
 
 
 @pytest.mark.parametrize("files_are_gone", [False, True])
 async def test_a_crash_between_the_steps_leaves_nothing_that_is_not_pruned_again(
-    house: House, files_are_gone: bool
+    harness: RetentionHarness, files_are_gone: bool
 ) -> None:
-    ended = await house.ended()
-    await house.store.mark_pruned([ended.id])
+    ended = await harness.ended()
+    await harness.store.mark_pruned([ended.id])
     if files_are_gone:
-        house.logs.delete(ended.id)
-    assert (await house.retention.prune(PruneQuery(house.clock.time, logs_only=True))).count.logs == 1
-    assert not house.logs.path(ended.id).exists()
-    assert (await house.retention.prune(PruneQuery(house.clock.time, logs_only=True))).count == Count()
-    house.check_kept()
+        harness.logs.delete(ended.id)
+    assert (await harness.retention.prune(PruneQuery(harness.clock.time, logs_only=True))).count.logs == 1
+    assert not harness.logs.path(ended.id).exists()
+    assert (await harness.retention.prune(PruneQuery(harness.clock.time, logs_only=True))).count == Count()
+    harness.check_kept()
 
 
-async def test_a_log_that_cannot_be_deleted_stays_known_and_holds_up_no_other(house: House) -> None:
-    stuck, other = await house.ended(), await house.ended()
+async def test_a_log_that_cannot_be_deleted_stays_known_and_holds_up_no_other(harness: RetentionHarness) -> None:
+    stuck, other = await harness.ended(), await harness.ended()
     # In its place something that is not a directory: the disk refuses to remove it as one.
-    aside = house.path / "aside"
-    house.logs.path(stuck.id).rename(aside)
-    house.logs.path(stuck.id).write_bytes(b"")
-    old = PruneQuery(house.clock.time)
-    assert (await house.retention.prune(old)).count.jobs == 1
-    assert not house.logs.path(other.id).exists()
-    assert (await house.retention.prune(old)).more is False
-    house.logs.path(stuck.id).unlink()
-    aside.rename(house.logs.path(stuck.id))
-    assert (await house.retention.prune(old)).count.jobs == 1
-    assert not house.logs.path(stuck.id).exists()
+    aside = harness.path / "aside"
+    harness.logs.path(stuck.id).rename(aside)
+    harness.logs.path(stuck.id).write_bytes(b"")
+    old = PruneQuery(harness.clock.time)
+    assert (await harness.retention.prune(old)).count.jobs == 1
+    assert not harness.logs.path(other.id).exists()
+    assert (await harness.retention.prune(old)).more is False
+    harness.logs.path(stuck.id).unlink()
+    aside.rename(harness.logs.path(stuck.id))
+    assert (await harness.retention.prune(old)).count.jobs == 1
+    assert not harness.logs.path(stuck.id).exists()
 
 
 @pytest.mark.parametrize("what", ["deep", "full"])
-async def test_a_log_with_a_tree_beside_it_goes_with_its_job_and_holds_up_no_other(house: House, what: str) -> None:
-    hostile, other = await house.ended(), await house.ended()
+async def test_a_log_with_a_tree_beside_it_goes_with_its_job_and_holds_up_no_other(
+    harness: RetentionHarness, what: str
+) -> None:
+    hostile, other = await harness.ended(), await harness.ended()
     if what == "deep":
-        make_deep(house.logs.path(hostile.id), 1_500)
+        make_deep(harness.logs.path(hostile.id), 1_500)
     else:
         # More than is deleted at once.
         for number in range(DELETE_ENTRIES + 10):
-            (house.logs.path(hostile.id) / str(number)).touch()
-    pruned = await house.retention.prune(PruneQuery(house.clock.time))
+            (harness.logs.path(hostile.id) / str(number)).touch()
+    pruned = await harness.retention.prune(PruneQuery(harness.clock.time))
     assert (pruned.count.jobs, pruned.count.logs) == (2, 2)
-    assert not house.logs.path(other.id).exists()
-    assert not house.logs.path(hostile.id).exists()
-    task = asyncio.create_task(house.retention.run())
-    await asyncio.to_thread(eventually, lambda: not house.logs.left_over.directory.exists())
+    assert not harness.logs.path(other.id).exists()
+    assert not harness.logs.path(hostile.id).exists()
+    task = asyncio.create_task(harness.retention.run())
+    await asyncio.to_thread(eventually, lambda: not harness.logs.left_over.directory.exists())
     task.cancel()
-    assert list(house.logs.directory.iterdir()) == []
+    assert list(harness.logs.directory.iterdir()) == []
 
 
 class EndlessLeftOver(LeftOver):
@@ -298,35 +305,35 @@ class EndlessLeftOver(LeftOver):
 
 async def test_left_over_files_that_never_end_hold_up_no_round(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastlane_grpc.retention.LEFT_OVER_SECONDS", 0.1)
-    house = House(tmp_path, RetentionLimits(total_log_bytes=1))
-    house.logs.left_over = EndlessLeftOver(tmp_path / "deleted")
-    task = asyncio.create_task(house.retention.run())
+    harness = RetentionHarness(tmp_path, RetentionLimits(total_log_bytes=1))
+    harness.logs.left_over = EndlessLeftOver(tmp_path / "deleted")
+    task = asyncio.create_task(harness.retention.run())
     for _ in range(3):
-        ended = (await house.ended()).id
-        await house.announced.until(
-            lambda ended=ended: any(each.id == ended and each.times.prune_time for each in house.announced.all)
+        ended = (await harness.ended()).id
+        await harness.announced.until(
+            lambda ended=ended: any(each.id == ended and each.times.prune_time for each in harness.announced.all)
         )
     task.cancel()
-    house.close()
+    harness.close()
 
 
 async def test_what_a_container_left_beside_its_log_costs_no_other_log(tmp_path: Path) -> None:
-    house = House(tmp_path, RetentionLimits(total_log_bytes=1 << 20))
-    executions = [await house.ended(), await house.ended(left=5 << 20)]
-    assert (await house.retention.round(house.clock.time)).logs == 0
-    assert [await log_is_pruned(house, each) for each in executions] == [False, False]
-    house.close()
+    harness = RetentionHarness(tmp_path, RetentionLimits(total_log_bytes=1 << 20))
+    executions = [await harness.ended(), await harness.ended(left=5 << 20)]
+    assert (await harness.retention.round(harness.clock.time)).logs == 0
+    assert [await log_is_pruned(harness, each) for each in executions] == [False, False]
+    harness.close()
 
 
-async def test_what_an_earlier_server_had_set_aside_is_deleted(house: House) -> None:
-    (house.logs.left_over.directory / "left" / "inner").mkdir(parents=True)
-    task = asyncio.create_task(house.retention.run())
-    await asyncio.to_thread(eventually, lambda: not house.logs.left_over.directory.exists())
+async def test_what_an_earlier_server_had_set_aside_is_deleted(harness: RetentionHarness) -> None:
+    (harness.logs.left_over.directory / "left" / "inner").mkdir(parents=True)
+    task = asyncio.create_task(harness.retention.run())
+    await asyncio.to_thread(eventually, lambda: not harness.logs.left_over.directory.exists())
     task.cancel()
 
 
-async def test_what_cannot_be_deleted_is_told_once_and_tried_again_later(house: House) -> None:
-    left_over = house.logs.left_over
+async def test_what_cannot_be_deleted_is_told_once_and_tried_again_later(harness: RetentionHarness) -> None:
+    left_over = harness.logs.left_over
     left_over.directory.mkdir(parents=True)
     # No directory: the disk refuses to remove it as one.
     (left_over.directory / "stuck").touch()
@@ -356,27 +363,29 @@ class FailingLogs(Logs):
 
 
 async def test_a_log_that_raises_anything_holds_up_no_other_and_not_retention(tmp_path: Path) -> None:
-    house = House(tmp_path, RetentionLimits(keep_jobs=DAY))
-    bad, *others = [await house.ended() for _ in range(5)]
-    logs = FailingLogs(house.logs.directory, bad.id)
-    house.retention = Retention(
-        house.store, logs, RetentionLimits(keep_jobs=DAY), now=house.clock, rest_seconds=0, call_seconds=60
+    harness = RetentionHarness(tmp_path, RetentionLimits(keep_jobs=DAY))
+    bad, *others = [await harness.ended() for _ in range(5)]
+    logs = FailingLogs(harness.logs.directory, bad.id)
+    harness.retention = Retention(
+        harness.store, logs, RetentionLimits(keep_jobs=DAY), now=harness.clock, rest_seconds=0, call_seconds=60
     )
-    assert (await house.retention.prune(PruneQuery(house.clock.time, task_id="task"))).count.jobs == 4
-    assert [house.logs.path(each.id).exists() for each in (bad, *others)] == [True] + [False] * 4
+    assert (await harness.retention.prune(PruneQuery(harness.clock.time, task_id="task"))).count.jobs == 4
+    assert [harness.logs.path(each.id).exists() for each in (bad, *others)] == [True] + [False] * 4
     # The rounds go on as well, and those that end later are pruned.
-    house.clock.time += DAY
-    task = asyncio.create_task(house.retention.run())
-    late = await house.ended()
-    house.clock.time += DAY
-    assert (await house.retention.round(house.clock.time)).jobs == 1
-    assert not house.logs.path(late.id).exists()
+    harness.clock.time += DAY
+    task = asyncio.create_task(harness.retention.run())
+    late = await harness.ended()
+    harness.clock.time += DAY
+    assert (await harness.retention.round(harness.clock.time)).jobs == 1
+    assert not harness.logs.path(late.id).exists()
     assert not task.done()
     task.cancel()
-    house.close()
+    harness.close()
 
 
-async def test_retention_goes_on_after_a_defect_of_a_round(house: House, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_retention_goes_on_after_a_defect_of_a_round(
+    harness: RetentionHarness, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("fastlane_grpc.retention.RETRY_SECONDS", 0.01)
 
     class Clockless(Retention):
@@ -388,13 +397,15 @@ async def test_retention_goes_on_after_a_defect_of_a_round(house: House, monkeyp
                 raise ZeroDivisionError("what nobody thought of")
             return await super().round(now)
 
-    retention = Clockless(house.store, house.logs, RetentionLimits(total_log_bytes=1), now=house.clock, rest_seconds=0)
-    house.retention = retention
-    house.listeners.append(retention.on_change)
+    retention = Clockless(
+        harness.store, harness.logs, RetentionLimits(total_log_bytes=1), now=harness.clock, rest_seconds=0
+    )
+    harness.retention = retention
+    harness.listeners.append(retention.on_change)
     task = asyncio.create_task(retention.run())
-    ended = await house.ended()
-    await house.announced.until(
-        lambda: any(each.id == ended.id and each.times.prune_time for each in house.announced.all)
+    ended = await harness.ended()
+    await harness.announced.until(
+        lambda: any(each.id == ended.id and each.times.prune_time for each in harness.announced.all)
     )
     assert retention.rounds >= 3
     assert not task.done()
@@ -402,47 +413,47 @@ async def test_retention_goes_on_after_a_defect_of_a_round(house: House, monkeyp
 
 
 async def test_retention_wakes_by_itself_when_what_is_kept_takes_too_much(tmp_path: Path) -> None:
-    house = House(tmp_path, RetentionLimits(total_log_bytes=1))
-    task = asyncio.create_task(house.retention.run())
-    ended = await house.ended()
-    await house.announced.until(
-        lambda: any(each.id == ended.id and each.times.prune_time for each in house.announced.all)
+    harness = RetentionHarness(tmp_path, RetentionLimits(total_log_bytes=1))
+    task = asyncio.create_task(harness.retention.run())
+    ended = await harness.ended()
+    await harness.announced.until(
+        lambda: any(each.id == ended.id and each.times.prune_time for each in harness.announced.all)
     )
     task.cancel()
-    house.close()
+    harness.close()
 
 
 async def test_retention_wakes_when_the_oldest_is_old_enough(tmp_path: Path) -> None:
-    house = House(tmp_path, RetentionLimits(keep_logs=timedelta(seconds=0.2), keep_jobs=DAY))
-    house.clock.runs()
-    task = asyncio.create_task(house.retention.run())
-    ended = await house.ended()
-    await house.announced.until(
-        lambda: any(each.id == ended.id and each.times.prune_time for each in house.announced.all)
+    harness = RetentionHarness(tmp_path, RetentionLimits(keep_logs=timedelta(seconds=0.2), keep_jobs=DAY))
+    harness.clock.runs()
+    task = asyncio.create_task(harness.retention.run())
+    ended = await harness.ended()
+    await harness.announced.until(
+        lambda: any(each.id == ended.id and each.times.prune_time for each in harness.announced.all)
     )
-    pruned = house.announced.all[-1].times.prune_time
+    pruned = harness.announced.all[-1].times.prune_time
     assert ended.times.end_time
     assert pruned
     assert pruned - ended.times.end_time >= timedelta(seconds=0.2)
     task.cancel()
-    house.close()
+    harness.close()
 
 
 async def test_enqueues_go_on_while_much_is_pruned(tmp_path: Path) -> None:
-    house = House(tmp_path, RetentionLimits(keep_jobs=DAY))
+    harness = RetentionHarness(tmp_path, RetentionLimits(keep_jobs=DAY))
     for _ in range(2 * STEP_ROWS):
-        await house.ended()
-    house.clock.time += DAY
-    pruning = asyncio.create_task(house.retention.round(house.clock.time))
+        await harness.ended()
+    harness.clock.time += DAY
+    pruning = asyncio.create_task(harness.retention.round(harness.clock.time))
     answered = 0
     while not pruning.done():
-        await house.store.enqueue(task_id="task", spec=JobSpec("busybox"), request_id="", caller_address="")
+        await harness.store.enqueue(task_id="task", spec=JobSpec("busybox"), request_id="", caller_address="")
         answered += 1
     assert pruning.result().jobs == 2 * STEP_ROWS
     # Some in each step, and in the pauses.
     assert answered > 4
-    house.check_kept()
-    house.close()
+    harness.check_kept()
+    harness.close()
 
 
 KILLED = """
@@ -479,20 +490,20 @@ asyncio.run(main())
 async def test_killed_in_the_middle_of_it_a_server_leaves_no_file_that_no_row_names(
     tmp_path: Path, logs_deleted: int
 ) -> None:
-    house = House(tmp_path)
+    harness = RetentionHarness(tmp_path)
     for _ in range(STEP_ROWS + 10):
-        await house.ended()
-    house.close()
+        await harness.ended()
+    harness.close()
     process = await asyncio.create_subprocess_exec(sys.executable, "-c", KILLED, str(tmp_path), str(logs_deleted))
     assert await process.wait() == -signal.SIGKILL
-    house = House(tmp_path)
-    known = {str(id) for (id,) in house.rows("SELECT execution_id FROM executions")}
-    assert {path.parent.name for path in house.logs.directory.glob("*/*/log")} <= known
+    harness = RetentionHarness(tmp_path)
+    known = {str(id) for (id,) in harness.rows("SELECT execution_id FROM executions")}
+    assert {path.parent.name for path in harness.logs.directory.glob("*/*/log")} <= known
     assert len(known) >= 10
-    assert (await house.retention.prune(PruneQuery(datetime.now(UTC)))).count.jobs == len(known)
-    assert list(house.logs.directory.glob("*/*")) == []
-    house.check_kept()
-    house.close()
+    assert (await harness.retention.prune(PruneQuery(datetime.now(UTC)))).count.jobs == len(known)
+    assert list(harness.logs.directory.glob("*/*")) == []
+    harness.check_kept()
+    harness.close()
 
 
 @settings(max_examples=30, deadline=None)
@@ -504,18 +515,18 @@ async def test_killed_in_the_middle_of_it_a_server_leaves_no_file_that_no_row_na
 @pytest.mark.slow
 def test_whatever_ended_when_exactly_the_old_is_pruned(ends: list[tuple[int, str]], days: int, task_id: str) -> None:
     async def check(path: Path) -> None:
-        house = House(path)
+        harness = RetentionHarness(path)
         kept, gone = set(), set()
-        limit = house.clock.time + days * DAY
+        limit = harness.clock.time + days * DAY
         for after, task in ends:
-            house.clock.time += after * DAY
-            execution = await house.ended(task)
-            (gone if house.clock.time <= limit and task_id in ("", task) else kept).add(execution.id)
-        assert (await house.retention.prune(PruneQuery(limit, task_id=task_id))).count.jobs == len(gone)
-        assert {id for (id,) in house.rows("SELECT execution_id FROM executions")} == kept
-        assert {path.name for path in house.logs.directory.glob("*/*")} == kept
-        house.check_kept()
-        house.close()
+            harness.clock.time += after * DAY
+            execution = await harness.ended(task)
+            (gone if harness.clock.time <= limit and task_id in ("", task) else kept).add(execution.id)
+        assert (await harness.retention.prune(PruneQuery(limit, task_id=task_id))).count.jobs == len(gone)
+        assert {id for (id,) in harness.rows("SELECT execution_id FROM executions")} == kept
+        assert {path.name for path in harness.logs.directory.glob("*/*")} == kept
+        harness.check_kept()
+        harness.close()
 
     with TemporaryDirectory() as directory:
         asyncio.run(check(Path(directory)))
@@ -557,27 +568,27 @@ def test_a_server_prunes_by_its_settings_from_its_start_on(tmp_path: Path) -> No
                 pass
 
 
-async def test_calls_that_prune_while_the_server_stops_are_told_that_it_does(house: House) -> None:
+async def test_calls_that_prune_while_the_server_stops_are_told_that_it_does(harness: RetentionHarness) -> None:
     for _ in range(3):
-        await house.ended()
-    calls = [asyncio.ensure_future(house.retention.prune(PruneQuery(house.clock()))) for _ in range(3)]
+        await harness.ended()
+    calls = [asyncio.ensure_future(harness.retention.prune(PruneQuery(harness.clock()))) for _ in range(3)]
     await asyncio.sleep(0)
-    house.retention.close()
-    answers = await asyncio.gather(*calls, house.retention.prune(PruneQuery(house.clock())), return_exceptions=True)
+    harness.retention.close()
+    answers = await asyncio.gather(*calls, harness.retention.prune(PruneQuery(harness.clock())), return_exceptions=True)
     # What was under way may have come to its end.
     assert [answer for answer in answers if not isinstance(answer, ServerStopping | Pruned)] == []
     assert isinstance(answers[-1], ServerStopping)
 
 
 async def test_a_call_deletes_a_bounded_number_and_says_that_there_is_more(tmp_path: Path) -> None:
-    house = House(tmp_path)
+    harness = RetentionHarness(tmp_path)
     for _ in range(STEP_ROWS + 1):
-        await house.ended()
-    hurried = Retention(house.store, house.logs, FOR_EVER, call_seconds=0)
-    old = PruneQuery(house.clock.time)
+        await harness.ended()
+    hurried = Retention(harness.store, harness.logs, FOR_EVER, call_seconds=0)
+    old = PruneQuery(harness.clock.time)
     first = await hurried.prune(old)
     assert (first.count.jobs, first.more) == (STEP_ROWS, True)
-    assert (await house.retention.prune(old)).more is False
-    assert house.rows("SELECT count(*) FROM jobs") == [(0,)]
+    assert (await harness.retention.prune(old)).more is False
+    assert harness.rows("SELECT count(*) FROM jobs") == [(0,)]
     hurried.close()
-    house.close()
+    harness.close()

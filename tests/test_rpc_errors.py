@@ -18,11 +18,11 @@ from fastlane_grpc.store.database import Connection, open_for_writing
 from fastlane_grpc.store.writer import Written
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
-from tests.calls import House, detail, info, reason
+from tests.calls import RpcHarness, detail, info, reason
 from tests.parts import Parts
 
 
-class HouseWithoutRoom(House):
+class FullDiskHarness(RpcHarness):
     """Its database cannot grow."""
 
     def open_store(self, parts: Any) -> None:
@@ -37,26 +37,26 @@ class HouseWithoutRoom(House):
 
 
 async def test_a_full_disk_is_told_and_when_to_come_again(tmp_path: Path) -> None:
-    house = HouseWithoutRoom(tmp_path)
-    await house.server.start()
+    harness = FullDiskHarness(tmp_path)
+    await harness.server.start()
     with pytest.raises(grpc.aio.AioRpcError) as full:
-        await house.enqueue(args=["x" * 100_000])
+        await harness.enqueue(args=["x" * 100_000])
     assert (full.value.code(), reason(full.value)) == (grpc.StatusCode.RESOURCE_EXHAUSTED, "DISK_FULL")
     retry = detail(full.value, error_details_pb2.RetryInfo)
     assert retry is not None
     assert retry.retry_delay.seconds > 0
-    assert (await house.jobs.ListJobs(pb.ListJobsRequest())).jobs == []
-    await house.close()
+    assert (await harness.jobs.ListJobs(pb.ListJobsRequest())).jobs == []
+    await harness.close()
 
 
 async def test_a_store_that_cannot_be_read_is_told_and_when_to_come_again(tmp_path: Path) -> None:
-    house = House(tmp_path)
-    await house.server.start()
-    await house.enqueue()
+    harness = RpcHarness(tmp_path)
+    await harness.server.start()
+    await harness.enqueue()
     db = open_for_writing(tmp_path / "fastlane.db")
     # What a damaged file says, or one that somebody else has changed: the table is not what it was.
     db.execute("ALTER TABLE tasks RENAME TO hidden")
-    tasks = pb_grpc.TaskServiceStub(house.channel)
+    tasks = pb_grpc.TaskServiceStub(harness.channel)
     for call in (tasks.ListTasks(pb.ListTasksRequest()), tasks.GetTask(pb.GetTaskRequest(task_id="task"))):
         with pytest.raises(grpc.aio.AioRpcError) as failed:
             await call
@@ -66,7 +66,7 @@ async def test_a_store_that_cannot_be_read_is_told_and_when_to_come_again(tmp_pa
     db.execute("ALTER TABLE hidden RENAME TO tasks")
     db.close()
     assert len((await tasks.ListTasks(pb.ListTasksRequest())).tasks) == 1
-    await house.close()
+    await harness.close()
 
 
 def refusals(kind: type[errors.Refusal] = errors.Refusal) -> Iterator[type[errors.Refusal]]:

@@ -11,13 +11,13 @@ from google.protobuf.duration_pb2 import Duration
 from fastlane_grpc.client import Client, NotFound
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
-from tests.calls import House, reason
+from tests.calls import RpcHarness, reason
 from tests.serving import Server
 
 NOT_FOUND, INVALID = grpc.StatusCode.NOT_FOUND, grpc.StatusCode.INVALID_ARGUMENT
 
 
-class LimitsHouse(House):
+class LimitsHarness(RpcHarness):
     @property
     def tasks(self) -> pb_grpc.TaskServiceStub:
         return pb_grpc.TaskServiceStub(self.channel)
@@ -42,52 +42,52 @@ class LimitsHouse(House):
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[LimitsHouse]:
-    house = LimitsHouse(tmp_path)
-    await house.server.start()
-    yield house
-    await house.close()
+async def harness(tmp_path: Path) -> AsyncIterator[LimitsHarness]:
+    harness = LimitsHarness(tmp_path)
+    await harness.server.start()
+    yield harness
+    await harness.close()
 
 
-async def test_limits_are_set_one_by_one_and_answered_by_every_call(house: LimitsHouse) -> None:
-    task = await house.limit(max_running=1, max_starts=1, rate_window=Duration(seconds=90))
+async def test_limits_are_set_one_by_one_and_answered_by_every_call(harness: LimitsHarness) -> None:
+    task = await harness.limit(max_running=1, max_starts=1, rate_window=Duration(seconds=90))
     assert (task.id, task.max_running, task.max_starts, task.rate_window.seconds) == ("task", 1, 1, 90)
     assert not task.HasField("create_time")
-    task = await house.limit(paused=True)
+    task = await harness.limit(paused=True)
     assert (task.max_running, task.max_starts, task.paused) == (1, 1, True)
-    jobs = [await house.enqueue() for _ in range(3)]
+    jobs = [await harness.enqueue() for _ in range(3)]
     assert not jobs[2].execution.waiting.ahead
-    waiting = await house.waiting(jobs[0])
+    waiting = await harness.waiting(jobs[0])
     assert (waiting.reason, waiting.detail) == (pb.WAIT_REASON_TASK_PAUSED, "the task is paused")
-    await house.limit(paused=False)
-    assert (await house.waiting(jobs[0])).reason == pb.WAIT_REASON_NO_FREE_SLOT
-    execution, writer = await house.begin()
-    waiting = await house.waiting(jobs[1])
+    await harness.limit(paused=False)
+    assert (await harness.waiting(jobs[0])).reason == pb.WAIT_REASON_NO_FREE_SLOT
+    execution, writer = await harness.begin()
+    waiting = await harness.waiting(jobs[1])
     assert (waiting.reason, waiting.detail) == (pb.WAIT_REASON_TASK_LIMIT, "1 of 1 executions of the task run")
     for listed in (
-        (await house.tasks.GetTask(pb.GetTaskRequest(task_id="task"))).task,
-        (await house.tasks.ListTasks(pb.ListTasksRequest())).tasks[0],
+        (await harness.tasks.GetTask(pb.GetTaskRequest(task_id="task"))).task,
+        (await harness.tasks.ListTasks(pb.ListTasksRequest())).tasks[0],
     ):
         assert (listed.running, listed.max_running, listed.jobs) == (1, 1, 3)
         assert listed.HasField("create_time")
-    await house.finish(execution, writer)
-    waiting = await house.waiting(jobs[1])
+    await harness.finish(execution, writer)
+    waiting = await harness.waiting(jobs[1])
     assert waiting.reason == pb.WAIT_REASON_TASK_RATE
-    claim_time = (await house.store.execution(execution.id)).times.claim_time
+    claim_time = (await harness.store.execution(execution.id)).times.claim_time
     assert claim_time
     assert waiting.due_time.ToMicroseconds() == round(claim_time.timestamp() * 1e6) + 90_000_000
-    answer = (await house.jobs.EnqueueJob(pb.EnqueueJobRequest(task_id="task", spec=pb.JobSpec(image="busybox")))).job
+    answer = (await harness.jobs.EnqueueJob(pb.EnqueueJobRequest(task_id="task", spec=pb.JobSpec(image="busybox")))).job
     assert answer.execution.waiting.reason == pb.WAIT_REASON_TASK_RATE
-    assert await house.store.claim_on(["local"]) == []
+    assert await harness.store.claim_on(["local"]) == []
 
 
-async def test_a_task_that_exists_by_its_limits_alone_goes_with_them(house: LimitsHouse) -> None:
-    await house.limit(max_running=1)
-    assert [task.id for task in (await house.tasks.ListTasks(pb.ListTasksRequest())).tasks] == ["task"]
-    task = await house.limit(max_running=0)
+async def test_a_task_that_exists_by_its_limits_alone_goes_with_them(harness: LimitsHarness) -> None:
+    await harness.limit(max_running=1)
+    assert [task.id for task in (await harness.tasks.ListTasks(pb.ListTasksRequest())).tasks] == ["task"]
+    task = await harness.limit(max_running=0)
     assert task == pb.TaskSummary(id="task")
     with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await house.tasks.GetTask(pb.GetTaskRequest(task_id="task"))
+        await harness.tasks.GetTask(pb.GetTaskRequest(task_id="task"))
     assert (refused.value.code(), reason(refused.value)) == (NOT_FOUND, "TASK_NOT_FOUND")
 
 
@@ -116,25 +116,25 @@ async def test_a_task_that_exists_by_its_limits_alone_goes_with_them(house: Limi
     ],
 )
 async def test_bad_limits_are_refused_by_name_and_change_nothing(
-    house: LimitsHouse, fields: dict[str, object], said: str
+    harness: LimitsHarness, fields: dict[str, object], said: str
 ) -> None:
     with pytest.raises(grpc.aio.AioRpcError) as refused:
-        await house.limit(**{"paused": True, **fields})
+        await harness.limit(**{"paused": True, **fields})
     assert (refused.value.code(), refused.value.details()) == (INVALID, said)
-    assert not (await house.tasks.ListTasks(pb.ListTasksRequest())).tasks
+    assert not (await harness.tasks.ListTasks(pb.ListTasksRequest())).tasks
 
 
-async def test_a_host_that_there_is_not_and_a_note_of_two_lines_are_refused(house: LimitsHouse) -> None:
+async def test_a_host_that_there_is_not_and_a_note_of_two_lines_are_refused(harness: LimitsHarness) -> None:
     for call in (
-        house.hosts.DrainHost(pb.DrainHostRequest(host="b")),
-        house.hosts.ResumeHost(pb.ResumeHostRequest(host="b")),
+        harness.hosts.DrainHost(pb.DrainHostRequest(host="b")),
+        harness.hosts.ResumeHost(pb.ResumeHostRequest(host="b")),
     ):
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await call
         assert (refused.value.code(), reason(refused.value)) == (NOT_FOUND, "HOST_NOT_FOUND")
     for request in (pb.DrainHostRequest(), pb.DrainHostRequest(host="b", note="one\ntwo")):
         with pytest.raises(grpc.aio.AioRpcError) as refused:
-            await house.hosts.DrainHost(request)
+            await harness.hosts.DrainHost(request)
         assert (refused.value.code(), reason(refused.value)) == (INVALID, "INVALID_FIELD")
 
 

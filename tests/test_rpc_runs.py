@@ -10,18 +10,18 @@ import pytest
 from google.protobuf import duration_pb2, timestamp_pb2
 
 from fastlane_grpc.v1 import fastlane_pb2 as pb
-from tests.calls import House, info
+from tests.calls import RpcHarness, info
 
 NIGHTLY = pb.Cron(expression="30 2 * * *", time_zone="Europe/Berlin")
 JOB_ID = "0191d2c8-0000-7000-8000-000000000001"
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
-    house = House(tmp_path)
-    await house.server.start()
-    yield house
-    await house.close()
+async def harness(tmp_path: Path) -> AsyncIterator[RpcHarness]:
+    harness = RpcHarness(tmp_path)
+    await harness.server.start()
+    yield harness
+    await harness.close()
 
 
 def seconds(number: float) -> duration_pb2.Duration:
@@ -45,44 +45,44 @@ async def refusal(call: Any) -> grpc.aio.AioRpcError:
 # ---- schedules
 
 
-async def test_a_job_says_when_it_will_run_and_why_it_waits(house: House) -> None:
-    job = await house.enqueue(cron=NIGHTLY)
+async def test_a_job_says_when_it_will_run_and_why_it_waits(harness: RpcHarness) -> None:
+    job = await harness.enqueue(cron=NIGHTLY)
     assert job.state == pb.STATE_SCHEDULED
     assert job.execution.waiting.reason == pb.WAIT_REASON_NOT_DUE
     assert job.execution.waiting.due_time == job.execution.tick_time == job.schedule.next_times[0]
     assert len(job.schedule.next_times) == 5
     assert job.schedule.description == "at 02:30 every day, Europe/Berlin"
     assert job.spec.cron == NIGHTLY
-    [listed] = (await house.jobs.ListJobs(pb.ListJobsRequest())).jobs
+    [listed] = (await harness.jobs.ListJobs(pb.ListJobsRequest())).jobs
     assert list(listed.schedule.next_times) == [job.schedule.next_times[0]], "without its spec"
 
 
-async def test_a_preview_answers_the_same_times_and_stores_nothing(house: House) -> None:
-    preview = await house.jobs.PreviewSchedule(pb.PreviewScheduleRequest(cron=NIGHTLY))
+async def test_a_preview_answers_the_same_times_and_stores_nothing(harness: RpcHarness) -> None:
+    preview = await harness.jobs.PreviewSchedule(pb.PreviewScheduleRequest(cron=NIGHTLY))
     assert len(preview.times) == 10
     assert preview.description == "at 02:30 every day, Europe/Berlin"
-    job = await house.enqueue(cron=NIGHTLY)
+    job = await harness.enqueue(cron=NIGHTLY)
     assert list(job.schedule.next_times) == list(preview.times)[:5]
-    later = await house.jobs.PreviewSchedule(
+    later = await harness.jobs.PreviewSchedule(
         pb.PreviewScheduleRequest(cron=NIGHTLY, count=1, from_time=preview.times[4])
     )
     assert list(later.times) == [preview.times[5]]
     ended = pb.Cron(expression="0 0 * * *", end_time=in_days(2.5))
-    assert len((await house.jobs.PreviewSchedule(pb.PreviewScheduleRequest(cron=ended))).times) <= 3
-    assert len((await house.jobs.ListJobs(pb.ListJobsRequest())).jobs) == 1
+    assert len((await harness.jobs.PreviewSchedule(pb.PreviewScheduleRequest(cron=ended))).times) <= 3
+    assert len((await harness.jobs.ListJobs(pb.ListJobsRequest())).jobs) == 1
 
 
-async def test_a_schedule_is_paused_and_resumed(house: House) -> None:
-    job = await house.enqueue(cron=NIGHTLY)
-    paused = (await house.jobs.PauseSchedule(pb.PauseScheduleRequest(job_id=job.id))).job
+async def test_a_schedule_is_paused_and_resumed(harness: RpcHarness) -> None:
+    job = await harness.enqueue(cron=NIGHTLY)
+    paused = (await harness.jobs.PauseSchedule(pb.PauseScheduleRequest(job_id=job.id))).job
     assert paused.schedule.paused
     assert paused.execution.waiting.reason == pb.WAIT_REASON_SCHEDULE_PAUSED
     assert paused.etag != job.etag
-    resumed = (await house.jobs.ResumeSchedule(pb.ResumeScheduleRequest(job_id=job.id))).job
+    resumed = (await harness.jobs.ResumeSchedule(pb.ResumeScheduleRequest(job_id=job.id))).job
     assert not resumed.schedule.paused
     assert resumed.execution.tick_time == job.execution.tick_time
-    plain = await house.enqueue()
-    refused = await refusal(house.jobs.PauseSchedule(pb.PauseScheduleRequest(job_id=plain.id)))
+    plain = await harness.enqueue()
+    refused = await refusal(harness.jobs.PauseSchedule(pb.PauseScheduleRequest(job_id=plain.id)))
     assert (refused.code(), info(refused).reason) == (grpc.StatusCode.FAILED_PRECONDITION, "NO_SCHEDULE")
     assert refused.details() == f"job {plain.id} has no schedule"
 
@@ -90,11 +90,11 @@ async def test_a_schedule_is_paused_and_resumed(house: House) -> None:
 # ---- replaced and retried jobs
 
 
-async def test_a_job_is_created_and_replaced_under_the_id_of_its_caller(house: House) -> None:
+async def test_a_job_is_created_and_replaced_under_the_id_of_its_caller(harness: RpcHarness) -> None:
     request = pb.ReplaceJobRequest(job_id=JOB_ID, task_id="t", spec=pb.JobSpec(image="busybox", cron=NIGHTLY))
-    created = await house.jobs.ReplaceJob(request)
+    created = await harness.jobs.ReplaceJob(request)
     assert (created.created, created.job.id) == (True, JOB_ID)
-    same = await house.jobs.ReplaceJob(request)
+    same = await harness.jobs.ReplaceJob(request)
     assert (same.created, same.job.etag, same.job.execution.id) == (
         False,
         created.job.etag,
@@ -102,13 +102,13 @@ async def test_a_job_is_created_and_replaced_under_the_id_of_its_caller(house: H
     )
     request.spec.cron.expression = "0 4 * * *"
     request.etag = created.job.etag
-    replaced = await house.jobs.ReplaceJob(request)
+    replaced = await harness.jobs.ReplaceJob(request)
     assert replaced.job.execution.run == 2
     request.spec.cron.expression = "0 5 * * *"
-    refused = await refusal(house.jobs.ReplaceJob(request))
+    refused = await refusal(harness.jobs.ReplaceJob(request))
     assert (refused.code(), info(refused).reason) == (grpc.StatusCode.ABORTED, "JOB_CHANGED")
     assert info(refused).metadata["etag"] == replaced.job.etag
-    assert (await house.jobs.GetJob(pb.GetJobRequest(job_id=JOB_ID))).job == replaced.job
+    assert (await harness.jobs.GetJob(pb.GetJobRequest(job_id=JOB_ID))).job == replaced.job
 
 
 @pytest.mark.parametrize(
@@ -122,48 +122,48 @@ async def test_a_job_is_created_and_replaced_under_the_id_of_its_caller(house: H
     ],
 )
 async def test_a_replacement_that_cannot_be_names_its_field(
-    house: House, request_: pb.ReplaceJobRequest, field: str
+    harness: RpcHarness, request_: pb.ReplaceJobRequest, field: str
 ) -> None:
-    refused = await refusal(house.jobs.ReplaceJob(request_))
+    refused = await refusal(harness.jobs.ReplaceJob(request_))
     assert refused.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert str(refused.details()).startswith(f"{field}: ")
-    assert not (await house.jobs.ListJobs(pb.ListJobsRequest())).jobs
+    assert not (await harness.jobs.ListJobs(pb.ListJobsRequest())).jobs
 
 
-async def test_a_final_job_is_retried_and_one_that_goes_on_is_not(house: House) -> None:
-    job = await house.enqueue()
-    refused = await refusal(house.jobs.RetryJob(pb.RetryJobRequest(job_id=job.id)))
+async def test_a_final_job_is_retried_and_one_that_goes_on_is_not(harness: RpcHarness) -> None:
+    job = await harness.enqueue()
+    refused = await refusal(harness.jobs.RetryJob(pb.RetryJobRequest(job_id=job.id)))
     assert (refused.code(), info(refused).reason) == (grpc.StatusCode.FAILED_PRECONDITION, "JOB_NOT_FINAL")
     assert info(refused).metadata == {"job_id": job.id, "state": "QUEUED"}
-    await house.jobs.StopJob(pb.StopJobRequest(job_id=job.id))
-    again = await house.jobs.RetryJob(pb.RetryJobRequest(job_id=job.id, request_id="r"))
+    await harness.jobs.StopJob(pb.StopJobRequest(job_id=job.id))
+    again = await harness.jobs.RetryJob(pb.RetryJobRequest(job_id=job.id, request_id="r"))
     assert (again.existing, again.job.state, again.job.execution.run) == (False, pb.STATE_QUEUED, 2)
     assert not again.job.HasField("outcome")
-    repeated = await house.jobs.RetryJob(pb.RetryJobRequest(job_id=job.id, request_id="r"))
+    repeated = await harness.jobs.RetryJob(pb.RetryJobRequest(job_id=job.id, request_id="r"))
     assert (repeated.existing, repeated.job.execution.id) == (True, again.job.execution.id)
-    refused = await refusal(house.jobs.RetryJob(pb.RetryJobRequest(job_id=job.id, request_id="r" * 129)))
+    refused = await refusal(harness.jobs.RetryJob(pb.RetryJobRequest(job_id=job.id, request_id="r" * 129)))
     assert str(refused.details()).startswith("request_id: has 129 characters")
 
 
-async def test_a_job_that_has_expired_is_not_retried(house: House) -> None:
+async def test_a_job_that_has_expired_is_not_retried(harness: RpcHarness) -> None:
     soon = timestamp_pb2.Timestamp()
     soon.FromDatetime(datetime.now(UTC) + timedelta(milliseconds=200))
-    job = await house.enqueue(expire_time=soon)
-    await house.jobs.StopJob(pb.StopJobRequest(job_id=job.id))
+    job = await harness.enqueue(expire_time=soon)
+    await harness.jobs.StopJob(pb.StopJobRequest(job_id=job.id))
     while datetime.now(UTC) <= soon.ToDatetime(UTC):
-        await house.jobs.GetJob(pb.GetJobRequest(job_id=job.id))
-    refused = await refusal(house.jobs.RetryJob(pb.RetryJobRequest(job_id=job.id)))
+        await harness.jobs.GetJob(pb.GetJobRequest(job_id=job.id))
+    refused = await refusal(harness.jobs.RetryJob(pb.RetryJobRequest(job_id=job.id)))
     assert (refused.code(), info(refused).reason) == (grpc.StatusCode.FAILED_PRECONDITION, "JOB_EXPIRED")
 
 
-async def test_a_taken_unique_key_is_told_with_its_holder(house: House) -> None:
-    job = await house.enqueue(unique=pb.Unique(key="k"))
+async def test_a_taken_unique_key_is_told_with_its_holder(harness: RpcHarness) -> None:
+    job = await harness.enqueue(unique=pb.Unique(key="k"))
     spec = pb.JobSpec(image="busybox", unique=pb.Unique(key="k"))
-    refused = await refusal(house.jobs.EnqueueJob(pb.EnqueueJobRequest(task_id="task", spec=spec)))
+    refused = await refusal(harness.jobs.EnqueueJob(pb.EnqueueJobRequest(task_id="task", spec=spec)))
     assert (refused.code(), info(refused).reason) == (grpc.StatusCode.ALREADY_EXISTS, "UNIQUE_KEY_TAKEN")
     assert info(refused).metadata == {"job_id": job.id}
     spec.unique.conflict = pb.Unique.CONFLICT_USE_EXISTING
-    used = await house.jobs.EnqueueJob(pb.EnqueueJobRequest(task_id="task", spec=spec))
+    used = await harness.jobs.EnqueueJob(pb.EnqueueJobRequest(task_id="task", spec=spec))
     assert (used.existing, used.job.id) == (True, job.id)
 
 
@@ -261,16 +261,16 @@ SMALL = pb.Limits(memory_bytes=32 << 20)
 )
 @pytest.mark.parametrize("replaces", [False, True])
 async def test_bad_input_names_its_field_and_changes_nothing(
-    house: House, spec: pb.JobSpec, says: str, replaces: bool
+    harness: RpcHarness, spec: pb.JobSpec, says: str, replaces: bool
 ) -> None:
     if replaces:
-        call = house.jobs.ReplaceJob(pb.ReplaceJobRequest(job_id=JOB_ID, task_id="t", spec=spec))
+        call = harness.jobs.ReplaceJob(pb.ReplaceJobRequest(job_id=JOB_ID, task_id="t", spec=spec))
     else:
-        call = house.jobs.EnqueueJob(pb.EnqueueJobRequest(task_id="t", spec=spec, request_id="r"))
+        call = harness.jobs.EnqueueJob(pb.EnqueueJobRequest(task_id="t", spec=spec, request_id="r"))
     refused = await refusal(call)
     assert refused.code() == grpc.StatusCode.INVALID_ARGUMENT
     assert says in str(refused.details())
-    assert not (await house.jobs.ListJobs(pb.ListJobsRequest())).jobs
+    assert not (await harness.jobs.ListJobs(pb.ListJobsRequest())).jobs
 
 
 @pytest.mark.parametrize(
@@ -286,22 +286,24 @@ async def test_bad_input_names_its_field_and_changes_nothing(
         ),
     ],
 )
-async def test_a_preview_names_the_field_at_fault(house: House, request_: pb.PreviewScheduleRequest, says: str) -> None:
-    refused = await refusal(house.jobs.PreviewSchedule(request_))
+async def test_a_preview_names_the_field_at_fault(
+    harness: RpcHarness, request_: pb.PreviewScheduleRequest, says: str
+) -> None:
+    refused = await refusal(harness.jobs.PreviewSchedule(request_))
     assert (refused.code(), str(refused.details())[: len(says)]) == (grpc.StatusCode.INVALID_ARGUMENT, says)
 
 
-async def test_a_preview_of_the_far_future_is_empty_and_quick(house: House) -> None:
+async def test_a_preview_of_the_far_future_is_empty_and_quick(harness: RpcHarness) -> None:
     request = pb.PreviewScheduleRequest(cron=NIGHTLY, from_time=timestamp_pb2.Timestamp(seconds=253_402_300_000))
-    assert not (await house.jobs.PreviewSchedule(request)).times
+    assert not (await harness.jobs.PreviewSchedule(request)).times
 
 
-async def test_an_unknown_field_of_a_nested_message_is_refused(house: House) -> None:
+async def test_an_unknown_field_of_a_nested_message_is_refused(harness: RpcHarness) -> None:
     unknown = b"\xc0\x3e\x01"
     for field in ("cron", "retry", "unique"):
         data = getattr(pb.JobSpec(cron=NIGHTLY, retry=pb.Retry(max_retries=1)), field).SerializeToString() + unknown
         spec = pb.JobSpec(image="busybox")
         getattr(spec, field).MergeFromString(data)
-        refused = await refusal(house.jobs.EnqueueJob(pb.EnqueueJobRequest(task_id="t", spec=spec)))
+        refused = await refusal(harness.jobs.EnqueueJob(pb.EnqueueJobRequest(task_id="t", spec=spec)))
         assert (refused.code(), info(refused).reason) == (grpc.StatusCode.UNIMPLEMENTED, "UNKNOWN_FIELD")
         assert f"field 1000 of EnqueueJobRequest.spec.{field}" in str(refused.details())

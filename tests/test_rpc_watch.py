@@ -14,17 +14,17 @@ from google.rpc import error_details_pb2
 
 from fastlane_grpc.model import JobSpec, Outcome, State, new_id
 from fastlane_grpc.v1 import fastlane_pb2 as pb
-from tests.calls import House, detail, reason
+from tests.calls import RpcHarness, detail, reason
 
 Call: TypeAlias = "grpc.aio.UnaryStreamCall[object, pb.WatchJobsResponse]"
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
-    house = House(tmp_path)
-    await house.server.start()
-    yield house
-    await house.close()
+async def harness(tmp_path: Path) -> AsyncIterator[RpcHarness]:
+    harness = RpcHarness(tmp_path)
+    await harness.server.start()
+    yield harness
+    await harness.close()
 
 
 async def read(call: Call) -> pb.WatchJobsResponse:
@@ -59,75 +59,75 @@ async def next_pruned(call: Call) -> str:
     return message.pruned_job_id
 
 
-async def refusal(house: House, **request: Any) -> grpc.aio.AioRpcError:
+async def refusal(harness: RpcHarness, **request: Any) -> grpc.aio.AioRpcError:
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         while True:
-            await read(house.watch(**request))
+            await read(harness.watch(**request))
     return refused.value
 
 
-async def enqueue(house: House, task_id: str = "task", labels: Mapping[str, str] | None = None) -> str:
+async def enqueue(harness: RpcHarness, task_id: str = "task", labels: Mapping[str, str] | None = None) -> str:
     spec = JobSpec("busybox", labels=labels or {})
-    job, _ = await house.store.enqueue(task_id=task_id, spec=spec, request_id="", caller_address="")
+    job, _ = await harness.store.enqueue(task_id=task_id, spec=spec, request_id="", caller_address="")
     return job.id
 
 
-async def finish_next(house: House) -> str:
+async def finish_next(harness: RpcHarness) -> str:
     """Takes the next job to its end, without a container."""
-    [assignment] = await house.store.claim_on(["local"])
+    [assignment] = await harness.store.claim_on(["local"])
     execution = assignment.execution
-    await house.store.finish(execution.id, state=State.SUCCEEDED, outcome=Outcome(exit_code=0), logs=())
+    await harness.store.finish(execution.id, state=State.SUCCEEDED, outcome=Outcome(exit_code=0), logs=())
     return execution.job_id
 
 
 # ----------------------------------------------------------------------------------------------- what a watcher is told
 
 
-async def test_a_watch_tells_what_is_open_and_then_each_change(house: House) -> None:
-    await enqueue(house)
-    ended = await finish_next(house)
-    first = await enqueue(house)
-    call = house.watch()
+async def test_a_watch_tells_what_is_open_and_then_each_change(harness: RpcHarness) -> None:
+    await enqueue(harness)
+    ended = await finish_next(harness)
+    first = await enqueue(harness)
+    call = harness.watch()
     messages, cursor = await snapshot(call)
     assert [message.job.id for message in messages] == [first]
     assert cursor
-    assert await finish_next(house) == first
+    assert await finish_next(harness) == first
     while (job := await next_job(call)).state != pb.STATE_SUCCEEDED:
         assert job.id == first
-    second = await enqueue(house)
+    second = await enqueue(harness)
     # The last state of a job may be told twice.
     while (job := await next_job(call)).id == first:
         assert job.state == pb.STATE_SUCCEEDED
     assert (job.id, job.state) == (second, pb.STATE_QUEUED)
-    await house.store.delete_jobs([ended])
+    await harness.store.delete_jobs([ended])
     assert await next_pruned(call) == ended
 
 
-async def test_a_watched_job_is_as_get_job_answers_without_its_spec(house: House) -> None:
-    call = house.watch()
+async def test_a_watched_job_is_as_get_job_answers_without_its_spec(harness: RpcHarness) -> None:
+    call = harness.watch()
     await snapshot(call)
-    job_id = await enqueue(house)
+    job_id = await enqueue(harness)
     changed = await next_job(call)
-    got = (await house.jobs.GetJob(pb.GetJobRequest(job_id=job_id))).job
+    got = (await harness.jobs.GetJob(pb.GetJobRequest(job_id=job_id))).job
     got.ClearField("spec")
     assert changed == got
     assert changed.execution.waiting.reason == pb.WAIT_REASON_NO_FREE_SLOT
 
 
-async def test_a_schedule_that_is_paused_and_a_job_that_is_retried_are_told(house: House) -> None:
-    call = house.watch()
+async def test_a_schedule_that_is_paused_and_a_job_that_is_retried_are_told(harness: RpcHarness) -> None:
+    call = harness.watch()
     await snapshot(call)
     spec = pb.JobSpec(image="busybox", cron=pb.Cron(expression="@yearly"))
-    job = (await house.jobs.EnqueueJob(pb.EnqueueJobRequest(task_id="task", spec=spec))).job
+    job = (await harness.jobs.EnqueueJob(pb.EnqueueJobRequest(task_id="task", spec=spec))).job
     told = await next_job(call)
     assert (told.id, told.state, len(told.schedule.next_times)) == (job.id, pb.STATE_SCHEDULED, 1)
-    await house.jobs.PauseSchedule(pb.PauseScheduleRequest(job_id=job.id))
+    await harness.jobs.PauseSchedule(pb.PauseScheduleRequest(job_id=job.id))
     while not (told := await next_job(call)).schedule.paused:
         assert told.id == job.id
-    await house.jobs.StopJob(pb.StopJobRequest(job_id=job.id))
+    await harness.jobs.StopJob(pb.StopJobRequest(job_id=job.id))
     while (told := await next_job(call)).state != pb.STATE_STOPPED:
         assert told.id == job.id
-    await house.jobs.RetryJob(pb.RetryJobRequest(job_id=job.id))
+    await harness.jobs.RetryJob(pb.RetryJobRequest(job_id=job.id))
     while (told := await next_job(call)).state != pb.STATE_QUEUED:
         assert told.id == job.id
     assert not told.HasField("outcome")
@@ -146,46 +146,46 @@ async def test_a_schedule_that_is_paused_and_a_job_that_is_retried_are_told(hous
     ],
 )
 async def test_a_filter_holds_for_the_snapshot_for_changes_and_for_what_is_pruned(
-    house: House, request_of: Any, wanted: set[str]
+    harness: RpcHarness, request_of: Any, wanted: set[str]
 ) -> None:
     names = ["mail", "build", "mail-red", "build-red"]
     ids = {
-        name: await enqueue(house, name.partition("-")[0], {"colour": "red"} if "red" in name else {"size": "red"})
+        name: await enqueue(harness, name.partition("-")[0], {"colour": "red"} if "red" in name else {"size": "red"})
         for name in names
     }
-    call = house.watch(**request_of(ids))
+    call = harness.watch(**request_of(ids))
     assert await jobs_of(call) == {ids[name] for name in wanted}
     for _ in names:
-        await finish_next(house)
+        await finish_next(harness)
     final: set[str] = set()
     while len(final) < len(wanted):
         job = await next_job(call)
         final |= {job.id} if job.state == pb.STATE_SUCCEEDED else set()
     assert final == {ids[name] for name in wanted}
-    await house.store.delete_jobs(list(ids.values()))
+    await harness.store.delete_jobs(list(ids.values()))
     assert {await next_pruned(call) for _ in wanted} == final
     # And nothing else: the next one is a job that comes later, where such a job may match.
     if "job_ids" not in request_of(ids):
         task_id = "mail" if "mail" in wanted else "build"
-        later = await enqueue(house, task_id, {"colour": "red"})
+        later = await enqueue(harness, task_id, {"colour": "red"})
         assert (await next_job(call)).id == later
 
 
-async def test_job_ids_tell_final_jobs_too_and_which_do_not_exist(house: House) -> None:
-    await enqueue(house)
-    final, missing = await finish_next(house), new_id()
-    messages, _ = await snapshot(house.watch(job_ids=[final, missing]))
+async def test_job_ids_tell_final_jobs_too_and_which_do_not_exist(harness: RpcHarness) -> None:
+    await enqueue(harness)
+    final, missing = await finish_next(harness), new_id()
+    messages, _ = await snapshot(harness.watch(job_ids=[final, missing]))
     assert [message.job.state for message in messages if message.HasField("job")] == [pb.STATE_SUCCEEDED]
     assert [message.pruned_job_id for message in messages if not message.HasField("job")] == [missing]
 
 
-async def test_thousands_of_open_jobs_are_told_in_bounded_pages(house: House) -> None:
+async def test_thousands_of_open_jobs_are_told_in_bounded_pages(harness: RpcHarness) -> None:
     pending = [
-        house.store.enqueue(task_id=f"task-{number % 7}", spec=JobSpec("busybox"), request_id="", caller_address="")
+        harness.store.enqueue(task_id=f"task-{number % 7}", spec=JobSpec("busybox"), request_id="", caller_address="")
         for number in range(3000)
     ]
     ids = {(await each)[0].id for each in pending}
-    messages, _ = await snapshot(house.watch())
+    messages, _ = await snapshot(harness.watch())
     assert len(messages) == 3000
     assert {message.job.id for message in messages} == ids
 
@@ -193,54 +193,54 @@ async def test_thousands_of_open_jobs_are_told_in_bounded_pages(house: House) ->
 # ----------------------------------------------------------------------------------------------------- resuming, ending
 
 
-async def test_a_watch_resumes_after_each_of_its_messages(house: House) -> None:
-    call = house.watch()
+async def test_a_watch_resumes_after_each_of_its_messages(harness: RpcHarness) -> None:
+    call = harness.watch()
     _, cursor = await snapshot(call)
     cursors = [cursor]
     for _ in range(5):
-        await enqueue(house)
+        await enqueue(harness)
         cursors.append((await read(call)).cursor)
     for passed, cursor in enumerate(cursors):
-        again = house.watch(cursor=cursor)
+        again = harness.watch(cursor=cursor)
         assert (await read(again)).cursor == cursor, "a heartbeat at once"
         assert [(await read(again)).cursor for _ in cursors[passed + 1 :]] == cursors[passed + 1 :]
         again.cancel()
 
 
-async def test_a_cursor_of_an_empty_log_resumes(house: House) -> None:
-    _, cursor = await snapshot(house.watch())
-    again = house.watch(cursor=cursor)
+async def test_a_cursor_of_an_empty_log_resumes(harness: RpcHarness) -> None:
+    _, cursor = await snapshot(harness.watch())
+    again = harness.watch(cursor=cursor)
     await read(again)
-    job_id = await enqueue(house)
+    job_id = await enqueue(harness)
     assert (await next_job(again)).id == job_id
 
 
-async def test_heartbeats_carry_a_cursor_that_moves_on_past_other_jobs(house: House) -> None:
-    call = house.watch(task_id="quiet", heartbeat_interval=Duration(seconds=1))
+async def test_heartbeats_carry_a_cursor_that_moves_on_past_other_jobs(harness: RpcHarness) -> None:
+    call = harness.watch(task_id="quiet", heartbeat_interval=Duration(seconds=1))
     _, begin = await snapshot(call)
-    await enqueue(house, "busy")
+    await enqueue(harness, "busy")
     heartbeat = await read(call)
     assert heartbeat.heartbeat.time.seconds
     assert int(heartbeat.cursor.split(".")[2]) == int(begin.split(".")[2]) + 1
 
 
-async def test_a_cursor_whose_changes_were_pruned_is_too_old(house: House) -> None:
-    _, cursor = await snapshot(house.watch())
+async def test_a_cursor_whose_changes_were_pruned_is_too_old(harness: RpcHarness) -> None:
+    _, cursor = await snapshot(harness.watch())
     for _ in range(3):
-        await enqueue(house)
-    await house.store.prune_changes(before=house.now(), keep=1, limit=100)
-    error = await refusal(house, cursor=cursor)
+        await enqueue(harness)
+    await harness.store.prune_changes(before=harness.now(), keep=1, limit=100)
+    error = await refusal(harness, cursor=cursor)
     assert (error.code(), reason(error)) == (grpc.StatusCode.OUT_OF_RANGE, "CURSOR_TOO_OLD")
-    assert len(await jobs_of(house.watch())) == 3
+    assert len(await jobs_of(harness.watch())) == 3
 
 
-async def test_a_cursor_ahead_of_the_log_is_not_kept_either(house: House) -> None:
-    call = house.watch()
+async def test_a_cursor_ahead_of_the_log_is_not_kept_either(harness: RpcHarness) -> None:
+    call = harness.watch()
     await snapshot(call)
-    await enqueue(house)
+    await enqueue(harness)
     version, instance, sequence, moment = (await read(call)).cursor.split(".")
     for forged in (f"{version}.{instance}.{int(sequence) + 1}.{moment}", f"{version}.{instance}.{sequence}.1"):
-        assert reason(await refusal(house, cursor=forged)) == "CURSOR_TOO_OLD"
+        assert reason(await refusal(harness, cursor=forged)) == "CURSOR_TOO_OLD"
 
 
 @pytest.mark.parametrize(
@@ -260,8 +260,8 @@ async def test_a_cursor_ahead_of_the_log_is_not_kept_either(house: House) -> Non
         "\x00" * 1000,
     ],
 )
-async def test_a_hostile_cursor_is_refused(house: House, cursor: str) -> None:
-    error = await refusal(house, cursor=cursor.format(instance=house.store.instance))
+async def test_a_hostile_cursor_is_refused(harness: RpcHarness, cursor: str) -> None:
+    error = await refusal(harness, cursor=cursor.format(instance=harness.store.instance))
     assert (error.code(), reason(error)) == (grpc.StatusCode.INVALID_ARGUMENT, "CURSOR_INVALID")
 
 
@@ -277,8 +277,8 @@ async def test_a_hostile_cursor_is_refused(house: House, cursor: str) -> None:
         ({"heartbeat_interval": Duration(seconds=1, nanos=-1)}, "heartbeat_interval"),
     ],
 )
-async def test_an_invalid_field_is_named(house: House, request_fields: dict[str, Any], field: str) -> None:
-    error = await refusal(house, **request_fields)
+async def test_an_invalid_field_is_named(harness: RpcHarness, request_fields: dict[str, Any], field: str) -> None:
+    error = await refusal(harness, **request_fields)
     assert (error.code(), reason(error)) == (grpc.StatusCode.INVALID_ARGUMENT, "INVALID_FIELD")
     found = detail(error, error_details_pb2.BadRequest)
     assert found is not None
@@ -286,13 +286,13 @@ async def test_an_invalid_field_is_named(house: House, request_fields: dict[str,
 
 
 async def test_a_watch_counts_as_a_stream(tmp_path: Path) -> None:
-    house = House(tmp_path, max_streams=2)
-    await house.server.start()
-    job = await house.enqueue()
-    watch, stream = house.watch(), house.stream(job.execution.id)
+    harness = RpcHarness(tmp_path, max_streams=2)
+    await harness.server.start()
+    job = await harness.enqueue()
+    watch, stream = harness.watch(), harness.stream(job.execution.id)
     await snapshot(watch)
     await stream.read()
-    for call in (house.watch(), house.stream(job.execution.id)):
+    for call in (harness.watch(), harness.stream(job.execution.id)):
         with pytest.raises(grpc.aio.AioRpcError) as refused:
             await call.read()
         assert reason(refused.value) == "TOO_MANY_STREAMS"
@@ -301,21 +301,21 @@ async def test_a_watch_counts_as_a_stream(tmp_path: Path) -> None:
     # Its place is free once the server has noticed.
     async with asyncio.timeout(30):
         while True:
-            again = house.watch()
+            again = harness.watch()
             try:
                 await snapshot(again)
                 break
             except grpc.aio.AioRpcError as error:
                 assert reason(error) == "TOO_MANY_STREAMS"
-    await house.close()
+    await harness.close()
 
 
-async def test_a_stopping_server_ends_watches_so_that_clients_resume(house: House) -> None:
-    calls = [house.watch(), house.watch(task_id="task"), house.watch(job_ids=[new_id()])]
+async def test_a_stopping_server_ends_watches_so_that_clients_resume(harness: RpcHarness) -> None:
+    calls = [harness.watch(), harness.watch(task_id="task"), harness.watch(job_ids=[new_id()])]
     for call in calls:
         await snapshot(call)
     began = time.monotonic()
-    await house.server.stop()
+    await harness.server.stop()
     for call in calls:
         with pytest.raises(grpc.aio.AioRpcError) as cut:
             await call.read()
@@ -324,17 +324,17 @@ async def test_a_stopping_server_ends_watches_so_that_clients_resume(house: Hous
     assert time.monotonic() - began < 10
 
 
-async def test_a_watcher_that_does_not_read_gets_the_last_state_when_it_reads(house: House) -> None:
-    slow, quick = house.watch(), house.watch()
+async def test_a_watcher_that_does_not_read_gets_the_last_state_when_it_reads(harness: RpcHarness) -> None:
+    slow, quick = harness.watch(), harness.watch()
     await snapshot(slow)
     _, cursor = await snapshot(quick)
     pending = [
-        house.store.enqueue(task_id="task", spec=JobSpec("busybox" * 30), request_id="", caller_address="")
+        harness.store.enqueue(task_id="task", spec=JobSpec("busybox" * 30), request_id="", caller_address="")
         for _ in range(4000)
     ]
     ids = {(await each)[0].id for each in pending}
-    final = {await finish_next(house) for _ in range(20)}
-    for call in (slow, quick, house.watch(cursor=cursor)):
+    final = {await finish_next(harness) for _ in range(20)}
+    for call in (slow, quick, harness.watch(cursor=cursor)):
         states: dict[str, int] = {}
         while states.keys() != ids or {job_id for job_id, state in states.items() if state >= 6} != final:
             message = await read(call)

@@ -118,14 +118,14 @@ def test_a_job_takes_the_place_of_the_one_with_its_key_once_that_has_ended(
 def test_a_tail_of_a_job_reads_every_attempt_over_a_server_that_is_killed(
     tmp_path: Path, sdk: docker.DockerClient, image: str
 ) -> None:
-    house = Succession(tmp_path / "data", sdk, image)
-    first = house.server()
-    jobs = pb_grpc.JobServiceStub(grpc.insecure_channel(house.listen))
+    harness = Succession(tmp_path / "data", sdk, image)
+    first = harness.server()
+    jobs = pb_grpc.JobServiceStub(grpc.insecure_channel(harness.listen))
     job = enqueue(
         jobs, image, "i=0; while [ $i -lt 20 ]; do i=$((i+1)); echo $i; sleep 0.03; done; exit 5", retry=EXACT
     )
     printed: list[bytes] = []
-    with house.client, house.client.tail_job(job.id) as tail:
+    with harness.client, harness.client.tail_job(job.id) as tail:
         for event in tail:
             match event:
                 case ExecutionStart():
@@ -133,11 +133,11 @@ def test_a_tail_of_a_job_reads_every_attempt_over_a_server_that_is_killed(
                     assert (event.execution.attempt, event.max_attempts) == (len(printed), 3)
                 case Output(data=data) if event.source == pb.SOURCE_STDOUT:
                     printed[-1] += data
-                    if len(printed) == 2 and len(house.servers) == 1:
+                    if len(printed) == 2 and len(harness.servers) == 1:
                         first.kill()
-                        house.server()
+                        harness.server()
                 case JobEnd():
                     end = event
     assert printed == [b"".join(b"%d\n" % number for number in range(1, 21))] * 3
     assert (end.exit_status, end.job.state, end.job.executions) == (5, pb.STATE_FAILED, 3)
-    assert house.servers[-1].stop() == 0
+    assert harness.servers[-1].stop() == 0

@@ -24,7 +24,7 @@ from fastlane_grpc.schedule import Ticks
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
 from tests.serving import within
-from tests.test_crash import House
+from tests.test_crash import CrashHarness
 
 pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
 
@@ -65,35 +65,35 @@ class Mails:
 
 
 @pytest.fixture
-def house(tmp_path: Path, sdk: docker.DockerClient, image: str) -> Iterator[House]:
-    house = House(tmp_path / "data", sdk, image, CaptureMode.RECORDER)
-    yield house
-    house.client.close()
+def harness(tmp_path: Path, sdk: docker.DockerClient, image: str) -> Iterator[CrashHarness]:
+    harness = CrashHarness(tmp_path / "data", sdk, image, CaptureMode.RECORDER)
+    yield harness
+    harness.client.close()
 
 
-def stub(house: House) -> Any:
-    return pb_grpc.JobServiceStub(grpc.insecure_channel(house.listen))
+def stub(harness: CrashHarness) -> Any:
+    return pb_grpc.JobServiceStub(grpc.insecure_channel(harness.listen))
 
 
-def executions_of(house: House, job_id: str) -> list[pb.Execution]:
+def executions_of(harness: CrashHarness, job_id: str) -> list[pb.Execution]:
     """All executions of the job, the oldest one first."""
-    service = pb_grpc.ExecutionServiceStub(grpc.insecure_channel(house.listen))
+    service = pb_grpc.ExecutionServiceStub(grpc.insecure_channel(harness.listen))
     return list(service.ListExecutions(pb.ListExecutionsRequest(job_id=job_id, page_size=1000)).executions)[::-1]
 
 
-def test_schedules_and_retries_outlive_servers_that_are_killed(house: House) -> None:
+def test_schedules_and_retries_outlive_servers_that_are_killed(harness: CrashHarness) -> None:
     chance = random.Random(SEED)
     begin = utc_now()
     clock = {"clock": (begin.isoformat(), FACTOR)}
     with Mails() as mails:
-        server = house.server(**clock)
+        server = harness.server(**clock)
         jobs = {
-            overlap: stub(house)
+            overlap: stub(harness)
             .EnqueueJob(
                 pb.EnqueueJobRequest(
                     task_id="mail",
                     spec=pb.JobSpec(
-                        image=house.image,
+                        image=harness.image,
                         args=["sh", "-c", SEND],
                         envs={"PORT": str(mails.port)},
                         cron=pb.Cron(
@@ -109,12 +109,12 @@ def test_schedules_and_retries_outlive_servers_that_are_killed(house: House) -> 
             for overlap in (Overlap.SKIP, Overlap.QUEUE_ONE, Overlap.ALLOW)
         }
         failing = (
-            stub(house)
+            stub(harness)
             .EnqueueJob(
                 pb.EnqueueJobRequest(
                     task_id="fails",
                     spec=pb.JobSpec(
-                        image=house.image,
+                        image=harness.image,
                         args=["sh", "-c", "echo fails; exit 7"],
                         retry=pb.Retry(
                             max_retries=2 * ROUNDS, initial_backoff=duration_pb2.Duration(seconds=45), factor=1
@@ -127,34 +127,34 @@ def test_schedules_and_retries_outlive_servers_that_are_killed(house: House) -> 
         for _ in range(ROUNDS):
             threading.Event().wait(chance.uniform(1.0, 5.0))
             server.kill()
-            server = house.server(**clock)
+            server = harness.server(**clock)
         threading.Event().wait(2.0)
         with within(60):
             for job in jobs.values():
-                stub(house).StopJob(pb.StopJobRequest(job_id=job.id, note="the day is over"))
-            while stub(house).GetJob(pb.GetJobRequest(job_id=failing.id)).job.state not in FINAL:
+                stub(harness).StopJob(pb.StopJobRequest(job_id=job.id, note="the day is over"))
+            while stub(harness).GetJob(pb.GetJobRequest(job_id=failing.id)).job.state not in FINAL:
                 threading.Event().wait(0.1)
-            while any(each.state not in FINAL for job in jobs.values() for each in executions_of(house, job.id)):
+            while any(each.state not in FINAL for job in jobs.values() for each in executions_of(harness, job.id)):
                 threading.Event().wait(0.1)
         for job in jobs.values():
-            check_ticks(house, job, mails)
-        check_attempts(house, failing)
+            check_ticks(harness, job, mails)
+        check_attempts(harness, failing)
         assert server.stop() == 0
-    house.executions = [each for _, each in sorted(_started(house))]
-    assert set(house.starts().values()) <= {1}, "no container is started twice"
+    harness.executions = [each for _, each in sorted(_started(harness))]
+    assert set(harness.starts().values()) <= {1}, "no container is started twice"
 
 
-def _started(house: House) -> set[tuple[str, str]]:
-    events = house.sdk.api.events(
-        since=house._since, until=utc_now().timestamp() + 1, filters={"event": "start"}, decode=True
+def _started(harness: CrashHarness) -> set[tuple[str, str]]:
+    events = harness.sdk.api.events(
+        since=harness._since, until=utc_now().timestamp() + 1, filters={"event": "start"}, decode=True
     )
     return {(each["Actor"]["ID"], each["Actor"]["Attributes"].get("fastlane.execution", "")) for each in events}
 
 
-def check_ticks(house: House, job: pb.Job, mails: Mails) -> None:
+def check_ticks(harness: CrashHarness, job: pb.Job, mails: Mails) -> None:
     """Each tick ran once, or was skipped, and each run that succeeded has sent one mail."""
-    final = stub(house).GetJob(pb.GetJobRequest(job_id=job.id)).job
-    executions = executions_of(house, job.id)
+    final = stub(harness).GetJob(pb.GetJobRequest(job_id=job.id)).job
+    executions = executions_of(harness, job.id)
     times = [each.tick_time.ToDatetime(UTC) for each in executions]
     assert len(set(times)) == len(times), "no tick runs twice"
     assert [each.run for each in executions] == list(range(1, len(executions) + 1))
@@ -171,13 +171,13 @@ def check_ticks(house: House, job: pb.Job, mails: Mails) -> None:
             assert sent == 1, "what succeeded has sent its mail"
 
 
-def check_attempts(house: House, job: pb.Job) -> None:
+def check_attempts(harness: CrashHarness, job: pb.Job) -> None:
     """Each attempt was tried in order, and only failures of the job were counted."""
-    executions = executions_of(house, job.id)
+    executions = executions_of(harness, job.id)
     assert [each.attempt for each in executions] == list(range(1, len(executions) + 1))
     failed = [each for each in executions if each.state == pb.STATE_FAILED]
     lost = [each for each in executions if each.state == pb.STATE_LOST]
     assert len(failed) == 1 + 2 * ROUNDS
     assert len(failed) + len(lost) == len(executions)
-    final = stub(house).GetJob(pb.GetJobRequest(job_id=job.id)).job
+    final = stub(harness).GetJob(pb.GetJobRequest(job_id=job.id)).job
     assert (final.state, final.outcome.exit_code, final.executions) == (pb.STATE_FAILED, 7, len(executions))

@@ -53,7 +53,7 @@ SPEC = JobSpec("busybox", command="true")
 GRACE = timedelta(seconds=10)
 
 
-class House:
+class StoreHarness:
     """A store in a directory, what it announced, and its writer, through which a test does what only SQLite does
     otherwise."""
 
@@ -121,15 +121,15 @@ class House:
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
-    house = House(tmp_path, asyncio.get_running_loop())
-    yield house
-    house.store.close()
+async def harness(tmp_path: Path) -> AsyncIterator[StoreHarness]:
+    harness = StoreHarness(tmp_path, asyncio.get_running_loop())
+    yield harness
+    harness.store.close()
 
 
 @pytest.fixture
-def store(house: House) -> Store:
-    return house.store
+def store(harness: StoreHarness) -> Store:
+    return harness.store
 
 
 def names_in(directory: Path) -> list[str]:
@@ -208,21 +208,21 @@ async def test_the_same_request_id_with_the_same_request_answers_the_same_job(st
     assert again.execution.state is State.PREPARING
 
 
-async def test_the_same_request_id_with_another_request_is_refused_and_names_the_job(house: House) -> None:
-    first, _ = await house.store.enqueue(task_id="task", spec=SPEC, request_id="once", caller_address="")
+async def test_the_same_request_id_with_another_request_is_refused_and_names_the_job(harness: StoreHarness) -> None:
+    first, _ = await harness.store.enqueue(task_id="task", spec=SPEC, request_id="once", caller_address="")
     with pytest.raises(RequestIdReused) as refused:
-        await enqueue(house.store, spec=JobSpec("busybox", command="false"), request_id="once")
+        await enqueue(harness.store, spec=JobSpec("busybox", command="false"), request_id="once")
     assert refused.value.metadata == {"job_id": first.id}
-    assert house.rows("SELECT count(*) FROM jobs") == [(1,)]
+    assert harness.rows("SELECT count(*) FROM jobs") == [(1,)]
 
 
-async def test_a_repeated_request_is_known_after_secret_names_were_set_anew(house: House) -> None:
+async def test_a_repeated_request_is_known_after_secret_names_were_set_anew(harness: StoreHarness) -> None:
     spec = JobSpec("busybox", envs={"PIN": "1234", "API_KEY": "a"})
-    first, _ = await house.store.enqueue(task_id="task", spec=spec, request_id="once", caller_address="")
+    first, _ = await harness.store.enqueue(task_id="task", spec=spec, request_id="once", caller_address="")
 
     async def repeated(secret_names: str, **envs: str) -> tuple[Job, bool]:
         spec = JobSpec("busybox", envs=envs)
-        return await house.writer.write(
+        return await harness.writer.write(
             Enqueue("task", spec, "once", "", utc_now(), secret_names=SecretNames.read(secret_names))
         )
 
@@ -237,27 +237,27 @@ async def test_a_repeated_request_is_known_after_secret_names_were_set_anew(hous
         await repeated("pin", PIN="1234", API_KEY="b")
 
 
-async def test_request_ids_are_unique_within_their_task_only_and_an_empty_one_is_none(house: House) -> None:
+async def test_request_ids_are_unique_within_their_task_only_and_an_empty_one_is_none(harness: StoreHarness) -> None:
     executions = [
-        await enqueue(house.store, task, request_id=request_id)
+        await enqueue(harness.store, task, request_id=request_id)
         for task in ("a", "b")
         for request_id in ("once", "", "")
     ]
     assert len({execution.job_id for execution in executions}) == 6
 
 
-async def test_the_same_request_at_the_same_time_is_one_job(house: House) -> None:
-    with house.held():
+async def test_the_same_request_at_the_same_time_is_one_job(harness: StoreHarness) -> None:
+    with harness.held():
         calls = [
-            house.store.enqueue(task_id="task", spec=SPEC, request_id="once", caller_address="") for _ in range(20)
+            harness.store.enqueue(task_id="task", spec=SPEC, request_id="once", caller_address="") for _ in range(20)
         ]
     answers = [await call for call in calls]
     assert len({job.id for job, _ in answers}) == 1
     assert sorted(existing for _, existing in answers) == [False] + [True] * 19
 
 
-async def test_of_many_enqueues_at_once_one_that_is_refused_harms_no_other(house: House) -> None:
-    first, _ = await house.store.enqueue(task_id="task", spec=SPEC, request_id="once", caller_address="")
+async def test_of_many_enqueues_at_once_one_that_is_refused_harms_no_other(harness: StoreHarness) -> None:
+    first, _ = await harness.store.enqueue(task_id="task", spec=SPEC, request_id="once", caller_address="")
     requests = [
         ("task", SPEC, ""),
         ("other", SPEC, "once"),
@@ -265,9 +265,9 @@ async def test_of_many_enqueues_at_once_one_that_is_refused_harms_no_other(house
         ("task", SPEC, "once"),
         ("task", SPEC, ""),
     ]
-    with house.held():
+    with harness.held():
         calls = [
-            house.store.enqueue(task_id=task, spec=spec, request_id=id_, caller_address="")
+            harness.store.enqueue(task_id=task, spec=spec, request_id=id_, caller_address="")
             for task, spec, id_ in requests * 30
         ]
     answers = await asyncio.gather(*calls, return_exceptions=True)
@@ -279,20 +279,20 @@ async def test_of_many_enqueues_at_once_one_that_is_refused_harms_no_other(house
             assert not isinstance(answer, BaseException)
             job, existing = answer
             assert existing is ((kind == 1 and number > 1) or kind == 3)
-            assert await house.store.job(job.id) == job
+            assert await harness.store.job(job.id) == job
             assert (job.id == first.id) is (kind == 3)
-    assert len({execution.id for execution in house.announced}) == len(house.announced) == 1 + 2 * 30 + 1
-    assert sorted(house.rows("SELECT task_id, jobs, open_jobs FROM tasks")) == [("other", 1, 1), ("task", 61, 61)]
-    house.check_lines()
+    assert len({execution.id for execution in harness.announced}) == len(harness.announced) == 1 + 2 * 30 + 1
+    assert sorted(harness.rows("SELECT task_id, jobs, open_jobs FROM tasks")) == [("other", 1, 1), ("task", 61, 61)]
+    harness.check_lines()
 
 
-async def test_a_task_counts_its_jobs_and_a_job_has_the_state_of_its_execution(house: House) -> None:
+async def test_a_task_counts_its_jobs_and_a_job_has_the_state_of_its_execution(harness: StoreHarness) -> None:
     for state in EVERY_STATE:
-        execution = await in_state(house.store, state)
-        assert house.rows(f"SELECT state FROM jobs WHERE job_id = '{execution.job_id}'") == [(execution.state,)]
+        execution = await in_state(harness.store, state)
+        assert harness.rows(f"SELECT state FROM jobs WHERE job_id = '{execution.job_id}'") == [(execution.state,)]
     # One that is queued is claimed for the next.
-    house.check_jobs()
-    assert house.rows("SELECT jobs FROM tasks") == [(len(EVERY_STATE),)]
+    harness.check_jobs()
+    assert harness.rows("SELECT jobs FROM tasks") == [(len(EVERY_STATE),)]
 
 
 async def test_a_job_is_read_back_as_it_was_given(store: Store) -> None:
@@ -375,12 +375,12 @@ async def test_what_is_not_there_is_named(store: Store) -> None:
 # ---- the queue
 
 
-async def test_5000_are_claimed_in_order_and_tasks_take_turns(house: House) -> None:
+async def test_5000_are_claimed_in_order_and_tasks_take_turns(harness: StoreHarness) -> None:
     # One task has 4000 of them, and was there first; the hundred others have ten each.
     tasks = ["big"] * 4000 + [f"task-{number % 100}" for number in range(1000)]
-    enqueued = await asyncio.gather(*(enqueue(house.store, task) for task in tasks))
+    enqueued = await asyncio.gather(*(enqueue(harness.store, task) for task in tasks))
     claimed: list[Execution] = []
-    while batch := await house.store.claim_on(["here"] * 7):
+    while batch := await harness.store.claim_on(["here"] * 7):
         claimed += [assignment.execution for assignment in batch]
     assert Counter(execution.id for execution in claimed) == Counter(execution.id for execution in enqueued)
 
@@ -393,7 +393,7 @@ async def test_5000_are_claimed_in_order_and_tasks_take_turns(house: House) -> N
     rounds = [claimed[first : first + 101] for first in range(0, 1010, 101)]
     for turn in rounds:
         assert len({execution.task_id for execution in turn}) == 101
-    house.check_lines()
+    harness.check_lines()
 
 
 async def test_a_task_that_comes_later_takes_its_turn_behind_those_that_wait(store: Store) -> None:
@@ -438,9 +438,9 @@ async def test_who_goes_before_one_that_waits_is_counted_within_its_task_and_pri
         assert ahead == ahead_of_job == await store.ahead(each.id, 1000)
 
 
-async def test_who_goes_before_is_counted_without_reading_a_row_of_theirs(house: House) -> None:
-    execution = await enqueue(house.store)
-    db, statements = open_for_reading(house.path), list[str]()
+async def test_who_goes_before_is_counted_without_reading_a_row_of_theirs(harness: StoreHarness) -> None:
+    execution = await enqueue(harness.store)
+    db, statements = open_for_reading(harness.path), list[str]()
     db.set_trace_callback(statements.append)
     ahead_of(db, execution.id, 1000)
     db.set_trace_callback(None)
@@ -463,17 +463,17 @@ async def test_a_claim_gives_what_to_run_and_when_and_where(store: Store) -> Non
     assert await store.claim_on(["here"] * 3) == []
 
 
-async def test_a_requeued_execution_gets_its_place_back_and_its_task_its_line(house: House) -> None:
-    first, second = [await enqueue(house.store, "a") for _ in range(2)]
-    only = await enqueue(house.store, "b")
-    assert len(await house.store.claim_on(["here"] * 3)) == 3
-    house.check_lines()
-    again = await enqueue(house.store, "a")
+async def test_a_requeued_execution_gets_its_place_back_and_its_task_its_line(harness: StoreHarness) -> None:
+    first, second = [await enqueue(harness.store, "a") for _ in range(2)]
+    only = await enqueue(harness.store, "b")
+    assert len(await harness.store.claim_on(["here"] * 3)) == 3
+    harness.check_lines()
+    again = await enqueue(harness.store, "a")
     for execution in (second, first, only):
-        requeued = await house.store.requeue(execution.id)
+        requeued = await harness.store.requeue(execution.id)
         assert (requeued.state, requeued.host, requeued.times.claim_time) == (State.QUEUED, "", None)
-    house.check_lines()
-    claimed = [assignment.execution.id for assignment in await house.store.claim_on(["here"] * 9)]
+    harness.check_lines()
+    claimed = [assignment.execution.id for assignment in await harness.store.claim_on(["here"] * 9)]
     assert claimed == [first.id, only.id, second.id, again.id]
 
 
@@ -543,14 +543,14 @@ async def test_only_what_is_running_times_out(store: Store, state: State) -> Non
 
 
 @pytest.mark.parametrize("state", EVERY_STATE)
-async def test_only_what_prepares_and_sent_no_start_is_requeued(house: House, state: State) -> None:
-    execution = await in_state(house.store, state)
-    requeued = await house.store.requeue(execution.id)
+async def test_only_what_prepares_and_sent_no_start_is_requeued(harness: StoreHarness, state: State) -> None:
+    execution = await in_state(harness.store, state)
+    requeued = await harness.store.requeue(execution.id)
     if state is State.PREPARING:
         assert requeued.state is State.QUEUED
     else:
         assert requeued == execution
-    house.check_lines()
+    harness.check_lines()
 
 
 async def test_what_may_have_been_started_is_not_requeued(store: Store) -> None:
@@ -575,14 +575,16 @@ async def test_running_changes_what_prepares_and_gives_the_others_a_start_time_a
 
 @pytest.mark.parametrize("final", FINAL_STATES)
 @pytest.mark.parametrize("state", EVERY_STATE)
-async def test_finish_ends_what_is_not_final_and_final_is_final(house: House, state: State, final: State) -> None:
-    execution = await in_state(house.store, state)
-    ended = await finish(house.store, execution.id, final, "the end")
+async def test_finish_ends_what_is_not_final_and_final_is_final(
+    harness: StoreHarness, state: State, final: State
+) -> None:
+    execution = await in_state(harness.store, state)
+    ended = await finish(harness.store, execution.id, final, "the end")
     if state.final:
         assert ended == execution
     else:
         assert (ended.state, ended.outcome) == (final, Outcome(detail="the end"))
-    house.check_lines()
+    harness.check_lines()
 
 
 async def test_finish_wants_a_final_state(store: Store) -> None:
@@ -594,22 +596,22 @@ async def test_finish_wants_a_final_state(store: Store) -> None:
 # ---- stop
 
 
-async def test_a_queued_job_that_is_stopped_is_final_and_never_claimed(house: House) -> None:
-    execution = await enqueue(house.store)
-    job = await house.store.stop(execution.job_id, grace=GRACE, note="no longer wanted")
+async def test_a_queued_job_that_is_stopped_is_final_and_never_claimed(harness: StoreHarness) -> None:
+    execution = await enqueue(harness.store)
+    job = await harness.store.stop(execution.job_id, grace=GRACE, note="no longer wanted")
     assert job.execution.state is State.STOPPED
     assert job.execution.outcome
     assert "no longer wanted" in job.execution.outcome.detail
     assert job.end_time == job.execution.times.end_time is not None
-    house.check_lines()
-    assert await house.store.claim_on(["here"]) == []
+    harness.check_lines()
+    assert await harness.store.claim_on(["here"]) == []
 
 
-async def test_a_stop_leaves_the_line_to_those_that_still_wait(house: House) -> None:
-    first, second = [await enqueue(house.store) for _ in range(2)]
-    await house.store.stop(first.job_id, grace=GRACE, note="")
-    house.check_lines()
-    assert (await claim(house.store)).id == second.id
+async def test_a_stop_leaves_the_line_to_those_that_still_wait(harness: StoreHarness) -> None:
+    first, second = [await enqueue(harness.store) for _ in range(2)]
+    await harness.store.stop(first.job_id, grace=GRACE, note="")
+    harness.check_lines()
+    assert (await claim(harness.store)).id == second.id
 
 
 @pytest.mark.parametrize("state", [State.PREPARING, State.RUNNING])
@@ -624,11 +626,11 @@ async def test_a_job_with_a_place_is_stopping_and_the_order_is_on_disk(store: St
 
 
 @pytest.mark.parametrize("state", FINAL_STATES)
-async def test_a_stop_of_what_is_final_changes_nothing(house: House, state: State) -> None:
-    execution = await in_state(house.store, state)
-    announced = len(house.announced)
-    assert (await house.store.stop(execution.job_id, grace=GRACE, note="")).execution == execution
-    assert len(house.announced) == announced
+async def test_a_stop_of_what_is_final_changes_nothing(harness: StoreHarness, state: State) -> None:
+    execution = await in_state(harness.store, state)
+    announced = len(harness.announced)
+    assert (await harness.store.stop(execution.job_id, grace=GRACE, note="")).execution == execution
+    assert len(harness.announced) == announced
 
 
 @pytest.mark.parametrize("cause", StopCause)
@@ -636,8 +638,8 @@ async def test_a_second_stop_can_only_shorten_the_grace_and_the_first_cause_stay
     tmp_path: Path, cause: StopCause
 ) -> None:
     clock = [datetime(2026, 1, 1, tzinfo=UTC)]
-    house = House(tmp_path, asyncio.get_running_loop(), now=lambda: clock[0])
-    store = house.store
+    harness = StoreHarness(tmp_path, asyncio.get_running_loop(), now=lambda: clock[0])
+    store = harness.store
     execution = await in_state(store, State.RUNNING)
     if cause is StopCause.CALLER:
         await store.stop(execution.job_id, grace=GRACE, note="first")
@@ -659,85 +661,87 @@ async def test_a_second_stop_can_only_shorten_the_grace_and_the_first_cause_stay
 # ---- the writing thread
 
 
-async def test_callers_that_come_together_share_a_commit(house: House) -> None:
-    with house.held():
+async def test_callers_that_come_together_share_a_commit(harness: StoreHarness) -> None:
+    with harness.held():
         calls = [
-            house.store.enqueue(task_id=f"task-{number}", spec=SPEC, request_id="", caller_address="")
+            harness.store.enqueue(task_id=f"task-{number}", spec=SPEC, request_id="", caller_address="")
             for number in range(100)
         ]
     answered = [(await call)[0].execution for call in calls]
-    assert house.commits == [answered]
+    assert harness.commits == [answered]
 
 
-async def test_a_commit_announces_every_change_in_its_order(house: House) -> None:
-    with house.held():
-        enqueued = house.store.enqueue(task_id="task", spec=SPEC, request_id="", caller_address="")
-        claimed = house.store.claim_on(["here"])
+async def test_a_commit_announces_every_change_in_its_order(harness: StoreHarness) -> None:
+    with harness.held():
+        enqueued = harness.store.enqueue(task_id="task", spec=SPEC, request_id="", caller_address="")
+        claimed = harness.store.claim_on(["here"])
     [assignment] = await claimed
-    assert house.commits == [[(await enqueued)[0].execution, assignment.execution]]
+    assert harness.commits == [[(await enqueued)[0].execution, assignment.execution]]
 
 
-async def test_a_failing_unit_reaches_only_its_caller_and_leaves_nothing_behind(house: House) -> None:
+async def test_a_failing_unit_reaches_only_its_caller_and_leaves_nothing_behind(harness: StoreHarness) -> None:
     def fails(db: Connection) -> Written[None]:
         db.execute("DELETE FROM executions").fetchall()
         raise ZeroDivisionError("of this caller")
 
-    with house.held():
-        before = house.store.enqueue(task_id="a", spec=SPEC, request_id="", caller_address="")
-        failing = house.writer.write(fails)
-        after = house.store.enqueue(task_id="b", spec=SPEC, request_id="", caller_address="")
+    with harness.held():
+        before = harness.store.enqueue(task_id="a", spec=SPEC, request_id="", caller_address="")
+        failing = harness.writer.write(fails)
+        after = harness.store.enqueue(task_id="b", spec=SPEC, request_id="", caller_address="")
     with pytest.raises(ZeroDivisionError, match="of this caller"):
         await failing
     ids = {(await before)[0].execution.id, (await after)[0].execution.id}
-    assert {one.execution.id for one in await house.store.claim_on(["here"] * 9)} == ids
-    assert len(house.commits[0]) == 2, "the good ones shared a commit with the failing one"
+    assert {one.execution.id for one in await harness.store.claim_on(["here"] * 9)} == ids
+    assert len(harness.commits[0]) == 2, "the good ones shared a commit with the failing one"
 
 
-async def test_a_defect_of_a_statement_is_not_told_as_a_failure_of_the_disk(house: House) -> None:
+async def test_a_defect_of_a_statement_is_not_told_as_a_failure_of_the_disk(harness: StoreHarness) -> None:
     with pytest.raises(Exception, match="NOT NULL"):
-        await house.writer.write_until_stored(
+        await harness.writer.write_until_stored(
             lambda db: Written(db.execute("INSERT INTO tasks VALUES ('a', NULL, 1, 1, 1)"))
         )
 
 
-async def test_a_commit_that_fails_is_told_to_all_of_it_and_the_store_goes_on(house: House) -> None:
-    execution = await in_state(house.store, State.RUNNING)
-    announced = len(house.announced)
+async def test_a_commit_that_fails_is_told_to_all_of_it_and_the_store_goes_on(harness: StoreHarness) -> None:
+    execution = await in_state(harness.store, State.RUNNING)
+    announced = len(harness.announced)
     with files_may_grow_to(0):
-        with house.held():
+        with harness.held():
             calls = [
-                house.store.enqueue(task_id=f"task-{number}", spec=SPEC, request_id="", caller_address="")
+                harness.store.enqueue(task_id=f"task-{number}", spec=SPEC, request_id="", caller_address="")
                 for number in range(3)
             ]
-            ended = house.store.finish(execution.id, state=State.SUCCEEDED, outcome=Outcome(), logs=())
+            ended = harness.store.finish(execution.id, state=State.SUCCEEDED, outcome=Outcome(), logs=())
         for call in calls:
             with pytest.raises(StoreFailed, match=r"fastlane\.db cannot be used: disk I/O error") as failed:
                 await call
             assert failed.value.retry_seconds
-        assert len(house.announced) == announced
-        assert house.rows("SELECT task_id FROM tasks") == [("task",)]
+        assert len(harness.announced) == announced
+        assert harness.rows("SELECT task_id FROM tasks") == [("task",)]
     assert (await ended).state is State.SUCCEEDED, "what a runner tells was stored by a later try"
-    await enqueue(house.store)
-    house.check_lines()
+    await enqueue(harness.store)
+    harness.check_lines()
 
 
-async def test_a_transaction_that_cannot_begin_is_told_to_all_of_it_and_the_store_goes_on(house: House) -> None:
-    await house.writer.write(lambda db: Written(db.execute("PRAGMA busy_timeout = 0").fetchall()))
-    execution = await in_state(house.store, State.RUNNING)
-    another = open_for_writing(house.path)
+async def test_a_transaction_that_cannot_begin_is_told_to_all_its_writes(
+    harness: StoreHarness,
+) -> None:
+    await harness.writer.write(lambda db: Written(db.execute("PRAGMA busy_timeout = 0").fetchall()))
+    execution = await in_state(harness.store, State.RUNNING)
+    another = open_for_writing(harness.path)
     another.execute("BEGIN IMMEDIATE")
-    ended = house.store.finish(execution.id, state=State.SUCCEEDED, outcome=Outcome(), logs=())
+    ended = harness.store.finish(execution.id, state=State.SUCCEEDED, outcome=Outcome(), logs=())
     with pytest.raises(StoreFailed, match="locked"):
-        await enqueue(house.store)
+        await enqueue(harness.store)
     another.close()
     assert (await ended).state is State.SUCCEEDED
-    await enqueue(house.store)
+    await enqueue(harness.store)
 
 
-async def test_a_full_disk_is_told_to_callers_and_waited_out_for_runners(house: House) -> None:
-    store = house.store
+async def test_a_full_disk_is_told_to_callers_and_waited_out_for_runners(harness: StoreHarness) -> None:
+    store = harness.store
     execution = await in_state(store, State.RUNNING)
-    await house.limit_pages(further=4)
+    await harness.limit_pages(further=4)
     big = JobSpec("busybox", envs={"X": "x" * 100_000})
     small_calls = [
         store.enqueue(task_id="b", spec=big, request_id=str(number), caller_address="") for number in range(3)
@@ -752,17 +756,17 @@ async def test_a_full_disk_is_told_to_callers_and_waited_out_for_runners(house: 
     with pytest.raises(DiskFull):
         await enqueue(store, spec=big)
     assert (await store.execution(execution.id)).state is State.RUNNING
-    await house.limit_pages(further=10_000)
+    await harness.limit_pages(further=10_000)
     assert (await ended).state is State.FAILED
     await enqueue(store, spec=big)
-    house.check_lines()
+    harness.check_lines()
 
 
-async def test_each_acknowledged_before_a_full_disk_is_there_afterwards(house: House) -> None:
-    await house.limit_pages(further=60)
+async def test_each_acknowledged_before_a_full_disk_is_there_afterwards(harness: StoreHarness) -> None:
+    await harness.limit_pages(further=60)
     kept, refused = [], 0
     calls = [
-        house.store.enqueue(task_id=f"task-{number % 5}", spec=SPEC, request_id=str(number), caller_address="")
+        harness.store.enqueue(task_id=f"task-{number % 5}", spec=SPEC, request_id=str(number), caller_address="")
         for number in range(2000)
     ]
     for call in calls:
@@ -772,23 +776,23 @@ async def test_each_acknowledged_before_a_full_disk_is_there_afterwards(house: H
             refused += 1
     assert refused
     assert kept
-    await house.limit_pages(further=10_000)
-    assert sorted(kept) == sorted(row[0] for row in house.rows("SELECT job_id FROM jobs"))
+    await harness.limit_pages(further=10_000)
+    assert sorted(kept) == sorted(row[0] for row in harness.rows("SELECT job_id FROM jobs"))
     again = await asyncio.gather(
-        *(enqueue(house.store, f"task-{number % 5}", request_id=str(number)) for number in range(2000))
+        *(enqueue(harness.store, f"task-{number % 5}", request_id=str(number)) for number in range(2000))
     )
     assert len({execution.job_id for execution in again}) == 2000
-    house.check_lines()
+    harness.check_lines()
 
 
-async def test_a_caller_that_went_away_undoes_nothing(house: House) -> None:
-    with house.held():
-        call = asyncio.create_task(enqueue(house.store))
+async def test_a_caller_that_went_away_undoes_nothing(harness: StoreHarness) -> None:
+    with harness.held():
+        call = asyncio.create_task(enqueue(harness.store))
         await asyncio.sleep(0)
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await call
-    assert (await claim(house.store)).state is State.PREPARING
+    assert (await claim(harness.store)).state is State.PREPARING
 
 
 async def test_a_call_from_the_loop_is_awaited_and_one_from_a_thread_is_waited_for(store: Store) -> None:
@@ -802,8 +806,8 @@ async def test_a_call_from_the_loop_is_awaited_and_one_from_a_thread_is_waited_f
         await elsewhere
 
 
-async def test_threads_and_loop_write_side_by_side(house: House) -> None:
-    store = house.store
+async def test_threads_and_loop_write_side_by_side(harness: StoreHarness) -> None:
+    store = harness.store
 
     def on_a_thread(thread: int) -> list[str]:
         calls = [
@@ -818,7 +822,7 @@ async def test_threads_and_loop_write_side_by_side(house: House) -> None:
         for thread in threads:
             ids += await thread
     assert len(set(ids)) == 400
-    assert {execution.id for execution in house.announced} == set(ids)
+    assert {execution.id for execution in harness.announced} == set(ids)
     assert {one.execution.id for one in await store.claim_on(["here"] * 1000)} == set(ids)
 
 
@@ -826,57 +830,57 @@ async def test_threads_and_loop_write_side_by_side(house: House) -> None:
 
 
 async def test_close_lets_finish_what_was_asked_for_and_refuses_what_comes_later(tmp_path: Path) -> None:
-    house = House(tmp_path, asyncio.get_running_loop())
-    calls = [house.store.enqueue(task_id="task", spec=SPEC, request_id="", caller_address="") for _ in range(500)]
-    house.store.close()
-    house.store.close()
+    harness = StoreHarness(tmp_path, asyncio.get_running_loop())
+    calls = [harness.store.enqueue(task_id="task", spec=SPEC, request_id="", caller_address="") for _ in range(500)]
+    harness.store.close()
+    harness.store.close()
     assert len({(await call)[0].id for call in calls}) == 500
     for late in (
-        lambda: house.store.claim_on(["here"]),
-        lambda: house.store.job("x"),
-        lambda: house.store.requeue("x"),
+        lambda: harness.store.claim_on(["here"]),
+        lambda: harness.store.job("x"),
+        lambda: harness.store.requeue("x"),
     ):
         with pytest.raises(ServerStopping):
             await late()
 
 
 async def test_close_ends_the_wait_for_room_on_the_disk(tmp_path: Path) -> None:
-    house = House(tmp_path, asyncio.get_running_loop())
-    execution = await in_state(house.store, State.RUNNING)
-    await house.limit_pages(further=0)
-    ended = house.store.finish(
+    harness = StoreHarness(tmp_path, asyncio.get_running_loop())
+    execution = await in_state(harness.store, State.RUNNING)
+    await harness.limit_pages(further=0)
+    ended = harness.store.finish(
         execution.id, state=State.FAILED, outcome=Outcome(), logs=[LogTotals(Source.STDOUT, 1)] * 10_000
     )
-    house.store.close()
+    harness.store.close()
     with pytest.raises(ServerStopping):
         await ended
 
 
 async def test_close_does_not_wait_for_the_next_try_but_makes_it(tmp_path: Path) -> None:
-    house = House(tmp_path, asyncio.get_running_loop(), retry_seconds=3600)
-    execution = await in_state(house.store, State.RUNNING)
-    await house.limit_pages(further=0)
-    ended = house.store.finish(
+    harness = StoreHarness(tmp_path, asyncio.get_running_loop(), retry_seconds=3600)
+    execution = await in_state(harness.store, State.RUNNING)
+    await harness.limit_pages(further=0)
+    ended = harness.store.finish(
         execution.id, state=State.FAILED, outcome=Outcome(), logs=[LogTotals(Source.STDOUT, 1)] * 10_000
     )
-    await house.limit_pages(further=10_000)
-    house.store.close()
+    await harness.limit_pages(further=10_000)
+    harness.store.close()
     assert (await ended).state is State.FAILED
 
 
 def test_a_loop_that_is_closed_does_not_hold_up_the_writing_thread(tmp_path: Path) -> None:
     loop = asyncio.new_event_loop()
-    house = House(tmp_path, loop)
+    harness = StoreHarness(tmp_path, loop)
 
     async def ask() -> None:
         for _ in range(10):
-            house.store.enqueue(task_id="task", spec=SPEC, request_id="", caller_address="")
+            harness.store.enqueue(task_id="task", spec=SPEC, request_id="", caller_address="")
 
-    with house.held():
+    with harness.held():
         loop.run_until_complete(ask())
         loop.close()
-    assert len(house.store.claim_on(["here"] * 20).result(10)) == 10
-    house.store.close()
+    assert len(harness.store.claim_on(["here"] * 20).result(10)) == 10
+    harness.store.close()
 
 
 async def test_an_empty_directory_becomes_a_store_that_opens_again_with_all_it_had(tmp_path: Path) -> None:
@@ -894,8 +898,8 @@ async def test_an_empty_directory_becomes_a_store_that_opens_again_with_all_it_h
     assert names == ["fastlane.db"], "SQLite's log was moved into the file"
 
 
-async def test_every_migration_says_what_it_brings_and_is_applied_once(house: House) -> None:
-    applied = [row[0] for row in house.rows("SELECT name FROM _sqlite_migrations ORDER BY id")]
+async def test_every_migration_says_what_it_brings_and_is_applied_once(harness: StoreHarness) -> None:
+    applied = [row[0] for row in harness.rows("SELECT name FROM _sqlite_migrations ORDER BY id")]
     steps = [
         "tasks_and_jobs",
         "executions",
@@ -907,16 +911,16 @@ async def test_every_migration_says_what_it_brings_and_is_applied_once(house: Ho
     steps += ["state_of_jobs", "due_and_expire_times", "handles_of_backends", "many_executions_of_a_job"]
     steps += ["limits_of_tasks", "pools_of_hosts", "drained_hosts", "arrays_of_jobs", "change_log"]
     assert applied == steps
-    assert migrations.pending(Database(open_for_reading(house.path))) == []
+    assert migrations.pending(Database(open_for_reading(harness.path))) == []
 
 
-async def test_the_log_of_sqlite_is_synced_at_each_commit(house: House) -> None:
+async def test_the_log_of_sqlite_is_synced_at_each_commit(harness: StoreHarness) -> None:
     def pragmas(db: Connection) -> Written[list[Any]]:
         return Written(
             [db.execute(f"PRAGMA {name}").fetchall()[0][0] for name in ("journal_mode", "synchronous", "foreign_keys")]
         )
 
-    assert await house.writer.write(pragmas) == ["wal", 2, 1]
+    assert await harness.writer.write(pragmas) == ["wal", 2, 1]
 
 
 async def test_a_database_of_a_newer_release_is_refused_by_name(tmp_path: Path) -> None:
@@ -981,12 +985,12 @@ def test_what_was_acknowledged_is_there_after_kill_9(tmp_path: Path) -> None:
             # What was in the pipe was acknowledged too; its last line may be cut.
             lines += [line for line in writing.stdout if line.endswith("\n")]
         acknowledged += [line.strip() for line in lines]
-        house = House(tmp_path, loop)
-        kept = {row[0] for row in house.rows("SELECT job_id FROM jobs")}
+        harness = StoreHarness(tmp_path, loop)
+        kept = {row[0] for row in harness.rows("SELECT job_id FROM jobs")}
         assert set(acknowledged) <= kept
-        assert house.rows("SELECT count(*) FROM executions") == [(len(kept),)]
-        house.check_lines()
-        house.store.close()
+        assert harness.rows("SELECT count(*) FROM executions") == [(len(kept),)]
+        harness.check_lines()
+        harness.store.close()
     loop.close()
     assert len(set(acknowledged)) == len(acknowledged) > 2000
 
@@ -994,8 +998,8 @@ def test_what_was_acknowledged_is_there_after_kill_9(tmp_path: Path) -> None:
 # ---- races
 
 
-async def test_stops_claims_and_ends_at_once_leave_each_execution_in_one_final_state(house: House) -> None:
-    store, chance = house.store, random.Random(7)
+async def test_stops_claims_and_ends_at_once_leave_each_execution_in_one_final_state(harness: StoreHarness) -> None:
+    store, chance = harness.store, random.Random(7)
     ends: list[Execution] = []
 
     async def stop_some(jobs: list[str]) -> None:
@@ -1029,10 +1033,10 @@ async def test_stops_claims_and_ends_at_once_leave_each_execution_in_one_final_s
         stop_some(jobs[:200]), stop_some(jobs[150:300]), *(asyncio.to_thread(run_all) for _ in range(3))
     )
     await asyncio.to_thread(run_all)
-    house.check_lines()
-    assert house.rows("SELECT count(*) FROM executions WHERE state < 6") == [(0,)]
+    harness.check_lines()
+    assert harness.rows("SELECT count(*) FROM executions WHERE state < 6") == [(0,)]
     states: dict[str, set[State]] = defaultdict(set)
-    for execution in [*ends, *house.announced]:
+    for execution in [*ends, *harness.announced]:
         if execution.state.final:
             states[execution.id].add(execution.state)
     assert len(states) == 600
@@ -1050,8 +1054,8 @@ class StoreMachine(RuleBasedStateMachine):
         self.directory = TemporaryDirectory()
         # Nobody runs this loop: every call is a thread's.
         self.loop = asyncio.new_event_loop()
-        self.house = House(Path(self.directory.name), self.loop)
-        self.store = self.house.store
+        self.harness = StoreHarness(Path(self.directory.name), self.loop)
+        self.store = self.harness.store
         self.queue = PlainQueue()
         self.states: dict[str, State] = {}
         self.started: set[str] = set()
@@ -1130,17 +1134,17 @@ class StoreMachine(RuleBasedStateMachine):
 
     @invariant()
     def lines_and_jobs_are_exact(self) -> None:
-        self.house.check_lines()
-        self.house.check_jobs()
+        self.harness.check_lines()
+        self.harness.check_jobs()
 
     @invariant()
     def states_are_as_the_model_says(self) -> None:
         assert {
-            row[0]: State(row[1]) for row in self.house.rows("SELECT execution_id, state FROM executions")
+            row[0]: State(row[1]) for row in self.harness.rows("SELECT execution_id, state FROM executions")
         } == self.states
         with_outcome = {
             row[0]
-            for row in self.house.rows(
+            for row in self.harness.rows(
                 "SELECT execution_id FROM executions WHERE reason IS NOT NULL AND end_time IS NOT NULL"
             )
         }

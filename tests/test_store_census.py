@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from fastlane_grpc.model import Cron, Execution, Hold, Retry, State, TaskLimitsChange, Unique
 from fastlane_grpc.model import Conflict as Do
+from fastlane_grpc.model import Cron, Execution, Hold, Retry, State, TaskLimitsChange, Unique
 from fastlane_grpc.pools import Pool, Pools
 from fastlane_grpc.store import Store
 from fastlane_grpc.store.census import Census, take_census

@@ -24,7 +24,7 @@ GRACE = timedelta(seconds=1)
 EVERYTHING = 1_000_000
 
 
-class House(Parts):
+class ChangesHarness(Parts):
     """A store with a clock that is moved by hand, and its retention."""
 
     def __init__(self, path: Path, limits: RetentionLimits) -> None:
@@ -70,16 +70,16 @@ class House(Parts):
 
 
 @pytest.fixture
-async def house(tmp_path: Path) -> AsyncIterator[House]:
-    house = House(tmp_path, RetentionLimits(changes=10, keep_changes=timedelta(hours=1)))
-    yield house
-    house.close_parts()
+async def harness(tmp_path: Path) -> AsyncIterator[ChangesHarness]:
+    harness = ChangesHarness(tmp_path, RetentionLimits(changes=10, keep_changes=timedelta(hours=1)))
+    yield harness
+    harness.close_parts()
 
 
-async def test_every_transition_is_a_row_in_its_order(house: House) -> None:
-    job_id = await house.enqueue()
-    await house.run()
-    assert await house.told() == [
+async def test_every_transition_is_a_row_in_its_order(harness: ChangesHarness) -> None:
+    job_id = await harness.enqueue()
+    await harness.run()
+    assert await harness.told() == [
         ("EXECUTION", "QUEUED"),
         ("EXECUTION", "PREPARING"),
         ("DETAIL", "PREPARING"),
@@ -87,22 +87,22 @@ async def test_every_transition_is_a_row_in_its_order(house: House) -> None:
         ("EXECUTION", "SUCCEEDED"),
         ("JOB", "SUCCEEDED"),
     ]
-    execution_id = (await house.store.job(job_id)).execution.id
-    for number, change in enumerate(await house.log(), 1):
+    execution_id = (await harness.store.job(job_id)).execution.id
+    for number, change in enumerate(await harness.log(), 1):
         assert (change.job_id, change.task_id, change.execution_id) == (job_id, "task", execution_id)
         assert (change.position.sequence, change.time) == (number, NOW)
 
 
-async def test_a_stop_a_requeue_an_expiry_and_a_promotion_are_rows(house: House) -> None:
-    await house.enqueue(start_at=NOW + GRACE)
-    await house.enqueue(expire_time=NOW - GRACE)
-    house.time += GRACE
-    await house.store.promote(10)
-    [assignment] = await house.store.claim_on(["local"])
-    await house.store.requeue(assignment.execution.id)
-    stopped = await house.store.stop(assignment.execution.job_id, grace=GRACE, note="")
+async def test_a_stop_a_requeue_an_expiry_and_a_promotion_are_rows(harness: ChangesHarness) -> None:
+    await harness.enqueue(start_at=NOW + GRACE)
+    await harness.enqueue(expire_time=NOW - GRACE)
+    harness.time += GRACE
+    await harness.store.promote(10)
+    [assignment] = await harness.store.claim_on(["local"])
+    await harness.store.requeue(assignment.execution.id)
+    stopped = await harness.store.stop(assignment.execution.job_id, grace=GRACE, note="")
     assert stopped.state is State.STOPPED
-    assert await house.told() == [
+    assert await harness.told() == [
         ("EXECUTION", "SCHEDULED"),
         ("EXECUTION", "QUEUED"),
         ("EXECUTION", "EXPIRED"),
@@ -116,84 +116,84 @@ async def test_a_stop_a_requeue_an_expiry_and_a_promotion_are_rows(house: House)
     ]
 
 
-async def test_a_change_that_is_undone_is_no_row(house: House) -> None:
-    await house.enqueue(labels={"a": "b"})
+async def test_a_change_that_is_undone_is_no_row(harness: ChangesHarness) -> None:
+    await harness.enqueue(labels={"a": "b"})
 
     def fails(db: Any) -> Written[None]:
         db.execute("UPDATE executions SET state = 3")
         raise ValueError("undone")
 
     with pytest.raises(ValueError, match="undone"):
-        await house.writer.write(fails)
-    await house.enqueue()
-    assert [change.position.sequence for change in await house.log()] == [1, 2]
+        await harness.writer.write(fails)
+    await harness.enqueue()
+    assert [change.position.sequence for change in await harness.log()] == [1, 2]
 
 
-async def test_a_pruned_job_is_a_row_with_its_labels_and_is_announced(house: House) -> None:
-    job_id = await house.enqueue(labels={"team": "mail"})
-    await house.run()
-    [*_, last] = await house.log()
-    announced = house.announcements
-    assert await house.store.delete_jobs([job_id]) == 1
-    assert house.announcements == announced + 1
-    [pruned] = await house.log(last.position)
+async def test_a_pruned_job_is_a_row_with_its_labels_and_is_announced(harness: ChangesHarness) -> None:
+    job_id = await harness.enqueue(labels={"team": "mail"})
+    await harness.run()
+    [*_, last] = await harness.log()
+    announced = harness.announcements
+    assert await harness.store.delete_jobs([job_id]) == 1
+    assert harness.announcements == announced + 1
+    [pruned] = await harness.log(last.position)
     assert (pruned.kind, pruned.job_id, pruned.labels) == (ChangeKind.PRUNED, job_id, {"team": "mail"})
 
 
-async def test_a_job_that_changes_alone_is_a_row_and_is_announced(house: House) -> None:
-    job_id = await house.enqueue()
+async def test_a_job_that_changes_alone_is_a_row_and_is_announced(harness: ChangesHarness) -> None:
+    job_id = await harness.enqueue()
 
     def work(db: Any) -> Written[None]:
         db.execute("UPDATE jobs SET caller_address = 'elsewhere' WHERE job_id = ?", [job_id])
         return Written(None, changed_jobs=[job_id])
 
-    announced = house.announcements
-    await house.writer.write(work)
-    assert house.announcements == announced + 1
-    assert (await house.told())[-1] == ("JOB", "QUEUED")
+    announced = harness.announcements
+    await harness.writer.write(work)
+    assert harness.announcements == announced + 1
+    assert (await harness.told())[-1] == ("JOB", "QUEUED")
 
 
-async def test_a_reader_goes_on_behind_what_it_has_read(house: House) -> None:
+async def test_a_reader_goes_on_behind_what_it_has_read(harness: ChangesHarness) -> None:
     for _ in range(5):
-        await house.enqueue()
-    [first, second] = await house.store.changes(FIRST_POSITION, 2)
-    rest = await house.log(second.position)
+        await harness.enqueue()
+    [first, second] = await harness.store.changes(FIRST_POSITION, 2)
+    rest = await harness.log(second.position)
     assert [change.position.sequence for change in (first, second, *rest)] == [1, 2, 3, 4, 5]
-    assert rest[-1].position == await house.store.newest_change()
-    assert await house.log(rest[-1].position) == []
+    assert rest[-1].position == await harness.store.newest_change()
+    assert await harness.log(rest[-1].position) == []
 
 
-async def test_retention_prunes_changes_by_number(house: House) -> None:
+async def test_retention_prunes_changes_by_number(harness: ChangesHarness) -> None:
     for _ in range(25):
-        await house.enqueue()
-    before = await house.log()
-    await house.retention.round(house.time)
+        await harness.enqueue()
+    before = await harness.log()
+    await harness.retention.round(harness.time)
     with pytest.raises(CursorTooOld):
-        await house.log()
+        await harness.log()
     with pytest.raises(CursorTooOld):
-        await house.log(before[14].position)
-    assert await house.log(before[15].position) == before[16:]
+        await harness.log(before[14].position)
+    assert await harness.log(before[15].position) == before[16:]
 
 
-async def test_retention_prunes_changes_by_age_and_keeps_the_newest(house: House) -> None:
-    await house.enqueue()
-    [old] = await house.log()
-    house.time += timedelta(hours=2)
+async def test_retention_prunes_changes_by_age_and_keeps_the_newest(harness: ChangesHarness) -> None:
+    await harness.enqueue()
+    [old] = await harness.log()
+    harness.time += timedelta(hours=2)
     for _ in range(2):
-        await house.enqueue()
-    await house.retention.round(house.time)
+        await harness.enqueue()
+    await harness.retention.round(harness.time)
     with pytest.raises(CursorTooOld):
-        await house.log(old.position)
-    house.time += timedelta(days=9)
-    await house.retention.round(house.time)
-    newest = await house.store.newest_change()
+        await harness.log(old.position)
+    harness.time += timedelta(days=9)
+    await harness.retention.round(harness.time)
+    newest = await harness.store.newest_change()
     assert newest.sequence == 3
-    await house.enqueue()
-    [following] = await house.log(newest)
+    await harness.enqueue()
+    [following] = await harness.log(newest)
     assert following.position.sequence == 4, "numbers never come again"
 
 
-async def test_a_hundred_pages_of_changes_are_pruned_in_bounded_steps(house: House) -> None:
+async def test_a_hundred_pages_of_changes_are_pruned_in_bounded_steps(harness: ChangesHarness) -> None:
     def fill(db: Any) -> Written[None]:
         db.execute(
             """
@@ -204,29 +204,29 @@ async def test_a_hundred_pages_of_changes_are_pruned_in_bounded_steps(house: Hou
         )
         return Written(None)
 
-    await house.writer.write(fill)
-    assert await house.store.prune_changes(before=NOW, keep=0, limit=STEP_CHANGES) == STEP_CHANGES
-    await house.retention.round(house.time)
-    assert await house.store.prune_changes(before=NOW, keep=0, limit=STEP_CHANGES) == 0
+    await harness.writer.write(fill)
+    assert await harness.store.prune_changes(before=NOW, keep=0, limit=STEP_CHANGES) == STEP_CHANGES
+    await harness.retention.round(harness.time)
+    assert await harness.store.prune_changes(before=NOW, keep=0, limit=STEP_CHANGES) == 0
 
 
-async def test_a_position_of_another_history_is_too_old(house: House) -> None:
-    await house.enqueue()
-    [change] = await house.log()
+async def test_a_position_of_another_history_is_too_old(harness: ChangesHarness) -> None:
+    await harness.enqueue()
+    [change] = await harness.log()
     # As after the restore of a backup: the same number, another row; and a number that is not there yet.
     for position in (ChangePosition(1, change.position.time_us + 1), ChangePosition(2, change.position.time_us)):
         with pytest.raises(CursorTooOld, match="watch again without a cursor"):
-            await house.log(position)
+            await harness.log(position)
 
 
-async def test_jobs_are_read_with_the_newest_change_of_that_moment(house: House) -> None:
-    ids = [await house.enqueue(labels={"number": str(number)}) for number in range(3)]
-    read = await house.store.read_jobs([*ids[:2], "missing"], with_labels=True)
+async def test_jobs_are_read_with_the_newest_change_of_that_moment(harness: ChangesHarness) -> None:
+    ids = [await harness.enqueue(labels={"number": str(number)}) for number in range(3)]
+    read = await harness.store.read_jobs([*ids[:2], "missing"], with_labels=True)
     assert read.sequence == 3
     assert read.jobs.keys() == set(ids[:2])
     assert read.labels == {ids[0]: {"number": "0"}, ids[1]: {"number": "1"}}
     assert all(job.spec is None for job in read.jobs.values())
-    assert (await house.store.read_jobs(ids)).labels == {}
+    assert (await harness.store.read_jobs(ids)).labels == {}
 
 
 @pytest.fixture(scope="module")

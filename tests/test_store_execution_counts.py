@@ -19,7 +19,19 @@ from fastlane_grpc.store.database import open_for_reading
 from tests.moved_store import BEGIN, RunsStore, minutes
 
 GRACE = timedelta(seconds=5)
-EVENTS = ("enqueue", "enqueue_cron", "claim", "start", "fail", "succeed", "stop", "requeue", "pass_time", "prune", "reopen")
+EVENTS = (
+    "enqueue",
+    "enqueue_cron",
+    "claim",
+    "start",
+    "fail",
+    "succeed",
+    "stop",
+    "requeue",
+    "pass_time",
+    "prune",
+    "reopen",
+)
 
 
 class CountedStore(RunsStore):

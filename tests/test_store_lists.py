@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 
 from fastlane_grpc.errors import ExecutionNotFound, TaskNotFound
 from fastlane_grpc.model import JobSpec, State, StopCause, new_id
-from fastlane_grpc.store import ExecutionQuery, JobQuery, Page, Store
+from fastlane_grpc.store import ExecutionQuery, JobQuery, ListPage, Store
 from fastlane_grpc.store.database import Connection, open_for_writing
 from fastlane_grpc.store.enqueue import Enqueue
 from fastlane_grpc.store.lists import MOST_SPEC_BYTES, page_of_executions, page_of_jobs, page_of_tasks
@@ -86,7 +86,7 @@ def run_again(db: Connection, job_id: str) -> None:
     )
 
 
-def pages(read: Callable[[Any], Page[Any]], between: Callable[[], None] = lambda: None) -> list[Any]:
+def pages(read: Callable[[Any], ListPage[Any]], between: Callable[[], None] = lambda: None) -> list[Any]:
     """Items of all pages, one after the other."""
     items: list[Any] = []
     after = None

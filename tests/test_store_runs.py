@@ -14,8 +14,8 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
 from fastlane_grpc.errors import (
+    EtagMismatch,
     InvalidRequest,
-    JobChanged,
     JobExpired,
     JobNotFinal,
     JobNotFound,
@@ -597,7 +597,7 @@ async def test_a_final_job_that_is_replaced_starts_anew(moved: RunsStore) -> Non
 async def test_a_replacement_is_refused_for_another_etag_or_task(moved: RunsStore) -> None:
     job = await moved.job(cron=HOURLY)
     new, _ = await replaced(moved, job.id, etag_of(job), start_in=HOUR)
-    with pytest.raises(JobChanged, match=f"its etag is '{etag_of(new)}' now"):
+    with pytest.raises(EtagMismatch, match=f"its etag is '{etag_of(new)}' now"):
         await replaced(moved, job.id, etag_of(job), start_in=2 * HOUR)
     with pytest.raises(InvalidRequest, match="task_id: is 'other'; the job belongs to 'task' for good"):
         await replaced(moved, job.id, task_id="other")

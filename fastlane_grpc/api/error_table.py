@@ -49,7 +49,7 @@ TABLE: Mapping[type[errors.Refusal], ErrorEntry] = {
     errors.JobNotFinal: ErrorEntry(code_pb2.FAILED_PRECONDITION, Reason.ERROR_REASON_JOB_NOT_FINAL, 409),
     errors.JobExpired: ErrorEntry(code_pb2.FAILED_PRECONDITION, Reason.ERROR_REASON_JOB_EXPIRED, 409),
     errors.NoSchedule: ErrorEntry(code_pb2.FAILED_PRECONDITION, Reason.ERROR_REASON_NO_SCHEDULE, 409),
-    errors.JobChanged: ErrorEntry(code_pb2.ABORTED, Reason.ERROR_REASON_JOB_CHANGED, 412),
+    errors.EtagMismatch: ErrorEntry(code_pb2.ABORTED, Reason.ERROR_REASON_JOB_CHANGED, 412),
     errors.UniqueKeyTaken: ErrorEntry(code_pb2.ALREADY_EXISTS, Reason.ERROR_REASON_UNIQUE_KEY_TAKEN, 409),
     errors.CursorTooOld: ErrorEntry(code_pb2.OUT_OF_RANGE, Reason.ERROR_REASON_CURSOR_TOO_OLD, 410),
     errors.QueueFull: ErrorEntry(code_pb2.RESOURCE_EXHAUSTED, Reason.ERROR_REASON_QUEUE_FULL, 429),

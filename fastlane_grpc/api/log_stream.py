@@ -7,7 +7,7 @@ from datetime import datetime, timedelta
 from typing import Protocol, TypeAlias
 
 from fastlane_grpc.errors import ServerStopping
-from fastlane_grpc.logs import Cursor, Encoding, LogWatch, StartPoint, Tail, Tails
+from fastlane_grpc.logs import Cursor, Encoding, LogTail, LogWatch, StartPoint, Tails
 from fastlane_grpc.model import Cause, Execution, Job, Source, Waiting, utc_now
 from fastlane_grpc.store import Store
 
@@ -145,7 +145,7 @@ async def log_stream(
 async def _stream(
     request: LogRequest,
     watch: LogWatch,
-    tail: Tail,
+    tail: LogTail,
     queue: "_Queue",
     stopping: Callable[[], bool],
     send_log: Callable[[Sequence[bytes]], Awaitable[None]],

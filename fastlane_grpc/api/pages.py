@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from typing import Any, Generic, TypeVar
 
 from fastlane_grpc.errors import PageTokenInvalid
-from fastlane_grpc.store import ExecutionQuery, JobQuery, Page, Position
+from fastlane_grpc.store import ExecutionQuery, JobQuery, ListPage, Position
 
 T = TypeVar("T")
 
@@ -47,7 +47,7 @@ class PageResult(Generic[T]):
     """A page for a caller, whose response may hold fewer items."""
 
     query: Query
-    page: Page[T]
+    page: ListPage[T]
 
     @property
     def items(self) -> Sequence[T]:

@@ -11,7 +11,8 @@ from itertools import islice
 
 from fastlane_grpc.api.schedule_validation import never_ticks_violations, policy_violations
 from fastlane_grpc.errors import InvalidRequest, Violation
-from fastlane_grpc.model import HARD_STOP, JobSpec, Limits
+from fastlane_grpc.model import JobSpec, Limits
+from fastlane_grpc.recorder import HARD_STOP
 from fastlane_grpc.text.redaction import REDACTED, SecretNames, mask_secrets
 from fastlane_grpc.text.sanitize import control_character
 from fastlane_grpc.text.shell_words import split_command
@@ -75,7 +76,7 @@ def enqueue_violations(
     yield from _container_violations(spec)
     yield from _limits_violations(spec.limits)
     if spec.timeout is not None and not timedelta(milliseconds=1) <= spec.timeout <= max_timeout:
-        yield Violation("spec.timeout", f"must be from 1 ms to {_seconds(max_timeout)}, the server's limit")
+        yield Violation("spec.timeout", f"must be from 1 ms to {_seconds(max_timeout)}, the server's max_timeout")
     if spec.stop_grace is not None:
         yield from grace_violations("spec.stop_grace", spec.stop_grace)
     if not -100 <= spec.priority <= 100:

@@ -13,7 +13,7 @@ from fastlane_grpc.api.validation import heartbeat_violations, label_filter_viol
 from fastlane_grpc.errors import CursorInvalid, ServerStopping, Violation
 from fastlane_grpc.model import Job, State, utc_now
 from fastlane_grpc.store import ChangePosition, JobQuery, Store
-from fastlane_grpc.watch import UpdateEncoding, Watch, WatchFilter, WatchHub
+from fastlane_grpc.watch import HubWatch, UpdateEncoding, WatchFilter, WatchHub
 
 MAX_JOB_IDS = 1000
 
@@ -133,7 +133,7 @@ async def _snapshot(request: WatchRequest, store: Store, encoding: WatchEncoding
 
 
 async def _catch_up(
-    watch: Watch, newest: ChangePosition, stopping: Callable[[], bool], encoding: WatchEncoding, send: Send
+    watch: HubWatch, newest: ChangePosition, stopping: Callable[[], bool], encoding: WatchEncoding, send: Send
 ) -> None:
     """Send what changed while the snapshot was sent: a job may have ended before its page was read."""
     while watch.position < newest:
@@ -144,7 +144,7 @@ async def _catch_up(
 
 async def _follow(
     request: WatchRequest,
-    watch: Watch,
+    watch: HubWatch,
     instance: str,
     stopping: Callable[[], bool],
     encoding: WatchEncoding,

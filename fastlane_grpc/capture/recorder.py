@@ -23,7 +23,7 @@ from fastlane_grpc.backoff import retry_until_written
 from fastlane_grpc.capture.capture import ContainerEnd, ask_record, not_kept, trailer_of
 from fastlane_grpc.capture.handoff import CommandStatus, Delivery, RecordHandoff
 from fastlane_grpc.capture.handoff_watcher import handoff_watcher
-from fastlane_grpc.model import HARD_STOP, Cause, Reason, Source
+from fastlane_grpc.model import Cause, Reason, Source
 from fastlane_grpc.record import Chunk, Position, RecordSealed, RecordWriter, Trailer
 
 # Paths in a container of the recorder program and the mounted directory.
@@ -91,7 +91,7 @@ class RecorderCapture:
     """Implements Capture over the record in `directory`. `recorder` is None for an execution that is recovered."""
 
     name = "recorder"
-    kill_signal = str(HARD_STOP)
+    kill_signal = str(program.HARD_STOP)
     following = True
 
     def __init__(self, directory: Path, execution_id: str, recorder: Recorder | None) -> None:
@@ -206,7 +206,7 @@ class RecorderCapture:
 
     def _ended(self) -> bool:
         """Whether no recorder writes the record. A left-over recorder is stopped first, then killed."""
-        for number in (HARD_STOP, 9):
+        for number in (program.HARD_STOP, 9):
             if self.revoke() is not CommandStatus.RUNS:
                 return True
             log.warning("a recorder is left over; it is told to end", execution_id=self._execution_id, signal=number)

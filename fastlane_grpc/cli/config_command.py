@@ -48,9 +48,12 @@ def settings_in_force(flags: Mapping[str, str | None], environ: Mapping[str, str
     if file is not None and not is_utf8(str(file)):
         raise Failure(f"the path of the settings file is not UTF-8: '{escaped(str(file))}'", WRONG_USE)
     try:
-        return in_force(flags, environ, file)
+        found = in_force(flags, environ, file)
     except ConfigError as error:
         raise Failure(str(error), WRONG_USE) from error
+    for warning in found.warnings:
+        click.echo(f"fastlane: {warning}", err=True)
+    return found
 
 
 @click.command()

@@ -1,4 +1,4 @@
-"""`fastlane server`: the settings as options."""
+"""`fastlane server`: the settings as options, and the server behind them."""
 
 from collections.abc import Mapping
 from pathlib import Path

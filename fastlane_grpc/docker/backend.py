@@ -22,11 +22,11 @@ from fastlane_grpc.capture.attach import OutputStream
 from fastlane_grpc.capture.capture import Capture
 from fastlane_grpc.docker.capture_choice import CaptureChoice
 from fastlane_grpc.docker.container_body import container_body
-from fastlane_grpc.docker.engine import EXECUTION_LABEL, HOST_LABEL, INSTANCE_LABEL, Engine
+from fastlane_grpc.docker.engine import EXECUTION_LABEL, HOST_LABEL, INSTANCE_LABEL, Engine, container_name
 from fastlane_grpc.docker.engine_errors import EngineRefuses, container_gone
 from fastlane_grpc.docker.events import DockerEvents
 from fastlane_grpc.docker.handle import DockerHandle, unpacked
-from fastlane_grpc.docker.images import Pull
+from fastlane_grpc.docker.images import DockerPull
 from fastlane_grpc.model import Assignment, Execution, Reason
 
 
@@ -52,8 +52,10 @@ class DockerBackend:
                 Reason.IMAGE_NOT_FOUND, f"the engine does not take {name!r} for an image: {refusal.message}"
             ) from refusal
 
-    def pull(self, name: str, *, on_line: Callable[[str], None], on_end: Callable[[Exception | None], None]) -> Pull:
-        return Pull(self.engine, name, on_line=on_line, on_end=on_end)
+    def pull(
+        self, name: str, *, on_line: Callable[[str], None], on_end: Callable[[Exception | None], None]
+    ) -> DockerPull:
+        return DockerPull(self.engine, name, on_line=on_line, on_end=on_end)
 
     # -- containers
 
@@ -63,7 +65,7 @@ class DockerBackend:
         except ValueError as error:
             raise CannotRun(Reason.REFUSED_BY_ENGINE, f"the command is none: {error}") from error
         try:
-            container_id = self.engine.create(assignment.execution.container_name, wrapper.wrap(body, image))
+            container_id = self.engine.create(container_name(assignment.execution.id), wrapper.wrap(body, image))
         except EngineRefuses as refusal:
             if refusal.status == 409:
                 raise NameTaken(refusal.diagnosis) from refusal
@@ -85,12 +87,12 @@ class DockerBackend:
         return self.engine.inspect(handle.container_id)
 
     def find(self, execution: Execution) -> Container | None:
-        found = self.engine.inspect_with_labels(execution.container_name)
+        name = container_name(execution.id)
+        found = self.engine.inspect_with_labels(name)
         if found is None:
             return None
         container, labels = found
         if (labels.get(INSTANCE_LABEL), labels.get(EXECUTION_LABEL)) != (self._instance, execution.id):
-            name = execution.container_name
             detail = f"the engine has a container called {name} that this server did not make: remove or rename it"
             raise CannotRun(Reason.REFUSED_BY_ENGINE, detail)
         return container

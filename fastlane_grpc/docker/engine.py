@@ -22,13 +22,17 @@ from fastlane_grpc.docker.handle import DockerHandle
 from fastlane_grpc.docker.http import EngineRequest
 from fastlane_grpc.docker.sdk_client import SdkClient, asked
 from fastlane_grpc.machine.shortage import outlast
-from fastlane_grpc.model import container_name
 
 INSTANCE_LABEL = "fastlane.instance"
 HOST_LABEL = "fastlane.host"
 EXECUTION_LABEL = "fastlane.execution"
 JOB_LABEL = "fastlane.job"
 TASK_LABEL = "fastlane.task"
+
+
+def container_name(execution_id: str) -> str:
+    """Return the name of the container of an execution. An engine has at most one container of a name."""
+    return f"fastlane-{execution_id}"
 
 
 class Engine:

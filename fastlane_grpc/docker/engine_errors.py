@@ -5,7 +5,7 @@ The texts are not documented. They are those of engines 20.10 to 28, of containe
 
 import re
 
-from fastlane_grpc.backend import BackendDown, BackendRefuses, Diagnosis, Refusal
+from fastlane_grpc.backend import BackendDown, BackendRefuses, Diagnosis, RefusalKind
 from fastlane_grpc.model import Reason
 
 
@@ -131,23 +131,23 @@ def diagnosis(message: str) -> Diagnosis:
     return Diagnosis(message, plain(message), explained(message), refusal_of(message), command_reason(message))
 
 
-def refusal_of(message: str) -> Refusal:
+def refusal_of(message: str) -> RefusalKind:
     if command_reason(message) is not None:
-        return Refusal.FINAL
+        return RefusalKind.FINAL
     if _SHORT.search(message):
-        return Refusal.PASSING
-    return Refusal.CUT_OFF if _CUT_OFF.search(message) else Refusal.FINAL
+        return RefusalKind.PASSING
+    return RefusalKind.CUT_OFF if _CUT_OFF.search(message) else RefusalKind.FINAL
 
 
 def passes(message: str) -> bool:
     """Whether the same request may succeed a moment later."""
-    return refusal_of(message) is not Refusal.FINAL
+    return refusal_of(message) is not RefusalKind.FINAL
 
 
 def about_host(status: int, message: str) -> bool:
     """Whether a refusal to create or start a container is about the host, as far as is known: other jobs would be
     refused there, too."""
-    if refusal_of(message) is not Refusal.FINAL or re.search(r'exec: \\*"/\.fastlane', message):
+    if refusal_of(message) is not RefusalKind.FINAL or re.search(r'exec: \\*"/\.fastlane', message):
         return True
     return status >= 500 and command_reason(message) is None and not _OF_JOB.search(message)
 

@@ -5,9 +5,8 @@ import time
 from collections.abc import Iterator
 
 from fastlane_grpc.backend import BackendEvent, ContainerEvent, UnreadableEvent
-from fastlane_grpc.docker.engine import EXECUTION_LABEL, INSTANCE_LABEL, Engine
+from fastlane_grpc.docker.engine import EXECUTION_LABEL, INSTANCE_LABEL, Engine, container_name
 from fastlane_grpc.docker.http import MAX_LINE_BYTES, EngineRequest
-from fastlane_grpc.model import container_name
 
 # How far back the engine is asked for its past events.
 RECALL_SECONDS = 5

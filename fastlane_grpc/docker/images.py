@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 import docker.auth
 import docker.errors
 
-from fastlane_grpc.backend import CannotRun, PullFailed, Refusal
+from fastlane_grpc.backend import CannotRun, PullFailed, RefusalKind
 from fastlane_grpc.clock import boottime
 from fastlane_grpc.docker.credentials import credentials_for
 from fastlane_grpc.docker.engine import Engine
@@ -97,7 +97,7 @@ def pull_failure(name: str, message: str) -> CannotRun | PullFailed:
     text = _without_name(name, message)
     if _PASSING.search(text):
         return PullFailed(message, retry_seconds=_retry_seconds(text))
-    if refusal_of(text) is Refusal.PASSING:
+    if refusal_of(text) is RefusalKind.PASSING:
         return PullFailed(explained(message), reason=Reason.REFUSED_BY_ENGINE)
     for pattern, reason, meaning in _MEANINGS:
         if pattern.search(text):
@@ -125,7 +125,7 @@ def _retry_seconds(message: str) -> float:
         return 0.0
 
 
-class Pull:
+class DockerPull:
     """One pull on a thread of its own, so that the execution can receive commands meanwhile.
 
     `on_end` is called with the failure, or None.
@@ -193,7 +193,7 @@ class Pull:
             self._request = request
             if self._cancelled:
                 request.cut()
-        progress, done = Progress(), False
+        progress, done = PullProgress(), False
         for line in request.lines():
             message = _message(line)
             if "error" in message:
@@ -222,7 +222,7 @@ _LAYER_DONE = {"Pull complete", "Already exists"}
 
 
 @dataclass
-class Progress:
+class PullProgress:
     """The progress of a pull: finished layers of known layers, and loaded bytes of known bytes."""
 
     done: dict[str, bool] = field(default_factory=dict)

@@ -19,7 +19,7 @@ from fastlane_grpc.backend import (
     ImageGone,
     NameTaken,
     PullFailed,
-    Refusal,
+    RefusalKind,
 )
 from fastlane_grpc.backoff import Retries
 from fastlane_grpc.capture.capture import ContainerEnd
@@ -224,7 +224,7 @@ def _cleared(lifecycle: Lifecycle, refusal: BackendRefuses) -> bool:
         try:
             _clear_name(lifecycle)
         except BackendRefuses as error:
-            lifecycle.log.warning("container not removed", name=lifecycle.execution.container_name, error=str(error))
+            lifecycle.log.warning("container not removed", error=str(error))
         return True
     if isinstance(refusal, ImageGone):
         # The image was removed since it was looked up.
@@ -329,7 +329,7 @@ def _start(lifecycle: Lifecycle) -> _Started | BackendRefuses:
         # Somebody else may have started a container that is gone now. A container with output has run.
         printed = command_status is None and lifecycle.capture.first_byte_time is not None
         if command_status is None and not printed and (container is None or container.start_time is None):
-            if refusal.diagnosis.refusal is Refusal.CUT_OFF:
+            if refusal.diagnosis.refusal is RefusalKind.CUT_OFF:
                 detail = f"the engine lost touch with its runtime while it started the container: {said}"
                 raise RanUnexpectedly(detail) from refusal
             return refusal

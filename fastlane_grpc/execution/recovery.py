@@ -8,7 +8,7 @@ from datetime import datetime
 
 import structlog
 
-from fastlane_grpc.backend import BackendRefuses, Container, Refusal
+from fastlane_grpc.backend import BackendRefuses, Container, RefusalKind
 from fastlane_grpc.capture.handoff import CommandStatus
 from fastlane_grpc.clock import boottime, left
 from fastlane_grpc.errors import ExecutionNotFound
@@ -66,10 +66,10 @@ def recover(lifecycle: Lifecycle) -> None:
     elif container.start_time is not None:
         lifecycle.capture.resume(None)
         lifecycle.finish_after_run(stopping)
-    elif container.start_failure and container.start_failure.refusal is Refusal.PASSING:
+    elif container.start_failure and container.start_failure.refusal is RefusalKind.PASSING:
         # The backend notes a failure only for a start that it gave up.
         _relaunch(lifecycle)
-    elif container.start_failure and container.start_failure.refusal is Refusal.FINAL:
+    elif container.start_failure and container.start_failure.refusal is RefusalKind.FINAL:
         lifecycle.finish_as(not_started(container.start_failure, stopping, by_recorder=False))
     else:
         _finish_as_lost(lifecycle, Reason.START_UNKNOWN, _start_unknown(lifecycle))
@@ -158,7 +158,7 @@ def _start_unknown(lifecycle: Lifecycle) -> str:
     return (
         "the server or the engine was killed while it started the container, "
         "and the engine does not know what became of that; "
-        f"a process of {lifecycle.execution.container_name} may be running on host {lifecycle.context.host_name!r} "
+        f"a process of execution {lifecycle.execution.id} may be running on host {lifecycle.context.host_name!r} "
         "without a container"
     )
 

@@ -5,7 +5,7 @@ import threading
 import structlog
 
 from fastlane_grpc.errors import DiskFull, ServerStopping, StoreFailed
-from fastlane_grpc.execution.docker_runner import DockerRunner
+from fastlane_grpc.execution.backend_runner import BackendRunner
 from fastlane_grpc.execution.host import Host
 from fastlane_grpc.runner import HostDown
 from fastlane_grpc.supervisor import ALONE, Supervisor
@@ -19,7 +19,7 @@ log = structlog.get_logger(__name__)
 class Sweeper:
     """A thread that sweeps when it is woken, and every SWEEP_SECONDS, while the host is up."""
 
-    def __init__(self, runner: DockerRunner, host: Host, supervisor: Supervisor = ALONE) -> None:
+    def __init__(self, runner: BackendRunner, host: Host, supervisor: Supervisor = ALONE) -> None:
         self._runner = runner
         self._host = host
         self._wake = threading.Event()

@@ -4,6 +4,6 @@ from fastlane_grpc.logs.cursor import Cursor
 from fastlane_grpc.logs.files import Logs
 from fastlane_grpc.logs.message import Encoding, Message, TextChunk
 from fastlane_grpc.logs.start_point import StartPoint
-from fastlane_grpc.logs.tail import LogWatch, Tail, Tails
+from fastlane_grpc.logs.tail import LogTail, LogWatch, Tails
 
-__all__ = ["Cursor", "Encoding", "LogWatch", "Logs", "Message", "StartPoint", "Tail", "Tails", "TextChunk"]
+__all__ = ["Cursor", "Encoding", "LogTail", "LogWatch", "Logs", "Message", "StartPoint", "Tails", "TextChunk"]

@@ -96,11 +96,11 @@ class Tails:
 
     def tail(
         self, watch: "LogWatch", cursor: Cursor, sources: Iterable[Source], encoding: Encoding, *, text: bool
-    ) -> "Tail":
+    ) -> "LogTail":
         """Return a reader of the watched log that starts at `cursor` and gets messages in this encoding. No sources:
         all of them."""
         wanted, decoder = frozenset(sources) or frozenset(Source), TextDecoder() if text else None
-        return Tail(watch.log, cursor, wanted, encoding, self.cache, decoder, self._most_ahead)
+        return LogTail(watch.log, cursor, wanted, encoding, self.cache, decoder, self._most_ahead)
 
     def changed(self, executions: Sequence[Execution]) -> None:
         """Tell the readers of these executions their new state."""
@@ -154,7 +154,7 @@ class LogWatch:
         await self._wakeup.wait(min(timeout_seconds, POLL_SECONDS) if self.log.unwatched else timeout_seconds)
 
 
-class Tail:
+class LogTail:
     """One reader of one log: its position, and the sources that it wants."""
 
     def __init__(

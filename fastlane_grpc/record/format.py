@@ -1,17 +1,17 @@
 """The layout of a record, to the byte, for whoever writes or reads one. What is packed here unpacks to the same;
 damage does not unpack.
 
-All numbers are little-endian, all CRCs CRC-32 as in zlib and gzip, all times nanoseconds since 1970 (UTC), all
-offsets and sequences below 2^62.
+All numbers are little-endian, all CRCs CRC-32 as in zlib and gzip, all times nanoseconds since 1970
+(UTC), all offsets and sequences below 2^62.
 
-**The file** is a row of blocks of 65 536 bytes, the last one shorter. It is only ever appended to. A block is a
-header and then frames, which never straddle its end. Where the next frame does not fit, the block is filled with
-zeros and the next one begins. A file may end in the middle of anything: what is not there is not there yet. Whole
-blocks may be punched out later; they then read as zeros. A log with a size limit keeps its first blocks and its
-newest ones in this way.
+**The file** is a row of blocks of 65 536 bytes, the last one shorter. It is only ever appended to.
+A block is a header and then frames, which never straddle its end. Where the next frame does not
+fit, the block is filled with zeros and the next one begins. A file may end in the middle of
+anything: what is not there is not there yet. Whole blocks may be punched out later; they then read
+as zeros. A log with a size limit keeps its first blocks and its newest ones in this way.
 
-**Block header**, 168 bytes: all that a reader needs to begin here, which is the state of the record before the
-first frame of the block.
+**Block header**, 168 bytes: all that a reader needs to begin here, which is the state of the record
+before the first frame of the block.
 
       0   4  magic AB 46 4C 52
       4   4  CRC of bytes 8 to 167 of this header
@@ -45,23 +45,24 @@ and each of the three
              after this payload, for the others from the CRC of the payload. So one pass over the payload verifies
              the frame and continues the source.
 
-Sixteen zeros in place of a frame header, or fewer than sixteen bytes left: nothing more in this block. Data and GAP
-frames have a sequence: 1, 2, 3 … within the record. It is not in the frame: it is counted from that in the block's
-header.
+Sixteen zeros in place of a frame header, or fewer than sixteen bytes left: nothing more in this
+block. Data and GAP frames have a sequence: 1, 2, 3 … within the record. It is not in the frame: it
+is counted from that in the block's header.
 
 * Data: 1 byte or more.
-* GAP: source (1 byte), cause (1 byte, a number of the contract), 6 zeros, missing bytes (8 bytes; all ones:
-  unknown). A known number moves the source's offset, an unknown one does not.
-* START: only as the first frame of the file; one JSON object in ASCII, `{"execution_id": …, "capture": …}`. It has
-  no sequence, and its time is no bound for those that follow.
-* TRAILER: the last frame of the file, nothing follows; one JSON object in ASCII, `{"exit_code": number or null,
-  "totals": [{"source": …, "bytes": …, "missing_bytes": …, "newlines": …, "crc32": number or null}, …], "facts":
-  {…}}`. A total for each source that wrote or lost something; its crc32 is of all that the writer saw, also of what
-  is not kept, and null where it did not see all.
+* GAP: source (1 byte), cause (1 byte, a number of the contract), 6 zeros, missing bytes (8 bytes;
+  all ones: unknown). A known number moves the source's offset, an unknown one does not.
+* START: only as the first frame of the file; one JSON object in ASCII, `{"execution_id": …,
+  "capture": …}`. It has no sequence, and its time is no bound for those that follow.
+* TRAILER: the last frame of the file, nothing follows; one JSON object in ASCII, `{"exit_code":
+  number or null, "totals": [{"source": …, "bytes": …, "missing_bytes": …, "newlines": …, "crc32":
+  number or null}, …], "facts": {…}}`. A total for each source that wrote or lost something; its
+  crc32 is of all that the writer saw, also of what is not kept, and null where it did not see all.
 
-**Damage** is a bad block header, an impossible frame or a check that fails. What lies from there to the next good
-block header is a gap in each source, as long as the offsets of that header say. Where no good block follows, it may
-as well be a write that was torn: a reader waits, a writer that resumes cuts it off.
+**Damage** is a bad block header, an impossible frame or a check that fails. What lies from there to
+the next good block header is a gap in each source, as long as the offsets of that header say. Where
+no good block follows, it may as well be a write that was torn: a reader waits, a writer that
+resumes cuts it off.
 """
 
 import json

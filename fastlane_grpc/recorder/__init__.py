@@ -5,6 +5,9 @@ from pathlib import Path
 
 # As Docker calls them, and as the kernel does.
 ARCHITECTURES = {"amd64": "x86_64", "arm64": "aarch64"}
+# The signal that makes the recorder kill everything in the container, store what was printed, and end. A number, as C
+# libraries count real-time signals differently.
+HARD_STOP = 44
 
 
 def binary(architecture: str) -> Path | None:

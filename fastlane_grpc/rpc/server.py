@@ -18,6 +18,8 @@ _STOP_GRACE_SECONDS = 1.0
 # A connection without a call is closed after the first, one without an HTTP/2 handshake after the second.
 IDLE_SECONDS = 300.0
 HANDSHAKE_SECONDS = 10.0
+# A client that pings more often is disconnected. Clients may ping each 5 s; a ping may come a little early.
+MIN_PING_SECONDS = 4.0
 # The limit of one connection on calls in flight, beside all log streams that the server allows.
 CALLS_BESIDE_STREAMS = 1000
 # The limit of all connections on calls that wait for the loop. Each takes some 20 KB: at most 650 MB.
@@ -34,6 +36,7 @@ class RpcServer:
         *,
         max_connections: int = MOST_CONNECTIONS,
         idle_seconds: float = IDLE_SECONDS,
+        min_ping_seconds: float = MIN_PING_SECONDS,
         counts: Counts | None = None,
     ) -> None:
         counts = counts or Counts()
@@ -41,7 +44,7 @@ class RpcServer:
         self._started = False
         self._health = health.aio.HealthServicer()
         self._serves: dict[str, bool] = {}
-        self._server = grpc.aio.server(options=_options(settings, max_connections, idle_seconds))
+        self._server = grpc.aio.server(options=_options(settings, max_connections, idle_seconds, min_ping_seconds))
         calls = Calls(service)
         services = pb.DESCRIPTOR.services_by_name
         servicers = {
@@ -115,7 +118,9 @@ class RpcServer:
         await self._server.stop(_STOP_GRACE_SECONDS)
 
 
-def _options(settings: Settings, max_connections: int, idle_seconds: float) -> list[tuple[str, int]]:
+def _options(
+    settings: Settings, max_connections: int, idle_seconds: float, min_ping_seconds: float
+) -> list[tuple[str, int]]:
     # The limit of one connection, at most gRPC's largest integer.
     calls = min(settings.max_streams + CALLS_BESIDE_STREAMS, (1 << 31) - 1)
     return [
@@ -128,7 +133,9 @@ def _options(settings: Settings, max_connections: int, idle_seconds: float) -> l
         # Detects clients that vanished, and allows clients to ping on quiet streams.
         ("grpc.keepalive_time_ms", 30_000),
         ("grpc.keepalive_timeout_ms", 10_000),
-        ("grpc.http2.min_ping_interval_without_data_ms", 10_000),
+        # Without this, a connection that has no call may send one ping each two hours.
+        ("grpc.keepalive_permit_without_calls", 1),
+        ("grpc.http2.min_ping_interval_without_data_ms", int(min_ping_seconds * 1000)),
         # A connection beyond the limit is closed at once, so that executions always have open files.
         ("grpc.max_allowed_incoming_connections", max_connections),
         ("grpc.max_connection_idle_ms", int(idle_seconds * 1000)),

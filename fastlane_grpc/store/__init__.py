@@ -10,7 +10,7 @@ from fastlane_grpc.store.hosts import Drain
 from fastlane_grpc.store.job_changes import etag_of
 from fastlane_grpc.store.job_filter import FINAL_STATES, OPEN_STATES, JobFilter, Order
 from fastlane_grpc.store.job_state import Rules
-from fastlane_grpc.store.lists import ExecutionQuery, JobQuery, Page, Position
+from fastlane_grpc.store.lists import ExecutionQuery, JobQuery, ListPage, Position
 from fastlane_grpc.store.pending import Pending
 from fastlane_grpc.store.pruning import Count, PruneCandidate, PruneCursor, PruneQuery, RetentionTotals
 from fastlane_grpc.store.store import Store
@@ -35,8 +35,8 @@ __all__ = [
     "JobQuery",
     "JobsRead",
     "LimitedTasks",
+    "ListPage",
     "Order",
-    "Page",
     "Pending",
     "Position",
     "PruneCandidate",

@@ -98,14 +98,14 @@ def _opening(path: Path, kind: "type[AnyConnection]") -> "Iterator[AnyConnection
 
 
 def _migrate(db: Connection, path: Path) -> None:
-    house = Database(db)
-    applied = {migration.name for migration in migrations.applied(house)}
+    database = Database(db)
+    applied = {migration.name for migration in migrations.applied(database)}
     known = {migration.name for migration in migrations.pending(Database(memory=True))}
     if unknown := applied - known:
         raise StoreFailed(
             f"{path} was written by a newer fastlane ({', '.join(sorted(unknown))}): run that one, or a later one"
         )
-    migrations.apply(house)
+    migrations.apply(database)
     if known - applied:
         # Into the file itself, while nobody else has it open: what a database is, and whose, is then not lost with its
         # write-ahead log.

@@ -6,8 +6,8 @@ from dataclasses import replace
 from datetime import datetime
 
 from fastlane_grpc.errors import (
+    EtagMismatch,
     InvalidRequest,
-    JobChanged,
     JobExpired,
     JobNotFinal,
     NoSchedule,
@@ -59,13 +59,13 @@ def replace_job(
 ) -> tuple[Job, list[Execution]]:
     """Replace the spec of a stored job. Return the job, and what changed. A spec that is equal changes nothing.
 
-    JobNotFound, JobChanged, InvalidRequest (another task), UniqueKeyTaken, QueueFull, DiskFull."""
+    JobNotFound, EtagMismatch, InvalidRequest (another task), UniqueKeyTaken, QueueFull, DiskFull."""
     job = job_of(db, job_id)
     assert job.spec is not None, "read with the job"
     if job.task_id != task_id:
         raise InvalidRequest([Violation("task_id", f"is {task_id!r}; the job belongs to {job.task_id!r} for good")])
     if etag and etag != etag_of(job):
-        raise JobChanged(job_id, etag_of(job))
+        raise EtagMismatch(job_id, etag_of(job))
     if job.spec == spec and not job.state.final:
         return job, []
     _check_key_is_free(db, job, spec)

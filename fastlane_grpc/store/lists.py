@@ -68,7 +68,7 @@ class ExecutionQuery:
 
 
 @dataclass(frozen=True, slots=True)
-class Page(Generic[T]):
+class ListPage(Generic[T]):
     """Items in the order of the list, the place of each, and `rest`, the place behind which the next page begins; None:
     there is none."""
 
@@ -79,7 +79,7 @@ class Page(Generic[T]):
 
 def page_of_jobs(
     db: Connection, query: JobQuery, after: tuple[int, int] | None, size: int, *, most: int = MOST_LOOKED_AT
-) -> Page[Job]:
+) -> ListPage[Job]:
     """By the time they came and, within that, by arrival, newest first: at most `size` behind `after`, of `most` that
     are looked at."""
     # One bound, the nearer of the two: an index is entered by one.
@@ -101,7 +101,7 @@ def page_of_jobs(
 
 def page_of_executions(
     db: Connection, query: ExecutionQuery, after: tuple[int] | None, size: int, *, most: int = MOST_LOOKED_AT
-) -> Page[Execution]:
+) -> ListPage[Execution]:
     """By arrival, newest first: at most `size` behind `after`, of `most` that are looked at."""
     values: dict[str, object] = {
         "before_seq": _LAST if after is None else after[0],
@@ -113,7 +113,7 @@ def page_of_executions(
     return _page(db, _EXECUTIONS, list(_execution_filters(query)), values, size, most)
 
 
-def page_of_tasks(db: Connection, after: tuple[str] | None, size: int) -> Page[Task]:
+def page_of_tasks(db: Connection, after: tuple[str] | None, size: int) -> ListPage[Task]:
     """By name: at most `size` behind `after`."""
     rows = db.execute(
         f"SELECT {TASK} FROM {TASKS} WHERE task_id > ? ORDER BY task_id LIMIT ? + 0",
@@ -121,7 +121,7 @@ def page_of_tasks(db: Connection, after: tuple[str] | None, size: int) -> Page[T
     ).fetchall()
     tasks = [task_from(row) for row in rows[:size]]
     positions = [(task.id,) for task in tasks]
-    return Page(tasks, positions, positions[-1] if len(rows) > size else None)
+    return ListPage(tasks, positions, positions[-1] if len(rows) > size else None)
 
 
 # ---- what narrows a list, and where its rows are found
@@ -237,7 +237,7 @@ def _id_range(prefix: str) -> Mapping[str, str]:
 
 def _page(
     db: Connection, noun: _Noun, filters: Sequence[_Filter], values: Mapping[str, object], size: int, most: int
-) -> Page[Any]:
+) -> ListPage[Any]:
     source = _source(db, noun, filters, values, most)
     checks = _checks(source, filters)
     if not checks and noun.weight == "0":
@@ -251,7 +251,7 @@ def _page(
 
 def _unchecked_page(
     db: Connection, noun: _Noun, ranges: Sequence[str], values: Mapping[str, object], size: int
-) -> Page[Any]:
+) -> ListPage[Any]:
     """Return the page where every row of the ranges is wanted and none is large. Half the work of the general
     statement, which counts rows and weighs them."""
     sql = f"""
@@ -265,7 +265,7 @@ def _unchecked_page(
     found = sorted(((tuple(row[:width]), row) for row in rows), reverse=True, key=_place)
     positions = [position for position, _ in found[:size]]
     items = [noun.read(row[width:]) for _, row in found[:size]]
-    return Page(items, positions, positions[-1] if len(found) > size else None)
+    return ListPage(items, positions, positions[-1] if len(found) > size else None)
 
 
 def _source(
@@ -324,9 +324,9 @@ def _sql(noun: _Noun, ranges: Sequence[str], checks: Sequence[str]) -> str:
     """
 
 
-def _page_from(rows: Sequence[Row], noun: _Noun, *, look: int, size: int) -> Page[Any]:
+def _page_from(rows: Sequence[Row], noun: _Noun, *, look: int, size: int) -> ListPage[Any]:
     if not rows:
-        return Page((), (), None)
+        return ListPage((), (), None)
     width = len(noun.key)
     looked, matched = rows[0][:2]
     last = tuple(rows[0][2 : 2 + width])
@@ -340,7 +340,7 @@ def _page_from(rows: Sequence[Row], noun: _Noun, *, look: int, size: int) -> Pag
     rest: Position | None = positions[-1] if matched == size or len(found) < matched else last
     if rest == last and looked < look:
         rest = None
-    return Page([noun.read(row[2 + 2 * width :]) for _, row in found], positions, rest)
+    return ListPage([noun.read(row[2 + 2 * width :]) for _, row in found], positions, rest)
 
 
 def _place(found: tuple[Position, Row]) -> Position:

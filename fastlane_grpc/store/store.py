@@ -48,7 +48,14 @@ from fastlane_grpc.store.job_filter import (
     matching,
 )
 from fastlane_grpc.store.job_state import DEFAULT_RULES, Rules, follow, follow_claim, settle
-from fastlane_grpc.store.lists import ExecutionQuery, JobQuery, Page, page_of_executions, page_of_jobs, page_of_tasks
+from fastlane_grpc.store.lists import (
+    ExecutionQuery,
+    JobQuery,
+    ListPage,
+    page_of_executions,
+    page_of_jobs,
+    page_of_tasks,
+)
 from fastlane_grpc.store.pending import Pending
 from fastlane_grpc.store.pruning import Count, PruneCandidate, PruneCursor, PruneQuery, RetentionTotals
 from fastlane_grpc.store.queries import (
@@ -371,7 +378,7 @@ class Store:
         """Create the job under this id, or replace its spec. Return the job, and whether it was created. `refusal` is
         raised unless the spec equals that of the job, if there is one.
 
-        JobChanged, InvalidRequest (another task), UniqueKeyTaken, QueueFull, DiskFull."""
+        EtagMismatch, InvalidRequest (another task), UniqueKeyTaken, QueueFull, DiskFull."""
 
         def work(db: Connection) -> Written[tuple[Job, bool]]:
             try:
@@ -474,17 +481,17 @@ class Store:
 
         return self._writer.write(work, vital=True)
 
-    def jobs(self, query: JobQuery, *, after: tuple[int, int] | None = None, size: int) -> Pending[Page[Job]]:
+    def jobs(self, query: JobQuery, *, after: tuple[int, int] | None = None, size: int) -> Pending[ListPage[Job]]:
         """Return a page of at most `size` after `after`, newest first."""
         return self._readers.read(lambda db: page_of_jobs(db, query, after, size))
 
     def executions(
         self, query: ExecutionQuery, *, after: tuple[int] | None = None, size: int
-    ) -> Pending[Page[Execution]]:
+    ) -> Pending[ListPage[Execution]]:
         """Return a page of at most `size` after `after`, newest first."""
         return self._readers.read(lambda db: page_of_executions(db, query, after, size))
 
-    def tasks(self, *, after: tuple[str] | None = None, size: int) -> Pending[Page[Task]]:
+    def tasks(self, *, after: tuple[str] | None = None, size: int) -> Pending[ListPage[Task]]:
         """Return a page of at most `size` tasks after `after`, by name."""
         return self._readers.read(lambda db: page_of_tasks(db, after, size))
 

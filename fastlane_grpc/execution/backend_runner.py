@@ -28,7 +28,7 @@ RETRY_SECONDS = 60.0
 START_ANSWER_SECONDS = 10.0
 
 
-class DockerRunner:
+class BackendRunner:
     """Implements Runner on one host.
 
     `step` is called with each step of each execution, right after the step, on the execution's thread.
