@@ -1,6 +1,5 @@
 """The table of all metrics: what each is called, what it says, and how it is read. docs/metrics.md explains them."""
 
-import math
 from abc import abstractmethod
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
@@ -8,7 +7,6 @@ from dataclasses import dataclass
 from itertools import accumulate
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily, Metric
-from prometheus_client.utils import floatToGoString
 
 from fastlane_grpc.counts import CallCounts, Histogram
 from fastlane_grpc.machine.data_directory import free_bytes
@@ -73,7 +71,7 @@ class HistogramFamily(Family):
     def metric(self, snapshot: Snapshot) -> Metric:
         metric = HistogramMetricFamily(self.name, self.help, labels=self.labels)
         for labels, histogram in self.read(snapshot):
-            bounds = [floatToGoString(bound) for bound in (*histogram.bounds, math.inf)]
+            bounds = [*map(str, histogram.bounds), "+Inf"]
             metric.add_metric(labels, list(zip(bounds, accumulate(histogram.counts), strict=True)), histogram.sum)
         return metric
 
