@@ -302,8 +302,8 @@ class Server:
             self.service,
             self.settings,
             self.rpc.is_serving,
-            self._metrics(parts).scrape,
             max_connections=self.open_files.max_connections,
+            scrape=self._metrics(parts).scrape,
             counts=self.counts,
         )
         parts.push_async_callback(self.http.stop)

@@ -49,7 +49,8 @@ def extra_routes(context: HttpContext) -> Iterable[ExtraRoute]:
     """Return all paths that are no calls."""
     yield ExtraRoute("GET", "/healthz", Health(context, "live"))
     yield ExtraRoute("GET", "/readyz", Health(context, "server"))
-    yield ExtraRoute("GET", "/metrics", MetricsHandler(context))
+    if context.scrape is not None:
+        yield ExtraRoute("GET", "/metrics", MetricsHandler(context.scrape))
 
 
 class WithPage:

@@ -26,9 +26,9 @@ class HttpContext:
     # Whether a name of the health service serves; see `RpcServer.serving`.
     is_serving: Callable[[str], bool]
     bodies: BodyBudget
-    # Returns all metrics, in a format that the header Accept allows, and their media type.
-    scrape: Callable[[str], Awaitable[tuple[bytes, str]]]
-    counts: Counts
+    # Returns all metrics, in a format that the header Accept allows, and its media type. None: there is no /metrics.
+    scrape: Callable[[str], Awaitable[tuple[bytes, str]]] | None = None
+    counts: Counts = field(default_factory=Counts)
     converter: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "http-json"))
 
     async def convert(self, work: Callable[[], T], *, size: int) -> T:

@@ -35,9 +35,9 @@ class HttpServer:
         service: Service,
         settings: Settings,
         is_serving: Callable[[str], bool],
-        scrape: Callable[[str], Awaitable[tuple[bytes, str]]],
         *,
         max_connections: int = MOST_CONNECTIONS,
+        scrape: Callable[[str], Awaitable[tuple[bytes, str]]] | None = None,
         counts: Counts | None = None,
     ) -> None:
         """`is_serving`: whether a name of the health service serves. `scrape`: see `HttpContext`."""
