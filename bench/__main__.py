@@ -5,7 +5,7 @@ import os
 import sys
 from pathlib import Path
 
-from bench import batches, containers, enqueue, latency, lookups, million, readers, throughput, unread, watchers
+from bench import batches, containers, enqueue, http, latency, lookups, million, readers, throughput, unread, watchers
 
 ROUNDS = 5
 
@@ -19,6 +19,7 @@ def main() -> None:
     )
     for rows in (
         lambda: [enqueue.row(stage, rounds)],
+        lambda: [http.row(stage, rounds)],
         lambda: batches.rows(stage, rounds),
         lambda: lookups.rows(stage, rounds),
         lambda: million.rows(stage, rounds),

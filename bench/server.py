@@ -12,9 +12,10 @@ _numbers = itertools.count()
 
 
 class Running(NamedTuple):
-    """Where it is reached, its process, and where its data is."""
+    """Where it is reached, by gRPC and by HTTP, its process, and where its data is."""
 
     address: str
+    http_port: int
     process_id: int
     directory: Path
 
@@ -43,7 +44,8 @@ def server(stage: Path, *flags: str, directory: Path | None = None) -> Iterator[
         line = process.stdout.readline()
         if "listening on " not in line:
             sys.exit(f"the server did not start: {Path(f'{directory}.log').read_text()}")
-        yield Running(line.partition("listening on ")[2].partition(",")[0], process.pid, directory)
+        http_port = int(line.partition("HTTP on http://127.0.0.1:")[2].partition(",")[0])
+        yield Running(line.partition("listening on ")[2].partition(",")[0], http_port, process.pid, directory)
     finally:
         process.terminate()
         process.wait(30)

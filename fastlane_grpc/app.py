@@ -21,6 +21,7 @@ from fastlane_grpc.dispatcher import Dispatcher
 from fastlane_grpc.docker import CaptureChoice, DockerBackend, DockerCaptures, Engine, capture_without_engine
 from fastlane_grpc.errors import CannotServe, ServerFailed, StoreFailed
 from fastlane_grpc.execution import BackendRunner, Host, RemovedHostRunner, Step, Sweeper
+from fastlane_grpc.http.limits import HttpLimits
 from fastlane_grpc.http.server import HttpServer
 from fastlane_grpc.logs import Logs, Tails
 from fastlane_grpc.machine.address import is_loopback
@@ -277,6 +278,7 @@ class Server:
         """Serve the calls over gRPC."""
         self.service = Service(self.store, self.tails, self.dispatcher, self.retention, self.settings, self.watches)
         self.listeners.append(self.service.job_watches.changed)
+        self.listeners.append(self.service.unwatched_jobs.changed)
         self.rpc = RpcServer(
             self.service, self.settings, max_connections=self.open_files.max_connections, counts=self.counts
         )
@@ -285,6 +287,7 @@ class Server:
         _warn_of_reach(self.settings.listen, self.port)
         # Set once here: health must answer before the first change of a host.
         await self.rpc.serving("engine", self.dispatcher.up)
+        self.run(parts, "jobs that nobody watches", self.service.unwatched_jobs.run, restart=True)
         self.run(parts, "health of engines", self._tell_engine_health, restart=True)
         self.run(
             parts,
@@ -302,7 +305,7 @@ class Server:
             self.service,
             self.settings,
             self.rpc.is_serving,
-            max_connections=self.open_files.max_connections,
+            HttpLimits(max_connections=self.open_files.max_connections),
             scrape=self._metrics(parts).scrape,
             counts=self.counts,
         )

@@ -28,10 +28,10 @@ class RefusalKind(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Diagnosis:
-    """The message of a backend that refused a request or gave up a start, and what the message means.
+    """The message of a backend that refused a request or gave up a start, and its meaning.
 
-    `text` is the message without the names of inner parts, `advice` the same with what to do about it, and
-    `command_reason` the reason if the message is about the job's command.
+    `text` is the message without the names of inner parts, `advice` the same with what to do about it.
+    `command_reason` is the reason if the message is about the job's command.
     """
 
     message: str
@@ -101,7 +101,7 @@ class PullFailed(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Handle:
-    """What a backend remembers of a container of an execution. `text` is JSON, and opaque to everybody else.
+    """The backend's knowledge about the container of an execution. `text` is JSON, and opaque to everybody else.
 
     `container_id` is the container's name for people; no backend finds a container by it alone.
     """

@@ -258,7 +258,7 @@ class PoolSettings:
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the server is told; values are checked."""
+    """The checked settings of a server."""
 
     data_dir: Path = setting(
         lambda: default_data_dir(os.environ), read_path, "directory of jobs and logs, used by one server at a time"
@@ -274,7 +274,7 @@ class Settings:
     http_hosts: Sequence[str] = setting(
         tuple,
         read_web_hosts,
-        "names by which HTTP is reached besides localhost, while it listens on loopback only",
+        "names by which HTTP is reached besides localhost; without any, every name unless it listens on loopback",
     )
     http_cors_origins: Sequence[str] = setting(
         tuple, read_origins, "origins of web pages elsewhere that may use HTTP; by default none"
@@ -385,7 +385,7 @@ def load(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | N
 
 
 def in_force(flags: Mapping[str, object], environ: Mapping[str, str], file: Path | None) -> InForce:
-    """As `load`, with where each came from."""
+    """Return the settings as `load` does, each with its origin."""
     table = dict(_read_file(file))
     tables: Any = table.pop("hosts", None)
     pool_tables: Any = table.pop("pools", None)
@@ -416,7 +416,7 @@ def in_force(flags: Mapping[str, object], environ: Mapping[str, str], file: Path
 def _given(
     flags: Mapping[str, object], environ: Mapping[str, str], table: Mapping[str, object], file: Path | None
 ) -> dict[str, tuple[object, str]]:
-    """Of all settings that are given somewhere, the value that counts, and where it came from."""
+    """Return the effective value of each setting that is given somewhere, with its origin."""
     given: dict[str, tuple[object, str]] = {}
     for name, value in table.items():
         given[_known(name, [*_names(SETTINGS), "hosts", "pools"], f"setting in {file}")] = (value, f"file {file}")
@@ -455,8 +455,7 @@ def default_text(name: str) -> str:
 
 
 def toml(in_force: InForce) -> str:
-    """The settings in force as a file of them that would have the same ones in force, each with a comment that says
-    where it came from."""
+    """Return a settings file with the settings that are in force, and a comment for each with its origin."""
     settings = in_force.settings
     hosts = _configured_hosts(settings)
     lines = [
@@ -585,7 +584,7 @@ def _read_pool(table: Mapping[str, object], hosts: Sequence[str], where: str) ->
 
 
 def _configured_hosts(settings: Settings) -> Sequence[HostSettings]:
-    """Those that were written down; none where there is only the one that the other settings make."""
+    """Return the hosts that are written in the file; none if the only host is made of the other settings."""
     made = HostSettings(
         LOCAL,
         settings.engine,
@@ -598,7 +597,7 @@ def _configured_hosts(settings: Settings) -> Sequence[HostSettings]:
 
 
 def _counted(count: int, units: tuple[tuple[str, int], ...]) -> str:
-    """In the largest unit of which it is a multiple."""
+    """Return the quantity in the largest unit that divides it."""
     return next((f"{count // size}{unit}" for unit, size in units if count % size == 0), str(count))
 
 

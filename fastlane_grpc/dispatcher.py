@@ -463,7 +463,7 @@ class Dispatcher:
                 )
 
     def _ended_as_lost(self, host: SlotsOfHost, execution: Execution, error: BaseException) -> bool:
-        """Whether the execution could be ended. One that could not is resumed, as nobody else would do so."""
+        """End the execution as LOST. Return False if that failed: the execution is then resumed."""
         try:
             self._end_as_lost(host, execution, error)
         except BaseException as defect:

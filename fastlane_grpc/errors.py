@@ -1,4 +1,4 @@
-"""What can go wrong, in the language of jobs. The status codes of each are in `api/error_table`."""
+"""Errors in the language of jobs. `api/error_table.py` has their status codes."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +19,9 @@ class Violation:
     field: str
     description: str
 
+    def __str__(self) -> str:
+        return f"{self.field}: {self.description}" if self.field else self.description
+
 
 class Refusal(Exception):
     """A request that was not carried out; nothing was written. `metadata` says which one, by the names of the
@@ -36,7 +39,7 @@ class InvalidRequest(Refusal):
     """Fields that cannot be as they are; all of them, not the first."""
 
     def __init__(self, violations: Sequence[Violation]) -> None:
-        super().__init__("; ".join(f"{violation.field}: {violation.description}" for violation in violations))
+        super().__init__("; ".join(map(str, violations)))
         self.violations = tuple(violations)
 
 
@@ -156,11 +159,11 @@ class CursorTooOld(Refusal):
 
 
 class QueueFull(Refusal):
-    """As many executions wait as the server allows."""
+    """The number of waiting executions is at the server's limit."""
 
 
 class TooManyStreams(Refusal):
-    """As many streams are open as the server allows."""
+    """The number of open streams is at the server's limit."""
 
 
 class ServerStopping(Refusal):

@@ -7,7 +7,8 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum, IntEnum, StrEnum
-from typing import Any
+from functools import lru_cache
+from typing import NamedTuple
 
 from fastlane_grpc.text.redaction import SecretNames, mask_secrets
 from fastlane_grpc.text.sanitize import one_line
@@ -18,11 +19,21 @@ MAX_TOLD_CHARACTERS = 2000
 
 def told_line(text: str) -> str:
     """Return text that may hold the words of others as one printable line of bounded length, without secrets."""
+    # What an engine says of itself is told with each execution that waits for it. A cache of long texts would let
+    # callers fill the memory.
+    return (_told_line_cached if len(text) <= _CACHED_CHARACTERS else _told_line)(text)
+
+
+def _told_line(text: str) -> str:
     return one_line(mask_secrets(text), MAX_TOLD_CHARACTERS)
 
 
+_CACHED_CHARACTERS = 500
+_told_line_cached = lru_cache(256)(_told_line)
+
+
 class State(IntEnum):
-    """Where a job or an execution is in its life. The numbers are those of the contract, and of the store."""
+    """The state of a job or an execution. The numbers are those of the contract, and of the store."""
 
     SCHEDULED = 1
     QUEUED = 2
@@ -61,7 +72,7 @@ class Reason(IntEnum):
 
 
 class WaitReason(IntEnum):
-    """What an execution waits for. Numbers of the contract."""
+    """The reason for which an execution waits. Numbers of the contract."""
 
     NOT_DUE = 1
     NO_FREE_SLOT = 2
@@ -87,7 +98,7 @@ class Availability(IntEnum):
 
 
 class Source(IntEnum):
-    """Where bytes of a log come from. Numbers of the contract, and of the record."""
+    """The origin of bytes of a log. Numbers of the contract, and of the record."""
 
     STDOUT = 1
     STDERR = 2
@@ -95,7 +106,7 @@ class Source(IntEnum):
 
 
 class Cause(IntEnum):
-    """Why bytes of a log are missing. Numbers of the contract, and of the record."""
+    """The reason why bytes of a log are missing. Numbers of the contract, and of the record."""
 
     UNSPECIFIED = 0
     SIZE_LIMIT = 1
@@ -105,8 +116,7 @@ class Cause(IntEnum):
 
 
 class CaptureMode(StrEnum):
-    """How the output of containers is to get into their records. AUTO: by the recorder where that works, else by
-    attach."""
+    """The way in which output gets into records. AUTO: by the recorder where that works, else by attach."""
 
     AUTO = "auto"
     RECORDER = "recorder"
@@ -114,7 +124,7 @@ class CaptureMode(StrEnum):
 
 
 class PullPolicy(IntEnum):
-    """When an image is pulled; UNSPECIFIED is as MISSING. Numbers of the contract."""
+    """The condition for pulling an image; UNSPECIFIED means MISSING. Numbers of the contract."""
 
     UNSPECIFIED = 0
     MISSING = 1
@@ -124,7 +134,7 @@ class PullPolicy(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a container may use; zero: the server's default."""
+    """The resources that a container may use. Zero means the server's default."""
 
     memory_bytes: int = 0
     cpus: float = 0.0
@@ -132,7 +142,7 @@ class Limits:
 
 
 class Overlap(IntEnum):
-    """What a tick does while a run has not ended; UNSPECIFIED is as SKIP. Numbers of the contract."""
+    """The effect of a tick while a run has not ended; UNSPECIFIED means SKIP. Numbers of the contract."""
 
     UNSPECIFIED = 0
     SKIP = 1
@@ -142,7 +152,7 @@ class Overlap(IntEnum):
 
 
 class CatchUp(IntEnum):
-    """What happens to missed ticks; UNSPECIFIED is as LATEST. Numbers of the contract."""
+    """The treatment of missed ticks; UNSPECIFIED means LATEST. Numbers of the contract."""
 
     UNSPECIFIED = 0
     LATEST = 1
@@ -170,7 +180,7 @@ class Cron:
 
 
 class Jitter(IntEnum):
-    """How the wait before a retry is chosen; UNSPECIFIED is as FULL. Numbers of the contract."""
+    """The randomness of the wait before a retry; UNSPECIFIED means FULL. Numbers of the contract."""
 
     UNSPECIFIED = 0
     FULL = 1
@@ -214,8 +224,7 @@ class Retry:
 
 
 class Conflict(IntEnum):
-    """What happens to a new job if another one holds its unique key; UNSPECIFIED is as REFUSE. Numbers of the
-    contract."""
+    """The treatment of a job whose unique key another one holds; UNSPECIFIED means REFUSE. Numbers of the contract."""
 
     UNSPECIFIED = 0
     REFUSE = 1
@@ -234,9 +243,12 @@ class Unique:
 DEFAULT_STOP_GRACE = timedelta(seconds=10)
 
 
+DEFAULT_LIMITS = Limits()
+
+
 @dataclass(frozen=True, slots=True)
 class JobSpec:
-    """All that a caller chose about a job, as it was given: defaults are filled in by whoever acts on it."""
+    """The choices of a caller about a job, as they were sent. Defaults are filled in where the spec is used."""
 
     image: str
     command: str = ""
@@ -247,7 +259,7 @@ class JobSpec:
     user: str = ""
     timeout: timedelta | None = None
     pull_policy: PullPolicy = PullPolicy.UNSPECIFIED
-    limits: Limits = Limits()
+    limits: Limits = DEFAULT_LIMITS
     network: str = ""
     read_only_root: bool = False
     stop_signal: str = ""
@@ -262,6 +274,12 @@ class JobSpec:
     retry: Retry | None = None
     unique: Unique | None = None
     history: int = 0
+    stop_when_unwatched: timedelta | None = None
+
+    @property
+    def starts_at_once(self) -> bool:
+        """Whether the first execution waits for a slot alone, not for a time."""
+        return self.start_in is None and self.start_at is None and self.cron is None
 
     @property
     def grace(self) -> timedelta:
@@ -270,22 +288,20 @@ class JobSpec:
 
     def redacted(self, secret_names: SecretNames) -> "JobSpec":
         """Return the spec as it may be shown: without secrets."""
-        shown: dict[str, Any] = {
-            "command": secret_names.mask(self.command),
-            "args": tuple(map(secret_names.mask_word, self.args)),
-            "envs": secret_names.shown_all(self.envs),
-            "entrypoint": tuple(map(secret_names.mask_word, self.entrypoint)),
-            "labels": {name: secret_names.mask(value) for name, value in self.labels.items()},
-        }
+        command, envs = secret_names.mask_command(self.command), secret_names.shown_all(self.envs)
+        args = secret_names.mask_words(self.args) if self.args else self.args
+        entrypoint = secret_names.mask_words(self.entrypoint) if self.entrypoint else self.entrypoint
+        labels = {name: secret_names.mask(value) for name, value in self.labels.items()} if self.labels else self.labels
+        shown = (command, args, envs, entrypoint, labels)
         # Most specs hold no secret, and a copy takes longer than the search.
-        hidden = {name: value for name, value in shown.items() if value != getattr(self, name)}
-        return replace(self, **hidden) if hidden else self
+        if shown == (self.command, self.args, self.envs, self.entrypoint, self.labels):
+            return self
+        return replace(self, command=command, args=args, envs=envs, entrypoint=entrypoint, labels=labels)
 
 
 @dataclass(frozen=True, slots=True)
 class Outcome:
-    """How an execution ended; set exactly when its state is final. `detail` is one printable line, whoever's words are
-    in it."""
+    """The end of an execution; set exactly when its state is final. `detail` is always one printable line."""
 
     reason: Reason = Reason.UNSPECIFIED
     detail: str = ""
@@ -307,9 +323,8 @@ class LogTotals:
     crc32: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Times:
-    """When an execution came to each point of its life; aware, None until it is reached."""
+class Times(NamedTuple):
+    """The times of an execution's steps: aware, None until the step is reached."""
 
     create_time: datetime
     due_time: datetime
@@ -325,7 +340,7 @@ class Times:
 
 
 class StopCause(Enum):
-    """Who told a container to stop. The first one counts: it decides between STOPPED and TIMED_OUT."""
+    """The origin of a stop. The first one counts: it decides between STOPPED and TIMED_OUT."""
 
     CALLER = "caller"
     TIMEOUT = "timeout"
@@ -343,8 +358,8 @@ class Stop:
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """What an execution waits for. `ahead`: how many queued ones of its task and priority go before it, as far as they
-    were counted; `due_time`: until when it waits, if that is known."""
+    """The reason for which an execution waits. `ahead`: how many queued ones of its task and priority go before it, as
+    far as they were counted; `due_time`: until when it waits, if that is known."""
 
     reason: WaitReason
     detail: str
@@ -381,7 +396,7 @@ class HostReport:
 
 
 class Hold(IntEnum):
-    """Why an execution is not queued when it is due."""
+    """The reason for which an execution is not queued when it is due."""
 
     NONE = 0
     # The schedule of its job is paused.

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from difflib import get_close_matches
+from functools import cache
 from typing import Any, cast
 
 from google.protobuf import json_format
@@ -21,7 +22,7 @@ from fastlane_grpc.text.time_span import span_of
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 # Messages that a single value may stand for, and the field that it is.
-_SHORT = {"Cron": ("expression", str), "Retry": ("max_retries", int), "Unique": ("key", str)}
+SHORT_FORMS = {"Cron": ("expression", str), "Retry": ("max_retries", int), "Unique": ("key", str)}
 # Names that the payload of the first fastlane had for fields of a spec.
 SPEC_ALIASES = {"retries": "retry", "expiration": "expire_time"}
 _SIZES = {"memory_bytes", "max_bytes"}
@@ -29,10 +30,26 @@ _SIZE = re.compile(r"([0-9]{1,12})([kmgKMG]?)")
 _SECONDS = re.compile(r"-?[0-9]+(\.[0-9]{1,9})?s")
 # No number of more digits fits into a field; Python refuses to read one of very many.
 _MOST_DIGITS = 300
+_DIGITS = re.compile(r"-?[0-9]{1,20}")
+_INTEGERS = {
+    FieldDescriptor.CPPTYPE_INT32: (-(1 << 31), (1 << 31) - 1),
+    FieldDescriptor.CPPTYPE_INT64: (-(1 << 63), (1 << 63) - 1),
+    FieldDescriptor.CPPTYPE_UINT32: (0, (1 << 32) - 1),
+    FieldDescriptor.CPPTYPE_UINT64: (0, (1 << 64) - 1),
+}
+_FLOATS = {FieldDescriptor.CPPTYPE_DOUBLE, FieldDescriptor.CPPTYPE_FLOAT}
+_HALF_CHARACTER = "has half a character: an escape of \\ud800 to \\udfff that is not one of a pair"
+# What protobuf says, for people.
+_PARSE_FAULTS = {
+    "Unpaired surrogate": _HALF_CHARACTER,
+    "'utf-8' codec can't encode": _HALF_CHARACTER,
+    "Message too deep": "is nested too deeply",
+    "Couldn't parse duration": "is not a duration of at most 10000 years",
+}
 
 
 class JsonFault(ValueError):
-    """What is wrong with a field; an empty name stands for the whole request."""
+    """A fault of one field; an empty name stands for the whole request."""
 
     def __init__(self, field: str, description: str, *, unknown: bool = False) -> None:
         super().__init__(f"{field}: {description}" if field else description)
@@ -69,19 +86,26 @@ def read_message(value: Any, message: Message, *, zoned: bool = False) -> None:
     except json_format.ParseError as error:
         raise _parse_fault(str(error), message.DESCRIPTOR.name) from None
     except UnicodeError:
-        raise JsonFault("", "has half a character: an escape of \\ud800 to \\udfff that is not one of a pair") from None
+        raise JsonFault("", _HALF_CHARACTER) from None
 
 
 def field_named(message: Descriptor, name: str) -> FieldDescriptor | None:
     """Return the field of this name, in snake case or camel case."""
+    return _fields(message).get(name)
+
+
+@cache
+def _fields(message: Descriptor) -> Mapping[str, FieldDescriptor]:
+    """Return the fields of a message by all their names."""
+    fields = {name: field for field in message.fields for name in (field.name, field.json_name)}
     if message.full_name == pb.JobSpec.DESCRIPTOR.full_name:
-        name = SPEC_ALIASES.get(name, name)
-    return next((field for field in message.fields if name in {field.name, field.json_name}), None)
+        fields |= {alias: fields[name] for alias, name in SPEC_ALIASES.items()}
+    return fields
 
 
 def unknown_field(path: str, name: str, known: Iterable[str]) -> JsonFault:
     """Return the fault of a field that does not exist, with the nearest one that does."""
-    near = get_close_matches(name, list(known), 1)
+    near = get_close_matches(name, list(known), 1, 0.65)
     return JsonFault(f"{path}{name}", f"no such field{f'; did you mean {near[0]}?' if near else ''}", unknown=True)
 
 
@@ -126,8 +150,8 @@ class _Reader:
             if not isinstance(value, dict):
                 raise JsonFault(path, "must be a JSON object")
             return value
-        if kind.name in _SHORT:
-            name, of_type = _SHORT[kind.name]
+        if kind.name in SHORT_FORMS:
+            name, of_type = SHORT_FORMS[kind.name]
             if isinstance(value, of_type) and not isinstance(value, bool):
                 value = {name: value}
         if not isinstance(value, dict):
@@ -208,7 +232,23 @@ def _plain_value(field: FieldDescriptor, value: Any, path: str) -> Any:
         match = _SIZE.fullmatch(value)
         if match is None:
             raise JsonFault(path, f'{value!r} is not a number of bytes, as 1048576, "512m" or "1g"')
-        return int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30}[match[2].lower()]
+        value = int(match[1]) << {"": 0, "k": 10, "m": 20, "g": 30}[match[2].lower()]
+    if field.cpp_type in _INTEGERS:
+        return _whole_number(value, _INTEGERS[field.cpp_type], path)
+    if field.cpp_type == FieldDescriptor.CPPTYPE_BOOL and not isinstance(value, bool):
+        raise JsonFault(path, "must be true or false")
+    if field.cpp_type in _FLOATS and (isinstance(value, bool) or not isinstance(value, int | float)):
+        raise JsonFault(path, "must be a number")
+    return value
+
+
+def _whole_number(value: Any, bits: tuple[int, int], path: str) -> int:
+    """Return the number, which may be a string: JSON of many languages has no 64 bits."""
+    least, most = bits
+    if (isinstance(value, str) and _DIGITS.fullmatch(value)) or (isinstance(value, float) and value.is_integer()):
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise JsonFault(path, f"must be a whole number from {least} to {most}")
     return value
 
 
@@ -242,7 +282,8 @@ def _enum_value(kind: EnumDescriptor, value: Any, path: str) -> Any:
     prefix = kind.values[0].name.removesuffix("UNSPECIFIED")
     name = value.upper().replace("-", "_")
     for candidate in (name, prefix + name):
-        if candidate in kind.values_by_name:
+        # protobuf cannot look for half a character.
+        if candidate.isascii() and candidate in kind.values_by_name:
             return candidate
     raise JsonFault(path, f"{value!r} is not one of {_choices(kind)}")
 
@@ -263,4 +304,5 @@ def _parse_fault(text: str, message: str) -> JsonFault:
     """Return the fault that protobuf's error tells, with its field."""
     fields = re.findall(r"Failed to parse (\S+) field: ", text)
     what, _, place = re.sub(r"Failed to parse \S+ field: ", "", text).rstrip(".").partition(f" at {message}.")
-    return JsonFault(place or ".".join(fields), what[:300])
+    told = next((ours for theirs, ours in _PARSE_FAULTS.items() if what.startswith(theirs)), what[:300])
+    return JsonFault(place or ".".join(fields), told)

@@ -45,9 +45,10 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class RetentionLimits:
-    """How long a log and a job are kept after their end, and how many bytes all logs may take; None: no limit.
+    """The time for which logs and jobs are kept after their end, and the size of all logs together; None: no limit.
 
-    `changes` and `keep_changes`: how many changes are kept, and how long."""
+    `changes` and `keep_changes`: how many changes are kept, and how long.
+    """
 
     keep_logs: timedelta | None = None
     keep_jobs: timedelta | None = None
@@ -58,7 +59,7 @@ class RetentionLimits:
 
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """What was deleted, and whether there is more."""
+    """The result of pruning, and whether more is to be deleted."""
 
     count: Count
     more: bool
@@ -66,7 +67,7 @@ class Pruned:
 
 @dataclass(frozen=True, slots=True)
 class _PruneStep:
-    """What one step deleted, and the cursor after it; None if it found nothing."""
+    """The result of one step, and the cursor after it; None if it found nothing."""
 
     count: Count
     cursor: PruneCursor | None
@@ -306,7 +307,7 @@ class Retention:
 
 
 class _Deleted(Enum):
-    """How much of a log is deleted. The rest of a log that is deleted in part was set aside, and needs no row."""
+    """How much of a log was deleted. The rest of a log that was deleted in part was set aside, and needs no row."""
 
     ALL = 1
     A_PART = 2

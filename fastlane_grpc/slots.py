@@ -27,7 +27,7 @@ class HostView(Protocol):
 
     @property
     def error(self) -> str:
-        """Why the host takes no executions; empty if it is up."""
+        """The reason for which the host takes no executions; empty if it takes some."""
 
     def report(self, *, running: int, max_running: int) -> HostReport:
         """Return the state of the host for callers, with these counts."""
@@ -111,7 +111,7 @@ class SlotsOfHost:
 
     @property
     def drain(self) -> Drain | None:
-        """Who drained the host and why; None: it is not drained."""
+        """The note and time of a drain; None: the host is not drained."""
         return self._drains.get(self.view.name)
 
     @property
@@ -127,7 +127,7 @@ class SlotsOfHost:
 
     @property
     def error(self) -> str:
-        """Why the host takes no executions; empty if it takes some."""
+        """The reason for which the host takes no executions; empty if it takes some."""
         name = f"host {self.view.name!r}"
         if drain := self.drain:
             return f"{name} is drained" + (f": {drain.note}" if drain.note else "")

@@ -124,10 +124,12 @@ class RpcHarness(Parts):
         await self.store.running(execution.id, start_time=utc_now())
         return execution, writer
 
-    async def finish(self, execution: Execution, writer: RecordWriter, code: int = 0) -> None:
+    async def finish(
+        self, execution: Execution, writer: RecordWriter, code: int = 0, failure: Reason = Reason.EXIT_CODE
+    ) -> None:
         trailer = writer.seal(code, {}, time.time_ns())
         state = State.FAILED if code else State.SUCCEEDED
-        outcome = Outcome(Reason.EXIT_CODE if code else Reason.UNSPECIFIED, exit_code=code)
+        outcome = Outcome(failure if code else Reason.UNSPECIFIED, exit_code=code)
         totals = (*trailer.totals, *self.logs.seal_system(execution.id))
         room = self.logs.room(execution.id)
         await self.store.finish(execution.id, state=state, outcome=outcome, logs=totals, log_bytes=room)

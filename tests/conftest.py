@@ -1,11 +1,14 @@
 """What every test may ask for. Fixtures of the engine come from tests/engine.py, the wheel from tests/wheel.py."""
 
-import os
 from collections.abc import Generator
 
 import pytest
 
 pytest_plugins = ["tests.engine", "tests.wheel"]
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--no-skips", action="store_true", help="a test that is skipped fails, as in CI")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -18,9 +21,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def pytest_runtest_makereport(
     item: pytest.Item, call: pytest.CallInfo[None]
 ) -> Generator[None, pytest.TestReport, pytest.TestReport]:
-    """Fail a skipped test in CI: a missing tool or right must not hide a promise that nobody checks."""
+    """Fail a skipped test where none may be: a missing tool or right must not hide a promise that nobody checks."""
     report = yield
-    if report.skipped and os.environ.get("CI") and not hasattr(report, "wasxfail") and call.excinfo:
+    no_skips = item.config.getoption("no_skips")
+    if report.skipped and no_skips and not hasattr(report, "wasxfail") and call.excinfo:
         report.outcome = "failed"
-        report.longrepr = f"{item.nodeid} was skipped in CI: {call.excinfo.value}"
+        report.longrepr = f"{item.nodeid} was skipped: {call.excinfo.value}"
     return report

@@ -7,7 +7,7 @@ import json
 import re
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import IO
@@ -15,6 +15,7 @@ from typing import IO
 import docker
 from docker.errors import ImageNotFound
 
+from tests.images import tar_of
 from tests.tools import tool
 
 SECONDS = 60
@@ -30,9 +31,16 @@ class DockerRegistry:
 
     def push(self, name: str, says: str) -> str:
         """Puts an image there whose command says something, and leaves nothing of it on the engine. Its digest."""
+        return self.push_with_files(name, {}, f'ENTRYPOINT ["echo"]\nCMD ["{says}"]\n')
+
+    def push_with_files(self, name: str, files: Mapping[str, bytes], dockerfile: str = "") -> str:
+        """Puts an image there that has these files, by their paths, and leaves nothing of it on the engine. Its
+        digest."""
         whole = f"{self.address}/{name}"
-        dockerfile = f'FROM {self._base}\nENTRYPOINT ["echo"]\nCMD ["{says}"]\n'
-        image, _ = self._sdk.images.build(fileobj=io.BytesIO(dockerfile.encode()), tag=whole, rm=True)
+        copies = "".join(f"COPY {path.lstrip('/')} {path}\n" for path in files)
+        packed = {path.lstrip("/"): data for path, data in files.items()}
+        context = tar_of({"Dockerfile": f"FROM {self._base}\n{copies}{dockerfile}".encode(), **packed})
+        image, _ = self._sdk.images.build(fileobj=io.BytesIO(context), custom_context=True, tag=whole, rm=True)
         lines = list(self._sdk.images.push(whole, stream=True, decode=True))
         assert not [line for line in lines if "error" in line], lines
         self._sdk.images.remove(image.id, force=True)

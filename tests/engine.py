@@ -27,7 +27,7 @@ from fastlane_grpc.model import Assignment, CaptureMode, Execution, JobSpec, Sou
 from fastlane_grpc.record import Chunk, Gap, Position, RecordReader, Trailer
 from fastlane_grpc.runner import LeaveCommand, Mailbox, StopCommand
 from fastlane_grpc.store import Store
-from tests.tools import tool
+from tests.tools import ROOT, script, tool
 
 SECONDS = 60
 
@@ -53,6 +53,17 @@ def image(sdk: docker.DockerClient) -> Iterator[str]:
         return
     name = f"fastlane-test:{os.getpid()}"
     sdk.api.import_image_from_data(busybox_tar(), repository=name.partition(":")[0], tag=name.partition(":")[2])
+    yield name
+    sdk.images.remove(name, force=True)
+
+
+@pytest.fixture(scope="session")
+def python_image(sdk: docker.DockerClient) -> Iterator[str]:
+    """Debian's Python, in place of the image that no registry gives here."""
+    script("base")
+    name = f"fastlane-python:{os.getpid()}"
+    with (ROOT / ".tools" / "base.tar").open("rb") as file:
+        sdk.api.import_image_from_data(file.read(), repository=name.partition(":")[0], tag=name.partition(":")[2])
     yield name
     sdk.images.remove(name, force=True)
 
@@ -345,11 +356,11 @@ def read_output(path: Path) -> Output:
     position, trailer = Position.BEGIN, None
     entries: list[Chunk | Gap] = []
     while trailer is None:
-        stretch = reader.read(position)
-        if not stretch.entries and stretch.trailer is None:
+        segment = reader.read(position)
+        if not segment.entries and segment.trailer is None:
             break
-        entries += stretch.entries
-        position, trailer = stretch.next, stretch.trailer
+        entries += segment.entries
+        position, trailer = segment.next, segment.trailer
     reader.close()
     chunks = [entry for entry in entries if isinstance(entry, Chunk)]
     return Output(

@@ -30,7 +30,7 @@ def loaded_image(
 ) -> Iterator[str]:
     """The name of an image, which begins with `name`, of these files, each with mode 755, and this configuration; it
     goes in the end."""
-    layer = _tar(files)
+    layer = tar_of(files)
     about: dict[str, Any] = {
         "os": "linux",
         "config": config,
@@ -46,14 +46,14 @@ def loaded_image(
         "layer.tar": layer,
         "manifest.json": json.dumps(manifest).encode(),
     }
-    sdk.images.load(_tar(archive))
+    sdk.images.load(tar_of(archive))
     try:
         yield name
     finally:
         sdk.images.remove(name, force=True)
 
 
-def _tar(files: Mapping[str, bytes]) -> bytes:
+def tar_of(files: Mapping[str, bytes]) -> bytes:
     content = io.BytesIO()
     with tarfile.open(fileobj=content, mode="w") as tar:
         for name, data in files.items():

@@ -12,7 +12,7 @@ from tempfile import TemporaryDirectory
 from hypothesis import strategies as st
 
 from fastlane_grpc.model import Cause, LogTotals, Source
-from fastlane_grpc.record import Chunk, Gap, Position, RecordReader, RecordWriter, Stretch, Trailer
+from fastlane_grpc.record import Chunk, Gap, Position, RecordReader, RecordWriter, Segment, Trailer
 from fastlane_grpc.record.format import BLOCK_BYTES
 
 Entry = Chunk | Gap
@@ -123,9 +123,9 @@ def reading(path: Path) -> Iterator[RecordReader]:
         reader.close()
 
 
-def stretches(
+def segments(
     reader: RecordReader, position: Position = Position.BEGIN, *, max_bytes: int = 4 * BLOCK_BYTES
-) -> list[Stretch]:
+) -> list[Segment]:
     """All that there is after `position`, as it is cut; the last one has the trailer or nothing."""
     found = [reader.read(position, max_bytes=max_bytes)]
     while found[-1].entries and found[-1].trailer is None:
@@ -133,13 +133,13 @@ def stretches(
     return found
 
 
-def entries_of(found: Iterable[Stretch]) -> list[Entry]:
-    return [entry for stretch in found for entry in stretch.entries]
+def entries_of(found: Iterable[Segment]) -> list[Entry]:
+    return [entry for segment in found for entry in segment.entries]
 
 
 def everything(path: Path) -> list[Entry]:
     with reading(path) as reader:
-        return entries_of(stretches(reader))
+        return entries_of(segments(reader))
 
 
 def end(entry: Entry) -> int:

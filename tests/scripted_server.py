@@ -91,10 +91,10 @@ class ScriptedServer(
     fastlane_pb2_grpc.HostServiceServicer,
     fastlane_pb2_grpc.ServerServiceServicer,
 ):
-    """Serves on a free port of loopback. Waits of a test end by `event(name)`: the server sets it when that
-    happened."""
+    """Serves on a free port of loopback, or on `address`. Waits of a test end by `event(name)`: the server sets it when
+    that happened."""
 
-    def __init__(self) -> None:
+    def __init__(self, address: str = "127.0.0.1:0") -> None:
         self.logs: dict[str, Log] = {}
         self.cuts: deque[Cut] = deque()
         self.refusals: deque[tuple[grpc.StatusCode, str, dict[str, Any]]] = deque()
@@ -119,7 +119,7 @@ class ScriptedServer(
         fastlane_pb2_grpc.add_TaskServiceServicer_to_server(self, self._server)
         fastlane_pb2_grpc.add_HostServiceServicer_to_server(self, self._server)
         fastlane_pb2_grpc.add_ServerServiceServicer_to_server(self, self._server)
-        self.address = f"127.0.0.1:{self._server.add_insecure_port('127.0.0.1:0')}"
+        self.address = f"127.0.0.1:{self._server.add_insecure_port(address)}"
         self._server.start()
 
     def stop(self) -> None:

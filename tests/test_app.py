@@ -4,6 +4,7 @@ told."""
 import asyncio
 import inspect
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -16,9 +17,11 @@ from pathlib import Path
 
 import grpc
 import pytest
+import requests
 from structlog.testing import capture_logs
 
 from fastlane_grpc.app import Server
+from fastlane_grpc.client import Client
 from fastlane_grpc.config import HostSettings, Settings
 from fastlane_grpc.errors import CannotServe, ServerFailed, ServerStopping
 from fastlane_grpc.machine.data_directory import claimed
@@ -294,6 +297,33 @@ def test_a_server_whose_standard_output_is_closed_ends_with_an_error(tmp_path: P
     assert "Traceback" not in ended.stderr
     with claimed(tmp_path / "data"):
         pass
+
+
+def test_a_port_of_http_that_is_taken_is_told_in_one_line_with_the_way_out(tmp_path: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        address = f"127.0.0.1:{taken.getsockname()[1]}"
+        ended = serve(tmp_path, "--http-listen", address, stdout=subprocess.PIPE)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr.splitlines()[-1] == (
+        f"fastlane: cannot listen on {address} for HTTP: Address already in use; choose another address with "
+        "--http-listen, or turn HTTP off with --http-listen off"
+    )
+
+
+def test_the_ready_message_has_both_addresses_and_both_answer(tmp_path: Path) -> None:
+    command = [sys.executable, "-m", "fastlane_grpc.cli", "server", "--data-dir", str(tmp_path / "data")]
+    command += ["--listen", "127.0.0.1:0", "--http-listen", "127.0.0.1:0", "--engine", f"unix://{tmp_path}/no-engine"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True) as server:
+        assert server.stdout
+        line = server.stdout.readline()
+        found = re.fullmatch(r"fastlane \S+ listening on (\S+), HTTP on (http://127.0.0.1:\d+), data in .+\n", line)
+        assert found, line
+        with Client(found[1]) as client:
+            job = client.enqueue("both", "busybox", "true")
+        told = requests.get(f"{found[2]}/jobs/{job.id}", timeout=30).json()
+        assert told["job"]["task_id"] == "both"
+        server.terminate()
+        assert server.wait(30) == 0
 
 
 def test_a_server_that_takes_itself_down_ends_with_an_error(tmp_path: Path) -> None:

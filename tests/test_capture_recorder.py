@@ -203,7 +203,7 @@ def test_a_command_that_ends_by_a_signal_says_by_which(harness: EngineHarness) -
     execution = harness.sh("kill -SEGV $$")
     assert (outcome(execution).exit_code, outcome(execution).detail) == (
         139,
-        "exited with 139, by custom 128 + SIGSEGV",
+        "exited with 139, by convention 128 + SIGSEGV",
     )
 
 

@@ -29,17 +29,20 @@ def fastlane(address: str, *arguments: str) -> tuple[int, str, str]:
 def test_a_task_is_limited_paused_and_resumed(address: str) -> None:
     assert fastlane(address, "task", "limit", "mail", "--max-running", "5", "--rate", "100/1m30s") == (
         0,
-        "task mail: at most 5 running, 100 starts in 1m 30s\n",
+        "task mail: at most 5 running, 100 starts in 1m 30s (the task has no jobs)\n",
         "",
     )
     assert fastlane(address, "task", "pause", "mail")[1].startswith("task mail: paused, at most 5 running, 100 starts")
     listed = fastlane(address, "tasks")[1].splitlines()
-    assert listed[0].split() == ["TASK", "OPEN", "RUNNING", "JOBS", "LAST", "ENQUEUED", "SINCE", "LIMITS"]
+    assert listed[0].split() == ["TASK", "OPEN", "RUNNING", "JOBS", "LAST", "ENQUEUED", "CREATED", "LIMITS"]
     assert listed[1].split(maxsplit=6)[-1] == "paused, at most 5 running, 100 starts in 1m 30s"
     told = json.loads(fastlane(address, "task", "limit", "mail", "--rate", "off", "-o", "json")[1])
     assert (told["max_running"], told["paused"], "rate_window" in told) == (5, True, False)
     fastlane(address, "task", "resume", "mail")
-    assert fastlane(address, "task", "limit", "mail", "--max-running", "off")[1] == "task mail: no limits\n"
+    assert (
+        fastlane(address, "task", "limit", "mail", "--max-running", "off")[1]
+        == "task mail: no limits (the task has no jobs)\n"
+    )
     assert fastlane(address, "tasks")[2] == "fastlane: no tasks\n"
 
 

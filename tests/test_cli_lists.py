@@ -211,7 +211,7 @@ def test_tasks_and_hosts_are_shown(server: ScriptedServer) -> None:
         pb.EngineHost(name="there", availability=pb.EngineHost.AVAILABILITY_DOWN, max_running=8, last_error="no route")
     )
     assert fastlane(server, "tasks").stdout.decode().splitlines()[1] == (
-        "send-mail  2     0        30    2m ago         -      -"
+        "send-mail  2     0        30    2m ago         -        -"
     )
     here, there = fastlane(server, "hosts").stdout.decode().splitlines()[1:]
     assert here == f"here   up     3 of 8   28.1    attach   unix:///run/docker.sock  {reason}"
@@ -313,8 +313,13 @@ def test_where_either_may_be_meant_a_job_stands_for_its_executions(server: Scrip
     server.executions.append(server.jobs[1].execution)
     server.logs[EXECUTION] = Log([Piece(1, b"hello\n")])
     assert fastlane(server, "logs", "01980f3e-8b").stdout == b"hello\n"
-    assert fastlane(server, "stop", "01980f3e-8b").stdout.decode() == f"job {JOBS[0]}: succeeded\n"
-    assert fastlane(server, "stop", EXECUTION[:23]).stdout.decode() == f"execution {EXECUTION}: succeeded\n"
+    assert (
+        fastlane(server, "stop", "01980f3e-8b").stdout.decode() == f"job {JOBS[0]}: succeeded, it had already ended\n"
+    )
+    assert (
+        fastlane(server, "stop", EXECUTION[:23]).stdout.decode()
+        == f"execution {EXECUTION}: succeeded, it had already ended\n"
+    )
     server.executions.append(pb.Execution(id=LATER.replace("9a51", "9a52"), job_id="another"))
     ran = fastlane(server, "logs", "01999999")
     assert ran.returncode == 1

@@ -4,12 +4,13 @@ import os
 import subprocess
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 
 import pytest
 
 from fastlane_grpc.cli.output import Display, follow
 from fastlane_grpc.client import Client
-from fastlane_grpc.client.events import state_change
+from fastlane_grpc.client.events import End, ExecutionStart, StateChange, state_change
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.commands import FASTLANE, HELLO, environment, fastlane, on_terminal
 from tests.scripted_server import Cut, Log, Piece, ScriptedServer
@@ -53,6 +54,29 @@ def test_a_job_that_waits_is_told_of_once_for_each_reason(
     server.logs["execution-1"] = Log(pieces, first_state=pb.STATE_QUEUED, heartbeats_before_end=40)
     assert followed(server, Display({}, verbose=False, quiet=False, waiting_after_seconds=0.1)) == 0
     assert capfd.readouterr().err == "fastlane: job job-1 waits: host 'local' does not answer\n"
+
+
+@pytest.mark.parametrize(
+    ("reason", "quiet", "lines"),
+    [
+        (pb.REASON_EXIT_CODE, False, ["attempt 2 of 3: exit code 4"]),
+        (pb.REASON_OUT_OF_MEMORY, False, ["it was killed", "attempt 2 of 3"]),
+        (pb.REASON_OUT_OF_MEMORY, True, []),
+    ],
+)
+def test_a_retry_is_announced_with_a_reason_that_was_not_told_yet(
+    capfd: pytest.CaptureFixture[str], reason: pb.Reason.ValueType, quiet: bool, lines: list[str]
+) -> None:
+    display = Display({}, verbose=False, quiet=quiet)
+    display.state(StateChange(pb.STATE_RUNNING, None, datetime.now(UTC)))
+    display.begin(ExecutionStart(pb.Execution(attempt=1), 3))
+    outcome = pb.Outcome(reason=reason, exit_code=4, detail="it was killed")
+    for attempt in (1, 2):
+        display.end(End(True, pb.STATE_FAILED, outcome, (), 4))
+        if attempt == 1:
+            display.begin(ExecutionStart(pb.Execution(attempt=2), 3))
+    told = lines if reason == pb.REASON_EXIT_CODE or quiet else [*lines, "it was killed"]
+    assert capfd.readouterr().err.splitlines() == [f"fastlane: {line}" for line in told]
 
 
 def test_another_reason_of_a_wait_is_told_too(capfd: pytest.CaptureFixture[str]) -> None:

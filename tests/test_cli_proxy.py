@@ -64,7 +64,7 @@ def test_a_proxy_that_is_not_asked_is_not_told() -> None:
 
 
 def test_verbose_tells_of_a_proxy_before_anything_fails(refusing_proxy: str) -> None:
-    for arguments in (["run", "--verbose", "-a", NAME, "busybox"], ["logs", "-v", "-a", NAME, "x"]):
+    for arguments in (["run", "--verbose", "--wait", "0s", "-a", NAME, "busybox"], ["logs", "-v", "-a", NAME, "x"]):
         first, _ = ran(*arguments, http_proxy=f"http://{refusing_proxy}").stderr.splitlines()
         assert first.startswith(f"fastlane: the proxy http://{refusing_proxy} was used (variable http_proxy)")
 

@@ -45,7 +45,7 @@ def test_a_job_with_a_schedule_is_listed_paused_and_resumed(server: Server, imag
     job_id = enqueued.stdout.decode().strip()
     listed = fastlane(server, "schedule", "ls", "--task", "nightly").stdout.decode().splitlines()
     assert re.fullmatch(
-        rf"{job_id}  nightly  scheduled  in \d+[hm] \(\w{{3}} \d\d:\d\d\)  0     0        30 2 \* \* \* Europe/Berlin",
+        rf"{job_id}  nightly  scheduled  in \d+[hm] \(\w{{3}} 02:30\)  0     0        30 2 \* \* \* Europe/Berlin",
         listed[1],
     )
     paused = fastlane(server, "schedule", "pause", job_id)
@@ -53,6 +53,7 @@ def test_a_job_with_a_schedule_is_listed_paused_and_resumed(server: Server, imag
     assert "paused" in fastlane(server, "schedule", "ls", "--task", "nightly").stdout.decode()
     shown = fastlane(server, "job", job_id).stdout.decode()
     assert "schedule    30 2 * * * Europe/Berlin (at 02:30 every day, Europe/Berlin), paused" in shown
+    assert "next tick" not in shown
     resumed = fastlane(server, "schedule", "resume", job_id).stdout.decode()
     assert resumed.startswith(f"job {job_id}: next tick in ")
     upcoming = fastlane(server, "schedule", "next", "-n", "3", job_id).stdout.decode().splitlines()
@@ -69,6 +70,10 @@ def test_the_next_ticks_of_an_expression_are_shown_in_words_and_times(server: Se
     first, *ticks = shown.stdout.decode().splitlines()
     assert first == "at 00:00 on January 1, UTC"
     assert len(ticks) == 2
+    berlin = ("--time-zone", "Europe/Berlin", "--from", "2027-03-27T00:00:00Z", "-n", "2", "30 4 * * *")
+    _, winter, summer = fastlane(server, "schedule", "preview", *berlin).stdout.decode().splitlines()
+    assert winter.startswith("2027-03-27 04:30:00 +0100 (in ")
+    assert summer.startswith("2027-03-28 04:30:00 +0200 (in ")
     refused = fastlane(server, "schedule", "preview", "--time-zone", "Berlin", "@daily")
     assert refused.returncode == 1
     assert "'Berlin' is not a time zone; did you mean Europe/Berlin?" in refused.stderr.decode()
@@ -99,3 +104,11 @@ def test_options_without_effect_are_refused(server: Server, image: str, options:
     refused = fastlane(server, "enqueue", *options, image, "true")
     assert refused.returncode == 2
     assert says in refused.stderr.decode()
+
+
+def test_an_option_behind_the_job_of_replace_is_refused_by_its_place(server: Server, image: str) -> None:
+    refused = fastlane(server, "replace", "01980f3e-8b1c-7d43-9a51-0242ac120002", "--task", "t", image, "true")
+    assert refused.returncode == 2
+    assert "'--task' stands in place of IMAGE: options go before JOB" in refused.stderr.decode()
+    refused = fastlane(server, "replace", "my-job", image, "true")
+    assert refused.stderr.decode().startswith("fastlane: JOB: 'my-job' must be a UUID")

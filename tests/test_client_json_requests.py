@@ -110,6 +110,11 @@ def test_what_is_wrong_is_named(line: Any, says: str) -> None:
     assert str(caught.value).startswith(says)
 
 
+def test_a_field_that_is_like_no_other_gets_no_suggestion() -> None:
+    with pytest.raises(ValueError, match=r"^array: no such field$"):
+        read({"array": 3})
+
+
 def test_a_line_that_is_not_utf_8_or_too_long_is_refused() -> None:
     with pytest.raises(ValueError, match="is not UTF-8 at byte 3"):
         request_from_json(b'{"\xff": 1}')

@@ -15,6 +15,7 @@ from pathlib import Path
 
 import docker
 import pytest
+import requests
 import yaml
 from docker.errors import APIError, ImageNotFound
 from docker.models.containers import Container
@@ -27,10 +28,9 @@ from tests.pages import DocPage
 from tests.reading import Reader
 from tests.serving import clear
 from tests.tools import ROOT
-from tests.wheel import script
 
 DEPLOY = ROOT / "docs" / "deploy"
-PORT = "7020/tcp"
+PORT, HTTP_PORT = "7020/tcp", "10000/tcp"
 FASTLANE = Path(sys.executable).with_name("fastlane")
 
 TICKS = "echo begin; until [ -e /tmp/go ]; do sleep 0.02; done; seq 1 5000; echo oh >&2; exit 7"
@@ -41,19 +41,8 @@ NUMBERS = b"".join(b"%d\n" % number for number in range(1, 5001))
 
 
 @pytest.fixture(scope="module")
-def base(sdk: docker.DockerClient) -> Iterator[str]:
-    """Debian's Python, in place of the one that no registry gives here."""
-    script("base")
-    name = f"fastlane-base:{os.getpid()}"
-    with (ROOT / ".tools" / "base.tar").open("rb") as file:
-        sdk.api.import_image_from_data(file.read(), repository=name.partition(":")[0], tag=name.partition(":")[2])
-    yield name
-    sdk.images.remove(name, force=True)
-
-
-@pytest.fixture(scope="module")
 def server_image(
-    base: str, wheel: Path, sdk: docker.DockerClient, tmp_path_factory: pytest.TempPathFactory
+    python_image: str, wheel: Path, sdk: docker.DockerClient, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[str]:
     """By the Dockerfile as it is shipped, from wheels alone."""
     wheels = tmp_path_factory.mktemp("wheels")
@@ -69,13 +58,13 @@ def server_image(
         dockerfile=str(DEPLOY / "Dockerfile"),
         tag=name,
         rm=True,
-        buildargs={"BASE": base, "PIP_NO_INDEX": "1"},
+        buildargs={"BASE": python_image, "PIP_NO_INDEX": "1"},
     )
     yield name
     sdk.images.remove(name, force=True)
     # What the first stage was built in has no name, and would stay. Each step is the parent of the next, the base that
     # of the first.
-    base_id = sdk.images.get(base).id.removeprefix("sha256:")
+    base_id = sdk.images.get(python_image).id.removeprefix("sha256:")
     steps = re.findall(r"---> ([0-9a-f]{12})\n", "".join(each.get("stream", "") for each in said))
     for step in reversed([step for step in steps if not base_id.startswith(step)]):
         with suppress(ImageNotFound, APIError):
@@ -93,15 +82,16 @@ class Deployment:
 
     @contextmanager
     def up(self, port: int = 0, **environment: str) -> Iterator[Container]:
-        [published] = self._service["ports"]
-        address, _, inside = published.split(":")
+        published = {f"{inside}/tcp": address for address, _, inside in (p.split(":") for p in self._service["ports"])}
         volumes = dict(volume.rsplit(":", 1) for volume in self._service["volumes"])
         socket, data_dir = volumes
         here = {engine_address().removeprefix("unix://"): volumes[socket], str(self._data_dir): volumes[data_dir]}
         container = self._sdk.containers.run(
             self._image,
             detach=True,
-            ports={f"{inside}/tcp": (address, port or None)},
+            ports={
+                inside: (address, port or None if inside == PORT else None) for inside, address in published.items()
+            },
             volumes=[f"{outside}:{place}" for outside, place in here.items()],
             environment=self._service["environment"] | environment,
         )
@@ -122,9 +112,9 @@ def listening(container: Container) -> None:
     raise AssertionError(f"the server ended: {container.logs().decode()}")
 
 
-def published(container: Container) -> int:
+def published(container: Container, inside: str = PORT) -> int:
     container.reload()
-    [binding] = container.ports[PORT]
+    [binding] = container.ports[inside]
     assert binding["HostIp"] == "127.0.0.1"
     return int(binding["HostPort"])
 
@@ -145,6 +135,8 @@ def test_a_server_in_a_container_runs_jobs_beside_it_and_hands_them_over(
     # What the recorder writes is the host's directory, whatever it is called in here: the server finds that out.
     with deployment.up(FASTLANE_CAPTURE="recorder") as first:
         port = published(first)
+        answered = requests.get(f"http://localhost:{published(first, HTTP_PORT)}/readyz", timeout=30)
+        assert answered.json()["ok"] is True
         with Client(f"127.0.0.1:{port}") as client:
             execution_id = client.enqueue("deployed", image, args=["sh", "-c", TICKS]).execution.id
             log = Reader(client, execution_id)

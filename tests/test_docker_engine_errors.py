@@ -2,8 +2,8 @@
 
 import pytest
 
+from fastlane_grpc.backend import RefusalKind
 from fastlane_grpc.docker.engine_errors import (
-    Refusal,
     about_host,
     command_reason,
     container_gone,
@@ -23,60 +23,63 @@ GUESS = (
 @pytest.mark.parametrize(
     ("message", "refusal"),
     [
-        ("mkdir /var/lib/docker/overlay2/x: no space left on device", Refusal.PASSING),
-        (f"{OF_20}error during container init: mkdir /x: disk quota exceeded: unknown", Refusal.PASSING),
-        ("error creating overlay mount to /var/lib/docker/overlay2/x/merged: device or resource busy", Refusal.PASSING),
-        ("fork/exec /usr/bin/containerd-shim-runc-v2: resource temporarily unavailable: unknown", Refusal.PASSING),
+        ("mkdir /var/lib/docker/overlay2/x: no space left on device", RefusalKind.PASSING),
+        (f"{OF_20}error during container init: mkdir /x: disk quota exceeded: unknown", RefusalKind.PASSING),
+        (
+            "error creating overlay mount to /var/lib/docker/overlay2/x/merged: device or resource busy",
+            RefusalKind.PASSING,
+        ),
+        ("fork/exec /usr/bin/containerd-shim-runc-v2: resource temporarily unavailable: unknown", RefusalKind.PASSING),
         (
             (
                 f"{OF_20}unable to apply cgroup configuration: "
                 "mkdir /sys/fs/cgroup/pids/docker/x: cannot allocate memory: unknown"
             ),
-            Refusal.PASSING,
+            RefusalKind.PASSING,
         ),
         (
             (
                 "failed to create endpoint x on network bridge: "
                 "adding interface veth1 to bridge docker0 failed: exchange full"
             ),
-            Refusal.PASSING,
+            RefusalKind.PASSING,
         ),
         (
             (
                 "failed to create endpoint x on network bridge: "
                 "no available IPv4 addresses on this network's address pools: bridge"
             ),
-            Refusal.PASSING,
+            RefusalKind.PASSING,
         ),
-        ("failed to update store for object type *libnetwork.endpointCnt: Key not found in store", Refusal.PASSING),
-        ("context deadline exceeded", Refusal.CUT_OFF),
-        ("transport is closing: unavailable", Refusal.CUT_OFF),
+        ("failed to update store for object type *libnetwork.endpointCnt: Key not found in store", RefusalKind.PASSING),
+        ("context deadline exceeded", RefusalKind.CUT_OFF),
+        ("transport is closing: unavailable", RefusalKind.CUT_OFF),
         (
             (
                 'connection error: desc = "transport: Error while dialing '
                 'dial unix /run/containerd.sock: connect: refused"'
             ),
-            Refusal.CUT_OFF,
+            RefusalKind.CUT_OFF,
         ),
-        ("failed to create shim task: ttrpc: closed: unknown", Refusal.CUT_OFF),
+        ("failed to create shim task: ttrpc: closed: unknown", RefusalKind.CUT_OFF),
         (
             (
                 "failed to start shim: start failed: io.containerd.runc.v2: "
                 "create new shim socket: listen unix: bad: unknown"
             ),
-            Refusal.CUT_OFF,
+            RefusalKind.CUT_OFF,
         ),
-        ("unable to find user nosuch: no matching entries in passwd file", Refusal.FINAL),
-        ("network nosuch not found", Refusal.FINAL),
-        ("cannot join network of a non running container: 0123", Refusal.FINAL),
-        ("Minimum memory limit allowed is 6MB", Refusal.FINAL),
-        (f"{OF_20}error during container init: mkdir /proc/self/fd/3: not a directory{GUESS}", Refusal.FINAL),
-        (f'{OF_20}exec: "/x": stat /x: no such file or directory: unknown', Refusal.FINAL),
+        ("unable to find user nosuch: no matching entries in passwd file", RefusalKind.FINAL),
+        ("network nosuch not found", RefusalKind.FINAL),
+        ("cannot join network of a non running container: 0123", RefusalKind.FINAL),
+        ("Minimum memory limit allowed is 6MB", RefusalKind.FINAL),
+        (f"{OF_20}error during container init: mkdir /proc/self/fd/3: not a directory{GUESS}", RefusalKind.FINAL),
+        (f'{OF_20}exec: "/x": stat /x: no such file or directory: unknown', RefusalKind.FINAL),
         # A command may be called anything.
-        (f'{OF_20}exec: "no space left on device": executable file not found in $PATH: unknown', Refusal.FINAL),
+        (f'{OF_20}exec: "no space left on device": executable file not found in $PATH: unknown', RefusalKind.FINAL),
     ],
 )
-def test_a_refusal_passes_or_is_final(message: str, refusal: Refusal) -> None:
+def test_a_refusal_passes_or_is_final(message: str, refusal: RefusalKind) -> None:
     assert refusal_of(message) is refusal
 
 

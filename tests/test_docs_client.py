@@ -99,7 +99,7 @@ def test_lists_are_read_and_jobs_deleted(server: ScriptedServer, tmp_path: Path)
 
 
 def test_a_program_that_is_started_anew_goes_on(server: ScriptedServer, tmp_path: Path) -> None:
-    heading = "Going on after a restart of your program"
+    heading = "Resuming after a restart of your program"
     run(server, heading, tmp_path)
     pieces = [*server.logs["execution-1"].pieces, Piece(1, b"more\n")]
     server.logs["execution-1"] = Log(pieces)

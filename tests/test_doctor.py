@@ -20,13 +20,14 @@ from fastlane_grpc.docker.diagnostics import Checkup, Found
 from fastlane_grpc.doctor.disk import _inodes, _local, _room, about_database, about_directory
 from fastlane_grpc.doctor.engine import _unmounted_controllers, about_engine, look
 from fastlane_grpc.doctor.machine import about_inotify, about_open_files
-from fastlane_grpc.doctor.server import about_server
+from fastlane_grpc.doctor.server import about_http, about_server
 from fastlane_grpc.model import JobSpec, Outcome, Reason, State
 from fastlane_grpc.runner import HostDown
 from fastlane_grpc.store import Store
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.commands import FASTLANE, environment
 from tests.engine import EngineHarness, by_attach, engine_address
+from tests.http_harness import HttpHarness
 from tests.scripted_server import ScriptedServer
 
 FINE = Checkup("28.1", "amd64", "overlay2", "2", True, True, [], True, timedelta(0), [])
@@ -251,6 +252,32 @@ def test_an_address_is_free_or_taken_by_a_server_or_by_another_program(server: S
         stranger.listen(0)
         [finding] = list(about_server(f"127.0.0.1:{stranger.getsockname()[1]}"))
     assert (finding.level, "no fastlane server responds there" in finding.found) == (doctor.Level.FAIL, True)
+
+
+async def test_the_address_of_http_is_free_or_taken_by_a_server_or_by_another_program(tmp_path: Path) -> None:
+    assert levels([about_http("127.0.0.1:0"), about_http("")]) == {"HTTP address": "ok"}
+    harness = HttpHarness(tmp_path)
+    await harness.start()
+    finding = await asyncio.to_thread(about_http, f"127.0.0.1:{harness.http_port}")
+    assert (finding.level, "fastlane answers on" in finding.found) == (doctor.Level.OK, True)
+    await harness.rpc.store_can_write(False)
+    finding = await asyncio.to_thread(about_http, f"127.0.0.1:{harness.http_port}")
+    assert (finding.level, "cannot store jobs" in finding.found) == (doctor.Level.WARN, True)
+    await harness.close()
+    with socket.create_server(("127.0.0.1", 0)) as stranger:
+        stranger.listen(1)
+        asked = asyncio.to_thread(about_http, f"127.0.0.1:{stranger.getsockname()[1]}")
+        (accepted, _), finding = await asyncio.gather(asyncio.to_thread(_greet, stranger), asked)
+        accepted.close()
+    assert (finding.level, "no fastlane server responds there" in finding.found) == (doctor.Level.FAIL, True)
+    assert "--http-listen off" in finding.advice
+    assert about_http("192.0.2.1:10000").level == doctor.Level.FAIL
+
+
+def _greet(stranger: socket.socket) -> tuple[socket.socket, object]:
+    accepted, address = stranger.accept()
+    accepted.sendall(b"220 mail.example.com\r\n")
+    return accepted, address
 
 
 def test_an_address_of_another_machine_fails() -> None:

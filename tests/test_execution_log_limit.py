@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from fastlane_grpc.model import CaptureMode, Cause, Source, State
-from fastlane_grpc.record import Chunk, Gap, Position, RecordReader, Stretch
+from fastlane_grpc.record import Chunk, Gap, Position, RecordReader, Segment
 from fastlane_grpc.record.format import BLOCK_BYTES
 from tests.engine import EngineHarness, opened
 
@@ -65,15 +65,15 @@ def test_who_reads_while_the_old_is_taken_away_gets_what_was_written_or_is_told(
     going = limited.go("sh -c", "seq 1 3000000; echo seen >&2")
     whole = b"".join(b"%d\n" % number for number in range(1, 3_000_001))
     limited.wait_for_output(going.id)
-    reader, stretch, reached, stretches = (
+    reader, segment, reached, segments = (
         RecordReader(limited.logs.output_path(going.id)),
-        Stretch((), Position.BEGIN),
+        Segment((), Position.BEGIN),
         0,
         0,
     )
-    while not stretch.trailer:
-        stretch = reader.read(stretch.next, max_bytes=BLOCK_BYTES)
-        for entry in (entry for entry in stretch.entries if entry.source is Source.STDOUT):
+    while not segment.trailer:
+        segment = reader.read(segment.next, max_bytes=BLOCK_BYTES)
+        for entry in (entry for entry in segment.entries if entry.source is Source.STDOUT):
             assert entry.offset == reached
             if isinstance(entry, Chunk):
                 assert entry.data == whole[reached : reached + len(entry.data)]
@@ -81,8 +81,8 @@ def test_who_reads_while_the_old_is_taken_away_gets_what_was_written_or_is_told(
             else:
                 assert (entry.cause, entry.missing_bytes is None) == (Cause.SIZE_LIMIT, False)
                 reached += entry.missing_bytes or 0
-        stretches += 1
-        if stretches == pause_after:
+        segments += 1
+        if segments == pause_after:
             # So far behind that the place where it reads is taken away.
             limited.wait_for_stderr(going.id, b"seen\n")
     reader.close()

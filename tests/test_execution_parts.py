@@ -49,7 +49,7 @@ def judged(
         (judged(0), State.SUCCEEDED, Outcome(exit_code=0)),
         (judged(3), State.FAILED, Outcome(Reason.EXIT_CODE, "exited with 3", 3)),
         (judged(255), State.FAILED, Outcome(Reason.EXIT_CODE, "exited with 255", 255)),
-        (judged(137), State.FAILED, Outcome(Reason.EXIT_CODE, "exited with 137, by custom 128 + SIGKILL", 137)),
+        (judged(137), State.FAILED, Outcome(Reason.EXIT_CODE, "exited with 137, by convention 128 + SIGKILL", 137)),
         (judged(0, out_of_memory=True), State.SUCCEEDED, Outcome(exit_code=0, out_of_memory=True)),
         (
             judged(137, out_of_memory=True),
@@ -57,7 +57,7 @@ def judged(
             Outcome(
                 Reason.OUT_OF_MEMORY,
                 "killed for memory: it may use 64 MiB; raise limits.memory_bytes; "
-                "exited with 137, by custom 128 + SIGKILL",
+                "exited with 137, by convention 128 + SIGKILL",
                 137,
                 out_of_memory=True,
             ),

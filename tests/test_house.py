@@ -166,3 +166,51 @@ def test_no_file_names_a_package_registry_or_a_place_on_one_machine() -> None:
         for forbidden in (REGISTRY, OF_ONE_MACHINE):
             found = forbidden.search(text)
             assert found is None, f"{path} names {found and found[0]}"
+
+
+# --------------------------------------------------------------------------------------------------------- the language
+
+MOST_WORDS_IN_DOCSTRINGS = 25
+MOST_WORDS_IN_DOCS = 30
+MOST_COLUMNS_IN_DOCS = 100
+# A docstring begins with a verb or a noun phrase, not with a clause.
+CLAUSES = {"As", "Of", "It", "That", "Those", "What", "When", "Where", "Who", "Whoever", "Why"}
+RIDDLES = re.compile(r"\b(who|whom)ever\b", re.IGNORECASE)
+
+
+def clauses(text: str) -> list[str]:
+    """The sentences of prose, further divided at colons and semicolons; without examples, lists of code and tables."""
+    prose = re.sub(r"```.*?```", "", text, flags=re.DOTALL)
+    blocks = re.split(r"\n\s*\n|\n(?=\s*(?:[*-]|\d+\.) )", prose)
+    kept = [" ".join(block.split()) for block in blocks if not re.match(r"\s*(\||#|\x08|<)|    ", block)]
+    return [each for block in kept for each in re.split(r"(?<=[.!?:;])\s+", re.sub(r"\]\([^)]*\)", "]", block))]
+
+
+def documented(path: Path) -> list[str]:
+    nodes = ast.walk(ast.parse(path.read_text()))
+    kinds = (ast.Module, ast.ClassDef, ast.FunctionDef, ast.AsyncFunctionDef)
+    return [text for node in nodes if isinstance(node, kinds) and (text := ast.get_docstring(node))]
+
+
+def test_docstrings_are_plain_sentences_that_begin_with_a_verb_or_a_noun() -> None:
+    for path in sorted((ROOT / "fastlane_grpc").rglob("*.py")):
+        if path.parent == V1:
+            continue
+        for text in documented(path):
+            assert text.split()[0] not in CLAUSES, f"{path}: begin with a verb or a noun: {text}"
+            assert not RIDDLES.search(text), f"{path}: name the noun: {text}"
+            for clause in clauses(text):
+                assert len(clause.split()) <= MOST_WORDS_IN_DOCSTRINGS, f"{path}: divide this sentence: {clause}"
+
+
+def test_documentation_is_plain_sentences_in_lines_of_a_hundred_columns() -> None:
+    pages = [path for path in tracked() if path.suffix == ".md" and path.name != "contract.md"]
+    assert len(pages) > 10
+    for path in pages:
+        prose = re.sub(r"```.*?```", "", path.read_text(), flags=re.DOTALL)
+        for line in prose.splitlines():
+            is_prose = not line.startswith(("|", "    ")) and "](" not in line
+            assert len(line) <= MOST_COLUMNS_IN_DOCS or not is_prose, f"{path}: wrap this line: {line}"
+        for clause in clauses(prose):
+            assert len(clause.split()) <= MOST_WORDS_IN_DOCS, f"{path}: divide this sentence: {clause}"
+            assert not RIDDLES.search(clause), f"{path}: name the noun: {clause}"

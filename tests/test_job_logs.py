@@ -15,7 +15,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from fastlane_grpc.client import AsyncClient, Client, End, Event, ExecutionStart, Gap, JobEnd, Output
-from fastlane_grpc.model import Execution, Source, new_id, utc_now
+from fastlane_grpc.model import Execution, Reason, Source, new_id, utc_now
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.calls import RpcHarness, reason
 from tests.cutting_relay import CuttingRelay
@@ -86,6 +86,15 @@ async def test_the_attempts_of_a_job_come_one_after_another_up_to_its_end(harnes
     assert (last.job.state, last.job.executions, last.exit_status) == (pb.STATE_SUCCEEDED, 3, 0)
     assert not last.job.HasField("spec")
     assert outputs(await read(harness, job.id)) == outputs(messages), "a late reader gets the same"
+
+
+async def test_a_failure_of_a_registry_raises_the_number_of_attempts(harness: RpcHarness) -> None:
+    job = await harness.enqueue(retry=pb.Retry(max_retries=1, initial_backoff=duration_pb2.Duration()))
+    for reason_of_end in (Reason.REGISTRY_UNAVAILABLE, Reason.EXIT_CODE, Reason.EXIT_CODE):
+        execution, writer = await harness.begin()
+        await harness.finish(execution, writer, 1, reason_of_end)
+    starts = [message.execution for message in await read(harness, job.id) if message.HasField("execution")]
+    assert [(start.execution.attempt, start.max_attempts) for start in starts] == [(1, 2), (2, 3), (3, 3)]
 
 
 async def test_between_two_starts_the_messages_are_those_of_the_execution(harness: RpcHarness) -> None:
@@ -225,6 +234,35 @@ async def test_a_reader_of_a_schedule_starts_with_the_newest_run_that_started(ha
     messages = await read(harness, job.id)
     assert outputs(messages) == [(1, {STDOUT: b"second run"})]
     assert messages[0].execution.execution.run == 2
+
+
+async def test_runs_that_overlap_come_in_their_order_with_their_retries(tmp_path: Path) -> None:
+    now = [utc_now()]
+    before_the_first = timestamp_pb2.Timestamp(seconds=int(now[0].timestamp()))
+    harness = RpcHarness(tmp_path, now=lambda: now[0])
+    await harness.server.start()
+    job = await harness.enqueue(retry=AT_ONCE, cron=pb.Cron(expression="* * * * *", overlap=pb.Cron.OVERLAP_ALLOW))
+    begun = []
+    for _ in range(3):
+        now[0] += timedelta(minutes=1)
+        await harness.store.promote(100)
+        begun.append(await harness.begin())
+    reader = asyncio.create_task(read(harness, job.id, since_time=before_the_first))
+    # The last one ends first, and the first one has a retry that is newer than all.
+    for number, code in ((3, 0), (2, 0), (1, 1)):
+        execution, writer = begun[number - 1]
+        writer.write([(STDOUT, b"run %d" % number)], time.time_ns())
+        await harness.finish(execution, writer, code)
+    await attempt(harness, [(STDOUT, b"again")], code=0)
+    await harness.jobs.StopJob(pb.StopJobRequest(job_id=job.id))
+    messages = await reader
+    starts = [message.execution.execution for message in messages if message.HasField("execution")]
+    assert [(each.run, each.attempt) for each in starts] == [(1, 1), (1, 2), (2, 1), (3, 1), (4, 1)]
+    assert [printed.get(STDOUT) for _, printed in outputs(messages)] == [b"run 1", b"again", b"run 2", b"run 3", None]
+    assert messages[-1].job_end.job.state == pb.STATE_STOPPED
+    newest = await read(harness, job.id)
+    assert [printed.get(STDOUT) for _, printed in outputs(newest)] == [b"run 3", None], "from the newest run on"
+    await harness.close()
 
 
 async def test_a_cursor_of_an_execution_is_good_for_its_job(harness: RpcHarness) -> None:

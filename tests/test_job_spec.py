@@ -81,6 +81,7 @@ VALUES: Mapping[str, tuple[Any, Any]] = {
     "unique.key": ("a key", "another key"),
     "unique.conflict": (pb.Unique.CONFLICT_USE_EXISTING, pb.Unique.CONFLICT_REPLACE),
     "history": (7, 8),
+    "stop_when_unwatched": (duration_pb2.Duration(seconds=5, nanos=5000), duration_pb2.Duration(seconds=60)),
 }
 
 # What a spec needs besides the field, to be valid.
@@ -114,6 +115,7 @@ IN_CONTAINER: Mapping[str, Mapping[str, Any]] = {
 }
 BY_FASTLANE = {
     *("timeout", "pull_policy", "stop_grace", "priority", "start_in", "start_at", "expire_time", "metadata", "history"),
+    "stop_when_unwatched",
     *(path for path in VALUES if path.startswith(("cron.", "retry.", "unique."))),
 }
 

@@ -206,7 +206,7 @@ async def test_a_hundred_readers_cost_one_read(harness: LogHarness) -> None:
     everything = await asyncio.gather(*(harness.rest(id) for _ in range(100)))
     assert all(messages == everything[0] for messages in everything)
     assert len(data(everything[0], OUT)) == 6_000_000
-    # 6 MB in stretches of 256 KiB, and a last look of each reader at the end.
+    # 6 MB in segments of 256 KiB, and a last look of each reader at the end.
     assert harness.tails.cache.reads < 30 + 100
 
 
@@ -228,7 +228,7 @@ async def test_a_late_reader_is_read_ahead_of_in_few_steps(tmp_path: Path) -> No
     for number in range(100):
         writer.write([(OUT, b"%02d" % number * 30_000)], time.time_ns())
     assert data(await harness.rest(id), OUT) == b"".join(b"%02d" % number * 30_000 for number in range(100))
-    # 6 MB are 23 stretches; a thread was asked for four at a time, and once more where nothing followed.
+    # 6 MB are 23 segments; a thread was asked for four at a time, and once more where nothing followed.
     assert harness.tails.cache.reads <= 8
     # A second reader finds all of it.
     before = harness.tails.cache.reads
@@ -309,7 +309,7 @@ async def test_a_read_ahead_that_fails_meets_the_reader(tmp_path: Path, monkeypa
     pread = os.pread
 
     def fails(fd: int, size: int, offset: int) -> bytes:
-        # Stretches from the second one on, but no header of a block, by which a place is found.
+        # Segmentes from the second one on, but no header of a block, by which a place is found.
         if size > 168 and offset >= 4 * 65_536:
             raise OSError(errno.EIO, "Input/output error")
         return pread(fd, size, offset)

@@ -18,7 +18,7 @@ from fastlane_grpc.record import (
     RecordReader,
     RecordSealed,
     RecordWriter,
-    Stretch,
+    Segment,
     Trailer,
     unread,
 )
@@ -29,7 +29,7 @@ from fastlane_grpc.record.format import (
     RecordState,
     pack_block_header,
 )
-from tests.record_model import NOTHING, check_truth, entries_of, everything, overwrite, reading, stretches, text, zero
+from tests.record_model import NOTHING, check_truth, entries_of, everything, overwrite, reading, segments, text, zero
 
 OUT, ERR, SYSTEM = Source.STDOUT, Source.STDERR, Source.SYSTEM
 
@@ -117,12 +117,12 @@ def test_what_is_written_is_read_as_it_was_received(path: Path) -> None:
     )
     assert trailer == Trailer(20, totals, 0, {"detail": "well"})
     with reading(path) as reader:
-        stretch = reader.read(Position.BEGIN)
-        assert stretch.entries == entries
-        assert stretch.trailer == reader.trailer() == trailer
-        assert stretch.next.offsets == {OUT: 3, ERR: 8, SYSTEM: 1}
-        assert stretch.next.sequence == 5
-        assert reader.read(stretch.next) == Stretch((), stretch.next, trailer)
+        segment = reader.read(Position.BEGIN)
+        assert segment.entries == entries
+        assert segment.trailer == reader.trailer() == trailer
+        assert segment.next.offsets == {OUT: 3, ERR: 8, SYSTEM: 1}
+        assert segment.next.sequence == 5
+        assert reader.read(segment.next) == Segment((), segment.next, trailer)
 
 
 def test_a_record_without_output_ends_as_well(path: Path) -> None:
@@ -131,16 +131,16 @@ def test_a_record_without_output_ends_as_well(path: Path) -> None:
     assert everything(path) == []
     trailer = writer.seal(None, {}, 1)
     with reading(path) as reader:
-        assert reader.read(Position.BEGIN) == Stretch((), reader.locate(NOTHING, 0), trailer)
+        assert reader.read(Position.BEGIN) == Segment((), reader.locate(NOTHING, 0), trailer)
 
 
 def test_nothing_new_is_the_same_position_again(path: Path) -> None:
     writer = create(path)
     with reading(path) as reader:
-        assert reader.read(Position.BEGIN) == Stretch((), Position.BEGIN, None)
+        assert reader.read(Position.BEGIN) == Segment((), Position.BEGIN, None)
         writer.write([(OUT, b"a")], 1)
         position = reader.read(Position.BEGIN).next
-        assert reader.read(position) == Stretch((), position, None)
+        assert reader.read(position) == Segment((), position, None)
         assert reader.trailer() is None
 
 
@@ -190,7 +190,7 @@ def test_nothing_is_added_to_a_sealed_record(path: Path) -> None:
     with pytest.raises(RecordSealed, match="log is sealed"):
         RecordWriter.resume(path)
     with reading(path) as reader:
-        assert stretches(reader)[-1].trailer == trailer
+        assert segments(reader)[-1].trailer == trailer
 
 
 def test_a_closed_record_is_not_written(path: Path) -> None:
@@ -229,7 +229,7 @@ def test_a_block_may_end_with_any_number_of_bytes_left(path: Path, left: int) ->
     writer.write([(OUT, content)], 3)
     trailer = writer.seal(0, {}, 4)
     with reading(path) as reader:
-        found = stretches(reader)
+        found = segments(reader)
     assert check_truth(entries_of(found), {OUT: content * 2, ERR: b""}, NOTHING) == {
         OUT: len(content) * 2,
         ERR: 0,
@@ -259,20 +259,20 @@ def test_many_small_pieces_go_into_one_frame_and_many_frames_into_one_write(path
     )
 
 
-def test_stretches_end_at_every_fourth_block(path: Path) -> None:
+def test_segments_end_at_every_fourth_block(path: Path) -> None:
     writer = create(path)
     for i in range(100):
         writer.write([(OUT, text(i, 30_000))], i)
     trailer = writer.seal(0, {}, 101)
     with reading(path) as reader:
-        found = stretches(reader)
+        found = segments(reader)
     assert len(found) == -(-path.stat().st_size // (4 * BLOCK_BYTES)) == 12
-    for number, stretch in enumerate(found):
+    for number, segment in enumerate(found):
         assert (
-            stretch.next.file_offset // (4 * BLOCK_BYTES) == number or stretch.next.file_offset % (4 * BLOCK_BYTES) == 0
+            segment.next.file_offset // (4 * BLOCK_BYTES) == number or segment.next.file_offset % (4 * BLOCK_BYTES) == 0
         )
-        assert sum(len(entry.data) for entry in stretch.entries if isinstance(entry, Chunk)) <= 4 * BLOCK_BYTES
-    assert [stretch.trailer for stretch in found] == [None] * 11 + [trailer]
+        assert sum(len(entry.data) for entry in segment.entries if isinstance(entry, Chunk)) <= 4 * BLOCK_BYTES
+    assert [segment.trailer for segment in found] == [None] * 11 + [trailer]
 
 
 def test_a_read_ends_before_a_time(path: Path) -> None:
@@ -283,11 +283,11 @@ def test_a_read_ends_before_a_time(path: Path) -> None:
     with reading(path) as reader:
         early = reader.read(Position.BEGIN, before_ns=20)
         assert [entry.time_ns for entry in early.entries] == [10]
-        assert reader.read(early.next, before_ns=20) == Stretch((), early.next, None)
+        assert reader.read(early.next, before_ns=20) == Segment((), early.next, None)
         late = reader.read(early.next, before_ns=40)
         assert [entry.time_ns for entry in late.entries] == [20, 20, 30]
         assert late.trailer is None
-        assert reader.read(late.next, before_ns=41) == Stretch((), late.next, trailer)
+        assert reader.read(late.next, before_ns=41) == Segment((), late.next, trailer)
 
 
 def test_a_gap_of_unknown_size_is_told_by_its_sequence(path: Path) -> None:
@@ -305,7 +305,7 @@ def test_a_gap_of_unknown_size_is_told_by_its_sequence(path: Path) -> None:
         assert reader.locate({OUT: 3, ERR: 100_000}, 5).sequence == 5
         assert reader.locate({OUT: 4, ERR: 100_000}, 1).sequence == 5
         assert reader.locate({OUT: 6, ERR: 100_000}, 0).sequence == 6
-        assert reader.locate({OUT: 6, ERR: 200_000}, 0) == stretches(reader)[-1].next
+        assert reader.locate({OUT: 6, ERR: 200_000}, 0) == segments(reader)[-1].next
 
 
 def test_a_place_inside_a_frame_is_read_from_its_begin_and_cut(path: Path) -> None:
@@ -325,7 +325,7 @@ def test_a_place_beyond_the_end_is_the_end(path: Path) -> None:
     writer = create(path)
     writer.write([(OUT, bytes(300_000))], 1)
     with reading(path) as reader:
-        assert reader.locate({OUT: 1 << 60, ERR: 1 << 60}, 1 << 60) == stretches(reader)[-1].next
+        assert reader.locate({OUT: 1 << 60, ERR: 1 << 60}, 1 << 60) == segments(reader)[-1].next
         assert reader.locate({ERR: 1 << 60}, 1 << 60).offsets == NOTHING
 
 
@@ -339,7 +339,7 @@ def test_a_lost_block_is_a_gap_in_every_source_that_was_in_it(path: Path) -> Non
     trailer = writer.seal(0, {}, 6)
     zero(path, BLOCK_BYTES, BLOCK_BYTES)
     with reading(path) as reader:
-        found = stretches(reader)
+        found = segments(reader)
         # A reader that had the gap of unknown size before the block was lost does not get it again.
         had = {OUT: 70_005, ERR: 10_000}
         rest = unread(reader.read(reader.locate(had, 5)).entries, had, 5)
@@ -369,7 +369,7 @@ def test_damage_in_the_last_block_is_waited_for_and_cut_off_by_a_resume(path: Pa
     zero(path, size + 4, 12)
     with reading(path) as reader:
         position = reader.read(Position.BEGIN).next
-        assert reader.read(position) == Stretch((), position, None)
+        assert reader.read(position) == Segment((), position, None)
         writer = RecordWriter.resume(path)
         assert path.stat().st_size == size
         writer.write([(OUT, b"new")], 3)
@@ -388,7 +388,7 @@ def test_a_damaged_frame_header_costs_its_block_and_no_more(path: Path, byte: in
     trailer = writer.seal(0, {}, 4)
     overwrite(path, place + byte, bytes([path.read_bytes()[place + byte] ^ 0xFF]))
     with reading(path) as reader:
-        found = stretches(reader)
+        found = segments(reader)
     assert entries_of(found) == [
         Chunk(OUT, 0, 1, before, 1),
         Gap(ERR, 0, 384, Cause.STORE, 2, 2),
@@ -414,7 +414,7 @@ def test_zeros_in_place_of_frames_are_a_gap_as_well(path: Path) -> None:
 def test_a_file_that_is_no_record_is_read_as_empty_and_resumed_anew(path: Path, content: bytes) -> None:
     path.write_bytes(content)
     with reading(path) as reader:
-        assert reader.read(Position.BEGIN) == Stretch((), Position.BEGIN, None)
+        assert reader.read(Position.BEGIN) == Segment((), Position.BEGIN, None)
         assert reader.locate({OUT: 5}, 1) == Position.BEGIN
         assert reader.trailer() is None
     writer = RecordWriter.resume(path)
@@ -436,7 +436,7 @@ def test_a_long_hole_is_passed_in_one_step(path: Path) -> None:
     writer.write([(OUT, b"b")], 6)
     writer.seal(0, {}, 6)
     with reading(path) as reader:
-        assert entries_of(stretches(reader)) == [
+        assert entries_of(segments(reader)) == [
             Chunk(OUT, 0, 1, b"a", 1),
             Gap(OUT, 1, 999, Cause.STORE, 9, 5),
             Chunk(OUT, 1_000, 6, b"b", 10),

@@ -23,7 +23,7 @@ from tests.record_model import (
     overwrite,
     punch,
     reading,
-    stretches,
+    segments,
     text,
 )
 
@@ -66,11 +66,11 @@ def follow(reader: RecordReader, trailer: list[Trailer]) -> Iterator[Entry]:
     """All entries up to the trailer, looked for again and again."""
     position = Position.BEGIN
     while not trailer:
-        stretch = reader.read(position)
-        yield from stretch.entries
-        position = stretch.next
-        if stretch.trailer:
-            trailer.append(stretch.trailer)
+        segment = reader.read(position)
+        yield from segment.entries
+        position = segment.next
+        if segment.trailer:
+            trailer.append(segment.trailer)
 
 
 def test_what_one_process_writes_another_reads_meanwhile(tmp_path: Path) -> None:
@@ -101,18 +101,18 @@ def test_a_record_whose_writer_was_killed_is_read_and_resumed(tmp_path: Path, wr
     with start_writer(path, 100_000) as process, reading(path) as reader:
         begin(process)
         while sum(entry.source is ERR for entry in entries) < writes:
-            stretch = reader.read(position)
-            entries += stretch.entries
-            position = stretch.next
+            segment = reader.read(position)
+            entries += segment.entries
+            position = segment.next
         process.kill()
         process.wait()
         writer = RecordWriter.resume(path)
         writer.write([(ERR, b"resumed")], 1)
         writer.seal(None, {}, 1)
-        found = stretches(reader, position)
+        found = segments(reader, position)
         entries += entries_of(found)
         assert found[-1].trailer is not None
-        assert entries == entries_of(stretches(reader))
+        assert entries == entries_of(segments(reader))
     assert not any(isinstance(entry, Gap) for entry in entries)
     last = entries[-1]
     assert isinstance(last, Chunk)
@@ -162,7 +162,7 @@ def test_blocks_that_are_punched_out_are_gaps_for_those_who_come_late(tmp_path: 
         assert path.stat().st_blocks < on_disk
         trailer = writer.seal(0, {}, 100)
         for begin_at in (Position.BEGIN, early.next):
-            found = stretches(reader, begin_at)
+            found = segments(reader, begin_at)
             gaps = [entry for entry in entries_of(found) if isinstance(entry, Gap)]
             assert [(gap.source, gap.cause) for gap in gaps] == [(OUT, Cause.STORE), (ERR, Cause.STORE)]
             assert check_truth(entries_of(found), content, begin_at.offsets)[OUT] == 2_000_000
@@ -222,7 +222,7 @@ def test_a_torn_end_that_cannot_be_cut_off_at_once_is_cut_off_later(
     writer.gap(OUT, 200_000 - writer.taken, Cause.STORE, 2)
     trailer = writer.seal(0, {}, 3)
     with reading(path) as reader:
-        assert stretches(reader)[-1].trailer == reader.trailer() == trailer
+        assert segments(reader)[-1].trailer == reader.trailer() == trailer
     assert path.read_bytes().endswith(b'"facts":{}}')
 
 
@@ -262,12 +262,12 @@ def test_on_a_full_disk_a_write_waits_for_room_and_nothing_is_lost_or_doubled(
         for _ in range(3):
             with pytest.raises(OSError, match="No space"):
                 writer.write(pieces, 2)
-        early = stretches(reader)
+        early = segments(reader)
         assert early[-1].next.file_offset == path.stat().st_size
         ballast.unlink()
         writer.write([*pieces, (ERR, b"more")], 3)
         trailer = writer.seal(0, {}, 4)
-        late = stretches(reader, early[-1].next)
+        late = segments(reader, early[-1].next)
         content = {OUT: b"begin" + pieces[0][1] + pieces[2][1], ERR: pieces[1][1] + b"more"}
         assert check_truth(entries_of(early + late), content, NOTHING) == {OUT: 220_005, ERR: 50_004, Source.SYSTEM: 0}
         assert late[-1].trailer == trailer

@@ -153,14 +153,14 @@ def test_a_reader_is_told_of_what_was_punched_out_where_it_stood(tmp_path: Path)
     told.writer.write([(OUT, text(0, 150_000))], 0)
     told.keep([(OUT, text(0, 150_000))])
     reader, position, reached = RecordReader(told.path), Position.BEGIN, 0
-    stretch = reader.read(position)
+    segment = reader.read(position)
     for seed in range(1, 30):
         told.writer.write([(OUT, text(seed, 50_000))], seed)
         told.keep([(OUT, text(seed, 50_000))])
     told.seal()
     gaps = []
     while True:
-        for entry in stretch.entries:
+        for entry in segment.entries:
             assert entry.offset == reached
             if isinstance(entry, Chunk):
                 assert entry.data == told.content[OUT][reached : reached + len(entry.data)]
@@ -168,9 +168,9 @@ def test_a_reader_is_told_of_what_was_punched_out_where_it_stood(tmp_path: Path)
             else:
                 gaps.append((entry.source, entry.cause))
                 reached += entry.missing_bytes or 0
-        if stretch.trailer:
+        if segment.trailer:
             break
-        stretch = reader.read(stretch.next)
+        segment = reader.read(segment.next)
     reader.close()
     assert (reached, gaps) == (len(told.content[OUT]), [(OUT, Cause.SIZE_LIMIT)])
 

@@ -41,8 +41,8 @@ from tests.record_model import (
     punch,
     reading,
     scratch,
+    segments,
     steps,
-    stretches,
     text,
     writes,
     zero,
@@ -73,16 +73,16 @@ def test_whatever_is_written_is_read_once_and_right_whichever_way_it_is_read(
         assert trailer.totals == told.totals()
         with reading(path) as reader:
             entries: list[Entry] = []
-            stretch = reader.read(Position.BEGIN, max_bytes=spans[0])
-            while stretch.trailer is None:
-                assert stretch.entries
-                entries += stretch.entries
-                stretch = reader.read(stretch.next, max_bytes=spans[len(entries) % len(spans)])
-            entries += stretch.entries
-            assert stretch.trailer == reader.trailer() == trailer
+            segment = reader.read(Position.BEGIN, max_bytes=spans[0])
+            while segment.trailer is None:
+                assert segment.entries
+                entries += segment.entries
+                segment = reader.read(segment.next, max_bytes=spans[len(entries) % len(spans)])
+            entries += segment.entries
+            assert segment.trailer == reader.trailer() == trailer
         assert check_truth(entries, told.content, NOTHING) == {source: len(told.content[source]) for source in Source}
         assert [entry.sequence for entry in entries] == list(range(1, len(entries) + 1))
-        assert stretch.next.offsets == {source: len(told.content[source]) for source in Source}
+        assert segment.next.offsets == {source: len(told.content[source]) for source in Source}
         assert sum(isinstance(entry, Gap) for entry in entries) == sum(isinstance(step, Lose) for step in steps)
 
 
@@ -132,7 +132,7 @@ def test_a_torn_end_is_waited_for_then_cut_off_and_gone_on_from(
                 file.write(bytes(seed % 5_000) if junk == "zeros" else text(seed, seed % 5_000))
         size = path.stat().st_size
         with reading(path) as reader:
-            found = stretches(reader)
+            found = segments(reader)
             before = entries_of(found)
             assert before == whole[: len(before)]
             position = found[-1].next
@@ -144,12 +144,12 @@ def test_a_torn_end_is_waited_for_then_cut_off_and_gone_on_from(
                 del told.content[source][reached[source] :]
             for write in more:
                 told.tell(write)
-            after = entries_of(stretches(reader, position))
+            after = entries_of(segments(reader, position))
             assert [entry.sequence for entry in before + after] == list(range(1, len(before + after) + 1))
             check_truth(before + after, told.content, NOTHING)
             told.seal()
-            assert entries_of(stretches(reader)) == before + after
-            assert stretches(reader)[-1].trailer == reader.trailer() is not None
+            assert entries_of(segments(reader)) == before + after
+            assert segments(reader)[-1].trailer == reader.trailer() is not None
 
 
 @record
@@ -170,7 +170,7 @@ def test_damage_is_a_gap_and_nothing_more(steps: list[Write | Lose], seed: int, 
         last = last_block(path)
         damaged = {damage(path, choose, way) for _ in range(places)}
         with reading(path) as reader:
-            found = stretches(reader)
+            found = segments(reader)
             entries = entries_of(found)
             reached = check_truth(entries, told.content, NOTHING)
             chunks = {entry for entry in entries if isinstance(entry, Chunk)}
@@ -211,7 +211,7 @@ def test_any_place_is_found_and_read_on_from(steps: list[Write | Lose], seed: in
                 assert all(position.offsets[source] <= offsets[source] for source in Source)
                 if not damaging:
                     assert position.sequence == last_within(whole, offsets, sequence)
-                rest = unread(entries_of(stretches(reader, position)), offsets, sequence)
+                rest = unread(entries_of(segments(reader, position)), offsets, sequence)
                 assert check_truth(rest, told.content, offsets) == {
                     source: len(told.content[source]) for source in Source
                 }
@@ -234,7 +234,7 @@ def test_who_goes_on_after_an_entry_gets_the_next_ones_and_no_gap_twice(
         offsets, sequence = dict(NOTHING), 0
         with reading(path) as reader:
             for number, entry in enumerate(whole):
-                rest = entries_of(stretches(reader, reader.locate(offsets, sequence)))
+                rest = entries_of(segments(reader, reader.locate(offsets, sequence)))
                 assert list(unread(rest, offsets, sequence)) == whole[number:]
                 offsets[entry.source], sequence = end(entry), entry.sequence
 
@@ -242,7 +242,7 @@ def test_who_goes_on_after_an_entry_gets_the_next_ones_and_no_gap_twice(
 @record
 @given(steps=steps, seed=seeds)
 def test_readers_beside_the_writer_and_late_ones_cut_alike(steps: list[Write | Lose], seed: int) -> None:
-    """A live reader may get shorter stretches, but where a late one is cut, it is cut too."""
+    """A live reader may get shorter segments, but where a late one is cut, it is cut too."""
     with scratch() as path:
         told = Told.new(path)
         choose = random.Random(seed)
@@ -252,17 +252,17 @@ def test_readers_beside_the_writer_and_late_ones_cut_alike(steps: list[Write | L
             for step in steps:
                 told.tell(step)
                 for _ in range(choose.randint(0, 3)):
-                    stretch = reader.read(position)
-                    position = stretch.next
-                    live += stretch.entries
+                    segment = reader.read(position)
+                    position = segment.next
+                    live += segment.entries
                     live_cuts.add(position.sequence)
             told.seal()
-            for stretch in stretches(reader, position):
-                live += stretch.entries
-                live_cuts.add(stretch.next.sequence)
-            late = stretches(reader)
+            for segment in segments(reader, position):
+                live += segment.entries
+                live_cuts.add(segment.next.sequence)
+            late = segments(reader)
             assert live == entries_of(late)
-            assert live_cuts.issuperset(stretch.next.sequence for stretch in late)
+            assert live_cuts.issuperset(segment.next.sequence for segment in late)
 
 
 @record
@@ -278,10 +278,10 @@ def test_a_record_can_be_read_up_to_any_time(steps: list[Write | Lose], times: l
             entries: list[Entry] = []
             position = Position.BEGIN
             for before_ns in sorted(times):
-                while (stretch := reader.read(position, before_ns=before_ns)).entries:
-                    entries += stretch.entries
-                    position = stretch.next
-                assert stretch.trailer is None or stretch.trailer.time_ns < before_ns
+                while (segment := reader.read(position, before_ns=before_ns)).entries:
+                    entries += segment.entries
+                    position = segment.next
+                assert segment.trailer is None or segment.trailer.time_ns < before_ns
                 assert entries == [entry for entry in whole if entry.time_ns < before_ns]
 
 
@@ -299,13 +299,13 @@ def test_a_reader_survives_any_bytes(blocks: list[str], tail: int, seed: int) ->
         path.write_bytes(raw[: max(len(raw) - tail, 0)])
         offsets = {source: choose.randint(0, 100_000) for source in Source}
         with reading(path) as reader:
-            found = stretches(reader)
+            found = segments(reader)
             assert len(found) <= len(raw) // BLOCK_BYTES + 2
             check_order(entries_of(found))
             assert sum(len(entry.data) for entry in entries_of(found) if isinstance(entry, Chunk)) <= len(raw)
             position = reader.locate(offsets, choose.randint(0, 100))
             assert all(position.offsets[source] <= offsets[source] for source in Source)
-            stretches(reader, position)
+            segments(reader, position)
             reader.trailer()
         with suppress(RecordSealed):
             writer = RecordWriter.resume(path)
@@ -352,7 +352,7 @@ def test_a_write_without_room_leaves_whole_frames_and_may_be_made_again(
             told.tell(Write(((Source.STDERR, 10),), 20))
             trailer = told.seal()
             look(reader, entries)
-            assert entries == entries_of(stretches(reader))
+            assert entries == entries_of(segments(reader))
         assert trailer.totals == told.totals()
         assert check_truth(entries, told.content, NOTHING) == {source: len(told.content[source]) for source in Source}
 
@@ -403,7 +403,7 @@ def test_without_room_for_its_trailer_a_record_can_be_sealed_later(tmp_path: Pat
     assert len(everything(told.path)) == 1
     trailer = told.seal()
     with reading(told.path) as reader:
-        assert stretches(reader)[-1].trailer == trailer
+        assert segments(reader)[-1].trailer == trailer
 
 
 @contextmanager
@@ -439,7 +439,7 @@ def look(reader: RecordReader, entries: list[Entry]) -> Position:
     for entry in entries:
         offsets[entry.source] = end(entry)
     sequence = entries[-1].sequence if entries else 0
-    found = stretches(reader, reader.locate(offsets, sequence))
+    found = segments(reader, reader.locate(offsets, sequence))
     assert found[0].entries == unread(found[0].entries, offsets, sequence)
     entries += entries_of(found)
     return found[-1].next
@@ -452,8 +452,8 @@ def without_start_time(path: Path) -> bytes:
 
 def entries_by_block(path: Path) -> dict[int, tuple[Entry, ...]]:
     with reading(path) as reader:
-        found = stretches(reader, max_bytes=BLOCK_BYTES)
-    return {(stretch.next.file_offset - 1) // BLOCK_BYTES: stretch.entries for stretch in found if stretch.entries}
+        found = segments(reader, max_bytes=BLOCK_BYTES)
+    return {(segment.next.file_offset - 1) // BLOCK_BYTES: segment.entries for segment in found if segment.entries}
 
 
 def damage(path: Path, choose: random.Random, way: str) -> int:

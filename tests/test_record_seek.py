@@ -26,8 +26,8 @@ from tests.record_model import (
     punch,
     reading,
     scratch,
+    segments,
     steps,
-    stretches,
     zero,
 )
 
@@ -78,7 +78,7 @@ def check_last_lines(reader: RecordReader, whole: Sequence[Entry], count: int, s
     assert found is not None
     point, time_ns = found
     rest = unread(
-        entries_of(stretches(reader, reader.locate(point.offsets, point.sequence))), point.offsets, point.sequence
+        entries_of(segments(reader, reader.locate(point.offsets, point.sequence))), point.offsets, point.sequence
     )
     assert rest[0].time_ns == time_ns
     assert list(rest) == list(unread(whole, point.offsets, point.sequence))
@@ -213,7 +213,7 @@ def test_damage_and_a_torn_end_break_nothing(
                 if point is None:
                     continue
                 offsets, sequence = point[0].offsets, point[0].sequence
-                rest = unread(entries_of(stretches(reader, reader.locate(offsets, sequence))), offsets, sequence)
+                rest = unread(entries_of(segments(reader, reader.locate(offsets, sequence))), offsets, sequence)
                 check_truth(rest, told.content, offsets)
 
 
@@ -234,7 +234,7 @@ def test_what_came_since_a_time_begins_with_its_first_entry(
         with reading(path) as reader:
             for time_ns in (*choose.sample(times, min(10, len(times))), 0, 1 << 63):
                 point = reader.since(time_ns)
-                rest = entries_of(stretches(reader, reader.locate(point.offsets, point.sequence)))
+                rest = entries_of(segments(reader, reader.locate(point.offsets, point.sequence)))
                 if not damaging:
                     assert rest == [entry for entry in whole if entry.time_ns >= time_ns]
                 else:

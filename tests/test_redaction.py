@@ -130,6 +130,8 @@ def test_what_is_no_list_of_names_is_refused(text: str) -> None:
         ("curl -H 'Authorization: Bearer abc' x", "curl -H 'Authorization: ***' x"),
         ("proxy-authorization: Basic YTpi\nX-Api-Key:abc", "proxy-authorization: ***\nX-Api-Key:***"),
         ("sent bearer abcdefghijklmno1.x-y_z=", "sent bearer ***"),
+        ("sent BEARER abcdefghijklmnop1", "sent BEARER ***"),
+        ("npm_0123456789abcdefghij", "npm_***"),
         ("glpat-0123456789abcdefghij is denied", "glpat-*** is denied"),
     ],
 )
@@ -228,6 +230,44 @@ def test_a_word_shows_nothing_after_its_secret_name(text: str) -> None:
     assert NAMES.mask_word(f"--password={text}") == f"--password={REDACTED if text else ''}"
 
 
+@pytest.mark.parametrize(
+    ("words", "shown"),
+    [
+        (["mysql", "--password", "x y", "db"], ["mysql", "--password", "***", "db"]),
+        (["prog", "-apiKey", "x", "--token=y"], ["prog", "-apiKey", "***", "--token=***"]),
+        (["sh", "-c", "mysql --password 'a b' -h db"], ["sh", "-c", "mysql --password '***' -h db"]),
+        (["prog", "--token", "ghp_0123456789abcdefghij"], ["prog", "--token", "***"]),
+    ],
+)
+def test_the_word_after_a_secret_option_is_masked(words: list[str], shown: list[str]) -> None:
+    assert NAMES.mask_words(words) == tuple(shown)
+    assert NAMES.mask_words(shown) == tuple(shown)
+    assert any(NAMES.is_mask(shown, number) or NAMES.holds_mask(word) for number, word in enumerate(shown))
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        ["psql", "--no-password", "db"],
+        ["prog", "--password", "--verbose", "x"],
+        ["prog", "--password"],
+        ["prog", "password", "x"],
+        ["prog", "--monkey", "x"],
+        ["echo", "-", "***"],
+        ["sh", "-c", "psql --no-password db; prog --password --verbose; prog --token"],
+    ],
+)
+def test_a_word_after_another_option_is_shown(words: list[str]) -> None:
+    assert NAMES.mask_words(words) == tuple(words)
+    assert not any(NAMES.is_mask(words, number) or NAMES.holds_mask(word) for number, word in enumerate(words))
+
+
+@given(words=st.lists(st.lists(st.text("a- ='\"\n", max_size=3) | st.sampled_from(["--token", "key"]), max_size=5)))
+def test_masking_words_twice_is_masking_them_once(words: list[list[str]]) -> None:
+    shown = NAMES.mask_words(["".join(word) for word in words])
+    assert NAMES.mask_words(shown) == shown
+
+
 # Everything that begins or ends a secret, in any order.
 FRAGMENTS = st.sampled_from(
     [
@@ -266,6 +306,8 @@ FRAGMENTS = st.sampled_from(
         "@sha256:",
         " ",
         "\n",
+        "--key ",
+        "-token ",
     ]
 )
 
@@ -273,13 +315,15 @@ FRAGMENTS = st.sampled_from(
 @given(text=st.lists(FRAGMENTS | st.characters(), max_size=14).map("".join))
 @settings(max_examples=1000)
 def test_masking_changes_nothing_but_secrets_and_is_found_again(text: str) -> None:
-    shown = mask_secrets(text)
-    assert mask_secrets(shown) == shown
-    assert shown == text or NAMES.holds_mask(shown)
+    for mask in (mask_secrets, NAMES.mask_command):
+        shown = mask(text)
+        assert mask(shown) == shown
+        assert shown == text or NAMES.holds_mask(shown)
 
 
 @given(text=st.lists(FRAGMENTS, max_size=14).map("".join) | st.text(st.sampled_from("a:/@ ")))
 def test_masking_makes_a_text_at_most_half_as_long_again(text: str) -> None:
+    assert 7 * len(NAMES.mask_command(text)) <= 10 * (len(text) + 1)
     # Less than that: a spec of 2 MiB stays below the 3 MiB of an answer.
     assert 7 * len(mask_secrets(text)) <= 10 * (len(text) + 1)
 

@@ -114,7 +114,7 @@ def test_calls_that_write_are_those_that_are_not_said_to_have_no_side_effects() 
 
 
 def test_every_error_of_the_contract_is_in_the_table_and_provoked_by_a_test() -> None:
-    served = {pb.ErrorReason.Name(reason) for _, reason in error_table.TABLE.values()} | {"ERROR_REASON_DEFECT"}
+    served = {pb.ErrorReason.Name(entry.reason) for entry in error_table.TABLE.values()} | {"ERROR_REASON_DEFECT"}
     assert served == set(pb.ErrorReason.keys()) - {"ERROR_REASON_UNSPECIFIED"}
     directory = Path(__file__).parent
     tests = "".join(path.read_text() for path in [*directory.glob("test_rpc*.py"), directory / "test_job_logs.py"])

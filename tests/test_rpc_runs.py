@@ -228,7 +228,10 @@ SMALL = pb.Limits(memory_bytes=32 << 20)
         (retry(exit_codes=[1, 256]), "spec.retry.exit_codes[1]: is 256; an exit code of a failure is from 1 to 255"),
         (retry(except_exit_codes=[0]), "spec.retry.except_exit_codes[0]: is 0; an exit code of a failure"),
         (retry(exit_codes=[1] * 256), "spec.retry.exit_codes: has 256 entries; at most 255 are allowed"),
+        (retry(causes=[1] * 100_000), "spec.retry.causes: names a cause more than once"),
         (retry(causes=[2], exit_codes=[1]), "spec.retry.exit_codes: has no effect"),
+        (retry(causes=[2], except_exit_codes=[1]), "spec.retry.except_exit_codes: has no effect"),
+        (retry(exit_codes=[1], except_exit_codes=[1, 2]), "spec.retry.exit_codes: has no effect"),
         (
             retry(memory_growth=pb.Retry.MemoryGrowth(**GROWTH)),
             "spec.retry.memory_growth: needs spec.limits.memory_bytes, from which memory grows",

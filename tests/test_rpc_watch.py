@@ -11,11 +11,14 @@ import grpc
 import pytest
 from google.protobuf.duration_pb2 import Duration
 from google.rpc import error_details_pb2
+from structlog.testing import capture_logs
 
 from fastlane_grpc.model import JobSpec, Outcome, State, new_id
 from fastlane_grpc.v1 import fastlane_pb2 as pb
+from fastlane_grpc.v1.fastlane_pb2_grpc import JobServiceStub
 from tests.calls import RpcHarness, detail, reason
 
+SPEC = pb.JobSpec(image="busybox", labels={"name": "x" * 200})
 Call: TypeAlias = "grpc.aio.UnaryStreamCall[object, pb.WatchJobsResponse]"
 
 
@@ -341,3 +344,21 @@ async def test_a_watcher_that_does_not_read_gets_the_last_state_when_it_reads(ha
             if message.HasField("job"):
                 assert message.job.state >= states.get(message.job.id, 0), "a state never goes back"
                 states[message.job.id] = message.job.state
+
+
+async def test_a_watcher_that_leaves_while_a_message_waits_for_it_is_no_defect(harness: RpcHarness) -> None:
+    # A connection of their own, which is full before the server knows that they have left.
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.http2.bdp_probe", 0)]
+    with capture_logs() as logged:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{harness.port}", options=options) as channel:
+            watches = [JobServiceStub(channel).WatchJobs(pb.WatchJobsRequest()) for _ in range(20)]
+            for watch in watches:
+                await watch.read()
+            for _ in range(5):
+                array = pb.JobArray(size=400, request=pb.EnqueueJobRequest(task_id="task", spec=SPEC))
+                await harness.jobs.BatchEnqueueJobs(pb.BatchEnqueueJobsRequest(array=array))
+            for watch in watches:
+                watch.cancel()
+        # Answered after all that the server had to do for those that have left.
+        await snapshot(harness.watch(job_ids=[new_id()]))
+    assert [each for each in logged if each["log_level"] == "error"] == []

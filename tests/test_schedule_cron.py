@@ -54,6 +54,16 @@ def test_the_first_tick_is_strictly_after_the_given_time() -> None:
     assert ticks("0 * * * *", after=NOW - timedelta(microseconds=1), count=1) == ["2026-01-01 00:00"]
 
 
+@pytest.mark.parametrize("zone", ["", "America/New_York", "Asia/Kathmandu"])
+def test_a_schedule_may_begin_with_the_first_time_of_all(zone: str) -> None:
+    first = datetime.min.replace(tzinfo=UTC)
+    assert Ticks(Cron("0 * * * *", zone, begin_time=first)).after(NOW - MINUTE) == Ticks(Cron("0 * * * *", zone)).after(
+        NOW - MINUTE
+    )
+    assert Ticks(Cron("* * * * *", zone)).after(first) == datetime(1970, 1, 1, 0, 1, tzinfo=UTC)
+    assert Ticks(Cron("* * * * *", zone)).after(datetime.max.replace(tzinfo=UTC)) is None
+
+
 def test_either_day_suffices_if_both_are_given() -> None:
     both = set(ticks("0 0 1,15 * mon", count=40))
     assert set(ticks("0 0 1,15 * *", count=10)) | set(ticks("0 0 * * mon", count=10)) <= both
@@ -159,6 +169,7 @@ def test_jitter_spreads_jobs_and_ticks() -> None:
     ("expression", "why"),
     [
         ("", "is required"),
+        ("hourly", "has 1 field; it must have five"),
         ("* * * *", "has 4 fields; it must have five"),
         ("0 0 * * * *", "has 6 fields; it must have five"),
         ("60 * * * *", "the minute '60' must be *, 0 to 59"),
@@ -201,6 +212,10 @@ def test_an_expression_that_cannot_be_is_refused_and_says_why(expression: str, w
         ("qqqqqqqq", "use a name as Europe/Berlin, or leave it empty for UTC"),
         ("../../etc/passwd", "is not a time zone"),
         ("/etc/localtime", "is not a time zone"),
+        ("localtime", "is not a time zone"),
+        ("Factory", "is not a time zone"),
+        ("right/Europe/Berlin", "did you mean Europe/Berlin?"),
+        ("posix/Europe/Berlin", "did you mean Europe/Berlin?"),
         ("\0", "is not a time zone"),
         ("x" * 1000, "is not a time zone"),
     ],

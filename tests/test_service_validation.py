@@ -61,6 +61,8 @@ def test_what_is_no_image_is_refused(image: str) -> None:
         (replace(GOOD, envs={"A=B": "x"}), 'spec.envs["A=B"]'),
         (replace(GOOD, envs={"A": "x\0"}), 'spec.envs["A"]'),
         (replace(GOOD, envs={"DB_PASSWORD": "***"}), 'spec.envs["DB_PASSWORD"]'),
+        (replace(GOOD, args=["mysql", "--password", "***"]), "spec.args[2]"),
+        (replace(GOOD, command="mysql --password ***"), "spec.command"),
         (replace(GOOD, working_dir="relative"), "spec.working_dir"),
         (replace(GOOD, user="a b"), "spec.user"),
         (replace(GOOD, user="a\x1b[2J"), "spec.user"),

@@ -42,15 +42,17 @@ from fastlane_grpc.store import Store
 from fastlane_grpc.store.database import Connection, open_for_reading, open_for_writing
 from fastlane_grpc.store.enqueue import Enqueue
 from fastlane_grpc.store.migrations import migrations
+from fastlane_grpc.store.pending import Pending
 from fastlane_grpc.store.queries import ahead_of
 from fastlane_grpc.store.readers import Readers
 from fastlane_grpc.store.rows import spec_bytes, spec_from
-from fastlane_grpc.store.writer import Writer, Written
+from fastlane_grpc.store.writer import SHARED_ENOUGH, SHARED_FROM, SHARED_SECONDS, Writer, Written
 from fastlane_grpc.text.redaction import SecretNames
 from tests.store_checks import check_jobs, check_lines
 
 SPEC = JobSpec("busybox", command="true")
 GRACE = timedelta(seconds=10)
+AGES = 3600.0
 
 
 class StoreHarness:
@@ -63,6 +65,7 @@ class StoreHarness:
         loop: asyncio.AbstractEventLoop,
         now: Callable[[], datetime] = utc_now,
         retry_seconds: float = 0.01,
+        shared_seconds: float = SHARED_SECONDS,
     ) -> None:
         self.path = directory / "fastlane.db"
         self.commits: list[Sequence[Execution]] = []
@@ -72,6 +75,7 @@ class StoreHarness:
             loop=loop,
             on_commit=self.commits.append,
             retry_seconds=retry_seconds,
+            shared_seconds=shared_seconds,
         )
         self.store = Store(self.writer, Readers(self.path, loop=loop), instance="", now=now)
 
@@ -671,6 +675,49 @@ async def test_callers_that_come_together_share_a_commit(harness: StoreHarness) 
     assert harness.commits == [answered]
 
 
+def enqueued_together(harness: StoreHarness, number: int) -> list[Pending[tuple[Job, bool]]]:
+    return [harness.store.enqueue(task_id="task", spec=SPEC, request_id="", caller_address="") for _ in range(number)]
+
+
+async def test_callers_of_a_shared_commit_share_the_next_one(tmp_path: Path) -> None:
+    harness = StoreHarness(tmp_path, asyncio.get_running_loop(), shared_seconds=AGES)
+    for _ in range(SHARED_FROM):
+        # One caller by itself waits for nobody.
+        await enqueue(harness.store)
+    with harness.held():
+        shared = enqueued_together(harness, SHARED_FROM)
+    await asyncio.gather(*shared)
+    # The first one waits until there are enough of them, though they come one after another.
+    later = []
+    for _ in range(SHARED_ENOUGH + 1):
+        later += enqueued_together(harness, 1)
+        await asyncio.to_thread(int)  # time for the writer to take it
+    await asyncio.gather(*later)
+    assert [len(commit) for commit in harness.commits] == [*[1] * SHARED_FROM, SHARED_FROM, SHARED_ENOUGH + 1]
+    harness.store.close()
+
+
+async def test_a_commit_that_waits_for_others_is_made_when_the_store_closes(tmp_path: Path) -> None:
+    harness = StoreHarness(tmp_path, asyncio.get_running_loop(), shared_seconds=AGES)
+    with harness.held():
+        shared = enqueued_together(harness, SHARED_FROM)
+    await asyncio.gather(*shared)
+    [last] = enqueued_together(harness, 1)
+    await asyncio.to_thread(harness.store.close)
+    job, _ = await last
+    assert [[job.id]] == [[one.job_id for one in commit] for commit in harness.commits[1:]]
+
+
+async def test_a_commit_waits_for_others_no_longer_than_a_moment(tmp_path: Path) -> None:
+    harness = StoreHarness(tmp_path, asyncio.get_running_loop(), shared_seconds=0.001)
+    with harness.held():
+        shared = enqueued_together(harness, SHARED_FROM)
+    await asyncio.gather(*shared)
+    await asyncio.gather(*enqueued_together(harness, 1))
+    assert [len(commit) for commit in harness.commits] == [SHARED_FROM, 1]
+    harness.store.close()
+
+
 async def test_a_commit_announces_every_change_in_its_order(harness: StoreHarness) -> None:
     with harness.held():
         enqueued = harness.store.enqueue(task_id="task", spec=SPEC, request_id="", caller_address="")
@@ -910,7 +957,7 @@ async def test_every_migration_says_what_it_brings_and_is_applied_once(harness: 
     ]
     steps += ["state_of_jobs", "due_and_expire_times", "handles_of_backends", "many_executions_of_a_job"]
     steps += ["limits_of_tasks", "pools_of_hosts", "drained_hosts", "arrays_of_jobs", "change_log"]
-    steps += ["numbers_of_metrics"]
+    steps += ["jobs_that_stop_unwatched", "numbers_of_metrics"]
     assert applied == steps
     assert migrations.pending(Database(open_for_reading(harness.path))) == []
 

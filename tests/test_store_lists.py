@@ -3,7 +3,7 @@ kept."""
 
 import asyncio
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -17,9 +17,10 @@ from hypothesis import strategies as st
 from fastlane_grpc.errors import ExecutionNotFound, TaskNotFound
 from fastlane_grpc.model import JobSpec, State, StopCause, new_id
 from fastlane_grpc.store import ExecutionQuery, JobQuery, ListPage, Store
-from fastlane_grpc.store.database import Connection, open_for_writing
+from fastlane_grpc.store.database import Connection, open_for_writing, sqlite3
 from fastlane_grpc.store.enqueue import Enqueue
 from fastlane_grpc.store.lists import MOST_SPEC_BYTES, page_of_executions, page_of_jobs, page_of_tasks
+from fastlane_grpc.store.rows import rows_at_once
 
 SPEC = JobSpec("busybox")
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -352,6 +353,23 @@ def test_a_spec_that_is_larger_than_a_page_is_a_page_of_its_own(db: Connection) 
     larger = replace(SPEC, args=["\x01" * 100_000] * 6)
     ids = [keep(db, spec=larger, time=number) for number in range(3)]
     assert [job.id for job in pages(lambda after: page_of_jobs(db, JobQuery(with_spec=True), after, 10))] == ids[::-1]
+
+
+@given(
+    st.lists(
+        st.one_of(st.none(), st.integers(-(1 << 63), (1 << 63) - 1), st.text(st.characters(exclude_categories=["Cs"]))),
+        min_size=1,
+        max_size=8,
+    )
+)
+@settings(max_examples=200, deadline=None)
+def test_rows_that_are_read_at_once_are_the_rows(values: list[int | str | None]) -> None:
+    with closing(sqlite3.connect(":memory:")) as db:
+        db.execute("CREATE TABLE each (value ANY) STRICT")
+        db.executemany("INSERT INTO each VALUES (?)", [(value,) for value in values])
+        rows = rows_at_once(db, "rowid, value", "FROM each WHERE rowid > :after", {"after": 0})
+        assert [tuple(row) for row in rows] == db.execute("SELECT rowid, value FROM each").fetchall()
+        assert rows_at_once(db, "value", "FROM each WHERE rowid > :after", {"after": 99}) == []
 
 
 def test_labels_go_with_their_job(db: Connection) -> None:

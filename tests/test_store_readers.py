@@ -17,7 +17,7 @@ from fastlane_grpc.store.database import Connection, open_for_reading, open_for_
 from fastlane_grpc.store.job_state import DEFAULT_RULES
 from fastlane_grpc.store.lists import page_of_executions, page_of_jobs, page_of_tasks
 from fastlane_grpc.store.queries import JobInLine, ahead_of, execution_and_ahead
-from fastlane_grpc.store.readers import MOST_TOGETHER, THREADS, Readers
+from fastlane_grpc.store.readers import MOST_TOGETHER, SHARED_FROM, THREADS, Readers
 
 TASKS, JOBS = 3, 12
 
@@ -121,6 +121,31 @@ async def test_reads_of_one_kind_are_one_statement_until_another_kind_follows(
     # Two threads take from one queue: where each batch ends depends on them, not that each has an end.
     assert sum(batches) > MOST_TOGETHER
     assert max(batches) == MOST_TOGETHER
+
+
+async def test_reads_after_reads_that_came_together_are_answered_together(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastlane_grpc.store.readers.SHARED_FOR_SECONDS", 3600.0)
+    readers = Readers(tmp_path / "fastlane.db", loop=asyncio.get_running_loop(), shared_seconds=0.3)
+    with Held(readers):
+        shared = [readers.read(lambda db: None) for _ in range(SHARED_FROM * THREADS)]
+    await asyncio.gather(*shared)
+    batches: list[int] = []
+
+    def together(db: Connection, works: Sequence[Any]) -> Sequence[Any]:
+        batches.append(len(works))
+        return [None] * len(works)
+
+    # Each thread takes one, and waits; one of the threads finds the others.
+    later = []
+    for _ in range(MOST_TOGETHER):
+        later.append(readers.read(lambda db: None, many=together))
+        await asyncio.to_thread(int)  # time for a thread to take it
+    await asyncio.gather(*later)
+    # Late ones are answered with others that are late.
+    assert sum(batches) >= MOST_TOGETHER // 2
+    readers.close()
 
 
 NOW = utc_now()

@@ -1,7 +1,8 @@
 """Jobs with many executions in the store: retries, schedules, manual retries, replaced jobs, unique keys."""
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
+from contextlib import suppress
 from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -20,6 +21,7 @@ from fastlane_grpc.errors import (
     JobNotFinal,
     JobNotFound,
     NoSchedule,
+    RequestIdReused,
     UniqueKeyTaken,
 )
 from fastlane_grpc.model import (
@@ -42,6 +44,7 @@ from fastlane_grpc.model import (
 )
 from fastlane_grpc.schedule import Ticks
 from fastlane_grpc.store import etag_of
+from fastlane_grpc.store.database import Connection
 from fastlane_grpc.store.writer import Written
 from tests.moved_store import BEGIN, SPEC, RunsStore, minutes
 
@@ -115,6 +118,15 @@ async def test_a_stopped_attempt_that_fails_is_not_retried(moved: RunsStore) -> 
     await moved.store.stop(job.id, grace=None, note="")
     await moved.end(attempt, State.FAILED)
     assert (await moved.store.job(job.id)).state is State.FAILED
+
+
+@pytest.mark.parametrize("state", [State.FAILED, State.LOST])
+async def test_an_attempt_that_was_told_to_stop_is_not_retried_however_it_ends(moved: RunsStore, state: State) -> None:
+    job = await moved.job(retry=EXACT)
+    [attempt] = await moved.look()
+    await moved.store.stop_execution(attempt.id, grace=None, note="")
+    await moved.end(attempt, state)
+    assert (await moved.store.job(job.id)).state is state
 
 
 async def test_an_attempt_after_out_of_memory_gets_more_in_its_assignment(moved: RunsStore) -> None:
@@ -215,6 +227,15 @@ async def test_a_tick_replaces_the_run_before_and_starts_at_its_end(moved: RunsS
     [second] = await moved.look()
     assert (second.run, second.tick_time) == (2, BEGIN + 2 * HOUR)
     assert (await moved.store.job(job.id)).stop_time is None
+
+
+async def test_a_run_that_fails_while_a_tick_replaces_it_is_not_retried(moved: RunsStore) -> None:
+    await moved.job(cron=replace(HOURLY, overlap=Overlap.REPLACE), retry=EXACT)
+    [first] = await moved.pass_time(BEGIN + HOUR)
+    assert await moved.pass_time(BEGIN + 2 * HOUR) == []
+    await moved.end(first, State.FAILED)
+    [second] = await moved.look()
+    assert (second.run, second.attempt, second.tick_time) == (2, 1, BEGIN + 2 * HOUR)
 
 
 async def test_a_tick_replaces_a_run_that_waits_for_a_retry_at_once(moved: RunsStore) -> None:
@@ -436,6 +457,20 @@ async def test_a_schedule_paused_during_a_run_is_held_after_it(moved: RunsStore)
     assert (await only(await moved.pass_time(BEGIN + 3 * HOUR))).tick_time == BEGIN + 3 * HOUR
 
 
+async def test_ticks_during_a_pause_are_not_counted_as_skipped(moved: RunsStore) -> None:
+    job = await moved.job(cron=HOURLY)
+    [run] = await moved.pass_time(BEGIN + HOUR)
+    await moved.store.pause_schedule(job.id)
+    await moved.pass_time(BEGIN + 5 * HOUR + minutes(30))
+    await moved.end(run)
+    paused = await moved.store.job(job.id)
+    await moved.store.stop_execution(paused.execution.id, grace=None, note="")
+    resumed = await moved.store.resume_schedule(job.id)
+    for each, tick_time in ((paused, BEGIN + 6 * HOUR), (resumed, BEGIN + 7 * HOUR)):
+        assert each.schedule is not None
+        assert (each.schedule.skipped, each.execution.tick_time) == (0, tick_time)
+
+
 async def test_a_schedule_resumed_during_a_run_handles_its_next_tick(moved: RunsStore) -> None:
     job = await moved.job(cron=HOURLY)
     await moved.pass_time(BEGIN + HOUR)
@@ -547,6 +582,16 @@ async def test_a_job_is_created_under_the_id_of_its_caller(moved: RunsStore) -> 
     assert (again, created) == (job, False)
 
 
+async def test_a_repeated_enqueue_is_known_after_its_job_was_replaced(moved: RunsStore) -> None:
+    job = await moved.job(request_id="r", command="first", envs={"PASSWORD": "a"})
+    for command in ("second", "third"):
+        await replaced(moved, job.id, command=command)
+    assert (await moved.job(request_id="r", command="first", envs={"PASSWORD": "b"})).id == job.id
+    assert (await moved.job(request_id="r", command="third")).id == job.id
+    with pytest.raises(RequestIdReused):
+        await moved.job(request_id="r", command="second")
+
+
 async def test_a_replaced_schedule_replaces_the_execution_that_waits(moved: RunsStore) -> None:
     job = await moved.job(cron=HOURLY, labels={"old": "1"})
     new, created = await replaced(moved, job.id, cron=Cron("30 * * * *"), labels={"new": "2"})
@@ -575,6 +620,17 @@ async def test_a_running_execution_goes_on_as_it_was_started(moved: RunsStore) -
     assert (await moved.store.assignment(next_run.id)).spec.command == "new"
 
 
+@pytest.mark.parametrize("cron", [None, HOURLY], ids=["now", "schedule"])
+async def test_a_requeued_execution_of_a_replaced_job_keeps_its_own_spec(moved: RunsStore, cron: Cron | None) -> None:
+    job = await moved.job(command="old")
+    [run] = await moved.look()
+    await replaced(moved, job.id, command="new", cron=cron)
+    await moved.store.requeue(run.id)
+    claimed = await moved.store.claim_on(["here"] * 2)
+    assert [(each.execution.run, each.spec.command) for each in claimed] == [(1, "old"), (2, "new")][: len(claimed)]
+    assert len(claimed) == (1 if cron else 2)
+
+
 async def test_a_job_replaced_to_run_now_runs_beside_its_running_execution(moved: RunsStore) -> None:
     job = await moved.job(command="old")
     [run] = await moved.look()
@@ -586,12 +642,46 @@ async def test_a_job_replaced_to_run_now_runs_beside_its_running_execution(moved
     assert (await moved.store.job(job.id)).state is State.SUCCEEDED
 
 
+async def test_a_job_replaced_by_a_schedule_shows_the_run_that_goes_on(moved: RunsStore) -> None:
+    job = await moved.job(command="old")
+    [run] = await moved.look()
+    await replaced(moved, job.id, command="waits beside it")
+    await replaced(moved, job.id, cron=HOURLY, command="new")
+    assert (await moved.store.job(job.id)).execution.id == run.id
+    await moved.end(run)
+    [tick] = await moved.pass_time(BEGIN + HOUR)
+    assert tick.tick_time == BEGIN + HOUR
+
+
 async def test_a_final_job_that_is_replaced_starts_anew(moved: RunsStore) -> None:
     job = await moved.job(cron=HOURLY)
     await moved.store.stop(job.id, grace=None, note="")
     new, _ = await replaced(moved, job.id, cron=HOURLY)
     assert (new.state, new.stop_time, new.outcome) == (State.SCHEDULED, None, None)
     assert (await only(await moved.pass_time(BEGIN + HOUR))).run == 2
+
+
+async def test_a_schedule_replaced_while_its_job_is_stopping_ticks_on(moved: RunsStore) -> None:
+    for command in ("old", "new"):
+        job = await moved.job(cron=HOURLY, command="old")
+        begin = moved.now
+        [run] = await moved.pass_time(begin + HOUR)
+        await moved.store.stop(job.id, grace=None, note="")
+        replacing, _ = await replaced(moved, job.id, cron=HOURLY, command=command)
+        assert (replacing.state, replacing.stop_time) == (State.STOPPING, None)
+        await moved.end(run, State.STOPPED)
+        assert (await moved.store.job(job.id)).execution.tick_time == begin + 2 * HOUR
+        await moved.store.stop(job.id, grace=None, note="")
+
+
+async def test_a_job_replaced_while_it_is_stopping_has_its_retries(moved: RunsStore) -> None:
+    job = await moved.job()
+    [run] = await moved.look()
+    await moved.store.stop(job.id, grace=None, note="")
+    await replaced(moved, job.id, retry=EXACT)
+    await moved.end(run, State.STOPPED)
+    await moved.end(await only(await moved.look()), State.FAILED)
+    assert (await moved.store.job(job.id)).state is State.SCHEDULED
 
 
 async def test_a_replacement_is_refused_for_another_etag_or_task(moved: RunsStore) -> None:
@@ -660,6 +750,31 @@ async def test_a_job_that_has_not_started_is_replaced_at_once(moved: RunsStore) 
     assert second.state is State.QUEUED
 
 
+@pytest.mark.parametrize("way", ["pause", "stop", "expire"])
+async def test_a_schedule_waits_for_its_unique_key_whatever_happens_to_it(moved: RunsStore, way: str) -> None:
+    await moved.job(unique=unique())
+    [run] = await moved.look()
+    cron, expire_time = replace(HOURLY, overlap=Overlap.ALLOW), BEGIN + 3 * HOUR if way == "expire" else None
+    job = await moved.job(unique=unique(Conflict.REPLACE), cron=cron, expire_time=expire_time)
+    if way == "pause":
+        await moved.store.pause_schedule(job.id)
+        assert await moved.pass_time(BEGIN + minutes(150)) == []
+        waiting = await moved.store.resume_schedule(job.id)
+        assert waiting.execution.tick_time == BEGIN + 3 * HOUR, "ticks during the pause are not made up for"
+    elif way == "stop":
+        await moved.store.stop_execution(job.execution.id, grace=None, note="")
+        waiting = await moved.store.job(job.id)
+        assert waiting.execution.tick_time == BEGIN + 2 * HOUR
+    else:
+        assert await moved.pass_time(BEGIN + 4 * HOUR) == []
+        assert (await moved.store.job(job.id)).state is State.EXPIRED
+        return
+    assert (waiting.execution.hold, waiting.tick_time) == (Hold.UNIQUE_KEY, None)
+    assert await moved.pass_time(BEGIN + 5 * HOUR) == []
+    await moved.end(run, State.STOPPED)
+    assert {each.job_id for each in await moved.look()} == {job.id}
+
+
 async def test_a_request_id_comes_before_a_unique_key(moved: RunsStore) -> None:
     first = await moved.job(request_id="r", unique=unique(Conflict.REPLACE))
     assert (await moved.job(request_id="r", unique=unique(Conflict.REPLACE))).id == first.id
@@ -674,6 +789,34 @@ async def test_a_retry_needs_its_unique_key_to_be_free(moved: RunsStore) -> None
         await moved.store.retry_job(first.id)
     with pytest.raises(UniqueKeyTaken, match=second.id):
         await replaced(moved, first.id, unique=unique(), command="new")
+
+
+async def test_a_job_is_not_replaced_while_another_waits_for_its_key(moved: RunsStore) -> None:
+    first = await moved.job(unique=unique())
+    [run] = await moved.look()
+    second = await moved.job(unique=unique(Conflict.REPLACE))
+    for key in (None, unique(), Unique("other")):
+        with pytest.raises(UniqueKeyTaken, match=second.id):
+            await replaced(moved, first.id, command="new", unique=key)
+    await moved.end(run, State.STOPPED)
+    assert (await only(await moved.look())).job_id == second.id
+    assert (await replaced(moved, first.id, command="new"))[0].state is State.QUEUED
+
+
+async def test_a_job_that_waits_for_its_key_may_be_replaced_to_do_without(moved: RunsStore) -> None:
+    await moved.job(unique=unique())
+    await moved.look()
+    waiting = await moved.job(unique=unique(Conflict.REPLACE))
+    await replaced(moved, waiting.id, command="new")
+    assert (await only(await moved.look())).job_id == waiting.id
+
+
+async def test_a_job_created_under_the_id_of_its_caller_is_no_other_one(moved: RunsStore) -> None:
+    first = await moved.job(unique=unique())
+    with pytest.raises(UniqueKeyTaken, match=first.id):
+        await replaced(moved, "0191d2c8-0000-7000-8000-000000000001", unique=unique(Conflict.USE_EXISTING))
+    second, _ = await replaced(moved, "0191d2c8-0000-7000-8000-000000000001", unique=unique(Conflict.REPLACE))
+    assert (second.state, (await moved.store.job(first.id)).state) == (State.QUEUED, State.STOPPED)
 
 
 # ---- history
@@ -721,10 +864,14 @@ async def steps_of_a_look(directory: Path, count: int) -> int:
         steps += 100
         return 0
 
-    await moved.store._writer.write(lambda db: Written(db.set_progress_handler(counted, 100)))
+    def watch(db: Connection, handler: Callable[[], int] | None) -> Written[None]:
+        db.set_progress_handler(handler, 100)
+        return Written(None)
+
+    await moved.store._writer.write(lambda db: watch(db, counted))
     moved.now += minutes(1)
     assert await moved.store.promote(1000) == (False, BEGIN + 2 * HOUR)
-    await moved.store._writer.write(lambda db: Written(db.set_progress_handler(None, 0)))
+    await moved.store._writer.write(lambda db: watch(db, None))
     moved.close()
     return steps
 
@@ -742,6 +889,11 @@ class RunsMachine(RuleBasedStateMachine):
         self.moved = RunsStore(Path(self.directory.name), self.loop)
         self.running: list[Execution] = []
         self.finals: dict[str, Execution] = {}
+        # The pauses so far, and when the current one began.
+        self.pauses: list[tuple[datetime, datetime]] = []
+        self.pause_time: datetime | None = None
+        # Ticks that came during a pause, and whether the schedule was paused before the last step.
+        self.paused_ticks, self.was_paused = 0, False
 
     @initialize(
         expression=st.sampled_from(["* * * * *", "*/7 * * * *", "0 * * * *", "30 2,3 * * *"]),
@@ -805,6 +957,18 @@ class RunsMachine(RuleBasedStateMachine):
         self._run(self.moved.store.stop_execution(current.id, grace=None, note=""))
 
     @rule()
+    def the_schedule_is_paused_or_resumed(self) -> None:
+        # One rule, as most examples do without some of the rules.
+        with suppress(NoSchedule):
+            if self.pause_time is None:
+                self._run(self.moved.store.pause_schedule(self.job.id))
+                self.pause_time = self.moved.now
+            else:
+                self._run(self.moved.store.resume_schedule(self.job.id))
+                self.pauses.append((self.pause_time, self.moved.now))
+                self.pause_time = None
+
+    @rule()
     def the_job_is_stopped(self) -> None:
         if len(self.finals) > 3:
             self._run(self.moved.store.stop(self.job.id, grace=None, note=""))
@@ -829,7 +993,15 @@ class RunsMachine(RuleBasedStateMachine):
             stopped = [each for each in begun if each.outcome and "while it was scheduled" in each.outcome.detail]
             waiting = int(schedule.pending_time is not None) + len(waits) + len(stopped)
             passed = self.ticks.count(self.begin, schedule.handled_time + SECOND, 10_000)
-            assert schedule.runs + schedule.skipped + waiting == passed, "no tick is lost"
+            paused_ticks = passed - schedule.runs - schedule.skipped - waiting
+            if not self.was_paused and not schedule.paused:
+                assert paused_ticks == self.paused_ticks, "no tick is lost"
+            assert paused_ticks >= self.paused_ticks
+            self.paused_ticks = paused_ticks
+        self.was_paused = schedule.paused
+        ran = [each.tick_time for each in begun if each.times.claim_time]
+        for pause, end in self.pauses:
+            assert not any(pause < tick <= end for tick in ran), "no tick runs that came during a pause"
         if self.cron.overlap is not Overlap.ALLOW:
             open_runs = {each.run for each in executions if not each.state.final}
             assert len(open_runs) <= 1, "one run at a time"

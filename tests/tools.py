@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -15,3 +16,13 @@ def tool(name: str) -> str:
     if path := shutil.which(name, path=PATH):
         return path
     pytest.skip(f"{name} is not here: make test, or .ci/tools {name}, puts it into .tools/bin")
+
+
+def script(name: str, *arguments: str) -> None:
+    """Run a script of .ci, or skip the test; in CI a skipped test fails."""
+    if not (ROOT / ".git").exists():
+        pytest.skip("not a git checkout")
+    ran = subprocess.run([ROOT / ".ci" / name, *arguments], stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if ran.returncode == 0:
+        return
+    pytest.skip(f".ci/{name} failed:\n{ran.stderr[-2000:]}")

@@ -1,9 +1,8 @@
 """Conversion between values of the model and messages of the contract: one pair of functions per noun."""
 
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields, replace
+from dataclasses import replace
 from datetime import timedelta
-from operator import attrgetter
 
 from google.protobuf import json_format
 
@@ -25,6 +24,7 @@ from fastlane_grpc.api.watch import WatchRequest
 from fastlane_grpc.errors import InvalidRequest, Violation
 from fastlane_grpc.logs import StartPoint
 from fastlane_grpc.model import (
+    DEFAULT_LIMITS,
     Execution,
     HostReport,
     Job,
@@ -63,9 +63,6 @@ CAPTURES = {
     "attach": pb.EngineHost.CAPTURE_ATTACH,
 }
 
-# The times of an execution, which have the same names in the contract and in the model.
-_POINTS = tuple(each.name for each in fields(Times))
-_times_of = attrgetter(*_POINTS)
 _MAX_SPEC_BYTES = 2 << 20
 # Parsers accept 100 levels in all, and each level of metadata takes three of them.
 _MAX_METADATA_DEPTH = 16
@@ -250,7 +247,7 @@ def _read_spec(spec: pb.JobSpec, violations: list[Violation]) -> JobSpec:
         pull_policy=pull_policy,
         limits=Limits(spec.limits.memory_bytes, spec.limits.cpus, spec.limits.pids)
         if spec.HasField("limits")
-        else Limits(),
+        else DEFAULT_LIMITS,
         network=spec.network,
         read_only_root=spec.read_only_root,
         stop_signal=spec.stop_signal,
@@ -267,6 +264,7 @@ def _read_spec(spec: pb.JobSpec, violations: list[Violation]) -> JobSpec:
         if spec.HasField("unique")
         else None,
         history=spec.history,
+        stop_when_unwatched=read_optional_duration(spec, "stop_when_unwatched", "spec.stop_when_unwatched", violations),
     )
 
 
@@ -351,9 +349,13 @@ def task(value: Task) -> pb.TaskSummary:
 def _write_spec(message: pb.JobSpec, value: JobSpec) -> None:
     message.image = value.image
     message.command = value.command
-    message.envs.update(value.envs)
-    message.args.extend(value.args)
-    message.entrypoint.extend(value.entrypoint)
+    # A message of protobuf makes a container where an empty one is touched.
+    if value.envs:
+        message.envs.update(value.envs)
+    if value.args:
+        message.args.extend(value.args)
+    if value.entrypoint:
+        message.entrypoint.extend(value.entrypoint)
     message.working_dir = value.working_dir
     message.user = value.user
     if value.timeout is not None:
@@ -368,7 +370,7 @@ def _write_spec(message: pb.JobSpec, value: JobSpec) -> None:
     if value.labels:
         message.labels.update(value.labels)
     limits = value.limits
-    if limits != Limits():
+    if limits is not DEFAULT_LIMITS and limits != DEFAULT_LIMITS:
         message.limits.memory_bytes, message.limits.cpus, message.limits.pids = (
             limits.memory_bytes,
             limits.cpus,
@@ -405,8 +407,9 @@ def write_execution(message: pb.Execution, value: Execution, waits: Waiting | No
         _write_waiting(message.waiting, waits)
     if value.outcome is not None:
         _write_outcome(message.outcome, value.outcome)
+    # The times have the same names in the contract and in the model.
     times = message.times
-    for point, time in zip(_POINTS, _times_of(value.times), strict=True):
+    for point, time in zip(Times._fields, value.times, strict=True):
         if time is not None:
             write_time(getattr(times, point), time)
     message.host = value.host

@@ -120,11 +120,18 @@ def _error_info(reason: "Reason.ValueType", metadata: Mapping[str, str]) -> erro
 def _bad_request(violations: Sequence[errors.Violation]) -> error_details_pb2.BadRequest:
     bad_request = error_details_pb2.BadRequest()
     for violation in violations[:_MAX_VIOLATIONS]:
-        bad_request.field_violations.add(field=violation.field[:200], description=violation.description[:300])
+        bad_request.field_violations.add(
+            field=_encodable(violation.field[:200]), description=_encodable(violation.description[:300])
+        )
         if bad_request.ByteSize() > _MAX_DETAILS_BYTES - 500:
             del bad_request.field_violations[-1]
             break
     return bad_request
+
+
+def _encodable(text: str) -> str:
+    """Return the text with halves of characters, which JSON can name, as escapes."""
+    return text.encode("utf-8", "backslashreplace").decode()
 
 
 def _status(code: Code, message: str, details: list[Message]) -> status_pb2.Status:

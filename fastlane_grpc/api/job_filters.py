@@ -40,7 +40,7 @@ class RetryJobsRequest:
 
 @dataclass(frozen=True, slots=True)
 class RetriedJobs:
-    """How many jobs were retried, how many could not be, and whether more match."""
+    """The number of jobs that were retried, the number that could not be, and whether more match."""
 
     retried: int
     skipped: int

@@ -90,7 +90,7 @@ async def job_log_stream(
     job = await store.job(request.job_id)
     following, log_request = await stream.start()
     while True:
-        announce = partial(stream.announce, _max_attempts(job))
+        announce = partial(stream.announce, _max_retries(job))
         try:
             cursor = await log_stream(log_request, store, tails, waiting_of, stopping, encoding, send, announce)
         except ExecutionNotFound:
@@ -104,7 +104,7 @@ async def job_log_stream(
 
 
 class _JobStream:
-    """What a reader of a job needs between two executions."""
+    """The context of one reader of a job's log, used between two executions."""
 
     def __init__(
         self,
@@ -127,7 +127,8 @@ class _JobStream:
     async def tell(self, event: ExecutionBegins | Heartbeat | JobLogEnded) -> None:
         await self._send(self._encoding.event(event, utc_now()))
 
-    async def announce(self, max_attempts: int, cursor: Cursor, execution: Execution) -> None:
+    async def announce(self, max_retries: int, cursor: Cursor, execution: Execution) -> None:
+        max_attempts = _max_attempts(execution, max_retries)
         await self.tell(ExecutionBegins(cursor, execution, await self._waiting_of(execution), max_attempts))
 
     async def start(self) -> tuple[Execution, LogRequest]:
@@ -196,9 +197,14 @@ class _JobStream:
                 await wakeup.wait(heartbeat_time - now())
 
 
-def _max_attempts(job: Job) -> int:
+def _max_retries(job: Job) -> int:
     assert job.spec is not None, "read with the job"
-    return 1 + (job.spec.retry.max_retries if job.spec.retry else 0)
+    return job.spec.retry.max_retries if job.spec.retry else 0
+
+
+def _max_attempts(execution: Execution, max_retries: int) -> int:
+    """Return how many attempts the run may have: those so far, and the retries that are left."""
+    return execution.attempt + max(max_retries - execution.tries, 0)
 
 
 def _log_request(

@@ -200,7 +200,7 @@ def _present(watch: LogWatch) -> Execution:
 
 
 class _Queue:
-    """What the reader was last told that the execution waits for."""
+    """The last reason for waiting that the reader got."""
 
     def __init__(self, waiting_of: WaitingOf) -> None:
         self.waiting: Waiting | None = None

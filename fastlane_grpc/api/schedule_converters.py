@@ -71,7 +71,7 @@ def read_unique(unique: pb.Unique, field: str, violations: list[Violation]) -> U
 
 
 def write_policies(message: pb.JobSpec, value: JobSpec) -> None:
-    """Write the schedule, the retry policy, the unique key and the history of a spec."""
+    """Write the policies of a spec: its schedule, retries, unique key, history and the stop when unwatched."""
     if value.cron is not None:
         write_cron(message.cron, value.cron)
     if value.retry is not None:
@@ -80,6 +80,8 @@ def write_policies(message: pb.JobSpec, value: JobSpec) -> None:
         message.unique.key = value.unique.key
         message.unique.conflict = pb.Unique.Conflict.ValueType(value.unique.conflict)
     message.history = value.history
+    if value.stop_when_unwatched is not None:
+        message.stop_when_unwatched.FromTimedelta(value.stop_when_unwatched)
 
 
 def write_cron(message: pb.Cron, value: Cron) -> None:

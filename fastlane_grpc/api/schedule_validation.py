@@ -19,13 +19,17 @@ MAX_MEMORY_FACTOR = 16.0
 MAX_JITTER = timedelta(days=1)
 MAX_CATCH_UP_WINDOW = timedelta(days=366)
 MAX_EXIT_CODES = 255
+# A client whose connection was cut needs a moment to come back.
+MIN_UNWATCHED = timedelta(seconds=5)
+MAX_UNWATCHED = timedelta(days=1)
 MAX_RUNS = 1_000_000_000
 # A later begin or end is probably a mistake, such as milliseconds in place of seconds.
 MAX_AHEAD = timedelta(days=3653)
 
 
 def policy_violations(spec: JobSpec, now: datetime) -> Iterator[Violation]:
-    """Yield the violations of the schedule, the retry policy, the unique key and the history of a spec."""
+    """Yield the violations of the policies of a spec: its schedule, retries, unique key, history and the stop when
+    unwatched."""
     if spec.cron is not None:
         for name, value in (("start_in", spec.start_in), ("start_at", spec.start_at)):
             if value is not None:
@@ -39,6 +43,11 @@ def policy_violations(spec: JobSpec, now: datetime) -> Iterator[Violation]:
         yield Violation(
             "spec.history", f"is {spec.history}; it must be 0 (the server's default) or from 1 to {MAX_HISTORY}"
         )
+    if spec.stop_when_unwatched is not None:
+        if spec.cron is not None:
+            yield Violation("spec.stop_when_unwatched", "cannot be set together with spec.cron; set one of them")
+        if not MIN_UNWATCHED <= spec.stop_when_unwatched <= MAX_UNWATCHED:
+            yield Violation("spec.stop_when_unwatched", "must be from 5 s to 1 day")
 
 
 def cron_violations(cron: Cron, field: str, now: datetime) -> Iterator[Violation]:
@@ -89,10 +98,14 @@ def _retry_violations(retry: Retry, spec: JobSpec) -> Iterator[Violation]:
         yield Violation("spec.retry.max_backoff", f"must be from 0 s to {MAX_BACKOFF.days} days")
     elif None not in (retry.max_backoff, retry.initial_backoff) and retry.max_backoff < retry.initial_backoff:  # type: ignore[operator]
         yield Violation("spec.retry.max_backoff", "is less than spec.retry.initial_backoff")
+    if len(retry.causes) > len(set(retry.causes)):
+        yield Violation("spec.retry.causes", "names a cause more than once")
     for name, codes in (("exit_codes", retry.exit_codes), ("except_exit_codes", retry.except_exit_codes)):
         yield from _exit_code_violations(f"spec.retry.{name}", codes)
-    if retry.exit_codes and retry.causes and RetryCause.EXIT_CODE not in retry.causes:
-        yield Violation("spec.retry.exit_codes", "has no effect: spec.retry.causes does not include EXIT_CODE")
+        if codes and retry.causes and RetryCause.EXIT_CODE not in retry.causes:
+            yield Violation(f"spec.retry.{name}", "has no effect: spec.retry.causes does not include EXIT_CODE")
+    if retry.exit_codes and set(retry.exit_codes) <= set(retry.except_exit_codes):
+        yield Violation("spec.retry.exit_codes", "has no effect: spec.retry.except_exit_codes has all of these codes")
     if retry.memory_growth is not None:
         yield from _memory_violations(retry.memory_growth, spec)
 

@@ -1,7 +1,7 @@
 """The rules behind the calls, on values of the model. A request is validated as a whole before anything is done."""
 
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
@@ -24,10 +24,11 @@ from fastlane_grpc.api.log_stream import LogRequest, Send, StreamEncoding, log_s
 from fastlane_grpc.api.pages import PageRequest, PageResult, TaskQuery, position_of
 from fastlane_grpc.api.schedule_validation import MAX_PREVIEW, preview_violations
 from fastlane_grpc.api.unstored_stops import UnstoredStops
+from fastlane_grpc.api.unwatched import UnwatchedJobs
 from fastlane_grpc.api.watch import WatchEncoding, WatchRequest, watch_stream, watch_violations
 from fastlane_grpc.config import Settings
 from fastlane_grpc.errors import DiskFull, InvalidRequest, ServerStopping, StoreFailed, TooManyStreams, Violation
-from fastlane_grpc.logs import Tails
+from fastlane_grpc.logs import Cursor, Tails
 from fastlane_grpc.model import (
     ArrayPosition,
     Cron,
@@ -109,7 +110,7 @@ class PruneRequest:
 
 
 class Capacity(Protocol):
-    """What the service has to know of the dispatcher, to say why an execution waits, and how the hosts are."""
+    """The state of the hosts, and the reasons for which executions wait, as the dispatcher knows them."""
 
     @property
     def hosts(self) -> Sequence[HostReport]:
@@ -125,7 +126,7 @@ class Capacity(Protocol):
         """Assign executions to a host again. HostNotFound."""
 
     def waiting(self, execution_id: str) -> Waiting | None:
-        """What an execution that has a place waits for before it can begin."""
+        """Return why an execution with a slot cannot begin yet."""
 
     def wake_at(self, time: datetime | None) -> None:
         """Look for what is due at this time."""
@@ -155,6 +156,7 @@ class Service:
         self._watches = watches
         self.job_watches = JobWatches()
         self._unstored_stops = UnstoredStops(capacity.stop_unstored)
+        self.unwatched_jobs = UnwatchedJobs(store, lambda job_id, note: self.stop(job_id, note=note, grace=None))
         self._streams = 0
         self._stopping = False
 
@@ -188,12 +190,12 @@ class Service:
 
     def check(self, request: EnqueueRequest, conversion_violations: Sequence[Violation] = ()) -> InvalidRequest | None:
         """Raise InvalidRequest. Return the refusal of the job if its request_id is new: the job could never start."""
-        settings = self.settings
+        settings, now = self.settings, utc_now()
         violations = validation.enqueue_violations(
-            request.task_id, request.spec, request.request_id, settings.max_timeout, utc_now(), settings.secret_names
+            request.task_id, request.spec, request.request_id, settings.max_timeout, now, settings.secret_names
         )
         validation.raise_if_invalid(chain(conversion_violations, violations))
-        never_starts = list(validation.never_starts_violations(request.spec, utc_now()))
+        never_starts = list(validation.never_starts_violations(request.spec, now))
         return InvalidRequest(never_starts) if never_starts else None
 
     def batch(self, caller_address: str) -> EnqueueBatch:
@@ -419,9 +421,21 @@ class Service:
         """Send the log of one execution to its end; see `log_stream`."""
         self._check_serving()
         _require("execution_id", request.execution_id)
-        with self._stream(request, conversion_violations):
+        with self._stream(request, conversion_violations), ExitStack() as watching:
+
+            async def announce(cursor: Cursor, execution: Execution) -> None:
+                if request.follow:
+                    watching.enter_context(self.unwatched_jobs.watching([execution.job_id]))
+
             await log_stream(
-                request, self._store, self._tails, self.waiting_in_line, lambda: self._stopping, encoding, send
+                request,
+                self._store,
+                self._tails,
+                self.waiting_in_line,
+                lambda: self._stopping,
+                encoding,
+                send,
+                announce,
             )
 
     async def job_log(
@@ -430,7 +444,8 @@ class Service:
         """Send the logs of a job to its end; see `job_log_stream`."""
         self._check_serving()
         _require("job_id", request.job_id)
-        with self._stream(request, conversion_violations):
+        watched = [request.job_id] if request.follow else []
+        with self._stream(request, conversion_violations), self.unwatched_jobs.watching(watched):
             await job_log_stream(
                 request,
                 self._store,
@@ -478,7 +493,7 @@ class Service:
         """Send jobs and their changes; see `watch_stream`."""
         self._check_serving()
         validation.raise_if_invalid(chain(conversion_violations, watch_violations(request)))
-        with self._counted():
+        with self._counted(), self.unwatched_jobs.watching(frozenset(request.job_ids)):
             await watch_stream(request, self._watches, lambda: self._stopping, encoding, send)
 
     async def prune(self, request: PruneRequest, conversion_violations: Sequence[Violation] = ()) -> Pruned:
@@ -490,23 +505,23 @@ class Service:
 
     def waiting(self, execution: Execution) -> Waiting | None:
         """Return what the execution waits for, if it waits. The executions ahead of it are not counted."""
-        return self.waiting_of_each()(execution)
+        return self._waiting(execution, self._capacity.why_queued)
 
     def waiting_of_each(self) -> Callable[[Execution], Waiting | None]:
         """Return `waiting` for the executions of one page: the hosts are asked once for each task that is queued."""
-        why_queued = cache(self._capacity.why_queued)
+        return partial(self._waiting, why_queued=cache(self._capacity.why_queued))
 
-        def waiting(execution: Execution) -> Waiting | None:
-            if execution.state is State.QUEUED:
-                if (limit := why_limited(execution, self._store.limited_tasks, utc_now())) is not None:
-                    return limit
-                reason = why_queued(execution.task_id)
-                return reason and Waiting(*reason, execution.state_time)
-            if execution.state is State.PREPARING:
-                return self._capacity.waiting(execution.id)
-            return _waiting_for_time(execution) if execution.state is State.SCHEDULED else None
-
-        return waiting
+    def _waiting(
+        self, execution: Execution, why_queued: Callable[[str], tuple[WaitReason, str] | None]
+    ) -> Waiting | None:
+        if execution.state is State.QUEUED:
+            if (limit := why_limited(execution, self._store.limited_tasks, utc_now())) is not None:
+                return limit
+            reason = why_queued(execution.task_id)
+            return reason and Waiting(*reason, execution.state_time)
+        if execution.state is State.PREPARING:
+            return self._capacity.waiting(execution.id)
+        return _waiting_for_time(execution) if execution.state is State.SCHEDULED else None
 
     async def waiting_in_line(self, execution: Execution) -> Waiting | None:
         """Return `waiting` with the number of executions ahead. Costs a query of the store, so not for lists."""

@@ -11,7 +11,7 @@ from itertools import islice
 
 from fastlane_grpc.api.schedule_validation import never_ticks_violations, policy_violations
 from fastlane_grpc.errors import InvalidRequest, Violation
-from fastlane_grpc.model import JobSpec, Limits
+from fastlane_grpc.model import DEFAULT_LIMITS, JobSpec, Limits
 from fastlane_grpc.recorder import HARD_STOP
 from fastlane_grpc.text.redaction import REDACTED, SecretNames, mask_secrets
 from fastlane_grpc.text.sanitize import control_character
@@ -49,6 +49,10 @@ _MASKED = f"contains {REDACTED} in place of a secret that was not shown; give th
 _MIN_MEMORY = 6 << 20
 # The kernel's limit for one argument or one variable.
 _MAX_WORD = (128 << 10) - 1
+# A word of so many characters is within that limit, whatever they are.
+_SHORT_WORD = _MAX_WORD // 4
+# A command without these, and no longer than that, has only words without fault.
+_FAULT_MARKS = frozenset("\0*")
 
 
 def raise_if_invalid(violations: Iterable[Violation]) -> None:
@@ -65,25 +69,32 @@ def enqueue_violations(
     now: datetime,
     secret_names: SecretNames = DEFAULT_SECRET_NAMES,
 ) -> Iterator[Violation]:
-    yield from task_id_violations(task_id)
-    yield from request_id_violations(request_id)
+    # Most jobs use few of the fields: what is not set takes no call.
+    if not are_ids_valid(task_id, request_id):
+        yield from task_id_violations(task_id)
+        yield from request_id_violations(request_id)
     for name, words in (("args", spec.args), ("entrypoint", spec.entrypoint), ("envs", spec.envs)):
         if len(words) > MAX_WORDS:
             yield Violation(f"spec.{name}", f"has {len(words)} entries; at most {MAX_WORDS} are allowed")
             return
     yield from _command_violations(spec, secret_names)
     yield from _envs_violations(spec.envs, secret_names)
-    yield from _container_violations(spec)
-    yield from _limits_violations(spec.limits)
+    if spec.working_dir or spec.user or spec.network or spec.stop_signal:
+        yield from _container_violations(spec)
+    if spec.limits is not DEFAULT_LIMITS:
+        yield from _limits_violations(spec.limits)
     if spec.timeout is not None and not timedelta(milliseconds=1) <= spec.timeout <= max_timeout:
         yield Violation("spec.timeout", f"must be from 1 ms to {_seconds(max_timeout)}, the server's max_timeout")
     if spec.stop_grace is not None:
         yield from grace_violations("spec.stop_grace", spec.stop_grace)
     if not -100 <= spec.priority <= 100:
         yield Violation("spec.priority", f"is {spec.priority}; it must be from -100 to 100")
-    yield from _start_violations(spec, now)
-    yield from policy_violations(spec, now)
-    yield from _labels_violations(spec.labels, secret_names)
+    if not spec.starts_at_once or spec.expire_time is not None:
+        yield from _start_violations(spec, now)
+    if spec.cron or spec.retry or spec.unique or spec.history or spec.stop_when_unwatched is not None:
+        yield from policy_violations(spec, now)
+    if spec.labels:
+        yield from _labels_violations(spec.labels, secret_names)
     if spec.metadata is not None:
         yield from _metadata_violations(spec.metadata)
 
@@ -116,7 +127,8 @@ def _start_violations(spec: JobSpec, now: datetime) -> Iterator[Violation]:
 def never_starts_violations(spec: JobSpec, now: datetime) -> Iterator[Violation]:
     """Yield the violations of a new job that could never start. A repeated call, which comes later than the first one,
     has none."""
-    yield from never_ticks_violations(spec, now)
+    if spec.cron is not None:
+        yield from never_ticks_violations(spec, now)
     if spec.start_in is None or spec.expire_time is None or not now <= spec.expire_time:
         return
     if spec.expire_time - now < spec.start_in:
@@ -205,14 +217,14 @@ def _command_violations(spec: JobSpec, secret_names: SecretNames) -> Iterator[Vi
     else:
         if secret_names.holds_mask(spec.command):
             yield Violation("spec.command", _MASKED)
-        else:
+        elif len(spec.command) > _SHORT_WORD or not _FAULT_MARKS.isdisjoint(spec.command):
             faults = (_word_fault(word, secret_names) for word in words)
             yield from (Violation("spec.command", fault) for fault in faults if fault)
     for number, word in enumerate(spec.args):
-        if fault := _word_fault(word, secret_names):
+        if fault := _MASKED if secret_names.is_mask(spec.args, number) else _word_fault(word, secret_names):
             yield Violation(f"spec.args[{number}]", fault)
     for number, word in enumerate(spec.entrypoint):
-        if fault := _word_fault(word, secret_names):
+        if fault := _MASKED if secret_names.is_mask(spec.entrypoint, number) else _word_fault(word, secret_names):
             yield Violation(f"spec.entrypoint[{number}]", fault)
         elif not word and (number == 0 and len(spec.entrypoint) > 1):
             yield Violation(
@@ -223,13 +235,16 @@ def _command_violations(spec: JobSpec, secret_names: SecretNames) -> Iterator[Vi
 
 def _envs_violations(envs: Mapping[str, str], secret_names: SecretNames) -> Iterator[Violation]:
     for name, value in envs.items():
-        field = f"spec.envs[{json.dumps(_shown_name(name, secret_names)[:100])}]"
-        if not name or "=" in name or "\0" in name:
-            yield Violation(field, "is not a variable's name: it must not be empty nor hold = or NUL")
-        elif value == REDACTED and secret_names.hides(name):
-            yield Violation(field, f"{REDACTED} stands for a value that was not shown; give the real one")
-        elif fault := _word_fault(name + "=" + value, secret_names):
-            yield Violation(field, fault)
+        if fault := _env_fault(name, value, secret_names):
+            yield Violation(f"spec.envs[{json.dumps(_shown_name(name, secret_names)[:100])}]", fault)
+
+
+def _env_fault(name: str, value: str, secret_names: SecretNames) -> str | None:
+    if not name or "=" in name or "\0" in name:
+        return "is not a variable's name: it must not be empty nor hold = or NUL"
+    if value == REDACTED and secret_names.hides(name):
+        return f"{REDACTED} stands for a value that was not shown; give the real one"
+    return _word_fault(f"{name}={value}", secret_names)
 
 
 def _shown_name(name: str, secret_names: SecretNames) -> str:
@@ -241,7 +256,7 @@ def _shown_name(name: str, secret_names: SecretNames) -> str:
 def _container_violations(spec: JobSpec) -> Iterator[Violation]:
     if spec.working_dir and (not spec.working_dir.startswith("/") or "\0" in spec.working_dir):
         yield Violation("spec.working_dir", "must be an absolute path")
-    elif f"{posixpath.normpath(spec.working_dir)}/".replace("//", "/").startswith("/.fastlane/"):
+    elif _normal(spec.working_dir).startswith("/.fastlane/"):
         yield Violation("spec.working_dir", "must not be /.fastlane or below it: fastlane mounts its recorder there")
     if spec.user and not (spec.user.isprintable() and re.fullmatch(r"[^\s:]{1,64}(:[^\s:]{1,64})?", spec.user)):
         yield Violation("spec.user", "must be a name or number, with an optional :group")
@@ -256,6 +271,10 @@ def _container_violations(spec: JobSpec) -> Iterator[Violation]:
             "spec.stop_signal",
             f"signal {HARD_STOP} is reserved: fastlane sends it to kill a container without losing its output",
         )
+
+
+def _normal(directory: str) -> str:
+    return f"{posixpath.normpath(directory)}/".replace("//", "/")
 
 
 def is_signal(text: str) -> bool:
@@ -310,7 +329,7 @@ def _word_fault(word: str, secret_names: SecretNames) -> str | None:
         return "holds a NUL, which no command line or environment can"
     if secret_names.holds_mask(word):
         return _MASKED
-    if len(word.encode("utf-8", "surrogatepass")) > _MAX_WORD:
+    if len(word) > _SHORT_WORD and len(word.encode("utf-8", "surrogatepass")) > _MAX_WORD:
         return f"has more than {_MAX_WORD} bytes, the most that Linux takes"
     return None
 

@@ -116,7 +116,7 @@ class Captures(Protocol):
 
     @property
     def reason(self) -> str:
-        """Why a better way is not in use, or what the way in use cannot do on this host."""
+        """The reason why a better way to capture is not in use, or a limitation of the way in use on this host."""
 
     @property
     def in_use(self) -> str:

@@ -5,8 +5,8 @@ The record is one file with two names:
     log             the name that readers open
     box-<…>/log     the same file, in the one directory that is mounted into the container
 
-The recorder is PID 1 of the container. The recorder locks the file for as long as it lives, removes the second name,
-which only one process can do, and writes its first frame to disk. Then the recorder waits until the server has removed
+The recorder is PID 1 of the container. The recorder locks the file for as long as it lives. It removes the
+second name, which only one process can do, and writes its first frame to disk. It waits until the server has removed
 the mounted directory, and only then runs the command. So a free lock and an empty file with one name prove that the
 command never ran and never will.
 
@@ -41,7 +41,7 @@ TAKE_SECONDS = 1.0
 
 
 class CommandStatus(Enum):
-    """What became of a container's command."""
+    """The status of a container's command."""
 
     NEVER_RAN = "never ran"
     RUNS = "runs"
@@ -51,7 +51,7 @@ class CommandStatus(Enum):
 
 
 class Delivery(Enum):
-    """What became of a signal that was sent to a recorder."""
+    """The result of sending a signal to a recorder."""
 
     NOT_SENT = "not sent"
     PENDING = "pending"
@@ -238,10 +238,10 @@ class RecordHandoff:
         except FileNotFoundError:
             return False
         try:
-            stretch = reader.read(Position.BEGIN)
+            segment = reader.read(Position.BEGIN)
         finally:
             reader.close()
-        return bool(stretch.entries or stretch.trailer)
+        return bool(segment.entries or segment.trailer)
 
     def _holders(self) -> list[int]:
         """Return the ids of the processes that have locked the record, from the kernel's list of locks."""

@@ -29,6 +29,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "replace": ("run.replace", "Replace all that a job is to do, or create it under an id."),
     "logs": ("logs.logs", "Show the output of a job, live or stored."),
     "watch": ("watch.watch", "Show the jobs that have not ended, and every change."),
+    "wait": ("wait.wait", "Wait until jobs have ended, and exit with their status."),
     "jobs": ("lists.jobs", "List jobs, newest first."),
     "job": ("lists.job", "Show one job."),
     "executions": ("lists.executions", "List executions, newest first."),

@@ -22,6 +22,7 @@ from fastlane_grpc.text.sanitize import printable
 _RETRY_FOR = timedelta(seconds=3)
 # How long the commands wait for room on a server that asks them to retry: as long as the Python client does.
 _ROOM_FOR = timedelta(seconds=30)
+_PAUSE_SECONDS = 1.0
 _START_ONE = "start one with `fastlane server`, or set another --address"
 # What may be the beginning of an id, and not all of it. All else goes to the server as it is.
 _BEGINNING = re.compile(r"[0-9a-f-]{1,35}")
@@ -47,6 +48,26 @@ def connected(address: str) -> Iterator[api.Client]:
             raise Failure(printable(str(error) if error.reason else message)) from error
         except api.Error as error:
             raise Failure(printable(with_option_names(str(error)))) from error
+
+
+def once_it_responds(
+    call: Callable[[], _Answer], address: str, wait: timedelta, pause: Callable[[float], None] = time.sleep
+) -> _Answer:
+    """Return the answer of `call`, which must be safe to repeat: it is, for the time `wait`, while the server does not
+    respond."""
+    deadline = time.monotonic() + wait.total_seconds()
+    told = False
+    while True:
+        try:
+            return call()
+        except api.ServerUnavailable as error:
+            left_seconds = deadline - time.monotonic()
+            if left_seconds <= 0:
+                raise
+            if not told:
+                say(f"no server responds at {address} ({cause(error)}); trying again for {left_seconds:.0f} s")
+                told = True
+            pause(min(_PAUSE_SECONDS, left_seconds))
 
 
 def once_there_is_room(call: Callable[[], _Answer], pause: Callable[[float], None] = time.sleep) -> _Answer:
@@ -77,7 +98,8 @@ def proxy_text(address: str) -> str:
 
 
 def cause(error: api.Error) -> str:
-    """In short. Where nobody answers gRPC tells at length which addresses it tried and, last, what the system said."""
+    """Return the cause of an error in short. If no server responds, gRPC's own message lists all addresses; only the
+    system's message at its end is returned."""
     return error.message if error.reason else error.message.rpartition(": ")[2].rstrip("]")
 
 
@@ -86,8 +108,7 @@ def cause(error: api.Error) -> str:
 
 @dataclass(frozen=True, slots=True)
 class Named:
-    """What an id, or the beginning of one, turned out to be the id of: a job, or an execution. The other one is
-    empty."""
+    """The job or the execution that an id, or a prefix of one, belongs to. The other field is empty."""
 
     job_id: str = ""
     execution_id: str = ""
@@ -113,10 +134,8 @@ def execution_id(client: api.Client, text: str) -> str:
 
 
 def either_id(client: api.Client, text: str) -> Named | None:
-    """Of a job or of an execution; None for a whole id, of which only the server can tell.
-
-    A job and its first execution are made in the same moment, and their ids begin alike: the job is meant, which stands
-    for both."""
+    """Return the job or the execution of an id or a prefix; None for a whole id, which only the server can look up. The
+    ids of a job and of its first execution have a common prefix: then the job is returned."""
     if not _BEGINNING.fullmatch(text):
         return None
     jobs = [job.id for job in _first(client.jobs(id_prefix=text, page_size=_CANDIDATES + 1))]

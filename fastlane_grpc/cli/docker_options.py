@@ -33,7 +33,7 @@ _TABLE: Sequence[tuple[str, str]] = (
         "--name",
         "named after the execution; use --task to group jobs, -l to label them, --request-id to run one once",
     ),
-    ("--restart", "a job runs once; enqueue it again if its exit status says so"),
+    ("--restart", "use --retries, which runs a failed job again; a job that succeeded is over"),
     (
         "--init",
         "not needed with the recorder, which is PID 1 and reaps processes; otherwise use an init in the image",
@@ -41,7 +41,7 @@ _TABLE: Sequence[tuple[str, str]] = (
     ("--stop-timeout", "use --stop-grace, as 10s"),
     (
         "--cidfile",
-        "use `fastlane run -d`, which prints the job's id, and `fastlane execution`, which shows the container's",
+        "use --id-file, which gets the id of the job; `fastlane execution` shows the id of its container",
     ),
     (
         "--health-cmd --health-interval --health-retries --health-start-period --health-timeout",

@@ -18,11 +18,11 @@ _STOP_FOR = timedelta(minutes=2)
 
 
 class Interrupts:
-    """Takes SIGINT and SIGTERM in place of Python: the first stops the job, the second leaves at once and the job to
-    its stopping.
+    """Handlers of SIGINT and SIGTERM: the first signal stops the job, the second ends the command.
 
     A handler may run anywhere in the main thread, in the middle of gRPC too. So it only posts an order; a thread
-    carries it out."""
+    carries it out.
+    """
 
     def __init__(self, address: str) -> None:
         self._address = address

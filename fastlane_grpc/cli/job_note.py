@@ -1,4 +1,4 @@
-"""What a job or an execution is at, in short: how it ended, or what it waits for and which attempt it is."""
+"""A short note about a job or an execution: how it ended, or why it waits, and which attempt it is."""
 
 from fastlane_grpc.cli.output import waiting_text
 from fastlane_grpc.v1 import fastlane_pb2 as pb

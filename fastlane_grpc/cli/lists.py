@@ -1,4 +1,4 @@
-"""What there is: jobs, executions, tasks and hosts, many or one."""
+"""The commands that list or show jobs, executions, tasks and hosts."""
 
 import shlex
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -182,7 +182,7 @@ def tasks(environ: Mapping[str, str], /, *, form: str, address: str) -> int:
         Column("RUNNING", lambda task: str(task.running)),
         Column("JOBS", lambda task: str(task.jobs)),
         Column("LAST ENQUEUED", lambda task: _ago(task, "last_enqueue_time", now)),
-        Column("SINCE", lambda task: _ago(task, "create_time", now)),
+        Column("CREATED", lambda task: _ago(task, "create_time", now)),
         Column("LIMITS", lambda task: limits_text(task) or "-"),
     ]
     with connected(address) as client:
@@ -312,7 +312,8 @@ def _job_facts(job: pb.Job, now: datetime) -> Iterator[tuple[str, str]]:
     yield "priority", str(spec.priority or "")
     yield "retries", _retries(spec.retry) if spec.HasField("retry") else ""
     yield "schedule", _schedule(job)
-    yield "next tick", _moment_of(job.schedule.next_times[0], now) if job.schedule.next_times else ""
+    ticks = job.schedule.next_times if not job.schedule.paused else []
+    yield "next tick", _moment_of(ticks[0], now) if ticks else ""
     yield "ticks", _ticks(job.schedule) if job.HasField("schedule") else ""
     yield "unique key", spec.unique.key
     yield "start in", span(spec.start_in.ToTimedelta()) if spec.HasField("start_in") else ""
@@ -354,7 +355,7 @@ def _schedule(job: pb.Job) -> str:
 
 
 def _ticks(status: pb.ScheduleStatus) -> str:
-    """How many ran, how many were skipped, and why the last of these was."""
+    """Return the numbers of ticks that ran and were skipped, and the reason for the last skip."""
     text = f"{status.runs} ran, {status.skipped_ticks} skipped"
     skipped = time_of(status, "last_skipped_time")
     if skipped is None:
@@ -419,7 +420,7 @@ _TIMES = {
 
 
 def _ran(execution: pb.Execution, now: datetime) -> str:
-    """How long the container ran, or has run."""
+    """Return for how long the container ran, or has been running."""
     start = time_of(execution.times, "start_time")
     if start is None:
         return "-"

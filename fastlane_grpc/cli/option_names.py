@@ -9,11 +9,11 @@ _FIELD = re.compile(r"""\bspec\.(?:[a-z_]+\.)*([a-z_]+)(?:\[("?)(.*?)\2\](?=:|\s
 # Fields that are not inside of a spec begin a message, or the next violation in it.
 _OUTER_FIELD = re.compile(r"(?:(?<=; )|^)([a-z_]+)(?=: )")
 # Parameters whose names differ from those of their fields.
-_PARAMETERS = {"args": "words", "task_id": "task", "id_prefix": "id", "command": "words"}
+_PARAMETERS = {"args": "words", "task_id": "task", "id_prefix": "id", "job_id": "id", "command": "words"}
 
 
 def with_option_names(message: str) -> str:
-    """Return the message with `--start-in` in place of `spec.start_in`, as far as the running command has such
+    """Return the message with `--in` in place of `spec.start_in`, as far as the running command has such
     options."""
     context = click.get_current_context(silent=True)
     if context is None:
@@ -31,5 +31,5 @@ def with_option_names(message: str) -> str:
 
 def _name(parameter: click.Parameter) -> str:
     if isinstance(parameter, click.Option):
-        return max(parameter.opts, key=len)
+        return next((name for name in parameter.opts if name.startswith("--")), parameter.opts[0])
     return "the command" if parameter.nargs == -1 else (parameter.metavar or parameter.name or "").upper()

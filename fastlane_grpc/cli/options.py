@@ -89,7 +89,7 @@ def _read_moment(text: str) -> datetime:
 
 
 def _read_server(text: str) -> str:
-    """Where a server is. Unlike where one is to serve, that is a certain port."""
+    """Read the address of a server to connect to, which needs a port. (A server may listen on port 0.)"""
     try:
         if int(config.read_address(text).rpartition(":")[2]):
             return text
@@ -123,7 +123,7 @@ def _read_max_running(text: str) -> int:
 
 
 def _read_rate(text: str) -> tuple[int, timedelta | None]:
-    """How many starts within which time."""
+    """Read a number of starts and the length of their window."""
     if text == config.OFF:
         return 0, None
     starts, slash, window = text.partition("/")
@@ -177,7 +177,7 @@ def shows_output(function: Function) -> Function:
 
 
 def shows_output_of_run(function: Function) -> Function:
-    """As `shows_output`, without -v, which means a volume in `docker run`."""
+    """Add the options of `shows_output` without -v, which means a volume in `docker run`."""
     return _verbose(function, "--verbose")
 
 
@@ -185,16 +185,20 @@ def _verbose(function: Function, *names: str) -> Function:
     function = click.option(
         *names, is_flag=True, help="Also show fastlane's own lines, on stderr (default on a terminal)."
     )(function)
-    return click.option(
+    function = click.option(
         "-q",
         "--quiet",
         is_flag=True,
         help="Show the container's output, and else only missing bytes and why a job did not run.",
     )(function)
+    function = click.option(
+        "--heartbeat", type=DURATION, help="Say on stderr each time that nothing was printed for so long, as 60s."
+    )(function)
+    return click.option("--no-exit-status", is_flag=True, help="Exit with 0, however the job ended.")(function)
 
 
 def answers(function: Function) -> Function:
-    """For commands that show what the server answers."""
+    """Add the option for the format of the output."""
     return click.option(
         "-o",
         "--output",

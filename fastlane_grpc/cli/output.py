@@ -4,14 +4,15 @@ import sys
 import time
 from codecs import getincrementaldecoder
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from itertools import groupby
 from operator import attrgetter
 
 from fastlane_grpc import client as api
 from fastlane_grpc.cli.connection import cause
 from fastlane_grpc.cli.errors import NO_EXIT_STATUS, Failure
-from fastlane_grpc.cli.tables import until
+from fastlane_grpc.cli.heartbeat import Heartbeat
+from fastlane_grpc.cli.tables import span, until
 from fastlane_grpc.cli.terminal import CannotWrite, LiveLine, begin_line, is_colourful, obeys, say, write
 from fastlane_grpc.cli.waiting_notice import WaitingNotice
 from fastlane_grpc.text.sanitize import printable
@@ -24,10 +25,11 @@ _NOT_FINAL = _BEFORE_ITS_START | {fastlane_pb2.STATE_RUNNING, fastlane_pb2.STATE
 
 
 class Display:
-    """Where output goes, and how much of it. Nothing is buffered here: what has come is on its way.
+    """The display of a log on stdout and stderr. Nothing is buffered here.
 
-    fastlane's own lines are shown on a terminal, or if `verbose`. On a terminal, what they and the state say before the
-    container starts (it waits, the image is pulled) is one line that is written over and goes away."""
+    fastlane's own lines are shown on a terminal, or if `verbose`. On a terminal, the reports before the start of the
+    container share one line, which is cleared at the start: it waits, the image is pulled.
+    """
 
     def __init__(
         self,
@@ -38,7 +40,9 @@ class Display:
         timestamps: bool = False,
         only: Sequence[fastlane_pb2.Source.ValueType] = (),
         waiting_after_seconds: float = 10.0,
+        heartbeat: timedelta | None = None,
     ) -> None:
+        """`heartbeat`: say so each time that nothing was printed for that long."""
         self.system = (sys.stderr.isatty() or verbose) and not quiet
         own_lines = [api.SYSTEM] if self.system else []
         self.sources: Sequence[fastlane_pb2.Source.ValueType] = only or [api.STDOUT, api.STDERR, *own_lines]
@@ -59,8 +63,14 @@ class Display:
         self._ended: api.End | None = None
         # The last of fastlane's own lines that was written to stay.
         self._last_line = ""
+        # Whether a line of ours said how the execution ended: the next attempt is then announced without it.
+        self._end_told = False
+        self._waiting_text = ""
+        self._heartbeat = Heartbeat(heartbeat.total_seconds(), self._sign_of_life) if heartbeat else None
 
     def output(self, pieces: Iterable[api.Output]) -> None:
+        if self._heartbeat:
+            self._heartbeat.reset()
         for source, run_of_one in groupby(pieces, lambda piece: piece.source):
             data = b"".join(map(self._bytes_of_line if source == api.SYSTEM else self._bytes_of, run_of_one))
             newest = data.rstrip(b"\n").rpartition(b"\n")[2].decode(errors="replace") if source == api.SYSTEM else ""
@@ -89,6 +99,7 @@ class Display:
 
     def state(self, change: api.StateChange) -> None:
         self._state = change.state
+        self._waiting_text = waiting_text(change.waiting) if change.waiting and change.waiting.detail else ""
         self._started = self._started or change.state == fastlane_pb2.STATE_RUNNING
         self._tell_of_waiting(change)
         if change.state not in _BEFORE_ITS_START:
@@ -110,18 +121,19 @@ class Display:
     def begin(self, start: api.ExecutionStart) -> None:
         """Announce a further attempt, or a further run, of the job."""
         execution, ended = start.execution, self._ended
+        end_told, self._end_told = self._end_told, False
         self._began, self._state, self._ended, self._last_line = False, execution.state, None, ""
         if ended is None or self._quiet:
             return
         when = f" {in_time(execution.waiting)}" if execution.HasField("waiting") else ""
         if execution.attempt > 1:
-            self.say(f"attempt {execution.attempt} of {start.max_attempts}{when}: {_end_text(ended)}")
+            reason = "" if end_told else f": {_end_text(ended)}"
+            self.say(f"attempt {execution.attempt} of {start.max_attempts}{when}{reason}")
         else:
             self.say(f"run {execution.run} of {self.followed}{when}: execution {execution.id}")
 
     def end(self, end: api.End) -> None:
-        """Why it ended, where the container's own exit does not say it and fastlane's own lines, which do, are not
-        shown."""
+        """Show why the execution ended, unless the exit code or fastlane's own lines show it already."""
         self.clear()
         self._ended = end
         if end.exit_status == 0 or end.outcome is None or self._tells(end.outcome.detail):
@@ -131,10 +143,11 @@ class Display:
             return
         if end.outcome.reason != fastlane_pb2.REASON_EXIT_CODE:
             say(end.outcome.detail or f"the execution ended: {state_name(end.state)}")
+            self._end_told = True
 
     def _tells(self, detail: str) -> bool:
-        """Whether that was said by the last of fastlane's own lines. It is not of one that ended while it was
-        queued."""
+        """Return whether the last of fastlane's own lines has this detail. Executions that ended while queued have no
+        such line."""
         return bool(self._last_line) and printable(detail).strip() in self._last_line
 
     def say(self, text: str) -> None:
@@ -142,22 +155,31 @@ class Display:
         say(text)
 
     def close(self) -> None:
-        """Let no notice of a wait come any more."""
+        """Let no notice of a wait come any more, nor a heartbeat."""
         if self._waiting:
             self._waiting.cancel()
+        if self._heartbeat:
+            self._heartbeat.close()
+
+    def _sign_of_life(self, quiet: timedelta) -> str:
+        if self._waiting_text:
+            return f"{self.followed} waits: {self._waiting_text}"
+        silence = f"no output for {span(quiet)}"
+        return f"{self.followed} is {state_name(self._state)}; {silence}" if self._state else silence
 
     def clear(self) -> None:
-        """Takes the live line away, if there is one."""
+        """Clear the live line, if there is one."""
         if self._live:
             self._live.clear()
 
 
 class _OwnLines:
-    """Makes fastlane's own lines printable: those that an earlier server wrote may hold whatever a caller or a registry
-    said.
+    """Filter that makes fastlane's own lines printable: an earlier server may have written text from callers or
+    registries.
 
     A server writes a line at a time, so that of a piece only the last byte ends a line. A piece may be cut within a
-    character."""
+    character.
+    """
 
     def __init__(self) -> None:
         self._decoder = getincrementaldecoder("utf-8")("replace")
@@ -169,7 +191,7 @@ class _OwnLines:
 
 
 class _Stamps:
-    """Puts the time at which it was received before each line, as RFC 3339 with nanoseconds."""
+    """Filter that prefixes each line with the time at which it was received, as RFC 3339 with nanoseconds."""
 
     def __init__(self) -> None:
         # Sources in the middle of a line, whose next piece goes on with it.
@@ -239,7 +261,7 @@ def _follow(tail: api.Tail, display: Display) -> int:
 
 
 def _end_text(end: api.End) -> str:
-    """How an attempt ended that another one follows."""
+    """Return how an attempt ended, in short, for the announcement of the next attempt."""
     if end.outcome is not None and end.outcome.reason == fastlane_pb2.REASON_EXIT_CODE:
         return f"exit code {end.outcome.exit_code}"
     return (end.outcome and end.outcome.detail) or state_name(end.state)
@@ -253,7 +275,7 @@ def state_name(state: int) -> str:
 
 
 def waiting_text(waiting: fastlane_pb2.Waiting) -> str:
-    """What it waits for, and behind how many, or until when."""
+    """Return why an execution waits, and how many go first or until when."""
     if waiting.HasField("due_time") and waiting.reason != fastlane_pb2.WAIT_REASON_TASK_RATE:
         due_time = waiting.due_time.ToDatetime(UTC)
         return f"starts {until(due_time, datetime.now(UTC))}, at {due_time.astimezone():%Y-%m-%d %H:%M:%S %z}"
@@ -261,7 +283,7 @@ def waiting_text(waiting: fastlane_pb2.Waiting) -> str:
 
 
 def in_time(waiting: fastlane_pb2.Waiting) -> str:
-    """When it starts: "in 8 s"; empty if that is not known."""
+    """Return when an execution starts: "in 8 s"; empty if that is not known."""
     if not waiting.HasField("due_time"):
         return ""
     seconds = (waiting.due_time.ToDatetime(UTC) - datetime.now(UTC)).total_seconds()

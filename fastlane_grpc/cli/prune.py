@@ -52,8 +52,7 @@ def prune(
 
 
 def _confirm(counted: pb.PruneResponse) -> None:
-    """Ask on a terminal whether everything is to be deleted. Raises Failure where the answer is not yes, or nobody can
-    be asked."""
+    """Ask on a terminal whether to delete everything. Failure: the answer is not yes, or there is no terminal."""
     what = _counted_text(counted)
     if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
         raise Failure(

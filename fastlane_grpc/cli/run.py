@@ -3,7 +3,9 @@
 import time
 import uuid
 from collections.abc import Callable, Iterable, Mapping, Sequence, Set
+from datetime import timedelta
 from functools import cached_property
+from io import BytesIO, RawIOBase
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +13,7 @@ import click
 from click.core import ParameterSource
 
 from fastlane_grpc import client as api
-from fastlane_grpc.cli.connection import connected, job_id, once_there_is_room, proxy_text
+from fastlane_grpc.cli.connection import connected, job_id, once_it_responds, once_there_is_room, proxy_text
 from fastlane_grpc.cli.docker_options import refusal
 from fastlane_grpc.cli.encoding import is_utf8
 from fastlane_grpc.cli.enqueue_file import FileEnqueue, task_of
@@ -51,7 +53,7 @@ class _JobCommand(click.Command):
     first `--`."""
 
     # Arguments before the first word of the command.
-    _arguments = 1
+    _places: Sequence[str] = ("IMAGE",)
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         options: list[str] = []
@@ -69,9 +71,17 @@ class _JobCommand(click.Command):
         # Before the image, or right behind it.
         if words[:1] == ["--"]:
             del words[0]
-        elif words[self._arguments : self._arguments + 1] == ["--"]:
-            del words[self._arguments]
+        elif words[len(self._places) : len(self._places) + 1] == ["--"]:
+            del words[len(self._places)]
+        if not ctx.resilient_parsing:
+            self._check_place(words)
         return super().parse_args(ctx, [*options, "--", *words])
+
+    def _check_place(self, words: Sequence[str]) -> None:
+        """Refuse an option that stands where an argument is expected, as in `replace JOB --task T`."""
+        for name, word in zip(self._places, words, strict=False):
+            if word.startswith("--"):
+                raise click.UsageError(f"{word!r} stands in place of {name}: options go before {self._places[0]}")
 
     @cached_property
     def _valued(self) -> Set[str]:
@@ -94,7 +104,7 @@ class _JobCommand(click.Command):
 class _ReplaceCommand(_JobCommand):
     """`replace [OPTIONS] JOB IMAGE [--] [WORD]...`"""
 
-    _arguments = 2
+    _places = ("JOB", "IMAGE")
 
 
 # In the order of the help.
@@ -106,7 +116,7 @@ _JOB_OPTIONS = [
         "envs",
         type=VARIABLE,
         multiple=True,
-        help="Set an environment variable; NAME alone copies it from this environment.",
+        help="Set an environment variable; NAME alone copies it from this environment, if it is set here.",
     ),
     click.option(
         "--env-file",
@@ -222,6 +232,11 @@ _JOB_OPTIONS = [
         metavar="NUMBER",
         help="Number of runs after which the schedule of --cron is over.  [default: no limit]",
     ),
+    click.option(
+        "--stop-when-unwatched",
+        type=DURATION,
+        help="Stop the job when nobody has followed its log or watched it for this time, 5s to 1d.",
+    ),
     click.option("--unique", "unique_key", metavar="KEY", help="At most one open job of the task with this key."),
     click.option(
         "--on-conflict",
@@ -229,9 +244,18 @@ _JOB_OPTIONS = [
         help="What happens if another job holds the --unique key.  [default: refuse]",
     ),
 ]
-_REQUEST_ID = click.option(
-    "--request-id", metavar="ID", help="Run the command once, however often it is sent with this id."
-)
+# Of commands that enqueue one job.
+_ENQUEUE_OPTIONS = [
+    click.option("--request-id", metavar="ID", help="Run the command once, however often it is sent with this id."),
+    click.option("--id-file", type=click.Path(path_type=Path), metavar="PATH", help="Write the job's id to this file."),
+    click.option(
+        "--wait",
+        type=DELAY,
+        default="60s",
+        show_default=True,
+        help="How long to wait for a server that does not respond.",
+    ),
+]
 
 
 def _describes_job(function: Function) -> Function:
@@ -241,16 +265,31 @@ def _describes_job(function: Function) -> Function:
     return click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[--] [WORD]...")(function)
 
 
+def _enqueues_one(function: Function) -> Function:
+    for option in reversed(_ENQUEUE_OPTIONS):
+        function = option(function)
+    return function
+
+
 @click.command(cls=_JobCommand)
 @click.argument("image")
 @_describes_job
-@_REQUEST_ID
+@_enqueues_one
 @click.option("-d", "--detach", is_flag=True, help="Print the job's id and exit, as `fastlane enqueue`.")
 @shows_output_of_run
 @talks_to_server
 @click.pass_obj
 def run(
-    environ: Mapping[str, str], /, *, detach: bool, verbose: bool, quiet: bool, address: str, **job_options: Any
+    environ: Mapping[str, str],
+    /,
+    *,
+    detach: bool,
+    verbose: bool,
+    quiet: bool,
+    heartbeat: timedelta | None,
+    no_exit_status: bool,
+    address: str,
+    **job_options: Any,
 ) -> int:
     """Run a command in IMAGE: copy its stdout and stderr live, and exit with its status.
 
@@ -281,26 +320,30 @@ def run(
     with connected(address) as client:
         interrupts = None if detach else Interrupts(address)
         pause = time.sleep if interrupts is None else interrupts.pause
-        job = _enqueued(client, environ, pause, **job_options)
+        job = _enqueued(client, environ, pause, address=address, **job_options)
         if interrupts is None:
             click.echo(job.id)
             return 0
         interrupts.job_is_known(job.id)
-        display = Display(environ, verbose=verbose, quiet=quiet)
+        display = Display(environ, verbose=verbose, quiet=quiet, heartbeat=heartbeat)
         if display.system:
             display.say(f"job {job.id}, execution {job.execution.id}")
+        elif not quiet and _is_ci(environ):
+            # Without the id nobody who reads the log of the step finds the job again. Elsewhere stderr has the job's
+            # own bytes alone, as long as nothing goes wrong.
+            display.say(f"job {job.id}")
         display.followed = f"job {job.id}"
         status = follow(client.tail_job(job.id, sources=display.sources), display)
     if not told:
         # Whoever writes to it may have been slow.
         _tell_of_stdin()
-    return status
+    return 0 if no_exit_status else status
 
 
 @click.command(cls=_JobCommand)
 @click.argument("image", required=False)
 @_describes_job
-@_REQUEST_ID
+@_enqueues_one
 @click.option(
     "-f",
     "--file",
@@ -334,8 +377,8 @@ def enqueue(
       {"image": "busybox", "command": "echo nightly", "cron": "30 2 * * *", "labels": {"team": "billing"}}
 
     A bad line is reported with its number; nothing of it is stored, and all other lines are. Exit status 0 means that
-    every line was stored; -o json prints a result for each line. With --request-id ID, the line number 7 without a
-    request_id of its own gets ID:7, and the command is safe to repeat, also after bad lines were corrected."""
+    every line was stored; -o json prints a result for each line. With --request-id ID, line 7 without a
+    request_id of its own gets ID:7. The command is then safe to repeat, also after bad lines were corrected."""
     environ: Mapping[str, str] = ctx.obj
     if file is None:
         if job_options["image"] is None:
@@ -343,7 +386,7 @@ def enqueue(
         if dry_run:
             raise click.UsageError("--dry-run has no effect without --file")
         with connected(address) as client:
-            job = _enqueued(client, environ, time.sleep, **job_options)
+            job = _enqueued(client, environ, time.sleep, address=address, **job_options)
         write(1, as_line(job) if form == "json" else f"{job.id}\n".encode())
         return 0
     _refuse_beside_file(ctx)
@@ -419,17 +462,36 @@ def _enqueued(
     environ: Mapping[str, str],
     pause: Callable[[float], None],
     *,
+    address: str,
     image: str,
     task: str | None,
     request_id: str | None,
+    id_file: Path | None,
+    wait: timedelta,
     **options: Any,
 ) -> fastlane_pb2.Job:
     # The same one in each try: they make one job.
     request_id = request_id or str(uuid.uuid4())
     made = _job_options(environ, **options)
-    return once_there_is_room(
-        lambda: client.enqueue(task or task_of(image), image, request_id=request_id, **made), pause
-    )
+
+    def enqueue() -> fastlane_pb2.Job:
+        return client.enqueue(task or task_of(image), image, request_id=request_id, **made)
+
+    # Opened before a job is stored: a file that cannot be written must not cost a job whose id nobody knows.
+    with _open_id_file(id_file) as file:
+        job = once_there_is_room(lambda: once_it_responds(enqueue, address, wait, pause), pause)
+        try:
+            file.write(f"{job.id}\n".encode())
+        except OSError as error:
+            raise Failure(f"cannot write the id of job {job.id} to {id_file}: {error.strerror}") from error
+    return job
+
+
+def _open_id_file(path: Path | None) -> RawIOBase | BytesIO:
+    try:
+        return BytesIO() if path is None else path.open("wb", buffering=0)
+    except OSError as error:
+        raise Failure(f"cannot write --id-file {path}: {error.strerror}; no job was enqueued", WRONG_USE) from error
 
 
 def _job_options(
@@ -452,6 +514,13 @@ def _job_options(
     }
 
 
+def _is_ci(environ: Mapping[str, str]) -> bool:
+    """Whether this is a step of a CI system. Most set CI; Jenkins, Azure Pipelines and TeamCity have their own ways."""
+    if environ.get("CI", "false").lower() not in {"", "0", "false"}:
+        return True
+    return any(environ.get(name) for name in ("JENKINS_URL", "TF_BUILD", "TEAMCITY_VERSION"))
+
+
 def _tell_of_stdin() -> bool:
     """Say that what was piped into the command is not read, if something was. Whether that was said."""
     if given := is_given():
@@ -466,9 +535,9 @@ def _environment(
     values = {name: value for file in files for name, value in read_env_file(file, environ)}
     for name, value in variables:
         if value is None and name not in environ:
-            raise click.BadParameter(
-                f"{name!r} is not set in this environment; give a value: {name}=VALUE", param_hint="'-e'"
-            )
+            # As with `docker run`: what is not set here is not set there.
+            values.pop(name, None)
+            continue
         values[name] = environ[name] if value is None else value
         if not is_utf8(values[name]):
             raise click.BadParameter(f"the value of {name!r} in this environment is not UTF-8", param_hint="'-e'")

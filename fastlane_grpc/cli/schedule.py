@@ -1,8 +1,9 @@
 """`fastlane schedule`: jobs with a schedule, their ticks, pause and resume."""
 
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
+from datetime import UTC, datetime, tzinfo
 from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 import click
 
@@ -85,7 +86,8 @@ def next_(*, id: str, count: int, form: str, address: str) -> int:  # noqa: A002
     if _is_expression(id):
         raise click.UsageError(f"{id!r} is not the id of a job; for an expression use `fastlane schedule preview`")
     with connected(address) as client:
-        _show_preview(client.preview_schedule(_cron_of(client, id), count), form)
+        cron = _cron_of(client, id)
+        _show_preview(client.preview_schedule(cron, count), _zone(cron.time_zone), form)
     return 0
 
 
@@ -106,16 +108,17 @@ def preview(*, expression: str, time_zone: str, from_time: datetime | None, coun
       fastlane schedule preview -n 10 --time-zone Europe/Berlin '30 2 * * mon-fri'
     """
     with connected(address) as client:
-        _show_preview(client.preview_schedule(api.Cron(expression, time_zone), count, from_time), form)
+        found = client.preview_schedule(api.Cron(expression, time_zone), count, from_time)
+        _show_preview(found, _zone(time_zone), form)
     return 0
 
 
-def _show_preview(found: pb.PreviewScheduleResponse, form: str) -> None:
+def _show_preview(found: pb.PreviewScheduleResponse, zone: tzinfo | None, form: str) -> None:
     if form == "json":
         write(1, as_line(found))
         return
     now = datetime.now(UTC)
-    lines = [printable(found.description), *(moment(_time(time), now) for time in found.times)]
+    lines = [printable(found.description), *(moment(_time(time), now, zone) for time in found.times)]
     write(1, "".join(f"{line}\n" for line in lines).encode())
 
 
@@ -166,7 +169,18 @@ def _next(job: pb.Job, now: datetime) -> str:
     if job.schedule.paused or not job.schedule.next_times:
         return "-"
     time = _time(job.schedule.next_times[0])
-    return f"{until(time, now)} ({time.astimezone():%a %H:%M})"
+    return f"{until(time, now)} ({time.astimezone(_zone(job.spec.cron.time_zone)):%a %H:%M})"
+
+
+def _zone(name: str | tzinfo) -> tzinfo | None:
+    """Return the time zone of a schedule, in which its ticks are shown. None, for that of this machine, if this machine
+    does not know the zone."""
+    if isinstance(name, tzinfo):
+        return name
+    try:
+        return ZoneInfo(name or "UTC")
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return None
 
 
 def _time(time: Any) -> datetime:

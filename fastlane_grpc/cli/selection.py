@@ -102,7 +102,7 @@ def selects_jobs(states: Sequence[str]) -> Callable[[Function], Function]:
 
 
 def confirm(what: str, verb: str) -> None:
-    """Ask on a terminal whether this is to be done. Failure: the answer is not yes, or nobody can be asked."""
+    """Ask on a terminal for a confirmation. Raises Failure if the answer is not yes, or there is no terminal."""
     if not (sys.stdin and sys.stdin.isatty() and sys.stderr.isatty()):
         raise Failure(f"this {what}; confirm with --yes, or look first with --dry-run", WRONG_USE)
     write(2, f"fastlane: this {printable(what)}. {verb.capitalize()}? [y/N] ".encode())

@@ -68,11 +68,13 @@ def _stop_selected(client: api.Client, selection: Selection, note: str, grace: t
 
 def _tell(stopped: pb.Job | pb.Execution, form: str) -> None:
     noun = "job" if isinstance(stopped, pb.Job) else "execution"
-    write(1, as_line(stopped) if form == "json" else f"{noun} {stopped.id}: {state_name(stopped.state)}\n".encode())
+    ended = stopped.HasField("outcome") and stopped.state != pb.STATE_STOPPED
+    state = f"{state_name(stopped.state)}{', it had already ended' if ended else ''}"
+    write(1, as_line(stopped) if form == "json" else f"{noun} {stopped.id}: {state}\n".encode())
 
 
 def _stopped(client: api.Client, text: str, note: str, grace: timedelta | None) -> pb.Job | pb.Execution:
-    """As it is now."""
+    """Stop a job or an execution, and return its new state."""
     named = either_id(client, text)
     if named is not None and named.execution_id:
         return client.stop_execution(named.execution_id, note, grace)

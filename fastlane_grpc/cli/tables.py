@@ -3,7 +3,7 @@
 import json
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, tzinfo
 from itertools import islice, pairwise
 from typing import Any
 
@@ -21,7 +21,7 @@ _ID_CHARACTERS = 18
 _IDS = {"JOB", "EXECUTION"}
 _LEAST_CHARACTERS = {"JOB": _ID_CHARACTERS, "EXECUTION": _ID_CHARACTERS, "TASK": 12, "NOTE": 12, "ADDRESS": 12}
 # Columns that a terminal without room for them does not show, the first one first. Others go from the right.
-_FIRST_DROPPED = ["ADDRESS", "CAPTURE", "SINCE", "RAN", "HOST", "ENQUEUED", "CREATED", "NOTE", "TASK"]
+_FIRST_DROPPED = ["ADDRESS", "CAPTURE", "RAN", "HOST", "ENQUEUED", "CREATED", "NOTE", "TASK"]
 _GAP = "  "
 
 _GREEN, _RED, _YELLOW, _DIM = "32", "31", "33", "2"
@@ -41,7 +41,7 @@ COLOURS |= {"up": _GREEN, "down": _RED, "ok": _GREEN, "warn": _YELLOW, "FAIL": _
 
 @dataclass(frozen=True, slots=True)
 class Column:
-    """What stands above it, and its text for one of what is listed."""
+    """A column of a table: its heading, and a function that returns its text for a row."""
 
     head: str
     text: Callable[[Any], str]
@@ -85,7 +85,7 @@ def _json_lines(found: Iterable[Any]) -> Iterator[bytes]:
 
 
 def _table(found: Iterable[Any], columns: Sequence[Column], *, colour: bool, room: int | None) -> Iterator[bytes]:
-    """Yield the lines of a table, none of which is longer than `room`; None: of any length."""
+    """Yield the lines of a table, each at most `room` characters long; None: of any length."""
     rest = iter(found)
     heads = [column.head for column in columns]
     widths = [len(head) for head in heads]
@@ -179,9 +179,9 @@ def span(duration: timedelta) -> str:
     return f"{seconds:.1f}s" if seconds < 10 else f"{seconds:.0f}s"
 
 
-def moment(time: datetime, now: datetime) -> str:
-    """In full, by this machine's clock, and how long ago, or how long until then."""
-    return f"{time.astimezone():%Y-%m-%d %H:%M:%S %z} ({until(time, now) if time > now else ago(time, now)})"
+def moment(time: datetime, now: datetime, zone: tzinfo | None = None) -> str:
+    """Return the time in full and its distance from now. `zone` None: the time zone of this machine."""
+    return f"{time.astimezone(zone):%Y-%m-%d %H:%M:%S %z} ({until(time, now) if time > now else ago(time, now)})"
 
 
 def size(count: int) -> str:
@@ -195,7 +195,7 @@ def size(count: int) -> str:
 
 
 def cut(text: str) -> str:
-    """What fits in a column."""
+    """Return the text, shortened to the width of a column."""
     return text if len(text) <= _LONGEST_NOTE else f"{text[: _LONGEST_NOTE - 1]}…"
 
 

@@ -24,7 +24,7 @@ def task() -> None:
     """
 
 
-@task.command()
+@task.command(short_help="Limit running executions and starts of a task.")
 @click.argument("name", metavar="TASK")
 @click.option(
     "--max-running", type=MAX_RUNNING, metavar="NUMBER|off", help="Maximum number of executions that run at a time."
@@ -90,5 +90,7 @@ def resume(*, name: str, form: str, address: str) -> int:
 
 
 def _show(summary: pb.TaskSummary, form: str) -> None:
-    line = f"task {summary.id}: {limits_text(summary) or 'no limits'}\n"
+    # A mistyped name would otherwise go unnoticed: limits may be set before the first job.
+    without_jobs = "" if summary.jobs else " (the task has no jobs)"
+    line = f"task {summary.id}: {limits_text(summary) or 'no limits'}{without_jobs}\n"
     write(1, as_line(summary) if form == "json" else line.encode())

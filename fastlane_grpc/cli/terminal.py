@@ -16,7 +16,7 @@ _LINE_ENDS = (b"\n", b"\n\x1b[22m", b"\r\x1b[K")
 
 
 class _Cursor:
-    """Where the terminal's cursor is. A line that ends on a terminal, of stdout or of stderr, is of one screen."""
+    """The position of the terminal's cursor. Stdout and stderr of one terminal share it."""
 
     def __init__(self) -> None:
         self.within_line = False
@@ -30,8 +30,7 @@ _cursor = _Cursor()
 
 
 def write(fd: int, data: bytes) -> None:
-    """All of it, at once, past Python's buffers. A pipe may be set not to wait, by whoever is at its other end: then
-    this waits for it."""
+    """Write all of the data, without Python's buffers. Waits for a pipe whose other end made it non-blocking."""
     _cursor.moved(fd, data)
     rest = memoryview(data)
     while rest:

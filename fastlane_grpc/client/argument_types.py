@@ -22,7 +22,7 @@ _MAPPINGS = {"envs", "labels"}
 _ENUMS = {"states": "[STATE_FAILED]", "sources": "[STDOUT]"}
 _DURATIONS = {
     *("timeout", "stop_grace", "start_in", "grace", "heartbeat", "give_up_after", "retry_for"),
-    "rate_window",
+    *("rate_window", "stop_when_unwatched"),
 }
 _TIMES = {"since", "until", "start_at", "expire_time", "from_time"}
 _WHOLE_NUMBERS = {

@@ -13,11 +13,12 @@ from fastlane_grpc.client.progress import Progress, TailRequest, TailResponse
 
 
 class AsyncTail(AsyncIterator[Event]):
-    """As `Tail`: iterate over the output of one execution, up to `End`, or of a job's executions, up to `JobEnd`.
+    """An iterator like `Tail`, over the output of one execution, up to `End`, or of a job's executions, up to `JobEnd`.
     Interruptions are resumed.
 
     A task that is cancelled while it waits here ends the call and nothing else: who asks again goes on at the byte
-    where it was. One task at a time reads; any may close it. The last reference gone ends the call as well."""
+    where it was. One task at a time reads; any may close it. The last reference gone ends the call as well.
+    """
 
     def __init__(
         self,
@@ -34,8 +35,8 @@ class AsyncTail(AsyncIterator[Event]):
 
     @property
     def cursor(self) -> str:
-        """The point after the last message of which everything was handed out: pass it to `AsyncClient.tail` to go on
-        from there.
+        """The point after the last message whose events were all returned: pass it to `AsyncClient.tail` to resume
+        there.
 
         A message may hold several chunks. To keep a cursor that says exactly what was dealt with, read by `batches`.
         """
@@ -53,7 +54,7 @@ class AsyncTail(AsyncIterator[Event]):
             yield self._progress.next_events()
 
     async def close(self) -> None:
-        """Cancels the call; whoever waits for it finds the end, without an `End`."""
+        """Cancel the call. Iterations that wait end without an `End`."""
         self._progress.over = True
         self._closed.set()
         self._drop_call()
@@ -71,8 +72,7 @@ class AsyncTail(AsyncIterator[Event]):
                 self._loop.call_soon_threadsafe(self._call.cancel)
 
     async def _read(self) -> bool:
-        """Takes in the next message that has events, or one notice about the connection. Whether there was any: not
-        once it is over."""
+        """Receive the next message with events, or one notice about the connection. False: the tail is over."""
         while not self._progress.over:
             received = await self._receive()
             if self._closed.is_set():

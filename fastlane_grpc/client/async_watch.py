@@ -12,7 +12,7 @@ from fastlane_grpc.v1 import fastlane_pb2
 
 
 class AsyncWatch(AsyncIterator[WatchEvent]):
-    """As `Watch`: iterate over jobs and their changes. One task at a time reads; any may close it."""
+    """An iterator like `Watch`, over jobs and their changes. One task at a time reads; any may close it."""
 
     def __init__(
         self,

@@ -38,7 +38,7 @@ _Page = TypeVar("_Page", bound=Page)
 
 
 class AsyncClient:
-    """As `Client`, for programs that run on an event loop: to be made, used and closed on that loop.
+    """The asyncio client, with the methods of `Client`: make, use and close it on one event loop.
 
     `address` may be a channel of your own, of `grpc.aio`, which stays yours to close.
     """
@@ -200,7 +200,7 @@ class AsyncClient:
                 yield execution
 
     async def stop_execution(self, execution_id: str, note: str = "", grace: Duration | None = None) -> pb.Execution:
-        """As `stop`, of one execution."""
+        """Stop one execution, as `stop` does with a job."""
         request = requests.stop_execution(execution_id, note, grace)
         return (await self._call(self._executions.StopExecution, request)).execution
 

@@ -15,7 +15,7 @@ _OVERHEAD_BYTES = 5
 
 @dataclass(frozen=True, slots=True)
 class EnqueueResult:
-    """What became of one request: `job`, as it was stored, without its spec, or `error`. `existing`: the request_id was
+    """The result of one request: `job`, as it was stored, without its spec, or `error`. `existing`: the request_id was
     known."""
 
     job: pb.Job | None = None

@@ -201,7 +201,7 @@ class Client:
             yield from page.executions
 
     def stop_execution(self, execution_id: str, note: str = "", grace: Duration | None = None) -> pb.Execution:
-        """As `stop`, of one execution."""
+        """Stop one execution, as `stop` does with a job."""
         return self._call(self._executions.StopExecution, requests.stop_execution(execution_id, note, grace)).execution
 
     def tail(

@@ -1,4 +1,4 @@
-"""What goes wrong, as exceptions: one class for each kind of answer, chosen by the reason of the contract, else by the
+"""The exceptions of the clients: a class for each kind of error, chosen by the reason of the contract, else by the
 status code."""
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -211,7 +211,7 @@ def rejected(rejection: fastlane_pb2.Rejection) -> Error:
 
 
 def _rich_status(trailers: Iterable[tuple[str, str | bytes]]) -> status_pb2.Status:
-    """What the server said beyond code and message; empty where it was not the server that answered."""
+    """Return the details of a status beyond code and message; empty if the status is not from the server."""
     for key, value in trailers:
         if key == "grpc-status-details-bin" and isinstance(value, bytes):
             try:

@@ -33,7 +33,7 @@ class Output(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class Gap:
-    """Bytes that cannot be had, from `offset` on; None where nobody knows how many. `cause` is a
+    """Missing bytes from `offset` on; `missing_bytes` is None if their number is unknown. `cause` is a
     `fastlane.v1.LogGap.Cause`."""
 
     source: int

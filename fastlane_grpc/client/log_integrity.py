@@ -63,8 +63,8 @@ class IntegrityCheck:
                 self._fail(source, f"its checksum is {position.crc32:08x} here but {totals.crc32:08x} on the server")
 
     def _begin(self, source: int) -> "_Position":
-        """It begins at byte 0 unless a cursor, lines or a time say where the reader begins: none of these tells a
-        client the byte."""
+        """Return the offset of the first byte: 0, unless a cursor, lines or a time select the start. Then it is
+        unknown."""
         self._positions[source] = position = _Position(0, 0) if self._from_first_byte else _Position(None, None)
         return position
 

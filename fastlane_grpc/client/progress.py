@@ -1,5 +1,5 @@
-"""How far a tail is: what it asks for next, what came, how long to pause. It calls nobody and never waits: the tails of
-both clients do."""
+"""The state of a tail: the next request, the events received, the pause before a retry. It makes no calls and never
+waits; the tails of both clients do."""
 
 import time
 from collections.abc import Sequence
@@ -25,8 +25,8 @@ TailResponse: TypeAlias = fastlane_pb2.StreamExecutionLogsResponse | fastlane_pb
 
 
 class Progress:
-    """Of one tail. `over`: nothing comes any more. `pause_seconds`: before the next call. `cursor`: after all that was
-    handed out."""
+    """The state of one tail. `over`: nothing comes any more. `pause_seconds`: before the next call. `cursor`: after all
+    that was handed out."""
 
     def __init__(self, request: TailRequest, backoff: Backoff, give_up_seconds: float | None) -> None:
         self.over = False
@@ -50,8 +50,8 @@ class Progress:
     # ---- on the way in
 
     def request(self) -> TailRequest:
-        """What the next call asks for: the first request, from the last message on. A cursor wins over where it was to
-        begin."""
+        """Return the request of the next call: the first request, resumed after the last message. A cursor overrides
+        the start point."""
         self._request.cursor = self._received_cursor
         return self._request
 

@@ -1,5 +1,5 @@
-"""What the methods of both clients take, and the requests of the contract that are made of it. What an option means is
-said here, once."""
+"""The arguments of both clients' methods, converted to requests of the contract. The meaning of each option is
+documented here, once."""
 
 import inspect
 import json
@@ -77,6 +77,8 @@ class JobOptions(TypedDict, total=False):
     """A key that one open job of the task may hold."""
     history: int
     """Number of executions that are kept of a job that has not ended; 0: the server's default."""
+    stop_when_unwatched: Duration | None
+    """Stop the job when nobody has followed its log or watched it for this time."""
     request_id: str | None
     """Makes the enqueue safe to repeat, even after a restart of your program: the same id and request return the same
     job. By default generated for the call."""
@@ -256,6 +258,7 @@ def enqueue(
     retry: Retry | int | None = None,
     unique: Unique | str | None = None,
     history: int = 0,
+    stop_when_unwatched: Duration | None = None,
     request_id: str | None = None,
     validate_only: bool = False,
 ) -> fastlane_pb2.EnqueueJobRequest:
@@ -282,6 +285,7 @@ def enqueue(
         retry=retry_message(retry),
         unique=unique_message(unique),
         history=history,
+        stop_when_unwatched=to_duration(stop_when_unwatched),
     )
     if memory_bytes or cpus or pids:
         spec.limits.CopyFrom(fastlane_pb2.Limits(memory_bytes=memory_bytes, cpus=cpus, pids=pids))
@@ -485,7 +489,7 @@ def watch(
 
 
 def silence_seconds(options: TailOptions | WatchOptions) -> float:
-    """How long a stream may be silent before it is taken for cut: three heartbeats."""
+    """Return how long a stream may be silent before it counts as interrupted: three heartbeats."""
     heartbeat = options.get("heartbeat")
     return 3 * (_DEFAULT_HEARTBEAT_SECONDS if heartbeat is None else seconds(heartbeat))
 

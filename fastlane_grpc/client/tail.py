@@ -36,8 +36,7 @@ class Tail(Iterator[Event]):
 
     @property
     def cursor(self) -> str:
-        """The point after the last message of which everything was handed out: pass it to `Client.tail` to go on from
-        there.
+        """The point after the last message whose events were all returned: pass it to `Client.tail` to resume there.
 
         A message may hold several chunks. To keep a cursor that says exactly what was dealt with, read by `batches`.
         """
@@ -74,8 +73,7 @@ class Tail(Iterator[Event]):
         self._watch.stop()
 
     def _read(self) -> bool:
-        """Takes in the next message that has events, or one notice about the connection. Whether there was any: not
-        once it is over."""
+        """Receive the next message with events, or one notice about the connection. False: the tail is over."""
         while not self._progress.over:
             received = self._receive()
             if self._closed.is_set():
@@ -126,9 +124,9 @@ class Tail(Iterator[Event]):
 
 
 class _Watch:
-    """Cancels a call on which somebody waits while nothing comes, or whose tail is gone. Time in which nobody waits,
-    because the output is being dealt with, does not count. It knows the call and not the tail: a tail that is dropped
-    is collected, and the thread ends."""
+    """A thread that cancels a call whose reader has waited too long, or whose tail was dropped. Time in which the
+    reader handles output does not count. The thread knows the call and not the tail, so that a dropped tail is
+    collected."""
 
     def __init__(self, silence_seconds: float) -> None:
         self.silence_seconds = silence_seconds
@@ -164,7 +162,7 @@ class _Watch:
             self._call = None
 
     def _stopped(self) -> bool:
-        """After as long as the call may still be silent."""
+        """Wait for as long as the call may still be silent."""
         waiting = self._waiting
         waited_seconds = 0.0 if waiting is None else time.monotonic() - waiting[1]
         try:

@@ -1,4 +1,4 @@
-"""How far a watch is: what it asks for next, and what came. It calls nobody and never waits."""
+"""The state of a watch: the next request, and the events received. It makes no calls and never waits."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ class WatchProgress(Progress):
         self._missed: ChangesMissed | None = None
 
     def request(self) -> Any:
-        """What the next call asks for: what the first one did, after the last message."""
+        """Return the request of the next call: the first request, resumed after the last message."""
         self._watch_request.cursor = self._received_cursor
         return self._watch_request
 

@@ -4,9 +4,9 @@ An address is what the docker CLI takes as DOCKER_HOST: `unix:///path`, `tcp://h
 certificates), `ssh://[user@]host[:port]`; or `context://name`, a context of the docker CLI. The SDK parses addresses,
 contexts and the settings of TLS.
 
-The connections are sockets of this module, not the SDK's, for what was measured of the SDK's (7.2): over ssh a time
-limit has no effect, so that a call to a frozen engine was still waiting after a minute with a limit of 2 s, and no
-other thread can cut it; and a call that meets a shortage of descriptors fails, though the engine is well.
+Connections are sockets of this module, because the SDK's have two faults (7.2). Over ssh, time limits have no effect:
+a call to a frozen engine with a limit of 2 s was still waiting after a minute, and no other thread can cut it. A call
+that meets a shortage of descriptors fails, though the engine is well.
 """
 
 import errno

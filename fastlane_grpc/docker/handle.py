@@ -1,4 +1,4 @@
-"""What the Docker backend remembers of a container: its id, the way of its capture, and the engine's epoch."""
+"""The Docker backend's knowledge about a container: its id, the way of its capture, and the engine's epoch."""
 
 import json
 from dataclasses import dataclass

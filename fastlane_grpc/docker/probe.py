@@ -26,7 +26,7 @@ from fastlane_grpc.capture.recorder import LEAST_LOG_BYTES, PROGRAM_TARGET, Reco
 from fastlane_grpc.docker.engine import Engine
 from fastlane_grpc.docker.engine_errors import EngineDown, EngineRefuses, container_gone, explained, passes
 from fastlane_grpc.machine.shortage import is_shortage
-from fastlane_grpc.record import Chunk, Position, RecordReader, Stretch, Trailer
+from fastlane_grpc.record import Chunk, Position, RecordReader, Segment, Trailer
 
 PROBE_LABEL = "fastlane.probe"
 # An empty container starts in a quarter of a second; a busy engine takes longer.
@@ -176,12 +176,12 @@ def _wait(watch: INotify | None, record: Path) -> tuple[bool, Trailer | None]:
 
 def _kept(record: Path) -> list[bytes]:
     """Return the kept output, split at the gaps."""
-    kept, stretch = [b""], Stretch((), Position.BEGIN)
+    kept, segment = [b""], Segment((), Position.BEGIN)
     reader = RecordReader(record)
     try:
-        while not stretch.trailer:
-            stretch = reader.read(stretch.next)
-            for entry in stretch.entries:
+        while not segment.trailer:
+            segment = reader.read(segment.next)
+            for entry in segment.entries:
                 if isinstance(entry, Chunk):
                     kept[-1] += entry.data
                 else:

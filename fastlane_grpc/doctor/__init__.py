@@ -10,7 +10,7 @@ from fastlane_grpc.doctor.disk import about_database, about_directory
 from fastlane_grpc.doctor.engine import about_engine, look
 from fastlane_grpc.doctor.finding import Finding, Level, ok
 from fastlane_grpc.doctor.machine import about_file_size, about_inotify, about_open_files
-from fastlane_grpc.doctor.server import about_server
+from fastlane_grpc.doctor.server import about_http, about_server
 
 __all__ = ["Finding", "Level", "examine"]
 
@@ -31,3 +31,4 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield about_file_size()
     yield ok("secret names", f"{settings.secret_names} (setting secret_names)")
     yield from about_server(settings.listen)
+    yield about_http(settings.http_listen)

@@ -116,7 +116,8 @@ def _nearest(path: Path) -> Path:
 
 
 def about_database(data_dir: Path, containers: Sequence[Found] | None) -> Iterator[Finding]:
-    """With what is left on the engines of this data directory's containers, and of others'; None: no engine tells."""
+    """Check the database, and the containers on the engines that belong to this data directory or to others; None: no
+    engine responds."""
     path = data_dir / "fastlane.db"
     if lost := _loss(path):
         yield fail("database", lost, "read Restore in docs/operations.md before you start a server")

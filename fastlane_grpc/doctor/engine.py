@@ -57,7 +57,7 @@ def _memory_kills(checkup: Checkup) -> Finding:
 
 
 def _unmounted_controllers(table: Path) -> list[str]:
-    """Of the kernel's controllers those that are enabled and in no hierarchy: a line is name, hierarchy, cgroups,
+    """Return the kernel's controllers that are enabled and in no hierarchy. A line is name, hierarchy, cgroups,
     enabled."""
     try:
         rows = [line.split() for line in table.read_text().splitlines() if not line.startswith("#")]

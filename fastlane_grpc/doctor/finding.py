@@ -1,11 +1,12 @@
-"""What the doctor found, as values."""
+"""The findings of the doctor, as values."""
 
 from dataclasses import dataclass
 from enum import StrEnum
 
 
 class Level(StrEnum):
-    """How bad it is. With a WARN jobs run; with a FAIL they do not, or what is promised of them does not hold."""
+    """The severity of a finding. With a WARN jobs run; with a FAIL they do not, or what is promised of them does not
+    hold."""
 
     OK = "ok"
     WARN = "warn"
@@ -14,7 +15,7 @@ class Level(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """Of one check: what is so, and, unless that is well, what to do."""
+    """The result of one check, with advice unless all is well."""
 
     check: str
     level: Level

@@ -1,4 +1,4 @@
-"""What the machine allows a server: files that are watched, files that are open."""
+"""Limits of the machine that affect a server: watched files and open files."""
 
 import resource
 from pathlib import Path
@@ -41,7 +41,7 @@ def about_inotify(settings: Settings, limits: Path = Path("/proc/sys/fs/inotify"
 
 
 def _exhausted() -> str:
-    """Of what this user has no further one: `instances` or `watches`; empty if it has of both."""
+    """Return which resource of inotify this user has used up: `instances` or `watches`; empty if neither."""
     try:
         inotify = INotify()
     except OSError:

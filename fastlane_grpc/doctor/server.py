@@ -1,8 +1,11 @@
-"""The address to serve on: free, or taken by a server that answers, and what that says of its hosts."""
+"""The addresses to serve on: free, or taken by a server that answers, and what that says of its hosts."""
 
 import errno
+import json
 from collections.abc import Iterator
+from contextlib import closing
 from datetime import UTC
+from http.client import HTTPConnection, HTTPException
 
 from fastlane_grpc import client as api
 from fastlane_grpc.doctor.finding import Finding, fail, ok, warn
@@ -41,6 +44,41 @@ def about_server(listen: str) -> Iterator[Finding]:
     yield from map(_host, hosts)
 
 
+def about_http(listen: str) -> Finding:
+    """Return whether the address of HTTP is free, or taken by a server that answers."""
+    check = "HTTP address"
+    if not listen:
+        return ok(check, "HTTP is off (setting http_listen)")
+    refusal = cannot_listen(listen)
+    if refusal is None:
+        return ok(check, f"{listen} is free: no server is running")
+    advice = "choose another address with --http-listen, or turn HTTP off with --http-listen off"
+    if refusal.errno != errno.EADDRINUSE:
+        return fail(check, f"cannot listen on {listen}: {refusal.strerror}", advice)
+    try:
+        ready = _readiness(_reachable(listen))
+    except (OSError, HTTPException, ValueError) as error:
+        return fail(
+            check,
+            f"{listen} is in use, and no fastlane server responds there: {error or type(error).__name__}",
+            f"stop the program that uses it (see `ss -ltnp`), or {advice}",
+        )
+    if not ready:
+        return warn(check, f"fastlane answers on {listen}, and cannot store jobs", "see the findings about its disk")
+    return ok(check, f"fastlane answers on {listen}")
+
+
+def _readiness(address: str) -> bool:
+    """Return whether the server at this address is ready. OSError, HTTPException, ValueError: none answers there."""
+    with closing(HTTPConnection(address, timeout=_ANSWER_SECONDS)) as connection:
+        # The server answers to this name on every address, unless it is told otherwise.
+        connection.request("GET", "/readyz", headers={"Host": "localhost"})
+        told = json.loads(connection.getresponse().read(1 << 16))
+    if not isinstance(told, dict) or "live" not in told:
+        raise ValueError("the answer is not fastlane's")
+    return bool(told.get("ok"))
+
+
 def _host(host: pb.EngineHost) -> Finding:
     check = f"host {host.name}"
     if host.availability == pb.EngineHost.AVAILABILITY_DRAINED:
@@ -67,6 +105,6 @@ def _host(host: pb.EngineHost) -> Finding:
 
 
 def _reachable(listen: str) -> str:
-    """Where somebody on this machine finds a server that listens everywhere."""
+    """Return the address at which this machine reaches a server that listens on all interfaces."""
     host, _, port = listen.rpartition(":")
     return f"{ {'0.0.0.0': '127.0.0.1', '[::]': '[::1]'}.get(host, host) }:{port}"

@@ -116,7 +116,7 @@ class Closing:
         self.context.logs.system(self.execution.id, line)
 
     def finish_as(self, final_state: FinalState, end: ContainerEnd | None = None) -> None:
-        """Finish with a known final state an execution that did not run, or whose end nobody saw."""
+        """Finish an execution with a known final state: it did not run, or its end was not observed."""
         missing = self.capture.drain(end)
         self.reached(Step.DRAINED)
         self._commit_end(final_state, missing if end else "")

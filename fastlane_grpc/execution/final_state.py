@@ -256,10 +256,10 @@ def _judged(
 
 def _exit_text(exit_code: int | None) -> str:
     if exit_code is None:
-        return "ended, nobody knows how"
-    by_custom = exit_code - 128
-    if by_custom in set(Signals):
-        return f"exited with {exit_code}, by custom 128 + {Signals(by_custom).name}"
+        return "ended with an unknown exit code"
+    by_convention = exit_code - 128
+    if by_convention in set(Signals):
+        return f"exited with {exit_code}, by convention 128 + {Signals(by_convention).name}"
     return f"exited with {exit_code}"
 
 

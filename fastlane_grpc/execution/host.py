@@ -240,7 +240,7 @@ class Host:
 
     @property
     def error(self) -> str:
-        """Why the host takes no executions; empty if it takes some."""
+        """Return why the host takes no executions; empty if it takes some."""
         if self.up:
             return ""
         if self.captures.reason and not self.captures.in_use:

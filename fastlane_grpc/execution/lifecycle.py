@@ -72,7 +72,7 @@ class HostContext(RunnerContext):
 
 @dataclass(frozen=True, slots=True)
 class Run:
-    """What is known of a container that runs or ran when the lifecycle begins to watch the container.
+    """The knowledge about a container that runs or ran, when the lifecycle begins to watch it.
 
     The container may run until `deadline` on CLOCK_BOOTTIME. `stopping` is the stop that was requested before.
     `backend_lost_container`: the backend says that the container ended, or knows no such container, while its main
@@ -247,7 +247,7 @@ class Lifecycle(Closing):
         self._finish_after_run(died)
 
     def finish_after_run(self, stopping: Stopping | None) -> None:
-        """Finish an execution whose container ran and ended while nobody watched."""
+        """Finish an execution whose container ran and ended while no server watched."""
         self._stopping = stopping
         self._finish_after_run(None)
 

@@ -17,12 +17,15 @@ class Access:
     """The rules for one address to listen on."""
 
     def __init__(self, *, loopback: bool, hosts: Sequence[str], cors_origins: Sequence[str]) -> None:
-        """`loopback`: only this machine reaches the address, so that other names in Host are not this server's."""
-        self._hosts = _LOOPBACK_NAMES | set(hosts) if loopback else None
+        """`loopback`: only this machine reaches the address, so that other names in Host are not this server's. That
+        holds for any address where `hosts` are given."""
+        self._hosts = _LOOPBACK_NAMES | set(hosts) if loopback or hosts else None
         self._cors_origins = frozenset(cors_origins)
 
     def check(self, verb: str, scheme: str, headers: Headers) -> None:
         """Raise HttpError for a request that is not to be answered."""
+        if len(headers.getlist("host")) > 1:
+            raise HttpError(400, "HOST_GIVEN_TWICE", "the request has more than one Host header")
         host = headers.get("host", "").lower()
         if self._hosts is not None and _name_of(host) not in self._hosts:
             raise HttpError(
@@ -30,7 +33,8 @@ class Access:
                 "HOST_NOT_SERVED",
                 f"this server is not called {_name_of(host)[:100]!r}; the setting http_hosts adds names",
             )
-        origin = headers.get("origin", "").lower()
+        # Two of them are no origin of ours.
+        origin = ", ".join(headers.getlist("origin")).lower()
         if verb in _SAFE_VERBS or not origin or origin in self._cors_origins:
             return
         if origin != f"{scheme}://{host}":

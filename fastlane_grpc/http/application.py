@@ -9,14 +9,16 @@ from starlette.responses import Response
 from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from fastlane_grpc.http import openapi
 from fastlane_grpc.http.access import Access
 from fastlane_grpc.http.call_handlers import CallHandler
 from fastlane_grpc.http.connection import CONNECTION
 from fastlane_grpc.http.context import HttpContext
 from fastlane_grpc.http.health import Health
+from fastlane_grpc.http.json_responses import json_response
 from fastlane_grpc.http.media_types import prefers_html
 from fastlane_grpc.http.metrics import MetricsHandler
-from fastlane_grpc.http.problem import HttpError, problem_response
+from fastlane_grpc.http.problem import HttpError, problem_of, problem_response
 from fastlane_grpc.http.request_count import REQUEST_COUNT, RequestCount
 from fastlane_grpc.http.routes import ROUTES, CallRoute
 from fastlane_grpc.http.watch_stream import WatchHandler
@@ -49,6 +51,7 @@ def extra_routes(context: HttpContext) -> Iterable[ExtraRoute]:
     """Return all paths that are no calls."""
     yield ExtraRoute("GET", "/healthz", Health(context, "live"))
     yield ExtraRoute("GET", "/readyz", Health(context, "server"))
+    yield ExtraRoute("GET", "/openapi.json", _openapi)
     if context.scrape is not None:
         yield ExtraRoute("GET", "/metrics", MetricsHandler(context.scrape))
 
@@ -83,8 +86,10 @@ class Application:
             count.note(message)
             if message["type"] == "http.response.start":
                 started = True
-                if cors := self._access.cors_headers(headers):
-                    MutableHeaders(scope=message).update(cors)
+                sent = MutableHeaders(scope=message)
+                for name, value in self._access.cors_headers(headers).items():
+                    # Vary may name Accept already.
+                    sent.add_vary_header(value) if name == "Vary" else sent.update({name: value})
             await send(message)
 
         try:
@@ -92,10 +97,11 @@ class Application:
             await self._router(scope, receive, sending)
         except Exception as error:
             if started:
-                # Too late for another status: the client sees an interruption, and the log a defect.
+                # Too late for another status: the client sees an interruption. A defect is logged all the same.
+                problem_of(error)
                 scope[CONNECTION].abort()
-                raise
-            await problem_response(error)(scope, receive, sending)
+            else:
+                await problem_response(error)(scope, receive, sending)
         finally:
             count.end()
 
@@ -145,6 +151,10 @@ def _resources(context: HttpContext) -> list[Route]:
     for extra in extra_routes(context):
         paths[extra.path][extra.verb] = extra.handler
     return [Route(path, Resource(path, handlers, methods[path]), methods=None) for path, handlers in paths.items()]
+
+
+async def _openapi(scope: Scope, receive: Receive, send: Send) -> None:
+    await json_response(openapi.document())(scope, receive, send)
 
 
 async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:

@@ -4,16 +4,14 @@ from collections.abc import Awaitable, Callable
 from inspect import signature
 from typing import Any
 
-from google.protobuf.message import Message
 from starlette.datastructures import Headers
 from starlette.types import Receive, Scope, Send
 
 from fastlane_grpc.api.request_parser import max_bytes
 from fastlane_grpc.http.context import HttpContext
 from fastlane_grpc.http.json_requests import request_of
-from fastlane_grpc.http.json_responses import answer_of, base_url_of, json_response
+from fastlane_grpc.http.json_responses import answer_of, base_url_of, job_url, json_response
 from fastlane_grpc.http.query import query_of
-from fastlane_grpc.http.request_body import read_body
 from fastlane_grpc.http.routes import CallRoute
 
 
@@ -23,25 +21,25 @@ class CallHandler:
     def __init__(self, route: CallRoute, context: HttpContext) -> None:
         self._route = route
         self._context = context
-        self._call: Callable[..., Awaitable[Message]] = getattr(context.calls, route.call)
+        self._call: Callable[..., Awaitable[Any]] = getattr(context.calls, route.call)
         self._names_caller = "caller_address" in signature(self._call).parameters
         self._max_bytes = max_bytes(route.descriptor, context.settings.max_request_bytes)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = b""
         if self._route.verb != "GET":
-            body = await read_body(Headers(scope=scope), receive, self._context.bodies, max_bytes=self._max_bytes)
+            body = await self._context.bodies.read(Headers(scope=scope), receive, max_bytes=self._max_bytes)
         request = await self._context.convert(
             lambda: request_of(self._route, scope["path_params"], query_of(scope), body), size=len(body)
         )
         more: dict[str, Any] = {"caller_address": caller_address(scope)} if self._names_caller else {}
-        message = await self._call(request, **more)
+        message: Any = await self._call(request, **more)
         base_url = base_url_of(scope)
         answer = await self._context.convert(lambda: answer_of(message, base_url), size=message.ByteSize())
         response = json_response(answer)
-        if location := _created(message):
+        if self._route.creates and _is_new(message):
             response.status_code = 201
-            response.headers["Location"] = f"{base_url}{location}"
+            response.headers["Location"] = job_url(base_url, message.job.id)
         if self._route.page:
             response.headers["Vary"] = "Accept"
         await response(scope, receive, send)
@@ -55,8 +53,6 @@ def caller_address(scope: Scope) -> str:
     return f"ipv6:[{host}]:{port}" if ":" in host else f"ipv4:{host}:{port}"
 
 
-def _created(message: Any) -> str:
-    """Return the path of the job that the call stored; empty if it stored none."""
-    fields = message.DESCRIPTOR.fields_by_name
-    stored = ("existing" in fields and not message.existing) or ("created" in fields and message.created)
-    return f"/jobs/{message.job.id}" if stored and message.job.id and "Retry" not in message.DESCRIPTOR.name else ""
+def _is_new(message: Any) -> bool:
+    """Return whether an enqueue or a replacement stored a job that was not there before."""
+    return bool(message.job.id) and (message.created if hasattr(message, "created") else not message.existing)

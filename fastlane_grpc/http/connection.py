@@ -3,24 +3,22 @@
 import asyncio
 import logging
 import socket
+import struct
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import cast
 
 import structlog
 from uvicorn import Config
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
 
-# The time from the first byte of a request to the end of its headers; a new connection has as long to begin.
-HEAD_SECONDS = 10.0
-# The time without a request after which a connection is closed.
-IDLE_SECONDS = 75.0
-# The time in which the rest of a body is read and dropped, after the response to its request.
-DRAIN_SECONDS = 2.0
-MAX_HEAD_BYTES = 64 << 10
-MAX_HEADERS = 100
+from fastlane_grpc.http.limits import HttpLimits
+
 # Where a connection of the scope is found.
 CONNECTION = "fastlane.connection"
+# Of the kernel's struct tcp_info: tcpi_unacked is at byte 24, tcpi_last_ack_recv at 56.
+_TCP_INFO_BYTES = 60
+_UINT = struct.Struct("=I")
 # TCP asks a silent client whether it is there: after so many seconds, again after so many, and so often.
 _KEEPALIVE = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
@@ -36,23 +34,18 @@ class Connection(HttpToolsProtocol):
     """A connection of a client. One request at a time: what is sent before the response is complete is dropped, and the
     connection closed after that response."""
 
-    max_connections = 10_000
-
-    def __init__(
-        self,
-        config: Config,
-        server_state: ServerState,
-        app_state: dict[str, Any],
-        _loop: asyncio.AbstractEventLoop | None = None,
-    ) -> None:
-        super().__init__(config, server_state, app_state, _loop)
+    def __init__(self, config: Config, state: ServerState, limits: HttpLimits) -> None:
+        super().__init__(config, state, {})
+        self._limits = limits
+        self.timeout_keep_alive = limits.idle_seconds  # type: ignore[assignment]
         self.logger = _logger
         self.access_log = False
         # Called once when the client has gone; for a stream, which may not send for a long time.
         self.on_lost: Callable[[], object] | None = None
         self._timer: asyncio.TimerHandle | None = None
-        self._in_head = self._in_body = self._pipelined = False
-        self._head_bytes = 0
+        self._check: asyncio.TimerHandle | None = None
+        self._in_head = self._in_body = self._pipelined = self._closes_after_body = False
+        self._head_bytes = self._field_bytes = self._bytes_beside_body = 0
 
     # ---- for handlers
 
@@ -61,7 +54,7 @@ class Connection(HttpToolsProtocol):
         # uvicorn does not complain then that the response is incomplete.
         self.cycle.disconnected = True
         # Not `transport.abort`: what was written before is still sent.
-        self.transport.close()
+        self._close()
 
     def end_with_trailers(self, trailers: Sequence[tuple[bytes, bytes]]) -> None:
         """Complete a chunked response, with these fields after its body."""
@@ -73,24 +66,26 @@ class Connection(HttpToolsProtocol):
         cycle.response_complete = True
         cycle.message_event.set()
         if not cycle.keep_alive:
-            self.transport.close()
+            self._close()
         cycle.on_response()
 
     # ---- the protocol
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        if len(self.connections) > self.max_connections:
+        if len(self.connections) > self._limits.max_connections:
             transport.abort()
             return
         raw = transport.get_extra_info("socket")
-        if raw is not None and raw.family in {socket.AF_INET, socket.AF_INET6}:
-            for level, option, value in _KEEPALIVE:
-                raw.setsockopt(level, option, value)
-        self._arm(HEAD_SECONDS)
+        for level, option, value in _KEEPALIVE:
+            raw.setsockopt(level, option, value)
+        self._check_soon()
+        self._arm(self._limits.head_seconds)
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._disarm()
+        if self._check is not None:
+            self._check.cancel()
         super().connection_lost(exc)
         self._unset_keepalive_if_required()
         if self.on_lost is not None:
@@ -101,13 +96,18 @@ class Connection(HttpToolsProtocol):
             return
         if not self._in_body:
             self._head_bytes += len(data)
-            if self._head_bytes > MAX_HEAD_BYTES and self._in_head:
+            if self._head_bytes > self._limits.max_head_bytes and self._in_head:
                 self._refuse_head()
                 return
+        self._bytes_beside_body += len(data)
         super().data_received(data)
+        if self._in_body and self._bytes_beside_body > self._limits.max_head_bytes:
+            # What follows the body has no other limit: its fields are kept until they are complete.
+            self.transport.abort()
+            return
         if self._timer is None and not self._in_body and self._idle:
             # Bytes between two requests, which begin none.
-            self._arm(HEAD_SECONDS)
+            self._arm(self._limits.head_seconds)
 
     def on_message_begin(self) -> None:
         if not self._idle:
@@ -116,7 +116,7 @@ class Connection(HttpToolsProtocol):
             return
         self._in_head = True
         if self._timer is None:
-            self._arm(HEAD_SECONDS)
+            self._arm(self._limits.head_seconds)
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
@@ -124,28 +124,31 @@ class Connection(HttpToolsProtocol):
             super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
-        if self._pipelined:
+        # Fields after the body are dropped: the handler has the list of those before it.
+        if self._pipelined or not self._in_head:
             return
-        if len(self.headers) >= MAX_HEADERS:
+        self._field_bytes += len(name) + len(value)
+        if len(self.headers) >= self._limits.max_headers or self._field_bytes > self._limits.max_head_bytes:
             if not self.transport.is_closing():
                 self._refuse_head()
             return
-        # Fields after the body are dropped: the handler has the list of those before it.
-        if self._in_head:
-            super().on_header(name, value)
+        super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
         if self._pipelined:
             return
         self._disarm()
-        self._in_head, self._in_body, self._head_bytes = False, True, 0
+        self._in_head, self._in_body = False, True
+        self._head_bytes = self._field_bytes = self._bytes_beside_body = 0
         if self.transport.is_closing():
             return
         self.scope[CONNECTION] = self  # type: ignore[literal-required]
         self.on_lost = None
         super().on_headers_complete()
+        self.cycle.transport = cast("asyncio.Transport", _ClosesAfterBody(self))
 
     def on_body(self, body: bytes) -> None:
+        self._bytes_beside_body = 0
         if not self._pipelined and self.cycle is not None:
             super().on_body(body)
 
@@ -153,7 +156,9 @@ class Connection(HttpToolsProtocol):
         if self._pipelined or self.cycle is None:
             return
         self._in_body = False
-        if self.cycle.response_complete:
+        if self._closes_after_body:
+            self.transport.close()
+        elif self.cycle.response_complete:
             self._disarm()
             self._start_idle()
         super().on_message_complete()
@@ -163,7 +168,7 @@ class Connection(HttpToolsProtocol):
         self.on_lost = None
         if self._in_body:
             self._unset_keepalive_if_required()
-            self._arm(DRAIN_SECONDS)
+            self._arm(self._limits.drain_seconds)
 
     def timeout_keep_alive_handler(self) -> None:
         # A client that has not read its last response does not get longer: closing would wait for it.
@@ -174,6 +179,22 @@ class Connection(HttpToolsProtocol):
             super().send_400_response(msg)
         else:
             self.transport.close()
+
+    def close_after_body(self) -> None:
+        """Close the connection once the body of the request was read.
+
+        Closed before, TCP would drop the response with what the client is still sending."""
+        if not self._in_body or self.transport.is_closing():
+            self._close()
+            return
+        self._closes_after_body = True
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
+
+    def _close(self) -> None:
+        """Close the connection once all was sent, for which a client has a limited time."""
+        self.transport.close()
+        self._arm(self._limits.idle_seconds)
 
     # ---- time
 
@@ -192,12 +213,26 @@ class Connection(HttpToolsProtocol):
 
     def _start_idle(self) -> None:
         self._unset_keepalive_if_required()
-        self.timeout_keep_alive_task = self.loop.call_later(IDLE_SECONDS, self.timeout_keep_alive_handler)
+        self.timeout_keep_alive_task = self.loop.call_later(self._limits.idle_seconds, self.timeout_keep_alive_handler)
 
     def _expire(self) -> None:
         self._timer = None
-        if not self.transport.is_closing():
+        self.transport.abort()
+
+    def _check_soon(self) -> None:
+        self._check = self.loop.call_later(self._limits.silent_seconds / 2, self._check_client)
+
+    def _check_client(self) -> None:
+        """End the connection of a client that has vanished while something is sent to it.
+
+        Keepalive asks only while nothing is, and TCP itself gives up after a quarter of an hour."""
+        raw = self.transport.get_extra_info("socket")
+        state = raw.getsockopt(socket.IPPROTO_TCP, socket.TCP_INFO, _TCP_INFO_BYTES)
+        [unacknowledged], [silent_milliseconds] = _UINT.unpack_from(state, 24), _UINT.unpack_from(state, 56)
+        if unacknowledged and silent_milliseconds > self._limits.silent_seconds * 1000:
             self.transport.abort()
+        elif not self.transport.is_closing():
+            self._check_soon()
 
     def _refuse_head(self) -> None:
         self.transport.write(
@@ -206,13 +241,27 @@ class Connection(HttpToolsProtocol):
         self.transport.close()
 
 
+class _ClosesAfterBody:
+    """The transport that uvicorn writes a response to, and closes after the last one."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.write = connection.transport.write
+        self.is_closing = connection.transport.is_closing
+        self.close = connection.close_after_body
+
+
 class _Defects(logging.Handler):
     """Logs what uvicorn logs of a handler that failed; handlers answer errors themselves, so this is a defect."""
 
     def emit(self, record: logging.LogRecord) -> None:
         error = record.exc_info[1] if record.exc_info else None
-        if not isinstance(error, asyncio.CancelledError):
+        if isinstance(error, asyncio.CancelledError):
+            return
+        try:
             log.error("a defect in a handler of HTTP", message=record.getMessage().strip(), exc_info=error)
+        except Exception:
+            # The client still gets its answer from uvicorn.
+            self.handleError(record)
 
 
 _logger = logging.getLogger("fastlane.http")

@@ -1,4 +1,4 @@
-"""What the handlers of HTTP share."""
+"""Objects that the handlers of HTTP share."""
 
 import asyncio
 from collections.abc import Awaitable, Callable
@@ -9,7 +9,7 @@ from typing import TypeVar
 from fastlane_grpc.api import Calls
 from fastlane_grpc.config import Settings
 from fastlane_grpc.counts import Counts
-from fastlane_grpc.http.request_body import BodyBudget
+from fastlane_grpc.http.request_body import BodyReader
 
 T = TypeVar("T")
 
@@ -25,7 +25,7 @@ class HttpContext:
     settings: Settings
     # Whether a name of the health service serves; see `RpcServer.serving`.
     is_serving: Callable[[str], bool]
-    bodies: BodyBudget
+    bodies: BodyReader
     # Returns all metrics, in a format that the header Accept allows, and its media type. None: there is no /metrics.
     scrape: Callable[[str], Awaitable[tuple[bytes, str]]] | None = None
     counts: Counts = field(default_factory=Counts)

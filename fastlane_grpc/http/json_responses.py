@@ -47,17 +47,22 @@ def base_url_of(scope: Scope) -> str:
     return f"{scope['scheme']}://{host}"
 
 
+def job_url(base_url: str, job_id: str) -> str:
+    """Return the address of a job."""
+    return f"{base_url}/jobs/{job_id}"
+
+
 def _links(message: Message, base_url: str) -> dict[str, str]:
     job = getattr(message, "job", None)
     execution = getattr(message, "execution", None)
     links: dict[str, str] = {}
     if isinstance(job, pb.Job) and job.id:
         links["task"] = f"{base_url}/tasks/{job.task_id}"
-        links["job"] = f"{base_url}/jobs/{job.id}"
+        links["job"] = job_url(base_url, job.id)
         execution = job.execution
     if isinstance(execution, pb.Execution) and execution.id:
         links.setdefault("task", f"{base_url}/tasks/{execution.task_id}")
-        links.setdefault("job", f"{base_url}/jobs/{execution.job_id}")
+        links.setdefault("job", job_url(base_url, execution.job_id))
         links["execution"] = f"{base_url}/executions/{execution.id}"
         links["log"] = f"{base_url}/executions/{execution.id}/logs"
     return links

@@ -1,51 +1,72 @@
 """The body of a request, read within limits: its size, the time that its sender takes, and the memory of all bodies."""
 
 import asyncio
-from collections.abc import Iterator
-from contextlib import contextmanager
 
 from starlette.datastructures import Headers
 from starlette.types import Receive
 
+from fastlane_grpc.http.limits import HttpLimits
 from fastlane_grpc.http.problem import HttpError
 
-# The time that a sender has, and the rate at which it gets more.
-_SECONDS = 20.0
-_BYTES_PER_SECOND = 32 << 10
 
+class BodyReader:
+    """A reader of bodies, which limits the bytes of all that are read at a time."""
 
-class BodyBudget:
-    """A limit on the bytes of all bodies that are read at a time."""
+    def __init__(self, limits: HttpLimits, *, max_request_bytes: int) -> None:
+        self._limits = limits
+        self._free_bytes = max(limits.max_body_bytes, max_request_bytes)
 
-    def __init__(self, max_bytes: int) -> None:
-        self._free_bytes = max_bytes
-
-    @contextmanager
-    def taken(self, size: int) -> Iterator[None]:
-        """Take this many bytes. HttpError, where so many are not left."""
-        if size > self._free_bytes:
+    async def read(self, headers: Headers, receive: Receive, *, max_bytes: int) -> bytes:
+        """Return the body, which has to be JSON unless it is empty. HttpError."""
+        declared = _declared_bytes(headers)
+        if declared == 0:
+            return b""
+        if "upgrade" in headers and "upgrade" in headers.get("connection", "").lower():
+            # The parser takes what follows for the other protocol. Without it, the call would be another one.
             raise HttpError(
-                503, "TOO_MANY_REQUESTS_AT_ONCE", "too many large requests are being read; retry", {"Retry-After": "1"}
+                501,
+                "UPGRADE_NOT_SUPPORTED",
+                "this server speaks HTTP/1.1 alone; send a request with a body without the header Upgrade",
+                {"Connection": "close"},
             )
-        self._free_bytes -= size
+        if declared is not None and declared > max_bytes:
+            raise _too_large(max_bytes)
+        body = bytearray()
         try:
-            yield
+            await self._receive(receive, body, max_bytes)
         finally:
-            self._free_bytes += size
+            self._free_bytes += len(body)
+        if body:
+            _check_media_type(headers)
+        return bytes(body)
 
-
-async def read_body(headers: Headers, receive: Receive, budget: BodyBudget, *, max_bytes: int) -> bytes:
-    """Return the body, which has to be JSON unless it is empty. HttpError."""
-    declared = _declared_bytes(headers)
-    if declared == 0:
-        return b""
-    if declared is not None and declared > max_bytes:
-        raise _too_large(max_bytes)
-    with budget.taken(max_bytes if declared is None else declared):
-        body = await _within_time(receive, max_bytes)
-    if body:
-        _check_media_type(headers)
-    return body
+    async def _receive(self, receive: Receive, body: bytearray, max_bytes: int) -> None:
+        end = asyncio.get_running_loop().time() + self._limits.body_seconds
+        try:
+            async with asyncio.timeout_at(end) as limit:
+                more = True
+                while more:
+                    message = await receive()
+                    if message["type"] == "http.disconnect":
+                        raise HttpError(400, "CLIENT_GONE", "the client has gone")
+                    body += message["body"]
+                    self._free_bytes -= len(message["body"])
+                    more = message["more_body"]
+                    if len(body) > max_bytes:
+                        raise _too_large(max_bytes)
+                    # Counted as it arrives: who only announces a large body takes nothing from others.
+                    if self._free_bytes < 0:
+                        raise HttpError(
+                            503,
+                            "TOO_MANY_REQUESTS",
+                            "too many large requests are being read; retry",
+                            {"Retry-After": "1"},
+                        )
+                    limit.reschedule(end + len(body) / self._limits.body_bytes_per_second)
+        except TimeoutError:
+            raise HttpError(
+                408, "REQUEST_TOO_SLOW", "the body of the request took too long", {"Connection": "close"}
+            ) from None
 
 
 def _declared_bytes(headers: Headers) -> int | None:
@@ -54,27 +75,6 @@ def _declared_bytes(headers: Headers) -> int | None:
         return None
     text = headers.get("content-length", "0")
     return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
-
-
-async def _within_time(receive: Receive, max_bytes: int) -> bytes:
-    body = bytearray()
-    begin = asyncio.get_running_loop().time()
-    try:
-        async with asyncio.timeout_at(begin + _SECONDS) as limit:
-            while True:
-                message = await receive()
-                if message["type"] == "http.disconnect":
-                    raise HttpError(400, "CLIENT_GONE", "the client has gone")
-                body += message["body"]
-                if len(body) > max_bytes:
-                    raise _too_large(max_bytes)
-                if not message["more_body"]:
-                    return bytes(body)
-                limit.reschedule(begin + _SECONDS + len(body) / _BYTES_PER_SECOND)
-    except TimeoutError:
-        raise HttpError(
-            408, "REQUEST_TOO_SLOW", "the body of the request took too long", {"Connection": "close"}
-        ) from None
 
 
 def _too_large(max_bytes: int) -> HttpError:
@@ -90,4 +90,9 @@ def _check_media_type(headers: Headers) -> None:
             415,
             "UNSUPPORTED_MEDIA_TYPE",
             f"the body must be JSON, {told}; send the header Content-Type: application/json",
+        )
+    encoding = headers.get("content-encoding", "").strip().lower()
+    if encoding not in {"", "identity"}:
+        raise HttpError(
+            415, "UNSUPPORTED_MEDIA_TYPE", f"the body is encoded as {encoding[:100]}; send it without Content-Encoding"
         )

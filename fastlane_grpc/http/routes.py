@@ -2,6 +2,7 @@
 
 Routing, the OpenAPI document, the tests and the table in docs/http.md are made from it."""
 
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
@@ -26,6 +27,21 @@ class CallRoute:
     @property
     def descriptor(self) -> MethodDescriptor:
         return methods()[self.method]
+
+    @property
+    def path_fields(self) -> Sequence[str]:
+        """The fields of the request that are in the path."""
+        return re.findall(r"{(\w+)}", self.path)
+
+    @property
+    def operation_id(self) -> str:
+        """The name of this operation in the OpenAPI document: that of the method, which may have two paths."""
+        return "EnqueueJobOfTask" if self.path == "/tasks/{task_id}" and self.verb == "POST" else self.method
+
+    @property
+    def creates(self) -> bool:
+        """Whether the call may store a job that the response then names."""
+        return self.method in {"EnqueueJob", "ReplaceJob"}
 
     @property
     def call(self) -> str:

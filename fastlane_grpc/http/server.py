@@ -14,17 +14,13 @@ from fastlane_grpc.counts import Counts
 from fastlane_grpc.errors import CannotServe
 from fastlane_grpc.http.access import Access
 from fastlane_grpc.http.application import Application
-from fastlane_grpc.http.connection import IDLE_SECONDS, Connection
+from fastlane_grpc.http.connection import Connection
 from fastlane_grpc.http.context import HttpContext
-from fastlane_grpc.http.request_body import BodyBudget
+from fastlane_grpc.http.limits import HttpLimits
+from fastlane_grpc.http.request_body import BodyReader
 from fastlane_grpc.machine.address import is_loopback, listening_socket
-from fastlane_grpc.machine.open_files import MOST_CONNECTIONS
 
-# The time that calls in flight have to end when the server stops. Streams end at once.
-_STOP_GRACE_SECONDS = 1.0
 _BACKLOG = 1024
-# The memory of all bodies that are read at a time.
-_BODY_BYTES = 64 << 20
 
 
 class HttpServer:
@@ -35,21 +31,21 @@ class HttpServer:
         service: Service,
         settings: Settings,
         is_serving: Callable[[str], bool],
+        limits: HttpLimits | None = None,
         *,
-        max_connections: int = MOST_CONNECTIONS,
         scrape: Callable[[str], Awaitable[tuple[bytes, str]]] | None = None,
         counts: Counts | None = None,
     ) -> None:
         """`is_serving`: whether a name of the health service serves. `scrape`: see `HttpContext`."""
         self._service = service
         self._address = settings.http_listen
-        self._max_connections = max_connections
+        self._limits = limits or HttpLimits()
         self._state = ServerState()
         self._context = HttpContext(
             Calls(service),
             settings,
             is_serving,
-            BodyBudget(max(_BODY_BYTES, settings.max_request_bytes)),
+            BodyReader(self._limits, max_request_bytes=settings.max_request_bytes),
             scrape,
             counts or Counts(),
         )
@@ -63,7 +59,6 @@ class HttpServer:
             log_config=None,
             access_log=False,
             proxy_headers=False,
-            timeout_keep_alive=int(IDLE_SECONDS),
         )
         self._config.load()
         self._socket: socket.socket | None = None
@@ -98,17 +93,15 @@ class HttpServer:
         for connection in list(self._state.connections):
             connection.shutdown()
         if self._state.tasks:
-            await asyncio.wait(set(self._state.tasks), timeout=_STOP_GRACE_SECONDS)
+            await asyncio.wait(set(self._state.tasks), timeout=self._limits.stop_seconds)
         for task in list(self._state.tasks):
             task.cancel()
         for connection in list(self._state.connections):
             with suppress(RuntimeError):
                 connection.transport.abort()
         if self._state.tasks:
-            await asyncio.wait(set(self._state.tasks), timeout=_STOP_GRACE_SECONDS)
+            await asyncio.wait(set(self._state.tasks), timeout=self._limits.stop_seconds)
         self._context.converter.shutdown(wait=False, cancel_futures=True)
 
     def _connection(self) -> Connection:
-        connection = Connection(self._config, self._state, {})
-        connection.max_connections = self._max_connections
-        return connection
+        return Connection(self._config, self._state, self._limits)

@@ -7,7 +7,7 @@ from starlette.types import Scope, Send
 
 from fastlane_grpc import api
 from fastlane_grpc.http.connection import CONNECTION, Connection
-from fastlane_grpc.http.problem import problem_of
+from fastlane_grpc.http.problem import HttpError, problem_of
 
 # Proxies that gather a response before they send it would hold a stream back.
 HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store", "X-Accel-Buffering": "no"}
@@ -27,6 +27,8 @@ async def stream_response(
     An error before the first byte is raised, so that it has a status of its own. After that, `interruption` makes the
     last bytes from the problem, and the response is left incomplete: a client sees that it has to resume. `trailers`
     returns the fields after a complete response. A client that goes away ends the stream."""
+    if scope["http_version"] == "1.0":
+        raise HttpError(505, "HTTP_VERSION_NOT_SUPPORTED", "a stream needs HTTP/1.1; in nginx: proxy_http_version 1.1")
     connection: Connection = scope[CONNECTION]
     task = asyncio.current_task()
     assert task is not None, "a handler runs in a task"

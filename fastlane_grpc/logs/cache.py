@@ -16,7 +16,7 @@ Value = TypeVar("Value", bound=Sized)
 
 
 class Cache(Generic[Value]):
-    """A cache of serialised log stretches. `reads` counts the values that had to be loaded."""
+    """A cache of serialised log segments. `reads` counts the values that had to be loaded."""
 
     def __init__(self, max_bytes: int) -> None:
         self.bytes = 0

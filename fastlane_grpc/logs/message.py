@@ -10,7 +10,7 @@ from fastlane_grpc.logs.cursor import Cursor
 from fastlane_grpc.model import Source
 from fastlane_grpc.record import Chunk, Gap
 
-# Chunks in one message at the most. A stretch has 256 KiB with 16 for each frame; so many chunks stay far below 512 KiB
+# Chunks in one message at the most. A segment has 256 KiB with 16 for each frame; so many chunks stay far below 512 KiB
 # on the wire.
 MESSAGE_CHUNKS = 4096
 # Bytes of their data. A byte that is not UTF-8 becomes three as text.
@@ -39,8 +39,8 @@ class Message:
 
 
 class Encoding(Protocol):
-    """How a door sends messages of a log. Two encodings of one name make the same bytes: these are cached by the
-    name."""
+    """The encoding of a log's messages for one transport. Two encodings of one name make the same bytes: these are
+    cached by the name."""
 
     name: str
 

@@ -21,18 +21,18 @@ from fastlane_grpc.logs.files import Logs
 from fastlane_grpc.logs.message import TEXT_MESSAGE_BYTES, Encoding, Message, TextDecoder, after, messages
 from fastlane_grpc.logs.start_point import StartPoint, cursor_at
 from fastlane_grpc.model import Cause, Execution, LogTotals, Source
-from fastlane_grpc.record import STRETCH_BYTES, Chunk, Gap, Position, RecordReader, Stretch, unread
+from fastlane_grpc.record import SEGMENT_BYTES, Chunk, Gap, Position, RecordReader, Segment, unread
 from fastlane_grpc.wakeup import Wakeup
 
 Made = TypeVar("Made")
 
-# A stretch below this size is read again once there is more. Else a late reader would get the small pieces that earlier
+# A segment below this size is read again once there is more. Else a late reader would get the small pieces that earlier
 # readers have waited for.
 SHORT_BYTES = 64 * 1024
 # The pause between two looks of a reader whose file nothing watches.
 POLL_SECONDS = 0.2
-# Stretches that a thread reads in one step for a late reader: a hand-over to a thread and back costs as much as a read
-# of one stretch.
+# Segmentes that a thread reads in one step for a late reader: a hand-over to a thread and back costs as much as a read
+# of one segment.
 READ_AHEAD = 4
 # Threads for reads that may have to wait for the disk.
 THREADS = 4
@@ -118,9 +118,9 @@ class Tails:
         self._file_watcher.close()
 
     def _most_ahead(self) -> int:
-        """Return how many stretches a late reader may have read in one step: those of all readers take at most a
+        """Return how many segments a late reader may have read in one step: those of all readers take at most a
         quarter of the cache."""
-        return min(READ_AHEAD, self._cache_bytes // (4 * STRETCH_BYTES * max(len(self._open), 1)))
+        return min(READ_AHEAD, self._cache_bytes // (4 * SEGMENT_BYTES * max(len(self._open), 1)))
 
     def _new_record(self, execution_id: str) -> None:
         """Wake the readers of a log that has a new record. Called from the thread that made the record."""
@@ -240,11 +240,11 @@ class LogTail:
         if self._system is None:
             self._system = await self._log.locate(file, self._passed)
         while not self._lines:
-            stretch = await self._log.read(file, self._system, None, lambda stretch: stretch)
-            if stretch.next == self._system:
+            segment = await self._log.read(file, self._system, None, lambda segment: segment)
+            if segment.next == self._system:
                 return None
-            self._system = stretch.next
-            self._lines.extend(self._unread(stretch.entries))
+            self._system = segment.next
+            self._lines.extend(self._unread(segment.entries))
         return self._lines[0]
 
     async def _next_output(self, before_ns: int | None) -> Sequence[bytes] | None:
@@ -255,11 +255,11 @@ class LogTail:
             self._output = await self._log.locate(file, self._passed)
         position = self._output
         if self._decoder or self._stands_within(position):
-            stretch = await self._log.read(file, position, before_ns, lambda stretch: stretch)
-            if stretch.next == position:
+            segment = await self._log.read(file, position, before_ns, lambda segment: segment)
+            if segment.next == position:
                 return None
-            self._output = stretch.next
-            return self._own_messages(self._unread(stretch.entries))
+            self._output = segment.next
+            return self._own_messages(self._unread(segment.entries))
         encoded = await self._shared(file, position, before_ns)
         if encoded.next == position:
             return None
@@ -273,10 +273,10 @@ class LogTail:
         return beyond or position.sequence < self._begin.sequence
 
     async def _shared(self, file: "_File", position: Position, before_ns: int | None) -> "_Encoded":
-        """Return the stretch after `position`, read and serialised once for all readers at that position."""
+        """Return the segment after `position`, read and serialised once for all readers at that position."""
         key = self._key(position, before_ns, self._passed)
         encoded = self._cache.find(key)
-        # A short stretch was all there was when it was read. Once there is more, a late reader takes more at once.
+        # A short segment was all there was when it was read. Once there is more, a late reader takes more at once.
         if not encoded or (
             encoded.spans < SHORT_BYTES and not (encoded.spans and encoded.next.file_offset >= file.seen)
         ):
@@ -309,7 +309,7 @@ class LogTail:
         read = self._reading(file, encoded.next, None, encoded.cursor, most)
 
         def end(reading: "asyncio.Future[_Encoded]") -> None:
-            # A failure is not reported here: the reader that comes to this stretch gets it.
+            # A failure is not reported here: the reader that comes to this segment gets it.
             _ = reading.cancelled() or reading.exception()
             log.release()
 
@@ -318,18 +318,18 @@ class LogTail:
     def _reading(
         self, file: "_File", position: Position, before_ns: int | None, cursor: Cursor, most: int
     ) -> Callable[[], Coroutine[object, object, "_Encoded"]]:
-        """Return a coroutine function that reads the stretch after `position` in one step of a thread, and caches the
-        stretches that follow: `most` stretches in all."""
+        """Return a coroutine function that reads the segment after `position` in one step of a thread, and caches the
+        segments that follow: `most` segments in all."""
         sources, encoding = self._sources, self._encoding
 
-        def encode(position: Position, cursor: Cursor, stretch: Stretch) -> _Encoded:
-            encoded = [encoding.message(message) for message in messages(cursor, stretch.entries, sources)]
-            spans = stretch.next.file_offset - position.file_offset
-            return _Encoded(encoded, spans, stretch.next, after(cursor, stretch.entries))
+        def encode(position: Position, cursor: Cursor, segment: Segment) -> _Encoded:
+            encoded = [encoding.message(message) for message in messages(cursor, segment.entries, sources)]
+            spans = segment.next.file_offset - position.file_offset
+            return _Encoded(encoded, spans, segment.next, after(cursor, segment.entries))
 
-        def encode_all(stretch: Stretch) -> Sequence[_Encoded]:
-            made = [encode(position, cursor, stretch)]
-            # A failure beyond the first stretch is for the reader that comes there.
+        def encode_all(segment: Segment) -> Sequence[_Encoded]:
+            made = [encode(position, cursor, segment)]
+            # A failure beyond the first segment is for the reader that comes there.
             with suppress(OSError):
                 while len(made) < most and made[-1].spans >= SHORT_BYTES:
                     last = made[-1]
@@ -367,7 +367,7 @@ class LogTail:
 
 @dataclass(frozen=True, slots=True)
 class _Encoded:
-    """A serialised stretch: the same bytes for every reader at its start that wants the same sources."""
+    """A serialised segment: the same bytes for every reader at its start that wants the same sources."""
 
     messages: Sequence[bytes]
     spans: int  # bytes of the record
@@ -450,14 +450,14 @@ class _Log:
         return await self._in_thread(lambda: file.reader.locate(offsets, sequence))
 
     async def read(
-        self, file: "_File", position: Position, before_ns: int | None, make: Callable[[Stretch], Made]
+        self, file: "_File", position: Position, before_ns: int | None, make: Callable[[Segment], Made]
     ) -> Made:
-        """Read the stretch after `position` and return what `make` makes of it; on a thread, unless it was written just
+        """Read the segment after `position` and return what `make` makes of it; on a thread, unless it was written just
         now."""
 
         def work() -> tuple[Position, Made]:
-            stretch = file.reader.read(position, before_ns=before_ns)
-            return stretch.next, make(stretch)
+            segment = file.reader.read(position, before_ns=before_ns)
+            return segment.next, make(segment)
 
         # What follows the end of a moment ago is still in memory: to read it costs less than a hand-over to a thread.
         next_position, made = work() if position.file_offset == file.end else await self._in_thread(work)

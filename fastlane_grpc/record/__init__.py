@@ -3,13 +3,13 @@ time, exact or a gap."""
 
 from fastlane_grpc.record.format import Chunk, Gap, Trailer
 from fastlane_grpc.record.open_file import NotARecord, open_record
-from fastlane_grpc.record.reader import STRETCH_BYTES, RecordReader, Stretch, unread
+from fastlane_grpc.record.reader import SEGMENT_BYTES, RecordReader, Segment, unread
 from fastlane_grpc.record.scan import Position
 from fastlane_grpc.record.seek import ReadStart
 from fastlane_grpc.record.writer import RecordSealed, RecordWriter
 
 __all__ = [
-    "STRETCH_BYTES",
+    "SEGMENT_BYTES",
     "Chunk",
     "Gap",
     "NotARecord",
@@ -18,7 +18,7 @@ __all__ = [
     "RecordReader",
     "RecordSealed",
     "RecordWriter",
-    "Stretch",
+    "Segment",
     "Trailer",
     "open_record",
     "unread",

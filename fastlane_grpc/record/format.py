@@ -1,5 +1,4 @@
-"""The layout of a record, to the byte, for whoever writes or reads one. What is packed here unpacks to the same;
-damage does not unpack.
+"""The layout of a record, to the byte. Packed values unpack to the same; damage does not unpack.
 
 All numbers are little-endian, all CRCs CRC-32 as in zlib and gzip, all times nanoseconds since 1970
 (UTC), all offsets and sequences below 2^62.
@@ -117,8 +116,8 @@ class Chunk(NamedTuple):
 
 
 class Gap(NamedTuple):
-    """Bytes of one source that cannot be had, from `offset` on. None: nobody knows how many, and offsets go on as if
-    none."""
+    """Missing bytes of one source, from `offset` on. None: their number is unknown, and offsets continue as if there
+    were none."""
 
     source: Source
     offset: int

@@ -33,7 +33,7 @@ class Limit:
 
     @property
     def end(self) -> int:
-        """Where the record ends if nothing more can be punched out."""
+        """The size of the record at which nothing more can be punched out."""
         return (self._oldest + self.tail) * BLOCK_BYTES
 
     def evict_blocks(self, number: int) -> bool:

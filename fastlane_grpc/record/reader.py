@@ -13,13 +13,13 @@ from fastlane_grpc.record.open_file import open_record
 from fastlane_grpc.record.scan import Position, Scan, block_count, last_block, last_block_that
 from fastlane_grpc.record.seek import LastLines, ReadStart, position_at_end, position_at_time
 
-STRETCH_BYTES = 4 * BLOCK_BYTES
+SEGMENT_BYTES = 4 * BLOCK_BYTES
 _END_OF_TIME = 1 << 64
 _END_OF_OFFSETS = 1 << 62
 
 
 @dataclass(frozen=True, slots=True)
-class Stretch:
+class Segment:
     """Entries of a record, and the position after them. With a `trailer` they are the last ones. No entry and no
     trailer: nothing new."""
 
@@ -35,12 +35,13 @@ class RecordReader:
         """Open the record. Raise FileNotFoundError if there is none: no name, or the name of something else."""
         self._file = FileIO(path, "r", opener=lambda path, flags: open_record(Path(path), flags))
 
-    def read(self, position: Position, *, max_bytes: int = STRETCH_BYTES, before_ns: int | None = None) -> Stretch:
-        """What follows `position`, up to the next multiple of `max_bytes` (whole blocks) in the file: all readers'
-        stretches are cut alike.
+    def read(self, position: Position, *, max_bytes: int = SEGMENT_BYTES, before_ns: int | None = None) -> Segment:
+        """Return the segment that follows `position`, up to the next multiple of `max_bytes` (whole blocks) in the
+        file: the segments of all readers have the same ends.
 
         With `before_ns` it ends before the first entry, or the trailer, of that time or later. A read that reaches the
-        trailer answers it, and so does every read from its `next`, which lies before the trailer."""
+        trailer answers it, and so does every read from its `next`, which lies before the trailer.
+        """
         scan = Scan(self._file.fileno(), position)
         entries: list[Chunk | Gap] = []
         limit = _END_OF_TIME if before_ns is None else before_ns
@@ -48,9 +49,9 @@ class RecordReader:
             if entry.time_ns >= limit:
                 break
             if isinstance(entry, Trailer):
-                return Stretch(tuple(entries), scan.position, entry)
+                return Segment(tuple(entries), scan.position, entry)
             entries.append(entry)
-        return Stretch(tuple(entries), scan.position if entries else position)
+        return Segment(tuple(entries), scan.position if entries else position)
 
     def locate(self, offsets: Mapping[Source, int], sequence: int) -> Position:
         """The last place before which no source has come further than its `offsets` (of one that is not named: 0).
@@ -80,12 +81,13 @@ class RecordReader:
         return ReadStart(position.offsets, position.sequence)
 
     def last_lines(self, count: int, sources: frozenset[Source]) -> tuple[ReadStart, int] | None:
-        """Where the last `count` lines (1 or more) of these sources together begin, and the time of the first entry of
-        them.
+        """Return where the last `count` lines (1 or more) of these sources together begin, and the time of their first
+        entry.
 
         A line counts where it ends; one without an end ends at its last byte. A source of which none is among them
         begins at its end, and one that is not in `sources` with the first of the lines. None: there are no more lines
-        than that."""
+        than that.
+        """
         lines = LastLines(self._file.fileno(), sources)
         found = lines.offsets_before(count)
         if found is None:

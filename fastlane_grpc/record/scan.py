@@ -68,7 +68,7 @@ Position.BEGIN = Position.of_block(0, RecordState())
 
 
 class _Ending(Enum):
-    """Why a scan of one block ended."""
+    """The reason why the scan of one block ended."""
 
     PASSED = 1
     NOT_YET = 2
@@ -100,8 +100,8 @@ class Scan:
         )
 
     def entries(self, span: int) -> Iterator[Chunk | Gap | Trailer]:
-        """What follows, up to the next multiple of `span` in the file that has anything before it, or up to damage that
-        has.
+        """Yield the entries that follow, up to the first multiple of `span` in the file after at least one entry, or up
+        to damage.
 
         The walk has passed an entry when the next one is asked for, not before. It never passes a trailer.
         """
@@ -226,7 +226,7 @@ class Scan:
         return punched and os.pread(self._fd, BLOCK_HEADER_BYTES, block * BLOCK_BYTES) == bytes(BLOCK_HEADER_BYTES)
 
     def _beyond_damage(self, raw: bytes, base: int, place: int) -> int | None:
-        """Where to go on after damage in the block of `place`; None if there is nothing to go on with yet."""
+        """Return where to continue after damage in the block of `place`; None if no good block follows yet."""
         begin, end = max(base, place - place % BLOCK_BYTES), _block_end(place)
         # A read beside a writer that cuts off a torn end and writes anew may mix both. Only what stays is damage.
         if os.pread(self._fd, end - begin, begin) != raw[begin - base : end - base]:
@@ -249,8 +249,8 @@ def next_block(fd: int, number: int, before: int | None = None) -> tuple[int, Re
 
 
 def last_block_that(fd: int, before: int, true: Callable[[int, RecordState], bool]) -> tuple[int, RecordState] | None:
-    """The last block before `before` with a good header of which it is true, where it is of all before that one, and of
-    none after it."""
+    """Return the last block before `before` that has a good header and satisfies the predicate. The predicate is true
+    up to some block, and false after it."""
     found = None
     low, high = 0, before
     while low < high:

@@ -49,7 +49,7 @@ class _LineStart:
 
 @dataclass(slots=True)
 class _Source:
-    """What there is of one source. `open_at`: the offset after its last byte, if no line ends there; then this is the
+    """The contents of one source. `open_at`: the offset after its last byte, if no line ends there; then this is the
     end of one more."""
 
     newlines: int = 0
@@ -63,7 +63,8 @@ class _Source:
 
 @dataclass(slots=True)
 class _Hole:
-    """What the size limit punched out: the first block after the hole, and the newlines of each source in the hole."""
+    """The part that the size limit punched out: the first block after the hole, and the newlines of each source in the
+    hole."""
 
     block: int
     newlines: Mapping[Source, int]
@@ -95,8 +96,8 @@ class LastLines:
             self._count(*block)
 
     def offsets_before(self, count: int) -> tuple[Mapping[Source, int], int] | None:
-        """Of each source, the offset at which the first of the last `count` lines begins, if it has one of them; and
-        the least sequence that any of these may begin after. None: there are no more lines than that."""
+        """Return the offset at which the first of the last `count` lines begins in each source that has one of them.
+        Also return the least sequence at which any of these may begin. None: there are no more lines than that."""
         before = sum(its.lines for its in self._all.values()) - count
         block = self._last_block(lambda number, state: sum(self._lines_before(number, state).values()) <= before)
         if before <= 0 or block is None:
@@ -163,10 +164,11 @@ class LastLines:
     # ---- what is before the lines that are wanted
 
     def _pass(self, block: tuple[int, RecordState], before: int) -> _Passed:
-        """Passes so many lines, of which the last one ends in the block or right before it.
+        """Pass this number of lines; the last one ends in the block or right before it.
 
         Where damage took some of these, fewer are passed: what is wanted begins with the damage then, which leaves no
-        more lines than that."""
+        more lines than that.
+        """
         passed = _Passed(self._lines_before(*block))
         left = before - sum(passed.lines.values())
         for chunk in self._chunks(*block):
@@ -187,7 +189,7 @@ class LastLines:
         return lines
 
     def _after_newline(self, source: Source, number: int) -> _LineStart:
-        """After the newline of this number, from 1, of those that are there; 0 is the begin."""
+        """Return the position after the newline of this number, from 1, in the block; 0 is the start."""
         block = self._last_block(lambda its, state: self._newlines_before(its, state)[source] < number)
         if block is None:
             return _LineStart()
@@ -221,7 +223,7 @@ class LastLines:
         return last_block_that(self._fd, self._blocks, true)
 
     def _chunks(self, number: int, state: RecordState) -> Iterator[Chunk]:
-        """Of our sources, those in this block."""
+        """Yield the chunks of the wanted sources in this block."""
         beyond = next_block(self._fd, number + 1)
         scan = Scan(self._fd, Position.of_block(number, state))
         for entry in scan.entries(BLOCK_BYTES):
@@ -233,7 +235,7 @@ class LastLines:
 
 
 def _after(chunk: Chunk, newlines: int) -> _LineStart:
-    """After so many newlines of the chunk, which has them."""
+    """Return the position after this number of newlines of the chunk."""
     at = 0
     for _ in range(newlines):
         at = chunk.data.index(b"\n", at) + 1

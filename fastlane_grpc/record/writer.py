@@ -103,9 +103,9 @@ class RecordWriter:
         """Append the pieces. Neighbours of one source become one frame, as far as the block goes.
         Readers see them at once.
 
-        When this raises OSError (no room, quota, I/O), the file ends with a whole frame, and the same pieces may be
-        written again, with more behind them: what is in the file of them already is not written twice. Who gives up on
-        them instead (by `gap`, `seal` or `close`) finds in `taken` how many of their bytes are in the file."""
+        After an OSError (no room, quota, I/O), the file ends with a whole frame. The same pieces may be written again,
+        with more behind them: bytes that are in the file already are not written twice. To give up on the pieces
+        instead, call `gap`, `seal` or `close`; `taken` is the number of their bytes in the file."""
         frames = self._frames()
         runs = _runs(pieces, self._taken)
         if self._seen is None:
@@ -140,7 +140,7 @@ class RecordWriter:
 
     @property
     def taken(self) -> int:
-        """How many bytes of the pieces whose write raised OSError are in the file, from the first piece on."""
+        """The number of bytes, from the first piece on, that are in the file after a write raised OSError."""
         return self._taken
 
     @property

@@ -2,6 +2,7 @@
 
 Each handler parses its request, makes the call, and ends a failed call with the status of its error."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any, NoReturn
 
@@ -54,6 +55,9 @@ def _guarded(
             return response
         except grpc.aio.AbortError:
             raise
+        except grpc.aio.InternalError as error:
+            # A message cannot be written: the client has left while the write waited, and nobody is there to be told.
+            raise asyncio.CancelledError from error
         except Exception as error:
             status = status_of(error)
             code = _CODES[status.code]

@@ -1,8 +1,9 @@
-"""What a job does next, decided from values alone. Nothing here reads a clock or a store: the store calls these
-functions within the transaction that they decide about.
+"""The decisions about what a job does next, made from values alone. Nothing here reads a clock or a store: the store
+calls these functions within the transaction that they decide about.
 
 `cron` knows the ticks of a schedule, `retry` the retry policy, and `transitions` what follows an enqueue, a tick and
-the end of an execution."""
+the end of an execution.
+"""
 
 from fastlane_grpc.schedule.cron import CronInvalid, Ticks
 from fastlane_grpc.schedule.transitions import (

@@ -32,7 +32,9 @@ _TERMS = [
 ]
 _MAX_EXPRESSION = 256
 _MOMENT = timedelta(microseconds=1)
-# Ticks beyond this year are not looked for: dates end at 9999, and the search must not run into that end.
+# Ticks before 1970 or beyond this year are not looked for: dates begin with the year 1 and end with 9999, and the
+# search must not run into either end.
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _LAST_YEAR = 9900
 
 
@@ -64,8 +66,9 @@ class Ticks:
 
     def all_after(self, time: datetime) -> Iterator[datetime]:
         """Yield the ticks after `time`, in their order."""
-        if self._begin is not None:
-            time = max(time, self._begin - _MOMENT)
+        time = max(time, _EPOCH)
+        if self._begin is not None and self._begin > time:
+            time = self._begin - _MOMENT
         last = time
         if time.year > _LAST_YEAR:
             return
@@ -122,8 +125,9 @@ def plain_expression(expression: str) -> str:
         raise CronInvalid("expression", f"{expression!r} is not one of {', '.join(ALIASES)}")
     fields = expression.split()
     if len(fields) != len(_FIELDS):
+        found = "1 field" if len(fields) == 1 else f"{len(fields)} fields"
         raise CronInvalid(
-            "expression", f"has {len(fields)} fields; it must have five: minute, hour, day of month, month, day of week"
+            "expression", f"has {found}; it must have five: minute, hour, day of month, month, day of week"
         )
     for name, allowed, field, term in zip(_FIELDS, _RANGES, fields, _TERMS, strict=True):
         if not all(map(term.fullmatch, field.split(","))):
@@ -163,10 +167,11 @@ def time_zone(name: str) -> zoneinfo.ZoneInfo | type(UTC):  # type: ignore[valid
     """Return the time zone of that name; empty means UTC. CronInvalid."""
     if not name or name == "UTC":
         return UTC
-    try:
+    # What the machine has beside the database differs from machine to machine: localtime, posix/, and right/ with its
+    # leap seconds.
+    if _zone_names().get(name.lower()) == name:
         return zoneinfo.ZoneInfo(name)
-    except (zoneinfo.ZoneInfoNotFoundError, ValueError, OSError) as error:
-        raise CronInvalid("time_zone", f"{name[:100]!r} is not a time zone{_nearest(name)}") from error
+    raise CronInvalid("time_zone", f"{name[:100]!r} is not a time zone{_nearest(name)}")
 
 
 def _nearest(name: str) -> str:
@@ -180,7 +185,7 @@ def _nearest(name: str) -> str:
 
 @lru_cache(1)
 def _zone_names() -> dict[str, str]:
-    return {zone.lower(): zone for zone in sorted(zoneinfo.available_timezones())}
+    return {zone.lower(): zone for zone in sorted(zoneinfo.available_timezones() - {"localtime", "Factory"})}
 
 
 def jittered(job_id: str, tick: datetime, jitter: timedelta | None) -> datetime:

@@ -1,8 +1,9 @@
-"""What follows an enqueue, a tick, the end of an execution: decided from the job, its executions and the time.
+"""Transitions after an enqueue, a tick and the end of an execution: decided from the job, its executions and the time.
 
 A job with a schedule that is not over is in one of two situations. Between runs it has one open execution, which is
-scheduled for the next tick. During a run it has the open executions of runs, a retry that waits among them, and
-`Job.tick_time` says when the next tick is to be handled."""
+scheduled for the next tick. During a run it has the open executions of its runs, including a retry that waits.
+`Job.tick_time` then says when the next tick is to be handled.
+"""
 
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
@@ -20,6 +21,7 @@ from fastlane_grpc.model import (
     Overlap,
     ScheduleState,
     State,
+    StopCause,
 )
 from fastlane_grpc.schedule.cron import Ticks, jittered
 from fastlane_grpc.schedule.retry import next_attempt
@@ -59,8 +61,8 @@ class Next:
 
 @dataclass(frozen=True, slots=True)
 class Following:
-    """What follows: an execution, or the end of the job, or nothing as other executions are open; and the state of the
-    schedule after it."""
+    """The transition after the end of an execution: the next execution, or the end of the job, or neither while others
+    are open. It has the new state of the schedule, too."""
 
     next: Next | None = None
     final: Final | None = None
@@ -69,10 +71,11 @@ class Following:
 
 @dataclass(frozen=True, slots=True)
 class Due:
-    """What becomes of an execution that is scheduled for a tick, when its time has come.
+    """The transition of an execution whose tick has come.
 
     `tick_time` and `due_time` are those of the execution from now on, which is queued if that time has come; None: the
-    schedule is over, and the execution expires. `next_tick_time` is the next tick of the job."""
+    schedule is over, and the execution expires. `next_tick_time` is the next tick of the job.
+    """
 
     tick_time: datetime | None
     due_time: datetime | None
@@ -81,7 +84,7 @@ class Due:
 
 
 class TickAction(Enum):
-    """What a tick does during a run."""
+    """The effect of a tick during a run."""
 
     NOTHING = "nothing"
     # Start a run beside the others.
@@ -132,7 +135,8 @@ def after(job: Job, ended: Execution, now: datetime, *, others_open: bool, super
     if schedule and ended.tick_time and ended.tick_time > schedule.handled_time:
         # It ended before its tick came: stopped, or expired.
         schedule = replace(schedule, handled_time=ended.tick_time)
-    if job.stop_time is None and not superseded:
+    told_to_stop = job.stop_time is not None or (ended.stop is not None and ended.stop.cause is StopCause.CALLER)
+    if not told_to_stop and not superseded:
         attempt = next_attempt(job.spec, ended, now)
         if attempt:
             following = Next(
@@ -242,6 +246,9 @@ def _next_run(job_id: str, spec: JobSpec, schedule: ScheduleState, now: datetime
     hold = Hold.SCHEDULE_PAUSED if schedule.paused else Hold.NONE
     if schedule.pending_time:
         return Next(now, tick_time=schedule.pending_time, hold=hold), replace(schedule, pending_time=None)
+    if schedule.paused:
+        # Ticks during a pause are neither run nor skipped.
+        schedule = replace(schedule, handled_time=max(schedule.handled_time, now))
     found, schedule = _caught_up(Ticks(cron, expire_time=spec.expire_time), cron, schedule, now)
     if found is None:
         return None, schedule

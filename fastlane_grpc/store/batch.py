@@ -31,8 +31,8 @@ class EnqueueBatch:
         self._make = make
         self._quota = quota
         self._works: list[Enqueue] = []
-        # The first job of each spec object, with a request_id and without.
-        self._first: dict[tuple[int, bool], Enqueue] = {}
+        # The first job of each spec object.
+        self._first: dict[int, Enqueue] = {}
         self._ids = _ids()
 
     def __len__(self) -> int:
@@ -47,12 +47,11 @@ class EnqueueBatch:
         array: ArrayPosition | None = None,
     ) -> None:
         """Add a job. Jobs that share a spec object cost a fraction of others."""
-        key = (id(spec), bool(request_id))
-        first = self._first.get(key)
+        first = self._first.get(id(spec))
         if first is None or refusal or spec.cron:
             work = self._make(task_id, spec, request_id, refusal, array)
             if not refusal:
-                self._first[key] = work
+                self._first[id(spec)] = work
         else:
             work = first.sibling(next(self._ids), next(self._ids), task_id, request_id, array)
         self._works.append(work)

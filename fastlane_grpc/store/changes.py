@@ -17,7 +17,7 @@ from fastlane_grpc.store.rows import JOB_WITHOUT_SPEC, job_from, microseconds_si
 
 
 class ChangeKind(IntEnum):
-    """What has changed. The numbers are those of the table `changes`."""
+    """The kind of a change. The numbers are those of the table `changes`."""
 
     # A new execution, or another state of an execution. The state of its job may have changed with it.
     EXECUTION = 1

@@ -1,5 +1,4 @@
-"""What waits for a time: executions that are queued when they are due, or ended when they are not claimed by their
-expire_time, and ticks of schedules that come during a run.
+"""Work that waits for a time: executions that come due or expire, and ticks of schedules during a run.
 
 Each function reads an index from its earliest time on, and handles a bounded number of rows.
 """

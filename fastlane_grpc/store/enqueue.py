@@ -20,6 +20,7 @@ from fastlane_grpc.store.rows import (
     schedule_text,
     spec_bytes,
     spec_from,
+    unwatched_limit_of,
 )
 from fastlane_grpc.store.writer import Written
 from fastlane_grpc.text.redaction import SecretNames
@@ -29,15 +30,17 @@ T = TypeVar("T")
 # Stops the job with the first id, as the second one takes its place. Returns the executions that changed.
 StopHolder: TypeAlias = Callable[[Connection, str, str], list[Execution]]
 
-# Rows of one statement, at most. For each power of two up to this SQLite keeps the statement prepared.
+# Rows of one statement, at most. SQLite keeps the statements prepared: one for each number of rows up to the first, and
+# one for each power of two up to the second.
+_ANY_NUMBER_OF_ROWS = 16
 _MOST_ROWS = 64
 
 _JOBS = """
     INSERT INTO jobs
         (job_id, execution_id, task_id, state, spec, create_time, request_id, request_digest, caller_address,
-        schedule, unique_key, array_index, array_size)
+        schedule, unique_key, unwatched_limit, array_index, array_size)
     VALUES """
-_JOB = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
+_JOB = "(?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?, ?)"
 _EXECUTIONS = """
     INSERT INTO executions
         (execution_id, job_id, task_id, priority, run, attempt, state, state_time, create_time, due_time, expire_time,
@@ -85,6 +88,9 @@ NO_QUOTA = Quota(Path(), 1 << 62, 0)
 
 DEFAULT_SECRET_NAMES = SecretNames()
 
+# A job whose spec is the one it came with has no digest: repeated requests are compared with the spec.
+NO_DIGEST = b""
+
 
 class Enqueue:
     """A job to be stored. The answer is the job, and whether its `request_id` had made it before."""
@@ -114,11 +120,6 @@ class Enqueue:
         # Raised unless the job was kept before.
         self._refusal = refusal
         self._secret_names = secret_names
-        # Nothing is compared with a job that came without a request_id.
-        self._comparable = self._compared(spec, array.size if array else None, data) if request_id else b""
-        self._digest = request_digest(task_id, self._comparable) if request_id else b""
-        # Of siblings, by their tasks.
-        self._digests = {task_id: self._digest}
         self._job_row = (
             execution.job_id,
             execution.id,
@@ -127,10 +128,11 @@ class Enqueue:
             data,
             now,
             request_id,
-            self._digest,
+            NO_DIGEST,
             caller_address,
             schedule_text(self.job.schedule),
             spec.unique.key if spec.unique else "",
+            unwatched_limit_of(spec),
             *((array.index, array.size) if array else (None, None)),
         )
         self._create_time = now
@@ -140,13 +142,9 @@ class Enqueue:
         self, job_id: str, execution_id: str, task_id: str, request_id: str, array: ArrayPosition | None
     ) -> "Enqueue":
         """Return one more job of the same spec, enqueued at the same time, at a fraction of the cost. Not for a
-        schedule, whose jitter depends on the id of its job. Both jobs have a request_id, or neither has."""
+        schedule, whose jitter depends on the id of its job."""
         sibling = Enqueue.__new__(Enqueue)
         sibling.__dict__.update(self.__dict__)
-        digest = self._digests.get(task_id)
-        if digest is None:
-            digest = self._digests[task_id] = request_digest(task_id, self._comparable) if request_id else b""
-        sibling._digest = digest
         job, its = self.job, self.job.execution
         # Called directly: `replace` takes three times as long.
         execution = Execution(
@@ -158,13 +156,13 @@ class Enqueue:
         )
         row = self._job_row
         place = (array.index, array.size) if array else (None, None)
-        sibling._job_row = (job_id, execution_id, task_id, *row[3:6], request_id, digest, *row[8:11], *place)
+        sibling._job_row = (job_id, execution_id, task_id, *row[3:6], request_id, *row[7:12], *place)
         sibling._execution_row = (execution_id, job_id, task_id, *self._execution_row[3:])
         return sibling
 
     @property
     def alone(self) -> bool:
-        """It cannot be stored together with others."""
+        """Whether the request cannot be stored together with others."""
         return self._refusal is not None or self._spec.unique is not None
 
     def __call__(self, db: Connection) -> Written[tuple[Job, bool]]:
@@ -208,8 +206,8 @@ class Enqueue:
         return Written(written.answer, [*changed, *written.changed], new_jobs=written.new_jobs)
 
     def _held(self) -> "Enqueue":
-        """Return the same job, which waits for its unique key. This one stays as it is: it may be run again, on a
-        database in which nobody holds the key."""
+        """Return a copy of the job that waits for its unique key. This one stays as it is: the unit may be run again,
+        on a database in which no job holds the key."""
         held = copy(self)
         execution = replace(self.job.execution, state=State.SCHEDULED, hold=Hold.UNIQUE_KEY)
         held.job = replace(self.job, state=State.SCHEDULED, execution=execution)
@@ -258,24 +256,31 @@ class Enqueue:
         if not found:
             return None
         [(job_id, digest, spec, size)] = found
+        array = self.job.array
+        compared = _compared(self._spec, array.size if array else None, self._secret_names)
         # Which names are secret may have been set anew since the digest was made: then the specs themselves are
         # compared.
-        array = self.job.array
-        if digest != self._digest and self._compared(spec_from(spec), size) != self._compared(
-            self._spec, array.size if array else None
+        if digest != request_digest(self.job.task_id, compared) and compared != _compared(
+            spec_from(spec), size, self._secret_names
         ):
             raise RequestIdReused(self.job.request_id, job_id)
         return job_of(db, job_id)
 
-    def _compared(self, spec: JobSpec, array_size: int | None, data: bytes | None = None) -> bytes:
-        """Return what has to be the same in a repeated request. The request_id of a job in an array has its index.
-        `data`: the spec as it is stored, which is not encoded again if it has no secrets.
 
-        Secrets are not in it: neither the answer nor the time that it takes tells a caller whether a guess at one was
-        right."""
-        shown = spec.redacted(self._secret_names)
-        compared = data if data is not None and shown is spec else spec_bytes(shown)
-        return compared if array_size is None else compared + b" x %d" % array_size
+def digest_of(job: Job, secret_names: SecretNames) -> bytes:
+    """Return the digest that stands for the spec of a job in comparisons with repeated requests. It is written when
+    the spec is replaced."""
+    assert job.spec is not None, "read with the job"
+    return request_digest(job.task_id, _compared(job.spec, job.array.size if job.array else None, secret_names))
+
+
+def _compared(spec: JobSpec, array_size: int | None, secret_names: SecretNames) -> bytes:
+    """Return what has to be the same in a repeated request. The request_id of a job in an array has its index.
+
+    Secrets are not in it: neither the answer nor the time that it takes tells a caller whether a guess at one was
+    right."""
+    compared = spec_bytes(spec.redacted(secret_names))
+    return compared if array_size is None else compared + b" x %d" % array_size
 
 
 def insert_execution(db: Connection, execution: Execution, priority: int) -> None:
@@ -303,6 +308,11 @@ def first_job(
     array: ArrayPosition | None = None,
 ) -> Job:
     """Return a job as it is enqueued now, with its first execution."""
+    if spec.starts_at_once:
+        execution = Execution(
+            new_id(), job_id, task_id, State.QUEUED, Times(now, now), now, expire_time=spec.expire_time
+        )
+        return Job(job_id, task_id, spec, execution, now, State.QUEUED, 1, request_id, caller_address, array=array)
     following = first(job_id, spec, now)
     assert following.next is not None, "a job has a first execution"
     begin = following.next
@@ -353,6 +363,6 @@ def parts(works: Sequence[T]) -> Iterator[Sequence[T]]:
     """Cut the works into parts for one statement each, of few different sizes."""
     begin = 0
     while left := len(works) - begin:
-        size = min(1 << left.bit_length() - 1, _MOST_ROWS)
+        size = left if left <= _ANY_NUMBER_OF_ROWS else min(1 << left.bit_length() - 1, _MOST_ROWS)
         yield works[begin : begin + size]
         begin += size

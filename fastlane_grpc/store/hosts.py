@@ -9,7 +9,7 @@ from fastlane_grpc.store.rows import microseconds_since_epoch, time_from
 
 
 class Drain(NamedTuple):
-    """Who drained a host and why, and when."""
+    """A drain of a host: its note and its time."""
 
     note: str
     time: datetime

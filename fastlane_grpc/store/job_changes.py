@@ -17,11 +17,18 @@ from fastlane_grpc.errors import (
 from fastlane_grpc.model import Execution, Hold, Job, JobSpec, State
 from fastlane_grpc.schedule import Next, Ticks, first, resumed, without_pending
 from fastlane_grpc.store.database import Connection
-from fastlane_grpc.store.enqueue import Quota, keep_labels, key_holders
-from fastlane_grpc.store.job_state import Rules, insert_next, reopen, settle, write_schedule
+from fastlane_grpc.store.enqueue import Quota, digest_of, keep_labels, key_holders
+from fastlane_grpc.store.job_state import Rules, insert_next, point_at, reopen, settle, write_schedule
 from fastlane_grpc.store.queries import job_of, open_executions
-from fastlane_grpc.store.rows import EXECUTION, execution_from, microseconds_since_epoch, spec_bytes
+from fastlane_grpc.store.rows import (
+    EXECUTION,
+    execution_from,
+    microseconds_since_epoch,
+    spec_bytes,
+    unwatched_limit_of,
+)
 from fastlane_grpc.store.stops import withdraw
+from fastlane_grpc.text.redaction import SecretNames
 
 
 def etag_of(job: Job) -> str:
@@ -55,9 +62,19 @@ def retry_job(
 
 
 def replace_job(
-    db: Connection, job_id: str, *, task_id: str, spec: JobSpec, etag: str, now: datetime, quota: Quota, rules: Rules
+    db: Connection,
+    job_id: str,
+    *,
+    task_id: str,
+    spec: JobSpec,
+    etag: str,
+    now: datetime,
+    quota: Quota,
+    rules: Rules,
+    secret_names: SecretNames,
 ) -> tuple[Job, list[Execution]]:
-    """Replace the spec of a stored job. Return the job, and what changed. A spec that is equal changes nothing.
+    """Replace the spec of a stored job. Return the job, and what changed. A spec that is equal changes nothing, unless
+    the job has ended or was told to stop.
 
     JobNotFound, EtagMismatch, InvalidRequest (another task), UniqueKeyTaken, QueueFull, DiskFull."""
     job = job_of(db, job_id)
@@ -66,20 +83,23 @@ def replace_job(
         raise InvalidRequest([Violation("task_id", f"is {task_id!r}; the job belongs to {job.task_id!r} for good")])
     if etag and etag != etag_of(job):
         raise EtagMismatch(job_id, etag_of(job))
-    if job.spec == spec and not job.state.final:
+    if job.spec == spec and not job.state.final and job.stop_time is None:
         return job, []
     _check_key_is_free(db, job, spec)
+    _check_nobody_waits_for_key(db, job)
     if refusal := quota.refusal(db, 1):
         raise refusal
     changed = _withdraw_unstarted(db, job, now)
-    _write_spec(db, job, spec, now)
+    _write_spec(db, job, spec, secret_names)
     reopen(db, job_id)
     replaced = replace(job, spec=spec, runs=job.runs)
     following = first(job_id, spec, now)
     assert following.next is not None, "a job has a first execution"
     write_schedule(db, job_id, following.schedule, None)
-    if spec.cron and following.schedule and open_executions(db, job_id):
+    under_way = open_executions(db, job_id)
+    if spec.cron and following.schedule and under_way:
         # A run of the former spec is under way: the first tick finds it so.
+        point_at(db, under_way[0])
         tick_time = Ticks(spec.cron, expire_time=spec.expire_time).after(following.schedule.handled_time)
         write_schedule(db, job_id, following.schedule, tick_time)
         return job_of(db, job_id), changed
@@ -115,7 +135,8 @@ def resume_schedule(db: Connection, job_id: str, *, now: datetime, rules: Rules)
         return job, []
     next_run, state, next_tick_time = resumed(job, now)
     _count_revision(db, job_id)
-    held = [each for each in open_executions(db, job_id) if each.hold is Hold.SCHEDULE_PAUSED]
+    # Held by the pause, or by a unique key that the job still waits for.
+    held = [each for each in open_executions(db, job_id) if each.hold is not Hold.NONE]
     write_schedule(db, job_id, state, None if held else next_tick_time)
     if not held:
         return job_of(db, job_id), []
@@ -127,8 +148,9 @@ def resume_schedule(db: Connection, job_id: str, *, now: datetime, rules: Rules)
     assert next_run.tick_time is not None, "a schedule runs at ticks"
     rows = db.execute(
         f"""
-        UPDATE executions SET held = {Hold.NONE}, tick_time = ?, due_time = ?, state_time = ? WHERE execution_id = ?
-        RETURNING {EXECUTION}
+        UPDATE executions SET held = iif(held = {Hold.UNIQUE_KEY}, held, {Hold.NONE}), tick_time = ?, due_time = ?,
+            state_time = ?
+        WHERE execution_id = ? RETURNING {EXECUTION}
         """,
         (
             microseconds_since_epoch(next_run.tick_time),
@@ -157,6 +179,15 @@ def _check_key_is_free(db: Connection, job: Job, spec: JobSpec) -> None:
             raise UniqueKeyTaken(spec.unique.key, holder)
 
 
+def _check_nobody_waits_for_key(db: Connection, job: Job) -> None:
+    """Raise UniqueKeyTaken if a later job waits for the end of this one, which a new spec would put off."""
+    if job.state.final or job.spec is None or job.spec.unique is None:
+        return
+    holders = key_holders(db, job.task_id, job.spec.unique.key)
+    if holders[-1] != job.id:
+        raise UniqueKeyTaken(job.spec.unique.key, holders[-1])
+
+
 def _is_known_retry(db: Connection, job_id: str, request_id: str) -> bool:
     rows = db.execute("SELECT 1 FROM job_retries WHERE job_id = ? AND request_id = ?", (job_id, request_id)).fetchall()
     return bool(rows)
@@ -177,7 +208,7 @@ def _withdraw_unstarted(db: Connection, job: Job, now: datetime) -> list[Executi
     return changed
 
 
-def _write_spec(db: Connection, job: Job, spec: JobSpec, now: datetime) -> None:
+def _write_spec(db: Connection, job: Job, spec: JobSpec, secret_names: SecretNames) -> None:
     # The rows of labels go and come with the spec that names them.
     db.execute(
         """
@@ -190,10 +221,19 @@ def _write_spec(db: Connection, job: Job, spec: JobSpec, now: datetime) -> None:
     )
     [(seq, create_time)] = db.execute(
         """
-        UPDATE jobs SET spec = ?, revision = revision + 1, unique_key = ?, schedule = NULL, tick_time = NULL
+        UPDATE jobs SET spec = ?, revision = revision + 1, unique_key = ?, unwatched_limit = ?,
+            request_digest = iif(request_digest = x'', ?, request_digest),
+            schedule = NULL, tick_time = NULL, stop_time = NULL
         WHERE job_id = ? RETURNING seq, create_time
         """,
-        (spec_bytes(spec), spec.unique.key if spec.unique else "", job.id),
+        # The request that made the job may be repeated later.
+        (
+            spec_bytes(spec),
+            spec.unique.key if spec.unique else "",
+            unwatched_limit_of(spec),
+            digest_of(job, secret_names),
+            job.id,
+        ),
     ).fetchall()
     keep_labels(db, [(name, value, create_time, seq) for name, value in spec.labels.items()])
 

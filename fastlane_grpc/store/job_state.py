@@ -11,7 +11,7 @@ from typing import NamedTuple, TypeAlias
 from fastlane_grpc.model import Execution, Hold, Job, JobSpec, ScheduleState, State, Times, new_id
 from fastlane_grpc.schedule import Final, Following, Next, after, waiting_state
 from fastlane_grpc.store.database import Connection
-from fastlane_grpc.store.enqueue import insert_execution
+from fastlane_grpc.store.enqueue import insert_execution, key_holders
 from fastlane_grpc.store.queries import job_of, open_executions, own_spec
 from fastlane_grpc.store.rows import (
     EXECUTION,
@@ -26,10 +26,16 @@ from fastlane_grpc.store.rows import (
 # Decides what follows an execution that has ended: called as `schedule.after` is.
 After: TypeAlias = Callable[..., Following]
 
+# SQL: the spec with which the execution `:execution_id` of the row of `jobs` is to be started, and the job's place in
+# an array. An execution that was requeued keeps its own spec if its job was replaced meanwhile.
+_TO_START = """
+    coalesce(iif(revision > 1, (SELECT spec FROM executions WHERE execution_id = :execution_id), NULL), spec),
+    array_index, array_size
+"""
+
 
 class Rules(NamedTuple):
-    """What the store decides by: what follows an execution, and the history of a job whose spec does not say how long
-    it is."""
+    """The rules of the store: the function that decides what follows an execution, and the default history of a job."""
 
     after: After = after
     default_history: int = 100
@@ -50,14 +56,12 @@ def follow(db: Connection, execution: Execution) -> None:
 def follow_claim(db: Connection, execution: Execution) -> JobSpec:
     """Do the same for an execution that was just claimed, and return its spec: one statement does both, as claims have
     to be fast."""
+    values = {"state": execution.state, "job_id": execution.job_id, "execution_id": execution.id}
     found = db.execute(
-        "UPDATE jobs SET state = ? WHERE job_id = ? AND execution_id = ? RETURNING spec, array_index, array_size",
-        (execution.state, execution.job_id, execution.id),
+        f"UPDATE jobs SET state = :state WHERE job_id = :job_id AND execution_id = :execution_id RETURNING {_TO_START}",
+        values,
     ).fetchall()
-    found = (
-        found
-        or db.execute("SELECT spec, array_index, array_size FROM jobs WHERE job_id = ?", (execution.job_id,)).fetchall()
-    )
+    found = found or db.execute(f"SELECT {_TO_START} FROM jobs WHERE job_id = :job_id", values).fetchall()
     spec, index, size = found[0]
     return own_spec(execution, spec_from(spec), array_from(index, size))
 
@@ -76,7 +80,7 @@ def settle(db: Connection, ended: Execution, now: datetime, rules: Rules) -> lis
         return [insert_next(db, job, following.next, now, rules)]
     if others:
         # Whichever of them is the newest one now.
-        _point_at(db, others[0])
+        point_at(db, others[0])
         return []
     assert following.final, "a job without open executions ends"
     return _end(db, job, following.final, ended.id, now)
@@ -87,14 +91,17 @@ def insert_next(
 ) -> Execution:
     """Insert the next execution of a job, and make it the current one. `started`: its tick was handled already."""
     assert job.spec is not None, "read with the job"
-    due_time = max(following.due_time, now)
+    due_time, hold = max(following.due_time, now), following.hold
+    if job.spec.unique and key_holders(db, job.task_id, job.spec.unique.key)[:1] != [job.id]:
+        # The job has not got its unique key yet: the execution that waited for it was stopped, or has expired.
+        hold = Hold.UNIQUE_KEY
     waits_for_tick = following.tick_time is not None and following.attempt == 1 and not started
     execution = Execution(
         id=new_id(),
         job_id=job.id,
         task_id=job.task_id,
         # What is scheduled for a tick is queued by `due`, which handles the tick, even if the tick has come.
-        state=State.SCHEDULED if waits_for_tick else waiting_state(due_time, now, following.hold),
+        state=State.SCHEDULED if waits_for_tick else waiting_state(due_time, now, hold),
         times=Times(create_time=now, due_time=due_time),
         state_time=now,
         run=job.runs + 1 if following.run is None else following.run,
@@ -103,7 +110,7 @@ def insert_next(
         tick_time=following.tick_time,
         tries=following.tries,
         memory_bytes=following.memory_bytes,
-        hold=following.hold,
+        hold=hold,
     )
     insert_execution(db, execution, job.spec.priority)
     db.execute(
@@ -116,6 +123,14 @@ def insert_next(
     )
     mark_excess(db, job.id, job.spec.history or rules.default_history)
     return execution
+
+
+def point_at(db: Connection, execution: Execution) -> None:
+    """Make this execution the current one of its job."""
+    db.execute(
+        "UPDATE jobs SET execution_id = ?, state = ? WHERE job_id = ? AND (execution_id, state) <> (?, ?)",
+        (execution.id, execution.state, execution.job_id, execution.id, execution.state),
+    )
 
 
 def write_schedule(db: Connection, job_id: str, schedule: ScheduleState | None, tick_time: datetime | None) -> None:
@@ -169,14 +184,6 @@ def _was_replaced(db: Connection, execution_id: str) -> bool:
     return bool(rows[0][0])
 
 
-def _point_at(db: Connection, execution: Execution) -> None:
-    """Make this execution the current one of its job."""
-    db.execute(
-        "UPDATE jobs SET execution_id = ?, state = ? WHERE job_id = ? AND (execution_id, state) <> (?, ?)",
-        (execution.id, execution.state, execution.job_id, execution.id, execution.state),
-    )
-
-
 def _end(db: Connection, job: Job, final: Final, execution_id: str, now: datetime) -> list[Execution]:
     """Make the job final, as this execution decided. Return the execution of another job that waited for its unique
     key, if there is one."""
@@ -208,7 +215,7 @@ def _end(db: Connection, job: Job, final: Final, execution_id: str, now: datetim
 
 
 def _pass_on_key(db: Connection, task_id: str, key: str, now: datetime) -> list[Execution]:
-    """Release the job that waits for a unique key which nobody holds any more."""
+    """Release the job that waits for a unique key that no job holds any more."""
     waiting = db.execute(
         f"""
         UPDATE executions

@@ -1,13 +1,13 @@
-"""Lists, newest first, a page at a time: the work for a page is bounded, however much is kept and however little of it
-is looked for.
+"""Lists, newest first, one page at a time. The work for a page is bounded, whatever the number of rows. A page is one
+statement; if there is a choice of indexes, a few statements before it count which one leads to the fewest rows.
 
-A page is one statement, before which a few count which index leads to the fewest rows, where there is a choice. It is
-read off the ends of the ranges of that index, of which there is one for each state, so that nothing is sorted but what
-is answered. What no index sees to is checked row by row, of a bounded number of rows: such a page may be short, or
-empty, and not the last.
+The index has a range for each state, and a page is a merge of the ends of these ranges: only the rows of the page are
+sorted. Filters without an index are checked row by row, on a bounded number of rows. Such a page may be short or empty
+without being the last.
 
-A place in a list is the key of a row: whatever comes or changes between two pages, what was there all along is in one
-of them."""
+A position in a list is the key of a row. So a row that exists the whole time is in one of the pages, whatever comes or
+changes between them.
+"""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -26,6 +26,7 @@ from fastlane_grpc.store.rows import (
     execution_from,
     job_from,
     microseconds_since_epoch,
+    rows_at_once,
     task_from,
 )
 
@@ -69,8 +70,8 @@ class ExecutionQuery:
 
 @dataclass(frozen=True, slots=True)
 class ListPage(Generic[T]):
-    """Items in the order of the list, the place of each, and `rest`, the place behind which the next page begins; None:
-    there is none."""
+    """One page of a list: its items in order, the position of each, and `rest`, the position behind which the next page
+    begins; None: this is the last page."""
 
     items: Sequence[T]
     positions: Sequence[Position]
@@ -80,8 +81,7 @@ class ListPage(Generic[T]):
 def page_of_jobs(
     db: Connection, query: JobQuery, after: tuple[int, int] | None, size: int, *, most: int = MOST_LOOKED_AT
 ) -> ListPage[Job]:
-    """By the time they came and, within that, by arrival, newest first: at most `size` behind `after`, of `most` that
-    are looked at."""
+    """Return at most `size` jobs behind `after`, newest first. At most `most` rows are looked at."""
     # One bound, the nearer of the two: an index is entered by one.
     before = min(
         after or (_LAST, _LAST),
@@ -102,7 +102,7 @@ def page_of_jobs(
 def page_of_executions(
     db: Connection, query: ExecutionQuery, after: tuple[int] | None, size: int, *, most: int = MOST_LOOKED_AT
 ) -> ListPage[Execution]:
-    """By arrival, newest first: at most `size` behind `after`, of `most` that are looked at."""
+    """Return at most `size` executions behind `after`, newest first. At most `most` rows are looked at."""
     values: dict[str, object] = {
         "before_seq": _LAST if after is None else after[0],
         "job_id": query.job_id,
@@ -114,7 +114,7 @@ def page_of_executions(
 
 
 def page_of_tasks(db: Connection, after: tuple[str] | None, size: int) -> ListPage[Task]:
-    """By name: at most `size` behind `after`."""
+    """Return at most `size` tasks behind `after`, by name."""
     rows = db.execute(
         f"SELECT {TASK} FROM {TASKS} WHERE task_id > ? ORDER BY task_id LIMIT ? + 0",
         ["" if after is None else after[0], size + 1],
@@ -254,13 +254,16 @@ def _unchecked_page(
 ) -> ListPage[Any]:
     """Return the page where every row of the ranges is wanted and none is large. Half the work of the general
     statement, which counts rows and weighs them."""
-    sql = f"""
-        WITH looked AS MATERIALIZED ({_looked_at(noun, ranges)})
-        SELECT {", ".join(f"looked.{column}" for column in noun.key)}, {noun.columns}
-        FROM looked CROSS JOIN {noun.table} ON {noun.table}.seq = looked.seq {noun.join}
-    """
+    key = ", ".join(f"looked.{column}" for column in noun.key)
+    source = f"FROM looked CROSS JOIN {noun.table} ON {noun.table}.seq = looked.seq {noun.join}"
     # One row more tells whether another page follows.
-    rows = db.execute(sql, {**values, "look": size + 1}).fetchall()
+    rows = rows_at_once(
+        db,
+        f"{key}, {noun.columns}",
+        source,
+        {**values, "look": size + 1},
+        before=f"WITH looked AS MATERIALIZED ({_looked_at(noun, ranges)})",
+    )
     width = len(noun.key)
     found = sorted(((tuple(row[:width]), row) for row in rows), reverse=True, key=_place)
     positions = [position for position, _ in found[:size]]

@@ -1,8 +1,5 @@
-"""Whether a database has lost what was committed to it: it is gone while logs are there, or its write-ahead log is.
-
-SQLite takes a file that is missing for one that is new, and a write-ahead log that is missing or cut for one that ends
-there. For jobs that were acknowledged that would be a loss without a word, and for their containers a server that does
-not know them."""
+"""Detection of lost files. SQLite treats a missing database file as a new one, and a missing or truncated write-ahead
+log as one that ends there. Acknowledged jobs would be lost silently, and a server would not know their containers."""
 
 import os
 import re
@@ -61,7 +58,7 @@ def unknown(path: Path, execution_id: str) -> str:
 
 
 def marker(path: Path) -> Path:
-    """Where the marker of the database at `path` is."""
+    """Return the path of the marker file of the database at `path`."""
     return path.parent / MARKER
 
 

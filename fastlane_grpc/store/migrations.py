@@ -14,7 +14,7 @@ _ROWS_AT_ONCE = 10_000
 
 @migrations()
 def tasks_and_jobs(db: Database) -> None:
-    """What callers enqueued. Times are microseconds since 1970, durations microseconds."""
+    """The tables of tasks and jobs. Times are microseconds since 1970, durations microseconds."""
     db.table("tasks").create(
         {
             "task_id": str,
@@ -197,14 +197,15 @@ def lines_of_the_queue(db: Database) -> None:
 
 @migrations()
 def identity_of_the_instance(db: Database) -> None:
-    """What containers are labelled with, so that two servers on one engine leave each other's alone."""
+    """The id of the instance, with which its containers are labelled, so that two servers on one engine do not mix up
+    theirs."""
     db.table("instance").create({"instance_id": str}, pk="instance_id", strict=True)
     db.execute("INSERT INTO instance VALUES (?)", [str(uuid4())])
 
 
 @migrations()
 def labels_of_jobs(db: Database) -> None:
-    """What jobs are found by, in the order of their lists. Whoever keeps a job fills it in; it goes with the job."""
+    """The labels of jobs, in the order of their lists. They are written with a job and deleted with it."""
     db.execute(
         """
         CREATE TABLE job_labels (
@@ -226,8 +227,7 @@ def labels_of_jobs(db: Database) -> None:
 
 @migrations()
 def upkeep(db: Database) -> None:
-    """What pruning looks for, oldest end first, and what would have to be counted: kept, so that nothing ever counts a
-    million rows."""
+    """Indexes and counters for pruning, oldest end first, so that no call has to count a million rows."""
     # Room on the disk that its log takes; 0: there is none, or it was pruned. Until the files are gone it stays,
     # whatever prune_time says.
     db.execute("ALTER TABLE executions ADD COLUMN log_bytes INTEGER NOT NULL DEFAULT 0")
@@ -420,7 +420,6 @@ def limits_of_tasks(db: Database) -> None:
         """
     )
     db.execute("CREATE INDEX task_limits_next ON task_limits(next_start_time) WHERE next_start_time IS NOT NULL")
-    db.execute("CREATE INDEX task_limits_rated ON task_limits(task_id) WHERE max_starts > 0")
     # A time further away than the window tells that the clock was set back.
     db.execute(
         "CREATE INDEX task_limits_last ON task_limits(next_start_time - rate_window) WHERE next_start_time IS NOT NULL"
@@ -580,6 +579,16 @@ def change_log(db: Database) -> None:
             );
         END
         """
+    )
+
+
+@migrations()
+def jobs_that_stop_unwatched(db: Database) -> None:
+    """The time after which a job is stopped if nobody watches it, in microseconds; null: it is not stopped."""
+    db.execute("ALTER TABLE jobs ADD COLUMN unwatched_limit INTEGER")
+    db.execute(
+        "CREATE INDEX jobs_unwatched ON jobs(job_id, unwatched_limit) WHERE unwatched_limit IS NOT NULL"
+        " AND stop_time IS NULL AND state < 6"
     )
 
 

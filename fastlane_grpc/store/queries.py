@@ -3,7 +3,7 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from datetime import datetime
+from datetime import datetime, timedelta
 
 from fastlane_grpc.errors import ExecutionNotFound, JobNotFound, TaskNotFound
 from fastlane_grpc.model import ArrayPosition, Assignment, Execution, Job, JobSpec, State, Task
@@ -11,6 +11,7 @@ from fastlane_grpc.store.database import Connection
 from fastlane_grpc.store.rows import (
     EXECUTION,
     JOB,
+    JOB_AS_TEXT,
     TASK,
     TASKS,
     Row,
@@ -18,6 +19,7 @@ from fastlane_grpc.store.rows import (
     execution_from,
     job_from,
     microseconds_since_epoch,
+    rows_at_once,
     spec_from,
     task_from,
 )
@@ -86,14 +88,16 @@ class JobInLine:
     @staticmethod
     def together(db: Connection, works: "Sequence[JobInLine]") -> Sequence[tuple[Job, int]]:
         """Return what each query returns. LookupError: there is no such job for one of them."""
-        rows = db.execute(
-            f"""
-            SELECT {_AHEAD}, {JOB} FROM json_each(:job_ids) AS wanted
+        rows = rows_at_once(
+            db,
+            f"{_AHEAD}, {JOB_AS_TEXT}",
+            """
+            FROM json_each(:job_ids) AS wanted
             CROSS JOIN jobs ON jobs.job_id = wanted.value
             CROSS JOIN executions ON executions.execution_id = jobs.execution_id
             """,
             {"job_ids": json.dumps([work.job_id for work in works]), "most": max(work.most for work in works)},
-        ).fetchall()
+        )
         if len(rows) < len(works):
             raise LookupError
         found = {job.id: (job, row[0]) for row in rows if (job := job_from(row[1:]))}
@@ -222,6 +226,18 @@ def execution_newer_than(db: Connection, job_id: str, execution_id: str) -> Exec
         (job_id, execution_id),
     ).fetchall()
     return execution_from(rows[0]) if rows else None
+
+
+def unwatched_limits(db: Connection) -> dict[str, timedelta]:
+    """Return the open jobs that are stopped when nobody watches them for a time, by id, with that time. Jobs that were
+    told to stop are left out."""
+    rows = db.execute(
+        """
+        SELECT job_id, unwatched_limit FROM jobs INDEXED BY jobs_unwatched
+        WHERE unwatched_limit IS NOT NULL AND stop_time IS NULL AND state < 6
+        """
+    )
+    return {job_id: timedelta(microseconds=limit) for job_id, limit in rows}
 
 
 def task_of(db: Connection, task_id: str) -> Task:

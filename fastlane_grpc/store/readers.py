@@ -21,6 +21,11 @@ T = TypeVar("T")
 THREADS = 2
 # An answer waits so long, at the most, for those to reads that are begun after it.
 TOGETHER_SECONDS = 0.0005
+# For some time after so many reads were answered together, many callers are at work. Each thread then waits so long for
+# reads that come with the first one: to wake a thread and the loop costs more than a read.
+SHARED_FROM = 3
+SHARED_SECONDS = 0.001
+SHARED_FOR_SECONDS = 0.05
 # The most reads that one statement answers.
 MOST_TOGETHER = 16
 
@@ -32,8 +37,18 @@ Many: TypeAlias = Callable[[Connection, Sequence[Any]], Sequence[Any]]
 class Readers:
     """Threads that read. A read may wait for another read, never for the writer."""
 
-    def __init__(self, path: Path, *, loop: asyncio.AbstractEventLoop, supervisor: Supervisor = ALONE) -> None:
+    def __init__(
+        self,
+        path: Path,
+        *,
+        loop: asyncio.AbstractEventLoop,
+        supervisor: Supervisor = ALONE,
+        shared_seconds: float = SHARED_SECONDS,
+    ) -> None:
         self._path = path
+        self._shared_seconds = shared_seconds
+        # The monotonic time until which reads are expected to come together.
+        self._shared_until = 0.0
         self._loop = loop
         # None ends one thread. The lock keeps a read from slipping in behind them, where nobody would answer.
         self._queue: queue.SimpleQueue[_Read | None] = queue.SimpleQueue()
@@ -83,6 +98,8 @@ class Readers:
     def _run(self, db: Connection) -> None:
         first = self._queue.get()
         while first:
+            if self._queue.qsize() < MOST_TOGETHER and time.monotonic() < self._shared_until:
+                time.sleep(self._shared_seconds)
             settled, until = list[Settled](), time.monotonic() + TOGETHER_SECONDS
             # Callers that come by the dozen are woken together: to wake the loop costs more than to read a row.
             while first:
@@ -92,12 +109,15 @@ class Readers:
                     break
                 first = first or self._waiting()
             tell(self._loop, settled)
+            if len(settled) >= SHARED_FROM:
+                self._shared_until = time.monotonic() + SHARED_FOR_SECONDS
             first = first or self._queue.get()
         db.close()
 
     def _neighbours(self, first: "_Read") -> tuple[list["_Read"], "_Read | None"]:
-        """Return `first` with those that wait behind it and can be read by the same statement, and the read that
-        follows them, if it was taken from the queue."""
+        """Return `first` and the waiting reads that the same statement can answer.
+
+        Also return the next read, if it was taken from the queue."""
         reads = [first]
         while first.many and len(reads) < MOST_TOGETHER and (following := self._waiting()):
             if following.many is not first.many:

@@ -1,14 +1,17 @@
-"""How jobs and executions are written in rows, and read back the same: one function for each noun, each way."""
+"""Conversion of jobs and executions to rows and back: one function for each noun and direction."""
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
-from dataclasses import asdict, fields
+from collections import namedtuple
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from operator import attrgetter
 from typing import Any
 
 from fastlane_grpc.model import (
+    DEFAULT_LIMITS,
     ArrayPosition,
     CatchUp,
     Conflict,
@@ -37,19 +40,19 @@ from fastlane_grpc.model import (
     Times,
     Unique,
 )
+from fastlane_grpc.store.database import Connection
 
 Row = Sequence[Any]
 
 # The columns that each noun is read from. The SQL that names them and the index by which they are read come from one
 # list, so that a column can be added anywhere in it.
-_TIMES = tuple(each.name for each in fields(Times))
 _OUTCOME = ("reason", "detail", "exit_code", "out_of_memory", "stop_signal")
 _EXECUTION_NAMES = (
     *("execution_id", "job_id", "task_id", "state", "state_time", "run", "attempt"),
     *("host", "container_id", "image_digest", "handle", "starting", "logs"),
     *("stop_cause", "stop_time", "stop_grace", "stop_note"),
     *_OUTCOME,
-    *_TIMES,
+    *Times._fields,
     *("expire_time", "tick_time", "tries", "memory_bytes", "held"),
 )
 _JOB_NAMES = (
@@ -66,19 +69,23 @@ def _columns(table: str, names: Sequence[str]) -> str:
     return ", ".join(f"{table}.{name}" for name in names)
 
 
-def _places(names: Sequence[str]) -> Mapping[str, int]:
-    return {name: place for place, name in enumerate(names)}
+def _row_class(noun: str, names: Sequence[str]) -> Any:
+    """Return the class of rows with these columns. To read them by name costs no more than by number."""
+    return namedtuple(noun, names)
 
 
 # What `execution_from` takes.
 EXECUTION = _columns("executions", _EXECUTION_NAMES)
-_IN_EXECUTION = _places(_EXECUTION_NAMES)
-_TIME_PLACES = tuple(_IN_EXECUTION[name] for name in _TIMES)
+_ExecutionRow = _row_class("ExecutionRow", _EXECUTION_NAMES)
+_FIRST_TIME = _EXECUTION_NAMES.index(Times._fields[0])
+_TIMES_IN_EXECUTION = slice(_FIRST_TIME, _FIRST_TIME + len(Times._fields))
 
 # What `job_from` takes: the columns of the job, and those of its current execution.
 JOB = f"{_columns('jobs', _JOB_NAMES)}, {EXECUTION}"
 JOB_WITHOUT_SPEC = JOB.replace("jobs.spec", "NULL", 1)
-_IN_JOB = _places(_JOB_NAMES)
+# For `rows_at_once`.
+JOB_AS_TEXT = JOB.replace("jobs.spec", "CAST(jobs.spec AS TEXT)", 1)
+_JobRow = _row_class("JobRow", _JOB_NAMES)
 
 # What `task_from` takes, and the tables that it is read from.
 TASK = f"""
@@ -89,7 +96,7 @@ TASK = f"""
     ))
 """
 TASKS = "tasks LEFT JOIN task_limits USING (task_id)"
-_IN_TASK = _places((*_TASK_NAMES, *_LIMIT_NAMES, "running"))
+_TaskRow = _row_class("TaskRow", (*_TASK_NAMES, *_LIMIT_NAMES, "running"))
 
 # Made once: json.dumps makes one for each call that wants something special.
 _encode = json.JSONEncoder(sort_keys=True, separators=(",", ":")).encode
@@ -101,56 +108,67 @@ _REASONS = {int(reason): reason for reason in Reason}
 _HOLDS = {int(hold): hold for hold in Hold}
 
 
+def rows_at_once(
+    db: Connection, columns: str, source: str, values: Mapping[str, object], *, before: str = ""
+) -> Sequence[Row]:
+    """Return the rows of a query, which SQLite passes as one text: `SELECT columns source`, after the clause `before`.
+
+    SQLite gives up the interpreter for each row that it passes, and to get it back from other threads costs more than
+    the row. No column may be a BLOB."""
+    [(text,)] = db.execute(f"{before} SELECT json_group_array(json_array({columns})) {source}", values).fetchall()
+    rows: Sequence[Row] = json.loads(text)
+    return rows
+
+
 def execution_from(row: Row) -> Execution:
-    at = _IN_EXECUTION
-    state = _STATES[row[at["state"]]]
+    its = _ExecutionRow._make(row)
+    state = _STATES[its.state]
     return Execution(
-        id=row[at["execution_id"]],
-        job_id=row[at["job_id"]],
-        task_id=row[at["task_id"]],
+        id=its.execution_id,
+        job_id=its.job_id,
+        task_id=its.task_id,
         state=state,
-        times=_times_from(row),
-        state_time=time_from(row[at["state_time"]]),
-        run=row[at["run"]],
-        attempt=row[at["attempt"]],
-        outcome=_outcome_from(row, at),
-        stop=_stop_from(row, at),
-        host=row[at["host"]],
-        container_id=row[at["container_id"]],
-        image_digest=row[at["image_digest"]],
-        handle=row[at["handle"]],
-        starting=bool(row[at["starting"]]),
+        times=_times_from(row[_TIMES_IN_EXECUTION]),
+        state_time=time_from(its.state_time),
+        run=its.run,
+        attempt=its.attempt,
+        outcome=None if its.reason is None else _outcome_from(its),
+        stop=None if its.stop_cause is None else _stop_from(its),
+        host=its.host,
+        container_id=its.container_id,
+        image_digest=its.image_digest,
+        handle=its.handle,
+        starting=its.starting == 1,
         # Of one that went back to the queue the row has what its log holds so far. That may still grow.
-        logs=_logs_from(row[at["logs"]]) if state.final else (),
-        expire_time=_time_or_none(row[at["expire_time"]]),
-        tick_time=_time_or_none(row[at["tick_time"]]),
-        tries=row[at["tries"]],
-        memory_bytes=row[at["memory_bytes"]],
-        hold=_HOLDS[row[at["held"]]],
+        logs=_logs_from(its.logs) if state.final else (),
+        expire_time=_time_or_none(its.expire_time),
+        tick_time=_time_or_none(its.tick_time),
+        tries=its.tries,
+        memory_bytes=its.memory_bytes,
+        hold=_HOLDS[its.held],
     )
 
 
 def job_from(row: Row) -> Job:
-    at = _IN_JOB
-    spec = row[at["spec"]]
+    its = _JobRow._make(row[: len(_JOB_NAMES)])
     return Job(
-        id=row[at["job_id"]],
-        task_id=row[at["task_id"]],
-        spec=None if spec is None else spec_from(spec),
-        execution=execution_from(row[len(at) :]),
-        create_time=time_from(row[at["create_time"]]),
-        state=_STATES[row[at["state"]]],
-        executions=row[at["executions"]],
-        request_id=row[at["request_id"]],
-        caller_address=row[at["caller_address"]],
-        outcome=_outcome_from(row, at),
-        end_time=_time_or_none(row[at["end_time"]]),
-        stop_time=_time_or_none(row[at["stop_time"]]),
-        runs=row[at["runs"]],
-        schedule=schedule_from(row[at["schedule"]]),
-        tick_time=_time_or_none(row[at["tick_time"]]),
-        revision=row[at["revision"]],
-        array=array_from(row[at["array_index"]], row[at["array_size"]]),
+        id=its.job_id,
+        task_id=its.task_id,
+        spec=None if its.spec is None else spec_from(its.spec),
+        execution=execution_from(row[len(_JOB_NAMES) :]),
+        create_time=time_from(its.create_time),
+        state=_STATES[its.state],
+        executions=its.executions,
+        request_id=its.request_id,
+        caller_address=its.caller_address,
+        outcome=None if its.reason is None else _outcome_from(its),
+        end_time=_time_or_none(its.end_time),
+        stop_time=_time_or_none(its.stop_time),
+        runs=its.runs,
+        schedule=schedule_from(its.schedule),
+        tick_time=_time_or_none(its.tick_time),
+        revision=its.revision,
+        array=array_from(its.array_index, its.array_size),
     )
 
 
@@ -159,43 +177,37 @@ def array_from(index: int | None, size: int | None) -> ArrayPosition | None:
 
 
 def task_from(row: Row) -> Task:
-    at = _IN_TASK
-    has_jobs = row[at["jobs"]] > 0
+    its = _TaskRow._make(row)
+    has_jobs = its.jobs > 0
     return Task(
-        id=row[at["task_id"]],
-        create_time=time_from(row[at["create_time"]]) if has_jobs else None,
-        last_enqueue_time=time_from(row[at["last_enqueue_time"]]) if has_jobs else None,
-        jobs=row[at["jobs"]],
-        open_jobs=row[at["open_jobs"]],
-        running=row[at["running"]],
+        id=its.task_id,
+        create_time=time_from(its.create_time) if has_jobs else None,
+        last_enqueue_time=time_from(its.last_enqueue_time) if has_jobs else None,
+        jobs=its.jobs,
+        open_jobs=its.open_jobs,
+        running=its.running,
         limits=TaskLimits(
-            row[at["max_running"]] or 0,
-            bool(row[at["paused"]]),
-            row[at["max_starts"]] or 0,
-            _duration_from(row[at["rate_window"]] or None),
+            its.max_running or 0, bool(its.paused), its.max_starts or 0, _duration_from(its.rate_window or None)
         ),
     )
+
+
+def unwatched_limit_of(spec: JobSpec) -> int | None:
+    """Return the time in microseconds after which the job is stopped if nobody watches it; None: it is not."""
+    return None if spec.stop_when_unwatched is None else microseconds_of(spec.stop_when_unwatched)
 
 
 def spec_bytes(spec: JobSpec) -> bytes:
     """JSON, the same bytes for the same spec. What is not set is left out, so that a field of a later release changes
     none of them."""
-    given = {
-        "image": spec.image,
-        "command": spec.command,
-        "args": list(spec.args),
-        "envs": dict(spec.envs),
-        "entrypoint": list(spec.entrypoint),
-        "working_dir": spec.working_dir,
-        "user": spec.user,
-        "pull_policy": spec.pull_policy,
-        "limits": _limits_given(spec.limits),
-        "network": spec.network,
-        "read_only_root": spec.read_only_root,
-        "stop_signal": spec.stop_signal,
-        "priority": spec.priority,
-        "labels": dict(spec.labels),
-    }
+    kept: dict[str, object] = {name: value for name, value in zip(_PLAIN_NAMES, _plain_of(spec), strict=True) if value}
+    for name, values, kind in _COLLECTIONS:
+        if given := values(spec):
+            kept[name] = kind(given)
+    if spec.limits is not DEFAULT_LIMITS and (limits := _limits_given(spec.limits)):
+        kept["limits"] = limits
+    if _optional_of(spec) == _NONE_SET:
+        return _encode(kept).encode()
     optional = {
         "timeout_us": None if spec.timeout is None else microseconds_of(spec.timeout),
         "stop_grace_us": None if spec.stop_grace is None else microseconds_of(spec.stop_grace),
@@ -206,15 +218,33 @@ def spec_bytes(spec: JobSpec) -> bytes:
         "cron": None if spec.cron is None else _cron_given(spec.cron),
         "retry": None if spec.retry is None else _retry_given(spec.retry),
         "unique": None if spec.unique is None else _without_defaults({**asdict(spec.unique)}),
-        "history": spec.history or None,
+        "stop_when_unwatched_us": unwatched_limit_of(spec),
     }
-    kept = {key: value for key, value in given.items() if value} | {
-        key: value for key, value in optional.items() if value is not None
-    }
+    for name, value in optional.items():
+        if value is not None:
+            kept[name] = value
     return _encode(kept).encode()
 
 
-def spec_from(data: bytes) -> JobSpec:
+# Fields of a spec that are kept unless they are zero or empty.
+_PLAIN_NAMES = (
+    *("image", "command", "working_dir", "user", "pull_policy", "network", "read_only_root", "stop_signal", "priority"),
+    "history",
+)
+_plain_of = attrgetter(*_PLAIN_NAMES)
+# Fields that are kept unless they are None; most specs have none of them.
+_optional_of = attrgetter(
+    *("timeout", "stop_grace", "metadata", "start_in", "start_at", "expire_time", "cron", "retry", "unique"),
+    "stop_when_unwatched",
+)
+_NONE_SET = _optional_of(JobSpec(""))
+_COLLECTIONS: Sequence[tuple[str, Callable[[JobSpec], Any], type]] = tuple(
+    (name, attrgetter(name), kind)
+    for name, kind in (("args", list), ("envs", dict), ("entrypoint", list), ("labels", dict))
+)
+
+
+def spec_from(data: bytes | str) -> JobSpec:
     kept: dict[str, Any] = json.loads(data)
     return JobSpec(
         image=kept.get("image", ""),
@@ -241,6 +271,7 @@ def spec_from(data: bytes) -> JobSpec:
         retry=_retry_from(kept.get("retry")),
         unique=_unique_from(kept.get("unique")),
         history=kept.get("history", 0),
+        stop_when_unwatched=_duration_from(kept.get("stop_when_unwatched_us")),
     )
 
 
@@ -281,7 +312,7 @@ def schedule_from(text: str | None) -> ScheduleState | None:
 
 
 def request_digest(task_id: str, spec: bytes) -> bytes:
-    """What tells a repeated request from another one that came with the same request_id."""
+    """Return a digest that tells a repeated request from a different one with the same request_id."""
     return hashlib.sha256(json.dumps(task_id).encode() + spec).digest()
 
 
@@ -319,26 +350,19 @@ def _logs_from(text: str) -> tuple[LogTotals, ...]:
 
 
 def _times_from(row: Row) -> Times:
-    times = [None if row[place] is None else time_from(row[place]) for place in _TIME_PLACES]
+    times = [None if time is None else time_from(time) for time in row]
     return Times(*times)  # type: ignore[arg-type]  # the columns of the first two are NOT NULL
 
 
-def _outcome_from(row: Row, at: Mapping[str, int]) -> Outcome | None:
-    """None until it is final."""
-    reason = row[at["reason"]]
-    if reason is None:
-        return None
-    out_of_memory = bool(row[at["out_of_memory"]])
-    return Outcome(_REASONS[reason], row[at["detail"]], row[at["exit_code"]], out_of_memory, row[at["stop_signal"]])
+def _outcome_from(row: Any) -> Outcome:
+    """Return the outcome of a row that has one."""
+    return Outcome(_REASONS[row.reason], row.detail, row.exit_code, bool(row.out_of_memory), row.stop_signal)
 
 
-def _stop_from(row: Row, at: Mapping[str, int]) -> Stop | None:
-    """None unless it was told to stop."""
-    cause = row[at["stop_cause"]]
-    if cause is None:
-        return None
-    grace = timedelta(microseconds=row[at["stop_grace"]])
-    return Stop(StopCause(cause), time_from(row[at["stop_time"]]), grace, row[at["stop_note"]])
+def _stop_from(row: Any) -> Stop:
+    """Return the stop of a row that has one."""
+    grace = timedelta(microseconds=row.stop_grace)
+    return Stop(StopCause(row.stop_cause), time_from(row.stop_time), grace, row.stop_note)
 
 
 def _limits_given(limits: Limits) -> Mapping[str, int | float]:

@@ -16,6 +16,7 @@ from fastlane_grpc.machine.data_directory import free_bytes, free_inodes, is_ful
 from fastlane_grpc.model import (
     ArrayPosition,
     Assignment,
+    Conflict,
     Execution,
     Job,
     JobSpec,
@@ -34,7 +35,7 @@ from fastlane_grpc.store.census import Census, take_census
 from fastlane_grpc.store.changes import Change, ChangePosition, JobsRead
 from fastlane_grpc.store.database import Connection, open_for_reading, open_for_writing
 from fastlane_grpc.store.due import Promotion
-from fastlane_grpc.store.enqueue import DEFAULT_SECRET_NAMES, NO_QUOTA, Enqueue, Quota
+from fastlane_grpc.store.enqueue import DEFAULT_SECRET_NAMES, NO_QUOTA, Enqueue, Quota, key_holders
 from fastlane_grpc.store.execution_counts import ExecutionCounts
 from fastlane_grpc.store.hosts import Drain
 from fastlane_grpc.store.job_changes import pause_schedule, replace_job, resume_schedule, retry_job
@@ -73,6 +74,7 @@ from fastlane_grpc.store.queries import (
     job_of,
     newest_started,
     task_of,
+    unwatched_limits,
 )
 from fastlane_grpc.store.readers import Readers
 from fastlane_grpc.store.reserve import Reserve
@@ -125,11 +127,11 @@ class Store:
         """Open the store in `directory`, or make it. It takes jobs up to `quota`. StoreFailed if it cannot be
         opened.
 
-        After each commit, on the loop, `on_commit` is given every change that the commit made to an execution (a new
-        one is a change), in their order: of an execution that changed twice, the last one is how it is now. There is
-        none where the commit changed or deleted jobs alone. Callers on
-        the loop were woken before; those on threads are woken after it was called for, so whatever they do next comes
-        to the loop later. `on_failure` is called, on the loop as well, when something could not be written."""
+        After each commit, `on_commit` is called on the loop with the changes to executions, in their order; a new
+        execution is a change. If an execution changed twice, the last change is its present state. The list is empty
+        if the commit changed or deleted jobs alone. Callers on the loop are woken before `on_commit`. Callers on
+        threads are woken after it was scheduled, so their next calls reach the loop later. `on_failure` is called on
+        the loop when a write failed."""
         path = directory / "fastlane.db"
         reserve = Reserve(directory)
         db = _open_with_reserve(path, reserve)
@@ -388,12 +390,24 @@ class Store:
                     raise
                 if refusal:
                     raise refusal from None
+                if spec.unique and spec.unique.conflict is Conflict.USE_EXISTING:
+                    # The job under this id is asked for, and no other one.
+                    for holder in key_holders(db, task_id, spec.unique.key):
+                        raise UniqueKeyTaken(spec.unique.key, holder) from None
                 created = self._enqueue(task_id, spec, "", caller_address, job_id=job_id)(db)
                 return Written((created.answer[0], True), created.changed, new_jobs=1)
             if refusal and job.spec != spec:
                 raise refusal
             job, changed = replace_job(
-                db, job_id, task_id=task_id, spec=spec, etag=etag, now=self._now(), quota=self._quota, rules=self._rules
+                db,
+                job_id,
+                task_id=task_id,
+                spec=spec,
+                etag=etag,
+                now=self._now(),
+                quota=self._quota,
+                rules=self._rules,
+                secret_names=self._secret_names,
             )
             return Written((job, False), changed, [job_id])
 
@@ -500,6 +514,10 @@ class Store:
         one is not queued."""
         return self._readers.read(lambda db: ahead_of(db, execution_id, most))
 
+    def unwatched_limits(self) -> Pending[dict[str, timedelta]]:
+        """Return the open jobs that are stopped when nobody watches them for a time, by id, with that time."""
+        return self._readers.read(unwatched_limits)
+
     # ---- the change log
 
     def newest_change(self) -> Pending[ChangePosition]:
@@ -561,19 +579,19 @@ class Store:
             claimed: list[Assignment] = []
             rates: dict[str, datetime | None] = {}
             empty: set[Sequence[str]] = set()
-            has_rates = task_limits.has_rates(db)
             if self._pools:
                 placement.place(db, self._pools)
             for host in hosts:
                 pools = self._pools.of_host(host)
                 if pools in empty:
                     continue
-                execution = _claim_next(db, host, pools, microseconds_since_epoch(now))
-                if execution is None:
+                claim = _claim_next(db, host, pools, microseconds_since_epoch(now))
+                if claim is None:
                     empty.add(pools)
                     continue
+                execution, has_rate = claim
                 claimed.append(Assignment(execution, follow_claim(db, execution)))
-                if has_rates:
+                if has_rate:
                     rates |= task_limits.note_start(db, execution, now)
             told = [lambda: self.limited_tasks.rates_changed(rates)] if rates else []
             return Written(claimed, [assignment.execution for assignment in claimed], told=told)
@@ -895,14 +913,11 @@ def _followed(db: Connection, execution: Execution | None) -> Written[Execution 
     return _written(execution)
 
 
-def _claim_next(db: Connection, host: str, pools: Sequence[str], now: int) -> Execution | None:
-    return _update(
-        db,
-        _claim_sql(len(pools)),
-        host=host,
-        now=now,
-        **{f"pool_{number}": pool for number, pool in enumerate(pools)},
-    )
+def _claim_next(db: Connection, host: str, pools: Sequence[str], now: int) -> tuple[Execution, bool] | None:
+    """Claim the next execution for the host. Return it, and whether its task has a rate; None: nothing waits."""
+    values = {"host": host, "now": now, **{f"pool_{number}": pool for number, pool in enumerate(pools)}}
+    rows = db.execute(_claim_sql(len(pools)), values).fetchall()
+    return (execution_from(rows[0][1:]), bool(rows[0][0])) if rows else None
 
 
 @cache
@@ -914,6 +929,7 @@ def _claim_sql(pools: int) -> str:
     return f"""
         UPDATE executions SET state = {State.PREPARING}, state_time = :now, claim_time = :now, host = :host
         WHERE state = {State.QUEUED} AND seq = (SELECT seq FROM ({of_all}) ORDER BY priority DESC, turn LIMIT 1)
+        RETURNING {task_limits.HAS_RATE}, {EXECUTION}
         """
 
 

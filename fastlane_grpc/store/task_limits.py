@@ -1,9 +1,10 @@
 """Limits of tasks: how many executions run at a time, how many start within a window, and pauses.
 
 The table `task_limits` has a row for each task with limits. Triggers count its running executions and block its lines
-of the queue, so that a claim never looks at a task that is at a limit. The rate is a sliding window: of the starts of a
+of the queue. So a claim never looks at a task that is at a limit. The rate is a sliding window: of the starts of a
 task, any that are closer together than the window are at most `max_starts`. A start is the claim of a slot; an
-execution that goes back to the queue has not started, and its start is taken back."""
+execution that goes back to the queue has not started, and its start is taken back.
+"""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
@@ -20,6 +21,10 @@ _DAY_MICROSECONDS = 86_400_000_000
 
 _RUNNING = f"state IN ({State.PREPARING}, {State.RUNNING}, {State.STOPPING})"
 _MAY_RUN = frozenset({State.PREPARING, State.RUNNING, State.STOPPING})
+
+
+# SQL: whether the task of a row of `executions` has a rate; NULL: it has no limits.
+HAS_RATE = "(SELECT max_starts > 0 FROM task_limits WHERE task_limits.task_id = executions.task_id)"
 
 
 class LimitsUpdate(NamedTuple):
@@ -78,17 +83,9 @@ def update(db: Connection, task_id: str, change: TaskLimitsChange, now: datetime
     return LimitsUpdate(_task(db, task_id), running, next_start_time)
 
 
-def has_rates(db: Connection) -> bool:
-    """Return whether any task has a rate."""
-    found = db.execute("SELECT 1 FROM task_limits INDEXED BY task_limits_rated WHERE max_starts > 0 LIMIT 1")
-    return bool(found.fetchall())
-
-
 def note_start(db: Connection, execution: Execution, now: datetime) -> dict[str, datetime | None]:
-    """Count the start of an execution that was just claimed. Return, if its task has a rate, the time before which the
+    """Count the start of an execution that was just claimed, of a task with a rate. Return the time before which the
     task may not start another one; None: now."""
-    if not _has_rate(db, execution.task_id):
-        return {}
     time = microseconds_since_epoch(now)
     db.execute("INSERT INTO task_starts VALUES (?, ?, ?)", (execution.id, execution.task_id, time))
     db.execute("DELETE FROM task_starts WHERE task_id = ? AND time <= ?", (execution.task_id, time - _DAY_MICROSECONDS))
@@ -231,10 +228,6 @@ class LimitedTasks:
 
 def _task(db: Connection, task_id: str) -> Task:
     return task_of(db, task_id) if exists(db, task_id) else Task(task_id, None, None, 0, 0)
-
-
-def _has_rate(db: Connection, task_id: str) -> bool:
-    return bool(db.execute("SELECT 1 FROM task_limits WHERE task_id = ? AND max_starts > 0", [task_id]).fetchall())
 
 
 def _window(db: Connection, task_id: str, now: datetime) -> datetime | None:

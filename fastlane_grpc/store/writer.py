@@ -26,6 +26,11 @@ from fastlane_grpc.supervisor import ALONE, Supervisor
 T = TypeVar("T")
 
 UNITS_PER_COMMIT = 256
+# After a commit of so many units the callers that were answered are likely to write again at once.
+SHARED_FROM = 4
+# The next commit then waits so long for them, or until so many units wait. A commit costs as much as a dozen jobs.
+SHARED_SECONDS = 0.002
+SHARED_ENOUGH = 32
 
 _log = structlog.get_logger()
 
@@ -69,6 +74,7 @@ class Writer:
         retry_seconds: float = 1.0,
         supervisor: Supervisor = ALONE,
         reserve: Reserve | None = None,
+        shared_seconds: float = SHARED_SECONDS,
         counts: StoreCounts | None = None,
     ) -> None:
         self._db = db
@@ -79,6 +85,9 @@ class Writer:
         self._on_commit = on_commit
         self._on_failure = on_failure
         self._retry_seconds = retry_seconds
+        self._shared_seconds = shared_seconds
+        # Set when a commit has waited for other units long enough.
+        self._enough = threading.Event()
         # None is the end. The lock keeps a unit from slipping in behind it, where nobody would answer.
         self._queue: queue.SimpleQueue[_Unit | None] = queue.SimpleQueue()
         self._entrance = threading.Lock()
@@ -117,6 +126,7 @@ class Writer:
             if not self._closed:
                 self._closed = True
                 self._queue.put(None)
+                self._enough.set()
         self._thread.join(timeout)
 
     def _put(
@@ -127,6 +137,8 @@ class Writer:
             if self._closed:
                 raise ServerStopping("the server is going down")
             self._queue.put(_Unit(work, pending, until_stored, many, vital, weight))
+            if self._queue.qsize() >= SHARED_ENOUGH:
+                self._enough.set()
         return pending
 
     # ---- on the thread
@@ -175,9 +187,20 @@ class Writer:
                 unit = self._queue.get(timeout=0 if units else patience)
                 if unit is None:
                     return units, True
+                if not units and unit.weight < SHARED_ENOUGH:
+                    self._wait_for_others()
                 units.append(unit)
                 weight += unit.weight
         return units, False
+
+    def _wait_for_others(self) -> None:
+        """Wait a moment for units that can share the next commit, if several shared the last one."""
+        if len(self._taken) < SHARED_FROM:
+            return
+        # Cleared before the look at the queue: a unit that arrives after it sets the event again.
+        self._enough.clear()
+        if self._queue.qsize() < SHARED_ENOUGH and not self._closed:
+            self._enough.wait(self._shared_seconds)
 
     def _pay(self) -> None:
         # Each in a transaction of its own: one that ruins its transaction every time ruins no other.
@@ -218,8 +241,8 @@ class Writer:
         self._commit(again)
 
     def _all_at_once(self, units: Sequence["_Unit"]) -> Sequence["_Done"]:
-        """What the units answer; nothing, and nothing has changed, if one of them raises. Without a savepoint each:
-        that would be two statements more, at each of which the interpreter changes hands. Raises only if the
+        """Run the units without savepoints, and return their results. If one raises, nothing has changed. A savepoint
+        for each would be two more statements, and each statement may yield the interpreter. Raises only if the
         transaction is gone."""
         self._db.execute("BEGIN IMMEDIATE")
         try:
@@ -290,7 +313,7 @@ class Writer:
             tell(self._loop, (), self._on_failure)
 
     def _announce(self, changed: Sequence[Execution], told: Sequence[Callable[[], None]], *, on_commit: bool) -> None:
-        """On the loop."""
+        """Announce what was committed, on the event loop."""
         for tell_one in told:
             tell_one()
         if on_commit:

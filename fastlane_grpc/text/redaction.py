@@ -6,10 +6,13 @@ import re
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
-from functools import lru_cache
+from functools import lru_cache, partial
 
 # Shown in place of a secret.
 REDACTED = "***"
+
+# Each secret is found by one of these characters near it, but for a bearer token. Most texts have none of them.
+_MARKS = re.compile(r"[=:_-]")
 
 # How often a text is searched at most. One round is enough for all but contrived texts.
 _ROUNDS = 4
@@ -58,8 +61,8 @@ class SecretNames:
     and digits. An entry that begins with `!` is a whole name that is not secret; such an entry wins over the others."""
 
     entries: Sequence[str] = DEFAULT_ENTRIES
-    _hidden: "re.Pattern[str]" = field(init=False, repr=False, compare=False)
-    _shown: Sequence[str] = field(init=False, repr=False, compare=False)
+    _hides: Callable[[str], bool] = field(init=False, repr=False, compare=False)
+    _hides_cached: Callable[[str], bool] = field(init=False, repr=False, compare=False)
     # Every secret name contains one of these, in some case.
     _pieces: Sequence[str] = field(init=False, repr=False, compare=False)
 
@@ -68,8 +71,10 @@ class SecretNames:
         hidden = [re.escape(entry).replace(r"\*", "[^_]*") for entry in secret]
         # Without entries nothing matches.
         pattern = f"_(?:{'|'.join(hidden)})s?_" if hidden else r"(?!)"
-        object.__setattr__(self, "_hidden", re.compile(pattern))
-        object.__setattr__(self, "_shown", tuple(entry[1:] for entry in self.entries if entry.startswith("!")))
+        shown = tuple(entry[1:] for entry in self.entries if entry.startswith("!"))
+        hides = partial(_hides, re.compile(pattern), shown)
+        object.__setattr__(self, "_hides", hides)
+        object.__setattr__(self, "_hides_cached", lru_cache(4096)(hides))
         pieces = {max(re.split(r"[*_]", entry), key=len) for entry in secret}
         object.__setattr__(self, "_pieces", tuple(pieces))
 
@@ -96,7 +101,7 @@ class SecretNames:
     def hides(self, name: str) -> bool:
         """Return whether the value of a variable with this name is a secret."""
         # Real names are few and short. A cache of long names would let callers fill the memory.
-        return (_hides_cached if len(name) <= _CACHED_CHARACTERS else _hides)(self._hidden, self._shown, name)
+        return (self._hides_cached if len(name) <= _CACHED_CHARACTERS else self._hides)(name)
 
     def shown(self, name: str, value: str) -> str:
         """Return the value of the variable without secrets."""
@@ -112,36 +117,65 @@ class SecretNames:
         These are secrets: the value after a secret name and `=`, as in `--password=x`, `?token=x` or `;password=x`; a
         JSON string with a secret name; the password of a URL; a token in place of the user of a URL; the value of an
         Authorization header and of similar ones; a bearer token; a token with a well-known prefix, as `ghp_`."""
-        # What one finder removes may end what another one found: `a://X-Key:"x@h`. A second round settles that.
-        for _ in range(_ROUNDS):
-            before = text
-            for find in self._finders():
-                text = _without(text, find(text))
-            if text == before:
-                break
-        return text
+        return _masked(text, self._finders())
+
+    def mask_command(self, text: str) -> str:
+        """Return a command line without secrets: as `mask`, and without `x` in `--password x`."""
+        return _masked(text, (*self._finders(), self._option_values))
 
     def mask_word(self, word: str) -> str:
-        """Return one word of a command line without secrets. The value in `--password=x` is all the rest of the word,
-        blanks too."""
+        """Return one word of a command line without secrets. It may be a script of a shell. The value in `--password=x`
+        is all the rest of the word, blanks too."""
         option = _OPTION.match(word)
         if option and option.end() < len(word) and self.hides(option[1]):
             return f"{word[: option.end()]}{REDACTED}"
-        return self.mask(word)
+        return self.mask_command(word)
+
+    def mask_words(self, words: Sequence[str]) -> Sequence[str]:
+        """Return the words of a command line without secrets, one of which may be the value of the option before it."""
+        shown = tuple(map(self.mask_word, words))
+        secret = {number for number in range(1, len(words)) if self._is_secret_value(words, number)}
+        return tuple(REDACTED if number in secret else word for number, word in enumerate(shown)) if secret else shown
 
     def holds_mask(self, text: str) -> bool:
         """Return whether the text holds `***` where a secret belongs."""
         if REDACTED not in text:
             return False
-        return any(text[slice(*span)] == REDACTED for find in self._finders() for span in find(text))
+        finders = (*self._finders(), self._option_values)
+        return any(text[slice(*span)] == REDACTED for find in finders for span in find(text))
+
+    def is_mask(self, words: Sequence[str], number: int) -> bool:
+        """Return whether this word of a command line is `***` where the value of a secret option belongs."""
+        return words[number] == REDACTED and self._is_secret_value(words, number)
+
+    def _is_secret_value(self, words: Sequence[str], number: int) -> bool:
+        option = _OPTION_ALONE.fullmatch(words[number - 1]) if number and words[number - 1].startswith("-") else None
+        return bool(option and words[number] and not words[number].startswith("-") and self._takes_secret(option[1]))
+
+    def _takes_secret(self, option: str) -> bool:
+        # `--no-password` is a switch.
+        return not option.lower().startswith("no-") and self.hides(option)
+
+    def _option_values(self, text: str) -> Iterator[_Span]:
+        lowered = text.lower() if "-" in text else ""
+        if not any(piece in lowered for piece in self._pieces):
+            return
+        for option in _OPTION_AND_BLANK.finditer(text):
+            value = _VALUE.match(text, option.end()) if self._takes_secret(option[1]) else None
+            if value and value.lastindex and value[value.lastindex]:
+                yield value.span(value.lastindex)
 
     def _finders(self) -> Sequence[Callable[[str], Iterable[_Span]]]:
         return (_header_values, self._json_values, self._named_values, _tokens, _url_credentials)
 
-    def _json_values(self, text: str) -> Iterator[_Span]:
+    def _json_values(self, text: str) -> Iterable[_Span]:
+        if '"' not in text or ":" not in text:
+            return ()
         return self._values(text, _JSON_NAME, lambda _: _JSON_VALUE)
 
-    def _named_values(self, text: str) -> Iterator[_Span]:
+    def _named_values(self, text: str) -> Iterable[_Span]:
+        if "=" not in text:
+            return ()
         return self._values(text, _NAME, lambda name: _VALUES.get(text[max(name.start() - 1, 0)], _VALUE))
 
     def _values(
@@ -165,6 +199,20 @@ def mask_secrets(text: str) -> str:
     return _DEFAULT_NAMES.mask(text)
 
 
+def _masked(text: str, finders: Sequence[Callable[[str], Iterable[_Span]]]) -> str:
+    if not _MARKS.search(text) and "bearer " not in text.lower():
+        return text
+    # What one finder removes may end what another one found: `a://X-Key:"x@h`. A second round settles that.
+    for _ in range(_ROUNDS):
+        before = text
+        for find in finders:
+            if spans := find(text):
+                text = _without(text, spans)
+        if text == before:
+            break
+    return text
+
+
 def _without(text: str, spans: Iterable[_Span]) -> str:
     pieces: list[str] = []
     done = 0
@@ -185,7 +233,6 @@ def _hides(hidden: "re.Pattern[str]", shown: Sequence[str], name: str) -> bool:
 
 
 _CACHED_CHARACTERS = 100
-_hides_cached = lru_cache(4096)(_hides)
 _DEFAULT_NAMES = SecretNames()
 
 
@@ -196,6 +243,9 @@ _NAME = re.compile(r"(?<![\w.-])([\w.-]++)=")
 _JSON_NAME = re.compile(r'"([\w.-]++)"\s*+:\s*+"')
 # An option or a variable with its value in one word: `--password=x`, `PASSWORD=x`.
 _OPTION = re.compile(r"-*+([\w.-]++)=")
+# An option whose value is the next word: `--password x`, `-password x`.
+_OPTION_ALONE = re.compile(r"--?+(\w[\w.-]*+)")
+_OPTION_AND_BLANK = re.compile(r"(?<![\w.-])--?+(\w[\w.-]*+)[ \t]++(?!-)")
 
 
 def _value_until(end: str) -> "re.Pattern[str]":
@@ -229,13 +279,12 @@ _TOKEN = re.compile(
 )
 
 
-def _header_values(text: str) -> Iterator[_Span]:
-    if ":" in text:
-        yield from (header.span(1) for header in _HEADER.finditer(text))
+def _header_values(text: str) -> Iterable[_Span]:
+    return (header.span(1) for header in _HEADER.finditer(text)) if ":" in text else ()
 
 
-def _tokens(text: str) -> Iterator[_Span]:
-    yield from (token.span(1) for token in _TOKEN.finditer(text))
+def _tokens(text: str) -> Iterable[_Span]:
+    return (token.span(1) for token in _TOKEN.finditer(text))
 
 
 # ---------------------------------------------------------------------------------------------------------------- URLs
@@ -251,14 +300,13 @@ _TOKEN_USER = re.compile(r"(?=[^@:/?#]*[0-9])(?=[^@:/?#]*[A-Za-z])[A-Za-z0-9_]{2
 _BLANKS = re.compile(r"\S+")
 
 
-def _url_credentials(text: str) -> Iterator[_Span]:
-    """Yield the password, and a token in place of the user, of each `scheme://user:password@host`.
+def _url_credentials(text: str) -> Iterable[_Span]:
+    """Return the spans of the password, and of a token in place of the user, of each `scheme://user:password@host`.
 
     A password ends at the last @ before a blank: passwords with an unescaped /, : or @ occur."""
     if "://" not in text or "@" not in text:
-        return
-    for word in _BLANKS.finditer(text):
-        yield from _credentials(text, word.start(), word.end())
+        return ()
+    return (span for word in _BLANKS.finditer(text) for span in _credentials(text, word.start(), word.end()))
 
 
 def _credentials(text: str, start: int, end: int) -> Iterator[_Span]:

@@ -14,6 +14,8 @@ _PIECE = re.compile(
     """,
     re.VERBOSE | re.DOTALL,
 )
+# A text without these is split at its blanks.
+_QUOTE = re.compile(r"""[\\'"]""")
 # Between double quotes a backslash is special only before these. A backslash and a newline are both removed.
 _DOUBLE_ESCAPE = re.compile(r'\\([$`"\\\n])')
 
@@ -23,6 +25,8 @@ def split_command(text: str) -> list[str]:
     backslash.
 
     No shell runs: `$`, `*`, `|`, `;`, `#` and `~` are ordinary characters."""
+    if not _QUOTE.search(text):
+        return [word for word in text.replace("\t", " ").replace("\n", " ").split(" ") if word]
     words: list[str] = []
     word: str | None = None  # None between words: '' is a word.
     position = 0

@@ -38,8 +38,9 @@ Rules for every call.
     a secret name (PGPASS, API_KEY, GH_PAT; not MONKEY; see the server's setting `secret_names`). Secret in envs,
     command, args, entrypoint, labels and messages are: the password in a URL (`scheme://user:password@host`), a
     token in place of its user, the value after a secret name and `=` (`?token=`, `--password=`), the value of an
-    Authorization header or a similar one, and tokens with a well-known prefix (`ghp_`). A request that contains such
-    a `***` is rejected. Metadata is returned unchanged.
+    Authorization header or a similar one, and tokens with a well-known prefix (`ghp_`). In command, args and
+    entrypoint also the word after an option with a secret name (`--password x`). A request that contains such a
+    `***` is rejected. Metadata is returned unchanged.
   * Text for people (details, notes, reasons of hosts, fastlane's own log lines) is one printable line: line breaks,
     control characters and escape sequences from callers, engines and registries are removed.
   * Only google/protobuf/*.proto is imported: this file alone is the whole API.
@@ -526,6 +527,7 @@ class JobSpec(_message.Message):
     RETRY_FIELD_NUMBER: _builtins.int
     UNIQUE_FIELD_NUMBER: _builtins.int
     HISTORY_FIELD_NUMBER: _builtins.int
+    STOP_WHEN_UNWATCHED_FIELD_NUMBER: _builtins.int
     image: _builtins.str
     """Required. The image, as for `docker run`: name, tag, digest, registry with port. Stored and returned exactly as
     given.
@@ -626,6 +628,14 @@ class JobSpec(_message.Message):
     def unique(self) -> Global___Unique:
         """At most one open job with this key within the task. Unset: any number of jobs."""
 
+    @_builtins.property
+    def stop_when_unwatched(self) -> _duration_pb2.Duration:
+        """Stops the job when nobody has watched it for this time, 5 s to 1 day: there was no StreamJobLogs or
+        StreamExecutionLogs with `follow` of the job, and no WatchJobs that names it. The time begins with the enqueue, with
+        the end of the last such stream, and with each start of the server. For callers that may vanish, as a step of a CI
+        system that is cancelled. Not together with `cron`. Unset: the job goes on unwatched.
+        """
+
     def __init__(
         self,
         *,
@@ -653,10 +663,11 @@ class JobSpec(_message.Message):
         retry: Global___Retry | None = ...,
         unique: Global___Unique | None = ...,
         history: _builtins.int = ...,
+        stop_when_unwatched: _duration_pb2.Duration | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cron", b"cron", "expire_time", b"expire_time", "limits", b"limits", "metadata", b"metadata", "retry", b"retry", "start_at", b"start_at", "start_in", b"start_in", "stop_grace", b"stop_grace", "timeout", b"timeout", "unique", b"unique"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cron", b"cron", "expire_time", b"expire_time", "limits", b"limits", "metadata", b"metadata", "retry", b"retry", "start_at", b"start_at", "start_in", b"start_in", "stop_grace", b"stop_grace", "stop_when_unwatched", b"stop_when_unwatched", "timeout", b"timeout", "unique", b"unique"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "command", b"command", "cron", b"cron", "entrypoint", b"entrypoint", "envs", b"envs", "expire_time", b"expire_time", "history", b"history", "image", b"image", "labels", b"labels", "limits", b"limits", "metadata", b"metadata", "network", b"network", "priority", b"priority", "pull_policy", b"pull_policy", "read_only_root", b"read_only_root", "retry", b"retry", "start_at", b"start_at", "start_in", b"start_in", "stop_grace", b"stop_grace", "stop_signal", b"stop_signal", "timeout", b"timeout", "unique", b"unique", "user", b"user", "working_dir", b"working_dir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "command", b"command", "cron", b"cron", "entrypoint", b"entrypoint", "envs", b"envs", "expire_time", b"expire_time", "history", b"history", "image", b"image", "labels", b"labels", "limits", b"limits", "metadata", b"metadata", "network", b"network", "priority", b"priority", "pull_policy", b"pull_policy", "read_only_root", b"read_only_root", "retry", b"retry", "start_at", b"start_at", "start_in", b"start_in", "stop_grace", b"stop_grace", "stop_signal", b"stop_signal", "stop_when_unwatched", b"stop_when_unwatched", "timeout", b"timeout", "unique", b"unique", "user", b"user", "working_dir", b"working_dir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1503,7 +1514,7 @@ class Outcome(_message.Message):
     """The engine killed a process of the container for memory. The container may have survived."""
     stop_signal: _builtins.str
     """The last signal that fastlane sent, as "SIGTERM"; empty if none. The engine does not report signals from others: by
-    custom, an exit code of 129 or more is 128 + signal.
+    convention, an exit code of 129 or more is 128 + signal.
     """
     def __init__(
         self,
@@ -2217,7 +2228,9 @@ class JobLogExecution(_message.Message):
     EXECUTION_FIELD_NUMBER: _builtins.int
     MAX_ATTEMPTS_FIELD_NUMBER: _builtins.int
     max_attempts: _builtins.int
-    """Number of attempts that its run may have. 1: without retries."""
+    """Number of attempts that its run may have. 1: without retries. Each failure of a host, an engine or a registry
+    raises it by one, as such a failure uses no retry.
+    """
     @_builtins.property
     def execution(self) -> Global___Execution:
         """The execution as it is now; of a retry, `waiting` says when it starts."""

@@ -165,8 +165,10 @@ class JobServiceServicer:
     def ReplaceJob(self, request, context):
         """Creates the job under the caller's id, or replaces everything that an existing job is to do: its spec, its schedule
         and its retries. A running execution continues as it was started; an execution that has not started is replaced.
-        A final job starts anew. ABORTED, JOB_CHANGED: `etag` is set and the job has another one. Safe to repeat: a request
-        that equals the current spec changes nothing.
+        A job that is final or was told to stop starts anew. ABORTED, JOB_CHANGED: `etag` is set and the job has another
+        one. ALREADY_EXISTS, UNIQUE_KEY_TAKEN: another job holds the unique key, or waits for that of this job; only a new
+        job with CONFLICT_REPLACE stops the other one. Safe to repeat: a request that equals the current spec changes
+        nothing.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

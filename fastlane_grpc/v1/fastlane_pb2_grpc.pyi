@@ -38,8 +38,9 @@ Rules for every call.
     a secret name (PGPASS, API_KEY, GH_PAT; not MONKEY; see the server's setting `secret_names`). Secret in envs,
     command, args, entrypoint, labels and messages are: the password in a URL (`scheme://user:password@host`), a
     token in place of its user, the value after a secret name and `=` (`?token=`, `--password=`), the value of an
-    Authorization header or a similar one, and tokens with a well-known prefix (`ghp_`). A request that contains such
-    a `***` is rejected. Metadata is returned unchanged.
+    Authorization header or a similar one, and tokens with a well-known prefix (`ghp_`). In command, args and
+    entrypoint also the word after an option with a secret name (`--password x`). A request that contains such a
+    `***` is rejected. Metadata is returned unchanged.
   * Text for people (details, notes, reasons of hosts, fastlane's own log lines) is one printable line: line breaks,
     control characters and escape sequences from callers, engines and registries are removed.
   * Only google/protobuf/*.proto is imported: this file alone is the whole API.
@@ -109,8 +110,10 @@ class JobServiceStub:
     ReplaceJob: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.ReplaceJobRequest, _fastlane_pb2.ReplaceJobResponse]
     """Creates the job under the caller's id, or replaces everything that an existing job is to do: its spec, its schedule
     and its retries. A running execution continues as it was started; an execution that has not started is replaced.
-    A final job starts anew. ABORTED, JOB_CHANGED: `etag` is set and the job has another one. Safe to repeat: a request
-    that equals the current spec changes nothing.
+    A job that is final or was told to stop starts anew. ABORTED, JOB_CHANGED: `etag` is set and the job has another
+    one. ALREADY_EXISTS, UNIQUE_KEY_TAKEN: another job holds the unique key, or waits for that of this job; only a new
+    job with CONFLICT_REPLACE stops the other one. Safe to repeat: a request that equals the current spec changes
+    nothing.
     """
     PauseSchedule: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.PauseScheduleRequest, _fastlane_pb2.PauseScheduleResponse]
     """Stops the ticks of a schedule, until ResumeSchedule. A running execution continues. Pausing a paused schedule
@@ -197,8 +200,10 @@ class JobServiceAsyncStub(JobServiceStub):
     ReplaceJob: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.ReplaceJobRequest, _fastlane_pb2.ReplaceJobResponse]  # type: ignore[assignment]
     """Creates the job under the caller's id, or replaces everything that an existing job is to do: its spec, its schedule
     and its retries. A running execution continues as it was started; an execution that has not started is replaced.
-    A final job starts anew. ABORTED, JOB_CHANGED: `etag` is set and the job has another one. Safe to repeat: a request
-    that equals the current spec changes nothing.
+    A job that is final or was told to stop starts anew. ABORTED, JOB_CHANGED: `etag` is set and the job has another
+    one. ALREADY_EXISTS, UNIQUE_KEY_TAKEN: another job holds the unique key, or waits for that of this job; only a new
+    job with CONFLICT_REPLACE stops the other one. Safe to repeat: a request that equals the current spec changes
+    nothing.
     """
     PauseSchedule: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.PauseScheduleRequest, _fastlane_pb2.PauseScheduleResponse]  # type: ignore[assignment]
     """Stops the ticks of a schedule, until ResumeSchedule. A running execution continues. Pausing a paused schedule
@@ -318,8 +323,10 @@ class JobServiceServicer(metaclass=_abc_1.ABCMeta):
     ) -> _typing.Union[_fastlane_pb2.ReplaceJobResponse, _abc.Awaitable[_fastlane_pb2.ReplaceJobResponse]]:
         """Creates the job under the caller's id, or replaces everything that an existing job is to do: its spec, its schedule
         and its retries. A running execution continues as it was started; an execution that has not started is replaced.
-        A final job starts anew. ABORTED, JOB_CHANGED: `etag` is set and the job has another one. Safe to repeat: a request
-        that equals the current spec changes nothing.
+        A job that is final or was told to stop starts anew. ABORTED, JOB_CHANGED: `etag` is set and the job has another
+        one. ALREADY_EXISTS, UNIQUE_KEY_TAKEN: another job holds the unique key, or waits for that of this job; only a new
+        job with CONFLICT_REPLACE stops the other one. Safe to repeat: a request that equals the current spec changes
+        nothing.
         """
 
     @_abc_1.abstractmethod

@@ -35,8 +35,9 @@
 //     a secret name (PGPASS, API_KEY, GH_PAT; not MONKEY; see the server's setting `secret_names`). Secret in envs,
 //     command, args, entrypoint, labels and messages are: the password in a URL (`scheme://user:password@host`), a
 //     token in place of its user, the value after a secret name and `=` (`?token=`, `--password=`), the value of an
-//     Authorization header or a similar one, and tokens with a well-known prefix (`ghp_`). A request that contains such
-//     a `***` is rejected. Metadata is returned unchanged.
+//     Authorization header or a similar one, and tokens with a well-known prefix (`ghp_`). In command, args and
+//     entrypoint also the word after an option with a secret name (`--password x`). A request that contains such a
+//     `***` is rejected. Metadata is returned unchanged.
 //   * Text for people (details, notes, reasons of hosts, fastlane's own log lines) is one printable line: line breaks,
 //     control characters and escape sequences from callers, engines and registries are removed.
 //   * Only google/protobuf/*.proto is imported: this file alone is the whole API.
@@ -1148,9 +1149,14 @@ type JobSpec struct {
 	Unique *Unique `protobuf:"bytes,25,opt,name=unique,proto3" json:"unique,omitempty"`
 	// Number of executions that are kept of a job that is not final, 1 to 10 000; older ones are deleted with their logs.
 	// Zero: the server's default. Logs are deleted by age as well.
-	History       int32 `protobuf:"varint,27,opt,name=history,proto3" json:"history,omitempty"`
-	unknownFields protoimpl.UnknownFields
-	sizeCache     protoimpl.SizeCache
+	History int32 `protobuf:"varint,27,opt,name=history,proto3" json:"history,omitempty"`
+	// Stops the job when nobody has watched it for this time, 5 s to 1 day: there was no StreamJobLogs or
+	// StreamExecutionLogs with `follow` of the job, and no WatchJobs that names it. The time begins with the enqueue, with
+	// the end of the last such stream, and with each start of the server. For callers that may vanish, as a step of a CI
+	// system that is cancelled. Not together with `cron`. Unset: the job goes on unwatched.
+	StopWhenUnwatched *durationpb.Duration `protobuf:"bytes,28,opt,name=stop_when_unwatched,json=stopWhenUnwatched,proto3" json:"stop_when_unwatched,omitempty"`
+	unknownFields     protoimpl.UnknownFields
+	sizeCache         protoimpl.SizeCache
 }
 
 func (x *JobSpec) Reset() {
@@ -1349,6 +1355,13 @@ func (x *JobSpec) GetHistory() int32 {
 		return x.History
 	}
 	return 0
+}
+
+func (x *JobSpec) GetStopWhenUnwatched() *durationpb.Duration {
+	if x != nil {
+		return x.StopWhenUnwatched
+	}
+	return nil
 }
 
 // Resource limits of a container.
@@ -2438,7 +2451,7 @@ type Outcome struct {
 	// The engine killed a process of the container for memory. The container may have survived.
 	OutOfMemory bool `protobuf:"varint,4,opt,name=out_of_memory,json=outOfMemory,proto3" json:"out_of_memory,omitempty"`
 	// The last signal that fastlane sent, as "SIGTERM"; empty if none. The engine does not report signals from others: by
-	// custom, an exit code of 129 or more is 128 + signal.
+	// convention, an exit code of 129 or more is 128 + signal.
 	StopSignal    string `protobuf:"bytes,5,opt,name=stop_signal,json=stopSignal,proto3" json:"stop_signal,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -3657,7 +3670,8 @@ type JobLogExecution struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
 	// The execution as it is now; of a retry, `waiting` says when it starts.
 	Execution *Execution `protobuf:"bytes,1,opt,name=execution,proto3" json:"execution,omitempty"`
-	// Number of attempts that its run may have. 1: without retries.
+	// Number of attempts that its run may have. 1: without retries. Each failure of a host, an engine or a registry
+	// raises it by one, as such a failure uses no retry.
 	MaxAttempts   int32 `protobuf:"varint,2,opt,name=max_attempts,json=maxAttempts,proto3" json:"max_attempts,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
@@ -7308,7 +7322,8 @@ var File_fastlane_v1_fastlane_proto protoreflect.FileDescriptor
 
 const file_fastlane_v1_fastlane_proto_rawDesc = "" +
 	"\n" +
-	"\x1afastlane/v1/fastlane.proto\x12\vfastlane.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xc9\t\n" +
+	"\x1afastlane/v1/fastlane.proto\x12\vfastlane.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x94\n" +
+	"\n" +
 	"\aJobSpec\x12\x14\n" +
 	"\x05image\x18\x01 \x01(\tR\x05image\x12\x18\n" +
 	"\acommand\x18\x02 \x01(\tR\acommand\x12\x12\n" +
@@ -7341,7 +7356,8 @@ const file_fastlane_v1_fastlane_proto_rawDesc = "" +
 	"expireTime\x12(\n" +
 	"\x05retry\x18\x16 \x01(\v2\x12.fastlane.v1.RetryR\x05retry\x12+\n" +
 	"\x06unique\x18\x19 \x01(\v2\x13.fastlane.v1.UniqueR\x06unique\x12\x18\n" +
-	"\ahistory\x18\x1b \x01(\x05R\ahistory\x1a7\n" +
+	"\ahistory\x18\x1b \x01(\x05R\ahistory\x12I\n" +
+	"\x13stop_when_unwatched\x18\x1c \x01(\v2\x19.google.protobuf.DurationR\x11stopWhenUnwatched\x1a7\n" +
 	"\tEnvsEntry\x12\x10\n" +
 	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
 	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a9\n" +
@@ -8125,205 +8141,206 @@ var file_fastlane_v1_fastlane_proto_depIdxs = []int32{
 	103, // 10: fastlane.v1.JobSpec.expire_time:type_name -> google.protobuf.Timestamp
 	17,  // 11: fastlane.v1.JobSpec.retry:type_name -> fastlane.v1.Retry
 	18,  // 12: fastlane.v1.JobSpec.unique:type_name -> fastlane.v1.Unique
-	6,   // 13: fastlane.v1.Cron.overlap:type_name -> fastlane.v1.Cron.Overlap
-	7,   // 14: fastlane.v1.Cron.catch_up:type_name -> fastlane.v1.Cron.CatchUp
-	101, // 15: fastlane.v1.Cron.catch_up_window:type_name -> google.protobuf.Duration
-	101, // 16: fastlane.v1.Cron.jitter:type_name -> google.protobuf.Duration
-	103, // 17: fastlane.v1.Cron.begin_time:type_name -> google.protobuf.Timestamp
-	103, // 18: fastlane.v1.Cron.end_time:type_name -> google.protobuf.Timestamp
-	101, // 19: fastlane.v1.Retry.initial_backoff:type_name -> google.protobuf.Duration
-	101, // 20: fastlane.v1.Retry.max_backoff:type_name -> google.protobuf.Duration
-	8,   // 21: fastlane.v1.Retry.jitter:type_name -> fastlane.v1.Retry.Jitter
-	9,   // 22: fastlane.v1.Retry.causes:type_name -> fastlane.v1.Retry.RetryCause
-	92,  // 23: fastlane.v1.Retry.memory_growth:type_name -> fastlane.v1.Retry.MemoryGrowth
-	10,  // 24: fastlane.v1.Unique.conflict:type_name -> fastlane.v1.Unique.Conflict
-	103, // 25: fastlane.v1.TaskSummary.create_time:type_name -> google.protobuf.Timestamp
-	103, // 26: fastlane.v1.TaskSummary.last_enqueue_time:type_name -> google.protobuf.Timestamp
-	101, // 27: fastlane.v1.TaskSummary.rate_window:type_name -> google.protobuf.Duration
-	14,  // 28: fastlane.v1.Job.spec:type_name -> fastlane.v1.JobSpec
-	0,   // 29: fastlane.v1.Job.state:type_name -> fastlane.v1.State
-	25,  // 30: fastlane.v1.Job.outcome:type_name -> fastlane.v1.Outcome
-	23,  // 31: fastlane.v1.Job.execution:type_name -> fastlane.v1.Execution
-	103, // 32: fastlane.v1.Job.create_time:type_name -> google.protobuf.Timestamp
-	103, // 33: fastlane.v1.Job.end_time:type_name -> google.protobuf.Timestamp
-	21,  // 34: fastlane.v1.Job.schedule:type_name -> fastlane.v1.ScheduleStatus
-	22,  // 35: fastlane.v1.Job.array:type_name -> fastlane.v1.ArrayPosition
-	103, // 36: fastlane.v1.ScheduleStatus.next_times:type_name -> google.protobuf.Timestamp
-	103, // 37: fastlane.v1.ScheduleStatus.last_skipped_time:type_name -> google.protobuf.Timestamp
-	0,   // 38: fastlane.v1.Execution.state:type_name -> fastlane.v1.State
-	24,  // 39: fastlane.v1.Execution.waiting:type_name -> fastlane.v1.Waiting
-	25,  // 40: fastlane.v1.Execution.outcome:type_name -> fastlane.v1.Outcome
-	93,  // 41: fastlane.v1.Execution.times:type_name -> fastlane.v1.Execution.Times
-	26,  // 42: fastlane.v1.Execution.logs:type_name -> fastlane.v1.LogTotals
-	103, // 43: fastlane.v1.Execution.tick_time:type_name -> google.protobuf.Timestamp
-	2,   // 44: fastlane.v1.Waiting.reason:type_name -> fastlane.v1.WaitReason
-	103, // 45: fastlane.v1.Waiting.since_time:type_name -> google.protobuf.Timestamp
-	103, // 46: fastlane.v1.Waiting.due_time:type_name -> google.protobuf.Timestamp
-	1,   // 47: fastlane.v1.Outcome.reason:type_name -> fastlane.v1.Reason
-	3,   // 48: fastlane.v1.LogTotals.source:type_name -> fastlane.v1.Source
-	11,  // 49: fastlane.v1.EngineHost.availability:type_name -> fastlane.v1.EngineHost.Availability
-	103, // 50: fastlane.v1.EngineHost.last_error_time:type_name -> google.protobuf.Timestamp
-	12,  // 51: fastlane.v1.EngineHost.capture:type_name -> fastlane.v1.EngineHost.Capture
-	103, // 52: fastlane.v1.EngineHost.drain_time:type_name -> google.protobuf.Timestamp
-	103, // 53: fastlane.v1.StreamExecutionLogsRequest.since_time:type_name -> google.protobuf.Timestamp
-	3,   // 54: fastlane.v1.StreamExecutionLogsRequest.sources:type_name -> fastlane.v1.Source
-	101, // 55: fastlane.v1.StreamExecutionLogsRequest.heartbeat_interval:type_name -> google.protobuf.Duration
-	30,  // 56: fastlane.v1.StreamExecutionLogsResponse.chunks:type_name -> fastlane.v1.LogChunk
-	31,  // 57: fastlane.v1.StreamExecutionLogsResponse.gap:type_name -> fastlane.v1.LogGap
-	32,  // 58: fastlane.v1.StreamExecutionLogsResponse.heartbeat:type_name -> fastlane.v1.LogHeartbeat
-	33,  // 59: fastlane.v1.StreamExecutionLogsResponse.state:type_name -> fastlane.v1.LogState
-	34,  // 60: fastlane.v1.StreamExecutionLogsResponse.end:type_name -> fastlane.v1.LogEnd
-	3,   // 61: fastlane.v1.LogChunk.source:type_name -> fastlane.v1.Source
-	103, // 62: fastlane.v1.LogChunk.time:type_name -> google.protobuf.Timestamp
-	3,   // 63: fastlane.v1.LogGap.source:type_name -> fastlane.v1.Source
-	13,  // 64: fastlane.v1.LogGap.cause:type_name -> fastlane.v1.LogGap.Cause
-	103, // 65: fastlane.v1.LogHeartbeat.time:type_name -> google.protobuf.Timestamp
-	0,   // 66: fastlane.v1.LogState.state:type_name -> fastlane.v1.State
-	24,  // 67: fastlane.v1.LogState.waiting:type_name -> fastlane.v1.Waiting
-	103, // 68: fastlane.v1.LogState.time:type_name -> google.protobuf.Timestamp
-	0,   // 69: fastlane.v1.LogEnd.state:type_name -> fastlane.v1.State
-	25,  // 70: fastlane.v1.LogEnd.outcome:type_name -> fastlane.v1.Outcome
-	26,  // 71: fastlane.v1.LogEnd.totals:type_name -> fastlane.v1.LogTotals
-	103, // 72: fastlane.v1.StreamJobLogsRequest.since_time:type_name -> google.protobuf.Timestamp
-	3,   // 73: fastlane.v1.StreamJobLogsRequest.sources:type_name -> fastlane.v1.Source
-	101, // 74: fastlane.v1.StreamJobLogsRequest.heartbeat_interval:type_name -> google.protobuf.Duration
-	30,  // 75: fastlane.v1.StreamJobLogsResponse.chunks:type_name -> fastlane.v1.LogChunk
-	31,  // 76: fastlane.v1.StreamJobLogsResponse.gap:type_name -> fastlane.v1.LogGap
-	32,  // 77: fastlane.v1.StreamJobLogsResponse.heartbeat:type_name -> fastlane.v1.LogHeartbeat
-	33,  // 78: fastlane.v1.StreamJobLogsResponse.state:type_name -> fastlane.v1.LogState
-	34,  // 79: fastlane.v1.StreamJobLogsResponse.end:type_name -> fastlane.v1.LogEnd
-	38,  // 80: fastlane.v1.StreamJobLogsResponse.job_end:type_name -> fastlane.v1.JobLogEnd
-	37,  // 81: fastlane.v1.StreamJobLogsResponse.execution:type_name -> fastlane.v1.JobLogExecution
-	23,  // 82: fastlane.v1.JobLogExecution.execution:type_name -> fastlane.v1.Execution
-	20,  // 83: fastlane.v1.JobLogEnd.job:type_name -> fastlane.v1.Job
-	14,  // 84: fastlane.v1.EnqueueJobRequest.spec:type_name -> fastlane.v1.JobSpec
-	20,  // 85: fastlane.v1.EnqueueJobResponse.job:type_name -> fastlane.v1.Job
-	20,  // 86: fastlane.v1.GetJobResponse.job:type_name -> fastlane.v1.Job
-	0,   // 87: fastlane.v1.ListJobsRequest.states:type_name -> fastlane.v1.State
-	94,  // 88: fastlane.v1.ListJobsRequest.labels:type_name -> fastlane.v1.ListJobsRequest.LabelsEntry
-	103, // 89: fastlane.v1.ListJobsRequest.since_time:type_name -> google.protobuf.Timestamp
-	103, // 90: fastlane.v1.ListJobsRequest.until_time:type_name -> google.protobuf.Timestamp
-	20,  // 91: fastlane.v1.ListJobsResponse.jobs:type_name -> fastlane.v1.Job
-	101, // 92: fastlane.v1.StopJobRequest.grace:type_name -> google.protobuf.Duration
-	20,  // 93: fastlane.v1.StopJobResponse.job:type_name -> fastlane.v1.Job
-	20,  // 94: fastlane.v1.RetryJobResponse.job:type_name -> fastlane.v1.Job
-	14,  // 95: fastlane.v1.ReplaceJobRequest.spec:type_name -> fastlane.v1.JobSpec
-	20,  // 96: fastlane.v1.ReplaceJobResponse.job:type_name -> fastlane.v1.Job
-	20,  // 97: fastlane.v1.PauseScheduleResponse.job:type_name -> fastlane.v1.Job
-	20,  // 98: fastlane.v1.ResumeScheduleResponse.job:type_name -> fastlane.v1.Job
-	16,  // 99: fastlane.v1.PreviewScheduleRequest.cron:type_name -> fastlane.v1.Cron
-	103, // 100: fastlane.v1.PreviewScheduleRequest.from_time:type_name -> google.protobuf.Timestamp
-	103, // 101: fastlane.v1.PreviewScheduleResponse.times:type_name -> google.protobuf.Timestamp
-	39,  // 102: fastlane.v1.BatchEnqueueJobsRequest.requests:type_name -> fastlane.v1.EnqueueJobRequest
-	58,  // 103: fastlane.v1.BatchEnqueueJobsRequest.array:type_name -> fastlane.v1.JobArray
-	39,  // 104: fastlane.v1.JobArray.request:type_name -> fastlane.v1.EnqueueJobRequest
-	95,  // 105: fastlane.v1.BatchEnqueueJobsResponse.results:type_name -> fastlane.v1.BatchEnqueueJobsResponse.Result
-	4,   // 106: fastlane.v1.Rejection.reason:type_name -> fastlane.v1.ErrorReason
-	96,  // 107: fastlane.v1.Rejection.metadata:type_name -> fastlane.v1.Rejection.MetadataEntry
-	97,  // 108: fastlane.v1.Rejection.violations:type_name -> fastlane.v1.Rejection.FieldViolation
-	0,   // 109: fastlane.v1.JobFilter.states:type_name -> fastlane.v1.State
-	98,  // 110: fastlane.v1.JobFilter.labels:type_name -> fastlane.v1.JobFilter.LabelsEntry
-	103, // 111: fastlane.v1.JobFilter.since_time:type_name -> google.protobuf.Timestamp
-	103, // 112: fastlane.v1.JobFilter.until_time:type_name -> google.protobuf.Timestamp
-	61,  // 113: fastlane.v1.BatchStopJobsRequest.filter:type_name -> fastlane.v1.JobFilter
-	101, // 114: fastlane.v1.BatchStopJobsRequest.grace:type_name -> google.protobuf.Duration
-	61,  // 115: fastlane.v1.BatchRetryJobsRequest.filter:type_name -> fastlane.v1.JobFilter
-	103, // 116: fastlane.v1.BatchRetryJobsRequest.until_time:type_name -> google.protobuf.Timestamp
-	103, // 117: fastlane.v1.BatchRetryJobsResponse.until_time:type_name -> google.protobuf.Timestamp
-	99,  // 118: fastlane.v1.WatchJobsRequest.labels:type_name -> fastlane.v1.WatchJobsRequest.LabelsEntry
-	101, // 119: fastlane.v1.WatchJobsRequest.heartbeat_interval:type_name -> google.protobuf.Duration
-	20,  // 120: fastlane.v1.WatchJobsResponse.job:type_name -> fastlane.v1.Job
-	32,  // 121: fastlane.v1.WatchJobsResponse.heartbeat:type_name -> fastlane.v1.LogHeartbeat
-	100, // 122: fastlane.v1.WatchJobsResponse.caught_up:type_name -> fastlane.v1.WatchJobsResponse.CaughtUp
-	23,  // 123: fastlane.v1.GetExecutionResponse.execution:type_name -> fastlane.v1.Execution
-	0,   // 124: fastlane.v1.ListExecutionsRequest.states:type_name -> fastlane.v1.State
-	23,  // 125: fastlane.v1.ListExecutionsResponse.executions:type_name -> fastlane.v1.Execution
-	101, // 126: fastlane.v1.StopExecutionRequest.grace:type_name -> google.protobuf.Duration
-	23,  // 127: fastlane.v1.StopExecutionResponse.execution:type_name -> fastlane.v1.Execution
-	19,  // 128: fastlane.v1.GetTaskResponse.task:type_name -> fastlane.v1.TaskSummary
-	19,  // 129: fastlane.v1.ListTasksResponse.tasks:type_name -> fastlane.v1.TaskSummary
-	101, // 130: fastlane.v1.UpdateTaskRequest.rate_window:type_name -> google.protobuf.Duration
-	19,  // 131: fastlane.v1.UpdateTaskResponse.task:type_name -> fastlane.v1.TaskSummary
-	27,  // 132: fastlane.v1.ListHostsResponse.hosts:type_name -> fastlane.v1.EngineHost
-	27,  // 133: fastlane.v1.DrainHostResponse.host:type_name -> fastlane.v1.EngineHost
-	27,  // 134: fastlane.v1.ResumeHostResponse.host:type_name -> fastlane.v1.EngineHost
-	103, // 135: fastlane.v1.GetServerInfoResponse.start_time:type_name -> google.protobuf.Timestamp
-	103, // 136: fastlane.v1.GetServerInfoResponse.time:type_name -> google.protobuf.Timestamp
-	101, // 137: fastlane.v1.GetServerInfoResponse.max_timeout:type_name -> google.protobuf.Duration
-	101, // 138: fastlane.v1.GetServerInfoResponse.default_timeout:type_name -> google.protobuf.Duration
-	101, // 139: fastlane.v1.GetServerInfoResponse.keep_logs:type_name -> google.protobuf.Duration
-	101, // 140: fastlane.v1.GetServerInfoResponse.keep_jobs:type_name -> google.protobuf.Duration
-	101, // 141: fastlane.v1.PruneRequest.older_than:type_name -> google.protobuf.Duration
-	103, // 142: fastlane.v1.Execution.Times.create_time:type_name -> google.protobuf.Timestamp
-	103, // 143: fastlane.v1.Execution.Times.due_time:type_name -> google.protobuf.Timestamp
-	103, // 144: fastlane.v1.Execution.Times.claim_time:type_name -> google.protobuf.Timestamp
-	103, // 145: fastlane.v1.Execution.Times.pull_time:type_name -> google.protobuf.Timestamp
-	103, // 146: fastlane.v1.Execution.Times.container_time:type_name -> google.protobuf.Timestamp
-	103, // 147: fastlane.v1.Execution.Times.start_time:type_name -> google.protobuf.Timestamp
-	103, // 148: fastlane.v1.Execution.Times.first_byte_time:type_name -> google.protobuf.Timestamp
-	103, // 149: fastlane.v1.Execution.Times.exit_time:type_name -> google.protobuf.Timestamp
-	103, // 150: fastlane.v1.Execution.Times.seal_time:type_name -> google.protobuf.Timestamp
-	103, // 151: fastlane.v1.Execution.Times.end_time:type_name -> google.protobuf.Timestamp
-	103, // 152: fastlane.v1.Execution.Times.prune_time:type_name -> google.protobuf.Timestamp
-	40,  // 153: fastlane.v1.BatchEnqueueJobsResponse.Result.enqueued:type_name -> fastlane.v1.EnqueueJobResponse
-	60,  // 154: fastlane.v1.BatchEnqueueJobsResponse.Result.rejection:type_name -> fastlane.v1.Rejection
-	39,  // 155: fastlane.v1.JobService.EnqueueJob:input_type -> fastlane.v1.EnqueueJobRequest
-	41,  // 156: fastlane.v1.JobService.GetJob:input_type -> fastlane.v1.GetJobRequest
-	43,  // 157: fastlane.v1.JobService.ListJobs:input_type -> fastlane.v1.ListJobsRequest
-	45,  // 158: fastlane.v1.JobService.StopJob:input_type -> fastlane.v1.StopJobRequest
-	47,  // 159: fastlane.v1.JobService.RetryJob:input_type -> fastlane.v1.RetryJobRequest
-	49,  // 160: fastlane.v1.JobService.ReplaceJob:input_type -> fastlane.v1.ReplaceJobRequest
-	51,  // 161: fastlane.v1.JobService.PauseSchedule:input_type -> fastlane.v1.PauseScheduleRequest
-	53,  // 162: fastlane.v1.JobService.ResumeSchedule:input_type -> fastlane.v1.ResumeScheduleRequest
-	55,  // 163: fastlane.v1.JobService.PreviewSchedule:input_type -> fastlane.v1.PreviewScheduleRequest
-	57,  // 164: fastlane.v1.JobService.BatchEnqueueJobs:input_type -> fastlane.v1.BatchEnqueueJobsRequest
-	62,  // 165: fastlane.v1.JobService.BatchStopJobs:input_type -> fastlane.v1.BatchStopJobsRequest
-	64,  // 166: fastlane.v1.JobService.BatchRetryJobs:input_type -> fastlane.v1.BatchRetryJobsRequest
-	66,  // 167: fastlane.v1.JobService.WatchJobs:input_type -> fastlane.v1.WatchJobsRequest
-	35,  // 168: fastlane.v1.JobService.StreamJobLogs:input_type -> fastlane.v1.StreamJobLogsRequest
-	68,  // 169: fastlane.v1.ExecutionService.GetExecution:input_type -> fastlane.v1.GetExecutionRequest
-	70,  // 170: fastlane.v1.ExecutionService.ListExecutions:input_type -> fastlane.v1.ListExecutionsRequest
-	72,  // 171: fastlane.v1.ExecutionService.StopExecution:input_type -> fastlane.v1.StopExecutionRequest
-	28,  // 172: fastlane.v1.ExecutionService.StreamExecutionLogs:input_type -> fastlane.v1.StreamExecutionLogsRequest
-	74,  // 173: fastlane.v1.TaskService.GetTask:input_type -> fastlane.v1.GetTaskRequest
-	76,  // 174: fastlane.v1.TaskService.ListTasks:input_type -> fastlane.v1.ListTasksRequest
-	78,  // 175: fastlane.v1.TaskService.UpdateTask:input_type -> fastlane.v1.UpdateTaskRequest
-	80,  // 176: fastlane.v1.HostService.ListHosts:input_type -> fastlane.v1.ListHostsRequest
-	82,  // 177: fastlane.v1.HostService.DrainHost:input_type -> fastlane.v1.DrainHostRequest
-	84,  // 178: fastlane.v1.HostService.ResumeHost:input_type -> fastlane.v1.ResumeHostRequest
-	86,  // 179: fastlane.v1.ServerService.GetServerInfo:input_type -> fastlane.v1.GetServerInfoRequest
-	88,  // 180: fastlane.v1.ServerService.Prune:input_type -> fastlane.v1.PruneRequest
-	40,  // 181: fastlane.v1.JobService.EnqueueJob:output_type -> fastlane.v1.EnqueueJobResponse
-	42,  // 182: fastlane.v1.JobService.GetJob:output_type -> fastlane.v1.GetJobResponse
-	44,  // 183: fastlane.v1.JobService.ListJobs:output_type -> fastlane.v1.ListJobsResponse
-	46,  // 184: fastlane.v1.JobService.StopJob:output_type -> fastlane.v1.StopJobResponse
-	48,  // 185: fastlane.v1.JobService.RetryJob:output_type -> fastlane.v1.RetryJobResponse
-	50,  // 186: fastlane.v1.JobService.ReplaceJob:output_type -> fastlane.v1.ReplaceJobResponse
-	52,  // 187: fastlane.v1.JobService.PauseSchedule:output_type -> fastlane.v1.PauseScheduleResponse
-	54,  // 188: fastlane.v1.JobService.ResumeSchedule:output_type -> fastlane.v1.ResumeScheduleResponse
-	56,  // 189: fastlane.v1.JobService.PreviewSchedule:output_type -> fastlane.v1.PreviewScheduleResponse
-	59,  // 190: fastlane.v1.JobService.BatchEnqueueJobs:output_type -> fastlane.v1.BatchEnqueueJobsResponse
-	63,  // 191: fastlane.v1.JobService.BatchStopJobs:output_type -> fastlane.v1.BatchStopJobsResponse
-	65,  // 192: fastlane.v1.JobService.BatchRetryJobs:output_type -> fastlane.v1.BatchRetryJobsResponse
-	67,  // 193: fastlane.v1.JobService.WatchJobs:output_type -> fastlane.v1.WatchJobsResponse
-	36,  // 194: fastlane.v1.JobService.StreamJobLogs:output_type -> fastlane.v1.StreamJobLogsResponse
-	69,  // 195: fastlane.v1.ExecutionService.GetExecution:output_type -> fastlane.v1.GetExecutionResponse
-	71,  // 196: fastlane.v1.ExecutionService.ListExecutions:output_type -> fastlane.v1.ListExecutionsResponse
-	73,  // 197: fastlane.v1.ExecutionService.StopExecution:output_type -> fastlane.v1.StopExecutionResponse
-	29,  // 198: fastlane.v1.ExecutionService.StreamExecutionLogs:output_type -> fastlane.v1.StreamExecutionLogsResponse
-	75,  // 199: fastlane.v1.TaskService.GetTask:output_type -> fastlane.v1.GetTaskResponse
-	77,  // 200: fastlane.v1.TaskService.ListTasks:output_type -> fastlane.v1.ListTasksResponse
-	79,  // 201: fastlane.v1.TaskService.UpdateTask:output_type -> fastlane.v1.UpdateTaskResponse
-	81,  // 202: fastlane.v1.HostService.ListHosts:output_type -> fastlane.v1.ListHostsResponse
-	83,  // 203: fastlane.v1.HostService.DrainHost:output_type -> fastlane.v1.DrainHostResponse
-	85,  // 204: fastlane.v1.HostService.ResumeHost:output_type -> fastlane.v1.ResumeHostResponse
-	87,  // 205: fastlane.v1.ServerService.GetServerInfo:output_type -> fastlane.v1.GetServerInfoResponse
-	89,  // 206: fastlane.v1.ServerService.Prune:output_type -> fastlane.v1.PruneResponse
-	181, // [181:207] is the sub-list for method output_type
-	155, // [155:181] is the sub-list for method input_type
-	155, // [155:155] is the sub-list for extension type_name
-	155, // [155:155] is the sub-list for extension extendee
-	0,   // [0:155] is the sub-list for field type_name
+	101, // 13: fastlane.v1.JobSpec.stop_when_unwatched:type_name -> google.protobuf.Duration
+	6,   // 14: fastlane.v1.Cron.overlap:type_name -> fastlane.v1.Cron.Overlap
+	7,   // 15: fastlane.v1.Cron.catch_up:type_name -> fastlane.v1.Cron.CatchUp
+	101, // 16: fastlane.v1.Cron.catch_up_window:type_name -> google.protobuf.Duration
+	101, // 17: fastlane.v1.Cron.jitter:type_name -> google.protobuf.Duration
+	103, // 18: fastlane.v1.Cron.begin_time:type_name -> google.protobuf.Timestamp
+	103, // 19: fastlane.v1.Cron.end_time:type_name -> google.protobuf.Timestamp
+	101, // 20: fastlane.v1.Retry.initial_backoff:type_name -> google.protobuf.Duration
+	101, // 21: fastlane.v1.Retry.max_backoff:type_name -> google.protobuf.Duration
+	8,   // 22: fastlane.v1.Retry.jitter:type_name -> fastlane.v1.Retry.Jitter
+	9,   // 23: fastlane.v1.Retry.causes:type_name -> fastlane.v1.Retry.RetryCause
+	92,  // 24: fastlane.v1.Retry.memory_growth:type_name -> fastlane.v1.Retry.MemoryGrowth
+	10,  // 25: fastlane.v1.Unique.conflict:type_name -> fastlane.v1.Unique.Conflict
+	103, // 26: fastlane.v1.TaskSummary.create_time:type_name -> google.protobuf.Timestamp
+	103, // 27: fastlane.v1.TaskSummary.last_enqueue_time:type_name -> google.protobuf.Timestamp
+	101, // 28: fastlane.v1.TaskSummary.rate_window:type_name -> google.protobuf.Duration
+	14,  // 29: fastlane.v1.Job.spec:type_name -> fastlane.v1.JobSpec
+	0,   // 30: fastlane.v1.Job.state:type_name -> fastlane.v1.State
+	25,  // 31: fastlane.v1.Job.outcome:type_name -> fastlane.v1.Outcome
+	23,  // 32: fastlane.v1.Job.execution:type_name -> fastlane.v1.Execution
+	103, // 33: fastlane.v1.Job.create_time:type_name -> google.protobuf.Timestamp
+	103, // 34: fastlane.v1.Job.end_time:type_name -> google.protobuf.Timestamp
+	21,  // 35: fastlane.v1.Job.schedule:type_name -> fastlane.v1.ScheduleStatus
+	22,  // 36: fastlane.v1.Job.array:type_name -> fastlane.v1.ArrayPosition
+	103, // 37: fastlane.v1.ScheduleStatus.next_times:type_name -> google.protobuf.Timestamp
+	103, // 38: fastlane.v1.ScheduleStatus.last_skipped_time:type_name -> google.protobuf.Timestamp
+	0,   // 39: fastlane.v1.Execution.state:type_name -> fastlane.v1.State
+	24,  // 40: fastlane.v1.Execution.waiting:type_name -> fastlane.v1.Waiting
+	25,  // 41: fastlane.v1.Execution.outcome:type_name -> fastlane.v1.Outcome
+	93,  // 42: fastlane.v1.Execution.times:type_name -> fastlane.v1.Execution.Times
+	26,  // 43: fastlane.v1.Execution.logs:type_name -> fastlane.v1.LogTotals
+	103, // 44: fastlane.v1.Execution.tick_time:type_name -> google.protobuf.Timestamp
+	2,   // 45: fastlane.v1.Waiting.reason:type_name -> fastlane.v1.WaitReason
+	103, // 46: fastlane.v1.Waiting.since_time:type_name -> google.protobuf.Timestamp
+	103, // 47: fastlane.v1.Waiting.due_time:type_name -> google.protobuf.Timestamp
+	1,   // 48: fastlane.v1.Outcome.reason:type_name -> fastlane.v1.Reason
+	3,   // 49: fastlane.v1.LogTotals.source:type_name -> fastlane.v1.Source
+	11,  // 50: fastlane.v1.EngineHost.availability:type_name -> fastlane.v1.EngineHost.Availability
+	103, // 51: fastlane.v1.EngineHost.last_error_time:type_name -> google.protobuf.Timestamp
+	12,  // 52: fastlane.v1.EngineHost.capture:type_name -> fastlane.v1.EngineHost.Capture
+	103, // 53: fastlane.v1.EngineHost.drain_time:type_name -> google.protobuf.Timestamp
+	103, // 54: fastlane.v1.StreamExecutionLogsRequest.since_time:type_name -> google.protobuf.Timestamp
+	3,   // 55: fastlane.v1.StreamExecutionLogsRequest.sources:type_name -> fastlane.v1.Source
+	101, // 56: fastlane.v1.StreamExecutionLogsRequest.heartbeat_interval:type_name -> google.protobuf.Duration
+	30,  // 57: fastlane.v1.StreamExecutionLogsResponse.chunks:type_name -> fastlane.v1.LogChunk
+	31,  // 58: fastlane.v1.StreamExecutionLogsResponse.gap:type_name -> fastlane.v1.LogGap
+	32,  // 59: fastlane.v1.StreamExecutionLogsResponse.heartbeat:type_name -> fastlane.v1.LogHeartbeat
+	33,  // 60: fastlane.v1.StreamExecutionLogsResponse.state:type_name -> fastlane.v1.LogState
+	34,  // 61: fastlane.v1.StreamExecutionLogsResponse.end:type_name -> fastlane.v1.LogEnd
+	3,   // 62: fastlane.v1.LogChunk.source:type_name -> fastlane.v1.Source
+	103, // 63: fastlane.v1.LogChunk.time:type_name -> google.protobuf.Timestamp
+	3,   // 64: fastlane.v1.LogGap.source:type_name -> fastlane.v1.Source
+	13,  // 65: fastlane.v1.LogGap.cause:type_name -> fastlane.v1.LogGap.Cause
+	103, // 66: fastlane.v1.LogHeartbeat.time:type_name -> google.protobuf.Timestamp
+	0,   // 67: fastlane.v1.LogState.state:type_name -> fastlane.v1.State
+	24,  // 68: fastlane.v1.LogState.waiting:type_name -> fastlane.v1.Waiting
+	103, // 69: fastlane.v1.LogState.time:type_name -> google.protobuf.Timestamp
+	0,   // 70: fastlane.v1.LogEnd.state:type_name -> fastlane.v1.State
+	25,  // 71: fastlane.v1.LogEnd.outcome:type_name -> fastlane.v1.Outcome
+	26,  // 72: fastlane.v1.LogEnd.totals:type_name -> fastlane.v1.LogTotals
+	103, // 73: fastlane.v1.StreamJobLogsRequest.since_time:type_name -> google.protobuf.Timestamp
+	3,   // 74: fastlane.v1.StreamJobLogsRequest.sources:type_name -> fastlane.v1.Source
+	101, // 75: fastlane.v1.StreamJobLogsRequest.heartbeat_interval:type_name -> google.protobuf.Duration
+	30,  // 76: fastlane.v1.StreamJobLogsResponse.chunks:type_name -> fastlane.v1.LogChunk
+	31,  // 77: fastlane.v1.StreamJobLogsResponse.gap:type_name -> fastlane.v1.LogGap
+	32,  // 78: fastlane.v1.StreamJobLogsResponse.heartbeat:type_name -> fastlane.v1.LogHeartbeat
+	33,  // 79: fastlane.v1.StreamJobLogsResponse.state:type_name -> fastlane.v1.LogState
+	34,  // 80: fastlane.v1.StreamJobLogsResponse.end:type_name -> fastlane.v1.LogEnd
+	38,  // 81: fastlane.v1.StreamJobLogsResponse.job_end:type_name -> fastlane.v1.JobLogEnd
+	37,  // 82: fastlane.v1.StreamJobLogsResponse.execution:type_name -> fastlane.v1.JobLogExecution
+	23,  // 83: fastlane.v1.JobLogExecution.execution:type_name -> fastlane.v1.Execution
+	20,  // 84: fastlane.v1.JobLogEnd.job:type_name -> fastlane.v1.Job
+	14,  // 85: fastlane.v1.EnqueueJobRequest.spec:type_name -> fastlane.v1.JobSpec
+	20,  // 86: fastlane.v1.EnqueueJobResponse.job:type_name -> fastlane.v1.Job
+	20,  // 87: fastlane.v1.GetJobResponse.job:type_name -> fastlane.v1.Job
+	0,   // 88: fastlane.v1.ListJobsRequest.states:type_name -> fastlane.v1.State
+	94,  // 89: fastlane.v1.ListJobsRequest.labels:type_name -> fastlane.v1.ListJobsRequest.LabelsEntry
+	103, // 90: fastlane.v1.ListJobsRequest.since_time:type_name -> google.protobuf.Timestamp
+	103, // 91: fastlane.v1.ListJobsRequest.until_time:type_name -> google.protobuf.Timestamp
+	20,  // 92: fastlane.v1.ListJobsResponse.jobs:type_name -> fastlane.v1.Job
+	101, // 93: fastlane.v1.StopJobRequest.grace:type_name -> google.protobuf.Duration
+	20,  // 94: fastlane.v1.StopJobResponse.job:type_name -> fastlane.v1.Job
+	20,  // 95: fastlane.v1.RetryJobResponse.job:type_name -> fastlane.v1.Job
+	14,  // 96: fastlane.v1.ReplaceJobRequest.spec:type_name -> fastlane.v1.JobSpec
+	20,  // 97: fastlane.v1.ReplaceJobResponse.job:type_name -> fastlane.v1.Job
+	20,  // 98: fastlane.v1.PauseScheduleResponse.job:type_name -> fastlane.v1.Job
+	20,  // 99: fastlane.v1.ResumeScheduleResponse.job:type_name -> fastlane.v1.Job
+	16,  // 100: fastlane.v1.PreviewScheduleRequest.cron:type_name -> fastlane.v1.Cron
+	103, // 101: fastlane.v1.PreviewScheduleRequest.from_time:type_name -> google.protobuf.Timestamp
+	103, // 102: fastlane.v1.PreviewScheduleResponse.times:type_name -> google.protobuf.Timestamp
+	39,  // 103: fastlane.v1.BatchEnqueueJobsRequest.requests:type_name -> fastlane.v1.EnqueueJobRequest
+	58,  // 104: fastlane.v1.BatchEnqueueJobsRequest.array:type_name -> fastlane.v1.JobArray
+	39,  // 105: fastlane.v1.JobArray.request:type_name -> fastlane.v1.EnqueueJobRequest
+	95,  // 106: fastlane.v1.BatchEnqueueJobsResponse.results:type_name -> fastlane.v1.BatchEnqueueJobsResponse.Result
+	4,   // 107: fastlane.v1.Rejection.reason:type_name -> fastlane.v1.ErrorReason
+	96,  // 108: fastlane.v1.Rejection.metadata:type_name -> fastlane.v1.Rejection.MetadataEntry
+	97,  // 109: fastlane.v1.Rejection.violations:type_name -> fastlane.v1.Rejection.FieldViolation
+	0,   // 110: fastlane.v1.JobFilter.states:type_name -> fastlane.v1.State
+	98,  // 111: fastlane.v1.JobFilter.labels:type_name -> fastlane.v1.JobFilter.LabelsEntry
+	103, // 112: fastlane.v1.JobFilter.since_time:type_name -> google.protobuf.Timestamp
+	103, // 113: fastlane.v1.JobFilter.until_time:type_name -> google.protobuf.Timestamp
+	61,  // 114: fastlane.v1.BatchStopJobsRequest.filter:type_name -> fastlane.v1.JobFilter
+	101, // 115: fastlane.v1.BatchStopJobsRequest.grace:type_name -> google.protobuf.Duration
+	61,  // 116: fastlane.v1.BatchRetryJobsRequest.filter:type_name -> fastlane.v1.JobFilter
+	103, // 117: fastlane.v1.BatchRetryJobsRequest.until_time:type_name -> google.protobuf.Timestamp
+	103, // 118: fastlane.v1.BatchRetryJobsResponse.until_time:type_name -> google.protobuf.Timestamp
+	99,  // 119: fastlane.v1.WatchJobsRequest.labels:type_name -> fastlane.v1.WatchJobsRequest.LabelsEntry
+	101, // 120: fastlane.v1.WatchJobsRequest.heartbeat_interval:type_name -> google.protobuf.Duration
+	20,  // 121: fastlane.v1.WatchJobsResponse.job:type_name -> fastlane.v1.Job
+	32,  // 122: fastlane.v1.WatchJobsResponse.heartbeat:type_name -> fastlane.v1.LogHeartbeat
+	100, // 123: fastlane.v1.WatchJobsResponse.caught_up:type_name -> fastlane.v1.WatchJobsResponse.CaughtUp
+	23,  // 124: fastlane.v1.GetExecutionResponse.execution:type_name -> fastlane.v1.Execution
+	0,   // 125: fastlane.v1.ListExecutionsRequest.states:type_name -> fastlane.v1.State
+	23,  // 126: fastlane.v1.ListExecutionsResponse.executions:type_name -> fastlane.v1.Execution
+	101, // 127: fastlane.v1.StopExecutionRequest.grace:type_name -> google.protobuf.Duration
+	23,  // 128: fastlane.v1.StopExecutionResponse.execution:type_name -> fastlane.v1.Execution
+	19,  // 129: fastlane.v1.GetTaskResponse.task:type_name -> fastlane.v1.TaskSummary
+	19,  // 130: fastlane.v1.ListTasksResponse.tasks:type_name -> fastlane.v1.TaskSummary
+	101, // 131: fastlane.v1.UpdateTaskRequest.rate_window:type_name -> google.protobuf.Duration
+	19,  // 132: fastlane.v1.UpdateTaskResponse.task:type_name -> fastlane.v1.TaskSummary
+	27,  // 133: fastlane.v1.ListHostsResponse.hosts:type_name -> fastlane.v1.EngineHost
+	27,  // 134: fastlane.v1.DrainHostResponse.host:type_name -> fastlane.v1.EngineHost
+	27,  // 135: fastlane.v1.ResumeHostResponse.host:type_name -> fastlane.v1.EngineHost
+	103, // 136: fastlane.v1.GetServerInfoResponse.start_time:type_name -> google.protobuf.Timestamp
+	103, // 137: fastlane.v1.GetServerInfoResponse.time:type_name -> google.protobuf.Timestamp
+	101, // 138: fastlane.v1.GetServerInfoResponse.max_timeout:type_name -> google.protobuf.Duration
+	101, // 139: fastlane.v1.GetServerInfoResponse.default_timeout:type_name -> google.protobuf.Duration
+	101, // 140: fastlane.v1.GetServerInfoResponse.keep_logs:type_name -> google.protobuf.Duration
+	101, // 141: fastlane.v1.GetServerInfoResponse.keep_jobs:type_name -> google.protobuf.Duration
+	101, // 142: fastlane.v1.PruneRequest.older_than:type_name -> google.protobuf.Duration
+	103, // 143: fastlane.v1.Execution.Times.create_time:type_name -> google.protobuf.Timestamp
+	103, // 144: fastlane.v1.Execution.Times.due_time:type_name -> google.protobuf.Timestamp
+	103, // 145: fastlane.v1.Execution.Times.claim_time:type_name -> google.protobuf.Timestamp
+	103, // 146: fastlane.v1.Execution.Times.pull_time:type_name -> google.protobuf.Timestamp
+	103, // 147: fastlane.v1.Execution.Times.container_time:type_name -> google.protobuf.Timestamp
+	103, // 148: fastlane.v1.Execution.Times.start_time:type_name -> google.protobuf.Timestamp
+	103, // 149: fastlane.v1.Execution.Times.first_byte_time:type_name -> google.protobuf.Timestamp
+	103, // 150: fastlane.v1.Execution.Times.exit_time:type_name -> google.protobuf.Timestamp
+	103, // 151: fastlane.v1.Execution.Times.seal_time:type_name -> google.protobuf.Timestamp
+	103, // 152: fastlane.v1.Execution.Times.end_time:type_name -> google.protobuf.Timestamp
+	103, // 153: fastlane.v1.Execution.Times.prune_time:type_name -> google.protobuf.Timestamp
+	40,  // 154: fastlane.v1.BatchEnqueueJobsResponse.Result.enqueued:type_name -> fastlane.v1.EnqueueJobResponse
+	60,  // 155: fastlane.v1.BatchEnqueueJobsResponse.Result.rejection:type_name -> fastlane.v1.Rejection
+	39,  // 156: fastlane.v1.JobService.EnqueueJob:input_type -> fastlane.v1.EnqueueJobRequest
+	41,  // 157: fastlane.v1.JobService.GetJob:input_type -> fastlane.v1.GetJobRequest
+	43,  // 158: fastlane.v1.JobService.ListJobs:input_type -> fastlane.v1.ListJobsRequest
+	45,  // 159: fastlane.v1.JobService.StopJob:input_type -> fastlane.v1.StopJobRequest
+	47,  // 160: fastlane.v1.JobService.RetryJob:input_type -> fastlane.v1.RetryJobRequest
+	49,  // 161: fastlane.v1.JobService.ReplaceJob:input_type -> fastlane.v1.ReplaceJobRequest
+	51,  // 162: fastlane.v1.JobService.PauseSchedule:input_type -> fastlane.v1.PauseScheduleRequest
+	53,  // 163: fastlane.v1.JobService.ResumeSchedule:input_type -> fastlane.v1.ResumeScheduleRequest
+	55,  // 164: fastlane.v1.JobService.PreviewSchedule:input_type -> fastlane.v1.PreviewScheduleRequest
+	57,  // 165: fastlane.v1.JobService.BatchEnqueueJobs:input_type -> fastlane.v1.BatchEnqueueJobsRequest
+	62,  // 166: fastlane.v1.JobService.BatchStopJobs:input_type -> fastlane.v1.BatchStopJobsRequest
+	64,  // 167: fastlane.v1.JobService.BatchRetryJobs:input_type -> fastlane.v1.BatchRetryJobsRequest
+	66,  // 168: fastlane.v1.JobService.WatchJobs:input_type -> fastlane.v1.WatchJobsRequest
+	35,  // 169: fastlane.v1.JobService.StreamJobLogs:input_type -> fastlane.v1.StreamJobLogsRequest
+	68,  // 170: fastlane.v1.ExecutionService.GetExecution:input_type -> fastlane.v1.GetExecutionRequest
+	70,  // 171: fastlane.v1.ExecutionService.ListExecutions:input_type -> fastlane.v1.ListExecutionsRequest
+	72,  // 172: fastlane.v1.ExecutionService.StopExecution:input_type -> fastlane.v1.StopExecutionRequest
+	28,  // 173: fastlane.v1.ExecutionService.StreamExecutionLogs:input_type -> fastlane.v1.StreamExecutionLogsRequest
+	74,  // 174: fastlane.v1.TaskService.GetTask:input_type -> fastlane.v1.GetTaskRequest
+	76,  // 175: fastlane.v1.TaskService.ListTasks:input_type -> fastlane.v1.ListTasksRequest
+	78,  // 176: fastlane.v1.TaskService.UpdateTask:input_type -> fastlane.v1.UpdateTaskRequest
+	80,  // 177: fastlane.v1.HostService.ListHosts:input_type -> fastlane.v1.ListHostsRequest
+	82,  // 178: fastlane.v1.HostService.DrainHost:input_type -> fastlane.v1.DrainHostRequest
+	84,  // 179: fastlane.v1.HostService.ResumeHost:input_type -> fastlane.v1.ResumeHostRequest
+	86,  // 180: fastlane.v1.ServerService.GetServerInfo:input_type -> fastlane.v1.GetServerInfoRequest
+	88,  // 181: fastlane.v1.ServerService.Prune:input_type -> fastlane.v1.PruneRequest
+	40,  // 182: fastlane.v1.JobService.EnqueueJob:output_type -> fastlane.v1.EnqueueJobResponse
+	42,  // 183: fastlane.v1.JobService.GetJob:output_type -> fastlane.v1.GetJobResponse
+	44,  // 184: fastlane.v1.JobService.ListJobs:output_type -> fastlane.v1.ListJobsResponse
+	46,  // 185: fastlane.v1.JobService.StopJob:output_type -> fastlane.v1.StopJobResponse
+	48,  // 186: fastlane.v1.JobService.RetryJob:output_type -> fastlane.v1.RetryJobResponse
+	50,  // 187: fastlane.v1.JobService.ReplaceJob:output_type -> fastlane.v1.ReplaceJobResponse
+	52,  // 188: fastlane.v1.JobService.PauseSchedule:output_type -> fastlane.v1.PauseScheduleResponse
+	54,  // 189: fastlane.v1.JobService.ResumeSchedule:output_type -> fastlane.v1.ResumeScheduleResponse
+	56,  // 190: fastlane.v1.JobService.PreviewSchedule:output_type -> fastlane.v1.PreviewScheduleResponse
+	59,  // 191: fastlane.v1.JobService.BatchEnqueueJobs:output_type -> fastlane.v1.BatchEnqueueJobsResponse
+	63,  // 192: fastlane.v1.JobService.BatchStopJobs:output_type -> fastlane.v1.BatchStopJobsResponse
+	65,  // 193: fastlane.v1.JobService.BatchRetryJobs:output_type -> fastlane.v1.BatchRetryJobsResponse
+	67,  // 194: fastlane.v1.JobService.WatchJobs:output_type -> fastlane.v1.WatchJobsResponse
+	36,  // 195: fastlane.v1.JobService.StreamJobLogs:output_type -> fastlane.v1.StreamJobLogsResponse
+	69,  // 196: fastlane.v1.ExecutionService.GetExecution:output_type -> fastlane.v1.GetExecutionResponse
+	71,  // 197: fastlane.v1.ExecutionService.ListExecutions:output_type -> fastlane.v1.ListExecutionsResponse
+	73,  // 198: fastlane.v1.ExecutionService.StopExecution:output_type -> fastlane.v1.StopExecutionResponse
+	29,  // 199: fastlane.v1.ExecutionService.StreamExecutionLogs:output_type -> fastlane.v1.StreamExecutionLogsResponse
+	75,  // 200: fastlane.v1.TaskService.GetTask:output_type -> fastlane.v1.GetTaskResponse
+	77,  // 201: fastlane.v1.TaskService.ListTasks:output_type -> fastlane.v1.ListTasksResponse
+	79,  // 202: fastlane.v1.TaskService.UpdateTask:output_type -> fastlane.v1.UpdateTaskResponse
+	81,  // 203: fastlane.v1.HostService.ListHosts:output_type -> fastlane.v1.ListHostsResponse
+	83,  // 204: fastlane.v1.HostService.DrainHost:output_type -> fastlane.v1.DrainHostResponse
+	85,  // 205: fastlane.v1.HostService.ResumeHost:output_type -> fastlane.v1.ResumeHostResponse
+	87,  // 206: fastlane.v1.ServerService.GetServerInfo:output_type -> fastlane.v1.GetServerInfoResponse
+	89,  // 207: fastlane.v1.ServerService.Prune:output_type -> fastlane.v1.PruneResponse
+	182, // [182:208] is the sub-list for method output_type
+	156, // [156:182] is the sub-list for method input_type
+	156, // [156:156] is the sub-list for extension type_name
+	156, // [156:156] is the sub-list for extension extendee
+	0,   // [0:156] is the sub-list for field type_name
 }
 
 func init() { file_fastlane_v1_fastlane_proto_init() }

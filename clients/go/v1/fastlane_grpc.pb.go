@@ -35,8 +35,9 @@
 //     a secret name (PGPASS, API_KEY, GH_PAT; not MONKEY; see the server's setting `secret_names`). Secret in envs,
 //     command, args, entrypoint, labels and messages are: the password in a URL (`scheme://user:password@host`), a
 //     token in place of its user, the value after a secret name and `=` (`?token=`, `--password=`), the value of an
-//     Authorization header or a similar one, and tokens with a well-known prefix (`ghp_`). A request that contains such
-//     a `***` is rejected. Metadata is returned unchanged.
+//     Authorization header or a similar one, and tokens with a well-known prefix (`ghp_`). In command, args and
+//     entrypoint also the word after an option with a secret name (`--password x`). A request that contains such a
+//     `***` is rejected. Metadata is returned unchanged.
 //   * Text for people (details, notes, reasons of hosts, fastlane's own log lines) is one printable line: line breaks,
 //     control characters and escape sequences from callers, engines and registries are removed.
 //   * Only google/protobuf/*.proto is imported: this file alone is the whole API.
@@ -110,8 +111,10 @@ type JobServiceClient interface {
 	RetryJob(ctx context.Context, in *RetryJobRequest, opts ...grpc.CallOption) (*RetryJobResponse, error)
 	// Creates the job under the caller's id, or replaces everything that an existing job is to do: its spec, its schedule
 	// and its retries. A running execution continues as it was started; an execution that has not started is replaced.
-	// A final job starts anew. ABORTED, JOB_CHANGED: `etag` is set and the job has another one. Safe to repeat: a request
-	// that equals the current spec changes nothing.
+	// A job that is final or was told to stop starts anew. ABORTED, JOB_CHANGED: `etag` is set and the job has another
+	// one. ALREADY_EXISTS, UNIQUE_KEY_TAKEN: another job holds the unique key, or waits for that of this job; only a new
+	// job with CONFLICT_REPLACE stops the other one. Safe to repeat: a request that equals the current spec changes
+	// nothing.
 	ReplaceJob(ctx context.Context, in *ReplaceJobRequest, opts ...grpc.CallOption) (*ReplaceJobResponse, error)
 	// Stops the ticks of a schedule, until ResumeSchedule. A running execution continues. Pausing a paused schedule
 	// changes nothing and returns OK. NOT_FOUND, JOB_NOT_FOUND. FAILED_PRECONDITION, NO_SCHEDULE: the job has no
@@ -351,8 +354,10 @@ type JobServiceServer interface {
 	RetryJob(context.Context, *RetryJobRequest) (*RetryJobResponse, error)
 	// Creates the job under the caller's id, or replaces everything that an existing job is to do: its spec, its schedule
 	// and its retries. A running execution continues as it was started; an execution that has not started is replaced.
-	// A final job starts anew. ABORTED, JOB_CHANGED: `etag` is set and the job has another one. Safe to repeat: a request
-	// that equals the current spec changes nothing.
+	// A job that is final or was told to stop starts anew. ABORTED, JOB_CHANGED: `etag` is set and the job has another
+	// one. ALREADY_EXISTS, UNIQUE_KEY_TAKEN: another job holds the unique key, or waits for that of this job; only a new
+	// job with CONFLICT_REPLACE stops the other one. Safe to repeat: a request that equals the current spec changes
+	// nothing.
 	ReplaceJob(context.Context, *ReplaceJobRequest) (*ReplaceJobResponse, error)
 	// Stops the ticks of a schedule, until ResumeSchedule. A running execution continues. Pausing a paused schedule
 	// changes nothing and returns OK. NOT_FOUND, JOB_NOT_FOUND. FAILED_PRECONDITION, NO_SCHEDULE: the job has no

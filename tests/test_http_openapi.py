@@ -1,0 +1,149 @@
+"""The OpenAPI document: valid, complete, with the contract's comments; and the server keeps to it under fuzzing."""
+
+import json
+import os
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import requests
+import schemathesis
+from hypothesis import HealthCheck, Phase, given, settings
+from hypothesis import strategies as st
+from openapi_spec_validator import OpenAPIV31SpecValidator
+from schemathesis.checks import (
+    content_type_conformance,
+    not_a_server_error,
+    response_schema_conformance,
+    status_code_conformance,
+)
+
+from fastlane_grpc.http import openapi
+from fastlane_grpc.http.routes import ROUTES, methods
+from tests.serving import Server
+
+DOCUMENT: Any = json.loads(openapi.document())
+# Requests of each path: `make chaos` asks for 10 000 of all.
+EXAMPLES = int(os.environ.get("CHAOS_REQUESTS", "0")) // len(ROUTES) or 20
+CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
+SECONDS = 20
+
+
+def test_the_document_is_valid() -> None:
+    OpenAPIV31SpecValidator(DOCUMENT).validate()
+
+
+def test_the_document_has_every_path_with_the_comment_of_its_call() -> None:
+    for route in ROUTES:
+        operation = DOCUMENT["paths"][route.path][route.verb.lower()]
+        assert operation["description"].startswith(operation["summary"].rstrip("."))
+        assert operation["tags"] == [route.descriptor.containing_service.name]
+        named = [each["name"] for each in operation["parameters"] if each["in"] == "path"]
+        assert named == list(route.path_fields)
+    ids = [each["operationId"] for path in DOCUMENT["paths"].values() for each in path.values()]
+    assert len(set(ids)) == len(ids)
+    assert methods().keys() <= set(ids)
+
+
+def test_every_part_of_the_document_is_described() -> None:
+    def undescribed(value: Any, path: str) -> Iterator[str]:
+        if isinstance(value, dict):
+            for name, each in value.get("properties", {}).items():
+                if isinstance(each, dict) and not each.get("description") and "/Problem" not in path:
+                    yield f"{path}.{name}"
+            for name, each in value.items():
+                yield from undescribed(each, f"{path}/{name}")
+
+    assert list(undescribed(DOCUMENT["components"], "")) == []
+    assert "a queue" not in DOCUMENT["info"]["description"]
+    assert DOCUMENT["components"]["schemas"]["State"]["enum"][1] == "STATE_SCHEDULED"
+
+
+# -------------------------------------------------------------------------------------------------------------- fuzzing
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """Without an engine: what is enqueued waits."""
+    directory = tmp_path_factory.mktemp("fuzz")
+    server = Server(directory / "data", engine=f"unix://{directory}/none", http_listen="127.0.0.1:0", max_waiting=5000)
+    yield server
+    # The log has no defect, whatever was sent.
+    assert server.stop() == 0
+    assert "defect" not in server.log
+    assert "Traceback" not in server.log
+
+
+def fuzzing(examples: int) -> Any:
+    return settings(
+        max_examples=examples,
+        deadline=None,
+        database=None,
+        phases=[Phase.explicit, Phase.generate],
+        suppress_health_check=list(HealthCheck),
+        derandomize="CHAOS_REQUESTS" not in os.environ,
+    )
+
+
+SCHEMA = schemathesis.openapi.from_dict(DOCUMENT)
+OPERATIONS = {each.ok().label: each.ok() for each in SCHEMA.get_all_operations()}
+STREAMS = {f"{route.verb} {route.path}" for route in ROUTES if route.descriptor.server_streaming}
+
+
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("label", sorted(OPERATIONS))
+def test_requests_made_from_the_document_are_answered_as_it_says(server: Server, label: str) -> None:
+    base_url = f"http://127.0.0.1:{server.http_port}"
+
+    @fuzzing(EXAMPLES)
+    @given(case=OPERATIONS[label].as_strategy())
+    def fuzz(case: schemathesis.Case) -> None:
+        if label not in STREAMS:
+            case.call_and_validate(base_url=base_url, checks=CHECKS, timeout=SECONDS)
+            return
+        # A stream may have no end: its beginning is looked at.
+        told: Any = case.as_transport_kwargs(base_url=base_url)
+        with requests.request(**told, stream=True, timeout=SECONDS) as response:
+            assert response.status_code < 500 or response.status_code == 501
+
+    fuzz()
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
+    max_leaves=8,
+)
+FIELDS = sorted({field.name for method in methods().values() for field in method.input_type.fields})
+
+
+@pytest.mark.timeout(1800)
+def test_any_json_for_any_call_is_answered_without_a_defect(server: Server) -> None:
+    bodies = st.dictionaries(st.sampled_from(FIELDS) | st.text(), JSON, max_size=4) | JSON
+    with requests.Session() as session:
+
+        @fuzzing(max(EXAMPLES * 10, 60))
+        @given(route=st.sampled_from(ROUTES), body=bodies, text=st.text(min_size=1))
+        def fuzz(route: Any, body: Any, text: str) -> None:
+            if route.descriptor.server_streaming:
+                return
+            path = route.path
+            for field in route.path_fields:
+                path = path.replace(f"{{{field}}}", requests.utils.quote(text, safe="", errors="ignore") or "x")
+            told = session.request(
+                route.verb,
+                f"http://127.0.0.1:{server.http_port}{path}",
+                data=json.dumps(body).encode() if route.verb != "GET" else None,
+                params={text: "1"} if route.verb == "GET" else None,
+                headers={"Content-Type": "application/json"},
+                timeout=SECONDS,
+            )
+            assert told.status_code < 500, told.text
+            assert "problem" in told.headers["Content-Type"] or told.status_code < 300
+
+        fuzz()
+
+
+def test_the_document_is_served(server: Server) -> None:
+    told = requests.get(f"http://127.0.0.1:{server.http_port}/openapi.json", timeout=SECONDS)
+    assert told.json() == DOCUMENT
