@@ -67,7 +67,7 @@ class CallCounts:
 
 @dataclass(frozen=True, slots=True)
 class StoreCounts:
-    """What the store's writing thread does.
+    """Counts of the thread that writes to the store.
 
     `seconds`: how long each commit took, with its statements and its sync; `units`: how many units of work it had.
     `new_jobs`: the jobs that were stored. `failures`: units that were not stored, as SQLite or the disk failed; each
@@ -81,7 +81,7 @@ class StoreCounts:
 
 @dataclass(frozen=True, slots=True)
 class Counts:
-    """What the store's writing thread and the doors of one server count."""
+    """All counts of one server: of its store, of gRPC and of HTTP."""
 
     store: StoreCounts = field(default_factory=StoreCounts)
     grpc: dict[str, CallCounts] = field(default_factory=dict)

@@ -150,7 +150,7 @@ class Dispatcher:
 
     @property
     def claimed_waits(self) -> Counter[WaitReason]:
-        """What claimed executions wait for before their containers can start: how many for each reason."""
+        """The number of claimed executions that wait before their containers can start, by reason."""
         waits = [claim.mailbox.waiting for claim in self._on_thread.values()]
         return Counter(waiting.reason for waiting in waits if waiting)
 

@@ -274,6 +274,14 @@ async def test_a_scrape_in_the_format_of_openmetrics_says_the_same(server: Scrap
     assert {family.name.removesuffix("_total") for family in FAMILIES} <= set(families)
 
 
+async def test_the_openapi_document_has_the_formats_of_a_scrape(server: ScrapedServer) -> None:
+    answer = await ask(server.http_port, "GET", "/openapi.json")
+    formats = json.loads(answer.body)["paths"]["/metrics"]["get"]["responses"]["200"]["content"]
+    for format in formats:
+        answer = await ask(server.http_port, "GET", "/metrics", accept=format)
+        assert answer.headers["content-type"].startswith(f"{format};")
+
+
 async def test_scrapes_at_the_same_time_are_made_once(server: ScrapedServer) -> None:
     taken = server.store.census
     censuses = 0

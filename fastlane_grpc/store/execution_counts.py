@@ -13,7 +13,7 @@ CAUSES = ("enqueue", "tick", "retry")
 
 
 class ExecutionCounts:
-    """What has happened to executions since the store was opened, as far as it was committed. Lives on the loop."""
+    """Counts of committed changes of executions since the store was opened. Lives on the loop."""
 
     def __init__(self) -> None:
         self.claims = self.requeues = 0

@@ -594,7 +594,7 @@ def jobs_that_stop_unwatched(db: Database) -> None:
 
 @migrations()
 def numbers_of_metrics(db: Database) -> None:
-    """What metrics would have to count. An execution that is queued at once and never retried costs nothing here."""
+    """Counts that metrics read. An execution that is queued at once and never retried costs nothing here."""
     db.execute("ALTER TABLE kept ADD COLUMN scheduled INTEGER NOT NULL DEFAULT 0")  # executions in state 1
     db.execute("ALTER TABLE kept ADD COLUMN skipped_ticks INTEGER NOT NULL DEFAULT 0")  # ever, of all schedules
     db.execute("UPDATE kept SET scheduled = (SELECT count(*) FROM executions WHERE state = 1)")

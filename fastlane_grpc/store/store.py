@@ -211,7 +211,7 @@ class Store:
 
     @property
     def commit_listeners(self) -> Sequence[Callable[[Sequence[Execution]], None]]:
-        """What `on_commit` is to call with the executions of each commit, before anything else."""
+        """The functions that `on_commit` calls with the executions of each commit, before all others."""
         return [self.limited_tasks.on_commit, self.execution_counts.on_commit]
 
     def close(self, timeout: float | None = None) -> None:

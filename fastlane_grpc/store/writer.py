@@ -99,6 +99,8 @@ class Writer:
         self._owing_since: float | None = None
         # Units that were taken from the queue and are not answered.
         self._taken: Sequence[_Unit] = ()
+        # How many units were taken last.
+        self._last_taken = 0
         # Not restarted: what the thread was about when it failed is not known, and all that the server promises goes
         # through it.
         self._thread = supervisor.thread("store-writer", self._run, restart=False)
@@ -157,6 +159,7 @@ class Writer:
         last = False
         while not last:
             self._taken, last = self._gather()
+            self._last_taken = len(self._taken)
             if self._taken:
                 self._commit(self._taken)
                 self._taken = ()
@@ -195,7 +198,7 @@ class Writer:
 
     def _wait_for_others(self) -> None:
         """Wait a moment for units that can share the next commit, if several shared the last one."""
-        if len(self._taken) < SHARED_FROM:
+        if self._last_taken < SHARED_FROM:
             return
         # Cleared before the look at the queue: a unit that arrives after it sets the event again.
         self._enough.clear()
