@@ -5,17 +5,18 @@ The record is written here, as a recorder does: what is measured is the way from
 """
 
 import json
+import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from google.protobuf.message import Message
 
-from bench.ratio import Margin, Ratio, in_turn
+from bench.ratio import Limit, Margin, Ratio, in_turn
 from bench.server import Running, server
 from fastlane_grpc import Client
 from fastlane_grpc.logs import Logs
@@ -46,9 +47,11 @@ class Got:
         return self.bytes / 1e6 / self.seconds
 
 
-def rows(stage: Path, rounds: int) -> Iterator[Ratio | Margin]:
+def rows(stage: Path, rounds: int) -> Iterator[Ratio | Margin | Limit]:
     yield from _late(stage, rounds)
     yield from _crowd(stage, rounds)
+    yield from _event_streams(stage, rounds)
+    yield _unread(stage)
 
 
 def _late(stage: Path, rounds: int) -> Iterator[Ratio | Margin]:
@@ -78,6 +81,50 @@ def _crowd(stage: Path, rounds: int) -> Iterator[Ratio | Margin]:
 
         what = f"{FOLLOWERS} followers of one live log, against bare grpc.aio"
         yield from _compared(what, 0.6, running, ours, FOLLOWERS, rounds)
+
+
+def _event_streams(stage: Path, rounds: int) -> Iterator[Ratio | Margin]:
+    """A crowd by HTTP against the same crowd by gRPC, each at a server of its own; bytes are those of the log."""
+    with _no_engine(stage) as by_http, _no_engine(stage) as by_grpc:
+
+        def events() -> float:
+            execution_id, writer = _record(by_http)
+            with closing(writer):
+                path = f"/executions/{execution_id}/logs?source=stdout"
+                crowd = ["bench.http_crowd", str(by_http.http_port), path, str(FOLLOWED_BYTES), str(FOLLOWERS)]
+                return _crowd_of(crowd, lambda: _write(writer)).megabytes_per_second
+
+        def messages() -> float:
+            execution_id, writer = _record(by_grpc)
+            request = pb.StreamExecutionLogsRequest(execution_id=execution_id, sources=[pb.SOURCE_STDOUT])
+            with closing(writer):
+                crowd = read(by_grpc.address, request, FOLLOWED_BYTES, FOLLOWERS, lambda: _write(writer))
+                return crowd.megabytes_per_second
+
+        what = f"{FOLLOWERS} event streams of one live log, against ours by gRPC"
+        yield in_turn(what, "MB/s", 0.6, events, messages, rounds=rounds)
+        yield Margin("  the server's memory at its most", "MB", peak_megabytes(by_http), peak_megabytes(by_grpc), 200.0)
+
+
+def _unread(stage: Path) -> Limit:
+    """What clients cost that ask for events and read nothing: once the server sends to none of them any more."""
+    with _no_engine(stage) as running, ExitStack() as connections:
+        execution_id, writer = _record(running)
+        for _ in range(LATE_BYTES // 10 // 65_000):
+            writer.write([(Source.STDOUT, LINE * (65_000 // len(LINE)))], time.time_ns())
+        writer.close()
+        path = f"/executions/{execution_id}/logs"
+        request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n".encode()
+        before = _resident_megabytes(running)
+        for _ in range(FOLLOWERS):
+            client = connections.enter_context(socket.create_connection(("127.0.0.1", running.http_port)))
+            client.sendall(request)
+            assert client.recv(1, socket.MSG_PEEK)
+        earlier, now = 0.0, _resident_megabytes(running)
+        while now > earlier:
+            time.sleep(2)
+            earlier, now = now, _resident_megabytes(running)
+        return Limit(f"memory for {FOLLOWERS} event streams that are not read", "MB", [now - before], 150.0)
 
 
 def _compared(
@@ -124,17 +171,12 @@ def read(
 ) -> Got:
     """What so many readers get of a stream; each ends with it, or when it has `wanted` bytes. `method`: the full name
     of another one than that of log streams. `when_ready` is called when each reader has its first message."""
-    command = [
-        sys.executable,
-        "-m",
-        "bench.crowd",
-        address,
-        request.SerializeToString().hex(),
-        str(wanted),
-        str(streams),
-        *method,
-    ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as crowd:
+    command = ["bench.crowd", address, request.SerializeToString().hex(), str(wanted), str(streams), *method]
+    return _crowd_of(command, when_ready)
+
+
+def _crowd_of(command: Sequence[str], when_ready: Callable[[], None]) -> Got:
+    with subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.PIPE, text=True) as crowd:
         assert crowd.stdout is not None
         if crowd.stdout.readline() != "ready\n":
             sys.exit("the readers of the bench did not get ready")
@@ -153,5 +195,13 @@ def bare(message_bytes: int, messages: int, streams: int) -> Iterator[Running]:
 
 def peak_megabytes(running: Running) -> float:
     """The most that the process ever had in memory."""
+    return _megabytes(running, "VmHWM:")
+
+
+def _resident_megabytes(running: Running) -> float:
+    return _megabytes(running, "VmRSS:")
+
+
+def _megabytes(running: Running, name: str) -> float:
     lines = Path(f"/proc/{running.process_id}/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1000 for line in lines if line.startswith("VmHWM:"))
+    return next(int(line.split()[1]) / 1000 for line in lines if line.startswith(name))

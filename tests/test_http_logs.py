@@ -9,6 +9,7 @@ from http.client import IncompleteRead
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from google.protobuf import json_format
 
@@ -193,8 +194,73 @@ async def test_faults_of_a_request_are_answered_before_the_first_byte(harness: H
         for path, expected in cases.items():
             found = await harness.ask("GET", path, **accept)
             assert (found.status, found.reason) == expected, path
+    # A field has the name by which it was asked for.
+    for query, field in {
+        "?tail=-1": "tail",
+        "?tail_lines=-1": "tail_lines",
+        "?line=x": "line",
+        "?source=stdin": "source[0]",
+        "?heartbeat=1h": "heartbeat",
+        "?since=yesterday": "since",
+    }.items():
+        found = await harness.ask("GET", path_of(execution, query))
+        assert [each["field"] for each in found.json["violations"]] == [field]
+        assert found.json["detail"].startswith(f"{field}: ")
+    found = await harness.ask("GET", f"/jobs/{execution.job_id}/logs?line=3")
+    assert [each["field"] for each in found.json["violations"]] == ["line"]
     found = await harness.ask("GET", path_of(execution, "?exit_line=1"), **LINES)
     assert found.json["violations"][0]["field"] == "exit_line"
+
+
+async def test_head_of_a_log_has_the_status_of_get_and_no_body(harness: HttpHarness) -> None:
+    execution, _ = await running(harness)
+    found = await harness.ask("HEAD", path_of(execution), **EVENTS)
+    assert (found.status, found.body) == (200, b"")
+    assert found.headers["content-type"] == "text/event-stream"
+    for path in ("/executions/nothing/logs", "/jobs/nothing/logs", path_of(execution, "?cursor=x")):
+        expected = (await harness.ask("GET", path)).status
+        assert expected >= 400
+        assert (await harness.ask("HEAD", path)).status == expected
+    assert (await harness.ask("HEAD", "/watch")).status == 200
+
+
+async def test_a_log_that_was_pruned_is_a_gap_in_each_form(harness: HttpHarness) -> None:
+    execution = await stored(harness)
+    whole = lines_of((await harness.ask("GET", path_of(execution), **LINES)).body)
+    assert (await harness.ask("POST", "/prune", {"older_than": 0, "logs_only": True})).status == 200
+    lines = lines_of((await harness.ask("GET", path_of(execution, "?number_lines=true"), **LINES)).body)
+    gaps = [each["gap"] for each in lines if "gap" in each]
+    assert {each["source"] for each in gaps} == {"SOURCE_STDOUT", "SOURCE_STDERR", "SOURCE_SYSTEM"}
+    assert {each["cause"] for each in gaps} == {"CAUSE_PRUNED"}
+    assert lines[-1]["end"] == {**whole[-1]["end"]}
+    events = events_of((await harness.ask("GET", path_of(execution), **EVENTS)).body)
+    assert [each.name for each in events] == ["state", *["gap"] * len(gaps), "end"]
+    raw = (await harness.ask("GET", path_of(execution, "?exit_line=1"))).body
+    assert raw.startswith(b"\nfastlane-end exit_status=3 state=FAILED ")
+
+
+async def test_ranges_by_two_cursors_end_whatever_they_are(harness: HttpHarness) -> None:
+    execution = await stored(harness)
+    whole = lines_of((await harness.ask("GET", path_of(execution), **LINES)).body)
+    cursors = [each["cursor"] for each in whole]
+    for first in cursors:
+        for last in cursors:
+            query = f"?cursor={first}&before_cursor={last}"
+            found = lines_of((await harness.ask("GET", path_of(execution, query), **LINES)).body)
+            between = whole[cursors.index(first) + 1 : cursors.index(last) + 1]
+            for source in Source:
+                assert bytes_of(found, source) == bytes_of(between, source)
+            assert "end" in found[-1]
+    beyond = cursors[-1].rsplit(".", 4)[0] + ".999999999.999.999.0"
+    # Only at the end of the log is it known that the cursor is of another one.
+    with pytest.raises(IncompleteRead) as cut:
+        await harness.ask("GET", path_of(execution, f"?cursor={beyond}"), **LINES)
+    assert lines_of(cut.value.partial)[-1]["problem"]["reason"] == "CURSOR_AHEAD"
+    found = lines_of((await harness.ask("GET", path_of(execution, f"?before_cursor={beyond}"), **LINES)).body)
+    assert found[-1]["end"]["sealed"], found
+    assert {source: bytes_of(found, source) for source in Source} == {
+        source: bytes_of(whole, source) for source in Source
+    }
 
 
 async def test_a_server_that_stops_leaves_no_stream_complete(harness: HttpHarness) -> None:
@@ -239,6 +305,13 @@ async def test_trailers_tell_the_end_to_those_who_accept_them(harness: HttpHarne
         "Fastlane-Stderr-Bytes": "6",
         "Fastlane-Missing-Bytes": "5",
     }
+    # The connection goes on after them.
+    async with connected(harness.http_port) as (reader, sender):
+        for _ in range(2):
+            sender.write(request("GET", path_of(execution, "?source=stderr"), te="trailers", connection="TE"))
+            assert (await read_until(reader, b"\r\n\r\n")).startswith(b"HTTP/1.1 200")
+            await read_until(reader, b"\r\nFastlane-Cursor: ")
+            await read_until(reader, b"\r\n\r\n")
     # Without that header none are sent.
     async with connected(harness.http_port) as (reader, sender):
         sender.write(request("GET", path_of(execution), connection="close"))
@@ -283,10 +356,26 @@ async def test_readers_of_one_encoding_share_what_one_of_them_read(harness: Http
     assert len({bytes_of([each.data for each in events_of(found.body)], OUT) for found in bodies}) == 1
 
 
+async def test_the_cache_stays_within_its_bytes_with_readers_of_all_forms(tmp_path: Path) -> None:
+    harness = HttpHarness(tmp_path, cache_bytes=1 << 20)
+    await harness.start()
+    execution, writer = await running(harness)
+    for number in range(40):
+        writer.write([(OUT, b"%06d" % number * 10_000)], number)
+    await harness.finish(execution, writer)
+    paths = [path_of(execution, query) for query in ("", "?source=stdout&number_lines=true")]
+    asked = [harness.ask("GET", path, **accept) for path in paths for accept in ({}, LINES, EVENTS)]
+    assert [found.status for found in await asyncio.gather(*asked)] == [200] * 6
+    cache = harness.tails.cache
+    assert 0 < cache.bytes <= 1 << 20
+    assert cache.bytes == sum(each.size for each in cache._values.values())
+    await harness.close()
+
+
 async def test_a_reader_that_does_not_read_holds_up_nobody_else(harness: HttpHarness) -> None:
     execution, writer = await running(harness)
-    async with connected(harness.http_port) as (_, slow):
-        slow.write(request("GET", path_of(execution)))
+    async with connected(harness.http_port) as (reader, slow):
+        slow.write(request("GET", path_of(execution), connection="close"))
         for number in range(200):
             writer.write([(OUT, b"%06d" % number * 10_000)], number)
         await harness.finish(execution, writer)
@@ -294,6 +383,7 @@ async def test_a_reader_that_does_not_read_holds_up_nobody_else(harness: HttpHar
         assert len((await harness.ask("GET", path_of(execution))).body) == 12_000_000
         [held] = [each for each in harness.http_connections if not each.cycle.response_complete]
         assert held.transport.get_write_buffer_size() < 1_000_000
+        assert answer(await rest(reader)).body == b"".join(b"%06d" % number * 10_000 for number in range(200))
 
 
 async def test_streams_of_both_doors_count_together(tmp_path: Path) -> None:
@@ -306,4 +396,17 @@ async def test_streams_of_both_doors_count_together(tmp_path: Path) -> None:
     assert (found.status, found.reason) == (429, "TOO_MANY_STREAMS")
     assert int(found.headers["retry-after"]) >= 1
     stream.cancel()
+    # A reader over HTTP takes the place, and gives it back when it goes.
+    async with connected(harness.http_port) as (reader, sender):
+        head = b"HTTP/1.1 429"
+        while head.startswith(b"HTTP/1.1 429"):
+            sender.write(request("GET", path_of(execution)))
+            head = await read_until(reader, b"\r\n\r\n")
+            if head.startswith(b"HTTP/1.1 429"):
+                await reader.readexactly(int(head.lower().partition(b"content-length: ")[2].partition(b"\r\n")[0]))
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            await harness.stream(execution.id).read()
+        assert refused.value.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+    while (await harness.ask("GET", path_of(execution, "?follow=false"))).status == 429:
+        pass
     await harness.close()

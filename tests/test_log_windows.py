@@ -1,5 +1,6 @@
 """Parts of a log over real gRPC: from a line by its number, up to a cursor, and backwards page by page."""
 
+import asyncio
 import random
 from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
@@ -9,6 +10,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from fastlane_grpc.client import AsyncClient, Client, Output, StateChange
 from fastlane_grpc.model import Cause, Execution, Source
 from fastlane_grpc.record import RecordWriter
 from fastlane_grpc.record.format import BLOCK_BYTES
@@ -157,6 +159,42 @@ async def test_a_line_after_a_hole_has_the_number_it_always_had(harness: RpcHarn
                 assert text == b"line %6d" % (line - 1)
                 line += 1
     assert (gaps, line) == (1, 60_001)
+
+
+async def test_both_clients_read_a_log_backwards_by_numbered_lines(harness: RpcHarness) -> None:
+    execution, writer = await running(harness)
+    for number in range(1, 11):
+        writer.write([(OUT if number % 2 else ERR, b"line %d\n" % number)], number)
+
+    def backwards() -> list[tuple[int | None, list[int]]]:
+        pages, cursor = [], ""
+        with Client(f"127.0.0.1:{harness.port}") as client:
+            while not pages or pages[-1][0] != 1:
+                start = {"before_cursor": cursor, "tail_lines": 2} if cursor else {"start_line": 8}
+                tail = client.tail(execution.id, follow=False, number_lines=True, **start)  # type: ignore[arg-type]
+                first = next(tail)
+                assert isinstance(first, StateChange)
+                cursor = tail.cursor
+                data = b"".join(event.data for event in tail if isinstance(event, Output))
+                pages.append((first.first_line, [int(line.split()[1]) for line in data.splitlines()]))
+        return pages
+
+    async def backwards_too() -> list[tuple[int | None, list[int]]]:
+        pages, cursor = [], ""
+        async with AsyncClient(f"127.0.0.1:{harness.port}") as client:
+            while not pages or pages[-1][0] != 1:
+                start = {"before_cursor": cursor, "tail_lines": 2} if cursor else {"start_line": 8}
+                tail = client.tail(execution.id, follow=False, number_lines=True, **start)  # type: ignore[arg-type]
+                first = await anext(tail)
+                assert isinstance(first, StateChange)
+                cursor = tail.cursor
+                data = b"".join([event.data async for event in tail if isinstance(event, Output)])
+                pages.append((first.first_line, [int(line.split()[1]) for line in data.splitlines()]))
+        return pages
+
+    expected = [(8, [8, 9, 10]), (6, [6, 7]), (4, [4, 5]), (2, [2, 3]), (1, [1])]
+    assert await asyncio.to_thread(backwards) == expected
+    assert await backwards_too() == expected
 
 
 async def test_a_range_ends_when_its_cursor_is_reached_while_the_job_runs(harness: RpcHarness) -> None:

@@ -142,7 +142,12 @@ async def log_stream(
         async def tell(event: LogEvent) -> None:
             await send(encoding.event(event, utc_now()))
 
-        await _stream(request, watch, tail, _Queue(waiting_of), stopping, send, tell, first_line)
+        async def send_log(messages: Sequence[bytes]) -> None:
+            for message in messages:
+                await send(message)
+                tails.bytes_sent[encoding.name] += len(message)
+
+        await _stream(request, watch, tail, _Queue(waiting_of), stopping, send_log, tell, first_line)
         return tail.cursor
 
 
@@ -163,7 +168,7 @@ async def _stream(
     tail: LogTail,
     queue: "_Queue",
     stopping: Callable[[], bool],
-    send: Send,
+    send_log: Callable[[Sequence[bytes]], Awaitable[None]],
     tell: Callable[[LogEvent], Awaitable[None]],
     first_line: int | None,
 ) -> None:
@@ -183,14 +188,12 @@ async def _stream(
             await tell(StateChanged(tail.cursor, execution, queue.waiting, first_line if first else None))
             heartbeat_time = now() + request.heartbeat.total_seconds()
         if tail.ended:
-            for message in tail.flush():
-                await send(message)
+            await send_log(tail.flush())
             await tell(LogSuspended(tail.cursor, execution))
             return
         messages = await tail.read()
         if messages:
-            for message in messages:
-                await send(message)
+            await send_log(messages)
             heartbeat_time = now() + request.heartbeat.total_seconds()
             pace_time = now() + PACE_SECONDS
         elif messages is None and execution.state.final:
@@ -198,8 +201,7 @@ async def _stream(
             await asyncio.sleep(0)
             execution = _present(watch)
             cause = Cause.PRUNED if execution.times.prune_time else Cause.STORE
-            for message in tail.finish(execution.logs, cause):
-                await send(message)
+            await send_log(tail.finish(execution.logs, cause))
             await tell((LogSuspended if tail.ended else LogEnded)(tail.cursor, execution))
             return
         if not request.follow and not execution.state.final and (messages is None or tail.marked):

@@ -5,7 +5,7 @@ Everything here lives on the loop, except reads that may have to wait for the di
 
 import asyncio
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
@@ -54,7 +54,14 @@ class Tails:
         self._file_watcher = FileWatcher(loop)
         self._threads = _started(ThreadPoolExecutor(THREADS, "log-reader"), THREADS)
         self._open: dict[str, _Log] = {}
+        # What readers were sent, encoded, by the name of the encoding.
+        self.bytes_sent: Counter[str] = Counter()
         logs.on_new_record = self._new_record
+
+    @property
+    def open_logs(self) -> int:
+        """The logs that have readers."""
+        return len(self._open)
 
     @contextmanager
     def watching(self, execution_id: str) -> Iterator["LogWatch"]:
