@@ -5,7 +5,7 @@ import { LineWindow } from "./line_window.js";
 import { LogOutput } from "./output.js";
 
 /** Lines with which a log opens, and which are kept of its end. */
-export const TAIL_LINES = 1000;
+export const TAIL_LINES = 500;
 const TAIL_WEIGHT = 1 << 20;
 // Bytes of a part after which it is cut, however few lines it has.
 const MAX_PART_BYTES = 8 << 20;

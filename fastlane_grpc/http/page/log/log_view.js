@@ -10,10 +10,11 @@ import { Painter } from "./paint.js";
 import { chosenLines, hashOf } from "./chosen_lines.js";
 import { LogSearch } from "./log_search.js";
 
-const MAX_ROWS = 3000;
+// Rows, and their characters. A browser needs about 25 kB for a row, and as much again before it collects garbage.
+const MAX_ROWS = 1000;
 const MAX_WEIGHT = 3 << 20;
 // Lines that are loaded at a time, and those around a line that is gone to.
-const PART_LINES = 500;
+const PART_LINES = 250;
 const BEFORE_LINES = 200;
 // How near to the end of what is loaded more is loaded.
 const NEAR_PIXELS = 800;
@@ -172,7 +173,7 @@ export class LogView {
       this.scroller.classList.toggle("stamped", this.#settings.stamps !== "off");
       for (const [row, element] of this.#elements) {
         const stamp = element.querySelector(".stamp");
-        if (stamp) stamp.dataset.stamp = this.#painter.stamp(row);
+        if (stamp) this.#painter.restamp(stamp, row);
       }
     });
   }
@@ -247,7 +248,8 @@ export class LogView {
   }
 
   #showEdges() {
-    const { first } = this.#window;
+    const { first, last } = this.#window;
+    this.scroller.style.setProperty("--digits", Math.max(4, String(last ?? 0).length));
     const isStart = first === null || first === 1;
     this.top.hidden = isStart;
     if (!isStart) this.top.textContent = `${count(first - 1, "earlier line")}`;

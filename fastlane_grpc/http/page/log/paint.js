@@ -45,6 +45,12 @@ export class Painter {
     return this.stamps === "absolute" ? clockTime(row.time) : stopwatch(row.time - this.startTime);
   }
 
+  /** Write what the stamp of a row shows now. */
+  restamp(stamp, row) {
+    stamp.dataset.stamp = this.stamp(row);
+    if (this.stamps !== "off") stamp.title = dateTime(row.time);
+  }
+
   #line(row) {
     const source = SOURCES[row.source] ?? "";
     const text = el("span", { class: "text" }, this.#runs(row.runs));
@@ -53,7 +59,9 @@ export class Painter {
     if (row.number !== null) {
       line.append(el("a", { class: "number", href: `#L${row.number}`, "data-number": row.number, "aria-label": `Line ${row.number}`, tabindex: "-1" }));
     } else line.append(el("span", { class: "number" }));
-    line.append(el("span", { class: "stamp", "data-stamp": this.stamp(row), title: dateTime(row.time) }));
+    const stamp = el("span", { class: "stamp" });
+    this.restamp(stamp, row);
+    line.append(stamp);
     if (row.source === STDERR || row.source === SYSTEM) {
       line.append(el("span", { class: "source", title: row.source === STDERR ? "standard error" : "from fastlane" },
         el("span", { class: "unseen" }, row.source === STDERR ? "stderr: " : "fastlane: ")));
