@@ -225,6 +225,14 @@ def test_a_flood_of_styles_and_empty_lines_is_bounded(page: Tab, log: WrittenLog
 # ---- following
 
 
+def test_a_log_without_output_says_so(page: Tab, log: WrittenLog) -> None:
+    view = page.open(log.path)
+    expect(view.locator(".edge").last).to_have_text("No output yet")
+    page.picture("log-empty")
+    log.end()
+    expect(view.locator(".edge").last).to_have_text("The log is empty")
+
+
 def test_new_output_is_followed(page: Tab, log: WrittenLog) -> None:
     log.lines(1, 100)
     view = page.open(log.path)

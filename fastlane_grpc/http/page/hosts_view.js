@@ -31,7 +31,7 @@ export function hostCard(host) {
     el("span", { class: "badge", "data-kind": KINDS[host.availability] ?? "neutral" }, words(host.availability, "AVAILABILITY_")),
     slots(running, most),
     el("p", { class: "quiet" }, `${running} of ${most} slots in use`, host.engine_version ? ` · engine ${host.engine_version}` : ""),
-    note ? el("p", { class: "why" }, note, " ", host.last_error_time && !isUp && !host.drain_note ? agoOf(host.last_error_time) : null) : null,
+    note ? el("p", { class: "why" }, note, host.last_error_time && !isUp && !host.drain_note ? [" · ", agoOf(host.last_error_time)] : null) : null,
   );
 }
 

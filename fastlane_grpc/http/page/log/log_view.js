@@ -51,7 +51,11 @@ export class LogView {
     this.#listen();
     const following = this.tail.run({
       signal,
-      onConnected: (isConnected) => this.callbacks.onConnected(isConnected),
+      onConnected: (isConnected) => {
+        this.callbacks.onConnected(isConnected);
+        // A log without output says so.
+        this.flush();
+      },
       onRows: (rows) => this.#received(rows),
       onState: (state) => this.callbacks.onState(state),
       onEnd: (end) => this.#ended(end),
@@ -254,9 +258,11 @@ export class LogView {
     this.top.hidden = isStart;
     if (!isStart) this.top.textContent = `${count(first - 1, "earlier line")}`;
     const { end } = this.tail;
-    this.bottom.hidden = this.#isAttached && !end;
+    const isEmpty = !this.#window.rows.length && !this.openElement.childElementCount;
+    this.bottom.hidden = this.#isAttached && !end && !isEmpty;
     if (!this.#isAttached) this.bottom.textContent = "More lines follow";
-    else if (end) this.bottom.textContent = this.#window.rows.length ? "End of the log" : "The log is empty";
+    else if (isEmpty) this.bottom.textContent = end ? "The log is empty" : "No output yet";
+    else if (end) this.bottom.textContent = "End of the log";
   }
 
   // ---- following
