@@ -151,6 +151,7 @@ export function confirm({ title, text, action, note, danger = false, act }) {
         el("button", { type: "button", click: () => finish(null) }, "Cancel"), go),
     );
     const dialog = el("dialog", { "aria-labelledby": "dialog-title", cancel: () => finish(null) }, form);
+    const opener = document.activeElement;
     document.body.append(dialog);
     dialog.showModal();
 
@@ -169,6 +170,8 @@ export function confirm({ title, text, action, note, danger = false, act }) {
     function finish(value) {
       dialog.close();
       dialog.remove();
+      // What opened the dialog may have been drawn anew meanwhile.
+      if (!opener.isConnected && opener.dataset.action) document.querySelector(`[data-action="${opener.dataset.action}"]`)?.focus();
       resolve(value);
     }
   });
