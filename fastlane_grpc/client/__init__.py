@@ -43,6 +43,7 @@ from fastlane_grpc.client.json_requests import request_from_json
 from fastlane_grpc.client.policies import Cron, Duration, MemoryGrowth, Retry, Unique
 from fastlane_grpc.client.requests import (
     ExecutionFilter,
+    ExecutionTailOptions,
     JobFilter,
     JobOptions,
     JobSelection,
@@ -78,6 +79,7 @@ __all__ = [
     "Event",
     "ExecutionFilter",
     "ExecutionStart",
+    "ExecutionTailOptions",
     "Exhausted",
     "Gap",
     "InvalidRequest",

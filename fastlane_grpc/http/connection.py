@@ -21,12 +21,14 @@ CONNECTION = "fastlane.connection"
 # Of the kernel's struct tcp_info: tcpi_unacked is at byte 24, tcpi_last_ack_recv at 56.
 _TCP_INFO_BYTES = 60
 _UINT = struct.Struct("=I")
-# TCP asks a silent client whether it is there: after so many seconds, again after so many, and so often.
+# TCP asks a silent client whether it is there: after so many seconds, again after so many, and so often. The last one,
+# in milliseconds, is for a client that does not confirm what was sent; one that is only slow to read does confirm.
 _KEEPALIVE = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000),
 )
 
 log = structlog.get_logger(__name__)
