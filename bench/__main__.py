@@ -5,7 +5,20 @@ import os
 import sys
 from pathlib import Path
 
-from bench import batches, containers, enqueue, http, latency, lookups, million, readers, throughput, unread, watchers
+from bench import (
+    batches,
+    containers,
+    enqueue,
+    http,
+    latency,
+    lookups,
+    million,
+    page,
+    readers,
+    throughput,
+    unread,
+    watchers,
+)
 from fastlane_grpc.machine.open_files import raise_limit
 
 ROUNDS = 5
@@ -32,6 +45,7 @@ def main() -> None:
         lambda: [unread.row(stage, image, engine)],
         lambda: readers.rows(stage, rounds),
         lambda: watchers.rows(stage, rounds),
+        lambda: page.rows(stage, rounds),
         lambda: throughput.rows(stage, image, engine, rounds),
     ):
         for row in rows():

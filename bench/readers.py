@@ -55,8 +55,8 @@ def rows(stage: Path, rounds: int) -> Iterator[Ratio | Margin | Limit]:
 
 
 def _late(stage: Path, rounds: int) -> Iterator[Ratio | Margin]:
-    with _no_engine(stage) as running:
-        execution_id, writer = _record(running)
+    with no_engine(stage) as running:
+        execution_id, writer = record(running)
         for _ in range(LATE_BYTES // 65_000):
             writer.write([(Source.STDOUT, LINE * (65_000 // len(LINE)))], time.time_ns())
         writer.close()
@@ -71,10 +71,10 @@ def _late(stage: Path, rounds: int) -> Iterator[Ratio | Margin]:
 
 
 def _crowd(stage: Path, rounds: int) -> Iterator[Ratio | Margin]:
-    with _no_engine(stage) as running:
+    with no_engine(stage) as running:
 
         def ours() -> Got:
-            execution_id, writer = _record(running)
+            execution_id, writer = record(running)
             request = pb.StreamExecutionLogsRequest(execution_id=execution_id, sources=[pb.SOURCE_STDOUT])
             with closing(writer):
                 return read(running.address, request, FOLLOWED_BYTES, FOLLOWERS, lambda: _write(writer))
@@ -85,17 +85,17 @@ def _crowd(stage: Path, rounds: int) -> Iterator[Ratio | Margin]:
 
 def _event_streams(stage: Path, rounds: int) -> Iterator[Ratio | Margin]:
     """A crowd by HTTP against the same crowd by gRPC, each at a server of its own; bytes are those of the log."""
-    with _no_engine(stage) as by_http, _no_engine(stage) as by_grpc:
+    with no_engine(stage) as by_http, no_engine(stage) as by_grpc:
 
         def events() -> float:
-            execution_id, writer = _record(by_http)
+            execution_id, writer = record(by_http)
             with closing(writer):
                 path = f"/executions/{execution_id}/logs?source=stdout"
                 crowd = ["bench.http_crowd", str(by_http.http_port), path, str(FOLLOWED_BYTES), str(FOLLOWERS)]
                 return _crowd_of(crowd, lambda: _write(writer)).megabytes_per_second
 
         def messages() -> float:
-            execution_id, writer = _record(by_grpc)
+            execution_id, writer = record(by_grpc)
             request = pb.StreamExecutionLogsRequest(execution_id=execution_id, sources=[pb.SOURCE_STDOUT])
             with closing(writer):
                 crowd = read(by_grpc.address, request, FOLLOWED_BYTES, FOLLOWERS, lambda: _write(writer))
@@ -108,8 +108,8 @@ def _event_streams(stage: Path, rounds: int) -> Iterator[Ratio | Margin]:
 
 def _unread(stage: Path) -> Limit:
     """What clients cost that ask for events and read nothing: once the server sends to none of them any more."""
-    with _no_engine(stage) as running, ExitStack() as connections:
-        execution_id, writer = _record(running)
+    with no_engine(stage) as running, ExitStack() as connections:
+        execution_id, writer = record(running)
         for _ in range(LATE_BYTES // 10 // 65_000):
             writer.write([(Source.STDOUT, LINE * (65_000 // len(LINE)))], time.time_ns())
         writer.close()
@@ -147,12 +147,12 @@ def _compared(
         yield Margin("  the server's memory at its most", "MB", peak_megabytes(running), peak_megabytes(peer), 200.0)
 
 
-def _no_engine(stage: Path) -> AbstractContextManager[Running]:
+def no_engine(stage: Path) -> AbstractContextManager[Running]:
     """A server whose jobs stay queued: what is in their records is ours."""
     return server(stage, "--engine", f"unix://{stage}/no-engine.sock")
 
 
-def _record(running: Running) -> tuple[str, RecordWriter]:
+def record(running: Running) -> tuple[str, RecordWriter]:
     with Client(running.address) as client:
         execution_id = client.enqueue("bench", "none").execution.id
     path = Logs(running.directory / "logs").output_path(execution_id)
