@@ -338,7 +338,7 @@ async def test_what_does_not_exist_is_a_problem_with_its_reason(harness: HttpHar
         ("/job", "/jobs"),
         ("/health", "/healthz"),
         ("/jobs/x/nothing", ""),
-        ("/", ""),
+        ("/nothing", ""),
     ],
 )
 async def test_a_path_that_is_nearly_one_is_told_that_one(harness: HttpHarness, path: str, meant: str) -> None:
