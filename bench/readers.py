@@ -8,7 +8,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -49,6 +49,7 @@ class Got:
 def rows(stage: Path, rounds: int) -> Iterator[Ratio | Margin]:
     yield from _late(stage, rounds)
     yield from _crowd(stage, rounds)
+    yield from _event_streams(stage, rounds)
 
 
 def _late(stage: Path, rounds: int) -> Iterator[Ratio | Margin]:
@@ -78,6 +79,29 @@ def _crowd(stage: Path, rounds: int) -> Iterator[Ratio | Margin]:
 
         what = f"{FOLLOWERS} followers of one live log, against bare grpc.aio"
         yield from _compared(what, 0.6, running, ours, FOLLOWERS, rounds)
+
+
+def _event_streams(stage: Path, rounds: int) -> Iterator[Ratio | Margin]:
+    """A crowd by HTTP against the same crowd by gRPC, each at a server of its own; bytes are those of the log."""
+    with _no_engine(stage) as by_http, _no_engine(stage) as by_grpc:
+
+        def events() -> float:
+            execution_id, writer = _record(by_http)
+            with closing(writer):
+                path = f"/executions/{execution_id}/logs?source=stdout"
+                crowd = ["bench.http_crowd", str(by_http.http_port), path, str(FOLLOWED_BYTES), str(FOLLOWERS)]
+                return _crowd_of(crowd, lambda: _write(writer)).megabytes_per_second
+
+        def messages() -> float:
+            execution_id, writer = _record(by_grpc)
+            request = pb.StreamExecutionLogsRequest(execution_id=execution_id, sources=[pb.SOURCE_STDOUT])
+            with closing(writer):
+                crowd = read(by_grpc.address, request, FOLLOWED_BYTES, FOLLOWERS, lambda: _write(writer))
+                return crowd.megabytes_per_second
+
+        what = f"{FOLLOWERS} event streams of one live log, against ours by gRPC"
+        yield in_turn(what, "MB/s", 0.6, events, messages, rounds=rounds)
+        yield Margin("  the server's memory at its most", "MB", peak_megabytes(by_http), peak_megabytes(by_grpc), 200.0)
 
 
 def _compared(
@@ -124,17 +148,12 @@ def read(
 ) -> Got:
     """What so many readers get of a stream; each ends with it, or when it has `wanted` bytes. `method`: the full name
     of another one than that of log streams. `when_ready` is called when each reader has its first message."""
-    command = [
-        sys.executable,
-        "-m",
-        "bench.crowd",
-        address,
-        request.SerializeToString().hex(),
-        str(wanted),
-        str(streams),
-        *method,
-    ]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as crowd:
+    command = ["bench.crowd", address, request.SerializeToString().hex(), str(wanted), str(streams), *method]
+    return _crowd_of(command, when_ready)
+
+
+def _crowd_of(command: Sequence[str], when_ready: Callable[[], None]) -> Got:
+    with subprocess.Popen([sys.executable, "-m", *command], stdout=subprocess.PIPE, text=True) as crowd:
         assert crowd.stdout is not None
         if crowd.stdout.readline() != "ready\n":
             sys.exit("the readers of the bench did not get ready")

@@ -17,6 +17,7 @@ import uvloop
 from fastlane_grpc.api import Receivers, Service, payload
 from fastlane_grpc.backoff import Backoff
 from fastlane_grpc.config import HostSettings, Settings
+from fastlane_grpc.counts import Counts
 from fastlane_grpc.dispatcher import Dispatcher
 from fastlane_grpc.docker import CaptureChoice, DockerBackend, DockerCaptures, Engine, capture_without_engine
 from fastlane_grpc.errors import CannotServe, ServerFailed, StoreFailed
@@ -29,6 +30,7 @@ from fastlane_grpc.machine.data_directory import claimed, disk_bytes
 from fastlane_grpc.machine.open_files import OpenFiles, raise_limit
 from fastlane_grpc.model import Execution, utc_now
 from fastlane_grpc.notifications import LogEnd, MailSender, Notifier, SigningKeys, SmtpServer, WebhookSender
+from fastlane_grpc.prometheus import Metrics, take_snapshot
 from fastlane_grpc.retention import Retention, RetentionLimits
 from fastlane_grpc.rpc.server import RpcServer
 from fastlane_grpc.slots import HostSlots
@@ -120,6 +122,7 @@ class Server:
             raise_limit(), max_running=settings.max_running, listeners=2 if settings.http_listen else 1
         )
         self.store_health = StoreHealth()
+        self.counts = Counts()
         self.hosts: Sequence[Host] = ()
         self._runners: Sequence[BackendRunner] = ()
         self._sweepers: dict[str, Sweeper] = {}
@@ -185,10 +188,16 @@ class Server:
     def open_store(self, parts: AsyncExitStack) -> None:
         """Open the store, which is closed after all parts that write. Closing has a time limit."""
         self.store = _open_store(
-            self.settings, self._committed, self.store_health.failed, self.loop, self.supervisor, self.now
+            self.settings,
+            self._committed,
+            self.store_health.failed,
+            self.loop,
+            self.supervisor,
+            self.now,
+            self.counts,
         )
         parts.callback(self.store.close, _CLOSE_SECONDS)
-        self.listeners.append(self.store.limited_tasks.on_commit)
+        self.listeners += self.store.commit_listeners
 
     def open_logs(self, parts: AsyncExitStack) -> None:
         """Open the files of logs and the system lines, which the threads of executions write."""
@@ -306,7 +315,9 @@ class Server:
         )
         self.listeners.append(self.service.job_watches.changed)
         self.listeners.append(self.service.unwatched_jobs.changed)
-        self.rpc = RpcServer(self.service, self.settings, max_connections=self.open_files.max_connections)
+        self.rpc = RpcServer(
+            self.service, self.settings, max_connections=self.open_files.max_connections, counts=self.counts
+        )
         parts.push_async_callback(self.rpc.stop)
         self.rpc.listen()
         _warn_of_reach(self.settings.listen, self.port)
@@ -331,11 +342,28 @@ class Server:
             self.settings,
             self.rpc.is_serving,
             HttpLimits(max_connections=self.open_files.max_connections),
+            scrape=self._metrics(parts).scrape,
+            counts=self.counts,
         )
         parts.push_async_callback(self.http.stop)
         self.http.listen()
         _warn_of_reach(self.settings.http_listen, self.http.port)
         await self.http.start()
+
+    def _metrics(self, parts: AsyncExitStack) -> Metrics:
+        metrics = Metrics(
+            lambda version: take_snapshot(
+                version,
+                self.settings,
+                self.counts,
+                self.store,
+                self.tails,
+                self.dispatcher,
+                lambda: self.rpc.is_serving("server"),
+            )
+        )
+        parts.callback(metrics.close)
+        return metrics
 
     def run(
         self, parts: AsyncExitStack, name: str, work: Callable[[], Coroutine[Any, Any, None]], *, restart: bool
@@ -408,6 +436,7 @@ def _open_store(
     loop: asyncio.AbstractEventLoop,
     supervisor: Supervisor,
     now: Callable[[], datetime],
+    counts: Counts,
 ) -> Store:
     quota = Quota.of(settings.data_dir, max_waiting=settings.max_waiting, min_free_bytes=settings.min_free_bytes)
     try:
@@ -422,6 +451,7 @@ def _open_store(
             supervisor=supervisor,
             now=now,
             pools=settings.pools_of_hosts,
+            counts=counts.store,
         )
     except StoreFailed as error:
         raise CannotServe(str(error)) from error

@@ -35,7 +35,7 @@ from fastlane_grpc.model import (
 from fastlane_grpc.pools import Pools
 from fastlane_grpc.runner import AbandonedLog, CertainEnd, HostDown, LeaveCommand, Mailbox, Runner, StopCommand
 from fastlane_grpc.schedule import expired_from
-from fastlane_grpc.slots import HostSlots, SlotsBackoff, SlotsOfHost, SlotsOfHosts
+from fastlane_grpc.slots import HostSlots, HostState, SlotsBackoff, SlotsOfHost, SlotsOfHosts
 from fastlane_grpc.store import Pending, Store
 from fastlane_grpc.supervisor import ALONE, Supervisor, report
 from fastlane_grpc.wakeup import Wakeup
@@ -137,6 +137,22 @@ class Dispatcher:
     def hosts(self) -> Sequence[HostReport]:
         """The current state of each host, in the order of the configuration."""
         return [host.report() for host in self._hosts.all]
+
+    @property
+    def host_states(self) -> Sequence[HostState]:
+        """The state of each host, in the order of the configuration."""
+        return [host.state for host in self._hosts.all]
+
+    def why_queued_in(self, pool: str) -> WaitReason | None:
+        """Return why queued executions of a pool wait; None: a slot is about to be assigned."""
+        reason = self._hosts.why_queued_in(pool)
+        return reason and reason[0]
+
+    @property
+    def claimed_waits(self) -> Counter[WaitReason]:
+        """The number of claimed executions that wait before their containers can start, by reason."""
+        waits = [claim.mailbox.waiting for claim in self._on_thread.values()]
+        return Counter(waiting.reason for waiting in waits if waiting)
 
     def why_queued(self, task_id: str) -> tuple[WaitReason, str] | None:
         """Return why queued executions of a task wait for a host or a slot; None: a slot is about to be assigned."""

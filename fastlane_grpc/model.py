@@ -349,7 +349,7 @@ class JobSpec:
         args = secret_names.mask_words(self.args) if self.args else self.args
         entrypoint = secret_names.mask_words(self.entrypoint) if self.entrypoint else self.entrypoint
         labels = {name: secret_names.mask(value) for name, value in self.labels.items()} if self.labels else self.labels
-        notifications = tuple(each.redacted(secret_names) for each in self.notifications)
+        notifications = self.notifications and tuple(each.redacted(secret_names) for each in self.notifications)
         shown = (command, args, envs, entrypoint, labels, notifications)
         # Most specs hold no secret, and a copy takes longer than the search.
         if shown == (self.command, self.args, self.envs, self.entrypoint, self.labels, self.notifications):

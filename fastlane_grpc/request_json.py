@@ -12,6 +12,7 @@ from collections.abc import Iterable, Mapping
 from datetime import UTC, datetime
 from difflib import get_close_matches
 from functools import cache
+from types import MappingProxyType
 from typing import Any, cast
 
 from google.protobuf import json_format
@@ -35,6 +36,7 @@ _SIZE = re.compile(r"([0-9]{1,12})([kmgKMG]?)")
 _SECONDS = re.compile(r"-?[0-9]+(\.[0-9]{1,9})?s")
 # No number of more digits fits into a field; Python refuses to read one of very many.
 _MOST_DIGITS = 300
+_LONGEST_NAME = 100
 _DIGITS = re.compile(r"-?[0-9]{1,20}")
 _INTEGERS = {
     FieldDescriptor.CPPTYPE_INT32: (-(1 << 31), (1 << 31) - 1),
@@ -108,10 +110,18 @@ def _fields(message: Descriptor) -> Mapping[str, FieldDescriptor]:
     return fields
 
 
-def unknown_field(path: str, name: str, known: Iterable[str]) -> JsonFault:
-    """Return the fault of a field that does not exist, with the nearest one that does."""
-    near = get_close_matches(name, list(known), 1, 0.65)
-    return JsonFault(f"{path}{name}", f"no such field{f'; did you mean {near[0]}?' if near else ''}", unknown=True)
+def unknown_field(
+    path: str, name: str, known: Iterable[str], nested: Mapping[str, str] = MappingProxyType({})
+) -> JsonFault:
+    """Return the fault of a field that does not exist, with the nearest one that does.
+
+    `nested`: by their names, the paths of fields that are in others."""
+    # Nothing is near to a long name, and the search would take long.
+    word = name if len(name) <= _LONGEST_NAME else ""
+    near = get_close_matches(word, list(known), 1, 0.65)
+    inner = get_close_matches(word, list(nested), 1, 0.65)
+    meant = near[0] if near else nested[inner[0]] if inner else ""
+    return JsonFault(f"{path}{name}", f"no such field{f'; did you mean {meant}?' if meant else ''}", unknown=True)
 
 
 class _Reader:
@@ -125,7 +135,7 @@ class _Reader:
         for name, each in _with_spec(message, value, path).items():
             field = field_named(message, name)
             if field is None:
-                raise unknown_field(path, name, _known_names(message))
+                raise unknown_field(path, name, _known_names(message), _nested_names(message))
             if field.name in made:
                 raise JsonFault(f"{path}{field.name}", "is given twice")
             made[field.name] = None if each is None else self._field(field, each, f"{path}{field.name}")
@@ -155,12 +165,14 @@ class _Reader:
             if not isinstance(value, dict):
                 raise JsonFault(path, "must be a JSON object")
             return value
+        alone = ""
         if kind.name in SHORT_FORMS:
             name, of_type = SHORT_FORMS[kind.name]
+            alone = f", or its {name} alone, which is a {'string' if of_type is str else 'whole number'}"
             if isinstance(value, of_type) and not isinstance(value, bool):
                 value = {name: value}
         if not isinstance(value, dict):
-            raise JsonFault(path, "must be a JSON object")
+            raise JsonFault(path, f"must be a JSON object{alone}")
         return self.message(kind, value, f"{path}.")
 
     def _time(self, value: Any, path: str) -> str:
@@ -203,6 +215,18 @@ def _known_names(message: Descriptor) -> list[str]:
     return [field.name for field in fields]
 
 
+def _nested_names(message: Descriptor) -> Mapping[str, str]:
+    """Return the paths of the fields in those of the spec that are messages of the contract."""
+    if not has_spec(message) and message.full_name != pb.JobSpec.DESCRIPTOR.full_name:
+        return {}
+    return {
+        inner.name: f"{outer.name}.{inner.name}"
+        for outer in reversed(pb.JobSpec.DESCRIPTOR.fields)
+        if outer.message_type is not None and outer.message_type.file is pb.DESCRIPTOR
+        for inner in outer.message_type.fields
+    }
+
+
 def _without_repetition(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
     made: dict[str, Any] = {}
     for name, value in pairs:
@@ -232,7 +256,7 @@ def _integer(text: str) -> int:
 def _plain_value(field: FieldDescriptor, value: Any, path: str) -> Any:
     if field.cpp_type == FieldDescriptor.CPPTYPE_STRING:
         if not isinstance(value, str):
-            raise JsonFault(path, f"must be a string, as {json.dumps(_shown(value))}")
+            raise JsonFault(path, _no_string(field, value))
     elif field.name in _SIZES and isinstance(value, str):
         match = _SIZE.fullmatch(value)
         if match is None:
@@ -245,6 +269,17 @@ def _plain_value(field: FieldDescriptor, value: Any, path: str) -> Any:
     if field.cpp_type in _FLOATS and (isinstance(value, bool) or not isinstance(value, int | float)):
         raise JsonFault(path, "must be a number")
     return value
+
+
+def _no_string(field: FieldDescriptor, value: Any) -> str:
+    if field.name == "command" and isinstance(value, list):
+        return "must be a string; put a list of words into args"
+    return f"must be a string{_as_string(value)}"
+
+
+def _as_string(value: Any) -> str:
+    """Return how to write a number as a string. Other values may be secret."""
+    return f", as {json.dumps(json.dumps(value))}" if isinstance(value, int | float) else ""
 
 
 def _whole_number(value: Any, bits: tuple[int, int], path: str) -> int:
@@ -262,7 +297,7 @@ def _strings(value: Any, path: str) -> Any:
         raise JsonFault(path, 'must be a JSON object of strings, as {"NAME": "value"}')
     for name, each in value.items():
         if not isinstance(each, str):
-            raise JsonFault(f"{path}[{json.dumps(name)}]", "must be a string")
+            raise JsonFault(f"{path}[{json.dumps(name)}]", f"must be a string{_as_string(each)}")
     return value
 
 

@@ -42,6 +42,18 @@ class HostSlots:
     max_running: int
 
 
+@dataclass(frozen=True, slots=True)
+class HostState:
+    """The state of a host as numbers of a metric need it. One that is down may also be drained."""
+
+    name: str
+    up: bool
+    drained: bool
+    circuit_open: bool
+    running: int
+    max_running: int
+
+
 class SlotsBackoff:
     """A period in which no execution is started. The dispatcher is woken at its end."""
 
@@ -123,6 +135,17 @@ class SlotsOfHost:
             return self.view.error
         return f"{name} gets no executions for a while: {self._circuit_error}"
 
+    @property
+    def state(self) -> HostState:
+        return HostState(
+            self.view.name,
+            up=self.view.up,
+            drained=self.drain is not None,
+            circuit_open=not self.circuit.closed,
+            running=self.running,
+            max_running=self.max_running,
+        )
+
     def report(self) -> HostReport:
         """Return the state of the host for callers."""
         report = self.view.report(running=self.running, max_running=self.max_running)
@@ -191,7 +214,10 @@ class SlotsOfHosts:
     def why_queued(self, task_id: str) -> tuple[WaitReason, str] | None:
         """Return why queued executions of a task wait for a host or a slot; None: a slot is free, and is about to be
         assigned."""
-        pool = self._pools.of_task(task_id)
+        return self.why_queued_in(self._pools.of_task(task_id))
+
+    def why_queued_in(self, pool: str) -> tuple[WaitReason, str] | None:
+        """Return the same for the tasks of a pool."""
         hosts = [self._by_name[name] for name in self._pools.hosts_of(pool)]
         if not hosts:
             return WaitReason.NO_POOL, "no pool matches the task, and every host belongs to a pool"

@@ -47,12 +47,13 @@ class Parts(Server):
             on_failure=self.store_health.failed,
             retry_seconds=self.retry_seconds,
             supervisor=self.supervisor,
+            counts=self.counts.store,
         )
         readers = Readers(self.database, loop=self.loop, supervisor=self.supervisor)
         rules = Rules(default_notifications=self.settings.default_notifications)
         self.store = self.store_kind(self.writer, readers, instance="", now=self.now, rules=rules)
         parts.callback(self.store.close)
-        self.listeners.append(self.store.limited_tasks.on_commit)
+        self.listeners += self.store.commit_listeners
 
     def open_database(self) -> Connection:
         return open_for_writing(self.database)

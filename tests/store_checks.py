@@ -59,7 +59,9 @@ def check_jobs(rows: Rows) -> None:
             assert rows(f"SELECT job_id FROM {table} WHERE {settled} ORDER BY 1") == final
     by_task = "SELECT task_id, count(*), count(*) FILTER (WHERE state < 6) FROM jobs GROUP BY task_id ORDER BY 1"
     assert rows("SELECT task_id, jobs, open_jobs FROM tasks WHERE jobs > 0 ORDER BY 1") == rows(by_task)
-    assert rows("SELECT waiting FROM kept") == rows("SELECT count(*) FROM executions WHERE state <= 2")
+    assert rows("SELECT waiting, scheduled FROM kept") == rows(
+        "SELECT count(*) FILTER (WHERE state <= 2), count(*) FILTER (WHERE state = 1) FROM executions"
+    )
 
 
 def check_schedules(rows: Rows) -> None:

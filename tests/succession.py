@@ -26,8 +26,7 @@ class Succession:
         self.data_dir = data_dir
         self.image = image
         self.sdk = sdk
-        with closing(socket.create_server(("127.0.0.1", 0))) as listener:
-            self.listen = f"127.0.0.1:{listener.getsockname()[1]}"
+        self.listen = free_address()
         self.client = Client(self.listen, backoff=backoff)
         self.servers: list[Server] = []
         self._settings = settings
@@ -38,3 +37,9 @@ class Succession:
             Server(self.data_dir, kill_at=kill_at, listen=self.listen, **{**self._settings, **settings})
         )
         return self.servers[-1]
+
+
+def free_address() -> str:
+    """An address of loopback that nobody listens on."""
+    with closing(socket.create_server(("127.0.0.1", 0))) as listener:
+        return f"127.0.0.1:{listener.getsockname()[1]}"

@@ -368,10 +368,18 @@ def test_logs_follow_unless_told_not_to(server: ScriptedServer, flag: str, follo
 
 def test_logs_begin_where_they_are_told(server: ScriptedServer) -> None:
     server.logs["execution-1"] = Log(HELLO.pieces, begin="3.0")
-    shown = fastlane(server, "logs", "--tail", "1", "--since", "2026-01-31T08:00:00Z", "execution-1")
+    options = ["--tail", "1", "--since", "2026-01-31T08:00:00Z", "--line", "2"]
+    shown = fastlane(server, "logs", *options, "execution-1")
     assert (shown.returncode, shown.stdout, shown.stderr) == (0, b"world\n", b"")
     [request] = server.received(pb.StreamExecutionLogsRequest)
     assert (request.tail_lines, request.since_time.ToJsonString()) == (1, "2026-01-31T08:00:00Z")
+    assert request.start_line == 2
+
+
+def test_a_line_of_a_job_is_refused_with_the_execution_to_ask_for(server: ScriptedServer) -> None:
+    shown = fastlane(server, "logs", "--line", "2", "job-1")
+    assert shown.returncode != 0
+    assert b"--line counts the lines of one execution; of this job, the newest is execution-1" in shown.stderr
 
 
 def test_logs_may_tell_the_time_of_each_line_and_nothing_else_changes(server: ScriptedServer) -> None:
@@ -644,7 +652,7 @@ def test_the_help_of_the_server_shows_each_setting_s_kind_and_the_default_in_for
     if default:
         assert setting.metadata["read"](default) == getattr(config.Settings(), setting.name)
     else:
-        assert getattr(config.Settings(), setting.name) is None
+        assert getattr(config.Settings(), setting.name) in (None, ())
     shown = " ".join(
         server_command.get_help(click.Context(server_command, info_name="server", terminal_width=1000)).split()
     )

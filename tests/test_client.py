@@ -307,7 +307,7 @@ def test_every_call_of_the_contract_is_a_method_of_both_clients() -> None:
 
 @pytest.mark.parametrize(
     ("options", "request_of"),
-    [(fastlane_client.JobOptions, requests.enqueue), (fastlane_client.TailOptions, requests.tail)],
+    [(fastlane_client.JobOptions, requests.enqueue), (fastlane_client.ExecutionTailOptions, requests.tail)],
 )
 def test_the_options_that_are_told_are_those_that_are_taken(options: type, request_of: Callable[..., object]) -> None:
     taken = {name for name, each in inspect.signature(request_of).parameters.items() if each.kind is each.KEYWORD_ONLY}

@@ -4,6 +4,7 @@ the rest."""
 import re
 import zlib
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -50,6 +51,24 @@ def test_beyond_its_limit_a_log_keeps_its_head_and_its_newest_part(limited: Engi
     )
     assert (output.stderr, gap.missing_bytes) == (b"the end\n", total.missing_bytes)
     assert re.search(r"not all output was kept: \d+ bytes of stdout are missing", limited.system(execution.id))
+
+
+def test_lines_beyond_the_limit_keep_their_numbers(limited: EngineHarness) -> None:
+    execution = limited.sh("seq 1 1000000; echo the end >&2")
+    whole = b"".join(b"%d\n" % number for number in range(1, 1_000_001))
+    [gap] = limited.output(execution.id).gaps
+    assert gap.missing_bytes is not None
+    with closing(RecordReader(limited.logs.output_path(execution.id))) as reader:
+        lines = reader.lines(frozenset({Source.STDOUT}))
+        assert lines.count == 1_000_000
+        newest = gap.offset + gap.missing_bytes
+        first = reader.newlines_before({Source.STDOUT: newest})
+        assert first == whole.count(b"\n", 0, newest)
+        starts = {number: len(b"".join(b"%d\n" % each for each in range(1, number))) for number in (2, 777, 100_000)}
+        starts |= {first + 2: whole.index(b"\n", newest) + 1, 999_999: len(whole) - len(b"999999\n1000000\n")}
+        for number, offset in starts.items():
+            assert lines.begin(number).offsets == {Source.STDOUT: offset}
+        assert reader.lines(frozenset({Source.STDOUT, Source.STDERR})).count == 1_000_001
 
 
 def test_a_log_below_its_limit_is_whole(limited: EngineHarness) -> None:

@@ -11,8 +11,9 @@ import docker
 import pytest
 
 from fastlane_grpc.v1 import fastlane_pb2 as pb
+from tests.pages import DocPage
 from tests.serving import Server, serving_on
-from tests.tools import PATH, tool
+from tests.tools import PATH, ROOT, tool
 
 pytestmark = pytest.mark.engine
 
@@ -74,6 +75,20 @@ def test_a_job_is_put_in_followed_and_looked_at(server: Server, image: str) -> N
     assert (text["SOURCE_STDOUT"], text["SOURCE_STDERR"]) == ("grün\n", "oh\n")
     found = json.loads(grpcurl(server, "fastlane.v1.JobService/GetJob", job_id=job["id"]))["job"]
     assert (found["state"], found["outcome"]["reason"]) == ("STATE_FAILED", "REASON_EXIT_CODE")
+
+
+def test_the_line_for_bytes_copies_them_exactly(server: Server, image: str) -> None:
+    spec = {
+        "image": image,
+        "args": ["sh", "-c", r"printf 'a\000\377\n'; head -c 200000 /dev/zero; printf 'end'; exit 0"],
+    }
+    job = json.loads(grpcurl(server, "fastlane.v1.JobService/EnqueueJob", task_id="by-hand", spec=spec))["job"]
+    [line] = [each.text for each in DocPage(ROOT / "clients/README.md").blocks() if "base64 -d" in each.text]
+    script = f"ID={job['execution']['id']}\n{line.replace('127.0.0.1:7020', server.address)}"
+    for program in ("grpcurl", "jq"):
+        tool(program)
+    copied = subprocess.run(["bash", "-c", script], env=environment(), check=True, capture_output=True, timeout=60)
+    assert copied.stdout == b"a\0\xff\n" + b"\0" * 200_000 + b"end"
 
 
 def test_an_error_says_its_reason(server: Server) -> None:

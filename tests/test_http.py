@@ -15,7 +15,7 @@ from fastlane_grpc.api import Calls, error_table
 from fastlane_grpc.http.routes import ROUTES, methods
 from fastlane_grpc.model import new_id
 from fastlane_grpc.v1 import fastlane_pb2 as pb
-from tests.http_client import SECONDS, Answer, answer, connected, request
+from tests.http_client import Answer, answer, connected, request
 from tests.http_harness import HttpHarness
 from tests.tools import ROOT
 
@@ -221,7 +221,12 @@ async def test_values_are_read_as_people_write_them(
     [
         ({"imge": "a"}, "imge", "no such field; did you mean image?"),
         ({"image": "a", "limits": {"cpu": 1}}, "limits.cpu", "did you mean cpus?"),
-        ({"image": "a", "envs": {"A": 1}}, 'envs["A"]', "must be a string"),
+        ({"image": "a", "envs": {"A": 1}}, 'envs["A"]', 'must be a string, as "1"'),
+        ({"image": "a", "command": ["echo", "a"]}, "command", "must be a string; put a list of words into args"),
+        ({"image": "a", "retries": 3.5}, "retry", "must be a JSON object, or its max_retries alone, which is a whole"),
+        ({"image": "a", "memory_bytes": 1}, "memory_bytes", "no such field; did you mean limits.memory_bytes?"),
+        ({"image": "a", "spec": {"memory": 1}}, "image", "stands beside spec"),
+        ({"spec": {"memory": 1}}, "memory", "no such field; did you mean limits.memory_bytes?"),
         ({"image": "a", "spec": {}}, "image", "stands beside spec"),
         ({"image": 7}, "image", "must be a string"),
         ({"image": "a", "timeout": "soon"}, "timeout", "'soon' is not a duration"),
@@ -249,7 +254,7 @@ async def test_values_are_read_as_people_write_them(
         (b'{"image": "a", "cron": {"expression": "* * * * *", "overlap": "\\ud800"}}', "cron.overlap", "\\ud800"),
         (b'{"metadata": ' + b'{"a":' * 3000 + b"1" + b"}" * 3001, "", "nested too deeply"),
         (b'{"metadata": ' + b'{"a":' * 80 + b"1" + b"}" * 81, "metadata", "nested too deeply"),
-        (b'{"image": "a"', "", "is not JSON: Expecting ',' delimiter at column 14"),
+        (b'{"image": "a"', "", "the body is not JSON: Expecting ',' delimiter at column 14"),
         (b'{"image":\n x}', "", "at column 2 of line 2"),
         (b"[]", "", "is not a JSON object"),
         (b"\xff", "", "is not UTF-8 at byte 1"),
@@ -318,6 +323,26 @@ async def test_what_does_not_exist_is_a_problem_with_its_reason(harness: HttpHar
         assert answered.json["type"] == "about:blank"
 
 
+@pytest.mark.parametrize(
+    ("path", "meant"),
+    [
+        ("/task/greet", "/tasks/greet"),
+        ("/jobs/x/", "/jobs/x"),
+        ("/Jobs/x/stop", "/jobs/x/stop"),
+        ("/job", "/jobs"),
+        ("/health", "/healthz"),
+        ("/jobs/x/nothing", ""),
+        ("/", ""),
+    ],
+)
+async def test_a_path_that_is_nearly_one_is_told_that_one(harness: HttpHarness, path: str, meant: str) -> None:
+    told = await harness.ask("GET", path)
+    hint = f"did you mean {meant!r}?" if meant else "/openapi.json lists all paths"
+    assert (told.status, told.json["detail"]) == (404, f"there is nothing at {path!r}; {hint}")
+    # So that a prompt begins on a line of its own.
+    assert told.body.endswith(b"}\n")
+
+
 async def test_a_full_queue_says_when_to_try_again(tmp_path: Path) -> None:
     harness = HttpHarness(tmp_path, max_waiting=1)
     await harness.start()
@@ -361,30 +386,47 @@ async def test_parameters_of_a_post_belong_into_its_body(harness: HttpHarness) -
     }
 
 
+async def test_numbers_and_booleans_of_an_answer_are_there_even_if_they_are_nothing(harness: HttpHarness) -> None:
+    stored = (await harness.ask("POST", "/tasks/t", {"image": "a", "request_id": "r"})).json
+    assert stored["existing"] is False
+    stopped = await harness.ask("POST", "/batch/stop", {"filter": {"task_id": "nobody"}})
+    assert stopped.json == {"stopped": 0, "more": False}
+    pruned = await harness.ask("POST", "/prune", {"older_than": "1d"})
+    assert pruned.json == {"jobs": "0", "logs": "0", "bytes": "0", "more": False}
+
+
 # --------------------------------------------------------------------------------------------------------------- access
 
 
 async def test_a_name_that_is_not_the_servers_is_refused(tmp_path: Path) -> None:
     harness = HttpHarness(tmp_path, http_hosts=("fastlane.local",))
     await harness.start()
-    for host in ("localhost", "LOCALHOST:1", "127.0.0.1:10000", "[::1]", "[::1]:5", "fastlane.local:10000"):
+    for host in (
+        "localhost",
+        "localhost:",
+        "LOCALHOST:1",
+        "127.0.0.1:10000",
+        "[::1]",
+        "[::1]:5",
+        "fastlane.local:10000",
+    ):
         assert (await harness.ask("GET", "/jobs", host=host)).status == 200
-    for host in ("evil.example", "evil.example:10000", "localhost.evil", "127.0.0.1.nip.io", "[::2]", "", "["):
+    for host in (
+        "evil.example",
+        "evil.example:10000",
+        "localhost.evil",
+        "127.0.0.1.nip.io",
+        "[::2]",
+        "",
+        "[",
+        "localhost:1@a",
+        "localhost:x",
+    ):
         answered = await harness.ask("GET", "/jobs", host=host)
         assert (answered.status, answered.reason) == (421, "HOST_NOT_SERVED")
     twice = await harness.ask("GET", "/jobs", x="1\r\nHost: localhost")
     assert (twice.status, twice.reason) == (400, "HOST_GIVEN_TWICE")
     await harness.close()
-
-
-async def test_a_body_that_an_upgrade_would_drop_is_refused(harness: HttpHarness) -> None:
-    for protocol in ("h2c", "websocket"):
-        asked = {"upgrade": protocol, "connection": "Upgrade, HTTP2-Settings"}
-        async with connected(harness.http_port) as (reader, writer):
-            writer.write(request("POST", "/tasks/t", {"image": "a"}, **asked))
-            told = answer(await asyncio.wait_for(reader.read(), SECONDS))
-        assert (told.status, told.reason) == (501, "UPGRADE_NOT_SUPPORTED")
-    assert (await harness.ask("GET", "/jobs")).json == {"jobs": []}
 
 
 async def test_a_page_of_another_site_changes_nothing(harness: HttpHarness) -> None:

@@ -2,7 +2,9 @@
 
 import json
 import os
-from collections.abc import Iterator
+import sys
+from collections import Counter
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import pytest
@@ -19,12 +21,16 @@ from schemathesis.checks import (
 )
 
 from fastlane_grpc.http import openapi
-from fastlane_grpc.http.routes import ROUTES, methods
+from fastlane_grpc.http.routes import ROUTES, CallRoute, methods
+from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.serving import Server
 
 DOCUMENT: Any = json.loads(openapi.document())
-# Requests of each path: `make chaos` asks for 10 000 of all.
-EXAMPLES = int(os.environ.get("CHAOS_REQUESTS", "0")) // len(ROUTES) or 20
+# `make chaos` asks for 10 000 in all.
+REQUESTS = int(os.environ.get("CHAOS_REQUESTS", "0"))
+# Requests of each path.
+EXAMPLES = REQUESTS // len(ROUTES) or 20
+ANSWERED: Counter[int] = Counter()
 CHECKS = [not_a_server_error, status_code_conformance, content_type_conformance, response_schema_conformance]
 SECONDS = 20
 
@@ -68,6 +74,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     directory = tmp_path_factory.mktemp("fuzz")
     server = Server(directory / "data", engine=f"unix://{directory}/none", http_listen="127.0.0.1:0", max_waiting=5000)
     yield server
+    sys.stdout.write(f"\n{ANSWERED.total()} requests were answered: {dict(sorted(ANSWERED.items()))}\n")
+    assert ANSWERED.total() >= REQUESTS
     # The log has no defect, whatever was sent.
     assert server.stop() == 0
     assert "defect" not in server.log
@@ -99,11 +107,12 @@ def test_requests_made_from_the_document_are_answered_as_it_says(server: Server,
     @given(case=OPERATIONS[label].as_strategy())
     def fuzz(case: schemathesis.Case) -> None:
         if label not in STREAMS:
-            case.call_and_validate(base_url=base_url, checks=CHECKS, timeout=SECONDS)
+            ANSWERED[case.call_and_validate(base_url=base_url, checks=CHECKS, timeout=SECONDS).status_code] += 1
             return
         # A stream may have no end: its beginning is looked at.
         told: Any = case.as_transport_kwargs(base_url=base_url)
         with requests.request(**told, stream=True, timeout=SECONDS) as response:
+            ANSWERED[response.status_code] += 1
             assert response.status_code < 500 or response.status_code == 501
 
     fuzz()
@@ -138,10 +147,78 @@ def test_any_json_for_any_call_is_answered_without_a_defect(server: Server) -> N
                 headers={"Content-Type": "application/json"},
                 timeout=SECONDS,
             )
+            ANSWERED[told.status_code] += 1
             assert told.status_code < 500, told.text
             assert "problem" in told.headers["Content-Type"] or told.status_code < 300
 
         fuzz()
+
+
+# Requests that are right, and values that suit some fields.
+RIGHT: Mapping[str, Mapping[str, Any]] = {
+    "EnqueueJob": {"task_id": "t", "image": "a"},
+    "ReplaceJob": {"task_id": "t", "image": "a"},
+    "UpdateTask": {"max_running": 2},
+    "BatchEnqueueJobs": {"requests": [{"task_id": "t", "image": "a"}]},
+    "BatchStopJobs": {"filter": {"task_id": "t"}},
+    "BatchRetryJobs": {"filter": {"task_id": "t"}},
+    "PreviewSchedule": {"cron": "0 3 * * *"},
+    "Prune": {"older_than": "0s"},
+}
+VALUES = [
+    *[
+        "a",
+        "t",
+        "",
+        "90s",
+        "1h30m",
+        "1g",
+        "0 3 * * *",
+        "2027-01-31T08:00:00Z",
+        "queued",
+        "queue-one",
+        "local",
+        "x" * 300,
+    ],
+    *[0, 1, 3, -1, 1.5, 90, 1e9, 1 << 40, True, False, None],
+    *[[], ["a"], ["queued", "running"], {}, {"a": "b"}, [{"task_id": "t", "image": "a"}] * 3],
+    {"expression": "*/5 * * * *", "time_zone": "Europe/Berlin", "overlap": "queue-one", "jitter": "3s"},
+    {"max_retries": 2, "initial_delay": "1s", "max_delay": 60, "causes": ["exit-code"], "exit_codes": [1]},
+    {"cpus": 0.5, "memory_bytes": "64m", "pids": 10},
+    {"key": "k", "on_conflict": "existing"},
+    {"job": {"task_id": "t", "image": "a", "cron": "* * * * *"}, "count": 5},
+    {"states": ["queued"], "task_id": "t", "labels": {"a": "b"}},
+]
+
+
+@pytest.mark.timeout(1800)
+def test_requests_that_are_nearly_right_are_answered_as_the_document_says(server: Server) -> None:
+    base_url = f"http://127.0.0.1:{server.http_port}"
+    spec = [field.name for field in pb.JobSpec.DESCRIPTOR.fields]
+    routes = [route for route in ROUTES if f"{route.verb} {route.path}" not in STREAMS]
+    ids = ["t", "local"]
+    latest = st.integers(0, 30).map(lambda number: 1 - number)
+
+    @fuzzing(max(EXAMPLES * 10, 60))
+    @given(route=st.sampled_from(routes), data=st.data())
+    def fuzz(route: CallRoute, data: st.DataObject) -> None:
+        fields = [field.name for field in route.descriptor.input_type.fields if field.name not in route.path_fields]
+        names = st.sampled_from([*fields, *spec * ("spec" in fields), "nothing"])
+        right = {name: value for name, value in RIGHT.get(route.method, {}).items() if name not in route.path_fields}
+        wrong = data.draw(st.dictionaries(names, st.sampled_from(VALUES), max_size=2))
+        case = OPERATIONS[f"{route.verb} {route.path}"].Case(
+            path_parameters={name: ids[data.draw(latest) % len(ids)] for name in route.path_fields},
+            **{"query": wrong} if route.verb == "GET" else {"body": right | wrong, "media_type": "application/json"},
+        )
+        response = case.call_and_validate(base_url=base_url, checks=CHECKS, timeout=SECONDS)
+        ANSWERED[response.status_code] += 1
+        if response.status_code == 201:
+            job = response.json()["job"]
+            ids.extend([job["id"], *([job["execution"]["id"]] if "execution" in job else [])])
+
+    fuzz()
+    assert len(ids) > 2
+    assert ANSWERED[200] > 2
 
 
 def test_the_document_is_served(server: Server) -> None:

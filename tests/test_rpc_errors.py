@@ -20,6 +20,9 @@ from fastlane_grpc.v1 import fastlane_pb2 as pb
 from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
 from tests.calls import RpcHarness, detail, info, reason
 from tests.parts import Parts
+from tests.tools import ROOT
+
+CODES = (ROOT / "clients/README.md").read_text()
 
 
 class FullDiskHarness(RpcHarness):
@@ -121,3 +124,17 @@ def test_every_error_of_the_contract_is_in_the_table_and_provoked_by_a_test() ->
     provoked = {f"ERROR_REASON_{name}" for name in re.findall(r'"([A-Z_]+)"', tests)}
     # By the limit on what waits, which is tested where it is kept.
     assert served - {"ERROR_REASON_QUEUE_FULL"} <= provoked
+
+
+def test_the_documented_codes_say_when_a_client_gives_up() -> None:
+    rows = re.findall(
+        r"^\| ([A-Z_, ]+?)(?:, or OK without `end`)? \| [0-9, ]+ \| (calls again|gives up)", CODES, re.MULTILINE
+    )
+    action = {code: does for codes, does in rows for code in codes.split(", ")}
+    every = {code.name for code in grpc.StatusCode} - {"OK"}
+    # No answer of a server of fastlane, nor of a proxy.
+    assert set(action) == every - {"DATA_LOSS"}
+    retried = {"RESOURCE_EXHAUSTED", "UNAVAILABLE", "INTERNAL"}
+    for error, entry in error_table.TABLE.items():
+        code = code_pb2.Code.Name(entry.code)
+        assert action[code] == ("calls again" if code in retried else "gives up"), error

@@ -30,6 +30,7 @@ async def server(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Serv
     settings = Settings(
         data_dir=directory / "data",
         listen="127.0.0.1:0",
+        http_listen="",
         hosts=(HostSettings("here", f"unix://{directory}/no-engine"),),
         webhook_secrets=keys,
         notify_retries=1,
@@ -202,7 +203,7 @@ async def test_too_many_notifications_are_refused(jobs: Any) -> None:
 async def test_a_server_without_mail_refuses_mails(tmp_path: Path) -> None:
     hosts = (HostSettings("here", f"unix://{tmp_path}/no-engine"),)
     async with (
-        Server(Settings(data_dir=tmp_path, listen="127.0.0.1:0", hosts=hosts)) as server,
+        Server(Settings(data_dir=tmp_path, listen="127.0.0.1:0", http_listen="", hosts=hosts)) as server,
         AsyncClient(f"127.0.0.1:{server.port}") as client,
     ):
         with pytest.raises(InvalidRequest, match="its setting smtp_host is empty"):

@@ -20,19 +20,21 @@ from fastlane_grpc.model import Job, JobSpec, State
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests import commands_served
 from tests.calls import RpcHarness, detail
+from tests.http_client import request
+from tests.http_harness import HttpHarness
 
 LIMIT = timedelta(milliseconds=50)
 NOTE = "nobody has watched it for 0.05 s"
 
 
 @pytest.fixture
-async def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[RpcHarness]:
+async def harness(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> AsyncIterator[HttpHarness]:
     monkeypatch.setattr("fastlane_grpc.api.unwatched.PACE_SECONDS", 0.0)
-    harness = RpcHarness(tmp_path)
+    harness = HttpHarness(tmp_path)
     jobs = harness.service.unwatched_jobs
     harness.listeners.append(jobs.changed)
     task = harness.supervisor.task("jobs that nobody watches", jobs.run, restart=True)
-    await harness.server.start()
+    await harness.start()
     yield harness
     task.cancel()
     await harness.close()
@@ -80,6 +82,36 @@ def watch_job(harness: RpcHarness, job: Job) -> "grpc.aio.UnaryStreamCall[Any, A
     return harness.watch(job_ids=[job.id])
 
 
+class HttpStream:
+    """An event stream over HTTP, used as a call of gRPC."""
+
+    def __init__(self, harness: RpcHarness, path: str) -> None:
+        assert isinstance(harness, HttpHarness)
+        self._connection = asyncio.ensure_future(asyncio.open_connection("127.0.0.1", harness.http_port))
+        self._request = request("GET", path, accept="text/event-stream")
+
+    async def read(self) -> bytes:
+        """The response up to its first event."""
+        reader, writer = await self._connection
+        writer.write(self._request)
+        return await reader.readuntil(b"data: ")
+
+    def cancel(self) -> None:
+        self._connection.result()[1].close()
+
+
+def follow_job_over_http(harness: RpcHarness, job: Job) -> HttpStream:
+    return HttpStream(harness, f"/jobs/{job.id}/logs")
+
+
+def follow_execution_over_http(harness: RpcHarness, job: Job) -> HttpStream:
+    return HttpStream(harness, f"/executions/{job.execution.id}/logs")
+
+
+def watch_job_over_http(harness: RpcHarness, job: Job) -> HttpStream:
+    return HttpStream(harness, f"/watch?job_ids={job.id}")
+
+
 async def test_a_queued_job_that_nobody_watches_is_stopped(harness: RpcHarness) -> None:
     job = await stopped(harness, await enqueue(harness))
     assert (job.state, job.outcome.detail) == (pb.STATE_STOPPED, f"stopped while it was queued: {NOTE}")
@@ -98,7 +130,17 @@ async def test_a_running_job_that_nobody_watches_is_told_to_stop(harness: RpcHar
     assert stopping.stop.note == NOTE
 
 
-@pytest.mark.parametrize("watch", [follow_job, follow_execution, watch_job])
+@pytest.mark.parametrize(
+    "watch",
+    [
+        follow_job,
+        follow_execution,
+        watch_job,
+        follow_job_over_http,
+        follow_execution_over_http,
+        watch_job_over_http,
+    ],
+)
 async def test_a_job_is_watched_as_long_as_its_stream_is_open(
     harness: RpcHarness, watch: Callable[[RpcHarness, Job], Any]
 ) -> None:

@@ -94,6 +94,8 @@ def read_log_request(request: pb.StreamExecutionLogsRequest) -> tuple[LogRequest
         () if pb.SOURCE_UNSPECIFIED in numbers else [Source(number) for number in numbers if number in _SOURCES],
         request.follow if request.HasField("follow") else True,
         request.text,
+        before_cursor=request.before_cursor,
+        number_lines=request.number_lines,
     )
     return (read if heartbeat is None else _with_heartbeat(read, heartbeat)), violations
 
@@ -108,6 +110,9 @@ def read_watch(request: pb.WatchJobsRequest) -> tuple[WatchRequest, list[Violati
 def read_job_log_request(request: pb.StreamJobLogsRequest) -> tuple[JobLogRequest, list[Violation]]:
     # The fields have the same numbers in both.
     as_execution = pb.StreamExecutionLogsRequest.FromString(request.SerializeToString())
+    # A job's request has none of these: what has their numbers there is unknown, and a call that reads ignores it.
+    for name in ("start_line", "before_cursor", "number_lines"):
+        as_execution.ClearField(name)
     read, violations = read_log_request(as_execution)
     return JobLogRequest(
         request.job_id, read.cursor, read.start_point, read.sources, read.follow, read.text, read.heartbeat
@@ -231,7 +236,13 @@ def _with_heartbeat(request: LogRequest, heartbeat: timedelta) -> LogRequest:
 def _read_start_point(request: pb.StreamExecutionLogsRequest, violations: list[Violation]) -> StartPoint | None:
     tail_lines = request.tail_lines if request.HasField("tail_lines") else None
     since_ns = read_time_ns(request.since_time, "since_time", violations) if request.HasField("since_time") else None
-    return None if tail_lines is None and since_ns is None else StartPoint(tail_lines, since_ns)
+    start_line = request.start_line or None
+    if start_line is not None and start_line < 0:
+        violations.append(Violation("start_line", f"is {start_line}; the first line is 1"))
+    if tail_lines == 0 and request.before_cursor:
+        violations.append(Violation("tail_lines", "must not be 0 with before_cursor: nothing would be sent"))
+    found = StartPoint(tail_lines, since_ns, start_line)
+    return None if found == StartPoint() else found
 
 
 def _read_spec(spec: pb.JobSpec, violations: list[Violation]) -> JobSpec:

@@ -29,21 +29,20 @@ def update_task_violations(task_id: str, change: TaskLimitsChange) -> Iterator[V
 
 def why_limited(execution: Execution, tasks: LimitedTasks, now: datetime) -> Waiting | None:
     """Return what a queued execution waits for because of its task; None: the limits of the task allow a start."""
-    limits = tasks.limits.get(execution.task_id)
-    if limits is None:
+    reason = tasks.why_blocked(execution.task_id, now)
+    if reason is None:
         return None
-    if limits.paused:
-        return Waiting(WaitReason.TASK_PAUSED, "the task is paused", execution.state_time)
-    running = tasks.running(execution.task_id)
-    if 0 < limits.max_running <= running:
-        detail = f"{running} of {limits.max_running} executions of the task run"
-        return Waiting(WaitReason.TASK_LIMIT, detail, execution.state_time)
+    limits = tasks.limits[execution.task_id]
+    if reason is WaitReason.TASK_PAUSED:
+        return Waiting(reason, "the task is paused", execution.state_time)
+    if reason is WaitReason.TASK_LIMIT:
+        detail = f"{tasks.running(execution.task_id)} of {limits.max_running} executions of the task run"
+        return Waiting(reason, detail, execution.state_time)
     due_time = tasks.next_start(execution.task_id)
-    if due_time is None or due_time <= now:
-        return None
+    assert due_time, "a task at its rate has one"
     assert limits.rate_window, "set with max_starts"
     detail = (
         f"the task starts {limits.max_starts} executions within {limits.rate_window.total_seconds():g} s at most; "
         f"the next one at {due_time:%Y-%m-%dT%H:%M:%SZ}"
     )
-    return Waiting(WaitReason.TASK_RATE, detail, execution.state_time, due_time=due_time)
+    return Waiting(reason, detail, execution.state_time, due_time=due_time)

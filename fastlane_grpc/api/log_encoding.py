@@ -41,8 +41,7 @@ class ProtobufEncoding:
     def message(self, value: Message) -> bytes:
         """Return the message of chunks or of a gap, serialised."""
         if value.gap is not None:
-            message = pb.StreamExecutionLogsResponse(cursor=str(value.cursor), gap=converters.gap(value.gap))
-            return message.SerializeToString()
+            return gap_message(value).SerializeToString()
         cursor = str(value.cursor).encode()
         parts = [_CURSOR, _varint(len(cursor)), cursor]
         for chunk in value.chunks:
@@ -57,17 +56,31 @@ class ProtobufEncoding:
 
     def event(self, value: LogEvent, now: datetime) -> bytes:
         """Return the message of an event at the time `now`, serialised."""
-        if isinstance(value, ExecutionBegins | JobLogEnded):
-            return _job_event(value).SerializeToString()
-        message = pb.StreamExecutionLogsResponse(cursor=str(value.cursor))
-        match value:
-            case Heartbeat():
-                message.heartbeat.time.FromDatetime(now)
-            case StateChanged():
-                message.state.CopyFrom(converters.log_state(value))
-            case LogEnded() | LogSuspended():
-                message.end.CopyFrom(converters.log_end(value))
-        return message.SerializeToString()
+        return event_message(value, now).SerializeToString()
+
+
+def gap_message(value: Message) -> pb.StreamExecutionLogsResponse:
+    """Return the message of a gap."""
+    assert value.gap is not None, "of a gap"
+    return pb.StreamExecutionLogsResponse(
+        cursor=str(value.cursor), gap=converters.gap(value.gap), first_line=value.first_line or 0
+    )
+
+
+def event_message(value: LogEvent, now: datetime) -> pb.StreamExecutionLogsResponse | pb.StreamJobLogsResponse:
+    """Return the message of an event at the time `now`."""
+    if isinstance(value, ExecutionBegins | JobLogEnded):
+        return _job_event(value)
+    message = pb.StreamExecutionLogsResponse(cursor=str(value.cursor))
+    match value:
+        case Heartbeat():
+            message.heartbeat.time.FromDatetime(now)
+        case StateChanged():
+            message.state.CopyFrom(converters.log_state(value))
+            message.first_line = value.first_line or 0
+        case LogEnded() | LogSuspended():
+            message.end.CopyFrom(converters.log_end(value))
+    return message
 
 
 def _job_event(value: ExecutionBegins | JobLogEnded) -> pb.StreamJobLogsResponse:

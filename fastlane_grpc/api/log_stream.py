@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from typing import Protocol, TypeAlias
 
-from fastlane_grpc.errors import ServerStopping
+from fastlane_grpc.errors import CursorInvalid, CursorOfAnotherExecution, ServerStopping
 from fastlane_grpc.logs import Cursor, Encoding, LogTail, LogWatch, StartPoint, Tails
 from fastlane_grpc.model import Cause, Execution, Job, Source, Waiting, utc_now
 from fastlane_grpc.store import Store
@@ -16,7 +16,8 @@ from fastlane_grpc.store import Store
 class LogRequest:
     """A request for the log of one execution. Without sources it asks for all of them.
 
-    The stream starts at `cursor`, else at `start_point`, else at the first byte."""
+    The stream starts at `cursor`, else at `start_point`, else at the first byte. It ends at `before_cursor`, if that is
+    not empty. `number_lines`: the number of the first line is sent, and that after a gap."""
 
     execution_id: str
     cursor: str = ""
@@ -25,17 +26,21 @@ class LogRequest:
     follow: bool = True
     text: bool = False
     heartbeat: timedelta = timedelta(seconds=10)
+    before_cursor: str = ""
+    number_lines: bool = False
 
 
 @dataclass(frozen=True, slots=True)
 class StateChanged:
     """The current state of the execution: the first event, and one after each change of the state.
 
-    A heartbeat that finds another reason to wait is sent as this event, too."""
+    A heartbeat that finds another reason to wait is sent as this event, too. `first_line`: in the first event, the
+    number of the first line of the stream, if it was asked for."""
 
     cursor: Cursor
     execution: Execution
     waiting: Waiting | None
+    first_line: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,7 +60,8 @@ class LogEnded:
 
 @dataclass(frozen=True, slots=True)
 class LogSuspended:
-    """The end of a stream that does not follow, of an execution that is not final."""
+    """The end of a stream before the end of the log: at the cursor where it was to end, or, without following, at what
+    is stored of an execution that is not final."""
 
     cursor: Cursor
     execution: Execution
@@ -118,13 +124,16 @@ async def log_stream(
     stream. ExecutionNotFound is raised before anything is sent or announced."""
     await store.execution(request.execution_id)  # Only what exists has a log.
     cursor = Cursor.parse(request.cursor, request.execution_id)
+    end = _parse_end(request)
     with tails.watching(request.execution_id) as watch:
         # Read after the watch started: the watch announces a change in between, which is newer than this value.
         execution = await store.execution(request.execution_id)
         watch.execution = watch.execution or execution
         if request.start_point and not request.cursor:
-            cursor = await tails.cursor_at(watch, request.start_point, request.sources)
-        tail = tails.tail(watch, cursor, request.sources, encoding, text=request.text)
+            cursor = await tails.cursor_at(watch, request.start_point, request.sources, end)
+        first_line = await tails.line_at(watch, cursor, request.sources) if request.number_lines else None
+        numbered = request.number_lines
+        tail = tails.tail(watch, cursor, request.sources, encoding, text=request.text, end=end, numbered=numbered)
         if not request.follow:
             tail.mark()
         if announce is not None:
@@ -133,8 +142,24 @@ async def log_stream(
         async def tell(event: LogEvent) -> None:
             await send(encoding.event(event, utc_now()))
 
-        await _stream(request, watch, tail, _Queue(waiting_of), stopping, send, tell)
+        async def send_log(messages: Sequence[bytes]) -> None:
+            for message in messages:
+                await send(message)
+                tails.bytes_sent[encoding.name] += len(message)
+
+        await _stream(request, watch, tail, _Queue(waiting_of), stopping, send_log, tell, first_line)
         return tail.cursor
+
+
+def _parse_end(request: LogRequest) -> Cursor | None:
+    if not request.before_cursor:
+        return None
+    try:
+        return Cursor.parse(request.before_cursor, request.execution_id)
+    except CursorInvalid as error:
+        raise CursorInvalid(f"before_cursor: {error}") from None
+    except CursorOfAnotherExecution as error:
+        raise CursorOfAnotherExecution(f"before_cursor: {error}", execution_id=error.metadata["execution_id"]) from None
 
 
 async def _stream(
@@ -143,8 +168,9 @@ async def _stream(
     tail: LogTail,
     queue: "_Queue",
     stopping: Callable[[], bool],
-    send: Send,
+    send_log: Callable[[Sequence[bytes]], Awaitable[None]],
     tell: Callable[[LogEvent], Awaitable[None]],
+    first_line: int | None,
 ) -> None:
     now = asyncio.get_running_loop().time
     shown: Execution | None = None
@@ -157,23 +183,26 @@ async def _stream(
         # Taken before the log is read: an execution becomes final only after its log has all of its output.
         execution = _present(watch)
         if shown is None or execution.state is not shown.state:
-            shown = execution
+            first, shown = shown is None, execution
             await queue.look(execution)
-            await tell(StateChanged(tail.cursor, execution, queue.waiting))
+            await tell(StateChanged(tail.cursor, execution, queue.waiting, first_line if first else None))
             heartbeat_time = now() + request.heartbeat.total_seconds()
+        if tail.ended:
+            await send_log(tail.flush())
+            await tell(LogSuspended(tail.cursor, execution))
+            return
         messages = await tail.read()
         if messages:
-            for message in messages:
-                await send(message)
+            await send_log(messages)
             heartbeat_time = now() + request.heartbeat.total_seconds()
             pace_time = now() + PACE_SECONDS
         elif messages is None and execution.state.final:
             # Pruning is announced before files are deleted: a reader that found no file learns the reason here.
             await asyncio.sleep(0)
             execution = _present(watch)
-            for message in tail.finish(execution.logs, Cause.PRUNED if execution.times.prune_time else Cause.STORE):
-                await send(message)
-            await tell(LogEnded(tail.cursor, execution))
+            cause = Cause.PRUNED if execution.times.prune_time else Cause.STORE
+            await send_log(tail.finish(execution.logs, cause))
+            await tell((LogSuspended if tail.ended else LogEnded)(tail.cursor, execution))
             return
         if not request.follow and not execution.state.final and (messages is None or tail.marked):
             await tell(LogSuspended(tail.cursor, execution))

@@ -49,6 +49,12 @@ _MOST_LINES = 1_000_000
     help="Start with the last NUMBER lines.",
 )
 @click.option(
+    "--line",
+    type=click.IntRange(1),
+    metavar="NUMBER",
+    help="Start with the line of this NUMBER, from 1; of one execution only.",
+)
+@click.option(
     "--source",
     "names",
     type=click.Choice(["stdout", "stderr", "system"]),
@@ -56,7 +62,7 @@ _MOST_LINES = 1_000_000
     help="Show only this source; repeat for several.",
 )
 @click.option("-t", "--timestamps", is_flag=True, help="Prefix each line with the time when it was received.")
-@click.option("--cursor", default="", help="Resume after this cursor; overrides --since and --tail.")
+@click.option("--cursor", default="", help="Resume after this cursor; overrides --since, --tail and --line.")
 @shows_output
 @talks_to_server
 @click.pass_obj
@@ -71,6 +77,7 @@ def logs(
     follows: bool,
     since: datetime | None,
     lines: int | None,
+    line: int | None,
     names: Sequence[str],
     timestamps: bool,
     cursor: str,
@@ -107,11 +114,17 @@ def logs(
     with connected(address) as client:
         found = _newest(client, task_id, dict(labels)) if id is None else _found(client, id)
         if isinstance(found, fastlane_pb2.Job):
+            if line is not None:
+                raise Failure(
+                    f"--line counts the lines of one execution; of this job, the newest is {found.execution.id}"
+                )
             display.followed = f"job {found.id}"
             tail = client.tail_job(found.id, cursor, display.sources, follow=follows, since=since, tail_lines=lines)
         else:
             display.followed = f"execution {found}"
-            tail = client.tail(found, cursor, display.sources, follow=follows, since=since, tail_lines=lines)
+            tail = client.tail(
+                found, cursor, display.sources, follow=follows, since=since, tail_lines=lines, start_line=line
+            )
         status = follow(tail, display)
     return 0 if no_exit_status else status
 

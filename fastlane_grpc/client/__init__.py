@@ -44,6 +44,7 @@ from fastlane_grpc.client.policies import Cron, Duration, Mail, MemoryGrowth, Re
 from fastlane_grpc.client.requests import (
     DeliveryFilter,
     ExecutionFilter,
+    ExecutionTailOptions,
     JobFilter,
     JobOptions,
     JobSelection,
@@ -80,6 +81,7 @@ __all__ = [
     "Event",
     "ExecutionFilter",
     "ExecutionStart",
+    "ExecutionTailOptions",
     "Exhausted",
     "Gap",
     "InvalidRequest",

@@ -26,12 +26,12 @@ _DURATIONS = {
 }
 _TIMES = {"since", "until", "start_at", "expire_time", "from_time"}
 _WHOLE_NUMBERS = {
-    *("memory_bytes", "pids", "priority", "page_size", "tail_lines", "history", "count", "size"),
+    *("memory_bytes", "pids", "priority", "page_size", "tail_lines", "start_line", "history", "count", "size"),
     *("max_running", "max_starts"),
 }
 _TEXTS = {
     *("task_id", "image", "working_dir", "user", "network", "stop_signal", "request_id"),
-    *("job_id", "execution_id", "delivery_id", "note", "cursor", "host", "id_prefix", "etag"),
+    *("job_id", "execution_id", "delivery_id", "note", "cursor", "before_cursor", "host", "id_prefix", "etag"),
 }
 
 _POLICIES: Mapping[str, tuple[type | UnionType, str]] = {

@@ -19,6 +19,7 @@ from fastlane_grpc.client.progress import Progress
 from fastlane_grpc.client.requests import (
     DeliveryFilter,
     ExecutionFilter,
+    ExecutionTailOptions,
     JobFilter,
     JobOptions,
     JobSelection,
@@ -207,13 +208,17 @@ class Client:
         return self._call(self._executions.StopExecution, requests.stop_execution(execution_id, note, grace)).execution
 
     def tail(
-        self, execution_id: str, cursor: str = "", sources: Iterable[Source] = (), **options: Unpack[TailOptions]
+        self,
+        execution_id: str,
+        cursor: str = "",
+        sources: Iterable[Source] = (),
+        **options: Unpack[ExecutionTailOptions],
     ) -> Tail:
         """The output of an execution after `cursor`, and what comes, to its end. Before the start, while it runs, after
         it.
 
-        `sources`: which, all if empty. A cursor wins over `tail_lines` and `since`. The options are those of
-        `TailOptions`."""
+        `sources`: which, all if empty. A cursor wins over `tail_lines`, `since` and `start_line`. The options are
+        those of `ExecutionTailOptions`."""
         request = requests.tail(execution_id, cursor, sources, **options)
         progress = Progress(request, self._backoff, requests.give_up_seconds(options))
         tail = Tail(self._executions.StreamExecutionLogs, progress, requests.silence_seconds(options))

@@ -34,21 +34,25 @@ class Output(NamedTuple):
 @dataclass(frozen=True, slots=True)
 class Gap:
     """Missing bytes from `offset` on; `missing_bytes` is None if their number is unknown. `cause` is a
-    `fastlane.v1.LogGap.Cause`."""
+    `fastlane.v1.LogGap.Cause`. `first_line`: the number of the first line that ends after the gap, if it was asked for
+    and the gap may hide lines."""
 
     source: int
     offset: int
     missing_bytes: int | None
     cause: int
+    first_line: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
 class StateChange:
-    """The state of the execution: sent first, then at each change."""
+    """The state of the execution: sent first, then at each change. `first_line`: in the first one, the number of the
+    first line that ends in the tail, if it was asked for."""
 
     state: int
     waiting: fastlane_pb2.Waiting | None
     time: datetime
+    first_line: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -100,8 +104,9 @@ class JobEnd:
 Event: TypeAlias = Output | Gap | StateChange | Disconnected | Reconnected | End | ExecutionStart | JobEnd
 
 
-def state_change(state: fastlane_pb2.LogState) -> StateChange:
-    return StateChange(state.state, state.waiting if state.HasField("waiting") else None, state.time.ToDatetime(UTC))
+def state_change(state: fastlane_pb2.LogState, first_line: int) -> StateChange:
+    waiting = state.waiting if state.HasField("waiting") else None
+    return StateChange(state.state, waiting, state.time.ToDatetime(UTC), first_line or None)
 
 
 def end_of(end: fastlane_pb2.LogEnd) -> End:

@@ -21,7 +21,10 @@ class IntegrityCheck:
         self._execution_id = execution_id
         self._text = request.text
         self._asked = set(request.sources) or {STDOUT, STDERR, SYSTEM}
-        self._from_first_byte = not (request.cursor or request.HasField("tail_lines") or request.HasField("since_time"))
+        start_line = request.start_line if isinstance(request, fastlane_pb2.StreamExecutionLogsRequest) else 0
+        self._from_first_byte = not (
+            request.cursor or request.HasField("tail_lines") or request.HasField("since_time") or start_line > 1
+        )
         self._positions: dict[int, _Position] = {}
 
     def outputs(self, chunks: Iterable[fastlane_pb2.LogChunk], events: list[Event]) -> None:
@@ -42,13 +45,13 @@ class IntegrityCheck:
             time_ns = received_time.seconds * 1_000_000_000 + received_time.nanos
             events.append(Output(source, offset, data, chunk.text if text_mode else "", time_ns, chunk.sequence))
 
-    def gap(self, gap: fastlane_pb2.LogGap) -> Gap:
+    def gap(self, gap: fastlane_pb2.LogGap, first_line: int) -> Gap:
         position = self._positions.get(gap.source) or self._begin(gap.source)
         self._expect(position, gap.source, gap.offset)
         missing_bytes = gap.missing_bytes if gap.HasField("missing_bytes") else None
         position.offset = gap.offset + (missing_bytes or 0)
         position.crc32 = None
-        return Gap(gap.source, gap.offset, missing_bytes, gap.cause)
+        return Gap(gap.source, gap.offset, missing_bytes, gap.cause, first_line or None)
 
     def end(self, end: fastlane_pb2.LogEnd) -> None:
         if not end.sealed or self._text:

@@ -118,14 +118,16 @@ class Progress:
         self._received_cursor = message.cursor
         if message.chunks:
             self._integrity.outputs(message.chunks, events)
+        # Lines are counted in the log of one execution only.
+        first_line = message.first_line if isinstance(message, fastlane_pb2.StreamExecutionLogsResponse) else 0
         match message.WhichOneof("event"):
             case "gap":
-                events.append(self._integrity.gap(message.gap))
+                events.append(self._integrity.gap(message.gap, first_line))
             case "state":
                 # Each call begins with it; it is news only where it changed.
                 if message.state != self._state:
                     self._state = message.state
-                    events.append(state_change(message.state))
+                    events.append(state_change(message.state, first_line))
             case "end":
                 self._integrity.end(message.end)
                 # Told again to a tail of a job that resumes right after it.

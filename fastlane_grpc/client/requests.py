@@ -145,7 +145,7 @@ class ExecutionFilter(TypedDict, total=False):
 
 
 class TailOptions(TypedDict, total=False):
-    """Options of `tail`."""
+    """Options of `tail` and `tail_job`."""
 
     follow: bool
     """True: continue to the end of the execution. False: end after the stored part."""
@@ -159,6 +159,17 @@ class TailOptions(TypedDict, total=False):
     """Interval of heartbeats during silence (10 s); three missing heartbeats are an interruption."""
     give_up_after: Duration | None
     """Raise the error after the server was unreachable for this time; by default never."""
+
+
+class ExecutionTailOptions(TailOptions, total=False):
+    """Options of `tail`, for the log of one execution."""
+
+    start_line: int | None
+    """Start with the line of this number, from 1, over stdout and stderr together."""
+    before_cursor: str
+    """End at this cursor: with `tail_lines`, the last lines before it."""
+    number_lines: bool
+    """True: the first `StateChange`, and a `Gap` that may hide lines, have `first_line`."""
 
 
 class WatchOptions(TypedDict, total=False):
@@ -464,6 +475,9 @@ def tail(
     since: datetime | None = None,
     heartbeat: Duration | None = None,
     give_up_after: Duration | None = None,
+    start_line: int | None = None,
+    before_cursor: str = "",
+    number_lines: bool = False,
 ) -> fastlane_pb2.StreamExecutionLogsRequest:
     return fastlane_pb2.StreamExecutionLogsRequest(
         execution_id=execution_id,
@@ -474,6 +488,9 @@ def tail(
         follow=follow,
         text=text,
         heartbeat_interval=to_duration(heartbeat),
+        start_line=start_line or 0,
+        before_cursor=before_cursor,
+        number_lines=number_lines,
     )
 
 

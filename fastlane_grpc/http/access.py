@@ -3,6 +3,7 @@
 A page of another site must neither read through this server's address under a name of its own (DNS rebinding) nor
 change anything here."""
 
+import re
 from collections.abc import Mapping, Sequence
 
 from starlette.datastructures import Headers
@@ -10,6 +11,7 @@ from starlette.datastructures import Headers
 from fastlane_grpc.http.problem import HttpError
 
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "[::1]"})
+_PORT = re.compile(r"[0-9]{0,5}")
 _SAFE_VERBS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
@@ -28,11 +30,8 @@ class Access:
             raise HttpError(400, "HOST_GIVEN_TWICE", "the request has more than one Host header")
         host = headers.get("host", "").lower()
         if self._hosts is not None and _name_of(host) not in self._hosts:
-            raise HttpError(
-                421,
-                "HOST_NOT_SERVED",
-                f"this server is not called {_name_of(host)[:100]!r}; the setting http_hosts adds names",
-            )
+            told = f"this server is not called {_name_of(host)[:100]!r}; the setting http_hosts adds names"
+            raise HttpError(421, "HOST_NOT_SERVED", told if host else "the request names no host; send the header Host")
         # Two of them are no origin of ours.
         origin = ", ".join(headers.getlist("origin")).lower()
         if verb in _SAFE_VERBS or not origin or origin in self._cors_origins:
@@ -59,5 +58,6 @@ class Access:
 
 
 def _name_of(host: str) -> str:
-    """Return the name in a Host header, without the port."""
-    return host[: host.index("]") + 1] if host.startswith("[") and "]" in host else host.partition(":")[0]
+    """Return the name in a Host header, without the port; all of it where that is no number."""
+    name, colon, port = host.rpartition(":")
+    return name if colon and _PORT.fullmatch(port) else host

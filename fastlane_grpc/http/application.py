@@ -1,8 +1,9 @@
 """The ASGI application: access, routing, and the answer to every error."""
 
 from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from difflib import get_close_matches
 
 from starlette.datastructures import Headers, MutableHeaders
 from starlette.responses import Response
@@ -16,8 +17,11 @@ from fastlane_grpc.http.connection import CONNECTION
 from fastlane_grpc.http.context import HttpContext
 from fastlane_grpc.http.health import Health
 from fastlane_grpc.http.json_responses import json_response
+from fastlane_grpc.http.log_streams import LogHandler
 from fastlane_grpc.http.media_types import prefers_html
+from fastlane_grpc.http.metrics import MetricsHandler
 from fastlane_grpc.http.problem import HttpError, problem_of, problem_response
+from fastlane_grpc.http.request_count import REQUEST_COUNT, RequestCount
 from fastlane_grpc.http.routes import ROUTES, CallRoute
 from fastlane_grpc.http.watch_stream import WatchHandler
 
@@ -34,8 +38,8 @@ class ExtraRoute:
 # The handlers of streams; other calls have a CallHandler.
 STREAMS: Mapping[str, Callable[[CallRoute, HttpContext], ASGIApp]] = {
     "WatchJobs": WatchHandler,
-    "StreamJobLogs": lambda route, context: _not_served,
-    "StreamExecutionLogs": lambda route, context: _not_served,
+    "StreamJobLogs": LogHandler,
+    "StreamExecutionLogs": LogHandler,
 }
 
 
@@ -50,6 +54,8 @@ def extra_routes(context: HttpContext) -> Iterable[ExtraRoute]:
     yield ExtraRoute("GET", "/healthz", Health(context, "live"))
     yield ExtraRoute("GET", "/readyz", Health(context, "server"))
     yield ExtraRoute("GET", "/openapi.json", _openapi)
+    if context.scrape is not None:
+        yield ExtraRoute("GET", "/metrics", MetricsHandler(context.scrape))
 
 
 class WithPage:
@@ -69,14 +75,18 @@ class Application:
 
     def __init__(self, context: HttpContext, access: Access) -> None:
         self._access = access
-        self._router = Router(_resources(context), redirect_slashes=False, default=_not_found)
+        self._counts = context.counts
+        resources = _resources(context)
+        self._router = Router(resources, redirect_slashes=False, default=NotFound(resources))
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         headers = Headers(scope=scope)
         started = False
+        count = RequestCount(self._counts, scope)
 
         async def sending(message: Message) -> None:
             nonlocal started
+            count.note(message)
             if message["type"] == "http.response.start":
                 started = True
                 sent = MutableHeaders(scope=message)
@@ -95,12 +105,17 @@ class Application:
                 scope[CONNECTION].abort()
             else:
                 await problem_response(error)(scope, receive, sending)
+        finally:
+            count.end()
 
 
 class Resource:
     """One path, with the handler of each of its verbs. HEAD is answered as GET, without the body."""
 
-    def __init__(self, handlers: Mapping[str, ASGIApp]) -> None:
+    def __init__(self, path: str, handlers: Mapping[str, ASGIApp], methods: Mapping[str, str]) -> None:
+        """`path`: its pattern. `methods`: the methods of the contract that it calls, by verb."""
+        self._path = path
+        self._methods = methods
         self._handlers = dict(handlers)
         if "GET" in handlers:
             self._handlers["HEAD"] = handlers["GET"]
@@ -108,6 +123,7 @@ class Resource:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         verb = scope["method"]
+        scope[REQUEST_COUNT].at(self._path, self._methods.get(verb, ""))
         if verb in self._handlers:
             await self._handlers[verb](scope, receive, send)
         elif verb == "OPTIONS":
@@ -124,29 +140,43 @@ class Resource:
             raise HttpError(
                 405,
                 "METHOD_NOT_ALLOWED",
-                f"{verb[:40]} is not possible here, but {self._allowed}",
+                f"this path has no {verb[:40]}, but {self._allowed}",
                 {"Allow": self._allowed},
             )
 
 
+class NotFound:
+    """The answer at all other paths, with the nearest one that exists."""
+
+    def __init__(self, resources: Sequence[Route]) -> None:
+        self._resources = resources
+        self._first_parts = sorted({route.path.split("/")[1] for route in resources})
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        path: str = scope["path"][:200]
+        near = self._near(path)
+        told = f"did you mean {near!r}?" if near else "/openapi.json lists all paths"
+        raise HttpError(404, "PATH_NOT_FOUND", f"there is nothing at {path!r}; {told}")
+
+    def _near(self, path: str) -> str:
+        first, *rest = path.strip("/").split("/")
+        for name in get_close_matches(first, self._first_parts, 1, 0.65):
+            candidate = "/".join(["", name, *rest])
+            if any(route.path_regex.fullmatch(candidate) for route in self._resources):
+                return candidate
+        return ""
+
+
 def _resources(context: HttpContext) -> list[Route]:
     paths: dict[str, dict[str, ASGIApp]] = defaultdict(dict)
+    methods: dict[str, dict[str, str]] = defaultdict(dict)
     for route in ROUTES:
         paths[route.path][route.verb] = call_handler(route, context)
+        methods[route.path][route.verb] = route.method
     for extra in extra_routes(context):
         paths[extra.path][extra.verb] = extra.handler
-    return [Route(path, Resource(handlers), methods=None) for path, handlers in paths.items()]
+    return [Route(path, Resource(path, handlers, methods[path]), methods=None) for path, handlers in paths.items()]
 
 
 async def _openapi(scope: Scope, receive: Receive, send: Send) -> None:
     await json_response(openapi.document())(scope, receive, send)
-
-
-async def _not_found(scope: Scope, receive: Receive, send: Send) -> None:
-    raise HttpError(
-        404, "PATH_NOT_FOUND", f"there is nothing at {scope['path'][:200]!r}; /openapi.json lists all paths"
-    )
-
-
-async def _not_served(scope: Scope, receive: Receive, send: Send) -> None:
-    raise HttpError(501, "NOT_SERVED", "this stream is not served over HTTP yet")

@@ -9,22 +9,26 @@ from typing import cast
 
 import structlog
 from uvicorn import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from uvicorn.server import ServerState
 
 from fastlane_grpc.http.limits import HttpLimits
+from fastlane_grpc.http.problem import HttpError, problem_response
+from fastlane_grpc.http.request_parser import RequestParser
 
 # Where a connection of the scope is found.
 CONNECTION = "fastlane.connection"
 # Of the kernel's struct tcp_info: tcpi_unacked is at byte 24, tcpi_last_ack_recv at 56.
 _TCP_INFO_BYTES = 60
 _UINT = struct.Struct("=I")
-# TCP asks a silent client whether it is there: after so many seconds, again after so many, and so often.
+# TCP asks a silent client whether it is there: after so many seconds, again after so many, and so often. The last one,
+# in milliseconds, is for a client that does not confirm what was sent; one that is only slow to read does confirm.
 _KEEPALIVE = (
     (socket.SOL_SOCKET, socket.SO_KEEPALIVE, 1),
     (socket.IPPROTO_TCP, socket.TCP_KEEPIDLE, 30),
     (socket.IPPROTO_TCP, socket.TCP_KEEPINTVL, 10),
     (socket.IPPROTO_TCP, socket.TCP_KEEPCNT, 3),
+    (socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT, 60_000),
 )
 
 log = structlog.get_logger(__name__)
@@ -36,6 +40,7 @@ class Connection(HttpToolsProtocol):
 
     def __init__(self, config: Config, state: ServerState, limits: HttpLimits) -> None:
         super().__init__(config, state, {})
+        self.parser: RequestParser = RequestParser(self)
         self._limits = limits
         self.timeout_keep_alive = limits.idle_seconds  # type: ignore[assignment]
         self.logger = _logger
@@ -44,7 +49,7 @@ class Connection(HttpToolsProtocol):
         self.on_lost: Callable[[], object] | None = None
         self._timer: asyncio.TimerHandle | None = None
         self._check: asyncio.TimerHandle | None = None
-        self._in_head = self._in_body = self._pipelined = self._closes_after_body = False
+        self._in_head = self._in_body = self._dropping = self._closes_after_body = False
         self._head_bytes = self._field_bytes = self._bytes_beside_body = 0
 
     # ---- for handlers
@@ -92,7 +97,7 @@ class Connection(HttpToolsProtocol):
             self.on_lost()
 
     def data_received(self, data: bytes) -> None:
-        if self._pipelined or self.transport.is_closing():
+        if self._dropping or self.transport.is_closing():
             return
         if not self._in_body:
             self._head_bytes += len(data)
@@ -101,7 +106,7 @@ class Connection(HttpToolsProtocol):
                 return
         self._bytes_beside_body += len(data)
         super().data_received(data)
-        if self._in_body and self._bytes_beside_body > self._limits.max_head_bytes:
+        if self._in_body and not self._dropping and self._bytes_beside_body > self._limits.max_head_bytes:
             # What follows the body has no other limit: its fields are kept until they are complete.
             self.transport.abort()
             return
@@ -110,8 +115,10 @@ class Connection(HttpToolsProtocol):
             self._arm(self._limits.head_seconds)
 
     def on_message_begin(self) -> None:
+        if self._dropping:
+            return
         if not self._idle:
-            self._pipelined = True
+            self._dropping = True
             self.cycle.keep_alive = False
             return
         self._in_head = True
@@ -120,22 +127,33 @@ class Connection(HttpToolsProtocol):
         super().on_message_begin()
 
     def on_url(self, url: bytes) -> None:
-        if not self._pipelined:
-            super().on_url(url)
+        if self._dropping:
+            return
+        self._field_bytes += len(url)
+        if self._field_bytes > self._limits.max_head_bytes:
+            self._refuse_head()
+            return
+        super().on_url(url)
 
     def on_header(self, name: bytes, value: bytes) -> None:
         # Fields after the body are dropped: the handler has the list of those before it.
-        if self._pipelined or not self._in_head:
+        if self._dropping or not self._in_head:
             return
         self._field_bytes += len(name) + len(value)
         if len(self.headers) >= self._limits.max_headers or self._field_bytes > self._limits.max_head_bytes:
-            if not self.transport.is_closing():
-                self._refuse_head()
+            self._refuse_head()
             return
         super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        if self._pipelined:
+        if self._dropping:
+            return
+        if self.parser.should_upgrade():
+            self._field_bytes = 0
+            if self.parser.get_method() == b"CONNECT":
+                self._refuse(HttpError(400, "NOT_A_PROXY", "CONNECT is for proxies, and this server is none"))
+            else:
+                self.parser.ignore_upgrade(self.url, self.headers)
             return
         self._disarm()
         self._in_head, self._in_body = False, True
@@ -149,11 +167,11 @@ class Connection(HttpToolsProtocol):
 
     def on_body(self, body: bytes) -> None:
         self._bytes_beside_body = 0
-        if not self._pipelined and self.cycle is not None:
+        if not self._dropping and self.cycle is not None:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        if self._pipelined or self.cycle is None:
+        if self._dropping or self.parser.should_upgrade() or self.cycle is None:
             return
         self._in_body = False
         if self._closes_after_body:
@@ -175,10 +193,23 @@ class Connection(HttpToolsProtocol):
         self._expire()
 
     def send_400_response(self, msg: str) -> None:
-        if not self._pipelined and (self.cycle is None or self.cycle.response_complete):
-            super().send_400_response(msg)
-        else:
+        if self._dropping:
+            return
+        if self._idle:
+            self._refuse(HttpError(400, "MALFORMED_REQUEST", "the request is not valid HTTP/1.1"))
+        elif not self._in_body:
+            # What follows a complete request. That one is answered first.
+            self._dropping = True
+            self.cycle.keep_alive = False
+        elif self.cycle.response_started:
             self.transport.close()
+        else:
+            # The handler, which waits for the body, learns that nothing more comes.
+            self.cycle.disconnected = True
+            self.cycle.message_event.set()
+            self._refuse(
+                HttpError(400, "MALFORMED_REQUEST", "the body is not valid HTTP/1.1; see Content-Length and chunks")
+            )
 
     def close_after_body(self) -> None:
         """Close the connection once the body of the request was read.
@@ -235,10 +266,20 @@ class Connection(HttpToolsProtocol):
             self._check_soon()
 
     def _refuse_head(self) -> None:
-        self.transport.write(
-            b"HTTP/1.1 431 Request Header Fields Too Large\r\nconnection: close\r\ncontent-length: 0\r\n\r\n"
-        )
-        self.transport.close()
+        limit = f"{self._limits.max_head_bytes} bytes and {self._limits.max_headers} headers"
+        self._refuse(HttpError(431, "HEADERS_TOO_LARGE", f"the request line and the headers exceed {limit}"))
+
+    def _refuse(self, error: HttpError) -> None:
+        """Answer a request that no handler gets, and close the connection."""
+        response = problem_response(error)
+        fields = [*response.raw_headers, (b"connection", b"close")]
+        head = b"".join(b"%b: %b\r\n" % field for field in fields)
+        self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[error.status], head, bytes(response.body)))
+        # Closed now, TCP would drop the response with what the client is still sending.
+        self._dropping = True
+        self.flow.resume_reading()
+        self.transport.write_eof()
+        self._arm(self._limits.drain_seconds)
 
 
 class _ClosesAfterBody:

@@ -1,13 +1,14 @@
 """Objects that the handlers of HTTP share."""
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
 from fastlane_grpc.api import Calls
 from fastlane_grpc.config import Settings
+from fastlane_grpc.counts import Counts
 from fastlane_grpc.http.request_body import BodyReader
 
 T = TypeVar("T")
@@ -25,6 +26,9 @@ class HttpContext:
     # Whether a name of the health service serves; see `RpcServer.serving`.
     is_serving: Callable[[str], bool]
     bodies: BodyReader
+    # Returns all metrics, in a format that the header Accept allows, and its media type. None: there is no /metrics.
+    scrape: Callable[[str], Awaitable[tuple[bytes, str]]] | None = None
+    counts: Counts = field(default_factory=Counts)
     converter: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "http-json"))
 
     async def convert(self, work: Callable[[], T], *, size: int) -> T:

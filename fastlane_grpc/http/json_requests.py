@@ -24,7 +24,7 @@ def request_of(route: CallRoute, path: Mapping[str, str], query: Sequence[tuple[
                 raise JsonFault(query[0][0][:100], "is in the query; send it in the body")
         read_message(_with_path(value, path), request, zoned=True)
     except JsonFault as fault:
-        raise refusal_of(fault, request.DESCRIPTOR.name) from None
+        raise _refusal_of(fault) from None
     return request
 
 
@@ -47,10 +47,10 @@ def query_value(message: Descriptor, query: Sequence[tuple[str, str]]) -> dict[s
     return value
 
 
-def refusal_of(fault: JsonFault, message: str) -> InvalidRequest | UnknownField:
-    """Return the error that tells of a fault in the JSON of this message."""
+def _refusal_of(fault: JsonFault) -> InvalidRequest | UnknownField:
+    """Return the error that tells of a fault in a request."""
     if not fault.field:
-        return InvalidRequest([Violation("", f"the {message} {fault.description}")])
+        return InvalidRequest([Violation("", f"the body {fault.description}")])
     violation = Violation(fault.field, fault.description)
     return UnknownField(str(fault), [violation]) if fault.unknown else InvalidRequest([violation])
 

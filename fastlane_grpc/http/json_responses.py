@@ -5,6 +5,7 @@ import re
 from typing import Any
 
 from google.protobuf import json_format
+from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 from starlette.datastructures import Headers
 from starlette.responses import Response
@@ -13,15 +14,25 @@ from starlette.types import Scope
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 _HOST = re.compile(r"[A-Za-z0-9_.-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
+# As protobuf writes them: 64 bits are a string.
+_ZEROS = {
+    FieldDescriptor.CPPTYPE_BOOL: False,
+    FieldDescriptor.CPPTYPE_INT32: 0,
+    FieldDescriptor.CPPTYPE_INT64: "0",
+}
 HEADERS = {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store"}
 
 
 def json_of(message: Message) -> dict[str, Any]:
-    """Return the message as JSON; a list of the message itself is there even if it is empty."""
+    """Return the message as JSON. Its own lists, numbers and booleans are there even if they are empty, 0 or false."""
     value: dict[str, Any] = json_format.MessageToDict(message, preserving_proto_field_name=True)
     for field in message.DESCRIPTOR.fields:
-        if field.is_repeated and field.name not in value:
+        if field.name in value:
+            continue
+        if field.is_repeated:
             value[field.name] = []
+        elif field.cpp_type in _ZEROS and not field.has_presence:
+            value[field.name] = _ZEROS[field.cpp_type]
     return value
 
 

@@ -7,6 +7,7 @@ from starlette.datastructures import Headers
 EVENT_STREAM = "text/event-stream"
 JSON_LINES = "application/x-ndjson"
 JSON = "application/json"
+RAW = "application/octet-stream"
 HTML = "text/html"
 
 

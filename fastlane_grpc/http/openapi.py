@@ -92,6 +92,8 @@ def _document() -> _Schema:
         responses = {"200": _json_response(summary, {}), "default": _PROBLEM_RESPONSE}
         if path == "/readyz":
             responses["503"] = _json_response("The server cannot store jobs.", {})
+        if path == "/metrics":
+            responses["200"] = {"description": summary, "content": dict.fromkeys(_METRICS, _TEXT)}
         paths[path] = {
             "get": {"operationId": path.strip("/").split(".")[0], "summary": summary, "responses": responses}
         }
@@ -116,7 +118,10 @@ _EXTRA = {
     "/healthz": "Whether the process answers.",
     "/readyz": "Whether the server can store jobs; names its engines too.",
     "/openapi.json": "This document.",
+    "/metrics": "All metrics, for Prometheus.",
 }
+_TEXT: _Schema = {"schema": {"type": "string"}}
+_METRICS = ("text/plain", "application/openmetrics-text")
 _PROBLEM_RESPONSE: _Schema = {
     "description": "An error.",
     "content": {"application/problem+json": {"schema": {"$ref": "#/components/schemas/Problem"}}},

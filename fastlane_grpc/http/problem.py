@@ -56,7 +56,7 @@ def problem_response(error: Exception) -> Response:
     """Return the response that tells of an error."""
     status, problem, headers = problem_of(error)
     return Response(
-        json.dumps(problem),
+        json.dumps(problem) + "\n",
         status,
         {"X-Content-Type-Options": "nosniff", "Cache-Control": "no-store", **headers},
         MEDIA_TYPE,

@@ -21,14 +21,6 @@ class BodyReader:
         declared = _declared_bytes(headers)
         if declared == 0:
             return b""
-        if "upgrade" in headers and "upgrade" in headers.get("connection", "").lower():
-            # The parser takes what follows for the other protocol. Without it, the call would be another one.
-            raise HttpError(
-                501,
-                "UPGRADE_NOT_SUPPORTED",
-                "this server speaks HTTP/1.1 alone; send a request with a body without the header Upgrade",
-                {"Connection": "close"},
-            )
         if declared is not None and declared > max_bytes:
             raise _too_large(max_bytes)
         body = bytearray()
@@ -74,7 +66,7 @@ def _declared_bytes(headers: Headers) -> int | None:
     if "transfer-encoding" in headers:
         return None
     text = headers.get("content-length", "0")
-    return int(text) if text.isascii() and text.isdigit() and len(text) < 19 else None
+    return int(text) if text.isascii() and text.isdigit() and len(text) <= 20 else None
 
 
 def _too_large(max_bytes: int) -> HttpError:

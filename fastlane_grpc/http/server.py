@@ -2,7 +2,7 @@
 
 import asyncio
 import socket
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from contextlib import suppress
 
 from uvicorn import Config
@@ -10,6 +10,7 @@ from uvicorn.server import ServerState
 
 from fastlane_grpc.api import Calls, Service
 from fastlane_grpc.config import Settings
+from fastlane_grpc.counts import Counts
 from fastlane_grpc.errors import CannotServe
 from fastlane_grpc.http.access import Access
 from fastlane_grpc.http.application import Application
@@ -31,8 +32,11 @@ class HttpServer:
         settings: Settings,
         is_serving: Callable[[str], bool],
         limits: HttpLimits | None = None,
+        *,
+        scrape: Callable[[str], Awaitable[tuple[bytes, str]]] | None = None,
+        counts: Counts | None = None,
     ) -> None:
-        """`is_serving`: whether a name of the health service serves."""
+        """`is_serving`: whether a name of the health service serves. `scrape`: see `HttpContext`."""
         self._service = service
         self._address = settings.http_listen
         self._limits = limits or HttpLimits()
@@ -42,6 +46,8 @@ class HttpServer:
             settings,
             is_serving,
             BodyReader(self._limits, max_request_bytes=settings.max_request_bytes),
+            scrape,
+            counts or Counts(),
         )
         access = Access(
             loopback=is_loopback(self._address), hosts=settings.http_hosts, cors_origins=settings.http_cors_origins

@@ -46,12 +46,16 @@ async def stream_response(
             await start()
         await send({"type": "http.response.body", "body": data, "more_body": True})
 
-    if scope["method"] == "HEAD":
+    async def write_head(data: bytes) -> None:
+        raise _HeadComplete
+
+    try:
+        await produce(write_head if scope["method"] == "HEAD" else write)
+    except _HeadComplete:
+        # A first byte would follow: the request has no error, and the stream is not opened for HEAD.
         await start()
         await send({"type": "http.response.body"})
         return
-    try:
-        await produce(write)
     except Exception as error:
         if not started:
             raise
@@ -66,3 +70,7 @@ async def stream_response(
         connection.end_with_trailers(trailers())
     else:
         await send({"type": "http.response.body"})
+
+
+class _HeadComplete(Exception):
+    """Ends a stream before its first byte."""

@@ -3,7 +3,7 @@ cursor after it."""
 
 import codecs
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Protocol
 
 from fastlane_grpc.logs.cursor import Cursor
@@ -31,11 +31,14 @@ class TextChunk:
 
 @dataclass(frozen=True, slots=True)
 class Message:
-    """Chunks, or one gap, that are sent at once, and the cursor after them."""
+    """Chunks, or one gap, that are sent at once, and the cursor after them.
+
+    `first_line`: the number of the first line that ends after it, where a reader that counts lines needs it."""
 
     cursor: Cursor
     chunks: Sequence[Chunk | TextChunk] = ()
     gap: Gap | None = None
+    first_line: int | None = None
 
 
 class Encoding(Protocol):
@@ -85,6 +88,22 @@ def after(cursor: Cursor, entries: Iterable[Chunk | Gap]) -> Cursor:
     return Cursor.at(cursor.execution_id, offsets, sequence)
 
 
+def before(entries: Iterable[Chunk | Gap], cursor: Cursor) -> Sequence[Chunk | Gap]:
+    """Return the entries before the cursor. An entry around it is cut."""
+    return [cut for entry in entries if (cut := _before(entry, cursor.offsets[entry.source], cursor.sequence))]
+
+
+def _before(entry: Chunk | Gap, offset: int, sequence: int) -> Chunk | Gap | None:
+    if isinstance(entry, Gap) and entry.missing_bytes is None:
+        return entry if (entry.offset, entry.sequence) <= (offset, sequence) else None
+    size = min(end(entry), offset) - entry.offset
+    if size <= 0:
+        return None
+    if isinstance(entry, Chunk):
+        return entry._replace(data=entry.data[:size]) if size < len(entry.data) else entry
+    return entry._replace(missing_bytes=size)
+
+
 def end(entry: Chunk | Gap) -> int:
     """Return the offset after the entry."""
     return entry.offset + (len(entry.data) if isinstance(entry, Chunk) else entry.missing_bytes or 0)
@@ -101,7 +120,7 @@ class TextDecoder:
     def decode(self, message: Message) -> Iterator[Message]:
         if message.gap is not None:
             yield from self._before_gap(message.cursor, message.gap)
-            yield Message(self.held_back(message.cursor), gap=message.gap)
+            yield replace(message, cursor=self.held_back(message.cursor))
             return
         chunks = [self._text(chunk) for chunk in message.chunks if isinstance(chunk, Chunk)]
         yield Message(self.held_back(message.cursor), chunks)

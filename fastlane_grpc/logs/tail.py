@@ -5,11 +5,11 @@ Everything here lives on the loop, except reads that may have to wait for the di
 
 import asyncio
 import threading
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Coroutine, Hashable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
 
@@ -18,8 +18,8 @@ from fastlane_grpc.logs.cache import Cache
 from fastlane_grpc.logs.cursor import Cursor
 from fastlane_grpc.logs.file_watch import FileWatch, FileWatcher
 from fastlane_grpc.logs.files import Logs
-from fastlane_grpc.logs.message import TEXT_MESSAGE_BYTES, Encoding, Message, TextDecoder, after, messages
-from fastlane_grpc.logs.start_point import StartPoint, cursor_at
+from fastlane_grpc.logs.message import TEXT_MESSAGE_BYTES, Encoding, Message, TextDecoder, after, before, messages
+from fastlane_grpc.logs.start_point import StartPoint, counted, cursor_at
 from fastlane_grpc.model import Cause, Execution, LogTotals, Source
 from fastlane_grpc.record import SEGMENT_BYTES, Chunk, Gap, Position, RecordReader, Segment, unread
 from fastlane_grpc.wakeup import Wakeup
@@ -54,7 +54,14 @@ class Tails:
         self._file_watcher = FileWatcher(loop)
         self._threads = _started(ThreadPoolExecutor(THREADS, "log-reader"), THREADS)
         self._open: dict[str, _Log] = {}
+        # What readers were sent, encoded, by the name of the encoding.
+        self.bytes_sent: Counter[str] = Counter()
         logs.on_new_record = self._new_record
+
+    @property
+    def open_logs(self) -> int:
+        """The logs that have readers."""
+        return len(self._open)
 
     @contextmanager
     def watching(self, execution_id: str) -> Iterator["LogWatch"]:
@@ -82,18 +89,33 @@ class Tails:
                 del self._open[execution_id]
                 log.close()
 
-    async def cursor_at(self, watch: "LogWatch", begin: StartPoint, sources: Iterable[Source]) -> Cursor:
+    async def cursor_at(
+        self, watch: "LogWatch", begin: StartPoint, sources: Iterable[Source], end: Cursor | None = None
+    ) -> Cursor:
         """Return the cursor at which a reader of these sources starts in the watched log, as the log is now. No
-        sources: all of them."""
-        return await watch.log.cursor_at(begin, frozenset(sources) or frozenset(Source))
+        sources: all of them. `end`: where the reader ends."""
+        return await watch.log.cursor_at(begin, frozenset(sources) or frozenset(Source), end)
+
+    async def line_at(self, watch: "LogWatch", cursor: Cursor, sources: Iterable[Source]) -> int:
+        """Return the number of the first line of these sources that ends after the cursor."""
+        return await watch.log.line_at(cursor, frozenset(sources) or frozenset(Source))
 
     def tail(
-        self, watch: "LogWatch", cursor: Cursor, sources: Iterable[Source], encoding: Encoding, *, text: bool
+        self,
+        watch: "LogWatch",
+        cursor: Cursor,
+        sources: Iterable[Source],
+        encoding: Encoding,
+        *,
+        text: bool,
+        end: Cursor | None = None,
+        numbered: bool = False,
     ) -> "LogTail":
         """Return a reader of the watched log that starts at `cursor` and gets messages in this encoding. No sources:
-        all of them."""
+        all of them. `end`: it gets nothing after this cursor. `numbered`: it is told the number of a line after each
+        gap."""
         wanted, decoder = frozenset(sources) or frozenset(Source), TextDecoder() if text else None
-        return LogTail(watch.log, cursor, wanted, encoding, self.cache, decoder, self._most_ahead)
+        return LogTail(watch.log, cursor, wanted, encoding, self.cache, decoder, self._most_ahead, end, numbered)
 
     def changed(self, executions: Sequence[Execution]) -> None:
         """Tell the readers of these executions their new state."""
@@ -159,6 +181,8 @@ class LogTail:
         cache: "Cache[_Encoded]",
         decoder: TextDecoder | None,
         most_ahead: Callable[[], int],
+        end: Cursor | None,
+        numbered: bool,
     ) -> None:
         self._log = log
         self._begin = self._passed = cursor
@@ -167,6 +191,8 @@ class LogTail:
         self._cache = cache
         self._decoder = decoder
         self._most_ahead = most_ahead
+        self._end = end
+        self._numbered = numbered
         self._output: Position | None = None
         self._system: Position | None = None
         self._lines: deque[Chunk | Gap] = deque()
@@ -193,6 +219,18 @@ class LogTail:
             and all(at >= size for at, size in zip(reached, self._mark, strict=True))
         )
 
+    @property
+    def ended(self) -> bool:
+        """Whether the reader has come to the cursor at which it ends."""
+        if self._end is None:
+            return False
+        passed, end = self._passed.offsets, self._end.offsets
+        # Of the output, the sequence says whether a gap of unknown size before the end is passed, too.
+        at_sequence = self._sources == {Source.SYSTEM} or (
+            max(self._passed.sequence, self._output.sequence if self._output else 0) >= self._end.sequence
+        )
+        return at_sequence and all(passed[source] >= end[source] for source in self._sources)
+
     async def read(self) -> Sequence[bytes] | None:
         """Return the next messages; none of them if all output was of other sources; None if there is nothing new."""
         self._log.open()
@@ -200,13 +238,13 @@ class LogTail:
         output = await self._next_output(line.time_ns if line else None)
         if output is not None or line is None:
             return output
-        return self._own_messages([self._lines.popleft()])
+        return await self._own_messages([self._lines.popleft()])
 
     def finish(self, totals: Iterable[LogTotals], missing: Cause = Cause.STORE) -> Sequence[bytes]:
         """Return the last messages of a sealed log with these totals. CursorAhead: the cursor is beyond its end.
 
-        Bytes that were not found are a gap with the cause `missing`. As text, an incomplete character at the end is
-        sent as a replacement character."""
+        Bytes that were not found are a gap with the cause `missing`. A reader that ends at a cursor gets what is before
+        that. As text, an incomplete character at the end is sent as a replacement character."""
         end = {source: _offset(self._system if source is Source.SYSTEM else self._output, source) for source in Source}
         end |= {total.source: max(end[total.source], total.bytes) for total in totals}
         passed = self._passed.offsets
@@ -221,9 +259,13 @@ class LogTail:
             for source in Source
             if end[source] > passed[source]
         ]
-        found = self._own_messages(gaps)
+        # No line follows, so no number is needed.
+        return [*map(self._encoding.message, self._made(gaps)), *self.flush()]
+
+    def flush(self) -> Sequence[bytes]:
+        """Return what is held back of an incomplete character, at the end of the stream."""
         left = self._decoder.flush() if self._decoder else ()
-        return [*found, self._encoding.message(Message(self._passed, left))] if left else found
+        return [self._encoding.message(Message(self._passed, left))] if left else ()
 
     async def _next_line(self) -> Chunk | Gap | None:
         """Return the first of fastlane's lines that this reader has not had."""
@@ -247,12 +289,12 @@ class LogTail:
         if self._output is None:
             self._output = await self._log.locate(file, self._passed)
         position = self._output
-        if self._decoder or self._stands_within(position):
+        if self._decoder or self._end or self._stands_within(position):
             segment = await self._log.read(file, position, before_ns, lambda segment: segment)
             if segment.next == position:
                 return None
             self._output = segment.next
-            return self._own_messages(self._unread(segment.entries))
+            return await self._own_messages(self._unread(segment.entries))
         encoded = await self._shared(file, position, before_ns)
         if encoded.next == position:
             return None
@@ -313,10 +355,13 @@ class LogTail:
     ) -> Callable[[], Coroutine[object, object, "_Encoded"]]:
         """Return a coroutine function that reads the segment after `position` in one step of a thread, and caches the
         segments that follow: `most` segments in all."""
-        sources, encoding = self._sources, self._encoding
+        sources, encoding, numbered = self._sources, self._encoding, self._numbered
 
         def encode(position: Position, cursor: Cursor, segment: Segment) -> _Encoded:
-            encoded = [encoding.message(message) for message in messages(cursor, segment.entries, sources)]
+            made: Iterable[Message] = messages(cursor, segment.entries, sources)
+            if numbered:
+                made = [_with_line(message, file.reader, sources) for message in made]
+            encoded = [encoding.message(message) for message in made]
             spans = segment.next.file_offset - position.file_offset
             return _Encoded(encoded, spans, segment.next, after(cursor, segment.entries))
 
@@ -340,18 +385,27 @@ class LogTail:
         return read
 
     def _key(self, position: Position, before_ns: int | None, cursor: Cursor) -> Hashable:
-        return (cursor.execution_id, self._encoding.name, position.file_offset, before_ns, self._sources, cursor.system)
+        reader = (self._encoding.name, self._sources, self._numbered)
+        return (cursor.execution_id, position.file_offset, before_ns, cursor.system, *reader)
 
-    def _own_messages(self, entries: Sequence[Chunk | Gap]) -> Sequence[bytes]:
+    async def _own_messages(self, entries: Sequence[Chunk | Gap]) -> Sequence[bytes]:
         """Return messages made for this reader alone."""
+        made = self._made(entries)
+        if self._numbered:
+            made = [await self._log.with_line(message, self._sources) for message in made]
+        return [self._encoding.message(message) for message in made]
+
+    def _made(self, entries: Sequence[Chunk | Gap]) -> Sequence[Message]:
+        """Make messages of these entries, as far as they are before the end, and pass them."""
+        if self._end:
+            entries = before(entries, self._end)
         if self._decoder:
             cut = messages(self._passed, entries, self._sources, TEXT_MESSAGE_BYTES)
             made = [text for message in cut for text in self._decoder.decode(message)]
         else:
             made = list(messages(self._passed, entries, self._sources))
-        encoded = [self._encoding.message(message) for message in made]
         self._passed = after(self._passed, entries)
-        return encoded
+        return made
 
     def _unread(self, entries: Iterable[Chunk | Gap]) -> Sequence[Chunk | Gap]:
         """Return the entries that the reader has not had. An entry around its cursor is cut."""
@@ -428,10 +482,21 @@ class _Log:
         for watch in self.watches:
             watch.notify()
 
-    async def cursor_at(self, begin: StartPoint, sources: frozenset[Source]) -> Cursor:
+    async def cursor_at(self, begin: StartPoint, sources: frozenset[Source], end: Cursor | None) -> Cursor:
         self.open()
         output, system = (file.reader if file else None for file in (self.output, self.system))
-        return await self._in_thread(lambda: cursor_at(self.execution_id, output, system, begin, sources))
+        return await self._in_thread(lambda: cursor_at(self.execution_id, output, system, begin, sources, end))
+
+    async def line_at(self, cursor: Cursor, sources: frozenset[Source]) -> int:
+        self.open()
+        file = self.system if counted(sources) == {Source.SYSTEM} else self.output
+        return 1 if file is None else await self._in_thread(lambda: _line_at(cursor, file.reader, sources))
+
+    async def with_line(self, message: Message, sources: frozenset[Source]) -> Message:
+        """Return the message with the number of the line after its gap, if it is one that may hide lines."""
+        if not _hides_lines(message, sources):
+            return message
+        return replace(message, first_line=await self.line_at(message.cursor, sources))
 
     async def locate(self, file: "_File", cursor: Cursor) -> Position:
         offsets = {
@@ -509,6 +574,24 @@ class _File:
     watch: FileWatch
     seen: int = 0
     end: int = -1
+
+
+def _line_at(cursor: Cursor, record: RecordReader, sources: frozenset[Source]) -> int:
+    return 1 + record.newlines_before({source: cursor.offsets[source] for source in counted(sources)})
+
+
+def _with_line(message: Message, record: RecordReader, sources: frozenset[Source]) -> Message:
+    return (
+        replace(message, first_line=_line_at(message.cursor, record, sources))
+        if _hides_lines(message, sources)
+        else message
+    )
+
+
+def _hides_lines(message: Message, sources: frozenset[Source]) -> bool:
+    """Whether headers of blocks may have counted newlines that are missing: not where a writer knew of the gap."""
+    gap = message.gap
+    return gap is not None and gap.source in counted(sources) and gap.cause in {Cause.SIZE_LIMIT, Cause.STORE}
 
 
 def _started(pool: ThreadPoolExecutor, threads: int) -> ThreadPoolExecutor:

@@ -2,6 +2,7 @@
 time, exact or a gap."""
 
 from fastlane_grpc.record.format import Chunk, Gap, Trailer
+from fastlane_grpc.record.line_numbers import NumberedLines
 from fastlane_grpc.record.open_file import NotARecord, open_record
 from fastlane_grpc.record.reader import SEGMENT_BYTES, RecordReader, Segment, unread
 from fastlane_grpc.record.scan import Position
@@ -13,6 +14,7 @@ __all__ = [
     "Chunk",
     "Gap",
     "NotARecord",
+    "NumberedLines",
     "Position",
     "ReadStart",
     "RecordReader",

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from fastlane_grpc.model import LogTotals, Source
 from fastlane_grpc.record.format import BLOCK_BYTES, SOURCES, Chunk, Gap, RecordState, Trailer, unpack_start
+from fastlane_grpc.record.line_numbers import NumberedLines, newlines_before
 from fastlane_grpc.record.open_file import open_record
 from fastlane_grpc.record.scan import Position, Scan, block_count, last_block, last_block_that
 from fastlane_grpc.record.seek import LastLines, ReadStart, position_at_end, position_at_time
@@ -93,14 +94,22 @@ class RecordReader:
         if found is None:
             return None
         begins, sequence = found
-        # Whoever has no line among them does not keep the place back.
-        position = self.locate({source: begins.get(source, _END_OF_OFFSETS) for source in Source}, sequence)
         ends = {source: lines.end(source) for source in sources}
-        # None: the block was punched out just now.
-        first = next(Scan(self._file.fileno(), position).entries(BLOCK_BYTES), None)
-        return ReadStart(
-            {**position.offsets, **ends, **begins}, position.sequence
-        ), first.time_ns if first else position.time_ns
+        return self._start_of_lines(begins, ends, sequence)
+
+    def lines(self, sources: frozenset[Source], limits: Mapping[Source, int] | None = None) -> NumberedLines:
+        """Return the lines of these sources by number, as far as they end before these limits."""
+        return NumberedLines(self._file.fileno(), sources, limits)
+
+    def line(self, number: int, lines: NumberedLines) -> tuple[ReadStart, int]:
+        """Return where the line of this number begins, and the time of the first entry there. A source that is not
+        counted begins with the first of the lines."""
+        begin = lines.begin(number)
+        return self._start_of_lines(begin.offsets, {}, begin.sequence)
+
+    def newlines_before(self, offsets: Mapping[Source, int]) -> int:
+        """Return the number of newlines before these offsets, those of missing bytes included as far as it is known."""
+        return sum(newlines_before(self._file.fileno(), source, offset) for source, offset in offsets.items())
 
     def totals(self) -> tuple[LogTotals, ...]:
         """Return what each source holds by now, of a record that lost nothing."""
@@ -125,6 +134,17 @@ class RecordReader:
 
     def close(self) -> None:
         self._file.close()
+
+    def _start_of_lines(
+        self, begins: Mapping[Source, int], ends: Mapping[Source, int], sequence: int
+    ) -> tuple[ReadStart, int]:
+        # A source without a line among them does not keep the position back.
+        position = self.locate({source: begins.get(source, _END_OF_OFFSETS) for source in Source}, sequence)
+        # None: the block was punched out just now.
+        first = next(Scan(self._file.fileno(), position).entries(BLOCK_BYTES), None)
+        return ReadStart(
+            {**position.offsets, **ends, **begins}, position.sequence
+        ), first.time_ns if first else position.time_ns
 
     def _last_block_within(self, offsets: Mapping[Source, int], sequence: int) -> tuple[int, RecordState] | None:
         """Locate a block by bisection: the sums in the headers only grow."""

@@ -3,7 +3,7 @@
 Found by bisection over the headers of blocks, and a walk within one or a few blocks: what it costs hardly depends on
 how much there is."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Container, Iterator, Mapping
 from dataclasses import dataclass, field
 
 from fastlane_grpc.model import Source
@@ -40,7 +40,7 @@ def position_at_end(fd: int) -> Position:
 
 
 @dataclass(frozen=True, slots=True)
-class _LineStart:
+class LineStart:
     """The start of a line: after a newline, or at the start of a source. `sequence` is that of the newline's chunk."""
 
     offset: int = 0
@@ -76,7 +76,7 @@ class _Passed:
     the way."""
 
     lines: dict[Source, int]
-    ends: dict[Source, _LineStart] = field(default_factory=dict)
+    ends: dict[Source, LineStart] = field(default_factory=dict)
 
 
 class LastLines:
@@ -181,28 +181,28 @@ class LastLines:
         """Passes as many lines of the chunk as end in it, but not more than `most`; how many."""
         newlines = min(chunk.data.count(b"\n"), most)
         if newlines:
-            passed.ends[chunk.source] = _after(chunk, newlines)
+            passed.ends[chunk.source] = after_newlines(chunk, newlines)
         lines = newlines
         if lines < most and chunk.offset + len(chunk.data) == self._all[chunk.source].open_at:
             lines += 1
         passed.lines[chunk.source] += lines
         return lines
 
-    def _after_newline(self, source: Source, number: int) -> _LineStart:
+    def _after_newline(self, source: Source, number: int) -> LineStart:
         """Return the position after the newline of this number, from 1, in the block; 0 is the start."""
         block = self._last_block(lambda its, state: self._newlines_before(its, state)[source] < number)
         if block is None:
-            return _LineStart()
+            return LineStart()
         found = self._newlines_before(*block)[source]
-        place = _LineStart(block[1].sources[source - 1].offset, block[1].sequence)
+        place = LineStart(block[1].sources[source - 1].offset, block[1].sequence)
         for chunk in self._chunks(*block):
             newlines = chunk.data.count(b"\n") if chunk.source is source else 0
             if found + newlines >= number:
-                return _after(chunk, number - found)
+                return after_newlines(chunk, number - found)
             if newlines:
                 # If it is not found it is in damage: then all that is between the last line before and the next one is
                 # told.
-                place, found = _after(chunk, newlines), found + newlines
+                place, found = after_newlines(chunk, newlines), found + newlines
         return place
 
     # ---- blocks
@@ -224,22 +224,27 @@ class LastLines:
 
     def _chunks(self, number: int, state: RecordState) -> Iterator[Chunk]:
         """Yield the chunks of the wanted sources in this block."""
-        beyond = next_block(self._fd, number + 1)
-        scan = Scan(self._fd, Position.of_block(number, state))
-        for entry in scan.entries(BLOCK_BYTES):
-            # A walk that finds nothing in this block goes on in the next one.
-            if isinstance(entry, Trailer) or (beyond and entry.sequence > beyond[1].sequence):
-                return
-            if isinstance(entry, Chunk) and entry.source in self._all:
-                yield entry
+        return chunks_in_block(self._fd, number, state, self._all)
 
 
-def _after(chunk: Chunk, newlines: int) -> _LineStart:
+def chunks_in_block(fd: int, number: int, state: RecordState, sources: Container[Source]) -> Iterator[Chunk]:
+    """Yield the chunks of these sources in the block that begins with `state`."""
+    beyond = next_block(fd, number + 1)
+    scan = Scan(fd, Position.of_block(number, state))
+    for entry in scan.entries(BLOCK_BYTES):
+        # A walk that finds nothing in this block goes on in the next one.
+        if isinstance(entry, Trailer) or (beyond and entry.sequence > beyond[1].sequence):
+            return
+        if isinstance(entry, Chunk) and entry.source in sources:
+            yield entry
+
+
+def after_newlines(chunk: Chunk, newlines: int) -> LineStart:
     """Return the position after this number of newlines of the chunk."""
     at = 0
     for _ in range(newlines):
         at = chunk.data.index(b"\n", at) + 1
-    return _LineStart(chunk.offset + at, chunk.sequence)
+    return LineStart(chunk.offset + at, chunk.sequence)
 
 
 def _keeps_less(source: Source, than: int) -> Callable[[int, RecordState], bool]:

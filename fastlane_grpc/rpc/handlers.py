@@ -9,51 +9,67 @@ from typing import Any, NoReturn
 import grpc
 from google.protobuf.descriptor import MethodDescriptor, ServiceDescriptor
 from google.protobuf.message import Message
+from google.rpc.status_pb2 import Status
 
 from fastlane_grpc.api.error_table import status_of
 from fastlane_grpc.api.request_parser import RequestParser
+from fastlane_grpc.counts import CallCounts, Counts
 
 _CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
-def handler(descriptor: ServiceDescriptor, servicer: object, *, max_request_bytes: int) -> grpc.GenericRpcHandler:
+def handler(
+    descriptor: ServiceDescriptor, servicer: object, *, max_request_bytes: int, counts: Counts
+) -> grpc.GenericRpcHandler:
     """Return the handler that serves a service of the contract by the servicer's methods of the same names."""
     methods = {
-        method.name: _method_handler(method, getattr(servicer, method.name), max_request_bytes)
+        method.name: _method_handler(
+            method, getattr(servicer, method.name), max_request_bytes, counts.of_grpc(method.name)
+        )
         for method in descriptor.methods
     }
     return grpc.method_handlers_generic_handler(descriptor.full_name, methods)
 
 
 def _method_handler(
-    method: MethodDescriptor, call: Callable[..., Any], max_request_bytes: int
+    method: MethodDescriptor, call: Callable[..., Any], max_request_bytes: int, counts: CallCounts
 ) -> "grpc.RpcMethodHandler[Any, Any]":
     # Requests arrive as bytes and are parsed inside the guard: gRPC's own error for a damaged request gives no reason.
-    guarded = _guarded(call, RequestParser(method, max_request_bytes=max_request_bytes))
+    guarded = _guarded(call, RequestParser(method, max_request_bytes=max_request_bytes), counts)
     if method.server_streaming:
         # The call writes its serialised messages itself: a generator would add a layer that every message passes.
         return grpc.unary_stream_rpc_method_handler(guarded, response_serializer=None)
     return grpc.unary_unary_rpc_method_handler(guarded, response_serializer=_serialized)
 
 
-def _guarded(call: Callable[..., Awaitable[Any]], parser: RequestParser) -> Callable[..., Awaitable[Any]]:
+def _guarded(
+    call: Callable[..., Awaitable[Any]], parser: RequestParser, counts: CallCounts
+) -> Callable[..., Awaitable[Any]]:
     async def guarded(data: bytes, context: "grpc.aio.ServicerContext[Any, Any]") -> Any:
+        start = counts.start()
+        # What remains of a call whose client has gone.
+        code = grpc.StatusCode.CANCELLED
         try:
-            return await call(parser.parse(data), context)
+            response = await call(parser.parse(data), context)
+            code = grpc.StatusCode.OK
+            return response
         except grpc.aio.AbortError:
             raise
         except grpc.aio.InternalError as error:
             # A message cannot be written: the client has left while the write waited, and nobody is there to be told.
             raise asyncio.CancelledError from error
         except Exception as error:
-            await _abort_with(context, error)
+            status = status_of(error)
+            code = _CODES[status.code]
+            await _abort_with(context, status)
+        finally:
+            counts.end(start, code.name)
 
     return guarded
 
 
-async def _abort_with(context: "grpc.aio.ServicerContext[Any, Any]", error: Exception) -> NoReturn:
-    """End the call with the status of the error."""
-    status = status_of(error)
+async def _abort_with(context: "grpc.aio.ServicerContext[Any, Any]", status: Status) -> NoReturn:
+    """End the call with this status."""
     await context.abort(
         _CODES[status.code],
         status.message,

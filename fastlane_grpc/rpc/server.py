@@ -5,6 +5,7 @@ from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 
 from fastlane_grpc.api import Calls, Service
 from fastlane_grpc.config import Settings
+from fastlane_grpc.counts import Counts
 from fastlane_grpc.errors import CannotServe
 from fastlane_grpc.machine.address import cannot_listen
 from fastlane_grpc.machine.open_files import MOST_CONNECTIONS
@@ -43,7 +44,9 @@ class RpcServer:
         max_connections: int = MOST_CONNECTIONS,
         idle_seconds: float = IDLE_SECONDS,
         min_ping_seconds: float = MIN_PING_SECONDS,
+        counts: Counts | None = None,
     ) -> None:
+        counts = counts or Counts()
         self._service = service
         self._started = False
         self._health = health.aio.HealthServicer()
@@ -62,7 +65,9 @@ class RpcServer:
         self._server.add_generic_rpc_handlers(
             [
                 *(
-                    handlers.handler(services[name], servicer, max_request_bytes=settings.max_request_bytes)
+                    handlers.handler(
+                        services[name], servicer, max_request_bytes=settings.max_request_bytes, counts=counts
+                    )
                     for name, servicer in servicers.items()
                 ),
                 *reflection.handlers(each.full_name for each in services.values()),

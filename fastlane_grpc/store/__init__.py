@@ -1,8 +1,10 @@
 """Tasks, jobs and executions on disk. What was answered is committed and synced; it survives whatever is killed."""
 
 from fastlane_grpc.store.batch import EnqueueBatch, Enqueued
+from fastlane_grpc.store.census import Census
 from fastlane_grpc.store.changes import FIRST_POSITION, Change, ChangeKind, ChangePosition, JobsRead
 from fastlane_grpc.store.enqueue import Quota, first_job
+from fastlane_grpc.store.execution_counts import CAUSES, ExecutionCounts
 from fastlane_grpc.store.health import StoreHealth
 from fastlane_grpc.store.hosts import Drain
 from fastlane_grpc.store.job_changes import etag_of
@@ -16,10 +18,12 @@ from fastlane_grpc.store.store import Store
 from fastlane_grpc.store.task_limits import LimitedTasks
 
 __all__ = [
+    "CAUSES",
     "FINAL_STATES",
     "FIRST_POSITION",
     "OPEN_STATES",
     "Attempt",
+    "Census",
     "Change",
     "ChangeKind",
     "ChangePosition",
@@ -29,6 +33,7 @@ __all__ = [
     "Due",
     "EnqueueBatch",
     "Enqueued",
+    "ExecutionCounts",
     "ExecutionQuery",
     "JobFilter",
     "JobQuery",

@@ -60,6 +60,7 @@ class EnqueueBatch:
         """DiskFull: nothing was stored, unless every job of the batch was stored before."""
         answers: list[Enqueued] = []
         changed: list[Execution] = []
+        new_jobs = 0
         # Where there is no room for all, each job is looked at by itself: some may be stored already, others may fit.
         short = self._quota.refusal(db, len(self._works)) is not None
         for alone, works in groupby(self._works, lambda work: short or work.alone):
@@ -70,7 +71,8 @@ class EnqueueBatch:
                     else:
                         answers.append(written.answer)
                         changed += written.changed
-        return Written(answers, changed)
+                        new_jobs += written.new_jobs
+        return Written(answers, changed, new_jobs=new_jobs)
 
 
 def _together(db: Connection, works: Sequence[Enqueue]) -> Sequence[_Done]:

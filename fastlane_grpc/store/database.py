@@ -105,7 +105,14 @@ def _migrate(db: Connection, path: Path) -> None:
         raise StoreFailed(
             f"{path} was written by a newer fastlane ({', '.join(sorted(unknown))}): run that one, or a later one"
         )
-    migrations.apply(database)
+    if applied:
+        # Each step is a transaction. One for all would keep in memory how every page of a large database was before.
+        migrations.apply(database)
+    else:
+        # A new database comes into being at once or not at all, and with one sync instead of one for each step.
+        db.execute("BEGIN IMMEDIATE")
+        migrations.apply(database)
+        db.execute("COMMIT")
     if known - applied:
         # Into the file itself, while nobody else has it open: what a database is, and whose, is then not lost with its
         # write-ahead log.

@@ -206,7 +206,7 @@ class Enqueue:
         # They end first, if they run.
         work = self._held() if key_holders(db, self.job.task_id, unique.key) else self
         written = work._insert(db)
-        return Written(written.answer, [*changed, *written.changed])
+        return Written(written.answer, [*changed, *written.changed], new_jobs=written.new_jobs)
 
     def _held(self) -> "Enqueue":
         """Return a copy of the job that waits for its unique key. This one stays as it is: the unit may be run again,
@@ -245,7 +245,7 @@ class Enqueue:
     @property
     def written(self) -> Written[tuple[Job, bool]]:
         """The answer to a job that is new."""
-        return Written((self.job, False), [self.job.execution])
+        return Written((self.job, False), [self.job.execution], new_jobs=1)
 
     def _label_rows(self, seq: int) -> Sequence[tuple[str, str, int, int]]:
         return [(name, value, self._create_time, seq) for name, value in self._spec.labels.items()]

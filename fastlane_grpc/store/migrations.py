@@ -593,6 +593,42 @@ def jobs_that_stop_unwatched(db: Database) -> None:
 
 
 @migrations()
+def numbers_of_metrics(db: Database) -> None:
+    """Counts that metrics read. An execution that is queued at once and never retried costs nothing here."""
+    db.execute("ALTER TABLE kept ADD COLUMN scheduled INTEGER NOT NULL DEFAULT 0")  # executions in state 1
+    db.execute("ALTER TABLE kept ADD COLUMN skipped_ticks INTEGER NOT NULL DEFAULT 0")  # ever, of all schedules
+    db.execute("UPDATE kept SET scheduled = (SELECT count(*) FROM executions WHERE state = 1)")
+    db.execute(
+        "CREATE TRIGGER one_more_is_scheduled AFTER INSERT ON executions WHEN new.state = 1"
+        " BEGIN UPDATE kept SET scheduled = scheduled + 1; END"
+    )
+    db.execute(
+        """
+        CREATE TRIGGER scheduled_or_not AFTER UPDATE OF state ON executions WHEN (old.state = 1) <> (new.state = 1) BEGIN
+            UPDATE kept SET scheduled = scheduled + (new.state = 1) - (old.state = 1);
+        END
+        """  # noqa: E501  the text of a step stays as it is
+    )
+    db.execute(
+        "CREATE TRIGGER scheduled_one_went AFTER DELETE ON executions WHEN old.state = 1"
+        " BEGIN UPDATE kept SET scheduled = scheduled - 1; END"
+    )
+    # A job that is replaced begins with a schedule of its own: between the two it has none.
+    skipped = "coalesce(json_extract({}.schedule, '$.skipped'), 0)"
+    more = f"{skipped.format('new')} - {skipped.format('old')}"
+    db.execute(
+        f"""
+        CREATE TRIGGER ticks_were_skipped AFTER UPDATE OF schedule ON jobs
+        WHEN old.schedule IS NOT NULL AND new.schedule IS NOT NULL AND {more} > 0 BEGIN
+            UPDATE kept SET skipped_ticks = skipped_ticks + {more};
+        END
+        """
+    )
+    db.execute("CREATE INDEX executions_held ON executions(held) WHERE held > 0")
+    db.execute("CREATE INDEX executions_backing_off ON executions(seq) WHERE state = 1 AND attempt > 1 AND held = 0")
+
+
+@migrations()
 def notifications(db: Database) -> None:
     """The outbox: notifications that are to be delivered, and how far the change log was read for them."""
     # The change by which a job became final has a kind of its own. Other changes of a final job are no end.

@@ -79,6 +79,11 @@ class Readers:
             self._queue.put(_Read(work, pending, many))
         return pending
 
+    @property
+    def waiting(self) -> int:
+        """The reads that no thread has begun."""
+        return self._queue.qsize()
+
     def close(self, timeout: float | None = None) -> None:
         """Finish the reads that wait and refuse later ones. Blocks until then, for at most `timeout` seconds per
         thread."""

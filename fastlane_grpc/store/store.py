@@ -10,6 +10,7 @@ from functools import cache
 from pathlib import Path
 from typing import Self
 
+from fastlane_grpc.counts import StoreCounts
 from fastlane_grpc.errors import DiskFull, JobExpired, JobNotFound, Refusal, StoreFailed, UniqueKeyTaken
 from fastlane_grpc.machine.data_directory import free_bytes, free_inodes, is_full
 from fastlane_grpc.model import (
@@ -31,10 +32,12 @@ from fastlane_grpc.model import (
 from fastlane_grpc.pools import Pools
 from fastlane_grpc.store import changes, due, hosts, outbox, placement, pruning, task_limits
 from fastlane_grpc.store.batch import EnqueueBatch, Enqueued
+from fastlane_grpc.store.census import Census, take_census
 from fastlane_grpc.store.changes import Change, ChangePosition, JobsRead
 from fastlane_grpc.store.database import Connection, open_for_reading, open_for_writing
 from fastlane_grpc.store.due import Promotion
 from fastlane_grpc.store.enqueue import DEFAULT_SECRET_NAMES, NO_QUOTA, Enqueue, Quota, key_holders
+from fastlane_grpc.store.execution_counts import ExecutionCounts
 from fastlane_grpc.store.hosts import Drain
 from fastlane_grpc.store.job_changes import pause_schedule, replace_job, resume_schedule, retry_job
 from fastlane_grpc.store.job_filter import (
@@ -123,6 +126,7 @@ class Store:
         supervisor: Supervisor = ALONE,
         now: Callable[[], datetime] = utc_now,
         pools: Pools = ANY_HOST,
+        counts: StoreCounts | None = None,
     ) -> Self:
         """Open the store in `directory`, or make it. It takes jobs up to `quota`. StoreFailed if it cannot be
         opened.
@@ -150,6 +154,7 @@ class Store:
                 on_failure=on_failure,
                 supervisor=supervisor,
                 reserve=reserve,
+                counts=counts,
             )
         except BaseException:
             readers.close()
@@ -195,11 +200,14 @@ class Store:
         self.limited_tasks = LimitedTasks()
         # Called on the loop when a delivery may have become due.
         self.on_delivery_due: Callable[[], None] = lambda: None
+        # What has happened to executions since the store was opened, for callers on the loop.
+        self.execution_counts = ExecutionCounts()
         with closing(open_for_reading(writer.path)) as db:
             # Whether any job may have notifications. Once it is true it stays so: without notifications, nothing of
             # the outbox is ever read.
             self.may_notify = outbox.may_notify(db, rules.default_notifications)
             self.limited_tasks.load(db)
+            self.execution_counts.load(db)
             self.drained_hosts = dict(hosts.drained(db))
             placed = placement.placed_by(db) == pools.placement
             has_defaults = outbox.has_defaults(db, rules.default_notifications)
@@ -216,6 +224,11 @@ class Store:
     def _place_lines(self, db: Connection) -> Written[None]:
         placement.put_in_force(db, self._pools)
         return Written(None)
+
+    @property
+    def commit_listeners(self) -> Sequence[Callable[[Sequence[Execution]], None]]:
+        """The functions that `on_commit` calls with the executions of each commit, before all others."""
+        return [self.limited_tasks.on_commit, self.execution_counts.on_commit]
 
     def close(self, timeout: float | None = None) -> None:
         """Finish the calls that were made; later ones raise ServerStopping. Blocks; each thread has `timeout` seconds
@@ -401,7 +414,7 @@ class Store:
                     for holder in key_holders(db, task_id, spec.unique.key):
                         raise UniqueKeyTaken(spec.unique.key, holder) from None
                 created = self._enqueue(task_id, spec, "", caller_address, job_id=job_id)(db)
-                return Written((created.answer[0], True), created.changed)
+                return Written((created.answer[0], True), created.changed, new_jobs=1)
             if refusal and job.spec != spec:
                 raise refusal
             job, changed = replace_job(
@@ -541,6 +554,20 @@ class Store:
     def read_jobs(self, job_ids: Sequence[str], *, with_labels: bool = False) -> Pending[JobsRead]:
         """Return those of the jobs that exist, without their specs, and the sequence of the newest change then."""
         return self._readers.read(lambda db: changes.read_jobs(db, job_ids, with_labels=with_labels))
+
+    def census(self) -> Pending[Census]:
+        """Count what is stored; see `take_census` for what it costs."""
+        return self._readers.read(lambda db: take_census(db, self._pools))
+
+    @property
+    def writes_waiting(self) -> int:
+        """The units of work that are not answered yet."""
+        return self._writer.waiting
+
+    @property
+    def reads_waiting(self) -> int:
+        """The reads that no thread has begun."""
+        return self._readers.waiting
 
     # ---- the outbox
 

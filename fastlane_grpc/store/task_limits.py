@@ -11,7 +11,7 @@ from datetime import datetime, timedelta
 from heapq import heappop, heappush
 from typing import NamedTuple
 
-from fastlane_grpc.model import NO_LIMITS, Execution, State, Task, TaskLimits, TaskLimitsChange
+from fastlane_grpc.model import NO_LIMITS, Execution, State, Task, TaskLimits, TaskLimitsChange, WaitReason
 from fastlane_grpc.store.database import Connection
 from fastlane_grpc.store.queries import task_of
 from fastlane_grpc.store.rows import (
@@ -189,6 +189,18 @@ class LimitedTasks:
     def running(self, task_id: str) -> int:
         """Count the executions of a task with limits that run."""
         return len(self._running.get(task_id, ()))
+
+    def why_blocked(self, task_id: str, now: datetime) -> WaitReason | None:
+        """Return why the task may start no execution; None: its limits allow a start."""
+        limits = self.limits.get(task_id)
+        if limits is None:
+            return None
+        if limits.paused:
+            return WaitReason.TASK_PAUSED
+        if 0 < limits.max_running <= self.running(task_id):
+            return WaitReason.TASK_LIMIT
+        next_start = self.next_start(task_id)
+        return WaitReason.TASK_RATE if next_start and next_start > now else None
 
     def next_start(self, task_id: str) -> datetime | None:
         """Return the time before which the rate of the task allows no start; None: it allows one now."""

@@ -15,6 +15,7 @@ from typing import Any, Generic, NamedTuple, TypeAlias, TypeVar
 
 import structlog
 
+from fastlane_grpc.counts import StoreCounts
 from fastlane_grpc.errors import DiskFull, ServerStopping
 from fastlane_grpc.model import Execution
 from fastlane_grpc.store.database import Connection, is_failure, refusal, sqlite3
@@ -38,12 +39,14 @@ class Written(NamedTuple, Generic[T]):
     """The answer of a unit of work, and the executions that it changed, as it left them.
 
     `changed_jobs`: the ids of jobs that it changed or deleted without an execution in `changed`. Each of `told` is
-    called on the loop after the commit, before the executions are announced."""
+    called on the loop after the commit, before the executions are announced. `new_jobs`: how many jobs it stored, which
+    are counted after the commit."""
 
     answer: T
     changed: Sequence[Execution] = ()
     changed_jobs: Sequence[str] = ()
     told: Sequence[Callable[[], None]] = ()
+    new_jobs: int = 0
 
 
 Work = Callable[[Connection], Written[T]]
@@ -72,9 +75,11 @@ class Writer:
         supervisor: Supervisor = ALONE,
         reserve: Reserve | None = None,
         shared_seconds: float = SHARED_SECONDS,
+        counts: StoreCounts | None = None,
     ) -> None:
         self._db = db
         self._reserve = reserve
+        self.counts = counts or StoreCounts()
         self.path = path
         self._loop = loop
         self._on_commit = on_commit
@@ -94,10 +99,17 @@ class Writer:
         self._owing_since: float | None = None
         # Units that were taken from the queue and are not answered.
         self._taken: Sequence[_Unit] = ()
+        # How many units were taken last.
+        self._last_taken = 0
         # Not restarted: what the thread was about when it failed is not known, and all that the server promises goes
         # through it.
         self._thread = supervisor.thread("store-writer", self._run, restart=False)
         self._thread.start()
+
+    @property
+    def waiting(self) -> int:
+        """The units of work that are not answered yet."""
+        return self._queue.qsize() + len(self._taken) + len(self._owed)
 
     def write(self, work: Work[T], *, many: Many | None = None, vital: bool = False, weight: int = 1) -> Pending[T]:
         """Run `work` in the next transaction. An error that it raises goes to its caller alone, and undoes `work`
@@ -147,8 +159,10 @@ class Writer:
         last = False
         while not last:
             self._taken, last = self._gather()
+            self._last_taken = len(self._taken)
             if self._taken:
                 self._commit(self._taken)
+                self._taken = ()
                 if self._reserve:
                     self._reserve.make()
             if self._owed and (last or time.monotonic() >= self._retry_at):
@@ -184,7 +198,7 @@ class Writer:
 
     def _wait_for_others(self) -> None:
         """Wait a moment for units that can share the next commit, if several shared the last one."""
-        if len(self._taken) < SHARED_FROM:
+        if self._last_taken < SHARED_FROM:
             return
         # Cleared before the look at the queue: a unit that arrives after it sets the event again.
         self._enough.clear()
@@ -196,6 +210,7 @@ class Writer:
         self._taken, self._owed = self._owed, []
         for unit in self._taken:
             self._commit([unit])
+        self._taken = ()
         if self._owing_since is not None and not self._owed:
             seconds, self._owing_since = time.monotonic() - self._owing_since, None
             with suppress(OSError):
@@ -207,6 +222,7 @@ class Writer:
 
     def _commit(self, units: Sequence["_Unit"]) -> None:
         done: Sequence[_Done]
+        start = time.perf_counter()
         try:
             done = self._all_at_once(units) or self._each_by_itself(units)
         except Exception as error:
@@ -216,6 +232,9 @@ class Writer:
                 with suppress(sqlite3.Error):
                     self._db.execute("ROLLBACK")
             done = [(unit, error) for unit in units]
+        else:
+            self.counts.seconds.observe(time.perf_counter() - start)
+            self.counts.units.observe(len(units))
         again = [unit for unit, result in done if unit.vital and isinstance(result, Exception) and is_failure(result)]
         if not again or not self._reserve or not self._reserve.free():
             self._settle(done)
@@ -275,12 +294,15 @@ class Writer:
                 settled.append(Settled(unit.pending, result.answer, None))
                 changed += result.changed
                 told += result.told
+                self.counts.new_jobs.value += result.new_jobs
                 jobs_changed = jobs_changed or bool(result.changed_jobs)
             elif not is_failure(result):
                 settled.append(Settled(unit.pending, None, result))
             elif unit.until_stored:
+                self.counts.failures.value += 1
                 self._owe(unit, result)
             else:
+                self.counts.failures.value += 1
                 # A new one for each caller: one that is shared gathers the tracebacks of all.
                 settled.append(Settled(unit.pending, None, refusal(result, self.path)))
         # Without an execution, too: those that read the change log are to look at it.

@@ -2033,12 +2033,15 @@ class StreamExecutionLogsRequest(_message.Message):
     FOLLOW_FIELD_NUMBER: _builtins.int
     TEXT_FIELD_NUMBER: _builtins.int
     HEARTBEAT_INTERVAL_FIELD_NUMBER: _builtins.int
+    START_LINE_FIELD_NUMBER: _builtins.int
+    BEFORE_CURSOR_FIELD_NUMBER: _builtins.int
+    NUMBER_LINES_FIELD_NUMBER: _builtins.int
     execution_id: _builtins.str
     """Required."""
     cursor: _builtins.str
     """Resume after the message with this cursor. Sources and mode may differ from the earlier call. The cursor overrides
-    `tail_lines` and `since_time`, so that a client resumes by setting it in its last request. Empty: start where those
-    two say, else at the first byte.
+    `tail_lines`, `since_time` and `start_line`, so that a client resumes by setting it in its last request. Empty:
+    start where those three say (the latest of them, for each source), else at the first byte.
     """
     tail_lines: _builtins.int
     """Start with the last lines of stdout and stderr together, as far as `sources` includes them: this many. 0: new
@@ -2051,6 +2054,20 @@ class StreamExecutionLogsRequest(_message.Message):
     """Continue to the end of the execution. Unset: true. False: end after the stored part."""
     text: _builtins.bool
     """Send `text` instead of `data`, for people and for grpcurl. Lossy."""
+    start_line: _builtins.int
+    """Start with the line of this number. Lines are numbered from 1, in the order of their ends, over stdout and stderr
+    together as far as `sources` includes them; without either, over fastlane's own lines. A number never changes: of
+    lines lost in a gap, those that were stored once keep theirs. An unfinished line comes after all others. If the line
+    is missing, start at its gap; if there are not so many, after the last one. 0: as 1.
+    """
+    before_cursor: _builtins.str
+    """End the stream at this cursor: send only what is before it. With `tail_lines`, that many of the last lines which end
+    before it, and what of unfinished lines is before it; so a client reads a log backwards, page by page, with the
+    cursor of the first message. The `end` is then not `sealed`. The log, read up to a cursor and from it, is complete:
+    no byte is repeated or missing.
+    """
+    number_lines: _builtins.bool
+    """Send `first_line`."""
     @_builtins.property
     def since_time(self) -> _timestamp_pb2.Timestamp:
         """Start with the first chunk or gap received at or after this time. A time in the future means now. With
@@ -2076,10 +2093,13 @@ class StreamExecutionLogsRequest(_message.Message):
         follow: _builtins.bool | None = ...,
         text: _builtins.bool = ...,
         heartbeat_interval: _duration_pb2.Duration | None = ...,
+        start_line: _builtins.int = ...,
+        before_cursor: _builtins.str = ...,
+        number_lines: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_follow", b"_follow", "_tail_lines", b"_tail_lines", "follow", b"follow", "heartbeat_interval", b"heartbeat_interval", "since_time", b"since_time", "tail_lines", b"tail_lines"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_follow", b"_follow", "_tail_lines", b"_tail_lines", "cursor", b"cursor", "execution_id", b"execution_id", "follow", b"follow", "heartbeat_interval", b"heartbeat_interval", "since_time", b"since_time", "sources", b"sources", "tail_lines", b"tail_lines", "text", b"text"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_follow", b"_follow", "_tail_lines", b"_tail_lines", "before_cursor", b"before_cursor", "cursor", b"cursor", "execution_id", b"execution_id", "follow", b"follow", "heartbeat_interval", b"heartbeat_interval", "number_lines", b"number_lines", "since_time", b"since_time", "sources", b"sources", "start_line", b"start_line", "tail_lines", b"tail_lines", "text", b"text"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__follow: _TypeAlias = _typing.Literal["follow"]  # noqa: Y015
     _WhichOneofArgType__follow: _TypeAlias = _typing.Literal["_follow", b"_follow"]  # noqa: Y015
@@ -2106,10 +2126,15 @@ class StreamExecutionLogsResponse(_message.Message):
     HEARTBEAT_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
     END_FIELD_NUMBER: _builtins.int
+    FIRST_LINE_FIELD_NUMBER: _builtins.int
     cursor: _builtins.str
     """The position after this message: pass it to resume here. Printable ASCII without spaces, at most 128 characters,
     otherwise opaque. It is the same for every reader and exact to the byte of each source, so it stays valid if chunks
     are split differently. Never empty.
+    """
+    first_line: _builtins.int
+    """With `number_lines`: the number of the first line that ends after this message. Set in the first message, and with a
+    gap that may hide lines; in between a client counts newlines, of the sources that `start_line` counts. Else 0.
     """
     @_builtins.property
     def chunks(self) -> _containers.RepeatedCompositeFieldContainer[Global___LogChunk]:
@@ -2142,10 +2167,11 @@ class StreamExecutionLogsResponse(_message.Message):
         heartbeat: Global___LogHeartbeat | None = ...,
         state: Global___LogState | None = ...,
         end: Global___LogEnd | None = ...,
+        first_line: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["end", b"end", "event", b"event", "gap", b"gap", "heartbeat", b"heartbeat", "state", b"state"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "cursor", b"cursor", "end", b"end", "event", b"event", "gap", b"gap", "heartbeat", b"heartbeat", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunks", b"chunks", "cursor", b"cursor", "end", b"end", "event", b"event", "first_line", b"first_line", "gap", b"gap", "heartbeat", b"heartbeat", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType_event: _TypeAlias = _typing.Literal["gap", "heartbeat", "state", "end"]  # noqa: Y015
     _WhichOneofArgType_event: _TypeAlias = _typing.Literal["event", b"event"]  # noqa: Y015
@@ -2346,7 +2372,9 @@ class LogEnd(_message.Message):
     TOTALS_FIELD_NUMBER: _builtins.int
     EXIT_STATUS_FIELD_NUMBER: _builtins.int
     sealed: _builtins.bool
-    """The log is complete and the execution is final. False only if `follow` was false and output may follow."""
+    """The log is complete and the execution is final. False only if `follow` was false and output may follow, or if the
+    stream ended at `before_cursor`.
+    """
     state: Global___State.ValueType
     """Current state; final if sealed."""
     exit_status: _builtins.int

@@ -3165,8 +3165,8 @@ type StreamExecutionLogsRequest struct {
 	// Required.
 	ExecutionId string `protobuf:"bytes,1,opt,name=execution_id,json=executionId,proto3" json:"execution_id,omitempty"`
 	// Resume after the message with this cursor. Sources and mode may differ from the earlier call. The cursor overrides
-	// `tail_lines` and `since_time`, so that a client resumes by setting it in its last request. Empty: start where those
-	// two say, else at the first byte.
+	// `tail_lines`, `since_time` and `start_line`, so that a client resumes by setting it in its last request. Empty:
+	// start where those three say (the latest of them, for each source), else at the first byte.
 	Cursor string `protobuf:"bytes,2,opt,name=cursor,proto3" json:"cursor,omitempty"`
 	// Start with the last lines of stdout and stderr together, as far as `sources` includes them: this many. 0: new
 	// output only. Unset, or if there are fewer lines: start at the first byte. A line counts at its end; an unfinished
@@ -3185,8 +3185,20 @@ type StreamExecutionLogsRequest struct {
 	Text bool `protobuf:"varint,7,opt,name=text,proto3" json:"text,omitempty"`
 	// Send a heartbeat after this time without another message, 1 s to 60 s. Unset: 10 s.
 	HeartbeatInterval *durationpb.Duration `protobuf:"bytes,8,opt,name=heartbeat_interval,json=heartbeatInterval,proto3" json:"heartbeat_interval,omitempty"`
-	unknownFields     protoimpl.UnknownFields
-	sizeCache         protoimpl.SizeCache
+	// Start with the line of this number. Lines are numbered from 1, in the order of their ends, over stdout and stderr
+	// together as far as `sources` includes them; without either, over fastlane's own lines. A number never changes: of
+	// lines lost in a gap, those that were stored once keep theirs. An unfinished line comes after all others. If the line
+	// is missing, start at its gap; if there are not so many, after the last one. 0: as 1.
+	StartLine int64 `protobuf:"varint,9,opt,name=start_line,json=startLine,proto3" json:"start_line,omitempty"`
+	// End the stream at this cursor: send only what is before it. With `tail_lines`, that many of the last lines which end
+	// before it, and what of unfinished lines is before it; so a client reads a log backwards, page by page, with the
+	// cursor of the first message. The `end` is then not `sealed`. The log, read up to a cursor and from it, is complete:
+	// no byte is repeated or missing.
+	BeforeCursor string `protobuf:"bytes,10,opt,name=before_cursor,json=beforeCursor,proto3" json:"before_cursor,omitempty"`
+	// Send `first_line`.
+	NumberLines   bool `protobuf:"varint,11,opt,name=number_lines,json=numberLines,proto3" json:"number_lines,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
 }
 
 func (x *StreamExecutionLogsRequest) Reset() {
@@ -3275,6 +3287,27 @@ func (x *StreamExecutionLogsRequest) GetHeartbeatInterval() *durationpb.Duration
 	return nil
 }
 
+func (x *StreamExecutionLogsRequest) GetStartLine() int64 {
+	if x != nil {
+		return x.StartLine
+	}
+	return 0
+}
+
+func (x *StreamExecutionLogsRequest) GetBeforeCursor() string {
+	if x != nil {
+		return x.BeforeCursor
+	}
+	return ""
+}
+
+func (x *StreamExecutionLogsRequest) GetNumberLines() bool {
+	if x != nil {
+		return x.NumberLines
+	}
+	return false
+}
+
 // A part of a log. Serialised messages with chunks may be concatenated: the result is one message with all chunks and
 // the last cursor.
 type StreamExecutionLogsResponse struct {
@@ -3293,7 +3326,10 @@ type StreamExecutionLogsResponse struct {
 	//	*StreamExecutionLogsResponse_Heartbeat
 	//	*StreamExecutionLogsResponse_State
 	//	*StreamExecutionLogsResponse_End
-	Event         isStreamExecutionLogsResponse_Event `protobuf_oneof:"event"`
+	Event isStreamExecutionLogsResponse_Event `protobuf_oneof:"event"`
+	// With `number_lines`: the number of the first line that ends after this message. Set in the first message, and with a
+	// gap that may hide lines; in between a client counts newlines, of the sources that `start_line` counts. Else 0.
+	FirstLine     int64 `protobuf:"varint,9,opt,name=first_line,json=firstLine,proto3" json:"first_line,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
@@ -3383,6 +3419,13 @@ func (x *StreamExecutionLogsResponse) GetEnd() *LogEnd {
 		}
 	}
 	return nil
+}
+
+func (x *StreamExecutionLogsResponse) GetFirstLine() int64 {
+	if x != nil {
+		return x.FirstLine
+	}
+	return 0
 }
 
 type isStreamExecutionLogsResponse_Event interface {
@@ -3704,7 +3747,8 @@ func (x *LogState) GetTime() *timestamppb.Timestamp {
 // The end of the stream.
 type LogEnd struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
-	// The log is complete and the execution is final. False only if `follow` was false and output may follow.
+	// The log is complete and the execution is final. False only if `follow` was false and output may follow, or if the
+	// stream ended at `before_cursor`.
 	Sealed bool `protobuf:"varint,1,opt,name=sealed,proto3" json:"sealed,omitempty"`
 	// Current state; final if sealed.
 	State State `protobuf:"varint,2,opt,name=state,proto3,enum=fastlane.v1.State" json:"state,omitempty"`
@@ -8450,7 +8494,7 @@ const file_fastlane_v1_fastlane_proto_rawDesc = "" +
 	"\aCapture\x12\x17\n" +
 	"\x13CAPTURE_UNSPECIFIED\x10\x00\x12\x14\n" +
 	"\x10CAPTURE_RECORDER\x10\x01\x12\x12\n" +
-	"\x0eCAPTURE_ATTACH\x10\x02\"\xfa\x02\n" +
+	"\x0eCAPTURE_ATTACH\x10\x02\"\xe1\x03\n" +
 	"\x1aStreamExecutionLogsRequest\x12!\n" +
 	"\fexecution_id\x18\x01 \x01(\tR\vexecutionId\x12\x16\n" +
 	"\x06cursor\x18\x02 \x01(\tR\x06cursor\x12\"\n" +
@@ -8461,16 +8505,23 @@ const file_fastlane_v1_fastlane_proto_rawDesc = "" +
 	"\asources\x18\x05 \x03(\x0e2\x13.fastlane.v1.SourceR\asources\x12\x1b\n" +
 	"\x06follow\x18\x06 \x01(\bH\x01R\x06follow\x88\x01\x01\x12\x12\n" +
 	"\x04text\x18\a \x01(\bR\x04text\x12H\n" +
-	"\x12heartbeat_interval\x18\b \x01(\v2\x19.google.protobuf.DurationR\x11heartbeatIntervalB\r\n" +
+	"\x12heartbeat_interval\x18\b \x01(\v2\x19.google.protobuf.DurationR\x11heartbeatInterval\x12\x1d\n" +
+	"\n" +
+	"start_line\x18\t \x01(\x03R\tstartLine\x12#\n" +
+	"\rbefore_cursor\x18\n" +
+	" \x01(\tR\fbeforeCursor\x12!\n" +
+	"\fnumber_lines\x18\v \x01(\bR\vnumberLinesB\r\n" +
 	"\v_tail_linesB\t\n" +
-	"\a_follow\"\xa9\x02\n" +
+	"\a_follow\"\xc8\x02\n" +
 	"\x1bStreamExecutionLogsResponse\x12\x16\n" +
 	"\x06cursor\x18\x01 \x01(\tR\x06cursor\x12-\n" +
 	"\x06chunks\x18\x02 \x03(\v2\x15.fastlane.v1.LogChunkR\x06chunks\x12'\n" +
 	"\x03gap\x18\x03 \x01(\v2\x13.fastlane.v1.LogGapH\x00R\x03gap\x129\n" +
 	"\theartbeat\x18\x04 \x01(\v2\x19.fastlane.v1.LogHeartbeatH\x00R\theartbeat\x12-\n" +
 	"\x05state\x18\x05 \x01(\v2\x15.fastlane.v1.LogStateH\x00R\x05state\x12'\n" +
-	"\x03end\x18\x06 \x01(\v2\x13.fastlane.v1.LogEndH\x00R\x03endB\a\n" +
+	"\x03end\x18\x06 \x01(\v2\x13.fastlane.v1.LogEndH\x00R\x03end\x12\x1d\n" +
+	"\n" +
+	"first_line\x18\t \x01(\x03R\tfirstLineB\a\n" +
 	"\x05event\"\xc3\x01\n" +
 	"\bLogChunk\x12+\n" +
 	"\x06source\x18\x01 \x01(\x0e2\x13.fastlane.v1.SourceR\x06source\x12\x16\n" +
