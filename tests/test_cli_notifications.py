@@ -66,11 +66,11 @@ def test_a_task_says_whom_to_tell(address: str) -> None:
     told = ("--notify-mail", "ops@example.org", "--notify-on", "failed", "--notify-on", "lost")
     assert fastlane(address, "task", "notify", "mail", *told) == (
         0,
-        "task mail: tells ops@example.org of failed/lost\n",
+        "task mail: tells ops@example.org of failed/lost (the task has no jobs)\n",
         "",
     )
     assert "tells ops@example.org of failed/lost" in fastlane(address, "tasks")[1]
-    assert fastlane(address, "task", "notify", "mail", "--off")[1] == "task mail: no limits\n"
+    assert fastlane(address, "task", "notify", "mail", "--off")[1] == "task mail: no limits (the task has no jobs)\n"
 
 
 @pytest.mark.parametrize(

@@ -35,7 +35,7 @@ _MASKED = f"contains {REDACTED} in place of a secret that was not shown; give th
 
 @dataclass(frozen=True, slots=True)
 class Receivers:
-    """What the server can send: whether it has a mail server, and whether it has a key of a name."""
+    """The abilities of the server: whether it has a mail server, and whether it has a key of a name."""
 
     has_mail: bool
     has_key: Callable[[str], bool]
