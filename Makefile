@@ -18,7 +18,7 @@ proto: ## generate the Python code and docs/contract.md from protos/
 	@.ci/environment && .ci/proto
 
 bench: ## measure fastlane and the plain engine side by side
-	@.ci/environment && { .ci/peers || true; } && .ci/stage bench python -m bench
+	@.ci/environment && { .ci/peers; .ci/tools chromium || true; } && .ci/stage bench python -m bench
 
 chaos: ## kill servers and engines at random and check that nothing is lost (ROUNDS=20)
 	@.ci/stage chaos .ci/chaos $(ROUNDS)

@@ -5,12 +5,28 @@ import os
 import sys
 from pathlib import Path
 
-from bench import batches, containers, enqueue, http, latency, lookups, million, readers, throughput, unread, watchers
+from bench import (
+    batches,
+    containers,
+    enqueue,
+    http,
+    latency,
+    lookups,
+    million,
+    page,
+    readers,
+    throughput,
+    unread,
+    watchers,
+)
+from fastlane_grpc.machine.open_files import raise_limit
 
 ROUNDS = 5
 
 
 def main() -> None:
+    # A reader over HTTP has a connection of its own.
+    raise_limit()
     stage, image, engine = Path(os.environ["STAGE_DIRECTORY"]), os.environ["STAGE_IMAGE"], os.environ["DOCKER_HOST"]
     rounds = int(os.environ.get("ROUNDS", ROUNDS))
     print(
@@ -29,6 +45,7 @@ def main() -> None:
         lambda: [unread.row(stage, image, engine)],
         lambda: readers.rows(stage, rounds),
         lambda: watchers.rows(stage, rounds),
+        lambda: page.rows(stage, rounds),
         lambda: throughput.rows(stage, image, engine, rounds),
     ):
         for row in rows():

@@ -5,17 +5,18 @@ The record is written here, as a recorder does: what is measured is the way from
 """
 
 import json
+import socket
 import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 from google.protobuf.message import Message
 
-from bench.ratio import Margin, Ratio, in_turn
+from bench.ratio import Limit, Margin, Ratio, in_turn
 from bench.server import Running, server
 from fastlane_grpc import Client
 from fastlane_grpc.logs import Logs
@@ -46,15 +47,16 @@ class Got:
         return self.bytes / 1e6 / self.seconds
 
 
-def rows(stage: Path, rounds: int) -> Iterator[Ratio | Margin]:
+def rows(stage: Path, rounds: int) -> Iterator[Ratio | Margin | Limit]:
     yield from _late(stage, rounds)
     yield from _crowd(stage, rounds)
     yield from _event_streams(stage, rounds)
+    yield _unread(stage)
 
 
 def _late(stage: Path, rounds: int) -> Iterator[Ratio | Margin]:
-    with _no_engine(stage) as running:
-        execution_id, writer = _record(running)
+    with no_engine(stage) as running:
+        execution_id, writer = record(running)
         for _ in range(LATE_BYTES // 65_000):
             writer.write([(Source.STDOUT, LINE * (65_000 // len(LINE)))], time.time_ns())
         writer.close()
@@ -69,10 +71,10 @@ def _late(stage: Path, rounds: int) -> Iterator[Ratio | Margin]:
 
 
 def _crowd(stage: Path, rounds: int) -> Iterator[Ratio | Margin]:
-    with _no_engine(stage) as running:
+    with no_engine(stage) as running:
 
         def ours() -> Got:
-            execution_id, writer = _record(running)
+            execution_id, writer = record(running)
             request = pb.StreamExecutionLogsRequest(execution_id=execution_id, sources=[pb.SOURCE_STDOUT])
             with closing(writer):
                 return read(running.address, request, FOLLOWED_BYTES, FOLLOWERS, lambda: _write(writer))
@@ -83,17 +85,17 @@ def _crowd(stage: Path, rounds: int) -> Iterator[Ratio | Margin]:
 
 def _event_streams(stage: Path, rounds: int) -> Iterator[Ratio | Margin]:
     """A crowd by HTTP against the same crowd by gRPC, each at a server of its own; bytes are those of the log."""
-    with _no_engine(stage) as by_http, _no_engine(stage) as by_grpc:
+    with no_engine(stage) as by_http, no_engine(stage) as by_grpc:
 
         def events() -> float:
-            execution_id, writer = _record(by_http)
+            execution_id, writer = record(by_http)
             with closing(writer):
                 path = f"/executions/{execution_id}/logs?source=stdout"
                 crowd = ["bench.http_crowd", str(by_http.http_port), path, str(FOLLOWED_BYTES), str(FOLLOWERS)]
                 return _crowd_of(crowd, lambda: _write(writer)).megabytes_per_second
 
         def messages() -> float:
-            execution_id, writer = _record(by_grpc)
+            execution_id, writer = record(by_grpc)
             request = pb.StreamExecutionLogsRequest(execution_id=execution_id, sources=[pb.SOURCE_STDOUT])
             with closing(writer):
                 crowd = read(by_grpc.address, request, FOLLOWED_BYTES, FOLLOWERS, lambda: _write(writer))
@@ -102,6 +104,27 @@ def _event_streams(stage: Path, rounds: int) -> Iterator[Ratio | Margin]:
         what = f"{FOLLOWERS} event streams of one live log, against ours by gRPC"
         yield in_turn(what, "MB/s", 0.6, events, messages, rounds=rounds)
         yield Margin("  the server's memory at its most", "MB", peak_megabytes(by_http), peak_megabytes(by_grpc), 200.0)
+
+
+def _unread(stage: Path) -> Limit:
+    """What clients cost that ask for events and read nothing: once the server sends to none of them any more."""
+    with no_engine(stage) as running, ExitStack() as connections:
+        execution_id, writer = record(running)
+        for _ in range(LATE_BYTES // 10 // 65_000):
+            writer.write([(Source.STDOUT, LINE * (65_000 // len(LINE)))], time.time_ns())
+        writer.close()
+        path = f"/executions/{execution_id}/logs"
+        request = f"GET {path} HTTP/1.1\r\nHost: localhost\r\nAccept: text/event-stream\r\n\r\n".encode()
+        before = _resident_megabytes(running)
+        for _ in range(FOLLOWERS):
+            client = connections.enter_context(socket.create_connection(("127.0.0.1", running.http_port)))
+            client.sendall(request)
+            assert client.recv(1, socket.MSG_PEEK)
+        earlier, now = 0.0, _resident_megabytes(running)
+        while now > earlier:
+            time.sleep(2)
+            earlier, now = now, _resident_megabytes(running)
+        return Limit(f"memory for {FOLLOWERS} event streams that are not read", "MB", [now - before], 150.0)
 
 
 def _compared(
@@ -124,12 +147,12 @@ def _compared(
         yield Margin("  the server's memory at its most", "MB", peak_megabytes(running), peak_megabytes(peer), 200.0)
 
 
-def _no_engine(stage: Path) -> AbstractContextManager[Running]:
+def no_engine(stage: Path) -> AbstractContextManager[Running]:
     """A server whose jobs stay queued: what is in their records is ours."""
     return server(stage, "--engine", f"unix://{stage}/no-engine.sock")
 
 
-def _record(running: Running) -> tuple[str, RecordWriter]:
+def record(running: Running) -> tuple[str, RecordWriter]:
     with Client(running.address) as client:
         execution_id = client.enqueue("bench", "none").execution.id
     path = Logs(running.directory / "logs").output_path(execution_id)
@@ -172,5 +195,13 @@ def bare(message_bytes: int, messages: int, streams: int) -> Iterator[Running]:
 
 def peak_megabytes(running: Running) -> float:
     """The most that the process ever had in memory."""
+    return _megabytes(running, "VmHWM:")
+
+
+def _resident_megabytes(running: Running) -> float:
+    return _megabytes(running, "VmRSS:")
+
+
+def _megabytes(running: Running, name: str) -> float:
     lines = Path(f"/proc/{running.process_id}/status").read_text().splitlines()
-    return next(int(line.split()[1]) / 1000 for line in lines if line.startswith("VmHWM:"))
+    return next(int(line.split()[1]) / 1000 for line in lines if line.startswith(name))

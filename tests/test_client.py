@@ -90,6 +90,7 @@ def test_enqueue_sends_every_field_and_answers_the_job(server: ScriptedServer, c
         retry=fastlane_client.Retry(max_retries=3, initial_backoff=0.5, jitter=False, causes=["timed_out"]),
         unique=fastlane_client.Unique("nightly", "use_existing"),
         history=7,
+        stop_when_unwatched="1m",
         request_id="r1",
         validate_only=True,
     )
@@ -133,6 +134,7 @@ def test_enqueue_sends_every_field_and_answers_the_job(server: ScriptedServer, c
     assert spec.retry.initial_backoff.ToTimedelta() == timedelta(milliseconds=500)
     assert spec.unique == pb.Unique(key="nightly", conflict=pb.Unique.CONFLICT_USE_EXISTING)
     assert spec.history == 7
+    assert spec.stop_when_unwatched.ToTimedelta() == timedelta(minutes=1)
     assert {field.name for field, _ in spec.ListFields()} == set(pb.JobSpec.DESCRIPTOR.fields_by_name), (
         "a field of JobSpec is missing here"
     )

@@ -194,6 +194,20 @@ async def test_faults_of_a_request_are_answered_before_the_first_byte(harness: H
         for path, expected in cases.items():
             found = await harness.ask("GET", path, **accept)
             assert (found.status, found.reason) == expected, path
+    # A field has the name by which it was asked for.
+    for query, field in {
+        "?tail=-1": "tail",
+        "?tail_lines=-1": "tail_lines",
+        "?line=x": "line",
+        "?source=stdin": "source[0]",
+        "?heartbeat=1h": "heartbeat",
+        "?since=yesterday": "since",
+    }.items():
+        found = await harness.ask("GET", path_of(execution, query))
+        assert [each["field"] for each in found.json["violations"]] == [field]
+        assert found.json["detail"].startswith(f"{field}: ")
+    found = await harness.ask("GET", f"/jobs/{execution.job_id}/logs?line=3")
+    assert [each["field"] for each in found.json["violations"]] == ["line"]
     found = await harness.ask("GET", path_of(execution, "?exit_line=1"), **LINES)
     assert found.json["violations"][0]["field"] == "exit_line"
 
@@ -331,21 +345,38 @@ async def test_the_log_of_a_job_tells_each_execution_and_the_end(harness: HttpHa
 
 async def test_readers_of_one_encoding_share_what_one_of_them_read(harness: HttpHarness) -> None:
     execution, writer = await running(harness)
-    for number in range(20):
+    for number in range(80):
         writer.write([(OUT, b"%06d" % number * 10_000)], number)
     await harness.finish(execution, writer)
     await harness.ask("GET", path_of(execution), **EVENTS)
     reads = harness.tails.cache.reads
-    bodies = await asyncio.gather(*(harness.ask("GET", path_of(execution), **EVENTS) for _ in range(20)))
-    # What ends short of a segment may be read once more.
-    assert harness.tails.cache.reads <= reads + 2
+    assert reads > 3
+    bodies = await asyncio.gather(*(harness.ask("GET", path_of(execution), **EVENTS) for _ in range(10)))
+    # A last look of each reader at the end; and what ends short of a segment may be read once more.
+    assert harness.tails.cache.reads <= reads + 10 + 1
     assert len({bytes_of([each.data for each in events_of(found.body)], OUT) for found in bodies}) == 1
+
+
+async def test_the_cache_stays_within_its_bytes_with_readers_of_all_forms(tmp_path: Path) -> None:
+    harness = HttpHarness(tmp_path, cache_bytes=1 << 20)
+    await harness.start()
+    execution, writer = await running(harness)
+    for number in range(40):
+        writer.write([(OUT, b"%06d" % number * 10_000)], number)
+    await harness.finish(execution, writer)
+    paths = [path_of(execution, query) for query in ("", "?source=stdout&number_lines=true")]
+    asked = [harness.ask("GET", path, **accept) for path in paths for accept in ({}, LINES, EVENTS)]
+    assert [found.status for found in await asyncio.gather(*asked)] == [200] * 6
+    cache = harness.tails.cache
+    assert 0 < cache.bytes <= 1 << 20
+    assert cache.bytes == sum(each.size for each in cache._values.values())
+    await harness.close()
 
 
 async def test_a_reader_that_does_not_read_holds_up_nobody_else(harness: HttpHarness) -> None:
     execution, writer = await running(harness)
-    async with connected(harness.http_port) as (_, slow):
-        slow.write(request("GET", path_of(execution)))
+    async with connected(harness.http_port) as (reader, slow):
+        slow.write(request("GET", path_of(execution), connection="close"))
         for number in range(200):
             writer.write([(OUT, b"%06d" % number * 10_000)], number)
         await harness.finish(execution, writer)
@@ -353,6 +384,7 @@ async def test_a_reader_that_does_not_read_holds_up_nobody_else(harness: HttpHar
         assert len((await harness.ask("GET", path_of(execution))).body) == 12_000_000
         [held] = [each for each in harness.http_connections if not each.cycle.response_complete]
         assert held.transport.get_write_buffer_size() < 1_000_000
+        assert answer(await rest(reader)).body == b"".join(b"%06d" % number * 10_000 for number in range(200))
 
 
 async def test_streams_of_both_doors_count_together(tmp_path: Path) -> None:

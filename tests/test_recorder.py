@@ -76,7 +76,21 @@ def program(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFac
 
 @pytest.fixture
 def recorder(program: Path) -> Iterator[Recorder]:
-    with TemporaryDirectory() as directory:
+    with offered(program) as recorder:
+        yield recorder
+
+
+@pytest.fixture
+def recorder_on_disk(program: Path) -> Iterator[Recorder]:
+    """Its directory is on a disk wherever other tests write: in memory, those who have a file open can change it
+    always."""
+    with offered(program, "/var/tmp") as recorder:
+        yield recorder
+
+
+@contextmanager
+def offered(program: Path, place: str | None = None) -> Iterator[Recorder]:
+    with TemporaryDirectory(dir=place) as directory:
         made = Recorder(program, Path(directory))
         made.directory.chmod(0o755)
         made.offer()
@@ -943,7 +957,8 @@ def test_a_hard_stop_on_a_full_disk_counts_what_is_lost(
 @pytest.mark.parametrize(
     "program", ["sanitized"], indirect=True
 )  # one of both: it takes the three seconds that it is about
-def test_a_record_that_can_be_neither_written_nor_cut_is_given_up_after_a_hard_stop(recorder: Recorder) -> None:
+def test_a_record_that_can_be_neither_written_nor_cut_is_given_up_after_a_hard_stop(recorder_on_disk: Recorder) -> None:
+    recorder = recorder_on_disk
     blocked = recorder.directory / "blocked"
     os.mkfifo(blocked)
     running = recorder.start(*python(UNTIL_BLOCKED, 1 << 30, blocked))

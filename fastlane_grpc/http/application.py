@@ -20,10 +20,13 @@ from fastlane_grpc.http.json_responses import json_response
 from fastlane_grpc.http.log_streams import LogHandler
 from fastlane_grpc.http.media_types import prefers_html
 from fastlane_grpc.http.metrics import MetricsHandler
+from fastlane_grpc.http.page_files import PageAssets, PageShell
 from fastlane_grpc.http.problem import HttpError, problem_of, problem_response
 from fastlane_grpc.http.request_count import REQUEST_COUNT, RequestCount
 from fastlane_grpc.http.routes import ROUTES, CallRoute
 from fastlane_grpc.http.watch_stream import WatchHandler
+
+_PAGE = PageShell()
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +57,8 @@ def extra_routes(context: HttpContext) -> Iterable[ExtraRoute]:
     yield ExtraRoute("GET", "/healthz", Health(context, "live"))
     yield ExtraRoute("GET", "/readyz", Health(context, "server"))
     yield ExtraRoute("GET", "/openapi.json", _openapi)
+    yield ExtraRoute("GET", "/", _PAGE)
+    yield ExtraRoute("GET", "/assets/{name:path}", PageAssets())
     if context.scrape is not None:
         yield ExtraRoute("GET", "/metrics", MetricsHandler(context.scrape))
 
@@ -65,8 +70,7 @@ class WithPage:
         self._handler = handler
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        page: ASGIApp | None = None
-        handler = page if page and prefers_html(Headers(scope=scope)) else self._handler
+        handler = _PAGE if prefers_html(Headers(scope=scope)) else self._handler
         await handler(scope, receive, send)
 
 

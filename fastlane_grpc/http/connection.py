@@ -61,6 +61,15 @@ class Connection(HttpToolsProtocol):
         # Not `transport.abort`: what was written before is still sent.
         self._close()
 
+    async def send_chunk(self, data: bytes) -> None:
+        """Send a part of a chunked response that has started. A slow client is waited for.
+
+        uvicorn would copy the data for each client; of a stream, many clients get the same bytes."""
+        if self.flow.write_paused and not self.cycle.disconnected:
+            await self.flow.drain()
+        if data and not self.cycle.disconnected:
+            self.transport.writelines((b"%x\r\n" % len(data), data, b"\r\n"))
+
     def end_with_trailers(self, trailers: Sequence[tuple[bytes, bytes]]) -> None:
         """Complete a chunked response, with these fields after its body."""
         cycle = self.cycle

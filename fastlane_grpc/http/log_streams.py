@@ -40,14 +40,23 @@ class LogHandler:
 
     def __init__(self, route: CallRoute, context: HttpContext) -> None:
         self._route = route
+        fields = route.descriptor.input_type.fields_by_name
+        self._short_names = {short: name for short, name in SHORT_NAMES.items() if name in fields}
         self._call: Callable[[Any, api.StreamEncoding, api.Send], Awaitable[None]] = getattr(context.calls, route.call)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        query, has_exit_line = _without_exit_line(query_of(scope))
+        try:
+            await self._answer(scope, send, query, has_exit_line=has_exit_line)
+        except InvalidRequest as error:
+            names = {self._short_names.get(name, name): name for name, _ in query}
+            raise InvalidRequest([_with_name_of_query(each, names) for each in error.violations]) from None
+
+    async def _answer(self, scope: Scope, send: Send, query: _Query, *, has_exit_line: bool) -> None:
         headers = Headers(scope=scope)
         media_type = preferred(headers, tuple(_ENCODINGS))
         encoding = _ENCODINGS[media_type]()
-        query, has_exit_line = _without_exit_line(query_of(scope))
-        request = request_of(self._route, scope["path_params"], _with_long_names(query), b"")
+        request = request_of(self._route, scope["path_params"], self._with_long_names(query), b"")
         assert isinstance(request, pb.StreamExecutionLogsRequest | pb.StreamJobLogsRequest)
         fields = {"Content-Type": media_type, "Vary": "Accept"}
         trailers: Callable[[], Sequence[tuple[bytes, bytes]]] | None = None
@@ -88,6 +97,16 @@ class LogHandler:
 
         await stream_response(scope, send, fields, produce, interruption=encoding.problem, trailers=trailers)
 
+    def _with_long_names(self, query: _Query) -> _Query:
+        """Return the query with the names of the request's fields, and an age as a time."""
+        return [_as_time(self._short_names.get(name, name), value) for name, value in query]
+
+
+def _with_name_of_query(violation: Violation, names: Mapping[str, str]) -> Violation:
+    """Return the violation with the name of its field in the query."""
+    field, bracket, index = violation.field.partition("[")
+    return Violation(names.get(field, field) + bracket + index, violation.description)
+
 
 def _without_exit_line(query: _Query) -> tuple[_Query, bool]:
     """Return the query without `exit_line`, and whether that was asked for."""
@@ -97,12 +116,7 @@ def _without_exit_line(query: _Query) -> tuple[_Query, bool]:
     return [each for each in query if each[0] != "exit_line"], values in (["true"], ["1"])
 
 
-def _with_long_names(query: _Query) -> _Query:
-    """Return the query with the names of the request's fields, and an age as a time."""
-    return [_long(SHORT_NAMES.get(name, name), value) for name, value in query]
-
-
-def _long(name: str, value: str) -> tuple[str, str]:
+def _as_time(name: str, value: str) -> tuple[str, str]:
     if name == "since_time":
         try:
             return name, (utc_now() - span_of(value)).isoformat()

@@ -194,6 +194,9 @@ def _query_parameters(route: CallRoute) -> Iterator[_Schema]:
             schema = {"type": "array", "items": {"type": "string", "pattern": "="}}
             description += " Each as NAME=VALUE."
         yield {"name": field.name, "in": "query", "description": description, "schema": schema}
+    if route.path.endswith("/logs"):
+        description = "Append a line with the exit status to a log of raw bytes."
+        yield {"name": "exit_line", "in": "query", "description": description, "schema": {"type": "boolean"}}
 
 
 class _Schemas:

@@ -83,8 +83,9 @@ def _check_media_type(headers: Headers) -> None:
             "UNSUPPORTED_MEDIA_TYPE",
             f"the body must be JSON, {told}; send the header Content-Type: application/json",
         )
-    encoding = headers.get("content-encoding", "").strip().lower()
-    if encoding not in {"", "identity"}:
-        raise HttpError(
-            415, "UNSUPPORTED_MEDIA_TYPE", f"the body is encoded as {encoding[:100]}; send it without Content-Encoding"
-        )
+    for name in ("Content-Encoding", "Transfer-Encoding"):
+        encoding = ", ".join(headers.getlist(name)).strip().lower()
+        if encoding not in {"", "identity", "chunked"}:
+            raise HttpError(
+                415, "UNSUPPORTED_MEDIA_TYPE", f"the body is encoded as {encoding[:100]}, by {name}; send it as it is"
+            )

@@ -44,7 +44,7 @@ async def stream_response(
     async def write(data: bytes) -> None:
         if not started:
             await start()
-        await send({"type": "http.response.body", "body": data, "more_body": True})
+        await connection.send_chunk(data)
 
     async def write_head(data: bytes) -> None:
         raise _HeadComplete

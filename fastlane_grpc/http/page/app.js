@@ -1,0 +1,122 @@
+// The start of the page: which view belongs to the address, and moving between views without loading the page again.
+
+import { Problem } from "./api.js";
+import { el, show } from "./dom.js";
+import { executionView } from "./execution_view.js";
+import { executionsView } from "./executions_view.js";
+import { hostsView } from "./hosts_view.js";
+import { jobView } from "./job_view.js";
+import { jobsView } from "./jobs_view.js";
+import { overview } from "./overview.js";
+import { taskView } from "./task_view.js";
+import { tasksView } from "./tasks_view.js";
+
+const VIEWS = [
+  [/^\/$/, overview],
+  [/^\/tasks$/, tasksView],
+  [/^\/tasks\/([^/]+)$/, taskView],
+  [/^\/jobs$/, jobsView],
+  [/^\/jobs\/([^/]+)$/, jobView],
+  [/^\/executions$/, executionsView],
+  [/^\/executions\/([^/]+)$/, executionView],
+  [/^\/hosts$/, hostsView],
+];
+
+document.documentElement.dataset.started = "true";
+const main = document.getElementById("main");
+const connection = document.querySelector(".connection");
+let leaving = new AbortController();
+
+/** What a view may use: a signal of its end, the title, and the state of its connection. */
+function context() {
+  leaving.abort();
+  leaving = new AbortController();
+  const { signal } = leaving;
+  return {
+    signal,
+    title: (text) => {
+      if (!signal.aborted) document.title = text ? `${text} · fastlane` : "fastlane";
+    },
+    connected: (isConnected) => {
+      if (signal.aborted) return;
+      connection.textContent = isConnected === null ? "" : isConnected ? "Live" : "Reconnecting…";
+      connection.dataset.state = isConnected === null ? "" : isConnected ? "live" : "lost";
+    },
+  };
+}
+
+async function open() {
+  const here = context();
+  const path = decodePath(location.pathname);
+  here.connected(null);
+  here.title("");
+  for (const link of document.querySelectorAll("nav a")) {
+    const target = link.getAttribute("href");
+    const isHere = target === "/" ? path === "/" : path === target || path.startsWith(`${target}/`);
+    if (isHere) link.setAttribute("aria-current", "page");
+    else link.removeAttribute("aria-current");
+  }
+  main.className = "";
+  show(main);
+  for (const [pattern, view] of VIEWS) {
+    const match = pattern.exec(path);
+    if (!match) continue;
+    try {
+      await view(main, here, ...match.slice(1));
+    } catch (error) {
+      if (!here.signal.aborted) fail(error);
+    }
+    return;
+  }
+  fail(new Problem(404, "PATH_NOT_FOUND", "There is no such page."));
+}
+
+function fail(error) {
+  const isProblem = error instanceof Problem;
+  if (!isProblem) console.error(error);
+  document.title = "Not shown · fastlane";
+  show(
+    main,
+    el("section", { class: "notice", role: "alert" },
+      el("h1", {}, isProblem && error.status === 404 ? "Not found" : "This could not be shown"),
+      el("p", {}, error.message),
+      el("p", {}, el("a", { href: "/" }, "Back to the overview")),
+    ),
+  );
+}
+
+function decodePath(path) {
+  try {
+    return decodeURIComponent(path).replace(/(.)\/$/, "$1");
+  } catch {
+    return path;
+  }
+}
+
+document.addEventListener("click", (event) => {
+  const link = event.target.closest?.("a[href]");
+  if (!link || event.defaultPrevented || event.button || event.metaKey || event.ctrlKey || event.shiftKey || event.altKey) return;
+  const target = new URL(link.href);
+  if (target.origin !== location.origin || link.hasAttribute("download") || link.target) return;
+  if (target.pathname === location.pathname && target.hash) return;
+  if (!VIEWS.some(([pattern]) => pattern.test(target.pathname))) return;
+  event.preventDefault();
+  history.pushState(null, "", target.href);
+  void open();
+  main.focus({ preventScroll: true });
+  scrollTo(0, 0);
+});
+
+let shown = location.pathname + location.search;
+addEventListener("popstate", () => {
+  // A change of the fragment alone belongs to the view.
+  if (shown !== location.pathname + location.search) void open();
+  shown = location.pathname + location.search;
+});
+const push = history.pushState.bind(history);
+history.pushState = (...state) => {
+  push(...state);
+  shown = location.pathname + location.search;
+};
+
+void open();
