@@ -282,7 +282,7 @@ class Server:
         """Deliver notifications until the server stops. Attempts under way are made once more by the next server."""
         settings = self.settings
         self.signing_keys = SigningKeys(settings.webhook_secrets)
-        log_end = LogEnd(self.logs)
+        log_end = LogEnd(self.logs, settings.secret_names)
         parts.callback(log_end.close)
         webhooks = WebhookSender(
             settings.webhook_networks,
@@ -294,7 +294,12 @@ class Server:
         self.notifier = Notifier(
             self.store,
             webhooks=webhooks,
-            mails=MailSender(_smtp_server(settings), log_end.lines, external_url=settings.external_url or ""),
+            mails=MailSender(
+                _smtp_server(settings),
+                log_end.lines,
+                secret_names=settings.secret_names,
+                external_url=settings.external_url or "",
+            ),
             max_retries=settings.notify_retries,
             backoff=Backoff(settings.notify_backoff.total_seconds(), settings.notify_max_backoff.total_seconds()),
             now=self.now,

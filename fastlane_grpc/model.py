@@ -241,7 +241,7 @@ class Unique:
 
 
 class NotificationEvent(IntEnum):
-    """What has ended when people are told; UNSPECIFIED is as RUN_ENDED. Numbers of the contract."""
+    """The kind of end that people are told of; UNSPECIFIED is as RUN_ENDED. Numbers of the contract."""
 
     UNSPECIFIED = 0
     RUN_ENDED = 1
@@ -285,7 +285,7 @@ class Mail:
 
 @dataclass(frozen=True, slots=True)
 class Notification:
-    """Whom to tell about which ends. No `states`: all final ones."""
+    """A receiver, and the ends that the receiver is told of. No `states`: all final ones."""
 
     target: Webhook | Mail
     states: Sequence[State] = ()

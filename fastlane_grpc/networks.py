@@ -14,6 +14,8 @@ KINDS = ("public", "private", "loopback")
 _METADATA = [ip_address(text) for text in ("168.63.129.16", "100.100.100.200", "192.0.0.192", "fd00:ec2::254")]
 # Shared by a provider's customers: not public, and not a network of one's own by its kind.
 _CARRIER = ip_network("100.64.0.0/10")
+# All that is given to owners of IPv6 networks. What Python calls global has other addresses, too.
+_IPV6_PUBLIC = ip_network("2000::/3")
 # IPv6 addresses that stand for IPv4 addresses, and the bits that these are shifted by.
 _NAT64 = ip_network("64:ff9b::/96")
 _SIX_TO_FOUR = ip_network("2002::/16")
@@ -75,7 +77,7 @@ def _matches(address: Address, entry: str) -> bool:
     if entry == "loopback":
         return address.is_loopback
     if entry == "public":
-        return address.is_global
+        return address.is_global and (isinstance(address, IPv4Address) or address in _IPV6_PUBLIC)
     if entry == "private":
         return not address.is_loopback and not address.is_reserved and (address.is_private or address in _CARRIER)
     return address in ip_network(entry)

@@ -42,6 +42,11 @@ def test_an_address_is_of_one_kind(address: str, kind: str) -> None:
         assert (Networks.read(each).refusal(address) == "") == (each == kind)
 
 
+@pytest.mark.parametrize("address", ["64:ff9b:1::a9fe:a9fe", "fec0::1", "::ffff:0:a9fe:a9fe", "5f00::1", "100:0:0:1::"])
+def test_an_address_that_nobody_is_given_is_not_public(address: str) -> None:
+    assert Networks.read("public").refusal(address)
+
+
 def test_a_network_is_allowed_by_its_prefix() -> None:
     networks = Networks.read("10.1.0.0/16,fd12::/32")
     assert networks.refusal("10.1.2.3") == networks.refusal("fd12::7") == networks.refusal("::ffff:10.1.2.3") == ""

@@ -33,6 +33,8 @@ from fastlane_grpc.notifications import LogEnd, MailSender, SmtpServer
 from fastlane_grpc.notifications.log_end import LINES, MAX_LINE_CHARACTERS
 from fastlane_grpc.notifications.mails import mail_of
 from fastlane_grpc.record import RecordWriter
+from fastlane_grpc.text.redaction import SecretNames
+from fastlane_grpc.text.sanitize import one_line
 from tests.notified import Notified, mail
 from tests.receivers import MailReceiver
 from tests.remote_engine import make_certificates
@@ -125,7 +127,7 @@ async def test_long_output_is_cut_to_its_last_lines(tmp_path: Path) -> None:
             (Source.STDERR, b"\n"),
             (Source.STDOUT, b"password=hunter2 \x1b[31mred\x1b[0m\r\nthe last"),
         )
-        end = LogEnd(house.logs)
+        end = LogEnd(house.logs, SecretNames())
         lines = await end.lines(job.execution.id)
         end.close()
     assert lines
@@ -134,6 +136,18 @@ async def test_long_output_is_cut_to_its_last_lines(tmp_path: Path) -> None:
     assert lines[-2] == "password=***  [31mred [0m"
     assert [line for line in lines if line.startswith("x")] == ["x" * (MAX_LINE_CHARACTERS - 1) + "…"]
     assert lines[0].startswith("line 99")
+
+
+async def test_a_mail_hides_what_the_setting_calls_a_secret(tmp_path: Path, server: MailReceiver) -> None:
+    names = {"secret_names": SecretNames.read("default,pin")}
+    async with Notified(tmp_path, **mail_settings(server, **names)) as house:
+        job = await house.enqueue(mail(TO), labels={"pin": "1234", "args": "--pin=1234"})
+        print_output(house, job.execution.id, (Source.STDOUT, b"PIN=1234\n"))
+        await house.end_of(job.execution.id)
+        [message] = await server.received(1)
+    text = message.get_content()
+    assert "1234" not in text
+    assert "PIN=***" in text
 
 
 async def test_a_damaged_record_does_not_keep_a_mail_back(house: Notified, server: MailReceiver) -> None:
@@ -223,7 +237,7 @@ async def test_a_server_that_hangs_costs_a_limited_time(server: MailReceiver) ->
 
     server.before = hang
     smtp = SmtpServer("127.0.0.1", server.port, "off", "fastlane@example.org")
-    reply = await MailSender(smtp, nothing, timeout_seconds=0.3).send(delivery_of(), 1)
+    reply = await MailSender(smtp, nothing, secret_names=SecretNames(), timeout_seconds=0.3).send(delivery_of(), 1)
     assert (reply.accepted, reply.rejected) == (False, False)
     assert reply.detail == "the mail server did not answer within 0.3 s"
 
@@ -279,10 +293,8 @@ ANY_TEXT = st.text(st.characters(codec=None, exclude_categories=()), max_size=30
 def test_no_text_becomes_a_header_or_a_command(subject: str, detail: str, label: str, lines: list[str]) -> None:
     delivery = delivery_of(subject=subject, detail=detail, host=label, labels={"l": label})
     # As LogEnd reads them.
-    from fastlane_grpc.text.sanitize import one_line
-
     shown = [one_line(line, MAX_LINE_CHARACTERS) for line in lines]
-    data = mail_of(delivery, shown, sender="fastlane@example.org").as_bytes()
+    data = mail_of(delivery, shown, sender="fastlane@example.org", secret_names=SecretNames()).as_bytes()
     parsed = message_from_bytes(data, policy=default)
     assert sorted(parsed.keys()) == sorted(
         [

@@ -197,6 +197,14 @@ async def test_a_receiver_says_how_long_to_wait_up_to_the_longest_wait(tmp_path:
         assert timedelta(seconds=59) < delivery.next_time - delivery.last_time < timedelta(seconds=61)
 
 
+async def test_a_wait_that_makes_no_sense_is_ignored(house: Notified, receiver: HttpReceiver) -> None:
+    after = b"Mon, 01 Jan 2024 00:00:00 +99999999999999999"
+    receiver.answer = answer_with(b"HTTP/1.1 503 Busy\r\nRetry-After: " + after + b"\r\n\r\n")
+    await house.end(hook(receiver.url, max_retries=1))
+    [delivery] = await house.over()
+    assert (delivery.state, delivery.attempts, delivery.detail) == (FAILED, 2, "HTTP 503")
+
+
 async def test_a_receiver_that_hangs_costs_its_timeout_alone(house: Notified, receiver: HttpReceiver) -> None:
     receiver.answer = hang
     began = time.monotonic()

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from fastlane_grpc.logs import Logs
 from fastlane_grpc.model import Source
 from fastlane_grpc.record import Chunk, Gap, RecordReader, unread
-from fastlane_grpc.text.redaction import mask_secrets
+from fastlane_grpc.text.redaction import SecretNames
 from fastlane_grpc.text.sanitize import one_line
 
 LINES = 20
@@ -23,8 +23,9 @@ _ANY = 1 << 62
 class LogEnd:
     """A reader of the ends of logs, on a thread of its own."""
 
-    def __init__(self, logs: Logs) -> None:
+    def __init__(self, logs: Logs, secret_names: SecretNames) -> None:
         self._logs = logs
+        self._secret_names = secret_names
         self._thread = ThreadPoolExecutor(1, "log-end")
 
     async def lines(self, execution_id: str) -> Sequence[str] | None:
@@ -40,11 +41,12 @@ class LogEnd:
         except OSError:
             return None
         try:
-            return _last_lines(_last_entries(reader))
+            lines = _last_lines(_last_entries(reader))
         except OSError:
             return None
         finally:
             reader.close()
+        return [one_line(self._secret_names.mask(line), MAX_LINE_CHARACTERS) for line in lines]
 
 
 def _last_entries(reader: RecordReader) -> list[Chunk | Gap]:
@@ -82,10 +84,10 @@ def _last_lines(entries: Iterable[Chunk | Gap]) -> list[str]:
             lines.append("[output is missing here]")
         elif entry.source in unended:
             *ended, unended[entry.source] = (unended[entry.source] + entry.data).split(b"\n")
-            lines += map(_shown, ended)
-    lines += (_shown(line) for line in unended.values() if line)
+            lines += map(_decoded, ended)
+    lines += (_decoded(line) for line in unended.values() if line)
     return lines[-LINES:]
 
 
-def _shown(line: bytes) -> str:
-    return one_line(mask_secrets(line.decode("utf-8", "replace").rstrip("\r")), MAX_LINE_CHARACTERS)
+def _decoded(line: bytes) -> str:
+    return line.decode("utf-8", "replace").rstrip("\r")

@@ -16,6 +16,7 @@ import aiosmtplib
 
 from fastlane_grpc.model import Delivery, Execution, Mail, NotificationEvent, Reason, State, told_line, utc_now
 from fastlane_grpc.notifications.reply import Reply
+from fastlane_grpc.text.redaction import SecretNames
 from fastlane_grpc.text.sanitize import one_line
 
 # The maximum time of one attempt, and of each command within it.
@@ -43,12 +44,14 @@ class MailSender:
         server: SmtpServer | None,
         last_lines: Callable[[str], Awaitable[Sequence[str] | None]],
         *,
+        secret_names: SecretNames,
         external_url: str = "",
         timeout_seconds: float = TIMEOUT_SECONDS,
     ) -> None:
         """`server` None: no mail can be sent."""
         self._server = server
         self._last_lines = last_lines
+        self._secret_names = secret_names
         self._external_url = external_url
         self._timeout_seconds = timeout_seconds
 
@@ -59,12 +62,15 @@ class MailSender:
         try:
             async with asyncio.timeout(self._timeout_seconds):
                 lines = await self._last_lines(delivery.execution.id)
-                message = mail_of(delivery, lines, sender=self._server.sender, external_url=self._external_url)
+                message = self._message(delivery, lines, self._server.sender)
                 return await self._deliver(self._server, message)
         except (TimeoutError, aiosmtplib.SMTPTimeoutError):
             return Reply(False, f"the mail server did not answer within {self._timeout_seconds:g} s")
         except (aiosmtplib.SMTPException, OSError, ValueError) as error:
             return _failure(error)
+
+    def _message(self, delivery: Delivery, lines: Sequence[str] | None, sender: str) -> EmailMessage:
+        return mail_of(delivery, lines, sender=sender, secret_names=self._secret_names, external_url=self._external_url)
 
     async def _deliver(self, server: SmtpServer, message: EmailMessage) -> Reply:
         context = None if server.tls == "off" else await asyncio.to_thread(ssl.create_default_context)
@@ -88,7 +94,13 @@ class MailSender:
 
 
 def mail_of(
-    delivery: Delivery, lines: Sequence[str] | None, *, sender: str, external_url: str = "", now: datetime | None = None
+    delivery: Delivery,
+    lines: Sequence[str] | None,
+    *,
+    sender: str,
+    secret_names: SecretNames,
+    external_url: str = "",
+    now: datetime | None = None,
 ) -> EmailMessage:
     """Return the mail of a delivery. `lines`: the end of the output; None: no log is kept."""
     mail = delivery.notification.target
@@ -102,7 +114,7 @@ def mail_of(
     message["Message-ID"] = f"<{delivery.id}@{sender.rpartition('@')[2]}>"
     # No out-of-office reply is wanted.
     message["Auto-Submitted"] = "auto-generated"
-    message.set_content(_text(delivery, lines, external_url), cte="quoted-printable")
+    message.set_content(_text(delivery, lines, external_url, secret_names), cte="quoted-printable")
     return message
 
 
@@ -117,7 +129,7 @@ def _what_ended(delivery: Delivery) -> str:
     return ""
 
 
-def _text(delivery: Delivery, lines: Sequence[str] | None, external_url: str) -> str:
+def _text(delivery: Delivery, lines: Sequence[str] | None, external_url: str, secret_names: SecretNames) -> str:
     job, execution = delivery.job, delivery.execution
     facts = [
         ("task", job.task_id),
@@ -131,7 +143,7 @@ def _text(delivery: Delivery, lines: Sequence[str] | None, external_url: str) ->
         ("labels", ", ".join(f"{name}={value}" for name, value in sorted(delivery.labels.items()))),
         ("details", f"{external_url}/jobs/{job.id}" if external_url else ""),
     ]
-    text = "".join(f"{name + ':':<11}{told_line(value)}\n" for name, value in facts if value)
+    text = "".join(f"{name + ':':<11}{told_line(secret_names.mask(value))}\n" for name, value in facts if value)
     return f"{told_line(_headline(delivery))}\n\n{text}\n{_output(execution, lines)}"
 
 

@@ -10,7 +10,7 @@ _MAX_CHARACTERS = 300
 
 @dataclass(frozen=True, slots=True)
 class Reply:
-    """What became of an attempt. `rejected`: the receiver will never accept the notification.
+    """The result of an attempt. `rejected`: the receiver will never accept the notification.
 
     `retry_seconds`: the receiver asks for no attempt before. `detail` is one printable line without secrets."""
 

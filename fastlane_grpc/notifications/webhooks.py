@@ -200,7 +200,7 @@ def _retry_seconds(text: str) -> float | None:
         return float(text[:6])
     try:
         return max((parsedate_to_datetime(text) - datetime.now(UTC)).total_seconds(), 0.0)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 

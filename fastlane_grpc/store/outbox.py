@@ -66,8 +66,8 @@ _ENDS = f"""
 
 
 class Ends(NamedTuple):
-    """What there is in the log after a position: whether somebody may be told of it, and the position after it.
-    `more`: there are further changes."""
+    """A part of the log: whether somebody may be told of its changes, and the position after it. `more`: there are
+    further changes."""
 
     notify: bool
     position: int
