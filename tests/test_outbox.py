@@ -402,8 +402,6 @@ async def steps_of_a_job(directory: Path, others: int) -> tuple[int, list[str]]:
     """Steps of SQLite's machine that a plain job takes from its enqueue to its end, where so many other jobs with
     notifications are waiting to be told; and which statements read or write the outbox."""
     moved = RunsStore(directory, asyncio.get_running_loop())
-    # SQLite counts compilations as steps. The first use of a statement decides whether it is compiled once.
-    await run_one(moved)
     # As many jobs with or without notifications: what differs is the outbox alone.
     for number in range(100):
         notifications = [Notification(Webhook(f"http://{number}.example.org"))] if number < others else []
