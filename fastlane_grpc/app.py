@@ -14,7 +14,8 @@ from typing import Any, NoReturn, Self
 import structlog
 import uvloop
 
-from fastlane_grpc.api import Service
+from fastlane_grpc.api import Receivers, Service, payload
+from fastlane_grpc.backoff import Backoff
 from fastlane_grpc.config import HostSettings, Settings
 from fastlane_grpc.counts import Counts
 from fastlane_grpc.dispatcher import Dispatcher
@@ -28,6 +29,7 @@ from fastlane_grpc.machine.address import is_loopback
 from fastlane_grpc.machine.data_directory import claimed, disk_bytes
 from fastlane_grpc.machine.open_files import OpenFiles, raise_limit
 from fastlane_grpc.model import Execution, utc_now
+from fastlane_grpc.notifications import LogEnd, MailSender, Notifier, SigningKeys, SmtpServer, WebhookSender
 from fastlane_grpc.prometheus import Metrics, take_snapshot
 from fastlane_grpc.retention import Retention, RetentionLimits
 from fastlane_grpc.rpc.server import RpcServer
@@ -95,6 +97,7 @@ class Server:
     watches: WatchHub
     dispatcher: Dispatcher
     retention: Retention
+    notifier: Notifier
     service: Service
     rpc: RpcServer
     http: HttpServer | None = None
@@ -169,6 +172,7 @@ class Server:
         self.open_dispatcher(parts)
         self.open_sweepers(parts)
         self.open_retention(parts)
+        self.open_notifications(parts)
         await self.open_rpc(parts)
         await self.open_http(parts)
 
@@ -274,9 +278,46 @@ class Server:
         self.listeners.append(self.retention.on_change)
         self.run(parts, "retention", self.retention.run, restart=True)
 
+    def open_notifications(self, parts: AsyncExitStack) -> None:
+        """Deliver notifications until the server stops. Attempts under way are made once more by the next server."""
+        settings = self.settings
+        self.signing_keys = SigningKeys(settings.webhook_secrets)
+        log_end = LogEnd(self.logs, settings.secret_names)
+        parts.callback(log_end.close)
+        webhooks = WebhookSender(
+            settings.webhook_networks,
+            self.signing_keys,
+            default_timeout=settings.webhook_timeout,
+            payload=partial(payload, external_url=settings.external_url or "", secret_names=settings.secret_names),
+        )
+        parts.push_async_callback(webhooks.close)
+        self.notifier = Notifier(
+            self.store,
+            webhooks=webhooks,
+            mails=MailSender(
+                _smtp_server(settings),
+                log_end.lines,
+                secret_names=settings.secret_names,
+                external_url=settings.external_url or "",
+            ),
+            max_retries=settings.notify_retries,
+            backoff=Backoff(settings.notify_backoff.total_seconds(), settings.notify_max_backoff.total_seconds()),
+            now=self.now,
+        )
+        self.listeners.append(self.notifier.on_change)
+        self.run(parts, "notifications", self.notifier.run, restart=True)
+
     async def open_rpc(self, parts: AsyncExitStack) -> None:
         """Serve the calls over gRPC."""
-        self.service = Service(self.store, self.tails, self.dispatcher, self.retention, self.settings, self.watches)
+        self.service = Service(
+            self.store,
+            self.tails,
+            self.dispatcher,
+            self.retention,
+            self.settings,
+            self.watches,
+            Receivers(has_mail=bool(self.settings.smtp_host), has_key=self.signing_keys.has),
+        )
         self.listeners.append(self.service.job_watches.changed)
         self.listeners.append(self.service.unwatched_jobs.changed)
         self.rpc = RpcServer(
@@ -410,7 +451,7 @@ def _open_store(
             loop=loop,
             quota=quota,
             secret_names=settings.secret_names,
-            rules=Rules(default_history=settings.default_history),
+            rules=Rules(default_history=settings.default_history, default_notifications=settings.default_notifications),
             on_failure=failed,
             supervisor=supervisor,
             now=now,
@@ -426,7 +467,22 @@ def _limits(settings: Settings) -> RetentionLimits:
     total = settings.max_total_log_bytes
     if total is None:
         total = disk_bytes(settings.data_dir) // 2
-    return RetentionLimits(settings.keep_logs, settings.keep_jobs, total or None)
+    return RetentionLimits(
+        settings.keep_logs, settings.keep_jobs, total or None, keep_deliveries=settings.keep_deliveries
+    )
+
+
+def _smtp_server(settings: Settings) -> SmtpServer | None:
+    if not settings.smtp_host or not settings.smtp_from:
+        return None
+    return SmtpServer(
+        settings.smtp_host,
+        settings.smtp_port,
+        settings.smtp_tls,
+        settings.smtp_from,
+        settings.smtp_user or "",
+        settings.smtp_password_file,
+    )
 
 
 def _host(configured: HostSettings, store: Store, settings: Settings, supervisor: Supervisor) -> Host:

@@ -15,8 +15,10 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
-from fastlane_grpc.model import CaptureMode
+from fastlane_grpc.model import CaptureMode, Mail, Notification, State, Webhook
+from fastlane_grpc.networks import Networks
 from fastlane_grpc.pools import Pool, Pools, read_pattern
+from fastlane_grpc.text.receivers import mail_address_fault, url_fault
 from fastlane_grpc.text.redaction import DEFAULT, SecretNames, mask_secrets
 
 DEFAULT_LISTEN = "127.0.0.1:7020"
@@ -181,6 +183,90 @@ def read_secret_names(text: str) -> SecretNames:
         raise ValueError(f"must be names, separated by commas, as {DEFAULT},pin,!sort_key; {error}") from None
 
 
+def read_retries(text: str) -> int:
+    retries = read_count(text)
+    if retries > 100:
+        raise ValueError("must be a whole number from 1 to 100")
+    return retries
+
+
+def read_url(text: str) -> str:
+    if fault := url_fault(text):
+        raise ValueError(fault)
+    if "?" in text or "@" in text:
+        raise ValueError("must be a URL without a user and a query")
+    return text.rstrip("/")
+
+
+def read_webhook_url(text: str) -> str:
+    if fault := url_fault(text):
+        raise ValueError(fault)
+    return text
+
+
+def read_urls(text: str) -> Sequence[str]:
+    urls = tuple(url.strip() for url in text.split(","))
+    for url in urls:
+        if fault := url_fault(url):
+            raise ValueError(f"one of its URLs, separated by commas, {fault}")
+    return urls
+
+
+def read_mail_address(text: str) -> str:
+    if fault := mail_address_fault(text):
+        raise ValueError(fault)
+    return text
+
+
+def read_mail_addresses(text: str) -> Sequence[str]:
+    return tuple(read_mail_address(address.strip()) for address in text.split(","))
+
+
+# The final states, as people write them: "timed-out".
+FINAL_STATE_NAMES: Mapping[str, State] = {state.name.replace("_", "-").lower(): state for state in State if state.final}
+
+
+def read_final_states(text: str) -> Sequence[str]:
+    names = tuple(name.strip().lower() for name in text.split(","))
+    if any(name not in FINAL_STATE_NAMES for name in names):
+        raise ValueError(f"must be final states, separated by commas: {', '.join(FINAL_STATE_NAMES)}")
+    return names
+
+
+def read_webhook_timeout(text: str) -> timedelta:
+    timeout = read_duration(text)
+    if timeout > timedelta(minutes=1):
+        raise ValueError("must not be longer than 60s")
+    return timeout
+
+
+def read_server_name(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9._:-]{1,253}", text):
+        raise ValueError("must be the name or the IP address of a server")
+    return text
+
+
+def read_port(text: str) -> int:
+    if not re.fullmatch(r"[0-9]{1,5}", text) or not 1 <= int(text) <= 65_535:
+        raise ValueError("must be a port from 1 to 65535")
+    return int(text)
+
+
+SMTP_TLS = ("starttls", "tls", OFF)
+
+
+def read_smtp_tls(text: str) -> str:
+    if text.lower() not in SMTP_TLS:
+        raise ValueError(f"must be {', '.join(SMTP_TLS[:-1])} or {OFF}")
+    return text.lower()
+
+
+def read_user_name(text: str) -> str:
+    if not text or not text.isprintable():
+        raise ValueError("must be a name of printable characters")
+    return text
+
+
 # What to write for a value, by how it is read.
 _KINDS: Mapping[Callable[[str], object], str] = {
     read_count: "NUMBER",
@@ -201,6 +287,18 @@ _KINDS: Mapping[Callable[[str], object], str] = {
     read_pattern: "PATTERN",
     read_host_names: "NAMES",
     read_secret_names: "NAMES",
+    read_retries: "NUMBER",
+    read_url: "URL",
+    read_urls: "URLS",
+    read_mail_address: "MAIL-ADDRESS",
+    read_mail_addresses: "MAIL-ADDRESSES",
+    read_final_states: "STATES",
+    Networks.read: "NETWORKS",
+    read_webhook_timeout: "DURATION",
+    read_server_name: "NAME",
+    read_port: "NUMBER",
+    read_smtp_tls: "MODE",
+    read_user_name: "NAME",
 }
 
 
@@ -333,6 +431,57 @@ class Settings:
     secret_names: SecretNames = setting(
         SecretNames, read_secret_names, "names of environment variables whose values are never shown"
     )
+    external_url: str | None = setting(
+        lambda: None,
+        read_url,
+        "URL of the page for people, which notifications link to, as https://fastlane.example.org",
+    )
+    notify_urls: Sequence[str] | None = setting(
+        lambda: None,
+        read_urls,
+        "webhooks that are told of each run of a job that has no notifications, separated by commas",
+    )
+    notify_mails: Sequence[str] | None = setting(
+        lambda: None, read_mail_addresses, "mail addresses that are told the same, separated by commas"
+    )
+    notify_states: Sequence[str] | None = setting(
+        lambda: None, read_final_states, "final states that these are told of, as failed,timed-out,lost; by default all"
+    )
+    notify_retries: int = setting(
+        lambda: 12, read_retries, "number of further attempts to deliver a notification, up to 100"
+    )
+    notify_backoff: timedelta = setting(
+        lambda: timedelta(seconds=5), read_duration, "wait before the second attempt; each further one is twice as long"
+    )
+    notify_max_backoff: timedelta = setting(
+        lambda: timedelta(hours=1), read_duration, "longest wait before an attempt to deliver a notification"
+    )
+    keep_deliveries: timedelta | None = setting(
+        lambda: timedelta(days=7), read_keeping, "retention of a notification after its delivery or failure, or off"
+    )
+    webhook_networks: Networks = setting(
+        Networks,
+        Networks.read,
+        "addresses that webhooks may have: public, private, loopback, or networks as 10.1.0.0/16, separated by commas",
+    )
+    webhook_secrets: Path | None = setting(
+        lambda: None, read_path, "file of the keys that sign webhooks, one NAME=whsec_BASE64 per line"
+    )
+    webhook_timeout: timedelta = setting(
+        lambda: timedelta(seconds=15), read_webhook_timeout, "maximum time of one attempt of a webhook, up to 60s"
+    )
+    smtp_host: str | None = setting(lambda: None, read_server_name, "mail server; without it no mails are sent")
+    smtp_port: int | None = setting(
+        lambda: None, read_port, "port of the mail server; by default 587, 465 with smtp_tls=tls, 25 with smtp_tls=off"
+    )
+    smtp_tls: str = setting(
+        lambda: SMTP_TLS[0], read_smtp_tls, "encryption of the connection to the mail server: starttls, tls or off"
+    )
+    smtp_user: str | None = setting(
+        lambda: None, read_user_name, "user to log in to the mail server; by default no login"
+    )
+    smtp_password_file: Path | None = setting(lambda: None, read_path, "file of the password of smtp_user")
+    smtp_from: str | None = setting(lambda: None, read_mail_address, "sender of mails; required with smtp_host")
     # None are given: the one that the settings above make.
     hosts: Sequence[HostSettings] = ()
     # In their order; none: every host takes every task.
@@ -344,7 +493,17 @@ class Settings:
         pools = [Pool(pool.name, pool.pattern, pool.hosts) for pool in self.pools]
         return Pools(pools, [host.name for host in self.hosts])
 
+    @property
+    def default_notifications(self) -> Sequence[Notification]:
+        """The notifications of jobs that have none of their own."""
+        states = tuple(FINAL_STATE_NAMES[name] for name in self.notify_states or ())
+        targets: list[Webhook | Mail] = [Webhook(url) for url in self.notify_urls or ()]
+        if self.notify_mails:
+            targets.append(Mail(self.notify_mails))
+        return tuple(Notification(target, states) for target in targets)
+
     def __post_init__(self) -> None:
+        self._check_mail_settings()
         if not self.hosts:
             local = HostSettings(
                 LOCAL, self.engine, self.max_running, self.capture, self.engine_data_dir, self.engine_cert_dir
@@ -353,6 +512,18 @@ class Settings:
         if self.default_timeout > self.max_timeout:
             default, most = _duration_text(self.default_timeout), _duration_text(self.max_timeout)
             raise ConfigError(f"default_timeout ({default}) is longer than max_timeout ({most}): set both")
+
+    def _check_mail_settings(self) -> None:
+        if self.smtp_host and not self.smtp_from:
+            raise ConfigError("smtp_host is set, and smtp_from is not: set the sender of the mails")
+        if self.notify_mails and not self.smtp_host:
+            raise ConfigError("notify_mails is set, and smtp_host is not: set the mail server")
+        if bool(self.smtp_user) != bool(self.smtp_password_file):
+            raise ConfigError("smtp_user and smtp_password_file go together: set both, or neither")
+        if self.smtp_user and self.smtp_tls == OFF:
+            raise ConfigError(
+                "smtp_user cannot be combined with smtp_tls = off, which would send the password readable"
+            )
 
 
 # Every setting that is one value, and so may be a flag, a variable of the environment or in the file.
@@ -625,11 +796,11 @@ def _written(in_force: InForce, each: "Field[Any]") -> int | str | None:
 
 
 def _plain(each: "Field[Any]", value: Any) -> int | str | None:
-    """A value as it is shown: without the password that the address of an engine may hold."""
+    """A value as it is shown: without the password that an address may hold."""
     if value is None or each.metadata["kind"] == "NUMBER":
         return value  # type: ignore[no-any-return]
     text = _text(each, value)
-    return mask_secrets(text) if each.metadata["kind"] == "ADDRESS" else text
+    return mask_secrets(text) if each.metadata["kind"] in {"ADDRESS", "URLS"} else text
 
 
 def _toml_line(each: "Field[Any]", plain: int | str | None, origin: str) -> str:

@@ -93,6 +93,13 @@ class HostNotFound(Refusal):
         super().__init__(f"there is no host {host!r}", host=host)
 
 
+class DeliveryNotFound(Refusal):
+    """No delivery of that id is kept."""
+
+    def __init__(self, delivery_id: str) -> None:
+        super().__init__(f"there is no delivery {delivery_id!r}", delivery_id=delivery_id)
+
+
 class JobNotFinal(Refusal):
     """The job has not ended."""
 

@@ -10,7 +10,7 @@ from enum import Enum, IntEnum, StrEnum
 from functools import lru_cache
 from typing import NamedTuple
 
-from fastlane_grpc.text.redaction import SecretNames, mask_secrets
+from fastlane_grpc.text.redaction import REDACTED, SecretNames, mask_secrets
 from fastlane_grpc.text.sanitize import one_line
 
 # Of what an outcome, a wait or a host says for people, which may be the words of an engine or a registry.
@@ -240,6 +240,62 @@ class Unique:
     conflict: Conflict = Conflict.UNSPECIFIED
 
 
+class NotificationEvent(IntEnum):
+    """The kind of end that people are told of; UNSPECIFIED is as RUN_ENDED. Numbers of the contract."""
+
+    UNSPECIFIED = 0
+    RUN_ENDED = 1
+    JOB_ENDED = 2
+    ATTEMPT_ENDED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """A receiver of signed POSTs, as the caller gave it. `secret`: the key of the signature; `secret_name`: its name in
+    the server's file of keys. 0 and None stand for the defaults."""
+
+    url: str
+    headers: Mapping[str, str] = field(default_factory=dict)
+    max_retries: int = 0
+    secret: str = ""
+    secret_name: str = ""
+    timeout: timedelta | None = None
+
+    def redacted(self, secret_names: SecretNames) -> "Webhook":
+        """Return the webhook as it may be shown: without secrets."""
+        return replace(
+            self,
+            url=secret_names.mask(self.url),
+            headers={name: secret_names.shown_header(name, value) for name, value in self.headers.items()},
+            secret=self.secret and REDACTED,
+        )
+
+
+@dataclass(frozen=True, slots=True)
+class Mail:
+    """Receivers of mails. `subject` empty: one that is made of the task and the state."""
+
+    to: Sequence[str]
+    subject: str = ""
+
+    def redacted(self, secret_names: SecretNames) -> "Mail":
+        """Return the mail as it may be shown: without secrets."""
+        return replace(self, subject=secret_names.mask(self.subject))
+
+
+@dataclass(frozen=True, slots=True)
+class Notification:
+    """A receiver, and the ends that the receiver is told of. No `states`: all final ones."""
+
+    target: Webhook | Mail
+    states: Sequence[State] = ()
+    event: NotificationEvent = NotificationEvent.UNSPECIFIED
+
+    def redacted(self, secret_names: SecretNames) -> "Notification":
+        """Return the notification as it may be shown: without secrets."""
+        return replace(self, target=self.target.redacted(secret_names))
+
+
 DEFAULT_STOP_GRACE = timedelta(seconds=10)
 
 
@@ -272,6 +328,7 @@ class JobSpec:
     cron: Cron | None = None
     expire_time: datetime | None = None
     retry: Retry | None = None
+    notifications: Sequence[Notification] = ()
     unique: Unique | None = None
     history: int = 0
     stop_when_unwatched: timedelta | None = None
@@ -292,11 +349,20 @@ class JobSpec:
         args = secret_names.mask_words(self.args) if self.args else self.args
         entrypoint = secret_names.mask_words(self.entrypoint) if self.entrypoint else self.entrypoint
         labels = {name: secret_names.mask(value) for name, value in self.labels.items()} if self.labels else self.labels
-        shown = (command, args, envs, entrypoint, labels)
+        notifications = self.notifications and tuple(each.redacted(secret_names) for each in self.notifications)
+        shown = (command, args, envs, entrypoint, labels, notifications)
         # Most specs hold no secret, and a copy takes longer than the search.
-        if shown == (self.command, self.args, self.envs, self.entrypoint, self.labels):
+        if shown == (self.command, self.args, self.envs, self.entrypoint, self.labels, self.notifications):
             return self
-        return replace(self, command=command, args=args, envs=envs, entrypoint=entrypoint, labels=labels)
+        return replace(
+            self,
+            command=command,
+            args=args,
+            envs=envs,
+            entrypoint=entrypoint,
+            labels=labels,
+            notifications=notifications,
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -507,6 +573,8 @@ class TaskLimits:
     paused: bool = False
     max_starts: int = 0
     rate_window: timedelta | None = None
+    # Not a limit, but kept like one: of jobs that have none of their own.
+    notifications: Sequence[Notification] = ()
 
 
 NO_LIMITS = TaskLimits()
@@ -520,6 +588,7 @@ class TaskLimitsChange:
     paused: bool | None = None
     max_starts: int | None = None
     rate_window: timedelta | None = None
+    notifications: Sequence[Notification] | None = None
 
     def applied_to(self, limits: TaskLimits) -> TaskLimits:
         """Return the limits with this change."""
@@ -528,6 +597,8 @@ class TaskLimitsChange:
             limits = replace(limits, max_starts=self.max_starts, rate_window=rate_window)
         if self.max_running is not None:
             limits = replace(limits, max_running=self.max_running)
+        if self.notifications is not None:
+            limits = replace(limits, notifications=self.notifications)
         return limits if self.paused is None else replace(limits, paused=self.paused)
 
 
@@ -545,6 +616,47 @@ class Task:
     open_jobs: int
     running: int = 0
     limits: TaskLimits = NO_LIMITS
+
+
+class DeliveryState(IntEnum):
+    """Whether a notification was delivered. Numbers of the contract."""
+
+    PENDING = 1
+    DELIVERED = 2
+    FAILED = 3
+
+
+@dataclass(frozen=True, slots=True)
+class Delivery:
+    """A notification of one receiver. `notification`: its target has one receiver.
+
+    `job` and `execution` are as they were when the end was noticed: `execution` has ended, `job` has no spec.
+    `ended_state`: that of the job or the execution, as the event says. `next_time`: when an attempt is due; None: it
+    waits for an earlier notification, or is over."""
+
+    id: str
+    event: NotificationEvent
+    ended_state: State
+    notification: Notification
+    job: Job
+    labels: Mapping[str, str]
+    state: DeliveryState
+    attempts: int
+    create_time: datetime
+    next_time: datetime | None = None
+    last_time: datetime | None = None
+    end_time: datetime | None = None
+    detail: str = ""
+
+    @property
+    def execution(self) -> Execution:
+        return self.job.execution
+
+    @property
+    def receiver(self) -> str:
+        """The URL or the address."""
+        target = self.notification.target
+        return target.url if isinstance(target, Webhook) else target.to[0]
 
 
 @dataclass(frozen=True, slots=True)

@@ -23,7 +23,12 @@ from fastlane_grpc.text.time_span import span_of
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 # Messages that a single value may stand for, and the field that it is.
-SHORT_FORMS = {"Cron": ("expression", str), "Retry": ("max_retries", int), "Unique": ("key", str)}
+SHORT_FORMS = {
+    "Cron": ("expression", str),
+    "Retry": ("max_retries", int),
+    "Unique": ("key", str),
+    "Webhook": ("url", str),
+}
 # Names that the payload of the first fastlane had for fields of a spec.
 SPEC_ALIASES = {"retries": "retry", "expiration": "expire_time"}
 _SIZES = {"memory_bytes", "max_bytes"}

@@ -45,7 +45,7 @@ log = structlog.get_logger(__name__)
 
 @dataclass(frozen=True, slots=True)
 class RetentionLimits:
-    """The time for which logs and jobs are kept after their end, and the size of all logs together; None: no limit.
+    """The time for which logs, jobs and deliveries are kept after their end, and the size of all logs; None: no limit.
 
     `changes` and `keep_changes`: how many changes are kept, and how long.
     """
@@ -53,6 +53,7 @@ class RetentionLimits:
     keep_logs: timedelta | None = None
     keep_jobs: timedelta | None = None
     total_log_bytes: int | None = None
+    keep_deliveries: timedelta | None = None
     changes: int = KEEP_CHANGES
     keep_changes: timedelta = KEEP_CHANGES_FOR
 
@@ -172,6 +173,7 @@ class Retention:
             total += await self._prune_excess(self._limits.total_log_bytes, now)
         if total != Count():
             log.info("pruned", jobs=total.jobs, logs=total.logs, bytes=total.bytes)
+        await self._prune_deliveries(now)
         await self._prune_changes(now)
         return total
 
@@ -183,6 +185,7 @@ class Retention:
         for oldest, keep in (
             (kept.oldest_log_time, self._limits.keep_logs),
             (kept.oldest_job_time, self._limits.keep_jobs),
+            (kept.oldest_delivery_time, self._limits.keep_deliveries),
         ):
             if keep is not None:
                 left = keep if oldest is None else min(oldest + keep - now, keep)
@@ -211,6 +214,18 @@ class Retention:
             total, cursor = total + step.count, step.cursor
             await self._pause(began)
         return total
+
+    async def _prune_deliveries(self, now: datetime) -> None:
+        """Delete the deliveries that ended long ago."""
+        if self._limits.keep_deliveries is None:
+            return
+        while True:
+            began = time.monotonic()
+            self._check_open()
+            before = now - self._limits.keep_deliveries
+            if await self._store.prune_deliveries(before=before, limit=STEP_ROWS) < STEP_ROWS:
+                return
+            await self._pause(began)
 
     async def _prune_changes(self, now: datetime) -> None:
         """Delete the changes that are too old or too many."""

@@ -7,7 +7,7 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
-from fastlane_grpc.model import Execution, Job, JobSpec, Outcome, Reason, State
+from fastlane_grpc.model import Execution, Job, JobSpec, Notification, Outcome, Reason, State
 from fastlane_grpc.store import Quota, Rules, Store
 from fastlane_grpc.store.database import open_for_reading, open_for_writing
 from fastlane_grpc.store.readers import Readers
@@ -30,6 +30,7 @@ class RunsStore:
         now: datetime = BEGIN,
         quota: Quota | None = None,
         default_history: int = 100,
+        default_notifications: Sequence[Notification] = (),
     ) -> None:
         self.now = now
         self.path = directory / "fastlane.db"
@@ -41,7 +42,7 @@ class RunsStore:
             instance="",
             now=lambda: self.now,
             quota=quota,
-            rules=Rules(default_history=default_history),
+            rules=Rules(default_history=default_history, default_notifications=default_notifications),
         )
         self._reading = open_for_reading(self.path)
 

@@ -9,7 +9,7 @@ from typing import Any
 from fastlane_grpc.app import Server
 from fastlane_grpc.config import Settings
 from fastlane_grpc.model import utc_now
-from fastlane_grpc.store import Store
+from fastlane_grpc.store import Rules, Store
 from fastlane_grpc.store.database import Connection, open_for_writing
 from fastlane_grpc.store.readers import Readers
 from fastlane_grpc.store.writer import Writer
@@ -50,7 +50,8 @@ class Parts(Server):
             counts=self.counts.store,
         )
         readers = Readers(self.database, loop=self.loop, supervisor=self.supervisor)
-        self.store = self.store_kind(self.writer, readers, instance="", now=self.now)
+        rules = Rules(default_notifications=self.settings.default_notifications)
+        self.store = self.store_kind(self.writer, readers, instance="", now=self.now, rules=rules)
         parts.callback(self.store.close)
         self.listeners += self.store.commit_listeners
 

@@ -67,7 +67,11 @@ def test_friendly_values_mean_what_protobuf_writes_at_length() -> None:
 
 
 def test_short_forms_stand_for_the_one_required_value() -> None:
-    spec = read({"image": "b", "cron": "@hourly", "retry": 2, "unique": "k"}).spec
+    told = [{"webhook": "https://example.org", "states": ["failed"], "event": "attempt-ended"}]
+    spec = read({"image": "b", "cron": "@hourly", "retry": 2, "unique": "k", "notifications": told}).spec
+    [notification] = spec.notifications
+    assert (notification.webhook.url, notification.states) == ("https://example.org", [pb.STATE_FAILED])
+    assert notification.event == pb.Notification.EVENT_ATTEMPT_ENDED
     assert (spec.cron.expression, spec.retry.max_retries, spec.unique.key) == ("@hourly", 2, "k")
 
 

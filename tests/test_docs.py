@@ -157,6 +157,14 @@ def test_each_edge_case_of_retries_and_schedules_names_a_test_that_is_there() ->
     assert [name for name in names if f"def {name}(" not in tests] == []
 
 
+def test_each_edge_case_of_notifications_names_a_test_that_is_there() -> None:
+    page = (ROOT / "docs" / "notifications.md").read_text().partition("\n## Edge cases\n")[2]
+    tests = "".join(path.read_text() for path in (ROOT / "tests").glob("test_*.py"))
+    names = re.findall(r"^\| .+ \| `(test_\w+)` \|$", page, re.MULTILINE)
+    assert len(names) == len(re.findall(r"^\| (?!what happens|---)", page, re.MULTILINE)) > 20
+    assert [name for name in names if f"def {name}(" not in tests] == []
+
+
 @pytest.mark.parametrize(
     ("section", "enum", "prefix"),
     [

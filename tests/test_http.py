@@ -117,13 +117,14 @@ async def test_each_call_with_one_answer_answers(harness: HttpHarness) -> None:
     }
     # Those of a final job and of a host are refused: there is none. The reason shows that the call was made.
     refused = {"RetryJob": "JOB_NOT_FINAL", "DrainHost": "HOST_NOT_FOUND", "ResumeHost": "HOST_NOT_FOUND"}
+    refused["RedeliverNotification"] = "DELIVERY_NOT_FOUND"
     for route in ROUTES:
         if route.descriptor.server_streaming or route.method in {"StopJob", "StopExecution"}:
             continue
         body = bodies.get(route.method) if route.verb != "GET" else None
         if isinstance(body, dict):
             body = {name: value for name, value in body.items() if name not in route.path_fields}
-        answered = await harness.ask(route.verb, route.path.format(host="x", **paths), body)
+        answered = await harness.ask(route.verb, route.path.format(host="x", delivery_id="x", **paths), body)
         if route.method == "ReplaceJob":
             # Its schedule is gone, and with it what the next two calls are about; so it comes back.
             body = {"task_id": "t", "image": "a", "cron": "0 3 * * *"}

@@ -80,6 +80,11 @@ VALUES: Mapping[str, tuple[Any, Any]] = {
     "retry.memory_growth.max_bytes": (128 << 20, 256 << 20),
     "unique.key": ("a key", "another key"),
     "unique.conflict": (pb.Unique.CONFLICT_USE_EXISTING, pb.Unique.CONFLICT_REPLACE),
+    # Its own fields are tried in test_rpc_notifications.
+    "notifications": (
+        [pb.Notification(webhook=pb.Notification.Webhook(url="https://example.org"), states=[pb.STATE_FAILED])],
+        [pb.Notification(webhook=pb.Notification.Webhook(url="https://example.org"), states=[pb.STATE_LOST])],
+    ),
     "history": (7, 8),
     "stop_when_unwatched": (duration_pb2.Duration(seconds=5, nanos=5000), duration_pb2.Duration(seconds=60)),
 }
@@ -115,16 +120,18 @@ IN_CONTAINER: Mapping[str, Mapping[str, Any]] = {
 }
 BY_FASTLANE = {
     *("timeout", "pull_policy", "stop_grace", "priority", "start_in", "start_at", "expire_time", "metadata", "history"),
+    "notifications",
     "stop_when_unwatched",
     *(path for path in VALUES if path.startswith(("cron.", "retry.", "unique."))),
 }
 
 
 def paths(descriptor: Descriptor, above: str = "") -> Iterator[str]:
-    """Each field of the message, and of our own messages within it."""
+    """Each field of the message, and of our own messages within it that are not in a list."""
     for field in descriptor.fields:
         within = field.message_type
-        if within is not None and within.file is descriptor.file and not within.GetOptions().map_entry:
+        of_ours = within is not None and within.file is descriptor.file and not within.GetOptions().map_entry
+        if of_ours and not field.is_repeated:
             yield from paths(within, f"{above}{field.name}.")
         else:
             yield above + field.name

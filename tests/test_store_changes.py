@@ -85,7 +85,7 @@ async def test_every_transition_is_a_row_in_its_order(harness: ChangesHarness) -
         ("DETAIL", "PREPARING"),
         ("EXECUTION", "RUNNING"),
         ("EXECUTION", "SUCCEEDED"),
-        ("JOB", "SUCCEEDED"),
+        ("ENDED", "SUCCEEDED"),
     ]
     execution_id = (await harness.store.job(job_id)).execution.id
     for number, change in enumerate(await harness.log(), 1):
@@ -106,13 +106,13 @@ async def test_a_stop_a_requeue_an_expiry_and_a_promotion_are_rows(harness: Chan
         ("EXECUTION", "SCHEDULED"),
         ("EXECUTION", "QUEUED"),
         ("EXECUTION", "EXPIRED"),
-        ("JOB", "EXPIRED"),
+        ("ENDED", "EXPIRED"),
         ("EXECUTION", "QUEUED"),
         ("EXECUTION", "PREPARING"),
         ("EXECUTION", "QUEUED"),
         ("JOB", "QUEUED"),  # the note that a caller stopped it
         ("EXECUTION", "STOPPED"),
-        ("JOB", "STOPPED"),
+        ("ENDED", "STOPPED"),
     ]
 
 
@@ -251,7 +251,7 @@ def test_pruning_deletes_a_beginning_whatever_times_the_rows_have(
         [(number, time * 1_000_000) for number, time in enumerate(times, 1)],
     )
     moment = datetime.fromtimestamp(before, UTC)
-    deleted = prune_changes(database, before=moment, keep=keep, limit=limit)
+    deleted = prune_changes(database, before=moment, keep=keep, limit=limit, up_to=1 << 62)
     left = [sequence for (sequence,) in database.execute("SELECT sequence FROM changes ORDER BY 1").fetchall()]
     assert left == list(range(deleted + 1, len(times) + 1))
     assert deleted <= limit

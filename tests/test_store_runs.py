@@ -876,6 +876,34 @@ async def steps_of_a_look(directory: Path, count: int) -> int:
     return steps
 
 
+@pytest.mark.parametrize("is_new", [True, False])
+async def test_no_statement_of_a_job_is_compiled_again(tmp_path: Path, is_new: bool) -> None:
+    moved = RunsStore(tmp_path, asyncio.get_running_loop())
+    if not is_new:
+        moved.close()
+        moved = RunsStore(tmp_path, asyncio.get_running_loop())
+    compiled = 0
+
+    def count(*what: object) -> int:
+        nonlocal compiled
+        compiled += 1
+        return 0
+
+    def watch(db: Connection) -> Written[None]:
+        # SQLite asks it while it compiles a statement. What was compiled before is compiled once more.
+        db.set_authorizer(count)
+        return Written(None)
+
+    await moved.store._writer.write(watch)
+    for _ in range(3):
+        before = compiled
+        await moved.job(labels={"a": "b"})
+        for execution in await moved.look():
+            await moved.end(execution)
+    moved.close()
+    assert before == compiled > 0
+
+
 # ---- any history
 
 

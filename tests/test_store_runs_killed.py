@@ -17,11 +17,13 @@ from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from fastlane_grpc.model import *
+from fastlane_grpc.store import Attempt
 from fastlane_grpc.store.writer import Written
 from tests.moved_store import BEGIN, SPEC, RunsStore, minutes
 
 HOUR = timedelta(hours=1)
 HOURLY = Cron("0 * * * *")
+ATTEMPT = NotificationEvent.ATTEMPT_ENDED
 EXACT = Retry(2, initial_backoff=minutes(1), factor=1, jitter=Jitter.NONE)
 
 async def run_at(moved, hour):
@@ -131,6 +133,48 @@ async def end_of_the_holder_of_a_key(moved):
     await moved.job(unique=Unique("k", Conflict.REPLACE))
     return lambda: moved.end(run, State.STOPPED)
 
+TOLD = [Notification(Mail(("a@example.org", "b@example.org"))), Notification(Webhook("http://a"), event=ATTEMPT)]
+
+async def ended_with_notifications(moved):
+    job = await moved.job(notifications=TOLD)
+    await moved.end((await moved.look())[0], State.FAILED)
+    return job
+
+async def enqueue_with_notifications(moved):
+    return lambda: moved.job(notifications=TOLD)
+
+async def reading_of_ends(moved):
+    await ended_with_notifications(moved)
+    return lambda: moved.store.feed_outbox()
+
+async def deletion_of_jobs_that_nobody_was_told_of(moved):
+    job = await ended_with_notifications(moved)
+    return lambda: moved.store.delete_jobs([job.id])
+
+async def deletion_of_changes_that_were_not_read(moved):
+    await ended_with_notifications(moved)
+    return lambda: moved.store.prune_changes(before=moved.now + HOUR, keep=0, limit=100)
+
+async def result_of_an_attempt(moved):
+    job = await ended_with_notifications(moved)
+    await moved.store.retry_job(job.id)
+    await moved.end((await moved.look())[0], State.FAILED)
+    await moved.store.feed_outbox()
+    [head, *_] = (await moved.store.due_deliveries(of_host=9, limit=9)).deliveries
+    return lambda: moved.store.finish_attempt(head.id, Attempt(DeliveryState.FAILED, "HTTP 500"))
+
+async def another_delivery_of_a_dead_letter(moved):
+    await ended_with_notifications(moved)
+    await moved.store.feed_outbox()
+    [head, *_] = (await moved.store.due_deliveries(of_host=9, limit=9)).deliveries
+    await moved.store.finish_attempt(head.id, Attempt(DeliveryState.FAILED, "HTTP 500"))
+    return lambda: moved.store.redeliver(head.id)
+
+async def replacement_by_a_silent_job(moved):
+    job = await ended_with_notifications(moved)
+    await moved.store.feed_outbox()
+    return lambda: replaced(moved, job.id)
+
 async def deletion_of_history(moved):
     await moved.job(cron=HOURLY, history=1)
     for hour in (1, 2, 3, 4):
@@ -138,8 +182,9 @@ async def deletion_of_history(moved):
     excess = [each.execution_id for each in await moved.store.excess(100)]
     return lambda: moved.store.delete_excess(excess)
 
+NO_STEPS = {"run_at", "ended_with_notifications"}
 STEPS = {
-    **{name: each for name, each in globals().items() if asyncio.iscoroutinefunction(each) and name != "run_at"},
+    **{name: each for name, each in globals().items() if asyncio.iscoroutinefunction(each) and name not in NO_STEPS},
     **{f"tick_during_a_run_{overlap.name.lower()}": tick_during_a_run(overlap) for overlap in Overlap},
 }
 
@@ -157,7 +202,10 @@ def state(moved):
     jobs = moved.rows(f"SELECT {jobs} FROM jobs ORDER BY seq")
     executions = "run, attempt, state, due_time, tick_time, held, excess, tries"
     executions = moved.rows(f"SELECT {executions} FROM executions ORDER BY seq")
-    return f"{len(executions)} {jobs} {executions}"
+    outbox = "event, ended_state, receiver, state, attempts, next_time IS NULL, detail"
+    outbox = moved.rows(f"SELECT {outbox} FROM deliveries ORDER BY seq")
+    outbox += moved.rows("SELECT sequence, (SELECT count(*) FROM notifying_jobs) FROM outbox")
+    return f"{len(executions)} {jobs} {executions} {outbox}"
 
 async def step(directory, number):
     moved = RunsStore(directory, asyncio.get_running_loop())
@@ -194,6 +242,9 @@ STEPS = [
     *("tick_replaces_a_waiting_retry", "stop_of_runs", "stop_of_a_schedule", "stop_of_a_tick", "retry_by_hand"),
     *("creation", "replacement", "replacement_of_a_running_job", "pause", "resume"),
     *("replaced_holder_of_a_key", "end_of_the_holder_of_a_key", "deletion_of_history"),
+    *("enqueue_with_notifications", "reading_of_ends", "deletion_of_jobs_that_nobody_was_told_of"),
+    *("deletion_of_changes_that_were_not_read", "result_of_an_attempt", "another_delivery_of_a_dead_letter"),
+    "replacement_by_a_silent_job",
 ]
 
 
@@ -212,8 +263,12 @@ def state_of(directory: Path) -> str:
     executions = rows(
         "SELECT run, attempt, state, due_time, tick_time, held, excess, tries FROM executions ORDER BY seq"
     )
+    outbox = rows(
+        "SELECT event, ended_state, receiver, state, attempts, next_time IS NULL, detail FROM deliveries ORDER BY seq"
+    )
+    outbox += rows("SELECT sequence, (SELECT count(*) FROM notifying_jobs) FROM outbox")
     db.close()
-    return f"{len(executions)} {jobs} {executions}"
+    return f"{len(executions)} {jobs} {executions} {outbox}"
 
 
 @pytest.mark.parametrize("step", STEPS)

@@ -326,7 +326,7 @@ def steps_of_a_claim(directory: Path, waiting: int) -> int:
         db.execute("BEGIN")
         free = [(new_id(), "free", 0) for _ in range(waiting)]
         rows = [(new_id(), f"paused-{number}", 9) for number in range(waiting)]
-        db.executemany("INSERT INTO task_limits VALUES (?, 0, 1, 0, 0, 0, NULL)", [(row[1],) for row in rows])
+        db.executemany("INSERT INTO task_limits VALUES (?, 0, 1, 0, 0, 0, NULL, '')", [(row[1],) for row in rows])
         db.executemany(
             """
             INSERT INTO executions

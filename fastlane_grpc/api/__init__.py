@@ -14,6 +14,8 @@ from fastlane_grpc.api.log_stream import (
     StateChanged,
     StreamEncoding,
 )
+from fastlane_grpc.api.notification_payload import payload
+from fastlane_grpc.api.notification_validation import Receivers
 from fastlane_grpc.api.pages import PageRequest, PageResult, TaskQuery
 from fastlane_grpc.api.service import EnqueueRequest, PruneRequest, Service
 from fastlane_grpc.store import ExecutionQuery, JobQuery
@@ -31,9 +33,11 @@ __all__ = [
     "PageRequest",
     "PageResult",
     "PruneRequest",
+    "Receivers",
     "Send",
     "Service",
     "StateChanged",
     "StreamEncoding",
     "TaskQuery",
+    "payload",
 ]

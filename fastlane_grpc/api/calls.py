@@ -5,16 +5,16 @@ A transport reads the request by `RequestParser`, makes the call, and looks erro
 from collections.abc import Callable
 from importlib.metadata import version
 
-from fastlane_grpc.api import batch, converters, times
+from fastlane_grpc.api import batch, converters, notification_converters, times
 from fastlane_grpc.api.log_stream import Send, StreamEncoding
 from fastlane_grpc.api.page_response import write_page
 from fastlane_grpc.api.service import Service
 from fastlane_grpc.api.watch_encoding import WatchMessages
-from fastlane_grpc.model import Job, utc_now
+from fastlane_grpc.model import Job, Task, utc_now
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 # Beyond the first release; GetServerInfo names them.
-FEATURES = ("batches", "cron", "job-logs", "limits", "retries", "watch")
+FEATURES = ("batches", "cron", "job-logs", "limits", "notifications", "retries", "watch")
 
 
 class Calls:
@@ -129,19 +129,19 @@ class Calls:
     # ---- TaskService
 
     async def get_task(self, request: pb.GetTaskRequest) -> pb.GetTaskResponse:
-        return pb.GetTaskResponse(task=converters.task(await self._service.task(request.task_id)))
+        return pb.GetTaskResponse(task=self._task(await self._service.task(request.task_id)))
 
     async def list_tasks(self, request: pb.ListTasksRequest) -> pb.ListTasksResponse:
         page = await self._service.tasks(converters.read_task_query(request))
         response = pb.ListTasksResponse()
         response.next_page_token = await write_page(
-            response.tasks, page, lambda message, task: message.CopyFrom(converters.task(task))
+            response.tasks, page, lambda message, task: message.CopyFrom(self._task(task))
         )
         return response
 
     async def update_task(self, request: pb.UpdateTaskRequest) -> pb.UpdateTaskResponse:
         task = await self._service.update_task(request.task_id, *converters.read_task_limits(request))
-        return pb.UpdateTaskResponse(task=converters.task(task))
+        return pb.UpdateTaskResponse(task=self._task(task))
 
     # ---- HostService
 
@@ -153,6 +153,26 @@ class Calls:
 
     async def resume_host(self, request: pb.ResumeHostRequest) -> pb.ResumeHostResponse:
         return pb.ResumeHostResponse(host=converters.host(await self._service.resume_host(request.host)))
+
+    # ---- NotificationService
+
+    async def list_deliveries(self, request: pb.ListDeliveriesRequest) -> pb.ListDeliveriesResponse:
+        page = await self._service.deliveries(*notification_converters.read_delivery_query(request))
+        response, secret_names = pb.ListDeliveriesResponse(), self._service.settings.secret_names
+        response.next_page_token = await write_page(
+            response.deliveries,
+            page,
+            lambda message, delivery: notification_converters.write_delivery(message, delivery, secret_names),
+        )
+        return response
+
+    async def redeliver_notification(
+        self, request: pb.RedeliverNotificationRequest
+    ) -> pb.RedeliverNotificationResponse:
+        response = pb.RedeliverNotificationResponse()
+        delivery = await self._service.redeliver(request.delivery_id)
+        notification_converters.write_delivery(response.delivery, delivery, self._service.settings.secret_names)
+        return response
 
     # ---- ServerService
 
@@ -177,6 +197,9 @@ class Calls:
 
     async def prune(self, request: pb.PruneRequest) -> pb.PruneResponse:
         return converters.pruned(await self._service.prune(*converters.read_prune(request)))
+
+    def _task(self, task: Task) -> pb.TaskSummary:
+        return converters.task(task, self._service.settings.secret_names)
 
     def _job(self, job: Job, waiting: converters.WaitingOf) -> pb.Job:
         return converters.job(job, waiting, self._service.settings.secret_names)

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from google.protobuf import json_format
 
-from fastlane_grpc.api import schedule_converters
+from fastlane_grpc.api import notification_converters, schedule_converters
 from fastlane_grpc.api.job_filters import RetryJobsRequest, StopJobsRequest
 from fastlane_grpc.api.job_log_stream import JobLogRequest
 from fastlane_grpc.api.log_stream import LogEnded, LogRequest, LogSuspended, StateChanged
@@ -199,6 +199,11 @@ def read_task_limits(request: pb.UpdateTaskRequest) -> tuple[TaskLimitsChange, l
         paused=request.paused if request.HasField("paused") else None,
         max_starts=request.max_starts if request.HasField("max_starts") else None,
         rate_window=read_optional_duration(request, "rate_window", "rate_window", violations),
+        notifications=notification_converters.read_notifications(
+            request.notifications.items, "notifications.items", violations
+        )
+        if request.HasField("notifications")
+        else None,
     )
     # A window that is no duration is not a missing one, too.
     return (replace(change, max_starts=None) if violations else change), violations
@@ -271,6 +276,9 @@ def _read_spec(spec: pb.JobSpec, violations: list[Violation]) -> JobSpec:
         cron=schedule_converters.read_cron(spec.cron, "spec.cron", violations) if spec.HasField("cron") else None,
         expire_time=read_optional_time(spec, "expire_time", "spec.expire_time", violations),
         retry=schedule_converters.read_retry(spec.retry, "spec.retry", violations) if spec.HasField("retry") else None,
+        notifications=notification_converters.read_notifications(spec.notifications, "spec.notifications", violations)
+        if spec.notifications
+        else (),
         unique=schedule_converters.read_unique(spec.unique, "spec.unique", violations)
         if spec.HasField("unique")
         else None,
@@ -341,8 +349,8 @@ def write_job(message: pb.Job, value: Job, waiting: WaitingOf, secret_names: Sec
     return message
 
 
-def task(value: Task) -> pb.TaskSummary:
-    """Return the message of a task."""
+def task(value: Task, secret_names: SecretNames) -> pb.TaskSummary:
+    """Return the message of a task, without secrets."""
     return pb.TaskSummary(
         id=value.id,
         create_time=timestamp(value.create_time),
@@ -354,6 +362,7 @@ def task(value: Task) -> pb.TaskSummary:
         max_starts=value.limits.max_starts,
         rate_window=duration(value.limits.rate_window),
         running=value.running,
+        notifications=notification_converters.notifications(value.limits.notifications, secret_names),
     )
 
 
@@ -396,6 +405,8 @@ def _write_spec(message: pb.JobSpec, value: JobSpec) -> None:
         write_time(message.start_at, value.start_at)
     if value.expire_time is not None:
         write_time(message.expire_time, value.expire_time)
+    for notification in value.notifications:
+        notification_converters.write_notification(message.notifications.add(), notification)
     schedule_converters.write_policies(message, value)
 
 

@@ -21,6 +21,7 @@ from fastlane_grpc.api.job_filters import (
 from fastlane_grpc.api.job_log_stream import JobLogRequest, JobWatches, job_log_stream
 from fastlane_grpc.api.limits import update_task_violations, why_limited
 from fastlane_grpc.api.log_stream import LogRequest, Send, StreamEncoding, log_stream
+from fastlane_grpc.api.notification_validation import Receivers, notification_violations
 from fastlane_grpc.api.pages import PageRequest, PageResult, TaskQuery, position_of
 from fastlane_grpc.api.schedule_validation import MAX_PREVIEW, preview_violations
 from fastlane_grpc.api.unstored_stops import UnstoredStops
@@ -32,11 +33,13 @@ from fastlane_grpc.logs import Cursor, Tails
 from fastlane_grpc.model import (
     ArrayPosition,
     Cron,
+    Delivery,
     Execution,
     Hold,
     HostReport,
     Job,
     JobSpec,
+    Notification,
     State,
     Stop,
     StopCause,
@@ -50,6 +53,7 @@ from fastlane_grpc.retention import Pruned, Retention
 from fastlane_grpc.schedule import Ticks
 from fastlane_grpc.store import (
     OPEN_STATES,
+    DeliveryQuery,
     EnqueueBatch,
     Enqueued,
     ExecutionQuery,
@@ -64,6 +68,8 @@ from fastlane_grpc.watch import WatchHub
 _STREAMS_RETRY_SECONDS = 5.0
 # Ticks that a preview returns, unless it asks for more.
 _PREVIEWED = 10
+# Of a server that has no mail server and no keys.
+NO_RECEIVERS = Receivers(has_mail=False, has_key=lambda name: False)
 # Executions ahead of a queued one are counted up to this number.
 _MOST_AHEAD = 1_000
 
@@ -146,7 +152,9 @@ class Service:
         retention: Retention,
         settings: Settings,
         watches: WatchHub,
+        receivers: Receivers = NO_RECEIVERS,
     ) -> None:
+        """`receivers`: what notifications can be sent to."""
         self.settings = settings
         self.start_time = utc_now()
         self._store = store
@@ -154,6 +162,7 @@ class Service:
         self._capacity = capacity
         self._retention = retention
         self._watches = watches
+        self._receivers = receivers
         self.job_watches = JobWatches()
         self._unstored_stops = UnstoredStops(capacity.stop_unstored)
         self.unwatched_jobs = UnwatchedJobs(store, lambda job_id, note: self.stop(job_id, note=note, grace=None))
@@ -194,7 +203,8 @@ class Service:
         violations = validation.enqueue_violations(
             request.task_id, request.spec, request.request_id, settings.max_timeout, now, settings.secret_names
         )
-        validation.raise_if_invalid(chain(conversion_violations, violations))
+        of_notifications = self._notification_violations(request.spec.notifications, "spec.notifications")
+        validation.raise_if_invalid(chain(conversion_violations, violations, of_notifications))
         never_starts = list(validation.never_starts_violations(request.spec, now))
         return InvalidRequest(never_starts) if never_starts else None
 
@@ -305,7 +315,12 @@ class Service:
             request.task_id, request.spec, "", settings.max_timeout, now, settings.secret_names
         )
         validation.raise_if_invalid(
-            chain(conversion_violations, validation.job_id_violations(request.job_id), violations)
+            chain(
+                conversion_violations,
+                validation.job_id_violations(request.job_id),
+                violations,
+                self._notification_violations(request.spec.notifications, "spec.notifications"),
+            )
         )
         never_starts = list(validation.never_starts_violations(request.spec, now))
         job, created = await self._store.replace_job(
@@ -355,8 +370,34 @@ class Service:
     ) -> Task:
         """Change the limits of a task."""
         self._check_serving()
-        validation.raise_if_invalid(chain(conversion_violations, update_task_violations(task_id, change)))
+        validation.raise_if_invalid(
+            chain(
+                conversion_violations,
+                update_task_violations(task_id, change),
+                self._notification_violations(change.notifications or (), "notifications.items"),
+            )
+        )
         return await self._store.update_task(task_id, change)
+
+    async def deliveries(
+        self, request: PageRequest[DeliveryQuery], conversion_violations: Sequence[Violation] = ()
+    ) -> PageResult[Delivery]:
+        """Return a page, newest first."""
+        self._check_serving()
+        query = request.query
+        validation.raise_if_invalid(chain(conversion_violations, validation.page_violations(request.size)))
+        return PageResult(
+            query, await self._store.deliveries(query, after=position_of(request.token, query), size=request.max_items)
+        )
+
+    async def redeliver(self, delivery_id: str) -> Delivery:
+        """Deliver a notification once more."""
+        self._check_serving()
+        _require("delivery_id", delivery_id)
+        return await self._store.redeliver(delivery_id)
+
+    def _notification_violations(self, notifications: Sequence[Notification], field: str) -> Iterator[Violation]:
+        return notification_violations(notifications, field, self._receivers, self.settings.secret_names)
 
     async def drain_host(self, name: str, note: str) -> HostReport:
         """Assign no further executions to a host."""

@@ -39,6 +39,8 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "hosts": ("hosts.hosts", "List, drain and resume the container engines."),
     "stop": ("stop.stop", "Stop jobs, by their ids or by a filter."),
     "retry": ("retry.retry", "Run jobs once more that have ended."),
+    "deliveries": ("deliveries.deliveries", "List notifications and whether they were delivered."),
+    "redeliver": ("deliveries.redeliver", "Deliver notifications once more."),
     "schedule": ("schedule.schedule", "Show, pause and resume schedules."),
     "prune": ("prune.prune", "Delete jobs and logs that ended long ago."),
     "doctor": ("doctor.doctor", "Check the machine of a server and suggest repairs."),
@@ -61,6 +63,8 @@ OTHER_NAMES: Mapping[str, str] = {
     **dict.fromkeys(["info", "check", "health"], "doctor"),
     **dict.fromkeys(["queues", "names"], "tasks"),
     **dict.fromkeys(["settings"], "config"),
+    **dict.fromkeys(["notifications", "webhooks", "outbox"], "deliveries"),
+    **dict.fromkeys(["resend", "notify"], "redeliver"),
 }
 
 

@@ -219,7 +219,21 @@ def limits_text(task: pb.TaskSummary) -> str:
     if task.max_starts:
         starts = f"{task.max_starts} {'start' if task.max_starts == 1 else 'starts'}"
         limits.append(f"{starts} in {span(task.rate_window.ToTimedelta())}")
+    if task.notifications:
+        limits.append(f"tells {', '.join(map(receivers_text, task.notifications))}")
     return ", ".join(limits)
+
+
+def receivers_text(notification: pb.Notification) -> str:
+    """Return the receivers of a notification, and which ends they are told of."""
+    is_webhook = notification.HasField("webhook")
+    receivers = notification.webhook.url if is_webhook else ", ".join(notification.mail.to)
+    states = "/".join(map(state_name, notification.states))
+    return "".join([receivers, f" of {states}" if states else "", _EVENT_TEXTS.get(notification.event, "")])
+
+
+# Of what a notification tells, if that is not each run.
+_EVENT_TEXTS = {pb.Notification.EVENT_JOB_ENDED: " (job)", pb.Notification.EVENT_ATTEMPT_ENDED: " (each attempt)"}
 
 
 def _job(client: api.Client, text: str) -> pb.Job:
@@ -316,6 +330,7 @@ def _job_facts(job: pb.Job, now: datetime) -> Iterator[tuple[str, str]]:
     yield "next tick", _moment_of(ticks[0], now) if ticks else ""
     yield "ticks", _ticks(job.schedule) if job.HasField("schedule") else ""
     yield "unique key", spec.unique.key
+    yield "notifies", "; ".join(map(receivers_text, spec.notifications))
     yield "start in", span(spec.start_in.ToTimedelta()) if spec.HasField("start_in") else ""
     yield "start at", _moment(spec, "start_at", now)
     yield "expires", _moment(spec, "expire_time", now)

@@ -146,6 +146,8 @@ ADDRESS = Reads("host:port", _read_server)
 PAIR = Reads("name=value", _read_pair)
 MAX_RUNNING = Reads("number|off", _read_max_running)
 RATE = Reads("number/duration|off", _read_rate)
+URL = Reads("url", config.read_webhook_url)
+MAIL_ADDRESS = Reads("address", config.read_mail_address)
 VARIABLE = Reads("name[=value]", _read_variable)
 
 # As they are written on a command line: "timed-out".
@@ -154,6 +156,9 @@ STATES = {
     for name, number in fastlane_pb2.State.items()
     if number
 }
+
+
+FINAL_STATES = [name for name, number in STATES.items() if number >= fastlane_pb2.STATE_SUCCEEDED]
 
 
 # ------------------------------------------------------------------------------------------------------- shared options
@@ -195,6 +200,43 @@ def _verbose(function: Function, *names: str) -> Function:
         "--heartbeat", type=DURATION, help="Say on stderr each time that nothing was printed for so long, as 60s."
     )(function)
     return click.option("--no-exit-status", is_flag=True, help="Exit with 0, however the job ended.")(function)
+
+
+def notifies(function: Function) -> Function:
+    """For commands that say whom to tell about the ends of jobs."""
+    for option in reversed(_NOTIFY_OPTIONS):
+        function = option(function)
+    return function
+
+
+_NOTIFY_OPTIONS = [
+    click.option(
+        "--notify-url",
+        "notify_urls",
+        type=URL,
+        multiple=True,
+        help="Webhook that is told of the end; repeat for several.",
+    ),
+    click.option(
+        "--notify-mail",
+        "notify_mails",
+        type=MAIL_ADDRESS,
+        multiple=True,
+        help="Mail address that is told of the end; repeat for several.",
+    ),
+    click.option(
+        "--notify-on",
+        type=click.Choice(FINAL_STATES),
+        multiple=True,
+        help="Tell only of this final state; repeat for several.",
+    ),
+    click.option(
+        "--notify-event",
+        type=click.Choice(["run", "job", "attempt"]),
+        help="Tell of the end of each run, of the job, or of each attempt.  [default: run]",
+    ),
+    click.option("--notify-secret", metavar="NAME", help="Name of the server's key that signs the webhooks."),
+]
 
 
 def answers(function: Function) -> Function:

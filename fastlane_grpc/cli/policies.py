@@ -1,4 +1,4 @@
-"""The options of `run` and `enqueue` that make a retry policy, a schedule and a unique key."""
+"""The options of `run` and `enqueue` that make a retry policy, a schedule, a unique key and notifications."""
 
 import re
 from typing import Any
@@ -6,6 +6,7 @@ from typing import Any
 import click
 
 from fastlane_grpc import client as api
+from fastlane_grpc.cli.options import STATES
 
 # Without the first option of a group the others would have no effect.
 _NEEDS = {
@@ -25,7 +26,8 @@ _NEEDS = {
 
 
 def with_policies(options: dict[str, Any]) -> dict[str, Any]:
-    """Return the options of a job with `retry`, `cron` and `unique` in place of the options that make them."""
+    """Return the options of a job with `retry`, `cron`, `unique` and `notifications` in place of the options that make
+    them."""
     for name, (needed, option, other) in _NEEDS.items():
         if options.get(name) not in {None, (), 0} and not options.get(needed):
             raise click.UsageError(f"{option} has no effect without {other}")
@@ -62,7 +64,27 @@ def with_policies(options: dict[str, Any]) -> dict[str, Any]:
     key, conflict = made.pop("unique_key"), made.pop("on_conflict")
     if key is not None:
         made["unique"] = api.Unique(key, conflict and conflict.replace("-", "_"))
+    if notifications := notifications_of(made):
+        made["notifications"] = notifications
     return made
+
+
+def notifications_of(options: dict[str, Any]) -> list[api.Webhook | api.Mail]:
+    """Take the options of notifications out of all options, and return what they make."""
+    urls, addresses, secret = options.pop("notify_urls"), options.pop("notify_mails"), options.pop("notify_secret")
+    names, event = options.pop("notify_on"), options.pop("notify_event")
+    if not urls and not addresses and (names or event):
+        given = "--notify-on" if names else "--notify-event"
+        raise click.UsageError(f"{given} has no effect without --notify-url or --notify-mail")
+    if secret and not urls:
+        raise click.UsageError("--notify-secret has no effect without --notify-url")
+    states = [STATES[name] for name in names]
+    kind = f"{event}_ended" if event else None
+    webhooks: list[api.Webhook | api.Mail] = [
+        api.Webhook(url, states, kind, secret_name=secret or "")  # type: ignore[arg-type]  # checked by click
+        for url in urls
+    ]
+    return [*webhooks, api.Mail(addresses, states, kind)] if addresses else webhooks  # type: ignore[arg-type]
 
 
 def read_cause(text: str) -> str | int:

@@ -31,6 +31,7 @@ from fastlane_grpc.cli.options import (
     Function,
     Reads,
     answers,
+    notifies,
     shows_output_of_run,
     talks_to_server,
 )
@@ -260,6 +261,7 @@ _ENQUEUE_OPTIONS = [
 
 def _describes_job(function: Function) -> Function:
     """The image, the words and all options of a job."""
+    function = notifies(function)
     for option in reversed(_JOB_OPTIONS):
         function = option(function)
     return click.argument("words", nargs=-1, type=click.UNPROCESSED, metavar="[--] [WORD]...")(function)
@@ -367,6 +369,7 @@ def enqueue(
       fastlane enqueue --request-id invoice-4711 registry:5000/mail:1.4 python invoice.py 4711
       fastlane enqueue --in 10m --expires 2030-01-31T09:00:00Z busybox echo later
       fastlane enqueue --cron '30 2 * * *' --time-zone Europe/Berlin --retries 3 busybox echo nightly
+      fastlane enqueue --notify-mail ops@example.org --notify-on failed registry:5000/backup:2 backup
 
     Everything after IMAGE belongs to the command, as with `docker run`. With a --request-id the call is safe to repeat:
     the same command is one job, and its id is printed each time.

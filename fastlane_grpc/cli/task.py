@@ -1,12 +1,14 @@
-"""`fastlane task`: limit, pause and resume a task."""
+"""`fastlane task`: limit, pause and resume a task, and say whom to tell about its jobs."""
 
 from datetime import timedelta
+from typing import Any
 
 import click
 
 from fastlane_grpc.cli.connection import connected
 from fastlane_grpc.cli.lists import limits_text
-from fastlane_grpc.cli.options import MAX_RUNNING, RATE, answers, talks_to_server
+from fastlane_grpc.cli.options import MAX_RUNNING, RATE, answers, notifies, talks_to_server
+from fastlane_grpc.cli.policies import notifications_of
 from fastlane_grpc.cli.tables import as_line
 from fastlane_grpc.cli.terminal import write
 from fastlane_grpc.v1 import fastlane_pb2 as pb
@@ -14,13 +16,14 @@ from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 @click.group()
 def task() -> None:
-    """Limit, pause and resume a task. `fastlane tasks` lists tasks and their limits.
+    """Limit, pause and resume a task, or say whom to tell about its jobs. `fastlane tasks` lists tasks and limits.
 
     \b
     Examples:
       fastlane task limit send-mail --max-running 5 --rate 100/1m
       fastlane task pause send-mail
       fastlane task resume send-mail
+      fastlane task notify send-mail --notify-mail ops@example.org
     """
 
 
@@ -86,6 +89,28 @@ def resume(*, name: str, form: str, address: str) -> int:
     """
     with connected(address) as client:
         _show(client.update_task(name, paused=False), form)
+    return 0
+
+
+@task.command()
+@click.argument("name", metavar="TASK")
+@click.option("--off", is_flag=True, help="Tell nobody; the settings of the server apply again.")
+@notifies
+@answers
+@talks_to_server
+def notify(*, name: str, off: bool, form: str, address: str, **options: Any) -> int:
+    """Say whom to tell about the ends of the task's jobs that do not say so themselves. Replaces what was said before.
+
+    \b
+    Examples:
+      fastlane task notify send-mail --notify-mail ops@example.org --notify-on failed --notify-on timed-out
+      fastlane task notify send-mail --off
+    """
+    notifications = notifications_of(options)
+    if off == bool(notifications):
+        raise click.UsageError("set --notify-url, --notify-mail or both, or --off")
+    with connected(address) as client:
+        _show(client.update_task(name, notifications=notifications), form)
     return 0
 
 

@@ -40,8 +40,9 @@ from fastlane_grpc.client.events import (
     StateChange,
 )
 from fastlane_grpc.client.json_requests import request_from_json
-from fastlane_grpc.client.policies import Cron, Duration, MemoryGrowth, Retry, Unique
+from fastlane_grpc.client.policies import Cron, Duration, Mail, MemoryGrowth, Retry, Unique, Webhook
 from fastlane_grpc.client.requests import (
+    DeliveryFilter,
     ExecutionFilter,
     ExecutionTailOptions,
     JobFilter,
@@ -70,6 +71,7 @@ __all__ = [
     "Client",
     "Cron",
     "CursorRefused",
+    "DeliveryFilter",
     "Disconnected",
     "Duration",
     "End",
@@ -93,6 +95,7 @@ __all__ = [
     "JobPruned",
     "JobSelection",
     "LogInconsistent",
+    "Mail",
     "MemoryGrowth",
     "NoSchedule",
     "NotFound",
@@ -111,6 +114,7 @@ __all__ = [
     "Watch",
     "WatchEvent",
     "WatchOptions",
+    "Webhook",
     "as_json",
     "exit_status",
     "job_request",

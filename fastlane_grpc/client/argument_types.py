@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from numbers import Integral, Real
 from types import UnionType
 
-from fastlane_grpc.client.policies import Cron, Retry, Unique
+from fastlane_grpc.client.policies import Cron, Mail, Retry, Unique, Webhook
 from fastlane_grpc.text.time_span import span_of
 
 _WORDS = {
@@ -31,7 +31,7 @@ _WHOLE_NUMBERS = {
 }
 _TEXTS = {
     *("task_id", "image", "working_dir", "user", "network", "stop_signal", "request_id"),
-    *("job_id", "execution_id", "note", "cursor", "before_cursor", "host", "id_prefix", "etag"),
+    *("job_id", "execution_id", "delivery_id", "note", "cursor", "before_cursor", "host", "id_prefix", "etag"),
 }
 
 _POLICIES: Mapping[str, tuple[type | UnionType, str]] = {
@@ -79,6 +79,8 @@ def _check(name: str, value: object) -> None:
     elif name == "metadata":
         if not isinstance(value, Mapping):
             raise TypeError(f"metadata must be a dict; {_given(value)}")
+    elif name == "notifications":
+        _check_notifications(value)
     elif name in _POLICIES:
         kind, example = _POLICIES[name]
         if isinstance(value, bool) or not isinstance(value, kind):
@@ -88,6 +90,14 @@ def _check(name: str, value: object) -> None:
             raise TypeError("command must be a string; for a list of words use args=")
     elif name in _TEXTS and not isinstance(value, str | bytes):
         raise TypeError(f"{name} must be a string; {_given(value)}")
+
+
+def _check_notifications(value: object) -> None:
+    if isinstance(value, str | bytes | Mapping) or not isinstance(value, Collection):
+        raise TypeError(f'notifications must be a list, as [Mail("name@example.org")]; {_given(value)}')
+    for number, each in enumerate(value):
+        if not isinstance(each, Webhook | Mail):
+            raise TypeError(f"notifications[{number}] must be a Webhook or a Mail; {_given(each)}")
 
 
 def _check_words(name: str, value: object) -> None:

@@ -14,9 +14,10 @@ from fastlane_grpc.client.async_tail import AsyncTail
 from fastlane_grpc.client.async_watch import AsyncWatch
 from fastlane_grpc.client.batches import EnqueueResult, batches, halves, is_repeatable, is_too_large, results
 from fastlane_grpc.client.errors import Error, error_of
-from fastlane_grpc.client.policies import Cron, Duration
+from fastlane_grpc.client.policies import Cron, Duration, Mail, Webhook
 from fastlane_grpc.client.progress import Progress
 from fastlane_grpc.client.requests import (
+    DeliveryFilter,
     ExecutionFilter,
     ExecutionTailOptions,
     JobFilter,
@@ -62,6 +63,7 @@ class AsyncClient:
         self._executions = pb_grpc.ExecutionServiceStub(line)
         self._tasks = pb_grpc.TaskServiceStub(line)
         self._hosts = pb_grpc.HostServiceStub(line)
+        self._notifications = pb_grpc.NotificationServiceStub(line)
         self._server = pb_grpc.ServerServiceStub(line)
         self._tails: weakref.WeakSet[AsyncTail | AsyncWatch] = weakref.WeakSet()
 
@@ -257,14 +259,31 @@ class AsyncClient:
         paused: bool | None = None,
         max_starts: int | None = None,
         rate_window: Duration | None = None,
+        notifications: Sequence[Webhook | Mail] | None = None,
     ) -> pb.TaskSummary:
         """Sets limits of a task, which need not have jobs; what is None stays as it is. Zero: no limit.
 
-        `max_starts` and `rate_window` go together. Running executions are not stopped."""
+        `max_starts` and `rate_window` go together. Running executions are not stopped. `notifications` are those of
+        the task's jobs that have none of their own."""
         request = requests.update_task(
-            task_id, max_running=max_running, paused=paused, max_starts=max_starts, rate_window=rate_window
+            task_id,
+            max_running=max_running,
+            paused=paused,
+            max_starts=max_starts,
+            rate_window=rate_window,
+            notifications=notifications,
         )
         return (await self._call(self._tasks.UpdateTask, request)).task
+
+    async def deliveries(self, **filter: Unpack[DeliveryFilter]) -> AsyncIterator[pb.Delivery]:  # noqa: A002
+        """Notifications of receivers, newest first; a page is fetched when it is needed, to the last one."""
+        async for page in self._pages(self._notifications.ListDeliveries, requests.deliveries(**filter)):
+            for delivery in page.deliveries:
+                yield delivery
+
+    async def redeliver(self, delivery_id: str) -> pb.Delivery:
+        """Delivers a notification once more, under the same id. NotFound."""
+        return (await self._call(self._notifications.RedeliverNotification, requests.redeliver(delivery_id))).delivery
 
     async def hosts(self) -> Sequence[pb.EngineHost]:
         """The engines that containers run on, in the order of the server's configuration."""

@@ -14,9 +14,10 @@ import grpc
 from fastlane_grpc.client import channel, requests
 from fastlane_grpc.client.batches import EnqueueResult, batches, halves, is_repeatable, is_too_large, results
 from fastlane_grpc.client.errors import Error, error_of
-from fastlane_grpc.client.policies import Cron, Duration
+from fastlane_grpc.client.policies import Cron, Duration, Mail, Webhook
 from fastlane_grpc.client.progress import Progress
 from fastlane_grpc.client.requests import (
+    DeliveryFilter,
     ExecutionFilter,
     ExecutionTailOptions,
     JobFilter,
@@ -66,6 +67,7 @@ class Client:
         self._executions = pb_grpc.ExecutionServiceStub(line)
         self._tasks = pb_grpc.TaskServiceStub(line)
         self._hosts = pb_grpc.HostServiceStub(line)
+        self._notifications = pb_grpc.NotificationServiceStub(line)
         self._server = pb_grpc.ServerServiceStub(line)
         self._tails: weakref.WeakSet[Tail | Watch] = weakref.WeakSet()
 
@@ -256,14 +258,30 @@ class Client:
         paused: bool | None = None,
         max_starts: int | None = None,
         rate_window: Duration | None = None,
+        notifications: Sequence[Webhook | Mail] | None = None,
     ) -> pb.TaskSummary:
         """Sets limits of a task, which need not have jobs; what is None stays as it is. Zero: no limit.
 
-        `max_starts` and `rate_window` go together. Running executions are not stopped."""
+        `max_starts` and `rate_window` go together. Running executions are not stopped. `notifications` are those of
+        the task's jobs that have none of their own."""
         request = requests.update_task(
-            task_id, max_running=max_running, paused=paused, max_starts=max_starts, rate_window=rate_window
+            task_id,
+            max_running=max_running,
+            paused=paused,
+            max_starts=max_starts,
+            rate_window=rate_window,
+            notifications=notifications,
         )
         return self._call(self._tasks.UpdateTask, request).task
+
+    def deliveries(self, **filter: Unpack[DeliveryFilter]) -> Iterator[pb.Delivery]:  # noqa: A002
+        """Notifications of receivers, newest first; a page is fetched when it is needed, to the last one."""
+        for page in self._pages(self._notifications.ListDeliveries, requests.deliveries(**filter)):
+            yield from page.deliveries
+
+    def redeliver(self, delivery_id: str) -> pb.Delivery:
+        """Delivers a notification once more, under the same id. NotFound."""
+        return self._call(self._notifications.RedeliverNotification, requests.redeliver(delivery_id)).delivery
 
     def hosts(self) -> Sequence[pb.EngineHost]:
         """The engines that containers run on, in the order of the server's configuration."""

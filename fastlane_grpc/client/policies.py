@@ -1,7 +1,7 @@
-"""Retry policies, schedules and unique keys as values, and their messages."""
+"""Retry policies, schedules, unique keys and notifications as values, and their messages."""
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from datetime import datetime, timedelta
 from typing import Any, Literal, TypeAlias
 from zoneinfo import ZoneInfo
@@ -111,6 +111,59 @@ class Unique:
         return pb.Unique(key=self.key, conflict=_value(_CONFLICTS, self.conflict, "a rule for conflicts"))
 
 
+NotificationEvent: TypeAlias = Literal["run_ended", "job_ended", "attempt_ended"]
+
+
+@dataclass(frozen=True, slots=True)
+class Webhook:
+    """A notification by a signed POST; see `Notification` in the contract."""
+
+    url: str
+    states: Iterable[pb.State.ValueType] = ()
+    """Only these final states; by default all."""
+    event: NotificationEvent | None = None
+    """What has to end: a run ("run_ended"), the job, or each attempt."""
+    secret_name: str = ""
+    """Name of the signing key in the server's file of keys."""
+    secret: str = field(default="", repr=False)
+    """The signing key itself, as `whsec_...`; prefer `secret_name`."""
+    headers: Mapping[str, str] = field(default_factory=dict, repr=False)
+    max_retries: int = 0
+    """Attempts after the first one; 0: the server's default."""
+    timeout: Duration | None = None
+    """Maximum time of one attempt; by default the server's."""
+
+    def message(self) -> pb.Notification:
+        webhook = pb.Notification.Webhook(
+            url=self.url,
+            headers=self.headers,
+            max_retries=self.max_retries,
+            secret=self.secret,
+            secret_name=self.secret_name,
+            timeout=duration(self.timeout, "timeout"),
+        )
+        return pb.Notification(webhook=webhook, states=self.states, event=_value(_EVENTS, self.event, "an event"))
+
+
+@dataclass(frozen=True, slots=True)
+class Mail:
+    """A notification by mail; see `Notification` in the contract."""
+
+    to: str | Sequence[str]
+    """An address, or several."""
+    states: Iterable[pb.State.ValueType] = ()
+    """Only these final states; by default all."""
+    event: NotificationEvent | None = None
+    """What has to end: a run ("run_ended"), the job, or each attempt."""
+    subject: str = ""
+    """By default one that names the task and the state."""
+
+    def message(self) -> pb.Notification:
+        mail = pb.Notification.Mail(to=[self.to] if isinstance(self.to, str) else self.to, subject=self.subject)
+        return pb.Notification(mail=mail, states=self.states, event=_value(_EVENTS, self.event, "an event"))
+
+
+_EVENTS = {name.removeprefix("EVENT_").lower(): value for name, value in pb.Notification.Event.items() if value}
 _CAUSES = {name.removeprefix("RETRY_CAUSE_").lower(): value for name, value in pb.Retry.RetryCause.items() if value}
 _OVERLAPS = {name.removeprefix("OVERLAP_").lower(): value for name, value in pb.Cron.Overlap.items() if value}
 _CATCH_UPS = {name.removeprefix("CATCH_UP_").lower(): value for name, value in pb.Cron.CatchUp.items() if value}
@@ -134,6 +187,11 @@ def unique_message(unique: Unique | str | None) -> pb.Unique | None:
     """Return the message of a unique key; a string is the key."""
     unique = Unique(unique) if isinstance(unique, str) else unique
     return None if unique is None else unique.message()
+
+
+def notification_messages(notifications: Sequence[Webhook | Mail]) -> list[pb.Notification]:
+    """Return the messages of notifications."""
+    return [each.message() for each in notifications]
 
 
 def duration(value: Duration | None, name: str = "") -> duration_pb2.Duration | None:

@@ -15,9 +15,12 @@ from fastlane_grpc.client.errors import InvalidText
 from fastlane_grpc.client.policies import (
     Cron,
     Duration,
+    Mail,
     Retry,
     Unique,
+    Webhook,
     cron_message,
+    notification_messages,
     retry_message,
     unique_message,
 )
@@ -31,6 +34,7 @@ _Request = TypeVar("_Request")
 
 State: TypeAlias = fastlane_pb2.State.ValueType
 Source: TypeAlias = fastlane_pb2.Source.ValueType
+DeliveryState: TypeAlias = fastlane_pb2.DeliveryState.ValueType
 
 _NONE: Mapping[str, str] = MappingProxyType({})
 NO_LABELS = _NONE
@@ -73,6 +77,8 @@ class JobOptions(TypedDict, total=False):
     `start_at`."""
     retry: Retry | int | None
     """Attempts after a failed one; a number is that of the retries."""
+    notifications: Sequence[Webhook | Mail]
+    """Whom to tell about the ends of the job; by default whom the task or the server says."""
     unique: Unique | str | None
     """A key that one open job of the task may hold."""
     history: int
@@ -102,6 +108,14 @@ class JobFilter(TypedDict, total=False):
     id_prefix: str
     page_size: int
     """Jobs per page; by default the server's choice."""
+
+
+class DeliveryFilter(TypedDict, total=False):
+    """Filters of `deliveries`; an omitted one does not filter."""
+
+    job_id: str
+    states: Iterable[DeliveryState]
+    page_size: int
 
 
 class JobSelection(TypedDict, total=False):
@@ -267,6 +281,7 @@ def enqueue(
     expire_time: datetime | None = None,
     cron: Cron | str | None = None,
     retry: Retry | int | None = None,
+    notifications: Sequence[Webhook | Mail] = (),
     unique: Unique | str | None = None,
     history: int = 0,
     stop_when_unwatched: Duration | None = None,
@@ -294,6 +309,7 @@ def enqueue(
         expire_time=to_timestamp(expire_time),
         cron=cron_message(cron),
         retry=retry_message(retry),
+        notifications=notification_messages(notifications),
         unique=unique_message(unique),
         history=history,
         stop_when_unwatched=to_duration(stop_when_unwatched),
@@ -348,6 +364,16 @@ def jobs(
 @_names_text
 def executions(**filter: Any) -> fastlane_pb2.ListExecutionsRequest:  # noqa: A002
     return fastlane_pb2.ListExecutionsRequest(**filter)
+
+
+@_names_text
+def deliveries(**filter: Any) -> fastlane_pb2.ListDeliveriesRequest:  # noqa: A002
+    return fastlane_pb2.ListDeliveriesRequest(**filter)
+
+
+@_names_text
+def redeliver(delivery_id: str) -> fastlane_pb2.RedeliverNotificationRequest:
+    return fastlane_pb2.RedeliverNotificationRequest(delivery_id=delivery_id)
 
 
 @_names_text
@@ -407,8 +433,11 @@ def update_task(
     paused: bool | None,
     max_starts: int | None,
     rate_window: Duration | None,
+    notifications: Sequence[Webhook | Mail] | None,
 ) -> fastlane_pb2.UpdateTaskRequest:
+    items = None if notifications is None else notification_messages(notifications)
     return fastlane_pb2.UpdateTaskRequest(
+        notifications=None if items is None else fastlane_pb2.UpdateTaskRequest.Notifications(items=items),
         task_id=task_id,
         max_running=max_running,
         paused=paused,

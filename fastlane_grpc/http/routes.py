@@ -72,6 +72,8 @@ ROUTES: Sequence[CallRoute] = (
     CallRoute("StopExecution", "POST", "/executions/{execution_id}/stop"),
     CallRoute("StreamExecutionLogs", "GET", "/executions/{execution_id}/logs"),
     CallRoute("WatchJobs", "GET", "/watch"),
+    CallRoute("ListDeliveries", "GET", "/deliveries"),
+    CallRoute("RedeliverNotification", "POST", "/deliveries/{delivery_id}/redeliver"),
     CallRoute("ListHosts", "GET", "/hosts", page=True),
     CallRoute("DrainHost", "POST", "/hosts/{host}/drain"),
     CallRoute("ResumeHost", "POST", "/hosts/{host}/resume"),

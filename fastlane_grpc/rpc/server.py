@@ -10,7 +10,14 @@ from fastlane_grpc.errors import CannotServe
 from fastlane_grpc.machine.address import cannot_listen
 from fastlane_grpc.machine.open_files import MOST_CONNECTIONS
 from fastlane_grpc.rpc import handlers, reflection
-from fastlane_grpc.rpc.servicers import ExecutionServicer, HostServicer, JobServicer, ServerServicer, TaskServicer
+from fastlane_grpc.rpc.servicers import (
+    ExecutionServicer,
+    HostServicer,
+    JobServicer,
+    NotificationServicer,
+    ServerServicer,
+    TaskServicer,
+)
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 # The time that calls in flight have to end when the server stops. Log streams end at once.
@@ -52,6 +59,7 @@ class RpcServer:
             "ExecutionService": ExecutionServicer(calls),
             "TaskService": TaskServicer(calls),
             "HostService": HostServicer(calls),
+            "NotificationService": NotificationServicer(calls),
             "ServerService": ServerServicer(calls),
         }
         self._server.add_generic_rpc_handlers(

@@ -116,6 +116,21 @@ class HostServicer:
         return await self._calls.resume_host(request)
 
 
+class NotificationServicer:
+    """fastlane.v1.NotificationService"""
+
+    def __init__(self, calls: Calls) -> None:
+        self._calls = calls
+
+    async def ListDeliveries(self, request: pb.ListDeliveriesRequest, context: Context) -> pb.ListDeliveriesResponse:
+        return await self._calls.list_deliveries(request)
+
+    async def RedeliverNotification(
+        self, request: pb.RedeliverNotificationRequest, context: Context
+    ) -> pb.RedeliverNotificationResponse:
+        return await self._calls.redeliver_notification(request)
+
+
 class ServerServicer:
     """fastlane.v1.ServerService"""
 

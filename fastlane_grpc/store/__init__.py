@@ -10,7 +10,8 @@ from fastlane_grpc.store.hosts import Drain
 from fastlane_grpc.store.job_changes import etag_of
 from fastlane_grpc.store.job_filter import FINAL_STATES, OPEN_STATES, JobFilter, Order
 from fastlane_grpc.store.job_state import Rules
-from fastlane_grpc.store.lists import ExecutionQuery, JobQuery, ListPage, Position
+from fastlane_grpc.store.lists import DeliveryQuery, ExecutionQuery, JobQuery, ListPage, Position
+from fastlane_grpc.store.outbox import Attempt, Due
 from fastlane_grpc.store.pending import Pending
 from fastlane_grpc.store.pruning import Count, PruneCandidate, PruneCursor, PruneQuery, RetentionTotals
 from fastlane_grpc.store.store import Store
@@ -21,12 +22,15 @@ __all__ = [
     "FINAL_STATES",
     "FIRST_POSITION",
     "OPEN_STATES",
+    "Attempt",
     "Census",
     "Change",
     "ChangeKind",
     "ChangePosition",
     "Count",
+    "DeliveryQuery",
     "Drain",
+    "Due",
     "EnqueueBatch",
     "Enqueued",
     "ExecutionCounts",

@@ -23,10 +23,12 @@ class ChangeKind(IntEnum):
     EXECUTION = 1
     # Something else of an execution: its container, its grace period, its log that was pruned.
     DETAIL = 2
-    # A job became final, or changed without another state: its schedule, its spec.
+    # A job changed without another state: its schedule, its spec.
     JOB = 3
     # A job was pruned, with all its executions.
     PRUNED = 4
+    # A job became final. (Before a release with notifications: JOB.)
+    ENDED = 5
 
 
 class ChangePosition(NamedTuple):
@@ -124,16 +126,16 @@ def read_jobs(db: Connection, job_ids: Sequence[str], *, with_labels: bool) -> J
     return JobsRead(rows[0][0] or 0 if rows else 0, {job.id: job for job in jobs}, labels)
 
 
-def prune_changes(db: Connection, *, before: datetime, keep: int, limit: int) -> int:
-    """Delete the oldest rows, at most `limit`: those beyond the newest `keep`, and those from before that time. Return
-    how many these were.
+def prune_changes(db: Connection, *, before: datetime, keep: int, limit: int, up_to: int) -> int:
+    """Delete the oldest rows, at most `limit`: those beyond the newest `keep`, and those from before that time, up to
+    the sequence `up_to`. Return how many these were.
 
     Only a beginning of the log is deleted, whatever times clocks gave its rows, and never its newest row."""
     before_us, newest = microseconds_since_epoch(before), newest_change(db).sequence
     rows = db.execute("SELECT sequence, time FROM changes ORDER BY sequence LIMIT ?", (limit,)).fetchall()
     last = 0
     for sequence, time_us in rows:
-        if sequence >= newest or not (sequence <= newest - keep or time_us < before_us):
+        if sequence >= newest or sequence > up_to or not (sequence <= newest - keep or time_us < before_us):
             break
         last = sequence
     return db.execute("DELETE FROM changes WHERE sequence <= ?", (last,)).rowcount if last else 0

@@ -27,6 +27,10 @@ __all__ = ["Connection", "is_failure", "open_for_reading", "open_for_writing", "
 
 RETRY_SECONDS = 5.0
 
+# The steps of the migrations are more than 200, and stay in the cache of the connection that
+# made a new database: in a cache that they fill, all others would be compiled again for each execution.
+_CACHED_STATEMENTS = 1024
+
 AnyConnection = TypeVar("AnyConnection", bound=Connection)
 
 
@@ -86,7 +90,9 @@ def _opening(path: Path, kind: "type[AnyConnection]") -> "Iterator[AnyConnection
     try:
         # It is opened on one thread and used on another, one at a time. Transactions are begun and ended by hand, hence
         # no isolation level.
-        db = sqlite3.connect(path, isolation_level=None, check_same_thread=False, cached_statements=256, factory=kind)
+        db = sqlite3.connect(
+            path, isolation_level=None, check_same_thread=False, cached_statements=_CACHED_STATEMENTS, factory=kind
+        )
         try:
             db.execute("PRAGMA foreign_keys = ON")
             yield db

@@ -12,6 +12,7 @@ from fastlane_grpc.machine.data_directory import least_free_bytes, least_free_in
 from fastlane_grpc.model import ArrayPosition, Conflict, Execution, Hold, Job, JobSpec, State, Times, Unique, new_id
 from fastlane_grpc.schedule import first, waiting_state
 from fastlane_grpc.store.database import RETRY_SECONDS, Connection, sqlite3
+from fastlane_grpc.store.outbox import note_jobs
 from fastlane_grpc.store.queries import job_of
 from fastlane_grpc.store.rows import (
     microseconds_or_none,
@@ -186,6 +187,8 @@ class Enqueue:
             return Written((job, True))
         db.execute(_EXECUTIONS + _EXECUTION, self._execution_row)
         keep_labels(db, self._label_rows(_last_seq(kept)))
+        if self._spec.notifications:
+            note_jobs(db, [self.job.id])
         return self.written
 
     def _unique(self, db: Connection, unique: Unique) -> Written[tuple[Job, bool]]:
@@ -232,6 +235,8 @@ class Enqueue:
         # The rows of one statement have consecutive numbers, each one more than the largest before.
         first_seq = _last_seq(kept) - len(works) + 1
         keep_labels(db, [row for seq, work in enumerate(works, first_seq) for row in work._label_rows(seq)])
+        if notifying := [work.job.id for work in works if work._spec.notifications]:
+            note_jobs(db, notifying)
         db.execute(
             _EXECUTIONS + ", ".join([_EXECUTION] * len(works)),
             [value for work in works for value in work._execution_row],

@@ -19,6 +19,7 @@ from fastlane_grpc.schedule import Next, Ticks, first, resumed, without_pending
 from fastlane_grpc.store.database import Connection
 from fastlane_grpc.store.enqueue import Quota, digest_of, keep_labels, key_holders
 from fastlane_grpc.store.job_state import Rules, insert_next, point_at, reopen, settle, write_schedule
+from fastlane_grpc.store.outbox import catch_up, forget_job, note_jobs
 from fastlane_grpc.store.queries import job_of, open_executions
 from fastlane_grpc.store.rows import (
     EXECUTION,
@@ -90,6 +91,8 @@ def replace_job(
     if refusal := quota.refusal(db, 1):
         raise refusal
     changed = _withdraw_unstarted(db, job, now)
+    if job.spec.notifications != spec.notifications:
+        catch_up(db, rules.default_notifications, now)
     _write_spec(db, job, spec, secret_names)
     reopen(db, job_id)
     replaced = replace(job, spec=spec, runs=job.runs)
@@ -236,6 +239,10 @@ def _write_spec(db: Connection, job: Job, spec: JobSpec, secret_names: SecretNam
         ),
     ).fetchall()
     keep_labels(db, [(name, value, create_time, seq) for name, value in spec.labels.items()])
+    if spec.notifications:
+        note_jobs(db, [job.id])
+    elif job.spec and job.spec.notifications:
+        forget_job(db, job.id)
 
 
 def _count_revision(db: Connection, job_id: str) -> None:

@@ -4,11 +4,11 @@ A job that is not final has the state of its current execution, the newest one t
 ends, the same transaction inserts what follows or makes the job final: there is no moment at which a crash could forget
 it."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from datetime import datetime
 from typing import NamedTuple, TypeAlias
 
-from fastlane_grpc.model import Execution, Hold, Job, JobSpec, ScheduleState, State, Times, new_id
+from fastlane_grpc.model import Execution, Hold, Job, JobSpec, Notification, ScheduleState, State, Times, new_id
 from fastlane_grpc.schedule import Final, Following, Next, after, waiting_state
 from fastlane_grpc.store.database import Connection
 from fastlane_grpc.store.enqueue import insert_execution, key_holders
@@ -35,10 +35,13 @@ _TO_START = """
 
 
 class Rules(NamedTuple):
-    """The rules of the store: the function that decides what follows an execution, and the default history of a job."""
+    """The rules of the store: the function that decides what follows an execution, and the history and notifications of
+    a job whose spec has none."""
 
     after: After = after
     default_history: int = 100
+    # Of jobs that have none of their own, and whose tasks have none.
+    default_notifications: Sequence[Notification] = ()
 
 
 DEFAULT_RULES = Rules()

@@ -14,8 +14,9 @@ from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, Generic, TypeAlias, TypeVar
 
-from fastlane_grpc.model import Execution, Job, State, Task
+from fastlane_grpc.model import Delivery, DeliveryState, Execution, Job, State, Task
 from fastlane_grpc.store.database import Connection
+from fastlane_grpc.store.outbox import DELIVERY, delivery_from
 from fastlane_grpc.store.rows import (
     EXECUTION,
     JOB,
@@ -69,6 +70,14 @@ class ExecutionQuery:
 
 
 @dataclass(frozen=True, slots=True)
+class DeliveryQuery:
+    """Which deliveries; what is left empty does not narrow."""
+
+    job_id: str = ""
+    states: Sequence[DeliveryState] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class ListPage(Generic[T]):
     """One page of a list: its items in order, the position of each, and `rest`, the position behind which the next page
     begins; None: this is the last page."""
@@ -111,6 +120,14 @@ def page_of_executions(
         **_id_range(query.id_prefix),
     }
     return _page(db, _EXECUTIONS, list(_execution_filters(query)), values, size, most)
+
+
+def page_of_deliveries(
+    db: Connection, query: DeliveryQuery, after: tuple[int] | None, size: int, *, most: int = MOST_LOOKED_AT
+) -> ListPage[Delivery]:
+    """By arrival, newest first: at most `size` behind `after`, of `most` that are looked at."""
+    values: dict[str, object] = {"before_seq": _LAST if after is None else after[0], "job_id": query.job_id}
+    return _page(db, _DELIVERIES, list(_delivery_filters(query)), values, size, most)
 
 
 def page_of_tasks(db: Connection, after: tuple[str] | None, size: int) -> ListPage[Task]:
@@ -164,6 +181,7 @@ _JOBS_WITH_SPEC = _Noun(
     "jobs", ("create_time", "seq"), _BY_TIME, JOB, job_from, _CURRENT_EXECUTION, "length(jobs.spec)"
 )
 _EXECUTIONS = _Noun("executions", ("seq",), "seq < :before_seq", EXECUTION, execution_from)
+_DELIVERIES = _Noun("deliveries", ("seq",), "seq < :before_seq", DELIVERY, delivery_from)
 
 
 def _job_filters(query: JobQuery) -> Iterator[_Filter]:
@@ -215,6 +233,17 @@ def _execution_filters(query: ExecutionQuery) -> Iterator[_Filter]:
         yield _Filter("all", "", ranges, frozenset({"all", "states"}))
 
 
+def _delivery_filters(query: DeliveryQuery) -> Iterator[_Filter]:
+    states = query.states or tuple(DeliveryState)
+    if query.job_id:
+        yield _of_states("deliveries", query.states)
+        ranges = ["FROM deliveries INDEXED BY deliveries_of_job WHERE job_id = :job_id"]
+        yield _Filter("job", "deliveries.job_id = :job_id", ranges, frozenset({"job"}))
+    else:
+        ranges = [f"FROM deliveries INDEXED BY deliveries_state WHERE state = {state}" for state in states]
+        yield _Filter("all", "", ranges, frozenset({"all", "states"}))
+
+
 def _of_id(table: str, column: str) -> _Filter:
     # Ids begin with the time they were made, but nothing relies on that: what begins alike is few, or is met on the way
     # through the rest.
@@ -223,7 +252,7 @@ def _of_id(table: str, column: str) -> _Filter:
     return _Filter("id", check, [begins_so], frozenset({"id"}), few=True)
 
 
-def _of_states(table: str, states: Sequence[State]) -> _Filter:
+def _of_states(table: str, states: Sequence[State | DeliveryState]) -> _Filter:
     return _Filter("states", f"{table}.state IN ({', '.join(str(int(state)) for state in states)})" if states else "")
 
 

@@ -626,3 +626,59 @@ def numbers_of_metrics(db: Database) -> None:
     )
     db.execute("CREATE INDEX executions_held ON executions(held) WHERE held > 0")
     db.execute("CREATE INDEX executions_backing_off ON executions(seq) WHERE state = 1 AND attempt > 1 AND held = 0")
+
+
+@migrations()
+def notifications(db: Database) -> None:
+    """The outbox: notifications that are to be delivered, and how far the change log was read for them."""
+    # The change by which a job became final has a kind of its own. Other changes of a final job are no end.
+    now = "CAST((julianday('now') - 2440587.5) * 86400000000 AS INTEGER)"
+    db.execute("DROP TRIGGER job_changed_in_the_log")
+    db.execute(
+        f"""
+        CREATE TRIGGER job_changed_in_the_log AFTER UPDATE ON jobs WHEN new.state >= 6 OR new.state = old.state BEGIN
+            INSERT INTO changes (kind, job_id, task_id, execution_id, state, time)
+            VALUES (
+                iif(old.state < 6 AND new.state >= 6, 5, 3), new.job_id, new.task_id, new.execution_id, new.state,
+                coalesce(new.end_time, {now})
+            );
+        END
+        """
+    )
+    # One row: the sequence of the last change that was read, and the server's notifications (JSON) for jobs that have
+    # none; empty: none. What ended before this release tells nobody.
+    db.execute("CREATE TABLE outbox (sequence INTEGER NOT NULL, defaults TEXT NOT NULL) STRICT")
+    db.execute("INSERT INTO outbox SELECT coalesce(max(sequence), 0), '' FROM changes")
+    # The jobs that have notifications of their own. A job without any costs nothing.
+    db.execute("CREATE TABLE notifying_jobs (job_id TEXT PRIMARY KEY) STRICT, WITHOUT ROWID")
+    # JSON: those of the task's jobs that have none of their own; empty: none.
+    db.execute("ALTER TABLE task_limits ADD COLUMN notifications TEXT NOT NULL DEFAULT ''")
+    db.execute("CREATE INDEX task_limits_notifying ON task_limits(task_id) WHERE notifications <> ''")
+    db.execute(
+        """
+        CREATE TABLE deliveries (
+            seq INTEGER PRIMARY KEY,
+            delivery_id TEXT NOT NULL UNIQUE,
+            job_id TEXT NOT NULL,
+            event INTEGER NOT NULL,  -- the contract's number
+            ended_state INTEGER NOT NULL,
+            receiver TEXT NOT NULL,  -- a URL or an address; the notifications of a job to one receiver are in order
+            host TEXT NOT NULL,  -- of the receiver: at most so many attempts at a time are made to one
+            notification TEXT NOT NULL,  -- JSON: with one receiver
+            snapshot TEXT NOT NULL,  -- JSON: the job and the execution when the end was noticed
+            state INTEGER NOT NULL,  -- the contract's number
+            attempts INTEGER NOT NULL DEFAULT 0,
+            create_time INTEGER NOT NULL,
+            next_time INTEGER,  -- when an attempt is due; null: it waits for an earlier one of its job, or is over
+            last_time INTEGER,
+            end_time INTEGER,
+            detail TEXT NOT NULL DEFAULT ''
+        ) STRICT
+        """
+    )
+    db.execute("CREATE INDEX deliveries_due ON deliveries(host, next_time, seq) WHERE next_time IS NOT NULL")
+    db.execute("CREATE INDEX deliveries_next ON deliveries(next_time) WHERE next_time IS NOT NULL")
+    db.execute("CREATE INDEX deliveries_pending ON deliveries(job_id, receiver, seq) WHERE state = 1")
+    db.execute("CREATE INDEX deliveries_of_job ON deliveries(job_id, seq)")
+    db.execute("CREATE INDEX deliveries_state ON deliveries(state, seq)")
+    db.execute("CREATE INDEX deliveries_ended ON deliveries(end_time) WHERE end_time IS NOT NULL")

@@ -63,19 +63,22 @@ class RetentionTotals:
     oldest_log_time: datetime | None
     oldest_job_time: datetime | None
     log_bytes: int
+    # The earliest end of a delivery.
+    oldest_delivery_time: datetime | None = None
 
 
 def retention_totals(db: Connection) -> RetentionTotals:
-    [(log_time, job_time, log_bytes)] = db.execute(
+    [(log_time, job_time, log_bytes, delivery_time)] = db.execute(
         """
         SELECT
             (SELECT end_time FROM executions INDEXED BY executions_log_kept
              WHERE log_bytes > 0 AND end_time >= 0 ORDER BY end_time LIMIT 1),
             (SELECT end_time FROM jobs INDEXED BY jobs_ended WHERE state >= 6 ORDER BY end_time LIMIT 1),
-            (SELECT log_bytes FROM kept)
+            (SELECT log_bytes FROM kept),
+            (SELECT min(end_time) FROM deliveries INDEXED BY deliveries_ended WHERE end_time IS NOT NULL)
         """
     ).fetchall()
-    return RetentionTotals(_time(log_time), _time(job_time), log_bytes)
+    return RetentionTotals(_time(log_time), _time(job_time), log_bytes, _time(delivery_time))
 
 
 def oldest(db: Connection, query: PruneQuery, after: PruneCursor, limit: int) -> list[PruneCandidate]:

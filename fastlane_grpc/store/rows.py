@@ -23,7 +23,10 @@ from fastlane_grpc.model import (
     JobSpec,
     Limits,
     LogTotals,
+    Mail,
     MemoryGrowth,
+    Notification,
+    NotificationEvent,
     Outcome,
     Overlap,
     PullPolicy,
@@ -39,6 +42,7 @@ from fastlane_grpc.model import (
     TaskLimits,
     Times,
     Unique,
+    Webhook,
 )
 from fastlane_grpc.store.database import Connection
 
@@ -62,7 +66,7 @@ _JOB_NAMES = (
     *("array_index", "array_size"),
 )
 _TASK_NAMES = ("task_id", "create_time", "last_enqueue_time", "jobs", "open_jobs")
-_LIMIT_NAMES = ("max_running", "paused", "max_starts", "rate_window")
+_LIMIT_NAMES = ("max_running", "paused", "max_starts", "rate_window", "notifications")
 
 
 def _columns(table: str, names: Sequence[str]) -> str:
@@ -86,6 +90,9 @@ JOB_WITHOUT_SPEC = JOB.replace("jobs.spec", "NULL", 1)
 # For `rows_at_once`.
 JOB_AS_TEXT = JOB.replace("jobs.spec", "CAST(jobs.spec AS TEXT)", 1)
 _JobRow = _row_class("JobRow", _JOB_NAMES)
+# The columns in a snapshot, in the order of JOB.
+_SNAPSHOT_NAMES = (*_JOB_NAMES, *(f"execution.{name}" for name in _EXECUTION_NAMES))
+_LABELS = "labels"
 
 # What `task_from` takes, and the tables that it is read from.
 TASK = f"""
@@ -187,7 +194,11 @@ def task_from(row: Row) -> Task:
         open_jobs=its.open_jobs,
         running=its.running,
         limits=TaskLimits(
-            its.max_running or 0, bool(its.paused), its.max_starts or 0, _duration_from(its.rate_window or None)
+            its.max_running or 0,
+            bool(its.paused),
+            its.max_starts or 0,
+            _duration_from(its.rate_window or None),
+            notifications_from(its.notifications),
         ),
     )
 
@@ -218,6 +229,7 @@ def spec_bytes(spec: JobSpec) -> bytes:
         "cron": None if spec.cron is None else _cron_given(spec.cron),
         "retry": None if spec.retry is None else _retry_given(spec.retry),
         "unique": None if spec.unique is None else _without_defaults({**asdict(spec.unique)}),
+        "notifications": [_notification_given(each) for each in spec.notifications] or None,
         "stop_when_unwatched_us": unwatched_limit_of(spec),
     }
     for name, value in optional.items():
@@ -235,7 +247,7 @@ _plain_of = attrgetter(*_PLAIN_NAMES)
 # Fields that are kept unless they are None; most specs have none of them.
 _optional_of = attrgetter(
     *("timeout", "stop_grace", "metadata", "start_in", "start_at", "expire_time", "cron", "retry", "unique"),
-    "stop_when_unwatched",
+    *("notifications", "stop_when_unwatched"),
 )
 _NONE_SET = _optional_of(JobSpec(""))
 _COLLECTIONS: Sequence[tuple[str, Callable[[JobSpec], Any], type]] = tuple(
@@ -270,9 +282,34 @@ def spec_from(data: bytes | str) -> JobSpec:
         expire_time=_time_or_none(kept.get("expire_time_us")),
         retry=_retry_from(kept.get("retry")),
         unique=_unique_from(kept.get("unique")),
+        notifications=tuple(map(_notification_from, kept.get("notifications", ()))),
         history=kept.get("history", 0),
         stop_when_unwatched=_duration_from(kept.get("stop_when_unwatched_us")),
     )
+
+
+def notifications_text(notifications: Sequence[Notification]) -> str:
+    """Return notifications as they are stored outside a spec; empty: there are none."""
+    return _encode([_notification_given(each) for each in notifications]) if notifications else ""
+
+
+def notifications_from(text: str | None) -> tuple[Notification, ...]:
+    return tuple(map(_notification_from, json.loads(text))) if text else ()
+
+
+def snapshot_text(row: Row, labels: Mapping[str, str], **changed: object) -> str:
+    """Return a job and one of its executions as they are now, and the job's labels. `row`: what `job_from` takes;
+    `changed`: columns of the job that had another value when the execution ended.
+
+    By the names of the columns, so that a later release reads it."""
+    kept = dict(zip(_SNAPSHOT_NAMES, row, strict=True)) | changed
+    return _encode({**{name: value for name, value in kept.items() if value is not None}, _LABELS: dict(labels)})
+
+
+def snapshot_from(text: str) -> tuple[Job, Mapping[str, str]]:
+    """Return the job and the labels of a snapshot."""
+    kept: dict[str, Any] = json.loads(text)
+    return job_from([kept.get(name) for name in _SNAPSHOT_NAMES]), kept[_LABELS]
 
 
 def schedule_text(schedule: ScheduleState | None) -> str | None:
@@ -435,6 +472,39 @@ def _retry_from(kept: Mapping[str, Any] | None) -> Retry | None:
         except_exit_codes=tuple(kept.get("except_exit_codes", ())),
         memory_growth=None if growth is None else MemoryGrowth(**growth),
     )
+
+
+def _notification_given(notification: Notification) -> Mapping[str, Any]:
+    target = notification.target
+    given: dict[str, Any] = {"states": list(notification.states), "event": notification.event}
+    if isinstance(target, Webhook):
+        webhook = {
+            "url": target.url,
+            "headers": dict(target.headers),
+            "max_retries": target.max_retries,
+            "secret": target.secret,
+            "secret_name": target.secret_name,
+            "timeout_us": _duration_or_none(target.timeout),
+        }
+        return _without_defaults(given) | {"webhook": _without_defaults(webhook)}
+    return _without_defaults(given) | {"mail": _without_defaults({"to": list(target.to), "subject": target.subject})}
+
+
+def _notification_from(kept: Mapping[str, Any]) -> Notification:
+    target: Webhook | Mail
+    if (webhook := kept.get("webhook")) is not None:
+        target = Webhook(
+            url=webhook.get("url", ""),
+            headers=webhook.get("headers", {}),
+            max_retries=webhook.get("max_retries", 0),
+            secret=webhook.get("secret", ""),
+            secret_name=webhook.get("secret_name", ""),
+            timeout=_duration_from(webhook.get("timeout_us")),
+        )
+    else:
+        target = Mail(tuple(kept["mail"].get("to", ())), kept["mail"].get("subject", ""))
+    event = NotificationEvent(kept.get("event", 0))
+    return Notification(target, tuple(map(State, kept.get("states", ()))), event)
 
 
 def _unique_from(kept: Mapping[str, Any] | None) -> Unique | None:

@@ -17,6 +17,7 @@ from fastlane_grpc.model import (
     ArrayPosition,
     Assignment,
     Conflict,
+    Delivery,
     Execution,
     Job,
     JobSpec,
@@ -29,7 +30,7 @@ from fastlane_grpc.model import (
     utc_now,
 )
 from fastlane_grpc.pools import Pools
-from fastlane_grpc.store import changes, due, hosts, placement, pruning, task_limits
+from fastlane_grpc.store import changes, due, hosts, outbox, placement, pruning, task_limits
 from fastlane_grpc.store.batch import EnqueueBatch, Enqueued
 from fastlane_grpc.store.census import Census, take_census
 from fastlane_grpc.store.changes import Change, ChangePosition, JobsRead
@@ -50,13 +51,16 @@ from fastlane_grpc.store.job_filter import (
 )
 from fastlane_grpc.store.job_state import DEFAULT_RULES, Rules, follow, follow_claim, settle
 from fastlane_grpc.store.lists import (
+    DeliveryQuery,
     ExecutionQuery,
     JobQuery,
     ListPage,
+    page_of_deliveries,
     page_of_executions,
     page_of_jobs,
     page_of_tasks,
 )
+from fastlane_grpc.store.outbox import Attempt, Due, Ends
 from fastlane_grpc.store.pending import Pending
 from fastlane_grpc.store.pruning import Count, PruneCandidate, PruneCursor, PruneQuery, RetentionTotals
 from fastlane_grpc.store.queries import (
@@ -194,16 +198,28 @@ class Store:
         self._pools = pools
         # The tasks with limits, and the drained hosts by name, for callers on the loop.
         self.limited_tasks = LimitedTasks()
+        # Called on the loop when a delivery may have become due.
+        self.on_delivery_due: Callable[[], None] = lambda: None
         # What has happened to executions since the store was opened, for callers on the loop.
         self.execution_counts = ExecutionCounts()
         with closing(open_for_reading(writer.path)) as db:
+            # Whether any job may have notifications. Once it is true it stays so: without notifications, nothing of
+            # the outbox is ever read.
+            self.may_notify = outbox.may_notify(db, rules.default_notifications)
             self.limited_tasks.load(db)
             self.execution_counts.load(db)
             self.drained_hosts = dict(hosts.drained(db))
             placed = placement.placed_by(db) == pools.placement
+            has_defaults = outbox.has_defaults(db, rules.default_notifications)
+        if not has_defaults:
+            self._writer.write_until_stored(self._put_defaults_in_force)
         if not placed:
             # The first transaction of all: no claim comes before it.
             self._writer.write_until_stored(self._place_lines)
+
+    def _put_defaults_in_force(self, db: Connection) -> Written[None]:
+        outbox.put_defaults_in_force(db, self._rules.default_notifications, self._now())
+        return Written(None)
 
     def _place_lines(self, db: Connection) -> Written[None]:
         placement.put_in_force(db, self._pools)
@@ -261,6 +277,8 @@ class Store:
         array: ArrayPosition | None = None,
     ) -> Enqueue:
         now = self._now()
+        # Before the commit: whoever looks then finds nothing, and looks again after the job's end.
+        self.may_notify = self.may_notify or bool(spec.notifications)
 
         def stop_holder(db: Connection, holder: str, successor: str) -> list[Execution]:
             note = f"replaced by job {successor}, which has the same unique key"
@@ -381,6 +399,7 @@ class Store:
         raised unless the spec equals that of the job, if there is one.
 
         EtagMismatch, InvalidRequest (another task), UniqueKeyTaken, QueueFull, DiskFull."""
+        self.may_notify = self.may_notify or bool(spec.notifications)
 
         def work(db: Connection) -> Written[tuple[Job, bool]]:
             try:
@@ -467,10 +486,13 @@ class Store:
     def update_task(self, task_id: str, change: TaskLimitsChange) -> Pending[Task]:
         """Change the limits of a task, which need not have jobs. Return the task; without jobs and limits it has its id
         alone, and does not exist any more. DiskFull: a task without jobs is no more taken than a job would be."""
+        self.may_notify = self.may_notify or bool(change.notifications)
 
         def work(db: Connection) -> Written[Task]:
             if not task_limits.exists(db, task_id) and (refusal := self._quota.refusal(db, 0)):
                 raise refusal
+            if change.notifications is not None:
+                outbox.catch_up(db, self._rules.default_notifications, self._now())
             update = task_limits.update(db, task_id, change, self._now())
             return Written(update.task, told=[lambda: self.limited_tasks.updated(update)])
 
@@ -546,6 +568,59 @@ class Store:
     def reads_waiting(self) -> int:
         """The reads that no thread has begun."""
         return self._readers.waiting
+
+    # ---- the outbox
+
+    def outbox_position(self) -> Pending[int]:
+        """Return the sequence of the last change that was read for the outbox."""
+        return self._readers.read(outbox.position)
+
+    def ends_after(self, position: int) -> Pending[Ends]:
+        """Return whether somebody may be told of the changes after a position; it costs the writer nothing."""
+        return self._readers.read(lambda db: outbox.ends_after(db, position, self._rules.default_notifications))
+
+    def feed_outbox(self) -> Pending[tuple[bool, int]]:
+        """Read the next changes for the outbox. Return whether there are more, and the position after these."""
+
+        def work(db: Connection) -> Written[tuple[bool, int]]:
+            more = outbox.feed(db, self._rules.default_notifications, self._now())
+            return Written((more, outbox.position(db)), told=[self.on_delivery_due])
+
+        return self._writer.write(work)
+
+    def due_deliveries(self, *, of_host: int, limit: int) -> Pending[Due]:
+        """Return at most `limit` deliveries that are due now, at most `of_host` of each host, and when the next one
+        is."""
+        return self._readers.read(lambda db: outbox.due(db, self._now(), of_host=of_host, limit=limit))
+
+    def finish_attempt(self, delivery_id: str, attempt: Attempt) -> Pending[None]:
+        """Write the result of an attempt to deliver. It is tried again until it is stored."""
+
+        def work(db: Connection) -> Written[None]:
+            outbox.finish_attempt(db, delivery_id, attempt, self._now())
+            return Written(None, told=[self.on_delivery_due])
+
+        return self._writer.write_until_stored(work)
+
+    def deliveries(
+        self, query: DeliveryQuery, *, after: tuple[int] | None = None, size: int
+    ) -> Pending[ListPage[Delivery]]:
+        """Return a page of at most `size` after `after`, newest first."""
+        return self._readers.read(lambda db: page_of_deliveries(db, query, after, size))
+
+    def redeliver(self, delivery_id: str) -> Pending[Delivery]:
+        """Make a delivery pending again. DeliveryNotFound."""
+
+        def work(db: Connection) -> Written[Delivery]:
+            return Written(outbox.redeliver(db, delivery_id, self._now()), told=[self.on_delivery_due])
+
+        return self._writer.write(work)
+
+    def prune_deliveries(self, *, before: datetime, limit: int) -> Pending[int]:
+        """Delete deliveries that ended before that time, at most `limit`. Return how many these were."""
+        return self._writer.write(
+            lambda db: Written(outbox.prune_deliveries(db, before=before, limit=limit)), vital=True
+        )
 
     # ---- what the dispatcher asks for
 
@@ -876,21 +951,36 @@ class Store:
     def delete_excess(self, execution_ids: Sequence[str]) -> Pending[int]:
         """Delete executions beyond the history of their jobs. Return how many these were. To be called when their files
         are deleted."""
-        return self._writer.write(lambda db: Written(pruning.delete_excess(db, execution_ids)), vital=True)
+
+        def work(db: Connection) -> Written[int]:
+            outbox.catch_up(db, self._rules.default_notifications, self._now())
+            return Written(pruning.delete_excess(db, execution_ids), told=[self.on_delivery_due])
+
+        return self._writer.write(work, vital=True)
 
     def delete_jobs(self, job_ids: Sequence[str]) -> Pending[int]:
         """Delete those of the jobs that are final. Return how many these were. To be called when the files of all their
         executions are deleted."""
-        return self._writer.write(
-            lambda db: Written(pruning.delete_jobs(db, job_ids), changed_jobs=job_ids), vital=True
-        )
+
+        def work(db: Connection) -> Written[int]:
+            outbox.catch_up(db, self._rules.default_notifications, self._now())
+            deleted = pruning.delete_jobs(db, job_ids)
+            outbox.forget_deleted(db, job_ids)
+            return Written(deleted, changed_jobs=job_ids, told=[self.on_delivery_due])
+
+        return self._writer.write(work, vital=True)
 
     def prune_changes(self, *, before: datetime, keep: int, limit: int) -> Pending[int]:
         """Delete the oldest rows of the change log, at most `limit`: those beyond the newest `keep`, and those from
-        before that time. Return how many these were."""
-        return self._writer.write(
-            lambda db: Written(changes.prune_changes(db, before=before, keep=keep, limit=limit)), vital=True
-        )
+        before that time. Return how many these were. What is deleted was read for the outbox before."""
+
+        def work(db: Connection) -> Written[int]:
+            outbox.feed(db, self._rules.default_notifications, self._now())
+            up_to = outbox.position(db)
+            deleted = changes.prune_changes(db, before=before, keep=keep, limit=limit, up_to=up_to)
+            return Written(deleted, told=[self.on_delivery_due])
+
+        return self._writer.write(work, vital=True)
 
 
 # ---- parts of transactions

@@ -14,7 +14,13 @@ from typing import NamedTuple
 from fastlane_grpc.model import NO_LIMITS, Execution, State, Task, TaskLimits, TaskLimitsChange, WaitReason
 from fastlane_grpc.store.database import Connection
 from fastlane_grpc.store.queries import task_of
-from fastlane_grpc.store.rows import microseconds_of, microseconds_since_epoch, time_from
+from fastlane_grpc.store.rows import (
+    microseconds_of,
+    microseconds_since_epoch,
+    notifications_from,
+    notifications_text,
+    time_from,
+)
 
 # Starts are kept that long, which is the longest window.
 _DAY_MICROSECONDS = 86_400_000_000
@@ -63,10 +69,10 @@ def update(db: Connection, task_id: str, change: TaskLimitsChange, now: datetime
     )
     db.execute(
         """
-        INSERT INTO task_limits (task_id, max_running, paused, max_starts, rate_window, running)
-        VALUES (:task_id, :max_running, :paused, :max_starts, :rate_window, :running)
+        INSERT INTO task_limits (task_id, max_running, paused, max_starts, rate_window, running, notifications)
+        VALUES (:task_id, :max_running, :paused, :max_starts, :rate_window, :running, :notifications)
         ON CONFLICT DO UPDATE SET max_running = :max_running, paused = :paused, max_starts = :max_starts,
-            rate_window = :rate_window, running = :running
+            rate_window = :rate_window, running = :running, notifications = :notifications
         """,
         {
             "task_id": task_id,
@@ -75,6 +81,7 @@ def update(db: Connection, task_id: str, change: TaskLimitsChange, now: datetime
             "max_starts": limits.max_starts,
             "rate_window": microseconds_of(limits.rate_window) if limits.rate_window else 0,
             "running": len(running),
+            "notifications": notifications_text(limits.notifications),
         },
     )
     if not limits.max_starts:
@@ -118,14 +125,20 @@ def limits_in(db: Connection, task_id: str | None = None) -> dict[str, TaskLimit
     """Return the limits of all tasks that have some, or of one of them."""
     rows = db.execute(
         f"""
-        SELECT task_id, max_running, paused, max_starts, rate_window FROM task_limits
+        SELECT task_id, max_running, paused, max_starts, rate_window, notifications FROM task_limits
         {"" if task_id is None else "WHERE task_id = :task_id"}
         """,
         {"task_id": task_id},
     ).fetchall()
     return {
-        its_id: TaskLimits(max_running, bool(paused), max_starts, timedelta(microseconds=window) if window else None)
-        for its_id, max_running, paused, max_starts, window in rows
+        its_id: TaskLimits(
+            max_running,
+            bool(paused),
+            max_starts,
+            timedelta(microseconds=window) if window else None,
+            notifications_from(notifications),
+        )
+        for its_id, max_running, paused, max_starts, window, notifications in rows
     }
 
 

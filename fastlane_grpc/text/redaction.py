@@ -111,6 +111,11 @@ class SecretNames:
         """Return all variables without secrets."""
         return {name: self.shown(name, value) for name, value in variables.items()}
 
+    def shown_header(self, name: str, value: str) -> str:
+        """Return the value of an HTTP header without secrets."""
+        is_secret = self.hides(name.replace("-", "_")) or _HEADER.match(f"{name}: x")
+        return REDACTED if is_secret else self.mask(value)
+
     def mask(self, text: str) -> str:
         """Return the text with `***` in place of each secret in it.
 

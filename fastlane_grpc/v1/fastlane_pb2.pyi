@@ -36,10 +36,11 @@ Rules for every call.
     them match.
   * Secrets are never returned: `***` is returned in their place. Secret is the value of an environment variable with
     a secret name (PGPASS, API_KEY, GH_PAT; not MONKEY; see the server's setting `secret_names`). Secret in envs,
-    command, args, entrypoint, labels and messages are: the password in a URL (`scheme://user:password@host`), a
-    token in place of its user, the value after a secret name and `=` (`?token=`, `--password=`), the value of an
-    Authorization header or a similar one, and tokens with a well-known prefix (`ghp_`). In command, args and
-    entrypoint also the word after an option with a secret name (`--password x`). A request that contains such a
+    command, args, entrypoint, labels, notifications and messages are: the password in a URL
+    (`scheme://user:password@host`), a token in place of its user, the value after a secret name and `=` (`?token=`,
+    `--password=`), the value of an Authorization header or a similar one, and tokens with a well-known prefix
+    (`ghp_`). In command, args and entrypoint also the word after an option with a secret name (`--password x`).
+    Secret too are the key of a webhook and its headers with secret names. A request that contains such a
     `***` is rejected. Metadata is returned unchanged.
   * Text for people (details, notes, reasons of hosts, fastlane's own log lines) is one printable line: line breaks,
     control characters and escape sequences from callers, engines and registries are removed.
@@ -369,6 +370,8 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """FAILED_PRECONDITION: the job has no schedule, or its schedule is over (metadata: job_id)."""
     ERROR_REASON_CURSOR_OF_ANOTHER_JOB: _ErrorReason.ValueType  # 24
     """INVALID_ARGUMENT: the cursor is from an execution of another job (metadata: job_id)."""
+    ERROR_REASON_DELIVERY_NOT_FOUND: _ErrorReason.ValueType  # 25
+    """NOT_FOUND (metadata: delivery_id)."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every reason of an error. ErrorInfo.reason is the name without its prefix. The status code of each reason is part of
@@ -425,7 +428,37 @@ ERROR_REASON_NO_SCHEDULE: ErrorReason.ValueType  # 23
 """FAILED_PRECONDITION: the job has no schedule, or its schedule is over (metadata: job_id)."""
 ERROR_REASON_CURSOR_OF_ANOTHER_JOB: ErrorReason.ValueType  # 24
 """INVALID_ARGUMENT: the cursor is from an execution of another job (metadata: job_id)."""
+ERROR_REASON_DELIVERY_NOT_FOUND: ErrorReason.ValueType  # 25
+"""NOT_FOUND (metadata: delivery_id)."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
+
+class _DeliveryState:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _DeliveryStateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_DeliveryState.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    DELIVERY_STATE_UNSPECIFIED: _DeliveryState.ValueType  # 0
+    """Never returned."""
+    DELIVERY_STATE_PENDING: _DeliveryState.ValueType  # 1
+    """An attempt is due, under way, or waits for an earlier notification."""
+    DELIVERY_STATE_DELIVERED: _DeliveryState.ValueType  # 2
+    """The receiver accepted it."""
+    DELIVERY_STATE_FAILED: _DeliveryState.ValueType  # 3
+    """A dead letter: the attempts are used up, or the receiver rejected it for good. See RedeliverNotification."""
+
+class DeliveryState(_DeliveryState, metaclass=_DeliveryStateEnumTypeWrapper):
+    """Whether a notification was delivered."""
+
+DELIVERY_STATE_UNSPECIFIED: DeliveryState.ValueType  # 0
+"""Never returned."""
+DELIVERY_STATE_PENDING: DeliveryState.ValueType  # 1
+"""An attempt is due, under way, or waits for an earlier notification."""
+DELIVERY_STATE_DELIVERED: DeliveryState.ValueType  # 2
+"""The receiver accepted it."""
+DELIVERY_STATE_FAILED: DeliveryState.ValueType  # 3
+"""A dead letter: the attempts are used up, or the receiver rejected it for good. See RedeliverNotification."""
+Global___DeliveryState: _TypeAlias = DeliveryState  # noqa: Y015
 
 @_typing.final
 class JobSpec(_message.Message):
@@ -525,6 +558,7 @@ class JobSpec(_message.Message):
     CRON_FIELD_NUMBER: _builtins.int
     EXPIRE_TIME_FIELD_NUMBER: _builtins.int
     RETRY_FIELD_NUMBER: _builtins.int
+    NOTIFICATIONS_FIELD_NUMBER: _builtins.int
     UNIQUE_FIELD_NUMBER: _builtins.int
     HISTORY_FIELD_NUMBER: _builtins.int
     STOP_WHEN_UNWATCHED_FIELD_NUMBER: _builtins.int
@@ -625,6 +659,10 @@ class JobSpec(_message.Message):
         """What to do after a failed attempt. Unset: nothing."""
 
     @_builtins.property
+    def notifications(self) -> _containers.RepeatedCompositeFieldContainer[Global___Notification]:
+        """Whom to tell about the ends of the job; at most 16. Empty: the notifications of the task, else those of the server."""
+
+    @_builtins.property
     def unique(self) -> Global___Unique:
         """At most one open job with this key within the task. Unset: any number of jobs."""
 
@@ -661,13 +699,14 @@ class JobSpec(_message.Message):
         cron: Global___Cron | None = ...,
         expire_time: _timestamp_pb2.Timestamp | None = ...,
         retry: Global___Retry | None = ...,
+        notifications: _abc.Iterable[Global___Notification] | None = ...,
         unique: Global___Unique | None = ...,
         history: _builtins.int = ...,
         stop_when_unwatched: _duration_pb2.Duration | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cron", b"cron", "expire_time", b"expire_time", "limits", b"limits", "metadata", b"metadata", "retry", b"retry", "start_at", b"start_at", "start_in", b"start_in", "stop_grace", b"stop_grace", "stop_when_unwatched", b"stop_when_unwatched", "timeout", b"timeout", "unique", b"unique"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "command", b"command", "cron", b"cron", "entrypoint", b"entrypoint", "envs", b"envs", "expire_time", b"expire_time", "history", b"history", "image", b"image", "labels", b"labels", "limits", b"limits", "metadata", b"metadata", "network", b"network", "priority", b"priority", "pull_policy", b"pull_policy", "read_only_root", b"read_only_root", "retry", b"retry", "start_at", b"start_at", "start_in", b"start_in", "stop_grace", b"stop_grace", "stop_signal", b"stop_signal", "stop_when_unwatched", b"stop_when_unwatched", "timeout", b"timeout", "unique", b"unique", "user", b"user", "working_dir", b"working_dir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "command", b"command", "cron", b"cron", "entrypoint", b"entrypoint", "envs", b"envs", "expire_time", b"expire_time", "history", b"history", "image", b"image", "labels", b"labels", "limits", b"limits", "metadata", b"metadata", "network", b"network", "notifications", b"notifications", "priority", b"priority", "pull_policy", b"pull_policy", "read_only_root", b"read_only_root", "retry", b"retry", "start_at", b"start_at", "start_in", b"start_in", "stop_grace", b"stop_grace", "stop_signal", b"stop_signal", "stop_when_unwatched", b"stop_when_unwatched", "timeout", b"timeout", "unique", b"unique", "user", b"user", "working_dir", b"working_dir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1048,6 +1087,262 @@ class Unique(_message.Message):
 Global___Unique: _TypeAlias = Unique  # noqa: Y015
 
 @_typing.final
+class Notification(_message.Message):
+    """Whom to tell about which ends. Each notification is delivered at least once, also after a crash of the server, and
+    repeated until the receiver accepts it or its attempts are used up. Those of one job to one receiver are delivered in
+    order.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Event:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _EventEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Notification._Event.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        EVENT_UNSPECIFIED: Notification._Event.ValueType  # 0
+        """In a request: same as RUN_ENDED. Never returned by ListDeliveries."""
+        EVENT_RUN_ENDED: Notification._Event.ValueType  # 1
+        """A run: its last attempt has ended. Of a job without a schedule, this is the end of the job."""
+        EVENT_JOB_ENDED: Notification._Event.ValueType  # 2
+        """The job became final. Of a job with a schedule: the schedule is over, or the job was stopped."""
+        EVENT_ATTEMPT_ENDED: Notification._Event.ValueType  # 3
+        """Every attempt, whether it is retried or not."""
+
+    class Event(_Event, metaclass=_EventEnumTypeWrapper):
+        """What has ended."""
+
+    EVENT_UNSPECIFIED: Notification.Event.ValueType  # 0
+    """In a request: same as RUN_ENDED. Never returned by ListDeliveries."""
+    EVENT_RUN_ENDED: Notification.Event.ValueType  # 1
+    """A run: its last attempt has ended. Of a job without a schedule, this is the end of the job."""
+    EVENT_JOB_ENDED: Notification.Event.ValueType  # 2
+    """The job became final. Of a job with a schedule: the schedule is over, or the job was stopped."""
+    EVENT_ATTEMPT_ENDED: Notification.Event.ValueType  # 3
+    """Every attempt, whether it is retried or not."""
+
+    @_typing.final
+    class Webhook(_message.Message):
+        """A POST of JSON, signed as the Standard Webhooks specification says. Any status of 2xx accepts it; 410 rejects it
+        for good.
+        """
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        @_typing.final
+        class HeadersEntry(_message.Message):
+            DESCRIPTOR: _descriptor.Descriptor
+
+            KEY_FIELD_NUMBER: _builtins.int
+            VALUE_FIELD_NUMBER: _builtins.int
+            key: _builtins.str
+            value: _builtins.str
+            def __init__(
+                self,
+                *,
+                key: _builtins.str = ...,
+                value: _builtins.str = ...,
+            ) -> None: ...
+            _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+            def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+            _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+            def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+            def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+        URL_FIELD_NUMBER: _builtins.int
+        HEADERS_FIELD_NUMBER: _builtins.int
+        MAX_RETRIES_FIELD_NUMBER: _builtins.int
+        SECRET_FIELD_NUMBER: _builtins.int
+        SECRET_NAME_FIELD_NUMBER: _builtins.int
+        TIMEOUT_FIELD_NUMBER: _builtins.int
+        url: _builtins.str
+        """Required. An http or https URL of at most 2 048 characters. Redirects are not followed. The server's setting
+        `webhook_networks` says which addresses it may have.
+        """
+        max_retries: _builtins.int
+        """Number of attempts after the first one, 1 to 100. Zero: the server's default."""
+        secret: _builtins.str
+        """Key of the signature: `whsec_` and the base64 of 24 to 64 bytes. Returned as `***`. Prefer `secret_name`."""
+        secret_name: _builtins.str
+        """Name of a key in the file of the server's setting `webhook_secrets`. Without a secret and a name: the key called
+        `default`, if there is one, else no signature.
+        """
+        @_builtins.property
+        def headers(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+            """Further headers; at most 16, names of at most 64 and values of at most 1 024 printable ASCII characters. Not
+            those that HTTP itself or the signature needs. The values of secret ones are returned as `***`.
+            """
+
+        @_builtins.property
+        def timeout(self) -> _duration_pb2.Duration:
+            """Maximum time of one attempt, 1 s to 60 s. Unset: the server's default."""
+
+        def __init__(
+            self,
+            *,
+            url: _builtins.str = ...,
+            headers: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+            max_retries: _builtins.int = ...,
+            secret: _builtins.str = ...,
+            secret_name: _builtins.str = ...,
+            timeout: _duration_pb2.Duration | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _typing.Literal["timeout", b"timeout"]  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["headers", b"headers", "max_retries", b"max_retries", "secret", b"secret", "secret_name", b"secret_name", "timeout", b"timeout", "url", b"url"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    @_typing.final
+    class Mail(_message.Message):
+        """A mail, by the server's own mail server: the task, the job, its state, and the last lines of its log."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        TO_FIELD_NUMBER: _builtins.int
+        SUBJECT_FIELD_NUMBER: _builtins.int
+        subject: _builtins.str
+        """One line of at most 200 characters. Empty: one that names the task and the state."""
+        @_builtins.property
+        def to(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+            """Required. Addresses, at most 16, each as `name@example.org`. Each gets a mail of its own."""
+
+        def __init__(
+            self,
+            *,
+            to: _abc.Iterable[_builtins.str] | None = ...,
+            subject: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["subject", b"subject", "to", b"to"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    STATES_FIELD_NUMBER: _builtins.int
+    WEBHOOK_FIELD_NUMBER: _builtins.int
+    MAIL_FIELD_NUMBER: _builtins.int
+    EVENT_FIELD_NUMBER: _builtins.int
+    event: Global___Notification.Event.ValueType
+    """The ends to tell about."""
+    @_builtins.property
+    def states(self) -> _containers.RepeatedScalarFieldContainer[Global___State.ValueType]:
+        """Final states to tell about. Empty: all of them. Of a job or an execution, as `event` says."""
+
+    @_builtins.property
+    def webhook(self) -> Global___Notification.Webhook:
+        """A signed POST."""
+
+    @_builtins.property
+    def mail(self) -> Global___Notification.Mail:
+        """A mail."""
+
+    def __init__(
+        self,
+        *,
+        states: _abc.Iterable[Global___State.ValueType] | None = ...,
+        webhook: Global___Notification.Webhook | None = ...,
+        mail: Global___Notification.Mail | None = ...,
+        event: Global___Notification.Event.ValueType = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["mail", b"mail", "target", b"target", "webhook", b"webhook"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["event", b"event", "mail", b"mail", "states", b"states", "target", b"target", "webhook", b"webhook"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_target: _TypeAlias = _typing.Literal["webhook", "mail"]  # noqa: Y015
+    _WhichOneofArgType_target: _TypeAlias = _typing.Literal["target", b"target"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_target) -> _WhichOneofReturnType_target | None: ...
+
+Global___Notification: _TypeAlias = Notification  # noqa: Y015
+
+@_typing.final
+class Delivery(_message.Message):
+    """One notification of one receiver."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ID_FIELD_NUMBER: _builtins.int
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    TASK_ID_FIELD_NUMBER: _builtins.int
+    EXECUTION_ID_FIELD_NUMBER: _builtins.int
+    EVENT_FIELD_NUMBER: _builtins.int
+    ENDED_STATE_FIELD_NUMBER: _builtins.int
+    RECEIVER_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    ATTEMPTS_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    NEXT_ATTEMPT_TIME_FIELD_NUMBER: _builtins.int
+    LAST_ATTEMPT_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    DETAIL_FIELD_NUMBER: _builtins.int
+    id: _builtins.str
+    """UUID. The `webhook-id` of a webhook, in each of its attempts. The same end of the same execution has the same id
+    for a receiver, also after a backup was restored.
+    """
+    job_id: _builtins.str
+    """The job."""
+    task_id: _builtins.str
+    """The job's task."""
+    execution_id: _builtins.str
+    """The execution that has ended."""
+    event: Global___Notification.Event.ValueType
+    """What has ended."""
+    ended_state: Global___State.ValueType
+    """Final state of the job, or of the execution, as `event` says."""
+    receiver: _builtins.str
+    """The receiver: a URL without secrets, or a mail address."""
+    state: Global___DeliveryState.ValueType
+    """Whether it was delivered."""
+    attempts: _builtins.int
+    """Number of attempts so far."""
+    detail: _builtins.str
+    """The result of the last attempt, for a person: "HTTP 503", "timed out after 15 s"."""
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp:
+        """When the server noticed the end."""
+
+    @_builtins.property
+    def next_attempt_time(self) -> _timestamp_pb2.Timestamp:
+        """When the next attempt is due. Unset: there is none, or it waits for an earlier notification of its job to the same
+        receiver.
+        """
+
+    @_builtins.property
+    def last_attempt_time(self) -> _timestamp_pb2.Timestamp:
+        """When the last attempt ended."""
+
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp:
+        """When it was delivered or given up."""
+
+    def __init__(
+        self,
+        *,
+        id: _builtins.str = ...,
+        job_id: _builtins.str = ...,
+        task_id: _builtins.str = ...,
+        execution_id: _builtins.str = ...,
+        event: Global___Notification.Event.ValueType = ...,
+        ended_state: Global___State.ValueType = ...,
+        receiver: _builtins.str = ...,
+        state: Global___DeliveryState.ValueType = ...,
+        attempts: _builtins.int = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        next_attempt_time: _timestamp_pb2.Timestamp | None = ...,
+        last_attempt_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        detail: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "last_attempt_time", b"last_attempt_time", "next_attempt_time", b"next_attempt_time"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempts", b"attempts", "create_time", b"create_time", "detail", b"detail", "end_time", b"end_time", "ended_state", b"ended_state", "event", b"event", "execution_id", b"execution_id", "id", b"id", "job_id", b"job_id", "last_attempt_time", b"last_attempt_time", "next_attempt_time", b"next_attempt_time", "receiver", b"receiver", "state", b"state", "task_id", b"task_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Delivery: _TypeAlias = Delivery  # noqa: Y015
+
+@_typing.final
 class TaskSummary(_message.Message):
     """A task: the group of all jobs under one name. (Called `Task` it would clash with System.Threading.Tasks.Task in C#.)"""
 
@@ -1063,6 +1358,7 @@ class TaskSummary(_message.Message):
     MAX_STARTS_FIELD_NUMBER: _builtins.int
     RATE_WINDOW_FIELD_NUMBER: _builtins.int
     RUNNING_FIELD_NUMBER: _builtins.int
+    NOTIFICATIONS_FIELD_NUMBER: _builtins.int
     id: _builtins.str
     """The caller's name for the task: 1 to 128 of A-Z a-z 0-9 . _ - that do not begin with a dot or dash."""
     open_jobs: _builtins.int
@@ -1089,6 +1385,10 @@ class TaskSummary(_message.Message):
     def rate_window(self) -> _duration_pb2.Duration:
         """Set exactly if `max_starts` is."""
 
+    @_builtins.property
+    def notifications(self) -> _containers.RepeatedCompositeFieldContainer[Global___Notification]:
+        """Notifications of jobs that have none of their own, see UpdateTask."""
+
     def __init__(
         self,
         *,
@@ -1102,10 +1402,11 @@ class TaskSummary(_message.Message):
         max_starts: _builtins.int = ...,
         rate_window: _duration_pb2.Duration | None = ...,
         running: _builtins.int = ...,
+        notifications: _abc.Iterable[Global___Notification] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "last_enqueue_time", b"last_enqueue_time", "rate_window", b"rate_window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "id", b"id", "jobs", b"jobs", "last_enqueue_time", b"last_enqueue_time", "max_running", b"max_running", "max_starts", b"max_starts", "open_jobs", b"open_jobs", "paused", b"paused", "rate_window", b"rate_window", "running", b"running"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "id", b"id", "jobs", b"jobs", "last_enqueue_time", b"last_enqueue_time", "max_running", b"max_running", "max_starts", b"max_starts", "notifications", b"notifications", "open_jobs", b"open_jobs", "paused", b"paused", "rate_window", b"rate_window", "running", b"running"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -3691,11 +3992,34 @@ class UpdateTaskRequest(_message.Message):
 
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class Notifications(_message.Message):
+        """A list that may be set to an empty one."""
+
+        DESCRIPTOR: _descriptor.Descriptor
+
+        ITEMS_FIELD_NUMBER: _builtins.int
+        @_builtins.property
+        def items(self) -> _containers.RepeatedCompositeFieldContainer[Global___Notification]:
+            """At most 16. Empty: none; the settings of the server apply again."""
+
+        def __init__(
+            self,
+            *,
+            items: _abc.Iterable[Global___Notification] | None = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["items", b"items"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     TASK_ID_FIELD_NUMBER: _builtins.int
     MAX_RUNNING_FIELD_NUMBER: _builtins.int
     PAUSED_FIELD_NUMBER: _builtins.int
     MAX_STARTS_FIELD_NUMBER: _builtins.int
     RATE_WINDOW_FIELD_NUMBER: _builtins.int
+    NOTIFICATIONS_FIELD_NUMBER: _builtins.int
     task_id: _builtins.str
     """Required."""
     max_running: _builtins.int
@@ -3712,6 +4036,12 @@ class UpdateTaskRequest(_message.Message):
     def rate_window(self) -> _duration_pb2.Duration:
         """The window of `max_starts`, 1 s to 1 day. Required with a `max_starts` above 0, else rejected."""
 
+    @_builtins.property
+    def notifications(self) -> Global___UpdateTaskRequest.Notifications:
+        """Notifications of the task's jobs that have none of their own, from now on. They replace those of the server's
+        settings.
+        """
+
     def __init__(
         self,
         *,
@@ -3720,10 +4050,11 @@ class UpdateTaskRequest(_message.Message):
         paused: _builtins.bool | None = ...,
         max_starts: _builtins.int | None = ...,
         rate_window: _duration_pb2.Duration | None = ...,
+        notifications: Global___UpdateTaskRequest.Notifications | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_running", b"_max_running", "_max_starts", b"_max_starts", "_paused", b"_paused", "max_running", b"max_running", "max_starts", b"max_starts", "paused", b"paused", "rate_window", b"rate_window"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_max_running", b"_max_running", "_max_starts", b"_max_starts", "_paused", b"_paused", "max_running", b"max_running", "max_starts", b"max_starts", "notifications", b"notifications", "paused", b"paused", "rate_window", b"rate_window"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_running", b"_max_running", "_max_starts", b"_max_starts", "_paused", b"_paused", "max_running", b"max_running", "max_starts", b"max_starts", "paused", b"paused", "rate_window", b"rate_window", "task_id", b"task_id"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_max_running", b"_max_running", "_max_starts", b"_max_starts", "_paused", b"_paused", "max_running", b"max_running", "max_starts", b"max_starts", "notifications", b"notifications", "paused", b"paused", "rate_window", b"rate_window", "task_id", b"task_id"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__max_running: _TypeAlias = _typing.Literal["max_running"]  # noqa: Y015
     _WhichOneofArgType__max_running: _TypeAlias = _typing.Literal["_max_running", b"_max_running"]  # noqa: Y015
@@ -3903,6 +4234,119 @@ class ResumeHostResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ResumeHostResponse: _TypeAlias = ResumeHostResponse  # noqa: Y015
+
+@_typing.final
+class ListDeliveriesRequest(_message.Message):
+    """------------------------------------------------------------------------------------------------ calls: notifications
+
+    Filters for deliveries. An empty field does not filter.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    JOB_ID_FIELD_NUMBER: _builtins.int
+    STATES_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    job_id: _builtins.str
+    """Deliveries about this job."""
+    page_size: _builtins.int
+    """See ListJobsRequest."""
+    page_token: _builtins.str
+    """See ListJobsRequest."""
+    @_builtins.property
+    def states(self) -> _containers.RepeatedScalarFieldContainer[Global___DeliveryState.ValueType]:
+        """Deliveries in one of these states."""
+
+    def __init__(
+        self,
+        *,
+        job_id: _builtins.str = ...,
+        states: _abc.Iterable[Global___DeliveryState.ValueType] | None = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["job_id", b"job_id", "page_size", b"page_size", "page_token", b"page_token", "states", b"states"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDeliveriesRequest: _TypeAlias = ListDeliveriesRequest  # noqa: Y015
+
+@_typing.final
+class ListDeliveriesResponse(_message.Message):
+    """A page of deliveries."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELIVERIES_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    """Token for the next page. Empty: this is the last page."""
+    @_builtins.property
+    def deliveries(self) -> _containers.RepeatedCompositeFieldContainer[Global___Delivery]:
+        """Deliveries, newest first."""
+
+    def __init__(
+        self,
+        *,
+        deliveries: _abc.Iterable[Global___Delivery] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["deliveries", b"deliveries", "next_page_token", b"next_page_token"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListDeliveriesResponse: _TypeAlias = ListDeliveriesResponse  # noqa: Y015
+
+@_typing.final
+class RedeliverNotificationRequest(_message.Message):
+    """The notification to deliver once more."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELIVERY_ID_FIELD_NUMBER: _builtins.int
+    delivery_id: _builtins.str
+    """Required. Id of the delivery."""
+    def __init__(
+        self,
+        *,
+        delivery_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delivery_id", b"delivery_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RedeliverNotificationRequest: _TypeAlias = RedeliverNotificationRequest  # noqa: Y015
+
+@_typing.final
+class RedeliverNotificationResponse(_message.Message):
+    """The delivery after the call."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    DELIVERY_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def delivery(self) -> Global___Delivery:
+        """The delivery: PENDING."""
+
+    def __init__(
+        self,
+        *,
+        delivery: Global___Delivery | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["delivery", b"delivery"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["delivery", b"delivery"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RedeliverNotificationResponse: _TypeAlias = RedeliverNotificationResponse  # noqa: Y015
 
 @_typing.final
 class GetServerInfoRequest(_message.Message):

@@ -1277,6 +1277,129 @@ class HostService:
             _registered_method=True)
 
 
+class NotificationServiceStub:
+    """Inspect and repeat notifications: what jobs tell people and programs about their ends.
+    """
+
+    def __init__(self, channel):
+        """Constructor.
+
+        Args:
+            channel: A grpc.Channel.
+        """
+        self.ListDeliveries = channel.unary_unary(
+                '/fastlane.v1.NotificationService/ListDeliveries',
+                request_serializer=fastlane_dot_v1_dot_fastlane__pb2.ListDeliveriesRequest.SerializeToString,
+                response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.ListDeliveriesResponse.FromString,
+                _registered_method=True)
+        self.RedeliverNotification = channel.unary_unary(
+                '/fastlane.v1.NotificationService/RedeliverNotification',
+                request_serializer=fastlane_dot_v1_dot_fastlane__pb2.RedeliverNotificationRequest.SerializeToString,
+                response_deserializer=fastlane_dot_v1_dot_fastlane__pb2.RedeliverNotificationResponse.FromString,
+                _registered_method=True)
+
+
+class NotificationServiceServicer:
+    """Inspect and repeat notifications: what jobs tell people and programs about their ends.
+    """
+
+    def ListDeliveries(self, request, context):
+        """Returns deliveries, newest first. A delivery is one notification to one receiver. INVALID_ARGUMENT,
+        PAGE_TOKEN_INVALID.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RedeliverNotification(self, request, context):
+        """Delivers a notification once more, with all its attempts, under the same id. It goes before later notifications of
+        its job to the same receiver. One that is pending is attempted now. NOT_FOUND, DELIVERY_NOT_FOUND: the delivery
+        never existed, or is not kept any more.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+
+def add_NotificationServiceServicer_to_server(servicer, server):
+    rpc_method_handlers = {
+            'ListDeliveries': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListDeliveries,
+                    request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.ListDeliveriesRequest.FromString,
+                    response_serializer=fastlane_dot_v1_dot_fastlane__pb2.ListDeliveriesResponse.SerializeToString,
+            ),
+            'RedeliverNotification': grpc.unary_unary_rpc_method_handler(
+                    servicer.RedeliverNotification,
+                    request_deserializer=fastlane_dot_v1_dot_fastlane__pb2.RedeliverNotificationRequest.FromString,
+                    response_serializer=fastlane_dot_v1_dot_fastlane__pb2.RedeliverNotificationResponse.SerializeToString,
+            ),
+    }
+    generic_handler = grpc.method_handlers_generic_handler(
+            'fastlane.v1.NotificationService', rpc_method_handlers)
+    server.add_generic_rpc_handlers((generic_handler,))
+    server.add_registered_method_handlers('fastlane.v1.NotificationService', rpc_method_handlers)
+
+
+ # This class is part of an EXPERIMENTAL API.
+class NotificationService:
+    """Inspect and repeat notifications: what jobs tell people and programs about their ends.
+    """
+
+    @staticmethod
+    def ListDeliveries(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fastlane.v1.NotificationService/ListDeliveries',
+            fastlane_dot_v1_dot_fastlane__pb2.ListDeliveriesRequest.SerializeToString,
+            fastlane_dot_v1_dot_fastlane__pb2.ListDeliveriesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RedeliverNotification(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/fastlane.v1.NotificationService/RedeliverNotification',
+            fastlane_dot_v1_dot_fastlane__pb2.RedeliverNotificationRequest.SerializeToString,
+            fastlane_dot_v1_dot_fastlane__pb2.RedeliverNotificationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+
 class ServerServiceStub:
     """Inspect and maintain the server.
     """

@@ -36,10 +36,11 @@ Rules for every call.
     them match.
   * Secrets are never returned: `***` is returned in their place. Secret is the value of an environment variable with
     a secret name (PGPASS, API_KEY, GH_PAT; not MONKEY; see the server's setting `secret_names`). Secret in envs,
-    command, args, entrypoint, labels and messages are: the password in a URL (`scheme://user:password@host`), a
-    token in place of its user, the value after a secret name and `=` (`?token=`, `--password=`), the value of an
-    Authorization header or a similar one, and tokens with a well-known prefix (`ghp_`). In command, args and
-    entrypoint also the word after an option with a secret name (`--password x`). A request that contains such a
+    command, args, entrypoint, labels, notifications and messages are: the password in a URL
+    (`scheme://user:password@host`), a token in place of its user, the value after a secret name and `=` (`?token=`,
+    `--password=`), the value of an Authorization header or a similar one, and tokens with a well-known prefix
+    (`ghp_`). In command, args and entrypoint also the word after an option with a secret name (`--password x`).
+    Secret too are the key of a webhook and its headers with secret names. A request that contains such a
     `***` is rejected. Metadata is returned unchanged.
   * Text for people (details, notes, reasons of hosts, fastlane's own log lines) is one printable line: line breaks,
     control characters and escape sequences from callers, engines and registries are removed.
@@ -680,6 +681,64 @@ class HostServiceServicer(metaclass=_abc_1.ABCMeta):
         """
 
 def add_HostServiceServicer_to_server(servicer: HostServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
+
+class NotificationServiceStub:
+    """Inspect and repeat notifications: what jobs tell people and programs about their ends."""
+
+    @_typing.overload
+    def __new__(cls, channel: _grpc.Channel) -> _Self: ...
+    @_typing.overload
+    def __new__(cls, channel: _aio.Channel) -> NotificationServiceAsyncStub: ...
+    ListDeliveries: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.ListDeliveriesRequest, _fastlane_pb2.ListDeliveriesResponse]
+    """Returns deliveries, newest first. A delivery is one notification to one receiver. INVALID_ARGUMENT,
+    PAGE_TOKEN_INVALID.
+    """
+    RedeliverNotification: _grpc.UnaryUnaryMultiCallable[_fastlane_pb2.RedeliverNotificationRequest, _fastlane_pb2.RedeliverNotificationResponse]
+    """Delivers a notification once more, with all its attempts, under the same id. It goes before later notifications of
+    its job to the same receiver. One that is pending is attempted now. NOT_FOUND, DELIVERY_NOT_FOUND: the delivery
+    never existed, or is not kept any more.
+    """
+
+@_typing.type_check_only
+class NotificationServiceAsyncStub(NotificationServiceStub):
+    """Inspect and repeat notifications: what jobs tell people and programs about their ends."""
+
+    def __init__(self, channel: _aio.Channel) -> None: ...
+    ListDeliveries: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.ListDeliveriesRequest, _fastlane_pb2.ListDeliveriesResponse]  # type: ignore[assignment]
+    """Returns deliveries, newest first. A delivery is one notification to one receiver. INVALID_ARGUMENT,
+    PAGE_TOKEN_INVALID.
+    """
+    RedeliverNotification: _aio.UnaryUnaryMultiCallable[_fastlane_pb2.RedeliverNotificationRequest, _fastlane_pb2.RedeliverNotificationResponse]  # type: ignore[assignment]
+    """Delivers a notification once more, with all its attempts, under the same id. It goes before later notifications of
+    its job to the same receiver. One that is pending is attempted now. NOT_FOUND, DELIVERY_NOT_FOUND: the delivery
+    never existed, or is not kept any more.
+    """
+
+class NotificationServiceServicer(metaclass=_abc_1.ABCMeta):
+    """Inspect and repeat notifications: what jobs tell people and programs about their ends."""
+
+    @_abc_1.abstractmethod
+    def ListDeliveries(
+        self,
+        request: _fastlane_pb2.ListDeliveriesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fastlane_pb2.ListDeliveriesResponse, _abc.Awaitable[_fastlane_pb2.ListDeliveriesResponse]]:
+        """Returns deliveries, newest first. A delivery is one notification to one receiver. INVALID_ARGUMENT,
+        PAGE_TOKEN_INVALID.
+        """
+
+    @_abc_1.abstractmethod
+    def RedeliverNotification(
+        self,
+        request: _fastlane_pb2.RedeliverNotificationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_fastlane_pb2.RedeliverNotificationResponse, _abc.Awaitable[_fastlane_pb2.RedeliverNotificationResponse]]:
+        """Delivers a notification once more, with all its attempts, under the same id. It goes before later notifications of
+        its job to the same receiver. One that is pending is attempted now. NOT_FOUND, DELIVERY_NOT_FOUND: the delivery
+        never existed, or is not kept any more.
+        """
+
+def add_NotificationServiceServicer_to_server(servicer: NotificationServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...
 
 class ServerServiceStub:
     """Inspect and maintain the server."""

@@ -33,10 +33,11 @@
 //     them match.
 //   * Secrets are never returned: `***` is returned in their place. Secret is the value of an environment variable with
 //     a secret name (PGPASS, API_KEY, GH_PAT; not MONKEY; see the server's setting `secret_names`). Secret in envs,
-//     command, args, entrypoint, labels and messages are: the password in a URL (`scheme://user:password@host`), a
-//     token in place of its user, the value after a secret name and `=` (`?token=`, `--password=`), the value of an
-//     Authorization header or a similar one, and tokens with a well-known prefix (`ghp_`). In command, args and
-//     entrypoint also the word after an option with a secret name (`--password x`). A request that contains such a
+//     command, args, entrypoint, labels, notifications and messages are: the password in a URL
+//     (`scheme://user:password@host`), a token in place of its user, the value after a secret name and `=` (`?token=`,
+//     `--password=`), the value of an Authorization header or a similar one, and tokens with a well-known prefix
+//     (`ghp_`). In command, args and entrypoint also the word after an option with a secret name (`--password x`).
+//     Secret too are the key of a webhook and its headers with secret names. A request that contains such a
 //     `***` is rejected. Metadata is returned unchanged.
 //   * Text for people (details, notes, reasons of hosts, fastlane's own log lines) is one printable line: line breaks,
 //     control characters and escape sequences from callers, engines and registries are removed.
@@ -469,6 +470,8 @@ const (
 	ErrorReason_ERROR_REASON_NO_SCHEDULE ErrorReason = 23
 	// INVALID_ARGUMENT: the cursor is from an execution of another job (metadata: job_id).
 	ErrorReason_ERROR_REASON_CURSOR_OF_ANOTHER_JOB ErrorReason = 24
+	// NOT_FOUND (metadata: delivery_id).
+	ErrorReason_ERROR_REASON_DELIVERY_NOT_FOUND ErrorReason = 25
 )
 
 // Enum value maps for ErrorReason.
@@ -499,6 +502,7 @@ var (
 		22: "ERROR_REASON_JOB_EXPIRED",
 		23: "ERROR_REASON_NO_SCHEDULE",
 		24: "ERROR_REASON_CURSOR_OF_ANOTHER_JOB",
+		25: "ERROR_REASON_DELIVERY_NOT_FOUND",
 	}
 	ErrorReason_value = map[string]int32{
 		"ERROR_REASON_UNSPECIFIED":                 0,
@@ -526,6 +530,7 @@ var (
 		"ERROR_REASON_JOB_EXPIRED":                 22,
 		"ERROR_REASON_NO_SCHEDULE":                 23,
 		"ERROR_REASON_CURSOR_OF_ANOTHER_JOB":       24,
+		"ERROR_REASON_DELIVERY_NOT_FOUND":          25,
 	}
 )
 
@@ -554,6 +559,63 @@ func (x ErrorReason) Number() protoreflect.EnumNumber {
 // Deprecated: Use ErrorReason.Descriptor instead.
 func (ErrorReason) EnumDescriptor() ([]byte, []int) {
 	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{4}
+}
+
+// Whether a notification was delivered.
+type DeliveryState int32
+
+const (
+	// Never returned.
+	DeliveryState_DELIVERY_STATE_UNSPECIFIED DeliveryState = 0
+	// An attempt is due, under way, or waits for an earlier notification.
+	DeliveryState_DELIVERY_STATE_PENDING DeliveryState = 1
+	// The receiver accepted it.
+	DeliveryState_DELIVERY_STATE_DELIVERED DeliveryState = 2
+	// A dead letter: the attempts are used up, or the receiver rejected it for good. See RedeliverNotification.
+	DeliveryState_DELIVERY_STATE_FAILED DeliveryState = 3
+)
+
+// Enum value maps for DeliveryState.
+var (
+	DeliveryState_name = map[int32]string{
+		0: "DELIVERY_STATE_UNSPECIFIED",
+		1: "DELIVERY_STATE_PENDING",
+		2: "DELIVERY_STATE_DELIVERED",
+		3: "DELIVERY_STATE_FAILED",
+	}
+	DeliveryState_value = map[string]int32{
+		"DELIVERY_STATE_UNSPECIFIED": 0,
+		"DELIVERY_STATE_PENDING":     1,
+		"DELIVERY_STATE_DELIVERED":   2,
+		"DELIVERY_STATE_FAILED":      3,
+	}
+)
+
+func (x DeliveryState) Enum() *DeliveryState {
+	p := new(DeliveryState)
+	*p = x
+	return p
+}
+
+func (x DeliveryState) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (DeliveryState) Descriptor() protoreflect.EnumDescriptor {
+	return file_fastlane_v1_fastlane_proto_enumTypes[5].Descriptor()
+}
+
+func (DeliveryState) Type() protoreflect.EnumType {
+	return &file_fastlane_v1_fastlane_proto_enumTypes[5]
+}
+
+func (x DeliveryState) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use DeliveryState.Descriptor instead.
+func (DeliveryState) EnumDescriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{5}
 }
 
 // When to pull an image.
@@ -597,11 +659,11 @@ func (x JobSpec_PullPolicy) String() string {
 }
 
 func (JobSpec_PullPolicy) Descriptor() protoreflect.EnumDescriptor {
-	return file_fastlane_v1_fastlane_proto_enumTypes[5].Descriptor()
+	return file_fastlane_v1_fastlane_proto_enumTypes[6].Descriptor()
 }
 
 func (JobSpec_PullPolicy) Type() protoreflect.EnumType {
-	return &file_fastlane_v1_fastlane_proto_enumTypes[5]
+	return &file_fastlane_v1_fastlane_proto_enumTypes[6]
 }
 
 func (x JobSpec_PullPolicy) Number() protoreflect.EnumNumber {
@@ -658,11 +720,11 @@ func (x Cron_Overlap) String() string {
 }
 
 func (Cron_Overlap) Descriptor() protoreflect.EnumDescriptor {
-	return file_fastlane_v1_fastlane_proto_enumTypes[6].Descriptor()
+	return file_fastlane_v1_fastlane_proto_enumTypes[7].Descriptor()
 }
 
 func (Cron_Overlap) Type() protoreflect.EnumType {
-	return &file_fastlane_v1_fastlane_proto_enumTypes[6]
+	return &file_fastlane_v1_fastlane_proto_enumTypes[7]
 }
 
 func (x Cron_Overlap) Number() protoreflect.EnumNumber {
@@ -715,11 +777,11 @@ func (x Cron_CatchUp) String() string {
 }
 
 func (Cron_CatchUp) Descriptor() protoreflect.EnumDescriptor {
-	return file_fastlane_v1_fastlane_proto_enumTypes[7].Descriptor()
+	return file_fastlane_v1_fastlane_proto_enumTypes[8].Descriptor()
 }
 
 func (Cron_CatchUp) Type() protoreflect.EnumType {
-	return &file_fastlane_v1_fastlane_proto_enumTypes[7]
+	return &file_fastlane_v1_fastlane_proto_enumTypes[8]
 }
 
 func (x Cron_CatchUp) Number() protoreflect.EnumNumber {
@@ -768,11 +830,11 @@ func (x Retry_Jitter) String() string {
 }
 
 func (Retry_Jitter) Descriptor() protoreflect.EnumDescriptor {
-	return file_fastlane_v1_fastlane_proto_enumTypes[8].Descriptor()
+	return file_fastlane_v1_fastlane_proto_enumTypes[9].Descriptor()
 }
 
 func (Retry_Jitter) Type() protoreflect.EnumType {
-	return &file_fastlane_v1_fastlane_proto_enumTypes[8]
+	return &file_fastlane_v1_fastlane_proto_enumTypes[9]
 }
 
 func (x Retry_Jitter) Number() protoreflect.EnumNumber {
@@ -833,11 +895,11 @@ func (x Retry_RetryCause) String() string {
 }
 
 func (Retry_RetryCause) Descriptor() protoreflect.EnumDescriptor {
-	return file_fastlane_v1_fastlane_proto_enumTypes[9].Descriptor()
+	return file_fastlane_v1_fastlane_proto_enumTypes[10].Descriptor()
 }
 
 func (Retry_RetryCause) Type() protoreflect.EnumType {
-	return &file_fastlane_v1_fastlane_proto_enumTypes[9]
+	return &file_fastlane_v1_fastlane_proto_enumTypes[10]
 }
 
 func (x Retry_RetryCause) Number() protoreflect.EnumNumber {
@@ -891,11 +953,11 @@ func (x Unique_Conflict) String() string {
 }
 
 func (Unique_Conflict) Descriptor() protoreflect.EnumDescriptor {
-	return file_fastlane_v1_fastlane_proto_enumTypes[10].Descriptor()
+	return file_fastlane_v1_fastlane_proto_enumTypes[11].Descriptor()
 }
 
 func (Unique_Conflict) Type() protoreflect.EnumType {
-	return &file_fastlane_v1_fastlane_proto_enumTypes[10]
+	return &file_fastlane_v1_fastlane_proto_enumTypes[11]
 }
 
 func (x Unique_Conflict) Number() protoreflect.EnumNumber {
@@ -905,6 +967,63 @@ func (x Unique_Conflict) Number() protoreflect.EnumNumber {
 // Deprecated: Use Unique_Conflict.Descriptor instead.
 func (Unique_Conflict) EnumDescriptor() ([]byte, []int) {
 	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{4, 0}
+}
+
+// What has ended.
+type Notification_Event int32
+
+const (
+	// In a request: same as RUN_ENDED. Never returned by ListDeliveries.
+	Notification_EVENT_UNSPECIFIED Notification_Event = 0
+	// A run: its last attempt has ended. Of a job without a schedule, this is the end of the job.
+	Notification_EVENT_RUN_ENDED Notification_Event = 1
+	// The job became final. Of a job with a schedule: the schedule is over, or the job was stopped.
+	Notification_EVENT_JOB_ENDED Notification_Event = 2
+	// Every attempt, whether it is retried or not.
+	Notification_EVENT_ATTEMPT_ENDED Notification_Event = 3
+)
+
+// Enum value maps for Notification_Event.
+var (
+	Notification_Event_name = map[int32]string{
+		0: "EVENT_UNSPECIFIED",
+		1: "EVENT_RUN_ENDED",
+		2: "EVENT_JOB_ENDED",
+		3: "EVENT_ATTEMPT_ENDED",
+	}
+	Notification_Event_value = map[string]int32{
+		"EVENT_UNSPECIFIED":   0,
+		"EVENT_RUN_ENDED":     1,
+		"EVENT_JOB_ENDED":     2,
+		"EVENT_ATTEMPT_ENDED": 3,
+	}
+)
+
+func (x Notification_Event) Enum() *Notification_Event {
+	p := new(Notification_Event)
+	*p = x
+	return p
+}
+
+func (x Notification_Event) String() string {
+	return protoimpl.X.EnumStringOf(x.Descriptor(), protoreflect.EnumNumber(x))
+}
+
+func (Notification_Event) Descriptor() protoreflect.EnumDescriptor {
+	return file_fastlane_v1_fastlane_proto_enumTypes[12].Descriptor()
+}
+
+func (Notification_Event) Type() protoreflect.EnumType {
+	return &file_fastlane_v1_fastlane_proto_enumTypes[12]
+}
+
+func (x Notification_Event) Number() protoreflect.EnumNumber {
+	return protoreflect.EnumNumber(x)
+}
+
+// Deprecated: Use Notification_Event.Descriptor instead.
+func (Notification_Event) EnumDescriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{5, 0}
 }
 
 // Whether a host takes executions.
@@ -954,11 +1073,11 @@ func (x EngineHost_Availability) String() string {
 }
 
 func (EngineHost_Availability) Descriptor() protoreflect.EnumDescriptor {
-	return file_fastlane_v1_fastlane_proto_enumTypes[11].Descriptor()
+	return file_fastlane_v1_fastlane_proto_enumTypes[13].Descriptor()
 }
 
 func (EngineHost_Availability) Type() protoreflect.EnumType {
-	return &file_fastlane_v1_fastlane_proto_enumTypes[11]
+	return &file_fastlane_v1_fastlane_proto_enumTypes[13]
 }
 
 func (x EngineHost_Availability) Number() protoreflect.EnumNumber {
@@ -967,7 +1086,7 @@ func (x EngineHost_Availability) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EngineHost_Availability.Descriptor instead.
 func (EngineHost_Availability) EnumDescriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{13, 0}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{15, 0}
 }
 
 // How the output of a container gets into its log.
@@ -1008,11 +1127,11 @@ func (x EngineHost_Capture) String() string {
 }
 
 func (EngineHost_Capture) Descriptor() protoreflect.EnumDescriptor {
-	return file_fastlane_v1_fastlane_proto_enumTypes[12].Descriptor()
+	return file_fastlane_v1_fastlane_proto_enumTypes[14].Descriptor()
 }
 
 func (EngineHost_Capture) Type() protoreflect.EnumType {
-	return &file_fastlane_v1_fastlane_proto_enumTypes[12]
+	return &file_fastlane_v1_fastlane_proto_enumTypes[14]
 }
 
 func (x EngineHost_Capture) Number() protoreflect.EnumNumber {
@@ -1021,7 +1140,7 @@ func (x EngineHost_Capture) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EngineHost_Capture.Descriptor instead.
 func (EngineHost_Capture) EnumDescriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{13, 1}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{15, 1}
 }
 
 // Why bytes are missing.
@@ -1069,11 +1188,11 @@ func (x LogGap_Cause) String() string {
 }
 
 func (LogGap_Cause) Descriptor() protoreflect.EnumDescriptor {
-	return file_fastlane_v1_fastlane_proto_enumTypes[13].Descriptor()
+	return file_fastlane_v1_fastlane_proto_enumTypes[15].Descriptor()
 }
 
 func (LogGap_Cause) Type() protoreflect.EnumType {
-	return &file_fastlane_v1_fastlane_proto_enumTypes[13]
+	return &file_fastlane_v1_fastlane_proto_enumTypes[15]
 }
 
 func (x LogGap_Cause) Number() protoreflect.EnumNumber {
@@ -1082,7 +1201,7 @@ func (x LogGap_Cause) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use LogGap_Cause.Descriptor instead.
 func (LogGap_Cause) EnumDescriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{17, 0}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{19, 0}
 }
 
 // What to run and how, as chosen by the caller.
@@ -1145,6 +1264,8 @@ type JobSpec struct {
 	ExpireTime *timestamppb.Timestamp `protobuf:"bytes,21,opt,name=expire_time,json=expireTime,proto3" json:"expire_time,omitempty"`
 	// What to do after a failed attempt. Unset: nothing.
 	Retry *Retry `protobuf:"bytes,22,opt,name=retry,proto3" json:"retry,omitempty"`
+	// Whom to tell about the ends of the job; at most 16. Empty: the notifications of the task, else those of the server.
+	Notifications []*Notification `protobuf:"bytes,23,rep,name=notifications,proto3" json:"notifications,omitempty"`
 	// At most one open job with this key within the task. Unset: any number of jobs.
 	Unique *Unique `protobuf:"bytes,25,opt,name=unique,proto3" json:"unique,omitempty"`
 	// Number of executions that are kept of a job that is not final, 1 to 10 000; older ones are deleted with their logs.
@@ -1339,6 +1460,13 @@ func (x *JobSpec) GetExpireTime() *timestamppb.Timestamp {
 func (x *JobSpec) GetRetry() *Retry {
 	if x != nil {
 		return x.Retry
+	}
+	return nil
+}
+
+func (x *JobSpec) GetNotifications() []*Notification {
+	if x != nil {
+		return x.Notifications
 	}
 	return nil
 }
@@ -1737,6 +1865,278 @@ func (x *Unique) GetConflict() Unique_Conflict {
 	return Unique_CONFLICT_UNSPECIFIED
 }
 
+// Whom to tell about which ends. Each notification is delivered at least once, also after a crash of the server, and
+// repeated until the receiver accepts it or its attempts are used up. Those of one job to one receiver are delivered in
+// order.
+type Notification struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Final states to tell about. Empty: all of them. Of a job or an execution, as `event` says.
+	States []State `protobuf:"varint,1,rep,packed,name=states,proto3,enum=fastlane.v1.State" json:"states,omitempty"`
+	// The receiver. Required.
+	//
+	// Types that are valid to be assigned to Target:
+	//
+	//	*Notification_Webhook_
+	//	*Notification_Mail_
+	Target isNotification_Target `protobuf_oneof:"target"`
+	// The ends to tell about.
+	Event         Notification_Event `protobuf:"varint,4,opt,name=event,proto3,enum=fastlane.v1.Notification_Event" json:"event,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Notification) Reset() {
+	*x = Notification{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[5]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Notification) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Notification) ProtoMessage() {}
+
+func (x *Notification) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[5]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Notification.ProtoReflect.Descriptor instead.
+func (*Notification) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{5}
+}
+
+func (x *Notification) GetStates() []State {
+	if x != nil {
+		return x.States
+	}
+	return nil
+}
+
+func (x *Notification) GetTarget() isNotification_Target {
+	if x != nil {
+		return x.Target
+	}
+	return nil
+}
+
+func (x *Notification) GetWebhook() *Notification_Webhook {
+	if x != nil {
+		if x, ok := x.Target.(*Notification_Webhook_); ok {
+			return x.Webhook
+		}
+	}
+	return nil
+}
+
+func (x *Notification) GetMail() *Notification_Mail {
+	if x != nil {
+		if x, ok := x.Target.(*Notification_Mail_); ok {
+			return x.Mail
+		}
+	}
+	return nil
+}
+
+func (x *Notification) GetEvent() Notification_Event {
+	if x != nil {
+		return x.Event
+	}
+	return Notification_EVENT_UNSPECIFIED
+}
+
+type isNotification_Target interface {
+	isNotification_Target()
+}
+
+type Notification_Webhook_ struct {
+	// A signed POST.
+	Webhook *Notification_Webhook `protobuf:"bytes,2,opt,name=webhook,proto3,oneof"`
+}
+
+type Notification_Mail_ struct {
+	// A mail.
+	Mail *Notification_Mail `protobuf:"bytes,3,opt,name=mail,proto3,oneof"`
+}
+
+func (*Notification_Webhook_) isNotification_Target() {}
+
+func (*Notification_Mail_) isNotification_Target() {}
+
+// One notification of one receiver.
+type Delivery struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// UUID. The `webhook-id` of a webhook, in each of its attempts. The same end of the same execution has the same id
+	// for a receiver, also after a backup was restored.
+	Id string `protobuf:"bytes,1,opt,name=id,proto3" json:"id,omitempty"`
+	// The job.
+	JobId string `protobuf:"bytes,2,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
+	// The job's task.
+	TaskId string `protobuf:"bytes,3,opt,name=task_id,json=taskId,proto3" json:"task_id,omitempty"`
+	// The execution that has ended.
+	ExecutionId string `protobuf:"bytes,4,opt,name=execution_id,json=executionId,proto3" json:"execution_id,omitempty"`
+	// What has ended.
+	Event Notification_Event `protobuf:"varint,5,opt,name=event,proto3,enum=fastlane.v1.Notification_Event" json:"event,omitempty"`
+	// Final state of the job, or of the execution, as `event` says.
+	EndedState State `protobuf:"varint,6,opt,name=ended_state,json=endedState,proto3,enum=fastlane.v1.State" json:"ended_state,omitempty"`
+	// The receiver: a URL without secrets, or a mail address.
+	Receiver string `protobuf:"bytes,7,opt,name=receiver,proto3" json:"receiver,omitempty"`
+	// Whether it was delivered.
+	State DeliveryState `protobuf:"varint,8,opt,name=state,proto3,enum=fastlane.v1.DeliveryState" json:"state,omitempty"`
+	// Number of attempts so far.
+	Attempts int32 `protobuf:"varint,9,opt,name=attempts,proto3" json:"attempts,omitempty"`
+	// When the server noticed the end.
+	CreateTime *timestamppb.Timestamp `protobuf:"bytes,10,opt,name=create_time,json=createTime,proto3" json:"create_time,omitempty"`
+	// When the next attempt is due. Unset: there is none, or it waits for an earlier notification of its job to the same
+	// receiver.
+	NextAttemptTime *timestamppb.Timestamp `protobuf:"bytes,11,opt,name=next_attempt_time,json=nextAttemptTime,proto3" json:"next_attempt_time,omitempty"`
+	// When the last attempt ended.
+	LastAttemptTime *timestamppb.Timestamp `protobuf:"bytes,12,opt,name=last_attempt_time,json=lastAttemptTime,proto3" json:"last_attempt_time,omitempty"`
+	// When it was delivered or given up.
+	EndTime *timestamppb.Timestamp `protobuf:"bytes,13,opt,name=end_time,json=endTime,proto3" json:"end_time,omitempty"`
+	// The result of the last attempt, for a person: "HTTP 503", "timed out after 15 s".
+	Detail        string `protobuf:"bytes,14,opt,name=detail,proto3" json:"detail,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Delivery) Reset() {
+	*x = Delivery{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[6]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Delivery) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Delivery) ProtoMessage() {}
+
+func (x *Delivery) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[6]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Delivery.ProtoReflect.Descriptor instead.
+func (*Delivery) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{6}
+}
+
+func (x *Delivery) GetId() string {
+	if x != nil {
+		return x.Id
+	}
+	return ""
+}
+
+func (x *Delivery) GetJobId() string {
+	if x != nil {
+		return x.JobId
+	}
+	return ""
+}
+
+func (x *Delivery) GetTaskId() string {
+	if x != nil {
+		return x.TaskId
+	}
+	return ""
+}
+
+func (x *Delivery) GetExecutionId() string {
+	if x != nil {
+		return x.ExecutionId
+	}
+	return ""
+}
+
+func (x *Delivery) GetEvent() Notification_Event {
+	if x != nil {
+		return x.Event
+	}
+	return Notification_EVENT_UNSPECIFIED
+}
+
+func (x *Delivery) GetEndedState() State {
+	if x != nil {
+		return x.EndedState
+	}
+	return State_STATE_UNSPECIFIED
+}
+
+func (x *Delivery) GetReceiver() string {
+	if x != nil {
+		return x.Receiver
+	}
+	return ""
+}
+
+func (x *Delivery) GetState() DeliveryState {
+	if x != nil {
+		return x.State
+	}
+	return DeliveryState_DELIVERY_STATE_UNSPECIFIED
+}
+
+func (x *Delivery) GetAttempts() int32 {
+	if x != nil {
+		return x.Attempts
+	}
+	return 0
+}
+
+func (x *Delivery) GetCreateTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.CreateTime
+	}
+	return nil
+}
+
+func (x *Delivery) GetNextAttemptTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.NextAttemptTime
+	}
+	return nil
+}
+
+func (x *Delivery) GetLastAttemptTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.LastAttemptTime
+	}
+	return nil
+}
+
+func (x *Delivery) GetEndTime() *timestamppb.Timestamp {
+	if x != nil {
+		return x.EndTime
+	}
+	return nil
+}
+
+func (x *Delivery) GetDetail() string {
+	if x != nil {
+		return x.Detail
+	}
+	return ""
+}
+
 // A task: the group of all jobs under one name. (Called `Task` it would clash with System.Threading.Tasks.Task in C#.)
 type TaskSummary struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1759,14 +2159,16 @@ type TaskSummary struct {
 	// Set exactly if `max_starts` is.
 	RateWindow *durationpb.Duration `protobuf:"bytes,9,opt,name=rate_window,json=rateWindow,proto3" json:"rate_window,omitempty"`
 	// Number of executions that run: PREPARING, RUNNING or STOPPING.
-	Running       int32 `protobuf:"varint,10,opt,name=running,proto3" json:"running,omitempty"`
+	Running int32 `protobuf:"varint,10,opt,name=running,proto3" json:"running,omitempty"`
+	// Notifications of jobs that have none of their own, see UpdateTask.
+	Notifications []*Notification `protobuf:"bytes,11,rep,name=notifications,proto3" json:"notifications,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *TaskSummary) Reset() {
 	*x = TaskSummary{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[5]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[7]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1778,7 +2180,7 @@ func (x *TaskSummary) String() string {
 func (*TaskSummary) ProtoMessage() {}
 
 func (x *TaskSummary) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[5]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[7]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1791,7 +2193,7 @@ func (x *TaskSummary) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use TaskSummary.ProtoReflect.Descriptor instead.
 func (*TaskSummary) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{5}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{7}
 }
 
 func (x *TaskSummary) GetId() string {
@@ -1864,6 +2266,13 @@ func (x *TaskSummary) GetRunning() int32 {
 	return 0
 }
 
+func (x *TaskSummary) GetNotifications() []*Notification {
+	if x != nil {
+		return x.Notifications
+	}
+	return nil
+}
+
 // One enqueue.
 type Job struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -1902,7 +2311,7 @@ type Job struct {
 
 func (x *Job) Reset() {
 	*x = Job{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[6]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[8]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -1914,7 +2323,7 @@ func (x *Job) String() string {
 func (*Job) ProtoMessage() {}
 
 func (x *Job) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[6]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[8]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -1927,7 +2336,7 @@ func (x *Job) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Job.ProtoReflect.Descriptor instead.
 func (*Job) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{6}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{8}
 }
 
 func (x *Job) GetId() string {
@@ -2052,7 +2461,7 @@ type ScheduleStatus struct {
 
 func (x *ScheduleStatus) Reset() {
 	*x = ScheduleStatus{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[7]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[9]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2064,7 +2473,7 @@ func (x *ScheduleStatus) String() string {
 func (*ScheduleStatus) ProtoMessage() {}
 
 func (x *ScheduleStatus) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[7]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[9]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2077,7 +2486,7 @@ func (x *ScheduleStatus) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ScheduleStatus.ProtoReflect.Descriptor instead.
 func (*ScheduleStatus) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{7}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{9}
 }
 
 func (x *ScheduleStatus) GetNextTimes() []*timestamppb.Timestamp {
@@ -2142,7 +2551,7 @@ type ArrayPosition struct {
 
 func (x *ArrayPosition) Reset() {
 	*x = ArrayPosition{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[8]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[10]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2154,7 +2563,7 @@ func (x *ArrayPosition) String() string {
 func (*ArrayPosition) ProtoMessage() {}
 
 func (x *ArrayPosition) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[8]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[10]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2167,7 +2576,7 @@ func (x *ArrayPosition) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ArrayPosition.ProtoReflect.Descriptor instead.
 func (*ArrayPosition) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{8}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{10}
 }
 
 func (x *ArrayPosition) GetIndex() int32 {
@@ -2223,7 +2632,7 @@ type Execution struct {
 
 func (x *Execution) Reset() {
 	*x = Execution{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[9]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[11]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2235,7 +2644,7 @@ func (x *Execution) String() string {
 func (*Execution) ProtoMessage() {}
 
 func (x *Execution) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[9]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[11]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2248,7 +2657,7 @@ func (x *Execution) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Execution.ProtoReflect.Descriptor instead.
 func (*Execution) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{9}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{11}
 }
 
 func (x *Execution) GetId() string {
@@ -2376,7 +2785,7 @@ type Waiting struct {
 
 func (x *Waiting) Reset() {
 	*x = Waiting{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[10]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[12]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2388,7 +2797,7 @@ func (x *Waiting) String() string {
 func (*Waiting) ProtoMessage() {}
 
 func (x *Waiting) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[10]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[12]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2401,7 +2810,7 @@ func (x *Waiting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Waiting.ProtoReflect.Descriptor instead.
 func (*Waiting) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{10}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{12}
 }
 
 func (x *Waiting) GetReason() WaitReason {
@@ -2459,7 +2868,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[11]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[13]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2471,7 +2880,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[11]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[13]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2484,7 +2893,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{11}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{13}
 }
 
 func (x *Outcome) GetReason() Reason {
@@ -2540,7 +2949,7 @@ type LogTotals struct {
 
 func (x *LogTotals) Reset() {
 	*x = LogTotals{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[12]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[14]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2552,7 +2961,7 @@ func (x *LogTotals) String() string {
 func (*LogTotals) ProtoMessage() {}
 
 func (x *LogTotals) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[12]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[14]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2565,7 +2974,7 @@ func (x *LogTotals) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogTotals.ProtoReflect.Descriptor instead.
 func (*LogTotals) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{12}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{14}
 }
 
 func (x *LogTotals) GetSource() Source {
@@ -2631,7 +3040,7 @@ type EngineHost struct {
 
 func (x *EngineHost) Reset() {
 	*x = EngineHost{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[13]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[15]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2643,7 +3052,7 @@ func (x *EngineHost) String() string {
 func (*EngineHost) ProtoMessage() {}
 
 func (x *EngineHost) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[13]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[15]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2656,7 +3065,7 @@ func (x *EngineHost) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EngineHost.ProtoReflect.Descriptor instead.
 func (*EngineHost) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{13}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{15}
 }
 
 func (x *EngineHost) GetName() string {
@@ -2794,7 +3203,7 @@ type StreamExecutionLogsRequest struct {
 
 func (x *StreamExecutionLogsRequest) Reset() {
 	*x = StreamExecutionLogsRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[14]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2806,7 +3215,7 @@ func (x *StreamExecutionLogsRequest) String() string {
 func (*StreamExecutionLogsRequest) ProtoMessage() {}
 
 func (x *StreamExecutionLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[14]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2819,7 +3228,7 @@ func (x *StreamExecutionLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamExecutionLogsRequest.ProtoReflect.Descriptor instead.
 func (*StreamExecutionLogsRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{14}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *StreamExecutionLogsRequest) GetExecutionId() string {
@@ -2927,7 +3336,7 @@ type StreamExecutionLogsResponse struct {
 
 func (x *StreamExecutionLogsResponse) Reset() {
 	*x = StreamExecutionLogsResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[15]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -2939,7 +3348,7 @@ func (x *StreamExecutionLogsResponse) String() string {
 func (*StreamExecutionLogsResponse) ProtoMessage() {}
 
 func (x *StreamExecutionLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[15]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -2952,7 +3361,7 @@ func (x *StreamExecutionLogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamExecutionLogsResponse.ProtoReflect.Descriptor instead.
 func (*StreamExecutionLogsResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{15}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *StreamExecutionLogsResponse) GetCursor() string {
@@ -3082,7 +3491,7 @@ type LogChunk struct {
 
 func (x *LogChunk) Reset() {
 	*x = LogChunk{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[16]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3094,7 +3503,7 @@ func (x *LogChunk) String() string {
 func (*LogChunk) ProtoMessage() {}
 
 func (x *LogChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[16]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3107,7 +3516,7 @@ func (x *LogChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogChunk.ProtoReflect.Descriptor instead.
 func (*LogChunk) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{16}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *LogChunk) GetSource() Source {
@@ -3169,7 +3578,7 @@ type LogGap struct {
 
 func (x *LogGap) Reset() {
 	*x = LogGap{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[17]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3181,7 +3590,7 @@ func (x *LogGap) String() string {
 func (*LogGap) ProtoMessage() {}
 
 func (x *LogGap) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[17]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3194,7 +3603,7 @@ func (x *LogGap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogGap.ProtoReflect.Descriptor instead.
 func (*LogGap) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{17}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *LogGap) GetSource() Source {
@@ -3236,7 +3645,7 @@ type LogHeartbeat struct {
 
 func (x *LogHeartbeat) Reset() {
 	*x = LogHeartbeat{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[18]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3248,7 +3657,7 @@ func (x *LogHeartbeat) String() string {
 func (*LogHeartbeat) ProtoMessage() {}
 
 func (x *LogHeartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[18]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3261,7 +3670,7 @@ func (x *LogHeartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogHeartbeat.ProtoReflect.Descriptor instead.
 func (*LogHeartbeat) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{18}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *LogHeartbeat) GetTime() *timestamppb.Timestamp {
@@ -3286,7 +3695,7 @@ type LogState struct {
 
 func (x *LogState) Reset() {
 	*x = LogState{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[19]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3298,7 +3707,7 @@ func (x *LogState) String() string {
 func (*LogState) ProtoMessage() {}
 
 func (x *LogState) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[19]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3311,7 +3720,7 @@ func (x *LogState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogState.ProtoReflect.Descriptor instead.
 func (*LogState) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{19}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *LogState) GetState() State {
@@ -3359,7 +3768,7 @@ type LogEnd struct {
 
 func (x *LogEnd) Reset() {
 	*x = LogEnd{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[20]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3371,7 +3780,7 @@ func (x *LogEnd) String() string {
 func (*LogEnd) ProtoMessage() {}
 
 func (x *LogEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[20]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3384,7 +3793,7 @@ func (x *LogEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEnd.ProtoReflect.Descriptor instead.
 func (*LogEnd) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{20}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *LogEnd) GetSealed() bool {
@@ -3451,7 +3860,7 @@ type StreamJobLogsRequest struct {
 
 func (x *StreamJobLogsRequest) Reset() {
 	*x = StreamJobLogsRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[21]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3463,7 +3872,7 @@ func (x *StreamJobLogsRequest) String() string {
 func (*StreamJobLogsRequest) ProtoMessage() {}
 
 func (x *StreamJobLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[21]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3476,7 +3885,7 @@ func (x *StreamJobLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamJobLogsRequest.ProtoReflect.Descriptor instead.
 func (*StreamJobLogsRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{21}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *StreamJobLogsRequest) GetJobId() string {
@@ -3560,7 +3969,7 @@ type StreamJobLogsResponse struct {
 
 func (x *StreamJobLogsResponse) Reset() {
 	*x = StreamJobLogsResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[22]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3572,7 +3981,7 @@ func (x *StreamJobLogsResponse) String() string {
 func (*StreamJobLogsResponse) ProtoMessage() {}
 
 func (x *StreamJobLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[22]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3585,7 +3994,7 @@ func (x *StreamJobLogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamJobLogsResponse.ProtoReflect.Descriptor instead.
 func (*StreamJobLogsResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{22}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *StreamJobLogsResponse) GetCursor() string {
@@ -3723,7 +4132,7 @@ type JobLogExecution struct {
 
 func (x *JobLogExecution) Reset() {
 	*x = JobLogExecution{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[23]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3735,7 +4144,7 @@ func (x *JobLogExecution) String() string {
 func (*JobLogExecution) ProtoMessage() {}
 
 func (x *JobLogExecution) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[23]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3748,7 +4157,7 @@ func (x *JobLogExecution) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobLogExecution.ProtoReflect.Descriptor instead.
 func (*JobLogExecution) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{23}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *JobLogExecution) GetExecution() *Execution {
@@ -3779,7 +4188,7 @@ type JobLogEnd struct {
 
 func (x *JobLogEnd) Reset() {
 	*x = JobLogEnd{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[24]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3791,7 +4200,7 @@ func (x *JobLogEnd) String() string {
 func (*JobLogEnd) ProtoMessage() {}
 
 func (x *JobLogEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[24]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3804,7 +4213,7 @@ func (x *JobLogEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobLogEnd.ProtoReflect.Descriptor instead.
 func (*JobLogEnd) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{24}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *JobLogEnd) GetJob() *Job {
@@ -3840,7 +4249,7 @@ type EnqueueJobRequest struct {
 
 func (x *EnqueueJobRequest) Reset() {
 	*x = EnqueueJobRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[25]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3852,7 +4261,7 @@ func (x *EnqueueJobRequest) String() string {
 func (*EnqueueJobRequest) ProtoMessage() {}
 
 func (x *EnqueueJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[25]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3865,7 +4274,7 @@ func (x *EnqueueJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnqueueJobRequest.ProtoReflect.Descriptor instead.
 func (*EnqueueJobRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{25}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *EnqueueJobRequest) GetTaskId() string {
@@ -3909,7 +4318,7 @@ type EnqueueJobResponse struct {
 
 func (x *EnqueueJobResponse) Reset() {
 	*x = EnqueueJobResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[26]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3921,7 +4330,7 @@ func (x *EnqueueJobResponse) String() string {
 func (*EnqueueJobResponse) ProtoMessage() {}
 
 func (x *EnqueueJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[26]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3934,7 +4343,7 @@ func (x *EnqueueJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnqueueJobResponse.ProtoReflect.Descriptor instead.
 func (*EnqueueJobResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{26}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *EnqueueJobResponse) GetJob() *Job {
@@ -3962,7 +4371,7 @@ type GetJobRequest struct {
 
 func (x *GetJobRequest) Reset() {
 	*x = GetJobRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[27]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3974,7 +4383,7 @@ func (x *GetJobRequest) String() string {
 func (*GetJobRequest) ProtoMessage() {}
 
 func (x *GetJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[27]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3987,7 +4396,7 @@ func (x *GetJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetJobRequest.ProtoReflect.Descriptor instead.
 func (*GetJobRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{27}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *GetJobRequest) GetJobId() string {
@@ -4008,7 +4417,7 @@ type GetJobResponse struct {
 
 func (x *GetJobResponse) Reset() {
 	*x = GetJobResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[28]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4020,7 +4429,7 @@ func (x *GetJobResponse) String() string {
 func (*GetJobResponse) ProtoMessage() {}
 
 func (x *GetJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[28]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4033,7 +4442,7 @@ func (x *GetJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetJobResponse.ProtoReflect.Descriptor instead.
 func (*GetJobResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{28}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *GetJobResponse) GetJob() *Job {
@@ -4070,7 +4479,7 @@ type ListJobsRequest struct {
 
 func (x *ListJobsRequest) Reset() {
 	*x = ListJobsRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[29]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4082,7 +4491,7 @@ func (x *ListJobsRequest) String() string {
 func (*ListJobsRequest) ProtoMessage() {}
 
 func (x *ListJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[29]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4095,7 +4504,7 @@ func (x *ListJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJobsRequest.ProtoReflect.Descriptor instead.
 func (*ListJobsRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{29}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *ListJobsRequest) GetTaskId() string {
@@ -4174,7 +4583,7 @@ type ListJobsResponse struct {
 
 func (x *ListJobsResponse) Reset() {
 	*x = ListJobsResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[30]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4186,7 +4595,7 @@ func (x *ListJobsResponse) String() string {
 func (*ListJobsResponse) ProtoMessage() {}
 
 func (x *ListJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[30]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4199,7 +4608,7 @@ func (x *ListJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJobsResponse.ProtoReflect.Descriptor instead.
 func (*ListJobsResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{30}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *ListJobsResponse) GetJobs() []*Job {
@@ -4232,7 +4641,7 @@ type StopJobRequest struct {
 
 func (x *StopJobRequest) Reset() {
 	*x = StopJobRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[31]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4244,7 +4653,7 @@ func (x *StopJobRequest) String() string {
 func (*StopJobRequest) ProtoMessage() {}
 
 func (x *StopJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[31]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4257,7 +4666,7 @@ func (x *StopJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopJobRequest.ProtoReflect.Descriptor instead.
 func (*StopJobRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{31}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *StopJobRequest) GetJobId() string {
@@ -4292,7 +4701,7 @@ type StopJobResponse struct {
 
 func (x *StopJobResponse) Reset() {
 	*x = StopJobResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[32]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4304,7 +4713,7 @@ func (x *StopJobResponse) String() string {
 func (*StopJobResponse) ProtoMessage() {}
 
 func (x *StopJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[32]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4317,7 +4726,7 @@ func (x *StopJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopJobResponse.ProtoReflect.Descriptor instead.
 func (*StopJobResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{32}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *StopJobResponse) GetJob() *Job {
@@ -4340,7 +4749,7 @@ type RetryJobRequest struct {
 
 func (x *RetryJobRequest) Reset() {
 	*x = RetryJobRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[33]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4352,7 +4761,7 @@ func (x *RetryJobRequest) String() string {
 func (*RetryJobRequest) ProtoMessage() {}
 
 func (x *RetryJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[33]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4365,7 +4774,7 @@ func (x *RetryJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryJobRequest.ProtoReflect.Descriptor instead.
 func (*RetryJobRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{33}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *RetryJobRequest) GetJobId() string {
@@ -4395,7 +4804,7 @@ type RetryJobResponse struct {
 
 func (x *RetryJobResponse) Reset() {
 	*x = RetryJobResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[34]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4407,7 +4816,7 @@ func (x *RetryJobResponse) String() string {
 func (*RetryJobResponse) ProtoMessage() {}
 
 func (x *RetryJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[34]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4420,7 +4829,7 @@ func (x *RetryJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryJobResponse.ProtoReflect.Descriptor instead.
 func (*RetryJobResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{34}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *RetryJobResponse) GetJob() *Job {
@@ -4454,7 +4863,7 @@ type ReplaceJobRequest struct {
 
 func (x *ReplaceJobRequest) Reset() {
 	*x = ReplaceJobRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[35]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4466,7 +4875,7 @@ func (x *ReplaceJobRequest) String() string {
 func (*ReplaceJobRequest) ProtoMessage() {}
 
 func (x *ReplaceJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[35]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4479,7 +4888,7 @@ func (x *ReplaceJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceJobRequest.ProtoReflect.Descriptor instead.
 func (*ReplaceJobRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{35}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *ReplaceJobRequest) GetJobId() string {
@@ -4523,7 +4932,7 @@ type ReplaceJobResponse struct {
 
 func (x *ReplaceJobResponse) Reset() {
 	*x = ReplaceJobResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[36]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4535,7 +4944,7 @@ func (x *ReplaceJobResponse) String() string {
 func (*ReplaceJobResponse) ProtoMessage() {}
 
 func (x *ReplaceJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[36]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4548,7 +4957,7 @@ func (x *ReplaceJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceJobResponse.ProtoReflect.Descriptor instead.
 func (*ReplaceJobResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{36}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *ReplaceJobResponse) GetJob() *Job {
@@ -4576,7 +4985,7 @@ type PauseScheduleRequest struct {
 
 func (x *PauseScheduleRequest) Reset() {
 	*x = PauseScheduleRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[37]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4588,7 +4997,7 @@ func (x *PauseScheduleRequest) String() string {
 func (*PauseScheduleRequest) ProtoMessage() {}
 
 func (x *PauseScheduleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[37]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4601,7 +5010,7 @@ func (x *PauseScheduleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseScheduleRequest.ProtoReflect.Descriptor instead.
 func (*PauseScheduleRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{37}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *PauseScheduleRequest) GetJobId() string {
@@ -4622,7 +5031,7 @@ type PauseScheduleResponse struct {
 
 func (x *PauseScheduleResponse) Reset() {
 	*x = PauseScheduleResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[38]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4634,7 +5043,7 @@ func (x *PauseScheduleResponse) String() string {
 func (*PauseScheduleResponse) ProtoMessage() {}
 
 func (x *PauseScheduleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[38]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4647,7 +5056,7 @@ func (x *PauseScheduleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseScheduleResponse.ProtoReflect.Descriptor instead.
 func (*PauseScheduleResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{38}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *PauseScheduleResponse) GetJob() *Job {
@@ -4668,7 +5077,7 @@ type ResumeScheduleRequest struct {
 
 func (x *ResumeScheduleRequest) Reset() {
 	*x = ResumeScheduleRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[39]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4680,7 +5089,7 @@ func (x *ResumeScheduleRequest) String() string {
 func (*ResumeScheduleRequest) ProtoMessage() {}
 
 func (x *ResumeScheduleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[39]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4693,7 +5102,7 @@ func (x *ResumeScheduleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeScheduleRequest.ProtoReflect.Descriptor instead.
 func (*ResumeScheduleRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{39}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ResumeScheduleRequest) GetJobId() string {
@@ -4714,7 +5123,7 @@ type ResumeScheduleResponse struct {
 
 func (x *ResumeScheduleResponse) Reset() {
 	*x = ResumeScheduleResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[40]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4726,7 +5135,7 @@ func (x *ResumeScheduleResponse) String() string {
 func (*ResumeScheduleResponse) ProtoMessage() {}
 
 func (x *ResumeScheduleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[40]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4739,7 +5148,7 @@ func (x *ResumeScheduleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeScheduleResponse.ProtoReflect.Descriptor instead.
 func (*ResumeScheduleResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{40}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ResumeScheduleResponse) GetJob() *Job {
@@ -4764,7 +5173,7 @@ type PreviewScheduleRequest struct {
 
 func (x *PreviewScheduleRequest) Reset() {
 	*x = PreviewScheduleRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[41]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4776,7 +5185,7 @@ func (x *PreviewScheduleRequest) String() string {
 func (*PreviewScheduleRequest) ProtoMessage() {}
 
 func (x *PreviewScheduleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[41]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4789,7 +5198,7 @@ func (x *PreviewScheduleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreviewScheduleRequest.ProtoReflect.Descriptor instead.
 func (*PreviewScheduleRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{41}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *PreviewScheduleRequest) GetCron() *Cron {
@@ -4826,7 +5235,7 @@ type PreviewScheduleResponse struct {
 
 func (x *PreviewScheduleResponse) Reset() {
 	*x = PreviewScheduleResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[42]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4838,7 +5247,7 @@ func (x *PreviewScheduleResponse) String() string {
 func (*PreviewScheduleResponse) ProtoMessage() {}
 
 func (x *PreviewScheduleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[42]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4851,7 +5260,7 @@ func (x *PreviewScheduleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreviewScheduleResponse.ProtoReflect.Descriptor instead.
 func (*PreviewScheduleResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{42}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *PreviewScheduleResponse) GetTimes() []*timestamppb.Timestamp {
@@ -4881,7 +5290,7 @@ type BatchEnqueueJobsRequest struct {
 
 func (x *BatchEnqueueJobsRequest) Reset() {
 	*x = BatchEnqueueJobsRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[43]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4893,7 +5302,7 @@ func (x *BatchEnqueueJobsRequest) String() string {
 func (*BatchEnqueueJobsRequest) ProtoMessage() {}
 
 func (x *BatchEnqueueJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[43]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4906,7 +5315,7 @@ func (x *BatchEnqueueJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchEnqueueJobsRequest.ProtoReflect.Descriptor instead.
 func (*BatchEnqueueJobsRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{43}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *BatchEnqueueJobsRequest) GetRequests() []*EnqueueJobRequest {
@@ -4938,7 +5347,7 @@ type JobArray struct {
 
 func (x *JobArray) Reset() {
 	*x = JobArray{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[44]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4950,7 +5359,7 @@ func (x *JobArray) String() string {
 func (*JobArray) ProtoMessage() {}
 
 func (x *JobArray) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[44]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4963,7 +5372,7 @@ func (x *JobArray) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobArray.ProtoReflect.Descriptor instead.
 func (*JobArray) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{44}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *JobArray) GetRequest() *EnqueueJobRequest {
@@ -4991,7 +5400,7 @@ type BatchEnqueueJobsResponse struct {
 
 func (x *BatchEnqueueJobsResponse) Reset() {
 	*x = BatchEnqueueJobsResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[45]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5003,7 +5412,7 @@ func (x *BatchEnqueueJobsResponse) String() string {
 func (*BatchEnqueueJobsResponse) ProtoMessage() {}
 
 func (x *BatchEnqueueJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[45]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5016,7 +5425,7 @@ func (x *BatchEnqueueJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchEnqueueJobsResponse.ProtoReflect.Descriptor instead.
 func (*BatchEnqueueJobsResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{45}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *BatchEnqueueJobsResponse) GetResults() []*BatchEnqueueJobsResponse_Result {
@@ -5045,7 +5454,7 @@ type Rejection struct {
 
 func (x *Rejection) Reset() {
 	*x = Rejection{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[46]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5057,7 +5466,7 @@ func (x *Rejection) String() string {
 func (*Rejection) ProtoMessage() {}
 
 func (x *Rejection) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[46]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5070,7 +5479,7 @@ func (x *Rejection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rejection.ProtoReflect.Descriptor instead.
 func (*Rejection) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{46}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *Rejection) GetCode() int32 {
@@ -5129,7 +5538,7 @@ type JobFilter struct {
 
 func (x *JobFilter) Reset() {
 	*x = JobFilter{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[47]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5141,7 +5550,7 @@ func (x *JobFilter) String() string {
 func (*JobFilter) ProtoMessage() {}
 
 func (x *JobFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[47]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5154,7 +5563,7 @@ func (x *JobFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobFilter.ProtoReflect.Descriptor instead.
 func (*JobFilter) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{47}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *JobFilter) GetTaskId() string {
@@ -5216,7 +5625,7 @@ type BatchStopJobsRequest struct {
 
 func (x *BatchStopJobsRequest) Reset() {
 	*x = BatchStopJobsRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[48]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5228,7 +5637,7 @@ func (x *BatchStopJobsRequest) String() string {
 func (*BatchStopJobsRequest) ProtoMessage() {}
 
 func (x *BatchStopJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[48]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5241,7 +5650,7 @@ func (x *BatchStopJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchStopJobsRequest.ProtoReflect.Descriptor instead.
 func (*BatchStopJobsRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{48}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *BatchStopJobsRequest) GetFilter() *JobFilter {
@@ -5285,7 +5694,7 @@ type BatchStopJobsResponse struct {
 
 func (x *BatchStopJobsResponse) Reset() {
 	*x = BatchStopJobsResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[49]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5297,7 +5706,7 @@ func (x *BatchStopJobsResponse) String() string {
 func (*BatchStopJobsResponse) ProtoMessage() {}
 
 func (x *BatchStopJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[49]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5310,7 +5719,7 @@ func (x *BatchStopJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchStopJobsResponse.ProtoReflect.Descriptor instead.
 func (*BatchStopJobsResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{49}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *BatchStopJobsResponse) GetStopped() int32 {
@@ -5343,7 +5752,7 @@ type BatchRetryJobsRequest struct {
 
 func (x *BatchRetryJobsRequest) Reset() {
 	*x = BatchRetryJobsRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[50]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5355,7 +5764,7 @@ func (x *BatchRetryJobsRequest) String() string {
 func (*BatchRetryJobsRequest) ProtoMessage() {}
 
 func (x *BatchRetryJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[50]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5368,7 +5777,7 @@ func (x *BatchRetryJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchRetryJobsRequest.ProtoReflect.Descriptor instead.
 func (*BatchRetryJobsRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{50}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *BatchRetryJobsRequest) GetFilter() *JobFilter {
@@ -5409,7 +5818,7 @@ type BatchRetryJobsResponse struct {
 
 func (x *BatchRetryJobsResponse) Reset() {
 	*x = BatchRetryJobsResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[51]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5421,7 +5830,7 @@ func (x *BatchRetryJobsResponse) String() string {
 func (*BatchRetryJobsResponse) ProtoMessage() {}
 
 func (x *BatchRetryJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[51]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5434,7 +5843,7 @@ func (x *BatchRetryJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchRetryJobsResponse.ProtoReflect.Descriptor instead.
 func (*BatchRetryJobsResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{51}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *BatchRetryJobsResponse) GetRetried() int32 {
@@ -5485,7 +5894,7 @@ type WatchJobsRequest struct {
 
 func (x *WatchJobsRequest) Reset() {
 	*x = WatchJobsRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[52]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5497,7 +5906,7 @@ func (x *WatchJobsRequest) String() string {
 func (*WatchJobsRequest) ProtoMessage() {}
 
 func (x *WatchJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[52]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5510,7 +5919,7 @@ func (x *WatchJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchJobsRequest.ProtoReflect.Descriptor instead.
 func (*WatchJobsRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{52}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *WatchJobsRequest) GetTaskId() string {
@@ -5568,7 +5977,7 @@ type WatchJobsResponse struct {
 
 func (x *WatchJobsResponse) Reset() {
 	*x = WatchJobsResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[53]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5580,7 +5989,7 @@ func (x *WatchJobsResponse) String() string {
 func (*WatchJobsResponse) ProtoMessage() {}
 
 func (x *WatchJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[53]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5593,7 +6002,7 @@ func (x *WatchJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchJobsResponse.ProtoReflect.Descriptor instead.
 func (*WatchJobsResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{53}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *WatchJobsResponse) GetCursor() string {
@@ -5690,7 +6099,7 @@ type GetExecutionRequest struct {
 
 func (x *GetExecutionRequest) Reset() {
 	*x = GetExecutionRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[54]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5702,7 +6111,7 @@ func (x *GetExecutionRequest) String() string {
 func (*GetExecutionRequest) ProtoMessage() {}
 
 func (x *GetExecutionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[54]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5715,7 +6124,7 @@ func (x *GetExecutionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetExecutionRequest.ProtoReflect.Descriptor instead.
 func (*GetExecutionRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{54}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *GetExecutionRequest) GetExecutionId() string {
@@ -5736,7 +6145,7 @@ type GetExecutionResponse struct {
 
 func (x *GetExecutionResponse) Reset() {
 	*x = GetExecutionResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[55]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5748,7 +6157,7 @@ func (x *GetExecutionResponse) String() string {
 func (*GetExecutionResponse) ProtoMessage() {}
 
 func (x *GetExecutionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[55]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5761,7 +6170,7 @@ func (x *GetExecutionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetExecutionResponse.ProtoReflect.Descriptor instead.
 func (*GetExecutionResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{55}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *GetExecutionResponse) GetExecution() *Execution {
@@ -5794,7 +6203,7 @@ type ListExecutionsRequest struct {
 
 func (x *ListExecutionsRequest) Reset() {
 	*x = ListExecutionsRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[56]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5806,7 +6215,7 @@ func (x *ListExecutionsRequest) String() string {
 func (*ListExecutionsRequest) ProtoMessage() {}
 
 func (x *ListExecutionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[56]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5819,7 +6228,7 @@ func (x *ListExecutionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListExecutionsRequest.ProtoReflect.Descriptor instead.
 func (*ListExecutionsRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{56}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *ListExecutionsRequest) GetJobId() string {
@@ -5884,7 +6293,7 @@ type ListExecutionsResponse struct {
 
 func (x *ListExecutionsResponse) Reset() {
 	*x = ListExecutionsResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[57]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5896,7 +6305,7 @@ func (x *ListExecutionsResponse) String() string {
 func (*ListExecutionsResponse) ProtoMessage() {}
 
 func (x *ListExecutionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[57]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5909,7 +6318,7 @@ func (x *ListExecutionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListExecutionsResponse.ProtoReflect.Descriptor instead.
 func (*ListExecutionsResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{57}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *ListExecutionsResponse) GetExecutions() []*Execution {
@@ -5941,7 +6350,7 @@ type StopExecutionRequest struct {
 
 func (x *StopExecutionRequest) Reset() {
 	*x = StopExecutionRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[58]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5953,7 +6362,7 @@ func (x *StopExecutionRequest) String() string {
 func (*StopExecutionRequest) ProtoMessage() {}
 
 func (x *StopExecutionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[58]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5966,7 +6375,7 @@ func (x *StopExecutionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopExecutionRequest.ProtoReflect.Descriptor instead.
 func (*StopExecutionRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{58}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *StopExecutionRequest) GetExecutionId() string {
@@ -6001,7 +6410,7 @@ type StopExecutionResponse struct {
 
 func (x *StopExecutionResponse) Reset() {
 	*x = StopExecutionResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[59]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6013,7 +6422,7 @@ func (x *StopExecutionResponse) String() string {
 func (*StopExecutionResponse) ProtoMessage() {}
 
 func (x *StopExecutionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[59]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6026,7 +6435,7 @@ func (x *StopExecutionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopExecutionResponse.ProtoReflect.Descriptor instead.
 func (*StopExecutionResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{59}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *StopExecutionResponse) GetExecution() *Execution {
@@ -6047,7 +6456,7 @@ type GetTaskRequest struct {
 
 func (x *GetTaskRequest) Reset() {
 	*x = GetTaskRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[60]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6059,7 +6468,7 @@ func (x *GetTaskRequest) String() string {
 func (*GetTaskRequest) ProtoMessage() {}
 
 func (x *GetTaskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[60]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6072,7 +6481,7 @@ func (x *GetTaskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTaskRequest.ProtoReflect.Descriptor instead.
 func (*GetTaskRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{60}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *GetTaskRequest) GetTaskId() string {
@@ -6093,7 +6502,7 @@ type GetTaskResponse struct {
 
 func (x *GetTaskResponse) Reset() {
 	*x = GetTaskResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[61]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6105,7 +6514,7 @@ func (x *GetTaskResponse) String() string {
 func (*GetTaskResponse) ProtoMessage() {}
 
 func (x *GetTaskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[61]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6118,7 +6527,7 @@ func (x *GetTaskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTaskResponse.ProtoReflect.Descriptor instead.
 func (*GetTaskResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{61}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *GetTaskResponse) GetTask() *TaskSummary {
@@ -6141,7 +6550,7 @@ type ListTasksRequest struct {
 
 func (x *ListTasksRequest) Reset() {
 	*x = ListTasksRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[62]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6153,7 +6562,7 @@ func (x *ListTasksRequest) String() string {
 func (*ListTasksRequest) ProtoMessage() {}
 
 func (x *ListTasksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[62]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6166,7 +6575,7 @@ func (x *ListTasksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTasksRequest.ProtoReflect.Descriptor instead.
 func (*ListTasksRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{62}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *ListTasksRequest) GetPageSize() int32 {
@@ -6196,7 +6605,7 @@ type ListTasksResponse struct {
 
 func (x *ListTasksResponse) Reset() {
 	*x = ListTasksResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[63]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6208,7 +6617,7 @@ func (x *ListTasksResponse) String() string {
 func (*ListTasksResponse) ProtoMessage() {}
 
 func (x *ListTasksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[63]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6221,7 +6630,7 @@ func (x *ListTasksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTasksResponse.ProtoReflect.Descriptor instead.
 func (*ListTasksResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{63}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *ListTasksResponse) GetTasks() []*TaskSummary {
@@ -6253,14 +6662,17 @@ type UpdateTaskRequest struct {
 	// a change of the rate, earlier starts within the new window still count.
 	MaxStarts *int32 `protobuf:"varint,4,opt,name=max_starts,json=maxStarts,proto3,oneof" json:"max_starts,omitempty"`
 	// The window of `max_starts`, 1 s to 1 day. Required with a `max_starts` above 0, else rejected.
-	RateWindow    *durationpb.Duration `protobuf:"bytes,5,opt,name=rate_window,json=rateWindow,proto3" json:"rate_window,omitempty"`
+	RateWindow *durationpb.Duration `protobuf:"bytes,5,opt,name=rate_window,json=rateWindow,proto3" json:"rate_window,omitempty"`
+	// Notifications of the task's jobs that have none of their own, from now on. They replace those of the server's
+	// settings.
+	Notifications *UpdateTaskRequest_Notifications `protobuf:"bytes,6,opt,name=notifications,proto3" json:"notifications,omitempty"`
 	unknownFields protoimpl.UnknownFields
 	sizeCache     protoimpl.SizeCache
 }
 
 func (x *UpdateTaskRequest) Reset() {
 	*x = UpdateTaskRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[64]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6272,7 +6684,7 @@ func (x *UpdateTaskRequest) String() string {
 func (*UpdateTaskRequest) ProtoMessage() {}
 
 func (x *UpdateTaskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[64]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6285,7 +6697,7 @@ func (x *UpdateTaskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateTaskRequest.ProtoReflect.Descriptor instead.
 func (*UpdateTaskRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{64}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *UpdateTaskRequest) GetTaskId() string {
@@ -6323,6 +6735,13 @@ func (x *UpdateTaskRequest) GetRateWindow() *durationpb.Duration {
 	return nil
 }
 
+func (x *UpdateTaskRequest) GetNotifications() *UpdateTaskRequest_Notifications {
+	if x != nil {
+		return x.Notifications
+	}
+	return nil
+}
+
 // The task with its limits.
 type UpdateTaskResponse struct {
 	state protoimpl.MessageState `protogen:"open.v1"`
@@ -6334,7 +6753,7 @@ type UpdateTaskResponse struct {
 
 func (x *UpdateTaskResponse) Reset() {
 	*x = UpdateTaskResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[65]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6346,7 +6765,7 @@ func (x *UpdateTaskResponse) String() string {
 func (*UpdateTaskResponse) ProtoMessage() {}
 
 func (x *UpdateTaskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[65]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6359,7 +6778,7 @@ func (x *UpdateTaskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateTaskResponse.ProtoReflect.Descriptor instead.
 func (*UpdateTaskResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{65}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *UpdateTaskResponse) GetTask() *TaskSummary {
@@ -6378,7 +6797,7 @@ type ListHostsRequest struct {
 
 func (x *ListHostsRequest) Reset() {
 	*x = ListHostsRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[66]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6390,7 +6809,7 @@ func (x *ListHostsRequest) String() string {
 func (*ListHostsRequest) ProtoMessage() {}
 
 func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[66]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6403,7 +6822,7 @@ func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsRequest.ProtoReflect.Descriptor instead.
 func (*ListHostsRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{66}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{68}
 }
 
 // The hosts.
@@ -6417,7 +6836,7 @@ type ListHostsResponse struct {
 
 func (x *ListHostsResponse) Reset() {
 	*x = ListHostsResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[67]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6429,7 +6848,7 @@ func (x *ListHostsResponse) String() string {
 func (*ListHostsResponse) ProtoMessage() {}
 
 func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[67]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6442,7 +6861,7 @@ func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsResponse.ProtoReflect.Descriptor instead.
 func (*ListHostsResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{67}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ListHostsResponse) GetHosts() []*EngineHost {
@@ -6465,7 +6884,7 @@ type DrainHostRequest struct {
 
 func (x *DrainHostRequest) Reset() {
 	*x = DrainHostRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[68]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6477,7 +6896,7 @@ func (x *DrainHostRequest) String() string {
 func (*DrainHostRequest) ProtoMessage() {}
 
 func (x *DrainHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[68]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6490,7 +6909,7 @@ func (x *DrainHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainHostRequest.ProtoReflect.Descriptor instead.
 func (*DrainHostRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{68}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *DrainHostRequest) GetHost() string {
@@ -6518,7 +6937,7 @@ type DrainHostResponse struct {
 
 func (x *DrainHostResponse) Reset() {
 	*x = DrainHostResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[69]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6530,7 +6949,7 @@ func (x *DrainHostResponse) String() string {
 func (*DrainHostResponse) ProtoMessage() {}
 
 func (x *DrainHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[69]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6543,7 +6962,7 @@ func (x *DrainHostResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainHostResponse.ProtoReflect.Descriptor instead.
 func (*DrainHostResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{69}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *DrainHostResponse) GetHost() *EngineHost {
@@ -6564,7 +6983,7 @@ type ResumeHostRequest struct {
 
 func (x *ResumeHostRequest) Reset() {
 	*x = ResumeHostRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[70]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6576,7 +6995,7 @@ func (x *ResumeHostRequest) String() string {
 func (*ResumeHostRequest) ProtoMessage() {}
 
 func (x *ResumeHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[70]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6589,7 +7008,7 @@ func (x *ResumeHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeHostRequest.ProtoReflect.Descriptor instead.
 func (*ResumeHostRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{70}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{72}
 }
 
 func (x *ResumeHostRequest) GetHost() string {
@@ -6610,7 +7029,7 @@ type ResumeHostResponse struct {
 
 func (x *ResumeHostResponse) Reset() {
 	*x = ResumeHostResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[71]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6622,7 +7041,7 @@ func (x *ResumeHostResponse) String() string {
 func (*ResumeHostResponse) ProtoMessage() {}
 
 func (x *ResumeHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[71]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6635,12 +7054,232 @@ func (x *ResumeHostResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeHostResponse.ProtoReflect.Descriptor instead.
 func (*ResumeHostResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{71}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ResumeHostResponse) GetHost() *EngineHost {
 	if x != nil {
 		return x.Host
+	}
+	return nil
+}
+
+// Filters for deliveries. An empty field does not filter.
+type ListDeliveriesRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Deliveries about this job.
+	JobId string `protobuf:"bytes,1,opt,name=job_id,json=jobId,proto3" json:"job_id,omitempty"`
+	// Deliveries in one of these states.
+	States []DeliveryState `protobuf:"varint,2,rep,packed,name=states,proto3,enum=fastlane.v1.DeliveryState" json:"states,omitempty"`
+	// See ListJobsRequest.
+	PageSize int32 `protobuf:"varint,14,opt,name=page_size,json=pageSize,proto3" json:"page_size,omitempty"`
+	// See ListJobsRequest.
+	PageToken     string `protobuf:"bytes,15,opt,name=page_token,json=pageToken,proto3" json:"page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListDeliveriesRequest) Reset() {
+	*x = ListDeliveriesRequest{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[74]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListDeliveriesRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListDeliveriesRequest) ProtoMessage() {}
+
+func (x *ListDeliveriesRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[74]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListDeliveriesRequest.ProtoReflect.Descriptor instead.
+func (*ListDeliveriesRequest) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{74}
+}
+
+func (x *ListDeliveriesRequest) GetJobId() string {
+	if x != nil {
+		return x.JobId
+	}
+	return ""
+}
+
+func (x *ListDeliveriesRequest) GetStates() []DeliveryState {
+	if x != nil {
+		return x.States
+	}
+	return nil
+}
+
+func (x *ListDeliveriesRequest) GetPageSize() int32 {
+	if x != nil {
+		return x.PageSize
+	}
+	return 0
+}
+
+func (x *ListDeliveriesRequest) GetPageToken() string {
+	if x != nil {
+		return x.PageToken
+	}
+	return ""
+}
+
+// A page of deliveries.
+type ListDeliveriesResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Deliveries, newest first.
+	Deliveries []*Delivery `protobuf:"bytes,1,rep,name=deliveries,proto3" json:"deliveries,omitempty"`
+	// Token for the next page. Empty: this is the last page.
+	NextPageToken string `protobuf:"bytes,2,opt,name=next_page_token,json=nextPageToken,proto3" json:"next_page_token,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *ListDeliveriesResponse) Reset() {
+	*x = ListDeliveriesResponse{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[75]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *ListDeliveriesResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*ListDeliveriesResponse) ProtoMessage() {}
+
+func (x *ListDeliveriesResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[75]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use ListDeliveriesResponse.ProtoReflect.Descriptor instead.
+func (*ListDeliveriesResponse) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{75}
+}
+
+func (x *ListDeliveriesResponse) GetDeliveries() []*Delivery {
+	if x != nil {
+		return x.Deliveries
+	}
+	return nil
+}
+
+func (x *ListDeliveriesResponse) GetNextPageToken() string {
+	if x != nil {
+		return x.NextPageToken
+	}
+	return ""
+}
+
+// The notification to deliver once more.
+type RedeliverNotificationRequest struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required. Id of the delivery.
+	DeliveryId    string `protobuf:"bytes,1,opt,name=delivery_id,json=deliveryId,proto3" json:"delivery_id,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RedeliverNotificationRequest) Reset() {
+	*x = RedeliverNotificationRequest{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[76]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RedeliverNotificationRequest) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RedeliverNotificationRequest) ProtoMessage() {}
+
+func (x *RedeliverNotificationRequest) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[76]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RedeliverNotificationRequest.ProtoReflect.Descriptor instead.
+func (*RedeliverNotificationRequest) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{76}
+}
+
+func (x *RedeliverNotificationRequest) GetDeliveryId() string {
+	if x != nil {
+		return x.DeliveryId
+	}
+	return ""
+}
+
+// The delivery after the call.
+type RedeliverNotificationResponse struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// The delivery: PENDING.
+	Delivery      *Delivery `protobuf:"bytes,1,opt,name=delivery,proto3" json:"delivery,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *RedeliverNotificationResponse) Reset() {
+	*x = RedeliverNotificationResponse{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[77]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *RedeliverNotificationResponse) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*RedeliverNotificationResponse) ProtoMessage() {}
+
+func (x *RedeliverNotificationResponse) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[77]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use RedeliverNotificationResponse.ProtoReflect.Descriptor instead.
+func (*RedeliverNotificationResponse) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{77}
+}
+
+func (x *RedeliverNotificationResponse) GetDelivery() *Delivery {
+	if x != nil {
+		return x.Delivery
 	}
 	return nil
 }
@@ -6654,7 +7293,7 @@ type GetServerInfoRequest struct {
 
 func (x *GetServerInfoRequest) Reset() {
 	*x = GetServerInfoRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[72]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6666,7 +7305,7 @@ func (x *GetServerInfoRequest) String() string {
 func (*GetServerInfoRequest) ProtoMessage() {}
 
 func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[72]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6679,7 +7318,7 @@ func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoRequest.ProtoReflect.Descriptor instead.
 func (*GetServerInfoRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{72}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{78}
 }
 
 // The server's version, limits and features.
@@ -6720,7 +7359,7 @@ type GetServerInfoResponse struct {
 
 func (x *GetServerInfoResponse) Reset() {
 	*x = GetServerInfoResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[73]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6732,7 +7371,7 @@ func (x *GetServerInfoResponse) String() string {
 func (*GetServerInfoResponse) ProtoMessage() {}
 
 func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[73]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6745,7 +7384,7 @@ func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoResponse.ProtoReflect.Descriptor instead.
 func (*GetServerInfoResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{73}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *GetServerInfoResponse) GetVersion() string {
@@ -6863,7 +7502,7 @@ type PruneRequest struct {
 
 func (x *PruneRequest) Reset() {
 	*x = PruneRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[74]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6875,7 +7514,7 @@ func (x *PruneRequest) String() string {
 func (*PruneRequest) ProtoMessage() {}
 
 func (x *PruneRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[74]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6888,7 +7527,7 @@ func (x *PruneRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneRequest.ProtoReflect.Descriptor instead.
 func (*PruneRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{74}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *PruneRequest) GetOlderThan() *durationpb.Duration {
@@ -6936,7 +7575,7 @@ type PruneResponse struct {
 
 func (x *PruneResponse) Reset() {
 	*x = PruneResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[75]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6948,7 +7587,7 @@ func (x *PruneResponse) String() string {
 func (*PruneResponse) ProtoMessage() {}
 
 func (x *PruneResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[75]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6961,7 +7600,7 @@ func (x *PruneResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneResponse.ProtoReflect.Descriptor instead.
 func (*PruneResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{75}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *PruneResponse) GetJobs() int64 {
@@ -7005,7 +7644,7 @@ type Retry_MemoryGrowth struct {
 
 func (x *Retry_MemoryGrowth) Reset() {
 	*x = Retry_MemoryGrowth{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[78]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7017,7 +7656,7 @@ func (x *Retry_MemoryGrowth) String() string {
 func (*Retry_MemoryGrowth) ProtoMessage() {}
 
 func (x *Retry_MemoryGrowth) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[78]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7045,6 +7684,156 @@ func (x *Retry_MemoryGrowth) GetMaxBytes() int64 {
 		return x.MaxBytes
 	}
 	return 0
+}
+
+// A POST of JSON, signed as the Standard Webhooks specification says. Any status of 2xx accepts it; 410 rejects it
+// for good.
+type Notification_Webhook struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required. An http or https URL of at most 2 048 characters. Redirects are not followed. The server's setting
+	// `webhook_networks` says which addresses it may have.
+	Url string `protobuf:"bytes,1,opt,name=url,proto3" json:"url,omitempty"`
+	// Further headers; at most 16, names of at most 64 and values of at most 1 024 printable ASCII characters. Not
+	// those that HTTP itself or the signature needs. The values of secret ones are returned as `***`.
+	Headers map[string]string `protobuf:"bytes,2,rep,name=headers,proto3" json:"headers,omitempty" protobuf_key:"bytes,1,opt,name=key" protobuf_val:"bytes,2,opt,name=value"`
+	// Number of attempts after the first one, 1 to 100. Zero: the server's default.
+	MaxRetries int32 `protobuf:"varint,3,opt,name=max_retries,json=maxRetries,proto3" json:"max_retries,omitempty"`
+	// Key of the signature: `whsec_` and the base64 of 24 to 64 bytes. Returned as `***`. Prefer `secret_name`.
+	Secret string `protobuf:"bytes,4,opt,name=secret,proto3" json:"secret,omitempty"`
+	// Name of a key in the file of the server's setting `webhook_secrets`. Without a secret and a name: the key called
+	// `default`, if there is one, else no signature.
+	SecretName string `protobuf:"bytes,5,opt,name=secret_name,json=secretName,proto3" json:"secret_name,omitempty"`
+	// Maximum time of one attempt, 1 s to 60 s. Unset: the server's default.
+	Timeout       *durationpb.Duration `protobuf:"bytes,6,opt,name=timeout,proto3" json:"timeout,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Notification_Webhook) Reset() {
+	*x = Notification_Webhook{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[85]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Notification_Webhook) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Notification_Webhook) ProtoMessage() {}
+
+func (x *Notification_Webhook) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[85]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Notification_Webhook.ProtoReflect.Descriptor instead.
+func (*Notification_Webhook) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{5, 0}
+}
+
+func (x *Notification_Webhook) GetUrl() string {
+	if x != nil {
+		return x.Url
+	}
+	return ""
+}
+
+func (x *Notification_Webhook) GetHeaders() map[string]string {
+	if x != nil {
+		return x.Headers
+	}
+	return nil
+}
+
+func (x *Notification_Webhook) GetMaxRetries() int32 {
+	if x != nil {
+		return x.MaxRetries
+	}
+	return 0
+}
+
+func (x *Notification_Webhook) GetSecret() string {
+	if x != nil {
+		return x.Secret
+	}
+	return ""
+}
+
+func (x *Notification_Webhook) GetSecretName() string {
+	if x != nil {
+		return x.SecretName
+	}
+	return ""
+}
+
+func (x *Notification_Webhook) GetTimeout() *durationpb.Duration {
+	if x != nil {
+		return x.Timeout
+	}
+	return nil
+}
+
+// A mail, by the server's own mail server: the task, the job, its state, and the last lines of its log.
+type Notification_Mail struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Required. Addresses, at most 16, each as `name@example.org`. Each gets a mail of its own.
+	To []string `protobuf:"bytes,1,rep,name=to,proto3" json:"to,omitempty"`
+	// One line of at most 200 characters. Empty: one that names the task and the state.
+	Subject       string `protobuf:"bytes,2,opt,name=subject,proto3" json:"subject,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Notification_Mail) Reset() {
+	*x = Notification_Mail{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[86]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Notification_Mail) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Notification_Mail) ProtoMessage() {}
+
+func (x *Notification_Mail) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[86]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Notification_Mail.ProtoReflect.Descriptor instead.
+func (*Notification_Mail) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{5, 1}
+}
+
+func (x *Notification_Mail) GetTo() []string {
+	if x != nil {
+		return x.To
+	}
+	return nil
+}
+
+func (x *Notification_Mail) GetSubject() string {
+	if x != nil {
+		return x.Subject
+	}
+	return ""
 }
 
 // The steps of a lifecycle. A time is unset until its step is reached.
@@ -7078,7 +7867,7 @@ type Execution_Times struct {
 
 func (x *Execution_Times) Reset() {
 	*x = Execution_Times{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[79]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7090,7 +7879,7 @@ func (x *Execution_Times) String() string {
 func (*Execution_Times) ProtoMessage() {}
 
 func (x *Execution_Times) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[79]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7103,7 +7892,7 @@ func (x *Execution_Times) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Execution_Times.ProtoReflect.Descriptor instead.
 func (*Execution_Times) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{9, 0}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{11, 0}
 }
 
 func (x *Execution_Times) GetCreateTime() *timestamppb.Timestamp {
@@ -7199,7 +7988,7 @@ type BatchEnqueueJobsResponse_Result struct {
 
 func (x *BatchEnqueueJobsResponse_Result) Reset() {
 	*x = BatchEnqueueJobsResponse_Result{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[81]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[90]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7211,7 +8000,7 @@ func (x *BatchEnqueueJobsResponse_Result) String() string {
 func (*BatchEnqueueJobsResponse_Result) ProtoMessage() {}
 
 func (x *BatchEnqueueJobsResponse_Result) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[81]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[90]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7224,7 +8013,7 @@ func (x *BatchEnqueueJobsResponse_Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchEnqueueJobsResponse_Result.ProtoReflect.Descriptor instead.
 func (*BatchEnqueueJobsResponse_Result) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{45, 0}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{47, 0}
 }
 
 func (x *BatchEnqueueJobsResponse_Result) GetResult() isBatchEnqueueJobsResponse_Result_Result {
@@ -7283,7 +8072,7 @@ type Rejection_FieldViolation struct {
 
 func (x *Rejection_FieldViolation) Reset() {
 	*x = Rejection_FieldViolation{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[83]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7295,7 +8084,7 @@ func (x *Rejection_FieldViolation) String() string {
 func (*Rejection_FieldViolation) ProtoMessage() {}
 
 func (x *Rejection_FieldViolation) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[83]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7308,7 +8097,7 @@ func (x *Rejection_FieldViolation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rejection_FieldViolation.ProtoReflect.Descriptor instead.
 func (*Rejection_FieldViolation) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{46, 1}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{48, 1}
 }
 
 func (x *Rejection_FieldViolation) GetField() string {
@@ -7334,7 +8123,7 @@ type WatchJobsResponse_CaughtUp struct {
 
 func (x *WatchJobsResponse_CaughtUp) Reset() {
 	*x = WatchJobsResponse_CaughtUp{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[86]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[95]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7346,7 +8135,7 @@ func (x *WatchJobsResponse_CaughtUp) String() string {
 func (*WatchJobsResponse_CaughtUp) ProtoMessage() {}
 
 func (x *WatchJobsResponse_CaughtUp) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[86]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[95]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7359,14 +8148,60 @@ func (x *WatchJobsResponse_CaughtUp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchJobsResponse_CaughtUp.ProtoReflect.Descriptor instead.
 func (*WatchJobsResponse_CaughtUp) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{53, 0}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{55, 0}
+}
+
+// A list that may be set to an empty one.
+type UpdateTaskRequest_Notifications struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// At most 16. Empty: none; the settings of the server apply again.
+	Items         []*Notification `protobuf:"bytes,1,rep,name=items,proto3" json:"items,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *UpdateTaskRequest_Notifications) Reset() {
+	*x = UpdateTaskRequest_Notifications{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[96]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *UpdateTaskRequest_Notifications) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*UpdateTaskRequest_Notifications) ProtoMessage() {}
+
+func (x *UpdateTaskRequest_Notifications) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[96]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use UpdateTaskRequest_Notifications.ProtoReflect.Descriptor instead.
+func (*UpdateTaskRequest_Notifications) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{66, 0}
+}
+
+func (x *UpdateTaskRequest_Notifications) GetItems() []*Notification {
+	if x != nil {
+		return x.Items
+	}
+	return nil
 }
 
 var File_fastlane_v1_fastlane_proto protoreflect.FileDescriptor
 
 const file_fastlane_v1_fastlane_proto_rawDesc = "" +
 	"\n" +
-	"\x1afastlane/v1/fastlane.proto\x12\vfastlane.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\x94\n" +
+	"\x1afastlane/v1/fastlane.proto\x12\vfastlane.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1cgoogle/protobuf/struct.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xd5\n" +
 	"\n" +
 	"\aJobSpec\x12\x14\n" +
 	"\x05image\x18\x01 \x01(\tR\x05image\x12\x18\n" +
@@ -7398,7 +8233,8 @@ const file_fastlane_v1_fastlane_proto_rawDesc = "" +
 	"\x04cron\x18\x14 \x01(\v2\x11.fastlane.v1.CronR\x04cron\x12;\n" +
 	"\vexpire_time\x18\x15 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
 	"expireTime\x12(\n" +
-	"\x05retry\x18\x16 \x01(\v2\x12.fastlane.v1.RetryR\x05retry\x12+\n" +
+	"\x05retry\x18\x16 \x01(\v2\x12.fastlane.v1.RetryR\x05retry\x12?\n" +
+	"\rnotifications\x18\x17 \x03(\v2\x19.fastlane.v1.NotificationR\rnotifications\x12+\n" +
 	"\x06unique\x18\x19 \x01(\v2\x13.fastlane.v1.UniqueR\x06unique\x12\x18\n" +
 	"\ahistory\x18\x1b \x01(\x05R\ahistory\x12I\n" +
 	"\x13stop_when_unwatched\x18\x1c \x01(\v2\x19.google.protobuf.DurationR\x11stopWhenUnwatched\x1a7\n" +
@@ -7479,7 +8315,51 @@ const file_fastlane_v1_fastlane_proto_rawDesc = "" +
 	"\x14CONFLICT_UNSPECIFIED\x10\x00\x12\x13\n" +
 	"\x0fCONFLICT_REFUSE\x10\x01\x12\x19\n" +
 	"\x15CONFLICT_USE_EXISTING\x10\x02\x12\x14\n" +
-	"\x10CONFLICT_REPLACE\x10\x03\"\x81\x03\n" +
+	"\x10CONFLICT_REPLACE\x10\x03\"\xb8\x05\n" +
+	"\fNotification\x12*\n" +
+	"\x06states\x18\x01 \x03(\x0e2\x12.fastlane.v1.StateR\x06states\x12=\n" +
+	"\awebhook\x18\x02 \x01(\v2!.fastlane.v1.Notification.WebhookH\x00R\awebhook\x124\n" +
+	"\x04mail\x18\x03 \x01(\v2\x1e.fastlane.v1.Notification.MailH\x00R\x04mail\x125\n" +
+	"\x05event\x18\x04 \x01(\x0e2\x1f.fastlane.v1.Notification.EventR\x05event\x1a\xb0\x02\n" +
+	"\aWebhook\x12\x10\n" +
+	"\x03url\x18\x01 \x01(\tR\x03url\x12H\n" +
+	"\aheaders\x18\x02 \x03(\v2..fastlane.v1.Notification.Webhook.HeadersEntryR\aheaders\x12\x1f\n" +
+	"\vmax_retries\x18\x03 \x01(\x05R\n" +
+	"maxRetries\x12\x16\n" +
+	"\x06secret\x18\x04 \x01(\tR\x06secret\x12\x1f\n" +
+	"\vsecret_name\x18\x05 \x01(\tR\n" +
+	"secretName\x123\n" +
+	"\atimeout\x18\x06 \x01(\v2\x19.google.protobuf.DurationR\atimeout\x1a:\n" +
+	"\fHeadersEntry\x12\x10\n" +
+	"\x03key\x18\x01 \x01(\tR\x03key\x12\x14\n" +
+	"\x05value\x18\x02 \x01(\tR\x05value:\x028\x01\x1a0\n" +
+	"\x04Mail\x12\x0e\n" +
+	"\x02to\x18\x01 \x03(\tR\x02to\x12\x18\n" +
+	"\asubject\x18\x02 \x01(\tR\asubject\"a\n" +
+	"\x05Event\x12\x15\n" +
+	"\x11EVENT_UNSPECIFIED\x10\x00\x12\x13\n" +
+	"\x0fEVENT_RUN_ENDED\x10\x01\x12\x13\n" +
+	"\x0fEVENT_JOB_ENDED\x10\x02\x12\x17\n" +
+	"\x13EVENT_ATTEMPT_ENDED\x10\x03B\b\n" +
+	"\x06target\"\xdf\x04\n" +
+	"\bDelivery\x12\x0e\n" +
+	"\x02id\x18\x01 \x01(\tR\x02id\x12\x15\n" +
+	"\x06job_id\x18\x02 \x01(\tR\x05jobId\x12\x17\n" +
+	"\atask_id\x18\x03 \x01(\tR\x06taskId\x12!\n" +
+	"\fexecution_id\x18\x04 \x01(\tR\vexecutionId\x125\n" +
+	"\x05event\x18\x05 \x01(\x0e2\x1f.fastlane.v1.Notification.EventR\x05event\x123\n" +
+	"\vended_state\x18\x06 \x01(\x0e2\x12.fastlane.v1.StateR\n" +
+	"endedState\x12\x1a\n" +
+	"\breceiver\x18\a \x01(\tR\breceiver\x120\n" +
+	"\x05state\x18\b \x01(\x0e2\x1a.fastlane.v1.DeliveryStateR\x05state\x12\x1a\n" +
+	"\battempts\x18\t \x01(\x05R\battempts\x12;\n" +
+	"\vcreate_time\x18\n" +
+	" \x01(\v2\x1a.google.protobuf.TimestampR\n" +
+	"createTime\x12F\n" +
+	"\x11next_attempt_time\x18\v \x01(\v2\x1a.google.protobuf.TimestampR\x0fnextAttemptTime\x12F\n" +
+	"\x11last_attempt_time\x18\f \x01(\v2\x1a.google.protobuf.TimestampR\x0flastAttemptTime\x125\n" +
+	"\bend_time\x18\r \x01(\v2\x1a.google.protobuf.TimestampR\aendTime\x12\x16\n" +
+	"\x06detail\x18\x0e \x01(\tR\x06detail\"\xc2\x03\n" +
 	"\vTaskSummary\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12;\n" +
 	"\vcreate_time\x18\x02 \x01(\v2\x1a.google.protobuf.TimestampR\n" +
@@ -7495,7 +8375,8 @@ const file_fastlane_v1_fastlane_proto_rawDesc = "" +
 	"\vrate_window\x18\t \x01(\v2\x19.google.protobuf.DurationR\n" +
 	"rateWindow\x12\x18\n" +
 	"\arunning\x18\n" +
-	" \x01(\x05R\arunning\"\xc1\x04\n" +
+	" \x01(\x05R\arunning\x12?\n" +
+	"\rnotifications\x18\v \x03(\v2\x19.fastlane.v1.NotificationR\rnotifications\"\xc1\x04\n" +
 	"\x03Job\x12\x0e\n" +
 	"\x02id\x18\x01 \x01(\tR\x02id\x12\x17\n" +
 	"\atask_id\x18\x02 \x01(\tR\x06taskId\x12(\n" +
@@ -7881,7 +8762,7 @@ const file_fastlane_v1_fastlane_proto_rawDesc = "" +
 	"page_token\x18\x0f \x01(\tR\tpageToken\"k\n" +
 	"\x11ListTasksResponse\x12.\n" +
 	"\x05tasks\x18\x01 \x03(\v2\x18.fastlane.v1.TaskSummaryR\x05tasks\x12&\n" +
-	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\xf9\x01\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"\x8f\x03\n" +
 	"\x11UpdateTaskRequest\x12\x17\n" +
 	"\atask_id\x18\x01 \x01(\tR\x06taskId\x12$\n" +
 	"\vmax_running\x18\x02 \x01(\x05H\x00R\n" +
@@ -7890,7 +8771,10 @@ const file_fastlane_v1_fastlane_proto_rawDesc = "" +
 	"\n" +
 	"max_starts\x18\x04 \x01(\x05H\x02R\tmaxStarts\x88\x01\x01\x12:\n" +
 	"\vrate_window\x18\x05 \x01(\v2\x19.google.protobuf.DurationR\n" +
-	"rateWindowB\x0e\n" +
+	"rateWindow\x12R\n" +
+	"\rnotifications\x18\x06 \x01(\v2,.fastlane.v1.UpdateTaskRequest.NotificationsR\rnotifications\x1a@\n" +
+	"\rNotifications\x12/\n" +
+	"\x05items\x18\x01 \x03(\v2\x19.fastlane.v1.NotificationR\x05itemsB\x0e\n" +
 	"\f_max_runningB\t\n" +
 	"\a_pausedB\r\n" +
 	"\v_max_starts\"B\n" +
@@ -7907,7 +8791,23 @@ const file_fastlane_v1_fastlane_proto_rawDesc = "" +
 	"\x11ResumeHostRequest\x12\x12\n" +
 	"\x04host\x18\x01 \x01(\tR\x04host\"A\n" +
 	"\x12ResumeHostResponse\x12+\n" +
-	"\x04host\x18\x01 \x01(\v2\x17.fastlane.v1.EngineHostR\x04host\"\x16\n" +
+	"\x04host\x18\x01 \x01(\v2\x17.fastlane.v1.EngineHostR\x04host\"\x9e\x01\n" +
+	"\x15ListDeliveriesRequest\x12\x15\n" +
+	"\x06job_id\x18\x01 \x01(\tR\x05jobId\x122\n" +
+	"\x06states\x18\x02 \x03(\x0e2\x1a.fastlane.v1.DeliveryStateR\x06states\x12\x1b\n" +
+	"\tpage_size\x18\x0e \x01(\x05R\bpageSize\x12\x1d\n" +
+	"\n" +
+	"page_token\x18\x0f \x01(\tR\tpageToken\"w\n" +
+	"\x16ListDeliveriesResponse\x125\n" +
+	"\n" +
+	"deliveries\x18\x01 \x03(\v2\x15.fastlane.v1.DeliveryR\n" +
+	"deliveries\x12&\n" +
+	"\x0fnext_page_token\x18\x02 \x01(\tR\rnextPageToken\"?\n" +
+	"\x1cRedeliverNotificationRequest\x12\x1f\n" +
+	"\vdelivery_id\x18\x01 \x01(\tR\n" +
+	"deliveryId\"R\n" +
+	"\x1dRedeliverNotificationResponse\x121\n" +
+	"\bdelivery\x18\x01 \x01(\v2\x15.fastlane.v1.DeliveryR\bdelivery\"\x16\n" +
 	"\x14GetServerInfoRequest\"\x84\x05\n" +
 	"\x15GetServerInfoResponse\x12\x18\n" +
 	"\aversion\x18\x01 \x01(\tR\aversion\x129\n" +
@@ -7992,7 +8892,7 @@ const file_fastlane_v1_fastlane_proto_rawDesc = "" +
 	"\x12SOURCE_UNSPECIFIED\x10\x00\x12\x11\n" +
 	"\rSOURCE_STDOUT\x10\x01\x12\x11\n" +
 	"\rSOURCE_STDERR\x10\x02\x12\x11\n" +
-	"\rSOURCE_SYSTEM\x10\x03*\xc6\x06\n" +
+	"\rSOURCE_SYSTEM\x10\x03*\xeb\x06\n" +
 	"\vErrorReason\x12\x1c\n" +
 	"\x18ERROR_REASON_UNSPECIFIED\x10\x00\x12\x1e\n" +
 	"\x1aERROR_REASON_INVALID_FIELD\x10\x01\x12\x1e\n" +
@@ -8019,7 +8919,13 @@ const file_fastlane_v1_fastlane_proto_rawDesc = "" +
 	"\x1dERROR_REASON_UNIQUE_KEY_TAKEN\x10\x15\x12\x1c\n" +
 	"\x18ERROR_REASON_JOB_EXPIRED\x10\x16\x12\x1c\n" +
 	"\x18ERROR_REASON_NO_SCHEDULE\x10\x17\x12&\n" +
-	"\"ERROR_REASON_CURSOR_OF_ANOTHER_JOB\x10\x182\xab\t\n" +
+	"\"ERROR_REASON_CURSOR_OF_ANOTHER_JOB\x10\x18\x12#\n" +
+	"\x1fERROR_REASON_DELIVERY_NOT_FOUND\x10\x19*\x84\x01\n" +
+	"\rDeliveryState\x12\x1e\n" +
+	"\x1aDELIVERY_STATE_UNSPECIFIED\x10\x00\x12\x1a\n" +
+	"\x16DELIVERY_STATE_PENDING\x10\x01\x12\x1c\n" +
+	"\x18DELIVERY_STATE_DELIVERED\x10\x02\x12\x19\n" +
+	"\x15DELIVERY_STATE_FAILED\x10\x032\xab\t\n" +
 	"\n" +
 	"JobService\x12M\n" +
 	"\n" +
@@ -8052,7 +8958,10 @@ const file_fastlane_v1_fastlane_proto_rawDesc = "" +
 	"\tListHosts\x12\x1d.fastlane.v1.ListHostsRequest\x1a\x1e.fastlane.v1.ListHostsResponse\"\x03\x90\x02\x01\x12J\n" +
 	"\tDrainHost\x12\x1d.fastlane.v1.DrainHostRequest\x1a\x1e.fastlane.v1.DrainHostResponse\x12M\n" +
 	"\n" +
-	"ResumeHost\x12\x1e.fastlane.v1.ResumeHostRequest\x1a\x1f.fastlane.v1.ResumeHostResponse2\xac\x01\n" +
+	"ResumeHost\x12\x1e.fastlane.v1.ResumeHostRequest\x1a\x1f.fastlane.v1.ResumeHostResponse2\xe5\x01\n" +
+	"\x13NotificationService\x12^\n" +
+	"\x0eListDeliveries\x12\".fastlane.v1.ListDeliveriesRequest\x1a#.fastlane.v1.ListDeliveriesResponse\"\x03\x90\x02\x01\x12n\n" +
+	"\x15RedeliverNotification\x12).fastlane.v1.RedeliverNotificationRequest\x1a*.fastlane.v1.RedeliverNotificationResponse2\xac\x01\n" +
 	"\rServerService\x12[\n" +
 	"\rGetServerInfo\x12!.fastlane.v1.GetServerInfoRequest\x1a\".fastlane.v1.GetServerInfoResponse\"\x03\x90\x02\x01\x12>\n" +
 	"\x05Prune\x12\x19.fastlane.v1.PruneRequest\x1a\x1a.fastlane.v1.PruneResponseB8\n" +
@@ -8070,328 +8979,364 @@ func file_fastlane_v1_fastlane_proto_rawDescGZIP() []byte {
 	return file_fastlane_v1_fastlane_proto_rawDescData
 }
 
-var file_fastlane_v1_fastlane_proto_enumTypes = make([]protoimpl.EnumInfo, 14)
-var file_fastlane_v1_fastlane_proto_msgTypes = make([]protoimpl.MessageInfo, 87)
+var file_fastlane_v1_fastlane_proto_enumTypes = make([]protoimpl.EnumInfo, 16)
+var file_fastlane_v1_fastlane_proto_msgTypes = make([]protoimpl.MessageInfo, 97)
 var file_fastlane_v1_fastlane_proto_goTypes = []any{
 	(State)(0),                              // 0: fastlane.v1.State
 	(Reason)(0),                             // 1: fastlane.v1.Reason
 	(WaitReason)(0),                         // 2: fastlane.v1.WaitReason
 	(Source)(0),                             // 3: fastlane.v1.Source
 	(ErrorReason)(0),                        // 4: fastlane.v1.ErrorReason
-	(JobSpec_PullPolicy)(0),                 // 5: fastlane.v1.JobSpec.PullPolicy
-	(Cron_Overlap)(0),                       // 6: fastlane.v1.Cron.Overlap
-	(Cron_CatchUp)(0),                       // 7: fastlane.v1.Cron.CatchUp
-	(Retry_Jitter)(0),                       // 8: fastlane.v1.Retry.Jitter
-	(Retry_RetryCause)(0),                   // 9: fastlane.v1.Retry.RetryCause
-	(Unique_Conflict)(0),                    // 10: fastlane.v1.Unique.Conflict
-	(EngineHost_Availability)(0),            // 11: fastlane.v1.EngineHost.Availability
-	(EngineHost_Capture)(0),                 // 12: fastlane.v1.EngineHost.Capture
-	(LogGap_Cause)(0),                       // 13: fastlane.v1.LogGap.Cause
-	(*JobSpec)(nil),                         // 14: fastlane.v1.JobSpec
-	(*Limits)(nil),                          // 15: fastlane.v1.Limits
-	(*Cron)(nil),                            // 16: fastlane.v1.Cron
-	(*Retry)(nil),                           // 17: fastlane.v1.Retry
-	(*Unique)(nil),                          // 18: fastlane.v1.Unique
-	(*TaskSummary)(nil),                     // 19: fastlane.v1.TaskSummary
-	(*Job)(nil),                             // 20: fastlane.v1.Job
-	(*ScheduleStatus)(nil),                  // 21: fastlane.v1.ScheduleStatus
-	(*ArrayPosition)(nil),                   // 22: fastlane.v1.ArrayPosition
-	(*Execution)(nil),                       // 23: fastlane.v1.Execution
-	(*Waiting)(nil),                         // 24: fastlane.v1.Waiting
-	(*Outcome)(nil),                         // 25: fastlane.v1.Outcome
-	(*LogTotals)(nil),                       // 26: fastlane.v1.LogTotals
-	(*EngineHost)(nil),                      // 27: fastlane.v1.EngineHost
-	(*StreamExecutionLogsRequest)(nil),      // 28: fastlane.v1.StreamExecutionLogsRequest
-	(*StreamExecutionLogsResponse)(nil),     // 29: fastlane.v1.StreamExecutionLogsResponse
-	(*LogChunk)(nil),                        // 30: fastlane.v1.LogChunk
-	(*LogGap)(nil),                          // 31: fastlane.v1.LogGap
-	(*LogHeartbeat)(nil),                    // 32: fastlane.v1.LogHeartbeat
-	(*LogState)(nil),                        // 33: fastlane.v1.LogState
-	(*LogEnd)(nil),                          // 34: fastlane.v1.LogEnd
-	(*StreamJobLogsRequest)(nil),            // 35: fastlane.v1.StreamJobLogsRequest
-	(*StreamJobLogsResponse)(nil),           // 36: fastlane.v1.StreamJobLogsResponse
-	(*JobLogExecution)(nil),                 // 37: fastlane.v1.JobLogExecution
-	(*JobLogEnd)(nil),                       // 38: fastlane.v1.JobLogEnd
-	(*EnqueueJobRequest)(nil),               // 39: fastlane.v1.EnqueueJobRequest
-	(*EnqueueJobResponse)(nil),              // 40: fastlane.v1.EnqueueJobResponse
-	(*GetJobRequest)(nil),                   // 41: fastlane.v1.GetJobRequest
-	(*GetJobResponse)(nil),                  // 42: fastlane.v1.GetJobResponse
-	(*ListJobsRequest)(nil),                 // 43: fastlane.v1.ListJobsRequest
-	(*ListJobsResponse)(nil),                // 44: fastlane.v1.ListJobsResponse
-	(*StopJobRequest)(nil),                  // 45: fastlane.v1.StopJobRequest
-	(*StopJobResponse)(nil),                 // 46: fastlane.v1.StopJobResponse
-	(*RetryJobRequest)(nil),                 // 47: fastlane.v1.RetryJobRequest
-	(*RetryJobResponse)(nil),                // 48: fastlane.v1.RetryJobResponse
-	(*ReplaceJobRequest)(nil),               // 49: fastlane.v1.ReplaceJobRequest
-	(*ReplaceJobResponse)(nil),              // 50: fastlane.v1.ReplaceJobResponse
-	(*PauseScheduleRequest)(nil),            // 51: fastlane.v1.PauseScheduleRequest
-	(*PauseScheduleResponse)(nil),           // 52: fastlane.v1.PauseScheduleResponse
-	(*ResumeScheduleRequest)(nil),           // 53: fastlane.v1.ResumeScheduleRequest
-	(*ResumeScheduleResponse)(nil),          // 54: fastlane.v1.ResumeScheduleResponse
-	(*PreviewScheduleRequest)(nil),          // 55: fastlane.v1.PreviewScheduleRequest
-	(*PreviewScheduleResponse)(nil),         // 56: fastlane.v1.PreviewScheduleResponse
-	(*BatchEnqueueJobsRequest)(nil),         // 57: fastlane.v1.BatchEnqueueJobsRequest
-	(*JobArray)(nil),                        // 58: fastlane.v1.JobArray
-	(*BatchEnqueueJobsResponse)(nil),        // 59: fastlane.v1.BatchEnqueueJobsResponse
-	(*Rejection)(nil),                       // 60: fastlane.v1.Rejection
-	(*JobFilter)(nil),                       // 61: fastlane.v1.JobFilter
-	(*BatchStopJobsRequest)(nil),            // 62: fastlane.v1.BatchStopJobsRequest
-	(*BatchStopJobsResponse)(nil),           // 63: fastlane.v1.BatchStopJobsResponse
-	(*BatchRetryJobsRequest)(nil),           // 64: fastlane.v1.BatchRetryJobsRequest
-	(*BatchRetryJobsResponse)(nil),          // 65: fastlane.v1.BatchRetryJobsResponse
-	(*WatchJobsRequest)(nil),                // 66: fastlane.v1.WatchJobsRequest
-	(*WatchJobsResponse)(nil),               // 67: fastlane.v1.WatchJobsResponse
-	(*GetExecutionRequest)(nil),             // 68: fastlane.v1.GetExecutionRequest
-	(*GetExecutionResponse)(nil),            // 69: fastlane.v1.GetExecutionResponse
-	(*ListExecutionsRequest)(nil),           // 70: fastlane.v1.ListExecutionsRequest
-	(*ListExecutionsResponse)(nil),          // 71: fastlane.v1.ListExecutionsResponse
-	(*StopExecutionRequest)(nil),            // 72: fastlane.v1.StopExecutionRequest
-	(*StopExecutionResponse)(nil),           // 73: fastlane.v1.StopExecutionResponse
-	(*GetTaskRequest)(nil),                  // 74: fastlane.v1.GetTaskRequest
-	(*GetTaskResponse)(nil),                 // 75: fastlane.v1.GetTaskResponse
-	(*ListTasksRequest)(nil),                // 76: fastlane.v1.ListTasksRequest
-	(*ListTasksResponse)(nil),               // 77: fastlane.v1.ListTasksResponse
-	(*UpdateTaskRequest)(nil),               // 78: fastlane.v1.UpdateTaskRequest
-	(*UpdateTaskResponse)(nil),              // 79: fastlane.v1.UpdateTaskResponse
-	(*ListHostsRequest)(nil),                // 80: fastlane.v1.ListHostsRequest
-	(*ListHostsResponse)(nil),               // 81: fastlane.v1.ListHostsResponse
-	(*DrainHostRequest)(nil),                // 82: fastlane.v1.DrainHostRequest
-	(*DrainHostResponse)(nil),               // 83: fastlane.v1.DrainHostResponse
-	(*ResumeHostRequest)(nil),               // 84: fastlane.v1.ResumeHostRequest
-	(*ResumeHostResponse)(nil),              // 85: fastlane.v1.ResumeHostResponse
-	(*GetServerInfoRequest)(nil),            // 86: fastlane.v1.GetServerInfoRequest
-	(*GetServerInfoResponse)(nil),           // 87: fastlane.v1.GetServerInfoResponse
-	(*PruneRequest)(nil),                    // 88: fastlane.v1.PruneRequest
-	(*PruneResponse)(nil),                   // 89: fastlane.v1.PruneResponse
-	nil,                                     // 90: fastlane.v1.JobSpec.EnvsEntry
-	nil,                                     // 91: fastlane.v1.JobSpec.LabelsEntry
-	(*Retry_MemoryGrowth)(nil),              // 92: fastlane.v1.Retry.MemoryGrowth
-	(*Execution_Times)(nil),                 // 93: fastlane.v1.Execution.Times
-	nil,                                     // 94: fastlane.v1.ListJobsRequest.LabelsEntry
-	(*BatchEnqueueJobsResponse_Result)(nil), // 95: fastlane.v1.BatchEnqueueJobsResponse.Result
-	nil,                                     // 96: fastlane.v1.Rejection.MetadataEntry
-	(*Rejection_FieldViolation)(nil),        // 97: fastlane.v1.Rejection.FieldViolation
-	nil,                                     // 98: fastlane.v1.JobFilter.LabelsEntry
-	nil,                                     // 99: fastlane.v1.WatchJobsRequest.LabelsEntry
-	(*WatchJobsResponse_CaughtUp)(nil),      // 100: fastlane.v1.WatchJobsResponse.CaughtUp
-	(*durationpb.Duration)(nil),             // 101: google.protobuf.Duration
-	(*structpb.Struct)(nil),                 // 102: google.protobuf.Struct
-	(*timestamppb.Timestamp)(nil),           // 103: google.protobuf.Timestamp
+	(DeliveryState)(0),                      // 5: fastlane.v1.DeliveryState
+	(JobSpec_PullPolicy)(0),                 // 6: fastlane.v1.JobSpec.PullPolicy
+	(Cron_Overlap)(0),                       // 7: fastlane.v1.Cron.Overlap
+	(Cron_CatchUp)(0),                       // 8: fastlane.v1.Cron.CatchUp
+	(Retry_Jitter)(0),                       // 9: fastlane.v1.Retry.Jitter
+	(Retry_RetryCause)(0),                   // 10: fastlane.v1.Retry.RetryCause
+	(Unique_Conflict)(0),                    // 11: fastlane.v1.Unique.Conflict
+	(Notification_Event)(0),                 // 12: fastlane.v1.Notification.Event
+	(EngineHost_Availability)(0),            // 13: fastlane.v1.EngineHost.Availability
+	(EngineHost_Capture)(0),                 // 14: fastlane.v1.EngineHost.Capture
+	(LogGap_Cause)(0),                       // 15: fastlane.v1.LogGap.Cause
+	(*JobSpec)(nil),                         // 16: fastlane.v1.JobSpec
+	(*Limits)(nil),                          // 17: fastlane.v1.Limits
+	(*Cron)(nil),                            // 18: fastlane.v1.Cron
+	(*Retry)(nil),                           // 19: fastlane.v1.Retry
+	(*Unique)(nil),                          // 20: fastlane.v1.Unique
+	(*Notification)(nil),                    // 21: fastlane.v1.Notification
+	(*Delivery)(nil),                        // 22: fastlane.v1.Delivery
+	(*TaskSummary)(nil),                     // 23: fastlane.v1.TaskSummary
+	(*Job)(nil),                             // 24: fastlane.v1.Job
+	(*ScheduleStatus)(nil),                  // 25: fastlane.v1.ScheduleStatus
+	(*ArrayPosition)(nil),                   // 26: fastlane.v1.ArrayPosition
+	(*Execution)(nil),                       // 27: fastlane.v1.Execution
+	(*Waiting)(nil),                         // 28: fastlane.v1.Waiting
+	(*Outcome)(nil),                         // 29: fastlane.v1.Outcome
+	(*LogTotals)(nil),                       // 30: fastlane.v1.LogTotals
+	(*EngineHost)(nil),                      // 31: fastlane.v1.EngineHost
+	(*StreamExecutionLogsRequest)(nil),      // 32: fastlane.v1.StreamExecutionLogsRequest
+	(*StreamExecutionLogsResponse)(nil),     // 33: fastlane.v1.StreamExecutionLogsResponse
+	(*LogChunk)(nil),                        // 34: fastlane.v1.LogChunk
+	(*LogGap)(nil),                          // 35: fastlane.v1.LogGap
+	(*LogHeartbeat)(nil),                    // 36: fastlane.v1.LogHeartbeat
+	(*LogState)(nil),                        // 37: fastlane.v1.LogState
+	(*LogEnd)(nil),                          // 38: fastlane.v1.LogEnd
+	(*StreamJobLogsRequest)(nil),            // 39: fastlane.v1.StreamJobLogsRequest
+	(*StreamJobLogsResponse)(nil),           // 40: fastlane.v1.StreamJobLogsResponse
+	(*JobLogExecution)(nil),                 // 41: fastlane.v1.JobLogExecution
+	(*JobLogEnd)(nil),                       // 42: fastlane.v1.JobLogEnd
+	(*EnqueueJobRequest)(nil),               // 43: fastlane.v1.EnqueueJobRequest
+	(*EnqueueJobResponse)(nil),              // 44: fastlane.v1.EnqueueJobResponse
+	(*GetJobRequest)(nil),                   // 45: fastlane.v1.GetJobRequest
+	(*GetJobResponse)(nil),                  // 46: fastlane.v1.GetJobResponse
+	(*ListJobsRequest)(nil),                 // 47: fastlane.v1.ListJobsRequest
+	(*ListJobsResponse)(nil),                // 48: fastlane.v1.ListJobsResponse
+	(*StopJobRequest)(nil),                  // 49: fastlane.v1.StopJobRequest
+	(*StopJobResponse)(nil),                 // 50: fastlane.v1.StopJobResponse
+	(*RetryJobRequest)(nil),                 // 51: fastlane.v1.RetryJobRequest
+	(*RetryJobResponse)(nil),                // 52: fastlane.v1.RetryJobResponse
+	(*ReplaceJobRequest)(nil),               // 53: fastlane.v1.ReplaceJobRequest
+	(*ReplaceJobResponse)(nil),              // 54: fastlane.v1.ReplaceJobResponse
+	(*PauseScheduleRequest)(nil),            // 55: fastlane.v1.PauseScheduleRequest
+	(*PauseScheduleResponse)(nil),           // 56: fastlane.v1.PauseScheduleResponse
+	(*ResumeScheduleRequest)(nil),           // 57: fastlane.v1.ResumeScheduleRequest
+	(*ResumeScheduleResponse)(nil),          // 58: fastlane.v1.ResumeScheduleResponse
+	(*PreviewScheduleRequest)(nil),          // 59: fastlane.v1.PreviewScheduleRequest
+	(*PreviewScheduleResponse)(nil),         // 60: fastlane.v1.PreviewScheduleResponse
+	(*BatchEnqueueJobsRequest)(nil),         // 61: fastlane.v1.BatchEnqueueJobsRequest
+	(*JobArray)(nil),                        // 62: fastlane.v1.JobArray
+	(*BatchEnqueueJobsResponse)(nil),        // 63: fastlane.v1.BatchEnqueueJobsResponse
+	(*Rejection)(nil),                       // 64: fastlane.v1.Rejection
+	(*JobFilter)(nil),                       // 65: fastlane.v1.JobFilter
+	(*BatchStopJobsRequest)(nil),            // 66: fastlane.v1.BatchStopJobsRequest
+	(*BatchStopJobsResponse)(nil),           // 67: fastlane.v1.BatchStopJobsResponse
+	(*BatchRetryJobsRequest)(nil),           // 68: fastlane.v1.BatchRetryJobsRequest
+	(*BatchRetryJobsResponse)(nil),          // 69: fastlane.v1.BatchRetryJobsResponse
+	(*WatchJobsRequest)(nil),                // 70: fastlane.v1.WatchJobsRequest
+	(*WatchJobsResponse)(nil),               // 71: fastlane.v1.WatchJobsResponse
+	(*GetExecutionRequest)(nil),             // 72: fastlane.v1.GetExecutionRequest
+	(*GetExecutionResponse)(nil),            // 73: fastlane.v1.GetExecutionResponse
+	(*ListExecutionsRequest)(nil),           // 74: fastlane.v1.ListExecutionsRequest
+	(*ListExecutionsResponse)(nil),          // 75: fastlane.v1.ListExecutionsResponse
+	(*StopExecutionRequest)(nil),            // 76: fastlane.v1.StopExecutionRequest
+	(*StopExecutionResponse)(nil),           // 77: fastlane.v1.StopExecutionResponse
+	(*GetTaskRequest)(nil),                  // 78: fastlane.v1.GetTaskRequest
+	(*GetTaskResponse)(nil),                 // 79: fastlane.v1.GetTaskResponse
+	(*ListTasksRequest)(nil),                // 80: fastlane.v1.ListTasksRequest
+	(*ListTasksResponse)(nil),               // 81: fastlane.v1.ListTasksResponse
+	(*UpdateTaskRequest)(nil),               // 82: fastlane.v1.UpdateTaskRequest
+	(*UpdateTaskResponse)(nil),              // 83: fastlane.v1.UpdateTaskResponse
+	(*ListHostsRequest)(nil),                // 84: fastlane.v1.ListHostsRequest
+	(*ListHostsResponse)(nil),               // 85: fastlane.v1.ListHostsResponse
+	(*DrainHostRequest)(nil),                // 86: fastlane.v1.DrainHostRequest
+	(*DrainHostResponse)(nil),               // 87: fastlane.v1.DrainHostResponse
+	(*ResumeHostRequest)(nil),               // 88: fastlane.v1.ResumeHostRequest
+	(*ResumeHostResponse)(nil),              // 89: fastlane.v1.ResumeHostResponse
+	(*ListDeliveriesRequest)(nil),           // 90: fastlane.v1.ListDeliveriesRequest
+	(*ListDeliveriesResponse)(nil),          // 91: fastlane.v1.ListDeliveriesResponse
+	(*RedeliverNotificationRequest)(nil),    // 92: fastlane.v1.RedeliverNotificationRequest
+	(*RedeliverNotificationResponse)(nil),   // 93: fastlane.v1.RedeliverNotificationResponse
+	(*GetServerInfoRequest)(nil),            // 94: fastlane.v1.GetServerInfoRequest
+	(*GetServerInfoResponse)(nil),           // 95: fastlane.v1.GetServerInfoResponse
+	(*PruneRequest)(nil),                    // 96: fastlane.v1.PruneRequest
+	(*PruneResponse)(nil),                   // 97: fastlane.v1.PruneResponse
+	nil,                                     // 98: fastlane.v1.JobSpec.EnvsEntry
+	nil,                                     // 99: fastlane.v1.JobSpec.LabelsEntry
+	(*Retry_MemoryGrowth)(nil),              // 100: fastlane.v1.Retry.MemoryGrowth
+	(*Notification_Webhook)(nil),            // 101: fastlane.v1.Notification.Webhook
+	(*Notification_Mail)(nil),               // 102: fastlane.v1.Notification.Mail
+	nil,                                     // 103: fastlane.v1.Notification.Webhook.HeadersEntry
+	(*Execution_Times)(nil),                 // 104: fastlane.v1.Execution.Times
+	nil,                                     // 105: fastlane.v1.ListJobsRequest.LabelsEntry
+	(*BatchEnqueueJobsResponse_Result)(nil), // 106: fastlane.v1.BatchEnqueueJobsResponse.Result
+	nil,                                     // 107: fastlane.v1.Rejection.MetadataEntry
+	(*Rejection_FieldViolation)(nil),        // 108: fastlane.v1.Rejection.FieldViolation
+	nil,                                     // 109: fastlane.v1.JobFilter.LabelsEntry
+	nil,                                     // 110: fastlane.v1.WatchJobsRequest.LabelsEntry
+	(*WatchJobsResponse_CaughtUp)(nil),      // 111: fastlane.v1.WatchJobsResponse.CaughtUp
+	(*UpdateTaskRequest_Notifications)(nil), // 112: fastlane.v1.UpdateTaskRequest.Notifications
+	(*durationpb.Duration)(nil),             // 113: google.protobuf.Duration
+	(*structpb.Struct)(nil),                 // 114: google.protobuf.Struct
+	(*timestamppb.Timestamp)(nil),           // 115: google.protobuf.Timestamp
 }
 var file_fastlane_v1_fastlane_proto_depIdxs = []int32{
-	90,  // 0: fastlane.v1.JobSpec.envs:type_name -> fastlane.v1.JobSpec.EnvsEntry
-	101, // 1: fastlane.v1.JobSpec.timeout:type_name -> google.protobuf.Duration
-	5,   // 2: fastlane.v1.JobSpec.pull_policy:type_name -> fastlane.v1.JobSpec.PullPolicy
-	15,  // 3: fastlane.v1.JobSpec.limits:type_name -> fastlane.v1.Limits
-	101, // 4: fastlane.v1.JobSpec.stop_grace:type_name -> google.protobuf.Duration
-	91,  // 5: fastlane.v1.JobSpec.labels:type_name -> fastlane.v1.JobSpec.LabelsEntry
-	102, // 6: fastlane.v1.JobSpec.metadata:type_name -> google.protobuf.Struct
-	101, // 7: fastlane.v1.JobSpec.start_in:type_name -> google.protobuf.Duration
-	103, // 8: fastlane.v1.JobSpec.start_at:type_name -> google.protobuf.Timestamp
-	16,  // 9: fastlane.v1.JobSpec.cron:type_name -> fastlane.v1.Cron
-	103, // 10: fastlane.v1.JobSpec.expire_time:type_name -> google.protobuf.Timestamp
-	17,  // 11: fastlane.v1.JobSpec.retry:type_name -> fastlane.v1.Retry
-	18,  // 12: fastlane.v1.JobSpec.unique:type_name -> fastlane.v1.Unique
-	101, // 13: fastlane.v1.JobSpec.stop_when_unwatched:type_name -> google.protobuf.Duration
-	6,   // 14: fastlane.v1.Cron.overlap:type_name -> fastlane.v1.Cron.Overlap
-	7,   // 15: fastlane.v1.Cron.catch_up:type_name -> fastlane.v1.Cron.CatchUp
-	101, // 16: fastlane.v1.Cron.catch_up_window:type_name -> google.protobuf.Duration
-	101, // 17: fastlane.v1.Cron.jitter:type_name -> google.protobuf.Duration
-	103, // 18: fastlane.v1.Cron.begin_time:type_name -> google.protobuf.Timestamp
-	103, // 19: fastlane.v1.Cron.end_time:type_name -> google.protobuf.Timestamp
-	101, // 20: fastlane.v1.Retry.initial_backoff:type_name -> google.protobuf.Duration
-	101, // 21: fastlane.v1.Retry.max_backoff:type_name -> google.protobuf.Duration
-	8,   // 22: fastlane.v1.Retry.jitter:type_name -> fastlane.v1.Retry.Jitter
-	9,   // 23: fastlane.v1.Retry.causes:type_name -> fastlane.v1.Retry.RetryCause
-	92,  // 24: fastlane.v1.Retry.memory_growth:type_name -> fastlane.v1.Retry.MemoryGrowth
-	10,  // 25: fastlane.v1.Unique.conflict:type_name -> fastlane.v1.Unique.Conflict
-	103, // 26: fastlane.v1.TaskSummary.create_time:type_name -> google.protobuf.Timestamp
-	103, // 27: fastlane.v1.TaskSummary.last_enqueue_time:type_name -> google.protobuf.Timestamp
-	101, // 28: fastlane.v1.TaskSummary.rate_window:type_name -> google.protobuf.Duration
-	14,  // 29: fastlane.v1.Job.spec:type_name -> fastlane.v1.JobSpec
-	0,   // 30: fastlane.v1.Job.state:type_name -> fastlane.v1.State
-	25,  // 31: fastlane.v1.Job.outcome:type_name -> fastlane.v1.Outcome
-	23,  // 32: fastlane.v1.Job.execution:type_name -> fastlane.v1.Execution
-	103, // 33: fastlane.v1.Job.create_time:type_name -> google.protobuf.Timestamp
-	103, // 34: fastlane.v1.Job.end_time:type_name -> google.protobuf.Timestamp
-	21,  // 35: fastlane.v1.Job.schedule:type_name -> fastlane.v1.ScheduleStatus
-	22,  // 36: fastlane.v1.Job.array:type_name -> fastlane.v1.ArrayPosition
-	103, // 37: fastlane.v1.ScheduleStatus.next_times:type_name -> google.protobuf.Timestamp
-	103, // 38: fastlane.v1.ScheduleStatus.last_skipped_time:type_name -> google.protobuf.Timestamp
-	0,   // 39: fastlane.v1.Execution.state:type_name -> fastlane.v1.State
-	24,  // 40: fastlane.v1.Execution.waiting:type_name -> fastlane.v1.Waiting
-	25,  // 41: fastlane.v1.Execution.outcome:type_name -> fastlane.v1.Outcome
-	93,  // 42: fastlane.v1.Execution.times:type_name -> fastlane.v1.Execution.Times
-	26,  // 43: fastlane.v1.Execution.logs:type_name -> fastlane.v1.LogTotals
-	103, // 44: fastlane.v1.Execution.tick_time:type_name -> google.protobuf.Timestamp
-	2,   // 45: fastlane.v1.Waiting.reason:type_name -> fastlane.v1.WaitReason
-	103, // 46: fastlane.v1.Waiting.since_time:type_name -> google.protobuf.Timestamp
-	103, // 47: fastlane.v1.Waiting.due_time:type_name -> google.protobuf.Timestamp
-	1,   // 48: fastlane.v1.Outcome.reason:type_name -> fastlane.v1.Reason
-	3,   // 49: fastlane.v1.LogTotals.source:type_name -> fastlane.v1.Source
-	11,  // 50: fastlane.v1.EngineHost.availability:type_name -> fastlane.v1.EngineHost.Availability
-	103, // 51: fastlane.v1.EngineHost.last_error_time:type_name -> google.protobuf.Timestamp
-	12,  // 52: fastlane.v1.EngineHost.capture:type_name -> fastlane.v1.EngineHost.Capture
-	103, // 53: fastlane.v1.EngineHost.drain_time:type_name -> google.protobuf.Timestamp
-	103, // 54: fastlane.v1.StreamExecutionLogsRequest.since_time:type_name -> google.protobuf.Timestamp
-	3,   // 55: fastlane.v1.StreamExecutionLogsRequest.sources:type_name -> fastlane.v1.Source
-	101, // 56: fastlane.v1.StreamExecutionLogsRequest.heartbeat_interval:type_name -> google.protobuf.Duration
-	30,  // 57: fastlane.v1.StreamExecutionLogsResponse.chunks:type_name -> fastlane.v1.LogChunk
-	31,  // 58: fastlane.v1.StreamExecutionLogsResponse.gap:type_name -> fastlane.v1.LogGap
-	32,  // 59: fastlane.v1.StreamExecutionLogsResponse.heartbeat:type_name -> fastlane.v1.LogHeartbeat
-	33,  // 60: fastlane.v1.StreamExecutionLogsResponse.state:type_name -> fastlane.v1.LogState
-	34,  // 61: fastlane.v1.StreamExecutionLogsResponse.end:type_name -> fastlane.v1.LogEnd
-	3,   // 62: fastlane.v1.LogChunk.source:type_name -> fastlane.v1.Source
-	103, // 63: fastlane.v1.LogChunk.time:type_name -> google.protobuf.Timestamp
-	3,   // 64: fastlane.v1.LogGap.source:type_name -> fastlane.v1.Source
-	13,  // 65: fastlane.v1.LogGap.cause:type_name -> fastlane.v1.LogGap.Cause
-	103, // 66: fastlane.v1.LogHeartbeat.time:type_name -> google.protobuf.Timestamp
-	0,   // 67: fastlane.v1.LogState.state:type_name -> fastlane.v1.State
-	24,  // 68: fastlane.v1.LogState.waiting:type_name -> fastlane.v1.Waiting
-	103, // 69: fastlane.v1.LogState.time:type_name -> google.protobuf.Timestamp
-	0,   // 70: fastlane.v1.LogEnd.state:type_name -> fastlane.v1.State
-	25,  // 71: fastlane.v1.LogEnd.outcome:type_name -> fastlane.v1.Outcome
-	26,  // 72: fastlane.v1.LogEnd.totals:type_name -> fastlane.v1.LogTotals
-	103, // 73: fastlane.v1.StreamJobLogsRequest.since_time:type_name -> google.protobuf.Timestamp
-	3,   // 74: fastlane.v1.StreamJobLogsRequest.sources:type_name -> fastlane.v1.Source
-	101, // 75: fastlane.v1.StreamJobLogsRequest.heartbeat_interval:type_name -> google.protobuf.Duration
-	30,  // 76: fastlane.v1.StreamJobLogsResponse.chunks:type_name -> fastlane.v1.LogChunk
-	31,  // 77: fastlane.v1.StreamJobLogsResponse.gap:type_name -> fastlane.v1.LogGap
-	32,  // 78: fastlane.v1.StreamJobLogsResponse.heartbeat:type_name -> fastlane.v1.LogHeartbeat
-	33,  // 79: fastlane.v1.StreamJobLogsResponse.state:type_name -> fastlane.v1.LogState
-	34,  // 80: fastlane.v1.StreamJobLogsResponse.end:type_name -> fastlane.v1.LogEnd
-	38,  // 81: fastlane.v1.StreamJobLogsResponse.job_end:type_name -> fastlane.v1.JobLogEnd
-	37,  // 82: fastlane.v1.StreamJobLogsResponse.execution:type_name -> fastlane.v1.JobLogExecution
-	23,  // 83: fastlane.v1.JobLogExecution.execution:type_name -> fastlane.v1.Execution
-	20,  // 84: fastlane.v1.JobLogEnd.job:type_name -> fastlane.v1.Job
-	14,  // 85: fastlane.v1.EnqueueJobRequest.spec:type_name -> fastlane.v1.JobSpec
-	20,  // 86: fastlane.v1.EnqueueJobResponse.job:type_name -> fastlane.v1.Job
-	20,  // 87: fastlane.v1.GetJobResponse.job:type_name -> fastlane.v1.Job
-	0,   // 88: fastlane.v1.ListJobsRequest.states:type_name -> fastlane.v1.State
-	94,  // 89: fastlane.v1.ListJobsRequest.labels:type_name -> fastlane.v1.ListJobsRequest.LabelsEntry
-	103, // 90: fastlane.v1.ListJobsRequest.since_time:type_name -> google.protobuf.Timestamp
-	103, // 91: fastlane.v1.ListJobsRequest.until_time:type_name -> google.protobuf.Timestamp
-	20,  // 92: fastlane.v1.ListJobsResponse.jobs:type_name -> fastlane.v1.Job
-	101, // 93: fastlane.v1.StopJobRequest.grace:type_name -> google.protobuf.Duration
-	20,  // 94: fastlane.v1.StopJobResponse.job:type_name -> fastlane.v1.Job
-	20,  // 95: fastlane.v1.RetryJobResponse.job:type_name -> fastlane.v1.Job
-	14,  // 96: fastlane.v1.ReplaceJobRequest.spec:type_name -> fastlane.v1.JobSpec
-	20,  // 97: fastlane.v1.ReplaceJobResponse.job:type_name -> fastlane.v1.Job
-	20,  // 98: fastlane.v1.PauseScheduleResponse.job:type_name -> fastlane.v1.Job
-	20,  // 99: fastlane.v1.ResumeScheduleResponse.job:type_name -> fastlane.v1.Job
-	16,  // 100: fastlane.v1.PreviewScheduleRequest.cron:type_name -> fastlane.v1.Cron
-	103, // 101: fastlane.v1.PreviewScheduleRequest.from_time:type_name -> google.protobuf.Timestamp
-	103, // 102: fastlane.v1.PreviewScheduleResponse.times:type_name -> google.protobuf.Timestamp
-	39,  // 103: fastlane.v1.BatchEnqueueJobsRequest.requests:type_name -> fastlane.v1.EnqueueJobRequest
-	58,  // 104: fastlane.v1.BatchEnqueueJobsRequest.array:type_name -> fastlane.v1.JobArray
-	39,  // 105: fastlane.v1.JobArray.request:type_name -> fastlane.v1.EnqueueJobRequest
-	95,  // 106: fastlane.v1.BatchEnqueueJobsResponse.results:type_name -> fastlane.v1.BatchEnqueueJobsResponse.Result
-	4,   // 107: fastlane.v1.Rejection.reason:type_name -> fastlane.v1.ErrorReason
-	96,  // 108: fastlane.v1.Rejection.metadata:type_name -> fastlane.v1.Rejection.MetadataEntry
-	97,  // 109: fastlane.v1.Rejection.violations:type_name -> fastlane.v1.Rejection.FieldViolation
-	0,   // 110: fastlane.v1.JobFilter.states:type_name -> fastlane.v1.State
-	98,  // 111: fastlane.v1.JobFilter.labels:type_name -> fastlane.v1.JobFilter.LabelsEntry
-	103, // 112: fastlane.v1.JobFilter.since_time:type_name -> google.protobuf.Timestamp
-	103, // 113: fastlane.v1.JobFilter.until_time:type_name -> google.protobuf.Timestamp
-	61,  // 114: fastlane.v1.BatchStopJobsRequest.filter:type_name -> fastlane.v1.JobFilter
-	101, // 115: fastlane.v1.BatchStopJobsRequest.grace:type_name -> google.protobuf.Duration
-	61,  // 116: fastlane.v1.BatchRetryJobsRequest.filter:type_name -> fastlane.v1.JobFilter
-	103, // 117: fastlane.v1.BatchRetryJobsRequest.until_time:type_name -> google.protobuf.Timestamp
-	103, // 118: fastlane.v1.BatchRetryJobsResponse.until_time:type_name -> google.protobuf.Timestamp
-	99,  // 119: fastlane.v1.WatchJobsRequest.labels:type_name -> fastlane.v1.WatchJobsRequest.LabelsEntry
-	101, // 120: fastlane.v1.WatchJobsRequest.heartbeat_interval:type_name -> google.protobuf.Duration
-	20,  // 121: fastlane.v1.WatchJobsResponse.job:type_name -> fastlane.v1.Job
-	32,  // 122: fastlane.v1.WatchJobsResponse.heartbeat:type_name -> fastlane.v1.LogHeartbeat
-	100, // 123: fastlane.v1.WatchJobsResponse.caught_up:type_name -> fastlane.v1.WatchJobsResponse.CaughtUp
-	23,  // 124: fastlane.v1.GetExecutionResponse.execution:type_name -> fastlane.v1.Execution
-	0,   // 125: fastlane.v1.ListExecutionsRequest.states:type_name -> fastlane.v1.State
-	23,  // 126: fastlane.v1.ListExecutionsResponse.executions:type_name -> fastlane.v1.Execution
-	101, // 127: fastlane.v1.StopExecutionRequest.grace:type_name -> google.protobuf.Duration
-	23,  // 128: fastlane.v1.StopExecutionResponse.execution:type_name -> fastlane.v1.Execution
-	19,  // 129: fastlane.v1.GetTaskResponse.task:type_name -> fastlane.v1.TaskSummary
-	19,  // 130: fastlane.v1.ListTasksResponse.tasks:type_name -> fastlane.v1.TaskSummary
-	101, // 131: fastlane.v1.UpdateTaskRequest.rate_window:type_name -> google.protobuf.Duration
-	19,  // 132: fastlane.v1.UpdateTaskResponse.task:type_name -> fastlane.v1.TaskSummary
-	27,  // 133: fastlane.v1.ListHostsResponse.hosts:type_name -> fastlane.v1.EngineHost
-	27,  // 134: fastlane.v1.DrainHostResponse.host:type_name -> fastlane.v1.EngineHost
-	27,  // 135: fastlane.v1.ResumeHostResponse.host:type_name -> fastlane.v1.EngineHost
-	103, // 136: fastlane.v1.GetServerInfoResponse.start_time:type_name -> google.protobuf.Timestamp
-	103, // 137: fastlane.v1.GetServerInfoResponse.time:type_name -> google.protobuf.Timestamp
-	101, // 138: fastlane.v1.GetServerInfoResponse.max_timeout:type_name -> google.protobuf.Duration
-	101, // 139: fastlane.v1.GetServerInfoResponse.default_timeout:type_name -> google.protobuf.Duration
-	101, // 140: fastlane.v1.GetServerInfoResponse.keep_logs:type_name -> google.protobuf.Duration
-	101, // 141: fastlane.v1.GetServerInfoResponse.keep_jobs:type_name -> google.protobuf.Duration
-	101, // 142: fastlane.v1.PruneRequest.older_than:type_name -> google.protobuf.Duration
-	103, // 143: fastlane.v1.Execution.Times.create_time:type_name -> google.protobuf.Timestamp
-	103, // 144: fastlane.v1.Execution.Times.due_time:type_name -> google.protobuf.Timestamp
-	103, // 145: fastlane.v1.Execution.Times.claim_time:type_name -> google.protobuf.Timestamp
-	103, // 146: fastlane.v1.Execution.Times.pull_time:type_name -> google.protobuf.Timestamp
-	103, // 147: fastlane.v1.Execution.Times.container_time:type_name -> google.protobuf.Timestamp
-	103, // 148: fastlane.v1.Execution.Times.start_time:type_name -> google.protobuf.Timestamp
-	103, // 149: fastlane.v1.Execution.Times.first_byte_time:type_name -> google.protobuf.Timestamp
-	103, // 150: fastlane.v1.Execution.Times.exit_time:type_name -> google.protobuf.Timestamp
-	103, // 151: fastlane.v1.Execution.Times.seal_time:type_name -> google.protobuf.Timestamp
-	103, // 152: fastlane.v1.Execution.Times.end_time:type_name -> google.protobuf.Timestamp
-	103, // 153: fastlane.v1.Execution.Times.prune_time:type_name -> google.protobuf.Timestamp
-	40,  // 154: fastlane.v1.BatchEnqueueJobsResponse.Result.enqueued:type_name -> fastlane.v1.EnqueueJobResponse
-	60,  // 155: fastlane.v1.BatchEnqueueJobsResponse.Result.rejection:type_name -> fastlane.v1.Rejection
-	39,  // 156: fastlane.v1.JobService.EnqueueJob:input_type -> fastlane.v1.EnqueueJobRequest
-	41,  // 157: fastlane.v1.JobService.GetJob:input_type -> fastlane.v1.GetJobRequest
-	43,  // 158: fastlane.v1.JobService.ListJobs:input_type -> fastlane.v1.ListJobsRequest
-	45,  // 159: fastlane.v1.JobService.StopJob:input_type -> fastlane.v1.StopJobRequest
-	47,  // 160: fastlane.v1.JobService.RetryJob:input_type -> fastlane.v1.RetryJobRequest
-	49,  // 161: fastlane.v1.JobService.ReplaceJob:input_type -> fastlane.v1.ReplaceJobRequest
-	51,  // 162: fastlane.v1.JobService.PauseSchedule:input_type -> fastlane.v1.PauseScheduleRequest
-	53,  // 163: fastlane.v1.JobService.ResumeSchedule:input_type -> fastlane.v1.ResumeScheduleRequest
-	55,  // 164: fastlane.v1.JobService.PreviewSchedule:input_type -> fastlane.v1.PreviewScheduleRequest
-	57,  // 165: fastlane.v1.JobService.BatchEnqueueJobs:input_type -> fastlane.v1.BatchEnqueueJobsRequest
-	62,  // 166: fastlane.v1.JobService.BatchStopJobs:input_type -> fastlane.v1.BatchStopJobsRequest
-	64,  // 167: fastlane.v1.JobService.BatchRetryJobs:input_type -> fastlane.v1.BatchRetryJobsRequest
-	66,  // 168: fastlane.v1.JobService.WatchJobs:input_type -> fastlane.v1.WatchJobsRequest
-	35,  // 169: fastlane.v1.JobService.StreamJobLogs:input_type -> fastlane.v1.StreamJobLogsRequest
-	68,  // 170: fastlane.v1.ExecutionService.GetExecution:input_type -> fastlane.v1.GetExecutionRequest
-	70,  // 171: fastlane.v1.ExecutionService.ListExecutions:input_type -> fastlane.v1.ListExecutionsRequest
-	72,  // 172: fastlane.v1.ExecutionService.StopExecution:input_type -> fastlane.v1.StopExecutionRequest
-	28,  // 173: fastlane.v1.ExecutionService.StreamExecutionLogs:input_type -> fastlane.v1.StreamExecutionLogsRequest
-	74,  // 174: fastlane.v1.TaskService.GetTask:input_type -> fastlane.v1.GetTaskRequest
-	76,  // 175: fastlane.v1.TaskService.ListTasks:input_type -> fastlane.v1.ListTasksRequest
-	78,  // 176: fastlane.v1.TaskService.UpdateTask:input_type -> fastlane.v1.UpdateTaskRequest
-	80,  // 177: fastlane.v1.HostService.ListHosts:input_type -> fastlane.v1.ListHostsRequest
-	82,  // 178: fastlane.v1.HostService.DrainHost:input_type -> fastlane.v1.DrainHostRequest
-	84,  // 179: fastlane.v1.HostService.ResumeHost:input_type -> fastlane.v1.ResumeHostRequest
-	86,  // 180: fastlane.v1.ServerService.GetServerInfo:input_type -> fastlane.v1.GetServerInfoRequest
-	88,  // 181: fastlane.v1.ServerService.Prune:input_type -> fastlane.v1.PruneRequest
-	40,  // 182: fastlane.v1.JobService.EnqueueJob:output_type -> fastlane.v1.EnqueueJobResponse
-	42,  // 183: fastlane.v1.JobService.GetJob:output_type -> fastlane.v1.GetJobResponse
-	44,  // 184: fastlane.v1.JobService.ListJobs:output_type -> fastlane.v1.ListJobsResponse
-	46,  // 185: fastlane.v1.JobService.StopJob:output_type -> fastlane.v1.StopJobResponse
-	48,  // 186: fastlane.v1.JobService.RetryJob:output_type -> fastlane.v1.RetryJobResponse
-	50,  // 187: fastlane.v1.JobService.ReplaceJob:output_type -> fastlane.v1.ReplaceJobResponse
-	52,  // 188: fastlane.v1.JobService.PauseSchedule:output_type -> fastlane.v1.PauseScheduleResponse
-	54,  // 189: fastlane.v1.JobService.ResumeSchedule:output_type -> fastlane.v1.ResumeScheduleResponse
-	56,  // 190: fastlane.v1.JobService.PreviewSchedule:output_type -> fastlane.v1.PreviewScheduleResponse
-	59,  // 191: fastlane.v1.JobService.BatchEnqueueJobs:output_type -> fastlane.v1.BatchEnqueueJobsResponse
-	63,  // 192: fastlane.v1.JobService.BatchStopJobs:output_type -> fastlane.v1.BatchStopJobsResponse
-	65,  // 193: fastlane.v1.JobService.BatchRetryJobs:output_type -> fastlane.v1.BatchRetryJobsResponse
-	67,  // 194: fastlane.v1.JobService.WatchJobs:output_type -> fastlane.v1.WatchJobsResponse
-	36,  // 195: fastlane.v1.JobService.StreamJobLogs:output_type -> fastlane.v1.StreamJobLogsResponse
-	69,  // 196: fastlane.v1.ExecutionService.GetExecution:output_type -> fastlane.v1.GetExecutionResponse
-	71,  // 197: fastlane.v1.ExecutionService.ListExecutions:output_type -> fastlane.v1.ListExecutionsResponse
-	73,  // 198: fastlane.v1.ExecutionService.StopExecution:output_type -> fastlane.v1.StopExecutionResponse
-	29,  // 199: fastlane.v1.ExecutionService.StreamExecutionLogs:output_type -> fastlane.v1.StreamExecutionLogsResponse
-	75,  // 200: fastlane.v1.TaskService.GetTask:output_type -> fastlane.v1.GetTaskResponse
-	77,  // 201: fastlane.v1.TaskService.ListTasks:output_type -> fastlane.v1.ListTasksResponse
-	79,  // 202: fastlane.v1.TaskService.UpdateTask:output_type -> fastlane.v1.UpdateTaskResponse
-	81,  // 203: fastlane.v1.HostService.ListHosts:output_type -> fastlane.v1.ListHostsResponse
-	83,  // 204: fastlane.v1.HostService.DrainHost:output_type -> fastlane.v1.DrainHostResponse
-	85,  // 205: fastlane.v1.HostService.ResumeHost:output_type -> fastlane.v1.ResumeHostResponse
-	87,  // 206: fastlane.v1.ServerService.GetServerInfo:output_type -> fastlane.v1.GetServerInfoResponse
-	89,  // 207: fastlane.v1.ServerService.Prune:output_type -> fastlane.v1.PruneResponse
-	182, // [182:208] is the sub-list for method output_type
-	156, // [156:182] is the sub-list for method input_type
-	156, // [156:156] is the sub-list for extension type_name
-	156, // [156:156] is the sub-list for extension extendee
-	0,   // [0:156] is the sub-list for field type_name
+	98,  // 0: fastlane.v1.JobSpec.envs:type_name -> fastlane.v1.JobSpec.EnvsEntry
+	113, // 1: fastlane.v1.JobSpec.timeout:type_name -> google.protobuf.Duration
+	6,   // 2: fastlane.v1.JobSpec.pull_policy:type_name -> fastlane.v1.JobSpec.PullPolicy
+	17,  // 3: fastlane.v1.JobSpec.limits:type_name -> fastlane.v1.Limits
+	113, // 4: fastlane.v1.JobSpec.stop_grace:type_name -> google.protobuf.Duration
+	99,  // 5: fastlane.v1.JobSpec.labels:type_name -> fastlane.v1.JobSpec.LabelsEntry
+	114, // 6: fastlane.v1.JobSpec.metadata:type_name -> google.protobuf.Struct
+	113, // 7: fastlane.v1.JobSpec.start_in:type_name -> google.protobuf.Duration
+	115, // 8: fastlane.v1.JobSpec.start_at:type_name -> google.protobuf.Timestamp
+	18,  // 9: fastlane.v1.JobSpec.cron:type_name -> fastlane.v1.Cron
+	115, // 10: fastlane.v1.JobSpec.expire_time:type_name -> google.protobuf.Timestamp
+	19,  // 11: fastlane.v1.JobSpec.retry:type_name -> fastlane.v1.Retry
+	21,  // 12: fastlane.v1.JobSpec.notifications:type_name -> fastlane.v1.Notification
+	20,  // 13: fastlane.v1.JobSpec.unique:type_name -> fastlane.v1.Unique
+	113, // 14: fastlane.v1.JobSpec.stop_when_unwatched:type_name -> google.protobuf.Duration
+	7,   // 15: fastlane.v1.Cron.overlap:type_name -> fastlane.v1.Cron.Overlap
+	8,   // 16: fastlane.v1.Cron.catch_up:type_name -> fastlane.v1.Cron.CatchUp
+	113, // 17: fastlane.v1.Cron.catch_up_window:type_name -> google.protobuf.Duration
+	113, // 18: fastlane.v1.Cron.jitter:type_name -> google.protobuf.Duration
+	115, // 19: fastlane.v1.Cron.begin_time:type_name -> google.protobuf.Timestamp
+	115, // 20: fastlane.v1.Cron.end_time:type_name -> google.protobuf.Timestamp
+	113, // 21: fastlane.v1.Retry.initial_backoff:type_name -> google.protobuf.Duration
+	113, // 22: fastlane.v1.Retry.max_backoff:type_name -> google.protobuf.Duration
+	9,   // 23: fastlane.v1.Retry.jitter:type_name -> fastlane.v1.Retry.Jitter
+	10,  // 24: fastlane.v1.Retry.causes:type_name -> fastlane.v1.Retry.RetryCause
+	100, // 25: fastlane.v1.Retry.memory_growth:type_name -> fastlane.v1.Retry.MemoryGrowth
+	11,  // 26: fastlane.v1.Unique.conflict:type_name -> fastlane.v1.Unique.Conflict
+	0,   // 27: fastlane.v1.Notification.states:type_name -> fastlane.v1.State
+	101, // 28: fastlane.v1.Notification.webhook:type_name -> fastlane.v1.Notification.Webhook
+	102, // 29: fastlane.v1.Notification.mail:type_name -> fastlane.v1.Notification.Mail
+	12,  // 30: fastlane.v1.Notification.event:type_name -> fastlane.v1.Notification.Event
+	12,  // 31: fastlane.v1.Delivery.event:type_name -> fastlane.v1.Notification.Event
+	0,   // 32: fastlane.v1.Delivery.ended_state:type_name -> fastlane.v1.State
+	5,   // 33: fastlane.v1.Delivery.state:type_name -> fastlane.v1.DeliveryState
+	115, // 34: fastlane.v1.Delivery.create_time:type_name -> google.protobuf.Timestamp
+	115, // 35: fastlane.v1.Delivery.next_attempt_time:type_name -> google.protobuf.Timestamp
+	115, // 36: fastlane.v1.Delivery.last_attempt_time:type_name -> google.protobuf.Timestamp
+	115, // 37: fastlane.v1.Delivery.end_time:type_name -> google.protobuf.Timestamp
+	115, // 38: fastlane.v1.TaskSummary.create_time:type_name -> google.protobuf.Timestamp
+	115, // 39: fastlane.v1.TaskSummary.last_enqueue_time:type_name -> google.protobuf.Timestamp
+	113, // 40: fastlane.v1.TaskSummary.rate_window:type_name -> google.protobuf.Duration
+	21,  // 41: fastlane.v1.TaskSummary.notifications:type_name -> fastlane.v1.Notification
+	16,  // 42: fastlane.v1.Job.spec:type_name -> fastlane.v1.JobSpec
+	0,   // 43: fastlane.v1.Job.state:type_name -> fastlane.v1.State
+	29,  // 44: fastlane.v1.Job.outcome:type_name -> fastlane.v1.Outcome
+	27,  // 45: fastlane.v1.Job.execution:type_name -> fastlane.v1.Execution
+	115, // 46: fastlane.v1.Job.create_time:type_name -> google.protobuf.Timestamp
+	115, // 47: fastlane.v1.Job.end_time:type_name -> google.protobuf.Timestamp
+	25,  // 48: fastlane.v1.Job.schedule:type_name -> fastlane.v1.ScheduleStatus
+	26,  // 49: fastlane.v1.Job.array:type_name -> fastlane.v1.ArrayPosition
+	115, // 50: fastlane.v1.ScheduleStatus.next_times:type_name -> google.protobuf.Timestamp
+	115, // 51: fastlane.v1.ScheduleStatus.last_skipped_time:type_name -> google.protobuf.Timestamp
+	0,   // 52: fastlane.v1.Execution.state:type_name -> fastlane.v1.State
+	28,  // 53: fastlane.v1.Execution.waiting:type_name -> fastlane.v1.Waiting
+	29,  // 54: fastlane.v1.Execution.outcome:type_name -> fastlane.v1.Outcome
+	104, // 55: fastlane.v1.Execution.times:type_name -> fastlane.v1.Execution.Times
+	30,  // 56: fastlane.v1.Execution.logs:type_name -> fastlane.v1.LogTotals
+	115, // 57: fastlane.v1.Execution.tick_time:type_name -> google.protobuf.Timestamp
+	2,   // 58: fastlane.v1.Waiting.reason:type_name -> fastlane.v1.WaitReason
+	115, // 59: fastlane.v1.Waiting.since_time:type_name -> google.protobuf.Timestamp
+	115, // 60: fastlane.v1.Waiting.due_time:type_name -> google.protobuf.Timestamp
+	1,   // 61: fastlane.v1.Outcome.reason:type_name -> fastlane.v1.Reason
+	3,   // 62: fastlane.v1.LogTotals.source:type_name -> fastlane.v1.Source
+	13,  // 63: fastlane.v1.EngineHost.availability:type_name -> fastlane.v1.EngineHost.Availability
+	115, // 64: fastlane.v1.EngineHost.last_error_time:type_name -> google.protobuf.Timestamp
+	14,  // 65: fastlane.v1.EngineHost.capture:type_name -> fastlane.v1.EngineHost.Capture
+	115, // 66: fastlane.v1.EngineHost.drain_time:type_name -> google.protobuf.Timestamp
+	115, // 67: fastlane.v1.StreamExecutionLogsRequest.since_time:type_name -> google.protobuf.Timestamp
+	3,   // 68: fastlane.v1.StreamExecutionLogsRequest.sources:type_name -> fastlane.v1.Source
+	113, // 69: fastlane.v1.StreamExecutionLogsRequest.heartbeat_interval:type_name -> google.protobuf.Duration
+	34,  // 70: fastlane.v1.StreamExecutionLogsResponse.chunks:type_name -> fastlane.v1.LogChunk
+	35,  // 71: fastlane.v1.StreamExecutionLogsResponse.gap:type_name -> fastlane.v1.LogGap
+	36,  // 72: fastlane.v1.StreamExecutionLogsResponse.heartbeat:type_name -> fastlane.v1.LogHeartbeat
+	37,  // 73: fastlane.v1.StreamExecutionLogsResponse.state:type_name -> fastlane.v1.LogState
+	38,  // 74: fastlane.v1.StreamExecutionLogsResponse.end:type_name -> fastlane.v1.LogEnd
+	3,   // 75: fastlane.v1.LogChunk.source:type_name -> fastlane.v1.Source
+	115, // 76: fastlane.v1.LogChunk.time:type_name -> google.protobuf.Timestamp
+	3,   // 77: fastlane.v1.LogGap.source:type_name -> fastlane.v1.Source
+	15,  // 78: fastlane.v1.LogGap.cause:type_name -> fastlane.v1.LogGap.Cause
+	115, // 79: fastlane.v1.LogHeartbeat.time:type_name -> google.protobuf.Timestamp
+	0,   // 80: fastlane.v1.LogState.state:type_name -> fastlane.v1.State
+	28,  // 81: fastlane.v1.LogState.waiting:type_name -> fastlane.v1.Waiting
+	115, // 82: fastlane.v1.LogState.time:type_name -> google.protobuf.Timestamp
+	0,   // 83: fastlane.v1.LogEnd.state:type_name -> fastlane.v1.State
+	29,  // 84: fastlane.v1.LogEnd.outcome:type_name -> fastlane.v1.Outcome
+	30,  // 85: fastlane.v1.LogEnd.totals:type_name -> fastlane.v1.LogTotals
+	115, // 86: fastlane.v1.StreamJobLogsRequest.since_time:type_name -> google.protobuf.Timestamp
+	3,   // 87: fastlane.v1.StreamJobLogsRequest.sources:type_name -> fastlane.v1.Source
+	113, // 88: fastlane.v1.StreamJobLogsRequest.heartbeat_interval:type_name -> google.protobuf.Duration
+	34,  // 89: fastlane.v1.StreamJobLogsResponse.chunks:type_name -> fastlane.v1.LogChunk
+	35,  // 90: fastlane.v1.StreamJobLogsResponse.gap:type_name -> fastlane.v1.LogGap
+	36,  // 91: fastlane.v1.StreamJobLogsResponse.heartbeat:type_name -> fastlane.v1.LogHeartbeat
+	37,  // 92: fastlane.v1.StreamJobLogsResponse.state:type_name -> fastlane.v1.LogState
+	38,  // 93: fastlane.v1.StreamJobLogsResponse.end:type_name -> fastlane.v1.LogEnd
+	42,  // 94: fastlane.v1.StreamJobLogsResponse.job_end:type_name -> fastlane.v1.JobLogEnd
+	41,  // 95: fastlane.v1.StreamJobLogsResponse.execution:type_name -> fastlane.v1.JobLogExecution
+	27,  // 96: fastlane.v1.JobLogExecution.execution:type_name -> fastlane.v1.Execution
+	24,  // 97: fastlane.v1.JobLogEnd.job:type_name -> fastlane.v1.Job
+	16,  // 98: fastlane.v1.EnqueueJobRequest.spec:type_name -> fastlane.v1.JobSpec
+	24,  // 99: fastlane.v1.EnqueueJobResponse.job:type_name -> fastlane.v1.Job
+	24,  // 100: fastlane.v1.GetJobResponse.job:type_name -> fastlane.v1.Job
+	0,   // 101: fastlane.v1.ListJobsRequest.states:type_name -> fastlane.v1.State
+	105, // 102: fastlane.v1.ListJobsRequest.labels:type_name -> fastlane.v1.ListJobsRequest.LabelsEntry
+	115, // 103: fastlane.v1.ListJobsRequest.since_time:type_name -> google.protobuf.Timestamp
+	115, // 104: fastlane.v1.ListJobsRequest.until_time:type_name -> google.protobuf.Timestamp
+	24,  // 105: fastlane.v1.ListJobsResponse.jobs:type_name -> fastlane.v1.Job
+	113, // 106: fastlane.v1.StopJobRequest.grace:type_name -> google.protobuf.Duration
+	24,  // 107: fastlane.v1.StopJobResponse.job:type_name -> fastlane.v1.Job
+	24,  // 108: fastlane.v1.RetryJobResponse.job:type_name -> fastlane.v1.Job
+	16,  // 109: fastlane.v1.ReplaceJobRequest.spec:type_name -> fastlane.v1.JobSpec
+	24,  // 110: fastlane.v1.ReplaceJobResponse.job:type_name -> fastlane.v1.Job
+	24,  // 111: fastlane.v1.PauseScheduleResponse.job:type_name -> fastlane.v1.Job
+	24,  // 112: fastlane.v1.ResumeScheduleResponse.job:type_name -> fastlane.v1.Job
+	18,  // 113: fastlane.v1.PreviewScheduleRequest.cron:type_name -> fastlane.v1.Cron
+	115, // 114: fastlane.v1.PreviewScheduleRequest.from_time:type_name -> google.protobuf.Timestamp
+	115, // 115: fastlane.v1.PreviewScheduleResponse.times:type_name -> google.protobuf.Timestamp
+	43,  // 116: fastlane.v1.BatchEnqueueJobsRequest.requests:type_name -> fastlane.v1.EnqueueJobRequest
+	62,  // 117: fastlane.v1.BatchEnqueueJobsRequest.array:type_name -> fastlane.v1.JobArray
+	43,  // 118: fastlane.v1.JobArray.request:type_name -> fastlane.v1.EnqueueJobRequest
+	106, // 119: fastlane.v1.BatchEnqueueJobsResponse.results:type_name -> fastlane.v1.BatchEnqueueJobsResponse.Result
+	4,   // 120: fastlane.v1.Rejection.reason:type_name -> fastlane.v1.ErrorReason
+	107, // 121: fastlane.v1.Rejection.metadata:type_name -> fastlane.v1.Rejection.MetadataEntry
+	108, // 122: fastlane.v1.Rejection.violations:type_name -> fastlane.v1.Rejection.FieldViolation
+	0,   // 123: fastlane.v1.JobFilter.states:type_name -> fastlane.v1.State
+	109, // 124: fastlane.v1.JobFilter.labels:type_name -> fastlane.v1.JobFilter.LabelsEntry
+	115, // 125: fastlane.v1.JobFilter.since_time:type_name -> google.protobuf.Timestamp
+	115, // 126: fastlane.v1.JobFilter.until_time:type_name -> google.protobuf.Timestamp
+	65,  // 127: fastlane.v1.BatchStopJobsRequest.filter:type_name -> fastlane.v1.JobFilter
+	113, // 128: fastlane.v1.BatchStopJobsRequest.grace:type_name -> google.protobuf.Duration
+	65,  // 129: fastlane.v1.BatchRetryJobsRequest.filter:type_name -> fastlane.v1.JobFilter
+	115, // 130: fastlane.v1.BatchRetryJobsRequest.until_time:type_name -> google.protobuf.Timestamp
+	115, // 131: fastlane.v1.BatchRetryJobsResponse.until_time:type_name -> google.protobuf.Timestamp
+	110, // 132: fastlane.v1.WatchJobsRequest.labels:type_name -> fastlane.v1.WatchJobsRequest.LabelsEntry
+	113, // 133: fastlane.v1.WatchJobsRequest.heartbeat_interval:type_name -> google.protobuf.Duration
+	24,  // 134: fastlane.v1.WatchJobsResponse.job:type_name -> fastlane.v1.Job
+	36,  // 135: fastlane.v1.WatchJobsResponse.heartbeat:type_name -> fastlane.v1.LogHeartbeat
+	111, // 136: fastlane.v1.WatchJobsResponse.caught_up:type_name -> fastlane.v1.WatchJobsResponse.CaughtUp
+	27,  // 137: fastlane.v1.GetExecutionResponse.execution:type_name -> fastlane.v1.Execution
+	0,   // 138: fastlane.v1.ListExecutionsRequest.states:type_name -> fastlane.v1.State
+	27,  // 139: fastlane.v1.ListExecutionsResponse.executions:type_name -> fastlane.v1.Execution
+	113, // 140: fastlane.v1.StopExecutionRequest.grace:type_name -> google.protobuf.Duration
+	27,  // 141: fastlane.v1.StopExecutionResponse.execution:type_name -> fastlane.v1.Execution
+	23,  // 142: fastlane.v1.GetTaskResponse.task:type_name -> fastlane.v1.TaskSummary
+	23,  // 143: fastlane.v1.ListTasksResponse.tasks:type_name -> fastlane.v1.TaskSummary
+	113, // 144: fastlane.v1.UpdateTaskRequest.rate_window:type_name -> google.protobuf.Duration
+	112, // 145: fastlane.v1.UpdateTaskRequest.notifications:type_name -> fastlane.v1.UpdateTaskRequest.Notifications
+	23,  // 146: fastlane.v1.UpdateTaskResponse.task:type_name -> fastlane.v1.TaskSummary
+	31,  // 147: fastlane.v1.ListHostsResponse.hosts:type_name -> fastlane.v1.EngineHost
+	31,  // 148: fastlane.v1.DrainHostResponse.host:type_name -> fastlane.v1.EngineHost
+	31,  // 149: fastlane.v1.ResumeHostResponse.host:type_name -> fastlane.v1.EngineHost
+	5,   // 150: fastlane.v1.ListDeliveriesRequest.states:type_name -> fastlane.v1.DeliveryState
+	22,  // 151: fastlane.v1.ListDeliveriesResponse.deliveries:type_name -> fastlane.v1.Delivery
+	22,  // 152: fastlane.v1.RedeliverNotificationResponse.delivery:type_name -> fastlane.v1.Delivery
+	115, // 153: fastlane.v1.GetServerInfoResponse.start_time:type_name -> google.protobuf.Timestamp
+	115, // 154: fastlane.v1.GetServerInfoResponse.time:type_name -> google.protobuf.Timestamp
+	113, // 155: fastlane.v1.GetServerInfoResponse.max_timeout:type_name -> google.protobuf.Duration
+	113, // 156: fastlane.v1.GetServerInfoResponse.default_timeout:type_name -> google.protobuf.Duration
+	113, // 157: fastlane.v1.GetServerInfoResponse.keep_logs:type_name -> google.protobuf.Duration
+	113, // 158: fastlane.v1.GetServerInfoResponse.keep_jobs:type_name -> google.protobuf.Duration
+	113, // 159: fastlane.v1.PruneRequest.older_than:type_name -> google.protobuf.Duration
+	103, // 160: fastlane.v1.Notification.Webhook.headers:type_name -> fastlane.v1.Notification.Webhook.HeadersEntry
+	113, // 161: fastlane.v1.Notification.Webhook.timeout:type_name -> google.protobuf.Duration
+	115, // 162: fastlane.v1.Execution.Times.create_time:type_name -> google.protobuf.Timestamp
+	115, // 163: fastlane.v1.Execution.Times.due_time:type_name -> google.protobuf.Timestamp
+	115, // 164: fastlane.v1.Execution.Times.claim_time:type_name -> google.protobuf.Timestamp
+	115, // 165: fastlane.v1.Execution.Times.pull_time:type_name -> google.protobuf.Timestamp
+	115, // 166: fastlane.v1.Execution.Times.container_time:type_name -> google.protobuf.Timestamp
+	115, // 167: fastlane.v1.Execution.Times.start_time:type_name -> google.protobuf.Timestamp
+	115, // 168: fastlane.v1.Execution.Times.first_byte_time:type_name -> google.protobuf.Timestamp
+	115, // 169: fastlane.v1.Execution.Times.exit_time:type_name -> google.protobuf.Timestamp
+	115, // 170: fastlane.v1.Execution.Times.seal_time:type_name -> google.protobuf.Timestamp
+	115, // 171: fastlane.v1.Execution.Times.end_time:type_name -> google.protobuf.Timestamp
+	115, // 172: fastlane.v1.Execution.Times.prune_time:type_name -> google.protobuf.Timestamp
+	44,  // 173: fastlane.v1.BatchEnqueueJobsResponse.Result.enqueued:type_name -> fastlane.v1.EnqueueJobResponse
+	64,  // 174: fastlane.v1.BatchEnqueueJobsResponse.Result.rejection:type_name -> fastlane.v1.Rejection
+	21,  // 175: fastlane.v1.UpdateTaskRequest.Notifications.items:type_name -> fastlane.v1.Notification
+	43,  // 176: fastlane.v1.JobService.EnqueueJob:input_type -> fastlane.v1.EnqueueJobRequest
+	45,  // 177: fastlane.v1.JobService.GetJob:input_type -> fastlane.v1.GetJobRequest
+	47,  // 178: fastlane.v1.JobService.ListJobs:input_type -> fastlane.v1.ListJobsRequest
+	49,  // 179: fastlane.v1.JobService.StopJob:input_type -> fastlane.v1.StopJobRequest
+	51,  // 180: fastlane.v1.JobService.RetryJob:input_type -> fastlane.v1.RetryJobRequest
+	53,  // 181: fastlane.v1.JobService.ReplaceJob:input_type -> fastlane.v1.ReplaceJobRequest
+	55,  // 182: fastlane.v1.JobService.PauseSchedule:input_type -> fastlane.v1.PauseScheduleRequest
+	57,  // 183: fastlane.v1.JobService.ResumeSchedule:input_type -> fastlane.v1.ResumeScheduleRequest
+	59,  // 184: fastlane.v1.JobService.PreviewSchedule:input_type -> fastlane.v1.PreviewScheduleRequest
+	61,  // 185: fastlane.v1.JobService.BatchEnqueueJobs:input_type -> fastlane.v1.BatchEnqueueJobsRequest
+	66,  // 186: fastlane.v1.JobService.BatchStopJobs:input_type -> fastlane.v1.BatchStopJobsRequest
+	68,  // 187: fastlane.v1.JobService.BatchRetryJobs:input_type -> fastlane.v1.BatchRetryJobsRequest
+	70,  // 188: fastlane.v1.JobService.WatchJobs:input_type -> fastlane.v1.WatchJobsRequest
+	39,  // 189: fastlane.v1.JobService.StreamJobLogs:input_type -> fastlane.v1.StreamJobLogsRequest
+	72,  // 190: fastlane.v1.ExecutionService.GetExecution:input_type -> fastlane.v1.GetExecutionRequest
+	74,  // 191: fastlane.v1.ExecutionService.ListExecutions:input_type -> fastlane.v1.ListExecutionsRequest
+	76,  // 192: fastlane.v1.ExecutionService.StopExecution:input_type -> fastlane.v1.StopExecutionRequest
+	32,  // 193: fastlane.v1.ExecutionService.StreamExecutionLogs:input_type -> fastlane.v1.StreamExecutionLogsRequest
+	78,  // 194: fastlane.v1.TaskService.GetTask:input_type -> fastlane.v1.GetTaskRequest
+	80,  // 195: fastlane.v1.TaskService.ListTasks:input_type -> fastlane.v1.ListTasksRequest
+	82,  // 196: fastlane.v1.TaskService.UpdateTask:input_type -> fastlane.v1.UpdateTaskRequest
+	84,  // 197: fastlane.v1.HostService.ListHosts:input_type -> fastlane.v1.ListHostsRequest
+	86,  // 198: fastlane.v1.HostService.DrainHost:input_type -> fastlane.v1.DrainHostRequest
+	88,  // 199: fastlane.v1.HostService.ResumeHost:input_type -> fastlane.v1.ResumeHostRequest
+	90,  // 200: fastlane.v1.NotificationService.ListDeliveries:input_type -> fastlane.v1.ListDeliveriesRequest
+	92,  // 201: fastlane.v1.NotificationService.RedeliverNotification:input_type -> fastlane.v1.RedeliverNotificationRequest
+	94,  // 202: fastlane.v1.ServerService.GetServerInfo:input_type -> fastlane.v1.GetServerInfoRequest
+	96,  // 203: fastlane.v1.ServerService.Prune:input_type -> fastlane.v1.PruneRequest
+	44,  // 204: fastlane.v1.JobService.EnqueueJob:output_type -> fastlane.v1.EnqueueJobResponse
+	46,  // 205: fastlane.v1.JobService.GetJob:output_type -> fastlane.v1.GetJobResponse
+	48,  // 206: fastlane.v1.JobService.ListJobs:output_type -> fastlane.v1.ListJobsResponse
+	50,  // 207: fastlane.v1.JobService.StopJob:output_type -> fastlane.v1.StopJobResponse
+	52,  // 208: fastlane.v1.JobService.RetryJob:output_type -> fastlane.v1.RetryJobResponse
+	54,  // 209: fastlane.v1.JobService.ReplaceJob:output_type -> fastlane.v1.ReplaceJobResponse
+	56,  // 210: fastlane.v1.JobService.PauseSchedule:output_type -> fastlane.v1.PauseScheduleResponse
+	58,  // 211: fastlane.v1.JobService.ResumeSchedule:output_type -> fastlane.v1.ResumeScheduleResponse
+	60,  // 212: fastlane.v1.JobService.PreviewSchedule:output_type -> fastlane.v1.PreviewScheduleResponse
+	63,  // 213: fastlane.v1.JobService.BatchEnqueueJobs:output_type -> fastlane.v1.BatchEnqueueJobsResponse
+	67,  // 214: fastlane.v1.JobService.BatchStopJobs:output_type -> fastlane.v1.BatchStopJobsResponse
+	69,  // 215: fastlane.v1.JobService.BatchRetryJobs:output_type -> fastlane.v1.BatchRetryJobsResponse
+	71,  // 216: fastlane.v1.JobService.WatchJobs:output_type -> fastlane.v1.WatchJobsResponse
+	40,  // 217: fastlane.v1.JobService.StreamJobLogs:output_type -> fastlane.v1.StreamJobLogsResponse
+	73,  // 218: fastlane.v1.ExecutionService.GetExecution:output_type -> fastlane.v1.GetExecutionResponse
+	75,  // 219: fastlane.v1.ExecutionService.ListExecutions:output_type -> fastlane.v1.ListExecutionsResponse
+	77,  // 220: fastlane.v1.ExecutionService.StopExecution:output_type -> fastlane.v1.StopExecutionResponse
+	33,  // 221: fastlane.v1.ExecutionService.StreamExecutionLogs:output_type -> fastlane.v1.StreamExecutionLogsResponse
+	79,  // 222: fastlane.v1.TaskService.GetTask:output_type -> fastlane.v1.GetTaskResponse
+	81,  // 223: fastlane.v1.TaskService.ListTasks:output_type -> fastlane.v1.ListTasksResponse
+	83,  // 224: fastlane.v1.TaskService.UpdateTask:output_type -> fastlane.v1.UpdateTaskResponse
+	85,  // 225: fastlane.v1.HostService.ListHosts:output_type -> fastlane.v1.ListHostsResponse
+	87,  // 226: fastlane.v1.HostService.DrainHost:output_type -> fastlane.v1.DrainHostResponse
+	89,  // 227: fastlane.v1.HostService.ResumeHost:output_type -> fastlane.v1.ResumeHostResponse
+	91,  // 228: fastlane.v1.NotificationService.ListDeliveries:output_type -> fastlane.v1.ListDeliveriesResponse
+	93,  // 229: fastlane.v1.NotificationService.RedeliverNotification:output_type -> fastlane.v1.RedeliverNotificationResponse
+	95,  // 230: fastlane.v1.ServerService.GetServerInfo:output_type -> fastlane.v1.GetServerInfoResponse
+	97,  // 231: fastlane.v1.ServerService.Prune:output_type -> fastlane.v1.PruneResponse
+	204, // [204:232] is the sub-list for method output_type
+	176, // [176:204] is the sub-list for method input_type
+	176, // [176:176] is the sub-list for extension type_name
+	176, // [176:176] is the sub-list for extension extendee
+	0,   // [0:176] is the sub-list for field type_name
 }
 
 func init() { file_fastlane_v1_fastlane_proto_init() }
@@ -8399,18 +9344,22 @@ func file_fastlane_v1_fastlane_proto_init() {
 	if File_fastlane_v1_fastlane_proto != nil {
 		return
 	}
-	file_fastlane_v1_fastlane_proto_msgTypes[11].OneofWrappers = []any{}
-	file_fastlane_v1_fastlane_proto_msgTypes[12].OneofWrappers = []any{}
+	file_fastlane_v1_fastlane_proto_msgTypes[5].OneofWrappers = []any{
+		(*Notification_Webhook_)(nil),
+		(*Notification_Mail_)(nil),
+	}
+	file_fastlane_v1_fastlane_proto_msgTypes[13].OneofWrappers = []any{}
 	file_fastlane_v1_fastlane_proto_msgTypes[14].OneofWrappers = []any{}
-	file_fastlane_v1_fastlane_proto_msgTypes[15].OneofWrappers = []any{
+	file_fastlane_v1_fastlane_proto_msgTypes[16].OneofWrappers = []any{}
+	file_fastlane_v1_fastlane_proto_msgTypes[17].OneofWrappers = []any{
 		(*StreamExecutionLogsResponse_Gap)(nil),
 		(*StreamExecutionLogsResponse_Heartbeat)(nil),
 		(*StreamExecutionLogsResponse_State)(nil),
 		(*StreamExecutionLogsResponse_End)(nil),
 	}
-	file_fastlane_v1_fastlane_proto_msgTypes[17].OneofWrappers = []any{}
-	file_fastlane_v1_fastlane_proto_msgTypes[21].OneofWrappers = []any{}
-	file_fastlane_v1_fastlane_proto_msgTypes[22].OneofWrappers = []any{
+	file_fastlane_v1_fastlane_proto_msgTypes[19].OneofWrappers = []any{}
+	file_fastlane_v1_fastlane_proto_msgTypes[23].OneofWrappers = []any{}
+	file_fastlane_v1_fastlane_proto_msgTypes[24].OneofWrappers = []any{
 		(*StreamJobLogsResponse_Gap)(nil),
 		(*StreamJobLogsResponse_Heartbeat)(nil),
 		(*StreamJobLogsResponse_State)(nil),
@@ -8418,14 +9367,14 @@ func file_fastlane_v1_fastlane_proto_init() {
 		(*StreamJobLogsResponse_JobEnd)(nil),
 		(*StreamJobLogsResponse_Execution)(nil),
 	}
-	file_fastlane_v1_fastlane_proto_msgTypes[53].OneofWrappers = []any{
+	file_fastlane_v1_fastlane_proto_msgTypes[55].OneofWrappers = []any{
 		(*WatchJobsResponse_Job)(nil),
 		(*WatchJobsResponse_PrunedJobId)(nil),
 		(*WatchJobsResponse_Heartbeat)(nil),
 		(*WatchJobsResponse_CaughtUp_)(nil),
 	}
-	file_fastlane_v1_fastlane_proto_msgTypes[64].OneofWrappers = []any{}
-	file_fastlane_v1_fastlane_proto_msgTypes[81].OneofWrappers = []any{
+	file_fastlane_v1_fastlane_proto_msgTypes[66].OneofWrappers = []any{}
+	file_fastlane_v1_fastlane_proto_msgTypes[90].OneofWrappers = []any{
 		(*BatchEnqueueJobsResponse_Result_Enqueued)(nil),
 		(*BatchEnqueueJobsResponse_Result_Rejection)(nil),
 	}
@@ -8434,10 +9383,10 @@ func file_fastlane_v1_fastlane_proto_init() {
 		File: protoimpl.DescBuilder{
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fastlane_v1_fastlane_proto_rawDesc), len(file_fastlane_v1_fastlane_proto_rawDesc)),
-			NumEnums:      14,
-			NumMessages:   87,
+			NumEnums:      16,
+			NumMessages:   97,
 			NumExtensions: 0,
-			NumServices:   5,
+			NumServices:   6,
 		},
 		GoTypes:           file_fastlane_v1_fastlane_proto_goTypes,
 		DependencyIndexes: file_fastlane_v1_fastlane_proto_depIdxs,

@@ -33,10 +33,11 @@
 //     them match.
 //   * Secrets are never returned: `***` is returned in their place. Secret is the value of an environment variable with
 //     a secret name (PGPASS, API_KEY, GH_PAT; not MONKEY; see the server's setting `secret_names`). Secret in envs,
-//     command, args, entrypoint, labels and messages are: the password in a URL (`scheme://user:password@host`), a
-//     token in place of its user, the value after a secret name and `=` (`?token=`, `--password=`), the value of an
-//     Authorization header or a similar one, and tokens with a well-known prefix (`ghp_`). In command, args and
-//     entrypoint also the word after an option with a secret name (`--password x`). A request that contains such a
+//     command, args, entrypoint, labels, notifications and messages are: the password in a URL
+//     (`scheme://user:password@host`), a token in place of its user, the value after a secret name and `=` (`?token=`,
+//     `--password=`), the value of an Authorization header or a similar one, and tokens with a well-known prefix
+//     (`ghp_`). In command, args and entrypoint also the word after an option with a secret name (`--password x`).
+//     Secret too are the key of a webhook and its headers with secret names. A request that contains such a
 //     `***` is rejected. Metadata is returned unchanged.
 //   * Text for people (details, notes, reasons of hosts, fastlane's own log lines) is one printable line: line breaks,
 //     control characters and escape sequences from callers, engines and registries are removed.
@@ -1421,6 +1422,160 @@ var HostService_ServiceDesc = grpc.ServiceDesc{
 		{
 			MethodName: "ResumeHost",
 			Handler:    _HostService_ResumeHost_Handler,
+		},
+	},
+	Streams:  []grpc.StreamDesc{},
+	Metadata: "fastlane/v1/fastlane.proto",
+}
+
+const (
+	NotificationService_ListDeliveries_FullMethodName        = "/fastlane.v1.NotificationService/ListDeliveries"
+	NotificationService_RedeliverNotification_FullMethodName = "/fastlane.v1.NotificationService/RedeliverNotification"
+)
+
+// NotificationServiceClient is the client API for NotificationService service.
+//
+// For semantics around ctx use and closing/ending streaming RPCs, please refer to https://pkg.go.dev/google.golang.org/grpc/?tab=doc#ClientConn.NewStream.
+//
+// Inspect and repeat notifications: what jobs tell people and programs about their ends.
+type NotificationServiceClient interface {
+	// Returns deliveries, newest first. A delivery is one notification to one receiver. INVALID_ARGUMENT,
+	// PAGE_TOKEN_INVALID.
+	ListDeliveries(ctx context.Context, in *ListDeliveriesRequest, opts ...grpc.CallOption) (*ListDeliveriesResponse, error)
+	// Delivers a notification once more, with all its attempts, under the same id. It goes before later notifications of
+	// its job to the same receiver. One that is pending is attempted now. NOT_FOUND, DELIVERY_NOT_FOUND: the delivery
+	// never existed, or is not kept any more.
+	RedeliverNotification(ctx context.Context, in *RedeliverNotificationRequest, opts ...grpc.CallOption) (*RedeliverNotificationResponse, error)
+}
+
+type notificationServiceClient struct {
+	cc grpc.ClientConnInterface
+}
+
+func NewNotificationServiceClient(cc grpc.ClientConnInterface) NotificationServiceClient {
+	return &notificationServiceClient{cc}
+}
+
+func (c *notificationServiceClient) ListDeliveries(ctx context.Context, in *ListDeliveriesRequest, opts ...grpc.CallOption) (*ListDeliveriesResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(ListDeliveriesResponse)
+	err := c.cc.Invoke(ctx, NotificationService_ListDeliveries_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+func (c *notificationServiceClient) RedeliverNotification(ctx context.Context, in *RedeliverNotificationRequest, opts ...grpc.CallOption) (*RedeliverNotificationResponse, error) {
+	cOpts := append([]grpc.CallOption{grpc.StaticMethod()}, opts...)
+	out := new(RedeliverNotificationResponse)
+	err := c.cc.Invoke(ctx, NotificationService_RedeliverNotification_FullMethodName, in, out, cOpts...)
+	if err != nil {
+		return nil, err
+	}
+	return out, nil
+}
+
+// NotificationServiceServer is the server API for NotificationService service.
+// All implementations must embed UnimplementedNotificationServiceServer
+// for forward compatibility.
+//
+// Inspect and repeat notifications: what jobs tell people and programs about their ends.
+type NotificationServiceServer interface {
+	// Returns deliveries, newest first. A delivery is one notification to one receiver. INVALID_ARGUMENT,
+	// PAGE_TOKEN_INVALID.
+	ListDeliveries(context.Context, *ListDeliveriesRequest) (*ListDeliveriesResponse, error)
+	// Delivers a notification once more, with all its attempts, under the same id. It goes before later notifications of
+	// its job to the same receiver. One that is pending is attempted now. NOT_FOUND, DELIVERY_NOT_FOUND: the delivery
+	// never existed, or is not kept any more.
+	RedeliverNotification(context.Context, *RedeliverNotificationRequest) (*RedeliverNotificationResponse, error)
+	mustEmbedUnimplementedNotificationServiceServer()
+}
+
+// UnimplementedNotificationServiceServer must be embedded to have
+// forward compatible implementations.
+//
+// NOTE: this should be embedded by value instead of pointer to avoid a nil
+// pointer dereference when methods are called.
+type UnimplementedNotificationServiceServer struct{}
+
+func (UnimplementedNotificationServiceServer) ListDeliveries(context.Context, *ListDeliveriesRequest) (*ListDeliveriesResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method ListDeliveries not implemented")
+}
+func (UnimplementedNotificationServiceServer) RedeliverNotification(context.Context, *RedeliverNotificationRequest) (*RedeliverNotificationResponse, error) {
+	return nil, status.Error(codes.Unimplemented, "method RedeliverNotification not implemented")
+}
+func (UnimplementedNotificationServiceServer) mustEmbedUnimplementedNotificationServiceServer() {}
+func (UnimplementedNotificationServiceServer) testEmbeddedByValue()                             {}
+
+// UnsafeNotificationServiceServer may be embedded to opt out of forward compatibility for this service.
+// Use of this interface is not recommended, as added methods to NotificationServiceServer will
+// result in compilation errors.
+type UnsafeNotificationServiceServer interface {
+	mustEmbedUnimplementedNotificationServiceServer()
+}
+
+func RegisterNotificationServiceServer(s grpc.ServiceRegistrar, srv NotificationServiceServer) {
+	// If the following call panics, it indicates UnimplementedNotificationServiceServer was
+	// embedded by pointer and is nil.  This will cause panics if an
+	// unimplemented method is ever invoked, so we test this at initialization
+	// time to prevent it from happening at runtime later due to I/O.
+	if t, ok := srv.(interface{ testEmbeddedByValue() }); ok {
+		t.testEmbeddedByValue()
+	}
+	s.RegisterService(&NotificationService_ServiceDesc, srv)
+}
+
+func _NotificationService_ListDeliveries_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(ListDeliveriesRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NotificationServiceServer).ListDeliveries(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: NotificationService_ListDeliveries_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NotificationServiceServer).ListDeliveries(ctx, req.(*ListDeliveriesRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+func _NotificationService_RedeliverNotification_Handler(srv interface{}, ctx context.Context, dec func(interface{}) error, interceptor grpc.UnaryServerInterceptor) (interface{}, error) {
+	in := new(RedeliverNotificationRequest)
+	if err := dec(in); err != nil {
+		return nil, err
+	}
+	if interceptor == nil {
+		return srv.(NotificationServiceServer).RedeliverNotification(ctx, in)
+	}
+	info := &grpc.UnaryServerInfo{
+		Server:     srv,
+		FullMethod: NotificationService_RedeliverNotification_FullMethodName,
+	}
+	handler := func(ctx context.Context, req interface{}) (interface{}, error) {
+		return srv.(NotificationServiceServer).RedeliverNotification(ctx, req.(*RedeliverNotificationRequest))
+	}
+	return interceptor(ctx, in, info, handler)
+}
+
+// NotificationService_ServiceDesc is the grpc.ServiceDesc for NotificationService service.
+// It's only intended for direct use with grpc.RegisterService,
+// and not to be introspected or modified (even as a copy)
+var NotificationService_ServiceDesc = grpc.ServiceDesc{
+	ServiceName: "fastlane.v1.NotificationService",
+	HandlerType: (*NotificationServiceServer)(nil),
+	Methods: []grpc.MethodDesc{
+		{
+			MethodName: "ListDeliveries",
+			Handler:    _NotificationService_ListDeliveries_Handler,
+		},
+		{
+			MethodName: "RedeliverNotification",
+			Handler:    _NotificationService_RedeliverNotification_Handler,
 		},
 	},
 	Streams:  []grpc.StreamDesc{},
