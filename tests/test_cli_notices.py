@@ -91,7 +91,7 @@ def test_another_reason_of_a_wait_is_told_too(capfd: pytest.CaptureFixture[str])
     display.followed = "job 7"
     for detail in ("no host answers", "8 of 8 places taken"):
         waits = pb.Waiting(reason=pb.WAIT_REASON_HOST_DOWN, detail=detail)
-        display.state(state_change(pb.LogState(state=pb.STATE_QUEUED, waiting=waits)))
+        display.state(state_change(pb.LogState(state=pb.STATE_QUEUED, waiting=waits), None))
         until(lambda detail=detail: f"fastlane: job 7 waits: {detail}\n" in written())  # type: ignore[misc]
     display.close()
     assert written().count("\n") == 2

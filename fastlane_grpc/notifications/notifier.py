@@ -18,6 +18,7 @@ from fastlane_grpc.errors import DiskFull, ServerStopping, StoreFailed
 from fastlane_grpc.model import Delivery, DeliveryState, Execution, Mail, Webhook, utc_now
 from fastlane_grpc.notifications.reply import Reply
 from fastlane_grpc.store import Attempt, Store
+from fastlane_grpc.supervisor import one_task
 from fastlane_grpc.text.redaction import mask_secrets
 from fastlane_grpc.wakeup import Wakeup
 
@@ -135,8 +136,9 @@ class Notifier:
             if len(self._attempts) >= self._in_all:
                 break
             self._hosts[host] += 1
-            # Ended by `_end_attempts`; whatever it raises is caught within.
-            self._attempts[delivery.id] = asyncio.create_task(self._attempt(delivery, host))
+            # Ended by `_end_attempts`.
+            attempt = one_task(f"notification {delivery.id}", self._attempt(delivery, host))
+            self._attempts[delivery.id] = attempt
         if due.next_time is None:
             return POLL_SECONDS
         return min(max((due.next_time - self._now()).total_seconds(), 0.0), POLL_SECONDS)
