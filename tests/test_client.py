@@ -91,6 +91,7 @@ def test_enqueue_sends_every_field_and_answers_the_job(server: ScriptedServer, c
         unique=fastlane_client.Unique("nightly", "use_existing"),
         history=7,
         stop_when_unwatched="1m",
+        notifications=[fastlane_client.Mail("ops@example.org", states=[pb.STATE_FAILED])],
         request_id="r1",
         validate_only=True,
     )
@@ -135,6 +136,9 @@ def test_enqueue_sends_every_field_and_answers_the_job(server: ScriptedServer, c
     assert spec.unique == pb.Unique(key="nightly", conflict=pb.Unique.CONFLICT_USE_EXISTING)
     assert spec.history == 7
     assert spec.stop_when_unwatched.ToTimedelta() == timedelta(minutes=1)
+    assert [(list(each.mail.to), list(each.states)) for each in spec.notifications] == [
+        (["ops@example.org"], [pb.STATE_FAILED])
+    ]
     assert {field.name for field, _ in spec.ListFields()} == set(pb.JobSpec.DESCRIPTOR.fields_by_name), (
         "a field of JobSpec is missing here"
     )
@@ -299,6 +303,7 @@ def test_every_call_of_the_contract_is_a_method_of_both_clients() -> None:
         "BatchStopJobs": "stop_many",
         "BatchRetryJobs": "retry_many",
         "WatchJobs": "watch",
+        "RedeliverNotification": "redeliver",
     }
     for call in calls:
         words = re.findall("[A-Z][a-z]+", call)

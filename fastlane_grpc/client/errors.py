@@ -44,7 +44,7 @@ class Error(Exception):
 
 
 class NotFound(Error):
-    """No task, job or execution has this id."""
+    """No task, job, execution, host or delivery has this id."""
 
 
 class InvalidRequest(Error):
@@ -124,6 +124,7 @@ BY_REASON: Mapping[str, type[Error]] = {
     "JOB_NOT_FOUND": NotFound,
     "EXECUTION_NOT_FOUND": NotFound,
     "HOST_NOT_FOUND": NotFound,
+    "DELIVERY_NOT_FOUND": NotFound,
     "REQUEST_ID_REUSED": RequestIdReused,
     "JOB_NOT_FINAL": JobNotFinal,
     "JOB_EXPIRED": JobExpired,
