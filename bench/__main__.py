@@ -9,7 +9,7 @@ from bench import (
     batches,
     containers,
     enqueue,
-    http,
+    http_enqueue,
     latency,
     lookups,
     million,
@@ -35,7 +35,7 @@ def main() -> None:
     )
     for rows in (
         lambda: [enqueue.row(stage, rounds)],
-        lambda: [http.row(stage, rounds)],
+        lambda: [http_enqueue.row(stage, rounds)],
         lambda: batches.rows(stage, rounds),
         lambda: lookups.rows(stage, rounds),
         lambda: million.rows(stage, rounds),

@@ -214,3 +214,9 @@ def test_documentation_is_plain_sentences_in_lines_of_a_hundred_columns() -> Non
         for clause in clauses(prose):
             assert len(clause.split()) <= MOST_WORDS_IN_DOCS, f"{path}: divide this sentence: {clause}"
             assert not RIDDLES.search(clause), f"{path}: name the noun: {clause}"
+
+
+def test_no_file_that_is_run_by_its_path_hides_a_module_of_python() -> None:
+    # Python looks for modules beside a script first: bench/http.py would be found for `import http`.
+    names = {path.stem for path in (ROOT / "bench").glob("*.py")}
+    assert not names & sys.stdlib_module_names
