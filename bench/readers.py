@@ -189,8 +189,10 @@ def bare(message_bytes: int, messages: int, streams: int) -> Iterator[Running]:
     command = [sys.executable, "-m", "bench.bare", str(message_bytes), str(messages), str(streams)]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        yield Running(f"127.0.0.1:{int(process.stdout.readline())}", process.pid, Path())
-        process.terminate()
+        try:
+            yield Running(f"127.0.0.1:{int(process.stdout.readline())}", 0, process.pid, Path())
+        finally:
+            process.terminate()
 
 
 def peak_megabytes(running: Running) -> float:
