@@ -243,7 +243,9 @@ def test_the_first_interrupt_stops_the_job_and_shows_its_end(server: ScriptedSer
         process.send_signal(number)
         out, err = process.communicate(timeout=60)
     assert (process.returncode, out) == (130, b"world\n")
-    assert b"stopping job job-1; press Ctrl-C again to detach" in err
+    # Without a blank line before it: stderr is no terminal with a ^C.
+    assert b"" not in err.splitlines()
+    assert b"fastlane: stopping job job-1; press Ctrl-C again to detach" in err.splitlines()
     [request] = server.received(pb.StopJobRequest)
     assert (request.job_id, request.note) == ("job-1", f"{number.name} in fastlane run")
 
@@ -621,6 +623,10 @@ def test_what_the_server_refuses_is_said_in_one_line(server: ScriptedServer) -> 
         ("spec.expire_time: is before now + spec.start_in: never", "--expires: is before now + --in: never"),
         ("the image is missing; retry: later", "the image is missing; retry: later"),
         ("spec.metadata: is long", "spec.metadata: is long"),
+        ("spec.stop_when_unwatched: not with spec.cron", "--stop-when-unwatched: not with --cron"),
+        ("spec.notifications[0].mail: no mails", "--notify-mail: no mails"),
+        ("spec.notifications[10].webhook.url: is long", "--notify-url: is long"),
+        ("spec.retry.max_retries: is 101; spec.unique.key: is long", "--retries: is 101; --unique: is long"),
     ],
 )
 def test_errors_name_options_in_place_of_fields(message: str, said: str) -> None:

@@ -41,7 +41,7 @@ def deliveries(
     form: str,
     address: str,
 ) -> int:
-    """List notifications, newest first: what has ended, who is told, and whether that was delivered.
+    """List notifications, newest first, each with its receiver and the state of its delivery.
 
     \b
     Examples:
@@ -109,8 +109,8 @@ def _delivery_id(client: api.Client, text: str) -> str:
     newest = islice(client.deliveries(page_size=_LARGEST_PAGE), _LARGEST_PAGE)
     found = [delivery.id for delivery in newest if delivery.id.startswith(text)]
     if len(found) != 1:
-        what = "several of the newest deliveries have ids" if found else "none of the newest deliveries has an id"
-        raise Failure(f"{what} that begin with {text!r}; give the whole id")
+        number = "several" if found else "none"
+        raise Failure(f"the ids of {number} of the newest deliveries begin with {text!r}; give the whole id")
     return found[0]
 
 

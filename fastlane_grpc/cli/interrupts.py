@@ -66,12 +66,12 @@ class Interrupts:
 
     def _leave(self, text: str) -> NoReturn:
         # Now, whatever waits for whatever: nothing of ours is buffered.
-        os.write(2, f"\nfastlane: {text}\n".encode())
+        _say(text)
         os._exit(INTERRUPTED)
 
     def _carry_out(self) -> None:
         name = self._orders.get()
-        os.write(2, f"\nfastlane: stopping job {self._job_id}; press Ctrl-C again to detach\n".encode())
+        _say(f"stopping job {self._job_id}; press Ctrl-C again to detach")
         line_was_begun()
         try:
             with api.Client(self._address, timeout=_STOP_FOR) as client:
@@ -79,3 +79,9 @@ class Interrupts:
             self._stopped = True
         except api.Error as error:
             os.write(2, f"fastlane: cannot stop job {self._job_id}: {printable(str(error))}\n".encode())
+
+
+def _say(text: str) -> None:
+    # On a terminal the line has the ^C of the user.
+    begin = "\n" if os.isatty(2) else ""
+    os.write(2, f"{begin}fastlane: {text}\n".encode())

@@ -5,11 +5,26 @@ import re
 import click
 
 # The longest first: `spec.limits.memory_bytes`, `spec.envs["A"]`, `task_id`.
-_FIELD = re.compile(r"""\bspec\.(?:[a-z_]+\.)*([a-z_]+)(?:\[("?)(.*?)\2\](?=:|\s|$))?""")
+_FIELD = re.compile(r"""\bspec\.(?:[a-z_]+(?:\[[0-9]+\])?\.)*([a-z_]+)(?:\[("?)(.*?)\2\](?=:|\s|$))?""")
 # Fields that are not inside of a spec begin a message, or the next violation in it.
 _OUTER_FIELD = re.compile(r"(?:(?<=; )|^)([a-z_]+)(?=: )")
 # Parameters whose names differ from those of their fields.
-_PARAMETERS = {"args": "words", "task_id": "task", "id_prefix": "id", "job_id": "id", "command": "words"}
+_PARAMETERS = {
+    "args": "words",
+    "task_id": "task",
+    "id_prefix": "id",
+    "job_id": "id",
+    "command": "words",
+    "cron": "expression",
+    "key": "unique_key",
+    "max_retries": "retries",
+    "initial_backoff": "backoff",
+    "webhook": "notify_urls",
+    "url": "notify_urls",
+    "secret_name": "notify_secret",
+    "mail": "notify_mails",
+    "to": "notify_mails",
+}
 
 
 def with_option_names(message: str) -> str:
