@@ -105,7 +105,7 @@ def _scroll_up(page: Page) -> None:
 
 
 def _renderer(system: CDPSession, page: Page) -> int:
-    """Return the process that draws the page: the one that is busy when the page is."""
+    """Return the process that draws the page: it uses the most CPU time while a script keeps the page busy."""
     before = _renderers(system)
     page.evaluate("() => { const end = performance.now() + 200; while (performance.now() < end); }")
     after = _renderers(system)

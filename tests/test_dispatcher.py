@@ -324,7 +324,7 @@ async def test_a_stop_that_is_announced_with_the_claim_reaches_the_runner(
     asked = harness.writer.asked
     with held(harness.writer):
         harness.open()
-        await spins_until(lambda: harness.writer.asked == asked + 2)  # the one that holds, and the claim
+        await spins_until(lambda: harness.writer.asked == asked + 2)  # the unit that blocks the writer, and the claim
         stopping = harness.store.stop(execution.job_id, grace=GRACE, note="")
     await stopping
     stopped = await harness.announced.reaches(execution.id, State.STOPPED)

@@ -380,7 +380,7 @@ async def test_a_reader_that_does_not_read_holds_up_nobody_else(harness: HttpHar
         for number in range(200):
             writer.write([(OUT, b"%06d" % number * 10_000)], number)
         await harness.finish(execution, writer)
-        # Twelve megabytes, of which the server holds a piece for the slow one.
+        # The log has twelve megabytes. The server holds one piece of it for the slow client.
         assert len((await harness.ask("GET", path_of(execution))).body) == 12_000_000
         [held] = [each for each in harness.http_connections if not each.cycle.response_complete]
         assert held.transport.get_write_buffer_size() < 1_000_000

@@ -331,8 +331,8 @@ def run(
         if display.system:
             display.say(f"job {job.id}, execution {job.execution.id}")
         elif not quiet and _is_ci(environ):
-            # Without the id nobody who reads the log of the step finds the job again. Elsewhere stderr has the job's
-            # own bytes alone, as long as nothing goes wrong.
+            # A reader of the step's log finds the job by its id. Outside of CI systems stderr has only the bytes of the
+            # job, as long as nothing fails.
             display.say(f"job {job.id}")
         display.followed = f"job {job.id}"
         status = follow(client.tail_job(job.id, sources=display.sources), display)

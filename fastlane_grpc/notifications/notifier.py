@@ -107,7 +107,7 @@ class Notifier:
             return RETRY_SECONDS
 
     async def _feed(self) -> None:
-        """Put into the outbox what has ended. Only where somebody is to be told, something is written."""
+        """Write the ends since the last look into the outbox. Nothing is written where no notification is asked for."""
         if not self._store.may_notify:
             return
         if self._position is None:

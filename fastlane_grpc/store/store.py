@@ -277,7 +277,7 @@ class Store:
         array: ArrayPosition | None = None,
     ) -> Enqueue:
         now = self._now()
-        # Before the commit: whoever looks then finds nothing, and looks again after the job's end.
+        # Set before the commit. A notifier that looks too early finds nothing, and looks again after the job's end.
         self.may_notify = self.may_notify or bool(spec.notifications)
 
         def stop_holder(db: Connection, holder: str, successor: str) -> list[Execution]:

@@ -137,7 +137,7 @@ class SecretNames:
         return self.mask_command(word)
 
     def mask_words(self, words: Sequence[str]) -> Sequence[str]:
-        """Return the words of a command line without secrets, one of which may be the value of the option before it."""
+        """Return the words of a command line without secrets. A word may be the value of the option before it."""
         shown = tuple(map(self.mask_word, words))
         secret = {number for number in range(1, len(words)) if self._is_secret_value(words, number)}
         return tuple(REDACTED if number in secret else word for number, word in enumerate(shown)) if secret else shown
