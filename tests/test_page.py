@@ -8,7 +8,7 @@ from pathlib import Path
 
 import docker
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Route, expect
 
 from fastlane_grpc import Client
 from fastlane_grpc.client import JobChanged, Retry
@@ -568,6 +568,33 @@ def test_what_the_browser_broke_off_is_loaded_again(page: Tab, server: Server, l
     view = page.open("/")
     expect(view.locator(".row b", has_text="demo").first).to_be_visible()
     expect(view.locator(".figures")).to_have_css("display", "grid")
+    page.complaints[:] = [each for each in page.complaints if "ERR_FAILED" not in each]
+
+
+def test_a_part_of_a_log_that_the_browser_broke_off_is_loaded_again(page: Tab, log: WrittenLog) -> None:
+    log.write(b"the needle\n")
+    log.lines(2, 5_000)
+    view = page.open(log.path)
+    page.wait_for_line("line 5000")
+    broken: list[str] = []
+
+    def break_off(route: Route) -> None:
+        broken.append(route.request.url)
+        route.abort("failed")
+
+    view.route("**/logs?*", break_off, times=1)
+    view.locator(".log").focus()
+    view.keyboard.press("Home")
+    view.wait_for_function("() => Number(document.querySelector('.number[data-number]').dataset.number) < 4501")
+    view.route("**/logs?*", break_off, times=1)
+    view.get_by_label("Search the log").fill("the needle")
+    view.keyboard.press("Enter")
+    expect(view.locator(".line .text", has_text="the needle")).to_be_in_viewport()
+    view.route("**/logs?*", break_off, times=1)
+    view.get_by_label("Search the log").fill("line 4000")
+    view.keyboard.press("Shift+Enter")
+    expect(view.locator(".line .text", has_text="line 4000")).to_be_in_viewport()
+    assert len(broken) == 3
     page.complaints[:] = [each for each in page.complaints if "ERR_FAILED" not in each]
 
 

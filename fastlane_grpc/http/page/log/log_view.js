@@ -150,6 +150,8 @@ export class LogView {
     if (!Object.hasOwn(keys, event.key)) {
       if (["ArrowUp", "PageUp", "Home"].includes(event.key) && event.target === this.scroller) {
         this.#stopFollowing();
+        // The browser scrolls beside this thread, and forgets it where lines are added above at that moment.
+        if (event.key === "Home") this.scroller.scrollTop = 0;
         // Where it cannot scroll any further, there is no event of scrolling.
         requestAnimationFrame(() => this.#loadNear());
       }
