@@ -34,7 +34,8 @@ async def test_a_browser_gets_the_page_where_others_get_json(harness: HttpHarnes
 
 
 @pytest.mark.parametrize(
-    ("path", "status"), [("/nothing/here", 404), ("/job/7", 404), (f"/executions/{ID}/logs", 404), ("/jobs/7/stop", 405)]
+    ("path", "status"),
+    [("/nothing/here", 404), ("/job/7", 404), (f"/executions/{ID}/logs", 404), ("/jobs/7/stop", 405)],
 )
 async def test_a_browser_gets_the_page_where_nothing_is(harness: HttpHarness, path: str, status: int) -> None:
     for verb in ("GET", "HEAD"):

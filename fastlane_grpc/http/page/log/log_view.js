@@ -35,8 +35,6 @@ export class LogView {
   #pending = [];
   #pastTop = 0;
   #told = 0;
-  // A line that was asked for, beyond the last one.
-  #isBeyond = false;
   #messageTimer = 0;
   #settings = loadSettings();
 
@@ -233,10 +231,6 @@ export class LogView {
     if (this.#isFollowing) this.scroller.scrollTop = this.scroller.scrollHeight;
     this.#showFollowing();
     if (rows.length) this.researched();
-    if (this.#isBeyond && this.linesInAll !== null) {
-      this.#isBeyond = false;
-      this.tell(this.linesInAll ? `The log has ${count(this.linesInAll, "line")} so far.` : "The log has no lines yet.");
-    }
   }
 
   #append(rows) {
@@ -480,8 +474,9 @@ export class LogView {
       return;
     }
     const isLoaded = await this.goTo(chosen.first, { choose: chosen });
-    this.#isBeyond = isLoaded && !this.#window.row(chosen.first);
-    if (this.#isBeyond) this.flush();
+    if (isLoaded && !this.#window.row(chosen.first)) {
+      this.tell(`The log has no line ${plain(chosen.first)}${this.tail.end ? "" : " yet"}.`);
+    }
   }
 
   #clicked(event) {
