@@ -2857,7 +2857,7 @@ type Outcome struct {
 	Detail string `protobuf:"bytes,2,opt,name=detail,proto3" json:"detail,omitempty"`
 	// Set if the container ran and the engine reported its exit code. 0 is set too: the field has presence.
 	ExitCode *int32 `protobuf:"varint,3,opt,name=exit_code,json=exitCode,proto3,oneof" json:"exit_code,omitempty"`
-	// The engine killed a process of the container for memory. The container may have survived.
+	// A process of the container was killed because memory ran out. The container may have survived.
 	OutOfMemory bool `protobuf:"varint,4,opt,name=out_of_memory,json=outOfMemory,proto3" json:"out_of_memory,omitempty"`
 	// The last signal that fastlane sent, as "SIGTERM"; empty if none. The engine does not report signals from others: by
 	// convention, an exit code of 129 or more is 128 + signal.

@@ -1,6 +1,6 @@
 // The log of one execution on the server: its end, which is followed, and any other part of it by line numbers.
 
-import { lines, path, persistently } from "../api.js";
+import { lines, path, persistently, readAgain } from "../api.js";
 import { LineWindow } from "./line_window.js";
 import { LogOutput } from "./output.js";
 
@@ -20,7 +20,11 @@ export class LogSource {
   }
 
   /** Return the rows of the lines `begin` to `end`, of those there are now, and whether they reach the end of the log. */
-  async part(begin, end, signal) {
+  part(begin, end, signal) {
+    return readAgain(() => this.#part(begin, end, signal), signal);
+  }
+
+  async #part(begin, end, signal) {
     const stop = new AbortController();
     const abort = () => stop.abort();
     signal.addEventListener("abort", abort);
