@@ -166,7 +166,7 @@ class Server:
     async def open(self, parts: AsyncExitStack) -> None:
         """Open all parts."""
         self.open_loop(parts)
-        self.open_certificates()
+        self.open_certificates(parts)
         self.open_data_dir(parts)
         self.open_store(parts)
         self.open_logs(parts)
@@ -185,7 +185,7 @@ class Server:
         parts.callback(self.loop.set_exception_handler, self.loop.get_exception_handler())
         self.loop.set_exception_handler(_log_loop_error)
 
-    def open_certificates(self) -> None:
+    def open_certificates(self, parts: AsyncExitStack) -> None:
         """Read the files of TLS, if it is on."""
         settings = self.settings
         if settings.tls_cert and settings.tls_key:

@@ -22,7 +22,7 @@ _PLAIN_BYTES = 64 << 10
 _SHUTDOWN_SECONDS = 2.0
 # After accepting failed, as without a free descriptor.
 _PAUSE_SECONDS = 0.5
-# Failed handshakes are logged at most so often: anybody can cause them.
+# Each reason is logged at most so often: anybody can cause failed handshakes.
 _LOG_SECONDS = 10.0
 
 _REASONS: Mapping[str, str] = {
@@ -59,8 +59,8 @@ class TlsListener:
         self._has_room = has_room
         self._handshake_seconds = handshake_seconds
         self._handshakes: set[asyncio.Task[None]] = set()
-        self._log_time = -_LOG_SECONDS
-        self._not_logged = 0
+        # When each reason was logged last.
+        self._log_times: dict[str, float] = {}
         listener.setblocking(False)
         self._task = asyncio.get_running_loop().create_task(self._accept())
 
@@ -121,11 +121,10 @@ class TlsListener:
 
     def _log(self, address: str, reason: str) -> None:
         now = time.monotonic()
-        if now - self._log_time < _LOG_SECONDS:
-            self._not_logged += 1
+        if now - self._log_times.get(reason, -_LOG_SECONDS) < _LOG_SECONDS:
             return
-        log.warning(f"a TLS handshake failed: {reason}", client=address, not_logged=self._not_logged)
-        self._log_time, self._not_logged = now, 0
+        self._log_times[reason] = now
+        log.warning(f"a TLS handshake failed: {reason}", client=address)
 
 
 async def _first_byte(client: socket.socket) -> bytes:

@@ -1,4 +1,4 @@
-"""Who may reach the server, and what they may do."""
+"""Access to the server: certificates, tokens, roles."""
 
 from fastlane_grpc.trust.certificates import CertificateFiles, Certificates
 
