@@ -668,7 +668,6 @@ def test_chunks_that_a_proxy_joined_into_one_message_arrive_all() -> None:
         (grpc.StatusCode.INVALID_ARGUMENT, "CURSOR_OF_ANOTHER_EXECUTION", fastlane_client.CursorRefused),
         (grpc.StatusCode.OUT_OF_RANGE, "CURSOR_AHEAD", fastlane_client.CursorRefused),
         (grpc.StatusCode.INTERNAL, "DEFECT", fastlane_client.ServerDefect),
-        (grpc.StatusCode.RESOURCE_EXHAUSTED, "", fastlane_client.Exhausted),
         (grpc.StatusCode.UNIMPLEMENTED, "", fastlane_client.UnknownField),
     ],
 )
