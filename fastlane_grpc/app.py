@@ -318,7 +318,11 @@ class Server:
             self.retention,
             self.settings,
             self.watches,
-            Receivers(has_mail=bool(self.settings.smtp_host), has_key=self.signing_keys.has),
+            Receivers(
+                has_mail=bool(self.settings.smtp_host),
+                has_key=self.signing_keys.has,
+                networks=self.settings.webhook_networks,
+            ),
         )
         self.listeners.append(self.service.job_watches.changed)
         self.listeners.append(self.service.unwatched_jobs.changed)

@@ -10,7 +10,7 @@ from typing import BinaryIO
 
 from tests.hostile_http2 import DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, RST_STREAM, SETTINGS, frame
 
-ACKNOWLEDGED = 1
+WINDOW_UPDATE, ACKNOWLEDGED = 8, 1
 # Error codes of HTTP/2.
 NO_ERROR, INTERNAL_ERROR, REFUSED_STREAM, CANCEL, ENHANCE_YOUR_CALM = 0, 2, 7, 8, 11
 # Trailers of a call that ended well, as literals: no table of either side changes.
@@ -82,6 +82,9 @@ class Http2Relay:
             for header, payload in _frames(source):
                 kind, flags, stream = _parsed(header)
                 if stream in broken:
+                    if kind == DATA and payload:
+                        # The client has nothing to acknowledge: without this the server's window would shrink for good.
+                        requests.write(frame(WINDOW_UPDATE, 0, 0, struct.pack(">I", len(payload))))
                     continue
                 near.sendall(header + payload)
                 if kind != DATA or not self.breaks or flags & END_STREAM:

@@ -15,7 +15,7 @@ import structlog
 
 from fastlane_grpc.backoff import Backoff
 from fastlane_grpc.errors import DiskFull, ServerStopping, StoreFailed
-from fastlane_grpc.model import Delivery, DeliveryState, Execution, Mail, Webhook, utc_now
+from fastlane_grpc.model import Delivery, DeliveryState, Execution, Webhook, utc_now
 from fastlane_grpc.notifications.reply import Reply
 from fastlane_grpc.store import Attempt, Store
 from fastlane_grpc.supervisor import one_task
@@ -130,7 +130,7 @@ class Notifier:
         """Begin the attempts that are due, as far as there is room. Return how long there is nothing else to begin."""
         due = await self._store.due_deliveries(of_host=2 * self._of_host, limit=2 * self._in_all)
         for delivery in due.deliveries:
-            host = _host_of(delivery)
+            host = delivery.notification.target.host
             if delivery.id in self._attempts or self._hosts[host] >= self._of_host:
                 continue
             if len(self._attempts) >= self._in_all:
@@ -186,12 +186,6 @@ class Notifier:
             attempt.cancel()
         if attempts:
             await asyncio.wait(attempts)
-
-
-def _host_of(delivery: Delivery) -> str:
-    """Return what bounds the attempts at a time."""
-    target = delivery.notification.target
-    return "mail" if isinstance(target, Mail) else _origin(target.url)
 
 
 def _origin(url: str) -> str:

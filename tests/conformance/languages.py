@@ -44,4 +44,4 @@ def _go(directory: Path) -> Sequence[str | Path]:
 
 PYTHON = Language("Python", _python)
 GO = Language("Go", _go, ["go"])
-LANGUAGES: Sequence[Language] = (PYTHON,)
+LANGUAGES: Sequence[Language] = (PYTHON, GO)
