@@ -304,6 +304,7 @@ class Server:
             ),
             max_retries=settings.notify_retries,
             backoff=Backoff(settings.notify_backoff.total_seconds(), settings.notify_max_backoff.total_seconds()),
+            counts=self.counts.notifications,
             now=self.now,
         )
         self.listeners.append(self.notifier.on_change)

@@ -14,6 +14,7 @@ from typing import Protocol
 import structlog
 
 from fastlane_grpc.backoff import Backoff
+from fastlane_grpc.counts import NotificationCounts
 from fastlane_grpc.errors import DiskFull, ServerStopping, StoreFailed
 from fastlane_grpc.model import Delivery, DeliveryState, Execution, Webhook, utc_now
 from fastlane_grpc.notifications.reply import Reply
@@ -30,6 +31,12 @@ PACE_SECONDS = 0.01
 # The longest time between two looks: the clock may jump.
 POLL_SECONDS = 30.0
 RETRY_SECONDS = 5.0
+# What the outcome of an attempt is called in the metrics: the notification is delivered, tried again, or given up.
+_OUTCOMES = {
+    DeliveryState.DELIVERED: "delivered",
+    DeliveryState.PENDING: "repeated",
+    DeliveryState.FAILED: "given_up",
+}
 
 log = structlog.get_logger(__name__)
 
@@ -52,6 +59,7 @@ class Notifier:
         mails: Sender,
         max_retries: int,
         backoff: Backoff,
+        counts: NotificationCounts,
         now: Callable[[], datetime] = utc_now,
         of_host: int = OF_HOST,
         in_all: int = IN_ALL,
@@ -62,6 +70,7 @@ class Notifier:
         self._mails = mails
         self._max_retries = max_retries
         self._backoff = backoff
+        self._counts = counts
         self._now = now
         self._of_host = of_host
         self._in_all = in_all
@@ -157,6 +166,8 @@ class Notifier:
             attempt = self._result(delivery, number, reply)
             _log_attempt(delivery, number, attempt, time.monotonic() - began, self._now())
             await self._store.finish_attempt(delivery.id, attempt)
+            kind = "webhook" if isinstance(delivery.notification.target, Webhook) else "mail"
+            self._counts.attempts[kind, _OUTCOMES[attempt.state]] += 1
         except ServerStopping:
             # The next server makes the attempt once more.
             pass

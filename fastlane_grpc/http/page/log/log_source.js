@@ -33,10 +33,15 @@ export class LogSource {
     let received = 0;
     try {
       for await (const message of this.messages({ start_line: Math.max(1, begin), follow: false }, stop.signal)) {
-        rows = rows.concat(output.push(message));
+        // Chunk by chunk: of a message that goes on beyond the end, the rest is never made lines.
+        for (const chunk of message.chunks ?? []) {
+          rows = rows.concat(output.push({ chunks: [chunk] }));
+          received += (chunk.data ?? "").length;
+          if (output.nextNumber > end || received > MAX_PART_BYTES) return { rows: upTo(rows, end), isEnd: false };
+        }
+        rows = rows.concat(output.push({ ...message, chunks: [] }));
         if (message.end) return { rows: upTo(rows, end), isEnd: true };
-        for (const chunk of message.chunks ?? []) received += (chunk.data ?? "").length;
-        if (output.nextNumber > end || received > MAX_PART_BYTES) break;
+        if (output.nextNumber > end) break;
       }
       return { rows: upTo(rows, end), isEnd: false };
     } finally {

@@ -11,7 +11,7 @@ import { chosenLines, hashOf } from "./chosen_lines.js";
 import { LogSearch } from "./log_search.js";
 
 // Rows, and their characters. A browser needs about 25 kB for a row, and as much again before it collects garbage.
-const MAX_ROWS = 1000;
+const MAX_ROWS = 800;
 const MAX_WEIGHT = 3 << 20;
 // Lines that are loaded at a time, and those around a line that is gone to.
 const PART_LINES = 250;
