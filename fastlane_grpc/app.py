@@ -34,7 +34,7 @@ from fastlane_grpc.rpc.server import RpcServer
 from fastlane_grpc.slots import HostSlots
 from fastlane_grpc.store import Quota, Rules, Store, StoreHealth
 from fastlane_grpc.supervisor import Supervisor
-from fastlane_grpc.trust import CertificateFiles, Certificates
+from fastlane_grpc.trust import Access, CertificateFiles, Certificates, TokenFile, TokensUnusable
 from fastlane_grpc.wakeup import Wakeup
 from fastlane_grpc.watch import WatchHub
 
@@ -106,6 +106,8 @@ class Server:
     http: "HttpServer | None" = None
     # Those of TLS; None: connections are not encrypted.
     certificates: Certificates | None = None
+    # The tokens in force; None: anybody may do anything.
+    access: Access | None = None
 
     def __init__(
         self,
@@ -170,6 +172,7 @@ class Server:
         self.open_loop(parts)
         self.open_certificates(parts)
         self.open_data_dir(parts)
+        self.open_access(parts)
         self.open_store(parts)
         self.open_logs(parts)
         self.open_tails(parts)
@@ -197,6 +200,16 @@ class Server:
     def open_data_dir(self, parts: AsyncExitStack) -> None:
         """Lock the data directory until all other parts are closed: the next server may start then."""
         parts.enter_context(claimed(self.settings.data_dir))
+
+    def open_access(self, parts: AsyncExitStack) -> None:
+        """Read the tokens, if calls need one."""
+        if self.settings.auth != "tokens":
+            return
+        try:
+            self.access = Access(TokenFile(self.settings.data_dir), self.now, public=self.settings.public)
+        except TokensUnusable as error:
+            raise CannotServe(str(error)) from error
+        self.run(parts, "tokens", self.access.watch, restart=True)
 
     def open_store(self, parts: AsyncExitStack) -> None:
         """Open the store, which is closed after all parts that write. Closing has a time limit."""
@@ -344,6 +357,7 @@ class Server:
             max_connections=self.open_files.max_connections,
             counts=self.counts,
             certificates=self.certificates,
+            access=self.access,
         )
         parts.push_async_callback(self.rpc.stop)
         self.rpc.listen()
@@ -375,6 +389,7 @@ class Server:
             scrape=self._metrics(parts).scrape,
             counts=self.counts,
             certificates=self.certificates,
+            access=self.access,
         )
         parts.push_async_callback(self.http.stop)
         self.http.listen()

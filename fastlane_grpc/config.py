@@ -267,6 +267,22 @@ def read_user_name(text: str) -> str:
     return text
 
 
+def read_auth(text: str) -> str:
+    if text.lower() not in {"tokens", OFF}:
+        raise ValueError(f"must be tokens or {OFF}")
+    return text.lower()
+
+
+def read_public(text: str) -> Sequence[str]:
+    """Return the names; none: off."""
+    if text.lower() == OFF:
+        return ()
+    names = tuple(name.strip().lower() for name in text.split(","))
+    if any(name not in {"health", "metrics", "reflection"} for name in names):
+        raise ValueError(f"must be of health, metrics and reflection, separated by commas; or {OFF}")
+    return names
+
+
 # What to write for a value, by how it is read.
 _KINDS: Mapping[Callable[[str], object], str] = {
     read_count: "NUMBER",
@@ -299,6 +315,8 @@ _KINDS: Mapping[Callable[[str], object], str] = {
     read_port: "NUMBER",
     read_smtp_tls: "MODE",
     read_user_name: "NAME",
+    read_auth: "MODE",
+    read_public: "NAMES",
 }
 
 
@@ -383,6 +401,14 @@ class Settings:
     tls_key: Path | None = setting(lambda: None, read_path, "file of the key of tls_cert, in PEM, without a passphrase")
     tls_client_ca: Path | None = setting(
         lambda: None, read_path, "file of the authorities of clients, in PEM; with it each client needs a certificate"
+    )
+    auth: str = setting(
+        lambda: OFF, read_auth, "who may make calls: tokens, which `fastlane token` creates, or off: anyone"
+    )
+    public: Sequence[str] = setting(
+        lambda: ("health",),
+        read_public,
+        "what needs no token, separated by commas: health, metrics, reflection; or off",
     )
     engine: str = setting(lambda: default_engine(os.environ), read_engine, _ADDRESS)
     capture: CaptureMode = setting(
@@ -706,7 +732,7 @@ def default_cert_dir(environ: Mapping[str, str]) -> Path | None:
 
 
 # Variables of the command line and of other programs of ours, not settings of the server.
-_NOT_SETTINGS = {"address", "config", "tls_ca", "client_tls_cert", "client_tls_key"}
+_NOT_SETTINGS = {"address", "config", "tls_ca", "client_tls_cert", "client_tls_key", "token", "token_file"}
 
 
 def _read_file(file: Path | None) -> dict[str, object]:
