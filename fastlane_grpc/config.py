@@ -267,6 +267,12 @@ def read_user_name(text: str) -> str:
     return text
 
 
+def read_switch(text: str) -> bool:
+    if text.lower() not in {"true", "false"}:
+        raise ValueError("must be true or false")
+    return text.lower() == "true"
+
+
 def read_auth(text: str) -> str:
     if text.lower() not in {"tokens", OFF}:
         raise ValueError(f"must be tokens or {OFF}")
@@ -282,6 +288,9 @@ def read_public(text: str) -> Sequence[str]:
         raise ValueError(f"must be of health, metrics and reflection, separated by commas; or {OFF}")
     return names
 
+
+# The kind of a setting that is true or false, whose flag has no value.
+SWITCH = "true|false"
 
 # What to write for a value, by how it is read.
 _KINDS: Mapping[Callable[[str], object], str] = {
@@ -316,6 +325,7 @@ _KINDS: Mapping[Callable[[str], object], str] = {
     read_smtp_tls: "MODE",
     read_user_name: "NAME",
     read_auth: "MODE",
+    read_switch: SWITCH,
     read_public: "NAMES",
 }
 
@@ -401,6 +411,9 @@ class Settings:
     tls_key: Path | None = setting(lambda: None, read_path, "file of the key of tls_cert, in PEM, without a passphrase")
     tls_client_ca: Path | None = setting(
         lambda: None, read_path, "file of the authorities of clients, in PEM; with it each client needs a certificate"
+    )
+    insecure: bool = setting(
+        lambda: False, read_switch, "serve other machines without TLS, or without knowing who calls"
     )
     auth: str = setting(
         lambda: OFF, read_auth, "who may make calls: tokens, which `fastlane token` creates, or off: anyone"
@@ -827,6 +840,8 @@ def _text(each: "Field[Any]", value: Any) -> str:
         return _duration_text(value)
     if isinstance(value, tuple):
         return ",".join(value)
+    if isinstance(value, bool):
+        return str(value).lower()
     if each.metadata["kind"] == "BYTES":
         return _counted(value, (("g", 1 << 30), ("m", 1 << 20), ("k", 1 << 10)))
     return str(value)
@@ -873,6 +888,8 @@ def _known(name: str, names: Sequence[str], what: str) -> str:
 
 def _read(each: "Field[Any]", value: object, where: str) -> Any:
     where = re.sub("^(flag|file) ", "", where)
+    if isinstance(value, bool) and each.metadata["kind"] == SWITCH:
+        value = str(value)
     # TOML has kinds of its own; of these, a text and a whole number can be meant.
     if isinstance(value, bool) or not isinstance(value, str | int):
         kind = _TOML_KINDS.get(type(value), "a date or a time")

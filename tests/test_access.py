@@ -17,13 +17,18 @@ import pytest
 from google.protobuf.message_factory import GetMessageClass
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+from playwright.sync_api import Browser, expect
 
 from fastlane_grpc import client as api
+from fastlane_grpc.app import check_reach
 from fastlane_grpc.client import Client, PermissionDenied, Unauthenticated
 from fastlane_grpc.client.errors import error_of
+from fastlane_grpc.config import load
+from fastlane_grpc.errors import CannotServe
 from fastlane_grpc.http.routes import ROUTES, methods
 from fastlane_grpc.trust import Role, TaskPattern, TokenFile, TokenRefused
 from fastlane_grpc.v1 import fastlane_pb2 as pb
+from tests.browser import browsing
 from tests.certificates import Authority
 from tests.commands import FASTLANE, environment
 from tests.serving import Server
@@ -373,6 +378,28 @@ def test_headers_that_hold_no_token_are_refused(guarded: Guarded, header: str) -
     assert ask(guarded.server, "GET", "/jobs", Authorization=header)[0] == 401
 
 
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    with browsing() as opened:
+        yield opened
+
+
+def test_the_page_asks_for_a_token_and_then_shows_what_it_may(guarded: Guarded, browser: Browser) -> None:
+    page = browser.new_page()
+    page.goto(f"http://127.0.0.1:{guarded.server.http_port}/")
+    page.get_by_label("Token").fill(WRONG)
+    page.get_by_role("button", name="Log in").click()
+    expect(page.get_by_role("alert")).to_contain_text("the token is not valid")
+    page.get_by_label("Token").fill(guarded.tokens["limited"])
+    page.get_by_role("button", name="Log in").click()
+    expect(page.get_by_role("link", name="team-a").first).to_be_visible()
+    assert "other" not in page.locator("main").inner_text()
+    assert page.evaluate("document.cookie") == ""
+    page.goto(f"http://127.0.0.1:{guarded.server.http_port}/jobs/{guarded.hidden.id}")
+    expect(page.get_by_role("heading", name="Not found")).to_be_visible()
+    page.close()
+
+
 # ---- guesses
 
 
@@ -513,3 +540,46 @@ def test_a_certificate_has_the_role_that_its_name_was_given(tmp_path: Path) -> N
             assert ran.stdout == str(status)
     finally:
         server.stop()
+
+
+# ---- other machines
+
+
+@pytest.mark.parametrize(
+    ("settings", "said"),
+    [
+        ({"listen": "0.0.0.0:0"}, "connections are not encrypted (tls_cert), and anyone can run containers"),
+        ({"http_listen": "0.0.0.0:0"}, "other machines reach 0.0.0.0:0: connections are not encrypted"),
+        ({"listen": "0.0.0.0:0", "auth": "tokens"}, "0.0.0.0:0: connections are not encrypted (tls_cert); set these"),
+        ({"listen": "[::]:0", "tls": True}, "[::]:0: anyone can run containers, which is root on the engine's host"),
+        ({"listen": "0.0.0.0:0", "tls": True, "auth": "tokens"}, ""),
+        ({"listen": "0.0.0.0:0", "tls": True, "tls_client_ca": True}, ""),
+        ({"listen": "0.0.0.0:0", "insecure": "true"}, ""),
+    ],
+)
+def test_a_server_that_other_machines_reach_is_safe_or_says_that_it_is_not(
+    tmp_path: Path, settings: Mapping[str, object], said: str
+) -> None:
+    authority = Authority(tmp_path)
+    files = {"tls_client_ca": authority.cert}
+    given: dict[str, Any] = {name: files.get(name, value) for name, value in settings.items() if name != "tls"}
+    if "tls" in settings:
+        pair = authority.sign("server")
+        given |= {"tls_cert": pair.cert, "tls_key": pair.key}
+    checked = load({"data_dir": str(tmp_path / "data"), "http_listen": "off", **given}, {}, None)
+    if not said:
+        check_reach(checked)
+        return
+    with pytest.raises(CannotServe) as raised:
+        check_reach(checked)
+    assert said in str(raised.value)
+    assert str(raised.value).endswith("or accept it with --insecure")
+
+
+def test_insecure_may_be_a_flag_a_variable_or_in_the_file(tmp_path: Path) -> None:
+    file = tmp_path / "settings.toml"
+    file.write_text("insecure = true")
+    assert load({}, {}, file).insecure
+    assert load({}, {"FASTLANE_INSECURE": "true"}, None).insecure
+    assert '"insecure": {\n    "value": "true"' in fastlane("config", "--insecure", "-o", "json").stdout
+    assert not load({}, {"FASTLANE_INSECURE": "false"}, file=None).insecure

@@ -1,4 +1,4 @@
-"""What exists for a caller whose token is limited to some tasks: for all else the calls answer as if it were not there.
+"""Visibility for callers whose token is limited to some tasks: the calls answer as if all else were not there.
 
 A name of a task is refused by the pattern alone, so that the answer does not tell whether the task exists."""
 

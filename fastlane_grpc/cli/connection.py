@@ -77,7 +77,7 @@ def connected(address: str) -> Iterator[api.Client]:
             message = f"no server responds at {address} ({cause(error)}){asked}; {_START_ONE}"
             raise Failure(printable(str(error) if error.reason else message), UNAVAILABLE) from error
         except api.Unauthenticated as error:
-            hint = "it requires a token: set FASTLANE_TOKEN or --token-file; `fastlane token create` on its machine makes one"
+            hint = "it requires a token: set FASTLANE_TOKEN or --token-file; `fastlane token create` makes one"
             told = hint if error.reason == "TOKEN_REQUIRED" else str(error)
             raise Failure(printable(f"the server at {address} refuses the call: {told}")) from error
         except api.UnknownField as error:
