@@ -24,11 +24,12 @@ from tests.mails import Mails
 from tests.serving import within
 from tests.test_crash import CrashHarness
 
-pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
-
+SEED = int(os.environ.get("CHAOS_SEED", "20261128"))
 # Rounds of random kills, each of some minutes of the fast clock: `make chaos` asks for many. 480 are a day.
 ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "2"))
-SEED = int(os.environ.get("CHAOS_SEED", "20261128"))
+# Each round brings containers that are still to be started when the kills are over.
+END_SECONDS = 60 + 30 * ROUNDS
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600 + 60 * ROUNDS)]
 FACTOR = 60
 MINUTE = timedelta(minutes=1)
 FINAL = [state for state in pb.State.values() if state >= pb.STATE_SUCCEEDED]
@@ -105,7 +106,7 @@ def test_schedules_and_retries_outlive_servers_that_are_killed(harness: CrashHar
             server.kill()
             server = harness.server(**clock)
         threading.Event().wait(2.0)
-        with within(60):
+        with within(END_SECONDS):
             for job in jobs.values():
                 stub(harness).StopJob(pb.StopJobRequest(job_id=job.id, note="the day is over"))
             while stub(harness).GetJob(pb.GetJobRequest(job_id=failing.id)).job.state not in FINAL:
