@@ -1,9 +1,9 @@
 # The commands of a developer. Each is a script in .ci/.
-.PHONY: help demo test check proto bench chaos
+.PHONY: help demo test check proto picture bench chaos
 MAKEFLAGS += --no-print-directory
 
 help: ## list these commands
-	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 14
+	@sed -n 's/^\([a-z]*\):.*## /  make \1\t/p' Makefile | expand -t 16
 
 demo: ## run one job on a server of its own and show its output live
 	@.ci/stage demo .ci/demo
@@ -16,6 +16,9 @@ check: ## check the contract, generated code, style, types and imports
 
 proto: ## generate the Python code and docs/contract.md from protos/
 	@.ci/environment && .ci/proto
+
+picture: ## take the picture of the page in the documentation anew
+	@.ci/picture
 
 bench: ## measure fastlane and the plain engine side by side
 	@.ci/environment && { .ci/peers; .ci/tools chromium || true; } && .ci/stage bench python -m bench

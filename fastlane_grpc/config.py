@@ -504,6 +504,9 @@ class Settings:
 
     def __post_init__(self) -> None:
         self._check_mail_settings()
+        for url in self.notify_urls or ():
+            if refusal := self.webhook_networks.refusal_in(url):
+                raise ConfigError(f"notify_urls has a URL that cannot be used: {refusal}")
         if not self.hosts:
             local = HostSettings(
                 LOCAL, self.engine, self.max_running, self.capture, self.engine_data_dir, self.engine_cert_dir

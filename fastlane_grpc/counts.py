@@ -80,10 +80,20 @@ class StoreCounts:
 
 
 @dataclass(frozen=True, slots=True)
+class NotificationCounts:
+    """Counts of the attempts to deliver notifications whose result is stored.
+
+    `attempts`: by the kind of the receiver and by the outcome."""
+
+    attempts: Counter[tuple[str, str]] = field(default_factory=Counter)
+
+
+@dataclass(frozen=True, slots=True)
 class Counts:
-    """All counts of one server: of its store, of gRPC and of HTTP."""
+    """All counts of one server: of its store, its notifications, of gRPC and of HTTP."""
 
     store: StoreCounts = field(default_factory=StoreCounts)
+    notifications: NotificationCounts = field(default_factory=NotificationCounts)
     grpc: dict[str, CallCounts] = field(default_factory=dict)
     # By verb and by the pattern of the path.
     http: dict[tuple[str, str], CallCounts] = field(default_factory=dict)

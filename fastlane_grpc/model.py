@@ -4,11 +4,14 @@ writes."""
 import os
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime, timedelta
 from enum import Enum, IntEnum, StrEnum
 from functools import lru_cache
+from ipaddress import ip_address
 from typing import NamedTuple
+from urllib.parse import urlsplit
 
 from fastlane_grpc.text.redaction import REDACTED, SecretNames, mask_secrets
 from fastlane_grpc.text.sanitize import one_line
@@ -261,6 +264,15 @@ class Webhook:
     secret_name: str = ""
     timeout: timedelta | None = None
 
+    @property
+    def host(self) -> str:
+        """The host and port that attempts are counted by: the same for each way to write them."""
+        parts = urlsplit(self.url)
+        host = (parts.hostname or "").rstrip(".")
+        with suppress(ValueError):
+            host = str(ip_address(host))
+        return f"{host}:{parts.port or (443 if parts.scheme.lower() == 'https' else 80)}"
+
     def redacted(self, secret_names: SecretNames) -> "Webhook":
         """Return the webhook as it may be shown: without secrets."""
         return replace(
@@ -277,6 +289,11 @@ class Mail:
 
     to: Sequence[str]
     subject: str = ""
+
+    @property
+    def host(self) -> str:
+        """The name that attempts are counted by: all mails go to one server. Hosts of webhooks have a port."""
+        return "mail"
 
     def redacted(self, secret_names: SecretNames) -> "Mail":
         """Return the mail as it may be shown: without secrets."""

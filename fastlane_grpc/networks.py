@@ -4,6 +4,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import TypeAlias
+from urllib.parse import urlsplit
 
 Address: TypeAlias = IPv4Address | IPv6Address
 Network: TypeAlias = IPv4Network | IPv6Network
@@ -54,6 +55,15 @@ class Networks:
             if not any(_matches(each, entry) for entry in self.entries):
                 return f"{address} is not in webhook_networks ({self})"
         return ""
+
+    def refusal_in(self, url: str) -> str:
+        """Return why nothing may be sent to a URL whose host is an address; empty: it may, or its host is a name."""
+        host = urlsplit(url).hostname or ""
+        try:
+            ip_address(host)
+        except ValueError:
+            return ""
+        return self.refusal(host)
 
 
 def _meanings(address: Address) -> Sequence[Address]:

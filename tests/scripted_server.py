@@ -23,20 +23,21 @@ from fastlane_grpc.v1 import fastlane_pb2_grpc
 @dataclass(frozen=True)
 class Piece:
     """Bytes of one source, or, with `missing`, a gap: of so many bytes, of unknown size where negative; or a change of
-    state."""
+    state. `message` is sent as it is, with its cursor: of a server that is newer than its clients."""
 
     source: int = 0
     data: bytes = b""
     missing: int = 0
     state: int = 0
     waiting: pb.Waiting | None = None
+    message: bytes = b""
 
     @property
     def size(self) -> int:
         return max(len(self.data) + self.missing, 0)
 
 
-Entry: TypeAlias = pb.LogChunk | pb.LogGap | pb.LogState
+Entry: TypeAlias = pb.LogChunk | pb.LogGap | pb.LogState | pb.StreamExecutionLogsResponse
 
 
 @dataclass(frozen=True)
@@ -296,6 +297,9 @@ class ScriptedServer(
                 yield pb.StreamExecutionLogsResponse(cursor=after, gap=entry)
             if isinstance(entry, pb.LogState):
                 yield pb.StreamExecutionLogsResponse(cursor=after, state=entry)
+            if isinstance(entry, pb.StreamExecutionLogsResponse):
+                entry.cursor = after
+                yield entry
             cursor = after
         if chunks:
             yield pb.StreamExecutionLogsResponse(cursor=cursor, chunks=chunks)
@@ -316,6 +320,8 @@ class ScriptedServer(
             offsets[piece.source] += piece.size
             if number < begin_piece or (request.sources and piece.source not in {0, *request.sources}):
                 continue
+            if piece.message:
+                yield pb.StreamExecutionLogsResponse.FromString(piece.message), f"{number + 1}.0"
             if piece.state:
                 yield pb.LogState(state=piece.state, waiting=piece.waiting), f"{number + 1}.0"
             if piece.missing:
@@ -430,7 +436,10 @@ class ScriptedServer(
 
 
 _NO_CONTAINER_STATUS = 125
-CUTS = ("ok", "reset", "stopping", "streams", "unavailable", "internal", "unknown", "deadline_exceeded", "aborted")
+CUTS = (
+    *("ok", "reset", "stopping", "streams", "unavailable", "internal", "unknown", "deadline_exceeded", "aborted"),
+    "resource_exhausted",
+)
 
 
 def refuse(

@@ -121,6 +121,26 @@ def test_a_piped_run_tells_of_a_job_that_waits_for_long(server: ScriptedServer) 
         assert (process.wait(30), process.stderr.read()) == (0, b"")
 
 
+PULL = [Piece(3, b"pulling mail:1.4 on host a\n"), Piece(3, b"pulling mail:1.4: 3.0 of 9.0 MB\n"), Piece(3, missing=9)]
+
+
+@pytest.mark.parametrize(
+    ("first_state", "options", "told"),
+    [
+        (pb.STATE_PREPARING, [], b"fastlane: pulling mail:1.4 on host a\n"),
+        (pb.STATE_PREPARING, ["-q"], b""),
+        # It is over, or it was another reader's.
+        (pb.STATE_RUNNING, [], b""),
+    ],
+)
+def test_a_piped_run_tells_of_a_pull_once(
+    server: ScriptedServer, first_state: pb.State.ValueType, options: list[str], told: bytes
+) -> None:
+    server.logs["execution-1"] = Log([*PULL, Piece(1, b"mailed\n")], first_state=first_state, chunks_per_message=1)
+    ran = fastlane(server, "run", *options, "mail:1.4")
+    assert (ran.returncode, ran.stdout, ran.stderr) == (0, b"mailed\n", told)
+
+
 # ------------------------------------------------------------------------------------------- a job that is over
 
 

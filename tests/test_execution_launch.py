@@ -269,7 +269,7 @@ def test_an_image_that_somebody_removes_right_after_its_pull_is_pulled_again(
         proxy.refusing.request = f"GET /v1.41/images/{image}/json".encode()
         execution = doubtful.sh("true", image=image, pull_policy=PullPolicy.ALWAYS)
     assert execution.state is State.SUCCEEDED
-    assert doubtful.system(execution.id).count(f"pulling {image}\n") == 2
+    assert doubtful.system(execution.id).count(f"pulling {image} on host ") == 2
 
 
 # -- the engine's disk is full

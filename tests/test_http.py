@@ -1,8 +1,10 @@
 """The calls of the contract as JSON over HTTP: real HTTP, a real store, and no engine."""
 
+import ast
 import asyncio
 import gzip
 import json
+import re
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -586,6 +588,21 @@ def test_the_documentation_has_the_paths_and_the_status_of_each_error() -> None:
         statuses.setdefault(entry.http_status, set()).add(reason)
     for status, reasons in statuses.items():
         assert f"| {status} | {', '.join(sorted(reasons))} |" in lines
+
+
+def test_the_documentation_has_each_reason_of_http_itself() -> None:
+    raised = set()
+    for path in (ROOT / "fastlane_grpc" / "http").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "HttpError":
+                status, reason = (ast.literal_eval(each) for each in node.args[:2])
+                raised.add((str(status), reason))
+    # Nobody is left to read it.
+    raised.remove(("400", "CLIENT_GONE"))
+    rows = re.findall(r"^\| (\d+) \| ([A-Z_]+) \| [^|]+ \|$", (ROOT / "docs" / "http.md").read_text(), re.MULTILINE)
+    # Those of the contract are in a table of their own.
+    contract = {name.removeprefix("ERROR_REASON_") for name in pb.ErrorReason.DESCRIPTOR.values_by_name}
+    assert rows == sorted((status, reason) for status, reason in raised if reason not in contract)
 
 
 def test_the_paths_of_the_page_are_those_of_its_resources() -> None:

@@ -119,7 +119,6 @@ def test_exit_codes_that_others_use_are_the_commands_own_if_it_ran(client: Clien
     )
 
 
-@pytest.mark.usefixtures("engine_tells_of_memory")
 def test_killed_for_memory_is_told_apart_from_the_same_exit_code(client: Client, image: str) -> None:
     log = run(client, image, "tail", "/dev/zero", memory_bytes=16 << 20)
     assert (log.end().state, log.end().exit_status) == (pb.STATE_FAILED, 137)

@@ -253,6 +253,7 @@ async def test_a_server_that_is_not_there_is_asked_again(tmp_path: Path, server:
 @pytest.mark.parametrize(
     ("given", "words"),
     [
+        ({"notify_urls": ("http://169.254.169.254/",)}, "notify_urls has a URL that cannot be used: 169.254.169.254"),
         ({"smtp_host": "mail"}, "smtp_host is set, and smtp_from is not"),
         ({"notify_mails": (TO,)}, "notify_mails is set, and smtp_host is not"),
         ({"smtp_host": "mail", "smtp_from": TO, "smtp_user": "u"}, "smtp_user and smtp_password_file go together"),

@@ -19,7 +19,7 @@ from standardwebhooks import Webhook as Verifier
 from standardwebhooks import WebhookVerificationError
 from structlog.testing import capture_logs
 
-from fastlane_grpc.model import DeliveryState, NotificationEvent, Retry, State
+from fastlane_grpc.model import DeliveryState, NotificationEvent, Retry, State, Webhook
 from fastlane_grpc.networks import Networks
 from fastlane_grpc.store.writer import Written
 from tests.notified import WHSEC, Notified, hook
@@ -256,12 +256,28 @@ async def test_webhooks_that_come_together_share_what_is_closed_at_the_end(
 
 async def test_one_slow_receiver_holds_up_no_other(house: Notified, receiver: HttpReceiver) -> None:
     async with HttpReceiver(hang) as slow:
-        for _ in range(20):
-            await house.end(hook(slow.url))
+        # The same host, written in two ways.
+        for url in (slow.url, slow.url.replace("://", "://user:key@")) * 10:
+            await house.end(hook(url.replace("http:", "HTTP:") if "@" in url else url))
         await slow.received(4)
         await house.end(hook(receiver.url))
         await receiver.received(1)
         assert slow.open == len(slow.posts) == 4
+
+
+@pytest.mark.parametrize(
+    ("url", "host"),
+    [
+        ("http://Example.org", "example.org:80"),
+        ("http://user:key@example.org.:80/a?b=c", "example.org:80"),
+        ("HTTPS://example.org?a", "example.org:443"),
+        ("https://example.org:80", "example.org:80"),
+        ("http://[0:0::0:1]/", "::1:80"),
+        ("http://[::1]:80", "::1:80"),
+    ],
+)
+def test_attempts_are_counted_by_host_and_port_however_these_are_written(url: str, host: str) -> None:
+    assert Webhook(url).host == host
 
 
 async def test_a_notification_that_nobody_can_make_holds_up_no_other(house: Notified, receiver: HttpReceiver) -> None:

@@ -3,11 +3,12 @@
 import os
 import re
 from collections.abc import Iterator
+from datetime import timedelta
 from pathlib import Path
 
 import docker
 import pytest
-from playwright.sync_api import Browser, expect
+from playwright.sync_api import Browser, Route, expect
 
 from fastlane_grpc import Client
 from fastlane_grpc.client import JobChanged, Retry
@@ -359,7 +360,12 @@ def test_a_line_beyond_the_end_is_told_of(page: Tab, log: WrittenLog) -> None:
     log.lines(1, 20)
     view = page.open(f"{log.path}#L99")
     page.wait_for_line("line 20")
-    expect(view.get_by_text("The log has 20 lines so far.")).to_be_attached()
+    expect(view.locator(".message")).to_have_text("The log has no line 99 yet.")
+    log.lines(21, 2_000)
+    view.goto(f"{page.base}{log.path}#L9999")
+    expect(view.locator(".message")).to_have_text("The log has no line 9\u2009999 yet.")
+    expect(view.locator(".line .text", has_text="line 2000")).to_be_in_viewport()
+    page.picture("log-beyond")
 
 
 def test_search_goes_through_what_is_shown(page: Tab, log: WrittenLog) -> None:
@@ -523,6 +529,35 @@ def test_the_overview_goes_on_after_a_restart(browser: Browser, tmp_path: Path) 
         server.kill()
 
 
+def test_a_view_opened_while_the_server_is_away_says_so_and_waits(browser: Browser, tmp_path: Path) -> None:
+    settings = {"engine": f"unix://{tmp_path}/no-engine.sock"}
+    server = Server(tmp_path / "data", http_listen="127.0.0.1:0", **settings)
+    try:
+        with Client(server.address) as client:
+            client.enqueue("kept", "none:latest")
+        with tab(browser, server) as page:
+            view = page.open("/hosts")
+            expect(view.get_by_text("Live", exact=True)).to_be_visible()
+            server.kill()
+            # What is shown already stays, marked as old.
+            expect(view.get_by_text("Reconnecting…")).to_be_visible()
+            expect(view.locator("[data-host]")).to_be_visible()
+            view.get_by_label("Pages").get_by_text("Jobs").click()
+            expect(view.get_by_role("alert")).to_contain_text("The server cannot be reached")
+            expect(view.get_by_text("Reconnecting…")).to_be_visible()
+            expect(view.locator(".empty")).to_have_count(0)
+            page.picture("away")
+            server = Server(
+                tmp_path / "data", listen=server.address, http_listen=f"127.0.0.1:{server.http_port}", **settings
+            )
+            expect(view.locator(".row b", has_text="kept").first).to_be_visible()
+            expect(view.get_by_role("alert")).to_have_count(0)
+            expect(view.get_by_text("Live", exact=True)).to_be_visible()
+            page.complaints[:] = [each for each in page.complaints if "Failed to load resource" not in each]
+    finally:
+        server.kill()
+
+
 # ---- views
 
 
@@ -532,6 +567,33 @@ def test_what_the_browser_broke_off_is_loaded_again(page: Tab, server: Server, l
     view = page.open("/")
     expect(view.locator(".row b", has_text="demo").first).to_be_visible()
     expect(view.locator(".figures")).to_have_css("display", "grid")
+    page.complaints[:] = [each for each in page.complaints if "ERR_FAILED" not in each]
+
+
+def test_a_part_of_a_log_that_the_browser_broke_off_is_loaded_again(page: Tab, log: WrittenLog) -> None:
+    log.write(b"the needle\n")
+    log.lines(2, 5_000)
+    view = page.open(log.path)
+    page.wait_for_line("line 5000")
+    broken: list[str] = []
+
+    def break_off(route: Route) -> None:
+        broken.append(route.request.url)
+        route.abort("failed")
+
+    view.route("**/logs?*", break_off, times=1)
+    view.locator(".log").focus()
+    view.keyboard.press("Home")
+    view.wait_for_function("() => Number(document.querySelector('.number[data-number]').dataset.number) < 4501")
+    view.route("**/logs?*", break_off, times=1)
+    view.get_by_label("Search the log").fill("the needle")
+    view.keyboard.press("Enter")
+    expect(view.locator(".line .text", has_text="the needle")).to_be_in_viewport()
+    view.route("**/logs?*", break_off, times=1)
+    view.get_by_label("Search the log").fill("line 4000")
+    view.keyboard.press("Shift+Enter")
+    expect(view.locator(".line .text", has_text="line 4000")).to_be_in_viewport()
+    assert len(broken) == 3
     page.complaints[:] = [each for each in page.complaints if "ERR_FAILED" not in each]
 
 
@@ -629,17 +691,24 @@ def test_what_does_not_exist_is_said_so(page: Tab) -> None:
     page.complaints[:] = [each for each in page.complaints if "404" not in each]
     view = page.open("/tasks/%3Cimg%20src=x%20onerror=alert(1)%3E")
     expect(view.get_by_role("alert")).to_be_visible()
+    view = page.open("/job/7")
+    expect(view.get_by_role("alert")).to_contain_text("there is nothing at '/job/7'; did you mean '/jobs/7'?")
+    page.picture("nothing")
+    view.get_by_role("link", name="Back to the overview").click()
+    expect(view.locator(".figures")).to_be_visible()
     page.complaints[:] = [each for each in page.complaints if "404" not in each and "400" not in each]
 
 
 def test_a_job_that_is_gone_is_said_so(page: Tab, server: Server) -> None:
     with Client(server.address) as client:
-        job = client.enqueue("demo", "none:latest")
+        job = client.enqueue("gone", "none:latest")
         client.stop(job.id)
         view = page.open(f"/jobs/{job.id}")
         expect(view.get_by_text("Live", exact=True)).to_be_visible()
-        client.prune(job_id=job.id) if False else None
-    assert view.locator("h1 .badge").inner_text() == "Stopped"
+        expect(view.locator("h1 .badge")).to_have_text("Stopped")
+        client.prune(timedelta(0), task_id="gone")
+        expect(view.get_by_role("heading", name="This job was pruned")).to_be_visible()
+    page.complaints[:] = [each for each in page.complaints if "404" not in each]
 
 
 # ---- containers
@@ -841,8 +910,8 @@ def test_a_screen_reader_is_told_little_of_a_flood(page: Tab, log: WrittenLog) -
     assert view.locator(".log").get_attribute("aria-live") is None
     view.evaluate("""() => {
         window.told = [];
-        new MutationObserver(() => window.told.push(document.querySelector(".log-frame > [role=status]").textContent))
-            .observe(document.querySelector(".log-frame > [role=status]"),
+        new MutationObserver(() => window.told.push(document.querySelector(".log-body > [role=status]").textContent))
+            .observe(document.querySelector(".log-body > [role=status]"),
                 { childList: true, characterData: true, subtree: true });
     }""")
     view.keyboard.press("g")

@@ -33,6 +33,25 @@ async def test_a_browser_gets_the_page_where_others_get_json(harness: HttpHarnes
         assert other.headers["content-type"] in {"application/json", "application/problem+json"}
 
 
+@pytest.mark.parametrize(
+    ("path", "status"),
+    [("/nothing/here", 404), ("/job/7", 404), (f"/executions/{ID}/logs", 404), ("/jobs/7/stop", 405)],
+)
+async def test_a_browser_gets_the_page_where_nothing_is(harness: HttpHarness, path: str, status: int) -> None:
+    for verb in ("GET", "HEAD"):
+        page = await harness.ask(verb, path, accept=BROWSER)
+        assert (page.status, page.headers["content-type"]) == (status, "text/html; charset=utf-8")
+        assert "content-security-policy" in page.headers
+        assert ("allow" in page.headers) == (status == 405)
+    page = await harness.ask("GET", path, accept=BROWSER, if_none_match="*")
+    assert (page.status, page.body) == (status, (await harness.ask("GET", "/", accept=BROWSER)).body)
+    for accept in ("*/*", "application/json", "text/html;q=0.5, application/json"):
+        other = await harness.ask("GET", path, accept=accept)
+        assert (other.status, other.headers["content-type"]) == (status, "application/problem+json")
+    posted = await harness.ask("POST", "/nothing/here", {}, accept=BROWSER)
+    assert (posted.status, posted.headers["content-type"]) == (404, "application/problem+json")
+
+
 async def test_the_page_may_load_and_run_nothing_from_elsewhere(harness: HttpHarness) -> None:
     page = await harness.ask("GET", "/", accept=BROWSER)
     policy = dict(each.split(" ", 1) for each in page.headers["content-security-policy"].split("; "))

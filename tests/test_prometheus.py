@@ -27,6 +27,8 @@ from fastlane_grpc.v1 import fastlane_pb2 as pb
 from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
 from tests.fakes import Announcements, FakeGone, FakeHost, FakeRunner
 from tests.http_client import ask
+from tests.notified import hook
+from tests.receivers import OK, HttpReceiver, Post
 from tests.tools import tool
 
 ROOT = Path(__file__).parents[1]
@@ -200,6 +202,26 @@ async def test_retries_and_ticks_are_counted_as_what_they_are(server: ScrapedSer
     assert scrape.nonzero("executions_started_total") == {"cause=enqueue": 1, "cause=retry": 1, "cause=tick": 1}
     assert scrape["schedule_ticks_skipped_total"] == 2
     await server.end(run)
+
+
+async def test_notifications_are_counted_by_what_becomes_of_them(server: ScrapedServer) -> None:
+    answers = {"ok": OK, "busy": b"HTTP/1.1 503 Busy\r\n\r\n", "gone": b"HTTP/1.1 410 Gone\r\n\r\n"}
+
+    async def answer(post: Post, writer: asyncio.StreamWriter) -> None:
+        writer.write(answers[post.path.rpartition("/")[2]])
+
+    async with HttpReceiver(answer) as receiver:
+        notifications = [hook(f"{receiver.url}/{name}") for name in answers]
+        execution = await server.enqueue(notifications=notifications)
+        await server.running(execution)
+        assert (await server.scrape()).nonzero("notification_attempts_total") == {}
+        await server.end(execution)
+        # An attempt is counted when its result is stored.
+        while len(counted := (scrape := await server.scrape()).nonzero("notification_attempts_total")) < 3:
+            pass
+    assert counted == {f"outcome={outcome} receiver=webhook": 1 for outcome in ("delivered", "repeated", "given_up")}
+    assert scrape.nonzero("notifications") == {"state=pending": 1, "state=failed": 1}
+    assert scrape["notification_attempts_total", "outcome=delivered", "receiver=mail"] == 0
 
 
 async def test_calls_are_counted_by_method_and_code(server: ScrapedServer) -> None:

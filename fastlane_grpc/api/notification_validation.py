@@ -3,11 +3,12 @@
 import json
 import re
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from datetime import timedelta
 
 from fastlane_grpc.errors import Violation
 from fastlane_grpc.model import Mail, Notification, Webhook
+from fastlane_grpc.networks import Networks
 from fastlane_grpc.notifications import key_fault
 from fastlane_grpc.text.receivers import mail_address_fault, url_fault
 from fastlane_grpc.text.redaction import REDACTED, SecretNames
@@ -35,10 +36,12 @@ _MASKED = f"contains {REDACTED} in place of a secret that was not shown; give th
 
 @dataclass(frozen=True, slots=True)
 class Receivers:
-    """The abilities of the server: whether it has a mail server, and whether it has a key of a name."""
+    """The abilities of the server: whether it has a mail server, whether it has a key of a name, and the addresses that
+    webhooks may have."""
 
     has_mail: bool
     has_key: Callable[[str], bool]
+    networks: Networks = field(default_factory=Networks)
 
 
 def notification_violations(
@@ -67,6 +70,9 @@ def _webhook_violations(
         yield Violation(f"{field}.url", _MASKED)
     elif fault := url_fault(webhook.url):
         yield Violation(f"{field}.url", fault)
+    elif refusal := receivers.networks.refusal_in(webhook.url):
+        # What a name stands for is checked at each attempt.
+        yield Violation(f"{field}.url", f"cannot be used: {refusal}")
     yield from _header_violations(webhook, field, secret_names)
     if not 0 <= webhook.max_retries <= MAX_RETRIES:
         yield Violation(

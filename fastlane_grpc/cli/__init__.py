@@ -35,7 +35,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "executions": ("lists.executions", "List executions, newest first."),
     "execution": ("lists.execution", "Show one execution."),
     "tasks": ("lists.tasks", "List tasks, with the number of their jobs."),
-    "task": ("task.task", "Limit, pause and resume a task."),
+    "task": ("task.task", "Limit or pause a task, or say whom to notify."),
     "hosts": ("hosts.hosts", "List, drain and resume the container engines."),
     "stop": ("stop.stop", "Stop jobs, by their ids or by a filter."),
     "retry": ("retry.retry", "Run jobs once more that have ended."),

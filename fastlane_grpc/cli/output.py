@@ -21,6 +21,8 @@ from fastlane_grpc.v1 import fastlane_pb2
 # A shorter absence of the server is not worth a word.
 _AWAY_SECONDS = 1.0
 _BEFORE_ITS_START = {fastlane_pb2.STATE_SCHEDULED, fastlane_pb2.STATE_QUEUED, fastlane_pb2.STATE_PREPARING}
+# How the server's line about the start of a pull begins.
+_PULLING = b"pulling "
 _NOT_FINAL = _BEFORE_ITS_START | {fastlane_pb2.STATE_RUNNING, fastlane_pb2.STATE_STOPPING}
 
 
@@ -41,10 +43,14 @@ class Display:
         only: Sequence[fastlane_pb2.Source.ValueType] = (),
         waiting_after_seconds: float = 10.0,
         heartbeat: timedelta | None = None,
+        reports_pull: bool = False,
     ) -> None:
-        """`heartbeat`: say so each time that nothing was printed for that long."""
+        """`heartbeat`: say so each time that nothing was printed for that long. `reports_pull`: where fastlane's own
+        lines are not shown, report the start of a pull all the same, unless `quiet`: it may take minutes."""
         self.system = (sys.stderr.isatty() or verbose) and not quiet
-        own_lines = [api.SYSTEM] if self.system else []
+        self._reports_pull = reports_pull and not (self.system or quiet)
+        self._pull_told = False
+        own_lines = [api.SYSTEM] if self.system or self._reports_pull else []
         self.sources: Sequence[fastlane_pb2.Source.ValueType] = only or [api.STDOUT, api.STDERR, *own_lines]
         self._quiet = quiet
         self._dim = is_colourful(2, environ)
@@ -69,6 +75,8 @@ class Display:
         self._heartbeat = Heartbeat(heartbeat.total_seconds(), self._sign_of_life) if heartbeat else None
 
     def output(self, pieces: Iterable[api.Output]) -> None:
+        if self._reports_pull:
+            pieces = self._without_own_lines(pieces)
         if self._heartbeat:
             self._heartbeat.reset()
         for source, run_of_one in groupby(pieces, lambda piece: piece.source):
@@ -88,6 +96,21 @@ class Display:
                 begin_line()
             write(1 if source == api.STDOUT else 2, data)
             self._within_own_line = source == api.SYSTEM and not finished
+
+    def _without_own_lines(self, pieces: Iterable[api.Output]) -> Iterable[api.Output]:
+        """Return what the container printed, and report the start of a pull."""
+        shown = []
+        for piece in pieces:
+            if piece.source != api.SYSTEM:
+                shown.append(piece)
+            elif piece.data.startswith(_PULLING) and self._state in _BEFORE_ITS_START and not self._pull_told:
+                self._pull_told = True
+                self.say(printable(piece.data.partition(b"\n")[0].decode(errors="replace")))
+        return shown
+
+    def gap(self, gap: api.Gap) -> None:
+        if gap.source != api.SYSTEM or not self._reports_pull:
+            self.say(_gap_text(gap))
 
     def _bytes_of_line(self, piece: api.Output) -> bytes:
         return self._bytes_of(self._own_lines.printable(piece))
@@ -123,6 +146,7 @@ class Display:
         execution, ended = start.execution, self._ended
         end_told, self._end_told = self._end_told, False
         self._began, self._state, self._ended, self._last_line = False, execution.state, None, ""
+        self._pull_told = False
         if ended is None or self._quiet:
             return
         when = f" {in_time(execution.waiting)}" if execution.HasField("waiting") else ""
@@ -233,7 +257,7 @@ def _follow(tail: api.Tail, display: Display) -> int:
             for event in events:
                 match event:
                     case api.Gap():
-                        display.say(_gap_text(event))
+                        display.gap(event)
                     case api.StateChange():
                         display.state(event)
                     case api.Disconnected(error=api.Exhausted()) if not back:

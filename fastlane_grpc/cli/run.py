@@ -327,7 +327,7 @@ def run(
             click.echo(job.id)
             return 0
         interrupts.job_is_known(job.id)
-        display = Display(environ, verbose=verbose, quiet=quiet, heartbeat=heartbeat)
+        display = Display(environ, verbose=verbose, quiet=quiet, heartbeat=heartbeat, reports_pull=True)
         if display.system:
             display.say(f"job {job.id}, execution {job.execution.id}")
         elif not quiet and _is_ci(environ):

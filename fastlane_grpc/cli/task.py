@@ -16,7 +16,7 @@ from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 @click.group()
 def task() -> None:
-    """Limit, pause and resume a task, or say whom to tell about its jobs. `fastlane tasks` lists tasks and limits.
+    """Limit, pause and resume a task, or say whom to notify of its jobs. `fastlane tasks` lists tasks and limits.
 
     \b
     Examples:
@@ -92,7 +92,7 @@ def resume(*, name: str, form: str, address: str) -> int:
     return 0
 
 
-@task.command()
+@task.command(short_help="Say whom to notify of the ends of its jobs.")
 @click.argument("name", metavar="TASK")
 @click.option("--off", is_flag=True, help="Tell nobody; the settings of the server apply again.")
 @notifies

@@ -42,6 +42,12 @@ class Error(Exception):
         """The same call may succeed later."""
         return self.retry_seconds is not None or (not self.reason and self.code in _CUTS)
 
+    @property
+    def resumable(self) -> bool:
+        """A stream that ended like this may be resumed. Without a reason RESOURCE_EXHAUSTED is a proxy's or the
+        connection's: the request of a stream is never too large."""
+        return self.passing or (not self.reason and self.code is grpc.StatusCode.RESOURCE_EXHAUSTED)
+
 
 class NotFound(Error):
     """No task, job, execution, host or delivery has this id."""
@@ -109,6 +115,9 @@ class ServerDefect(Error):
 
 class LogInconsistent(Error):
     """A tail received an inconsistent log: repeated bytes, missing bytes without a gap, or a wrong checksum."""
+
+    def __init__(self, message: str) -> None:
+        super().__init__(message, code=grpc.StatusCode.DATA_LOSS)
 
 
 BY_REASON: Mapping[str, type[Error]] = {

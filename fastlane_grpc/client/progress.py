@@ -72,7 +72,7 @@ class Progress:
         if self._cut_at is None:
             self._cut_at = now
         away_seconds = now - self._cut_at
-        if not error.passing or (self._give_up_seconds is not None and away_seconds >= self._give_up_seconds):
+        if not error.resumable or (self._give_up_seconds is not None and away_seconds >= self._give_up_seconds):
             self.over = True
             raise error
         self.pause_seconds = self._backoff.pause_seconds(self._failures, error.retry_seconds)

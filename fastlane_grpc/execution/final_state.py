@@ -66,16 +66,18 @@ def ended(
     *,
     timeout: timedelta,
     engine_restarted: bool,
+    kills_for_memory: int = 0,
 ) -> FinalState:
     """Return the final state of a container that ran and ended.
 
-    `container` is None if the container was removed before it could be inspected.
+    `container` is None if the container was removed before it could be inspected. `kills_for_memory`: how many the
+    recorder knows of. The engine misses some.
     """
     start_time, exit_time = (container.start_time, container.end_time) if container else (None, None)
     if start_time and exit_time:
         # A busy engine notes the start of a quick container after its end.
         start_time = min(start_time, exit_time)
-    out_of_memory = container is not None and container.out_of_memory
+    out_of_memory = kills_for_memory > 0 or (container is not None and container.out_of_memory)
     state, reason, detail = _judged(
         exit_code, out_of_memory, spec, stopping, timeout=timeout, engine_restarted=engine_restarted
     )
@@ -101,7 +103,16 @@ def ended_by_itself(
         return not_executed(error, container.program if container else None, stopping)
     # "told": the recorder was sent a signal to end. If no server did that, the engine ended the container.
     engine_ended_it = engine_restarted and bool(facts.get("told"))
-    final_state = ended(trailer.exit_code, container, spec, stopping, timeout=timeout, engine_restarted=engine_ended_it)
+    final_state = ended(
+        trailer.exit_code,
+        container,
+        spec,
+        stopping,
+        timeout=timeout,
+        engine_restarted=engine_ended_it,
+        # A record of an older recorder does not tell.
+        kills_for_memory=facts.get("kills_for_memory", 0),
+    )
     # An engine that was killed has lost the times, or replaced them by the time of its own return.
     exit_time = _nanos(facts.get("end_time_ns")) or final_state.exit_time
     start_time = final_state.start_time or _nanos(facts.get("start_time_ns"))

@@ -155,7 +155,7 @@ def _image(lifecycle: Lifecycle) -> Image:
 
 
 def _pull(lifecycle: Lifecycle) -> None:
-    lifecycle.log_line(f"pulling {lifecycle.spec.image}")
+    lifecycle.log_line(f"pulling {lifecycle.spec.image} on host {lifecycle.context.host_name}")
     backoff = Retries(lifecycle.context.retry_seconds)
     while failure := _pull_once(lifecycle):
         if not isinstance(failure, PullFailed):

@@ -108,7 +108,7 @@ class Application:
                 problem_of(error)
                 scope[CONNECTION].abort()
             else:
-                await problem_response(error)(scope, receive, sending)
+                await _answer_to(error, scope["method"], headers)(scope, receive, sending)
         finally:
             count.end()
 
@@ -180,6 +180,14 @@ def _resources(context: HttpContext) -> list[Route]:
     for extra in extra_routes(context):
         paths[extra.path][extra.verb] = extra.handler
     return [Route(path, Resource(path, handlers, methods[path]), methods=None) for path, handlers in paths.items()]
+
+
+def _answer_to(error: Exception, verb: str, headers: Headers) -> ASGIApp:
+    """Return the answer to an error. A browser at an address where nothing is gets the page, which says so."""
+    response = problem_response(error)
+    if response.status_code in {404, 405} and verb in {"GET", "HEAD"} and prefers_html(headers):
+        return PageShell(response.status_code, {"Allow": allow} if (allow := response.headers.get("allow")) else None)
+    return response
 
 
 async def _openapi(scope: Scope, receive: Receive, send: Send) -> None:

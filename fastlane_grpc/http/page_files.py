@@ -1,6 +1,7 @@
 """The files of the live page, from the package's folder `page`: the shell of every view, and its assets."""
 
 from base64 import urlsafe_b64encode
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache
 from hashlib import sha256
@@ -58,9 +59,19 @@ class PageFile:
 class PageShell:
     """The document of every view: the address says which one it is."""
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __init__(self, status: int = 200, headers: Mapping[str, str] | None = None) -> None:
+        """`status`, `headers`: those of the error in whose place a browser gets the page."""
+        self._status = status
         # The same address is JSON for other clients.
-        await _response(scope, page_files()["index.html"], {"Vary": "Accept"})(scope, receive, send)
+        self._headers = {"Vary": "Accept", **(headers or {})}
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        file = page_files()["index.html"]
+        if self._status == 200:
+            response = _response(scope, file, self._headers)
+        else:
+            response = Response(file.content, self._status, _HEADERS | self._headers, file.media_type)
+        await response(scope, receive, send)
 
 
 class PageAssets:

@@ -14,8 +14,9 @@ from typing import Protocol
 import structlog
 
 from fastlane_grpc.backoff import Backoff
+from fastlane_grpc.counts import NotificationCounts
 from fastlane_grpc.errors import DiskFull, ServerStopping, StoreFailed
-from fastlane_grpc.model import Delivery, DeliveryState, Execution, Mail, Webhook, utc_now
+from fastlane_grpc.model import Delivery, DeliveryState, Execution, Webhook, utc_now
 from fastlane_grpc.notifications.reply import Reply
 from fastlane_grpc.store import Attempt, Store
 from fastlane_grpc.supervisor import one_task
@@ -30,6 +31,12 @@ PACE_SECONDS = 0.01
 # The longest time between two looks: the clock may jump.
 POLL_SECONDS = 30.0
 RETRY_SECONDS = 5.0
+# What the outcome of an attempt is called in the metrics: the notification is delivered, tried again, or given up.
+_OUTCOMES = {
+    DeliveryState.DELIVERED: "delivered",
+    DeliveryState.PENDING: "repeated",
+    DeliveryState.FAILED: "given_up",
+}
 
 log = structlog.get_logger(__name__)
 
@@ -52,6 +59,7 @@ class Notifier:
         mails: Sender,
         max_retries: int,
         backoff: Backoff,
+        counts: NotificationCounts,
         now: Callable[[], datetime] = utc_now,
         of_host: int = OF_HOST,
         in_all: int = IN_ALL,
@@ -62,6 +70,7 @@ class Notifier:
         self._mails = mails
         self._max_retries = max_retries
         self._backoff = backoff
+        self._counts = counts
         self._now = now
         self._of_host = of_host
         self._in_all = in_all
@@ -130,7 +139,7 @@ class Notifier:
         """Begin the attempts that are due, as far as there is room. Return how long there is nothing else to begin."""
         due = await self._store.due_deliveries(of_host=2 * self._of_host, limit=2 * self._in_all)
         for delivery in due.deliveries:
-            host = _host_of(delivery)
+            host = delivery.notification.target.host
             if delivery.id in self._attempts or self._hosts[host] >= self._of_host:
                 continue
             if len(self._attempts) >= self._in_all:
@@ -157,6 +166,8 @@ class Notifier:
             attempt = self._result(delivery, number, reply)
             _log_attempt(delivery, number, attempt, time.monotonic() - began, self._now())
             await self._store.finish_attempt(delivery.id, attempt)
+            kind = "webhook" if isinstance(delivery.notification.target, Webhook) else "mail"
+            self._counts.attempts[kind, _OUTCOMES[attempt.state]] += 1
         except ServerStopping:
             # The next server makes the attempt once more.
             pass
@@ -186,12 +197,6 @@ class Notifier:
             attempt.cancel()
         if attempts:
             await asyncio.wait(attempts)
-
-
-def _host_of(delivery: Delivery) -> str:
-    """Return what bounds the attempts at a time."""
-    target = delivery.notification.target
-    return "mail" if isinstance(target, Mail) else _origin(target.url)
 
 
 def _origin(url: str) -> str:

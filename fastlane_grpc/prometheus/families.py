@@ -104,6 +104,12 @@ def _ends(snapshot: Snapshot) -> Samples:
         yield (state.name.lower(), reason.name.lower()), count
 
 
+def _attempts(snapshot: Snapshot) -> Samples:
+    for receiver in ("webhook", "mail"):
+        for outcome in ("delivered", "repeated", "given_up"):
+            yield (receiver, outcome), snapshot.counts.notifications.attempts[receiver, outcome]
+
+
 def _streams(snapshot: Snapshot) -> Samples:
     doors: Mapping[str, Iterable[CallCounts]] = {
         "grpc": snapshot.counts.grpc.values(),
@@ -247,6 +253,19 @@ FAMILIES: Sequence[Family] = (
         "Bytes that the server can still write to the disk of its data directory.",
         [],
         _free_bytes,
+    ),
+    # ---- notifications
+    GaugeFamily(
+        "fastlane_notifications",
+        "Notifications that are not delivered, by state; failed: given up.",
+        ["state"],
+        _by(lambda s: {state.name.lower(): count for state, count in s.census.notifications.items()}),
+    ),
+    CounterFamily(
+        "fastlane_notification_attempts_total",
+        "Attempts to deliver a notification, by the kind of the receiver and by the outcome.",
+        ["receiver", "outcome"],
+        _attempts,
     ),
     # ---- the store
     HistogramFamily(

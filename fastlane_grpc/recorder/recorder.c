@@ -623,6 +623,26 @@ static void say_totals(void)
     }
 }
 
+/* The kernel's count of processes of this container that it killed for memory. -1: the kernel does not tell. */
+static long kills_for_memory(void)
+{
+    /* The container's own cgroup, of version 2 or 1. The engine mounts it, and hears of a kill only sometimes. */
+    const char *files[] = {"/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"};
+    for (int i = 0; i < 2; i++) {
+        int file = open(files[i], O_RDONLY | O_CLOEXEC);
+        if (file < 0)
+            continue;
+        char text[1024];
+        ssize_t n = read(file, text, sizeof text - 1);
+        close(file);
+        text[n > 0 ? n : 0] = 0;
+        const char *found = strstr(text, "oom_kill ");
+        if (found)
+            return strtol(found + strlen("oom_kill "), NULL, 10);
+    }
+    return -1;
+}
+
 /* Stores the known gaps and the trailer. False: they could not be stored. */
 static bool finish(void)
 {
@@ -646,6 +666,7 @@ static bool finish(void)
     SAY("],\"facts\":{\"recorder\":1,\"signal\":%d,\"exec_error\":%d,\"start_time_ns\":%llu,\"end_time_ns\":%llu,\"hard_stop\":%s,\"cut_off\":%s,\"told\":%d,",
         !exec_error && WIFSIGNALED(status) ? WTERMSIG(status) : 0, exec_error, (unsigned long long)start_time,
         (unsigned long long)end_time, hard_stopped ? "true" : "false", cut_off ? "true" : "false", told);
+    SAY("\"kills_for_memory\":%ld,", kills_for_memory());
     SAY("\"blocked_ms\":%llu,\"user_us\":%llu,\"system_us\":%llu,\"max_rss_kib\":%ld}}", (unsigned long long)(blocked / MS),
         (unsigned long long)usage.ru_utime.tv_sec * 1000000 + (unsigned long long)usage.ru_utime.tv_usec,
         (unsigned long long)usage.ru_stime.tv_sec * 1000000 + (unsigned long long)usage.ru_stime.tv_usec, usage.ru_maxrss);

@@ -4,10 +4,11 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from fastlane_grpc.model import Hold, State
+from fastlane_grpc.model import DeliveryState, Hold, State
 from fastlane_grpc.pools import NO_POOL, Pools
 from fastlane_grpc.store.database import Connection
 
+_UNDELIVERED = (DeliveryState.PENDING, DeliveryState.FAILED)
 _UNDER_WAY = (State.PREPARING, State.RUNNING, State.STOPPING)
 
 
@@ -18,7 +19,7 @@ class Census:
     `states`: executions by state, those that are not final. Of the scheduled ones: `held`, by their hold, and
     `backing_off`, which are retries. Of the queued ones: `blocked`, by their task, which is at a limit or paused, and
     `ready`, by their pool. `skipped_ticks`: the ticks of all schedules that were ever skipped. `log_bytes`: what the
-    logs of ended executions take on the disk."""
+    logs of ended executions take on the disk. `notifications`: those that are not delivered, by state."""
 
     states: Mapping[State, int]
     held: Mapping[Hold, int]
@@ -27,13 +28,15 @@ class Census:
     ready: Mapping[str, int]
     skipped_ticks: int
     log_bytes: int
+    notifications: Mapping[DeliveryState, int]
 
 
 def take_census(db: Connection, pools: Pools) -> Census:
     """Count what is stored, as of one moment.
 
     A million executions cost as much as ten, with these exceptions: those that are held or back off, the queued ones of
-    blocked tasks, and, where pools are configured, all queued ones. Each of these is one step along an index."""
+    blocked tasks, and, where pools are configured, all queued ones. Each of these is one step along an index, and so is
+    each notification that is not delivered."""
     db.execute("BEGIN")
     try:
         return _census(db, pools)
@@ -57,6 +60,7 @@ def _census(db: Connection, pools: Pools) -> Census:
         ready=_ready_by_pool(db, pools) if pools else {NO_POOL: states[State.QUEUED] - sum(blocked.values())},
         skipped_ticks=skipped_ticks,
         log_bytes=log_bytes,
+        notifications={state: db.execute(_DELIVERIES, [state]).fetchall()[0][0] for state in _UNDELIVERED},
     )
 
 
@@ -69,6 +73,7 @@ def _ready_by_pool(db: Connection, pools: Pools) -> Mapping[str, int]:
 
 # As many as run at a time, at most.
 _IN_STATE = "SELECT count(*) FROM executions INDEXED BY executions_state WHERE state = ?"
+_DELIVERIES = "SELECT count(*) FROM deliveries INDEXED BY deliveries_state WHERE state = ?"
 _HELD = "SELECT held, count(*) FROM executions INDEXED BY executions_held WHERE held > 0 GROUP BY held"
 _BACKING_OFF = f"""
     SELECT count(*) FROM executions INDEXED BY executions_backing_off

@@ -10,14 +10,12 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, NamedTuple
-from urllib.parse import urlsplit
 from uuid import UUID, uuid5
 
 from fastlane_grpc.errors import DeliveryNotFound
 from fastlane_grpc.model import (
     Delivery,
     DeliveryState,
-    Mail,
     Notification,
     NotificationEvent,
     State,
@@ -41,8 +39,6 @@ from fastlane_grpc.store.rows import (
 STEP_CHANGES = 1000
 # What the ids of deliveries are derived from, beside the execution.
 _NAMESPACE = UUID("5f1d7a52-0c58-4c1c-9d0e-7c5f0f0b2a11")
-# The host of every mail: all go to one server.
-MAIL_HOST = "mail"
 
 _NAMES = (
     *("delivery_id", "event", "ended_state", "notification", "snapshot", "state", "attempts"),
@@ -399,7 +395,7 @@ def _insert_delivery(
         "event": event,
         "ended_state": end.state,
         "receiver": receiver,
-        "host": _host(target),
+        "host": target.host,
         "notification": notifications_text([notification]),
         "snapshot": snapshot,
         "now": microseconds_since_epoch(now),
@@ -426,14 +422,6 @@ _ONE_IS_PENDING = f"""
         WHERE earlier.state = {DeliveryState.PENDING} AND earlier.job_id = :job_id AND earlier.receiver = :receiver
     )
 """
-
-
-def _host(target: Webhook | Mail) -> str:
-    if isinstance(target, Mail):
-        return MAIL_HOST
-    parts = urlsplit(target.url)
-    port = parts.port or (443 if parts.scheme.lower() == "https" else 80)
-    return f"{(parts.hostname or '').rstrip('.')}:{port}"
 
 
 def _release(db: Connection, job_id: str, receiver: str, now: datetime) -> None:

@@ -1,6 +1,7 @@
 """Receivers of notifications as people write them: URLs of webhooks and addresses of mails."""
 
 import re
+import socket
 from urllib.parse import urlsplit
 
 MAX_URL = 2048
@@ -29,13 +30,24 @@ def url_fault(text: str) -> str:
         return "is not a URL: its host or port is wrong"
     if parts.scheme.lower() not in {"http", "https"} or not parts.hostname:
         return "must be an http:// or https:// URL with a host"
-    if re.fullmatch(r"[0-9.]+", parts.hostname) and not _IPV4.fullmatch(parts.hostname):
+    if not _IPV4.fullmatch(parts.hostname) and _is_number(parts.hostname):
         return "must not have a number as its host"
     if "%" in parts.netloc.rpartition("@")[2]:
         return "must not have % in its host"
     if parts.fragment or "#" in text:
         return "must not have a fragment (#)"
     return ""
+
+
+def _is_number(host: str) -> bool:
+    """Return whether a system may read this host as a number that stands for an address, as 0x7f.1."""
+    if re.fullmatch(r"[0-9.]+", host):
+        return True
+    try:
+        socket.inet_aton(host.rstrip("."))
+    except OSError:
+        return False
+    return True
 
 
 def mail_address_fault(text: str) -> str:

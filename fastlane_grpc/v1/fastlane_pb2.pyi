@@ -1812,7 +1812,7 @@ class Outcome(_message.Message):
     exit_code: _builtins.int
     """Set if the container ran and the engine reported its exit code. 0 is set too: the field has presence."""
     out_of_memory: _builtins.bool
-    """The engine killed a process of the container for memory. The container may have survived."""
+    """A process of the container was killed because memory ran out. The container may have survived."""
     stop_signal: _builtins.str
     """The last signal that fastlane sent, as "SIGTERM"; empty if none. The engine does not report signals from others: by
     convention, an exit code of 129 or more is 128 + signal.

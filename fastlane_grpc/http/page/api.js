@@ -15,21 +15,29 @@ export class Problem extends Error {
 }
 
 const WAIT_MS = 250;
-const GET_RETRIES = 3;
+const READ_RETRIES = 3;
 const MAX_WAIT_MS = 5000;
 
-/** Return the response of a GET as JSON. `query`: values, lists of values, or undefined for none. */
-export async function get(path, query = {}, signal) {
+/**
+ * Return what `read()` returns; where its connection breaks, read again, a few times. For anything that only reads.
+ * A container that starts changes the network of its machine, and the browser breaks off what it loads.
+ */
+export async function readAgain(read, signal) {
   for (let failures = 0; ; failures++) {
     try {
-      return await (await request(address(path, query), { headers: { Accept: "application/json" }, signal })).json();
+      return await read();
     } catch (error) {
-      // A container that starts changes the network of its machine, and the browser breaks off what it loads.
       const isBroken = error instanceof Problem ? error.status === 0 : error instanceof TypeError;
-      if (!isBroken || failures >= GET_RETRIES || signal?.aborted) throw error;
+      if (!isBroken || failures >= READ_RETRIES || signal?.aborted) throw error;
       await pause(WAIT_MS, signal);
     }
   }
+}
+
+/** Return the response of a GET as JSON. `query`: values, lists of values, or undefined for none. */
+export function get(path, query = {}, signal) {
+  const headers = { Accept: "application/json" };
+  return readAgain(async () => (await request(address(path, query), { headers, signal })).json(), signal);
 }
 
 export async function post(path, body, signal) {

@@ -1,6 +1,6 @@
 // The start of the page: which view belongs to the address, and moving between views without loading the page again.
 
-import { Problem } from "./api.js";
+import { Problem, get, pause } from "./api.js";
 import { el, show } from "./dom.js";
 import { executionView } from "./execution_view.js";
 import { executionsView } from "./executions_view.js";
@@ -10,6 +10,10 @@ import { jobsView } from "./jobs_view.js";
 import { overview } from "./overview.js";
 import { taskView } from "./task_view.js";
 import { tasksView } from "./tasks_view.js";
+
+// How long the page waits before it asks a server again that it could not reach: at first, and at most.
+const WAIT_MS = 500;
+const MAX_WAIT_MS = 5000;
 
 const VIEWS = [
   [/^\/$/, overview],
@@ -46,10 +50,7 @@ function context() {
 }
 
 async function open() {
-  const here = context();
   const path = decodePath(location.pathname);
-  here.connected(null);
-  here.title("");
   for (const link of document.querySelectorAll("nav a")) {
     const target = link.getAttribute("href");
     const isHere = target === "/" ? path === "/" : path === target || path.startsWith(`${target}/`);
@@ -58,17 +59,56 @@ async function open() {
   }
   main.className = "";
   show(main);
+  const [view, ...parts] = viewAt(path);
+  for (let wait = WAIT_MS, isAway = false; ; wait = Math.min(2 * wait, MAX_WAIT_MS)) {
+    const here = context();
+    here.connected(isAway ? false : null);
+    if (!isAway) here.title("");
+    try {
+      await view(main, here, ...parts);
+      return;
+    } catch (error) {
+      if (here.signal.aborted) return;
+      if (!(error instanceof Problem && error.isPassing)) {
+        here.connected(null);
+        fail(error);
+        return;
+      }
+      here.connected(false);
+      here.title("Not connected");
+      // Said once: a screen reader would repeat it at each attempt.
+      if (!isAway) waitForServer(error);
+      isAway = true;
+    }
+    await pause(wait, here.signal);
+    if (here.signal.aborted) return;
+  }
+}
+
+/** Return the view of a path, and the parts of the path that are its arguments. */
+function viewAt(path) {
   for (const [pattern, view] of VIEWS) {
     const match = pattern.exec(path);
-    if (!match) continue;
-    try {
-      await view(main, here, ...match.slice(1));
-    } catch (error) {
-      if (!here.signal.aborted) fail(error);
-    }
-    return;
+    if (match) return [view, ...match.slice(1)];
   }
-  fail(new Problem(404, "PATH_NOT_FOUND", "There is no such page."));
+  return [nothing];
+}
+
+/** Fail with what the server says of an address that has no view. */
+async function nothing(main, here) {
+  await get(location.pathname + location.search, {}, here.signal);
+  throw new Problem(404, "PATH_NOT_FOUND", "There is no such page.");
+}
+
+function waitForServer(error) {
+  const text = error.status === 0 ? "It does not answer." : error.message;
+  show(
+    main,
+    el("section", { class: "notice", role: "alert" },
+      el("h1", {}, "The server cannot be reached"),
+      el("p", {}, text, " This page tries again by itself, and shows what is there as soon as it can."),
+    ),
+  );
 }
 
 function fail(error) {

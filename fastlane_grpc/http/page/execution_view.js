@@ -72,7 +72,7 @@ function headOf(execution, stop) {
       el("h1", {}, execution.run > 1 ? `Run ${execution.run}, attempt ${execution.attempt}` : `Attempt ${execution.attempt}`, badge(execution.state)),
       el("p", { class: "facts" },
         outcome ? el("span", { class: "outcome-text" }, outcome) : null,
-        waiting ? el("span", { class: "waits", title: execution.waiting.detail ?? "" }, waiting) : null,
+        waiting ? el("span", { class: "waits" }, waiting) : null,
         time ? el("span", { title: "Time that the container runs" }, time) : null,
         execution.host ? el("span", {}, "on ", execution.host) : null),
       el("div", { class: "actions" }, final ? null : button("stop", "Stop", stop, { "data-action": "stop" }))),

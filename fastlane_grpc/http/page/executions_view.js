@@ -3,23 +3,20 @@
 import { get, path } from "./api.js";
 import { el, show } from "./dom.js";
 import { isFinal, outcomeText, shortId, stateName } from "./format.js";
-import { agoOf, badge, runningTime, waitingText } from "./parts.js";
+import { agoOf, badge, heading, reading, runningTime, waitingText } from "./parts.js";
 
 const REFRESH_MS = 5000;
 
 export async function executionsView(main, here) {
   const rows = el("ul", { class: "rows" });
-  const read = async () => {
-    const { executions } = await get("/executions", { page_size: 50 }, here.signal);
+  const read = async (signal) => {
+    const { executions } = await get("/executions", { page_size: 50 }, signal);
     show(rows, executions.map(row), executions.length ? null : el("li", { class: "empty" }, "No executions."));
   };
+  await read(here.signal);
   here.title("Executions");
-  show(main, el("h1", {}, "Newest executions"), rows);
-  await read();
-  const timer = setInterval(() => {
-    if (!document.hidden) read().catch(() => {});
-  }, REFRESH_MS);
-  here.signal.addEventListener("abort", () => clearInterval(timer));
+  show(main, heading("Newest executions"), rows);
+  reading(read, here, REFRESH_MS);
 }
 
 function row(execution) {

@@ -59,7 +59,10 @@ function coarse(milliseconds) {
   return `${Math.floor(s / 86400)} days`;
 }
 
-const DATE = new Intl.DateTimeFormat(undefined, { dateStyle: "medium", timeStyle: "medium" });
+// With the zone: a schedule has one of its own, and a colleague may be elsewhere.
+const DATE = new Intl.DateTimeFormat(undefined, {
+  year: "numeric", month: "short", day: "numeric", hour: "numeric", minute: "2-digit", second: "2-digit", timeZoneName: "short",
+});
 
 export function dateTime(time) {
   return Number.isFinite(time) ? DATE.format(time) : "";

@@ -3,22 +3,18 @@
 import { get } from "./api.js";
 import { el, show, svg } from "./dom.js";
 import { words } from "./format.js";
-import { agoOf } from "./parts.js";
+import { agoOf, heading, reading } from "./parts.js";
 
 const REFRESH_MS = 3000;
 const KINDS = { AVAILABILITY_UP: "good", AVAILABILITY_DOWN: "bad", AVAILABILITY_DRAINED: "neutral", AVAILABILITY_CIRCUIT_OPEN: "waiting" };
 
 export async function hostsView(main, here) {
   const cards = el("div", { class: "hosts wide" });
-  const read = async () => show(cards, (await get("/hosts", {}, here.signal)).hosts.map(hostCard));
+  const read = async (signal) => show(cards, (await get("/hosts", {}, signal)).hosts.map(hostCard));
+  await read(here.signal);
   here.title("Hosts");
-  show(main, el("h1", {}, "Hosts"), cards);
-  await read();
-  here.connected(true);
-  const timer = setInterval(() => {
-    if (!document.hidden) read().then(() => here.connected(true), () => here.connected(false));
-  }, REFRESH_MS);
-  here.signal.addEventListener("abort", () => clearInterval(timer));
+  show(main, heading("Hosts"), cards);
+  reading(read, here, REFRESH_MS);
 }
 
 /** Return a host as a card: its state, its slots, and its last error where that matters. */

@@ -4,16 +4,17 @@ import { get } from "./api.js";
 import { follow } from "./changes.js";
 import { el } from "./dom.js";
 import { ALL_STATES, stateName } from "./format.js";
-import { JobList, throttled } from "./parts.js";
+import { JobList, attempts, throttled } from "./parts.js";
 
 const PAGE = 50;
 const MOST = 1000;
 
-/** Return the elements of the list, and `run()`, which keeps it up to date until the view ends. */
+/** Return the elements of the list, `read()`, which reads it, and `run()`, which keeps it up to date. */
 export function jobPages(here, filter, onChange = () => {}) {
   const list = new JobList("No jobs.");
-  const more = el("button", { type: "button", class: "older", hidden: true, click: () => readMore() }, "Older jobs");
-  const states = el("select", { name: "state", change: () => begin() },
+  const { attempt, failure } = attempts(here);
+  const more = el("button", { type: "button", class: "older", hidden: true, click: () => attempt(readMore) }, "Older jobs");
+  const states = el("select", { name: "state", change: () => attempt(begin) },
     el("option", { value: "" }, "All states"), ALL_STATES.map((state) => el("option", { value: state }, stateName(state))));
   let jobs = new Map(), token = "", current = 0;
 
@@ -45,7 +46,8 @@ export function jobPages(here, filter, onChange = () => {}) {
 
   return {
     filter: el("label", { class: "filter" }, el("span", { class: "unseen" }, "State"), states),
-    content: [list.element, list.note, more],
+    content: [list.element, list.note, failure, more],
+    read: begin,
     run: () => follow(filter, {
       signal: here.signal,
       onConnected: here.connected,

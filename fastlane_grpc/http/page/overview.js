@@ -60,6 +60,8 @@ export async function overview(main, here) {
   const refreshTotals = throttled(() => readTotals().catch(() => {}), here.signal, REFRESH_MS);
   const redraw = throttled(draw, here.signal);
 
+  const readAll = () => Promise.all([readLists(), readTotals()]);
+  await readAll();
   show(main, el("div", { class: "overview" },
     el("h1", { class: "unseen" }, "Overview"),
     el("dl", { class: "figures" }, Object.values(numbers).map((each) => each.element)),
@@ -71,11 +73,10 @@ export async function overview(main, here) {
 
   const idle = setInterval(refreshTotals, IDLE_MS);
   here.signal.addEventListener("abort", () => clearInterval(idle));
-  await readTotals();
   await follow({}, {
     signal: here.signal,
     onConnected: here.connected,
-    onBegin: () => Promise.all([readLists(), readTotals()]),
+    onBegin: readAll,
     onJob(job) {
       for (const { states, jobs } of lists) {
         jobs.delete(job.id);

@@ -115,9 +115,45 @@ export class JobList {
   }
 }
 
+/** Return the heading of a view, with its controls. */
+export function heading(title, ...controls) {
+  return el("div", { class: "heading" }, el("h1", {}, title), ...controls);
+}
+
 export function section(title, ...content) {
   const id = `part-${title.toLowerCase().replace(/[^a-z]+/g, "-")}`;
   return el("section", { class: "part", "aria-labelledby": id }, el("h2", { id }, title), ...content);
+}
+
+// A server that takes longer to answer counts as away.
+const SLOW_MS = 15000;
+
+/** Call `read(signal)` again and again while the page is seen. The connection is as good as the last read. */
+export function reading(read, here, milliseconds) {
+  let timer = 0;
+  const again = () => {
+    timer = setTimeout(async () => {
+      if (!document.hidden) await read(AbortSignal.any([here.signal, AbortSignal.timeout(SLOW_MS)])).then(() => here.connected(true), () => here.connected(false));
+      if (!here.signal.aborted) again();
+    }, milliseconds);
+  };
+  here.connected(true);
+  here.signal.addEventListener("abort", () => clearTimeout(timer));
+  again();
+}
+
+/** Return what calls `work()` for a control of a list, and the element that says so if it fails. */
+export function attempts(here) {
+  const failure = el("p", { class: "failure", role: "alert" });
+  const attempt = async (work) => {
+    try {
+      await work();
+      failure.textContent = "";
+    } catch (error) {
+      if (!here.signal.aborted) failure.textContent = `The list could not be loaded. ${error.message}`;
+    }
+  };
+  return { attempt, failure };
 }
 
 /** Return what keeps up with a flood: calls `work` at most four times a second, and always after the last call. */

@@ -4,18 +4,18 @@ import { get, path } from "./api.js";
 import { el, show } from "./dom.js";
 import { count, plain } from "./format.js";
 import { jobPages } from "./job_pages.js";
-import { throttled } from "./parts.js";
+import { heading, throttled } from "./parts.js";
 
 export async function taskView(main, here, id) {
   const facts = el("p", { class: "facts" });
   const read = async () => show(facts, factsOf((await get(path("tasks", id), {}, here.signal)).task));
   const refresh = throttled(() => read().catch(() => {}), here.signal, 2000);
   const pages = jobPages(here, { task_id: id }, refresh);
+  await Promise.all([read(), pages.read()]);
   here.title(id);
-  await read();
   show(main,
     el("nav", { class: "crumbs", "aria-label": "Where this is" }, el("a", { href: "/tasks" }, "Tasks")),
-    el("div", { class: "heading" }, el("h1", {}, id), pages.filter),
+    heading(id, pages.filter),
     facts,
     pages.content,
   );

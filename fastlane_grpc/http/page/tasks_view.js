@@ -3,37 +3,37 @@
 import { get, path } from "./api.js";
 import { el, show } from "./dom.js";
 import { count } from "./format.js";
-import { agoOf } from "./parts.js";
+import { agoOf, attempts, heading, reading } from "./parts.js";
 
 const REFRESH_MS = 5000;
 
 export async function tasksView(main, here) {
   const rows = el("ul", { class: "rows" });
-  const more = el("button", { type: "button", class: "older", hidden: true, click: () => readMore() }, "More tasks");
-  let token = "", added = 0;
+  const more = el("button", { type: "button", class: "older", hidden: true, click: () => attempt(readMore) }, "More tasks");
+  const { attempt, failure } = attempts(here);
+  let token = "", added = false;
 
-  async function read() {
-    const page = await get("/tasks", { page_size: 200 }, here.signal);
+  async function read(signal) {
+    const page = await get("/tasks", { page_size: 200 }, signal);
+    // Who reads on keeps what is there.
+    if (added) return;
     show(rows, page.tasks.map(taskRow), page.tasks.length ? null : el("li", { class: "empty" }, "No task has a job yet."));
     token = page.next_page_token ?? "";
     more.hidden = !token;
   }
 
   async function readMore() {
-    added++;
     const page = await get("/tasks", { page_size: 200, page_token: token }, here.signal);
+    added = true;
     rows.append(...page.tasks.map(taskRow));
     token = page.next_page_token ?? "";
     more.hidden = !token;
   }
 
+  await read(here.signal);
   here.title("Tasks");
-  show(main, el("h1", {}, "Tasks"), rows, more);
-  await read();
-  const timer = setInterval(() => {
-    if (!document.hidden && !added) read().catch(() => {});
-  }, REFRESH_MS);
-  here.signal.addEventListener("abort", () => clearInterval(timer));
+  show(main, heading("Tasks"), rows, failure, more);
+  reading(read, here, REFRESH_MS);
 }
 
 /** Return a task as one row of a list. */

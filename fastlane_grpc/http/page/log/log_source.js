@@ -1,6 +1,6 @@
 // The log of one execution on the server: its end, which is followed, and any other part of it by line numbers.
 
-import { lines, path, persistently } from "../api.js";
+import { lines, path, persistently, readAgain } from "../api.js";
 import { LineWindow } from "./line_window.js";
 import { LogOutput } from "./output.js";
 
@@ -20,7 +20,11 @@ export class LogSource {
   }
 
   /** Return the rows of the lines `begin` to `end`, of those there are now, and whether they reach the end of the log. */
-  async part(begin, end, signal) {
+  part(begin, end, signal) {
+    return readAgain(() => this.#part(begin, end, signal), signal);
+  }
+
+  async #part(begin, end, signal) {
     const stop = new AbortController();
     const abort = () => stop.abort();
     signal.addEventListener("abort", abort);
@@ -29,10 +33,15 @@ export class LogSource {
     let received = 0;
     try {
       for await (const message of this.messages({ start_line: Math.max(1, begin), follow: false }, stop.signal)) {
-        rows = rows.concat(output.push(message));
+        // Chunk by chunk: of a message that goes on beyond the end, the rest is never made lines.
+        for (const chunk of message.chunks ?? []) {
+          rows = rows.concat(output.push({ chunks: [chunk] }));
+          received += (chunk.data ?? "").length;
+          if (output.nextNumber > end || received > MAX_PART_BYTES) return { rows: upTo(rows, end), isEnd: false };
+        }
+        rows = rows.concat(output.push({ ...message, chunks: [] }));
         if (message.end) return { rows: upTo(rows, end), isEnd: true };
-        for (const chunk of message.chunks ?? []) received += (chunk.data ?? "").length;
-        if (output.nextNumber > end || received > MAX_PART_BYTES) break;
+        if (output.nextNumber > end) break;
       }
       return { rows: upTo(rows, end), isEnd: false };
     } finally {

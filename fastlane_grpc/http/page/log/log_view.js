@@ -11,13 +11,15 @@ import { chosenLines, hashOf } from "./chosen_lines.js";
 import { LogSearch } from "./log_search.js";
 
 // Rows, and their characters. A browser needs about 25 kB for a row, and as much again before it collects garbage.
-const MAX_ROWS = 1000;
+const MAX_ROWS = 800;
 const MAX_WEIGHT = 3 << 20;
 // Lines that are loaded at a time, and those around a line that is gone to.
 const PART_LINES = 250;
 const BEFORE_LINES = 200;
 // How near to the end of what is loaded more is loaded.
 const NEAR_PIXELS = 800;
+// How long a message stays in view.
+const MESSAGE_MS = 8000;
 // How often a reader is told, at most, that there is more.
 const TOLD_MS = 10000;
 
@@ -33,6 +35,7 @@ export class LogView {
   #pending = [];
   #pastTop = 0;
   #told = 0;
+  #messageTimer = 0;
   #settings = loadSettings();
 
   constructor(source, { signal, onConnected, onState, onEnd }) {
@@ -84,6 +87,7 @@ export class LogView {
     this.bottom = el("p", { class: "edge", hidden: true });
     this.scroller = el("div", { class: "log", tabindex: "0", role: "region", "aria-label": "Output" },
       this.top, this.rowsElement, this.openElement, this.bottom);
+    // For a screen reader alone, but for messages that nothing else in the page shows.
     this.told = el("p", { class: "unseen", role: "status" });
     this.jump = el("button", { type: "button", class: "jump", hidden: true, click: () => this.toEnd() });
     this.search = new LogSearch(this);
@@ -101,8 +105,7 @@ export class LogView {
         this.search.element,
         el("label", { class: "stamps" }, el("span", { class: "unseen" }, "Time stamps"), this.stampSelect),
         wrap, this.copyButton, download, follow),
-      el("div", { class: "log-body" }, this.scroller, this.jump),
-      this.told);
+      el("div", { class: "log-body" }, this.scroller, this.jump, this.told));
     this.#applyWrap();
     this.flush = frameThrottled(() => this.#flush(), signal);
     this.researched = throttled(() => this.search.rowsChanged(), signal, 300);
@@ -145,6 +148,8 @@ export class LogView {
     if (!Object.hasOwn(keys, event.key)) {
       if (["ArrowUp", "PageUp", "Home"].includes(event.key) && event.target === this.scroller) {
         this.#stopFollowing();
+        // The browser scrolls beside this thread, and forgets it where lines are added above at that moment.
+        if (event.key === "Home") this.scroller.scrollTop = 0;
         // Where it cannot scroll any further, there is no event of scrolling.
         requestAnimationFrame(() => this.#loadNear());
       }
@@ -309,7 +314,7 @@ export class LogView {
     }
     if (this.#unseen && performance.now() - this.#told > TOLD_MS) {
       this.#told = performance.now();
-      this.told.textContent = `${count(this.#unseen, "new line")} below`;
+      this.#tellUnseen(`${count(this.#unseen, "new line")} below`);
     }
   }
 
@@ -334,8 +339,10 @@ export class LogView {
     if (!this.#window.row(number)) {
       isLoaded = await this.#load(async (signal) => {
         const { rows } = await this.source.part(number - BEFORE_LINES, number + PART_LINES, signal);
-        this.#replace(rows);
-        this.#join();
+        if (rows.some((row) => row.number !== null)) {
+          this.#replace(rows);
+          this.#join();
+        } else this.toEnd();
       });
     }
     const row = this.#window.row(number) ?? this.#window.rows.at(-1);
@@ -429,7 +436,7 @@ export class LogView {
       await work(this.signal);
       this.#showEdges();
     } catch (error) {
-      if (!this.signal.aborted) this.told.textContent = `This part of the log could not be loaded. ${error.message}`;
+      if (!this.signal.aborted) this.tell(`This part of the log could not be loaded. ${error.message}`);
       return false;
     } finally {
       this.#isLoading = false;
@@ -468,8 +475,7 @@ export class LogView {
     }
     const isLoaded = await this.goTo(chosen.first, { choose: chosen });
     if (isLoaded && !this.#window.row(chosen.first)) {
-      const last = this.#window.last;
-      this.told.textContent = last === null ? "The log has no lines yet." : `The log has ${count(last, "line")} so far.`;
+      this.tell(`The log has no line ${plain(chosen.first)}${this.tail.end ? "" : " yet"}.`);
     }
   }
 
@@ -515,10 +521,10 @@ export class LogView {
     const text = rows.map((row) => `${textOf(row)}\n`).join("");
     try {
       await navigator.clipboard.writeText(text);
-      this.told.textContent = `${count(rows.length, "line")} copied`;
+      this.#tellUnseen(`${count(rows.length, "line")} copied`);
       this.copyButton.lastChild.textContent = "Copied";
     } catch {
-      this.told.textContent = "The browser does not allow copying here";
+      this.tell("The browser does not allow copying here");
       this.copyButton.lastChild.textContent = "Not allowed";
     }
     setTimeout(() => {
@@ -554,7 +560,18 @@ export class LogView {
     this.#showFollowing();
   }
 
+  /** Show a message for some seconds, and tell a screen reader. */
   tell(text) {
+    this.#tellUnseen(text);
+    this.told.className = "message";
+    this.#messageTimer = setTimeout(() => {
+      this.told.className = "unseen";
+    }, MESSAGE_MS);
+  }
+
+  #tellUnseen(text) {
+    clearTimeout(this.#messageTimer);
+    this.told.className = "unseen";
     this.told.textContent = text;
   }
 }

@@ -1,5 +1,6 @@
 // Search for a text, in rows that are loaded and in the rest of the log on the server.
 
+import { readAgain } from "../api.js";
 import { bytesOf, SYSTEM, textOf } from "./output.js";
 
 const ESCAPES = /\x1b(?:\[[0-?]*[ -/]*[@-~]|[\]PX^_][^\x07\x1b\n]{0,4096}(?:\x07|\x1b\\)?|[ -/]*[0-~])/g;
@@ -72,30 +73,39 @@ function lineBreaks(text, begin, end) {
 
 /** Return the number of the first line from `begin` to before `end` that has the text; null for none. */
 export async function firstLine(source, needle, begin, end, signal, onProgress) {
-  const scanner = new Scanner(needle);
-  for await (const message of source.messages({ start_line: begin, follow: false }, signal)) {
-    const found = scanner.push(message).find((line) => line >= begin && line < end);
-    if (found !== undefined) return found;
-    if (scanner.next >= end) return null;
-    onProgress(scanner.next);
-  }
-  return null;
+  let from = begin;
+  return readAgain(async () => {
+    const scanner = new Scanner(needle);
+    for await (const message of source.messages({ start_line: from, follow: false }, signal)) {
+      const found = scanner.push(message).find((line) => line >= from && line < end);
+      if (found !== undefined) return found;
+      if (scanner.next >= end) return null;
+      from = Math.max(from, scanner.next);
+      onProgress(scanner.next);
+    }
+    return null;
+  }, signal);
 }
 
 /** Return the number of the last line from `begin` to before `end` that has the text; null for none. */
 export async function lastLine(source, needle, begin, end, signal, onProgress) {
   for (let stop = end; stop > begin; stop -= STEP_LINES) {
     const start = Math.max(begin, stop - STEP_LINES);
-    const scanner = new Scanner(needle);
-    let last = null;
-    for await (const message of source.messages({ start_line: start, follow: false }, signal)) {
-      for (const line of scanner.push(message)) {
-        if (line >= start && line < stop) last = line;
-      }
-      if (scanner.next >= stop) break;
-    }
+    const last = await readAgain(() => lastLineOfStep(source, needle, start, stop, signal), signal);
     if (last !== null) return last;
     onProgress(start);
   }
   return null;
+}
+
+async function lastLineOfStep(source, needle, begin, end, signal) {
+  const scanner = new Scanner(needle);
+  let last = null;
+  for await (const message of source.messages({ start_line: begin, follow: false }, signal)) {
+    for (const line of scanner.push(message)) {
+      if (line >= begin && line < end) last = line;
+    }
+    if (scanner.next >= end) break;
+  }
+  return last;
 }

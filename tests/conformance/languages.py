@@ -1,0 +1,47 @@
+"""The clients that the suite is run against, and how the driver of each is built."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.tools import PATH, ROOT, tool
+
+ENVIRONMENT: Mapping[str, str] = os.environ | {"PATH": f"{Path(sys.executable).parent}:{PATH}"}
+
+
+@dataclass(frozen=True)
+class Language:
+    """A client: the programs of `.ci/tools` that its driver needs, and how it is built. `build` gets a directory of its
+    own and returns the command of the driver."""
+
+    name: str
+    build: Callable[[Path], Sequence[str | Path]]
+    tools: Sequence[str] = ()
+
+    def driver(self, directory: Path) -> Sequence[str | Path]:
+        """Build the driver and return its command; the test is skipped if a program is missing, or fails in CI."""
+        for name in self.tools:
+            tool(name)
+        return self.build(directory)
+
+
+def run(*command: str | Path, cwd: Path) -> None:
+    """Run a command of a build; its output is shown if it fails."""
+    subprocess.run(command, cwd=cwd, env=ENVIRONMENT, stdin=subprocess.DEVNULL, check=True)
+
+
+def _python(directory: Path) -> Sequence[str | Path]:
+    return [sys.executable, ROOT / "clients" / "python" / "conformance.py"]
+
+
+def _go(directory: Path) -> Sequence[str | Path]:
+    run("go", "build", "-o", directory / "conformance", "./internal/conformance", cwd=ROOT / "clients" / "go")
+    return [directory / "conformance"]
+
+
+PYTHON = Language("Python", _python)
+GO = Language("Go", _go, ["go"])
+LANGUAGES: Sequence[Language] = (PYTHON, GO)
