@@ -34,6 +34,7 @@ from fastlane_grpc.rpc.server import RpcServer
 from fastlane_grpc.slots import HostSlots
 from fastlane_grpc.store import Quota, Rules, Store, StoreHealth
 from fastlane_grpc.supervisor import Supervisor
+from fastlane_grpc.trust import CertificateFiles, Certificates
 from fastlane_grpc.wakeup import Wakeup
 from fastlane_grpc.watch import WatchHub
 
@@ -105,6 +106,8 @@ class Server:
     service: Service
     rpc: RpcServer
     http: "HttpServer | None" = None
+    # Those of TLS; None: connections are not encrypted.
+    certificates: Certificates | None = None
 
     def __init__(
         self,
@@ -169,6 +172,7 @@ class Server:
     async def open(self, parts: AsyncExitStack) -> None:
         """Open all parts."""
         self.open_loop(parts)
+        self.open_certificates(parts)
         self.open_data_dir(parts)
         self.open_store(parts)
         self.open_logs(parts)
@@ -186,6 +190,13 @@ class Server:
         """Log the errors of the loop's callbacks like all others."""
         parts.callback(self.loop.set_exception_handler, self.loop.get_exception_handler())
         self.loop.set_exception_handler(_log_loop_error)
+
+    def open_certificates(self, parts: AsyncExitStack) -> None:
+        """Read the files of TLS, if it is on."""
+        settings = self.settings
+        if settings.tls_cert and settings.tls_key:
+            files = CertificateFiles(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+            self.certificates = Certificates(files)
 
     def open_data_dir(self, parts: AsyncExitStack) -> None:
         """Lock the data directory until all other parts are closed: the next server may start then."""
@@ -333,7 +344,11 @@ class Server:
         self.listeners.append(self.service.job_watches.changed)
         self.listeners.append(self.service.unwatched_jobs.changed)
         self.rpc = RpcServer(
-            self.service, self.settings, max_connections=self.open_files.max_connections, counts=self.counts
+            self.service,
+            self.settings,
+            max_connections=self.open_files.max_connections,
+            counts=self.counts,
+            certificates=self.certificates,
         )
         parts.push_async_callback(self.rpc.stop)
         self.rpc.listen()
@@ -364,6 +379,7 @@ class Server:
             HttpLimits(max_connections=self.open_files.max_connections),
             scrape=self._metrics(parts).scrape,
             counts=self.counts,
+            certificates=self.certificates,
         )
         parts.push_async_callback(self.http.stop)
         self.http.listen()
