@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import structlog
 import uvloop
@@ -23,21 +23,24 @@ from fastlane_grpc.docker import CaptureChoice, DockerBackend, DockerCaptures, E
 from fastlane_grpc.errors import CannotServe, ServerFailed, StoreFailed
 from fastlane_grpc.execution import BackendRunner, Host, RemovedHostRunner, Step, Sweeper
 from fastlane_grpc.http.limits import HttpLimits
-from fastlane_grpc.http.server import HttpServer
 from fastlane_grpc.logs import Logs, Tails
 from fastlane_grpc.machine.address import is_loopback
 from fastlane_grpc.machine.data_directory import claimed, disk_bytes
 from fastlane_grpc.machine.open_files import OpenFiles, raise_limit
 from fastlane_grpc.model import Execution, utc_now
 from fastlane_grpc.notifications import LogEnd, MailSender, Notifier, SigningKeys, SmtpServer, WebhookSender
-from fastlane_grpc.prometheus import Metrics, take_snapshot
 from fastlane_grpc.retention import Retention, RetentionLimits
 from fastlane_grpc.rpc.server import RpcServer
 from fastlane_grpc.slots import HostSlots
 from fastlane_grpc.store import Quota, Rules, Store, StoreHealth
 from fastlane_grpc.supervisor import Supervisor
+from fastlane_grpc.trust import CertificateFiles, Certificates
 from fastlane_grpc.wakeup import Wakeup
 from fastlane_grpc.watch import WatchHub
+
+if TYPE_CHECKING:
+    from fastlane_grpc.http.server import HttpServer
+    from fastlane_grpc.prometheus import Metrics
 
 # The time for queued writes when the server ends: a disk that hangs must not keep the server from ending.
 _CLOSE_SECONDS = 5.0
@@ -100,7 +103,9 @@ class Server:
     notifier: Notifier
     service: Service
     rpc: RpcServer
-    http: HttpServer | None = None
+    http: "HttpServer | None" = None
+    # Those of TLS; None: connections are not encrypted.
+    certificates: Certificates | None = None
 
     def __init__(
         self,
@@ -163,6 +168,7 @@ class Server:
     async def open(self, parts: AsyncExitStack) -> None:
         """Open all parts."""
         self.open_loop(parts)
+        self.open_certificates(parts)
         self.open_data_dir(parts)
         self.open_store(parts)
         self.open_logs(parts)
@@ -180,6 +186,13 @@ class Server:
         """Log the errors of the loop's callbacks like all others."""
         parts.callback(self.loop.set_exception_handler, self.loop.get_exception_handler())
         self.loop.set_exception_handler(_log_loop_error)
+
+    def open_certificates(self, parts: AsyncExitStack) -> None:
+        """Read the files of TLS, if it is on."""
+        settings = self.settings
+        if settings.tls_cert and settings.tls_key:
+            files = CertificateFiles(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+            self.certificates = Certificates(files)
 
     def open_data_dir(self, parts: AsyncExitStack) -> None:
         """Lock the data directory until all other parts are closed: the next server may start then."""
@@ -326,7 +339,11 @@ class Server:
         self.listeners.append(self.service.job_watches.changed)
         self.listeners.append(self.service.unwatched_jobs.changed)
         self.rpc = RpcServer(
-            self.service, self.settings, max_connections=self.open_files.max_connections, counts=self.counts
+            self.service,
+            self.settings,
+            max_connections=self.open_files.max_connections,
+            counts=self.counts,
+            certificates=self.certificates,
         )
         parts.push_async_callback(self.rpc.stop)
         self.rpc.listen()
@@ -347,6 +364,9 @@ class Server:
         """Serve the calls over HTTP, unless that is off: opened last, closed first."""
         if not self.settings.http_listen:
             return
+        # Imported here, as the metrics are: a server without HTTP starts sooner.
+        from fastlane_grpc.http.server import HttpServer
+
         self.http = HttpServer(
             self.service,
             self.settings,
@@ -354,13 +374,16 @@ class Server:
             HttpLimits(max_connections=self.open_files.max_connections),
             scrape=self._metrics(parts).scrape,
             counts=self.counts,
+            certificates=self.certificates,
         )
         parts.push_async_callback(self.http.stop)
         self.http.listen()
         _warn_of_reach(self.settings.http_listen, self.http.port)
         await self.http.start()
 
-    def _metrics(self, parts: AsyncExitStack) -> Metrics:
+    def _metrics(self, parts: AsyncExitStack) -> "Metrics":
+        from fastlane_grpc.prometheus import Metrics, take_snapshot
+
         metrics = Metrics(
             lambda version: take_snapshot(
                 version,

@@ -36,7 +36,7 @@ class Access:
         origin = ", ".join(headers.getlist("origin")).lower()
         if verb in _SAFE_VERBS or not origin or origin in self._cors_origins:
             return
-        if origin != f"{scheme}://{host}":
+        if origin != f"{scheme_of(scheme, headers)}://{host}":
             raise HttpError(
                 403,
                 "ORIGIN_REFUSED",
@@ -55,6 +55,14 @@ class Access:
             "Access-Control-Expose-Headers": "Location, Retry-After",
             "Vary": "Origin",
         }
+
+
+def scheme_of(scheme: str, headers: Headers) -> str:
+    """Return the scheme that the client used: `scheme`, or https where a proxy that ended TLS says so.
+
+    A page of another site cannot send X-Forwarded-Proto: a browser asks this server first, which does not allow it.
+    """
+    return "https" if headers.get("x-forwarded-proto", "").lower() == "https" else scheme
 
 
 def _name_of(host: str) -> str:

@@ -11,6 +11,7 @@ from starlette.datastructures import Headers
 from starlette.responses import Response
 from starlette.types import Scope
 
+from fastlane_grpc.http.access import scheme_of
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 _HOST = re.compile(r"[A-Za-z0-9_.-]+(:[0-9]{1,5})?|\[[0-9A-Fa-f:.]+\](:[0-9]{1,5})?")
@@ -50,12 +51,13 @@ def json_response(body: bytes, status: int = 200, **headers: str) -> Response:
 
 def base_url_of(scope: Scope) -> str:
     """Return the address by which the client reaches this server: as in its Host header, else the server's own."""
-    host = Headers(scope=scope).get("host", "")
+    headers = Headers(scope=scope)
+    host = headers.get("host", "")
     if not _HOST.fullmatch(host):
         name, port = scope["server"] or ("localhost", None)
         host = f"[{name}]" if ":" in name else name
         host += f":{port}" if port else ""
-    return f"{scope['scheme']}://{host}"
+    return f"{scheme_of(scope['scheme'], headers)}://{host}"
 
 
 def job_url(base_url: str, job_id: str) -> str:
