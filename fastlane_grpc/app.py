@@ -18,7 +18,7 @@ from fastlane_grpc.api import Receivers, Service, payload
 from fastlane_grpc.backoff import Backoff
 from fastlane_grpc.config import HostSettings, Settings
 from fastlane_grpc.counts import Counts
-from fastlane_grpc.dispatcher import Dispatcher
+from fastlane_grpc.dispatcher import LONGEST_SLEEP_SECONDS, Dispatcher
 from fastlane_grpc.docker import CaptureChoice, DockerBackend, DockerCaptures, Engine, capture_without_engine
 from fastlane_grpc.errors import CannotServe, ServerFailed, StoreFailed
 from fastlane_grpc.execution import BackendRunner, Host, RemovedHostRunner, Step, Sweeper
@@ -63,16 +63,17 @@ def serve(
     *,
     colors: bool = False,
     now: Callable[[], datetime] = utc_now,
+    longest_sleep_seconds: float = LONGEST_SLEEP_SECONDS,
 ) -> None:
     """Serve until SIGTERM or SIGINT, and leave containers to the next server. Raises CannotServe, and ServerFailed
     where the server cannot continue.
 
     `ready` is called with the ports once the server answers calls. `step` is called for each step of each execution, on
     the thread of that execution. `colors` apply to the log on a terminal. `now`: the clock by which jobs are due and
-    expire."""
+    expire. The dispatcher looks at it at least every `longest_sleep_seconds`, as it may jump."""
     _log_to_stderr(colors=colors)
     os.umask(0o077)
-    uvloop.run(_serve(settings, ready, step, now))
+    uvloop.run(_serve(settings, ready, step, now, longest_sleep_seconds))
 
 
 async def _serve(
@@ -80,9 +81,10 @@ async def _serve(
     ready: Callable[[Ports], None],
     step: Callable[[Step, str], None],
     now: Callable[[], datetime],
+    longest_sleep_seconds: float,
 ) -> None:
     stopping = _stop_signals(asyncio.get_running_loop())
-    async with Server(settings, step, now=now) as server:
+    async with Server(settings, step, now=now, longest_sleep_seconds=longest_sleep_seconds) as server:
         ready(Ports(server.port, server.http_port))
         await server.serve_until(stopping)
 
@@ -115,11 +117,13 @@ class Server:
         step: Callable[[Step, str], None] = lambda step, execution_id: None,
         *,
         now: Callable[[], datetime] = utc_now,
+        longest_sleep_seconds: float = LONGEST_SLEEP_SECONDS,
     ) -> None:
-        """`now`: the clock by which jobs are due and expire."""
+        """`now` and `longest_sleep_seconds`: see `serve`."""
         self.settings = settings
         self.step = step
         self.now = now
+        self.longest_sleep_seconds = longest_sleep_seconds
         self.loop = asyncio.get_running_loop()
         self._failure: asyncio.Future[NoReturn] = self.loop.create_future()
         self.supervisor = Supervisor(self._down)
@@ -280,6 +284,7 @@ class Server:
             pools=settings.pools_of_hosts,
             supervisor=self.supervisor,
             now=self.now,
+            longest_sleep_seconds=self.longest_sleep_seconds,
         )
         self.dispatcher.on_availability_change = self._engine_changed.set
         self.listeners.append(self.dispatcher.on_change)

@@ -4,8 +4,10 @@ import re
 
 import click
 
-# The longest first: `spec.limits.memory_bytes`, `spec.envs["A"]`, `task_id`.
-_FIELD = re.compile(r"""\bspec\.(?:[a-z_]+(?:\[[0-9]+\])?\.)*([a-z_]+)(?:\[("?)(.*?)\2\](?=:|\s|$))?""")
+# The longest first: `spec.limits.memory_bytes`, `spec.envs["A"]`, `filter.labels`, `task_id`.
+_FIELD = re.compile(
+    r"""(?<![.\w])(?:spec|cron|filter)\.(?:[a-z_]+(?:\[[0-9]+\])?\.)*([a-z_]+)(?:\[("?)(.*?)\2\](?=:|\s|$))?"""
+)
 # Fields that are not inside of a spec begin a message, or the next violation in it.
 _OUTER_FIELD = re.compile(r"(?:(?<=; )|^)([a-z_]+)(?=: )")
 # Arguments of the client, which every command that connects has as options.
