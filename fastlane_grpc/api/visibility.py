@@ -12,7 +12,7 @@ from fastlane_grpc.trust import PRINCIPAL, Permission, Principal, Scope
 
 
 class Reads(Protocol):
-    """What is read of the store."""
+    """The reads of the store that the checks need."""
 
     def job(self, job_id: str) -> Awaitable[Job]: ...
 

@@ -34,7 +34,7 @@ class Scope(Enum):
 
 @dataclass(frozen=True, slots=True)
 class Permission:
-    """What a call needs."""
+    """The role and the scope that a call needs."""
 
     role: Role
     scope: Scope
