@@ -330,7 +330,7 @@ def test_the_options_that_are_told_are_those_that_are_taken(options: type, reque
         (grpc.StatusCode.ALREADY_EXISTS, "REQUEST_ID_REUSED", fastlane_client.RequestIdReused),
         (grpc.StatusCode.INTERNAL, "DEFECT", fastlane_client.ServerDefect),
         (grpc.StatusCode.NOT_FOUND, "A_REASON_OF_TOMORROW", fastlane_client.NotFound),
-        (grpc.StatusCode.PERMISSION_DENIED, "", fastlane_client.Error),
+        (grpc.StatusCode.PERMISSION_DENIED, "", fastlane_client.PermissionDenied),
         (grpc.StatusCode.UNIMPLEMENTED, "", fastlane_client.UnknownField),
     ],
 )

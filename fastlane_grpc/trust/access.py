@@ -56,8 +56,8 @@ PRINCIPAL: ContextVar[Principal] = ContextVar("principal", default=ANYBODY)
 
 @dataclass(frozen=True, slots=True)
 class Credentials:
-    """What a client shows: its Authorization header, its token in a cookie, or the name in its certificate; and the
-    address that it comes from."""
+    """The credentials of a client: its Authorization header, its token in a cookie, or the name in its certificate; and
+    its address."""
 
     address: str
     authorization: str | None = None
