@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import partial
-from typing import Any, NoReturn, Self
+from typing import TYPE_CHECKING, Any, NoReturn, Self
 
 import structlog
 import uvloop
@@ -23,14 +23,12 @@ from fastlane_grpc.docker import CaptureChoice, DockerBackend, DockerCaptures, E
 from fastlane_grpc.errors import CannotServe, ServerFailed, StoreFailed
 from fastlane_grpc.execution import BackendRunner, Host, RemovedHostRunner, Step, Sweeper
 from fastlane_grpc.http.limits import HttpLimits
-from fastlane_grpc.http.server import HttpServer
 from fastlane_grpc.logs import Logs, Tails
 from fastlane_grpc.machine.address import is_loopback
 from fastlane_grpc.machine.data_directory import claimed, disk_bytes
 from fastlane_grpc.machine.open_files import OpenFiles, raise_limit
 from fastlane_grpc.model import Execution, utc_now
 from fastlane_grpc.notifications import LogEnd, MailSender, Notifier, SigningKeys, SmtpServer, WebhookSender
-from fastlane_grpc.prometheus import Metrics, take_snapshot
 from fastlane_grpc.retention import Retention, RetentionLimits
 from fastlane_grpc.rpc.server import RpcServer
 from fastlane_grpc.slots import HostSlots
@@ -38,6 +36,10 @@ from fastlane_grpc.store import Quota, Rules, Store, StoreHealth
 from fastlane_grpc.supervisor import Supervisor
 from fastlane_grpc.wakeup import Wakeup
 from fastlane_grpc.watch import WatchHub
+
+if TYPE_CHECKING:
+    from fastlane_grpc.http.server import HttpServer
+    from fastlane_grpc.prometheus import Metrics
 
 # The time for queued writes when the server ends: a disk that hangs must not keep the server from ending.
 _CLOSE_SECONDS = 5.0
@@ -100,7 +102,7 @@ class Server:
     notifier: Notifier
     service: Service
     rpc: RpcServer
-    http: HttpServer | None = None
+    http: "HttpServer | None" = None
 
     def __init__(
         self,
@@ -347,6 +349,9 @@ class Server:
         """Serve the calls over HTTP, unless that is off: opened last, closed first."""
         if not self.settings.http_listen:
             return
+        # Imported here, as the metrics are: a server without HTTP starts sooner.
+        from fastlane_grpc.http.server import HttpServer
+
         self.http = HttpServer(
             self.service,
             self.settings,
@@ -360,7 +365,9 @@ class Server:
         _warn_of_reach(self.settings.http_listen, self.http.port)
         await self.http.start()
 
-    def _metrics(self, parts: AsyncExitStack) -> Metrics:
+    def _metrics(self, parts: AsyncExitStack) -> "Metrics":
+        from fastlane_grpc.prometheus import Metrics, take_snapshot
+
         metrics = Metrics(
             lambda version: take_snapshot(
                 version,

@@ -1,18 +1,11 @@
-"""Backoff and retries of what may pass by itself: a registry, an engine, a full disk."""
+"""Backoff and retries of what may pass by itself: a registry, an engine, a full disk.
+
+The clients use it too, so it imports nothing that takes time."""
 
 import random
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TypeVar
-
-import structlog
 
 from fastlane_grpc.clock import boottime
-
-T = TypeVar("T")
-
-log = structlog.get_logger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,7 +23,6 @@ class Backoff:
 
 
 RETRIES = Backoff(0.05, 8.0)
-RECORD_RETRIES = Backoff(0.05, 2.0)
 
 
 class Retries:
@@ -50,21 +42,3 @@ class Retries:
         pause_seconds = RETRIES.pause_seconds(self._failures)
         self._failures += 1
         return None if boottime() + pause_seconds > self._until else pause_seconds
-
-
-def retry_until_written(write: Callable[[], T]) -> T:
-    """Return what `write` returns; repeat it while it raises OSError.
-
-    A full disk, or a full table of the kernel, says nothing about a job: its execution is not final before its record
-    is written. A file that is not there is no matter of time: FileNotFoundError is raised."""
-    failures = 0
-    while True:
-        try:
-            return write()
-        except FileNotFoundError:
-            raise
-        except OSError as error:
-            pause_seconds = RECORD_RETRIES.pause_seconds(failures)
-            failures += 1
-            log.warning("a record cannot be used; trying again", error=str(error), again_seconds=pause_seconds)
-            time.sleep(pause_seconds)

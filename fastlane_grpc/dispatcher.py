@@ -143,10 +143,13 @@ class Dispatcher:
         """The state of each host, in the order of the configuration."""
         return [host.state for host in self._hosts.all]
 
-    def why_queued_in(self, pool: str) -> WaitReason | None:
+    def pool_of_task(self, task_id: str) -> str:
+        """Return the name of the task's pool; empty if it has none."""
+        return self._hosts.pool_of_task(task_id)
+
+    def why_queued_in(self, pool: str) -> tuple[WaitReason, str] | None:
         """Return why queued executions of a pool wait; None: a slot is about to be assigned."""
-        reason = self._hosts.why_queued_in(pool)
-        return reason and reason[0]
+        return self._hosts.why_queued_in(pool)
 
     @property
     def claimed_waits(self) -> Counter[WaitReason]:

@@ -214,7 +214,11 @@ class SlotsOfHosts:
     def why_queued(self, task_id: str) -> tuple[WaitReason, str] | None:
         """Return why queued executions of a task wait for a host or a slot; None: a slot is free, and is about to be
         assigned."""
-        return self.why_queued_in(self._pools.of_task(task_id))
+        return self.why_queued_in(self.pool_of_task(task_id))
+
+    def pool_of_task(self, task_id: str) -> str:
+        """Return the name of the task's pool; NO_POOL if it has none."""
+        return self._pools.of_task(task_id)
 
     def why_queued_in(self, pool: str) -> tuple[WaitReason, str] | None:
         """Return the same for the tasks of a pool."""

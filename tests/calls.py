@@ -41,6 +41,14 @@ class NoFreeSlots:
         taken, total = self.slots
         return (WaitReason.NO_FREE_SLOT, f"{taken} of {total} slots in use") if taken >= total else None
 
+    def pool_of_task(self, task_id: str) -> str:
+        """There are no pools."""
+        return ""
+
+    def why_queued_in(self, pool: str) -> tuple[WaitReason, str] | None:
+        """What the attributes say."""
+        return self.why_queued(pool)
+
     async def drain_host(self, name: str, note: str) -> HostReport:
         """There is no host."""
         raise HostNotFound(name)

@@ -351,3 +351,10 @@ main()
     )
     assert '"work": "dispatcher"' in ended.stderr
     assert "Traceback (most recent call last)" in ended.stderr
+
+
+def test_a_server_loads_http_and_the_client_of_webhooks_when_they_are_needed() -> None:
+    loaded = "import sys, fastlane_grpc.app; print(*{name.partition('.')[0] for name in sys.modules})"
+    names = subprocess.run([sys.executable, "-c", loaded], check=True, capture_output=True, text=True).stdout.split()
+    assert "grpc" in names
+    assert not {"aiohttp", "prometheus_client", "starlette", "uvicorn"} & {*names}

@@ -373,6 +373,13 @@ def test_the_words_of_jobs_are_had_without_loading_grpc() -> None:
     subprocess.run([sys.executable, "-c", f"{before}; f.Client; assert 'grpc' in sys.modules"], check=True)
 
 
+def test_a_client_loads_no_logging_and_nothing_of_a_server() -> None:
+    loaded = "import sys, fastlane_grpc.client; print(*{name.partition('.')[0] for name in sys.modules})"
+    names = subprocess.run([sys.executable, "-c", loaded], check=True, capture_output=True, text=True).stdout.split()
+    assert "grpc" in names
+    assert not {"aiohttp", "docker", "requests", "sqlite_utils", "starlette", "structlog", "uvicorn"} & {*names}
+
+
 def test_a_call_over_a_channel_of_ones_own() -> None:
     channel = grpc_testing.channel(pb.DESCRIPTOR.services_by_name.values(), grpc_testing.strict_real_time())
     method = pb.DESCRIPTOR.services_by_name["JobService"].methods_by_name["EnqueueJob"]

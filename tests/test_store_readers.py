@@ -15,7 +15,7 @@ from fastlane_grpc.model import Job, JobSpec, State, utc_now
 from fastlane_grpc.store import ExecutionQuery, JobQuery, PruneQuery, Store, due, pruning
 from fastlane_grpc.store.database import Connection, open_for_reading, open_for_writing, sqlite3
 from fastlane_grpc.store.job_state import DEFAULT_RULES
-from fastlane_grpc.store.lists import page_of_executions, page_of_jobs, page_of_tasks
+from fastlane_grpc.store.lists import SharedPage, page_of_executions, page_of_jobs, page_of_tasks
 from fastlane_grpc.store.queries import JobInLine, ahead_of, execution_and_ahead
 from fastlane_grpc.store.readers import MOST_TOGETHER, SHARED_FROM, THREADS, Readers
 
@@ -121,6 +121,32 @@ async def test_reads_of_one_kind_are_one_statement_until_another_kind_follows(
     # Two threads take from one queue: where each batch ends depends on them, not that each has an end.
     assert sum(batches) > MOST_TOGETHER
     assert max(batches) == MOST_TOGETHER
+
+
+async def test_a_page_that_many_wait_for_is_read_once_for_all(jobs: Sequence[Job], readers: Readers) -> None:
+    reads: list[int] = []
+
+    def find(db: Connection, query: JobQuery, after: Any, size: int) -> Any:
+        reads.append(size)
+        return page_of_jobs(db, query, after, size)
+
+    asked = [
+        *[(JobQuery(), None, 5)] * MOST_TOGETHER,
+        (JobQuery(), None, 4),
+        *[(JobQuery(labels={"a": "b"}), None, 3)] * 2,
+        (JobQuery(), (1, 1), 4),
+    ]
+    with Held(readers):
+        pending = []
+        for query, after, size in asked:
+            # Equal, and not the same object: each call has a request of its own.
+            page = SharedPage(find, JobQuery(labels=dict(query.labels)), after, size)
+            pending.append(readers.read(page.read, many=page))
+    pages = [await each for each in pending]
+    assert [len(page.items) for page in pages] == [5] * MOST_TOGETHER + [4, 0, 0, 0]
+    # Two threads take from one queue.
+    assert reads.count(5) <= THREADS
+    assert reads.count(4) == 2
 
 
 async def test_reads_after_reads_that_came_together_are_answered_together(

@@ -125,6 +125,12 @@ class Capacity(Protocol):
     def why_queued(self, task_id: str) -> tuple[WaitReason, str] | None:
         """Return why queued executions of a task wait for a host or a slot; None: a slot is about to be assigned."""
 
+    def pool_of_task(self, task_id: str) -> str:
+        """Return the name of the task's pool; empty if it has none."""
+
+    def why_queued_in(self, pool: str) -> tuple[WaitReason, str] | None:
+        """Return the same for the tasks of a pool."""
+
     async def drain_host(self, name: str, note: str) -> HostReport:
         """Assign no further executions to a host. HostNotFound."""
 
@@ -549,8 +555,9 @@ class Service:
         return self._waiting(execution, self._capacity.why_queued)
 
     def waiting_of_each(self) -> Callable[[Execution], Waiting | None]:
-        """Return `waiting` for the executions of one page: the hosts are asked once for each task that is queued."""
-        return partial(self._waiting, why_queued=cache(self._capacity.why_queued))
+        """Return `waiting` for the executions of one page: the hosts are asked once for each pool."""
+        why_queued_in = cache(self._capacity.why_queued_in)
+        return partial(self._waiting, why_queued=lambda task_id: why_queued_in(self._capacity.pool_of_task(task_id)))
 
     def _waiting(
         self, execution: Execution, why_queued: Callable[[str], tuple[WaitReason, str] | None]

@@ -17,10 +17,10 @@ from typing import Any, Protocol
 import structlog
 
 from fastlane_grpc.backend import Image
-from fastlane_grpc.backoff import retry_until_written
 from fastlane_grpc.capture.capture import ContainerEnd, ask_record, not_kept, trailer_of
 from fastlane_grpc.capture.frames import Frames, Pieces
 from fastlane_grpc.capture.handoff import CommandStatus, Delivery
+from fastlane_grpc.capture.record_retries import retry_until_written
 from fastlane_grpc.machine.shortage import outlast
 from fastlane_grpc.model import Cause, Source
 from fastlane_grpc.record import NotARecord, RecordReader, RecordSealed, RecordWriter, Trailer

@@ -19,10 +19,10 @@ import structlog
 
 from fastlane_grpc import recorder as program
 from fastlane_grpc.backend import CannotRun, Image
-from fastlane_grpc.backoff import retry_until_written
 from fastlane_grpc.capture.capture import ContainerEnd, ask_record, not_kept, trailer_of
 from fastlane_grpc.capture.handoff import CommandStatus, Delivery, RecordHandoff
 from fastlane_grpc.capture.handoff_watcher import handoff_watcher
+from fastlane_grpc.capture.record_retries import retry_until_written
 from fastlane_grpc.model import Cause, Reason, Source
 from fastlane_grpc.record import Chunk, Position, RecordSealed, RecordWriter, Trailer
 

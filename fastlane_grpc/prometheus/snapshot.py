@@ -81,6 +81,7 @@ def _waits(census: Census, store: Store, dispatcher: Dispatcher) -> Mapping[str,
     for task_id, count in census.blocked.items():
         waits[store.limited_tasks.why_blocked(task_id, now)] += count
     for pool, count in census.ready.items():
-        waits[dispatcher.why_queued_in(pool)] += count
+        why = dispatcher.why_queued_in(pool)
+        waits[why and why[0]] += count
     named = {NO_REASON: waits[None]}
     return named | {reason.name.lower(): waits[reason] for reason in WaitReason}

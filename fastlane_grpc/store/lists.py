@@ -87,6 +87,26 @@ class ListPage(Generic[T]):
     rest: Position | None
 
 
+@dataclass(frozen=True, slots=True)
+class SharedPage(Generic[T]):
+    """A page that is read once for all who wait for it together: many who look at a list look at the same page.
+
+    Those that are equal read the same page. `find` is one of the functions below."""
+
+    find: Callable[[Connection, Any, Any, int], ListPage[T]]
+    query: Any
+    after: Position | None
+    size: int
+
+    def read(self, db: Connection) -> ListPage[T]:
+        """Return the page."""
+        return self.find(db, self.query, self.after, self.size)
+
+    def __call__(self, db: Connection, works: Sequence[object]) -> Sequence[ListPage[T]]:
+        """Return the page for each of those who wait."""
+        return [self.read(db)] * len(works)
+
+
 def page_of_jobs(
     db: Connection, query: JobQuery, after: tuple[int, int] | None, size: int, *, most: int = MOST_LOOKED_AT
 ) -> ListPage[Job]:

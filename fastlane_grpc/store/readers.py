@@ -71,7 +71,7 @@ class Readers:
 
     def read(self, work: Callable[[Connection], T], *, many: Many | None = None) -> Pending[T]:
         """Run `work`, one statement that is read to its last row: an open statement would keep SQLite from cutting its
-        log. Neighbours in the queue with the same `many` are run by one call of it."""
+        log. Neighbours in the queue whose `many` are equal are run by one call of it."""
         pending: Pending[T] = Pending(self._loop)
         with self._entrance:
             if self._closed:
@@ -120,7 +120,7 @@ class Readers:
         Also return the next read, if it was taken from the queue."""
         reads = [first]
         while first.many and len(reads) < MOST_TOGETHER and (following := self._waiting()):
-            if following.many is not first.many:
+            if following.many != first.many:
                 return reads, following
             reads.append(following)
         return reads, None

@@ -55,6 +55,7 @@ from fastlane_grpc.store.lists import (
     ExecutionQuery,
     JobQuery,
     ListPage,
+    SharedPage,
     page_of_deliveries,
     page_of_executions,
     page_of_jobs,
@@ -519,13 +520,15 @@ class Store:
 
     def jobs(self, query: JobQuery, *, after: tuple[int, int] | None = None, size: int) -> Pending[ListPage[Job]]:
         """Return a page of at most `size` after `after`, newest first."""
-        return self._readers.read(lambda db: page_of_jobs(db, query, after, size))
+        page = SharedPage(page_of_jobs, query, after, size)
+        return self._readers.read(page.read, many=page)
 
     def executions(
         self, query: ExecutionQuery, *, after: tuple[int] | None = None, size: int
     ) -> Pending[ListPage[Execution]]:
         """Return a page of at most `size` after `after`, newest first."""
-        return self._readers.read(lambda db: page_of_executions(db, query, after, size))
+        page = SharedPage(page_of_executions, query, after, size)
+        return self._readers.read(page.read, many=page)
 
     def tasks(self, *, after: tuple[str] | None = None, size: int) -> Pending[ListPage[Task]]:
         """Return a page of at most `size` tasks after `after`, by name."""
