@@ -377,6 +377,9 @@ class Settings:
     http_cors_origins: Sequence[str] = setting(
         tuple, read_origins, "origins of web pages elsewhere that may use HTTP; by default none"
     )
+    cli_dir: Path | None = setting(
+        lambda: None, read_path, "directory of programs of fastlane-tail, which HTTP serves at /cli/; by default none"
+    )
     engine: str = setting(lambda: default_engine(os.environ), read_engine, _ADDRESS)
     capture: CaptureMode = setting(
         lambda: CaptureMode.AUTO, read_capture, "capture mode: recorder, attach, or auto (recorder where it works)"

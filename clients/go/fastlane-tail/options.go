@@ -60,27 +60,27 @@ func (o *options) flags() *flag.FlagSet {
 	f.StringVar(&o.address, "address", "", "the server as `HOST:PORT`; else FASTLANE_ADDRESS, else 127.0.0.1:7020")
 	f.StringVar(&o.tlsCA, "tls-ca", "", "use TLS; the server's certificate is signed by one of this PEM `FILE`, or \"system\"")
 	f.StringVar(&o.task, "task", "ci", "the task `NAME` of the job")
-	f.StringVar(&o.image, "image", "", "the image, in place of the argument IMAGE")
+	f.StringVar(&o.image, "image", "", "the image `NAME`, in place of the argument IMAGE")
 	f.StringVar(&o.script, "script", "", "a `SCRIPT` for sh -e in the container, in place of words")
 	f.StringVar(&o.command, "command", "", "a command `LINE`, split into words as a shell does, in place of words")
 	f.Var(&o.envs, "env", "a variable of the container, `NAME=VALUE`, or NAME to copy it if it is set; may be repeated")
 	f.Var(&o.labels, "label", "a label of the job, `NAME=VALUE`; may be repeated")
 	f.StringVar(&o.user, "user", "", "the `USER` in the container")
 	f.StringVar(&o.workingDir, "workdir", "", "the working `DIRECTORY` in the container")
-	f.DurationVar(&o.timeout, "timeout", 0, "stop each attempt after so long, as 30m; 0: the server's default")
+	f.DurationVar(&o.timeout, "timeout", 0, "stop each attempt after this `TIME`, as 30m; 0: the server's default")
 	f.IntVar(&o.retries, "retries", 0, "try a failed job again, at most `N` times")
 	f.DurationVar(&o.stopWhenUnwatched, "stop-when-unwatched", 2*time.Minute,
-		"stop the job when nobody has followed its log for so long, as when this step is killed; 0: never")
-	f.DurationVar(&o.wait, "wait", time.Minute, "how long to wait for a server that does not respond")
+		"stop the job when nobody has followed its log for this `TIME`, as when this step is killed; 0: never")
+	f.DurationVar(&o.wait, "wait", time.Minute, "how much `TIME` a server that does not respond has")
 	f.StringVar(&o.requestID, "request-id", "", "run the job once, however often it is sent with this `ID`")
 	f.StringVar(&o.job, "job", "", "follow the job with this `ID`; start nothing")
 	f.StringVar(&o.idFile, "id-file", "", "write the job's id to this `FILE`")
-	f.DurationVar(&o.heartbeat, "heartbeat", 0, "a line on stderr each time that nothing was printed for so long; 0: none")
+	f.DurationVar(&o.heartbeat, "heartbeat", 0, "a line on stderr each time that nothing was printed for this `TIME`; 0: none")
 	f.StringVar(&o.prefix, "prefix", "", "begin each line of output with this `TEXT`")
 	f.BoolVar(&o.timestamps, "timestamps", false, "begin each line of output with its time")
-	f.StringVar(&o.system, "system", "", "on stderr, fold attempts and annotate a failure as `github` or gitlab understands")
+	f.StringVar(&o.system, "system", "", "on stderr, fold attempts and annotate a failure as this `SYSTEM` understands: github, gitlab")
 	f.StringVar(&o.summary, "summary", "", "append the job and how it ended to this `FILE`, in Markdown")
-	f.StringVar(&o.page, "page", "", "the `URL` of the server's page, for links to the job; else FASTLANE_PAGE")
+	f.StringVar(&o.page, "page", "", "the `URL` of the server's page, for links to the job; else FASTLANE_URL")
 	f.BoolVar(&o.quiet, "quiet", false, "no notes on stderr but errors")
 	f.String("options-from", "", "options may be variables whose names begin with `PREFIX`: PREFIX_IMAGE, PREFIX_ENV")
 	return f
@@ -115,7 +115,7 @@ func parse(arguments []string, lookup func(string) (string, bool)) (*options, er
 		o.address = o.variable("FASTLANE_ADDRESS", "127.0.0.1:7020")
 	}
 	if o.page == "" {
-		o.page = o.variable("FASTLANE_PAGE", "")
+		o.page = o.variable("FASTLANE_URL", "")
 	}
 	return o, o.check()
 }
