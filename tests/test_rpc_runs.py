@@ -1,5 +1,6 @@
 """The calls about jobs with many executions, over gRPC: what they answer, and what they refuse."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from google.protobuf import duration_pb2, timestamp_pb2
 
 from fastlane_grpc.v1 import fastlane_pb2 as pb
+from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
 from tests.calls import RpcHarness, info
 
 NIGHTLY = pb.Cron(expression="30 2 * * *", time_zone="Europe/Berlin")
@@ -143,6 +145,33 @@ async def test_a_final_job_is_retried_and_one_that_goes_on_is_not(harness: RpcHa
     assert (repeated.existing, repeated.job.execution.id) == (True, again.job.execution.id)
     refused = await refusal(harness.jobs.RetryJob(pb.RetryJobRequest(job_id=job.id, request_id="r" * 129)))
     assert str(refused.details()).startswith("request_id: has 129 characters")
+
+
+@pytest.mark.parametrize("request_ids", [1, 2, 10, 100, 0])
+async def test_retries_by_a_hundred_clients_at_once_start_one_run(harness: RpcHarness, request_ids: int) -> None:
+    job = await harness.enqueue()
+    await harness.jobs.StopJob(pb.StopJobRequest(job_id=job.id))
+    channels = [
+        grpc.aio.insecure_channel(f"127.0.0.1:{harness.port}", options=[("grpc.use_local_subchannel_pool", 1)])
+        for _ in range(100)
+    ]
+    names = [f"r{number % request_ids}" if request_ids else "" for number in range(100)]
+    answers = await asyncio.gather(
+        *(
+            pb_grpc.JobServiceStub(channel).RetryJob(pb.RetryJobRequest(job_id=job.id, request_id=name))
+            for channel, name in zip(channels, names, strict=True)
+        ),
+        return_exceptions=True,
+    )
+    await asyncio.gather(*(channel.close() for channel in channels))
+    started = [answer for answer in answers if isinstance(answer, pb.RetryJobResponse)]
+    [first] = [name for name, answer in zip(names, answers, strict=True) if answer in started and not answer.existing]
+    # Those with the same request_id are answered the run that it has started, the others that the job goes on.
+    assert len(started) == (names.count(first) if request_ids else 1)
+    assert {info(error).reason for error in answers if error not in started} <= {"JOB_NOT_FINAL"}
+    retried = (await harness.jobs.GetJob(pb.GetJobRequest(job_id=job.id))).job
+    assert {answer.job.execution.id for answer in started} == {retried.execution.id}
+    assert (retried.executions, retried.execution.run, retried.state) == (2, 2, pb.STATE_QUEUED)
 
 
 async def test_a_job_that_has_expired_is_not_retried(harness: RpcHarness) -> None:
