@@ -15,7 +15,7 @@ import docker
 import pytest
 import yaml
 
-from fastlane_grpc.client import Client
+from fastlane_grpc.client import Client, Retry
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.cutting_relay import CuttingRelay
 from tests.recorder_program import eventually
@@ -323,6 +323,25 @@ def test_attempts_are_folded_and_a_quiet_job_gives_signs_of_life(programs: Path,
             numbered = (begin + ".*" + end).replace("{}", str(number))
             assert re.search(numbered, err.decode(), re.DOTALL), err.decode()
         assert "fastlane-tail: the job runs; nothing was printed for 500ms\n" in err.decode()
+
+
+def test_a_job_that_is_there_is_followed_over_its_attempts_and_not_stopped(
+    programs: Path, server: Server, client: Client, image: str
+) -> None:
+    retry = Retry(2, initial_backoff=0.05, jitter=False)
+    job = client.enqueue(next(tasks), image, args=["sh", "-c", "echo attempt; exit 4"], retry=retry)
+    followed = tail(programs, server, "-job", job.id)
+    out, err = followed.communicate(timeout=60)
+    assert (followed.returncode, out) == (4, b"attempt\n" * 3)
+    assert b"attempt 2 of 3" in err
+    long = client.enqueue(next(tasks), image, args=["sh", "-c", WAITS])
+    left = tail(programs, server, "-job", long.id)
+    assert left.stdout
+    assert left.stdout.readline() == b"ready\n"
+    left.terminate()
+    left.communicate(timeout=60)
+    assert client.job(long.id).state == pb.STATE_RUNNING
+    client.stop(long.id)
 
 
 @pytest.mark.parametrize(

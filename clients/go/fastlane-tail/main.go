@@ -43,8 +43,6 @@ func main() {
 }
 
 func run(options *options) int {
-	signals := make(chan os.Signal, 8)
-	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	notes := newNotes(options)
 	client, err := options.connect()
 	if err != nil {
@@ -52,6 +50,12 @@ func run(options *options) int {
 		return exitWrongUse
 	}
 	defer client.Close()
+	if options.job != "" {
+		// Somebody else's job: a signal ends this program alone.
+		return follow(client, options.job, options, notes)
+	}
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
 	job, interrupted, err := enqueued(client, options, signals)
 	if err != nil {
 		notes.say("%v", err)

@@ -25,7 +25,7 @@ import (
 const usage = `Usage: fastlane-tail [OPTION]... IMAGE [WORD]...
 
 Runs a command in a container on a fastlane server: output live, the exit status is the job's.
-With -job it follows a job that is there already. A signal stops the job.
+A signal stops the job. With -job it follows a job that is there already, and stops nothing.
 
   fastlane-tail -address build:7020 -timeout 30m -env CI -env TOKEN=x alpine make test
 
