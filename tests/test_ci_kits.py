@@ -328,7 +328,7 @@ def test_attempts_are_folded_and_a_quiet_job_gives_signs_of_life(programs: Path,
 def test_a_job_that_is_there_is_followed_over_its_attempts_and_not_stopped(
     programs: Path, server: Server, client: Client, image: str
 ) -> None:
-    retry = Retry(2, initial_backoff=0.05, jitter=False)
+    retry = Retry(max_retries=2, initial_backoff=0.05, jitter=False)
     job = client.enqueue(next(tasks), image, args=["sh", "-c", "echo attempt; exit 4"], retry=retry)
     followed = tail(programs, server, "-job", job.id)
     out, err = followed.communicate(timeout=60)
