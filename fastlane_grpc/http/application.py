@@ -25,6 +25,7 @@ from fastlane_grpc.http.page_files import PageAssets, PageShell
 from fastlane_grpc.http.problem import HttpError, problem_of, problem_response
 from fastlane_grpc.http.request_count import REQUEST_COUNT, RequestCount
 from fastlane_grpc.http.routes import ROUTES, CallRoute
+from fastlane_grpc.http.tail_programs import TailPrograms
 from fastlane_grpc.http.watch_stream import WatchHandler
 from fastlane_grpc.trust import HEALTH, METRICS, REFLECTION
 
@@ -63,6 +64,8 @@ def extra_routes(context: HttpContext) -> Iterable[ExtraRoute]:
     yield ExtraRoute("GET", "/openapi.json", _openapi, REFLECTION)
     yield ExtraRoute("GET", "/", _PAGE, "")
     yield ExtraRoute("GET", "/assets/{name:path}", PageAssets(), "")
+    # Programs without data, to be fetched by machines that have no token yet.
+    yield ExtraRoute("GET", "/cli/{name}", TailPrograms(context.settings.cli_dir), "")
     if context.scrape is not None:
         yield ExtraRoute("GET", "/metrics", MetricsHandler(context.scrape), METRICS)
     if context.access is not None:

@@ -8,7 +8,7 @@ from fastlane_grpc.trust.tokens import Role
 
 
 class Scope(Enum):
-    """What a call is about, for tokens that are limited to some tasks."""
+    """The things that a call is about, for tokens that are limited to some tasks."""
 
     # Nothing of any task: such a token may make the call.
     NONE = auto()

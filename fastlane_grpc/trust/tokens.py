@@ -28,7 +28,7 @@ _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._@-]{0,62}")
 
 
 class Role(IntEnum):
-    """What a token allows. Each role includes those before it."""
+    """The calls that a token allows. Each role includes those before it."""
 
     VIEW = 1
     SUBMIT = 2
