@@ -377,6 +377,9 @@ class Settings:
     http_cors_origins: Sequence[str] = setting(
         tuple, read_origins, "origins of web pages elsewhere that may use HTTP; by default none"
     )
+    cli_dir: Path | None = setting(
+        lambda: None, read_path, "directory of programs of fastlane-tail, which HTTP serves at /cli/; by default none"
+    )
     tls_cert: Path | None = setting(
         lambda: None, read_path, "file of the server's certificate and its chain, in PEM; with it both doors speak TLS"
     )

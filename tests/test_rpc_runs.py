@@ -147,6 +147,32 @@ async def test_a_final_job_is_retried_and_one_that_goes_on_is_not(harness: RpcHa
     assert str(refused.details()).startswith("request_id: has 129 characters")
 
 
+async def test_the_wait_for_a_retry_is_shown_by_every_call(harness: RpcHarness) -> None:
+    retry = pb.Retry(max_retries=3, initial_backoff=seconds(3600), jitter=pb.Retry.JITTER_NONE)
+    enqueued = await harness.enqueue(retry=retry)
+    watch = harness.watch(job_ids=[enqueued.id])
+    begin = datetime.now(UTC)
+    await harness.finish(*(await harness.begin()), code=1)
+    job = (await harness.jobs.GetJob(pb.GetJobRequest(job_id=enqueued.id))).job
+    [listed] = (await harness.jobs.ListJobs(pb.ListJobsRequest(states=[pb.STATE_SCHEDULED]))).jobs
+    [execution] = (
+        await harness.executions.ListExecutions(pb.ListExecutionsRequest(states=[pb.STATE_SCHEDULED]))
+    ).executions
+    while (message := await watch.read()).job.state != pb.STATE_SCHEDULED:
+        assert message.job.id in {"", enqueued.id}
+    request = pb.GetExecutionRequest(execution_id=execution.id)
+    shown = [job.execution, listed.execution, execution, message.job.execution]
+    shown.append((await harness.executions.GetExecution(request)).execution)
+    assert (job.state, listed.state) == (pb.STATE_SCHEDULED, pb.STATE_SCHEDULED)
+    for each in shown:
+        assert (each.id, each.run, each.attempt, each.state) == (execution.id, 1, 2, pb.STATE_SCHEDULED)
+        assert each.waiting.reason == pb.WAIT_REASON_BACKOFF
+        due_time = each.waiting.due_time.ToDatetime(UTC)
+        assert timedelta(hours=1) <= due_time - begin < timedelta(hours=1, minutes=1)
+        assert each.waiting.detail == f"attempt 2 starts at {due_time:%Y-%m-%dT%H:%M:%SZ}"
+        assert each.times.due_time == each.waiting.due_time
+
+
 @pytest.mark.parametrize("request_ids", [1, 2, 10, 100, 0])
 async def test_retries_by_a_hundred_clients_at_once_start_one_run(harness: RpcHarness, request_ids: int) -> None:
     job = await harness.enqueue()
