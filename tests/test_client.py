@@ -563,7 +563,13 @@ def test_a_reader_that_takes_its_time_is_not_taken_for_a_dead_peer(server: Scrip
 
 def test_heartbeats_move_the_cursor_and_are_not_shown(server: ScriptedServer, client: Client) -> None:
     server.logs["e"] = Log(HELLO.pieces, heartbeats_before_end=3)
-    assert [type(event) for event in client.tail("e", sources=[1])] == [StateChange, Output, Output, StateChange, End]
+    assert [type(event) for event in client.tail("e", sources=[pb.SOURCE_STDOUT])] == [
+        StateChange,
+        Output,
+        Output,
+        StateChange,
+        End,
+    ]
 
 
 @pytest.mark.parametrize(
