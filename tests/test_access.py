@@ -534,7 +534,16 @@ def test_a_certificate_has_the_role_that_its_name_was_given(tmp_path: Path) -> N
             with pytest.raises(Unauthenticated, match="there is none for the certificate 'nobody'"):
                 client.server_info()
         for own, status in ((viewer, 200), (nobody, 401)):
-            command = ["curl", "-s", "-o", "/dev/null", "-w", "%{http_code}", "--cacert", authority.cert]
+            command: list[str | Path] = [
+                "curl",
+                "-s",
+                "-o",
+                "/dev/null",
+                "-w",
+                "%{http_code}",
+                "--cacert",
+                authority.cert,
+            ]
             url = f"https://localhost:{server.http_port}/info"
             ran = subprocess.run([*command, "--cert", own.cert, "--key", own.key, url], capture_output=True, text=True)
             assert ran.stdout == str(status)
