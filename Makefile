@@ -20,6 +20,9 @@ proto: ## generate the Python code and docs/contract.md from protos/
 picture: ## take the picture of the page in the documentation anew
 	@.ci/picture
 
+tail: ## build fastlane-tail for each system into dist/cli
+	@.ci/tail
+
 bench: ## measure fastlane and the plain engine side by side
 	@.ci/environment && { .ci/peers; .ci/tools chromium || true; } && .ci/stage bench python -m bench
 

@@ -6,10 +6,12 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import docker
+from docker.types import LogConfig
 
 from bench.ratio import Ratio, in_turn
 from bench.server import server
 from fastlane_grpc import Client
+from fastlane_grpc.client import End
 
 AT_A_TIME = 8
 CONTAINERS = 48
@@ -18,7 +20,7 @@ COMMAND = ["true"]
 
 def row(stage: Path, image: str, engine: str, rounds: int) -> Ratio:
     sdk = docker.APIClient(engine, version="auto", max_pool_size=2 * AT_A_TIME)
-    host_config = sdk.create_host_config(log_config={"Type": "none"})
+    host_config = sdk.create_host_config(log_config=LogConfig(type="none"))
 
     def raw_container(_: int) -> None:
         container = sdk.create_container(image, COMMAND, host_config=host_config)["Id"]
@@ -43,7 +45,7 @@ def row(stage: Path, image: str, engine: str, rounds: int) -> Ratio:
             for job in enqueued:
                 # Followed one after the other: when the last log has ended, all have.
                 *_, end = client.tail(job.execution.id)
-                if end.exit_status:
+                if not isinstance(end, End) or end.exit_status:
                     raise SystemExit(f"a job of the bench ended with {end}")
             return CONTAINERS / (time.perf_counter() - begin)
 

@@ -22,14 +22,15 @@ async def main(address: str, request: bytes, wanted: int, streams: int, method: 
 
     async def read(channel: grpc.aio.Channel) -> tuple[int, int]:
         nonlocal left, begin
-        call = channel.unary_stream(method)(request)
+        stream: grpc.aio.UnaryStreamMultiCallable[bytes, bytes] = channel.unary_stream(method)
+        call = stream(request)
         await call.read()
         left -= 1
         if not left:
             begin = time.perf_counter()
             print("ready", flush=True)
         size = messages = 0
-        while size < wanted and (message := await call.read()) is not grpc.aio.EOF:
+        while size < wanted and isinstance(message := await call.read(), bytes):
             size += len(message)
             messages += 1
         call.cancel()

@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import docker
+from docker.types import LogConfig
 
 from bench.ratio import Margin, Ratio, in_turn
 from bench.server import server
@@ -66,9 +67,8 @@ def _followed(client: Client, image: str, command: Sequence[str]) -> Iterator[by
 
 def _attached(sdk: docker.APIClient, image: str, command: Sequence[str]) -> Iterator[bytes]:
     """What a container prints, as it comes."""
-    container = sdk.create_container(image, command, host_config=sdk.create_host_config(log_config={"Type": "none"}))[
-        "Id"
-    ]
+    host_config = sdk.create_host_config(log_config=LogConfig(type="none"))
+    container = sdk.create_container(image, list(command), host_config=host_config)["Id"]
     try:
         stream = sdk.attach(container, stream=True)
         sdk.start(container)

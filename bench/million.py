@@ -1,5 +1,5 @@
-"""A store that holds a million jobs, a hundred thousand of which wait: what a claim and a start of the server cost
-then."""
+"""A store that holds a million jobs, a hundred thousand of which wait: what a claim, a start of the server, a watch of
+all that wait and a stop of a thousand jobs cost then."""
 
 import asyncio
 import json
@@ -9,6 +9,8 @@ from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 
+import grpc
+
 from bench.ratio import Limit, Ratio
 from bench.server import server
 from fastlane_grpc import Client
@@ -16,6 +18,8 @@ from fastlane_grpc.model import JobSpec, Outcome, State, TaskLimitsChange, new_i
 from fastlane_grpc.retention import KEEP_CHANGES
 from fastlane_grpc.store import Store
 from fastlane_grpc.store.database import open_for_writing
+from fastlane_grpc.v1 import fastlane_pb2 as pb
+from fastlane_grpc.v1.fastlane_pb2_grpc import JobServiceStub
 
 JOBS, WAITING, TASKS = 1_000_000, 100_000, 500
 CLAIMS = 300
@@ -32,6 +36,7 @@ def rows(stage: Path, rounds: int) -> Iterator[Ratio | Limit]:
     build(full)
     yield from _claims(full, empty, rounds)
     yield _start(stage, full, rounds)
+    yield from _calls(stage, full, rounds)
 
 
 def build(directory: Path) -> None:
@@ -183,3 +188,47 @@ def _start(stage: Path, full: Path, rounds: int) -> Limit:
             client.server_info()
             seconds.append(time.perf_counter() - begin)
     return Limit(f"start of the server to its first answer, {JOBS} jobs kept", "s", seconds, 2.0)
+
+
+def _calls(stage: Path, full: Path, rounds: int) -> Iterator[Limit]:
+    first_seconds, all_seconds, stop_seconds = list[float](), list[float](), list[float]()
+    # No engine: what waits stays in the queue.
+    with server(stage, "--engine", f"unix://{stage}/no-engine.sock", directory=full) as running:
+        with grpc.insecure_channel(running.address) as channel:
+            # Each stop has a task of its own: one that has too few jobs left would be quick.
+            for task_id in [f"task-{10 * BLOCKED + 10 * number}" for number in range(min(rounds, 50 - BLOCKED))]:
+                first, all_of_them = _watch(channel)
+                first_seconds.append(first)
+                all_seconds.append(all_of_them)
+                stop_seconds.append(_stop(channel, task_id))
+    yield Limit("first job of WatchJobs, a hundred thousand open", "s", first_seconds, 0.1)
+    yield Limit("all jobs of WatchJobs, a hundred thousand open", "s", all_seconds, 5.0)
+    yield Limit("BatchStopJobs of a thousand queued jobs", "s", stop_seconds, 1.0)
+
+
+def _watch(channel: grpc.Channel) -> tuple[float, float]:
+    """Return the seconds up to the first open job, and up to the last."""
+    # Not parsed, so that the server is measured: what ends the jobs is shorter than any of them.
+    watch: grpc.UnaryStreamMultiCallable[pb.WatchJobsRequest, bytes] = channel.unary_stream(
+        "/fastlane.v1.JobService/WatchJobs",
+        request_serializer=pb.WatchJobsRequest.SerializeToString,
+        response_deserializer=None,
+    )
+    begin = time.perf_counter()
+    call = watch(pb.WatchJobsRequest())
+    first = len(next(call)), time.perf_counter() - begin
+    for message in call:
+        if len(message) < first[0] / 2:
+            break
+    took = time.perf_counter() - begin
+    call.cancel()
+    return first[1], took
+
+
+def _stop(channel: grpc.Channel, task_id: str) -> float:
+    request = pb.BatchStopJobsRequest(filter=pb.JobFilter(task_id=task_id, states=[pb.STATE_QUEUED]))
+    begin = time.perf_counter()
+    response = JobServiceStub(channel).BatchStopJobs(request)
+    took = time.perf_counter() - begin
+    assert response.stopped == 1_000, "the task has as many that wait"
+    return took

@@ -18,7 +18,7 @@ from fastlane_grpc.api import Receivers, Service, payload
 from fastlane_grpc.backoff import Backoff
 from fastlane_grpc.config import HostSettings, Settings
 from fastlane_grpc.counts import Counts
-from fastlane_grpc.dispatcher import Dispatcher
+from fastlane_grpc.dispatcher import LONGEST_SLEEP_SECONDS, Dispatcher
 from fastlane_grpc.docker import CaptureChoice, DockerBackend, DockerCaptures, Engine, capture_without_engine
 from fastlane_grpc.errors import CannotServe, ServerFailed, StoreFailed
 from fastlane_grpc.execution import BackendRunner, Host, RemovedHostRunner, Step, Sweeper
@@ -34,6 +34,7 @@ from fastlane_grpc.rpc.server import RpcServer
 from fastlane_grpc.slots import HostSlots
 from fastlane_grpc.store import Quota, Rules, Store, StoreHealth
 from fastlane_grpc.supervisor import Supervisor
+from fastlane_grpc.trust import CertificateFiles, Certificates
 from fastlane_grpc.wakeup import Wakeup
 from fastlane_grpc.watch import WatchHub
 
@@ -62,16 +63,17 @@ def serve(
     *,
     colors: bool = False,
     now: Callable[[], datetime] = utc_now,
+    longest_sleep_seconds: float = LONGEST_SLEEP_SECONDS,
 ) -> None:
     """Serve until SIGTERM or SIGINT, and leave containers to the next server. Raises CannotServe, and ServerFailed
     where the server cannot continue.
 
     `ready` is called with the ports once the server answers calls. `step` is called for each step of each execution, on
     the thread of that execution. `colors` apply to the log on a terminal. `now`: the clock by which jobs are due and
-    expire."""
+    expire. The dispatcher looks at it at least every `longest_sleep_seconds`, as it may jump."""
     _log_to_stderr(colors=colors)
     os.umask(0o077)
-    uvloop.run(_serve(settings, ready, step, now))
+    uvloop.run(_serve(settings, ready, step, now, longest_sleep_seconds))
 
 
 async def _serve(
@@ -79,9 +81,10 @@ async def _serve(
     ready: Callable[[Ports], None],
     step: Callable[[Step, str], None],
     now: Callable[[], datetime],
+    longest_sleep_seconds: float,
 ) -> None:
     stopping = _stop_signals(asyncio.get_running_loop())
-    async with Server(settings, step, now=now) as server:
+    async with Server(settings, step, now=now, longest_sleep_seconds=longest_sleep_seconds) as server:
         ready(Ports(server.port, server.http_port))
         await server.serve_until(stopping)
 
@@ -103,6 +106,8 @@ class Server:
     service: Service
     rpc: RpcServer
     http: "HttpServer | None" = None
+    # Those of TLS; None: connections are not encrypted.
+    certificates: Certificates | None = None
 
     def __init__(
         self,
@@ -110,11 +115,13 @@ class Server:
         step: Callable[[Step, str], None] = lambda step, execution_id: None,
         *,
         now: Callable[[], datetime] = utc_now,
+        longest_sleep_seconds: float = LONGEST_SLEEP_SECONDS,
     ) -> None:
-        """`now`: the clock by which jobs are due and expire."""
+        """`now` and `longest_sleep_seconds`: see `serve`."""
         self.settings = settings
         self.step = step
         self.now = now
+        self.longest_sleep_seconds = longest_sleep_seconds
         self.loop = asyncio.get_running_loop()
         self._failure: asyncio.Future[NoReturn] = self.loop.create_future()
         self.supervisor = Supervisor(self._down)
@@ -165,6 +172,7 @@ class Server:
     async def open(self, parts: AsyncExitStack) -> None:
         """Open all parts."""
         self.open_loop(parts)
+        self.open_certificates(parts)
         self.open_data_dir(parts)
         self.open_store(parts)
         self.open_logs(parts)
@@ -182,6 +190,13 @@ class Server:
         """Log the errors of the loop's callbacks like all others."""
         parts.callback(self.loop.set_exception_handler, self.loop.get_exception_handler())
         self.loop.set_exception_handler(_log_loop_error)
+
+    def open_certificates(self, parts: AsyncExitStack) -> None:
+        """Read the files of TLS, if it is on."""
+        settings = self.settings
+        if settings.tls_cert and settings.tls_key:
+            files = CertificateFiles(settings.tls_cert, settings.tls_key, settings.tls_client_ca)
+            self.certificates = Certificates(files)
 
     def open_data_dir(self, parts: AsyncExitStack) -> None:
         """Lock the data directory until all other parts are closed: the next server may start then."""
@@ -255,6 +270,7 @@ class Server:
             pools=settings.pools_of_hosts,
             supervisor=self.supervisor,
             now=self.now,
+            longest_sleep_seconds=self.longest_sleep_seconds,
         )
         self.dispatcher.on_availability_change = self._engine_changed.set
         self.listeners.append(self.dispatcher.on_change)
@@ -328,7 +344,11 @@ class Server:
         self.listeners.append(self.service.job_watches.changed)
         self.listeners.append(self.service.unwatched_jobs.changed)
         self.rpc = RpcServer(
-            self.service, self.settings, max_connections=self.open_files.max_connections, counts=self.counts
+            self.service,
+            self.settings,
+            max_connections=self.open_files.max_connections,
+            counts=self.counts,
+            certificates=self.certificates,
         )
         parts.push_async_callback(self.rpc.stop)
         self.rpc.listen()
@@ -359,6 +379,7 @@ class Server:
             HttpLimits(max_connections=self.open_files.max_connections),
             scrape=self._metrics(parts).scrape,
             counts=self.counts,
+            certificates=self.certificates,
         )
         parts.push_async_callback(self.http.stop)
         self.http.listen()

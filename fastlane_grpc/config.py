@@ -377,6 +377,16 @@ class Settings:
     http_cors_origins: Sequence[str] = setting(
         tuple, read_origins, "origins of web pages elsewhere that may use HTTP; by default none"
     )
+    cli_dir: Path | None = setting(
+        lambda: None, read_path, "directory of programs of fastlane-tail, which HTTP serves at /cli/; by default none"
+    )
+    tls_cert: Path | None = setting(
+        lambda: None, read_path, "file of the server's certificate and its chain, in PEM; with it both doors speak TLS"
+    )
+    tls_key: Path | None = setting(lambda: None, read_path, "file of the key of tls_cert, in PEM, without a passphrase")
+    tls_client_ca: Path | None = setting(
+        lambda: None, read_path, "file of the authorities of clients, in PEM; with it each client needs a certificate"
+    )
     engine: str = setting(lambda: default_engine(os.environ), read_engine, _ADDRESS)
     capture: CaptureMode = setting(
         lambda: CaptureMode.AUTO, read_capture, "capture mode: recorder, attach, or auto (recorder where it works)"
@@ -504,6 +514,7 @@ class Settings:
 
     def __post_init__(self) -> None:
         self._check_mail_settings()
+        self._check_tls_settings()
         for url in self.notify_urls or ():
             if refusal := self.webhook_networks.refusal_in(url):
                 raise ConfigError(f"notify_urls has a URL that cannot be used: {refusal}")
@@ -515,6 +526,12 @@ class Settings:
         if self.default_timeout > self.max_timeout:
             default, most = _duration_text(self.default_timeout), _duration_text(self.max_timeout)
             raise ConfigError(f"default_timeout ({default}) is longer than max_timeout ({most}): set both")
+
+    def _check_tls_settings(self) -> None:
+        if bool(self.tls_cert) != bool(self.tls_key):
+            raise ConfigError("tls_cert and tls_key go together: set both, or neither")
+        if self.tls_client_ca and not self.tls_cert:
+            raise ConfigError("tls_client_ca is set, and tls_cert is not: clients are checked only where TLS is spoken")
 
     def _check_mail_settings(self) -> None:
         if self.smtp_host and not self.smtp_from:
@@ -692,7 +709,7 @@ def default_cert_dir(environ: Mapping[str, str]) -> Path | None:
 
 
 # Variables of the command line and of other programs of ours, not settings of the server.
-_NOT_SETTINGS = {"address", "config"}
+_NOT_SETTINGS = {"address", "config", "tls_ca", "client_tls_cert", "client_tls_key"}
 
 
 def _read_file(file: Path | None) -> dict[str, object]:

@@ -242,14 +242,14 @@ class Retention:
 
     async def _prune_excess_executions(self) -> Count:
         """Delete the executions beyond the history of their jobs, with their logs."""
-        total = Count()
+        total, cursor = Count(), PruneQuery.START
         while True:
             began = time.monotonic()
             self._check_open()
-            count = await asyncio.get_running_loop().run_in_executor(self._thread, self._prune_some_excess)
-            if count is None:
+            step = await asyncio.get_running_loop().run_in_executor(self._thread, self._prune_some_excess, cursor)
+            if step.cursor is None:
                 return total
-            total += count
+            total, cursor = total + step.count, step.cursor
             await self._pause(began)
 
     async def _delete_left_over(self) -> None:
@@ -300,17 +300,19 @@ class Retention:
             count += Count(jobs)
         return _PruneStep(count, found[-1].cursor)
 
-    def _prune_some_excess(self) -> Count | None:
-        """Delete the next executions beyond the history of their jobs. None: there are none that can be deleted."""
+    def _prune_some_excess(self, after: PruneCursor) -> _PruneStep:
+        """Delete the next executions beyond the history of their jobs, after that cursor."""
         self._check_open()
-        found = self._store.excess(STEP_ROWS).result()
+        found = self._store.excess(after=after, limit=STEP_ROWS).result()
+        if not found:
+            return _PruneStep(Count(), None)
         # On a disk that is full to the last byte nothing can be marked: only the deletion of files makes room.
         with suppress(DiskFull):
             self._store.mark_pruned([each.execution_id for each in found if each.log_bytes]).result()
         gone = [each for each in found if self._delete_files(each.execution_id) is not _Deleted.NOTHING]
-        if not gone or not self._store.delete_excess([each.execution_id for each in gone]).result():
-            return None
-        return Count(0, sum(each.log_bytes > 0 for each in gone), sum(each.log_bytes for each in gone))
+        self._store.delete_excess([each.execution_id for each in gone]).result()
+        count = Count(0, sum(each.log_bytes > 0 for each in gone), sum(each.log_bytes for each in gone))
+        return _PruneStep(count, found[-1].cursor)
 
     def _delete_files(self, execution_id: str) -> "_Deleted":
         try:

@@ -171,6 +171,9 @@ class MailReceiver:
         envelope.rcpt_tos.append(address)
         return "250 OK"
 
+    async def handle_QUIT(self, server: Any, session: Any, envelope: Any) -> str:  # noqa: N802
+        return await self._asked("QUIT") or "221 Bye"
+
     async def handle_DATA(self, server: Any, session: Any, envelope: Any) -> str:  # noqa: N802
         if refusal := await self._asked("DATA"):
             return refusal

@@ -29,6 +29,9 @@ async def stopped(harness: RpcHarness, task_id: str = "task", **spec: Any) -> pb
 
 async def retried(harness: RpcHarness, **more: Any) -> pb.BatchRetryJobsResponse:
     fields = {name: more.pop(name) for name in ("until_time", "validate_only") if name in more}
+    if "filter_until" in more:
+        # Of the enqueue; that of the request is of the end.
+        more["until_time"] = more.pop("filter_until")
     request = pb.BatchRetryJobsRequest(filter=pb.JobFilter(**more), **fields)
     return await harness.jobs.BatchRetryJobs(request)  # type: ignore[no-any-return]
 
@@ -43,6 +46,32 @@ async def test_jobs_that_match_run_once_more_and_others_do_not(harness: RpcHarne
     assert (answer.retried, answer.skipped, answer.more) == (1, 0, False)
     found = {job.id: job.state for job in (await harness.jobs.ListJobs(pb.ListJobsRequest())).jobs}
     assert found == {mine.id: pb.STATE_QUEUED, other.id: pb.STATE_STOPPED}
+
+
+async def test_a_filter_by_labels_and_times_retries_exactly_what_matches(harness: RpcHarness) -> None:
+    jobs = [await stopped(harness, labels={"team": team, "n": n}) for team in "ab" for n in ("1", "2")]
+
+    async def retried_now(**fields: Any) -> list[int]:
+        """Which jobs a filter retries: they are stopped again."""
+        answer = await retried(harness, states=[pb.STATE_STOPPED], **fields)
+        found = [place for place, job in enumerate(jobs) if await is_open(harness, job)]
+        assert answer.retried == len(found)
+        for place in found:
+            await harness.jobs.StopJob(pb.StopJobRequest(job_id=jobs[place].id))
+        return found
+
+    assert await retried_now(labels={"team": "a"}) == [0, 1]
+    assert await retried_now(labels={"team": "b", "n": "2"}) == [3]
+    assert await retried_now(labels={"team": "c"}) == []
+    assert await retried_now(since_time=jobs[2].create_time) == [2, 3]
+    assert await retried_now(task_id="task", filter_until=jobs[2].create_time) == [0, 1]
+    times = {"since_time": jobs[1].create_time, "filter_until": jobs[3].create_time}
+    assert await retried_now(labels={"n": "1"}, **times) == [2]
+    assert await retried_now(task_id="another", labels={"n": "1"}) == []
+
+
+async def is_open(harness: RpcHarness, job: pb.Job) -> bool:
+    return not (await harness.jobs.GetJob(pb.GetJobRequest(job_id=job.id))).job.HasField("outcome")
 
 
 async def test_without_states_only_what_failed_is_retried(harness: RpcHarness) -> None:

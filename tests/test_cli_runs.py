@@ -76,7 +76,27 @@ def test_the_next_ticks_of_an_expression_are_shown_in_words_and_times(server: Se
     assert summer.startswith("2027-03-28 04:30:00 +0200 (in ")
     refused = fastlane(server, "schedule", "preview", "--time-zone", "Berlin", "@daily")
     assert refused.returncode == 1
-    assert "'Berlin' is not a time zone; did you mean Europe/Berlin?" in refused.stderr.decode()
+    assert (
+        refused.stderr.decode() == "fastlane: --time-zone: 'Berlin' is not a time zone; did you mean Europe/Berlin?\n"
+    )
+    refused = fastlane(server, "schedule", "preview", "0 0 30 2 *")
+    assert refused.stderr.decode() == "fastlane: EXPRESSION: '0 0 30 2 *' never happens: no such day exists\n"
+
+
+def test_a_job_replaced_before_its_start_counts_the_run_that_was_withdrawn(server: Server, image: str) -> None:
+    job_id = fastlane(server, "enqueue", "--cron", "@yearly", image, "true").stdout.decode().strip()
+    shown = fastlane(server, "job", job_id).stdout.decode()
+    assert "scheduled, next run starts in " in shown
+    assert "\nrun " not in shown
+    assert fastlane(server, "replace", "--cron", "@monthly", job_id, image, "true").returncode == 0
+    shown = fastlane(server, "job", job_id).stdout.decode()
+    assert "scheduled, next run starts in " in shown
+    assert re.search(r"^ticks +0 ran, 0 skipped$", shown, re.MULTILINE)
+    assert re.search(r"^executions +2\nrun +2\nattempt +1$", shown, re.MULTILINE)
+    executions = fastlane(server, "executions", "--job", job_id).stdout.decode()
+    assert "run 2 starts in " in executions
+    assert "stopped while it was scheduled: the job was replaced" in executions
+    assert fastlane(server, "stop", job_id).returncode == 0
 
 
 def test_retry_runs_a_job_once_more(server: Server, image: str) -> None:

@@ -1,9 +1,12 @@
 """What `fastlane watch` shows of jobs on a screen, by the events of a watch."""
 
 from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
 
 from fastlane_grpc.cli.job_note import note_of
-from fastlane_grpc.cli.watch import Jobs
+from fastlane_grpc.cli.watch import Jobs, _Lines
 from fastlane_grpc.client import CaughtUp, ChangesMissed, JobChanged, JobPruned
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
@@ -91,7 +94,23 @@ def test_the_note_says_which_attempt_it_is_and_what_it_waits_for() -> None:
     assert note_of(job, job.execution).startswith("attempt 2 of 4 starts in 8s, at ")
     job.execution.attempt, job.execution.run, waiting.reason = 1, 7, pb.WAIT_REASON_NOT_DUE
     job.execution.tick_time.CopyFrom(waiting.due_time)
-    assert note_of(job, job.execution).startswith("run 7 starts in 8s, at ")
+    assert note_of(job, job.execution).startswith("next run starts in 8s, at ")
+    assert note_of(job.execution, job.execution).startswith("run 7 starts in 8s, at ")
     job.execution.attempt = 3
     job.outcome.detail = "exited with 1"
     assert note_of(job, job.execution) == "exited with 1; attempt 3 of 4"
+
+
+def test_a_pipe_gets_no_second_line_for_a_change_that_it_does_not_show(capfd: pytest.CaptureFixture[str]) -> None:
+    lines, job = _Lines(), pb.Job(id="a", task_id="task", state=pb.STATE_PREPARING)
+    events: list[Any] = [JobChanged(job)]
+    job.execution.container_id = "c"
+    events += [JobChanged(job), JobChanged(pb.Job(id="b", task_id="task", state=pb.STATE_PREPARING)), JobChanged(job)]
+    events += [JobChanged(pb.Job(id="a", task_id="task", state=pb.STATE_QUEUED)), JobChanged(job), JobPruned("a")]
+    for event in (*events, JobChanged(job)):
+        lines.show(event, "")
+    shown = [line.partition("  ")[2] for line in capfd.readouterr().out.splitlines()]
+    assert shown == [
+        *("a  task  preparing", "b  task  preparing", "a  task  queued", "a  task  preparing", "a  pruned"),
+        "a  task  preparing",
+    ]

@@ -38,8 +38,8 @@ def go() -> dict[str, str]:
 
 @pytest.fixture(scope="module")
 def go_tail(go: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    program = tmp_path_factory.mktemp("go") / "fastlane-tail"
-    subprocess.run(["go", "build", "-o", program, "./fastlane-tail"], cwd=GO, env=go, check=True)
+    program = tmp_path_factory.mktemp("go") / "tail"
+    subprocess.run(["go", "build", "-o", program, "./examples/tail"], cwd=GO, env=go, check=True)
     return program
 
 
@@ -68,7 +68,7 @@ def test_the_go_client_and_its_example_are_short() -> None:
     """Counted without blank lines, comments and imports: about 300, and 60."""
     package = [path for path in GO.glob("*.go") if not path.name.endswith("_test.go")]
     assert sum(map(lines_of_code, package)) <= 310
-    assert lines_of_code(GO / "fastlane-tail" / "main.go") <= 60
+    assert lines_of_code(GO / "examples" / "tail" / "main.go") <= 60
 
 
 def lines_of_code(path: Path) -> int:
@@ -122,7 +122,7 @@ def test_the_go_program_says_in_a_line_what_was_refused(go_tail: Path, server: S
     )
     assert ran.returncode == 1
     [line] = ran.stderr.splitlines()
-    assert line.startswith("fastlane-tail: ")
+    assert line.startswith("tail: ")
     assert "spec.image" in line
 
 
@@ -146,7 +146,7 @@ def test_the_go_program_follows_a_job_over_its_attempts(go_tail: Path, server: S
 def test_the_go_program_says_what_it_is_to_be_given(go_tail: Path, server: Server) -> None:
     for words in ([], ["-job", "j", "busybox"]):
         ran = subprocess.run([go_tail, *words], capture_output=True, timeout=60, text=True)
-        assert (ran.returncode, ran.stderr.splitlines()[0]) == (2, "fastlane-tail: give either an image or -job")
+        assert (ran.returncode, ran.stderr.splitlines()[0]) == (2, "tail: give either an image or -job")
     unknown = [go_tail, "-address", server.address, "-job", "j"]
     ran = subprocess.run(unknown, capture_output=True, timeout=60, text=True)
     assert ran.returncode == 1

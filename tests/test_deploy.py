@@ -1,6 +1,7 @@
 """What docs/deploy holds: an image of the server, what runs it under compose, and a unit for systemd."""
 
 import configparser
+import hashlib
 import os
 import re
 import shlex
@@ -52,6 +53,12 @@ def server_image(
     constraints = ROOT / ".ci" / "constraints.txt"
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:", "--python-version", version]
     subprocess.run([*command, "--constraint", constraints, "--dest", wheels, wheel], check=True)
+    # In place of what `.ci/tail wheels/cli` makes.
+    (wheels / "cli").mkdir()
+    (wheels / "cli" / "fastlane-tail-linux-amd64").write_bytes(b"a program")
+    (wheels / "cli" / "SHA256SUMS").write_text(
+        f"{hashlib.sha256(b'a program').hexdigest()}  fastlane-tail-linux-amd64\n"
+    )
     name = f"fastlane-server-test:{os.getpid()}"
     _, said = sdk.images.build(
         path=str(wheels),
@@ -135,6 +142,8 @@ def test_a_server_in_a_container_runs_jobs_beside_it_and_hands_them_over(
     # What the recorder writes is the host's directory, whatever it is called in here: the server finds that out.
     with deployment.up(FASTLANE_CAPTURE="recorder") as first:
         port = published(first)
+        program = requests.get(f"http://localhost:{published(first, HTTP_PORT)}/cli/linux-amd64", timeout=30)
+        assert program.content == b"a program"
         answered = requests.get(f"http://localhost:{published(first, HTTP_PORT)}/readyz", timeout=30)
         assert answered.json()["ok"] is True
         with Client(f"127.0.0.1:{port}") as client:

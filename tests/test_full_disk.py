@@ -1,10 +1,8 @@
 """A data directory without any room: jobs are stopped all the same."""
 
 import os
-import subprocess
 import time
 from collections.abc import Iterator
-from contextlib import suppress
 from datetime import timedelta
 from pathlib import Path
 
@@ -18,6 +16,7 @@ from fastlane_grpc.machine.data_directory import free_bytes
 from fastlane_grpc.store.reserve import PIECES
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.serving import Server, containers, serving_on, within
+from tests.small_disk import fill, make_room, small_disk
 
 pytestmark = [
     pytest.mark.engine,
@@ -28,26 +27,14 @@ pytestmark = [
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Path]:
-    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=32m", "tmpfs", tmp_path], check=True)
-    yield tmp_path
-    subprocess.run(["umount", "--lazy", tmp_path], check=True)
-
-
-def fill(disk: Path) -> None:
-    """Takes all the room that is left."""
-    with suppress(OSError), (disk / "ballast").open("ab", buffering=0) as ballast:
-        while True:
-            ballast.write(bytes(4096))
+    with small_disk(tmp_path) as disk:
+        yield disk
 
 
 def take_reserve(data_dir: Path) -> None:
     """As a shortage that lasts does."""
     for piece in data_dir.glob("reserve-*"):
         piece.unlink()
-
-
-def make_room(disk: Path) -> None:
-    subprocess.run(["mount", "-o", "remount,size=96m", disk], check=True)
 
 
 def wait_until_nearly_full(disk: Path) -> None:

@@ -242,6 +242,40 @@ async def test_a_server_that_hangs_costs_a_limited_time(server: MailReceiver) ->
     assert reply.detail == "the mail server did not answer within 0.3 s"
 
 
+async def test_a_server_that_hangs_at_the_farewell_has_answered(server: MailReceiver) -> None:
+    async def hang_at_the_end(command: str) -> None:
+        if command == "QUIT":
+            await asyncio.Event().wait()
+
+    async def nothing(execution_id: str) -> None:
+        return None
+
+    async with MailReceiver(refusals={"RCPT": "550 no such user"}) as other:
+        replies = []
+        for receiver in (server, other):
+            receiver.before = hang_at_the_end
+            smtp = SmtpServer("127.0.0.1", receiver.port, "off", "fastlane@example.org")
+            replies.append(MailSender(smtp, nothing, secret_names=SecretNames()).send(delivery_of(), 1))
+        accepted, refused = await asyncio.gather(*replies)
+    assert (accepted.accepted, len(server.mails)) == (True, 1)
+    assert (refused.accepted, refused.rejected) == (False, True)
+    assert refused.detail == "the mail server refuses the address: 550 no such user"
+
+
+async def test_a_server_that_is_busy_is_asked_again_and_told_in_its_words(tmp_path: Path) -> None:
+    async def busy(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"421 too many connections\r\n")
+
+    listening = await asyncio.start_server(busy, "127.0.0.1", 0)
+    port = listening.sockets[0].getsockname()[1]
+    given = {"smtp_host": "127.0.0.1", "smtp_port": port, "smtp_from": "fastlane@example.org", "smtp_tls": "off"}
+    async with listening, Notified(tmp_path, notify_retries=1, **given) as house:
+        await house.end(mail(TO))
+        [delivery] = await house.over()
+    assert (delivery.state, delivery.attempts) == (FAILED, 2)
+    assert delivery.detail == "the mail server cannot be used: 421 too many connections"
+
+
 async def test_a_server_that_is_not_there_is_asked_again(tmp_path: Path, server: MailReceiver) -> None:
     async with Notified(tmp_path, **mail_settings(server, smtp_port=1)) as house:
         await house.end(mail(TO))

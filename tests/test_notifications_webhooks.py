@@ -28,6 +28,7 @@ from tests.remote_engine import make_certificates
 from tests.tools import ROOT
 
 SECOND = timedelta(seconds=1)
+CHUNKED = b"HTTP/1.1 500 Fault\r\nTransfer-Encoding: chunked\r\n\r\n"
 DELIVERED, FAILED, PENDING = DeliveryState.DELIVERED, DeliveryState.FAILED, DeliveryState.PENDING
 
 
@@ -233,11 +234,56 @@ async def test_an_endless_answer_is_not_read(house: Notified, receiver: HttpRece
     assert sent < 64 << 20
 
 
+@pytest.mark.parametrize(
+    ("piece", "detail"),
+    [
+        (b"HTTP/1.1 100 Continue\r\n\r\n", "the answer cannot be read: the answer has no end"),
+        (b"HTTP/1.1 103 Early Hints\r\nLink: x\r\n\r\n", "the answer cannot be read: the answer has no end"),
+        (CHUNKED + b"1;" + b"x" * 9000, "HTTP 500"),
+    ],
+    ids=["continue", "early hints", "extension of a chunk"],
+)
+async def test_what_comes_before_an_answer_for_ever_is_not_read(
+    house: Notified, receiver: HttpReceiver, piece: bytes, detail: str
+) -> None:
+    sent = 0
+
+    async def answer(post: Post, writer: asyncio.StreamWriter) -> None:
+        nonlocal sent
+        while sent < 100 << 20:
+            writer.write(piece if not sent else piece.removeprefix(CHUNKED) * 100)
+            sent += len(piece) * 100
+            await writer.drain()
+
+    receiver.answer = answer
+    await house.end(hook(receiver.url, max_retries=1))
+    [delivery] = await house.attempted()
+    assert delivery.detail == detail
+    # What the buffers of the system take, beside what was read.
+    assert sent < 20 << 20
+
+
 async def test_endless_headers_are_an_error(house: Notified, receiver: HttpReceiver) -> None:
     receiver.answer = answer_with(b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n")
     await house.end(hook(receiver.url, max_retries=1))
     [delivery] = await house.over()
     assert delivery.state is FAILED
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"SSH-2.0-OpenSSH\r\n\r\n", b"HTTP/1.1 500 " + b"x" * 100_000, b"HTTP/1.1 200 OK\r\nno colon\r\n\r\n", b""],
+    ids=["no HTTP", "long status", "no header", "nothing"],
+)
+async def test_no_error_of_an_answer_shows_the_path_of_its_url(
+    house: Notified, receiver: HttpReceiver, answer: bytes
+) -> None:
+    receiver.answer = answer_with(answer)
+    with capture_logs() as logged:
+        await house.end(hook(f"{receiver.url}/hunter2", max_retries=1))
+        [delivery] = await house.over()
+    assert delivery.detail.startswith(("the answer is not HTTP: ", "the receiver closed the connection"))
+    assert "hunter2" not in delivery.detail + str(logged)
 
 
 async def test_webhooks_that_come_together_share_what_is_closed_at_the_end(

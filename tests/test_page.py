@@ -11,7 +11,7 @@ import pytest
 from playwright.sync_api import Browser, Route, expect
 
 from fastlane_grpc import Client
-from fastlane_grpc.client import JobChanged, Retry
+from fastlane_grpc.client import JobChanged, Retry, Webhook
 from fastlane_grpc.model import Cause, Source
 from tests.browser import PHONE, Tab, WrittenLog, browsing, tab
 from tests.serving import Server, serving, serving_on
@@ -163,6 +163,33 @@ def test_hostile_output_is_text_and_nothing_else(page: Tab, log: WrittenLog) -> 
     assert view.locator(".text :is(a, img, script, b, input, iframe)").count() == 0
     assert view.evaluate("window.attacked") is None
     assert view.title() == "Queued · demo · fastlane"
+
+
+def test_hostile_fields_are_text_and_nothing_else(page: Tab, server: Server) -> None:
+    """Those that may hold any text: a task, an image and an id are refused with such characters."""
+    hostile = "<img src=x onerror='window.hacked=1'><script>window.hacked=1</script><a href='javascript:x'>x</a>"
+    with Client(server.address) as client:
+        job = client.enqueue(
+            "hostile",
+            "none:latest",
+            args=[hostile],
+            envs={"A": hostile},
+            labels={"a": hostile},
+            working_dir=f"/{hostile}",
+            notifications=[Webhook("https://example.org", headers={"a": hostile})],
+        )
+        client.stop(job.id, hostile)
+        client.drain_host("local", hostile)
+        try:
+            shown = {f"/jobs/{job.id}": 7, f"/executions/{job.execution.id}": 1, "/jobs": 0, "/": 1, "/hosts": 1}
+            for path, count in shown.items():
+                view = page.open(path)
+                view.locator(".row, .timeline, [data-host], .tools").first.wait_for()
+                assert view.locator("main").inner_text().count("<script>window.hacked=1</script>") >= count, path
+                assert view.locator("main :is(img, script, iframe, [onerror], a[href^=javascript])").count() == 0
+                assert view.evaluate("window.hacked") is None
+        finally:
+            client.resume_host("local")
 
 
 def test_text_that_reorders_or_hides_is_made_visible(page: Tab, log: WrittenLog) -> None:

@@ -21,7 +21,7 @@ from fastlane_grpc.client import Client, NotFound
 from fastlane_grpc.errors import ExecutionNotFound, JobNotFound, ServerStopping
 from fastlane_grpc.logs import Logs
 from fastlane_grpc.logs.files import DELETE_ENTRIES, LeftOver
-from fastlane_grpc.model import Execution, JobSpec, Outcome, Source, State
+from fastlane_grpc.model import Cron, Execution, JobSpec, Outcome, Source, State
 from fastlane_grpc.record import RecordWriter
 from fastlane_grpc.retention import STEP_ROWS, Pruned, Retention, RetentionLimits
 from fastlane_grpc.store import Count, PruneQuery
@@ -78,9 +78,13 @@ class RetentionHarness(Parts):
     async def ended(self, task_id: str = "task", *, output: bytes = b"printed\n", left: int = 0) -> Execution:
         """One that ran, printed that, left so many bytes beside its log, and ended just now."""
         spec = JobSpec("busybox")
-        job, _ = await self.store.enqueue(task_id=task_id, spec=spec, request_id="", caller_address="")
-        await self.store.claim_on(["here"])
-        id = job.execution.id
+        await self.store.enqueue(task_id=task_id, spec=spec, request_id="", caller_address="")
+        return await self.run_next(output=output, left=left)
+
+    async def run_next(self, *, output: bytes = b"printed\n", left: int = 0) -> Execution:
+        """The next one in the queue, which runs and ends just now."""
+        [assignment] = await self.store.claim_on(["here"])
+        id = assignment.execution.id
         self.logs.path(id).mkdir(parents=True)
         writer = RecordWriter.create(self.logs.output_path(id), execution_id=id, capture="test")
         writer.write([(Source.STDOUT, output)], time.time_ns())
@@ -92,6 +96,18 @@ class RetentionHarness(Parts):
         return await self.store.finish(
             id, state=State.SUCCEEDED, outcome=Outcome(), logs=trailer.totals, log_bytes=room
         )
+
+    async def run_ticks(self, count: int, **spec: Any) -> tuple[str, list[Execution]]:
+        """A job with a daily schedule that goes on after so many runs. Its id, and these."""
+        cron = Cron("0 0 * * *")
+        spec_of_job = JobSpec("busybox", cron=cron, **spec)
+        job, _ = await self.store.enqueue(task_id="task", spec=spec_of_job, request_id="", caller_address="")
+        runs = []
+        for _ in range(count):
+            self.clock.time += DAY
+            await self.store.promote(100)
+            runs.append(await self.run_next())
+        return job.id, runs
 
     def rows(self, sql: str) -> list[tuple[object, ...]]:
         db = open_for_reading(self.path / "fastlane.db")
@@ -165,6 +181,56 @@ async def test_a_job_whose_log_went_before_goes_in_its_time(tmp_path: Path) -> N
     assert (await harness.retention.round(harness.clock.time)).logs == 1
     harness.clock.time += 60 * DAY
     assert await harness.retention.round(harness.clock.time) == Count(jobs=1)
+    harness.check_kept()
+    harness.close()
+
+
+async def test_a_job_that_goes_on_keeps_its_history_and_no_file_beyond_it(tmp_path: Path) -> None:
+    harness = RetentionHarness(tmp_path)
+    job_id, runs = await harness.run_ticks(6, history=3)
+    pruned = await harness.retention.round(harness.clock.time)
+    # The newest one of the history waits for its tick.
+    assert pruned.logs == 4
+    for gone in runs[:4]:
+        assert not harness.logs.path(gone.id).exists()
+        with pytest.raises(ExecutionNotFound):
+            await harness.store.execution(gone.id)
+    assert [await log_is_pruned(harness, each) for each in runs[4:]] == [False, False]
+    job = await harness.store.job(job_id)
+    assert (job.state, job.executions) == (State.SCHEDULED, 7)
+    assert await harness.retention.round(harness.clock.time) == Count()
+    harness.check_kept()
+    harness.close()
+
+
+async def test_executions_that_cannot_be_deleted_hold_up_no_history(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastlane_grpc.retention.STEP_ROWS", 2)
+    harness = RetentionHarness(tmp_path)
+    _, runs = await harness.run_ticks(6, history=1)
+    for stuck in runs[:2]:
+        harness.logs.path(stuck.id).rename(harness.path / stuck.id)
+        # In its place something that is not a directory.
+        harness.logs.path(stuck.id).write_bytes(b"")
+    assert (await harness.retention.round(harness.clock.time)).logs == 4
+    assert [harness.logs.path(each.id).exists() for each in runs] == [True, True, False, False, False, False]
+    for stuck in runs[:2]:
+        harness.logs.path(stuck.id).unlink()
+        (harness.path / stuck.id).rename(harness.logs.path(stuck.id))
+    await harness.retention.round(harness.clock.time)
+    assert [harness.logs.path(each.id).exists() for each in runs] == [False] * 6
+    assert harness.rows("SELECT count(*) FROM executions") == [(1,)]
+    harness.check_kept()
+    harness.close()
+
+
+async def test_logs_of_a_job_that_goes_on_are_pruned_by_their_age(tmp_path: Path) -> None:
+    harness = RetentionHarness(tmp_path, RetentionLimits(keep_logs=3 * DAY, keep_jobs=3 * DAY))
+    job_id, runs = await harness.run_ticks(6)
+    assert await harness.retention.round(harness.clock.time) == Count(logs=3, bytes=3 * 4096)
+    assert [await log_is_pruned(harness, each) for each in runs] == [True] * 3 + [False] * 3
+    assert (await harness.store.job(job_id)).state is State.SCHEDULED, "what goes on is never old"
     harness.check_kept()
     harness.close()
 

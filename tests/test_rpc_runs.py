@@ -1,5 +1,6 @@
 """The calls about jobs with many executions, over gRPC: what they answer, and what they refuse."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -10,6 +11,7 @@ import pytest
 from google.protobuf import duration_pb2, timestamp_pb2
 
 from fastlane_grpc.v1 import fastlane_pb2 as pb
+from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
 from tests.calls import RpcHarness, info
 
 NIGHTLY = pb.Cron(expression="30 2 * * *", time_zone="Europe/Berlin")
@@ -143,6 +145,59 @@ async def test_a_final_job_is_retried_and_one_that_goes_on_is_not(harness: RpcHa
     assert (repeated.existing, repeated.job.execution.id) == (True, again.job.execution.id)
     refused = await refusal(harness.jobs.RetryJob(pb.RetryJobRequest(job_id=job.id, request_id="r" * 129)))
     assert str(refused.details()).startswith("request_id: has 129 characters")
+
+
+async def test_the_wait_for_a_retry_is_shown_by_every_call(harness: RpcHarness) -> None:
+    retry = pb.Retry(max_retries=3, initial_backoff=seconds(3600), jitter=pb.Retry.JITTER_NONE)
+    enqueued = await harness.enqueue(retry=retry)
+    watch = harness.watch(job_ids=[enqueued.id])
+    begin = datetime.now(UTC)
+    await harness.finish(*(await harness.begin()), code=1)
+    job = (await harness.jobs.GetJob(pb.GetJobRequest(job_id=enqueued.id))).job
+    [listed] = (await harness.jobs.ListJobs(pb.ListJobsRequest(states=[pb.STATE_SCHEDULED]))).jobs
+    [execution] = (
+        await harness.executions.ListExecutions(pb.ListExecutionsRequest(states=[pb.STATE_SCHEDULED]))
+    ).executions
+    while (message := await watch.read()).job.state != pb.STATE_SCHEDULED:
+        assert message.job.id in {"", enqueued.id}
+    request = pb.GetExecutionRequest(execution_id=execution.id)
+    shown = [job.execution, listed.execution, execution, message.job.execution]
+    shown.append((await harness.executions.GetExecution(request)).execution)
+    assert (job.state, listed.state) == (pb.STATE_SCHEDULED, pb.STATE_SCHEDULED)
+    for each in shown:
+        assert (each.id, each.run, each.attempt, each.state) == (execution.id, 1, 2, pb.STATE_SCHEDULED)
+        assert each.waiting.reason == pb.WAIT_REASON_BACKOFF
+        due_time = each.waiting.due_time.ToDatetime(UTC)
+        assert timedelta(hours=1) <= due_time - begin < timedelta(hours=1, minutes=1)
+        assert each.waiting.detail == f"attempt 2 starts at {due_time:%Y-%m-%dT%H:%M:%SZ}"
+        assert each.times.due_time == each.waiting.due_time
+
+
+@pytest.mark.parametrize("request_ids", [1, 2, 10, 100, 0])
+async def test_retries_by_a_hundred_clients_at_once_start_one_run(harness: RpcHarness, request_ids: int) -> None:
+    job = await harness.enqueue()
+    await harness.jobs.StopJob(pb.StopJobRequest(job_id=job.id))
+    channels = [
+        grpc.aio.insecure_channel(f"127.0.0.1:{harness.port}", options=[("grpc.use_local_subchannel_pool", 1)])
+        for _ in range(100)
+    ]
+    names = [f"r{number % request_ids}" if request_ids else "" for number in range(100)]
+    answers = await asyncio.gather(
+        *(
+            pb_grpc.JobServiceStub(channel).RetryJob(pb.RetryJobRequest(job_id=job.id, request_id=name))
+            for channel, name in zip(channels, names, strict=True)
+        ),
+        return_exceptions=True,
+    )
+    await asyncio.gather(*(channel.close() for channel in channels))
+    started = [answer for answer in answers if isinstance(answer, pb.RetryJobResponse)]
+    [first] = [name for name, answer in zip(names, answers, strict=True) if answer in started and not answer.existing]
+    # Those with the same request_id are answered the run that it has started, the others that the job goes on.
+    assert len(started) == (names.count(first) if request_ids else 1)
+    assert {info(error).reason for error in answers if error not in started} <= {"JOB_NOT_FINAL"}
+    retried = (await harness.jobs.GetJob(pb.GetJobRequest(job_id=job.id))).job
+    assert {answer.job.execution.id for answer in started} == {retried.execution.id}
+    assert (retried.executions, retried.execution.run, retried.state) == (2, 2, pb.STATE_QUEUED)
 
 
 async def test_a_job_that_has_expired_is_not_retried(harness: RpcHarness) -> None:

@@ -2,8 +2,10 @@
 and ends."""
 
 import asyncio
+import gc
 import time
-from collections.abc import AsyncIterator, Mapping
+from collections import Counter
+from collections.abc import AsyncIterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, TypeAlias
 
@@ -16,6 +18,7 @@ from structlog.testing import capture_logs
 from fastlane_grpc.model import JobSpec, Outcome, State, new_id
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from fastlane_grpc.v1.fastlane_pb2_grpc import JobServiceStub
+from fastlane_grpc.watch import BATCH_UPDATES, RING_UPDATES, JobUpdate
 from tests.calls import RpcHarness, detail, reason
 
 SPEC = pb.JobSpec(image="busybox", labels={"name": "x" * 200})
@@ -73,6 +76,44 @@ async def enqueue(harness: RpcHarness, task_id: str = "task", labels: Mapping[st
     spec = JobSpec("busybox", labels=labels or {})
     job, _ = await harness.store.enqueue(task_id=task_id, spec=spec, request_id="", caller_address="")
     return job.id
+
+
+async def enqueue_array(harness: RpcHarness, size: int) -> list[str]:
+    array = pb.JobArray(size=size, request=pb.EnqueueJobRequest(task_id="task", spec=SPEC))
+    response = await harness.jobs.BatchEnqueueJobs(pb.BatchEnqueueJobsRequest(array=array))
+    return [result.enqueued.job.id for result in response.results]
+
+
+async def told_of_each(call: Call, job_ids: Sequence[str]) -> None:
+    """Reads until each of these jobs was told."""
+    left = set(job_ids)
+    while left:
+        left.discard((await read(call)).job.id)
+
+
+def full_connection(harness: RpcHarness) -> grpc.aio.Channel:
+    """A connection of its own, that holds little: its watchers soon have to wait for a client that does not read."""
+    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.http2.bdp_probe", 0)]
+    return grpc.aio.insecure_channel(f"127.0.0.1:{harness.port}", options=options)
+
+
+def count_reads(harness: RpcHarness) -> Counter[str]:
+    """How often the store is asked for changes, and for changed jobs, from now on."""
+    counts: Counter[str] = Counter()
+    store: Any = harness.store
+
+    def count(name: str) -> None:
+        ask = getattr(store, name)
+
+        def counted(*args: Any, **kwargs: Any) -> Any:
+            counts[name] += 1
+            return ask(*args, **kwargs)
+
+        setattr(store, name, counted)
+
+    count("changes")
+    count("read_jobs")
+    return counts
 
 
 async def finish_next(harness: RpcHarness) -> str:
@@ -346,17 +387,53 @@ async def test_a_watcher_that_does_not_read_gets_the_last_state_when_it_reads(ha
                 states[message.job.id] = message.job.state
 
 
+async def test_watchers_that_do_not_read_hold_little_and_ask_the_store_for_nothing(harness: RpcHarness) -> None:
+    async with full_connection(harness) as channel:
+        stalled = [JobServiceStub(channel).WatchJobs(pb.WatchJobsRequest()) for _ in range(20)]
+        quick = harness.watch()
+        for call in (*stalled, quick):
+            await snapshot(call)
+        # More than the connection takes, so that a message of each watcher waits.
+        await told_of_each(quick, await enqueue_array(harness, 1_000))
+        reads = count_reads(harness)
+        for _ in range(5):
+            await told_of_each(quick, await enqueue_array(harness, 1_000))
+        # The hub reads pages of 500 changes for all of them, with their jobs: 25 reads, and a few more if a commit is
+        # announced while it reads. Each watcher that asked by itself would add dozens.
+        assert reads.total() <= 50
+        gc.collect()
+        held = sum(isinstance(each, JobUpdate) for each in gc.get_objects())
+        assert held <= RING_UPDATES + BATCH_UPDATES * (len(stalled) + 1)
+
+
+async def test_a_watcher_that_did_not_read_is_told_once_its_changes_are_gone(harness: RpcHarness) -> None:
+    async with full_connection(harness) as channel:
+        stalled: Call = JobServiceStub(channel).WatchJobs(pb.WatchJobsRequest())
+        quick = harness.watch()
+        await snapshot(stalled)
+        await snapshot(quick)
+        # Beyond what the connection and the ring take.
+        for _ in range(4):
+            await told_of_each(quick, await enqueue_array(harness, 1_000))
+        while await harness.store.prune_changes(before=harness.now(), keep=10, limit=1_000):
+            pass
+        with pytest.raises(grpc.aio.AioRpcError) as refused:
+            while True:
+                await read(stalled)
+        assert (refused.value.code(), reason(refused.value)) == (grpc.StatusCode.OUT_OF_RANGE, "CURSOR_TOO_OLD")
+        # Another one was told of everything meanwhile, and goes on.
+        await told_of_each(quick, [await enqueue(harness)])
+
+
 async def test_a_watcher_that_leaves_while_a_message_waits_for_it_is_no_defect(harness: RpcHarness) -> None:
-    # A connection of their own, which is full before the server knows that they have left.
-    options = [("grpc.use_local_subchannel_pool", 1), ("grpc.http2.bdp_probe", 0)]
     with capture_logs() as logged:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{harness.port}", options=options) as channel:
+        # It is full before the server knows that they have left.
+        async with full_connection(harness) as channel:
             watches = [JobServiceStub(channel).WatchJobs(pb.WatchJobsRequest()) for _ in range(20)]
             for watch in watches:
                 await watch.read()
             for _ in range(5):
-                array = pb.JobArray(size=400, request=pb.EnqueueJobRequest(task_id="task", spec=SPEC))
-                await harness.jobs.BatchEnqueueJobs(pb.BatchEnqueueJobsRequest(array=array))
+                await enqueue_array(harness, 400)
             for watch in watches:
                 watch.cancel()
         # Answered after all that the server had to do for those that have left.

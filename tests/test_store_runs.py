@@ -829,13 +829,13 @@ async def test_a_job_that_goes_on_keeps_its_newest_executions(tmp_path: Path) ->
     for hour in range(1, 12):
         for run in await moved.pass_time(BEGIN + hour * HOUR):
             await moved.end(run)
-    excess = await moved.store.excess(100)
+    excess = await moved.store.excess(limit=100)
     assert await moved.store.delete_excess([each.execution_id for each in excess]) == len(excess) == 7 + 10
     assert [each.run for each in await moved.executions(long.id)] == [8, 9, 10, 11, 12]
     assert [each.run for each in await moved.executions(short.id)] == [11, 12]
     current = await moved.store.job(long.id)
     assert (current.executions, current.runs) == (12, 12)
-    assert await moved.store.excess(100) == []
+    assert await moved.store.excess(limit=100) == []
     moved.check()
     moved.close()
 

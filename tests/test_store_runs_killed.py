@@ -179,7 +179,7 @@ async def deletion_of_history(moved):
     await moved.job(cron=HOURLY, history=1)
     for hour in (1, 2, 3, 4):
         await moved.end((await run_at(moved, hour))[0])
-    excess = [each.execution_id for each in await moved.store.excess(100)]
+    excess = [each.execution_id for each in await moved.store.excess(limit=100)]
     return lambda: moved.store.delete_excess(excess)
 
 NO_STEPS = {"run_at", "ended_with_notifications"}

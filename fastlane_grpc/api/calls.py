@@ -55,7 +55,12 @@ class Calls:
     ) -> None:
         """Pass each message of the stream to `send`. `encoding`: its name, and the function that encodes a message.
         Changes are encoded once for all watchers whose encodings have the same name."""
-        messages = WatchMessages(*encoding, self._service.instance, lambda job: self._job(job, self._service.waiting))
+        secret_names = self._service.settings.secret_names
+
+        def write(message: pb.Job, job: Job) -> None:
+            converters.write_job(message, job, self._service.waiting, secret_names)
+
+        messages = WatchMessages(*encoding, self._service.instance, write)
         await self._service.watch(*converters.read_watch(request), messages, send)
 
     async def retry_job(self, request: pb.RetryJobRequest) -> pb.RetryJobResponse:

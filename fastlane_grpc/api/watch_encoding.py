@@ -12,28 +12,28 @@ from fastlane_grpc.watch import JobUpdate
 class WatchMessages:
     """A WatchEncoding whose events are WatchJobsResponses, serialised by the transport.
 
-    `name` is that of the serialisation; `convert` makes the message of a job."""
+    `name` is that of the serialisation; `write` writes a job into an empty message."""
 
     def __init__(
         self,
         name: str,
         serialize: Callable[[pb.WatchJobsResponse], bytes],
         instance: str,
-        convert: Callable[[Job], pb.Job],
+        write: Callable[[pb.Job, Job], object],
     ) -> None:
         self.name = name
         self._serialize = serialize
         self._instance = instance
-        self._convert = convert
+        self._write = write
 
     def update(self, value: JobUpdate) -> bytes:
         cursor = cursor_text(self._instance, value.position)
         if value.job is None:
             return self._serialize(pb.WatchJobsResponse(cursor=cursor, pruned_job_id=value.job_id))
-        return self._serialize(pb.WatchJobsResponse(cursor=cursor, job=self._convert(value.job)))
+        return self._job(cursor, value.job)
 
     def found(self, job: Job) -> bytes:
-        return self._serialize(pb.WatchJobsResponse(job=self._convert(job)))
+        return self._job("", job)
 
     def missing(self, job_id: str) -> bytes:
         return self._serialize(pb.WatchJobsResponse(pruned_job_id=job_id))
@@ -44,4 +44,10 @@ class WatchMessages:
     def heartbeat(self, cursor: str, now: datetime) -> bytes:
         message = pb.WatchJobsResponse(cursor=cursor)
         message.heartbeat.time.FromDatetime(now)
+        return self._serialize(message)
+
+    def _job(self, cursor: str, job: Job) -> bytes:
+        # Written in place: a message that is built apart is copied.
+        message = pb.WatchJobsResponse(cursor=cursor)
+        self._write(message.job, job)
         return self._serialize(message)

@@ -6,14 +6,16 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
+from functools import partial
 from itertools import islice
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 import click
 
 from fastlane_grpc import client as api
-from fastlane_grpc.cli.errors import UNAVAILABLE, Failure
+from fastlane_grpc.cli.errors import UNAVAILABLE, WRONG_USE, Failure
 from fastlane_grpc.cli.option_names import with_option_names
+from fastlane_grpc.cli.options import TLS_OPTIONS
 from fastlane_grpc.cli.terminal import say
 from fastlane_grpc.text.redaction import mask_secrets
 from fastlane_grpc.text.sanitize import printable
@@ -33,13 +35,30 @@ _Listed = TypeVar("_Listed")
 _Answer = TypeVar("_Answer")
 
 
+def client_of(address: str) -> Callable[..., api.Client]:
+    """Return a function that makes clients for the server of the running command, with options of `Client`."""
+    meta = click.get_current_context().meta
+    tls: dict[str, Any] = {name: meta.get(f"fastlane.{name}") for name in TLS_OPTIONS}
+    return partial(api.Client, address, **tls)
+
+
 @contextmanager
 def connected(address: str) -> Iterator[api.Client]:
     """A client for as long as it lasts. What goes wrong with the server meanwhile is a Failure."""
-    with api.Client(address, retry_for=_RETRY_FOR) as client:
+    try:
+        client = client_of(address)(retry_for=_RETRY_FOR)
+    except api.TlsFailed as error:
+        raise Failure(printable(with_option_names(str(error))), WRONG_USE) from error
+    with client:
         try:
             yield client
+        except api.TlsFailed as error:
+            message = f"cannot connect to {address}: {with_option_names(str(error))}"
+            raise Failure(printable(message), UNAVAILABLE) from error
         except api.ServerUnavailable as error:
+            encrypted = click.get_current_context().meta.get("fastlane.tls_ca") is not None
+            if not error.reason and (advice := api.tls_advice(address, encrypted=encrypted)):
+                raise Failure(f"cannot connect to {address}: {with_option_names(advice)}", UNAVAILABLE) from error
             asked = f": {proxied}" if (proxied := proxy_text(address)) else ""
             message = f"no server responds at {address} ({cause(error)}){asked}; {_START_ONE}"
             raise Failure(printable(str(error) if error.reason else message), UNAVAILABLE) from error

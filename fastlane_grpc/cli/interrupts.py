@@ -5,6 +5,7 @@ import queue
 import signal
 import threading
 import time
+from collections.abc import Callable
 from datetime import timedelta
 from typing import NoReturn
 
@@ -24,8 +25,9 @@ class Interrupts:
     carries it out.
     """
 
-    def __init__(self, address: str) -> None:
-        self._address = address
+    def __init__(self, client: Callable[..., api.Client]) -> None:
+        """`client` makes a client, with options of `Client`."""
+        self._client = client
         self._count = 0
         self._orders: queue.SimpleQueue[str] = queue.SimpleQueue()
         self._job_id = ""
@@ -74,7 +76,7 @@ class Interrupts:
         _say(f"stopping job {self._job_id}; press Ctrl-C again to detach")
         line_was_begun()
         try:
-            with api.Client(self._address, timeout=_STOP_FOR) as client:
+            with self._client(timeout=_STOP_FOR) as client:
                 client.stop(self._job_id, f"{name} in fastlane run")
             self._stopped = True
         except api.Error as error:

@@ -16,7 +16,9 @@ def note_of(nouns: pb.Job | pb.Execution, execution: pb.Execution) -> str:
     if attempt and waiting.reason == pb.WAIT_REASON_BACKOFF:
         return f"{attempt} {waiting_text(waiting)}"
     if execution.HasField("tick_time") and waiting.reason == pb.WAIT_REASON_NOT_DUE:
-        return f"run {execution.run} {waiting_text(waiting)}"
+        # Of a job without its number: runs that never started are counted, too.
+        which = f"run {execution.run}" if isinstance(nouns, pb.Execution) else "next run"
+        return f"{which} {waiting_text(waiting)}"
     return "; ".join(filter(None, [waiting_text(waiting), attempt]))
 
 

@@ -340,7 +340,8 @@ def _job_facts(job: pb.Job, now: datetime) -> Iterator[tuple[str, str]]:
     yield "ended", _moment(job, "end_time", now)
     yield "ran", _ran(job.execution, now).strip("-")
     yield "executions", str(job.executions or "")
-    yield "run, attempt", f"{job.execution.run}, {attempts_text(job, job.execution)}" if job.executions > 1 else ""
+    yield "run", str(job.execution.run) if job.executions > 1 else ""
+    yield "attempt", attempts_text(job, job.execution) if job.executions > 1 else ""
     yield "execution", job.execution.id
     yield "host", job.execution.host
 
@@ -403,7 +404,8 @@ def _execution_facts(execution: pb.Execution, now: datetime) -> Iterator[tuple[s
     yield "execution", execution.id
     yield "job", execution.job_id
     yield "task", execution.task_id
-    yield "run, attempt", f"{execution.run}, {execution.attempt}" if execution.run else ""
+    yield "run", str(execution.run or "")
+    yield "attempt", str(execution.attempt or "")
     yield "state", ", ".join(filter(None, [state_name(execution.state), note_of(execution, execution)]))
     yield "host", execution.host
     yield "container", execution.container_id

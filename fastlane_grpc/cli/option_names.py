@@ -4,10 +4,14 @@ import re
 
 import click
 
-# The longest first: `spec.limits.memory_bytes`, `spec.envs["A"]`, `task_id`.
-_FIELD = re.compile(r"""\bspec\.(?:[a-z_]+(?:\[[0-9]+\])?\.)*([a-z_]+)(?:\[("?)(.*?)\2\](?=:|\s|$))?""")
+# The longest first: `spec.limits.memory_bytes`, `spec.envs["A"]`, `filter.labels`, `task_id`.
+_FIELD = re.compile(
+    r"""(?<![.\w])(?:spec|cron|filter)\.(?:[a-z_]+(?:\[[0-9]+\])?\.)*([a-z_]+)(?:\[("?)(.*?)\2\](?=:|\s|$))?"""
+)
 # Fields that are not inside of a spec begin a message, or the next violation in it.
 _OUTER_FIELD = re.compile(r"(?:(?<=; )|^)([a-z_]+)(?=: )")
+# Arguments of the client, which every command that connects has as options.
+_TLS_NAME = re.compile(r"\btls_(ca|cert|key)\b")
 # Parameters whose names differ from those of their fields.
 _PARAMETERS = {
     "args": "words",
@@ -41,6 +45,7 @@ def with_option_names(message: str) -> str:
             return found[0]
         return f"{name} {found[3]}" if found.re is _FIELD and found[2] else name
 
+    message = _TLS_NAME.sub(lambda found: f"--tls-{found[1]}", message)
     return _OUTER_FIELD.sub(option, _FIELD.sub(option, message))
 
 

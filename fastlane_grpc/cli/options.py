@@ -164,7 +164,19 @@ FINAL_STATES = [name for name, number in STATES.items() if number >= fastlane_pb
 # ------------------------------------------------------------------------------------------------------- shared options
 
 
+# Under these names of the running command's context: how to reach the server, beside its address.
+TLS_OPTIONS = ("tls_ca", "tls_cert", "tls_key")
+
+
+def _keep(ctx: click.Context, param: click.Parameter, value: object) -> None:
+    """Keep an option for `connection`: no command has to pass it on."""
+    ctx.meta[f"fastlane.{param.name}"] = value
+
+
 def talks_to_server(function: Function) -> Function:
+    """Add the address of the server, and how to reach it; see `connection.connected`."""
+    for option in reversed(_CONNECTION_OPTIONS):
+        function = option(function)
     return click.option(
         "-a",
         "--address",
@@ -175,6 +187,24 @@ def talks_to_server(function: Function) -> Function:
         show_envvar=True,
         help="Address of the server.",
     )(function)
+
+
+_CONNECTION_OPTIONS = [
+    click.option(
+        f"--{name.replace('_', '-')}",
+        envvar=variable,
+        show_envvar=True,
+        expose_value=False,
+        callback=_keep,
+        metavar=metavar,
+        help=meaning,
+    )
+    for name, variable, metavar, meaning in (
+        ("tls_ca", "FASTLANE_TLS_CA", "PATH|system", "Authorities of the server's certificate: turns TLS on."),
+        ("tls_cert", "FASTLANE_CLIENT_TLS_CERT", "PATH", "This client's certificate, for a server that asks for it."),
+        ("tls_key", "FASTLANE_CLIENT_TLS_KEY", "PATH", "The key of --tls-cert."),
+    )
+]
 
 
 def shows_output(function: Function) -> Function:

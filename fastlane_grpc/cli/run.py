@@ -13,7 +13,14 @@ import click
 from click.core import ParameterSource
 
 from fastlane_grpc import client as api
-from fastlane_grpc.cli.connection import connected, job_id, once_it_responds, once_there_is_room, proxy_text
+from fastlane_grpc.cli.connection import (
+    client_of,
+    connected,
+    job_id,
+    once_it_responds,
+    once_there_is_room,
+    proxy_text,
+)
 from fastlane_grpc.cli.docker_options import refusal
 from fastlane_grpc.cli.encoding import is_utf8
 from fastlane_grpc.cli.enqueue_file import FileEnqueue, task_of
@@ -320,7 +327,7 @@ def run(
     if verbose and (proxied := proxy_text(address)):
         say(proxied)
     with connected(address) as client:
-        interrupts = None if detach else Interrupts(address)
+        interrupts = None if detach else Interrupts(client_of(address))
         pause = time.sleep if interrupts is None else interrupts.pause
         job = _enqueued(client, environ, pause, address=address, **job_options)
         if interrupts is None:

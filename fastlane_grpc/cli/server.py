@@ -29,7 +29,8 @@ def server(environ: Mapping[str, str], /, file: Path | None, **flags: str | None
     def ready(ports: app.Ports) -> None:
         listening = f"{told.listen.rpartition(':')[0]}:{ports.rpc}"
         if ports.http:
-            listening += f", HTTP on http://{told.http_listen.rpartition(':')[0]}:{ports.http}"
+            scheme = "https" if told.tls_cert else "http"
+            listening += f", HTTP on {scheme}://{told.http_listen.rpartition(':')[0]}:{ports.http}"
         try:
             click.echo(f"fastlane {package_version()} listening on {listening}, data in {told.data_dir}")
         except OSError as error:

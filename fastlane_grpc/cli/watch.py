@@ -25,6 +25,8 @@ from fastlane_grpc.v1 import fastlane_pb2 as pb
 _REDRAW_SECONDS = 0.25
 _TICK_SECONDS = 1.0
 _AWAY_SECONDS = 1.0
+# Jobs whose last line is remembered in a pipe.
+_LINES_REMEMBERED = 10_000
 # Jobs that have ended and are still shown.
 _ENDED_SHOWN = 10
 # Where there is less room, ids are shortened to the part that tells jobs apart that were not made in the same moment.
@@ -83,7 +85,7 @@ def watch(
         elif obeys(1, environ):
             _Screen(environ).follow(watched, awaited)
         else:
-            _follow(watched, _print_line, awaited)
+            _follow(watched, _Lines().show, awaited)
     return 0
 
 
@@ -127,15 +129,29 @@ def _print_json(event: Any, cursor: str) -> None:
             write(1, as_line(pb.WatchJobsResponse(cursor=cursor, caught_up=pb.WatchJobsResponse.CaughtUp())))
 
 
-def _print_line(event: Any, _: str) -> None:
-    now = datetime.now().astimezone()
-    match event:
-        case api.JobChanged(job):
-            line = f"{now:%H:%M:%S}  {job.id}  {job.task_id}  {state_name(job.state)}"
-            note = note_of(job, job.execution)
-            write(1, f"{printable(f'{line}  {note}' if note else line)}\n".encode())
-        case api.JobPruned(gone_id):
-            write(1, f"{now:%H:%M:%S}  {printable(gone_id)}  pruned\n".encode())
+class _Lines:
+    """A line for each change. A change that a line does not show, as that of a container's id, gets none."""
+
+    def __init__(self) -> None:
+        # What was shown last of the jobs that were told last.
+        self._shown: dict[str, str] = {}
+
+    def show(self, event: Any, _: str) -> None:
+        match event:
+            case api.JobChanged(job):
+                note = note_of(job, job.execution)
+                line = f"{job.id}  {job.task_id}  {state_name(job.state)}" + (f"  {note}" if note else "")
+                if self._shown.pop(job.id, "") != line:
+                    self._write(line)
+                self._shown[job.id] = line
+                if len(self._shown) > _LINES_REMEMBERED:
+                    del self._shown[next(iter(self._shown))]
+            case api.JobPruned(gone_id):
+                self._shown.pop(gone_id, None)
+                self._write(f"{gone_id}  pruned")
+
+    def _write(self, line: str) -> None:
+        write(1, f"{datetime.now().astimezone():%H:%M:%S}  {printable(line)}\n".encode())
 
 
 # ---------------------------------------------------------------------------------------------------------- terminals

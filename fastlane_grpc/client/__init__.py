@@ -22,6 +22,7 @@ from fastlane_grpc.client.errors import (
     RequestIdReused,
     ServerDefect,
     ServerUnavailable,
+    TlsFailed,
     UniqueKeyTaken,
     UnknownField,
 )
@@ -55,6 +56,7 @@ from fastlane_grpc.client.requests import (
 from fastlane_grpc.client.responses import as_json, exit_status
 from fastlane_grpc.client.retries import Backoff
 from fastlane_grpc.client.tail import Tail
+from fastlane_grpc.client.tls import advice as tls_advice
 from fastlane_grpc.client.watch import Watch
 from fastlane_grpc.client.watch_events import CaughtUp, ChangesMissed, JobChanged, JobPruned, WatchEvent
 
@@ -108,6 +110,7 @@ __all__ = [
     "StateChange",
     "Tail",
     "TailOptions",
+    "TlsFailed",
     "Unique",
     "UniqueKeyTaken",
     "UnknownField",
@@ -120,4 +123,5 @@ __all__ = [
     "job_request",
     "proxy",
     "request_from_json",
+    "tls_advice",
 ]

@@ -29,6 +29,7 @@ from fastlane_grpc.client.requests import (
 )
 from fastlane_grpc.client.responses import AsksForPages, Page, add_pruned, add_retried, add_stopped
 from fastlane_grpc.client.retries import DEFAULT_BACKOFF, Backoff, Retries
+from fastlane_grpc.client.tls import FilePath, credentials
 from fastlane_grpc.client.watch_progress import WatchProgress
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from fastlane_grpc.v1 import fastlane_pb2_grpc as pb_grpc
@@ -52,11 +53,15 @@ class AsyncClient:
         timeout: Duration = 30.0,
         retry_for: Duration | None = None,
         backoff: Backoff = DEFAULT_BACKOFF,
+        tls_ca: FilePath | None = None,
+        tls_cert: FilePath | None = None,
+        tls_key: FilePath | None = None,
     ) -> None:
         self._timeout_seconds = requests.seconds(timeout)
         self._retry_seconds = self._timeout_seconds if retry_for is None else requests.seconds(retry_for, "retry_for")
         self._backoff = backoff
-        self._own_channel = channel.asynchronous(address, backoff) if isinstance(address, str) else None
+        secure = credentials(tls_ca, tls_cert, tls_key)
+        self._own_channel = channel.asynchronous(address, backoff, secure) if isinstance(address, str) else None
         line = self._own_channel or address
         assert not isinstance(line, str)
         self._jobs = pb_grpc.JobServiceStub(line)

@@ -30,6 +30,7 @@ from fastlane_grpc.client.requests import (
 from fastlane_grpc.client.responses import AsksForPages, Page, add_pruned, add_retried, add_stopped
 from fastlane_grpc.client.retries import DEFAULT_BACKOFF, Backoff, Retries
 from fastlane_grpc.client.tail import Tail
+from fastlane_grpc.client.tls import FilePath, credentials
 from fastlane_grpc.client.watch import Watch
 from fastlane_grpc.client.watch_progress import WatchProgress
 from fastlane_grpc.v1 import fastlane_pb2 as pb
@@ -42,8 +43,11 @@ _Page = TypeVar("_Page", bound=Page)
 
 
 class Client:
-    """A server at `address`, as "127.0.0.1:7020", or behind a channel of your own (TLS, interceptors), which stays
-    yours to close.
+    """A server at `address`, as "127.0.0.1:7020", or behind a channel of your own (interceptors), which stays yours to
+    close.
+
+    With `tls_ca`, a file of authorities in PEM or "system", the connection is encrypted and the server's certificate
+    checked. `tls_cert` and `tls_key` are the files of the client's own certificate. TlsFailed.
 
     A call may take `timeout` in all. While the server cannot be reached it is tried again for `retry_for` (as long as
     `timeout` if not given). All methods may be called from any thread; each tail, and each list while it is read,
@@ -56,11 +60,15 @@ class Client:
         timeout: Duration = 30.0,
         retry_for: Duration | None = None,
         backoff: Backoff = DEFAULT_BACKOFF,
+        tls_ca: FilePath | None = None,
+        tls_cert: FilePath | None = None,
+        tls_key: FilePath | None = None,
     ) -> None:
         self._timeout_seconds = requests.seconds(timeout)
         self._retry_seconds = self._timeout_seconds if retry_for is None else requests.seconds(retry_for, "retry_for")
         self._backoff = backoff
-        self._own_channel = channel.blocking(address, backoff) if isinstance(address, str) else None
+        secure = credentials(tls_ca, tls_cert, tls_key)
+        self._own_channel = channel.blocking(address, backoff, secure) if isinstance(address, str) else None
         line = self._own_channel or address
         assert not isinstance(line, str)
         self._jobs = pb_grpc.JobServiceStub(line)

@@ -11,12 +11,18 @@ from fastlane_grpc.client.retries import Backoff
 _LOOPBACK = ("127.", "localhost:", "[::1]:")
 
 
-def blocking(address: str, backoff: Backoff) -> grpc.Channel:
-    return grpc.insecure_channel(requests.address(address), options=_options(address, backoff))
+def blocking(address: str, backoff: Backoff, credentials: grpc.ChannelCredentials | None) -> grpc.Channel:
+    target, options = requests.address(address), _options(address, backoff)
+    if credentials is None:
+        return grpc.insecure_channel(target, options=options)
+    return grpc.secure_channel(target, credentials, options=options)
 
 
-def asynchronous(address: str, backoff: Backoff) -> grpc.aio.Channel:
-    return grpc.aio.insecure_channel(requests.address(address), options=_options(address, backoff))
+def asynchronous(address: str, backoff: Backoff, credentials: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
+    target, options = requests.address(address), _options(address, backoff)
+    if credentials is None:
+        return grpc.aio.insecure_channel(target, options=options)
+    return grpc.aio.secure_channel(target, credentials, options=options)
 
 
 def proxy(address: str, environ: Mapping[str, str]) -> tuple[str, str] | None:

@@ -109,6 +109,16 @@ class ServerUnavailable(Error):
     """The server does not respond, is shutting down, or cannot use its data directory."""
 
 
+class TlsFailed(ServerUnavailable):
+    """The connection cannot be encrypted: a file cannot be used, or one side does not accept the other. Repeating the
+    call does not help."""
+
+    @property
+    def passing(self) -> bool:
+        """The same call may succeed later."""
+        return False
+
+
 class ServerDefect(Error):
     """A defect of the server; the message has an id that is also in the server's log."""
 
@@ -199,10 +209,27 @@ def error_of(failure: "grpc.RpcError | grpc.aio.AioRpcError") -> Error:
         info.Clear()
     kind = BY_REASON.get(info.reason) or _BY_CODE.get(code, Error)
     message = status.message or failure.details() or code.name
+    if not info.reason and (fault := _tls_fault(message)):
+        return TlsFailed(fault, code=code)
     error = kind(message, code=code, reason=info.reason, metadata=dict(info.metadata), retry_seconds=retry_seconds)
     if isinstance(error, InvalidRequest):
         error.violations = tuple((violation.field, violation.description) for violation in bad_request.field_violations)
     return error
+
+
+def _tls_fault(details: str) -> str:
+    """Return what gRPC's words for a failed handshake mean; empty: there was none."""
+    return next((fault for words, fault in _TLS_FAULTS.items() if words in details), "")
+
+
+# In this order: an expired certificate fails the same check as one of an unknown authority.
+_TLS_FAULTS: Mapping[str, str] = {
+    "certificate has expired": "the server's certificate has expired",
+    "CERTIFICATE_VERIFY_FAILED": "the server's certificate is signed by an unknown authority: check tls_ca",
+    "is not in peer certificate": "the server's certificate is for another name than that of the address",
+    "Hostname Verification Check failed": "the server's certificate is for another name than that of the address",
+    "WRONG_VERSION_NUMBER": "the server does not speak TLS: leave out tls_ca, tls_cert and tls_key",
+}
 
 
 def rejected(rejection: fastlane_pb2.Rejection) -> Error:

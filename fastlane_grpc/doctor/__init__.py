@@ -30,5 +30,5 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield about_open_files(settings)
     yield about_file_size()
     yield ok("secret names", f"{settings.secret_names} (setting secret_names)")
-    yield from about_server(settings.listen)
-    yield about_http(settings.http_listen)
+    yield from about_server(settings.listen, encrypted=bool(settings.tls_cert))
+    yield about_http(settings.http_listen, encrypted=bool(settings.tls_cert))

@@ -2,10 +2,11 @@
 
 import errno
 import json
+import ssl
 from collections.abc import Iterator
 from contextlib import closing
 from datetime import UTC
-from http.client import HTTPConnection, HTTPException
+from http.client import HTTPConnection, HTTPException, HTTPSConnection
 
 from fastlane_grpc import client as api
 from fastlane_grpc.doctor.finding import Finding, fail, ok, warn
@@ -15,13 +16,20 @@ from fastlane_grpc.v1 import fastlane_pb2 as pb
 _ANSWER_SECONDS = 5.0
 
 
-def about_server(listen: str) -> Iterator[Finding]:
+def about_server(listen: str, *, encrypted: bool = False) -> Iterator[Finding]:
+    """Yield findings about the address. `encrypted`: its server speaks TLS, and is not asked for more than that."""
     refusal = cannot_listen(listen)
     if refusal is None:
         yield ok("address", f"{listen} is free: no server is running")
         return
     if refusal.errno != errno.EADDRINUSE:
         yield fail("address", f"cannot listen on {listen}: {refusal.strerror}", "choose another address with --listen")
+        return
+    if encrypted:
+        if api.tls_advice(_reachable(listen), encrypted=False):
+            yield ok("address", f"a server that speaks TLS responds on {listen}")
+        else:
+            yield fail("address", f"{listen} is in use, and no server there speaks TLS", "see `ss -ltnp`")
         return
     with api.Client(_reachable(listen), timeout=_ANSWER_SECONDS, retry_for=0) as client:
         try:
@@ -44,7 +52,7 @@ def about_server(listen: str) -> Iterator[Finding]:
     yield from map(_host, hosts)
 
 
-def about_http(listen: str) -> Finding:
+def about_http(listen: str, *, encrypted: bool = False) -> Finding:
     """Return whether the address of HTTP is free, or taken by a server that answers."""
     check = "HTTP address"
     if not listen:
@@ -56,7 +64,7 @@ def about_http(listen: str) -> Finding:
     if refusal.errno != errno.EADDRINUSE:
         return fail(check, f"cannot listen on {listen}: {refusal.strerror}", advice)
     try:
-        ready = _readiness(_reachable(listen))
+        ready = _readiness(_reachable(listen), encrypted=encrypted)
     except (OSError, HTTPException, ValueError) as error:
         return fail(
             check,
@@ -68,15 +76,28 @@ def about_http(listen: str) -> Finding:
     return ok(check, f"fastlane answers on {listen}")
 
 
-def _readiness(address: str) -> bool:
+def _readiness(address: str, *, encrypted: bool) -> bool:
     """Return whether the server at this address is ready. OSError, HTTPException, ValueError: none answers there."""
-    with closing(HTTPConnection(address, timeout=_ANSWER_SECONDS)) as connection:
+    # It is this machine's own server: whose certificate it has does not matter.
+    connecting = (
+        HTTPSConnection(address, timeout=_ANSWER_SECONDS, context=_unchecked())
+        if encrypted
+        else HTTPConnection(address, timeout=_ANSWER_SECONDS)
+    )
+    with closing(connecting) as connection:
         # The server answers to this name on every address, unless it is told otherwise.
         connection.request("GET", "/readyz", headers={"Host": "localhost"})
         told = json.loads(connection.getresponse().read(1 << 16))
     if not isinstance(told, dict) or "live" not in told:
         raise ValueError("the answer is not fastlane's")
     return bool(told.get("ok"))
+
+
+def _unchecked() -> ssl.SSLContext:
+    context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
+    context.check_hostname = False
+    context.verify_mode = ssl.CERT_NONE
+    return context
 
 
 def _host(host: pb.EngineHost) -> Finding:

@@ -24,6 +24,7 @@ from fastlane_grpc.http.page_files import PageAssets, PageShell
 from fastlane_grpc.http.problem import HttpError, problem_of, problem_response
 from fastlane_grpc.http.request_count import REQUEST_COUNT, RequestCount
 from fastlane_grpc.http.routes import ROUTES, CallRoute
+from fastlane_grpc.http.tail_programs import TailPrograms
 from fastlane_grpc.http.watch_stream import WatchHandler
 
 _PAGE = PageShell()
@@ -59,6 +60,7 @@ def extra_routes(context: HttpContext) -> Iterable[ExtraRoute]:
     yield ExtraRoute("GET", "/openapi.json", _openapi)
     yield ExtraRoute("GET", "/", _PAGE)
     yield ExtraRoute("GET", "/assets/{name:path}", PageAssets())
+    yield ExtraRoute("GET", "/cli/{name}", TailPrograms(context.settings.cli_dir))
     if context.scrape is not None:
         yield ExtraRoute("GET", "/metrics", MetricsHandler(context.scrape))
 

@@ -287,7 +287,8 @@ class Connection(HttpToolsProtocol):
         # Closed now, TCP would drop the response with what the client is still sending.
         self._dropping = True
         self.flow.resume_reading()
-        self.transport.write_eof()
+        if self.transport.can_write_eof():
+            self.transport.write_eof()
         self._arm(self._limits.drain_seconds)
 
 

@@ -18,7 +18,9 @@ from fastlane_grpc.http.connection import Connection
 from fastlane_grpc.http.context import HttpContext
 from fastlane_grpc.http.limits import HttpLimits
 from fastlane_grpc.http.request_body import BodyReader
+from fastlane_grpc.http.tls_listener import TlsListener
 from fastlane_grpc.machine.address import is_loopback, listening_socket
+from fastlane_grpc.trust import Certificates
 
 _BACKLOG = 1024
 
@@ -35,8 +37,10 @@ class HttpServer:
         *,
         scrape: Callable[[str], Awaitable[tuple[bytes, str]]] | None = None,
         counts: Counts | None = None,
+        certificates: Certificates | None = None,
     ) -> None:
-        """`is_serving`: whether a name of the health service serves. `scrape`: see `HttpContext`."""
+        """`is_serving`: whether a name of the health service serves. `scrape`: see `HttpContext`. `certificates`: those
+        of TLS; without them connections are not encrypted."""
         self._service = service
         self._address = settings.http_listen
         self._limits = limits or HttpLimits()
@@ -62,7 +66,8 @@ class HttpServer:
         )
         self._config.load()
         self._socket: socket.socket | None = None
-        self._server: asyncio.Server | None = None
+        self._certificates = certificates
+        self._server: asyncio.Server | TlsListener | None = None
         self.port = 0
 
     def listen(self) -> None:
@@ -79,6 +84,16 @@ class HttpServer:
     async def start(self) -> None:
         """Accept calls."""
         assert self._socket is not None, "listen comes first"
+        if self._certificates:
+            self._socket.listen(_BACKLOG)
+            self._server = TlsListener(
+                self._socket,
+                self._certificates,
+                self._connection,
+                has_room=lambda handshakes: handshakes + len(self._state.connections) < self._limits.max_connections,
+                handshake_seconds=self._limits.head_seconds,
+            )
+            return
         self._server = await asyncio.get_running_loop().create_server(
             self._connection, sock=self._socket, backlog=_BACKLOG
         )

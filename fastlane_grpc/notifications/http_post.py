@@ -13,10 +13,13 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime
 from email.utils import parsedate_to_datetime
+from functools import partial
 from http import HTTPStatus
+from typing import Any
 
 import aiohttp
 from aiohttp.abc import AbstractResolver, ResolveResult
+from aiohttp.client_proto import ResponseHandler
 
 from fastlane_grpc.networks import Networks
 from fastlane_grpc.notifications.reply import Reply
@@ -24,6 +27,9 @@ from fastlane_grpc.notifications.reply import Reply
 # What is read of an answer: enough for the first words of an error.
 _MAX_ANSWER_BYTES = 4096
 _TOLD_CHARACTERS = 120
+# What a connection takes in all. Before its status a receiver may send interim answers, which the library reads for
+# ever.
+_MAX_RECEIVED_BYTES = 256 << 10
 # Threads that resolve names: a name server that hangs holds up as many names.
 _RESOLVING_THREADS = 16
 
@@ -71,7 +77,7 @@ class HttpPost:
             return _refusal(status, response.headers.get("Retry-After", ""), answer)
 
     def _new_session(self) -> aiohttp.ClientSession:
-        connector = aiohttp.TCPConnector(
+        connector = _Connector(
             ssl=self._tls,
             resolver=self._resolver,
             use_dns_cache=False,
@@ -95,6 +101,31 @@ class HttpPost:
         if refusal := self._networks.refusal(str(where[0])):
             raise AddressRefused(refusal)
         return socket.socket(family, kind, protocol)
+
+
+class _Connector(aiohttp.TCPConnector):
+    """A connector whose connections take a limited number of bytes."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**options)
+        self._factory = partial(_BoundedAnswer, loop=asyncio.get_running_loop())  # type: ignore[assignment]
+
+
+class _BoundedAnswer(ResponseHandler):
+    """The protocol of one connection. An answer that goes on for ever costs the loop a bounded time."""
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(loop)
+        self._left_bytes = _MAX_RECEIVED_BYTES
+
+    def data_received(self, data: bytes) -> None:
+        taken = data[: self._left_bytes]
+        self._left_bytes -= len(taken)
+        if taken or not data:
+            super().data_received(taken)
+        if not self._left_bytes and self.transport is not None:
+            self.set_exception(aiohttp.ClientPayloadError("the answer has no end"))
+            self.transport.abort()
 
 
 class _Resolver(AbstractResolver):
@@ -170,6 +201,11 @@ def _failure(error: Exception) -> Reply:
         return Reply(False, "the name of the receiver cannot be resolved")
     if isinstance(error, aiohttp.ClientConnectorError):
         return Reply(False, f"cannot connect: {os.strerror(error.errno) if error.errno else error.os_error}")
+    if isinstance(error, aiohttp.ClientResponseError):
+        # The text of the error itself has the URL, whose path may be a secret.
+        return Reply(False, f"the answer is not HTTP: {error.message}")
+    if isinstance(error, aiohttp.ClientPayloadError):
+        return Reply(False, f"the answer cannot be read: {error}")
     if isinstance(error, aiohttp.ServerDisconnectedError | ConnectionError):
         return Reply(False, "the receiver closed the connection without an answer")
     return Reply(False, f"{type(error).__name__}: {error}")

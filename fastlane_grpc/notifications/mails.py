@@ -4,12 +4,14 @@ import asyncio
 import socket
 import ssl
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AsyncExitStack, suppress
 from dataclasses import dataclass
 from datetime import datetime
 from email.headerregistry import Address
 from email.message import EmailMessage
 from email.policy import SMTP
 from email.utils import format_datetime
+from functools import partial
 from pathlib import Path
 
 import aiosmtplib
@@ -21,6 +23,8 @@ from fastlane_grpc.text.sanitize import one_line
 
 # The maximum time of one attempt, and of each command within it.
 TIMEOUT_SECONDS = 60.0
+# The maximum time of a farewell after it.
+_QUIT_SECONDS = 1.0
 _MAX_SUBJECT = 200
 
 
@@ -60,10 +64,10 @@ class MailSender:
         if self._server is None:
             return Reply(False, "no mail server is configured (smtp_host)")
         try:
-            async with asyncio.timeout(self._timeout_seconds):
+            async with AsyncExitStack() as connection, asyncio.timeout(self._timeout_seconds):
                 lines = await self._last_lines(delivery.execution.id)
                 message = self._message(delivery, lines, self._server.sender)
-                return await self._deliver(self._server, message)
+                return await self._deliver(self._server, message, connection)
         except (TimeoutError, aiosmtplib.SMTPTimeoutError):
             return Reply(False, f"the mail server did not answer within {self._timeout_seconds:g} s")
         except (aiosmtplib.SMTPException, OSError, ValueError) as error:
@@ -72,13 +76,13 @@ class MailSender:
     def _message(self, delivery: Delivery, lines: Sequence[str] | None, sender: str) -> EmailMessage:
         return mail_of(delivery, lines, sender=sender, secret_names=self._secret_names, external_url=self._external_url)
 
-    async def _deliver(self, server: SmtpServer, message: EmailMessage) -> Reply:
+    async def _deliver(self, server: SmtpServer, message: EmailMessage, connection: AsyncExitStack) -> Reply:
+        """Send the message. What is left on `connection` is closed after the attempt."""
         context = None if server.tls == "off" else await asyncio.to_thread(ssl.create_default_context)
         password = None
         if server.password_file is not None:
             password = (await asyncio.to_thread(server.password_file.read_text, "utf-8")).rstrip("\r\n")
-        _, answer = await aiosmtplib.send(
-            message,
+        client = aiosmtplib.SMTP(
             hostname=server.host,
             port=server.port,
             username=server.user or None,
@@ -90,7 +94,19 @@ class MailSender:
             local_hostname=socket.gethostname(),
             timeout=self._timeout_seconds,
         )
+        connection.push_async_exit(partial(_close, client))
+        await client.connect()
+        _, answer = await client.send_message(message)
         return Reply(True, answer)
+
+
+async def _close(client: aiosmtplib.SMTP, kind: type[BaseException] | None, error: object, trace: object) -> None:
+    """End a connection. The result of the attempt is known by now: whatever the server answers to a farewell, or how
+    long that takes, the mail is accepted or refused."""
+    if kind is None or issubclass(kind, aiosmtplib.SMTPResponseException | aiosmtplib.SMTPRecipientsRefused):
+        with suppress(aiosmtplib.SMTPException, OSError):
+            await client.quit(timeout=_QUIT_SECONDS)
+    client.close()
 
 
 def mail_of(
@@ -182,6 +198,10 @@ def _failure(error: Exception) -> Reply:
         return Reply(False, f"the mail server refuses the login: {error.code} {error.message}")
     if isinstance(error, aiosmtplib.SMTPSenderRefused | aiosmtplib.SMTPDataError):
         return _answer(error.code, error.message, "the mail server refuses the mail")
+    if isinstance(error, aiosmtplib.SMTPResponseException):
+        # The library itself has codes below 0, for answers that are none.
+        code = f"{error.code} " if error.code > 0 else ""
+        return Reply(False, f"the mail server cannot be used: {code}{error.message}")
     return Reply(False, f"the mail server cannot be used: {error}")
 
 

@@ -18,6 +18,7 @@ from fastlane_grpc.rpc.servicers import (
     ServerServicer,
     TaskServicer,
 )
+from fastlane_grpc.trust import Certificates
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 # The time that calls in flight have to end when the server stops. Log streams end at once.
@@ -45,7 +46,9 @@ class RpcServer:
         idle_seconds: float = IDLE_SECONDS,
         min_ping_seconds: float = MIN_PING_SECONDS,
         counts: Counts | None = None,
+        certificates: Certificates | None = None,
     ) -> None:
+        """`certificates`: those of TLS; without them connections are not encrypted."""
         counts = counts or Counts()
         self._service = service
         self._started = False
@@ -75,6 +78,7 @@ class RpcServer:
         )
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         self._address = settings.listen
+        self._certificates = certificates
         self.port = 0
 
     def listen(self) -> None:
@@ -84,7 +88,10 @@ class RpcServer:
         if error := cannot_listen(self._address):
             raise CannotServe(f"cannot listen on {self._address}: {error.strerror or error}; {advice}") from error
         try:
-            self.port = self._server.add_insecure_port(self._address)
+            if self._certificates:
+                self.port = self._server.add_secure_port(self._address, _credentials(self._certificates))
+            else:
+                self.port = self._server.add_insecure_port(self._address)
         except RuntimeError as error:
             raise CannotServe(f"cannot listen on {self._address}: it was taken a moment ago; {advice}") from error
 
@@ -124,6 +131,18 @@ class RpcServer:
             # gRPC releases the port only of a server that was started.
             await self._server.start()
         await self._server.stop(_STOP_GRACE_SECONDS)
+
+
+def _credentials(certificates: Certificates) -> grpc.ServerCredentials:
+    """Return credentials that ask for the current certificate at each handshake."""
+
+    def configuration() -> grpc.ServerCertificateConfiguration:
+        current = certificates.current()
+        return grpc.ssl_server_certificate_configuration([(current.key, current.chain)], current.client_ca)
+
+    return grpc.dynamic_ssl_server_credentials(
+        configuration(), configuration, require_client_authentication=certificates.mutual
+    )
 
 
 def _options(

@@ -114,14 +114,15 @@ def forget_logs(db: Connection, execution_ids: Sequence[str], now: datetime) -> 
     return _update(db, "prune_time = coalesce(prune_time, :now), log_bytes = 0", "log_bytes > 0", execution_ids, now)
 
 
-def excess(db: Connection, limit: int) -> list[PruneCandidate]:
-    """Return final executions beyond the history of their jobs, at most `limit`."""
+def excess(db: Connection, after: PruneCursor, limit: int) -> list[PruneCandidate]:
+    """Return final executions beyond the history of their jobs, in the order of their arrival: at most `limit` after
+    that cursor."""
     rows = db.execute(
         """
         SELECT execution_id, job_id, log_bytes, end_time, seq FROM executions INDEXED BY executions_excess
-        WHERE excess = 1 ORDER BY seq LIMIT ? + 0
+        WHERE excess = 1 AND seq > ? ORDER BY seq LIMIT ? + 0
         """,
-        [limit],
+        [after.seq, limit],
     ).fetchall()
     return [
         PruneCandidate(execution_id, job_id, log_bytes, PruneCursor(end_time, seq))

@@ -947,9 +947,9 @@ class Store:
             lambda db: Written(None, pruning.forget_logs(db, execution_ids, self._now())), vital=True
         )
 
-    def excess(self, limit: int) -> Pending[list[PruneCandidate]]:
-        """Return executions beyond the history of their jobs, at most `limit`."""
-        return self._readers.read(lambda db: pruning.excess(db, limit))
+    def excess(self, *, after: PruneCursor = PruneQuery.START, limit: int) -> Pending[list[PruneCandidate]]:
+        """Return executions beyond the history of their jobs, at most `limit` after that cursor."""
+        return self._readers.read(lambda db: pruning.excess(db, after, limit))
 
     def delete_excess(self, execution_ids: Sequence[str]) -> Pending[int]:
         """Delete executions beyond the history of their jobs. Return how many these were. To be called when their files

@@ -1,65 +1,159 @@
 //go:build go1.23
 
-// Command fastlane-tail runs a command in a container as if it ran here: its output comes live, and the exit status is
-// the job's. With -job it follows a job that is there already.
+// Command fastlane-tail runs a command in a container on a fastlane server as if it ran here, for steps of CI systems: its
+// output comes live, a signal stops the job, and the exit status is the job's.
 package main
 
 import (
-	"cmp"
 	"context"
-	"flag"
-	"log"
+	"errors"
+	"fmt"
 	"os"
 	"os/signal"
+	"syscall"
+	"time"
+
+	"google.golang.org/grpc/codes"
 
 	"fastlane.example/fastlane"
 	pb "fastlane.example/fastlane/v1"
 )
 
+// Exit statuses of its own, as those of `fastlane run`.
+const (
+	exitFailed      = 1
+	exitWrongUse    = 2
+	exitUnavailable = 69
+	exitInterrupted = 130
+)
+
+// stopFor is how long a stop is tried while the server is away.
+const stopFor = 2 * time.Minute
+
 func main() {
-	log.SetFlags(0)
-	log.SetPrefix("fastlane-tail: ")
-	address := flag.String("address", cmp.Or(os.Getenv("FASTLANE_ADDRESS"), "127.0.0.1:7020"), "the `HOST:PORT` of the server")
-	task := flag.String("task", "fastlane-tail", "the task `NAME` of the job")
-	id := flag.String("job", "", "follow the job of this `ID` instead of running IMAGE [WORD...]")
-	flag.Parse()
-	if (flag.NArg() == 0) == (*id == "") {
-		log.Print("give either an image or -job")
-		flag.Usage()
-		os.Exit(2)
+	options, err := parse(os.Args[1:], os.LookupEnv)
+	if errors.Is(err, errHelp) {
+		os.Exit(0)
 	}
-	client, err := fastlane.New(*address)
-	check(err)
-	if *id == "" {
-		spec := &pb.JobSpec{Image: flag.Arg(0), Args: flag.Args()[1:]}
-		job, err := client.Enqueue(context.Background(), &pb.EnqueueJobRequest{TaskId: *task, Spec: spec})
-		check(err)
-		*id = job.Id
-		// The first Ctrl-C stops the job, while its output goes on; the second one ends this program alone.
-		interrupted, reset := signal.NotifyContext(context.Background(), os.Interrupt)
-		context.AfterFunc(interrupted, func() { reset(); _, err := client.Stop(context.Background(), *id, "Ctrl-C"); check(err) })
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "fastlane-tail: %v\n", err)
+		os.Exit(exitWrongUse)
 	}
-	out := map[pb.Source]*os.File{pb.Source_SOURCE_STDOUT: os.Stdout, pb.Source_SOURCE_STDERR: os.Stderr}
-	request := &pb.StreamJobLogsRequest{JobId: *id, Sources: []pb.Source{pb.Source_SOURCE_STDOUT, pb.Source_SOURCE_STDERR}}
-	for message, err := range client.TailJob(context.Background(), request) {
-		check(err)
-		for _, chunk := range message.Chunks {
-			if file, known := out[chunk.Source]; known {
-				_, err := file.Write(chunk.Data)
-				check(err)
-			}
+	os.Exit(run(options))
+}
+
+func run(options *options) int {
+	notes := newNotes(options)
+	client, err := options.connect()
+	if err != nil {
+		notes.say("%v", err)
+		return exitWrongUse
+	}
+	defer client.Close()
+	if options.job != "" {
+		// Somebody else's job: a signal ends this program alone.
+		return follow(client, options.job, options, notes)
+	}
+	signals := make(chan os.Signal, 8)
+	signal.Notify(signals, os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
+	job, interrupted, err := enqueued(client, options, signals)
+	if err != nil {
+		notes.say("%v", err)
+		return statusOf(err)
+	}
+	if options.idFile != "" {
+		if err := os.WriteFile(options.idFile, []byte(job.Id+"\n"), 0o644); err != nil {
+			notes.say("%v", err)
 		}
-		switch event := message.Event.(type) {
-		case *pb.LogGap:
-			log.Printf("bytes of %v are missing here (%v)", event.Source, event.Cause)
-		case *pb.JobLogEnd:
-			os.Exit(int(event.ExitStatus))
+	}
+	notes.enqueued(job)
+	go stopOnSignal(client, job.Id, interrupted, signals, notes)
+	return follow(client, job.Id, options, notes)
+}
+
+// enqueued returns the job, and the signal that came before its id was known: the job is stopped then, not left.
+func enqueued(client *fastlane.Client, options *options, signals chan os.Signal) (*pb.Job, os.Signal, error) {
+	ctx, cancel := context.WithTimeout(context.Background(), options.wait)
+	defer cancel()
+	type answer struct {
+		job *pb.Job
+		err error
+	}
+	answers := make(chan answer, 1)
+	go func() {
+		job, err := client.Enqueue(ctx, options.request())
+		answers <- answer{job, err}
+	}()
+	var first os.Signal
+	for {
+		select {
+		case got := <-answers:
+			return got.job, first, got.err
+		case got := <-signals:
+			if first != nil {
+				os.Exit(exitInterrupted)
+			}
+			first = got
 		}
 	}
 }
 
-func check(err error) {
-	if err != nil {
-		log.Fatal(err)
+// stopOnSignal stops the job after the first signal. The second one ends this program alone.
+func stopOnSignal(client *fastlane.Client, id string, first os.Signal, signals chan os.Signal, notes *notes) {
+	if first == nil {
+		first = <-signals
 	}
+	go func() {
+		<-signals
+		notes.say("left job %s, which was told to stop", id)
+		os.Exit(exitInterrupted)
+	}()
+	ctx, cancel := context.WithTimeout(context.Background(), stopFor)
+	defer cancel()
+	notes.say("%s: stopping job %s; a second signal leaves it", name(first), id)
+	if _, err := client.Stop(ctx, id, name(first)+" in fastlane-tail"); err != nil {
+		notes.say("cannot stop job %s: %v", id, err)
+	}
+}
+
+func name(number os.Signal) string {
+	names := map[os.Signal]string{os.Interrupt: "SIGINT", syscall.SIGTERM: "SIGTERM", syscall.SIGHUP: "SIGHUP"}
+	return names[number]
+}
+
+// follow copies the output of all attempts, and returns the exit status of the job.
+func follow(client *fastlane.Client, id string, options *options, notes *notes) int {
+	request := &pb.StreamJobLogsRequest{JobId: id, Sources: []pb.Source{pb.Source_SOURCE_STDOUT, pb.Source_SOURCE_STDERR}}
+	for message, err := range client.TailJob(context.Background(), request) {
+		if err != nil {
+			notes.say("job %s: %v", id, err)
+			return statusOf(err)
+		}
+		for _, chunk := range message.Chunks {
+			if err := notes.output(chunk); err != nil {
+				notes.say("%v; job %s goes on", err, id)
+				return exitFailed
+			}
+		}
+		switch event := message.Event.(type) {
+		case *pb.LogState:
+			notes.state(event)
+		case *pb.JobLogExecution:
+			notes.execution(event)
+		case *pb.LogGap:
+			notes.gap(event)
+		case *pb.JobLogEnd:
+			notes.ended(event)
+			return int(event.ExitStatus)
+		}
+	}
+	return exitFailed
+}
+
+func statusOf(err error) int {
+	var failure *fastlane.Error
+	if !errors.As(err, &failure) || failure.Reason == "" && (failure.Code == codes.Unavailable || failure.Code == codes.DeadlineExceeded) {
+		return exitUnavailable
+	}
+	return exitFailed
 }
