@@ -27,10 +27,10 @@ SOURCES = java.CLIENT / "src" / "main" / "java" / "io" / "fastlane"
 
 @pytest.fixture(scope="module")
 def tail() -> list[str]:
-    """The command `FastlaneTail`."""
+    """The command `TailCommand`."""
     tool("java")
     tool("mvn")
-    return [*java.command("io.fastlane.example.FastlaneTail")]
+    return [*java.command("io.fastlane.examples.TailCommand")]
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +46,7 @@ def run(command: list[str], *words: str | Path) -> subprocess.CompletedProcess[b
 def test_the_java_client_and_its_example_are_short() -> None:
     """Counted without blank lines, comments, imports and lone braces: Java takes a tenth more than 300."""
     assert sum(map(lines_of_code, SOURCES.glob("*.java"))) <= 330
-    assert lines_of_code(SOURCES / "example" / "FastlaneTail.java") <= 60
+    assert lines_of_code(SOURCES / "examples" / "TailCommand.java") <= 60
 
 
 def lines_of_code(path: Path) -> int:
@@ -94,7 +94,7 @@ def test_the_java_command_says_in_a_line_what_was_refused(tail: list[str], serve
         ran = run(tail, "-address", server.address, *words)
         [line] = ran.stderr.splitlines()
         assert ran.returncode == 1
-        assert line.startswith(b"fastlane-tail: ")
+        assert line.startswith(b"tail: ")
         assert said in line
 
 
@@ -103,7 +103,7 @@ def test_the_java_command_says_what_it_is_to_be_given(tail: list[str]) -> None:
         ran = run(tail, *words)
         [error, usage] = ran.stderr.splitlines()
         assert ran.returncode == 2
-        assert error.startswith(b"fastlane-tail: ")
+        assert error.startswith(b"tail: ")
         assert usage.startswith(b"usage: ")
 
 

@@ -1,4 +1,4 @@
-package io.fastlane.example;
+package io.fastlane.examples;
 
 import io.fastlane.FastlaneClient;
 import io.fastlane.FastlaneException;
@@ -26,15 +26,15 @@ import java.util.logging.LogManager;
  * Runs a command in a container as if it ran here: its output comes live, and the exit status is the job's. With -job
  * it follows a job that is there already.
  */
-final class FastlaneTail {
+final class TailCommand {
     private static final String USAGE =
-            "usage: fastlane-tail [-address HOST:PORT] [-task NAME] (IMAGE [WORD...] | -job ID)";
+            "usage: tail [-address HOST:PORT] [-task NAME] (IMAGE [WORD...] | -job ID)";
     private static final CompletableFuture<Integer> status = new CompletableFuture<>();
 
     public static void main(String[] arguments) {
         // gRPC logs to stderr, which has the output of the job.
         LogManager.getLogManager().reset();
-        Map<String, String> options = new HashMap<>(Map.of("-task", "fastlane-tail"));
+        Map<String, String> options = new HashMap<>(Map.of("-task", "tail"));
         options.put("-address", System.getenv().getOrDefault("FASTLANE_ADDRESS", "127.0.0.1:7020"));
         ArrayDeque<String> words = new ArrayDeque<>(List.of(arguments));
         while (words.size() > 1 && List.of("-address", "-task", "-job").contains(words.peek())) {
@@ -82,7 +82,7 @@ final class FastlaneTail {
                 }
                 if (message.event() instanceof LogGap gap) {
                     String what = "bytes of %s are missing here (%s)".formatted(gap.getSource(), gap.getCause());
-                    System.err.println("fastlane-tail: " + what);
+                    System.err.println("tail: " + what);
                 } else if (message.event() instanceof JobLogEnd end) {
                     return end.getExitStatus();
                 }
@@ -93,7 +93,7 @@ final class FastlaneTail {
 
     private static void exit(int code, String message) {
         if (!message.isEmpty()) {
-            System.err.println("fastlane-tail: " + message);
+            System.err.println("tail: " + message);
         }
         status.complete(code);
         System.exit(code);
