@@ -20,7 +20,7 @@ from tests.serving import Server, serving_on
 from tests.tools import tool
 
 # The first build of a machine downloads what Maven needs.
-pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
 
 SOURCES = java.CLIENT / "src" / "main" / "java" / "io" / "fastlane"
 
