@@ -59,6 +59,8 @@ func (c *Client) TailJob(ctx context.Context, request *pb.StreamJobLogsRequest) 
 	}
 }
 
+const shortestSilence = 300 * time.Millisecond
+
 // response is what the messages of both streams have in common.
 type response interface {
 	GetCursor() string
@@ -99,7 +101,8 @@ type tail struct {
 func newTail(cursor string, heartbeat *durationpb.Duration, whole, text bool, sources []pb.Source) *tail {
 	t := &tail{cursor: cursor, silence: 30 * time.Second, whole: whole && cursor == "", text: text, sources: sources}
 	if heartbeat != nil {
-		t.silence = 3 * heartbeat.AsDuration()
+		// An interval that is too short is for the server to refuse: its answer needs a moment.
+		t.silence = max(3*heartbeat.AsDuration(), shortestSilence)
 	}
 	if len(sources) == 0 {
 		t.sources = []pb.Source{1, 2, 3}

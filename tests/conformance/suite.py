@@ -378,6 +378,12 @@ class Suite:
         ran = driver.tail(scripted.address, execution="e", heartbeat_seconds=0.4)
         assert (ran.status, ran.stdout, ran.report.get("disconnects", 0)) == (0, HELLO_BYTES, 0)
 
+    def test_an_interval_of_heartbeats_that_is_too_short_is_refused(self, driver: Driver, real: Real) -> None:
+        for seconds in (0.001, -1):
+            error = driver.tail(real.address, execution=real.execution("0"), heartbeat_seconds=seconds).error
+            assert (error["code"], error["reason"]) == (3, "INVALID_FIELD")
+            assert [field for field, _ in error["violations"]] == ["heartbeat_interval"]
+
     def test_a_slow_reader_of_the_output_is_no_silence(self, driver: Driver, scripted: ScriptedServer) -> None:
         data = random.Random(7).randbytes(3 << 20)
         scripted.logs["e"] = Log([Piece(1, data)], heartbeat_seconds=0.02)

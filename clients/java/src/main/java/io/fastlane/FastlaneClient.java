@@ -104,7 +104,7 @@ public final class FastlaneClient implements AutoCloseable {
 
     /** Makes a call that may be sent twice, and repeats it while the error may pass and there is time. */
     private Job call(Function<JobServiceBlockingStub, Job> method) {
-        Deadline deadline = Deadline.after(timeout.toNanos(), NANOSECONDS);
+        Deadline deadline = Deadline.after(NANOSECONDS.convert(timeout), NANOSECONDS);
         JobServiceBlockingStub jobs = JobServiceGrpc.newBlockingStub(channel).withDeadline(deadline);
         for (int failures = 0; ; failures++) {
             try {

@@ -21,6 +21,8 @@ public final class FastlaneException extends RuntimeException {
     private static final long serialVersionUID = 1L;
     private static final Duration FIRST_PAUSE = Duration.ofMillis(100);
     private static final Duration LONGEST_PAUSE = Duration.ofSeconds(5);
+    /** What a server asks for may be any number. */
+    private static final long LONGEST_DELAY_SECONDS = 86_400;
 
     /** The codes of interruptions, unless the server has a reason. */
     private static final Set<Status.Code> PASSING = EnumSet.of(
@@ -63,7 +65,8 @@ public final class FastlaneException extends RuntimeException {
     /** Returns how long the server asks to wait. Empty: it does not ask. */
     public Optional<Duration> retryAfter() {
         return Optional.ofNullable(details.retry)
-                .map(retry -> Duration.ofSeconds(retry.getRetryDelay().getSeconds(), retry.getRetryDelay().getNanos()));
+                .map(retry -> Math.max(0, Math.min(retry.getRetryDelay().getSeconds(), LONGEST_DELAY_SECONDS)))
+                .map(seconds -> Duration.ofSeconds(seconds, details.retry.getRetryDelay().getNanos()));
     }
 
     /** Returns whether the same call may succeed later. */
@@ -113,7 +116,6 @@ public final class FastlaneException extends RuntimeException {
                 }
             } catch (InvalidProtocolBufferException unreadable) {
                 // The code is enough to go on.
-                return found;
             }
             return found;
         }

@@ -46,7 +46,8 @@ public final class Tail implements Iterable<Message>, Iterator<Message>, AutoClo
         this.channel = channel;
         this.ofJob = ofJob;
         this.cursor = cursor;
-        this.silence = interval.isZero() ? Duration.ofSeconds(30) : interval.multipliedBy(3);
+        // An interval that is too short is for the server to refuse: its answer needs a moment.
+        this.silence = Duration.ofMillis(interval.isZero() ? 30_000 : Math.max(300, 3 * interval.toMillis()));
         this.check = check;
         this.open = open;
     }

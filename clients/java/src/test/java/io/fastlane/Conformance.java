@@ -141,11 +141,11 @@ final class Conformance {
         if (options.containsKey("job")) {
             StreamJobLogsRequest.Builder request = StreamJobLogsRequest.newBuilder()
                     .setJobId(options.get("job")).setCursor(cursor).setText(isText()).addAllSources(SOURCES);
-            return client.tailJob((milliseconds > 0 ? request.setHeartbeatInterval(heartbeat) : request).build());
+            return client.tailJob((milliseconds != 0 ? request.setHeartbeatInterval(heartbeat) : request).build());
         }
         StreamExecutionLogsRequest.Builder request = StreamExecutionLogsRequest.newBuilder()
                 .setExecutionId(options.get("execution")).setCursor(cursor).setText(isText()).addAllSources(SOURCES);
-        return client.tail((milliseconds > 0 ? request.setHeartbeatInterval(heartbeat) : request).build());
+        return client.tail((milliseconds != 0 ? request.setHeartbeatInterval(heartbeat) : request).build());
     }
 
     private int write(LogChunk chunk) throws IOException {

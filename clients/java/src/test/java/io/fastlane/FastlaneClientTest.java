@@ -25,6 +25,7 @@ import java.io.IOException;
 import java.net.InetAddress;
 import java.net.ServerSocket;
 import java.time.Duration;
+import java.time.temporal.ChronoUnit;
 import java.util.List;
 import java.util.NoSuchElementException;
 import java.util.concurrent.CompletableFuture;
@@ -128,6 +129,11 @@ final class FastlaneClientTest {
     void manyThreadsShareAClient() {
         List<String> ids = IntStream.range(0, 100).parallel().mapToObj(n -> client.get("j" + n).getId()).toList();
         assertEquals(IntStream.range(0, 100).mapToObj(n -> "j" + n).toList(), ids);
+    }
+
+    @Test
+    void aCallMayHaveForever() {
+        assertEquals("j", client.withTimeout(ChronoUnit.FOREVER.getDuration()).get("j").getId());
     }
 
     @Test
