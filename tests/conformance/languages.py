@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests import node
 from tests.tools import PATH, ROOT, tool
 
 ENVIRONMENT: Mapping[str, str] = os.environ | {"PATH": f"{Path(sys.executable).parent}:{PATH}"}
@@ -42,6 +43,11 @@ def _go(directory: Path) -> Sequence[str | Path]:
     return [directory / "conformance"]
 
 
+def _node(directory: Path) -> Sequence[str | Path]:
+    return node.command("conformance/driver.js")
+
+
 PYTHON = Language("Python", _python)
 GO = Language("Go", _go, ["go"])
-LANGUAGES: Sequence[Language] = (PYTHON, GO)
+NODE = Language("Node", _node, ["node", "npm"])
+LANGUAGES: Sequence[Language] = (PYTHON, GO, NODE)
