@@ -54,5 +54,8 @@ function fail(error: Error): void {
   process.exitCode = 1;
 }
 
-process.stdout.on("error", () => process.exit(1));
+// A reader that has left ends this program, not the job.
+for (const out of [process.stdout, process.stderr]) {
+  out.on("error", () => process.exit(1));
+}
 main(process.argv.slice(2)).then((status) => (process.exitCode = status), fail);

@@ -2,7 +2,7 @@ import { crc32 } from "node:zlib";
 
 import { equals, type MessageShape } from "@bufbuild/protobuf";
 import { durationMs } from "@bufbuild/protobuf/wkt";
-import { type Client as Connection, type ClientReadableStream, Metadata, status } from "@grpc/grpc-js";
+import { type Client as Connection, Metadata, status } from "@grpc/grpc-js";
 
 import { errorOf, FastlaneError, isResumable, pause } from "./errors.js";
 import {
@@ -72,14 +72,7 @@ async function* call(
   signal: AbortSignal | undefined,
 ): AsyncGenerator<LogMessage, void, undefined> {
   const { path, serialize, deserialize } = codecOf(method);
-  const stream: ClientReadableStream<Response> = connection.makeServerStreamRequest(
-    path,
-    serialize,
-    deserialize,
-    request,
-    new Metadata(),
-    {},
-  );
+  const stream = connection.makeServerStreamRequest(path, serialize, deserialize, request, new Metadata(), {});
   // A call that is left reports its cancellation when nobody reads it any more.
   stream.on("error", () => undefined);
   const cancel = (): void => stream.cancel();
