@@ -125,7 +125,7 @@ def test_the_node_command_ends_with_the_reader_of_its_output(
 SIGNALS = """
 import { Client } from "fastlane-client";
 
-const [address] = process.argv.slice(2);
+const [, address] = process.argv;
 const client = new Client(address);
 const left = new AbortController();
 const told = [];
