@@ -9,8 +9,10 @@ import { LogGap_Cause, Source } from "fastlane-client/v1";
 const USAGE = "usage: tail [--address HOST:PORT] [--task NAME] (--job ID | IMAGE [WORD...])";
 
 async function main(words: string[]): Promise<number> {
-  const own = words.findIndex((word, at) => !word.startsWith("-") && !/^--(address|task|job)$/.test(words[at - 1] ?? ""));
-  const [flags, command] = own < 0 ? [words, []] : [words.slice(0, own), words.slice(own)];
+  // Words after the image are the command's, also if they look like options of this program.
+  const isValue = (at: number): boolean => /^--(address|task|job)$/.test(words[at - 1] ?? "");
+  const at = words.findIndex((word, index) => !word.startsWith("-") && !isValue(index));
+  const [flags, command] = at < 0 ? [words, []] : [words.slice(0, at), words.slice(at)];
   const { values } = parseArgs({
     args: flags,
     options: {
@@ -38,7 +40,8 @@ async function main(words: string[]): Promise<number> {
         }
       }
       if (event?.case === "gap") {
-        console.error(`tail: bytes of ${Source[event.value.source]} are missing here (${LogGap_Cause[event.value.cause]})`);
+        const { source, cause } = event.value;
+        console.error(`tail: bytes of ${Source[source]} are missing here (${LogGap_Cause[cause]})`);
       } else if (event?.case === "jobEnd") {
         return event.value.exitStatus;
       }

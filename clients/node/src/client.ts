@@ -60,8 +60,8 @@ export class Client {
     this.#connection.close();
   }
 
-  /** Store a job and return it with its first execution. Without a `requestId` the client makes one, so that a call that
-   * was interrupted is repeated and makes no second job. */
+  /** Store a job and return it with its first execution. Without a `requestId` the client makes one: an interrupted call
+   * is repeated, and makes no second job. */
   async enqueue(request: MessageInitShape<typeof EnqueueJobRequestSchema>, options?: CallOptions): Promise<Job> {
     const asked = create(EnqueueJobRequestSchema, { ...request, requestId: request.requestId || randomUUID() });
     return jobOf(await this.#call(JobService.method.enqueueJob, asked, options));
@@ -87,7 +87,10 @@ export class Client {
   }
 
   /** Follow the logs of all executions of a job, one after another, to the event `jobEnd`. */
-  tailJob(request: MessageInitShape<typeof StreamJobLogsRequestSchema>, signal?: AbortSignal): AsyncIterable<LogMessage> {
+  tailJob(
+    request: MessageInitShape<typeof StreamJobLogsRequestSchema>,
+    signal?: AbortSignal,
+  ): AsyncIterable<LogMessage> {
     const asked = create(StreamJobLogsRequestSchema, request);
     return follow(this.#connection, JobService.method.streamJobLogs, asked, signal);
   }

@@ -81,11 +81,12 @@ export function isResumable(error: FastlaneError): boolean {
   return error.passing || (error.code === status.RESOURCE_EXHAUSTED && error.reason === "");
 }
 
-/** Wait before the next try: longer after each failure, on top of what the server asks for. Up to a half is taken off at
- * random, so that many clients do not come back together. It throws if the signal comes first. */
+/** Wait before the next try: longer after each failure, on top of what the server asks for. Up to a half is taken off
+ * at random, so that many clients do not come back together. An aborted signal ends the wait with its reason. */
 export async function pause(failures: number, error: FastlaneError, signal: AbortSignal | undefined): Promise<void> {
   const longest = Math.min(FIRST_PAUSE_MS * 2 ** failures, LONGEST_PAUSE_MS);
-  await sleep((error.retryAfterMs ?? 0) + longest * (1 - Math.random() / 2), undefined, signal && { signal });
+  const pauseMs = (error.retryAfterMs ?? 0) + longest * (1 - Math.random() / 2);
+  await sleep(pauseMs, undefined, signal && { signal }).catch(() => signal?.throwIfAborted());
 }
 
 /** Details that cannot be read are none: the code says enough. */

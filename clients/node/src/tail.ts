@@ -36,7 +36,7 @@ type Method = typeof ExecutionService.method.streamExecutionLogs | typeof JobSer
 type Request = MessageShape<Method["input"]>;
 type Response = MessageShape<Method["output"]>;
 
-/** Yield what a log brings until it is over or fails for good. Interruptions are resumed: no byte is repeated or lost. */
+/** Yield what a log brings until it is over or fails for good. After an interruption, no byte is repeated or lost. */
 export async function* follow(
   connection: Connection,
   method: Method,
@@ -120,7 +120,7 @@ async function receive(messages: AsyncIterator<Response>, silenceMs: number, can
   throw new FastlaneError(status.UNAVAILABLE, "the stream ended early, without an end");
 }
 
-/** The offset of the next byte of a source, if it is known, and the checksum of all before it, if they are the whole. */
+/** The offset of the next byte of a source, if it is known; the checksum of all before it, if they are the whole. */
 interface Position {
   offset: bigint;
   sum: number;
