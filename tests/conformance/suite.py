@@ -92,6 +92,8 @@ def enqueue_all(client: Client, image: str) -> Mapping[str, pb.Job]:
 class Suite:
     """The promises, each a test. `language`: the client that is tested."""
 
+    # The first test builds the driver, and may have to download what it is built of.
+    pytestmark: ClassVar = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
     language: ClassVar[Language]
 
     # --------------------------------------------------------------------------------------------------------- fixtures
