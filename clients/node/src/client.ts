@@ -60,8 +60,8 @@ export class Client {
     this.#connection.close();
   }
 
-  /** Store a job and return it with its first execution. Without a `requestId` the client makes one: an interrupted call
-   * is repeated, and makes no second job. */
+  /** Store a job and return it with its first execution. Without a `requestId` the client makes one, so that an
+   * interrupted call is repeated and makes no second job. */
   async enqueue(request: MessageInitShape<typeof EnqueueJobRequestSchema>, options?: CallOptions): Promise<Job> {
     const asked = create(EnqueueJobRequestSchema, { ...request, requestId: request.requestId || randomUUID() });
     return jobOf(await this.#call(JobService.method.enqueueJob, asked, options));
@@ -121,20 +121,12 @@ export class Client {
   #once<M extends Unary>(method: M, request: MessageShape<M["input"]>, deadline: number, signal?: AbortSignal) {
     signal?.throwIfAborted();
     return new Promise<MessageShape<M["output"]>>((resolve, reject) => {
-      const { path, serialize, deserialize } = codecOf(method);
       const answered = (error: ServiceError | null, answer?: MessageShape<M["output"]>): void => {
         signal?.removeEventListener("abort", cancel);
         return error ? reject(error) : resolve(answer!);
       };
-      const call = this.#connection.makeUnaryRequest(
-        path,
-        serialize,
-        deserialize,
-        request,
-        new Metadata(),
-        { deadline },
-        answered,
-      );
+      const codec = codecOf(method);
+      const call = this.#connection.makeUnaryRequest(...codec, request, new Metadata(), { deadline }, answered);
       const cancel = (): void => call.cancel();
       signal?.addEventListener("abort", cancel);
     });

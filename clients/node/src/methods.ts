@@ -12,9 +12,9 @@ export type Streaming = DescMethodServerStreaming<DescMessage, DescMessage>;
 
 /** Return what gRPC has to know of a method: its path, and how its messages are written and read. */
 export function codecOf<M extends Unary | Streaming>(method: M) {
-  return {
-    path: `/${method.parent.typeName}/${method.name}`,
-    serialize: (request: MessageShape<M["input"]>) => Buffer.from(toBinary(method.input, request)),
-    deserialize: (data: Buffer) => fromBinary(method.output, data) as MessageShape<M["output"]>,
-  };
+  return [
+    `/${method.parent.typeName}/${method.name}`,
+    (request: MessageShape<M["input"]>) => Buffer.from(toBinary(method.input, request)),
+    (data: Buffer) => fromBinary(method.output, data) as MessageShape<M["output"]>,
+  ] as const;
 }

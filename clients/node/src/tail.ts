@@ -71,8 +71,7 @@ async function* call(
   tail: Tail,
   signal: AbortSignal | undefined,
 ): AsyncGenerator<LogMessage, void, undefined> {
-  const { path, serialize, deserialize } = codecOf(method);
-  const stream = connection.makeServerStreamRequest(path, serialize, deserialize, request, new Metadata(), {});
+  const stream = connection.makeServerStreamRequest(...codecOf(method), request, new Metadata(), {});
   // A call that is left reports its cancellation when nobody reads it any more.
   stream.on("error", () => undefined);
   const cancel = (): void => stream.cancel();
