@@ -135,10 +135,9 @@ public final class Tail implements Iterable<Message>, Iterator<Message>, AutoClo
 
     /** Returns the interruption as a message if the tail resumes after it. */
     private Message interrupted(FastlaneException failure) {
-        boolean left = closed.getCount() == 0;
         call.cancel();
         call = null;
-        if (left) {
+        if (closed.getCount() == 0) {
             return null;
         }
         if (!failure.isResumable() || channel.isShutdown()) {
