@@ -146,7 +146,9 @@ class Tail {
   constructor(asked: Request) {
     const startLine = (asked as Partial<StreamExecutionLogsRequest>).startLine ?? 0n;
     this.cursor = asked.cursor;
-    this.silenceMs = asked.heartbeatInterval ? Math.min(3 * durationMs(asked.heartbeatInterval), 2 ** 31 - 1) : 30_000;
+    // An interval that is too short is for the server to refuse: its answer needs a moment.
+    const heartbeatMs = asked.heartbeatInterval ? durationMs(asked.heartbeatInterval) : 10_000;
+    this.silenceMs = Math.max(300, Math.min(3 * heartbeatMs, 2 ** 31 - 1));
     this.#text = asked.text;
     this.#sources = asked.sources.length > 0 ? asked.sources : [Source.STDOUT, Source.STDERR, Source.SYSTEM];
     this.#whole = asked.cursor === "" && asked.tailLines === undefined && !asked.sinceTime && startLine <= 1n;
