@@ -34,7 +34,7 @@ from fastlane_grpc.rpc.server import RpcServer
 from fastlane_grpc.slots import HostSlots
 from fastlane_grpc.store import Quota, Rules, Store, StoreHealth
 from fastlane_grpc.supervisor import Supervisor
-from fastlane_grpc.trust import CertificateFiles, Certificates
+from fastlane_grpc.trust import Access, CertificateFiles, Certificates, TokenFile, TokensUnusable
 from fastlane_grpc.wakeup import Wakeup
 from fastlane_grpc.watch import WatchHub
 
@@ -108,6 +108,8 @@ class Server:
     http: "HttpServer | None" = None
     # Those of TLS; None: connections are not encrypted.
     certificates: Certificates | None = None
+    # The tokens in force; None: anybody may do anything.
+    access: Access | None = None
 
     def __init__(
         self,
@@ -172,8 +174,10 @@ class Server:
     async def open(self, parts: AsyncExitStack) -> None:
         """Open all parts."""
         self.open_loop(parts)
+        check_reach(self.settings)
         self.open_certificates(parts)
         self.open_data_dir(parts)
+        self.open_access(parts)
         self.open_store(parts)
         self.open_logs(parts)
         self.open_tails(parts)
@@ -201,6 +205,16 @@ class Server:
     def open_data_dir(self, parts: AsyncExitStack) -> None:
         """Lock the data directory until all other parts are closed: the next server may start then."""
         parts.enter_context(claimed(self.settings.data_dir))
+
+    def open_access(self, parts: AsyncExitStack) -> None:
+        """Read the tokens, if calls need one."""
+        if self.settings.auth != "tokens":
+            return
+        try:
+            self.access = Access(TokenFile(self.settings.data_dir), self.now, public=self.settings.public)
+        except TokensUnusable as error:
+            raise CannotServe(str(error)) from error
+        self.run(parts, "tokens", self.access.watch, restart=True)
 
     def open_store(self, parts: AsyncExitStack) -> None:
         """Open the store, which is closed after all parts that write. Closing has a time limit."""
@@ -349,10 +363,11 @@ class Server:
             max_connections=self.open_files.max_connections,
             counts=self.counts,
             certificates=self.certificates,
+            access=self.access,
         )
         parts.push_async_callback(self.rpc.stop)
         self.rpc.listen()
-        _warn_of_reach(self.settings.listen, self.port)
+        _warn_of_reach(self.settings, self.settings.listen, self.port)
         # Set once here: health must answer before the first change of a host.
         await self.rpc.serving("engine", self.dispatcher.up)
         self.run(parts, "jobs that nobody watches", self.service.unwatched_jobs.run, restart=True)
@@ -380,10 +395,11 @@ class Server:
             scrape=self._metrics(parts).scrape,
             counts=self.counts,
             certificates=self.certificates,
+            access=self.access,
         )
         parts.push_async_callback(self.http.stop)
         self.http.listen()
-        _warn_of_reach(self.settings.http_listen, self.http.port)
+        _warn_of_reach(self.settings, self.settings.http_listen, self.http.port)
         await self.http.start()
 
     def _metrics(self, parts: AsyncExitStack) -> "Metrics":
@@ -532,13 +548,29 @@ def _host(configured: HostSettings, store: Store, settings: Settings, supervisor
     return Host(configured.name, backend, DockerCaptures(engine, choice), supervisor=supervisor)
 
 
-def _warn_of_reach(listen: str, port: int) -> None:
-    if not is_loopback(listen):
-        address = f"{listen.rpartition(':')[0]}:{port}"
-        log.warning(
-            f"anybody who reaches {address} can run containers, which is root on the engine's host; "
-            "there is no authentication"
-        )
+def _insecurities(settings: Settings) -> str:
+    """Return what makes it unsafe to serve other machines; empty: nothing."""
+    faults = []
+    if not settings.tls_cert:
+        faults.append("connections are not encrypted (tls_cert)")
+    if settings.auth != "tokens" and not settings.tls_client_ca:
+        faults.append("anyone can run containers, which is root on the engine's host (auth = tokens, or tls_client_ca)")
+    return ", and ".join(faults)
+
+
+def check_reach(settings: Settings) -> None:
+    """Raise CannotServe where other machines reach a server that is not safe, unless that is wanted."""
+    faults = _insecurities(settings)
+    for listen in (settings.listen, settings.http_listen):
+        if listen and faults and not settings.insecure and not is_loopback(listen):
+            raise CannotServe(
+                f"other machines reach {listen}: {faults}; set these, listen on 127.0.0.1, or accept it with --insecure"
+            )
+
+
+def _warn_of_reach(settings: Settings, listen: str, port: int) -> None:
+    if (faults := _insecurities(settings)) and not is_loopback(listen):
+        log.warning(f"insecure: other machines reach {listen.rpartition(':')[0]}:{port}: {faults}")
 
 
 def _warn_of_duplicates(host: Host, hosts: Sequence[Host]) -> None:

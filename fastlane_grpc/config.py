@@ -267,6 +267,31 @@ def read_user_name(text: str) -> str:
     return text
 
 
+def read_switch(text: str) -> bool:
+    if text.lower() not in {"true", "false"}:
+        raise ValueError("must be true or false")
+    return text.lower() == "true"
+
+
+def read_auth(text: str) -> str:
+    if text.lower() not in {"tokens", OFF}:
+        raise ValueError(f"must be tokens or {OFF}")
+    return text.lower()
+
+
+def read_public(text: str) -> Sequence[str]:
+    """Return the names; none: off."""
+    if text.lower() == OFF:
+        return ()
+    names = tuple(name.strip().lower() for name in text.split(","))
+    if any(name not in {"health", "metrics", "reflection"} for name in names):
+        raise ValueError(f"must be of health, metrics and reflection, separated by commas; or {OFF}")
+    return names
+
+
+# The kind of a setting that is true or false, whose flag has no value.
+SWITCH = "true|false"
+
 # What to write for a value, by how it is read.
 _KINDS: Mapping[Callable[[str], object], str] = {
     read_count: "NUMBER",
@@ -299,6 +324,9 @@ _KINDS: Mapping[Callable[[str], object], str] = {
     read_port: "NUMBER",
     read_smtp_tls: "MODE",
     read_user_name: "NAME",
+    read_auth: "MODE",
+    read_switch: SWITCH,
+    read_public: "NAMES",
 }
 
 
@@ -386,6 +414,17 @@ class Settings:
     tls_key: Path | None = setting(lambda: None, read_path, "file of the key of tls_cert, in PEM, without a passphrase")
     tls_client_ca: Path | None = setting(
         lambda: None, read_path, "file of the authorities of clients, in PEM; with it each client needs a certificate"
+    )
+    insecure: bool = setting(
+        lambda: False, read_switch, "serve other machines without TLS, or without knowing who calls"
+    )
+    auth: str = setting(
+        lambda: OFF, read_auth, "who may make calls: tokens, which `fastlane token` creates, or off: anyone"
+    )
+    public: Sequence[str] = setting(
+        lambda: ("health",),
+        read_public,
+        "what needs no token, separated by commas: health, metrics, reflection; or off",
     )
     engine: str = setting(lambda: default_engine(os.environ), read_engine, _ADDRESS)
     capture: CaptureMode = setting(
@@ -709,7 +748,7 @@ def default_cert_dir(environ: Mapping[str, str]) -> Path | None:
 
 
 # Variables of the command line and of other programs of ours, not settings of the server.
-_NOT_SETTINGS = {"address", "config", "tls_ca", "client_tls_cert", "client_tls_key"}
+_NOT_SETTINGS = {"address", "config", "tls_ca", "client_tls_cert", "client_tls_key", "token", "token_file"}
 
 
 def _read_file(file: Path | None) -> dict[str, object]:
@@ -804,6 +843,8 @@ def _text(each: "Field[Any]", value: Any) -> str:
         return _duration_text(value)
     if isinstance(value, tuple):
         return ",".join(value)
+    if isinstance(value, bool):
+        return str(value).lower()
     if each.metadata["kind"] == "BYTES":
         return _counted(value, (("g", 1 << 30), ("m", 1 << 20), ("k", 1 << 10)))
     return str(value)
@@ -850,6 +891,8 @@ def _known(name: str, names: Sequence[str], what: str) -> str:
 
 def _read(each: "Field[Any]", value: object, where: str) -> Any:
     where = re.sub("^(flag|file) ", "", where)
+    if isinstance(value, bool) and each.metadata["kind"] == SWITCH:
+        value = str(value)
     # TOML has kinds of its own; of these, a text and a whole number can be meant.
     if isinstance(value, bool) or not isinstance(value, str | int):
         kind = _TOML_KINDS.get(type(value), "a date or a time")

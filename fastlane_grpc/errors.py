@@ -173,6 +173,26 @@ class TooManyStreams(Refusal):
     """The number of open streams is at the server's limit."""
 
 
+class TokenRequired(Refusal):
+    """The call has no token, and the server requires one."""
+
+
+class TokenInvalid(Refusal):
+    """The token is unknown or revoked."""
+
+
+class TokenExpired(Refusal):
+    """The token's time is over."""
+
+
+class PermissionDenied(Refusal):
+    """The token does not allow the call."""
+
+
+class TooManyAttempts(Refusal):
+    """The address has sent too many wrong tokens."""
+
+
 class ServerStopping(Refusal):
     """The server is going down; the next one has everything."""
 

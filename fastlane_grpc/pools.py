@@ -32,6 +32,12 @@ def read_pattern(text: str) -> str:
     return text
 
 
+def matcher(pattern: str) -> "re.Pattern[str]":
+    """Return the expression that matches the names of a pattern."""
+    # fnmatch makes expressions that do not backtrack: the time is linear in the length of the name.
+    return re.compile("|".join(map(fnmatch.translate, pattern.split(","))))
+
+
 @dataclass(frozen=True, slots=True)
 class Pool:
     """A pool: its name, the pattern of its tasks, and the names of its hosts."""
@@ -47,10 +53,7 @@ class Pools:
     def __init__(self, pools: Sequence[Pool] = (), hosts: Sequence[str] = ()) -> None:
         """`hosts`: the names of all hosts."""
         self._pools = tuple(pools)
-        # fnmatch makes expressions that do not backtrack: the time is linear in the length of the name.
-        self._patterns = [
-            (pool.name, re.compile("|".join(map(fnmatch.translate, pool.pattern.split(","))))) for pool in pools
-        ]
+        self._patterns = [(pool.name, matcher(pool.pattern)) for pool in pools]
         self._hosts = {pool.name: tuple(pool.hosts) for pool in pools}
         named = {host for pool in pools for host in pool.hosts}
         self._hosts[NO_POOL] = tuple(host for host in hosts if host not in named)

@@ -16,6 +16,7 @@ import structlog
 from fastlane_grpc.errors import CursorTooOld, ServerStopping, StoreFailed
 from fastlane_grpc.model import Execution, Job
 from fastlane_grpc.store import Change, ChangeKind, ChangePosition, JobsRead, Store
+from fastlane_grpc.trust import TaskPattern
 from fastlane_grpc.wakeup import Wakeup
 
 # Updates that the hub keeps. Each takes a few kilobytes.
@@ -40,9 +41,13 @@ class WatchFilter:
     task_id: str = ""
     job_ids: frozenset[str] = frozenset()
     labels: Mapping[str, str] = field(default_factory=dict)
+    # The tasks that the watcher's token allows; None: all.
+    tasks: TaskPattern | None = None
 
     def wants(self, job_id: str, task_id: str) -> bool:
         """Return whether the job may match, as far as its ids say."""
+        if self.tasks is not None and not self.tasks.matches(task_id):
+            return False
         return (not self.task_id or self.task_id == task_id) and (not self.job_ids or job_id in self.job_ids)
 
     def has_labels(self, labels: Mapping[str, str]) -> bool:

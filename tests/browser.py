@@ -58,6 +58,9 @@ class Tab:
 
     def open(self, path: str) -> Page:
         self.page.goto(self.base + path)
+        # Where a file did not arrive, the page loads itself again: a test begins when all is there.
+        expect(self.page.locator("html")).to_have_attribute("data-started", "true")
+        expect(self.page.locator(".bar")).to_have_css("display", "flex")
         return self.page
 
     def lines(self) -> Sequence[str]:

@@ -7,13 +7,11 @@ import threading
 from collections.abc import Sequence
 
 
-class CuttingRelay:
-    """Connects to `address` whoever connects to `self.address`. The first connection breaks after the first of `cuts`,
-    and so on."""
+class Relay:
+    """Listens on loopback at `self.address`. Each connection has a thread, which runs `_serve`."""
 
-    def __init__(self, address: str, cuts: Sequence[int]) -> None:
+    def __init__(self, address: str) -> None:
         host, port = address.split(":")
-        self.cuts = list(cuts)
         self._server_address = (host, int(port))
         self._listener = socket.create_server(("127.0.0.1", 0))
         self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
@@ -28,10 +26,29 @@ class CuttingRelay:
         with contextlib.suppress(OSError):
             while True:
                 near, _ = self._listener.accept()
-                far = socket.create_connection(self._server_address)
-                limit = self.cuts.pop(0) if self.cuts else 1 << 60
-                threading.Thread(target=self._pass_on, args=(near, far, 1 << 60), daemon=True).start()
-                threading.Thread(target=self._pass_on, args=(far, near, limit), daemon=True).start()
+                threading.Thread(target=self._serve, args=(near,), daemon=True).start()
+
+    def _serve(self, near: socket.socket) -> None:
+        raise NotImplementedError
+
+
+class CuttingRelay(Relay):
+    """Connects to `address` whoever connects to `self.address`. The first connection breaks after the first of `cuts`,
+    and so on."""
+
+    def __init__(self, address: str, cuts: Sequence[int]) -> None:
+        self.cuts = list(cuts)
+        super().__init__(address)
+
+    def _serve(self, near: socket.socket) -> None:
+        try:
+            far = socket.create_connection(self._server_address)
+        except OSError:
+            near.close()
+            return
+        limit = self.cuts.pop(0) if self.cuts else 1 << 60
+        threading.Thread(target=self._pass_on, args=(near, far, 1 << 60), daemon=True).start()
+        self._pass_on(far, near, limit)
 
     def _pass_on(self, source: socket.socket, target: socket.socket, limit: int) -> None:
         with contextlib.suppress(OSError):

@@ -27,6 +27,7 @@ from fastlane_grpc.model import Assignment, CaptureMode, Execution, JobSpec, Sou
 from fastlane_grpc.record import Chunk, Gap, Position, RecordReader, Trailer
 from fastlane_grpc.runner import LeaveCommand, Mailbox, StopCommand
 from fastlane_grpc.store import Store
+from tests import probed
 from tests.tools import ROOT, script, tool
 
 SECONDS = 60
@@ -203,9 +204,11 @@ class EngineHarness:
         self.logs = Logs(self.directory / "logs")
         self.changed = threading.Condition()
         self.engine = Engine(self.address, certificates=self._certificates)
+        probed.prepare(self.directory)
         self.host = Host("local", self.backend("local"), self.captures(self.capture), ping_seconds=1)
         self.host.start(self._host_changed)
         self.wait_until(lambda: self.host.up)
+        probed.learn(self.directory)
         self.runner = BackendRunner(
             self.store,
             self.logs,

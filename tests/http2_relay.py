@@ -8,6 +8,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import BinaryIO
 
+from tests.cutting_relay import Relay
 from tests.hostile_http2 import DATA, END_HEADERS, END_STREAM, GOAWAY, HEADERS, RST_STREAM, SETTINGS, frame
 
 WINDOW_UPDATE, ACKNOWLEDGED = 8, 1
@@ -29,7 +30,7 @@ class Break:
     code: int = NO_ERROR
 
 
-class Http2Relay:
+class Http2Relay(Relay):
     """Connects the clients of `self.address` to `address`. The first answer breaks as the first of `breaks` says, and
     so on.
 
@@ -37,25 +38,15 @@ class Http2Relay:
     if it is below 500."""
 
     def __init__(self, address: str, breaks: Sequence[Break] = (), statuses: Sequence[int] = ()) -> None:
-        host, port = address.split(":")
         self.breaks = list(breaks)
         self.statuses = list(statuses)
-        self._server_address = (host, int(port))
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.address = f"127.0.0.1:{self._listener.getsockname()[1]}"
-        threading.Thread(target=self._accept, daemon=True).start()
+        super().__init__(address)
 
-    def close(self) -> None:
-        with contextlib.suppress(OSError):
-            self._listener.shutdown(socket.SHUT_RDWR)
-        self._listener.close()
-
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                near, _ = self._listener.accept()
-                serve = self._refuse if self.statuses else self._connect
-                threading.Thread(target=serve, args=(near,), daemon=True).start()
+    def _serve(self, near: socket.socket) -> None:
+        if self.statuses:
+            self._refuse(near)
+        else:
+            self._connect(near)
 
     def _connect(self, near: socket.socket) -> None:
         try:

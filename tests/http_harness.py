@@ -2,6 +2,7 @@
 
 from collections.abc import Collection
 from pathlib import Path
+from typing import Any, cast
 
 from fastlane_grpc.http.connection import Connection
 from fastlane_grpc.http.limits import HttpLimits
@@ -22,7 +23,8 @@ class HttpHarness(RpcHarness):
     def http_connections(self) -> Collection[Connection]:
         """The connections that are open."""
         assert self.http
-        return self.http._state.connections
+        connections: Any = self.http._state.connections
+        return cast(Collection[Connection], connections)
 
     async def start(self) -> None:
         await self.server.start()

@@ -92,7 +92,7 @@ class Reader:
     def _take(self, event: Event) -> None:
         match event:
             case Output():
-                self.data[event.source] += event.data
+                self.data[pb.Source.ValueType(event.source)] += event.data
                 self.chunks += 1
             case Gap():
                 self.gaps.append(event)

@@ -143,8 +143,9 @@ class MailReceiver:
             auth_required=self.login is not None,
             authenticator=self._authenticate if self.login else None,
         )
-        self._controller.server = await self._controller._create_server()
-        self.port = int(self._controller.server.sockets[0].getsockname()[1])
+        server: Any = await self._controller._create_server()
+        self._controller.server = server
+        self.port = int(server.sockets[0].getsockname()[1])
         return self
 
     async def __aexit__(self, *_: object) -> None:

@@ -75,7 +75,7 @@ def change(data: st.DataObject, message: Message, field: FieldDescriptor) -> Non
 def _value(data: st.DataObject, field: FieldDescriptor) -> Any:
     kind = field.message_type
     if kind is not None and kind.full_name in {"google.protobuf.Duration", "google.protobuf.Timestamp"}:
-        message = GetMessageClass(kind)()
+        message: Any = GetMessageClass(kind)()
         sign = data.draw(st.sampled_from([1, 1, 1, -1]))
         message.seconds = sign * data.draw(st.sampled_from(_SECONDS))
         message.nanos = data.draw(st.sampled_from([0, 0, 0, 1, 999_999_999, 1_000_000_000, -1, -(1 << 31)]))

@@ -15,6 +15,8 @@ from pathlib import Path
 import docker
 from docker.errors import APIError
 
+from tests import probed
+
 # What the process does. A step that is to kill it comes as NAME:N, the Nth time that any execution reaches it.
 _MAIN = """
 import json, os, signal, sys, threading
@@ -67,6 +69,11 @@ class Server:
         """`process`: what `subprocess.Popen` is told beside all that, as whom it runs for example. `clock` among the
         settings: a time in ISO 8601, from which on time passes that many times as fast for what is due."""
         flags = {"data_dir": str(data_dir), "listen": listen, "http_listen": "off", **settings}
+        self._data_dir = data_dir
+        # Another user's server could not write beside what is ours.
+        if "user" not in (process or {}):
+            data_dir.mkdir(mode=0o700, exist_ok=True)
+            probed.prepare(data_dir)
         self._log = Path(f"{data_dir}.log")
         with self._log.open("ab") as log:
             self.process: subprocess.Popen[bytes] = subprocess.Popen(  # type: ignore[call-overload]
@@ -118,6 +125,7 @@ class Server:
         code = self.process.wait(60)
         if self.process.stdout:
             self.process.stdout.close()
+        probed.learn(self._data_dir)
         return code
 
 

@@ -662,7 +662,8 @@ def test_the_help_of_the_server_shows_each_setting_s_kind_and_the_default_in_for
     shown = " ".join(
         server_command.get_help(click.Context(server_command, info_name="server", terminal_width=1000)).split()
     )
-    flag = f"--{setting.name.replace('_', '-')} {setting.metadata['kind']} "
+    kind = setting.metadata["kind"]
+    flag = f"--{setting.name.replace('_', '-')} " + ("" if kind == config.SWITCH else f"{kind} ")
     help_of_it = shown.partition(flag)[2].partition(" --")[0]
     assert (f"[default: {default}]" if default else setting.metadata["meaning"][1:]) in help_of_it
 

@@ -330,7 +330,7 @@ def test_the_options_that_are_told_are_those_that_are_taken(options: type, reque
         (grpc.StatusCode.ALREADY_EXISTS, "REQUEST_ID_REUSED", fastlane_client.RequestIdReused),
         (grpc.StatusCode.INTERNAL, "DEFECT", fastlane_client.ServerDefect),
         (grpc.StatusCode.NOT_FOUND, "A_REASON_OF_TOMORROW", fastlane_client.NotFound),
-        (grpc.StatusCode.PERMISSION_DENIED, "", fastlane_client.Error),
+        (grpc.StatusCode.PERMISSION_DENIED, "", fastlane_client.PermissionDenied),
         (grpc.StatusCode.UNIMPLEMENTED, "", fastlane_client.UnknownField),
     ],
 )
@@ -563,7 +563,13 @@ def test_a_reader_that_takes_its_time_is_not_taken_for_a_dead_peer(server: Scrip
 
 def test_heartbeats_move_the_cursor_and_are_not_shown(server: ScriptedServer, client: Client) -> None:
     server.logs["e"] = Log(HELLO.pieces, heartbeats_before_end=3)
-    assert [type(event) for event in client.tail("e", sources=[1])] == [StateChange, Output, Output, StateChange, End]
+    assert [type(event) for event in client.tail("e", sources=[pb.SOURCE_STDOUT])] == [
+        StateChange,
+        Output,
+        Output,
+        StateChange,
+        End,
+    ]
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,10 @@ from typing import Any
 
 import pytest
 
-from fastlane_grpc.dispatcher import PROMOTIONS_AT_ONCE, Dispatcher, HostSlots
+from fastlane_grpc.dispatcher import PROMOTIONS_AT_ONCE, Dispatcher
 from fastlane_grpc.model import Execution, Job, JobSpec, State, utc_now
 from fastlane_grpc.schedule import Following, Next, after, settled_by
+from fastlane_grpc.slots import HostSlots
 from fastlane_grpc.store import Pending, Store
 from fastlane_grpc.store.database import open_for_reading, open_for_writing
 from fastlane_grpc.store.due import Promotion

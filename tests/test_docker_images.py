@@ -11,9 +11,10 @@ from typing import ClassVar
 import docker
 import pytest
 
+from fastlane_grpc.backend import CannotRun, PullFailed
 from fastlane_grpc.docker.engine import Engine
 from fastlane_grpc.docker.engine_errors import EngineDown
-from fastlane_grpc.docker.images import CannotRun, DockerPull, PullFailed, PullProgress, image_parts, pull_failure
+from fastlane_grpc.docker.images import DockerPull, PullProgress, image_parts, pull_failure
 from fastlane_grpc.execution import Step
 from fastlane_grpc.model import MAX_TOLD_CHARACTERS, Execution, Outcome, PullPolicy, Reason, State
 from tests.engine import EngineHarness, by_recorder

@@ -149,7 +149,8 @@ async def kept(tmp_path: Path) -> tuple[str, str, str]:
     await store.claim_on(["here"])
     await store.finish(jobs[0], state=State.FAILED, outcome=Outcome(Reason.REFUSED_BY_ENGINE), logs=[])
     store.close()
-    return store.instance, *jobs
+    over, waiting = jobs
+    return store.instance, over, waiting
 
 
 async def test_containers_are_orphans_where_their_execution_is_over_or_unknown(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
 import docker.context
 import pytest
@@ -99,6 +100,7 @@ def test_a_request_to_a_remote_engine_that_hangs_ends_in_time(remote: TlsEngine 
     remote.engine.freeze()
     try:
         # By the SDK's client on a connection that was used before, by that on a new one, and by the other client.
+        ask: Any
         for ask in (engine.info, Engine.info, lambda: engine.ping(1), lambda: engine.kill("nosuch", "TERM")):
             with within(5), pytest.raises(EngineDown):
                 ask() if ask is not Engine.info else ask(engine_of(remote, answer_seconds=1))

@@ -32,7 +32,10 @@ NUMBERS = [f"{number}".encode() for number in range(1, 16)]
 
 
 # Of output that is missing, nobody knows how much of it.
-UNKNOWN = [(Source.STDOUT, None, Cause.ENGINE), (Source.STDERR, None, Cause.ENGINE)]
+UNKNOWN: list[tuple[Source, int | None, Cause]] = [
+    (Source.STDOUT, None, Cause.ENGINE),
+    (Source.STDERR, None, Cause.ENGINE),
+]
 
 
 def outcome(execution: Execution) -> Outcome:

@@ -92,7 +92,7 @@ class HostsHarness:
         return hosts
 
     def engine_health(self) -> int:
-        health = health_pb2_grpc.HealthStub(self.channel)
+        health: Any = health_pb2_grpc.HealthStub(self.channel)
         return int(health.Check(health_pb2.HealthCheckRequest(service="engine")).status)
 
     def work(self, count: int, script: str = WORK, task: str = "hosts") -> list[Reader]:

@@ -582,11 +582,11 @@ async def test_a_reader_that_is_cut_off_at_random_points_gets_each_byte_once(
     gaps = sum(source is None for source, _ in pieces)
     # Once without a cut, then from cuts: after each, the reader goes on from the last cursor it got.
     whole = await harness.rest(id, text=as_text)
-    cursor, received = "", []
+    cursor, received = "", list[pb.StreamExecutionLogsResponse]()
     for cut in cuts:
-        part = (await harness.rest(id, cursor, text=as_text))[: cut % 5]
-        received += part
-        cursor = part[-1].cursor if part else cursor
+        read = (await harness.rest(id, cursor, text=as_text))[: cut % 5]
+        received += read
+        cursor = read[-1].cursor if read else cursor
     received += await harness.rest(id, cursor, text=as_text)
     for source, expected in wanted.items():
         if as_text and not (

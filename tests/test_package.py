@@ -10,6 +10,7 @@ import zipfile
 from collections.abc import Iterator
 from email.parser import Parser
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -87,7 +88,7 @@ def test_the_wheel_says_what_the_project_says(wheel: Path) -> None:
 @pytest.fixture
 def address(installed: Path, tmp_path: Path) -> Iterator[str]:
     """Of a server that was started from `/`, by what was installed."""
-    command = [
+    command: list[Any] = [
         installed / "fastlane",
         "server",
         "--data-dir",

@@ -925,7 +925,12 @@ def test_the_page_is_used_by_keyboard(browser: Browser, running: Server, everyda
         expect(view.get_by_label("Reason")).to_be_focused()
         # Even to a button that was drawn anew meanwhile.
         view.locator("[data-action=stop]").evaluate("(button) => button.replaceWith(button.cloneNode(true))")
-        view.keyboard.press("Escape")
+        with view.expect_response("**/executions/*"):
+            view.keyboard.press("Escape")
+        # And when the answer has drawn it once more.
+        view.locator("[data-action=stop] .icon").wait_for()
+        expect(view.locator("[data-action=stop]")).to_be_focused()
+        view.evaluate("new Promise((done) => requestAnimationFrame(() => requestAnimationFrame(done)))")
         expect(view.locator("[data-action=stop]")).to_be_focused()
 
 

@@ -6,6 +6,7 @@ import subprocess
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import Any
 
 import docker
 import grpc
@@ -73,7 +74,7 @@ def connected(proxy: ReverseProxy, certificates: Path) -> Iterator[Client]:
 
 
 def curl(proxy: ReverseProxy, certificates: Path, path: str, *options: str) -> str:
-    asked = [tool("curl"), "-sS", "--noproxy", "*", "--cacert", certificates / "ca.pem", *options]
+    asked: list[Any] = [tool("curl"), "-sS", "--noproxy", "*", "--cacert", certificates / "ca.pem", *options]
     ran = subprocess.run([*asked, f"https://{proxy.address}{path}"], capture_output=True, text=True, timeout=60)
     assert ran.returncode == 0, ran.stderr
     return ran.stdout

@@ -2,6 +2,7 @@
 
 import os
 import random
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -48,8 +49,8 @@ def newlines_of(
         (entry.source, entry.offset + place + 1)
         for entry in entries
         if isinstance(entry, Chunk) and entry.source in sources
-        for place, byte in enumerate(entry.data)
-        if byte == 10 and (limits is None or entry.offset + place < limits[entry.source])
+        for place in (found.start() for found in re.finditer(b"\n", entry.data))
+        if limits is None or entry.offset + place < limits[entry.source]
     ]
 
 

@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Iterator
 from contextlib import asynccontextmanager, suppress
 from datetime import timedelta
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -188,7 +189,7 @@ async def test_a_scheduled_job_is_answered_with_its_times_and_what_it_waits_for(
 
 async def test_the_log_of_a_scheduled_execution_shows_when_it_is_due_and_how_it_ended(harness: RpcHarness) -> None:
     job = await harness.enqueue(start_at=timestamp_pb2.Timestamp(seconds=int(time.time()) + 3600))
-    stream = harness.stream(job.execution.id)
+    stream: Any = harness.stream(job.execution.id)
     first = await stream.read()
     assert (first.state.state, first.state.waiting) == (pb.STATE_SCHEDULED, job.execution.waiting)
     await harness.jobs.StopJob(pb.StopJobRequest(job_id=job.id, note="not today"))
@@ -409,7 +410,7 @@ async def test_a_running_job_that_is_stopped_says_so_until_it_ends(harness: RpcH
 
 async def test_a_stream_begins_with_the_state_and_ends_with_the_outcome(harness: RpcHarness) -> None:
     job = await harness.enqueue()
-    stream = harness.stream(job.execution.id)
+    stream: Any = harness.stream(job.execution.id)
     first = await stream.read()
     assert isinstance(first, pb.StreamExecutionLogsResponse)
     assert (first.state.state, first.state.waiting.detail) == (pb.STATE_QUEUED, "8 of 8 slots in use")
@@ -541,9 +542,9 @@ async def test_what_is_about_to_get_a_place_is_not_said_to_wait_for_one(harness:
 async def test_a_quiet_stream_shows_a_sign_of_life(harness: RpcHarness) -> None:
     job = await harness.enqueue()
     # Not fastlane's own lines: one of them says that it waits.
-    stream = harness.stream(job.execution.id, heartbeat_interval=duration_pb2.Duration(seconds=1), sources=[OUT])
+    stream: Any = harness.stream(job.execution.id, heartbeat_interval=duration_pb2.Duration(seconds=1), sources=[OUT])
     messages = [await stream.read() for _ in range(3)]
-    assert [message.WhichOneof("event") for message in messages] == ["state", "heartbeat", "heartbeat"]  # type: ignore[union-attr]
+    assert [message.WhichOneof("event") for message in messages] == ["state", "heartbeat", "heartbeat"]
     stream.cancel()
     for seconds in (0, 61):
         with pytest.raises(grpc.aio.AioRpcError) as refused:
@@ -705,7 +706,7 @@ async def test_hosts_are_listed_with_all_that_is_known_of_them(harness: RpcHarne
 
 
 async def test_health_follows_server_and_engine_apart(harness: RpcHarness) -> None:
-    health = health_pb2_grpc.HealthStub(harness.channel)
+    health: Any = health_pb2_grpc.HealthStub(harness.channel)
 
     async def status(name: str) -> int:
         return (await health.Check(health_pb2.HealthCheckRequest(service=name))).status
@@ -827,7 +828,7 @@ async def rest_of(
     stream: "grpc.aio.UnaryStreamCall[object, pb.StreamExecutionLogsResponse]",
 ) -> list[pb.StreamExecutionLogsResponse]:
     rest = []
-    while (message := await stream.read()) is not grpc.aio.EOF:
+    while isinstance(message := await stream.read(), pb.StreamExecutionLogsResponse):
         rest.append(message)
     return rest
 
@@ -859,7 +860,7 @@ async def test_a_reader_in_the_midst_of_a_log_that_is_pruned_reads_on(harness: R
     await harness.enqueue()
     execution, writer = await harness.begin()
     writer.write([(OUT, b"first")], time.time_ns())
-    stream = harness.stream(execution.id)
+    stream: Any = harness.stream(execution.id)
     await stream.read()
     assert (await stream.read()).chunks[0].data == b"first"
     writer.write([(OUT, b"second")], time.time_ns())
@@ -1018,7 +1019,7 @@ async def test_on_a_disk_that_is_full_to_the_last_byte_logs_can_be_pruned_all_th
 
 async def test_health_says_when_the_store_cannot_write_and_when_it_can_again(small_disk: Path) -> None:
     async with opened(small_disk, min_free_bytes=0) as harness:
-        health = health_pb2_grpc.HealthStub(harness.channel)
+        health: Any = health_pb2_grpc.HealthStub(harness.channel)
         watching = asyncio.create_task(harness.store_health.watch(harness.store, harness.server.store_can_write))
         streams = {name: health.Watch(health_pb2.HealthCheckRequest(service=name)) for name in ("", "server")}
         assert {(await stream.read()).status for stream in streams.values()} == {health_pb2.HealthCheckResponse.SERVING}

@@ -94,7 +94,7 @@ def any_of(kind: Descriptor) -> Callable[[st.DataObject], Message]:
     return lambda data: at_random(data, kind)
 
 
-def filtered(request: Callable[..., Any]) -> Callable[[st.DataObject], Message]:
+def filtered(request: type[Message]) -> Callable[[st.DataObject], Message]:
     """A request with a filter that may be fine."""
 
     def make(data: st.DataObject) -> Message:

@@ -120,7 +120,8 @@ def test_every_error_of_the_contract_is_in_the_table_and_provoked_by_a_test() ->
     served = {pb.ErrorReason.Name(entry.reason) for entry in error_table.TABLE.values()} | {"ERROR_REASON_DEFECT"}
     assert served == set(pb.ErrorReason.keys()) - {"ERROR_REASON_UNSPECIFIED"}
     directory = Path(__file__).parent
-    tests = "".join(path.read_text() for path in [*directory.glob("test_rpc*.py"), directory / "test_job_logs.py"])
+    files = [*directory.glob("test_rpc*.py"), directory / "test_job_logs.py", directory / "test_access.py"]
+    tests = "".join(path.read_text() for path in files)
     provoked = {f"ERROR_REASON_{name}" for name in re.findall(r'"([A-Z_]+)"', tests)}
     # By the limit on what waits, which is tested where it is kept.
     assert served - {"ERROR_REASON_QUEUE_FULL"} <= provoked

@@ -150,7 +150,7 @@ async def test_a_final_job_is_retried_and_one_that_goes_on_is_not(harness: RpcHa
 async def test_the_wait_for_a_retry_is_shown_by_every_call(harness: RpcHarness) -> None:
     retry = pb.Retry(max_retries=3, initial_backoff=seconds(3600), jitter=pb.Retry.JITTER_NONE)
     enqueued = await harness.enqueue(retry=retry)
-    watch = harness.watch(job_ids=[enqueued.id])
+    watch: Any = harness.watch(job_ids=[enqueued.id])
     begin = datetime.now(UTC)
     await harness.finish(*(await harness.begin()), code=1)
     job = (await harness.jobs.GetJob(pb.GetJobRequest(job_id=enqueued.id))).job
@@ -321,6 +321,7 @@ SMALL = pb.Limits(memory_bytes=32 << 20)
 async def test_bad_input_names_its_field_and_changes_nothing(
     harness: RpcHarness, spec: pb.JobSpec, says: str, replaces: bool
 ) -> None:
+    call: Any
     if replaces:
         call = harness.jobs.ReplaceJob(pb.ReplaceJobRequest(job_id=JOB_ID, task_id="t", spec=spec))
     else:

@@ -408,7 +408,7 @@ async def test_watchers_that_do_not_read_hold_little_and_ask_the_store_for_nothi
 
 async def test_a_watcher_that_did_not_read_is_told_once_its_changes_are_gone(harness: RpcHarness) -> None:
     async with full_connection(harness) as channel:
-        stalled: Call = JobServiceStub(channel).WatchJobs(pb.WatchJobsRequest())
+        stalled: Any = JobServiceStub(channel).WatchJobs(pb.WatchJobsRequest())
         quick = harness.watch()
         await snapshot(stalled)
         await snapshot(quick)

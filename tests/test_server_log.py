@@ -18,7 +18,7 @@ from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.engine import engine_address
 from tests.serving import serving
 
-OPEN = "can run containers, which is root on the engine's host; there is no authentication"
+OPEN = "connections are not encrypted (tls_cert), and anyone can run containers, which is root on the engine's host"
 
 
 def wait_until(what: Callable[[], bool]) -> None:
@@ -32,10 +32,10 @@ def wait_until(what: Callable[[], bool]) -> None:
 def test_a_host_that_is_down_is_warned_of_once_and_said_to_be_up_again(tmp_path: Path) -> None:
     path = tmp_path / "nope.sock"
     with (
-        serving(tmp_path / "data", engine=f"unix://{path}", listen="0.0.0.0:0") as server,
+        serving(tmp_path / "data", engine=f"unix://{path}", listen="0.0.0.0:0", insecure="true") as server,
         Client(server.address) as client,
     ):
-        assert server.log.count(f"anybody who reaches 0.0.0.0:{server.port} {OPEN}") == 1
+        assert server.log.count(f"insecure: other machines reach 0.0.0.0:{server.port}: {OPEN}") == 1
         down = f"host 'local' is down: no engine answers at unix://{path}: No such file or directory; trying again"
         wait_until(lambda: down in server.log)
         for _ in range(2):

@@ -78,17 +78,19 @@ class StoreHarness:
             shared_seconds=shared_seconds,
         )
         self.store = Store(self.writer, Readers(self.path, loop=loop), instance="", now=now)
+        # To open a connection, and read the schema, takes longer than most statements.
+        self._reading = open_for_reading(self.path)
+
+    def close(self) -> None:
+        self._reading.close()
+        self.store.close()
 
     @property
     def announced(self) -> list[Execution]:
         return [execution for commit in self.commits for execution in commit]
 
     def rows(self, sql: str) -> list[Any]:
-        db = open_for_reading(self.path)
-        try:
-            return db.execute(sql).fetchall()
-        finally:
-            db.close()
+        return self._reading.execute(sql).fetchall()
 
     def check_lines(self) -> None:
         check_lines(self.rows)
@@ -128,7 +130,7 @@ class StoreHarness:
 async def harness(tmp_path: Path) -> AsyncIterator[StoreHarness]:
     harness = StoreHarness(tmp_path, asyncio.get_running_loop())
     yield harness
-    harness.store.close()
+    harness.close()
 
 
 @pytest.fixture
@@ -1199,7 +1201,7 @@ class StoreMachine(RuleBasedStateMachine):
         assert with_outcome == {execution_id for execution_id, state in self.states.items() if state.final}
 
     def teardown(self) -> None:
-        self.store.close()
+        self.harness.close()
         self.loop.close()
         self.directory.cleanup()
 

@@ -9,8 +9,10 @@ from fastlane_grpc.api import batch, converters, notification_converters, times
 from fastlane_grpc.api.log_stream import Send, StreamEncoding
 from fastlane_grpc.api.page_response import write_page
 from fastlane_grpc.api.service import Service
+from fastlane_grpc.api.visibility import visible_only
 from fastlane_grpc.api.watch_encoding import WatchMessages
 from fastlane_grpc.model import Job, Task, utc_now
+from fastlane_grpc.trust import PERMISSIONS
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 # Beyond the first release; GetServerInfo names them.
@@ -20,8 +22,12 @@ FEATURES = ("batches", "cron", "job-logs", "limits", "notifications", "retries",
 class Calls:
     """All calls, by the names of their methods in snake case. Lives on the loop."""
 
-    def __init__(self, service: Service) -> None:
+    def __init__(self, service: Service, *, limited: bool = False) -> None:
+        """`limited`: callers may be limited to some tasks; see `visibility`."""
         self._service = service
+        for method, permission in PERMISSIONS.items() if limited else ():
+            name = "".join(f"_{letter.lower()}" if letter.isupper() else letter for letter in method).lstrip("_")
+            setattr(self, name, visible_only(getattr(self, name), permission, service.reads))
 
     # ---- JobService
 

@@ -56,6 +56,11 @@ TABLE: Mapping[type[errors.Refusal], ErrorEntry] = {
     errors.QueueFull: ErrorEntry(code_pb2.RESOURCE_EXHAUSTED, Reason.ERROR_REASON_QUEUE_FULL, 429),
     errors.DiskFull: ErrorEntry(code_pb2.RESOURCE_EXHAUSTED, Reason.ERROR_REASON_DISK_FULL, 507),
     errors.TooManyStreams: ErrorEntry(code_pb2.RESOURCE_EXHAUSTED, Reason.ERROR_REASON_TOO_MANY_STREAMS, 429),
+    errors.TokenRequired: ErrorEntry(code_pb2.UNAUTHENTICATED, Reason.ERROR_REASON_TOKEN_REQUIRED, 401),
+    errors.TokenInvalid: ErrorEntry(code_pb2.UNAUTHENTICATED, Reason.ERROR_REASON_TOKEN_INVALID, 401),
+    errors.TokenExpired: ErrorEntry(code_pb2.UNAUTHENTICATED, Reason.ERROR_REASON_TOKEN_EXPIRED, 401),
+    errors.PermissionDenied: ErrorEntry(code_pb2.PERMISSION_DENIED, Reason.ERROR_REASON_PERMISSION_DENIED, 403),
+    errors.TooManyAttempts: ErrorEntry(code_pb2.RESOURCE_EXHAUSTED, Reason.ERROR_REASON_TOO_MANY_ATTEMPTS, 429),
     errors.ServerStopping: ErrorEntry(code_pb2.UNAVAILABLE, Reason.ERROR_REASON_SERVER_STOPPING, 503),
     errors.StoreFailed: ErrorEntry(code_pb2.UNAVAILABLE, Reason.ERROR_REASON_STORE_FAILED, 503),
 }

@@ -1,12 +1,12 @@
 """The rules behind the calls, on values of the model. A request is validated as a whole before anything is done."""
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import cache, partial
 from itertools import chain, islice
-from typing import Protocol
+from typing import Any, Protocol, TypeVar
 
 from fastlane_grpc.api import validation
 from fastlane_grpc.api.job_filters import (
@@ -58,11 +58,15 @@ from fastlane_grpc.store import (
     Enqueued,
     ExecutionQuery,
     JobQuery,
+    ListPage,
     PruneQuery,
     Store,
     first_job,
 )
+from fastlane_grpc.trust import PRINCIPAL
 from fastlane_grpc.watch import WatchHub
+
+Item = TypeVar("Item")
 
 # The delay that a caller is advised when all streams are in use.
 _STREAMS_RETRY_SECONDS = 5.0
@@ -70,6 +74,8 @@ _STREAMS_RETRY_SECONDS = 5.0
 _PREVIEWED = 10
 # Of a server that has no mail server and no keys.
 NO_RECEIVERS = Receivers(has_mail=False, has_key=lambda name: False)
+# Pages that are read for a caller that sees nothing of them.
+_MOST_EMPTY_PAGES = 20
 # Executions ahead of a queued one are counted up to this number.
 _MOST_AHEAD = 1_000
 
@@ -432,8 +438,10 @@ class Service:
                 validation.label_filter_violations(query.labels),
             )
         )
-        return PageResult(
-            query, await self._store.jobs(query, after=position_of(request.token, query), size=request.max_items)
+        return await self._visible_page(
+            request,
+            lambda token: self._store.jobs(query, after=position_of(token, query), size=request.max_items),
+            lambda job: job.task_id,
         )
 
     async def executions(
@@ -449,18 +457,51 @@ class Service:
                 validation.id_prefix_violations(query.id_prefix),
             )
         )
-        return PageResult(
-            query, await self._store.executions(query, after=position_of(request.token, query), size=request.max_items)
+        return await self._visible_page(
+            request,
+            lambda token: self._store.executions(query, after=position_of(token, query), size=request.max_items),
+            lambda execution: execution.task_id,
         )
 
     async def tasks(self, request: PageRequest[TaskQuery]) -> PageResult[Task]:
         """Return a page, by name."""
         self._check_serving()
         validation.raise_if_invalid(validation.page_violations(request.size))
-        return PageResult(
-            request.query,
-            await self._store.tasks(after=position_of(request.token, request.query), size=request.max_items),
+        query = request.query
+        return await self._visible_page(
+            request,
+            lambda token: self._store.tasks(after=position_of(token, query), size=request.max_items),
+            lambda task: task.id,
         )
+
+    async def _visible_page(
+        self,
+        request: PageRequest[Any],
+        read: Callable[[str], Awaitable[ListPage[Item]]],
+        task_of: Callable[[Item], str],
+    ) -> PageResult[Item]:
+        """Return a page of what the caller sees. `read` reads the page of a token."""
+        principal = PRINCIPAL.get()
+        result = PageResult(request.query, await read(request.token))
+        if principal.tasks is None:
+            return result
+        for _ in range(_MOST_EMPTY_PAGES):
+            page = result.page
+            seen = [index for index, item in enumerate(page.items) if principal.sees(task_of(item))]
+            rest = PageResult(request.query, page).token(len(page.items))
+            items, positions = [page.items[index] for index in seen], [page.positions[index] for index in seen]
+            result = PageResult(request.query, ListPage(items, positions, page.rest))
+            if seen or not rest:
+                break
+            result = PageResult(request.query, await read(rest))
+        else:
+            result = PageResult(request.query, ListPage((), (), result.page.rest))
+        return result
+
+    @property
+    def reads(self) -> Store:
+        """The store, of which `visibility` reads what tasks jobs and executions have."""
+        return self._store
 
     async def log(
         self, request: LogRequest, conversion_violations: Sequence[Violation], encoding: StreamEncoding, send: Send
@@ -579,7 +620,8 @@ class Service:
 
     def _waiting_behind(self, execution: Execution, ahead: int) -> Waiting | None:
         waiting = self.waiting(execution)
-        return replace(waiting, ahead=ahead) if waiting and ahead else waiting
+        # The executions ahead may be of tasks that the caller does not see.
+        return replace(waiting, ahead=ahead) if waiting and ahead and PRINCIPAL.get().tasks is None else waiting
 
     @property
     def instance(self) -> str:

@@ -13,6 +13,7 @@ from fastlane_grpc.api.validation import heartbeat_violations, label_filter_viol
 from fastlane_grpc.errors import CursorInvalid, ServerStopping, Violation
 from fastlane_grpc.model import Job, State, utc_now
 from fastlane_grpc.store import ChangePosition, JobQuery, Store
+from fastlane_grpc.trust import PRINCIPAL
 from fastlane_grpc.watch import HubWatch, UpdateEncoding, WatchFilter, WatchHub
 
 MAX_JOB_IDS = 1000
@@ -37,7 +38,7 @@ class WatchRequest:
 
     @property
     def filter(self) -> WatchFilter:
-        return WatchFilter(self.task_id, frozenset(self.job_ids), self.labels)
+        return WatchFilter(self.task_id, frozenset(self.job_ids), self.labels, PRINCIPAL.get().tasks)
 
 
 class WatchEncoding(UpdateEncoding, Protocol):
@@ -113,7 +114,7 @@ async def _snapshot(request: WatchRequest, store: Store, encoding: WatchEncoding
             read = await store.read_jobs(part, with_labels=bool(request.labels))
             for job_id in part:
                 job = read.jobs.get(job_id)
-                if job is None:
+                if job is None or not PRINCIPAL.get().sees(job.task_id):
                     yield encoding.missing(job_id)
                 elif request.filter.wants(job_id, job.task_id) and request.filter.has_labels(
                     read.labels.get(job_id, {})
@@ -125,7 +126,8 @@ async def _snapshot(request: WatchRequest, store: Store, encoding: WatchEncoding
     while True:
         page = await store.jobs(query, after=after, size=_PAGE_JOBS)
         for job in page.items:
-            yield encoding.found(job)
+            if PRINCIPAL.get().sees(job.task_id):
+                yield encoding.found(job)
         if page.rest is None:
             return
         time, seq = page.rest

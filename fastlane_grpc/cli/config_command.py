@@ -2,13 +2,14 @@
 
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import click
 
 from fastlane_grpc.cli.encoding import escaped, is_utf8
 from fastlane_grpc.cli.errors import WRONG_USE, Failure
 from fastlane_grpc.cli.options import Function
-from fastlane_grpc.config import SETTINGS, ConfigError, InForce, as_json, default_text, in_force, toml
+from fastlane_grpc.config import SETTINGS, SWITCH, ConfigError, InForce, as_json, default_text, in_force, toml
 
 
 class _Setting(click.Option):
@@ -40,7 +41,8 @@ def settings(function: Function) -> Function:
             setting.metadata["kind"],
             setting.metadata["meaning"],
         )
-        function = click.option(flag, cls=_Setting, metavar=kind, help=f"{meaning[0].upper()}{meaning[1:]}.")(function)
+        form: dict[str, Any] = {"is_flag": True, "default": None} if kind == SWITCH else {"metavar": kind}
+        function = click.option(flag, cls=_Setting, help=f"{meaning[0].upper()}{meaning[1:]}.", **form)(function)
     return settings_file(function)
 
 

@@ -8,6 +8,7 @@ import click
 
 from fastlane_grpc import config
 from fastlane_grpc.cli.encoding import escaped, is_utf8
+from fastlane_grpc.pools import read_pattern
 from fastlane_grpc.v1 import fastlane_pb2
 
 Function = TypeVar("Function", bound=Callable[..., Any])
@@ -137,6 +138,7 @@ def _read_rate(text: str) -> tuple[int, timedelta | None]:
 
 DURATION = Reads("duration", config.read_duration)
 GRACE = Reads("duration", _read_grace)
+PATTERN = Reads("names", read_pattern)
 AGE = Reads("age", _read_age)
 DELAY = Reads("duration", _read_delay)
 TIME = Reads("time", _read_time)
@@ -164,7 +166,7 @@ FINAL_STATES = [name for name, number in STATES.items() if number >= fastlane_pb
 # ------------------------------------------------------------------------------------------------------- shared options
 
 
-# Under these names of the running command's context: how to reach the server, beside its address.
+# Under these names of the running command's context, after "fastlane.": how to reach the server, beside its address.
 TLS_OPTIONS = ("tls_ca", "tls_cert", "tls_key")
 
 
@@ -203,6 +205,7 @@ _CONNECTION_OPTIONS = [
         ("tls_ca", "FASTLANE_TLS_CA", "PATH|system", "Authorities of the server's certificate: turns TLS on."),
         ("tls_cert", "FASTLANE_CLIENT_TLS_CERT", "PATH", "This client's certificate, for a server that asks for it."),
         ("tls_key", "FASTLANE_CLIENT_TLS_KEY", "PATH", "The key of --tls-cert."),
+        ("token_file", "FASTLANE_TOKEN_FILE", "PATH", "File of a token; FASTLANE_TOKEN is the token itself."),
     )
 ]
 

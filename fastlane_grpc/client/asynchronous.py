@@ -56,6 +56,7 @@ class AsyncClient:
         tls_ca: FilePath | None = None,
         tls_cert: FilePath | None = None,
         tls_key: FilePath | None = None,
+        token: str = "",
     ) -> None:
         self._timeout_seconds = requests.seconds(timeout)
         self._retry_seconds = self._timeout_seconds if retry_for is None else requests.seconds(retry_for, "retry_for")
@@ -64,6 +65,7 @@ class AsyncClient:
         self._own_channel = channel.asynchronous(address, backoff, secure) if isinstance(address, str) else None
         line = self._own_channel or address
         assert not isinstance(line, str)
+        line = channel.with_token(line, token)
         self._jobs = pb_grpc.JobServiceStub(line)
         self._executions = pb_grpc.ExecutionServiceStub(line)
         self._tasks = pb_grpc.TaskServiceStub(line)

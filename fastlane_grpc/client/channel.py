@@ -1,12 +1,17 @@
 """The channel to a server, with the options that both clients need."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from ipaddress import ip_address, ip_network
+from typing import Any, TypeVar, cast
 
 import grpc
 
 from fastlane_grpc.client import requests
+from fastlane_grpc.client.errors import InvalidText
 from fastlane_grpc.client.retries import Backoff
+
+Line = TypeVar("Line")
 
 _LOOPBACK = ("127.", "localhost:", "[::1]:")
 
@@ -23,6 +28,30 @@ def asynchronous(address: str, backoff: Backoff, credentials: grpc.ChannelCreden
     if credentials is None:
         return grpc.aio.insecure_channel(target, options=options)
     return grpc.aio.secure_channel(target, credentials, options=options)
+
+
+class WithToken:
+    """The calls of a channel, each with a token. Generated stubs need no more of a channel."""
+
+    def __init__(self, line: Any, token: str) -> None:
+        self._line = line
+        self._metadata = (("authorization", f"Bearer {token}"),)
+
+    def unary_unary(self, *arguments: Any, **options: Any) -> Callable[..., Any]:
+        return partial(self._line.unary_unary(*arguments, **options), metadata=self._metadata)
+
+    def unary_stream(self, *arguments: Any, **options: Any) -> Callable[..., Any]:
+        return partial(self._line.unary_stream(*arguments, **options), metadata=self._metadata)
+
+
+def with_token(line: Line, token: str) -> Line:
+    """Return the channel whose calls have a token; an empty one: the channel itself. InvalidText."""
+    if not token:
+        return line
+    if not token.isascii() or not token.isprintable():
+        # The message must not repeat it.
+        raise InvalidText("token")
+    return cast("Line", WithToken(line, token))
 
 
 def proxy(address: str, environ: Mapping[str, str]) -> tuple[str, str] | None:

@@ -109,6 +109,14 @@ class ServerUnavailable(Error):
     """The server does not respond, is shutting down, or cannot use its data directory."""
 
 
+class Unauthenticated(Error):
+    """The call has no token, or one that is not valid any more."""
+
+
+class PermissionDenied(Error):
+    """The token does not allow the call; `metadata["role"]` is the role that it needs, if that is why."""
+
+
 class TlsFailed(ServerUnavailable):
     """The connection cannot be encrypted: a file cannot be used, or one side does not accept the other. Repeating the
     call does not help."""
@@ -153,6 +161,11 @@ BY_REASON: Mapping[str, type[Error]] = {
     "QUEUE_FULL": Exhausted,
     "DISK_FULL": Exhausted,
     "TOO_MANY_STREAMS": Exhausted,
+    "TOKEN_REQUIRED": Unauthenticated,
+    "TOKEN_INVALID": Unauthenticated,
+    "TOKEN_EXPIRED": Unauthenticated,
+    "PERMISSION_DENIED": PermissionDenied,
+    "TOO_MANY_ATTEMPTS": Exhausted,
     "SERVER_STOPPING": ServerUnavailable,
     "STORE_FAILED": ServerUnavailable,
     "DEFECT": ServerDefect,
@@ -166,6 +179,8 @@ _BY_CODE: Mapping[grpc.StatusCode, type[Error]] = {
     grpc.StatusCode.INVALID_ARGUMENT: InvalidRequest,
     grpc.StatusCode.UNIMPLEMENTED: UnknownField,
     grpc.StatusCode.RESOURCE_EXHAUSTED: Exhausted,
+    grpc.StatusCode.UNAUTHENTICATED: Unauthenticated,
+    grpc.StatusCode.PERMISSION_DENIED: PermissionDenied,
     grpc.StatusCode.UNAVAILABLE: ServerUnavailable,
     grpc.StatusCode.DEADLINE_EXCEEDED: ServerUnavailable,
 }

@@ -15,7 +15,7 @@ _PORT = re.compile(r"[0-9]{0,5}")
 _SAFE_VERBS = frozenset({"GET", "HEAD", "OPTIONS"})
 
 
-class Access:
+class OriginRules:
     """The rules for one address to listen on."""
 
     def __init__(self, *, loopback: bool, hosts: Sequence[str], cors_origins: Sequence[str]) -> None:

@@ -11,7 +11,8 @@ from starlette.routing import Route, Router
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from fastlane_grpc.http import openapi
-from fastlane_grpc.http.access import Access
+from fastlane_grpc.http.access import OriginRules
+from fastlane_grpc.http.authentication import Checked, Login, Logout
 from fastlane_grpc.http.call_handlers import CallHandler
 from fastlane_grpc.http.connection import CONNECTION
 from fastlane_grpc.http.context import HttpContext
@@ -26,17 +27,20 @@ from fastlane_grpc.http.request_count import REQUEST_COUNT, RequestCount
 from fastlane_grpc.http.routes import ROUTES, CallRoute
 from fastlane_grpc.http.tail_programs import TailPrograms
 from fastlane_grpc.http.watch_stream import WatchHandler
+from fastlane_grpc.trust import HEALTH, METRICS, REFLECTION
 
 _PAGE = PageShell()
 
 
 @dataclass(frozen=True, slots=True)
 class ExtraRoute:
-    """A path beside those of the contract's calls."""
+    """A path beside those of the contract's calls. `what`: its name in `permissions.OTHERS`; empty: it shows nothing,
+    and needs no token."""
 
     verb: str
     path: str
     handler: ASGIApp
+    what: str
 
 
 # The handlers of streams; other calls have a CallHandler.
@@ -49,20 +53,29 @@ STREAMS: Mapping[str, Callable[[CallRoute, HttpContext], ASGIApp]] = {
 
 def call_handler(route: CallRoute, context: HttpContext) -> ASGIApp:
     """Return the handler of a call."""
-    handler = STREAMS.get(route.method, CallHandler)(route, context)
+    handler = _checked(STREAMS.get(route.method, CallHandler)(route, context), context, route.method)
     return WithPage(handler) if route.page else handler
 
 
 def extra_routes(context: HttpContext) -> Iterable[ExtraRoute]:
     """Return all paths that are no calls."""
-    yield ExtraRoute("GET", "/healthz", Health(context, "live"))
-    yield ExtraRoute("GET", "/readyz", Health(context, "server"))
-    yield ExtraRoute("GET", "/openapi.json", _openapi)
-    yield ExtraRoute("GET", "/", _PAGE)
-    yield ExtraRoute("GET", "/assets/{name:path}", PageAssets())
-    yield ExtraRoute("GET", "/cli/{name}", TailPrograms(context.settings.cli_dir))
+    yield ExtraRoute("GET", "/healthz", Health(context, "live"), HEALTH)
+    yield ExtraRoute("GET", "/readyz", Health(context, "server"), HEALTH)
+    yield ExtraRoute("GET", "/openapi.json", _openapi, REFLECTION)
+    yield ExtraRoute("GET", "/", _PAGE, "")
+    yield ExtraRoute("GET", "/assets/{name:path}", PageAssets(), "")
+    # Programs without data, to be fetched by machines that have no token yet.
+    yield ExtraRoute("GET", "/cli/{name}", TailPrograms(context.settings.cli_dir), "")
     if context.scrape is not None:
-        yield ExtraRoute("GET", "/metrics", MetricsHandler(context.scrape))
+        yield ExtraRoute("GET", "/metrics", MetricsHandler(context.scrape), METRICS)
+    if context.access is not None:
+        yield ExtraRoute("POST", "/login", Login(context.access, context), "")
+        yield ExtraRoute("POST", "/logout", Logout(), "")
+
+
+def _checked(handler: ASGIApp, context: HttpContext, what: str) -> ASGIApp:
+    """Return the handler with the check before it, if there is one."""
+    return Checked(handler, context.access, what) if context.access and what else handler
 
 
 class WithPage:
@@ -79,8 +92,8 @@ class WithPage:
 class Application:
     """All paths of the server."""
 
-    def __init__(self, context: HttpContext, access: Access) -> None:
-        self._access = access
+    def __init__(self, context: HttpContext, origins: OriginRules) -> None:
+        self._origins = origins
         self._counts = context.counts
         resources = _resources(context)
         self._router = Router(resources, redirect_slashes=False, default=NotFound(resources))
@@ -96,13 +109,13 @@ class Application:
             if message["type"] == "http.response.start":
                 started = True
                 sent = MutableHeaders(scope=message)
-                for name, value in self._access.cors_headers(headers).items():
+                for name, value in self._origins.cors_headers(headers).items():
                     # Vary may name Accept already.
                     sent.add_vary_header(value) if name == "Vary" else sent.update({name: value})
             await send(message)
 
         try:
-            self._access.check(scope["method"], scope["scheme"], headers)
+            self._origins.check(scope["method"], scope["scheme"], headers)
             await self._router(scope, receive, sending)
         except Exception as error:
             if started:
@@ -138,7 +151,7 @@ class Resource:
                 # What the browser may do follows from Access-Control-Allow-Origin, which is added for known origins.
                 headers |= {
                     "Access-Control-Allow-Methods": self._allowed,
-                    "Access-Control-Allow-Headers": "Content-Type, Last-Event-ID",
+                    "Access-Control-Allow-Headers": "Authorization, Content-Type, Last-Event-ID",
                     "Access-Control-Max-Age": "600",
                 }
             await Response(status_code=204, headers=headers)(scope, receive, send)
@@ -180,7 +193,7 @@ def _resources(context: HttpContext) -> list[Route]:
         paths[route.path][route.verb] = call_handler(route, context)
         methods[route.path][route.verb] = route.method
     for extra in extra_routes(context):
-        paths[extra.path][extra.verb] = extra.handler
+        paths[extra.path][extra.verb] = _checked(extra.handler, context, extra.what)
     return [Route(path, Resource(path, handlers, methods[path]), methods=None) for path, handlers in paths.items()]
 
 

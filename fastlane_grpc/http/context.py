@@ -10,6 +10,7 @@ from fastlane_grpc.api import Calls
 from fastlane_grpc.config import Settings
 from fastlane_grpc.counts import Counts
 from fastlane_grpc.http.request_body import BodyReader
+from fastlane_grpc.trust import Access
 
 T = TypeVar("T")
 
@@ -29,6 +30,8 @@ class HttpContext:
     # Returns all metrics, in a format that the header Accept allows, and its media type. None: there is no /metrics.
     scrape: Callable[[str], Awaitable[tuple[bytes, str]]] | None = None
     counts: Counts = field(default_factory=Counts)
+    # The tokens in force. None: anybody may do anything.
+    access: Access | None = None
     converter: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "http-json"))
 
     async def convert(self, work: Callable[[], T], *, size: int) -> T:

@@ -19,7 +19,7 @@ def request_of(route: CallRoute, path: Mapping[str, str], query: Sequence[tuple[
         if route.verb == "GET":
             value = query_value(cast("Descriptor", request.DESCRIPTOR), query)
         else:
-            value = _body_value(body)
+            value = body_value(body)
             if query:
                 raise JsonFault(query[0][0][:100], "is in the query; send it in the body")
         read_message(_with_path(value, path), request, zoned=True)
@@ -55,7 +55,8 @@ def _refusal_of(fault: JsonFault) -> InvalidRequest | UnknownField:
     return UnknownField(str(fault), [violation]) if fault.unknown else InvalidRequest([violation])
 
 
-def _body_value(body: bytes) -> dict[str, Any]:
+def body_value(body: bytes) -> dict[str, Any]:
+    """Return the JSON object in a body. JsonFault."""
     try:
         text = body.decode("utf-8-sig")
     except UnicodeDecodeError as error:

@@ -49,6 +49,8 @@ def problem_of(error: Exception) -> tuple[int, dict[str, object], Mapping[str, s
         seconds = retry.retry_delay.ToNanoseconds() / 1e9
         problem["retry_after_seconds"] = seconds
         headers["Retry-After"] = str(max(1, math.ceil(seconds)))
+    if entry.http_status == 401:
+        headers["WWW-Authenticate"] = "Bearer"
     return entry.http_status, problem, headers
 
 

@@ -12,7 +12,7 @@ from fastlane_grpc.api import Calls, Service
 from fastlane_grpc.config import Settings
 from fastlane_grpc.counts import Counts
 from fastlane_grpc.errors import CannotServe
-from fastlane_grpc.http.access import Access
+from fastlane_grpc.http.access import OriginRules
 from fastlane_grpc.http.application import Application
 from fastlane_grpc.http.connection import Connection
 from fastlane_grpc.http.context import HttpContext
@@ -20,7 +20,7 @@ from fastlane_grpc.http.limits import HttpLimits
 from fastlane_grpc.http.request_body import BodyReader
 from fastlane_grpc.http.tls_listener import TlsListener
 from fastlane_grpc.machine.address import is_loopback, listening_socket
-from fastlane_grpc.trust import Certificates
+from fastlane_grpc.trust import Access, Certificates
 
 _BACKLOG = 1024
 
@@ -38,26 +38,29 @@ class HttpServer:
         scrape: Callable[[str], Awaitable[tuple[bytes, str]]] | None = None,
         counts: Counts | None = None,
         certificates: Certificates | None = None,
+        access: Access | None = None,
     ) -> None:
         """`is_serving`: whether a name of the health service serves. `scrape`: see `HttpContext`. `certificates`: those
-        of TLS; without them connections are not encrypted."""
+        of TLS; without them connections are not encrypted. `access`: the tokens in force; without it anybody may do
+        anything."""
         self._service = service
         self._address = settings.http_listen
         self._limits = limits or HttpLimits()
         self._state = ServerState()
         self._context = HttpContext(
-            Calls(service),
+            Calls(service, limited=access is not None),
             settings,
             is_serving,
             BodyReader(self._limits, max_request_bytes=settings.max_request_bytes),
             scrape,
             counts or Counts(),
+            access,
         )
-        access = Access(
+        origins = OriginRules(
             loopback=is_loopback(self._address), hosts=settings.http_hosts, cors_origins=settings.http_cors_origins
         )
         self._config = Config(
-            Application(self._context, access),
+            Application(self._context, origins),
             ws="none",
             lifespan="off",
             log_config=None,

@@ -15,7 +15,7 @@ from fastlane_grpc.api.error_table import status_of
 from fastlane_grpc.api.request_parser import RequestParser
 from fastlane_grpc.counts import CallCounts, Counts
 
-_CODES = {code.value[0]: code for code in grpc.StatusCode}
+CODES = {code.value[0]: code for code in grpc.StatusCode}
 
 
 def handler(
@@ -60,18 +60,18 @@ def _guarded(
             raise asyncio.CancelledError from error
         except Exception as error:
             status = status_of(error)
-            code = _CODES[status.code]
-            await _abort_with(context, status)
+            code = CODES[status.code]
+            await abort_with(context, status)
         finally:
             counts.end(start, code.name)
 
     return guarded
 
 
-async def _abort_with(context: "grpc.aio.ServicerContext[Any, Any]", status: Status) -> NoReturn:
+async def abort_with(context: "grpc.aio.ServicerContext[Any, Any]", status: Status) -> NoReturn:
     """End the call with this status."""
     await context.abort(
-        _CODES[status.code],
+        CODES[status.code],
         status.message,
         trailing_metadata=(("grpc-status-details-bin", status.SerializeToString()),),
     )

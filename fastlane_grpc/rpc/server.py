@@ -10,6 +10,7 @@ from fastlane_grpc.errors import CannotServe
 from fastlane_grpc.machine.address import cannot_listen
 from fastlane_grpc.machine.open_files import MOST_CONNECTIONS
 from fastlane_grpc.rpc import handlers, reflection
+from fastlane_grpc.rpc.authentication import Authentication
 from fastlane_grpc.rpc.servicers import (
     ExecutionServicer,
     HostServicer,
@@ -18,7 +19,7 @@ from fastlane_grpc.rpc.servicers import (
     ServerServicer,
     TaskServicer,
 )
-from fastlane_grpc.trust import Certificates
+from fastlane_grpc.trust import Access, Certificates
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 # The time that calls in flight have to end when the server stops. Log streams end at once.
@@ -47,15 +48,20 @@ class RpcServer:
         min_ping_seconds: float = MIN_PING_SECONDS,
         counts: Counts | None = None,
         certificates: Certificates | None = None,
+        access: Access | None = None,
     ) -> None:
-        """`certificates`: those of TLS; without them connections are not encrypted."""
+        """`certificates`: those of TLS; without them connections are not encrypted. `access`: the tokens in force;
+        without it anybody may do anything."""
         counts = counts or Counts()
         self._service = service
         self._started = False
         self._health = health.aio.HealthServicer()
         self._serves: dict[str, bool] = {}
-        self._server = grpc.aio.server(options=_options(settings, max_connections, idle_seconds, min_ping_seconds))
-        calls = Calls(service)
+        self._server = grpc.aio.server(
+            options=_options(settings, max_connections, idle_seconds, min_ping_seconds),
+            interceptors=[Authentication(access, counts)] if access else (),
+        )
+        calls = Calls(service, limited=access is not None)
         services = pb.DESCRIPTOR.services_by_name
         servicers = {
             "JobService": JobServicer(calls),

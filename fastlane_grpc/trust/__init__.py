@@ -1,5 +1,29 @@
 """Access to the server: certificates, tokens, roles."""
 
+from fastlane_grpc.trust.access import ANYBODY, PRINCIPAL, Access, Credentials, Principal
 from fastlane_grpc.trust.certificates import CertificateFiles, Certificates
+from fastlane_grpc.trust.permissions import HEALTH, METRICS, OTHERS, PERMISSIONS, REFLECTION, Permission, Scope
+from fastlane_grpc.trust.tokens import Role, TaskPattern, Token, TokenFile, TokenRefused, TokensUnusable
 
-__all__ = ["CertificateFiles", "Certificates"]
+__all__ = [
+    "ANYBODY",
+    "HEALTH",
+    "METRICS",
+    "OTHERS",
+    "PERMISSIONS",
+    "PRINCIPAL",
+    "REFLECTION",
+    "Access",
+    "CertificateFiles",
+    "Certificates",
+    "Credentials",
+    "Permission",
+    "Principal",
+    "Role",
+    "Scope",
+    "TaskPattern",
+    "Token",
+    "TokenFile",
+    "TokenRefused",
+    "TokensUnusable",
+]

@@ -372,6 +372,16 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     """INVALID_ARGUMENT: the cursor is from an execution of another job (metadata: job_id)."""
     ERROR_REASON_DELIVERY_NOT_FOUND: _ErrorReason.ValueType  # 25
     """NOT_FOUND (metadata: delivery_id)."""
+    ERROR_REASON_TOKEN_REQUIRED: _ErrorReason.ValueType  # 26
+    """UNAUTHENTICATED: the server requires a token, and the call has none."""
+    ERROR_REASON_TOKEN_INVALID: _ErrorReason.ValueType  # 27
+    """UNAUTHENTICATED: the token is unknown, or was revoked. Open streams of a revoked token end with it."""
+    ERROR_REASON_TOKEN_EXPIRED: _ErrorReason.ValueType  # 28
+    """UNAUTHENTICATED: the time of the token is over. Its open streams end with it."""
+    ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 29
+    """PERMISSION_DENIED: the token does not allow the call (metadata: role, the one that the call needs, if that is why)."""
+    ERROR_REASON_TOO_MANY_ATTEMPTS: _ErrorReason.ValueType  # 30
+    """RESOURCE_EXHAUSTED, with RetryInfo: too many wrong tokens from the caller's address."""
 
 class ErrorReason(_ErrorReason, metaclass=_ErrorReasonEnumTypeWrapper):
     """Every reason of an error. ErrorInfo.reason is the name without its prefix. The status code of each reason is part of
@@ -430,6 +440,16 @@ ERROR_REASON_CURSOR_OF_ANOTHER_JOB: ErrorReason.ValueType  # 24
 """INVALID_ARGUMENT: the cursor is from an execution of another job (metadata: job_id)."""
 ERROR_REASON_DELIVERY_NOT_FOUND: ErrorReason.ValueType  # 25
 """NOT_FOUND (metadata: delivery_id)."""
+ERROR_REASON_TOKEN_REQUIRED: ErrorReason.ValueType  # 26
+"""UNAUTHENTICATED: the server requires a token, and the call has none."""
+ERROR_REASON_TOKEN_INVALID: ErrorReason.ValueType  # 27
+"""UNAUTHENTICATED: the token is unknown, or was revoked. Open streams of a revoked token end with it."""
+ERROR_REASON_TOKEN_EXPIRED: ErrorReason.ValueType  # 28
+"""UNAUTHENTICATED: the time of the token is over. Its open streams end with it."""
+ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 29
+"""PERMISSION_DENIED: the token does not allow the call (metadata: role, the one that the call needs, if that is why)."""
+ERROR_REASON_TOO_MANY_ATTEMPTS: ErrorReason.ValueType  # 30
+"""RESOURCE_EXHAUSTED, with RetryInfo: too many wrong tokens from the caller's address."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015
 
 class _DeliveryState:

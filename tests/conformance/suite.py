@@ -39,6 +39,12 @@ STDOUT_OF_MANY = b"".join(b"%d\n" % number for number in range(1, 300_001))
 STDERR_OF_MANY = b"".join(b"%d\n" % number for number in range(1, 4_001))
 LONG_LINE_BYTES = 16 << 20
 BROKEN_TEXT = b"caf\xc3\xa9 \xff\n"
+HELLO_PIECE = Piece(pb.SOURCE_STDOUT, b"hello\n")
+HELLO_AGAIN = Piece(
+    message=pb.StreamExecutionLogsResponse(
+        chunks=[pb.LogChunk(source=pb.SOURCE_STDOUT, offset=0, data=b"hello\n")]
+    ).SerializeToString()
+)
 HELLO_BYTES = HELLO.data(pb.SOURCE_STDOUT)
 
 
@@ -86,6 +92,8 @@ def enqueue_all(client: Client, image: str) -> Mapping[str, pb.Job]:
 class Suite:
     """The promises, each a test. `language`: the client that is tested."""
 
+    # The first test builds the driver, and may have to download what it is built of.
+    pytestmark: ClassVar = [pytest.mark.engine, pytest.mark.slow, pytest.mark.timeout(600)]
     language: ClassVar[Language]
 
     # --------------------------------------------------------------------------------------------------------- fixtures
@@ -245,18 +253,22 @@ class Suite:
         ]
 
     @pytest.mark.parametrize(
-        "served",
+        ("written", "served"),
         [
-            [Piece(1, b"hello\n"), Piece(1, b"w0rld\n")],
-            [Piece(1, b"hello\n")],
-            [Piece(1, b"hello\n"), Piece(1, b"world\n"), Piece(1, b"more")],
+            ([HELLO_PIECE, Piece(1, b"world\n")], [HELLO_PIECE, Piece(1, b"w0rld\n")]),
+            ([HELLO_PIECE, Piece(1, b"world\n")], [HELLO_PIECE]),
+            ([HELLO_PIECE], [HELLO_PIECE, Piece(1, b"more")]),
+            # With a gap there is no checksum.
+            ([HELLO_PIECE, Piece(1, missing=7), Piece(1, b"end")], [HELLO_PIECE, Piece(1, missing=7)]),
+            ([HELLO_PIECE, Piece(1, missing=7), Piece(1, b"end")], [HELLO_PIECE, Piece(1, b"end")]),
+            ([HELLO_PIECE, Piece(1, missing=-1)], [HELLO_PIECE, HELLO_AGAIN, Piece(1, missing=-1)]),
         ],
-        ids=["changed", "missing", "more"],
+        ids=["changed", "short", "long", "short after a gap", "without its gap", "repeated"],
     )
     def test_a_log_that_is_not_what_was_written_is_an_error(
-        self, driver: Driver, scripted: ScriptedServer, served: Sequence[Piece]
+        self, driver: Driver, scripted: ScriptedServer, written: Sequence[Piece], served: Sequence[Piece]
     ) -> None:
-        scripted.logs["execution-1"] = Log([Piece(1, b"hello\n"), Piece(1, b"world\n")], served=served)
+        scripted.logs["execution-1"] = Log(written, served=served)
         for options in ({"execution": "execution-1"}, {"job": "job-1"}):
             assert driver.tail(scripted.address, **options).error["code"] == 15
 
@@ -361,18 +373,18 @@ class Suite:
             assert ran.report["disconnects"] == 2
 
     def test_heartbeats_keep_a_silent_tail(self, driver: Driver, scripted: ScriptedServer) -> None:
-        # Two seconds of heartbeats, each within a tenth of the silence that is allowed.
-        scripted.logs["e"] = Log(HELLO.pieces, heartbeats_before_end=40, heartbeat_seconds=0.05, heeds_stop=False)
-        ran = driver.tail(scripted.address, execution="e", heartbeat_seconds=0.2)
+        # Heartbeats for longer than the silence that is allowed, each within a twentieth of that.
+        scripted.logs["e"] = Log(HELLO.pieces, heartbeats_before_end=30, heartbeat_seconds=0.05, heeds_stop=False)
+        ran = driver.tail(scripted.address, execution="e", heartbeat_seconds=0.35)
         assert (ran.status, ran.stdout, ran.report.get("disconnects", 0)) == (0, HELLO_BYTES, 0)
 
     def test_a_slow_reader_of_the_output_is_no_silence(self, driver: Driver, scripted: ScriptedServer) -> None:
         data = random.Random(7).randbytes(3 << 20)
         scripted.logs["e"] = Log([Piece(1, data)], heartbeat_seconds=0.02)
-        with driver.start("tail", scripted.address, execution="e", heartbeat_seconds=0.1) as tail:
+        with driver.start("tail", scripted.address, execution="e", heartbeat_seconds=0.3) as tail:
             begun = tail.read(1)
             # Longer than the silence that is allowed: the pipe is full, the client waits in its write.
-            threading.Event().wait(0.6)
+            threading.Event().wait(1.2)
             ran = tail.end()
         assert (ran.status, begun + ran.stdout, ran.report.get("disconnects", 0)) == (0, data, 0)
 

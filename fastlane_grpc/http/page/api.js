@@ -42,7 +42,8 @@ export function get(path, query = {}, signal) {
 
 export async function post(path, body, signal) {
   const headers = { Accept: "application/json", "Content-Type": "application/json" };
-  return (await request(path, { method: "POST", headers, body: JSON.stringify(body), signal })).json();
+  const response = await request(path, { method: "POST", headers, body: JSON.stringify(body), signal });
+  return response.status === 204 ? {} : response.json();
 }
 
 export function address(path, query) {

@@ -7,6 +7,7 @@ import { executionsView } from "./executions_view.js";
 import { hostsView } from "./hosts_view.js";
 import { jobView } from "./job_view.js";
 import { jobsView } from "./jobs_view.js";
+import { login } from "./login.js";
 import { overview } from "./overview.js";
 import { taskView } from "./task_view.js";
 import { tasksView } from "./tasks_view.js";
@@ -71,7 +72,8 @@ async function open() {
       if (here.signal.aborted) return;
       if (!(error instanceof Problem && error.isPassing)) {
         here.connected(null);
-        fail(error);
+        if (error instanceof Problem && error.status === 401) login(main, error, open);
+        else fail(error);
         return;
       }
       here.connected(false);

@@ -32,6 +32,18 @@ export function show(element, ...children) {
   element.replaceChildren(...children.flat().filter((child) => child !== null && child !== undefined));
 }
 
+/** Replace all that is in an element. The control that has the focus keeps it, if it is there again. */
+export function showAnew(element, ...children) {
+  const { activeElement } = document;
+  const isWithin = activeElement !== element && element.contains(activeElement);
+  show(element, ...children);
+  if (isWithin) [...element.querySelectorAll("button, a[href]")].find((each) => isSame(each, activeElement))?.focus();
+}
+
+function isSame(one, other) {
+  return one.tagName === other.tagName && one.dataset.action === other.dataset.action && one.getAttribute("href") === other.getAttribute("href");
+}
+
 /** Return an icon: lines of 1.5 pixels in a square of 16. */
 export function icon(name) {
   return svg("svg", { class: "icon", viewBox: "0 0 16 16", "aria-hidden": "true", focusable: "false" },

@@ -1,7 +1,7 @@
 // One execution: its state, and its log.
 
 import { get, path, post } from "./api.js";
-import { el, show } from "./dom.js";
+import { el, show, showAnew } from "./dom.js";
 import { isFinal, millis, outcomeDetail, outcomeText, shortId, stateName } from "./format.js";
 import { LogSource } from "./log/log_source.js";
 import { LogView } from "./log/log_view.js";
@@ -35,9 +35,7 @@ export async function executionView(main, here, id) {
   function draw() {
     here.title(`${stateName(execution.state)} · ${execution.task_id}`);
     log.startTime = millis(execution.times?.start_time ?? execution.times?.create_time);
-    const hasFocus = head.contains(document.activeElement);
-    show(head, headOf(execution, stop));
-    if (hasFocus) head.querySelector("button, a")?.focus();
+    showAnew(head, headOf(execution, stop));
   }
 
   async function stop() {

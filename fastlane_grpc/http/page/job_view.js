@@ -2,7 +2,7 @@
 
 import { get, path, post } from "./api.js";
 import { follow } from "./changes.js";
-import { el, show } from "./dom.js";
+import { el, show, showAnew } from "./dom.js";
 import { count, dateTime, isFinal, millis, outcomeDetail, outcomeText, shortId, stateName } from "./format.js";
 import { agoOf, badge, button, confirm, living, section, taskLink, throttled, waitingText } from "./parts.js";
 import { legend, timeline } from "./timeline.js";
@@ -30,10 +30,7 @@ export async function jobView(main, here, id) {
 
   function draw() {
     here.title(`${stateName(job.state)} · ${job.task_id}`);
-    // Whoever is about to press a button keeps it under the finger, and the focus.
-    const focused = head.contains(document.activeElement) ? document.activeElement.dataset.action : null;
-    show(head, headOf(job, act));
-    if (focused) head.querySelector(`[data-action="${focused}"]`)?.focus();
+    showAnew(head, headOf(job, act));
     drawTimeline();
     show(ticks, job.schedule ? scheduleOf(job.schedule) : null);
     show(spec, specOf(job));
