@@ -24,6 +24,7 @@ from fastlane_grpc.app import check_reach
 from fastlane_grpc.client import Client, PermissionDenied, Unauthenticated
 from fastlane_grpc.client.errors import error_of
 from fastlane_grpc.config import load
+from fastlane_grpc.doctor.server import about_server
 from fastlane_grpc.errors import CannotServe
 from fastlane_grpc.http.routes import ROUTES, methods
 from fastlane_grpc.trust import Role, TaskPattern, TokenFile, TokenRefused
@@ -512,6 +513,11 @@ def test_a_damaged_file_admits_nobody_until_it_is_restored(tmp_path: Path) -> No
     path.write_text("{")
     with pytest.raises(RuntimeError, match="is damaged: restore it, or delete it"):
         Server(data_dir, engine="unix:///nobody", auth="tokens")
+
+
+def test_the_doctor_knows_a_server_that_requires_tokens(guarded: Guarded) -> None:
+    [finding] = about_server(guarded.server.address)
+    assert (finding.level, "that requires tokens responds" in finding.found) == ("ok", True)
 
 
 # ---- certificates

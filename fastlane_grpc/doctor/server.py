@@ -34,6 +34,9 @@ def about_server(listen: str, *, encrypted: bool = False) -> Iterator[Finding]:
     with api.Client(_reachable(listen), timeout=_ANSWER_SECONDS, retry_for=0) as client:
         try:
             info = client.server_info()
+        except api.Unauthenticated:
+            yield ok("address", f"a fastlane server that requires tokens responds on {listen}")
+            return
         except api.Error as error:
             advice = "stop the program that uses it (see `ss -ltnp`), or choose another address with --listen"
             yield fail("address", f"{listen} is in use, and no fastlane server responds there: {error}", advice)

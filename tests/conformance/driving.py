@@ -4,6 +4,7 @@ import json
 import subprocess
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from pathlib import Path
 from typing import IO, Any
 
@@ -35,7 +36,6 @@ class Run:
 
     def __init__(self, command: Sequence[str | Path], report: Path, operation: str, words: Sequence[str]) -> None:
         self._report = report
-        report.unlink(missing_ok=True)
         self._process = subprocess.Popen(
             [*command, operation, f"report={report}", *words],
             stdin=subprocess.DEVNULL,
@@ -78,10 +78,12 @@ class Driver:
     def __init__(self, command: Sequence[str | Path], directory: Path) -> None:
         self._command = command
         self._directory = directory
+        self._runs = count()
 
     def start(self, operation: str, address: str, *words: str, **options: object) -> Run:
         given = [f"{name}={value}" for name, value in options.items()]
-        report = self._directory / "report.json"
+        # Of each run its own: two may run at a time, as a tail and the stop of its job.
+        report = self._directory / f"report-{next(self._runs)}.json"
         return Run(self._command, report, operation, [f"address={address}", *given, *words])
 
     def enqueue(self, address: str, image: str, *args: str, **options: object) -> Ran:

@@ -7,6 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from tests import java
 from tests.tools import PATH, ROOT, tool
 
 ENVIRONMENT: Mapping[str, str] = os.environ | {"PATH": f"{Path(sys.executable).parent}:{PATH}"}
@@ -15,11 +16,12 @@ ENVIRONMENT: Mapping[str, str] = os.environ | {"PATH": f"{Path(sys.executable).p
 @dataclass(frozen=True)
 class Language:
     """A client: the programs of `.ci/tools` that its driver needs, and how it is built. `build` gets a directory of its
-    own and returns the command of the driver."""
+    own and returns the command of the driver. The driver connects within three heartbeats, also on a busy machine."""
 
     name: str
     build: Callable[[Path], Sequence[str | Path]]
     tools: Sequence[str] = ()
+    heartbeat_seconds: float = 0.1
 
     def driver(self, directory: Path) -> Sequence[str | Path]:
         """Build the driver and return its command; the test is skipped if a program is missing, or fails in CI."""
@@ -42,6 +44,11 @@ def _go(directory: Path) -> Sequence[str | Path]:
     return [directory / "conformance"]
 
 
+def _java(directory: Path) -> Sequence[str | Path]:
+    return java.command("io.fastlane.Conformance")
+
+
 PYTHON = Language("Python", _python)
 GO = Language("Go", _go, ["go"])
-LANGUAGES: Sequence[Language] = (PYTHON, GO)
+JAVA = Language("Java", _java, ["java", "mvn"], heartbeat_seconds=0.4)
+LANGUAGES: Sequence[Language] = (PYTHON, GO, JAVA)

@@ -368,23 +368,23 @@ class Suite:
         scripted.logs["execution-1"] = HELLO
         for options in ({"execution": "execution-1"}, {"job": "job-1"}):
             scripted.cuts.extend([Cut(0, "silence"), Cut(2, "silence")])
-            ran = driver.tail(scripted.address, heartbeat_seconds=0.1, **options)
+            ran = driver.tail(scripted.address, heartbeat_seconds=self.language.heartbeat_seconds, **options)
             assert (ran.status, ran.stdout) == (0, HELLO_BYTES)
             assert ran.report["disconnects"] == 2
 
     def test_heartbeats_keep_a_silent_tail(self, driver: Driver, scripted: ScriptedServer) -> None:
         # Heartbeats for longer than the silence that is allowed, each within a twentieth of that.
         scripted.logs["e"] = Log(HELLO.pieces, heartbeats_before_end=30, heartbeat_seconds=0.05, heeds_stop=False)
-        ran = driver.tail(scripted.address, execution="e", heartbeat_seconds=0.35)
+        ran = driver.tail(scripted.address, execution="e", heartbeat_seconds=0.4)
         assert (ran.status, ran.stdout, ran.report.get("disconnects", 0)) == (0, HELLO_BYTES, 0)
 
     def test_a_slow_reader_of_the_output_is_no_silence(self, driver: Driver, scripted: ScriptedServer) -> None:
         data = random.Random(7).randbytes(3 << 20)
         scripted.logs["e"] = Log([Piece(1, data)], heartbeat_seconds=0.02)
-        with driver.start("tail", scripted.address, execution="e", heartbeat_seconds=0.3) as tail:
+        with driver.start("tail", scripted.address, execution="e", heartbeat_seconds=0.4) as tail:
             begun = tail.read(1)
             # Longer than the silence that is allowed: the pipe is full, the client waits in its write.
-            threading.Event().wait(1.2)
+            threading.Event().wait(1.6)
             ran = tail.end()
         assert (ran.status, begun + ran.stdout, ran.report.get("disconnects", 0)) == (0, data, 0)
 
