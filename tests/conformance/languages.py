@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests import java
+from tests import java, node
 from tests.tools import PATH, ROOT, tool
 
 ENVIRONMENT: Mapping[str, str] = os.environ | {"PATH": f"{Path(sys.executable).parent}:{PATH}"}
@@ -48,7 +48,12 @@ def _java(directory: Path) -> Sequence[str | Path]:
     return java.command("io.fastlane.Conformance")
 
 
+def _node(directory: Path) -> Sequence[str | Path]:
+    return node.command("conformance/driver.js")
+
+
 PYTHON = Language("Python", _python)
 GO = Language("Go", _go, ["go"])
 JAVA = Language("Java", _java, ["java", "mvn"], heartbeat_seconds=0.4)
-LANGUAGES: Sequence[Language] = (PYTHON, GO, JAVA)
+NODE = Language("Node", _node, ["node", "npm"], heartbeat_seconds=0.2)
+LANGUAGES: Sequence[Language] = (PYTHON, GO, JAVA, NODE)
