@@ -182,8 +182,16 @@ def test_tls_passes_through_a_proxy(tmp_path: Path, sdk: docker.DockerClient, ce
             with Client(rpc, tls_ca=certificates / "ca.pem", backoff=QUICK) as client:
                 reader = Reader(client, client.enqueue("proxied", image, args=["sh", "-c", FLOOD]).execution.id)
                 assert (reader.end().exit_status, reader.stdout, reader.stderr) == (7, STDOUT, STDERR)
-            asked = [tool("curl"), "-sS", "--noproxy", "*", "--cacert", certificates / "ca.pem"]
-            ran = subprocess.run([*asked, f"https://{http}/healthz"], capture_output=True, timeout=60, check=True)
+            asked = [
+                tool("curl"),
+                "-sS",
+                "--noproxy",
+                "*",
+                "--cacert",
+                certificates / "ca.pem",
+                f"https://{http}/healthz",
+            ]
+            ran = subprocess.run(asked, capture_output=True, timeout=60, check=True)
             assert ran.stdout
         finally:
             proxy.kill()
