@@ -19,7 +19,7 @@ from fastlane_grpc.trust.tokens import Role, TaskPattern, Token, TokenFile, Toke
 
 # Failures of an address before it has to wait, the first wait, and the longest.
 _FREE_FAILURES = 10
-_FIRST_WAIT_SECONDS = 1.0
+_FIRST_WAIT_SECONDS = 5.0
 _LONGEST_WAIT_SECONDS = 60.0
 # An address without a failure for so long is forgotten, and the one that failed longest ago where there are too many.
 _FORGET_SECONDS = 600.0
