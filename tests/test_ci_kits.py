@@ -16,7 +16,9 @@ import pytest
 import yaml
 
 from fastlane_grpc.client import Client, Retry
+from fastlane_grpc.trust import Role, TokenFile
 from fastlane_grpc.v1 import fastlane_pb2 as pb
+from tests.certificates import Authority
 from tests.cutting_relay import CuttingRelay
 from tests.recorder_program import eventually
 from tests.serving import Server, serving_on
@@ -360,6 +362,31 @@ def test_wrong_use_is_told_in_a_line(arguments: list[str], said: str, programs: 
     out, err = step.communicate(timeout=60)
     assert (out, step.returncode, err.count(b"\n")) == (b"", 2, 1)
     assert said in err.decode()
+
+
+def test_a_server_with_tls_and_tokens_is_used_by_those_who_have_both(
+    programs: Path, sdk: docker.DockerClient, tmp_path: Path, image: str
+) -> None:
+    data, authority = tmp_path / "data", Authority(tmp_path)
+    data.mkdir()
+    token, pair = TokenFile(data).create("ci", Role.SUBMIT), authority.sign("server")
+    (tmp_path / "token").write_text(f"{token}\n")
+    settings = {"auth": "tokens", "tls_cert": str(pair.cert), "tls_key": str(pair.key)}
+    with serving_on(sdk, data, **settings) as server:
+        trusting = ["-tls-ca", str(authority.cert), "-wait", "5s"]
+        for given, variables in (
+            (["-token-file", str(tmp_path / "token")], {}),
+            ([], {"FASTLANE_TOKEN": token}),
+        ):
+            step = tail(programs, server, *trusting, *given, image, "sh", "-c", TALK, **variables)
+            assert (step.communicate(timeout=60)[0], step.returncode) == (b"a\nb", 3)
+        nobody = tail(programs, server, *trusting, image, "true")
+        _, said = nobody.communicate(timeout=60)
+        assert (nobody.returncode, b"requires a token" in said) == (1, True)
+        stranger = tail(programs, server, "-tls-ca", "system", "-wait", "1s", image, "true", FASTLANE_TOKEN=token)
+        _, said = stranger.communicate(timeout=60)
+        assert (stranger.returncode, b"certificate" in said) == (69, True), said
+        assert token not in server.log
 
 
 def test_a_server_that_is_away_is_waited_for_and_then_told_of(programs: Path, server: Server, image: str) -> None:

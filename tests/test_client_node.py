@@ -1,5 +1,6 @@
 """The Node client: a program that is pasted, and the command in it, against a real server."""
 
+import json
 import re
 import signal
 import subprocess
@@ -11,6 +12,7 @@ import docker
 import pytest
 
 from fastlane_grpc.client import Client
+from fastlane_grpc.trust import Role, TokenFile
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests import node
 from tests.cutting_relay import CuttingRelay
@@ -159,3 +161,38 @@ def test_a_signal_ends_calls_and_tails_and_a_loop_may_be_left(tail: list[str | P
         server.stop()
     assert (ran.returncode, ran.stderr) == (0, b"")
     assert ran.stdout == b'["line\\n","enough","enough"]\n'
+
+
+GUARDED = """
+import { Client } from "fastlane-client";
+
+const [, address, token] = process.argv;
+const [stranger, client] = [new Client(address), new Client(address, { token })];
+const told = [await stranger.get("j").catch((error) => [error.code, error.reason])];
+const { id } = await client.enqueue({ taskId: "greet", spec: { image: "busybox" } });
+for await (const { event } of client.tailJob({ jobId: id })) {
+  told.push(event.case);
+  break;
+}
+try {
+  new Client(address, { token: `${token}\\n` });
+} catch (error) {
+  told.push(error.name, error.message.includes(token));
+}
+console.log(JSON.stringify(told));
+stranger.close();
+client.close();
+"""
+
+
+def test_calls_and_tails_have_the_token(tail: list[str | Path], tmp_path: Path) -> None:
+    data_dir = tmp_path / "data"
+    data_dir.mkdir()
+    token = TokenFile(data_dir).create("ci", Role.SUBMIT)
+    server = Server(data_dir, engine="unix:///nobody", auth="tokens")
+    try:
+        ran = run(["node", "--input-type=module"], "-e", GUARDED, server.address, token, cwd=node.CLIENT)
+    finally:
+        server.stop()
+    assert (ran.returncode, ran.stderr) == (0, b"")
+    assert json.loads(ran.stdout) == [[16, "TOKEN_REQUIRED"], "execution", "TypeError", False]

@@ -25,6 +25,7 @@ pytestmark = [pytest.mark.engine, pytest.mark.slow]
 FLOOD = "seq 1 200000; printf '\\000\\377\\r\\n'; seq 1 50000 >&2; exit 7"
 STDOUT = b"".join(b"%d\n" % number for number in range(1, 200_001)) + b"\x00\xff\r\n"
 STDERR = b"".join(b"%d\n" % number for number in range(1, 50_001))
+PAGE = FILES.parents[1] / "proxies.md"
 QUICK = Backoff(0.05, 0.5)
 # Silent for longer than a time-out of three seconds, twice.
 SILENT = "echo begin; sleep 4; echo middle; sleep 4; echo end; exit 3"
@@ -162,6 +163,41 @@ def test_a_proxy_and_a_server_that_are_killed_lose_no_byte(
         clear(sdk, tmp_path / "data")
 
 
+def test_tls_passes_through_a_proxy(tmp_path: Path, sdk: docker.DockerClient, certificates: Path, image: str) -> None:
+    [text] = re.findall(r"```haproxy\n(.*?)```", PAGE.read_text(), re.DOTALL)
+    rpc, http = free_address(), free_address()
+    tls = {"tls_cert": str(certificates / "cert.pem"), "tls_key": str(certificates / "key.pem")}
+    with serving_on(sdk, tmp_path / "data", http_listen=free_address(), **tls) as server:
+        for old, new in {
+            "bind :443": f"bind {rpc}",
+            "bind :8443": f"bind {http}",
+            "127.0.0.1:7020": server.address,
+            "127.0.0.1:10000": f"127.0.0.1:{server.http_port}",
+        }.items():
+            assert old in text
+            text = text.replace(old, new)
+        (tmp_path / "haproxy.cfg").write_text(text)
+        proxy = subprocess.Popen([tool("haproxy"), "-db", "-f", tmp_path / "haproxy.cfg"])
+        try:
+            with Client(rpc, tls_ca=certificates / "ca.pem", backoff=QUICK) as client:
+                reader = Reader(client, client.enqueue("proxied", image, args=["sh", "-c", FLOOD]).execution.id)
+                assert (reader.end().exit_status, reader.stdout, reader.stderr) == (7, STDOUT, STDERR)
+            asked = [
+                tool("curl"),
+                "-sS",
+                "--noproxy",
+                "*",
+                "--cacert",
+                certificates / "ca.pem",
+                f"https://{http}/healthz",
+            ]
+            ran = subprocess.run(asked, capture_output=True, timeout=60, check=True)
+            assert ran.stdout
+        finally:
+            proxy.kill()
+            proxy.wait()
+
+
 def test_the_page_on_proxies_names_each_file() -> None:
-    page = (FILES.parents[1] / "proxies.md").read_text()
+    page = PAGE.read_text()
     assert set(re.findall(r"deploy/proxies/([\w.]+)", page)) == {each.name for each in FILES.iterdir()}

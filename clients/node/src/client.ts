@@ -5,7 +5,7 @@ import {
   type ChannelCredentials,
   type ChannelOptions,
   Client as Connection,
-  credentials as credentialsOf,
+  credentials as kinds,
   Metadata,
   type ServiceError,
 } from "@grpc/grpc-js";
@@ -33,6 +33,15 @@ const CONNECTION: ChannelOptions = {
 };
 const LOOPBACK = /^(localhost|127(\.\d+){3}|\[::1\])(:|$)/;
 
+export interface ClientOptions {
+  /** Of TLS; without, the connection is not encrypted. */
+  credentials?: ChannelCredentials;
+  /** Sent with each call, for a server that requires one. */
+  token?: string;
+  /** Options of gRPC. */
+  channel?: ChannelOptions;
+}
+
 export interface CallOptions {
   /** The time for a call and its repetitions, 30 seconds by default. */
   timeoutMs?: number;
@@ -43,16 +52,19 @@ export interface CallOptions {
 /** A connection to a server. Calls are repeated while the server cannot be reached. */
 export class Client {
   readonly #connection: Connection;
+  readonly #metadata = new Metadata();
 
-  /** `address`: HOST:PORT. The client connects when the first call is made, without TLS unless the credentials say
-   * otherwise. */
-  constructor(
-    address: string,
-    credentials: ChannelCredentials = credentialsOf.createInsecure(),
-    options: ChannelOptions = {},
-  ) {
+  /** `address`: HOST:PORT. The client connects when the first call is made. */
+  constructor(address: string, { credentials, token = "", channel = {} }: ClientOptions = {}) {
+    if (!/^[ -~]*$/.test(token)) {
+      throw new TypeError("token: it may have printable characters of ASCII only"); // Never repeats it, as gRPC would.
+    }
+    if (token) {
+      this.#metadata.set("authorization", `Bearer ${token}`);
+    }
     const proxy = LOOPBACK.test(address) ? { "grpc.enable_http_proxy": 0 } : {};
-    this.#connection = new Connection(address, credentials, { ...CONNECTION, ...proxy, ...options });
+    const options = { ...CONNECTION, ...proxy, ...channel };
+    this.#connection = new Connection(address, credentials ?? kinds.createInsecure(), options);
   }
 
   /** End all calls and tails. */
@@ -64,17 +76,17 @@ export class Client {
    * interrupted call is repeated and makes no second job. */
   async enqueue(request: MessageInitShape<typeof EnqueueJobRequestSchema>, options?: CallOptions): Promise<Job> {
     const asked = create(EnqueueJobRequestSchema, { ...request, requestId: request.requestId || randomUUID() });
-    return jobOf(await this.#call(JobService.method.enqueueJob, asked, options));
+    return (await this.#call(JobService.method.enqueueJob, asked, options)).job!;
   }
 
   /** Return the job as it is now, with its current execution. */
   async get(jobId: string, options?: CallOptions): Promise<Job> {
-    return jobOf(await this.#call(JobService.method.getJob, { jobId }, options));
+    return (await this.#call(JobService.method.getJob, { jobId }, options)).job!;
   }
 
   /** End the job: its signal, the grace period, then a kill. It returns when that has begun. */
   async stop(jobId: string, note = "", options?: CallOptions): Promise<Job> {
-    return jobOf(await this.#call(JobService.method.stopJob, { jobId, note }, options));
+    return (await this.#call(JobService.method.stopJob, { jobId, note }, options)).job!;
   }
 
   /** Follow the log of an execution, live or stored, to its event `end`. */
@@ -83,7 +95,7 @@ export class Client {
     signal?: AbortSignal,
   ): AsyncIterable<LogMessage> {
     const asked = create(StreamExecutionLogsRequestSchema, request);
-    return follow(this.#connection, ExecutionService.method.streamExecutionLogs, asked, signal);
+    return follow(this.#connection, this.#metadata, ExecutionService.method.streamExecutionLogs, asked, signal);
   }
 
   /** Follow the logs of all executions of a job, one after another, to the event `jobEnd`. */
@@ -92,7 +104,7 @@ export class Client {
     signal?: AbortSignal,
   ): AsyncIterable<LogMessage> {
     const asked = create(StreamJobLogsRequestSchema, request);
-    return follow(this.#connection, JobService.method.streamJobLogs, asked, signal);
+    return follow(this.#connection, this.#metadata, JobService.method.streamJobLogs, asked, signal);
   }
 
   /** Make a call that may be sent twice, and repeat it while the error may pass and there is time. */
@@ -126,13 +138,9 @@ export class Client {
         return error ? reject(error) : resolve(answer!);
       };
       const codec = codecOf(method);
-      const call = this.#connection.makeUnaryRequest(...codec, request, new Metadata(), { deadline }, answered);
+      const call = this.#connection.makeUnaryRequest(...codec, request, this.#metadata.clone(), { deadline }, answered);
       const cancel = (): void => call.cancel();
       signal?.addEventListener("abort", cancel);
     });
   }
-}
-
-function jobOf(answer: { job?: Job | undefined }): Job {
-  return answer.job!;
 }

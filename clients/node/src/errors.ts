@@ -12,15 +12,9 @@ export interface Violation {
   description: string;
 }
 
+const { UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED, ABORTED, INTERNAL, UNKNOWN } = status;
 /** The codes of interruptions, unless the server has a reason. */
-const PASSING: readonly status[] = [
-  status.UNAVAILABLE,
-  status.DEADLINE_EXCEEDED,
-  status.CANCELLED,
-  status.ABORTED,
-  status.INTERNAL,
-  status.UNKNOWN,
-];
+const PASSING: readonly status[] = [UNAVAILABLE, DEADLINE_EXCEEDED, CANCELLED, ABORTED, INTERNAL, UNKNOWN];
 const FIRST_PAUSE_MS = 100;
 export const LONGEST_PAUSE_MS = 5_000;
 

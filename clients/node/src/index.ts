@@ -1,4 +1,4 @@
 /** A client of fastlane. The messages of the contract are in `fastlane-client/v1`. */
-export { Client, type CallOptions } from "./client.js";
+export { type CallOptions, Client, type ClientOptions } from "./client.js";
 export { FastlaneError, type Violation } from "./errors.js";
 export type { LogEvent, LogMessage } from "./tail.js";

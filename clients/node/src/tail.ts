@@ -2,7 +2,7 @@ import { crc32 } from "node:zlib";
 
 import { equals, type MessageShape } from "@bufbuild/protobuf";
 import { durationMs } from "@bufbuild/protobuf/wkt";
-import { type Client as Connection, Metadata, status } from "@grpc/grpc-js";
+import { type Client as Connection, type Metadata, status } from "@grpc/grpc-js";
 
 import { errorOf, FastlaneError, isResumable, pause } from "./errors.js";
 import {
@@ -39,6 +39,7 @@ type Response = MessageShape<Method["output"]>;
 /** Yield what a log brings until it is over or fails for good. After an interruption, no byte is repeated or lost. */
 export async function* follow(
   connection: Connection,
+  metadata: Metadata,
   method: Method,
   asked: Request,
   signal: AbortSignal | undefined,
@@ -49,7 +50,7 @@ export async function* follow(
     let error: FastlaneError;
     try {
       signal?.throwIfAborted();
-      yield* call(connection, method, request, tail, signal);
+      yield* call(connection, metadata, method, request, tail, signal);
       return;
     } catch (caught) {
       signal?.throwIfAborted();
@@ -66,12 +67,13 @@ export async function* follow(
 /** Make one call and yield what it brings, until the tail is over. It throws if the call fails or ends early. */
 async function* call(
   connection: Connection,
+  metadata: Metadata,
   method: Method,
   request: Request,
   tail: Tail,
   signal: AbortSignal | undefined,
 ): AsyncGenerator<LogMessage, void, undefined> {
-  const stream = connection.makeServerStreamRequest(...codecOf(method), request, new Metadata(), {});
+  const stream = connection.makeServerStreamRequest(...codecOf(method), request, metadata.clone(), {});
   // A call that is left reports its cancellation when nobody reads it any more.
   stream.on("error", () => undefined);
   const cancel = (): void => stream.cancel();
