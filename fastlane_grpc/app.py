@@ -396,6 +396,7 @@ class Server:
             counts=self.counts,
             certificates=self.certificates,
             access=self.access,
+            supervisor=self.supervisor,
         )
         parts.push_async_callback(self.http.stop)
         self.http.listen()

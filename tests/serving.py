@@ -70,9 +70,10 @@ class Server:
         settings: a time in ISO 8601, from which on time passes that many times as fast for what is due."""
         flags = {"data_dir": str(data_dir), "listen": listen, "http_listen": "off", **settings}
         self._data_dir = data_dir
-        # Another user's server could not write beside what is ours.
-        if "user" not in (process or {}):
-            data_dir.mkdir(mode=0o700, exist_ok=True)
+        # Another user's server could not write beside what is ours; one under a program, and one over a directory of
+        # another server, finds out for itself what is not known there.
+        if "user" not in (process or {}) and not under and not data_dir.exists():
+            data_dir.mkdir(mode=0o700)
             probed.prepare(data_dir)
         self._log = Path(f"{data_dir}.log")
         with self._log.open("ab") as log:

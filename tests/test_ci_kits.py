@@ -342,7 +342,8 @@ def test_a_job_that_is_there_is_followed_over_its_attempts_and_not_stopped(
     assert left.stdout.readline() == b"ready\n"
     left.terminate()
     left.communicate(timeout=60)
-    assert client.job(long.id).state == pb.STATE_RUNNING
+    # It may be noted a little later that it runs.
+    eventually(lambda: client.job(long.id).state == pb.STATE_RUNNING)
     client.stop(long.id)
 
 

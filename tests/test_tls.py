@@ -16,6 +16,7 @@ import pytest
 from fastlane_grpc.client import AsyncClient, Client, Disconnected, StateChange, TlsFailed
 from fastlane_grpc.errors import CannotServe
 from fastlane_grpc.http.tls_listener import TlsListener
+from fastlane_grpc.supervisor import ALONE
 from fastlane_grpc.trust import CertificateFiles, Certificates
 from tests.certificates import Authority, Pair
 from tests.commands import FASTLANE, environment
@@ -285,7 +286,9 @@ async def test_clients_that_never_finish_a_handshake_are_counted_and_closed(auth
         return number < 2
 
     certificates = Certificates(CertificateFiles(pair.cert, pair.key))
-    tls = TlsListener(listener, certificates, asyncio.Protocol, has_room=has_room, handshake_seconds=0.5)
+    tls = TlsListener(
+        listener, certificates, asyncio.Protocol, has_room=has_room, supervisor=ALONE, handshake_seconds=0.5
+    )
     with closing(tls):
         connections = [await asyncio.open_connection("127.0.0.1", port) for _ in range(3)]
         connections[1][1].write(b"\x16\x03")

@@ -20,6 +20,7 @@ from fastlane_grpc.http.limits import HttpLimits
 from fastlane_grpc.http.request_body import BodyReader
 from fastlane_grpc.http.tls_listener import TlsListener
 from fastlane_grpc.machine.address import is_loopback, listening_socket
+from fastlane_grpc.supervisor import ALONE, Supervisor
 from fastlane_grpc.trust import Access, Certificates
 
 _BACKLOG = 1024
@@ -39,6 +40,7 @@ class HttpServer:
         counts: Counts | None = None,
         certificates: Certificates | None = None,
         access: Access | None = None,
+        supervisor: Supervisor = ALONE,
     ) -> None:
         """`is_serving`: whether a name of the health service serves. `scrape`: see `HttpContext`. `certificates`: those
         of TLS; without them connections are not encrypted. `access`: the tokens in force; without it anybody may do
@@ -70,6 +72,7 @@ class HttpServer:
         self._config.load()
         self._socket: socket.socket | None = None
         self._certificates = certificates
+        self._supervisor = supervisor
         self._server: asyncio.Server | TlsListener | None = None
         self.port = 0
 
@@ -95,6 +98,7 @@ class HttpServer:
                 self._connection,
                 has_room=lambda handshakes: handshakes + len(self._state.connections) < self._limits.max_connections,
                 handshake_seconds=self._limits.head_seconds,
+                supervisor=self._supervisor,
             )
             return
         self._server = await asyncio.get_running_loop().create_server(

@@ -9,6 +9,7 @@ from contextlib import suppress
 
 import structlog
 
+from fastlane_grpc.supervisor import Supervisor, one_task
 from fastlane_grpc.trust import Certificates
 
 # The first byte of each TLS connection.
@@ -51,6 +52,7 @@ class TlsListener:
         *,
         has_room: Callable[[int], bool],
         handshake_seconds: float,
+        supervisor: Supervisor,
     ) -> None:
         """`has_room`: whether one more connection is accepted beside so many in a handshake."""
         self._listener = listener
@@ -62,7 +64,7 @@ class TlsListener:
         # When each reason was logged last.
         self._log_times: dict[str, float] = {}
         listener.setblocking(False)
-        self._task = asyncio.get_running_loop().create_task(self._accept())
+        self._task = supervisor.task("accepting HTTP over TLS", self._accept, restart=True)
 
     def close(self) -> None:
         """Release the address, and drop connections in a handshake."""
@@ -83,7 +85,7 @@ class TlsListener:
             if not self._has_room(len(self._handshakes)):
                 client.close()
                 continue
-            task = loop.create_task(self._begin(client, str(address[0])))
+            task = one_task("a TLS handshake", self._begin(client, str(address[0])))
             self._handshakes.add(task)
             task.add_done_callback(self._handshakes.discard)
 
