@@ -32,6 +32,7 @@ from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.browser import browsing
 from tests.certificates import Authority
 from tests.commands import FASTLANE, environment
+from tests.recorder_program import eventually
 from tests.serving import Server
 
 # The one table: which methods a role may call. A method that is in none fails the test.
@@ -273,6 +274,15 @@ def test_what_is_outside_of_the_pattern_does_not_exist(guarded: Guarded) -> None
         assert reason(guarded.server, method, guarded.tokens["limited"], request) == told, method
     with guarded.client("operate") as client:
         assert client.job(guarded.hidden.id).state == pb.STATE_QUEUED
+
+
+def test_a_watch_of_what_the_caller_does_not_see_is_no_watch(guarded: Guarded) -> None:
+    with guarded.client("operate") as operator, guarded.client("limited") as limited:
+        job = operator.enqueue("other", "busybox", stop_when_unwatched=5)
+        watch = limited.watch(job_ids=[job.id])
+        assert isinstance(next(watch), api.JobPruned)
+        eventually(lambda: operator.job(job.id).state == pb.STATE_STOPPED)
+        watch.close()
 
 
 def test_lists_and_watches_show_what_the_pattern_matches(guarded: Guarded) -> None:

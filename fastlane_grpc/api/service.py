@@ -26,6 +26,7 @@ from fastlane_grpc.api.pages import PageRequest, PageResult, TaskQuery, position
 from fastlane_grpc.api.schedule_validation import MAX_PREVIEW, preview_violations
 from fastlane_grpc.api.unstored_stops import UnstoredStops
 from fastlane_grpc.api.unwatched import UnwatchedJobs
+from fastlane_grpc.api.visibility import seen_jobs
 from fastlane_grpc.api.watch import WatchEncoding, WatchRequest, watch_stream, watch_violations
 from fastlane_grpc.config import Settings
 from fastlane_grpc.errors import DiskFull, InvalidRequest, ServerStopping, StoreFailed, TooManyStreams, Violation
@@ -581,7 +582,9 @@ class Service:
         """Send jobs and their changes; see `watch_stream`."""
         self._check_serving()
         validation.raise_if_invalid(chain(conversion_violations, watch_violations(request)))
-        with self._counted(), self.unwatched_jobs.watching(frozenset(request.job_ids)):
+        # A job that the caller does not see is not watched by it.
+        watched = await seen_jobs(request.job_ids, self._store)
+        with self._counted(), self.unwatched_jobs.watching(watched):
             await watch_stream(request, self._watches, lambda: self._stopping, encoding, send)
 
     async def prune(self, request: PruneRequest, conversion_violations: Sequence[Violation] = ()) -> Pruned:

@@ -2,7 +2,8 @@
 
 A name of a task is refused by the pattern alone, so that the answer does not tell whether the task exists."""
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
+from contextlib import suppress
 from functools import wraps
 from typing import Any, Protocol
 
@@ -32,6 +33,19 @@ def visible_only(
         return await call(request, *args, **more)
 
     return checked
+
+
+async def seen_jobs(job_ids: Collection[str], store: Reads) -> frozenset[str]:
+    """Return those of the ids whose jobs the caller sees."""
+    principal = PRINCIPAL.get()
+    if principal.tasks is None:
+        return frozenset(job_ids)
+    seen = set()
+    for job_id in job_ids:
+        with suppress(JobNotFound):
+            await _check_job(principal, job_id, store)
+            seen.add(job_id)
+    return frozenset(seen)
 
 
 async def _check(scope: Scope, principal: Principal, request: Any, store: Reads) -> None:
