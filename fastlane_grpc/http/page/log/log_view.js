@@ -1,5 +1,6 @@
 // The view of a log: a window of lines that follows the end, or moves through the log.
 
+import { pause } from "../api.js";
 import { el, icon, show } from "../dom.js";
 import { count, plain } from "../format.js";
 import { button, throttled } from "../parts.js";
@@ -336,6 +337,8 @@ export class LogView {
   async goTo(number, { choose = null } = {}) {
     this.#stopFollowing();
     let isLoaded = true;
+    // What is loaded for an edge comes first; the line is not forgotten for it.
+    while (this.#isLoading && !this.signal.aborted) await pause(20, this.signal);
     if (!this.#window.row(number)) {
       isLoaded = await this.#load(async (signal) => {
         const { rows } = await this.source.part(number - BEFORE_LINES, number + PART_LINES, signal);
