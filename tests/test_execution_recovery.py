@@ -22,6 +22,7 @@ from fastlane_grpc.execution import Step
 from fastlane_grpc.model import CaptureMode, Cause, Execution, Outcome, Reason, Source, State
 from fastlane_grpc.runner import HostDown, LeaveCommand
 from tests.engine import EngineHarness, Going, Killed, Output, by_attach, by_recorder, capture_of
+from tests.recorder_program import eventually
 from tests.serving import within
 
 pytestmark = [pytest.mark.engine, pytest.mark.timeout(120)]
@@ -105,6 +106,10 @@ def test_a_container_that_ran_without_being_started_is_lost_and_removed(
     container.start()
     if command == "true":
         container.wait()
+    elif harness.capture is CaptureMode.RECORDER:
+        # A recorder that has not taken the record yet never runs the command: a new container would be made.
+        handoff = RecordHandoff(harness.logs.path(execution_id))
+        eventually(lambda: handoff.recorder_is_running)
     execution = harness.adopt(execution_id).result()
     assert (execution.state, outcome(execution).reason) == (State.LOST, Reason.START_UNKNOWN)
     assert not harness.engine.containers(harness.store.instance)
