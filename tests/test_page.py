@@ -395,6 +395,26 @@ def test_a_line_beyond_the_end_is_told_of(page: Tab, log: WrittenLog) -> None:
     page.picture("log-beyond")
 
 
+def test_a_line_is_gone_to_also_while_a_part_of_the_log_is_loaded(page: Tab, log: WrittenLog) -> None:
+    log.lines(1, 5_000)
+    view = page.open(log.path)
+    page.wait_for_line("line 5000")
+    held: list[Route] = []
+
+    def hold(route: Route) -> None:
+        held.append(route)
+
+    view.route("**/logs?*", hold, times=1)
+    view.locator(".log").focus()
+    with view.expect_request("**/logs?*"):
+        view.keyboard.press("Home")
+    view.evaluate("() => { location.hash = '#L120'; }")
+    expect(view.locator("[aria-busy]").first).to_be_attached()
+    held[0].continue_()
+    expect(view.locator(".chosen .text")).to_have_text("line 120")
+    expect(view.locator(".chosen")).to_be_in_viewport()
+
+
 def test_search_goes_through_what_is_shown(page: Tab, log: WrittenLog) -> None:
     log.write(
         b"".join(

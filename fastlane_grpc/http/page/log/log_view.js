@@ -1,6 +1,5 @@
 // The view of a log: a window of lines that follows the end, or moves through the log.
 
-import { pause } from "../api.js";
 import { el, icon, show } from "../dom.js";
 import { count, plain } from "../format.js";
 import { button, throttled } from "../parts.js";
@@ -31,7 +30,7 @@ export class LogView {
   // Whether the last row of the window is the last one that the tail had.
   #isAttached = true;
   #isFollowing = true;
-  #isLoading = false;
+  #loading = null;
   #unseen = 0;
   #pending = [];
   #pastTop = 0;
@@ -338,7 +337,7 @@ export class LogView {
     this.#stopFollowing();
     let isLoaded = true;
     // What is loaded for an edge comes first; the line is not forgotten for it.
-    while (this.#isLoading && !this.signal.aborted) await pause(20, this.signal);
+    while (this.#loading) await this.#loading;
     if (!this.#window.row(number)) {
       isLoaded = await this.#load(async (signal) => {
         const { rows } = await this.source.part(number - BEFORE_LINES, number + PART_LINES, signal);
@@ -431,9 +430,14 @@ export class LogView {
     this.researched();
   }
 
+  /** Do the work, unless other work is being done. Return whether it was done. */
   async #load(work) {
-    if (this.#isLoading) return false;
-    this.#isLoading = true;
+    if (this.#loading) return false;
+    this.#loading = this.#loadNow(work);
+    return this.#loading;
+  }
+
+  async #loadNow(work) {
     this.element.setAttribute("aria-busy", "true");
     try {
       await work(this.signal);
@@ -442,7 +446,7 @@ export class LogView {
       if (!this.signal.aborted) this.tell(`This part of the log could not be loaded. ${error.message}`);
       return false;
     } finally {
-      this.#isLoading = false;
+      this.#loading = null;
       this.element.removeAttribute("aria-busy");
     }
     // The reader may have gone on to an edge meanwhile.
