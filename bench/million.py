@@ -1,5 +1,5 @@
-"""A store that holds a million jobs, a hundred thousand of which wait: what a claim, a start of the server, a watch of
-all that wait and a stop of a thousand jobs cost then."""
+"""Costs with a million jobs in the store, of which 100 000 wait: a claim, a start of the server, a watch of all jobs
+that wait, and a stop of 1 000 jobs."""
 
 import asyncio
 import json

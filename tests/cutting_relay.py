@@ -4,10 +4,11 @@ is."""
 import contextlib
 import socket
 import threading
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 
-class Relay:
+class Relay(ABC):
     """Listens on loopback at `self.address`. Each connection has a thread, which runs `_serve`."""
 
     def __init__(self, address: str) -> None:
@@ -28,13 +29,13 @@ class Relay:
                 near, _ = self._listener.accept()
                 threading.Thread(target=self._serve, args=(near,), daemon=True).start()
 
-    def _serve(self, near: socket.socket) -> None:
-        raise NotImplementedError
+    @abstractmethod
+    def _serve(self, near: socket.socket) -> None: ...
 
 
 class CuttingRelay(Relay):
-    """Connects to `address` whoever connects to `self.address`. The first connection breaks after the first of `cuts`,
-    and so on."""
+    """Passes connections to `self.address` on to `address`. The first one breaks after as many bytes of answers as the
+    first of `cuts`, the second after the second, and so on."""
 
     def __init__(self, address: str, cuts: Sequence[int]) -> None:
         self.cuts = list(cuts)

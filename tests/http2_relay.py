@@ -67,7 +67,7 @@ class Http2Relay(Relay):
 
     def _pass_answers(self, far: socket.socket, near: socket.socket, requests: "_Writer") -> None:
         passed = 0
-        # Streams that were broken here, of which the server may still send something.
+        # Streams that were broken here. The server may still send something on them.
         broken: set[int] = set()
         with contextlib.suppress(OSError), far.makefile("rb") as source:
             for header, payload in _frames(source):

@@ -4,16 +4,15 @@ import os
 import re
 import socket
 import subprocess
-import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from tests.recorder_program import eventually
 from tests.remote_engine import listens
 from tests.tools import tool
 
 FILES = Path(__file__).parent.parent / "docs" / "deploy" / "proxies"
-START_SECONDS = 60
 
 
 @dataclass
@@ -44,11 +43,8 @@ class ReverseProxy:
             self._process = subprocess.Popen(
                 self._command, stdout=stderr, stderr=stderr, cwd=self.directory, start_new_session=True
             )
-        until = time.monotonic() + START_SECONDS
-        while not listens(self.port):
-            assert self._process.poll() is None, self.log
-            assert time.monotonic() < until, self.log
-            time.sleep(0.02)
+        eventually(lambda: listens(self.port) or self._process is None or self._process.poll() is not None)
+        assert self._process.poll() is None, self.log
 
     def kill(self) -> None:
         """As a crash would; nginx and HAProxy have workers, which go too."""

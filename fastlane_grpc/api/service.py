@@ -501,7 +501,7 @@ class Service:
 
     @property
     def reads(self) -> Store:
-        """The store, of which `visibility` reads what tasks jobs and executions have."""
+        """The store. `visibility` reads there to which task a job or an execution belongs."""
         return self._store
 
     async def log(

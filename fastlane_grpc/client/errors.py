@@ -114,7 +114,7 @@ class Unauthenticated(Error):
 
 
 class PermissionDenied(Error):
-    """The token does not allow the call; `metadata["role"]` is the role that it needs, if that is why."""
+    """The token does not allow the call. If its role is too low, `metadata["role"]` is the role that the call needs."""
 
 
 class TlsFailed(ServerUnavailable):

@@ -21,7 +21,7 @@ from fastlane_grpc.trust.tokens import Role, TaskPattern, Token, TokenFile, Toke
 _FREE_FAILURES = 10
 _FIRST_WAIT_SECONDS = 5.0
 _LONGEST_WAIT_SECONDS = 60.0
-# An address without a failure for so long is forgotten, and the one that failed longest ago where there are too many.
+# An address is forgotten after so long without a failure. With too many, the one with the oldest failure goes first.
 _FORGET_SECONDS = 600.0
 _MOST_ADDRESSES = 4096
 _MOST_ACCEPTED = 65_536
@@ -176,7 +176,7 @@ class Access:
             wait = failures.wait_until - now
             raise TooManyAttempts("too many wrong tokens from this address; try again later", retry_seconds=wait)
         token = self._by_digest.get(digest)
-        # The table is searched by hash, of which a caller can choose nothing; this comparison takes constant time.
+        # A caller cannot choose the hash by which the table is searched. The comparison takes constant time.
         if token is not None and hmac.compare_digest(token.digest, digest):
             self._accepted[key, digest] = None
             self._accepted.move_to_end((key, digest))

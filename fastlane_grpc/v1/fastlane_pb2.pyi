@@ -379,7 +379,7 @@ class _ErrorReasonEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_ErrorReas
     ERROR_REASON_TOKEN_EXPIRED: _ErrorReason.ValueType  # 28
     """UNAUTHENTICATED: the time of the token is over. Its open streams end with it."""
     ERROR_REASON_PERMISSION_DENIED: _ErrorReason.ValueType  # 29
-    """PERMISSION_DENIED: the token does not allow the call (metadata: role, the one that the call needs, if that is why)."""
+    """PERMISSION_DENIED: the token does not allow the call. If its role is too low: metadata role, which the call needs."""
     ERROR_REASON_TOO_MANY_ATTEMPTS: _ErrorReason.ValueType  # 30
     """RESOURCE_EXHAUSTED, with RetryInfo: too many wrong tokens from the caller's address."""
 
@@ -447,7 +447,7 @@ ERROR_REASON_TOKEN_INVALID: ErrorReason.ValueType  # 27
 ERROR_REASON_TOKEN_EXPIRED: ErrorReason.ValueType  # 28
 """UNAUTHENTICATED: the time of the token is over. Its open streams end with it."""
 ERROR_REASON_PERMISSION_DENIED: ErrorReason.ValueType  # 29
-"""PERMISSION_DENIED: the token does not allow the call (metadata: role, the one that the call needs, if that is why)."""
+"""PERMISSION_DENIED: the token does not allow the call. If its role is too low: metadata role, which the call needs."""
 ERROR_REASON_TOO_MANY_ATTEMPTS: ErrorReason.ValueType  # 30
 """RESOURCE_EXHAUSTED, with RetryInfo: too many wrong tokens from the caller's address."""
 Global___ErrorReason: _TypeAlias = ErrorReason  # noqa: Y015

@@ -478,7 +478,7 @@ const (
 	ErrorReason_ERROR_REASON_TOKEN_INVALID ErrorReason = 27
 	// UNAUTHENTICATED: the time of the token is over. Its open streams end with it.
 	ErrorReason_ERROR_REASON_TOKEN_EXPIRED ErrorReason = 28
-	// PERMISSION_DENIED: the token does not allow the call (metadata: role, the one that the call needs, if that is why).
+	// PERMISSION_DENIED: the token does not allow the call. If its role is too low: metadata role, which the call needs.
 	ErrorReason_ERROR_REASON_PERMISSION_DENIED ErrorReason = 29
 	// RESOURCE_EXHAUSTED, with RetryInfo: too many wrong tokens from the caller's address.
 	ErrorReason_ERROR_REASON_TOO_MANY_ATTEMPTS ErrorReason = 30
