@@ -107,11 +107,9 @@ func parse(arguments []string, lookup func(string) (string, bool)) (*options, er
 			return nil, err
 		}
 	}
-	if words := f.Args(); len(words) > 0 && o.image == "" {
-		o.image, words = words[0], words[1:]
-		o.words = words
-	} else {
-		o.words = words
+	o.words = f.Args()
+	if len(o.words) > 0 && o.image == "" {
+		o.image, o.words = o.words[0], o.words[1:]
 	}
 	if o.address == "" {
 		o.address = o.variable("FASTLANE_ADDRESS", "127.0.0.1:7020")
