@@ -17,11 +17,11 @@ import pytest
 
 from fastlane_grpc import cli, config
 from fastlane_grpc import client as api
-from fastlane_grpc.cli.connection import cause
-from fastlane_grpc.cli.enqueue_file import task_of
-from fastlane_grpc.cli.option_names import with_option_names
-from fastlane_grpc.cli.run import enqueue, run
-from fastlane_grpc.cli.server import server as server_command
+from fastlane_grpc.cli.arguments.option_names import with_option_names
+from fastlane_grpc.cli.commands.enqueue_file import task_of
+from fastlane_grpc.cli.commands.run import enqueue, run
+from fastlane_grpc.cli.commands.server import server as server_command
+from fastlane_grpc.cli.errors import cause
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.commands import FASTLANE, HELLO, WAITING, environment, fastlane
 from tests.scripted_server import Cut, Log, Piece, ScriptedServer

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from fastlane_grpc.cli.output import Display, follow
+from fastlane_grpc.cli.display.output import Display, follow
 from fastlane_grpc.client import Client
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests import commands_served

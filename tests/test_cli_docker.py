@@ -14,10 +14,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastlane_grpc.cli import exit_status
-from fastlane_grpc.cli.docker_options import REFUSED, refusal
-from fastlane_grpc.cli.env_file import read_env_file
+from fastlane_grpc.cli.arguments.docker_options import REFUSED, refusal
+from fastlane_grpc.cli.arguments.env_file import read_env_file
+from fastlane_grpc.cli.commands.run import enqueue, run
 from fastlane_grpc.cli.errors import Failure
-from fastlane_grpc.cli.run import enqueue, run
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.scripted_server import Log, Piece, ScriptedServer
 from tests.test_cli import FASTLANE, environment, fastlane

@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from fastlane_grpc.cli.options import AGE, MOMENT
-from fastlane_grpc.cli.tables import ago, fitted_widths, size, span
+from fastlane_grpc.cli.arguments.options import AGE, MOMENT
+from fastlane_grpc.cli.display.tables import ago, fitted_widths, size, span
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 from tests.commands import FASTLANE, environment, fastlane, on_terminal
 from tests.scripted_server import Log, Piece, ScriptedServer

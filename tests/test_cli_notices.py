@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 
-from fastlane_grpc.cli.output import Display, follow
+from fastlane_grpc.cli.display.output import Display, follow
 from fastlane_grpc.client import Client
 from fastlane_grpc.client.events import End, ExecutionStart, StateChange, state_change
 from fastlane_grpc.v1 import fastlane_pb2 as pb

@@ -6,7 +6,7 @@ import click
 import pytest
 
 from fastlane_grpc import config
-from fastlane_grpc.cli.options import ADDRESS, AGE, DELAY, DURATION, GRACE, MOMENT
+from fastlane_grpc.cli.arguments.options import ADDRESS, AGE, DELAY, DURATION, GRACE, MOMENT
 from tests.commands import fastlane
 
 

@@ -5,8 +5,8 @@ from typing import Any
 
 import pytest
 
-from fastlane_grpc.cli.job_note import note_of
-from fastlane_grpc.cli.watch import Jobs, _Lines
+from fastlane_grpc.cli.commands.watch import Jobs, _Lines
+from fastlane_grpc.cli.display.job_note import note_of
 from fastlane_grpc.client import CaughtUp, ChangesMissed, JobChanged, JobPruned
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 

@@ -15,13 +15,13 @@ from typing import NoReturn
 
 import click
 
-from fastlane_grpc.cli.encoding import check_arguments
+from fastlane_grpc.cli.arguments.encoding import check_arguments
+from fastlane_grpc.cli.commands.version import show_version
+from fastlane_grpc.cli.display.terminal import begin_line
 from fastlane_grpc.cli.errors import FAILED, WRONG_USE, Failure
-from fastlane_grpc.cli.terminal import begin_line
-from fastlane_grpc.cli.version import show_version
 from fastlane_grpc.text.sanitize import printable
 
-# Of each command the module here and the function in it, and what it does, in short. In the order of the help.
+# Of each command the module in `commands` and the function in it, and what it does, in short. In the order of the help.
 COMMANDS: Mapping[str, tuple[str, str]] = {
     "server": ("server.server", "Serve jobs."),
     "run": ("run.run", "Run a command in an image, show its output, exit with its status."),
@@ -45,7 +45,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "prune": ("prune.prune", "Delete jobs and logs that ended long ago."),
     "token": ("token.token", "Create, list and revoke the tokens of a server."),
     "doctor": ("doctor.doctor", "Check the machine of a server and suggest repairs."),
-    "config": ("config_command.config", "Print the settings that are in force."),
+    "config": ("config.config", "Print the settings that are in force."),
     "version": ("version.version", "Print the version of this program."),
     "completion": ("completion.completion", "Print a completion script for your shell."),
 }
@@ -80,7 +80,7 @@ class _Commands(click.Group):
         if cmd_name not in COMMANDS:
             return None
         module, _, function = COMMANDS[cmd_name][0].partition(".")
-        command: click.Command = getattr(import_module(f"fastlane_grpc.cli.{module}"), function)
+        command: click.Command = getattr(import_module(f"fastlane_grpc.cli.commands.{module}"), function)
         return command
 
     def resolve_command(

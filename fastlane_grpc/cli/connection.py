@@ -14,10 +14,10 @@ from typing import Any, NoReturn, TypeVar
 import click
 
 from fastlane_grpc import client as api
-from fastlane_grpc.cli.errors import UNAVAILABLE, WRONG_USE, Failure
-from fastlane_grpc.cli.option_names import with_option_names
-from fastlane_grpc.cli.options import TLS_OPTIONS
-from fastlane_grpc.cli.terminal import say
+from fastlane_grpc.cli.arguments.option_names import with_option_names
+from fastlane_grpc.cli.arguments.options import TLS_OPTIONS
+from fastlane_grpc.cli.display.terminal import say
+from fastlane_grpc.cli.errors import UNAVAILABLE, WRONG_USE, Failure, cause
 from fastlane_grpc.text.redaction import mask_secrets
 from fastlane_grpc.text.sanitize import printable
 
@@ -132,12 +132,6 @@ def proxy_text(address: str) -> str:
     url, variable = found
     host = address.rpartition(":")[0].strip("[]")
     return f"the proxy {mask_secrets(url)} was used (variable {variable}); set no_proxy={host} to bypass it"
-
-
-def cause(error: api.Error) -> str:
-    """Return the cause of an error in short. If no server responds, gRPC's own message lists all addresses; only the
-    system's message at its end is returned."""
-    return error.message if error.reason else error.message.rpartition(": ")[2].rstrip("]")
 
 
 # ---------------------------------------------------------------------------------------------------------------- ids

@@ -1,7 +1,13 @@
 """Exit statuses of our own, and the one exception that ends a command with one. Those of a job are told by the end of
 its log."""
 
+from typing import TYPE_CHECKING
+
 import click
+
+if TYPE_CHECKING:
+    # Importing gRPC takes longer than most commands that need no server.
+    from fastlane_grpc.client import Error
 
 FAILED = 1
 WRONG_USE = 2
@@ -17,3 +23,9 @@ class Failure(click.ClickException):
     def __init__(self, message: str, status: int = FAILED) -> None:
         super().__init__(message)
         self.status = status
+
+
+def cause(error: "Error") -> str:
+    """Return the cause of an error in short. If no server responds, gRPC's own message lists all addresses; only the
+    system's message at its end is returned."""
+    return error.message if error.reason else error.message.rpartition(": ")[2].rstrip("]")

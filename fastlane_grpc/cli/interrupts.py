@@ -10,8 +10,8 @@ from datetime import timedelta
 from typing import NoReturn
 
 from fastlane_grpc import client as api
+from fastlane_grpc.cli.display.terminal import line_was_begun
 from fastlane_grpc.cli.errors import INTERRUPTED
-from fastlane_grpc.cli.terminal import line_was_begun
 from fastlane_grpc.text.sanitize import printable
 
 # A stop is worth waiting for a server that is away.

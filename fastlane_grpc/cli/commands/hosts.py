@@ -5,11 +5,11 @@ from collections.abc import Mapping
 import click
 from click.core import ParameterSource
 
+from fastlane_grpc.cli.arguments.options import answers, talks_to_server
+from fastlane_grpc.cli.commands.lists import show_hosts
 from fastlane_grpc.cli.connection import connected
-from fastlane_grpc.cli.lists import show_hosts
-from fastlane_grpc.cli.options import answers, talks_to_server
-from fastlane_grpc.cli.tables import as_line
-from fastlane_grpc.cli.terminal import write
+from fastlane_grpc.cli.display.tables import as_line
+from fastlane_grpc.cli.display.terminal import write
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 

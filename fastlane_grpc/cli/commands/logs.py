@@ -6,11 +6,11 @@ from datetime import datetime, timedelta
 import click
 
 from fastlane_grpc import client as api
+from fastlane_grpc.cli.arguments.options import MOMENT, PAIR, shows_output, talks_to_server
 from fastlane_grpc.cli.connection import connected, either_id, proxy_text
+from fastlane_grpc.cli.display.output import Display, follow
+from fastlane_grpc.cli.display.terminal import say
 from fastlane_grpc.cli.errors import Failure
-from fastlane_grpc.cli.options import MOMENT, PAIR, shows_output, talks_to_server
-from fastlane_grpc.cli.output import Display, follow
-from fastlane_grpc.cli.terminal import say
 from fastlane_grpc.v1 import fastlane_pb2
 
 # What the contract allows.

@@ -6,9 +6,9 @@ from typing import Any
 
 import click
 
-from fastlane_grpc.cli.encoding import escaped, is_utf8
+from fastlane_grpc.cli.arguments.encoding import escaped, is_utf8
+from fastlane_grpc.cli.arguments.options import Function
 from fastlane_grpc.cli.errors import WRONG_USE, Failure
-from fastlane_grpc.cli.options import Function
 from fastlane_grpc.config import SETTINGS, SWITCH, ConfigError, InForce, as_json, default_text, in_force, toml
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastlane_grpc import client as api
-from fastlane_grpc.cli.connection import cause, once_there_is_room
-from fastlane_grpc.cli.errors import FAILED, WRONG_USE, Failure
-from fastlane_grpc.cli.terminal import LiveLine, obeys, say, write
+from fastlane_grpc.cli.connection import once_there_is_room
+from fastlane_grpc.cli.display.terminal import LiveLine, obeys, say, write
+from fastlane_grpc.cli.errors import FAILED, WRONG_USE, Failure, cause
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 # Of a longer line only the beginning is kept, which is told to be too long.

@@ -1,6 +1,6 @@
 """A short note about a job or an execution: how it ended, or why it waits, and which attempt it is."""
 
-from fastlane_grpc.cli.output import waiting_text
+from fastlane_grpc.cli.display.output import waiting_text
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 

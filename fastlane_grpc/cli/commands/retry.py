@@ -6,12 +6,12 @@ from typing import Any
 import click
 
 from fastlane_grpc import client as api
+from fastlane_grpc.cli.arguments.options import answers, talks_to_server
+from fastlane_grpc.cli.arguments.selection import FINAL_STATES, Selection, confirm, counted, selects_jobs
 from fastlane_grpc.cli.connection import connected, job_id
-from fastlane_grpc.cli.options import answers, talks_to_server
-from fastlane_grpc.cli.output import state_name
-from fastlane_grpc.cli.selection import FINAL_STATES, Selection, confirm, counted, selects_jobs
-from fastlane_grpc.cli.tables import as_line
-from fastlane_grpc.cli.terminal import write
+from fastlane_grpc.cli.display.output import state_name
+from fastlane_grpc.cli.display.tables import as_line
+from fastlane_grpc.cli.display.terminal import write
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 

@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 
 import click
 
-from fastlane_grpc.cli.config_command import settings_file, settings_in_force
+from fastlane_grpc.cli.arguments.options import DURATION, PATTERN, answers
+from fastlane_grpc.cli.commands.config import settings_file, settings_in_force
+from fastlane_grpc.cli.display.tables import moment
 from fastlane_grpc.cli.errors import Failure
-from fastlane_grpc.cli.options import DURATION, PATTERN, answers
-from fastlane_grpc.cli.tables import moment
 from fastlane_grpc.trust import Role, TaskPattern, Token, TokenFile, TokenRefused, TokensUnusable
 
 Function = TypeVar("Function", bound=Callable[..., Any])

@@ -5,11 +5,11 @@ from datetime import timedelta
 
 import click
 
+from fastlane_grpc.cli.arguments.options import AGE, answers, talks_to_server
 from fastlane_grpc.cli.connection import connected
+from fastlane_grpc.cli.display.tables import as_line, size
+from fastlane_grpc.cli.display.terminal import write
 from fastlane_grpc.cli.errors import WRONG_USE, Failure
-from fastlane_grpc.cli.options import AGE, answers, talks_to_server
-from fastlane_grpc.cli.tables import as_line, size
-from fastlane_grpc.cli.terminal import write
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 # With a shorter age, prune deletes everything that is final.

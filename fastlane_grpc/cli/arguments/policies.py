@@ -6,7 +6,7 @@ from typing import Any
 import click
 
 from fastlane_grpc import client as api
-from fastlane_grpc.cli.options import STATES
+from fastlane_grpc.cli.arguments.options import STATES
 
 # Without the first option of a group the others would have no effect.
 _NEEDS = {

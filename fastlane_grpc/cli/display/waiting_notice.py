@@ -4,8 +4,8 @@ import threading
 import time
 from contextlib import suppress
 
+from fastlane_grpc.cli.display.terminal import say
 from fastlane_grpc.cli.errors import Failure
-from fastlane_grpc.cli.terminal import say
 
 
 class WaitingNotice:

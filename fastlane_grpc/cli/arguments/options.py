@@ -7,7 +7,7 @@ from typing import Any, TypeVar
 import click
 
 from fastlane_grpc import config
-from fastlane_grpc.cli.encoding import escaped, is_utf8
+from fastlane_grpc.cli.arguments.encoding import escaped, is_utf8
 from fastlane_grpc.pools import read_pattern
 from fastlane_grpc.v1 import fastlane_pb2
 

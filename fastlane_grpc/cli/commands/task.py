@@ -5,12 +5,12 @@ from typing import Any
 
 import click
 
+from fastlane_grpc.cli.arguments.options import MAX_RUNNING, RATE, answers, notifies, talks_to_server
+from fastlane_grpc.cli.arguments.policies import notifications_of
+from fastlane_grpc.cli.commands.lists import limits_text
 from fastlane_grpc.cli.connection import connected
-from fastlane_grpc.cli.lists import limits_text
-from fastlane_grpc.cli.options import MAX_RUNNING, RATE, answers, notifies, talks_to_server
-from fastlane_grpc.cli.policies import notifications_of
-from fastlane_grpc.cli.tables import as_line
-from fastlane_grpc.cli.terminal import write
+from fastlane_grpc.cli.display.tables import as_line
+from fastlane_grpc.cli.display.terminal import write
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import timedelta
 
+from fastlane_grpc.cli.display.terminal import say
 from fastlane_grpc.cli.errors import Failure
-from fastlane_grpc.cli.terminal import say
 
 
 class Heartbeat:

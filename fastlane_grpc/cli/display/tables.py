@@ -8,7 +8,7 @@ from itertools import islice, pairwise
 from typing import Any
 
 from fastlane_grpc import client as api
-from fastlane_grpc.cli.terminal import is_colourful, say, terminal_columns, write
+from fastlane_grpc.cli.display.terminal import is_colourful, say, terminal_columns, write
 from fastlane_grpc.text.sanitize import printable
 
 # Rows that are aligned together; of a longer table the first ones are shown while the rest is still fetched.

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import click
 
-from fastlane_grpc.cli.config_command import settings, settings_in_force
+from fastlane_grpc.cli.commands.config import settings, settings_in_force
+from fastlane_grpc.cli.commands.version import package_version
 from fastlane_grpc.cli.errors import Failure
-from fastlane_grpc.cli.version import package_version
 
 
 @click.command()

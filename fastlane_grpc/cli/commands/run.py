@@ -13,21 +13,10 @@ import click
 from click.core import ParameterSource
 
 from fastlane_grpc import client as api
-from fastlane_grpc.cli.connection import (
-    client_of,
-    connected,
-    job_id,
-    once_it_responds,
-    once_there_is_room,
-    proxy_text,
-)
-from fastlane_grpc.cli.docker_options import refusal
-from fastlane_grpc.cli.encoding import is_utf8
-from fastlane_grpc.cli.enqueue_file import FileEnqueue, task_of
-from fastlane_grpc.cli.env_file import read_env_file
-from fastlane_grpc.cli.errors import WRONG_USE, Failure
-from fastlane_grpc.cli.interrupts import Interrupts
-from fastlane_grpc.cli.options import (
+from fastlane_grpc.cli.arguments.docker_options import refusal
+from fastlane_grpc.cli.arguments.encoding import is_utf8
+from fastlane_grpc.cli.arguments.env_file import read_env_file
+from fastlane_grpc.cli.arguments.options import (
     DELAY,
     DURATION,
     GRACE,
@@ -42,11 +31,22 @@ from fastlane_grpc.cli.options import (
     shows_output_of_run,
     talks_to_server,
 )
-from fastlane_grpc.cli.output import Display, follow, state_name
-from fastlane_grpc.cli.policies import read_cause, read_exit_code, with_policies
-from fastlane_grpc.cli.stdin import is_given
-from fastlane_grpc.cli.tables import as_line
-from fastlane_grpc.cli.terminal import say, write
+from fastlane_grpc.cli.arguments.policies import read_cause, read_exit_code, with_policies
+from fastlane_grpc.cli.arguments.stdin import is_given
+from fastlane_grpc.cli.commands.enqueue_file import FileEnqueue, task_of
+from fastlane_grpc.cli.connection import (
+    client_of,
+    connected,
+    job_id,
+    once_it_responds,
+    once_there_is_room,
+    proxy_text,
+)
+from fastlane_grpc.cli.display.output import Display, follow, state_name
+from fastlane_grpc.cli.display.tables import as_line
+from fastlane_grpc.cli.display.terminal import say, write
+from fastlane_grpc.cli.errors import WRONG_USE, Failure
+from fastlane_grpc.cli.interrupts import Interrupts
 from fastlane_grpc.v1 import fastlane_pb2
 
 CAUSE = Reads("end|code", read_cause)

@@ -5,13 +5,13 @@ from collections.abc import Sequence
 import click
 
 from fastlane_grpc import client as api
-from fastlane_grpc.cli.connection import cause, connected, job_id
-from fastlane_grpc.cli.errors import NO_EXIT_STATUS
-from fastlane_grpc.cli.job_note import note_of
-from fastlane_grpc.cli.options import answers, talks_to_server
-from fastlane_grpc.cli.output import state_name
-from fastlane_grpc.cli.tables import as_line
-from fastlane_grpc.cli.terminal import say, write
+from fastlane_grpc.cli.arguments.options import answers, talks_to_server
+from fastlane_grpc.cli.connection import connected, job_id
+from fastlane_grpc.cli.display.job_note import note_of
+from fastlane_grpc.cli.display.output import state_name
+from fastlane_grpc.cli.display.tables import as_line
+from fastlane_grpc.cli.display.terminal import say, write
+from fastlane_grpc.cli.errors import NO_EXIT_STATUS, cause
 from fastlane_grpc.text.sanitize import printable
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 
-from fastlane_grpc.cli.encoding import is_utf8
+from fastlane_grpc.cli.arguments.encoding import is_utf8
 from fastlane_grpc.cli.errors import WRONG_USE, Failure
 
 _NAME = re.compile(r"[A-Za-z_][A-Za-z0-9_.-]*")

@@ -13,12 +13,13 @@ from typing import Any
 import click
 
 from fastlane_grpc import client as api
-from fastlane_grpc.cli.connection import cause, connected, job_id
-from fastlane_grpc.cli.job_note import note_of
-from fastlane_grpc.cli.options import PAIR, answers, talks_to_server
-from fastlane_grpc.cli.output import state_name
-from fastlane_grpc.cli.tables import as_line, painted, span, time_of
-from fastlane_grpc.cli.terminal import is_colourful, obeys, say, write
+from fastlane_grpc.cli.arguments.options import PAIR, answers, talks_to_server
+from fastlane_grpc.cli.connection import connected, job_id
+from fastlane_grpc.cli.display.job_note import note_of
+from fastlane_grpc.cli.display.output import state_name
+from fastlane_grpc.cli.display.tables import as_line, painted, span, time_of
+from fastlane_grpc.cli.display.terminal import is_colourful, obeys, say, write
+from fastlane_grpc.cli.errors import cause
 from fastlane_grpc.text.sanitize import printable
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 

@@ -8,12 +8,12 @@ from itertools import islice
 import click
 
 from fastlane_grpc import client as api
+from fastlane_grpc.cli.arguments.options import answers, limits, talks_to_server
 from fastlane_grpc.cli.connection import connected, job_id
+from fastlane_grpc.cli.display.output import state_name
+from fastlane_grpc.cli.display.tables import Column, ago, as_line, cut, show, span, time_of
+from fastlane_grpc.cli.display.terminal import say, write
 from fastlane_grpc.cli.errors import Failure
-from fastlane_grpc.cli.options import answers, limits, talks_to_server
-from fastlane_grpc.cli.output import state_name
-from fastlane_grpc.cli.tables import Column, ago, as_line, cut, show, span, time_of
-from fastlane_grpc.cli.terminal import say, write
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 _STATES = {name.removeprefix("DELIVERY_STATE_").lower(): number for name, number in pb.DeliveryState.items() if number}

@@ -8,13 +8,13 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 import click
 
 from fastlane_grpc import client as api
+from fastlane_grpc.cli.arguments.options import STATES, TIME, answers, talks_to_server
+from fastlane_grpc.cli.arguments.selection import OPEN_STATES
 from fastlane_grpc.cli.connection import connected, job_id
+from fastlane_grpc.cli.display.output import state_name
+from fastlane_grpc.cli.display.tables import Column, as_line, cut, moment, show, time_of, until
+from fastlane_grpc.cli.display.terminal import write
 from fastlane_grpc.cli.errors import Failure
-from fastlane_grpc.cli.options import STATES, TIME, answers, talks_to_server
-from fastlane_grpc.cli.output import state_name
-from fastlane_grpc.cli.selection import OPEN_STATES
-from fastlane_grpc.cli.tables import Column, as_line, cut, moment, show, time_of, until
-from fastlane_grpc.cli.terminal import write
 from fastlane_grpc.text.sanitize import printable
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 

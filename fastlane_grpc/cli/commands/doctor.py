@@ -7,10 +7,10 @@ from pathlib import Path
 
 import click
 
-from fastlane_grpc.cli.config_command import settings_file, settings_in_force
+from fastlane_grpc.cli.commands.config import settings_file, settings_in_force
+from fastlane_grpc.cli.display.tables import painted
+from fastlane_grpc.cli.display.terminal import is_colourful, write
 from fastlane_grpc.cli.errors import FAILED
-from fastlane_grpc.cli.tables import painted
-from fastlane_grpc.cli.terminal import is_colourful, write
 from fastlane_grpc.text.sanitize import printable
 
 

@@ -9,9 +9,9 @@ from typing import Any
 import click
 
 from fastlane_grpc import client as api
+from fastlane_grpc.cli.arguments.options import MOMENT, PAIR, STATES, Function
+from fastlane_grpc.cli.display.terminal import write
 from fastlane_grpc.cli.errors import WRONG_USE, Failure
-from fastlane_grpc.cli.options import MOMENT, PAIR, STATES, Function
-from fastlane_grpc.cli.terminal import write
 from fastlane_grpc.text.sanitize import printable
 
 OPEN_STATES = ("scheduled", "queued", "preparing", "running", "stopping")

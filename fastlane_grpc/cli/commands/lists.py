@@ -9,13 +9,13 @@ from typing import Any
 import click
 
 from fastlane_grpc import client as api
+from fastlane_grpc.cli.arguments.options import MOMENT, PAIR, STATES, answers, limits, states_option, talks_to_server
 from fastlane_grpc.cli.connection import NothingBegins, connected, execution_id, job_id
+from fastlane_grpc.cli.display.job_note import attempts_text, note_of
+from fastlane_grpc.cli.display.output import state_name
+from fastlane_grpc.cli.display.tables import Column, ago, as_line, cut, moment, show, show_facts, size, span, time_of
+from fastlane_grpc.cli.display.terminal import say, write
 from fastlane_grpc.cli.errors import Failure
-from fastlane_grpc.cli.job_note import attempts_text, note_of
-from fastlane_grpc.cli.options import MOMENT, PAIR, STATES, answers, limits, states_option, talks_to_server
-from fastlane_grpc.cli.output import state_name
-from fastlane_grpc.cli.tables import Column, ago, as_line, cut, moment, show, show_facts, size, span, time_of
-from fastlane_grpc.cli.terminal import say, write
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
 # What a server answers in one page at most.

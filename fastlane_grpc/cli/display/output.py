@@ -9,12 +9,11 @@ from itertools import groupby
 from operator import attrgetter
 
 from fastlane_grpc import client as api
-from fastlane_grpc.cli.connection import cause
-from fastlane_grpc.cli.errors import NO_EXIT_STATUS, Failure
-from fastlane_grpc.cli.heartbeat import Heartbeat
-from fastlane_grpc.cli.tables import span, until
-from fastlane_grpc.cli.terminal import CannotWrite, LiveLine, begin_line, is_colourful, obeys, say, write
-from fastlane_grpc.cli.waiting_notice import WaitingNotice
+from fastlane_grpc.cli.display.heartbeat import Heartbeat
+from fastlane_grpc.cli.display.tables import span, until
+from fastlane_grpc.cli.display.terminal import CannotWrite, LiveLine, begin_line, is_colourful, obeys, say, write
+from fastlane_grpc.cli.display.waiting_notice import WaitingNotice
+from fastlane_grpc.cli.errors import NO_EXIT_STATUS, Failure, cause
 from fastlane_grpc.text.sanitize import printable
 from fastlane_grpc.v1 import fastlane_pb2
 
