@@ -142,6 +142,7 @@ async def test_a_stop_of_a_schedule_ends_it(harness: RpcHarness) -> None:
         (pb.BatchStopJobsRequest(), "filter"),
         (pb.BatchStopJobsRequest(filter=pb.JobFilter()), "filter"),
         (pb.BatchStopJobsRequest(filter=pb.JobFilter(states=[pb.STATE_QUEUED, pb.STATE_FAILED])), "filter.states"),
+        (pb.BatchStopJobsRequest(filter=pb.JobFilter(task_id="no task")), "filter.task_id"),
         (pb.BatchStopJobsRequest(filter=pb.JobFilter(states=[77])), "filter.states[0]"),  # type: ignore[list-item]
         (pb.BatchStopJobsRequest(filter=pb.JobFilter(labels={str(n): "" for n in range(9)})), "filter.labels"),
         (pb.BatchStopJobsRequest(filter=pb.JobFilter(job_ids=["x"] * 1001)), "filter.job_ids"),

@@ -9,9 +9,10 @@ import random
 import threading
 import time
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import docker
 import pytest
@@ -43,14 +44,49 @@ ROUNDS = int(os.environ.get("CHAOS_ROUNDS", "2"))
 SEED = int(os.environ.get("CHAOS_SEED", "20261124"))
 
 
+class Starts:
+    """Each start of a container for an execution, as the engine tells of it, with its time in nanoseconds."""
+
+    _FILTERS: Mapping[str, str] = {"event": "start", "label": "fastlane.execution"}
+
+    def __init__(self, sdk: docker.DockerClient) -> None:
+        self._sdk = sdk
+        self._since = time.time() - 1
+        self._heard: set[tuple[int, str]] = set()
+        self._stream = sdk.api.events(since=self._since, filters=self._FILTERS, decode=True)
+        threading.Thread(target=self._listen, daemon=True).start()
+
+    def heard(self) -> set[tuple[int, str]]:
+        """The engine remembers its last 256 events, of all kinds: the rest was heard long before."""
+        # Up to now: the engine ends this at once, and has told of each start before it answered who asked for one.
+        until = f"{time.time():.9f}"
+        events = self._sdk.api.events(since=self._since, until=until, filters=self._FILTERS, decode=True)
+        return self._heard.union(map(self._start, events))
+
+    def close(self) -> None:
+        self._stream.close()
+
+    def _listen(self) -> None:
+        for event in self._stream:
+            self._heard.add(self._start(event))
+
+    @staticmethod
+    def _start(event: Mapping[str, Any]) -> tuple[int, str]:
+        return event["timeNano"], event["Actor"]["Attributes"]["fastlane.execution"]
+
+
 class CrashHarness(Succession):
     """Servers that are killed one after another, and what the engine says of their containers."""
 
     def __init__(self, data_dir: Path, sdk: docker.DockerClient, image: str, capture: CaptureMode) -> None:
         super().__init__(data_dir, sdk, image, capture=capture, max_running=4)
         self.capture = capture
-        self._since = time.time() - 1
+        self._starts = Starts(sdk)
         self.executions: list[str] = []
+
+    def close(self) -> None:
+        self._starts.close()
+        self.client.close()
 
     def enqueue(self, script: str = COUNT, **more: object) -> str:
         job = self.client.enqueue("crash", self.image, args=["sh", "-c", script], **more)  # type: ignore[arg-type]
@@ -62,12 +98,7 @@ class CrashHarness(Succession):
 
     def starts(self) -> Counter[str]:
         """How often the engine started a container of each execution: it is asked, not we."""
-        filters = {"event": "start", "label": "fastlane.execution"}
-        # Up to now: the engine ends this at once, and has told of each start before it answered who asked for one.
-        until = f"{time.time():.9f}"
-        events = self.sdk.api.events(since=self._since, until=until, filters=filters, decode=True)
-        found = Counter(event["Actor"]["Attributes"]["fastlane.execution"] for event in events)
-        return Counter({execution: found[execution] for execution in self.executions if found[execution]})
+        return Counter(execution for _, execution in self._starts.heard() if execution in self.executions)
 
     def until_cleared(self) -> None:
         """Waits until none has a container any more: what a dead server left is swept by the next one, beside its
@@ -93,7 +124,7 @@ class CrashHarness(Succession):
 def crash(tmp_path: Path, sdk: docker.DockerClient, image: str, capture: CaptureMode) -> Iterator[CrashHarness]:
     harness = CrashHarness(tmp_path / "data", sdk, image, capture)
     yield harness
-    harness.client.close()
+    harness.close()
 
 
 def killed_once(harness: CrashHarness, step: str) -> tuple[Reader, End]:

@@ -322,6 +322,7 @@ async def test_a_bad_query_names_every_field(harness: Lists) -> None:
         since_time=timestamp_pb2.Timestamp(seconds=-62_135_596_801),
         until_time=timestamp_pb2.Timestamp(nanos=-1),
         id_prefix="01A",
+        task_id="no task",
         page_size=-1,
     )
     with pytest.raises(grpc.aio.AioRpcError) as refused:
@@ -334,12 +335,18 @@ async def test_a_bad_query_names_every_field(harness: Lists) -> None:
         "until_time",
         "page_size",
         "id_prefix",
+        "task_id",
         "labels",
     ]
-    bad_executions = pb.ListExecutionsRequest(states=[12], id_prefix="0" * 37, page_size=-5)  # type: ignore[list-item]
+    bad_executions = pb.ListExecutionsRequest(
+        states=[12],  # type: ignore[list-item]
+        id_prefix="0" * 37,
+        task_id="-",
+        page_size=-5,
+    )
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await harness.executions.ListExecutions(bad_executions)
-    assert fields(refused.value) == ["states[0]", "page_size", "id_prefix"]
+    assert fields(refused.value) == ["states[0]", "page_size", "id_prefix", "task_id"]
     with pytest.raises(grpc.aio.AioRpcError) as refused:
         await harness.tasks.ListTasks(pb.ListTasksRequest(page_size=-1))
     assert fields(refused.value) == ["page_size"]

@@ -312,6 +312,7 @@ async def test_a_hostile_cursor_is_refused(harness: RpcHarness, cursor: str) -> 
 @pytest.mark.parametrize(
     ("request_fields", "field"),
     [
+        ({"task_id": ".hidden"}, "task_id"),
         ({"job_ids": [""]}, "job_ids[0]"),
         ({"job_ids": [new_id(), "DROP TABLE jobs"]}, "job_ids[1]"),
         ({"job_ids": [new_id() for _ in range(1001)]}, "job_ids"),

@@ -4,7 +4,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 
-from fastlane_grpc.api.validation import MAX_LABEL_FILTERS
+from fastlane_grpc.api.validation import MAX_LABEL_FILTERS, task_filter_violations
 from fastlane_grpc.errors import Refusal, Violation
 from fastlane_grpc.model import State
 from fastlane_grpc.store import FINAL_STATES, OPEN_STATES, JobFilter, Order, Store
@@ -54,6 +54,7 @@ def filter_violations(
     request could not be read."""
     if query.is_empty and complete:
         yield Violation(field, "is empty: set at least one of its fields, as it would match every job")
+    yield from task_filter_violations(query.task_id, f"{field}.task_id")
     for state in query.states:
         if state not in states:
             yield Violation(

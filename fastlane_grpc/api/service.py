@@ -436,6 +436,7 @@ class Service:
                 conversion_violations,
                 validation.page_violations(request.size),
                 validation.id_prefix_violations(query.id_prefix),
+                validation.task_filter_violations(query.task_id),
                 validation.label_filter_violations(query.labels),
             )
         )
@@ -456,6 +457,7 @@ class Service:
                 conversion_violations,
                 validation.page_violations(request.size),
                 validation.id_prefix_violations(query.id_prefix),
+                validation.task_filter_violations(query.task_id),
             )
         )
         return await self._visible_page(
@@ -590,7 +592,9 @@ class Service:
     async def prune(self, request: PruneRequest, conversion_violations: Sequence[Violation] = ()) -> Pruned:
         """Delete a bounded number of old executions, or count them where the request only validates."""
         self._check_serving()
-        validation.raise_if_invalid(chain(conversion_violations, validation.prune_violations(request.older_than)))
+        validation.raise_if_invalid(
+            chain(conversion_violations, validation.prune_violations(request.older_than, request.task_id))
+        )
         old = PruneQuery(_time_ago(request.older_than or timedelta()), request.logs_only, request.task_id)
         return await (self._retention.count(old) if request.validate_only else self._retention.prune(old))
 

@@ -106,6 +106,13 @@ def task_id_violations(task_id: str) -> Iterator[Violation]:
         yield Violation("task_id", "must be 1 to 128 of A-Z a-z 0-9 . _ - and must not begin with a dot or dash")
 
 
+def task_filter_violations(task_id: str, field: str = "task_id") -> Iterator[Violation]:
+    """Yield the violation of a task that is filtered by. No job can be in a task of another name: a watch of it would
+    wait for ever."""
+    if task_id and not _TASK_ID.fullmatch(task_id):
+        yield Violation(field, f"{task_id[:150]!r} is not the name of a task: 1 to 128 of A-Z a-z 0-9 . _ -")
+
+
 def _start_violations(spec: JobSpec, now: datetime) -> Iterator[Violation]:
     """Yield violations of the start and expiry. A past expire_time is valid: a call repeated with its request_id must
     get the first response again."""
@@ -161,7 +168,8 @@ def tail_lines_violations(lines: int | None) -> Iterator[Violation]:
         yield Violation("tail_lines", f"is {lines}; it must be from 0 to {MAX_TAIL_LINES}")
 
 
-def prune_violations(older_than: timedelta | None) -> Iterator[Violation]:
+def prune_violations(older_than: timedelta | None, task_id: str) -> Iterator[Violation]:
+    yield from task_filter_violations(task_id)
     if older_than is None:
         yield Violation("older_than", "is required; 0 s deletes everything that is final")
     elif older_than < timedelta():

@@ -9,7 +9,7 @@ from itertools import chain
 from typing import Protocol
 
 from fastlane_grpc.api.log_stream import Send
-from fastlane_grpc.api.validation import heartbeat_violations, label_filter_violations
+from fastlane_grpc.api.validation import heartbeat_violations, label_filter_violations, task_filter_violations
 from fastlane_grpc.errors import CursorInvalid, ServerStopping, Violation
 from fastlane_grpc.model import Job, State, utc_now
 from fastlane_grpc.store import ChangePosition, JobQuery, Store
@@ -64,7 +64,11 @@ def watch_violations(request: WatchRequest) -> Iterator[Violation]:
         for index, job_id in enumerate(request.job_ids):
             if not _JOB_ID.fullmatch(job_id):
                 yield Violation(f"job_ids[{index}]", f"{job_id[:100]!r} is not the id of a job: a UUID in lower case")
-    yield from chain(label_filter_violations(request.labels), heartbeat_violations(request.heartbeat))
+    yield from chain(
+        task_filter_violations(request.task_id),
+        label_filter_violations(request.labels),
+        heartbeat_violations(request.heartbeat),
+    )
 
 
 def cursor_text(instance: str, position: ChangePosition) -> str:
