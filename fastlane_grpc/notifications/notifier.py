@@ -1,7 +1,8 @@
 """The notifier: moves the ends of jobs from the change log into the outbox, and delivers what is due.
 
 Nothing is delivered from memory alone. An attempt whose result is not on disk when the server is killed is made once
-more. One receiver that is slow holds up no other: each host has a bounded number of attempts at a time."""
+more. Receivers that are slow hold up no others: a host has a bounded number of attempts at a time, a host that is not
+known to be quick has one, and half of all attempts are left to quick hosts."""
 
 import asyncio
 import time
@@ -26,6 +27,10 @@ from fastlane_grpc.wakeup import Wakeup
 # Attempts at a time: to one host, and in all.
 OF_HOST = 4
 IN_ALL = 128
+# A host is quick if its last attempt ended within this time.
+QUICK_SECONDS = 2.0
+# Hosts that are known to be quick: those that were so last.
+_KNOWN_HOSTS = 1_000
 # The shortest time between two looks at the change log: the first end is told at once, those that follow together.
 PACE_SECONDS = 0.01
 # The longest time between two looks: the clock may jump.
@@ -82,6 +87,8 @@ class Notifier:
         # By the ids of their deliveries.
         self._attempts: dict[str, asyncio.Task[None]] = {}
         self._hosts: Counter[str] = Counter()
+        # The quick hosts, the last one last.
+        self._quick: dict[str, None] = {}
         store.on_delivery_due = self._wakeup.set
 
     def on_change(self, executions: Sequence[Execution]) -> None:
@@ -137,20 +144,52 @@ class Notifier:
 
     async def _deliver_due(self) -> float:
         """Begin the attempts that are due, as far as there is room. Return how long there is nothing else to begin."""
-        due = await self._store.due_deliveries(of_host=2 * self._of_host, limit=2 * self._in_all)
-        for delivery in due.deliveries:
-            host = delivery.notification.target.host
-            if delivery.id in self._attempts or self._hosts[host] >= self._of_host:
-                continue
-            if len(self._attempts) >= self._in_all:
+        limit = 2 * self._in_all
+        while True:
+            due = await self._store.due_deliveries(
+                of_host=2 * self._of_host,
+                limit=limit,
+                without=[host for host in self._hosts if not self._has_room(host)],
+                only=None if self._has_room_for_others() else list(self._quick),
+            )
+            begun = sum(self._begin(delivery) for delivery in due.deliveries)
+            # The deliveries of hosts that had room may be beyond the limit.
+            if not begun or len(due.deliveries) < limit:
                 break
-            self._hosts[host] += 1
-            # Ended by `_end_attempts`.
-            attempt = one_task(f"notification {delivery.id}", self._attempt(delivery, host))
-            self._attempts[delivery.id] = attempt
         if due.next_time is None:
             return POLL_SECONDS
         return min(max((due.next_time - self._now()).total_seconds(), 0.0), POLL_SECONDS)
+
+    def _begin(self, delivery: Delivery) -> bool:
+        """Begin an attempt if there is room for it. Return whether it has begun."""
+        host = delivery.notification.target.host
+        if delivery.id in self._attempts or not self._has_room(host):
+            return False
+        self._hosts[host] += 1
+        # Ended by `_end_attempts`.
+        attempt = one_task(f"notification {delivery.id}", self._attempt(delivery, host))
+        self._attempts[delivery.id] = attempt
+        return True
+
+    def _has_room(self, host: str) -> bool:
+        if len(self._attempts) >= self._in_all:
+            return False
+        if host in self._quick:
+            return self._hosts[host] < self._of_host
+        return not self._hosts[host] and self._has_room_for_others()
+
+    def _has_room_for_others(self) -> bool:
+        """Return whether there is room for an attempt to a host that is not known to be quick."""
+        others = sum(attempts for host, attempts in self._hosts.items() if host not in self._quick)
+        return others < self._in_all // 2
+
+    def _note_time(self, host: str, seconds: float) -> None:
+        """Note how long an attempt has taken."""
+        self._quick.pop(host, None)
+        if seconds <= QUICK_SECONDS:
+            self._quick[host] = None
+        if len(self._quick) > _KNOWN_HOSTS:
+            del self._quick[next(iter(self._quick))]
 
     async def _attempt(self, delivery: Delivery, host: str) -> None:
         """Make one attempt, and write its result."""
@@ -163,8 +202,10 @@ class Notifier:
                 # Of this notification alone: others are delivered.
                 log.error("a defect of fastlane: a notification failed", delivery_id=delivery.id, exc_info=error)
                 reply = Reply(False, f"a defect of fastlane: {type(error).__name__}")
+            seconds = time.monotonic() - began
+            self._note_time(host, seconds)
             attempt = self._result(delivery, number, reply)
-            _log_attempt(delivery, number, attempt, time.monotonic() - began, self._now())
+            _log_attempt(delivery, number, attempt, seconds, self._now())
             await self._store.finish_attempt(delivery.id, attempt)
             kind = "webhook" if isinstance(delivery.notification.target, Webhook) else "mail"
             self._counts.attempts[kind, _OUTCOMES[attempt.state]] += 1

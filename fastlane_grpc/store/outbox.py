@@ -6,7 +6,7 @@ delays a notification, and never loses or doubles it. Nothing that a notificatio
 position has passed it."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Any, NamedTuple
@@ -186,8 +186,17 @@ def forget_deleted(db: Connection, job_ids: Sequence[str]) -> None:
     )
 
 
-def due(db: Connection, now: datetime, *, of_host: int, limit: int) -> Due:
-    """Return at most `limit` deliveries that are due, in the order of their times, at most `of_host` of each host."""
+def due(
+    db: Connection,
+    now: datetime,
+    *,
+    of_host: int,
+    limit: int,
+    without: Collection[str] = (),
+    only: Collection[str] | None = None,
+) -> Due:
+    """Return at most `limit` deliveries that are due, in the order of their times, at most `of_host` of each host, of
+    `only` these hosts, and none of the hosts in `without`."""
     time_us = microseconds_since_epoch(now)
     rows = db.execute(
         f"""
@@ -204,9 +213,17 @@ def due(db: Connection, now: datetime, *, of_host: int, limit: int) -> Due:
             WHERE deliveries.host = hosts.host AND next_time IS NOT NULL AND next_time <= :now
             ORDER BY next_time, seq LIMIT :of_host + 0
         )
+        WHERE hosts.host NOT IN (SELECT value FROM json_each(:without))
+            AND (:only IS NULL OR hosts.host IN (SELECT value FROM json_each(:only)))
         ORDER BY next_time, seq LIMIT :limit + 0
         """,
-        {"now": time_us, "of_host": of_host, "limit": limit},
+        {
+            "now": time_us,
+            "of_host": of_host,
+            "limit": limit,
+            "without": json.dumps(list(without)),
+            "only": None if only is None else json.dumps(list(only)),
+        },
     ).fetchall()
     following = db.execute(
         "SELECT next_time FROM deliveries INDEXED BY deliveries_next WHERE next_time > ? ORDER BY next_time LIMIT 1",

@@ -2,7 +2,7 @@
 changes nothing."""
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import closing
 from dataclasses import replace
 from datetime import datetime, timedelta
@@ -591,10 +591,14 @@ class Store:
 
         return self._writer.write(work)
 
-    def due_deliveries(self, *, of_host: int, limit: int) -> Pending[Due]:
-        """Return at most `limit` deliveries that are due now, at most `of_host` of each host, and when the next one
-        is."""
-        return self._readers.read(lambda db: outbox.due(db, self._now(), of_host=of_host, limit=limit))
+    def due_deliveries(
+        self, *, of_host: int, limit: int, without: Collection[str] = (), only: Collection[str] | None = None
+    ) -> Pending[Due]:
+        """Return at most `limit` deliveries that are due now, at most `of_host` of each host, of `only` these hosts and
+        none of the hosts in `without`, and when the next one is."""
+        return self._readers.read(
+            lambda db: outbox.due(db, self._now(), of_host=of_host, limit=limit, without=without, only=only)
+        )
 
     def finish_attempt(self, delivery_id: str, attempt: Attempt) -> Pending[None]:
         """Write the result of an attempt to deliver. It is tried again until it is stored."""
