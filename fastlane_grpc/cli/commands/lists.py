@@ -319,7 +319,7 @@ def _job_facts(job: pb.Job, now: datetime) -> Iterator[tuple[str, str]]:
     yield "limits", ", ".join(_limits(spec.limits))
     yield "ulimits", " ".join(_ulimits(spec))
     yield "dropped", " ".join(spec.cap_drop)
-    yield "memory at", ", ".join(_tmpfs(spec))
+    yield "tmpfs", ", ".join(_tmpfs(spec))
     yield "user", spec.user
     yield "directory", spec.working_dir
     yield "network", spec.network
