@@ -1,4 +1,4 @@
-"""What a container may use, as arguments of both clients."""
+"""Arguments of both clients that say what a container may use."""
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
