@@ -1,12 +1,11 @@
 """Each step that changes what a job does next is on disk as a whole or not at all, whenever the process is killed."""
 
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
 from fastlane_grpc.store.database import open_for_writing
+from tests import forked
 from tests.store_checks import check_jobs, check_lines
 
 # Prepares a store, then does one step and is killed at the Nth statement of it, for each N until the step goes through.
@@ -273,7 +272,8 @@ def state_of(directory: Path) -> str:
 
 @pytest.mark.parametrize("step", STEPS)
 def test_a_step_is_kept_as_a_whole_or_not_at_all_whenever_it_is_killed(tmp_path: Path, step: str) -> None:
-    subprocess.run([sys.executable, "-c", KILLED_AT_EACH_STATEMENT, str(tmp_path), step], check=True, timeout=120)
+    ran = forked.run(KILLED_AT_EACH_STATEMENT, str(tmp_path), step, timeout=120)
+    assert ran.returncode == 0, ran.stderr.decode()
     rounds = sorted(tmp_path.iterdir())
     assert len(rounds) > 3, "it was killed at each of a number of statements"
     assert [(each / "through").exists() for each in rounds] == [False] * (len(rounds) - 1) + [True]
