@@ -682,3 +682,29 @@ def notifications(db: Database) -> None:
     db.execute("CREATE INDEX deliveries_of_job ON deliveries(job_id, seq)")
     db.execute("CREATE INDEX deliveries_state ON deliveries(state, seq)")
     db.execute("CREATE INDEX deliveries_ended ON deliveries(end_time) WHERE end_time IS NOT NULL")
+
+
+@migrations()
+def audit(db: Database) -> None:
+    """Who asked for what: one row for each call that wrote; and on jobs, who enqueued and who stopped them."""
+    db.execute("ALTER TABLE jobs ADD COLUMN caller TEXT NOT NULL DEFAULT ''")
+    db.execute("ALTER TABLE jobs ADD COLUMN stop_caller TEXT NOT NULL DEFAULT ''")
+    # Rows are only added at the end, so that a call costs no more than that.
+    db.execute(
+        """
+        CREATE TABLE audit (
+            seq INTEGER PRIMARY KEY,
+            time INTEGER NOT NULL,
+            method TEXT NOT NULL,
+            caller TEXT NOT NULL,
+            certificate TEXT NOT NULL,
+            address TEXT NOT NULL,
+            task_id TEXT NOT NULL,
+            job_id TEXT NOT NULL,
+            execution_id TEXT NOT NULL,
+            detail TEXT NOT NULL
+        ) STRICT
+        """
+    )
+    # Ids begin with the time: these are added at the end, too.
+    db.execute("CREATE INDEX audit_of_job ON audit(job_id) WHERE job_id <> ''")
