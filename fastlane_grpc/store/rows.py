@@ -16,6 +16,7 @@ from fastlane_grpc.model import (
     CatchUp,
     Conflict,
     Cron,
+    Dns,
     Execution,
     Hold,
     Jitter,
@@ -41,6 +42,8 @@ from fastlane_grpc.model import (
     Task,
     TaskLimits,
     Times,
+    Tmpfs,
+    Ulimit,
     Unique,
     Webhook,
 )
@@ -234,6 +237,10 @@ def spec_bytes(spec: JobSpec) -> bytes:
         "unique": None if spec.unique is None else _without_defaults({**asdict(spec.unique)}),
         "notifications": [_notification_given(each) for each in spec.notifications] or None,
         "stop_when_unwatched_us": unwatched_limit_of(spec),
+        "tmpfs": [_without_defaults(asdict(each)) for each in spec.tmpfs] or None,
+        # A soft limit of zero is a limit.
+        "ulimits": [[each.name, each.soft, each.hard] for each in spec.ulimits] or None,
+        "dns": None if spec.dns is None else _without_defaults({k: list(v) for k, v in asdict(spec.dns).items()}),
     }
     for name, value in optional.items():
         if value is not None:
@@ -247,15 +254,18 @@ _PLAIN_NAMES = (
     "history",
 )
 _plain_of = attrgetter(*_PLAIN_NAMES)
-# Fields that are kept unless they are None; most specs have none of them.
+# Fields that are kept unless they are None or empty; most specs have none of them.
 _optional_of = attrgetter(
     *("timeout", "stop_grace", "metadata", "start_in", "start_at", "expire_time", "cron", "retry", "unique"),
-    *("notifications", "stop_when_unwatched"),
+    *("notifications", "stop_when_unwatched", "tmpfs", "ulimits", "dns"),
 )
 _NONE_SET = _optional_of(JobSpec(""))
 _COLLECTIONS: Sequence[tuple[str, Callable[[JobSpec], Any], type]] = tuple(
     (name, attrgetter(name), kind)
-    for name, kind in (("args", list), ("envs", dict), ("entrypoint", list), ("labels", dict))
+    for name, kind in (
+        *(("args", list), ("envs", dict), ("entrypoint", list), ("labels", dict)),
+        *(("extra_hosts", dict), ("cap_drop", list)),
+    )
 )
 
 
@@ -288,6 +298,11 @@ def spec_from(data: bytes | str) -> JobSpec:
         notifications=tuple(map(_notification_from, kept.get("notifications", ()))),
         history=kept.get("history", 0),
         stop_when_unwatched=_duration_from(kept.get("stop_when_unwatched_us")),
+        extra_hosts=kept.get("extra_hosts", {}),
+        tmpfs=tuple(Tmpfs(**{"path": "", **each}) for each in kept.get("tmpfs", ())),
+        ulimits=tuple(Ulimit(*each) for each in kept.get("ulimits", ())),
+        dns=None if "dns" not in kept else Dns(**{name: tuple(each) for name, each in kept["dns"].items()}),
+        cap_drop=tuple(kept.get("cap_drop", ())),
     )
 
 
@@ -405,9 +420,8 @@ def _stop_from(row: Any) -> Stop:
     return Stop(StopCause(row.stop_cause), time_from(row.stop_time), grace, row.stop_note)
 
 
-def _limits_given(limits: Limits) -> Mapping[str, int | float]:
-    each = {"memory_bytes": limits.memory_bytes, "cpus": limits.cpus, "pids": limits.pids}
-    return {key: value for key, value in each.items() if value}
+def _limits_given(limits: Limits) -> Mapping[str, int | float | str]:
+    return {key: value for key, value in asdict(limits).items() if value}
 
 
 def _cron_given(cron: Cron) -> Mapping[str, Any]:

@@ -317,9 +317,14 @@ def _job_facts(job: pb.Job, now: datetime) -> Iterator[tuple[str, str]]:
     yield "labels", " ".join(f"{name}={shlex.quote(value)}" for name, value in sorted(spec.labels.items()))
     yield "timeout", span(spec.timeout.ToTimedelta()) if spec.HasField("timeout") else ""
     yield "limits", ", ".join(_limits(spec.limits))
+    yield "ulimits", " ".join(_ulimits(spec))
+    yield "dropped", " ".join(spec.cap_drop)
+    yield "tmpfs", ", ".join(_tmpfs(spec))
     yield "user", spec.user
     yield "directory", spec.working_dir
     yield "network", spec.network
+    yield "hosts", " ".join(f"{name}:{address}" for name, address in sorted(spec.extra_hosts.items()))
+    yield "dns", " ".join([*spec.dns.servers, *spec.dns.search_domains, *spec.dns.options])
     yield "root", "read-only" if spec.read_only_root else ""
     yield "pull", _word(pb.JobSpec.PullPolicy, spec.pull_policy).removeprefix("policy_")
     yield "stop", ", ".join(_stopping(spec))
@@ -391,6 +396,23 @@ def _limits(limits: pb.Limits) -> Iterator[str]:
         yield f"{limits.cpus:g} CPUs"
     if limits.pids:
         yield f"{limits.pids} processes"
+    if limits.shm_bytes:
+        yield f"{limits.shm_bytes / (1 << 20):g} MiB of /dev/shm"
+    if limits.memory_reservation_bytes:
+        yield f"{limits.memory_reservation_bytes / (1 << 20):g} MiB reserved"
+    if limits.cpuset:
+        yield f"on CPUs {limits.cpuset}"
+
+
+def _tmpfs(spec: pb.JobSpec) -> Iterator[str]:
+    for tmpfs in spec.tmpfs:
+        bytes_text = f" of {tmpfs.size_bytes / (1 << 20):g} MiB" if tmpfs.size_bytes else ""
+        yield f"{tmpfs.path}{bytes_text}"
+
+
+def _ulimits(spec: pb.JobSpec) -> Iterator[str]:
+    for ulimit in spec.ulimits:
+        yield f"{ulimit.name}={ulimit.soft}{f':{ulimit.hard}' if ulimit.HasField('hard') else ''}"
 
 
 def _stopping(spec: pb.JobSpec) -> Iterator[str]:
