@@ -8,7 +8,7 @@ from typing import Any
 import structlog
 from google.protobuf.descriptor import MethodDescriptor
 from google.protobuf.descriptor_pb2 import MethodOptions
-from google.protobuf.json_format import MessageToDict
+from google.protobuf.json_format import Error, MessageToDict
 from google.protobuf.message import Message
 
 from fastlane_grpc.model import utc_now
@@ -105,7 +105,11 @@ def _shown(value: Any) -> Any:
     if not isinstance(value, Message):
         return value
     # A string where the message is a duration.
-    shown: Any = MessageToDict(value, preserving_proto_field_name=True)
+    try:
+        shown: Any = MessageToDict(value, preserving_proto_field_name=True)
+    except (Error, ValueError, OverflowError):
+        # A duration or a time that is none: the call refuses it.
+        return None
     if not isinstance(shown, dict):
         return shown
     long = {name: f"{len(each)} of them" for name, each in shown.items() if isinstance(each, list)}

@@ -20,7 +20,8 @@ AUDIT = ", ".join(f"audit.{name}" for name in AUDIT_NAMES)
 
 @dataclass(frozen=True, slots=True)
 class AuditEntry:
-    """Who asked for a change, and of what. Empty: several, or none. `detail`: what else was asked, as JSON."""
+    """A change that a caller asked for. Empty texts: several of these, or none. `detail`: the rest of the request, as
+    JSON."""
 
     time: datetime
     method: str
