@@ -12,7 +12,7 @@ from fastlane_grpc.store.database import Connection
 from fastlane_grpc.store.parts import parts
 from fastlane_grpc.store.rows import Row, microseconds_since_epoch, time_from
 
-AUDIT_NAMES = (*("time", "method", "caller", "certificate", "address", "task_id", "job_id", "execution_id", "detail"),)
+AUDIT_NAMES = ("time", "method", "caller", "certificate", "address", "task_id", "job_id", "execution_id", "detail")
 _INSERT = f"INSERT INTO audit ({', '.join(AUDIT_NAMES)}) VALUES "
 _VALUES = f"({', '.join('?' for _ in AUDIT_NAMES)})"
 AUDIT = ", ".join(f"audit.{name}" for name in AUDIT_NAMES)

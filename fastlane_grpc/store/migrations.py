@@ -686,7 +686,7 @@ def notifications(db: Database) -> None:
 
 @migrations()
 def audit(db: Database) -> None:
-    """Who asked for what: one row for each call that wrote; and on jobs, who enqueued and who stopped them."""
+    """The audit: one row for each call that wrote. Jobs get the callers that enqueued and stopped them."""
     db.execute("ALTER TABLE jobs ADD COLUMN caller TEXT NOT NULL DEFAULT ''")
     db.execute("ALTER TABLE jobs ADD COLUMN stop_caller TEXT NOT NULL DEFAULT ''")
     # Rows are only added at the end, so that a call costs no more than that.
