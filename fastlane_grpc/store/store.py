@@ -596,8 +596,9 @@ class Store:
     def due_deliveries(
         self, *, of_host: int, limit: int, without: Collection[str] = (), only: Collection[str] | None = None
     ) -> Pending[Due]:
-        """Return at most `limit` deliveries that are due now, at most `of_host` of each host, of `only` these hosts and
-        none of the hosts in `without`, and when the next one is."""
+        """Return at most `limit` deliveries that are due now, at most `of_host` of each host, and when the next one is.
+
+        `only`: of these hosts alone. `without`: none of these hosts."""
         return self._readers.read(
             lambda db: outbox.due(db, self._now(), of_host=of_host, limit=limit, without=without, only=only)
         )
