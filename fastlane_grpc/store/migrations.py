@@ -686,6 +686,6 @@ def notifications(db: Database) -> None:
 
 @migrations()
 def usage_of_executions(db: Database) -> None:
-    """What the containers of executions used."""
+    """The column for what the containers of executions used."""
     # JSON: microseconds on CPUs, peak of memory, bytes read, bytes written, each or null; empty: nobody knows.
     db.execute("ALTER TABLE executions ADD COLUMN usage TEXT NOT NULL DEFAULT ''")
