@@ -442,6 +442,16 @@ class LogTotals:
     crc32: int | None = None
 
 
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """The resources that a container used, as the kernel counted. None: the kernel does not tell."""
+
+    cpu_time: timedelta | None = None
+    peak_memory_bytes: int | None = None
+    read_bytes: int | None = None
+    written_bytes: int | None = None
+
+
 class Times(NamedTuple):
     """The times of an execution's steps: aware, None until the step is reached."""
 
@@ -549,6 +559,7 @@ class Execution:
     handle: str = ""
     starting: bool = False
     logs: Sequence[LogTotals] = ()
+    usage: Usage | None = None
     expire_time: datetime | None = None
     tick_time: datetime | None = None
     tries: int = 0

@@ -37,6 +37,7 @@ from fastlane_grpc.model import (
     Task,
     TaskLimitsChange,
     Times,
+    Usage,
     Waiting,
     exit_status,
     utc_now,
@@ -440,9 +441,23 @@ def write_execution(message: pb.Execution, value: Execution, waits: Waiting | No
     message.image_digest = value.image_digest
     if value.logs:
         message.logs.extend(map(totals, value.logs))
+    if value.usage is not None:
+        _write_usage(message.usage, value.usage)
     if value.tick_time is not None:
         write_time(message.tick_time, value.tick_time)
     message.memory_bytes = value.memory_bytes
+
+
+def _write_usage(message: pb.Usage, value: Usage) -> None:
+    message.SetInParent()
+    if value.cpu_time is not None:
+        message.cpu_time.FromTimedelta(value.cpu_time)
+    if value.peak_memory_bytes is not None:
+        message.peak_memory_bytes = value.peak_memory_bytes
+    if value.read_bytes is not None:
+        message.read_bytes = value.read_bytes
+    if value.written_bytes is not None:
+        message.written_bytes = value.written_bytes
 
 
 def waiting(value: Waiting) -> pb.Waiting:

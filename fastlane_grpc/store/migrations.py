@@ -685,6 +685,13 @@ def notifications(db: Database) -> None:
 
 
 @migrations()
+def usage_of_executions(db: Database) -> None:
+    """The column for what the containers of executions used."""
+    # JSON: microseconds on CPUs, peak of memory, bytes read, bytes written, each or null; empty: nobody knows.
+    db.execute("ALTER TABLE executions ADD COLUMN usage TEXT NOT NULL DEFAULT ''")
+
+
+@migrations()
 def audit(db: Database) -> None:
     """The audit: one row for each call that wrote. Jobs get the callers that enqueued and stopped them."""
     db.execute("ALTER TABLE jobs ADD COLUMN caller TEXT NOT NULL DEFAULT ''")

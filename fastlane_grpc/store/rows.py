@@ -45,6 +45,7 @@ from fastlane_grpc.model import (
     Tmpfs,
     Ulimit,
     Unique,
+    Usage,
     Webhook,
 )
 from fastlane_grpc.store.database import Connection
@@ -56,7 +57,7 @@ Row = Sequence[Any]
 _OUTCOME = ("reason", "detail", "exit_code", "out_of_memory", "stop_signal")
 _EXECUTION_NAMES = (
     *("execution_id", "job_id", "task_id", "state", "state_time", "run", "attempt"),
-    *("host", "container_id", "image_digest", "handle", "starting", "logs"),
+    *("host", "container_id", "image_digest", "handle", "starting", "logs", "usage"),
     *("stop_cause", "stop_time", "stop_grace", "stop_note"),
     *_OUTCOME,
     *Times._fields,
@@ -151,6 +152,7 @@ def execution_from(row: Row) -> Execution:
         starting=its.starting == 1,
         # Of one that went back to the queue the row has what its log holds so far. That may still grow.
         logs=_logs_from(its.logs) if state.final else (),
+        usage=usage_from(its.usage),
         expire_time=_time_or_none(its.expire_time),
         tick_time=_time_or_none(its.tick_time),
         tries=its.tries,
@@ -375,6 +377,21 @@ def logs_text(logs: Sequence[LogTotals]) -> str:
     return json.dumps(
         [[totals.source, totals.bytes, totals.missing_bytes, totals.crc32] for totals in logs], separators=(",", ":")
     )
+
+
+def usage_text(usage: Usage | None) -> str:
+    """Return a usage as it is stored; empty: none."""
+    if usage is None:
+        return ""
+    cpu_us = _duration_or_none(usage.cpu_time)
+    return _encode([cpu_us, usage.peak_memory_bytes, usage.read_bytes, usage.written_bytes])
+
+
+def usage_from(text: str | None) -> Usage | None:
+    if not text:
+        return None
+    cpu_us, *rest = json.loads(text)
+    return Usage(_duration_from(cpu_us), *rest)
 
 
 # The first times of an execution, and those of its job, are often one and the same.

@@ -1885,6 +1885,7 @@ class Execution(_message.Message):
     CONTAINER_ID_FIELD_NUMBER: _builtins.int
     IMAGE_DIGEST_FIELD_NUMBER: _builtins.int
     LOGS_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
     TICK_TIME_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
@@ -1924,6 +1925,12 @@ class Execution(_message.Message):
         """Size of the log, one entry for each source with output. Empty until the execution is final."""
 
     @_builtins.property
+    def usage(self) -> Global___Usage:
+        """What the container used, as the kernel counted. Unset until the execution is final, for a container that was not
+        captured by the recorder, and where the recorder was killed.
+        """
+
+    @_builtins.property
     def tick_time(self) -> _timestamp_pb2.Timestamp:
         """The tick that started the run. Unset: another reason started it."""
 
@@ -1943,16 +1950,66 @@ class Execution(_message.Message):
         container_id: _builtins.str = ...,
         image_digest: _builtins.str = ...,
         logs: _abc.Iterable[Global___LogTotals] | None = ...,
+        usage: Global___Usage | None = ...,
         tick_time: _timestamp_pb2.Timestamp | None = ...,
         memory_bytes: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome", "tick_time", b"tick_time", "times", b"times", "waiting", b"waiting"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome", "tick_time", b"tick_time", "times", b"times", "usage", b"usage", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "container_id", b"container_id", "host", b"host", "id", b"id", "image_digest", b"image_digest", "job_id", b"job_id", "logs", b"logs", "memory_bytes", b"memory_bytes", "outcome", b"outcome", "run", b"run", "state", b"state", "task_id", b"task_id", "tick_time", b"tick_time", "times", b"times", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "container_id", b"container_id", "host", b"host", "id", b"id", "image_digest", b"image_digest", "job_id", b"job_id", "logs", b"logs", "memory_bytes", b"memory_bytes", "outcome", b"outcome", "run", b"run", "state", b"state", "task_id", b"task_id", "tick_time", b"tick_time", "times", b"times", "usage", b"usage", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Execution: _TypeAlias = Execution  # noqa: Y015
+
+@_typing.final
+class Usage(_message.Message):
+    """What a container used from its start to the end of its last process, the recorder included. A field is unset if the
+    kernel does not tell.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PEAK_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    CPU_TIME_FIELD_NUMBER: _builtins.int
+    READ_BYTES_FIELD_NUMBER: _builtins.int
+    WRITTEN_BYTES_FIELD_NUMBER: _builtins.int
+    peak_memory_bytes: _builtins.int
+    """Maximum memory at any time, as it counts toward `memory_bytes`: with the cache of files that it read and wrote."""
+    read_bytes: _builtins.int
+    """Bytes read from disks. What came from the cache is not in it."""
+    written_bytes: _builtins.int
+    """Bytes written to disks so far. What is only in the cache is not in it."""
+    @_builtins.property
+    def cpu_time(self) -> _duration_pb2.Duration:
+        """Time on CPUs, of all its processes together."""
+
+    def __init__(
+        self,
+        *,
+        peak_memory_bytes: _builtins.int | None = ...,
+        cpu_time: _duration_pb2.Duration | None = ...,
+        read_bytes: _builtins.int | None = ...,
+        written_bytes: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_peak_memory_bytes", b"_peak_memory_bytes", "_read_bytes", b"_read_bytes", "_written_bytes", b"_written_bytes", "cpu_time", b"cpu_time", "peak_memory_bytes", b"peak_memory_bytes", "read_bytes", b"read_bytes", "written_bytes", b"written_bytes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_peak_memory_bytes", b"_peak_memory_bytes", "_read_bytes", b"_read_bytes", "_written_bytes", b"_written_bytes", "cpu_time", b"cpu_time", "peak_memory_bytes", b"peak_memory_bytes", "read_bytes", b"read_bytes", "written_bytes", b"written_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__peak_memory_bytes: _TypeAlias = _typing.Literal["peak_memory_bytes"]  # noqa: Y015
+    _WhichOneofArgType__peak_memory_bytes: _TypeAlias = _typing.Literal["_peak_memory_bytes", b"_peak_memory_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__read_bytes: _TypeAlias = _typing.Literal["read_bytes"]  # noqa: Y015
+    _WhichOneofArgType__read_bytes: _TypeAlias = _typing.Literal["_read_bytes", b"_read_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__written_bytes: _TypeAlias = _typing.Literal["written_bytes"]  # noqa: Y015
+    _WhichOneofArgType__written_bytes: _TypeAlias = _typing.Literal["_written_bytes", b"_written_bytes"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__peak_memory_bytes) -> _WhichOneofReturnType__peak_memory_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__read_bytes) -> _WhichOneofReturnType__read_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__written_bytes) -> _WhichOneofReturnType__written_bytes | None: ...
+
+Global___Usage: _TypeAlias = Usage  # noqa: Y015
 
 @_typing.final
 class Waiting(_message.Message):

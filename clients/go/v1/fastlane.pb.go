@@ -1106,7 +1106,7 @@ func (x EngineHost_Availability) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EngineHost_Availability.Descriptor instead.
 func (EngineHost_Availability) EnumDescriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{18, 0}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{19, 0}
 }
 
 // How the output of a container gets into its log.
@@ -1160,7 +1160,7 @@ func (x EngineHost_Capture) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use EngineHost_Capture.Descriptor instead.
 func (EngineHost_Capture) EnumDescriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{18, 1}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{19, 1}
 }
 
 // Why bytes are missing.
@@ -1221,7 +1221,7 @@ func (x LogGap_Cause) Number() protoreflect.EnumNumber {
 
 // Deprecated: Use LogGap_Cause.Descriptor instead.
 func (LogGap_Cause) EnumDescriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{22, 0}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{23, 0}
 }
 
 // What to run and how, as chosen by the caller.
@@ -2939,6 +2939,9 @@ type Execution struct {
 	ImageDigest string `protobuf:"bytes,12,opt,name=image_digest,json=imageDigest,proto3" json:"image_digest,omitempty"`
 	// Size of the log, one entry for each source with output. Empty until the execution is final.
 	Logs []*LogTotals `protobuf:"bytes,13,rep,name=logs,proto3" json:"logs,omitempty"`
+	// What the container used, as the kernel counted. Unset until the execution is final, for a container that was not
+	// captured by the recorder, and where the recorder was killed.
+	Usage *Usage `protobuf:"bytes,14,opt,name=usage,proto3" json:"usage,omitempty"`
 	// The tick that started the run. Unset: another reason started it.
 	TickTime *timestamppb.Timestamp `protobuf:"bytes,15,opt,name=tick_time,json=tickTime,proto3" json:"tick_time,omitempty"`
 	// Maximum memory in bytes, if `retry.memory_growth` raised it. Zero: that of the spec.
@@ -3068,6 +3071,13 @@ func (x *Execution) GetLogs() []*LogTotals {
 	return nil
 }
 
+func (x *Execution) GetUsage() *Usage {
+	if x != nil {
+		return x.Usage
+	}
+	return nil
+}
+
 func (x *Execution) GetTickTime() *timestamppb.Timestamp {
 	if x != nil {
 		return x.TickTime
@@ -3078,6 +3088,80 @@ func (x *Execution) GetTickTime() *timestamppb.Timestamp {
 func (x *Execution) GetMemoryBytes() int64 {
 	if x != nil {
 		return x.MemoryBytes
+	}
+	return 0
+}
+
+// What a container used from its start to the end of its last process, the recorder included. A field is unset if the
+// kernel does not tell.
+type Usage struct {
+	state protoimpl.MessageState `protogen:"open.v1"`
+	// Maximum memory at any time, as it counts toward `memory_bytes`: with the cache of files that it read and wrote.
+	PeakMemoryBytes *int64 `protobuf:"varint,1,opt,name=peak_memory_bytes,json=peakMemoryBytes,proto3,oneof" json:"peak_memory_bytes,omitempty"`
+	// Time on CPUs, of all its processes together.
+	CpuTime *durationpb.Duration `protobuf:"bytes,2,opt,name=cpu_time,json=cpuTime,proto3" json:"cpu_time,omitempty"`
+	// Bytes read from disks. What came from the cache is not in it.
+	ReadBytes *int64 `protobuf:"varint,3,opt,name=read_bytes,json=readBytes,proto3,oneof" json:"read_bytes,omitempty"`
+	// Bytes written to disks so far. What is only in the cache is not in it.
+	WrittenBytes  *int64 `protobuf:"varint,4,opt,name=written_bytes,json=writtenBytes,proto3,oneof" json:"written_bytes,omitempty"`
+	unknownFields protoimpl.UnknownFields
+	sizeCache     protoimpl.SizeCache
+}
+
+func (x *Usage) Reset() {
+	*x = Usage{}
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[15]
+	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+	ms.StoreMessageInfo(mi)
+}
+
+func (x *Usage) String() string {
+	return protoimpl.X.MessageStringOf(x)
+}
+
+func (*Usage) ProtoMessage() {}
+
+func (x *Usage) ProtoReflect() protoreflect.Message {
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[15]
+	if x != nil {
+		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
+		if ms.LoadMessageInfo() == nil {
+			ms.StoreMessageInfo(mi)
+		}
+		return ms
+	}
+	return mi.MessageOf(x)
+}
+
+// Deprecated: Use Usage.ProtoReflect.Descriptor instead.
+func (*Usage) Descriptor() ([]byte, []int) {
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{15}
+}
+
+func (x *Usage) GetPeakMemoryBytes() int64 {
+	if x != nil && x.PeakMemoryBytes != nil {
+		return *x.PeakMemoryBytes
+	}
+	return 0
+}
+
+func (x *Usage) GetCpuTime() *durationpb.Duration {
+	if x != nil {
+		return x.CpuTime
+	}
+	return nil
+}
+
+func (x *Usage) GetReadBytes() int64 {
+	if x != nil && x.ReadBytes != nil {
+		return *x.ReadBytes
+	}
+	return 0
+}
+
+func (x *Usage) GetWrittenBytes() int64 {
+	if x != nil && x.WrittenBytes != nil {
+		return *x.WrittenBytes
 	}
 	return 0
 }
@@ -3102,7 +3186,7 @@ type Waiting struct {
 
 func (x *Waiting) Reset() {
 	*x = Waiting{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[15]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[16]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3114,7 +3198,7 @@ func (x *Waiting) String() string {
 func (*Waiting) ProtoMessage() {}
 
 func (x *Waiting) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[15]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[16]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3127,7 +3211,7 @@ func (x *Waiting) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Waiting.ProtoReflect.Descriptor instead.
 func (*Waiting) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{15}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{16}
 }
 
 func (x *Waiting) GetReason() WaitReason {
@@ -3185,7 +3269,7 @@ type Outcome struct {
 
 func (x *Outcome) Reset() {
 	*x = Outcome{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[16]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[17]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3197,7 +3281,7 @@ func (x *Outcome) String() string {
 func (*Outcome) ProtoMessage() {}
 
 func (x *Outcome) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[16]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[17]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3210,7 +3294,7 @@ func (x *Outcome) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Outcome.ProtoReflect.Descriptor instead.
 func (*Outcome) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{16}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{17}
 }
 
 func (x *Outcome) GetReason() Reason {
@@ -3266,7 +3350,7 @@ type LogTotals struct {
 
 func (x *LogTotals) Reset() {
 	*x = LogTotals{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[17]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[18]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3278,7 +3362,7 @@ func (x *LogTotals) String() string {
 func (*LogTotals) ProtoMessage() {}
 
 func (x *LogTotals) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[17]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[18]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3291,7 +3375,7 @@ func (x *LogTotals) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogTotals.ProtoReflect.Descriptor instead.
 func (*LogTotals) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{17}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{18}
 }
 
 func (x *LogTotals) GetSource() Source {
@@ -3357,7 +3441,7 @@ type EngineHost struct {
 
 func (x *EngineHost) Reset() {
 	*x = EngineHost{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[18]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[19]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3369,7 +3453,7 @@ func (x *EngineHost) String() string {
 func (*EngineHost) ProtoMessage() {}
 
 func (x *EngineHost) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[18]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[19]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3382,7 +3466,7 @@ func (x *EngineHost) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EngineHost.ProtoReflect.Descriptor instead.
 func (*EngineHost) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{18}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{19}
 }
 
 func (x *EngineHost) GetName() string {
@@ -3520,7 +3604,7 @@ type StreamExecutionLogsRequest struct {
 
 func (x *StreamExecutionLogsRequest) Reset() {
 	*x = StreamExecutionLogsRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[19]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[20]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3532,7 +3616,7 @@ func (x *StreamExecutionLogsRequest) String() string {
 func (*StreamExecutionLogsRequest) ProtoMessage() {}
 
 func (x *StreamExecutionLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[19]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[20]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3545,7 +3629,7 @@ func (x *StreamExecutionLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamExecutionLogsRequest.ProtoReflect.Descriptor instead.
 func (*StreamExecutionLogsRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{19}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{20}
 }
 
 func (x *StreamExecutionLogsRequest) GetExecutionId() string {
@@ -3653,7 +3737,7 @@ type StreamExecutionLogsResponse struct {
 
 func (x *StreamExecutionLogsResponse) Reset() {
 	*x = StreamExecutionLogsResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[20]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[21]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3665,7 +3749,7 @@ func (x *StreamExecutionLogsResponse) String() string {
 func (*StreamExecutionLogsResponse) ProtoMessage() {}
 
 func (x *StreamExecutionLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[20]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[21]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3678,7 +3762,7 @@ func (x *StreamExecutionLogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamExecutionLogsResponse.ProtoReflect.Descriptor instead.
 func (*StreamExecutionLogsResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{20}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{21}
 }
 
 func (x *StreamExecutionLogsResponse) GetCursor() string {
@@ -3808,7 +3892,7 @@ type LogChunk struct {
 
 func (x *LogChunk) Reset() {
 	*x = LogChunk{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[21]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[22]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3820,7 +3904,7 @@ func (x *LogChunk) String() string {
 func (*LogChunk) ProtoMessage() {}
 
 func (x *LogChunk) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[21]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[22]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3833,7 +3917,7 @@ func (x *LogChunk) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogChunk.ProtoReflect.Descriptor instead.
 func (*LogChunk) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{21}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{22}
 }
 
 func (x *LogChunk) GetSource() Source {
@@ -3895,7 +3979,7 @@ type LogGap struct {
 
 func (x *LogGap) Reset() {
 	*x = LogGap{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[22]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[23]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3907,7 +3991,7 @@ func (x *LogGap) String() string {
 func (*LogGap) ProtoMessage() {}
 
 func (x *LogGap) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[22]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[23]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3920,7 +4004,7 @@ func (x *LogGap) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogGap.ProtoReflect.Descriptor instead.
 func (*LogGap) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{22}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{23}
 }
 
 func (x *LogGap) GetSource() Source {
@@ -3962,7 +4046,7 @@ type LogHeartbeat struct {
 
 func (x *LogHeartbeat) Reset() {
 	*x = LogHeartbeat{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[23]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[24]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -3974,7 +4058,7 @@ func (x *LogHeartbeat) String() string {
 func (*LogHeartbeat) ProtoMessage() {}
 
 func (x *LogHeartbeat) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[23]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[24]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -3987,7 +4071,7 @@ func (x *LogHeartbeat) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogHeartbeat.ProtoReflect.Descriptor instead.
 func (*LogHeartbeat) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{23}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{24}
 }
 
 func (x *LogHeartbeat) GetTime() *timestamppb.Timestamp {
@@ -4012,7 +4096,7 @@ type LogState struct {
 
 func (x *LogState) Reset() {
 	*x = LogState{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[24]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[25]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4024,7 +4108,7 @@ func (x *LogState) String() string {
 func (*LogState) ProtoMessage() {}
 
 func (x *LogState) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[24]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[25]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4037,7 +4121,7 @@ func (x *LogState) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogState.ProtoReflect.Descriptor instead.
 func (*LogState) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{24}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{25}
 }
 
 func (x *LogState) GetState() State {
@@ -4085,7 +4169,7 @@ type LogEnd struct {
 
 func (x *LogEnd) Reset() {
 	*x = LogEnd{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[25]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[26]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4097,7 +4181,7 @@ func (x *LogEnd) String() string {
 func (*LogEnd) ProtoMessage() {}
 
 func (x *LogEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[25]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[26]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4110,7 +4194,7 @@ func (x *LogEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use LogEnd.ProtoReflect.Descriptor instead.
 func (*LogEnd) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{25}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{26}
 }
 
 func (x *LogEnd) GetSealed() bool {
@@ -4177,7 +4261,7 @@ type StreamJobLogsRequest struct {
 
 func (x *StreamJobLogsRequest) Reset() {
 	*x = StreamJobLogsRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[26]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[27]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4189,7 +4273,7 @@ func (x *StreamJobLogsRequest) String() string {
 func (*StreamJobLogsRequest) ProtoMessage() {}
 
 func (x *StreamJobLogsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[26]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[27]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4202,7 +4286,7 @@ func (x *StreamJobLogsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamJobLogsRequest.ProtoReflect.Descriptor instead.
 func (*StreamJobLogsRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{26}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{27}
 }
 
 func (x *StreamJobLogsRequest) GetJobId() string {
@@ -4286,7 +4370,7 @@ type StreamJobLogsResponse struct {
 
 func (x *StreamJobLogsResponse) Reset() {
 	*x = StreamJobLogsResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[27]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[28]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4298,7 +4382,7 @@ func (x *StreamJobLogsResponse) String() string {
 func (*StreamJobLogsResponse) ProtoMessage() {}
 
 func (x *StreamJobLogsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[27]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[28]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4311,7 +4395,7 @@ func (x *StreamJobLogsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StreamJobLogsResponse.ProtoReflect.Descriptor instead.
 func (*StreamJobLogsResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{27}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{28}
 }
 
 func (x *StreamJobLogsResponse) GetCursor() string {
@@ -4449,7 +4533,7 @@ type JobLogExecution struct {
 
 func (x *JobLogExecution) Reset() {
 	*x = JobLogExecution{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[28]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[29]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4461,7 +4545,7 @@ func (x *JobLogExecution) String() string {
 func (*JobLogExecution) ProtoMessage() {}
 
 func (x *JobLogExecution) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[28]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[29]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4474,7 +4558,7 @@ func (x *JobLogExecution) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobLogExecution.ProtoReflect.Descriptor instead.
 func (*JobLogExecution) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{28}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{29}
 }
 
 func (x *JobLogExecution) GetExecution() *Execution {
@@ -4505,7 +4589,7 @@ type JobLogEnd struct {
 
 func (x *JobLogEnd) Reset() {
 	*x = JobLogEnd{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[29]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[30]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4517,7 +4601,7 @@ func (x *JobLogEnd) String() string {
 func (*JobLogEnd) ProtoMessage() {}
 
 func (x *JobLogEnd) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[29]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[30]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4530,7 +4614,7 @@ func (x *JobLogEnd) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobLogEnd.ProtoReflect.Descriptor instead.
 func (*JobLogEnd) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{29}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{30}
 }
 
 func (x *JobLogEnd) GetJob() *Job {
@@ -4566,7 +4650,7 @@ type EnqueueJobRequest struct {
 
 func (x *EnqueueJobRequest) Reset() {
 	*x = EnqueueJobRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[30]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[31]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4578,7 +4662,7 @@ func (x *EnqueueJobRequest) String() string {
 func (*EnqueueJobRequest) ProtoMessage() {}
 
 func (x *EnqueueJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[30]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[31]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4591,7 +4675,7 @@ func (x *EnqueueJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnqueueJobRequest.ProtoReflect.Descriptor instead.
 func (*EnqueueJobRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{30}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{31}
 }
 
 func (x *EnqueueJobRequest) GetTaskId() string {
@@ -4635,7 +4719,7 @@ type EnqueueJobResponse struct {
 
 func (x *EnqueueJobResponse) Reset() {
 	*x = EnqueueJobResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[31]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[32]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4647,7 +4731,7 @@ func (x *EnqueueJobResponse) String() string {
 func (*EnqueueJobResponse) ProtoMessage() {}
 
 func (x *EnqueueJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[31]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[32]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4660,7 +4744,7 @@ func (x *EnqueueJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use EnqueueJobResponse.ProtoReflect.Descriptor instead.
 func (*EnqueueJobResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{31}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{32}
 }
 
 func (x *EnqueueJobResponse) GetJob() *Job {
@@ -4688,7 +4772,7 @@ type GetJobRequest struct {
 
 func (x *GetJobRequest) Reset() {
 	*x = GetJobRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[32]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[33]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4700,7 +4784,7 @@ func (x *GetJobRequest) String() string {
 func (*GetJobRequest) ProtoMessage() {}
 
 func (x *GetJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[32]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[33]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4713,7 +4797,7 @@ func (x *GetJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetJobRequest.ProtoReflect.Descriptor instead.
 func (*GetJobRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{32}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{33}
 }
 
 func (x *GetJobRequest) GetJobId() string {
@@ -4734,7 +4818,7 @@ type GetJobResponse struct {
 
 func (x *GetJobResponse) Reset() {
 	*x = GetJobResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[33]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[34]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4746,7 +4830,7 @@ func (x *GetJobResponse) String() string {
 func (*GetJobResponse) ProtoMessage() {}
 
 func (x *GetJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[33]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[34]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4759,7 +4843,7 @@ func (x *GetJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetJobResponse.ProtoReflect.Descriptor instead.
 func (*GetJobResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{33}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{34}
 }
 
 func (x *GetJobResponse) GetJob() *Job {
@@ -4796,7 +4880,7 @@ type ListJobsRequest struct {
 
 func (x *ListJobsRequest) Reset() {
 	*x = ListJobsRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[34]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[35]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4808,7 +4892,7 @@ func (x *ListJobsRequest) String() string {
 func (*ListJobsRequest) ProtoMessage() {}
 
 func (x *ListJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[34]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[35]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4821,7 +4905,7 @@ func (x *ListJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJobsRequest.ProtoReflect.Descriptor instead.
 func (*ListJobsRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{34}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{35}
 }
 
 func (x *ListJobsRequest) GetTaskId() string {
@@ -4900,7 +4984,7 @@ type ListJobsResponse struct {
 
 func (x *ListJobsResponse) Reset() {
 	*x = ListJobsResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[35]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[36]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4912,7 +4996,7 @@ func (x *ListJobsResponse) String() string {
 func (*ListJobsResponse) ProtoMessage() {}
 
 func (x *ListJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[35]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[36]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4925,7 +5009,7 @@ func (x *ListJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListJobsResponse.ProtoReflect.Descriptor instead.
 func (*ListJobsResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{35}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{36}
 }
 
 func (x *ListJobsResponse) GetJobs() []*Job {
@@ -4958,7 +5042,7 @@ type StopJobRequest struct {
 
 func (x *StopJobRequest) Reset() {
 	*x = StopJobRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[36]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[37]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -4970,7 +5054,7 @@ func (x *StopJobRequest) String() string {
 func (*StopJobRequest) ProtoMessage() {}
 
 func (x *StopJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[36]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[37]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -4983,7 +5067,7 @@ func (x *StopJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopJobRequest.ProtoReflect.Descriptor instead.
 func (*StopJobRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{36}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{37}
 }
 
 func (x *StopJobRequest) GetJobId() string {
@@ -5018,7 +5102,7 @@ type StopJobResponse struct {
 
 func (x *StopJobResponse) Reset() {
 	*x = StopJobResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[37]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[38]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5030,7 +5114,7 @@ func (x *StopJobResponse) String() string {
 func (*StopJobResponse) ProtoMessage() {}
 
 func (x *StopJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[37]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[38]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5043,7 +5127,7 @@ func (x *StopJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopJobResponse.ProtoReflect.Descriptor instead.
 func (*StopJobResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{37}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{38}
 }
 
 func (x *StopJobResponse) GetJob() *Job {
@@ -5066,7 +5150,7 @@ type RetryJobRequest struct {
 
 func (x *RetryJobRequest) Reset() {
 	*x = RetryJobRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[38]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[39]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5078,7 +5162,7 @@ func (x *RetryJobRequest) String() string {
 func (*RetryJobRequest) ProtoMessage() {}
 
 func (x *RetryJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[38]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[39]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5091,7 +5175,7 @@ func (x *RetryJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryJobRequest.ProtoReflect.Descriptor instead.
 func (*RetryJobRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{38}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{39}
 }
 
 func (x *RetryJobRequest) GetJobId() string {
@@ -5121,7 +5205,7 @@ type RetryJobResponse struct {
 
 func (x *RetryJobResponse) Reset() {
 	*x = RetryJobResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[39]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[40]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5133,7 +5217,7 @@ func (x *RetryJobResponse) String() string {
 func (*RetryJobResponse) ProtoMessage() {}
 
 func (x *RetryJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[39]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[40]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5146,7 +5230,7 @@ func (x *RetryJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RetryJobResponse.ProtoReflect.Descriptor instead.
 func (*RetryJobResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{39}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{40}
 }
 
 func (x *RetryJobResponse) GetJob() *Job {
@@ -5180,7 +5264,7 @@ type ReplaceJobRequest struct {
 
 func (x *ReplaceJobRequest) Reset() {
 	*x = ReplaceJobRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[40]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[41]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5192,7 +5276,7 @@ func (x *ReplaceJobRequest) String() string {
 func (*ReplaceJobRequest) ProtoMessage() {}
 
 func (x *ReplaceJobRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[40]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[41]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5205,7 +5289,7 @@ func (x *ReplaceJobRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceJobRequest.ProtoReflect.Descriptor instead.
 func (*ReplaceJobRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{40}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{41}
 }
 
 func (x *ReplaceJobRequest) GetJobId() string {
@@ -5249,7 +5333,7 @@ type ReplaceJobResponse struct {
 
 func (x *ReplaceJobResponse) Reset() {
 	*x = ReplaceJobResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[41]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[42]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5261,7 +5345,7 @@ func (x *ReplaceJobResponse) String() string {
 func (*ReplaceJobResponse) ProtoMessage() {}
 
 func (x *ReplaceJobResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[41]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[42]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5274,7 +5358,7 @@ func (x *ReplaceJobResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ReplaceJobResponse.ProtoReflect.Descriptor instead.
 func (*ReplaceJobResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{41}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{42}
 }
 
 func (x *ReplaceJobResponse) GetJob() *Job {
@@ -5302,7 +5386,7 @@ type PauseScheduleRequest struct {
 
 func (x *PauseScheduleRequest) Reset() {
 	*x = PauseScheduleRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[42]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[43]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5314,7 +5398,7 @@ func (x *PauseScheduleRequest) String() string {
 func (*PauseScheduleRequest) ProtoMessage() {}
 
 func (x *PauseScheduleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[42]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[43]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5327,7 +5411,7 @@ func (x *PauseScheduleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseScheduleRequest.ProtoReflect.Descriptor instead.
 func (*PauseScheduleRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{42}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{43}
 }
 
 func (x *PauseScheduleRequest) GetJobId() string {
@@ -5348,7 +5432,7 @@ type PauseScheduleResponse struct {
 
 func (x *PauseScheduleResponse) Reset() {
 	*x = PauseScheduleResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[43]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[44]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5360,7 +5444,7 @@ func (x *PauseScheduleResponse) String() string {
 func (*PauseScheduleResponse) ProtoMessage() {}
 
 func (x *PauseScheduleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[43]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[44]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5373,7 +5457,7 @@ func (x *PauseScheduleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PauseScheduleResponse.ProtoReflect.Descriptor instead.
 func (*PauseScheduleResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{43}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{44}
 }
 
 func (x *PauseScheduleResponse) GetJob() *Job {
@@ -5394,7 +5478,7 @@ type ResumeScheduleRequest struct {
 
 func (x *ResumeScheduleRequest) Reset() {
 	*x = ResumeScheduleRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[44]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[45]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5406,7 +5490,7 @@ func (x *ResumeScheduleRequest) String() string {
 func (*ResumeScheduleRequest) ProtoMessage() {}
 
 func (x *ResumeScheduleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[44]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[45]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5419,7 +5503,7 @@ func (x *ResumeScheduleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeScheduleRequest.ProtoReflect.Descriptor instead.
 func (*ResumeScheduleRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{44}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{45}
 }
 
 func (x *ResumeScheduleRequest) GetJobId() string {
@@ -5440,7 +5524,7 @@ type ResumeScheduleResponse struct {
 
 func (x *ResumeScheduleResponse) Reset() {
 	*x = ResumeScheduleResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[45]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[46]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5452,7 +5536,7 @@ func (x *ResumeScheduleResponse) String() string {
 func (*ResumeScheduleResponse) ProtoMessage() {}
 
 func (x *ResumeScheduleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[45]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[46]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5465,7 +5549,7 @@ func (x *ResumeScheduleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeScheduleResponse.ProtoReflect.Descriptor instead.
 func (*ResumeScheduleResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{45}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{46}
 }
 
 func (x *ResumeScheduleResponse) GetJob() *Job {
@@ -5490,7 +5574,7 @@ type PreviewScheduleRequest struct {
 
 func (x *PreviewScheduleRequest) Reset() {
 	*x = PreviewScheduleRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[46]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[47]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5502,7 +5586,7 @@ func (x *PreviewScheduleRequest) String() string {
 func (*PreviewScheduleRequest) ProtoMessage() {}
 
 func (x *PreviewScheduleRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[46]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[47]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5515,7 +5599,7 @@ func (x *PreviewScheduleRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreviewScheduleRequest.ProtoReflect.Descriptor instead.
 func (*PreviewScheduleRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{46}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{47}
 }
 
 func (x *PreviewScheduleRequest) GetCron() *Cron {
@@ -5552,7 +5636,7 @@ type PreviewScheduleResponse struct {
 
 func (x *PreviewScheduleResponse) Reset() {
 	*x = PreviewScheduleResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[47]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[48]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5564,7 +5648,7 @@ func (x *PreviewScheduleResponse) String() string {
 func (*PreviewScheduleResponse) ProtoMessage() {}
 
 func (x *PreviewScheduleResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[47]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[48]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5577,7 +5661,7 @@ func (x *PreviewScheduleResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PreviewScheduleResponse.ProtoReflect.Descriptor instead.
 func (*PreviewScheduleResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{47}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{48}
 }
 
 func (x *PreviewScheduleResponse) GetTimes() []*timestamppb.Timestamp {
@@ -5607,7 +5691,7 @@ type BatchEnqueueJobsRequest struct {
 
 func (x *BatchEnqueueJobsRequest) Reset() {
 	*x = BatchEnqueueJobsRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[48]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[49]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5619,7 +5703,7 @@ func (x *BatchEnqueueJobsRequest) String() string {
 func (*BatchEnqueueJobsRequest) ProtoMessage() {}
 
 func (x *BatchEnqueueJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[48]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[49]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5632,7 +5716,7 @@ func (x *BatchEnqueueJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchEnqueueJobsRequest.ProtoReflect.Descriptor instead.
 func (*BatchEnqueueJobsRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{48}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{49}
 }
 
 func (x *BatchEnqueueJobsRequest) GetRequests() []*EnqueueJobRequest {
@@ -5664,7 +5748,7 @@ type JobArray struct {
 
 func (x *JobArray) Reset() {
 	*x = JobArray{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[49]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[50]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5676,7 +5760,7 @@ func (x *JobArray) String() string {
 func (*JobArray) ProtoMessage() {}
 
 func (x *JobArray) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[49]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[50]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5689,7 +5773,7 @@ func (x *JobArray) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobArray.ProtoReflect.Descriptor instead.
 func (*JobArray) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{49}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{50}
 }
 
 func (x *JobArray) GetRequest() *EnqueueJobRequest {
@@ -5717,7 +5801,7 @@ type BatchEnqueueJobsResponse struct {
 
 func (x *BatchEnqueueJobsResponse) Reset() {
 	*x = BatchEnqueueJobsResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[50]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[51]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5729,7 +5813,7 @@ func (x *BatchEnqueueJobsResponse) String() string {
 func (*BatchEnqueueJobsResponse) ProtoMessage() {}
 
 func (x *BatchEnqueueJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[50]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[51]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5742,7 +5826,7 @@ func (x *BatchEnqueueJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchEnqueueJobsResponse.ProtoReflect.Descriptor instead.
 func (*BatchEnqueueJobsResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{50}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{51}
 }
 
 func (x *BatchEnqueueJobsResponse) GetResults() []*BatchEnqueueJobsResponse_Result {
@@ -5771,7 +5855,7 @@ type Rejection struct {
 
 func (x *Rejection) Reset() {
 	*x = Rejection{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[51]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[52]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5783,7 +5867,7 @@ func (x *Rejection) String() string {
 func (*Rejection) ProtoMessage() {}
 
 func (x *Rejection) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[51]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[52]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5796,7 +5880,7 @@ func (x *Rejection) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rejection.ProtoReflect.Descriptor instead.
 func (*Rejection) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{51}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{52}
 }
 
 func (x *Rejection) GetCode() int32 {
@@ -5855,7 +5939,7 @@ type JobFilter struct {
 
 func (x *JobFilter) Reset() {
 	*x = JobFilter{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[52]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[53]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5867,7 +5951,7 @@ func (x *JobFilter) String() string {
 func (*JobFilter) ProtoMessage() {}
 
 func (x *JobFilter) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[52]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[53]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5880,7 +5964,7 @@ func (x *JobFilter) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use JobFilter.ProtoReflect.Descriptor instead.
 func (*JobFilter) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{52}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{53}
 }
 
 func (x *JobFilter) GetTaskId() string {
@@ -5942,7 +6026,7 @@ type BatchStopJobsRequest struct {
 
 func (x *BatchStopJobsRequest) Reset() {
 	*x = BatchStopJobsRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[53]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[54]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -5954,7 +6038,7 @@ func (x *BatchStopJobsRequest) String() string {
 func (*BatchStopJobsRequest) ProtoMessage() {}
 
 func (x *BatchStopJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[53]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[54]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -5967,7 +6051,7 @@ func (x *BatchStopJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchStopJobsRequest.ProtoReflect.Descriptor instead.
 func (*BatchStopJobsRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{53}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{54}
 }
 
 func (x *BatchStopJobsRequest) GetFilter() *JobFilter {
@@ -6011,7 +6095,7 @@ type BatchStopJobsResponse struct {
 
 func (x *BatchStopJobsResponse) Reset() {
 	*x = BatchStopJobsResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[54]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[55]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6023,7 +6107,7 @@ func (x *BatchStopJobsResponse) String() string {
 func (*BatchStopJobsResponse) ProtoMessage() {}
 
 func (x *BatchStopJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[54]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[55]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6036,7 +6120,7 @@ func (x *BatchStopJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchStopJobsResponse.ProtoReflect.Descriptor instead.
 func (*BatchStopJobsResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{54}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{55}
 }
 
 func (x *BatchStopJobsResponse) GetStopped() int32 {
@@ -6069,7 +6153,7 @@ type BatchRetryJobsRequest struct {
 
 func (x *BatchRetryJobsRequest) Reset() {
 	*x = BatchRetryJobsRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[55]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[56]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6081,7 +6165,7 @@ func (x *BatchRetryJobsRequest) String() string {
 func (*BatchRetryJobsRequest) ProtoMessage() {}
 
 func (x *BatchRetryJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[55]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[56]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6094,7 +6178,7 @@ func (x *BatchRetryJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchRetryJobsRequest.ProtoReflect.Descriptor instead.
 func (*BatchRetryJobsRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{55}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{56}
 }
 
 func (x *BatchRetryJobsRequest) GetFilter() *JobFilter {
@@ -6135,7 +6219,7 @@ type BatchRetryJobsResponse struct {
 
 func (x *BatchRetryJobsResponse) Reset() {
 	*x = BatchRetryJobsResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[56]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[57]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6147,7 +6231,7 @@ func (x *BatchRetryJobsResponse) String() string {
 func (*BatchRetryJobsResponse) ProtoMessage() {}
 
 func (x *BatchRetryJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[56]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[57]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6160,7 +6244,7 @@ func (x *BatchRetryJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchRetryJobsResponse.ProtoReflect.Descriptor instead.
 func (*BatchRetryJobsResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{56}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{57}
 }
 
 func (x *BatchRetryJobsResponse) GetRetried() int32 {
@@ -6211,7 +6295,7 @@ type WatchJobsRequest struct {
 
 func (x *WatchJobsRequest) Reset() {
 	*x = WatchJobsRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[57]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[58]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6223,7 +6307,7 @@ func (x *WatchJobsRequest) String() string {
 func (*WatchJobsRequest) ProtoMessage() {}
 
 func (x *WatchJobsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[57]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[58]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6236,7 +6320,7 @@ func (x *WatchJobsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchJobsRequest.ProtoReflect.Descriptor instead.
 func (*WatchJobsRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{57}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{58}
 }
 
 func (x *WatchJobsRequest) GetTaskId() string {
@@ -6294,7 +6378,7 @@ type WatchJobsResponse struct {
 
 func (x *WatchJobsResponse) Reset() {
 	*x = WatchJobsResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[58]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[59]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6306,7 +6390,7 @@ func (x *WatchJobsResponse) String() string {
 func (*WatchJobsResponse) ProtoMessage() {}
 
 func (x *WatchJobsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[58]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[59]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6319,7 +6403,7 @@ func (x *WatchJobsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchJobsResponse.ProtoReflect.Descriptor instead.
 func (*WatchJobsResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{58}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{59}
 }
 
 func (x *WatchJobsResponse) GetCursor() string {
@@ -6416,7 +6500,7 @@ type GetExecutionRequest struct {
 
 func (x *GetExecutionRequest) Reset() {
 	*x = GetExecutionRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[59]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[60]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6428,7 +6512,7 @@ func (x *GetExecutionRequest) String() string {
 func (*GetExecutionRequest) ProtoMessage() {}
 
 func (x *GetExecutionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[59]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[60]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6441,7 +6525,7 @@ func (x *GetExecutionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetExecutionRequest.ProtoReflect.Descriptor instead.
 func (*GetExecutionRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{59}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{60}
 }
 
 func (x *GetExecutionRequest) GetExecutionId() string {
@@ -6462,7 +6546,7 @@ type GetExecutionResponse struct {
 
 func (x *GetExecutionResponse) Reset() {
 	*x = GetExecutionResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[60]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[61]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6474,7 +6558,7 @@ func (x *GetExecutionResponse) String() string {
 func (*GetExecutionResponse) ProtoMessage() {}
 
 func (x *GetExecutionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[60]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[61]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6487,7 +6571,7 @@ func (x *GetExecutionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetExecutionResponse.ProtoReflect.Descriptor instead.
 func (*GetExecutionResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{60}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{61}
 }
 
 func (x *GetExecutionResponse) GetExecution() *Execution {
@@ -6520,7 +6604,7 @@ type ListExecutionsRequest struct {
 
 func (x *ListExecutionsRequest) Reset() {
 	*x = ListExecutionsRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[61]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[62]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6532,7 +6616,7 @@ func (x *ListExecutionsRequest) String() string {
 func (*ListExecutionsRequest) ProtoMessage() {}
 
 func (x *ListExecutionsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[61]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[62]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6545,7 +6629,7 @@ func (x *ListExecutionsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListExecutionsRequest.ProtoReflect.Descriptor instead.
 func (*ListExecutionsRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{61}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{62}
 }
 
 func (x *ListExecutionsRequest) GetJobId() string {
@@ -6610,7 +6694,7 @@ type ListExecutionsResponse struct {
 
 func (x *ListExecutionsResponse) Reset() {
 	*x = ListExecutionsResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[62]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[63]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6622,7 +6706,7 @@ func (x *ListExecutionsResponse) String() string {
 func (*ListExecutionsResponse) ProtoMessage() {}
 
 func (x *ListExecutionsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[62]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[63]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6635,7 +6719,7 @@ func (x *ListExecutionsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListExecutionsResponse.ProtoReflect.Descriptor instead.
 func (*ListExecutionsResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{62}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{63}
 }
 
 func (x *ListExecutionsResponse) GetExecutions() []*Execution {
@@ -6667,7 +6751,7 @@ type StopExecutionRequest struct {
 
 func (x *StopExecutionRequest) Reset() {
 	*x = StopExecutionRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[63]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[64]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6679,7 +6763,7 @@ func (x *StopExecutionRequest) String() string {
 func (*StopExecutionRequest) ProtoMessage() {}
 
 func (x *StopExecutionRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[63]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[64]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6692,7 +6776,7 @@ func (x *StopExecutionRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopExecutionRequest.ProtoReflect.Descriptor instead.
 func (*StopExecutionRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{63}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{64}
 }
 
 func (x *StopExecutionRequest) GetExecutionId() string {
@@ -6727,7 +6811,7 @@ type StopExecutionResponse struct {
 
 func (x *StopExecutionResponse) Reset() {
 	*x = StopExecutionResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[64]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[65]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6739,7 +6823,7 @@ func (x *StopExecutionResponse) String() string {
 func (*StopExecutionResponse) ProtoMessage() {}
 
 func (x *StopExecutionResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[64]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[65]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6752,7 +6836,7 @@ func (x *StopExecutionResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use StopExecutionResponse.ProtoReflect.Descriptor instead.
 func (*StopExecutionResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{64}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{65}
 }
 
 func (x *StopExecutionResponse) GetExecution() *Execution {
@@ -6773,7 +6857,7 @@ type GetTaskRequest struct {
 
 func (x *GetTaskRequest) Reset() {
 	*x = GetTaskRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[65]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[66]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6785,7 +6869,7 @@ func (x *GetTaskRequest) String() string {
 func (*GetTaskRequest) ProtoMessage() {}
 
 func (x *GetTaskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[65]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[66]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6798,7 +6882,7 @@ func (x *GetTaskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTaskRequest.ProtoReflect.Descriptor instead.
 func (*GetTaskRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{65}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{66}
 }
 
 func (x *GetTaskRequest) GetTaskId() string {
@@ -6819,7 +6903,7 @@ type GetTaskResponse struct {
 
 func (x *GetTaskResponse) Reset() {
 	*x = GetTaskResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[66]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[67]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6831,7 +6915,7 @@ func (x *GetTaskResponse) String() string {
 func (*GetTaskResponse) ProtoMessage() {}
 
 func (x *GetTaskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[66]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[67]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6844,7 +6928,7 @@ func (x *GetTaskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetTaskResponse.ProtoReflect.Descriptor instead.
 func (*GetTaskResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{66}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{67}
 }
 
 func (x *GetTaskResponse) GetTask() *TaskSummary {
@@ -6867,7 +6951,7 @@ type ListTasksRequest struct {
 
 func (x *ListTasksRequest) Reset() {
 	*x = ListTasksRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[67]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[68]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6879,7 +6963,7 @@ func (x *ListTasksRequest) String() string {
 func (*ListTasksRequest) ProtoMessage() {}
 
 func (x *ListTasksRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[67]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[68]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6892,7 +6976,7 @@ func (x *ListTasksRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTasksRequest.ProtoReflect.Descriptor instead.
 func (*ListTasksRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{67}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{68}
 }
 
 func (x *ListTasksRequest) GetPageSize() int32 {
@@ -6922,7 +7006,7 @@ type ListTasksResponse struct {
 
 func (x *ListTasksResponse) Reset() {
 	*x = ListTasksResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[68]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[69]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -6934,7 +7018,7 @@ func (x *ListTasksResponse) String() string {
 func (*ListTasksResponse) ProtoMessage() {}
 
 func (x *ListTasksResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[68]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[69]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -6947,7 +7031,7 @@ func (x *ListTasksResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListTasksResponse.ProtoReflect.Descriptor instead.
 func (*ListTasksResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{68}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{69}
 }
 
 func (x *ListTasksResponse) GetTasks() []*TaskSummary {
@@ -6989,7 +7073,7 @@ type UpdateTaskRequest struct {
 
 func (x *UpdateTaskRequest) Reset() {
 	*x = UpdateTaskRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[69]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[70]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7001,7 +7085,7 @@ func (x *UpdateTaskRequest) String() string {
 func (*UpdateTaskRequest) ProtoMessage() {}
 
 func (x *UpdateTaskRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[69]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[70]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7014,7 +7098,7 @@ func (x *UpdateTaskRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateTaskRequest.ProtoReflect.Descriptor instead.
 func (*UpdateTaskRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{69}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{70}
 }
 
 func (x *UpdateTaskRequest) GetTaskId() string {
@@ -7070,7 +7154,7 @@ type UpdateTaskResponse struct {
 
 func (x *UpdateTaskResponse) Reset() {
 	*x = UpdateTaskResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[70]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[71]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7082,7 +7166,7 @@ func (x *UpdateTaskResponse) String() string {
 func (*UpdateTaskResponse) ProtoMessage() {}
 
 func (x *UpdateTaskResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[70]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[71]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7095,7 +7179,7 @@ func (x *UpdateTaskResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateTaskResponse.ProtoReflect.Descriptor instead.
 func (*UpdateTaskResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{70}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{71}
 }
 
 func (x *UpdateTaskResponse) GetTask() *TaskSummary {
@@ -7114,7 +7198,7 @@ type ListHostsRequest struct {
 
 func (x *ListHostsRequest) Reset() {
 	*x = ListHostsRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[71]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[72]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7126,7 +7210,7 @@ func (x *ListHostsRequest) String() string {
 func (*ListHostsRequest) ProtoMessage() {}
 
 func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[71]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[72]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7139,7 +7223,7 @@ func (x *ListHostsRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsRequest.ProtoReflect.Descriptor instead.
 func (*ListHostsRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{71}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{72}
 }
 
 // The hosts.
@@ -7153,7 +7237,7 @@ type ListHostsResponse struct {
 
 func (x *ListHostsResponse) Reset() {
 	*x = ListHostsResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[72]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[73]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7165,7 +7249,7 @@ func (x *ListHostsResponse) String() string {
 func (*ListHostsResponse) ProtoMessage() {}
 
 func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[72]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[73]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7178,7 +7262,7 @@ func (x *ListHostsResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListHostsResponse.ProtoReflect.Descriptor instead.
 func (*ListHostsResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{72}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{73}
 }
 
 func (x *ListHostsResponse) GetHosts() []*EngineHost {
@@ -7201,7 +7285,7 @@ type DrainHostRequest struct {
 
 func (x *DrainHostRequest) Reset() {
 	*x = DrainHostRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[73]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[74]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7213,7 +7297,7 @@ func (x *DrainHostRequest) String() string {
 func (*DrainHostRequest) ProtoMessage() {}
 
 func (x *DrainHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[73]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[74]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7226,7 +7310,7 @@ func (x *DrainHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainHostRequest.ProtoReflect.Descriptor instead.
 func (*DrainHostRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{73}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{74}
 }
 
 func (x *DrainHostRequest) GetHost() string {
@@ -7254,7 +7338,7 @@ type DrainHostResponse struct {
 
 func (x *DrainHostResponse) Reset() {
 	*x = DrainHostResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[74]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[75]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7266,7 +7350,7 @@ func (x *DrainHostResponse) String() string {
 func (*DrainHostResponse) ProtoMessage() {}
 
 func (x *DrainHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[74]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[75]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7279,7 +7363,7 @@ func (x *DrainHostResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use DrainHostResponse.ProtoReflect.Descriptor instead.
 func (*DrainHostResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{74}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{75}
 }
 
 func (x *DrainHostResponse) GetHost() *EngineHost {
@@ -7300,7 +7384,7 @@ type ResumeHostRequest struct {
 
 func (x *ResumeHostRequest) Reset() {
 	*x = ResumeHostRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[75]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[76]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7312,7 +7396,7 @@ func (x *ResumeHostRequest) String() string {
 func (*ResumeHostRequest) ProtoMessage() {}
 
 func (x *ResumeHostRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[75]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[76]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7325,7 +7409,7 @@ func (x *ResumeHostRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeHostRequest.ProtoReflect.Descriptor instead.
 func (*ResumeHostRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{75}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{76}
 }
 
 func (x *ResumeHostRequest) GetHost() string {
@@ -7346,7 +7430,7 @@ type ResumeHostResponse struct {
 
 func (x *ResumeHostResponse) Reset() {
 	*x = ResumeHostResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[76]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[77]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7358,7 +7442,7 @@ func (x *ResumeHostResponse) String() string {
 func (*ResumeHostResponse) ProtoMessage() {}
 
 func (x *ResumeHostResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[76]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[77]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7371,7 +7455,7 @@ func (x *ResumeHostResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ResumeHostResponse.ProtoReflect.Descriptor instead.
 func (*ResumeHostResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{76}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{77}
 }
 
 func (x *ResumeHostResponse) GetHost() *EngineHost {
@@ -7398,7 +7482,7 @@ type ListDeliveriesRequest struct {
 
 func (x *ListDeliveriesRequest) Reset() {
 	*x = ListDeliveriesRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[77]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[78]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7410,7 +7494,7 @@ func (x *ListDeliveriesRequest) String() string {
 func (*ListDeliveriesRequest) ProtoMessage() {}
 
 func (x *ListDeliveriesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[77]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[78]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7423,7 +7507,7 @@ func (x *ListDeliveriesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeliveriesRequest.ProtoReflect.Descriptor instead.
 func (*ListDeliveriesRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{77}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{78}
 }
 
 func (x *ListDeliveriesRequest) GetJobId() string {
@@ -7467,7 +7551,7 @@ type ListDeliveriesResponse struct {
 
 func (x *ListDeliveriesResponse) Reset() {
 	*x = ListDeliveriesResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[78]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[79]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7479,7 +7563,7 @@ func (x *ListDeliveriesResponse) String() string {
 func (*ListDeliveriesResponse) ProtoMessage() {}
 
 func (x *ListDeliveriesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[78]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[79]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7492,7 +7576,7 @@ func (x *ListDeliveriesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListDeliveriesResponse.ProtoReflect.Descriptor instead.
 func (*ListDeliveriesResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{78}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{79}
 }
 
 func (x *ListDeliveriesResponse) GetDeliveries() []*Delivery {
@@ -7520,7 +7604,7 @@ type RedeliverNotificationRequest struct {
 
 func (x *RedeliverNotificationRequest) Reset() {
 	*x = RedeliverNotificationRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[79]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[80]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7532,7 +7616,7 @@ func (x *RedeliverNotificationRequest) String() string {
 func (*RedeliverNotificationRequest) ProtoMessage() {}
 
 func (x *RedeliverNotificationRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[79]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[80]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7545,7 +7629,7 @@ func (x *RedeliverNotificationRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RedeliverNotificationRequest.ProtoReflect.Descriptor instead.
 func (*RedeliverNotificationRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{79}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{80}
 }
 
 func (x *RedeliverNotificationRequest) GetDeliveryId() string {
@@ -7566,7 +7650,7 @@ type RedeliverNotificationResponse struct {
 
 func (x *RedeliverNotificationResponse) Reset() {
 	*x = RedeliverNotificationResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[80]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[81]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7578,7 +7662,7 @@ func (x *RedeliverNotificationResponse) String() string {
 func (*RedeliverNotificationResponse) ProtoMessage() {}
 
 func (x *RedeliverNotificationResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[80]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[81]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7591,7 +7675,7 @@ func (x *RedeliverNotificationResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use RedeliverNotificationResponse.ProtoReflect.Descriptor instead.
 func (*RedeliverNotificationResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{80}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{81}
 }
 
 func (x *RedeliverNotificationResponse) GetDelivery() *Delivery {
@@ -7610,7 +7694,7 @@ type GetServerInfoRequest struct {
 
 func (x *GetServerInfoRequest) Reset() {
 	*x = GetServerInfoRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[81]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[82]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7622,7 +7706,7 @@ func (x *GetServerInfoRequest) String() string {
 func (*GetServerInfoRequest) ProtoMessage() {}
 
 func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[81]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[82]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7635,7 +7719,7 @@ func (x *GetServerInfoRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoRequest.ProtoReflect.Descriptor instead.
 func (*GetServerInfoRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{81}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{82}
 }
 
 // The server's version, limits and features.
@@ -7676,7 +7760,7 @@ type GetServerInfoResponse struct {
 
 func (x *GetServerInfoResponse) Reset() {
 	*x = GetServerInfoResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[82]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[83]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7688,7 +7772,7 @@ func (x *GetServerInfoResponse) String() string {
 func (*GetServerInfoResponse) ProtoMessage() {}
 
 func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[82]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[83]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7701,7 +7785,7 @@ func (x *GetServerInfoResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use GetServerInfoResponse.ProtoReflect.Descriptor instead.
 func (*GetServerInfoResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{82}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{83}
 }
 
 func (x *GetServerInfoResponse) GetVersion() string {
@@ -7819,7 +7903,7 @@ type PruneRequest struct {
 
 func (x *PruneRequest) Reset() {
 	*x = PruneRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[83]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[84]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7831,7 +7915,7 @@ func (x *PruneRequest) String() string {
 func (*PruneRequest) ProtoMessage() {}
 
 func (x *PruneRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[83]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[84]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7844,7 +7928,7 @@ func (x *PruneRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneRequest.ProtoReflect.Descriptor instead.
 func (*PruneRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{83}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{84}
 }
 
 func (x *PruneRequest) GetOlderThan() *durationpb.Duration {
@@ -7892,7 +7976,7 @@ type PruneResponse struct {
 
 func (x *PruneResponse) Reset() {
 	*x = PruneResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[84]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[85]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7904,7 +7988,7 @@ func (x *PruneResponse) String() string {
 func (*PruneResponse) ProtoMessage() {}
 
 func (x *PruneResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[84]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[85]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7917,7 +8001,7 @@ func (x *PruneResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use PruneResponse.ProtoReflect.Descriptor instead.
 func (*PruneResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{84}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{85}
 }
 
 func (x *PruneResponse) GetJobs() int64 {
@@ -7969,7 +8053,7 @@ type ListAuditEntriesRequest struct {
 
 func (x *ListAuditEntriesRequest) Reset() {
 	*x = ListAuditEntriesRequest{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[85]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[86]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -7981,7 +8065,7 @@ func (x *ListAuditEntriesRequest) String() string {
 func (*ListAuditEntriesRequest) ProtoMessage() {}
 
 func (x *ListAuditEntriesRequest) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[85]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[86]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -7994,7 +8078,7 @@ func (x *ListAuditEntriesRequest) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditEntriesRequest.ProtoReflect.Descriptor instead.
 func (*ListAuditEntriesRequest) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{85}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{86}
 }
 
 func (x *ListAuditEntriesRequest) GetTaskId() string {
@@ -8052,7 +8136,7 @@ type ListAuditEntriesResponse struct {
 
 func (x *ListAuditEntriesResponse) Reset() {
 	*x = ListAuditEntriesResponse{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[86]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[87]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8064,7 +8148,7 @@ func (x *ListAuditEntriesResponse) String() string {
 func (*ListAuditEntriesResponse) ProtoMessage() {}
 
 func (x *ListAuditEntriesResponse) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[86]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[87]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8077,7 +8161,7 @@ func (x *ListAuditEntriesResponse) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use ListAuditEntriesResponse.ProtoReflect.Descriptor instead.
 func (*ListAuditEntriesResponse) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{86}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{87}
 }
 
 func (x *ListAuditEntriesResponse) GetEntries() []*AuditEntry {
@@ -8122,7 +8206,7 @@ type AuditEntry struct {
 
 func (x *AuditEntry) Reset() {
 	*x = AuditEntry{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[87]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[88]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8134,7 +8218,7 @@ func (x *AuditEntry) String() string {
 func (*AuditEntry) ProtoMessage() {}
 
 func (x *AuditEntry) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[87]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[88]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8147,7 +8231,7 @@ func (x *AuditEntry) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use AuditEntry.ProtoReflect.Descriptor instead.
 func (*AuditEntry) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{87}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{88}
 }
 
 func (x *AuditEntry) GetTime() *timestamppb.Timestamp {
@@ -8226,7 +8310,7 @@ type Retry_MemoryGrowth struct {
 
 func (x *Retry_MemoryGrowth) Reset() {
 	*x = Retry_MemoryGrowth{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[91]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[92]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8238,7 +8322,7 @@ func (x *Retry_MemoryGrowth) String() string {
 func (*Retry_MemoryGrowth) ProtoMessage() {}
 
 func (x *Retry_MemoryGrowth) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[91]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[92]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8293,7 +8377,7 @@ type Notification_Webhook struct {
 
 func (x *Notification_Webhook) Reset() {
 	*x = Notification_Webhook{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[92]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[93]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8305,7 +8389,7 @@ func (x *Notification_Webhook) String() string {
 func (*Notification_Webhook) ProtoMessage() {}
 
 func (x *Notification_Webhook) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[92]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[93]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8376,7 +8460,7 @@ type Notification_Mail struct {
 
 func (x *Notification_Mail) Reset() {
 	*x = Notification_Mail{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[93]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[94]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8388,7 +8472,7 @@ func (x *Notification_Mail) String() string {
 func (*Notification_Mail) ProtoMessage() {}
 
 func (x *Notification_Mail) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[93]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[94]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8449,7 +8533,7 @@ type Execution_Times struct {
 
 func (x *Execution_Times) Reset() {
 	*x = Execution_Times{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[95]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[96]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8461,7 +8545,7 @@ func (x *Execution_Times) String() string {
 func (*Execution_Times) ProtoMessage() {}
 
 func (x *Execution_Times) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[95]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[96]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8570,7 +8654,7 @@ type BatchEnqueueJobsResponse_Result struct {
 
 func (x *BatchEnqueueJobsResponse_Result) Reset() {
 	*x = BatchEnqueueJobsResponse_Result{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[97]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[98]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8582,7 +8666,7 @@ func (x *BatchEnqueueJobsResponse_Result) String() string {
 func (*BatchEnqueueJobsResponse_Result) ProtoMessage() {}
 
 func (x *BatchEnqueueJobsResponse_Result) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[97]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[98]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8595,7 +8679,7 @@ func (x *BatchEnqueueJobsResponse_Result) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use BatchEnqueueJobsResponse_Result.ProtoReflect.Descriptor instead.
 func (*BatchEnqueueJobsResponse_Result) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{50, 0}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{51, 0}
 }
 
 func (x *BatchEnqueueJobsResponse_Result) GetResult() isBatchEnqueueJobsResponse_Result_Result {
@@ -8654,7 +8738,7 @@ type Rejection_FieldViolation struct {
 
 func (x *Rejection_FieldViolation) Reset() {
 	*x = Rejection_FieldViolation{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[99]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[100]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8666,7 +8750,7 @@ func (x *Rejection_FieldViolation) String() string {
 func (*Rejection_FieldViolation) ProtoMessage() {}
 
 func (x *Rejection_FieldViolation) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[99]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[100]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8679,7 +8763,7 @@ func (x *Rejection_FieldViolation) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use Rejection_FieldViolation.ProtoReflect.Descriptor instead.
 func (*Rejection_FieldViolation) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{51, 1}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{52, 1}
 }
 
 func (x *Rejection_FieldViolation) GetField() string {
@@ -8705,7 +8789,7 @@ type WatchJobsResponse_CaughtUp struct {
 
 func (x *WatchJobsResponse_CaughtUp) Reset() {
 	*x = WatchJobsResponse_CaughtUp{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[102]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[103]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8717,7 +8801,7 @@ func (x *WatchJobsResponse_CaughtUp) String() string {
 func (*WatchJobsResponse_CaughtUp) ProtoMessage() {}
 
 func (x *WatchJobsResponse_CaughtUp) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[102]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[103]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8730,7 +8814,7 @@ func (x *WatchJobsResponse_CaughtUp) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use WatchJobsResponse_CaughtUp.ProtoReflect.Descriptor instead.
 func (*WatchJobsResponse_CaughtUp) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{58, 0}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{59, 0}
 }
 
 // A list that may be set to an empty one.
@@ -8744,7 +8828,7 @@ type UpdateTaskRequest_Notifications struct {
 
 func (x *UpdateTaskRequest_Notifications) Reset() {
 	*x = UpdateTaskRequest_Notifications{}
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[103]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[104]
 	ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 	ms.StoreMessageInfo(mi)
 }
@@ -8756,7 +8840,7 @@ func (x *UpdateTaskRequest_Notifications) String() string {
 func (*UpdateTaskRequest_Notifications) ProtoMessage() {}
 
 func (x *UpdateTaskRequest_Notifications) ProtoReflect() protoreflect.Message {
-	mi := &file_fastlane_v1_fastlane_proto_msgTypes[103]
+	mi := &file_fastlane_v1_fastlane_proto_msgTypes[104]
 	if x != nil {
 		ms := protoimpl.X.MessageStateOf(protoimpl.Pointer(x))
 		if ms.LoadMessageInfo() == nil {
@@ -8769,7 +8853,7 @@ func (x *UpdateTaskRequest_Notifications) ProtoReflect() protoreflect.Message {
 
 // Deprecated: Use UpdateTaskRequest_Notifications.ProtoReflect.Descriptor instead.
 func (*UpdateTaskRequest_Notifications) Descriptor() ([]byte, []int) {
-	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{69, 0}
+	return file_fastlane_v1_fastlane_proto_rawDescGZIP(), []int{70, 0}
 }
 
 func (x *UpdateTaskRequest_Notifications) GetItems() []*Notification {
@@ -9200,7 +9284,7 @@ var file_fastlane_v1_fastlane_proto_rawDesc = string([]byte{
 	0x72, 0x72, 0x61, 0x79, 0x50, 0x6f, 0x73, 0x69, 0x74, 0x69, 0x6f, 0x6e, 0x12, 0x14, 0x0a, 0x05,
 	0x69, 0x6e, 0x64, 0x65, 0x78, 0x18, 0x01, 0x20, 0x01, 0x28, 0x05, 0x52, 0x05, 0x69, 0x6e, 0x64,
 	0x65, 0x78, 0x12, 0x12, 0x0a, 0x04, 0x73, 0x69, 0x7a, 0x65, 0x18, 0x02, 0x20, 0x01, 0x28, 0x05,
-	0x52, 0x04, 0x73, 0x69, 0x7a, 0x65, 0x22, 0xaf, 0x09, 0x0a, 0x09, 0x45, 0x78, 0x65, 0x63, 0x75,
+	0x52, 0x04, 0x73, 0x69, 0x7a, 0x65, 0x22, 0xd9, 0x09, 0x0a, 0x09, 0x45, 0x78, 0x65, 0x63, 0x75,
 	0x74, 0x69, 0x6f, 0x6e, 0x12, 0x0e, 0x0a, 0x02, 0x69, 0x64, 0x18, 0x01, 0x20, 0x01, 0x28, 0x09,
 	0x52, 0x02, 0x69, 0x64, 0x12, 0x15, 0x0a, 0x06, 0x6a, 0x6f, 0x62, 0x5f, 0x69, 0x64, 0x18, 0x02,
 	0x20, 0x01, 0x28, 0x09, 0x52, 0x05, 0x6a, 0x6f, 0x62, 0x49, 0x64, 0x12, 0x17, 0x0a, 0x07, 0x74,
@@ -9228,54 +9312,72 @@ var file_fastlane_v1_fastlane_proto_rawDesc = string([]byte{
 	0x67, 0x65, 0x44, 0x69, 0x67, 0x65, 0x73, 0x74, 0x12, 0x2a, 0x0a, 0x04, 0x6c, 0x6f, 0x67, 0x73,
 	0x18, 0x0d, 0x20, 0x03, 0x28, 0x0b, 0x32, 0x16, 0x2e, 0x66, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e,
 	0x65, 0x2e, 0x76, 0x31, 0x2e, 0x4c, 0x6f, 0x67, 0x54, 0x6f, 0x74, 0x61, 0x6c, 0x73, 0x52, 0x04,
-	0x6c, 0x6f, 0x67, 0x73, 0x12, 0x37, 0x0a, 0x09, 0x74, 0x69, 0x63, 0x6b, 0x5f, 0x74, 0x69, 0x6d,
-	0x65, 0x18, 0x0f, 0x20, 0x01, 0x28, 0x0b, 0x32, 0x1a, 0x2e, 0x67, 0x6f, 0x6f, 0x67, 0x6c, 0x65,
-	0x2e, 0x70, 0x72, 0x6f, 0x74, 0x6f, 0x62, 0x75, 0x66, 0x2e, 0x54, 0x69, 0x6d, 0x65, 0x73, 0x74,
-	0x61, 0x6d, 0x70, 0x52, 0x08, 0x74, 0x69, 0x63, 0x6b, 0x54, 0x69, 0x6d, 0x65, 0x12, 0x21, 0x0a,
-	0x0c, 0x6d, 0x65, 0x6d, 0x6f, 0x72, 0x79, 0x5f, 0x62, 0x79, 0x74, 0x65, 0x73, 0x18, 0x10, 0x20,
-	0x01, 0x28, 0x03, 0x52, 0x0b, 0x6d, 0x65, 0x6d, 0x6f, 0x72, 0x79, 0x42, 0x79, 0x74, 0x65, 0x73,
-	0x1a, 0x95, 0x05, 0x0a, 0x05, 0x54, 0x69, 0x6d, 0x65, 0x73, 0x12, 0x3b, 0x0a, 0x0b, 0x63, 0x72,
-	0x65, 0x61, 0x74, 0x65, 0x5f, 0x74, 0x69, 0x6d, 0x65, 0x18, 0x01, 0x20, 0x01, 0x28, 0x0b, 0x32,
-	0x1a, 0x2e, 0x67, 0x6f, 0x6f, 0x67, 0x6c, 0x65, 0x2e, 0x70, 0x72, 0x6f, 0x74, 0x6f, 0x62, 0x75,
-	0x66, 0x2e, 0x54, 0x69, 0x6d, 0x65, 0x73, 0x74, 0x61, 0x6d, 0x70, 0x52, 0x0a, 0x63, 0x72, 0x65,
-	0x61, 0x74, 0x65, 0x54, 0x69, 0x6d, 0x65, 0x12, 0x35, 0x0a, 0x08, 0x64, 0x75, 0x65, 0x5f, 0x74,
-	0x69, 0x6d, 0x65, 0x18, 0x02, 0x20, 0x01, 0x28, 0x0b, 0x32, 0x1a, 0x2e, 0x67, 0x6f, 0x6f, 0x67,
-	0x6c, 0x65, 0x2e, 0x70, 0x72, 0x6f, 0x74, 0x6f, 0x62, 0x75, 0x66, 0x2e, 0x54, 0x69, 0x6d, 0x65,
-	0x73, 0x74, 0x61, 0x6d, 0x70, 0x52, 0x07, 0x64, 0x75, 0x65, 0x54, 0x69, 0x6d, 0x65, 0x12, 0x39,
-	0x0a, 0x0a, 0x63, 0x6c, 0x61, 0x69, 0x6d, 0x5f, 0x74, 0x69, 0x6d, 0x65, 0x18, 0x03, 0x20, 0x01,
-	0x28, 0x0b, 0x32, 0x1a, 0x2e, 0x67, 0x6f, 0x6f, 0x67, 0x6c, 0x65, 0x2e, 0x70, 0x72, 0x6f, 0x74,
-	0x6f, 0x62, 0x75, 0x66, 0x2e, 0x54, 0x69, 0x6d, 0x65, 0x73, 0x74, 0x61, 0x6d, 0x70, 0x52, 0x09,
-	0x63, 0x6c, 0x61, 0x69, 0x6d, 0x54, 0x69, 0x6d, 0x65, 0x12, 0x37, 0x0a, 0x09, 0x70, 0x75, 0x6c,
-	0x6c, 0x5f, 0x74, 0x69, 0x6d, 0x65, 0x18, 0x04, 0x20, 0x01, 0x28, 0x0b, 0x32, 0x1a, 0x2e, 0x67,
-	0x6f, 0x6f, 0x67, 0x6c, 0x65, 0x2e, 0x70, 0x72, 0x6f, 0x74, 0x6f, 0x62, 0x75, 0x66, 0x2e, 0x54,
-	0x69, 0x6d, 0x65, 0x73, 0x74, 0x61, 0x6d, 0x70, 0x52, 0x08, 0x70, 0x75, 0x6c, 0x6c, 0x54, 0x69,
-	0x6d, 0x65, 0x12, 0x41, 0x0a, 0x0e, 0x63, 0x6f, 0x6e, 0x74, 0x61, 0x69, 0x6e, 0x65, 0x72, 0x5f,
-	0x74, 0x69, 0x6d, 0x65, 0x18, 0x05, 0x20, 0x01, 0x28, 0x0b, 0x32, 0x1a, 0x2e, 0x67, 0x6f, 0x6f,
-	0x67, 0x6c, 0x65, 0x2e, 0x70, 0x72, 0x6f, 0x74, 0x6f, 0x62, 0x75, 0x66, 0x2e, 0x54, 0x69, 0x6d,
-	0x65, 0x73, 0x74, 0x61, 0x6d, 0x70, 0x52, 0x0d, 0x63, 0x6f, 0x6e, 0x74, 0x61, 0x69, 0x6e, 0x65,
-	0x72, 0x54, 0x69, 0x6d, 0x65, 0x12, 0x39, 0x0a, 0x0a, 0x73, 0x74, 0x61, 0x72, 0x74, 0x5f, 0x74,
-	0x69, 0x6d, 0x65, 0x18, 0x06, 0x20, 0x01, 0x28, 0x0b, 0x32, 0x1a, 0x2e, 0x67, 0x6f, 0x6f, 0x67,
-	0x6c, 0x65, 0x2e, 0x70, 0x72, 0x6f, 0x74, 0x6f, 0x62, 0x75, 0x66, 0x2e, 0x54, 0x69, 0x6d, 0x65,
-	0x73, 0x74, 0x61, 0x6d, 0x70, 0x52, 0x09, 0x73, 0x74, 0x61, 0x72, 0x74, 0x54, 0x69, 0x6d, 0x65,
-	0x12, 0x42, 0x0a, 0x0f, 0x66, 0x69, 0x72, 0x73, 0x74, 0x5f, 0x62, 0x79, 0x74, 0x65, 0x5f, 0x74,
-	0x69, 0x6d, 0x65, 0x18, 0x07, 0x20, 0x01, 0x28, 0x0b, 0x32, 0x1a, 0x2e, 0x67, 0x6f, 0x6f, 0x67,
-	0x6c, 0x65, 0x2e, 0x70, 0x72, 0x6f, 0x74, 0x6f, 0x62, 0x75, 0x66, 0x2e, 0x54, 0x69, 0x6d, 0x65,
-	0x73, 0x74, 0x61, 0x6d, 0x70, 0x52, 0x0d, 0x66, 0x69, 0x72, 0x73, 0x74, 0x42, 0x79, 0x74, 0x65,
-	0x54, 0x69, 0x6d, 0x65, 0x12, 0x37, 0x0a, 0x09, 0x65, 0x78, 0x69, 0x74, 0x5f, 0x74, 0x69, 0x6d,
-	0x65, 0x18, 0x08, 0x20, 0x01, 0x28, 0x0b, 0x32, 0x1a, 0x2e, 0x67, 0x6f, 0x6f, 0x67, 0x6c, 0x65,
-	0x2e, 0x70, 0x72, 0x6f, 0x74, 0x6f, 0x62, 0x75, 0x66, 0x2e, 0x54, 0x69, 0x6d, 0x65, 0x73, 0x74,
-	0x61, 0x6d, 0x70, 0x52, 0x08, 0x65, 0x78, 0x69, 0x74, 0x54, 0x69, 0x6d, 0x65, 0x12, 0x37, 0x0a,
-	0x09, 0x73, 0x65, 0x61, 0x6c, 0x5f, 0x74, 0x69, 0x6d, 0x65, 0x18, 0x09, 0x20, 0x01, 0x28, 0x0b,
-	0x32, 0x1a, 0x2e, 0x67, 0x6f, 0x6f, 0x67, 0x6c, 0x65, 0x2e, 0x70, 0x72, 0x6f, 0x74, 0x6f, 0x62,
-	0x75, 0x66, 0x2e, 0x54, 0x69, 0x6d, 0x65, 0x73, 0x74, 0x61, 0x6d, 0x70, 0x52, 0x08, 0x73, 0x65,
-	0x61, 0x6c, 0x54, 0x69, 0x6d, 0x65, 0x12, 0x35, 0x0a, 0x08, 0x65, 0x6e, 0x64, 0x5f, 0x74, 0x69,
-	0x6d, 0x65, 0x18, 0x0a, 0x20, 0x01, 0x28, 0x0b, 0x32, 0x1a, 0x2e, 0x67, 0x6f, 0x6f, 0x67, 0x6c,
-	0x65, 0x2e, 0x70, 0x72, 0x6f, 0x74, 0x6f, 0x62, 0x75, 0x66, 0x2e, 0x54, 0x69, 0x6d, 0x65, 0x73,
-	0x74, 0x61, 0x6d, 0x70, 0x52, 0x07, 0x65, 0x6e, 0x64, 0x54, 0x69, 0x6d, 0x65, 0x12, 0x39, 0x0a,
-	0x0a, 0x70, 0x72, 0x75, 0x6e, 0x65, 0x5f, 0x74, 0x69, 0x6d, 0x65, 0x18, 0x0b, 0x20, 0x01, 0x28,
+	0x6c, 0x6f, 0x67, 0x73, 0x12, 0x28, 0x0a, 0x05, 0x75, 0x73, 0x61, 0x67, 0x65, 0x18, 0x0e, 0x20,
+	0x01, 0x28, 0x0b, 0x32, 0x12, 0x2e, 0x66, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e, 0x76,
+	0x31, 0x2e, 0x55, 0x73, 0x61, 0x67, 0x65, 0x52, 0x05, 0x75, 0x73, 0x61, 0x67, 0x65, 0x12, 0x37,
+	0x0a, 0x09, 0x74, 0x69, 0x63, 0x6b, 0x5f, 0x74, 0x69, 0x6d, 0x65, 0x18, 0x0f, 0x20, 0x01, 0x28,
 	0x0b, 0x32, 0x1a, 0x2e, 0x67, 0x6f, 0x6f, 0x67, 0x6c, 0x65, 0x2e, 0x70, 0x72, 0x6f, 0x74, 0x6f,
-	0x62, 0x75, 0x66, 0x2e, 0x54, 0x69, 0x6d, 0x65, 0x73, 0x74, 0x61, 0x6d, 0x70, 0x52, 0x09, 0x70,
-	0x72, 0x75, 0x6e, 0x65, 0x54, 0x69, 0x6d, 0x65, 0x22, 0xda, 0x01, 0x0a, 0x07, 0x57, 0x61, 0x69,
+	0x62, 0x75, 0x66, 0x2e, 0x54, 0x69, 0x6d, 0x65, 0x73, 0x74, 0x61, 0x6d, 0x70, 0x52, 0x08, 0x74,
+	0x69, 0x63, 0x6b, 0x54, 0x69, 0x6d, 0x65, 0x12, 0x21, 0x0a, 0x0c, 0x6d, 0x65, 0x6d, 0x6f, 0x72,
+	0x79, 0x5f, 0x62, 0x79, 0x74, 0x65, 0x73, 0x18, 0x10, 0x20, 0x01, 0x28, 0x03, 0x52, 0x0b, 0x6d,
+	0x65, 0x6d, 0x6f, 0x72, 0x79, 0x42, 0x79, 0x74, 0x65, 0x73, 0x1a, 0x95, 0x05, 0x0a, 0x05, 0x54,
+	0x69, 0x6d, 0x65, 0x73, 0x12, 0x3b, 0x0a, 0x0b, 0x63, 0x72, 0x65, 0x61, 0x74, 0x65, 0x5f, 0x74,
+	0x69, 0x6d, 0x65, 0x18, 0x01, 0x20, 0x01, 0x28, 0x0b, 0x32, 0x1a, 0x2e, 0x67, 0x6f, 0x6f, 0x67,
+	0x6c, 0x65, 0x2e, 0x70, 0x72, 0x6f, 0x74, 0x6f, 0x62, 0x75, 0x66, 0x2e, 0x54, 0x69, 0x6d, 0x65,
+	0x73, 0x74, 0x61, 0x6d, 0x70, 0x52, 0x0a, 0x63, 0x72, 0x65, 0x61, 0x74, 0x65, 0x54, 0x69, 0x6d,
+	0x65, 0x12, 0x35, 0x0a, 0x08, 0x64, 0x75, 0x65, 0x5f, 0x74, 0x69, 0x6d, 0x65, 0x18, 0x02, 0x20,
+	0x01, 0x28, 0x0b, 0x32, 0x1a, 0x2e, 0x67, 0x6f, 0x6f, 0x67, 0x6c, 0x65, 0x2e, 0x70, 0x72, 0x6f,
+	0x74, 0x6f, 0x62, 0x75, 0x66, 0x2e, 0x54, 0x69, 0x6d, 0x65, 0x73, 0x74, 0x61, 0x6d, 0x70, 0x52,
+	0x07, 0x64, 0x75, 0x65, 0x54, 0x69, 0x6d, 0x65, 0x12, 0x39, 0x0a, 0x0a, 0x63, 0x6c, 0x61, 0x69,
+	0x6d, 0x5f, 0x74, 0x69, 0x6d, 0x65, 0x18, 0x03, 0x20, 0x01, 0x28, 0x0b, 0x32, 0x1a, 0x2e, 0x67,
+	0x6f, 0x6f, 0x67, 0x6c, 0x65, 0x2e, 0x70, 0x72, 0x6f, 0x74, 0x6f, 0x62, 0x75, 0x66, 0x2e, 0x54,
+	0x69, 0x6d, 0x65, 0x73, 0x74, 0x61, 0x6d, 0x70, 0x52, 0x09, 0x63, 0x6c, 0x61, 0x69, 0x6d, 0x54,
+	0x69, 0x6d, 0x65, 0x12, 0x37, 0x0a, 0x09, 0x70, 0x75, 0x6c, 0x6c, 0x5f, 0x74, 0x69, 0x6d, 0x65,
+	0x18, 0x04, 0x20, 0x01, 0x28, 0x0b, 0x32, 0x1a, 0x2e, 0x67, 0x6f, 0x6f, 0x67, 0x6c, 0x65, 0x2e,
+	0x70, 0x72, 0x6f, 0x74, 0x6f, 0x62, 0x75, 0x66, 0x2e, 0x54, 0x69, 0x6d, 0x65, 0x73, 0x74, 0x61,
+	0x6d, 0x70, 0x52, 0x08, 0x70, 0x75, 0x6c, 0x6c, 0x54, 0x69, 0x6d, 0x65, 0x12, 0x41, 0x0a, 0x0e,
+	0x63, 0x6f, 0x6e, 0x74, 0x61, 0x69, 0x6e, 0x65, 0x72, 0x5f, 0x74, 0x69, 0x6d, 0x65, 0x18, 0x05,
+	0x20, 0x01, 0x28, 0x0b, 0x32, 0x1a, 0x2e, 0x67, 0x6f, 0x6f, 0x67, 0x6c, 0x65, 0x2e, 0x70, 0x72,
+	0x6f, 0x74, 0x6f, 0x62, 0x75, 0x66, 0x2e, 0x54, 0x69, 0x6d, 0x65, 0x73, 0x74, 0x61, 0x6d, 0x70,
+	0x52, 0x0d, 0x63, 0x6f, 0x6e, 0x74, 0x61, 0x69, 0x6e, 0x65, 0x72, 0x54, 0x69, 0x6d, 0x65, 0x12,
+	0x39, 0x0a, 0x0a, 0x73, 0x74, 0x61, 0x72, 0x74, 0x5f, 0x74, 0x69, 0x6d, 0x65, 0x18, 0x06, 0x20,
+	0x01, 0x28, 0x0b, 0x32, 0x1a, 0x2e, 0x67, 0x6f, 0x6f, 0x67, 0x6c, 0x65, 0x2e, 0x70, 0x72, 0x6f,
+	0x74, 0x6f, 0x62, 0x75, 0x66, 0x2e, 0x54, 0x69, 0x6d, 0x65, 0x73, 0x74, 0x61, 0x6d, 0x70, 0x52,
+	0x09, 0x73, 0x74, 0x61, 0x72, 0x74, 0x54, 0x69, 0x6d, 0x65, 0x12, 0x42, 0x0a, 0x0f, 0x66, 0x69,
+	0x72, 0x73, 0x74, 0x5f, 0x62, 0x79, 0x74, 0x65, 0x5f, 0x74, 0x69, 0x6d, 0x65, 0x18, 0x07, 0x20,
+	0x01, 0x28, 0x0b, 0x32, 0x1a, 0x2e, 0x67, 0x6f, 0x6f, 0x67, 0x6c, 0x65, 0x2e, 0x70, 0x72, 0x6f,
+	0x74, 0x6f, 0x62, 0x75, 0x66, 0x2e, 0x54, 0x69, 0x6d, 0x65, 0x73, 0x74, 0x61, 0x6d, 0x70, 0x52,
+	0x0d, 0x66, 0x69, 0x72, 0x73, 0x74, 0x42, 0x79, 0x74, 0x65, 0x54, 0x69, 0x6d, 0x65, 0x12, 0x37,
+	0x0a, 0x09, 0x65, 0x78, 0x69, 0x74, 0x5f, 0x74, 0x69, 0x6d, 0x65, 0x18, 0x08, 0x20, 0x01, 0x28,
+	0x0b, 0x32, 0x1a, 0x2e, 0x67, 0x6f, 0x6f, 0x67, 0x6c, 0x65, 0x2e, 0x70, 0x72, 0x6f, 0x74, 0x6f,
+	0x62, 0x75, 0x66, 0x2e, 0x54, 0x69, 0x6d, 0x65, 0x73, 0x74, 0x61, 0x6d, 0x70, 0x52, 0x08, 0x65,
+	0x78, 0x69, 0x74, 0x54, 0x69, 0x6d, 0x65, 0x12, 0x37, 0x0a, 0x09, 0x73, 0x65, 0x61, 0x6c, 0x5f,
+	0x74, 0x69, 0x6d, 0x65, 0x18, 0x09, 0x20, 0x01, 0x28, 0x0b, 0x32, 0x1a, 0x2e, 0x67, 0x6f, 0x6f,
+	0x67, 0x6c, 0x65, 0x2e, 0x70, 0x72, 0x6f, 0x74, 0x6f, 0x62, 0x75, 0x66, 0x2e, 0x54, 0x69, 0x6d,
+	0x65, 0x73, 0x74, 0x61, 0x6d, 0x70, 0x52, 0x08, 0x73, 0x65, 0x61, 0x6c, 0x54, 0x69, 0x6d, 0x65,
+	0x12, 0x35, 0x0a, 0x08, 0x65, 0x6e, 0x64, 0x5f, 0x74, 0x69, 0x6d, 0x65, 0x18, 0x0a, 0x20, 0x01,
+	0x28, 0x0b, 0x32, 0x1a, 0x2e, 0x67, 0x6f, 0x6f, 0x67, 0x6c, 0x65, 0x2e, 0x70, 0x72, 0x6f, 0x74,
+	0x6f, 0x62, 0x75, 0x66, 0x2e, 0x54, 0x69, 0x6d, 0x65, 0x73, 0x74, 0x61, 0x6d, 0x70, 0x52, 0x07,
+	0x65, 0x6e, 0x64, 0x54, 0x69, 0x6d, 0x65, 0x12, 0x39, 0x0a, 0x0a, 0x70, 0x72, 0x75, 0x6e, 0x65,
+	0x5f, 0x74, 0x69, 0x6d, 0x65, 0x18, 0x0b, 0x20, 0x01, 0x28, 0x0b, 0x32, 0x1a, 0x2e, 0x67, 0x6f,
+	0x6f, 0x67, 0x6c, 0x65, 0x2e, 0x70, 0x72, 0x6f, 0x74, 0x6f, 0x62, 0x75, 0x66, 0x2e, 0x54, 0x69,
+	0x6d, 0x65, 0x73, 0x74, 0x61, 0x6d, 0x70, 0x52, 0x09, 0x70, 0x72, 0x75, 0x6e, 0x65, 0x54, 0x69,
+	0x6d, 0x65, 0x22, 0xf3, 0x01, 0x0a, 0x05, 0x55, 0x73, 0x61, 0x67, 0x65, 0x12, 0x2f, 0x0a, 0x11,
+	0x70, 0x65, 0x61, 0x6b, 0x5f, 0x6d, 0x65, 0x6d, 0x6f, 0x72, 0x79, 0x5f, 0x62, 0x79, 0x74, 0x65,
+	0x73, 0x18, 0x01, 0x20, 0x01, 0x28, 0x03, 0x48, 0x00, 0x52, 0x0f, 0x70, 0x65, 0x61, 0x6b, 0x4d,
+	0x65, 0x6d, 0x6f, 0x72, 0x79, 0x42, 0x79, 0x74, 0x65, 0x73, 0x88, 0x01, 0x01, 0x12, 0x34, 0x0a,
+	0x08, 0x63, 0x70, 0x75, 0x5f, 0x74, 0x69, 0x6d, 0x65, 0x18, 0x02, 0x20, 0x01, 0x28, 0x0b, 0x32,
+	0x19, 0x2e, 0x67, 0x6f, 0x6f, 0x67, 0x6c, 0x65, 0x2e, 0x70, 0x72, 0x6f, 0x74, 0x6f, 0x62, 0x75,
+	0x66, 0x2e, 0x44, 0x75, 0x72, 0x61, 0x74, 0x69, 0x6f, 0x6e, 0x52, 0x07, 0x63, 0x70, 0x75, 0x54,
+	0x69, 0x6d, 0x65, 0x12, 0x22, 0x0a, 0x0a, 0x72, 0x65, 0x61, 0x64, 0x5f, 0x62, 0x79, 0x74, 0x65,
+	0x73, 0x18, 0x03, 0x20, 0x01, 0x28, 0x03, 0x48, 0x01, 0x52, 0x09, 0x72, 0x65, 0x61, 0x64, 0x42,
+	0x79, 0x74, 0x65, 0x73, 0x88, 0x01, 0x01, 0x12, 0x28, 0x0a, 0x0d, 0x77, 0x72, 0x69, 0x74, 0x74,
+	0x65, 0x6e, 0x5f, 0x62, 0x79, 0x74, 0x65, 0x73, 0x18, 0x04, 0x20, 0x01, 0x28, 0x03, 0x48, 0x02,
+	0x52, 0x0c, 0x77, 0x72, 0x69, 0x74, 0x74, 0x65, 0x6e, 0x42, 0x79, 0x74, 0x65, 0x73, 0x88, 0x01,
+	0x01, 0x42, 0x14, 0x0a, 0x12, 0x5f, 0x70, 0x65, 0x61, 0x6b, 0x5f, 0x6d, 0x65, 0x6d, 0x6f, 0x72,
+	0x79, 0x5f, 0x62, 0x79, 0x74, 0x65, 0x73, 0x42, 0x0d, 0x0a, 0x0b, 0x5f, 0x72, 0x65, 0x61, 0x64,
+	0x5f, 0x62, 0x79, 0x74, 0x65, 0x73, 0x42, 0x10, 0x0a, 0x0e, 0x5f, 0x77, 0x72, 0x69, 0x74, 0x74,
+	0x65, 0x6e, 0x5f, 0x62, 0x79, 0x74, 0x65, 0x73, 0x22, 0xda, 0x01, 0x0a, 0x07, 0x57, 0x61, 0x69,
 	0x74, 0x69, 0x6e, 0x67, 0x12, 0x2f, 0x0a, 0x06, 0x72, 0x65, 0x61, 0x73, 0x6f, 0x6e, 0x18, 0x01,
 	0x20, 0x01, 0x28, 0x0e, 0x32, 0x17, 0x2e, 0x66, 0x61, 0x73, 0x74, 0x6c, 0x61, 0x6e, 0x65, 0x2e,
 	0x76, 0x31, 0x2e, 0x57, 0x61, 0x69, 0x74, 0x52, 0x65, 0x61, 0x73, 0x6f, 0x6e, 0x52, 0x06, 0x72,
@@ -10353,7 +10455,7 @@ func file_fastlane_v1_fastlane_proto_rawDescGZIP() []byte {
 }
 
 var file_fastlane_v1_fastlane_proto_enumTypes = make([]protoimpl.EnumInfo, 16)
-var file_fastlane_v1_fastlane_proto_msgTypes = make([]protoimpl.MessageInfo, 104)
+var file_fastlane_v1_fastlane_proto_msgTypes = make([]protoimpl.MessageInfo, 105)
 var file_fastlane_v1_fastlane_proto_goTypes = []any{
 	(State)(0),                              // 0: fastlane.v1.State
 	(Reason)(0),                             // 1: fastlane.v1.Reason
@@ -10386,345 +10488,348 @@ var file_fastlane_v1_fastlane_proto_goTypes = []any{
 	(*ScheduleStatus)(nil),                  // 28: fastlane.v1.ScheduleStatus
 	(*ArrayPosition)(nil),                   // 29: fastlane.v1.ArrayPosition
 	(*Execution)(nil),                       // 30: fastlane.v1.Execution
-	(*Waiting)(nil),                         // 31: fastlane.v1.Waiting
-	(*Outcome)(nil),                         // 32: fastlane.v1.Outcome
-	(*LogTotals)(nil),                       // 33: fastlane.v1.LogTotals
-	(*EngineHost)(nil),                      // 34: fastlane.v1.EngineHost
-	(*StreamExecutionLogsRequest)(nil),      // 35: fastlane.v1.StreamExecutionLogsRequest
-	(*StreamExecutionLogsResponse)(nil),     // 36: fastlane.v1.StreamExecutionLogsResponse
-	(*LogChunk)(nil),                        // 37: fastlane.v1.LogChunk
-	(*LogGap)(nil),                          // 38: fastlane.v1.LogGap
-	(*LogHeartbeat)(nil),                    // 39: fastlane.v1.LogHeartbeat
-	(*LogState)(nil),                        // 40: fastlane.v1.LogState
-	(*LogEnd)(nil),                          // 41: fastlane.v1.LogEnd
-	(*StreamJobLogsRequest)(nil),            // 42: fastlane.v1.StreamJobLogsRequest
-	(*StreamJobLogsResponse)(nil),           // 43: fastlane.v1.StreamJobLogsResponse
-	(*JobLogExecution)(nil),                 // 44: fastlane.v1.JobLogExecution
-	(*JobLogEnd)(nil),                       // 45: fastlane.v1.JobLogEnd
-	(*EnqueueJobRequest)(nil),               // 46: fastlane.v1.EnqueueJobRequest
-	(*EnqueueJobResponse)(nil),              // 47: fastlane.v1.EnqueueJobResponse
-	(*GetJobRequest)(nil),                   // 48: fastlane.v1.GetJobRequest
-	(*GetJobResponse)(nil),                  // 49: fastlane.v1.GetJobResponse
-	(*ListJobsRequest)(nil),                 // 50: fastlane.v1.ListJobsRequest
-	(*ListJobsResponse)(nil),                // 51: fastlane.v1.ListJobsResponse
-	(*StopJobRequest)(nil),                  // 52: fastlane.v1.StopJobRequest
-	(*StopJobResponse)(nil),                 // 53: fastlane.v1.StopJobResponse
-	(*RetryJobRequest)(nil),                 // 54: fastlane.v1.RetryJobRequest
-	(*RetryJobResponse)(nil),                // 55: fastlane.v1.RetryJobResponse
-	(*ReplaceJobRequest)(nil),               // 56: fastlane.v1.ReplaceJobRequest
-	(*ReplaceJobResponse)(nil),              // 57: fastlane.v1.ReplaceJobResponse
-	(*PauseScheduleRequest)(nil),            // 58: fastlane.v1.PauseScheduleRequest
-	(*PauseScheduleResponse)(nil),           // 59: fastlane.v1.PauseScheduleResponse
-	(*ResumeScheduleRequest)(nil),           // 60: fastlane.v1.ResumeScheduleRequest
-	(*ResumeScheduleResponse)(nil),          // 61: fastlane.v1.ResumeScheduleResponse
-	(*PreviewScheduleRequest)(nil),          // 62: fastlane.v1.PreviewScheduleRequest
-	(*PreviewScheduleResponse)(nil),         // 63: fastlane.v1.PreviewScheduleResponse
-	(*BatchEnqueueJobsRequest)(nil),         // 64: fastlane.v1.BatchEnqueueJobsRequest
-	(*JobArray)(nil),                        // 65: fastlane.v1.JobArray
-	(*BatchEnqueueJobsResponse)(nil),        // 66: fastlane.v1.BatchEnqueueJobsResponse
-	(*Rejection)(nil),                       // 67: fastlane.v1.Rejection
-	(*JobFilter)(nil),                       // 68: fastlane.v1.JobFilter
-	(*BatchStopJobsRequest)(nil),            // 69: fastlane.v1.BatchStopJobsRequest
-	(*BatchStopJobsResponse)(nil),           // 70: fastlane.v1.BatchStopJobsResponse
-	(*BatchRetryJobsRequest)(nil),           // 71: fastlane.v1.BatchRetryJobsRequest
-	(*BatchRetryJobsResponse)(nil),          // 72: fastlane.v1.BatchRetryJobsResponse
-	(*WatchJobsRequest)(nil),                // 73: fastlane.v1.WatchJobsRequest
-	(*WatchJobsResponse)(nil),               // 74: fastlane.v1.WatchJobsResponse
-	(*GetExecutionRequest)(nil),             // 75: fastlane.v1.GetExecutionRequest
-	(*GetExecutionResponse)(nil),            // 76: fastlane.v1.GetExecutionResponse
-	(*ListExecutionsRequest)(nil),           // 77: fastlane.v1.ListExecutionsRequest
-	(*ListExecutionsResponse)(nil),          // 78: fastlane.v1.ListExecutionsResponse
-	(*StopExecutionRequest)(nil),            // 79: fastlane.v1.StopExecutionRequest
-	(*StopExecutionResponse)(nil),           // 80: fastlane.v1.StopExecutionResponse
-	(*GetTaskRequest)(nil),                  // 81: fastlane.v1.GetTaskRequest
-	(*GetTaskResponse)(nil),                 // 82: fastlane.v1.GetTaskResponse
-	(*ListTasksRequest)(nil),                // 83: fastlane.v1.ListTasksRequest
-	(*ListTasksResponse)(nil),               // 84: fastlane.v1.ListTasksResponse
-	(*UpdateTaskRequest)(nil),               // 85: fastlane.v1.UpdateTaskRequest
-	(*UpdateTaskResponse)(nil),              // 86: fastlane.v1.UpdateTaskResponse
-	(*ListHostsRequest)(nil),                // 87: fastlane.v1.ListHostsRequest
-	(*ListHostsResponse)(nil),               // 88: fastlane.v1.ListHostsResponse
-	(*DrainHostRequest)(nil),                // 89: fastlane.v1.DrainHostRequest
-	(*DrainHostResponse)(nil),               // 90: fastlane.v1.DrainHostResponse
-	(*ResumeHostRequest)(nil),               // 91: fastlane.v1.ResumeHostRequest
-	(*ResumeHostResponse)(nil),              // 92: fastlane.v1.ResumeHostResponse
-	(*ListDeliveriesRequest)(nil),           // 93: fastlane.v1.ListDeliveriesRequest
-	(*ListDeliveriesResponse)(nil),          // 94: fastlane.v1.ListDeliveriesResponse
-	(*RedeliverNotificationRequest)(nil),    // 95: fastlane.v1.RedeliverNotificationRequest
-	(*RedeliverNotificationResponse)(nil),   // 96: fastlane.v1.RedeliverNotificationResponse
-	(*GetServerInfoRequest)(nil),            // 97: fastlane.v1.GetServerInfoRequest
-	(*GetServerInfoResponse)(nil),           // 98: fastlane.v1.GetServerInfoResponse
-	(*PruneRequest)(nil),                    // 99: fastlane.v1.PruneRequest
-	(*PruneResponse)(nil),                   // 100: fastlane.v1.PruneResponse
-	(*ListAuditEntriesRequest)(nil),         // 101: fastlane.v1.ListAuditEntriesRequest
-	(*ListAuditEntriesResponse)(nil),        // 102: fastlane.v1.ListAuditEntriesResponse
-	(*AuditEntry)(nil),                      // 103: fastlane.v1.AuditEntry
-	nil,                                     // 104: fastlane.v1.JobSpec.EnvsEntry
-	nil,                                     // 105: fastlane.v1.JobSpec.LabelsEntry
-	nil,                                     // 106: fastlane.v1.JobSpec.ExtraHostsEntry
-	(*Retry_MemoryGrowth)(nil),              // 107: fastlane.v1.Retry.MemoryGrowth
-	(*Notification_Webhook)(nil),            // 108: fastlane.v1.Notification.Webhook
-	(*Notification_Mail)(nil),               // 109: fastlane.v1.Notification.Mail
-	nil,                                     // 110: fastlane.v1.Notification.Webhook.HeadersEntry
-	(*Execution_Times)(nil),                 // 111: fastlane.v1.Execution.Times
-	nil,                                     // 112: fastlane.v1.ListJobsRequest.LabelsEntry
-	(*BatchEnqueueJobsResponse_Result)(nil), // 113: fastlane.v1.BatchEnqueueJobsResponse.Result
-	nil,                                     // 114: fastlane.v1.Rejection.MetadataEntry
-	(*Rejection_FieldViolation)(nil),        // 115: fastlane.v1.Rejection.FieldViolation
-	nil,                                     // 116: fastlane.v1.JobFilter.LabelsEntry
-	nil,                                     // 117: fastlane.v1.WatchJobsRequest.LabelsEntry
-	(*WatchJobsResponse_CaughtUp)(nil),      // 118: fastlane.v1.WatchJobsResponse.CaughtUp
-	(*UpdateTaskRequest_Notifications)(nil), // 119: fastlane.v1.UpdateTaskRequest.Notifications
-	(*durationpb.Duration)(nil),             // 120: google.protobuf.Duration
-	(*structpb.Struct)(nil),                 // 121: google.protobuf.Struct
-	(*timestamppb.Timestamp)(nil),           // 122: google.protobuf.Timestamp
+	(*Usage)(nil),                           // 31: fastlane.v1.Usage
+	(*Waiting)(nil),                         // 32: fastlane.v1.Waiting
+	(*Outcome)(nil),                         // 33: fastlane.v1.Outcome
+	(*LogTotals)(nil),                       // 34: fastlane.v1.LogTotals
+	(*EngineHost)(nil),                      // 35: fastlane.v1.EngineHost
+	(*StreamExecutionLogsRequest)(nil),      // 36: fastlane.v1.StreamExecutionLogsRequest
+	(*StreamExecutionLogsResponse)(nil),     // 37: fastlane.v1.StreamExecutionLogsResponse
+	(*LogChunk)(nil),                        // 38: fastlane.v1.LogChunk
+	(*LogGap)(nil),                          // 39: fastlane.v1.LogGap
+	(*LogHeartbeat)(nil),                    // 40: fastlane.v1.LogHeartbeat
+	(*LogState)(nil),                        // 41: fastlane.v1.LogState
+	(*LogEnd)(nil),                          // 42: fastlane.v1.LogEnd
+	(*StreamJobLogsRequest)(nil),            // 43: fastlane.v1.StreamJobLogsRequest
+	(*StreamJobLogsResponse)(nil),           // 44: fastlane.v1.StreamJobLogsResponse
+	(*JobLogExecution)(nil),                 // 45: fastlane.v1.JobLogExecution
+	(*JobLogEnd)(nil),                       // 46: fastlane.v1.JobLogEnd
+	(*EnqueueJobRequest)(nil),               // 47: fastlane.v1.EnqueueJobRequest
+	(*EnqueueJobResponse)(nil),              // 48: fastlane.v1.EnqueueJobResponse
+	(*GetJobRequest)(nil),                   // 49: fastlane.v1.GetJobRequest
+	(*GetJobResponse)(nil),                  // 50: fastlane.v1.GetJobResponse
+	(*ListJobsRequest)(nil),                 // 51: fastlane.v1.ListJobsRequest
+	(*ListJobsResponse)(nil),                // 52: fastlane.v1.ListJobsResponse
+	(*StopJobRequest)(nil),                  // 53: fastlane.v1.StopJobRequest
+	(*StopJobResponse)(nil),                 // 54: fastlane.v1.StopJobResponse
+	(*RetryJobRequest)(nil),                 // 55: fastlane.v1.RetryJobRequest
+	(*RetryJobResponse)(nil),                // 56: fastlane.v1.RetryJobResponse
+	(*ReplaceJobRequest)(nil),               // 57: fastlane.v1.ReplaceJobRequest
+	(*ReplaceJobResponse)(nil),              // 58: fastlane.v1.ReplaceJobResponse
+	(*PauseScheduleRequest)(nil),            // 59: fastlane.v1.PauseScheduleRequest
+	(*PauseScheduleResponse)(nil),           // 60: fastlane.v1.PauseScheduleResponse
+	(*ResumeScheduleRequest)(nil),           // 61: fastlane.v1.ResumeScheduleRequest
+	(*ResumeScheduleResponse)(nil),          // 62: fastlane.v1.ResumeScheduleResponse
+	(*PreviewScheduleRequest)(nil),          // 63: fastlane.v1.PreviewScheduleRequest
+	(*PreviewScheduleResponse)(nil),         // 64: fastlane.v1.PreviewScheduleResponse
+	(*BatchEnqueueJobsRequest)(nil),         // 65: fastlane.v1.BatchEnqueueJobsRequest
+	(*JobArray)(nil),                        // 66: fastlane.v1.JobArray
+	(*BatchEnqueueJobsResponse)(nil),        // 67: fastlane.v1.BatchEnqueueJobsResponse
+	(*Rejection)(nil),                       // 68: fastlane.v1.Rejection
+	(*JobFilter)(nil),                       // 69: fastlane.v1.JobFilter
+	(*BatchStopJobsRequest)(nil),            // 70: fastlane.v1.BatchStopJobsRequest
+	(*BatchStopJobsResponse)(nil),           // 71: fastlane.v1.BatchStopJobsResponse
+	(*BatchRetryJobsRequest)(nil),           // 72: fastlane.v1.BatchRetryJobsRequest
+	(*BatchRetryJobsResponse)(nil),          // 73: fastlane.v1.BatchRetryJobsResponse
+	(*WatchJobsRequest)(nil),                // 74: fastlane.v1.WatchJobsRequest
+	(*WatchJobsResponse)(nil),               // 75: fastlane.v1.WatchJobsResponse
+	(*GetExecutionRequest)(nil),             // 76: fastlane.v1.GetExecutionRequest
+	(*GetExecutionResponse)(nil),            // 77: fastlane.v1.GetExecutionResponse
+	(*ListExecutionsRequest)(nil),           // 78: fastlane.v1.ListExecutionsRequest
+	(*ListExecutionsResponse)(nil),          // 79: fastlane.v1.ListExecutionsResponse
+	(*StopExecutionRequest)(nil),            // 80: fastlane.v1.StopExecutionRequest
+	(*StopExecutionResponse)(nil),           // 81: fastlane.v1.StopExecutionResponse
+	(*GetTaskRequest)(nil),                  // 82: fastlane.v1.GetTaskRequest
+	(*GetTaskResponse)(nil),                 // 83: fastlane.v1.GetTaskResponse
+	(*ListTasksRequest)(nil),                // 84: fastlane.v1.ListTasksRequest
+	(*ListTasksResponse)(nil),               // 85: fastlane.v1.ListTasksResponse
+	(*UpdateTaskRequest)(nil),               // 86: fastlane.v1.UpdateTaskRequest
+	(*UpdateTaskResponse)(nil),              // 87: fastlane.v1.UpdateTaskResponse
+	(*ListHostsRequest)(nil),                // 88: fastlane.v1.ListHostsRequest
+	(*ListHostsResponse)(nil),               // 89: fastlane.v1.ListHostsResponse
+	(*DrainHostRequest)(nil),                // 90: fastlane.v1.DrainHostRequest
+	(*DrainHostResponse)(nil),               // 91: fastlane.v1.DrainHostResponse
+	(*ResumeHostRequest)(nil),               // 92: fastlane.v1.ResumeHostRequest
+	(*ResumeHostResponse)(nil),              // 93: fastlane.v1.ResumeHostResponse
+	(*ListDeliveriesRequest)(nil),           // 94: fastlane.v1.ListDeliveriesRequest
+	(*ListDeliveriesResponse)(nil),          // 95: fastlane.v1.ListDeliveriesResponse
+	(*RedeliverNotificationRequest)(nil),    // 96: fastlane.v1.RedeliverNotificationRequest
+	(*RedeliverNotificationResponse)(nil),   // 97: fastlane.v1.RedeliverNotificationResponse
+	(*GetServerInfoRequest)(nil),            // 98: fastlane.v1.GetServerInfoRequest
+	(*GetServerInfoResponse)(nil),           // 99: fastlane.v1.GetServerInfoResponse
+	(*PruneRequest)(nil),                    // 100: fastlane.v1.PruneRequest
+	(*PruneResponse)(nil),                   // 101: fastlane.v1.PruneResponse
+	(*ListAuditEntriesRequest)(nil),         // 102: fastlane.v1.ListAuditEntriesRequest
+	(*ListAuditEntriesResponse)(nil),        // 103: fastlane.v1.ListAuditEntriesResponse
+	(*AuditEntry)(nil),                      // 104: fastlane.v1.AuditEntry
+	nil,                                     // 105: fastlane.v1.JobSpec.EnvsEntry
+	nil,                                     // 106: fastlane.v1.JobSpec.LabelsEntry
+	nil,                                     // 107: fastlane.v1.JobSpec.ExtraHostsEntry
+	(*Retry_MemoryGrowth)(nil),              // 108: fastlane.v1.Retry.MemoryGrowth
+	(*Notification_Webhook)(nil),            // 109: fastlane.v1.Notification.Webhook
+	(*Notification_Mail)(nil),               // 110: fastlane.v1.Notification.Mail
+	nil,                                     // 111: fastlane.v1.Notification.Webhook.HeadersEntry
+	(*Execution_Times)(nil),                 // 112: fastlane.v1.Execution.Times
+	nil,                                     // 113: fastlane.v1.ListJobsRequest.LabelsEntry
+	(*BatchEnqueueJobsResponse_Result)(nil), // 114: fastlane.v1.BatchEnqueueJobsResponse.Result
+	nil,                                     // 115: fastlane.v1.Rejection.MetadataEntry
+	(*Rejection_FieldViolation)(nil),        // 116: fastlane.v1.Rejection.FieldViolation
+	nil,                                     // 117: fastlane.v1.JobFilter.LabelsEntry
+	nil,                                     // 118: fastlane.v1.WatchJobsRequest.LabelsEntry
+	(*WatchJobsResponse_CaughtUp)(nil),      // 119: fastlane.v1.WatchJobsResponse.CaughtUp
+	(*UpdateTaskRequest_Notifications)(nil), // 120: fastlane.v1.UpdateTaskRequest.Notifications
+	(*durationpb.Duration)(nil),             // 121: google.protobuf.Duration
+	(*structpb.Struct)(nil),                 // 122: google.protobuf.Struct
+	(*timestamppb.Timestamp)(nil),           // 123: google.protobuf.Timestamp
 }
 var file_fastlane_v1_fastlane_proto_depIdxs = []int32{
-	104, // 0: fastlane.v1.JobSpec.envs:type_name -> fastlane.v1.JobSpec.EnvsEntry
-	120, // 1: fastlane.v1.JobSpec.timeout:type_name -> google.protobuf.Duration
+	105, // 0: fastlane.v1.JobSpec.envs:type_name -> fastlane.v1.JobSpec.EnvsEntry
+	121, // 1: fastlane.v1.JobSpec.timeout:type_name -> google.protobuf.Duration
 	6,   // 2: fastlane.v1.JobSpec.pull_policy:type_name -> fastlane.v1.JobSpec.PullPolicy
 	17,  // 3: fastlane.v1.JobSpec.limits:type_name -> fastlane.v1.Limits
-	120, // 4: fastlane.v1.JobSpec.stop_grace:type_name -> google.protobuf.Duration
-	105, // 5: fastlane.v1.JobSpec.labels:type_name -> fastlane.v1.JobSpec.LabelsEntry
-	121, // 6: fastlane.v1.JobSpec.metadata:type_name -> google.protobuf.Struct
-	120, // 7: fastlane.v1.JobSpec.start_in:type_name -> google.protobuf.Duration
-	122, // 8: fastlane.v1.JobSpec.start_at:type_name -> google.protobuf.Timestamp
+	121, // 4: fastlane.v1.JobSpec.stop_grace:type_name -> google.protobuf.Duration
+	106, // 5: fastlane.v1.JobSpec.labels:type_name -> fastlane.v1.JobSpec.LabelsEntry
+	122, // 6: fastlane.v1.JobSpec.metadata:type_name -> google.protobuf.Struct
+	121, // 7: fastlane.v1.JobSpec.start_in:type_name -> google.protobuf.Duration
+	123, // 8: fastlane.v1.JobSpec.start_at:type_name -> google.protobuf.Timestamp
 	21,  // 9: fastlane.v1.JobSpec.cron:type_name -> fastlane.v1.Cron
-	122, // 10: fastlane.v1.JobSpec.expire_time:type_name -> google.protobuf.Timestamp
+	123, // 10: fastlane.v1.JobSpec.expire_time:type_name -> google.protobuf.Timestamp
 	22,  // 11: fastlane.v1.JobSpec.retry:type_name -> fastlane.v1.Retry
 	24,  // 12: fastlane.v1.JobSpec.notifications:type_name -> fastlane.v1.Notification
 	23,  // 13: fastlane.v1.JobSpec.unique:type_name -> fastlane.v1.Unique
-	120, // 14: fastlane.v1.JobSpec.stop_when_unwatched:type_name -> google.protobuf.Duration
-	106, // 15: fastlane.v1.JobSpec.extra_hosts:type_name -> fastlane.v1.JobSpec.ExtraHostsEntry
+	121, // 14: fastlane.v1.JobSpec.stop_when_unwatched:type_name -> google.protobuf.Duration
+	107, // 15: fastlane.v1.JobSpec.extra_hosts:type_name -> fastlane.v1.JobSpec.ExtraHostsEntry
 	18,  // 16: fastlane.v1.JobSpec.tmpfs:type_name -> fastlane.v1.Tmpfs
 	19,  // 17: fastlane.v1.JobSpec.ulimits:type_name -> fastlane.v1.Ulimit
 	20,  // 18: fastlane.v1.JobSpec.dns:type_name -> fastlane.v1.Dns
 	7,   // 19: fastlane.v1.Cron.overlap:type_name -> fastlane.v1.Cron.Overlap
 	8,   // 20: fastlane.v1.Cron.catch_up:type_name -> fastlane.v1.Cron.CatchUp
-	120, // 21: fastlane.v1.Cron.catch_up_window:type_name -> google.protobuf.Duration
-	120, // 22: fastlane.v1.Cron.jitter:type_name -> google.protobuf.Duration
-	122, // 23: fastlane.v1.Cron.begin_time:type_name -> google.protobuf.Timestamp
-	122, // 24: fastlane.v1.Cron.end_time:type_name -> google.protobuf.Timestamp
-	120, // 25: fastlane.v1.Retry.initial_backoff:type_name -> google.protobuf.Duration
-	120, // 26: fastlane.v1.Retry.max_backoff:type_name -> google.protobuf.Duration
+	121, // 21: fastlane.v1.Cron.catch_up_window:type_name -> google.protobuf.Duration
+	121, // 22: fastlane.v1.Cron.jitter:type_name -> google.protobuf.Duration
+	123, // 23: fastlane.v1.Cron.begin_time:type_name -> google.protobuf.Timestamp
+	123, // 24: fastlane.v1.Cron.end_time:type_name -> google.protobuf.Timestamp
+	121, // 25: fastlane.v1.Retry.initial_backoff:type_name -> google.protobuf.Duration
+	121, // 26: fastlane.v1.Retry.max_backoff:type_name -> google.protobuf.Duration
 	9,   // 27: fastlane.v1.Retry.jitter:type_name -> fastlane.v1.Retry.Jitter
 	10,  // 28: fastlane.v1.Retry.causes:type_name -> fastlane.v1.Retry.RetryCause
-	107, // 29: fastlane.v1.Retry.memory_growth:type_name -> fastlane.v1.Retry.MemoryGrowth
+	108, // 29: fastlane.v1.Retry.memory_growth:type_name -> fastlane.v1.Retry.MemoryGrowth
 	11,  // 30: fastlane.v1.Unique.conflict:type_name -> fastlane.v1.Unique.Conflict
 	0,   // 31: fastlane.v1.Notification.states:type_name -> fastlane.v1.State
-	108, // 32: fastlane.v1.Notification.webhook:type_name -> fastlane.v1.Notification.Webhook
-	109, // 33: fastlane.v1.Notification.mail:type_name -> fastlane.v1.Notification.Mail
+	109, // 32: fastlane.v1.Notification.webhook:type_name -> fastlane.v1.Notification.Webhook
+	110, // 33: fastlane.v1.Notification.mail:type_name -> fastlane.v1.Notification.Mail
 	12,  // 34: fastlane.v1.Notification.event:type_name -> fastlane.v1.Notification.Event
 	12,  // 35: fastlane.v1.Delivery.event:type_name -> fastlane.v1.Notification.Event
 	0,   // 36: fastlane.v1.Delivery.ended_state:type_name -> fastlane.v1.State
 	5,   // 37: fastlane.v1.Delivery.state:type_name -> fastlane.v1.DeliveryState
-	122, // 38: fastlane.v1.Delivery.create_time:type_name -> google.protobuf.Timestamp
-	122, // 39: fastlane.v1.Delivery.next_attempt_time:type_name -> google.protobuf.Timestamp
-	122, // 40: fastlane.v1.Delivery.last_attempt_time:type_name -> google.protobuf.Timestamp
-	122, // 41: fastlane.v1.Delivery.end_time:type_name -> google.protobuf.Timestamp
-	122, // 42: fastlane.v1.TaskSummary.create_time:type_name -> google.protobuf.Timestamp
-	122, // 43: fastlane.v1.TaskSummary.last_enqueue_time:type_name -> google.protobuf.Timestamp
-	120, // 44: fastlane.v1.TaskSummary.rate_window:type_name -> google.protobuf.Duration
+	123, // 38: fastlane.v1.Delivery.create_time:type_name -> google.protobuf.Timestamp
+	123, // 39: fastlane.v1.Delivery.next_attempt_time:type_name -> google.protobuf.Timestamp
+	123, // 40: fastlane.v1.Delivery.last_attempt_time:type_name -> google.protobuf.Timestamp
+	123, // 41: fastlane.v1.Delivery.end_time:type_name -> google.protobuf.Timestamp
+	123, // 42: fastlane.v1.TaskSummary.create_time:type_name -> google.protobuf.Timestamp
+	123, // 43: fastlane.v1.TaskSummary.last_enqueue_time:type_name -> google.protobuf.Timestamp
+	121, // 44: fastlane.v1.TaskSummary.rate_window:type_name -> google.protobuf.Duration
 	24,  // 45: fastlane.v1.TaskSummary.notifications:type_name -> fastlane.v1.Notification
 	16,  // 46: fastlane.v1.Job.spec:type_name -> fastlane.v1.JobSpec
 	0,   // 47: fastlane.v1.Job.state:type_name -> fastlane.v1.State
-	32,  // 48: fastlane.v1.Job.outcome:type_name -> fastlane.v1.Outcome
+	33,  // 48: fastlane.v1.Job.outcome:type_name -> fastlane.v1.Outcome
 	30,  // 49: fastlane.v1.Job.execution:type_name -> fastlane.v1.Execution
-	122, // 50: fastlane.v1.Job.create_time:type_name -> google.protobuf.Timestamp
-	122, // 51: fastlane.v1.Job.end_time:type_name -> google.protobuf.Timestamp
+	123, // 50: fastlane.v1.Job.create_time:type_name -> google.protobuf.Timestamp
+	123, // 51: fastlane.v1.Job.end_time:type_name -> google.protobuf.Timestamp
 	28,  // 52: fastlane.v1.Job.schedule:type_name -> fastlane.v1.ScheduleStatus
 	29,  // 53: fastlane.v1.Job.array:type_name -> fastlane.v1.ArrayPosition
-	122, // 54: fastlane.v1.ScheduleStatus.next_times:type_name -> google.protobuf.Timestamp
-	122, // 55: fastlane.v1.ScheduleStatus.last_skipped_time:type_name -> google.protobuf.Timestamp
+	123, // 54: fastlane.v1.ScheduleStatus.next_times:type_name -> google.protobuf.Timestamp
+	123, // 55: fastlane.v1.ScheduleStatus.last_skipped_time:type_name -> google.protobuf.Timestamp
 	0,   // 56: fastlane.v1.Execution.state:type_name -> fastlane.v1.State
-	31,  // 57: fastlane.v1.Execution.waiting:type_name -> fastlane.v1.Waiting
-	32,  // 58: fastlane.v1.Execution.outcome:type_name -> fastlane.v1.Outcome
-	111, // 59: fastlane.v1.Execution.times:type_name -> fastlane.v1.Execution.Times
-	33,  // 60: fastlane.v1.Execution.logs:type_name -> fastlane.v1.LogTotals
-	122, // 61: fastlane.v1.Execution.tick_time:type_name -> google.protobuf.Timestamp
-	2,   // 62: fastlane.v1.Waiting.reason:type_name -> fastlane.v1.WaitReason
-	122, // 63: fastlane.v1.Waiting.since_time:type_name -> google.protobuf.Timestamp
-	122, // 64: fastlane.v1.Waiting.due_time:type_name -> google.protobuf.Timestamp
-	1,   // 65: fastlane.v1.Outcome.reason:type_name -> fastlane.v1.Reason
-	3,   // 66: fastlane.v1.LogTotals.source:type_name -> fastlane.v1.Source
-	13,  // 67: fastlane.v1.EngineHost.availability:type_name -> fastlane.v1.EngineHost.Availability
-	122, // 68: fastlane.v1.EngineHost.last_error_time:type_name -> google.protobuf.Timestamp
-	14,  // 69: fastlane.v1.EngineHost.capture:type_name -> fastlane.v1.EngineHost.Capture
-	122, // 70: fastlane.v1.EngineHost.drain_time:type_name -> google.protobuf.Timestamp
-	122, // 71: fastlane.v1.StreamExecutionLogsRequest.since_time:type_name -> google.protobuf.Timestamp
-	3,   // 72: fastlane.v1.StreamExecutionLogsRequest.sources:type_name -> fastlane.v1.Source
-	120, // 73: fastlane.v1.StreamExecutionLogsRequest.heartbeat_interval:type_name -> google.protobuf.Duration
-	37,  // 74: fastlane.v1.StreamExecutionLogsResponse.chunks:type_name -> fastlane.v1.LogChunk
-	38,  // 75: fastlane.v1.StreamExecutionLogsResponse.gap:type_name -> fastlane.v1.LogGap
-	39,  // 76: fastlane.v1.StreamExecutionLogsResponse.heartbeat:type_name -> fastlane.v1.LogHeartbeat
-	40,  // 77: fastlane.v1.StreamExecutionLogsResponse.state:type_name -> fastlane.v1.LogState
-	41,  // 78: fastlane.v1.StreamExecutionLogsResponse.end:type_name -> fastlane.v1.LogEnd
-	3,   // 79: fastlane.v1.LogChunk.source:type_name -> fastlane.v1.Source
-	122, // 80: fastlane.v1.LogChunk.time:type_name -> google.protobuf.Timestamp
-	3,   // 81: fastlane.v1.LogGap.source:type_name -> fastlane.v1.Source
-	15,  // 82: fastlane.v1.LogGap.cause:type_name -> fastlane.v1.LogGap.Cause
-	122, // 83: fastlane.v1.LogHeartbeat.time:type_name -> google.protobuf.Timestamp
-	0,   // 84: fastlane.v1.LogState.state:type_name -> fastlane.v1.State
-	31,  // 85: fastlane.v1.LogState.waiting:type_name -> fastlane.v1.Waiting
-	122, // 86: fastlane.v1.LogState.time:type_name -> google.protobuf.Timestamp
-	0,   // 87: fastlane.v1.LogEnd.state:type_name -> fastlane.v1.State
-	32,  // 88: fastlane.v1.LogEnd.outcome:type_name -> fastlane.v1.Outcome
-	33,  // 89: fastlane.v1.LogEnd.totals:type_name -> fastlane.v1.LogTotals
-	122, // 90: fastlane.v1.StreamJobLogsRequest.since_time:type_name -> google.protobuf.Timestamp
-	3,   // 91: fastlane.v1.StreamJobLogsRequest.sources:type_name -> fastlane.v1.Source
-	120, // 92: fastlane.v1.StreamJobLogsRequest.heartbeat_interval:type_name -> google.protobuf.Duration
-	37,  // 93: fastlane.v1.StreamJobLogsResponse.chunks:type_name -> fastlane.v1.LogChunk
-	38,  // 94: fastlane.v1.StreamJobLogsResponse.gap:type_name -> fastlane.v1.LogGap
-	39,  // 95: fastlane.v1.StreamJobLogsResponse.heartbeat:type_name -> fastlane.v1.LogHeartbeat
-	40,  // 96: fastlane.v1.StreamJobLogsResponse.state:type_name -> fastlane.v1.LogState
-	41,  // 97: fastlane.v1.StreamJobLogsResponse.end:type_name -> fastlane.v1.LogEnd
-	45,  // 98: fastlane.v1.StreamJobLogsResponse.job_end:type_name -> fastlane.v1.JobLogEnd
-	44,  // 99: fastlane.v1.StreamJobLogsResponse.execution:type_name -> fastlane.v1.JobLogExecution
-	30,  // 100: fastlane.v1.JobLogExecution.execution:type_name -> fastlane.v1.Execution
-	27,  // 101: fastlane.v1.JobLogEnd.job:type_name -> fastlane.v1.Job
-	16,  // 102: fastlane.v1.EnqueueJobRequest.spec:type_name -> fastlane.v1.JobSpec
-	27,  // 103: fastlane.v1.EnqueueJobResponse.job:type_name -> fastlane.v1.Job
-	27,  // 104: fastlane.v1.GetJobResponse.job:type_name -> fastlane.v1.Job
-	0,   // 105: fastlane.v1.ListJobsRequest.states:type_name -> fastlane.v1.State
-	112, // 106: fastlane.v1.ListJobsRequest.labels:type_name -> fastlane.v1.ListJobsRequest.LabelsEntry
-	122, // 107: fastlane.v1.ListJobsRequest.since_time:type_name -> google.protobuf.Timestamp
-	122, // 108: fastlane.v1.ListJobsRequest.until_time:type_name -> google.protobuf.Timestamp
-	27,  // 109: fastlane.v1.ListJobsResponse.jobs:type_name -> fastlane.v1.Job
-	120, // 110: fastlane.v1.StopJobRequest.grace:type_name -> google.protobuf.Duration
-	27,  // 111: fastlane.v1.StopJobResponse.job:type_name -> fastlane.v1.Job
-	27,  // 112: fastlane.v1.RetryJobResponse.job:type_name -> fastlane.v1.Job
-	16,  // 113: fastlane.v1.ReplaceJobRequest.spec:type_name -> fastlane.v1.JobSpec
-	27,  // 114: fastlane.v1.ReplaceJobResponse.job:type_name -> fastlane.v1.Job
-	27,  // 115: fastlane.v1.PauseScheduleResponse.job:type_name -> fastlane.v1.Job
-	27,  // 116: fastlane.v1.ResumeScheduleResponse.job:type_name -> fastlane.v1.Job
-	21,  // 117: fastlane.v1.PreviewScheduleRequest.cron:type_name -> fastlane.v1.Cron
-	122, // 118: fastlane.v1.PreviewScheduleRequest.from_time:type_name -> google.protobuf.Timestamp
-	122, // 119: fastlane.v1.PreviewScheduleResponse.times:type_name -> google.protobuf.Timestamp
-	46,  // 120: fastlane.v1.BatchEnqueueJobsRequest.requests:type_name -> fastlane.v1.EnqueueJobRequest
-	65,  // 121: fastlane.v1.BatchEnqueueJobsRequest.array:type_name -> fastlane.v1.JobArray
-	46,  // 122: fastlane.v1.JobArray.request:type_name -> fastlane.v1.EnqueueJobRequest
-	113, // 123: fastlane.v1.BatchEnqueueJobsResponse.results:type_name -> fastlane.v1.BatchEnqueueJobsResponse.Result
-	4,   // 124: fastlane.v1.Rejection.reason:type_name -> fastlane.v1.ErrorReason
-	114, // 125: fastlane.v1.Rejection.metadata:type_name -> fastlane.v1.Rejection.MetadataEntry
-	115, // 126: fastlane.v1.Rejection.violations:type_name -> fastlane.v1.Rejection.FieldViolation
-	0,   // 127: fastlane.v1.JobFilter.states:type_name -> fastlane.v1.State
-	116, // 128: fastlane.v1.JobFilter.labels:type_name -> fastlane.v1.JobFilter.LabelsEntry
-	122, // 129: fastlane.v1.JobFilter.since_time:type_name -> google.protobuf.Timestamp
-	122, // 130: fastlane.v1.JobFilter.until_time:type_name -> google.protobuf.Timestamp
-	68,  // 131: fastlane.v1.BatchStopJobsRequest.filter:type_name -> fastlane.v1.JobFilter
-	120, // 132: fastlane.v1.BatchStopJobsRequest.grace:type_name -> google.protobuf.Duration
-	68,  // 133: fastlane.v1.BatchRetryJobsRequest.filter:type_name -> fastlane.v1.JobFilter
-	122, // 134: fastlane.v1.BatchRetryJobsRequest.until_time:type_name -> google.protobuf.Timestamp
-	122, // 135: fastlane.v1.BatchRetryJobsResponse.until_time:type_name -> google.protobuf.Timestamp
-	117, // 136: fastlane.v1.WatchJobsRequest.labels:type_name -> fastlane.v1.WatchJobsRequest.LabelsEntry
-	120, // 137: fastlane.v1.WatchJobsRequest.heartbeat_interval:type_name -> google.protobuf.Duration
-	27,  // 138: fastlane.v1.WatchJobsResponse.job:type_name -> fastlane.v1.Job
-	39,  // 139: fastlane.v1.WatchJobsResponse.heartbeat:type_name -> fastlane.v1.LogHeartbeat
-	118, // 140: fastlane.v1.WatchJobsResponse.caught_up:type_name -> fastlane.v1.WatchJobsResponse.CaughtUp
-	30,  // 141: fastlane.v1.GetExecutionResponse.execution:type_name -> fastlane.v1.Execution
-	0,   // 142: fastlane.v1.ListExecutionsRequest.states:type_name -> fastlane.v1.State
-	30,  // 143: fastlane.v1.ListExecutionsResponse.executions:type_name -> fastlane.v1.Execution
-	120, // 144: fastlane.v1.StopExecutionRequest.grace:type_name -> google.protobuf.Duration
-	30,  // 145: fastlane.v1.StopExecutionResponse.execution:type_name -> fastlane.v1.Execution
-	26,  // 146: fastlane.v1.GetTaskResponse.task:type_name -> fastlane.v1.TaskSummary
-	26,  // 147: fastlane.v1.ListTasksResponse.tasks:type_name -> fastlane.v1.TaskSummary
-	120, // 148: fastlane.v1.UpdateTaskRequest.rate_window:type_name -> google.protobuf.Duration
-	119, // 149: fastlane.v1.UpdateTaskRequest.notifications:type_name -> fastlane.v1.UpdateTaskRequest.Notifications
-	26,  // 150: fastlane.v1.UpdateTaskResponse.task:type_name -> fastlane.v1.TaskSummary
-	34,  // 151: fastlane.v1.ListHostsResponse.hosts:type_name -> fastlane.v1.EngineHost
-	34,  // 152: fastlane.v1.DrainHostResponse.host:type_name -> fastlane.v1.EngineHost
-	34,  // 153: fastlane.v1.ResumeHostResponse.host:type_name -> fastlane.v1.EngineHost
-	5,   // 154: fastlane.v1.ListDeliveriesRequest.states:type_name -> fastlane.v1.DeliveryState
-	25,  // 155: fastlane.v1.ListDeliveriesResponse.deliveries:type_name -> fastlane.v1.Delivery
-	25,  // 156: fastlane.v1.RedeliverNotificationResponse.delivery:type_name -> fastlane.v1.Delivery
-	122, // 157: fastlane.v1.GetServerInfoResponse.start_time:type_name -> google.protobuf.Timestamp
-	122, // 158: fastlane.v1.GetServerInfoResponse.time:type_name -> google.protobuf.Timestamp
-	120, // 159: fastlane.v1.GetServerInfoResponse.max_timeout:type_name -> google.protobuf.Duration
-	120, // 160: fastlane.v1.GetServerInfoResponse.default_timeout:type_name -> google.protobuf.Duration
-	120, // 161: fastlane.v1.GetServerInfoResponse.keep_logs:type_name -> google.protobuf.Duration
-	120, // 162: fastlane.v1.GetServerInfoResponse.keep_jobs:type_name -> google.protobuf.Duration
-	120, // 163: fastlane.v1.PruneRequest.older_than:type_name -> google.protobuf.Duration
-	103, // 164: fastlane.v1.ListAuditEntriesResponse.entries:type_name -> fastlane.v1.AuditEntry
-	122, // 165: fastlane.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
-	110, // 166: fastlane.v1.Notification.Webhook.headers:type_name -> fastlane.v1.Notification.Webhook.HeadersEntry
-	120, // 167: fastlane.v1.Notification.Webhook.timeout:type_name -> google.protobuf.Duration
-	122, // 168: fastlane.v1.Execution.Times.create_time:type_name -> google.protobuf.Timestamp
-	122, // 169: fastlane.v1.Execution.Times.due_time:type_name -> google.protobuf.Timestamp
-	122, // 170: fastlane.v1.Execution.Times.claim_time:type_name -> google.protobuf.Timestamp
-	122, // 171: fastlane.v1.Execution.Times.pull_time:type_name -> google.protobuf.Timestamp
-	122, // 172: fastlane.v1.Execution.Times.container_time:type_name -> google.protobuf.Timestamp
-	122, // 173: fastlane.v1.Execution.Times.start_time:type_name -> google.protobuf.Timestamp
-	122, // 174: fastlane.v1.Execution.Times.first_byte_time:type_name -> google.protobuf.Timestamp
-	122, // 175: fastlane.v1.Execution.Times.exit_time:type_name -> google.protobuf.Timestamp
-	122, // 176: fastlane.v1.Execution.Times.seal_time:type_name -> google.protobuf.Timestamp
-	122, // 177: fastlane.v1.Execution.Times.end_time:type_name -> google.protobuf.Timestamp
-	122, // 178: fastlane.v1.Execution.Times.prune_time:type_name -> google.protobuf.Timestamp
-	47,  // 179: fastlane.v1.BatchEnqueueJobsResponse.Result.enqueued:type_name -> fastlane.v1.EnqueueJobResponse
-	67,  // 180: fastlane.v1.BatchEnqueueJobsResponse.Result.rejection:type_name -> fastlane.v1.Rejection
-	24,  // 181: fastlane.v1.UpdateTaskRequest.Notifications.items:type_name -> fastlane.v1.Notification
-	46,  // 182: fastlane.v1.JobService.EnqueueJob:input_type -> fastlane.v1.EnqueueJobRequest
-	48,  // 183: fastlane.v1.JobService.GetJob:input_type -> fastlane.v1.GetJobRequest
-	50,  // 184: fastlane.v1.JobService.ListJobs:input_type -> fastlane.v1.ListJobsRequest
-	52,  // 185: fastlane.v1.JobService.StopJob:input_type -> fastlane.v1.StopJobRequest
-	54,  // 186: fastlane.v1.JobService.RetryJob:input_type -> fastlane.v1.RetryJobRequest
-	56,  // 187: fastlane.v1.JobService.ReplaceJob:input_type -> fastlane.v1.ReplaceJobRequest
-	58,  // 188: fastlane.v1.JobService.PauseSchedule:input_type -> fastlane.v1.PauseScheduleRequest
-	60,  // 189: fastlane.v1.JobService.ResumeSchedule:input_type -> fastlane.v1.ResumeScheduleRequest
-	62,  // 190: fastlane.v1.JobService.PreviewSchedule:input_type -> fastlane.v1.PreviewScheduleRequest
-	64,  // 191: fastlane.v1.JobService.BatchEnqueueJobs:input_type -> fastlane.v1.BatchEnqueueJobsRequest
-	69,  // 192: fastlane.v1.JobService.BatchStopJobs:input_type -> fastlane.v1.BatchStopJobsRequest
-	71,  // 193: fastlane.v1.JobService.BatchRetryJobs:input_type -> fastlane.v1.BatchRetryJobsRequest
-	73,  // 194: fastlane.v1.JobService.WatchJobs:input_type -> fastlane.v1.WatchJobsRequest
-	42,  // 195: fastlane.v1.JobService.StreamJobLogs:input_type -> fastlane.v1.StreamJobLogsRequest
-	75,  // 196: fastlane.v1.ExecutionService.GetExecution:input_type -> fastlane.v1.GetExecutionRequest
-	77,  // 197: fastlane.v1.ExecutionService.ListExecutions:input_type -> fastlane.v1.ListExecutionsRequest
-	79,  // 198: fastlane.v1.ExecutionService.StopExecution:input_type -> fastlane.v1.StopExecutionRequest
-	35,  // 199: fastlane.v1.ExecutionService.StreamExecutionLogs:input_type -> fastlane.v1.StreamExecutionLogsRequest
-	81,  // 200: fastlane.v1.TaskService.GetTask:input_type -> fastlane.v1.GetTaskRequest
-	83,  // 201: fastlane.v1.TaskService.ListTasks:input_type -> fastlane.v1.ListTasksRequest
-	85,  // 202: fastlane.v1.TaskService.UpdateTask:input_type -> fastlane.v1.UpdateTaskRequest
-	87,  // 203: fastlane.v1.HostService.ListHosts:input_type -> fastlane.v1.ListHostsRequest
-	89,  // 204: fastlane.v1.HostService.DrainHost:input_type -> fastlane.v1.DrainHostRequest
-	91,  // 205: fastlane.v1.HostService.ResumeHost:input_type -> fastlane.v1.ResumeHostRequest
-	93,  // 206: fastlane.v1.NotificationService.ListDeliveries:input_type -> fastlane.v1.ListDeliveriesRequest
-	95,  // 207: fastlane.v1.NotificationService.RedeliverNotification:input_type -> fastlane.v1.RedeliverNotificationRequest
-	97,  // 208: fastlane.v1.ServerService.GetServerInfo:input_type -> fastlane.v1.GetServerInfoRequest
-	99,  // 209: fastlane.v1.ServerService.Prune:input_type -> fastlane.v1.PruneRequest
-	101, // 210: fastlane.v1.ServerService.ListAuditEntries:input_type -> fastlane.v1.ListAuditEntriesRequest
-	47,  // 211: fastlane.v1.JobService.EnqueueJob:output_type -> fastlane.v1.EnqueueJobResponse
-	49,  // 212: fastlane.v1.JobService.GetJob:output_type -> fastlane.v1.GetJobResponse
-	51,  // 213: fastlane.v1.JobService.ListJobs:output_type -> fastlane.v1.ListJobsResponse
-	53,  // 214: fastlane.v1.JobService.StopJob:output_type -> fastlane.v1.StopJobResponse
-	55,  // 215: fastlane.v1.JobService.RetryJob:output_type -> fastlane.v1.RetryJobResponse
-	57,  // 216: fastlane.v1.JobService.ReplaceJob:output_type -> fastlane.v1.ReplaceJobResponse
-	59,  // 217: fastlane.v1.JobService.PauseSchedule:output_type -> fastlane.v1.PauseScheduleResponse
-	61,  // 218: fastlane.v1.JobService.ResumeSchedule:output_type -> fastlane.v1.ResumeScheduleResponse
-	63,  // 219: fastlane.v1.JobService.PreviewSchedule:output_type -> fastlane.v1.PreviewScheduleResponse
-	66,  // 220: fastlane.v1.JobService.BatchEnqueueJobs:output_type -> fastlane.v1.BatchEnqueueJobsResponse
-	70,  // 221: fastlane.v1.JobService.BatchStopJobs:output_type -> fastlane.v1.BatchStopJobsResponse
-	72,  // 222: fastlane.v1.JobService.BatchRetryJobs:output_type -> fastlane.v1.BatchRetryJobsResponse
-	74,  // 223: fastlane.v1.JobService.WatchJobs:output_type -> fastlane.v1.WatchJobsResponse
-	43,  // 224: fastlane.v1.JobService.StreamJobLogs:output_type -> fastlane.v1.StreamJobLogsResponse
-	76,  // 225: fastlane.v1.ExecutionService.GetExecution:output_type -> fastlane.v1.GetExecutionResponse
-	78,  // 226: fastlane.v1.ExecutionService.ListExecutions:output_type -> fastlane.v1.ListExecutionsResponse
-	80,  // 227: fastlane.v1.ExecutionService.StopExecution:output_type -> fastlane.v1.StopExecutionResponse
-	36,  // 228: fastlane.v1.ExecutionService.StreamExecutionLogs:output_type -> fastlane.v1.StreamExecutionLogsResponse
-	82,  // 229: fastlane.v1.TaskService.GetTask:output_type -> fastlane.v1.GetTaskResponse
-	84,  // 230: fastlane.v1.TaskService.ListTasks:output_type -> fastlane.v1.ListTasksResponse
-	86,  // 231: fastlane.v1.TaskService.UpdateTask:output_type -> fastlane.v1.UpdateTaskResponse
-	88,  // 232: fastlane.v1.HostService.ListHosts:output_type -> fastlane.v1.ListHostsResponse
-	90,  // 233: fastlane.v1.HostService.DrainHost:output_type -> fastlane.v1.DrainHostResponse
-	92,  // 234: fastlane.v1.HostService.ResumeHost:output_type -> fastlane.v1.ResumeHostResponse
-	94,  // 235: fastlane.v1.NotificationService.ListDeliveries:output_type -> fastlane.v1.ListDeliveriesResponse
-	96,  // 236: fastlane.v1.NotificationService.RedeliverNotification:output_type -> fastlane.v1.RedeliverNotificationResponse
-	98,  // 237: fastlane.v1.ServerService.GetServerInfo:output_type -> fastlane.v1.GetServerInfoResponse
-	100, // 238: fastlane.v1.ServerService.Prune:output_type -> fastlane.v1.PruneResponse
-	102, // 239: fastlane.v1.ServerService.ListAuditEntries:output_type -> fastlane.v1.ListAuditEntriesResponse
-	211, // [211:240] is the sub-list for method output_type
-	182, // [182:211] is the sub-list for method input_type
-	182, // [182:182] is the sub-list for extension type_name
-	182, // [182:182] is the sub-list for extension extendee
-	0,   // [0:182] is the sub-list for field type_name
+	32,  // 57: fastlane.v1.Execution.waiting:type_name -> fastlane.v1.Waiting
+	33,  // 58: fastlane.v1.Execution.outcome:type_name -> fastlane.v1.Outcome
+	112, // 59: fastlane.v1.Execution.times:type_name -> fastlane.v1.Execution.Times
+	34,  // 60: fastlane.v1.Execution.logs:type_name -> fastlane.v1.LogTotals
+	31,  // 61: fastlane.v1.Execution.usage:type_name -> fastlane.v1.Usage
+	123, // 62: fastlane.v1.Execution.tick_time:type_name -> google.protobuf.Timestamp
+	121, // 63: fastlane.v1.Usage.cpu_time:type_name -> google.protobuf.Duration
+	2,   // 64: fastlane.v1.Waiting.reason:type_name -> fastlane.v1.WaitReason
+	123, // 65: fastlane.v1.Waiting.since_time:type_name -> google.protobuf.Timestamp
+	123, // 66: fastlane.v1.Waiting.due_time:type_name -> google.protobuf.Timestamp
+	1,   // 67: fastlane.v1.Outcome.reason:type_name -> fastlane.v1.Reason
+	3,   // 68: fastlane.v1.LogTotals.source:type_name -> fastlane.v1.Source
+	13,  // 69: fastlane.v1.EngineHost.availability:type_name -> fastlane.v1.EngineHost.Availability
+	123, // 70: fastlane.v1.EngineHost.last_error_time:type_name -> google.protobuf.Timestamp
+	14,  // 71: fastlane.v1.EngineHost.capture:type_name -> fastlane.v1.EngineHost.Capture
+	123, // 72: fastlane.v1.EngineHost.drain_time:type_name -> google.protobuf.Timestamp
+	123, // 73: fastlane.v1.StreamExecutionLogsRequest.since_time:type_name -> google.protobuf.Timestamp
+	3,   // 74: fastlane.v1.StreamExecutionLogsRequest.sources:type_name -> fastlane.v1.Source
+	121, // 75: fastlane.v1.StreamExecutionLogsRequest.heartbeat_interval:type_name -> google.protobuf.Duration
+	38,  // 76: fastlane.v1.StreamExecutionLogsResponse.chunks:type_name -> fastlane.v1.LogChunk
+	39,  // 77: fastlane.v1.StreamExecutionLogsResponse.gap:type_name -> fastlane.v1.LogGap
+	40,  // 78: fastlane.v1.StreamExecutionLogsResponse.heartbeat:type_name -> fastlane.v1.LogHeartbeat
+	41,  // 79: fastlane.v1.StreamExecutionLogsResponse.state:type_name -> fastlane.v1.LogState
+	42,  // 80: fastlane.v1.StreamExecutionLogsResponse.end:type_name -> fastlane.v1.LogEnd
+	3,   // 81: fastlane.v1.LogChunk.source:type_name -> fastlane.v1.Source
+	123, // 82: fastlane.v1.LogChunk.time:type_name -> google.protobuf.Timestamp
+	3,   // 83: fastlane.v1.LogGap.source:type_name -> fastlane.v1.Source
+	15,  // 84: fastlane.v1.LogGap.cause:type_name -> fastlane.v1.LogGap.Cause
+	123, // 85: fastlane.v1.LogHeartbeat.time:type_name -> google.protobuf.Timestamp
+	0,   // 86: fastlane.v1.LogState.state:type_name -> fastlane.v1.State
+	32,  // 87: fastlane.v1.LogState.waiting:type_name -> fastlane.v1.Waiting
+	123, // 88: fastlane.v1.LogState.time:type_name -> google.protobuf.Timestamp
+	0,   // 89: fastlane.v1.LogEnd.state:type_name -> fastlane.v1.State
+	33,  // 90: fastlane.v1.LogEnd.outcome:type_name -> fastlane.v1.Outcome
+	34,  // 91: fastlane.v1.LogEnd.totals:type_name -> fastlane.v1.LogTotals
+	123, // 92: fastlane.v1.StreamJobLogsRequest.since_time:type_name -> google.protobuf.Timestamp
+	3,   // 93: fastlane.v1.StreamJobLogsRequest.sources:type_name -> fastlane.v1.Source
+	121, // 94: fastlane.v1.StreamJobLogsRequest.heartbeat_interval:type_name -> google.protobuf.Duration
+	38,  // 95: fastlane.v1.StreamJobLogsResponse.chunks:type_name -> fastlane.v1.LogChunk
+	39,  // 96: fastlane.v1.StreamJobLogsResponse.gap:type_name -> fastlane.v1.LogGap
+	40,  // 97: fastlane.v1.StreamJobLogsResponse.heartbeat:type_name -> fastlane.v1.LogHeartbeat
+	41,  // 98: fastlane.v1.StreamJobLogsResponse.state:type_name -> fastlane.v1.LogState
+	42,  // 99: fastlane.v1.StreamJobLogsResponse.end:type_name -> fastlane.v1.LogEnd
+	46,  // 100: fastlane.v1.StreamJobLogsResponse.job_end:type_name -> fastlane.v1.JobLogEnd
+	45,  // 101: fastlane.v1.StreamJobLogsResponse.execution:type_name -> fastlane.v1.JobLogExecution
+	30,  // 102: fastlane.v1.JobLogExecution.execution:type_name -> fastlane.v1.Execution
+	27,  // 103: fastlane.v1.JobLogEnd.job:type_name -> fastlane.v1.Job
+	16,  // 104: fastlane.v1.EnqueueJobRequest.spec:type_name -> fastlane.v1.JobSpec
+	27,  // 105: fastlane.v1.EnqueueJobResponse.job:type_name -> fastlane.v1.Job
+	27,  // 106: fastlane.v1.GetJobResponse.job:type_name -> fastlane.v1.Job
+	0,   // 107: fastlane.v1.ListJobsRequest.states:type_name -> fastlane.v1.State
+	113, // 108: fastlane.v1.ListJobsRequest.labels:type_name -> fastlane.v1.ListJobsRequest.LabelsEntry
+	123, // 109: fastlane.v1.ListJobsRequest.since_time:type_name -> google.protobuf.Timestamp
+	123, // 110: fastlane.v1.ListJobsRequest.until_time:type_name -> google.protobuf.Timestamp
+	27,  // 111: fastlane.v1.ListJobsResponse.jobs:type_name -> fastlane.v1.Job
+	121, // 112: fastlane.v1.StopJobRequest.grace:type_name -> google.protobuf.Duration
+	27,  // 113: fastlane.v1.StopJobResponse.job:type_name -> fastlane.v1.Job
+	27,  // 114: fastlane.v1.RetryJobResponse.job:type_name -> fastlane.v1.Job
+	16,  // 115: fastlane.v1.ReplaceJobRequest.spec:type_name -> fastlane.v1.JobSpec
+	27,  // 116: fastlane.v1.ReplaceJobResponse.job:type_name -> fastlane.v1.Job
+	27,  // 117: fastlane.v1.PauseScheduleResponse.job:type_name -> fastlane.v1.Job
+	27,  // 118: fastlane.v1.ResumeScheduleResponse.job:type_name -> fastlane.v1.Job
+	21,  // 119: fastlane.v1.PreviewScheduleRequest.cron:type_name -> fastlane.v1.Cron
+	123, // 120: fastlane.v1.PreviewScheduleRequest.from_time:type_name -> google.protobuf.Timestamp
+	123, // 121: fastlane.v1.PreviewScheduleResponse.times:type_name -> google.protobuf.Timestamp
+	47,  // 122: fastlane.v1.BatchEnqueueJobsRequest.requests:type_name -> fastlane.v1.EnqueueJobRequest
+	66,  // 123: fastlane.v1.BatchEnqueueJobsRequest.array:type_name -> fastlane.v1.JobArray
+	47,  // 124: fastlane.v1.JobArray.request:type_name -> fastlane.v1.EnqueueJobRequest
+	114, // 125: fastlane.v1.BatchEnqueueJobsResponse.results:type_name -> fastlane.v1.BatchEnqueueJobsResponse.Result
+	4,   // 126: fastlane.v1.Rejection.reason:type_name -> fastlane.v1.ErrorReason
+	115, // 127: fastlane.v1.Rejection.metadata:type_name -> fastlane.v1.Rejection.MetadataEntry
+	116, // 128: fastlane.v1.Rejection.violations:type_name -> fastlane.v1.Rejection.FieldViolation
+	0,   // 129: fastlane.v1.JobFilter.states:type_name -> fastlane.v1.State
+	117, // 130: fastlane.v1.JobFilter.labels:type_name -> fastlane.v1.JobFilter.LabelsEntry
+	123, // 131: fastlane.v1.JobFilter.since_time:type_name -> google.protobuf.Timestamp
+	123, // 132: fastlane.v1.JobFilter.until_time:type_name -> google.protobuf.Timestamp
+	69,  // 133: fastlane.v1.BatchStopJobsRequest.filter:type_name -> fastlane.v1.JobFilter
+	121, // 134: fastlane.v1.BatchStopJobsRequest.grace:type_name -> google.protobuf.Duration
+	69,  // 135: fastlane.v1.BatchRetryJobsRequest.filter:type_name -> fastlane.v1.JobFilter
+	123, // 136: fastlane.v1.BatchRetryJobsRequest.until_time:type_name -> google.protobuf.Timestamp
+	123, // 137: fastlane.v1.BatchRetryJobsResponse.until_time:type_name -> google.protobuf.Timestamp
+	118, // 138: fastlane.v1.WatchJobsRequest.labels:type_name -> fastlane.v1.WatchJobsRequest.LabelsEntry
+	121, // 139: fastlane.v1.WatchJobsRequest.heartbeat_interval:type_name -> google.protobuf.Duration
+	27,  // 140: fastlane.v1.WatchJobsResponse.job:type_name -> fastlane.v1.Job
+	40,  // 141: fastlane.v1.WatchJobsResponse.heartbeat:type_name -> fastlane.v1.LogHeartbeat
+	119, // 142: fastlane.v1.WatchJobsResponse.caught_up:type_name -> fastlane.v1.WatchJobsResponse.CaughtUp
+	30,  // 143: fastlane.v1.GetExecutionResponse.execution:type_name -> fastlane.v1.Execution
+	0,   // 144: fastlane.v1.ListExecutionsRequest.states:type_name -> fastlane.v1.State
+	30,  // 145: fastlane.v1.ListExecutionsResponse.executions:type_name -> fastlane.v1.Execution
+	121, // 146: fastlane.v1.StopExecutionRequest.grace:type_name -> google.protobuf.Duration
+	30,  // 147: fastlane.v1.StopExecutionResponse.execution:type_name -> fastlane.v1.Execution
+	26,  // 148: fastlane.v1.GetTaskResponse.task:type_name -> fastlane.v1.TaskSummary
+	26,  // 149: fastlane.v1.ListTasksResponse.tasks:type_name -> fastlane.v1.TaskSummary
+	121, // 150: fastlane.v1.UpdateTaskRequest.rate_window:type_name -> google.protobuf.Duration
+	120, // 151: fastlane.v1.UpdateTaskRequest.notifications:type_name -> fastlane.v1.UpdateTaskRequest.Notifications
+	26,  // 152: fastlane.v1.UpdateTaskResponse.task:type_name -> fastlane.v1.TaskSummary
+	35,  // 153: fastlane.v1.ListHostsResponse.hosts:type_name -> fastlane.v1.EngineHost
+	35,  // 154: fastlane.v1.DrainHostResponse.host:type_name -> fastlane.v1.EngineHost
+	35,  // 155: fastlane.v1.ResumeHostResponse.host:type_name -> fastlane.v1.EngineHost
+	5,   // 156: fastlane.v1.ListDeliveriesRequest.states:type_name -> fastlane.v1.DeliveryState
+	25,  // 157: fastlane.v1.ListDeliveriesResponse.deliveries:type_name -> fastlane.v1.Delivery
+	25,  // 158: fastlane.v1.RedeliverNotificationResponse.delivery:type_name -> fastlane.v1.Delivery
+	123, // 159: fastlane.v1.GetServerInfoResponse.start_time:type_name -> google.protobuf.Timestamp
+	123, // 160: fastlane.v1.GetServerInfoResponse.time:type_name -> google.protobuf.Timestamp
+	121, // 161: fastlane.v1.GetServerInfoResponse.max_timeout:type_name -> google.protobuf.Duration
+	121, // 162: fastlane.v1.GetServerInfoResponse.default_timeout:type_name -> google.protobuf.Duration
+	121, // 163: fastlane.v1.GetServerInfoResponse.keep_logs:type_name -> google.protobuf.Duration
+	121, // 164: fastlane.v1.GetServerInfoResponse.keep_jobs:type_name -> google.protobuf.Duration
+	121, // 165: fastlane.v1.PruneRequest.older_than:type_name -> google.protobuf.Duration
+	104, // 166: fastlane.v1.ListAuditEntriesResponse.entries:type_name -> fastlane.v1.AuditEntry
+	123, // 167: fastlane.v1.AuditEntry.time:type_name -> google.protobuf.Timestamp
+	111, // 168: fastlane.v1.Notification.Webhook.headers:type_name -> fastlane.v1.Notification.Webhook.HeadersEntry
+	121, // 169: fastlane.v1.Notification.Webhook.timeout:type_name -> google.protobuf.Duration
+	123, // 170: fastlane.v1.Execution.Times.create_time:type_name -> google.protobuf.Timestamp
+	123, // 171: fastlane.v1.Execution.Times.due_time:type_name -> google.protobuf.Timestamp
+	123, // 172: fastlane.v1.Execution.Times.claim_time:type_name -> google.protobuf.Timestamp
+	123, // 173: fastlane.v1.Execution.Times.pull_time:type_name -> google.protobuf.Timestamp
+	123, // 174: fastlane.v1.Execution.Times.container_time:type_name -> google.protobuf.Timestamp
+	123, // 175: fastlane.v1.Execution.Times.start_time:type_name -> google.protobuf.Timestamp
+	123, // 176: fastlane.v1.Execution.Times.first_byte_time:type_name -> google.protobuf.Timestamp
+	123, // 177: fastlane.v1.Execution.Times.exit_time:type_name -> google.protobuf.Timestamp
+	123, // 178: fastlane.v1.Execution.Times.seal_time:type_name -> google.protobuf.Timestamp
+	123, // 179: fastlane.v1.Execution.Times.end_time:type_name -> google.protobuf.Timestamp
+	123, // 180: fastlane.v1.Execution.Times.prune_time:type_name -> google.protobuf.Timestamp
+	48,  // 181: fastlane.v1.BatchEnqueueJobsResponse.Result.enqueued:type_name -> fastlane.v1.EnqueueJobResponse
+	68,  // 182: fastlane.v1.BatchEnqueueJobsResponse.Result.rejection:type_name -> fastlane.v1.Rejection
+	24,  // 183: fastlane.v1.UpdateTaskRequest.Notifications.items:type_name -> fastlane.v1.Notification
+	47,  // 184: fastlane.v1.JobService.EnqueueJob:input_type -> fastlane.v1.EnqueueJobRequest
+	49,  // 185: fastlane.v1.JobService.GetJob:input_type -> fastlane.v1.GetJobRequest
+	51,  // 186: fastlane.v1.JobService.ListJobs:input_type -> fastlane.v1.ListJobsRequest
+	53,  // 187: fastlane.v1.JobService.StopJob:input_type -> fastlane.v1.StopJobRequest
+	55,  // 188: fastlane.v1.JobService.RetryJob:input_type -> fastlane.v1.RetryJobRequest
+	57,  // 189: fastlane.v1.JobService.ReplaceJob:input_type -> fastlane.v1.ReplaceJobRequest
+	59,  // 190: fastlane.v1.JobService.PauseSchedule:input_type -> fastlane.v1.PauseScheduleRequest
+	61,  // 191: fastlane.v1.JobService.ResumeSchedule:input_type -> fastlane.v1.ResumeScheduleRequest
+	63,  // 192: fastlane.v1.JobService.PreviewSchedule:input_type -> fastlane.v1.PreviewScheduleRequest
+	65,  // 193: fastlane.v1.JobService.BatchEnqueueJobs:input_type -> fastlane.v1.BatchEnqueueJobsRequest
+	70,  // 194: fastlane.v1.JobService.BatchStopJobs:input_type -> fastlane.v1.BatchStopJobsRequest
+	72,  // 195: fastlane.v1.JobService.BatchRetryJobs:input_type -> fastlane.v1.BatchRetryJobsRequest
+	74,  // 196: fastlane.v1.JobService.WatchJobs:input_type -> fastlane.v1.WatchJobsRequest
+	43,  // 197: fastlane.v1.JobService.StreamJobLogs:input_type -> fastlane.v1.StreamJobLogsRequest
+	76,  // 198: fastlane.v1.ExecutionService.GetExecution:input_type -> fastlane.v1.GetExecutionRequest
+	78,  // 199: fastlane.v1.ExecutionService.ListExecutions:input_type -> fastlane.v1.ListExecutionsRequest
+	80,  // 200: fastlane.v1.ExecutionService.StopExecution:input_type -> fastlane.v1.StopExecutionRequest
+	36,  // 201: fastlane.v1.ExecutionService.StreamExecutionLogs:input_type -> fastlane.v1.StreamExecutionLogsRequest
+	82,  // 202: fastlane.v1.TaskService.GetTask:input_type -> fastlane.v1.GetTaskRequest
+	84,  // 203: fastlane.v1.TaskService.ListTasks:input_type -> fastlane.v1.ListTasksRequest
+	86,  // 204: fastlane.v1.TaskService.UpdateTask:input_type -> fastlane.v1.UpdateTaskRequest
+	88,  // 205: fastlane.v1.HostService.ListHosts:input_type -> fastlane.v1.ListHostsRequest
+	90,  // 206: fastlane.v1.HostService.DrainHost:input_type -> fastlane.v1.DrainHostRequest
+	92,  // 207: fastlane.v1.HostService.ResumeHost:input_type -> fastlane.v1.ResumeHostRequest
+	94,  // 208: fastlane.v1.NotificationService.ListDeliveries:input_type -> fastlane.v1.ListDeliveriesRequest
+	96,  // 209: fastlane.v1.NotificationService.RedeliverNotification:input_type -> fastlane.v1.RedeliverNotificationRequest
+	98,  // 210: fastlane.v1.ServerService.GetServerInfo:input_type -> fastlane.v1.GetServerInfoRequest
+	100, // 211: fastlane.v1.ServerService.Prune:input_type -> fastlane.v1.PruneRequest
+	102, // 212: fastlane.v1.ServerService.ListAuditEntries:input_type -> fastlane.v1.ListAuditEntriesRequest
+	48,  // 213: fastlane.v1.JobService.EnqueueJob:output_type -> fastlane.v1.EnqueueJobResponse
+	50,  // 214: fastlane.v1.JobService.GetJob:output_type -> fastlane.v1.GetJobResponse
+	52,  // 215: fastlane.v1.JobService.ListJobs:output_type -> fastlane.v1.ListJobsResponse
+	54,  // 216: fastlane.v1.JobService.StopJob:output_type -> fastlane.v1.StopJobResponse
+	56,  // 217: fastlane.v1.JobService.RetryJob:output_type -> fastlane.v1.RetryJobResponse
+	58,  // 218: fastlane.v1.JobService.ReplaceJob:output_type -> fastlane.v1.ReplaceJobResponse
+	60,  // 219: fastlane.v1.JobService.PauseSchedule:output_type -> fastlane.v1.PauseScheduleResponse
+	62,  // 220: fastlane.v1.JobService.ResumeSchedule:output_type -> fastlane.v1.ResumeScheduleResponse
+	64,  // 221: fastlane.v1.JobService.PreviewSchedule:output_type -> fastlane.v1.PreviewScheduleResponse
+	67,  // 222: fastlane.v1.JobService.BatchEnqueueJobs:output_type -> fastlane.v1.BatchEnqueueJobsResponse
+	71,  // 223: fastlane.v1.JobService.BatchStopJobs:output_type -> fastlane.v1.BatchStopJobsResponse
+	73,  // 224: fastlane.v1.JobService.BatchRetryJobs:output_type -> fastlane.v1.BatchRetryJobsResponse
+	75,  // 225: fastlane.v1.JobService.WatchJobs:output_type -> fastlane.v1.WatchJobsResponse
+	44,  // 226: fastlane.v1.JobService.StreamJobLogs:output_type -> fastlane.v1.StreamJobLogsResponse
+	77,  // 227: fastlane.v1.ExecutionService.GetExecution:output_type -> fastlane.v1.GetExecutionResponse
+	79,  // 228: fastlane.v1.ExecutionService.ListExecutions:output_type -> fastlane.v1.ListExecutionsResponse
+	81,  // 229: fastlane.v1.ExecutionService.StopExecution:output_type -> fastlane.v1.StopExecutionResponse
+	37,  // 230: fastlane.v1.ExecutionService.StreamExecutionLogs:output_type -> fastlane.v1.StreamExecutionLogsResponse
+	83,  // 231: fastlane.v1.TaskService.GetTask:output_type -> fastlane.v1.GetTaskResponse
+	85,  // 232: fastlane.v1.TaskService.ListTasks:output_type -> fastlane.v1.ListTasksResponse
+	87,  // 233: fastlane.v1.TaskService.UpdateTask:output_type -> fastlane.v1.UpdateTaskResponse
+	89,  // 234: fastlane.v1.HostService.ListHosts:output_type -> fastlane.v1.ListHostsResponse
+	91,  // 235: fastlane.v1.HostService.DrainHost:output_type -> fastlane.v1.DrainHostResponse
+	93,  // 236: fastlane.v1.HostService.ResumeHost:output_type -> fastlane.v1.ResumeHostResponse
+	95,  // 237: fastlane.v1.NotificationService.ListDeliveries:output_type -> fastlane.v1.ListDeliveriesResponse
+	97,  // 238: fastlane.v1.NotificationService.RedeliverNotification:output_type -> fastlane.v1.RedeliverNotificationResponse
+	99,  // 239: fastlane.v1.ServerService.GetServerInfo:output_type -> fastlane.v1.GetServerInfoResponse
+	101, // 240: fastlane.v1.ServerService.Prune:output_type -> fastlane.v1.PruneResponse
+	103, // 241: fastlane.v1.ServerService.ListAuditEntries:output_type -> fastlane.v1.ListAuditEntriesResponse
+	213, // [213:242] is the sub-list for method output_type
+	184, // [184:213] is the sub-list for method input_type
+	184, // [184:184] is the sub-list for extension type_name
+	184, // [184:184] is the sub-list for extension extendee
+	0,   // [0:184] is the sub-list for field type_name
 }
 
 func init() { file_fastlane_v1_fastlane_proto_init() }
@@ -10737,18 +10842,19 @@ func file_fastlane_v1_fastlane_proto_init() {
 		(*Notification_Webhook_)(nil),
 		(*Notification_Mail_)(nil),
 	}
-	file_fastlane_v1_fastlane_proto_msgTypes[16].OneofWrappers = []any{}
+	file_fastlane_v1_fastlane_proto_msgTypes[15].OneofWrappers = []any{}
 	file_fastlane_v1_fastlane_proto_msgTypes[17].OneofWrappers = []any{}
-	file_fastlane_v1_fastlane_proto_msgTypes[19].OneofWrappers = []any{}
-	file_fastlane_v1_fastlane_proto_msgTypes[20].OneofWrappers = []any{
+	file_fastlane_v1_fastlane_proto_msgTypes[18].OneofWrappers = []any{}
+	file_fastlane_v1_fastlane_proto_msgTypes[20].OneofWrappers = []any{}
+	file_fastlane_v1_fastlane_proto_msgTypes[21].OneofWrappers = []any{
 		(*StreamExecutionLogsResponse_Gap)(nil),
 		(*StreamExecutionLogsResponse_Heartbeat)(nil),
 		(*StreamExecutionLogsResponse_State)(nil),
 		(*StreamExecutionLogsResponse_End)(nil),
 	}
-	file_fastlane_v1_fastlane_proto_msgTypes[22].OneofWrappers = []any{}
-	file_fastlane_v1_fastlane_proto_msgTypes[26].OneofWrappers = []any{}
-	file_fastlane_v1_fastlane_proto_msgTypes[27].OneofWrappers = []any{
+	file_fastlane_v1_fastlane_proto_msgTypes[23].OneofWrappers = []any{}
+	file_fastlane_v1_fastlane_proto_msgTypes[27].OneofWrappers = []any{}
+	file_fastlane_v1_fastlane_proto_msgTypes[28].OneofWrappers = []any{
 		(*StreamJobLogsResponse_Gap)(nil),
 		(*StreamJobLogsResponse_Heartbeat)(nil),
 		(*StreamJobLogsResponse_State)(nil),
@@ -10756,14 +10862,14 @@ func file_fastlane_v1_fastlane_proto_init() {
 		(*StreamJobLogsResponse_JobEnd)(nil),
 		(*StreamJobLogsResponse_Execution)(nil),
 	}
-	file_fastlane_v1_fastlane_proto_msgTypes[58].OneofWrappers = []any{
+	file_fastlane_v1_fastlane_proto_msgTypes[59].OneofWrappers = []any{
 		(*WatchJobsResponse_Job)(nil),
 		(*WatchJobsResponse_PrunedJobId)(nil),
 		(*WatchJobsResponse_Heartbeat)(nil),
 		(*WatchJobsResponse_CaughtUp_)(nil),
 	}
-	file_fastlane_v1_fastlane_proto_msgTypes[69].OneofWrappers = []any{}
-	file_fastlane_v1_fastlane_proto_msgTypes[97].OneofWrappers = []any{
+	file_fastlane_v1_fastlane_proto_msgTypes[70].OneofWrappers = []any{}
+	file_fastlane_v1_fastlane_proto_msgTypes[98].OneofWrappers = []any{
 		(*BatchEnqueueJobsResponse_Result_Enqueued)(nil),
 		(*BatchEnqueueJobsResponse_Result_Rejection)(nil),
 	}
@@ -10773,7 +10879,7 @@ func file_fastlane_v1_fastlane_proto_init() {
 			GoPackagePath: reflect.TypeOf(x{}).PkgPath(),
 			RawDescriptor: unsafe.Slice(unsafe.StringData(file_fastlane_v1_fastlane_proto_rawDesc), len(file_fastlane_v1_fastlane_proto_rawDesc)),
 			NumEnums:      16,
-			NumMessages:   104,
+			NumMessages:   105,
 			NumExtensions: 0,
 			NumServices:   6,
 		},

@@ -345,6 +345,7 @@ def _job_facts(job: pb.Job, now: datetime) -> Iterator[tuple[str, str]]:
     yield "enqueued", _moment(job, "create_time", now)
     yield "ended", _moment(job, "end_time", now)
     yield "ran", _ran(job.execution, now).strip("-")
+    yield "used", ", ".join(_used(job.execution))
     yield "executions", str(job.executions or "")
     yield "run", str(job.execution.run) if job.executions > 1 else ""
     yield "attempt", attempts_text(job, job.execution) if job.executions > 1 else ""
@@ -439,6 +440,7 @@ def _execution_facts(execution: pb.Execution, now: datetime) -> Iterator[tuple[s
         if field != "due_time" or execution.times.due_time != execution.times.create_time:
             yield name, _moment(execution.times, field, now)
     yield "ran", _ran(execution, now).strip("-")
+    yield "used", ", ".join(_used(execution))
     for totals in execution.logs:
         missing = f", {size(totals.missing_bytes)} of them missing" if totals.missing_bytes else ""
         yield pb.Source.Name(totals.source).removeprefix("SOURCE_").lower(), f"{size(totals.bytes)}{missing}"
@@ -469,6 +471,18 @@ def _ran(execution: pb.Execution, now: datetime) -> str:
 
 
 _FAILING = {pb.EngineHost.AVAILABILITY_DOWN, pb.EngineHost.AVAILABILITY_CIRCUIT_OPEN}
+
+
+def _used(execution: pb.Execution) -> Iterator[str]:
+    usage = execution.usage
+    if usage.HasField("cpu_time"):
+        yield f"{usage.cpu_time.ToMicroseconds() / 1_000_000:.2f} s of CPU time"
+    if usage.HasField("peak_memory_bytes"):
+        yield f"at most {usage.peak_memory_bytes / (1 << 20):.1f} MiB of memory"
+    if usage.HasField("read_bytes"):
+        yield f"{size(usage.read_bytes)} read"
+    if usage.HasField("written_bytes"):
+        yield f"{size(usage.written_bytes)} written"
 
 
 def _host_note(host: pb.EngineHost) -> str:
