@@ -5,24 +5,25 @@ CREATE TABLE "_sqlite_migrations" (
    "name" TEXT,
    "applied_at" TEXT
 );
-INSERT INTO "_sqlite_migrations" VALUES(1,'fastlane','tasks_and_jobs','2026-11-29 00:47:41.231432+00:00');
-INSERT INTO "_sqlite_migrations" VALUES(2,'fastlane','executions','2026-11-29 00:47:41.232127+00:00');
-INSERT INTO "_sqlite_migrations" VALUES(3,'fastlane','lines_of_the_queue','2026-11-29 00:47:41.232501+00:00');
-INSERT INTO "_sqlite_migrations" VALUES(4,'fastlane','identity_of_the_instance','2026-11-29 00:47:41.232688+00:00');
-INSERT INTO "_sqlite_migrations" VALUES(5,'fastlane','labels_of_jobs','2026-11-29 00:47:41.232820+00:00');
-INSERT INTO "_sqlite_migrations" VALUES(6,'fastlane','upkeep','2026-11-29 00:47:41.233875+00:00');
-INSERT INTO "_sqlite_migrations" VALUES(7,'fastlane','state_of_jobs','2026-11-29 00:47:41.235546+00:00');
-INSERT INTO "_sqlite_migrations" VALUES(8,'fastlane','due_and_expire_times','2026-11-29 00:47:41.236143+00:00');
-INSERT INTO "_sqlite_migrations" VALUES(9,'fastlane','handles_of_backends','2026-11-29 00:47:41.238437+00:00');
-INSERT INTO "_sqlite_migrations" VALUES(10,'fastlane','many_executions_of_a_job','2026-11-29 00:47:41.240838+00:00');
-INSERT INTO "_sqlite_migrations" VALUES(11,'fastlane','limits_of_tasks','2026-11-29 00:47:41.242561+00:00');
-INSERT INTO "_sqlite_migrations" VALUES(12,'fastlane','pools_of_hosts','2026-11-29 00:47:41.243359+00:00');
-INSERT INTO "_sqlite_migrations" VALUES(13,'fastlane','drained_hosts','2026-11-29 00:47:41.243602+00:00');
-INSERT INTO "_sqlite_migrations" VALUES(14,'fastlane','arrays_of_jobs','2026-11-29 00:47:41.244350+00:00');
-INSERT INTO "_sqlite_migrations" VALUES(15,'fastlane','change_log','2026-11-29 00:47:41.244659+00:00');
-INSERT INTO "_sqlite_migrations" VALUES(16,'fastlane','jobs_that_stop_unwatched','2026-11-29 00:47:41.245139+00:00');
-INSERT INTO "_sqlite_migrations" VALUES(17,'fastlane','numbers_of_metrics','2026-11-29 00:47:41.246127+00:00');
-INSERT INTO "_sqlite_migrations" VALUES(18,'fastlane','notifications','2026-11-29 00:47:41.281737+00:00');
+INSERT INTO "_sqlite_migrations" VALUES(1,'fastlane','tasks_and_jobs','2026-11-29 01:07:06.831123+00:00');
+INSERT INTO "_sqlite_migrations" VALUES(2,'fastlane','executions','2026-11-29 01:07:06.831767+00:00');
+INSERT INTO "_sqlite_migrations" VALUES(3,'fastlane','lines_of_the_queue','2026-11-29 01:07:06.832107+00:00');
+INSERT INTO "_sqlite_migrations" VALUES(4,'fastlane','identity_of_the_instance','2026-11-29 01:07:06.832309+00:00');
+INSERT INTO "_sqlite_migrations" VALUES(5,'fastlane','labels_of_jobs','2026-11-29 01:07:06.832442+00:00');
+INSERT INTO "_sqlite_migrations" VALUES(6,'fastlane','upkeep','2026-11-29 01:07:06.833224+00:00');
+INSERT INTO "_sqlite_migrations" VALUES(7,'fastlane','state_of_jobs','2026-11-29 01:07:06.834791+00:00');
+INSERT INTO "_sqlite_migrations" VALUES(8,'fastlane','due_and_expire_times','2026-11-29 01:07:06.839439+00:00');
+INSERT INTO "_sqlite_migrations" VALUES(9,'fastlane','handles_of_backends','2026-11-29 01:07:06.845329+00:00');
+INSERT INTO "_sqlite_migrations" VALUES(10,'fastlane','many_executions_of_a_job','2026-11-29 01:07:06.850091+00:00');
+INSERT INTO "_sqlite_migrations" VALUES(11,'fastlane','limits_of_tasks','2026-11-29 01:07:06.850768+00:00');
+INSERT INTO "_sqlite_migrations" VALUES(12,'fastlane','pools_of_hosts','2026-11-29 01:07:06.911735+00:00');
+INSERT INTO "_sqlite_migrations" VALUES(13,'fastlane','drained_hosts','2026-11-29 01:07:06.911987+00:00');
+INSERT INTO "_sqlite_migrations" VALUES(14,'fastlane','arrays_of_jobs','2026-11-29 01:07:06.912690+00:00');
+INSERT INTO "_sqlite_migrations" VALUES(15,'fastlane','change_log','2026-11-29 01:07:06.912958+00:00');
+INSERT INTO "_sqlite_migrations" VALUES(16,'fastlane','jobs_that_stop_unwatched','2026-11-29 01:07:06.924221+00:00');
+INSERT INTO "_sqlite_migrations" VALUES(17,'fastlane','numbers_of_metrics','2026-11-29 01:07:06.927508+00:00');
+INSERT INTO "_sqlite_migrations" VALUES(18,'fastlane','notifications','2026-11-29 01:07:06.941324+00:00');
+INSERT INTO "_sqlite_migrations" VALUES(19,'fastlane','usage_of_executions','2026-11-29 01:07:06.942074+00:00');
 CREATE TABLE changes (
             sequence INTEGER PRIMARY KEY,
             kind INTEGER NOT NULL,  -- of store/changes.py
@@ -34,11 +35,11 @@ CREATE TABLE changes (
             labels TEXT  -- JSON: those of a job that was pruned; else null
         ) STRICT
         ;
-INSERT INTO "changes" VALUES(1,1,'01a224c5-a168-79c2-b75d-fa40d9d276b8','mail','01a224c5-a168-7ac1-b61c-313b32db5a65',2,1795913261416786,NULL);
-INSERT INTO "changes" VALUES(2,1,'01a224c5-a199-7242-8094-d3dbdc6b2d96','mail','01a224c5-a199-7963-a870-bf25424df9d3',2,1795913261465719,NULL);
-INSERT INTO "changes" VALUES(3,3,'01a224c5-a199-7242-8094-d3dbdc6b2d96','mail','01a224c5-a199-7963-a870-bf25424df9d3',2,1795913261472992,NULL);
-INSERT INTO "changes" VALUES(4,1,'01a224c5-a199-7242-8094-d3dbdc6b2d96','mail','01a224c5-a199-7963-a870-bf25424df9d3',9,1795913261473670,NULL);
-INSERT INTO "changes" VALUES(5,5,'01a224c5-a199-7242-8094-d3dbdc6b2d96','mail','01a224c5-a199-7963-a870-bf25424df9d3',9,1795913261473670,NULL);
+INSERT INTO "changes" VALUES(1,1,'01a224d7-6aa1-7bac-a687-0cc34c6f3db1','mail','01a224d7-6aa1-7031-bbb6-ac0ccc93e507',2,1795914427041614,NULL);
+INSERT INTO "changes" VALUES(2,1,'01a224d7-6aa4-705d-aa10-54b817208154','mail','01a224d7-6aa4-7277-bb04-ae410887adfa',2,1795914427044432,NULL);
+INSERT INTO "changes" VALUES(3,3,'01a224d7-6aa4-705d-aa10-54b817208154','mail','01a224d7-6aa4-7277-bb04-ae410887adfa',2,1795914427099017,NULL);
+INSERT INTO "changes" VALUES(4,1,'01a224d7-6aa4-705d-aa10-54b817208154','mail','01a224d7-6aa4-7277-bb04-ae410887adfa',9,1795914427099455,NULL);
+INSERT INTO "changes" VALUES(5,5,'01a224d7-6aa4-705d-aa10-54b817208154','mail','01a224d7-6aa4-7277-bb04-ae410887adfa',9,1795914427099455,NULL);
 CREATE TABLE deliveries (
             seq INTEGER PRIMARY KEY,
             delivery_id TEXT NOT NULL UNIQUE,
@@ -93,13 +94,13 @@ CREATE TABLE "executions" (
    "out_of_memory" INTEGER,
    "stop_signal" TEXT,
    "logs" TEXT NOT NULL DEFAULT '[]'
-, log_bytes INTEGER NOT NULL DEFAULT 0, prune_time INTEGER, expire_time INTEGER, handle TEXT NOT NULL DEFAULT '', tick_time INTEGER, tries INTEGER NOT NULL DEFAULT 0, memory_bytes INTEGER NOT NULL DEFAULT 0, held INTEGER NOT NULL DEFAULT 0, excess INTEGER NOT NULL DEFAULT 0, spec BLOB) STRICT;
-INSERT INTO "executions" VALUES(1,'01a224c5-a168-7ac1-b61c-313b32db5a65','01a224c5-a168-79c2-b75d-fa40d9d276b8','mail',0,1,1,2,1795913261416786,1795913261416786,1795913261416786,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,'','','',0,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,'[]',0,NULL,NULL,'',NULL,0,0,0,0,NULL);
-INSERT INTO "executions" VALUES(2,'01a224c5-a199-7963-a870-bf25424df9d3','01a224c5-a199-7242-8094-d3dbdc6b2d96','mail',0,1,1,9,1795913261473670,1795913261465719,1795913261465719,NULL,NULL,NULL,NULL,NULL,NULL,NULL,1795913261473670,'','','',0,'caller',1795913261473670,0,'enough',0,'stopped while it was queued: enough',NULL,0,'','[]',0,NULL,NULL,'',NULL,0,0,0,0,NULL);
+, log_bytes INTEGER NOT NULL DEFAULT 0, prune_time INTEGER, expire_time INTEGER, handle TEXT NOT NULL DEFAULT '', tick_time INTEGER, tries INTEGER NOT NULL DEFAULT 0, memory_bytes INTEGER NOT NULL DEFAULT 0, held INTEGER NOT NULL DEFAULT 0, excess INTEGER NOT NULL DEFAULT 0, spec BLOB, usage TEXT NOT NULL DEFAULT '') STRICT;
+INSERT INTO "executions" VALUES(1,'01a224d7-6aa1-7031-bbb6-ac0ccc93e507','01a224d7-6aa1-7bac-a687-0cc34c6f3db1','mail',0,1,1,2,1795914427041614,1795914427041614,1795914427041614,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,'','','',0,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,NULL,'[]',0,NULL,NULL,'',NULL,0,0,0,0,NULL,'');
+INSERT INTO "executions" VALUES(2,'01a224d7-6aa4-7277-bb04-ae410887adfa','01a224d7-6aa4-705d-aa10-54b817208154','mail',0,1,1,9,1795914427099455,1795914427044432,1795914427044432,NULL,NULL,NULL,NULL,NULL,NULL,NULL,1795914427099455,'','','',0,'caller',1795914427099455,0,'enough',0,'stopped while it was queued: enough',NULL,0,'','[]',0,NULL,NULL,'',NULL,0,0,0,0,NULL,'');
 CREATE TABLE "instance" (
    "instance_id" TEXT PRIMARY KEY
 ) STRICT;
-INSERT INTO "instance" VALUES('a826f8a6-f9b0-441c-960f-089ce25997fa');
+INSERT INTO "instance" VALUES('e55c7658-d1cf-429f-900d-7a37fc6f542c');
 CREATE TABLE job_labels (
             name TEXT NOT NULL, value TEXT NOT NULL, create_time INTEGER NOT NULL, seq INTEGER NOT NULL,
             PRIMARY KEY (name, value, create_time, seq)
@@ -117,8 +118,8 @@ CREATE TABLE "jobs" (
    "request_digest" BLOB NOT NULL,
    "caller_address" TEXT NOT NULL
 , execution_id TEXT NOT NULL DEFAULT '', executions INTEGER NOT NULL DEFAULT 1, stop_time INTEGER, end_time INTEGER, reason INTEGER, detail TEXT, exit_code INTEGER, out_of_memory INTEGER, stop_signal TEXT, runs INTEGER NOT NULL DEFAULT 1, schedule TEXT, tick_time INTEGER, revision INTEGER NOT NULL DEFAULT 1, unique_key TEXT NOT NULL DEFAULT '', array_index INTEGER, array_size INTEGER, unwatched_limit INTEGER) STRICT;
-INSERT INTO "jobs" VALUES(1,'01a224c5-a168-79c2-b75d-fa40d9d276b8','mail',2,X'7B22636F6D6D616E64223A2274727565222C22696D616765223A2262757379626F78227D',1795913261416786,'waits',X'','ipv4:10.0.0.7:51234','01a224c5-a168-7ac1-b61c-313b32db5a65',1,NULL,NULL,NULL,NULL,NULL,NULL,NULL,1,NULL,NULL,1,'',NULL,NULL,NULL);
-INSERT INTO "jobs" VALUES(2,'01a224c5-a199-7242-8094-d3dbdc6b2d96','mail',9,X'7B22636F6D6D616E64223A2274727565222C22696D616765223A2262757379626F78227D',1795913261465719,'stopped',X'','ipv4:10.0.0.7:51234','01a224c5-a199-7963-a870-bf25424df9d3',1,1795913261473670,1795913261473670,0,'stopped while it was queued: enough',NULL,0,'',1,NULL,NULL,1,'',NULL,NULL,NULL);
+INSERT INTO "jobs" VALUES(1,'01a224d7-6aa1-7bac-a687-0cc34c6f3db1','mail',2,X'7B22636F6D6D616E64223A2274727565222C22696D616765223A2262757379626F78227D',1795914427041614,'waits',X'','ipv4:10.0.0.7:51234','01a224d7-6aa1-7031-bbb6-ac0ccc93e507',1,NULL,NULL,NULL,NULL,NULL,NULL,NULL,1,NULL,NULL,1,'',NULL,NULL,NULL);
+INSERT INTO "jobs" VALUES(2,'01a224d7-6aa4-705d-aa10-54b817208154','mail',9,X'7B22636F6D6D616E64223A2274727565222C22696D616765223A2262757379626F78227D',1795914427044432,'stopped',X'','ipv4:10.0.0.7:51234','01a224d7-6aa4-7277-bb04-ae410887adfa',1,1795914427099455,1795914427099455,0,'stopped while it was queued: enough',NULL,0,'',1,NULL,NULL,1,'',NULL,NULL,NULL);
 CREATE TABLE "kept" (
    "log_bytes" INTEGER NOT NULL,
    "waiting" INTEGER NOT NULL
@@ -159,7 +160,7 @@ CREATE TABLE "tasks" (
    "jobs" INTEGER NOT NULL,
    "open_jobs" INTEGER NOT NULL
 ) STRICT;
-INSERT INTO "tasks" VALUES('mail',1795913261416786,1795913261465719,2,1);
+INSERT INTO "tasks" VALUES('mail',1795914427041614,1795914427044432,2,1);
 CREATE UNIQUE INDEX "idx__sqlite_migrations_migration_set_name"
     ON "_sqlite_migrations" ("migration_set", "name");
 CREATE UNIQUE INDEX "idx_jobs_job_id"
