@@ -204,6 +204,13 @@ def test_a_browser_without_a_token_gets_the_page_and_no_data(guarded: Guarded) -
     assert guarded.shown.id.encode() not in content
 
 
+def test_the_openapi_document_of_a_server_with_tokens_says_so(guarded: Guarded) -> None:
+    headers = {"Authorization": f"Bearer {guarded.tokens['view']}"}
+    document = json.loads(ask(guarded.server, "GET", "/openapi.json", **headers)[2])
+    assert document["security"] == [{"token": []}, {"cookie": []}]
+    assert document["paths"]["/readyz"]["get"]["security"] == []
+
+
 @pytest.mark.parametrize("name", [*CREDENTIALS, "limited"])
 def test_reflection_needs_a_token_and_health_does_not(guarded: Guarded, name: str) -> None:
     metadata = () if name == "none" else (("authorization", f"Bearer {guarded.tokens.get(name, WRONG)}"),)
