@@ -81,7 +81,7 @@ _LINKS: _Schema = {
 
 @dataclass(frozen=True, slots=True)
 class Security:
-    """What callers must show: tokens, certificates, or both. `open_paths`: those that need no token."""
+    """The credentials that callers must show: tokens, certificates, or both. `open_paths`: those that need no token."""
 
     tokens: bool = False
     certificates: bool = False
