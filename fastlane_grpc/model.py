@@ -137,11 +137,42 @@ class PullPolicy(IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """The resources that a container may use. Zero means the server's default."""
+    """The resources that a container may use. Zero and empty mean the server's default."""
 
     memory_bytes: int = 0
     cpus: float = 0.0
     pids: int = 0
+    shm_bytes: int = 0
+    memory_reservation_bytes: int = 0
+    cpuset: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Tmpfs:
+    """A file system in memory. Zero stands for the defaults of the engine."""
+
+    path: str
+    size_bytes: int = 0
+    mode: int = 0
+    executable: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Ulimit:
+    """A limit of each process of a container, -1: unlimited. `hard` None: as `soft`."""
+
+    name: str
+    soft: int = 0
+    hard: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Dns:
+    """The name resolution of a container. Empty: as the engine is configured."""
+
+    servers: Sequence[str] = ()
+    search_domains: Sequence[str] = ()
+    options: Sequence[str] = ()
 
 
 class Overlap(IntEnum):
@@ -349,6 +380,11 @@ class JobSpec:
     unique: Unique | None = None
     history: int = 0
     stop_when_unwatched: timedelta | None = None
+    extra_hosts: Mapping[str, str] = field(default_factory=dict)
+    tmpfs: Sequence[Tmpfs] = ()
+    ulimits: Sequence[Ulimit] = ()
+    dns: Dns | None = None
+    cap_drop: Sequence[str] = ()
 
     @property
     def starts_at_once(self) -> bool:
@@ -404,6 +440,16 @@ class LogTotals:
     bytes: int
     missing_bytes: int = 0
     crc32: int | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """The resources that a container used, as the kernel counted. None: the kernel does not tell."""
+
+    cpu_time: timedelta | None = None
+    peak_memory_bytes: int | None = None
+    read_bytes: int | None = None
+    written_bytes: int | None = None
 
 
 class Times(NamedTuple):
@@ -513,6 +559,7 @@ class Execution:
     handle: str = ""
     starting: bool = False
     logs: Sequence[LogTotals] = ()
+    usage: Usage | None = None
     expire_time: datetime | None = None
     tick_time: datetime | None = None
     tries: int = 0

@@ -28,10 +28,11 @@ SHORT_FORMS = {
     "Retry": ("max_retries", int),
     "Unique": ("key", str),
     "Webhook": ("url", str),
+    "Tmpfs": ("path", str),
 }
 # Names that the payload of the first fastlane had for fields of a spec.
 SPEC_ALIASES = {"retries": "retry", "expiration": "expire_time"}
-_SIZES = {"memory_bytes", "max_bytes"}
+_SIZES = {"memory_bytes", "max_bytes", "shm_bytes", "memory_reservation_bytes", "size_bytes"}
 _SIZE = re.compile(r"([0-9]{1,12})([kmgKMG]?)")
 _SECONDS = re.compile(r"-?[0-9]+(\.[0-9]{1,9})?s")
 # No number of more digits fits into a field; Python refuses to read one of very many.

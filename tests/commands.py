@@ -11,9 +11,12 @@ import termios
 from collections.abc import Mapping, Sequence
 
 from fastlane_grpc.v1 import fastlane_pb2 as pb
+from tests import forked
 from tests.scripted_server import Log, Piece, ScriptedServer
 
 FASTLANE = [sys.executable, "-m", "fastlane_grpc.cli"]
+# The same, for a fork.
+PROGRAM = "from fastlane_grpc.cli import main; main()"
 HELLO = Log([Piece(3, b"pulling\n"), Piece(1, b"hello\n"), Piece(2, b"oh\n"), Piece(1, b"world\n")])
 # As above, and then it waits to be stopped.
 WAITING = Log(HELLO.pieces, heartbeats_before_end=1_000_000, state=pb.STATE_STOPPED, exit_status=130)
@@ -27,7 +30,7 @@ def environment(server: ScriptedServer | None, **more: str) -> Mapping[str, str]
 
 
 def fastlane(server: ScriptedServer | None, *arguments: str, **more: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run([*FASTLANE, *arguments], env=environment(server, **more), capture_output=True, timeout=60)
+    return forked.run(PROGRAM, *arguments, environment=environment(server, **more))
 
 
 def on_terminal(

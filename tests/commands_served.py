@@ -4,11 +4,12 @@ import os
 import re
 import signal
 import subprocess
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 
-FASTLANE = [sys.executable, "-m", "fastlane_grpc.cli"]
+from tests import forked
+from tests.commands import FASTLANE, PROGRAM
+
 SECONDS = 90
 
 
@@ -43,6 +44,4 @@ class Server:
 
 
 def fastlane(server: Server, *arguments: str) -> subprocess.CompletedProcess[bytes]:
-    return subprocess.run(
-        [*FASTLANE, *arguments], env=environment(server.address), capture_output=True, timeout=SECONDS
-    )
+    return forked.run(PROGRAM, *arguments, environment=environment(server.address), timeout=SECONDS)

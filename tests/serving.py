@@ -16,6 +16,7 @@ import docker
 from docker.errors import APIError
 
 from tests import probed
+from tests.forked import Forked
 
 # What the process does. A step that is to kill it comes as NAME:N, the Nth time that any execution reaches it.
 _MAIN = """
@@ -77,12 +78,16 @@ class Server:
             probed.prepare(data_dir)
         self._log = Path(f"{data_dir}.log")
         with self._log.open("ab") as log:
-            self.process: subprocess.Popen[bytes] = subprocess.Popen(  # type: ignore[call-overload]
-                [*under, python, "-c", _MAIN, json.dumps([flags, kill_at])],
-                stdout=subprocess.PIPE,
-                stderr=log,
-                stdin=subprocess.DEVNULL,
-                **(process or {}),
+            self.process: subprocess.Popen[bytes] | Forked = (
+                subprocess.Popen(  # type: ignore[call-overload]
+                    [*under, python, "-c", _MAIN, json.dumps([flags, kill_at])],
+                    stdout=subprocess.PIPE,
+                    stderr=log,
+                    stdin=subprocess.DEVNULL,
+                    **(process or {}),
+                )
+                if under or process or python != sys.executable
+                else Forked(_MAIN, json.dumps([flags, kill_at]), stderr=log.fileno())
             )
         assert self.process.stdout is not None
         line = self.process.stdout.readline()

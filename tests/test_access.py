@@ -29,9 +29,10 @@ from fastlane_grpc.errors import CannotServe
 from fastlane_grpc.http.routes import ROUTES, methods
 from fastlane_grpc.trust import Role, TaskPattern, TokenFile, TokenRefused
 from fastlane_grpc.v1 import fastlane_pb2 as pb
+from tests import forked
 from tests.browser import browsing
 from tests.certificates import Authority
-from tests.commands import FASTLANE, environment
+from tests.commands import PROGRAM, environment
 from tests.recorder_program import eventually
 from tests.serving import Server
 
@@ -440,9 +441,8 @@ def test_an_address_that_guesses_has_to_wait_and_good_clients_do_not(tmp_path: P
 
 
 def fastlane(*arguments: str, **more: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [*FASTLANE, *arguments], env=environment(None, **more), capture_output=True, text=True, timeout=60
-    )
+    ran = forked.run(PROGRAM, *arguments, environment=environment(None, **more))
+    return subprocess.CompletedProcess(ran.args, ran.returncode, ran.stdout.decode(), ran.stderr.decode())
 
 
 def test_the_command_creates_lists_and_revokes_tokens(tmp_path: Path) -> None:

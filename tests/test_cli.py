@@ -98,6 +98,10 @@ def test_everything_after_the_image_belongs_to_the_command(server: ScriptedServe
 def test_every_option_arrives(server: ScriptedServer) -> None:
     options = "--timeout 2m30s --pull never --memory 512m --cpus 0.5 --pids 9 --network none -u 1:2 -w /app"
     extra = "--entrypoint /tini -l team=x"
+    extra += " --memory-reservation 256m --cpuset-cpus 0-1 --shm-size 1g --cap-drop ALL --dns 192.0.2.53"
+    extra += " --tmpfs /tmp --tmpfs /run:rw,noexec,size=64m,mode=700 --tmpfs /x:exec --ulimit nofile=9:-1"
+    extra += " --ulimit core=0 --add-host db:192.0.2.7 --add-host six:2001:db8::7"
+    extra += " --dns-search example.com --dns-option ndots:2"
     more = "--priority 7 --read-only --stop-signal SIGINT --stop-grace 0s --request-id r1 -e FROM_HERE -e EMPTY="
     ran = fastlane(
         server, "run", *f"{options} {extra} {more}".split(), "registry:5000/team/mail:1.4", FROM_HERE="value from here"
@@ -107,7 +111,23 @@ def test_every_option_arrives(server: ScriptedServer) -> None:
     assert (request.task_id, request.request_id) == ("mail", "r1")
     spec = request.spec
     assert (spec.timeout.seconds, spec.pull_policy) == (150, pb.JobSpec.PULL_POLICY_NEVER)
-    assert spec.limits == pb.Limits(memory_bytes=512 << 20, cpus=0.5, pids=9)
+    assert spec.limits == pb.Limits(
+        memory_bytes=512 << 20,
+        cpus=0.5,
+        pids=9,
+        shm_bytes=1 << 30,
+        memory_reservation_bytes=256 << 20,
+        cpuset="0-1",
+    )
+    assert list(spec.tmpfs) == [
+        pb.Tmpfs(path="/tmp"),
+        pb.Tmpfs(path="/run", size_bytes=64 << 20, mode=0o700),
+        pb.Tmpfs(path="/x", executable=True),
+    ]
+    assert list(spec.ulimits) == [pb.Ulimit(name="nofile", soft=9, hard=-1), pb.Ulimit(name="core", soft=0)]
+    assert dict(spec.extra_hosts) == {"db": "192.0.2.7", "six": "2001:db8::7"}
+    assert spec.dns == pb.Dns(servers=["192.0.2.53"], search_domains=["example.com"], options=["ndots:2"])
+    assert list(spec.cap_drop) == ["ALL"]
     assert (spec.network, spec.user, spec.working_dir, list(spec.entrypoint)) == ("none", "1:2", "/app", ["/tini"])
     assert (dict(spec.labels), spec.priority, spec.read_only_root) == ({"team": "x"}, 7, True)
     assert (spec.stop_signal, spec.HasField("stop_grace"), spec.stop_grace.seconds) == ("SIGINT", True, 0)
@@ -500,6 +520,11 @@ def test_the_cause_is_what_the_system_said_last_without_the_brackets_around_it()
         (["run", "--start-at", "tomorrow", "busybox"], "'tomorrow' must be a time, as 2026-01-31T08:00:00Z"),
         (["run", "--expire-time", "10m", "busybox"], "'10m' must be a time, as 2026-01-31T08:00:00Z"),
         (["run", "--memory", "lots", "busybox"], "'lots' must be a number of bytes"),
+        (["run", "--tmpfs", "/a:uid=0", "busybox"], "has the option 'uid=0'; known ones: size=64m, mode=1777, exec"),
+        (["run", "--tmpfs", "/a:mode=9", "busybox"], "has the option 'mode=9'"),
+        (["run", "--tmpfs", "/a:size=x", "busybox"], "must be a number of bytes"),
+        (["run", "--ulimit", "nofile", "busybox"], "must be NAME=SOFT[:HARD]"),
+        (["run", "--add-host", "db", "busybox"], "must be HOST:IP"),
         (["run", "-l", "x", "busybox"], "'x' must be NAME=VALUE"),
         (
             ["run", "-a", "nowhere", "busybox"],
@@ -626,6 +651,9 @@ def test_what_the_server_refuses_is_said_in_one_line(server: ScriptedServer) -> 
         ("spec.stop_when_unwatched: not with spec.cron", "--stop-when-unwatched: not with --cron"),
         ("spec.notifications[0].mail: no mails", "--notify-mail: no mails"),
         ("spec.notifications[10].webhook.url: is long", "--notify-url: is long"),
+        ("spec.limits.shm_bytes: is -1; spec.tmpfs[0].path: is /", "--shm-size: is -1; --tmpfs: is /"),
+        ("spec.ulimits[0].soft: is -2; spec.dns.servers[1]: is a", "--ulimit: is -2; --dns: is a"),
+        ('spec.extra_hosts["a b"]: is none; spec.cap_drop[0]: is x', "--add-host a b: is none; --cap-drop: is x"),
         ("spec.retry.max_retries: is 101; spec.unique.key: is long", "--retries: is 101; --unique: is long"),
     ],
 )

@@ -60,7 +60,7 @@ def test_each_refused_option_says_in_one_line_what_to_use_of_ours(option: str) -
     assert advised <= OURS, advised
 
 
-@pytest.mark.parametrize("option", ["--mount", "--name", "--restart", "--ulimit", "--publish"])
+@pytest.mark.parametrize("option", ["--mount", "--name", "--restart", "--device", "--publish"])
 def test_a_refused_option_may_have_its_value_behind_an_equals_sign(option: str) -> None:
     assert refusal(f"{option}=value", OURS) == refusal(option, OURS)
 
@@ -88,13 +88,13 @@ HABITS = [
     "-it busybox sh",
     "-itd busybox",
     "--gpus all busybox",
-    "--ulimit nofile=9 busybox",
+    "--kernel-memory 9m busybox",
     "-p 80:80 busybox",
     "--platform linux/arm64 busybox",
     "--privileged busybox",
     "--mount type=bind,src=/,dst=/x busybox",
-    "--add-host a:1 busybox",
-    "--shm-size 1g busybox",
+    "--dns-opt a busybox",
+    "--cap-add ALL busybox",
     "--name web busybox",
     "-a stdin busybox",
     "-e A=1 --restart=always busybox",

@@ -1,12 +1,13 @@
 """`fastlane task` and `fastlane hosts drain`, on a server of two hosts without engines."""
 
 import json
-import subprocess
 from collections.abc import Iterator
 
 import pytest
 
-from tests.commands_served import FASTLANE, environment
+from tests import forked
+from tests.commands import PROGRAM
+from tests.commands_served import environment
 from tests.serving import Server
 from tests.test_rpc_limits import POOL, TWO_HOSTS
 
@@ -22,8 +23,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def fastlane(address: str, *arguments: str) -> tuple[int, str, str]:
-    ran = subprocess.run([*FASTLANE, *arguments], env=environment(address), capture_output=True, timeout=60, text=True)
-    return ran.returncode, ran.stdout, ran.stderr
+    ran = forked.run(PROGRAM, *arguments, environment=environment(address))
+    return ran.returncode, ran.stdout.decode(), ran.stderr.decode()
 
 
 def test_a_task_is_limited_paused_and_resumed(address: str) -> None:

@@ -229,6 +229,16 @@ def test_one_job_and_one_execution_are_told_in_full(server: ScriptedServer) -> N
     job.spec.MergeFrom(
         pb.JobSpec(user="1:2", working_dir="/w", network="none", pull_policy=pb.JobSpec.PULL_POLICY_ALWAYS)
     )
+    job.spec.MergeFrom(
+        pb.JobSpec(
+            limits=pb.Limits(shm_bytes=1 << 30, memory_reservation_bytes=8 << 20, cpuset="0-1"),
+            tmpfs=[pb.Tmpfs(path="/tmp", size_bytes=64 << 20), pb.Tmpfs(path="/run")],
+            ulimits=[pb.Ulimit(name="core"), pb.Ulimit(name="nofile", soft=9, hard=-1)],
+            extra_hosts={"db": "192.0.2.7"},
+            dns=pb.Dns(servers=["192.0.2.53"], options=["ndots:2"]),
+            cap_drop=["ALL"],
+        )
+    )
     job.spec.stop_grace.FromTimedelta(timedelta(0))
     server.jobs.append(job)
     job.execution.logs.append(pb.LogTotals(source=pb.SOURCE_STDOUT, bytes=12_000, missing_bytes=2000))
@@ -243,11 +253,13 @@ def test_one_job_and_one_execution_are_told_in_full(server: ScriptedServer) -> N
         assert line in shown.splitlines()
     told = dict(line.split(maxsplit=1) for line in shown.splitlines())
     assert (told["limits"], told["root"], told["stop"]) == (
-        "64 MiB of memory, 0.5 CPUs, 9 processes",
+        "64 MiB of memory, 0.5 CPUs, 9 processes, 1024 MiB of /dev/shm, 8 MiB reserved, on CPUs 0-1",
         "read-only",
         "SIGINT, SIGKILL at once",
     )
     assert (told["user"], told["directory"], told["network"], told["pull"]) == ("1:2", "/w", "none", "always")
+    assert (told["tmpfs"], told["ulimits"], told["dropped"]) == ("/tmp of 64 MiB, /run", "core=0 nofile=9:-1", "ALL")
+    assert (told["hosts"], told["dns"]) == ("db:192.0.2.7", "192.0.2.53 ndots:2")
     assert "(3m ago)" in shown
     assert "timeout" not in shown, "what is empty is left out"
     shown = fastlane(server, "execution", EXECUTION).stdout.decode()

@@ -1,12 +1,13 @@
 """The commands about notifications, on a server without an engine."""
 
 import json
-import subprocess
 from collections.abc import Iterator
 
 import pytest
 
-from tests.commands_served import FASTLANE, environment
+from tests import forked
+from tests.commands import PROGRAM
+from tests.commands_served import environment
 from tests.serving import Server
 
 URL = "http://user:hunter2@127.0.0.1:1/hook"
@@ -24,8 +25,8 @@ def address(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 
 def fastlane(address: str, *arguments: str) -> tuple[int, str, str]:
-    ran = subprocess.run([*FASTLANE, *arguments], env=environment(address), capture_output=True, timeout=60, text=True)
-    return ran.returncode, ran.stdout, ran.stderr
+    ran = forked.run(PROGRAM, *arguments, environment=environment(address))
+    return ran.returncode, ran.stdout.decode(), ran.stderr.decode()
 
 
 def test_a_notification_is_asked_for_listed_and_delivered_once_more(address: str) -> None:

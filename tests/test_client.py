@@ -91,6 +91,14 @@ def test_enqueue_sends_every_field_and_answers_the_job(server: ScriptedServer, c
         unique=fastlane_client.Unique("nightly", "use_existing"),
         history=7,
         stop_when_unwatched="1m",
+        shm_bytes=1 << 21,
+        memory_reservation_bytes=1 << 19,
+        cpuset="0-1",
+        tmpfs=["/tmp", fastlane_client.Tmpfs("/scratch", 1 << 20, 0o700, executable=True)],
+        ulimits=[fastlane_client.Ulimit("core", 0), fastlane_client.Ulimit("nofile", 10, -1)],
+        extra_hosts={"db": "192.0.2.7"},
+        dns=fastlane_client.Dns(["192.0.2.53"], ["example.com"], ["ndots:2"]),
+        cap_drop=["NET_RAW"],
         notifications=[fastlane_client.Mail("ops@example.org", states=[pb.STATE_FAILED])],
         request_id="r1",
         validate_only=True,
@@ -115,7 +123,16 @@ def test_enqueue_sends_every_field_and_answers_the_job(server: ScriptedServer, c
         timedelta(milliseconds=250),
     )
     assert spec.pull_policy == pb.JobSpec.PULL_POLICY_ALWAYS
-    assert spec.limits == pb.Limits(memory_bytes=1 << 20, cpus=0.5, pids=7)
+    assert spec.limits == pb.Limits(
+        memory_bytes=1 << 20, cpus=0.5, pids=7, shm_bytes=1 << 21, memory_reservation_bytes=1 << 19, cpuset="0-1"
+    )
+    assert list(spec.tmpfs) == [
+        pb.Tmpfs(path="/tmp"),
+        pb.Tmpfs(path="/scratch", size_bytes=1 << 20, mode=0o700, executable=True),
+    ]
+    assert list(spec.ulimits) == [pb.Ulimit(name="core", soft=0), pb.Ulimit(name="nofile", soft=10, hard=-1)]
+    assert (dict(spec.extra_hosts), list(spec.cap_drop)) == ({"db": "192.0.2.7"}, ["NET_RAW"])
+    assert spec.dns == pb.Dns(servers=["192.0.2.53"], search_domains=["example.com"], options=["ndots:2"])
     assert (spec.network, spec.read_only_root, spec.stop_signal, spec.priority) == ("none", True, "SIGINT", -3)
     assert dict(spec.labels) == {"team": "x"}
     assert list(spec.metadata["nested"]["list"]) == [1, "a", None]

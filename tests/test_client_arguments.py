@@ -37,6 +37,13 @@ ENQUEUES = [
     ({"memory_bytes": "1g"}, "memory_bytes must be a whole number; a value of type str was given"),
     ({"cpus": "2"}, "cpus must be a number, as 0.5; a value of type str was given"),
     ({"metadata": "x"}, "metadata must be a dict; a value of type str was given"),
+    ({"shm_bytes": "1g"}, "shm_bytes must be a whole number; a value of type str was given"),
+    ({"tmpfs": "/tmp"}, 'tmpfs must be a list, as ["/scratch"]; a value of type str was given'),
+    ({"tmpfs": ["/tmp", 5]}, "tmpfs[1] must be a path, or a Tmpfs; a value of type int was given"),
+    ({"ulimits": {"nofile": 5}}, 'ulimits must be a list, as [Ulimit("nofile", 1024)]; a value of type dict was given'),
+    ({"dns": ["192.0.2.53"]}, 'dns must be a Dns, as Dns(servers=["192.0.2.53"]); a value of type list was given'),
+    ({"cap_drop": "ALL"}, 'cap_drop must be a list of strings; for one capability use cap_drop=["NAME"]'),
+    ({"extra_hosts": {"db": 1}}, 'extra_hosts["db"] must be a string; a value of type int was given'),
     ({"user": 1000}, "user must be a string; a value of type int was given"),
     (
         {"start_at": timedelta(hours=1)},

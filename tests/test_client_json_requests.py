@@ -35,7 +35,9 @@ def test_friendly_values_mean_what_protobuf_writes_at_length() -> None:
         "stop_grace": "0s",
         "expire_time": "2030-01-31T09:00:00+01:00",
         "pull_policy": "always",
-        "limits": {"memory_bytes": "512m", "cpus": 0.5},
+        "limits": {"memory_bytes": "512m", "cpus": 0.5, "shm_bytes": "1g"},
+        "tmpfs": [{"path": "/tmp", "size_bytes": "64m", "mode": 448}],
+        "ulimits": [{"name": "nofile", "soft": 1024}],
         "retry": {"max_retries": 3, "causes": ["timed-out", "exit_code"], "jitter": "none", "initial_backoff": "250ms"},
         "cron": {"expression": "@daily", "overlap": "queue-one", "catch_up": "CATCH_UP_ALL"},
         "unique": {"key": "k", "conflict": "use-existing"},
@@ -51,7 +53,9 @@ def test_friendly_values_mean_what_protobuf_writes_at_length() -> None:
             "stop_grace": "0s",
             "expire_time": "2030-01-31T08:00:00Z",
             "pull_policy": "PULL_POLICY_ALWAYS",
-            "limits": {"memory_bytes": str(512 << 20), "cpus": 0.5},
+            "limits": {"memory_bytes": str(512 << 20), "cpus": 0.5, "shm_bytes": str(1 << 30)},
+            "tmpfs": [{"path": "/tmp", "size_bytes": str(64 << 20), "mode": 448}],
+            "ulimits": [{"name": "nofile", "soft": "1024"}],
             "retry": {
                 "max_retries": 3,
                 "causes": ["RETRY_CAUSE_TIMED_OUT", "RETRY_CAUSE_EXIT_CODE"],
@@ -68,7 +72,10 @@ def test_friendly_values_mean_what_protobuf_writes_at_length() -> None:
 
 def test_short_forms_stand_for_the_one_required_value() -> None:
     told = [{"webhook": "https://example.org", "states": ["failed"], "event": "attempt-ended"}]
-    spec = read({"image": "b", "cron": "@hourly", "retry": 2, "unique": "k", "notifications": told}).spec
+    spec = read(
+        {"image": "b", "cron": "@hourly", "retry": 2, "unique": "k", "notifications": told, "tmpfs": ["/tmp"]}
+    ).spec
+    assert [each.path for each in spec.tmpfs] == ["/tmp"]
     [notification] = spec.notifications
     assert (notification.webhook.url, notification.states) == ("https://example.org", [pb.STATE_FAILED])
     assert notification.event == pb.Notification.EVENT_ATTEMPT_ENDED

@@ -33,6 +33,9 @@ VALUES: Mapping[str, tuple[Any, Any]] = {
     "limits.memory_bytes": (64 << 20, 65 << 20),
     "limits.cpus": (0.5, 2.0),
     "limits.pids": (10, 11),
+    "limits.shm_bytes": (128 << 20, 1 << 20),
+    "limits.memory_reservation_bytes": (16 << 20, 17 << 20),
+    "limits.cpuset": ("0-1", "0"),
     "network": ("none", None),
     "read_only_root": (True, None),
     "stop_signal": ("SIGINT", "SIGUSR1"),
@@ -87,6 +90,16 @@ VALUES: Mapping[str, tuple[Any, Any]] = {
     ),
     "history": (7, 8),
     "stop_when_unwatched": (duration_pb2.Duration(seconds=5, nanos=5000), duration_pb2.Duration(seconds=60)),
+    "extra_hosts": ({"db": "192.0.2.7"}, {"db": "2001:db8::7"}),
+    "tmpfs": (
+        [pb.Tmpfs(path="/scratch", size_bytes=1 << 20, mode=0o700, executable=True)],
+        [pb.Tmpfs(path="/scratch")],
+    ),
+    "ulimits": ([pb.Ulimit(name="nofile", soft=100, hard=200)], [pb.Ulimit(name="nofile", soft=100)]),
+    "dns.servers": (["192.0.2.53", "2001:db8::53"], ["192.0.2.54"]),
+    "dns.search_domains": (["example.com"], ["."]),
+    "dns.options": (["ndots:2"], ["rotate"]),
+    "cap_drop": (["cap_net_raw", "MKNOD"], ["ALL"]),
 }
 
 # What a spec needs besides the field, to be valid.
@@ -113,7 +126,17 @@ IN_CONTAINER: Mapping[str, Mapping[str, Any]] = {
     "limits.memory_bytes": {"HostConfig": {"Memory": 64 << 20, "MemorySwap": 64 << 20}},
     "limits.cpus": {"HostConfig": {"NanoCpus": 500_000_000}},
     "limits.pids": {"HostConfig": {"PidsLimit": 10}},
+    "limits.shm_bytes": {"HostConfig": {"ShmSize": 128 << 20}},
+    "limits.memory_reservation_bytes": {"HostConfig": {"MemoryReservation": 16 << 20}},
+    "limits.cpuset": {"HostConfig": {"CpusetCpus": "0-1"}},
     "network": {"HostConfig": {"NetworkMode": "none"}},
+    "extra_hosts": {"HostConfig": {"ExtraHosts": ["db:192.0.2.7"]}},
+    "tmpfs": {"HostConfig": {"Tmpfs": {"/scratch": "exec,mode=700,size=1048576"}}},
+    "ulimits": {"HostConfig": {"Ulimits": [{"Name": "nofile", "Soft": 100, "Hard": 200}]}},
+    "dns.servers": {"HostConfig": {"Dns": ["192.0.2.53", "2001:db8::53"]}},
+    "dns.search_domains": {"HostConfig": {"DnsSearch": ["example.com"]}},
+    "dns.options": {"HostConfig": {"DnsOptions": ["ndots:2"]}},
+    "cap_drop": {"HostConfig": {"CapDrop": ["NET_RAW", "MKNOD"]}},
     "read_only_root": {"HostConfig": {"ReadonlyRootfs": True}},
     "stop_signal": {"StopSignal": "SIGINT"},
     "labels": {"Labels": {"team": "mail"}},
@@ -175,6 +198,12 @@ async def jobs(server: Server) -> AsyncIterator[Any]:
 def test_every_field_is_tried_here() -> None:
     assert set(paths(pb.JobSpec.DESCRIPTOR)) == set(VALUES)
     assert set(VALUES) == set(IN_CONTAINER) | BY_FASTLANE
+
+
+@pytest.mark.parametrize("path", ["tmpfs", "ulimits"])
+def test_every_field_of_a_message_in_a_list_is_tried_here(path: str) -> None:
+    [message] = VALUES[path][0]
+    assert {field.name for field, _ in message.ListFields()} == {field.name for field in message.DESCRIPTOR.fields}
 
 
 @pytest.mark.parametrize("path", VALUES)

@@ -19,7 +19,7 @@ from fastlane_grpc.http.tls_listener import TlsListener
 from fastlane_grpc.supervisor import ALONE
 from fastlane_grpc.trust import CertificateFiles, Certificates
 from tests.certificates import Authority, Pair
-from tests.commands import FASTLANE, environment
+from tests.commands import environment, fastlane
 from tests.serving import Server
 
 
@@ -80,9 +80,8 @@ def http_status(port: int, context: ssl.SSLContext) -> int:
 
 def jobs(server: Server, *options: str | Path) -> tuple[int, str]:
     """What `fastlane jobs` says."""
-    command = [*FASTLANE, "jobs", "--address", server.address, *map(str, options)]
-    ran = subprocess.run(command, env=environment(None), capture_output=True, text=True, timeout=60)
-    return ran.returncode, ran.stderr
+    ran = fastlane(None, "jobs", "--address", server.address, *map(str, options))
+    return ran.returncode, ran.stderr.decode()
 
 
 async def test_both_clients_and_the_command_line_speak_tls(encrypted: Server, authority: Authority) -> None:
@@ -258,8 +257,8 @@ def test_an_authority_of_clients_without_a_certificate_is_refused(authority: Aut
     ],
 )
 def test_settings_of_tls_that_do_not_fit_are_refused(options: list[str], said: str) -> None:
-    ran = subprocess.run([*FASTLANE, "config", *options], env=environment(None), capture_output=True, text=True)
-    assert (ran.returncode, said in ran.stderr) == (2, True), ran.stderr
+    ran = fastlane(None, "config", *options)
+    assert (ran.returncode, said in ran.stderr.decode()) == (2, True), ran.stderr
 
 
 def test_files_of_a_client_that_cannot_be_used_are_named(authority: Authority, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from datetime import timedelta
 
 from google.protobuf import json_format
 
-from fastlane_grpc.api import notification_converters, schedule_converters
+from fastlane_grpc.api import container_converters, notification_converters, schedule_converters
 from fastlane_grpc.api.job_filters import RetryJobsRequest, StopJobsRequest
 from fastlane_grpc.api.job_log_stream import JobLogRequest
 from fastlane_grpc.api.log_stream import LogEnded, LogRequest, LogSuspended, StateChanged
@@ -29,7 +29,6 @@ from fastlane_grpc.model import (
     HostReport,
     Job,
     JobSpec,
-    Limits,
     LogTotals,
     Outcome,
     PullPolicy,
@@ -38,6 +37,7 @@ from fastlane_grpc.model import (
     Task,
     TaskLimitsChange,
     Times,
+    Usage,
     Waiting,
     exit_status,
     utc_now,
@@ -261,9 +261,7 @@ def _read_spec(spec: pb.JobSpec, violations: list[Violation]) -> JobSpec:
         user=spec.user,
         timeout=read_optional_duration(spec, "timeout", "spec.timeout", violations),
         pull_policy=pull_policy,
-        limits=Limits(spec.limits.memory_bytes, spec.limits.cpus, spec.limits.pids)
-        if spec.HasField("limits")
-        else DEFAULT_LIMITS,
+        limits=container_converters.read_limits(spec.limits) if spec.HasField("limits") else DEFAULT_LIMITS,
         network=spec.network,
         read_only_root=spec.read_only_root,
         stop_signal=spec.stop_signal,
@@ -284,6 +282,11 @@ def _read_spec(spec: pb.JobSpec, violations: list[Violation]) -> JobSpec:
         else None,
         history=spec.history,
         stop_when_unwatched=read_optional_duration(spec, "stop_when_unwatched", "spec.stop_when_unwatched", violations),
+        extra_hosts=_read_map(spec.extra_hosts),
+        tmpfs=container_converters.read_tmpfs(spec.tmpfs) if spec.tmpfs else (),
+        ulimits=container_converters.read_ulimits(spec.ulimits) if spec.ulimits else (),
+        dns=container_converters.read_dns(spec.dns) if spec.HasField("dns") else None,
+        cap_drop=tuple(spec.cap_drop),
     )
 
 
@@ -389,13 +392,8 @@ def _write_spec(message: pb.JobSpec, value: JobSpec) -> None:
     message.priority = value.priority
     if value.labels:
         message.labels.update(value.labels)
-    limits = value.limits
-    if limits is not DEFAULT_LIMITS and limits != DEFAULT_LIMITS:
-        message.limits.memory_bytes, message.limits.cpus, message.limits.pids = (
-            limits.memory_bytes,
-            limits.cpus,
-            limits.pids,
-        )
+    if value.limits is not DEFAULT_LIMITS and value.limits != DEFAULT_LIMITS:
+        container_converters.write_limits(message.limits, value.limits)
     if value.metadata is not None:
         json_format.ParseDict(dict(value.metadata), message.metadata)
         message.metadata.SetInParent()
@@ -408,6 +406,8 @@ def _write_spec(message: pb.JobSpec, value: JobSpec) -> None:
     for notification in value.notifications:
         notification_converters.write_notification(message.notifications.add(), notification)
     schedule_converters.write_policies(message, value)
+    if value.extra_hosts or value.tmpfs or value.ulimits or value.dns or value.cap_drop:
+        container_converters.write_options(message, value)
 
 
 def execution(value: Execution, waits: Waiting | None) -> pb.Execution:
@@ -439,9 +439,23 @@ def write_execution(message: pb.Execution, value: Execution, waits: Waiting | No
     message.image_digest = value.image_digest
     if value.logs:
         message.logs.extend(map(totals, value.logs))
+    if value.usage is not None:
+        _write_usage(message.usage, value.usage)
     if value.tick_time is not None:
         write_time(message.tick_time, value.tick_time)
     message.memory_bytes = value.memory_bytes
+
+
+def _write_usage(message: pb.Usage, value: Usage) -> None:
+    message.SetInParent()
+    if value.cpu_time is not None:
+        message.cpu_time.FromTimedelta(value.cpu_time)
+    if value.peak_memory_bytes is not None:
+        message.peak_memory_bytes = value.peak_memory_bytes
+    if value.read_bytes is not None:
+        message.read_bytes = value.read_bytes
+    if value.written_bytes is not None:
+        message.written_bytes = value.written_bytes
 
 
 def waiting(value: Waiting) -> pb.Waiting:

@@ -1,7 +1,6 @@
 """Rules for the fields of requests. Each function yields a violation for each invalid field, which names the field."""
 
 import json
-import math
 import posixpath
 import re
 import signal
@@ -9,9 +8,10 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime, timedelta
 from itertools import islice
 
+from fastlane_grpc.api.container_validation import limits_violations, options_violations
 from fastlane_grpc.api.schedule_validation import never_ticks_violations, policy_violations
 from fastlane_grpc.errors import InvalidRequest, Violation
-from fastlane_grpc.model import DEFAULT_LIMITS, JobSpec, Limits
+from fastlane_grpc.model import DEFAULT_LIMITS, JobSpec
 from fastlane_grpc.recorder import HARD_STOP
 from fastlane_grpc.text.redaction import REDACTED, SecretNames, mask_secrets
 from fastlane_grpc.text.sanitize import control_character
@@ -45,8 +45,6 @@ _LABEL_NAME = re.compile(r"[!-<>-~]{1,63}")
 
 _MASKED = f"contains {REDACTED} in place of a secret that was not shown; give the real one"
 
-# The engine's minimum, which the container's first process needs.
-_MIN_MEMORY = 6 << 20
 # The kernel's limit for one argument or one variable.
 _MAX_WORD = (128 << 10) - 1
 # A word of so many characters is within that limit, whatever they are.
@@ -82,7 +80,9 @@ def enqueue_violations(
     if spec.working_dir or spec.user or spec.network or spec.stop_signal:
         yield from _container_violations(spec)
     if spec.limits is not DEFAULT_LIMITS:
-        yield from _limits_violations(spec.limits)
+        yield from limits_violations(spec.limits)
+    if spec.extra_hosts or spec.tmpfs or spec.ulimits or spec.cap_drop or spec.dns is not None:
+        yield from options_violations(spec)
     if spec.timeout is not None and not timedelta(milliseconds=1) <= spec.timeout <= max_timeout:
         yield Violation("spec.timeout", f"must be from 1 ms to {_seconds(max_timeout)}, the server's max_timeout")
     if spec.stop_grace is not None:
@@ -293,17 +293,6 @@ def is_signal(text: str) -> bool:
     if offset := re.fullmatch(r"RTM(?:IN\+|AX-)([0-9]{1,2})", name):
         return int(offset[1]) <= 15
     return f"SIG{name}" in signal.Signals.__members__
-
-
-def _limits_violations(limits: Limits) -> Iterator[Violation]:
-    if limits.memory_bytes and limits.memory_bytes < _MIN_MEMORY:
-        yield Violation(
-            "spec.limits.memory_bytes", f"is {limits.memory_bytes}; it must be 0 (no limit) or at least {_MIN_MEMORY}"
-        )
-    if limits.cpus and not (math.isfinite(limits.cpus) and 0.01 <= limits.cpus <= 4096):
-        yield Violation("spec.limits.cpus", f"is {limits.cpus}; it must be 0 (no limit) or from 0.01 to 4096")
-    if limits.pids < 0:
-        yield Violation("spec.limits.pids", f"is {limits.pids}; it must be 0 (the server's default) or more")
 
 
 def _labels_violations(labels: Mapping[str, str], secret_names: SecretNames) -> Iterator[Violation]:

@@ -67,7 +67,9 @@ class Recorder:
                 Reason.REFUSED_BY_ENGINE, "there is no command: neither the job nor its image says what to run"
             )
         host = body["HostConfig"]
-        recorder = [PROGRAM_TARGET, "--execution", execution_id, "--limit", str(self.max_log_bytes), MOUNT_TARGET, "--"]
+        limits, privileges = _ulimits(host), _capabilities(host)
+        recorder = [PROGRAM_TARGET, "--execution", execution_id, "--limit", str(self.max_log_bytes)]
+        recorder += [*limits.options, *privileges.options, MOUNT_TARGET, "--"]
         mounts = [
             {"Type": "bind", "Source": self._seen(self.program), "Target": PROGRAM_TARGET, "ReadOnly": True},
             {"Type": "bind", "Source": self._seen(mount), "Target": MOUNT_TARGET},
@@ -80,11 +82,52 @@ class Recorder:
             "Cmd": words,
             "AttachStdout": False,
             "AttachStderr": False,
-            "HostConfig": {**host, **additions},
+            "HostConfig": {**host, **additions, **limits.host_config, **privileges.host_config},
         }
 
     def _seen(self, path: Path) -> str:
         return str(self.seen_as / path.relative_to(self.data_dir))
+
+
+@dataclass(frozen=True, slots=True)
+class _ByRecorder:
+    """Options of the recorder, which hold for the command alone, and the engine's part, which holds for both."""
+
+    options: Sequence[str]
+    host_config: Mapping[str, Any]
+
+
+# The least limits under which a recorder works, -1: none. The command may have less: the recorder sets its limits.
+_LEAST_ULIMITS = {"cpu": -1, "data": -1, "fsize": -1, "nproc": -1, "nofile": 1024, "sigpending": 1024, "stack": 8 << 20}
+# A recorder that is root ends processes of all users by KILL, and takes both from the command by SETPCAP.
+_OWN_CAPABILITIES = ("KILL", "SETPCAP")
+
+
+def _ulimits(host: Mapping[str, Any]) -> _ByRecorder:
+    """Give the limits of the container to its command. The engine's must allow the recorder to set and to survive
+    them."""
+    options: list[str] = []
+    by_engine: list[Mapping[str, Any]] = []
+    for each in host.get("Ulimits", ()):
+        name, soft, hard = each["Name"], each["Soft"], each["Hard"]
+        options += ["--ulimit", f"{name}={soft}:{hard}"]
+        least = _LEAST_ULIMITS.get(name, 0)
+        limit = -1 if -1 in (least, hard) else max(least, hard)
+        by_engine.append({"Name": name, "Soft": limit, "Hard": limit})
+    return _ByRecorder(options, {"Ulimits": by_engine} if by_engine else {})
+
+
+def _capabilities(host: Mapping[str, Any]) -> _ByRecorder:
+    """Take the capabilities of the container from its command; the recorder keeps those that it needs."""
+    dropped = host.get("CapDrop", ())
+    everything = "ALL" in dropped
+    by_recorder = [name for name in _OWN_CAPABILITIES if everything or name in dropped]
+    options = [word for name in by_recorder for word in ("--cap-drop", name)]
+    if not by_recorder:
+        return _ByRecorder(options, {})
+    by_engine: dict[str, Any] = {"CapDrop": [name for name in dropped if name not in _OWN_CAPABILITIES]}
+    # Both are among the engine's default ones: nothing is added to what a container has without `cap_drop`.
+    return _ByRecorder(options, by_engine | ({"CapAdd": list(_OWN_CAPABILITIES)} if everything else {}))
 
 
 class RecorderCapture:

@@ -7,6 +7,7 @@ from fastlane_grpc.client.asynchronous import AsyncClient
 from fastlane_grpc.client.batches import EnqueueResult
 from fastlane_grpc.client.blocking import Client
 from fastlane_grpc.client.channel import proxy
+from fastlane_grpc.client.containers import Dns, Tmpfs, Ulimit
 from fastlane_grpc.client.errors import (
     CursorRefused,
     Error,
@@ -77,6 +78,7 @@ __all__ = [
     "CursorRefused",
     "DeliveryFilter",
     "Disconnected",
+    "Dns",
     "Duration",
     "End",
     "EnqueueResult",
@@ -114,6 +116,8 @@ __all__ = [
     "Tail",
     "TailOptions",
     "TlsFailed",
+    "Tmpfs",
+    "Ulimit",
     "Unauthenticated",
     "Unique",
     "UniqueKeyTaken",

@@ -10,15 +10,17 @@ from datetime import datetime, timedelta
 from numbers import Integral, Real
 from types import UnionType
 
+from fastlane_grpc.client.containers import Dns, Tmpfs, Ulimit
 from fastlane_grpc.client.policies import Cron, Mail, Retry, Unique, Webhook
 from fastlane_grpc.text.time_span import span_of
 
 _WORDS = {
     "args": "for one string use command=",
     "entrypoint": 'for one program use entrypoint=["PROGRAM"]',
+    "cap_drop": 'for one capability use cap_drop=["NAME"]',
     "job_ids": 'for one job use job_ids=["ID"]',
 }
-_MAPPINGS = {"envs", "labels"}
+_MAPPINGS = {"envs", "labels", "extra_hosts"}
 _ENUMS = {"states": "[STATE_FAILED]", "sources": "[STDOUT]"}
 _DURATIONS = {
     *("timeout", "stop_grace", "start_in", "grace", "heartbeat", "give_up_after", "retry_for"),
@@ -27,10 +29,10 @@ _DURATIONS = {
 _TIMES = {"since", "until", "start_at", "expire_time", "from_time"}
 _WHOLE_NUMBERS = {
     *("memory_bytes", "pids", "priority", "page_size", "tail_lines", "start_line", "history", "count", "size"),
-    *("max_running", "max_starts"),
+    *("max_running", "max_starts", "shm_bytes", "memory_reservation_bytes"),
 }
 _TEXTS = {
-    *("task_id", "image", "working_dir", "user", "network", "stop_signal", "request_id"),
+    *("task_id", "image", "working_dir", "user", "network", "stop_signal", "request_id", "cpuset"),
     *("job_id", "execution_id", "delivery_id", "note", "cursor", "before_cursor", "host", "id_prefix", "etag"),
 }
 
@@ -38,6 +40,14 @@ _POLICIES: Mapping[str, tuple[type | UnionType, str]] = {
     "cron": (Cron | str, 'an expression, as "0 3 * * *", or a Cron'),
     "retry": (Retry | int, "a number of retries, or a Retry"),
     "unique": (Unique | str, "a key, or a Unique"),
+    "dns": (Dns, 'a Dns, as Dns(servers=["192.0.2.53"])'),
+}
+
+# Lists of values of ours.
+_LISTS: Mapping[str, tuple[type | UnionType, str, str]] = {
+    "notifications": (Webhook | Mail, "a Webhook or a Mail", 'Mail("name@example.org")'),
+    "tmpfs": (Tmpfs | str, "a path, or a Tmpfs", '"/scratch"'),
+    "ulimits": (Ulimit, "a Ulimit", 'Ulimit("nofile", 1024)'),
 }
 
 
@@ -79,8 +89,8 @@ def _check(name: str, value: object) -> None:
     elif name == "metadata":
         if not isinstance(value, Mapping):
             raise TypeError(f"metadata must be a dict; {_given(value)}")
-    elif name == "notifications":
-        _check_notifications(value)
+    elif name in _LISTS:
+        _check_list(name, value)
     elif name in _POLICIES:
         kind, example = _POLICIES[name]
         if isinstance(value, bool) or not isinstance(value, kind):
@@ -92,12 +102,13 @@ def _check(name: str, value: object) -> None:
         raise TypeError(f"{name} must be a string; {_given(value)}")
 
 
-def _check_notifications(value: object) -> None:
+def _check_list(name: str, value: object) -> None:
+    kind, what, example = _LISTS[name]
     if isinstance(value, str | bytes | Mapping) or not isinstance(value, Collection):
-        raise TypeError(f'notifications must be a list, as [Mail("name@example.org")]; {_given(value)}')
+        raise TypeError(f"{name} must be a list, as [{example}]; {_given(value)}")
     for number, each in enumerate(value):
-        if not isinstance(each, Webhook | Mail):
-            raise TypeError(f"notifications[{number}] must be a Webhook or a Mail; {_given(each)}")
+        if not isinstance(each, kind):
+            raise TypeError(f"{name}[{number}] must be {what}; {_given(each)}")
 
 
 def _check_words(name: str, value: object) -> None:

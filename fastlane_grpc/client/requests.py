@@ -11,6 +11,7 @@ from types import MappingProxyType
 from typing import Any, Literal, ParamSpec, TypeAlias, TypedDict, TypeVar, Unpack
 
 from fastlane_grpc.client.argument_types import check
+from fastlane_grpc.client.containers import Dns, Tmpfs, Ulimit, dns_message, tmpfs_messages
 from fastlane_grpc.client.errors import InvalidText
 from fastlane_grpc.client.policies import (
     Cron,
@@ -85,6 +86,21 @@ class JobOptions(TypedDict, total=False):
     """Number of executions that are kept of a job that has not ended; 0: the server's default."""
     stop_when_unwatched: Duration | None
     """Stop the job when nobody has followed its log or watched it for this time."""
+    shm_bytes: int
+    """Size of /dev/shm; 0: the engine's default."""
+    memory_reservation_bytes: int
+    """Memory that the kernel tries to leave to the container."""
+    cpuset: str
+    """CPUs that the container may run on, as "0-2,5"."""
+    tmpfs: Sequence[Tmpfs | str]
+    """File systems in memory; a string is the path of one."""
+    ulimits: Sequence[Ulimit]
+    extra_hosts: Mapping[str, str]
+    """Additional host names and their IP addresses."""
+    dns: Dns | None
+    """Name resolution in place of the engine's."""
+    cap_drop: Sequence[str]
+    """Capabilities to take from the container, as "NET_RAW" or "ALL"."""
     request_id: str | None
     """Makes the enqueue safe to repeat, even after a restart of your program: the same id and request return the same
     job. By default generated for the call."""
@@ -285,6 +301,14 @@ def enqueue(
     unique: Unique | str | None = None,
     history: int = 0,
     stop_when_unwatched: Duration | None = None,
+    shm_bytes: int = 0,
+    memory_reservation_bytes: int = 0,
+    cpuset: str = "",
+    tmpfs: Sequence[Tmpfs | str] = (),
+    ulimits: Sequence[Ulimit] = (),
+    extra_hosts: Mapping[str, str] = _NONE,
+    dns: Dns | None = None,
+    cap_drop: Sequence[str] = (),
     request_id: str | None = None,
     validate_only: bool = False,
 ) -> fastlane_pb2.EnqueueJobRequest:
@@ -313,9 +337,22 @@ def enqueue(
         unique=unique_message(unique),
         history=history,
         stop_when_unwatched=to_duration(stop_when_unwatched),
+        tmpfs=tmpfs_messages(tmpfs),
+        ulimits=[each.message() for each in ulimits],
+        extra_hosts=extra_hosts,
+        dns=dns_message(dns),
+        cap_drop=cap_drop,
     )
-    if memory_bytes or cpus or pids:
-        spec.limits.CopyFrom(fastlane_pb2.Limits(memory_bytes=memory_bytes, cpus=cpus, pids=pids))
+    limits = fastlane_pb2.Limits(
+        memory_bytes=memory_bytes,
+        cpus=cpus,
+        pids=pids,
+        shm_bytes=shm_bytes,
+        memory_reservation_bytes=memory_reservation_bytes,
+        cpuset=cpuset,
+    )
+    if limits.ByteSize():
+        spec.limits.CopyFrom(limits)
     if metadata is not None:
         spec.metadata.SetInParent()
         spec.metadata.update(dict(metadata))

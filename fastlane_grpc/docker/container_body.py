@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from fastlane_grpc.docker.engine import EXECUTION_LABEL, HOST_LABEL, INSTANCE_LABEL, JOB_LABEL, TASK_LABEL
-from fastlane_grpc.model import Assignment, JobSpec
+from fastlane_grpc.model import Assignment, JobSpec, Tmpfs, Ulimit
 from fastlane_grpc.text.shell_words import split_command
 
 
@@ -43,7 +43,7 @@ def container_body(assignment: Assignment, *, instance: str, default_pids: int) 
 
 def _host_config(spec: JobSpec, default_pids: int) -> Mapping[str, Any]:
     limits = spec.limits
-    return {
+    host_config: dict[str, Any] = {
         # The record is the log. A log driver would slow the container down and store the output twice.
         "LogConfig": {"Type": "none"},
         "Memory": limits.memory_bytes,
@@ -60,3 +60,28 @@ def _host_config(spec: JobSpec, default_pids: int) -> Mapping[str, Any]:
         "AutoRemove": False,
         "Init": False,
     }
+    options = {
+        "ShmSize": limits.shm_bytes,
+        "MemoryReservation": limits.memory_reservation_bytes,
+        "CpusetCpus": limits.cpuset,
+        "ExtraHosts": [f"{name}:{address}" for name, address in spec.extra_hosts.items()],
+        "Tmpfs": {tmpfs.path: _mount_options(tmpfs) for tmpfs in spec.tmpfs},
+        "Ulimits": [_ulimit(each) for each in spec.ulimits],
+        "CapDrop": [name.upper().removeprefix("CAP_") for name in spec.cap_drop],
+    }
+    if spec.dns is not None:
+        options |= {"Dns": list(spec.dns.servers), "DnsSearch": list(spec.dns.search_domains)}
+        options["DnsOptions"] = list(spec.dns.options)
+    # What is not set is the engine's choice.
+    return host_config | {name: value for name, value in options.items() if value}
+
+
+def _mount_options(tmpfs: Tmpfs) -> str:
+    """Return the options beside the engine's own: noexec, nosuid and nodev."""
+    size = f"size={tmpfs.size_bytes}" if tmpfs.size_bytes else ""
+    return ",".join(filter(None, ["exec" if tmpfs.executable else "", f"mode={tmpfs.mode or 0o1777:o}", size]))
+
+
+def _ulimit(ulimit: Ulimit) -> Mapping[str, Any]:
+    hard = ulimit.soft if ulimit.hard is None else ulimit.hard
+    return {"Name": ulimit.name, "Soft": ulimit.soft, "Hard": hard}

@@ -1,8 +1,8 @@
 """The notifier: moves the ends of jobs from the change log into the outbox, and delivers what is due.
 
 Nothing is delivered from memory alone. An attempt whose result is not on disk when the server is killed is made once
-more. Receivers that are slow hold up no others: a host has a bounded number of attempts at a time, a host that is not
-known to be quick has one, and half of all attempts are left to quick hosts."""
+more. Receivers that are slow hold up no others: a host has a bounded number of attempts at a time, and one while it is
+not known to be quick. Half of all attempts are left to quick hosts."""
 
 import asyncio
 import time

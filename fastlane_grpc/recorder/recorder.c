@@ -1,6 +1,6 @@
 /* The recorder: PID 1 of a container. The recorder runs the command, and writes the command's output into the record.
  *
- *     recorder --execution ID [--limit BYTES] BOX -- COMMAND [ARGUMENT…]
+ *     recorder --execution ID [--limit BYTES] [--ulimit NAME=SOFT:HARD]… [--cap-drop NAME]… BOX -- COMMAND [ARGUMENT…]
  *     recorder --version
  *     recorder --probe      prints more than the smallest limit
  *
@@ -24,6 +24,9 @@
  * A hard stop is signal 44 while only the owner of the record may write to it: the server changes the mode of the
  * record before it sends the signal. The command can send the signal, but has no access to the record.
  *
+ * Limits of resources and dropped capabilities are those of the command: the recorder keeps its own, as it has to store
+ * what the command prints, and to end all processes of the container.
+ *
  * Exit status: the command's; 128 + the signal that killed the command; 127 not found, 126 not executable. The
  * recorder's own are 117: the command was killed, and the trailer could not be stored; 118: the recorder could not
  * start; 119: the record was claimed before. With 118 and 119 the command did not run. */
@@ -32,7 +35,9 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <linux/audit.h>
+#include <linux/capability.h>
 #include <linux/filter.h>
+#include <linux/magic.h>
 #include <linux/seccomp.h>
 #include <signal.h>
 #include <stdbool.h>
@@ -48,6 +53,7 @@
 #include <sys/signalfd.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
+#include <sys/vfs.h>
 #include <sys/wait.h>
 #include <time.h>
 #include <unistd.h>
@@ -508,6 +514,35 @@ static void give_up_prlimit(void)
     syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_SPEC_ALLOW, &program);
 }
 
+static struct { int resource; struct rlimit limit; } ulimits[16];
+static int ulimit_count;
+static bool drops_kill, drops_setpcap;
+
+/* Sets the limits of the command, and takes capabilities from it. False: they cannot be set. */
+static bool give_up_rights(void)
+{
+    for (int i = 0; i < ulimit_count; i++)
+        if (setrlimit(ulimits[i].resource, &ulimits[i].limit)) {
+            dprintf(2, "recorder: the limits of the command could not be set: %s\n", strerror(errno));
+            return false;
+        }
+    if (!drops_kill && !drops_setpcap)
+        return true;
+    /* A process that is not root has none, and gets none: no-new-privileges is set. SETPCAP is needed until the end. */
+    if (drops_kill)
+        prctl(PR_CAPBSET_DROP, CAP_KILL);
+    if (drops_setpcap)
+        prctl(PR_CAPBSET_DROP, CAP_SETPCAP);
+    struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
+    struct __user_cap_data_struct data[2];
+    uint32_t dropped = (drops_kill ? 1u << CAP_KILL : 0) | (drops_setpcap ? 1u << CAP_SETPCAP : 0);
+    if (syscall(SYS_capget, &header, data))
+        return false;
+    prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
+    data[0].effective &= ~dropped, data[0].permitted &= ~dropped, data[0].inheritable &= ~dropped;
+    return syscall(SYS_capset, &header, data) == 0;
+}
+
 /* Starts the command in a session of its own. A failure is in `exec_error`, or comes by the pipe `exec_failure`. */
 static void launch(char **command)
 {
@@ -527,7 +562,7 @@ static void launch(char **command)
         sigemptyset(&none);
         sigprocmask(SIG_SETMASK, &none, NULL);
         give_up_prlimit();
-        if (dup2(output[STDOUT][1], 1) == 1 && dup2(output[STDERR][1], 2) == 2)
+        if (dup2(output[STDOUT][1], 1) == 1 && dup2(output[STDERR][1], 2) == 2 && give_up_rights())
             execute(command);
         int why = errno;
         _exit(write(failure[1], &why, sizeof why) == sizeof why ? NOT_FOUND : CANNOT_BEGIN);
@@ -623,24 +658,61 @@ static void say_totals(void)
     }
 }
 
-/* The kernel's count of processes of this container that it killed for memory. -1: the kernel does not tell. */
-static long kills_for_memory(void)
+/* Reads a file of the container's own cgroup. False: there is none, or the file is not the kernel's. */
+static bool read_cgroup(const char *name, char text[4096])
 {
-    /* The container's own cgroup, of version 2 or 1. The engine mounts it, and hears of a kill only sometimes. */
-    const char *files[] = {"/sys/fs/cgroup/memory.events", "/sys/fs/cgroup/memory/memory.oom_control"};
-    for (int i = 0; i < 2; i++) {
-        int file = open(files[i], O_RDONLY | O_CLOEXEC);
-        if (file < 0)
-            continue;
-        char text[1024];
-        ssize_t n = read(file, text, sizeof text - 1);
-        close(file);
-        text[n > 0 ? n : 0] = 0;
-        const char *found = strstr(text, "oom_kill ");
-        if (found)
-            return strtol(found + strlen("oom_kill "), NULL, 10);
-    }
-    return -1;
+    int file = open(name, O_RDONLY | O_CLOEXEC);
+    struct statfs kind;
+    ssize_t n = -1;
+    if (file < 0)
+        return false;
+    if (fstatfs(file, &kind) == 0 && (kind.f_type == CGROUP_SUPER_MAGIC || kind.f_type == CGROUP2_SUPER_MAGIC))
+        n = read(file, text, 4095);
+    close(file);
+    text[n > 0 ? n : 0] = 0;
+    return n >= 0;
+}
+
+/* The sum of the numbers that follow `key` in a file of the cgroup; with an empty key the number that the file is. -1:
+ * the kernel does not tell. */
+static long long sum_of(const char *name, const char *key)
+{
+    char text[4096];
+    if (!read_cgroup(name, text))
+        return -1;
+    if (!*key)
+        return *text ? strtoll(text, NULL, 10) : -1;
+    long long sum = 0;
+    for (const char *at = text; (at = strstr(at, key));)
+        sum += strtoll(at += strlen(key), NULL, 10);
+    return sum;
+}
+
+/* Whether the container's cgroup of version 2 is there. An engine may show the host's, which has no events. */
+static bool has_cgroup2(void)
+{
+    char text[4096];
+    return read_cgroup("/sys/fs/cgroup/cgroup.events", text);
+}
+
+/* The kernel's count of processes of this container that it killed for memory. -1: the kernel does not tell. */
+static long long kills_for_memory(void)
+{
+    /* The engine mounts the container's own cgroup, of version 2 or 1, and hears of a kill only sometimes. */
+    long long kills = sum_of("/sys/fs/cgroup/memory.events", "\noom_kill ");
+    return kills >= 0 ? kills : sum_of("/sys/fs/cgroup/memory/memory.oom_control", "\noom_kill ");
+}
+
+/* What the kernel counted of the container up to now, the recorder included. -1: the kernel does not tell. */
+static void say_usage(void)
+{
+    bool second = has_cgroup2();
+    long long cpu = second ? sum_of("/sys/fs/cgroup/cpu.stat", "usage_usec ") : sum_of("/sys/fs/cgroup/cpuacct/cpuacct.usage", "");
+    const char *io = second ? "/sys/fs/cgroup/io.stat" : "/sys/fs/cgroup/blkio/blkio.throttle.io_service_bytes";
+    SAY("\"usage\":{\"cpu_us\":%lld,\"peak_memory_bytes\":%lld,\"read_bytes\":%lld,\"written_bytes\":%lld},",
+        second || cpu < 0 ? cpu : cpu / 1000,
+        sum_of(second ? "/sys/fs/cgroup/memory.peak" : "/sys/fs/cgroup/memory/memory.max_usage_in_bytes", ""),
+        sum_of(io, second ? "rbytes=" : " Read "), sum_of(io, second ? "wbytes=" : " Write "));
 }
 
 /* Stores the known gaps and the trailer. False: they could not be stored. */
@@ -666,7 +738,8 @@ static bool finish(void)
     SAY("],\"facts\":{\"recorder\":1,\"signal\":%d,\"exec_error\":%d,\"start_time_ns\":%llu,\"end_time_ns\":%llu,\"hard_stop\":%s,\"cut_off\":%s,\"told\":%d,",
         !exec_error && WIFSIGNALED(status) ? WTERMSIG(status) : 0, exec_error, (unsigned long long)start_time,
         (unsigned long long)end_time, hard_stopped ? "true" : "false", cut_off ? "true" : "false", told);
-    SAY("\"kills_for_memory\":%ld,", kills_for_memory());
+    SAY("\"kills_for_memory\":%lld,", kills_for_memory());
+    say_usage();
     SAY("\"blocked_ms\":%llu,\"user_us\":%llu,\"system_us\":%llu,\"max_rss_kib\":%ld}}", (unsigned long long)(blocked / MS),
         (unsigned long long)usage.ru_utime.tv_sec * 1000000 + (unsigned long long)usage.ru_utime.tv_usec,
         (unsigned long long)usage.ru_stime.tv_sec * 1000000 + (unsigned long long)usage.ru_stime.tv_usec, usage.ru_maxrss);
@@ -680,8 +753,29 @@ static bool finish(void)
 
 static _Noreturn void usage(const char *what, const char *why)
 {
-    dprintf(2, "recorder: %s: %s\nusage: recorder --execution ID [--limit BYTES] BOX -- COMMAND [ARGUMENT...]\n", what, why);
+    dprintf(2, "recorder: %s: %s\nusage: recorder --execution ID [--limit BYTES] [--ulimit NAME=SOFT:HARD]... [--cap-drop NAME]... BOX -- COMMAND [ARGUMENT...]\n", what, why);
     _exit(CANNOT_BEGIN);
+}
+
+/* Reads NAME=SOFT:HARD; -1 is unlimited. */
+static void read_ulimit(const char *word)
+{
+    static const struct { const char *name; int resource; } known[] = {
+        {"core", RLIMIT_CORE}, {"cpu", RLIMIT_CPU}, {"data", RLIMIT_DATA}, {"fsize", RLIMIT_FSIZE}, {"memlock", RLIMIT_MEMLOCK},
+        {"nofile", RLIMIT_NOFILE}, {"nproc", RLIMIT_NPROC}, {"sigpending", RLIMIT_SIGPENDING}, {"stack", RLIMIT_STACK},
+    };
+    char name[16];
+    long long soft, hard;
+    int end = 0;
+    if (ulimit_count == (int)(sizeof ulimits / sizeof *ulimits) || sscanf(word, "%15[a-z]=%lld:%lld%n", name, &soft, &hard, &end) != 3 || word[end])
+        usage("--ulimit", "expected NAME=SOFT:HARD");
+    for (size_t i = 0; i < sizeof known / sizeof *known; i++)
+        if (strcmp(name, known[i].name) == 0) {
+            ulimits[ulimit_count].resource = known[i].resource;
+            ulimits[ulimit_count++].limit = (struct rlimit){soft < 0 ? RLIM_INFINITY : (rlim_t)soft, hard < 0 ? RLIM_INFINITY : (rlim_t)hard};
+            return;
+        }
+    usage("--ulimit", "no such limit");
 }
 
 /* Reads the options; returns BOX, "--" and the command. */
@@ -696,6 +790,12 @@ static char **read_options(char **word, const char **execution)
             if (*end || blocks < 4 || blocks > UINT32_MAX)
                 usage("--limit", "expected a number of bytes, 262144 or more");
             head = oldest = blocks / 2, tail = blocks - head;
+        } else if (strcmp(*word, "--ulimit") == 0)
+            read_ulimit(word[1]);
+        else if (strcmp(*word, "--cap-drop") == 0) {
+            if (strcmp(word[1], "KILL") && strcmp(word[1], "SETPCAP"))
+                usage("--cap-drop", "expected KILL or SETPCAP");
+            drops_kill |= strcmp(word[1], "KILL") == 0, drops_setpcap |= strcmp(word[1], "SETPCAP") == 0;
         } else
             usage(*word, "no such option");
     }

@@ -682,3 +682,10 @@ def notifications(db: Database) -> None:
     db.execute("CREATE INDEX deliveries_of_job ON deliveries(job_id, seq)")
     db.execute("CREATE INDEX deliveries_state ON deliveries(state, seq)")
     db.execute("CREATE INDEX deliveries_ended ON deliveries(end_time) WHERE end_time IS NOT NULL")
+
+
+@migrations()
+def usage_of_executions(db: Database) -> None:
+    """The column for what the containers of executions used."""
+    # JSON: microseconds on CPUs, peak of memory, bytes read, bytes written, each or null; empty: nobody knows.
+    db.execute("ALTER TABLE executions ADD COLUMN usage TEXT NOT NULL DEFAULT ''")

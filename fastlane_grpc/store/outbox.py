@@ -195,8 +195,9 @@ def due(
     without: Collection[str] = (),
     only: Collection[str] | None = None,
 ) -> Due:
-    """Return at most `limit` deliveries that are due, in the order of their times, at most `of_host` of each host, of
-    `only` these hosts, and none of the hosts in `without`."""
+    """Return at most `limit` deliveries that are due, in the order of their times, at most `of_host` of each host.
+
+    `only`: of these hosts alone. `without`: none of these hosts."""
     time_us = microseconds_since_epoch(now)
     rows = db.execute(
         f"""

@@ -16,6 +16,7 @@ from fastlane_grpc.model import (
     CatchUp,
     Conflict,
     Cron,
+    Dns,
     Execution,
     Hold,
     Jitter,
@@ -41,7 +42,10 @@ from fastlane_grpc.model import (
     Task,
     TaskLimits,
     Times,
+    Tmpfs,
+    Ulimit,
     Unique,
+    Usage,
     Webhook,
 )
 from fastlane_grpc.store.database import Connection
@@ -53,7 +57,7 @@ Row = Sequence[Any]
 _OUTCOME = ("reason", "detail", "exit_code", "out_of_memory", "stop_signal")
 _EXECUTION_NAMES = (
     *("execution_id", "job_id", "task_id", "state", "state_time", "run", "attempt"),
-    *("host", "container_id", "image_digest", "handle", "starting", "logs"),
+    *("host", "container_id", "image_digest", "handle", "starting", "logs", "usage"),
     *("stop_cause", "stop_time", "stop_grace", "stop_note"),
     *_OUTCOME,
     *Times._fields,
@@ -148,6 +152,7 @@ def execution_from(row: Row) -> Execution:
         starting=its.starting == 1,
         # Of one that went back to the queue the row has what its log holds so far. That may still grow.
         logs=_logs_from(its.logs) if state.final else (),
+        usage=usage_from(its.usage),
         expire_time=_time_or_none(its.expire_time),
         tick_time=_time_or_none(its.tick_time),
         tries=its.tries,
@@ -231,6 +236,10 @@ def spec_bytes(spec: JobSpec) -> bytes:
         "unique": None if spec.unique is None else _without_defaults({**asdict(spec.unique)}),
         "notifications": [_notification_given(each) for each in spec.notifications] or None,
         "stop_when_unwatched_us": unwatched_limit_of(spec),
+        "tmpfs": [_without_defaults(asdict(each)) for each in spec.tmpfs] or None,
+        # A soft limit of zero is a limit.
+        "ulimits": [[each.name, each.soft, each.hard] for each in spec.ulimits] or None,
+        "dns": None if spec.dns is None else _without_defaults({k: list(v) for k, v in asdict(spec.dns).items()}),
     }
     for name, value in optional.items():
         if value is not None:
@@ -244,15 +253,18 @@ _PLAIN_NAMES = (
     "history",
 )
 _plain_of = attrgetter(*_PLAIN_NAMES)
-# Fields that are kept unless they are None; most specs have none of them.
+# Fields that are kept unless they are None or empty; most specs have none of them.
 _optional_of = attrgetter(
     *("timeout", "stop_grace", "metadata", "start_in", "start_at", "expire_time", "cron", "retry", "unique"),
-    *("notifications", "stop_when_unwatched"),
+    *("notifications", "stop_when_unwatched", "tmpfs", "ulimits", "dns"),
 )
 _NONE_SET = _optional_of(JobSpec(""))
 _COLLECTIONS: Sequence[tuple[str, Callable[[JobSpec], Any], type]] = tuple(
     (name, attrgetter(name), kind)
-    for name, kind in (("args", list), ("envs", dict), ("entrypoint", list), ("labels", dict))
+    for name, kind in (
+        *(("args", list), ("envs", dict), ("entrypoint", list), ("labels", dict)),
+        *(("extra_hosts", dict), ("cap_drop", list)),
+    )
 )
 
 
@@ -285,6 +297,11 @@ def spec_from(data: bytes | str) -> JobSpec:
         notifications=tuple(map(_notification_from, kept.get("notifications", ()))),
         history=kept.get("history", 0),
         stop_when_unwatched=_duration_from(kept.get("stop_when_unwatched_us")),
+        extra_hosts=kept.get("extra_hosts", {}),
+        tmpfs=tuple(Tmpfs(**{"path": "", **each}) for each in kept.get("tmpfs", ())),
+        ulimits=tuple(Ulimit(*each) for each in kept.get("ulimits", ())),
+        dns=None if "dns" not in kept else Dns(**{name: tuple(each) for name, each in kept["dns"].items()}),
+        cap_drop=tuple(kept.get("cap_drop", ())),
     )
 
 
@@ -359,6 +376,21 @@ def logs_text(logs: Sequence[LogTotals]) -> str:
     )
 
 
+def usage_text(usage: Usage | None) -> str:
+    """Return a usage as it is stored; empty: none."""
+    if usage is None:
+        return ""
+    cpu_us = _duration_or_none(usage.cpu_time)
+    return _encode([cpu_us, usage.peak_memory_bytes, usage.read_bytes, usage.written_bytes])
+
+
+def usage_from(text: str | None) -> Usage | None:
+    if not text:
+        return None
+    cpu_us, *rest = json.loads(text)
+    return Usage(_duration_from(cpu_us), *rest)
+
+
 # The first times of an execution, and those of its job, are often one and the same.
 @lru_cache(1024)
 def time_from(microseconds: int) -> datetime:
@@ -402,9 +434,8 @@ def _stop_from(row: Any) -> Stop:
     return Stop(StopCause(row.stop_cause), time_from(row.stop_time), grace, row.stop_note)
 
 
-def _limits_given(limits: Limits) -> Mapping[str, int | float]:
-    each = {"memory_bytes": limits.memory_bytes, "cpus": limits.cpus, "pids": limits.pids}
-    return {key: value for key, value in each.items() if value}
+def _limits_given(limits: Limits) -> Mapping[str, int | float | str]:
+    return {key: value for key, value in asdict(limits).items() if value}
 
 
 def _cron_given(cron: Cron) -> Mapping[str, Any]:

@@ -27,6 +27,7 @@ from fastlane_grpc.model import (
     StopCause,
     Task,
     TaskLimitsChange,
+    Usage,
     utc_now,
 )
 from fastlane_grpc.pools import Pools
@@ -90,6 +91,7 @@ from fastlane_grpc.store.rows import (
     microseconds_of,
     microseconds_or_none,
     microseconds_since_epoch,
+    usage_text,
 )
 from fastlane_grpc.store.stops import stop_execution, stop_job
 from fastlane_grpc.store.task_limits import LimitedTasks
@@ -594,8 +596,9 @@ class Store:
     def due_deliveries(
         self, *, of_host: int, limit: int, without: Collection[str] = (), only: Collection[str] | None = None
     ) -> Pending[Due]:
-        """Return at most `limit` deliveries that are due now, at most `of_host` of each host, of `only` these hosts and
-        none of the hosts in `without`, and when the next one is."""
+        """Return at most `limit` deliveries that are due now, at most `of_host` of each host, and when the next one is.
+
+        `only`: of these hosts alone. `without`: none of these hosts."""
         return self._readers.read(
             lambda db: outbox.due(db, self._now(), of_host=of_host, limit=limit, without=without, only=only)
         )
@@ -858,6 +861,7 @@ class Store:
         outcome: Outcome,
         logs: Sequence[LogTotals],
         log_bytes: int = 0,
+        usage: Usage | None = None,
         exit_time: datetime | None = None,
         seal_time: datetime | None = None,
         first_byte_time: datetime | None = None,
@@ -880,7 +884,7 @@ class Store:
                 SET state = :state, state_time = :now, end_time = :now,
                     reason = :reason, detail = :detail, exit_code = :exit_code,
                     out_of_memory = :out_of_memory, stop_signal = :stop_signal,
-                    logs = :logs, log_bytes = :log_bytes,
+                    logs = :logs, log_bytes = :log_bytes, usage = :usage,
                     exit_time = coalesce(:exit_time, exit_time), seal_time = coalesce(:seal_time, seal_time),
                     first_byte_time = coalesce(:first_byte_time, first_byte_time),
                     start_time = coalesce(:start_time, start_time)
@@ -896,6 +900,7 @@ class Store:
                 stop_signal=outcome.stop_signal,
                 logs=logs_text(logs),
                 log_bytes=log_bytes,
+                usage=usage_text(usage),
                 exit_time=microseconds_or_none(exit_time),
                 seal_time=microseconds_or_none(seal_time),
                 first_byte_time=microseconds_or_none(first_byte_time),

@@ -556,6 +556,26 @@ class JobSpec(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class ExtraHostsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     IMAGE_FIELD_NUMBER: _builtins.int
     COMMAND_FIELD_NUMBER: _builtins.int
     ARGS_FIELD_NUMBER: _builtins.int
@@ -582,6 +602,11 @@ class JobSpec(_message.Message):
     UNIQUE_FIELD_NUMBER: _builtins.int
     HISTORY_FIELD_NUMBER: _builtins.int
     STOP_WHEN_UNWATCHED_FIELD_NUMBER: _builtins.int
+    EXTRA_HOSTS_FIELD_NUMBER: _builtins.int
+    TMPFS_FIELD_NUMBER: _builtins.int
+    ULIMITS_FIELD_NUMBER: _builtins.int
+    DNS_FIELD_NUMBER: _builtins.int
+    CAP_DROP_FIELD_NUMBER: _builtins.int
     image: _builtins.str
     """Required. The image, as for `docker run`: name, tag, digest, registry with port. Stored and returned exactly as
     given.
@@ -694,6 +719,28 @@ class JobSpec(_message.Message):
         system that is cancelled. Not together with `cron`. Unset: the job goes on unwatched.
         """
 
+    @_builtins.property
+    def extra_hosts(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Additional host names, as in /etc/hosts: host name to IP address; at most 64."""
+
+    @_builtins.property
+    def tmpfs(self) -> _containers.RepeatedCompositeFieldContainer[Global___Tmpfs]:
+        """File systems in memory; at most 16. Their content is lost with the container and counts as its memory."""
+
+    @_builtins.property
+    def ulimits(self) -> _containers.RepeatedCompositeFieldContainer[Global___Ulimit]:
+        """Limits of each process of the command; at most 16. The recorder keeps the engine's."""
+
+    @_builtins.property
+    def dns(self) -> Global___Dns:
+        """Name resolution of the container. Unset: as the engine is configured."""
+
+    @_builtins.property
+    def cap_drop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Capabilities to take from the container, as "NET_RAW" or "CAP_NET_RAW"; "ALL": every one. None can be added. Empty:
+        the engine's default ones stay.
+        """
+
     def __init__(
         self,
         *,
@@ -723,10 +770,15 @@ class JobSpec(_message.Message):
         unique: Global___Unique | None = ...,
         history: _builtins.int = ...,
         stop_when_unwatched: _duration_pb2.Duration | None = ...,
+        extra_hosts: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        tmpfs: _abc.Iterable[Global___Tmpfs] | None = ...,
+        ulimits: _abc.Iterable[Global___Ulimit] | None = ...,
+        dns: Global___Dns | None = ...,
+        cap_drop: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["cron", b"cron", "expire_time", b"expire_time", "limits", b"limits", "metadata", b"metadata", "retry", b"retry", "start_at", b"start_at", "start_in", b"start_in", "stop_grace", b"stop_grace", "stop_when_unwatched", b"stop_when_unwatched", "timeout", b"timeout", "unique", b"unique"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["cron", b"cron", "dns", b"dns", "expire_time", b"expire_time", "limits", b"limits", "metadata", b"metadata", "retry", b"retry", "start_at", b"start_at", "start_in", b"start_in", "stop_grace", b"stop_grace", "stop_when_unwatched", b"stop_when_unwatched", "timeout", b"timeout", "unique", b"unique"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "command", b"command", "cron", b"cron", "entrypoint", b"entrypoint", "envs", b"envs", "expire_time", b"expire_time", "history", b"history", "image", b"image", "labels", b"labels", "limits", b"limits", "metadata", b"metadata", "network", b"network", "notifications", b"notifications", "priority", b"priority", "pull_policy", b"pull_policy", "read_only_root", b"read_only_root", "retry", b"retry", "start_at", b"start_at", "start_in", b"start_in", "stop_grace", b"stop_grace", "stop_signal", b"stop_signal", "stop_when_unwatched", b"stop_when_unwatched", "timeout", b"timeout", "unique", b"unique", "user", b"user", "working_dir", b"working_dir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "cap_drop", b"cap_drop", "command", b"command", "cron", b"cron", "dns", b"dns", "entrypoint", b"entrypoint", "envs", b"envs", "expire_time", b"expire_time", "extra_hosts", b"extra_hosts", "history", b"history", "image", b"image", "labels", b"labels", "limits", b"limits", "metadata", b"metadata", "network", b"network", "notifications", b"notifications", "priority", b"priority", "pull_policy", b"pull_policy", "read_only_root", b"read_only_root", "retry", b"retry", "start_at", b"start_at", "start_in", b"start_in", "stop_grace", b"stop_grace", "stop_signal", b"stop_signal", "stop_when_unwatched", b"stop_when_unwatched", "timeout", b"timeout", "tmpfs", b"tmpfs", "ulimits", b"ulimits", "unique", b"unique", "user", b"user", "working_dir", b"working_dir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -741,6 +793,9 @@ class Limits(_message.Message):
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     CPUS_FIELD_NUMBER: _builtins.int
     PIDS_FIELD_NUMBER: _builtins.int
+    SHM_BYTES_FIELD_NUMBER: _builtins.int
+    MEMORY_RESERVATION_BYTES_FIELD_NUMBER: _builtins.int
+    CPUSET_FIELD_NUMBER: _builtins.int
     memory_bytes: _builtins.int
     """Maximum memory in bytes, at least 6 MiB; the engine kills a container that exceeds it. No additional swap. Zero:
     unlimited.
@@ -749,20 +804,139 @@ class Limits(_message.Message):
     """Maximum number of CPUs, with fractions: 0.5, 2. Zero: unlimited."""
     pids: _builtins.int
     """Maximum number of processes and threads. Zero: the server's default."""
+    shm_bytes: _builtins.int
+    """Size of /dev/shm in bytes, which browsers, databases and PyTorch share memory by. What is in it counts as memory of
+    the container. Zero: the engine's default, usually 64 MiB.
+    """
+    memory_reservation_bytes: _builtins.int
+    """Memory in bytes that the kernel tries to leave to the container when the host runs short, at least 6 MiB and at most
+    `memory_bytes`. Unlike a limit it kills nothing. Zero: none.
+    """
+    cpuset: _builtins.str
+    """CPUs that the container may run on, as "0-2,5". Empty: all. The engine refuses CPUs that its host does not have."""
     def __init__(
         self,
         *,
         memory_bytes: _builtins.int = ...,
         cpus: _builtins.float = ...,
         pids: _builtins.int = ...,
+        shm_bytes: _builtins.int = ...,
+        memory_reservation_bytes: _builtins.int = ...,
+        cpuset: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpus", b"cpus", "memory_bytes", b"memory_bytes", "pids", b"pids"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpus", b"cpus", "cpuset", b"cpuset", "memory_bytes", b"memory_bytes", "memory_reservation_bytes", b"memory_reservation_bytes", "pids", b"pids", "shm_bytes", b"shm_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Limits: _TypeAlias = Limits  # noqa: Y015
+
+@_typing.final
+class Tmpfs(_message.Message):
+    """A file system in memory."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    EXECUTABLE_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """Required. Absolute path of the directory in the container, without `.` and `..`; it is created if need be. Not in
+    /dev, /proc, /sys and /.fastlane.
+    """
+    size_bytes: _builtins.int
+    """Maximum size in bytes. Zero: half of the host's memory, as far as the container's own limit allows."""
+    mode: _builtins.int
+    """Permissions of the directory, as a number: 448 is 0700. Zero: 1777, so anyone may write."""
+    executable: _builtins.bool
+    """Programs in it may be executed. Setuid programs and devices have no effect there in any case."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        size_bytes: _builtins.int = ...,
+        mode: _builtins.int = ...,
+        executable: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["executable", b"executable", "mode", b"mode", "path", b"path", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Tmpfs: _TypeAlias = Tmpfs  # noqa: Y015
+
+@_typing.final
+class Ulimit(_message.Message):
+    """A limit of each process, as of setrlimit(2). -1: unlimited."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SOFT_FIELD_NUMBER: _builtins.int
+    HARD_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Required. core, cpu, data, fsize, memlock, nofile, nproc, sigpending or stack. No other can be set: they would let a
+    container take CPU time and memory of the kernel from other containers.
+    """
+    soft: _builtins.int
+    """The limit in force, in bytes, seconds or pieces. A process may raise it up to `hard`."""
+    hard: _builtins.int
+    """The largest limit that a process may set. Unset: `soft`."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        soft: _builtins.int = ...,
+        hard: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_hard", b"_hard", "hard", b"hard"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_hard", b"_hard", "hard", b"hard", "name", b"name", "soft", b"soft"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__hard: _TypeAlias = _typing.Literal["hard"]  # noqa: Y015
+    _WhichOneofArgType__hard: _TypeAlias = _typing.Literal["_hard", b"_hard"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__hard) -> _WhichOneofReturnType__hard | None: ...
+
+Global___Ulimit: _TypeAlias = Ulimit  # noqa: Y015
+
+@_typing.final
+class Dns(_message.Message):
+    """Name resolution, as in /etc/resolv.conf."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SERVERS_FIELD_NUMBER: _builtins.int
+    SEARCH_DOMAINS_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def servers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """IP addresses of name servers; at most 8."""
+
+    @_builtins.property
+    def search_domains(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Domains to search for names without a dot; at most 16. One ".": none."""
+
+    @_builtins.property
+    def options(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Options of the resolver, as "ndots:2"; at most 16."""
+
+    def __init__(
+        self,
+        *,
+        servers: _abc.Iterable[_builtins.str] | None = ...,
+        search_domains: _abc.Iterable[_builtins.str] | None = ...,
+        options: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["options", b"options", "search_domains", b"search_domains", "servers", b"servers"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Dns: _TypeAlias = Dns  # noqa: Y015
 
 @_typing.final
 class Cron(_message.Message):
@@ -1701,6 +1875,7 @@ class Execution(_message.Message):
     CONTAINER_ID_FIELD_NUMBER: _builtins.int
     IMAGE_DIGEST_FIELD_NUMBER: _builtins.int
     LOGS_FIELD_NUMBER: _builtins.int
+    USAGE_FIELD_NUMBER: _builtins.int
     TICK_TIME_FIELD_NUMBER: _builtins.int
     MEMORY_BYTES_FIELD_NUMBER: _builtins.int
     id: _builtins.str
@@ -1740,6 +1915,12 @@ class Execution(_message.Message):
         """Size of the log, one entry for each source with output. Empty until the execution is final."""
 
     @_builtins.property
+    def usage(self) -> Global___Usage:
+        """What the container used, as the kernel counted. Unset until the execution is final, for a container that was not
+        captured by the recorder, and where the recorder was killed.
+        """
+
+    @_builtins.property
     def tick_time(self) -> _timestamp_pb2.Timestamp:
         """The tick that started the run. Unset: another reason started it."""
 
@@ -1759,16 +1940,66 @@ class Execution(_message.Message):
         container_id: _builtins.str = ...,
         image_digest: _builtins.str = ...,
         logs: _abc.Iterable[Global___LogTotals] | None = ...,
+        usage: Global___Usage | None = ...,
         tick_time: _timestamp_pb2.Timestamp | None = ...,
         memory_bytes: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome", "tick_time", b"tick_time", "times", b"times", "waiting", b"waiting"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["outcome", b"outcome", "tick_time", b"tick_time", "times", b"times", "usage", b"usage", "waiting", b"waiting"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "container_id", b"container_id", "host", b"host", "id", b"id", "image_digest", b"image_digest", "job_id", b"job_id", "logs", b"logs", "memory_bytes", b"memory_bytes", "outcome", b"outcome", "run", b"run", "state", b"state", "task_id", b"task_id", "tick_time", b"tick_time", "times", b"times", "waiting", b"waiting"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attempt", b"attempt", "container_id", b"container_id", "host", b"host", "id", b"id", "image_digest", b"image_digest", "job_id", b"job_id", "logs", b"logs", "memory_bytes", b"memory_bytes", "outcome", b"outcome", "run", b"run", "state", b"state", "task_id", b"task_id", "tick_time", b"tick_time", "times", b"times", "usage", b"usage", "waiting", b"waiting"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Execution: _TypeAlias = Execution  # noqa: Y015
+
+@_typing.final
+class Usage(_message.Message):
+    """What a container used from its start to the end of its last process, the recorder included. A field is unset if the
+    kernel does not tell.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PEAK_MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    CPU_TIME_FIELD_NUMBER: _builtins.int
+    READ_BYTES_FIELD_NUMBER: _builtins.int
+    WRITTEN_BYTES_FIELD_NUMBER: _builtins.int
+    peak_memory_bytes: _builtins.int
+    """Maximum memory at any time, as it counts toward `memory_bytes`: with the cache of files that it read and wrote."""
+    read_bytes: _builtins.int
+    """Bytes read from disks. What came from the cache is not in it."""
+    written_bytes: _builtins.int
+    """Bytes written to disks so far. What is only in the cache is not in it."""
+    @_builtins.property
+    def cpu_time(self) -> _duration_pb2.Duration:
+        """Time on CPUs, of all its processes together."""
+
+    def __init__(
+        self,
+        *,
+        peak_memory_bytes: _builtins.int | None = ...,
+        cpu_time: _duration_pb2.Duration | None = ...,
+        read_bytes: _builtins.int | None = ...,
+        written_bytes: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_peak_memory_bytes", b"_peak_memory_bytes", "_read_bytes", b"_read_bytes", "_written_bytes", b"_written_bytes", "cpu_time", b"cpu_time", "peak_memory_bytes", b"peak_memory_bytes", "read_bytes", b"read_bytes", "written_bytes", b"written_bytes"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_peak_memory_bytes", b"_peak_memory_bytes", "_read_bytes", b"_read_bytes", "_written_bytes", b"_written_bytes", "cpu_time", b"cpu_time", "peak_memory_bytes", b"peak_memory_bytes", "read_bytes", b"read_bytes", "written_bytes", b"written_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__peak_memory_bytes: _TypeAlias = _typing.Literal["peak_memory_bytes"]  # noqa: Y015
+    _WhichOneofArgType__peak_memory_bytes: _TypeAlias = _typing.Literal["_peak_memory_bytes", b"_peak_memory_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__read_bytes: _TypeAlias = _typing.Literal["read_bytes"]  # noqa: Y015
+    _WhichOneofArgType__read_bytes: _TypeAlias = _typing.Literal["_read_bytes", b"_read_bytes"]  # noqa: Y015
+    _WhichOneofReturnType__written_bytes: _TypeAlias = _typing.Literal["written_bytes"]  # noqa: Y015
+    _WhichOneofArgType__written_bytes: _TypeAlias = _typing.Literal["_written_bytes", b"_written_bytes"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__peak_memory_bytes) -> _WhichOneofReturnType__peak_memory_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__read_bytes) -> _WhichOneofReturnType__read_bytes | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__written_bytes) -> _WhichOneofReturnType__written_bytes | None: ...
+
+Global___Usage: _TypeAlias = Usage  # noqa: Y015
 
 @_typing.final
 class Waiting(_message.Message):

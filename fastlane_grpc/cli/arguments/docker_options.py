@@ -15,8 +15,6 @@ _TABLE: Sequence[tuple[str, str]] = (
         "-v --volume --mount --volumes-from --volume-driver",
         f"host directories and volumes cannot be mounted; {_ONE_IMAGE}",
     ),
-    ("--tmpfs", f"{_NOT_YET}; write to a directory of the container, as /tmp, without --read-only"),
-    ("--shm-size", f"{_NOT_YET}: /dev/shm has the engine's default size"),
     ("--storage-opt", _BY_OPERATOR),
     # A terminal and standard input.
     ("-i --interactive", "a job has no standard input; pass data by arguments, -e or --env-file"),
@@ -51,18 +49,14 @@ _TABLE: Sequence[tuple[str, str]] = (
     # Limits.
     ("-m", "use --memory"),
     ("--memory-swap --memory-swappiness", "not needed: with --memory a job has no additional swap"),
-    ("--memory-reservation --kernel-memory", "use --memory"),
+    ("--kernel-memory", "use --memory"),
     (
         "-c --cpu-shares --cpu-period --cpu-quota --cpu-rt-period --cpu-rt-runtime --cpu-count --cpu-percent",
         "use --cpus",
     ),
-    ("--cpuset-cpus --cpuset-mems --blkio-weight --io-maxbandwidth --io-maxiops", _BY_OPERATOR),
+    ("--cpuset-mems --blkio-weight --io-maxbandwidth --io-maxiops", _BY_OPERATOR),
     ("--blkio-weight-device --device-read-bps --device-read-iops --device-write-bps --device-write-iops", _BY_OPERATOR),
     ("--pids-limit", "use --pids"),
-    (
-        "--ulimit",
-        f"{_NOT_YET}: the engine sets the limits; lower them in the command, as sh -c 'ulimit -n 100; exec PROGRAM'",
-    ),
     ("--oom-kill-disable --oom-score-adj", _HOST),
     ("--gpus", f"{_NOT_YET}: jobs cannot use GPUs"),
     ("--device --device-cgroup-rule", _HOST),
@@ -71,17 +65,13 @@ _TABLE: Sequence[tuple[str, str]] = (
         "--privileged --cap-add --security-opt",
         f"{_HOST}; jobs have the engine's default capabilities and no-new-privileges",
     ),
-    ("--cap-drop", "fixed: jobs have the engine's default capabilities; --user nobody drops them all"),
     ("--group-add", "use --user USER:GROUP"),
     ("--userns --pid --ipc --uts --cgroupns --cgroup-parent --sysctl --runtime --isolation", _HOST),
     # Network.
     ("-p --publish -P --publish-all --expose", "ports cannot be published: a job is not a service"),
     ("--net", "use --network none, or leave it out for the engine's default network"),
     ("--network-alias --net-alias --link --link-local-ip --ip --ip6 --mac-address", f"not available: {_ONE_JOB}"),
-    (
-        "--add-host --dns --dns-opt --dns-option --dns-search",
-        "not available: name resolution follows the configuration of the engine",
-    ),
+    ("--dns-opt", "use --dns-option"),
     ("--hostname --domainname", "fixed: the host name is the container's id"),
     # Image and the rest.
     (

@@ -28,6 +28,16 @@ _PARAMETERS = {
     "secret_name": "notify_secret",
     "mail": "notify_mails",
     "to": "notify_mails",
+    "path": "tmpfs",
+    "size_bytes": "tmpfs",
+    "mode": "tmpfs",
+    "name": "ulimits",
+    "soft": "ulimits",
+    "hard": "ulimits",
+    "extra_hosts": "add_hosts",
+    "servers": "dns_servers",
+    "search_domains": "dns_search",
+    "options": "dns_options",
 }
 
 

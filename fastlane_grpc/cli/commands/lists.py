@@ -317,9 +317,14 @@ def _job_facts(job: pb.Job, now: datetime) -> Iterator[tuple[str, str]]:
     yield "labels", " ".join(f"{name}={shlex.quote(value)}" for name, value in sorted(spec.labels.items()))
     yield "timeout", span(spec.timeout.ToTimedelta()) if spec.HasField("timeout") else ""
     yield "limits", ", ".join(_limits(spec.limits))
+    yield "ulimits", " ".join(_ulimits(spec))
+    yield "dropped", " ".join(spec.cap_drop)
+    yield "tmpfs", ", ".join(_tmpfs(spec))
     yield "user", spec.user
     yield "directory", spec.working_dir
     yield "network", spec.network
+    yield "hosts", " ".join(f"{name}:{address}" for name, address in sorted(spec.extra_hosts.items()))
+    yield "dns", " ".join([*spec.dns.servers, *spec.dns.search_domains, *spec.dns.options])
     yield "root", "read-only" if spec.read_only_root else ""
     yield "pull", _word(pb.JobSpec.PullPolicy, spec.pull_policy).removeprefix("policy_")
     yield "stop", ", ".join(_stopping(spec))
@@ -339,6 +344,7 @@ def _job_facts(job: pb.Job, now: datetime) -> Iterator[tuple[str, str]]:
     yield "enqueued", _moment(job, "create_time", now)
     yield "ended", _moment(job, "end_time", now)
     yield "ran", _ran(job.execution, now).strip("-")
+    yield "used", ", ".join(_used(job.execution))
     yield "executions", str(job.executions or "")
     yield "run", str(job.execution.run) if job.executions > 1 else ""
     yield "attempt", attempts_text(job, job.execution) if job.executions > 1 else ""
@@ -390,6 +396,23 @@ def _limits(limits: pb.Limits) -> Iterator[str]:
         yield f"{limits.cpus:g} CPUs"
     if limits.pids:
         yield f"{limits.pids} processes"
+    if limits.shm_bytes:
+        yield f"{limits.shm_bytes / (1 << 20):g} MiB of /dev/shm"
+    if limits.memory_reservation_bytes:
+        yield f"{limits.memory_reservation_bytes / (1 << 20):g} MiB reserved"
+    if limits.cpuset:
+        yield f"on CPUs {limits.cpuset}"
+
+
+def _tmpfs(spec: pb.JobSpec) -> Iterator[str]:
+    for tmpfs in spec.tmpfs:
+        bytes_text = f" of {tmpfs.size_bytes / (1 << 20):g} MiB" if tmpfs.size_bytes else ""
+        yield f"{tmpfs.path}{bytes_text}"
+
+
+def _ulimits(spec: pb.JobSpec) -> Iterator[str]:
+    for ulimit in spec.ulimits:
+        yield f"{ulimit.name}={ulimit.soft}{f':{ulimit.hard}' if ulimit.HasField('hard') else ''}"
 
 
 def _stopping(spec: pb.JobSpec) -> Iterator[str]:
@@ -416,6 +439,7 @@ def _execution_facts(execution: pb.Execution, now: datetime) -> Iterator[tuple[s
         if field != "due_time" or execution.times.due_time != execution.times.create_time:
             yield name, _moment(execution.times, field, now)
     yield "ran", _ran(execution, now).strip("-")
+    yield "used", ", ".join(_used(execution))
     for totals in execution.logs:
         missing = f", {size(totals.missing_bytes)} of them missing" if totals.missing_bytes else ""
         yield pb.Source.Name(totals.source).removeprefix("SOURCE_").lower(), f"{size(totals.bytes)}{missing}"
@@ -446,6 +470,18 @@ def _ran(execution: pb.Execution, now: datetime) -> str:
 
 
 _FAILING = {pb.EngineHost.AVAILABILITY_DOWN, pb.EngineHost.AVAILABILITY_CIRCUIT_OPEN}
+
+
+def _used(execution: pb.Execution) -> Iterator[str]:
+    usage = execution.usage
+    if usage.HasField("cpu_time"):
+        yield f"{usage.cpu_time.ToMicroseconds() / 1_000_000:.2f} s of CPU time"
+    if usage.HasField("peak_memory_bytes"):
+        yield f"at most {usage.peak_memory_bytes / (1 << 20):.1f} MiB of memory"
+    if usage.HasField("read_bytes"):
+        yield f"{size(usage.read_bytes)} read"
+    if usage.HasField("written_bytes"):
+        yield f"{size(usage.written_bytes)} written"
 
 
 def _host_note(host: pb.EngineHost) -> str:

@@ -13,6 +13,7 @@ import click
 from click.core import ParameterSource
 
 from fastlane_grpc import client as api
+from fastlane_grpc.cli.arguments.container import read_extra_host, read_tmpfs, read_ulimit, with_container
 from fastlane_grpc.cli.arguments.docker_options import refusal
 from fastlane_grpc.cli.arguments.encoding import is_utf8
 from fastlane_grpc.cli.arguments.env_file import read_env_file
@@ -146,7 +147,49 @@ _JOB_OPTIONS = [
     click.option(
         "--pids", type=click.IntRange(min=0), default=0, metavar="NUMBER", help="Limit of processes and threads."
     ),
+    click.option(
+        "--memory-reservation",
+        "memory_reservation_bytes",
+        type=SIZE,
+        default=0,
+        help="Memory that the kernel tries to leave to the job, as 256m.",
+    ),
+    click.option("--cpuset-cpus", "cpuset", default="", metavar="LIST", help="CPUs to run on, as 0-2,5."),
+    click.option("--shm-size", "shm_bytes", type=SIZE, default=0, help="Size of /dev/shm, as 1g."),
+    click.option(
+        "--tmpfs",
+        "tmpfs",
+        type=Reads("path", read_tmpfs),
+        multiple=True,
+        help="Mount memory at this path, as /tmp or /tmp:size=64m,mode=1777,exec.",
+    ),
+    click.option(
+        "--ulimit",
+        "ulimits",
+        type=Reads("limit", read_ulimit),
+        multiple=True,
+        help="Limit of each process, as nofile=1024 or core=0:-1.",
+    ),
+    click.option(
+        "--cap-drop",
+        "cap_drop",
+        multiple=True,
+        metavar="NAME",
+        help="Take this capability away, as NET_RAW, or ALL.",
+    ),
     click.option("--network", default="", metavar="NAME", help="`none`: no network."),
+    click.option(
+        "--add-host",
+        "add_hosts",
+        type=Reads("host:ip", read_extra_host),
+        multiple=True,
+        help="Additional host name, as db:192.0.2.7.",
+    ),
+    click.option("--dns", "dns_servers", multiple=True, metavar="IP", help="Name server, in place of the engine's."),
+    click.option("--dns-search", "dns_search", multiple=True, metavar="DOMAIN", help="Domain to search for names."),
+    click.option(
+        "--dns-option", "dns_options", multiple=True, metavar="OPTION", help="Option of the resolver, as ndots:2."
+    ),
     click.option("-u", "--user", default="", help="User or uid, with an optional :group."),
     click.option("-w", "--workdir", "working_dir", default="", metavar="DIR", help="Working directory."),
     click.option("--entrypoint", metavar="PROGRAM", help="Replaces the image's entrypoint; empty: none."),
@@ -516,7 +559,7 @@ def _job_options(
 ) -> dict[str, Any]:
     """Return what both clients take of the options of `_describes_job`, but for the task and the image."""
     return {
-        **with_policies(options),
+        **with_container(with_policies(options)),
         "args": words,
         "envs": _environment(envs, env_files, environ),
         "labels": dict(labels),

@@ -1,0 +1,50 @@
+"""Conversion of what a container may use between the model and the contract."""
+
+from collections.abc import Iterable
+
+from fastlane_grpc.model import Dns, JobSpec, Limits, Tmpfs, Ulimit
+from fastlane_grpc.v1 import fastlane_pb2 as pb
+
+
+def read_limits(message: pb.Limits) -> Limits:
+    return Limits(
+        message.memory_bytes,
+        message.cpus,
+        message.pids,
+        message.shm_bytes,
+        message.memory_reservation_bytes,
+        message.cpuset,
+    )
+
+
+def write_limits(message: pb.Limits, value: Limits) -> None:
+    message.memory_bytes, message.cpus, message.pids = value.memory_bytes, value.cpus, value.pids
+    message.shm_bytes, message.cpuset = value.shm_bytes, value.cpuset
+    message.memory_reservation_bytes = value.memory_reservation_bytes
+
+
+def read_tmpfs(messages: Iterable[pb.Tmpfs]) -> tuple[Tmpfs, ...]:
+    return tuple(Tmpfs(each.path, each.size_bytes, each.mode, each.executable) for each in messages)
+
+
+def read_ulimits(messages: Iterable[pb.Ulimit]) -> tuple[Ulimit, ...]:
+    return tuple(Ulimit(each.name, each.soft, each.hard if each.HasField("hard") else None) for each in messages)
+
+
+def read_dns(message: pb.Dns) -> Dns:
+    return Dns(tuple(message.servers), tuple(message.search_domains), tuple(message.options))
+
+
+def write_options(message: pb.JobSpec, value: JobSpec) -> None:
+    """Write what few jobs ask for."""
+    message.extra_hosts.update(value.extra_hosts)
+    for tmpfs in value.tmpfs:
+        message.tmpfs.add(path=tmpfs.path, size_bytes=tmpfs.size_bytes, mode=tmpfs.mode, executable=tmpfs.executable)
+    for ulimit in value.ulimits:
+        message.ulimits.add(name=ulimit.name, soft=ulimit.soft, hard=ulimit.hard)
+    if value.dns is not None:
+        message.dns.SetInParent()
+        message.dns.servers.extend(value.dns.servers)
+        message.dns.search_domains.extend(value.dns.search_domains)
+        message.dns.options.extend(value.dns.options)
+    message.cap_drop.extend(value.cap_drop)
