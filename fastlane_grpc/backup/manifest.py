@@ -1,4 +1,4 @@
-"""What a backup holds, and the file that says so. That file is the last one: a backup without it is not complete."""
+"""The contents of a backup, and the file that lists them. That file comes last: a backup without it is not complete."""
 
 import json
 import re

@@ -26,7 +26,7 @@ _UNFINISHED = "restoring.db"
 
 @dataclass(frozen=True, slots=True)
 class Restored:
-    """What was restored, and the number of executions that wait until a host is resumed."""
+    """The backup that was restored, and the number of executions that wait until a host is resumed."""
 
     manifest: Manifest
     waiting: int

@@ -1,5 +1,6 @@
-"""Takes a backup: the database first, then the records, so that each job in it has at least as much of its log as it
-had at that moment. A server may serve meanwhile; nothing of it is changed."""
+"""Takes a backup of a data directory, also while a server serves it.
+
+The database comes first, then the records: so each job has at least as much of its log as it had at that moment."""
 
 import os
 from collections.abc import Iterator
