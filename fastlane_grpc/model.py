@@ -627,6 +627,9 @@ class Job:
     tick_time: datetime | None = None
     revision: int = 1
     array: ArrayPosition | None = None
+    # Who enqueued it, and who stopped it first of all; empty: not known, or nobody.
+    caller: str = ""
+    stop_caller: str = ""
 
 
 @dataclass(frozen=True, slots=True)

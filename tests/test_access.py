@@ -70,7 +70,7 @@ MAY: Mapping[str, frozenset[str]] = {
             "RedeliverNotification",
         ]
     ),
-    "operate": frozenset(["UpdateTask", "DrainHost", "ResumeHost", "Prune"]),
+    "operate": frozenset(["UpdateTask", "DrainHost", "ResumeHost", "Prune", "ListAuditEntries"]),
 }
 # Of the paths that are no calls: which answer without a token. The others need the role view.
 OPEN_PATHS = {"/healthz", "/readyz", "/", "/assets/app.js"}
@@ -250,7 +250,8 @@ def hidden_requests(guarded: Guarded) -> Mapping[str, tuple[Any, str]]:
         for name in ["GetTask", "UpdateTask", "ListJobs", "ListExecutions", "WatchJobs", "Prune"]
     }
     by_server = dict.fromkeys(
-        ["ListHosts", "DrainHost", "ResumeHost", "RedeliverNotification"], (None, "PERMISSION_DENIED")
+        ["ListHosts", "DrainHost", "ResumeHost", "RedeliverNotification", "ListAuditEntries"],
+        (None, "PERMISSION_DENIED"),
     )
     return {
         **by_job,

@@ -44,7 +44,7 @@ from fastlane_grpc.model import (
 )
 from fastlane_grpc.record import Gap
 from fastlane_grpc.retention import Pruned
-from fastlane_grpc.store import ExecutionQuery, JobFilter, JobQuery, etag_of
+from fastlane_grpc.store import AuditEntry, AuditQuery, ExecutionQuery, JobFilter, JobQuery, etag_of
 from fastlane_grpc.text.redaction import SecretNames, mask_secrets
 from fastlane_grpc.v1 import fastlane_pb2 as pb
 
@@ -336,6 +336,8 @@ def write_job(message: pb.Job, value: Job, waiting: WaitingOf, secret_names: Sec
     message.executions = value.executions
     message.request_id = value.request_id
     message.caller_address = value.caller_address
+    message.caller = value.caller
+    message.stop_caller = value.stop_caller
     if value.spec is not None:
         _write_spec(message.spec, value.spec.redacted(secret_names))
     write_execution(message.execution, value.execution, waiting(value.execution))
@@ -550,3 +552,15 @@ def log_end(value: LogEnded | LogSuspended) -> pb.LogEnd:
         totals=[totals(each) for each in now.logs],
         exit_status=exit_status(now.state, now.outcome),
     )
+
+
+def read_audit_query(request: pb.ListAuditEntriesRequest) -> PageRequest[AuditQuery]:
+    query = AuditQuery(request.task_id, request.job_id, request.caller, request.method)
+    return PageRequest(query, request.page_size, request.page_token)
+
+
+def write_audit_entry(message: pb.AuditEntry, value: AuditEntry) -> None:
+    """Write an entry into an empty message."""
+    message.time.FromDatetime(value.time)
+    for name in ("method", "caller", "certificate", "address", "task_id", "job_id", "execution_id", "detail"):
+        setattr(message, name, getattr(value, name))

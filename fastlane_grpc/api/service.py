@@ -54,6 +54,8 @@ from fastlane_grpc.retention import Pruned, Retention
 from fastlane_grpc.schedule import Ticks
 from fastlane_grpc.store import (
     OPEN_STATES,
+    AuditEntry,
+    AuditQuery,
     DeliveryQuery,
     EnqueueBatch,
     Enqueued,
@@ -402,6 +404,14 @@ class Service:
         return PageResult(
             query, await self._store.deliveries(query, after=position_of(request.token, query), size=request.max_items)
         )
+
+    async def audit_entries(self, request: PageRequest[AuditQuery]) -> PageResult[AuditEntry]:
+        """Return a page, newest first."""
+        self._check_serving()
+        query = request.query
+        validation.raise_if_invalid(validation.page_violations(request.size))
+        after = position_of(request.token, query)
+        return PageResult(query, await self._store.audit_entries(query, after=after, size=request.max_items))
 
     async def redeliver(self, delivery_id: str) -> Delivery:
         """Deliver a notification once more."""

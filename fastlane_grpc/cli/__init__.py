@@ -41,6 +41,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "retry": ("retry.retry", "Run jobs once more that have ended."),
     "deliveries": ("deliveries.deliveries", "List notifications and whether they were delivered."),
     "redeliver": ("deliveries.redeliver", "Deliver notifications once more."),
+    "audit": ("audit.audit", "List who changed what, newest first."),
     "schedule": ("schedule.schedule", "Show, pause and resume schedules."),
     "prune": ("prune.prune", "Delete jobs and logs that ended long ago."),
     "token": ("token.token", "Create, list and revoke the tokens of a server."),
@@ -73,6 +74,7 @@ OTHER_NAMES: Mapping[str, str] = {
     **dict.fromkeys(["settings"], "config"),
     **dict.fromkeys(["notifications", "webhooks", "outbox"], "deliveries"),
     **dict.fromkeys(["resend", "notify"], "redeliver"),
+    **dict.fromkeys(["history", "who"], "audit"),
 }
 
 

@@ -46,6 +46,7 @@ from fastlane_grpc.client.events import (
 from fastlane_grpc.client.json_requests import request_from_json
 from fastlane_grpc.client.policies import Cron, Duration, Mail, MemoryGrowth, Retry, Unique, Webhook
 from fastlane_grpc.client.requests import (
+    AuditFilter,
     DeliveryFilter,
     ExecutionFilter,
     ExecutionTailOptions,
@@ -70,6 +71,7 @@ __all__ = [
     "AsyncClient",
     "AsyncTail",
     "AsyncWatch",
+    "AuditFilter",
     "Backoff",
     "CaughtUp",
     "ChangesMissed",

@@ -134,6 +134,18 @@ class DeliveryFilter(TypedDict, total=False):
     page_size: int
 
 
+class AuditFilter(TypedDict, total=False):
+    """Filters of `audit_entries`; an omitted one does not filter."""
+
+    task_id: str
+    job_id: str
+    caller: str
+    """The name of a token."""
+    method: str
+    """A method of the contract: "StopJob"."""
+    page_size: int
+
+
 class JobSelection(TypedDict, total=False):
     """The jobs that a call changes; at least one is required. An omitted one does not filter."""
 
@@ -406,6 +418,11 @@ def executions(**filter: Any) -> fastlane_pb2.ListExecutionsRequest:  # noqa: A0
 @_names_text
 def deliveries(**filter: Any) -> fastlane_pb2.ListDeliveriesRequest:  # noqa: A002
     return fastlane_pb2.ListDeliveriesRequest(**filter)
+
+
+@_names_text
+def audit_entries(**filter: Any) -> fastlane_pb2.ListAuditEntriesRequest:  # noqa: A002
+    return fastlane_pb2.ListAuditEntriesRequest(**filter)
 
 
 @_names_text

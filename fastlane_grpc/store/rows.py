@@ -67,7 +67,7 @@ _JOB_NAMES = (
     *("job_id", "task_id", "spec", "create_time", "state", "executions", "request_id", "caller_address"),
     *_OUTCOME,
     *("end_time", "stop_time", "runs", "schedule", "tick_time", "revision"),
-    *("array_index", "array_size"),
+    *("array_index", "array_size", "caller", "stop_caller"),
 )
 _TASK_NAMES = ("task_id", "create_time", "last_enqueue_time", "jobs", "open_jobs")
 _LIMIT_NAMES = ("max_running", "paused", "max_starts", "rate_window", "notifications")
@@ -181,6 +181,9 @@ def job_from(row: Row) -> Job:
         tick_time=_time_or_none(its.tick_time),
         revision=its.revision,
         array=array_from(its.array_index, its.array_size),
+        # A snapshot of an earlier release has none.
+        caller=its.caller or "",
+        stop_caller=its.stop_caller or "",
     )
 
 

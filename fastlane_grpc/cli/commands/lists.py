@@ -340,7 +340,8 @@ def _job_facts(job: pb.Job, now: datetime) -> Iterator[tuple[str, str]]:
     yield "start at", _moment(spec, "start_at", now)
     yield "expires", _moment(spec, "expire_time", now)
     yield "request id", job.request_id
-    yield "caller", job.caller_address
+    yield "caller", ", ".join(filter(None, [job.caller, job.caller_address]))
+    yield "stopped by", job.stop_caller
     yield "enqueued", _moment(job, "create_time", now)
     yield "ended", _moment(job, "end_time", now)
     yield "ran", _ran(job.execution, now).strip("-")
