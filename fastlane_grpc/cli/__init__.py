@@ -48,6 +48,7 @@ COMMANDS: Mapping[str, tuple[str, str]] = {
     "backup": ("backup.backup", "Back up a server's data directory."),
     "restore": ("backup.restore", "Restore a backup."),
     "verify": ("backup.verify", "Check a data directory or a backup for damage."),
+    "context": ("context.context", "Name servers, and choose the one to talk to."),
     "doctor": ("doctor.doctor", "Check the machine of a server and suggest repairs."),
     "config": ("config.config", "Print the settings that are in force."),
     "version": ("version.version", "Print the version of this program."),
@@ -133,7 +134,8 @@ def fastlane() -> None:
       fastlane run busybox -- echo hello               run a job, show its output, exit with its status
       fastlane logs JOB                                show the output again, from any machine
 
-    FASTLANE_ADDRESS is the address of the server. Any unique prefix of an id is accepted.
+    FASTLANE_ADDRESS is the address of the server; `fastlane context` names several.
+    Any unique prefix of an id is accepted.
     """
 
 
