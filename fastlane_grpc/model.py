@@ -158,6 +158,15 @@ class Tmpfs:
 
 
 @dataclass(frozen=True, slots=True)
+class Volume:
+    """A named volume of the engine, and its place in the container."""
+
+    name: str
+    path: str
+    read_only: bool = False
+
+
+@dataclass(frozen=True, slots=True)
 class Ulimit:
     """A limit of each process of a container, -1: unlimited. `hard` None: as `soft`."""
 
@@ -385,6 +394,7 @@ class JobSpec:
     ulimits: Sequence[Ulimit] = ()
     dns: Dns | None = None
     cap_drop: Sequence[str] = ()
+    volumes: Sequence[Volume] = ()
 
     @property
     def starts_at_once(self) -> bool:

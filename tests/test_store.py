@@ -39,6 +39,7 @@ from fastlane_grpc.model import (
     StopCause,
     Tmpfs,
     Ulimit,
+    Volume,
     utc_now,
 )
 from fastlane_grpc.store import Store
@@ -353,6 +354,7 @@ specs = st.builds(
     ),
     extra_hosts=st.dictionaries(texts, texts, max_size=3),
     tmpfs=st.lists(st.builds(Tmpfs, texts, st.integers(0, 1 << 62)), max_size=3).map(tuple),
+    volumes=st.lists(st.builds(Volume, texts, texts, st.booleans()), max_size=2).map(tuple),
     ulimits=st.lists(st.builds(Ulimit, texts, st.integers(-1, 9), st.none() | st.integers(-1, 9)), max_size=3).map(
         tuple
     ),

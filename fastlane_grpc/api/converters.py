@@ -287,6 +287,7 @@ def _read_spec(spec: pb.JobSpec, violations: list[Violation]) -> JobSpec:
         ulimits=container_converters.read_ulimits(spec.ulimits) if spec.ulimits else (),
         dns=container_converters.read_dns(spec.dns) if spec.HasField("dns") else None,
         cap_drop=tuple(spec.cap_drop),
+        volumes=container_converters.read_volumes(spec.volumes) if spec.volumes else (),
     )
 
 
@@ -408,7 +409,7 @@ def _write_spec(message: pb.JobSpec, value: JobSpec) -> None:
     for notification in value.notifications:
         notification_converters.write_notification(message.notifications.add(), notification)
     schedule_converters.write_policies(message, value)
-    if value.extra_hosts or value.tmpfs or value.ulimits or value.dns or value.cap_drop:
+    if value.extra_hosts or value.tmpfs or value.ulimits or value.dns or value.cap_drop or value.volumes:
         container_converters.write_options(message, value)
 
 

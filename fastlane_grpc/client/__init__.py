@@ -7,7 +7,7 @@ from fastlane_grpc.client.asynchronous import AsyncClient
 from fastlane_grpc.client.batches import EnqueueResult
 from fastlane_grpc.client.blocking import Client
 from fastlane_grpc.client.channel import proxy
-from fastlane_grpc.client.containers import Dns, Tmpfs, Ulimit
+from fastlane_grpc.client.containers import Dns, Tmpfs, Ulimit, Volume
 from fastlane_grpc.client.errors import (
     CursorRefused,
     Error,
@@ -124,6 +124,7 @@ __all__ = [
     "Unique",
     "UniqueKeyTaken",
     "UnknownField",
+    "Volume",
     "Watch",
     "WatchEvent",
     "WatchOptions",

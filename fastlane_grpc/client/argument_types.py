@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from numbers import Integral, Real
 from types import UnionType
 
-from fastlane_grpc.client.containers import Dns, Tmpfs, Ulimit
+from fastlane_grpc.client.containers import Dns, Tmpfs, Ulimit, Volume
 from fastlane_grpc.client.policies import Cron, Mail, Retry, Unique, Webhook
 from fastlane_grpc.text.time_span import span_of
 
@@ -48,6 +48,7 @@ _POLICIES: Mapping[str, tuple[type | UnionType, str]] = {
 _LISTS: Mapping[str, tuple[type | UnionType, str, str]] = {
     "notifications": (Webhook | Mail, "a Webhook or a Mail", 'Mail("name@example.org")'),
     "tmpfs": (Tmpfs | str, "a path, or a Tmpfs", '"/scratch"'),
+    "volumes": (Volume, "a Volume", 'Volume("cache", "/cache")'),
     "ulimits": (Ulimit, "a Ulimit", 'Ulimit("nofile", 1024)'),
 }
 

@@ -46,6 +46,7 @@ from fastlane_grpc.model import (
     Ulimit,
     Unique,
     Usage,
+    Volume,
     Webhook,
 )
 from fastlane_grpc.store.database import Connection
@@ -240,6 +241,7 @@ def spec_bytes(spec: JobSpec) -> bytes:
         "notifications": [_notification_given(each) for each in spec.notifications] or None,
         "stop_when_unwatched_us": unwatched_limit_of(spec),
         "tmpfs": [_without_defaults(asdict(each)) for each in spec.tmpfs] or None,
+        "volumes": [_without_defaults(asdict(each)) for each in spec.volumes] or None,
         # A soft limit of zero is a limit.
         "ulimits": [[each.name, each.soft, each.hard] for each in spec.ulimits] or None,
         "dns": None if spec.dns is None else _without_defaults({k: list(v) for k, v in asdict(spec.dns).items()}),
@@ -259,7 +261,7 @@ _plain_of = attrgetter(*_PLAIN_NAMES)
 # Fields that are kept unless they are None or empty; most specs have none of them.
 _optional_of = attrgetter(
     *("timeout", "stop_grace", "metadata", "start_in", "start_at", "expire_time", "cron", "retry", "unique"),
-    *("notifications", "stop_when_unwatched", "tmpfs", "ulimits", "dns"),
+    *("notifications", "stop_when_unwatched", "tmpfs", "volumes", "ulimits", "dns"),
 )
 _NONE_SET = _optional_of(JobSpec(""))
 _COLLECTIONS: Sequence[tuple[str, Callable[[JobSpec], Any], type]] = tuple(
@@ -305,6 +307,7 @@ def spec_from(data: bytes | str) -> JobSpec:
         ulimits=tuple(Ulimit(*each) for each in kept.get("ulimits", ())),
         dns=None if "dns" not in kept else Dns(**{name: tuple(each) for name, each in kept["dns"].items()}),
         cap_drop=tuple(kept.get("cap_drop", ())),
+        volumes=tuple(Volume(**{"name": "", "path": "", **each}) for each in kept.get("volumes", ())),
     )
 
 

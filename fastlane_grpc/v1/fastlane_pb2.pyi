@@ -607,6 +607,7 @@ class JobSpec(_message.Message):
     ULIMITS_FIELD_NUMBER: _builtins.int
     DNS_FIELD_NUMBER: _builtins.int
     CAP_DROP_FIELD_NUMBER: _builtins.int
+    VOLUMES_FIELD_NUMBER: _builtins.int
     image: _builtins.str
     """Required. The image, as for `docker run`: name, tag, digest, registry with port. Stored and returned exactly as
     given.
@@ -624,7 +625,9 @@ class JobSpec(_message.Message):
     pull_policy: Global___JobSpec.PullPolicy.ValueType
     """When to pull the image."""
     network: _builtins.str
-    """Empty: the engine's default network. "none": no network. Any other name is rejected in this version."""
+    """Empty: the engine's default network. "none": no network. Any other network has to be in the setting `allow_networks`
+    of each host that the task may run on.
+    """
     read_only_root: _builtins.bool
     """Mount the root file system read-only."""
     stop_signal: _builtins.str
@@ -741,6 +744,12 @@ class JobSpec(_message.Message):
         the engine's default ones stay.
         """
 
+    @_builtins.property
+    def volumes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Volume]:
+        """Named volumes of the engine; at most 16. Each has to be in the setting `allow_volumes` of each host that the task may
+        run on. Directories of the host cannot be mounted.
+        """
+
     def __init__(
         self,
         *,
@@ -775,10 +784,11 @@ class JobSpec(_message.Message):
         ulimits: _abc.Iterable[Global___Ulimit] | None = ...,
         dns: Global___Dns | None = ...,
         cap_drop: _abc.Iterable[_builtins.str] | None = ...,
+        volumes: _abc.Iterable[Global___Volume] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["cron", b"cron", "dns", b"dns", "expire_time", b"expire_time", "limits", b"limits", "metadata", b"metadata", "retry", b"retry", "start_at", b"start_at", "start_in", b"start_in", "stop_grace", b"stop_grace", "stop_when_unwatched", b"stop_when_unwatched", "timeout", b"timeout", "unique", b"unique"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "cap_drop", b"cap_drop", "command", b"command", "cron", b"cron", "dns", b"dns", "entrypoint", b"entrypoint", "envs", b"envs", "expire_time", b"expire_time", "extra_hosts", b"extra_hosts", "history", b"history", "image", b"image", "labels", b"labels", "limits", b"limits", "metadata", b"metadata", "network", b"network", "notifications", b"notifications", "priority", b"priority", "pull_policy", b"pull_policy", "read_only_root", b"read_only_root", "retry", b"retry", "start_at", b"start_at", "start_in", b"start_in", "stop_grace", b"stop_grace", "stop_signal", b"stop_signal", "stop_when_unwatched", b"stop_when_unwatched", "timeout", b"timeout", "tmpfs", b"tmpfs", "ulimits", b"ulimits", "unique", b"unique", "user", b"user", "working_dir", b"working_dir"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["args", b"args", "cap_drop", b"cap_drop", "command", b"command", "cron", b"cron", "dns", b"dns", "entrypoint", b"entrypoint", "envs", b"envs", "expire_time", b"expire_time", "extra_hosts", b"extra_hosts", "history", b"history", "image", b"image", "labels", b"labels", "limits", b"limits", "metadata", b"metadata", "network", b"network", "notifications", b"notifications", "priority", b"priority", "pull_policy", b"pull_policy", "read_only_root", b"read_only_root", "retry", b"retry", "start_at", b"start_at", "start_in", b"start_in", "stop_grace", b"stop_grace", "stop_signal", b"stop_signal", "stop_when_unwatched", b"stop_when_unwatched", "timeout", b"timeout", "tmpfs", b"tmpfs", "ulimits", b"ulimits", "unique", b"unique", "user", b"user", "volumes", b"volumes", "working_dir", b"working_dir"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -867,6 +877,36 @@ class Tmpfs(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Tmpfs: _TypeAlias = Tmpfs  # noqa: Y015
+
+@_typing.final
+class Volume(_message.Message):
+    """A volume of the engine, which the operator has created."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    READ_ONLY_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """Required. Name of the volume."""
+    path: _builtins.str
+    """Required. Absolute path in the container; as of a Tmpfs, and not that of one."""
+    read_only: _builtins.bool
+    """The container cannot write to it."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        path: _builtins.str = ...,
+        read_only: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "path", b"path", "read_only", b"read_only"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Volume: _TypeAlias = Volume  # noqa: Y015
 
 @_typing.final
 class Ulimit(_message.Message):

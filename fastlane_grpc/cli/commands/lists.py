@@ -317,6 +317,7 @@ def _job_facts(job: pb.Job, now: datetime) -> Iterator[tuple[str, str]]:
     yield "labels", " ".join(f"{name}={shlex.quote(value)}" for name, value in sorted(spec.labels.items()))
     yield "timeout", span(spec.timeout.ToTimedelta()) if spec.HasField("timeout") else ""
     yield "limits", ", ".join(_limits(spec.limits))
+    yield "volumes", ", ".join(_volumes(spec))
     yield "ulimits", " ".join(_ulimits(spec))
     yield "dropped", " ".join(spec.cap_drop)
     yield "tmpfs", ", ".join(_tmpfs(spec))
@@ -409,6 +410,11 @@ def _tmpfs(spec: pb.JobSpec) -> Iterator[str]:
     for tmpfs in spec.tmpfs:
         bytes_text = f" of {tmpfs.size_bytes / (1 << 20):g} MiB" if tmpfs.size_bytes else ""
         yield f"{tmpfs.path}{bytes_text}"
+
+
+def _volumes(spec: pb.JobSpec) -> Iterator[str]:
+    for volume in spec.volumes:
+        yield f"{volume.name} at {volume.path}{', read-only' if volume.read_only else ''}"
 
 
 def _ulimits(spec: pb.JobSpec) -> Iterator[str]:
