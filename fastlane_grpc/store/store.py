@@ -217,6 +217,9 @@ class Store:
             self.drained_hosts = dict(hosts.drained(db))
             placed = placement.placed_by(db) == pools.placement
             has_defaults = outbox.has_defaults(db, rules.default_notifications)
+        if restored := self.drained_hosts.pop(hosts.EVERY_HOST, None):
+            self.drained_hosts = {**dict.fromkeys(pools.hosts, restored), **self.drained_hosts}
+            self._writer.write_until_stored(self._drain_every_host)
         if not has_defaults:
             self._writer.write_until_stored(self._put_defaults_in_force)
         if not placed:
@@ -225,6 +228,10 @@ class Store:
 
     def _put_defaults_in_force(self, db: Connection) -> Written[None]:
         outbox.put_defaults_in_force(db, self._rules.default_notifications, self._now())
+        return Written(None)
+
+    def _drain_every_host(self, db: Connection) -> Written[None]:
+        hosts.drain_every_host(db, self._pools.hosts)
         return Written(None)
 
     def _place_lines(self, db: Connection) -> Written[None]:
